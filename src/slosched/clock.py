@@ -1,0 +1,111 @@
+"""The only room that reads a clock, and the timers that wake a loop to the microsecond.
+
+`now_ns()` is a monotonic clock anchored once to wall time, so differences are exact and values can
+be compared with the date (Clockwork's `util::now()` does the same). Daemons take a `Clock` so that
+tests can hand them another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import struct
+import time
+from collections.abc import Callable
+
+_CLOCK_MONOTONIC = 1
+_TFD_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
+_TFD_TIMER_ABSTIME = 1
+_PR_SET_TIMERSLACK = 29
+
+_anchor_ns = time.time_ns() - time.monotonic_ns()
+
+Clock = Callable[[], int]
+
+
+def now_ns() -> int:
+    """Nanoseconds since the epoch; never goes back while the process lives."""
+    return time.monotonic_ns() + _anchor_ns
+
+
+def process_cpu_ns() -> int:
+    """CPU time that this process has used, in ns."""
+    return time.process_time_ns()
+
+
+def set_timer_slack(slack_ns: int = 1_000) -> None:
+    """Ask the kernel to wake this thread within `slack_ns` of a timer (default 50 us). Linux only."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_TIMERSLACK, slack_ns, 0, 0, 0)
+
+
+class Timer:
+    """A timerfd: `fileno()` becomes readable at the time it was armed for.
+
+    Python 3.11 and 3.12 have no os.timerfd_create, so libc is called through ctypes. Raises OSError
+    where the kernel has no timerfd (other than Linux).
+    """
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        fd = self._libc.timerfd_create(_CLOCK_MONOTONIC, _TFD_FLAGS)
+        if fd < 0:
+            raise OSError(ctypes.get_errno(), "timerfd_create failed")
+        self._fd: int = fd
+        self._spec = ctypes.create_string_buffer(32)
+        self.armed_for_ns: int | None = None
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def arm(self, at_ns: int | None) -> None:
+        """Wake at `at_ns` (on `now_ns`'s scale); a time that has passed wakes at once; None disarms."""
+        if at_ns == self.armed_for_ns:
+            return
+        self.armed_for_ns = at_ns
+        if at_ns is None:
+            seconds = nanoseconds = 0
+        else:
+            # An all-zero value would disarm, so the least time is 1 ns.
+            seconds, nanoseconds = divmod(max(at_ns - _anchor_ns, 1), 1_000_000_000)
+        struct.pack_into("qqqq", self._spec, 0, 0, 0, seconds, nanoseconds)
+        if self._libc.timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, self._spec, None) != 0:
+            raise OSError(ctypes.get_errno(), "timerfd_settime failed")
+
+    def clear(self) -> None:
+        """Take the expiry off the file descriptor, so that a level-triggered loop rests."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._fd, 8)
+        self.armed_for_ns = None
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Waiter:
+    """Sleeps until a file descriptor is readable or a time has come, for a plain synchronous loop."""
+
+    def __init__(self, *fds: int) -> None:
+        self._timer = Timer()
+        self._poll = select.epoll()
+        for fd in (*fds, self._timer.fileno()):
+            self._poll.register(fd, select.EPOLLIN)
+
+    def wait(self, until_ns: int | None, *, at_most_ns: int) -> None:
+        """Return at `until_ns`, when a descriptor is readable, or after `at_most_ns`, whichever is first."""
+        limit_ns = now_ns() + at_most_ns
+        wake_ns = limit_ns if until_ns is None else min(until_ns, limit_ns)
+        self._timer.arm(wake_ns)
+        try:
+            self._poll.poll(at_most_ns / 1e9 + 1.0)
+        except InterruptedError:  # a signal: the caller looks at its flags
+            return
+        self._timer.clear()
+
+    def close(self) -> None:
+        self._poll.close()
+        self._timer.close()

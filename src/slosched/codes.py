@@ -1,0 +1,84 @@
+"""Action types and status codes, as numbers on the wire and in the telemetry.
+
+The numbers are Clockwork's (worker_api.h and the controller's client-facing statuses), so that the
+published plotters read our files unchanged.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ActionType(IntEnum):
+    """What a controller can ask of a worker."""
+
+    LOAD_MODEL = 0
+    LOAD_WEIGHTS = 1
+    INFER = 2
+    EVICT_WEIGHTS = 3
+    CLEAR_CACHE = 4
+    GET_WORKER_STATE = 5
+    UNLOAD_MODEL = 6  # ours: Clockwork never gives a model back
+
+
+class Code(IntEnum):
+    """The outcome of an action, or of a request."""
+
+    OK = 0
+    CANCELLED = 1  # action cancelled; request: its worker was lost, or its client cancelled it
+    RUNTIME_ERROR = 2
+    SHUTTING_DOWN = 3
+    # What a client sees of the controller's own decisions
+    TIMED_OUT = 4  # waited in the queue until its deadline could not be met any more
+    INITIALIZING = 5
+    INVALID_REQUEST = 6
+    SKIPPED = 7  # given up in favour of a better batch
+    COULD_NOT_START_IN_TIME = 8  # refused at arrival: no plan could meet the deadline
+    # Worker codes
+    UNKNOWN_MODEL = 10
+    LOAD_MODEL_TOO_LATE = 11
+    INVALID_ACTION = 12
+    INVALID_GPU = 13
+    WEIGHTS_NOT_PRESENT = 20
+    WEIGHTS_ALREADY_LOADED = 21
+    WEIGHTS_IN_USE = 22
+    WEIGHTS_CHANGED = 23
+    INVALID_INPUT = 30
+    INVALID_BATCH_SIZE = 31
+    INVALID_MODEL_ID = 40
+    INVALID_MODEL_PATH = 41
+    NETWORK_SEND_TOO_LATE = 45
+    LOAD_WEIGHTS_TOO_EARLY = 50
+    LOAD_WEIGHTS_TOO_LATE = 51
+    LOAD_WEIGHTS_UNKNOWN_MODEL = 52
+    LOAD_WEIGHTS_INSUFFICIENT_CACHE = 53
+    LOAD_WEIGHTS_CONCURRENT_MODIFICATION = 54
+    EVICT_WEIGHTS_TOO_EARLY = 60
+    EVICT_WEIGHTS_TOO_LATE = 61
+    EVICT_WEIGHTS_UNKNOWN_MODEL = 62
+    EVICT_WEIGHTS_NOT_IN_CACHE = 63
+    COPY_INPUT_TOO_EARLY = 70
+    COPY_INPUT_TOO_LATE = 71
+    COPY_INPUT_UNKNOWN_MODEL = 72
+    COPY_INPUT_INVALID_BATCH_SIZE = 73
+    COPY_INPUT_HOST_ALLOC = 74
+    COPY_INPUT_INVALID_INPUT = 75
+    COPY_INPUT_IO_POOL_EXHAUSTED = 76
+    COPY_INPUT_BAD_SIZES = 77
+    COPY_INPUT_BAD_DECOMPRESS = 78
+    EXEC_TOO_EARLY = 80
+    EXEC_TOO_LATE = 81
+    EXEC_WEIGHTS_MISSING = 82
+    EXEC_WORKSPACE_EXHAUSTED = 83
+    EXEC_CONCURRENT_WEIGHTS_MODIFICATION = 84
+    COPY_OUTPUT_TOO_EARLY = 90
+    COPY_OUTPUT_TOO_LATE = 91
+    COPY_OUTPUT_HOST_ALLOC = 92
+
+
+def code_name(code: int) -> str:
+    """Return the code in words ("exec too late"), or "code N" for a number nobody defined."""
+    try:
+        return Code(code).name.lower().replace("_", " ")
+    except ValueError:
+        return f"code {code}"

@@ -1,0 +1,202 @@
+"""Plain configuration: what a scheduler, a worker and a profile are told. No files are read here.
+
+`config_file.py` reads these from TOML. Every class checks itself when it is made and raises
+InvalidConfig with the name of the wrong field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import ceil
+
+from slosched.errors import InvalidConfig, UnknownName
+from slosched.units import NS_PER_MS
+
+#: Clockwork's client and worker ports.
+WORKER_PORT = 12345
+CONTROLLER_PORT = 12346
+
+#: The worker's heartbeat (design; issue of the serving core) and when silence means loss.
+HEARTBEAT_NS = 200 * NS_PER_MS
+LOST_AFTER_NS = 800 * NS_PER_MS
+CLIENT_HEARTBEAT_NS = 1_000 * NS_PER_MS
+CLIENT_LOST_AFTER_NS = 5_000 * NS_PER_MS
+
+PAGE_BYTES = 16 * 1024 * 1024  # Clockwork: memory_settings.weights_cache_page_size
+
+#: The seeds' names for models, and the zoo's.
+ALIASES = {"resnet50_v2": "resnet50", "resnet18_v2": "resnet18"}
+
+
+def canonical_model(name: str) -> str:
+    """Return the zoo's name for `name`: aliases are resolved, other names pass unchanged."""
+    return ALIASES.get(name, name)
+
+
+@dataclass(frozen=True)
+class ModelProfile:
+    """How long one model takes on one kind of GPU. Shapes are per request, without the batch."""
+
+    name: str
+    exec_ns: dict[int, int]  # batch size -> exec time
+    weights_ns: int
+    weights_bytes: int
+    input_shape: tuple[int, ...] = (3, 224, 224)
+    input_dtype: str = "float32"
+    output_shape: tuple[int, ...] = (1000,)
+    output_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if 1 not in self.exec_ns:
+            raise InvalidConfig(f"model {self.name!r}: exec_ns has no batch size 1")
+        if any(batch < 1 or ns <= 0 for batch, ns in self.exec_ns.items()):
+            raise InvalidConfig(f"model {self.name!r}: batch sizes and exec times must be > 0")
+        if self.weights_ns < 0 or self.weights_bytes < 0:
+            raise InvalidConfig(f"model {self.name!r}: weights_ns and weights_bytes must be >= 0")
+
+    def pages(self, page_bytes: int) -> int:
+        """Pages of `page_bytes` that the weights take; at least 1."""
+        return max(1, ceil(self.weights_bytes / page_bytes))
+
+
+@dataclass(frozen=True)
+class GpuProfile:
+    """One kind of GPU: its weights cache and the models measured on it."""
+
+    name: str
+    models: dict[str, ModelProfile]
+    weights_cache_bytes: int
+    page_bytes: int = PAGE_BYTES
+    clock_mhz: int = 1380
+
+    def __post_init__(self) -> None:
+        if self.page_bytes <= 0 or self.weights_cache_bytes < self.page_bytes:
+            raise InvalidConfig(f"profile {self.name!r}: the weights cache must hold one page or more")
+
+    @property
+    def pages(self) -> int:
+        return self.weights_cache_bytes // self.page_bytes
+
+    def model(self, name: str) -> ModelProfile:
+        """Return the profile of `name` (an alias is fine). Raises UnknownName."""
+        try:
+            return self.models[canonical_model(name)]
+        except KeyError:
+            raise UnknownName("model", name, list(self.models)) from None
+
+
+@dataclass(frozen=True)
+class EmulationNoise:
+    """Seeded disturbances of an emulated GPU. All zero: exec takes exactly what the profile says."""
+
+    seed: int = 0
+    exec_sigma: float = 0.0  # relative standard deviation of exec times (normal, cut at 3 sigma)
+    stall_probability: float = 0.0  # per exec
+    stall_ns: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.exec_sigma < 0.5 or not 0 <= self.stall_probability <= 1:
+            raise InvalidConfig("noise: exec_sigma must be in [0, 0.5), stall_probability in [0, 1]")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a worker may take one model from. Only the worker's own config can say this.
+
+    Exactly one of `factory` ("package.module:function"), `pt2` (torch.export file) and
+    `safetensors` (weights beside a transformers `config` file) is set; none means the zoo's own.
+    """
+
+    name: str
+    factory: str = ""
+    pt2: str = ""
+    safetensors: str = ""
+    config: str = ""
+    input_shape: tuple[int, ...] = ()
+    input_dtype: str = "float32"
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """A worker process. `device` is "auto", "cuda:N", "cpu" or "emulated"."""
+
+    device: str = "auto"
+    gpus: int = 1
+    port: int = WORKER_PORT
+    bind: str = "0.0.0.0"
+    profile: str = "v100"  # name of a built-in profile or a file; used when emulated
+    weights_cache_bytes: int = 0  # 0: the profile's, or four fifths of the GPU's free memory
+    page_bytes: int = PAGE_BYTES
+    allow_zero_size_inputs: bool = True
+    models: tuple[ModelSource, ...] = ()
+    noise: EmulationNoise = field(default_factory=EmulationNoise)
+    torch_threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.gpus < 1:
+            raise InvalidConfig(f"gpus must be at least 1, not {self.gpus}")
+        if not 0 <= self.port <= 65535:
+            raise InvalidConfig(f"port must be within 0..65535, not {self.port}")
+
+
+FIDELITIES = ("best", "paper")
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """The scheduler's options, in the seed's order. None takes the fidelity's own default.
+
+    "best" has the seed's documented defaults (10ms, 100ms, 25ms, 16); "paper" those of the published
+    code, which its help text misstates (reference §1.2): schedule_ahead 10ms (15ms when inputs are
+    generated), max_exec 250ms, max_batch 8.
+    """
+
+    policy: str = "INFER5"
+    generate_inputs: bool = False
+    max_gpus: int = 100
+    schedule_ahead_ns: int | None = None
+    default_slo_ns: int = 100 * NS_PER_MS
+    max_exec_ns: int | None = None
+    max_batch: int | None = None
+    fidelity: str = "best"
+
+    def __post_init__(self) -> None:
+        if self.fidelity not in FIDELITIES:
+            raise UnknownName("fidelity", self.fidelity, list(FIDELITIES))
+        for name in ("max_gpus", "default_slo_ns"):
+            if getattr(self, name) < 1:
+                raise InvalidConfig(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("schedule_ahead_ns", "max_exec_ns", "max_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidConfig(f"{name} must be at least 1, not {value}")
+
+    def resolved(self) -> SchedulerConfig:
+        """Return the same options with every None replaced by its default."""
+        paper = self.fidelity == "paper"
+        ahead = 15 * NS_PER_MS if paper and self.generate_inputs else 10 * NS_PER_MS
+        return SchedulerConfig(
+            policy=self.policy,
+            generate_inputs=self.generate_inputs,
+            max_gpus=self.max_gpus,
+            schedule_ahead_ns=ahead if self.schedule_ahead_ns is None else self.schedule_ahead_ns,
+            default_slo_ns=self.default_slo_ns,
+            max_exec_ns=(
+                (250 if paper else 25) * NS_PER_MS if self.max_exec_ns is None else self.max_exec_ns
+            ),
+            max_batch=(8 if paper else 16) if self.max_batch is None else self.max_batch,
+            fidelity=self.fidelity,
+        )
+
+
+@dataclass(frozen=True)
+class ControllerConfig:
+    """A controller process. `workers` are "host:port"."""
+
+    scheduler: SchedulerConfig
+    workers: tuple[str, ...]
+    port: int = CONTROLLER_PORT
+    bind: str = "0.0.0.0"
+    http_port: int = 0  # 0: port + 1 on loopback; -1: none
+    log_dir: str = ""  # "": CLOCKWORK_LOG_DIR, else ./slosched-runs

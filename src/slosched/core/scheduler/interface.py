@@ -1,0 +1,191 @@
+"""What goes into the scheduler and what comes out of it: events, effects and the records they carry.
+
+    handle(event, *, now_ns)               a fact arrived
+    schedule(*, now_ns) -> list[Effect]    decide; every send, answer and row comes out here
+    next_wakeup_ns() -> int | None         the one timer the shell needs
+
+A shell (daemon/controller.py live, sim/ in virtual time) turns sockets into events and effects into
+sends. Telemetry rows are derived from `RequestDone` and `ActionDone` and from nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slosched.messages import (
+    NO_SPAN,
+    Action,
+    ClientMessage,
+    ControllerToClient,
+    ControllerToWorker,
+    Span,
+    WorkerToController,
+)
+
+#: Names one request for as long as the controller knows it: the order of its arrival.
+RequestKey = int
+
+
+@dataclass(frozen=True, slots=True)
+class FromClient:
+    """A client's message. `input_bytes` counts the frames behind it (0: inputs off)."""
+
+    client: bytes
+    message: ClientMessage
+    input_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLost:
+    """A send to the client failed: it is gone."""
+
+    client: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FromWorker:
+    """A worker's message. `worker_id` is its place in --workers."""
+
+    worker_id: int
+    message: WorkerToController
+    output_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SendFailed:
+    """A message to the worker could not be queued: no connection, or too much waits there."""
+
+    worker_id: int
+    message: ControllerToWorker
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """SIGTERM: take no new requests, finish those in flight, answer the rest."""
+
+
+Event = FromClient | ClientLost | FromWorker | SendFailed | Drain
+
+
+@dataclass(frozen=True, slots=True)
+class ToClient:
+    """Send `message`. For an InferReply with an output, `output_of` is (action id, index in batch)."""
+
+    client: bytes
+    message: ControllerToClient
+    output_of: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToWorker:
+    """Send `message`. An Infer is followed by the input frames of `requests`, in that order."""
+
+    worker_id: int
+    message: ControllerToWorker
+    requests: tuple[RequestKey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The request `key` is the one of the event just handled: keep its input until RequestDone."""
+
+    key: RequestKey
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """Everything telemetry says about one answered request. Times on the controller's clock, ns."""
+
+    key: RequestKey
+    request_id: int  # the client's
+    user_id: int
+    model_id: int
+    code: int
+    reason: str
+    slo_factor: float
+    slo_ns: int
+    arrival_ns: int
+    departure_ns: int
+    deadline_met: bool
+    arrival_count: int  # GPUs that held the model's weights at arrival
+    departure_count: int
+    cold: bool
+    batch_size: int = 0
+    worker_id: int = -1
+    gpu_id: int = -1
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestDone:
+    record: RequestRecord
+
+
+@dataclass(frozen=True, slots=True)
+class ActionRecord:
+    """Everything telemetry says about one finished LoadWeights, EvictWeights or Infer.
+
+    Times on the controller's clock, ns. `sent_ns` is when it was decided and sent,
+    `result_received_ns` when its result was handled. `batch_size` counts the requests aboard.
+    `goodput_ns` is exec time x the share of the batch answered in time (Clockwork, telemetry.md).
+    """
+
+    action_id: int
+    action_type: int
+    code: int
+    worker_id: int
+    gpu_id: int
+    model_id: int
+    batch_size: int
+    sent_ns: int
+    expected_duration_ns: int
+    expected_start_ns: int
+    expected_complete_ns: int
+    result_received_ns: int
+    processed_ns: int
+    requests_queued: int  # at the model, when the action was made
+    copies_loaded: int
+    goodput_ns: int = 0
+    exec: Span = NO_SPAN  # of a load or evict: its span
+    copy_output_end_ns: int = 0
+    worker_received_ns: int = 0
+    worker_sent_ns: int = 0
+    gpu_clock_expected_mhz: int = 0
+    gpu_clock_before_mhz: int = 0
+    gpu_clock_mhz: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ActionDone:
+    record: ActionRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line for the operator: a worker joined or was lost, a model was loaded, ..."""
+
+    level: str  # "info" or "warning"
+    text: str
+
+
+Effect = ToClient | ToWorker | Accepted | RequestDone | ActionDone | Note
+
+__all__ = [
+    "Accepted",
+    "Action",
+    "ActionDone",
+    "ActionRecord",
+    "ClientLost",
+    "Drain",
+    "Effect",
+    "Event",
+    "FromClient",
+    "FromWorker",
+    "Note",
+    "RequestDone",
+    "RequestKey",
+    "RequestRecord",
+    "SendFailed",
+    "ToClient",
+    "ToWorker",
+]

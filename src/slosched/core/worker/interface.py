@@ -1,0 +1,161 @@
+"""What goes into the worker's brain and what comes out of it, and the device it drives.
+
+The brain decides what each GPU does with the actions it holds; a `Device` does it. Times here are
+on the **worker's** clock: the brain converts what comes from and goes to the controller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+from slosched.config import ModelProfile
+from slosched.messages import ControllerToWorker, Span, WorkerToController
+
+
+class OpKind(IntEnum):
+    """What a device does. Each kind has its own executor: one at a time per GPU and kind."""
+
+    LOAD_WEIGHTS = 0
+    COPY_INPUT = 1
+    EXEC = 2
+    COPY_OUTPUT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One piece of device work. `slot` names the batch's buffers from COPY_INPUT to COPY_OUTPUT."""
+
+    op_id: int
+    kind: OpKind
+    gpu_id: int
+    model_id: int
+    action_id: int
+    batch_size: int = 0  # the class that runs; `request_count` of it are real
+    request_count: int = 0
+    input_sizes: tuple[int, ...] = ()
+
+
+# ------------------------------------------------------------------------------------- events
+
+
+@dataclass(frozen=True, slots=True)
+class FromController:
+    """A message of the controller `peer`; `input_sizes` are the bytes of the frames behind it."""
+
+    peer: bytes
+    message: ControllerToWorker
+    input_sizes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OpDone:
+    """The device finished `op_id`. `code` other than 0 says that it failed, `reason` why.
+
+    `span` is on the worker's clock; clocks are the GPU's, in MHz. `output_sizes` comes with
+    COPY_OUTPUT: bytes for each request (empty: no outputs travel).
+    """
+
+    op_id: int
+    span: Span
+    code: int = 0
+    reason: str = ""
+    clock_before_mhz: int = 0
+    clock_mhz: int = 0
+    output_sizes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPrepared:
+    """The answer to PrepareModel: the model is in host memory and was profiled, or it failed."""
+
+    action_id: int
+    profile: ModelProfile | None
+    span: Span
+    code: int = 0
+    reason: str = ""
+    random_weights: bool = True
+    labels: tuple[str, ...] = ()
+
+
+Event = FromController | OpDone | ModelPrepared
+
+# ------------------------------------------------------------------------------------ effects
+
+
+@dataclass(frozen=True, slots=True)
+class ToController:
+    """Send `message`. An InferResult with output sizes is followed by the outputs of `output_of`."""
+
+    peer: bytes
+    message: WorkerToController
+    output_of: int | None = None  # action id
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Give `op` to its GPU's device now."""
+
+    op: Op
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareModel:
+    """Make `copies` instances of the model, outside the exact-time loop; report ModelPrepared."""
+
+    action_id: int
+    name: str
+    model_id: int
+    copies: int
+    max_batch: int
+    max_exec_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseModel:
+    """Free the instance's host memory."""
+
+    model_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvictPages:
+    """The instance's weights on the GPU may be overwritten from now on."""
+
+    gpu_id: int
+    model_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropInputs:
+    """The action ended without running: its input frames can go."""
+
+    action_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    level: str
+    text: str
+
+
+Effect = ToController | Launch | PrepareModel | ReleaseModel | EvictPages | DropInputs | Note
+
+
+class Device(Protocol):
+    """One GPU, real or emulated. Errors are reported through OpDone, never raised.
+
+    The emulated device (core/worker/emulated.py) is pure, so that live emulation and the simulator
+    share it; torch's and cupy's live under daemon/backends/.
+    """
+
+    def launch(self, op: Op, *, now_ns: int) -> None:
+        """Start `op`. A device without streams may run it to its end before returning."""
+
+    def poll(self, *, now_ns: int) -> list[OpDone]:
+        """Everything that has finished by now, in the order in which it finished."""
+
+    def next_event_ns(self) -> int | None:
+        """When `poll` will next have something. None: nothing runs. A real GPU cannot know, and
+        answers "now" while something runs, which makes the loop spin."""

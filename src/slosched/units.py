@@ -1,0 +1,84 @@
+"""Durations as people write them, and as the program keeps them.
+
+Inside the program every time is an integer number of nanoseconds in a name that ends in ``_ns``.
+People write ``5ms``, ``2.9ms`` or ``30s``; a bare number is read in the unit that the option
+documents (the seed's commands give controller options in ns and workload periods in s).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from decimal import Decimal
+
+from slosched.errors import InvalidDuration
+
+NS_PER_US = 1_000
+NS_PER_MS = 1_000_000
+NS_PER_S = 1_000_000_000
+
+_UNITS_NS = {
+    "ns": 1,
+    "us": NS_PER_US,
+    "µs": NS_PER_US,
+    "ms": NS_PER_MS,
+    "s": NS_PER_S,
+    "m": 60 * NS_PER_S,
+    "min": 60 * NS_PER_S,
+    "h": 3600 * NS_PER_S,
+}
+_DURATION = re.compile(r"^\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-zµ]*)\s*$")
+
+
+def parse_duration_ns(text: str, *, bare_unit: str) -> int:
+    """Return the duration that `text` writes, in nanoseconds.
+
+    `bare_unit` is the unit of a number that carries none: "ns" or "s".
+    Raises InvalidDuration for anything else, for negative values and for values past 2**63 ns.
+    """
+    match = _DURATION.match(text)
+    if match is None:
+        raise InvalidDuration(f"{text!r} is not a duration; write it as 5ms, 2.9ms, 250us or 30s")
+    number, unit = match.groups()
+    scale = _UNITS_NS.get(unit or bare_unit)
+    if scale is None:
+        known = ", ".join(_UNITS_NS)
+        raise InvalidDuration(f"{text!r} has the unknown unit {unit!r}; units are {known}")
+    value = Decimal(number) * scale
+    if value < 0:
+        raise InvalidDuration(f"{text!r} is negative; a duration is at least 0")
+    if value >= 2**63:
+        raise InvalidDuration(f"{text!r} is too long to count in 64-bit nanoseconds")
+    return int(value.to_integral_value())
+
+
+def has_unit(text: str) -> bool:
+    """True if `text` is a number with a unit behind it ("10ms"), so no bare number."""
+    match = _DURATION.match(text)
+    return match is not None and bool(match.group(2))
+
+
+def format_duration(duration_ns: int | float) -> str:
+    """Return a short form for people: 2.9ms, 250us, 30s. Three significant digits at most."""
+    if math.isnan(duration_ns):
+        return "-"
+    magnitude = abs(duration_ns)
+    for unit, scale in (("s", NS_PER_S), ("ms", NS_PER_MS), ("us", NS_PER_US)):
+        if magnitude >= scale:
+            value = duration_ns / scale
+            text = f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+            return f"{text}{unit}"
+    return f"{duration_ns:.0f}ns"
+
+
+def parse_bytes(text: str) -> int:
+    """Return a size in bytes from 1024, 512MiB, 21.5GiB, 16MB. Raises InvalidDuration's sibling ValueError."""
+    match = re.match(r"^\s*(\d+\.?\d*)\s*([KMGT]i?)?B?\s*$", text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a size; write it as 512MiB or 21.5GiB")
+    number, unit = match.groups()
+    if not unit:
+        return int(Decimal(number))
+    power = "KMGT".index(unit[0]) + 1
+    base = 1024 if unit.endswith("i") else 1000
+    return int(Decimal(number) * base**power)
