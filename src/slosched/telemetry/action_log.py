@@ -1,0 +1,81 @@
+"""`clockwork_action_log.tsv`: one row per finished LoadWeights, Infer or EvictWeights.
+
+Names, order and units are the published ones (Clockwork, docs/telemetry.md, and its code where the
+two differ): `t` is when the controller received the *result*, in wall-clock ns; seven other times
+are ns after the action was sent, never below 0, so that it was sent at
+`t - controller_result_enqueue`; `goodput` is ns of exec time spent on requests answered in time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slosched.codes import ActionType
+from slosched.core.scheduler.interface import ActionRecord
+from slosched.telemetry.table import LogTable, header_of, read_table
+
+FILE_NAME = "clockwork_action_log.tsv"
+
+COLUMNS: dict[str, type] = dict.fromkeys(
+    (
+        "t",
+        "action_id",
+        "action_type",
+        "status",
+        "worker_id",
+        "gpu_id",
+        "model_id",
+        "batch_size",
+        "expected_exec_duration",
+        "worker_exec_duration",
+        "expected_exec_complete",
+        "worker_exec_complete",
+        "expected_gpu_clock",
+        "worker_gpu_clock_before",
+        "worker_gpu_clock",
+        "worker_copy_output_complete",
+        "worker_action_received",
+        "worker_result_sent",
+        "controller_result_enqueue",
+        "controller_action_duration",
+        "goodput",
+        "requests_queued",
+        "copies_loaded",
+    ),
+    int,
+)
+HEADER = header_of(COLUMNS)
+
+_LOGGED = (ActionType.LOAD_WEIGHTS, ActionType.INFER, ActionType.EVICT_WEIGHTS)
+
+
+def format_action(record: ActionRecord) -> str:
+    """Return the row of `record`, without a newline. Raises ValueError for another kind of action.
+
+    An eviction has no expectations, and 0 stands for them; a load or eviction is a batch of 1.
+    """
+    r = record
+    if r.action_type not in _LOGGED:
+        raise ValueError(f"action type {r.action_type} has no row in the action log")
+    sent = r.sent_ns
+    evict = r.action_type == ActionType.EVICT_WEIGHTS
+    batch = r.batch_size if r.action_type == ActionType.INFER else 1
+    expected = 0 if evict else r.expected_duration_ns
+    expected_complete = 0 if evict else max(0, r.expected_complete_ns - sent)
+    expected_clock = 0 if evict else r.gpu_clock_expected_mhz
+    return (
+        f"{r.result_received_ns}\t{r.action_id}\t{int(r.action_type)}\t{int(r.code)}"
+        f"\t{r.worker_id}\t{r.gpu_id}\t{r.model_id}\t{batch}"
+        f"\t{expected}\t{r.exec.duration_ns}"
+        f"\t{expected_complete}\t{max(0, r.exec.end_ns - sent)}"
+        f"\t{expected_clock}\t{r.gpu_clock_before_mhz}\t{r.gpu_clock_mhz}"
+        f"\t{max(0, r.copy_output_end_ns - sent)}\t{max(0, r.worker_received_ns - sent)}"
+        f"\t{max(0, r.worker_sent_ns - sent)}\t{max(0, r.result_received_ns - sent)}"
+        f"\t{max(0, r.processed_ns - sent)}"
+        f"\t{0 if r.code else r.goodput_ns}\t{r.requests_queued}\t{r.copies_loaded}"
+    )
+
+
+def read_action_log(path: Path) -> LogTable:
+    """Read an action log into numpy columns (int64). Raises MalformedLog."""
+    return read_table(path, COLUMNS)
