@@ -87,9 +87,14 @@ class ToWorker:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The request `key` is the one of the event just handled: keep its input until RequestDone."""
+    """The client's InferRequest that brought an input is `key` from now on.
+
+    The shell keeps the input under the key until RequestDone. Comes before any effect that needs it.
+    """
 
     key: RequestKey
+    client: bytes
+    request_id: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,28 @@
+"""Scheduling policies by name. A new one is a file here and a line in `POLICIES`."""
+
+from __future__ import annotations
+
+from slosched.config import SchedulerConfig
+from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.policies.base import Policy, Refusals
+from slosched.core.scheduler.policies.echo import Echo
+from slosched.core.scheduler.policies.fifo import Fifo
+from slosched.core.scheduler.policies.infer5 import Infer5
+from slosched.core.scheduler.policies.infer5_paper import Infer5Paper
+from slosched.errors import UnknownName
+
+#: TYPE -> fidelity -> policy.
+POLICIES: dict[str, dict[str, type[Policy]]] = {
+    "INFER5": {"best": Infer5, "paper": Infer5Paper},
+    "ECHO": {"best": Echo, "paper": Echo},
+    "FIFO": {"best": Fifo, "paper": Fifo},
+}
+
+
+def make_policy(config: SchedulerConfig, cluster: Cluster, refusals: Refusals) -> Policy:
+    """Return the policy that `config` names. Raises UnknownName, which lists those there are."""
+    try:
+        by_fidelity = POLICIES[config.policy]
+    except KeyError:
+        raise UnknownName("controller TYPE", config.policy, list(POLICIES)) from None
+    return by_fidelity[config.fidelity](cluster, refusals)

@@ -1,0 +1,301 @@
+"""The models: which instances exist, who uses them, and loading them into the workers.
+
+A client asks for `copies` instances of a name. Instances that exist already are shared, the missing
+ones are made on every worker; a second sweep therefore reuses what the first one loaded. An instance
+that no client uses stays, because loading again costs more than keeping, but it is the first whose
+weights are evicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from slosched.codes import Code
+from slosched.config import canonical_model
+from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.interface import Note, ToClient, ToWorker
+from slosched.core.scheduler.state import Client, Gpu, Model, ModelState, Worker, WorkerState
+from slosched.messages import (
+    ErrorResult,
+    ListModelsReply,
+    ListModelsRequest,
+    LoadModel,
+    LoadModelReply,
+    LoadModelRequest,
+    LoadModelResult,
+    ModelInfo,
+)
+from slosched.units import NS_PER_S
+
+MAX_COPIES = 100_000
+#: A load asked for before any worker joined is held this long (Clockwork holds 12 s).
+_HOLD_NS = 12 * NS_PER_S
+_PREPARE_WITHIN_NS = 600 * NS_PER_S
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A LoadModelRequest that is not answered yet."""
+
+    client: Client
+    message: LoadModelRequest
+    models: list[Model]
+    give_up_ns: int
+    loaded: bool = False  # all its models are LOADED; only first weights are awaited
+
+
+@dataclass(slots=True, eq=False)
+class _Preparation:
+    """A LoadModel that one worker works on."""
+
+    worker: Worker
+    models: list[Model]
+
+
+class Catalog:
+    """All model instances. `on_loaded` tells the policy where a model's weights can go from now on."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        on_loaded: Callable[[Model, list[Gpu], int], None],
+        settled: Callable[[Model], bool],
+    ) -> None:
+        self._cluster = cluster
+        self._on_loaded = on_loaded
+        self._settled = settled
+        self._by_name: dict[str, list[Model]] = {}
+        self._waiting: list[_Waiting] = []
+        self._preparing: dict[int, _Preparation] = {}  # by action id
+        self._failures: dict[str, tuple[int, str]] = {}  # by name: the last worker's reason
+        self._next_model_id = 0
+
+    # --------------------------------------------------------------------- clients' wishes
+
+    def request_load(self, client: Client, message: LoadModelRequest, *, now_ns: int) -> None:
+        if not 1 <= message.copies <= MAX_COPIES:
+            reason = f"copies must be within 1..{MAX_COPIES}, not {message.copies}"
+            self._reply(client, message, Code.INVALID_REQUEST, reason)
+            return
+        self._waiting.append(_Waiting(client, message, [], now_ns + _HOLD_NS))
+        self.advance(now_ns=now_ns)
+
+    def list_models(self, client: Client, message: ListModelsRequest) -> None:
+        infos = tuple(
+            m.info() for m in self._cluster.models.values() if m.state is ModelState.LOADED
+        )
+        self._cluster.emit(
+            ToClient(client.identity, ListModelsReply(message.request_id, infos, self.loadable()))
+        )
+
+    def loadable(self) -> tuple[str, ...]:
+        """Names that at least one joined worker offers, sorted."""
+        names = {n: None for w in self._joined() for n in w.loadable}
+        return tuple(sorted(names))
+
+    def release(self, client: Client) -> None:
+        """The client is gone: it uses none of its models any more."""
+        for model in client.models.values():
+            model.clients.pop(client.identity, None)
+        client.models.clear()
+        self._waiting = [w for w in self._waiting if w.client is not client]
+
+    # --------------------------------------------------------------------- workers' answers
+
+    def worker_joined(self, worker: Worker, *, now_ns: int) -> None:
+        """Give a worker every model that exists."""
+        for name, models in self._by_name.items():
+            live = [m for m in models if m.state is not ModelState.FAILED]
+            if live and name in worker.loadable:
+                self._prepare(worker, name, live, now_ns=now_ns)
+        self.advance(now_ns=now_ns)
+
+    def worker_lost(self, worker: Worker, *, now_ns: int) -> None:
+        for action_id, preparation in list(self._preparing.items()):
+            if preparation.worker is worker:
+                del self._preparing[action_id]
+        self.advance(now_ns=now_ns)
+
+    def prepared(self, worker: Worker, result: LoadModelResult, *, now_ns: int) -> None:
+        preparation = self._preparing.pop(result.action_id, None)
+        if preparation is None:
+            return
+        name = preparation.models[0].name
+        worker.prepared[name] = result
+        for model in preparation.models:
+            reference = model.result
+            if reference is not None and _signature(reference) != _signature(result):
+                self._cluster.emit(
+                    Note(
+                        "warning",
+                        f"worker {worker.worker_id} offers another {name!r} than the others (shapes "
+                        f"{_signature(result)} against {_signature(reference)}): it is not used there",
+                    )
+                )
+                continue
+            model.result = reference or result
+            model.pages = max(model.pages, result.pages)
+            worker.instances[model.model_id] = model
+            self._restore_residency(worker, model)
+            self._on_loaded(model, worker.gpus, now_ns)
+        self.advance(now_ns=now_ns)
+
+    def preparation_failed(self, worker: Worker, result: ErrorResult, *, now_ns: int) -> bool:
+        """True if `result` was about a LoadModel of ours."""
+        preparation = self._preparing.pop(result.action_id, None)
+        if preparation is None:
+            return False
+        name = preparation.models[0].name
+        self._cluster.emit(
+            Note("warning", f"worker {worker.worker_id} cannot load {name!r}: {result.reason}")
+        )
+        self._failures[name] = (result.code, result.reason)
+        self.advance(now_ns=now_ns)
+        return True
+
+    def _restore_residency(self, worker: Worker, model: Model) -> None:
+        """The worker kept weights while we were apart: count their pages again."""
+        for gpu in worker.gpus:
+            if (gpu.gpu_id, model.model_id) not in worker.resident_at_join:
+                continue
+            if model.model_id not in gpu.resident and gpu.free_pages >= model.pages:
+                gpu.free_pages -= model.pages
+                self._cluster.add_residency(gpu, model)
+
+    # ------------------------------------------------------------------------------ progress
+
+    def advance(self, *, now_ns: int) -> None:
+        """Move every waiting load as far as it goes. Cheap when nothing waits."""
+        if self._waiting:
+            self._waiting = [w for w in self._waiting if not self._advance_one(w, now_ns)]
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._waiting)
+
+    def _advance_one(self, waiting: _Waiting, now_ns: int) -> bool:
+        """Returns True when `waiting` was answered."""
+        message, client = waiting.message, waiting.client
+        name = canonical_model(message.name)
+        joined = self._joined()
+        if not joined:
+            if now_ns < waiting.give_up_ns:
+                return False
+            reason = "no worker is connected to the controller; start one and try again"
+            self._reply(client, message, Code.INITIALIZING, reason)
+            return True
+        if name not in self.loadable():
+            known = ", ".join(self.loadable()) or "none"
+            reason = f"no worker knows the model {message.name!r}; they offer: {known}"
+            self._reply(client, message, Code.UNKNOWN_MODEL, reason)
+            return True
+        if not waiting.models:
+            waiting.models = self._instances(name, message.copies, joined, now_ns=now_ns)
+        if any(p.models[0].name == name for p in self._preparing.values()):
+            return False
+        if any(model.result is None for model in waiting.models):
+            return self._fail(waiting, name)
+        if not waiting.loaded:
+            waiting.loaded = True
+            self._freeze(waiting.models, joined)
+        if not all(self._settled(model) for model in waiting.models):
+            return False
+        for model in waiting.models:
+            model.clients[client.identity] = None
+            client.models[model.model_id] = model
+        self._reply(client, message, Code.OK, "", tuple(m.info() for m in waiting.models))
+        return True
+
+    def _freeze(self, models: list[Model], joined: list[Worker]) -> None:
+        """Models are loaded: the fastest GPU's profiled b1 becomes the unit of their SLO factors."""
+        for model in models:
+            if model.state is ModelState.LOADED:
+                continue
+            singles = [
+                dict(zip(r.batch_sizes, r.exec_ns, strict=True))[1]
+                for w in joined
+                if (r := w.prepared.get(model.name)) is not None
+            ]
+            model.b1_ns = min(singles)
+            model.state = ModelState.LOADED
+
+    def _fail(self, waiting: _Waiting, name: str) -> bool:
+        for model in waiting.models:
+            if model.result is None and model.state is not ModelState.FAILED:
+                model.state = ModelState.FAILED
+                self._by_name[name].remove(model)
+                self._cluster.models.pop(model.model_id, None)
+        code, reason = self._failures.pop(
+            name, (Code.RUNTIME_ERROR, "the workers that were loading it were lost")
+        )
+        self._reply(waiting.client, waiting.message, code, f"cannot load {name!r}: {reason}")
+        return True
+
+    def _instances(
+        self, name: str, copies: int, joined: list[Worker], *, now_ns: int
+    ) -> list[Model]:
+        """The first `copies` instances of `name`; makes what is missing on every worker."""
+        have = self._by_name.setdefault(name, [])
+        fresh = []
+        for copy in range(len(have), copies):
+            model = Model(self._next_model_id, name, copy)
+            self._next_model_id += 1
+            self._cluster.models[model.model_id] = model
+            fresh.append(model)
+        have.extend(fresh)
+        if fresh:
+            for worker in joined:
+                if name in worker.loadable:
+                    self._prepare(worker, name, fresh, now_ns=now_ns)
+        return have[:copies]
+
+    def _prepare(self, worker: Worker, name: str, models: list[Model], *, now_ns: int) -> None:
+        """One LoadModel for each run of consecutive ids."""
+        for run in _runs(models):
+            action_id = self._cluster.next_action_id()
+            self._preparing[action_id] = _Preparation(worker, run)
+            config = self._cluster.config
+            assert config.max_batch is not None and config.max_exec_ns is not None
+            action = LoadModel(
+                session=worker.session,
+                action_id=action_id,
+                name=name,
+                model_id=run[0].model_id,
+                copies=len(run),
+                max_batch=config.max_batch,
+                max_exec_ns=config.max_exec_ns,
+                earliest_ns=0,
+                latest_ns=now_ns + _PREPARE_WITHIN_NS,
+            )
+            self._cluster.emit(ToWorker(worker.worker_id, action))
+
+    def _joined(self) -> list[Worker]:
+        return [w for w in self._cluster.workers.values() if w.state is WorkerState.JOINED]
+
+    def _reply(
+        self,
+        client: Client,
+        message: LoadModelRequest,
+        code: int,
+        reason: str,
+        models: tuple[ModelInfo, ...] = (),
+    ) -> None:
+        reply = LoadModelReply(message.request_id, int(code), reason, models)
+        self._cluster.emit(ToClient(client.identity, reply))
+
+
+def _signature(result: LoadModelResult) -> tuple[object, ...]:
+    return (result.input_shape, result.input_dtype, result.output_shape, result.output_dtype)
+
+
+def _runs(models: list[Model]) -> list[list[Model]]:
+    """Split into runs of consecutive ids: one LoadModel names a first id and a count."""
+    runs: list[list[Model]] = []
+    for model in models:
+        if runs and runs[-1][-1].model_id + 1 == model.model_id:
+            runs[-1].append(model)
+        else:
+            runs.append([model])
+    return runs

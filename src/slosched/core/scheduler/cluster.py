@@ -1,0 +1,391 @@
+"""The scheduler's hands: every action that is sent, and everything that is learnt from its result.
+
+Policies decide; they do it through the verbs of this class, so that page accounting, predictions,
+telemetry and the state of requests are kept in one place whatever the policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from slosched.codes import ActionType, Code
+from slosched.config import SchedulerConfig
+from slosched.core.scheduler.interface import ActionDone, ActionRecord, Effect, ToWorker
+from slosched.core.scheduler.state import (
+    ActionState,
+    Executor,
+    Gpu,
+    Model,
+    Request,
+    RequestState,
+    Worker,
+)
+from slosched.messages import (
+    NO_SPAN,
+    ErrorResult,
+    EvictWeights,
+    EvictWeightsResult,
+    Infer,
+    InferResult,
+    LoadWeights,
+    LoadWeightsResult,
+    Span,
+)
+
+#: How a policy ends a request: (request, code, reason, the plan that was looked at).
+ActionResult = ErrorResult | InferResult | LoadWeightsResult | EvictWeightsResult
+
+#: Evictions have no deadline.
+_NEVER_NS = 2**62
+
+
+class Cluster:
+    """Workers, GPUs and models, and the actions that are under way on them."""
+
+    def __init__(self, config: SchedulerConfig, *, emit: Callable[[Effect], None]) -> None:
+        self.config = config.resolved()
+        self.emit = emit
+        self.workers: dict[int, Worker] = {}
+        self.gpus: dict[int, Gpu] = {}  # by index; only those of joined workers
+        self.models: dict[int, Model] = {}
+        self.actions: dict[int, ActionState] = {}
+        self._next_action_id = 1
+
+    # ----------------------------------------------------------------------- predictions
+
+    def transit_ns(self, gpu: Gpu) -> int:
+        """From a decision here until the worker has it, with margin."""
+        return gpu.worker.transit.margin_ns
+
+    def return_ns(self, gpu: Gpu) -> int:
+        """From the end of an exec until its answers leave here, with margin."""
+        return gpu.worker.returns.margin_ns
+
+    def earliest_start_ns(self, gpu: Gpu, now_ns: int) -> int:
+        """When an Infer decided now would start on `gpu`."""
+        return max(now_ns + gpu.worker.transit.margin_ns, gpu.exec.busy_until_ns)
+
+    def next_action_id(self) -> int:
+        action_id = self._next_action_id
+        self._next_action_id += 1
+        return action_id
+
+    # --------------------------------------------------------------------------- actions
+
+    def send_infer(
+        self,
+        gpu: Gpu,
+        requests: Sequence[Request],
+        batch_class: int,
+        *,
+        now_ns: int,
+        start_ns: int,
+        duration_ns: int,
+        latest_ns: int,
+    ) -> ActionState:
+        """Commit `requests` (one model, all QUEUED) to one action of `batch_class` on `gpu`."""
+        model = requests[0].model
+        action = self._new_action(
+            ActionType.INFER,
+            gpu,
+            model,
+            tuple(requests),
+            batch_class,
+            now_ns=now_ns,
+            start_ns=start_ns,
+            duration_ns=duration_ns,
+            latest_ns=latest_ns,
+        )
+        for request in requests:
+            request.move(RequestState.IN_FLIGHT)
+            request.attempts += 1
+        # Most recently used last: what stands first is the first to be evicted.
+        gpu.resident.pop(model.model_id, None)
+        gpu.resident[model.model_id] = model
+        model.last_used_ns = now_ns
+        gpu.exec.add(action)
+        gpu.version += 1
+        sizes = tuple(r.input_bytes or self._generated_bytes(model) for r in requests)
+        self.emit(
+            ToWorker(
+                gpu.worker.worker_id,
+                Infer(
+                    session=gpu.worker.session,
+                    action_id=action.action_id,
+                    model_id=model.model_id,
+                    gpu_id=gpu.gpu_id,
+                    earliest_ns=now_ns,
+                    latest_ns=latest_ns,
+                    expected_duration_ns=duration_ns,
+                    batch_size=batch_class,
+                    request_count=len(requests),
+                    input_sizes=sizes,
+                ),
+                tuple(r.key for r in requests),
+            )
+        )
+        return action
+
+    def _generated_bytes(self, model: Model) -> int:
+        """Size of the input that the controller makes up, if it was told to (Clockwork, INFER5)."""
+        if not self.config.generate_inputs or model.result is None:
+            return 0
+        return input_bytes(model.result.input_shape, model.result.input_dtype)
+
+    def send_load(
+        self, gpu: Gpu, model: Model, *, now_ns: int, start_ns: int, latest_ns: int
+    ) -> ActionState:
+        """Start to copy `model`'s weights to `gpu`. The pages must be free."""
+        assert gpu.free_pages >= model.pages, "a load needs free pages; evict first"
+        duration_ns = gpu.transfer(model).expected_ns
+        action = self._new_action(
+            ActionType.LOAD_WEIGHTS,
+            gpu,
+            model,
+            (),
+            1,
+            now_ns=now_ns,
+            start_ns=start_ns,
+            duration_ns=duration_ns,
+            latest_ns=latest_ns,
+        )
+        gpu.free_pages -= model.pages
+        gpu.loading[model.model_id] = model
+        gpu.weights.add(action)
+        self.emit(
+            ToWorker(
+                gpu.worker.worker_id,
+                LoadWeights(
+                    session=gpu.worker.session,
+                    action_id=action.action_id,
+                    model_id=model.model_id,
+                    gpu_id=gpu.gpu_id,
+                    earliest_ns=now_ns,
+                    latest_ns=latest_ns,
+                    expected_duration_ns=duration_ns,
+                ),
+            )
+        )
+        return action
+
+    def send_evict(self, gpu: Gpu, model: Model, *, now_ns: int) -> ActionState:
+        """Give `model`'s pages on `gpu` back. No Infer of it may be outstanding there."""
+        action = self._new_action(
+            ActionType.EVICT_WEIGHTS,
+            gpu,
+            model,
+            (),
+            1,
+            now_ns=now_ns,
+            start_ns=now_ns,
+            duration_ns=0,
+            latest_ns=_NEVER_NS,
+        )
+        self._drop_residency(gpu, model)
+        gpu.free_pages += model.pages
+        gpu.weights.outstanding.append(action)  # takes no time: the prediction stays
+        self.emit(
+            ToWorker(
+                gpu.worker.worker_id,
+                EvictWeights(
+                    session=gpu.worker.session,
+                    action_id=action.action_id,
+                    model_id=model.model_id,
+                    gpu_id=gpu.gpu_id,
+                    earliest_ns=0,
+                    latest_ns=_NEVER_NS,
+                ),
+            )
+        )
+        return action
+
+    def _new_action(
+        self,
+        kind: ActionType,
+        gpu: Gpu,
+        model: Model,
+        requests: tuple[Request, ...],
+        batch_class: int,
+        *,
+        now_ns: int,
+        start_ns: int,
+        duration_ns: int,
+        latest_ns: int,
+    ) -> ActionState:
+        action = ActionState(
+            action_id=self.next_action_id(),
+            action_type=kind,
+            gpu=gpu,
+            model=model,
+            requests=requests,
+            batch_class=batch_class,
+            sent_ns=now_ns,
+            reaches_ns=now_ns + gpu.worker.transit.expected_ns,
+            expected_start_ns=start_ns,
+            expected_duration_ns=duration_ns,
+            latest_ns=latest_ns,
+            requests_queued=len(model.queue),
+        )
+        self.actions[action.action_id] = action
+        return action
+
+    # --------------------------------------------------------------------------- results
+
+    def in_use(self, gpu: Gpu, model: Model) -> bool:
+        """True if an Infer of `model` is outstanding on `gpu`."""
+        return any(a.model is model for a in gpu.exec.outstanding)
+
+    def add_residency(self, gpu: Gpu, model: Model) -> None:
+        gpu.resident[model.model_id] = model
+        model.resident_on[gpu.index] = gpu
+        gpu.version += 1
+
+    def _drop_residency(self, gpu: Gpu, model: Model) -> None:
+        gpu.resident.pop(model.model_id, None)
+        model.resident_on.pop(gpu.index, None)
+
+    def infer_finished(self, action: ActionState, result: InferResult, *, now_ns: int) -> None:
+        """Correct the GPU's prediction and the estimators; the caller answers the requests."""
+        gpu = action.gpu
+        del self.actions[action.action_id]
+        gpu.exec.finish(action, end_ns=result.exec.end_ns)
+        gpu.version += 1
+        gpu.busy_ns += result.exec.duration_ns
+        gpu.clock_mhz = result.gpu_clock_mhz
+        gpu.exec_table(action.model).add(action.batch_class, result.exec.duration_ns)
+        self._learn_path(gpu.worker, action, result, end_ns=result.exec.end_ns, now_ns=now_ns)
+
+    def load_finished(self, action: ActionState, result: LoadWeightsResult, *, now_ns: int) -> None:
+        gpu, model = action.gpu, action.model
+        del self.actions[action.action_id]
+        gpu.weights.finish(action, end_ns=result.span.end_ns)
+        gpu.loading.pop(model.model_id, None)
+        gpu.transfer(model).add(result.span.duration_ns)
+        self.add_residency(gpu, model)
+        self._learn_path(gpu.worker, action, result, end_ns=result.span.end_ns, now_ns=now_ns)
+        self._log(action, Code.OK, now_ns, result.span, result, goodput_ns=result.span.duration_ns)
+
+    def evict_finished(
+        self, action: ActionState, result: EvictWeightsResult, *, now_ns: int
+    ) -> None:
+        del self.actions[action.action_id]
+        action.gpu.weights.outstanding.remove(action)
+        self._log(action, Code.OK, now_ns, result.span, result)
+
+    def failed(
+        self, action: ActionState, code: int, *, now_ns: int, result: ErrorResult | None
+    ) -> None:
+        """The action did not happen: give its pages and its place on the GPU back."""
+        gpu, model = action.gpu, action.model
+        del self.actions[action.action_id]
+        if action.action_type is ActionType.INFER:
+            gpu.exec.finish(action, end_ns=now_ns)
+            gpu.version += 1
+            if code == Code.EXEC_WEIGHTS_MISSING and model.model_id in gpu.resident:
+                # The worker does not have what we thought it had: our page goes back to free.
+                self._drop_residency(gpu, model)
+                gpu.free_pages += model.pages
+        elif action.action_type is ActionType.LOAD_WEIGHTS:
+            gpu.weights.finish(action, end_ns=now_ns)
+            gpu.loading.pop(model.model_id, None)
+            gpu.free_pages += model.pages
+        else:
+            gpu.weights.outstanding.remove(action)
+        self._log(action, code, now_ns, NO_SPAN, result)
+
+    def answered(self, action: ActionState, result: InferResult, *, now_ns: int, met: int) -> None:
+        """The requests of a finished Infer were answered, `met` of them in time: log it."""
+        goodput_ns = result.exec.duration_ns * met // max(1, len(action.requests))
+        self._log(action, Code.OK, now_ns, result.exec, result, goodput_ns=goodput_ns)
+
+    def _learn_path(
+        self,
+        worker: Worker,
+        action: ActionState,
+        result: InferResult | LoadWeightsResult,
+        *,
+        end_ns: int,
+        now_ns: int,
+    ) -> None:
+        worker.transit.add(max(0, result.received_ns - action.sent_ns))
+        worker.returns.add(max(0, now_ns - end_ns))
+
+    def _log(
+        self,
+        action: ActionState,
+        code: int,
+        now_ns: int,
+        span: Span,
+        result: ActionResult | None,
+        *,
+        goodput_ns: int = 0,
+    ) -> None:
+        infer = result if isinstance(result, InferResult) else None
+        self.emit(
+            ActionDone(
+                ActionRecord(
+                    action_id=action.action_id,
+                    action_type=action.action_type,
+                    code=code,
+                    worker_id=action.gpu.worker.worker_id,
+                    gpu_id=action.gpu.gpu_id,
+                    model_id=action.model.model_id,
+                    batch_size=len(action.requests) or 1,
+                    sent_ns=action.sent_ns,
+                    expected_duration_ns=action.expected_duration_ns,
+                    expected_start_ns=action.expected_start_ns,
+                    expected_complete_ns=action.expected_end_ns,
+                    result_received_ns=now_ns,
+                    processed_ns=now_ns,
+                    requests_queued=action.requests_queued,
+                    copies_loaded=action.copies_loaded,
+                    goodput_ns=goodput_ns,
+                    exec=span,
+                    copy_output_end_ns=infer.copy_output.end_ns if infer else 0,
+                    worker_received_ns=result.received_ns if result else 0,
+                    worker_sent_ns=result.sent_ns if result else 0,
+                    gpu_clock_expected_mhz=action.gpu.clock_mhz,
+                    gpu_clock_before_mhz=infer.gpu_clock_before_mhz if infer else 0,
+                    gpu_clock_mhz=infer.gpu_clock_mhz if infer else 0,
+                )
+            )
+        )
+
+    # --------------------------------------------------------------------------- removal
+
+    def remove_gpu(self, gpu: Gpu) -> list[ActionState]:
+        """Forget a GPU whose worker was lost; returns its outstanding actions, already logged."""
+        lost: list[ActionState] = []
+        for executor in (gpu.exec, gpu.weights):
+            lost.extend(_drain(executor))
+        self.gpus.pop(gpu.index, None)
+        for model in list(gpu.resident.values()):
+            self._drop_residency(gpu, model)
+        gpu.loading.clear()
+        gpu.version += 1
+        for action in lost:
+            self.actions.pop(action.action_id, None)
+        return lost
+
+    def log_lost(self, action: ActionState, *, now_ns: int) -> None:
+        self._log(action, Code.CANCELLED, now_ns, NO_SPAN, None)
+
+
+def _drain(executor: Executor) -> list[ActionState]:
+    drained = list(executor.outstanding)
+    executor.outstanding.clear()
+    return drained
+
+
+_ITEM_BYTES = {
+    "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8,
+    "int8": 1, "uint8": 1, "int16": 2, "int32": 4, "int64": 8, "bool": 1,
+}  # fmt: skip
+
+
+def input_bytes(shape: Sequence[int], dtype: str) -> int:
+    """Bytes of one tensor of `shape` (elements per axis) and `dtype`; 0 for an unknown dtype."""
+    count = 1
+    for extent in shape:
+        count *= extent
+    return count * _ITEM_BYTES.get(dtype, 0)

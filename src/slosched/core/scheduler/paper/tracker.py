@@ -1,0 +1,84 @@
+"""Clockwork's executor tracker and estimator (OSDI'20 §5.3; reference code, `Executor` and
+`SlidingWindow`), with the published constants."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from slosched.units import NS_PER_MS
+
+DEFAULT_CLOCK_MHZ = 1380
+FUTURE_NS = 1 * NS_PER_MS  # minimum lead of any predicted start
+LAG_NS = 10 * NS_PER_MS  # after which a stuck head is presumed finished
+_WINDOW = 10
+_PERCENTILE = 0.99
+
+
+class PaperEstimator:
+    """p99, interpolated, of the last ten durations x clock. The first sample replaces the seed."""
+
+    __slots__ = ("_samples", "_work")
+
+    def __init__(self, seed_ns: int) -> None:
+        self._samples: deque[int] = deque(maxlen=_WINDOW)
+        self._work = float(seed_ns * DEFAULT_CLOCK_MHZ)
+
+    def add(self, duration_ns: int, clock_mhz: int = DEFAULT_CLOCK_MHZ) -> None:
+        self._samples.append(duration_ns * clock_mhz)
+        ordered = sorted(self._samples)
+        position = _PERCENTILE * (len(ordered) - 1)
+        low = int(position)
+        high = min(low + 1, len(ordered) - 1)
+        self._work = ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+    def estimate_ns(self, clock_mhz: int = DEFAULT_CLOCK_MHZ) -> int:
+        return round(self._work / clock_mhz)
+
+
+class ExecutorTracker:
+    """Predicts when an executor will be free, from what was sent and what was reported."""
+
+    __slots__ = ("_begin_ns", "_queue", "_total_ns")
+
+    def __init__(self) -> None:
+        self._queue: deque[tuple[int, int]] = deque()  # (action id, size ns)
+        self._total_ns = 0
+        self._begin_ns = 0
+
+    def _effective_begin_ns(self, now_ns: int) -> int:
+        if self._queue:
+            head_ns = self._queue[0][1]
+            if self._begin_ns + head_ns + LAG_NS < now_ns:
+                return now_ns - LAG_NS - head_ns
+        return self._begin_ns
+
+    def available_ns(self, now_ns: int) -> int:
+        return max(self._effective_begin_ns(now_ns) + self._total_ns, now_ns + FUTURE_NS)
+
+    def opens_ns(self, ahead_ns: int) -> int:
+        """When `available_ns(now) < now + ahead_ns` becomes true by the passing of time alone."""
+        opens_ns = self._begin_ns + self._total_ns - ahead_ns
+        if self._queue:
+            opens_ns = min(opens_ns, self._begin_ns + self._queue[0][1] + LAG_NS)
+        return opens_ns + 1
+
+    def add(self, action_id: int, size_ns: int, now_ns: int) -> None:
+        if not self._queue:
+            self._begin_ns = now_ns
+        self._queue.append((action_id, size_ns))
+        self._total_ns += size_ns
+
+    def done(self, action_id: int, end_ns: int, *, ok: bool) -> None:
+        """The action ended at `end_ns` (reported), or failed at `end_ns` (now)."""
+        position = next(
+            (i for i, (queued, _) in enumerate(self._queue) if queued == action_id), None
+        )
+        if position is None:
+            return
+        size_ns = self._queue[position][1]
+        del self._queue[position]
+        self._total_ns -= size_ns
+        if position == 0:
+            self._begin_ns = end_ns
+        elif ok:
+            self._begin_ns += size_ns

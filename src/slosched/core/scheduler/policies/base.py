@@ -1,0 +1,61 @@
+"""What a scheduling policy is: it owns the queues, and decides through a `Cluster`'s verbs.
+
+A policy is one file in this folder and one line in `POLICIES`. It sees a request once through
+`enqueue` (and again after a failed action), and must end each one: put it into an action, or
+`refuse` it with a code and a reason.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+
+
+class Refusals(Protocol):
+    """How a policy ends a request without an action."""
+
+    def refuse(
+        self, request: Request, code: int, reason: str, *, start_ns: int = -1, exec_ns: int = 0
+    ) -> None:
+        """Answer `request` now. `start_ns` (absolute) and `exec_ns` tell the best plan that was found."""
+
+    def succeed(self, request: Request) -> None:
+        """Answer `request` with success and no output (ECHO)."""
+
+
+class Policy(Protocol):
+    """One way to schedule. All times in ns on the controller's clock."""
+
+    #: Whether the requests of a failed action come back through `enqueue`.
+    replans: bool
+
+    def __init__(self, cluster: Cluster, refusals: Refusals) -> None: ...
+
+    def enqueue(self, request: Request, *, now_ns: int) -> None:
+        """A request arrived, or came back from a failed action. Queue it or refuse it."""
+
+    def forget(self, request: Request) -> None:
+        """The request was answered by somebody else (cancelled, its client gone): unqueue it."""
+
+    def plan(self, *, now_ns: int) -> None:
+        """Commit and refuse what should be by now."""
+
+    def next_wakeup_ns(self) -> int | None:
+        """When `plan` must run although nothing happens."""
+
+    def action_done(
+        self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
+    ) -> None:
+        """An action was reported, or lost with its worker (`end_ns` is now, then)."""
+
+    def gpu_added(self, gpu: Gpu) -> None: ...
+
+    def gpu_removed(self, gpu: Gpu) -> None: ...
+
+    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
+        """`model` is in the host memory of the worker of `gpus`, so its weights can go there."""
+
+    def settled(self, model: Model) -> bool:
+        """True when nothing that was begun for a newly loaded `model` is under way any more."""

@@ -1,0 +1,275 @@
+"""INFER5, our form: the GPU time that is about to be free goes to the most urgent *batch*.
+
+Decided when a request arrives or a GPU opens (openings.py), and at no other time. For the open GPU
+that can start soonest, at s:
+
+1. every request that cannot be in time even alone, starting at s, is answered at once;
+2. for each model and batch class b, step over the i oldest requests that are too old for b; the k
+   that follow are a candidate, if k is more than the next smaller class holds (k < b is padded);
+3. the smallest key goes, where e is the exec time of b, and everything is in units of the model's b1:
+
+       key = d_first + d_head / 4 - g k + (l - 1) e + delta i
+       g = 1.9 + 3.45 x      l = 3.3 + 4 x      delta = 0.24 - 0.17 x
+
+   d_first is the first deadline of the batch, d_head that of the model's oldest request;
+4. those stepped over stay for smaller classes, until rule 1 answers them, with code 7.
+
+It is earliest virtual deadline first with credit for serving many at once. x is the share of requests
+lost lately: the more is lost, the more efficiency counts against urgency.
+
+A promise leaves the exec estimator's margin and the worker's return margin before the deadline; the
+worker gets the latest start at which half the batch would still be in time, and refuses after it.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from heapq import heappop, heappush
+
+from slosched.codes import Code
+from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.openings import Openings
+from slosched.core.scheduler.placement import Placement
+from slosched.core.scheduler.policies.base import Refusals
+from slosched.core.scheduler.state import ActionState, Gpu, Model, Request, RequestState
+from slosched.units import format_duration
+
+#: Weight of one request in the moving average of losses.
+_LOSS_WEIGHT = 0.012
+
+
+class Infer5:
+    """The default policy. See the head of this file."""
+
+    replans = True
+
+    def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
+        self._cluster = cluster
+        self._refusals = refusals
+        self._openings = Openings(cluster)
+        self._placement = Placement(cluster)
+        self._waiting: dict[int, Model] = {}  # models with queued requests
+        #: (latest start alone, key, request): who becomes hopeless first. Entries of requests that
+        #: were answered or sent are skipped when they surface.
+        self._expiry: list[tuple[int, int, Request]] = []
+        self._loss = 0.0
+        self._now_ns = 0
+
+    # -------------------------------------------------------------------------------- facts
+
+    def enqueue(self, request: Request, *, now_ns: int) -> None:
+        model = request.model
+        self._placement.asked_for(model, now_ns=now_ns)
+        latest_ns, start_ns, exec_ns = self._best_plan(request, now_ns)
+        if start_ns > latest_ns:
+            self._refuse_at_arrival(request, start_ns, exec_ns, now_ns)
+            return
+        insort(model.queue, request)
+        self._waiting[model.model_id] = model
+        heappush(self._expiry, (latest_ns, request.key, request))
+
+    def forget(self, request: Request) -> None:
+        model = request.model
+        model.queue.remove(request)
+        if not model.queue:
+            del self._waiting[model.model_id]
+
+    def action_done(
+        self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
+    ) -> None:
+        """The cluster's own predictions are enough."""
+
+    def gpu_added(self, gpu: Gpu) -> None:
+        """Nothing is kept per GPU."""
+
+    def gpu_removed(self, gpu: Gpu) -> None:
+        self._placement.gpu_removed(gpu)
+
+    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
+        self._placement.model_loaded(model, gpus)
+
+    def settled(self, model: Model) -> bool:
+        return self._placement.settled(model)
+
+    def next_wakeup_ns(self) -> int | None:
+        if not self._waiting:
+            return None
+        opening_ns = self._openings.next_opening_ns(self._now_ns)
+        expiry_ns = self._next_expiry_ns()
+        if opening_ns is None:
+            return expiry_ns
+        return opening_ns if expiry_ns is None else min(opening_ns, expiry_ns)
+
+    # ------------------------------------------------------------------------------ feasibility
+
+    def _best_plan(self, request: Request, now_ns: int) -> tuple[int, int, int]:
+        """(latest start that keeps the promise, earliest start there is, exec) on the best GPU.
+
+        Looks at GPUs that hold the model, else at those that could load it. Stops at the first that
+        will do. With no GPU at all the earliest start lies beyond every deadline.
+        """
+        best = (request.deadline_ns, 2**62, request.model.b1_ns)
+        model = request.model
+        resident = model.resident_on
+        for gpu in (resident or self._cluster.gpus).values():
+            if resident:
+                start_ns = self._cluster.earliest_start_ns(gpu, now_ns)
+            else:
+                ready_ns = self._placement.load_ready_ns(gpu, model, now_ns)
+                if ready_ns is None:
+                    continue
+                start_ns = ready_ns
+            single_ns = gpu.exec_table(model).single.margin_ns
+            latest_ns = request.deadline_ns - single_ns - gpu.worker.returns.margin_ns
+            if start_ns <= latest_ns:
+                return latest_ns, start_ns, single_ns
+            if start_ns - latest_ns < best[1] - best[0]:
+                best = (latest_ns, start_ns, single_ns)
+        return best
+
+    def _refuse_at_arrival(
+        self, request: Request, start_ns: int, exec_ns: int, now_ns: int
+    ) -> None:
+        if not self._cluster.gpus:
+            reason, start_ns = "no GPU is connected to the controller", -1
+        else:
+            state = "" if request.model.resident_on else " after loading its weights"
+            reason = (
+                f"could start in {format_duration(start_ns - now_ns)} at the earliest{state} and takes "
+                f"{format_duration(exec_ns)}; the deadline is in {format_duration(request.slo_ns)}"
+            )
+        self._lost(request.model, now_ns)
+        self._refusals.refuse(
+            request, Code.COULD_NOT_START_IN_TIME, reason, start_ns=start_ns, exec_ns=exec_ns
+        )
+
+    def _lost(self, model: Model, now_ns: int) -> None:
+        self._loss += _LOSS_WEIGHT * (1.0 - self._loss)
+        if model.resident_on:
+            self._placement.short_of(model, now_ns=now_ns)
+
+    def _soonest_start_ns(self, now_ns: int) -> int:
+        """No GPU starts anything decided from now on before this."""
+        soonest = 2**62
+        for gpu in self._cluster.gpus.values():
+            start_ns = self._cluster.earliest_start_ns(gpu, now_ns)
+            if start_ns < soonest:
+                soonest = start_ns
+        return soonest
+
+    def _next_expiry_ns(self) -> int | None:
+        expiry = self._expiry
+        while expiry and expiry[0][2].state is not RequestState.QUEUED:
+            heappop(expiry)
+        if not expiry or not self._cluster.gpus:
+            return None
+        transit_ns = min(g.worker.transit.margin_ns for g in self._cluster.gpus.values())
+        return max(expiry[0][0] - transit_ns + 1, self._now_ns + 1)
+
+    def _answer_hopeless(self, now_ns: int) -> None:
+        """Rule 1, over all models: who cannot start in time anywhere is answered now."""
+        soonest_ns = self._soonest_start_ns(now_ns)
+        expiry = self._expiry
+        while expiry and expiry[0][0] < soonest_ns:
+            _, _, request = heappop(expiry)
+            if request.state is not RequestState.QUEUED:
+                continue
+            latest_ns, start_ns, exec_ns = self._best_plan(request, now_ns)
+            if start_ns <= latest_ns and latest_ns >= soonest_ns:
+                # The estimates moved since it was queued: it has hope again.
+                heappush(expiry, (latest_ns, request.key, request))
+                continue
+            self.forget(request)
+            self._lost(request.model, now_ns)
+            if request.stepped_over:
+                code, why = Code.SKIPPED, "given up in favour of a better batch"
+            else:
+                code, why = Code.TIMED_OUT, "no GPU came free in time"
+            reason = (
+                f"{why}: waited {format_duration(now_ns - request.arrival_ns)}, needs "
+                f"{format_duration(exec_ns)}, {format_duration(request.deadline_ns - now_ns)} were left"
+            )
+            best_ns = start_ns if start_ns < 2**62 else -1
+            self._refusals.refuse(request, code, reason, start_ns=best_ns, exec_ns=exec_ns)
+
+    # ------------------------------------------------------------------------------- decisions
+
+    def plan(self, *, now_ns: int) -> None:
+        self._now_ns = now_ns
+        self._placement.plan(now_ns=now_ns)
+        if not self._waiting:
+            return
+        self._answer_hopeless(now_ns)
+        sent = False
+        for start_ns, _, gpu in self._openings.open_gpus(now_ns):
+            if not self._waiting:
+                break
+            choice = self._best_batch(gpu, start_ns)
+            if choice is not None:
+                self._commit(gpu, choice, start_ns, now_ns)
+                sent = True
+        if sent and self._waiting:
+            self._answer_hopeless(now_ns)
+
+    def _best_batch(self, gpu: Gpu, start_ns: int) -> tuple[Model, int, int, int] | None:
+        """(model, requests stepped over, requests taken, class) of the smallest key."""
+        best: tuple[Model, int, int, int] | None = None
+        best_key = 0.0
+        loss = self._loss
+        credit, weight, penalty = 1.9 + 3.45 * loss, 2.3 + 4.0 * loss, 0.24 - 0.17 * loss
+        floor_ns = start_ns + gpu.worker.returns.margin_ns
+        resident = gpu.resident
+        for model in self._waiting.values():
+            if model.model_id not in resident:
+                continue
+            queue = model.queue
+            waiting = len(queue)
+            head_ns = queue[0].deadline_ns
+            table = gpu.exec_table(model)
+            single_ns = table.single.expected_ns
+            over, smaller = 0, 0
+            for batch, estimator in table.classes:
+                if waiting - over <= smaller:
+                    break
+                needs_ns = floor_ns + estimator.margin_ns
+                while over < waiting and queue[over].deadline_ns < needs_ns:
+                    over += 1
+                taken = min(batch, waiting - over)
+                if taken > smaller:
+                    first_ns = queue[over].deadline_ns
+                    key = (
+                        first_ns
+                        + head_ns / 4
+                        + weight * estimator.expected_ns
+                        + (penalty * over - credit * taken) * single_ns
+                    )
+                    if best is None or key < best_key:
+                        best, best_key = (model, over, taken, batch), key
+                smaller = batch
+        return best
+
+    def _commit(
+        self, gpu: Gpu, choice: tuple[Model, int, int, int], start_ns: int, now_ns: int
+    ) -> None:
+        model, over, taken, batch = choice
+        queue = model.queue
+        requests = queue[over : over + taken]
+        del queue[over : over + taken]
+        for request in queue[:over]:
+            request.stepped_over = True
+        if not queue:
+            del self._waiting[model.model_id]
+        self._loss *= (1.0 - _LOSS_WEIGHT) ** taken
+        expected_ns = gpu.exec_table(model).estimators[batch].expected_ns
+        # Half the batch would be late if it started after this; the others are worth replanning.
+        middle_ns = requests[(taken - 1) // 2].deadline_ns
+        latest_ns = max(start_ns, middle_ns - expected_ns - gpu.worker.returns.expected_ns)
+        self._cluster.send_infer(
+            gpu,
+            requests,
+            batch,
+            now_ns=now_ns,
+            start_ns=start_ns,
+            duration_ns=expected_ns,
+            latest_ns=latest_ns,
+        )

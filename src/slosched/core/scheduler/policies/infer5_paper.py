@@ -1,0 +1,284 @@
+"""INFER5 as published: `--fidelity paper`, for comparison (OSDI'20 §5.3, appendix; reference code).
+
+What distinguishes it, on purpose and to the constant: a deadline 5 ms before the true one but never
+nearer than schedule_ahead + 5 ms; a queue per batch size and model; the most urgent *request* picks
+the model and the largest feasible batch runs, which abandons older requests until they time out; no
+refusal at arrival; a failed action fails its requests; every GPU is given work up to schedule_ahead
+early. Its two-slot network sender never fills here, since our sends complete at once.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+
+from slosched.codes import Code
+from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.paper.loads import PaperLoads
+from slosched.core.scheduler.paper.tracker import (
+    DEFAULT_CLOCK_MHZ,
+    FUTURE_NS,
+    ExecutorTracker,
+    PaperEstimator,
+)
+from slosched.core.scheduler.policies.base import Refusals
+from slosched.core.scheduler.state import ActionState, Gpu, Model, Request, RequestState
+from slosched.units import NS_PER_MS, format_duration
+
+_BUFFER_NS = 5 * NS_PER_MS
+_MAX_LOADWEIGHTS_SLO_NS = 25 * NS_PER_MS
+
+
+class _ModelQueues:
+    """One request queue per batch size over one shared list; a queue is an offset into it."""
+
+    __slots__ = ("batches", "estimators", "offsets", "requests")
+
+    def __init__(self, model: Model) -> None:
+        assert model.result is not None
+        seeds = dict(zip(model.result.batch_sizes, model.result.exec_ns, strict=True))
+        self.batches = tuple(sorted(seeds))
+        self.estimators = {b: PaperEstimator(seeds[b]) for b in self.batches}
+        self.offsets = dict.fromkeys(self.batches, 0)
+        self.requests: list[tuple[int, Request]] = []  # (internal deadline, request)
+
+    def strategies(self, max_batch: int) -> list[tuple[int, int]]:
+        """(latest start of the queue's head, batch) for each non-empty queue up to `max_batch`."""
+        found = []
+        for batch in self.batches:
+            if batch > max_batch:
+                break
+            offset = self.offsets[batch]
+            if offset < len(self.requests):
+                deadline_ns = self.requests[offset][0]
+                found.append((deadline_ns - self.estimators[batch].estimate_ns(), batch))
+        return found
+
+    def dequeue(
+        self, free_ns: int, clock_mhz: int, min_batch: int
+    ) -> tuple[int, list[Request]] | None:
+        """The largest batch that can still run at `free_ns`, climbing sizes that are full."""
+        requests, offsets = self.requests, self.offsets
+        for batch in self.batches:
+            ends_ns = free_ns + self.estimators[batch].estimate_ns(clock_mhz)
+            while offsets[batch] < len(requests) and requests[offsets[batch]][0] < ends_ns:
+                offsets[batch] += 1
+        chosen = 0
+        while chosen + 1 < len(self.batches):
+            larger = self.batches[chosen + 1]
+            if len(requests) - offsets[larger] < larger:
+                break
+            chosen += 1
+        batch = self.batches[chosen]
+        if batch < min_batch or len(requests) - offsets[batch] < batch:
+            return None
+        end = offsets[batch] + batch
+        taken = [request for _, request in requests[offsets[batch] : end]]
+        # Everything older than the last one taken leaves every queue: abandoned, it will time out.
+        del requests[:end]
+        for size in self.batches:
+            offsets[size] = max(0, offsets[size] - end)
+        return batch, taken
+
+    def remove(self, request: Request) -> None:
+        for position, (_, queued) in enumerate(self.requests):
+            if queued is request:
+                del self.requests[position]
+                for size in self.batches:
+                    if self.offsets[size] > position:
+                        self.offsets[size] -= 1
+                return
+
+
+class Infer5Paper:
+    """The published policy. See the head of this file."""
+
+    replans = False
+
+    def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
+        self._cluster = cluster
+        self._refusals = refusals
+        assert cluster.config.schedule_ahead_ns is not None
+        self._ahead_ns = cluster.config.schedule_ahead_ns
+        self._loads = PaperLoads(cluster, ahead_ns=self._ahead_ns)
+        self._queues: dict[int, _ModelQueues] = {}
+        self._trackers: dict[int, ExecutorTracker] = {}
+        # Per GPU: a heap of (latest start, batch, model id, version); stale versions are skipped.
+        self._strategies: dict[int, list[tuple[int, int, int, int]]] = {}
+        self._versions: dict[tuple[int, int], int] = {}
+        self._active: dict[tuple[int, int], bool] = {}
+        self._timeouts: list[tuple[int, int, Request]] = []
+        self._internal_ns: dict[int, tuple[int, float, float]] = {}  # key -> deadline, demands
+
+    # -------------------------------------------------------------------------------- facts
+
+    def enqueue(self, request: Request, *, now_ns: int) -> None:
+        model = request.model
+        queues = self._queues.get(model.model_id)
+        if queues is None:
+            queues = self._queues[model.model_id] = _ModelQueues(model)
+        single_ns = queues.estimators[1].estimate_ns()
+        slo_ns = request.slo_ns
+        exec_slo_ns = slo_ns - _BUFFER_NS if slo_ns >= _BUFFER_NS else slo_ns
+        exec_slo_ns = max(exec_slo_ns, self._ahead_ns + _BUFFER_NS)
+        rest_ns = slo_ns - (
+            self._loads.transfer_ns(model) + single_ns + _BUFFER_NS + self._ahead_ns
+        )
+        weights_slo_ns = min(_MAX_LOADWEIGHTS_SLO_NS, rest_ns if rest_ns >= 0 else slo_ns)
+        weights_slo_ns = max(weights_slo_ns, self._ahead_ns + _BUFFER_NS)
+        internal_ns = request.arrival_ns + exec_slo_ns
+        capacity_ns = self._cluster.config.default_slo_ns
+        demands = (single_ns * capacity_ns / exec_slo_ns, single_ns * capacity_ns / weights_slo_ns)
+        self._internal_ns[request.key] = (internal_ns, *demands)
+        self._loads.add(model, *demands)
+        queues.requests.append((internal_ns, request))
+        model.queue.append(request)
+        heappush(self._timeouts, (internal_ns, request.key, request))
+        for gpu in self._cluster.gpus.values():
+            self._activate(gpu, model)
+
+    def _activate(self, gpu: Gpu, model: Model) -> None:
+        instance = (gpu.index, model.model_id)
+        if not self._active.get(instance):
+            self._active[instance] = True
+            self._add_strategies(gpu, model, max_batch=2**30)
+
+    def _add_strategies(self, gpu: Gpu, model: Model, *, max_batch: int) -> None:
+        """Replace the instance's strategies; with none left it sleeps until its next request."""
+        instance = (gpu.index, model.model_id)
+        version = self._versions[instance] = self._versions.get(instance, 0) + 1
+        found = self._queues[model.model_id].strategies(max_batch)
+        self._active[instance] = bool(found)
+        for latest_ns, batch in found:
+            heappush(self._strategies[gpu.index], (latest_ns, batch, model.model_id, version))
+
+    def forget(self, request: Request) -> None:
+        request.model.queue.remove(request)
+        self._queues[request.model.model_id].remove(request)
+        self._leave(request, weights_too=True)
+
+    def _leave(self, request: Request, *, weights_too: bool) -> None:
+        _, exec_ns, weights_ns = self._internal_ns.pop(request.key)
+        self._loads.add(request.model, -exec_ns, -weights_ns if weights_too else 0.0)
+
+    def gpu_added(self, gpu: Gpu) -> None:
+        self._trackers[gpu.index] = ExecutorTracker()
+        self._strategies[gpu.index] = []
+        self._loads.gpu_added(gpu)
+
+    def gpu_removed(self, gpu: Gpu) -> None:
+        self._trackers.pop(gpu.index, None)
+        self._strategies.pop(gpu.index, None)
+        self._loads.gpu_removed(gpu)
+
+    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
+        """Weights move only by demand."""
+
+    def settled(self, model: Model) -> bool:
+        return True
+
+    def action_done(
+        self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
+    ) -> None:
+        gpu, model, ok = action.gpu, action.model, code == Code.OK
+        for request in action.requests:
+            if request.key in self._internal_ns:
+                _, exec_ns, _ = self._internal_ns.pop(request.key)
+                self._loads.add(model, -exec_ns, 0.0)
+        if gpu.index not in self._trackers:
+            return
+        if action.requests:
+            self._trackers[gpu.index].done(action.action_id, end_ns, ok=ok)
+            if ok:
+                estimator = self._queues[model.model_id].estimators[action.batch_class]
+                estimator.add(duration_ns, clock_mhz or DEFAULT_CLOCK_MHZ)
+        elif duration_ns > 0 or not ok:
+            self._loads.load_done(gpu, model, action.action_id, end_ns, duration_ns, ok=ok)
+            if ok and model.model_id in self._queues:
+                self._activate(gpu, model)
+
+    # ----------------------------------------------------------------------------- decisions
+
+    def plan(self, *, now_ns: int) -> None:
+        self._time_out(now_ns)
+        self._loads.plan(now_ns=now_ns)
+        # The published threads visit one GPU after the other and send at most one action a visit.
+        sending = list(self._cluster.gpus.values())
+        while sending:
+            sending = [gpu for gpu in sending if self._visit(gpu, now_ns)]
+
+    def _time_out(self, now_ns: int) -> None:
+        while self._timeouts and self._timeouts[0][0] <= now_ns:
+            _, _, request = heappop(self._timeouts)
+            if request.state is not RequestState.QUEUED:
+                continue
+            request.model.queue.remove(request)
+            self._queues[request.model.model_id].remove(request)
+            self._leave(request, weights_too=True)
+            waited = format_duration(now_ns - request.arrival_ns)
+            self._refusals.refuse(request, Code.TIMED_OUT, f"waited {waited} in the queue")
+
+    def _visit(self, gpu: Gpu, now_ns: int) -> bool:
+        """schedule_infer for one GPU. True if it sent an action."""
+        strategies = self._strategies[gpu.index]
+        while strategies:
+            start_ns = self._trackers[gpu.index].available_ns(now_ns)
+            if start_ns >= now_ns + self._ahead_ns:
+                return False
+            _, batch, model_id, version = heappop(strategies)
+            if self._versions[(gpu.index, model_id)] != version:
+                continue
+            model = self._cluster.models[model_id]
+            self._versions[(gpu.index, model_id)] += 1  # all strategies of the instance go
+            if model_id not in gpu.resident:
+                self._active[(gpu.index, model_id)] = False
+                continue
+            clock_mhz = gpu.clock_mhz or DEFAULT_CLOCK_MHZ
+            choice = self._queues[model_id].dequeue(start_ns, clock_mhz, batch)
+            if choice is None:
+                self._add_strategies(gpu, model, max_batch=batch - 1)
+                continue
+            self._send(gpu, model, choice, start_ns, now_ns)
+            self._add_strategies(gpu, model, max_batch=2**30)
+            return True
+        return False
+
+    def _send(
+        self, gpu: Gpu, model: Model, choice: tuple[int, list[Request]], start_ns: int, now_ns: int
+    ) -> None:
+        batch, requests = choice
+        duration_ns = (
+            self._queues[model.model_id]
+            .estimators[batch]
+            .estimate_ns(gpu.clock_mhz or DEFAULT_CLOCK_MHZ)
+        )
+        for request in requests:
+            model.queue.remove(request)
+            deadline_ns, exec_ns, weights_ns = self._internal_ns[request.key]
+            self._internal_ns[request.key] = (deadline_ns, exec_ns, 0.0)
+            self._loads.add(model, 0.0, -weights_ns)
+        self._loads.used(model)
+        action = self._cluster.send_infer(
+            gpu,
+            requests,
+            batch,
+            now_ns=now_ns,
+            start_ns=start_ns,
+            duration_ns=duration_ns,
+            latest_ns=max(now_ns + FUTURE_NS + self._ahead_ns, start_ns + self._ahead_ns),
+        )
+        self._trackers[gpu.index].add(action.action_id, duration_ns, now_ns)
+
+    def next_wakeup_ns(self) -> int | None:
+        times = []
+        timeouts = self._timeouts
+        while timeouts and timeouts[0][2].state is not RequestState.QUEUED:
+            heappop(timeouts)
+        if timeouts:
+            times.append(timeouts[0][0])
+        for index, strategies in self._strategies.items():
+            if strategies:
+                times.append(self._trackers[index].opens_ns(self._ahead_ns))
+        loads_ns = self._loads.next_wakeup_ns()
+        if loads_ns is not None:
+            times.append(loads_ns)
+        return min(times, default=None)

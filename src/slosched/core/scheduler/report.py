@@ -1,0 +1,91 @@
+"""What `slosched status` shows: the scheduler's state as plain dicts and lists."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from slosched.codes import code_name
+from slosched.core.scheduler.state import Gpu, ModelState, Worker, WorkerState
+
+if TYPE_CHECKING:
+    from slosched.core.scheduler.scheduler import Scheduler
+
+
+def status_report(scheduler: Scheduler, *, now_ns: int) -> dict[str, Any]:
+    """Everything an operator asks first. Times in ns on the controller's clock."""
+    cluster = scheduler.cluster
+    config = cluster.config
+    return {
+        "now_ns": now_ns,
+        "policy": config.policy,
+        "fidelity": config.fidelity,
+        "options": {
+            "generate_inputs": config.generate_inputs,
+            "max_gpus": config.max_gpus,
+            "schedule_ahead_ns": config.schedule_ahead_ns,
+            "default_slo_ns": config.default_slo_ns,
+            "max_exec_ns": config.max_exec_ns,
+            "max_batch": config.max_batch,
+        },
+        "draining": scheduler.draining,
+        "ready": scheduler.ready(),
+        "requests": {
+            "arrived": scheduler.arrived,
+            "answered": scheduler.answered,
+            "by_code": {f"{c} {code_name(c)}": n for c, n in sorted(scheduler.by_code.items())},
+        },
+        "clients": [
+            {"name": c.name, "unanswered": len(c.requests), "models": len(c.models)}
+            for c in scheduler.clients.values()
+        ],
+        "workers": [_worker(w) for w in cluster.workers.values()],
+        "models": [
+            {
+                "model_id": m.model_id,
+                "name": m.name,
+                "copy": m.copy,
+                "state": m.state.name.lower(),
+                "b1_ns": m.b1_ns,
+                "queued": len(m.queue),
+                "gpus_resident": len(m.resident_on),
+                "clients": len(m.clients),
+            }
+            for m in cluster.models.values()
+            if m.state is not ModelState.FAILED
+        ],
+    }
+
+
+def _worker(worker: Worker) -> dict[str, Any]:
+    return {
+        "worker_id": worker.worker_id,
+        "state": "joined" if worker.state is WorkerState.JOINED else "silent",
+        "host": worker.host,
+        "pid": worker.pid,
+        "device": worker.device,
+        "version": worker.version,
+        "activity": worker.activity,
+        "times_lost": worker.times_lost,
+        "clock_offset_ns": worker.clock_offset_ns,
+        "clock_error_ns": worker.clock_error_ns,
+        "transit_ns": worker.transit.expected_ns,
+        "transit_margin_ns": worker.transit.margin_ns,
+        "return_ns": worker.returns.expected_ns,
+        "return_margin_ns": worker.returns.margin_ns,
+        "errors": worker.errors,
+        "dropped": worker.dropped,
+        "gpus": [_gpu(g) for g in worker.gpus],
+    }
+
+
+def _gpu(gpu: Gpu) -> dict[str, Any]:
+    return {
+        "gpu_id": gpu.gpu_id,
+        "pages": gpu.pages,
+        "free_pages": gpu.free_pages,
+        "resident": len(gpu.resident),
+        "loading": len(gpu.loading),
+        "outstanding": len(gpu.exec.outstanding),
+        "busy_ns": gpu.busy_ns,
+        "clock_mhz": gpu.clock_mhz,
+    }

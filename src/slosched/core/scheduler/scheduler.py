@@ -1,0 +1,466 @@
+"""The scheduler's brain: facts in, decisions out. No IO, no clock, no thread.
+
+The law it keeps, whatever the policy and whatever fails (checked in core/invariants.py):
+
+- every request is answered exactly once;
+- a request's state moves along state.TRANSITIONS and no other way;
+- pages used never exceed the pages there are; nothing is sent to weights that are not resident;
+- the same events at the same times give the same effects, byte for byte.
+
+`handle` only takes facts in; the policy decides in `schedule`, once per wake-up, after everything
+that had arrived was handled. That batching is what keeps a busy controller cheap.
+"""
+
+from __future__ import annotations
+
+from slosched.codes import ActionType, Code, code_name
+from slosched.config import SchedulerConfig
+from slosched.core.scheduler.catalog import Catalog
+from slosched.core.scheduler.client_sessions import ClientSessions
+from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.interface import (
+    Accepted,
+    ClientLost,
+    Drain,
+    Effect,
+    Event,
+    FromClient,
+    FromWorker,
+    RequestDone,
+    RequestRecord,
+    SendFailed,
+    ToClient,
+)
+from slosched.core.scheduler.policies import make_policy
+from slosched.core.scheduler.report import status_report
+from slosched.core.scheduler.sessions import TICK_NS, Sessions
+from slosched.core.scheduler.state import (
+    ActionState,
+    Client,
+    Gpu,
+    Model,
+    Request,
+    RequestState,
+    Worker,
+    WorkerState,
+)
+from slosched.core.scheduler.validation import what_is_wrong
+from slosched.messages import (
+    PROTOCOL_VERSION,
+    CancelRequest,
+    ClientHeartbeat,
+    ClientHello,
+    ClientMessage,
+    ControllerHello,
+    ErrorResult,
+    EvictWeightsResult,
+    Goodbye,
+    Heartbeat,
+    InferReply,
+    InferRequest,
+    InferResult,
+    ListModelsRequest,
+    LoadModelRequest,
+    LoadModelResult,
+    LoadWeightsResult,
+    Refused,
+    StatusReply,
+    StatusRequest,
+    Welcome,
+    WorkerRefused,
+    WorkerToController,
+    WorkerWelcome,
+)
+
+#: A request whose actions keep failing is answered after this many.
+_MAX_ATTEMPTS = 3
+#: The request itself is at fault: another action would fail the same way.
+_NOT_WORTH_A_REPLAN = frozenset(
+    {
+        Code.INVALID_INPUT,
+        Code.INVALID_BATCH_SIZE,
+        Code.COPY_INPUT_INVALID_INPUT,
+        Code.COPY_INPUT_BAD_SIZES,
+    }
+)
+
+
+class Scheduler:
+    """One controller's decisions. `worker_count` workers are expected; `incarnation` is random."""
+
+    def __init__(
+        self, config: SchedulerConfig, *, worker_count: int, incarnation: int, version: str
+    ) -> None:
+        self._effects: list[Effect] = []
+        self.cluster = Cluster(config, emit=self._effects.append)
+        self.policy = make_policy(self.cluster.config, self.cluster, self)
+        self.sessions = Sessions(
+            self.cluster,
+            worker_count=worker_count,
+            incarnation=incarnation,
+            on_joined=self._worker_joined,
+            on_gpu_removed=self.policy.gpu_removed,
+            on_lost=self._worker_lost,
+        )
+        self.catalog = Catalog(
+            self.cluster, on_loaded=self._model_loaded, settled=self.policy.settled
+        )
+        welcome = Welcome(PROTOCOL_VERSION, version, incarnation, self.cluster.config.policy)
+        self._clients = ClientSessions(
+            emit=self._effects.append,
+            welcome=welcome,
+            end_request=self._client_gone,
+            release=self.catalog.release,
+        )
+        self.clients = self._clients.by_identity
+        self.arrived = self.answered = 0
+        self.by_code: dict[int, int] = {}
+        self.draining = False
+        self._next_key = 0
+        self._tick_due_ns = 0
+        self._now_ns = 0  # of the current call: answers depart now
+
+    # ------------------------------------------------------------------------------- verbs
+
+    def handle(self, event: Event, *, now_ns: int) -> None:
+        """Take a fact in. Unknown or unexpected ones are answered or ignored, never raised."""
+        self._now_ns = now_ns
+        if isinstance(event, FromClient):
+            self._from_client(event, now_ns)
+        elif isinstance(event, FromWorker):
+            self._from_worker(self.cluster.workers[event.worker_id], event.message, now_ns)
+        elif isinstance(event, SendFailed):
+            worker = self.cluster.workers[event.worker_id]
+            if worker.state is WorkerState.JOINED and not isinstance(
+                event.message, ControllerHello
+            ):
+                self.sessions.lose(worker, "its connection broke", now_ns=now_ns)
+        elif isinstance(event, ClientLost):
+            self._clients.drop(event.client, "its connection broke")
+        elif isinstance(event, Drain):
+            self.draining = True
+
+    def schedule(self, *, now_ns: int) -> list[Effect]:
+        """Decide everything that can be decided now, and return it in order."""
+        self._now_ns = now_ns
+        if now_ns >= self._tick_due_ns:
+            self._tick_due_ns = now_ns + TICK_NS
+            self._tick(now_ns)
+        self.policy.plan(now_ns=now_ns)
+        if self.catalog.waiting:
+            self.catalog.advance(now_ns=now_ns)
+        effects = self._effects[:]
+        self._effects.clear()
+        return effects
+
+    def next_wakeup_ns(self) -> int | None:
+        """When `schedule` must be called although nothing arrives."""
+        policy_ns = self.policy.next_wakeup_ns()
+        return self._tick_due_ns if policy_ns is None else min(policy_ns, self._tick_due_ns)
+
+    @property
+    def idle(self) -> bool:
+        """No request waits for its answer."""
+        return self.arrived == self.answered
+
+    def ready(self) -> bool:
+        """At least one GPU can be given work."""
+        return bool(self.cluster.gpus)
+
+    def abandon(self, *, now_ns: int) -> list[Effect]:
+        """Answer everything that is left with code 3: the process ends."""
+        self._now_ns = now_ns
+        for client in list(self.clients.values()):
+            for request in list(client.requests.values()):
+                self._end(request, Code.SHUTTING_DOWN, "the controller is shutting down")
+        effects = self._effects[:]
+        self._effects.clear()
+        return effects
+
+    # ----------------------------------------------------------------------------- clients
+
+    def _from_client(self, event: FromClient, now_ns: int) -> None:
+        message = event.message
+        client = self.clients.get(event.client)
+        if isinstance(message, ClientHello):
+            self._clients.hello(event.client, message)
+            return
+        if client is None:
+            if not isinstance(message, (Goodbye, ClientHeartbeat, CancelRequest)):
+                reason = "say hello first (this controller may have been restarted)"
+                refused = Refused(message.request_id, Code.INVALID_REQUEST, reason)
+                self._effects.append(ToClient(event.client, refused))
+            return
+        client.heard = True
+        self._client_message(client, message, event.input_bytes, now_ns)
+
+    def _client_message(
+        self, client: Client, message: ClientMessage, bytes_behind: int, now_ns: int
+    ) -> None:
+        if isinstance(message, InferRequest):
+            self._infer(client, message, bytes_behind, now_ns)
+        elif isinstance(message, CancelRequest):
+            request = client.requests.get(message.request_id)
+            if request is not None:
+                self._end(request, Code.CANCELLED, "cancelled by its client")
+        elif isinstance(message, LoadModelRequest):
+            self.catalog.request_load(client, message, now_ns=now_ns)
+        elif isinstance(message, ListModelsRequest):
+            self.catalog.list_models(client, message)
+        elif isinstance(message, StatusRequest):
+            reply = StatusReply(message.request_id, status_report(self, now_ns=now_ns))
+            self._effects.append(ToClient(client.identity, reply))
+        elif isinstance(message, Goodbye):
+            self._clients.drop(client.identity, "it left")
+
+    def _infer(self, client: Client, message: InferRequest, bytes_behind: int, now_ns: int) -> None:
+        model = self.cluster.models.get(message.model_id)
+        wrong = what_is_wrong(client, message, model, bytes_behind)
+        if wrong:
+            reply = InferReply(
+                message.request_id, Code.INVALID_REQUEST, wrong, message.model_id, 0, 0, False
+            )
+            self._effects.append(ToClient(client.identity, reply))
+            return
+        assert model is not None
+        slo_ns = message.slo_ns
+        if slo_ns == 0:
+            factor = message.slo_factor
+            slo_ns = (
+                round(model.b1_ns * factor) if factor > 0 else self.cluster.config.default_slo_ns
+            )
+        key = self._next_key
+        self._next_key += 1
+        request = Request(
+            key=key,
+            client=client,
+            request_id=message.request_id,
+            user_id=message.user_id,
+            model=model,
+            slo_factor=message.slo_factor,
+            slo_ns=slo_ns,
+            arrival_ns=now_ns,
+            input_bytes=bytes_behind,
+        )
+        self.arrived += 1
+        client.requests[message.request_id] = request
+        if bytes_behind:
+            self._effects.append(Accepted(key, client.identity, message.request_id))
+        if self.draining:
+            self._end(request, Code.SHUTTING_DOWN, "the controller is shutting down")
+            return
+        self.policy.enqueue(request, now_ns=now_ns)
+
+    # ----------------------------------------------------------------------------- workers
+
+    def _from_worker(self, worker: Worker, message: WorkerToController, now_ns: int) -> None:
+        if isinstance(message, WorkerWelcome):
+            self.sessions.welcome(worker, message, now_ns=now_ns)
+            return
+        if isinstance(message, WorkerRefused):
+            self.sessions.refused(worker, message)
+            return
+        if worker.state is not WorkerState.JOINED or message.session != worker.session:
+            return  # of a session that ended; what it was about was dealt with then
+        worker.heard = True
+        if isinstance(message, InferResult):
+            self._infer_result(message, now_ns)
+        elif isinstance(message, Heartbeat):
+            self.sessions.heartbeat(worker, message, now_ns=now_ns)
+        elif isinstance(message, ErrorResult):
+            self._error_result(worker, message, now_ns)
+        elif isinstance(message, LoadModelResult):
+            self.catalog.prepared(worker, message, now_ns=now_ns)
+        elif isinstance(message, LoadWeightsResult):
+            action = self.cluster.actions.get(message.action_id)
+            if action is not None and action.action_type is ActionType.LOAD_WEIGHTS:
+                self.cluster.load_finished(action, message, now_ns=now_ns)
+                self.policy.action_done(
+                    action,
+                    code=Code.OK,
+                    end_ns=message.span.end_ns,
+                    duration_ns=message.span.duration_ns,
+                    clock_mhz=0,
+                )
+        elif isinstance(message, EvictWeightsResult):
+            action = self.cluster.actions.get(message.action_id)
+            if action is not None and action.action_type is ActionType.EVICT_WEIGHTS:
+                self.cluster.evict_finished(action, message, now_ns=now_ns)
+
+    def _infer_result(self, result: InferResult, now_ns: int) -> None:
+        action = self.cluster.actions.get(result.action_id)
+        if action is None or action.action_type is not ActionType.INFER:
+            return
+        self.cluster.infer_finished(action, result, now_ns=now_ns)
+        self.policy.action_done(
+            action,
+            code=Code.OK,
+            end_ns=result.exec.end_ns,
+            duration_ns=result.exec.duration_ns,
+            clock_mhz=result.gpu_clock_mhz,
+        )
+        met = 0
+        for index, request in enumerate(action.requests):
+            if request.state is RequestState.ANSWERED:  # cancelled meanwhile
+                continue
+            returns_output = bool(result.output_sizes) and request.input_bytes > 0
+            output_of = (action.action_id, index) if returns_output else None
+            met += self._answer(
+                request,
+                Code.OK,
+                "",
+                action=action,
+                start_ns=result.exec.begin_ns,
+                exec_ns=result.exec.duration_ns,
+                output_of=output_of,
+            )
+        self.cluster.answered(action, result, now_ns=now_ns, met=met)
+
+    def _error_result(self, worker: Worker, result: ErrorResult, now_ns: int) -> None:
+        if self.catalog.preparation_failed(worker, result, now_ns=now_ns):
+            return
+        action = self.cluster.actions.get(result.action_id)
+        if action is None:
+            return
+        self.cluster.failed(action, result.code, now_ns=now_ns, result=result)
+        self.policy.action_done(action, code=result.code, end_ns=now_ns, duration_ns=0, clock_mhz=0)
+        for request in action.requests:
+            self._retry(request, action, result.code, result.reason, now_ns)
+
+    def _worker_joined(self, worker: Worker, now_ns: int) -> None:
+        for gpu in worker.gpus:
+            self.policy.gpu_added(gpu)
+        self.catalog.worker_joined(worker, now_ns=now_ns)
+
+    def _model_loaded(self, model: Model, gpus: list[Gpu], now_ns: int) -> None:
+        self.policy.model_loaded(model, gpus, now_ns=now_ns)
+
+    def _worker_lost(self, worker: Worker, lost: list[ActionState], now_ns: int) -> None:
+        for action in lost:
+            self.policy.action_done(
+                action, code=Code.CANCELLED, end_ns=now_ns, duration_ns=0, clock_mhz=0
+            )
+            for request in action.requests:
+                reason = f"worker {worker.worker_id} was lost while it had the request"
+                self._retry(request, action, Code.CANCELLED, reason, now_ns)
+        self.catalog.worker_lost(worker, now_ns=now_ns)
+
+    def _retry(
+        self, request: Request, action: ActionState, code: int, reason: str, now_ns: int
+    ) -> None:
+        """Its action failed: plan it anew while that can help, else answer with the cause."""
+        if request.state is RequestState.ANSWERED:
+            return
+        hopeless = (
+            code in _NOT_WORTH_A_REPLAN
+            or request.attempts >= _MAX_ATTEMPTS
+            or now_ns >= request.deadline_ns
+            or not self.cluster.gpus
+            or not self.policy.replans
+        )
+        if hopeless:
+            words = f"{code_name(code)}: {reason}" if reason else code_name(code)
+            self._answer(request, code, words, action=action)
+            return
+        request.move(RequestState.QUEUED)
+        self.policy.enqueue(request, now_ns=now_ns)
+
+    # ------------------------------------------------------------------------------ answers
+
+    def refuse(
+        self, request: Request, code: int, reason: str, *, start_ns: int = -1, exec_ns: int = 0
+    ) -> None:
+        """A policy ends a queued request (policies/base.py, Refusals)."""
+        self._answer(request, code, reason, planned_start_ns=start_ns, planned_exec_ns=exec_ns)
+
+    def succeed(self, request: Request) -> None:
+        """A policy answers a queued request with success and no output (ECHO)."""
+        self._answer(request, Code.OK, "")
+
+    def _end(self, request: Request, code: int, reason: str, *, tell: bool = True) -> None:
+        """End a request from outside the policy, wherever it is."""
+        if request.state is RequestState.QUEUED:
+            self.policy.forget(request)
+        self._answer(request, code, reason, tell=tell)
+
+    def _client_gone(self, request: Request, reason: str) -> None:
+        self._end(request, Code.CANCELLED, reason, tell=False)
+
+    def _answer(
+        self,
+        request: Request,
+        code: int,
+        reason: str,
+        *,
+        action: ActionState | None = None,
+        start_ns: int = -1,
+        exec_ns: int = 0,
+        planned_start_ns: int = -1,
+        planned_exec_ns: int = 0,
+        output_of: tuple[int, int] | None = None,
+        tell: bool = True,
+    ) -> bool:
+        """The one place where a request ends: reply, telemetry, counters. True if it was in time."""
+        request.move(RequestState.ANSWERED)
+        now_ns, arrival_ns, model = self._now_ns, request.arrival_ns, request.model
+        met = code == Code.OK and now_ns <= request.deadline_ns
+        departure_count = len(model.resident_on)
+        cold = request.arrival_count == 0 and departure_count > 0
+        worker_id = gpu_id = -1
+        batch_size = 0
+        if action is not None:
+            worker_id, gpu_id = action.gpu.worker.worker_id, action.gpu.gpu_id
+            batch_size = len(action.requests)
+            planned_start_ns, planned_exec_ns = (
+                action.expected_start_ns,
+                action.expected_duration_ns,
+            )
+        del request.client.requests[request.request_id]
+        self.answered += 1
+        self.by_code[int(code)] = self.by_code.get(int(code), 0) + 1
+        if tell:
+            reply = InferReply(
+                request.request_id,
+                int(code),
+                reason,
+                model.model_id,
+                request.slo_ns,
+                now_ns - arrival_ns,
+                met,
+                batch_size,
+                worker_id,
+                gpu_id,
+                cold,
+                planned_start_ns - arrival_ns if planned_start_ns >= 0 else -1,
+                planned_exec_ns,
+                start_ns - arrival_ns if start_ns >= 0 else -1,
+                exec_ns,
+                request.attempts,
+            )
+            self._effects.append(ToClient(request.client.identity, reply, output_of))
+        record = RequestRecord(
+            request.key,
+            request.request_id,
+            request.user_id,
+            model.model_id,
+            int(code),
+            reason,
+            request.slo_factor,
+            request.slo_ns,
+            arrival_ns,
+            now_ns,
+            met,
+            request.arrival_count,
+            departure_count,
+            cold,
+            batch_size,
+            worker_id,
+            gpu_id,
+            request.attempts,
+        )
+        self._effects.append(RequestDone(record))
+        return met
+
+    def _tick(self, now_ns: int) -> None:
+        self.sessions.tick(now_ns=now_ns)
+        self._clients.tick()

@@ -1,0 +1,177 @@
+"""Sessions with workers: hello, liveness by ticks, loss and return.
+
+A worker is lost after `_TICKS_UNTIL_LOST` ticks in a row without a word. Counting ticks that really
+happened, and not elapsed time, is what keeps a machine that stood still for seconds from declaring
+everybody dead when it wakes: one late tick is one tick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from slosched.config import LOST_AFTER_NS
+from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.interface import Note, ToWorker
+from slosched.core.scheduler.state import ActionState, Gpu, Worker, WorkerState
+from slosched.messages import (
+    PROTOCOL_VERSION,
+    ControllerHello,
+    Heartbeat,
+    HeartbeatAck,
+    WorkerRefused,
+    WorkerWelcome,
+)
+from slosched.units import NS_PER_S, format_duration
+
+_TICKS_UNTIL_LOST = 4
+TICK_NS = LOST_AFTER_NS // (_TICKS_UNTIL_LOST + 1)
+_HELLO_EVERY_NS = NS_PER_S // 2
+_REPORT_SILENCE_EVERY_NS = 3 * NS_PER_S
+
+
+class Sessions:
+    """Who is there. `on_lost` gets the actions that were outstanding on a lost worker."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        worker_count: int,
+        incarnation: int,
+        on_joined: Callable[[Worker, int], None],
+        on_gpu_removed: Callable[[Gpu], None],
+        on_lost: Callable[[Worker, list[ActionState], int], None],
+    ) -> None:
+        self._cluster = cluster
+        self._incarnation = incarnation
+        self._on_joined = on_joined
+        self._on_gpu_removed = on_gpu_removed
+        self._on_lost = on_lost
+        self._next_gpu_index = 0
+        self._report_due_ns = 0
+        for worker_id in range(worker_count):
+            cluster.workers[worker_id] = Worker(worker_id)
+
+    @property
+    def joined(self) -> list[Worker]:
+        return [w for w in self._cluster.workers.values() if w.state is WorkerState.JOINED]
+
+    # ------------------------------------------------------------------------------ facts
+
+    def welcome(self, worker: Worker, message: WorkerWelcome, *, now_ns: int) -> None:
+        """A worker answered our hello: take its GPUs into the cluster."""
+        if message.protocol != PROTOCOL_VERSION:
+            self._note(
+                "warning",
+                f"worker {worker.worker_id} speaks protocol {message.protocol}, this controller "
+                f"{PROTOCOL_VERSION}: install the same version of slosched on both",
+            )
+            return
+        if worker.state is WorkerState.JOINED:
+            if worker.session == message.incarnation:
+                return
+            self.lose(worker, "restarted", now_ns=now_ns)
+        worker.state = WorkerState.JOINED
+        worker.session = message.incarnation
+        worker.host, worker.pid = message.host, message.pid
+        worker.device, worker.version = message.device, message.version
+        worker.loadable = message.loadable
+        worker.heard, worker.silent_ticks = True, 0
+        worker.resident_at_join = tuple(
+            (gpu.gpu_id, model_id) for gpu in message.gpus for model_id in gpu.resident
+        )
+        room = self._cluster.config.max_gpus - len(self._cluster.gpus)
+        for info in message.gpus[: max(0, room)]:
+            gpu = Gpu(
+                index=self._next_gpu_index,
+                gpu_id=info.gpu_id,
+                worker=worker,
+                pages=info.pages,
+                free_pages=info.pages,
+                page_bytes=info.page_bytes,
+            )
+            self._next_gpu_index += 1
+            worker.gpus.append(gpu)
+            self._cluster.gpus[gpu.index] = gpu
+        again = f" (back after {worker.times_lost} loss(es))" if worker.times_lost else ""
+        self._note(
+            "info",
+            f"worker {worker.worker_id} on {worker.host} joined: {len(worker.gpus)} GPU(s) in use, "
+            f"{worker.device}{again}",
+        )
+        self._on_joined(worker, now_ns)
+
+    def refused(self, worker: Worker, message: WorkerRefused) -> None:
+        self._note("warning", f"worker {worker.worker_id} refuses us: {message.reason}")
+
+    def heartbeat(self, worker: Worker, message: Heartbeat, *, now_ns: int) -> None:
+        self._cluster.emit(
+            ToWorker(
+                worker.worker_id,
+                HeartbeatAck(heartbeat_sent_ns=message.sent_ns, received_ns=now_ns, sent_ns=now_ns),
+            )
+        )
+        worker.clock_offset_ns = message.clock_offset_ns
+        worker.clock_error_ns = message.clock_error_ns
+        worker.activity = message.activity
+        worker.errors, worker.dropped = message.errors, message.dropped
+
+    # ------------------------------------------------------------------------------- time
+
+    def tick(self, *, now_ns: int) -> None:
+        """Called each TICK_NS: greet the silent, lose the dead, say who does not answer."""
+        for worker in self._cluster.workers.values():
+            if worker.state is WorkerState.SILENT:
+                self._greet(worker, now_ns=now_ns)
+            elif worker.heard:
+                worker.heard, worker.silent_ticks = False, 0
+            else:
+                worker.silent_ticks += 1
+                if worker.silent_ticks >= _TICKS_UNTIL_LOST:
+                    self.lose(worker, "silent", now_ns=now_ns)
+        self._report_silence(now_ns)
+
+    def _greet(self, worker: Worker, *, now_ns: int) -> None:
+        if now_ns < worker.hello_due_ns:
+            return
+        worker.hello_due_ns = now_ns + _HELLO_EVERY_NS
+        hello = ControllerHello(protocol=PROTOCOL_VERSION, incarnation=self._incarnation)
+        self._cluster.emit(ToWorker(worker.worker_id, hello))
+
+    def _report_silence(self, now_ns: int) -> None:
+        if self._report_due_ns == 0:
+            self._report_due_ns = now_ns + _REPORT_SILENCE_EVERY_NS
+        if now_ns < self._report_due_ns:
+            return
+        self._report_due_ns = now_ns + _REPORT_SILENCE_EVERY_NS
+        silent = [w for w in self._cluster.workers.values() if w.state is WorkerState.SILENT]
+        if silent:
+            names = ", ".join(str(w.worker_id) for w in silent)
+            self._note(
+                "warning",
+                f"no answer from worker(s) {names} of {len(self._cluster.workers)}; still trying every "
+                f"{format_duration(_HELLO_EVERY_NS)}",
+            )
+
+    def lose(self, worker: Worker, why: str, *, now_ns: int) -> None:
+        """Drop the worker's GPUs; its outstanding actions go to `on_lost`. It may come back."""
+        worker.state = WorkerState.SILENT
+        worker.times_lost += 1
+        worker.hello_due_ns = 0
+        lost: list[ActionState] = []
+        for gpu in worker.gpus:
+            lost.extend(self._cluster.remove_gpu(gpu))
+            self._on_gpu_removed(gpu)
+        for action in lost:
+            self._cluster.log_lost(action, now_ns=now_ns)
+        worker.gpus = []
+        worker.prepared.clear()
+        worker.instances.clear()
+        self._note(
+            "warning",
+            f"worker {worker.worker_id} lost ({why}); {len(lost)} action(s) of it are planned anew or answered",
+        )
+        self._on_lost(worker, lost, now_ns)
+
+    def _note(self, level: str, text: str) -> None:
+        self._cluster.emit(Note(level, text))

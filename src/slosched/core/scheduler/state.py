@@ -1,0 +1,332 @@
+"""What the scheduler knows: requests, actions, models, GPUs, workers and clients.
+
+A request moves only along `TRANSITIONS`:
+
+    (arrives) -> QUEUED -> IN_FLIGHT -> ANSWERED
+                   |  ^        |
+                   |  +--------+  its action failed or its worker was lost, and slack is left
+                   +-> ANSWERED   refused, timed out, given up, cancelled
+
+It is answered exactly once, because ANSWERED leads nowhere.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from slosched.codes import ActionType
+from slosched.core.scheduler.estimators import ExecTable, WindowEstimator
+from slosched.messages import LoadModelResult, ModelInfo
+
+
+class RequestState(IntEnum):
+    QUEUED = 0
+    IN_FLIGHT = 1
+    ANSWERED = 2
+
+
+TRANSITIONS: dict[tuple[RequestState, RequestState], str] = {
+    (RequestState.QUEUED, RequestState.IN_FLIGHT): "put into an action",
+    (RequestState.IN_FLIGHT, RequestState.QUEUED): "replanned",
+    (RequestState.QUEUED, RequestState.ANSWERED): "answered from the queue",
+    (RequestState.IN_FLIGHT, RequestState.ANSWERED): "answered with its action's outcome",
+}
+
+
+class Request:
+    """One inference that a client asked for. Times on the controller's clock, ns."""
+
+    __slots__ = (
+        "arrival_count",
+        "arrival_ns",
+        "attempts",
+        "client",
+        "deadline_ns",
+        "input_bytes",
+        "key",
+        "model",
+        "request_id",
+        "slo_factor",
+        "slo_ns",
+        "state",
+        "stepped_over",
+        "user_id",
+    )
+
+    def __init__(
+        self,
+        *,
+        key: int,
+        client: Client,
+        request_id: int,
+        user_id: int,
+        model: Model,
+        slo_factor: float,
+        slo_ns: int,
+        arrival_ns: int,
+        input_bytes: int,
+    ) -> None:
+        self.key = key
+        self.client = client
+        self.request_id = request_id
+        self.user_id = user_id
+        self.model = model
+        self.slo_factor = slo_factor
+        self.slo_ns = slo_ns
+        self.arrival_ns = arrival_ns
+        self.deadline_ns = arrival_ns + slo_ns
+        self.input_bytes = input_bytes
+        self.arrival_count = len(model.resident_on)
+        self.attempts = 0
+        #: A larger batch was preferred that this request was too old for.
+        self.stepped_over = False
+        self.state = RequestState.QUEUED
+
+    def move(self, state: RequestState) -> None:
+        """Change state along the table; any other change is a bug in the scheduler."""
+        if (self.state, state) not in TRANSITIONS:
+            raise AssertionError(
+                f"request {self.key}: {self.state.name} -> {state.name} is no transition"
+            )
+        self.state = state
+
+    def __lt__(self, other: Request) -> bool:
+        """Order of a model's queue: by deadline, then by arrival."""
+        if self.deadline_ns != other.deadline_ns:
+            return self.deadline_ns < other.deadline_ns
+        return self.key < other.key
+
+
+class ActionState:
+    """One action that was sent and has not been reported yet."""
+
+    __slots__ = (
+        "action_id",
+        "action_type",
+        "batch_class",
+        "copies_loaded",
+        "expected_duration_ns",
+        "expected_end_ns",
+        "expected_start_ns",
+        "gpu",
+        "latest_ns",
+        "model",
+        "predicted_end_ns",
+        "predicted_start_ns",
+        "reaches_ns",
+        "requests",
+        "requests_queued",
+        "sent_ns",
+    )
+
+    def __init__(
+        self,
+        *,
+        action_id: int,
+        action_type: ActionType,
+        gpu: Gpu,
+        model: Model,
+        requests: tuple[Request, ...],
+        batch_class: int,
+        sent_ns: int,
+        reaches_ns: int,
+        expected_start_ns: int,
+        expected_duration_ns: int,
+        latest_ns: int,
+        requests_queued: int,
+    ) -> None:
+        self.action_id = action_id
+        self.action_type = action_type
+        self.gpu = gpu
+        self.model = model
+        self.requests = requests
+        self.batch_class = batch_class
+        self.sent_ns = sent_ns
+        self.reaches_ns = reaches_ns  # predicted receipt at the worker
+        #: What was expected when it was sent: kept for telemetry and for the answers.
+        self.expected_start_ns = expected_start_ns
+        self.expected_end_ns = expected_start_ns + expected_duration_ns
+        self.expected_duration_ns = expected_duration_ns
+        #: What is expected now, corrected by each report of the actions before it.
+        self.predicted_start_ns = expected_start_ns
+        self.predicted_end_ns = self.expected_end_ns
+        self.latest_ns = latest_ns
+        self.requests_queued = requests_queued
+        self.copies_loaded = len(model.resident_on)
+
+
+class Executor:
+    """The actions that one GPU executor (exec, or weights) has outstanding, in the order sent."""
+
+    __slots__ = ("busy_until_ns", "outstanding")
+
+    def __init__(self) -> None:
+        self.outstanding: deque[ActionState] = deque()
+        #: Predicted end of the last action sent; in the past when idle.
+        self.busy_until_ns = 0
+
+    def add(self, action: ActionState) -> None:
+        self.outstanding.append(action)
+        self.busy_until_ns = action.predicted_end_ns
+
+    def finish(self, action: ActionState, *, end_ns: int) -> None:
+        """Take `action` off; it ended at `end_ns`. What stands behind it is predicted anew."""
+        was_head = self.outstanding[0] is action
+        self.outstanding.remove(action)
+        previous_end_ns = end_ns
+        for waiting in self.outstanding:
+            if was_head:
+                # It starts when the one before it ends, unless it is still on its way.
+                waiting.predicted_start_ns = max(previous_end_ns, waiting.reaches_ns)
+                waiting.predicted_end_ns = waiting.predicted_start_ns + waiting.expected_duration_ns
+            previous_end_ns = waiting.predicted_end_ns
+        self.busy_until_ns = previous_end_ns
+
+
+@dataclass(slots=True, eq=False)
+class Gpu:
+    """One GPU of one worker, as the scheduler sees it."""
+
+    index: int  # order in the cluster: the tie-break
+    gpu_id: int
+    worker: Worker
+    pages: int
+    free_pages: int
+    page_bytes: int
+    clock_mhz: int = 0
+    exec: Executor = field(default_factory=Executor)
+    weights: Executor = field(default_factory=Executor)
+    #: Models whose weights are here -> when they were last used, least recently used first.
+    resident: dict[int, Model] = field(default_factory=dict)
+    loading: dict[int, Model] = field(default_factory=dict)
+    tables: dict[str, ExecTable] = field(default_factory=dict)
+    transfers: dict[str, WindowEstimator] = field(default_factory=dict)
+    #: Bumped whenever its outlook changes, so that heap entries about it can be told stale.
+    version: int = 0
+    busy_ns: int = 0  # exec time so far, for status
+
+    @property
+    def name(self) -> str:
+        return f"W{self.worker.worker_id}-GPU{self.gpu_id}"
+
+    def exec_table(self, model: Model) -> ExecTable:
+        table = self.tables.get(model.name)
+        if table is None:
+            loaded = self.worker.prepared[model.name]
+            table = ExecTable(dict(zip(loaded.batch_sizes, loaded.exec_ns, strict=True)))
+            self.tables[model.name] = table
+        return table
+
+    def transfer(self, model: Model) -> WindowEstimator:
+        estimator = self.transfers.get(model.name)
+        if estimator is None:
+            seed_ns = max(1, self.worker.prepared[model.name].weights_ns)
+            estimator = self.transfers[model.name] = WindowEstimator(seed_ns)
+        return estimator
+
+
+class WorkerState(IntEnum):
+    SILENT = 0  # never answered, or lost
+    JOINED = 1
+
+
+#: Before anything was measured: a LAN's round trip and a busy event loop.
+_DEFAULT_TRANSIT_NS = 500_000
+_DEFAULT_RETURN_NS = 500_000
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One worker process and the session with it."""
+
+    worker_id: int
+    state: WorkerState = WorkerState.SILENT
+    session: int = 0
+    host: str = ""
+    pid: int = 0
+    device: str = ""
+    version: str = ""
+    gpus: list[Gpu] = field(default_factory=list)
+    loadable: tuple[str, ...] = ()
+    #: What LoadModel measured, by model name, and which instances are in its host memory.
+    prepared: dict[str, LoadModelResult] = field(default_factory=dict)
+    instances: dict[int, Model] = field(default_factory=dict)
+    resident_at_join: tuple[tuple[int, int], ...] = ()  # (gpu id, model id)
+    heard: bool = False  # since the last liveness tick
+    silent_ticks: int = 0
+    hello_due_ns: int = 0
+    times_lost: int = 0
+    clock_offset_ns: int = 0
+    clock_error_ns: int = 0
+    activity: str = ""
+    errors: int = 0
+    dropped: int = 0
+    #: Decision here until received there; exec end there until handled here.
+    transit: WindowEstimator = field(
+        default_factory=lambda: WindowEstimator(_DEFAULT_TRANSIT_NS, percentile=0.9)
+    )
+    returns: WindowEstimator = field(
+        default_factory=lambda: WindowEstimator(_DEFAULT_RETURN_NS, percentile=0.9)
+    )
+
+
+class ModelState(IntEnum):
+    LOADING = 0
+    LOADED = 1
+    FAILED = 2
+
+
+@dataclass(slots=True, eq=False)
+class Model:
+    """One model instance: its weights, its queue, its users."""
+
+    model_id: int
+    name: str
+    copy: int
+    state: ModelState = ModelState.LOADING
+    b1_ns: int = 0  # frozen when loaded: the unit of SLO factors
+    pages: int = 1
+    result: LoadModelResult | None = None  # the first worker's answer: shapes and dtypes
+    queue: list[Request] = field(default_factory=list)  # ascending (deadline, key)
+    resident_on: dict[int, Gpu] = field(default_factory=dict)  # by GPU index
+    clients: dict[bytes, None] = field(default_factory=dict)
+    last_used_ns: int = 0
+    #: Decayed exec time asked for lately, ns, and when it was last brought up to date.
+    demand_ns: float = 0.0
+    demand_at_ns: int = 0
+
+    def info(self) -> ModelInfo:
+        loaded = self.result
+        assert loaded is not None, "info() of a model that no worker has loaded"
+        return ModelInfo(
+            model_id=self.model_id,
+            name=self.name,
+            copy=self.copy,
+            batch_sizes=loaded.batch_sizes,
+            b1_ns=self.b1_ns,
+            weights_ns=loaded.weights_ns,
+            weights_bytes=loaded.weights_bytes,
+            input_shape=loaded.input_shape,
+            input_dtype=loaded.input_dtype,
+            output_shape=loaded.output_shape,
+            output_dtype=loaded.output_dtype,
+            random_weights=loaded.random_weights,
+            gpus_resident=len(self.resident_on),
+            clients=len(self.clients),
+            labels=loaded.labels,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    """One connected client."""
+
+    identity: bytes
+    incarnation: int
+    name: str
+    heard: bool = True
+    silent_ticks: int = 0
+    requests: dict[int, Request] = field(default_factory=dict)  # unanswered, by its request_id
+    models: dict[int, Model] = field(default_factory=dict)

@@ -1,0 +1,321 @@
+"""The controller's shell: sockets, one timer and the log files round the scheduler's brain.
+
+One step, whatever woke it: drain every socket that has input, hand each message to `handle`, call
+`schedule` once, perform the effects in order, arm the one timer. Everything runs in one thread; the
+log writers' threads only wait in write(2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from slosched import clock
+from slosched.codes import Code
+from slosched.config import CONTROLLER_PORT, ControllerConfig
+from slosched.core.scheduler.interface import (
+    Accepted,
+    ActionDone,
+    ClientLost,
+    Drain,
+    Effect,
+    Event,
+    FromClient,
+    FromWorker,
+    Note,
+    RequestDone,
+    SendFailed,
+    ToClient,
+    ToWorker,
+)
+from slosched.core.scheduler.report import status_report
+from slosched.core.scheduler.scheduler import Scheduler
+from slosched.daemon.http import HttpServer
+from slosched.daemon.run_log import RunLog
+from slosched.errors import AddressInUse, InvalidConfig, MalformedMessage
+from slosched.messages import Infer, Refused
+from slosched.transport.codec import Frame, decode_from_client, decode_from_worker, encode
+from slosched.transport.sockets import (
+    MAX_MESSAGE_BYTES,
+    AsyncReader,
+    BadMessages,
+    Dealer,
+    Router,
+    total_bytes,
+)
+from slosched.units import NS_PER_S
+from slosched.version import __version__
+
+_DRAIN_WITHIN_S = 5.0
+_LAST_ANSWERS_MS = 500
+
+Announce = Callable[[str], None]
+
+
+class ControllerServer:
+    """A controller in the running event loop: `await start()`, then `await run()` until stopped.
+
+    `announce` gets each line for the operator. Raises AddressInUse, InvalidConfig, UnknownName.
+    """
+
+    def __init__(self, config: ControllerConfig, *, announce: Announce) -> None:
+        if not config.workers:
+            raise InvalidConfig("no worker is named; give --workers host:port[,host:port...]")
+        self.config = config
+        self._announce = announce
+        self.scheduler = Scheduler(
+            config.scheduler,
+            worker_count=len(config.workers),
+            incarnation=int.from_bytes(os.urandom(7), "little"),
+            version=__version__,
+        )
+        self._router = Router(config.bind, config.port)
+        self.port = self._router.port
+        self._dealers = [Dealer(address) for address in config.workers]
+        self._bad = BadMessages(announce)
+        self._http = HttpServer(lambda: status_report(self.scheduler, now_ns=clock.now_ns()))
+        self._inputs: dict[int, Frame] = {}  # by request key, until it is answered
+        self._arrived: dict[tuple[bytes, int], Frame] = {}  # of this step
+        self._outputs: dict[int, Sequence[Frame]] = {}  # by action id, of this step
+        self._generated: dict[int, bytes] = {}  # by size
+        self._backlog: list[Event] = []  # facts that performing effects brought to light
+        self._stop = asyncio.Event()
+        self._stop_requested = 0
+        self._scheduled = False
+        self.run_log: RunLog | None = None
+
+    # ------------------------------------------------------------------------------ running
+
+    async def start(self) -> None:
+        """Listen, greet the workers, open the run directory, and say so in one line."""
+        config = self.config
+        loop = self._loop = asyncio.get_running_loop()
+        self.run_log = RunLog.open(config, announce=self._announce)
+        self._timer = clock.Timer()
+        loop.add_reader(self._timer.fileno(), self._on_timer)
+        self._readers = [AsyncReader(port, self._wake) for port in (self._router, *self._dealers)]
+        await self._start_http()
+        self._wake()
+        http = f"; http://127.0.0.1:{self._http.port}" if self._http.port else ""
+        self._announce(
+            f"slosched controller ready on {config.bind}:{self.port}: {config.scheduler.policy}"
+            f"{' (paper)' if config.scheduler.fidelity == 'paper' else ''}, "
+            f"{len(config.workers)} worker address(es){http}; telemetry in {self.run_log.directory}"
+        )
+
+    async def _start_http(self) -> None:
+        wanted = self.config.http_port
+        if wanted < 0:
+            return
+        default = self.port + 1 if self.config.port == CONTROLLER_PORT else 0
+        try:
+            await self._http.start("127.0.0.1", wanted or default)
+        except AddressInUse as error:
+            if wanted:
+                raise
+            self._announce(f"no HTTP: {error}")
+
+    async def run(self) -> None:
+        """Serve until `stop` is called, then finish what is in flight and close everything."""
+        try:
+            await self._console_until_stopped()
+            await self._drain()
+        finally:
+            await self.close()
+
+    def stop(self) -> None:
+        """End in good order; called a second time, at once. Safe from signal handlers of the loop."""
+        self._stop_requested += 1
+        self._stop.set()
+
+    async def _console_until_stopped(self) -> None:
+        while not self._stop.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), 10.0)
+            assert self.run_log is not None
+            for line in self.run_log.console_lines(clock.now_ns()):
+                self._announce(line)
+
+    async def _drain(self) -> None:
+        self._backlog.append(Drain())
+        self._wake()
+        deadline_ns = clock.now_ns() + int(_DRAIN_WITHIN_S * NS_PER_S)
+        while not self.scheduler.idle and clock.now_ns() < deadline_ns and self._stop_requested < 2:
+            await asyncio.sleep(0.02)
+        self._perform_all(self.scheduler.abandon(now_ns=clock.now_ns()))
+
+    async def close(self) -> None:
+        """Close sockets, timer and files. Idempotent."""
+        for reader in getattr(self, "_readers", ()):
+            reader.close()
+        if hasattr(self, "_timer"):
+            with suppress(ValueError, OSError):
+                self._loop.remove_reader(self._timer.fileno())
+            self._timer.close()
+        self._router.close_after(_LAST_ANSWERS_MS)
+        for dealer in self._dealers:
+            dealer.close()
+        await self._http.close()
+        if self.run_log is not None:
+            scheduler = self.scheduler
+            self.run_log.close(
+                arrived=scheduler.arrived, answered=scheduler.answered, by_code=scheduler.by_code,
+                bad_messages=self._bad.count,
+            )  # fmt: skip
+
+    # --------------------------------------------------------------------------------- step
+
+    def _on_timer(self) -> None:
+        self._timer.clear()
+        self._step()
+
+    def _wake(self) -> None:
+        """Run one step soon: several sockets that became readable together share it."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._step)
+
+    def _step(self) -> None:
+        self._scheduled = False
+        scheduler = self.scheduler
+        self._receive_from_workers()
+        self._receive_from_clients()
+        now_ns = clock.now_ns()
+        backlog, self._backlog = self._backlog, []
+        for event in backlog:
+            scheduler.handle(event, now_ns=now_ns)
+        self._perform_all(scheduler.schedule(now_ns=now_ns))
+        self._arrived.clear()
+        self._outputs.clear()
+        if self._backlog:
+            self._wake()
+        self._timer.arm(scheduler.next_wakeup_ns())
+        for reader in self._readers:
+            reader.recheck()
+
+    def _receive_from_workers(self) -> None:
+        for worker_id, dealer in enumerate(self._dealers):
+            if not dealer.has_input():
+                continue
+            for frames in dealer.receive():
+                try:
+                    if not frames:
+                        raise MalformedMessage("an empty message")
+                    message = decode_from_worker(frames[0])
+                except MalformedMessage as error:
+                    self._bad.note(dealer.address.encode(), f"worker {dealer.address}: {error}")
+                    continue
+                if len(frames) > 1:
+                    action_id = getattr(message, "action_id", None)
+                    if action_id is not None:
+                        self._outputs[action_id] = frames[1:]
+                self.scheduler.handle(FromWorker(worker_id, message), now_ns=clock.now_ns())
+
+    def _receive_from_clients(self) -> None:
+        if not self._router.has_input():
+            return
+        for peer, frames in self._router.receive():
+            try:
+                if not frames:
+                    raise MalformedMessage("an empty message")
+                if total_bytes(frames) > MAX_MESSAGE_BYTES or len(frames) > 2:
+                    raise MalformedMessage(
+                        f"{total_bytes(frames)} bytes in {len(frames)} frames; at most "
+                        f"{MAX_MESSAGE_BYTES} bytes in two frames are taken"
+                    )
+                message = decode_from_client(frames[0])
+            except MalformedMessage as error:
+                self._bad.note(peer, str(error))
+                self._router.send(
+                    peer, [encode(Refused(-1, Code.INVALID_REQUEST, f"message not taken: {error}"))]
+                )
+                continue
+            input_bytes = 0
+            if len(frames) > 1:
+                request_id = getattr(message, "request_id", None)
+                if request_id is not None:
+                    self._arrived[(peer, request_id)] = frames[1]
+                    input_bytes = len(frames[1])
+            self.scheduler.handle(FromClient(peer, message, input_bytes), now_ns=clock.now_ns())
+
+    # ------------------------------------------------------------------------------ effects
+
+    def _perform_all(self, effects: list[Effect]) -> None:
+        log = self.run_log
+        assert log is not None
+        for effect in effects:
+            if isinstance(effect, ToClient):
+                self._to_client(effect)
+            elif isinstance(effect, ToWorker):
+                self._to_worker(effect)
+            elif isinstance(effect, RequestDone):
+                self._inputs.pop(effect.record.key, None)
+                log.request(effect.record)
+            elif isinstance(effect, ActionDone):
+                log.action(effect.record)
+            elif isinstance(effect, Accepted):
+                frame = self._arrived.pop((effect.client, effect.request_id), None)
+                if frame is not None:
+                    self._inputs[effect.key] = frame
+            elif isinstance(effect, Note):
+                self._announce(effect.text if effect.level == "info" else f"warning: {effect.text}")
+
+    def _to_client(self, effect: ToClient) -> None:
+        frames: list[Frame] = [encode(effect.message)]
+        if effect.output_of is not None:
+            action_id, index = effect.output_of
+            outputs = self._outputs.get(action_id, ())
+            if index < len(outputs):
+                frames.append(outputs[index])
+        if not self._router.send(effect.client, frames):
+            self._backlog.append(ClientLost(effect.client))
+
+    def _to_worker(self, effect: ToWorker) -> None:
+        frames: list[Frame] = [encode(effect.message)]
+        if isinstance(effect.message, Infer):
+            for key, size in zip(effect.requests, effect.message.input_sizes, strict=True):
+                if size:
+                    frames.append(self._inputs.get(key) or self._generate(size))
+        if not self._dealers[effect.worker_id].send(frames):
+            self._backlog.append(SendFailed(effect.worker_id, effect.message))
+
+    def _generate(self, size: int) -> bytes:
+        """An input for a client that sent none (option generate_inputs): random, made once a size."""
+        frame = self._generated.get(size)
+        if frame is None:
+            # Small positive float32 values whatever the pattern: no NaN reaches a model.
+            frame = self._generated[size] = bytes(b & 0x3E for b in os.urandom(size))
+        return frame
+
+
+def run_controller(config: ControllerConfig, *, announce: Announce) -> int:
+    """Run a controller until SIGINT or SIGTERM; returns the exit code."""
+    import uvloop
+
+    # The log writers wait in write(2); a switch asked for by one of them must not take 5 ms.
+    sys.setswitchinterval(0.001)
+    clock.set_timer_slack()
+
+    async def main() -> None:
+        server = ControllerServer(config, announce=announce)
+        try:
+            await server.start()
+        except BaseException:
+            await server.close()
+            raise
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, server.stop)
+        # What exists now lives for ever; the rest is young. Full collections would cost milliseconds.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 100)
+        await server.run()
+
+    uvloop.run(main())
+    return 0

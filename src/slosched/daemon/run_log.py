@@ -1,0 +1,76 @@
+"""The controller's run directory: both TSV logs, the manifest and the console's counters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from slosched.config import ControllerConfig
+from slosched.core.scheduler.interface import ActionRecord, RequestRecord
+from slosched.telemetry import action_log, request_log
+from slosched.telemetry.console import ControllerConsole
+from slosched.telemetry.manifest import ManifestNotWritten, finish_manifest, write_manifest
+from slosched.telemetry.run_dir import claim_run_dir, default_log_dir
+from slosched.telemetry.writer import LogWriter
+
+REQUEST_LOG = "clockwork_request_log.tsv"
+ACTION_LOG = "clockwork_action_log.tsv"
+
+Announce = Callable[[str], None]
+
+
+class RunLog:
+    """Derives every telemetry row of a run, once, from the scheduler's records."""
+
+    def __init__(self, directory: Path, *, announce: Announce) -> None:
+        self.directory = directory
+        self._announce = announce
+        self._requests = LogWriter(directory / REQUEST_LOG, request_log.HEADER, on_error=announce)
+        self._actions = LogWriter(directory / ACTION_LOG, action_log.HEADER, on_error=announce)
+        self._console = ControllerConsole()
+        self._closed = False
+
+    @classmethod
+    def open(cls, config: ControllerConfig, *, announce: Announce) -> RunLog:
+        """Claim a directory for this run. Raises InvalidConfig when it cannot be made or written."""
+        wanted = Path(config.log_dir) if config.log_dir else default_log_dir("controller")
+        directory = claim_run_dir(wanted)
+        resolved = {**asdict(config), "scheduler": asdict(config.scheduler.resolved())}
+        write_manifest(directory, "controller", resolved)
+        return cls(directory, announce=announce)
+
+    def request(self, record: RequestRecord) -> None:
+        self._requests.append(request_log.format_request(record))
+        self._console.add_request(record)
+
+    def action(self, record: ActionRecord) -> None:
+        self._actions.append(action_log.format_action(record))
+        self._console.add_action(record)
+
+    def console_lines(self, now_ns: int) -> list[str]:
+        """What happened since the last call, for people; empty when nothing did."""
+        return self._console.lines(now_ns)
+
+    def close(
+        self, *, arrived: int, answered: int, by_code: dict[int, int], bad_messages: int
+    ) -> None:
+        """Flush both logs and finish the manifest. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        requests, actions = self._requests.close(), self._actions.close()
+        outcome = {
+            "complete": arrived == answered and requests.dropped == 0 and actions.dropped == 0,
+            "requests_arrived": arrived,
+            "requests_answered": answered,
+            "requests_by_code": {str(code): n for code, n in sorted(by_code.items())},
+            "request_rows": requests.written,
+            "request_rows_dropped": requests.dropped,
+            "action_rows": actions.written,
+            "action_rows_dropped": actions.dropped,
+            "bad_messages": bad_messages,
+        }
+        with suppress(ManifestNotWritten):
+            finish_manifest(self.directory, outcome)
