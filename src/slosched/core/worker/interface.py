@@ -25,7 +25,11 @@ class OpKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One piece of device work. `slot` names the batch's buffers from COPY_INPUT to COPY_OUTPUT."""
+    """One piece of device work. `action_id` names the batch's buffers from COPY_INPUT to COPY_OUTPUT.
+
+    Here and in the effects, `action_id` is the key that `WorkerBrain.handle` returned for the action:
+    unique as long as the worker lives, while two controllers may use the same number on the wire.
+    """
 
     op_id: int
     kind: OpKind
@@ -35,6 +39,7 @@ class Op:
     batch_size: int = 0  # the class that runs; `request_count` of it are real
     request_count: int = 0
     input_sizes: tuple[int, ...] = ()
+    model_name: str = ""  # what the backend knows the model by; its copies share one
 
 
 # ------------------------------------------------------------------------------------- events
@@ -114,9 +119,11 @@ class PrepareModel:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseModel:
-    """Free the instance's host memory."""
+    """The instance is gone. `last`: no other of its name is left, so host memory can be freed."""
 
     model_id: int
+    name: str = ""
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,346 @@
+"""TOML to configuration, and profiles back to TOML.
+
+Every key is checked: one that nobody knows is an error that names the file, the key and the keys that
+exist. Sizes may be written 21.5GiB, durations 5ms; bare numbers are bytes and nanoseconds.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from slosched.config import (
+    ControllerConfig,
+    EmulationNoise,
+    GpuProfile,
+    ModelProfile,
+    ModelSource,
+    SchedulerConfig,
+    WorkerConfig,
+)
+from slosched.errors import InvalidConfig, InvalidDuration, UnknownName
+from slosched.units import parse_bytes, parse_duration_ns
+
+T = TypeVar("T")
+_Reader = Callable[[Any], Any]
+
+
+# ------------------------------------------------------------------------------ values of keys
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("must be a whole number")
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("must be a number")
+    return float(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("must be a text in quotes")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def _size(value: Any) -> int:
+    """Bytes: 1024 or "21.5GiB"."""
+    if isinstance(value, str):
+        return parse_bytes(value)
+    size = _integer(value)
+    if size < 0:
+        raise ValueError("must be at least 0")
+    return size
+
+
+def _duration(value: Any) -> int:
+    """Nanoseconds: 5000000 or "5ms"."""
+    if isinstance(value, str):
+        return parse_duration_ns(value, bare_unit="ns")
+    duration = _integer(value)
+    if duration < 0:
+        raise ValueError("must be at least 0")
+    return duration
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise ValueError("must be a list of whole numbers")
+    shape = tuple(_integer(extent) for extent in value)
+    if any(extent < 1 for extent in shape):
+        raise ValueError("must hold numbers of at least 1")
+    return shape
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError("must be a list of texts")
+    return tuple(_text(item) for item in value)
+
+
+def _exec_table(value: Any) -> dict[int, int]:
+    if not isinstance(value, dict):
+        raise ValueError('must be a table such as { 1 = "2.6ms", 2 = "3.8ms" }')
+    table: dict[int, int] = {}
+    for batch, duration in value.items():
+        if not batch.isdigit():
+            raise ValueError(f"has the batch size {batch!r}, which is no whole number")
+        table[int(batch)] = _duration(duration)
+    return dict(sorted(table.items()))
+
+
+def _table(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("must be a table")
+    return value
+
+
+_MODEL: dict[str, _Reader] = {
+    "exec_ns": _exec_table, "weights_ns": _duration, "weights_bytes": _size,
+    "input_shape": _shape, "input_dtype": _text, "output_shape": _shape, "output_dtype": _text,
+}  # fmt: skip
+_PROFILE: dict[str, _Reader] = {
+    "name": _text, "weights_cache_bytes": _size, "page_bytes": _size, "clock_mhz": _integer,
+    "models": _table,
+}  # fmt: skip
+_NOISE: dict[str, _Reader] = {
+    "seed": _integer, "exec_sigma": _number, "stall_probability": _number, "stall_ns": _duration,
+}  # fmt: skip
+_SOURCE: dict[str, _Reader] = {
+    "factory": _text, "pt2": _text, "safetensors": _text, "config": _text,
+    "input_shape": _shape, "input_dtype": _text, "dtype": _text,
+}  # fmt: skip
+_WORKER: dict[str, _Reader] = {
+    "device": _text, "gpus": _integer, "port": _integer, "bind": _text, "profile": _text,
+    "weights_cache_bytes": _size, "page_bytes": _size, "allow_zero_size_inputs": _flag,
+    "torch_threads": _integer, "noise": _table, "models": _table,
+}  # fmt: skip
+_SCHEDULER: dict[str, _Reader] = {
+    "policy": _text, "generate_inputs": _flag, "max_gpus": _integer, "schedule_ahead_ns": _duration,
+    "default_slo_ns": _duration, "max_exec_ns": _duration, "max_batch": _integer, "fidelity": _text,
+}  # fmt: skip
+_CONTROLLER: dict[str, _Reader] = {
+    "workers": _texts, "port": _integer, "bind": _text, "http_port": _integer, "log_dir": _text,
+    "scheduler": _table,
+}  # fmt: skip
+
+
+def _spellings(known: Mapping[str, _Reader]) -> dict[str, str]:
+    """Keys as people write them, to fields: a duration or a size with a unit needs no _ns or _bytes."""
+    spellings = {name: name for name in known}
+    for name in known:
+        for suffix in ("_ns", "_bytes"):
+            short = name.removesuffix(suffix)
+            if short not in known and short != "weights":  # that one would be two things
+                spellings[short] = name
+    return spellings
+
+
+def _read(where: str, table: Mapping[str, Any], known: Mapping[str, _Reader]) -> dict[str, Any]:
+    """The values of `table`, checked. `where` names the file and the table for errors."""
+    spellings = _spellings(known)
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        name = spellings.get(key)
+        if name is None:
+            raise InvalidConfig(f"{where}: unknown key {key!r}; known: {', '.join(sorted(known))}")
+        if name in values:
+            raise InvalidConfig(f"{where}: {key!r} says {name!r} a second time")
+        try:
+            values[name] = known[name](value)
+        except (ValueError, InvalidDuration) as error:
+            raise InvalidConfig(f"{where}: {key} {error} (it is {value!r})") from None
+    return values
+
+
+def _build(where: str, make: Callable[..., T], values: Mapping[str, Any]) -> T:
+    try:
+        return make(**values)
+    except TypeError as error:  # a field without a default was left out
+        raise InvalidConfig(f"{where}: {_missing(make, values) or error}") from None
+    except UnknownName:
+        raise
+    except InvalidConfig as error:
+        raise InvalidConfig(f"{where}: {error}") from None
+
+
+def _missing(make: Callable[..., object], values: Mapping[str, Any]) -> str:
+    if not is_dataclass(make):
+        return ""
+    lacking = [
+        f.name
+        for f in fields(make)
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in values
+    ]
+    return f"{', '.join(lacking)} must be given" if lacking else ""
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidConfig(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidConfig(f"{path} is no TOML file: {error}") from None
+
+
+# ------------------------------------------------------------------------------------ profiles
+
+
+def builtin_profiles() -> list[str]:
+    """Names of the profiles that come with the package, sorted."""
+    folder = resources.files("slosched").joinpath("profiles")
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def load_profile(name_or_path: str | Path) -> GpuProfile:
+    """The built-in profile of that name, or the one in that file (a path, or a name ending in .toml).
+
+    Raises UnknownName for a name that is neither, InvalidConfig for a file that is no profile.
+    """
+    text = str(name_or_path)
+    if text in builtin_profiles():
+        source = resources.files("slosched").joinpath("profiles", f"{text}.toml")
+        return _profile(f"profile {text}", tomllib.loads(source.read_text(encoding="utf-8")))
+    path = Path(name_or_path)
+    if not (path.is_file() or path.suffix == ".toml" or "/" in text):
+        raise UnknownName("profile", text, builtin_profiles())
+    return _profile(str(path), _parse(path))
+
+
+def _profile(where: str, table: Mapping[str, Any]) -> GpuProfile:
+    values = _read(where, table, _PROFILE)
+    models: dict[str, ModelProfile] = {}
+    for name, model in values.get("models", {}).items():
+        here = f"{where}, model {name!r}"
+        if not isinstance(model, dict):
+            raise InvalidConfig(f"{here}: must be a table [models.{name}]")
+        models[name] = _build(here, ModelProfile, {"name": name, **_read(here, model, _MODEL)})
+    if not models:
+        raise InvalidConfig(f"{where}: it has no [models.NAME] table")
+    values["models"] = models
+    return _build(where, GpuProfile, values)
+
+
+def dump_profile(profile: GpuProfile) -> str:
+    """The profile as TOML; `load_profile` of it gives an equal one."""
+    lines = [
+        f"name = {_quoted(profile.name)}",
+        f"weights_cache_bytes = {profile.weights_cache_bytes}",
+        f"page_bytes = {profile.page_bytes}",
+        f"clock_mhz = {profile.clock_mhz}",
+    ]
+    for name in sorted(profile.models):
+        model = profile.models[name]
+        batches = ", ".join(f"{b} = {ns:_}" for b, ns in sorted(model.exec_ns.items()))
+        lines += [
+            "",
+            f"[models.{_quoted(name)}]",
+            f"exec_ns = {{ {batches} }}",
+            f"weights_ns = {model.weights_ns:_}",
+            f"weights_bytes = {model.weights_bytes}",
+            f"input_shape = {list(model.input_shape)}",
+            f"input_dtype = {_quoted(model.input_dtype)}",
+            f"output_shape = {list(model.output_shape)}",
+            f"output_dtype = {_quoted(model.output_dtype)}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in escaped) + '"'
+
+
+# ------------------------------------------------------------------------------------- daemons
+
+
+def load_worker_config(path: str | Path, base: WorkerConfig | None = None) -> WorkerConfig:
+    """`base` (the defaults) with what the file says. Paths in it are relative to the file.
+
+    [noise] is EmulationNoise; each [models.NAME] is a ModelSource. Raises InvalidConfig.
+    """
+    file = Path(path)
+    values = _read(str(file), _parse(file), _WORKER)
+    if "noise" in values:
+        where = f"{file}, [noise]"
+        values["noise"] = _build(where, EmulationNoise, _read(where, values["noise"], _NOISE))
+    if "models" in values:
+        values["models"] = tuple(
+            _model_source(file, name, table) for name, table in values["models"].items()
+        )
+    if values.get("profile", "").endswith(".toml"):
+        values["profile"] = str(file.parent / values["profile"])
+    start = base or WorkerConfig()
+    return _build(str(file), lambda **given: replace(start, **given), values)
+
+
+def _model_source(file: Path, name: str, table: Any) -> ModelSource:
+    where = f"{file}, model {name!r}"
+    if not isinstance(table, dict):
+        raise InvalidConfig(f"{where}: must be a table [models.{name}]")
+    values = _read(where, table, _SOURCE)
+    given = [key for key in ("factory", "pt2", "safetensors") if values.get(key)]
+    if len(given) != 1:
+        raise InvalidConfig(
+            f"{where}: exactly one of factory, pt2 and safetensors must be given, not "
+            f"{' and '.join(given) or 'none'}"
+        )
+    if given == ["safetensors"] and not values.get("config"):
+        raise InvalidConfig(
+            f"{where}: safetensors needs config, the transformers config.json of it"
+        )
+    if not values.get("input_shape"):
+        raise InvalidConfig(
+            f"{where}: input_shape must be given, such as [3, 224, 224] (one request)"
+        )
+    for key in ("pt2", "safetensors", "config"):
+        if values.get(key):
+            values[key] = str(file.parent / values[key])
+    return _build(where, ModelSource, {"name": name, **values})
+
+
+def load_controller_config(
+    path: str | Path, base: ControllerConfig | None = None
+) -> ControllerConfig:
+    """`base` (if given) with what the file says; [scheduler] is SchedulerConfig. Raises InvalidConfig."""
+    file = Path(path)
+    values = _read(str(file), _parse(file), _CONTROLLER)
+    scheduler = base.scheduler if base is not None else SchedulerConfig()
+    if "scheduler" in values:
+        where = f"{file}, [scheduler]"
+        given = _read(where, values["scheduler"], _SCHEDULER)
+        start = scheduler
+        scheduler = _build(where, lambda **more: replace(start, **more), given)
+    values["scheduler"] = scheduler
+    if base is not None:
+        start_config = base
+        return _build(str(file), lambda **more: replace(start_config, **more), values)
+    return _build(str(file), ControllerConfig, values)
+
+
+__all__ = [
+    "builtin_profiles",
+    "dump_profile",
+    "load_controller_config",
+    "load_profile",
+    "load_worker_config",
+]

@@ -1,0 +1,147 @@
+"""An emulated GPU: it takes exactly as long as a profile says, and computes nothing.
+
+It is pure, so the live worker and the simulator share it. Its timeline is exact: work starts at the
+`now_ns` it is launched with, and a shell that steps at each armed time in order (stepping.py) makes
+the next action start at the very nanosecond at which the previous one ended, however late the
+host process was woken. Noise and stalls are drawn per GPU from a generator of its own, so a GPU's
+sequence does not depend on what the others do.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from math import prod
+
+from slosched.codes import Code
+from slosched.config import EmulationNoise, GpuProfile, ModelProfile
+from slosched.core.worker.interface import ModelPrepared, Op, OpDone, OpKind, PrepareModel
+from slosched.errors import UnknownName
+from slosched.messages import Span
+
+_MASK = 2**64 - 1
+_ITEM_BYTES = {
+    "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8,
+    "int8": 1, "uint8": 1, "int16": 2, "int32": 4, "int64": 8, "bool": 1,
+}  # fmt: skip
+
+
+def tensor_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    """Bytes of one tensor of `shape` and `dtype` (numpy's names); 0 for a dtype nobody knows."""
+    return prod(shape) * _ITEM_BYTES.get(dtype, 0)
+
+
+class SplitMix64:
+    """A 64-bit generator whose sequence is the same everywhere (Steele et al., OOPSLA 2014)."""
+
+    def __init__(self, seed: int) -> None:
+        self._state = seed & _MASK
+
+    def next_u64(self) -> int:
+        self._state = (self._state + 0x9E3779B97F4A7C15) & _MASK
+        z = self._state
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+        return z ^ (z >> 31)
+
+    def uniform(self) -> float:
+        """In [0, 1)."""
+        return (self.next_u64() >> 11) * 2.0**-53
+
+    def normal(self) -> float:
+        """Mean 0, standard deviation 1, cut at 3. A sum of twelve uniforms: the same bits on any libm."""
+        while True:
+            total = -6.0
+            for _ in range(12):
+                total += self.uniform()
+            if -3.0 <= total <= 3.0:
+                return total
+
+
+class EmulatedGpu:
+    """Implements `Device`. Exec and weights take the profile's time; copies take none.
+
+    `profile` must know every model by the `model_name` of its ops; an op of another fails with
+    code 2. `noise.seed` and `gpu_id` seed the disturbances.
+    """
+
+    def __init__(
+        self, profile: GpuProfile, noise: EmulationNoise | None = None, gpu_id: int = 0
+    ) -> None:
+        self._profile = profile
+        self._noise = noise or EmulationNoise()
+        self._noisy = self._noise.exec_sigma > 0 or self._noise.stall_probability > 0
+        self._random = SplitMix64(self._noise.seed * 0x10001 + gpu_id + 1)
+        self._classes: dict[tuple[str, int], int] = {}  # (model, batch) -> exec ns
+        self._running: list[tuple[int, int, OpDone]] = []  # (end, seq, what to report)
+        self._seq = 0
+
+    def launch(self, op: Op, *, now_ns: int) -> None:
+        try:
+            done = self._outcome(op, now_ns)
+        except UnknownName as error:
+            span = Span(now_ns, now_ns, 0)
+            done = OpDone(op.op_id, span, code=Code.RUNTIME_ERROR, reason=str(error))
+        self._seq += 1
+        heappush(self._running, (done.span.end_ns, self._seq, done))
+
+    def poll(self, *, now_ns: int) -> list[OpDone]:
+        done: list[OpDone] = []
+        while self._running and self._running[0][0] <= now_ns:
+            done.append(heappop(self._running)[2])
+        return done
+
+    def next_event_ns(self) -> int | None:
+        return self._running[0][0] if self._running else None
+
+    def _outcome(self, op: Op, now_ns: int) -> OpDone:
+        clock_mhz = self._profile.clock_mhz
+        if op.kind is OpKind.EXEC:
+            duration_ns = self._exec_ns(op)
+        elif op.kind is OpKind.LOAD_WEIGHTS:
+            duration_ns = self._profile.model(op.model_name).weights_ns
+        else:
+            duration_ns = 0
+        output_sizes: tuple[int, ...] = ()
+        if op.kind is OpKind.COPY_OUTPUT and any(op.input_sizes):
+            model = self._profile.model(op.model_name)
+            size = tensor_bytes(model.output_shape, model.output_dtype)
+            output_sizes = tuple(size if given else 0 for given in op.input_sizes)
+        span = Span(now_ns, now_ns + duration_ns, duration_ns)
+        return OpDone(
+            op.op_id,
+            span,
+            clock_before_mhz=clock_mhz,
+            clock_mhz=clock_mhz,
+            output_sizes=output_sizes,
+        )
+
+    def _exec_ns(self, op: Op) -> int:
+        key = (op.model_name, op.batch_size)
+        duration_ns = self._classes.get(key)
+        if duration_ns is None:
+            duration_ns = class_exec_ns(self._profile.model(op.model_name), op.batch_size)
+            self._classes[key] = duration_ns
+        if not self._noisy:
+            return duration_ns
+        duration_ns = round(duration_ns * (1.0 + self._noise.exec_sigma * self._random.normal()))
+        if self._random.uniform() < self._noise.stall_probability:
+            duration_ns += self._noise.stall_ns
+        return max(1, duration_ns)
+
+
+def class_exec_ns(model: ModelProfile, batch_size: int) -> int:
+    """Exec time of the smallest batch class that holds `batch_size`; of the largest if none does."""
+    fitting = [batch for batch in model.exec_ns if batch >= batch_size]
+    return model.exec_ns[min(fitting) if fitting else max(model.exec_ns)]
+
+
+def prepare_emulated(profile: GpuProfile, effect: PrepareModel, *, now_ns: int) -> ModelPrepared:
+    """Answer a PrepareModel from the profile, at once: there is nothing to build."""
+    span = Span(now_ns, now_ns, 0)
+    try:
+        model = profile.model(effect.name)
+    except UnknownName as error:
+        return ModelPrepared(
+            effect.action_id, None, span, code=Code.UNKNOWN_MODEL, reason=str(error)
+        )
+    return ModelPrepared(effect.action_id, model, span, labels=("emulated",))

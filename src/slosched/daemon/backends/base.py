@@ -1,0 +1,83 @@
+"""A backend: the devices of one worker process and the models they can run, behind one protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from slosched.config import WorkerConfig
+from slosched.core.worker.interface import Device, ModelPrepared, PrepareModel, ReleaseModel
+from slosched.errors import InvalidConfig
+from slosched.messages import GpuInfo
+
+Frame = bytes | memoryview
+
+
+class Backend(Protocol):
+    """What the worker's loop needs of the devices. Every method is called by the loop's thread."""
+
+    @property
+    def device_name(self) -> str:
+        """One of emulated, cpu and cuda:N, for people and for WorkerWelcome."""
+
+    @property
+    def exact(self) -> bool:
+        """True: time is simulated, so the loop steps in event time and may sleep as it likes."""
+
+    @property
+    def spins(self) -> bool:
+        """True: a start must not wait for a sleeping process, so the loop spins near it."""
+
+    @property
+    def gpus(self) -> Sequence[GpuInfo]: ...
+
+    @property
+    def devices(self) -> Mapping[int, Device]: ...
+
+    @property
+    def loadable(self) -> Sequence[str]:
+        """Canonical names of the models that `prepare` can make ready."""
+
+    def describe(self) -> str:
+        """For the ready line: "6 emulated GPU(s), profile v100, 1376 pages each"."""
+
+    def prepare(self, effect: PrepareModel, *, done: Callable[[ModelPrepared], None]) -> None:
+        """Begin to make the model ready, outside the loop. `done` may be called by another thread."""
+
+    def release(self, effect: ReleaseModel) -> None:
+        """Free the host memory of an instance."""
+
+    def evict(self, gpu_id: int, model_id: int) -> None:
+        """Free the instance's weights on the device."""
+
+    def keep_inputs(self, action_id: int, frames: Sequence[Frame]) -> None:
+        """Keep an action's input frames until they were copied, or dropped."""
+
+    def drop_inputs(self, action_id: int) -> None:
+        """The action ended without running: free its frames and its buffers."""
+
+    def take_outputs(self, action_id: int, sizes: Sequence[int]) -> Sequence[Frame]:
+        """The output frames of a finished action, one for each size other than 0."""
+
+    def close(self) -> None:
+        """End the backend's own threads; idempotent, bounded by a second."""
+
+
+def open_backend(config: WorkerConfig) -> Backend:
+    """Open what `config.device` names: "auto" is cuda:0 where torch sees a GPU, else the CPU.
+
+    Torch and its libraries are imported here, not later: an import holds the interpreter for seconds,
+    and a heartbeat must never wait for that. Raises InvalidConfig, MissingPackage or UnknownName.
+    """
+    device = config.device
+    if device == "emulated":
+        from slosched.daemon.backends.emulated import EmulatedBackend
+
+        return EmulatedBackend(config)
+    if device not in ("auto", "cpu", "cuda") and not device.startswith("cuda:"):
+        raise InvalidConfig(
+            f"unknown device {device!r}; write auto, cpu, cuda:N (as cuda:0) or emulated"
+        )
+    from slosched.daemon.backends.torch_backend import TorchBackend
+
+    return TorchBackend(config)

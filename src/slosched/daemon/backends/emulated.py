@@ -1,0 +1,71 @@
+"""Emulated GPUs for a live worker: the core's EmulatedGpu, and outputs of the right size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from slosched.clock import now_ns
+from slosched.config import WorkerConfig
+from slosched.config_file import load_profile
+from slosched.core.worker.emulated import EmulatedGpu, prepare_emulated
+from slosched.core.worker.interface import ModelPrepared, PrepareModel, ReleaseModel
+from slosched.daemon.backends.base import Frame
+from slosched.messages import GpuInfo
+
+
+class EmulatedBackend:
+    """`config.gpus` GPUs of `config.profile`, in one process and behind one address.
+
+    Inputs are dropped on arrival and outputs are zeros: only sizes and times are real.
+    Raises UnknownName or InvalidConfig for a profile that cannot be read.
+    """
+
+    device_name = "emulated"
+    exact = True
+    spins = False
+
+    def __init__(self, config: WorkerConfig) -> None:
+        profile = load_profile(config.profile)
+        if config.weights_cache_bytes:
+            profile = replace(profile, weights_cache_bytes=config.weights_cache_bytes)
+        self._profile = profile
+        self.gpus = tuple(
+            GpuInfo(i, profile.name, profile.pages, profile.page_bytes) for i in range(config.gpus)
+        )
+        self.devices = {i: EmulatedGpu(profile, config.noise, i) for i in range(config.gpus)}
+        self.loadable = tuple(sorted(profile.models))
+        self._zeros: dict[int, bytes] = {}  # by size
+
+    def describe(self) -> str:
+        profile = self._profile
+        return (
+            f"{len(self.gpus)} emulated GPU(s), profile {profile.name}, {profile.pages} pages each"
+        )
+
+    def prepare(self, effect: PrepareModel, *, done: Callable[[ModelPrepared], None]) -> None:
+        done(prepare_emulated(self._profile, effect, now_ns=now_ns()))
+
+    def release(self, effect: ReleaseModel) -> None:
+        pass
+
+    def evict(self, gpu_id: int, model_id: int) -> None:
+        pass
+
+    def keep_inputs(self, action_id: int, frames: Sequence[Frame]) -> None:
+        pass
+
+    def drop_inputs(self, action_id: int) -> None:
+        pass
+
+    def take_outputs(self, action_id: int, sizes: Sequence[int]) -> Sequence[Frame]:
+        frames = []
+        for size in sizes:
+            if size and size not in self._zeros:
+                self._zeros[size] = bytes(size)
+            if size:
+                frames.append(self._zeros[size])
+        return frames
+
+    def close(self) -> None:
+        pass
