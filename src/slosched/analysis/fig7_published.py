@@ -1,0 +1,180 @@
+"""Figure 7 in the published form, as the artifact's plotter draws it (Clockwork, sec63_fig7).
+
+Windows of a little more than 4 s in completion order, whatever the SLO steps: a window that
+straddles two steps is one point. The look, the styles and the size are the published ones too. One
+thing differs: the TSV files need no equal lengths; shorter columns end in empty cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from slosched.analysis.runs import Run
+from slosched.errors import InvalidConfig
+from slosched.telemetry.table import LogTable
+from slosched.units import NS_PER_MS, NS_PER_S
+
+WINDOW_NS = 4 * NS_PER_S
+
+_STEM = "fig7_dist=poisson"
+_SIZE_INCHES = (10.0, 2.5)
+_WIDTHS = {12: 1.0, 48: 3.0}
+_RATES: dict[float, tuple[str, str]] = {
+    600: ("grey", "solid"),
+    1200: ("mediumturquoise", "dotted"),
+    2400: ("orange", "dashed"),
+}
+#: For runs that the paper does not have.
+_OTHER_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
+#: The run whose SLO changes make the ticks: N=12, R=600.
+_TICK_RUN = (12, 600.0)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """One curve: at `at_ns` after the run's first answer, `satisfaction` of the window before."""
+
+    at_ns: list[int]
+    satisfaction: list[float]
+
+
+def published_windows(log: LogTable) -> Windows:
+    """Return the curve of a request log, windowed as published.
+
+    The last row is left out (the original's could be torn), and so is the last, unfinished window.
+    """
+    times = _published_rows(log, "t")
+    met = _published_rows(log, "deadline_met")
+    curve = Windows([], [])
+    if not times:
+        return curve
+    first = min(times)
+    least = greatest = times[0]
+    count = good = 0
+    for t, in_time in zip(times, met, strict=True):
+        if count == 0:
+            least = greatest = t
+        least, greatest = min(least, t), max(greatest, t)
+        count += 1
+        good += in_time != 0
+        if greatest - least > WINDOW_NS:
+            curve.at_ns.append(t - first)
+            curve.satisfaction.append(1 - (count - good) / count)
+            count = good = 0
+    return curve
+
+
+def slo_changes(log: LogTable) -> list[tuple[int, str]]:
+    """Return when each SLO was first answered for user 0 (ns after the first answer), with its label.
+
+    Where there is no user 0, the least one stands in. An absolute SLO, which the original does not
+    know, is labelled in ms.
+    """
+    times = _published_rows(log, "t")
+    users = _published_rows(log, "user_id")
+    if not times:
+        return []
+    user, first = min(users), min(times)
+    earliest: dict[tuple[float, int], int] = {}
+    columns = (times, users, _published_rows(log, "slo_factor"), _published_rows(log, "deadline"))
+    for t, who, factor, deadline_ns in zip(*columns, strict=True):
+        if who == user:
+            key = (factor, 0 if factor > 0 else deadline_ns)
+            earliest[key] = min(earliest.get(key, t), t)
+    return [
+        (t - first, f"{factor:4.1f}" if factor > 0 else f"{deadline_ns / NS_PER_MS:g} ms")
+        for (factor, deadline_ns), t in sorted(earliest.items(), key=lambda item: item[1])
+    ]
+
+
+def draw_published(runs: Sequence[Run], out: Path) -> list[Path]:
+    """Draw the runs' request logs into `out`; return the paths of the PNG, the PDF and two TSVs."""
+    from slosched.analysis import style
+
+    logs = []
+    for run in runs:
+        if run.requests is None:
+            raise InvalidConfig(
+                f"{run.path} has no request log; the published form is drawn from it"
+            )
+        logs.append((run, run.requests, published_windows(run.requests)))
+    if not any(curve.at_ns for _, _, curve in logs):
+        raise InvalidConfig("nothing to draw: no run is longer than one window of 4 s")
+    ticks = slo_changes(_tick_log(logs))
+    # The artifact's figure has matplotlib's own look: a frame, no grid.
+    plain = {"axes_spines_top": True, "axes_spines_right": True, "axes_grid": False}
+    with style.look(**plain, axes_edgecolor="black", axes_linewidth=0.8, legend_frameon=True):
+        figure = style.Figure(figsize=_SIZE_INCHES, layout="tight")
+        _draw(figure.subplots(), logs, ticks)
+        paths = style.save(figure, out, _STEM)
+    changes: list[list[object]] = [[t for t, _ in ticks], [text.strip() for _, text in ticks]]
+    paths.append(
+        _write_columns(
+            out / f"{_STEM}_slo_multiplier_changes.tsv",
+            ["SLO_multiplier_TS", "SLO_multiplier_val"],
+            changes,
+        )
+    )
+    names: list[str] = []
+    columns: list[list[object]] = []
+    for run, _, curve in logs:
+        name = f"N={run.copies}_R={run.rate:g}"
+        if f"{name}_TS" in names:
+            name += f"_{run.path.resolve().name}"
+        names += [f"{name}_TS", f"{name}_WS"]
+        columns += [list(curve.at_ns), list(curve.satisfaction)]
+    paths.append(_write_columns(out / f"{_STEM}_workload_satisfaction.tsv", names, columns))
+    return paths
+
+
+def _published_rows(log: LogTable, column: str) -> list[Any]:
+    """The rows that the plotter reads: all but the last line of the file, torn or whole."""
+    values: list[Any] = log[column].tolist()
+    return values if log.truncated else values[:-1]
+
+
+def _tick_log(logs: Sequence[tuple[Run, LogTable, Windows]]) -> LogTable:
+    for run, log, _ in logs:
+        if (run.copies, round(run.rate, -1)) == _TICK_RUN:
+            return log
+    return logs[0][1]
+
+
+def _draw(
+    ax: Any, logs: Sequence[tuple[Run, LogTable, Windows]], ticks: Sequence[tuple[int, str]]
+) -> None:
+    others = iter(_OTHER_COLOURS * len(logs))
+    for run, _, curve in logs:
+        known = _RATES.get(round(run.rate, -1))
+        colour, line = known if known is not None else (next(others), "solid")
+        ax.plot(
+            curve.at_ns,
+            curve.satisfaction,
+            label=f"N={run.copies}, R={run.rate:g}",
+            linewidth=_WIDTHS.get(run.copies, 1.5),
+            color=colour,
+            linestyle=line,
+        )
+    for t, _ in ticks:
+        ax.axvline(t, color="grey", linestyle="dashed", linewidth=0.6, zorder=0.5)
+    ax.set_xticks([t for t, _ in ticks], [text for _, text in ticks])
+    start = ticks[0][0] if ticks else 0
+    ax.set_xlim(start, max(t for _, _, curve in logs for t in curve.at_ns))
+    ax.set_xlabel("SLO Multiplier")
+    ax.set_ylabel("Workload Satisfaction")
+    ax.set_ylim(-0.05, 1.05)
+    ax.legend(loc="lower right")
+
+
+def _write_columns(path: Path, names: Sequence[str], columns: Sequence[Sequence[object]]) -> Path:
+    rows = [names, *zip_longest(*columns, fillvalue="")]
+    text = "".join("\t".join(str(cell) for cell in row) + "\n" for row in rows)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidConfig(f"cannot write {path}: {error.strerror}") from error
+    return path

@@ -1,0 +1,137 @@
+"""A run as its files tell it: the logs, the manifest, and what to call it in a figure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slosched.errors import InvalidConfig
+from slosched.telemetry import client_log, request_log
+from slosched.telemetry.manifest import read_manifest
+from slosched.telemetry.run_dir import CLIENT_MANIFEST, MANIFEST
+from slosched.telemetry.table import LogTable
+
+#: Where a run may keep a side's files: in the run directory itself, or in a folder of that side.
+_FOLDERS = ("", "controller", "client")
+
+_PUBLISHED_NAME = re.compile(r"rate=(\d+(?:\.\d+)?)_num-models=(\d+)")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory. At least one of the two logs is there.
+
+    `copies` and `rate` are N and R (requests per second over all copies) of the sweep: from the
+    client's manifest where there is one, else counted in the logs. `stated` says that they were not
+    counted.
+    """
+
+    path: Path
+    requests: LogTable | None
+    client: LogTable | None
+    copies: int
+    rate: float
+    stated: bool
+    partial: bool
+
+    @property
+    def label(self) -> str:
+        """ "N=12, R=600"; "R≈598" where R was measured; "(partial)" where the sweep was cut short."""
+        rate = f"R={self.rate:g}" if self.stated else f"R≈{self.rate:g}"
+        return f"N={self.copies}, {rate}" + (" (partial)" if self.partial else "")
+
+
+def open_run(path: Path) -> Run:
+    """Read the logs of a run directory, or one request log by its file name.
+
+    Raises InvalidConfig if there is no such run, MalformedLog if a file of it is damaged.
+    """
+    requests: LogTable | None = None
+    client: LogTable | None = None
+    manifests: list[Mapping[str, Any]] = []
+    if path.is_file():
+        requests = request_log.read_request_log(path)
+    else:
+        at = _find(path, request_log.FILE_NAME)
+        requests = request_log.read_request_log(at) if at else None
+        at = _find(path, client_log.FILE_NAME)
+        client = client_log.read_client_log(at) if at else None
+        manifests = list(_manifests(path))
+    if requests is None and client is None:
+        what = "does not exist" if not path.exists() else "holds no run"
+        raise InvalidConfig(
+            f"{path} {what}: expected {request_log.FILE_NAME} or {client_log.FILE_NAME} in it"
+        )
+    copies, rate = _stated(path, manifests)
+    stated = copies is not None and rate is not None
+    if copies is None or rate is None:
+        copies, rate = _counted(requests, client)
+    partial = any(
+        str(m.get("kind", "")).startswith("client") and not m.get("complete", True)
+        for m in manifests
+    )
+    return Run(path, requests, client, copies, rate, stated, partial)
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """Return one label for each run; runs alike are told apart by their directories' names."""
+    plain = [run.label for run in runs]
+    return [
+        label if plain.count(label) == 1 else f"{label} · {run.path.resolve().name}"
+        for run, label in zip(runs, plain, strict=True)
+    ]
+
+
+def _find(path: Path, name: str) -> Path | None:
+    for folder in _FOLDERS:
+        candidate = path / folder / name
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _manifests(path: Path) -> Iterator[Mapping[str, Any]]:
+    for folder in _FOLDERS:
+        for name in (CLIENT_MANIFEST, MANIFEST):
+            document = read_manifest(path / folder, name=name)
+            if document:
+                yield document
+
+
+def _stated(path: Path, manifests: Sequence[Mapping[str, Any]]) -> tuple[int | None, float | None]:
+    published = _PUBLISHED_NAME.search(path.name)
+    if published:
+        return int(published.group(2)), float(published.group(1))
+    for document in manifests:
+        for section in _sections(document):
+            copies, rate = section.get("copies"), section.get("rate")
+            if isinstance(copies, int) and isinstance(rate, int | float):
+                return copies, float(rate)
+    return None, None
+
+
+def _sections(document: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield document
+    for value in document.values():
+        if isinstance(value, Mapping):
+            yield from _sections(value)
+
+
+def _counted(requests: LogTable | None, client: LogTable | None) -> tuple[int, float]:
+    table = requests if requests is not None else client
+    assert table is not None
+    if len(table) == 0:
+        return 0, 0.0
+    times = table["t"] - table["latency"] if requests is not None else table["scheduled_ns"]
+    seconds = float(times.max() - times.min()) / 1e9
+    copies = len(set(table["model_id"].tolist()))
+    return copies, _rounded((len(table) - 1) / seconds) if seconds > 0 else 0.0
+
+
+def _rounded(rate: float) -> float:
+    """Two digits where they are within a hundredth of what was counted, else three: R≈600, R≈617."""
+    two = float(f"{rate:.2g}")
+    return two if abs(two - rate) <= 0.01 * rate else float(f"{rate:.3g}")

@@ -1,0 +1,91 @@
+"""How figures look, and the only module that imports matplotlib.
+
+Importing it without matplotlib raises MissingPackage. Figures are made without pyplot: no global
+state, no display, the same bytes each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from slosched.errors import InvalidConfig, MissingPackage
+
+try:
+    import matplotlib.figure
+    import matplotlib.lines
+    import matplotlib.ticker
+except ImportError as error:
+    raise MissingPackage(
+        "figures need matplotlib, which is not installed: pip install 'slosched[plot]'"
+    ) from error
+
+# matplotlib has types in some versions and none in others; here it has none.
+Figure: Any = matplotlib.figure.Figure
+Line2D: Any = matplotlib.lines.Line2D
+FixedLocator: Any = matplotlib.ticker.FixedLocator
+FuncFormatter: Any = matplotlib.ticker.FuncFormatter
+LogLocator: Any = matplotlib.ticker.LogLocator
+NullLocator: Any = matplotlib.ticker.NullLocator
+_rc_context: Any = matplotlib.rc_context
+
+#: Okabe and Ito's palette, which the colour-blind can tell apart; its yellow is too pale for lines.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+#: A second sign beside the colour, for print in grey.
+MARKERS = ("o", "s", "^", "D", "v", ">", "X")
+
+INK = "#222222"
+PALE = "#8a8a8a"
+
+_LOOK: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 10.0,
+    "axes.titlesize": 11.0,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10.0,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": PALE,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 9.0,
+    "ytick.labelsize": 9.0,
+    "legend.fontsize": 9.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.9,
+    "lines.markersize": 5.5,
+    "savefig.dpi": 180,
+    "pdf.fonttype": 42,  # text stays text in the PDF
+}
+
+
+@contextmanager
+def look(**changes: Any) -> Iterator[None]:
+    """Draw and save within this: the project's look, with `changes` (rcParams; "_" for ".")."""
+    settings = _LOOK | {key.replace("_", "."): value for key, value in changes.items()}
+    with _rc_context(settings):
+        yield
+
+
+def save(figure: Any, out: Path, stem: str) -> list[Path]:
+    """Write `figure` as PNG and PDF into the directory `out`; return the paths.
+
+    Raises InvalidConfig if the directory cannot be made or written.
+    """
+    paths = [out / f"{stem}.png", out / f"{stem}.pdf"]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        figure.savefig(paths[0], metadata={"Software": None})
+        figure.savefig(paths[1], metadata={"CreationDate": None, "Creator": "slosched"})
+    except OSError as error:
+        raise InvalidConfig(f"cannot write figures into {out}: {error.strerror}") from error
+    return paths
