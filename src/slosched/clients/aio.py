@@ -1,0 +1,326 @@
+"""The asynchronous client: one connection to a controller, in the running event loop.
+
+    async with connect("127.0.0.1:12346") as client:
+        [model] = await client.load("resnet50_v2")
+        answer = await client.infer(model, array, slo="25ms")
+
+It works on asyncio and on uvloop, and belongs to the loop it was made in. Every wait has an end:
+a request fails with ConnectionLost when the controller has not answered 5 s after its SLO.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator
+from types import TracebackType
+from typing import Any, TypeVar
+
+from slosched.clients.inference import Array, Inference, Model, slo_fields
+from slosched.clients.session import HELLO_EVERY_S, SEND_AGAIN_S, OnReply, Session
+from slosched.clock import now_ns
+from slosched.codes import Code
+from slosched.config import CONTROLLER_PORT
+from slosched.errors import ConnectionLost, InvalidRequest, PeerUnreachable, RequestFailed
+from slosched.messages import (
+    CancelRequest,
+    InferReply,
+    InferRequest,
+    ListModelsReply,
+    ListModelsRequest,
+    LoadModelReply,
+    LoadModelRequest,
+    Message,
+    ModelInfo,
+    StatusReply,
+    StatusRequest,
+)
+from slosched.transport.codec import Frame, encode
+from slosched.units import NS_PER_S, format_duration
+
+DEFAULT_ADDRESS = f"127.0.0.1:{CONTROLLER_PORT}"
+
+_GRACE_S = 5.0  # beyond a request's SLO
+
+_Reply = TypeVar("_Reply", bound=Message)
+
+
+class AsyncClient(Session):
+    """A session with a controller. Made by `connect`; `close` (or `async with`) ends it.
+
+    Not safe to share between threads or loops. `lost` says in words that the controller has fallen
+    silent, and is empty while it answers.
+    """
+
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, name: str = "") -> None:
+        super().__init__(address, name=name)
+        self._next_id = 1
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    # --------------------------------------------------------------------------------- calls
+
+    def _new_id(self) -> int:
+        request_id = self._next_id
+        self._next_id += 1
+        return request_id
+
+    async def _call(
+        self, make: Callable[[int], Message], kind: type[_Reply], what: str, timeout_s: float
+    ) -> _Reply:
+        """Send `make(request_id)` and return the answer. Raises PeerUnreachable after `timeout_s`."""
+        request_id = self._new_id()
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._futures[request_id] = future
+        self._until_silence[request_id] = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self._send(make(request_id)):
+                    await asyncio.sleep(SEND_AGAIN_S)
+                reply = await future
+        except TimeoutError:
+            raise PeerUnreachable(
+                f"the controller at {self.address} did not answer {what} within "
+                f"{format_duration(timeout_s * NS_PER_S)}"
+            ) from None
+        finally:
+            self._futures.pop(request_id, None)
+            self._until_silence.pop(request_id, None)
+        assert isinstance(reply, kind)
+        return reply
+
+    async def load(self, name: str, copies: int = 1, *, timeout_s: float = 60.0) -> list[Model]:
+        """Load `copies` instances of the model `name` and return their handles.
+
+        Instances that are there already are shared. While no worker is connected the call waits
+        for one. Raises InvalidRequest for a name that no worker offers, RequestFailed when loading
+        fails, PeerUnreachable after `timeout_s`.
+        """
+        if copies < 1:
+            raise InvalidRequest(
+                f"copies must be at least 1, not {copies}", code=Code.INVALID_REQUEST
+            )
+        ends_s = self._loop.time() + timeout_s
+        while True:
+            reply = await self._call(
+                lambda request_id: LoadModelRequest(request_id, name, copies),
+                LoadModelReply,
+                f"load {name!r}",
+                max(0.001, ends_s - self._loop.time()),
+            )
+            if reply.code != Code.INITIALIZING or self._loop.time() + HELLO_EVERY_S >= ends_s:
+                break
+            await asyncio.sleep(HELLO_EVERY_S)
+        if reply.code in (Code.UNKNOWN_MODEL, Code.INVALID_REQUEST):
+            raise InvalidRequest(reply.reason, code=reply.code, reply=reply)
+        if reply.code != Code.OK:
+            raise RequestFailed(reply.reason, code=reply.code, reply=reply)
+        self._infos.update((info.model_id, info) for info in reply.models)
+        incarnation = self.controller.incarnation
+        return [Model(info, incarnation) for info in reply.models[:copies]]
+
+    async def models(
+        self, *, timeout_s: float = 5.0
+    ) -> tuple[tuple[ModelInfo, ...], tuple[str, ...]]:
+        """Return the instances that are loaded, and the names that can be."""
+        reply = await self._call(ListModelsRequest, ListModelsReply, "models", timeout_s)
+        return reply.models, reply.loadable
+
+    async def status(self, *, timeout_s: float = 5.0) -> dict[str, Any]:
+        """Return the controller's report: plain dicts and lists, times in ns."""
+        return dict((await self._call(StatusRequest, StatusReply, "status", timeout_s)).report)
+
+    # ----------------------------------------------------------------------------- inference
+
+    def submit(
+        self,
+        model_id: int,
+        *,
+        slo_factor: float = 0.0,
+        slo_ns: int = 0,
+        user_id: int = 0,
+        frame: Frame | None = None,
+        on_reply: OnReply,
+    ) -> int:
+        """Send an inference and return its request id; the cheap form, without a future.
+
+        `frame` is the input's bytes in C order, of the shape and dtype of a model that this client
+        has loaded. It may be sent without a copy: leave it unchanged until the answer. `on_reply`
+        runs in the event loop, once, or never if the controller is lost. Raises ConnectionLost if
+        nothing can be sent now.
+        """
+        if self._closed:
+            raise ConnectionLost("this client is closed", code=Code.CANCELLED)
+        request_id = self._next_id
+        self._next_id = request_id + 1
+        if frame is None:
+            sent = self._dealer.send(
+                [encode(InferRequest(request_id, model_id, slo_factor, slo_ns, user_id))]
+            )
+        else:
+            info = self._infos[model_id]
+            message = InferRequest(
+                request_id,
+                model_id,
+                slo_factor,
+                slo_ns,
+                user_id,
+                info.input_shape,
+                info.input_dtype,
+            )
+            sent = self._dealer.send([encode(message), frame])
+        if not sent:
+            raise ConnectionLost(
+                f"the controller at {self.address} takes no messages now: there is no connection, "
+                "or too many of them wait to be sent",
+                code=Code.CANCELLED,
+            )
+        self._inferences[request_id] = on_reply
+        self._reader.recheck()
+        return request_id
+
+    def cancel(self, request_id: int) -> None:
+        """Give up a request of `submit`: its answer, if there is one, is not heard any more."""
+        if self._inferences.pop(request_id, None) is not None:
+            self._send(CancelRequest(request_id))
+
+    async def infer(
+        self,
+        model: Model,
+        array: Array | None = None,
+        *,
+        slo: float | str | None = None,
+        slo_factor: float | None = None,
+        timeout_s: float | None = None,
+        user_id: int = 0,
+    ) -> Inference:
+        """Run one inference and return its answer.
+
+        `array` has the model's `input_shape` and `input_dtype` exactly; without one the worker
+        makes the input and no output returns. `slo` is the deadline after arrival at the
+        controller, in seconds or as text ("25ms"); `slo_factor` gives it as a multiple of the
+        model's b1; with neither the controller's default holds. Cancelling the awaiting task
+        cancels the request; so does `timeout_s`, an own limit of the wait.
+
+        Raises DeadlineExceeded when it was refused, given up or timed out (`.reply.remaining_s`
+        then tells the time left until the deadline), InvalidRequest for an impossible SLO, shape or
+        dtype, ConnectionLost when the controller went away, RequestFailed for anything else.
+        """
+        factor, slo_ns = slo_fields(slo, slo_factor)
+        frame = None
+        if array is not None:
+            model.check_input(array)
+            frame = array.tobytes()  # a copy: the caller may use the array again at once
+        self._check_current(model)
+        self._infos.setdefault(model.model_id, model.info)
+        sent_ns = now_ns()
+        future: asyncio.Future[Any] = self._loop.create_future()
+
+        def on_reply(message: InferReply, output: Frame | None) -> None:
+            if not future.done():
+                future.set_result((message, output))
+
+        request_id = self.submit(
+            model.model_id,
+            slo_factor=factor,
+            slo_ns=slo_ns,
+            user_id=user_id,
+            frame=frame,
+            on_reply=on_reply,
+        )
+        self._futures[request_id] = future
+        limit_ns = slo_ns or round(factor * model.b1_ns)
+        if not limit_ns:
+            self._until_silence[request_id] = None
+        try:
+            reply, output = await self._answer(future, limit_ns, timeout_s)
+        finally:
+            self._futures.pop(request_id, None)
+            self._until_silence.pop(request_id, None)
+            if not self._closed:
+                self.cancel(request_id)  # of no effect once it was answered
+        answer = Inference(
+            model,
+            model.read_output(output) if output is not None and reply.code == Code.OK else None,
+            reply,
+            now_ns() - sent_ns,
+        )
+        answer.raise_for_code()
+        return answer
+
+    async def _answer(
+        self, future: asyncio.Future[Any], slo_ns: int, timeout_s: float | None
+    ) -> tuple[InferReply, Frame | None]:
+        """Wait for an inference's answer. `slo_ns` is 0 when only the controller knows it."""
+        limit_s = slo_ns / NS_PER_S + _GRACE_S if slo_ns else None
+        own = timeout_s is not None and (limit_s is None or timeout_s < limit_s)
+        try:
+            async with asyncio.timeout(timeout_s if own else limit_s):
+                answer: tuple[InferReply, Frame | None] = await future
+                return answer
+        except TimeoutError:
+            waited = format_duration(((timeout_s if own else limit_s) or 0) * NS_PER_S)
+            if own:
+                text = f"no answer within timeout_s, {waited}; the request was cancelled"
+                raise RequestFailed(text, code=Code.CANCELLED) from None
+            raise ConnectionLost(
+                f"the controller at {self.address} did not answer within {waited}, the SLO and "
+                f"{_GRACE_S:.0f} s; it is gone or stands still",
+                code=Code.CANCELLED,
+            ) from None
+
+    def _check_current(self, model: Model) -> None:
+        if model.incarnation != self.controller.incarnation:
+            raise InvalidRequest(
+                f"model {model.name!r} was loaded through another controller, or this one was "
+                "restarted since; load it again",
+                code=Code.INVALID_REQUEST,
+            )
+
+
+class connect:  # noqa: N801 - used as a function: `async with connect(...)`, `await connect(...)`
+    """Connect to a controller: `async with connect(address) as client`, or `await connect(address)`.
+
+    `address` is "host:port", `timeout_s` how long to try, `name` what `slosched status` shows.
+    Raises PeerUnreachable when no controller answers, ProtocolMismatch when it speaks another
+    version of the protocol.
+    """
+
+    def __init__(
+        self, address: str = DEFAULT_ADDRESS, *, timeout_s: float = 5.0, name: str = ""
+    ) -> None:
+        self._address, self._timeout_s, self._name = address, timeout_s, name
+        self._client: AsyncClient | None = None
+
+    async def _open(self) -> AsyncClient:
+        client = AsyncClient(self._address, name=self._name)
+        try:
+            await client.open(timeout_s=self._timeout_s)
+        except BaseException:
+            await client.close()
+            raise
+        return client
+
+    def __await__(self) -> Generator[Any, None, AsyncClient]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> AsyncClient:
+        self._client = await self._open()
+        return self._client
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._client is not None:
+            await self._client.close()

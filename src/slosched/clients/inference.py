@@ -1,0 +1,288 @@
+"""What a client holds in its hands: loaded models, answers, and the checks made before sending."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slosched.codes import Code, code_name
+from slosched.errors import DeadlineExceeded, InvalidDuration, InvalidRequest, RequestFailed
+from slosched.messages import InferReply, ModelInfo
+from slosched.transport.codec import Frame
+from slosched.transport.sockets import MAX_MESSAGE_BYTES
+from slosched.units import NS_PER_S, format_duration, parse_duration_ns
+
+Array = npt.NDArray[Any]
+
+_DEADLINE_CODES = (Code.TIMED_OUT, Code.SKIPPED, Code.COULD_NOT_START_IN_TIME)
+_MAX_SLO_NS = 2**62  # what the controller takes
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One loaded instance of a model. `incarnation` is that of the controller that loaded it."""
+
+    info: ModelInfo
+    incarnation: int
+
+    @property
+    def model_id(self) -> int:
+        return self.info.model_id
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one input, without a batch dimension."""
+        return self.info.input_shape
+
+    @property
+    def input_dtype(self) -> str:
+        return self.info.input_dtype
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of one output, without a batch dimension."""
+        return self.info.output_shape
+
+    @property
+    def b1_ns(self) -> int:
+        """Batch-1 exec time on the fastest GPU, in ns: what an SLO factor multiplies."""
+        return self.info.b1_ns
+
+    def check_input(self, array: Array) -> None:
+        """Raise InvalidRequest unless `array` has exactly the model's shape and dtype.
+
+        Nothing is converted on the way: a silent cast would hide a mistake and cost time.
+        """
+        info = self.info
+        if not isinstance(array, np.ndarray):
+            raise _invalid(
+                f"the input must be a numpy array, not {type(array).__name__}; numpy.asarray(...) "
+                f"makes one of dtype {info.input_dtype} and shape {info.input_shape}"
+            )
+        if array.shape != info.input_shape:
+            hint = ""
+            if array.shape == (1, *info.input_shape):
+                hint = "; send one input without its batch dimension (array[0])"
+            raise _invalid(
+                f"model {info.name!r} takes an input of shape {info.input_shape}, "
+                f"not {array.shape}{hint}"
+            )
+        try:
+            wanted = np.dtype(info.input_dtype)
+        except TypeError:
+            raise _invalid(
+                f"model {info.name!r} takes {info.input_dtype}, a dtype that numpy has not"
+            ) from None
+        if array.dtype != wanted:
+            raise _invalid(
+                f"model {info.name!r} takes {info.input_dtype} of shape {info.input_shape}, not "
+                f"{array.dtype}; convert it first with array.astype('{info.input_dtype}')"
+            )
+        if array.nbytes > MAX_MESSAGE_BYTES:
+            raise _invalid(
+                f"the input has {array.nbytes} bytes; at most {MAX_MESSAGE_BYTES} travel"
+            )
+
+    def read_output(self, frame: Frame) -> Array:
+        """Return an output's bytes as an array of its own. Raises RequestFailed if they do not fit."""
+        info = self.info
+        try:
+            flat = np.frombuffer(frame, dtype=np.dtype(info.output_dtype))
+            return flat.reshape(info.output_shape).copy()
+        except (TypeError, ValueError) as error:
+            raise RequestFailed(
+                f"the output of model {info.name!r} has {len(frame)} bytes, which are no "
+                f"{info.output_dtype} of shape {info.output_shape}: {error}",
+                code=Code.RUNTIME_ERROR,
+            ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """The answer to one request: its outcome, and everything that the controller says about it.
+
+    `output` is None when the request failed or inputs are off. Times are in ns; those of `message`
+    are relative to the request's arrival at the controller. `round_trip_ns` is the client's own
+    measure, from the call to the answer.
+    """
+
+    model: Model
+    output: Array | None
+    message: InferReply
+    round_trip_ns: int
+
+    @property
+    def ok(self) -> bool:
+        """True if the model ran. The answer may still be late: see `deadline_met`."""
+        return self.message.code == Code.OK
+
+    @property
+    def code(self) -> int:
+        return self.message.code
+
+    @property
+    def reason(self) -> str:
+        """Why it ended as it did, in words; empty for a plain success."""
+        return self.message.reason
+
+    @property
+    def latency_ns(self) -> int:
+        """From arrival at the controller until it answered."""
+        return self.message.latency_ns
+
+    @property
+    def slo_ns(self) -> int:
+        """The deadline, counted from arrival at the controller."""
+        return self.message.slo_ns
+
+    @property
+    def deadline_met(self) -> bool:
+        """In time by the controller's clock, from arrival to departure."""
+        return self.message.deadline_met
+
+    @property
+    def remaining_ns(self) -> int:
+        """Time left until the deadline when the controller answered; below 0 if it had passed.
+
+        After an early refusal nothing that this request competes for can change much sooner, so a
+        retry that waits a part of this does not spin.
+        """
+        return self.message.slo_ns - self.message.latency_ns
+
+    @property
+    def remaining_s(self) -> float:
+        """`remaining_ns` in seconds and at least 0: what asyncio.sleep or time.sleep take."""
+        return max(0, self.remaining_ns) / NS_PER_S
+
+    @property
+    def predicted_start_ns(self) -> int | None:
+        """When the controller expected it to start; for a refusal, the best plan that it found."""
+        return self.message.predicted_start_ns if self.message.predicted_start_ns >= 0 else None
+
+    @property
+    def predicted_exec_ns(self) -> int | None:
+        return self.message.predicted_exec_ns or None
+
+    @property
+    def start_ns(self) -> int | None:
+        """When it really started on the GPU."""
+        return self.message.start_ns if self.message.start_ns >= 0 else None
+
+    @property
+    def exec_ns(self) -> int | None:
+        return self.message.exec_ns or None
+
+    @property
+    def batch_size(self) -> int:
+        """How many requests shared the GPU action; 0 if there was none."""
+        return self.message.batch_size
+
+    @property
+    def cold(self) -> bool:
+        """True if the weights had to be loaded onto a GPU for it."""
+        return self.message.cold
+
+    @property
+    def gpu(self) -> str:
+        """Where it ran ("worker 0 GPU 1"); empty if it did not."""
+        if self.message.worker_id < 0:
+            return ""
+        return f"worker {self.message.worker_id} GPU {self.message.gpu_id}"
+
+    def explain(self) -> str:
+        """Everything the answer says, in one line for people."""
+        message = self.message
+        slo = format_duration(message.slo_ns)
+        parts = [f"{code_name(message.code)} after {format_duration(message.latency_ns)} of {slo}"]
+        if message.reason:
+            parts.append(message.reason)
+        if self.remaining_ns >= 0:
+            parts.append(f"{format_duration(self.remaining_ns)} left until the deadline")
+        else:
+            parts.append(f"{format_duration(-self.remaining_ns)} past the deadline")
+        if self.start_ns is not None:
+            parts.append(f"started at {_against(self.start_ns, self.predicted_start_ns)}")
+        if self.exec_ns is not None:
+            parts.append(f"ran {_against(self.exec_ns, self.predicted_exec_ns)}")
+        elif self.predicted_exec_ns is not None:
+            parts.append(f"would have run {format_duration(self.predicted_exec_ns)}")
+        if self.gpu:
+            warmth = "cold" if message.cold else "warm"
+            parts.append(f"batch of {message.batch_size} on {self.gpu}, {warmth}")
+        if message.attempts > 1:
+            parts.append(f"{message.attempts} attempts")
+        return "; ".join(parts)
+
+    def raise_for_code(self) -> None:
+        """Raise what the code stands for, with this answer as `.reply`; nothing for code 0.
+
+        DeadlineExceeded for 4, 7 and 8, InvalidRequest for 6, RequestFailed for the others.
+        """
+        code = self.message.code
+        if code == Code.OK:
+            return
+        why = self.message.reason or code_name(code)
+        text = f"model {self.model.name!r}: {why} (code {code}, {code_name(code)})"
+        if code in _DEADLINE_CODES:
+            text += (
+                f"; deadline {format_duration(self.slo_ns)} after arrival, "
+                f"{format_duration(max(0, self.remaining_ns))} left when it was answered"
+            )
+            raise DeadlineExceeded(text, code=code, reply=self)
+        if code == Code.INVALID_REQUEST:
+            raise InvalidRequest(text, code=code, reply=self)
+        raise RequestFailed(text, code=code, reply=self)
+
+
+def _against(actual_ns: int, predicted_ns: int | None) -> str:
+    if predicted_ns is None:
+        return format_duration(actual_ns)
+    return f"{format_duration(actual_ns)} (predicted {format_duration(predicted_ns)})"
+
+
+def _invalid(text: str) -> InvalidRequest:
+    return InvalidRequest(text, code=Code.INVALID_REQUEST)
+
+
+def slo_fields(slo: float | str | None, slo_factor: float | None) -> tuple[float, int]:
+    """Return (slo_factor, slo_ns) as an InferRequest carries them; zeros ask for the default SLO.
+
+    `slo` is in seconds, or a duration text ("25ms"; a bare number in seconds). Raises
+    InvalidRequest for NaN, infinite, zero or negative values, and for both at once.
+    """
+    if slo is not None and slo_factor is not None:
+        raise _invalid("give slo or slo_factor, not both")
+    if slo_factor is not None:
+        factor = _number("slo_factor", slo_factor)
+        if not math.isfinite(factor) or factor <= 0:
+            raise _invalid(f"slo_factor must be a finite number > 0, not {factor}")
+        return factor, 0
+    if slo is None:
+        return 0.0, 0
+    if isinstance(slo, str):
+        try:
+            slo_ns = parse_duration_ns(slo, bare_unit="s")
+        except InvalidDuration as error:
+            raise _invalid(f"slo: {error}") from None
+    else:
+        seconds = _number("slo", slo)
+        if not math.isfinite(seconds) or seconds <= 0:
+            raise _invalid(f"slo must be a finite number of seconds > 0, not {seconds}")
+        slo_ns = round(seconds * NS_PER_S)
+    if not 0 < slo_ns < _MAX_SLO_NS:
+        raise _invalid(f"slo must be at least 1 ns and below 146 years, not {slo!r}")
+    return 0.0, slo_ns
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise _invalid(f"{name} must be a number, not {value!r}")
+    return float(value)
