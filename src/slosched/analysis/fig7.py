@@ -154,20 +154,19 @@ def _draw_latency(ax: Any, curves: Sequence[_Curve], factors: bool) -> None:
         _line(ax, curve, factors, p99, linestyle=(0, (1.2, 1.2)), linewidth=1.6, markersize=4.5)
     steps = sorted((s for c in chosen for s in c.steps), key=lambda s: _x(s, factors))
     if steps and _same_b1(steps, factors):
-        ax.plot(
-            [_x(s, factors) for s in steps],
-            [s.slo_ns / NS_PER_MS for s in steps],
-            color=PALE,
-            linewidth=1.1,
-            zorder=1.5,
-        )
+        places, slos = [_x(s, factors) for s in steps], [s.slo_ns / NS_PER_MS for s in steps]
+        line = {"color": PALE, "linewidth": 1.1, "zorder": 1.5}
+        if places[0] == places[-1]:
+            ax.axhline(slos[-1], **line)
+        else:
+            ax.plot(places, slos, **line)
         ax.annotate(
             "SLO",
-            (_x(steps[-1], factors), steps[-1].slo_ns / NS_PER_MS),
-            xytext=(-12, 0),
+            (places[-1], slos[-1]),
+            xytext=(-10, -2),
             textcoords="offset points",
             ha="right",
-            va="center",
+            va="bottom" if places[0] == places[-1] else "center",
             color=PALE,
             fontsize=9,
         )

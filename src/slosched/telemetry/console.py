@@ -120,9 +120,12 @@ class _Kind:
 
 
 class ControllerConsole:
-    """The controller's ten-second lines. `now_ns` is when the first interval begins."""
+    """The controller's ten-second lines.
 
-    def __init__(self, *, now_ns: int) -> None:
+    The first interval begins at `now_ns`, or with the first record where that is not given.
+    """
+
+    def __init__(self, *, now_ns: int | None = None) -> None:
         self._since_ns = now_ns
         self._reset()
 
@@ -132,11 +135,15 @@ class ControllerConsole:
         self._workers = _Traffic()
 
     def add_request(self, record: RequestRecord) -> None:
+        if self._since_ns is None:
+            self._since_ns = record.arrival_ns
         latency_ns = record.departure_ns - record.arrival_ns
         self._answers.add(record.code, latency_ns, record.deadline_met)
 
     def add_action(self, record: ActionRecord) -> None:
         """Count a load or an inference that ended with code 0; others show in the action log."""
+        if self._since_ns is None:
+            self._since_ns = record.sent_ns
         if record.code != Code.OK or record.action_type not in _KIND_NAMES:
             return
         key = (record.worker_id, record.gpu_id, int(record.action_type))
@@ -159,10 +166,15 @@ class ControllerConsole:
         """Return the lines of the interval that ends at `now_ns`, and begin the next one.
 
         Durations are in ms, rates per second, utilization in busy seconds per second. `success`
-        counts code 0, `satisfaction` deadlines met. GPUs without finished work have no line.
+        counts code 0, `satisfaction` deadlines met. GPUs without finished work have no line, and an
+        interval in which no request ended and no action did has none at all.
         """
-        seconds = max(now_ns - self._since_ns, 1) / NS_PER_S
+        since_ns, self._since_ns = self._since_ns, now_ns
         a = self._answers
+        if since_ns is None or (a.count == 0 and not self._kinds):
+            self._reset()
+            return []
+        seconds = max(now_ns - since_ns, 1) / NS_PER_S
         lines = [
             f"Client throughput={a.count / seconds:.1f} "
             f"success={_percent(a.count - a.failed, a.count)} "
@@ -173,13 +185,12 @@ class ControllerConsole:
             lines.append(f"W{worker}-GPU{gpu} {_KIND_NAMES[ActionType(kind)]} {seen.line(seconds)}")
         if self._workers.sent or self._workers.received:
             lines.append(self._workers.line("Network->Workers", seconds))
-        self._since_ns = now_ns
         self._reset()
         return lines
 
 
 class ClientConsole:
-    """The load generator's ten-second lines. `now_ns` is when the first interval begins."""
+    """The load generator's ten-second lines. The first interval begins at `now_ns`."""
 
     def __init__(self, *, now_ns: int) -> None:
         self._since_ns = now_ns
