@@ -1,0 +1,91 @@
+"""The command line, wired together: which command lives in which file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from slosched.cli import ask, client, daemons, demo, doctor, plot, profile
+from slosched.cli.guard import SloschedGroup
+from slosched.cli.positional import PositionalCommand
+from slosched.version import __version__
+
+_ORDER = (
+    "demo", "worker", "controller", "client", "models", "status", "plot", "profile", "doctor",
+)  # fmt: skip
+
+
+# Plain help: typer's boxes cost 0.1 s at each start and break the examples' lines.
+class _Root(SloschedGroup):
+    """The commands in the order in which a newcomer meets them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
+
+
+app = typer.Typer(
+    cls=_Root,
+    name="slosched",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"slosched {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def slosched(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """A deadline scheduler for GPU inference: predict, plan ahead, start on time, refuse at once.
+
+    Three kinds of process speak ZeroMQ: workers (port 12345) run models on GPUs, a controller (port
+    12346) decides what each GPU does and when, and clients send requests that carry a deadline.
+
+    Durations are written 250us, 2.9ms, 30s. A bare number keeps Clockwork's unit: ns for the
+    controller's options, seconds for a workload's periods.
+
+    \b
+    See it work, on whatever this machine has (about three minutes):
+      slosched demo
+
+    \b
+    By hand, each in a terminal of its own:
+      slosched worker --device emulated --gpus 6
+      slosched controller INFER5 --workers 127.0.0.1:12345 --schedule-ahead 5ms
+      slosched client slo-exp-1 resnet50_v2 12 poisson 600 1 100 1.5 mul 30
+      slosched plot fig7 slosched-runs/<run>
+    """
+
+
+app.command("worker", short_help="Run a worker: one or more GPUs, real or emulated.")(
+    daemons.worker
+)
+app.command(
+    "controller", cls=PositionalCommand, short_help="Run the controller that plans every inference."
+)(daemons.controller)
+app.add_typer(
+    client.app,
+    name="client",
+    options_metavar="[host:port]",
+    short_help="Drive load against a controller; one request.",
+)
+app.command("models", short_help="List the models of a controller.")(ask.models)
+app.command("status", short_help="Show a controller's state.")(ask.status)
+app.command("profile", short_help="Measure models on a device.")(profile.profile)
+app.add_typer(plot.app, name="plot", short_help="Draw a published figure from run directories.")
+app.command("doctor", short_help="Check whether this machine can keep deadlines.")(doctor.doctor)
+app.command("demo", short_help="Run everything on this machine, and check it.")(demo.demo)

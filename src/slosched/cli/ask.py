@@ -1,0 +1,171 @@
+"""One question to a controller, one answer: `infer`, `models` and `status`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from slosched.cli.output import print_json, say, table_text
+from slosched.cli.values import LOCAL_CONTROLLER, duration_ns, one_address
+from slosched.errors import RequestFailed
+from slosched.units import format_duration
+
+if TYPE_CHECKING:
+    from slosched.messages import ModelInfo
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Address = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[host:port]",
+        help=f"Where the controller listens for clients. Default {LOCAL_CONTROLLER}.",
+        show_default=False,
+    ),
+]
+
+
+def controller_address(ctx: typer.Context, given: str | None) -> str:
+    """Return the address given here, or before the command (`client host:port ...`), or the default."""
+    if given is not None:
+        return one_address(given)
+    return ctx.obj if isinstance(ctx.obj, str) else LOCAL_CONTROLLER
+
+
+# -------------------------------------------------------------------------------------- infer
+
+
+def infer(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="A model's name; `slosched models` lists them.")],
+    input_path: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[IMAGE|ARRAY.npy]",
+            help="An image, scaled and normalised as for ImageNet, or one input as a numpy array. "
+            "Left out: the worker makes an input, and no output returns.",
+            show_default=False,
+        ),
+    ] = None,
+    slo: Annotated[
+        str | None,
+        typer.Option(
+            help="Deadline after arrival at the controller, for example 25ms; a bare number is in "
+            "seconds. Default: the controller's."
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Send one request; print the top 5 classes or the output's shape, and all the answer says.
+
+    Exit code 1 if the request was refused, was given up or failed; the reason is printed.
+
+    \b
+    Examples:
+      slosched client infer resnet50_v2 cat.jpg --slo 25ms
+      slosched client cluster02:12346 infer bert_base tokens.npy --json
+    """
+    if slo is not None:
+        duration_ns("--slo", slo, bare_unit="s")
+    from slosched.clients.inference import Inference
+    from slosched.clients.one_shot import OneShot, infer_once
+
+    try:
+        result = infer_once(controller_address(ctx, None), model, input_path, slo)
+    except RequestFailed as error:
+        # The controller answered: all it said is worth as much as a success.
+        if json and isinstance(error.reply, Inference):
+            print_json(OneShot(error.reply, ()).as_dict())
+        elif isinstance(error.reply, Inference):
+            say(f"{error.reply.model.name}: {error.reply.explain()}")
+        raise
+    if json:
+        print_json(result.as_dict())
+    else:
+        say(result.render())
+
+
+# ------------------------------------------------------------------------------------- models
+
+
+def models(ctx: typer.Context, address: Address = None, json: Json = False) -> None:
+    """List the models that are loaded, and the names that can be.
+
+    b1 is the batch-1 time on the fastest GPU, frozen when the model was loaded: an SLO factor
+    multiplies it. Times are printed with their unit; --json gives them in ns.
+
+    \b
+    Examples:
+      slosched models
+      slosched models cluster02:12346 --json
+    """
+    where = controller_address(ctx, address)
+    loaded, loadable = _ask(where, "models")
+    if json:
+        import msgspec
+
+        # A ModelInfo is an array on the wire; people's programs want names.
+        documents = [{f: getattr(m, f) for f in m.__struct_fields__} for m in loaded]
+        print_json({"models": msgspec.to_builtins(documents), "loadable": list(loadable)})
+        return
+    if loaded:
+        say(_models_table(loaded))
+    else:
+        say("no model is loaded; a client loads one by using it")
+    say(f"loadable: {', '.join(loadable) or 'nothing (no worker has joined)'}")
+
+
+def _models_table(loaded: tuple[ModelInfo, ...]) -> str:
+    rows = [
+        (
+            m.model_id, m.name, m.copy, format_duration(m.b1_ns), format_duration(m.weights_ns),
+            f"{m.weights_bytes / 1e6:.1f} MB", ",".join(map(str, m.batch_sizes)),
+            f"{_shape(m.input_shape)} {m.input_dtype}", f"{_shape(m.output_shape)} {m.output_dtype}",
+            m.gpus_resident, m.clients, "random" if m.random_weights else "given",
+        )
+        for m in loaded
+    ]  # fmt: skip
+    headings = (
+        "id", "name", "copy", "b1", "transfer", "weights", "batches", "input", "output", "on GPUs",
+        "clients", "values",
+    )  # fmt: skip
+    return table_text(headings, rows)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+# ------------------------------------------------------------------------------------- status
+
+
+def status(ctx: typer.Context, address: Address = None, json: Json = False) -> None:
+    """Show a controller's state: policy and options, workers and GPUs, clients, models, counts.
+
+    \b
+    Examples:
+      slosched status
+      slosched status cluster02:12346 --json
+    """
+    where = controller_address(ctx, address)
+    report: dict[str, Any] = _ask(where, "status")
+    if json:
+        print_json(report)
+        return
+    from slosched.cli.report import status_text
+
+    say(status_text(where, report))
+
+
+def _ask(address: str, question: str) -> Any:
+    """Connect, call the client's method `question`, and return its answer. Bounded: 5 s each."""
+    import uvloop
+
+    from slosched.clients.aio import connect
+
+    async def main() -> Any:
+        async with connect(address, name=f"slosched {question}") as client:
+            return await getattr(client, question)()
+
+    return uvloop.run(main())

@@ -1,0 +1,105 @@
+"""How a command ends: exit codes, and one line on stderr instead of a traceback.
+
+| what happened                      | exit code |
+|------------------------------------|-----------|
+| done                               | 0         |
+| a SloschedError                    | that class's `exit_code` |
+| a usage error                      | 2         |
+| an error that nobody foresaw       | 70 (the traceback goes into a file) |
+| Ctrl-C                             | 130       |
+| the reader of our output went away | 141, and silence |
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from slosched.errors import SloschedError, UnknownName
+
+INTERNAL_ERROR = 70
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+class _Interrupted(Exception):
+    """Ctrl-C on its way past typer, which would turn KeyboardInterrupt into exit code 1."""
+
+
+class _OutputClosed(Exception):
+    """BrokenPipeError on its way past typer, for the same reason."""
+
+
+class SloschedGroup(TyperGroup):
+    """A group whose commands end as the table above says.
+
+    `noun` is what the group's subcommands are called in "unknown ... 'x'".
+    """
+
+    noun = "command"
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # a closed pipe shows here, not when the interpreter exits
+            return result
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+        except BrokenPipeError:
+            raise _OutputClosed from None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            raise UnknownName(self.noun, name, self.list_commands(ctx))
+        return super().resolve_command(ctx, args)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        return guarded(lambda: super(SloschedGroup, self).main(*args, **kwargs))
+
+
+def guarded(run: Callable[[], Any]) -> Any:
+    """Return what `run` returns; end the process as the table above says if it raises."""
+    try:
+        return run()
+    except (KeyboardInterrupt, _Interrupted):
+        _end("interrupted", INTERRUPTED)
+    except (BrokenPipeError, _OutputClosed):
+        # What is still in the buffer would raise again when the interpreter flushes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(BROKEN_PIPE) from None
+    except SloschedError as error:
+        _end(f"error: {error}", error.exit_code)
+    except Exception as error:  # the last line of defence: no traceback reaches a user
+        where = _keep_traceback()
+        _end(f"internal error: {type(error).__name__}: {_one_line(error)}; {where}", INTERNAL_ERROR)
+
+
+def _end(text: str, code: int) -> NoReturn:
+    typer.echo(f"slosched: {_one_line(text)}", err=True)
+    raise SystemExit(code) from None
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def _keep_traceback() -> str:
+    """Write the traceback of the current exception to a file and say where."""
+    try:
+        handle, name = tempfile.mkstemp(prefix="slosched-error-", suffix=".txt")
+        os.close(handle)
+        Path(name).write_text(
+            f"{sys.argv}\n{sys.version}\n\n{traceback.format_exc()}", encoding="utf-8"
+        )
+    except OSError as error:
+        return f"its traceback could not be kept ({error.strerror})"
+    return f"please report it with the traceback in {name}"
