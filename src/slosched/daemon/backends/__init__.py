@@ -1,0 +1,24 @@
+"""The devices a worker drives: emulated, or torch's. Nothing heavy is imported before it is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from slosched.daemon.backends.base import Backend, open_backend
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["Backend", "open_backend", "reference_forward"]
+
+
+def reference_forward(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """What the zoo's model `name` answers to `array`, by a direct forward pass on the CPU.
+
+    `array` is one request's input (input_shape) or a batch of them (batch, *input_shape); the result
+    has the same leading axis, dtype float32. Independent of worker and controller, for checking them.
+    Raises UnknownName, MissingPackage, or InvalidConfig for another shape.
+    """
+    from slosched.daemon.backends.reference import forward
+
+    return forward(name, array)

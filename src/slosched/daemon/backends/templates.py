@@ -1,0 +1,132 @@
+"""A model as a worker keeps it on the host: one skeleton of code and one flat block of weights.
+
+Copies of a name share the template; each copy that is loaded onto a device has a block of its own there,
+made by one copy (55 GB/s for pinned memory on an H200; 161 small ones would take far longer). The
+skeleton is bound to a block just before it runs; unbound it has no weights at all, so an evicted model
+cannot run by mistake.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from slosched.daemon.backends.zoo import ModelSpec, output_tensor
+
+#: Tensors within a block begin at multiples of this (CUDA's own allocations do, kernels like it).
+_ALIGN = 256
+_VIEWS_PER_STEP = 16
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where one parameter or buffer lies in the block: offset in elements of its dtype."""
+
+    offset: int
+    shape: torch.Size
+    stride: tuple[int, ...]  # C order
+    dtype: torch.dtype
+
+
+class DeviceWeights:
+    """One copy's weights on a device: the block and, made bit by bit, a view per tensor."""
+
+    def __init__(self, block: torch.Tensor) -> None:
+        self.block = block
+        self.views: list[torch.Tensor] = []
+
+
+class Template:
+    """Build `spec` and flatten its weights; `pinned` host memory is for a CUDA device.
+
+    Takes seconds for large models, so it is done by the preparation thread. Raises what the spec's
+    `build` raises.
+    """
+
+    def __init__(self, spec: ModelSpec, *, pinned: bool) -> None:
+        self.spec = spec
+        self.batch_sizes: tuple[int, ...] = ()  # classes that were measured, ascending
+        self._module: nn.Module = spec.build()
+        for parameter in self._module.parameters():
+            parameter.requires_grad_(False)
+        self._tensors = [*self._module.parameters(), *self._module.buffers()]
+        self._bound: DeviceWeights | None = None
+        self._places: list[_Place] = []
+        end = 0
+        for tensor in self._tensors:
+            begin = -(-end // _ALIGN) * _ALIGN
+            self._places.append(
+                _Place(
+                    begin // tensor.element_size(),
+                    tensor.shape,
+                    _strides(tensor.shape),
+                    tensor.dtype,
+                )
+            )
+            end = begin + tensor.numel() * tensor.element_size()
+        self.weights_bytes = max(end, 1)
+        self.host = torch.zeros(self.weights_bytes, dtype=torch.uint8, pin_memory=pinned)
+        flat = DeviceWeights(self.host)
+        while not self.add_views(flat):
+            pass
+        for tensor, view in zip(self._tensors, flat.views, strict=True):
+            view.copy_(tensor)
+        floating = [t.dtype for t in self._tensors if t.is_floating_point()]
+        self._dtype = floating[0] if floating else torch.float32
+        self._unbind()
+
+    def add_views(self, weights: DeviceWeights) -> bool:
+        """Make the next few views. True when all are there. A step takes some 20 us."""
+        storage = weights.block.untyped_storage()
+        device = weights.block.device
+        begin = len(weights.views)
+        for place in self._places[begin : begin + _VIEWS_PER_STEP]:
+            view = torch.empty(0, dtype=place.dtype, device=device)
+            weights.views.append(view.set_(storage, place.offset, place.shape, place.stride))
+        return len(weights.views) == len(self._places)
+
+    def forward(self, weights: DeviceWeights, batch: torch.Tensor) -> torch.Tensor:
+        """Run the model with `weights` on `batch` (batch, *input_shape); returns float32 or integers."""
+        if self._bound is not weights:
+            for tensor, view in zip(self._tensors, weights.views, strict=True):
+                tensor.data = view
+            self._bound = weights
+        if batch.is_floating_point() and batch.dtype is not self._dtype:
+            batch = batch.to(self._dtype)
+        with torch.inference_mode():
+            return output_tensor(self._module(batch))
+
+    def forget(self, weights: DeviceWeights) -> None:
+        """The weights leave the device: let go of them."""
+        if self._bound is weights:
+            self._unbind()
+
+    def _unbind(self) -> None:
+        self._bound = None
+        for tensor in self._tensors:
+            tensor.data = torch.empty(0, dtype=tensor.dtype)
+
+    def sample_input(self, batch: int) -> Array:
+        """A made-up input of (batch, *input_shape), the same each time."""
+        random = np.random.default_rng(0)
+        shape = (batch, *self.spec.input_shape)
+        dtype = np.dtype(self.spec.input_dtype)
+        if dtype.kind == "f":
+            return random.random(shape, dtype=np.float32).astype(dtype)
+        return random.integers(0, max(2, self.spec.input_high), shape).astype(dtype)
+
+
+def _strides(shape: torch.Size) -> tuple[int, ...]:
+    strides = []
+    step = 1
+    for extent in reversed(shape):
+        strides.append(step)
+        step *= max(1, extent)
+    return tuple(reversed(strides))
