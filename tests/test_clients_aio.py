@@ -251,7 +251,7 @@ def test_a_controller_that_comes_late_is_found() -> None:
     async def work() -> None:
         with FakeController() as first:
             port = first.port
-        task = asyncio.ensure_future(connect(f"127.0.0.1:{port}", timeout_s=10)._open())
+        task = asyncio.ensure_future(connect(f"127.0.0.1:{port}", timeout_s=10).open())
         await asyncio.sleep(0.2)
         with FakeController(port):
             client = await task

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from decimal import localcontext
 from itertools import islice, pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from slosched.errors import InvalidConfig, InvalidDuration, UnknownName
-from slosched.workloads import WORKLOADS, parse_workload
+from slosched.workloads import WORKLOADS, parse_workload, workload_from_table
 from slosched.workloads.slo_exp_1 import SloExp1, instance_seed, parse_slo_exp_1
 
 
@@ -198,3 +200,29 @@ def test_the_registry() -> None:
     assert "2 x m, poisson 10/s in total, SLO 1x to 4x in 3 steps of 3s, 9s" in sweep.describe()
     with pytest.raises(UnknownName, match="workload 'azur'"):
         parse_workload("azur", [])
+
+
+def test_the_seeds_experiment_as_a_file_says_what_the_command_says() -> None:
+    path = Path(__file__).parent.parent / "workloads" / "fig7.toml"
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    assert workload_from_table(table) == spec("resnet50_v2 12 poisson 600 1 100 1.5 mul 30")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"workload": "azur"}, "workload 'azur'"),
+        ({"speed": 3}, "key of slo-exp-1 'speed'"),
+        ({"rate": "many"}, "rate must be a number"),
+        ({"copies": 1.5}, "copies must be a whole number"),
+    ],
+)
+def test_wrong_keys_and_values_of_a_file_are_named(change: dict[str, object], words: str) -> None:
+    path = Path(__file__).parent.parent / "workloads" / "fig7.toml"
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    with pytest.raises(InvalidConfig) as caught:
+        workload_from_table({**table, **change})
+    assert words in str(caught.value)
+    del table["period"]
+    with pytest.raises(InvalidConfig, match="lacks period"):
+        workload_from_table(table)

@@ -1,0 +1,92 @@
+"""slosched: a deadline scheduler for GPU inference.
+
+    import slosched
+
+    async with slosched.connect("127.0.0.1:12346") as client:      # or: with slosched.Client() ...
+        [model] = await client.load("resnet50_v2")
+        answer = await client.infer(model, array, slo="25ms")
+
+`Controller` and `Worker` run the daemons within a program of your own. Names are imported when they
+are first used, so that `import slosched` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from slosched.version import __version__
+
+if TYPE_CHECKING:
+    from slosched import errors as errors
+    from slosched.clients.aio import AsyncClient, connect
+    from slosched.clients.blocking import Client
+    from slosched.clients.inference import Inference, Model
+    from slosched.config import ControllerConfig, SchedulerConfig, WorkerConfig
+    from slosched.daemon.controller import ControllerServer as Controller
+    from slosched.daemon.worker import WorkerServer as Worker
+    from slosched.errors import (
+        ConnectionLost,
+        DeadlineExceeded,
+        InvalidRequest,
+        PeerUnreachable,
+        RequestFailed,
+        SloschedError,
+    )
+
+#: Public name -> (module, name there; "" is the module itself)
+_PUBLIC = {
+    "AsyncClient": ("slosched.clients.aio", "AsyncClient"),
+    "Client": ("slosched.clients.blocking", "Client"),
+    "ConnectionLost": ("slosched.errors", "ConnectionLost"),
+    "Controller": ("slosched.daemon.controller", "ControllerServer"),
+    "ControllerConfig": ("slosched.config", "ControllerConfig"),
+    "DeadlineExceeded": ("slosched.errors", "DeadlineExceeded"),
+    "Inference": ("slosched.clients.inference", "Inference"),
+    "InvalidRequest": ("slosched.errors", "InvalidRequest"),
+    "Model": ("slosched.clients.inference", "Model"),
+    "PeerUnreachable": ("slosched.errors", "PeerUnreachable"),
+    "RequestFailed": ("slosched.errors", "RequestFailed"),
+    "SchedulerConfig": ("slosched.config", "SchedulerConfig"),
+    "SloschedError": ("slosched.errors", "SloschedError"),
+    "Worker": ("slosched.daemon.worker", "WorkerServer"),
+    "WorkerConfig": ("slosched.config", "WorkerConfig"),
+    "connect": ("slosched.clients.aio", "connect"),
+    "errors": ("slosched.errors", ""),
+}
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "ConnectionLost",
+    "Controller",
+    "ControllerConfig",
+    "DeadlineExceeded",
+    "Inference",
+    "InvalidRequest",
+    "Model",
+    "PeerUnreachable",
+    "RequestFailed",
+    "SchedulerConfig",
+    "SloschedError",
+    "Worker",
+    "WorkerConfig",
+    "__version__",
+    "connect",
+    "errors",
+]
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module_name, attribute = _PUBLIC[name]
+    except KeyError:
+        raise AttributeError(f"module 'slosched' has no attribute {name!r}") from None
+    module = import_module(module_name)
+    value = getattr(module, attribute) if attribute else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -300,7 +300,7 @@ class connect:  # noqa: N801 - used as a function: `async with connect(...)`, `a
         self._address, self._timeout_s, self._name = address, timeout_s, name
         self._client: AsyncClient | None = None
 
-    async def _open(self) -> AsyncClient:
+    async def open(self) -> AsyncClient:
         client = AsyncClient(self._address, name=self._name)
         try:
             await client.open(timeout_s=self._timeout_s)
@@ -310,10 +310,10 @@ class connect:  # noqa: N801 - used as a function: `async with connect(...)`, `a
         return client
 
     def __await__(self) -> Generator[Any, None, AsyncClient]:
-        return self._open().__await__()
+        return self.open().__await__()
 
     async def __aenter__(self) -> AsyncClient:
-        self._client = await self._open()
+        self._client = await self.open()
         return self._client
 
     async def __aexit__(

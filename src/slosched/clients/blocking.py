@@ -1,0 +1,130 @@
+"""The blocking client: AsyncClient's twin for programs without an event loop.
+
+with Client("127.0.0.1:12346") as client:
+    [model] = client.load("resnet50_v2")
+    answer = client.infer(model, array, slo="25ms")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, TypeVar
+
+from slosched.clients.aio import DEFAULT_ADDRESS, connect
+from slosched.clients.inference import Array, Inference, Model
+from slosched.codes import Code
+from slosched.errors import ConnectionLost
+from slosched.messages import ModelInfo, Welcome
+
+_T = TypeVar("_T")
+_JOIN_S = 5.0
+
+
+class Client:
+    """A connection to a controller. Its event loop runs in a thread of its own.
+
+    Safe to share between threads: each call blocks the thread that makes it. Interrupting a call
+    (Ctrl-C) cancels its request. `close`, or `with`, ends it. Raises PeerUnreachable when no
+    controller answers within `timeout_s`, ProtocolMismatch when it speaks another version.
+    """
+
+    def __init__(
+        self, address: str = DEFAULT_ADDRESS, *, timeout_s: float = 5.0, name: str = ""
+    ) -> None:
+        self._lock = threading.Lock()
+        self._closed = False
+        self._loop = asyncio.new_event_loop()
+        # A daemon: a program that forgets to close still ends.
+        self._thread = threading.Thread(target=self._run, name="slosched client", daemon=True)
+        self._thread.start()
+        try:
+            self._client = self._call(connect(address, timeout_s=timeout_s, name=name).open)
+        except BaseException:
+            self._end_loop()
+            raise
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
+
+    def _call(self, make: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """Run a coroutine in the loop and wait for it; its own time limit bounds the wait."""
+        with self._lock:
+            if self._closed:
+                raise ConnectionLost("this client is closed", code=Code.CANCELLED)
+            future = asyncio.run_coroutine_threadsafe(make(), self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # of no effect on one that has ended
+            raise
+
+    def close(self) -> None:
+        """Say goodbye and end the thread. Calls that wait in other threads fail. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            closing = asyncio.run_coroutine_threadsafe(self._client.close(), self._loop)
+            self._closed = True
+        closing.result(_JOIN_S)
+        self._end_loop()
+
+    def _end_loop(self) -> None:
+        self._closed = True
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_JOIN_S)
+
+    @property
+    def controller(self) -> Welcome:
+        """What the controller said of itself: its version, policy and incarnation."""
+        return self._client.controller
+
+    def load(self, name: str, copies: int = 1, *, timeout_s: float = 60.0) -> list[Model]:
+        """Load `copies` instances of the model `name`; see AsyncClient.load."""
+        return self._call(lambda: self._client.load(name, copies, timeout_s=timeout_s))
+
+    def models(self, *, timeout_s: float = 5.0) -> tuple[tuple[ModelInfo, ...], tuple[str, ...]]:
+        """Return the instances that are loaded, and the names that can be."""
+        return self._call(lambda: self._client.models(timeout_s=timeout_s))
+
+    def status(self, *, timeout_s: float = 5.0) -> dict[str, Any]:
+        """Return the controller's report: plain dicts and lists, times in ns."""
+        return self._call(lambda: self._client.status(timeout_s=timeout_s))
+
+    def infer(
+        self,
+        model: Model,
+        array: Array | None = None,
+        *,
+        slo: float | str | None = None,
+        slo_factor: float | None = None,
+        timeout_s: float | None = None,
+        user_id: int = 0,
+    ) -> Inference:
+        """Run one inference and return its answer; see AsyncClient.infer for shapes and errors."""
+        return self._call(
+            lambda: self._client.infer(
+                model,
+                array,
+                slo=slo,
+                slo_factor=slo_factor,
+                timeout_s=timeout_s,
+                user_id=user_id,
+            )
+        )

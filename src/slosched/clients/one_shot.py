@@ -1,0 +1,184 @@
+"""One request, from a file to its answer: what `slosched client infer` does."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from slosched.clients.aio import connect
+from slosched.clients.inference import Array, Inference, Model
+from slosched.codes import code_name
+from slosched.errors import InvalidConfig
+from slosched.units import format_duration
+
+#: The statistics of ImageNet that torchvision's models were trained with; RGB.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+#: The shorter side is scaled to this much more than the crop, as torchvision does (256 for 224).
+_RESIZE_TO_CROP = 256 / 224
+_TOP = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """One of the best classes. `label` is empty where the model has no labels."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class OneShot:
+    """One answer, with the best classes where the output is a vector of more than five entries."""
+
+    answer: Inference
+    top: tuple[ClassScore, ...]
+
+    def render(self) -> str:
+        """Everything for people, in a few lines."""
+        info, output = self.answer.model.info, self.answer.output
+        lines = []
+        width = max((len(score.label) for score in self.top), default=0)
+        for score in self.top:
+            label = f"{score.label:<{width}}  " if width else ""
+            lines.append(f"{score.index:>6}  {label}{100 * score.probability:6.2f} %")
+        if output is None:
+            lines.append(
+                "no output: without an input of ours the worker made one and kept the rest"
+            )
+        elif not self.top:
+            lines.append(f"output: {output.dtype} of shape {output.shape}")
+        if info.random_weights:
+            lines.append("the model has random weights: its output means nothing, its times do")
+        lines.append(f"{info.name}: {self.answer.explain()}")
+        lines.append(f"round trip at the client: {format_duration(self.answer.round_trip_ns)}")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dicts and lists, for JSON. Times in ns."""
+        answer = self.answer
+        message = answer.message
+        return {
+            "model": answer.model.name,
+            "model_id": answer.model.model_id,
+            "code": int(message.code),
+            "outcome": code_name(message.code),
+            "reason": message.reason,
+            "slo_ns": message.slo_ns,
+            "latency_ns": message.latency_ns,
+            "remaining_ns": answer.remaining_ns,
+            "deadline_met": message.deadline_met,
+            "round_trip_ns": answer.round_trip_ns,
+            "batch_size": message.batch_size,
+            "worker_id": message.worker_id,
+            "gpu_id": message.gpu_id,
+            "cold": message.cold,
+            "predicted_start_ns": message.predicted_start_ns,
+            "start_ns": message.start_ns,
+            "predicted_exec_ns": message.predicted_exec_ns,
+            "exec_ns": message.exec_ns,
+            "attempts": message.attempts,
+            "random_weights": answer.model.info.random_weights,
+            "output_shape": None if answer.output is None else list(answer.output.shape),
+            "output_dtype": None if answer.output is None else str(answer.output.dtype),
+            "top": [
+                {"index": s.index, "label": s.label, "probability": s.probability} for s in self.top
+            ],
+        }
+
+
+def infer_once(
+    address: str,
+    model: str,
+    input_path: Path | None = None,
+    slo: float | str | None = None,
+    *,
+    timeout_s: float = 60.0,
+) -> OneShot:
+    """Load `model`, run one inference of the file `input_path`, and return the answer.
+
+    The file is an image or one input as .npy; without one the worker makes an input. `slo` is in
+    seconds or a duration text; None takes the controller's default. `timeout_s` bounds loading the
+    model. Raises InvalidConfig for a file that cannot be used, and what `AsyncClient.infer` raises.
+    """
+
+    async def once() -> Inference:
+        async with connect(address, name="slosched client infer") as client:
+            [handle] = await client.load(model, timeout_s=timeout_s)
+            array = None if input_path is None else read_input(input_path, handle)
+            return await client.infer(handle, array, slo=slo)
+
+    if input_path is not None and not input_path.is_file():
+        raise InvalidConfig(f"no file {str(input_path)!r}; give an image or a .npy array")
+    answer = asyncio.run(once())
+    return OneShot(answer, top_classes(answer.output, answer.model.info.labels))
+
+
+def read_input(path: Path, model: Model) -> Array:
+    """Return the file as an input of `model`: an .npy array as it is, an image prepared for it.
+
+    Raises InvalidConfig if the file cannot be read, InvalidRequest if it is no input of the model.
+    """
+    array = read_array(path) if path.suffix.lower() == ".npy" else read_image(path, model)
+    model.check_input(array)
+    return array
+
+
+def read_array(path: Path) -> Array:
+    """Return the array of an .npy file. Pickled objects are refused. Raises InvalidConfig."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InvalidConfig(f"{str(path)!r} is no .npy array that can be read: {error}") from None
+    if not isinstance(array, np.ndarray):
+        raise InvalidConfig(f"{str(path)!r} holds several arrays; save one with numpy.save")
+    return array
+
+
+def read_image(path: Path, model: Model) -> Array:
+    """Return an image as float32 of shape (3, H, W), as torchvision's ImageNet models want it.
+
+    The shorter side is scaled to 8/7 of the crop, the middle is cut out, and ImageNet's mean and
+    deviation are taken off. Raises InvalidConfig if it is no image or the model takes none.
+    """
+    shape = model.input_shape
+    if len(shape) != 3 or shape[0] != 3 or model.input_dtype != "float32":
+        raise InvalidConfig(
+            f"model {model.name!r} takes {model.input_dtype} of shape {shape}, which is no RGB image "
+            "of shape (3, H, W); give the input as an .npy file"
+        )
+    height, width = shape[1:]
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as error:
+        raise InvalidConfig(f"{str(path)!r} is no image that can be read: {error}") from None
+    scale = _RESIZE_TO_CROP * max(height / image.height, width / image.width)
+    resized = image.resize(
+        (max(width, round(image.width * scale)), max(height, round(image.height * scale))),
+        Image.Resampling.BILINEAR,
+    )
+    left, top = (resized.width - width) // 2, (resized.height - height) // 2
+    crop = np.asarray(resized.crop((left, top, left + width, top + height)), dtype=np.float32)
+    normal = (crop / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+    return np.ascontiguousarray(normal.transpose(2, 0, 1), dtype=np.float32)
+
+
+def top_classes(output: Array | None, labels: tuple[str, ...] = ()) -> tuple[ClassScore, ...]:
+    """Return the five best classes of a vector of scores, by softmax; nothing for other outputs."""
+    if output is None or output.ndim != 1 or output.size <= _TOP or output.dtype.kind != "f":
+        return ()
+    scores = output.astype(np.float64)
+    exponents = np.exp(scores - scores.max())
+    probabilities = exponents / exponents.sum()
+    best = np.argsort(-probabilities, kind="stable")[:_TOP]
+    named = labels if len(labels) == output.size else ()
+    return tuple(
+        ClassScore(int(i), named[int(i)] if named else "", float(probabilities[i])) for i in best
+    )

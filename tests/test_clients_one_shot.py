@@ -1,0 +1,134 @@
+"""One request from a file: images, arrays, the best classes, and everything that can be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fake_controller import FakeController, model_info
+from slosched.clients.inference import Model
+from slosched.clients.one_shot import infer_once, read_image, read_input, top_classes
+from slosched.errors import DeadlineExceeded, InvalidConfig, InvalidRequest
+from slosched.messages import InferRequest
+
+
+def image_model(height: int = 8, width: int = 8) -> Model:
+    return Model(model_info(0, shape=(3, height, width)), 7)
+
+
+def test_an_array_goes_there_and_the_answer_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "input.npy"
+    np.save(path, np.arange(12, dtype=np.float32).reshape(3, 4))
+    with FakeController() as controller:
+        result = infer_once(controller.address, "toy", path, "25ms")
+    assert result.answer.output is not None and result.answer.output.tolist() == [0, 2]
+    text = result.render()
+    assert "float32 of shape (2,)" in text and "random weights" in text
+    assert "toy: ok after 3ms of 25ms" in text and "predicted 2.6ms" in text
+    document = json.loads(json.dumps(result.as_dict()))
+    assert document["outcome"] == "ok" and document["output_shape"] == [2]
+    assert document["slo_ns"] == 25_000_000 and document["top"] == []
+
+
+def test_without_a_file_the_worker_makes_the_input() -> None:
+    with FakeController() as controller:
+        result = infer_once(controller.address, "toy")
+        request = controller.of(InferRequest)[0]
+    assert result.answer.output is None and "no output" in result.render()
+    assert isinstance(request, InferRequest) and request.shape == () and request.slo_ns == 0
+    assert result.as_dict()["output_shape"] is None
+
+
+def test_a_refusal_is_raised() -> None:
+    with FakeController() as controller:
+        controller.code, controller.reason = 8, "no plan"
+        with pytest.raises(DeadlineExceeded, match="no plan"):
+            infer_once(controller.address, "toy", None, 0.001)
+
+
+def test_an_image_becomes_a_normalised_chw_input(tmp_path: Path) -> None:
+    path = tmp_path / "red.png"
+    Image.new("RGB", (40, 20), (255, 0, 0)).save(path)
+    array = read_image(path, image_model())
+    assert array.shape == (3, 8, 8) and array.dtype == np.float32 and array.flags.c_contiguous
+    # Red is (1, 0, 0); ImageNet's mean and deviation by channel.
+    expected = [(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0 - 0.406) / 0.225]
+    for channel, value in zip(array, expected, strict=True):
+        assert np.allclose(channel, value, atol=1e-5)
+
+
+def test_the_middle_of_an_image_is_cut_out(tmp_path: Path) -> None:
+    # Wide, with white outer thirds and a black middle: only the middle is seen.
+    pixels = np.full((30, 90, 3), 255, np.uint8)
+    pixels[:, 30:60] = 0
+    path = tmp_path / "wide.png"
+    Image.fromarray(pixels).save(path)
+    array = read_image(path, image_model(16, 16))
+    black = (0 - 0.485) / 0.229
+    assert abs(float(array[0].mean()) - black) < 0.05
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
+@pytest.mark.parametrize("size", [(3, 3), (7, 300), (300, 7), (8, 8)])
+def test_images_of_any_mode_and_size(mode: str, size: tuple[int, int], tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    Image.new(mode, size).save(path)
+    assert read_input(path, image_model(12, 20)).shape == (3, 12, 20)
+
+
+def test_a_model_that_takes_no_image_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    Image.new("RGB", (8, 8)).save(path)
+    with pytest.raises(InvalidConfig, match=r"float32 of shape \(3, 4\).*\.npy"):
+        read_input(path, Model(model_info(0), 7))
+
+
+def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+    model = image_model()
+    text = tmp_path / "notes.txt"
+    text.write_text("hello")
+    with pytest.raises(InvalidConfig, match="no image"):
+        read_input(text, model)
+    broken = tmp_path / "broken.npy"
+    for content in (b"", b"hello", b"\x93NUMPY\x01\x00"):
+        broken.write_bytes(content)
+        with pytest.raises(InvalidConfig, match=r"broken\.npy"):
+            read_input(broken, model)
+    pickled = tmp_path / "pickled.npy"
+    np.save(pickled, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(InvalidConfig, match=r"pickled\.npy"):
+        read_input(pickled, model)
+    wrong = tmp_path / "wrong.npy"
+    np.save(wrong, np.zeros((8, 8), np.float32))
+    with pytest.raises(InvalidRequest, match=r"\(3, 8, 8\), not \(8, 8\)"):
+        read_input(wrong, model)
+    with pytest.raises(InvalidConfig, match="no file"):
+        infer_once("127.0.0.1:1", "toy", tmp_path / "missing.jpg")
+
+
+def test_the_five_best_classes() -> None:
+    scores = np.zeros(1000, np.float32)
+    scores[[3, 1, 4, 15, 9]] = [5, 4, 3, 2, 1]
+    labels = tuple(f"class {i}" for i in range(1000))
+    top = top_classes(scores, labels)
+    assert [s.index for s in top] == [3, 1, 4, 15, 9] and top[0].label == "class 3"
+    total = sum(np.exp([5, 4, 3, 2, 1])) + 995
+    assert top[0].probability == pytest.approx(np.exp(5) / total)
+
+
+def test_scores_of_any_size_stay_finite() -> None:
+    top = top_classes(np.array([1e30, 0, 0, 0, 0, -1e30], np.float32))
+    assert top[0].probability == 1.0 and top[0].label == ""
+
+
+@pytest.mark.parametrize(
+    "output", [None, np.zeros(5, np.float32), np.zeros((6, 6), np.float32), np.zeros(9, np.int64)]
+)
+def test_other_outputs_have_no_classes(
+    output: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+) -> None:
+    assert top_classes(output) == ()
