@@ -163,7 +163,7 @@ def _draw_latency(ax: Any, curves: Sequence[_Curve], factors: bool) -> None:
         ax.annotate(
             "SLO",
             (places[-1], slos[-1]),
-            xytext=(-10, -2),
+            xytext=(-16, 2),
             textcoords="offset points",
             ha="right",
             va="bottom" if places[0] == places[-1] else "center",

@@ -28,6 +28,21 @@ _RATES: dict[float, tuple[str, str]] = {
     1200: ("mediumturquoise", "dotted"),
     2400: ("orange", "dashed"),
 }
+#: matplotlib's own look, which the artifact's figures have: a frame, no grid, black.
+_LOOK: dict[str, Any] = {
+    "axes_spines_top": True,
+    "axes_spines_right": True,
+    "axes_grid": False,
+    "axes_edgecolor": "black",
+    "axes_labelcolor": "black",
+    "axes_labelsize": 13,
+    "xtick_color": "black",
+    "ytick_color": "black",
+    "xtick_labelsize": 10,
+    "ytick_labelsize": 10,
+    "legend_frameon": True,
+    "legend_fontsize": 8,
+}
 #: For runs that the paper does not have.
 _OTHER_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
 #: The run whose SLO changes make the ticks: N=12, R=600.
@@ -71,8 +86,8 @@ def published_windows(log: LogTable) -> Windows:
 def slo_changes(log: LogTable) -> list[tuple[int, str]]:
     """Return when each SLO was first answered for user 0 (ns after the first answer), with its label.
 
-    Where there is no user 0, the least one stands in. An absolute SLO, which the original does not
-    know, is labelled in ms.
+    In order of the SLOs. Where there is no user 0, the least one stands in. An absolute SLO, which
+    the original does not know, is labelled in ms.
     """
     times = _published_rows(log, "t")
     users = _published_rows(log, "user_id")
@@ -87,7 +102,7 @@ def slo_changes(log: LogTable) -> list[tuple[int, str]]:
             earliest[key] = min(earliest.get(key, t), t)
     return [
         (t - first, f"{factor:4.1f}" if factor > 0 else f"{deadline_ns / NS_PER_MS:g} ms")
-        for (factor, deadline_ns), t in sorted(earliest.items(), key=lambda item: item[1])
+        for (factor, deadline_ns), t in sorted(earliest.items())
     ]
 
 
@@ -96,7 +111,7 @@ def draw_published(runs: Sequence[Run], out: Path) -> list[Path]:
     from slosched.analysis import style
 
     logs = []
-    for run in runs:
+    for run in sorted(runs, key=lambda run: (run.copies, run.rate)):
         if run.requests is None:
             raise InvalidConfig(
                 f"{run.path} has no request log; the published form is drawn from it"
@@ -105,13 +120,11 @@ def draw_published(runs: Sequence[Run], out: Path) -> list[Path]:
     if not any(curve.at_ns for _, _, curve in logs):
         raise InvalidConfig("nothing to draw: no run is longer than one window of 4 s")
     ticks = slo_changes(_tick_log(logs))
-    # The artifact's figure has matplotlib's own look: a frame, no grid.
-    plain = {"axes_spines_top": True, "axes_spines_right": True, "axes_grid": False}
-    with style.look(**plain, axes_edgecolor="black", axes_linewidth=0.8, legend_frameon=True):
-        figure = style.Figure(figsize=_SIZE_INCHES, layout="tight")
+    with style.look(**_LOOK):
+        figure = style.Figure(figsize=_SIZE_INCHES)
         _draw(figure.subplots(), logs, ticks)
-        paths = style.save(figure, out, _STEM)
-    changes: list[list[object]] = [[t for t, _ in ticks], [text.strip() for _, text in ticks]]
+        paths = style.save(figure, out, _STEM, bbox_inches="tight")
+    changes: list[list[object]] = [[t for t, _ in ticks], [text for _, text in ticks]]
     paths.append(
         _write_columns(
             out / f"{_STEM}_slo_multiplier_changes.tsv",
@@ -160,12 +173,13 @@ def _draw(
             linestyle=line,
         )
     for t, _ in ticks:
-        ax.axvline(t, color="grey", linestyle="dashed", linewidth=0.6, zorder=0.5)
-    ax.set_xticks([t for t, _ in ticks], [text for _, text in ticks])
+        ax.axvline(t, color="grey", linestyle="dashed", linewidth=0.5, zorder=0.5)
+    ax.set_xticks([t for t, _ in ticks], [text for _, text in ticks], rotation=90)
     start = ticks[0][0] if ticks else 0
     ax.set_xlim(start, max(t for _, _, curve in logs for t in curve.at_ns))
     ax.set_xlabel("SLO Multiplier")
     ax.set_ylabel("Workload Satisfaction")
+    # What the published figure shows; left to itself the axis would magnify a run that is all 1.
     ax.set_ylim(-0.05, 1.05)
     ax.legend(loc="lower right")
 

@@ -76,16 +76,17 @@ def look(**changes: Any) -> Iterator[None]:
         yield
 
 
-def save(figure: Any, out: Path, stem: str) -> list[Path]:
+def save(figure: Any, out: Path, stem: str, **more: Any) -> list[Path]:
     """Write `figure` as PNG and PDF into the directory `out`; return the paths.
 
-    Raises InvalidConfig if the directory cannot be made or written.
+    `more` goes to matplotlib's savefig. Raises InvalidConfig if the directory cannot be made or written.
     """
     paths = [out / f"{stem}.png", out / f"{stem}.pdf"]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        figure.savefig(paths[0], metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"CreationDate": None, "Creator": "slosched"})
+        figure.savefig(paths[0], metadata={"Software": None}, **more)
+        document = {"CreationDate": None, "Creator": "slosched"}
+        figure.savefig(paths[1], metadata=document, **more)
     except OSError as error:
         raise InvalidConfig(f"cannot write figures into {out}: {error.strerror}") from error
     return paths

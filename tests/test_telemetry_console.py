@@ -1,0 +1,111 @@
+"""The ten-second lines, from records alone."""
+
+from __future__ import annotations
+
+from slosched.codes import ActionType
+from slosched.core.scheduler.interface import ActionRecord, RequestRecord
+from slosched.messages import Span
+from slosched.telemetry.client_log import NO_ANSWER, ClientRecord
+from slosched.telemetry.console import ClientConsole, ControllerConsole
+
+START_NS = 1_600_000_000_000_000_000
+MS = 1_000_000
+TEN_S = 10_000 * MS
+
+
+def _request(code: int, latency_ns: int, met: bool) -> RequestRecord:
+    end_ns = START_NS + latency_ns
+    return RequestRecord(1, 1, 0, 0, code, "", 1.0, 10 * MS, START_NS, end_ns, met, 1, 1, False)
+
+
+def _action(
+    kind: ActionType, exec_ms: float, e2e_ms: float, *, gpu: int = 0, code: int = 0, clock: int = 0
+) -> ActionRecord:
+    duration_ns = int(exec_ms * MS)
+    return ActionRecord(
+        action_id=1,
+        action_type=kind,
+        code=code,
+        worker_id=0,
+        gpu_id=gpu,
+        model_id=0,
+        batch_size=4 if kind == ActionType.INFER else 1,
+        sent_ns=START_NS,
+        expected_duration_ns=0,
+        expected_start_ns=0,
+        expected_complete_ns=0,
+        result_received_ns=START_NS + int(e2e_ms * MS),
+        processed_ns=0,
+        requests_queued=0,
+        copies_loaded=0,
+        exec=Span(0, 0, duration_ns),
+        gpu_clock_before_mhz=clock,
+        gpu_clock_mhz=clock,
+    )
+
+
+def test_the_client_line_tells_success_from_satisfaction() -> None:
+    console = ControllerConsole(now_ns=START_NS)
+    console.add_request(_request(0, 4 * MS, True))
+    console.add_request(_request(0, 12 * MS, False))  # answered, but late
+    console.add_request(_request(0, 5 * MS, True))
+    console.add_request(_request(8, 100, False))
+    assert console.lines(START_NS + TEN_S) == [
+        "Client throughput=0.4 success=75.00% (1/4 violations) min=4.00 max=12.00 mean=7.00 "
+        "satisfaction=50.00% (controller, from arrival)"
+    ]
+
+
+def test_gpu_lines_are_sorted_and_count_only_code_0() -> None:
+    console = ControllerConsole(now_ns=START_NS)
+    console.add_action(_action(ActionType.INFER, 6, 7, gpu=1, clock=1380))
+    console.add_action(_action(ActionType.INFER, 4, 9, gpu=1, clock=690))
+    console.add_action(_action(ActionType.INFER, 900, 900, gpu=1, code=81))
+    console.add_action(_action(ActionType.LOAD_WEIGHTS, 8.33, 9))
+    console.add_action(_action(ActionType.EVICT_WEIGHTS, 1, 1))
+    assert console.lines(START_NS + TEN_S)[1:] == [
+        "W0-GPU0 LoadW min=8.33 max=8.33 mean=8.33 e2emean=9.00 e2emax=9.00 throughput=0.1 "
+        "utilization=0.00 clock=[-] norm_max=8.33 norm_mean=8.33",
+        "W0-GPU1 Infer min=4.00 max=6.00 mean=5.00 e2emean=8.00 e2emax=9.00 throughput=0.8 "
+        "utilization=0.00 clock=[690-1380] norm_max=6.00 norm_mean=4.00",
+    ]
+
+
+def test_utilization_is_busy_seconds_per_second() -> None:
+    console = ControllerConsole(now_ns=START_NS)
+    for _ in range(5):
+        console.add_action(_action(ActionType.INFER, 1500, 1500))
+    assert "utilization=0.75 " in console.lines(START_NS + TEN_S)[1]
+
+
+def test_each_interval_stands_alone_and_an_idle_one_is_silent() -> None:
+    console = ControllerConsole()
+    assert console.lines(START_NS - TEN_S) == []
+    console = ControllerConsole()
+    console.add_request(_request(0, 4 * MS, True))  # the first interval begins with its arrival
+    console.add_sent(5_000_000)
+    console.add_received(20_000_000)
+    first = console.lines(START_NS + TEN_S)
+    assert first[0].startswith("Client throughput=0.1 success=100.00% (0/1 violations) min=4.00")
+    assert first[1] == "Network->Workers: 0.5 MB/s (1 msgs) snd, 2.0 MB/s (1 msgs) rcv"
+    assert console.lines(START_NS + 2 * TEN_S) == []
+    console.add_request(_request(8, 4 * MS, False))
+    assert console.lines(START_NS + 3 * TEN_S) == [
+        "Client throughput=0.1 success=0.00% (1/1 violations) min=- max=- mean=- "
+        "satisfaction=0.00% (controller, from arrival)"
+    ]
+
+
+def test_the_load_generator_s_lines() -> None:
+    console = ClientConsole(now_ns=START_NS)
+    for _ in range(3):
+        console.add_sent(1_000_000)
+    console.add_reply(ClientRecord(START_NS, 0, 6 * MS, 1, 0, 0, 1.0, 10 * MS, 0, True), 2_000_000)
+    console.add_reply(ClientRecord(START_NS, 0, 9 * MS, 2, 0, 0, 1.0, 8 * MS, 0, False))
+    console.add_reply(ClientRecord(START_NS, 0, 99 * MS, 3, 0, 0, 1.0, 8 * MS, NO_ANSWER, False))
+    assert console.lines(START_NS + TEN_S) == [
+        "total=3 throughput=0.3 min=6.00 max=9.00 mean=7.50 "
+        "satisfaction=33.33% (client, from the scheduled send)",
+        "Client->Controller: 0.3 MB/s (3 msgs) snd, 0.2 MB/s (2 msgs) rcv",
+    ]
+    assert console.lines(START_NS + 2 * TEN_S)[0].startswith("total=3 throughput=0.0 min=-")
