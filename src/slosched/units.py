@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from decimal import Decimal
 
-from slosched.errors import InvalidDuration
+from slosched.errors import InvalidConfig, InvalidDuration
 
 NS_PER_US = 1_000
 NS_PER_MS = 1_000_000
@@ -71,11 +72,22 @@ def format_duration(duration_ns: int | float) -> str:
     return f"{duration_ns:.0f}ns"
 
 
+_ITEM_BYTES = {
+    "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8,
+    "int8": 1, "uint8": 1, "int16": 2, "int32": 4, "int64": 8, "bool": 1,
+}  # fmt: skip
+
+
+def tensor_bytes(shape: Sequence[int], dtype: str) -> int:
+    """Bytes of one tensor of `shape` and `dtype` (numpy's names); 0 for a dtype nobody knows."""
+    return math.prod(shape) * _ITEM_BYTES.get(dtype, 0)
+
+
 def parse_bytes(text: str) -> int:
-    """Return a size in bytes from 1024, 512MiB, 21.5GiB, 16MB. Raises InvalidDuration's sibling ValueError."""
+    """Return a size in bytes from 1024, 512MiB, 21.5GiB, 16MB. Raises InvalidConfig."""
     match = re.match(r"^\s*(\d+\.?\d*)\s*([KMGT]i?)?B?\s*$", text)
     if match is None:
-        raise ValueError(f"{text!r} is not a size; write it as 512MiB or 21.5GiB")
+        raise InvalidConfig(f"{text!r} is not a size; write it as 512MiB or 21.5GiB")
     number, unit = match.groups()
     if not unit:
         return int(Decimal(number))

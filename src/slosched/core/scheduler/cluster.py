@@ -31,6 +31,7 @@ from slosched.messages import (
     LoadWeightsResult,
     Span,
 )
+from slosched.units import tensor_bytes
 
 #: How a policy ends a request: (request, code, reason, the plan that was looked at).
 ActionResult = ErrorResult | InferResult | LoadWeightsResult | EvictWeightsResult
@@ -130,7 +131,7 @@ class Cluster:
         """Size of the input that the controller makes up, if it was told to (Clockwork, INFER5)."""
         if not self.config.generate_inputs or model.result is None:
             return 0
-        return input_bytes(model.result.input_shape, model.result.input_dtype)
+        return tensor_bytes(model.result.input_shape, model.result.input_dtype)
 
     def send_load(
         self, gpu: Gpu, model: Model, *, now_ns: int, start_ns: int, latest_ns: int
@@ -375,17 +376,3 @@ def _drain(executor: Executor) -> list[ActionState]:
     drained = list(executor.outstanding)
     executor.outstanding.clear()
     return drained
-
-
-_ITEM_BYTES = {
-    "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8,
-    "int8": 1, "uint8": 1, "int16": 2, "int32": 4, "int64": 8, "bool": 1,
-}  # fmt: skip
-
-
-def input_bytes(shape: Sequence[int], dtype: str) -> int:
-    """Bytes of one tensor of `shape` (elements per axis) and `dtype`; 0 for an unknown dtype."""
-    count = 1
-    for extent in shape:
-        count *= extent
-    return count * _ITEM_BYTES.get(dtype, 0)

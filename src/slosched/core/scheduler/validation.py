@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from slosched.core.scheduler.cluster import input_bytes
 from slosched.core.scheduler.state import Client, Model, ModelState
 from slosched.messages import InferRequest
+from slosched.units import tensor_bytes
 
 
 def what_is_wrong(
@@ -30,7 +30,7 @@ def what_is_wrong(
             f"model {model.name!r} takes {loaded.input_dtype} of shape {loaded.input_shape}, "
             f"not {message.dtype or 'an unnamed dtype'} of shape {message.shape}"
         )
-    expected = input_bytes(loaded.input_shape, loaded.input_dtype)
+    expected = tensor_bytes(loaded.input_shape, loaded.input_dtype)
     if bytes_behind != expected:
         return f"the input has {bytes_behind} bytes; {loaded.input_shape} has {expected}"
     return ""

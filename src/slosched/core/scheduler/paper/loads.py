@@ -38,6 +38,7 @@ class PaperLoads:
         self._load_ns: dict[int, float] = {}  # GPU index -> outstanding
         self._trackers: dict[int, ExecutorTracker] = {}
         self._uses = 0
+        self._now_ns = 0
 
     def _demand(self, model: Model) -> _ModelDemand:
         demand = self._demands.get(model.model_id)
@@ -108,6 +109,7 @@ class PaperLoads:
     # ----------------------------------------------------------------------------- decisions
 
     def plan(self, *, now_ns: int) -> None:
+        self._now_ns = now_ns
         wanting = [d for d in self._demands.values() if d.loadweights_ns > 0]
         if not wanting:
             return
@@ -118,8 +120,9 @@ class PaperLoads:
     def next_wakeup_ns(self) -> int | None:
         if not any(d.loadweights_ns > 0 for d in self._demands.values()):
             return None
-        busy = [t.opens_ns(self._ahead_ns) for t in self._trackers.values()]
-        return min(busy, default=None)
+        # A tracker that is open already had its chance in `plan`; time alone changes nothing there.
+        opens = (t.opens_ns(self._ahead_ns) for t in self._trackers.values())
+        return min((o for o in opens if o > self._now_ns), default=None)
 
     def _load_one(self, gpu: Gpu, wanting: list[_ModelDemand], now_ns: int) -> bool:
         tracker = self._trackers[gpu.index]

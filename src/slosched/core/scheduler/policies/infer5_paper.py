@@ -106,6 +106,7 @@ class Infer5Paper:
         self._strategies: dict[int, list[tuple[int, int, int, int]]] = {}
         self._versions: dict[tuple[int, int], int] = {}
         self._active: dict[tuple[int, int], bool] = {}
+        self._visits = 0
         self._timeouts: list[tuple[int, int, Request]] = []
         self._internal_ns: dict[int, tuple[int, float, float]] = {}  # key -> deadline, demands
 
@@ -201,10 +202,14 @@ class Infer5Paper:
     def plan(self, *, now_ns: int) -> None:
         self._time_out(now_ns)
         self._loads.plan(now_ns=now_ns)
-        # The published threads visit one GPU after the other and send at most one action a visit.
-        sending = list(self._cluster.gpus.values())
-        while sending:
-            sending = [gpu for gpu in sending if self._visit(gpu, now_ns)]
+        # The published threads share one counter over the GPUs and send at most one action a visit;
+        # a whole round without a send ends the turn, and the next one goes on behind it.
+        gpus = list(self._cluster.gpus.values())
+        idle_visits = 0
+        while gpus and idle_visits < len(gpus):
+            self._visits += 1
+            sent = self._visit(gpus[self._visits % len(gpus)], now_ns)
+            idle_visits = 0 if sent else idle_visits + 1
 
     def _time_out(self, now_ns: int) -> None:
         while self._timeouts and self._timeouts[0][0] <= now_ns:
