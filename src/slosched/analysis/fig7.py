@@ -163,15 +163,17 @@ def _draw_latency(ax: Any, curves: Sequence[_Curve], factors: bool) -> None:
         ax.annotate(
             "SLO",
             (places[-1], slos[-1]),
-            xytext=(-16, 2),
+            xytext=(-16, 1),
             textcoords="offset points",
             ha="right",
-            va="bottom" if places[0] == places[-1] else "center",
+            va="top" if places[0] == places[-1] else "center",
             color=PALE,
             fontsize=9,
         )
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+    low, high = ax.get_ylim()
+    subs = (1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    ax.yaxis.set_major_locator(LogLocator(base=10, subs=subs))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.set_ylabel("Latency of successes (ms)")
