@@ -6,6 +6,7 @@ exist. Sizes may be written 21.5GiB, durations 5ms; bare numbers are bytes and n
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
@@ -24,6 +25,11 @@ from slosched.config import (
 )
 from slosched.errors import InvalidConfig, InvalidDuration, UnknownName
 from slosched.units import parse_bytes, parse_duration_ns
+
+#: A model so named comes from that library, where it is installed on the worker.
+LIBRARY_PREFIXES = ("torchvision/", "timm/")
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 T = TypeVar("T")
 _Reader = Callable[[Any], Any]
@@ -252,7 +258,7 @@ def dump_profile(profile: GpuProfile) -> str:
         batches = ", ".join(f"{b} = {ns:_}" for b, ns in sorted(model.exec_ns.items()))
         lines += [
             "",
-            f"[models.{_quoted(name)}]",
+            f"[models.{name if _BARE_KEY.fullmatch(name) else _quoted(name)}]",
             f"exec_ns = {{ {batches} }}",
             f"weights_ns = {model.weights_ns:_}",
             f"weights_bytes = {model.weights_bytes}",
@@ -299,7 +305,8 @@ def _model_source(file: Path, name: str, table: Any) -> ModelSource:
         raise InvalidConfig(f"{where}: must be a table [models.{name}]")
     values = _read(where, table, _SOURCE)
     given = [key for key in ("factory", "pt2", "safetensors") if values.get(key)]
-    if len(given) != 1:
+    # The libraries' models are named by prefix and need no source.
+    if len(given) != 1 and not (not given and name.startswith(LIBRARY_PREFIXES)):
         raise InvalidConfig(
             f"{where}: exactly one of factory, pt2 and safetensors must be given, not "
             f"{' and '.join(given) or 'none'}"

@@ -15,12 +15,11 @@ import torch
 from torch import nn
 
 from slosched.config import ModelSource, canonical_model
+from slosched.config_file import LIBRARY_PREFIXES
 from slosched.daemon.backends.zoo import ZOO, ModelSpec, import_transformers, seeded
 from slosched.errors import InvalidConfig, MissingPackage, UnknownName
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-#: Libraries whose models may be named as PREFIX/NAME, where they are installed.
-LIBRARIES = ("torchvision", "timm")
 
 
 def loadable_specs(sources: tuple[ModelSource, ...]) -> dict[str, ModelSpec]:
@@ -44,7 +43,6 @@ def source_spec(source: ModelSource) -> ModelSpec:
         if path and not Path(path).is_file():
             raise InvalidConfig(f"model {source.name!r}: there is no file {path}")
     build: Callable[[], nn.Module]
-    library = source.name.partition("/")[0]
     random_weights = False
     if source.factory:
         build = lambda: _from_factory(source)  # noqa: E731
@@ -52,7 +50,7 @@ def source_spec(source: ModelSource) -> ModelSpec:
         build = lambda: _from_export(source)  # noqa: E731
     elif source.safetensors:
         build = lambda: _from_safetensors(source)  # noqa: E731
-    elif library in LIBRARIES:
+    elif source.name.startswith(LIBRARY_PREFIXES):
         build, random_weights = (lambda: _from_library(source.name)), True
     elif canonical_model(source.name) in ZOO:
         return ZOO[canonical_model(source.name)]

@@ -17,7 +17,7 @@ from slosched.codes import Code
 from slosched.config import ModelProfile, WorkerConfig
 from slosched.core.worker.interface import ModelPrepared, PrepareModel, ReleaseModel
 from slosched.daemon.backends.base import Frame
-from slosched.errors import InvalidConfig, MissingPackage, SloschedError
+from slosched.errors import InvalidConfig, MissingPackage, SloschedError, UnknownName
 from slosched.messages import GpuInfo, Span
 
 try:
@@ -56,12 +56,38 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", int(index))
 
 
+def measure_named(
+    name: str,
+    config: WorkerConfig,
+    batches: Sequence[int],
+    *,
+    max_exec_ns: int,
+    progress: Callable[[str], None] | None = None,
+) -> ModelProfile:
+    """Measure the model `name` (canonical) on `config.device`; see measure_model.
+
+    Raises UnknownName for a model that is neither in the zoo nor in the config.
+    """
+    device = resolve_device(config.device)
+    torch.set_num_threads(config.torch_threads)
+    specs = loadable_specs(config.models)
+    if name not in specs:
+        raise UnknownName("model", name, list(specs))
+    template = Template(specs[name], pinned=device.type == "cuda")
+    return measure_model(template, device, batches, max_exec_ns=max_exec_ns, progress=progress)
+
+
 class TorchBackend:
     """One device: `config.device`. Raises MissingPackage or InvalidConfig if it cannot be opened."""
 
     exact = False
 
     def __init__(self, config: WorkerConfig) -> None:
+        if config.gpus != 1:
+            raise InvalidConfig(
+                f"one process serves one real device, not {config.gpus}: start a worker for each, or "
+                "let `slosched worker --device cuda` supervise one for each GPU"
+            )
         self._device = resolve_device(config.device)
         self._cuda = self._device.type == "cuda"
         self.device_name = str(self._device)
