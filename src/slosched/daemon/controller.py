@@ -87,6 +87,8 @@ class ControllerServer:
         self._stop = asyncio.Event()
         self._stop_requested = 0
         self._scheduled = False
+        self._closed = False
+        self._failure: Exception | None = None
         self.run_log: RunLog | None = None
 
     # ------------------------------------------------------------------------------ running
@@ -124,9 +126,12 @@ class ControllerServer:
         """Serve until `stop` is called, then finish what is in flight and close everything."""
         try:
             await self._console_until_stopped()
-            await self._drain()
+            if self._failure is None:
+                await self._drain()
         finally:
             await self.close()
+        if self._failure is not None:
+            raise self._failure
 
     def stop(self) -> None:
         """End in good order; called a second time, at once. Safe from signal handlers of the loop."""
@@ -151,6 +156,9 @@ class ControllerServer:
 
     async def close(self) -> None:
         """Close sockets, timer and files. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
         for reader in getattr(self, "_readers", ()):
             reader.close()
         if hasattr(self, "_timer"):
@@ -182,6 +190,17 @@ class ControllerServer:
 
     def _step(self) -> None:
         self._scheduled = False
+        if self._closed:
+            return
+        try:
+            self._turn()
+        except Exception as error:
+            # A bug of ours. Half a step was done, so going on could break any promise: end, loudly.
+            self._failure = error
+            self._stop_requested = 2
+            self._stop.set()
+
+    def _turn(self) -> None:
         scheduler = self.scheduler
         self._receive_from_workers()
         self._receive_from_clients()

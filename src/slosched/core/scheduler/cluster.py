@@ -54,17 +54,13 @@ class Cluster:
 
     # ----------------------------------------------------------------------- predictions
 
-    def transit_ns(self, gpu: Gpu) -> int:
-        """From a decision here until the worker has it, with margin."""
-        return gpu.worker.transit.margin_ns
-
-    def return_ns(self, gpu: Gpu) -> int:
-        """From the end of an exec until its answers leave here, with margin."""
-        return gpu.worker.returns.margin_ns
-
     def earliest_start_ns(self, gpu: Gpu, now_ns: int) -> int:
-        """When an Infer decided now would start on `gpu`."""
+        """When an Infer decided now can be promised to start on `gpu`."""
         return max(now_ns + gpu.worker.transit.margin_ns, gpu.exec.busy_until_ns)
+
+    def likely_start_ns(self, gpu: Gpu, now_ns: int) -> int:
+        """When an Infer decided now will start on `gpu` as often as not."""
+        return max(now_ns + gpu.worker.transit.expected_ns, gpu.exec.busy_until_ns)
 
     def next_action_id(self) -> int:
         action_id = self._next_action_id
@@ -254,7 +250,9 @@ class Cluster:
         gpu.busy_ns += result.exec.duration_ns
         gpu.clock_mhz = result.gpu_clock_mhz
         gpu.exec_table(action.model).add(action.batch_class, result.exec.duration_ns)
-        self._learn_path(gpu.worker, action, result, end_ns=result.exec.end_ns, now_ns=now_ns)
+        # Loads come in bursts and wait behind one another on the wire: they would teach the wrong lesson.
+        gpu.worker.transit.add(max(0, result.received_ns - action.sent_ns))
+        gpu.worker.returns.add(max(0, now_ns - result.exec.end_ns))
 
     def load_finished(self, action: ActionState, result: LoadWeightsResult, *, now_ns: int) -> None:
         gpu, model = action.gpu, action.model
@@ -263,7 +261,6 @@ class Cluster:
         gpu.loading.pop(model.model_id, None)
         gpu.transfer(model).add(result.span.duration_ns)
         self.add_residency(gpu, model)
-        self._learn_path(gpu.worker, action, result, end_ns=result.span.end_ns, now_ns=now_ns)
         self._log(action, Code.OK, now_ns, result.span, result, goodput_ns=result.span.duration_ns)
 
     def evict_finished(
@@ -298,18 +295,6 @@ class Cluster:
         """The requests of a finished Infer were answered, `met` of them in time: log it."""
         goodput_ns = result.exec.duration_ns * met // max(1, len(action.requests))
         self._log(action, Code.OK, now_ns, result.exec, result, goodput_ns=goodput_ns)
-
-    def _learn_path(
-        self,
-        worker: Worker,
-        action: ActionState,
-        result: InferResult | LoadWeightsResult,
-        *,
-        end_ns: int,
-        now_ns: int,
-    ) -> None:
-        worker.transit.add(max(0, result.received_ns - action.sent_ns))
-        worker.returns.add(max(0, now_ns - end_ns))
 
     def _log(
         self,

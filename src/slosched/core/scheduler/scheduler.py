@@ -247,7 +247,7 @@ class Scheduler:
         if bytes_behind:
             self._effects.append(Accepted(key, client.identity, message.request_id))
         if self.draining:
-            self._end(request, Code.SHUTTING_DOWN, "the controller is shutting down")
+            self._answer(request, Code.SHUTTING_DOWN, "the controller is shutting down")
             return
         self.policy.enqueue(request, now_ns=now_ns)
 

@@ -17,8 +17,10 @@ that can start soonest, at s:
 It is earliest virtual deadline first with credit for serving many at once. x is the share of requests
 lost lately: the more is lost, the more efficiency counts against urgency.
 
-A promise leaves the exec estimator's margin and the worker's return margin before the deadline; the
-worker gets the latest start at which half the batch would still be in time, and refuses after it.
+A promise leaves the exec estimator's margin and the worker's return margin before the deadline. A
+single request on an idle GPU needs no promise: it is sent when it is likely to be in time, and refused
+only when it is not. The worker gets the latest start at which half the batch would still be in time,
+and refuses the action after it.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ class Infer5:
         self._placement.asked_for(model, now_ns=now_ns)
         latest_ns, start_ns, exec_ns = self._best_plan(request, now_ns)
         if start_ns > latest_ns:
-            self._refuse_at_arrival(request, start_ns, exec_ns, now_ns)
+            self._refuse_at_once(request, start_ns, exec_ns, now_ns)
             return
         insort(model.queue, request)
         self._waiting[model.model_id] = model
@@ -103,7 +105,7 @@ class Infer5:
     # ------------------------------------------------------------------------------ feasibility
 
     def _best_plan(self, request: Request, now_ns: int) -> tuple[int, int, int]:
-        """(latest start that keeps the promise, earliest start there is, exec) on the best GPU.
+        """(latest start that is likely in time, earliest start there is, exec) on the best GPU.
 
         Looks at GPUs that hold the model, else at those that could load it. Stops at the first that
         will do. With no GPU at all the earliest start lies beyond every deadline.
@@ -113,23 +115,21 @@ class Infer5:
         resident = model.resident_on
         for gpu in (resident or self._cluster.gpus).values():
             if resident:
-                start_ns = self._cluster.earliest_start_ns(gpu, now_ns)
+                start_ns = self._cluster.likely_start_ns(gpu, now_ns)
             else:
                 ready_ns = self._placement.load_ready_ns(gpu, model, now_ns)
                 if ready_ns is None:
                     continue
                 start_ns = ready_ns
-            single_ns = gpu.exec_table(model).single.margin_ns
-            latest_ns = request.deadline_ns - single_ns - gpu.worker.returns.margin_ns
+            single_ns = gpu.exec_table(model).single.expected_ns
+            latest_ns = request.deadline_ns - single_ns - gpu.worker.returns.expected_ns
             if start_ns <= latest_ns:
                 return latest_ns, start_ns, single_ns
             if start_ns - latest_ns < best[1] - best[0]:
                 best = (latest_ns, start_ns, single_ns)
         return best
 
-    def _refuse_at_arrival(
-        self, request: Request, start_ns: int, exec_ns: int, now_ns: int
-    ) -> None:
+    def _refuse_at_once(self, request: Request, start_ns: int, exec_ns: int, now_ns: int) -> None:
         if not self._cluster.gpus:
             reason, start_ns = "no GPU is connected to the controller", -1
         else:
@@ -139,9 +139,10 @@ class Infer5:
                 f"{format_duration(exec_ns)}; the deadline is in {format_duration(request.slo_ns)}"
             )
         self._lost(request.model, now_ns)
-        self._refusals.refuse(
-            request, Code.COULD_NOT_START_IN_TIME, reason, start_ns=start_ns, exec_ns=exec_ns
-        )
+        code = Code.COULD_NOT_START_IN_TIME
+        if request.attempts:  # it came back from an action that failed
+            code, reason = Code.TIMED_OUT, f"no second try fits: {reason}"
+        self._refusals.refuse(request, code, reason, start_ns=start_ns, exec_ns=exec_ns)
 
     def _lost(self, model: Model, now_ns: int) -> None:
         self._loss += _LOSS_WEIGHT * (1.0 - self._loss)
@@ -152,7 +153,7 @@ class Infer5:
         """No GPU starts anything decided from now on before this."""
         soonest = 2**62
         for gpu in self._cluster.gpus.values():
-            start_ns = self._cluster.earliest_start_ns(gpu, now_ns)
+            start_ns = self._cluster.likely_start_ns(gpu, now_ns)
             if start_ns < soonest:
                 soonest = start_ns
         return soonest
@@ -163,7 +164,7 @@ class Infer5:
             heappop(expiry)
         if not expiry or not self._cluster.gpus:
             return None
-        transit_ns = min(g.worker.transit.margin_ns for g in self._cluster.gpus.values())
+        transit_ns = min(g.worker.transit.expected_ns for g in self._cluster.gpus.values())
         return max(expiry[0][0] - transit_ns + 1, self._now_ns + 1)
 
     def _answer_hopeless(self, now_ns: int) -> None:
@@ -217,8 +218,13 @@ class Infer5:
         best_key = 0.0
         loss = self._loss
         credit, weight, penalty = 1.9 + 3.45 * loss, 2.3 + 4.0 * loss, 0.24 - 0.17 * loss
-        floor_ns = start_ns + gpu.worker.returns.margin_ns
+        returns = gpu.worker.returns
+        floor_ns = start_ns + returns.margin_ns
         resident = gpu.resident
+        # An idle GPU loses nothing by trying what is only likely to be in time, and learns by it.
+        likely_floor_ns = 0
+        if not gpu.exec.outstanding:
+            likely_floor_ns = self._now_ns + gpu.worker.transit.expected_ns + returns.expected_ns
         for model in self._waiting.values():
             if model.model_id not in resident:
                 continue
@@ -232,6 +238,8 @@ class Infer5:
                 if waiting - over <= smaller:
                     break
                 needs_ns = floor_ns + estimator.margin_ns
+                if likely_floor_ns and smaller == 0:
+                    needs_ns = likely_floor_ns + estimator.expected_ns
                 while over < waiting and queue[over].deadline_ns < needs_ns:
                     over += 1
                 taken = min(batch, waiting - over)
