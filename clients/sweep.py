@@ -33,7 +33,8 @@ async def main() -> int:
     result = await run_slo_exp_1(address, spec, inputs=False)
     print("SLO      in time (client, from the scheduled send)   p50       p99")
     for step in result.steps:
-        p50, p99 = format_duration(step.latency_p50_ns), format_duration(step.latency_p99_ns)
+        latencies = (step.latency_p50_ns, step.latency_p99_ns)
+        p50, p99 = (format_duration(ns) if ns else "-" for ns in latencies)
         print(f"{step.slo:<8} {step.in_time:>6} of {step.sent:<6} {step.satisfaction:>8.2%}"
               f" {p50:>21} {p99:>9}")  # fmt: skip
     print(result.verdict)

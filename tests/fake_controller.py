@@ -62,6 +62,7 @@ class FakeController:
         self.exec_ns = 2_600_000
         self.protocol = PROTOCOL_VERSION
         self.greeted: set[bytes] = set()
+        self.confuse = False  # answers a status with something else
         self.garbage = b""  # sent in front of each answer
         self.shape: tuple[int, ...] = (3, 4)
         self._due: list[tuple[int, bytes, list[Frame]]] = []
@@ -129,6 +130,8 @@ class FakeController:
         elif isinstance(message, ListModelsRequest):
             reply = ListModelsReply(message.request_id, (model_info(0),), ("toy", "other"))
             self._send(peer, reply)
+        elif isinstance(message, StatusRequest) and self.confuse:
+            self._send(peer, ListModelsReply(message.request_id, ()))
         elif isinstance(message, StatusRequest):
             self._send(peer, StatusReply(message.request_id, {"policy": "FAKE", "workers": []}))
 

@@ -249,3 +249,16 @@ def test_the_driver_over_real_sockets() -> None:
                 assert all(isinstance(r, InferRequest) and r.shape == (3, 4) for r in requests)
 
     asyncio.run(asyncio.wait_for(work(), 30))
+
+
+def test_more_arrivals_at_one_instant_than_a_burst_holds() -> None:
+    async def work() -> None:
+        spec = parse_slo_exp_1(["toy", "700", "fixed-rate", "7000", "2s", "2s", "2", "mul", "0.25"])
+        with FakeController() as controller:
+            async with connect(controller.address) as client:
+                infos = [model.info for model in await client.load("toy", 700)]
+                driver = OpenLoopDriver(client, infos, spec.arrivals(), steps=1, inputs=None)
+                assert await driver.run(asyncio.Event()) == ""
+        assert driver.tallies[0].codes == {0: 1400}
+
+    asyncio.run(asyncio.wait_for(work(), 30))

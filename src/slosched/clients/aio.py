@@ -20,7 +20,13 @@ from slosched.clients.session import HELLO_EVERY_S, SEND_AGAIN_S, OnReply, Sessi
 from slosched.clock import now_ns
 from slosched.codes import Code
 from slosched.config import CONTROLLER_PORT
-from slosched.errors import ConnectionLost, InvalidRequest, PeerUnreachable, RequestFailed
+from slosched.errors import (
+    ConnectionLost,
+    InvalidRequest,
+    MalformedMessage,
+    PeerUnreachable,
+    RequestFailed,
+)
 from slosched.messages import (
     CancelRequest,
     InferReply,
@@ -77,48 +83,49 @@ class AsyncClient(Session):
         self, make: Callable[[int], Message], kind: type[_Reply], what: str, timeout_s: float
     ) -> _Reply:
         """Send `make(request_id)` and return the answer. Raises PeerUnreachable after `timeout_s`."""
-        request_id = self._new_id()
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._futures[request_id] = future
-        self._until_silence[request_id] = None
         try:
             async with asyncio.timeout(timeout_s):
-                while not self._send(make(request_id)):
-                    await asyncio.sleep(SEND_AGAIN_S)
-                reply = await future
+                try:
+                    reply = await self._ask(make)
+                except InvalidRequest:  # forgotten, after a silence; the hello went ahead of this
+                    reply = await self._ask(make)
         except TimeoutError:
             raise PeerUnreachable(
                 f"the controller at {self.address} did not answer {what} within "
                 f"{format_duration(timeout_s * NS_PER_S)}"
             ) from None
+        if not isinstance(reply, kind):
+            raise MalformedMessage(
+                f"the controller at {self.address} answered {what} with a {type(reply).__name__}"
+            )
+        return reply
+
+    async def _ask(self, make: Callable[[int], Message]) -> Message:
+        request_id = self._new_id()
+        future: asyncio.Future[Message] = self._loop.create_future()
+        self._futures[request_id] = future
+        self._until_silence[request_id] = None
+        try:
+            while not self._send(make(request_id)):
+                await asyncio.sleep(SEND_AGAIN_S)
+            return await future
         finally:
             self._futures.pop(request_id, None)
             self._until_silence.pop(request_id, None)
-        assert isinstance(reply, kind)
-        return reply
 
     async def load(self, name: str, copies: int = 1, *, timeout_s: float = 60.0) -> list[Model]:
         """Load `copies` instances of the model `name` and return their handles.
 
         Instances that are there already are shared. While no worker is connected the call waits
         for one. Raises InvalidRequest for a name that no worker offers, RequestFailed when loading
-        fails, PeerUnreachable after `timeout_s`.
+        fails or no worker came, PeerUnreachable without an answer for `timeout_s`, ConnectionLost
+        when the controller went away.
         """
         if copies < 1:
             raise InvalidRequest(
                 f"copies must be at least 1, not {copies}", code=Code.INVALID_REQUEST
             )
-        ends_s = self._loop.time() + timeout_s
-        while True:
-            reply = await self._call(
-                lambda request_id: LoadModelRequest(request_id, name, copies),
-                LoadModelReply,
-                f"load {name!r}",
-                max(0.001, ends_s - self._loop.time()),
-            )
-            if reply.code != Code.INITIALIZING or self._loop.time() + HELLO_EVERY_S >= ends_s:
-                break
-            await asyncio.sleep(HELLO_EVERY_S)
+        reply = await self._load_when_ready(name, copies, timeout_s)
         if reply.code in (Code.UNKNOWN_MODEL, Code.INVALID_REQUEST):
             raise InvalidRequest(reply.reason, code=reply.code, reply=reply)
         if reply.code != Code.OK:
@@ -126,6 +133,28 @@ class AsyncClient(Session):
         self._infos.update((info.model_id, info) for info in reply.models)
         incarnation = self.controller.incarnation
         return [Model(info, incarnation) for info in reply.models[:copies]]
+
+    async def _load_when_ready(self, name: str, copies: int, timeout_s: float) -> LoadModelReply:
+        """Ask until the answer is another than INITIALIZING; after `timeout_s`, return the last."""
+        ends_s = self._loop.time() + timeout_s
+        reply: LoadModelReply | None = None
+        while reply is None or self._loop.time() + HELLO_EVERY_S < ends_s:
+            if reply is not None:
+                await asyncio.sleep(HELLO_EVERY_S)
+            try:
+                reply = await self._call(
+                    lambda request_id: LoadModelRequest(request_id, name, copies),
+                    LoadModelReply,
+                    f"load {name!r}",
+                    timeout_s if reply is None else max(0.001, ends_s - self._loop.time()),
+                )
+            except PeerUnreachable:
+                if reply is None:
+                    raise
+                break  # what it said before tells more: no worker was there
+            if reply.code != Code.INITIALIZING:
+                break
+        return reply
 
     async def models(
         self, *, timeout_s: float = 5.0

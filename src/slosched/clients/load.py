@@ -290,12 +290,12 @@ class OpenLoopDriver:
         issued = asyncio.Event()
 
         def on_timer() -> None:
-            timer.clear()
             due_ns = self.issue_due()
             if due_ns is None:
+                timer.clear()
                 issued.set()
             else:
-                timer.arm(due_ns)
+                timer.arm(due_ns)  # which takes the expiry off as well
 
         why = ""
         waits = [asyncio.ensure_future(event.wait()) for event in (issued, stop)]

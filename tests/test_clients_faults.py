@@ -1,0 +1,244 @@
+"""Cancelling, silence, restarts and nonsense: the asynchronous client when things go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import numpy as np
+import pytest
+
+import slosched.clients.aio as aio
+from fake_controller import FakeController
+from slosched.clients.aio import connect
+from slosched.errors import (
+    ConnectionLost,
+    InvalidRequest,
+    MalformedMessage,
+    PeerUnreachable,
+    RequestFailed,
+)
+from slosched.messages import (
+    CancelRequest,
+    ClientHeartbeat,
+    InferRequest,
+)
+
+Array = np.ndarray[Any, Any]
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(work, 30))
+
+
+def array() -> Array:
+    return np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+def test_cancelling_the_task_cancels_the_request() -> None:
+    async def work() -> None:
+        with FakeController() as controller:
+            async with connect(controller.address) as client:
+                [model] = await client.load("toy")
+                controller.hold = True
+                task = asyncio.ensure_future(client.infer(model, array(), slo=10))
+                request = await asyncio.to_thread(controller.wait_for, InferRequest)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                cancel = await asyncio.to_thread(controller.wait_for, CancelRequest)
+                assert isinstance(cancel, CancelRequest) and isinstance(request, InferRequest)
+                assert cancel.request_id == request.request_id
+                assert client.unanswered == 0
+
+    run(work())
+
+
+def test_an_own_timeout_cancels_the_request() -> None:
+    async def work() -> None:
+        with FakeController() as controller:
+            async with connect(controller.address) as client:
+                [model] = await client.load("toy")
+                controller.hold = True
+                with pytest.raises(RequestFailed, match="within timeout_s, 50ms"):
+                    await client.infer(model, array(), slo=10, timeout_s=0.05)
+                await asyncio.to_thread(controller.wait_for, CancelRequest)
+
+    run(work())
+
+
+def test_an_answered_request_is_not_cancelled() -> None:
+    async def work() -> None:
+        with FakeController() as controller:
+            async with connect(controller.address) as client:
+                [model] = await client.load("toy")
+                await client.infer(model, slo=1)
+                await client.status()
+            assert not controller.of(CancelRequest)
+
+    run(work())
+
+
+@pytest.mark.parametrize("slo", ["10ms", None])
+def test_a_silent_controller_ends_the_request(
+    slo: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aio, "_GRACE_S", 0.3)
+    monkeypatch.setattr("slosched.clients.session._TICK_S", 0.05)
+
+    async def work() -> None:
+        with FakeController() as controller:
+            async with connect(controller.address) as client:
+                [model] = await client.load("toy")
+                controller.deaf = True
+                with pytest.raises(ConnectionLost) as caught:
+                    await client.infer(model, array(), slo=slo)
+                assert controller.address in str(caught.value)
+                assert client.unanswered == 0
+                with pytest.raises((ConnectionLost, PeerUnreachable)):
+                    await client.status(timeout_s=1)
+                # It comes back: the same session goes on.
+                controller.deaf = False
+                await client.status(timeout_s=10)
+                assert (await client.infer(model, array(), slo=1)).ok
+                assert not client.lost
+
+    run(work())
+
+
+def test_a_controller_that_is_slow_but_alive_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slosched.clients.session._TICK_S", 0.05)
+
+    async def work() -> None:
+        with FakeController() as controller:
+            async with connect(controller.address) as client:
+                [model] = await client.load("toy")
+                controller.hold = True  # no inference is answered, hellos are
+                task = asyncio.ensure_future(client.infer(model, array()))
+                await asyncio.sleep(1.0)
+                assert not task.done() and not client.lost
+                task.cancel()
+
+    run(work())
+
+
+def test_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slosched.clients.session._TICK_S", 0.02)
+
+    async def work() -> None:
+        with FakeController() as controller:
+            async with connect(controller.address):
+                for _ in range(200):
+                    if len(controller.of(ClientHeartbeat)) >= 3:
+                        return
+                    await asyncio.sleep(0.02)
+                raise AssertionError("no heartbeats")
+
+    run(work())
+
+
+def test_a_restarted_controller_fails_what_waits_and_stales_the_models(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("slosched.clients.session._TICK_S", 0.05)
+
+    async def work() -> None:
+        with FakeController() as controller:
+            async with connect(controller.address) as client:
+                [model] = await client.load("toy")
+                controller.hold = True
+                task = asyncio.ensure_future(client.infer(model, array(), slo=20))
+                await asyncio.to_thread(controller.wait_for, InferRequest)
+                controller.incarnation = 8
+                with pytest.raises(ConnectionLost, match="was restarted"):
+                    await task
+                with pytest.raises(InvalidRequest, match="load it again"):
+                    await client.infer(model, array(), slo=1)
+                controller.hold = False
+                [model] = await client.load("toy")
+                assert (await client.infer(model, array(), slo=1)).ok
+
+    run(work())
+
+
+def test_a_forgotten_client_is_told_and_says_hello_again() -> None:
+    async def work() -> None:
+        with FakeController() as controller:
+            async with connect(controller.address) as client:
+                [model] = await client.load("toy")
+                controller.greeted.clear()
+                with pytest.raises(InvalidRequest, match="say hello first"):
+                    await client.infer(model, array(), slo=1)
+                await client.status()  # not refused: the hello went ahead of it
+                assert (await client.infer(model, array(), slo=1)).ok
+
+    run(work())
+
+
+def test_a_forgotten_client_asks_again_by_itself() -> None:
+    async def work() -> None:
+        with FakeController() as controller:
+            async with connect(controller.address) as client:
+                controller.greeted.clear()
+                assert (await client.status())["policy"] == "FAKE"
+                controller.greeted.clear()
+                assert len(await client.load("toy")) == 1
+
+    run(work())
+
+
+def test_an_answer_of_another_kind_is_an_error() -> None:
+    async def work() -> None:
+        with FakeController() as controller:
+            controller.confuse = True
+            async with connect(controller.address) as client:
+                with pytest.raises(
+                    MalformedMessage, match="answered status with a ListModelsReply"
+                ):
+                    await client.status()
+
+    run(work())
+
+
+def test_malformed_messages_are_counted_and_passed_over() -> None:
+    async def work() -> None:
+        with FakeController() as controller:
+            controller.garbage = b"\xc1 no message"
+            async with connect(controller.address) as client:
+                [model] = await client.load("toy")
+                assert (await client.infer(model, array(), slo=1)).ok
+                assert client.malformed == 3
+
+    run(work())
+
+
+def test_an_output_of_another_size_is_an_error() -> None:
+    async def work() -> None:
+        with FakeController() as controller:
+            controller.shape = (1,)  # so the output has one element and not two
+            async with connect(controller.address) as client:
+                [model] = await client.load("toy")
+                with pytest.raises(RequestFailed, match="4 bytes"):
+                    await client.infer(model, np.ones(1, np.float32), slo=1)
+
+    run(work())
+
+
+def test_closing_fails_what_waits_and_later_calls() -> None:
+    async def work() -> None:
+        with FakeController() as controller:
+            client = await connect(controller.address)
+            [model] = await client.load("toy")
+            controller.hold = True
+            task = asyncio.ensure_future(client.infer(model, array(), slo=10))
+            await asyncio.sleep(0.05)
+            await client.close()
+            with pytest.raises(ConnectionLost, match="closed"):
+                await task
+            with pytest.raises(ConnectionLost, match="closed"):
+                await client.infer(model, array(), slo=10)
+            with pytest.raises(ConnectionLost, match="closed"):
+                await client.status()
+
+    run(work())
