@@ -26,7 +26,6 @@ from slosched.units import NS_PER_S
 
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.1
-_STOP_WITHIN_S = 8.0
 _READY = re.compile(r"ready on \S*?:(\d+)")
 
 
@@ -51,7 +50,13 @@ class Child:
 class Children:
     """The children of one command. Use it as a context: leaving it ends every one."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        command: Sequence[str] = (sys.executable, "-m", "slosched"),
+        *,
+        stop_within_s: float = 8.0,
+    ) -> None:
+        self._command, self._stop_within_s = command, stop_within_s
         self._children: list[Child] = []
 
     def __enter__(self) -> Children:
@@ -63,9 +68,11 @@ class Children:
     def start(
         self, name: str, arguments: Sequence[str], log: Path, *, stdout: Path | None = None
     ) -> Child:
-        """Run `slosched ARGUMENTS`. All output goes to `log`; with `stdout`, that goes to its own file
-        and stderr stays ours, so that the child's progress can be seen."""
-        command = [sys.executable, "-m", "slosched", *arguments]
+        """Run `slosched ARGUMENTS`. All its output goes to `log`.
+
+        With `stdout` its answer goes there, and its stderr is ours, so that its progress is seen.
+        """
+        command = [*self._command, *arguments]
         with contextlib.ExitStack() as files:
             out = files.enter_context((stdout or log).open("wb"))
             errors: IO[bytes] | int | None = subprocess.STDOUT if stdout is None else None
@@ -122,11 +129,16 @@ class Children:
         """The child has ended as it should; `check` and `stop` pass it over."""
         self._children.remove(child)
 
+    def end(self, child: Child) -> None:
+        """End this child: SIGTERM, and SIGKILL if that does not help in time."""
+        self._terminate(child)
+        self.forget(child)
+
     def stop(self) -> None:
         """End all: the last started first, SIGTERM and then SIGKILL. A Ctrl-C meanwhile kills at once."""
         try:
             while self._children:
-                _terminate(self._children[-1])
+                self._terminate(self._children[-1])
                 self._children.pop()
         finally:
             for child in self._children:
@@ -134,19 +146,18 @@ class Children:
                     child.process.kill()
             for child in self._children:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.process.wait(_STOP_WITHIN_S)
+                    child.process.wait(self._stop_within_s)
             self._children.clear()
 
-
-def _terminate(child: Child) -> None:
-    if child.process.poll() is not None:
-        return
-    child.process.terminate()
-    try:
-        child.process.wait(_STOP_WITHIN_S)
-    except subprocess.TimeoutExpired:
-        child.process.kill()
-        child.process.wait(_STOP_WITHIN_S)
+    def _terminate(self, child: Child) -> None:
+        if child.process.poll() is not None:
+            return
+        child.process.terminate()
+        try:
+            child.process.wait(self._stop_within_s)
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+            child.process.wait(self._stop_within_s)
 
 
 def _die_with_parent() -> Callable[[], None]:

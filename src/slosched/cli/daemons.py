@@ -97,7 +97,7 @@ def worker(
     )
     resolved = replace(base, **given)
     _check_device(resolved.device)
-    raise typer.Exit(_serve_worker(resolved, gpus_given=gpus is not None))
+    raise typer.Exit(_serve_worker(resolved, gpus))
 
 
 def _check_device(device: str) -> None:
@@ -107,12 +107,12 @@ def _check_device(device: str) -> None:
     raise UnknownName("device", device, ["auto", "cuda:N", "cpu", "emulated"])
 
 
-def _serve_worker(config: WorkerConfig, *, gpus_given: bool) -> int:
+def _serve_worker(config: WorkerConfig, gpus: int | None) -> int:
     announce = Announcer()
     if config.device in ("auto", "cuda"):
         from slosched.daemon.supervisor import run_workers
 
-        return run_workers(config, announce=announce)
+        return run_workers(config, announce=announce, gpus=gpus)
     from slosched.daemon.worker import run_worker
 
     return run_worker(config, announce=announce)
@@ -209,7 +209,9 @@ def controller(
       slosched controller INFER5 --workers gpu01:12345-12348 --default-slo 50ms --log-dir run1
       slosched controller INFER5 gpu01:12345,gpu02:12345 0 6 5000000    # Clockwork's own form
     """
+    _check_type(type_)
     positional_workers, positional = _split_positionals(list(rest or []), bool(workers or config))
+    addresses = worker_addresses([*positional_workers, *(workers or [])])
     options = _parse_positionals(positional)
     for name, value in (
         ("generate_inputs", generate_inputs),
@@ -228,8 +230,6 @@ def controller(
                 f"{written} is given twice, as a positional value and as --{written.replace('_', '-')}"
             )
         options[name] = value
-    _check_type(type_)
-    addresses = worker_addresses([*positional_workers, *(workers or [])])
     base = _base_config(config)
     resolved = replace(
         base,
@@ -256,11 +256,12 @@ def _check_type(type_: str) -> None:
 def _base_config(path: Path | None) -> ControllerConfig:
     from slosched.config import ControllerConfig, SchedulerConfig
 
+    base = ControllerConfig(scheduler=SchedulerConfig(), workers=())
     if path is None:
-        return ControllerConfig(scheduler=SchedulerConfig(), workers=())
+        return base
     from slosched.config_file import load_controller_config
 
-    return load_controller_config(path)
+    return load_controller_config(path, base)
 
 
 def _scheduler(base: SchedulerConfig, type_: str, options: dict[str, Any]) -> SchedulerConfig:

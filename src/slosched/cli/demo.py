@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slosched.cli.children import Children, ended_by_signals
+from slosched.cli.children import Child, Children, ended_by_signals
 from slosched.cli.output import say, warn
 from slosched.errors import MissingPackage, SloschedError
 from slosched.units import NS_PER_S, format_duration
@@ -27,6 +28,7 @@ _WORKER_READY_S = 120.0  # torch alone may take 30 s to import from a cold disk
 _CONTROLLER_READY_S = 20.0
 _LOAD_S = 180.0
 _CHECKED_INPUTS = 4
+_LOOPBACK = ("--bind", "127.0.0.1", "--port", "0")
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,19 @@ def demo(
     """
     directory = _make_directory(out)
     say(f"everything goes to {directory}")
-    done: list[Path] = []
-    with ended_by_signals():
-        if real and _torch_is_there():
-            done.append(_real_phase(directory / "real", seconds))
-        done.append(_emulated_phase(directory / "emulated", seconds))
-        _draw(done, directory / "figures")
+    try:
+        with ended_by_signals():
+            _run_phases(directory, seconds, real=real and _torch_is_there())
+    except BaseException:
+        warn(f"the demo did not end; what it recorded is in {directory}")
+        raise
     say(f"done; figures, telemetry and logs are in {directory}")
+
+
+def _run_phases(directory: Path, seconds: float, *, real: bool) -> None:
+    runs = [_real_phase(directory / "real", seconds)] if real else []
+    runs.append(_emulated_phase(directory / "emulated", seconds))
+    _draw(runs, directory / "figures")
 
 
 def _make_directory(out: Path | None) -> Path:
@@ -111,9 +119,12 @@ def _real_phase(directory: Path, seconds: float) -> Path:
     say(f"\nphase 1: {model} in torch on {device}, {copies} copies")
     directory.mkdir()
     with Children() as children:
-        worker = ("worker", "--device", device)
-        controller = _start_cluster(children, worker, directory)
-        info = _check_outputs(controller, model, device)
+        worker = _start_worker(children, ("--device", device), directory)
+        # A controller of its own for the check keeps its requests out of the sweep's telemetry.
+        checking, address = _start_controller(children, worker, directory / "check")
+        info = _check_outputs(address, model, device)
+        children.end(checking)
+        _, controller = _start_controller(children, worker, directory)
         rate = min(_MOST_REQUESTS_PER_S, _UTILISATION * NS_PER_S / info.b1_ns)
         rate = float(f"{rate:.2g}")
         say(
@@ -131,8 +142,9 @@ def _emulated_phase(directory: Path, seconds: float) -> Path:
     say("(inputs off: on one machine they would measure its memory, not the scheduler)")
     directory.mkdir()
     with Children() as children:
-        worker = ("worker", "--device", "emulated", "--gpus", "6", "--profile", "v100")
-        controller = _start_cluster(children, worker, directory)
+        device = ("--device", "emulated", "--gpus", "6", "--profile", "v100")
+        worker = _start_worker(children, device, directory)
+        _, controller = _start_controller(children, worker, directory)
         sweep = _Sweep("resnet50_v2", 12, 600, inputs=False)
         _run_sweep(children, sweep, controller, directory, seconds)
     _print_tables(directory)
@@ -141,20 +153,25 @@ def _emulated_phase(directory: Path, seconds: float) -> Path:
 
 def _device() -> str:
     """The device of phase 1, found without importing torch: "cuda:0" or "cpu"."""
-    from slosched.cli.doctor import usable_gpu
+    from slosched.daemon.supervisor import count_gpus
 
-    return "cuda:0" if usable_gpu() else "cpu"
+    return "cuda:0" if count_gpus() and not version("torch").endswith("+cpu") else "cpu"
 
 
-def _start_cluster(children: Children, worker: tuple[str, ...], directory: Path) -> str:
-    """Start a worker and a controller on free ports; return the controller's address."""
-    loopback = ("--bind", "127.0.0.1", "--port", "0")
-    process = children.start("worker", [*worker, *loopback], directory / "worker.log")
-    port = children.wait_ready(process, within_s=_WORKER_READY_S)
-    arguments = ["controller", "INFER5", "--workers", f"127.0.0.1:{port}", *loopback]
-    arguments += ["--schedule-ahead", "5ms", "--http-port", "-1", "--log-dir", str(directory)]
-    process = children.start("controller", arguments, directory / "controller.log")
-    return f"127.0.0.1:{children.wait_ready(process, within_s=_CONTROLLER_READY_S)}"
+def _start_worker(children: Children, options: tuple[str, ...], directory: Path) -> str:
+    """Start a worker on a free port; return its address."""
+    arguments = ["worker", *options, *_LOOPBACK]
+    child = children.start("worker", arguments, directory / "worker.log")
+    return f"127.0.0.1:{children.wait_ready(child, within_s=_WORKER_READY_S)}"
+
+
+def _start_controller(children: Children, worker: str, directory: Path) -> tuple[Child, str]:
+    """Start a controller on a free port with its telemetry in `directory`; return its address too."""
+    directory.mkdir(exist_ok=True)
+    arguments = ["controller", "INFER5", "--workers", worker, *_LOOPBACK, "--http-port", "-1"]
+    arguments += ["--schedule-ahead", "5ms", "--log-dir", str(directory)]
+    child = children.start("controller", arguments, directory / "controller.log")
+    return child, f"127.0.0.1:{children.wait_ready(child, within_s=_CONTROLLER_READY_S)}"
 
 
 def _run_sweep(
@@ -226,9 +243,9 @@ def _check_outputs(controller: str, model: str, device: str) -> ModelInfo:
             f"outputs of {model} differ from a direct forward pass by {worst:.2g} of their largest "
             f"value; at most {allowed:g} is rounding"
         )
+    how = f"to within {worst:.1g} of their largest value" if worst else "to the last bit"
     say(
-        f"outputs checked: {len(inputs)} answers equal a direct forward pass to within {worst:.1g} of "
-        "their largest value (random weights)"
+        f"outputs checked: {len(inputs)} answers equal a direct forward pass {how} (random weights)"
     )
     return info
 

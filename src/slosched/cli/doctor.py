@@ -279,15 +279,6 @@ def _find_gpus() -> _Gpus:
     )
 
 
-def usable_gpu() -> bool:
-    """True if the host has a GPU and the torch that is installed can use one. Imports no torch."""
-    return (
-        bool(_find_gpus().names)
-        and bool(_version("torch"))
-        and not _version("torch").endswith("+cpu")
-    )
-
-
 def _gpu_check(gpus: _Gpus) -> Check:
     if not gpus.names:
         fine = gpus.problem in ("", "no nvidia-smi")

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
@@ -45,14 +47,8 @@ class Announcer:
             print(text, flush=True)
         except (OSError, ValueError):  # the pipe, the terminal or the disk behind stdout is gone
             self._closed = True
-            _discard_stdout()
-
-
-def _discard_stdout() -> None:
-    # What is left in the buffer would raise again at the interpreter's end.
-    import os
-
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - lives as long as we
+            # What is left in the buffer would raise again at the interpreter's end.
+            sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
 
 
 def print_json(document: object) -> None:
@@ -111,7 +107,7 @@ def progress_text(progress: SweepProgress) -> str:
     """Rate, satisfaction and current SLO in one line."""
     return (
         f"step {progress.step}/{progress.steps}  SLO {progress.slo}  "
-        f"{progress.rate_per_s:.0f} r/s  in time {100 * progress.satisfaction:.1f} %"
+        f"{progress.rate_per_s:.0f} r/s  in time so far {100 * progress.satisfaction:.1f} %"
     )
 
 
@@ -147,7 +143,8 @@ class _Bar:
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
             console=Console(stderr=True),
-            refresh_per_second=5,
+            # Drawn when told to, 0.4 ms each: a thread that draws would delay the sends.
+            auto_refresh=False,
         )
         self._title = title
         self._task: TaskID | None = None
@@ -163,4 +160,4 @@ class _Bar:
         text = progress_text(progress)
         if self._task is None:
             self._task = self._bar.add_task(text, total=progress.total_s, title=self._title)
-        self._bar.update(self._task, completed=progress.elapsed_s, description=text)
+        self._bar.update(self._task, completed=progress.elapsed_s, description=text, refresh=True)

@@ -80,6 +80,8 @@ def _print(result: SweepResult) -> None:
     )
     if result.random_weights:
         say("the model has random weights: its answers mean nothing, their times do")
+    if not result.complete:
+        say(f"this is a part of the run: {result.problem}")
     say(result.verdict)
     if result.run_dir is not None:
         say(f"written to {result.run_dir}")

@@ -36,7 +36,7 @@ def size_bytes(option: str, text: str) -> int:
     """Return a size in bytes ("21.5GiB", "512MiB")."""
     try:
         return parse_bytes(text)
-    except ValueError as error:
+    except (ValueError, InvalidConfig) as error:
         raise InvalidConfig(f"{option}: {error}") from None
 
 

@@ -1,0 +1,251 @@
+"""`slosched client` with and without an address; `models`, `status` and `infer` as text and JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import slosched.cli.ask
+import slosched.cli.sweep
+import slosched.clients.one_shot
+from slosched.cli.app import app
+from slosched.clients.inference import Inference, Model
+from slosched.clients.one_shot import OneShot
+from slosched.clients.sweep import StepResult, SweepResult
+from slosched.errors import DeadlineExceeded
+from slosched.messages import InferReply, ModelInfo
+from slosched.workloads.slo_exp_1 import SloExp1
+
+SEED = ["slo-exp-1", "resnet50_v2", "12", "poisson", "600", "1", "100", "1.5", "mul", "30"]
+INFO = ModelInfo(7, "resnet50", 0, (1, 2), 2_600_000, 8_330_000, 102_160_300, (3, 224, 224),
+                 "float32", (1000,), "float32", gpus_resident=2, clients=1)  # fmt: skip
+
+
+@pytest.fixture
+def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What run_sweep was asked to do, one entry for each call."""
+    calls: list[dict[str, Any]] = []
+
+    def run_sweep(address: str, spec: SloExp1, **more: Any) -> int:
+        calls.append({"address": address, "spec": spec, **more})
+        return 0
+
+    monkeypatch.setattr(slosched.cli.sweep, "run_sweep", run_sweep)
+    monkeypatch.delenv("CLOCKWORK_DISABLE_INPUTS", raising=False)
+    return calls
+
+
+def sweep(sweeps: list[dict[str, Any]], *args: str) -> dict[str, Any]:
+    result = CliRunner().invoke(app, ["client", *args])
+    assert result.exit_code == 0, result.output
+    return sweeps.pop()
+
+
+# ---------------------------------------------------------------------------------- slo-exp-1
+
+
+def test_both_forms_of_the_seeds_command(sweeps: list[dict[str, Any]]) -> None:
+    without = sweep(sweeps, *SEED)
+    with_address = sweep(sweeps, "cluster02:12399", *SEED)
+    assert without["address"] == "127.0.0.1:12346"
+    assert with_address["address"] == "cluster02:12399"
+    assert without["spec"] == with_address["spec"]
+    assert len(without["spec"].steps()) == 12
+    assert without["spec"].duration_ns == 360 * 10**9
+
+
+def test_options_may_follow_or_precede_the_values(sweeps: list[dict[str, Any]]) -> None:
+    after = sweep(sweeps, *SEED, "--no-inputs", "--seed", "3", "--out", "x", "--json")
+    before = sweep(
+        sweeps, "slo-exp-1", "--no-inputs", "--seed=3", "--out", "x", "--json", *SEED[1:]
+    )
+    assert after == before
+    assert (after["inputs"], after["seed"], after["out"], after["json"]) == (
+        False, 3, Path("x"), True,
+    )  # fmt: skip
+
+
+def test_the_environment_turns_inputs_off(
+    sweeps: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sweep(sweeps, *SEED)["inputs"] is True
+    monkeypatch.setenv("CLOCKWORK_DISABLE_INPUTS", "1")
+    assert sweep(sweeps, *SEED)["inputs"] is False
+    assert sweep(sweeps, *SEED, "--inputs")["inputs"] is True
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["no-such-exp", "1"], "unknown workload 'no-such-exp'; known: infer, models, slo-exp-1"),
+        (["127.0.0.1:12346", "spam"], "unknown workload 'spam'"),
+        (["cluster02", *SEED], "'cluster02' is no host:port"),
+        (["cluster02:port", *SEED], "'cluster02:port' is no host:port"),
+        (["cluster02:70000", *SEED], "1..65535"),
+        (SEED[:-1], "takes 9 values, not 8"),
+        ([*SEED, "1"], "takes 9 values, not 10"),
+        ([*SEED[:4], "-600", *SEED[5:]], "rate must be a finite number > 0, not -600"),
+        ([*SEED[:3], "pareto", *SEED[4:]], "unknown distribution 'pareto'"),
+        ([*SEED[:8], "div", "30"], "unknown slo-op 'div'"),
+        ([*SEED[:9], "-.5"], "negative"),
+        ([*SEED[:5], "nan", *SEED[6:]], "slo-start"),
+        ([*SEED, "--sed", "3"], "--seed"),
+        (["infer", "m", "--slo", "-5ms"], "--slo: '-5ms' is negative"),
+    ],
+)
+def test_what_is_wrong_is_named(sweeps: list[dict[str, Any]], args: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, ["client", *args])
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
+    assert not sweeps
+
+
+def sweep_result(**changed: Any) -> SweepResult:
+    step = StepResult(
+        0, "2x", 2.0, 5_200_000, 100, 90, 95, {"ok": 95, "timed out": 5}, 3_000_000, 5_000_000, 1, 2
+    )
+    fields: dict[str, Any] = {
+        "workload": "w", "steps": (step,), "complete": True, "problem": "",
+        "issue_delay_p50_ns": 1, "issue_delay_p99_ns": 2, "inputs": False, "random_weights": True,
+        "elapsed_ns": 10**9, "run_dir": Path("runs/1"),
+    }  # fmt: skip
+    return SweepResult(**{**fields, **changed})
+
+
+def run_with(monkeypatch: pytest.MonkeyPatch, result: SweepResult, *args: str) -> Any:
+    async def run_slo_exp_1(*given: Any, **more: Any) -> SweepResult:
+        return result
+
+    monkeypatch.setattr(slosched.cli.sweep, "run_slo_exp_1", run_slo_exp_1)
+    return CliRunner().invoke(app, ["client", *SEED, *args])
+
+
+def test_a_sweep_prints_both_judgements(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run_with(monkeypatch, sweep_result())
+    assert result.exit_code == 0, result.output
+    assert "90.00 % in time (client), 95.00 % met (controller)" in result.stdout
+    assert "5 timed out" in result.stdout
+    assert "written to runs/1" in result.stdout
+
+
+def test_a_sweep_as_json_is_nothing_but_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    document = json.loads(run_with(monkeypatch, sweep_result(), "--json").stdout)
+    assert document["sent"] == 100
+    assert document["satisfaction_client_from_scheduled_send"] == 0.9
+
+
+def test_a_sweep_that_lost_its_controller_says_so_and_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gone = sweep_result(complete=False, problem="the controller went away")
+    result = run_with(monkeypatch, gone)
+    assert result.exit_code == 5
+    assert "the controller went away" in result.stderr
+
+
+# ------------------------------------------------------------------------- models and status
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, answer: Any) -> list[tuple[str, str]]:
+    asked: list[tuple[str, str]] = []
+
+    def ask(address: str, question: str) -> Any:
+        asked.append((address, question))
+        return answer
+
+    monkeypatch.setattr(slosched.cli.ask, "_ask", ask)
+    return asked
+
+
+def test_models_as_text_and_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = answers(monkeypatch, ((INFO,), ("resnet50", "resnet18")))
+    text = CliRunner().invoke(app, ["models"]).stdout
+    assert "2.6ms" in text
+    assert "3x224x224 float32" in text
+    assert "loadable: resnet50, resnet18" in text
+    document = json.loads(CliRunner().invoke(app, ["models", "c:1", "--json"]).stdout)
+    assert document["models"][0]["b1_ns"] == 2_600_000
+    assert document["models"][0]["input_shape"] == [3, 224, 224]
+    CliRunner().invoke(app, ["client", "d:2", "models"])
+    assert asked == [("127.0.0.1:12346", "models"), ("c:1", "models"), ("d:2", "models")]
+
+
+REPORT: dict[str, Any] = {
+    "policy": "INFER5", "fidelity": "best", "ready": True, "draining": False,
+    "options": {"max_gpus": 6, "schedule_ahead_ns": 5_000_000},
+    "requests": {"arrived": 10, "answered": 9, "by_code": {"0 ok": 9}},
+    "clients": [{"name": "me", "unanswered": 1}],
+    "workers": [
+        {"worker_id": 0, "state": "joined", "host": "h", "device": "emulated", "activity": "",
+         "gpus": [{"gpu_id": 0, "pages": 100, "free_pages": 93, "busy_ns": 10**9}]},
+        {"worker_id": 1, "state": "silent", "gpus": []},
+    ],
+    "models": [{"name": "resnet50", "state": "loaded", "b1_ns": 2_600_000, "queued": 3}] * 2,
+}  # fmt: skip
+
+
+def test_status_as_text_and_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers(monkeypatch, REPORT)
+    text = CliRunner().invoke(app, ["status"]).stdout
+    assert "INFER5 (best), ready, 1 of 2 workers joined" in text
+    assert "schedule_ahead 5ms" in text
+    assert "7/100" in text
+    assert "2 copies (2 loaded), b1 2.6ms, 6 queued" in text
+    assert json.loads(CliRunner().invoke(app, ["status", "--json"]).stdout) == REPORT
+
+
+def test_status_of_a_controller_of_another_version_is_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers(monkeypatch, {"workers": [{}], "models": [{}]})
+    result = CliRunner().invoke(app, ["status"])
+    assert result.exit_code == 0, result.output
+
+
+# ------------------------------------------------------------------------------------- infer
+
+
+def one_shot(code: int, reason: str = "") -> Inference:
+    reply = InferReply(
+        1, code, reason, 7, 25_000_000, 4_000_000, code == 0, predicted_exec_ns=2_600_000
+    )
+    return Inference(Model(INFO, 1), None, reply, 5_000_000)
+
+
+def test_infer_passes_its_words_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def infer_once(*args: Any) -> OneShot:
+        asked.append(args)
+        return OneShot(one_shot(0), ())
+
+    monkeypatch.setattr(slosched.clients.one_shot, "infer_once", infer_once)
+    result = CliRunner().invoke(
+        app, ["client", "c:1", "infer", "resnet50_v2", "cat.jpg", "--slo", "25ms"]
+    )
+    assert result.exit_code == 0, result.output
+    assert asked == [("c:1", "resnet50_v2", Path("cat.jpg"), "25ms")]
+    assert "4ms of 25ms" in result.stdout
+    document = json.loads(CliRunner().invoke(app, ["client", "infer", "m", "--json"]).stdout)
+    assert document["deadline_met"] is True
+
+
+def test_a_refusal_says_all_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = one_shot(8, "could start in 30ms at the earliest")
+
+    def infer_once(*args: Any) -> OneShot:
+        refused.raise_for_code()
+        raise AssertionError
+
+    monkeypatch.setattr(slosched.clients.one_shot, "infer_once", infer_once)
+    result = CliRunner().invoke(app, ["client", "infer", "m"])
+    assert result.exit_code == DeadlineExceeded.exit_code
+    assert "could start in 30ms" in result.stdout
+    assert result.stderr.startswith("slosched: error:")
+    document = json.loads(CliRunner().invoke(app, ["client", "infer", "m", "--json"]).stdout)
+    assert (document["code"], document["remaining_ns"]) == (8, 21_000_000)
