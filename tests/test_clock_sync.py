@@ -1,0 +1,64 @@
+"""The offset between two clocks, from heartbeats."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slosched.core.clock_sync import UNKNOWN_ERROR_NS, ClockSync
+
+DELAYS = st.integers(0, 5_000_000)
+
+
+def exchange(sync: ClockSync, at: int, offset: int, there: int, back: int, held: int = 0) -> bool:
+    """One heartbeat at our time `at`; our clock is `offset` ahead of the peer's."""
+    received = at + there - offset
+    return sync.add(
+        sent_ns=at,
+        received_ns=received,
+        answered_ns=received + held,
+        returned_ns=at + there + held + back,
+    )
+
+
+def test_nothing_is_known_before_the_first_exchange() -> None:
+    sync = ClockSync()
+    assert (sync.offset_ns, sync.error_ns, sync.synchronised) == (0, UNKNOWN_ERROR_NS, False)
+    assert sync.to_local_ns(5) == 5 and sync.to_peer_ns(5) == 5
+
+
+def test_a_symmetric_path_gives_the_offset_exactly() -> None:
+    sync = ClockSync()
+    assert exchange(sync, at=10**9, offset=-123_456, there=40_000, back=40_000, held=7_000)
+    assert (sync.offset_ns, sync.error_ns) == (-123_456, 40_000)
+    assert sync.to_local_ns(10**9) == 10**9 - 123_456
+    assert sync.to_peer_ns(10**9) == 10**9 + 123_456
+    assert sync.to_local_ns(100) == 0  # never below the beginning of time
+
+
+@given(
+    st.integers(-(10**12), 10**12), st.lists(st.tuples(DELAYS, DELAYS), min_size=1, max_size=100)
+)
+def test_the_error_bound_holds_for_every_path(offset: int, delays: list[tuple[int, int]]) -> None:
+    sync = ClockSync()
+    for i, (there, back) in enumerate(delays):
+        assert exchange(sync, at=10**13 + i * 10**8, offset=offset, there=there, back=back)
+    assert abs(sync.offset_ns - offset) <= sync.error_ns
+    least = min(there + back for there, back in delays[-64:])
+    assert sync.error_ns == (least + 1) // 2
+
+
+def test_old_exchanges_leave_the_window() -> None:
+    sync = ClockSync(window=4)
+    exchange(sync, at=10**9, offset=0, there=1, back=1)
+    for i in range(4):
+        exchange(sync, at=2 * 10**9 + i, offset=500, there=100, back=100)
+    assert (sync.offset_ns, sync.error_ns) == (500, 100)
+
+
+def test_impossible_exchanges_change_nothing() -> None:
+    sync = ClockSync()
+    assert not sync.add(sent_ns=100, received_ns=0, answered_ns=0, returned_ns=99)
+    assert not sync.add(sent_ns=0, received_ns=50, answered_ns=40, returned_ns=100)
+    assert not sync.add(sent_ns=0, received_ns=0, answered_ns=1_000, returned_ns=10)
+    assert not sync.synchronised

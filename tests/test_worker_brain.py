@@ -1,0 +1,227 @@
+"""What the worker's brain does with actions, told as instructions: this arrives, that follows."""
+
+from __future__ import annotations
+
+import pytest
+
+from slosched.config import EmulationNoise
+from slosched.core.worker.interface import DropInputs, EvictPages, PrepareModel, ReleaseModel
+from slosched.messages import (
+    ClearCache,
+    ClearCacheResult,
+    EvictWeights,
+    EvictWeightsResult,
+    GetWorkerState,
+    InferResult,
+    LoadModelResult,
+    LoadWeightsResult,
+    Span,
+    UnloadModel,
+    UnloadModelResult,
+    WorkerStateResult,
+)
+from worker_rig import EXEC_NS, FOREVER_NS, MS, PAGE, WEIGHTS_NS, VirtualWorker, small_profile
+
+
+def test_load_model_answers_with_the_profile_of_what_it_may_run() -> None:
+    worker = VirtualWorker()
+    worker.hello()
+    worker.load_model(copies=3, max_batch=2)
+    answer = worker.answer()
+    assert isinstance(answer, LoadModelResult)
+    assert (answer.batch_sizes, answer.exec_ns) == ((1, 2), (2 * MS, 3 * MS))
+    assert (answer.copies, answer.pages, answer.weights_bytes) == (3, 3, 3 * PAGE)
+    assert (answer.input_shape, answer.output_shape) == ((3,), (2,))
+
+
+def test_batches_slower_than_max_exec_are_left_out_but_never_batch_1() -> None:
+    worker = VirtualWorker()
+    worker.hello()
+    worker.load_model(max_exec_ns=3 * MS)
+    assert worker.answer().batch_sizes == (1, 2)
+    worker.load_model("other", 5, max_exec_ns=1)
+    assert worker.answer().batch_sizes == (1,)
+
+
+def test_a_load_then_an_inference_run_one_after_the_other_to_the_nanosecond() -> None:
+    worker = VirtualWorker().serving(loaded=False)
+    begin = worker.now
+    worker.load_weights(latest=begin)
+    worker.run(WEIGHTS_NS)
+    loaded = worker.answer()
+    assert isinstance(loaded, LoadWeightsResult)
+    assert loaded.span == Span(begin, begin + WEIGHTS_NS, WEIGHTS_NS)
+    start = worker.now + 20 * MS
+    worker.infer(earliest=start, latest=start, batch=2)
+    worker.infer(earliest=start, batch=3)  # padded to the class of 4
+    worker.run(100 * MS)
+    first, second = worker.answers()
+    assert isinstance(first, InferResult) and isinstance(second, InferResult)
+    assert first.copy_input.begin_ns == start - 5 * MS
+    assert first.exec == Span(start, start + EXEC_NS[2], EXEC_NS[2])
+    assert second.exec == Span(start + EXEC_NS[2], start + EXEC_NS[2] + EXEC_NS[4], EXEC_NS[4])
+    assert first.gpu_clock_mhz == 1380
+
+
+def test_a_late_wake_up_of_the_host_does_not_show_in_the_timeline() -> None:
+    worker = VirtualWorker().serving()
+    begin = worker.now
+    for _ in range(5):
+        worker.infer()
+    worker.run(1_000 * MS)  # one big jump instead of many small ones
+    spans = [answer.exec for answer in worker.answers() if isinstance(answer, InferResult)]
+    assert [span.begin_ns for span in spans] == [begin + i * EXEC_NS[1] for i in range(5)]
+
+
+def test_the_queue_is_by_earliest_and_then_by_arrival() -> None:
+    worker = VirtualWorker().serving()
+    base = worker.now + 50 * MS
+    ids = {}
+    for label, earliest in (
+        ("late", base + 30 * MS),
+        ("a", base),
+        ("b", base),
+        ("early", base - 20 * MS),
+    ):
+        worker.infer(earliest=earliest)
+        ids[worker.next_action] = label
+    worker.run(300 * MS)
+    order = [
+        ids[answer.action_id] for answer in worker.answers() if isinstance(answer, InferResult)
+    ]
+    assert order == ["early", "a", "b", "late"]
+
+
+def test_gpus_work_beside_one_another() -> None:
+    worker = VirtualWorker(gpus=2).serving(loaded=False)
+    begin = worker.now
+    worker.load_weights(gpu_id=0)
+    worker.load_weights(gpu_id=1)
+    worker.run(WEIGHTS_NS)
+    assert [answer.span.begin_ns for answer in worker.answers()] == [begin, begin]  # type: ignore[union-attr]
+
+
+def test_outputs_travel_only_for_requests_that_brought_an_input() -> None:
+    worker = VirtualWorker().serving()
+    worker.infer(batch=2, sizes=(12, 0))
+    worker.run(50 * MS)
+    assert worker.answer().output_sizes == (8, 0)
+    worker.infer(batch=2)
+    worker.run(50 * MS)
+    assert worker.answer().output_sizes == ()
+
+
+def test_evict_waits_for_the_loads_before_it_and_frees_the_pages() -> None:
+    worker = VirtualWorker().serving(loaded=False)
+    worker.load_weights()
+    assert worker.brain.free_pages(0) == 7
+    worker.give(EvictWeights(worker.session, worker.action_id(), 0, 0, 0, FOREVER_NS))
+    assert not worker.answers()
+    worker.run(WEIGHTS_NS)
+    loaded, evicted = worker.answers()
+    assert isinstance(loaded, LoadWeightsResult) and isinstance(evicted, EvictWeightsResult)
+    assert evicted.span.begin_ns == loaded.span.end_ns
+    assert worker.brain.free_pages(0) == 10
+    assert EvictPages(0, 0) in worker.effects
+
+
+def test_a_reload_takes_no_second_set_of_pages() -> None:
+    worker = VirtualWorker().serving()
+    worker.load_weights()
+    assert worker.brain.free_pages(0) == 7
+    worker.run(WEIGHTS_NS)
+    assert isinstance(worker.answer(), LoadWeightsResult)
+    assert worker.brain.free_pages(0) == 7
+
+
+def test_clear_cache_keeps_what_is_in_use() -> None:
+    worker = VirtualWorker().serving()
+    worker.load_weights(1)
+    worker.run(WEIGHTS_NS)
+    worker.answers()
+    worker.infer(0)
+    worker.give(ClearCache(worker.session, worker.action_id()))
+    assert isinstance(worker.answer(), ClearCacheResult)
+    assert worker.brain.gpu_reports()[0].resident == (0,)
+    worker.run(50 * MS)
+    assert isinstance(worker.answer(), InferResult)
+
+
+def test_worker_state_says_what_is_where() -> None:
+    worker = VirtualWorker(gpus=2).serving()
+    worker.give(GetWorkerState(worker.session, worker.action_id()))
+    answer = worker.answer()
+    assert isinstance(answer, WorkerStateResult)
+    assert [gpu.resident for gpu in answer.gpus] == [(0,), ()]
+    assert answer.models == ((0, "net"), (1, "net"))
+
+
+def test_unload_frees_everything_and_the_last_copy_its_host_memory() -> None:
+    worker = VirtualWorker().serving()
+    for model_id in (0, 1):
+        worker.give(UnloadModel(worker.session, worker.action_id(), model_id))
+        assert isinstance(worker.answer(), UnloadModelResult)
+    assert worker.brain.free_pages(0) == 10
+    released = [effect for effect in worker.effects if isinstance(effect, ReleaseModel)]
+    assert released == [ReleaseModel(0, "net", last=False), ReleaseModel(1, "net", last=True)]
+
+
+def test_loading_known_instances_again_answers_at_once() -> None:
+    worker = VirtualWorker().serving()
+    worker.load_model(copies=2)
+    assert worker.answer().exec_ns == tuple(EXEC_NS.values())
+    assert sum(isinstance(effect, PrepareModel) for effect in worker.effects) == 1
+    assert worker.brain.gpu_reports()[0].resident == (0,)  # its weights stay
+
+
+def test_an_alias_loads_the_model_it_stands_for() -> None:
+    profile = small_profile()
+    profile.models["resnet50"] = profile.models["net"]
+    worker = VirtualWorker(profile=profile)
+    worker.hello()
+    worker.load_model("resnet50_v2")
+    assert isinstance(worker.answer(), LoadModelResult)
+
+
+def test_a_model_waits_for_its_earliest() -> None:
+    worker = VirtualWorker()
+    worker.hello()
+    worker.load_model(earliest_ns=worker.now + 30 * MS)
+    worker.run(29 * MS)
+    assert not worker.answers()
+    worker.run(1 * MS)
+    assert isinstance(worker.answer(), LoadModelResult)
+
+
+def test_noise_is_drawn_from_the_seed_per_gpu() -> None:
+    def durations(seed: int, gpu_id: int) -> list[int]:
+        noise = EmulationNoise(seed=seed, exec_sigma=0.05, stall_probability=0.1, stall_ns=50 * MS)
+        worker = VirtualWorker(gpus=2, noise=noise).serving(loaded=False)
+        worker.load_weights(gpu_id=gpu_id)
+        worker.run(WEIGHTS_NS)
+        worker.answers()
+        for _ in range(50):
+            worker.infer(gpu_id=gpu_id)
+        worker.run(10_000 * MS)
+        return [
+            answer.exec.duration_ns
+            for answer in worker.answers()
+            if isinstance(answer, InferResult)
+        ]
+
+    first = durations(1, 0)
+    assert len(first) == 50 and first == durations(1, 0)
+    assert first != durations(2, 0) and first != durations(1, 1)
+    calm = [ns for ns in first if ns < 50 * MS]
+    assert len(calm) < 50, "a stall now and then"
+    assert all(abs(ns - EXEC_NS[1]) <= 0.15 * EXEC_NS[1] + 1 for ns in calm)
+    assert sum(calm) / len(calm) == pytest.approx(EXEC_NS[1], rel=0.03)
+
+
+def test_an_inference_that_ends_before_it_runs_drops_its_inputs() -> None:
+    worker = VirtualWorker().serving(loaded=False)
+    key = worker.infer(sizes=(12,), earliest=worker.now + 50 * MS)
+    assert key is not None
+    worker.run(60 * MS)
+    assert worker.error()[0] == 82
+    assert DropInputs(key) in worker.effects
