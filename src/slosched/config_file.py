@@ -23,7 +23,7 @@ from slosched.config import (
     SchedulerConfig,
     WorkerConfig,
 )
-from slosched.errors import InvalidConfig, InvalidDuration, UnknownName
+from slosched.errors import InvalidConfig, UnknownName
 from slosched.units import parse_bytes, parse_duration_ns
 
 #: A model so named comes from that library, where it is installed on the worker.
@@ -167,7 +167,7 @@ def _read(where: str, table: Mapping[str, Any], known: Mapping[str, _Reader]) ->
             raise InvalidConfig(f"{where}: {key!r} says {name!r} a second time")
         try:
             values[name] = known[name](value)
-        except (ValueError, InvalidDuration) as error:
+        except (ValueError, InvalidConfig) as error:
             raise InvalidConfig(f"{where}: {key} {error} (it is {value!r})") from None
     return values
 

@@ -39,7 +39,13 @@ from slosched.daemon.backends.base import Backend, Frame, open_backend
 from slosched.errors import MalformedMessage, PeerUnreachable
 from slosched.messages import Infer
 from slosched.transport.codec import decode_for_worker, encode
-from slosched.transport.sockets import MAX_MESSAGE_BYTES, BadMessages, Router, total_bytes
+from slosched.transport.sockets import (
+    MAX_MESSAGE_BYTES,
+    BadMessages,
+    Router,
+    finish_sending,
+    total_bytes,
+)
 from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
 from slosched.version import __version__
 
@@ -303,6 +309,8 @@ def run_worker(
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
         server.run(stop)
+    if threading.current_thread() is threading.main_thread():  # else the process goes on
+        finish_sending(2 * _LINGER_MS)
     return 0
 
 

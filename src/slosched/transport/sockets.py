@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import threading
 from collections.abc import Callable, Sequence
 
 import zmq
@@ -23,6 +24,8 @@ from slosched.transport.codec import Frame
 #: frame past HARD_LIMIT_BYTES.
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 HARD_LIMIT_BYTES = 256 * 1024 * 1024
+#: As a plain int: going through the enum's own operator costs microseconds on every wake-up.
+_POLLIN = int(zmq.POLLIN)
 _HIGH_WATER_MARK = 10_000
 _DRAIN_AT_MOST = 512  # messages per drain, so that one flood cannot hold the loop
 
@@ -50,7 +53,7 @@ class _Port:
 
     def has_input(self) -> bool:
         """True if a message waits. Clears the edge of the descriptor: ask before sleeping on it."""
-        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+        return bool(self._socket.get(zmq.EVENTS) & _POLLIN)  # type: ignore[operator]
 
     def close(self) -> None:
         self._socket.close(linger=0)
@@ -210,3 +213,16 @@ class BadMessages:
 
 def total_bytes(frames: Sequence[Frame]) -> int:
     return sum(len(frame) for frame in frames)
+
+
+def finish_sending(within_ms: int) -> None:
+    """Wait until everything that sockets closed by `close_after` still held has left, at most `within_ms`.
+
+    For the last line of a process: pyzmq does not wait when the interpreter exits, so answers that
+    are queued then would be lost. Every socket of the process must have been closed.
+    """
+    # term() blocks until the sockets' linger is over; in a thread, so that a socket somebody forgot
+    # cannot hold up the exit.
+    thread = threading.Thread(target=zmq.Context.instance().term, daemon=True)
+    thread.start()
+    thread.join(within_ms / 1000)

@@ -1,0 +1,176 @@
+"""TOML in, configuration out, and errors that say what to change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from slosched.config import (
+    ControllerConfig,
+    EmulationNoise,
+    ModelSource,
+    SchedulerConfig,
+    WorkerConfig,
+)
+from slosched.config_file import (
+    builtin_profiles,
+    dump_profile,
+    load_controller_config,
+    load_profile,
+    load_worker_config,
+)
+from slosched.errors import InvalidConfig, UnknownName
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "it.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_builtin_profiles_are_there_and_right() -> None:
+    assert {"v100", "fig7"} <= set(builtin_profiles())
+    v100 = load_profile("v100")
+    model = v100.model("resnet50_v2")
+    assert (v100.pages, model.pages(v100.page_bytes)) == (1376, 7)
+    assert model.exec_ns == {1: 2_600_000, 2: 3_800_000, 4: 5_600_000, 8: 9_100_000, 16: 15_700_000}
+    assert model.weights_ns == 8_330_000
+
+
+@pytest.mark.parametrize("name", ["v100", "fig7"])
+def test_a_dumped_profile_reads_back_equal(name: str, tmp_path: Path) -> None:
+    profile = load_profile(name)
+    assert load_profile(write(tmp_path, dump_profile(profile))) == profile
+
+
+def test_a_dumped_profile_keeps_awkward_names(tmp_path: Path) -> None:
+    text = dump_profile(load_profile("v100")).replace("[models.resnet50]", '[models."a/b \\"c\\""]')
+    profile = load_profile(write(tmp_path, text))
+    assert list(profile.models) == ['a/b "c"']
+    assert load_profile(write(tmp_path, dump_profile(profile))) == profile
+
+
+def test_an_unknown_profile_names_the_known() -> None:
+    with pytest.raises(UnknownName, match=r"unknown profile 'v1000'.*fig7.*v100"):
+        load_profile("v1000")
+    with pytest.raises(InvalidConfig, match=r"cannot read .*none\.toml"):
+        load_profile("none.toml")
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("name = 'x'", "weights_cache_bytes|models"),
+        ("weights_cache_bytes = '1GiB'\n[models.a]\nweights_ns = 1\nweights_bytes = 1", "'a'.*exec_ns"),
+        ("name='x'\nweights_cache_bytes = 1\n[models.a]\nexec_ns={1='1ms'}\nweights_ns=1\nweights_bytes=1",
+         "one page"),
+        ("[models.a]\nexec_ns = { x = 1 }", "'x'"),
+        ("[models.a]\nexec_ns = { 2 = 1 }\nweights_ns=1\nweights_bytes=1", "batch size 1"),
+        ("[models.a]\nexec_ms = 3", "unknown key 'exec_ms'.*exec_ns"),
+        ("[models.a]\nweights_ns = '5 parsecs'", "weights_ns"),
+        ("= 3", "no TOML"),
+    ],
+)  # fmt: skip
+def test_profiles_that_are_none(text: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match=f"(?s)it.toml.*({words})"):
+        load_profile(write(tmp_path, text))
+
+
+def test_the_example_file_says_the_defaults() -> None:
+    assert load_worker_config(REPOSITORY / "daemon" / "worker.toml") == WorkerConfig()
+
+
+def test_the_examples_models_are_valid_when_uncommented(tmp_path: Path) -> None:
+    lines = (REPOSITORY / "daemon" / "worker.toml").read_text().splitlines()
+    begin = lines.index("# [models.my_resnet]")
+    text = "\n".join(lines[:begin] + [line.removeprefix("# ").strip("#") for line in lines[begin:]])
+    config = load_worker_config(write(tmp_path, text))
+    assert [source.name for source in config.models] == ["my_resnet", "exported", "classifier"]
+    assert config.models[1].pt2 == str(tmp_path / "models" / "exported.pt2")
+    assert (config.models[2].input_dtype, config.models[2].dtype) == ("int64", "float16")
+
+
+def test_sizes_and_durations_with_units_and_a_base_below(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        'weights_cache = "21.5GiB"\npage_bytes = 1024\ngpus = 4\nprofile = "mine.toml"\n'
+        '[noise]\nexec_sigma = 0.01\nstall = "5ms"\n',
+    )
+    config = load_worker_config(path, WorkerConfig(device="emulated", port=1))
+    assert config == WorkerConfig(
+        device="emulated",
+        port=1,
+        gpus=4,
+        page_bytes=1024,
+        profile=str(tmp_path / "mine.toml"),
+        weights_cache_bytes=23_085_449_216,
+        noise=EmulationNoise(exec_sigma=0.01, stall_ns=5_000_000),
+    )
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("gpu = 2", r"unknown key 'gpu'; known: .*gpus"),
+        ("gpus = 0", "at least 1"),
+        ("gpus = 1.5", "gpus must be a whole number"),
+        ("gpus = true", "gpus must be a whole number"),
+        ("port = 70000", "65535"),
+        ("device = 3", "device must be a text"),
+        ("weights_cache = '3 apples'", "apples"),
+        ("weights_cache = '1GiB'\nweights_cache_bytes = 3", "second time"),
+        ("[noise]\nsigma = 1", r"\[noise\]: unknown key 'sigma'"),
+        ("[noise]\nexec_sigma = 2", r"\[noise\].*exec_sigma"),
+        ("noise = 3", "noise must be a table"),
+        ("[models.a]\nfactory='x:y'\npt2='z'\ninput_shape=[1]", "'a'.*factory and pt2"),
+        ("[models.a]\ninput_shape=[1]", "'a'.*exactly one of"),
+        ("[models.a]\nsafetensors='z'\ninput_shape=[1]", "'a'.*needs config"),
+        ("[models.a]\nfactory='x:y'", "input_shape must be given"),
+        ("[models.a]\nfactory='x:y'\ninput_shape=[0]", "at least 1"),
+    ],
+)  # fmt: skip
+def test_worker_files_that_are_wrong(text: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match=f"(?s)it.toml.*{words}"):
+        load_worker_config(write(tmp_path, text))
+
+
+def test_a_model_of_a_library_needs_only_its_name(tmp_path: Path) -> None:
+    path = write(tmp_path, '[models."torchvision/resnet50"]\ninput_shape = [3, 224, 224]')
+    source = ModelSource("torchvision/resnet50", input_shape=(3, 224, 224))
+    assert load_worker_config(path).models == (source,)
+
+
+def test_a_controllers_file(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        'workers = ["a:1", "b:2"]\nport = 7\n[scheduler]\npolicy = "FIFO"\nschedule_ahead = "5ms"\n'
+        "max_exec_ns = 25_000_000\n",
+    )
+    scheduler = SchedulerConfig(policy="FIFO", schedule_ahead_ns=5_000_000, max_exec_ns=25_000_000)
+    assert load_controller_config(path) == ControllerConfig(scheduler, ("a:1", "b:2"), port=7)
+    base = ControllerConfig(SchedulerConfig(policy="ECHO", max_batch=4), ("c:3",), http_port=-1)
+    merged = load_controller_config(path, base)
+    assert (merged.http_port, merged.scheduler.max_batch) == (-1, 4)
+    assert (merged.workers, merged.scheduler.policy) == (("a:1", "b:2"), "FIFO")
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("port = 7", "workers must be given"),
+        ("workers = 'a:1'", "workers must be a list"),
+        ("workers = []\n[scheduler]\nslo = 3", r"\[scheduler\]: unknown key 'slo'.*default_slo_ns"),
+        ("workers = []\n[scheduler]\nmax_batch = 0", r"\[scheduler\].*max_batch"),
+    ],
+)
+def test_controller_files_that_are_wrong(text: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match=f"(?s)it.toml.*{words}"):
+        load_controller_config(write(tmp_path, text))
+
+
+def test_a_file_that_is_not_there() -> None:
+    with pytest.raises(InvalidConfig, match=r"cannot read nowhere\.toml: No such file"):
+        load_worker_config("nowhere.toml")
