@@ -76,11 +76,12 @@ def test_all_end_also_after_an_error_in_the_command(tmp_path: Path) -> None:
 
 def test_a_child_ends_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     parent_code = f"""
-import sys, time
+import time
 from pathlib import Path
 from slosched.cli.children import Children
-children = Children((sys.executable, "-c"))
-child = children.start("worker", [{READY + SLEEP!r}], Path({str(tmp_path / "log")!r}))
+children = Children()
+arguments = ["worker", "--device", "emulated", "--bind", "127.0.0.1", "--port", "0"]
+child = children.start("worker", arguments, Path({str(tmp_path / "log")!r}))
 children.wait_ready(child, within_s=30)
 print(child.process.pid, flush=True)
 time.sleep(60)

@@ -14,7 +14,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -52,11 +52,13 @@ class Children:
 
     def __init__(
         self,
-        command: Sequence[str] = (sys.executable, "-m", "slosched"),
+        command: Sequence[str] | None = None,
         *,
         stop_within_s: float = 8.0,
     ) -> None:
-        self._command, self._stop_within_s = command, stop_within_s
+        """`command` is what runs instead of slosched, for tests."""
+        self._command = command or (sys.executable, "-m", __name__, str(os.getpid()))
+        self._stop_within_s = stop_within_s
         self._children: list[Child] = []
 
     def __enter__(self) -> Children:
@@ -82,7 +84,6 @@ class Children:
                 stdout=out,
                 stderr=errors,
                 start_new_session=True,
-                preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
             )
         child = Child(name, process, stdout or log)
         self._children.append(child)
@@ -160,18 +161,6 @@ class Children:
             child.process.wait(self._stop_within_s)
 
 
-def _die_with_parent() -> Callable[[], None]:
-    """What a child runs before exec: SIGTERM to itself when its parent dies."""
-    libc, parent = ctypes.CDLL(None), os.getpid()
-
-    def ask() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:  # it died before we asked
-            os._exit(1)
-
-    return ask
-
-
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
     """SIGTERM and SIGHUP end the block as Ctrl-C does, with exit code 128 + their number."""
@@ -185,3 +174,28 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         for number, old in previous.items():
             signal.signal(number, old)
+
+
+def _child_main(parent: int, arguments: list[str]) -> None:
+    """What a child runs: the command line, ended by the kernel when `parent` dies.
+
+    The child asks for that itself: code between fork and exec is no place for it, once torch has
+    started threads in the parent.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # Linux only
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:  # it died before we asked
+        raise SystemExit(1)
+    from slosched.cli.guard import guarded
+
+    def run() -> None:
+        from slosched.cli.app import app
+
+        app(arguments, prog_name="slosched")
+
+    sys.argv = ["slosched", *arguments]
+    guarded(run)
+
+
+if __name__ == "__main__":
+    _child_main(int(sys.argv[1]), sys.argv[2:])

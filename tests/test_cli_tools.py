@@ -1,0 +1,171 @@
+"""`slosched profile`, `slosched plot` and the demo's own checks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import slosched.analysis.fig7
+import slosched.analysis.tables
+import slosched.cli.demo
+import slosched.daemon.backends
+import slosched.daemon.profiler
+from slosched.cli.app import app
+from slosched.config import ModelProfile, WorkerConfig
+from slosched.config_file import load_profile
+from slosched.errors import MissingPackage
+from slosched.messages import ModelInfo
+
+# ------------------------------------------------------------------------------------ profile
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, WorkerConfig, tuple[int, ...]]]:
+    calls = []
+
+    def profile_model(
+        name: str, config: WorkerConfig, batches: Sequence[int], *, progress: Any
+    ) -> ModelProfile:
+        calls.append((name, config, tuple(batches)))
+        progress(f"{name} done")
+        return ModelProfile(name, {b: 1_000_000 * b for b in batches}, 2_000_000, 3_000_000)
+
+    monkeypatch.setattr(slosched.daemon.profiler, "profile_model", profile_model)
+    return calls
+
+
+def test_a_profile_is_written_as_a_worker_reads_it(
+    measured: list[tuple[str, WorkerConfig, tuple[int, ...]]], tmp_path: Path
+) -> None:
+    out = tmp_path / "mine.toml"
+    args = [
+        "profile",
+        "resnet50",
+        "resnet18",
+        "--device",
+        "cpu",
+        "--batches",
+        "4,2",
+        "--out",
+        str(out),
+    ]
+    result = CliRunner().invoke(app, [*args, "--weights-cache", "8GiB"])
+    assert result.exit_code == 0, result.output
+    assert [(name, config.device, sizes) for name, config, sizes in measured] == [
+        ("resnet50", "cpu", (1, 2, 4)), ("resnet18", "cpu", (1, 2, 4)),
+    ]  # fmt: skip
+    profile = load_profile(out)
+    assert (profile.name, profile.weights_cache_bytes) == ("mine", 8 * 2**30)
+    assert profile.model("resnet18").exec_ns == {1: 1_000_000, 2: 2_000_000, 4: 4_000_000}
+    again = CliRunner().invoke(app, args)
+    assert again.exit_code == 2
+    assert "exists and is not overwritten" in again.stderr
+
+
+def test_a_profile_as_json(measured: list[tuple[str, WorkerConfig, tuple[int, ...]]]) -> None:
+    result = CliRunner().invoke(app, ["profile", "resnet50", "--batches", "1,2", "--json"])
+    document = json.loads(result.stdout)
+    assert document["models"]["resnet50"]["exec_ns"] == {"1": 1_000_000, "2": 2_000_000}
+    assert "resnet50 done" in result.stderr
+
+
+# --------------------------------------------------------------------------------------- plot
+
+
+def test_plot_passes_its_words_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[tuple[list[Path], Path, bool]] = []
+
+    def plot_fig7(run_dirs: Sequence[Path], out: Path, *, published: bool) -> list[Path]:
+        calls.append((list(run_dirs), out, published))
+        return [out / "fig7.png"]
+
+    monkeypatch.setattr(slosched.analysis.fig7, "plot_fig7", plot_fig7)
+    monkeypatch.setattr(slosched.analysis.tables, "summarise_steps", lambda run_dir: [])
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.mkdir()
+    b.mkdir()
+    result = CliRunner().invoke(app, ["plot", "fig7", str(a), str(b), "--published", "--out", "o"])
+    assert result.exit_code == 0, result.output
+    assert "wrote o/fig7.png" in result.stdout
+    result = CliRunner().invoke(app, ["plot", "fig7", str(b), "--json"])
+    assert json.loads(result.stdout)["files"] == [str(b / "figures" / "fig7.png")]
+    assert calls == [([a, b], Path("o"), True), ([b], b / "figures", False)]
+
+
+# --------------------------------------------------------------------------------------- demo
+
+
+@pytest.fixture
+def phases(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The demo's phases, by name, without their processes."""
+    ran: list[str] = []
+
+    def phase(directory: Path, seconds: float) -> Path:
+        ran.append(directory.name)
+        return directory
+
+    monkeypatch.setattr(slosched.cli.demo, "_real_phase", phase)
+    monkeypatch.setattr(slosched.cli.demo, "_emulated_phase", phase)
+    monkeypatch.setattr(slosched.analysis.fig7, "plot_fig7", lambda runs, out: [])
+    return ran
+
+
+def test_the_demo_without_torch_says_so_and_runs_the_rest(
+    phases: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(slosched.cli.demo, "find_spec", lambda name: None)
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "d")])
+    assert result.exit_code == 0, result.output
+    assert phases == ["emulated"]
+    assert "pip install slosched[torch,models]" in result.stdout
+
+
+def test_the_demo_without_matplotlib_still_ends_well(
+    phases: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def plot_fig7(runs: Sequence[Path], out: Path) -> list[Path]:
+        raise MissingPackage("matplotlib is not installed: pip install slosched[plot]")
+
+    monkeypatch.setattr(slosched.cli.demo, "find_spec", lambda name: object())
+    monkeypatch.setattr(slosched.analysis.fig7, "plot_fig7", plot_fig7)
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "d")])
+    assert result.exit_code == 0, result.output
+    assert phases == ["real", "emulated"]
+    assert "no figure: matplotlib is not installed" in result.stdout
+
+
+def test_a_demo_never_writes_into_a_directory_that_is_there(
+    phases: list[str], tmp_path: Path
+) -> None:
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path)])
+    assert result.exit_code == 7
+    assert "exists already" in result.stderr
+    assert phases == []
+
+
+@pytest.mark.parametrize(
+    ("error", "fine"), [(0.0, True), (1e-5, True), (0.1, False), (np.nan, False)]
+)
+def test_the_demo_compares_outputs_with_a_direct_forward_pass(
+    monkeypatch: pytest.MonkeyPatch, error: float, fine: bool
+) -> None:
+    info = ModelInfo(0, "m", 0, (1,), 10**6, 1, 1, (2,), "float32", (2,), "float32")
+
+    async def ask(controller: str, model: str) -> Any:
+        return info, [np.ones(2, np.float32)], [np.array([3.0, 2.0 + error], np.float32)]
+
+    monkeypatch.setattr(slosched.cli.demo, "_ask_for_outputs", ask)
+    monkeypatch.setattr(
+        slosched.daemon.backends, "reference_forward", lambda name, array: np.array([3.0, 2.0])
+    )
+    if fine:
+        assert slosched.cli.demo._check_outputs("a:1", "m", "cpu") is info
+    else:
+        with pytest.raises(slosched.cli.demo.OutputsDiffer, match="differ from a direct forward"):
+            slosched.cli.demo._check_outputs("a:1", "m", "cpu")
