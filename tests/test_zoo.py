@@ -1,0 +1,230 @@
+"""The zoo and the operator's own models: reproducible, checked, and nothing else is ever loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from slosched.config import ModelProfile, ModelSource, WorkerConfig
+from slosched.errors import InvalidConfig, MissingPackage, UnknownName
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from slosched.daemon.backends import reference_forward  # noqa: E402
+from slosched.daemon.backends.sources import loadable_specs, source_spec  # noqa: E402
+from slosched.daemon.backends.templates import DeviceWeights, Template  # noqa: E402
+from slosched.daemon.backends.torch_backend import resolve_device  # noqa: E402
+from slosched.daemon.backends.zoo import ZOO, output_tensor  # noqa: E402
+from slosched.daemon.profiler import profile_model  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+
+def tiny_net() -> Any:
+    """What an operator's factory looks like; test_zoo:tiny_net names it."""
+    torch.manual_seed(3)
+    return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+
+
+def no_net() -> str:
+    return "this is no module"
+
+
+def run_source(source: ModelSource, batch: Any) -> Any:
+    module = source_spec(source).build()
+    with torch.inference_mode():
+        return output_tensor(module(batch))
+
+
+def digest(name: str) -> str:
+    code = (
+        "import hashlib, torch; from slosched.daemon.backends.zoo import ZOO\n"
+        f"m = ZOO[{name!r}].build()\n"
+        "h = hashlib.sha256()\n"
+        "[h.update(t.numpy().tobytes()) for t in m.state_dict().values()]\n"
+        "print(h.hexdigest())"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_every_process_builds_the_same_weights_and_leaves_the_global_seed_alone() -> None:
+    assert digest("resnet_tiny") == digest("resnet_tiny")
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    ZOO["resnet_tiny"].build()
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("name", ["resnet_tiny", "resnet18"])
+def test_outputs_tell_inputs_apart(name: str) -> None:
+    shape = ZOO[name].input_shape
+    inputs = np.random.default_rng(0).random((2, *shape), dtype=np.float32)
+    outputs = reference_forward(name, inputs)
+    assert outputs.shape == (2, 1000) and outputs.dtype == np.float32
+    assert np.abs(outputs[0] - outputs[1]).max() > 5e-3, "a tolerance of 1e-4 must mean something"
+    assert np.abs(outputs).max() < 10
+    single = reference_forward(name, inputs[0])
+    assert single.shape == (1000,) and np.abs(single - outputs[0]).max() < 1e-4
+
+
+def test_a_reference_needs_a_known_name_and_the_right_shape() -> None:
+    with pytest.raises(UnknownName, match="nope"):
+        reference_forward("nope", np.zeros((3, 64, 64)))
+    with pytest.raises(InvalidConfig, match=r"\(3, 64, 64\).*not \(3, 32, 32\)"):
+        reference_forward("resnet_tiny", np.zeros((3, 32, 32)))
+
+
+def test_a_template_runs_as_the_module_does_and_without_weights_not_at_all() -> None:
+    spec = ZOO["resnet_tiny"]
+    template = Template(spec, pinned=False)
+    weights = DeviceWeights(template.host.clone())
+    while not template.add_views(weights):
+        pass
+    batch = torch.from_numpy(template.sample_input(3))
+    expected = reference_forward("resnet_tiny", batch.numpy())
+    assert np.abs(template.forward(weights, batch).numpy() - expected).max() < 1e-4
+    template.forget(weights)
+    with torch.inference_mode(), pytest.raises(RuntimeError):
+        template._module(batch)
+
+
+def test_copies_of_a_model_have_weights_of_their_own() -> None:
+    template = Template(ZOO["resnet_tiny"], pinned=False)
+    first, second = (DeviceWeights(template.host.clone()) for _ in range(2))
+    for weights in (first, second):
+        while not template.add_views(weights):
+            pass
+    batch = torch.from_numpy(template.sample_input(1))
+    expected = template.forward(first, batch)
+    for view in second.views:
+        view.zero_()
+    assert template.forward(second, batch).abs().max() == 0
+    assert torch.equal(template.forward(first, batch), expected)
+
+
+def test_only_the_zoo_and_the_config_can_be_loaded() -> None:
+    assert set(loadable_specs(())) == set(ZOO)
+    own = ModelSource("mine", factory="test_zoo:tiny_net", input_shape=(4,))
+    assert set(loadable_specs((own,))) == {*ZOO, "mine"}
+
+
+def test_a_factory() -> None:
+    batch = torch.rand(5, 4)
+    source = ModelSource("mine", factory="test_zoo:tiny_net", input_shape=(4,))
+    spec = source_spec(source)
+    assert (spec.random_weights, spec.input_shape) == (False, (4,))
+    assert torch.equal(run_source(source, batch), tiny_net()(batch))
+
+
+def test_an_exported_program(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt2"
+    net, batch = tiny_net(), torch.rand(5, 4)
+    dynamic = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    torch.export.save(torch.export.export(net, (batch,), dynamic_shapes=dynamic), path)
+    source = ModelSource("mine", pt2=str(path), input_shape=(4,))
+    assert torch.allclose(run_source(source, batch), net(batch))
+    template = Template(source_spec(source), pinned=False)
+    weights = DeviceWeights(template.host.clone())
+    while not template.add_views(weights):
+        pass
+    assert torch.allclose(template.forward(weights, batch), net(batch))
+
+
+def test_safetensors_beside_a_config(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3,
+        architectures=["ResNetForImageClassification"],
+    )  # fmt: skip
+    net = ResNetForImageClassification(config).eval()
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    state = {key: value.contiguous() for key, value in net.state_dict().items()}
+    save_file(state, tmp_path / "model.safetensors")
+    source = ModelSource(
+        "mine",
+        safetensors=str(tmp_path / "model.safetensors"),
+        config=str(tmp_path / "config.json"),
+        input_shape=(3, 32, 32),
+    )
+    batch = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        expected = net(batch).logits
+    assert torch.allclose(run_source(source, batch), expected, atol=1e-6)
+    removed = state.pop("classifier.1.weight")
+    assert removed.shape[0] == 3
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(InvalidConfig, match=r"lacks \['classifier.1.weight'\]"):
+        source_spec(source).build()
+
+
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        (ModelSource("m", factory="no.such:thing"), "no.such:thing"),
+        (ModelSource("m", factory="test_zoo"), "package.module:function"),
+        (ModelSource("m", factory="test_zoo:no_net"), "returned a str"),
+    ],
+)
+def test_sources_that_build_nothing(source: ModelSource, words: str) -> None:
+    with pytest.raises(InvalidConfig, match=words):
+        source_spec(source).build()
+
+
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        (ModelSource("m", pt2="/no/such.pt2"), "there is no file /no/such.pt2"),
+        (ModelSource("m", factory="a:b", dtype="float8"), "float8"),
+        (ModelSource("m"), "say where it comes from"),
+    ],
+)
+def test_sources_that_are_refused_at_start(source: ModelSource, words: str) -> None:
+    with pytest.raises(InvalidConfig, match=words):
+        source_spec(source)
+
+
+def test_a_file_that_is_no_program(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt2"
+    path.write_bytes(b"PK nonsense")
+    with pytest.raises(InvalidConfig, match="no exported program"):
+        source_spec(ModelSource("m", pt2=str(path), input_shape=(4,))).build()
+
+
+def test_a_library_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingPackage, match="needs timm"):
+        source_spec(ModelSource("timm/resnet10t", input_shape=(3, 224, 224))).build()
+
+
+def test_profiling_measures_what_was_asked_for() -> None:
+    said: list[str] = []
+    config = WorkerConfig(device="cpu")
+    profile = profile_model("resnet_tiny", config, (1, 2), progress=said.append)
+    assert isinstance(profile, ModelProfile)
+    assert set(profile.exec_ns) == {1, 2} and profile.weights_ns > 0
+    assert profile.weights_bytes >= 1_487_240 * 4
+    assert (profile.input_shape, profile.output_shape) == ((3, 64, 64), (1000,))
+    assert len(said) == 2
+    with pytest.raises(UnknownName, match="nope"):
+        profile_model("nope", config, (1,))
+    emulated = WorkerConfig(device="emulated")
+    assert profile_model("resnet50_v2", emulated, (1, 4)).exec_ns == {1: 2_600_000, 4: 5_600_000}
+
+
+def test_devices_by_name() -> None:
+    assert resolve_device("cpu").type == "cpu"
+    with pytest.raises(InvalidConfig, match="cuda:99"):
+        resolve_device("cuda:99")
+    with pytest.raises(InvalidConfig, match="cuda:x"):
+        resolve_device("cuda:x")
