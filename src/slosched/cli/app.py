@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from slosched.cli import ask, client, daemons, demo, doctor, plot, profile
+from slosched.cli import ask, client, controller, demo, doctor, plot, profile, worker
 from slosched.cli.guard import SloschedGroup
 from slosched.cli.positional import PositionalCommand
 from slosched.version import __version__
@@ -71,12 +71,10 @@ def slosched(
     """
 
 
-app.command("worker", short_help="Run a worker: one or more GPUs, real or emulated.")(
-    daemons.worker
-)
+app.command("worker", short_help="Run a worker: one or more GPUs, real or emulated.")(worker.worker)
 app.command(
     "controller", cls=PositionalCommand, short_help="Run the controller that plans every inference."
-)(daemons.controller)
+)(controller.controller)
 app.add_typer(
     client.app,
     name="client",

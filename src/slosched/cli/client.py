@@ -57,30 +57,40 @@ def client() -> None:
     """
 
 
+_SloExp1 = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL COPIES DIST RATE SLO-START SLO-END SLO-FACTOR SLO-OP PERIOD",
+        hidden=True,  # the text of the command explains them
+    ),
+]
+_Inputs = Annotated[
+    bool | None,
+    typer.Option(
+        "--inputs/--no-inputs",
+        help="Send an input with each request, or let the worker make them. Default: send, unless "
+        "CLOCKWORK_DISABLE_INPUTS=1.",
+    ),
+]
+_Seed = Annotated[int, typer.Option(min=0, help="Chooses the arrivals and the inputs.")]
+_Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Directory for client_log.tsv and the manifest; a run in it is never overwritten. "
+        "Default ./slosched-runs/<time>-slo-exp-1."
+    ),
+]
+
+
 @app.command("slo-exp-1", cls=PositionalCommand)
 def slo_exp_1(
     ctx: typer.Context,
-    args: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="MODEL COPIES DIST RATE SLO-START SLO-END SLO-FACTOR SLO-OP PERIOD",
-            hidden=True,  # the text of the command explains them
-        ),
-    ],
-    inputs: Annotated[
-        bool | None,
-        typer.Option("--inputs/--no-inputs",
-                     help="Send an input with each request, or let the worker make them. Default: "
-                          "send, unless CLOCKWORK_DISABLE_INPUTS=1."),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Chooses the arrivals and the inputs.")] = 0,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Directory for client_log.tsv and the manifest; a run in it is never "
-                          "overwritten. Default ./slosched-runs/<time>-slo-exp-1."),
-    ] = None,
+    args: _SloExp1,
+    inputs: _Inputs = None,
+    seed: _Seed = 0,
+    out: _Out = None,
     json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Sweep the SLO over copies of one model, with an open loop (Clockwork, Figure 7).
 
     Requests go out when they are due, whatever became of earlier ones. All start with SLO-START; every

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,36 +19,39 @@ from slosched.units import format_duration
 if TYPE_CHECKING:
     from slosched.config import ModelProfile
 
-_NOT_STATED = "16GiB"
+_Models = Annotated[
+    list[str], typer.Argument(metavar="MODEL...", help="Names from the zoo, or from --config.")
+]
+_Device = Annotated[str, typer.Option(help="auto, cuda:N or cpu: what to measure on.")]
+_Batches = Annotated[str, typer.Option(help="Batch sizes to measure.")]
+_Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write a TOML profile here, for `slosched worker --device emulated --profile FILE`. "
+        "A file that is there is not overwritten."
+    ),
+]
+_Name = Annotated[
+    str | None, typer.Option(help="The profile's name. Default: the file's, or the device.")
+]
+_WeightsCache = Annotated[str, typer.Option(help="GPU memory for weights to state in the profile.")]
+_TorchThreads = Annotated[
+    int, typer.Option(min=1, help="CPU threads of one inference on the device cpu.")
+]
+_Config = Annotated[Path | None, typer.Option(help="A worker.toml that names models of your own.")]
 
 
 def profile(
-    model: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Names from the zoo, or from --config.")
-    ],
-    device: Annotated[
-        str, typer.Option(help="auto, cuda:N or cpu: what to measure on.")
-    ] = "auto",
-    batches: Annotated[str, typer.Option(help="Batch sizes to measure.")] = "1,2,4,8,16",
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Write a TOML profile here, for `slosched worker --device emulated "
-                          "--profile FILE`. A file that is there is not overwritten."),
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="The profile's name. Default: the file's, or the device.")
-    ] = None,
-    weights_cache: Annotated[
-        str, typer.Option(help="GPU memory for weights to state in the profile.")
-    ] = _NOT_STATED,
-    torch_threads: Annotated[
-        int, typer.Option(min=1, help="CPU threads of one inference on the device cpu.")
-    ] = 1,
-    config: Annotated[
-        Path | None, typer.Option(help="A worker.toml that names models of your own.")
-    ] = None,
+    model: _Models,
+    device: _Device = "auto",
+    batches: _Batches = "1,2,4,8,16",
+    out: _Out = None,
+    name: _Name = None,
+    weights_cache: _WeightsCache = "16GiB",
+    torch_threads: _TorchThreads = 1,
+    config: _Config = None,
     json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Measure how long models take: each batch size, and the transfer of their weights.
 
     Prints the medians; with --out writes them as a profile. Times are printed with their unit; --json
@@ -72,8 +76,6 @@ def profile(
         from slosched.config_file import load_worker_config
 
         base = load_worker_config(config, base)
-    from dataclasses import replace
-
     worker = replace(base, device=device, torch_threads=torch_threads)
     from slosched.daemon.profiler import profile_model
 
@@ -87,7 +89,7 @@ def profile(
     if out is not None:
         _write(out, gpu)
     if json:
-        print_json(_document(gpu))
+        print_json(asdict(gpu))
         return
     say(_table(measured))
     if out is not None:
@@ -113,12 +115,6 @@ def _write(path: Path, gpu: GpuProfile) -> None:
             file.write(dump_profile(gpu))
     except OSError as error:
         raise InvalidConfig(f"cannot write {path}: {os.strerror(error.errno or 0)}") from None
-
-
-def _document(gpu: GpuProfile) -> dict[str, object]:
-    from dataclasses import asdict
-
-    return asdict(gpu)
 
 
 def _table(models: list[ModelProfile]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
 from slosched.config import CONTROLLER_PORT, WORKER_PORT
 from slosched.errors import InvalidConfig, InvalidDuration
@@ -19,6 +20,11 @@ _ADDRESS = re.compile(
 )
 
 LOCAL_CONTROLLER = f"127.0.0.1:{CONTROLLER_PORT}"
+
+
+def given(**values: object) -> dict[str, Any]:
+    """Return the values that are not None: what the user wrote, to lay over what a file says."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def duration_ns(option: str, text: str, *, bare_unit: str = "ns") -> int:

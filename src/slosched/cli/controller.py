@@ -1,0 +1,226 @@
+"""`slosched controller`, in our own form and in Clockwork's positional one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from slosched.cli.output import Announcer
+from slosched.cli.values import (
+    duration_ns,
+    flag,
+    given,
+    looks_like_address,
+    whole_number,
+    worker_addresses,
+)
+from slosched.cli.worker import Bind
+from slosched.config import CONTROLLER_PORT
+from slosched.errors import InvalidConfig, UnknownName
+
+if TYPE_CHECKING:
+    from slosched.config import ControllerConfig
+
+#: The positional options in the order of Clockwork's controller (controller.cpp).
+POSITIONAL_OPTIONS = (
+    "generate_inputs", "max_gpus", "schedule_ahead", "default_slo", "max_exec", "max_batch",
+)  # fmt: skip
+_DURATIONS = ("schedule_ahead", "default_slo", "max_exec")
+
+_Type = Annotated[
+    str, typer.Argument(metavar="TYPE", help="The scheduler: INFER5 (use this), FIFO or ECHO.")
+]
+_Rest = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[WORKERS] [OPTION]...",
+        help="Clockwork's form: host:port,... and then, in this order, generate_inputs (0 or 1), "
+        "max_gpus, schedule_ahead, default_slo, max_exec and max_batch.",
+    ),
+]
+_Workers = Annotated[
+    list[str] | None, typer.Option(help="host:port,... or host:12345-12348; may be repeated.")
+]
+_GenerateInputs = Annotated[
+    bool | None,
+    typer.Option(
+        "--generate-inputs/--no-generate-inputs",
+        help="Make inputs here for requests that bring none, to load the network. Default no.",
+    ),
+]
+_MaxGpus = Annotated[int | None, typer.Option(help="Use at most this many GPUs. Default 100.")]
+_ScheduleAhead = Annotated[
+    str | None,
+    typer.Option(
+        help="How far ahead work is committed to a GPU, at most. Bare number in ns. Default 10ms."
+    ),
+]
+_DefaultSlo = Annotated[
+    str | None,
+    typer.Option(help="The SLO of requests that name none. Bare number in ns. Default 100ms."),
+]
+_MaxExec = Annotated[
+    str | None,
+    typer.Option(
+        help="No batch above 1 that takes longer. Bare number in ns. Default 25ms (paper: 250ms)."
+    ),
+]
+_MaxBatch = Annotated[int | None, typer.Option(help="No larger batch. Default 16 (paper: 8).")]
+_Fidelity = Annotated[
+    str | None,
+    typer.Option(
+        help="best, or paper: the published code's behaviour and constants. Default best."
+    ),
+]
+_Port = Annotated[
+    int | None,
+    typer.Option(help=f"Port for clients. Default {CONTROLLER_PORT}; 0 takes a free one."),
+]
+_HttpPort = Annotated[
+    int | None,
+    typer.Option(
+        help="Loopback port of /healthz, /readyz and /status. Default 0: "
+        f"{CONTROLLER_PORT + 1} beside the default --port, else a free one; -1: none."
+    ),
+]
+_LogDir = Annotated[
+    str | None,
+    typer.Option(
+        help="Directory for the telemetry; a run in it is never overwritten. Default "
+        "$CLOCKWORK_LOG_DIR, else ./slosched-runs/<time>-controller."
+    ),
+]
+_Config = Annotated[
+    Path | None, typer.Option(help="A controller.toml; what is given here wins over it.")
+]
+
+
+def controller(
+    type_: _Type,
+    rest: _Rest = None,
+    workers: _Workers = None,
+    generate_inputs: _GenerateInputs = None,
+    max_gpus: _MaxGpus = None,
+    schedule_ahead: _ScheduleAhead = None,
+    default_slo: _DefaultSlo = None,
+    max_exec: _MaxExec = None,
+    max_batch: _MaxBatch = None,
+    fidelity: _Fidelity = None,
+    port: _Port = None,
+    bind: Bind = None,
+    http_port: _HttpPort = None,
+    log_dir: _LogDir = None,
+    config: _Config = None,
+) -> None:
+    """Run a controller: it plans every inference so that it ends before its deadline.
+
+    Durations are written 5ms, 2.9ms or 30s; a bare number is in ns, as in Clockwork. A request that no
+    plan can serve in time is refused at once. SIGTERM or Ctrl-C answers everything, completes the
+    telemetry files and exits 0.
+
+    \b
+    TYPEs:
+      INFER5   deadlines, batching, loading and eviction of weights: what you usually want
+      FIFO     first come, first served, batch 1: a baseline
+      ECHO     answers at once without a GPU: measures the network and the client
+
+    \b
+    Examples:
+      slosched controller INFER5 --workers gpu01:12345,gpu02:12345 --schedule-ahead 5ms
+      slosched controller INFER5 --workers gpu01:12345-12348 --default-slo 50ms --log-dir run1
+      slosched controller INFER5 gpu01:12345,gpu02:12345 0 6 5000000    # Clockwork's own form
+    """
+    _check_type(type_)
+    positional_workers, positional = _split_positionals(list(rest or []), bool(workers or config))
+    addresses = worker_addresses([*positional_workers, *(workers or [])])
+    by_option = given(
+        generate_inputs=generate_inputs,
+        max_gpus=max_gpus,
+        schedule_ahead_ns=_maybe_ns("--schedule-ahead", schedule_ahead),
+        default_slo_ns=_maybe_ns("--default-slo", default_slo),
+        max_exec_ns=_maybe_ns("--max-exec", max_exec),
+        max_batch=max_batch,
+        fidelity=fidelity,
+    )
+    base = _base_config(config)
+    options = _merged(_parse_positionals(positional), by_option)
+    resolved = replace(
+        base,
+        scheduler=replace(base.scheduler, policy=type_, **options),
+        workers=addresses or base.workers,
+        **given(port=port, bind=bind, http_port=http_port, log_dir=log_dir),
+    )
+    _check(resolved)
+    from slosched.daemon.controller import run_controller
+
+    raise typer.Exit(run_controller(resolved, announce=Announcer()))
+
+
+def _check_type(type_: str) -> None:
+    from slosched.core.scheduler.policies import POLICIES
+
+    if type_ not in POLICIES:
+        raise UnknownName("controller TYPE", type_, list(POLICIES))
+
+
+def _check(config: ControllerConfig) -> None:
+    if not config.workers:
+        raise InvalidConfig("no worker is named; give --workers host:port[,host:port...]")
+    if not 0 <= config.port <= 65535:
+        raise InvalidConfig(f"port must be within 0..65535, not {config.port}")
+    if not -1 <= config.http_port <= 65535:
+        raise InvalidConfig(f"http-port must be within -1..65535, not {config.http_port}")
+
+
+def _base_config(path: Path | None) -> ControllerConfig:
+    from slosched.config import ControllerConfig, SchedulerConfig
+
+    base = ControllerConfig(scheduler=SchedulerConfig(), workers=())
+    if path is None:
+        return base
+    from slosched.config_file import load_controller_config
+
+    return load_controller_config(path, base)
+
+
+def _maybe_ns(option: str, text: str | None) -> int | None:
+    return None if text is None else duration_ns(option, text)
+
+
+def _split_positionals(rest: list[str], workers_given: bool) -> tuple[list[str], list[str]]:
+    """Split what follows TYPE into workers and options. Workers may have come by option already."""
+    first = rest[0] if rest else ""
+    if first and (looks_like_address(first.partition(",")[0]) or not workers_given):
+        return [first], rest[1:]
+    return [], rest
+
+
+def _parse_positionals(texts: list[str]) -> dict[str, Any]:
+    """Return SchedulerConfig's fields from the positional options; bare durations are in ns."""
+    if len(texts) > len(POSITIONAL_OPTIONS):
+        raise InvalidConfig(
+            f"{len(texts)} positional options; there are {len(POSITIONAL_OPTIONS)}: "
+            f"{' '.join(POSITIONAL_OPTIONS)}"
+        )
+    options: dict[str, Any] = {}
+    for name, text in zip(POSITIONAL_OPTIONS, texts, strict=False):
+        if name == "generate_inputs":
+            options[name] = flag(name, text)
+        elif name in _DURATIONS:
+            options[f"{name}_ns"] = duration_ns(name, text)
+        else:
+            options[name] = whole_number(name, text)
+    return options
+
+
+def _merged(positional: dict[str, Any], by_option: dict[str, Any]) -> dict[str, Any]:
+    for field in by_option:
+        if field in positional:
+            name = field.removesuffix("_ns")
+            raise InvalidConfig(
+                f"{name} is given twice, as a positional value and as --{name.replace('_', '-')}"
+            )
+    return {**positional, **by_option}

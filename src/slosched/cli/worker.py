@@ -1,0 +1,121 @@
+"""`slosched worker`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slosched.cli.output import Announcer
+from slosched.cli.values import given, size_bytes
+from slosched.config import WORKER_PORT, WorkerConfig
+from slosched.errors import UnknownName
+
+Bind = Annotated[
+    str | None, typer.Option(help="Address to listen on. Default 0.0.0.0, all interfaces.")
+]
+_Port = Annotated[
+    int | None,
+    typer.Option(
+        help="Port to listen on; the first of several for several real GPUs. "
+        f"Default {WORKER_PORT}; 0 takes a free one."
+    ),
+]
+_Device = Annotated[
+    str | None,
+    typer.Option(
+        help="auto, cuda:N, cpu or emulated. Default auto: every GPU of the host, else the CPU."
+    ),
+]
+_Gpus = Annotated[
+    int | None,
+    typer.Option(
+        help="How many GPUs. Emulated: behind one address, default 1. Real: one process each on "
+        "consecutive ports, default all."
+    ),
+]
+_Config = Annotated[
+    Path | None, typer.Option(help="A worker.toml; what is given here wins over it.")
+]
+_Profile = Annotated[
+    str | None,
+    typer.Option(
+        help="What an emulated GPU is: a built-in profile or a TOML file of `slosched profile`. "
+        "Default v100."
+    ),
+]
+_WeightsCache = Annotated[
+    str | None,
+    typer.Option(
+        help="GPU memory for weights, for example 10GiB. Default: the profile's, or four fifths of "
+        "the free memory."
+    ),
+]
+_TorchThreads = Annotated[
+    int | None, typer.Option(help="CPU threads of one inference on the device cpu. Default 1.")
+]
+
+
+def worker(
+    port: _Port = None,
+    bind: Bind = None,
+    device: _Device = None,
+    gpus: _Gpus = None,
+    config: _Config = None,
+    profile: _Profile = None,
+    weights_cache: _WeightsCache = None,
+    torch_threads: _TorchThreads = None,
+) -> None:
+    """Run a worker: it executes what a controller plans, each action at its exact time.
+
+    One line says when it is ready. SIGTERM or Ctrl-C finishes what runs, answers the rest and exits 0.
+    Without a GPU and without torch, `--device emulated` stands in for GPUs: inferences take the time
+    that the profile says and compute nothing.
+
+    \b
+    Examples:
+      slosched worker                                  # the device that is there, port 12345
+      slosched worker --device emulated --gpus 6       # six V100s in one process
+      slosched worker --device cuda:1 --port 12346
+      slosched worker --config worker.toml             # own models; see daemon/worker.toml
+    """
+    base = WorkerConfig()
+    if config is not None:
+        from slosched.config_file import load_worker_config
+
+        base = load_worker_config(config, base)
+    cache_bytes = None if weights_cache is None else size_bytes("--weights-cache", weights_cache)
+    resolved = replace(
+        base,
+        **given(
+            port=port,
+            bind=bind,
+            device=device,
+            gpus=gpus,
+            profile=profile,
+            weights_cache_bytes=cache_bytes,
+            torch_threads=torch_threads,
+        ),
+    )
+    _check_device(resolved.device)
+    raise typer.Exit(_serve(resolved, gpus))
+
+
+def _check_device(device: str) -> None:
+    kind, _, number = device.partition(":")
+    if device in ("auto", "cpu", "emulated", "cuda") or (kind == "cuda" and number.isdigit()):
+        return
+    raise UnknownName("device", device, ["auto", "cuda:N", "cpu", "emulated"])
+
+
+def _serve(config: WorkerConfig, gpus: int | None) -> int:
+    announce = Announcer()
+    if config.device in ("auto", "cuda"):
+        from slosched.daemon.supervisor import run_workers
+
+        return run_workers(config, announce=announce, gpus=gpus)
+    from slosched.daemon.worker import run_worker
+
+    return run_worker(config, announce=announce)
