@@ -171,7 +171,7 @@ class WorkerServer:
         if self._backend.exact:
             stepper.run_until(now)
         fresh = False
-        while self._prepared:
+        if self._prepared and self._backend.warm_up(self._prepared[0]):
             stepper.handle(self._prepared.popleft(), now_ns=now)
             fresh = True
         for peer, frames in self._router.receive():

@@ -44,6 +44,12 @@ class Backend(Protocol):
     def prepare(self, effect: PrepareModel, *, done: Callable[[ModelPrepared], None]) -> None:
         """Begin to make the model ready, outside the loop. `done` may be called by another thread."""
 
+    def warm_up(self, event: ModelPrepared) -> bool:
+        """One step, in the loop's thread, towards running the model of `event` at its usual speed.
+
+        Called for each `done` event, once per turn of the loop, until it answers True.
+        """
+
     def release(self, effect: ReleaseModel) -> None:
         """Free the host memory of an instance."""
 

@@ -46,6 +46,9 @@ class EmulatedBackend:
     def prepare(self, effect: PrepareModel, *, done: Callable[[ModelPrepared], None]) -> None:
         done(prepare_emulated(self._profile, effect, now_ns=now_ns()))
 
+    def warm_up(self, event: ModelPrepared) -> bool:
+        return True
+
     def release(self, effect: ReleaseModel) -> None:
         pass
 

@@ -9,7 +9,7 @@ noticed its end; `duration_ns` is the device's own measure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,6 +153,24 @@ class TorchDevice:
         entry = self._weights.pop(model_id, None)
         if entry is not None:
             entry[0].forget(entry[1])
+
+    def warm_up(self, name: str) -> Iterator[None]:
+        """Run each batch class of a model once, with a look round after each; nothing of it stays."""
+        template = self._templates[name]
+        weights = DeviceWeights(template.host.to(self._device, non_blocking=True, copy=True))
+        while not template.add_views(weights):
+            yield
+        for batch in template.batch_sizes:
+            inputs = torch.from_numpy(template.sample_input(batch)).to(self._device)
+            if self._cuda:
+                torch.cuda.current_stream(self._device).synchronize()
+                with torch.cuda.stream(self._streams[OpKind.EXEC]):
+                    template.forward(weights, inputs)
+                self._streams[OpKind.EXEC].synchronize()
+            else:
+                template.forward(weights, inputs)
+            yield
+        template.forget(weights)
 
     # ---------------------------------------------------------------------------- weights
 
