@@ -11,6 +11,8 @@ import pytest
 from slosched.codes import Code
 from slosched.config import ModelSource, WorkerConfig
 from slosched.messages import (
+    PROTOCOL_VERSION,
+    ControllerHello,
     ErrorResult,
     EvictWeights,
     EvictWeightsResult,
@@ -18,6 +20,7 @@ from slosched.messages import (
     LoadModel,
     LoadModelResult,
     LoadWeightsResult,
+    WorkerWelcome,
 )
 from slosched.units import NS_PER_MS, NS_PER_S
 from worker_rig import FOREVER_NS, BareController
@@ -50,9 +53,16 @@ def server() -> Iterator[WorkerServer]:
 @pytest.fixture
 def controller(server: WorkerServer) -> Iterator[BareController]:
     controller = BareController(server.port)
-    # Earlier tests' controllers are silent; a worker gives each of them a second.
-    server._brain._link._heard_ns = 0
-    controller.hello(incarnation=id(controller))
+    hello = ControllerHello(PROTOCOL_VERSION, incarnation=id(controller))
+    welcome = None
+    for _ in range(100):
+        # Earlier tests' controllers are silent; this worker need not give each of them its second.
+        server._brain._link._heard_ns = 0
+        welcome = controller.ask(hello)
+        if isinstance(welcome, WorkerWelcome):
+            break
+    assert isinstance(welcome, WorkerWelcome), welcome
+    controller.session = welcome.incarnation
     yield controller
     controller.close()
 
