@@ -1,0 +1,111 @@
+# Two commands do everything on a fresh machine:
+#
+#   make demo      set up, then run the whole system here and check its answers (about 3 minutes)
+#   make check     set up, then run every check: format, lint, types, floors, tests
+#
+# Both install into $(VENV) first, which is quick when nothing changed. Set PYTHON to choose an
+# interpreter (3.11 to 3.13), VENV to choose another environment: make check PYTHON=python3.12
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CHECKS := format lint types floors test
+DEMO_ARGS ?=
+
+# -qq: pip's warnings about a machine's own pip.conf are not ours; its errors are shown.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
+
+.PHONY: help install demo check $(CHECKS) fix constraints clean
+
+help:
+	@sed -n '/^[^#]/q;/^$$/q;s/^# \{0,1\}//p' Makefile
+	@echo
+	@echo 'Also: make install | $(CHECKS) | fix (format and lint what can be mended) | constraints | clean'
+
+# ------------------------------------------------------------------------------------ set-up
+
+install: $(STAMP)
+
+# The stamp is newer than what decides the contents of the environment, or it is made again.
+# torch comes first: what needs it must find the pinned one, and on its own its size explains the wait.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { \
+	  $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 11) <= v[:2] <= (3, 13))' \
+	  2> /dev/null || { \
+	    echo "make: slosched needs Python 3.11, 3.12 or 3.13; $(PYTHON) is" \
+	      "$$($(PYTHON) --version 2> /dev/null || echo 'not there'); choose another:" \
+	      "make install PYTHON=python3.12" >&2; \
+	    exit 1; }; \
+	  echo "making $(VENV) with $$($(PYTHON) --version)"; \
+	  $(PYTHON) -m venv $(VENV); }
+	@echo "installing torch (the largest part; minutes on a slow line)"
+	@$(PIP) --upgrade pip
+	@$(PIP) torch
+	@echo "installing slosched, its extras and the checks' tools"
+	@$(PIP) -e '.[torch,models,plot]' --group dev
+	@touch $@
+	@echo "ready: $(BIN)/slosched"
+
+demo: install
+	@$(BIN)/slosched demo $(DEMO_ARGS)
+
+# ------------------------------------------------------------------------------------ checks
+
+# Every check runs, also after one that failed; the last lines say how each ended.
+check: install
+	@report=""; failed=0; began=$$SECONDS; \
+	for check in $(CHECKS); do \
+	  echo "== $$check"; start=$$SECONDS; verdict=ok; \
+	  $(MAKE) --no-print-directory $$check || { verdict=FAILED; failed=$$((failed + 1)); }; \
+	  report+=$$(printf '%-8s %-6s %4d s' $$check $$verdict $$((SECONDS - start)))$$'\n'; \
+	done; \
+	printf '\n%s' "$$report"; \
+	if [ -s $(VENV)/.pytest-summary ]; then tail -n 1 $(VENV)/.pytest-summary; fi; \
+	if [ $$failed -eq 0 ]; then echo "make check: all of $(CHECKS) passed in $$((SECONDS - began)) s"; \
+	else echo "make check: $$failed of $(words $(CHECKS)) checks FAILED"; exit 1; fi
+
+format: install
+	@$(BIN)/ruff format --check .
+
+lint: install
+	@$(BIN)/ruff check .
+
+types: install
+	@$(BIN)/mypy
+
+# Without its cache: that one has been seen to keep imports which are no longer there.
+floors: install
+	@$(BIN)/lint-imports --no-cache | sed -n '/^Contracts$$/,$$p'
+
+test: install
+	@rm -f $(VENV)/.pytest-summary
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) 2>&1 | tee $(VENV)/.pytest-summary
+
+fix: install
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+# ------------------------------------------------------------------------------------ upkeep
+
+# Take the newest versions of everything but torch, and pin what that gives. Then: make check.
+constraints: TORCH = $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt)
+constraints:
+	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
+	$(PYTHON) -m venv "$$fresh"; pip="$$fresh/bin/python -m pip --disable-pip-version-check"; \
+	$$pip install -qq --upgrade pip; \
+	$$pip install -qq $(TORCH); \
+	$$pip install -qq -e '.[torch,models,plot]' --group dev; \
+	{ sed '/^[^#]/,$$d' constraints.txt; \
+	  $$pip freeze --all --exclude-editable --exclude slosched \
+	  | sed -e 's/^\(torch==[^+]*\)+.*/\1/' -e '/^#/d'; } > "$$fresh/new"; \
+	cp "$$fresh/new" constraints.txt
+	@git --no-pager diff --stat -- constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,209 @@
+"""What CONTRIBUTING.md promises about the code's form, and what ARCHITECTURE.md promises about imports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "slosched"
+#: Everything a person wrote; benchmarks, examples and recipes keep the rules too.
+FOLDERS = ("src", "tests", "clients", "daemon", "workloads", "analysis", "benchmarks", "docs")
+
+_FILE_LINES = 450
+_FUNCTION_LINES = 70
+
+#: Package -> the room under src/slosched that alone may import it.
+HOMES = {
+    "zmq": "transport",
+    "torch": "daemon/backends",
+    "transformers": "daemon/backends",
+    "torchvision": "daemon/backends",
+    "timm": "daemon/backends",
+    "cupy": "daemon/backends",
+    "matplotlib": "analysis",
+    "pandas": "analysis",
+}
+
+
+def sources() -> list[Path]:
+    return sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert len(sources()) > 100 and PACKAGE / "messages.py" in sources()
+
+
+def test_files_are_short() -> None:
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sources()
+    }
+    long = {name: lines for name, lines in lengths.items() if lines >= _FILE_LINES}
+    assert not long, f"{_FILE_LINES} lines or more; split them by subject: {long}"
+
+
+def length(function: ast.FunctionDef | ast.AsyncFunctionDef, *, is_command: bool = False) -> int:
+    """Lines of a function from `def` to its end; of a command, from its first statement.
+
+    The signature of a command of the command line is the list of its options and its docstring the
+    page that --help prints: both are read as lists, and only what it does is counted.
+    """
+    first, last = function.lineno, function.end_lineno
+    assert last is not None
+    if is_command:
+        documented = ast.get_docstring(function) is not None and len(function.body) > 1
+        first = function.body[1 if documented else 0].lineno
+    return last - first + 1
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def test_functions_are_short() -> None:
+    lengths = {
+        f"{path.relative_to(ROOT)}:{function.lineno} {function.name}": length(
+            function, is_command=path.parent == PACKAGE / "cli"
+        )
+        for path in sources()
+        for function in functions(path)
+    }
+    long = {name: lines for name, lines in lengths.items() if lines >= _FUNCTION_LINES}
+    assert not long, f"{_FUNCTION_LINES} lines or more: {long}"
+
+
+def test_how_a_functions_lines_are_counted() -> None:
+    source = (
+        'def f(\n  a,\n  b,\n):\n  """Says\n\n  much."""\n  if a:\n    return b\n\n  return a\n'
+    )
+    (function,) = ast.parse(source).body
+    assert isinstance(function, ast.FunctionDef)
+    assert length(function) == 11 and length(function, is_command=True) == 4
+
+
+def test_no_file_is_called_after_nothing() -> None:
+    banned = {"utils.py", "util.py", "helpers.py", "misc.py", "common.py"}
+    assert not [str(path) for path in sources() if path.name in banned]
+
+
+def imported_packages(path: Path) -> set[str]:
+    """Top-level names of what `path` imports, wherever in the file the import stands."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def test_heavy_packages_stay_in_their_rooms() -> None:
+    strays = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for name in sorted(imported_packages(path) & HOMES.keys())
+        if not path.is_relative_to(PACKAGE / HOMES[name])
+    ]
+    assert not strays, strays
+
+
+def test_only_the_clock_room_reads_a_clock() -> None:
+    readers = [
+        str(path.relative_to(PACKAGE))
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if "time" in imported_packages(path)
+    ]
+    assert readers == ["clock.py"]
+
+
+def test_no_pickle() -> None:
+    assert not [p for p in PACKAGE.rglob("*.py") if {"pickle", "dill"} & imported_packages(p)]
+
+
+def loaded_after(program: str) -> set[str]:
+    """Top-level names of the modules that are loaded when `program` has run in a fresh process."""
+    report = "import sys; print(*{m.partition('.')[0] for m in sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}\n{report}"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+HEAVY = {"torch", "transformers", "cupy", "matplotlib", "pandas"}
+
+
+@pytest.mark.parametrize(
+    ("program", "unwanted"),
+    [
+        ("import slosched", HEAVY | {"zmq", "uvloop", "numpy", "typer"}),
+        ("import slosched.cli.app", HEAVY | {"zmq", "uvloop", "numpy"}),
+        ("import slosched.daemon.controller", HEAVY),
+        ("import slosched.sim.harness", HEAVY | {"zmq", "uvloop"}),
+        ("import slosched; slosched.connect; slosched.Client", HEAVY),
+        ("import slosched; slosched.Controller; slosched.Worker", HEAVY),
+    ],
+)
+def test_nothing_heavy_is_imported_unasked(program: str, unwanted: set[str]) -> None:
+    assert not loaded_after(program) & unwanted
+
+
+def test_a_controller_and_an_emulated_worker_run_without_torch() -> None:
+    program = """
+import asyncio, tempfile, slosched
+
+async def main():
+    with tempfile.TemporaryDirectory() as logs:
+        emulated = slosched.WorkerConfig(device="emulated", bind="127.0.0.1", port=0)
+        with slosched.Worker(emulated) as worker:
+            controller = slosched.Controller(
+                slosched.ControllerConfig(
+                    scheduler=slosched.SchedulerConfig(), workers=(f"127.0.0.1:{worker.port}",),
+                    bind="127.0.0.1", port=0, http_port=-1, log_dir=logs,
+                ),
+                announce=lambda line: None,
+            )
+            await controller.start()
+            serving = asyncio.create_task(controller.run())
+            async with slosched.connect(f"127.0.0.1:{controller.port}") as client:
+                [model] = await client.load("resnet50_v2")
+                assert (await client.infer(model, slo="5s")).ok
+            controller.stop()
+            await serving
+
+asyncio.run(asyncio.wait_for(main(), 30))
+"""
+    assert not loaded_after(program) & HEAVY
+
+
+def test_mypy_sees_every_folder_with_programs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    checked = set(project["tool"]["mypy"]["files"])
+    present = {folder for folder in FOLDERS if any((ROOT / folder).rglob("*.py"))}
+    assert checked == present
+
+
+def test_constraints_pin_every_requirement() -> None:
+    """Also those of an extra that `make install` asks for, and of the checks' tools."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    wanted = [
+        *project["project"]["dependencies"],
+        *(text for extra in ("torch", "models", "plot") for text in extras[extra]),
+        *project["dependency-groups"]["dev"],
+    ]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(line.count("==") == 1 for line in pins)
+    pinned = {line.partition("==")[0].lower() for line in pins}
+    names = {text.partition(">")[0].strip().lower() for text in wanted}
+    assert names <= pinned, f"not in constraints.txt: {names - pinned}; run make constraints"
+    assert "torch==2.13.0" in pins and "slosched" not in pinned
