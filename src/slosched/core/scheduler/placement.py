@@ -5,14 +5,16 @@
 - A model that was just loaded into host memory is copied into free pages before anybody asks, so
   that first requests are warm. This never evicts anything and waits for whatever is wanted.
 
-Demand is exec time asked for, fading with `_MEMORY_NS`; a victim must have less than half of the
-candidate's, or two models would push one another out for ever.
+Demand is exec time asked for, fading with `_MEMORY_NS`. A victim either is asked for less than half as
+much as the candidate, or has been idle for several times what loading it again would cost: else two
+models that are both in use would push one another out for ever.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import dataclass
 
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.state import Gpu, Model
@@ -21,6 +23,16 @@ from slosched.units import NS_PER_S
 _MEMORY_NS = 2 * NS_PER_S
 _WANTED_FOR_NS = NS_PER_S
 _VICTIM_SHARE = 0.5
+_IDLE_TRANSFERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """A model that should be loaded; `more`: although GPUs hold it already."""
+
+    model: Model
+    asked_ns: int
+    more: bool = False
 
 
 class Placement:
@@ -30,9 +42,7 @@ class Placement:
         self._cluster = cluster
         assert cluster.config.schedule_ahead_ns is not None
         self._ahead_ns = cluster.config.schedule_ahead_ns
-        self._wanted: dict[
-            int, tuple[Model, int]
-        ] = {}  # model id -> (model, when it was asked for)
+        self._wanted: dict[int, _Wish] = {}  # by model id
         self._first: dict[int, deque[Model]] = {}  # GPU index -> models to copy into free pages
         self._unsettled: dict[int, dict[int, bool]] = {}  # model id -> GPU index -> still queued
 
@@ -43,12 +53,12 @@ class Placement:
         model.demand_ns = self.demand_ns(model, now_ns) + model.b1_ns
         model.demand_at_ns = now_ns
         if not model.resident_on:
-            self._wanted[model.model_id] = (model, now_ns)
+            self._wanted[model.model_id] = _Wish(model, now_ns)
 
     def short_of(self, model: Model, *, now_ns: int) -> None:
         """Requests of `model` are lost for want of GPUs that hold it: it should have more."""
         if len(model.resident_on) < len(self._cluster.gpus):
-            self._wanted[model.model_id] = (model, now_ns)
+            self._wanted[model.model_id] = _Wish(model, now_ns, more=True)
 
     def model_loaded(self, model: Model, gpus: list[Gpu]) -> None:
         for gpu in gpus:
@@ -59,6 +69,9 @@ class Placement:
     def gpu_removed(self, gpu: Gpu) -> None:
         for model in self._first.pop(gpu.index, ()):
             self._unsettled.get(model.model_id, {}).pop(gpu.index, None)
+        for model in self._cluster.models.values():
+            if model.queue and not model.resident_on:
+                self._wanted.setdefault(model.model_id, _Wish(model, model.demand_at_ns))
 
     def settled(self, model: Model) -> bool:
         """True when the first copies of `model` have arrived, or cannot."""
@@ -110,17 +123,20 @@ class Placement:
         return loads == 0 or gpu.weights.busy_until_ns <= now_ns + gpu.worker.transit.margin_ns
 
     def _load_wanted(self, now_ns: int) -> None:
-        ranked = sorted(
-            self._wanted.values(),
-            key=lambda w: (
-                -self.demand_ns(w[0], now_ns) / (1 + len(w[0].resident_on)),
-                w[0].model_id,
-            ),
-        )
-        for model, asked_ns in ranked:
-            if (now_ns - asked_ns > _WANTED_FOR_NS and not model.queue) or self._load_somewhere(
-                model, now_ns
-            ):
+        def rank(wish: _Wish) -> tuple[float, int]:
+            holders = 1 + len(wish.model.resident_on)
+            return (-self.demand_ns(wish.model, now_ns) / holders, wish.model.model_id)
+
+        for wish in sorted(self._wanted.values(), key=rank):
+            model = wish.model
+            if model.resident_on and not wish.more:
+                fulfilled = True
+            elif now_ns - wish.asked_ns > _WANTED_FOR_NS and not model.queue:
+                fulfilled = True  # nobody asks any more
+            else:
+                # An absent model stays wanted until it is resident: a load can fail, a GPU be lost.
+                fulfilled = self._load_somewhere(model, now_ns) and bool(model.resident_on)
+            if fulfilled:
                 del self._wanted[model.model_id]
 
     def _load_somewhere(self, model: Model, now_ns: int) -> bool:
@@ -153,7 +169,7 @@ class Placement:
                     break
                 if bool(victim.clients) == unused_first or self._cluster.in_use(gpu, victim):
                     continue
-                if victim.clients and self.demand_ns(victim, now_ns) > bound:
+                if victim.clients and not self._expendable(gpu, victim, bound, now_ns):
                     continue
                 victims.append(victim)
                 free_pages += victim.pages
@@ -161,7 +177,15 @@ class Placement:
             return False
         for victim in victims:
             self._cluster.send_evict(gpu, victim, now_ns=now_ns)
+            if victim.queue and not victim.resident_on:
+                self._wanted[victim.model_id] = _Wish(victim, now_ns)
         return True
+
+    def _expendable(self, gpu: Gpu, victim: Model, bound: float, now_ns: int) -> bool:
+        idle_ns = now_ns - victim.last_used_ns
+        if not victim.queue and idle_ns > _IDLE_TRANSFERS * gpu.transfer(victim).expected_ns:
+            return True
+        return self.demand_ns(victim, now_ns) <= bound
 
     def _fill_free_pages(self, now_ns: int) -> None:
         for index, models in list(self._first.items()):

@@ -107,6 +107,7 @@ class Infer5Paper:
         self._versions: dict[tuple[int, int], int] = {}
         self._active: dict[tuple[int, int], bool] = {}
         self._visits = 0
+        self._now_ns = 0
         self._timeouts: list[tuple[int, int, Request]] = []
         self._internal_ns: dict[int, tuple[int, float, float]] = {}  # key -> deadline, demands
 
@@ -200,6 +201,7 @@ class Infer5Paper:
     # ----------------------------------------------------------------------------- decisions
 
     def plan(self, *, now_ns: int) -> None:
+        self._now_ns = now_ns
         self._time_out(now_ns)
         self._loads.plan(now_ns=now_ns)
         # The published threads share one counter over the GPUs and send at most one action a visit;
@@ -274,6 +276,7 @@ class Infer5Paper:
         self._trackers[gpu.index].add(action.action_id, duration_ns, now_ns)
 
     def next_wakeup_ns(self) -> int | None:
+        # What could have been done by now was done in `plan`: a past time is no reason to wake.
         times = []
         timeouts = self._timeouts
         while timeouts and timeouts[0][2].state is not RequestState.QUEUED:
@@ -282,7 +285,9 @@ class Infer5Paper:
             times.append(timeouts[0][0])
         for index, strategies in self._strategies.items():
             if strategies:
-                times.append(self._trackers[index].opens_ns(self._ahead_ns))
+                opens_ns = self._trackers[index].opens_ns(self._ahead_ns)
+                if opens_ns > self._now_ns:
+                    times.append(opens_ns)
         loads_ns = self._loads.next_wakeup_ns()
         if loads_ns is not None:
             times.append(loads_ns)
