@@ -1,0 +1,162 @@
+"""The bytes on the wire: golden, and read back by another MessagePack implementation.
+
+`golden/wire.json` holds one example of every message, as hex. A change here is a change of protocol:
+append fields with defaults only, or raise PROTOCOL_VERSION.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import msgpack
+import msgspec
+import pytest
+
+from slosched import messages as m
+from slosched.errors import MalformedMessage
+from slosched.transport.codec import (
+    decode_for_client,
+    decode_for_worker,
+    decode_from_client,
+    decode_from_worker,
+    encode,
+)
+
+GOLDEN = Path(__file__).parent / "golden" / "wire.json"
+
+_INFO = m.ModelInfo(
+    3,
+    "resnet50",
+    1,
+    (1, 2),
+    2_600_000,
+    8_330_000,
+    102_160_300,
+    (3, 2, 2),
+    "float32",
+    (5,),
+    "float32",
+)
+_SPAN = m.Span(10**18, 10**18 + 5, 5)
+_GPU = m.GpuInfo(0, "v100", 1376, 16_777_216, (3, 4))
+
+EXAMPLES: tuple[m.Message, ...] = (
+    m.ClientHello(1, 2**60, "bench"),
+    m.ClientHeartbeat(10**18),
+    m.Goodbye(),
+    m.LoadModelRequest(7, "resnet50_v2", 12),
+    m.ListModelsRequest(8),
+    m.InferRequest(9, 3, 2.25, 0, 4, (3, 2, 2), "float32"),
+    m.CancelRequest(9),
+    m.StatusRequest(10),
+    m.Welcome(1, "0.1.0", 2**60, "INFER5"),
+    m.Refused(-1, 6, "say hello first"),
+    m.LoadModelReply(7, 0, "", (_INFO,)),
+    m.ListModelsReply(8, (_INFO,), ("resnet50",)),
+    m.InferReply(
+        9,
+        0,
+        "",
+        3,
+        5_850_000,
+        3_400_000,
+        True,
+        2,
+        0,
+        1,
+        False,
+        500_000,
+        2_600_000,
+        480_000,
+        2_600_100,
+        1,
+    ),
+    m.StatusReply(10, {"ready": True, "workers": []}),
+    m.ControllerHello(1, 2**60, "c"),
+    m.HeartbeatAck(1, 2, 3),
+    m.LoadModel(5, 1, "resnet50", 0, 12, 16, 25_000_000, 0, 10**18),
+    m.UnloadModel(5, 2, 0),
+    m.LoadWeights(5, 3, 0, 1, 0, 10**18, 8_330_000),
+    m.EvictWeights(5, 4, 0, 1, 0, 10**18),
+    m.Infer(5, 6, 0, 1, 0, 10**18, 5_600_000, 4, 3, (48, 0, 48)),
+    m.ClearCache(5, 7),
+    m.GetWorkerState(5, 8),
+    m.WorkerWelcome(1, 5, "0.1.0", "host", 77, "emulated", (_GPU,), ("resnet50",)),
+    m.WorkerRefused(5, "it serves another controller"),
+    m.Heartbeat(5, 10**18, -300, 40_000, "preparing resnet50", 2, 1, 0),
+    m.ErrorResult(5, 6, 2, 81, "too late", 1, 2),
+    m.LoadModelResult(
+        5, 1, _SPAN, 12, (1, 2), (2, 3), 8, 9, 7, (3, 2, 2), "float32", (5,), "float32", True, 1, 2
+    ),
+    m.UnloadModelResult(5, 2, 1, 2),
+    m.LoadWeightsResult(5, 3, _SPAN, 1, 2),
+    m.EvictWeightsResult(5, 4, _SPAN, 1, 2),
+    m.InferResult(5, 6, m.NO_SPAN, _SPAN, m.NO_SPAN, 1, 1380, 1380, 1, 2, (20, 20)),
+    m.ClearCacheResult(5, 7, 1, 2),
+    m.WorkerStateResult(5, 8, (_GPU,), ((0, "resnet50"),), 1, 2),
+)
+DIRECTIONS: tuple[tuple[Any, Any], ...] = (
+    (m.ClientMessage, decode_from_client),
+    (m.ControllerToClient, decode_for_client),
+    (m.ControllerToWorker, decode_for_worker),
+    (m.WorkerToController, decode_from_worker),
+)
+
+
+def plain(value: Any) -> Any:
+    """What another language sees: arrays, with the struct's name in front of a message."""
+    if isinstance(value, msgspec.Struct):
+        fields = [plain(getattr(value, f)) for f in value.__struct_fields__]
+        return [type(value).__name__, *fields] if isinstance(value, m.Message) else fields
+    if isinstance(value, tuple):
+        return [plain(v) for v in value]
+    return value
+
+
+def test_there_is_an_example_of_every_message() -> None:
+    known = {cls for union, _ in DIRECTIONS for cls in get_args(union)}
+    assert {type(e) for e in EXAMPLES} == known
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda e: type(e).__name__)
+def test_the_bytes_are_golden_and_msgpack_reads_them(message: m.Message) -> None:
+    golden: dict[str, str] = json.loads(GOLDEN.read_text())
+    data = encode(message)
+    assert data.hex() == golden[type(message).__name__]
+    assert msgpack.unpackb(data) == plain(message)
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda e: type(e).__name__)
+def test_each_direction_takes_its_own_messages_and_no_others(message: m.Message) -> None:
+    for union, decode in DIRECTIONS:
+        if type(message) in get_args(union):
+            assert decode(encode(message)) == message
+        else:
+            with pytest.raises(MalformedMessage):
+                decode(encode(message))
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x00", b"\xc1", b"not a message", b"\x91\xa5Infer", b"\x94" * 50]
+)
+def test_garbage_is_malformed_and_nothing_else(data: bytes) -> None:
+    for _, decode in DIRECTIONS:
+        with pytest.raises(MalformedMessage):
+            decode(data)
+
+
+def test_every_truncation_of_a_message_is_malformed_or_an_older_form() -> None:
+    """A shorter *array* is an older peer's message (defaults fill in); a cut one is malformed."""
+    data = encode(EXAMPLES[5])
+    for cut in range(len(data)):
+        with pytest.raises(MalformedMessage):
+            decode_from_client(data[:cut])
+    older = msgpack.packb(["InferRequest", 9, 3])
+    assert decode_from_client(older) == m.InferRequest(9, 3)
+
+
+def test_a_newer_peer_may_append_fields() -> None:
+    newer = msgpack.packb(["CancelRequest", 9, "something new"])
+    assert decode_from_client(newer) == m.CancelRequest(9)
