@@ -199,7 +199,7 @@ def test_a_client_that_dies_frees_its_copies_and_the_next_one_reuses_them(two: C
             return [m.info.model_id for m in models], users
 
     eventually(
-        lambda: all(m["clients"] == 0 for m in two.get("/status")[1]["models"]),  # type: ignore[index,attr-defined]
+        lambda: all(m["clients"] == 0 for m in two.get("/status")[1]["models"]),  # type: ignore[attr-defined]
         within_s=10,
         what="copies freed",
     )
