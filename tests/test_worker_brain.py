@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from slosched.config import EmulationNoise
-from slosched.core.worker.interface import DropInputs, EvictPages, PrepareModel, ReleaseModel
+from slosched.core.worker.interface import (
+    DropInputs,
+    EvictPages,
+    Op,
+    OpDone,
+    OpKind,
+    PrepareModel,
+    ReleaseModel,
+)
 from slosched.messages import (
     ClearCache,
     ClearCacheResult,
@@ -86,10 +96,10 @@ def test_the_queue_is_by_earliest_and_then_by_arrival() -> None:
         worker.infer(earliest=earliest)
         ids[worker.next_action] = label
     worker.run(300 * MS)
-    order = [
-        ids[answer.action_id] for answer in worker.answers() if isinstance(answer, InferResult)
-    ]
-    assert order == ["early", "a", "b", "late"]
+    results = [answer for answer in worker.answers() if isinstance(answer, InferResult)]
+    assert [ids[result.action_id] for result in results] == ["early", "a", "b", "late"]
+    starts = [result.exec.begin_ns - base for result in results]
+    assert starts == [-20 * MS, 0, EXEC_NS[1], 30 * MS]
 
 
 def test_gpus_work_beside_one_another() -> None:
@@ -99,6 +109,64 @@ def test_gpus_work_beside_one_another() -> None:
     worker.load_weights(gpu_id=1)
     worker.run(WEIGHTS_NS)
     assert [answer.span.begin_ns for answer in worker.answers()] == [begin, begin]  # type: ignore[union-attr]
+
+
+def slow_copies(worker: VirtualWorker, kind: OpKind, duration_ns: int) -> None:
+    """Make the ops of one kind on GPU 0 take longer than an emulated GPU's."""
+    gpu = worker.devices[0]
+    outcome = gpu._outcome
+
+    def slower(op: Op, now_ns: int) -> OpDone:
+        done = outcome(op, now_ns)
+        if op.kind is not kind:
+            return done
+        return replace(done, span=Span(now_ns, now_ns + duration_ns, duration_ns))
+
+    gpu._outcome = slower  # type: ignore[method-assign]
+
+
+def test_an_input_copy_may_begin_early_and_delays_the_exec_if_it_takes_longer() -> None:
+    worker = VirtualWorker().serving()
+    slow_copies(worker, OpKind.COPY_INPUT, 7 * MS)
+    start = worker.now + 20 * MS
+    worker.infer(earliest=start)
+    worker.run(50 * MS)
+    answer = worker.answer()
+    assert answer.copy_input == Span(start - 5 * MS, start + 2 * MS, 7 * MS)
+    assert answer.exec.begin_ns == start + 2 * MS
+
+
+def test_copies_and_execs_overlap_but_each_kind_runs_alone() -> None:
+    worker = VirtualWorker().serving()
+    slow_copies(worker, OpKind.COPY_INPUT, 1 * MS)
+    begin = worker.now
+    for _ in range(3):
+        worker.infer()
+    worker.run(50 * MS)
+    answers = [answer for answer in worker.answers() if isinstance(answer, InferResult)]
+    assert [a.copy_input.begin_ns - begin for a in answers] == [0, 1 * MS, 2 * MS]
+    assert [a.exec.begin_ns - begin for a in answers] == [1 * MS, 3 * MS, 5 * MS]
+
+
+def test_at_the_end_a_copied_input_is_cancelled_and_a_computed_output_still_sent() -> None:
+    worker = VirtualWorker().serving()
+    slow_copies(worker, OpKind.COPY_INPUT, 10 * MS)
+    worker.infer()
+    worker.run(5 * MS)
+    worker.brain.shutdown(now_ns=worker.now)
+    worker.stepper.step(worker.now)
+    assert not worker.answers()
+    worker.run(5 * MS)
+    assert worker.error()[0] == 1
+    worker = VirtualWorker().serving()
+    slow_copies(worker, OpKind.COPY_OUTPUT, 10 * MS)
+    worker.infer()
+    worker.infer()
+    worker.run(2 * EXEC_NS[1])  # one output is being copied, the other waits for it
+    worker.brain.shutdown(now_ns=worker.now)
+    worker.run(30 * MS)
+    assert all(isinstance(answer, InferResult) for answer in worker.answers())
+    assert worker.brain.idle
 
 
 def test_outputs_travel_only_for_requests_that_brought_an_input() -> None:

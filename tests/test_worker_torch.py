@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from slosched.codes import Code
@@ -67,7 +69,7 @@ def controller(server: WorkerServer) -> Iterator[BareController]:
     controller.close()
 
 
-def infer(controller: BareController, inputs: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def infer(controller: BareController, inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
     sizes = (inputs[0].nbytes,) * len(inputs)
     message = controller.infer_message(len(inputs), sizes=sizes)
     controller.send(message, *(row.tobytes() for row in inputs))

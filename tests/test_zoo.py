@@ -15,7 +15,7 @@ from slosched.config import ModelProfile, ModelSource, WorkerConfig
 from slosched.errors import InvalidConfig, MissingPackage, UnknownName
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+transformers: Any = pytest.importorskip("transformers")
 
 from slosched.daemon.backends import reference_forward  # noqa: E402
 from slosched.daemon.backends.sources import loadable_specs, source_spec  # noqa: E402
@@ -141,13 +141,12 @@ def test_an_exported_program(tmp_path: Path) -> None:
 
 def test_safetensors_beside_a_config(tmp_path: Path) -> None:
     from safetensors.torch import save_file
-    from transformers import ResNetConfig, ResNetForImageClassification
 
-    config = ResNetConfig(
+    config = transformers.ResNetConfig(
         embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3,
         architectures=["ResNetForImageClassification"],
     )  # fmt: skip
-    net = ResNetForImageClassification(config).eval()
+    net = transformers.ResNetForImageClassification(config).eval()
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     state = {key: value.contiguous() for key, value in net.state_dict().items()}
     save_file(state, tmp_path / "model.safetensors")
