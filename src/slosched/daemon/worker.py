@@ -55,6 +55,8 @@ _SPIN_NS = 200 * NS_PER_US
 _SLEEP_AT_MOST_NS = 100 * NS_PER_MS
 #: What runs when the worker is told to end may run on this long.
 _DRAIN_NS = 2 * NS_PER_S
+#: For at least this long a draining worker refuses what was on its way to it (code 3).
+_REFUSE_NS = 100 * NS_PER_MS
 _LINGER_MS = 500
 
 
@@ -202,11 +204,13 @@ class WorkerServer:
             self._stepper.run_until(now)
         self._brain.shutdown(now_ns=now)
         self._stepper.step(now)
-        give_up_ns = self._clock() + _DRAIN_NS
-        while not self._brain.idle and self._clock() < give_up_ns:
+        now = self._clock()
+        refuse_ns, give_up_ns = now + _REFUSE_NS, now + _DRAIN_NS
+        while now < refuse_ns or (not self._brain.idle and now < give_up_ns):
             self._stopping = False  # `_wait` may sleep: what runs takes its time
             self._turn()
             self._wait(waiter)
+            now = self._clock()
         self._stopping = True
 
     def _close(self) -> None:
