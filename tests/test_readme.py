@@ -287,8 +287,10 @@ def test_the_experiment_by_hand(cluster: Cluster) -> None:
 @pytest.mark.processes
 @pytest.mark.parametrize("program", blocks(README, "python"))
 def test_the_library_examples_run(cluster: Cluster, program: str) -> None:
-    said = cluster.run([sys.executable, "-c", cluster.adapt(program)])
-    assert "ok after" in said or "code 8" in said
+    # How fast the machine is must not decide: the first gets ample time, the second shows either way.
+    patient = cluster.adapt(program).replace('slo="100ms"', 'slo="10s"')
+    said = cluster.run([sys.executable, "-c", patient])
+    assert "ok after" in said or ("code " in said and "deadline 5ms after arrival" in said)
 
 
 @pytest.mark.processes
