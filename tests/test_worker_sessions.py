@@ -80,21 +80,31 @@ def test_heartbeats_say_what_is_prepared_and_go_on_meanwhile() -> None:
     assert last.activity == "preparing net (1 more waiting)" and last.pending == 2
 
 
-def test_the_same_controller_renews_and_keeps_everything() -> None:
+def test_the_same_controller_gets_a_new_session_and_its_models_but_not_its_old_queue() -> None:
     worker = VirtualWorker().serving()
     worker.infer(earliest=worker.now + 20 * MS)
-    welcome = worker.hello(peer=b"reconnected")
-    assert welcome.incarnation == 100 and welcome.gpus[0].resident == (0,)
+    worker.give(ControllerHello(PROTOCOL_VERSION, 7), peer=b"reconnected")
+    cancelled, welcome = worker.answers()
+    assert isinstance(cancelled, ErrorResult) and cancelled.code == Code.CANCELLED
+    assert isinstance(welcome, WorkerWelcome)
+    assert welcome.incarnation == 101 and welcome.gpus[0].resident == (0,)
     worker.run(50 * MS)
-    assert isinstance(worker.answer(), InferResult)
+    assert worker.answers() == [], "nothing of the old session runs beside the new one"
     worker.give(GetWorkerState(worker.session, 1), peer=b"reconnected")
-    assert worker.sent[-1][0] == b"reconnected"
+    assert worker.answers() == [], "and its number is no longer taken"
+    worker.give(GetWorkerState(101, 2), peer=b"reconnected")
+    state = worker.answer()
+    assert isinstance(state, WorkerStateResult) and len(state.models) == 2
 
 
-def test_weights_on_their_way_are_in_the_welcome_because_they_hold_pages() -> None:
+def test_a_renewed_session_begins_when_what_runs_has_ended() -> None:
     worker = VirtualWorker().serving(loaded=False)
-    worker.load_weights(1)
-    assert worker.hello().gpus[0].resident == (1,)
+    worker.load_weights()
+    worker.give(ControllerHello(PROTOCOL_VERSION, 7))
+    assert not any(isinstance(message, WorkerWelcome) for _, message in worker.sent)
+    worker.run(50 * MS)
+    welcomes = [message for _, message in worker.sent if isinstance(message, WorkerWelcome)]
+    assert [w.gpus[0].resident for w in welcomes] == [(0,)]
 
 
 def test_a_second_controller_is_refused_while_the_first_is_heard() -> None:

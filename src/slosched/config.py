@@ -71,7 +71,9 @@ class GpuProfile:
 
     def __post_init__(self) -> None:
         if self.page_bytes <= 0 or self.weights_cache_bytes < self.page_bytes:
-            raise InvalidConfig(f"profile {self.name!r}: the weights cache must hold one page or more")
+            raise InvalidConfig(
+                f"profile {self.name!r}: the weights cache must hold one page or more"
+            )
 
     @property
     def pages(self) -> int:
@@ -96,7 +98,9 @@ class EmulationNoise:
 
     def __post_init__(self) -> None:
         if not 0 <= self.exec_sigma < 0.5 or not 0 <= self.stall_probability <= 1:
-            raise InvalidConfig("noise: exec_sigma must be in [0, 0.5), stall_probability in [0, 1]")
+            raise InvalidConfig(
+                "noise: exec_sigma must be in [0, 0.5), stall_probability in [0, 1]"
+            )
 
 
 @dataclass(frozen=True)

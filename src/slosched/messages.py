@@ -190,9 +190,7 @@ class StatusReply(Message, frozen=True):
     report: dict[str, object]
 
 
-ControllerToClient = (
-    Welcome | Refused | LoadModelReply | ListModelsReply | InferReply | StatusReply
-)
+ControllerToClient = Welcome | Refused | LoadModelReply | ListModelsReply | InferReply | StatusReply
 
 # --------------------------------------------------------------------------- controller -> worker
 
@@ -286,17 +284,7 @@ class GetWorkerState(Message, frozen=True):
 
 
 Action = LoadModel | UnloadModel | LoadWeights | EvictWeights | Infer | ClearCache | GetWorkerState
-ControllerToWorker = (
-    ControllerHello
-    | HeartbeatAck
-    | LoadModel
-    | UnloadModel
-    | LoadWeights
-    | EvictWeights
-    | Infer
-    | ClearCache
-    | GetWorkerState
-)
+ControllerToWorker = ControllerHello | HeartbeatAck | Action
 
 # --------------------------------------------------------------------------- worker -> controller
 
@@ -448,16 +436,4 @@ Result = (
     | ClearCacheResult
     | WorkerStateResult
 )
-WorkerToController = (
-    WorkerWelcome
-    | WorkerRefused
-    | Heartbeat
-    | ErrorResult
-    | LoadModelResult
-    | UnloadModelResult
-    | LoadWeightsResult
-    | EvictWeightsResult
-    | InferResult
-    | ClearCacheResult
-    | WorkerStateResult
-)
+WorkerToController = WorkerWelcome | WorkerRefused | Heartbeat | Result

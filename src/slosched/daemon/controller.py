@@ -46,6 +46,7 @@ from slosched.transport.sockets import (
     BadMessages,
     Dealer,
     Router,
+    finish_sending,
     total_bytes,
 )
 from slosched.units import NS_PER_S
@@ -337,4 +338,5 @@ def run_controller(config: ControllerConfig, *, announce: Announce) -> int:
         await server.run()
 
     uvloop.run(main())
+    finish_sending(2 * _LAST_ANSWERS_MS)
     return 0

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from slosched.codes import ActionType, Code, code_name
 from slosched.config import SchedulerConfig
+from slosched.core.scheduler.answers import NO_PLAN, Answers, Plan
 from slosched.core.scheduler.catalog import Catalog
 from slosched.core.scheduler.client_sessions import ClientSessions
 from slosched.core.scheduler.cluster import Cluster
@@ -26,8 +27,6 @@ from slosched.core.scheduler.interface import (
     Event,
     FromClient,
     FromWorker,
-    RequestDone,
-    RequestRecord,
     SendFailed,
     ToClient,
 )
@@ -113,8 +112,8 @@ class Scheduler:
             release=self.catalog.release,
         )
         self.clients = self._clients.by_identity
-        self.arrived = self.answered = 0
-        self.by_code: dict[int, int] = {}
+        self.answers = Answers(emit=self._effects.append)
+        self.arrived = 0
         self.draining = False
         self._next_key = 0
         self._tick_due_ns = 0
@@ -159,9 +158,19 @@ class Scheduler:
         return self._tick_due_ns if policy_ns is None else min(policy_ns, self._tick_due_ns)
 
     @property
+    def answered(self) -> int:
+        """Requests answered so far."""
+        return self.answers.count
+
+    @property
+    def by_code(self) -> dict[int, int]:
+        """Answers so far, by code."""
+        return self.answers.by_code
+
+    @property
     def idle(self) -> bool:
         """No request waits for its answer."""
-        return self.arrived == self.answered
+        return self.arrived == self.answers.count
 
     def ready(self) -> bool:
         """At least one GPU can be given work."""
@@ -305,15 +314,8 @@ class Scheduler:
                 continue
             returns_output = bool(result.output_sizes) and request.input_bytes > 0
             output_of = (action.action_id, index) if returns_output else None
-            met += self._answer(
-                request,
-                Code.OK,
-                "",
-                action=action,
-                start_ns=result.exec.begin_ns,
-                exec_ns=result.exec.duration_ns,
-                output_of=output_of,
-            )
+            plan = Plan.of(action, start_ns=result.exec.begin_ns, exec_ns=result.exec.duration_ns)
+            met += self._answer(request, Code.OK, "", plan, output_of=output_of)
         self.cluster.answered(action, result, now_ns=now_ns, met=met)
 
     def _error_result(self, worker: Worker, result: ErrorResult, now_ns: int) -> None:
@@ -360,7 +362,7 @@ class Scheduler:
         )
         if hopeless:
             words = f"{code_name(code)}: {reason}" if reason else code_name(code)
-            self._answer(request, code, words, action=action)
+            self._answer(request, code, words, Plan.of(action))
             return
         request.move(RequestState.QUEUED)
         self.policy.enqueue(request, now_ns=now_ns)
@@ -371,7 +373,7 @@ class Scheduler:
         self, request: Request, code: int, reason: str, *, start_ns: int = -1, exec_ns: int = 0
     ) -> None:
         """A policy ends a queued request (policies/base.py, Refusals)."""
-        self._answer(request, code, reason, planned_start_ns=start_ns, planned_exec_ns=exec_ns)
+        self._answer(request, code, reason, Plan(start_ns, exec_ns))
 
     def succeed(self, request: Request) -> None:
         """A policy answers a queued request with success and no output (ECHO)."""
@@ -391,75 +393,14 @@ class Scheduler:
         request: Request,
         code: int,
         reason: str,
+        plan: Plan = NO_PLAN,
         *,
-        action: ActionState | None = None,
-        start_ns: int = -1,
-        exec_ns: int = 0,
-        planned_start_ns: int = -1,
-        planned_exec_ns: int = 0,
         output_of: tuple[int, int] | None = None,
         tell: bool = True,
     ) -> bool:
-        """The one place where a request ends: reply, telemetry, counters. True if it was in time."""
-        request.move(RequestState.ANSWERED)
-        now_ns, arrival_ns, model = self._now_ns, request.arrival_ns, request.model
-        met = code == Code.OK and now_ns <= request.deadline_ns
-        departure_count = len(model.resident_on)
-        cold = request.arrival_count == 0 and departure_count > 0
-        worker_id = gpu_id = -1
-        batch_size = 0
-        if action is not None:
-            worker_id, gpu_id = action.gpu.worker.worker_id, action.gpu.gpu_id
-            batch_size = len(action.requests)
-            planned_start_ns, planned_exec_ns = (
-                action.expected_start_ns,
-                action.expected_duration_ns,
-            )
-        del request.client.requests[request.request_id]
-        self.answered += 1
-        self.by_code[int(code)] = self.by_code.get(int(code), 0) + 1
-        if tell:
-            reply = InferReply(
-                request.request_id,
-                int(code),
-                reason,
-                model.model_id,
-                request.slo_ns,
-                now_ns - arrival_ns,
-                met,
-                batch_size,
-                worker_id,
-                gpu_id,
-                cold,
-                planned_start_ns - arrival_ns if planned_start_ns >= 0 else -1,
-                planned_exec_ns,
-                start_ns - arrival_ns if start_ns >= 0 else -1,
-                exec_ns,
-                request.attempts,
-            )
-            self._effects.append(ToClient(request.client.identity, reply, output_of))
-        record = RequestRecord(
-            request.key,
-            request.request_id,
-            request.user_id,
-            model.model_id,
-            int(code),
-            reason,
-            request.slo_factor,
-            request.slo_ns,
-            arrival_ns,
-            now_ns,
-            met,
-            request.arrival_count,
-            departure_count,
-            cold,
-            batch_size,
-            worker_id,
-            gpu_id,
-            request.attempts,
+        return self.answers.give(
+            request, code, reason, plan, now_ns=self._now_ns, output_of=output_of, tell=tell
         )
-        self._effects.append(RequestDone(record))
-        return met
 
     def _tick(self, now_ns: int) -> None:
         self.sessions.tick(now_ns=now_ns)

@@ -24,7 +24,7 @@ from slosched.core.worker.interface import (
     ToController,
 )
 from slosched.core.worker.ledger import Ledger
-from slosched.core.worker.link import HelloOutcome, Identity, Link
+from slosched.core.worker.link import Identity, Link
 from slosched.core.worker.pipeline import Pipeline
 from slosched.core.worker.state import GpuState, Instance, PendingAction
 from slosched.messages import (
@@ -165,19 +165,17 @@ class WorkerBrain:
         if isinstance(outcome, WorkerRefused):
             self._ledger.effects.append(ToController(peer, outcome))
             self._ledger.effects.append(Note("warning", f"controller refused: {outcome.reason}"))
-        elif outcome is HelloOutcome.RENEWED:
-            assert self._link.session is not None
-            self._welcome(self._link.session)
         elif serving:
-            self._pipeline.cancel_queued("another controller took this worker over", now_ns)
+            self._pipeline.cancel_queued("its session has ended", now_ns)
 
     def _open_session(self, now_ns: int) -> None:
-        # Model ids are the controller's, and a new one starts at 0: nothing of the old may stay.
-        for gpu in self._ledger.gpus.values():
-            for model_id in gpu.cache.model_ids():
-                self._ledger.evict(gpu, model_id)
-        for model_id in list(self._ledger.instances):
-            self._pipeline.forget(model_id)
+        if self._link.forgetting:
+            # Model ids are the controller's, and a new one starts at 0: nothing of the old may stay.
+            for gpu in self._ledger.gpus.values():
+                for model_id in gpu.cache.model_ids():
+                    self._ledger.evict(gpu, model_id)
+            for model_id in list(self._ledger.instances):
+                self._pipeline.forget(model_id)
         self._welcome(self._link.open(now_ns=now_ns))
 
     def _welcome(self, session: int) -> None:

@@ -29,8 +29,8 @@ _ACK_WITHIN_NS = 10 * NS_PER_S
 
 
 class HelloOutcome(Enum):
-    RENEWED = auto()  # the same controller: the session goes on, welcome it again
-    TAKE_OVER = auto()  # a new one: end the old session, then call `open`
+    RENEWED = auto()  # the same controller lost us: end the old session, keep models and weights
+    TAKE_OVER = auto()  # a new controller: end the old session, forget its models
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ class Link:
         self.clock = ClockSync()
         self.due_ns = 0
         self.handing_over = False
+        self.forgetting = False  # the next session is another controller's
 
     def hello(
         self, peer: bytes, message: ControllerHello, *, version: str, now_ns: int
@@ -71,8 +72,12 @@ class Link:
             )
         known = self.session is not None or self.handing_over
         if known and message.incarnation == self._controller:
+            # It says hello only when it has given our session up and everything that was queued in
+            # it, so nothing of that may still run beside what it sends next.
             self.peer, self._heard_ns = peer, now_ns
-            return HelloOutcome.TAKE_OVER if self.session is None else HelloOutcome.RENEWED
+            self.session = None
+            self.handing_over = True
+            return HelloOutcome.RENEWED
         silent_ns = now_ns - self._heard_ns
         if known and silent_ns < _KEEP_NS:
             return WorkerRefused(
@@ -82,12 +87,12 @@ class Link:
             )
         self.peer, self._controller, self._heard_ns = peer, message.incarnation, now_ns
         self.session = None
-        self.handing_over = True
+        self.handing_over = self.forgetting = True
         return HelloOutcome.TAKE_OVER
 
     def open(self, *, now_ns: int) -> int:
         """Nothing of the old session runs any more: begin the new one. Returns its number."""
-        self.handing_over = False
+        self.handing_over = self.forgetting = False
         self.session = self._next_session
         self._next_session = (self._next_session + 1) & (2**63 - 1)
         self.clock = ClockSync()

@@ -1,0 +1,113 @@
+"""The one place where a request ends: its reply, its telemetry record, the counters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from slosched.codes import Code
+from slosched.core.scheduler.interface import Effect, RequestDone, RequestRecord, ToClient
+from slosched.core.scheduler.state import ActionState, Request, RequestState
+from slosched.messages import InferReply
+
+
+class Plan(NamedTuple):
+    """What was expected of a request and what became of it. Times in ns; -1 where there is none."""
+
+    expected_start_ns: int = -1
+    expected_exec_ns: int = 0
+    start_ns: int = -1
+    exec_ns: int = 0
+    worker_id: int = -1
+    gpu_id: int = -1
+    batch_size: int = 0
+
+    @classmethod
+    def of(cls, action: ActionState, *, start_ns: int = -1, exec_ns: int = 0) -> Plan:
+        """The plan of an action that carried the request, and when it ran if it did."""
+        return cls(
+            action.expected_start_ns,
+            action.expected_duration_ns,
+            start_ns,
+            exec_ns,
+            action.gpu.worker.worker_id,
+            action.gpu.gpu_id,
+            len(action.requests),
+        )
+
+
+NO_PLAN = Plan()
+
+
+class Answers:
+    """Gives each request its one answer. `count` and `by_code` say how many so far."""
+
+    def __init__(self, *, emit: Callable[[Effect], None]) -> None:
+        self._emit = emit
+        self.count = 0
+        self.by_code: dict[int, int] = {}
+
+    def give(
+        self,
+        request: Request,
+        code: int,
+        reason: str,
+        plan: Plan,
+        *,
+        now_ns: int,
+        output_of: tuple[int, int] | None,
+        tell: bool,
+    ) -> bool:
+        """End `request` at `now_ns`; `tell` its client unless that is gone. True if it was in time."""
+        request.move(RequestState.ANSWERED)
+        code = int(code)
+        arrival_ns, model = request.arrival_ns, request.model
+        met = code == Code.OK and now_ns <= request.deadline_ns
+        departure_count = len(model.resident_on)
+        cold = request.arrival_count == 0 and departure_count > 0
+        del request.client.requests[request.request_id]
+        self.count += 1
+        self.by_code[code] = self.by_code.get(code, 0) + 1
+        if tell:
+            expected_ns, start_ns = plan.expected_start_ns, plan.start_ns
+            reply = InferReply(
+                request.request_id,
+                code,
+                reason,
+                model.model_id,
+                request.slo_ns,
+                now_ns - arrival_ns,
+                met,
+                plan.batch_size,
+                plan.worker_id,
+                plan.gpu_id,
+                cold,
+                expected_ns - arrival_ns if expected_ns >= 0 else -1,
+                plan.expected_exec_ns,
+                start_ns - arrival_ns if start_ns >= 0 else -1,
+                plan.exec_ns,
+                request.attempts,
+            )
+            self._emit(ToClient(request.client.identity, reply, output_of))
+        record = RequestRecord(
+            request.key,
+            request.request_id,
+            request.user_id,
+            model.model_id,
+            code,
+            reason,
+            request.slo_factor,
+            request.slo_ns,
+            arrival_ns,
+            now_ns,
+            met,
+            request.arrival_count,
+            departure_count,
+            cold,
+            plan.batch_size,
+            plan.worker_id,
+            plan.gpu_id,
+            request.attempts,
+        )
+        self._emit(RequestDone(record))
+        return met
