@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import time
 import urllib.error
@@ -19,6 +20,7 @@ from slosched.cli.children import Child, Children
 from slosched.codes import Code
 from slosched.errors import DeadlineExceeded, RequestFailed
 from slosched.messages import ClientHello, Refused, StatusRequest, Welcome
+from slosched.telemetry.action_log import read_action_log
 from slosched.telemetry.request_log import read_request_log
 from slosched.transport.codec import decode_for_client, encode
 from slosched.transport.sockets import Dealer
@@ -260,3 +262,40 @@ def test_a_controller_without_workers_says_so_and_answers_clients(tmp_path: Path
             within_s=10,
             what="a line about the silence",
         )
+
+
+def test_a_full_disk_under_the_logs_is_told_once_and_serving_goes_on(two: Cluster) -> None:
+    # The kernel then refuses to let any file of the controller grow past this, as a full disk would.
+    limit = 6_000
+    resource.prlimit(two.controller.process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+
+    async def run() -> list[int]:
+        async with connect(two.address) as client:
+            (model,) = await client.load("resnet50_v2")
+            return await spray(client, model, 1.5, "300ms")
+
+    codes = asyncio.run(run())
+    assert codes.count(0) > 250
+    log = two.controller.log.read_text()
+    assert log.count("clockwork_request_log.tsv") == 1 and "File too large" in log
+    two.children.stop()
+    rows = read_request_log(two.logs / "clockwork_request_log.tsv")
+    assert 0 < len(rows) < 300, "whole rows up to the limit, and nothing torn"
+    assert "Traceback" not in two.controller.log.read_text()
+
+
+def test_inputs_that_the_controller_makes_up_reach_the_worker(tmp_path: Path) -> None:
+    with Children() as children:
+        cluster = Cluster(children, tmp_path, 1, "--generate-inputs")
+
+        async def run() -> list[int]:
+            async with connect(cluster.address) as client:
+                (model,) = await client.load("resnet50_v2")
+                return await spray(client, model, 0.3, "500ms")
+
+        codes = asyncio.run(run())
+        assert codes and set(codes) == {0}
+        children.stop()
+    actions = read_action_log(cluster.logs / "clockwork_action_log.tsv")
+    infers = actions["action_type"] == 2
+    assert infers.sum() > 0 and set(actions["status"].tolist()) == {0}
