@@ -89,8 +89,10 @@ class Disturbance:
         """In words, each bound that was passed; empty if the window counts."""
         reasons = []
         if self.longest_stall_ns > bounds.longest_stall_ns:
+            longest_ms = self.longest_stall_ns / NS_PER_MS
+            bound_ms = bounds.longest_stall_ns / NS_PER_MS
             reasons.append(
-                f"the machine stood still for {self.longest_stall_ns / NS_PER_MS:.0f} ms"
+                f"the machine stood still for {longest_ms:.1f} ms (bound {bound_ms:g} ms)"
             )
         for name, what in (
             ("stalled_share", "of the time lost to stalls"),
@@ -255,7 +257,7 @@ def tick(cpu: int) -> None:
         woke_ns = now_ns()
         if woke_ns - due_ns > NOTED_NS:
             print(woke_ns, woke_ns - due_ns, flush=True)
-            due_ns = woke_ns
+            due_ns = now_ns()  # a slow disk under this line is no stall
 
 
 def _raise_priority() -> str:
@@ -294,7 +296,8 @@ class CpuCounter:
             for pid, (parent, own, reaped) in processes.items()
             if pid not in ours and _KTHREADD not in (pid, parent)
         )
-        # Less than before: a process ended whose parent does not collect times. Nothing is known.
+        # Less than before: a process ended whose parent does not collect times, or it ended while we
+        # read. The next sample may then count it twice, which voids a window rather than sparing one.
         if self._started:
             self._foreign_total += max(0, foreign - self._last_foreign)
         self._started, self._last_foreign = True, foreign

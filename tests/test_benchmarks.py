@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -22,8 +22,10 @@ import serving_core  # noqa: E402
 import stall_meter  # noqa: E402
 import tables  # noqa: E402
 import windows  # noqa: E402
+from cluster import Cluster, Load  # noqa: E402
 from stall_meter import Bounds, Readings, Sample, Stall, StallMeter  # noqa: E402
 
+from slosched.clock import now_ns  # noqa: E402
 from slosched.telemetry import client_log  # noqa: E402
 from slosched.telemetry.client_log import ClientRecord, format_client  # noqa: E402
 
@@ -53,7 +55,7 @@ def test_a_quiet_window_counts() -> None:
 @pytest.mark.parametrize(
     ("meter", "reason"),
     [
-        (readings(Stall(0, 2 * S, 25 * MS)), "stood still for 25 ms"),
+        (readings(Stall(0, 2 * S, 25 * MS)), "stood still for 25.0 ms (bound 10 ms)"),
         (readings(*(Stall(1, i * 10 * MS, 5 * MS) for i in range(110, 150))), "lost to stalls"),
         (readings(foreign_ns=1 * S), "20.0 % of a CPU used by other processes"),
         (readings(steal_ns=S // 2), "10.0 % of a CPU taken by the host"),
@@ -175,6 +177,53 @@ def test_a_client_log_is_cut_into_its_steps_without_the_settling(tmp_path: Path)
     assert (first.slo_factor, len(first.rows), first.start_ns) == (1.5, 150, 500 * MS)
     assert (second.slo_factor, len(second.rows)) == (2.25, 200)
     assert second.end_ns == 3990 * MS + 2 * MS
+
+
+class ScriptedRecorder(windows.Recorder):
+    """A recorder whose runs come from a script: for each run, whether each of its steps is void."""
+
+    def __init__(self, script: list[list[bool]], *, tries: int, until_ns: int) -> None:
+        super().__init__(cast(Any, None), Path(), Bounds(), tries=tries, until_ns=until_ns)
+        self._script = script
+        self.loads: list[Load] = []
+
+    def _run(self, cluster: Cluster, load: Load, repeat: int, attempt: int) -> list[windows.Window]:
+        first = float(load.slo_start)
+        verdicts = self._script[len(self.loads)]
+        self.loads.append(load)
+        return [
+            windows.Window(
+                **window(slo_factor=first * 1.5**i, void=["a stall"] if void else []),
+                copies=12, gpus=6, inputs=False, seed=load.seed, repeat=repeat, attempt=attempt,
+                start_ns=0, codes={}, disturbance=readings().disturbance(1 * S, 2 * S),
+            )
+            for i, void in enumerate(verdicts)
+        ]  # fmt: skip
+
+
+SWEEP = Load(rate=600, copies=12, slo_start="1.5", slo_end="3.375", period_s=5, seed=2, steps=3)
+
+
+def test_only_a_void_step_is_run_again_with_other_arrivals_until_it_is_clean() -> None:
+    script = [[False, True, False], [True], [False]]
+    recorder = ScriptedRecorder(script, tries=4, until_ns=now_ns() + 60 * S)
+    last = recorder.record(cast(Any, None), SWEEP)
+    assert [(w.slo_factor, w.attempt, w.void) for w in last] == [
+        (1.5, 1, []), (2.25, 3, []), (3.375, 1, []),
+    ]  # fmt: skip
+    again = recorder.loads[1:]
+    assert [(load.slo_start, load.slo_end, load.steps) for load in again] == [
+        ("2.25", "2.25", 1)
+    ] * 2
+    assert len({load.seed for load in recorder.loads}) == 3
+
+
+def test_tries_and_time_bound_the_repetitions() -> None:
+    script = [[True]] * 9
+    bounded = ScriptedRecorder(script, tries=3, until_ns=now_ns() + 60 * S)
+    assert bounded.record(cast(Any, None), SWEEP)[0].void and len(bounded.loads) == 3
+    late = ScriptedRecorder(script, tries=3, until_ns=now_ns() - 1)
+    assert late.record(cast(Any, None), SWEEP)[0].void and len(late.loads) == 1
 
 
 # ----------------------------------------------------------------------------------- the tables
