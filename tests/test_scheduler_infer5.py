@@ -250,3 +250,19 @@ def test_without_any_gpu_requests_are_refused_in_words() -> None:
     rig.step()
     reply = rig.reply(request)
     assert reply.code == Code.COULD_NOT_START_IN_TIME and "no GPU" in reply.reason
+
+
+def test_requests_with_long_deadlines_are_not_kept_after_their_answer() -> None:
+    """An hour's SLO must not keep an hour's requests: the expiry heap forgets the answered ones."""
+    rig, (model,) = Rig.ready()
+    policy = rig.scheduler.policy
+    at_ms = 0.0
+    for _ in range(9000):
+        rig.infer(model, slo_ms=3_600_000)
+        rig.step(at_ms)
+        rig.finish(rig.outstanding()[0], begin_ms=at_ms + 0.5)
+        rig.effects.clear()
+        at_ms += 3.0
+        rig.step(at_ms)
+    assert len(policy._expiry) < 4200  # type: ignore[attr-defined]
+    assert rig.scheduler.idle

@@ -26,14 +26,14 @@ and refuses the action after it.
 from __future__ import annotations
 
 from bisect import insort
-from heapq import heappop, heappush
 
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.openings import Openings
 from slosched.core.scheduler.placement import Placement
 from slosched.core.scheduler.policies.base import Refusals
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request, RequestState
+from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.units import format_duration
 
 #: Weight of one request in the moving average of losses.
@@ -51,9 +51,7 @@ class Infer5:
         self._openings = Openings(cluster)
         self._placement = Placement(cluster)
         self._waiting: dict[int, Model] = {}  # models with queued requests
-        #: (latest start alone, key, request): who becomes hopeless first. Entries of requests that
-        #: were answered or sent are skipped when they surface.
-        self._expiry: list[tuple[int, int, Request]] = []
+        self._expiry = ExpiryHeap()  # by the latest start that is likely in time
         self._loss = 0.0
         self._now_ns = 0
 
@@ -68,7 +66,7 @@ class Infer5:
             return
         insort(model.queue, request)
         self._waiting[model.model_id] = model
-        heappush(self._expiry, (latest_ns, request.key, request))
+        self._expiry.push(latest_ns, request)
 
     def forget(self, request: Request) -> None:
         model = request.model
@@ -159,26 +157,20 @@ class Infer5:
         return soonest
 
     def _next_expiry_ns(self) -> int | None:
-        expiry = self._expiry
-        while expiry and expiry[0][2].state is not RequestState.QUEUED:
-            heappop(expiry)
-        if not expiry or not self._cluster.gpus:
+        expiry_ns = self._expiry.next_ns()
+        if expiry_ns is None or not self._cluster.gpus:
             return None
         transit_ns = min(g.worker.transit.expected_ns for g in self._cluster.gpus.values())
-        return max(expiry[0][0] - transit_ns + 1, self._now_ns + 1)
+        return max(expiry_ns - transit_ns + 1, self._now_ns + 1)
 
     def _answer_hopeless(self, now_ns: int) -> None:
         """Rule 1, over all models: who cannot start in time anywhere is answered now."""
         soonest_ns = self._soonest_start_ns(now_ns)
-        expiry = self._expiry
-        while expiry and expiry[0][0] < soonest_ns:
-            _, _, request = heappop(expiry)
-            if request.state is not RequestState.QUEUED:
-                continue
+        while (request := self._expiry.pop_before(soonest_ns)) is not None:
             latest_ns, start_ns, exec_ns = self._best_plan(request, now_ns)
             if start_ns <= latest_ns and latest_ns >= soonest_ns:
                 # The estimates moved since it was queued: it has hope again.
-                heappush(expiry, (latest_ns, request.key, request))
+                self._expiry.push(latest_ns, request)
                 continue
             self.forget(request)
             self._lost(request.model, now_ns)

@@ -13,6 +13,7 @@ from heapq import heappop, heappush
 
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.paper.loads import PaperLoads
 from slosched.core.scheduler.paper.tracker import (
     DEFAULT_CLOCK_MHZ,
@@ -21,7 +22,7 @@ from slosched.core.scheduler.paper.tracker import (
     PaperEstimator,
 )
 from slosched.core.scheduler.policies.base import Refusals
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request, RequestState
+from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.units import NS_PER_MS, format_duration
 
 _BUFFER_NS = 5 * NS_PER_MS
@@ -108,7 +109,7 @@ class Infer5Paper:
         self._active: dict[tuple[int, int], bool] = {}
         self._visits = 0
         self._now_ns = 0
-        self._timeouts: list[tuple[int, int, Request]] = []
+        self._timeouts = ExpiryHeap()  # by internal deadline
         self._internal_ns: dict[int, tuple[int, float, float]] = {}  # key -> deadline, demands
 
     # -------------------------------------------------------------------------------- facts
@@ -134,7 +135,7 @@ class Infer5Paper:
         self._loads.add(model, *demands)
         queues.requests.append((internal_ns, request))
         model.queue.append(request)
-        heappush(self._timeouts, (internal_ns, request.key, request))
+        self._timeouts.push(internal_ns, request)
         for gpu in self._cluster.gpus.values():
             self._activate(gpu, model)
 
@@ -214,10 +215,7 @@ class Infer5Paper:
             idle_visits = 0 if sent else idle_visits + 1
 
     def _time_out(self, now_ns: int) -> None:
-        while self._timeouts and self._timeouts[0][0] <= now_ns:
-            _, _, request = heappop(self._timeouts)
-            if request.state is not RequestState.QUEUED:
-                continue
+        while (request := self._timeouts.pop_before(now_ns + 1)) is not None:
             request.model.queue.remove(request)
             self._queues[request.model.model_id].remove(request)
             self._leave(request, weights_too=True)
@@ -278,11 +276,9 @@ class Infer5Paper:
     def next_wakeup_ns(self) -> int | None:
         # What could have been done by now was done in `plan`: a past time is no reason to wake.
         times = []
-        timeouts = self._timeouts
-        while timeouts and timeouts[0][2].state is not RequestState.QUEUED:
-            heappop(timeouts)
-        if timeouts:
-            times.append(timeouts[0][0])
+        timeout_ns = self._timeouts.next_ns()
+        if timeout_ns is not None:
+            times.append(timeout_ns)
         for index, strategies in self._strategies.items():
             if strategies:
                 opens_ns = self._trackers[index].opens_ns(self._ahead_ns)

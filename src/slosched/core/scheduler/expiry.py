@@ -1,0 +1,48 @@
+"""Which queued request runs out of time first: a heap that forgets those that left the queue.
+
+An entry is skipped when it surfaces and its request is no longer queued. With long deadlines entries
+would not surface for hours, so the heap is rebuilt whenever most of it is dead: amortised, that costs
+less than one comparison per request.
+"""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+
+from slosched.core.scheduler.state import Request, RequestState
+
+_REBUILD_FROM = 4096
+
+
+class ExpiryHeap:
+    """Requests by the time at which each becomes hopeless (ns)."""
+
+    __slots__ = ("_entries", "_rebuild_at")
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[int, int, Request]] = []
+        self._rebuild_at = _REBUILD_FROM
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def push(self, when_ns: int, request: Request) -> None:
+        heappush(self._entries, (when_ns, request.key, request))
+        if len(self._entries) >= self._rebuild_at:
+            self._entries = [e for e in self._entries if e[2].state is RequestState.QUEUED]
+            heapify(self._entries)
+            self._rebuild_at = max(_REBUILD_FROM, 2 * len(self._entries))
+
+    def next_ns(self) -> int | None:
+        """When the first request that is still queued runs out of time."""
+        entries = self._entries
+        while entries and entries[0][2].state is not RequestState.QUEUED:
+            heappop(entries)
+        return entries[0][0] if entries else None
+
+    def pop_before(self, limit_ns: int) -> Request | None:
+        """Take out the first queued request whose time is before `limit_ns`."""
+        when_ns = self.next_ns()
+        if when_ns is None or when_ns >= limit_ns:
+            return None
+        return heappop(self._entries)[2]
