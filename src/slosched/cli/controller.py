@@ -124,7 +124,7 @@ def controller(
     \b
     TYPEs:
       INFER5   deadlines, batching, loading and eviction of weights: what you usually want
-      FIFO     first come, first served, batch 1: a baseline
+      FIFO     first come, first served, no deadlines: a baseline
       ECHO     answers at once without a GPU: measures the network and the client
 
     \b
