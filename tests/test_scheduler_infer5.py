@@ -35,12 +35,17 @@ def test_what_cannot_be_in_time_is_refused_at_once_with_the_prediction() -> None
     assert not rig.answered(just) and sent(rig) == [(0, 1, 1)]
 
 
-def test_a_burst_for_one_model_runs_as_one_padded_batch() -> None:
-    rig, (model,) = Rig.ready()
-    for _ in range(7):
-        rig.infer(model, slo_ms=40)
-    rig.step()
-    assert sent(rig) == [(0, 8, 7)]
+def test_a_padded_batch_goes_only_if_it_costs_less_per_request_than_the_full_smaller_one() -> None:
+    for eight_ms, expected in ((9, (0, 4, 4)), (7, (0, 8, 7))):  # 4 take 5 ms: 1.25 each
+        rig, (model,) = Rig.ready()
+        (gpu,) = rig.scheduler.cluster.gpus.values()
+        table = gpu.exec_table(rig.scheduler.cluster.models[model.model_id])
+        for _ in range(100):
+            table.add(8, eight_ms * MS)
+        for _ in range(7):
+            rig.infer(model, slo_ms=40)
+        rig.step()
+        assert sent(rig) == [expected]
 
 
 def test_idle_gpus_share_what_arrives_apart() -> None:

@@ -5,7 +5,8 @@ that can start soonest, at s:
 
 1. every request that cannot be in time even alone, starting at s, is answered at once;
 2. for each model and batch class b, step over the i oldest requests that are too old for b; the k
-   that follow are a candidate, if k is more than the next smaller class holds (k < b is padded);
+   that follow are a candidate if k is more than the next smaller class holds, and if a padded batch
+   (k < b) costs no more GPU time for each request than that class does when full;
 3. the smallest key goes, where e is the exec time of b, and everything is in units of the model's b1:
 
        key = d_first + d_head / 4 - g k + (l - 1) e + delta i
@@ -38,6 +39,9 @@ from slosched.units import format_duration
 
 #: Weight of one request in the moving average of losses.
 _LOSS_WEIGHT = 0.012
+#: With nothing else waiting, those a smaller class leaves over are served right behind it, sooner than
+#: the larger class would be done: a padded one must then be this much more efficient.
+_PADDING_GAIN = 1.07
 
 
 class Infer5:
@@ -213,6 +217,7 @@ class Infer5:
         returns = gpu.worker.returns
         floor_ns = start_ns + returns.margin_ns
         resident = gpu.resident
+        dearer = _PADDING_GAIN if len(self._waiting) == 1 else 1.0
         # An idle GPU loses nothing by trying what is only likely to be in time, and learns by it.
         likely_floor_ns = 0
         if not gpu.exec.outstanding:
@@ -225,7 +230,7 @@ class Infer5:
             head_ns = queue[0].deadline_ns
             table = gpu.exec_table(model)
             single_ns = table.single.expected_ns
-            over, smaller = 0, 0
+            over, smaller, smaller_ns = 0, 0, 0
             for batch, estimator in table.classes:
                 if waiting - over <= smaller:
                     break
@@ -235,7 +240,9 @@ class Infer5:
                 while over < waiting and queue[over].deadline_ns < needs_ns:
                     over += 1
                 taken = min(batch, waiting - over)
-                if taken > smaller:
+                # Padding must pay: at least as much served per millisecond as the full smaller class.
+                pays = taken * smaller_ns >= estimator.expected_ns * smaller * dearer
+                if taken > smaller and pays:
                     first_ns = queue[over].deadline_ns
                     key = (
                         first_ns
@@ -245,7 +252,7 @@ class Infer5:
                     )
                     if best is None or key < best_key:
                         best, best_key = (model, over, taken, batch), key
-                smaller = batch
+                smaller, smaller_ns = batch, estimator.expected_ns
         return best
 
     def _commit(
