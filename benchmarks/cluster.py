@@ -76,7 +76,7 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def serving(directory: Path, *, gpus: int) -> Iterator[Cluster]:
+def serving(directory: Path, *, gpus: int, profile: str = PROFILE) -> Iterator[Cluster]:
     """A worker with `gpus` emulated GPUs and its controller, on free ports; both ended at the end.
 
     Raises ChildFailed if one of them does not become ready.
@@ -92,7 +92,7 @@ def serving(directory: Path, *, gpus: int) -> Iterator[Cluster]:
                 "--gpus",
                 str(gpus),
                 "--profile",
-                PROFILE,
+                profile,
                 *_LOOPBACK,
             ],
             directory / "worker.log",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster import Load, serving
+from cluster import PROFILE, Load, serving
 from targets import INPUTS_SHARE, ISSUE_DELAY_P99_MS
 from windows import SETTLE_NS, Recorder, Window
 
@@ -48,10 +48,15 @@ def sweep(recorder: Recorder, settings: Settings) -> None:
                 recorder.record(cluster, load, repeat=repeat)
 
 
-def single(recorder: Recorder, settings: Settings) -> None:
+def single_linear(recorder: Recorder, settings: Settings) -> None:
+    """As `single`, on the device that the peers were measured with: any batch size, nothing padded."""
+    single(recorder, settings, profile="v100-linear")
+
+
+def single(recorder: Recorder, settings: Settings, *, profile: str = PROFILE) -> None:
     """One GPU, one model, 600 requests/s, SLO 25 ms and 10 ms."""
     for repeat in range(settings.repeats):
-        with serving(recorder.new_directory("single"), gpus=1) as cluster:
+        with serving(recorder.new_directory("single"), gpus=1, profile=profile) as cluster:
             for slo in ("25ms", "10ms"):
                 load = _steady(600, slo, settings.window_s, copies=1, seed=repeat)
                 recorder.record(cluster, load, repeat=repeat)

@@ -43,6 +43,7 @@ RESULTS = HERE / "results" / "serving_core.json"
 LOAD_PARTS = {
     "sweep": load_parts.sweep,
     "single": load_parts.single,
+    "single-linear": load_parts.single_linear,
     "issue-delay": load_parts.issue_delay,
     "inputs": load_parts.inputs,
 }

@@ -307,6 +307,7 @@ def memory(record: Record) -> str:
 _RENDER: dict[str, Callable[[Record], str]] = {
     "sweep": sweep,
     "single": single,
+    "single-linear": single,
     "issue-delay": issue_delay,
     "inputs": inputs,
     "startup": startup,

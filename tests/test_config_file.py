@@ -174,3 +174,11 @@ def test_controller_files_that_are_wrong(text: str, words: str, tmp_path: Path) 
 def test_a_file_that_is_not_there() -> None:
     with pytest.raises(InvalidConfig, match=r"cannot read nowhere\.toml: No such file"):
         load_worker_config("nowhere.toml")
+
+
+def test_a_profile_may_run_any_batch_size_in_linear_times() -> None:
+    exec_ns = load_profile("v100-linear").models["resnet50"].exec_ns
+    assert sorted(exec_ns) == list(range(1, 17))
+    assert (exec_ns[2], exec_ns[3], exec_ns[4]) == (3_800_000, 4_700_000, 5_600_000)
+    assert exec_ns[6] == 7_350_000 and exec_ns[16] == 15_700_000
+    assert load_profile("v100").models["resnet50"].exec_ns.items() <= exec_ns.items()

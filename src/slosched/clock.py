@@ -21,7 +21,6 @@ _TFD_TIMER_ABSTIME = 1
 _PR_SET_TIMERSLACK = 29
 
 
-
 def _anchor() -> int:
     """Wall time minus monotonic time, from the tightest of several readings.
 

@@ -6,7 +6,8 @@ InvalidConfig with the name of the wrong field.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from math import ceil
 
 from slosched.errors import InvalidConfig, UnknownName
@@ -53,6 +54,19 @@ class ModelProfile:
             raise InvalidConfig(f"model {self.name!r}: batch sizes and exec times must be > 0")
         if self.weights_ns < 0 or self.weights_bytes < 0:
             raise InvalidConfig(f"model {self.name!r}: weights_ns and weights_bytes must be >= 0")
+
+    def interpolated(self) -> ModelProfile:
+        """The same model with every batch size up to the largest, its time linear between neighbours.
+
+        For devices that run any size as it comes; without it a batch is padded to the next size listed.
+        """
+        sizes = sorted(self.exec_ns)
+        exec_ns = dict(self.exec_ns)
+        for low, high in pairwise(sizes):
+            step_ns = (self.exec_ns[high] - self.exec_ns[low]) / (high - low)
+            for size in range(low + 1, high):
+                exec_ns[size] = round(self.exec_ns[low] + (size - low) * step_ns)
+        return replace(self, exec_ns=dict(sorted(exec_ns.items())))
 
     def pages(self, page_bytes: int) -> int:
         """Pages of `page_bytes` that the weights take; at least 1."""

@@ -120,7 +120,7 @@ _MODEL: dict[str, _Reader] = {
 }  # fmt: skip
 _PROFILE: dict[str, _Reader] = {
     "name": _text, "weights_cache_bytes": _size, "page_bytes": _size, "clock_mhz": _integer,
-    "models": _table,
+    "models": _table, "interpolate": _flag,
 }  # fmt: skip
 _NOISE: dict[str, _Reader] = {
     "seed": _integer, "exec_sigma": _number, "stall_probability": _number, "stall_ns": _duration,
@@ -241,6 +241,8 @@ def _profile(where: str, table: Mapping[str, Any]) -> GpuProfile:
         models[name] = _build(here, ModelProfile, {"name": name, **_read(here, model, _MODEL)})
     if not models:
         raise InvalidConfig(f"{where}: it has no [models.NAME] table")
+    if values.pop("interpolate", False):
+        models = {name: model.interpolated() for name, model in models.items()}
     values["models"] = models
     return _build(where, GpuProfile, values)
 
