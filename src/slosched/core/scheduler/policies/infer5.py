@@ -241,7 +241,9 @@ class Infer5:
                     over += 1
                 taken = min(batch, waiting - over)
                 # Padding must pay: at least as much served per millisecond as the full smaller class.
-                pays = taken * smaller_ns >= estimator.expected_ns * smaller * dearer
+                pays = (
+                    taken == batch or taken * smaller_ns >= estimator.expected_ns * smaller * dearer
+                )
                 if taken > smaller and pays:
                     first_ns = queue[over].deadline_ns
                     key = (
