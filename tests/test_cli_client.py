@@ -81,7 +81,11 @@ def test_the_environment_turns_inputs_off(
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["no-such-exp", "1"], "unknown workload 'no-such-exp'; known: infer, models, slo-exp-1"),
+        (
+            ["slo-exp-9", "1"],
+            "unknown workload 'slo-exp-9'; known: slo-exp-1 "
+            "(infer, models and status are commands beside the workloads)",
+        ),
         (["127.0.0.1:12346", "spam"], "unknown workload 'spam'"),
         (["cluster02", *SEED], "'cluster02' is no host:port"),
         (["cluster02:port", *SEED], "'cluster02:port' is no host:port"),
@@ -246,6 +250,8 @@ def test_a_refusal_says_all_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(app, ["client", "infer", "m"])
     assert result.exit_code == DeadlineExceeded.exit_code
     assert "could start in 30ms" in result.stdout
-    assert result.stderr.startswith("slosched: error:")
+    assert result.stdout.count("could start in 30ms") == 1
+    said_once = "slosched: error: model 'resnet50': not served, could not start in time (code 8)\n"
+    assert result.stderr == said_once
     document = json.loads(CliRunner().invoke(app, ["client", "infer", "m", "--json"]).stdout)
     assert (document["code"], document["remaining_ns"]) == (8, 21_000_000)

@@ -9,6 +9,7 @@ import typer
 
 from slosched.cli.output import print_json, say, table_text
 from slosched.cli.values import LOCAL_CONTROLLER, duration_ns, one_address
+from slosched.codes import code_name
 from slosched.errors import RequestFailed
 from slosched.units import format_duration
 
@@ -59,7 +60,7 @@ def infer(
 ) -> None:
     """Send one request; print the top 5 classes or the output's shape, and all the answer says.
 
-    Exit code 1 if the request was refused, was given up or failed; the reason is printed.
+    Exit code 1 if the request was refused, was given up or failed; the answer is printed all the same.
 
     \b
     Examples:
@@ -74,12 +75,19 @@ def infer(
     try:
         result = infer_once(controller_address(ctx, None), model, input_path, slo)
     except RequestFailed as error:
-        # The controller answered: all it said is worth as much as a success.
-        if json and isinstance(error.reply, Inference):
-            print_json(OneShot(error.reply, ()).as_dict())
-        elif isinstance(error.reply, Inference):
-            say(f"{error.reply.model.name}: {error.reply.explain()}")
-        raise
+        answer = error.reply
+        if not isinstance(answer, Inference):
+            raise
+        # The controller answered: all it said is worth as much as a success, and is said once.
+        if json:
+            print_json(OneShot(answer, ()).as_dict())
+        else:
+            say(f"{answer.model.name}: {answer.explain()}")
+        raise type(error)(
+            f"model {answer.model.name!r}: not served, {code_name(error.code)} (code {error.code})",
+            code=error.code,
+            reply=answer,
+        ) from None
     if json:
         print_json(result.as_dict())
     else:

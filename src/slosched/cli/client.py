@@ -11,7 +11,7 @@ from slosched.cli.ask import Json, controller_address, infer, models, status
 from slosched.cli.guard import SloschedGroup
 from slosched.cli.positional import PositionalCommand
 from slosched.cli.values import LOCAL_CONTROLLER, inputs_enabled, looks_like_address, one_address
-from slosched.errors import InvalidConfig
+from slosched.errors import InvalidConfig, SloschedError, UnknownName
 
 
 class ClientGroup(SloschedGroup):
@@ -32,6 +32,15 @@ class ClientGroup(SloschedGroup):
                     f"{LOCAL_CONTROLLER}, or leave it out"
                 )
         return list(super().parse_args(ctx, args))
+
+    def unknown(self, ctx: Any, name: str) -> SloschedError:
+        from slosched.workloads import WORKLOADS
+
+        *others, last = sorted(set(self.list_commands(ctx)) - set(WORKLOADS))
+        error = UnknownName(self.noun, name, list(WORKLOADS))
+        return InvalidConfig(
+            f"{error} ({', '.join(others)} and {last} are commands beside the workloads)"
+        )
 
 
 app = typer.Typer(

@@ -59,8 +59,12 @@ class SloschedGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
         if self.get_command(ctx, name) is None and not name.startswith("-"):
-            raise UnknownName(self.noun, name, self.list_commands(ctx))
+            raise self.unknown(ctx, name)
         return super().resolve_command(ctx, args)
+
+    def unknown(self, ctx: Any, name: str) -> SloschedError:
+        """Return the error that there is no subcommand `name`."""
+        return UnknownName(self.noun, name, self.list_commands(ctx))
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         return guarded(lambda: super(SloschedGroup, self).main(*args, **kwargs))
