@@ -55,6 +55,7 @@ class FakeController:
         self.received: list[Message] = []
         self.deaf = False  # hears nothing, answers nothing
         self.hold = False  # takes inferences, does not answer them
+        self.default_slo_ns = 0  # said in the Welcome; 0 as a controller that does not say it
         self.code = 0  # of inferences
         self.reason = ""
         self.load_code = 0
@@ -140,7 +141,10 @@ class FakeController:
             self._send(peer, Refused(-1, 6, f"this controller speaks protocol {self.protocol}"))
             return
         self.greeted.add(peer)
-        self._send(peer, Welcome(self.protocol, "0.0", self.incarnation, "FAKE"))
+        self._send(peer, self._welcome())
+
+    def _welcome(self) -> Welcome:
+        return Welcome(self.protocol, "0.0", self.incarnation, "FAKE", self.default_slo_ns)
 
     def _load(self, peer: bytes, message: LoadModelRequest) -> None:
         code, reason, models = self.load_code, self.reason, ()

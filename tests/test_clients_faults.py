@@ -107,6 +107,48 @@ def test_a_silent_controller_ends_the_request(
     run(work())
 
 
+def test_a_request_made_after_the_silence_was_noticed_ends_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("slosched.clients.session._TICK_S", 0.05)
+
+    async def work() -> None:
+        with FakeController() as controller:
+            async with connect(controller.address) as client:
+                [model] = await client.load("toy")
+                controller.deaf = True  # as a stopped process: its TCP connection stays up
+                async with asyncio.timeout(10):
+                    while not client.lost:
+                        await asyncio.sleep(0.02)
+                    with pytest.raises(ConnectionLost, match="silent"):
+                        await client.infer(model, array())
+                assert client.unanswered == 0
+
+    run(work())
+
+
+@pytest.mark.parametrize(("default_slo_ns", "words"), [(10**7, "the SLO and"), (0, "within 200ms")])
+def test_a_request_without_an_slo_ends_though_the_controller_lives(
+    default_slo_ns: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aio, "_GRACE_S", 0.1)
+    monkeypatch.setattr(aio, "_UNKNOWN_SLO_LIMIT_S", 0.2)
+
+    async def work() -> None:
+        with FakeController() as controller:
+            controller.hold = True  # hellos are answered, inferences never
+            controller.default_slo_ns = default_slo_ns
+            async with connect(controller.address) as client:
+                assert client.controller.default_slo_ns == default_slo_ns
+                [model] = await client.load("toy")
+                async with asyncio.timeout(10):
+                    with pytest.raises(ConnectionLost, match=words):
+                        await client.infer(model, array())
+                assert not client.lost and client.unanswered == 0
+
+    run(work())
+
+
 def test_a_controller_that_is_slow_but_alive_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slosched.clients.session._TICK_S", 0.05)
 
@@ -155,6 +197,9 @@ def test_a_restarted_controller_fails_what_waits_and_stales_the_models(
                     await task
                 with pytest.raises(InvalidRequest, match="load it again"):
                     await client.infer(model, array(), slo=1)
+                for frame in (None, array().tobytes()):
+                    with pytest.raises(ConnectionLost, match=r"model 0 .*load it again"):
+                        client.submit(model.model_id, frame=frame, on_reply=lambda *_: None)
                 controller.hold = False
                 [model] = await client.load("toy")
                 assert (await client.infer(model, array(), slo=1)).ok

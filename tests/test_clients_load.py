@@ -29,6 +29,7 @@ class FakeClient:
         self.now_ns = START
         self.send_ns = 0
         self.broken = False
+        self.bug: Exception | None = None  # raised by each submit
         self.sent: list[tuple[int, int, dict[str, Any]]] = []  # (time, request id, fields)
         self.cancelled: list[int] = []
         self._on_reply: dict[int, OnReply] = {}
@@ -48,6 +49,8 @@ class FakeClient:
     ) -> int:
         if self.broken:
             raise ConnectionLost("no connection", code=1)
+        if self.bug is not None:
+            raise self.bug
         request_id = len(self.sent) + 1
         fields = {"model_id": model_id, "slo_factor": slo_factor, "slo_ns": slo_ns, "frame": frame}
         self.sent.append((self.now_ns, request_id, fields))
@@ -185,6 +188,26 @@ def test_sends_that_fail_are_counted_and_the_run_goes_on() -> None:
     driver.issue_due()
     assert [r.code for r in records] == [-1, -1]
     assert driver.tallies[0].sent == 3 and driver.unanswered == 1
+
+
+def test_no_error_leaves_the_timer_callback_and_what_was_sent_counts() -> None:
+    async def work() -> None:
+        client, records = FakeClient(), list[ClientRecord]()
+        client.bug = KeyError("no such thing")
+        unhandled: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: unhandled.append(what))
+        spec = parse_slo_exp_1(["m", "1", "fixed-rate", "100", "10ms", "10ms", "2", "mul", "20"])
+        driver = OpenLoopDriver(
+            client, [model_info(0)], spec.arrivals(0), steps=1, inputs=None,
+            on_record=records.append,
+        )  # fmt: skip
+        problem = await asyncio.wait_for(driver.run(asyncio.Event()), 10)
+        assert "KeyError" in problem and "no such thing" in problem
+        assert not unhandled
+        assert driver.sent == len(records) == 1
+        assert driver.tallies[0].codes == {-1: 1}
+
+    asyncio.run(work())
 
 
 def test_inputs_are_a_pool_of_the_models_shape_and_dtype() -> None:

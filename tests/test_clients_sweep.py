@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -152,20 +153,26 @@ def test_a_controller_that_falls_silent_ends_the_run(
     assert len(read_client_log(tmp_path / "run" / "client_log.tsv")["code"]) == result.sent
 
 
-def test_a_restarted_controller_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("inputs", [False, True])
+def test_a_restarted_controller_ends_the_run(inputs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slosched.clients.session._TICK_S", 0.05)
+
+    unhandled: list[dict[str, Any]] = []
 
     async def work(controller: FakeController) -> SweepResult:
         def restart() -> None:
             controller.hold, controller.incarnation = True, 8
 
-        asyncio.get_running_loop().call_later(0.3, restart)
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, what: unhandled.append(what))
+        loop.call_later(0.3, restart)
         workload = spec("toy 1 fixed-rate 100 50ms 50ms 2 mul 20")
-        return await run_slo_exp_1(controller.address, workload, inputs=False)
+        return await run_slo_exp_1(controller.address, workload, inputs=inputs)
 
     with FakeController() as controller:
         result = asyncio.run(asyncio.wait_for(work(controller), 30))
-    assert "restarted" in result.problem
+    assert not unhandled
+    assert "restarted" in result.problem and not result.complete
     assert sum(result.steps[0].codes.values()) == result.sent
 
 

@@ -51,7 +51,7 @@ EXAMPLES: tuple[m.Message, ...] = (
     m.InferRequest(9, 3, 2.25, 0, 4, (3, 2, 2), "float32"),
     m.CancelRequest(9),
     m.StatusRequest(10),
-    m.Welcome(1, "0.1.0", 2**60, "INFER5"),
+    m.Welcome(1, "0.1.0", 2**60, "INFER5", 100_000_000),
     m.Refused(-1, 6, "say hello first"),
     m.LoadModelReply(7, 0, "", (_INFO,)),
     m.ListModelsReply(8, (_INFO,), ("resnet50",)),

@@ -120,12 +120,13 @@ ClientMessage = (
 
 
 class Welcome(Message, frozen=True):
-    """The answer to a ClientHello."""
+    """The answer to a ClientHello. `default_slo_ns` 0: a controller that does not tell its own."""
 
     protocol: int
     version: str
     incarnation: int
     policy: str
+    default_slo_ns: int = 0  # holds for an InferRequest without an SLO
 
 
 class Refused(Message, frozen=True):

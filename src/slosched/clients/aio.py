@@ -5,7 +5,9 @@
         answer = await client.infer(model, array, slo="25ms")
 
 It works on asyncio and on uvloop, and belongs to the loop it was made in. Every wait has an end:
-a request fails with ConnectionLost when the controller has not answered 5 s after its SLO.
+a request fails with ConnectionLost when the controller has not answered 5 s after its SLO. One
+without an SLO has the controller's default (60 s in all, if the controller does not tell it), and
+also fails when the controller has been silent for 5 s.
 """
 
 from __future__ import annotations
@@ -46,6 +48,8 @@ from slosched.units import NS_PER_S, format_duration
 DEFAULT_ADDRESS = f"127.0.0.1:{CONTROLLER_PORT}"
 
 _GRACE_S = 5.0  # beyond a request's SLO
+#: The whole limit of a request whose SLO this client does not know: an older controller's default.
+_UNKNOWN_SLO_LIMIT_S = 60.0
 
 _Reply = TypeVar("_Reply", bound=Message)
 
@@ -184,10 +188,18 @@ class AsyncClient(Session):
         `frame` is the input's bytes in C order, of the shape and dtype of a model that this client
         has loaded. It may be sent without a copy: leave it unchanged until the answer. `on_reply`
         runs in the event loop, once, or never if the controller is lost. Raises ConnectionLost if
-        nothing can be sent now.
+        nothing can be sent now, or the model's id is not known (any more): a restarted controller
+        may give it to another model.
         """
         if self._closed:
             raise ConnectionLost("this client is closed", code=Code.CANCELLED)
+        info = self._infos.get(model_id)
+        if info is None:
+            raise ConnectionLost(
+                f"model {model_id} is not loaded through this connection, or the controller at "
+                f"{self.address} was restarted since; load it again",
+                code=Code.CANCELLED,
+            )
         request_id = self._next_id
         self._next_id = request_id + 1
         if frame is None:
@@ -195,7 +207,6 @@ class AsyncClient(Session):
                 [encode(InferRequest(request_id, model_id, slo_factor, slo_ns, user_id))]
             )
         else:
-            info = self._infos[model_id]
             message = InferRequest(
                 request_id,
                 model_id,
@@ -237,7 +248,8 @@ class AsyncClient(Session):
         makes the input and no output returns. `slo` is the deadline after arrival at the
         controller, in seconds or as text ("25ms"); `slo_factor` gives it as a multiple of the
         model's b1; with neither the controller's default holds. Cancelling the awaiting task
-        cancels the request; so does `timeout_s`, an own limit of the wait.
+        cancels the request; so does `timeout_s`, an own limit of the wait. Without one, the wait
+        ends 5 s after the SLO, or after 60 s where nobody told it.
 
         Raises DeadlineExceeded when it was refused, given up or timed out (`.reply.remaining_s`
         then tells the time left until the deadline), InvalidRequest for an impossible SLO, shape or
@@ -266,11 +278,12 @@ class AsyncClient(Session):
             on_reply=on_reply,
         )
         self._futures[request_id] = future
-        limit_ns = slo_ns or round(factor * model.b1_ns)
-        if not limit_ns:
+        known_ns = slo_ns or round(factor * model.b1_ns)
+        if not known_ns:
             self._until_silence[request_id] = None
+            known_ns = self.controller.default_slo_ns
         try:
-            reply, output = await self._answer(future, limit_ns, timeout_s)
+            reply, output = await self._answer(future, known_ns, timeout_s)
         finally:
             self._futures.pop(request_id, None)
             self._until_silence.pop(request_id, None)
@@ -289,20 +302,22 @@ class AsyncClient(Session):
         self, future: asyncio.Future[Any], slo_ns: int, timeout_s: float | None
     ) -> tuple[InferReply, Frame | None]:
         """Wait for an inference's answer. `slo_ns` is 0 when only the controller knows it."""
-        limit_s = slo_ns / NS_PER_S + _GRACE_S if slo_ns else None
-        own = timeout_s is not None and (limit_s is None or timeout_s < limit_s)
+        limit_s = slo_ns / NS_PER_S + _GRACE_S if slo_ns else _UNKNOWN_SLO_LIMIT_S
+        own = timeout_s is not None and timeout_s < limit_s
+        if timeout_s is not None:
+            limit_s = min(limit_s, timeout_s)
         try:
-            async with asyncio.timeout(timeout_s if own else limit_s):
+            async with asyncio.timeout(limit_s):
                 answer: tuple[InferReply, Frame | None] = await future
                 return answer
         except TimeoutError:
-            waited = format_duration(((timeout_s if own else limit_s) or 0) * NS_PER_S)
+            waited = format_duration(limit_s * NS_PER_S)
             if own:
                 text = f"no answer within timeout_s, {waited}; the request was cancelled"
                 raise RequestFailed(text, code=Code.CANCELLED) from None
             raise ConnectionLost(
-                f"the controller at {self.address} did not answer within {waited}, the SLO and "
-                f"{_GRACE_S:.0f} s; it is gone or stands still",
+                f"the controller at {self.address} did not answer within {waited}"
+                f"{f', the SLO and {_GRACE_S:.0f} s' if slo_ns else ''}; it is gone or stands still",
                 code=Code.CANCELLED,
             ) from None
 

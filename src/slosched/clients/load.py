@@ -182,8 +182,9 @@ class OpenLoopDriver:
             sent_ns = clock()
             if scheduled_ns > sent_ns:
                 return scheduled_ns
-            self._issue(arrival, scheduled_ns, sent_ns)
+            # Before it is sent: an error on the way must not send the same request for ever.
             self._next = next(self._arrivals, None)
+            self._issue(arrival, scheduled_ns, sent_ns)
         return None if self._next is None else start_ns + self._next.at_ns
 
     def _issue(self, arrival: Arrival, scheduled_ns: int, sent_ns: int) -> None:
@@ -205,9 +206,12 @@ class OpenLoopDriver:
                 frame=None if self._inputs is None else self._inputs.frame(info.model_id, seq),
                 on_reply=self._on_reply,
             )
-        except ConnectionLost:
+        except Exception as error:
+            # Whatever it was, the request counts as sent, so it needs an outcome.
             self._failed_sends += 1
             self._no_answer(-self._failed_sends, (arrival, scheduled_ns, sent_ns))
+            if not isinstance(error, ConnectionLost):
+                raise
             return
         self._outstanding[request_id] = (arrival, scheduled_ns, sent_ns)
 
@@ -283,14 +287,25 @@ class OpenLoopDriver:
         """Send everything, then wait for the answers. Return why it ended early ("" if it did not).
 
         Setting `stop` ends the sending. `on_poll` is called about five times a second; words from it
-        end the sending too. Answers are awaited for the largest SLO sent and 2 s.
+        end the sending too, and so does an error that nobody foresaw, in words. Answers are awaited
+        for the largest SLO sent and 2 s, unless `on_poll` had words.
         """
         loop = asyncio.get_running_loop()
         timer = Timer()
-        issued = asyncio.Event()
+        issued, broken = asyncio.Event(), asyncio.Event()
+        failure = ""
 
         def on_timer() -> None:
-            due_ns = self.issue_due()
+            nonlocal failure
+            try:
+                due_ns = self.issue_due()
+            except Exception as error:
+                # Raised further, it would leave the timer readable, and the loop would call again
+                # and again.
+                timer.clear()
+                failure = f"sending failed: {type(error).__name__}: {error}"
+                broken.set()
+                return
             if due_ns is None:
                 timer.clear()
                 issued.set()
@@ -298,13 +313,13 @@ class OpenLoopDriver:
                 timer.arm(due_ns)  # which takes the expiry off as well
 
         why = ""
-        waits = [asyncio.ensure_future(event.wait()) for event in (issued, stop)]
+        waits = [asyncio.ensure_future(event.wait()) for event in (issued, stop, broken)]
         loop.add_reader(timer.fileno(), on_timer)
         try:
             timer.arm(self.start(self._clock() + _START_AFTER_NS))
             if self._next is None:
                 issued.set()
-            while not (issued.is_set() or stop.is_set() or why):
+            while not (issued.is_set() or stop.is_set() or broken.is_set() or why):
                 await asyncio.wait(waits, timeout=_POLL_S, return_when=asyncio.FIRST_COMPLETED)
                 why = on_poll()
         finally:
@@ -317,7 +332,7 @@ class OpenLoopDriver:
             await asyncio.sleep(_DRAIN_POLL_S)
             why = on_poll()
         self.give_up()
-        return why or ("" if issued.is_set() else "stopped")
+        return why or failure or ("" if issued.is_set() else "stopped")
 
 
 @contextmanager

@@ -74,7 +74,7 @@ class Session:
         self._infos: dict[int, ModelInfo] = {}
         self._inferences: dict[int, OnReply] = {}
         self._futures: dict[int, asyncio.Future[Any]] = {}
-        #: Requests whose time limit only the controller knows; they end when it falls silent.
+        #: Requests without an SLO of their own, and questions; they end when it falls silent.
         self._until_silence: dict[int, None] = {}
         # An identity of our own survives a reconnect, so answers still find us.
         self._dealer = Dealer(address, identity=b"c" + self._incarnation.to_bytes(8, "big"))
@@ -151,7 +151,8 @@ class Session:
             return
         self._silent_ticks += 1
         self._send(self._hello())  # it answers with its incarnation, so a restart shows as well
-        if self._silent_ticks == _LOST_AFTER_TICKS:
+        # Each tick from then on: a request made during the silence ends as well.
+        if self._silent_ticks >= _LOST_AFTER_TICKS:
             self.lost = (
                 f"the controller at {self.address} has been silent for {_LOST_AFTER_TICKS} s"
             )

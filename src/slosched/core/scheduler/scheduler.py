@@ -104,7 +104,10 @@ class Scheduler:
         self.catalog = Catalog(
             self.cluster, on_loaded=self._model_loaded, settled=self.policy.settled
         )
-        welcome = Welcome(PROTOCOL_VERSION, version, incarnation, self.cluster.config.policy)
+        config = self.cluster.config
+        welcome = Welcome(
+            PROTOCOL_VERSION, version, incarnation, config.policy, config.default_slo_ns
+        )
         self._clients = ClientSessions(
             emit=self._effects.append,
             welcome=welcome,
