@@ -13,13 +13,21 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from slosched import AsyncClient, connect
 from slosched.cli.children import Child, Children
 from slosched.codes import Code
 from slosched.errors import DeadlineExceeded, RequestFailed
-from slosched.messages import ClientHello, Refused, StatusRequest, Welcome
+from slosched.messages import (
+    CancelRequest,
+    ClientHello,
+    InferRequest,
+    Refused,
+    StatusRequest,
+    Welcome,
+)
 from slosched.telemetry.action_log import read_action_log
 from slosched.telemetry.request_log import read_request_log
 from slosched.transport.codec import decode_for_client, encode
@@ -133,7 +141,7 @@ def test_a_worker_killed_mid_run_costs_no_answer_and_is_used_again(two: Cluster)
     log = read_request_log(two.logs / "clockwork_request_log.tsv")
     assert len(log) == 800 and len(set(log["request_id"].tolist())) == 800
     text = two.controller.log.read_text()
-    assert "worker 0 lost" in text and "back after 1 loss" in text
+    assert f"worker 0 (127.0.0.1:{two.ports[0]}) lost" in text and "back after 1 loss" in text
     assert "Traceback" not in text
 
 
@@ -258,7 +266,7 @@ def test_a_controller_without_workers_says_so_and_answers_clients(tmp_path: Path
         )  # fmt: skip
         children.wait_ready(controller, within_s=30)
         eventually(
-            lambda: "no answer from worker(s) 0 of 1" in controller.log.read_text(),
+            lambda: "no answer from worker(s) 0 (127.0.0.1:9) of 1" in controller.log.read_text(),
             within_s=10,
             what="a line about the silence",
         )
@@ -299,3 +307,43 @@ def test_inputs_that_the_controller_makes_up_reach_the_worker(tmp_path: Path) ->
     actions = read_action_log(cluster.logs / "clockwork_action_log.tsv")
     infers = actions["action_type"] == 2
     assert infers.sum() > 0 and set(actions["status"].tolist()) == {0}
+
+
+def test_a_client_that_repeats_itself_with_other_inputs_harms_nobody(two: Cluster) -> None:
+    """A refused duplicate's frame must not become the input of the request that was accepted."""
+    liar = Dealer(two.address, b"liar")
+    size = 4 * 3 * 224 * 224
+
+    async def innocent() -> list[int]:
+        async with connect(two.address) as client:
+            (model,) = await client.load("resnet50_v2")
+            array = np.zeros((3, 224, 224), np.float32)
+
+            async def one() -> int:
+                try:
+                    return (await client.infer(model, array, slo="500ms")).code
+                except RequestFailed as error:
+                    return error.code
+
+            tasks = []
+            for index in range(100):
+                request = InferRequest(
+                    index, model.info.model_id, 0.0, 10**9, 0, (3, 224, 224), "float32"
+                )
+                liar.send([encode(request), b"\0" * size])
+                liar.send([encode(request), b"xx"])
+                liar.send([encode(CancelRequest(10**6 + index)), b"yy"])
+                tasks.append(asyncio.create_task(one()))
+                await asyncio.sleep(0.01)
+            return list(await asyncio.gather(*tasks))
+
+    try:
+        eventually(
+            lambda: liar.send([encode(ClientHello(1, 1, "liar"))]), within_s=5, what="connected"
+        )
+        assert set(asyncio.run(innocent())) == {0}
+    finally:
+        liar.close()
+    two.children.stop()
+    codes = set(read_request_log(two.logs / "clockwork_request_log.tsv")["result"].tolist())
+    assert Code.COPY_INPUT_BAD_SIZES not in codes and Code.OK in codes

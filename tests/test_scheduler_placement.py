@@ -96,7 +96,7 @@ def test_a_failed_load_gives_its_pages_back_and_is_tried_again_while_it_is_wante
     rig.scheduler.cluster.send_evict(
         rig.scheduler.cluster.gpus[0], rig.scheduler.cluster.models[2], now_ns=rig.now_ns
     )
-    request = rig.infer(models[2], slo_ms=100)
+    request = rig.infer(models[2], slo_ms=1000)
     rig.step(0)
     (load,) = rig.to_worker(LoadWeights)
     rig.from_worker(
@@ -106,10 +106,12 @@ def test_a_failed_load_gives_its_pages_back_and_is_tried_again_while_it_is_wante
     )
     (gpu,) = rig.scheduler.cluster.gpus.values()
     assert gpu.free_pages == 1
-    rig.infer(models[2], slo_ms=100)
-    rig.step(1)
+    for at_ms in range(1, 99):
+        rig.step(at_ms)
+    assert len(rig.to_worker(LoadWeights)) == 1, "not again at once: it would fail again and again"
+    rig.step(101)
     assert len(rig.to_worker(LoadWeights)) == 2
-    rig.step(9)
+    rig.step(110)
     rig.weights_loaded()
     assert rig.outstanding() and not rig.answered(request)
 

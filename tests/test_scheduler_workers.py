@@ -9,13 +9,18 @@ from slosched.core.scheduler.interface import ActionDone, FromClient, Note, Send
 from slosched.core.scheduler.sessions import TICK_NS
 from slosched.messages import (
     ControllerHello,
+    ErrorResult,
+    GpuInfo,
     Heartbeat,
     HeartbeatAck,
     Infer,
+    InferResult,
     LoadModel,
     LoadModelReply,
     LoadModelRequest,
+    LoadModelResult,
     LoadWeights,
+    Span,
     WorkerRefused,
     WorkerWelcome,
 )
@@ -113,16 +118,189 @@ def test_a_worker_that_returns_is_given_its_models_and_used_again() -> None:
     assert rig.scheduler.cluster.workers[0].times_lost == 1
 
 
-def test_weights_that_a_worker_kept_need_not_be_loaded_again() -> None:
+def test_a_new_session_starts_with_empty_pages() -> None:
     rig, (model,) = Rig.ready()
     rig.handle(SendFailed(0, Infer(50, 1, 0, 0, 0, 0, 0, 1, 1)))
     rig.step(10)
     rig.effects.clear()
-    rig.join(session=51, resident=(model.model_id,))
-    rig.prepared()
-    assert not rig.to_worker(LoadWeights)
+    rig.join(session=51)
     (gpu,) = rig.scheduler.cluster.gpus.values()
-    assert list(gpu.resident) == [model.model_id] and gpu.free_pages == gpu.pages - 1
+    assert gpu.free_pages == gpu.pages
+    rig.prepared()
+    assert [a.model_id for a in rig.to_worker(LoadWeights)] == [model.model_id]
+
+
+def test_a_failed_send_of_an_old_session_leaves_the_new_one_alone() -> None:
+    rig, _ = Rig.ready()
+    rig.join(session=60)
+    rig.handle(SendFailed(0, Infer(50, 1, 0, 0, 0, 0, 0, 1, 1)))
+    assert rig.scheduler.ready()
+
+
+def test_a_hello_that_could_not_be_said_is_said_at_the_next_tick() -> None:
+    rig = Rig()
+    rig.step(0)
+    (hello,) = rig.to_worker(ControllerHello)
+    rig.handle(SendFailed(0, hello))
+    rig.step(TICK_MS)
+    assert len(rig.to_worker(ControllerHello)) == 2
+
+
+def test_a_worker_that_beats_but_does_not_report_is_lost_and_its_requests_end() -> None:
+    rig, (model,) = Rig.ready(workers=2)
+    request = rig.infer(model, slo_ms=60_000)
+    rig.step(0)
+    assert len(rig.outstanding(0)) == 1
+    at_ms = 0.0
+    while not rig.outstanding(1) and at_ms < 20_000:
+        at_ms += TICK_MS
+        rig.now_ns = T0 + round(at_ms * MS)
+        beat(rig, 0, 50)
+        beat(rig, 1, 51)
+        rig.step()
+    assert 4_000 < at_ms < 6_000
+    assert any("does not report action" in n for n in notes(rig))
+    (again,) = rig.outstanding(1)
+    rig.now_ns += 4 * MS
+    rig.finish(again, begin_ms=at_ms + 1, worker_id=1)
+    rig.step()
+    assert rig.reply(request).code == Code.OK
+
+
+def test_a_pause_teaches_nothing_about_the_path() -> None:
+    rig, (model,) = Rig.ready()
+    rig.now_ns = T0 + 20_000 * MS
+    for i in range(100):  # heartbeats of twenty seconds, read at once
+        rig.from_worker(Heartbeat(50, T0 + i * 200 * MS, 0, 1000))
+    request = rig.infer(model, slo_ms=20)
+    rig.step()
+    assert not rig.answered(request) and len(rig.outstanding()) == 1
+
+
+def test_a_result_that_lies_about_time_is_cut_to_what_can_be() -> None:
+    rig, (model,) = Rig.ready()
+    rig.infer(model, slo_ms=50)
+    rig.step(0)
+    (infer,) = rig.outstanding()
+    span = Span(rig.now_ns, 2**62, -(10**18))
+    rig.now_ns = T0 + 3 * MS
+    rig.from_worker(
+        InferResult(infer.session, infer.action_id, span, span, span, 0, 0, 0, T0, 2**62)
+    )
+    rig.step()
+    later = rig.infer(model, slo_ms=20)
+    rig.step()
+    assert not rig.answered(later)
+    (again,) = rig.outstanding()
+    assert again.expected_duration_ns == 2 * MS
+
+
+def test_a_worker_cannot_report_another_ones_action() -> None:
+    rig, (model,) = Rig.ready(workers=2)
+    request = rig.infer(model, slo_ms=50)
+    rig.step(0)
+    (infer,) = rig.outstanding(0)
+    rig.now_ns = T0 + 3 * MS
+    span = Span(T0 + MS, T0 + 3 * MS, 2 * MS)
+    rig.from_worker(InferResult(51, infer.action_id, span, span, span, 0, 0, 0, T0, T0), 1)
+    rig.step()
+    assert not rig.answered(request)
+
+
+def test_impossible_gpus_and_models_are_refused_in_words_and_the_controller_goes_on() -> None:
+    rig = Rig()
+    rig.hello()
+    for gpus in ((), (GpuInfo(0, "g", -5, 1),), (GpuInfo(0, "g", 5, 1), GpuInfo(0, "g", 5, 1))):
+        rig.from_worker(WorkerWelcome(1, 50, "t", "h", 1, "cpu", gpus, ("net",)))
+    rig.step()
+    assert not rig.scheduler.ready()
+    assert sum("is not used" in n for n in notes(rig)) == 3
+    rig.join()
+    rig.handle(FromClient(b"c", LoadModelRequest(9, "net", 1)))
+    rig.step()
+    (load,) = rig.to_worker(LoadModel)
+    rig.from_worker(
+        LoadModelResult(
+            50, load.action_id, Span(0, 0, 0), 1, (1, 2), (5,), 1, 1, 1, (4,), "float32", (2,),
+            "float32", True, 0, 0,
+        )
+    )  # fmt: skip
+    rig.step()
+    (reply,) = rig.to_client(LoadModelReply)
+    assert reply.code == Code.RUNTIME_ERROR and "2 batch sizes and 1 exec times" in reply.reason
+
+
+def test_the_last_worker_that_prepared_a_model_dies_while_another_fails() -> None:
+    rig = Rig(workers=2)
+    rig.hello()
+    rig.join(0, session=50)
+    rig.join(1, session=51)
+    rig.handle(FromClient(b"c", LoadModelRequest(9, "net", 1)))
+    rig.step()
+    rig.prepared(0)
+    rig.handle(SendFailed(0, Infer(50, 1, 0, 0, 0, 0, 0, 1, 1)))
+    (load,) = rig.to_worker(LoadModel, 1)
+    rig.from_worker(ErrorResult(51, load.action_id, 0, Code.RUNTIME_ERROR, "no memory"), 1)
+    rig.step()
+    (reply,) = rig.to_client(LoadModelReply)
+    assert reply.code == Code.RUNTIME_ERROR and "no memory" in reply.reason
+
+
+def test_every_waiting_client_hears_the_same_reason_and_the_next_one_a_new_try() -> None:
+    rig = Rig()
+    rig.hello()
+    rig.hello(b"d")
+    rig.join()
+    rig.handle(FromClient(b"c", LoadModelRequest(1, "net", 1)))
+    rig.handle(FromClient(b"d", LoadModelRequest(2, "net", 1)))
+    rig.step()
+    (load,) = rig.to_worker(LoadModel)
+    rig.from_worker(ErrorResult(50, load.action_id, 0, Code.INVALID_MODEL_PATH, "torn file"))
+    rig.step()
+    assert [r.reason for r in rig.to_client(LoadModelReply)] == ["cannot load 'net': torn file"] * 2
+    rig.handle(FromClient(b"d", LoadModelRequest(3, "net", 1)))
+    rig.step()
+    assert len(rig.to_worker(LoadModel)) == 2
+    rig.prepared()
+    rig.weights_loaded()
+    assert rig.to_client(LoadModelReply)[-1].code == 0
+
+
+def test_a_joining_worker_does_not_hold_up_models_that_others_have() -> None:
+    rig, (model,) = Rig.ready(workers=2)
+    rig.join(1, session=77)  # it prepares `net` and never answers
+    rig.hello(b"d")
+    rig.handle(FromClient(b"d", LoadModelRequest(30, "net", 1)))
+    rig.step()
+    assert [m.model_id for m in rig.to_client(LoadModelReply)[-1].models] == [model.model_id]
+
+
+def test_a_preparation_that_never_ends_is_given_up() -> None:
+    rig = Rig()
+    rig.hello()
+    rig.join()
+    rig.handle(FromClient(b"c", LoadModelRequest(1, "net", 1)))
+    rig.step()
+    rig.now_ns = T0 + 601_000 * MS
+    beat(rig)
+    rig.step()
+    (reply,) = rig.to_client(LoadModelReply)
+    assert reply.code == Code.LOAD_MODEL_TOO_LATE
+
+
+def test_b1_is_not_taken_from_a_worker_that_offers_another_model_of_that_name() -> None:
+    rig = Rig(workers=2)
+    rig.hello()
+    rig.join(0, session=50)
+    rig.join(1, session=51)
+    rig.handle(FromClient(b"c", LoadModelRequest(9, "net", 1)))
+    rig.step()
+    rig.prepared(0)
+    rig.prepared(1, scale=0.001, pages=7)
+    rig.weights_loaded(0)
+    (reply,) = rig.to_client(LoadModelReply)
+    assert reply.models[0].b1_ns == 2 * MS
+    assert any("offers another" in n for n in notes(rig))
 
 
 def test_a_restarted_worker_is_noticed_by_its_new_session() -> None:

@@ -80,14 +80,16 @@ def test_heartbeats_say_what_is_prepared_and_go_on_meanwhile() -> None:
     assert last.activity == "preparing net (1 more waiting)" and last.pending == 2
 
 
-def test_the_same_controller_gets_a_new_session_and_its_models_but_not_its_old_queue() -> None:
+def test_the_same_controller_gets_a_new_session_with_its_models_but_neither_queue_nor_pages() -> (
+    None
+):
     worker = VirtualWorker().serving()
     worker.infer(earliest=worker.now + 20 * MS)
     worker.give(ControllerHello(PROTOCOL_VERSION, 7), peer=b"reconnected")
     cancelled, welcome = worker.answers()
     assert isinstance(cancelled, ErrorResult) and cancelled.code == Code.CANCELLED
     assert isinstance(welcome, WorkerWelcome)
-    assert welcome.incarnation == 101 and welcome.gpus[0].resident == (0,)
+    assert welcome.incarnation == 101 and welcome.gpus[0].resident == ()
     worker.run(50 * MS)
     assert worker.answers() == [], "nothing of the old session runs beside the new one"
     worker.give(GetWorkerState(worker.session, 1), peer=b"reconnected")
@@ -104,7 +106,7 @@ def test_a_renewed_session_begins_when_what_runs_has_ended() -> None:
     assert not any(isinstance(message, WorkerWelcome) for _, message in worker.sent)
     worker.run(50 * MS)
     welcomes = [message for _, message in worker.sent if isinstance(message, WorkerWelcome)]
-    assert [w.gpus[0].resident for w in welcomes] == [(0,)]
+    assert [w.gpus[0].resident for w in welcomes] == [()], "and its pages are free"
 
 
 def test_a_second_controller_is_refused_while_the_first_is_heard() -> None:

@@ -27,7 +27,8 @@ HARD_LIMIT_BYTES = 256 * 1024 * 1024
 #: As a plain int: going through the enum's own operator costs microseconds on every wake-up.
 _POLLIN = int(zmq.POLLIN)
 _HIGH_WATER_MARK = 10_000
-_DRAIN_AT_MOST = 512  # messages per drain, so that one flood cannot hold the loop
+_DRAIN_AT_MOST = 512  # messages per drain, so that one flood cannot hold the loop,
+_DRAIN_BYTES = 2 * MAX_MESSAGE_BYTES  # nor fill the memory
 
 Message = list[Frame]
 
@@ -112,11 +113,13 @@ class Router(_Port):
     def receive(self) -> list[tuple[bytes, list[Frame]]]:
         """Everything that waits, up to a bound, as (peer, frames). `frames` may be empty or garbage."""
         received: list[tuple[bytes, list[Frame]]] = []
-        while len(received) < _DRAIN_AT_MOST:
+        taken_bytes = 0
+        while len(received) < _DRAIN_AT_MOST and taken_bytes < _DRAIN_BYTES:
             parts = self._receive()
             if parts is None:
                 break
             received.append((bytes(parts[0]), parts[1:]))
+            taken_bytes += total_bytes(parts)
         return received
 
     def send(self, peer: bytes, frames: Sequence[Frame]) -> bool:

@@ -15,7 +15,8 @@ from slosched.codes import Code
 from slosched.config import canonical_model
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToClient, ToWorker
-from slosched.core.scheduler.state import Client, Gpu, Model, ModelState, Worker, WorkerState
+from slosched.core.scheduler.state import Client, Gpu, Model, ModelState, Worker
+from slosched.core.scheduler.validation import what_is_wrong_with_model
 from slosched.messages import (
     ErrorResult,
     ListModelsReply,
@@ -51,6 +52,7 @@ class _Preparation:
 
     worker: Worker
     models: list[Model]
+    latest_ns: int
 
 
 class Catalog:
@@ -92,7 +94,7 @@ class Catalog:
 
     def loadable(self) -> tuple[str, ...]:
         """Names that at least one joined worker offers, sorted."""
-        names = {n: None for w in self._joined() for n in w.loadable}
+        names = {n: None for w in self._cluster.joined() for n in w.loadable}
         return tuple(sorted(names))
 
     def release(self, client: Client) -> None:
@@ -116,6 +118,9 @@ class Catalog:
         for action_id, preparation in list(self._preparing.items()):
             if preparation.worker is worker:
                 del self._preparing[action_id]
+        reason = f"worker {worker.label} was lost while it loaded the model"
+        for name in list(self._by_name):
+            self._give_up(name, Code.CANCELLED, reason)
         self.advance(now_ns=now_ns)
 
     def prepared(self, worker: Worker, result: LoadModelResult, *, now_ns: int) -> None:
@@ -123,22 +128,29 @@ class Catalog:
         if preparation is None:
             return
         name = preparation.models[0].name
-        worker.prepared[name] = result
+        wrong = what_is_wrong_with_model(result)
+        if wrong:
+            self._cluster.emit(
+                Note("warning", f"worker {worker.label} offers {name!r}, but {wrong}")
+            )
+            self._give_up(name, Code.RUNTIME_ERROR, wrong)
+            self.advance(now_ns=now_ns)
+            return
         for model in preparation.models:
             reference = model.result
             if reference is not None and _signature(reference) != _signature(result):
                 self._cluster.emit(
                     Note(
                         "warning",
-                        f"worker {worker.worker_id} offers another {name!r} than the others (shapes "
+                        f"worker {worker.label} offers another {name!r} than the others (tensors, pages: "
                         f"{_signature(result)} against {_signature(reference)}): it is not used there",
                     )
                 )
                 continue
             model.result = reference or result
-            model.pages = max(model.pages, result.pages)
+            model.pages = result.pages
+            worker.prepared[name] = result
             worker.instances[model.model_id] = model
-            self._restore_residency(worker, model)
             self._on_loaded(model, worker.gpus, now_ns)
         self.advance(now_ns=now_ns)
 
@@ -149,25 +161,36 @@ class Catalog:
             return False
         name = preparation.models[0].name
         self._cluster.emit(
-            Note("warning", f"worker {worker.worker_id} cannot load {name!r}: {result.reason}")
+            Note("warning", f"worker {worker.label} cannot load {name!r}: {result.reason}")
         )
-        self._failures[name] = (result.code, result.reason)
+        self._give_up(name, result.code, result.reason)
         self.advance(now_ns=now_ns)
         return True
 
-    def _restore_residency(self, worker: Worker, model: Model) -> None:
-        """The worker kept weights while we were apart: count their pages again."""
-        for gpu in worker.gpus:
-            if (gpu.gpu_id, model.model_id) not in worker.resident_at_join:
-                continue
-            if model.model_id not in gpu.resident and gpu.free_pages >= model.pages:
-                gpu.free_pages -= model.pages
-                self._cluster.add_residency(gpu, model)
+    def _preparing_name(self, name: str) -> bool:
+        return any(p.models[0].name == name for p in self._preparing.values())
+
+    def _give_up(self, name: str, code: int, reason: str) -> None:
+        """A preparation of `name` ended badly. Was it the last hope of some instances?"""
+        self._failures[name] = (code, reason)
+        if self._preparing_name(name):
+            return
+        ready = any(name in w.prepared for w in self._cluster.joined())
+        for model in list(self._by_name.get(name, ())):
+            if model.state is ModelState.LOADING and not ready:
+                model.state = ModelState.FAILED
+                self._by_name[name].remove(model)
+                self._cluster.models.pop(model.model_id, None)
 
     # ------------------------------------------------------------------------------ progress
 
     def advance(self, *, now_ns: int) -> None:
         """Move every waiting load as far as it goes. Cheap when nothing waits."""
+        for action_id, preparation in list(self._preparing.items()):
+            if now_ns > preparation.latest_ns:
+                del self._preparing[action_id]
+                reason = f"worker {preparation.worker.label} did not finish within ten minutes"
+                self._give_up(preparation.models[0].name, Code.LOAD_MODEL_TOO_LATE, reason)
         if self._waiting:
             self._waiting = [w for w in self._waiting if not self._advance_one(w, now_ns)]
 
@@ -179,7 +202,7 @@ class Catalog:
         """Returns True when `waiting` was answered."""
         message, client = waiting.message, waiting.client
         name = canonical_model(message.name)
-        joined = self._joined()
+        joined = self._cluster.joined()
         if not joined:
             if now_ns < waiting.give_up_ns:
                 return False
@@ -193,18 +216,20 @@ class Catalog:
             return True
         if not waiting.models:
             waiting.models = self._instances(name, message.copies, joined, now_ns=now_ns)
-        if any(p.models[0].name == name for p in self._preparing.values()):
+        if any(model.state is ModelState.FAILED for model in waiting.models):
+            code, reason = self._failures[name]
+            self._reply(client, message, code, f"cannot load {name!r}: {reason}")
+            return True
+        unloaded = any(model.state is ModelState.LOADING for model in waiting.models)
+        if unloaded and self._preparing_name(name):
             return False
-        if any(model.result is None for model in waiting.models):
-            return self._fail(waiting, name)
         if not waiting.loaded:
             waiting.loaded = True
             self._freeze(waiting.models, joined)
         if not all(self._settled(model) for model in waiting.models):
             return False
         for model in waiting.models:
-            model.clients[client.identity] = None
-            client.models[model.model_id] = model
+            self.used_by(client, model)
         self._reply(client, message, Code.OK, "", tuple(m.info() for m in waiting.models))
         return True
 
@@ -221,17 +246,17 @@ class Catalog:
             model.b1_ns = min(singles)
             model.state = ModelState.LOADED
 
-    def _fail(self, waiting: _Waiting, name: str) -> bool:
-        for model in waiting.models:
-            if model.result is None and model.state is not ModelState.FAILED:
-                model.state = ModelState.FAILED
-                self._by_name[name].remove(model)
-                self._cluster.models.pop(model.model_id, None)
-        code, reason = self._failures.pop(
-            name, (Code.RUNTIME_ERROR, "the workers that were loading it were lost")
-        )
-        self._reply(waiting.client, waiting.message, code, f"cannot load {name!r}: {reason}")
-        return True
+    def abandon(self) -> None:
+        """Answer the loads that wait: the process ends."""
+        for waiting in self._waiting:
+            reason = "the controller is shutting down"
+            self._reply(waiting.client, waiting.message, Code.SHUTTING_DOWN, reason)
+        self._waiting.clear()
+
+    def used_by(self, client: Client, model: Model) -> None:
+        """`client` uses `model` until it leaves."""
+        model.clients[client.identity] = None
+        client.models[model.model_id] = model
 
     def _instances(
         self, name: str, copies: int, joined: list[Worker], *, now_ns: int
@@ -255,7 +280,8 @@ class Catalog:
         """One LoadModel for each run of consecutive ids."""
         for run in _runs(models):
             action_id = self._cluster.next_action_id()
-            self._preparing[action_id] = _Preparation(worker, run)
+            self._preparing[action_id] = _Preparation(worker, run, now_ns + _PREPARE_WITHIN_NS)
+            self._failures.pop(name, None)
             config = self._cluster.config
             assert config.max_batch is not None and config.max_exec_ns is not None
             action = LoadModel(
@@ -271,9 +297,6 @@ class Catalog:
             )
             self._cluster.emit(ToWorker(worker.worker_id, action))
 
-    def _joined(self) -> list[Worker]:
-        return [w for w in self._cluster.workers.values() if w.state is WorkerState.JOINED]
-
     def _reply(
         self,
         client: Client,
@@ -287,7 +310,9 @@ class Catalog:
 
 
 def _signature(result: LoadModelResult) -> tuple[object, ...]:
-    return (result.input_shape, result.input_dtype, result.output_shape, result.output_dtype)
+    """What must be the same on all workers: the tensors, and the pages the weights take."""
+    tensors = (result.input_shape, result.input_dtype, result.output_shape, result.output_dtype)
+    return (*tensors, result.pages)
 
 
 def _runs(models: list[Model]) -> list[list[Model]]:

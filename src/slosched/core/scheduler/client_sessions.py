@@ -11,6 +11,7 @@ from slosched.core.scheduler.sessions import TICK_NS
 from slosched.core.scheduler.state import Client, Request
 from slosched.messages import PROTOCOL_VERSION, ClientHello, Refused, Welcome
 
+_NAME_LENGTH = 64
 _TICKS_UNTIL_LOST = CLIENT_LOST_AFTER_NS // TICK_NS
 
 
@@ -44,7 +45,8 @@ class ClientSessions:
             self.drop(identity, "it was restarted")
             known = None
         if known is None:
-            self.by_identity[identity] = Client(identity, message.incarnation, message.name)
+            name = "".join(c for c in message.name[:_NAME_LENGTH] if c.isprintable())
+            self.by_identity[identity] = Client(identity, message.incarnation, name)
         self._emit(ToClient(identity, self._welcome))
 
     def drop(self, identity: bytes, why: str) -> None:

@@ -19,6 +19,7 @@ from slosched.core.scheduler.state import (
     Request,
     RequestState,
     Worker,
+    WorkerState,
 )
 from slosched.messages import (
     NO_SPAN,
@@ -33,7 +34,6 @@ from slosched.messages import (
 )
 from slosched.units import tensor_bytes
 
-#: How a policy ends a request: (request, code, reason, the plan that was looked at).
 ActionResult = ErrorResult | InferResult | LoadWeightsResult | EvictWeightsResult
 
 #: Evictions have no deadline.
@@ -61,6 +61,19 @@ class Cluster:
     def likely_start_ns(self, gpu: Gpu, now_ns: int) -> int:
         """When an Infer decided now will start on `gpu` as often as not."""
         return max(now_ns + gpu.worker.transit.expected_ns, gpu.exec.busy_until_ns)
+
+    def joined(self) -> list[Worker]:
+        """Workers with a session, in the order of their numbers."""
+        return [w for w in self.workers.values() if w.state is WorkerState.JOINED]
+
+    def action_of(
+        self, worker: Worker, action_id: int, kind: ActionType | None = None
+    ) -> ActionState | None:
+        """The outstanding action of that number, if it is `worker`'s (and of `kind`)."""
+        action = self.actions.get(action_id)
+        if action is None or action.gpu.worker is not worker:
+            return None
+        return action if kind in (None, action.action_type) else None
 
     def next_action_id(self) -> int:
         action_id = self._next_action_id
@@ -101,7 +114,6 @@ class Cluster:
         gpu.resident[model.model_id] = model
         model.last_used_ns = now_ns
         gpu.exec.add(action)
-        gpu.version += 1
         sizes = tuple(r.input_bytes or self._generated_bytes(model) for r in requests)
         self.emit(
             ToWorker(
@@ -235,7 +247,6 @@ class Cluster:
     def add_residency(self, gpu: Gpu, model: Model) -> None:
         gpu.resident[model.model_id] = model
         model.resident_on[gpu.index] = gpu
-        gpu.version += 1
 
     def _drop_residency(self, gpu: Gpu, model: Model) -> None:
         gpu.resident.pop(model.model_id, None)
@@ -246,13 +257,13 @@ class Cluster:
         gpu = action.gpu
         del self.actions[action.action_id]
         gpu.exec.finish(action, end_ns=result.exec.end_ns)
-        gpu.version += 1
         gpu.busy_ns += result.exec.duration_ns
         gpu.clock_mhz = result.gpu_clock_mhz
         gpu.exec_table(action.model).add(action.batch_class, result.exec.duration_ns)
         # Loads come in bursts and wait behind one another on the wire: they would teach the wrong lesson.
-        gpu.worker.transit.add(max(0, result.received_ns - action.sent_ns))
-        gpu.worker.returns.add(max(0, now_ns - result.exec.end_ns))
+        gpu.worker.learn_path(
+            there_ns=result.received_ns - action.sent_ns, back_ns=now_ns - result.exec.end_ns
+        )
 
     def load_finished(self, action: ActionState, result: LoadWeightsResult, *, now_ns: int) -> None:
         gpu, model = action.gpu, action.model
@@ -260,6 +271,7 @@ class Cluster:
         gpu.weights.finish(action, end_ns=result.span.end_ns)
         gpu.loading.pop(model.model_id, None)
         gpu.transfer(model).add(result.span.duration_ns)
+        gpu.failed_loads.pop(model.model_id, None)
         self.add_residency(gpu, model)
         self._log(action, Code.OK, now_ns, result.span, result, goodput_ns=result.span.duration_ns)
 
@@ -278,7 +290,6 @@ class Cluster:
         del self.actions[action.action_id]
         if action.action_type is ActionType.INFER:
             gpu.exec.finish(action, end_ns=now_ns)
-            gpu.version += 1
             if code == Code.EXEC_WEIGHTS_MISSING and model.model_id in gpu.resident:
                 # The worker does not have what we thought it had: our page goes back to free.
                 self._drop_residency(gpu, model)
@@ -287,6 +298,7 @@ class Cluster:
             gpu.weights.finish(action, end_ns=now_ns)
             gpu.loading.pop(model.model_id, None)
             gpu.free_pages += model.pages
+            gpu.load_failed(model, now_ns=now_ns)
         else:
             gpu.weights.outstanding.remove(action)
         self._log(action, code, now_ns, NO_SPAN, result)
@@ -348,7 +360,6 @@ class Cluster:
         for model in list(gpu.resident.values()):
             self._drop_residency(gpu, model)
         gpu.loading.clear()
-        gpu.version += 1
         for action in lost:
             self.actions.pop(action.action_id, None)
         return lost

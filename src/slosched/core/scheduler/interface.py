@@ -28,11 +28,15 @@ RequestKey = int
 
 @dataclass(frozen=True, slots=True)
 class FromClient:
-    """A client's message. `input_bytes` counts the frames behind it (0: inputs off)."""
+    """A client's message. `input_bytes` counts the frame behind it (0: inputs off).
+
+    `input_key` is the shell's name for that frame, one for each message; Accepted gives it back.
+    """
 
     client: bytes
     message: ClientMessage
     input_bytes: int = 0
+    input_key: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +91,13 @@ class ToWorker:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The client's InferRequest that brought an input is `key` from now on.
+    """The request that brought the input `input_key` is `key` from now on.
 
-    The shell keeps the input under the key until RequestDone. Comes before any effect that needs it.
+    The shell keeps the input under that until RequestDone. Comes before any effect that needs it.
     """
 
     key: RequestKey
-    client: bytes
-    request_id: int
+    input_key: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ class Placement:
             self._fill_free_pages(now_ns)
 
     def _can_load(self, gpu: Gpu, now_ns: int) -> bool:
-        """One load runs, the next is sent just before it ends."""
+        """One load runs; the next may be sent when that is about to end."""
         loads = len(gpu.loading)
         if loads >= 2:
             return False
@@ -148,6 +148,8 @@ class Placement:
                     return True  # on its way
                 continue
             if model.model_id in gpu.resident or not self._can_load(gpu, now_ns):
+                continue
+            if not gpu.may_load(model, now_ns):
                 continue
             ready_ns = self.load_ready_ns(gpu, model, now_ns)
             if ready_ns is not None:

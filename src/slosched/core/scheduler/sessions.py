@@ -7,15 +7,17 @@ everybody dead when it wakes: one late tick is one tick.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from slosched.config import LOST_AFTER_NS
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToWorker
 from slosched.core.scheduler.state import ActionState, Gpu, Worker, WorkerState
+from slosched.core.scheduler.validation import what_is_wrong_with_worker
 from slosched.messages import (
     PROTOCOL_VERSION,
     ControllerHello,
+    ControllerToWorker,
     Heartbeat,
     HeartbeatAck,
     WorkerRefused,
@@ -26,6 +28,7 @@ from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 _TICKS_UNTIL_LOST = 4
 TICK_NS = LOST_AFTER_NS // (_TICKS_UNTIL_LOST + 1)
 _HELLO_EVERY_NS = NS_PER_S // 2
+_OVERDUE_TICKS_UNTIL_LOST = 5 * NS_PER_S // TICK_NS
 _TRUSTED_CLOCK_ERROR_NS = 5 * NS_PER_MS
 _REPORT_SILENCE_EVERY_NS = 3 * NS_PER_S
 
@@ -39,6 +42,7 @@ class Sessions:
         *,
         worker_count: int,
         incarnation: int,
+        addresses: Sequence[str] = (),
         on_joined: Callable[[Worker, int], None],
         on_gpu_removed: Callable[[Gpu], None],
         on_lost: Callable[[Worker, list[ActionState], int], None],
@@ -51,11 +55,8 @@ class Sessions:
         self._next_gpu_index = 0
         self._report_due_ns = 0
         for worker_id in range(worker_count):
-            cluster.workers[worker_id] = Worker(worker_id)
-
-    @property
-    def joined(self) -> list[Worker]:
-        return [w for w in self._cluster.workers.values() if w.state is WorkerState.JOINED]
+            address = addresses[worker_id] if worker_id < len(addresses) else ""
+            cluster.workers[worker_id] = Worker(worker_id, address)
 
     # ------------------------------------------------------------------------------ facts
 
@@ -64,9 +65,13 @@ class Sessions:
         if message.protocol != PROTOCOL_VERSION:
             self._note(
                 "warning",
-                f"worker {worker.worker_id} speaks protocol {message.protocol}, this controller "
+                f"worker {worker.label} speaks protocol {message.protocol}, this controller "
                 f"{PROTOCOL_VERSION}: install the same version of slosched on both",
             )
+            return
+        wrong = what_is_wrong_with_worker(message)
+        if wrong:
+            self._note("warning", f"worker {worker.label} is not used: {wrong}")
             return
         if worker.state is WorkerState.JOINED:
             if worker.session == message.incarnation:
@@ -78,9 +83,6 @@ class Sessions:
         worker.device, worker.version = message.device, message.version
         worker.loadable = message.loadable
         worker.heard, worker.silent_ticks = True, 0
-        worker.resident_at_join = tuple(
-            (gpu.gpu_id, model_id) for gpu in message.gpus for model_id in gpu.resident
-        )
         room = self._cluster.config.max_gpus - len(self._cluster.gpus)
         for info in message.gpus[: max(0, room)]:
             gpu = Gpu(
@@ -97,13 +99,24 @@ class Sessions:
         again = f" (back after {worker.times_lost} loss(es))" if worker.times_lost else ""
         self._note(
             "info",
-            f"worker {worker.worker_id} on {worker.host} joined: {len(worker.gpus)} GPU(s) in use, "
+            f"worker {worker.label} on {worker.host} joined: {len(worker.gpus)} GPU(s) in use, "
             f"{worker.device}{again}",
         )
         self._on_joined(worker, now_ns)
 
-    def refused(self, worker: Worker, message: WorkerRefused) -> None:
-        self._note("warning", f"worker {worker.worker_id} refuses us: {message.reason}")
+    def refused(self, worker: Worker, message: WorkerRefused, *, now_ns: int) -> None:
+        if now_ns >= worker.refusal_noted_ns:
+            worker.refusal_noted_ns = now_ns + _REPORT_SILENCE_EVERY_NS
+            self._note("warning", f"worker {worker.label} refuses us: {message.reason}")
+
+    def send_failed(self, worker: Worker, message: ControllerToWorker, *, now_ns: int) -> None:
+        """A message could not be queued: the session it belongs to is over."""
+        if isinstance(message, ControllerHello):
+            worker.hello_due_ns = now_ns  # it was not said; again as soon as there is a connection
+            return
+        ours = getattr(message, "session", worker.session) == worker.session
+        if worker.state is WorkerState.JOINED and ours:
+            self.lose(worker, "its connection broke", now_ns=now_ns)
 
     def heartbeat(self, worker: Worker, message: Heartbeat, *, now_ns: int) -> None:
         self._cluster.emit(
@@ -115,9 +128,8 @@ class Sessions:
         # A heartbeat's way here says what the wire and both loops cost when no Infer does, so that a
         # path once found slow is not given up for good: nothing sent would mean nothing learnt.
         delay_ns = now_ns - (message.sent_ns - message.clock_offset_ns)
-        if message.clock_error_ns < _TRUSTED_CLOCK_ERROR_NS and delay_ns > 0:
-            worker.transit.add(delay_ns)
-            worker.returns.add(delay_ns)
+        if message.clock_error_ns < _TRUSTED_CLOCK_ERROR_NS:
+            worker.learn_path(there_ns=delay_ns, back_ns=delay_ns)
         worker.clock_offset_ns = message.clock_offset_ns
         worker.clock_error_ns = message.clock_error_ns
         worker.activity = message.activity
@@ -132,11 +144,27 @@ class Sessions:
                 self._greet(worker, now_ns=now_ns)
             elif worker.heard:
                 worker.heard, worker.silent_ticks = False, 0
+                self._watch(worker, now_ns=now_ns)
             else:
                 worker.silent_ticks += 1
                 if worker.silent_ticks >= _TICKS_UNTIL_LOST:
                     self.lose(worker, "silent", now_ns=now_ns)
         self._report_silence(now_ns)
+
+    def _watch(self, worker: Worker, *, now_ns: int) -> None:
+        """Lose a worker that is alive but does not report what it was given.
+
+        Its result was lost, or its device hangs: without an end to it, that GPU would stay closed and
+        the action's requests unanswered for ever. Counted in ticks, as silence is.
+        """
+        for gpu in worker.gpus:
+            heads = [e.outstanding[0] for e in (gpu.exec, gpu.weights) if e.outstanding]
+            late = [a for a in heads if now_ns > a.predicted_end_ns + a.expected_duration_ns]
+            gpu.overdue_ticks = gpu.overdue_ticks + 1 if late else 0
+            if gpu.overdue_ticks >= _OVERDUE_TICKS_UNTIL_LOST:
+                action_id = late[0].action_id
+                self.lose(worker, f"it does not report action {action_id}", now_ns=now_ns)
+                return
 
     def _greet(self, worker: Worker, *, now_ns: int) -> None:
         if now_ns < worker.hello_due_ns:
@@ -153,7 +181,7 @@ class Sessions:
         self._report_due_ns = now_ns + _REPORT_SILENCE_EVERY_NS
         silent = [w for w in self._cluster.workers.values() if w.state is WorkerState.SILENT]
         if silent:
-            names = ", ".join(str(w.worker_id) for w in silent)
+            names = ", ".join(w.label for w in silent)
             self._note(
                 "warning",
                 f"no answer from worker(s) {names} of {len(self._cluster.workers)}; still trying every "
@@ -176,7 +204,7 @@ class Sessions:
         worker.instances.clear()
         self._note(
             "warning",
-            f"worker {worker.worker_id} lost ({why}); {len(lost)} action(s) of it are planned anew or answered",
+            f"worker {worker.label} lost ({why}); {len(lost)} action(s) of it are planned anew or answered",
         )
         self._on_lost(worker, lost, now_ns)
 

@@ -17,8 +17,10 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from slosched.codes import ActionType
+from slosched.config import LOST_AFTER_NS
 from slosched.core.scheduler.estimators import ExecTable, WindowEstimator
 from slosched.messages import LoadModelResult, ModelInfo
+from slosched.units import NS_PER_MS, NS_PER_S
 
 
 class RequestState(IntEnum):
@@ -203,13 +205,23 @@ class Gpu:
     loading: dict[int, Model] = field(default_factory=dict)
     tables: dict[str, ExecTable] = field(default_factory=dict)
     transfers: dict[str, WindowEstimator] = field(default_factory=dict)
-    #: Bumped whenever its outlook changes, so that heap entries about it can be told stale.
-    version: int = 0
     busy_ns: int = 0  # exec time so far, for status
+    overdue_ticks: int = 0  # how long an action has been due that was not reported
+    #: Model id -> (not before, pause): loads that failed here are tried again after a pause.
+    failed_loads: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return f"W{self.worker.worker_id}-GPU{self.gpu_id}"
+
+    def load_failed(self, model: Model, *, now_ns: int) -> None:
+        """Wait before the next try, twice as long each time."""
+        _, pause_ns = self.failed_loads.get(model.model_id, (0, _FIRST_PAUSE_NS // 2))
+        pause_ns = min(2 * pause_ns, _LONGEST_PAUSE_NS)
+        self.failed_loads[model.model_id] = (now_ns + pause_ns, pause_ns)
+
+    def may_load(self, model: Model, now_ns: int) -> bool:
+        return now_ns >= self.failed_loads.get(model.model_id, (0, 0))[0]
 
     def exec_table(self, model: Model) -> ExecTable:
         table = self.tables.get(model.name)
@@ -235,6 +247,10 @@ class WorkerState(IntEnum):
 #: Before anything was measured: a LAN's round trip and a busy event loop.
 _DEFAULT_TRANSIT_NS = 500_000
 _DEFAULT_RETURN_NS = 500_000
+#: A longer way than this was no way but a pause of one of the two; it would teach nothing else.
+_LONGEST_PATH_NS = LOST_AFTER_NS
+_FIRST_PAUSE_NS = 100 * NS_PER_MS
+_LONGEST_PAUSE_NS = 10 * NS_PER_S
 
 
 @dataclass(slots=True, eq=False)
@@ -242,6 +258,7 @@ class Worker:
     """One worker process and the session with it."""
 
     worker_id: int
+    address: str = ""
     state: WorkerState = WorkerState.SILENT
     session: int = 0
     host: str = ""
@@ -253,10 +270,10 @@ class Worker:
     #: What LoadModel measured, by model name, and which instances are in its host memory.
     prepared: dict[str, LoadModelResult] = field(default_factory=dict)
     instances: dict[int, Model] = field(default_factory=dict)
-    resident_at_join: tuple[tuple[int, int], ...] = ()  # (gpu id, model id)
     heard: bool = False  # since the last liveness tick
     silent_ticks: int = 0
     hello_due_ns: int = 0
+    refusal_noted_ns: int = 0
     times_lost: int = 0
     clock_offset_ns: int = 0
     clock_error_ns: int = 0
@@ -270,6 +287,18 @@ class Worker:
     returns: WindowEstimator = field(
         default_factory=lambda: WindowEstimator(_DEFAULT_RETURN_NS, percentile=0.9)
     )
+
+    @property
+    def label(self) -> str:
+        """For people: its number and where it is."""
+        return f"{self.worker_id} ({self.address})" if self.address else str(self.worker_id)
+
+    def learn_path(self, *, there_ns: int, back_ns: int) -> None:
+        """Take one measurement of the way to the worker and of the way back."""
+        if 0 <= there_ns < _LONGEST_PATH_NS:
+            self.transit.add(there_ns)
+        if 0 <= back_ns < _LONGEST_PATH_NS:
+            self.returns.add(back_ns)
 
 
 class ModelState(IntEnum):

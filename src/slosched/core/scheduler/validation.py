@@ -1,12 +1,13 @@
-"""What a client's request must look like. Words for what is wrong, so that the client can mend it."""
+"""What peers may say: words for what is wrong with it, so that they can mend it, or nothing."""
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from slosched.core.scheduler.state import Client, Model, ModelState
-from slosched.messages import InferRequest
-from slosched.units import tensor_bytes
+from slosched.messages import InferRequest, LoadModelResult, Span, WorkerWelcome
+from slosched.units import NS_PER_S, tensor_bytes
 
 
 def what_is_wrong(
@@ -34,3 +35,57 @@ def what_is_wrong(
     if bytes_behind != expected:
         return f"the input has {bytes_behind} bytes; {loaded.input_shape} has {expected}"
     return ""
+
+
+_MAX_GPUS_PER_WORKER = 1024
+_MAX_BATCH_CLASSES = 1024
+_MAX_DIMENSIONS = 16
+_LONGEST_NS = 3600 * NS_PER_S
+
+
+def what_is_wrong_with_worker(message: WorkerWelcome) -> str:
+    """Words for a welcome that cannot be; empty when it is fine."""
+    ids = [gpu.gpu_id for gpu in message.gpus]
+    if not 1 <= len(ids) <= _MAX_GPUS_PER_WORKER or len(set(ids)) != len(ids) or min(ids) < 0:
+        return (
+            f"its GPU ids must be 1 to {_MAX_GPUS_PER_WORKER} different numbers >= 0, not {ids[:8]}"
+        )
+    for gpu in message.gpus:
+        if not (0 < gpu.pages < 2**40 and 0 < gpu.page_bytes < 2**40):
+            return f"GPU {gpu.gpu_id} has {gpu.pages} pages of {gpu.page_bytes} bytes"
+    return ""
+
+
+def what_is_wrong_with_model(result: LoadModelResult) -> str:
+    """Words for a loaded model that cannot be; empty when it is fine."""
+    batches, exec_ns = result.batch_sizes, result.exec_ns
+    if not 0 < len(batches) == len(exec_ns) <= _MAX_BATCH_CLASSES:
+        return f"it lists {len(batches)} batch sizes and {len(exec_ns)} exec times"
+    if batches[0] != 1 or any(a >= b for a, b in pairwise(batches)):
+        return f"its batch sizes must rise from 1, not be {batches[:8]}"
+    if not all(0 < ns < _LONGEST_NS for ns in exec_ns) or not 0 <= result.weights_ns < _LONGEST_NS:
+        return "its times must be above 0 and below an hour"
+    if not (0 < result.pages < 2**40 and 0 <= result.weights_bytes < 2**60):
+        return f"its weights take {result.pages} pages, {result.weights_bytes} bytes"
+    for shape in (result.input_shape, result.output_shape):
+        if len(shape) > _MAX_DIMENSIONS or not all(0 < extent < 2**31 for extent in shape):
+            return f"{shape} is no shape"
+    if tensor_bytes((), result.input_dtype) == 0 or tensor_bytes((), result.output_dtype) == 0:
+        return f"nobody knows the dtypes {result.input_dtype!r} and {result.output_dtype!r}"
+    return ""
+
+
+def plausible(span: Span, *, sent_ns: int, now_ns: int) -> Span:
+    """`span` itself if it can be; else the nearest that can: after the action was sent, before now.
+
+    A worker whose clock is wrong must not teach the scheduler that its GPU is busy for years.
+    """
+    longest_ns = max(1, now_ns - sent_ns)
+    if (
+        span.end_ns <= now_ns
+        and 0 < span.duration_ns <= longest_ns
+        and span.begin_ns <= span.end_ns
+    ):
+        return span
+    end_ns = min(span.end_ns, now_ns)
+    return Span(min(span.begin_ns, end_ns), end_ns, min(max(1, span.duration_ns), longest_ns))

@@ -169,11 +169,13 @@ class WorkerBrain:
             self._pipeline.cancel_queued("its session has ended", now_ns)
 
     def _open_session(self, now_ns: int) -> None:
+        # The controller counts pages from nothing; loading again costs milliseconds, a wrong count
+        # costs failed loads for ever.
+        for gpu in self._ledger.gpus.values():
+            for model_id in gpu.cache.model_ids():
+                self._ledger.evict(gpu, model_id)
         if self._link.forgetting:
-            # Model ids are the controller's, and a new one starts at 0: nothing of the old may stay.
-            for gpu in self._ledger.gpus.values():
-                for model_id in gpu.cache.model_ids():
-                    self._ledger.evict(gpu, model_id)
+            # Model ids are the controller's, and a new one starts at 0: no model of the old may stay.
             for model_id in list(self._ledger.instances):
                 self._pipeline.forget(model_id)
         self._welcome(self._link.open(now_ns=now_ns))

@@ -29,7 +29,7 @@ _ACK_WITHIN_NS = 10 * NS_PER_S
 
 
 class HelloOutcome(Enum):
-    RENEWED = auto()  # the same controller lost us: end the old session, keep models and weights
+    RENEWED = auto()  # the same controller lost us: end the old session, keep the prepared models
     TAKE_OVER = auto()  # a new controller: end the old session, forget its models
 
 

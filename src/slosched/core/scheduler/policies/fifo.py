@@ -28,10 +28,11 @@ class Fifo:
         self._now_ns = 0
 
     def enqueue(self, request: Request, *, now_ns: int) -> None:
-        if not self._cluster.gpus:
-            self._refusals.refuse(request, Code.COULD_NOT_START_IN_TIME, "no GPU is connected")
-            return
         model = request.model
+        if not self._offered(model):
+            reason = "no connected GPU has this model ready"
+            self._refusals.refuse(request, Code.COULD_NOT_START_IN_TIME, reason)
+            return
         self._placement.asked_for(model, now_ns=now_ns)
         # Arrival order; a request that comes back from a failed action keeps its place.
         position = len(model.queue)
@@ -85,11 +86,16 @@ class Fifo:
 
     def gpu_removed(self, gpu: Gpu) -> None:
         self._placement.gpu_removed(gpu)
-        if not self._cluster.gpus:
-            for model in list(self._waiting.values()):
-                for request in list(model.queue):
-                    self.forget(request)
-                    self._refusals.refuse(request, Code.CANCELLED, "the last GPU was lost")
+        for model in list(self._waiting.values()):
+            if self._offered(model):
+                continue
+            for request in list(model.queue):
+                self.forget(request)
+                self._refusals.refuse(request, Code.CANCELLED, "the last GPU that had it was lost")
+
+    def _offered(self, model: Model) -> bool:
+        """Some connected GPU has the model in its host memory."""
+        return any(model.model_id in g.worker.instances for g in self._cluster.gpus.values())
 
     def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
         self._placement.model_loaded(model, gpus)

@@ -37,6 +37,8 @@ from slosched.core.scheduler.policies.base import Refusals
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.units import format_duration
 
+#: Later than everything: where no GPU can start a request at all.
+_NEVER_NS = 2**62
 #: Weight of one request in the moving average of losses.
 _LOSS_WEIGHT = 0.012
 #: With nothing else waiting, those a smaller class leaves over are served right behind it, sooner than
@@ -112,7 +114,7 @@ class Infer5:
         Looks at GPUs that hold the model, else at those that could load it. Stops at the first that
         will do. With no GPU at all the earliest start lies beyond every deadline.
         """
-        best = (request.deadline_ns, 2**62, request.model.b1_ns)
+        best = (request.deadline_ns, _NEVER_NS, request.model.b1_ns)
         model = request.model
         resident = model.resident_on
         for gpu in (resident or self._cluster.gpus).values():
@@ -134,6 +136,8 @@ class Infer5:
     def _refuse_at_once(self, request: Request, start_ns: int, exec_ns: int, now_ns: int) -> None:
         if not self._cluster.gpus:
             reason, start_ns = "no GPU is connected to the controller", -1
+        elif start_ns >= _NEVER_NS:
+            reason, start_ns = "no connected GPU has this model ready", -1
         else:
             state = "" if request.model.resident_on else " after loading its weights"
             reason = (
@@ -153,7 +157,7 @@ class Infer5:
 
     def _soonest_start_ns(self, now_ns: int) -> int:
         """No GPU starts anything decided from now on before this."""
-        soonest = 2**62
+        soonest = _NEVER_NS
         for gpu in self._cluster.gpus.values():
             start_ns = self._cluster.likely_start_ns(gpu, now_ns)
             if start_ns < soonest:
@@ -186,7 +190,7 @@ class Infer5:
                 f"{why}: waited {format_duration(now_ns - request.arrival_ns)}, needs "
                 f"{format_duration(exec_ns)}, {format_duration(request.deadline_ns - now_ns)} were left"
             )
-            best_ns = start_ns if start_ns < 2**62 else -1
+            best_ns = start_ns if start_ns < _NEVER_NS else -1
             self._refusals.refuse(request, code, reason, start_ns=best_ns, exec_ns=exec_ns)
 
     # ------------------------------------------------------------------------------- decisions
