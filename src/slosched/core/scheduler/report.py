@@ -56,6 +56,19 @@ def status_report(scheduler: Scheduler, *, now_ns: int) -> dict[str, Any]:
     }
 
 
+def health_report(scheduler: Scheduler) -> dict[str, Any]:
+    """What a probe asks: little enough to be built often, whatever the number of models."""
+    workers = scheduler.cluster.workers.values()
+    missing = [w.worker_id for w in workers if w.state is not WorkerState.JOINED]
+    return {
+        "status": "degraded" if missing else "ok",
+        "ready": scheduler.ready(),
+        "draining": scheduler.draining,
+        "workers_missing": missing,
+        "workers": len(workers),
+    }
+
+
 def _worker(worker: Worker) -> dict[str, Any]:
     return {
         "worker_id": worker.worker_id,
