@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from scheduler_rig import MS, T0, Rig
+from scheduler_rig import EXEC_MS, MS, T0, Rig
 from slosched.codes import Code
 from slosched.config import SchedulerConfig
+from slosched.core.scheduler.interface import FromClient
 from slosched.core.scheduler.paper.tracker import ExecutorTracker, PaperEstimator
-from slosched.messages import ErrorResult, Infer, LoadWeights
+from slosched.core.scheduler.policies.infer5_paper import Infer5Paper
+from slosched.messages import (
+    ErrorResult,
+    Infer,
+    InferResult,
+    LoadModel,
+    LoadModelReply,
+    LoadModelRequest,
+    LoadModelResult,
+    LoadWeights,
+    Span,
+)
 
 PAPER = SchedulerConfig(fidelity="paper", schedule_ahead_ns=5 * MS)
 
@@ -65,6 +77,100 @@ def test_the_tracker_follows_reports_and_gives_up_on_a_stuck_head() -> None:
     assert tracker.available_ns(14 * MS) == 18 * MS
     # The head should have ended at 18 ms; from 10 ms after that it counts as ending now - 10 ms.
     assert tracker.available_ns(40 * MS) == 41 * MS
+
+
+def test_the_tracker_rescales_what_waits_when_the_clock_changes() -> None:
+    tracker = ExecutorTracker()
+    tracker.add(1, 3 * MS, 10 * MS)
+    tracker.set_clock(690)  # half of the default
+    tracker.add(2, 4 * MS, 11 * MS)  # estimated at the new clock: as it is
+    assert tracker.available_ns(11 * MS) == 20 * MS
+    assert tracker.opens_ns(5 * MS) == 15 * MS + 1
+    tracker.set_clock(0)
+    assert tracker.available_ns(11 * MS) == 15 * MS
+
+
+def policy_of(rig: Rig) -> Infer5Paper:
+    policy = rig.scheduler.policy
+    assert isinstance(policy, Infer5Paper)
+    return policy
+
+
+def report(rig: Rig, infer: Infer, *, begin_ms: float, before_mhz: int, after_mhz: int) -> None:
+    """`infer` ran its profiled time, on a GPU whose clock was read before and after."""
+    begin_ns = T0 + round(begin_ms * MS)
+    duration_ns = round(EXEC_MS[infer.batch_size] * MS)
+    span = Span(begin_ns, begin_ns + duration_ns, duration_ns)
+    rig.from_worker(
+        InferResult(
+            infer.session, infer.action_id, span, span, span, infer.gpu_id, before_mhz, after_mhz,
+            infer.earliest_ns, span.end_ns,
+        )
+    )  # fmt: skip
+
+
+def test_work_is_duration_times_the_mean_clock_and_plans_use_the_clock_after() -> None:
+    rig, (model,) = warm()
+    for at_ms in range(200, 300, 10):  # all ten samples of the window
+        rig.infer(model, slo_ms=100)
+        rig.step(at_ms)
+        (infer,) = rig.outstanding()
+        rig.step(at_ms + 3)
+        report(rig, infer, begin_ms=at_ms + 0.6, before_mhz=1000, after_mhz=2000)
+        rig.step()
+    rig.infer(model, slo_ms=100)
+    rig.step(300)
+    (infer,) = rig.outstanding()
+    assert infer.expected_duration_ns == 2 * MS * 1500 // 2000
+
+
+def test_a_gpu_is_given_only_batches_that_its_worker_offers() -> None:
+    rig = Rig(PAPER, workers=2)
+    rig.hello()
+    for worker_id in range(2):
+        rig.join(worker_id, session=50 + worker_id)
+    rig.handle(FromClient(b"c", LoadModelRequest(1, "net", 1)))
+    rig.step()
+    rig.prepared(0)
+    for action in rig.to_worker(LoadModel, 1):
+        rig.from_worker(
+            LoadModelResult(
+                session=51, action_id=action.action_id, span=Span(0, 0, 0), copies=action.copies,
+                batch_sizes=(1, 2), exec_ns=(2 * MS, 3 * MS), weights_ns=8 * MS,
+                weights_bytes=2**24, pages=1, input_shape=(4,), input_dtype="float32",
+                output_shape=(2,), output_dtype="float32", random_weights=True,
+                received_ns=rig.now_ns, sent_ns=rig.now_ns,
+            ),
+            1,
+        )  # fmt: skip
+    rig.step()
+    (loaded,) = rig.to_client(LoadModelReply)
+    (model,) = loaded.models
+    rig.infer(model, slo_ms=1000)
+    rig.step(0)
+    for worker_id in range(2):
+        rig.weights_loaded(worker_id)
+    for _ in range(40):
+        rig.infer(model, slo_ms=1000)
+    rig.step(20)
+    sizes = {w: {i.batch_size for i in rig.to_worker(Infer, w)} for w in range(2)}
+    assert max(sizes[0]) == 8 and max(sizes[1]) == 2
+
+
+def test_a_lost_gpu_leaves_nothing_behind() -> None:
+    rig, (model,) = warm(gpus=2)
+    policy = policy_of(rig)
+    first = list(rig.scheduler.cluster.gpus)
+    rig.infer(model, slo_ms=100)
+    rig.step(200)
+    worker = rig.scheduler.cluster.workers[0]
+    rig.scheduler.sessions.lose(worker, "test", now_ns=rig.now_ns)
+    rig.step()
+    rig.join(0, gpus=2, session=90)
+    now = list(rig.scheduler.cluster.gpus)
+    assert now != first
+    for by_gpu in (policy._trackers, policy._strategies, policy._versions, policy._active):
+        assert list(by_gpu) == now
 
 
 def test_weights_are_loaded_only_when_asked_for() -> None:

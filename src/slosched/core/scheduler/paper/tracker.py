@@ -36,37 +36,49 @@ class PaperEstimator:
 
 
 class ExecutorTracker:
-    """Predicts when an executor will be free, from what was sent and what was reported."""
+    """Predicts when an executor will be free, from what was sent and what was reported.
 
-    __slots__ = ("_begin_ns", "_queue", "_total_ns")
+    Sizes are kept as duration x clock, so that a change of the clock rescales all that is waiting.
+    """
+
+    __slots__ = ("_begin_ns", "_clock_mhz", "_queue", "_total")
 
     def __init__(self) -> None:
-        self._queue: deque[tuple[int, int]] = deque()  # (action id, size ns)
-        self._total_ns = 0
+        self._queue: deque[tuple[int, int]] = deque()  # (action id, ns x MHz)
+        self._total = 0  # ns x MHz
         self._begin_ns = 0
+        self._clock_mhz = DEFAULT_CLOCK_MHZ
+
+    def set_clock(self, clock_mhz: int) -> None:
+        """The executor runs at `clock_mhz` from now on; 0 (unknown) is taken for the default."""
+        self._clock_mhz = clock_mhz or DEFAULT_CLOCK_MHZ
+
+    def _head_ns(self) -> int:
+        return self._queue[0][1] // self._clock_mhz
 
     def _effective_begin_ns(self, now_ns: int) -> int:
-        if self._queue:
-            head_ns = self._queue[0][1]
-            if self._begin_ns + head_ns + LAG_NS < now_ns:
-                return now_ns - LAG_NS - head_ns
+        if self._queue and self._begin_ns + self._head_ns() + LAG_NS < now_ns:
+            return now_ns - LAG_NS - self._head_ns()
         return self._begin_ns
 
     def available_ns(self, now_ns: int) -> int:
-        return max(self._effective_begin_ns(now_ns) + self._total_ns, now_ns + FUTURE_NS)
+        waiting_ns = self._total // self._clock_mhz
+        return max(self._effective_begin_ns(now_ns) + waiting_ns, now_ns + FUTURE_NS)
 
     def opens_ns(self, ahead_ns: int) -> int:
         """When `available_ns(now) < now + ahead_ns` becomes true by the passing of time alone."""
-        opens_ns = self._begin_ns + self._total_ns - ahead_ns
+        opens_ns = self._begin_ns + self._total // self._clock_mhz - ahead_ns
         if self._queue:
-            opens_ns = min(opens_ns, self._begin_ns + self._queue[0][1] + LAG_NS)
+            opens_ns = min(opens_ns, self._begin_ns + self._head_ns() + LAG_NS)
         return opens_ns + 1
 
-    def add(self, action_id: int, size_ns: int, now_ns: int) -> None:
+    def add(self, action_id: int, duration_ns: int, now_ns: int) -> None:
+        """An action was sent that takes `duration_ns` at the present clock."""
         if not self._queue:
             self._begin_ns = now_ns
-        self._queue.append((action_id, size_ns))
-        self._total_ns += size_ns
+        size = duration_ns * self._clock_mhz
+        self._queue.append((action_id, size))
+        self._total += size
 
     def done(self, action_id: int, end_ns: int, *, ok: bool) -> None:
         """The action ended at `end_ns` (reported), or failed at `end_ns` (now)."""
@@ -75,10 +87,10 @@ class ExecutorTracker:
         )
         if position is None:
             return
-        size_ns = self._queue[position][1]
+        size = self._queue[position][1]
         del self._queue[position]
-        self._total_ns -= size_ns
+        self._total -= size
         if position == 0:
             self._begin_ns = end_ns
         elif ok:
-            self._begin_ns += size_ns
+            self._begin_ns += size // self._clock_mhz

@@ -48,7 +48,10 @@ class Policy(Protocol):
     def action_done(
         self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
     ) -> None:
-        """An action was reported, or lost with its worker (`end_ns` is now, then)."""
+        """An action was reported, or lost with its worker (`end_ns` is now, then).
+
+        `clock_mhz` is the mean of the GPU's clocks before and after an Infer that ran, else 0.
+        """
 
     def gpu_added(self, gpu: Gpu) -> None: ...
 

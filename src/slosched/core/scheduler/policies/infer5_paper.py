@@ -5,6 +5,9 @@ nearer than schedule_ahead + 5 ms; a queue per batch size and model; the most ur
 the model and the largest feasible batch runs, which abandons older requests until they time out; no
 refusal at arrival; a failed action fails its requests; every GPU is given work up to schedule_ahead
 early. Its two-slot network sender never fills here, since our sends complete at once.
+
+It was published for workers that are all alike; here a GPU is given only batches that its own worker
+offers, which changes nothing where all offer the same.
 """
 
 from __future__ import annotations
@@ -42,12 +45,19 @@ class _ModelQueues:
         self.offsets = dict.fromkeys(self.batches, 0)
         self.requests: list[tuple[int, Request]] = []  # (internal deadline, request)
 
-    def strategies(self, max_batch: int) -> list[tuple[int, int]]:
-        """(latest start of the queue's head, batch) for each non-empty queue up to `max_batch`."""
+    def offered_by(self, gpu: Gpu, model: Model) -> tuple[int, ...]:
+        """The batch sizes that `gpu` can run, ascending; none before its worker has the model."""
+        if model.name not in gpu.worker.prepared:
+            return ()
+        offered = gpu.exec_table(model).batches
+        if offered == self.batches:
+            return self.batches
+        return tuple(b for b in self.batches if b in offered)
+
+    def strategies(self, batches: tuple[int, ...]) -> list[tuple[int, int]]:
+        """(latest start of the queue's head, batch) for each of `batches` whose queue has any."""
         found = []
-        for batch in self.batches:
-            if batch > max_batch:
-                break
+        for batch in batches:
             offset = self.offsets[batch]
             if offset < len(self.requests):
                 deadline_ns = self.requests[offset][0]
@@ -55,21 +65,21 @@ class _ModelQueues:
         return found
 
     def dequeue(
-        self, free_ns: int, clock_mhz: int, min_batch: int
+        self, batches: tuple[int, ...], free_ns: int, clock_mhz: int, min_batch: int
     ) -> tuple[int, list[Request]] | None:
-        """The largest batch that can still run at `free_ns`, climbing sizes that are full."""
+        """The largest of `batches` that can still run at `free_ns`, climbing sizes that are full."""
         requests, offsets = self.requests, self.offsets
-        for batch in self.batches:
+        if not batches:
+            return None
+        for batch in batches:
             ends_ns = free_ns + self.estimators[batch].estimate_ns(clock_mhz)
             while offsets[batch] < len(requests) and requests[offsets[batch]][0] < ends_ns:
                 offsets[batch] += 1
-        chosen = 0
-        while chosen + 1 < len(self.batches):
-            larger = self.batches[chosen + 1]
+        batch, *larger_ones = batches
+        for larger in larger_ones:
             if len(requests) - offsets[larger] < larger:
                 break
-            chosen += 1
-        batch = self.batches[chosen]
+            batch = larger
         if batch < min_batch or len(requests) - offsets[batch] < batch:
             return None
         end = offsets[batch] + batch
@@ -103,10 +113,11 @@ class Infer5Paper:
         self._loads = PaperLoads(cluster, ahead_ns=self._ahead_ns)
         self._queues: dict[int, _ModelQueues] = {}
         self._trackers: dict[int, ExecutorTracker] = {}
-        # Per GPU: a heap of (latest start, batch, model id, version); stale versions are skipped.
+        # All by GPU index, so that a lost GPU takes its own with it.
+        # A heap of (latest start, batch, model id, version); stale versions are skipped.
         self._strategies: dict[int, list[tuple[int, int, int, int]]] = {}
-        self._versions: dict[tuple[int, int], int] = {}
-        self._active: dict[tuple[int, int], bool] = {}
+        self._versions: dict[int, dict[int, int]] = {}  # model id -> version of its strategies
+        self._active: dict[int, dict[int, bool]] = {}  # model id -> whether it has strategies
         self._visits = 0
         self._now_ns = 0
         self._timeouts = ExpiryHeap()  # by internal deadline
@@ -140,19 +151,20 @@ class Infer5Paper:
             self._activate(gpu, model)
 
     def _activate(self, gpu: Gpu, model: Model) -> None:
-        instance = (gpu.index, model.model_id)
-        if not self._active.get(instance):
-            self._active[instance] = True
-            self._add_strategies(gpu, model, max_batch=2**30)
+        if not self._active[gpu.index].get(model.model_id):
+            self._add_strategies(gpu, model)
 
-    def _add_strategies(self, gpu: Gpu, model: Model, *, max_batch: int) -> None:
-        """Replace the instance's strategies; with none left it sleeps until its next request."""
-        instance = (gpu.index, model.model_id)
-        version = self._versions[instance] = self._versions.get(instance, 0) + 1
-        found = self._queues[model.model_id].strategies(max_batch)
-        self._active[instance] = bool(found)
+    def _add_strategies(self, gpu: Gpu, model: Model, *, below: int = 2**30) -> None:
+        """Replace the instance's strategies by those for batches `below`; with none left it sleeps
+        until its next request."""
+        model_id, versions = model.model_id, self._versions[gpu.index]
+        version = versions[model_id] = versions.get(model_id, 0) + 1
+        queues = self._queues[model_id]
+        batches = tuple(b for b in queues.offered_by(gpu, model) if b < below)
+        found = queues.strategies(batches)
+        self._active[gpu.index][model_id] = bool(found)
         for latest_ns, batch in found:
-            heappush(self._strategies[gpu.index], (latest_ns, batch, model.model_id, version))
+            heappush(self._strategies[gpu.index], (latest_ns, batch, model_id, version))
 
     def forget(self, request: Request) -> None:
         request.model.queue.remove(request)
@@ -166,11 +178,15 @@ class Infer5Paper:
     def gpu_added(self, gpu: Gpu) -> None:
         self._trackers[gpu.index] = ExecutorTracker()
         self._strategies[gpu.index] = []
+        self._versions[gpu.index] = {}
+        self._active[gpu.index] = {}
         self._loads.gpu_added(gpu)
 
     def gpu_removed(self, gpu: Gpu) -> None:
         self._trackers.pop(gpu.index, None)
         self._strategies.pop(gpu.index, None)
+        self._versions.pop(gpu.index, None)
+        self._active.pop(gpu.index, None)
         self._loads.gpu_removed(gpu)
 
     def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
@@ -192,6 +208,7 @@ class Infer5Paper:
         if action.requests:
             self._trackers[gpu.index].done(action.action_id, end_ns, ok=ok)
             if ok:
+                self._trackers[gpu.index].set_clock(gpu.clock_mhz)
                 estimator = self._queues[model.model_id].estimators[action.batch_class]
                 estimator.add(duration_ns, clock_mhz or DEFAULT_CLOCK_MHZ)
         elif duration_ns > 0 or not ok:
@@ -224,26 +241,28 @@ class Infer5Paper:
 
     def _visit(self, gpu: Gpu, now_ns: int) -> bool:
         """schedule_infer for one GPU. True if it sent an action."""
-        strategies = self._strategies[gpu.index]
+        strategies, versions = self._strategies[gpu.index], self._versions[gpu.index]
         while strategies:
             start_ns = self._trackers[gpu.index].available_ns(now_ns)
             if start_ns >= now_ns + self._ahead_ns:
                 return False
             _, batch, model_id, version = heappop(strategies)
-            if self._versions[(gpu.index, model_id)] != version:
+            if versions[model_id] != version:
                 continue
             model = self._cluster.models[model_id]
-            self._versions[(gpu.index, model_id)] += 1  # all strategies of the instance go
+            versions[model_id] += 1  # all strategies of the instance go
             if model_id not in gpu.resident:
-                self._active[(gpu.index, model_id)] = False
+                self._active[gpu.index][model_id] = False
                 continue
             clock_mhz = gpu.clock_mhz or DEFAULT_CLOCK_MHZ
-            choice = self._queues[model_id].dequeue(start_ns, clock_mhz, batch)
+            queues = self._queues[model_id]
+            batches = queues.offered_by(gpu, model)
+            choice = queues.dequeue(batches, start_ns, clock_mhz, batch)
             if choice is None:
-                self._add_strategies(gpu, model, max_batch=batch - 1)
+                self._add_strategies(gpu, model, below=batch)
                 continue
             self._send(gpu, model, choice, start_ns, now_ns)
-            self._add_strategies(gpu, model, max_batch=2**30)
+            self._add_strategies(gpu, model)
             return True
         return False
 
