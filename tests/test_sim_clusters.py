@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from slosched.config import EmulationNoise, GpuProfile, ModelProfile, SchedulerConfig
 from slosched.config_file import load_profile
+from slosched.messages import InferReply
 from slosched.sim.harness import Demand, Network, Outcome, Simulation
 from slosched.sim.node import WorkerNode
 from slosched.units import NS_PER_MS, NS_PER_S
@@ -100,6 +101,15 @@ def test_echo_answers_everything_at_once_without_a_gpu() -> None:
     assert len(outcome.requests) > 400 and outcome.satisfaction() == 1.0
     assert all(r.departure_ns == r.arrival_ns for r in outcome.requests)
     assert not outcome.actions
+
+
+def test_replies_to_inferences_are_not_kept_beside_their_records() -> None:
+    simulation = Simulation(SchedulerConfig(policy="ECHO"), load_profile("v100"))
+    models = simulation.load("resnet50", 2)
+    before = len(simulation.replies)
+    outcome = simulation.run(models, poisson(2, 500, 1.0, 1))
+    assert len(outcome.requests) > 400
+    assert not any(isinstance(r, InferReply) for r in simulation.replies[before:])
 
 
 def test_fifo_serves_all_in_order_however_late() -> None:

@@ -64,7 +64,9 @@ class InvariantChecker:
             place = (worker_id, infer.gpu_id)
             if self._incarnation_of.get(worker_id) != infer.session:
                 self._incarnation_of[worker_id] = infer.session
-                self._exec_end_ns.pop(place, None)
+                # A new session is a process that began anew, with all of its GPUs.
+                for gpu in [g for g in self._exec_end_ns if g[0] == worker_id]:
+                    del self._exec_end_ns[gpu]
             last_end_ns = self._exec_end_ns.get(place, 0)
             if begin_ns < last_end_ns:
                 self._fail(
@@ -89,9 +91,16 @@ class InvariantChecker:
                 times = self._answered[record.key] = self._answered.get(record.key, 0) + 1
                 if times > 1:
                     self._fail(f"request {record.key} was answered {times} times", (record.key,))
+        self._forget_lost()
         self._check_counts()
         for gpu in self._scheduler.cluster.gpus.values():
             self._check_pages(gpu)
+
+    def _forget_lost(self) -> None:
+        """Nobody will report an action that the scheduler gave up with its worker."""
+        actions = self._scheduler.cluster.actions
+        for action_id in [a for a in self._sent if a not in actions]:
+            del self._sent[action_id]
 
     # ----------------------------------------------------------------------------- checking
 

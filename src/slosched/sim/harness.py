@@ -32,6 +32,7 @@ from slosched.messages import (
     ClientHeartbeat,
     ClientHello,
     ControllerToClient,
+    InferReply,
     InferRequest,
     LoadModelReply,
     LoadModelRequest,
@@ -108,6 +109,7 @@ class Simulation:
             for worker_id, gpus in enumerate(gpus_per_worker)
         }
         self.outcome = Outcome()
+        #: To the client, less those to its inferences: `outcome.requests` has those.
         self.replies: list[ControllerToClient] = []
         self._checker = InvariantChecker(self.scheduler) if check else None
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
@@ -234,7 +236,7 @@ class Simulation:
             if isinstance(effect, ToWorker):
                 self._to_worker(effect)
             elif isinstance(effect, ToClient):
-                if not isinstance(effect.message, InferRequest):
+                if not isinstance(effect.message, InferReply):
                     self.replies.append(effect.message)
             elif isinstance(effect, RequestDone):
                 self.outcome.requests.append(effect.record)
