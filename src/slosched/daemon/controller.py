@@ -38,7 +38,7 @@ from slosched.core.scheduler.scheduler import Scheduler
 from slosched.daemon.http import HttpServer
 from slosched.daemon.run_log import RunLog
 from slosched.errors import AddressInUse, InvalidConfig, MalformedMessage
-from slosched.messages import Infer, Refused
+from slosched.messages import Infer, InferRequest, Refused
 from slosched.transport.codec import Frame, decode_from_client, decode_from_worker, encode
 from slosched.transport.sockets import (
     MAX_MESSAGE_BYTES,
@@ -74,6 +74,7 @@ class ControllerServer:
             worker_count=len(config.workers),
             incarnation=int.from_bytes(os.urandom(7), "little"),
             version=__version__,
+            worker_addresses=config.workers,
         )
         self._router = Router(config.bind, config.port)
         self.port = self._router.port
@@ -84,7 +85,8 @@ class ControllerServer:
             health=lambda: health_report(self.scheduler),
         )
         self._inputs: dict[int, Frame] = {}  # by request key, until it is answered
-        self._arrived: dict[tuple[bytes, int], Frame] = {}  # of this step
+        self._arrived: dict[int, Frame] = {}  # inputs of this step, by input key
+        self._next_input_key = 1
         self._outputs: dict[int, Sequence[Frame]] = {}  # by action id, of this step
         self._generated: dict[int, bytes] = {}  # by size
         self._backlog: list[Event] = []  # facts that performing effects brought to light
@@ -252,19 +254,24 @@ class ControllerServer:
                         f"{MAX_MESSAGE_BYTES} bytes in two frames are taken"
                     )
                 message = decode_from_client(frames[0])
+                if len(frames) > 1 and not isinstance(message, InferRequest):
+                    raise MalformedMessage(f"{type(message).__name__} with a frame behind it")
             except MalformedMessage as error:
                 self._bad.note(peer, str(error))
                 self._router.send(
                     peer, [encode(Refused(-1, Code.INVALID_REQUEST, f"message not taken: {error}"))]
                 )
                 continue
-            input_bytes = 0
+            input_bytes = input_key = 0
             if len(frames) > 1:
-                request_id = getattr(message, "request_id", None)
-                if request_id is not None:
-                    self._arrived[(peer, request_id)] = frames[1]
-                    input_bytes = len(frames[1])
-            self.scheduler.handle(FromClient(peer, message, input_bytes), now_ns=clock.now_ns())
+                # Each frame has a name of its own: whatever a client repeats, no input is mistaken
+                # for another's.
+                input_key = self._next_input_key
+                self._next_input_key += 1
+                self._arrived[input_key] = frames[1]
+                input_bytes = len(frames[1])
+            event = FromClient(peer, message, input_bytes, input_key)
+            self.scheduler.handle(event, now_ns=clock.now_ns())
 
     # ------------------------------------------------------------------------------ effects
 
@@ -282,7 +289,7 @@ class ControllerServer:
             elif isinstance(effect, ActionDone):
                 log.action(effect.record)
             elif isinstance(effect, Accepted):
-                frame = self._arrived.pop((effect.client, effect.request_id), None)
+                frame = self._arrived.pop(effect.input_key, None)
                 if frame is not None:
                     self._inputs[effect.key] = frame
             elif isinstance(effect, Note):

@@ -13,6 +13,11 @@ that had arrived was handled. That batching is what keeps a busy controller chea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import zip_longest
+
+import msgspec
+
 from slosched.codes import ActionType, Code, code_name
 from slosched.config import SchedulerConfig
 from slosched.core.scheduler.answers import NO_PLAN, Answers, Plan
@@ -43,14 +48,13 @@ from slosched.core.scheduler.state import (
     Worker,
     WorkerState,
 )
-from slosched.core.scheduler.validation import what_is_wrong
+from slosched.core.scheduler.validation import plausible, what_is_wrong
 from slosched.messages import (
     PROTOCOL_VERSION,
     CancelRequest,
     ClientHeartbeat,
     ClientHello,
     ClientMessage,
-    ControllerHello,
     ErrorResult,
     EvictWeightsResult,
     Goodbye,
@@ -88,7 +92,13 @@ class Scheduler:
     """One controller's decisions. `worker_count` workers are expected; `incarnation` is random."""
 
     def __init__(
-        self, config: SchedulerConfig, *, worker_count: int, incarnation: int, version: str
+        self,
+        config: SchedulerConfig,
+        *,
+        worker_count: int,
+        incarnation: int,
+        version: str,
+        worker_addresses: Sequence[str] = (),
     ) -> None:
         self._effects: list[Effect] = []
         self.cluster = Cluster(config, emit=self._effects.append)
@@ -97,6 +107,7 @@ class Scheduler:
             self.cluster,
             worker_count=worker_count,
             incarnation=incarnation,
+            addresses=worker_addresses,
             on_joined=self._worker_joined,
             on_gpu_removed=self.policy.gpu_removed,
             on_lost=self._worker_lost,
@@ -133,10 +144,7 @@ class Scheduler:
             self._from_worker(self.cluster.workers[event.worker_id], event.message, now_ns)
         elif isinstance(event, SendFailed):
             worker = self.cluster.workers[event.worker_id]
-            if worker.state is WorkerState.JOINED and not isinstance(
-                event.message, ControllerHello
-            ):
-                self.sessions.lose(worker, "its connection broke", now_ns=now_ns)
+            self.sessions.send_failed(worker, event.message, now_ns=now_ns)
         elif isinstance(event, ClientLost):
             self._clients.drop(event.client, "its connection broke")
         elif isinstance(event, Drain):
@@ -182,6 +190,7 @@ class Scheduler:
     def abandon(self, *, now_ns: int) -> list[Effect]:
         """Answer everything that is left with code 3: the process ends."""
         self._now_ns = now_ns
+        self.catalog.abandon()
         for client in list(self.clients.values()):
             for request in list(client.requests.values()):
                 self._end(request, Code.SHUTTING_DOWN, "the controller is shutting down")
@@ -198,19 +207,20 @@ class Scheduler:
             self._clients.hello(event.client, message)
             return
         if client is None:
-            if not isinstance(message, (Goodbye, ClientHeartbeat, CancelRequest)):
+            if not isinstance(message, (Goodbye, CancelRequest)):
                 reason = "say hello first (this controller may have been restarted)"
-                refused = Refused(message.request_id, Code.INVALID_REQUEST, reason)
+                request_id = -1 if isinstance(message, ClientHeartbeat) else message.request_id
+                refused = Refused(request_id, Code.INVALID_REQUEST, reason)
                 self._effects.append(ToClient(event.client, refused))
             return
         client.heard = True
-        self._client_message(client, message, event.input_bytes, now_ns)
+        self._client_message(client, message, event, now_ns)
 
     def _client_message(
-        self, client: Client, message: ClientMessage, bytes_behind: int, now_ns: int
+        self, client: Client, message: ClientMessage, event: FromClient, now_ns: int
     ) -> None:
         if isinstance(message, InferRequest):
-            self._infer(client, message, bytes_behind, now_ns)
+            self._infer(client, message, event, now_ns)
         elif isinstance(message, CancelRequest):
             request = client.requests.get(message.request_id)
             if request is not None:
@@ -225,7 +235,8 @@ class Scheduler:
         elif isinstance(message, Goodbye):
             self._clients.drop(client.identity, "it left")
 
-    def _infer(self, client: Client, message: InferRequest, bytes_behind: int, now_ns: int) -> None:
+    def _infer(self, client: Client, message: InferRequest, event: FromClient, now_ns: int) -> None:
+        bytes_behind = event.input_bytes
         model = self.cluster.models.get(message.model_id)
         wrong = what_is_wrong(client, message, model, bytes_behind)
         if wrong:
@@ -256,8 +267,10 @@ class Scheduler:
         )
         self.arrived += 1
         client.requests[message.request_id] = request
+        if model.model_id not in client.models:
+            self.catalog.used_by(client, model)  # it was forgotten once, or has the id from another
         if bytes_behind:
-            self._effects.append(Accepted(key, client.identity, message.request_id))
+            self._effects.append(Accepted(key, event.input_key))
         if self.draining:
             self._answer(request, Code.SHUTTING_DOWN, "the controller is shutting down")
             return
@@ -270,13 +283,13 @@ class Scheduler:
             self.sessions.welcome(worker, message, now_ns=now_ns)
             return
         if isinstance(message, WorkerRefused):
-            self.sessions.refused(worker, message)
+            self.sessions.refused(worker, message, now_ns=now_ns)
             return
         if worker.state is not WorkerState.JOINED or message.session != worker.session:
             return  # of a session that ended; what it was about was dealt with then
         worker.heard = True
         if isinstance(message, InferResult):
-            self._infer_result(message, now_ns)
+            self._infer_result(worker, message, now_ns)
         elif isinstance(message, Heartbeat):
             self.sessions.heartbeat(worker, message, now_ns=now_ns)
         elif isinstance(message, ErrorResult):
@@ -284,25 +297,31 @@ class Scheduler:
         elif isinstance(message, LoadModelResult):
             self.catalog.prepared(worker, message, now_ns=now_ns)
         elif isinstance(message, LoadWeightsResult):
-            action = self.cluster.actions.get(message.action_id)
-            if action is not None and action.action_type is ActionType.LOAD_WEIGHTS:
-                self.cluster.load_finished(action, message, now_ns=now_ns)
-                self.policy.action_done(
-                    action,
-                    code=Code.OK,
-                    end_ns=message.span.end_ns,
-                    duration_ns=message.span.duration_ns,
-                    clock_mhz=0,
-                )
+            self._load_result(worker, message, now_ns)
         elif isinstance(message, EvictWeightsResult):
-            action = self.cluster.actions.get(message.action_id)
-            if action is not None and action.action_type is ActionType.EVICT_WEIGHTS:
+            action = self.cluster.action_of(worker, message.action_id, ActionType.EVICT_WEIGHTS)
+            if action is not None:
                 self.cluster.evict_finished(action, message, now_ns=now_ns)
 
-    def _infer_result(self, result: InferResult, now_ns: int) -> None:
-        action = self.cluster.actions.get(result.action_id)
-        if action is None or action.action_type is not ActionType.INFER:
+    def _load_result(self, worker: Worker, result: LoadWeightsResult, now_ns: int) -> None:
+        action = self.cluster.action_of(worker, result.action_id, ActionType.LOAD_WEIGHTS)
+        if action is None:
             return
+        span = plausible(result.span, sent_ns=action.sent_ns, now_ns=now_ns)
+        if span is not result.span:
+            result = msgspec.structs.replace(result, span=span)
+        self.cluster.load_finished(action, result, now_ns=now_ns)
+        self.policy.action_done(
+            action, code=Code.OK, end_ns=span.end_ns, duration_ns=span.duration_ns, clock_mhz=0
+        )
+
+    def _infer_result(self, worker: Worker, result: InferResult, now_ns: int) -> None:
+        action = self.cluster.action_of(worker, result.action_id, ActionType.INFER)
+        if action is None:
+            return
+        span = plausible(result.exec, sent_ns=action.sent_ns, now_ns=now_ns)
+        if span is not result.exec:
+            result = msgspec.structs.replace(result, exec=span)
         self.cluster.infer_finished(action, result, now_ns=now_ns)
         self.policy.action_done(
             action,
@@ -311,12 +330,15 @@ class Scheduler:
             duration_ns=result.exec.duration_ns,
             clock_mhz=(result.gpu_clock_before_mhz + result.gpu_clock_mhz) // 2,
         )
-        met = 0
-        for index, request in enumerate(action.requests):
+        met = frames = 0
+        for request, size in zip_longest(action.requests, result.output_sizes):
+            if request is None:
+                break  # more outputs than requests: nobody's
+            frame = frames
+            frames += 1 if size else 0  # an output of 0 bytes has no frame
             if request.state is RequestState.ANSWERED:  # cancelled meanwhile
                 continue
-            returns_output = bool(result.output_sizes) and request.input_bytes > 0
-            output_of = (action.action_id, index) if returns_output else None
+            output_of = (action.action_id, frame) if size and request.input_bytes else None
             plan = Plan.of(action, start_ns=result.exec.begin_ns, exec_ns=result.exec.duration_ns)
             met += self._answer(request, Code.OK, "", plan, output_of=output_of)
         self.cluster.answered(action, result, now_ns=now_ns, met=met)
@@ -324,7 +346,7 @@ class Scheduler:
     def _error_result(self, worker: Worker, result: ErrorResult, now_ns: int) -> None:
         if self.catalog.preparation_failed(worker, result, now_ns=now_ns):
             return
-        action = self.cluster.actions.get(result.action_id)
+        action = self.cluster.action_of(worker, result.action_id)
         if action is None:
             return
         self.cluster.failed(action, result.code, now_ns=now_ns, result=result)
