@@ -18,7 +18,7 @@ from slosched.analysis.fig7 import plot_fig7
 from slosched.analysis.runs import open_run
 from slosched.analysis.tables import as_json, summarise_run
 from slosched.cli.children import Children
-from slosched.telemetry.manifest import describe_host
+from slosched.telemetry.manifest import describe_host, finish_manifest, write_manifest
 from slosched.telemetry.run_dir import claim_run_dir
 from slosched.version import __version__
 
@@ -73,6 +73,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("slosched-runs/figure7"))
     options = parser.parse_args()
     out = claim_run_dir(options.out)
+    settings = {"copies": COPIES, "rates": RATES, "steps": STEPS, "period_s": options.period}
+    write_manifest(out, "figure7", settings)
     runs = [
         run_one(out / f"n{copies}-r{rate}", copies, rate, options.period)
         for copies in COPIES
@@ -89,6 +91,7 @@ def main() -> None:
         "runs": steps,
     }
     (out / "figure7.json").write_text(json.dumps(document, indent=1) + "\n")
+    finish_manifest(out, {"runs": len(runs)})
     print(f"wrote {out / 'figure7.json'}")
 
 

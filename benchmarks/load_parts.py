@@ -56,7 +56,9 @@ def single_linear(recorder: Recorder, settings: Settings) -> None:
 def single(recorder: Recorder, settings: Settings, *, profile: str = PROFILE) -> None:
     """One GPU, one model, 600 requests/s, SLO 25 ms and 10 ms."""
     for repeat in range(settings.repeats):
-        with serving(recorder.new_directory(f"single-{profile}"), gpus=1, profile=profile) as cluster:
+        with serving(
+            recorder.new_directory(f"single-{profile}"), gpus=1, profile=profile
+        ) as cluster:
             for slo in ("25ms", "10ms"):
                 load = _steady(600, slo, settings.window_s, copies=1, seed=repeat)
                 recorder.record(cluster, load, repeat=repeat)
