@@ -48,11 +48,6 @@ def now_ns() -> int:
     return time.monotonic_ns() + _anchor_ns
 
 
-def process_cpu_ns() -> int:
-    """CPU time that this process has used, in ns."""
-    return time.process_time_ns()
-
-
 def set_timer_slack(slack_ns: int = 1_000) -> None:
     """Ask the kernel to wake this thread within `slack_ns` of a timer (default 50 us). Linux only."""
     with contextlib.suppress(OSError, AttributeError):

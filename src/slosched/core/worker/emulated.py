@@ -10,24 +10,15 @@ sequence does not depend on what the others do.
 from __future__ import annotations
 
 from heapq import heappop, heappush
-from math import prod
 
 from slosched.codes import Code
 from slosched.config import EmulationNoise, GpuProfile, ModelProfile
 from slosched.core.worker.interface import ModelPrepared, Op, OpDone, OpKind, PrepareModel
 from slosched.errors import UnknownName
 from slosched.messages import Span
+from slosched.units import tensor_bytes
 
 _MASK = 2**64 - 1
-_ITEM_BYTES = {
-    "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8,
-    "int8": 1, "uint8": 1, "int16": 2, "int32": 4, "int64": 8, "bool": 1,
-}  # fmt: skip
-
-
-def tensor_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Bytes of one tensor of `shape` and `dtype` (numpy's names); 0 for a dtype nobody knows."""
-    return prod(shape) * _ITEM_BYTES.get(dtype, 0)
 
 
 class SplitMix64:

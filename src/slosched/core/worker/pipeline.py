@@ -18,7 +18,6 @@ from slosched.codes import Code
 from slosched.config import canonical_model
 from slosched.core.worker import results
 from slosched.core.worker.checks import load_model_fault
-from slosched.core.worker.emulated import tensor_bytes
 from slosched.core.worker.interface import (
     EvictPages,
     Launch,
@@ -32,7 +31,7 @@ from slosched.core.worker.interface import (
 from slosched.core.worker.ledger import Ledger
 from slosched.core.worker.state import Executor, GpuState, Instance, PendingAction
 from slosched.messages import EvictWeights, Infer, LoadModel, Span
-from slosched.units import format_duration
+from slosched.units import format_duration, tensor_bytes
 
 
 class Pipeline:
