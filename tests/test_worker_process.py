@@ -93,8 +93,8 @@ def test_the_clocks_of_one_machine_agree(controller: BareController) -> None:
     while len(controller.beats) < 10 and now_ns() < give_up_ns:
         controller.wait_for(controller._take, within_s=0.05)
     last = controller.beats[-1][1]
-    # Two processes anchor their clocks each for itself, to within tens of microseconds.
-    assert abs(last.clock_offset_ns) <= last.clock_error_ns + 500_000 < 1 * NS_PER_S
+    # Each process anchors its clock for itself, by its tightest reading: a few microseconds apart.
+    assert abs(last.clock_offset_ns) <= last.clock_error_ns + 50_000 < 1 * NS_PER_S
 
 
 def test_what_is_no_message_is_counted_told_once_and_survived(
