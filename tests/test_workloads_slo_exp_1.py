@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from slosched.errors import InvalidConfig, InvalidDuration, UnknownName
 from slosched.workloads import WORKLOADS, parse_workload, workload_from_table
-from slosched.workloads.slo_exp_1 import SloExp1, instance_seed, parse_slo_exp_1
+from slosched.workloads.base import instance_seed
+from slosched.workloads.slo_exp_1 import SloExp1, parse_slo_exp_1
 
 
 def spec(text: str) -> SloExp1:

@@ -26,7 +26,7 @@ from slosched.messages import InferReply, ModelInfo
 from slosched.telemetry.client_log import NO_ANSWER, ClientRecord
 from slosched.transport.codec import Frame
 from slosched.units import NS_PER_MS, NS_PER_S
-from slosched.workloads.slo_exp_1 import Arrival
+from slosched.workloads.base import Arrival
 
 #: Answers are awaited for the largest SLO sent and this much longer.
 GRACE_NS = 2 * NS_PER_S
@@ -188,8 +188,8 @@ class OpenLoopDriver:
         return None if self._next is None else start_ns + self._next.at_ns
 
     def _issue(self, arrival: Arrival, scheduled_ns: int, sent_ns: int) -> None:
-        _, seq, user_id, slo_factor, slo_ns, step = arrival
-        info = self._models[user_id]
+        _, seq, user_id, instance, slo_factor, slo_ns, step, _ = arrival
+        info = self._models[instance]
         tally = self.tallies[step]
         self.step = step
         tally.sent += 1
@@ -263,7 +263,7 @@ class OpenLoopDriver:
                     latency_ns=self._clock() - scheduled_ns,
                     request_id=request_id,
                     user_id=arrival.user_id,
-                    model_id=self._models[arrival.user_id].model_id,
+                    model_id=self._models[arrival.instance].model_id,
                     slo_factor=arrival.slo_factor,
                     slo_ns=tally.slo_ns,
                     code=NO_ANSWER,

@@ -32,7 +32,8 @@ from slosched.telemetry.run_dir import CLIENT_MANIFEST, MANIFEST, claim_run_dir
 from slosched.telemetry.writer import LogWriter
 from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 from slosched.workloads import Workload
-from slosched.workloads.slo_exp_1 import SloExp1, SloStep
+from slosched.workloads.base import Step
+from slosched.workloads.slo_exp_1 import SloExp1
 
 #: A run whose sends were late by more than this (p99) measured its own client, and is invalid.
 ISSUE_DELAY_BOUND_NS = 2 * NS_PER_MS
@@ -382,7 +383,7 @@ def _result(
     )
 
 
-def _step_result(step: SloStep, tally: StepTally) -> StepResult:
+def _step_result(step: Step, tally: StepTally) -> StepResult:
     return StepResult(
         index=step.index,
         slo=step.text,

@@ -11,16 +11,17 @@ decimals are taken as written here.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal
-from typing import NamedTuple
 
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.units import NS_PER_S, format_duration, has_unit, parse_duration_ns
 from slosched.workloads.arrivals import Arrivals, FixedRateArrivals, PoissonArrivals
+from slosched.workloads.base import Arrival, ModelUse, Step, instance_seed
+from slosched.workloads.engine import open_loop_arrivals
+from slosched.workloads.streams import OpenLoop
 
 NAME = "slo-exp-1"
 PARAMETERS = (
@@ -34,32 +35,6 @@ _MAX_COPIES = 100_000
 _DECIMAL = Context(prec=50)
 #: An end that is written as a rounded number ("86.497558") still counts as reached.
 _END_SLACK = Decimal("1.000000001")
-
-
-@dataclass(frozen=True, slots=True)
-class SloStep:
-    """One period of the sweep, `start_ns` after its start. One of `slo_factor`, `slo_ns` is > 0."""
-
-    index: int
-    start_ns: int
-    slo_factor: float = 0.0
-    slo_ns: int = 0
-
-    @property
-    def text(self) -> str:
-        """The step's SLO for people: "2.25x" or "10ms"."""
-        return format_duration(self.slo_ns) if self.slo_ns else f"{self.slo_factor:.4g}x"
-
-
-class Arrival(NamedTuple):
-    """One request, due `at_ns` after the start. `user_id` is the index of its instance."""
-
-    at_ns: int
-    seq: int
-    user_id: int
-    slo_factor: float
-    slo_ns: int
-    step: int
 
 
 @dataclass(frozen=True)
@@ -126,12 +101,23 @@ class SloExp1:
             slo = apply(slo, change)
         return slos
 
-    def steps(self) -> tuple[SloStep, ...]:
+    @property
+    def name(self) -> str:
+        return NAME
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return ("",)
+
+    def models(self) -> tuple[ModelUse, ...]:
+        return (ModelUse(self.model, self.copies),)
+
+    def steps(self) -> tuple[Step, ...]:
         """The steps in order; the last one's SLO is at most `slo_end`."""
         return tuple(
-            SloStep(index, index * self.period_ns, slo_ns=max(1, round(slo)))
+            Step(index, index * self.period_ns, slo_ns=max(1, round(slo)))
             if self.absolute
-            else SloStep(index, index * self.period_ns, slo_factor=float(slo))
+            else Step(index, index * self.period_ns, slo_factor=float(slo))
             for index, slo in enumerate(self._slos())
         )
 
@@ -140,24 +126,19 @@ class SloExp1:
         """How long requests are sent; nothing arrives at or after it."""
         return len(self._slos()) * self.period_ns
 
+    def streams(self, seed: int) -> tuple[OpenLoop, ...]:
+        """One open loop for each copy; `user_id` is its number."""
+        return tuple(
+            OpenLoop(self._stream(seed, copy), (copy,), user_id=copy) for copy in range(self.copies)
+        )
+
     def arrivals(self, seed: int = 0) -> Iterator[Arrival]:
         """Every request of the sweep in time order, and by instance where times are equal.
 
         The SLO is that of the step in which the request is due. The same seed gives the same
         requests, live or simulated.
         """
-        steps = self.steps()
-        streams = [self._stream(seed, instance) for instance in range(self.copies)]
-        # Pairs (time, instance) are a total order, whatever the streams' own order.
-        merged = heapq.merge(*(_tagged(stream, i) for i, stream in enumerate(streams)))
-        step, end_ns = steps[0], self.period_ns
-        for seq, (at_ns, instance) in enumerate(merged):
-            while at_ns >= end_ns:
-                if step.index + 1 == len(steps):
-                    return
-                step = steps[step.index + 1]
-                end_ns += self.period_ns
-            yield Arrival(at_ns, seq, instance, step.slo_factor, step.slo_ns, step.index)
+        return open_loop_arrivals(self, seed=seed)
 
     def _stream(self, seed: int, instance: int) -> Arrivals:
         rate = self.rate / self.copies
@@ -173,22 +154,6 @@ class SloExp1:
             f"{slos[0].text} to {slos[-1].text} in {len(slos)} steps of "
             f"{format_duration(self.period_ns)}, {format_duration(self.duration_ns)} in all"
         )
-
-
-def instance_seed(seed: int, instance: int) -> int:
-    """The seed of one instance's stream. With seed 0 it is the instance's index, as in Clockwork.
-
-    Other seeds are far apart: with seed + instance, runs of seeds 0 and 1 would share all streams
-    but one, and a mean over seeds would be worth little more than one run.
-    """
-    if seed < 0:
-        raise InvalidConfig(f"a seed must be at least 0, not {seed}")
-    return (seed << 32) + instance
-
-
-def _tagged(stream: Arrivals, instance: int) -> Iterator[tuple[int, int]]:
-    for at_ns in stream:
-        yield at_ns, instance
 
 
 # ------------------------------------------------------------------------------------- parsing
