@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from slosched.errors import InvalidConfig, InvalidDuration, UnknownName
 from slosched.workloads import WORKLOADS, parse_workload, workload_from_table
 from slosched.workloads.base import instance_seed
-from slosched.workloads.slo_exp_1 import SloExp1, parse_slo_exp_1
+from slosched.workloads.slo_exp_1 import SloExp1
 
 
 def spec(text: str) -> SloExp1:
-    return parse_slo_exp_1(text.split())
+    workload = parse_workload("slo-exp-1", text.split())
+    assert isinstance(workload, SloExp1)
+    return workload
 
 
 def factors(text: str) -> list[float]:

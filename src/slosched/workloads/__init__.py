@@ -1,33 +1,26 @@
-"""Workloads: which requests are due when. Pure, and the same for live and simulated runs.
+"""Workloads: which requests are due when. The same for live and simulated runs.
 
-A workload is a file with a parser of its command-line texts and an entry in `WORKLOADS`.
+A workload is a file with a `Kind` in `registry.KINDS`; base.py says what one is, engine.py runs it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from slosched.errors import InvalidConfig, UnknownName
-from slosched.workloads import slo_exp_1
-from slosched.workloads.slo_exp_1 import SloExp1, parse_slo_exp_1
+from slosched.workloads.base import Workload
+from slosched.workloads.registry import WORKLOADS
 
-#: Any workload that there is; a later one joins with "|".
-Workload = SloExp1
-
-#: By name, what turns a workload's positional texts into the workload.
-WORKLOADS: dict[str, Callable[[Sequence[str]], Workload]] = {slo_exp_1.NAME: parse_slo_exp_1}
-
-#: By name, the parameters that those texts are, in order.
-PARAMETERS: dict[str, tuple[str, ...]] = {slo_exp_1.NAME: slo_exp_1.PARAMETERS}
+__all__ = ["WORKLOADS", "Workload", "parse_workload", "workload_from_table"]
 
 
 def parse_workload(name: str, args: Sequence[str]) -> Workload:
     """Return the workload `name` with `args`. Raises UnknownName, and what its parser raises."""
     try:
-        parse = WORKLOADS[name]
+        kind = WORKLOADS[name]
     except KeyError:
         raise UnknownName("workload", name, list(WORKLOADS)) from None
-    return parse(args)
+    return kind.parse(args)
 
 
 def workload_from_table(table: Mapping[str, object]) -> Workload:
@@ -41,11 +34,12 @@ def workload_from_table(table: Mapping[str, object]) -> Workload:
     name = values.pop("workload", "")
     if name not in WORKLOADS:
         raise UnknownName("workload", name, list(WORKLOADS))
-    keys = [parameter.lower() for parameter in PARAMETERS[name]]
+    kind = WORKLOADS[name]
+    keys = [parameter.key for parameter in kind.parameters]
     for key in values:
         if key not in keys:
             raise UnknownName(f"key of {name}", key, keys)
-    missing = [key for key in keys if key not in values]
+    missing = [p.key for p in kind.parameters if p.key not in values and p.default is None]
     if missing:
         raise InvalidConfig(f"the workload {name} lacks {', '.join(missing)}")
-    return parse_workload(name, [values[key] for key in keys])
+    return kind.parse([values.get(p.key, p.default or "") for p in kind.parameters])

@@ -24,9 +24,28 @@ from slosched.workloads.engine import open_loop_arrivals
 from slosched.workloads.streams import OpenLoop
 
 NAME = "slo-exp-1"
-PARAMETERS = (
-    "MODEL", "COPIES", "DIST", "RATE", "SLO-START", "SLO-END", "SLO-FACTOR", "SLO-OP", "PERIOD",
-)  # fmt: skip
+#: Name -> what it is.
+PARAMETERS = {
+    "MODEL": "a model's name, for example resnet50_v2",
+    "COPIES": "number of instances of the model, each with its own stream of arrivals",
+    "DIST": "poisson or fixed-rate",
+    "RATE": "requests/s in total, over all copies",
+    "SLO-START": "first SLO: a multiple of the model's batch-1 time (1, 2.9), or a duration (10ms)",
+    "SLO-END": "last SLO, included; written as SLO-START is",
+    "SLO-FACTOR": "what changes it: a number, or a duration to add to a duration",
+    "SLO-OP": "mul or add",
+    "PERIOD": "time between changes; a bare number is in seconds",
+}
+TEXT = (
+    "Requests go out when they are due, whatever became of earlier ones. All start with SLO-START; "
+    "every PERIOD the SLO is multiplied by SLO-FACTOR, or grows by it, until it would pass SLO-END. "
+    "The client then ends by itself."
+)
+EXAMPLES = (
+    "resnet50_v2 12 poisson 600 1 100 1.5 mul 30",
+    "resnet50_v2 4 poisson 100 2 32 2 mul 7",
+    "resnet50_v2 4 poisson 100 10ms 100ms 10ms add 3s",
+)
 DISTRIBUTIONS = ("poisson", "fixed-rate")
 OPERATORS = ("mul", "add")
 _MAX_STEPS = 10_000
@@ -165,11 +184,6 @@ def parse_slo_exp_1(args: Sequence[str]) -> SloExp1:
     A bare PERIOD is in seconds. Raises InvalidConfig, InvalidDuration or UnknownName, naming the
     parameter and what it takes.
     """
-    if len(args) != len(PARAMETERS):
-        raise InvalidConfig(
-            f"{NAME} takes {len(PARAMETERS)} values, not {len(args)}: {' '.join(PARAMETERS)} "
-            "(for example: resnet50_v2 12 poisson 600 1 100 1.5 mul 30)"
-        )
     model, copies, dist, rate, slo_start, slo_end, slo_factor, slo_op, period = args
     if slo_op not in OPERATORS:
         raise UnknownName("slo-op", slo_op, list(OPERATORS))

@@ -1,0 +1,263 @@
+"""What a run of load came to: counts and percentiles for each step. The same live and simulated.
+
+Two judges, and every figure says which: the *client* counts a request as in time when its answer
+came within the SLO of the scheduled send; the *controller* counts from the request's arrival there
+until its answer departs, as Clockwork's telemetry does.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slosched.codes import code_name
+from slosched.telemetry.client_log import NO_ANSWER
+from slosched.units import NS_PER_MS, NS_PER_S, format_duration
+from slosched.workloads.base import Step, Workload
+from slosched.workloads.engine import Engine
+
+#: A run whose sends were late by more than this (p99) measured its own client, and is invalid.
+ISSUE_DELAY_BOUND_NS = 2 * NS_PER_MS
+
+
+class StepTally:
+    """What is counted while the requests of one step (and group) are sent and answered."""
+
+    __slots__ = ("codes", "in_time", "issue_delays", "latencies", "met", "sent", "slo_ns")
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.in_time = 0  # client: code 0 within the SLO of the scheduled send
+        self.met = 0  # controller: within the SLO of the arrival there
+        self.slo_ns = 0
+        self.codes: dict[int, int] = {}
+        self.latencies = array("q")  # of code 0, from the scheduled send
+        self.issue_delays = array("q")
+
+    @property
+    def answered(self) -> int:
+        """Requests that have ended, with an answer or without."""
+        return sum(self.codes.values())
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """Where a run stands. `step` counts from 1; `satisfaction` is the client's, so far.
+
+    `rate_per_s` is what was sent in about the last second.
+    """
+
+    step: int
+    steps: int
+    elapsed_s: float
+    total_s: float
+    label: str
+    rate_per_s: float
+    satisfaction: float
+    sent: int = 0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One step, or one group of streams in it. Latencies are of successes, from the scheduled send,
+    in ns (0: there were none).
+
+    `in_time` is the client's count, `met` the controller's; `codes` counts every request that was
+    sent by its outcome in words. `duration_ns` is how long the step sent; `slo` is it in words.
+    """
+
+    index: int
+    slo: str
+    group: str
+    slo_factor: float
+    slo_ns: int
+    duration_ns: int
+    sent: int
+    in_time: int
+    met: int
+    codes: dict[str, int]
+    latency_p50_ns: int
+    latency_p99_ns: int
+    issue_delay_p50_ns: int
+    issue_delay_p99_ns: int
+
+    @property
+    def satisfaction(self) -> float:
+        """Client, from the scheduled send: in time / sent."""
+        return self.in_time / self.sent if self.sent else 0.0
+
+    @property
+    def controller_satisfaction(self) -> float:
+        """Controller, from the arrival there: deadline met / sent."""
+        return self.met / self.sent if self.sent else 0.0
+
+    @property
+    def goodput_rps(self) -> float:
+        """Requests in time for the client, per second of the step."""
+        return self.in_time * NS_PER_S / self.duration_ns if self.duration_ns else 0.0
+
+    @property
+    def controller_goodput_rps(self) -> float:
+        """Requests in time for the controller, per second of the step."""
+        return self.met * NS_PER_S / self.duration_ns if self.duration_ns else 0.0
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run, or the part of it that ran.
+
+    `complete` is False if it was stopped or the controller went away: `problem` says which.
+    `valid` is False if p99 of the issue delay is above its bound: the client, or the machine it runs
+    on, was too slow for the figures to mean anything. `run_dir` is None where nothing was written.
+    """
+
+    workload: str
+    steps: tuple[StepResult, ...]
+    complete: bool
+    problem: str
+    issue_delay_p50_ns: int
+    issue_delay_p99_ns: int
+    inputs: bool
+    random_weights: bool
+    elapsed_ns: int
+    run_dir: Path | None = None
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def sent(self) -> int:
+        return sum(step.sent for step in self.steps)
+
+    @property
+    def satisfaction(self) -> float:
+        """Client, from the scheduled send, over all steps."""
+        return sum(s.in_time for s in self.steps) / self.sent if self.sent else 0.0
+
+    @property
+    def controller_satisfaction(self) -> float:
+        """Controller, from the arrival there, over all steps."""
+        return sum(s.met for s in self.steps) / self.sent if self.sent else 0.0
+
+    @property
+    def valid(self) -> bool:
+        return self.issue_delay_p99_ns <= ISSUE_DELAY_BOUND_NS
+
+    @property
+    def verdict(self) -> str:
+        """Whether the run counts, in words."""
+        measured = format_duration(self.issue_delay_p99_ns)
+        bound = format_duration(ISSUE_DELAY_BOUND_NS)
+        if not self.valid:
+            return (
+                f"INVALID: issue delay p99 {measured} is above its bound of {bound}; the client "
+                "sent late, so take a lower rate, --no-inputs or a quieter machine"
+            )
+        partial = "" if self.complete else f" part of a run ({self.problem})"
+        return f"valid{partial}: issue delay p99 {measured}, bound {bound}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dicts and lists, for JSON and for the manifest. Times in ns."""
+        return {
+            "workload": self.workload,
+            "complete": self.complete,
+            "problem": self.problem,
+            "valid": self.valid,
+            "verdict": self.verdict,
+            "sent": self.sent,
+            "satisfaction_client_from_scheduled_send": self.satisfaction,
+            "satisfaction_controller_from_arrival": self.controller_satisfaction,
+            "issue_delay_p50_ns": self.issue_delay_p50_ns,
+            "issue_delay_p99_ns": self.issue_delay_p99_ns,
+            "issue_delay_bound_ns": ISSUE_DELAY_BOUND_NS,
+            "inputs": self.inputs,
+            "random_weights": self.random_weights,
+            "elapsed_ns": self.elapsed_ns,
+            "run_dir": str(self.run_dir) if self.run_dir is not None else None,
+            "warnings": list(self.warnings),
+            "steps": [
+                {
+                    **asdict(step),
+                    "satisfaction_client_from_scheduled_send": step.satisfaction,
+                    "satisfaction_controller_from_arrival": step.controller_satisfaction,
+                    "goodput_client_rps": step.goodput_rps,
+                    "goodput_controller_rps": step.controller_goodput_rps,
+                }
+                for step in self.steps
+            ],
+        }
+
+
+def run_result(
+    workload: Workload,
+    engine: Engine,
+    tallies: Sequence[StepTally],
+    *,
+    problem: str = "",
+    inputs: bool = False,
+    random_weights: bool = False,
+    elapsed_ns: int,
+    run_dir: Path | None = None,
+    warnings: tuple[str, ...] = (),
+) -> RunResult:
+    """Sum up what a load driver counted. `problem` says why the run ended early ("": it did not)."""
+    delays = array("q")
+    for tally in tallies:
+        delays.extend(tally.issue_delays)
+    # A step that was never reached says nothing.
+    results = tuple(
+        _step_result(engine, step, group, tally)
+        for tally, (step, group) in zip(tallies, _places(engine), strict=True)
+        if tally.sent
+    )
+    return RunResult(
+        workload=workload.describe(),
+        steps=results,
+        complete=not problem,
+        problem=problem,
+        issue_delay_p50_ns=_percentile(delays, 50),
+        issue_delay_p99_ns=_percentile(delays, 99),
+        inputs=inputs,
+        random_weights=random_weights,
+        elapsed_ns=elapsed_ns,
+        run_dir=run_dir,
+        warnings=warnings,
+    )
+
+
+def _places(engine: Engine) -> list[tuple[Step, str]]:
+    """The order of a driver's tallies."""
+    return [(step, group) for step in engine.steps for group in engine.groups]
+
+
+def _step_result(engine: Engine, step: Step, group: str, tally: StepTally) -> StepResult:
+    following = step.index + 1
+    ends_ns = engine.steps[following].start_ns if following < len(engine.steps) else engine.end_ns
+    return StepResult(
+        index=step.index,
+        slo=step.text,
+        group=group,
+        slo_factor=step.slo_factor,
+        slo_ns=tally.slo_ns,
+        duration_ns=min(ends_ns, engine.end_ns) - step.start_ns,
+        sent=tally.sent,
+        in_time=tally.in_time,
+        met=tally.met,
+        codes={
+            "no answer" if code == NO_ANSWER else code_name(code): count
+            for code, count in sorted(tally.codes.items())
+        },
+        latency_p50_ns=_percentile(tally.latencies, 50),
+        latency_p99_ns=_percentile(tally.latencies, 99),
+        issue_delay_p50_ns=_percentile(tally.issue_delays, 50),
+        issue_delay_p99_ns=_percentile(tally.issue_delays, 99),
+    )
+
+
+def _percentile(values: array[int], percent: float) -> int:
+    if not values:
+        return 0
+    return round(float(np.percentile(np.frombuffer(values, dtype=np.int64), percent)))
