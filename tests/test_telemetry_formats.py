@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from slosched.codes import ActionType, Code
 from slosched.core.scheduler.interface import ActionRecord, RequestRecord
 from slosched.messages import Span
 from slosched.telemetry import action_log, client_log, request_log
 from slosched.telemetry.client_log import ClientRecord
-from slosched.telemetry.table import LogTable, MalformedLog
+from slosched.telemetry.table import LogTable, MalformedLog, header_of, read_table
 
 GOLDEN = Path(__file__).parent / "golden"
 SENT_NS = 1_598_832_443_000_000_000
@@ -267,6 +271,15 @@ def test_a_run_killed_at_its_start_is_a_table_without_rows(
         (b"\t2.25\t", b"\tfast\t", r"line 3: column slo_factor holds 'fast'.*not a number"),
         (b"request_id", b"requestid", r"line 1: this is not the header"),
         (b"\t2.25\t", b"\t\xff\t", r"line 3: column slo_factor"),
+        (b"\t2.25\t", b"\t2.25 \t", r"line 3: column slo_factor holds '2.25 '"),
+        (b"\t2.25\t", b"\t2\x00\t", r"line 3: column slo_factor"),
+        (b"\t2.25\t", b"\t2_0.123456789\t", r"line 3: column slo_factor"),
+        (b"\t7000001\t", b"\t+7000001\t", r"line 3: column latency holds '\+7000001'"),
+        (b"\t7000001\t", b"\t\t", r"line 3: column latency holds '', which is not an integer"),
+        (b"\t7000001\t", b"\t-\t", r"line 3: column latency holds '-'"),
+        (b"\t7000001\t", b"\t9223372036854775808\t", r"line 3: column latency .*out of range"),
+        (b"\t7000001\t", b"\t70000010000000000000\t", r"line 3: column latency .*out of range"),
+        (b"\t7000001\t", b"\t\n", r"line 3: 7 cells where there should be 12"),
     ],
 )
 def test_a_malformed_row_names_file_and_line(
@@ -274,6 +287,58 @@ def test_a_malformed_row_names_file_and_line(
 ) -> None:
     with pytest.raises(MalformedLog, match=r"log\.tsv, " + words):
         _read(tmp_path, GOOD.replace(old, new))
+
+
+_CELLS = {"number": int, "share": float, "flag": int}
+
+_NUMBERS = st.integers(-(2**63) + 1, 2**63 - 1) | st.integers(-1000, 1000)
+
+
+@given(
+    st.lists(st.tuples(_NUMBERS, st.floats(allow_nan=False), st.integers(0, 9)), max_size=40),
+    st.integers(1, 200),
+)
+def test_any_numbers_in_blocks_of_any_size(rows: list[tuple[int, float, int]], size: int) -> None:
+    text = "".join(f"{a}\t{b!r}\t{c}\n" for a, b, c in rows)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("slosched.telemetry.table._BLOCK_BYTES", size)
+        path = Path(folder) / "log.tsv"
+        path.write_text(header_of(_CELLS) + "\n" + text + "12\t0.")
+        table = read_table(path, _CELLS)
+    assert table.truncated == 1
+    read = [table[name].tolist() for name in _CELLS]
+    assert list(zip(*read, strict=True)) == rows
+
+
+@given(st.binary(max_size=12).filter(lambda cell: not {9, 10} & set(cell)))
+def test_a_cell_is_a_number_or_an_error(cell: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "log.tsv"
+        path.write_bytes(b"number\tshare\tflag\n1\t1\t1\n" + cell + b"\t0.5\t3\n")
+        if re.fullmatch(rb"-?[0-9]+", cell):
+            assert read_table(path, _CELLS)["number"].tolist() == [1, int(cell)]
+        else:
+            with pytest.raises(MalformedLog, match="line 3: column number holds"):
+                read_table(path, _CELLS)
+
+
+def test_a_line_in_a_later_block_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slosched.telemetry.table._BLOCK_BYTES", 100)
+    lines = ["number\tshare\tflag", *(f"{i}\t0.5\t1" for i in range(500)), ""]
+    lines[301] = "300\thalf\t1"
+    (tmp_path / "log.tsv").write_text("\n".join(lines))
+    with pytest.raises(MalformedLog, match="line 302: column share holds 'half'"):
+        read_table(tmp_path / "log.tsv", _CELLS)
+
+
+def test_only_the_columns_that_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "log.tsv"
+    path.write_bytes(GOOD.replace(b"\t2.25\t", b"\tfast\t"))
+    table = request_log.read_request_log(path, only=("t", "result"))
+    assert list(table.columns) == ["t", "result"]
+    assert table["t"].tolist() == [r.departure_ns for r in REQUESTS]
+    with pytest.raises(MalformedLog, match="line 3"):
+        request_log.read_request_log(path, only=("t", "slo_factor"))
 
 
 def test_a_log_that_is_not_there(tmp_path: Path) -> None:

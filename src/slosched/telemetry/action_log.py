@@ -8,6 +8,7 @@ are ns after the action was sent, never below 0, so that it was sent at
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from slosched.codes import ActionType
@@ -76,6 +77,9 @@ def format_action(record: ActionRecord) -> str:
     )
 
 
-def read_action_log(path: Path) -> LogTable:
-    """Read an action log into numpy columns (int64). Raises MalformedLog."""
-    return read_table(path, COLUMNS)
+def read_action_log(path: Path, *, only: Collection[str] | None = None) -> LogTable:
+    """Read an action log into numpy columns (int64).
+
+    With `only` nothing but those columns is parsed. Raises MalformedLog.
+    """
+    return read_table(path, COLUMNS, only=only)

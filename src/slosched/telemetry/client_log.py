@@ -6,6 +6,7 @@ the system under test (open loop; coordinated omission).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +80,9 @@ def format_client(record: ClientRecord) -> str:
     )
 
 
-def read_client_log(path: Path) -> LogTable:
-    """Read a client log into numpy columns (int64; slo_factor float64). Raises MalformedLog."""
-    return read_table(path, COLUMNS)
+def read_client_log(path: Path, *, only: Collection[str] | None = None) -> LogTable:
+    """Read a client log into numpy columns (int64; slo_factor float64).
+
+    With `only` nothing but those columns is parsed. Raises MalformedLog.
+    """
+    return read_table(path, COLUMNS, only=only)

@@ -7,6 +7,7 @@ the controller; `slo_factor` 0 means that an absolute or the default SLO was use
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from slosched.core.scheduler.interface import RequestRecord
@@ -47,6 +48,9 @@ def format_request(record: RequestRecord) -> str:
     )
 
 
-def read_request_log(path: Path) -> LogTable:
-    """Read a request log into numpy columns (int64; slo_factor float64). Raises MalformedLog."""
-    return read_table(path, COLUMNS)
+def read_request_log(path: Path, *, only: Collection[str] | None = None) -> LogTable:
+    """Read a request log into numpy columns (int64; slo_factor float64).
+
+    With `only` nothing but those columns is parsed. Raises MalformedLog.
+    """
+    return read_table(path, COLUMNS, only=only)

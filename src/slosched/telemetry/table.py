@@ -1,4 +1,4 @@
-"""Tab-separated logs: one header row, then one row of numbers per line, read at C speed.
+"""Tab-separated logs: one header row, then one row of numbers per line, read in blocks.
 
 A line is whole only with its newline, so what a killed process left of its last line is dropped and
 counted, never guessed at.
@@ -6,17 +6,22 @@ counted, never guessed at.
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from slosched.errors import SloschedError
+from slosched.telemetry.cells import Block, NotNumbers
+
+#: Bytes that are parsed at once: large enough for numpy, small beside the columns they become.
+_BLOCK_BYTES = 1 << 21
+
+_INTEGER = re.compile(rb"-?[0-9]+")
 
 Column = NDArray[Any]
 
@@ -50,60 +55,93 @@ def header_of(columns: Mapping[str, type]) -> str:
     return "\t".join(columns)
 
 
-def read_table(path: Path, columns: Mapping[str, type]) -> LogTable:
+def read_table(
+    path: Path, columns: Mapping[str, type], *, only: Collection[str] | None = None
+) -> LogTable:
     """Read the log at `path`, whose columns are `columns` (name -> int or float), in that order.
 
-    An empty file (a run killed before its first write) is a table without rows. Raises MalformedLog
-    if the file cannot be read, its header is another one, or a whole line is no row of it.
+    Integers are of 64 bits. With `only` the other columns are neither read nor looked at. An empty
+    file (a run killed before its first write) is a table without rows. Raises MalformedLog if the
+    file cannot be read, its header is another one, or a whole line is no row of it.
     """
+    wanted = [name for name in columns if only is None or name in only]
+    parts: dict[str, list[Column]] = {name: [] for name in wanted}
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            header = file.readline()
+            _check_header(path, header, columns)
+            line, torn = 2, bool(header) and not header.endswith(b"\n")
+            for text in _blocks(file):
+                if not text.endswith(b"\n"):
+                    torn = True
+                    break
+                try:
+                    block = Block(text, len(columns))
+                    for place, (name, kind) in enumerate(columns.items()):
+                        if name in parts:
+                            parse = block.floats if kind is float else block.integers
+                            parts[name].append(parse(place))
+                except NotNumbers:
+                    raise _explain(path, text, columns, line) from None
+                line += block.rows
     except OSError as error:
         raise MalformedLog(f"cannot read the log {path}: {error.strerror}") from error
-    whole, newline, rest = data.rpartition(b"\n")
-    truncated = 1 if rest else 0
-    header, _, body = (whole + newline).partition(b"\n")
-    if newline and header != header_of(columns).encode():
+    return LogTable(path, {n: _joined(parts, n, columns[n]) for n in wanted}, int(torn))
+
+
+def _check_header(path: Path, header: bytes, columns: Mapping[str, type]) -> None:
+    if header.endswith(b"\n") and header[:-1] != header_of(columns).encode():
         raise MalformedLog(
             f"{path}, line 1: this is not the header of such a log; expected the {len(columns)} "
             f"columns {', '.join(columns)}"
         )
-    return LogTable(path, _parse(path, body, columns), truncated)
 
 
-def _parse(path: Path, body: bytes, columns: Mapping[str, type]) -> dict[str, Column]:
-    dtypes = {
-        name: np.dtype(np.float64 if kind is float else np.int64) for name, kind in columns.items()
-    }
-    if not body.strip():
-        return {name: np.empty(0, dtype) for name, dtype in dtypes.items()}
-    try:
-        with warnings.catch_warnings():
-            # numpy only warns of "1.5" in a column of integers.
-            warnings.simplefilter("error")
-            rows = np.loadtxt(
-                io.StringIO(body.decode("ascii")),
-                dtype=np.dtype(list(dtypes.items())),
-                delimiter="\t",
-                comments=None,
-                ndmin=1,
-            )
-    except (ValueError, DeprecationWarning) as error:
-        raise _explain(path, body, columns) or MalformedLog(f"{path}: {error}") from error
-    return {name: np.ascontiguousarray(rows[name]) for name in columns}
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the text in blocks of whole lines; last, if there is one, the line without an end."""
+    rest = b""
+    while data := file.read(_BLOCK_BYTES):
+        whole, newline, after = data.rpartition(b"\n")
+        if newline:
+            yield rest + whole + newline
+            rest = after
+        else:
+            rest += data
+    if rest:
+        yield rest
 
 
-def _explain(path: Path, body: bytes, columns: Mapping[str, type]) -> MalformedLog | None:
-    """Find the first line that is no row. Slow, and only reached when there is one."""
-    for number, line in enumerate(body.split(b"\n")[:-1], start=2):
-        cells = line.decode("ascii", "replace").split("\t")
+def _joined(parts: dict[str, list[Column]], name: str, kind: type) -> Column:
+    """The column in one piece. Its pieces are let go at once: there are columns of 80 MB and more."""
+    pieces = parts.pop(name)
+    return np.concatenate([np.empty(0, np.float64 if kind is float else np.int64), *pieces])
+
+
+def _explain(path: Path, text: bytes, columns: Mapping[str, type], first: int) -> MalformedLog:
+    """Name the first line that is no row; `first` is the number of the text's first line."""
+    for number, line in enumerate(text.split(b"\n")[:-1], start=first):
+        cells = line.split(b"\t")
         where = f"{path}, line {number}"
         if len(cells) != len(columns):
             return MalformedLog(f"{where}: {len(cells)} cells where there should be {len(columns)}")
         for cell, (name, kind) in zip(cells, columns.items(), strict=True):
-            try:
-                kind(cell)
-            except ValueError:
-                noun = "a number" if kind is float else "an integer"
-                return MalformedLog(f"{where}: column {name} holds {cell!r}, which is not {noun}")
-    return None
+            problem = _problem(cell, kind)
+            if problem:
+                said = cell.decode("ascii", "replace")
+                return MalformedLog(f"{where}: column {name} holds {said!r}, which is {problem}")
+    return MalformedLog(f"{path}: lines {first} and following hold something else than numbers")
+
+
+def _problem(cell: bytes, kind: type) -> str:
+    """What is wrong with `cell`; "" if nothing is."""
+    if kind is int:
+        if not _INTEGER.fullmatch(cell):
+            return "not an integer"
+        return "" if len(cell.lstrip(b"-")) < 20 and abs(int(cell)) < 2**63 else "out of range"
+    try:
+        if not re.search(rb"[\s_]", cell):
+            float(cell)
+            return ""
+    except ValueError:
+        pass
+    return "not a number"
