@@ -160,6 +160,12 @@ class WorkerConfig:
 
 FIDELITIES = ("best", "paper")
 
+#: TYPEs that are as published whatever the fidelity: their schedule_ahead, max_exec and max_batch.
+_PUBLISHED_DEFAULTS = {
+    "INFER4": (10 * NS_PER_MS, 250 * NS_PER_MS, 16),
+    "SMART": (10 * NS_PER_MS, 250 * NS_PER_MS, 16),
+}
+
 
 @dataclass(frozen=True)
 class SchedulerConfig:
@@ -167,7 +173,7 @@ class SchedulerConfig:
 
     "best" has the seed's documented defaults (10ms, 100ms, 25ms, 16); "paper" those of the published
     code, which its help text misstates (reference §1.2): schedule_ahead 10ms (15ms when inputs are
-    generated), max_exec 250ms, max_batch 8.
+    generated), max_exec 250ms, max_batch 8. INFER4 and SMART have theirs: 10ms, 100ms, 250ms, 16.
     """
 
     policy: str = "INFER5"
@@ -192,20 +198,22 @@ class SchedulerConfig:
 
     def resolved(self) -> SchedulerConfig:
         """Return the same options with every None replaced by its default."""
-        paper = self.fidelity == "paper"
-        ahead = 15 * NS_PER_MS if paper and self.generate_inputs else 10 * NS_PER_MS
-        return SchedulerConfig(
-            policy=self.policy,
-            generate_inputs=self.generate_inputs,
-            max_gpus=self.max_gpus,
+        ahead, max_exec, max_batch = self._defaults()
+        return replace(
+            self,
             schedule_ahead_ns=ahead if self.schedule_ahead_ns is None else self.schedule_ahead_ns,
-            default_slo_ns=self.default_slo_ns,
-            max_exec_ns=(
-                (250 if paper else 25) * NS_PER_MS if self.max_exec_ns is None else self.max_exec_ns
-            ),
-            max_batch=(8 if paper else 16) if self.max_batch is None else self.max_batch,
-            fidelity=self.fidelity,
+            max_exec_ns=max_exec if self.max_exec_ns is None else self.max_exec_ns,
+            max_batch=max_batch if self.max_batch is None else self.max_batch,
         )
+
+    def _defaults(self) -> tuple[int, int, int]:
+        """schedule_ahead and max_exec in ns, and max_batch, where they are not given."""
+        published = _PUBLISHED_DEFAULTS.get(self.policy)
+        if published is not None:
+            return published
+        if self.fidelity == "paper":
+            return (15 if self.generate_inputs else 10) * NS_PER_MS, 250 * NS_PER_MS, 8
+        return 10 * NS_PER_MS, 25 * NS_PER_MS, 16
 
 
 @dataclass(frozen=True)

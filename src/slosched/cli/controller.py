@@ -31,7 +31,8 @@ POSITIONAL_OPTIONS = (
 _DURATIONS = ("schedule_ahead", "default_slo", "max_exec")
 
 _Type = Annotated[
-    str, typer.Argument(metavar="TYPE", help="The scheduler: INFER5 (use this), FIFO or ECHO.")
+    str,
+    typer.Argument(metavar="TYPE", help="The scheduler: INFER5 (use this), or one of those below."),
 ]
 _Rest = Annotated[
     list[str] | None,
@@ -126,6 +127,7 @@ def controller(
       INFER5   deadlines, batching, loading and eviction of weights: what you usually want
       FIFO     first come, first served, no deadlines: a baseline
       ECHO     answers at once without a GPU: measures the network and the client
+      INFER4   Clockwork's scheduler before INFER5; max_exec defaults to 250ms, max_batch to 16
 
     \b
     Examples:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from slosched.config import SchedulerConfig
 from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.policies.aimd import Aimd
 from slosched.core.scheduler.policies.base import Policy, Refusals
 from slosched.core.scheduler.policies.echo import Echo
+from slosched.core.scheduler.policies.edf import Edf
 from slosched.core.scheduler.policies.fifo import Fifo
+from slosched.core.scheduler.policies.infer4 import Infer4
 from slosched.core.scheduler.policies.infer5 import Infer5
 from slosched.core.scheduler.policies.infer5_paper import Infer5Paper
+from slosched.core.scheduler.policies.reject import Reject
 from slosched.errors import UnknownName
 
 #: TYPE -> fidelity -> policy.
@@ -16,6 +20,10 @@ POLICIES: dict[str, dict[str, type[Policy]]] = {
     "INFER5": {"best": Infer5, "paper": Infer5Paper},
     "ECHO": {"best": Echo, "paper": Echo},
     "FIFO": {"best": Fifo, "paper": Fifo},
+    "EDF": {"best": Edf, "paper": Edf},
+    "REJECT": {"best": Reject, "paper": Reject},
+    "AIMD": {"best": Aimd, "paper": Aimd},
+    "INFER4": {"best": Infer4, "paper": Infer4},
 }
 
 

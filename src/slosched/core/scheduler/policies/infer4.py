@@ -1,0 +1,313 @@
+"""INFER4: the published predecessor of INFER5 (reference code, ConcurrentInferAndLoadScheduler).
+
+Each request puts one *strategy* for each batch size of its model into the heap of every GPU that has
+the weights: "run me first in a batch of b". Its priority is the latest start, internal deadline less
+the estimate of b. A GPU pops strategies as long as its window is open (work for less than
+schedule_ahead is outstanding). One that is popped runs if
+
+1. its request is still queued and would be done in time;
+2. b requests stand in the queue from this one on; else the b newest run, if all would be in time;
+3. no larger batch could be filled from this request on. If one could and still ends before the
+   deadline, that one runs; if it does not, the strategy is given up, since a later request may get
+   the larger batch.
+
+What runs are the first requests of the queue; those older than the strategy's that the batch is too
+long for leave the queue with code 7. Whoever could not even start in time leaves it with code 8. Both
+are told at their internal deadline, when all others that are still queued get code 4.
+
+Deadlines, estimates, trackers and demand are those of the published INFER5 (paper/). Weights: at most
+two loads outstanding per GPU, and 100 us between any two.
+
+Two plain mistakes of the published code are not kept. Rule 2 looked for the b newest by a comparison
+that is the wrong way round and so never found them; and loads whose demand is served already were
+stopped by a comparison with a pointer, that is, never.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from heapq import heappop, heappush
+
+from slosched.codes import Code
+from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.expiry import ExpiryHeap
+from slosched.core.scheduler.paper.deadlines import internal_slos_ns
+from slosched.core.scheduler.paper.tracker import (
+    DEFAULT_CLOCK_MHZ,
+    FUTURE_NS,
+    ExecutorTracker,
+    PaperEstimator,
+)
+from slosched.core.scheduler.policies.base import Refusals
+from slosched.core.scheduler.policies.infer4_loads import Infer4Loads
+from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.units import format_duration
+
+_WHY = {
+    Code.TIMED_OUT: "no GPU came free in time",
+    Code.SKIPPED: "given up in favour of a larger batch",
+    Code.COULD_NOT_START_IN_TIME: "could not have started in time any more",
+}
+
+
+class _Entry:
+    """One request with its internal deadline. `queued`: in its model's queue, so not skipped yet."""
+
+    __slots__ = ("code", "deadline_ns", "exec_ns", "queued", "request", "weights_ns")
+
+    def __init__(
+        self, request: Request, deadline_ns: int, exec_ns: float, weights_ns: float
+    ) -> None:
+        self.request = request
+        self.deadline_ns = deadline_ns
+        self.exec_ns = exec_ns  # demand on the GPUs' exec time, and on loads
+        self.weights_ns = weights_ns
+        self.queued = True
+        self.code = Code.TIMED_OUT  # what it is told if nothing comes of it
+
+
+class _Strategy:
+    """Run `anchor` first in a batch of `batch`. Valid while `owner` is queued."""
+
+    __slots__ = ("anchor", "batch", "owner")
+
+    def __init__(self, owner: _Entry, batch: int) -> None:
+        self.owner = self.anchor = owner
+        self.batch = batch
+
+
+class _ModelQueue:
+    """The queued entries of one model, oldest first, and how long its batches take."""
+
+    __slots__ = ("batches", "entries", "estimators")
+
+    def __init__(self, model: Model) -> None:
+        assert model.result is not None
+        seeds = dict(zip(model.result.batch_sizes, model.result.exec_ns, strict=True))
+        self.batches = tuple(sorted(seeds))
+        self.estimators = {b: PaperEstimator(seeds[b]) for b in self.batches}
+        self.entries: list[_Entry] = []
+
+    def offered_by(self, gpu: Gpu, model: Model) -> tuple[int, ...]:
+        """The batch sizes that `gpu` can run, ascending."""
+        offered = gpu.exec_table(model).batches
+        return tuple(b for b in self.batches if b in offered)
+
+    def position(self, entry: _Entry) -> int:
+        return bisect_left(self.entries, entry.request.key, key=lambda e: e.request.key)
+
+    def drop_first(self, code: Code) -> None:
+        entry = self.entries.pop(0)
+        entry.queued, entry.code = False, code
+
+    def dequeue(
+        self, strategy: _Strategy, batches: tuple[int, ...], start_ns: int, clock_mhz: int
+    ) -> tuple[int, list[_Entry]] | None:
+        """The batch that `strategy` runs at `start_ns`, by rules 1 to 3; None if it runs none."""
+        entries, batch = self.entries, strategy.batch
+        if not strategy.anchor.queued:
+            strategy.anchor = strategy.owner
+        ends_ns = start_ns + self.estimators[batch].estimate_ns(clock_mhz)
+        if strategy.anchor.deadline_ns <= ends_ns:
+            return None
+        while entries and entries[0].deadline_ns < start_ns:
+            self.drop_first(Code.COULD_NOT_START_IN_TIME)
+        behind = len(entries) - self.position(strategy.anchor)
+        if behind < batch:
+            newest = entries[-batch:]
+            if len(newest) < batch or any(e.deadline_ns < ends_ns for e in newest):
+                return None
+            strategy.anchor, behind = newest[0], batch
+        anchor = strategy.anchor
+        larger = max(b for b in batches if b <= behind)
+        if larger > batch:
+            batch, ends_ns = larger, start_ns + self.estimators[larger].estimate_ns(clock_mhz)
+            if ends_ns > anchor.deadline_ns:
+                return None
+        while entries[0] is not anchor and entries[0].deadline_ns < ends_ns:
+            self.drop_first(Code.SKIPPED)
+        taken = entries[:batch]
+        del entries[:batch]
+        for entry in taken:
+            entry.queued = False
+        return batch, taken
+
+
+class Infer4:
+    """See the head of this file."""
+
+    replans = False
+
+    def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
+        self._cluster = cluster
+        self._refusals = refusals
+        assert cluster.config.schedule_ahead_ns is not None
+        self._ahead_ns = cluster.config.schedule_ahead_ns
+        self._loads = Infer4Loads(cluster, ahead_ns=self._ahead_ns)
+        self._queues: dict[int, _ModelQueue] = {}  # by model id
+        self._entries: dict[int, _Entry] = {}  # by request key; queued, skipped or in flight
+        self._timeouts = ExpiryHeap()  # by internal deadline
+        # By GPU index, so that a lost GPU takes its own with it: (priority, sequence, strategy).
+        self._strategies: dict[int, list[tuple[int, int, _Strategy]]] = {}
+        self._trackers: dict[int, ExecutorTracker] = {}
+        self._sequence = 0
+        self._turn = 0
+        self._now_ns = 0
+
+    # -------------------------------------------------------------------------------- facts
+
+    def enqueue(self, request: Request, *, now_ns: int) -> None:
+        model = request.model
+        queue = self._queues.get(model.model_id)
+        if queue is None:
+            queue = self._queues[model.model_id] = _ModelQueue(model)
+        single_ns = queue.estimators[1].estimate_ns()
+        exec_slo_ns, weights_slo_ns = internal_slos_ns(
+            request.slo_ns,
+            single_ns=single_ns,
+            transfer_ns=self._loads.transfer_ns(model),
+            ahead_ns=self._ahead_ns,
+        )
+        capacity_ns = self._cluster.config.default_slo_ns
+        entry = _Entry(
+            request,
+            request.arrival_ns + exec_slo_ns,
+            single_ns * capacity_ns / exec_slo_ns,
+            single_ns * capacity_ns / weights_slo_ns,
+        )
+        self._entries[request.key] = entry
+        self._loads.add(model, entry.exec_ns, entry.weights_ns)
+        self._timeouts.push(entry.deadline_ns, request)
+        model.queue.append(request)
+        queue.entries.append(entry)
+        strategies = [_Strategy(entry, batch) for batch in queue.batches]
+        for gpu in model.resident_on.values():
+            for strategy in strategies:
+                self._push(gpu, queue, strategy)
+
+    def _push(self, gpu: Gpu, queue: _ModelQueue, strategy: _Strategy) -> None:
+        self._sequence += 1
+        priority = strategy.owner.deadline_ns - queue.estimators[strategy.batch].estimate_ns()
+        heappush(self._strategies[gpu.index], (priority, self._sequence, strategy))
+
+    def forget(self, request: Request) -> None:
+        self._leave(request)
+
+    def _leave(self, request: Request) -> _Entry:
+        """Take a queued or skipped request out of everything."""
+        request.model.queue.remove(request)
+        entry = self._entries.pop(request.key)
+        self._loads.add(request.model, -entry.exec_ns, -entry.weights_ns)
+        if entry.queued:
+            self._queues[request.model.model_id].entries.remove(entry)
+            entry.queued = False
+        return entry
+
+    def gpu_added(self, gpu: Gpu) -> None:
+        self._trackers[gpu.index] = ExecutorTracker()
+        self._strategies[gpu.index] = []
+        self._loads.gpu_added(gpu)
+
+    def gpu_removed(self, gpu: Gpu) -> None:
+        self._trackers.pop(gpu.index, None)
+        self._strategies.pop(gpu.index, None)
+        self._loads.gpu_removed(gpu)
+
+    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
+        """Weights move only by demand."""
+
+    def settled(self, model: Model) -> bool:
+        return True
+
+    def action_done(
+        self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
+    ) -> None:
+        gpu, model, ok = action.gpu, action.model, code == Code.OK
+        for request in action.requests:
+            entry = self._entries.pop(request.key, None)
+            if entry is not None:
+                self._loads.add(model, -entry.exec_ns, 0.0)
+        if gpu.index not in self._trackers:
+            return
+        if action.requests:
+            tracker = self._trackers[gpu.index]
+            tracker.done(action.action_id, end_ns, ok=ok)
+            if ok:
+                tracker.set_clock(gpu.clock_mhz)
+                estimator = self._queues[model.model_id].estimators[action.batch_class]
+                estimator.add(duration_ns, clock_mhz or DEFAULT_CLOCK_MHZ)
+        elif duration_ns > 0 or not ok:
+            self._loads.load_done(gpu, model, action.action_id, end_ns, duration_ns, ok=ok)
+            queue = self._queues.get(model.model_id)
+            if ok and queue is not None:
+                for entry in queue.entries:
+                    for batch in queue.batches:
+                        self._push(gpu, queue, _Strategy(entry, batch))
+
+    # ----------------------------------------------------------------------------- decisions
+
+    def plan(self, *, now_ns: int) -> None:
+        self._now_ns = now_ns
+        while (request := self._timeouts.pop_before(now_ns + 1)) is not None:
+            code = self._leave(request).code
+            waited = format_duration(now_ns - request.arrival_ns)
+            self._refusals.refuse(request, code, f"{_WHY[code]}: waited {waited} in the queue")
+        self._loads.plan(now_ns=now_ns)
+        gpus = list(self._cluster.gpus.values())
+        self._turn += 1
+        for offset in range(len(gpus)):
+            self._drain(gpus[(self._turn + offset) % len(gpus)], now_ns)
+
+    def _drain(self, gpu: Gpu, now_ns: int) -> None:
+        """Pop the strategies of `gpu` until it has work up to the end of its window."""
+        strategies, tracker = self._strategies[gpu.index], self._trackers[gpu.index]
+        while strategies:
+            strategy = strategies[0][2]
+            if not strategy.owner.queued:
+                heappop(strategies)
+                continue
+            start_ns = tracker.available_ns(now_ns)
+            if start_ns >= now_ns + self._ahead_ns:
+                return
+            heappop(strategies)
+            model = strategy.owner.request.model
+            if model.model_id not in gpu.resident:
+                continue
+            queue = self._queues[model.model_id]
+            batches = queue.offered_by(gpu, model)
+            if strategy.batch not in batches:
+                continue
+            clock_mhz = gpu.clock_mhz or DEFAULT_CLOCK_MHZ
+            choice = queue.dequeue(strategy, batches, start_ns, clock_mhz)
+            if choice is not None:
+                self._send(gpu, model, choice, start_ns, now_ns)
+
+    def _send(
+        self, gpu: Gpu, model: Model, choice: tuple[int, list[_Entry]], start_ns: int, now_ns: int
+    ) -> None:
+        batch, entries = choice
+        for entry in entries:
+            model.queue.remove(entry.request)
+            self._loads.add(model, 0.0, -entry.weights_ns)
+        self._loads.used(model)
+        estimator = self._queues[model.model_id].estimators[batch]
+        duration_ns = estimator.estimate_ns(gpu.clock_mhz or DEFAULT_CLOCK_MHZ)
+        action = self._cluster.send_infer(
+            gpu,
+            [entry.request for entry in entries],
+            batch,
+            now_ns=now_ns,
+            start_ns=start_ns,
+            duration_ns=duration_ns,
+            latest_ns=max(now_ns + FUTURE_NS, start_ns) + self._ahead_ns,
+        )
+        self._trackers[gpu.index].add(action.action_id, duration_ns, now_ns)
+
+    def next_wakeup_ns(self) -> int | None:
+        # What could have been done by now was done in `plan`: a past time is no reason to wake.
+        times = [self._timeouts.next_ns(), self._loads.next_wakeup_ns()]
+        for index, strategies in self._strategies.items():
+            if strategies:
+                opens_ns = self._trackers[index].opens_ns(self._ahead_ns)
+                times.append(opens_ns if opens_ns > self._now_ns else None)
+        return min((t for t in times if t is not None), default=None)
