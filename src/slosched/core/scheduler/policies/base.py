@@ -62,3 +62,15 @@ class Policy(Protocol):
 
     def settled(self, model: Model) -> bool:
         """True when nothing that was begun for a newly loaded `model` is under way any more."""
+
+
+NOT_OFFERED = "no connected GPU has this model ready"
+LAST_ONE_LOST = "the last GPU that had it was lost"
+
+
+def is_offered(cluster: Cluster, model: Model) -> bool:
+    """True if a connected GPU has the model in its host memory and pages enough for its weights."""
+    return any(
+        model.model_id in gpu.worker.instances and gpu.pages >= model.pages
+        for gpu in cluster.gpus.values()
+    )

@@ -1,7 +1,8 @@
 """FIFO: the oldest request first, batched with whatever of its model waits. No deadlines.
 
 The baseline of a server that knows neither execution times nor deadlines: nothing is refused, and
-under overload everything is late.
+under overload everything is late. When an Infer may be sent, and which weights are loaded, is decided
+as for INFER5 (openings.py, placement.py); models that do not fit together take turns (turns.py).
 """
 
 from __future__ import annotations
@@ -10,8 +11,14 @@ from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.openings import Openings
 from slosched.core.scheduler.placement import Placement
-from slosched.core.scheduler.policies.base import Refusals
+from slosched.core.scheduler.policies.base import (
+    LAST_ONE_LOST,
+    NOT_OFFERED,
+    Refusals,
+    is_offered,
+)
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.turns import Turns
 
 _NEVER_NS = 2**62
 
@@ -24,14 +31,14 @@ class Fifo:
         self._refusals = refusals
         self._openings = Openings(cluster)
         self._placement = Placement(cluster)
+        self._turns = Turns(cluster)
         self._waiting: dict[int, Model] = {}  # models with queued requests
         self._now_ns = 0
 
     def enqueue(self, request: Request, *, now_ns: int) -> None:
         model = request.model
-        if not self._offered(model):
-            reason = "no connected GPU has this model ready"
-            self._refusals.refuse(request, Code.COULD_NOT_START_IN_TIME, reason)
+        if not is_offered(self._cluster, model):
+            self._refusals.refuse(request, Code.COULD_NOT_START_IN_TIME, NOT_OFFERED)
             return
         self._placement.asked_for(model, now_ns=now_ns)
         # Arrival order; a request that comes back from a failed action keeps its place.
@@ -48,13 +55,19 @@ class Fifo:
 
     def plan(self, *, now_ns: int) -> None:
         self._now_ns = now_ns
+        if self._waiting:
+            for start_ns, _, gpu in self._openings.open_gpus(now_ns):
+                kept_for = self._turns.kept_for(gpu)
+                ready = [
+                    model
+                    for model in self._waiting.values()
+                    if model.model_id in gpu.resident and kept_for in (None, model)
+                ]
+                if ready:
+                    self._commit(gpu, min(ready, key=lambda m: m.queue[0].key), start_ns, now_ns)
+        absent = [m.queue[0] for m in self._waiting.values() if not m.resident_on]
+        self._turns.plan(absent, now_ns=now_ns)
         self._placement.plan(now_ns=now_ns)
-        if not self._waiting:
-            return
-        for start_ns, _, gpu in self._openings.open_gpus(now_ns):
-            heads = [m for m in self._waiting.values() if m.model_id in gpu.resident]
-            if heads:
-                self._commit(gpu, min(heads, key=lambda m: m.queue[0].key), start_ns, now_ns)
 
     def _commit(self, gpu: Gpu, model: Model, start_ns: int, now_ns: int) -> None:
         table = gpu.exec_table(model)
@@ -87,15 +100,11 @@ class Fifo:
     def gpu_removed(self, gpu: Gpu) -> None:
         self._placement.gpu_removed(gpu)
         for model in list(self._waiting.values()):
-            if self._offered(model):
+            if is_offered(self._cluster, model):
                 continue
             for request in list(model.queue):
                 self.forget(request)
-                self._refusals.refuse(request, Code.CANCELLED, "the last GPU that had it was lost")
-
-    def _offered(self, model: Model) -> bool:
-        """Some connected GPU has the model in its host memory."""
-        return any(model.model_id in g.worker.instances for g in self._cluster.gpus.values())
+                self._refusals.refuse(request, Code.CANCELLED, LAST_ONE_LOST)
 
     def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
         self._placement.model_loaded(model, gpus)

@@ -1,0 +1,213 @@
+"""AIMD: reactive batching as Clipper's (Crankshaw et al., NSDI'17, §4.3.1). No deadlines.
+
+Each replica, a model on a GPU, has a queue of its own and a limit on its batches:
+
+1. a request joins, at arrival, the replica on the GPU with the fewest requests waiting or running;
+2. a GPU serves its replicas with waiting requests in turn, each time the oldest of its queue, as many
+   as the limit allows;
+3. a full batch that took no longer than the SLO raises the limit by `STEP`; any batch that took longer
+   multiplies it by `BACKOFF`.
+
+How long a batch took is counted from sending it until its answer is back, as a serving frontend sees
+it; waiting in the queue is not part of it (ibid., "the latency to process a batch"), and the SLO is the
+tightest of the batch's requests. `BACKOFF` is the paper's ("reducing the batch size by 10 %"). Its step
+is "a fixed amount" that it does not state; here it is 1, the smallest.
+
+Nothing is predicted or refused: what is late is answered late, and under overload queues only grow.
+Weights are loaded by demand (placement.py), and models that do not fit together take turns (turns.py).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from slosched.codes import Code
+from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.openings import Openings
+from slosched.core.scheduler.placement import Placement
+from slosched.core.scheduler.policies.base import (
+    LAST_ONE_LOST,
+    NOT_OFFERED,
+    Refusals,
+    is_offered,
+)
+from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.turns import Turns
+from slosched.core.scheduler.unbound import Unbound
+
+STEP = 1.0
+BACKOFF = 0.9
+_NEVER_NS = 2**62
+
+
+class _Replicas:
+    """The replicas on one GPU."""
+
+    __slots__ = ("limits", "queues", "waiting")
+
+    def __init__(self) -> None:
+        #: Model id -> its waiting requests; only those that have any, the next in turn first.
+        self.queues: dict[int, deque[Request]] = {}
+        self.limits: dict[int, float] = {}
+        self.waiting = 0
+
+
+class Aimd:
+    """See the head of this file."""
+
+    replans = True
+
+    def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
+        self._cluster = cluster
+        self._refusals = refusals
+        self._openings = Openings(cluster)
+        self._placement = Placement(cluster)
+        self._turns = Turns(cluster)
+        self._replicas: dict[int, _Replicas] = {}  # by GPU index
+        self._bound: dict[int, int] = {}  # request key -> GPU index
+        self._unbound = Unbound()
+        self._now_ns = 0
+
+    # -------------------------------------------------------------------------------- queues
+
+    def enqueue(self, request: Request, *, now_ns: int) -> None:
+        model = request.model
+        if not is_offered(self._cluster, model):
+            self._refusals.refuse(request, Code.COULD_NOT_START_IN_TIME, NOT_OFFERED)
+            return
+        self._placement.asked_for(model, now_ns=now_ns)
+        model.queue.append(request)
+        self._bind(request)
+
+    def _bind(self, request: Request) -> None:
+        model = request.model
+        if not model.resident_on:
+            self._unbound.add(request)
+            return
+        gpu = min(model.resident_on.values(), key=lambda gpu: (self._load(gpu), gpu.index))
+        replicas = self._replicas[gpu.index]
+        replicas.queues.setdefault(model.model_id, deque()).append(request)
+        replicas.waiting += 1
+        self._bound[request.key] = gpu.index
+
+    def _load(self, gpu: Gpu) -> int:
+        """Requests that wait for `gpu` or run there."""
+        running = sum(len(action.requests) for action in gpu.exec.outstanding)
+        return self._replicas[gpu.index].waiting + running
+
+    def forget(self, request: Request) -> None:
+        model_id = request.model.model_id
+        request.model.queue.remove(request)
+        index = self._bound.pop(request.key, None)
+        if index is None:
+            self._unbound.discard(request)
+            return
+        replicas = self._replicas[index]
+        queue = replicas.queues[model_id]
+        queue.remove(request)
+        replicas.waiting -= 1
+        if not queue:
+            del replicas.queues[model_id]
+
+    def _unbind(self, replicas: _Replicas, model_id: int) -> None:
+        """The replica is gone: its requests wait for another one."""
+        queue = replicas.queues.pop(model_id)
+        replicas.waiting -= len(queue)
+        for request in queue:
+            del self._bound[request.key]
+            self._unbound.add(request)
+
+    # ----------------------------------------------------------------------------- decisions
+
+    def plan(self, *, now_ns: int) -> None:
+        self._now_ns = now_ns
+        self._bind_ready()
+        self._serve_open(now_ns)
+        if self._bind_ready():  # a GPU gave a model up, and others hold it
+            self._serve_open(now_ns)
+        self._turns.plan(self._unbound.oldest(), now_ns=now_ns)
+        self._placement.plan(now_ns=now_ns)
+
+    def _bind_ready(self) -> bool:
+        ready = self._unbound.take_ready()
+        for request in ready:
+            self._bind(request)
+        return bool(ready)
+
+    def _serve_open(self, now_ns: int) -> None:
+        if self._bound:
+            for start_ns, _, gpu in self._openings.open_gpus(now_ns):
+                self._serve(gpu, start_ns, now_ns)
+
+    def _serve(self, gpu: Gpu, start_ns: int, now_ns: int) -> None:
+        replicas = self._replicas[gpu.index]
+        kept_for = self._turns.kept_for(gpu)
+        for model_id in list(replicas.queues):
+            if model_id not in gpu.resident:
+                self._unbind(replicas, model_id)
+            elif kept_for is None or kept_for.model_id == model_id:
+                self._send(gpu, replicas, self._cluster.models[model_id], start_ns, now_ns)
+                return
+
+    def _send(
+        self, gpu: Gpu, replicas: _Replicas, model: Model, start_ns: int, now_ns: int
+    ) -> None:
+        table = gpu.exec_table(model)
+        queue = replicas.queues.pop(model.model_id)
+        limit = int(replicas.limits.get(model.model_id, 1.0))
+        requests = [queue.popleft() for _ in range(min(len(queue), limit, table.batches[-1]))]
+        replicas.waiting -= len(requests)
+        if queue:
+            replicas.queues[model.model_id] = queue  # behind the others
+        for request in requests:
+            del self._bound[request.key]
+            model.queue.remove(request)
+        batch_class = table.class_for(len(requests))
+        self._cluster.send_infer(
+            gpu,
+            requests,
+            batch_class,
+            now_ns=now_ns,
+            start_ns=start_ns,
+            duration_ns=table.estimators[batch_class].expected_ns,
+            latest_ns=_NEVER_NS,
+        )
+
+    def next_wakeup_ns(self) -> int | None:
+        return self._openings.next_opening_ns(self._now_ns) if self._bound else None
+
+    # -------------------------------------------------------------------------------- facts
+
+    def action_done(
+        self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
+    ) -> None:
+        if not action.requests or code != Code.OK:
+            return
+        gpu, model_id = action.gpu, action.model.model_id
+        limits = self._replicas[gpu.index].limits
+        limit = limits.get(model_id, 1.0)
+        took_ns = end_ns + gpu.worker.returns.expected_ns - action.sent_ns
+        if took_ns > min(request.slo_ns for request in action.requests):
+            limits[model_id] = max(1.0, limit * BACKOFF)
+        elif len(action.requests) >= int(limit):
+            largest = gpu.exec_table(action.model).batches[-1]
+            limits[model_id] = min(float(largest), limit + STEP)
+
+    def gpu_added(self, gpu: Gpu) -> None:
+        self._replicas[gpu.index] = _Replicas()
+
+    def gpu_removed(self, gpu: Gpu) -> None:
+        self._placement.gpu_removed(gpu)
+        replicas = self._replicas.pop(gpu.index)
+        for model_id in list(replicas.queues):
+            self._unbind(replicas, model_id)
+        for request in self._unbound.all():
+            if not is_offered(self._cluster, request.model):
+                self.forget(request)
+                self._refusals.refuse(request, Code.CANCELLED, LAST_ONE_LOST)
+
+    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
+        self._placement.model_loaded(model, gpus)
+
+    def settled(self, model: Model) -> bool:
+        return self._placement.settled(model)
