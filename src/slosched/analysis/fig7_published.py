@@ -13,7 +13,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from slosched.analysis.runs import Run
+from slosched.analysis.windows import closing_rows
 from slosched.errors import InvalidConfig
 from slosched.telemetry.table import LogTable
 from slosched.units import NS_PER_MS, NS_PER_S
@@ -50,37 +54,28 @@ _TICK_RUN = (12, 600.0)
 
 
 @dataclass(frozen=True)
-class Windows:
-    """One curve: at `at_ns` after the run's first answer, `satisfaction` of the window before."""
+class Curve:
+    """At `at_ns` after the run's first answer, `satisfaction` of the window before."""
 
     at_ns: list[int]
     satisfaction: list[float]
 
 
-def published_windows(log: LogTable) -> Windows:
+def published_windows(log: LogTable) -> Curve:
     """Return the curve of a request log, windowed as published.
 
     The last row is left out (the original's could be torn), and so is the last, unfinished window.
     """
-    times = _published_rows(log, "t")
-    met = _published_rows(log, "deadline_met")
-    curve = Windows([], [])
-    if not times:
-        return curve
-    first = min(times)
-    least = greatest = times[0]
-    count = good = 0
-    for t, in_time in zip(times, met, strict=True):
-        if count == 0:
-            least = greatest = t
-        least, greatest = min(least, t), max(greatest, t)
-        count += 1
-        good += in_time != 0
-        if greatest - least > WINDOW_NS:
-            curve.at_ns.append(t - first)
-            curve.satisfaction.append(1 - (count - good) / count)
-            count = good = 0
-    return curve
+    times = published_rows(log, "t")
+    if not len(times):
+        return Curve([], [])
+    closing = np.array(closing_rows(times, WINDOW_NS), dtype=np.intp)
+    # Rows and requests in time up to each closing row, and from them those of each window.
+    rows = np.diff(closing, prepend=-1)
+    met = np.cumsum(published_rows(log, "deadline_met") != 0)
+    good = np.diff(met[closing], prepend=0)
+    at_ns = times[closing] - times.min()
+    return Curve(at_ns.tolist(), (1 - (rows - good) / rows).tolist())
 
 
 def slo_changes(log: LogTable) -> list[tuple[int, str]]:
@@ -89,21 +84,20 @@ def slo_changes(log: LogTable) -> list[tuple[int, str]]:
     In order of the SLOs. Where there is no user 0, the least one stands in. An absolute SLO, which
     the original does not know, is labelled in ms.
     """
-    times = _published_rows(log, "t")
-    users = _published_rows(log, "user_id")
-    if not times:
+    times = published_rows(log, "t")
+    users = published_rows(log, "user_id")
+    if not len(times):
         return []
-    user, first = min(users), min(times)
-    earliest: dict[tuple[float, int], int] = {}
-    columns = (times, users, _published_rows(log, "slo_factor"), _published_rows(log, "deadline"))
-    for t, who, factor, deadline_ns in zip(*columns, strict=True):
-        if who == user:
-            key = (factor, 0 if factor > 0 else deadline_ns)
-            earliest[key] = min(earliest.get(key, t), t)
-    return [
-        (t - first, f"{factor:4.1f}" if factor > 0 else f"{deadline_ns / NS_PER_MS:g} ms")
-        for (factor, deadline_ns), t in sorted(earliest.items())
-    ]
+    first, rows = int(times.min()), np.flatnonzero(users == users.min())
+    times, factors = times[rows], published_rows(log, "slo_factor")[rows]
+    absolute = np.where(factors > 0, 0, published_rows(log, "deadline")[rows])
+    changes: list[tuple[int, str]] = []
+    for factor in np.unique(factors).tolist():
+        for deadline_ns in np.unique(absolute[factors == factor]).tolist():
+            at = times[(factors == factor) & (absolute == deadline_ns)].min()
+            text = f"{factor:4.1f}" if factor > 0 else f"{deadline_ns / NS_PER_MS:g} ms"
+            changes.append((int(at) - first, text))
+    return changes
 
 
 def draw_published(runs: Sequence[Run], out: Path) -> list[Path]:
@@ -144,13 +138,13 @@ def draw_published(runs: Sequence[Run], out: Path) -> list[Path]:
     return paths
 
 
-def _published_rows(log: LogTable, column: str) -> list[Any]:
-    """The rows that the plotter reads: all but the last line of the file, torn or whole."""
-    values: list[Any] = log[column].tolist()
+def published_rows(log: LogTable, column: str) -> NDArray[Any]:
+    """The rows that the plotters read: all but the last line of the file, torn or whole."""
+    values = log[column]
     return values if log.truncated else values[:-1]
 
 
-def _tick_log(logs: Sequence[tuple[Run, LogTable, Windows]]) -> LogTable:
+def _tick_log(logs: Sequence[tuple[Run, LogTable, Curve]]) -> LogTable:
     for run, log, _ in logs:
         if (run.copies, round(run.rate, -1)) == _TICK_RUN:
             return log
@@ -158,7 +152,7 @@ def _tick_log(logs: Sequence[tuple[Run, LogTable, Windows]]) -> LogTable:
 
 
 def _draw(
-    ax: Any, logs: Sequence[tuple[Run, LogTable, Windows]], ticks: Sequence[tuple[int, str]]
+    ax: Any, logs: Sequence[tuple[Run, LogTable, Curve]], ticks: Sequence[tuple[int, str]]
 ) -> None:
     others = iter(_OTHER_COLOURS * len(logs))
     for run, _, curve in logs:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slosched.errors import InvalidConfig
-from slosched.telemetry import client_log, request_log
+from slosched.telemetry import action_log, client_log, request_log
 from slosched.telemetry.manifest import read_manifest
 from slosched.telemetry.run_dir import CLIENT_MANIFEST, MANIFEST
 from slosched.telemetry.table import LogTable
@@ -83,6 +83,54 @@ def labels(runs: Sequence[Run]) -> list[str]:
         label if plain.count(label) == 1 else f"{label} · {run.path.resolve().name}"
         for run, label in zip(runs, plain, strict=True)
     ]
+
+
+def read_requests(path: Path, *, only: Collection[str] | None = None) -> LogTable:
+    """Return the request log of a run directory, or the one at `path` itself, which holds rows.
+
+    Raises InvalidConfig if there is none or it is empty, MalformedLog if it is damaged.
+    """
+    at = path if path.is_file() else _log(path, request_log.FILE_NAME)
+    return _not_empty(request_log.read_request_log(at, only=only), "requests")
+
+
+def read_actions(path: Path, *, only: Collection[str] | None = None) -> LogTable:
+    """Return the action log of a run directory. Raises as `read_requests` does."""
+    at = _log(path, action_log.FILE_NAME)
+    return _not_empty(action_log.read_action_log(at, only=only), "actions")
+
+
+def _log(path: Path, name: str) -> Path:
+    at = _find(path, name)
+    if at is None:
+        what = "does not exist" if not path.exists() else f"has no {name}"
+        raise InvalidConfig(f"{path} {what}; this figure is drawn from the controller's {name}")
+    return at
+
+
+def _not_empty(log: LogTable, what: str) -> LogTable:
+    if len(log) == 0:
+        raise InvalidConfig(f"nothing to draw: {log.path} holds no {what} yet")
+    return log
+
+
+def stated(path: Path, *names: str) -> Any:
+    """Return what the run's manifests say under the first of `names` that they have; else None."""
+    sections = [s for document in _manifests(path) for s in _sections(document)]
+    for name in names:
+        for section in sections:
+            if section.get(name) is not None:
+                return section[name]
+    return None
+
+
+def policy_of(path: Path) -> str:
+    """The scheduler that the run's manifest names: "INFER5", "INFER5 (paper)"; "" if none does."""
+    policy = stated(path, "policy")
+    fidelity = stated(path, "fidelity")
+    if not isinstance(policy, str):
+        return ""
+    return policy if fidelity in (None, "best") else f"{policy} ({fidelity})"
 
 
 def _find(path: Path, name: str) -> Path | None:

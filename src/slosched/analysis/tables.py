@@ -133,13 +133,15 @@ def _summarise(view: _View) -> list[StepSummary]:
 def _by_slo(view: _View) -> list[tuple[tuple[float, int], NDArray[np.intp]]]:
     """Rows of each SLO, in order of their times. Absolute SLOs (factor 0) differ by their deadline."""
     order = np.argsort(view.at_ns, kind="stable")
-    absolute = np.where(view.slo_factor > 0, 0, view.slo_ns)
-    keys = np.empty(len(order), dtype=[("factor", np.float64), ("slo", np.int64)])
-    keys["factor"], keys["slo"] = view.slo_factor, absolute
-    distinct, which = np.unique(keys[order], return_inverse=True)
+    absolute = np.where(view.slo_factor > 0, 0, view.slo_ns)[order]
+    factors, of_factor = np.unique(view.slo_factor[order], return_inverse=True)
+    slos, of_slo = np.unique(absolute, return_inverse=True)
+    keys = of_factor * len(slos) + of_slo
+    by_key = np.argsort(keys, kind="stable")
+    distinct, firsts = np.unique(keys[by_key], return_index=True)
     return [
-        ((float(key["factor"]), int(key["slo"])), order[which == index])
-        for index, key in enumerate(distinct)
+        ((float(factors[key // len(slos)]), int(slos[key % len(slos)])), order[rows])
+        for key, rows in zip(distinct, np.split(by_key, firsts[1:]), strict=True)
     ]
 
 
