@@ -122,7 +122,7 @@ def test_paper_fidelity_has_the_published_codes_defaults(captured: Captured) -> 
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["INFER9", "a:1"], "unknown controller TYPE 'INFER9'; known: ECHO, FIFO, INFER5"),
+        (["INFER9", "a:1"], f"unknown controller TYPE 'INFER9'; known: {', '.join(sorted(POLICIES))}"),
         (["INFER5"], "no worker is named"),
         (["INFER5", "0", "6"], "'0' is no host:port"),
         (["INFER5", "a:1", "0", "6", "5 parsecs"], "schedule_ahead"),

@@ -125,7 +125,10 @@ def controller(
     \b
     TYPEs:
       INFER5   deadlines, batching, loading and eviction of weights: what you usually want
-      FIFO     first come, first served, no deadlines: a baseline
+      FIFO     first come, first served, with batches, no deadlines: a baseline
+      EDF      earliest deadline first, one at a time: a baseline
+      REJECT   admits at arrival what it can do in time, one at a time: a baseline
+      AIMD     batches that grow until the SLO is broken, as Clipper's, no deadlines: a baseline
       ECHO     answers at once without a GPU: measures the network and the client
       INFER4   Clockwork's scheduler before INFER5; max_exec defaults to 250ms, max_batch to 16
 
