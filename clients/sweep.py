@@ -8,7 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from slosched.clients.sweep import run_slo_exp_1
+from slosched.clients.run import run_workload
 from slosched.errors import InvalidConfig, SloschedError
 from slosched.units import format_duration
 from slosched.workloads import Workload, workload_from_table
@@ -30,7 +30,7 @@ async def main() -> int:
     path = Path(words[1]) if len(words) > 1 else Path("workloads/fig7.toml")
     spec = read_spec(path, period)
     print(spec.describe())
-    result = await run_slo_exp_1(address, spec, inputs=False)
+    result = await run_workload(address, spec, inputs=False)
     print("SLO      in time (client, from the scheduled send)   p50       p99")
     for step in result.steps:
         latencies = (step.latency_p50_ns, step.latency_p99_ns)

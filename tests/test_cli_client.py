@@ -10,15 +10,15 @@ import pytest
 from typer.testing import CliRunner
 
 import slosched.cli.ask
-import slosched.cli.sweep
+import slosched.cli.run
 import slosched.clients.one_shot
 from slosched.cli.app import app
 from slosched.clients.inference import Inference, Model
 from slosched.clients.one_shot import OneShot
-from slosched.clients.sweep import StepResult, SweepResult
 from slosched.errors import DeadlineExceeded
+from slosched.loadgen.results import RunResult, StepResult
 from slosched.messages import InferReply, ModelInfo
-from slosched.workloads.slo_exp_1 import SloExp1
+from slosched.workloads import Workload
 
 SEED = ["slo-exp-1", "resnet50_v2", "12", "poisson", "600", "1", "100", "1.5", "mul", "30"]
 INFO = ModelInfo(7, "resnet50", 0, (1, 2), 2_600_000, 8_330_000, 102_160_300, (3, 224, 224),
@@ -27,14 +27,14 @@ INFO = ModelInfo(7, "resnet50", 0, (1, 2), 2_600_000, 8_330_000, 102_160_300, (3
 
 @pytest.fixture
 def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What run_sweep was asked to do, one entry for each call."""
+    """What run_live was asked to do, one entry for each call."""
     calls: list[dict[str, Any]] = []
 
-    def run_sweep(address: str, spec: SloExp1, **more: Any) -> int:
+    def run_live(address: str, spec: Workload, **more: Any) -> int:
         calls.append({"address": address, "spec": spec, **more})
         return 0
 
-    monkeypatch.setattr(slosched.cli.sweep, "run_sweep", run_sweep)
+    monkeypatch.setattr(slosched.cli.run, "run_live", run_live)
     monkeypatch.delenv("CLOCKWORK_DISABLE_INPUTS", raising=False)
     return calls
 
@@ -83,10 +83,13 @@ def test_the_environment_turns_inputs_off(
     [
         (
             ["slo-exp-9", "1"],
-            "unknown workload 'slo-exp-9'; known: slo-exp-1 "
-            "(infer, models and status are commands beside the workloads)",
+            "unknown workload 'slo-exp-9'; known: ",
         ),
-        (["127.0.0.1:12346", "spam"], "unknown workload 'spam'"),
+        (
+            ["slo-exp-9", "1"],
+            "(infer, models and status are commands beside the workloads, and a file.toml may",
+        ),
+        (["127.0.0.1:12346", "spa"], "unknown workload 'spa'"),
         (["cluster02", *SEED], "'cluster02' is no host:port"),
         (["cluster02:port", *SEED], "'cluster02:port' is no host:port"),
         (["cluster02:70000", *SEED], "1..65535"),
@@ -109,23 +112,36 @@ def test_what_is_wrong_is_named(sweeps: list[dict[str, Any]], args: list[str], s
     assert not sweeps
 
 
-def sweep_result(**changed: Any) -> SweepResult:
+def sweep_result(**changed: Any) -> RunResult:
     step = StepResult(
-        0, "2x", 2.0, 5_200_000, 100, 90, 95, {"ok": 95, "timed out": 5}, 3_000_000, 5_000_000, 1, 2
+        0,
+        "2x",
+        "",
+        2.0,
+        5_200_000,
+        10**9,
+        100,
+        90,
+        95,
+        {"ok": 95, "timed out": 5},
+        3_000_000,
+        5_000_000,
+        1,
+        2,
     )
     fields: dict[str, Any] = {
         "workload": "w", "steps": (step,), "complete": True, "problem": "",
         "issue_delay_p50_ns": 1, "issue_delay_p99_ns": 2, "inputs": False, "random_weights": True,
         "elapsed_ns": 10**9, "run_dir": Path("runs/1"),
     }  # fmt: skip
-    return SweepResult(**{**fields, **changed})
+    return RunResult(**{**fields, **changed})
 
 
-def run_with(monkeypatch: pytest.MonkeyPatch, result: SweepResult, *args: str) -> Any:
-    async def run_slo_exp_1(*given: Any, **more: Any) -> SweepResult:
+def run_with(monkeypatch: pytest.MonkeyPatch, result: RunResult, *args: str) -> Any:
+    async def run_workload(*given: Any, **more: Any) -> RunResult:
         return result
 
-    monkeypatch.setattr(slosched.cli.sweep, "run_slo_exp_1", run_slo_exp_1)
+    monkeypatch.setattr(slosched.cli.run, "run_workload", run_workload)
     return CliRunner().invoke(app, ["client", *SEED, *args])
 
 

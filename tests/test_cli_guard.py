@@ -10,8 +10,8 @@ import typer
 from slosched import errors
 from slosched.cli.guard import SloschedGroup, guarded
 from slosched.cli.output import Announcer, print_json, progress_text, table_text
-from slosched.clients.sweep import SweepProgress
 from slosched.errors import SloschedError
+from slosched.loadgen.results import RunProgress
 
 
 def ended(
@@ -113,5 +113,5 @@ def test_numbers_stand_to_the_right_and_names_to_the_left() -> None:
 
 
 def test_progress_names_rate_satisfaction_and_slo() -> None:
-    text = progress_text(SweepProgress(3, 12, 5.0, 60.0, "2.25x", 598.7, 0.914))
+    text = progress_text(RunProgress(3, 12, 5.0, 60.0, "SLO 2.25x", 598.7, 0.914))
     assert text == "step 3/12  SLO 2.25x  599 r/s  in time so far 91.4 %"

@@ -1,4 +1,4 @@
-"""The open-loop driver on a clock of its own, and over real sockets."""
+"""The load driver on a clock of its own, and over real sockets."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import pytest
 
 from fake_controller import B1_NS, FakeController, model_info
 from slosched.clients.aio import connect
-from slosched.clients.load import InputPool, OpenLoopDriver, steady_process
+from slosched.clients.load import LiveLoad, steady_process
 from slosched.clients.session import OnReply
 from slosched.errors import ConnectionLost, InvalidConfig
+from slosched.loadgen.driver import LoadDriver
+from slosched.loadgen.inputs import InputPool
 from slosched.messages import InferReply, InferRequest
 from slosched.telemetry.client_log import ClientRecord
 from slosched.transport.codec import Frame
+from slosched.workloads.engine import Engine
 from slosched.workloads.slo_exp_1 import parse_slo_exp_1
 
 MS = 1_000_000
@@ -68,18 +71,17 @@ class FakeClient:
 
 def make(
     text: str, client: FakeClient, records: list[ClientRecord], *, inputs: bool = False
-) -> OpenLoopDriver:
+) -> LoadDriver:
     spec = parse_slo_exp_1(text.split())
     infos = [model_info(i) for i in range(spec.copies)]
-    return OpenLoopDriver(
+    return LiveLoad(
         client,
         infos,
-        spec.arrivals(0),
-        steps=len(spec.steps()),
+        Engine(spec),
         inputs=InputPool(infos) if inputs else None,
         on_record=records.append,
         clock=client.clock,
-    )
+    ).driver
 
 
 def test_each_request_goes_out_when_it_is_due() -> None:
@@ -197,11 +199,11 @@ def test_no_error_leaves_the_timer_callback_and_what_was_sent_counts() -> None:
         unhandled: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, what: unhandled.append(what))
         spec = parse_slo_exp_1(["m", "1", "fixed-rate", "100", "10ms", "10ms", "2", "mul", "20"])
-        driver = OpenLoopDriver(
-            client, [model_info(0)], spec.arrivals(0), steps=1, inputs=None,
-            on_record=records.append,
-        )  # fmt: skip
-        problem = await asyncio.wait_for(driver.run(asyncio.Event()), 10)
+        live = LiveLoad(
+            client, [model_info(0)], Engine(spec), inputs=None, on_record=records.append
+        )
+        problem = await asyncio.wait_for(live.run(asyncio.Event()), 10)
+        driver = live.driver
         assert "KeyError" in problem and "no such thing" in problem
         assert not unhandled
         assert driver.sent == len(records) == 1
@@ -251,16 +253,16 @@ def test_the_driver_over_real_sockets() -> None:
             async with connect(controller.address) as client:
                 models = await client.load("toy", 2)
                 infos = [model.info for model in models]
-                driver = OpenLoopDriver(
+                live = LiveLoad(
                     client,
                     infos,
-                    spec.arrivals(1),
-                    steps=1,
+                    Engine(spec, seed=1),
                     inputs=InputPool(infos),
                     on_record=records.append,
                 )
                 with steady_process():
-                    assert await driver.run(asyncio.Event()) == ""
+                    assert await live.run(asyncio.Event()) == ""
+                driver = live.driver
                 expected = [*spec.arrivals(1)]
                 assert sorted((r.scheduled_ns - driver.start_ns, r.user_id) for r in records) == [
                     (a.at_ns, a.user_id) for a in expected
@@ -280,8 +282,8 @@ def test_more_arrivals_at_one_instant_than_a_burst_holds() -> None:
         with FakeController() as controller:
             async with connect(controller.address) as client:
                 infos = [model.info for model in await client.load("toy", 700)]
-                driver = OpenLoopDriver(client, infos, spec.arrivals(), steps=1, inputs=None)
-                assert await driver.run(asyncio.Event()) == ""
-        assert driver.tallies[0].codes == {0: 1400}
+                live = LiveLoad(client, infos, Engine(spec), inputs=None)
+                assert await live.run(asyncio.Event()) == ""
+        assert live.driver.tallies[0].codes == {0: 1400}
 
     asyncio.run(asyncio.wait_for(work(), 30))

@@ -68,7 +68,7 @@ def test_every_command_is_understood(
         "slosched.daemon.worker.run_worker",
         "slosched.daemon.supervisor.run_workers",
         "slosched.daemon.controller.run_controller",
-        "slosched.cli.sweep.run_sweep",
+        "slosched.cli.run.run_live",
         "slosched.clients.one_shot.infer_once",
         "slosched.cli.ask._ask",
         "slosched.analysis.fig7.plot_fig7",

@@ -2,44 +2,76 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from slosched.cli.ask import Json, controller_address, infer, models, status
 from slosched.cli.guard import SloschedGroup
 from slosched.cli.positional import PositionalCommand
-from slosched.cli.values import LOCAL_CONTROLLER, inputs_enabled, looks_like_address, one_address
+from slosched.cli.values import (
+    LOCAL_CONTROLLER,
+    duration_ns,
+    inputs_enabled,
+    looks_like_address,
+    one_address,
+)
 from slosched.errors import InvalidConfig, SloschedError, UnknownName
+
+if TYPE_CHECKING:
+    from slosched.workloads import Workload
+    from slosched.workloads.registry import Kind
+
+_HELP_COLUMNS = 100
 
 
 class ClientGroup(SloschedGroup):
     """`client [host:port] WORKLOAD ...`: takes an optional leading address off the arguments.
 
-    Clockwork's client has the address first, always; typer's groups know only options there.
+    Clockwork's client has the address first, always; typer's groups know only options there. Each
+    workload of the registry is a command, and so is each TOML file that describes one.
     """
 
     noun = "workload"
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
+        commands = self.list_commands(ctx)
+        if args and not (args[0] in commands or args[0].startswith("-") or _is_spec(args[0])):
             if looks_like_address(args[0]):
                 ctx.obj, args = one_address(args[0]), args[1:]
-            elif ":" in args[0] or (len(args) > 1 and args[1] in self.commands):
+            elif ":" in args[0] or (len(args) > 1 and (args[1] in commands or _is_spec(args[1]))):
                 raise InvalidConfig(
                     f"{args[0]!r} is no host:port; write the controller's address as "
                     f"{LOCAL_CONTROLLER}, or leave it out"
                 )
         return list(super().parse_args(ctx, args))
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        from slosched.workloads import WORKLOADS
+
+        return [*WORKLOADS, *self.commands]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        from slosched.workloads import WORKLOADS
+
+        if cmd_name in WORKLOADS:
+            kind = WORKLOADS[cmd_name]
+            return workload_command(cmd_name, _metavar(kind), _help(kind), kind.parse)
+        if _is_spec(cmd_name):
+            return _spec_command(cmd_name)
+        return super().get_command(ctx, cmd_name)
+
     def unknown(self, ctx: Any, name: str) -> SloschedError:
         from slosched.workloads import WORKLOADS
 
-        *others, last = sorted(set(self.list_commands(ctx)) - set(WORKLOADS))
+        *others, last = sorted(self.commands)
         error = UnknownName(self.noun, name, list(WORKLOADS))
         return InvalidConfig(
-            f"{error} ({', '.join(others)} and {last} are commands beside the workloads)"
+            f"{error} ({', '.join(others)} and {last} are commands beside the workloads, and a "
+            "file.toml may describe one)"
         )
 
 
@@ -48,7 +80,7 @@ app = typer.Typer(
     name="client",
     rich_markup_mode=None,
     no_args_is_help=True,
-    subcommand_metavar="WORKLOAD|infer|models|status [ARGS]...",
+    subcommand_metavar="WORKLOAD|FILE.toml|infer|models|status [ARGS]...",
 )
 
 
@@ -56,23 +88,25 @@ app = typer.Typer(
 def client() -> None:
     """Drive load against a controller, or ask it something.
 
-    The controller's address (host:port) comes first. Left out, it is 127.0.0.1:12346.
+    The controller's address (host:port) comes first. Left out, it is 127.0.0.1:12346. A TOML file may
+    stand for a workload and its values.
 
     \b
     Examples:
       slosched client slo-exp-1 resnet50_v2 12 poisson 600 1 100 1.5 mul 30
       slosched client cluster02:12346 slo-exp-1 resnet50_v2 4 fixed-rate 100 10ms 100ms 10ms add 3
+      slosched client workloads/fig7.toml --seed 2
       slosched client infer resnet50_v2 cat.jpg --slo 25ms
     """
 
 
-_SloExp1 = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="MODEL COPIES DIST RATE SLO-START SLO-END SLO-FACTOR SLO-OP PERIOD",
-        hidden=True,  # the text of the command explains them
-    ),
-]
+app.command("infer")(infer)
+app.command("models")(models)
+app.command("status")(status)
+
+
+# ----------------------------------------------------------------------------------- workloads
+
 _Inputs = Annotated[
     bool | None,
     typer.Option(
@@ -82,62 +116,101 @@ _Inputs = Annotated[
     ),
 ]
 _Seed = Annotated[int, typer.Option(min=0, help="Chooses the arrivals and the inputs.")]
+_Duration = Annotated[
+    str | None,
+    typer.Option(
+        help="End after this long (30s; a bare number is in seconds). Default: when the workload "
+        "ends, or at Ctrl-C if it never does."
+    ),
+]
 _Out = Annotated[
     Path | None,
     typer.Option(
         help="Directory for client_log.tsv and the manifest; a run in it is never overwritten. "
-        "Default ./slosched-runs/<time>-slo-exp-1."
+        "Default ./slosched-runs/<time>-<workload>."
     ),
 ]
 
 
-@app.command("slo-exp-1", cls=PositionalCommand)
-def slo_exp_1(
-    ctx: typer.Context,
-    args: _SloExp1,
-    inputs: _Inputs = None,
-    seed: _Seed = 0,
-    out: _Out = None,
-    json: Json = False,
-) -> None:
-    """Sweep the SLO over copies of one model, with an open loop (Clockwork, Figure 7).
+def workload_command(
+    name: str, metavar: str, text: str, make: Callable[[Sequence[str]], Workload]
+) -> Any:
+    """Return the command `name` that runs the workload which `make` makes of its values.
 
-    Requests go out when they are due, whatever became of earlier ones. All start with SLO-START; every
-    PERIOD the SLO is multiplied by SLO-FACTOR, or grows by it, until it would pass SLO-END. The client
-    then ends by itself. Ctrl-C ends it early and leaves a valid partial run.
-
-    \b
-      MODEL       a model's name, for example resnet50_v2
-      COPIES      number of instances of the model, each with its own stream of arrivals
-      DIST        poisson or fixed-rate
-      RATE        requests/s in total, over all copies
-      SLO-START   first SLO: a multiple of the model's batch-1 time (1, 2.9), or a duration (10ms)
-      SLO-END     last SLO, included; written as SLO-START is
-      SLO-FACTOR  what changes it: a number, or a duration to add to a duration
-      SLO-OP      mul or add
-      PERIOD      time between changes; a bare number is in seconds
-
-    \b
-    Examples:
-      slosched client slo-exp-1 resnet50_v2 12 poisson 600 1 100 1.5 mul 30      # 12 steps, 360 s
-      slosched client slo-exp-1 resnet50_v2 4 poisson 100 2 32 2 mul 7           # 2 4 8 16 32
-      slosched client slo-exp-1 resnet50_v2 4 poisson 100 10ms 100ms 10ms add 3s
+    `metavar` names the values in the usage line; `text` is the help.
     """
-    from slosched.cli.sweep import run_sweep
-    from slosched.workloads import parse_workload
 
-    spec = parse_workload("slo-exp-1", args)
-    code = run_sweep(
-        controller_address(ctx, None),
-        spec,
-        inputs=inputs_enabled(inputs),
-        seed=seed,
-        out=out,
-        json=json,
-    )
-    raise typer.Exit(code)
+    def run(
+        ctx: typer.Context,
+        args: Any = None,
+        inputs: _Inputs = None,
+        seed: _Seed = 0,
+        duration: _Duration = None,
+        out: _Out = None,
+        json: Json = False,
+    ) -> None:
+        from slosched.cli.run import run_live
+
+        workload = make(args or [])
+        ends_ns = None if duration is None else duration_ns("--duration", duration, bare_unit="s")
+        code = run_live(
+            controller_address(ctx, None),
+            workload,
+            inputs=inputs_enabled(inputs),
+            seed=seed,
+            duration_ns=ends_ns,
+            out=out,
+            json=json,
+        )
+        raise typer.Exit(code)
+
+    # The help's text explains the values, so the argument itself is not listed.
+    argument = typer.Argument(metavar=metavar, hidden=True)
+    run.__annotations__["args"] = Annotated[list[str] | None, argument]
+    one = typer.Typer(rich_markup_mode=None, add_completion=False)
+    one.command(name, cls=PositionalCommand, help=text)(run)
+    return typer.main.get_command(one)
 
 
-app.command("infer")(infer)
-app.command("models")(models)
-app.command("status")(status)
+def _metavar(kind: Kind) -> str:
+    return " ".join(p.name if p.default is None else f"[{p.name}]" for p in kind.parameters)
+
+
+def _help(kind: Kind) -> str:
+    """The help of a workload's command, from what the registry says of it."""
+    blocks = [kind.summary]
+    if kind.text:
+        blocks.append(kind.text)
+    if kind.parameters:
+        width = max(len(p.name) for p in kind.parameters)
+        lines = ["\b"]
+        for p in kind.parameters:
+            default = "" if p.default is None else f" (default {p.default or 'none'})"
+            lines += textwrap.wrap(
+                p.help + default,
+                _HELP_COLUMNS - 2,
+                initial_indent=f"  {p.name:<{width}}  ",
+                subsequent_indent=" " * (width + 4),
+            )
+        blocks.append("\n".join(lines))
+    if kind.examples:
+        examples = [f"  slosched client {kind.name} {text}".rstrip() for text in kind.examples]
+        blocks.append("\n".join(["\b", "Examples:", *examples]))
+    return "\n\n".join(blocks)
+
+
+def _is_spec(text: str) -> bool:
+    return text.endswith(".toml")
+
+
+def _spec_command(path: str) -> Any:
+    def make(args: Sequence[str]) -> Workload:
+        if args:
+            raise InvalidConfig(
+                f"{path} describes the workload whole; {args[0]!r} is one value too many"
+            )
+        from slosched.workloads.spec_file import load_workload
+
+        return load_workload(Path(path))
+
+    return workload_command(path, "", f"Run the workload that {path} describes.", make)

@@ -1,4 +1,4 @@
-"""What commands print: lines, tables, JSON, and the progress of a sweep.
+"""What commands print: lines, tables, JSON, and the progress of a run.
 
 Answers go to stdout, so that they can be piped; progress and warnings go to stderr.
 """
@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
+from slosched.units import format_duration
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from slosched.clients.sweep import SweepProgress
+    from slosched.loadgen.results import RunProgress, RunResult, StepResult
 
 #: Without a terminal: a line when the step changes, and at least one in this many seconds.
 _PLAIN_EVERY_S = 5.0
@@ -85,28 +87,72 @@ def _is_number(text: str) -> bool:
     return text == "-" or text[:1].isdigit() or (text[:1] == "-" and text[1:2].isdigit())
 
 
-# --------------------------------------------------------------------------------- progress
+# ------------------------------------------------------------------------------------ results
 
 
-class SweepDisplay(Protocol):
-    """Shows how a sweep goes on; called about five times a second."""
+def print_result(result: RunResult) -> None:
+    """Print the table of a run, live or simulated, and what is to be said about it."""
+    say(run_table(result))
+    say("in time: client, from the scheduled send; met: controller, from arrival there")
+    say(
+        f"in all {result.sent} requests, {100 * result.satisfaction:.2f} % in time (client), "
+        f"{100 * result.controller_satisfaction:.2f} % met (controller)"
+    )
+    if result.random_weights:
+        say("the model has random weights: its answers mean nothing, their times do")
+    if not result.complete:
+        say(f"this is a part of the run: {result.problem}")
+    say(result.verdict)
+    if result.run_dir is not None:
+        say(f"written to {result.run_dir}")
 
-    def __enter__(self) -> SweepDisplay: ...
+
+def run_table(result: RunResult) -> str:
+    """Return the run as a plain table: a row for each step, and for each group in it."""
+    grouped = any(step.group for step in result.steps)
+    headings = ["step", *(["group"] if grouped else []), "deadline", "sent"]
+    headings += ["in time", "met", "goodput", "p50", "p99", "not served"]
+    rows = [_row(step, grouped) for step in result.steps]
+    return table_text(headings, rows)
+
+
+def _row(step: StepResult, grouped: bool) -> list[object]:
+    return [
+        step.slo,
+        *([step.group] if grouped else []),
+        format_duration(step.slo_ns) if step.slo_ns else "-",
+        step.sent,
+        f"{100 * step.satisfaction:.2f} %",
+        f"{100 * step.controller_satisfaction:.2f} %",
+        f"{step.goodput_rps:.1f}/s",
+        format_duration(step.latency_p50_ns) if step.latency_p50_ns else "-",
+        format_duration(step.latency_p99_ns) if step.latency_p99_ns else "-",
+        ", ".join(f"{count} {name}" for name, count in step.codes.items() if name != "ok"),
+    ]
+
+
+# ----------------------------------------------------------------------------------- progress
+
+
+class RunDisplay(Protocol):
+    """Shows how a run goes on; called about five times a second."""
+
+    def __enter__(self) -> RunDisplay: ...
 
     def __exit__(self, *error: object) -> None: ...
 
-    def __call__(self, progress: SweepProgress) -> None: ...
+    def __call__(self, progress: RunProgress) -> None: ...
 
 
-def sweep_display(title: str) -> SweepDisplay:
+def run_display(title: str) -> RunDisplay:
     """Return a bar on a terminal, plain lines elsewhere; both on stderr."""
     return _Bar(title) if sys.stderr.isatty() else _Lines(title)
 
 
-def progress_text(progress: SweepProgress) -> str:
-    """Rate, satisfaction and current SLO in one line."""
+def progress_text(progress: RunProgress) -> str:
+    """Step, rate and satisfaction in one line."""
     return (
-        f"step {progress.step}/{progress.steps}  SLO {progress.slo}  "
+        f"step {progress.step}/{progress.steps}  {progress.label}  "
         f"{progress.rate_per_s:.0f} r/s  in time so far {100 * progress.satisfaction:.1f} %"
     )
 
@@ -123,12 +169,13 @@ class _Lines:
     def __exit__(self, *error: object) -> None:
         return
 
-    def __call__(self, progress: SweepProgress) -> None:
+    def __call__(self, progress: RunProgress) -> None:
         if progress.step == self._step and progress.elapsed_s < self._next_s:
             return
         self._step = progress.step
         self._next_s = progress.elapsed_s + _PLAIN_EVERY_S
-        where = f"{progress.elapsed_s:5.0f} / {progress.total_s:.0f} s"
+        ends = f" / {progress.total_s:.0f}" if math.isfinite(progress.total_s) else ""
+        where = f"{progress.elapsed_s:5.0f}{ends} s"
         typer.echo(f"{self._title}: {where}  {progress_text(progress)}", err=True)
 
 
@@ -156,8 +203,9 @@ class _Bar:
     def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
-    def __call__(self, progress: SweepProgress) -> None:
+    def __call__(self, progress: RunProgress) -> None:
         text = progress_text(progress)
         if self._task is None:
-            self._task = self._bar.add_task(text, total=progress.total_s, title=self._title)
+            total_s = progress.total_s if math.isfinite(progress.total_s) else None
+            self._task = self._bar.add_task(text, total=total_s, title=self._title)
         self._bar.update(self._task, completed=progress.elapsed_s, description=text, refresh=True)

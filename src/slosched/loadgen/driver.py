@@ -18,12 +18,15 @@ from slosched.errors import ConnectionLost
 from slosched.loadgen.results import StepTally
 from slosched.messages import InferReply, ModelInfo
 from slosched.telemetry.client_log import NO_ANSWER, ClientRecord
+from slosched.units import NS_PER_MS
 from slosched.workloads.base import Arrival
 from slosched.workloads.engine import Engine
 
 Clock = Callable[[], int]
 #: Requests sent in one go after a stall, before answers are read again.
 _BURST = 256
+#: When a closed loop goes on after a request that failed and whose deadline nobody knows.
+_RETRY_NS = 100 * NS_PER_MS
 
 
 class Submitter(Protocol):
@@ -111,6 +114,10 @@ class LoadDriver:
             self._issue(self._engine.take(), due_ns, sent_ns)
         return self.next_due_ns()
 
+    def _slo_ns(self, arrival: Arrival) -> int:
+        """The request's SLO as far as it is known here; 0: the controller's default."""
+        return arrival.slo_ns or round(arrival.slo_factor * self._models[arrival.instance].b1_ns)
+
     def _tally(self, arrival: Arrival) -> StepTally:
         if self._groups == 1:
             return self.tallies[arrival.step]
@@ -123,9 +130,11 @@ class LoadDriver:
         self.sent += 1
         tally.sent += 1
         tally.issue_delays.append(sent_ns - scheduled_ns)
+        slo_ns = arrival.slo_ns or round(arrival.slo_factor * model.b1_ns)
+        if slo_ns > self.max_slo_ns:
+            self.max_slo_ns = slo_ns
         if not tally.slo_ns:
-            tally.slo_ns = arrival.slo_ns or round(arrival.slo_factor * model.b1_ns)
-            self.max_slo_ns = max(self.max_slo_ns, tally.slo_ns)
+            tally.slo_ns = slo_ns
         try:
             request_id = self._submitter.submit(model, arrival, self._on_reply)
         except Exception as error:
@@ -134,6 +143,7 @@ class LoadDriver:
             self._no_answer(-self._failed_sends, (arrival, scheduled_ns, sent_ns))
             if not isinstance(error, ConnectionLost):
                 raise
+            self._follow(arrival, sent_ns, False, sent_ns + (slo_ns or _RETRY_NS))
             return
         self._outstanding[request_id] = (arrival, scheduled_ns, sent_ns)
 
@@ -146,12 +156,15 @@ class LoadDriver:
         latency_ns = now_ns - scheduled_ns
         code = reply.code
         tally = self._tally(arrival)
-        slo_ns = reply.slo_ns or tally.slo_ns
+        slo_ns = reply.slo_ns or self._slo_ns(arrival)
         in_time = code == 0 and latency_ns <= slo_ns
         tally.codes[code] = tally.codes.get(code, 0) + 1
         tally.in_time += in_time
         tally.met += reply.deadline_met
-        tally.slo_ns = tally.slo_ns or slo_ns  # the controller's default, told by its answer
+        if not tally.slo_ns:  # the controller's default, told by its answer
+            tally.slo_ns = slo_ns
+        if slo_ns > self.max_slo_ns:
+            self.max_slo_ns = slo_ns
         if code == Code.OK:
             tally.latencies.append(latency_ns)
         if self._on_record is not None:
@@ -177,7 +190,7 @@ class LoadDriver:
                     reply.exec_ns,
                 )
             )
-        self._follow(arrival, now_ns, code == Code.OK, sent_ns + slo_ns)
+        self._follow(arrival, now_ns, code == Code.OK, sent_ns + (slo_ns or _RETRY_NS))
 
     def _follow(self, arrival: Arrival, now_ns: int, ok: bool, deadline_ns: int) -> None:
         start_ns = self.start_ns
@@ -201,7 +214,7 @@ class LoadDriver:
                     user_id=arrival.user_id,
                     model_id=self._models[arrival.instance].model_id,
                     slo_factor=arrival.slo_factor,
-                    slo_ns=tally.slo_ns,
+                    slo_ns=self._slo_ns(arrival) or tally.slo_ns,
                     code=NO_ANSWER,
                     in_time=False,
                 )

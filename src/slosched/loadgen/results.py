@@ -49,7 +49,8 @@ class StepTally:
 class RunProgress:
     """Where a run stands. `step` counts from 1; `satisfaction` is the client's, so far.
 
-    `rate_per_s` is what was sent in about the last second.
+    `rate_per_s` is what was sent in about the last second; `total_s` is infinite for a run that ends
+    only when it is stopped.
     """
 
     step: int
@@ -200,16 +201,21 @@ def run_result(
     inputs: bool = False,
     random_weights: bool = False,
     elapsed_ns: int,
+    sent_until_ns: int | None = None,
     run_dir: Path | None = None,
     warnings: tuple[str, ...] = (),
 ) -> RunResult:
-    """Sum up what a load driver counted. `problem` says why the run ended early ("": it did not)."""
+    """Sum up what a load driver counted. `problem` says why the run ended early ("": it did not).
+
+    `sent_until_ns` is when the sending ended, after the start; None: at the workload's own end.
+    """
+    end_ns = engine.end_ns if sent_until_ns is None else min(engine.end_ns, sent_until_ns)
     delays = array("q")
     for tally in tallies:
         delays.extend(tally.issue_delays)
     # A step that was never reached says nothing.
     results = tuple(
-        _step_result(engine, step, group, tally)
+        _step_result(engine, step, group, tally, end_ns)
         for tally, (step, group) in zip(tallies, _places(engine), strict=True)
         if tally.sent
     )
@@ -233,16 +239,18 @@ def _places(engine: Engine) -> list[tuple[Step, str]]:
     return [(step, group) for step in engine.steps for group in engine.groups]
 
 
-def _step_result(engine: Engine, step: Step, group: str, tally: StepTally) -> StepResult:
+def _step_result(
+    engine: Engine, step: Step, group: str, tally: StepTally, end_ns: int
+) -> StepResult:
     following = step.index + 1
-    ends_ns = engine.steps[following].start_ns if following < len(engine.steps) else engine.end_ns
+    ends_ns = engine.steps[following].start_ns if following < len(engine.steps) else end_ns
     return StepResult(
         index=step.index,
         slo=step.text,
         group=group,
         slo_factor=step.slo_factor,
         slo_ns=tally.slo_ns,
-        duration_ns=min(ends_ns, engine.end_ns) - step.start_ns,
+        duration_ns=max(0, min(ends_ns, end_ns) - step.start_ns),
         sent=tally.sent,
         in_time=tally.in_time,
         met=tally.met,

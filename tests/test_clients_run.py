@@ -1,4 +1,4 @@
-"""Whole sweeps against a fake controller: results, files, stops and losses."""
+"""Whole runs against a fake controller: results, files, stops and losses."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 import slosched.clients.load as load
-import slosched.clients.sweep as sweep
+import slosched.loadgen.results as results
 from fake_controller import FakeController
-from slosched.clients.sweep import SweepProgress, SweepResult, run_slo_exp_1
+from slosched.clients.run import run_workload
 from slosched.errors import InvalidConfig, InvalidRequest
+from slosched.loadgen.results import RunProgress, RunResult
 from slosched.messages import InferRequest
 from slosched.telemetry.client_log import read_client_log
 from slosched.workloads.slo_exp_1 import SloExp1, parse_slo_exp_1
@@ -29,14 +30,14 @@ def run(
     *,
     inputs: bool = False,
     out: Path | None = None,
-    progress: list[SweepProgress] | None = None,
+    progress: list[RunProgress] | None = None,
     stop_after_s: float | None = None,
-) -> SweepResult:
-    async def work() -> SweepResult:
+) -> RunResult:
+    async def work() -> RunResult:
         stop = asyncio.Event()
         if stop_after_s is not None:
             asyncio.get_running_loop().call_later(stop_after_s, stop.set)
-        return await run_slo_exp_1(
+        return await run_workload(
             controller.address,
             workload,
             inputs=inputs,
@@ -51,7 +52,7 @@ def run(
 
 def test_a_sweep_counts_every_request_and_writes_its_files(tmp_path: Path) -> None:
     workload = spec()
-    progress: list[SweepProgress] = []
+    progress: list[RunProgress] = []
     with FakeController() as controller:
         result = run(controller, workload, inputs=True, out=tmp_path / "run", progress=progress)
     arrivals = [*workload.arrivals(4)]
@@ -73,7 +74,10 @@ def test_a_sweep_counts_every_request_and_writes_its_files(tmp_path: Path) -> No
     assert manifest["random_weights"] is True and manifest["inputs"] is True
 
     assert progress and progress[-1].steps == 3
-    assert all(p.slo in ("1s", "2s", "4s") and p.total_s == pytest.approx(0.9) for p in progress)
+    assert all(
+        p.label in ("SLO 1s", "SLO 2s", "SLO 4s") and p.total_s == pytest.approx(0.9)
+        for p in progress
+    )
     assert [p.sent for p in progress] == sorted(p.sent for p in progress)
     json.dumps(result.as_dict())
 
@@ -111,7 +115,7 @@ def test_stopping_while_it_loads(tmp_path: Path) -> None:
 def test_cancelling_the_task_keeps_the_rows(tmp_path: Path) -> None:
     async def work(controller: FakeController) -> None:
         task = asyncio.ensure_future(
-            run_slo_exp_1(
+            run_workload(
                 controller.address,
                 spec("toy 1 fixed-rate 100 1s 1s 2 mul 20"),
                 inputs=False,
@@ -136,10 +140,10 @@ def test_a_controller_that_falls_silent_ends_the_run(
     monkeypatch.setattr("slosched.clients.session._TICK_S", 0.05)
     monkeypatch.setattr(load, "GRACE_NS", 10**8)
 
-    async def work(controller: FakeController) -> SweepResult:
+    async def work(controller: FakeController) -> RunResult:
         loop = asyncio.get_running_loop()
         loop.call_later(0.5, lambda: setattr(controller, "deaf", True))
-        return await run_slo_exp_1(
+        return await run_workload(
             controller.address, spec("toy 1 fixed-rate 100 50ms 50ms 2 mul 20"), inputs=False,
             out=tmp_path / "run",
         )  # fmt: skip
@@ -159,7 +163,7 @@ def test_a_restarted_controller_ends_the_run(inputs: bool, monkeypatch: pytest.M
 
     unhandled: list[dict[str, Any]] = []
 
-    async def work(controller: FakeController) -> SweepResult:
+    async def work(controller: FakeController) -> RunResult:
         def restart() -> None:
             controller.hold, controller.incarnation = True, 8
 
@@ -167,7 +171,7 @@ def test_a_restarted_controller_ends_the_run(inputs: bool, monkeypatch: pytest.M
         loop.set_exception_handler(lambda _, what: unhandled.append(what))
         loop.call_later(0.3, restart)
         workload = spec("toy 1 fixed-rate 100 50ms 50ms 2 mul 20")
-        return await run_slo_exp_1(controller.address, workload, inputs=inputs)
+        return await run_workload(controller.address, workload, inputs=inputs)
 
     with FakeController() as controller:
         result = asyncio.run(asyncio.wait_for(work(controller), 30))
@@ -187,7 +191,7 @@ def test_refusals_are_counted_by_their_code() -> None:
 
 
 def test_a_run_beyond_its_issue_delay_bound_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "ISSUE_DELAY_BOUND_NS", 0)
+    monkeypatch.setattr(results, "ISSUE_DELAY_BOUND_NS", 0)
     with FakeController() as controller:
         result = run(controller, spec("toy 1 fixed-rate 100 1s 1s 2 mul 0.2"))
     assert not result.valid and result.complete
