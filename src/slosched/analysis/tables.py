@@ -141,7 +141,7 @@ def _by_slo(view: _View) -> list[tuple[tuple[float, int], NDArray[np.intp]]]:
     distinct, firsts = np.unique(keys[by_key], return_index=True)
     return [
         ((float(factors[key // len(slos)]), int(slos[key % len(slos)])), order[rows])
-        for key, rows in zip(distinct, np.split(by_key, firsts[1:]), strict=True)
+        for key, rows in zip(distinct, np.split(by_key, firsts)[1:], strict=True)
     ]
 
 
