@@ -8,13 +8,43 @@ from slosched.core.worker.emulated import EmulatedGpu, prepare_emulated
 from slosched.core.worker.interface import Effect, FromController, PrepareModel, ToController
 from slosched.core.worker.stepping import Stepper
 from slosched.messages import ControllerToWorker, GpuInfo, WorkerToController
+from slosched.units import NS_PER_S
 from slosched.version import __version__
 
 _PEER = b"controller"
 
 
+class WorkerClock:
+    """A worker's own clock: off by `offset_ns` and faster by `drift_ppb` (parts per 10^9)."""
+
+    __slots__ = ("_drift_ppb", "_offset_ns", "_since_ns")
+
+    def __init__(self, offset_ns: int = 0, drift_ppb: int = 0, *, since_ns: int = 0) -> None:
+        self._offset_ns = offset_ns
+        self._drift_ppb = drift_ppb
+        self._since_ns = since_ns  # true time from which it drifts
+
+    def local_ns(self, true_ns: int) -> int:
+        drifted_ns = (true_ns - self._since_ns) * self._drift_ppb // NS_PER_S
+        return true_ns + self._offset_ns + drifted_ns
+
+    def true_ns(self, local_ns: int) -> int:
+        """The first true time at which the clock shows at least `local_ns`."""
+        undrifted_ns = local_ns - self._offset_ns - self._since_ns
+        guess_ns = self._since_ns + undrifted_ns * NS_PER_S // (NS_PER_S + self._drift_ppb)
+        while self.local_ns(guess_ns) >= local_ns:
+            guess_ns -= 1
+        while self.local_ns(guess_ns) < local_ns:
+            guess_ns += 1
+        return guess_ns
+
+    def jump(self, by_ns: int) -> None:
+        """Put the clock forward (or back) by `by_ns`."""
+        self._offset_ns += by_ns
+
+
 class WorkerNode:
-    """One worker process with `gpus` emulated GPUs of `profile`."""
+    """One worker process with `gpus` emulated GPUs of `profile`. Times are true, unless `clock` differs."""
 
     def __init__(
         self,
@@ -23,11 +53,13 @@ class WorkerNode:
         *,
         noise: EmulationNoise | None = None,
         incarnation: int = 1,
+        clock: WorkerClock | None = None,
     ) -> None:
         self._profile = profile
         self._sent: list[WorkerToController] = []
+        self.clock = clock
         devices = {g: EmulatedGpu(profile, noise, gpu_id=g) for g in range(gpus)}
-        brain = WorkerBrain(
+        self.brain = WorkerBrain(
             [GpuInfo(g, profile.name, profile.pages, profile.page_bytes) for g in range(gpus)],
             list(profile.models),
             incarnation=incarnation,
@@ -36,7 +68,7 @@ class WorkerNode:
             pid=incarnation,
             device="emulated",
         )
-        self._stepper = Stepper(brain, devices, self._perform)
+        self._stepper = Stepper(self.brain, devices, self._perform)
 
     def _perform(self, effect: Effect, now_ns: int) -> None:
         if isinstance(effect, ToController):
@@ -47,14 +79,24 @@ class WorkerNode:
 
     def receive(self, message: ControllerToWorker, *, now_ns: int) -> None:
         """A message arrives; `step` must follow."""
+        if self.clock is not None:
+            now_ns = self.clock.local_ns(now_ns)
         sizes = tuple(size for size in getattr(message, "input_sizes", ()) if size)
         self._stepper.handle(FromController(_PEER, message, sizes), now_ns=now_ns)
 
     def step(self, *, now_ns: int) -> list[WorkerToController]:
         """Do everything that is due; returns what is sent to the controller."""
+        if self.clock is not None:
+            now_ns = self.clock.local_ns(now_ns)
         self._stepper.step(now_ns)
-        sent, self._sent = self._sent, []
+        sent = self._sent
+        if sent:
+            self._sent = []
         return sent
 
     def next_wakeup_ns(self) -> int | None:
-        return self._stepper.next_due_ns()
+        """The true time of the next `step`, if nothing arrives before."""
+        due_ns = self._stepper.next_due_ns()
+        if due_ns is None or self.clock is None:
+            return due_ns
+        return self.clock.true_ns(due_ns)

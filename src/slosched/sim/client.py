@@ -1,0 +1,263 @@
+"""The load-generating client in virtual time: the live client's session round the same load driver.
+
+It says hello, loads the workload's models one kind after the other and waits for each (the controller
+answers when their first weights are where they will be), sends what the driver says is due, a heartbeat
+each second, and goodbye. Its clock is the world's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum, auto
+
+from slosched.config import CLIENT_HEARTBEAT_NS
+from slosched.core.scheduler.interface import FromClient
+from slosched.errors import InvalidConfig, SloschedError
+from slosched.loadgen.driver import LoadDriver
+from slosched.loadgen.instances import copies_by_name, in_workload_order
+from slosched.messages import (
+    PROTOCOL_VERSION,
+    CancelRequest,
+    ClientHeartbeat,
+    ClientHello,
+    ClientMessage,
+    ControllerToClient,
+    Goodbye,
+    InferReply,
+    InferRequest,
+    LoadModelReply,
+    LoadModelRequest,
+    ModelInfo,
+    Refused,
+    Welcome,
+)
+from slosched.sim.cluster import SimCluster
+from slosched.sim.network import SMALL_MESSAGE_BYTES
+from slosched.telemetry.client_log import ClientRecord
+from slosched.units import NS_PER_MS, NS_PER_S, tensor_bytes
+from slosched.workloads.base import Arrival, Workload
+from slosched.workloads.engine import Engine
+
+IDENTITY = b"client"
+_INCARNATION = 7
+#: The first request may be due this long after the models are loaded, as live.
+_START_AFTER_NS = 50 * NS_PER_MS
+#: Answers are awaited for the largest SLO sent and this much longer, as live.
+_GRACE_NS = 2 * NS_PER_S
+
+
+class LoadFailed(SloschedError):
+    """The controller could not load a model of the workload; the message has its words."""
+
+
+class Phase(Enum):
+    """Where a client stands."""
+
+    HELLO = auto()
+    LOADING = auto()
+    SENDING = auto()
+    DRAINING = auto()  # everything was sent; answers are awaited
+    DONE = auto()
+
+
+class SimClient:
+    """One client of `cluster`. `on_record` gets every request once; `on_done` is called at its end.
+
+    `phase` says where it stands, `driver` counts (None while models are loading), `problem` says why
+    it ended early.
+    """
+
+    def __init__(
+        self,
+        cluster: SimCluster,
+        workload: Workload,
+        engine: Engine,
+        *,
+        inputs: bool,
+        on_record: Callable[[ClientRecord], None] | None,
+        on_done: Callable[[], None],
+    ) -> None:
+        self.phase = Phase.HELLO
+        self.driver: LoadDriver | None = None
+        self.models: list[ModelInfo] = []
+        self._kernel = cluster.kernel
+        self._wire = cluster.add_client(IDENTITY, self._receive)
+        self._engine = engine
+        self._uses = workload.models()
+        self._to_load = list(copies_by_name(self._uses).items())
+        self._loaded: dict[str, tuple[ModelInfo, ...]] = {}
+        self._inputs = inputs
+        self._on_record = on_record
+        self._on_done = on_done
+        self._on_reply: Callable[[InferReply], None] | None = None
+        self._input_bytes: dict[int, int] = {}  # by model id
+        self._next_id = 1
+        self._due_ns = -1  # of the armed wake-up; -1: none is
+        self.failure: SloschedError | None = None
+
+    # ------------------------------------------------------------------------------- session
+
+    def start(self) -> None:
+        """Say hello; the rest follows from the answers."""
+        self._say(ClientHello(PROTOCOL_VERSION, _INCARNATION, "simulation"))
+        self._kernel.at(self._kernel.now_ns + CLIENT_HEARTBEAT_NS, self._beat)
+
+    def _say(self, message: ClientMessage) -> None:
+        self._wire.send(FromClient(IDENTITY, message))
+
+    def _beat(self, _: None) -> None:
+        if self.phase is not Phase.DONE:
+            self._say(ClientHeartbeat(self._kernel.now_ns))
+            self._kernel.at(self._kernel.now_ns + CLIENT_HEARTBEAT_NS, self._beat)
+
+    def _receive(self, message: ControllerToClient) -> None:
+        if type(message) is InferReply:
+            if self._on_reply is not None:
+                self._on_reply(message)
+                if self.phase is Phase.DRAINING or self._due_ns < 0:
+                    self._end_if_quiet()
+        elif isinstance(message, Welcome):
+            if self.phase is Phase.HELLO:
+                self._load_next()
+        elif isinstance(message, LoadModelReply):
+            self._load_reply(message)
+        elif isinstance(message, Refused):
+            self._fail(LoadFailed(message.reason))
+
+    def _fail(self, error: SloschedError) -> None:
+        self.failure = error
+        self._finish()
+
+    def _finish(self) -> None:
+        self.phase = Phase.DONE
+        self._on_done()
+
+    # ------------------------------------------------------------------------------- loading
+
+    def _load_next(self) -> None:
+        self.phase = Phase.LOADING
+        if self._to_load:
+            name, copies = self._to_load[0]
+            self._say(LoadModelRequest(self._new_id(), name, copies))
+        else:
+            self.models = in_workload_order(self._uses, self._loaded)
+            self._send_from_now()
+
+    def _load_reply(self, reply: LoadModelReply) -> None:
+        name, copies = self._to_load.pop(0)
+        if reply.code:
+            self._fail(LoadFailed(f"cannot load {name!r}: {reply.reason}"))
+            return
+        self._loaded[name] = reply.models[:copies]
+        self._load_next()
+
+    def _new_id(self) -> int:
+        request_id = self._next_id
+        self._next_id = request_id + 1
+        return request_id
+
+    # ------------------------------------------------------------------------------- sending
+
+    def _send_from_now(self) -> None:
+        if not self.models:
+            self._fail(InvalidConfig("the workload uses no model"))
+            return
+        for info in self.models:
+            size_bytes = tensor_bytes(info.input_shape, info.input_dtype)
+            self._input_bytes[info.model_id] = size_bytes if self._inputs else 0
+        self.phase = Phase.SENDING
+        kernel = self._kernel
+        driver = self.driver = LoadDriver(
+            self,
+            self.models,
+            self._engine,
+            clock=lambda: kernel.now_ns,
+            on_record=self._on_record,
+            on_due=self._arm,
+        )
+        due_ns = driver.start(kernel.now_ns + _START_AFTER_NS)
+        kernel.at_end_of(driver.end_ns, self._stop_sending)
+        self._armed_until(due_ns)
+
+    def _arm(self, due_ns: int) -> None:
+        if self.phase is Phase.SENDING and (self._due_ns < 0 or due_ns < self._due_ns):
+            self._due_ns = due_ns
+            self._kernel.at(due_ns, self._wake, due_ns)
+
+    def _wake(self, due_ns: int) -> None:
+        if due_ns != self._due_ns or self.phase is not Phase.SENDING:
+            return  # an earlier one came in between
+        self._due_ns = -1
+        assert self.driver is not None
+        self._armed_until(self.driver.issue_due())
+
+    def _armed_until(self, due_ns: int | None) -> None:
+        if due_ns is not None:
+            self._arm(due_ns)
+        else:
+            self._end_if_quiet()
+
+    def _stop_sending(self, _: None) -> None:
+        """The workload's time is over: wait for the answers, but not for ever."""
+        if self.phase is not Phase.SENDING:
+            return
+        assert self.driver is not None
+        self.phase = Phase.DRAINING
+        self._kernel.at(self._kernel.now_ns + self.driver.max_slo_ns + _GRACE_NS, self._give_up)
+        self._end_if_quiet()
+
+    def _end_if_quiet(self) -> None:
+        """End when nothing is outstanding and nothing is due any more."""
+        driver = self.driver
+        if driver is None or driver.unanswered or self.phase is Phase.DONE:
+            return
+        if self.phase is Phase.DRAINING or driver.next_due_ns() is None:
+            self._finish()
+
+    def _give_up(self, _: None) -> None:
+        if self.phase is Phase.DRAINING:
+            self._finish()
+
+    def leave(self) -> None:
+        """Count what is unanswered as NO_ANSWER, and say goodbye."""
+        self.phase = Phase.DONE
+        if self.driver is not None:
+            self.driver.give_up()
+        self._say(Goodbye())
+
+    # ----------------------------------------------------------------- the driver's submitter
+
+    def submit(
+        self, model: ModelInfo, arrival: Arrival, on_reply: Callable[[InferReply], None]
+    ) -> int:
+        """Send one request now; returns its id."""
+        self._on_reply = on_reply
+        request_id = self._next_id
+        self._next_id = request_id + 1
+        input_bytes = self._input_bytes[model.model_id]
+        if input_bytes:
+            message = InferRequest(
+                request_id,
+                model.model_id,
+                arrival.slo_factor,
+                arrival.slo_ns,
+                arrival.user_id,
+                model.input_shape,
+                model.input_dtype,
+            )
+            event = FromClient(IDENTITY, message, input_bytes, request_id)
+            self._wire.send(event, SMALL_MESSAGE_BYTES + input_bytes)
+        else:
+            message = InferRequest(
+                request_id,
+                model.model_id,
+                arrival.slo_factor,
+                arrival.slo_ns,
+                arrival.user_id,
+            )
+            self._wire.send(FromClient(IDENTITY, message))
+        return request_id
+
+    def cancel(self, request_id: int) -> None:
+        """Tell the controller that the answer is not wanted any more."""
+        self._say(CancelRequest(request_id))

@@ -1,0 +1,131 @@
+"""The controller's shell in virtual time: facts in, one decision for each instant, effects out.
+
+As the live one (daemon/controller.py): everything that is due at an instant is handled, `schedule` is
+called once behind it, effects are performed in order, and one timer is armed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from slosched.core.invariants import InvariantChecker
+from slosched.core.scheduler.interface import (
+    ActionDone,
+    ActionRecord,
+    Drain,
+    Effect,
+    Event,
+    Note,
+    RequestDone,
+    RequestRecord,
+    ToClient,
+    ToWorker,
+)
+from slosched.core.scheduler.scheduler import Scheduler
+from slosched.messages import Infer
+from slosched.sim.kernel import Kernel
+from slosched.sim.network import SMALL_MESSAGE_BYTES, Wire
+from slosched.units import tensor_bytes
+
+#: Of a row, or a line for the operator.
+OnRequest = Callable[[RequestRecord], None]
+OnAction = Callable[[ActionRecord], None]
+OnNote = Callable[[Note], None]
+
+
+class SimController:
+    """Drives `scheduler`. `to_workers` and `to_clients` are its wires, and may be filled later.
+
+    The three `on_...` get every record and note, in the order of their rows. With `check` the invariants
+    are held at every step; a violation is raised as InvariantViolated.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        scheduler: Scheduler,
+        *,
+        on_request: OnRequest,
+        on_action: OnAction,
+        on_note: OnNote,
+        check: bool = False,
+    ) -> None:
+        self.scheduler = scheduler
+        self.to_workers: dict[int, Wire] = {}
+        self.to_clients: dict[bytes, Wire] = {}
+        self._kernel = kernel
+        self._on_request = on_request
+        self._on_action = on_action
+        self._on_note = on_note
+        self._checker = InvariantChecker(scheduler) if check else None
+        self._due_ns = -1  # of the armed step; -1: none is
+
+    def receive(self, event: Event) -> None:
+        """A fact reaches the controller now; the step follows at the end of this instant."""
+        now_ns = self._kernel.now_ns
+        if self._checker is not None:
+            self._checker.saw(event, now_ns=now_ns)
+        self.scheduler.handle(event, now_ns=now_ns)
+        if self._due_ns != now_ns:
+            self._due_ns = now_ns
+            self._kernel.at_end_of(now_ns, self._step, now_ns)
+
+    def drain(self) -> None:
+        """Take no new requests; those in flight are finished, the rest are answered by `abandon`."""
+        self.receive(Drain())
+
+    def abandon(self) -> None:
+        """Answer what is left: the controller ends."""
+        self._perform_all(self.scheduler.abandon(now_ns=self._kernel.now_ns))
+
+    def _step(self, due_ns: int) -> None:
+        if due_ns != self._due_ns:
+            return  # an earlier one came in between
+        scheduler = self.scheduler
+        effects = scheduler.schedule(now_ns=due_ns)
+        if self._checker is not None:
+            self._checker.check(effects, now_ns=due_ns)
+        if effects:
+            self._perform_all(effects)
+        wake_ns = scheduler.next_wakeup_ns()
+        if wake_ns is None:
+            self._due_ns = -1
+            return
+        # A wake-up that has passed means: again, but time must pass in between.
+        self._due_ns = wake_ns = max(wake_ns, due_ns + 1)
+        self._kernel.at_end_of(wake_ns, self._step, wake_ns)
+
+    def _perform_all(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            kind = type(effect)
+            if kind is ToClient:
+                self._to_client(effect)  # type: ignore[arg-type]
+            elif kind is ToWorker:
+                self._to_worker(effect)  # type: ignore[arg-type]
+            elif kind is RequestDone:
+                self._on_request(effect.record)  # type: ignore[union-attr, arg-type]
+            elif kind is ActionDone:
+                self._on_action(effect.record)  # type: ignore[union-attr, arg-type]
+            elif kind is Note:
+                self._on_note(effect)  # type: ignore[arg-type]
+
+    def _to_client(self, effect: ToClient) -> None:
+        wire = self.to_clients.get(effect.client)
+        if wire is None:
+            return
+        message = effect.message
+        if effect.output_of is None:
+            wire.send(message)
+            return
+        model = self.scheduler.cluster.models[message.model_id]  # type: ignore[union-attr]
+        result = model.result
+        assert result is not None
+        output_bytes = tensor_bytes(result.output_shape, result.output_dtype)
+        wire.send(message, SMALL_MESSAGE_BYTES + output_bytes)
+
+    def _to_worker(self, effect: ToWorker) -> None:
+        message = effect.message
+        size_bytes = SMALL_MESSAGE_BYTES
+        if type(message) is Infer:
+            size_bytes += sum(message.input_sizes)
+        self.to_workers[effect.worker_id].send(message, size_bytes)

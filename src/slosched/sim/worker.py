@@ -1,0 +1,58 @@
+"""A worker's shell in virtual time: it steps its node when something arrives or is due."""
+
+from __future__ import annotations
+
+from slosched.core.scheduler.interface import FromWorker
+from slosched.messages import ControllerToWorker, InferResult
+from slosched.sim.kernel import Kernel
+from slosched.sim.network import SMALL_MESSAGE_BYTES, Wire
+from slosched.sim.node import WorkerNode
+
+
+class SimWorker:
+    """The place `worker_id` in the controller's list of workers, where a node may be running.
+
+    `to_controller` must be set before anything is received.
+    """
+
+    def __init__(self, kernel: Kernel, worker_id: int, node: WorkerNode | None) -> None:
+        self.worker_id = worker_id
+        self.node = node
+        self.to_controller: Wire | None = None
+        self._kernel = kernel
+        self._due_ns = -1  # of the armed wake-up; -1: none is
+
+    def receive(self, message: ControllerToWorker) -> None:
+        """A message of the controller arrives. Nobody hears it while no node runs."""
+        if self.node is not None:
+            self.node.receive(message, now_ns=self._kernel.now_ns)
+            self._step(self.node)
+
+    def kill(self) -> None:
+        """The process vanishes, with everything that it had not sent."""
+        self.node = None
+        self._due_ns = -1
+
+    def start(self, node: WorkerNode) -> None:
+        """A (new) process answers here from now on."""
+        self.node = node
+        self._due_ns = -1
+        self._step(node)
+
+    def _wake(self, due_ns: int) -> None:
+        if due_ns == self._due_ns and self.node is not None:
+            self._due_ns = -1
+            self._step(self.node)
+
+    def _step(self, node: WorkerNode) -> None:
+        wire = self.to_controller
+        assert wire is not None
+        for message in node.step(now_ns=self._kernel.now_ns):
+            size_bytes = SMALL_MESSAGE_BYTES
+            if type(message) is InferResult and message.output_sizes:
+                size_bytes += sum(message.output_sizes)
+            wire.send(FromWorker(self.worker_id, message), size_bytes)
+        due_ns = node.next_wakeup_ns()
+        if due_ns is not None and (self._due_ns < 0 or due_ns < self._due_ns):
+            self._due_ns = due_ns
+            self._kernel.at(due_ns, self._wake, due_ns)
