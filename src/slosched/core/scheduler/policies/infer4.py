@@ -15,12 +15,12 @@ What runs are the first requests of the queue; those older than the strategy's t
 long for leave the queue with code 7. Whoever could not even start in time leaves it with code 8. Both
 are told at their internal deadline, when all others that are still queued get code 4.
 
-Deadlines, estimates, trackers and demand are those of the published INFER5 (paper/). Weights: at most
-two loads outstanding per GPU, and 100 us between any two.
+Deadlines, estimates, trackers and demand are those of the published INFER5 (paper/), with its habit of
+copying a model that is asked for to every GPU. At most two loads are outstanding per GPU, and 100 us
+pass between any two.
 
-Two plain mistakes of the published code are not kept. Rule 2 looked for the b newest by a comparison
-that is the wrong way round and so never found them; and loads whose demand is served already were
-stopped by a comparison with a pointer, that is, never.
+One plain mistake of the published code is not kept: rule 2 looked for the b newest by a comparison
+that is the wrong way round, and so never found them.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.paper.deadlines import internal_slos_ns
+from slosched.core.scheduler.paper.loads import PaperLoads, _ModelDemand
 from slosched.core.scheduler.paper.tracker import (
     DEFAULT_CLOCK_MHZ,
     FUTURE_NS,
@@ -39,9 +40,11 @@ from slosched.core.scheduler.paper.tracker import (
     PaperEstimator,
 )
 from slosched.core.scheduler.policies.base import Refusals
-from slosched.core.scheduler.policies.infer4_loads import Infer4Loads
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
-from slosched.units import format_duration
+from slosched.units import NS_PER_US, format_duration
+
+_MAX_LOADS = 2  # outstanding per GPU
+_BETWEEN_LOADS_NS = 100 * NS_PER_US
 
 _WHY = {
     Code.TIMED_OUT: "no GPU came free in time",
@@ -133,6 +136,32 @@ class _ModelQueue:
         return batch, taken
 
 
+class _Loads(PaperLoads):
+    """The published loads, with a limit on what is outstanding and a pause after each."""
+
+    def __init__(self, cluster: Cluster, *, ahead_ns: int) -> None:
+        super().__init__(cluster, ahead_ns=ahead_ns)
+        self._not_before_ns: dict[int, int] = {}  # by GPU index
+
+    def gpu_removed(self, gpu: Gpu) -> None:
+        super().gpu_removed(gpu)
+        self._not_before_ns.pop(gpu.index, None)
+
+    def _load_one(self, gpu: Gpu, wanting: list[_ModelDemand], now_ns: int) -> bool:
+        if len(gpu.loading) >= _MAX_LOADS or now_ns < self._not_before_ns.get(gpu.index, 0):
+            return False
+        sent = super()._load_one(gpu, wanting, now_ns)
+        if sent:
+            self._not_before_ns[gpu.index] = now_ns + _BETWEEN_LOADS_NS
+        return sent
+
+    def next_wakeup_ns(self) -> int | None:
+        times = [super().next_wakeup_ns()]
+        if any(d.loadweights_ns > 0 for d in self._demands.values()):
+            times += [t for t in self._not_before_ns.values() if t > self._now_ns]
+        return min((t for t in times if t is not None), default=None)
+
+
 class Infer4:
     """See the head of this file."""
 
@@ -143,7 +172,7 @@ class Infer4:
         self._refusals = refusals
         assert cluster.config.schedule_ahead_ns is not None
         self._ahead_ns = cluster.config.schedule_ahead_ns
-        self._loads = Infer4Loads(cluster, ahead_ns=self._ahead_ns)
+        self._loads = _Loads(cluster, ahead_ns=self._ahead_ns)
         self._queues: dict[int, _ModelQueue] = {}  # by model id
         self._entries: dict[int, _Entry] = {}  # by request key; queued, skipped or in flight
         self._timeouts = ExpiryHeap()  # by internal deadline
