@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import tempfile
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from slosched.codes import ActionType, Code
 from slosched.core.scheduler.interface import ActionRecord, RequestRecord

@@ -6,12 +6,17 @@ on the **worker's** clock: the brain converts what comes from and goes to the co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
+import msgspec
+
 from slosched.config import ModelProfile
 from slosched.messages import ControllerToWorker, Span, WorkerToController
+
+
+class _Fact(msgspec.Struct, frozen=True, gc=False):
+    """Base of what is made per action: cheaper than a dataclass, and no work for the collector."""
 
 
 class OpKind(IntEnum):
@@ -23,8 +28,7 @@ class OpKind(IntEnum):
     COPY_OUTPUT = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Op:
+class Op(_Fact, frozen=True, gc=False):
     """One piece of device work. `action_id` names the batch's buffers from COPY_INPUT to COPY_OUTPUT.
 
     Here and in the effects, `action_id` is the key that `WorkerBrain.handle` returned for the action:
@@ -45,8 +49,7 @@ class Op:
 # ------------------------------------------------------------------------------------- events
 
 
-@dataclass(frozen=True, slots=True)
-class FromController:
+class FromController(_Fact, frozen=True, gc=False):
     """A message of the controller `peer`; `input_sizes` are the bytes of the frames behind it."""
 
     peer: bytes
@@ -54,8 +57,7 @@ class FromController:
     input_sizes: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class OpDone:
+class OpDone(_Fact, frozen=True, gc=False):
     """The device finished `op_id`. `code` other than 0 says that it failed, `reason` why.
 
     `span` is on the worker's clock; clocks are the GPU's, in MHz. `output_sizes` comes with
@@ -71,8 +73,7 @@ class OpDone:
     output_sizes: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ModelPrepared:
+class ModelPrepared(_Fact, frozen=True, gc=False):
     """The answer to PrepareModel: the model is in host memory and was profiled, or it failed."""
 
     action_id: int
@@ -89,8 +90,7 @@ Event = FromController | OpDone | ModelPrepared
 # ------------------------------------------------------------------------------------ effects
 
 
-@dataclass(frozen=True, slots=True)
-class ToController:
+class ToController(_Fact, frozen=True, gc=False):
     """Send `message`. An InferResult with output sizes is followed by the outputs of `output_of`."""
 
     peer: bytes
@@ -98,15 +98,13 @@ class ToController:
     output_of: int | None = None  # action id
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(_Fact, frozen=True, gc=False):
     """Give `op` to its GPU's device now."""
 
     op: Op
 
 
-@dataclass(frozen=True, slots=True)
-class PrepareModel:
+class PrepareModel(_Fact, frozen=True, gc=False):
     """Make `copies` instances of the model, outside the exact-time loop; report ModelPrepared."""
 
     action_id: int
@@ -117,8 +115,7 @@ class PrepareModel:
     max_exec_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class ReleaseModel:
+class ReleaseModel(_Fact, frozen=True, gc=False):
     """The instance is gone. `last`: no other of its name is left, so host memory can be freed."""
 
     model_id: int
@@ -126,23 +123,20 @@ class ReleaseModel:
     last: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class EvictPages:
+class EvictPages(_Fact, frozen=True, gc=False):
     """The instance's weights on the GPU may be overwritten from now on."""
 
     gpu_id: int
     model_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class DropInputs:
+class DropInputs(_Fact, frozen=True, gc=False):
     """The action ended without running: its input frames can go."""
 
     action_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(_Fact, frozen=True, gc=False):
     level: str
     text: str
 

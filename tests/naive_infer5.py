@@ -1,0 +1,322 @@
+"""INFER5 as its law reads, with every decision made by looking at everything there is.
+
+The product's form keeps orders and heaps so that a decision costs little; this one rescans all GPUs, all
+waiting models and all wishes each time. tests/test_infer5_differential.py holds the two to the same effects.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+
+from naive_placement import NaivePlacement
+from slosched.codes import Code
+from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.expiry import ExpiryHeap
+from slosched.core.scheduler.policies.base import Refusals
+from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.units import format_duration
+
+MAX_OUTSTANDING = 2
+_LEAD_SLACK_NS = 50_000
+_NEVER_NS = 2**62
+_LOSS_WEIGHT = 0.012
+_PADDING_GAIN = 1.07
+_LOOKED_AT = 8
+
+
+class NaiveOpenings:
+    """Which GPUs can be given an Infer now, and when the next one will be."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        assert cluster.config.schedule_ahead_ns is not None
+        self._ahead_ns = cluster.config.schedule_ahead_ns
+
+    def opens_ns(self, gpu: Gpu, now_ns: int) -> int | None:
+        """When `gpu` opens (a past time: it is open). None: only a report can open it."""
+        outstanding = gpu.exec.outstanding
+        if not outstanding:
+            return now_ns
+        if len(outstanding) >= MAX_OUTSTANDING:
+            return None
+        worker = gpu.worker
+        end_ns = gpu.exec.busy_until_ns
+        # Its report is later than nine in ten are: something is wrong there, send nothing more.
+        if now_ns > end_ns + worker.returns.margin_ns + outstanding[0].expected_duration_ns // 8:
+            return None
+        return end_ns - min(worker.transit.margin_ns + _LEAD_SLACK_NS, self._ahead_ns)
+
+    def open_gpus(self, now_ns: int) -> list[tuple[int, int, Gpu]]:
+        """Open GPUs as (predicted start, index, gpu), soonest first."""
+        found = []
+        for gpu in self._cluster.gpus.values():
+            opens_ns = self.opens_ns(gpu, now_ns)
+            if opens_ns is not None and opens_ns <= now_ns:
+                found.append((self._cluster.earliest_start_ns(gpu, now_ns), gpu.index, gpu))
+        found.sort()
+        return found
+
+    def next_opening_ns(self, now_ns: int) -> int | None:
+        """When the next GPU that is closed now opens by itself."""
+        soonest: int | None = None
+        for gpu in self._cluster.gpus.values():
+            opens_ns = self.opens_ns(gpu, now_ns)
+            if (
+                opens_ns is not None
+                and opens_ns > now_ns
+                and (soonest is None or opens_ns < soonest)
+            ):
+                soonest = opens_ns
+        return soonest
+
+
+class NaiveInfer5:
+    """The default policy. See the head of this file."""
+
+    replans = True
+
+    def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
+        self._cluster = cluster
+        self._refusals = refusals
+        self._openings = NaiveOpenings(cluster)
+        self._placement = NaivePlacement(cluster)
+        self._waiting: dict[int, Model] = {}  # models with queued requests
+        self._expiry = ExpiryHeap()  # by the latest start that is likely in time
+        self._loss = 0.0
+        self._now_ns = 0
+
+    # -------------------------------------------------------------------------------- facts
+
+    def enqueue(self, request: Request, *, now_ns: int) -> None:
+        model = request.model
+        self._placement.asked_for(model, now_ns=now_ns)
+        latest_ns, start_ns, exec_ns = self._best_plan(request, now_ns)
+        if start_ns > latest_ns:
+            self._refuse_at_once(request, start_ns, exec_ns, now_ns)
+            return
+        insort(model.queue, request)
+        self._waiting[model.model_id] = model
+        self._expiry.push(latest_ns, request)
+
+    def forget(self, request: Request) -> None:
+        model = request.model
+        model.queue.remove(request)
+        if not model.queue:
+            del self._waiting[model.model_id]
+
+    def action_done(
+        self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
+    ) -> None:
+        """The cluster's own predictions are enough."""
+
+    def gpu_added(self, gpu: Gpu) -> None:
+        """Nothing is kept per GPU."""
+
+    def gpu_removed(self, gpu: Gpu) -> None:
+        self._placement.gpu_removed(gpu)
+
+    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
+        self._placement.model_loaded(model, gpus)
+
+    def settled(self, model: Model) -> bool:
+        return self._placement.settled(model)
+
+    def next_wakeup_ns(self) -> int | None:
+        if not self._waiting:
+            return None
+        opening_ns = self._openings.next_opening_ns(self._now_ns)
+        expiry_ns = self._next_expiry_ns()
+        if opening_ns is None:
+            return expiry_ns
+        return opening_ns if expiry_ns is None else min(opening_ns, expiry_ns)
+
+    # ------------------------------------------------------------------------------ feasibility
+
+    def _best_plan(self, request: Request, now_ns: int) -> tuple[int, int, int]:
+        """(latest start that is likely in time, earliest start there is, exec) on the best GPU.
+
+        GPUs that hold the model in the order in which they are free: the first that will do, else the
+        least late of the first few. If none holds it: those that could load it, in order of their
+        numbers, and if none will do the least late.
+        """
+        model = request.model
+        if model.resident_on:
+            return self._resident_plan(request, now_ns)
+        best = (request.deadline_ns, _NEVER_NS, model.b1_ns)
+        for gpu in self._cluster.gpus.values():
+            start_ns = self._placement.load_ready_ns(gpu, model, now_ns)
+            if start_ns is None:
+                continue
+            single_ns = gpu.exec_table(model).single.expected_ns
+            latest_ns = request.deadline_ns - single_ns - gpu.worker.returns.expected_ns
+            if start_ns <= latest_ns:
+                return latest_ns, start_ns, single_ns
+            if start_ns - latest_ns < best[1] - best[0]:
+                best = (latest_ns, start_ns, single_ns)
+        return best
+
+    def _resident_plan(self, request: Request, now_ns: int) -> tuple[int, int, int]:
+        plans = []
+        holders = request.model.resident_on.values()
+        for gpu in sorted(holders, key=lambda g: (g.exec.busy_until_ns, g.index)):
+            start_ns = self._cluster.likely_start_ns(gpu, now_ns)
+            single_ns = gpu.exec_table(request.model).single.expected_ns
+            latest_ns = request.deadline_ns - single_ns - gpu.worker.returns.expected_ns
+            plans.append((latest_ns, start_ns, single_ns))
+        for plan in plans:
+            if plan[1] <= plan[0]:
+                return plan
+        return min(plans[:_LOOKED_AT], key=lambda plan: plan[1] - plan[0])
+
+    def _refuse_at_once(self, request: Request, start_ns: int, exec_ns: int, now_ns: int) -> None:
+        if not self._cluster.gpus:
+            reason, start_ns = "no GPU is connected to the controller", -1
+        elif start_ns >= _NEVER_NS:
+            reason, start_ns = "no connected GPU has this model ready", -1
+        else:
+            state = "" if request.model.resident_on else " after loading its weights"
+            reason = (
+                f"could start in {format_duration(start_ns - now_ns)} at the earliest{state} and takes "
+                f"{format_duration(exec_ns)}; the deadline is in {format_duration(request.slo_ns)}"
+            )
+        self._lost(request.model, now_ns)
+        code = Code.COULD_NOT_START_IN_TIME
+        if request.attempts:  # it came back from an action that failed
+            code, reason = Code.TIMED_OUT, f"no second try fits: {reason}"
+        self._refusals.refuse(request, code, reason, start_ns=start_ns, exec_ns=exec_ns)
+
+    def _lost(self, model: Model, now_ns: int) -> None:
+        self._loss += _LOSS_WEIGHT * (1.0 - self._loss)
+        if model.resident_on:
+            self._placement.short_of(model, now_ns=now_ns)
+
+    def _soonest_start_ns(self, now_ns: int) -> int:
+        """No GPU starts anything decided from now on before this."""
+        gpus = self._cluster.gpus.values()
+        if not gpus:
+            return _NEVER_NS
+        transit_ns = min(gpu.worker.transit.expected_ns for gpu in gpus)
+        return max(now_ns + transit_ns, min(gpu.exec.busy_until_ns for gpu in gpus))
+
+    def _next_expiry_ns(self) -> int | None:
+        expiry_ns = self._expiry.next_ns()
+        if expiry_ns is None or not self._cluster.gpus:
+            return None
+        transit_ns = min(g.worker.transit.expected_ns for g in self._cluster.gpus.values())
+        return max(expiry_ns - transit_ns + 1, self._now_ns + 1)
+
+    def _answer_hopeless(self, now_ns: int) -> None:
+        """Rule 1, over all models: who cannot start in time anywhere is answered now."""
+        soonest_ns = self._soonest_start_ns(now_ns)
+        while (request := self._expiry.pop_before(soonest_ns)) is not None:
+            latest_ns, start_ns, exec_ns = self._best_plan(request, now_ns)
+            if start_ns <= latest_ns and latest_ns >= soonest_ns:
+                # The estimates moved since it was queued: it has hope again.
+                self._expiry.push(latest_ns, request)
+                continue
+            self.forget(request)
+            self._lost(request.model, now_ns)
+            if request.stepped_over:
+                code, why = Code.SKIPPED, "given up in favour of a better batch"
+            else:
+                code, why = Code.TIMED_OUT, "no GPU came free in time"
+            reason = (
+                f"{why}: waited {format_duration(now_ns - request.arrival_ns)}, needs "
+                f"{format_duration(exec_ns)}, {format_duration(request.deadline_ns - now_ns)} were left"
+            )
+            best_ns = start_ns if start_ns < _NEVER_NS else -1
+            self._refusals.refuse(request, code, reason, start_ns=best_ns, exec_ns=exec_ns)
+
+    # ------------------------------------------------------------------------------- decisions
+
+    def plan(self, *, now_ns: int) -> None:
+        self._now_ns = now_ns
+        self._placement.plan(now_ns=now_ns)
+        if not self._waiting:
+            return
+        self._answer_hopeless(now_ns)
+        sent = False
+        for start_ns, _, gpu in self._openings.open_gpus(now_ns):
+            if not self._waiting:
+                break
+            choice = self._best_batch(gpu, start_ns)
+            if choice is not None:
+                self._commit(gpu, choice, start_ns, now_ns)
+                sent = True
+        if sent and self._waiting:
+            self._answer_hopeless(now_ns)
+
+    def _best_batch(self, gpu: Gpu, start_ns: int) -> tuple[Model, int, int, int] | None:
+        """(model, requests stepped over, requests taken, class) of the smallest key."""
+        best: tuple[Model, int, int, int] | None = None
+        best_key = 0.0
+        loss = self._loss
+        credit, weight, penalty = 1.9 + 3.45 * loss, 2.3 + 4.0 * loss, 0.24 - 0.17 * loss
+        returns = gpu.worker.returns
+        floor_ns = start_ns + returns.margin_ns
+        resident = gpu.resident
+        dearer = _PADDING_GAIN if len(self._waiting) == 1 else 1.0
+        # An idle GPU loses nothing by trying what is only likely to be in time, and learns by it.
+        likely_floor_ns = 0
+        if not gpu.exec.outstanding:
+            likely_floor_ns = self._now_ns + gpu.worker.transit.expected_ns + returns.expected_ns
+        for model in self._waiting.values():
+            if model.model_id not in resident:
+                continue
+            queue = model.queue
+            waiting = len(queue)
+            head_ns = queue[0].deadline_ns
+            table = gpu.exec_table(model)
+            single_ns = table.single.expected_ns
+            over, smaller, smaller_ns = 0, 0, 0
+            for batch, estimator in table.classes:
+                if waiting - over <= smaller:
+                    break
+                needs_ns = floor_ns + estimator.margin_ns
+                if likely_floor_ns and smaller == 0:
+                    needs_ns = likely_floor_ns + estimator.expected_ns
+                while over < waiting and queue[over].deadline_ns < needs_ns:
+                    over += 1
+                taken = min(batch, waiting - over)
+                # Padding must pay: at least as much served per millisecond as the full smaller class.
+                pays = (
+                    taken == batch or taken * smaller_ns >= estimator.expected_ns * smaller * dearer
+                )
+                if taken > smaller and pays:
+                    first_ns = queue[over].deadline_ns
+                    key = (
+                        first_ns
+                        + head_ns / 4
+                        + weight * estimator.expected_ns
+                        + (penalty * over - credit * taken) * single_ns
+                    )
+                    if best is None or key < best_key:
+                        best, best_key = (model, over, taken, batch), key
+                smaller, smaller_ns = batch, estimator.expected_ns
+        return best
+
+    def _commit(
+        self, gpu: Gpu, choice: tuple[Model, int, int, int], start_ns: int, now_ns: int
+    ) -> None:
+        model, over, taken, batch = choice
+        queue = model.queue
+        requests = queue[over : over + taken]
+        del queue[over : over + taken]
+        for request in queue[:over]:
+            request.stepped_over = True
+        if not queue:
+            del self._waiting[model.model_id]
+        self._loss *= (1.0 - _LOSS_WEIGHT) ** taken
+        expected_ns = gpu.exec_table(model).estimators[batch].expected_ns
+        # Half the batch would be late if it started after this; the others are worth replanning.
+        middle_ns = requests[(taken - 1) // 2].deadline_ns
+        latest_ns = max(start_ns, middle_ns - expected_ns - gpu.worker.returns.expected_ns)
+        self._cluster.send_infer(
+            gpu,
+            requests,
+            batch,
+            now_ns=now_ns,
+            start_ns=start_ns,
+            duration_ns=expected_ns,
+            latest_ns=latest_ns,
+        )
