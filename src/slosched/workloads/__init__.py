@@ -26,11 +26,11 @@ def parse_workload(name: str, args: Sequence[str]) -> Workload:
 def workload_from_table(table: Mapping[str, object]) -> Workload:
     """Return the workload that a TOML table describes.
 
-    `workload` is its name; the other keys are its parameters in lower case (`slo-start`), and their
-    values what the command takes. Raises UnknownName for a name or key that nobody knows,
-    InvalidConfig for a missing one, and what the workload's parser raises.
+    `workload` is its name; the other keys are its parameters in lower case (`slo-start`, or
+    `slo_start`), and their values what the command takes. Raises UnknownName for a name or key that
+    nobody knows, InvalidConfig for a missing one, and what the workload's parser raises.
     """
-    values = {key: str(value) for key, value in table.items()}
+    values = {key.replace("_", "-"): str(value) for key, value in table.items()}
     name = values.pop("workload", "")
     if name not in WORKLOADS:
         raise UnknownName("workload", name, list(WORKLOADS))

@@ -2,78 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from slosched.workloads import (
+    bursty_experiment,
+    closed_loops,
+    open_loops,
+    scalability_exp_1,
+    shapes,
+    slo_exp_1,
+    slo_exp_2,
+    zoo,
+)
+from slosched.workloads.kinds import Kind, Parameter
 
-from slosched.errors import InvalidConfig
-from slosched.workloads import slo_exp_1
-from slosched.workloads.base import Workload
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One positional value: its name in `--help` ("SLO-START"), what it is, and its default.
-
-    `default` None: it must be given. Those with a default come last.
-    """
-
-    name: str
-    help: str
-    default: str | None = None
-
-    @property
-    def key(self) -> str:
-        """Its name in a TOML table ("slo-start")."""
-        return self.name.lower()
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One workload: its name, a line and a text about it, its parameters, and what makes it.
-
-    `make` gets one text for each parameter, in order. `examples` are argument lists as one would
-    type them, without the name.
-    """
-
-    name: str
-    summary: str
-    parameters: tuple[Parameter, ...]
-    make: Callable[[Sequence[str]], Workload]
-    text: str = ""
-    examples: tuple[str, ...] = ()
-
-    def parse(self, args: Sequence[str]) -> Workload:
-        """Return the workload of the positional texts `args`; those left out take their defaults.
-
-        Raises InvalidConfig for a wrong number of values, and what `make` raises.
-        """
-        needed = [p for p in self.parameters if p.default is None]
-        if not len(needed) <= len(args) <= len(self.parameters):
-            names = " ".join(
-                p.name if p.default is None else f"[{p.name}]" for p in self.parameters
-            )
-            takes = str(len(self.parameters))
-            if len(needed) < len(self.parameters):
-                takes = f"{len(needed)} to {takes}"
-            example = f" (for example: {self.examples[0]})" if self.examples else ""
-            raise InvalidConfig(
-                f"{self.name} takes {takes} values, not {len(args)}: {names or 'none'}{example}"
-            )
-        given = list(args)
-        given += [p.default for p in self.parameters[len(args) :] if p.default is not None]
-        return self.make(given)
-
-
+#: The published ones first, in the order of Clockwork's help; then ours.
 KINDS: tuple[Kind, ...] = (
-    Kind(
-        slo_exp_1.NAME,
-        "Sweep the SLO over copies of one model, with an open loop (Clockwork, Figure 7).",
-        tuple(Parameter(name, text) for name, text in slo_exp_1.PARAMETERS.items()),
-        slo_exp_1.parse_slo_exp_1,
-        slo_exp_1.TEXT,
-        slo_exp_1.EXAMPLES,
-    ),
+    zoo.EXAMPLE,
+    open_loops.FILL_MEMORY,
+    closed_loops.SPAM,
+    closed_loops.SINGLE_SPAM,
+    closed_loops.SIMPLE,
+    closed_loops.SIMPLE_SLO_FACTOR,
+    closed_loops.SIMPLE_PARAMETRIC,
+    open_loops.POISSON_OPEN_LOOP,
+    scalability_exp_1.KIND,
+    slo_exp_1.KIND,
+    slo_exp_2.KIND,
+    open_loops.COMPARISON_EXPERIMENT,
+    closed_loops.COMPARISON_EXPERIMENT_2,
+    bursty_experiment.KIND,
+    *shapes.KINDS,
 )
 
 #: By name.
 WORKLOADS: dict[str, Kind] = {kind.name: kind for kind in KINDS}
+
+__all__ = ["KINDS", "WORKLOADS", "Kind", "Parameter"]

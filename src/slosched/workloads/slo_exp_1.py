@@ -14,28 +14,33 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from decimal import Context, Decimal
+from decimal import Decimal
 
 from slosched.errors import InvalidConfig, UnknownName
-from slosched.units import NS_PER_S, format_duration, has_unit, parse_duration_ns
+from slosched.units import format_duration, has_unit, parse_duration_ns
 from slosched.workloads.arrivals import Arrivals, FixedRateArrivals, PoissonArrivals
 from slosched.workloads.base import Arrival, ModelUse, Step, instance_seed
 from slosched.workloads.engine import open_loop_arrivals
+from slosched.workloads.kinds import Kind, Parameter
+from slosched.workloads.progression import OPERATORS, check_progression, progression
 from slosched.workloads.streams import OpenLoop
+from slosched.workloads.values import MAX_COUNT, read_integer, read_number, read_period
 
 NAME = "slo-exp-1"
-#: Name -> what it is.
-PARAMETERS = {
-    "MODEL": "a model's name, for example resnet50_v2",
-    "COPIES": "number of instances of the model, each with its own stream of arrivals",
-    "DIST": "poisson or fixed-rate",
-    "RATE": "requests/s in total, over all copies",
-    "SLO-START": "first SLO: a multiple of the model's batch-1 time (1, 2.9), or a duration (10ms)",
-    "SLO-END": "last SLO, included; written as SLO-START is",
-    "SLO-FACTOR": "what changes it: a number, or a duration to add to a duration",
-    "SLO-OP": "mul or add",
-    "PERIOD": "time between changes; a bare number is in seconds",
-}
+PARAMETERS = (
+    Parameter("MODEL", "a model's name, for example resnet50_v2"),
+    Parameter("COPIES", "number of instances of the model, each with its own stream of arrivals"),
+    Parameter("DIST", "poisson or fixed-rate"),
+    Parameter("RATE", "requests/s in total, over all copies"),
+    Parameter(
+        "SLO-START",
+        "first SLO: a multiple of the model's batch-1 time (1, 2.9), or a duration (10ms)",
+    ),
+    Parameter("SLO-END", "last SLO, included; written as SLO-START is"),
+    Parameter("SLO-FACTOR", "what changes it: a number, or a duration to add to a duration"),
+    Parameter("SLO-OP", "mul or add"),
+    Parameter("PERIOD", "time between changes; a bare number is in seconds"),
+)
 TEXT = (
     "Requests go out when they are due, whatever became of earlier ones. All start with SLO-START; "
     "every PERIOD the SLO is multiplied by SLO-FACTOR, or grows by it, until it would pass SLO-END. "
@@ -47,13 +52,7 @@ EXAMPLES = (
     "resnet50_v2 4 poisson 100 10ms 100ms 10ms add 3s",
 )
 DISTRIBUTIONS = ("poisson", "fixed-rate")
-OPERATORS = ("mul", "add")
-_MAX_STEPS = 10_000
-_MAX_COPIES = 100_000
-#: Own precision, so that a caller's decimal context cannot move a step.
-_DECIMAL = Context(prec=50)
-#: An end that is written as a rounded number ("86.497558") still counts as reached.
-_END_SLACK = Decimal("1.000000001")
+_SLO_NAMES = ("slo-start", "slo-end", "slo-factor", "slo-op")
 
 
 @dataclass(frozen=True)
@@ -79,46 +78,23 @@ class SloExp1:
     def __post_init__(self) -> None:
         if not self.model:
             raise InvalidConfig("the model's name is empty")
-        if not 1 <= self.copies <= _MAX_COPIES:
-            raise InvalidConfig(f"copies must be within 1..{_MAX_COPIES}, not {self.copies}")
+        if not 1 <= self.copies <= MAX_COUNT:
+            raise InvalidConfig(f"copies must be within 1..{MAX_COUNT}, not {self.copies}")
         if self.dist not in DISTRIBUTIONS:
             raise UnknownName("distribution", self.dist, list(DISTRIBUTIONS))
-        if self.slo_op not in OPERATORS:
-            raise UnknownName("slo-op", self.slo_op, list(OPERATORS))
-        for name in ("rate", "slo_start", "slo_end", "slo_factor"):
-            value = getattr(self, name)
-            if not math.isfinite(value) or value <= 0:
-                written = name.replace("_", "-")
-                raise InvalidConfig(f"{written} must be a finite number > 0, not {value:g}")
+        if not math.isfinite(self.rate) or self.rate <= 0:
+            raise InvalidConfig(f"rate must be a finite number > 0, not {self.rate:g}")
+        # Too many steps are found here, not in the middle of a run.
+        check_progression(
+            self.slo_start, self.slo_end, self.slo_factor, self.slo_op, names=_SLO_NAMES
+        )
         if self.absolute and self.slo_end >= 2**62:
             raise InvalidConfig("slo-end must be below 146 years")
-        if self.slo_end < self.slo_start:
-            raise InvalidConfig("slo-end is below slo-start: the sweep would have no step")
-        if self.slo_op == "mul" and self.slo_factor <= 1:
-            raise InvalidConfig(
-                f"slo-factor must be above 1 with slo-op mul, not {self.slo_factor:g}: "
-                "the SLO would never pass slo-end"
-            )
         if self.period_ns < 1:
             raise InvalidConfig("the period must be above 0")
-        self._slos()  # too many steps are found here, not in the middle of a run
 
-    def _slos(self) -> list[Decimal]:
-        """Every step's SLO. In Decimal 0.1 + 0.1 + 0.1 reaches 0.3, so an inclusive end holds."""
-        slo, end, change = (
-            Decimal(str(v)) for v in (self.slo_start, self.slo_end, self.slo_factor)
-        )
-        limit = _DECIMAL.multiply(end, _END_SLACK)
-        apply = _DECIMAL.multiply if self.slo_op == "mul" else _DECIMAL.add
-        slos: list[Decimal] = []
-        while slo <= limit:
-            if len(slos) == _MAX_STEPS:
-                raise InvalidConfig(
-                    f"the sweep has more than {_MAX_STEPS} steps; take a larger slo-factor"
-                )
-            slos.append(slo)
-            slo = apply(slo, change)
-        return slos
+    def _slos(self) -> tuple[Decimal, ...]:
+        return progression(self.slo_start, self.slo_end, self.slo_factor, self.slo_op)
 
     @property
     def name(self) -> str:
@@ -199,39 +175,28 @@ def parse_slo_exp_1(args: Sequence[str]) -> SloExp1:
     factor_is_time = absolute and slo_op == "add"
     return SloExp1(
         model=model,
-        copies=_integer("copies", copies),
+        copies=read_integer("copies", copies),
         dist=dist,
-        rate=_number("rate", rate),
+        rate=read_number("rate", rate),
         slo_start=_slo("slo-start", slo_start, absolute),
         slo_end=_slo("slo-end", slo_end, absolute),
         slo_factor=_slo("slo-factor", slo_factor, factor_is_time),
         slo_op=slo_op,
-        period_ns=_period(period),
+        period_ns=read_period("the period", period),
         absolute=absolute,
     )
 
 
 def _slo(name: str, text: str, is_time: bool) -> float:
     # A float is exact here: 2**53 ns are 104 days.
-    return float(parse_duration_ns(text, bare_unit="ns")) if is_time else _number(name, text)
+    return float(parse_duration_ns(text, bare_unit="ns")) if is_time else read_number(name, text)
 
 
-def _period(text: str) -> int:
-    period_ns = parse_duration_ns(text, bare_unit="s")
-    if not 0 < period_ns <= 10**6 * NS_PER_S:
-        raise InvalidConfig(f"the period must be above 0 and at most 10^6 s, not {text!r}")
-    return period_ns
-
-
-def _integer(name: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise InvalidConfig(f"{name} must be a whole number, not {text!r}") from None
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise InvalidConfig(f"{name} must be a number, not {text!r}") from None
+KIND = Kind(
+    NAME,
+    "Sweep the SLO over copies of one model, with an open loop (Clockwork, Figure 7).",
+    PARAMETERS,
+    parse_slo_exp_1,
+    TEXT,
+    EXAMPLES,
+)

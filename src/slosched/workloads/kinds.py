@@ -1,0 +1,63 @@
+"""What the registry says of a workload: its parameters and how it is made from texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from slosched.errors import InvalidConfig
+from slosched.workloads.base import Workload
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One positional value: its name in `--help` ("SLO-START"), what it is, and its default.
+
+    `default` None: it must be given. Those with a default come last.
+    """
+
+    name: str
+    help: str
+    default: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name in a TOML table ("slo-start")."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One workload: its name, a line and a text about it, its parameters, and what makes it.
+
+    `make` gets one text for each parameter, in order. `examples` are argument lists as one would
+    type them, without the name.
+    """
+
+    name: str
+    summary: str
+    parameters: tuple[Parameter, ...]
+    make: Callable[[Sequence[str]], Workload]
+    text: str = ""
+    examples: tuple[str, ...] = ()
+
+    def parse(self, args: Sequence[str]) -> Workload:
+        """Return the workload of the positional texts `args`; those left out take their defaults.
+
+        Raises InvalidConfig for a wrong number of values, and what `make` raises.
+        """
+        needed = [p for p in self.parameters if p.default is None]
+        if not len(needed) <= len(args) <= len(self.parameters):
+            names = " ".join(
+                p.name if p.default is None else f"[{p.name}]" for p in self.parameters
+            )
+            takes = str(len(self.parameters))
+            if len(needed) < len(self.parameters):
+                takes = f"{len(needed)} to {takes}"
+            example = f" (for example: {self.examples[0]})" if self.examples else ""
+            raise InvalidConfig(
+                f"{self.name} takes {takes} values, not {len(args)}: {names or 'none'}{example}"
+            )
+        given = list(args)
+        given += [p.default for p in self.parameters[len(args) :] if p.default is not None]
+        return self.make(given)
