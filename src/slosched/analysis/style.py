@@ -14,6 +14,8 @@ from typing import Any
 from slosched.errors import InvalidConfig, MissingPackage
 
 try:
+    import matplotlib
+    import matplotlib.colors
     import matplotlib.figure
     import matplotlib.lines
     import matplotlib.ticker
@@ -90,3 +92,9 @@ def save(figure: Any, out: Path, stem: str, **more: Any) -> list[Path]:
     except OSError as error:
         raise InvalidConfig(f"cannot write figures into {out}: {error.strerror}") from error
     return paths
+
+
+def shade(place: int, places: int) -> str:
+    """The colour of `place` among `places` that have an order (SLOs, rates): from pale to deep."""
+    share = 0.15 + 0.75 * (place / (places - 1) if places > 1 else 0.6)
+    return str(matplotlib.colors.to_hex(matplotlib.colormaps["viridis_r"](share)))

@@ -1,0 +1,142 @@
+"""Figure 10: how far predictions were off, as tails of the errors (OSDI'20, §6.5).
+
+Two errors of each load and inference that succeeded: of its *duration* (measured - expected), and of
+its *completion* (when it ended - when it was expected to end, both from its sending). Above 0 it took
+longer than predicted: the controller **under**-predicted. The artifact's plotter labels that side
+"Overpredict"; here each side is named for what the prediction was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slosched.analysis.drawn import Drawn, columns_text, plain
+from slosched.analysis.runs import read_actions
+from slosched.analysis.tails import named_quantiles, tail, tail_axis
+from slosched.codes import ActionType
+from slosched.errors import InvalidConfig
+from slosched.telemetry.table import LogTable
+from slosched.units import NS_PER_MS
+
+_COLUMNS = (
+    "action_type", "status", "expected_exec_duration", "worker_exec_duration",
+    "expected_exec_complete", "worker_exec_complete",
+)  # fmt: skip
+_KINDS = {"INFER": ActionType.INFER, "LOAD": ActionType.LOAD_WEIGHTS}
+_ERRORS = {
+    "duration": ("worker_exec_duration", "expected_exec_duration"),
+    "completion": ("worker_exec_complete", "expected_exec_complete"),
+}
+_UNDER, _OVER = "under-predicted (took longer)", "over-predicted (was sooner)"
+#: Errors below this are drawn at it: an axis of logarithms has no 0. A tenth of a microsecond.
+_LEAST_MS = 1e-4
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The errors of one kind of action on one side, as sizes in ms. `share` is of all such actions."""
+
+    kind: str
+    error: str
+    side: str
+    actions: int
+    share: float
+    errors_ms: NDArray[np.float64]
+
+
+def plot_fig10(run_dir: Path, out: Path) -> Drawn:
+    """Draw the run into the directory `out` as fig10.png and .pdf.
+
+    An action exactly as predicted counts on the under-predicted side, as published. Raises
+    InvalidConfig if no inference or load succeeded or there is no action log, MalformedLog,
+    MissingPackage.
+    """
+    log = read_actions(run_dir, only=_COLUMNS)
+    sides = [side for kind in _KINDS for error in _ERRORS for side in _sides(log, kind, error)]
+    if not sides:
+        raise InvalidConfig(f"nothing to draw: in {run_dir} no load and no inference succeeded")
+    numbers = [_numbers(side) for side in sides]
+    return Drawn(_draw(sides, out), {"sides": plain(numbers)}, _text(numbers))
+
+
+def _sides(log: LogTable, kind: str, error: str) -> list[_Side]:
+    chosen = (log["action_type"] == _KINDS[kind]) & (log["status"] == 0)
+    actual, expected = (log[name][chosen] for name in _ERRORS[error])
+    errors_ms = (actual - expected) / NS_PER_MS
+    sides = []
+    for name, sizes in ((_UNDER, errors_ms[errors_ms >= 0]), (_OVER, -errors_ms[errors_ms < 0])):
+        if len(sizes):
+            share = len(sizes) / len(errors_ms)
+            sides.append(_Side(kind, error, name, len(sizes), share, sizes))
+    return sides
+
+
+def _draw(sides: list[_Side], out: Path) -> list[Path]:
+    from slosched.analysis import style
+
+    kinds = [kind for kind in _KINDS if any(side.kind == kind for side in sides)]
+    with style.look():
+        figure = style.Figure(figsize=(9.6, 3.3 * len(kinds) + 0.4), layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)
+        axes = figure.subplots(len(kinds), len(_ERRORS), squeeze=False)
+        for row, kind in enumerate(kinds):
+            for column, error in enumerate(_ERRORS):
+                chosen = [s for s in sides if (s.kind, s.error) == (kind, error)]
+                _draw_panel(axes[row][column], chosen)
+                axes[row][column].set_title(f"{kind}: {error}")
+        return style.save(figure, out, "fig10")
+
+
+def _draw_panel(ax: Any, sides: list[_Side]) -> None:
+    from slosched.analysis.style import COLOURS, FuncFormatter
+
+    most_nines = 1.0
+    for side in sides:
+        nines, errors = tail(side.errors_ms)
+        most_nines = max(most_nines, nines[-1])
+        ax.plot(
+            [max(error, _LEAST_MS) for error in errors],
+            nines,
+            color=COLOURS[1 if side.side == _UNDER else 0],
+            linestyle="-" if side.side == _UNDER else (0, (3, 1.2)),
+            label=f"{side.side}: {100 * side.share:.3g} %",
+        )
+    ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    if high < 100 * low:  # all alike: a decade on each side shows where that is
+        ax.set_xlim(low / 10, high * 10)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    tail_axis(ax, most_nines)
+    ax.set_ylabel("Percentile of its side")
+    ax.set_xlabel("Size of the error (ms)")
+    ax.legend(loc="lower right", fontsize=8)
+
+
+def _numbers(side: _Side) -> dict[str, Any]:
+    return {
+        "kind": side.kind,
+        "error": side.error,
+        "side": side.side.partition(" ")[0],
+        "actions": side.actions,
+        "share": side.share,
+        "error_ms": named_quantiles(side.errors_ms),
+    }
+
+
+def _text(numbers: list[dict[str, Any]]) -> str:
+    named = ("p50", "p99", "p99.9", "p99.99", "max")
+    headings = ("action", "error of its", "side", "actions", "share %")
+    rows = [
+        (
+            n["kind"], n["error"], n["side"], n["actions"], 100 * n["share"],
+            *(n["error_ms"].get(name) for name in named),
+        )
+        for n in numbers
+    ]  # fmt: skip
+    note = "under-predicted: it took, or ended, later than predicted; over-predicted: sooner"
+    return columns_text((*headings, *(f"{name} ms" for name in named)), rows) + "\n" + note
