@@ -5,8 +5,8 @@ Each replica, a model on a GPU, has a queue of its own and a limit on its batche
 1. a request joins, at arrival, the replica on the GPU with the fewest requests waiting or running;
 2. a GPU serves its replicas with waiting requests in turn, each time the oldest of its queue, as many
    as the limit allows;
-3. a full batch that took no longer than the SLO raises the limit by `STEP`; any batch that took longer
-   multiplies it by `BACKOFF`.
+3. a batch as large as the limit that took no longer than the SLO raises the limit by `STEP`; any batch
+   that took longer multiplies it by `BACKOFF`.
 
 How long a batch took is counted from sending it until its answer is back, as a serving frontend sees
 it; waiting in the queue is not part of it (ibid., "the latency to process a batch"), and the SLO is the
