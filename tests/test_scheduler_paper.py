@@ -237,3 +237,21 @@ def test_a_failed_action_fails_its_requests() -> None:
     rig.from_worker(ErrorResult(infer.session, infer.action_id, 2, Code.EXEC_TOO_LATE, "late"))
     rig.step(201)
     assert rig.reply(request).code == Code.EXEC_TOO_LATE
+
+
+def test_demand_that_was_served_leaves_nothing_that_asks_for_a_load() -> None:
+    rig, (model,) = warm()
+    for slo_ms in (67, 71, 73, 79, 83):  # demands with thirds and sevenths of a nanosecond
+        rig.infer(model, slo_ms=slo_ms)
+    rig.step(200)
+    begin_ms = 201.0
+    while rig.outstanding():
+        infer = rig.outstanding()[0]
+        end_ms = begin_ms + EXEC_MS[infer.batch_size]
+        rig.step(end_ms + 0.25)
+        rig.finish(infer, begin_ms=begin_ms)
+        rig.step()
+        begin_ms = end_ms + 1
+    assert rig.scheduler.idle
+    (demand,) = policy_of(rig)._loads._demands.values()
+    assert (demand.exec_ns, demand.loadweights_ns) == (0, 0)

@@ -21,8 +21,8 @@ _BASE_LOAD_NS = 1.0 * NS_PER_MS
 class _ModelDemand:
     model: Model
     transfer: PaperEstimator
-    exec_ns: float = 0.0
-    loadweights_ns: float = 0.0
+    exec_ns: float = 0
+    loadweights_ns: float = 0
     last_used: int = 0
     shares_ns: dict[int, float] = field(default_factory=dict)  # GPU index -> allocated exec demand
 
@@ -64,9 +64,11 @@ class PaperLoads:
             demand.shares_ns.pop(gpu.index, None)
 
     def add(self, model: Model, exec_ns: float, loadweights_ns: float) -> None:
+        """Change a model's demand. Give whole numbers, as published: rounding would leave a rest behind,
+        and the least demand asks for a load."""
         demand = self._demand(model)
-        demand.exec_ns = max(0.0, demand.exec_ns + exec_ns)
-        demand.loadweights_ns = max(0.0, demand.loadweights_ns + loadweights_ns)
+        demand.exec_ns = max(0, demand.exec_ns + exec_ns)
+        demand.loadweights_ns = max(0, demand.loadweights_ns + loadweights_ns)
         self._share(demand)
 
     def used(self, model: Model) -> None:

@@ -17,11 +17,13 @@ _PERCENTILE = 0.99
 class PaperEstimator:
     """p99, interpolated, of the last ten durations x clock. The first sample replaces the seed."""
 
-    __slots__ = ("_samples", "_work")
+    __slots__ = ("_at_mhz", "_estimate_ns", "_samples", "_work")
 
     def __init__(self, seed_ns: int) -> None:
         self._samples: deque[int] = deque(maxlen=_WINDOW)
         self._work = float(seed_ns * DEFAULT_CLOCK_MHZ)
+        self._at_mhz = DEFAULT_CLOCK_MHZ  # the clock that was asked for last, and its answer
+        self._estimate_ns = round(self._work / DEFAULT_CLOCK_MHZ)
 
     def add(self, duration_ns: int, clock_mhz: int = DEFAULT_CLOCK_MHZ) -> None:
         self._samples.append(duration_ns * clock_mhz)
@@ -30,9 +32,13 @@ class PaperEstimator:
         low = int(position)
         high = min(low + 1, len(ordered) - 1)
         self._work = ordered[low] + (position - low) * (ordered[high] - ordered[low])
+        self._estimate_ns = round(self._work / self._at_mhz)
 
     def estimate_ns(self, clock_mhz: int = DEFAULT_CLOCK_MHZ) -> int:
-        return round(self._work / clock_mhz)
+        if clock_mhz != self._at_mhz:
+            self._at_mhz = clock_mhz
+            self._estimate_ns = round(self._work / clock_mhz)
+        return self._estimate_ns
 
 
 class ExecutorTracker:

@@ -17,6 +17,7 @@ from heapq import heappop, heappush
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
+from slosched.core.scheduler.paper.deadlines import internal_slos_ns
 from slosched.core.scheduler.paper.loads import PaperLoads
 from slosched.core.scheduler.paper.tracker import (
     DEFAULT_CLOCK_MHZ,
@@ -26,10 +27,7 @@ from slosched.core.scheduler.paper.tracker import (
 )
 from slosched.core.scheduler.policies.base import Refusals
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
-from slosched.units import NS_PER_MS, format_duration
-
-_BUFFER_NS = 5 * NS_PER_MS
-_MAX_LOADWEIGHTS_SLO_NS = 25 * NS_PER_MS
+from slosched.units import format_duration
 
 
 class _ModelQueues:
@@ -121,7 +119,7 @@ class Infer5Paper:
         self._visits = 0
         self._now_ns = 0
         self._timeouts = ExpiryHeap()  # by internal deadline
-        self._internal_ns: dict[int, tuple[int, float, float]] = {}  # key -> deadline, demands
+        self._internal_ns: dict[int, tuple[int, int, int]] = {}  # key -> deadline, demands
 
     # -------------------------------------------------------------------------------- facts
 
@@ -131,17 +129,15 @@ class Infer5Paper:
         if queues is None:
             queues = self._queues[model.model_id] = _ModelQueues(model)
         single_ns = queues.estimators[1].estimate_ns()
-        slo_ns = request.slo_ns
-        exec_slo_ns = slo_ns - _BUFFER_NS if slo_ns >= _BUFFER_NS else slo_ns
-        exec_slo_ns = max(exec_slo_ns, self._ahead_ns + _BUFFER_NS)
-        rest_ns = slo_ns - (
-            self._loads.transfer_ns(model) + single_ns + _BUFFER_NS + self._ahead_ns
+        exec_slo_ns, weights_slo_ns = internal_slos_ns(
+            request.slo_ns,
+            single_ns=single_ns,
+            transfer_ns=self._loads.transfer_ns(model),
+            ahead_ns=self._ahead_ns,
         )
-        weights_slo_ns = min(_MAX_LOADWEIGHTS_SLO_NS, rest_ns if rest_ns >= 0 else slo_ns)
-        weights_slo_ns = max(weights_slo_ns, self._ahead_ns + _BUFFER_NS)
         internal_ns = request.arrival_ns + exec_slo_ns
-        capacity_ns = self._cluster.config.default_slo_ns
-        demands = (single_ns * capacity_ns / exec_slo_ns, single_ns * capacity_ns / weights_slo_ns)
+        work_ns = single_ns * self._cluster.config.default_slo_ns
+        demands = (work_ns // exec_slo_ns, work_ns // weights_slo_ns)
         self._internal_ns[request.key] = (internal_ns, *demands)
         self._loads.add(model, *demands)
         queues.requests.append((internal_ns, request))
@@ -173,7 +169,7 @@ class Infer5Paper:
 
     def _leave(self, request: Request, *, weights_too: bool) -> None:
         _, exec_ns, weights_ns = self._internal_ns.pop(request.key)
-        self._loads.add(request.model, -exec_ns, -weights_ns if weights_too else 0.0)
+        self._loads.add(request.model, -exec_ns, -weights_ns if weights_too else 0)
 
     def gpu_added(self, gpu: Gpu) -> None:
         self._trackers[gpu.index] = ExecutorTracker()
@@ -202,7 +198,7 @@ class Infer5Paper:
         for request in action.requests:
             if request.key in self._internal_ns:
                 _, exec_ns, _ = self._internal_ns.pop(request.key)
-                self._loads.add(model, -exec_ns, 0.0)
+                self._loads.add(model, -exec_ns, 0)
         if gpu.index not in self._trackers:
             return
         if action.requests:
@@ -242,10 +238,12 @@ class Infer5Paper:
     def _visit(self, gpu: Gpu, now_ns: int) -> bool:
         """schedule_infer for one GPU. True if it sent an action."""
         strategies, versions = self._strategies[gpu.index], self._versions[gpu.index]
+        if not strategies:
+            return False
+        start_ns = self._trackers[gpu.index].available_ns(now_ns)
+        if start_ns >= now_ns + self._ahead_ns:
+            return False
         while strategies:
-            start_ns = self._trackers[gpu.index].available_ns(now_ns)
-            if start_ns >= now_ns + self._ahead_ns:
-                return False
             _, batch, model_id, version = heappop(strategies)
             if versions[model_id] != version:
                 continue
@@ -278,8 +276,8 @@ class Infer5Paper:
         for request in requests:
             model.queue.remove(request)
             deadline_ns, exec_ns, weights_ns = self._internal_ns[request.key]
-            self._internal_ns[request.key] = (deadline_ns, exec_ns, 0.0)
-            self._loads.add(model, 0.0, -weights_ns)
+            self._internal_ns[request.key] = (deadline_ns, exec_ns, 0)
+            self._loads.add(model, 0, -weights_ns)
         self._loads.used(model)
         action = self._cluster.send_infer(
             gpu,
