@@ -103,18 +103,40 @@ class GpuProfile:
 
 @dataclass(frozen=True)
 class EmulationNoise:
-    """Seeded disturbances of an emulated GPU. All zero: exec takes exactly what the profile says."""
+    """Seeded disturbances of an emulated GPU. All zero: everything takes what the profile says.
+
+    Exec times are multiplied by a normal factor of mean 1, or by one drawn from `exec_quantiles`: evenly
+    spaced quantiles of measured / expected, from the least to the greatest. With `pcie_bytes_per_s`
+    copies of inputs and outputs take time, and inputs and weights on their way to a GPU slow each other;
+    with `pcie_shared` also those of the other GPUs of the worker.
+    """
 
     seed: int = 0
     exec_sigma: float = 0.0  # relative standard deviation of exec times (normal, cut at 3 sigma)
+    exec_quantiles: tuple[float, ...] = ()
     stall_probability: float = 0.0  # per exec
     stall_ns: int = 0
+    pcie_bytes_per_s: int = 0
+    pcie_shared: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.exec_sigma < 0.5 or not 0 <= self.stall_probability <= 1:
             raise InvalidConfig(
                 "noise: exec_sigma must be in [0, 0.5), stall_probability in [0, 1]"
             )
+        if self.stall_ns < 0 or self.pcie_bytes_per_s < 0:
+            raise InvalidConfig("noise: stall_ns and pcie_bytes_per_s must be at least 0")
+        quantiles = self.exec_quantiles
+        if quantiles and (
+            len(quantiles) < 2 or quantiles[0] <= 0 or any(a > b for a, b in pairwise(quantiles))
+        ):
+            raise InvalidConfig(
+                "noise: exec_quantiles must be two or more numbers above 0 that never decrease"
+            )
+        if quantiles and self.exec_sigma:
+            raise InvalidConfig("noise: give exec_sigma or exec_quantiles, not both")
+        if self.pcie_shared and not self.pcie_bytes_per_s:
+            raise InvalidConfig("noise: pcie_shared needs pcie_bytes_per_s")
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,12 @@ def _shape(value: Any) -> tuple[int, ...]:
     return shape
 
 
+def _numbers(value: Any) -> tuple[float, ...]:
+    if not isinstance(value, list):
+        raise ValueError("must be a list of numbers")
+    return tuple(_number(item) for item in value)
+
+
 def _texts(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise ValueError("must be a list of texts")
@@ -123,7 +129,9 @@ _PROFILE: dict[str, _Reader] = {
     "models": _table, "interpolate": _flag,
 }  # fmt: skip
 _NOISE: dict[str, _Reader] = {
-    "seed": _integer, "exec_sigma": _number, "stall_probability": _number, "stall_ns": _duration,
+    "seed": _integer, "exec_sigma": _number, "exec_quantiles": _numbers,
+    "stall_probability": _number, "stall_ns": _duration,
+    "pcie_bytes_per_s": _size, "pcie_shared": _flag,
 }  # fmt: skip
 _SOURCE: dict[str, _Reader] = {
     "factory": _text, "pt2": _text, "safetensors": _text, "config": _text,

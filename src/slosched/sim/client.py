@@ -91,6 +91,7 @@ class SimClient:
         self._on_done = on_done
         self._on_reply: Callable[[InferReply], None] | None = None
         self._input_bytes: dict[int, int] = {}  # by model id
+        self._default_slo_ns = 0
         self._next_id = 1
         self._due_ns = -1  # of the armed wake-up; -1: none is
         self.failure: SloschedError | None = None
@@ -117,6 +118,7 @@ class SimClient:
                 if self.phase is Phase.DRAINING or self._due_ns < 0:
                     self._end_if_quiet()
         elif isinstance(message, Welcome):
+            self._default_slo_ns = message.default_slo_ns
             if self.phase is Phase.HELLO:
                 self._load_next()
         elif isinstance(message, LoadModelReply):
@@ -203,7 +205,8 @@ class SimClient:
             return
         assert self.driver is not None
         self.phase = Phase.DRAINING
-        self._kernel.at(self._kernel.now_ns + self.driver.max_slo_ns + _GRACE_NS, self._give_up)
+        slo_ns = max(self.driver.max_slo_ns, self._default_slo_ns)
+        self._kernel.at(self._kernel.now_ns + slo_ns + _GRACE_NS, self._give_up)
         self._end_if_quiet()
 
     def _end_if_quiet(self) -> None:

@@ -36,8 +36,8 @@ class Network:
 
     to_worker_ns: int = 200_000
     from_worker_ns: int = 200_000
-    from_client_ns: int = 0
-    to_client_ns: int = 0
+    from_client_ns: int = 200_000
+    to_client_ns: int = 200_000
     jitter_ns: int = 0
     bandwidth_bits_per_s: int = 0
 

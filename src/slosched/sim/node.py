@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from slosched.config import EmulationNoise, GpuProfile
 from slosched.core.worker.brain import WorkerBrain
-from slosched.core.worker.emulated import EmulatedGpu, prepare_emulated
+from slosched.core.worker.emulated import emulated_gpus, prepare_emulated
 from slosched.core.worker.interface import Effect, FromController, PrepareModel, ToController
 from slosched.core.worker.stepping import Stepper
 from slosched.messages import ControllerToWorker, GpuInfo, WorkerToController
@@ -58,7 +58,6 @@ class WorkerNode:
         self._profile = profile
         self._sent: list[WorkerToController] = []
         self.clock = clock
-        devices = {g: EmulatedGpu(profile, noise, gpu_id=g) for g in range(gpus)}
         self.brain = WorkerBrain(
             [GpuInfo(g, profile.name, profile.pages, profile.page_bytes) for g in range(gpus)],
             list(profile.models),
@@ -68,7 +67,7 @@ class WorkerNode:
             pid=incarnation,
             device="emulated",
         )
-        self._stepper = Stepper(self.brain, devices, self._perform)
+        self._stepper = Stepper(self.brain, emulated_gpus(profile, noise, gpus), self._perform)
 
     def _perform(self, effect: Effect, now_ns: int) -> None:
         if isinstance(effect, ToController):

@@ -4,21 +4,24 @@ It is pure, so the live worker and the simulator share it. Its timeline is exact
 `now_ns` it is launched with, and a shell that steps at each armed time in order (stepping.py) makes
 the next action start at the very nanosecond at which the previous one ended, however late the
 host process was woken. Noise and stalls are drawn per GPU from a generator of its own, so a GPU's
-sequence does not depend on what the others do.
+sequence does not depend on what the others do; a shared PCIe link (pcie.py) is what couples them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from heapq import heappop, heappush
 
 from slosched.codes import Code
 from slosched.config import EmulationNoise, GpuProfile, ModelProfile
 from slosched.core.worker.interface import ModelPrepared, Op, OpDone, OpKind, PrepareModel
+from slosched.core.worker.pcie import PcieLink
 from slosched.errors import UnknownName
 from slosched.messages import Span
-from slosched.units import tensor_bytes
+from slosched.units import NS_PER_S, tensor_bytes
 
 _MASK = 2**64 - 1
+_TO_DEVICE = (OpKind.LOAD_WEIGHTS, OpKind.COPY_INPUT)
 
 
 class SplitMix64:
@@ -49,18 +52,31 @@ class SplitMix64:
 
 
 class EmulatedGpu:
-    """Implements `Device`. Exec and weights take the profile's time; copies take none.
+    """Implements `Device`. Exec and weights take the profile's time.
 
-    `profile` must know every model by the `model_name` of its ops; an op of another fails with
-    code 2. `noise.seed` and `gpu_id` seed the disturbances.
+    Copies of inputs and outputs take none, unless `noise.pcie_bytes_per_s` is given: then they take
+    what their bytes need, and inputs and weights share `link` (the GPU's own, or its host's). Outputs go
+    the other way, which nothing else uses. `profile` must know every model by the `model_name` of its
+    ops; an op of another fails with code 2. `noise.seed` and `gpu_id` seed the disturbances.
     """
 
     def __init__(
-        self, profile: GpuProfile, noise: EmulationNoise | None = None, gpu_id: int = 0
+        self,
+        profile: GpuProfile,
+        noise: EmulationNoise | None = None,
+        gpu_id: int = 0,
+        *,
+        link: PcieLink | None = None,
     ) -> None:
         self._profile = profile
         self._noise = noise or EmulationNoise()
-        self._noisy = self._noise.exec_sigma > 0 or self._noise.stall_probability > 0
+        self._bytes_per_s = self._noise.pcie_bytes_per_s
+        self._link = (link or PcieLink()) if self._bytes_per_s else None
+        self._noisy = (
+            self._noise.exec_sigma > 0
+            or self._noise.stall_probability > 0
+            or bool(self._noise.exec_quantiles)
+        )
         self._random = SplitMix64(self._noise.seed * 0x10001 + gpu_id + 1)
         self._classes: dict[tuple[str, int], int] = {}  # (model, batch) -> exec ns
         self._running: list[tuple[int, int, OpDone]] = []  # (end, seq, what to report)
@@ -72,17 +88,38 @@ class EmulatedGpu:
         except UnknownName as error:
             span = Span(now_ns, now_ns, 0)
             done = OpDone(op.op_id, span, code=Code.RUNTIME_ERROR, reason=str(error))
+        link = self._link
+        if link is None or done.code or op.kind not in _TO_DEVICE or not done.span.duration_ns:
+            self._push(done)
+            return
+
+        def ended(end_ns: int) -> None:
+            span = Span(now_ns, end_ns, end_ns - now_ns)
+            self._push(OpDone(op.op_id, span, 0, "", done.clock_before_mhz, done.clock_mhz))
+
+        link.begin(done.span.duration_ns, now_ns=now_ns, on_end=ended)
+
+    def _push(self, done: OpDone) -> None:
         self._seq += 1
         heappush(self._running, (done.span.end_ns, self._seq, done))
 
     def poll(self, *, now_ns: int) -> list[OpDone]:
+        if self._link is not None:
+            self._link.advance(now_ns)
         done: list[OpDone] = []
         while self._running and self._running[0][0] <= now_ns:
             done.append(heappop(self._running)[2])
         return done
 
     def next_event_ns(self) -> int | None:
-        return self._running[0][0] if self._running else None
+        due_ns = self._running[0][0] if self._running else None
+        if self._link is None:
+            return due_ns
+        # Another GPU's copy that ends on the shared link changes when ours does.
+        copied_ns = self._link.next_event_ns()
+        if due_ns is None or copied_ns is None:
+            return copied_ns if due_ns is None else due_ns
+        return min(due_ns, copied_ns)
 
     def _outcome(self, op: Op, now_ns: int) -> OpDone:
         clock_mhz = self._profile.clock_mhz
@@ -90,6 +127,8 @@ class EmulatedGpu:
             duration_ns = self._exec_ns(op)
         elif op.kind is OpKind.LOAD_WEIGHTS:
             duration_ns = self._profile.model(op.model_name).weights_ns
+        elif op.kind is OpKind.COPY_INPUT:
+            duration_ns = self._copy_ns(sum(op.input_sizes))
         else:
             duration_ns = 0
         output_sizes: tuple[int, ...] = ()
@@ -97,6 +136,7 @@ class EmulatedGpu:
             model = self._profile.model(op.model_name)
             size = tensor_bytes(model.output_shape, model.output_dtype)
             output_sizes = tuple(size if given else 0 for given in op.input_sizes)
+            duration_ns = self._copy_ns(sum(output_sizes))
         span = Span(now_ns, now_ns + duration_ns, duration_ns)
         return OpDone(
             op.op_id,
@@ -106,6 +146,10 @@ class EmulatedGpu:
             output_sizes=output_sizes,
         )
 
+    def _copy_ns(self, size_bytes: int) -> int:
+        """What a copy takes alone."""
+        return size_bytes * NS_PER_S // self._bytes_per_s if self._bytes_per_s else 0
+
     def _exec_ns(self, op: Op) -> int:
         key = (op.model_name, op.batch_size)
         duration_ns = self._classes.get(key)
@@ -114,10 +158,29 @@ class EmulatedGpu:
             self._classes[key] = duration_ns
         if not self._noisy:
             return duration_ns
-        duration_ns = round(duration_ns * (1.0 + self._noise.exec_sigma * self._random.normal()))
+        if self._noise.exec_quantiles:
+            factor = _quantile(self._noise.exec_quantiles, self._random.uniform())
+        else:
+            factor = 1.0 + self._noise.exec_sigma * self._random.normal()
+        duration_ns = round(duration_ns * factor)
         if self._random.uniform() < self._noise.stall_probability:
             duration_ns += self._noise.stall_ns
         return max(1, duration_ns)
+
+
+def emulated_gpus(
+    profile: GpuProfile, noise: EmulationNoise | None, count: int
+) -> dict[int, EmulatedGpu]:
+    """The `count` GPUs of one worker, by id; they share one PCIe link if `noise.pcie_shared`."""
+    shared = PcieLink() if noise is not None and noise.pcie_shared else None
+    return {g: EmulatedGpu(profile, noise, g, link=shared) for g in range(count)}
+
+
+def _quantile(quantiles: Sequence[float], share: float) -> float:
+    """The value below which `share` (within [0, 1)) of a distribution lies, from evenly spaced quantiles."""
+    place = share * (len(quantiles) - 1)
+    low = int(place)
+    return quantiles[low] + (quantiles[low + 1] - quantiles[low]) * (place - low)
 
 
 def class_exec_ns(model: ModelProfile, batch_size: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from slosched.clock import now_ns
 from slosched.config import WorkerConfig
 from slosched.config_file import load_profile
-from slosched.core.worker.emulated import EmulatedGpu, prepare_emulated
+from slosched.core.worker.emulated import emulated_gpus, prepare_emulated
 from slosched.core.worker.interface import ModelPrepared, PrepareModel, ReleaseModel
 from slosched.daemon.backends.base import Frame
 from slosched.messages import GpuInfo
@@ -33,7 +33,7 @@ class EmulatedBackend:
         self.gpus = tuple(
             GpuInfo(i, profile.name, profile.pages, profile.page_bytes) for i in range(config.gpus)
         )
-        self.devices = {i: EmulatedGpu(profile, config.noise, i) for i in range(config.gpus)}
+        self.devices = emulated_gpus(profile, config.noise, config.gpus)
         self.loadable = tuple(sorted(profile.models))
         self._zeros: dict[int, bytes] = {}  # by size
 

@@ -1,0 +1,56 @@
+"""The way from host memory to emulated GPUs: copies that run at once share it equally.
+
+Processor sharing: with k copies on it, each moves at 1/k of the speed, so a load of weights slows the
+inputs beside it and the other way round. GPUs of one host may have a way each, or one for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+
+#: What one ns of a copy alone counts as. Divisible by 1..16, so that sharing by so many rounds nothing.
+_PER_NS = 720_720
+
+#: Called with the time at which the copy ended.
+OnEnd = Callable[[int], None]
+
+
+class PcieLink:
+    """Copies in progress. Times are ns; `work_ns` is what a copy takes alone.
+
+    The state is exact at `now_ns` after `advance(now_ns)`, which every verb calls first.
+    """
+
+    def __init__(self) -> None:
+        self._copies: list[tuple[int, int, OnEnd]] = []  # (progress at its end, seq, whom to tell)
+        self._progress = 0  # of a copy that had been there always
+        self._at_ns = 0
+        self._seq = 0
+
+    def begin(self, work_ns: int, *, now_ns: int, on_end: OnEnd) -> None:
+        """A copy begins; `on_end` is called from the `advance` that reaches its end."""
+        self.advance(now_ns)
+        self._seq += 1
+        heappush(self._copies, (self._progress + work_ns * _PER_NS, self._seq, on_end))
+
+    def advance(self, now_ns: int) -> None:
+        """Let time pass up to `now_ns`; tell those whose copies have ended, in order."""
+        while self._copies:
+            end_ns = self._next_ns()
+            if end_ns > now_ns:
+                elapsed_ns = now_ns - self._at_ns
+                self._progress += elapsed_ns * _PER_NS // len(self._copies)
+                break
+            self._progress, _, on_end = heappop(self._copies)
+            self._at_ns = end_ns
+            on_end(end_ns)
+        self._at_ns = now_ns
+
+    def next_event_ns(self) -> int | None:
+        """When the next copy ends, whosoever it is. None: nothing is copied."""
+        return self._next_ns() if self._copies else None
+
+    def _next_ns(self) -> int:
+        left = self._copies[0][0] - self._progress
+        return self._at_ns - (-left * len(self._copies) // _PER_NS)  # rounded up
