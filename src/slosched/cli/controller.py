@@ -131,6 +131,8 @@ def controller(
       AIMD     batches that grow until the SLO is broken, as Clipper's, no deadlines: a baseline
       ECHO     answers at once without a GPU: measures the network and the client
       INFER4   Clockwork's scheduler before INFER5; max_exec defaults to 250ms, max_batch to 16
+      DIRECT   one Infer per request on worker 0, by request id: tests a worker and the wire
+      STRESS   loads workers by itself, prints what they did each second; serves no clients
 
     \b
     Examples:

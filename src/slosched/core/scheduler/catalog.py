@@ -37,9 +37,9 @@ _PREPARE_WITHIN_NS = 600 * NS_PER_S
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """A LoadModelRequest that is not answered yet."""
+    """A LoadModelRequest that is not answered yet. `client` is None for a wish of the policy."""
 
-    client: Client
+    client: Client | None
     message: LoadModelRequest
     models: list[Model]
     give_up_ns: int
@@ -112,6 +112,9 @@ class Catalog:
             live = [m for m in models if m.state is not ModelState.FAILED]
             if live and name in worker.loadable:
                 self._prepare(worker, name, live, now_ns=now_ns)
+        for name, copies in self._cluster.own_models.items():
+            wish = LoadModelRequest(-1, name, copies)
+            self._waiting.append(_Waiting(None, wish, [], now_ns + _HOLD_NS))
         self.advance(now_ns=now_ns)
 
     def worker_lost(self, worker: Worker, *, now_ns: int) -> None:
@@ -229,7 +232,8 @@ class Catalog:
         if not all(self._settled(model) for model in waiting.models):
             return False
         for model in waiting.models:
-            self.used_by(client, model)
+            if client is not None:
+                self.used_by(client, model)
         self._reply(client, message, Code.OK, "", tuple(m.info() for m in waiting.models))
         return True
 
@@ -299,12 +303,17 @@ class Catalog:
 
     def _reply(
         self,
-        client: Client,
+        client: Client | None,
         message: LoadModelRequest,
         code: int,
         reason: str,
         models: tuple[ModelInfo, ...] = (),
     ) -> None:
+        if client is None:
+            if code != Code.OK:
+                policy = self._cluster.config.policy
+                self._cluster.emit(Note("warning", f"{policy} cannot have its models: {reason}"))
+            return
         reply = LoadModelReply(message.request_id, int(code), reason, models)
         self._cluster.emit(ToClient(client.identity, reply))
 

@@ -50,6 +50,8 @@ class Cluster:
         self.gpus: dict[int, Gpu] = {}  # by index; only those of joined workers
         self.models: dict[int, Model] = {}
         self.actions: dict[int, ActionState] = {}
+        #: Models that the policy itself has loaded, whoever else asks for them: name -> copies.
+        self.own_models: dict[str, int] = {}
         self._next_action_id = 1
 
     # ----------------------------------------------------------------------- predictions
@@ -92,9 +94,14 @@ class Cluster:
         start_ns: int,
         duration_ns: int,
         latest_ns: int,
+        model: Model | None = None,
     ) -> ActionState:
-        """Commit `requests` (one model, all QUEUED) to one action of `batch_class` on `gpu`."""
-        model = requests[0].model
+        """Commit `requests` (one model, all QUEUED) to one action of `batch_class` on `gpu`.
+
+        Without requests it serves nobody: `model` says what runs, and the worker makes up the inputs
+        (a policy's own load; the worker must allow inputs of zero bytes).
+        """
+        model = model or requests[0].model
         action = self._new_action(
             ActionType.INFER,
             gpu,
@@ -127,7 +134,7 @@ class Cluster:
                     latest_ns=latest_ns,
                     expected_duration_ns=duration_ns,
                     batch_size=batch_class,
-                    request_count=len(requests),
+                    request_count=len(requests) or batch_class,
                     input_sizes=sizes,
                 ),
                 tuple(r.key for r in requests),

@@ -6,6 +6,7 @@ from slosched.config import SchedulerConfig
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.policies.aimd import Aimd
 from slosched.core.scheduler.policies.base import Policy, Refusals
+from slosched.core.scheduler.policies.direct import Direct
 from slosched.core.scheduler.policies.echo import Echo
 from slosched.core.scheduler.policies.edf import Edf
 from slosched.core.scheduler.policies.fifo import Fifo
@@ -13,6 +14,7 @@ from slosched.core.scheduler.policies.infer4 import Infer4
 from slosched.core.scheduler.policies.infer5 import Infer5
 from slosched.core.scheduler.policies.infer5_paper import Infer5Paper
 from slosched.core.scheduler.policies.reject import Reject
+from slosched.core.scheduler.policies.stress import Stress
 from slosched.errors import UnknownName
 
 #: TYPE -> fidelity -> policy.
@@ -24,6 +26,8 @@ POLICIES: dict[str, dict[str, type[Policy]]] = {
     "REJECT": {"best": Reject, "paper": Reject},
     "AIMD": {"best": Aimd, "paper": Aimd},
     "INFER4": {"best": Infer4, "paper": Infer4},
+    "DIRECT": {"best": Direct, "paper": Direct},
+    "STRESS": {"best": Stress, "paper": Stress},
 }
 
 
