@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from slosched.cli import ask, client, controller, demo, doctor, plot, profile, worker
+from slosched.cli import ask, client, controller, demo, doctor, plot, profile, simulate, worker
 from slosched.cli.guard import SloschedGroup
 from slosched.cli.positional import PositionalCommand
 from slosched.version import __version__
 
 _ORDER = (
-    "demo", "worker", "controller", "client", "models", "status", "plot", "profile", "doctor",
+    "demo", "worker", "controller", "client", "models", "status", "simulate", "plot", "profile", "doctor",
 )  # fmt: skip
 
 
@@ -84,6 +84,9 @@ app.add_typer(
 app.command("models", short_help="List the models of a controller.")(ask.models)
 app.command("status", short_help="Show a controller's state.")(ask.status)
 app.command("profile", short_help="Measure models on a device.")(profile.profile)
+app.command("simulate", cls=PositionalCommand, short_help="Run a workload in virtual time.")(
+    simulate.simulate
+)
 app.add_typer(plot.app, name="plot", short_help="Draw a published figure from run directories.")
 app.command("doctor", short_help="Check whether this machine can keep deadlines.")(doctor.doctor)
 app.command("demo", short_help="Run everything on this machine, and check it.")(demo.demo)

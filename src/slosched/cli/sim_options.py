@@ -1,0 +1,358 @@
+"""The options that every command shares that simulates, and the SimSpec that they describe.
+
+A command takes them all by being decorated:
+
+    @takes_sim_options
+    def simulate(type_: ..., *, sim: SimOptions, seed: ... = 0) -> None: ...
+
+Typer then sees each field of `SimOptions` as an option of the command.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from slosched.cli.values import duration_ns, given, size_bytes
+from slosched.errors import InvalidConfig, UnknownName
+
+if TYPE_CHECKING:
+    from slosched.config import EmulationNoise, GpuProfile, SchedulerConfig
+    from slosched.sim.network import Network
+    from slosched.sim.spec import SimSpec
+    from slosched.workloads import Workload
+
+_CLUSTER = "The cluster"
+_SCHEDULER = "The scheduler"
+_NETWORK = "The network"
+_NOISE = "Disturbances"
+_BITS = re.compile(r"^\s*(\d+\.?\d*)\s*([kKMGT]?)(bit|b)(?:/s|ps)?\s*$")
+_STALL = "write it as PROBABILITY:DURATION, for example 0.001:20ms"
+
+
+def _option(help_: str, panel: str) -> Any:
+    return typer.Option(help=help_, rich_help_panel=panel)
+
+
+@dataclass(frozen=True)
+class SimOptions:
+    """What the command line says of a simulation, as texts. Defaults are what `--help` says."""
+
+    gpus: Annotated[int, _option("How many GPUs.", _CLUSTER)] = 6
+    gpus_per_worker: Annotated[
+        int, _option("GPUs of one worker process. They have equal profiles.", _CLUSTER)
+    ] = 1
+    profile: Annotated[
+        str,
+        _option(
+            "What the GPUs are: a built-in profile or a TOML file of `slosched profile`. Unequal GPUs: "
+            "NAME:COUNT,... for example v100:4,fig7:2.",
+            _CLUSTER,
+        ),
+    ] = "v100"
+    weights_cache: Annotated[
+        str | None,
+        _option("GPU memory for weights, for example 10GiB. Default: the profile's.", _CLUSTER),
+    ] = None
+    inputs: Annotated[
+        bool,
+        typer.Option(
+            "--inputs/--no-inputs",
+            help="Each request brings an input of its model's size, which --bandwidth and --pcie make "
+            "cost time. Default: none travel.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = False
+    fidelity: Annotated[
+        str | None,
+        _option(
+            "best, or paper: the published code's behaviour and constants. TYPE:paper is the same.",
+            _SCHEDULER,
+        ),
+    ] = None
+    schedule_ahead: Annotated[
+        str | None,
+        _option("How far ahead work is committed to a GPU. Bare number in ns.", _SCHEDULER),
+    ] = None
+    default_slo: Annotated[
+        str | None, _option("The SLO of requests that name none. Bare number in ns.", _SCHEDULER)
+    ] = None
+    max_exec: Annotated[
+        str | None, _option("No batch above 1 that takes longer. Bare number in ns.", _SCHEDULER)
+    ] = None
+    max_batch: Annotated[int | None, _option("No larger batch.", _SCHEDULER)] = None
+    latency: Annotated[
+        str,
+        _option(
+            "One way, between any two processes; or four, comma-separated: client to controller, back, "
+            "controller to worker, back. Bare number in ns.",
+            _NETWORK,
+        ),
+    ] = "200us"
+    jitter: Annotated[
+        str, _option("Mean of an exponential delay on top, for each message.", _NETWORK)
+    ] = "0"
+    bandwidth: Annotated[
+        str | None,
+        _option("Of each host's network card, for example 10Gbit. Default: no limit.", _NETWORK),
+    ] = None
+    exec_sigma: Annotated[
+        float, _option("Relative standard deviation of exec times (normal, cut at 3).", _NOISE)
+    ] = 0.0
+    exec_like: Annotated[
+        Path | None,
+        _option(
+            "Draw exec times as a run directory measured them: actual over usual, from its action log.",
+            _NOISE,
+        ),
+    ] = None
+    stall: Annotated[
+        str | None, _option(f"Stalls of a GPU, per inference: {_STALL[12:]}.", _NOISE)
+    ] = None
+    pcie: Annotated[
+        str | None,
+        _option(
+            "Bytes/s from a host to its GPU, for example 12.3GB: copies take time then, and loads and "
+            "inputs slow each other. Default: as the profile says, and inputs take none.",
+            _NOISE,
+        ),
+    ] = None
+    pcie_shared: Annotated[
+        bool,
+        typer.Option(
+            "--pcie-shared",
+            help="The GPUs of one worker share --pcie.",
+            rich_help_panel=_NOISE,
+        ),
+    ] = False
+    clock_offset: Annotated[
+        str, _option("Workers' clocks are off by at most this, either way.", _NOISE)
+    ] = "0"
+    clock_drift: Annotated[
+        float, _option("Workers' clocks drift by at most so many ppm, either way.", _NOISE)
+    ] = 0.0
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Hold every invariant at every step (slower)."),
+    ] = False
+
+    def spec(
+        self, type_: str, workload: Workload, *, seed: int = 0, duration: str | None = None
+    ) -> SimSpec:
+        """The simulation that these options describe. `type_` is a scheduler TYPE, or TYPE:paper.
+
+        `duration` is as the client's: a bare number is in seconds. Raises InvalidConfig, UnknownName.
+        """
+        from slosched.sim.spec import SimSpec, WorkerClocks
+
+        return SimSpec(
+            workload=workload,
+            scheduler=self.scheduler(type_),
+            profiles=self._profiles(),
+            gpus=self.gpus,
+            gpus_per_worker=self.gpus_per_worker,
+            network=self._network(),
+            noise=self._noise(),
+            clocks=WorkerClocks(_time_ns("--clock-offset", self.clock_offset), self.clock_drift),
+            seed=seed,
+            duration_ns=(
+                None if duration is None else duration_ns("--duration", duration, bare_unit="s")
+            ),
+            inputs=self.inputs,
+            check=self.check,
+        )
+
+    def scheduler(self, type_: str) -> SchedulerConfig:
+        """The scheduler's options. Raises UnknownName for a TYPE that there is not."""
+        from slosched.config import SchedulerConfig
+        from slosched.core.scheduler.policies import POLICIES
+
+        policy, _, fidelity = type_.partition(":")
+        if policy not in POLICIES:
+            raise UnknownName("scheduler TYPE", policy, list(POLICIES))
+        if fidelity and self.fidelity and fidelity != self.fidelity:
+            raise InvalidConfig(
+                f"TYPE {type_} and --fidelity {self.fidelity} contradict each other"
+            )
+        return SchedulerConfig(
+            policy=policy,
+            **given(
+                fidelity=fidelity or self.fidelity,
+                schedule_ahead_ns=_maybe_ns("--schedule-ahead", self.schedule_ahead),
+                default_slo_ns=_maybe_ns("--default-slo", self.default_slo),
+                max_exec_ns=_maybe_ns("--max-exec", self.max_exec),
+                max_batch=self.max_batch,
+            ),
+        )
+
+    def _profiles(self) -> tuple[GpuProfile, ...]:
+        from slosched.config_file import load_profile
+
+        names: list[tuple[str, int | None]] = []
+        for part in self.profile.split(","):
+            name, colon, count = part.strip().rpartition(":")
+            if colon and count.isdigit():
+                names.append((name, int(count)))
+            else:
+                names.append((part.strip(), None))
+        profiles: list[GpuProfile] = []
+        for name, repeats in names:
+            profile = load_profile(name)
+            if self.weights_cache is not None:
+                cache_bytes = size_bytes("--weights-cache", self.weights_cache)
+                profile = replace(profile, weights_cache_bytes=cache_bytes)
+            profiles += [profile] * (1 if repeats is None else repeats)
+        if len(profiles) not in (1, self.gpus):
+            raise InvalidConfig(
+                f"--profile {self.profile} names {len(profiles)} GPUs, --gpus says {self.gpus}; write "
+                "one profile for all, or NAME:COUNT,... that add up"
+            )
+        return tuple(profiles)
+
+    def _network(self) -> Network:
+        from slosched.sim.network import Network
+
+        ways = [_time_ns("--latency", text) for text in self.latency.split(",")]
+        if len(ways) not in (1, 4):
+            raise InvalidConfig(f"--latency takes one time or four, not {len(ways)}")
+        from_client_ns, to_client_ns, to_worker_ns, from_worker_ns = (ways * 4)[:4]
+        return Network(
+            to_worker_ns=to_worker_ns,
+            from_worker_ns=from_worker_ns,
+            from_client_ns=from_client_ns,
+            to_client_ns=to_client_ns,
+            jitter_ns=_time_ns("--jitter", self.jitter),
+            bandwidth_bits_per_s=0 if self.bandwidth is None else bits_per_s(self.bandwidth),
+        )
+
+    def _noise(self) -> EmulationNoise:
+        from slosched.config import EmulationNoise
+
+        probability, stall_ns = 0.0, 0
+        if self.stall is not None:
+            share, _, length = self.stall.partition(":")
+            try:
+                probability = float(share)
+            except ValueError:
+                raise InvalidConfig(f"--stall {self.stall!r}: {_STALL}") from None
+            if not length:
+                raise InvalidConfig(f"--stall {self.stall!r}: {_STALL}")
+            stall_ns = duration_ns("--stall", length)
+        quantiles: tuple[float, ...] = ()
+        if self.exec_like is not None:
+            from slosched.sim.exec_times import exec_quantiles
+
+            quantiles = exec_quantiles(self.exec_like)
+        return EmulationNoise(
+            exec_sigma=self.exec_sigma,
+            exec_quantiles=quantiles,
+            stall_probability=probability,
+            stall_ns=stall_ns,
+            pcie_bytes_per_s=0 if self.pcie is None else size_bytes("--pcie", self.pcie),
+            pcie_shared=self.pcie_shared,
+        )
+
+    def with_text(self, name: str, text: str) -> SimOptions:
+        """The same options but for one, written as on the command line. Raises UnknownName."""
+        field = name.removeprefix("--").replace("-", "_")
+        known = {f.name: f.default for f in fields(self)}
+        if field not in known:
+            raise UnknownName("option", name, [key.replace("_", "-") for key in known])
+        kinds = get_type_hints(SimOptions)
+        kind = kinds[field]
+        value: Any = text
+        try:
+            if kind in (int, int | None):
+                value = int(text)
+            elif kind is float:
+                value = float(text)
+            elif kind is bool:
+                value = {"yes": True, "no": False, "true": True, "false": False}[text]
+            elif kind == Path | None:
+                value = Path(text)
+        except (ValueError, KeyError):
+            raise InvalidConfig(f"{name} cannot be {text!r}") from None
+        return replace(self, **{field: value})
+
+
+def takes_sim_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command` the fields of SimOptions as options; its parameter `sim` gets them as one."""
+    own = inspect.signature(command)
+    hints = get_type_hints(command, include_extras=True)
+    shared = get_type_hints(SimOptions, include_extras=True)
+    defaults = {f.name: f.default for f in fields(SimOptions)}
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        sim = SimOptions(**{name: values.pop(name) for name in shared})
+        command(**values, sim=sim)
+
+    own_parameters = [
+        p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for p in own.parameters.values()
+        if p.name != "sim"
+    ]
+    added = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=shared[name]
+        )
+        for name in shared
+    ]
+    run.__signature__ = own.replace(parameters=[*own_parameters, *added])  # type: ignore[attr-defined]
+    run.__annotations__ = {
+        **{name: hint for name, hint in hints.items() if name != "sim"},
+        **shared,
+    }
+    return run
+
+
+def sim_spec(
+    words: Sequence[str],
+    type_: str,
+    sim: SimOptions,
+    *,
+    seed: int = 0,
+    duration: str | None = None,
+) -> SimSpec:
+    """The simulation of the workload that `words` name (a name and its values, or a .toml file)."""
+    from slosched.cli.workload import workload_of
+
+    return sim.spec(type_, workload_of(words), seed=seed, duration=duration)
+
+
+def changed(sim: SimOptions) -> dict[str, Any]:
+    """The options that differ from their defaults: what makes a run special, in words."""
+    defaults = asdict(SimOptions())
+    return {name: value for name, value in asdict(sim).items() if value != defaults[name]}
+
+
+def bits_per_s(text: str) -> int:
+    """Bits per second from 10Gbit, 400Mbit/s. Raises InvalidConfig."""
+    match = _BITS.match(text)
+    if match is None:
+        raise InvalidConfig(f"--bandwidth: {text!r} is no bandwidth; write it as 10Gbit or 400Mbit")
+    number, unit, _ = match.groups()
+    return int(Decimal(number) * 1000 ** " kMGT".index(unit.replace("K", "k") or " "))
+
+
+def _time_ns(option: str, text: str) -> int:
+    """A duration that may be 0."""
+    from slosched.errors import InvalidDuration
+    from slosched.units import parse_duration_ns
+
+    try:
+        return parse_duration_ns(text.strip(), bare_unit="ns")
+    except InvalidDuration as error:
+        raise InvalidDuration(f"{option}: {error}") from None
+
+
+def _maybe_ns(option: str, text: str | None) -> int | None:
+    return None if text is None else duration_ns(option, text)

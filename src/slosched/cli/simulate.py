@@ -1,0 +1,223 @@
+"""`slosched simulate`: a workload on a cluster in virtual time."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from slosched.cli.ask import Json
+from slosched.cli.output import print_json, print_result, say, table_text, warn
+from slosched.cli.sim_options import SimOptions, sim_spec, takes_sim_options
+from slosched.errors import InvalidConfig
+from slosched.units import NS_PER_S, format_duration
+
+if TYPE_CHECKING:
+    from slosched.loadgen.results import RunResult
+    from slosched.sim.spec import SimSpec
+
+_Type = Annotated[
+    str,
+    typer.Argument(
+        metavar="TYPE",
+        help="The scheduler, as of `slosched controller`; TYPE:paper for that fidelity.",
+    ),
+]
+_Workload = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="WORKLOAD [VALUE]...",
+        help="As of `slosched client`; or a file.toml that describes it.",
+    ),
+]
+_Seed = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Chooses arrivals (as of the client), exec times, jitter, clocks, faults."
+    ),
+]
+_Seeds = Annotated[int, typer.Option(min=1, help="Run so many seeds, from --seed upwards.")]
+_Vary = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=V1,V2,...",
+        help="Run each value of an option: --vary gpus=4,6,8. Given twice: every combination.",
+    ),
+]
+_Jobs = Annotated[int, typer.Option(min=1, help="Processes for several runs.")]
+_Duration = Annotated[
+    str | None,
+    typer.Option(
+        help="End the sending after this much virtual time (60s; a bare number is in seconds). Needed "
+        "for a workload that never ends."
+    ),
+]
+_Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Run directory; of several runs, the folder of theirs, where complete ones are not run "
+        "again. Default ./slosched-runs/<time>-simulation."
+    ),
+]
+
+
+@takes_sim_options
+def simulate(
+    type_: _Type,
+    words: _Workload,
+    *,
+    sim: SimOptions,
+    seed: _Seed = 0,
+    seeds: _Seeds = 1,
+    vary: _Vary = None,
+    jobs: _Jobs = 1,
+    duration: _Duration = None,
+    out: _Out = None,
+    json: Json = False,
+) -> None:
+    """Run a workload on a simulated cluster: the same scheduler, workers and client, in virtual time.
+
+    Nothing waits: six busy GPUs pass several times faster than real time on one core, no GPU is needed,
+    and nothing else on the machine can disturb the result. The same arguments give the same bytes. The
+    run directory is like a live run's: request, action and client logs, and a manifest; `slosched plot`
+    and every other reader take it.
+
+    What is modelled: the client's and the network's delays, the workers' four executors and their exec
+    times with noise and stalls, copies over PCIe, drifting clocks. What is not: the CPU time of client,
+    controller and worker. docs/simulation.md says more.
+
+    \b
+    Examples:
+      slosched simulate INFER5 slo-exp-1 resnet50_v2 12 poisson 2400 1 100 1.5 mul 30
+      slosched simulate INFER5:paper slo-exp-1 resnet50_v2 12 poisson 600 1.5 17.1 1.5 mul 5 --gpus 6
+      slosched simulate FIFO workloads/fig7.toml --seeds 3 --jobs 2 --out fifo
+      slosched simulate INFER5 workloads/fig7.toml --vary gpus=4,6,8 --jobs 2 --json
+      slosched simulate INFER5 workloads/fig7.toml --exec-sigma 0.01 --stall 0.0001:50ms --jitter 50us
+    """
+    variants = list(_variants(sim, vary or [], range(seed, seed + seeds)))
+    specs = {
+        name: sim_spec(words, type_, options, seed=each, duration=duration)
+        for name, options, each in variants
+    }
+    from slosched.telemetry.run_dir import default_log_dir
+
+    directory = out or default_log_dir("simulation")
+    if len(specs) == 1:
+        (spec,) = specs.values()
+        raise typer.Exit(_run_one(type_, spec, directory, json=json))
+    raise typer.Exit(_run_all(specs, directory, jobs=jobs, json=json))
+
+
+def _variants(
+    sim: SimOptions, vary: Sequence[str], seeds: Sequence[int]
+) -> Iterator[tuple[str, SimOptions, int]]:
+    """Every combination: its name, which is its folder's too, its options and its seed."""
+    axes: list[list[tuple[str, str]]] = []
+    for text in vary:
+        name, equals, values = text.partition("=")
+        if not equals or not values:
+            raise InvalidConfig(f"--vary {text!r}: write it as NAME=V1,V2,... (gpus=4,6,8)")
+        axes.append([(name, value.strip()) for value in values.split(",")])
+    for choice in itertools.product(*axes):
+        options = sim
+        for name, value in choice:
+            options = options.with_text(name, value)
+        parts = [f"{name}={value}".replace("/", "_") for name, value in choice]
+        for seed in seeds:
+            named = [*parts, f"seed={seed}"] if len(seeds) > 1 or not parts else parts
+            yield ",".join(named), options, seed
+
+
+def _title(type_: str, spec: SimSpec) -> str:
+    gpus = f"{spec.gpus} GPU{'s' if spec.gpus > 1 else ''}"
+    names = list(dict.fromkeys(profile.name for profile in spec.profiles))
+    for_ = "" if spec.duration_ns is None else f", for at most {format_duration(spec.duration_ns)}"
+    return (
+        f"{spec.workload.describe()}; {type_} on {gpus} ({', '.join(names)}), inputs "
+        f"{'on' if spec.inputs else 'off'}, seed {spec.seed}{for_}"
+    )
+
+
+def _run_one(type_: str, spec: SimSpec, directory: Path, *, json: bool) -> int:
+    from slosched.cli.sim_display import SimDisplay
+    from slosched.sim.run import simulate as run
+
+    if not json:
+        say(_title(type_, spec))
+    with _stop_by_signal() as stopped_by, SimDisplay(spec.workload.name) as display:
+        result = run(
+            spec,
+            out=directory,
+            progress=display,
+            manifest={"type": type_},
+            stop=lambda: bool(stopped_by),
+        )
+    if json:
+        print_json(result.as_dict())
+    else:
+        print_result(result)
+    for warning in result.warnings:
+        warn(warning)
+    return 128 + stopped_by[0] if stopped_by else 0
+
+
+@contextlib.contextmanager
+def _stop_by_signal() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in the list that is given; a second one ends the process."""
+    caught: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        caught.append(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        warn("stopping; once more to stop at once")
+
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run_all(specs: dict[str, SimSpec], directory: Path, *, jobs: int, json: bool) -> int:
+    from slosched.cli.sim_display import JobsDisplay
+    from slosched.sim.jobs import Job, run_many
+
+    names = list(specs)
+    todo = [Job(spec, directory / name) for name, spec in specs.items()]
+    with JobsDisplay(names) as display:
+        results = run_many(todo, processes=jobs, progress=display)
+    if json:
+        print_json([{"run": n, **r.as_dict()} for n, r in zip(names, results, strict=True)])
+    else:
+        say(_runs_table(names, results))
+        say("in time: client, from the scheduled send; met: controller, from arrival there")
+        say(f"written to {directory}")
+    return 0
+
+
+def _runs_table(names: Sequence[str], results: Sequence[RunResult]) -> str:
+    """A row for each run, over all its steps."""
+    rows: list[list[Any]] = []
+    for name, result in zip(names, results, strict=True):
+        seconds = sum({step.index: step.duration_ns for step in result.steps}.values()) / NS_PER_S
+        good = sum(step.in_time for step in result.steps)
+        rows.append(
+            [
+                name,
+                result.sent,
+                f"{100 * result.satisfaction:.2f} %",
+                f"{100 * result.controller_satisfaction:.2f} %",
+                f"{good / seconds:.1f}/s" if seconds else "-",
+            ]
+        )
+    return table_text(["run", "sent", "in time", "met", "goodput"], rows)
