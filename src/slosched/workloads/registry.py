@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from slosched.workloads import (
+    azure_kinds,
     bursty_experiment,
     closed_loops,
     open_loops,
@@ -29,6 +30,7 @@ KINDS: tuple[Kind, ...] = (
     slo_exp_2.KIND,
     open_loops.COMPARISON_EXPERIMENT,
     closed_loops.COMPARISON_EXPERIMENT_2,
+    *azure_kinds.KINDS,
     bursty_experiment.KIND,
     *shapes.KINDS,
 )
