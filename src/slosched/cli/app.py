@@ -6,13 +6,25 @@ from typing import Annotated, Any
 
 import typer
 
-from slosched.cli import ask, client, controller, demo, doctor, plot, profile, simulate, worker
+from slosched.cli import (
+    ask,
+    client,
+    controller,
+    demo,
+    doctor,
+    plot,
+    profile,
+    simulate,
+    validate,
+    worker,
+)
 from slosched.cli.guard import SloschedGroup
 from slosched.cli.positional import PositionalCommand
 from slosched.version import __version__
 
 _ORDER = (
-    "demo", "worker", "controller", "client", "models", "status", "simulate", "plot", "profile", "doctor",
+    "demo", "worker", "controller", "client", "models", "status", "simulate", "plot", "profile",
+    "validate", "doctor",
 )  # fmt: skip
 
 
@@ -88,5 +100,8 @@ app.command("simulate", cls=PositionalCommand, short_help="Run a workload in vir
     simulate.simulate
 )
 app.add_typer(plot.app, name="plot", short_help="Draw a published figure from run directories.")
+app.command(
+    "validate", cls=PositionalCommand, short_help="Run a workload live and simulated, and compare."
+)(validate.validate)
 app.command("doctor", short_help="Check whether this machine can keep deadlines.")(doctor.doctor)
 app.command("demo", short_help="Run everything on this machine, and check it.")(demo.demo)

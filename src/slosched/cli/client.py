@@ -19,6 +19,7 @@ from slosched.cli.values import (
     looks_like_address,
     one_address,
 )
+from slosched.cli.workload import is_spec, workload_of
 from slosched.errors import InvalidConfig, SloschedError, UnknownName
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ class ClientGroup(SloschedGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         commands = self.list_commands(ctx)
-        if args and not (args[0] in commands or args[0].startswith("-") or _is_spec(args[0])):
+        if args and not (args[0] in commands or args[0].startswith("-") or is_spec(args[0])):
             if looks_like_address(args[0]):
                 ctx.obj, args = one_address(args[0]), args[1:]
-            elif ":" in args[0] or (len(args) > 1 and (args[1] in commands or _is_spec(args[1]))):
+            elif ":" in args[0] or (len(args) > 1 and (args[1] in commands or is_spec(args[1]))):
                 raise InvalidConfig(
                     f"{args[0]!r} is no host:port; write the controller's address as "
                     f"{LOCAL_CONTROLLER}, or leave it out"
@@ -60,9 +61,22 @@ class ClientGroup(SloschedGroup):
         if cmd_name in WORKLOADS:
             kind = WORKLOADS[cmd_name]
             return workload_command(cmd_name, _metavar(kind), _help(kind), kind.parse)
-        if _is_spec(cmd_name):
+        if is_spec(cmd_name):
             return _spec_command(cmd_name)
         return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The workloads and the commands beside them, each with its whole summary."""
+        from slosched.workloads import WORKLOADS
+
+        rows = [(name, kind.summary) for name, kind in WORKLOADS.items()]
+        with formatter.section("Workloads (WORKLOAD --help says what each takes)"):
+            formatter.write_dl(rows)
+        rows = [
+            (name, command.get_short_help_str(limit=200)) for name, command in self.commands.items()
+        ]
+        with formatter.section("Beside them"):
+            formatter.write_dl(rows)
 
     def unknown(self, ctx: Any, name: str) -> SloschedError:
         from slosched.workloads import WORKLOADS
@@ -199,18 +213,6 @@ def _help(kind: Kind) -> str:
     return "\n\n".join(blocks)
 
 
-def _is_spec(text: str) -> bool:
-    return text.endswith(".toml")
-
-
 def _spec_command(path: str) -> Any:
-    def make(args: Sequence[str]) -> Workload:
-        if args:
-            raise InvalidConfig(
-                f"{path} describes the workload whole; {args[0]!r} is one value too many"
-            )
-        from slosched.workloads.spec_file import load_workload
-
-        return load_workload(Path(path))
-
-    return workload_command(path, "", f"Run the workload that {path} describes.", make)
+    text = f"Run the workload that {path} describes."
+    return workload_command(path, "", text, lambda args: workload_of([path, *args]))

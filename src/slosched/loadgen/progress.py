@@ -27,7 +27,8 @@ class ProgressMeter:
         """Where the run stands at `now_ns`, which never decreases from call to call."""
         driver, before = self._driver, self._sent_before
         before.append((now_ns, driver.sent))
-        while now_ns - before[0][0] > _RATE_OVER_NS:
+        # One sample stays that is older, so that there is a rate however seldom we are asked.
+        while len(before) > 2 and now_ns - before[1][0] > _RATE_OVER_NS:
             before.popleft()
         then_ns, sent = before[0]
         answered = sum(tally.answered for tally in driver.tallies)

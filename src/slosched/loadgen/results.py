@@ -8,14 +8,15 @@ until its answer departs, as Clockwork's telemetry does.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from slosched.codes import code_name
+from slosched.errors import SloschedError
 from slosched.telemetry.client_log import NO_ANSWER
 from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 from slosched.workloads.base import Step, Workload
@@ -190,6 +191,28 @@ class RunResult:
                 for step in self.steps
             ],
         }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> RunResult:
+        """The result that `as_dict` gave, read back. Raises MalformedResult if it is another thing."""
+        try:
+            run_dir = document["run_dir"]
+            values = _own_fields(cls, document) | {
+                "steps": tuple(StepResult(**_own_fields(StepResult, s)) for s in document["steps"]),
+                "run_dir": None if run_dir is None else Path(run_dir),
+                "warnings": tuple(document["warnings"]),
+            }
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise MalformedResult(f"this is no result of a run: {error}") from None
+
+
+class MalformedResult(SloschedError):
+    """A document that should be a run's result is none, or another version's."""
+
+
+def _own_fields(cls: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: document[field.name] for field in fields(cls)}
 
 
 def run_result(

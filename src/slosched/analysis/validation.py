@@ -1,0 +1,258 @@
+"""A live run beside a simulated one of the same spec and seed: delays, differences, and their figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slosched.codes import ActionType
+from slosched.errors import InvalidConfig
+from slosched.loadgen.results import RunResult, StepResult
+from slosched.telemetry import action_log, client_log
+from slosched.units import NS_PER_MS, format_duration
+
+#: Quantiles of an exponential distribution, in means: what makes a latency and a jitter of two of them.
+_P10, _P50 = -math.log(0.9), math.log(2)
+
+
+@dataclass(frozen=True)
+class Delays:
+    """The ways of a live run, ns: what is constant of each, and the mean of the random part of all.
+
+    `client_round_trip_ns` is what a request takes besides the controller's own latency; `medians_ns`
+    are the measured ones, and `actions` how many they are of.
+    """
+
+    to_worker_ns: int
+    from_worker_ns: int
+    client_round_trip_ns: int
+    jitter_ns: int
+    medians_ns: dict[str, int]
+    actions: int
+
+    @property
+    def text(self) -> str:
+        """The delays in one line."""
+        return (
+            f"to the worker {format_duration(self.to_worker_ns)}, back "
+            f"{format_duration(self.from_worker_ns)}, client and back "
+            f"{format_duration(self.client_round_trip_ns)}, jitter {format_duration(self.jitter_ns)} "
+            f"(from {self.actions} live actions)"
+        )
+
+
+def measure_delays(run_dir: Path) -> Delays:
+    """Measure the ways of the live run in `run_dir` from its action log and client log.
+
+    To a worker: `worker_action_received` (its clock is brought in line by heartbeats). Back: from the
+    end of the exec to `controller_result_enqueue`. The clocks are brought in line as if both ways were
+    equally long, so that only their sum is certain. Client: its latency from the real send, less the
+    controller's. Each is a constant plus an exponential part, fitted to the 10th percentile and the
+    median. Raises InvalidConfig for a run in which nothing was inferred, MalformedLog for a damaged log.
+    """
+    actions = action_log.read_action_log(run_dir / action_log.FILE_NAME)
+    infers = (actions["action_type"] == int(ActionType.INFER)) & (actions["status"] == 0)
+    client = client_log.read_client_log(run_dir / client_log.FILE_NAME)
+    served = client["code"] == 0
+    if not infers.any() or not served.any():
+        raise InvalidConfig(f"{run_dir}: no request was served, so there are no delays to measure")
+    ways = {
+        "to_worker": actions["worker_action_received"][infers],
+        "from_worker": (actions["controller_result_enqueue"] - actions["worker_exec_complete"])[
+            infers
+        ],
+        "client": (
+            client["latency_ns"] - client["issue_delay_ns"] - client["controller_latency_ns"]
+        )[served],
+    }
+    medians = {name: float(np.median(values)) for name, values in ways.items()}
+    spreads = [
+        (medians[name] - float(np.quantile(ways[name], 0.1))) / (_P50 - _P10)
+        for name in ("to_worker", "from_worker")
+    ]
+    jitter = max(0.0, sum(spreads) / len(spreads))
+    # The client's way has two random parts, there and back; their sum's median is 1.678 means.
+    parts = {"to_worker": _P50, "from_worker": _P50, "client": 1.678}
+    fixed = {name: round(max(0.0, medians[name] - jitter * parts[name])) for name in ways}
+    return Delays(
+        to_worker_ns=fixed["to_worker"],
+        from_worker_ns=fixed["from_worker"],
+        client_round_trip_ns=fixed["client"],
+        jitter_ns=round(jitter),
+        medians_ns={name: round(value) for name, value in medians.items()},
+        actions=int(np.count_nonzero(infers)),
+    )
+
+
+@dataclass(frozen=True)
+class StepDifference:
+    """One step (and group), live and simulated. `attempt` is the live run that it is from (1: the first).
+
+    `disturbed` says why the machine voids the live side; empty if it counts. `held` is True if the
+    tolerance applies to the step.
+    """
+
+    live: StepResult
+    simulated: StepResult
+    attempt: int
+    disturbed: tuple[str, ...]
+    held: bool
+
+    @property
+    def client_points(self) -> float:
+        """Simulated less live satisfaction in points of a hundred; client, from the scheduled send."""
+        return 100 * (self.simulated.satisfaction - self.live.satisfaction)
+
+    @property
+    def controller_points(self) -> float:
+        """Simulated less live satisfaction in points; controller, from the arrival there."""
+        return 100 * (self.simulated.controller_satisfaction - self.live.controller_satisfaction)
+
+    @property
+    def points(self) -> float:
+        """The larger of both differences, without its sign."""
+        return max(abs(self.client_points), abs(self.controller_points))
+
+    @property
+    def goodput_ratio(self) -> float:
+        """Simulated over live goodput (client); NaN where the live one is 0."""
+        live = self.live.goodput_rps
+        return self.simulated.goodput_rps / live if live else math.nan
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dicts, for JSON. NaN becomes None."""
+        ratio = self.goodput_ratio
+        return {
+            "step": self.live.slo,
+            "group": self.live.group,
+            "slo_factor": self.live.slo_factor,
+            "held": self.held,
+            "attempt": self.attempt,
+            "disturbed": list(self.disturbed),
+            "client_points": self.client_points,
+            "controller_points": self.controller_points,
+            "goodput_ratio": None if math.isnan(ratio) else ratio,
+            "latency_p50_difference_ns": self.simulated.latency_p50_ns - self.live.latency_p50_ns,
+            "latency_p99_difference_ns": self.simulated.latency_p99_ns - self.live.latency_p99_ns,
+            "live": asdict(self.live),
+            "simulated": asdict(self.simulated),
+        }
+
+
+def compare(
+    live: RunResult,
+    simulated: RunResult,
+    *,
+    attempt: int,
+    disturbed: Sequence[tuple[str, ...]],
+    from_slo: float,
+) -> list[StepDifference]:
+    """Lay the two runs side by side. `disturbed` is by step index.
+
+    The tolerance holds the steps whose SLO factor is `from_slo` or more (1 % less will do, because
+    factors are shown rounded), and those that have none. Raises InvalidConfig if the runs do not have
+    the same steps.
+    """
+    theirs = {(step.index, step.group): step for step in simulated.steps}
+    if sorted(theirs) != sorted((step.index, step.group) for step in live.steps):
+        raise InvalidConfig(
+            f"the live run has {len(live.steps)} steps with requests and the simulated one "
+            f"{len(theirs)}: these are not two runs of one spec"
+        )
+    return [
+        StepDifference(
+            live=step,
+            simulated=theirs[step.index, step.group],
+            attempt=attempt,
+            disturbed=disturbed[step.index],
+            held=not step.slo_factor or step.slo_factor >= 0.99 * from_slo,
+        )
+        for step in live.steps
+    ]
+
+
+HEADINGS = (
+    "step", "sent", "in time live", "simulated", "points", "met live", "simulated", "points", "goodput",
+    "p50 live", "simulated", "p99 live", "simulated", "machine",
+)  # fmt: skip
+
+
+def row(difference: StepDifference) -> list[str]:
+    """A table's row under `HEADINGS`. "goodput" is simulated over live."""
+    live, simulated = difference.live, difference.simulated
+    ratio = difference.goodput_ratio
+    return [
+        f"{live.slo} {live.group}".rstrip(),
+        str(live.sent) if live.sent == simulated.sent else f"{live.sent}/{simulated.sent}",
+        f"{100 * live.satisfaction:.2f} %",
+        f"{100 * simulated.satisfaction:.2f} %",
+        f"{difference.client_points:+.2f}",
+        f"{100 * live.controller_satisfaction:.2f} %",
+        f"{100 * simulated.controller_satisfaction:.2f} %",
+        f"{difference.controller_points:+.2f}",
+        "-" if math.isnan(ratio) else f"{ratio:.3f}",
+        *(
+            format_duration(value) if value else "-"
+            for value in (
+                live.latency_p50_ns,
+                simulated.latency_p50_ns,
+                live.latency_p99_ns,
+                simulated.latency_p99_ns,
+            )
+        ),
+        "; ".join(difference.disturbed),
+    ]
+
+
+# ---------------------------------------------------------------------------------- the figure
+
+
+def plot_validation(differences: Sequence[StepDifference], out: Path, *, title: str) -> list[Path]:
+    """Draw live and simulated satisfaction, goodput and latency into `out`, as PNG and PDF.
+
+    Raises InvalidConfig if there is nothing to draw, MissingPackage without matplotlib.
+    """
+    if not differences:
+        raise InvalidConfig("nothing to draw: the runs have no steps")
+    from slosched.analysis import style
+
+    factors = all(d.live.slo_factor > 0 for d in differences)
+    groups = sorted({d.live.group for d in differences})
+    with style.look():
+        figure = style.Figure(figsize=(10.0, 3.6), layout="constrained")
+        axes = figure.subplots(1, 3)
+        for place, group in enumerate(groups):
+            chosen = [d for d in differences if d.live.group == group]
+            _draw(axes, chosen, group, style.COLOURS[2 * place % len(style.COLOURS)], factors)
+        for ax, words in zip(
+            axes, ("in time (client)", "goodput (requests/s)", "latency p50, p99 (ms)"), strict=True
+        ):
+            ax.set_title(words)
+            ax.set_xlabel("SLO multiplier (times b1)" if factors else "step")
+            if factors:
+                ax.set_xscale("log")
+        axes[0].legend(loc="lower right")
+        figure.suptitle(title, fontsize=9)
+        return style.save(figure, out, "validate")
+
+
+def _draw(
+    axes: Any, differences: Sequence[StepDifference], group: str, colour: str, factors: bool
+) -> None:
+    x = [d.live.slo_factor if factors else float(d.live.index) for d in differences]
+    solid: dict[str, Any] = {"color": colour, "marker": "o"}
+    dashed: dict[str, Any] = {
+        "color": "#000000", "linestyle": "--", "marker": "x", "linewidth": 1.2, "zorder": 4,
+    }  # fmt: skip
+    for name, look in (("live", solid), ("simulated", dashed)):
+        steps: list[StepResult] = [getattr(d, name) for d in differences]
+        label = f"{group} {name}".lstrip()
+        axes[0].plot(x, [step.satisfaction for step in steps], label=label, **look)
+        axes[1].plot(x, [step.goodput_rps for step in steps], **look)
+        for percentile in ("latency_p50_ns", "latency_p99_ns"):
+            axes[2].plot(x, [getattr(s, percentile) / NS_PER_MS or math.nan for s in steps], **look)
