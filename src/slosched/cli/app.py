@@ -8,6 +8,7 @@ import typer
 
 from slosched.cli import (
     ask,
+    azure_trace,
     client,
     controller,
     demo,
@@ -24,7 +25,7 @@ from slosched.version import __version__
 
 _ORDER = (
     "demo", "worker", "controller", "client", "models", "status", "simulate", "plot", "profile",
-    "validate", "doctor",
+    "validate", "azure-trace", "doctor",
 )  # fmt: skip
 
 
@@ -103,5 +104,8 @@ app.add_typer(plot.app, name="plot", short_help="Draw a published figure from ru
 app.command(
     "validate", cls=PositionalCommand, short_help="Run a workload live and simulated, and compare."
 )(validate.validate)
+app.command("azure-trace", short_help="Write a synthetic trace for the azure workloads.")(
+    azure_trace.azure_trace
+)
 app.command("doctor", short_help="Check whether this machine can keep deadlines.")(doctor.doctor)
 app.command("demo", short_help="Run everything on this machine, and check it.")(demo.demo)
