@@ -58,7 +58,8 @@ class SimController:
         self._on_action = on_action
         self._on_note = on_note
         self._checker = InvariantChecker(scheduler) if check else None
-        self._due_ns = -1  # of the armed step; -1: none is
+        self._due_ns = -1  # of the next step; -1: none is due
+        self._armed: set[int] = set()  # times for which an event is on the heap
 
     def receive(self, event: Event) -> None:
         """A fact reaches the controller now; the step follows at the end of this instant."""
@@ -67,8 +68,7 @@ class SimController:
             self._checker.saw(event, now_ns=now_ns)
         self.scheduler.handle(event, now_ns=now_ns)
         if self._due_ns != now_ns:
-            self._due_ns = now_ns
-            self._kernel.at_end_of(now_ns, self._step, now_ns)
+            self._arm(now_ns)
 
     def drain(self) -> None:
         """Take no new requests; those in flight are finished, the rest are answered by `abandon`."""
@@ -78,9 +78,17 @@ class SimController:
         """Answer what is left: the controller ends."""
         self._perform_all(self.scheduler.abandon(now_ns=self._kernel.now_ns))
 
+    def _arm(self, due_ns: int) -> None:
+        """The next step is at `due_ns`. What was armed for another time stays, and is passed over."""
+        self._due_ns = due_ns
+        if due_ns not in self._armed:
+            self._armed.add(due_ns)
+            self._kernel.at_end_of(due_ns, self._step, due_ns)
+
     def _step(self, due_ns: int) -> None:
+        self._armed.discard(due_ns)
         if due_ns != self._due_ns:
-            return  # an earlier one came in between
+            return
         scheduler = self.scheduler
         effects = scheduler.schedule(now_ns=due_ns)
         if self._checker is not None:
@@ -92,8 +100,7 @@ class SimController:
             self._due_ns = -1
             return
         # A wake-up that has passed means: again, but time must pass in between.
-        self._due_ns = wake_ns = max(wake_ns, due_ns + 1)
-        self._kernel.at_end_of(wake_ns, self._step, wake_ns)
+        self._arm(wake_ns if wake_ns > due_ns else due_ns + 1)
 
     def _perform_all(self, effects: list[Effect]) -> None:
         for effect in effects:
