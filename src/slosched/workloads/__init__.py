@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.workloads.base import Workload
+from slosched.workloads.composed import Bounded
 from slosched.workloads.registry import WORKLOADS
+from slosched.workloads.values import read_period
 
 __all__ = ["WORKLOADS", "Workload", "parse_workload", "workload_from_table"]
 
@@ -27,8 +29,9 @@ def workload_from_table(table: Mapping[str, object]) -> Workload:
     """Return the workload that a TOML table describes.
 
     `workload` is its name; the other keys are its parameters in lower case (`slo-start`, or
-    `slo_start`), and their values what the command takes. Raises UnknownName for a name or key that
-    nobody knows, InvalidConfig for a missing one, and what the workload's parser raises.
+    `slo_start`), and their values what the command takes. Any workload may have a `duration` beside
+    them, after which it ends. Raises UnknownName for a name or key that nobody knows, InvalidConfig for
+    a missing one, and what the workload's parser raises.
     """
     values = {key.replace("_", "-"): str(value) for key, value in table.items()}
     name = values.pop("workload", "")
@@ -36,10 +39,12 @@ def workload_from_table(table: Mapping[str, object]) -> Workload:
         raise UnknownName("workload", name, list(WORKLOADS))
     kind = WORKLOADS[name]
     keys = [parameter.key for parameter in kind.parameters]
+    limit = None if "duration" in keys else values.pop("duration", None)
     for key in values:
         if key not in keys:
-            raise UnknownName(f"key of {name}", key, keys)
+            raise UnknownName(f"key of {name}", key, [*keys, "duration"])
     missing = [p.key for p in kind.parameters if p.key not in values and p.default is None]
     if missing:
         raise InvalidConfig(f"the workload {name} lacks {', '.join(missing)}")
-    return kind.parse([values.get(p.key, p.default or "") for p in kind.parameters])
+    workload = kind.parse([values.get(p.key, p.default or "") for p in kind.parameters])
+    return workload if limit is None else Bounded(workload, read_period("duration", limit))

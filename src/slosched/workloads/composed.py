@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from slosched.errors import InvalidConfig
 from slosched.units import format_duration
-from slosched.workloads.base import ModelUse, Step, Stream, instance_seed
+from slosched.workloads.base import ModelUse, Step, Stream, Workload, instance_seed
 from slosched.workloads.processes import Process
 from slosched.workloads.streams import BurstyClosedLoop, ClosedLoop, OpenLoop, Slo
 
@@ -122,3 +123,44 @@ class Composed:
         if self.duration_ns is not None:
             ends = f"{format_duration(self.duration_ns)} in all"
         return f"{self.name}: {self.sent}, {ends}"
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """`workload`, ended after `limit_ns`. Raises InvalidConfig for a limit that is not above 0."""
+
+    workload: Workload
+    limit_ns: int
+
+    def __post_init__(self) -> None:
+        if self.limit_ns <= 0:
+            raise InvalidConfig("duration must be above 0")
+
+    @property
+    def name(self) -> str:
+        return self.workload.name
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return self.workload.groups
+
+    @property
+    def duration_ns(self) -> int:
+        """The limit, or the workload's own duration if that is shorter."""
+        own_ns = self.workload.duration_ns
+        return self.limit_ns if own_ns is None else min(own_ns, self.limit_ns)
+
+    def models(self) -> tuple[ModelUse, ...]:
+        return self.workload.models()
+
+    def steps(self) -> tuple[Step, ...]:
+        """The steps that begin before the end."""
+        return tuple(s for s in self.workload.steps() if s.start_ns < self.duration_ns)
+
+    def streams(self, seed: int) -> Sequence[Stream]:
+        """New streams for one run."""
+        return self.workload.streams(seed)
+
+    def describe(self) -> str:
+        """The workload in one line, and when it ends."""
+        return f"{self.workload.describe()}; ended after {format_duration(self.duration_ns)}"

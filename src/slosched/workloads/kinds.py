@@ -13,12 +13,14 @@ from slosched.workloads.base import Workload
 class Parameter:
     """One positional value: its name in `--help` ("SLO-START"), what it is, and its default.
 
-    `default` None: it must be given. Those with a default come last.
+    `default` None: it must be given. Those with a default come last. `is_path`: in a TOML file it is
+    relative to that file.
     """
 
     name: str
     help: str
     default: str | None = None
+    is_path: bool = False
 
     @property
     def key(self) -> str:

@@ -7,6 +7,7 @@ from slosched.workloads import (
     bursty_experiment,
     closed_loops,
     open_loops,
+    replay,
     scalability_exp_1,
     shapes,
     slo_exp_1,
@@ -33,6 +34,7 @@ KINDS: tuple[Kind, ...] = (
     *azure_kinds.KINDS,
     bursty_experiment.KIND,
     *shapes.KINDS,
+    replay.KIND,
 )
 
 #: By name.

@@ -1,0 +1,77 @@
+"""Workloads from TOML files: `workload = "slo-exp-1"` and its parameters, one to a line."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+from slosched.errors import InvalidConfig, UnknownName
+from slosched.workloads.base import Workload
+from slosched.workloads.registry import WORKLOADS
+
+_KEY = re.compile(r"""^\s*["']?([A-Za-z0-9_-]+)["']?\s*=""")
+
+
+def load_workload(path: str | Path) -> Workload:
+    """Return the workload that the TOML file at `path` describes.
+
+    Raises InvalidConfig with the file and the line of what is wrong; an unknown name or key is listed
+    with those that exist. Paths in it (a log to replay) are relative to the file.
+    """
+    from slosched.workloads import workload_from_table
+
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InvalidConfig(f"cannot read the workload {file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InvalidConfig(f"{file} is no text in UTF-8: {error.reason}") from None
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidConfig(f"{file} is no TOML file: {error}") from None
+    if "workload" not in table:
+        raise InvalidConfig(
+            f"{file}: the key workload is missing; it names one of {', '.join(sorted(WORKLOADS))}"
+        )
+    for key, value in table.items():
+        if isinstance(value, dict | list):
+            raise InvalidConfig(
+                f"{_where(file, text, key)}: {key} must be one value, not a list or a table"
+            )
+    kind = WORKLOADS.get(str(table["workload"]))
+    for parameter in kind.parameters if kind is not None else ():
+        if parameter.is_path and parameter.key in table:
+            table[parameter.key] = str(file.parent / str(table[parameter.key]))
+    try:
+        return workload_from_table(table)
+    except UnknownName as error:
+        raise InvalidConfig(f"{_where(file, text, error.name)}: {error}") from None
+    except InvalidConfig as error:
+        raise InvalidConfig(
+            f"{_where(file, text, *_named_in(str(error), table))}: {error}"
+        ) from None
+
+
+def _named_in(message: str, table: dict[str, object]) -> list[str]:
+    """The keys that an error speaks of, the first of them first."""
+    spelled = {key.replace("_", "-"): key for key in table}
+    found = [
+        (match.start(), key)
+        for name, key in spelled.items()
+        if (match := re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", message, re.IGNORECASE))
+    ]
+    return [key for _, key in sorted(found)]
+
+
+def _where(file: Path, text: str, *names: str) -> str:
+    """The file, with the line of the first of `names` that is a key or a value in it."""
+    lines = text.splitlines()
+    for name in names:
+        for number, line in enumerate(lines, start=1):
+            key = _KEY.match(line)
+            if key is not None and (key.group(1) == name or f'"{name}"' in line):
+                return f"{file}, line {number}"
+    return str(file)
