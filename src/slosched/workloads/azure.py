@@ -129,7 +129,9 @@ class TraceReplay:
         models = sum(use.copies for use in self.uses)
         first, last = self.scales[0].scale, self.scales[-1].scale
         scale = f"scale {first:.4g}" + (f" to {last:.4g}" if last != first else "")
-        called = "every function" if self.functions is None else f"{self.functions} function(s)"
+        called = "every function"
+        if self.functions is not None:
+            called = f"the {self.functions} most invoked"
         return (
             f"{self.name}: {called} of {self.source.describe()} at {scale} on {models} models, "
             f"{format_duration(self.interval_ns)} for each minute of it, "
