@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
 from slosched.analysis.compare import (
     ALL_STEPS,
@@ -16,8 +19,10 @@ from slosched.analysis.compare import (
     comparison_text,
     draw_comparison,
 )
+from slosched.cli.app import app
 from slosched.errors import InvalidConfig
 from slosched.loadgen.results import RunResult, StepResult
+from slosched.telemetry.request_log import FILE_NAME, read_request_log
 from slosched.units import NS_PER_MS, NS_PER_S
 
 
@@ -182,3 +187,77 @@ def test_the_figure_is_drawn_for_sweeps_single_steps_groups_and_other_workloads(
     ]
     assert len(set(drawn)) == 4
     assert texts(tmp_path / "again", sweep) == drawn[0], "the same bytes each time"
+
+
+# -------------------------------------------------------------------------------------- command
+
+#: Two copies on one GPU, 50/s, a second: a run takes a tenth of a second.
+WORDS = ("slo-exp-1", "resnet50_v2", "2", "poisson", "50", "2", "4", "2", "mul", "0.5")
+SMALL = ("--gpus", "1", "--profile", "fig7")
+
+
+def invoke(*args: str) -> Result:
+    return CliRunner().invoke(app, ["compare", *args])
+
+
+def test_the_command_runs_each_policy_and_seed_and_says_what_came_of_it(tmp_path: Path) -> None:
+    out = tmp_path / "cmp"
+    result = invoke("INFER5,INFER5:paper,EDF", *WORDS, *SMALL, "--seeds", "2", "--out", str(out))
+    assert result.exit_code == 0, result.output
+    assert "INFER5:paper" in result.stdout and "points to INFER5" in result.stdout
+    runs = sorted(str(path.parent.relative_to(out)) for path in out.rglob("manifest.json"))
+    assert runs == [
+        f"{policy}/seed={seed}" for policy in ("EDF", "INFER5-paper", "INFER5") for seed in (0, 1)
+    ]
+    document = json.loads((out / "compare.json").read_text())
+    assert document["policies"] == ["INFER5", "INFER5:paper", "EDF"]
+    assert document["options"] == {"gpus": 1, "profile": "fig7"}
+    assert [step["step"] for step in document["steps"]] == [0, 1, "all"]
+    assert (out / "compare.png").is_file()
+    # The same arrivals for each policy, others for each seed.
+    arrivals = {run: read_request_log(out / run / FILE_NAME)["t"].size for run in runs}
+    assert arrivals["EDF/seed=0"] == arrivals["INFER5/seed=0"] == arrivals["INFER5-paper/seed=0"]
+    assert arrivals["EDF/seed=1"] == arrivals["INFER5/seed=1"] != arrivals["EDF/seed=0"]
+
+
+def test_complete_runs_are_not_run_again_but_others_are(tmp_path: Path) -> None:
+    def manifests() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in sorted(tmp_path.rglob("manifest.json"))}
+
+    first = invoke("FIFO", *WORDS, *SMALL, "--seeds", "1", "--out", str(tmp_path), "--json")
+    assert first.exit_code == 0, first.output
+    before = manifests()
+    more = invoke("FIFO,AIMD", *WORDS, *SMALL, "--seeds", "1", "--out", str(tmp_path), "--json")
+    assert more.exit_code == 0, more.output
+    after = manifests()
+    assert len(before) == 1 and len(after) == 2
+    assert all(after[path] == before[path] for path in before)
+    fifo, again = (json.loads(r.stdout)["steps"][0]["policies"]["FIFO"] for r in (first, more))
+    assert fifo == again
+    other = invoke(
+        "FIFO", *WORDS, *SMALL, "--latency", "1ms", "--seeds", "1", "--out", str(tmp_path)
+    )
+    assert other.exit_code == 0 and len(manifests()) == 3, "another spec is another run"
+
+
+@pytest.mark.parametrize(
+    ("policies", "said"),
+    [
+        ("INFER5,INFER9", "unknown scheduler TYPE 'INFER9'; known: AIMD"),
+        ("INFER5:exact", "unknown fidelity 'exact'"),
+        ("EDF,EDF", "the TYPE EDF is named twice"),
+        ("EDF,", "commas between"),
+    ],
+)
+def test_wrong_policies_are_named_and_nothing_runs(
+    policies: str, said: str, tmp_path: Path
+) -> None:
+    result = invoke(policies, *WORDS, "--out", str(tmp_path / "cmp"))
+    assert result.exit_code == 2 and said in result.stderr
+    assert not (tmp_path / "cmp").exists()
+
+
+def test_a_workload_that_never_ends_needs_a_duration(tmp_path: Path) -> None:
+    args = ("EDF,FIFO", "spam", "resnet50_v2", *SMALL, "--seeds", "1", "--out", str(tmp_path))
+    result = invoke(*args)
+    assert result.exit_code == 2 and "--duration" in result.stderr

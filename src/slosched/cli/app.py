@@ -10,6 +10,7 @@ from slosched.cli import (
     ask,
     azure_trace,
     client,
+    compare,
     controller,
     demo,
     doctor,
@@ -24,8 +25,8 @@ from slosched.cli.positional import PositionalCommand
 from slosched.version import __version__
 
 _ORDER = (
-    "demo", "worker", "controller", "client", "models", "status", "simulate", "plot", "profile",
-    "validate", "azure-trace", "doctor",
+    "demo", "worker", "controller", "client", "models", "status", "simulate", "compare", "plot",
+    "profile", "validate", "azure-trace", "doctor",
 )  # fmt: skip
 
 
@@ -100,6 +101,9 @@ app.command("profile", short_help="Measure models on a device.")(profile.profile
 app.command("simulate", cls=PositionalCommand, short_help="Run a workload in virtual time.")(
     simulate.simulate
 )
+app.command(
+    "compare", cls=PositionalCommand, short_help="Several schedulers on the same arrivals."
+)(compare.compare)
 app.add_typer(plot.app, name="plot", short_help="Draw a published figure from run directories.")
 app.command(
     "validate", cls=PositionalCommand, short_help="Run a workload live and simulated, and compare."

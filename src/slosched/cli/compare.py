@@ -1,0 +1,179 @@
+"""`slosched compare`: several policies on the same arrivals, in virtual time."""
+
+from __future__ import annotations
+
+import json as json_text
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from slosched.cli.ask import Json
+from slosched.cli.output import print_json, say, warn
+from slosched.cli.sim_options import SimOptions, changed, takes_sim_options
+from slosched.cli.workload import workload_of
+from slosched.errors import InvalidConfig, MissingPackage
+
+if TYPE_CHECKING:
+    from slosched.analysis.compare import Comparison
+    from slosched.loadgen.results import RunResult
+    from slosched.sim.jobs import Job
+
+FILE_NAME = "compare.json"
+
+_Policies = Annotated[
+    str,
+    typer.Argument(
+        metavar="TYPE,TYPE,...",
+        help="Schedulers as of `slosched controller`; TYPE:paper for that fidelity. The others are "
+        "held against the first.",
+    ),
+]
+_Workload = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="WORKLOAD [VALUE]...",
+        help="As of `slosched client`; or a file.toml that describes it.",
+    ),
+]
+_Seed = Annotated[int, typer.Option(min=0, help="The first seed.")]
+_Seeds = Annotated[
+    int,
+    typer.Option(min=1, help="Run so many seeds, from --seed upwards: they give the intervals."),
+]
+_Jobs = Annotated[int, typer.Option(min=1, help="Processes that share the runs.")]
+_Duration = Annotated[
+    str | None,
+    typer.Option(
+        help="End the sending after this much virtual time (60s; a bare number is in seconds). Needed "
+        "for a workload that never ends."
+    ),
+]
+_Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for the runs' directories, compare.json and the figure. Complete runs in it are "
+        "not run again. Default ./slosched-runs/<time>-compare."
+    ),
+]
+
+
+@takes_sim_options
+def compare(
+    policies: _Policies,
+    words: _Workload,
+    *,
+    sim: SimOptions,
+    seed: _Seed = 0,
+    seeds: _Seeds = 3,
+    jobs: _Jobs = 1,
+    duration: _Duration = None,
+    out: _Out = None,
+    json: Json = False,
+) -> None:
+    """Run several schedulers on the same workload in virtual time, and hold them against the first.
+
+    For each seed every scheduler gets the same arrivals, GPUs and disturbances, so a difference is the
+    scheduler's own. Prints a row for each step and scheduler: the share in time (client, from the
+    scheduled send) and how many points it is ahead of the first, goodput and p99 of successes with
+    their ratios to the first's. Behind +- stands half of a 95 % interval over the seeds. Draws the
+    share in time over the steps (PNG and PDF; needs slosched[plot]).
+
+    Stopped and started again with the same --out, it goes on where it was.
+
+    \b
+    Examples:
+      slosched compare INFER5,FIFO slo-exp-1 resnet50_v2 12 poisson 2400 1.5 17.1 1.5 mul 10
+      slosched compare INFER5,INFER5:paper,FIFO,EDF,REJECT,AIMD workloads/fig7.toml \\
+          --profile fig7 --seeds 3 --jobs 2 --out baselines
+    """
+    from slosched.cli.sim_display import JobsDisplay
+    from slosched.sim.jobs import run_many
+    from slosched.telemetry.run_dir import default_log_dir
+
+    directory = out or default_log_dir("compare")
+    jobs_of = _jobs(_types(policies), words, sim, range(seed, seed + seeds), duration, directory)
+    names = [f"{type_} seed={each}" for type_, each in jobs_of]
+    if not json:
+        (first, *_) = jobs_of.values()
+        count = f"{seeds} seed{'s' if seeds > 1 else ''}"
+        say(f"{first.spec.workload.describe()}; {policies} on {sim.gpus} GPU(s), {count}")
+    with JobsDisplay(names) as display:
+        results = run_many(list(jobs_of.values()), processes=jobs, progress=display)
+    runs: dict[str, dict[int, RunResult]] = {}
+    for (type_, each), result in zip(jobs_of, results, strict=True):
+        runs.setdefault(type_, {})[each] = result
+    _conclude(runs, sim, directory, json=json)
+
+
+def _types(policies: str) -> list[str]:
+    types = [part.strip() for part in policies.split(",")]
+    for place, type_ in enumerate(types):
+        if not type_:
+            raise InvalidConfig(f"{policies!r}: write the TYPEs as INFER5,FIFO with commas between")
+        if type_ in types[:place]:
+            raise InvalidConfig(f"the TYPE {type_} is named twice")
+    return types
+
+
+def _jobs(
+    types: list[str],
+    words: list[str],
+    sim: SimOptions,
+    seeds: range,
+    duration: str | None,
+    directory: Path,
+) -> dict[tuple[str, int], Job]:
+    """A job for each policy and seed, in the order of the table."""
+    from slosched.sim.jobs import Job
+
+    workload = workload_of(words)
+    return {
+        (type_, seed): Job(
+            sim.spec(type_, workload, seed=seed, duration=duration),
+            directory / type_.replace(":", "-") / f"seed={seed}",
+        )
+        for type_ in types
+        for seed in seeds
+    }
+
+
+def _conclude(
+    runs: dict[str, dict[int, RunResult]], sim: SimOptions, directory: Path, *, json: bool
+) -> None:
+    """Write compare.json and the figure, and print the comparison."""
+    from slosched.analysis.compare import compare_runs, comparison_text
+
+    comparison = compare_runs(runs)
+    document = {
+        **comparison.as_dict(),
+        "options": changed(sim),
+        "runs": {
+            type_: {str(seed): str(result.run_dir) for seed, result in by_seed.items()}
+            for type_, by_seed in runs.items()
+        },
+    }
+    path = directory / FILE_NAME
+    try:
+        path.write_text(json_text.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InvalidConfig(f"cannot write {path}: {error.strerror}") from error
+    files = [path, *_draw(comparison, directory)]
+    if json:
+        print_json({**document, "files": [str(file) for file in files]})
+    else:
+        say(comparison_text(comparison))
+        for file in files:
+            say(f"wrote {file}")
+    for warning in dict.fromkeys(w for d in runs.values() for r in d.values() for w in r.warnings):
+        warn(warning)
+
+
+def _draw(comparison: Comparison, directory: Path) -> list[Path]:
+    from slosched.analysis.compare import draw_comparison
+
+    try:
+        return draw_comparison(comparison, directory)
+    except MissingPackage as error:
+        warn(f"no figure: {error}")
+        return []
