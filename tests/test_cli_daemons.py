@@ -12,7 +12,7 @@ import slosched.daemon.controller
 import slosched.daemon.supervisor
 import slosched.daemon.worker
 from slosched.cli.app import app
-from slosched.config import ControllerConfig, WorkerConfig
+from slosched.config import ControllerConfig, SchedulerConfig, WorkerConfig
 from slosched.core.scheduler.policies import POLICIES
 
 Run = Callable[..., ControllerConfig]
@@ -81,6 +81,19 @@ def test_all_six_positional_options_in_the_seeds_order(captured: Captured) -> No
     assert (config.generate_inputs, config.max_gpus, config.max_batch) == (True, 2, 4)
     assert config.schedule_ahead_ns == 3_000_000
     assert (config.default_slo_ns, config.max_exec_ns) == (40_000_000, 50_000_000)
+
+
+def test_smart_takes_the_seventh_option_of_the_published_one_and_says_it_is_not_used(
+    captured: Captured,
+) -> None:
+    args = ["controller", "SMART", "a:1", "0", "6", "5000000", "40ms", "20ms", "8", "actions.csv"]
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 0, result.stderr
+    assert captured.calls
+    assert "action_telemetry_file 'actions.csv' is not used" in result.stderr
+    assert "there are 7" in failure(*args, "one more")
+    resolved = SchedulerConfig(policy="SMART").resolved()
+    assert (resolved.max_exec_ns, resolved.max_batch) == (250_000_000, 16)
 
 
 def test_the_options_form_says_the_same(captured: Captured) -> None:

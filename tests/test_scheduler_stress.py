@@ -6,18 +6,28 @@ import re
 
 import pytest
 
+from scheduler_rig import T0, Rig
 from slosched.codes import ActionType
 from slosched.config import EmulationNoise, GpuProfile, ModelProfile, SchedulerConfig
 from slosched.config_file import load_profile
+from slosched.core.scheduler.interface import Note
+from slosched.core.scheduler.policies import stress
 from slosched.core.scheduler.state import Gpu
-from slosched.messages import InferReply, LoadModelReply
+from slosched.messages import (
+    ErrorResult,
+    InferReply,
+    LoadModelReply,
+    LoadWeights,
+    LoadWeightsResult,
+    Span,
+)
 from slosched.sim.harness import Demand, Simulation
 from slosched.sim.node import WorkerNode
 from slosched.units import NS_PER_MS, NS_PER_S
 
 MS = NS_PER_MS
 STRESS = SchedulerConfig(policy="STRESS")
-WARM_NS = 2 * NS_PER_S
+WARM_NS = NS_PER_S + NS_PER_S // 2
 
 
 def stressed(
@@ -26,7 +36,7 @@ def stressed(
     gpus: tuple[int, ...] = (3,),
     noise: EmulationNoise | None = None,
 ) -> Simulation:
-    """Two seconds of it: the models are prepared and loads go round."""
+    """Some of it: the models are prepared and loads go round."""
     simulation = Simulation(
         STRESS, profile or load_profile("v100"), gpus_per_worker=gpus, noise=noise
     )
@@ -137,14 +147,35 @@ def test_workers_without_the_model_are_named() -> None:
     assert not simulation.outcome.actions
 
 
-def test_errors_are_counted_and_a_worker_that_comes_back_is_stressed_again() -> None:
+def test_errors_are_counted_and_the_loads_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stress, "_MODEL", "net")  # what the rig's worker offers
+    rig = Rig(STRESS)
+    rig.join()
+    rig.prepared()
+    first, second = rig.to_worker(LoadWeights)
+    rig.from_worker(ErrorResult(first.session, first.action_id, 1, 51, "late"))
+    rig.step(5)
+    third = rig.to_worker(LoadWeights)[2]
+    assert [a.model_id for a in (first, second, third)] == [0, 1, 2]
+    rig.step(1001)
+    notes = [e.text for e in rig.effects if isinstance(e, Note) and "LoadWeights" in e.text]
+    assert notes == ["W0-GPU0 LoadWeights errors=1 throughput=0"]
+    for load in (second, third):
+        span = Span(T0 + MS, T0 + 9 * MS, 8 * MS)
+        rig.from_worker(LoadWeightsResult(load.session, load.action_id, span, T0, T0 + 9 * MS))
+    rig.step(2002)
+    notes = [e.text for e in rig.effects if isinstance(e, Note) and "LoadWeights" in e.text]
+    assert notes[1].startswith("W0-GPU0 LoadWeights errors=0 profiled=8ms min=8ms")
+
+
+def test_a_worker_that_comes_back_is_stressed_again() -> None:
     profile = load_profile("v100")
     simulation = stressed(profile, gpus=(1, 2), noise=EmulationNoise(seed=1, exec_sigma=0.1))
     simulation.kill_worker(1)
-    simulation.run_until(simulation.now_ns + 2 * NS_PER_S)
+    simulation.run_until(simulation.now_ns + NS_PER_S)
     assert len(gpus_of(simulation)) == 1
     simulation.start_worker(1, WorkerNode(profile, 2, incarnation=900))
-    simulation.run_until(simulation.now_ns + 3 * NS_PER_S)
+    simulation.run_until(simulation.now_ns + NS_PER_S)
     assert len(gpus_of(simulation)) == 3
     assert all(len(g.loading) == 2 and len(g.exec.outstanding) == 2 for g in gpus_of(simulation))
     assert len(simulation.scheduler.cluster.models) == 40

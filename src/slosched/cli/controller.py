@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slosched.cli.output import Announcer
+from slosched.cli.output import Announcer, warn
 from slosched.cli.values import (
     duration_ns,
     flag,
@@ -29,6 +29,8 @@ POSITIONAL_OPTIONS = (
     "generate_inputs", "max_gpus", "schedule_ahead", "default_slo", "max_exec", "max_batch",
 )  # fmt: skip
 _DURATIONS = ("schedule_ahead", "default_slo", "max_exec")
+#: SMART has one more, which the published code does not heed either.
+_IGNORED_OPTIONS = {"SMART": ("action_telemetry_file",)}
 
 _Type = Annotated[
     str,
@@ -131,6 +133,7 @@ def controller(
       AIMD     batches that grow until the SLO is broken, as Clipper's, no deadlines: a baseline
       ECHO     answers at once without a GPU: measures the network and the client
       INFER4   Clockwork's scheduler before INFER5; max_exec defaults to 250ms, max_batch to 16
+      SMART    Clockwork's other scheduler: plans all requests anew every 1ms; same defaults
       DIRECT   one Infer per request on worker 0, by request id: tests a worker and the wire
       STRESS   loads workers by itself, prints what they did each second; serves no clients
 
@@ -153,7 +156,7 @@ def controller(
         fidelity=fidelity,
     )
     base = _base_config(config)
-    options = _merged(_parse_positionals(positional), by_option)
+    options = _merged(_parse_positionals(type_, positional), by_option)
     resolved = replace(
         base,
         scheduler=replace(base.scheduler, policy=type_, **options),
@@ -205,13 +208,16 @@ def _split_positionals(rest: list[str], workers_given: bool) -> tuple[list[str],
     return [], rest
 
 
-def _parse_positionals(texts: list[str]) -> dict[str, Any]:
+def _parse_positionals(type_: str, texts: list[str]) -> dict[str, Any]:
     """Return SchedulerConfig's fields from the positional options; bare durations are in ns."""
-    if len(texts) > len(POSITIONAL_OPTIONS):
+    known = (*POSITIONAL_OPTIONS, *_IGNORED_OPTIONS.get(type_, ()))
+    if len(texts) > len(known):
         raise InvalidConfig(
-            f"{len(texts)} positional options; there are {len(POSITIONAL_OPTIONS)}: "
-            f"{' '.join(POSITIONAL_OPTIONS)}"
+            f"{len(texts)} positional options; there are {len(known)}: {' '.join(known)}"
         )
+    used = len(POSITIONAL_OPTIONS)
+    for name, text in zip(known[used:], texts[used:], strict=False):
+        warn(f"{name} {text!r} is not used: the telemetry goes to --log-dir")
     options: dict[str, Any] = {}
     for name, text in zip(POSITIONAL_OPTIONS, texts, strict=False):
         if name == "generate_inputs":

@@ -14,6 +14,7 @@ from slosched.core.scheduler.policies.infer4 import Infer4
 from slosched.core.scheduler.policies.infer5 import Infer5
 from slosched.core.scheduler.policies.infer5_paper import Infer5Paper
 from slosched.core.scheduler.policies.reject import Reject
+from slosched.core.scheduler.policies.smart import Smart
 from slosched.core.scheduler.policies.stress import Stress
 from slosched.errors import UnknownName
 
@@ -26,6 +27,7 @@ POLICIES: dict[str, dict[str, type[Policy]]] = {
     "REJECT": {"best": Reject, "paper": Reject},
     "AIMD": {"best": Aimd, "paper": Aimd},
     "INFER4": {"best": Infer4, "paper": Infer4},
+    "SMART": {"best": Smart, "paper": Smart},
     "DIRECT": {"best": Direct, "paper": Direct},
     "STRESS": {"best": Stress, "paper": Stress},
 }
