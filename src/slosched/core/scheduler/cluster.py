@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from slosched.codes import ActionType, Code
 from slosched.config import SchedulerConfig
+from slosched.core.scheduler.free_order import FreeOrder
 from slosched.core.scheduler.interface import ActionDone, ActionRecord, Effect, ToWorker
 from slosched.core.scheduler.state import (
     ActionState,
@@ -52,6 +53,14 @@ class Cluster:
         self.actions: dict[int, ActionState] = {}
         #: Models that the policy itself has loaded, whoever else asks for them: name -> copies.
         self.own_models: dict[str, int] = {}
+        #: GPUs of joined workers, the one that is free soonest first.
+        self.free_order = FreeOrder()
+        #: Told of each GPU whose outstanding execs or resident weights changed, or that came or went,
+        #: and of each worker whose predicted ways did: what a policy keeps in order, it keeps by these.
+        self.on_gpu: list[Callable[[Gpu], None]] = []
+        self.on_path: list[Callable[[Worker], None]] = []
+        self._least_transit_ns: int | None = None  # None: to be found anew
+        self._nearest: Worker | None = None
         self._next_action_id = 1
 
     # ----------------------------------------------------------------------- predictions
@@ -63,6 +72,30 @@ class Cluster:
     def likely_start_ns(self, gpu: Gpu, now_ns: int) -> int:
         """When an Infer decided now will start on `gpu` as often as not."""
         return max(now_ns + gpu.worker.transit.expected_ns, gpu.exec.busy_until_ns)
+
+    def least_transit_ns(self) -> int:
+        """The shortest expected way to a worker with GPUs in use; 0 if there is none."""
+        if self._least_transit_ns is None:
+            near = [w for w in self.workers.values() if w.gpus and w.state is WorkerState.JOINED]
+            self._nearest = min(near, key=lambda w: w.transit.expected_ns, default=None)
+            self._least_transit_ns = self._nearest.transit.expected_ns if self._nearest else 0
+        return self._least_transit_ns
+
+    def learn_path(self, worker: Worker, *, there_ns: int, back_ns: int) -> None:
+        """Take one measurement of the way to `worker` and of the way back."""
+        if not worker.learn_path(there_ns=there_ns, back_ns=back_ns):
+            return
+        expected_ns, least_ns = worker.transit.expected_ns, self._least_transit_ns
+        if least_ns is not None and expected_ns <= least_ns:
+            self._least_transit_ns, self._nearest = expected_ns, worker
+        elif worker is self._nearest:
+            self._least_transit_ns = None
+        for told in self.on_path:
+            told(worker)
+
+    def _changed(self, gpu: Gpu) -> None:
+        for told in self.on_gpu:
+            told(gpu)
 
     def joined(self) -> list[Worker]:
         """Workers with a session, in the order of their numbers."""
@@ -121,6 +154,8 @@ class Cluster:
         gpu.resident[model.model_id] = model
         model.last_used_ns = now_ns
         gpu.exec.add(action)
+        self.free_order.move(gpu)
+        self._changed(gpu)
         sizes = tuple(r.input_bytes or self._generated_bytes(model) for r in requests)
         self.emit(
             ToWorker(
@@ -254,6 +289,7 @@ class Cluster:
     def add_residency(self, gpu: Gpu, model: Model) -> None:
         gpu.resident[model.model_id] = model
         model.resident_on[gpu.index] = gpu
+        self._changed(gpu)
 
     def _drop_residency(self, gpu: Gpu, model: Model) -> None:
         gpu.resident.pop(model.model_id, None)
@@ -263,14 +299,22 @@ class Cluster:
         """Correct the GPU's prediction and the estimators; the caller answers the requests."""
         gpu = action.gpu
         del self.actions[action.action_id]
-        gpu.exec.finish(action, end_ns=result.exec.end_ns)
+        self._exec_ended(action, end_ns=result.exec.end_ns)
         gpu.busy_ns += result.exec.duration_ns
         gpu.clock_mhz = result.gpu_clock_mhz
         gpu.exec_table(action.model).add(action.batch_class, result.exec.duration_ns)
         # Loads come in bursts and wait behind one another on the wire: they would teach the wrong lesson.
-        gpu.worker.learn_path(
-            there_ns=result.received_ns - action.sent_ns, back_ns=now_ns - result.exec.end_ns
+        self.learn_path(
+            gpu.worker,
+            there_ns=result.received_ns - action.sent_ns,
+            back_ns=now_ns - result.exec.end_ns,
         )
+
+    def _exec_ended(self, action: ActionState, *, end_ns: int) -> None:
+        gpu = action.gpu
+        gpu.exec.finish(action, end_ns=end_ns)
+        self.free_order.move(gpu)
+        self._changed(gpu)
 
     def load_finished(self, action: ActionState, result: LoadWeightsResult, *, now_ns: int) -> None:
         gpu, model = action.gpu, action.model
@@ -296,7 +340,7 @@ class Cluster:
         gpu, model = action.gpu, action.model
         del self.actions[action.action_id]
         if action.action_type is ActionType.INFER:
-            gpu.exec.finish(action, end_ns=now_ns)
+            self._exec_ended(action, end_ns=now_ns)
             if code == Code.EXEC_WEIGHTS_MISSING and model.model_id in gpu.resident:
                 # The worker does not have what we thought it had: our page goes back to free.
                 self._drop_residency(gpu, model)
@@ -356,7 +400,14 @@ class Cluster:
             )
         )
 
-    # --------------------------------------------------------------------------- removal
+    # ------------------------------------------------------------------- coming and going
+
+    def add_gpu(self, gpu: Gpu) -> None:
+        """Take a GPU of a worker that joined into use."""
+        self.gpus[gpu.index] = gpu
+        self.free_order.add(gpu)
+        self._least_transit_ns = None
+        self._changed(gpu)
 
     def remove_gpu(self, gpu: Gpu) -> list[ActionState]:
         """Forget a GPU whose worker was lost; returns its outstanding actions, already logged."""
@@ -364,6 +415,9 @@ class Cluster:
         for executor in (gpu.exec, gpu.weights):
             lost.extend(_drain(executor))
         self.gpus.pop(gpu.index, None)
+        self.free_order.remove(gpu)
+        self._least_transit_ns = None
+        self._changed(gpu)
         for model in list(gpu.resident.values()):
             self._drop_residency(gpu, model)
         gpu.loading.clear()

@@ -20,7 +20,16 @@ class WindowEstimator:
     binary search and two short moves in a sorted list.
     """
 
-    __slots__ = ("_capacity", "_percentile", "_samples", "_sorted", "expected_ns", "margin_ns")
+    __slots__ = (
+        "_capacity",
+        "_middle",
+        "_percentile",
+        "_rank",
+        "_samples",
+        "_sorted",
+        "expected_ns",
+        "margin_ns",
+    )
 
     def __init__(
         self, seed_ns: int, *, window: int = 100, percentile: float = 0.97, seed_weight: int = 4
@@ -29,21 +38,36 @@ class WindowEstimator:
         self._percentile = percentile
         self._samples: deque[int] = deque([seed_ns] * seed_weight)
         self._sorted: list[int] = [seed_ns] * seed_weight
+        self._middle = self._rank = 0  # where median and percentile stand in `_sorted`
         #: The median: what the next one is expected to take.
         self.expected_ns = seed_ns
         #: The percentile: what a promise should allow for. Never below the median.
         self.margin_ns = seed_ns
+        self._resize()
 
-    def add(self, sample_ns: int) -> None:
-        ordered = self._sorted
-        if len(self._samples) >= self._capacity:
-            oldest = self._samples.popleft()
+    def _resize(self) -> None:
+        count = len(self._sorted)
+        self._middle = count >> 1
+        self._rank = min(count - 1, int(self._percentile * count))
+
+    def add(self, sample_ns: int) -> bool:
+        """Take one sample. True if it moved the median or the percentile."""
+        samples, ordered = self._samples, self._sorted
+        samples.append(sample_ns)
+        if len(samples) > self._capacity:
+            oldest = samples.popleft()
+            if oldest == sample_ns:
+                return False
             del ordered[bisect_left(ordered, oldest)]
-        self._samples.append(sample_ns)
-        insort(ordered, sample_ns)
-        n = len(ordered)
-        self.expected_ns = ordered[n >> 1]
-        self.margin_ns = ordered[min(n - 1, int(self._percentile * n))]
+            insort(ordered, sample_ns)
+        else:
+            insort(ordered, sample_ns)
+            self._resize()
+        expected_ns, margin_ns = ordered[self._middle], ordered[self._rank]
+        if expected_ns == self.expected_ns and margin_ns == self.margin_ns:
+            return False
+        self.expected_ns, self.margin_ns = expected_ns, margin_ns
+        return True
 
     def __len__(self) -> int:
         return len(self._samples)

@@ -5,12 +5,19 @@ one ends is worth 15 to 20 points of satisfaction at 2,400 requests/s; binding i
 costs 1.5 points per millisecond, because a later decision knows more arrivals. So a GPU is *open*
 while at most one action is outstanding, from the predicted end minus the lead; an overdue one is not,
 until it reports.
+
+Nothing is looked at that did not change: what the cluster reports is placed once, what opens by itself
+stands in a heap by the time at which it will.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from heapq import heappop, heappush, merge
+
 from slosched.core.scheduler.cluster import Cluster
-from slosched.core.scheduler.state import Gpu
+from slosched.core.scheduler.state import Gpu, Worker
 
 MAX_OUTSTANDING = 2
 #: On top of the measured transit: timers fire a little late, decisions take a little time.
@@ -18,46 +25,163 @@ _LEAD_SLACK_NS = 50_000
 
 
 class Openings:
-    """Which GPUs can be given an Infer now, and when the next one will be."""
+    """Which GPUs can be given an Infer now, and when the next one will be.
+
+    `unasked` are open GPUs that the policy has not asked since something about them changed. A policy
+    that only wants those takes them out (`asked`); one that asks all each time need not care.
+    """
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         assert cluster.config.schedule_ahead_ns is not None
         self._ahead_ns = cluster.config.schedule_ahead_ns
+        self.unasked: dict[int, Gpu] = {}  # by index, as below
+        self._changed: dict[int, Gpu] = {}
+        #: Open, and a start depends on nothing but the way there: (margin of the way, index).
+        self._near: list[tuple[int, int, Gpu]] = []
+        self._near_margin_ns: dict[int, int] = {}
+        self._soon: dict[int, Gpu] = {}  # open, and starts when the running one ends
+        #: Opens by itself: when, by index; the heap has stale entries too.
+        self._opens_ns: dict[int, int] = {}
+        self._closed: list[tuple[int, int, Gpu]] = []
+        self._hindered: dict[int, None] = {}  # asked in vain, but for what is predicted of its ways
+        cluster.on_gpu.append(self._gpu_changed)
+        cluster.on_path.append(self._path_changed)
 
-    def opens_ns(self, gpu: Gpu, now_ns: int) -> int | None:
-        """When `gpu` opens (a past time: it is open). None: only a report can open it."""
+    # -------------------------------------------------------------------------------- facts
+
+    def _gpu_changed(self, gpu: Gpu) -> None:
+        self._changed[gpu.index] = gpu
+
+    def _path_changed(self, worker: Worker) -> None:
+        margin_ns = worker.transit.margin_ns
+        for gpu in worker.gpus:
+            index = gpu.index
+            listed_ns = self._near_margin_ns.get(index)
+            if index in self._opens_ns:
+                self._close(gpu)
+            elif index in self._soon or (listed_ns is not None and gpu.exec.outstanding):
+                self._changed[index] = gpu  # with a shorter way it need not be open yet
+            elif listed_ns is not None and listed_ns != margin_ns:
+                self._unlist(index)
+                self._list(gpu, margin_ns)
+            if index in self._hindered:
+                del self._hindered[index]
+                self.unasked[index] = gpu
+
+    def _list(self, gpu: Gpu, margin_ns: int) -> None:
+        self._near_margin_ns[gpu.index] = margin_ns
+        insort(self._near, (margin_ns, gpu.index, gpu))
+
+    def _unlist(self, index: int) -> None:
+        margin_ns = self._near_margin_ns.pop(index)
+        del self._near[bisect_left(self._near, (margin_ns, index))]
+
+    def _close(self, gpu: Gpu) -> int:
+        """`gpu` opens by itself, at the time returned."""
+        lead_ns = min(gpu.worker.transit.margin_ns + _LEAD_SLACK_NS, self._ahead_ns)
+        opens_ns = gpu.exec.busy_until_ns - lead_ns
+        if self._opens_ns.get(gpu.index) != opens_ns:
+            self._opens_ns[gpu.index] = opens_ns
+            heappush(self._closed, (opens_ns, gpu.index, gpu))
+        return opens_ns
+
+    def _open(self, gpu: Gpu, now_ns: int) -> None:
+        margin_ns = gpu.worker.transit.margin_ns
+        if gpu.exec.busy_until_ns <= now_ns + margin_ns:
+            self._list(gpu, margin_ns)
+        else:
+            self._soon[gpu.index] = gpu
+        self.unasked[gpu.index] = gpu
+
+    def _place(self, gpu: Gpu, now_ns: int) -> None:
+        index = gpu.index
+        if index in self._near_margin_ns:
+            self._unlist(index)
+        self._soon.pop(index, None)
+        self._opens_ns.pop(index, None)
+        self._hindered.pop(index, None)
+        self.unasked.pop(index, None)
+        outstanding = len(gpu.exec.outstanding)
+        if outstanding >= MAX_OUTSTANDING or index not in self._cluster.gpus:
+            return
+        if outstanding == 0:
+            self._open(gpu, now_ns)
+        else:
+            self._close(gpu)
+
+    def refresh(self, now_ns: int) -> None:
+        """Bring everything up to `now_ns`."""
+        if self._changed:
+            for gpu in self._changed.values():
+                self._place(gpu, now_ns)
+            self._changed.clear()
+        closed = self._closed
+        while closed and closed[0][0] <= now_ns:
+            opens_ns, index, gpu = heappop(closed)
+            if self._opens_ns.get(index) == opens_ns:
+                del self._opens_ns[index]
+                self._open(gpu, now_ns)
+        if self._soon:
+            for gpu in list(self._soon.values()):
+                margin_ns = gpu.worker.transit.margin_ns
+                if gpu.exec.busy_until_ns <= now_ns + margin_ns:
+                    del self._soon[gpu.index]
+                    self._list(gpu, margin_ns)
+
+    # ---------------------------------------------------------------------------- questions
+
+    def _reports(self, gpu: Gpu, now_ns: int) -> bool:
+        """False if its report is later than nine in ten are: something is wrong, send nothing more."""
         outstanding = gpu.exec.outstanding
         if not outstanding:
-            return now_ns
-        if len(outstanding) >= MAX_OUTSTANDING:
-            return None
-        worker = gpu.worker
-        end_ns = gpu.exec.busy_until_ns
-        # Its report is later than nine in ten are: something is wrong there, send nothing more.
-        if now_ns > end_ns + worker.returns.margin_ns + outstanding[0].expected_duration_ns // 8:
-            return None
-        return end_ns - min(worker.transit.margin_ns + _LEAD_SLACK_NS, self._ahead_ns)
+            return True
+        late_ns = now_ns - gpu.exec.busy_until_ns - gpu.worker.returns.margin_ns
+        return late_ns <= outstanding[0].expected_duration_ns // 8
 
     def open_gpus(self, now_ns: int) -> list[tuple[int, int, Gpu]]:
         """Open GPUs as (predicted start, index, gpu), soonest first."""
-        found = []
-        for gpu in self._cluster.gpus.values():
-            opens_ns = self.opens_ns(gpu, now_ns)
-            if opens_ns is not None and opens_ns <= now_ns:
-                found.append((self._cluster.earliest_start_ns(gpu, now_ns), gpu.index, gpu))
+        self.refresh(now_ns)
+        return list(self.in_order(now_ns))
+
+    def in_order(self, now_ns: int) -> Iterator[tuple[int, int, Gpu]]:
+        """The same one at a time, after `refresh`. Meanwhile the cluster may be told to send actions,
+        and nothing else. What does not report is asked again when it does.
+        """
+        soon = sorted((g.exec.busy_until_ns, i, g) for i, g in self._soon.items())
+        near = ((now_ns + margin_ns, index, gpu) for margin_ns, index, gpu in self._near)
+        for entry in merge(near, soon) if soon else near:
+            if self._reports(entry[2], now_ns):
+                yield entry
+            else:
+                self.unasked[entry[1]] = entry[2]
+
+    def unasked_in_order(self, now_ns: int) -> list[tuple[int, int, Gpu]]:
+        """Those of `open_gpus` that are `unasked`, after `refresh`."""
+        earliest_start_ns = self._cluster.earliest_start_ns
+        found = [
+            (earliest_start_ns(gpu, now_ns), index, gpu)
+            for index, gpu in self.unasked.items()
+            if self._reports(gpu, now_ns)
+        ]
         found.sort()
         return found
 
+    def asked(self, gpu: Gpu, *, hindered: bool) -> None:
+        """Nothing that waits can go to `gpu`; if `hindered`, only because its ways are too long."""
+        self.unasked.pop(gpu.index, None)
+        if hindered:
+            self._hindered[gpu.index] = None
+
+    def ask_again(self, gpu: Gpu) -> None:
+        """Something new waits that `gpu` could run. A closed one is asked anyway when it opens."""
+        if gpu.index in self._near_margin_ns or gpu.index in self._soon:
+            self.unasked[gpu.index] = gpu
+
     def next_opening_ns(self, now_ns: int) -> int | None:
         """When the next GPU that is closed now opens by itself."""
-        soonest: int | None = None
-        for gpu in self._cluster.gpus.values():
-            opens_ns = self.opens_ns(gpu, now_ns)
-            if (
-                opens_ns is not None
-                and opens_ns > now_ns
-                and (soonest is None or opens_ns < soonest)
-            ):
-                soonest = opens_ns
-        return soonest
+        self.refresh(now_ns)
+        closed = self._closed
+        while closed and self._opens_ns.get(closed[0][1]) != closed[0][0]:
+            heappop(closed)
+        return closed[0][0] if closed else None

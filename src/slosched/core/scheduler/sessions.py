@@ -95,7 +95,7 @@ class Sessions:
             )
             self._next_gpu_index += 1
             worker.gpus.append(gpu)
-            self._cluster.gpus[gpu.index] = gpu
+            self._cluster.add_gpu(gpu)
         again = f" (back after {worker.times_lost} loss(es))" if worker.times_lost else ""
         self._note(
             "info",
@@ -129,7 +129,7 @@ class Sessions:
         # path once found slow is not given up for good: nothing sent would mean nothing learnt.
         delay_ns = now_ns - (message.sent_ns - message.clock_offset_ns)
         if message.clock_error_ns < _TRUSTED_CLOCK_ERROR_NS:
-            worker.learn_path(there_ns=delay_ns, back_ns=delay_ns)
+            self._cluster.learn_path(worker, there_ns=delay_ns, back_ns=delay_ns)
         worker.clock_offset_ns = message.clock_offset_ns
         worker.clock_error_ns = message.clock_error_ns
         worker.activity = message.activity

@@ -293,12 +293,12 @@ class Worker:
         """For people: its number and where it is."""
         return f"{self.worker_id} ({self.address})" if self.address else str(self.worker_id)
 
-    def learn_path(self, *, there_ns: int, back_ns: int) -> None:
-        """Take one measurement of the way to the worker and of the way back."""
-        if 0 <= there_ns < _LONGEST_PATH_NS:
-            self.transit.add(there_ns)
-        if 0 <= back_ns < _LONGEST_PATH_NS:
-            self.returns.add(back_ns)
+    def learn_path(self, *, there_ns: int, back_ns: int) -> bool:
+        """Take one measurement of each way. True if a prediction moved; Cluster.learn_path tells of it."""
+        moved = 0 <= there_ns < _LONGEST_PATH_NS and self.transit.add(there_ns)
+        if 0 <= back_ns < _LONGEST_PATH_NS and self.returns.add(back_ns):
+            moved = True
+        return moved
 
 
 class ModelState(IntEnum):

@@ -22,11 +22,17 @@ A promise leaves the exec estimator's margin and the worker's return margin befo
 single request on an idle GPU needs no promise: it is sent when it is likely to be in time, and refused
 only when it is not. The worker gets the latest start at which half the batch would still be in time,
 and refuses the action after it.
+
+Nothing is rescanned: GPUs stand in the order in which they are free (free_order.py), waiting models in
+that of a bound on their keys (urgency.py), and a GPU that nothing could go to is asked again when
+something changed for it (openings.py). The decisions are those of a full scan.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import insort
+from collections.abc import Iterable
 
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
@@ -35,6 +41,17 @@ from slosched.core.scheduler.openings import Openings
 from slosched.core.scheduler.placement import Placement
 from slosched.core.scheduler.policies.base import Refusals
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.urgency import (
+    CREDIT,
+    CREDIT_SLOPE,
+    PENALTY,
+    PENALTY_SLOPE,
+    ROUNDING_NS,
+    WEIGHT,
+    WEIGHT_SLOPE,
+    Entry,
+    Urgency,
+)
 from slosched.units import format_duration
 
 #: Later than everything: where no GPU can start a request at all.
@@ -44,6 +61,16 @@ _LOSS_WEIGHT = 0.012
 #: With nothing else waiting, those a smaller class leaves over are served right behind it, sooner than
 #: the larger class would be done: a padded one must then be this much more efficient.
 _PADDING_GAIN = 1.07
+#: At most so many GPUs are looked at for the one that would be the least late.
+_LOOKED_AT = 8
+#: A model on more GPUs than this is not asked for GPU by GPU.
+_FEW_GPUS = 8
+#: So few waiting models are looked at without putting them in order.
+_FEW_MODELS = 3
+_NO_KEY = math.inf
+
+#: A batch: model, requests stepped over, requests taken, class.
+_Choice = tuple[Model, int, int, int]
 
 
 class Infer5:
@@ -56,10 +83,15 @@ class Infer5:
         self._refusals = refusals
         self._openings = Openings(cluster)
         self._placement = Placement(cluster)
-        self._waiting: dict[int, Model] = {}  # models with queued requests
+        self._urgency = Urgency()
+        self._waiting = self._urgency.waiting  # models with queued requests
+        self._fresh: dict[int, Model] = {}  # with requests that no GPU was asked about yet
         self._expiry = ExpiryHeap()  # by the latest start that is likely in time
         self._loss = 0.0
         self._now_ns = 0
+        #: What decisions cost: GPUs asked for a batch, and waiting models looked at for them.
+        self.gpus_asked = 0
+        self.models_looked_at = 0
 
     # -------------------------------------------------------------------------------- facts
 
@@ -70,28 +102,40 @@ class Infer5:
         if start_ns > latest_ns:
             self._refuse_at_once(request, start_ns, exec_ns, now_ns)
             return
-        insort(model.queue, request)
-        self._waiting[model.model_id] = model
+        queue = model.queue
+        if queue and request < queue[-1]:
+            insort(queue, request)
+        else:
+            queue.append(request)
+        self._urgency.grew(model)
+        self._fresh[model.model_id] = model
         self._expiry.push(latest_ns, request)
 
     def forget(self, request: Request) -> None:
-        model = request.model
-        model.queue.remove(request)
-        if not model.queue:
-            del self._waiting[model.model_id]
+        request.model.queue.remove(request)
+        self._urgency.shrank(request.model)
 
     def action_done(
         self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
     ) -> None:
-        """The cluster's own predictions are enough."""
+        """The cluster's own predictions are enough; the bounds on keys must hold for them."""
+        if duration_ns and action.requests:
+            table = action.gpu.exec_table(action.model)
+            batch = action.batch_class
+            measured = {batch: table.estimators[batch].expected_ns}
+            self._urgency.measured(action.model.name, measured)
 
     def gpu_added(self, gpu: Gpu) -> None:
-        """Nothing is kept per GPU."""
+        """Openings hears of it."""
 
     def gpu_removed(self, gpu: Gpu) -> None:
         self._placement.gpu_removed(gpu)
 
     def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
+        if gpus:
+            loaded = gpus[0].worker.prepared[model.name]
+            exec_ns = dict(zip(loaded.batch_sizes, loaded.exec_ns, strict=True))
+            self._urgency.measured(model.name, exec_ns)
         self._placement.model_loaded(model, gpus)
 
     def settled(self, model: Model) -> bool:
@@ -111,26 +155,55 @@ class Infer5:
     def _best_plan(self, request: Request, now_ns: int) -> tuple[int, int, int]:
         """(latest start that is likely in time, earliest start there is, exec) on the best GPU.
 
-        Looks at GPUs that hold the model, else at those that could load it. Stops at the first that
-        will do. With no GPU at all the earliest start lies beyond every deadline.
+        GPUs that hold the model in the order in which they are free: the first that will do, else the
+        least late of the first few. If none holds it: those that could load it, in order of their
+        numbers, and if none will do the least late. With no GPU at all the earliest start lies beyond
+        every deadline.
         """
-        best = (request.deadline_ns, _NEVER_NS, request.model.b1_ns)
         model = request.model
-        resident = model.resident_on
-        for gpu in (resident or self._cluster.gpus).values():
-            if resident:
-                start_ns = self._cluster.likely_start_ns(gpu, now_ns)
-            else:
-                ready_ns = self._placement.load_ready_ns(gpu, model, now_ns)
-                if ready_ns is None:
-                    continue
-                start_ns = ready_ns
+        if model.resident_on:
+            return self._resident_plan(request, now_ns)
+        best = (request.deadline_ns, _NEVER_NS, model.b1_ns)
+        for gpu in self._cluster.gpus.values():
+            start_ns = self._placement.load_ready_ns(gpu, model, now_ns)
+            if start_ns is None:
+                continue
             single_ns = gpu.exec_table(model).single.expected_ns
             latest_ns = request.deadline_ns - single_ns - gpu.worker.returns.expected_ns
             if start_ns <= latest_ns:
                 return latest_ns, start_ns, single_ns
             if start_ns - latest_ns < best[1] - best[0]:
                 best = (latest_ns, start_ns, single_ns)
+        return best
+
+    def _resident_plan(self, request: Request, now_ns: int) -> tuple[int, int, int]:
+        model = request.model
+        holders = model.resident_on
+        deadline_ns = request.deadline_ns
+        order = self._cluster.free_order.entries
+        if len(holders) * 4 < len(order):
+            order = sorted((g.exec.busy_until_ns, i, g) for i, g in holders.items())
+        best = (0, _NEVER_NS, 0)
+        seen = 0
+        for busy_ns, index, gpu in order:
+            if index not in holders:
+                continue
+            worker = gpu.worker
+            start_ns = now_ns + worker.transit.expected_ns
+            if busy_ns > start_ns:
+                start_ns = busy_ns
+            single_ns = gpu.exec_table(model).single.expected_ns
+            latest_ns = deadline_ns - single_ns - worker.returns.expected_ns
+            if start_ns <= latest_ns:
+                return latest_ns, start_ns, single_ns
+            if seen < _LOOKED_AT:
+                seen += 1
+                if start_ns - latest_ns < best[1] - best[0]:
+                    best = (latest_ns, start_ns, single_ns)
+            else:
+                soonest_ns = max(busy_ns, now_ns + self._cluster.least_transit_ns())
+                if soonest_ns + self._urgency.lowest_single_ns(model.name) > deadline_ns:
+                    return best  # nor will any that is free later
         return best
 
     def _refuse_at_once(self, request: Request, start_ns: int, exec_ns: int, now_ns: int) -> None:
@@ -157,19 +230,16 @@ class Infer5:
 
     def _soonest_start_ns(self, now_ns: int) -> int:
         """No GPU starts anything decided from now on before this."""
-        soonest = _NEVER_NS
-        for gpu in self._cluster.gpus.values():
-            start_ns = self._cluster.likely_start_ns(gpu, now_ns)
-            if start_ns < soonest:
-                soonest = start_ns
-        return soonest
+        order = self._cluster.free_order.entries
+        if not order:
+            return _NEVER_NS
+        return max(now_ns + self._cluster.least_transit_ns(), order[0][0])
 
     def _next_expiry_ns(self) -> int | None:
         expiry_ns = self._expiry.next_ns()
         if expiry_ns is None or not self._cluster.gpus:
             return None
-        transit_ns = min(g.worker.transit.expected_ns for g in self._cluster.gpus.values())
-        return max(expiry_ns - transit_ns + 1, self._now_ns + 1)
+        return max(expiry_ns - self._cluster.least_transit_ns() + 1, self._now_ns + 1)
 
     def _answer_hopeless(self, now_ns: int) -> None:
         """Rule 1, over all models: who cannot start in time anywhere is answered now."""
@@ -201,23 +271,66 @@ class Infer5:
         if not self._waiting:
             return
         self._answer_hopeless(now_ns)
-        sent = False
-        for start_ns, _, gpu in self._openings.open_gpus(now_ns):
-            if not self._waiting:
-                break
-            choice = self._best_batch(gpu, start_ns)
-            if choice is not None:
-                self._commit(gpu, choice, start_ns, now_ns)
-                sent = True
+        self._openings.refresh(now_ns)
+        sent = self._give_work(now_ns) if self._waiting else False
+        self._fresh.clear()
         if sent and self._waiting:
             self._answer_hopeless(now_ns)
 
-    def _best_batch(self, gpu: Gpu, start_ns: int) -> tuple[Model, int, int, int] | None:
-        """(model, requests stepped over, requests taken, class) of the smallest key."""
-        best: tuple[Model, int, int, int] | None = None
-        best_key = 0.0
+    def _give_work(self, now_ns: int) -> bool:
+        """Ask every open GPU that something may go to, soonest first. True if anything was sent."""
+        openings, waiting = self._openings, self._waiting
+        wide: dict[int, Model] = {}  # fresh ones on many GPUs, each of which may have one for it
+        for model_id, model in self._fresh.items():
+            if model_id not in waiting:
+                continue
+            if len(model.resident_on) > _FEW_GPUS:
+                wide[model_id] = model
+            else:
+                for gpu in model.resident_on.values():
+                    openings.ask_again(gpu)
+        sent = False
+        if wide:
+            for start_ns, index, gpu in openings.in_order(now_ns):
+                if index in openings.unasked or any(i in gpu.resident for i in wide):
+                    sent |= self._ask(gpu, start_ns, now_ns)
+                    wide = {i: m for i, m in wide.items() if i in waiting}
+                    if not wide:
+                        break
+        if waiting and openings.unasked:
+            for start_ns, _, gpu in openings.unasked_in_order(now_ns):
+                sent |= self._ask(gpu, start_ns, now_ns)
+                if not waiting:
+                    break
+        return sent
+
+    def _ask(self, gpu: Gpu, start_ns: int, now_ns: int) -> bool:
+        """Send what should run next on `gpu`, from `start_ns`; False if nothing that waits can."""
+        self.gpus_asked += 1
+        choice, hindered = self._best_batch(gpu, start_ns)
+        self._openings.asked(gpu, hindered=hindered)
+        if choice is None:
+            return False
+        self._commit(gpu, choice, start_ns, now_ns)
+        return True
+
+    def _in_order(self, gpu: Gpu) -> Iterable[Entry]:
+        """Waiting models that `gpu` may hold, by the bound on their keys."""
+        waiting, urgency = self._waiting, self._urgency
+        if len(waiting) <= _FEW_MODELS:
+            return [(0.0, urgency.since[i], m) for i, m in waiting.items()]
+        if len(gpu.resident) * 4 < len(waiting):
+            return urgency.among(gpu.resident.values(), self._loss)
+        return urgency.in_order(self._loss)
+
+    def _best_batch(self, gpu: Gpu, start_ns: int) -> tuple[_Choice | None, bool]:
+        """The batch of the smallest key; whether some model is here whose requests all are too old."""
+        best: _Choice | None = None
+        best_key, best_since, hindered, looked_at = _NO_KEY, 0, False, 0
         loss = self._loss
-        credit, weight, penalty = 1.9 + 3.45 * loss, 2.3 + 4.0 * loss, 0.24 - 0.17 * loss
+        credit = CREDIT + CREDIT_SLOPE * loss
+        weight = WEIGHT + WEIGHT_SLOPE * loss
+        penalty = PENALTY + PENALTY_SLOPE * loss
         returns = gpu.worker.returns
         floor_ns = start_ns + returns.margin_ns
         resident = gpu.resident
@@ -226,52 +339,59 @@ class Infer5:
         likely_floor_ns = 0
         if not gpu.exec.outstanding:
             likely_floor_ns = self._now_ns + gpu.worker.transit.expected_ns + returns.expected_ns
-        for model in self._waiting.values():
+        for bound, since, model in self._in_order(gpu):
+            if bound > best_key + ROUNDING_NS:
+                break
+            looked_at += 1
             if model.model_id not in resident:
                 continue
             queue = model.queue
             waiting = len(queue)
-            head_ns = queue[0].deadline_ns
+            first_ns = head_ns = queue[0].deadline_ns
             table = gpu.exec_table(model)
             single_ns = table.single.expected_ns
             over, smaller, smaller_ns = 0, 0, 0
             for batch, estimator in table.classes:
                 if waiting - over <= smaller:
                     break
-                needs_ns = floor_ns + estimator.margin_ns
+                expected_ns = estimator.expected_ns
                 if likely_floor_ns and smaller == 0:
-                    needs_ns = likely_floor_ns + estimator.expected_ns
-                while over < waiting and queue[over].deadline_ns < needs_ns:
+                    needs_ns = likely_floor_ns + expected_ns
+                else:
+                    needs_ns = floor_ns + estimator.margin_ns
+                while first_ns < needs_ns:
                     over += 1
-                taken = min(batch, waiting - over)
-                # Padding must pay: at least as much served per millisecond as the full smaller class.
-                pays = (
-                    taken == batch or taken * smaller_ns >= estimator.expected_ns * smaller * dearer
-                )
-                if taken > smaller and pays:
+                    if over == waiting:
+                        break
                     first_ns = queue[over].deadline_ns
+                taken = waiting - over
+                if taken > batch:
+                    taken = batch
+                # Padding must pay: at least as much served per millisecond as the full smaller class.
+                if taken > smaller and (
+                    taken == batch or taken * smaller_ns >= expected_ns * smaller * dearer
+                ):
                     key = (
                         first_ns
                         + head_ns / 4
-                        + weight * estimator.expected_ns
+                        + weight * expected_ns
                         + (penalty * over - credit * taken) * single_ns
                     )
-                    if best is None or key < best_key:
-                        best, best_key = (model, over, taken, batch), key
-                smaller, smaller_ns = batch, estimator.expected_ns
-        return best
+                    if key < best_key or (key == best_key and since < best_since):
+                        best, best_key, best_since = (model, over, taken, batch), key, since
+                smaller, smaller_ns = batch, expected_ns
+            hindered |= over == waiting
+        self.models_looked_at += looked_at
+        return best, hindered
 
-    def _commit(
-        self, gpu: Gpu, choice: tuple[Model, int, int, int], start_ns: int, now_ns: int
-    ) -> None:
+    def _commit(self, gpu: Gpu, choice: _Choice, start_ns: int, now_ns: int) -> None:
         model, over, taken, batch = choice
         queue = model.queue
         requests = queue[over : over + taken]
         del queue[over : over + taken]
         for request in queue[:over]:
             request.stepped_over = True
-        if not queue:
-            del self._waiting[model.model_id]
+        self._urgency.shrank(model)
         self._loss *= (1.0 - _LOSS_WEIGHT) ** taken
         expected_ns = gpu.exec_table(model).estimators[batch].expected_ns
         # Half the batch would be late if it started after this; the others are worth replanning.

@@ -1,0 +1,34 @@
+"""The GPUs in the order in which their exec is predicted to be free. Kept, not sorted: O(log n) a change."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+from slosched.core.scheduler.state import Gpu
+
+
+class FreeOrder:
+    """`entries` are (predicted end of all that was sent, index, GPU), ascending; read them, no more."""
+
+    __slots__ = ("_listed_ns", "entries")
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[int, int, Gpu]] = []
+        self._listed_ns: dict[int, int] = {}  # by GPU index: the time under which it stands
+
+    def add(self, gpu: Gpu) -> None:
+        self._listed_ns[gpu.index] = gpu.exec.busy_until_ns
+        insort(self.entries, (gpu.exec.busy_until_ns, gpu.index, gpu))
+
+    def remove(self, gpu: Gpu) -> None:
+        """Take `gpu` out; one that is not there is fine."""
+        listed_ns = self._listed_ns.pop(gpu.index, None)
+        if listed_ns is not None:
+            del self.entries[bisect_left(self.entries, (listed_ns, gpu.index))]
+
+    def move(self, gpu: Gpu) -> None:
+        """The prediction for `gpu` changed; one that is not there is fine."""
+        listed_ns = self._listed_ns.get(gpu.index)
+        if listed_ns is not None and listed_ns != gpu.exec.busy_until_ns:
+            self.remove(gpu)
+            self.add(gpu)

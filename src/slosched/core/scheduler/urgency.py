@@ -1,0 +1,174 @@
+"""Models with queued requests, by a lower bound of the key of any batch that INFER5 could make of them.
+
+The key of a batch (policies/infer5.py) is d_first + d_head / 4 + (l - 1) e + (delta i - g k) b1, and with
+d_first >= d_head and i >= 0 it is at least
+
+    5/4 d_head + min over the classes b that n requests reach of ((l - 1) e_b - g min(b, n) b1)
+
+Here e_b is the shortest and b1 the longest time that any GPU shows for the model's name, and g and l are
+those of a whole interval of the loss x: both are kept with some slack, so that the order changes when a
+queue does and hardly otherwise. Whoever takes models in this order may stop where the bound passes the
+best key found.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Mapping
+
+from slosched.core.scheduler.state import Model
+
+#: g, l - 1 and delta at a loss of 0, and how they change with it.
+CREDIT, CREDIT_SLOPE = 1.9, 3.45
+WEIGHT, WEIGHT_SLOPE = 2.3, 4.0
+PENALTY, PENALTY_SLOPE = 0.24, -0.17
+#: Keys are floats near 10^18 and each step of their sum rounds to 128 ns or so.
+ROUNDING_NS = 4096.0
+#: Half the interval of x that the bounds hold for, and the slack of exec times.
+_LOSS_SLACK = 0.125
+_EXEC_SLACK = 0.03
+
+Entry = tuple[float, int, Model]
+
+
+class _Envelope:
+    """Bounds of the exec times that GPUs show for one model name, ns."""
+
+    __slots__ = ("bound_ns", "lowest_ns", "single_ns")
+
+    def __init__(self) -> None:
+        self.lowest_ns: dict[int, float] = {}  # by class
+        self.single_ns = 0.0  # of batch 1, the highest
+        self.bound_ns: list[float] = []  # by queue length, the last for all longer ones
+
+    def widen(self, exec_ns: Mapping[int, int]) -> bool:
+        """Take exec times in, with slack. False if they were within the bounds."""
+        changed = False
+        for batch, time_ns in exec_ns.items():
+            if time_ns < self.lowest_ns.get(batch, 2.0**63):
+                self.lowest_ns[batch] = time_ns * (1.0 - _EXEC_SLACK)
+                changed = True
+        if exec_ns.get(1, 0) > self.single_ns:
+            self.single_ns = exec_ns[1] * (1.0 + _EXEC_SLACK)
+            changed = True
+        return changed
+
+    def tabulate(self, losses: tuple[float, float]) -> None:
+        """The bounds without deadlines, for every queue length. Linear in x: the ends are enough."""
+        classes = sorted(self.lowest_ns)
+        self.bound_ns = [0.0]
+        for length in range(1, classes[-1] + 1):
+            reached = [b for i, b in enumerate(classes) if i == 0 or classes[i - 1] < length]
+            self.bound_ns.append(
+                min(
+                    (WEIGHT + WEIGHT_SLOPE * x) * self.lowest_ns[b]
+                    - (CREDIT + CREDIT_SLOPE * x) * min(b, length) * self.single_ns
+                    for x in losses
+                    for b in reached
+                )
+            )
+
+
+class Urgency:
+    """The waiting models in order. The caller says when a queue changed, and what GPUs measure."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[int, Model] = {}  # by model id, in the order in which they began to wait
+        self.since: dict[int, int] = {}  # the same order as numbers: the tie-break
+        self._next = 0
+        self._entries: list[Entry] = []
+        self._entry: dict[int, Entry] = {}
+        self._stale: dict[int, Model] = {}
+        self._envelopes: dict[str, _Envelope] = {}
+        self._losses = (-1.0, -1.0)
+
+    # -------------------------------------------------------------------------------- facts
+
+    def grew(self, model: Model) -> None:
+        """A request was queued."""
+        model_id = model.model_id
+        if model_id not in self.waiting:
+            self.waiting[model_id] = model
+            self.since[model_id] = self._next
+            self._next += 1
+        self._stale[model_id] = model
+
+    def shrank(self, model: Model) -> None:
+        """Requests left the queue."""
+        model_id = model.model_id
+        if model.queue:
+            self._stale[model_id] = model
+            return
+        del self.waiting[model_id], self.since[model_id]
+        self._stale.pop(model_id, None)
+        self._drop(model_id)
+
+    def measured(self, name: str, exec_ns: Mapping[int, int]) -> None:
+        """Some GPU takes (about) `exec_ns` for `name`, by class."""
+        envelope = self._envelopes.get(name)
+        if envelope is None:
+            envelope = self._envelopes[name] = _Envelope()
+        if envelope.widen(exec_ns):
+            envelope.bound_ns.clear()
+            self._stale.update((i, m) for i, m in self.waiting.items() if m.name == name)
+
+    # ---------------------------------------------------------------------------- questions
+
+    def lowest_single_ns(self, name: str) -> float:
+        """No GPU takes less for one request of `name`."""
+        envelope = self._envelopes.get(name)
+        return envelope.lowest_ns.get(1, 0.0) if envelope is not None else 0.0
+
+    def in_order(self, loss: float) -> list[Entry]:
+        """(bound, since, model) of all that wait, ascending; read it before anything changes."""
+        self._refresh(loss)
+        return self._entries
+
+    def among(self, models: Iterable[Model], loss: float) -> list[Entry]:
+        """The same for those of `models` that wait."""
+        self._refresh(loss)
+        return sorted(self._entry[m.model_id] for m in models if m.queue)
+
+    # -------------------------------------------------------------------------------- upkeep
+
+    def _drop(self, model_id: int) -> None:
+        entry = self._entry.pop(model_id, None)
+        if entry is not None:
+            del self._entries[bisect_left(self._entries, entry)]
+
+    def _refresh(self, loss: float) -> None:
+        if not self._losses[0] <= loss <= self._losses[1]:
+            self._losses = (max(0.0, loss - _LOSS_SLACK), min(1.0, loss + _LOSS_SLACK))
+            for envelope in self._envelopes.values():
+                envelope.bound_ns.clear()
+            self._stale.update(self.waiting)
+        stale = self._stale
+        if not stale:
+            return
+        if len(stale) * 4 > len(self.waiting) > 8:
+            for model_id, model in stale.items():
+                self._entry[model_id] = self._entry_for(model)
+            self._entries = sorted(self._entry.values())
+        else:
+            for model_id, model in stale.items():
+                entry = self._entry_for(model)
+                known = self._entry.get(model_id)
+                if known is None or known[0] != entry[0]:
+                    self._drop(model_id)
+                    self._entry[model_id] = entry
+                    insort(self._entries, entry)
+        stale.clear()
+
+    def _entry_for(self, model: Model) -> Entry:
+        bounds_ns = self._envelopes[model.name].bound_ns
+        if not bounds_ns:
+            envelope = self._envelopes[model.name]
+            envelope.tabulate(self._losses)
+            bounds_ns = envelope.bound_ns
+        queue = model.queue
+        length = min(len(queue), len(bounds_ns) - 1)
+        return (
+            1.25 * queue[0].deadline_ns + bounds_ns[length],
+            self.since[model.model_id],
+            model,
+        )
