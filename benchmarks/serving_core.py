@@ -117,7 +117,7 @@ def _run(
         "machine": describe_host(),
         "versions": {
             "slosched": __version__,
-            "commit": _commit(),
+            "commit": commit(),
             **{library: version(library) for library in _LIBRARIES},
         },
         "settings": asdict(settings) | {"profile": PROFILE, "schedule_ahead": SCHEDULE_AHEAD},
@@ -152,7 +152,7 @@ def machine_line(host: dict[str, Any]) -> str:
     )
 
 
-def _commit() -> str:
+def commit() -> str:
     """The checkout's commit, with a + if it has changes; "" outside a checkout."""
     try:
         described = subprocess.run(

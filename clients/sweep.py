@@ -1,42 +1,33 @@
-"""Run a workload that a TOML file describes, and print each SLO step.
+"""Run the workload that a TOML file describes, and print each step.
 
-Usage: python sweep.py [host:port] [workload.toml] [--seconds PERIOD]
+Usage: python sweep.py [host:port] [workload.toml] [--seconds LENGTH]
 """
 
 import asyncio
 import sys
-import tomllib
 from pathlib import Path
 
 from slosched.clients.run import run_workload
-from slosched.errors import InvalidConfig, SloschedError
-from slosched.units import format_duration
-from slosched.workloads import Workload, workload_from_table
-
-
-def read_spec(path: Path, period: str | None) -> Workload:
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidConfig(f"cannot read the workload {path}: {error}") from None
-    return workload_from_table(table if period is None else {**table, "period": period})
+from slosched.errors import SloschedError
+from slosched.units import format_duration, parse_duration_ns
+from slosched.workloads.spec_file import load_workload
 
 
 async def main() -> int:
     words = sys.argv[1:]
-    period = words.pop(words.index("--seconds") + 1) if "--seconds" in words else None
+    seconds = words.pop(words.index("--seconds") + 1) if "--seconds" in words else None
     words = [word for word in words if word != "--seconds"]
     address = words[0] if words else "127.0.0.1:12346"
-    path = Path(words[1]) if len(words) > 1 else Path("workloads/fig7.toml")
-    spec = read_spec(path, period)
-    print(spec.describe())
-    result = await run_workload(address, spec, inputs=False)
-    print("SLO      in time (client, from the scheduled send)   p50       p99")
+    workload = load_workload(Path(words[1]) if len(words) > 1 else Path("workloads/fig7.toml"))
+    print(workload.describe())
+    ends_ns = None if seconds is None else parse_duration_ns(seconds, bare_unit="s")
+    result = await run_workload(address, workload, inputs=False, duration_ns=ends_ns)
+    print("step     in time (client, from the scheduled send)   p50       p99")
     for step in result.steps:
         latencies = (step.latency_p50_ns, step.latency_p99_ns)
         p50, p99 = (format_duration(ns) if ns else "-" for ns in latencies)
         print(f"{step.slo:<8} {step.in_time:>6} of {step.sent:<6} {step.satisfaction:>8.2%}"
-              f" {p50:>21} {p99:>9}")  # fmt: skip
+              f" {p50:>21} {p99:>9}  {step.group}".rstrip())  # fmt: skip
     print(result.verdict)
     return 0 if result.complete else 1
 

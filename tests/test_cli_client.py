@@ -18,7 +18,7 @@ from slosched.clients.one_shot import OneShot
 from slosched.errors import DeadlineExceeded
 from slosched.loadgen.results import RunResult, StepResult
 from slosched.messages import InferReply, ModelInfo
-from slosched.workloads import Workload
+from slosched.workloads import WORKLOADS, Workload
 
 SEED = ["slo-exp-1", "resnet50_v2", "12", "poisson", "600", "1", "100", "1.5", "mul", "30"]
 INFO = ModelInfo(7, "resnet50", 0, (1, 2), 2_600_000, 8_330_000, 102_160_300, (3, 224, 224),
@@ -110,6 +110,41 @@ def test_what_is_wrong_is_named(sweeps: list[dict[str, Any]], args: list[str], s
     assert said in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
     assert not sweeps
+
+
+@pytest.mark.parametrize("name", list(WORKLOADS))
+def test_each_workload_is_a_command_that_explains_itself(
+    name: str, sweeps: list[dict[str, Any]]
+) -> None:
+    kind = WORKLOADS[name]
+    text = CliRunner().invoke(app, ["client", name, "--help"]).stdout
+    one_line = " ".join(text.split())
+    assert " ".join(kind.summary.split()) in one_line
+    for parameter in kind.parameters:
+        assert f"\n    {parameter.name} " in text
+        assert parameter.default is None or f"(default {parameter.default or 'none'})" in one_line
+    for example in kind.examples:
+        assert f"slosched client {name} {example}".rstrip() in text
+    assert "Traceback" not in text
+
+
+def test_the_workloads_are_listed_with_their_whole_summaries() -> None:
+    one_line = " ".join(CliRunner().invoke(app, ["client", "--help"]).stdout.split())
+    for kind in WORKLOADS.values():
+        assert f"{kind.name} {' '.join(kind.summary.split())}" in one_line
+    assert "infer Send one request" in one_line
+
+
+def test_a_file_is_a_workload(sweeps: list[dict[str, Any]], tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    names = [parameter.key for parameter in WORKLOADS["slo-exp-1"].parameters]
+    lines = [f'{key} = "{value}"' for key, value in zip(names, SEED[1:], strict=True)]
+    file.write_text("\n".join(['workload = "slo-exp-1"', *lines]))
+    asked = sweep(sweeps, "cluster02:12399", str(file), "--duration", "60", "--seed", "2")
+    assert asked["spec"] == sweep(sweeps, *SEED)["spec"]
+    assert asked["address"] == "cluster02:12399" and asked["seed"] == 2
+    assert asked["duration_ns"] == 60 * 10**9
+    assert sweep(sweeps, *SEED, "--duration", "250ms")["duration_ns"] == 250_000_000
 
 
 def sweep_result(**changed: Any) -> RunResult:

@@ -43,14 +43,20 @@ def test_infer_async() -> None:
     assert done.stdout.split() == ["20", "answered"]
 
 
-def test_sweep_from_a_file() -> None:
+def test_sweep_from_a_file(tmp_path: Path) -> None:
+    short = (ROOT / "workloads" / "fig7.toml").read_text().replace("period = 30 ", "period = 0.1 ")
+    assert "period = 0.1 " in short
+    (tmp_path / "short.toml").write_text(short)
     with FakeController() as controller:
-        done = run("sweep.py", controller.address, "workloads/fig7.toml", "--seconds", "0.1")
+        done = run("sweep.py", controller.address, str(tmp_path / "short.toml"))
+        cut = run("sweep.py", controller.address, "workloads/fig7.toml", "--seconds", "0.2")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0].startswith("slo-exp-1: 12 x resnet50_v2, poisson 600/s")
     assert [line.split()[0] for line in lines[2:14]][:3] == ["1x", "1.5x", "2.25x"]
     assert len(lines) == 15
+    assert (cut.returncode, cut.stderr) == (0, "")
+    assert [line.split()[0] for line in cut.stdout.splitlines()[2:-1]] == ["1x"]
 
 
 def test_embedded() -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +20,7 @@ import slosched.cli.local_run
 from slosched.analysis.validation import HEADINGS, compare, measure_delays, plot_validation, row
 from slosched.cli.app import app
 from slosched.cli.local_run import Cluster
-from slosched.cli.machine import Disturbance, MachineWatch
+from slosched.cli.machine import Disturbance, MachineWatch, _ours, _Sample
 from slosched.cli.validate import Meter, Plan, Validation, run_plan
 from slosched.clock import now_ns
 from slosched.config import SchedulerConfig
@@ -26,6 +30,7 @@ from slosched.loadgen.results import MalformedResult, RunResult
 from slosched.sim.network import Network
 from slosched.sim.run import simulate
 from slosched.sim.spec import SimSpec
+from slosched.units import NS_PER_S
 from slosched.workloads import parse_workload
 
 US, MS = 1_000, 1_000_000
@@ -201,26 +206,33 @@ def test_clean_wants_every_held_step_undisturbed(
 def test_the_watch_sees_a_stall_in_its_stretch_alone() -> None:
     watch = MachineWatch()
     watch._stalls = [(2_000 * MS, 25 * MS)]
-    watch._steal = [(0, 0), (1_000 * MS, 0), (4_000 * MS, 300 * MS)]
+    samples = [(0, 0, 0), (1_000 * MS, 0, 0), (4_000 * MS, 300 * MS, 600 * MS)]
+    watch._samples = [_Sample(*sample) for sample in samples]
     assert watch.between(0, 1_000 * MS).reasons() == ()
     found = watch.between(1_500 * MS, 2_500 * MS)
-    assert found == Disturbance(1, 25 * MS, 0.025, 0.1)
+    assert found == Disturbance(1, 25 * MS, 0.025, 0.1, 0.2)
     assert found.reasons() == (
         "the machine stood still for 25 ms",
         "2.5 % of the time lost to stalls",
         "10 % of a CPU taken by the host",
+        "20 % of a CPU used by other processes",
     )
     assert watch.between(1_990 * MS, 2_990 * MS).stalled_share == pytest.approx(0.01)
 
 
-def test_the_watch_runs_and_ends() -> None:
-    start_ns = now_ns()
+def test_the_watch_runs_and_ends_and_its_own_children_are_no_strangers() -> None:
     with MachineWatch() as watch:
-        while now_ns() - start_ns < 100 * MS:
-            pass  # busy: the ticker needs the interpreter every 2 ms and gets it
-        found = watch.between(start_ns, now_ns())
+        start_ns = now_ns()
+        code = "import time; ends = time.time() + 1.2\nwhile time.time() < ends: pass"
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+        end_ns = now_ns()
+        time.sleep(0.6)
+        samples = list(watch._samples)
     assert not watch._thread.is_alive()
-    assert found.steal_cores >= 0
+    assert len(samples) >= 3 and samples[0].at_ns <= start_ns + NS_PER_S
+    assert watch.between(start_ns, end_ns).steal_cores >= 0
+    ours = _ours(os.getpid())
+    assert ours * NS_PER_S // os.sysconf("SC_CLK_TCK") > NS_PER_S  # with the child's second
 
 
 # ---------------------------------------------------------------------------------- the command

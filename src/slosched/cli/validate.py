@@ -35,8 +35,8 @@ class Plan:
     """What is validated. `words` are `workload` as the command takes it.
 
     The difference in satisfaction may be `tolerance` points from `from_slo` times b1 up. A live run is
-    made again, `tries` times at most, while a step that the machine disturbed is beyond that; with
-    `clean`, while any such step was disturbed at all. The machine alone decides what is disturbed.
+    made again, `tries` times at most, while a step from there up that the machine disturbed is beyond
+    that; with `clean`, while one was disturbed at all. The machine alone decides what is disturbed.
     """
 
     words: tuple[str, ...]
@@ -125,9 +125,9 @@ def _better(old: StepDifference | None, new: StepDifference) -> StepDifference:
 
 
 def _again(plan: Plan, difference: StepDifference) -> bool:
-    if not difference.disturbed:
+    if not (difference.disturbed and difference.held):
         return False
-    return plan.clean or (difference.held and difference.points > plan.tolerance)
+    return plan.clean or difference.points > plan.tolerance
 
 
 def _try(
