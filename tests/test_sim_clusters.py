@@ -158,13 +158,15 @@ def test_cold_models_are_swapped_within_the_pages_there_are() -> None:
 
 
 @settings(
-    max_examples=25,
+    max_examples=40,
     deadline=None,
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(
-    policy=st.sampled_from([("INFER5", "best"), ("INFER5", "paper"), ("FIFO", "best")]),
+    policy=st.sampled_from(
+        [("INFER5", "paper"), *((p, "best") for p in ("INFER5", "FIFO", "EDF", "REJECT", "AIMD"))]
+    ),
     gpus=st.lists(st.integers(1, 2), min_size=1, max_size=3),
     copies=st.integers(1, 6),
     pages=st.integers(1, 8),
