@@ -4,7 +4,7 @@
 
 Foreground: 6 copies of ResNet-50, 200 requests/s in total, SLO 1 to 100 times b1 by 1.5. Background
 (copies, requests outstanding to each): none, (12, 16), (48, 4), without an SLO to speak of (one day).
-Published steps last 30 s, quick ones 4 s.
+Published steps last 30 s, quick ones 6 s.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from slosched.units import NS_PER_S
 BACKGROUNDS = ((0, 0), (12, 16), (48, 4))
 STEPS = 12
 #: Seconds of a step and of a window.
-LENGTHS_S = {"quick": (4, 1), "published": (30, 5)}
+LENGTHS_S = {"quick": (6, 2), "published": (30, 5)}
 ONE_DAY_NS = 86_400 * NS_PER_S
 
 

@@ -1,8 +1,10 @@
 """What the recipes of figures share: a list of runs, simulated or live, and the files they leave.
 
 A recipe (figure5.py to figure11.py) says which runs a figure needs at which scale and how it is drawn
-from their directories. `main` runs them one after another and draws; with --tables the figure and its
-numbers are kept beside the recipe, in analysis/figureN/.
+from their directories. `main` makes them and draws; with --tables the figure and its numbers are kept
+beside the recipe, in analysis/figureN/ (live: analysis/figureN/live/).
+
+Simulated runs that are there already, complete and of the same spec and version, are not made again.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from slosched.analysis.drawn import Drawn, plain
 from slosched.cli.local_run import Cluster, run_locally
 from slosched.clock import now_ns
@@ -25,12 +29,12 @@ from slosched.config import EmulationNoise, SchedulerConfig
 from slosched.config_file import load_profile
 from slosched.errors import SloschedError
 from slosched.loadgen.results import RunResult
+from slosched.sim.jobs import Job, JobsProgress, run_many
 from slosched.sim.network import Network
-from slosched.sim.run import simulate
 from slosched.sim.spec import SimSpec
 from slosched.telemetry.manifest import describe_host, finish_manifest, write_manifest
 from slosched.telemetry.run_dir import claim_run_dir
-from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US, format_duration
+from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
 from slosched.version import __version__
 from slosched.workloads import parse_workload
 
@@ -72,6 +76,8 @@ class Recipe:
     parts: Callable[[str], Sequence[Part]]
     draw: Callable[[Sequence[Path], str, Path], Drawn]
     live_only: bool = False
+    #: The figure whose runs these are, where it is another one.
+    runs_of: int = 0
     #: Keys of the numbers that fill too much room in a committed table.
     left_out: tuple[str, ...] = field(default=())
 
@@ -97,23 +103,19 @@ def main(recipe: Recipe) -> None:
     """Run a recipe as its command line says; the program ends with 1 if a run fails."""
     options = _options(recipe)
     live = recipe.live_only or options.live
-    kind = "live" if live else "simulated"
     parts = recipe.parts(options.scale)
+    out: Path = options.out or _default_out(recipe, options.scale, live)
+    began_ns = now_ns()
     try:
-        out = claim_run_dir(options.out or Path("slosched-runs") / f"figure{recipe.figure}")
-        settings = {"scale": options.scale, "runs": [_said(part) for part in parts]}
-        write_manifest(out, f"figure{recipe.figure}", {"kind": kind, **settings})
-        began_ns = now_ns()
-        directories = [_run(part, out / part.name, live) for part in parts]
-        drawn = recipe.draw(directories, options.scale, out)
-        finish_manifest(out, {"runs": len(parts), "wall_ns": now_ns() - began_ns})
-        took_s = (now_ns() - began_ns) / NS_PER_S
-        document = _document(recipe, kind, options.scale, drawn, took_s)
-        _write(recipe, document, drawn, out)
-        if options.tables:
-            _write(recipe, document, drawn, HERE / f"figure{recipe.figure}")
-    except SloschedError as error:
-        sys.exit(f"figure {recipe.figure}: {error}")
+        runs = _live(parts, out) if live else _simulated(parts, out, options.jobs)
+        drawn = recipe.draw(runs, options.scale, out)
+    except (SloschedError, KeyboardInterrupt) as error:
+        sys.exit(f"figure {recipe.figure}: {str(error) or 'stopped'}")
+    document = _document(recipe, options.scale, live, drawn, (now_ns() - began_ns) / NS_PER_S)
+    _write(recipe, document, drawn, out)
+    if options.tables:
+        place = HERE / f"figure{recipe.figure}"
+        _write(recipe, document, drawn, place / "live" if live and not recipe.live_only else place)
     print(drawn.text)
 
 
@@ -122,35 +124,41 @@ def _options(recipe: Recipe) -> argparse.Namespace:
     parser.add_argument("--scale", choices=SCALES, default="quick", help="default: quick")
     if not recipe.live_only:
         parser.add_argument(
+            "--jobs", type=int, default=1, help="processes that simulate; default 1"
+        )
+        parser.add_argument(
             "--live", action="store_true", help="emulated workers on this machine, not simulated"
         )
-    where = f"default: slosched-runs/figure{recipe.figure}"
-    parser.add_argument("--out", type=Path, help=f"directory of the runs; {where}")
+    where = _default_out(recipe, "SCALE", recipe.live_only)
+    parser.add_argument("--out", type=Path, help=f"directory of the runs; default {where}")
     parser.add_argument(
         "--tables", action="store_true", help=f"keep the figure in analysis/figure{recipe.figure}/"
     )
     return parser.parse_args()
 
 
-def _run(part: Part, directory: Path, live: bool) -> Path:
-    """Make one run and return its directory. Raises SloschedError if it did not run to its end."""
-    began_ns = now_ns()
-    result = _live(part, directory) if live else _simulated(part, directory)
-    if not result.complete:
-        raise SloschedError(f"the run {part.name} is not complete: {result.problem}")
-    took = format_duration(now_ns() - began_ns)
-    print(
-        f"{part.name}: {result.sent} requests, {100 * result.controller_satisfaction:.2f} % in time "
-        f"(controller), in {took}",
-        flush=True,
-    )
-    assert result.run_dir is not None
-    return Path(result.run_dir)
+def _default_out(recipe: Recipe, scale: str, live: bool) -> Path:
+    name = f"figure{recipe.runs_of or recipe.figure}-{scale}"
+    return Path("slosched-runs") / (f"{name}-live" if live else name)
 
 
-def _simulated(part: Part, directory: Path) -> RunResult:
+def _simulated(parts: Sequence[Part], out: Path, processes: int) -> list[Path]:
+    jobs = [Job(_spec(part), out / part.name) for part in parts]
+    said: set[int] = set()
+
+    def show(progress: JobsProgress) -> None:
+        for place, run in progress.running.items():
+            if place not in said:
+                said.add(place)
+                print(f"{parts[place].name}: {run.total_s:.0f} s to simulate", flush=True)
+
+    results = run_many(jobs, processes=processes, progress=show)
+    return [_directory(part, result) for part, result in zip(parts, results, strict=True)]
+
+
+def _spec(part: Part) -> SimSpec:
     name, *values = part.workload.split()
-    spec = SimSpec(
+    return SimSpec(
         workload=parse_workload(name, values),
         scheduler=part.scheduler,
         profiles=(load_profile(part.profile),),
@@ -161,18 +169,33 @@ def _simulated(part: Part, directory: Path) -> RunResult:
         duration_ns=part.duration_ns,
         inputs=part.inputs,
     )
-    return simulate(spec, out=directory)
 
 
-def _live(part: Part, directory: Path) -> RunResult:
-    return run_locally(
-        directory,
-        Cluster(part.scheduler, part.gpus, part.profile),
-        part.workload.split(),
-        seed=part.seed,
-        duration_ns=part.duration_ns,
-        inputs=part.inputs,
-    )
+def _live(parts: Sequence[Part], out: Path) -> list[Path]:
+    """One run after the other; only one at a time has the machine for itself."""
+    out = claim_run_dir(out)
+    write_manifest(out, "recipe", {"runs": [_said(part) for part in parts]})
+    runs = []
+    for part in parts:
+        result = run_locally(
+            out / part.name,
+            Cluster(part.scheduler, part.gpus, part.profile),
+            part.workload.split(),
+            seed=part.seed,
+            duration_ns=part.duration_ns,
+            inputs=part.inputs,
+        )
+        runs.append(_directory(part, result))
+        print(f"{part.name}: {result.sent} requests; {result.verdict}", flush=True)
+    finish_manifest(out, {"runs": len(runs)})
+    return runs
+
+
+def _directory(part: Part, result: RunResult) -> Path:
+    """Where the run is. Raises SloschedError if it did not go on to its end."""
+    if not result.complete or result.run_dir is None:
+        raise SloschedError(f"the run {part.name} is not complete: {result.problem}")
+    return Path(result.run_dir)
 
 
 # --------------------------------------------------------------------------------- what is left
@@ -191,12 +214,12 @@ def _said(part: Part) -> dict[str, Any]:
 
 
 def _document(
-    recipe: Recipe, kind: str, scale: str, drawn: Drawn, seconds: float
+    recipe: Recipe, scale: str, live: bool, drawn: Drawn, seconds: float
 ) -> dict[str, Any]:
     numbers = _without(plain(drawn.numbers), (*recipe.left_out, "run"))
     return {
         "figure": recipe.figure,
-        "kind": kind,
+        "kind": "live" if live else "simulated",
         "scale": scale,
         "version": __version__,
         "host": {k: v for k, v in describe_host().items() if k != "hostname"},
@@ -227,7 +250,7 @@ def _write(recipe: Recipe, document: dict[str, Any], drawn: Drawn, place: Path) 
         f"# Figure {recipe.figure}, {document['kind']}, scale {document['scale']}\n\n"
         f"{recipe.text}\n\n```\n{drawn.text}\n```\n\n"
         f"slosched {__version__}, {host['cpu_model']}, {host['cpu_usable']} CPUs, Python "
-        f"{host['python']}; runs and drawing took {seconds:.0f} s, {document['cpu_s']:.0f} s of CPU. Made by "
+        f"{host['python']}; it took {seconds:.0f} s and {document['cpu_s']:.0f} s of CPU. Made by "
         f"`analysis/{stem}.py --scale {document['scale']}"
         f"{' --live' if document['kind'] == 'live' and not recipe.live_only else ''} --tables`.\n"
     )
@@ -235,7 +258,10 @@ def _write(recipe: Recipe, document: dict[str, Any], drawn: Drawn, place: Path) 
     _text(place / f"{stem}.json", _compact(document))
     for file in drawn.files:
         if file.suffix == ".png" and file.parent.resolve() != place.resolve():
-            (place / file.name).write_bytes(file.read_bytes())
+            # A figure has few colours: with a palette it takes a third of the room.
+            Image.open(file).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
+                place / file.name, optimize=True
+            )
     print(f"wrote {place / f'{stem}.json'}, .md and the figure")
 
 

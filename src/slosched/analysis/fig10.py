@@ -3,7 +3,8 @@
 Two errors of each load and inference that succeeded: of its *duration* (measured - expected), and of
 its *completion* (when it ended - when it was expected to end, both from its sending). Above 0 it took
 longer than predicted: the controller **under**-predicted. The artifact's plotter labels that side
-"Overpredict"; here each side is named for what the prediction was.
+"Overpredict"; here each side is named for what the prediction was. What was exactly as predicted (an
+emulated load) is on neither side, and its share is said.
 """
 
 from __future__ import annotations
@@ -32,9 +33,13 @@ _ERRORS = {
     "duration": ("worker_exec_duration", "expected_exec_duration"),
     "completion": ("worker_exec_complete", "expected_exec_complete"),
 }
-_UNDER, _OVER = "under-predicted (took longer)", "over-predicted (was sooner)"
-#: Errors below this are drawn at it: an axis of logarithms has no 0. A tenth of a microsecond.
-_LEAST_MS = 1e-4
+_UNDER, _OVER, _EXACT = (
+    "under-predicted (took longer)",
+    "over-predicted (was sooner)",
+    "exactly as predicted",
+)
+#: What is smaller is drawn at this: an axis of logarithms has no 0, and nobody asks about 100 ns.
+_LEAST_MS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,7 @@ class _Side:
 def plot_fig10(run_dir: Path, out: Path) -> Drawn:
     """Draw the run into the directory `out` as fig10.png and .pdf.
 
-    An action exactly as predicted counts on the under-predicted side, as published. Raises
-    InvalidConfig if no inference or load succeeded or there is no action log, MalformedLog,
+    Raises InvalidConfig if no inference or load succeeded or there is no action log, MalformedLog,
     MissingPackage.
     """
     log = read_actions(run_dir, only=_COLUMNS)
@@ -69,7 +73,11 @@ def _sides(log: LogTable, kind: str, error: str) -> list[_Side]:
     actual, expected = (log[name][chosen] for name in _ERRORS[error])
     errors_ms = (actual - expected) / NS_PER_MS
     sides = []
-    for name, sizes in ((_UNDER, errors_ms[errors_ms >= 0]), (_OVER, -errors_ms[errors_ms < 0])):
+    for name, sizes in (
+        (_UNDER, errors_ms[errors_ms > 0]),
+        (_OVER, -errors_ms[errors_ms < 0]),
+        (_EXACT, errors_ms[errors_ms == 0]),
+    ):
         if len(sizes):
             share = len(sizes) / len(errors_ms)
             sides.append(_Side(kind, error, name, len(sizes), share, sizes))
@@ -93,10 +101,13 @@ def _draw(sides: list[_Side], out: Path) -> list[Path]:
 
 
 def _draw_panel(ax: Any, sides: list[_Side]) -> None:
-    from slosched.analysis.style import COLOURS, FuncFormatter
+    from slosched.analysis.style import COLOURS, PALE, FuncFormatter
 
     most_nines = 1.0
     for side in sides:
+        if side.side == _EXACT:
+            ax.plot([], [], color=PALE, linestyle="", marker=".", label=_legend(side))
+            continue
         nines, errors = tail(side.errors_ms)
         most_nines = max(most_nines, nines[-1])
         ax.plot(
@@ -104,17 +115,20 @@ def _draw_panel(ax: Any, sides: list[_Side]) -> None:
             nines,
             color=COLOURS[1 if side.side == _UNDER else 0],
             linestyle="-" if side.side == _UNDER else (0, (3, 1.2)),
-            label=f"{side.side}: {100 * side.share:.3g} %",
+            label=_legend(side),
         )
     ax.set_xscale("log")
-    low, high = ax.get_xlim()
-    if high < 100 * low:  # all alike: a decade on each side shows where that is
-        ax.set_xlim(low / 10, high * 10)
+    largest = max(float(side.errors_ms.max()) for side in sides)
+    ax.set_xlim(_LEAST_MS * 0.9, max(2 * largest, 1.0))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     tail_axis(ax, most_nines)
     ax.set_ylabel("Percentile of its side")
     ax.set_xlabel("Size of the error (ms)")
-    ax.legend(loc="lower right", fontsize=8)
+    ax.legend(loc="upper left", fontsize=8)
+
+
+def _legend(side: _Side) -> str:
+    return f"{side.side}: {100 * side.share:.3g} %"
 
 
 def _numbers(side: _Side) -> dict[str, Any]:
@@ -138,5 +152,5 @@ def _text(numbers: list[dict[str, Any]]) -> str:
         )
         for n in numbers
     ]  # fmt: skip
-    note = "under-predicted: it took, or ended, later than predicted; over-predicted: sooner"
+    note = "under-predicted: it took longer, or ended later, than predicted; over-predicted: sooner"
     return columns_text((*headings, *(f"{name} ms" for name in named)), rows) + "\n" + note

@@ -136,7 +136,7 @@ def _draw(curves: Sequence[Curves], out: Path) -> list[Path]:
     with style.look():
         figure = style.Figure(figsize=(9.6, 4.4), layout="constrained")
         ax = figure.subplots()
-        ax.set_title("Foreground: share in time (left, lines)", pad=22)
+        ax.set_title("Foreground in time (solid, left) and background throughput (dashed, right)")
         behind = ax.twinx()
         behind.grid(visible=False)
         behind.spines["right"].set_visible(True)
@@ -161,7 +161,7 @@ def _draw(curves: Sequence[Curves], out: Path) -> list[Path]:
                     curve.background_at_s, curve.background_rps, color=colour, linewidth=1.1,
                     linestyle=(0, (2, 1.5)), alpha=0.8,
                 )  # fmt: skip
-        ax.set_ylim(0, 1.0)
+        ax.set_ylim(0, 1.03)
         ax.set_ylabel("Foreground satisfaction")
         top = max((rate for c in curves for rate in c.background_rps), default=1.0)
         behind.set_ylim(0, 1.35 * top)

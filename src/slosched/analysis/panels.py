@@ -66,7 +66,7 @@ def _unit(times_s: Sequence[float]) -> tuple[float, str]:
 
 
 def _draw(ax: Any, panel: Panel, times: Sequence[float]) -> None:
-    from slosched.analysis.style import COLOURS, PALE, FuncFormatter
+    from slosched.analysis.style import COLOURS, PALE, FuncFormatter, LogLocator, NullLocator
 
     single = len(times) == 1
     for series in panel.series:
@@ -84,11 +84,17 @@ def _draw(ax: Any, panel: Panel, times: Sequence[float]) -> None:
         height, name = panel.level
         ax.axhline(height, color=PALE, linewidth=1.0, linestyle=":", zorder=1)
         ax.annotate(
-            name, (1, height), xycoords=("axes fraction", "data"), xytext=(-2, 2),
-            textcoords="offset points", ha="right", va="bottom", color=PALE, fontsize=8,
+            name, (1, height), xycoords=("axes fraction", "data"), xytext=(-2, -2),
+            textcoords="offset points", ha="right", va="top", color=PALE, fontsize=8,
         )  # fmt: skip
     if panel.log:
         ax.set_yscale("log")
+        low, high = ax.get_ylim()
+        subs = (
+            (1,) if high > 300 * low else (1, 2, 5) if high > 6 * low else (1, 1.5, 2, 3, 4, 6, 8)
+        )
+        ax.yaxis.set_major_locator(LogLocator(base=10, subs=subs))
+        ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     else:
         known = [v for s in panel.series for v in s.values if v == v]
