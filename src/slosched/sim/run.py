@@ -117,11 +117,17 @@ class _Run:
         problem = "an error ended it"
         try:
             problem = self._until_done(progress, stop)
+            self._wind_up()
         except KeyboardInterrupt:
             problem = "stopped"
         finally:
-            self._wind_up()
-            result = self._result(problem, self._kernel.now_ns - begin_ns, now_ns() - wall_ns)
+            # After an error the world may be half a step: nothing moves any more, but what was sent so
+            # far is a valid partial run.
+            if self._client.driver is not None:
+                self._client.driver.give_up()
+            rows = self._files.close() if self._files is not None else {}
+            elapsed_ns = self._kernel.now_ns - begin_ns
+            result = self._result(problem, elapsed_ns, rows, now_ns() - wall_ns)
         if self._client.failure is not None:
             raise self._client.failure
         return result
@@ -150,17 +156,16 @@ class _Run:
         progress(self._meter.at(self._kernel.now_ns))
 
     def _wind_up(self) -> None:
-        """The client leaves, the cluster comes to rest, the controller ends, the files are closed."""
-        try:
-            if self._client.driver is not None:
-                self._sent_until_ns = self._kernel.now_ns - self._client.driver.start_ns
-            self._client.leave()
-            self._kernel.run_until(self._kernel.now_ns + _SETTLE_NS)
-            self._cluster.controller.abandon()
-        finally:
-            self._rows = self._files.close() if self._files is not None else {}
+        """The client leaves, the cluster comes to rest, the controller ends."""
+        if self._client.driver is not None:
+            self._sent_until_ns = self._kernel.now_ns - self._client.driver.start_ns
+        self._client.leave()
+        self._kernel.run_until(self._kernel.now_ns + _SETTLE_NS)
+        self._cluster.controller.abandon()
 
-    def _result(self, problem: str, elapsed_ns: int, wall_ns: int) -> RunResult:
+    def _result(
+        self, problem: str, elapsed_ns: int, rows: dict[str, int], wall_ns: int
+    ) -> RunResult:
         driver, client = self._client.driver, self._client
         tallies = driver.tallies if driver is not None else _no_tallies(self._engine)
         result = run_result(
@@ -182,7 +187,7 @@ class _Run:
                 "requests_arrived": scheduler.arrived,
                 "requests_answered": scheduler.answered,
                 "requests_by_code": {str(c): n for c, n in sorted(scheduler.by_code.items())},
-                **self._rows,
+                **rows,
                 "network": self._cluster.traffic(),
                 "events": self._kernel.events,
                 "wall_ns": wall_ns,
