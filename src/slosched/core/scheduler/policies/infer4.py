@@ -58,9 +58,7 @@ class _Entry:
 
     __slots__ = ("code", "deadline_ns", "exec_ns", "queued", "request", "weights_ns")
 
-    def __init__(
-        self, request: Request, deadline_ns: int, exec_ns: float, weights_ns: float
-    ) -> None:
+    def __init__(self, request: Request, deadline_ns: int, exec_ns: int, weights_ns: int) -> None:
         self.request = request
         self.deadline_ns = deadline_ns
         self.exec_ns = exec_ns  # demand on the GPUs' exec time, and on loads
@@ -197,12 +195,12 @@ class Infer4:
             transfer_ns=self._loads.transfer_ns(model),
             ahead_ns=self._ahead_ns,
         )
-        capacity_ns = self._cluster.config.default_slo_ns
+        work_ns = single_ns * self._cluster.config.default_slo_ns
         entry = _Entry(
             request,
             request.arrival_ns + exec_slo_ns,
-            single_ns * capacity_ns / exec_slo_ns,
-            single_ns * capacity_ns / weights_slo_ns,
+            work_ns // exec_slo_ns,
+            work_ns // weights_slo_ns,
         )
         self._entries[request.key] = entry
         self._loads.add(model, entry.exec_ns, entry.weights_ns)
@@ -255,7 +253,7 @@ class Infer4:
         for request in action.requests:
             entry = self._entries.pop(request.key, None)
             if entry is not None:
-                self._loads.add(model, -entry.exec_ns, 0.0)
+                self._loads.add(model, -entry.exec_ns, 0)
         if gpu.index not in self._trackers:
             return
         if action.requests:
@@ -317,7 +315,7 @@ class Infer4:
         batch, entries = choice
         for entry in entries:
             model.queue.remove(entry.request)
-            self._loads.add(model, 0.0, -entry.weights_ns)
+            self._loads.add(model, 0, -entry.weights_ns)
         self._loads.used(model)
         estimator = self._queues[model.model_id].estimators[batch]
         duration_ns = estimator.estimate_ns(gpu.clock_mhz or DEFAULT_CLOCK_MHZ)
