@@ -108,7 +108,7 @@ class Cluster:
         action = self.actions.get(action_id)
         if action is None or action.gpu.worker is not worker:
             return None
-        return action if kind in (None, action.action_type) else None
+        return action if kind is None or action.action_type is kind else None
 
     def next_action_id(self) -> int:
         action_id = self._next_action_id
@@ -146,9 +146,16 @@ class Cluster:
             duration_ns=duration_ns,
             latest_ns=latest_ns,
         )
+        keys, sizes, made_up = [], [], -1
         for request in requests:
             request.move(RequestState.IN_FLIGHT)
             request.attempts += 1
+            keys.append(request.key)
+            if request.input_bytes:
+                sizes.append(request.input_bytes)
+            else:
+                made_up = self._generated_bytes(model) if made_up < 0 else made_up
+                sizes.append(made_up)
         # Most recently used last: what stands first is the first to be evicted.
         gpu.resident.pop(model.model_id, None)
         gpu.resident[model.model_id] = model
@@ -156,7 +163,6 @@ class Cluster:
         gpu.exec.add(action)
         self.free_order.move(gpu)
         self._changed(gpu)
-        sizes = tuple(r.input_bytes or self._generated_bytes(model) for r in requests)
         self.emit(
             ToWorker(
                 gpu.worker.worker_id,
@@ -170,9 +176,9 @@ class Cluster:
                     expected_duration_ns=duration_ns,
                     batch_size=batch_class,
                     request_count=len(requests) or batch_class,
-                    input_sizes=sizes,
+                    input_sizes=tuple(sizes),
                 ),
-                tuple(r.key for r in requests),
+                tuple(keys),
             )
         )
         return action
@@ -264,19 +270,10 @@ class Cluster:
         latest_ns: int,
     ) -> ActionState:
         action = ActionState(
-            action_id=self.next_action_id(),
-            action_type=kind,
-            gpu=gpu,
-            model=model,
-            requests=requests,
-            batch_class=batch_class,
-            sent_ns=now_ns,
-            reaches_ns=now_ns + gpu.worker.transit.expected_ns,
-            expected_start_ns=start_ns,
-            expected_duration_ns=duration_ns,
-            latest_ns=latest_ns,
-            requests_queued=len(model.queue),
-        )
+            self.next_action_id(), kind, gpu, model, requests, batch_class, now_ns,
+            now_ns + gpu.worker.transit.expected_ns,  # reaches the worker
+            start_ns, duration_ns, latest_ns, len(model.queue),
+        )  # fmt: skip
         self.actions[action.action_id] = action
         return action
 

@@ -76,18 +76,15 @@ class WindowEstimator:
 class ExecTable:
     """Exec times of one model on one GPU, by batch class; ascending. Seeded from the profile."""
 
-    __slots__ = ("batches", "classes", "estimators")
+    __slots__ = ("batches", "classes", "estimators", "single")
 
     def __init__(self, seeds_ns: dict[int, int]) -> None:
         self.batches = tuple(sorted(seeds_ns))
         self.estimators = {b: WindowEstimator(seeds_ns[b]) for b in self.batches}
         #: The same estimators as (class, estimator) pairs, for the planner's inner loop.
         self.classes = tuple((b, self.estimators[b]) for b in self.batches)
-
-    @property
-    def single(self) -> WindowEstimator:
-        """Batch 1: every model has it."""
-        return self.estimators[self.batches[0]]
+        #: Batch 1: every model has it.
+        self.single = self.estimators[self.batches[0]]
 
     def add(self, batch: int, sample_ns: int) -> None:
         self.estimators[batch].add(sample_ns)

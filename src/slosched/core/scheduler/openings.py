@@ -22,6 +22,8 @@ from slosched.core.scheduler.state import Gpu, Worker
 MAX_OUTSTANDING = 2
 #: On top of the measured transit: timers fire a little late, decisions take a little time.
 _LEAD_SLACK_NS = 50_000
+#: More open GPUs than this are not taken up one by one when a request arrives.
+_FEW = 8
 
 
 class Openings:
@@ -41,6 +43,7 @@ class Openings:
         self._near: list[tuple[int, int, Gpu]] = []
         self._near_margin_ns: dict[int, int] = {}
         self._soon: dict[int, Gpu] = {}  # open, and starts when the running one ends
+        self._open: dict[int, Gpu] = {}  # both
         #: Opens by itself: when, by index; the heap has stale entries too.
         self._opens_ns: dict[int, int] = {}
         self._closed: list[tuple[int, int, Gpu]] = []
@@ -86,7 +89,8 @@ class Openings:
             heappush(self._closed, (opens_ns, gpu.index, gpu))
         return opens_ns
 
-    def _open(self, gpu: Gpu, now_ns: int) -> None:
+    def _now_open(self, gpu: Gpu, now_ns: int) -> None:
+        self._open[gpu.index] = gpu
         margin_ns = gpu.worker.transit.margin_ns
         if gpu.exec.busy_until_ns <= now_ns + margin_ns:
             self._list(gpu, margin_ns)
@@ -96,17 +100,21 @@ class Openings:
 
     def _place(self, gpu: Gpu, now_ns: int) -> None:
         index = gpu.index
-        if index in self._near_margin_ns:
-            self._unlist(index)
-        self._soon.pop(index, None)
-        self._opens_ns.pop(index, None)
-        self._hindered.pop(index, None)
-        self.unasked.pop(index, None)
+        if index in self._open:
+            del self._open[index]
+            if index in self._near_margin_ns:
+                self._unlist(index)
+            else:
+                del self._soon[index]
+            self._hindered.pop(index, None)
+            self.unasked.pop(index, None)
+        else:
+            self._opens_ns.pop(index, None)
         outstanding = len(gpu.exec.outstanding)
         if outstanding >= MAX_OUTSTANDING or index not in self._cluster.gpus:
             return
         if outstanding == 0:
-            self._open(gpu, now_ns)
+            self._now_open(gpu, now_ns)
         else:
             self._close(gpu)
 
@@ -121,7 +129,7 @@ class Openings:
             opens_ns, index, gpu = heappop(closed)
             if self._opens_ns.get(index) == opens_ns:
                 del self._opens_ns[index]
-                self._open(gpu, now_ns)
+                self._now_open(gpu, now_ns)
         if self._soon:
             for gpu in list(self._soon.values()):
                 margin_ns = gpu.worker.transit.margin_ns
@@ -173,10 +181,20 @@ class Openings:
         if hindered:
             self._hindered[gpu.index] = None
 
-    def ask_again(self, gpu: Gpu) -> None:
-        """Something new waits that `gpu` could run. A closed one is asked anyway when it opens."""
-        if gpu.index in self._near_margin_ns or gpu.index in self._soon:
-            self.unasked[gpu.index] = gpu
+    def ask_holders(self, holders: dict[int, Gpu]) -> bool:
+        """Something new waits that `holders` could run. False, and nothing is done, if many are open.
+
+        A closed one is asked anyway when it opens.
+        """
+        few, others = self._open, holders
+        if len(holders) < len(few):
+            few, others = holders, self._open
+        if len(few) > _FEW:
+            return False
+        for index, gpu in few.items():
+            if index in others:
+                self.unasked[index] = gpu
+        return True
 
     def next_opening_ns(self, now_ns: int) -> int | None:
         """When the next GPU that is closed now opens by itself."""

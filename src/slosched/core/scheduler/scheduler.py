@@ -14,7 +14,6 @@ that had arrived was handled. That batching is what keeps a busy controller chea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import zip_longest
 
 import msgspec
 
@@ -203,6 +202,10 @@ class Scheduler:
     def _from_client(self, event: FromClient, now_ns: int) -> None:
         message = event.message
         client = self.clients.get(event.client)
+        if client is not None and isinstance(message, InferRequest):
+            client.heard = True
+            self._infer(client, message, event, now_ns)
+            return
         if isinstance(message, ClientHello):
             self._clients.hello(event.client, message)
             return
@@ -214,14 +217,10 @@ class Scheduler:
                 self._effects.append(ToClient(event.client, refused))
             return
         client.heard = True
-        self._client_message(client, message, event, now_ns)
+        self._client_message(client, message, now_ns)
 
-    def _client_message(
-        self, client: Client, message: ClientMessage, event: FromClient, now_ns: int
-    ) -> None:
-        if isinstance(message, InferRequest):
-            self._infer(client, message, event, now_ns)
-        elif isinstance(message, CancelRequest):
+    def _client_message(self, client: Client, message: ClientMessage, now_ns: int) -> None:
+        if isinstance(message, CancelRequest):
             request = client.requests.get(message.request_id)
             if request is not None:
                 self._end(request, Code.CANCELLED, "cancelled by its client")
@@ -255,16 +254,9 @@ class Scheduler:
         key = self._next_key
         self._next_key += 1
         request = Request(
-            key=key,
-            client=client,
-            request_id=message.request_id,
-            user_id=message.user_id,
-            model=model,
-            slo_factor=message.slo_factor,
-            slo_ns=slo_ns,
-            arrival_ns=now_ns,
-            input_bytes=bytes_behind,
-        )
+            key, client, message.request_id, message.user_id, model, message.slo_factor, slo_ns,
+            now_ns, bytes_behind,
+        )  # fmt: skip
         self.arrived += 1
         client.requests[message.request_id] = request
         if model.model_id not in client.models:
@@ -331,15 +323,15 @@ class Scheduler:
             clock_mhz=(result.gpu_clock_before_mhz + result.gpu_clock_mhz) // 2,
         )
         met = frames = 0
-        for request, size in zip_longest(action.requests, result.output_sizes):
-            if request is None:
-                break  # more outputs than requests: nobody's
+        sizes = result.output_sizes
+        plan = Plan.of(action, start_ns=result.exec.begin_ns, exec_ns=result.exec.duration_ns)
+        for place, request in enumerate(action.requests):
+            size = sizes[place] if place < len(sizes) else 0
             frame = frames
             frames += 1 if size else 0  # an output of 0 bytes has no frame
             if request.state is RequestState.ANSWERED:  # cancelled meanwhile
                 continue
             output_of = (action.action_id, frame) if size and request.input_bytes else None
-            plan = Plan.of(action, start_ns=result.exec.begin_ns, exec_ns=result.exec.duration_ns)
             met += self._answer(request, Code.OK, "", plan, output_of=output_of)
         self.cluster.answered(action, result, now_ns=now_ns, met=met)
 

@@ -59,7 +59,6 @@ class Request:
 
     def __init__(
         self,
-        *,
         key: int,
         client: Client,
         request_id: int,
@@ -125,7 +124,6 @@ class ActionState:
 
     def __init__(
         self,
-        *,
         action_id: int,
         action_type: ActionType,
         gpu: Gpu,
@@ -176,7 +174,10 @@ class Executor:
     def finish(self, action: ActionState, *, end_ns: int) -> None:
         """Take `action` off; it ended at `end_ns`. What stands behind it is predicted anew."""
         was_head = self.outstanding[0] is action
-        self.outstanding.remove(action)
+        if was_head:
+            self.outstanding.popleft()
+        else:
+            self.outstanding.remove(action)
         previous_end_ns = end_ns
         for waiting in self.outstanding:
             if was_head:

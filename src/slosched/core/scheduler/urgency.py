@@ -103,6 +103,15 @@ class Urgency:
         self._stale.pop(model_id, None)
         self._drop(model_id)
 
+    def holds(self, name: str, batch: int, time_ns: int) -> bool:
+        """True if the bounds hold for a GPU that takes `time_ns` for `batch`."""
+        envelope = self._envelopes.get(name)
+        return (
+            envelope is not None
+            and envelope.lowest_ns.get(batch, 2.0**63) <= time_ns
+            and (batch > 1 or time_ns <= envelope.single_ns)
+        )
+
     def measured(self, name: str, exec_ns: Mapping[int, int]) -> None:
         """Some GPU takes (about) `exec_ns` for `name`, by class."""
         envelope = self._envelopes.get(name)

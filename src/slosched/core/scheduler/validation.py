@@ -19,7 +19,7 @@ def what_is_wrong(
     if message.request_id in client.requests:
         return f"request id {message.request_id} is still unanswered; ids must be unique"
     factor = message.slo_factor
-    if math.isnan(factor) or math.isinf(factor) or factor < 0:
+    if not 0.0 <= factor < math.inf:  # nor a NaN
         return f"the SLO factor must be a finite number >= 0, not {factor}"
     if not 0 <= message.slo_ns < 2**62 or factor * model.b1_ns >= 2**62:
         return f"the SLO must be within 0..146 years, not {message.slo_ns} ns"

@@ -63,8 +63,6 @@ _LOSS_WEIGHT = 0.012
 _PADDING_GAIN = 1.07
 #: At most so many GPUs are looked at for the one that would be the least late.
 _LOOKED_AT = 8
-#: A model on more GPUs than this is not asked for GPU by GPU.
-_FEW_GPUS = 8
 #: So few waiting models are looked at without putting them in order.
 _FEW_MODELS = 3
 _NO_KEY = math.inf
@@ -120,10 +118,10 @@ class Infer5:
     ) -> None:
         """The cluster's own predictions are enough; the bounds on keys must hold for them."""
         if duration_ns and action.requests:
-            table = action.gpu.exec_table(action.model)
-            batch = action.batch_class
-            measured = {batch: table.estimators[batch].expected_ns}
-            self._urgency.measured(action.model.name, measured)
+            batch, name = action.batch_class, action.model.name
+            expected_ns = action.gpu.exec_table(action.model).estimators[batch].expected_ns
+            if not self._urgency.holds(name, batch, expected_ns):
+                self._urgency.measured(name, {batch: expected_ns})
 
     def gpu_added(self, gpu: Gpu) -> None:
         """Openings hears of it."""
@@ -271,11 +269,13 @@ class Infer5:
         if not self._waiting:
             return
         self._answer_hopeless(now_ns)
-        self._openings.refresh(now_ns)
-        sent = self._give_work(now_ns) if self._waiting else False
-        self._fresh.clear()
-        if sent and self._waiting:
-            self._answer_hopeless(now_ns)
+        openings = self._openings
+        openings.refresh(now_ns)
+        if self._waiting and (self._fresh or openings.unasked):
+            sent = self._give_work(now_ns)
+            self._fresh.clear()
+            if sent and self._waiting:
+                self._answer_hopeless(now_ns)
 
     def _give_work(self, now_ns: int) -> bool:
         """Ask every open GPU that something may go to, soonest first. True if anything was sent."""
@@ -284,11 +284,8 @@ class Infer5:
         for model_id, model in self._fresh.items():
             if model_id not in waiting:
                 continue
-            if len(model.resident_on) > _FEW_GPUS:
+            if not openings.ask_holders(model.resident_on):
                 wide[model_id] = model
-            else:
-                for gpu in model.resident_on.values():
-                    openings.ask_again(gpu)
         sent = False
         if wide:
             for start_ns, index, gpu in openings.in_order(now_ns):
