@@ -11,12 +11,11 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from slosched.clock import now_ns, set_timer_slack
+from slosched.clock import Waiter, now_ns, set_timer_slack
 from slosched.units import NS_PER_MS, NS_PER_S
 
 _TICK_NS = 2 * NS_PER_MS
@@ -109,10 +108,11 @@ class MachineWatch:
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))  # of this thread alone
             self.real_time = True
         set_timer_slack()
+        waiter = Waiter()
         due_ns = sample_ns = now_ns()
         while not self._stop.is_set():
             due_ns += _TICK_NS
-            time.sleep(max(0, due_ns - now_ns()) / NS_PER_S)
+            waiter.wait(due_ns, at_most_ns=NS_PER_S)
             woke_ns = now_ns()
             if woke_ns - due_ns > _NOTED_NS:
                 self._stalls.append((woke_ns, woke_ns - due_ns))
@@ -120,6 +120,7 @@ class MachineWatch:
             if woke_ns >= sample_ns:
                 sample_ns = woke_ns + _SAMPLE_NS
                 self._samples.append(_sample(woke_ns))
+        waiter.close()
 
 
 def _sample(at_ns: int) -> _Sample:
