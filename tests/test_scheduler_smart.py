@@ -11,9 +11,17 @@ from hypothesis import strategies as st
 from scheduler_rig import MS, T0, Rig
 from slosched.config import GpuProfile, ModelProfile, SchedulerConfig
 from slosched.config_file import load_profile
+from slosched.core.scheduler.policies.smart import _Durations
 from slosched.core.scheduler.policies.smart_timetable import Batch, timetable
 from slosched.core.scheduler.state import Model
-from slosched.messages import ErrorResult, EvictWeights, Infer, LoadWeights
+from slosched.messages import (
+    ErrorResult,
+    EvictWeights,
+    Infer,
+    InferResult,
+    LoadWeights,
+    Span,
+)
 from slosched.sim.harness import Demand, Network, Outcome, Simulation
 from slosched.units import NS_PER_S
 from slosched.workloads.slo_exp_1 import parse_slo_exp_1
@@ -166,16 +174,41 @@ def test_a_failed_action_fails_its_requests() -> None:
     assert rig.reply(request).code == 81
 
 
-def test_estimates_are_the_longest_of_what_was_measured_not_the_profile() -> None:
+def test_an_estimate_is_the_longest_and_from_a_hundred_samples_on_the_99th() -> None:
+    durations = _Durations(5 * MS)
+    assert durations.work == 5 * MS * 1380
+    for duration_ms in (3, 1, 2):  # the first replaces the profile's
+        durations.add(duration_ms * MS, 1000)
+        assert durations.work == 3 * MS * 1000
+    for _ in range(96):
+        durations.add(MS, 1000)
+    assert durations.work == 3 * MS * 1000
+    durations.add(MS, 1000)  # the hundredth: the longest is left out
+    assert durations.work == 2 * MS * 1000
+    durations.add(4 * MS, 1000)  # pushes the 3 ms out
+    assert durations.work == 2 * MS * 1000
+    durations.add(4 * MS, 1000)
+    assert durations.work == 4 * MS * 1000
+
+
+def test_plans_follow_what_was_measured_at_the_clock_of_the_gpu() -> None:
     rig, (model,) = warm()
-    for at_ms in (100, 110):
+    # The longest is 2 ms at 1380 MHz, which is 4 ms on a GPU that went down to 690.
+    for at_ms, clock_mhz, expected_ms in ((100, 1380, 2), (110, 690, 2), (120, 690, 4)):
         rig.now_ns = T0 + at_ms * MS
         rig.infer(model, slo_ms=100)
         rig.step(at_ms + 1)
-        infer = rig.outstanding()[0]
-        assert infer.expected_duration_ns == 2 * MS
+        (infer,) = rig.outstanding()
+        assert infer.expected_duration_ns == expected_ms * MS
         rig.now_ns = T0 + (at_ms + 6) * MS
-        rig.finish(infer, begin_ms=at_ms + 3)
+        begin_ns = T0 + (at_ms + 3) * MS
+        span = Span(begin_ns, begin_ns + 2 * MS, 2 * MS)
+        rig.from_worker(
+            InferResult(
+                infer.session, infer.action_id, span, span, span, 0, clock_mhz, clock_mhz,
+                infer.earliest_ns, span.end_ns,
+            )
+        )  # fmt: skip
         rig.step()
 
 
