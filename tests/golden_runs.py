@@ -21,7 +21,7 @@ from slosched.sim.network import Network
 from slosched.sim.run import simulate
 from slosched.sim.spec import SimSpec, WorkerClocks
 from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
-from slosched.workloads import parse_workload
+from slosched.workloads import Workload, parse_workload
 from slosched.workloads.base import ModelUse, Step
 from slosched.workloads.streams import ClosedLoop
 
@@ -52,9 +52,14 @@ class TakingTurns:
         return f"{self.name}: closed loops over {self.copies} copies"
 
 
-def sweep(text: str) -> SimSpec:
+def slo_exp_1(values: str) -> Workload:
+    return parse_workload("slo-exp-1", values.split())
+
+
+def sweep(values: str) -> SimSpec:
+    """A sweep on two GPUs, with every invariant checked."""
     return SimSpec(
-        workload=parse_workload("slo-exp-1", text.split()),
+        workload=slo_exp_1(values),
         scheduler=SchedulerConfig(schedule_ahead_ns=5 * MS),
         profiles=(load_profile("v100"),),
         gpus=2,

@@ -14,13 +14,14 @@ from collections import deque
 #: `error_ns` before the first exchange: nothing is known.
 UNKNOWN_ERROR_NS = 2**62
 
-_WINDOW = 64
+#: Exchanges that are kept.
+WINDOW = 64
 
 
 class ClockSync:
     """The offset of this clock from a peer's, by minimum delay over the last `window` exchanges."""
 
-    def __init__(self, window: int = _WINDOW) -> None:
+    def __init__(self, window: int = WINDOW) -> None:
         self._samples: deque[tuple[int, int]] = deque(maxlen=window)  # (round trip, offset), ns
         self.offset_ns = 0
         self.error_ns = UNKNOWN_ERROR_NS

@@ -29,10 +29,17 @@ class InvariantViolated(AssertionError):
 
 
 class InvariantChecker:
-    """Watches one scheduler: call `saw` for each event and `check` after each `schedule`."""
+    """Watches one scheduler: call `saw` for each event and `check` after each `schedule`.
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    Reported times are the worker's, converted by its estimate of the offset between the clocks. Where
+    that is exact (`drift_ns` None: no jitter, no drift), so are the checks of them. Else two estimates may
+    differ by twice the error that the worker reports, and by `drift_ns`, what its clock can have
+    drifted since the exchange that it goes by.
+    """
+
+    def __init__(self, scheduler: Scheduler, *, drift_ns: int | None = None) -> None:
         self._scheduler = scheduler
+        self._drift_ns = drift_ns
         self._stories: dict[int, list[str]] = {}
         self._answered: dict[int, int] = {}
         self._sent: dict[
@@ -56,7 +63,8 @@ class InvariantChecker:
             for key in keys:
                 self._tell(key, now_ns, f"action {message.action_id} ran {message.exec}")
             begin_ns, end_ns = message.exec.begin_ns, message.exec.end_ns
-            if not infer.earliest_ns <= begin_ns <= infer.latest_ns:
+            slack_ns = self._slack_ns(worker_id)
+            if not infer.earliest_ns - slack_ns <= begin_ns <= infer.latest_ns + slack_ns:
                 window = f"{infer.earliest_ns}..{infer.latest_ns}"
                 self._fail(
                     f"exec of action {infer.action_id} began at {begin_ns}, outside {window}", keys
@@ -68,7 +76,7 @@ class InvariantChecker:
                 for gpu in [g for g in self._exec_end_ns if g[0] == worker_id]:
                     del self._exec_end_ns[gpu]
             last_end_ns = self._exec_end_ns.get(place, 0)
-            if begin_ns < last_end_ns:
+            if begin_ns < last_end_ns - slack_ns:
                 self._fail(
                     f"exec of action {infer.action_id} began at {begin_ns} on {place}, before the one "
                     f"ahead of it ended at {last_end_ns}",
@@ -79,6 +87,11 @@ class InvariantChecker:
             sent = self._sent.pop(message.action_id, None)
             for key in sent[1] if sent else ():
                 self._tell(key, now_ns, f"action {message.action_id} failed: {message.code}")
+
+    def _slack_ns(self, worker_id: int) -> int:
+        if self._drift_ns is None:
+            return 0
+        return self._drift_ns + 2 * self._scheduler.cluster.workers[worker_id].clock_error_ns
 
     def check(self, effects: list[Effect], *, now_ns: int) -> None:
         """Check everything after a `schedule` that returned `effects`. Raises InvariantViolated."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from slosched.config import SchedulerConfig
+from slosched.config import HEARTBEAT_NS, SchedulerConfig
+from slosched.core.clock_sync import WINDOW
+from slosched.core.invariants import InvariantChecker
 from slosched.core.scheduler.interface import Event
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.messages import ControllerToClient
@@ -14,7 +16,11 @@ from slosched.sim.network import Card, Network, Wire
 from slosched.sim.node import WorkerNode
 from slosched.sim.spec import sub_seed
 from slosched.sim.worker import SimWorker
+from slosched.units import NS_PER_S
 from slosched.version import __version__
+
+#: A worker goes by the best of the clock exchanges of this long.
+_EXCHANGES_KEPT_NS = WINDOW * HEARTBEAT_NS
 
 
 class SimCluster:
@@ -47,7 +53,7 @@ class SimCluster:
             on_request=on_request,
             on_action=on_action,
             on_note=on_note,
-            check=check,
+            checker=self._checker(scheduler, nodes) if check else None,
         )
         self._card = self._new_card()
         self.workers = {
@@ -63,6 +69,12 @@ class SimCluster:
                 self._new_card(),
                 f"from worker {worker_id}",
             )
+
+    def _checker(self, scheduler: Scheduler, nodes: Sequence[WorkerNode]) -> InvariantChecker:
+        drifts = [abs(node.clock.drift_ppb) for node in nodes if node.clock is not None]
+        exact = not (self.network.jitter_ns or self.network.bandwidth_bits_per_s or any(drifts))
+        drift_ns = max(drifts, default=0) * _EXCHANGES_KEPT_NS // NS_PER_S
+        return InvariantChecker(scheduler, drift_ns=None if exact else drift_ns)
 
     def add_client(self, identity: bytes, receive: Callable[[ControllerToClient], None]) -> Wire:
         """Join a client whose answers go to `receive`; returns its wire, which takes FromClient."""

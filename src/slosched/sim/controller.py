@@ -36,8 +36,8 @@ OnNote = Callable[[Note], None]
 class SimController:
     """Drives `scheduler`. `to_workers` and `to_clients` are its wires, and may be filled later.
 
-    The three `on_...` get every record and note, in the order of their rows. With `check` the invariants
-    are held at every step; a violation is raised as InvariantViolated.
+    The three `on_...` get every record and note, in the order of their rows. `checker` holds the
+    invariants at every step; a violation is raised as InvariantViolated.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class SimController:
         on_request: OnRequest,
         on_action: OnAction,
         on_note: OnNote,
-        check: bool = False,
+        checker: InvariantChecker | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.to_workers: dict[int, Wire] = {}
@@ -57,7 +57,7 @@ class SimController:
         self._on_request = on_request
         self._on_action = on_action
         self._on_note = on_note
-        self._checker = InvariantChecker(scheduler) if check else None
+        self._checker = checker
         self._due_ns = -1  # of the next step; -1: none is due
         self._armed: set[int] = set()  # times for which an event is on the heap
 

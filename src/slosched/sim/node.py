@@ -17,21 +17,21 @@ _PEER = b"controller"
 class WorkerClock:
     """A worker's own clock: off by `offset_ns` and faster by `drift_ppb` (parts per 10^9)."""
 
-    __slots__ = ("_drift_ppb", "_offset_ns", "_since_ns")
+    __slots__ = ("_offset_ns", "_since_ns", "drift_ppb")
 
     def __init__(self, offset_ns: int = 0, drift_ppb: int = 0, *, since_ns: int = 0) -> None:
         self._offset_ns = offset_ns
-        self._drift_ppb = drift_ppb
+        self.drift_ppb = drift_ppb
         self._since_ns = since_ns  # true time from which it drifts
 
     def local_ns(self, true_ns: int) -> int:
-        drifted_ns = (true_ns - self._since_ns) * self._drift_ppb // NS_PER_S
+        drifted_ns = (true_ns - self._since_ns) * self.drift_ppb // NS_PER_S
         return true_ns + self._offset_ns + drifted_ns
 
     def true_ns(self, local_ns: int) -> int:
         """The first true time at which the clock shows at least `local_ns`."""
         undrifted_ns = local_ns - self._offset_ns - self._since_ns
-        guess_ns = self._since_ns + undrifted_ns * NS_PER_S // (NS_PER_S + self._drift_ppb)
+        guess_ns = self._since_ns + undrifted_ns * NS_PER_S // (NS_PER_S + self.drift_ppb)
         while self.local_ns(guess_ns) >= local_ns:
             guess_ns -= 1
         while self.local_ns(guess_ns) < local_ns:
