@@ -13,6 +13,7 @@ from slosched.core.worker.interface import (
     OpKind,
     PrepareModel,
 )
+from slosched.core.worker.stepping import Stepper
 from slosched.messages import (
     NO_SPAN,
     ErrorResult,
@@ -245,6 +246,8 @@ def test_84_weights_reloaded_under_a_running_inference() -> None:
 class BrokenGpu:
     """A device on which the ops of one kind fail."""
 
+    steady = False
+
     def __init__(self, kind: OpKind) -> None:
         self.kind = kind
         self.done: list[OpDone] = []
@@ -264,8 +267,7 @@ class BrokenGpu:
 @pytest.mark.parametrize("kind", list(OpKind))
 def test_2_a_device_that_fails_and_no_page_is_lost(kind: OpKind) -> None:
     worker = VirtualWorker()
-    worker.stepper._devices = {0: BrokenGpu(kind)}
-    worker.stepper._pollable = tuple(worker.stepper._devices.values())
+    worker.stepper = Stepper(worker.brain, {0: BrokenGpu(kind)}, worker._perform)
     worker.serving(loaded=False)
     worker.load_weights()
     if kind is OpKind.LOAD_WEIGHTS:

@@ -55,7 +55,8 @@ def run(gpu: EmulatedGpu, *ops: tuple[int, Op]) -> dict[int, OpDone]:
         event_ns = gpu.next_event_ns()
         if waiting and (event_ns is None or waiting[0][0] <= event_ns):
             at_ns, op = waiting.pop(0)
-            gpu.launch(op, now_ns=at_ns)
+            if (at_once := gpu.launch(op, now_ns=at_ns)) is not None:
+                done[op.op_id] = at_once
         elif event_ns is None:
             return done
         else:

@@ -109,8 +109,7 @@ class WorkerBrain:
         if self._link.handing_over and self.idle:
             self._open_session(now_ns)
         self._pipeline.run_due(now_ns)
-        due_ns = self._link.next_heartbeat_ns()
-        if due_ns is not None and due_ns <= now_ns:
+        if self._link.session is not None and self._link.due_ns <= now_ns:
             self._heartbeat(now_ns)
         return self._ledger.take_effects()
 

@@ -81,23 +81,28 @@ class EmulatedGpu:
         self._classes: dict[tuple[str, int], int] = {}  # (model, batch) -> exec ns
         self._running: list[tuple[int, int, OpDone]] = []  # (end, seq, what to report)
         self._seq = 0
+        #: Copies on a shared link end when others' do.
+        self.steady = self._link is None
 
-    def launch(self, op: Op, *, now_ns: int) -> None:
+    def launch(self, op: Op, *, now_ns: int) -> OpDone | None:
         try:
             done = self._outcome(op, now_ns)
         except UnknownName as error:
             span = Span(now_ns, now_ns, 0)
             done = OpDone(op.op_id, span, code=Code.RUNTIME_ERROR, reason=str(error))
         link = self._link
-        if link is None or done.code or op.kind not in _TO_DEVICE or not done.span.duration_ns:
+        if not done.span.duration_ns:
+            return done
+        if link is None or op.kind not in _TO_DEVICE:
             self._push(done)
-            return
+            return None
 
         def ended(end_ns: int) -> None:
             span = Span(now_ns, end_ns, end_ns - now_ns)
             self._push(OpDone(op.op_id, span, 0, "", done.clock_before_mhz, done.clock_mhz))
 
         link.begin(done.span.duration_ns, now_ns=now_ns, on_end=ended)
+        return None
 
     def _push(self, done: OpDone) -> None:
         self._seq += 1
@@ -123,28 +128,21 @@ class EmulatedGpu:
 
     def _outcome(self, op: Op, now_ns: int) -> OpDone:
         clock_mhz = self._profile.clock_mhz
-        if op.kind is OpKind.EXEC:
+        kind, duration_ns = op.kind, 0
+        if kind is OpKind.EXEC:
             duration_ns = self._exec_ns(op)
-        elif op.kind is OpKind.LOAD_WEIGHTS:
+        elif kind is OpKind.LOAD_WEIGHTS:
             duration_ns = self._profile.model(op.model_name).weights_ns
-        elif op.kind is OpKind.COPY_INPUT:
-            duration_ns = self._copy_ns(sum(op.input_sizes))
-        else:
-            duration_ns = 0
+        elif kind is OpKind.COPY_INPUT:
+            duration_ns = self._copy_ns(sum(op.input_sizes)) if self._bytes_per_s else 0
         output_sizes: tuple[int, ...] = ()
-        if op.kind is OpKind.COPY_OUTPUT and any(op.input_sizes):
+        if kind is OpKind.COPY_OUTPUT and any(op.input_sizes):
             model = self._profile.model(op.model_name)
             size = tensor_bytes(model.output_shape, model.output_dtype)
             output_sizes = tuple(size if given else 0 for given in op.input_sizes)
             duration_ns = self._copy_ns(sum(output_sizes))
         span = Span(now_ns, now_ns + duration_ns, duration_ns)
-        return OpDone(
-            op.op_id,
-            span,
-            clock_before_mhz=clock_mhz,
-            clock_mhz=clock_mhz,
-            output_sizes=output_sizes,
-        )
+        return OpDone(op.op_id, span, 0, "", clock_mhz, clock_mhz, output_sizes)
 
     def _copy_ns(self, size_bytes: int) -> int:
         """What a copy takes alone."""

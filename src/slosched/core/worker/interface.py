@@ -151,8 +151,15 @@ class Device(Protocol):
     share it; torch's and cupy's live under daemon/backends/.
     """
 
-    def launch(self, op: Op, *, now_ns: int) -> None:
-        """Start `op`. A device without streams may run it to its end before returning."""
+    @property
+    def steady(self) -> bool:
+        """True if `next_event_ns` changes with `launch` and `poll` alone, and not by itself."""
+
+    def launch(self, op: Op, *, now_ns: int) -> OpDone | None:
+        """Start `op`. One that took no time may be reported at once; None: `poll` will report it.
+
+        A device without streams may run it to its end before returning.
+        """
 
     def poll(self, *, now_ns: int) -> list[OpDone]:
         """Everything that has finished by now, in the order in which it finished."""

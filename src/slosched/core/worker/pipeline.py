@@ -58,16 +58,17 @@ class Pipeline:
 
     def run_due(self, now_ns: int) -> None:
         """Start everything whose time has come."""
-        while self._wake and self._wake[0][0] <= now_ns:
-            time_ns, _, executor = heappop(self._wake)
+        wake, dirty = self._wake, self._dirty
+        while wake and wake[0][0] <= now_ns:
+            time_ns, _, executor = heappop(wake)
             if executor.armed_ns == time_ns:
                 executor.armed_ns = None
             self._touch(executor)
         # An executor can make another one ready (never itself), so the list may grow under us.
-        for executor in self._dirty:
+        for executor in dirty:
             executor.dirty = False
             self._run(executor, now_ns)
-        self._dirty.clear()
+        dirty.clear()
 
     def close(self) -> None:
         """Begin no exec any more."""
@@ -87,8 +88,10 @@ class Pipeline:
         return f"preparing {running.message.name}{more}"
 
     def enqueue(self, executor: Executor, earliest_ns: int, action: PendingAction) -> None:
-        executor.push(earliest_ns, self._ledger.next_seq(), action)
-        self._touch(executor)
+        heappush(executor.queue, (earliest_ns, self._ledger.next_seq(), action))
+        if not executor.dirty:
+            executor.dirty = True
+            self._dirty.append(executor)
 
     def _touch(self, executor: Executor) -> None:
         if not executor.dirty:
@@ -97,19 +100,22 @@ class Pipeline:
 
     def _run(self, executor: Executor, now_ns: int) -> None:
         """Start what may start; arm a wake-up for what may not yet."""
-        while (action := executor.pop_due(now_ns)) is not None:
-            if executor.gpu is None:
+        queue, kind, gpu = executor.queue, executor.kind, executor.gpu
+        while queue and executor.running is None and queue[0][0] <= now_ns:
+            action = heappop(queue)[2]
+            if gpu is None:
                 self._start_preparation(action, now_ns)
-            elif executor.kind is OpKind.LOAD_WEIGHTS:
-                self._start_weights(executor, executor.gpu, action, now_ns)
-            elif executor.kind is OpKind.COPY_INPUT:
-                self._start_copy_input(executor, action, now_ns)
-            elif executor.kind is OpKind.EXEC:
-                self._start_exec(executor, executor.gpu, action, now_ns)
-            else:
+            elif kind is OpKind.COPY_INPUT:
+                if not self._late(action, Code.COPY_INPUT_TOO_LATE, now_ns):
+                    self._launch(executor, action)
+            elif kind is OpKind.EXEC:
+                self._start_exec(executor, gpu, action, now_ns)
+            elif kind is OpKind.COPY_OUTPUT:
                 self._launch(executor, action)
-        if executor.running is None and executor.queue:
-            earliest_ns = executor.queue[0][0]
+            else:
+                self._start_weights(executor, gpu, action, now_ns)
+        if queue and executor.running is None:
+            earliest_ns = queue[0][0]
             if executor.armed_ns is None or earliest_ns < executor.armed_ns:
                 executor.armed_ns = earliest_ns
                 heappush(self._wake, (earliest_ns, self._ledger.next_seq(), executor))
@@ -185,10 +191,6 @@ class Pipeline:
         action.weights_version = version
         self._launch(executor, action)
 
-    def _start_copy_input(self, executor: Executor, action: PendingAction, now_ns: int) -> None:
-        if not self._late(action, Code.COPY_INPUT_TOO_LATE, now_ns):
-            self._launch(executor, action)
-
     def _start_exec(
         self, executor: Executor, gpu: GpuState, action: PendingAction, now_ns: int
     ) -> None:
@@ -207,19 +209,16 @@ class Pipeline:
         assert executor.kind is not None and executor.gpu is not None
         assert action.instance is not None
         executor.running = action
-        message = action.message
-        batch = message if isinstance(message, Infer) else None
+        message, instance = action.message, action.instance
+        batch_size, request_count = 0, 0
+        input_sizes: tuple[int, ...] = ()
+        if isinstance(message, Infer):
+            batch_size, request_count = message.batch_size, message.request_count
+            input_sizes = message.input_sizes
         op = Op(
-            op_id=self._ledger.next_seq(),
-            kind=executor.kind,
-            gpu_id=executor.gpu.gpu_id,
-            model_id=action.instance.model_id,
-            action_id=action.key,
-            batch_size=batch.batch_size if batch else 0,
-            request_count=batch.request_count if batch else 0,
-            input_sizes=batch.input_sizes if batch else (),
-            model_name=action.instance.name,
-        )
+            self._ledger.next_seq(), executor.kind, executor.gpu.gpu_id, instance.model_id,
+            action.key, batch_size, request_count, input_sizes, instance.name,
+        )  # fmt: skip
         self._ops[op.op_id] = (executor, action)
         self._ledger.effects.append(Launch(op))
 

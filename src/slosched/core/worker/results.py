@@ -22,6 +22,8 @@ from slosched.messages import (
 
 
 def _span(clock: ClockSync, span: Span) -> Span:
+    if clock.offset_ns == 0:
+        return span  # as it is: the worker shares the controller's clock
     return Span(clock.to_peer_ns(span.begin_ns), clock.to_peer_ns(span.end_ns), span.duration_ns)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
 
 from slosched.codes import ActionType
 from slosched.config import ModelProfile
@@ -83,15 +82,6 @@ class Executor:
     running: PendingAction | None = None
     armed_ns: int | None = None  # the earliest time for which it stands in the brain's wake heap
     dirty: bool = False
-
-    def push(self, earliest_ns: int, seq: int, action: PendingAction) -> None:
-        heappush(self.queue, (earliest_ns, seq, action))
-
-    def pop_due(self, now_ns: int) -> PendingAction | None:
-        """The head of the queue if nothing runs and its time has come."""
-        if self.running is None and self.queue and self.queue[0][0] <= now_ns:
-            return heappop(self.queue)[2]
-        return None
 
     def drain(self) -> list[PendingAction]:
         """Empty the queue; returns what was in it, in order."""

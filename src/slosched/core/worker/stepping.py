@@ -9,6 +9,7 @@ host process was woken a millisecond later. A real device's loop calls `step` wi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from heapq import heappop, heappush
 
 from slosched.core.worker.brain import WorkerBrain
 from slosched.core.worker.interface import Device, Effect, Event, Launch
@@ -17,7 +18,8 @@ from slosched.core.worker.interface import Device, Effect, Event, Launch
 class Stepper:
     """Drives `brain` and its `devices` (by GPU id). `perform` gets every effect other than Launch.
 
-    `perform(effect, now_ns)` may answer a PrepareModel at once by calling `handle`.
+    `perform(effect, now_ns)` may answer a PrepareModel at once by calling `handle`. A steady device is
+    asked for its next event when it was launched on or polled; any other one each time.
     """
 
     def __init__(
@@ -27,8 +29,12 @@ class Stepper:
         perform: Callable[[Effect, int], None],
     ) -> None:
         self._brain = brain
-        self._devices = dict(devices)
-        self._pollable = tuple(devices.values())
+        self._devices = tuple(devices.values())
+        self._place = {gpu_id: place for place, gpu_id in enumerate(devices)}
+        self._unsteady = [p for p, device in enumerate(self._devices) if not device.steady]
+        #: Next events of the steady ones: (time, place), and which entry of each place still holds.
+        self._events: list[tuple[int, int]] = []
+        self._event_ns: list[int | None] = [None] * len(self._devices)
         self._perform = perform
         self._handled = False
         self.now_ns = 0  # of the last step; never goes back
@@ -41,10 +47,18 @@ class Stepper:
     def next_due_ns(self) -> int | None:
         """The next time at which something ends or may start."""
         due_ns = self._brain.next_wakeup_ns()
-        for device in self._pollable:
-            event_ns = device.next_event_ns()
-            if event_ns is not None and (due_ns is None or event_ns < due_ns):
-                due_ns = event_ns
+        events, valid_ns = self._events, self._event_ns
+        while events:
+            event_ns, place = events[0]
+            if valid_ns[place] == event_ns:
+                if due_ns is None or event_ns < due_ns:
+                    due_ns = event_ns
+                break
+            heappop(events)
+        for place in self._unsteady:
+            asked_ns = self._devices[place].next_event_ns()
+            if asked_ns is not None and (due_ns is None or asked_ns < due_ns):
+                due_ns = asked_ns
         return due_ns
 
     def run_until(self, until_ns: int) -> None:
@@ -57,19 +71,48 @@ class Stepper:
     def step(self, now_ns: int) -> None:
         """Everything that can happen at `now_ns`, including what follows from it without delay."""
         now_ns = self.now_ns = max(now_ns, self.now_ns)
+        brain = self._brain
         again = True
         while again:
-            self._handled = False
-            again = False
-            for effect in self._brain.schedule(now_ns=now_ns):
+            self._handled = again = False
+            for effect in brain.schedule(now_ns=now_ns):
                 if isinstance(effect, Launch):
-                    self._devices[effect.op.gpu_id].launch(effect.op, now_ns=now_ns)
+                    place = self._place[effect.op.gpu_id]
+                    device = self._devices[place]
+                    done = device.launch(effect.op, now_ns=now_ns)
+                    if done is not None:
+                        brain.handle(done, now_ns=now_ns)
+                        again = True
+                    elif device.steady:
+                        self._note(place, device.next_event_ns())
                 else:
                     self._perform(effect, now_ns)
-            for device in self._pollable:
-                event_ns = device.next_event_ns()
-                if event_ns is not None and event_ns <= now_ns:
-                    for done in device.poll(now_ns=now_ns):
-                        self._brain.handle(done, now_ns=now_ns)
-                        again = True
+            for place in self._due_devices(now_ns):
+                device = self._devices[place]
+                for done in device.poll(now_ns=now_ns):
+                    brain.handle(done, now_ns=now_ns)
+                    again = True
+                if device.steady:
+                    self._note(place, device.next_event_ns())
             again = again or self._handled
+
+    def _note(self, place: int, event_ns: int | None) -> None:
+        if event_ns != self._event_ns[place]:
+            self._event_ns[place] = event_ns
+            if event_ns is not None:
+                heappush(self._events, (event_ns, place))
+
+    def _due_devices(self, now_ns: int) -> list[int]:
+        """Places of the devices that have something to report, ascending."""
+        events, due = self._events, []
+        while events and events[0][0] <= now_ns:
+            event_ns, place = heappop(events)
+            if self._event_ns[place] == event_ns:
+                self._event_ns[place] = None
+                due.append(place)
+        for place in self._unsteady:
+            asked_ns = self._devices[place].next_event_ns()
+            if asked_ns is not None and asked_ns <= now_ns:
+                due.append(place)
+        due.sort()
+        return due

@@ -90,6 +90,11 @@ class TorchDevice:
 
     # ------------------------------------------------------------------------ the protocol
 
+    @property
+    def steady(self) -> bool:
+        """False: what runs ends when it does."""
+        return False
+
     def launch(self, op: Op, *, now_ns: int) -> None:
         steps = {
             OpKind.LOAD_WEIGHTS: self._load_weights,
