@@ -66,9 +66,7 @@ def test_another_spec_or_a_part_is_run_beside_what_is_there(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_job_that_fails_ends_them_all(tmp_path: Path, processes: int) -> None:
-    unknown = parse_workload(
-        "slo-exp-1", ["nonesuch", "1", "poisson", "10", "2", "4", "2", "mul", "1"]
-    )
+    unknown = slo_exp_1("nonesuch 1 poisson 10 2 4 2 mul 1")
     todo = jobs(tmp_path, range(2))
     todo.insert(1, Job(replace(SPEC, workload=unknown)))
     with pytest.raises(Exception, match="nonesuch") as raised:

@@ -83,9 +83,7 @@ def test_the_manifest_is_the_same_but_for_the_host(tmp_path: Path) -> None:
 
 def test_latency_is_the_sum_of_its_ways() -> None:
     """One request at a time on an idle GPU: four ways, exec, and the outputs' bits on a card."""
-    workload = parse_workload(
-        "slo-exp-1", ["resnet50_v2", "1", "fixed-rate", "20", "1s", "1s", "1s", "add", "1"]
-    )
+    workload = slo_exp_1("resnet50_v2 1 fixed-rate 20 1s 1s 1s add 1")
     network = Network(10 * US, 20 * US, 40 * US, 80 * US)
     spec = replace(SPEC, workload=workload, network=network, gpus=1)
     result = simulate(spec)
@@ -269,9 +267,7 @@ def test_an_endless_workload_needs_a_duration(tmp_path: Path) -> None:
 
 
 def test_a_model_that_the_profile_lacks_is_named() -> None:
-    unknown = parse_workload(
-        "slo-exp-1", ["nonesuch", "1", "poisson", "10", "2", "4", "2", "mul", "1"]
-    )
+    unknown = slo_exp_1("nonesuch 1 poisson 10 2 4 2 mul 1")
     with pytest.raises(LoadFailed, match="nonesuch"):
         simulate(replace(SPEC, workload=unknown))
 
