@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from golden_runs import LOGS, sweep
+from golden_runs import LOGS, slo_exp_1, sweep
 from slosched.errors import InvalidConfig
 from slosched.loadgen.results import RunResult
 from slosched.sim.jobs import Job, JobFailed, JobsProgress, finished_run, run_many
