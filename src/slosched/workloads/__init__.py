@@ -33,7 +33,7 @@ def workload_from_table(table: Mapping[str, object]) -> Workload:
     them, after which it ends. Raises UnknownName for a name or key that nobody knows, InvalidConfig for
     a missing one, and what the workload's parser raises.
     """
-    values = {key.replace("_", "-"): str(value) for key, value in table.items()}
+    values = {key.replace("_", "-"): _text(value) for key, value in table.items()}
     name = values.pop("workload", "")
     if name not in WORKLOADS:
         raise UnknownName("workload", name, list(WORKLOADS))
@@ -48,3 +48,8 @@ def workload_from_table(table: Mapping[str, object]) -> Workload:
         raise InvalidConfig(f"the workload {name} lacks {', '.join(missing)}")
     workload = kind.parse([values.get(p.key, p.default or "") for p in kind.parameters])
     return workload if limit is None else Bounded(workload, read_period("duration", limit))
+
+
+def _text(value: object) -> str:
+    """`value` as one would type it: yes and no are 1 and 0."""
+    return str(int(value)) if isinstance(value, bool) else str(value)

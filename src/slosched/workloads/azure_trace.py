@@ -113,6 +113,15 @@ def _wrong_cell(cells: list[str]) -> str:
     return "this is no row of such a trace"
 
 
+def file_stamp(path: Path) -> tuple[int, int] | None:
+    """Size and time of change, for what is kept of a file: None where there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
+
+
 @dataclass(frozen=True)
 class TraceSource:
     """Where a trace comes from: the file at `path`, or, with "", the generator with seed `number`."""
@@ -122,7 +131,7 @@ class TraceSource:
 
     def load(self) -> Trace:
         """The trace; the two used last are kept. Raises what read_trace raises."""
-        return _load(self)
+        return _load(self, file_stamp(Path(self.path)) if self.path else None)
 
     def describe(self) -> str:
         """Where it comes from, in words."""
@@ -135,7 +144,7 @@ class TraceSource:
 
 
 @lru_cache(maxsize=2)
-def _load(source: TraceSource) -> Trace:
+def _load(source: TraceSource, stamp: object) -> Trace:
     if source.path:
         return read_trace(Path(source.path))
     from slosched.workloads.azure_synthetic import synthetic_trace

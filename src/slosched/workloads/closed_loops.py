@@ -13,7 +13,7 @@ from slosched.workloads.streams import Slo
 from slosched.workloads.values import read_count, read_model
 
 _MAX_REQUESTS = 10**12
-_NEVER_ENDS = "It never ends by itself: say how long it runs (--duration 60s). "
+_NEVER_ENDS = "It never ends by itself: say how long it runs (--duration 60s)."
 _REFUSED = "A request that is refused early is followed by the next one when its deadline has come."
 
 
@@ -159,7 +159,7 @@ SIMPLE_PARAMETRIC = Kind(
     _simple_parametric,
     "Each client gets the same number of copies, rounded up; clients left without any are not "
     "started. The run lasts as long as one says (--duration 60s), with nothing sent once every "
-    "client has stopped. " + _REFUSED,
+    "client has stopped." + _REFUSED,
     ("12 4 8 1000",),
 )
 COMPARISON_EXPERIMENT_2 = Kind(

@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from slosched.errors import InvalidConfig
 from slosched.units import NS_PER_S, format_duration
+from slosched.workloads.azure_trace import file_stamp
 from slosched.workloads.base import ModelUse, Step
 from slosched.workloads.composed import ONE_STEP, RESNET50
 from slosched.workloads.kinds import Kind, Parameter
@@ -47,12 +48,17 @@ class Recorded:
         return len(self.offsets_ns)
 
 
-@lru_cache(maxsize=2)
 def read_requests(path: Path) -> Recorded:
-    """Read either log. Raises InvalidConfig with the file and line of what is wrong.
+    """Read either log; the two used last are kept.
 
-    A last line without its newline is what a killed process left, and is dropped.
+    A last line without its newline is what a killed process left, and is dropped. Raises InvalidConfig
+    with the file and line of what is wrong.
     """
+    return _read(path, file_stamp(path))
+
+
+@lru_cache(maxsize=2)
+def _read(path: Path, stamp: object) -> Recorded:
     try:
         with path.open(encoding="utf-8") as lines:
             places = _columns(path, next(lines, ""))

@@ -56,14 +56,14 @@ def load_workload(path: str | Path) -> Workload:
 
 
 def _named_in(message: str, table: dict[str, object]) -> list[str]:
-    """The keys that an error speaks of, the first of them first."""
-    spelled = {key.replace("_", "-"): key for key in table}
+    """The keys that an error speaks of, the first of them first; then the values."""
+    spelled = {key.replace("_", "-"): key for key in table if key != "workload"}
     found = [
         (match.start(), key)
         for name, key in spelled.items()
         if (match := re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", message, re.IGNORECASE))
     ]
-    return [key for _, key in sorted(found)]
+    return [key for _, key in sorted(found)] + re.findall("'([^']*)'", message)
 
 
 def _where(file: Path, text: str, *names: str) -> str:

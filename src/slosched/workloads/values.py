@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from slosched.errors import InvalidConfig
+from slosched.errors import InvalidConfig, InvalidDuration
 from slosched.units import NS_PER_S, has_unit, parse_duration_ns
 
 #: The most instances, streams or outstanding requests that anybody means.
@@ -61,9 +61,16 @@ def read_flag(name: str, text: str) -> bool:
         raise InvalidConfig(f"{name} must be 1 or 0, not {text!r}") from None
 
 
+def _duration_ns(name: str, text: str, bare_unit: str) -> int:
+    try:
+        return parse_duration_ns(text, bare_unit=bare_unit)
+    except InvalidDuration as error:
+        raise InvalidDuration(f"{name}: {error}") from None
+
+
 def read_period(name: str, text: str) -> int:
     """Return ns of a duration above 0 and at most 10^6 s; a bare number is in seconds."""
-    period_ns = parse_duration_ns(text, bare_unit="s")
+    period_ns = _duration_ns(name, text, "s")
     if not 0 < period_ns <= _MAX_PERIOD_NS:
         raise InvalidConfig(f"{name} must be above 0 and at most 10^6 s, not {text!r}")
     return period_ns
@@ -71,7 +78,7 @@ def read_period(name: str, text: str) -> int:
 
 def read_wait(name: str, text: str) -> int:
     """Return ns of a duration of at most 10^6 s; a bare number is in seconds."""
-    wait_ns = parse_duration_ns(text, bare_unit="s")
+    wait_ns = _duration_ns(name, text, "s")
     if wait_ns > _MAX_PERIOD_NS:
         raise InvalidConfig(f"{name} must be at most 10^6 s, not {text!r}")
     return wait_ns
@@ -83,7 +90,7 @@ def read_slo(name: str, text: str) -> tuple[float, int]:
     (0.0, 0) is the controller's default.
     """
     if has_unit(text):
-        slo_ns = parse_duration_ns(text, bare_unit="ns")
+        slo_ns = _duration_ns(name, text, "ns")
         if slo_ns < 1:
             raise InvalidConfig(f"{name} must be above 0, or 0 for the controller's default")
         return 0.0, slo_ns
