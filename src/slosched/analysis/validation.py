@@ -235,24 +235,49 @@ def plot_validation(differences: Sequence[StepDifference], out: Path, *, title: 
             ax.set_title(words)
             ax.set_xlabel("SLO multiplier (times b1)" if factors else "step")
             if factors:
-                ax.set_xscale("log")
+                _scale_x(ax, sorted({d.live.slo_factor for d in differences}))
         axes[0].legend(loc="lower right")
         figure.suptitle(title, fontsize=9)
         return style.save(figure, out, "validate")
+
+
+def _scale_x(ax: Any, factors: Sequence[float]) -> None:
+    from slosched.analysis.style import FixedLocator, FuncFormatter, NullLocator
+
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(FixedLocator(factors[:: math.ceil(len(factors) / 7)]))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
 
 
 def _draw(
     axes: Any, differences: Sequence[StepDifference], group: str, colour: str, factors: bool
 ) -> None:
     x = [d.live.slo_factor if factors else float(d.live.index) for d in differences]
-    solid: dict[str, Any] = {"color": colour, "marker": "o"}
+    solid: dict[str, Any] = {"color": colour}
     dashed: dict[str, Any] = {
         "color": "#000000", "linestyle": "--", "marker": "x", "linewidth": 1.2, "zorder": 4,
     }  # fmt: skip
     for name, look in (("live", solid), ("simulated", dashed)):
         steps: list[StepResult] = [getattr(d, name) for d in differences]
-        label = f"{group} {name}".lstrip()
-        axes[0].plot(x, [step.satisfaction for step in steps], label=label, **look)
-        axes[1].plot(x, [step.goodput_rps for step in steps], **look)
-        for percentile in ("latency_p50_ns", "latency_p99_ns"):
-            axes[2].plot(x, [getattr(s, percentile) / NS_PER_MS or math.nan for s in steps], **look)
+        p50, p99 = (
+            [getattr(step, field) / NS_PER_MS or math.nan for step in steps]
+            for field in ("latency_p50_ns", "latency_p99_ns")
+        )
+        shares, goodputs = [s.satisfaction for s in steps], [s.goodput_rps for s in steps]
+        for ax, values in zip((*axes, axes[2]), (shares, goodputs, p50, p99), strict=True):
+            ax.plot(x, values, label=f"{group} {name}".lstrip(), **look)
+            if name == "live":
+                _mark(ax, x, values, differences, colour)
+
+
+def _mark(
+    ax: Any, x: Sequence[float], y: Sequence[float], of: Sequence[StepDifference], colour: str
+) -> None:
+    """Put the live side's marks: filled, and hollow where the machine disturbed the step."""
+    for hollow in (False, True):
+        places = [place for place, d in enumerate(of) if bool(d.disturbed) is hollow]
+        ax.plot(
+            [x[place] for place in places], [y[place] for place in places], marker="o", linestyle="",
+            markerfacecolor="white" if hollow else colour, markeredgecolor=colour,
+        )  # fmt: skip
