@@ -27,7 +27,7 @@ def parts(scale: str) -> list[Part]:
         return [
             Part("azure", "azure 8 1 1.0 4 60 1 0", infer5(), 8 * 3600 * NS_PER_S, profile="zoo61")
         ]
-    quick = "azure 3 1 1.0 2 1 1 0"
+    quick = "azure 3 1 1.0 4 1 1 0"
     return [Part("azure", quick, infer5(), 60 * NS_PER_S, gpus=3, profile="zoo61")]
 
 

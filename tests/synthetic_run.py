@@ -6,8 +6,10 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from slosched.core.scheduler.interface import RequestRecord
-from slosched.telemetry import client_log, request_log
+from slosched.codes import ActionType
+from slosched.core.scheduler.interface import ActionRecord, RequestRecord
+from slosched.messages import Span
+from slosched.telemetry import action_log, client_log, request_log
 from slosched.telemetry.client_log import ClientRecord
 
 START_NS = 1_600_000_000_000_000_000
@@ -25,8 +27,9 @@ def request(
     code: int = 0,
     user: int = 0,
     number: int = 0,
+    cold: bool = False,
 ) -> RequestRecord:
-    """One answered request that arrived `at_ns` after the run's start."""
+    """One answered request that arrived `at_ns` after the run's start; its model has the user's number."""
     slo_ns = slo_ns or int(factor * B1_NS)
     arrival_ns = START_NS + at_ns
     met = code == 0 and latency_ns <= slo_ns
@@ -42,10 +45,57 @@ def request(
         arrival_ns,
         arrival_ns + latency_ns,
         met,
+        0 if cold else 1,
         1,
-        1,
-        False,
+        cold,
     )
+
+
+def action(
+    at_ns: int,
+    duration_ns: int,
+    *,
+    kind: ActionType = ActionType.INFER,
+    code: int = 0,
+    batch: int = 1,
+    gpu: int = 0,
+    duration_error_ns: int = 0,
+    completion_error_ns: int = 0,
+    in_time: float = 1.0,
+    number: int = 0,
+) -> ActionRecord:
+    """One action whose result came `at_ns` after the run's start; it was sent 20 ms before.
+
+    It took `duration_error_ns` longer, and ended `completion_error_ns` later, than was expected.
+    """
+    received_ns = START_NS + at_ns
+    sent_ns, end_ns = received_ns - 20 * MS, received_ns - MS
+    return ActionRecord(
+        action_id=number,
+        action_type=kind,
+        code=code,
+        worker_id=gpu,
+        gpu_id=0,
+        model_id=0,
+        batch_size=batch,
+        sent_ns=sent_ns,
+        expected_duration_ns=duration_ns - duration_error_ns,
+        expected_start_ns=sent_ns,
+        expected_complete_ns=end_ns - completion_error_ns,
+        result_received_ns=received_ns,
+        processed_ns=received_ns,
+        requests_queued=batch,
+        copies_loaded=1,
+        goodput_ns=int(duration_ns * in_time),
+        exec=Span(end_ns - duration_ns, end_ns, duration_ns),
+    )
+
+
+def write_actions(path: Path, records: Sequence[ActionRecord]) -> None:
+    """Write an action log, in order of results as a controller does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ordered = sorted(records, key=lambda r: r.result_received_ns)
+    path.write_text("\n".join([action_log.HEADER, *map(action_log.format_action, ordered), ""]))
 
 
 def client(record: RequestRecord, more_ns: int) -> ClientRecord:

@@ -114,11 +114,12 @@ def _draw(bars: Sequence[Bar], out: Path) -> list[Path]:
         places = [f"tail {index}" for index in range(len(policies))]
         axes = figure.subplot_mosaic([["goodput"] * len(places), places], height_ratios=[1, 1.15])
         _draw_goodput(axes["goodput"], bars)
-        most = max(bar.quantiles_ms[-1] for bar in bars)
-        least = min(min(bar.quantiles_ms) for bar in bars)
+        most = max(max(bar.quantiles_ms[-1], bar.slo_ns / NS_PER_MS) for bar in bars)
+        # Refusals take next to no time; what is of interest begins with the medians.
+        least = min(bar.latency_ms["p50"] for bar in bars) / 4
         for place, policy in zip(places, policies, strict=True):
-            _draw_tails(axes[place], bars, policy)
-            axes[place].set_xlim(max(least, 0.05) * 0.8, most * 1.4)
+            _draw_tails(axes[place], bars, policy, legend=place == places[0])
+            axes[place].set_xlim(max(least, 0.05), most * 1.4)
         return style.save(figure, out, "fig5")
 
 
@@ -143,7 +144,7 @@ def _draw_goodput(ax: Any, bars: Sequence[Bar]) -> None:
         served = [bar.throughput_rps for bar in chosen]
         ax.bar(places, served, width * 0.9, fill=False, edgecolor=colour, linewidth=0.9, zorder=2)
     ax.set_xticks(range(len(slos)), [format_duration(slo) for slo in slos])
-    ax.set_ylim(0, max(1.0, 1.18 * max(bar.throughput_rps for bar in bars)))
+    ax.set_ylim(0, max(1.0, 1.28 * max(bar.throughput_rps for bar in bars)))
     ax.set_xlabel("SLO")
     ax.set_ylabel("Requests/s")
     ax.set_title("Goodput; in outline what was served, in time or late")
@@ -152,7 +153,7 @@ def _draw_goodput(ax: Any, bars: Sequence[Bar]) -> None:
         ax.legend(loc="upper left", ncols=len(policies))
 
 
-def _draw_tails(ax: Any, bars: Sequence[Bar], policy: str) -> None:
+def _draw_tails(ax: Any, bars: Sequence[Bar], policy: str, *, legend: bool) -> None:
     from slosched.analysis.style import FuncFormatter, shade
 
     slos = _slos(bars)
@@ -167,7 +168,8 @@ def _draw_tails(ax: Any, bars: Sequence[Bar], policy: str) -> None:
     tail_axis(ax, max(bar.nines[-1] for bar in bars))
     ax.set_xlabel("Latency of all requests (ms); SLOs dotted")
     ax.set_title(policy or "Latency")
-    ax.legend(loc="upper left", title="SLO", fontsize=8, title_fontsize=8)
+    if legend:  # the others have the same colours
+        ax.legend(loc="upper left", title="SLO", fontsize=8, title_fontsize=8)
 
 
 # --------------------------------------------------------------------------------------- numbers

@@ -21,15 +21,16 @@ _MOST_WINDOWS = 50_000
 class Windows:
     """The rows of a log, put into equal windows that begin at `start_ns`; only whole windows count.
 
-    `at_ns` are the rows' times. The last whole window ends at or before `end_ns`. Raises
-    InvalidConfig if there is none, or so many that nobody could read them.
+    `at_ns` are the rows' times, and no window lasts longer than until `end_ns`, but for a thirtieth: the
+    last request of a minute comes a little before it is over. Raises InvalidConfig if there is no window,
+    or so many that nobody could read them.
     """
 
     def __init__(self, at_ns: Times, width_ns: int, start_ns: int, end_ns: int) -> None:
         if width_ns <= 0:
             raise InvalidConfig("a window must be longer than 0")
         self.width_ns = width_ns
-        self.count = max(0, end_ns - start_ns) // width_ns
+        self.count = (max(0, end_ns - start_ns) + width_ns // 30) // width_ns
         if self.count < 1:
             raise InvalidConfig(
                 f"what is left of the run, {format_duration(max(0, end_ns - start_ns))}, is shorter "
