@@ -16,6 +16,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import validate as benchmark
+
 import slosched.cli.local_run
 from slosched.analysis.validation import HEADINGS, compare, measure_delays, plot_validation, row
 from slosched.cli.app import app
@@ -198,6 +202,27 @@ def test_clean_wants_every_held_step_undisturbed(
 ) -> None:
     found, meter = tried(monkeypatch, tmp_path, [{2}, {2}, set()], missed=(0, 0, 0), clean=True)
     assert meter.runs == 3 and not any(d.disturbed for d in found.differences)
+
+
+# ------------------------------------------------------------------------------ the benchmark
+
+
+def test_the_table_says_what_was_measured_and_what_not(simulated: RunResult) -> None:
+    last = simulated.steps[2]
+    less = replace(last, met=last.met - last.sent // 20)
+    live = replace(simulated, steps=(*simulated.steps[:2], less))
+    verdicts = []
+    for told, other in ((simulated, ()), (live, ()), (live, ("it stood still",))):
+        found = compare(told, simulated, attempt=1, disturbed=[(), (), other], from_slo=3.4)
+        validation = Validation(plan(), tuple(found), (), Path())
+        table = benchmark.rows_of(200, validation.as_dict()).splitlines()
+        assert len(table) == 5 and table[2].startswith("| 200 | 1.5x | ")
+        verdicts.append((table[4].split(" | ")[-1], benchmark.holds(tuple(found))))
+    assert verdicts == [
+        ("≤ 1 point: met |", True),
+        ("≤ 1 point: **missed** |", False),
+        ("not measured: it stood still |", False),
+    ]
 
 
 # ---------------------------------------------------------------------------------- the machine
