@@ -8,21 +8,26 @@ from dataclasses import dataclass
 
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.state import Gpu, Model
-from slosched.units import NS_PER_S
+from slosched.units import NS_PER_MS, NS_PER_S
 
 _MEMORY_NS = 2 * NS_PER_S
 _WANTED_FOR_NS = NS_PER_S
 _VICTIM_SHARE = 0.5
 _IDLE_TRANSFERS = 4
+_AGAIN_NS = 2 * NS_PER_MS
+_GPUS_TRIED = 8
+_VICTIMS_TRIED = 64
+_LOAD_LEAD_NS = NS_PER_MS
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Wish:
     """A model that should be loaded; `more`: although GPUs hold it already."""
 
     model: Model
     asked_ns: int
     more: bool = False
+    not_before_ns: int = 0
 
 
 class NaivePlacement:
@@ -43,12 +48,16 @@ class NaivePlacement:
         model.demand_ns = self.demand_ns(model, now_ns) + model.b1_ns
         model.demand_at_ns = now_ns
         if not model.resident_on:
-            self._wanted[model.model_id] = _Wish(model, now_ns)
+            self._want(_Wish(model, now_ns))
+
+    def _want(self, wish: _Wish) -> None:
+        known = self._wanted.setdefault(wish.model.model_id, wish)
+        known.asked_ns, known.more = wish.asked_ns, wish.more
 
     def short_of(self, model: Model, *, now_ns: int) -> None:
         """Requests of `model` are lost for want of GPUs that hold it: it should have more."""
         if len(model.resident_on) < len(self._cluster.gpus):
-            self._wanted[model.model_id] = _Wish(model, now_ns, more=True)
+            self._want(_Wish(model, now_ns, more=True))
 
     def model_loaded(self, model: Model, gpus: list[Gpu]) -> None:
         for gpu in gpus:
@@ -110,14 +119,17 @@ class NaivePlacement:
         loads = len(gpu.loading)
         if loads >= 2:
             return False
-        return loads == 0 or gpu.weights.busy_until_ns <= now_ns + gpu.worker.transit.margin_ns
+        return loads == 0 or gpu.weights.busy_until_ns <= now_ns + _LOAD_LEAD_NS
 
     def _load_wanted(self, now_ns: int) -> None:
         def rank(wish: _Wish) -> tuple[float, int]:
             holders = 1 + len(wish.model.resident_on)
             return (-self.demand_ns(wish.model, now_ns) / holders, wish.model.model_id)
 
-        for wish in sorted(self._wanted.values(), key=rank):
+        due = [wish for wish in self._wanted.values() if wish.not_before_ns <= now_ns]
+        for wish in sorted(due, key=rank):
+            if not any(self._can_load(gpu, now_ns) for gpu in self._cluster.gpus.values()):
+                return
             model = wish.model
             if model.resident_on and not wish.more:
                 fulfilled = True
@@ -128,14 +140,17 @@ class NaivePlacement:
                 fulfilled = self._load_somewhere(model, now_ns) and bool(model.resident_on)
             if fulfilled:
                 del self._wanted[model.model_id]
+            else:
+                wish.not_before_ns = now_ns + _AGAIN_NS
 
     def _load_somewhere(self, model: Model, now_ns: int) -> bool:
         """Load `model` on the GPU where it can start soonest. False if no GPU can take it now."""
         options: list[tuple[bool, int, int, Gpu]] = []
-        for gpu in self._cluster.gpus.values():
+        gpus = self._cluster.gpus.values()
+        if not model.resident_on and any(model.model_id in gpu.loading for gpu in gpus):
+            return True  # on its way
+        for gpu in gpus:
             if model.model_id in gpu.loading:
-                if not model.resident_on:
-                    return True  # on its way
                 continue
             if model.model_id in gpu.resident or not self._can_load(gpu, now_ns):
                 continue
@@ -144,7 +159,7 @@ class NaivePlacement:
             ready_ns = self.load_ready_ns(gpu, model, now_ns)
             if ready_ns is not None:
                 options.append((gpu.free_pages < model.pages, ready_ns, gpu.index, gpu))
-        for evicts, _, _, gpu in sorted(options, key=lambda o: o[:3]):
+        for evicts, _, _, gpu in sorted(options, key=lambda o: o[:3])[:_GPUS_TRIED]:
             if evicts and not self._make_room(gpu, model, now_ns):
                 continue
             self._load(gpu, model, now_ns)
@@ -156,7 +171,7 @@ class NaivePlacement:
         bound = self.demand_ns(model, now_ns) * _VICTIM_SHARE
         free_pages, victims = gpu.free_pages, []
         for unused_first in (True, False):
-            for victim in gpu.resident.values():
+            for victim in list(gpu.resident.values())[:_VICTIMS_TRIED]:
                 if free_pages >= model.pages:
                     break
                 if bool(victim.clients) == unused_first or self._cluster.in_use(gpu, victim):
@@ -170,7 +185,7 @@ class NaivePlacement:
         for victim in victims:
             self._cluster.send_evict(gpu, victim, now_ns=now_ns)
             if victim.queue and not victim.resident_on:
-                self._wanted[victim.model_id] = _Wish(victim, now_ns)
+                self._want(_Wish(victim, now_ns))
         return True
 
     def _expendable(self, gpu: Gpu, victim: Model, bound: float, now_ns: int) -> bool:
@@ -180,9 +195,11 @@ class NaivePlacement:
         return self.demand_ns(victim, now_ns) <= bound
 
     def _fill_free_pages(self, now_ns: int) -> None:
-        for index, models in list(self._first.items()):
-            gpu = self._cluster.gpus.get(index)
-            while models and gpu is not None:
+        for index, models in sorted(self._first.items()):
+            gpu = self._cluster.gpus[index]
+            if not self._can_load(gpu, now_ns):
+                continue
+            while models:
                 model = models[0]
                 fits = gpu.free_pages >= model.pages and model.model_id in gpu.worker.instances
                 here = model.model_id in gpu.resident or model.model_id in gpu.loading

@@ -59,6 +59,8 @@ class Cluster:
         #: and of each worker whose predicted ways did: what a policy keeps in order, it keeps by these.
         self.on_gpu: list[Callable[[Gpu], None]] = []
         self.on_path: list[Callable[[Worker], None]] = []
+        #: Told of each GPU on which loads began or ended, or that came or went.
+        self.on_load: list[Callable[[Gpu], None]] = []
         self._least_transit_ns: int | None = None  # None: to be found anew
         self._nearest: Worker | None = None
         self._next_action_id = 1
@@ -92,6 +94,17 @@ class Cluster:
             self._least_transit_ns = None
         for told in self.on_path:
             told(worker)
+
+    def _loads_changed(self, gpu: Gpu) -> None:
+        for told in self.on_load:
+            told(gpu)
+
+    def _load_ended(self, action: ActionState, *, end_ns: int) -> None:
+        gpu, model = action.gpu, action.model
+        gpu.weights.finish(action, end_ns=end_ns)
+        gpu.loading.pop(model.model_id, None)
+        model.loading_on.pop(gpu.index, None)
+        self._loads_changed(gpu)
 
     def _changed(self, gpu: Gpu) -> None:
         for told in self.on_gpu:
@@ -208,7 +221,9 @@ class Cluster:
         )
         gpu.free_pages -= model.pages
         gpu.loading[model.model_id] = model
+        model.loading_on[gpu.index] = gpu
         gpu.weights.add(action)
+        self._loads_changed(gpu)
         self.emit(
             ToWorker(
                 gpu.worker.worker_id,
@@ -316,8 +331,7 @@ class Cluster:
     def load_finished(self, action: ActionState, result: LoadWeightsResult, *, now_ns: int) -> None:
         gpu, model = action.gpu, action.model
         del self.actions[action.action_id]
-        gpu.weights.finish(action, end_ns=result.span.end_ns)
-        gpu.loading.pop(model.model_id, None)
+        self._load_ended(action, end_ns=result.span.end_ns)
         gpu.transfer(model).add(result.span.duration_ns)
         gpu.failed_loads.pop(model.model_id, None)
         self.add_residency(gpu, model)
@@ -343,8 +357,7 @@ class Cluster:
                 self._drop_residency(gpu, model)
                 gpu.free_pages += model.pages
         elif action.action_type is ActionType.LOAD_WEIGHTS:
-            gpu.weights.finish(action, end_ns=now_ns)
-            gpu.loading.pop(model.model_id, None)
+            self._load_ended(action, end_ns=now_ns)
             gpu.free_pages += model.pages
             gpu.load_failed(model, now_ns=now_ns)
         else:
@@ -405,6 +418,7 @@ class Cluster:
         self.free_order.add(gpu)
         self._least_transit_ns = None
         self._changed(gpu)
+        self._loads_changed(gpu)
 
     def remove_gpu(self, gpu: Gpu) -> list[ActionState]:
         """Forget a GPU whose worker was lost; returns its outstanding actions, already logged."""
@@ -417,7 +431,10 @@ class Cluster:
         self._changed(gpu)
         for model in list(gpu.resident.values()):
             self._drop_residency(gpu, model)
+        for model in gpu.loading.values():
+            model.loading_on.pop(gpu.index, None)
         gpu.loading.clear()
+        self._loads_changed(gpu)
         for action in lost:
             self.actions.pop(action.action_id, None)
         return lost

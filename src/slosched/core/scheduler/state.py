@@ -321,6 +321,7 @@ class Model:
     result: LoadModelResult | None = None  # the first worker's answer: shapes and dtypes
     queue: list[Request] = field(default_factory=list)  # ascending (deadline, key)
     resident_on: dict[int, Gpu] = field(default_factory=dict)  # by GPU index
+    loading_on: dict[int, Gpu] = field(default_factory=dict)
     clients: dict[bytes, None] = field(default_factory=dict)
     last_used_ns: int = 0
     #: Decayed exec time asked for lately, ns, and when it was last brought up to date.
