@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from slosched.units import format_duration
 
 
@@ -45,10 +47,11 @@ class Step:
         return f"{self.slo_factor:.4g}x" if self.slo_factor else "default SLO"
 
 
-class Arrival(NamedTuple):
+class Arrival(msgspec.Struct, frozen=True, gc=False):
     """One request, due `at_ns` after the start, for the workload's model `instance`.
 
-    `user_id` is what telemetry says (Clockwork's user_id); `stream` is where it came from.
+    `user_id` is what telemetry says (Clockwork's user_id); `stream` is where it came from. A struct,
+    since one is made for every request: a named tuple takes three times as long.
     """
 
     at_ns: int

@@ -19,6 +19,8 @@ class _Source:
     The SLO is each step's own, or `slo` throughout, or `slos` by the step's index.
     """
 
+    __slots__ = ("_instances", "_last", "_slo", "_slos", "_turn", "group", "user_id")
+
     def __init__(
         self,
         instances: Sequence[int],
@@ -33,14 +35,15 @@ class _Source:
         self.user_id = user_id
         self.group = group
         self._instances = instances
+        self._last = len(instances) - 1
         self._turn = 0
         self._slo = slo
         self._slos = slos
 
     def instance(self) -> int:
         turn = self._turn
-        following = turn + 1
-        self._turn = following if following < len(self._instances) else 0
+        if self._last:
+            self._turn = turn + 1 if turn < self._last else 0
         return self._instances[turn]
 
     def slo(self, step: Step) -> Slo:
@@ -53,6 +56,8 @@ class _Source:
 
 class OpenLoop(_Source):
     """Requests at the times of `arrivals` (ns, never decreasing), whatever becomes of them."""
+
+    __slots__ = ("_times",)
 
     def __init__(
         self,
@@ -87,6 +92,8 @@ class ClosedLoop(_Source):
     the refused one's deadline has come. `requests` > 0 ends the stream after so many; it begins
     `delay_ns` after the start.
     """
+
+    __slots__ = ("_concurrency", "_delay_ns", "_left")
 
     def __init__(
         self,
@@ -134,6 +141,15 @@ class BurstyClosedLoop(_Source):
     answered, the next one begins after a pause, which the published code draws from the bursts'
     distribution. What is refused is followed at its deadline, as in a ClosedLoop.
     """
+
+    __slots__ = (
+        "_burst_end_ns",
+        "_burst_ns",
+        "_concurrency",
+        "_outstanding",
+        "_to_start",
+        "_uniform",
+    )
 
     def __init__(
         self,
