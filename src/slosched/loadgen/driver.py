@@ -220,6 +220,16 @@ class LoadDriver:
                 )
             )
 
+    def lost(self, request_id: int) -> None:
+        """Nobody will answer it any more: it counts as NO_ANSWER, and a closed loop goes on."""
+        pending = self._outstanding.pop(request_id, None)
+        if pending is None:
+            return
+        self._no_answer(request_id, pending)
+        arrival, _, sent_ns = pending
+        deadline_ns = sent_ns + (self._slo_ns(arrival) or _RETRY_NS)
+        self._follow(arrival, self._clock(), False, deadline_ns)
+
     def give_up(self) -> None:
         """Count everything unanswered as NO_ANSWER, and have it forgotten."""
         outstanding, self._outstanding = self._outstanding, {}

@@ -7,7 +7,7 @@ each second, and goodbye. Its clock is the world's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 
 from slosched.config import CLIENT_HEARTBEAT_NS
@@ -164,9 +164,7 @@ class SimClient:
         if not self.models:
             self._fail(InvalidConfig("the workload uses no model"))
             return
-        for info in self.models:
-            size_bytes = tensor_bytes(info.input_shape, info.input_dtype)
-            self._input_bytes[info.model_id] = size_bytes if self._inputs else 0
+        self._input_bytes = self._sizes(self.models)
         self.phase = Phase.SENDING
         kernel = self._kernel
         driver = self.driver = LoadDriver(
@@ -180,6 +178,10 @@ class SimClient:
         due_ns = driver.start(kernel.now_ns + _START_AFTER_NS)
         kernel.at_end_of(driver.end_ns, self._stop_sending)
         self._armed_until(due_ns)
+
+    def _sizes(self, models: Sequence[ModelInfo]) -> dict[int, int]:
+        sizes = {i.model_id: tensor_bytes(i.input_shape, i.input_dtype) for i in models}
+        return sizes if self._inputs else dict.fromkeys(sizes, 0)
 
     def _arm(self, due_ns: int) -> None:
         if self.phase is Phase.SENDING and (self._due_ns < 0 or due_ns < self._due_ns):

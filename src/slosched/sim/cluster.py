@@ -45,15 +45,19 @@ class SimCluster:
         self.kernel = kernel
         self.network = network
         self._seed = seed
-        self._wires: dict[str, Wire] = {}  # by name, in the order of their making
-        scheduler = Scheduler(config, worker_count=len(nodes), incarnation=1, version=__version__)
+        self.wires: dict[str, Wire] = {}  # by name ("to worker 0"), in the order of their making
+        self._config = config
+        self._incarnation = 0
+        self._slack_ns = self._report_slack_ns(nodes)
+        self._check = check
+        scheduler = self._new_scheduler(len(nodes))
         self.controller = SimController(
             kernel,
             scheduler,
             on_request=on_request,
             on_action=on_action,
             on_note=on_note,
-            checker=self._checker(scheduler, nodes) if check else None,
+            checker=self._checker(scheduler),
         )
         self._card = self._new_card()
         self.workers = {
@@ -70,11 +74,33 @@ class SimCluster:
                 f"from worker {worker_id}",
             )
 
-    def _checker(self, scheduler: Scheduler, nodes: Sequence[WorkerNode]) -> InvariantChecker:
+    def _new_scheduler(self, worker_count: int) -> Scheduler:
+        self._incarnation += 1
+        return Scheduler(
+            self._config,
+            worker_count=worker_count,
+            incarnation=self._incarnation,
+            version=__version__,
+        )
+
+    def start_controller(self) -> None:
+        """A new controller process, which knows nothing of the one before."""
+        scheduler = self._new_scheduler(len(self.workers))
+        self.controller.start(scheduler, self._checker(scheduler))
+
+    def trust_no_reported_time(self) -> None:
+        """For runs in which clocks jump and processes stand still. Before anything happens."""
+        self._slack_ns = 2**62
+        self.controller.checker = self._checker(self.controller.scheduler)
+
+    def _checker(self, scheduler: Scheduler) -> InvariantChecker | None:
+        return InvariantChecker(scheduler, drift_ns=self._slack_ns) if self._check else None
+
+    def _report_slack_ns(self, nodes: Sequence[WorkerNode]) -> int | None:
         drifts = [abs(node.clock.drift_ppb) for node in nodes if node.clock is not None]
         exact = not (self.network.jitter_ns or self.network.bandwidth_bits_per_s or any(drifts))
         drift_ns = max(drifts, default=0) * _EXCHANGES_KEPT_NS // NS_PER_S
-        return InvariantChecker(scheduler, drift_ns=None if exact else drift_ns)
+        return None if exact else drift_ns
 
     def add_client(self, identity: bytes, receive: Callable[[ControllerToClient], None]) -> Wire:
         """Join a client whose answers go to `receive`; returns its wire, which takes FromClient."""
@@ -90,7 +116,7 @@ class SimCluster:
         """Messages and bytes sent so far, by connection and direction."""
         return {
             name: {"messages": wire.messages_sent, "bytes": wire.bytes_sent}
-            for name, wire in self._wires.items()
+            for name, wire in self.wires.items()
         }
 
     def _from_client(self, event: Event) -> None:
@@ -103,7 +129,7 @@ class SimCluster:
     def _wire(
         self, deliver: Callable[..., None], latency_ns: int, card: Card | None, name: str
     ) -> Wire:
-        wire = self._wires[name] = Wire(
+        wire = self.wires[name] = Wire(
             self.kernel,
             deliver,
             latency_ns=latency_ns,

@@ -22,7 +22,7 @@ from slosched.core.scheduler.interface import (
     ToWorker,
 )
 from slosched.core.scheduler.scheduler import Scheduler
-from slosched.messages import Infer
+from slosched.messages import ControllerToClient, Infer
 from slosched.sim.kernel import Kernel
 from slosched.sim.network import SMALL_MESSAGE_BYTES, Wire
 from slosched.units import tensor_bytes
@@ -57,18 +57,61 @@ class SimController:
         self._on_request = on_request
         self._on_action = on_action
         self._on_note = on_note
-        self._checker = checker
+        self.checker = checker
+        #: Who wants to see each event that is handled, and each message to a client (truth.py).
+        self.on_event: Callable[[Event], None] | None = None
+        self.on_reply: Callable[[bytes, ControllerToClient], None] | None = None
+        self._life = 1  # counts the processes; 0 while none runs
+        self._lives = 1
+        self._held: list[Event] | None = None  # a list: the process stands still
         self._due_ns = -1  # of the next step; -1: none is due
         self._armed: set[int] = set()  # times for which an event is on the heap
 
     def receive(self, event: Event) -> None:
         """A fact reaches the controller now; the step follows at the end of this instant."""
+        if self._held is not None:
+            self._held.append(event)
+            return
         now_ns = self._kernel.now_ns
-        if self._checker is not None:
-            self._checker.saw(event, now_ns=now_ns)
+        if self.checker is not None:
+            self.checker.saw(event, now_ns=now_ns)
+        if self.on_event is not None:
+            self.on_event(event)
         self.scheduler.handle(event, now_ns=now_ns)
         if self._due_ns != now_ns:
             self._arm(now_ns)
+
+    # ------------------------------------------------------------------------------- faults
+
+    def pause(self) -> int:
+        """The process stands still: what reaches it waits. Returns which life of it that is."""
+        if self._held is None:
+            self._held = []
+        return self._life
+
+    def resume(self, life: int) -> None:
+        """It goes on, unless it has died since `life`."""
+        if life == self._life and self._life and self._held is not None:
+            held, self._held = self._held, None
+            for event in held:
+                self.receive(event)
+            self._arm(self._kernel.now_ns)
+
+    def kill(self) -> None:
+        """The process is gone; what is sent to it until `start` is lost."""
+        self._life = 0
+        self._held = []
+        self._due_ns = -1
+
+    def start(self, scheduler: Scheduler, checker: InvariantChecker | None) -> None:
+        """A new process, with this scheduler."""
+        self._lives += 1
+        self._life = self._lives
+        self._held = None
+        self.scheduler, self.checker = scheduler, checker
+        self._arm(self._kernel.now_ns)
+
+    # --------------------------------------------------------------------------------- end
 
     def drain(self) -> None:
         """Take no new requests; those in flight are finished, the rest are answered by `abandon`."""
@@ -87,12 +130,12 @@ class SimController:
 
     def _step(self, due_ns: int) -> None:
         self._armed.discard(due_ns)
-        if due_ns != self._due_ns:
+        if due_ns != self._due_ns or self._held is not None:
             return
         scheduler = self.scheduler
         effects = scheduler.schedule(now_ns=due_ns)
-        if self._checker is not None:
-            self._checker.check(effects, now_ns=due_ns)
+        if self.checker is not None:
+            self.checker.check(effects, now_ns=due_ns)
         if effects:
             self._perform_all(effects)
         wake_ns = scheduler.next_wakeup_ns()
@@ -117,6 +160,8 @@ class SimController:
                 self._on_note(effect)  # type: ignore[arg-type]
 
     def _to_client(self, effect: ToClient) -> None:
+        if self.on_reply is not None:
+            self.on_reply(effect.client, effect.message)
         wire = self.to_clients.get(effect.client)
         if wire is None:
             return

@@ -69,7 +69,8 @@ class Wire:
     """One direction of one connection: `send` calls `deliver(message)` when the message arrives.
 
     `disturb`, where it is set, is asked about each message and returns a delay for every copy that
-    arrives: () loses it, (0,) is as usual, (0, 5_000_000) delivers it twice. Faults set it.
+    arrives: () loses it, (0,) is as usual, (0, 5_000_000) delivers it twice. What follows a late one
+    waits behind it; only second copies overtake, as what is sent again after a reconnect may.
     """
 
     __slots__ = (
@@ -125,6 +126,8 @@ class Wire:
         return at_ns
 
     def _send_disturbed(self, message: Any, size_bytes: int, delays_ns: tuple[int, ...]) -> None:
-        at_ns = self._arrival_ns(size_bytes)
-        for delay_ns in delays_ns:
+        at_ns = max(self._arrival_ns(size_bytes), self._last_ns)
+        for copy, delay_ns in enumerate(delays_ns):
+            if not copy:
+                self._last_ns = at_ns + delay_ns
             self._kernel.at(at_ns + delay_ns, self._deliver, message)

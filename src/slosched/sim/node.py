@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Protocol
+
 from slosched.config import EmulationNoise, GpuProfile
 from slosched.core.worker.brain import WorkerBrain
-from slosched.core.worker.emulated import emulated_gpus, prepare_emulated
-from slosched.core.worker.interface import Effect, FromController, PrepareModel, ToController
+from slosched.core.worker.emulated import EmulatedGpu, emulated_gpus, prepare_emulated
+from slosched.core.worker.interface import (
+    Device,
+    Effect,
+    FromController,
+    PrepareModel,
+    ToController,
+)
 from slosched.core.worker.stepping import Stepper
 from slosched.messages import ControllerToWorker, GpuInfo, WorkerToController
 from slosched.units import NS_PER_S
@@ -43,6 +52,20 @@ class WorkerClock:
         self._offset_ns += by_ns
 
 
+class WorkerWatch(Protocol):
+    """Whoever wants to see what a worker process really does (truth.py)."""
+
+    def devices(self, gpus: Mapping[int, EmulatedGpu]) -> Mapping[int, Device]:
+        """What the worker drives instead of `gpus`."""
+
+    def accepted(self, key: int, message: ControllerToWorker, clock_error_ns: int) -> None:
+        """An action was taken; its ops have `key`, its window was converted with that error at most."""
+
+    def performed(self, effect: Effect) -> None: ...
+
+    def jumped(self, by_ns: int) -> None: ...
+
+
 class WorkerNode:
     """One worker process with `gpus` emulated GPUs of `profile`. Times are true, unless `clock` differs."""
 
@@ -54,8 +77,10 @@ class WorkerNode:
         noise: EmulationNoise | None = None,
         incarnation: int = 1,
         clock: WorkerClock | None = None,
+        watch: WorkerWatch | None = None,
     ) -> None:
         self._profile = profile
+        self._watch = watch
         self._sent: list[WorkerToController] = []
         self.clock = clock
         self.brain = WorkerBrain(
@@ -67,7 +92,9 @@ class WorkerNode:
             pid=incarnation,
             device="emulated",
         )
-        self._stepper = Stepper(self.brain, emulated_gpus(profile, noise, gpus), self._perform)
+        self.gpus = emulated_gpus(profile, noise, gpus)
+        devices: Mapping[int, Device] = self.gpus if watch is None else watch.devices(self.gpus)
+        self._stepper = Stepper(self.brain, devices, self._perform)
 
     def _perform(self, effect: Effect, now_ns: int) -> None:
         if isinstance(effect, ToController):
@@ -75,13 +102,25 @@ class WorkerNode:
         elif isinstance(effect, PrepareModel):
             prepared = prepare_emulated(self._profile, effect, now_ns=now_ns)
             self._stepper.handle(prepared, now_ns=now_ns)
+        elif self._watch is not None:
+            self._watch.performed(effect)
+
+    def jump(self, by_ns: int) -> None:
+        """Put its clock forward by `by_ns`, or back; `step` must follow."""
+        if self.clock is None:
+            self.clock = WorkerClock()
+        self.clock.jump(by_ns)
+        if self._watch is not None:
+            self._watch.jumped(by_ns)
 
     def receive(self, message: ControllerToWorker, *, now_ns: int) -> None:
         """A message arrives; `step` must follow."""
         if self.clock is not None:
             now_ns = self.clock.local_ns(now_ns)
         sizes = tuple(size for size in getattr(message, "input_sizes", ()) if size)
-        self._stepper.handle(FromController(_PEER, message, sizes), now_ns=now_ns)
+        key = self._stepper.handle(FromController(_PEER, message, sizes), now_ns=now_ns)
+        if self._watch is not None and key is not None:
+            self._watch.accepted(key, message, self.brain.clock_error_ns)
 
     def step(self, *, now_ns: int) -> list[WorkerToController]:
         """Do everything that is due; returns what is sent to the controller."""

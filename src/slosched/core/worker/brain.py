@@ -146,6 +146,11 @@ class WorkerBrain:
         """ErrorResults sent."""
         return self._ledger.errors
 
+    @property
+    def clock_error_ns(self) -> int:
+        """How far the controller's times, once converted, are off at most."""
+        return self._link.clock.error_ns
+
     def gpu_reports(self) -> tuple[GpuInfo, ...]:
         return tuple(gpu.report() for gpu in self._ledger.gpus.values())
 

@@ -81,6 +81,8 @@ class EmulatedGpu:
         self._classes: dict[tuple[str, int], int] = {}  # (model, batch) -> exec ns
         self._running: list[tuple[int, int, OpDone]] = []  # (end, seq, what to report)
         self._seq = 0
+        #: Exec times are so many times as long (a fault of the simulator's).
+        self.slowdown = 1.0
         #: Copies on a shared link end when others' do.
         self.steady = self._link is None
 
@@ -154,6 +156,8 @@ class EmulatedGpu:
         if duration_ns is None:
             duration_ns = class_exec_ns(self._profile.model(op.model_name), op.batch_size)
             self._classes[key] = duration_ns
+        if self.slowdown != 1.0:
+            duration_ns = max(1, round(duration_ns * self.slowdown))
         if not self._noisy:
             return duration_ns
         if self._noise.exec_quantiles:

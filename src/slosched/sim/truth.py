@@ -1,0 +1,174 @@
+"""What really happened, whatever anybody reports: checks that need no scheduler's view.
+
+A WorkerTruth watches one worker process at its devices, in true time:
+
+- each executor of a GPU runs one op at a time;
+- weights on a GPU never take more pages than it has, and no exec runs on weights that are not there;
+- an exec starts within its action's window, but for the error of the worker's clock: what it says itself,
+  what it can have drifted since, and what its clock was made to jump.
+
+A ClientTruth watches the client's connection: each copy of a request that reaches a controller is
+answered at most once, and once it is all over, exactly once, unless that controller died or had given
+the client up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from slosched.config import GpuProfile
+from slosched.core.invariants import InvariantViolated
+from slosched.core.scheduler.interface import Event, FromClient
+from slosched.core.worker.emulated import EmulatedGpu
+from slosched.core.worker.interface import Device, Effect, EvictPages, Op, OpDone, OpKind
+from slosched.messages import ControllerToWorker, Infer, InferReply, InferRequest, Refused
+from slosched.sim.cluster import SimCluster
+from slosched.units import NS_PER_S, format_duration
+
+#: Conversions of a window round by so much.
+_ROUNDING_NS = 4
+#: A worker may go by a clock exchange this old.
+_EXCHANGES_KEPT_NS = 15 * NS_PER_S
+
+
+class WorkerTruth:
+    """One process, called `name`, with GPUs of `profile`. `now_ns` is the true time."""
+
+    def __init__(
+        self, name: str, profile: GpuProfile, now_ns: Callable[[], int], *, drift_ppb: int = 0
+    ) -> None:
+        self.name = name
+        self.now_ns = now_ns
+        self._profile = profile
+        self._jumps_ns = 0
+        self._drift_ns = abs(drift_ppb) * _EXCHANGES_KEPT_NS // NS_PER_S
+        self._windows: dict[int, tuple[Infer, int]] = {}  # by key: and the error of its clock
+        self._gpus: dict[int, _WatchedGpu] = {}
+
+    def devices(self, gpus: Mapping[int, EmulatedGpu]) -> Mapping[int, Device]:
+        self._gpus = {g: _WatchedGpu(self, g, gpu, self._profile) for g, gpu in gpus.items()}
+        return self._gpus
+
+    def accepted(self, key: int, message: ControllerToWorker, clock_error_ns: int) -> None:
+        if isinstance(message, Infer):
+            self._windows[key] = (message, clock_error_ns + self._jumps_ns)
+
+    def performed(self, effect: Effect) -> None:
+        if isinstance(effect, EvictPages):
+            self._gpus[effect.gpu_id].held.pop(effect.model_id, None)
+
+    def jumped(self, by_ns: int) -> None:
+        self._jumps_ns += abs(by_ns)
+
+    def starts(self, op: Op) -> None:
+        """An exec starts now: may it?"""
+        infer, error_ns = self._windows.pop(op.action_id)
+        now_ns = self.now_ns()
+        slack_ns = error_ns + self._jumps_ns + self._drift_ns + _ROUNDING_NS
+        if not infer.earliest_ns - slack_ns <= now_ns <= infer.latest_ns + slack_ns:
+            self.fail(
+                f"action {infer.action_id} starts at {now_ns}, outside {infer.earliest_ns}.."
+                f"{infer.latest_ns}, and its clock is off by {format_duration(slack_ns)} at most"
+            )
+
+    def fail(self, what: str) -> None:
+        raise InvariantViolated(f"{self.name}, by its own truth: {what}")
+
+
+class _WatchedGpu:
+    """An EmulatedGpu, looked at. `held` is what has pages: model id -> (pages, is it all there)."""
+
+    def __init__(
+        self, truth: WorkerTruth, gpu_id: int, gpu: EmulatedGpu, profile: GpuProfile
+    ) -> None:
+        self.steady = gpu.steady
+        self.next_event_ns = gpu.next_event_ns
+        self.held: dict[int, tuple[int, bool]] = {}
+        self._truth, self._gpu_id, self._gpu, self._profile = truth, gpu_id, gpu, profile
+        self._running: dict[OpKind, Op] = {}
+
+    def launch(self, op: Op, *, now_ns: int) -> OpDone | None:
+        other = self._running.get(op.kind)
+        if other is not None:
+            self._truth.fail(
+                f"{op.kind.name} of action {op.action_id} begins on GPU {self._gpu_id} while that of "
+                f"action {other.action_id} runs"
+            )
+        self._running[op.kind] = op
+        if op.kind is OpKind.LOAD_WEIGHTS:
+            self._take_pages(op)
+        elif op.kind is OpKind.EXEC:
+            if not self.held.get(op.model_id, (0, False))[1]:
+                self._truth.fail(f"action {op.action_id} runs without the weights of {op.model_id}")
+            self._truth.starts(op)
+        done = self._gpu.launch(op, now_ns=now_ns)
+        if done is not None:
+            self._ended(done)
+        return done
+
+    def poll(self, *, now_ns: int) -> list[OpDone]:
+        finished = self._gpu.poll(now_ns=now_ns)
+        for done in finished:
+            self._ended(done)
+        return finished
+
+    def _take_pages(self, op: Op) -> None:
+        profile = self._profile
+        pages = profile.model(op.model_name).pages(profile.page_bytes)
+        self.held[op.model_id] = (pages, False)
+        taken = sum(each for each, _ in self.held.values())
+        if taken > profile.pages:
+            self._truth.fail(f"GPU {self._gpu_id} holds {taken} of {profile.pages} pages")
+
+    def _ended(self, done: OpDone) -> None:
+        op = next(op for op in self._running.values() if op.op_id == done.op_id)
+        del self._running[op.kind]
+        if op.kind is OpKind.LOAD_WEIGHTS and op.model_id in self.held:
+            self.held[op.model_id] = (self.held[op.model_id][0], True)
+
+
+class ClientTruth:
+    """Counts copies of requests and answers at the controller's end of `cluster`'s clients."""
+
+    def __init__(self, cluster: SimCluster) -> None:
+        self._controller = cluster.controller
+        #: (client, request id) -> copies that still have no answer: each with who answers for it.
+        self._waiting: dict[tuple[bytes, int], list[object]] = {}
+        self._controller.on_event = self._arrived
+        self._controller.on_reply = self._answered
+
+    def _arrived(self, event: Event) -> None:
+        if isinstance(event, FromClient) and isinstance(event.message, InferRequest):
+            key = (event.client, event.message.request_id)
+            known = self._controller.scheduler.clients.get(event.client)
+            self._waiting.setdefault(key, []).append(known)
+
+    def _answered(self, identity: bytes, message: Any) -> None:
+        if isinstance(message, InferReply | Refused) and message.request_id >= 0:
+            key = (identity, message.request_id)
+            copies = self._waiting.get(key)
+            if copies:
+                copies.pop(0)
+                if not copies:
+                    del self._waiting[key]
+            elif isinstance(message, InferReply):
+                raise InvariantViolated(
+                    f"request {message.request_id} of the client is answered more often than it was "
+                    f"asked: now with code {message.code} {message.reason}"
+                )
+
+    def check_all_answered(self) -> None:
+        """Nothing is under way any more. Raises InvariantViolated for who was forgotten."""
+        clients = self._controller.scheduler.clients
+        forgotten = [
+            key[1]
+            for key, copies in self._waiting.items()
+            if any(known is not None and known is clients.get(key[0]) for known in copies)
+        ]
+        if forgotten:
+            raise InvariantViolated(f"requests {forgotten[:10]} of the client were never answered")
+
+    def unanswered(self) -> int:
+        """Copies that reached a controller and have no answer yet (also of dead controllers)."""
+        return sum(len(copies) for copies in self._waiting.values())
