@@ -17,6 +17,7 @@ from slosched.cli import (
     plot,
     profile,
     simulate,
+    trace,
     validate,
     worker,
 )
@@ -25,7 +26,7 @@ from slosched.cli.positional import PositionalCommand
 from slosched.version import __version__
 
 _ORDER = (
-    "demo", "worker", "controller", "client", "models", "status", "simulate", "compare", "plot",
+    "demo", "worker", "controller", "client", "models", "status", "simulate", "compare", "plot", "trace",
     "profile", "validate", "azure-trace", "doctor",
 )  # fmt: skip
 
@@ -105,6 +106,7 @@ app.command(
     "compare", cls=PositionalCommand, short_help="Several schedulers on the same arrivals."
 )(compare.compare)
 app.add_typer(plot.app, name="plot", short_help="Draw a published figure from run directories.")
+app.command("trace", short_help="Write a run as a trace for Perfetto.")(trace.trace)
 app.command(
     "validate", cls=PositionalCommand, short_help="Run a workload live and simulated, and compare."
 )(validate.validate)

@@ -1,0 +1,358 @@
+"""The events of a trace, from columns of the logs. Shapes and letters are the Trace Event Format's.
+
+Columns hold a row for each action (or request) of the window; times are ns after the start of the run.
+Within a track the events are in the order of their times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import count
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slosched.analysis.trace_file import TraceFile, us
+from slosched.codes import ActionType, code_name
+from slosched.units import NS_PER_MS, NS_PER_S
+
+#: The controller's process in the trace; worker w is _FIRST_WORKER + w.
+CONTROLLER = 1
+_FIRST_WORKER = 10
+
+#: Counters have a value for each of so many ns, or rarer ones: at most _MOST_SAMPLES.
+_QUEUE_STEP_NS = 10 * NS_PER_MS
+_RATE_STEP_NS = 100 * NS_PER_MS
+_MOST_SAMPLES = 5_000
+
+_EXECUTORS = (
+    ("exec", (ActionType.INFER,)),
+    ("weights", (ActionType.LOAD_WEIGHTS, ActionType.EVICT_WEIGHTS)),
+)
+
+# Outcomes with their colours: chrome://tracing takes these names; Perfetto colours by the slice's name,
+# its digits left out, which therefore ends in the outcome.
+_IN_TIME, _PARTLY, _LATE, _FAILED, _DONE = range(5)
+_OUTCOMES = ("in time", "partly late", "late", "failed", "done")  # done: weights have no deadline
+_COLOURS = ("good", "yellow", "bad", "terrible", "thread_state_iowait")
+_PREDICTED_COLOUR = "grey"
+
+Column = NDArray[Any]
+Columns = Mapping[str, Column]
+
+
+class Gpu(NamedTuple):
+    """One GPU of a cluster."""
+
+    worker_id: int
+    gpu_id: int
+
+    def __str__(self) -> str:
+        return f"W{self.worker_id}-GPU{self.gpu_id}"
+
+
+def gpus_of(actions: Columns) -> list[Gpu]:
+    """The GPUs that have actions, in order."""
+    pairs = np.unique(np.stack((actions["worker_id"], actions["gpu_id"])), axis=1)
+    return [Gpu(int(worker_id), int(gpu_id)) for worker_id, gpu_id in pairs.T]
+
+
+# ----------------------------------------------------------------------------------- actions
+
+
+def action_events(file: TraceFile, actions: Columns, *, flows: bool) -> int:
+    """Add the workers' processes and the tracks of their GPUs.
+
+    Returns how many actions were clipped: their worker said that they began before the one ahead of
+    them had ended, which is the error of its clock.
+    """
+    clipped = 0
+    tracks: dict[int, count[int]] = {}
+    for gpu in gpus_of(actions):
+        pid = _FIRST_WORKER + gpu.worker_id
+        if pid not in tracks:
+            tracks[pid] = count(1)
+            _name_process(file, pid, f"worker {gpu.worker_id}")
+        here = (actions["worker_id"] == gpu.worker_id) & (actions["gpu_id"] == gpu.gpu_id)
+        for executor, types in _EXECUTORS:
+            rows = np.flatnonzero(here & np.isin(actions["action_type"], types))
+            if len(rows):
+                track = _Track(file, {n: column[rows] for n, column in actions.items()}, flows)
+                name = f"GPU{gpu.gpu_id} {executor}"
+                clipped += track.actual(pid, next(tracks[pid]), name)
+                for lane in range(track.lanes):
+                    nth = "" if lane == 0 else f" {lane + 1}"
+                    track.predicted(pid, next(tracks[pid]), f"{name}, predicted{nth}", lane)
+    return clipped
+
+
+class _Track:
+    """What one executor of one GPU did, and what was predicted of it."""
+
+    def __init__(self, file: TraceFile, rows: Columns, flows: bool) -> None:
+        self._file = file
+        self._rows = rows
+        sent, status = rows["sent"], rows["status"]
+        self._took = took = rows["worker_exec_duration"]
+        self._ran = (took > 0) & (rows["worker_exec_complete"] > 0)
+        # What ran is a slice; what did not (a refusal, an eviction) is a mark where its result came in.
+        self._end = np.where(self._ran, sent + rows["worker_exec_complete"], rows["t"])
+        self._begin = np.where(self._ran, self._end - took, self._end)
+        self._expects = rows["expected_exec_complete"] > 0
+        self._due = sent + rows["expected_exec_complete"]
+        self._due_begin = self._due - rows["expected_exec_duration"]
+        self._outcome = np.full(len(sent), _PARTLY)
+        self._outcome[rows["goodput"] >= took] = _IN_TIME
+        self._outcome[(rows["goodput"] <= 0) & self._ran] = _LATE
+        self._outcome[rows["action_type"] != ActionType.INFER] = _DONE
+        self._outcome[status != 0] = _FAILED
+        self._clip()
+        self._lane = _lanes(self._due_begin, self._due, self._expects)
+        self.lanes = int(self._lane.max()) + 1
+        self._flows = self._expects & self._ran if flows else np.zeros(len(sent), bool)
+
+    def _clip(self) -> None:
+        """One executor does one thing at a time, whatever the clocks say."""
+        slices = np.flatnonzero(self._ran)
+        slices = slices[np.argsort(self._begin[slices], kind="stable")]
+        begin, end = self._begin[slices], self._end[slices]
+        self._clipped = np.zeros(len(self._begin), np.int64)
+        if len(slices) > 1:
+            free = np.maximum.accumulate(end)[:-1]
+            later = np.maximum(begin[1:], free)
+            self._clipped[slices[1:]] = later - begin[1:]
+            self._begin[slices[1:]] = later
+            self._end[slices[1:]] = np.maximum(end[1:], later)
+
+    def actual(self, pid: int, tid: int, name: str) -> int:
+        """Add the track of what was done; returns how many slices were clipped."""
+        _name_track(self._file, pid, tid, name)
+        where = f'"pid":{pid},"tid":{tid}'
+        for row in np.argsort(self._begin, kind="stable").tolist():
+            begin, end = int(self._begin[row]), int(self._end[row])
+            text, colour = self._named(row)
+            head = f'{{"name":"{text}","cat":"actual",{where},"ts":{us(begin)}'
+            tail = f'"cname":"{colour}","args":{self._args(row)}}}'
+            if self._ran[row]:
+                self._file.add(f'{head},"ph":"X","dur":{us(end - begin)},{tail}')
+                if self._flows[row]:
+                    self._flow(row, where, begin, int(self._due_begin[row]), first=False)
+            else:
+                self._file.add(f'{head},"ph":"i","s":"t",{tail}')
+        return int(np.count_nonzero(self._clipped))
+
+    def predicted(self, pid: int, tid: int, name: str, lane: int) -> None:
+        """Add the track of those predictions that are in `lane`."""
+        _name_track(self._file, pid, tid, name)
+        where = f'"pid":{pid},"tid":{tid}'
+        rows = np.flatnonzero(self._lane == lane)
+        for row in rows[np.argsort(self._due_begin[rows], kind="stable")].tolist():
+            begin, end = int(self._due_begin[row]), int(self._due[row])
+            model, batch = self._rows["model_id"][row], self._rows["batch_size"][row]
+            self._file.add(
+                f'{{"name":"{_model_text(model, batch)}","cat":"predicted",{where},"ts":{us(begin)}'
+                f',"ph":"X","dur":{us(end - begin)},"cname":"{_PREDICTED_COLOUR}"'
+                f',"args":{{"action":{self._rows["action_id"][row]}}}}}'
+            )
+            if self._flows[row]:
+                self._flow(row, where, begin, int(self._begin[row]), first=True)
+
+    def _flow(self, row: int, where: str, at_ns: int, other_ns: int, *, first: bool) -> None:
+        """One end of the arrow between prediction and action. It goes forward in time, always."""
+        start = at_ns < other_ns or (at_ns == other_ns and first)
+        phase = '"ph":"s"' if start else '"ph":"f","bp":"e"'
+        action = self._rows["action_id"][row]
+        self._file.add(
+            f'{{"name":"prediction","cat":"prediction",{where},"ts":{us(at_ns)},{phase},"id":{action}}}'
+        )
+
+    def _named(self, row: int) -> tuple[str, str]:
+        """The name of what was done, which ends in its outcome, and its colour."""
+        rows, outcome = self._rows, int(self._outcome[row])
+        text = _model_text(rows["model_id"][row], rows["batch_size"][row])
+        type_ = rows["action_type"][row]
+        if type_ == ActionType.EVICT_WEIGHTS:
+            text = f"evict {text}"
+        if outcome == _FAILED:
+            return f"{text} failed: {code_name(int(rows['status'][row]))}", _COLOURS[outcome]
+        suffix = f" {_OUTCOMES[outcome]}" if outcome in (_PARTLY, _LATE) else ""
+        return text + suffix, _COLOURS[outcome]
+
+    def _args(self, row: int) -> str:
+        rows = self._rows
+        said = (
+            f'{{"action":{rows["action_id"][row]},"model":{rows["model_id"][row]}'
+            f',"batch":{rows["batch_size"][row]},"outcome":"{_OUTCOMES[self._outcome[row]]}"'
+            f',"status":{rows["status"][row]},"sent_us":{us(int(rows["sent"][row]))}'
+        )
+        if self._ran[row]:
+            said += f',"exec_us":{us(int(self._took[row]))}'
+        if self._expects[row]:
+            said += f',"predicted_exec_us":{us(int(rows["expected_exec_duration"][row]))}'
+        if self._ran[row] and self._expects[row]:
+            behind = int(rows["sent"][row] + rows["worker_exec_complete"][row] - self._due[row])
+            said += f',"ended_after_prediction_us":{us(behind)}'
+        if self._clipped[row]:
+            said += f',"clipped_us":{us(int(self._clipped[row]))}'
+        return said + "}"
+
+
+def _lanes(begin: Column, end: Column, there: Column) -> Column:
+    """Lanes for intervals so that none overlap in a lane; -1 where there is no interval.
+
+    Predictions are of different moments, and a later one knows better: they may overlap.
+    """
+    lanes = np.full(len(begin), -1)
+    free: list[int] = []
+    rows = np.flatnonzero(there)
+    for row in rows[np.lexsort((end[rows], begin[rows]))].tolist():
+        at = int(begin[row])
+        lane = next((lane for lane, since in enumerate(free) if since <= at), len(free))
+        if lane == len(free):
+            free.append(0)
+        free[lane] = int(end[row])
+        lanes[row] = lane
+    return lanes
+
+
+def _model_text(model_id: int, batch: int) -> str:
+    return f"model {model_id}, batch {batch}" if batch > 1 else f"model {model_id}"
+
+
+# ---------------------------------------------------------------------------------- counters
+
+
+def counter_events(
+    file: TraceFile, actions: Columns, requests: Columns | None, span: tuple[int, int]
+) -> None:
+    """Add the controller's process and the counters, over `span` (ns after the start).
+
+    What is queued is what the actions saw: each says how many requests of its model waited when it was
+    made, and the last words of all models are added up. Goodput is exec time that was spent on requests
+    in time, over the time that passed: how many GPUs did useful work.
+    """
+    _name_process(file, CONTROLLER, "controller")
+    order = np.argsort(actions["sent"], kind="stable")
+    queued = _sum_of_last(actions["model_id"][order], actions["requests_queued"][order])
+    edges = _edges(span, _QUEUE_STEP_NS)
+    _levels(file, "queued requests", "queued", edges, actions["sent"][order], queued)
+    if requests is not None:
+        times = np.concatenate((requests["arrived"], requests["t"]))
+        steps = np.repeat((1, -1), len(requests["t"]))
+        order = np.lexsort((steps, times))
+        level = np.cumsum(steps[order])
+        _levels(file, "unanswered requests", "unanswered", edges, times[order], level)
+        _answer_rates(file, requests, _edges(span, _RATE_STEP_NS))
+    edges = _edges(span, _RATE_STEP_NS)
+    done = actions["sent"] + actions["worker_exec_complete"]
+    infer = actions["action_type"] == ActionType.INFER
+    for worker_id in np.unique(actions["worker_id"]).tolist():
+        mine = infer & (actions["worker_id"] == worker_id)
+        useful = np.histogram(done[mine], edges, weights=actions["goodput"][mine])[0]
+        shares = useful / np.diff(edges)
+        for at, share in zip(edges[:-1].tolist(), shares.tolist(), strict=True):
+            _count(file, _FIRST_WORKER + worker_id, "goodput (GPUs)", at, f'"GPUs":{share:.4g}')
+
+
+def _answer_rates(file: TraceFile, requests: Columns, edges: Column) -> None:
+    met = requests["deadline_met"] == 1
+    good, bad = (np.histogram(requests["t"][which], edges)[0] for which in (met, ~met))
+    seconds = np.diff(edges) / NS_PER_S
+    rates = zip(
+        edges[:-1].tolist(), (good / seconds).tolist(), (bad / seconds).tolist(), strict=True
+    )
+    for at, good_rate, bad_rate in rates:
+        _count(
+            file, CONTROLLER, "answers per second", at,
+            f'"in time":{good_rate:.6g},"not in time":{bad_rate:.6g}',
+        )  # fmt: skip
+
+
+def _edges(span: tuple[int, int], step_ns: int) -> Column:
+    """Edges of windows of time over `span`: at least two."""
+    start_ns, end_ns = span
+    step_ns = max(step_ns, -(-(end_ns - start_ns) // _MOST_SAMPLES))
+    return np.arange(start_ns, end_ns + step_ns, step_ns, dtype=np.int64)
+
+
+def _sum_of_last(keys: Column, values: Column) -> Column:
+    """After each row: the sum over all keys of the last value that each had so far."""
+    order = np.argsort(keys, kind="stable")
+    steps = np.diff(values[order], prepend=0)
+    firsts = np.flatnonzero(np.diff(keys[order], prepend=keys[order][0] - 1))
+    steps[firsts] = values[order][firsts]
+    changes = np.empty_like(steps)
+    changes[order] = steps
+    total: Column = np.cumsum(changes)
+    return total
+
+
+def _levels(
+    file: TraceFile, name: str, series: str, edges: Column, times: Column, levels: Column
+) -> None:
+    """A counter that shows at each edge the level after the last change before it."""
+    places = np.searchsorted(times, edges, side="right") - 1
+    known = None
+    for at, place in zip(edges.tolist(), places.tolist(), strict=True):
+        level = int(levels[place]) if place >= 0 else 0
+        if level != known:
+            known = level
+            _count(file, CONTROLLER, name, at, f'"{series}":{level}')
+
+
+def _count(file: TraceFile, pid: int, name: str, at_ns: int, values: str) -> None:
+    file.add(f'{{"name":"{name}","ph":"C","pid":{pid},"ts":{us(at_ns)},"args":{{{values}}}}}')
+
+
+# ---------------------------------------------------------------------------------- requests
+
+
+def request_events(file: TraceFile, requests: Columns, most: int) -> int:
+    """Add at most `most` requests, from arrival to answer, evenly taken. Returns how many."""
+    total = len(requests["t"])
+    rows = np.unique(np.linspace(0, total - 1, min(most, total)).astype(np.int64))
+    arrived, answered = requests["arrived"][rows], requests["t"][rows]
+    times = np.concatenate((arrived, answered))
+    # Of a request that was answered at once the beginning comes first.
+    for place in np.argsort(times, kind="stable").tolist():
+        begins = place < len(rows)
+        row = int(rows[place if begins else place - len(rows)])
+        code, met = int(requests["result"][row]), bool(requests["deadline_met"][row])
+        outcome = "" if met else " late" if code == 0 else f" {code_name(code)}"
+        event: dict[str, object] = {
+            "name": f"request, model {requests['model_id'][row]}{outcome}",
+            "cat": "request",
+            "ph": "b" if begins else "e",
+            "id": row,
+            "pid": CONTROLLER,
+            "tid": 0,
+            "ts": int(times[place]) / 1000,
+        }
+        if begins:
+            event["args"] = {
+                "request": int(requests["request_id"][row]),
+                "deadline_us": int(requests["deadline"][row]) / 1000,
+                "outcome": code_name(code),
+            }
+        file.add_dict(event)
+    return len(rows)
+
+
+# ---------------------------------------------------------------------------------- metadata
+
+
+def _name_process(file: TraceFile, pid: int, name: str) -> None:
+    for kind, value in (
+        ("process_name", {"name": name}),
+        ("process_sort_index", {"sort_index": pid}),
+    ):
+        file.add_dict({"name": kind, "ph": "M", "pid": pid, "ts": 0, "args": value})
+
+
+def _name_track(file: TraceFile, pid: int, tid: int, name: str) -> None:
+    for kind, value in (
+        ("thread_name", {"name": name}),
+        ("thread_sort_index", {"sort_index": tid}),
+    ):
+        file.add_dict({"name": kind, "ph": "M", "pid": pid, "tid": tid, "ts": 0, "args": value})

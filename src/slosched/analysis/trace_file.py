@@ -1,0 +1,100 @@
+"""Writing a trace: one JSON object whose events go to the file as they come.
+
+An event is a line. Times are in us with three decimals, so nothing is lost of a ns. The file appears under
+its name when it is whole; what an error leaves is taken away.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import msgspec
+
+from slosched.errors import InvalidConfig
+
+
+class TraceFile:
+    """The trace at `path`, written within `with`; gzip if the name ends in .gz.
+
+    `about` is shown by the viewer as the trace's information. `events` counts what was added. Raises
+    InvalidConfig if the file cannot be written.
+    """
+
+    def __init__(self, path: Path, about: Mapping[str, object]) -> None:
+        self.events = 0
+        self._path = path
+        self._about = about
+        self._draft = path.with_name(f".{path.name}.{os.getpid()}")
+        self._open = ExitStack()
+        self._file: IO[bytes] = io.BytesIO()
+
+    def __enter__(self) -> TraceFile:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            raw = self._open.enter_context(self._draft.open("wb"))
+            self._file = raw
+            if self._path.name.endswith(".gz"):
+                # Without name and time in its header, the same trace is the same bytes.
+                self._file = self._open.enter_context(
+                    gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0)
+                )
+            self._file.write(
+                b'{"displayTimeUnit":"ms","otherData":'
+                + msgspec.json.encode(dict(self._about))
+                + b',"traceEvents":['
+            )
+        except OSError as error:
+            self._drop()
+            raise self._not_written(error) from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._drop()
+            if isinstance(error, OSError):
+                raise self._not_written(error) from error
+            return
+        try:
+            self._file.write(b"\n]}\n")
+            self._open.close()
+            self._draft.replace(self._path)
+        except OSError as problem:
+            self._drop()
+            raise self._not_written(problem) from problem
+
+    def add(self, event: str) -> None:
+        """Add one event, a JSON object as text."""
+        self._file.write((",\n" if self.events else "\n").encode() + event.encode())
+        self.events += 1
+
+    def add_dict(self, event: Mapping[str, Any]) -> None:
+        """Add one event."""
+        self.add(msgspec.json.encode(event).decode())
+
+    def _drop(self) -> None:
+        # A full disk also refuses what is still in the buffers.
+        with suppress(OSError):
+            self._open.close()
+        self._draft.unlink(missing_ok=True)
+
+    def _not_written(self, error: OSError) -> InvalidConfig:
+        return InvalidConfig(f"cannot write the trace {self._path}: {error.strerror}")
+
+
+def us(time_ns: int) -> str:
+    """A time of the format: us, to the ns."""
+    sign = "-" if time_ns < 0 else ""
+    whole, rest = divmod(abs(time_ns), 1000)
+    return f"{sign}{whole}.{rest:03d}" if rest else f"{sign}{whole}"
