@@ -69,6 +69,8 @@ def test_every_command_is_understood(
         "slosched.daemon.supervisor.run_workers",
         "slosched.daemon.controller.run_controller",
         "slosched.cli.run.run_live",
+        "slosched.sim.run.simulate",
+        "slosched.sim.jobs.run_many",
         "slosched.clients.one_shot.infer_once",
         "slosched.cli.ask._ask",
         "slosched.analysis.fig7.plot_fig7",
