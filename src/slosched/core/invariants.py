@@ -1,16 +1,28 @@
 """What must hold after every step, whatever happens. Checked in tests and in simulation.
 
 - Every request is answered exactly once, and queued + in flight + answered = arrived.
+- A request is in one place: in no two actions at once, and in none after its answer.
 - A GPU's exec timeline never overlaps, and every exec starts within its action's window.
 - Pages used never exceed the pages there are, and every page is accounted for.
 - Nothing is sent to run on weights that are not resident.
+
+A step costs as much as its effects touch: the checker keeps a ledger of its own from the effects, and
+compares all of it with the scheduler's state only every `RECOUNT_STEPS` steps and in `recount`. Messages
+may be lost, late or doubled, and a controller may begin anew (with a checker of its own): a report is
+judged only if it is the first one of an action that this scheduler still waits for.
 
 A failure prints the story of the request concerned: every fact and decision that touched it.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Sequence
+
+from slosched.codes import ActionType
 from slosched.core.scheduler.interface import (
+    ActionDone,
     Effect,
     Event,
     FromWorker,
@@ -19,9 +31,27 @@ from slosched.core.scheduler.interface import (
 )
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.state import Gpu, RequestState
-from slosched.messages import ErrorResult, Infer, InferResult
+from slosched.messages import (
+    ErrorResult,
+    EvictWeights,
+    EvictWeightsResult,
+    Infer,
+    InferResult,
+    LoadWeights,
+    LoadWeightsResult,
+)
 
+RECOUNT_STEPS = 4096
 _STORY_LINES = 64
+#: Stories of answered requests are kept this long: a second answer would come soon.
+_ANSWERED_KEPT = 2048
+#: Execs kept for each GPU, so that late reports find their place among them.
+_EXECS_KEPT = 32
+
+#: action id of the Infer that a request is in; those that wait in a queue have none.
+_QUEUED = -1
+#: When, a template and what goes into it: put into words only if the story is told.
+_Line = tuple[int, str, tuple[object, ...]]
 
 
 class InvariantViolated(AssertionError):
@@ -40,13 +70,19 @@ class InvariantChecker:
     def __init__(self, scheduler: Scheduler, *, drift_ns: int | None = None) -> None:
         self._scheduler = scheduler
         self._drift_ns = drift_ns
-        self._stories: dict[int, list[str]] = {}
-        self._answered: dict[int, int] = {}
+        self._steps = 0
+        self._arrived = 0  # requests known; their keys are the numbers below
+        self._live: dict[int, int] = {}  # unanswered request -> the action it is in, or _QUEUED
         self._sent: dict[
             int, tuple[Infer, tuple[int, ...], int]
         ] = {}  # action -> what, who, worker
-        self._exec_end_ns: dict[tuple[int, int], int] = {}  # (worker, gpu) -> end of its last exec
-        self._incarnation_of: dict[int, int] = {}
+        self._stories: dict[int, list[_Line]] = {}
+        self._answered: deque[int] = deque()  # whose stories are kept
+        #: (worker, GPU id) -> its last execs (begin, end), ascending; and of which session they are.
+        self._execs: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        self._session_of: dict[int, int] = {}
+        self._gpus: dict[tuple[int, int], Gpu] = {}
+        self._touched: dict[int, Gpu] = {}  # GPUs whose pages changed, by index
 
     # ---------------------------------------------------------------------------- observing
 
@@ -55,94 +91,59 @@ class InvariantChecker:
         if not isinstance(event, FromWorker):
             return
         message = event.message
-        if isinstance(message, InferResult):
-            sent = self._sent.pop(message.action_id, None)
+        if isinstance(message, InferResult | ErrorResult):
+            sent = self._sent.get(message.action_id)
+            if isinstance(message, ErrorResult):
+                self._touch_action(
+                    message.action_id
+                )  # a load, or weights that turn out to be missing
             if sent is None:
                 return
             infer, keys, worker_id = sent
-            for key in keys:
-                self._tell(key, now_ns, f"action {message.action_id} ran {message.exec}")
-            begin_ns, end_ns = message.exec.begin_ns, message.exec.end_ns
-            slack_ns = self._slack_ns(worker_id)
-            if not infer.earliest_ns - slack_ns <= begin_ns <= infer.latest_ns + slack_ns:
-                window = f"{infer.earliest_ns}..{infer.latest_ns}"
-                self._fail(
-                    f"exec of action {infer.action_id} began at {begin_ns}, outside {window}", keys
-                )
-            place = (worker_id, infer.gpu_id)
-            if self._incarnation_of.get(worker_id) != infer.session:
-                self._incarnation_of[worker_id] = infer.session
-                # A new session is a process that began anew, with all of its GPUs.
-                for gpu in [g for g in self._exec_end_ns if g[0] == worker_id]:
-                    del self._exec_end_ns[gpu]
-            last_end_ns = self._exec_end_ns.get(place, 0)
-            if begin_ns < last_end_ns - slack_ns:
-                self._fail(
-                    f"exec of action {infer.action_id} began at {begin_ns} on {place}, before the one "
-                    f"ahead of it ended at {last_end_ns}",
-                    keys,
-                )
-            self._exec_end_ns[place] = end_ns
-        elif isinstance(message, ErrorResult):
-            sent = self._sent.pop(message.action_id, None)
-            for key in sent[1] if sent else ():
-                self._tell(key, now_ns, f"action {message.action_id} failed: {message.code}")
+            if worker_id != event.worker_id or message.session != infer.session:
+                return  # of another life of the worker or of the controller
+            if isinstance(message, ErrorResult):
+                self._tell(keys, now_ns, "action {} failed: {}", message.action_id, message.code)
+                return
+            if message.action_id not in self._scheduler.cluster.actions:
+                return  # a second report of the same, in the same step
+            self._tell(keys, now_ns, "action {} ran {}", message.action_id, message.exec)
+            self._check_exec(infer, keys, worker_id, message)
+        elif isinstance(message, LoadWeightsResult | EvictWeightsResult):
+            self._touch_action(message.action_id)
 
-    def _slack_ns(self, worker_id: int) -> int:
-        if self._drift_ns is None:
-            return 0
-        return self._drift_ns + 2 * self._scheduler.cluster.workers[worker_id].clock_error_ns
-
-    def check(self, effects: list[Effect], *, now_ns: int) -> None:
+    def check(self, effects: Sequence[Effect], *, now_ns: int) -> None:
         """Check everything after a `schedule` that returned `effects`. Raises InvariantViolated."""
+        scheduler = self._scheduler
+        for key in range(self._arrived, scheduler.arrived):
+            self._live[key] = _QUEUED
+        self._arrived = scheduler.arrived
         for effect in effects:
-            if isinstance(effect, ToWorker) and isinstance(effect.message, Infer):
-                self._check_send(effect, effect.message, now_ns)
-            elif isinstance(effect, RequestDone):
-                record = effect.record
-                self._tell(record.key, now_ns, f"answered {record.code} {record.reason}")
-                times = self._answered[record.key] = self._answered.get(record.key, 0) + 1
-                if times > 1:
-                    self._fail(f"request {record.key} was answered {times} times", (record.key,))
-        self._forget_lost()
-        self._check_counts()
-        for gpu in self._scheduler.cluster.gpus.values():
-            self._check_pages(gpu)
-
-    def _forget_lost(self) -> None:
-        """Nobody will report an action that the scheduler gave up with its worker."""
-        actions = self._scheduler.cluster.actions
-        for action_id in [a for a in self._sent if a not in actions]:
-            del self._sent[action_id]
-
-    # ----------------------------------------------------------------------------- checking
-
-    def _check_send(self, effect: ToWorker, infer: Infer, now_ns: int) -> None:
-        for key in effect.requests:
-            where = f"worker {effect.worker_id} GPU {infer.gpu_id}"
-            self._tell(
-                key,
-                now_ns,
-                f"sent in action {infer.action_id} (batch {infer.batch_size}) to {where}",
-            )
-        worker = self._scheduler.cluster.workers[effect.worker_id]
-        gpu = next((g for g in worker.gpus if g.gpu_id == infer.gpu_id), None)
-        self._sent[infer.action_id] = (infer, effect.requests, effect.worker_id)
-        if gpu is None:  # lost within the same step
-            return
-        if infer.model_id not in gpu.resident:
+            if isinstance(effect, RequestDone):
+                self._request_done(effect, now_ns)
+            elif isinstance(effect, ToWorker):
+                if isinstance(effect.message, Infer):
+                    self._check_send(effect, effect.message, now_ns)
+                elif isinstance(effect.message, LoadWeights | EvictWeights):
+                    self._touch(effect.worker_id, effect.message.gpu_id)
+            elif isinstance(effect, ActionDone):
+                self._action_done(effect, now_ns)
+        if len(self._live) + scheduler.answered != scheduler.arrived:
             self._fail(
-                f"action {infer.action_id} needs weights that {gpu.name} does not hold",
-                effect.requests,
+                f"unanswered {len(self._live)} + answered {scheduler.answered} is not arrived "
+                f"{scheduler.arrived}",
+                (),
             )
-        if infer.latest_ns < infer.earliest_ns:
-            self._fail(f"action {infer.action_id} has an empty window", effect.requests)
-        if len(effect.requests) > infer.batch_size:
-            self._fail(
-                f"action {infer.action_id} carries more requests than its class", effect.requests
-            )
+        if self._touched:
+            for gpu in self._touched.values():
+                self._check_pages(gpu)
+            self._touched.clear()
+        self._steps += 1
+        if self._steps % RECOUNT_STEPS == 0:
+            self.recount()
 
-    def _check_counts(self) -> None:
+    def recount(self) -> None:
+        """Compare the whole ledger with the scheduler's state, as at the end of a run."""
         scheduler = self._scheduler
         cluster = scheduler.cluster
         queued = sum(len(model.queue) for model in cluster.models.values())
@@ -157,11 +158,126 @@ class InvariantChecker:
                 f"is not arrived {scheduler.arrived}",
                 (),
             )
+        noted = sum(action_id != _QUEUED for action_id in self._live.values())
+        if noted != in_flight:
+            self._fail(f"effects leave {noted} in flight, the scheduler has {in_flight}", ())
+        infers = [i for i, a in cluster.actions.items() if a.action_type is ActionType.INFER]
+        if infers != list(self._sent):
+            self._fail(f"actions {infers} are outstanding, effects leave {list(self._sent)}", ())
         unanswered = sum(len(client.requests) for client in scheduler.clients.values())
         if unanswered != queued + in_flight:
             self._fail(f"clients wait for {unanswered}, the scheduler has {queued + in_flight}", ())
+        for gpu in cluster.gpus.values():
+            self._check_pages(gpu)
+
+    # ------------------------------------------------------------------------------- ledger
+
+    def _request_done(self, effect: RequestDone, now_ns: int) -> None:
+        record = effect.record
+        key = record.key
+        self._tell((key,), now_ns, "answered {} {}", record.code, record.reason)
+        if self._live.pop(key, None) is None:
+            when = "although it was answered" if key < self._arrived else "although it never came"
+            self._fail(f"request {key} is answered {when}", (key,))
+        self._answered.append(key)
+        if len(self._answered) > _ANSWERED_KEPT:
+            self._stories.pop(self._answered.popleft(), None)
+
+    def _action_done(self, effect: ActionDone, now_ns: int) -> None:
+        """An action was reported, failed or was lost: its requests are answered or queued again."""
+        record = effect.record
+        sent = self._sent.pop(record.action_id, None)
+        if sent is None:
+            return
+        for key in sent[1]:
+            if self._live.get(key, _QUEUED) != record.action_id:
+                continue
+            if record.code == 0:
+                self._fail(f"action {record.action_id} ended well without an answer", (key,))
+            self._live[key] = _QUEUED
+            self._tell((key,), now_ns, "action {} came to nothing", record.action_id)
+
+    def _check_send(self, effect: ToWorker, infer: Infer, now_ns: int) -> None:
+        action_id, keys, worker_id = infer.action_id, effect.requests, effect.worker_id
+        template = "sent in action {} (batch {}) to worker {} GPU {}"
+        self._tell(keys, now_ns, template, action_id, infer.batch_size, worker_id, infer.gpu_id)
+        for key in keys:
+            place = self._live.get(key)
+            if place is None:
+                self._fail(f"action {action_id} carries request {key}, which is answered", (key,))
+            if place != _QUEUED:
+                self._fail(f"request {key} is in actions {place} and {action_id}", (key,))
+            self._live[key] = action_id
+        self._sent[action_id] = (infer, keys, worker_id)
+        gpu = self._gpu(worker_id, infer.gpu_id)
+        if gpu is None:  # lost within the same step
+            return
+        if infer.model_id not in gpu.resident:
+            self._fail(f"action {action_id} needs weights that {gpu.name} does not hold", keys)
+        if infer.latest_ns < infer.earliest_ns:
+            self._fail(f"action {action_id} has an empty window", keys)
+        if len(keys) > infer.batch_size:
+            self._fail(f"action {action_id} carries more requests than its class", keys)
+
+    # ------------------------------------------------------------------------------ workers
+
+    def _slack_ns(self, worker_id: int) -> int:
+        if self._drift_ns is None:
+            return 0
+        return self._drift_ns + 2 * self._scheduler.cluster.workers[worker_id].clock_error_ns
+
+    def _check_exec(
+        self, infer: Infer, keys: tuple[int, ...], worker_id: int, result: InferResult
+    ) -> None:
+        """The exec lies in its window and overlaps none of the others that were reported."""
+        begin_ns, end_ns = result.exec.begin_ns, result.exec.end_ns
+        what = f"exec of action {infer.action_id} began at {begin_ns}"
+        slack_ns = self._slack_ns(worker_id)
+        if not infer.earliest_ns - slack_ns <= begin_ns <= infer.latest_ns + slack_ns:
+            self._fail(f"{what}, outside {infer.earliest_ns}..{infer.latest_ns}", keys)
+        if self._session_of.get(worker_id) != infer.session:
+            self._session_of[worker_id] = infer.session
+            # A new session is a process that began anew, with all of its GPUs.
+            for place in [p for p in self._execs if p[0] == worker_id]:
+                del self._execs[place]
+        place = (worker_id, infer.gpu_id)
+        execs = self._execs.setdefault(place, [])
+        position = bisect_left(execs, (begin_ns, end_ns))
+        if position > 0 and begin_ns < execs[position - 1][1] - slack_ns:
+            ahead_ns = execs[position - 1][1]
+            self._fail(f"{what} on {place}, before the one ahead of it ended at {ahead_ns}", keys)
+        if position < len(execs) and execs[position][0] < end_ns - slack_ns:
+            behind_ns = execs[position][0]
+            words = f"{what} on {place} and ended at {end_ns}"
+            self._fail(f"{words}, after the one behind it began at {behind_ns}", keys)
+        execs.insert(position, (begin_ns, end_ns))
+        if len(execs) > _EXECS_KEPT:
+            del execs[0]
+
+    def _gpu(self, worker_id: int, gpu_id: int) -> Gpu | None:
+        """The GPU in use under those numbers."""
+        cluster = self._scheduler.cluster
+        gpu = self._gpus.get((worker_id, gpu_id))
+        if gpu is None or cluster.gpus.get(gpu.index) is not gpu:
+            gpus = cluster.workers[worker_id].gpus
+            gpu = next((g for g in gpus if g.gpu_id == gpu_id), None)
+            if gpu is not None:
+                self._gpus[worker_id, gpu_id] = gpu
+        return gpu
+
+    def _touch_action(self, action_id: int) -> None:
+        action = self._scheduler.cluster.actions.get(action_id)
+        if action is not None:
+            self._touched[action.gpu.index] = action.gpu
+
+    def _touch(self, worker_id: int, gpu_id: int) -> None:
+        gpu = self._gpu(worker_id, gpu_id)
+        if gpu is not None:
+            self._touched[gpu.index] = gpu
 
     def _check_pages(self, gpu: Gpu) -> None:
+        if self._scheduler.cluster.gpus.get(gpu.index) is not gpu:
+            return  # lost, and its pages with it
         held = sum(m.pages for m in gpu.resident.values()) + sum(
             m.pages for m in gpu.loading.values()
         )
@@ -172,11 +288,18 @@ class InvariantChecker:
 
     # --------------------------------------------------------------------------------- words
 
-    def _tell(self, key: int, now_ns: int, line: str) -> None:
-        story = self._stories.setdefault(key, [])
-        if len(story) < _STORY_LINES:
-            story.append(f"{now_ns}: {line}")
+    def _tell(self, keys: tuple[int, ...], now_ns: int, template: str, *values: object) -> None:
+        for key in keys:
+            story = self._stories.setdefault(key, [])
+            if len(story) < _STORY_LINES:
+                story.append((now_ns, template, values))
 
     def _fail(self, what: str, keys: tuple[int, ...]) -> None:
-        stories = [f"request {k}:\n  " + "\n  ".join(self._stories.get(k, [])) for k in keys]
+        stories = []
+        for key in keys:
+            lines = [
+                f"{now_ns}: {template.format(*values)}"
+                for now_ns, template, values in self._stories.get(key, [])
+            ]
+            stories.append(f"request {key}:\n  " + "\n  ".join(lines))
         raise InvariantViolated("\n".join([what, *stories]))
