@@ -8,7 +8,7 @@ import gc
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,10 @@ from slosched.clock import now_ns
 from slosched.core.scheduler.interface import ActionRecord, Note, RequestRecord
 from slosched.loadgen.progress import ProgressMeter
 from slosched.loadgen.results import RunProgress, RunResult, StepTally, run_result
-from slosched.sim.client import Phase, SimClient
-from slosched.sim.cluster import SimCluster
-from slosched.sim.kernel import Kernel
-from slosched.sim.node import WorkerClock, WorkerNode
+from slosched.sim.client import Phase
 from slosched.sim.run_files import RunFiles
-from slosched.sim.spec import SimSpec, sub_seed
+from slosched.sim.spec import SimSpec
+from slosched.sim.world import World
 from slosched.telemetry.client_log import ClientRecord
 from slosched.telemetry.manifest import finish_manifest, write_manifest
 from slosched.telemetry.run_dir import claim_run_dir
@@ -84,27 +82,17 @@ class _Run:
         self._engine = engine
         self._directory = directory
         self._files = None if directory is None else RunFiles(directory)
-        self._kernel = Kernel()
         self._notes: list[str] = []
-        self._cluster = SimCluster(
-            self._kernel,
-            spec.scheduler,
-            _nodes(spec),
-            network=spec.network,
-            on_request=_no_row if self._files is None else self._files.on_request,
-            on_action=_no_row if self._files is None else self._files.on_action,
-            on_note=self._note,
-            seed=spec.seeds()["network"],
-            check=spec.check,
-        )
-        self._client = SimClient(
-            self._cluster,
-            spec.workload,
+        files = self._files
+        world = World(
+            spec,
             engine,
-            inputs=spec.inputs,
-            on_record=None if self._files is None else self._files.on_client,
-            on_done=self._kernel.stop,
+            on_request=_no_row if files is None else files.on_request,
+            on_action=_no_row if files is None else files.on_action,
+            on_note=self._note,
+            on_client=None if files is None else files.on_client,
         )
+        self._kernel, self._cluster, self._client = world.kernel, world.cluster, world.client
         self._sent_until_ns: int | None = None
         self._meter: ProgressMeter | None = None
 
@@ -202,34 +190,6 @@ def _no_row(record: RequestRecord | ActionRecord | ClientRecord) -> None:
 
 def _no_tallies(engine: Engine) -> list[StepTally]:
     return [StepTally() for _ in range(len(engine.steps) * len(engine.groups))]
-
-
-def _nodes(spec: SimSpec) -> list[WorkerNode]:
-    """The workers of a spec; each has noise and a clock of its own."""
-    seeds = spec.seeds()
-    nodes = []
-    for worker_id, profiles in enumerate(spec.worker_profiles()):
-        noise_seed = sub_seed(seeds["durations"] + spec.noise.seed, f"worker {worker_id}")
-        nodes.append(
-            WorkerNode(
-                profiles[0],
-                len(profiles),
-                noise=replace(spec.noise, seed=noise_seed),
-                incarnation=100 + worker_id,
-                clock=_clock(spec, sub_seed(seeds["clocks"], f"worker {worker_id}")),
-            )
-        )
-    return nodes
-
-
-def _clock(spec: SimSpec, seed: int) -> WorkerClock | None:
-    clocks = spec.clocks
-    if not clocks.offset_ns and not clocks.drift_ppm:
-        return None
-    # Two numbers within -1000..1000 out of the seed: one for each of the two.
-    offset, drift = ((seed >> shift) % 2001 - 1000 for shift in (0, 28))
-    drift_ppb = round(clocks.drift_ppm * drift)  # ppm / 1000 is ppb
-    return WorkerClock(clocks.offset_ns * offset // 1000, drift_ppb, since_ns=Kernel().now_ns)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from slosched.config import EmulationNoise, GpuProfile, SchedulerConfig
 from slosched.errors import InvalidConfig
+from slosched.sim.faults import FaultPlan
 from slosched.sim.network import Network
 from slosched.workloads.base import Workload
 
@@ -34,7 +35,8 @@ class SimSpec:
     `profiles` holds one profile for all GPUs, or one for each; the GPUs of one worker are equal.
     `duration_ns` ends the workload sooner, and is needed for one that never ends. With `inputs` each
     request brings an input of its model's size, which takes time on the network's cards. `check` holds
-    the invariants at every step. Raises InvalidConfig for what cannot be.
+    the invariants at every step. `faults` break things; the client is then one that goes on whatever
+    fails. Raises InvalidConfig for what cannot be.
     """
 
     workload: Workload
@@ -49,6 +51,7 @@ class SimSpec:
     duration_ns: int | None = None
     inputs: bool = False
     check: bool = False
+    faults: FaultPlan | None = None
 
     def __post_init__(self) -> None:
         if self.gpus < 1 or self.gpus_per_worker < 1:
@@ -65,6 +68,8 @@ class SimSpec:
             raise InvalidConfig(f"a seed must be at least 0, not {self.seed}")
         if self.duration_ns is not None and self.duration_ns <= 0:
             raise InvalidConfig("the duration must be above 0")
+        if self.faults is not None:
+            self.faults.check([len(profiles) for profiles in self.worker_profiles()])
         for worker_id, profiles in enumerate(self.worker_profiles()):
             if any(profile != profiles[0] for profile in profiles):
                 raise InvalidConfig(
