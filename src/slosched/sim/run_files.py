@@ -52,13 +52,27 @@ class RowFile:
         if len(waiting) >= _ROWS_PER_WRITE:
             self.flush()
 
+    def taking(self, format_row: Callable[[_Record], str]) -> Callable[[_Record], None]:
+        """Return what takes a record and appends its row: one call for each, not three."""
+        waiting, flush = self._waiting, self.flush
+        most = _ROWS_PER_WRITE
+
+        def take(record: _Record) -> None:
+            waiting.append(format_row(record))
+            if len(waiting) >= most:
+                flush()
+
+        return take
+
     def flush(self) -> None:
         """Write what waits."""
-        waiting, self._waiting = self._waiting, []
+        waiting = self._waiting
         if waiting:
-            waiting.append("")
-            self._write("\n".join(waiting))
-            self.rows += len(waiting) - 1
+            rows = len(waiting)
+            text = "\n".join(waiting) + "\n"
+            waiting.clear()
+            self._write(text)
+            self.rows += rows
 
     def _write(self, text: str) -> None:
         data = memoryview(text.encode("ascii"))
@@ -86,9 +100,9 @@ class RunFiles:
         self.requests = RowFile(directory / request_log.FILE_NAME, request_log.HEADER)
         self.actions = RowFile(directory / action_log.FILE_NAME, action_log.HEADER)
         self.clients = RowFile(directory / client_log.FILE_NAME, client_log.HEADER)
-        self.on_request = _formatted(request_log.format_request, self.requests)
-        self.on_action = _formatted(action_log.format_action, self.actions)
-        self.on_client = _formatted(client_log.format_client, self.clients)
+        self.on_request = self.requests.taking(request_log.format_request)
+        self.on_action = self.actions.taking(action_log.format_action)
+        self.on_client = self.clients.taking(client_log.format_client)
 
     def close(self) -> dict[str, int]:
         """Write everything; returns how many rows each log has."""
@@ -99,8 +113,3 @@ class RunFiles:
             "action_rows": self.actions.rows,
             "client_rows": self.clients.rows,
         }
-
-
-def _formatted(format_row: Callable[[_Record], str], log: RowFile) -> Callable[[_Record], None]:
-    append = log.append
-    return lambda record: append(format_row(record))
