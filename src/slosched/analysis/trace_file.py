@@ -87,7 +87,8 @@ class TraceFile:
         # A full disk also refuses what is still in the buffers.
         with suppress(OSError):
             self._open.close()
-        self._draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._draft.unlink(missing_ok=True)
 
     def _not_written(self, error: OSError) -> InvalidConfig:
         return InvalidConfig(f"cannot write the trace {self._path}: {error.strerror}")
