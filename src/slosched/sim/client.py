@@ -211,6 +211,10 @@ class SimClient:
         self._kernel.at(self._kernel.now_ns + slo_ns + _GRACE_NS, self._give_up)
         self._end_if_quiet()
 
+    def end_sending(self) -> None:
+        """End the workload now, before its time."""
+        self._stop_sending(None)
+
     def _end_if_quiet(self) -> None:
         """End when nothing is outstanding and nothing is due any more."""
         driver = self.driver

@@ -132,6 +132,11 @@ class WorkerNode:
             self._sent = []
         return sent
 
+    def waiting_since_ns(self) -> int | None:
+        """When the oldest action arrived that has no result yet, in true time. None: there is none."""
+        since_ns = self.brain.waiting_since_ns
+        return since_ns if since_ns is None or self.clock is None else self.clock.true_ns(since_ns)
+
     def next_wakeup_ns(self) -> int | None:
         """The true time of the next `step`, if nothing arrives before."""
         due_ns = self._stepper.next_due_ns()

@@ -142,6 +142,11 @@ class WorkerBrain:
         return len(self._ledger.unanswered)
 
     @property
+    def waiting_since_ns(self) -> int | None:
+        """When the oldest action arrived that waits for its result. None: none does."""
+        return next((action.received_ns for action in self._ledger.unanswered.values()), None)
+
+    @property
     def errors(self) -> int:
         """ErrorResults sent."""
         return self._ledger.errors

@@ -1,0 +1,223 @@
+"""Random clusters under random faults: what must hold while they last, and after.
+
+While faults last, every invariant holds at every step, by the scheduler's books and by the truth at the
+workers and the client. Once they are over, within RECOVERY_NS:
+
+- every worker has joined the controller, which knows its clients and their models;
+- requests sent from then on are answered in time as often as without faults (LIVE_SHARE of it);
+- and when the load ends everything is answered and nothing is kept of it.
+
+A failing plan is shrunk: faults are dropped as long as it still fails.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from slosched.core.invariants import InvariantViolated
+from slosched.core.scheduler.interface import ActionRecord, Note, RequestRecord
+from slosched.core.scheduler.state import WorkerState
+from slosched.errors import SloschedError
+from slosched.sim.client import Phase
+from slosched.sim.faults import FaultPlan
+from slosched.sim.fuzz_case import RECOVERY_NS, TAIL_NS, drawn_spec, with_plan
+from slosched.sim.spec import SimSpec
+from slosched.sim.world import World
+from slosched.telemetry.client_log import ClientRecord
+from slosched.units import NS_PER_S, format_duration
+from slosched.workloads.engine import Engine
+
+#: Of the requests that are in time without faults, so many must be after them.
+LIVE_SHARE = 0.95
+#: So good is good enough without looking at a run without faults.
+_GOOD = 0.98
+#: The rest of the last actions comes in within this time after the load.
+_QUIET_NS = 6 * NS_PER_S
+_NOTES = 40
+
+
+class NotLive(InvariantViolated):
+    """Faults are over, and it does not work as it did."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one seed. `failure` is empty if all held; `log` tells what happened."""
+
+    seed: int
+    spec: SimSpec
+    failure: str
+    log: tuple[str, ...]
+    sent: int
+    tail: float  # share in time after the recovery
+    events: int
+
+
+def run_seed(seed: int, *, policy: str | None = None) -> Outcome:
+    """Draw the case of `seed` and run it."""
+    return run_case(seed, drawn_spec(seed, policy=policy))
+
+
+def run_case(seed: int, spec: SimSpec) -> Outcome:
+    """Run `spec`, whose faults must be set, and check everything."""
+    assert spec.faults is not None
+    case = _Case(spec)
+    failure = ""
+    try:
+        case.run()
+        if case.tail_share < _GOOD:
+            _hold_against_no_faults(spec, case)
+    except (InvariantViolated, SloschedError, AssertionError, LookupError, ValueError) as error:
+        failure = _words(error)
+    return Outcome(
+        seed, spec, failure, tuple(case.log), case.sent, case.tail_share, case.world.kernel.events
+    )
+
+
+def _words(error: Exception) -> str:
+    """What failed; of an error that nobody raised on purpose, also where."""
+    if isinstance(error, InvariantViolated | SloschedError):
+        return str(error)
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        place = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return f"{type(error).__name__} at {place}: {error}"
+
+
+def shrink(outcome: Outcome, *, tries: int = 60) -> Outcome:
+    """A failing outcome with as few faults as `tries` runs find."""
+    best = outcome
+    index = 0
+    while tries > 0 and best.spec.faults is not None and index < len(best.spec.faults.faults):
+        tries -= 1
+        smaller = run_case(best.seed, with_plan(best.spec, best.spec.faults.without(index)))
+        if smaller.failure:
+            best = smaller
+        else:
+            index += 1
+    return best
+
+
+def _hold_against_no_faults(spec: SimSpec, case: _Case) -> None:
+    assert spec.faults is not None
+    # The same length of everything: an idle plan ends when the faults did.
+    twin = _Case(replace(spec, faults=FaultPlan((), spec.faults.seed)), faults_end_ns=case.end_ns)
+    twin.run()
+    if case.tail_share < LIVE_SHARE * twin.tail_share:
+        raise NotLive(
+            f"of the requests sent {format_duration(RECOVERY_NS)} after the faults and later "
+            f"{100 * case.tail_share:.1f} % were in time; without faults {100 * twin.tail_share:.1f} %"
+        )
+
+
+class _Case:
+    """One run from the first hello to the last answer."""
+
+    def __init__(self, spec: SimSpec, *, faults_end_ns: int | None = None) -> None:
+        assert spec.faults is not None
+        self.end_ns = spec.faults.end_ns if faults_end_ns is None else faults_end_ns
+        self.log: list[str] = []
+        self.sent = 0
+        self._tail = [0, 0]  # sent, in time
+        self._answered_ok = 0
+        engine = Engine(spec.workload, seed=spec.seed, duration_ns=spec.duration_ns)
+        self.world = World(
+            spec,
+            engine,
+            on_request=_ignore,
+            on_action=_ignore,
+            on_note=self._note,
+            on_client=self._client_record,
+            log=self._tell,
+        )
+        self._spec = spec
+        self._start_ns = self.world.kernel.now_ns
+        self._tail_ns = self._start_ns + self.end_ns + RECOVERY_NS
+
+    @property
+    def tail_share(self) -> float:
+        """Share of the tail's requests that were in time; 1 if there were none."""
+        sent, in_time = self._tail
+        return in_time / sent if sent else 1.0
+
+    def _tell(self, line: str) -> None:
+        at_ns = self.world.kernel.now_ns - self._start_ns
+        self.log.append(f"{at_ns / NS_PER_S:9.4f} s  {line}")
+
+    def _note(self, note: Note) -> None:
+        self._tell(f"controller: {note.text}")
+
+    def _client_record(self, record: ClientRecord) -> None:
+        self.sent += 1
+        if record.scheduled_ns >= self._tail_ns:
+            self._tail[0] += 1
+            self._tail[1] += record.in_time
+
+    # ---------------------------------------------------------------------------------- run
+
+    def run(self) -> None:
+        """Raises InvariantViolated for what does not hold, NotLive for what does not work again."""
+        world = self.world
+        kernel, client = world.kernel, world.client
+        client.start()
+        kernel.run_until(self._tail_ns)
+        self._check_joined()
+        kernel.run_until(self._tail_ns + TAIL_NS)
+        if client.failure is not None:
+            raise NotLive(f"the client gave up: {client.failure}")
+        client.end_sending()
+        kernel.run_until(kernel.now_ns + _QUIET_NS)
+        self._check_quiet()
+        client.leave()
+        kernel.run_until(kernel.now_ns + NS_PER_S)
+        if world.cluster.controller.scheduler.clients:
+            raise NotLive("a client that said goodbye is still known")
+
+    def _check_joined(self) -> None:
+        scheduler = self.world.cluster.controller.scheduler
+        for worker in scheduler.cluster.workers.values():
+            if worker.state is not WorkerState.JOINED:
+                raise NotLive(f"worker {worker.worker_id} has not joined")
+            there = self.world.cluster.workers[worker.worker_id].gpu_count
+            if len(worker.gpus) != there:
+                raise NotLive(f"worker {worker.worker_id} has {len(worker.gpus)} of {there} GPUs")
+            missing = [m for m in scheduler.cluster.models if m not in worker.instances]
+            if missing:
+                raise NotLive(f"worker {worker.worker_id} has not prepared models {missing[:10]}")
+        if self.world.client.phase is not Phase.SENDING:
+            raise NotLive(f"the client is {self.world.client.phase.name}, not sending")
+
+    def _check_quiet(self) -> None:
+        """The load is over: what is left?"""
+        world = self.world
+        scheduler, now_ns = world.cluster.controller.scheduler, world.kernel.now_ns
+        left = {
+            "unanswered requests at the controller": scheduler.arrived - scheduler.answered,
+            "unanswered requests of clients": sum(
+                len(c.requests) for c in scheduler.clients.values()
+            ),
+            "queued requests": sum(len(m.queue) for m in scheduler.cluster.models.values()),
+            "actions that are long overdue": sum(
+                now_ns - action.sent_ns > _QUIET_NS / 2
+                for action in scheduler.cluster.actions.values()
+            ),
+            "workers with an action that they do not end": sum(
+                worker.node is not None
+                and (since_ns := worker.node.waiting_since_ns()) is not None
+                and now_ns - since_ns > _QUIET_NS / 2
+                for worker in world.cluster.workers.values()
+            ),
+            "requests that the client waits for": world.client.driver.unanswered
+            if world.client.driver is not None
+            else 0,
+        }
+        kept = [f"{count} {what}" for what, count in left.items() if count]
+        if kept:
+            raise NotLive(f"{format_duration(_QUIET_NS)} after the load: {', '.join(kept)}")
+        if world.truth is not None:
+            world.truth.check_all_answered()
+
+
+def _ignore(record: RequestRecord | ActionRecord) -> None:
+    return

@@ -1,0 +1,152 @@
+"""A small cluster, load and fault plan drawn from one seed, for fuzz.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from slosched.config import EmulationNoise, GpuProfile, ModelProfile, SchedulerConfig
+from slosched.sim.faults import FaultPlan
+from slosched.sim.network import Network
+from slosched.sim.spec import SimSpec, WorkerClocks
+from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US, format_duration
+from slosched.workloads.arrivals import PoissonArrivals
+from slosched.workloads.base import ModelUse, Step, Stream, instance_seed
+from slosched.workloads.streams import ClosedLoop, OpenLoop
+
+#: Faults begin at any time from the start on, and are over by then.
+FAULTS_END_NS = 3 * NS_PER_S
+#: Within so much time after the last fault everything must be as if nothing had been.
+RECOVERY_NS = 8 * NS_PER_S
+#: What is sent in this time after the recovery is held against a run without faults.
+TAIL_NS = 2 * NS_PER_S
+
+#: TYPEs that serve clients with weights they place themselves; the default one more often.
+TYPES = (
+    "INFER5", "INFER5", "INFER5", "INFER5", "INFER5:paper", "FIFO", "EDF", "REJECT", "AIMD", "INFER4",
+    "SMART", "DIRECT", "ECHO",
+)  # fmt: skip
+
+_PAGE_BYTES = 2**24
+_PACE_NS = 50 * NS_PER_MS
+
+
+class _PacedLoop(ClosedLoop):
+    """A closed loop with a pause after each answer."""
+
+    def after_answer(self, at_ns: int, ok: bool, deadline_ns: int) -> int | None:
+        due_ns = super().after_answer(at_ns, ok, deadline_ns)
+        return None if due_ns is None else due_ns + _PACE_NS
+
+
+@dataclass(frozen=True)
+class SmallLoad:
+    """Poisson arrivals at `rates_per_s` by instance, and a closed loop of `loops` over all instances.
+
+    Every request has the SLO `slo_ns`.
+    """
+
+    uses: tuple[ModelUse, ...]
+    rates_per_s: tuple[float, ...]
+    loops: int
+    slo_ns: int
+    name: str = "fuzz"
+    duration_ns: int | None = None
+    groups: tuple[str, ...] = ("",)
+
+    def models(self) -> tuple[ModelUse, ...]:
+        return self.uses
+
+    def steps(self) -> tuple[Step, ...]:
+        return (Step(0, 0, slo_ns=self.slo_ns),)
+
+    def streams(self, seed: int) -> Sequence[Stream]:
+        streams: list[Stream] = [
+            OpenLoop(PoissonArrivals(rate, instance_seed(seed, index)), [index], user_id=index)
+            for index, rate in enumerate(self.rates_per_s)
+        ]
+        if self.loops:
+            instances = range(len(self.rates_per_s))
+            streams.append(_PacedLoop(self.loops, instances, user_id=len(streams)))
+        return streams
+
+    def describe(self) -> str:
+        loops = f", {self.loops} closed loops" if self.loops else ""
+        return (
+            f"{self.name}: {len(self.rates_per_s)} instances, {sum(self.rates_per_s):.0f}/s"
+            f"{loops}, SLO {format_duration(self.slo_ns)}"
+        )
+
+
+def drawn_spec(seed: int, *, policy: str | None = None) -> SimSpec:
+    """The spec of `seed`, with checks and faults; `policy` takes the place of the TYPE drawn."""
+    draw = Random(f"{seed}/fuzz")
+    drawn_type = draw.choice(TYPES)
+    type_, _, fidelity = (policy or drawn_type).partition(":")
+    gpus_per_worker = draw.randint(1, 3)
+    workers = draw.randint(1, 4)
+    gpus = max(1, gpus_per_worker * workers - draw.randrange(gpus_per_worker))
+    models = tuple(_model(draw, f"net{index}") for index in range(draw.randint(1, 3)))
+    uses = tuple(ModelUse(model.name, draw.randint(1, 4)) for model in models)
+    profile = GpuProfile(
+        "small",
+        {model.name: model for model in models},
+        weights_cache_bytes=draw.choice((2, 4, 8, 32)) * _PAGE_BYTES * 2,
+    )
+    config = SchedulerConfig(
+        policy=type_,
+        fidelity=fidelity or "best",
+        schedule_ahead_ns=draw.choice((None, 5 * NS_PER_MS)),
+        max_exec_ns=NS_PER_S,
+    )
+    spec = SimSpec(
+        workload=_load(draw, models, uses, gpus),
+        scheduler=config,
+        profiles=(profile,),
+        gpus=gpus,
+        gpus_per_worker=gpus_per_worker,
+        network=Network(jitter_ns=draw.choice((0, 0, 50 * NS_PER_US))),
+        noise=EmulationNoise(exec_sigma=draw.choice((0.0, 0.01, 0.05))),
+        clocks=WorkerClocks(
+            draw.choice((0, 0, NS_PER_MS, NS_PER_S)), draw.choice((0.0, 0.0, 50.0))
+        ),
+        seed=seed,
+        duration_ns=60 * NS_PER_S,
+        check=True,
+    )
+    counts = [len(each) for each in spec.worker_profiles()]
+    plan = FaultPlan.random(seed, counts, until_ns=FAULTS_END_NS)
+    return with_plan(spec, plan)
+
+
+def with_plan(spec: SimSpec, plan: FaultPlan) -> SimSpec:
+    """The same spec with other faults."""
+    return replace(spec, faults=plan)
+
+
+def _model(draw: Random, name: str) -> ModelProfile:
+    single_ns = draw.choice((2, 5, 10, 20)) * NS_PER_MS
+    exec_ns = {batch: single_ns * (1 + batch) // 2 for batch in (1, 2, 4, 8)}
+    pages = draw.randint(1, 4)
+    return ModelProfile(
+        name, exec_ns, draw.choice((1, 4, 8)) * NS_PER_MS, pages * _PAGE_BYTES,
+        input_shape=(8,), output_shape=(8,),
+    )  # fmt: skip
+
+
+def _load(
+    draw: Random, models: Sequence[ModelProfile], uses: Sequence[ModelUse], gpus: int
+) -> SmallLoad:
+    """Up to half of what the GPUs can do one request at a time, and 100/s at most: a case takes long enough."""
+    share = draw.choice((0.05, 0.2, 0.5))
+    weights = [draw.choice((1, 1, 4)) for use in uses for _ in range(use.copies)]
+    singles = [m.exec_ns[1] for m, use in zip(models, uses, strict=True) for _ in range(use.copies)]
+    mean_ns = sum(w * e for w, e in zip(weights, singles, strict=True)) / sum(weights)
+    rate = min(share * gpus * NS_PER_S / mean_ns, 100.0)
+    return SmallLoad(
+        uses=tuple(uses),
+        rates_per_s=tuple(rate * weight / sum(weights) for weight in weights),
+        loops=draw.choice((0, 0, 1, 2)),
+        slo_ns=round(draw.choice((2.5, 5, 10, 40)) * max(singles)) + 10 * NS_PER_MS,
+    )
