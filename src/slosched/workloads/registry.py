@@ -6,6 +6,7 @@ from slosched.workloads import (
     azure_kinds,
     bursty_experiment,
     closed_loops,
+    mix,
     open_loops,
     replay,
     scalability_exp_1,
@@ -34,6 +35,7 @@ KINDS: tuple[Kind, ...] = (
     *azure_kinds.KINDS,
     bursty_experiment.KIND,
     *shapes.KINDS,
+    mix.KIND,
     replay.KIND,
 )
 

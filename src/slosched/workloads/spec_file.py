@@ -7,7 +7,9 @@ import tomllib
 from pathlib import Path
 
 from slosched.errors import InvalidConfig, UnknownName
+from slosched.workloads import mix
 from slosched.workloads.base import Workload
+from slosched.workloads.mix_file import load_mix
 from slosched.workloads.registry import WORKLOADS
 
 _KEY = re.compile(r"""^\s*["']?([A-Za-z0-9_-]+)["']?\s*=""")
@@ -36,6 +38,8 @@ def load_workload(path: str | Path) -> Workload:
         raise InvalidConfig(
             f"{file}: the key workload is missing; it names one of {', '.join(sorted(WORKLOADS))}"
         )
+    if table["workload"] == mix.NAME and not isinstance(table.get("models"), str):
+        return load_mix(file).workload()
     for key, value in table.items():
         if isinstance(value, dict | list):
             raise InvalidConfig(

@@ -1,0 +1,147 @@
+"""`mix`: models with their own rates, SLOs and arrivals, as a deployment has them. Not Clockwork's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from slosched.errors import InvalidConfig
+from slosched.units import format_duration
+from slosched.workloads.base import ModelUse, Step
+from slosched.workloads.composed import DEFAULT_SLO, ONE_STEP, Composed, OpenPart
+from slosched.workloads.kinds import Kind, Parameter
+from slosched.workloads.processes import Gamma, Poisson, Process
+from slosched.workloads.streams import Slo
+from slosched.workloads.values import (
+    MAX_COUNT,
+    read_count,
+    read_model,
+    read_period,
+    read_positive,
+    read_rate,
+    read_slo,
+)
+
+NAME = "mix"
+_FORM = "NAME:COPIES:RATE[:SLO[:CV]]"
+
+
+@dataclass(frozen=True, slots=True)
+class MixEntry:
+    """`copies` instances of `model` that get `rate_per_s` requests/s in total, evenly.
+
+    Each copy has arrivals of its own: Poisson, or with Gamma-distributed gaps of coefficient of
+    variation `cv`. `slo` is (factor, ns). Raises InvalidConfig for a rate or cv that cannot be.
+    """
+
+    model: str
+    copies: int
+    rate_per_s: float
+    slo: Slo = DEFAULT_SLO
+    cv: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.copies <= MAX_COUNT:
+            raise InvalidConfig(f"copies must be within 1..{MAX_COUNT}, not {self.copies}")
+        if not 1e-9 <= self.rate_per_s / self.copies <= 1e9:
+            raise InvalidConfig(
+                f"rate must give each of the {self.copies} copies 1e-9..1e9 requests/s, and "
+                f"{self.rate_per_s:g}/s does not"
+            )
+        self.process()
+
+    def process(self) -> Process:
+        """The arrivals of one copy."""
+        rate = self.rate_per_s / self.copies
+        return Poisson(rate) if self.cv is None else Gamma(rate, self.cv)
+
+    @property
+    def text(self) -> str:
+        """As it is written on the command line."""
+        factor, slo_ns = self.slo
+        slo = f"{slo_ns}ns" if slo_ns else f"{factor!r}"
+        cv = "" if self.cv is None else f":{self.cv!r}"
+        return f"{self.model}:{self.copies}:{self.rate_per_s!r}:{slo}{cv}"
+
+    @property
+    def words(self) -> str:
+        """The entry for people: "8 x resnet50_v2 at 600/s within 25ms"."""
+        factor, slo_ns = self.slo
+        within = f" within {format_duration(slo_ns)}" if slo_ns else f" within {factor:g}x"
+        cv = "" if self.cv is None else f" (cv {self.cv:g})"
+        return (
+            f"{self.copies} x {self.model} at {self.rate_per_s:g}/s{cv}"
+            f"{within if slo_ns or factor else ''}"
+        )
+
+
+def group_names(entries: Sequence[MixEntry]) -> tuple[str, ...]:
+    """A name for each entry: its model's, with a number where the model is in several."""
+    models = [entry.model for entry in entries]
+    return tuple(
+        model if models.count(model) == 1 else f"{model} #{models[: i + 1].count(model)}"
+        for i, model in enumerate(models)
+    )
+
+
+def mix(
+    entries: Sequence[MixEntry],
+    duration_ns: int | None,
+    steps: tuple[Step, ...] = ONE_STEP,
+) -> Composed:
+    """The workload of `entries`, whose results are counted for each of them.
+
+    `steps` divide it in time; the SLOs are the entries' own in all of them. Raises InvalidConfig
+    without entries.
+    """
+    if not entries:
+        raise InvalidConfig("a mix needs at least one model")
+    parts: list[OpenPart] = []
+    for group, entry in enumerate(entries):
+        process = entry.process()
+        for _ in range(entry.copies):
+            parts.append(OpenPart(process, len(parts), len(parts), group, entry.slo))
+    duration = () if duration_ns is None else (f"{duration_ns}ns",)
+    return Composed(
+        NAME,
+        (",".join(entry.text for entry in entries), *duration),
+        ", ".join(entry.words for entry in entries),
+        tuple(ModelUse(entry.model, entry.copies) for entry in entries),
+        tuple(parts),
+        duration_ns=duration_ns,
+        groups=group_names(entries),
+        all_steps=steps,
+    )
+
+
+def _entry(text: str) -> MixEntry:
+    values = text.split(":")
+    if not 3 <= len(values) <= 5:
+        raise InvalidConfig(f"models: {text!r} is no model; write it as {_FORM}")
+    return MixEntry(
+        read_model("models", values[0]),
+        read_count("copies", values[1]),
+        read_rate("rate", values[2]),
+        read_slo("slo", values[3]) if len(values) > 3 else DEFAULT_SLO,
+        read_positive("cv", values[4]) if len(values) > 4 else None,
+    )
+
+
+def _parse(args: Sequence[str]) -> Composed:
+    entries = [_entry(part.strip()) for part in args[0].split(",")]
+    return mix(entries, read_period("duration", args[1]))
+
+
+KIND = Kind(
+    NAME,
+    "Several models, each with its own copies, rate, SLO and burstiness.",
+    (
+        Parameter(
+            "MODELS", f"{_FORM},... with the rate over all copies; CV: of the gaps, else Poisson"
+        ),
+        Parameter("DURATION", "how long; a bare number is in seconds", "60s"),
+    ),
+    _parse,
+    "Results are counted for each model. In a TOML file each model may be a [[models]] table instead.",
+    ("resnet50_v2:8:600:25ms,resnet50_v2:4:100:5:4 20s", "resnet50_v2:1:50,resnet18_v2:2:80:10"),
+)
