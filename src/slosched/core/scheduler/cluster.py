@@ -12,6 +12,7 @@ from slosched.codes import ActionType, Code
 from slosched.config import SchedulerConfig
 from slosched.core.scheduler.free_order import FreeOrder
 from slosched.core.scheduler.interface import ActionDone, ActionRecord, Effect, ToWorker
+from slosched.core.scheduler.paths import Paths
 from slosched.core.scheduler.state import (
     ActionState,
     Executor,
@@ -55,14 +56,12 @@ class Cluster:
         self.own_models: dict[str, int] = {}
         #: GPUs of joined workers, the one that is free soonest first.
         self.free_order = FreeOrder()
-        #: Told of each GPU whose outstanding execs or resident weights changed, or that came or went,
-        #: and of each worker whose predicted ways did: what a policy keeps in order, it keeps by these.
+        self.paths = Paths(self.workers)
+        #: Told of each GPU whose outstanding execs or resident weights changed, or that came or went:
+        #: what a policy keeps in order, it keeps by this, the next and `paths.on_change`.
         self.on_gpu: list[Callable[[Gpu], None]] = []
-        self.on_path: list[Callable[[Worker], None]] = []
         #: Told of each GPU on which loads began or ended, or that came or went.
         self.on_load: list[Callable[[Gpu], None]] = []
-        self._least_transit_ns: int | None = None  # None: to be found anew
-        self._nearest: Worker | None = None
         self._next_action_id = 1
 
     # ----------------------------------------------------------------------- predictions
@@ -74,26 +73,6 @@ class Cluster:
     def likely_start_ns(self, gpu: Gpu, now_ns: int) -> int:
         """When an Infer decided now will start on `gpu` as often as not."""
         return max(now_ns + gpu.worker.transit.expected_ns, gpu.exec.busy_until_ns)
-
-    def least_transit_ns(self) -> int:
-        """The shortest expected way to a worker with GPUs in use; 0 if there is none."""
-        if self._least_transit_ns is None:
-            near = [w for w in self.workers.values() if w.gpus and w.state is WorkerState.JOINED]
-            self._nearest = min(near, key=lambda w: w.transit.expected_ns, default=None)
-            self._least_transit_ns = self._nearest.transit.expected_ns if self._nearest else 0
-        return self._least_transit_ns
-
-    def learn_path(self, worker: Worker, *, there_ns: int, back_ns: int) -> None:
-        """Take one measurement of the way to `worker` and of the way back."""
-        if not worker.learn_path(there_ns=there_ns, back_ns=back_ns):
-            return
-        expected_ns, least_ns = worker.transit.expected_ns, self._least_transit_ns
-        if least_ns is not None and expected_ns <= least_ns:
-            self._least_transit_ns, self._nearest = expected_ns, worker
-        elif worker is self._nearest:
-            self._least_transit_ns = None
-        for told in self.on_path:
-            told(worker)
 
     def _loads_changed(self, gpu: Gpu) -> None:
         for told in self.on_load:
@@ -316,7 +295,7 @@ class Cluster:
         gpu.clock_mhz = result.gpu_clock_mhz
         gpu.exec_table(action.model).add(action.batch_class, result.exec.duration_ns)
         # Loads come in bursts and wait behind one another on the wire: they would teach the wrong lesson.
-        self.learn_path(
+        self.paths.learn(
             gpu.worker,
             there_ns=result.received_ns - action.sent_ns,
             back_ns=now_ns - result.exec.end_ns,
@@ -416,7 +395,7 @@ class Cluster:
         """Take a GPU of a worker that joined into use."""
         self.gpus[gpu.index] = gpu
         self.free_order.add(gpu)
-        self._least_transit_ns = None
+        self.paths.workers_changed()
         self._changed(gpu)
         self._loads_changed(gpu)
 
@@ -427,7 +406,7 @@ class Cluster:
             lost.extend(_drain(executor))
         self.gpus.pop(gpu.index, None)
         self.free_order.remove(gpu)
-        self._least_transit_ns = None
+        self.paths.workers_changed()
         self._changed(gpu)
         for model in list(gpu.resident.values()):
             self._drop_residency(gpu, model)

@@ -49,7 +49,7 @@ class Openings:
         self._closed: list[tuple[int, int, Gpu]] = []
         self._hindered: dict[int, None] = {}  # asked in vain, but for what is predicted of its ways
         cluster.on_gpu.append(self._gpu_changed)
-        cluster.on_path.append(self._path_changed)
+        cluster.paths.on_change.append(self._path_changed)
 
     # -------------------------------------------------------------------------------- facts
 

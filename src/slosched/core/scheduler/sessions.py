@@ -129,7 +129,7 @@ class Sessions:
         # path once found slow is not given up for good: nothing sent would mean nothing learnt.
         delay_ns = now_ns - (message.sent_ns - message.clock_offset_ns)
         if message.clock_error_ns < _TRUSTED_CLOCK_ERROR_NS:
-            self._cluster.learn_path(worker, there_ns=delay_ns, back_ns=delay_ns)
+            self._cluster.paths.learn(worker, there_ns=delay_ns, back_ns=delay_ns)
         worker.clock_offset_ns = message.clock_offset_ns
         worker.clock_error_ns = message.clock_error_ns
         worker.activity = message.activity

@@ -295,7 +295,7 @@ class Worker:
         return f"{self.worker_id} ({self.address})" if self.address else str(self.worker_id)
 
     def learn_path(self, *, there_ns: int, back_ns: int) -> bool:
-        """Take one measurement of each way. True if a prediction moved; Cluster.learn_path tells of it."""
+        """Take one measurement of each way. True if a prediction moved; paths.py tells of it."""
         moved = 0 <= there_ns < _LONGEST_PATH_NS and self.transit.add(there_ns)
         if 0 <= back_ns < _LONGEST_PATH_NS and self.returns.add(back_ns):
             moved = True

@@ -14,7 +14,7 @@ best key found.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from slosched.core.scheduler.state import Model
 
@@ -27,6 +27,7 @@ ROUNDING_NS = 4096.0
 #: Half the interval of x that the bounds hold for, and the slack of exec times.
 _LOSS_SLACK = 0.125
 _EXEC_SLACK = 0.03
+_NEVER_NS = 2**62
 
 Entry = tuple[float, int, Model]
 
@@ -34,22 +35,22 @@ Entry = tuple[float, int, Model]
 class _Envelope:
     """Bounds of the exec times that GPUs show for one model name, ns."""
 
-    __slots__ = ("bound_ns", "lowest_ns", "single_ns")
+    __slots__ = ("bound_ns", "least_single_ns", "lowest_ns", "single_ns")
 
     def __init__(self) -> None:
         self.lowest_ns: dict[int, float] = {}  # by class
         self.single_ns = 0.0  # of batch 1, the highest
+        self.least_single_ns = _NEVER_NS  # the lowest, without slack
         self.bound_ns: list[float] = []  # by queue length, the last for all longer ones
 
-    def widen(self, exec_ns: Mapping[int, int]) -> bool:
-        """Take exec times in, with slack. False if they were within the bounds."""
+    def widen(self, batch: int, time_ns: int) -> bool:
+        """Take an exec time in, with slack. False if it was within the bounds."""
         changed = False
-        for batch, time_ns in exec_ns.items():
-            if time_ns < self.lowest_ns.get(batch, 2.0**63):
-                self.lowest_ns[batch] = time_ns * (1.0 - _EXEC_SLACK)
-                changed = True
-        if exec_ns.get(1, 0) > self.single_ns:
-            self.single_ns = exec_ns[1] * (1.0 + _EXEC_SLACK)
+        if time_ns < self.lowest_ns.get(batch, _NEVER_NS):
+            self.lowest_ns[batch] = time_ns * (1.0 - _EXEC_SLACK)
+            changed = True
+        if batch == 1 and time_ns > self.single_ns:
+            self.single_ns = time_ns * (1.0 + _EXEC_SLACK)
             changed = True
         return changed
 
@@ -103,30 +104,23 @@ class Urgency:
         self._stale.pop(model_id, None)
         self._drop(model_id)
 
-    def holds(self, name: str, batch: int, time_ns: int) -> bool:
-        """True if the bounds hold for a GPU that takes `time_ns` for `batch`."""
-        envelope = self._envelopes.get(name)
-        return (
-            envelope is not None
-            and envelope.lowest_ns.get(batch, 2.0**63) <= time_ns
-            and (batch > 1 or time_ns <= envelope.single_ns)
-        )
-
-    def measured(self, name: str, exec_ns: Mapping[int, int]) -> None:
-        """Some GPU takes (about) `exec_ns` for `name`, by class."""
+    def measured(self, name: str, batch: int, time_ns: int) -> None:
+        """Some GPU takes about `time_ns` for `batch` of `name`: the bounds must hold for it."""
         envelope = self._envelopes.get(name)
         if envelope is None:
             envelope = self._envelopes[name] = _Envelope()
-        if envelope.widen(exec_ns):
+        if batch == 1 and time_ns < envelope.least_single_ns:
+            envelope.least_single_ns = time_ns
+        if envelope.widen(batch, time_ns):
             envelope.bound_ns.clear()
             self._stale.update((i, m) for i, m in self.waiting.items() if m.name == name)
 
     # ---------------------------------------------------------------------------- questions
 
-    def lowest_single_ns(self, name: str) -> float:
-        """No GPU takes less for one request of `name`."""
+    def least_single_ns(self, name: str) -> int:
+        """No GPU takes less for one request of `name`, nor ever did."""
         envelope = self._envelopes.get(name)
-        return envelope.lowest_ns.get(1, 0.0) if envelope is not None else 0.0
+        return envelope.least_single_ns if envelope is not None else 0
 
     def in_order(self, loss: float) -> list[Entry]:
         """(bound, since, model) of all that wait, ascending; read it before anything changes."""

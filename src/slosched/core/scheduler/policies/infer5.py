@@ -87,7 +87,9 @@ class Infer5:
         self._expiry = ExpiryHeap()  # by the latest start that is likely in time
         self._loss = 0.0
         self._now_ns = 0
-        #: What decisions cost: GPUs asked for a batch, and waiting models looked at for them.
+        #: What decisions cost: GPUs looked at when a request arrives or may be hopeless, GPUs asked for a
+        #: batch, and waiting models looked at for that.
+        self.gpus_looked_at = 0
         self.gpus_asked = 0
         self.models_looked_at = 0
 
@@ -120,8 +122,7 @@ class Infer5:
         if duration_ns and action.requests:
             batch, name = action.batch_class, action.model.name
             expected_ns = action.gpu.exec_table(action.model).estimators[batch].expected_ns
-            if not self._urgency.holds(name, batch, expected_ns):
-                self._urgency.measured(name, {batch: expected_ns})
+            self._urgency.measured(name, batch, expected_ns)
 
     def gpu_added(self, gpu: Gpu) -> None:
         """Openings hears of it."""
@@ -133,7 +134,8 @@ class Infer5:
         if gpus:
             loaded = gpus[0].worker.prepared[model.name]
             exec_ns = dict(zip(loaded.batch_sizes, loaded.exec_ns, strict=True))
-            self._urgency.measured(model.name, exec_ns)
+            for batch, batch_ns in exec_ns.items():
+                self._urgency.measured(model.name, batch, batch_ns)
         self._placement.model_loaded(model, gpus)
 
     def settled(self, model: Model) -> bool:
@@ -183,7 +185,7 @@ class Infer5:
             order = sorted((g.exec.busy_until_ns, i, g) for i, g in holders.items())
         best = (0, _NEVER_NS, 0)
         seen = 0
-        for busy_ns, index, gpu in order:
+        for looked_at, (busy_ns, index, gpu) in enumerate(order, 1):
             if index not in holders:
                 continue
             worker = gpu.worker
@@ -193,15 +195,20 @@ class Infer5:
             single_ns = gpu.exec_table(model).single.expected_ns
             latest_ns = deadline_ns - single_ns - worker.returns.expected_ns
             if start_ns <= latest_ns:
+                self.gpus_looked_at += looked_at
                 return latest_ns, start_ns, single_ns
             if seen < _LOOKED_AT:
                 seen += 1
                 if start_ns - latest_ns < best[1] - best[0]:
                     best = (latest_ns, start_ns, single_ns)
             else:
-                soonest_ns = max(busy_ns, now_ns + self._cluster.least_transit_ns())
-                if soonest_ns + self._urgency.lowest_single_ns(model.name) > deadline_ns:
+                paths = self._cluster.paths
+                soonest_ns = max(busy_ns, now_ns + paths.least_transit_ns())
+                needs_ns = self._urgency.least_single_ns(model.name) + paths.least_returns_ns()
+                if soonest_ns + needs_ns > deadline_ns:
+                    self.gpus_looked_at += looked_at
                     return best  # nor will any that is free later
+        self.gpus_looked_at += len(order)
         return best
 
     def _refuse_at_once(self, request: Request, start_ns: int, exec_ns: int, now_ns: int) -> None:
@@ -231,13 +238,13 @@ class Infer5:
         order = self._cluster.free_order.entries
         if not order:
             return _NEVER_NS
-        return max(now_ns + self._cluster.least_transit_ns(), order[0][0])
+        return max(now_ns + self._cluster.paths.least_transit_ns(), order[0][0])
 
     def _next_expiry_ns(self) -> int | None:
         expiry_ns = self._expiry.next_ns()
         if expiry_ns is None or not self._cluster.gpus:
             return None
-        return max(expiry_ns - self._cluster.least_transit_ns() + 1, self._now_ns + 1)
+        return max(expiry_ns - self._cluster.paths.least_transit_ns() + 1, self._now_ns + 1)
 
     def _answer_hopeless(self, now_ns: int) -> None:
         """Rule 1, over all models: who cannot start in time anywhere is answered now."""
