@@ -31,7 +31,7 @@ def test_what_is_due_at_one_instant_happens_in_order_and_late_ones_last() -> Non
     kernel.at(6, seen.append, "after")
     kernel.run_until(5)
     assert seen == ["before", "first", "from within", "end"]
-    assert kernel.now_ns == 5 and kernel.events == 5 and kernel.next_ns() == 6
+    assert kernel.now_ns == 5 and kernel.events == 6 and kernel.next_ns() == 6
 
 
 def test_a_time_that_has_passed_is_now_and_stop_ends_a_run_at_its_event() -> None:
@@ -106,6 +106,16 @@ def test_a_disturbed_wire_loses_delays_and_doubles() -> None:
     kernel.run_until(NS_PER_S)
     in_order = [(200_007, "late"), (200_007, "twice"), (200_007, "usual")]
     assert got == [*in_order, (200_016, "twice")]
+
+
+def test_what_a_wire_holds_back_arrives_at_once_and_in_order() -> None:
+    kernel, got = Kernel(0), list[tuple[int, Any]]()
+    held = wire(kernel, got)
+    held.disturb = lambda _: (max(0, NS_PER_S - kernel.now_ns),)
+    for index in range(4):
+        kernel.at(index * NS_PER_S // 3, held.send, index)
+    kernel.run_until(2 * NS_PER_S)
+    assert got == [(NS_PER_S + 200_000, index) for index in range(4)]
 
 
 def test_a_network_cannot_be_negative() -> None:

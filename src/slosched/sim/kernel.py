@@ -16,8 +16,13 @@ from slosched.units import NS_PER_S
 #: An arbitrary date; 0 would hide mistakes with relative times.
 START_NS = 1_000_000_000 * NS_PER_S
 
-#: Sequence numbers from here on sort behind all others of their instant.
-_LATE = 2**62
+#: Sequence numbers from here on sort behind all others of their instant, and from the second behind those.
+_LATE = 2**61
+_LAST = 2**62
+
+
+class _Halted(Exception):
+    """A `run_until` ends. Raised by an event, so that nothing has to be asked after each one."""
 
 
 class Kernel:
@@ -27,14 +32,18 @@ class Kernel:
     than the event.
     """
 
-    __slots__ = ("_heap", "_seq", "_stopped", "events", "now_ns")
+    __slots__ = ("_heap", "_run", "_seq", "now_ns")
 
     def __init__(self, start_ns: int = START_NS) -> None:
         self.now_ns = start_ns
-        self.events = 0  # that happened so far
         self._heap: list[tuple[int, int, Callable[[Any], None], Any]] = []
         self._seq = 0
-        self._stopped = False
+        self._run = 0  # how often `run_until` was called: halts of earlier calls are of no effect
+
+    @property
+    def events(self) -> int:
+        """Events that happened so far."""
+        return self._seq - len(self._heap)
 
     def at(self, when_ns: int, do: Callable[[Any], None], arg: Any = None) -> None:
         """Call `do(arg)` at `when_ns`; a time that has passed is now."""
@@ -54,20 +63,23 @@ class Kernel:
 
     def stop(self) -> None:
         """End the `run_until` that is going on, after the current event."""
-        self._stopped = True
+        self._seq = seq = self._seq + 1
+        heappush(self._heap, (self.now_ns, -seq, self._halt, self._run))
 
     def run_until(self, until_ns: int) -> None:
         """Let virtual time pass up to and including `until_ns`, or to the event that calls `stop`."""
         heap = self._heap
-        self._stopped = False
-        events = 0
+        pop = heappop
+        self._run += 1
+        self._seq = seq = self._seq + 1
+        heappush(heap, (max(until_ns, self.now_ns), _LAST + seq, self._halt, self._run))
         try:
-            while heap and heap[0][0] <= until_ns:
-                self.now_ns, _, do, arg = heappop(heap)
-                events += 1
+            while True:
+                self.now_ns, _, do, arg = pop(heap)
                 do(arg)
-                if self._stopped:
-                    return
-        finally:
-            self.events += events
-        self.now_ns = until_ns
+        except _Halted:
+            return
+
+    def _halt(self, run: int) -> None:
+        if run == self._run:
+            raise _Halted

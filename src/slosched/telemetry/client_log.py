@@ -7,8 +7,9 @@ the system under test (open loop; coordinated omission).
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from slosched.telemetry.table import LogTable, header_of, read_table
 
@@ -40,8 +41,7 @@ HEADER = header_of(COLUMNS)
 NO_ANSWER = -1
 
 
-@dataclass(frozen=True, slots=True)
-class ClientRecord:
+class ClientRecord(msgspec.Struct, frozen=True, gc=False):
     """What the load generator knows of one request. Field for field the columns of the log.
 
     `scheduled_ns` is wall-clock ns; `issue_delay_ns` is sent - scheduled; `latency_ns` is reply -
