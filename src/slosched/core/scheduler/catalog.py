@@ -44,6 +44,8 @@ class _Waiting:
     models: list[Model]
     give_up_ns: int
     loaded: bool = False  # all its models are LOADED; only first weights are awaited
+    settled: int = 0  # so many of its models, in order, need not be awaited any more
+    answered: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -212,29 +214,40 @@ class Catalog:
             reason = "no worker is connected to the controller; start one and try again"
             self._reply(client, message, Code.INITIALIZING, reason)
             return True
-        if name not in self.loadable():
+        if not waiting.loaded and not self._load(waiting, name, joined, now_ns):
+            return waiting.answered
+        models = waiting.models
+        while waiting.settled < len(models):  # not all of them each time
+            if not self._settled(models[waiting.settled]):
+                return False
+            waiting.settled += 1
+        for model in models:
+            if client is not None:
+                self.used_by(client, model)
+        self._reply(client, message, Code.OK, "", tuple(m.info() for m in models))
+        return True
+
+    def _load(self, waiting: _Waiting, name: str, joined: list[Worker], now_ns: int) -> bool:
+        """True once all instances are in host memory. If they cannot be, `waiting` is answered."""
+        message, client = waiting.message, waiting.client
+        if not any(name in worker.loadable for worker in joined):
             known = ", ".join(self.loadable()) or "none"
             reason = f"no worker knows the model {message.name!r}; they offer: {known}"
             self._reply(client, message, Code.UNKNOWN_MODEL, reason)
-            return True
+            waiting.answered = True
+            return False
         if not waiting.models:
             waiting.models = self._instances(name, message.copies, joined, now_ns=now_ns)
         if any(model.state is ModelState.FAILED for model in waiting.models):
             code, reason = self._failures[name]
             self._reply(client, message, code, f"cannot load {name!r}: {reason}")
-            return True
+            waiting.answered = True
+            return False
         unloaded = any(model.state is ModelState.LOADING for model in waiting.models)
         if unloaded and self._preparing_name(name):
             return False
-        if not waiting.loaded:
-            waiting.loaded = True
-            self._freeze(waiting.models, joined)
-        if not all(self._settled(model) for model in waiting.models):
-            return False
-        for model in waiting.models:
-            if client is not None:
-                self.used_by(client, model)
-        self._reply(client, message, Code.OK, "", tuple(m.info() for m in waiting.models))
+        waiting.loaded = True
+        self._freeze(waiting.models, joined)
         return True
 
     def _freeze(self, models: list[Model], joined: list[Worker]) -> None:
