@@ -14,6 +14,7 @@ from slosched.cli import (
     controller,
     demo,
     doctor,
+    plan,
     plot,
     profile,
     simulate,
@@ -26,8 +27,8 @@ from slosched.cli.positional import PositionalCommand
 from slosched.version import __version__
 
 _ORDER = (
-    "demo", "worker", "controller", "client", "models", "status", "simulate", "compare", "plot", "trace",
-    "profile", "validate", "azure-trace", "doctor",
+    "demo", "worker", "controller", "client", "models", "status", "simulate", "compare", "plan", "plot",
+    "trace", "profile", "validate", "azure-trace", "doctor",
 )  # fmt: skip
 
 
@@ -105,6 +106,7 @@ app.command("simulate", cls=PositionalCommand, short_help="Run a workload in vir
 app.command(
     "compare", cls=PositionalCommand, short_help="Several schedulers on the same arrivals."
 )(compare.compare)
+app.command("plan", short_help="How many GPUs a mix of models needs.")(plan.plan)
 app.add_typer(plot.app, name="plot", short_help="Draw a published figure from run directories.")
 app.command("trace", short_help="Write a run as a trace for Perfetto.")(trace.trace)
 app.command(

@@ -284,10 +284,15 @@ class SimOptions:
 
 
 def takes_sim_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give `command` the fields of SimOptions as options; its parameter `sim` gets them as one."""
+    """Give `command` the fields of SimOptions as options; its parameter `sim` gets them as one.
+
+    A parameter of the command's own that is called like a field stands for it: the field then keeps its
+    default.
+    """
     own = inspect.signature(command)
     hints = get_type_hints(command, include_extras=True)
-    shared = get_type_hints(SimOptions, include_extras=True)
+    declared = get_type_hints(SimOptions, include_extras=True)
+    shared = {name: hint for name, hint in declared.items() if name not in own.parameters}
     defaults = {f.name: f.default for f in fields(SimOptions)}
 
     @functools.wraps(command)
