@@ -112,11 +112,11 @@ class Wire:
         else:
             kernel.at(self._arrival_ns(size_bytes), self._deliver, message)
 
-    def _arrival_ns(self, size_bytes: int) -> int:
+    def _arrival_ns(self, size_bytes: int, late_ns: int = 0) -> int:
         at_ns = self._kernel.now_ns
         if self._card is not None:
             at_ns = self._card.sent_ns(size_bytes, now_ns=at_ns)
-        at_ns += self._latency_ns
+        at_ns += self._latency_ns + late_ns
         if self._jitter_ns:
             draw = min(-math.log(1.0 - self._random()), _JITTER_CUT)
             at_ns += int(self._jitter_ns * draw)
@@ -126,8 +126,7 @@ class Wire:
         return at_ns
 
     def _send_disturbed(self, message: Any, size_bytes: int, delays_ns: tuple[int, ...]) -> None:
-        at_ns = max(self._arrival_ns(size_bytes), self._last_ns)
-        for copy, delay_ns in enumerate(delays_ns):
-            if not copy:
-                self._last_ns = at_ns + delay_ns
-            self._kernel.at(at_ns + delay_ns, self._deliver, message)
+        first_ns = delays_ns[0] if delays_ns else 0
+        at_ns = self._arrival_ns(size_bytes, first_ns)
+        for delay_ns in delays_ns:
+            self._kernel.at(at_ns + delay_ns - first_ns, self._deliver, message)
