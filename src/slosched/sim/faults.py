@@ -189,15 +189,32 @@ class FaultPlan:
             raise InvalidConfig("faults need 10ms or more between their first and their end")
         draw = Random(f"{seed}/faults")
         count = draw.choice((1, 1, 2, 3, 4, 6, 9, 14))
-        faults = [
-            _drawn(draw, draw.choice(kinds), gpus_per_worker, from_ns, until_ns)
-            for _ in range(count)
-        ]
+        faults: list[Fault] = []
+        for _ in range(count):
+            at_ns = _moment(draw, faults, from_ns, until_ns)
+            faults.append(_drawn(draw, draw.choice(kinds), gpus_per_worker, at_ns, until_ns))
         return cls(tuple(faults), seed)
 
 
+def _moment(draw: Random, before: Sequence[Fault], from_ns: int, until_ns: int) -> int:
+    """When one begins: at any time, in the first moments, or about when another begins or ends.
+
+    What is being set up, or set right, is hurt more easily than what runs.
+    """
+    latest_ns = until_ns - 5 * NS_PER_MS
+    any_ns = draw.randrange(from_ns, latest_ns)
+    how = draw.random()
+    if how < 0.15:
+        any_ns = from_ns + _spread(draw, 100 * NS_PER_US, 20 * NS_PER_MS)
+    elif how < 0.55 and before:
+        other = draw.choice(before)
+        near_ns = draw.choice((other.at_ns, other.end_ns))
+        any_ns = near_ns + draw.choice((-1, 1)) * _spread(draw, 100 * NS_PER_US, NS_PER_S)
+    return min(max(any_ns, from_ns), latest_ns)
+
+
 def _drawn(
-    draw: Random, kind: str, gpus_per_worker: Sequence[int], from_ns: int, until_ns: int
+    draw: Random, kind: str, gpus_per_worker: Sequence[int], at_ns: int, until_ns: int
 ) -> Fault:
     """One fault of `kind`. Lengths are spread over orders of magnitude, as real ones are."""
     worker = draw.randrange(len(gpus_per_worker))
@@ -211,7 +228,6 @@ def _drawn(
     elif kind in ("hold", "lose", "late", "twice"):
         end = "client" if draw.random() < 0.3 else target
         target = f"{draw.choice(('to', 'from'))} {end}"
-    at_ns = draw.randrange(from_ns, until_ns - 5 * NS_PER_MS)
     longest_ns = until_ns - at_ns
     for_ns = min(_spread(draw, 2 * NS_PER_MS, 4 * NS_PER_S), longest_ns)
     needs = KINDS[kind].needs
