@@ -160,7 +160,7 @@ def test_81_when_the_gpu_is_busy_until_after_latest() -> None:
     worker.infer(latest=worker.now + EXEC_NS[4] - 1)
     worker.infer(latest=worker.now + EXEC_NS[4])  # exactly in time is in time
     worker.run(50 * MS)
-    late, first, third = worker.answers()
+    first, late, third = worker.answers()
     assert isinstance(first, InferResult) and isinstance(third, InferResult)
     assert isinstance(late, ErrorResult) and late.code == Code.EXEC_TOO_LATE
     assert late.action_type == ActionType.INFER
@@ -247,6 +247,7 @@ class BrokenGpu:
     """A device on which the ops of one kind fail."""
 
     steady = False
+    free_copies = False
 
     def __init__(self, kind: OpKind) -> None:
         self.kind = kind

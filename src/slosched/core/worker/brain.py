@@ -8,7 +8,7 @@ its effects out. Times inside are on the worker's clock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from slosched.codes import Code
 from slosched.config import HEARTBEAT_NS, canonical_model
@@ -78,6 +78,11 @@ class WorkerBrain:
         self._allow_zero_size_inputs = allow_zero_size_inputs
         self._closing = False
         self.dropped = 0  # stale, malformed and oversized messages
+
+    def skip_empty_copies(self, gpu_ids: Collection[int]) -> None:
+        """The devices of these GPUs need not be asked for copies of nothing."""
+        for gpu_id, gpu in self._ledger.gpus.items():
+            gpu.free_copies = gpu_id in gpu_ids
 
     # ------------------------------------------------------------------------- three verbs
 

@@ -85,6 +85,7 @@ class EmulatedGpu:
         self.slowdown = 1.0
         #: Copies on a shared link end when others' do.
         self.steady = self._link is None
+        self.free_copies = self._link is None
 
     def launch(self, op: Op, *, now_ns: int) -> OpDone | None:
         try:

@@ -155,6 +155,13 @@ class Device(Protocol):
     def steady(self) -> bool:
         """True if `next_event_ns` changes with `launch` and `poll` alone, and not by itself."""
 
+    @property
+    def free_copies(self) -> bool:
+        """True if it makes up inputs and keeps outputs in no time and without failing.
+
+        It is not asked then for the copies of an Infer that brings no inputs.
+        """
+
     def launch(self, op: Op, *, now_ns: int) -> OpDone | None:
         """Start `op`. One that took no time may be reported at once; None: `poll` will report it.
 

@@ -106,7 +106,11 @@ class Pipeline:
             if gpu is None:
                 self._start_preparation(action, now_ns)
             elif kind is OpKind.COPY_INPUT:
-                if not self._late(action, Code.COPY_INPUT_TOO_LATE, now_ns):
+                if now_ns > action.latest_ns:
+                    self._late(action, Code.COPY_INPUT_TOO_LATE, now_ns)
+                elif gpu.free_copies and _brings_nothing(action):
+                    self._copied_input(gpu, action, Span(now_ns, now_ns, 0), now_ns)
+                else:
                     self._launch(executor, action)
             elif kind is OpKind.EXEC:
                 self._start_exec(executor, gpu, action, now_ns)
@@ -236,23 +240,30 @@ class Pipeline:
         elif done.code:
             self._ledger.fail(action, done.code, done.reason, now_ns)
         elif executor.kind is OpKind.COPY_INPUT:
-            action.copy_input = done.span
-            if self._closing or action.session != self._ledger.link.session:
-                self._ledger.fail(action, Code.CANCELLED, "cancelled before it could start", now_ns)
-            else:
-                self.enqueue(gpu.exec, action.earliest_ns, action)
+            self._copied_input(gpu, action, done.span, now_ns)
         elif executor.kind is OpKind.EXEC:
             self._executed(gpu, action, action.instance.model_id, done, now_ns)
         else:
-            message = results.inferred(
-                action,
-                self._ledger.link.clock,
-                gpu.gpu_id,
-                done.span,
-                done.output_sizes,
-                now_ns=now_ns,
-            )
-            self._ledger.answer(action, message, action.key if done.output_sizes else None)
+            self._copied_output(gpu, action, done.span, done.output_sizes, now_ns)
+
+    def _copied_input(self, gpu: GpuState, action: PendingAction, span: Span, now_ns: int) -> None:
+        action.copy_input = span
+        if self._closing or action.session != self._ledger.link.session:
+            self._ledger.fail(action, Code.CANCELLED, "cancelled before it could start", now_ns)
+        else:
+            self.enqueue(gpu.exec, action.earliest_ns, action)
+
+    def _copied_output(
+        self,
+        gpu: GpuState,
+        action: PendingAction,
+        span: Span,
+        output_sizes: tuple[int, ...],
+        now_ns: int,
+    ) -> None:
+        clock = self._ledger.link.clock
+        message = results.inferred(action, clock, gpu.gpu_id, span, output_sizes, now_ns=now_ns)
+        self._ledger.answer(action, message, action.key if output_sizes else None)
 
     def _loaded(
         self, gpu: GpuState, action: PendingAction, model_id: int, done: OpDone, now_ns: int
@@ -280,7 +291,10 @@ class Pipeline:
             return
         action.exec = done.span
         action.clock_before_mhz, action.clock_mhz = done.clock_before_mhz, done.clock_mhz
-        self.enqueue(gpu.outputs, 0, action)
+        if gpu.free_copies and gpu.outputs.running is None and _brings_nothing(action):
+            self._copied_output(gpu, action, Span(now_ns, now_ns, 0), (), now_ns)
+        else:
+            self.enqueue(gpu.outputs, 0, action)
 
     def prepared(self, event: ModelPrepared, now_ns: int) -> None:
         action = self._preparation.running
@@ -343,3 +357,7 @@ class Pipeline:
         return any(i.name == name for i in self._ledger.instances.values()) or any(
             isinstance(m, LoadModel) and canonical_model(m.name) == name for m in messages
         )
+
+
+def _brings_nothing(action: PendingAction) -> bool:
+    return isinstance(action.message, Infer) and not any(action.message.input_sizes)

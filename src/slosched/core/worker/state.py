@@ -101,6 +101,7 @@ class GpuState:
         self.inputs = Executor(OpKind.COPY_INPUT, self)
         self.exec = Executor(OpKind.EXEC, self)
         self.outputs = Executor(OpKind.COPY_OUTPUT, self)
+        self.free_copies = False  # an Infer without inputs needs no copies to the device and back
         self._uses: dict[int, int] = {}  # model id -> Infers between arrival and the end of exec
 
     @property

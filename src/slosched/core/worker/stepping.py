@@ -29,6 +29,9 @@ class Stepper:
         perform: Callable[[Effect, int], None],
     ) -> None:
         self._brain = brain
+        brain.skip_empty_copies(
+            {gpu_id for gpu_id, device in devices.items() if device.free_copies}
+        )
         self._devices = tuple(devices.values())
         self._place = {gpu_id: place for place, gpu_id in enumerate(devices)}
         self._unsteady = [p for p, device in enumerate(self._devices) if not device.steady]

@@ -95,6 +95,10 @@ class TorchDevice:
         """False: what runs ends when it does."""
         return False
 
+    @property
+    def free_copies(self) -> bool:
+        return False
+
     def launch(self, op: Op, *, now_ns: int) -> None:
         steps = {
             OpKind.LOAD_WEIGHTS: self._load_weights,
