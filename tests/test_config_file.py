@@ -111,9 +111,20 @@ def test_sizes_and_durations_with_units_and_a_base_below(tmp_path: Path) -> None
     )
 
 
+def test_noise_may_be_measured_and_copies_take_time(tmp_path: Path) -> None:
+    text = (
+        '[noise]\nexec_quantiles = [0.9, 1, 1.5]\npcie_bytes_per_s = "12.3GB"\npcie_shared = true\n'
+    )
+    assert load_worker_config(write(tmp_path, text)).noise == EmulationNoise(
+        exec_quantiles=(0.9, 1.0, 1.5), pcie_bytes_per_s=12_300_000_000, pcie_shared=True
+    )
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
+        ("[noise]\nexec_quantiles = 1", "must be a list of numbers"),
+        ("[noise]\npcie_shared = true", "needs pcie_bytes_per_s"),
         ("gpu = 2", r"unknown key 'gpu'; known: .*gpus"),
         ("gpus = 0", "at least 1"),
         ("gpus = 1.5", "gpus must be a whole number"),

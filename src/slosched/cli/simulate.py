@@ -83,10 +83,9 @@ def simulate(
 ) -> None:
     """Run a workload on a simulated cluster: the same scheduler, workers and client, in virtual time.
 
-    Nothing waits: six busy GPUs pass several times faster than real time on one core, no GPU is needed,
-    and nothing else on the machine can disturb the result. The same arguments give the same bytes. The
-    run directory is like a live run's: request, action and client logs, and a manifest; `slosched plot`
-    and every other reader take it.
+    Nothing waits, so a quiet hour takes seconds; no GPU is needed, and nothing else on the machine can
+    disturb the result. The same arguments give the same bytes. The run directory is like a live run's:
+    request, action and client logs, and a manifest; `slosched plot` and every other reader take it.
 
     What is modelled: the client's and the network's delays, the workers' four executors and their exec
     times with noise and stalls, copies over PCIe, drifting clocks. What is not: the CPU time of client,
