@@ -82,7 +82,7 @@ class _WatchedGpu:
     def __init__(
         self, truth: WorkerTruth, gpu_id: int, gpu: EmulatedGpu, profile: GpuProfile
     ) -> None:
-        self.steady = gpu.steady
+        self.steady, self.free_copies = gpu.steady, gpu.free_copies
         self.next_event_ns = gpu.next_event_ns
         self.held: dict[int, tuple[int, bool]] = {}
         self._truth, self._gpu_id, self._gpu, self._profile = truth, gpu_id, gpu, profile
