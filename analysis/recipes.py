@@ -29,7 +29,7 @@ from slosched.config import EmulationNoise, SchedulerConfig
 from slosched.config_file import load_profile
 from slosched.errors import SloschedError
 from slosched.loadgen.results import RunResult
-from slosched.sim.jobs import Job, JobsProgress, run_many
+from slosched.sim.jobs import Job, JobsProgress, finished_run, run_many
 from slosched.sim.network import Network
 from slosched.sim.spec import SimSpec
 from slosched.telemetry.manifest import describe_host, finish_manifest, write_manifest
@@ -106,12 +106,19 @@ def main(recipe: Recipe) -> None:
     parts = recipe.parts(options.scale)
     out: Path = options.out or _default_out(recipe, options.scale, live)
     began_ns = now_ns()
+    jobs = [] if live else [Job(_spec(part), out / part.name) for part in parts]
+    reused = sum(finished_run(job) is not None for job in jobs)
     try:
-        runs = _live(parts, out) if live else _simulated(parts, out, options.jobs)
+        runs = _live(parts, out) if live else _simulated(parts, jobs, options.jobs)
         drawn = recipe.draw(runs, options.scale, out)
     except (SloschedError, KeyboardInterrupt) as error:
         sys.exit(f"figure {recipe.figure}: {str(error) or 'stopped'}")
-    document = _document(recipe, options.scale, live, drawn, (now_ns() - began_ns) / NS_PER_S)
+    took = {
+        "runs_reused": reused,
+        "wall_s": round((now_ns() - began_ns) / NS_PER_S, 1),
+        "cpu_s": round(sum(os.times()[:4]), 1),  # with what ended children used
+    }
+    document = _document(recipe, options.scale, live, drawn) | took
     _write(recipe, document, drawn, out)
     if options.tables:
         place = HERE / f"figure{recipe.figure}"
@@ -142,8 +149,7 @@ def _default_out(recipe: Recipe, scale: str, live: bool) -> Path:
     return Path("slosched-runs") / (f"{name}-live" if live else name)
 
 
-def _simulated(parts: Sequence[Part], out: Path, processes: int) -> list[Path]:
-    jobs = [Job(_spec(part), out / part.name) for part in parts]
+def _simulated(parts: Sequence[Part], jobs: Sequence[Job], processes: int) -> list[Path]:
     said: set[int] = set()
 
     def show(progress: JobsProgress) -> None:
@@ -213,9 +219,7 @@ def _said(part: Part) -> dict[str, Any]:
     }
 
 
-def _document(
-    recipe: Recipe, scale: str, live: bool, drawn: Drawn, seconds: float
-) -> dict[str, Any]:
+def _document(recipe: Recipe, scale: str, live: bool, drawn: Drawn) -> dict[str, Any]:
     numbers = _without(plain(drawn.numbers), (*recipe.left_out, "run"))
     return {
         "figure": recipe.figure,
@@ -223,8 +227,6 @@ def _document(
         "scale": scale,
         "version": __version__,
         "host": {k: v for k, v in describe_host().items() if k != "hostname"},
-        "wall_s": round(seconds, 1),
-        "cpu_s": round(sum(os.times()[:4]), 1),  # with what ended children used
         "runs": [_said(part) for part in recipe.parts(scale)],
         "numbers": numbers,
     }
@@ -245,12 +247,15 @@ def _write(recipe: Recipe, document: dict[str, Any], drawn: Drawn, place: Path) 
     """The numbers as JSON, the table as text, and the figure where it is not yet."""
     place.mkdir(parents=True, exist_ok=True)
     stem = f"figure{recipe.figure}"
-    host, seconds = document["host"], document["wall_s"]
+    host = document["host"]
+    took = f"it took {document['wall_s']:.0f} s and {document['cpu_s']:.0f} s of CPU"
+    if document["runs_reused"]:
+        took = f"{document['runs_reused']} runs were there already"
     heading = (
         f"# Figure {recipe.figure}, {document['kind']}, scale {document['scale']}\n\n"
         f"{recipe.text}\n\n```\n{drawn.text}\n```\n\n"
         f"slosched {__version__}, {host['cpu_model']}, {host['cpu_usable']} CPUs, Python "
-        f"{host['python']}; it took {seconds:.0f} s and {document['cpu_s']:.0f} s of CPU. Made by "
+        f"{host['python']}; {took}. Made by "
         f"`analysis/{stem}.py --scale {document['scale']}"
         f"{' --live' if document['kind'] == 'live' and not recipe.live_only else ''} --tables`.\n"
     )
