@@ -11,8 +11,9 @@ from typing import Any
 from slosched.analysis.drawn import Drawn, columns_text
 from slosched.errors import InvalidConfig
 
-#: The axis ends so many nines above the target; what missed nothing stands there.
-_ABOVE = 1.0
+#: The axis ends so many nines above the target, or above the best share that is no 1; a share of 1
+#: stands at its end.
+_ABOVE_TARGET, _ABOVE_POINTS = 1.0, 0.4
 
 
 def read_plan(path: Path) -> dict[str, Any]:
@@ -64,7 +65,8 @@ def plot_plan(document: Mapping[str, Any], out: Path) -> Drawn:
     points = document["points"]
     if not points:
         raise InvalidConfig("nothing to draw: the plan simulated nothing")
-    top = _nines(document["target"]) + _ABOVE
+    nines = [_nines(p["judged"]["point"]) for p in points if p["judged"]["point"] < 1]
+    top = max(_nines(document["target"]) + _ABOVE_TARGET, max(nines, default=0.0) + _ABOVE_POINTS)
     with style.look():
         figure = style.Figure(figsize=(7.2, 4.4), layout="constrained")
         ax = figure.subplots()
@@ -90,11 +92,13 @@ def _curve(ax: Any, document: Mapping[str, Any], top: float) -> None:
     ax.fill_between(gpus, lows, highs, color=COLOURS[0], alpha=0.15, linewidth=0)
     ax.vlines(gpus, lows, highs, color=COLOURS[0], linewidth=1.4)
     ax.plot(gpus, heights, color=COLOURS[0], marker="o", clip_on=False, zorder=3)
-    above = [
-        (x, y) for x, y, j in zip(gpus, heights, judged, strict=True) if _nines(j["point"]) > top
-    ]
-    for x, y in above:
-        ax.plot([x], [y], color=COLOURS[0], marker="^", markersize=8, clip_on=False, zorder=4)
+    for x, found in zip(gpus, judged, strict=True):
+        if found["point"] == 1:
+            ax.plot([x], [top], color=COLOURS[0], marker="^", markersize=9, clip_on=False, zorder=4)
+            ax.annotate(
+                "all", (x, top), xytext=(0, -15), textcoords="offset points", ha="center",
+                color=COLOURS[0], fontsize=9,
+            )  # fmt: skip
     target = _nines(document["target"])
     ax.axhline(target, color=PALE, linewidth=1.0, linestyle=":", zorder=1)
     ax.annotate(

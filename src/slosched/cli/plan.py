@@ -139,6 +139,10 @@ def _spec(
     from slosched.workloads.values import read_rate, read_slo, read_wait
 
     low, high = _range(gpus)
+    if "," in sim.profile or sim.profile.rpartition(":")[2].isdigit():
+        raise InvalidConfig(
+            f"--profile {sim.profile}: planning takes one profile, which all GPUs have"
+        )
     mix = load_mix(
         models,
         rate_per_s=None if rate is None else read_rate("--rate", str(rate)),

@@ -111,7 +111,8 @@ def next_number(
 
     First the smallest number within `low`..`high` whose lower bound reaches `target` is looked for, up
     from `guess` by half as much again and then by bisection; then the smallest whose point estimate does; then
-    the neighbours of the former are looked at, because bisection believes that more GPUs never hurt.
+    the neighbours of the former are looked at, because bisection believes that more GPUs never hurt. If
+    none does, and `high` alone was tried, so is a smaller one.
     """
     for bound in ("low", "point"):
         number = _bisect(known, bound, low, high, target, guess)
@@ -119,7 +120,8 @@ def next_number(
             return number
     found = smallest(known, "low", target)
     if found is None:
-        return None
+        # Whether more GPUs would help shows only beside fewer.
+        return max(low, high * 2 // 3) if list(known) == [high] and low < high else None
     return next((n for n in (found - 1, found + 1) if low <= n <= high and n not in known), None)
 
 
