@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slosched.core.clock_sync import UNKNOWN_ERROR_NS, ClockSync
+from slosched.core.clock_sync import DRIFT_PPM, UNKNOWN_ERROR_NS, ClockSync
 
 DELAYS = st.integers(0, 5_000_000)
 
@@ -44,8 +44,37 @@ def test_the_error_bound_holds_for_every_path(offset: int, delays: list[tuple[in
     for i, (there, back) in enumerate(delays):
         assert exchange(sync, at=10**13 + i * 10**8, offset=offset, there=there, back=back)
     assert abs(sync.offset_ns - offset) <= sync.error_ns
-    least = min(there + back for there, back in delays[-64:])
-    assert sync.error_ns == (least + 1) // 2
+    ended = 10**13 + (len(delays) - 1) * 10**8 + sum(delays[-1])
+    bounds = [
+        (there + back + 1) // 2
+        + (ended - (10**13 + i * 10**8 + there + back)) * DRIFT_PPM // 1_000_000
+        for i, (there, back) in enumerate(delays)
+    ][-64:]
+    assert sync.error_ns == min(bounds)
+
+
+@given(st.floats(-DRIFT_PPM, DRIFT_PPM), st.lists(st.tuples(DELAYS, DELAYS), min_size=1))
+def test_the_error_bound_holds_while_clocks_drift(
+    ppm: float, delays: list[tuple[int, int]]
+) -> None:
+    sync = ClockSync()
+    offset = 0
+    for i, (there, back) in enumerate(delays):
+        at = 10**13 + i * 2 * 10**8
+        offset = round((at - 10**13) * ppm / 1e6)
+        assert exchange(sync, at=at, offset=offset, there=there, back=back)
+    # One for the rounding of the offset here, one for that of the mean there.
+    assert abs(sync.offset_ns - offset) <= sync.error_ns + 2
+
+
+def test_a_clock_that_is_set_ends_the_use_of_what_was_before() -> None:
+    sync = ClockSync()
+    for i in range(10):
+        exchange(sync, at=10**9 * (i + 1), offset=0, there=20_000, back=20_000)
+    exchange(sync, at=11 * 10**9, offset=5_000_000, there=300_000, back=300_000)
+    assert (sync.offset_ns, sync.error_ns) == (5_000_000, 300_000)
+    exchange(sync, at=12 * 10**9, offset=5_000_000, there=2_000_000, back=0)
+    assert sync.offset_ns == 5_000_000  # one-sided queueing contradicts nothing
 
 
 def test_old_exchanges_leave_the_window() -> None:

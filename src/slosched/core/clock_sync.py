@@ -4,7 +4,11 @@ One exchange: the worker sends a heartbeat at `sent_ns` (its clock), the control
 answers (its clock), the worker receives the answer at `returned_ns` (its clock). If both ways took
 equally long, the offset is the mean of the two differences (RFC 5905 §8); if they did not, the error
 is at most half the round trip. Queueing only ever adds to a round trip, so the exchange with the
-least one in the window is the best, and its half is the bound (Clockwork takes minima likewise).
+least one is the best, and its half is the bound (Clockwork takes minima likewise).
+
+Clocks drift, so a bound grows with the age of its exchange, by `DRIFT_PPM` (RFC 5905's PHI, for a
+cheaper crystal): a slower exchange of now can be better than the quickest one of ten seconds ago. And
+clocks are set: an exchange that contradicts the ones before it, bounds and all, ends their use.
 """
 
 from __future__ import annotations
@@ -17,12 +21,16 @@ UNKNOWN_ERROR_NS = 2**62
 #: Exchanges that are kept.
 WINDOW = 64
 
+#: How fast two clocks are trusted to part, in millionths.
+DRIFT_PPM = 50
+
 
 class ClockSync:
-    """The offset of this clock from a peer's, by minimum delay over the last `window` exchanges."""
+    """The offset of this clock from a peer's, by the least bound over the last `window` exchanges."""
 
     def __init__(self, window: int = WINDOW) -> None:
-        self._samples: deque[tuple[int, int]] = deque(maxlen=window)  # (round trip, offset), ns
+        #: (half the round trip, offset, when on our clock), ns
+        self._samples: deque[tuple[int, int, int]] = deque(maxlen=window)
         self.offset_ns = 0
         self.error_ns = UNKNOWN_ERROR_NS
 
@@ -40,14 +48,27 @@ class ClockSync:
         if round_trip_ns < 0 or answered_ns < received_ns:
             return False
         offset_ns = ((sent_ns - received_ns) + (returned_ns - answered_ns)) // 2
-        self._samples.append((round_trip_ns, offset_ns))
-        least = self._samples[0]
-        for sample in self._samples:
-            if sample[0] <= least[0]:  # of equals the newest: clocks drift
-                least = sample
-        self.error_ns = (least[0] + 1) // 2
-        self.offset_ns = least[1]
+        half_ns = (round_trip_ns + 1) // 2
+        if self._samples:
+            # The offset that was in use, as it should be by now if nobody set a clock.
+            _, used_ns, used_at_ns = self._best(returned_ns)
+            bound_ns = self.error_ns + half_ns
+            if returned_ns < used_at_ns or abs(offset_ns - used_ns) > bound_ns:
+                self._samples.clear()
+        self._samples.append((half_ns, offset_ns, returned_ns))
+        _, self.offset_ns, _ = self._best(returned_ns)
         return True
+
+    def _best(self, now_ns: int) -> tuple[int, int, int]:
+        """The exchange with the least bound at `now_ns`, which becomes `error_ns`."""
+        best = self._samples[0]
+        least_ns = UNKNOWN_ERROR_NS
+        for sample in self._samples:
+            bound_ns = sample[0] + (now_ns - sample[2]) * DRIFT_PPM // 1_000_000
+            if bound_ns <= least_ns:  # of equals the newest
+                best, least_ns = sample, bound_ns
+        self.error_ns = least_ns
+        return best
 
     def to_local_ns(self, peer_ns: int) -> int:
         """A time of the peer on our clock; never below 0."""
