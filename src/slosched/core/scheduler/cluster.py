@@ -57,9 +57,9 @@ class Cluster:
         #: GPUs of joined workers, the one that is free soonest first.
         self.free_order = FreeOrder()
         self.paths = Paths(self.workers)
-        #: Told of each GPU whose outstanding execs or resident weights changed, or that came or went:
-        #: what a policy keeps in order, it keeps by this, the next and `paths.on_change`.
-        self.on_gpu: list[Callable[[Gpu], None]] = []
+        #: Each GPU whose outstanding execs or resident weights changed, or that came or went, is put into
+        #: all of these, by its index: who keeps GPUs in order looks there for what is new.
+        self.news: list[dict[int, Gpu]] = []
         #: Told of each GPU on which loads began or ended, or that came or went.
         self.on_load: list[Callable[[Gpu], None]] = []
         self._next_action_id = 1
@@ -86,8 +86,9 @@ class Cluster:
         self._loads_changed(gpu)
 
     def _changed(self, gpu: Gpu) -> None:
-        for told in self.on_gpu:
-            told(gpu)
+        self.free_order.move(gpu)
+        for news in self.news:
+            news[gpu.index] = gpu
 
     def joined(self) -> list[Worker]:
         """Workers with a session, in the order of their numbers."""
@@ -153,7 +154,6 @@ class Cluster:
         gpu.resident[model.model_id] = model
         model.last_used_ns = now_ns
         gpu.exec.add(action)
-        self.free_order.move(gpu)
         self._changed(gpu)
         self.emit(
             ToWorker(
@@ -293,7 +293,7 @@ class Cluster:
         self._exec_ended(action, end_ns=result.exec.end_ns)
         gpu.busy_ns += result.exec.duration_ns
         gpu.clock_mhz = result.gpu_clock_mhz
-        gpu.exec_table(action.model).add(action.batch_class, result.exec.duration_ns)
+        gpu.tables[action.model.name].estimators[action.batch_class].add(result.exec.duration_ns)
         # Loads come in bursts and wait behind one another on the wire: they would teach the wrong lesson.
         self.paths.learn(
             gpu.worker,
@@ -302,10 +302,8 @@ class Cluster:
         )
 
     def _exec_ended(self, action: ActionState, *, end_ns: int) -> None:
-        gpu = action.gpu
-        gpu.exec.finish(action, end_ns=end_ns)
-        self.free_order.move(gpu)
-        self._changed(gpu)
+        action.gpu.exec.finish(action, end_ns=end_ns)
+        self._changed(action.gpu)
 
     def load_finished(self, action: ActionState, result: LoadWeightsResult, *, now_ns: int) -> None:
         gpu, model = action.gpu, action.model

@@ -87,6 +87,7 @@ class ExecTable:
         self.single = self.estimators[self.batches[0]]
 
     def add(self, batch: int, sample_ns: int) -> None:
+        """Take one sample of the class `batch`."""
         self.estimators[batch].add(sample_ns)
 
     def class_for(self, count: int) -> int:

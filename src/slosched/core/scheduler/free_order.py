@@ -28,7 +28,9 @@ class FreeOrder:
 
     def move(self, gpu: Gpu) -> None:
         """The prediction for `gpu` changed; one that is not there is fine."""
-        listed_ns = self._listed_ns.get(gpu.index)
-        if listed_ns is not None and listed_ns != gpu.exec.busy_until_ns:
-            self.remove(gpu)
-            self.add(gpu)
+        index, busy_ns = gpu.index, gpu.exec.busy_until_ns
+        listed_ns = self._listed_ns.get(index)
+        if listed_ns is not None and listed_ns != busy_ns:
+            self._listed_ns[index] = busy_ns
+            del self.entries[bisect_left(self.entries, (listed_ns, index))]
+            insort(self.entries, (busy_ns, index, gpu))

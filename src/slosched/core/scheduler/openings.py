@@ -48,13 +48,10 @@ class Openings:
         self._opens_ns: dict[int, int] = {}
         self._closed: list[tuple[int, int, Gpu]] = []
         self._hindered: dict[int, None] = {}  # asked in vain, but for what is predicted of its ways
-        cluster.on_gpu.append(self._gpu_changed)
+        cluster.news.append(self._changed)
         cluster.paths.on_change.append(self._path_changed)
 
     # -------------------------------------------------------------------------------- facts
-
-    def _gpu_changed(self, gpu: Gpu) -> None:
-        self._changed[gpu.index] = gpu
 
     def _path_changed(self, worker: Worker) -> None:
         margin_ns = worker.transit.margin_ns
@@ -166,6 +163,11 @@ class Openings:
 
     def unasked_in_order(self, now_ns: int) -> list[tuple[int, int, Gpu]]:
         """Those of `open_gpus` that are `unasked`, after `refresh`."""
+        if len(self.unasked) == 1:
+            ((index, gpu),) = self.unasked.items()
+            if not self._reports(gpu, now_ns):
+                return []
+            return [(self._cluster.earliest_start_ns(gpu, now_ns), index, gpu)]
         earliest_start_ns = self._cluster.earliest_start_ns
         found = [
             (earliest_start_ns(gpu, now_ns), index, gpu)
@@ -198,7 +200,8 @@ class Openings:
 
     def next_opening_ns(self, now_ns: int) -> int | None:
         """When the next GPU that is closed now opens by itself."""
-        self.refresh(now_ns)
+        if self._changed:
+            self.refresh(now_ns)
         closed = self._closed
         while closed and self._opens_ns.get(closed[0][1]) != closed[0][0]:
             heappop(closed)

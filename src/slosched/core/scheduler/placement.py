@@ -97,7 +97,8 @@ class Placement:
 
     def asked_for(self, model: Model, *, now_ns: int) -> None:
         """A request for `model` arrived (whatever became of it)."""
-        model.demand_ns = self.demand_ns(model, now_ns) + model.b1_ns
+        faded = math.exp((model.demand_at_ns - now_ns) / _MEMORY_NS)
+        model.demand_ns = model.demand_ns * faded + model.b1_ns
         model.demand_at_ns = now_ns
         if not model.resident_on:
             self._want(model, now_ns, more=False)

@@ -188,6 +188,20 @@ class Executor:
         self.busy_until_ns = previous_end_ns
 
 
+class ExecTables(dict[str, ExecTable]):
+    """Of one GPU of `worker`: `tables[name]` is there for every model that the worker prepared."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def __missing__(self, name: str) -> ExecTable:
+        loaded = self._worker.prepared[name]
+        table = ExecTable(dict(zip(loaded.batch_sizes, loaded.exec_ns, strict=True)))
+        self[name] = table
+        return table
+
+
 @dataclass(slots=True, eq=False)
 class Gpu:
     """One GPU of one worker, as the scheduler sees it."""
@@ -204,12 +218,16 @@ class Gpu:
     #: Models whose weights are here -> when they were last used, least recently used first.
     resident: dict[int, Model] = field(default_factory=dict)
     loading: dict[int, Model] = field(default_factory=dict)
-    tables: dict[str, ExecTable] = field(default_factory=dict)
+    #: Exec times by model name, seeded from what the worker measured when one is first asked for.
+    tables: ExecTables = field(init=False)
     transfers: dict[str, WindowEstimator] = field(default_factory=dict)
     busy_ns: int = 0  # exec time so far, for status
     overdue_ticks: int = 0  # how long an action has been due that was not reported
     #: Model id -> (not before, pause): loads that failed here are tried again after a pause.
     failed_loads: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tables = ExecTables(self.worker)
 
     @property
     def name(self) -> str:
@@ -225,12 +243,7 @@ class Gpu:
         return now_ns >= self.failed_loads.get(model.model_id, (0, 0))[0]
 
     def exec_table(self, model: Model) -> ExecTable:
-        table = self.tables.get(model.name)
-        if table is None:
-            loaded = self.worker.prepared[model.name]
-            table = ExecTable(dict(zip(loaded.batch_sizes, loaded.exec_ns, strict=True)))
-            self.tables[model.name] = table
-        return table
+        return self.tables[model.name]
 
     def transfer(self, model: Model) -> WindowEstimator:
         estimator = self.transfers.get(model.name)

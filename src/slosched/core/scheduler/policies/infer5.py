@@ -69,6 +69,8 @@ _NO_KEY = math.inf
 
 #: A batch: model, requests stepped over, requests taken, class.
 _Choice = tuple[Model, int, int, int]
+#: What one request can expect: latest start that is likely in time, earliest start there is, exec.
+_Plan = tuple[int, int, int]
 
 
 class Infer5:
@@ -98,7 +100,8 @@ class Infer5:
     def enqueue(self, request: Request, *, now_ns: int) -> None:
         model = request.model
         self._placement.asked_for(model, now_ns=now_ns)
-        latest_ns, start_ns, exec_ns = self._best_plan(request, now_ns)
+        plan = self._resident_plan if model.resident_on else self._loading_plan
+        latest_ns, start_ns, exec_ns = plan(request, now_ns)
         if start_ns > latest_ns:
             self._refuse_at_once(request, start_ns, exec_ns, now_ns)
             return
@@ -121,7 +124,7 @@ class Infer5:
         """The cluster's own predictions are enough; the bounds on keys must hold for them."""
         if duration_ns and action.requests:
             batch, name = action.batch_class, action.model.name
-            expected_ns = action.gpu.exec_table(action.model).estimators[batch].expected_ns
+            expected_ns = action.gpu.tables[name].estimators[batch].expected_ns
             self._urgency.measured(name, batch, expected_ns)
 
     def gpu_added(self, gpu: Gpu) -> None:
@@ -144,25 +147,26 @@ class Infer5:
     def next_wakeup_ns(self) -> int | None:
         if not self._waiting:
             return None
-        opening_ns = self._openings.next_opening_ns(self._now_ns)
-        expiry_ns = self._next_expiry_ns()
-        if opening_ns is None:
-            return expiry_ns
-        return opening_ns if expiry_ns is None else min(opening_ns, expiry_ns)
+        wakeup_ns = self._openings.next_opening_ns(self._now_ns)
+        expiry_ns = self._expiry.next_ns()
+        if expiry_ns is not None and self._cluster.gpus:
+            expiry_ns = max(expiry_ns - self._cluster.paths.least_transit_ns, self._now_ns) + 1
+            if wakeup_ns is None or expiry_ns < wakeup_ns:
+                return expiry_ns
+        return wakeup_ns
 
     # ------------------------------------------------------------------------------ feasibility
 
-    def _best_plan(self, request: Request, now_ns: int) -> tuple[int, int, int]:
-        """(latest start that is likely in time, earliest start there is, exec) on the best GPU.
+    def _best_plan(self, request: Request, now_ns: int) -> _Plan:
+        if request.model.resident_on:
+            return self._resident_plan(request, now_ns)
+        return self._loading_plan(request, now_ns)
 
-        GPUs that hold the model in the order in which they are free: the first that will do, else the
-        least late of the first few. If none holds it: those that could load it, in order of their
-        numbers, and if none will do the least late. With no GPU at all the earliest start lies beyond
-        every deadline.
+    def _loading_plan(self, request: Request, now_ns: int) -> _Plan:
+        """The plan on a GPU that could load the model, in order of their numbers: the first that will
+        do, else the least late. With no GPU at all the start lies beyond every deadline.
         """
         model = request.model
-        if model.resident_on:
-            return self._resident_plan(request, now_ns)
         best = (request.deadline_ns, _NEVER_NS, model.b1_ns)
         for gpu in self._cluster.gpus.values():
             start_ns = self._placement.load_ready_ns(gpu, model, now_ns)
@@ -176,9 +180,12 @@ class Infer5:
                 best = (latest_ns, start_ns, single_ns)
         return best
 
-    def _resident_plan(self, request: Request, now_ns: int) -> tuple[int, int, int]:
+    def _resident_plan(self, request: Request, now_ns: int) -> _Plan:
+        """The plan on a GPU that holds the model, in the order in which they are free: the first that
+        will do, else the least late of the first few.
+        """
         model = request.model
-        holders = model.resident_on
+        holders, name = model.resident_on, model.name
         deadline_ns = request.deadline_ns
         order = self._cluster.free_order.entries
         if len(holders) * 4 < len(order):
@@ -192,7 +199,7 @@ class Infer5:
             start_ns = now_ns + worker.transit.expected_ns
             if busy_ns > start_ns:
                 start_ns = busy_ns
-            single_ns = gpu.exec_table(model).single.expected_ns
+            single_ns = gpu.tables[name].single.expected_ns
             latest_ns = deadline_ns - single_ns - worker.returns.expected_ns
             if start_ns <= latest_ns:
                 self.gpus_looked_at += looked_at
@@ -203,8 +210,8 @@ class Infer5:
                     best = (latest_ns, start_ns, single_ns)
             else:
                 paths = self._cluster.paths
-                soonest_ns = max(busy_ns, now_ns + paths.least_transit_ns())
-                needs_ns = self._urgency.least_single_ns(model.name) + paths.least_returns_ns()
+                soonest_ns = max(busy_ns, now_ns + paths.least_transit_ns)
+                needs_ns = self._urgency.least_single_ns(name) + paths.least_returns_ns
                 if soonest_ns + needs_ns > deadline_ns:
                     self.gpus_looked_at += looked_at
                     return best  # nor will any that is free later
@@ -238,13 +245,9 @@ class Infer5:
         order = self._cluster.free_order.entries
         if not order:
             return _NEVER_NS
-        return max(now_ns + self._cluster.paths.least_transit_ns(), order[0][0])
-
-    def _next_expiry_ns(self) -> int | None:
-        expiry_ns = self._expiry.next_ns()
-        if expiry_ns is None or not self._cluster.gpus:
-            return None
-        return max(expiry_ns - self._cluster.paths.least_transit_ns() + 1, self._now_ns + 1)
+        soonest_ns = now_ns + self._cluster.paths.least_transit_ns
+        free_ns = order[0][0]
+        return free_ns if free_ns > soonest_ns else soonest_ns
 
     def _answer_hopeless(self, now_ns: int) -> None:
         """Rule 1, over all models: who cannot start in time anywhere is answered now."""
@@ -337,7 +340,7 @@ class Infer5:
         penalty = PENALTY + PENALTY_SLOPE * loss
         returns = gpu.worker.returns
         floor_ns = start_ns + returns.margin_ns
-        resident = gpu.resident
+        resident, tables = gpu.resident, gpu.tables
         dearer = _PADDING_GAIN if len(self._waiting) == 1 else 1.0
         # An idle GPU loses nothing by trying what is only likely to be in time, and learns by it.
         likely_floor_ns = 0
@@ -352,7 +355,7 @@ class Infer5:
             queue = model.queue
             waiting = len(queue)
             first_ns = head_ns = queue[0].deadline_ns
-            table = gpu.exec_table(model)
+            table = tables[model.name]
             single_ns = table.single.expected_ns
             over, smaller, smaller_ns = 0, 0, 0
             for batch, estimator in table.classes:
@@ -397,7 +400,7 @@ class Infer5:
             request.stepped_over = True
         self._urgency.shrank(model)
         self._loss *= (1.0 - _LOSS_WEIGHT) ** taken
-        expected_ns = gpu.exec_table(model).estimators[batch].expected_ns
+        expected_ns = gpu.tables[model.name].estimators[batch].expected_ns
         # Half the batch would be late if it started after this; the others are worth replanning.
         middle_ns = requests[(taken - 1) // 2].deadline_ns
         latest_ns = max(start_ns, middle_ns - expected_ns - gpu.worker.returns.expected_ns)
