@@ -14,6 +14,7 @@ from slosched.cli import (
     controller,
     demo,
     doctor,
+    fuzz,
     plan,
     plot,
     profile,
@@ -28,7 +29,7 @@ from slosched.version import __version__
 
 _ORDER = (
     "demo", "worker", "controller", "client", "models", "status", "simulate", "compare", "plan", "plot",
-    "trace", "profile", "validate", "azure-trace", "doctor",
+    "trace", "profile", "validate", "azure-trace", "fuzz", "doctor",
 )  # fmt: skip
 
 
@@ -115,5 +116,6 @@ app.command(
 app.command("azure-trace", short_help="Write a synthetic trace for the azure workloads.")(
     azure_trace.azure_trace
 )
+app.command("fuzz", short_help="Random clusters under random faults.")(fuzz.fuzz)
 app.command("doctor", short_help="Check whether this machine can keep deadlines.")(doctor.doctor)
 app.command("demo", short_help="Run everything on this machine, and check it.")(demo.demo)

@@ -26,6 +26,7 @@ from slosched.errors import InvalidConfig, UnknownName
 
 if TYPE_CHECKING:
     from slosched.config import EmulationNoise, GpuProfile, SchedulerConfig
+    from slosched.sim.faults import FaultPlan
     from slosched.sim.network import Network
     from slosched.sim.spec import SimSpec
     from slosched.workloads import Workload
@@ -139,6 +140,14 @@ class SimOptions:
     clock_drift: Annotated[
         float, _option("Workers' clocks drift by at most so many ppm, either way.", _NOISE)
     ] = 0.0
+    faults: Annotated[
+        str | None,
+        _option(
+            "What breaks and when: a plan.toml, or random[:SEED] for one drawn over --duration (or 30s). "
+            "docs/faults.md says what there is.",
+            _NOISE,
+        ),
+    ] = None
     check: Annotated[
         bool,
         typer.Option("--check", help="Hold every invariant at every step (slower)."),
@@ -168,7 +177,25 @@ class SimOptions:
             ),
             inputs=self.inputs,
             check=self.check,
+            faults=self._faults(seed, duration),
         )
+
+    def _faults(self, seed: int, duration: str | None) -> FaultPlan | None:
+        if self.faults is None:
+            return None
+        kind, colon, text = self.faults.partition(":")
+        if kind != "random":
+            from slosched.sim.fault_file import load_plan
+
+            return load_plan(self.faults)
+        if colon and not text.isdigit():
+            raise InvalidConfig(f"--faults {self.faults}: the seed must be a whole number")
+        from slosched.sim.faults import FaultPlan
+
+        full, last = divmod(self.gpus, self.gpus_per_worker)
+        counts = [self.gpus_per_worker] * full + ([last] if last else [])
+        until_ns = duration_ns("--duration", duration or "30s", bare_unit="s")
+        return FaultPlan.random(int(text or seed), counts, until_ns=until_ns)
 
     def scheduler(self, type_: str) -> SchedulerConfig:
         """The scheduler's options. Raises UnknownName for a TYPE that there is not."""

@@ -141,9 +141,9 @@ class Session:
     def _tick(self) -> None:
         """Each second: tell the controller that we live, and find out whether it does."""
         self._ticker = self._loop.call_later(_TICK_S, self._tick)
-        self._send(ClientHeartbeat(now_ns()))
         if self._controller is None:
-            return
+            return  # one that does not know us yet would refuse a heartbeat that is ahead of our hello
+        self._send(ClientHeartbeat(now_ns()))
         if self._heard:
             self._heard, self._silent_ticks = False, 0
             if not self._greeted.is_set():

@@ -109,8 +109,10 @@ class EnduringClient(SimClient):
             return
         now_ns = self._kernel.now_ns
         self._kernel.at(now_ns + CLIENT_HEARTBEAT_NS, self._beat)
+        if not self._controller:
+            return  # whoever does not know us would refuse it
         self._say(ClientHeartbeat(now_ns))
-        if self._controller and (self._greeting or not self._heard):
+        if self._greeting or not self._heard:
             self._hello()
         self._heard = False
         if self._load_id and now_ns - self._load_asked_ns > _LOAD_PATIENCE_NS:

@@ -170,10 +170,10 @@ class _Case:
         kernel, client = world.kernel, world.client
         client.start()
         kernel.run_until(self._tail_ns)
-        self._check_joined()
-        kernel.run_until(self._tail_ns + TAIL_NS)
         if client.failure is not None:
             raise NotLive(f"the client gave up: {client.failure}")
+        self._check_joined()
+        kernel.run_until(self._tail_ns + TAIL_NS)
         client.end_sending()
         kernel.run_until(kernel.now_ns + _QUIET_NS)
         self._check_quiet()

@@ -1,0 +1,161 @@
+"""`slosched fuzz`: random clusters under random faults, and what must hold then."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from slosched.cli.output import say
+from slosched.errors import InvalidConfig, UnknownName
+
+if TYPE_CHECKING:
+    from slosched.sim.fuzz import Outcome
+
+_Seeds = Annotated[int, typer.Option(min=1, help="How many seeds, from --first upwards.")]
+_First = Annotated[int, typer.Option(min=0, help="The first seed.")]
+_Jobs = Annotated[int, typer.Option(min=1, help="Processes.")]
+_Policy = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TYPE", help="This scheduler for every seed, such as FIFO or INFER5:paper."
+    ),
+]
+_Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Tell each seed's cluster, faults and what happened.")
+]
+
+_SHOWN_EVERY_S = 5.0
+_WAIT_S = 1.0
+#: After so many failures the rest is not run: they rarely differ.
+_MOST_FAILURES = 5
+
+
+def fuzz(
+    *,
+    seeds: _Seeds = 200,
+    first: _First = 0,
+    jobs: _Jobs = 1,
+    policy: _Policy = None,
+    verbose: _Verbose = False,
+) -> None:
+    """Break simulated clusters in every way there is, and hold the scheduler to its promises.
+
+    Each seed draws a small cluster (1 to 4 workers, models that may not fit), a scheduler, a load and
+    a plan of faults: crashes, restarts, pauses, slow GPUs, clock jumps, partitions, and messages that are
+    lost, late or doubled. At every step nothing may be answered twice, overlap on a GPU, start outside
+    its window or need memory that is not there, by the books and by what the workers really do. After the
+    faults everything must work again as if they had not been. docs/faults.md has the whole list.
+
+    A seed that fails is told with its story, with as few faults as still make it fail, and with the
+    command that runs it again; the exit code is 1.
+
+    \b
+    Examples:
+      slosched fuzz --seeds 200 --jobs 2
+      slosched fuzz --seeds 1 --first 4711 --verbose
+      slosched fuzz --seeds 50 --policy FIFO
+    """
+    _check_policy(policy)
+    begun_s = shown_s = time.monotonic()
+    done = events = failures = 0
+    for outcome in _outcomes(range(first, first + seeds), jobs, policy):
+        done += 1
+        events += outcome.events
+        if outcome.failure:
+            failures += 1
+            _tell_failure(outcome, policy)
+        elif verbose:
+            _tell(outcome)
+        now_s = time.monotonic()
+        if now_s - shown_s >= _SHOWN_EVERY_S:
+            shown_s = now_s
+            typer.echo(f"fuzz: {done}/{seeds} seeds, {failures} failed", err=True)
+        if failures >= _MOST_FAILURES:
+            break
+    rest = f"; {seeds - done} not run" if done < seeds else ""
+    say(
+        f"{done} seeds from {first} on, {events} events in {time.monotonic() - begun_s:.1f} s: "
+        f"{failures or 'none'} failed{rest}"
+    )
+    raise typer.Exit(1 if failures else 0)
+
+
+def _check_policy(policy: str | None) -> None:
+    from slosched.sim.fuzz_case import TYPES
+
+    if policy is not None and policy not in TYPES:
+        raise UnknownName("TYPE that can be fuzzed", policy, list(dict.fromkeys(TYPES)))
+
+
+def _outcomes(seeds: range, jobs: int, policy: str | None) -> Iterator[Outcome]:
+    """The outcome of every seed, as they come; one that failed is shrunk."""
+    if jobs == 1 or len(seeds) == 1:
+        for seed in seeds:
+            yield run_one(seed, policy)
+        return
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _worker_starts, (os.getpid(),)) as pool:
+        waiting = iter(seeds)
+        running: set[Future[Outcome]] = set()
+        try:
+            while True:
+                # Few are handed out ahead, so that the last ones are not left to one process.
+                for seed in waiting:
+                    running.add(pool.submit(run_one, seed, policy))
+                    if len(running) >= 2 * jobs:
+                        break
+                if not running:
+                    return
+                finished, running = wait(running, _WAIT_S, FIRST_COMPLETED)
+                yield from sorted((f.result() for f in finished), key=lambda o: o.seed)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _worker_starts(parent: int) -> None:
+    """In each process: the parent hears Ctrl-C, and ends us."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.getppid() != parent:
+        raise InvalidConfig("the command that started this process is gone")
+
+
+def run_one(seed: int, policy: str | None) -> Outcome:
+    """One seed; if it fails, with as few faults as make it fail. In any process."""
+    from slosched.sim.fuzz import run_seed, shrink
+
+    outcome = run_seed(seed, policy=policy)
+    return shrink(outcome) if outcome.failure else outcome
+
+
+def command(seed: int, policy: str | None) -> str:
+    """What runs that seed again, in words for a shell."""
+    with_policy = f" --policy {policy}" if policy else ""
+    return f"slosched fuzz --seeds 1 --first {seed}{with_policy} --verbose"
+
+
+def _tell_failure(outcome: Outcome, policy: str | None) -> None:
+    say(f"seed {outcome.seed} FAILED: {outcome.failure}")
+    _tell(outcome)
+    say(f"again: {command(outcome.seed, policy)}\n")
+
+
+def _tell(outcome: Outcome) -> None:
+    spec = outcome.spec
+    config, faults = spec.scheduler, spec.faults
+    fidelity = ":paper" if config.fidelity == "paper" else ""
+    workers = [len(each) for each in spec.worker_profiles()]
+    say(
+        f"seed {outcome.seed}: {config.policy}{fidelity}, workers with {workers} GPUs of "
+        f"{spec.profiles[0].pages} pages; {spec.workload.describe()}"
+    )
+    if faults is not None:
+        say(faults.text())
+    for line in outcome.log:
+        say(f"  {line}")
+    say(f"  {outcome.sent} requests; after the recovery {100 * outcome.tail:.1f} % were in time")
