@@ -85,7 +85,7 @@ EXAMPLES: tuple[m.Message, ...] = (
     m.GetWorkerState(5, 8),
     m.WorkerWelcome(1, 5, "0.1.0", "host", 77, "emulated", (_GPU,), ("resnet50",)),
     m.WorkerRefused(5, "it serves another controller"),
-    m.Heartbeat(5, 10**18, -300, 40_000, "preparing resnet50", 2, 1, 0),
+    m.Heartbeat(5, 10**18, -300, 40_000, "preparing resnet50", 2, 1, 0, 1),
     m.ErrorResult(5, 6, 2, 81, "too late", 1, 2),
     m.LoadModelResult(
         5, 1, _SPAN, 12, (1, 2), (2, 3), 8, 9, 7, (3, 2, 2), "float32", (5,), "float32", True, 1, 2

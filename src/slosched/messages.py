@@ -338,6 +338,7 @@ class Heartbeat(Message, frozen=True):
     pending: int = 0
     errors: int = 0
     dropped: int = 0  # stale, malformed or oversized messages
+    preparing: int = -1  # LoadModels taken and not answered; -1: it does not say
 
 
 class ErrorResult(Message, frozen=True):

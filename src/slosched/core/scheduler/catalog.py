@@ -33,6 +33,8 @@ MAX_COPIES = 100_000
 #: A load asked for before any worker joined is held this long (Clockwork holds 12 s).
 _HOLD_NS = 12 * NS_PER_S
 _PREPARE_WITHIN_NS = 600 * NS_PER_S
+#: A LoadModel is with its worker by then, and heartbeats tell of it, or it was lost on the way.
+_REACHES_WITHIN_NS = 5 * NS_PER_S
 
 
 @dataclass(slots=True, eq=False)
@@ -158,6 +160,22 @@ class Catalog:
             worker.instances[model.model_id] = model
             self._on_loaded(model, worker.gpus, now_ns)
         self.advance(now_ns=now_ns)
+
+    def forgotten(self, worker: Worker, *, now_ns: int) -> int | None:
+        """A LoadModel that was sent long ago and of which `worker` knows nothing; None: there is none.
+
+        It was lost, or its result was, with a connection that broke too briefly for anybody to notice.
+        """
+        if worker.preparing < 0:
+            return None
+        sent_before_ns = now_ns - _REACHES_WITHIN_NS
+        old = [
+            action_id
+            for action_id, preparation in self._preparing.items()
+            if preparation.worker is worker
+            and preparation.latest_ns - _PREPARE_WITHIN_NS < sent_before_ns
+        ]
+        return old[0] if len(old) > worker.preparing else None
 
     def preparation_failed(self, worker: Worker, result: ErrorResult, *, now_ns: int) -> bool:
         """True if `result` was about a LoadModel of ours."""

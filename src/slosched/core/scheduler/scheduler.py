@@ -110,6 +110,7 @@ class Scheduler:
             on_joined=self._worker_joined,
             on_gpu_removed=self.policy.gpu_removed,
             on_lost=self._worker_lost,
+            forgotten=lambda worker, now_ns: self.catalog.forgotten(worker, now_ns=now_ns),
         )
         self.catalog = Catalog(
             self.cluster, on_loaded=self._model_loaded, settled=self.policy.settled

@@ -34,7 +34,10 @@ _REPORT_SILENCE_EVERY_NS = 3 * NS_PER_S
 
 
 class Sessions:
-    """Who is there. `on_lost` gets the actions that were outstanding on a lost worker."""
+    """Who is there. `on_lost` gets the actions that were outstanding on a lost worker.
+
+    `forgotten` is asked for a LoadModel that a worker should have and has not: its action id, or None.
+    """
 
     def __init__(
         self,
@@ -46,12 +49,14 @@ class Sessions:
         on_joined: Callable[[Worker, int], None],
         on_gpu_removed: Callable[[Gpu], None],
         on_lost: Callable[[Worker, list[ActionState], int], None],
+        forgotten: Callable[[Worker, int], int | None],
     ) -> None:
         self._cluster = cluster
         self._incarnation = incarnation
         self._on_joined = on_joined
         self._on_gpu_removed = on_gpu_removed
         self._on_lost = on_lost
+        self._forgotten = forgotten
         self._next_gpu_index = 0
         self._report_due_ns = 0
         for worker_id in range(worker_count):
@@ -83,6 +88,7 @@ class Sessions:
         worker.device, worker.version = message.device, message.version
         worker.loadable = message.loadable
         worker.heard, worker.silent_ticks = True, 0
+        worker.preparing = -1
         room = self._cluster.config.max_gpus - len(self._cluster.gpus)
         for info in message.gpus[: max(0, room)]:
             gpu = Gpu(
@@ -132,7 +138,7 @@ class Sessions:
             self._cluster.paths.learn(worker, there_ns=delay_ns, back_ns=delay_ns)
         worker.clock_offset_ns = message.clock_offset_ns
         worker.clock_error_ns = message.clock_error_ns
-        worker.activity = message.activity
+        worker.activity, worker.preparing = message.activity, message.preparing
         worker.errors, worker.dropped = message.errors, message.dropped
 
     # ------------------------------------------------------------------------------- time
@@ -165,6 +171,9 @@ class Sessions:
                 action_id = late[0].action_id
                 self.lose(worker, f"it does not report action {action_id}", now_ns=now_ns)
                 return
+        forgotten = self._forgotten(worker, now_ns)
+        if forgotten is not None:
+            self.lose(worker, f"it knows nothing of LoadModel {forgotten}", now_ns=now_ns)
 
     def _greet(self, worker: Worker, *, now_ns: int) -> None:
         if now_ns < worker.hello_due_ns:

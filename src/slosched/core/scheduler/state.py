@@ -292,6 +292,7 @@ class Worker:
     clock_offset_ns: int = 0
     clock_error_ns: int = 0
     activity: str = ""
+    preparing: int = -1  # LoadModels that it says it has; -1: it does not say
     errors: int = 0
     dropped: int = 0
     #: Decision here until received there; exec end there until handled here.

@@ -220,6 +220,7 @@ class WorkerBrain:
             pending=self.pending,
             errors=self.errors,
             dropped=self.dropped,
+            preparing=self._pipeline.preparing,
         )
         self._ledger.effects.append(ToController(link.peer, beat))
         link.heartbeat_sent(now_ns=now_ns)

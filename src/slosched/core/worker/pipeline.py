@@ -78,6 +78,12 @@ class Pipeline:
         """Queue a LoadModel that was found sound."""
         self.enqueue(self._preparation, action.earliest_ns, action)
 
+    @property
+    def preparing(self) -> int:
+        """LoadModels that were taken and are not answered."""
+        preparation = self._preparation
+        return len(preparation.queue) + (preparation.running is not None)
+
     def activity(self) -> str:
         """Which model is being prepared, in words; empty if none is."""
         running = self._preparation.running
