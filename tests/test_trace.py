@@ -143,8 +143,8 @@ def test_slices_say_what_the_rows_say(tmp_path: Path) -> None:
     events = events_of(write_trace(run_of(tmp_path / "r", *SMALL), tmp_path / "trace.json").path)
     done = {e["args"]["action"]: e for e in events if e.get("cat") == "actual"}
     assert [done[n]["name"] for n in range(1, 8)] == [
-        "model 0", "model 0", "model 0, batch 2 partly late", "model 0 late",
-        "model 1 failed: exec too late", "evict model 1", "model 2",
+        "model 0", "model 0, batch 1", "model 0, batch 2 partly late", "model 0, batch 1 late",
+        "model 1, batch 1 failed: exec too late", "evict model 1", "model 2, batch 1",
     ]  # fmt: skip
     late = done[4]
     assert (late["ts"], late["dur"], late["cname"]) == (15_800, 2_600, "bad")

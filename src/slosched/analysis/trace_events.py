@@ -149,9 +149,8 @@ class _Track:
         rows = np.flatnonzero(self._lane == lane)
         for row in rows[np.argsort(self._due_begin[rows], kind="stable")].tolist():
             begin, end = int(self._due_begin[row]), int(self._due[row])
-            model, batch = self._rows["model_id"][row], self._rows["batch_size"][row]
             self._file.add(
-                f'{{"name":"{_model_text(model, batch)}","cat":"predicted",{where},"ts":{us(begin)}'
+                f'{{"name":"{self._what(row)}","cat":"predicted",{where},"ts":{us(begin)}'
                 f',"ph":"X","dur":{us(end - begin)},"cname":"{_PREDICTED_COLOUR}"'
                 f',"args":{{"action":{self._rows["action_id"][row]}}}}}'
             )
@@ -170,14 +169,19 @@ class _Track:
     def _named(self, row: int) -> tuple[str, str]:
         """The name of what was done, which ends in its outcome, and its colour."""
         rows, outcome = self._rows, int(self._outcome[row])
-        text = _model_text(rows["model_id"][row], rows["batch_size"][row])
-        type_ = rows["action_type"][row]
-        if type_ == ActionType.EVICT_WEIGHTS:
-            text = f"evict {text}"
+        text = self._what(row)
         if outcome == _FAILED:
             return f"{text} failed: {code_name(int(rows['status'][row]))}", _COLOURS[outcome]
         suffix = f" {_OUTCOMES[outcome]}" if outcome in (_PARTLY, _LATE) else ""
         return text + suffix, _COLOURS[outcome]
+
+    def _what(self, row: int) -> str:
+        """What was to be done. All inferences of one outcome are called alike but for their digits."""
+        rows = self._rows
+        text = f"model {rows['model_id'][row]}"
+        if rows["action_type"][row] == ActionType.INFER:
+            return f"{text}, batch {rows['batch_size'][row]}"
+        return f"evict {text}" if rows["action_type"][row] == ActionType.EVICT_WEIGHTS else text
 
     def _args(self, row: int) -> str:
         rows = self._rows
@@ -214,10 +218,6 @@ def _lanes(begin: Column, end: Column, there: Column) -> Column:
         free[lane] = int(end[row])
         lanes[row] = lane
     return lanes
-
-
-def _model_text(model_id: int, batch: int) -> str:
-    return f"model {model_id}, batch {batch}" if batch > 1 else f"model {model_id}"
 
 
 # ---------------------------------------------------------------------------------- counters
