@@ -96,7 +96,7 @@ def _curve(ax: Any, document: Mapping[str, Any], top: float) -> None:
         if found["point"] == 1:
             ax.plot([x], [top], color=COLOURS[0], marker="^", markersize=9, clip_on=False, zorder=4)
             ax.annotate(
-                "all", (x, top), xytext=(0, -15), textcoords="offset points", ha="center",
+                "all", (x, top), xytext=(8, -14), textcoords="offset points",
                 color=COLOURS[0], fontsize=9,
             )  # fmt: skip
     target = _nines(document["target"])
