@@ -91,7 +91,7 @@ def _check_policy(policy: str | None) -> None:
     from slosched.sim.fuzz_case import TYPES
 
     if policy is not None and policy not in TYPES:
-        raise UnknownName("TYPE that can be fuzzed", policy, list(dict.fromkeys(TYPES)))
+        raise UnknownName("TYPE that can be fuzzed", policy, list(TYPES))
 
 
 def _outcomes(seeds: range, jobs: int, policy: str | None) -> Iterator[Outcome]:

@@ -55,6 +55,7 @@ class EnduringClient(SimClient):
         self._reloading = False
         self._present: dict[int, ModelInfo] = {}  # by the id that the driver knows
         self._give_up_ns: dict[int, int] = {}  # by request id, of the unanswered
+        self._left = False
 
     # ------------------------------------------------------------------------- standing still
 
@@ -105,7 +106,7 @@ class EnduringClient(SimClient):
             self._hello()
 
     def _beat(self, _: None) -> None:
-        if self._holds(self._beat, None) or self.phase is Phase.DONE:
+        if self._holds(self._beat, None) or self._left:
             return
         now_ns = self._kernel.now_ns
         self._kernel.at(now_ns + CLIENT_HEARTBEAT_NS, self._beat)
@@ -232,6 +233,10 @@ class EnduringClient(SimClient):
         slo_ns = arrival.slo_ns or round(arrival.slo_factor * model.b1_ns) or self._default_slo_ns
         self._give_up_ns[request_id] = self._kernel.now_ns + slo_ns + _GRACE_NS
         return request_id
+
+    def leave(self) -> None:
+        self._left = True
+        super().leave()
 
     def cancel(self, request_id: int) -> None:
         self._give_up_ns.pop(request_id, None)
