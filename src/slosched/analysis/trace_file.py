@@ -7,13 +7,12 @@ its name when it is whole; what an error leaves is taken away.
 from __future__ import annotations
 
 import gzip
-import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
@@ -33,19 +32,19 @@ class TraceFile:
         self._about = about
         self._draft = path.with_name(f".{path.name}.{os.getpid()}")
         self._open = ExitStack()
-        self._file: IO[bytes] = io.BytesIO()
+        self._write: Callable[[bytes], object] = _not_open
 
     def __enter__(self) -> TraceFile:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             raw = self._open.enter_context(self._draft.open("wb"))
-            self._file = raw
+            self._write = raw.write
             if self._path.name.endswith(".gz"):
                 # Without name and time in its header, the same trace is the same bytes.
-                self._file = self._open.enter_context(
-                    gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0)
-                )
-            self._file.write(
+                packed = gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0)
+                self._open.callback(packed.close)
+                self._write = packed.write
+            self._write(
                 b'{"displayTimeUnit":"ms","otherData":'
                 + msgspec.json.encode(dict(self._about))
                 + b',"traceEvents":['
@@ -67,7 +66,7 @@ class TraceFile:
                 raise self._not_written(error) from error
             return
         try:
-            self._file.write(b"\n]}\n")
+            self._write(b"\n]}\n")
             self._open.close()
             self._draft.replace(self._path)
         except OSError as problem:
@@ -76,7 +75,7 @@ class TraceFile:
 
     def add(self, event: str) -> None:
         """Add one event, a JSON object as text."""
-        self._file.write((",\n" if self.events else "\n").encode() + event.encode())
+        self._write((",\n" if self.events else "\n").encode() + event.encode())
         self.events += 1
 
     def add_dict(self, event: Mapping[str, Any]) -> None:
@@ -92,6 +91,10 @@ class TraceFile:
 
     def _not_written(self, error: OSError) -> InvalidConfig:
         return InvalidConfig(f"cannot write the trace {self._path}: {error.strerror}")
+
+
+def _not_open(data: bytes) -> object:
+    raise ValueError("events are added within `with`")
 
 
 def us(time_ns: int) -> str:
