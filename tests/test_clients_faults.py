@@ -22,6 +22,7 @@ from slosched.errors import (
 from slosched.messages import (
     CancelRequest,
     ClientHeartbeat,
+    ClientHello,
     InferRequest,
 )
 
@@ -176,6 +177,21 @@ def test_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
                         return
                     await asyncio.sleep(0.02)
                 raise AssertionError("no heartbeats")
+
+    run(work())
+
+
+def test_no_heartbeat_is_ahead_of_the_hello(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A controller that has just come up would refuse it, and the client would take that for itself."""
+    monkeypatch.setattr("slosched.clients.session._TICK_S", 0.02)
+
+    async def work() -> None:
+        with FakeController() as controller:
+            monkeypatch.setattr(controller, "_hello", lambda peer, message: None)
+            with pytest.raises(PeerUnreachable):
+                async with connect(controller.address, timeout_s=0.4):
+                    pass
+            assert controller.of(ClientHello) and not controller.of(ClientHeartbeat)
 
     run(work())
 

@@ -362,3 +362,28 @@ def test_b1_is_the_fastest_gpus_and_stays_when_a_faster_one_joins() -> None:
     rig.join(2, session=52)
     rig.prepared(2, scale=0.5)
     assert rig.scheduler.cluster.models[0].b1_ns == 2 * MS
+
+
+def test_a_worker_that_knows_nothing_of_its_load_model_is_lost() -> None:
+    rig = Rig()
+    rig.hello()
+    rig.join(0)
+    rig.handle(FromClient(b"c", LoadModelRequest(1, "net")))
+    rig.step(0)
+    (lost,) = rig.to_worker(LoadModel)
+
+    def beats(until_ms: float, preparing: int) -> None:
+        while rig.now_ns < T0 + round(until_ms * MS):
+            rig.now_ns += TICK_NS
+            beat = Heartbeat(50, rig.now_ns - MS // 10, 0, 1000, preparing=preparing)
+            rig.from_worker(beat)
+            rig.step()
+
+    beats(60_000, preparing=1)  # however long it takes, it is at it
+    beats(120_000, preparing=-1)  # an old one does not say
+    assert rig.scheduler.ready() and len(rig.to_worker(LoadModel)) == 1
+    beats(121_000, preparing=0)
+    assert not rig.scheduler.ready()
+    assert any(f"it knows nothing of LoadModel {lost.action_id}" in n for n in notes(rig))
+    (reply,) = rig.to_client(LoadModelReply)
+    assert reply.code == Code.CANCELLED and "was lost while it loaded" in reply.reason
