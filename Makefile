@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine:
 #
 #   make demo      set up, then run the whole system here and check its answers (about 3 minutes)
-#   make check     set up, then run every check: format, lint, types, floors, tests
+#   make check     set up, then run every check: format, lint, types, floors, tests, faults
 #
 # Both install into $(VENV) first, which is quick when nothing changed. Set PYTHON to choose an
 # interpreter (3.11 to 3.13), VENV to choose another environment: make check PYTHON=python3.12
@@ -14,8 +14,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-CHECKS := format lint types floors test
+CHECKS := format lint types floors test sim
 DEMO_ARGS ?=
+# Of make sim: which seeds, and in how many processes.
+SEEDS ?= 200
+FIRST ?= 0
+JOBS ?= $(shell nproc)
 
 # -qq: pip's warnings about a machine's own pip.conf are not ours; its errors are shown.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
@@ -85,6 +89,10 @@ floors: install
 test: install
 	@rm -f $(VENV)/.pytest-summary
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) 2>&1 | tee $(VENV)/.pytest-summary
+
+# Random clusters under random faults (docs/faults.md). Nightly: make sim SEEDS=5000
+sim: install
+	@$(BIN)/slosched fuzz --seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS)
 
 fix: install
 	@$(BIN)/ruff check --fix .

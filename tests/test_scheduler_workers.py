@@ -385,5 +385,5 @@ def test_a_worker_that_knows_nothing_of_its_load_model_is_lost() -> None:
     beats(121_000, preparing=0)
     assert not rig.scheduler.ready()
     assert any(f"it knows nothing of LoadModel {lost.action_id}" in n for n in notes(rig))
-    (reply,) = rig.to_client(LoadModelReply)
-    assert reply.code == Code.CANCELLED and "was lost while it loaded" in reply.reason
+    rig.join(0, session=51)
+    assert rig.scheduler.ready()
