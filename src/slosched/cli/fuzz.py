@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from slosched.cli.output import say
+from slosched.clock import now_ns
 from slosched.errors import InvalidConfig, UnknownName
+from slosched.units import NS_PER_S
 
 if TYPE_CHECKING:
     from slosched.sim.fuzz import Outcome
@@ -31,7 +32,7 @@ _Verbose = Annotated[
     bool, typer.Option("--verbose", help="Tell each seed's cluster, faults and what happened.")
 ]
 
-_SHOWN_EVERY_S = 5.0
+_SHOWN_EVERY_NS = 5 * NS_PER_S
 _WAIT_S = 1.0
 #: After so many failures the rest is not run: they rarely differ.
 _MOST_FAILURES = 5
@@ -63,7 +64,7 @@ def fuzz(
       slosched fuzz --seeds 50 --policy FIFO
     """
     _check_policy(policy)
-    begun_s = shown_s = time.monotonic()
+    begun_ns = shown_ns = now_ns()
     done = events = failures = 0
     for outcome in _outcomes(range(first, first + seeds), jobs, policy):
         done += 1
@@ -73,15 +74,14 @@ def fuzz(
             _tell_failure(outcome, policy)
         elif verbose:
             _tell(outcome)
-        now_s = time.monotonic()
-        if now_s - shown_s >= _SHOWN_EVERY_S:
-            shown_s = now_s
+        if now_ns() - shown_ns >= _SHOWN_EVERY_NS:
+            shown_ns = now_ns()
             typer.echo(f"fuzz: {done}/{seeds} seeds, {failures} failed", err=True)
         if failures >= _MOST_FAILURES:
             break
     rest = f"; {seeds - done} not run" if done < seeds else ""
     say(
-        f"{done} seeds from {first} on, {events} events in {time.monotonic() - begun_s:.1f} s: "
+        f"{done} seeds from {first} on, {events} events in {(now_ns() - begun_ns) / NS_PER_S:.1f} s: "
         f"{failures or 'none'} failed{rest}"
     )
     raise typer.Exit(1 if failures else 0)
