@@ -20,7 +20,7 @@ from recipes import Part, Recipe, infer5, main
 
 from slosched.analysis.drawn import Drawn
 from slosched.analysis.fig11 import plot_fig11
-from slosched.units import NS_PER_S
+from slosched.units import NS_PER_MS, NS_PER_S
 
 #: Load factor 1 is about so many requests/s for each GPU.
 _RATE_PER_GPU = 1200
@@ -46,7 +46,7 @@ def _part(gpus: int, trial: int, most: float, step_s: int, memory: int) -> Part:
     return Part(
         f"n{gpus}-trial{trial}",
         f"azure_scalability_exp {gpus} 0.1 {most:g} 1.5 {step_s} {memory}",
-        infer5(),
+        infer5(max_exec_ns=25 * NS_PER_MS),
         steps * step_s * NS_PER_S,
         gpus=gpus,
         profile="zoo61",
