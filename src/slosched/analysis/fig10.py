@@ -122,6 +122,7 @@ def _draw_panel(ax: Any, sides: list[_Side]) -> None:
     ax.set_xlim(_LEAST_MS * 0.9, max(2 * largest, 1.0))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     tail_axis(ax, most_nines)
+    ax.set_ylim(top=1.3 * most_nines)  # room for the legend
     ax.set_ylabel("Percentile of its side")
     ax.set_xlabel("Size of the error (ms)")
     ax.legend(loc="upper left", fontsize=8)
