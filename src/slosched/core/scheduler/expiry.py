@@ -17,32 +17,33 @@ _REBUILD_FROM = 4096
 class ExpiryHeap:
     """Requests by the time at which each becomes hopeless (ns)."""
 
-    __slots__ = ("_entries", "_rebuild_at")
+    __slots__ = ("_rebuild_at", "entries")
 
     def __init__(self) -> None:
-        self._entries: list[tuple[int, int, Request]] = []
+        #: (time, key, request), a heap; some have left the queue. For a first look.
+        self.entries: list[tuple[int, int, Request]] = []
         self._rebuild_at = _REBUILD_FROM
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def push(self, when_ns: int, request: Request) -> None:
-        heappush(self._entries, (when_ns, request.key, request))
-        if len(self._entries) >= self._rebuild_at:
-            self._entries = [e for e in self._entries if e[2].state is RequestState.QUEUED]
-            heapify(self._entries)
-            self._rebuild_at = max(_REBUILD_FROM, 2 * len(self._entries))
+        heappush(self.entries, (when_ns, request.key, request))
+        if len(self.entries) >= self._rebuild_at:
+            self.entries = [e for e in self.entries if e[2].state is RequestState.QUEUED]
+            heapify(self.entries)
+            self._rebuild_at = max(_REBUILD_FROM, 2 * len(self.entries))
 
     def next_ns(self) -> int | None:
         """When the first request that is still queued runs out of time."""
-        entries = self._entries
+        entries = self.entries
         while entries and entries[0][2].state is not RequestState.QUEUED:
             heappop(entries)
         return entries[0][0] if entries else None
 
     def pop_before(self, limit_ns: int) -> Request | None:
         """Take out the first queued request whose time is before `limit_ns`."""
-        entries = self._entries
+        entries = self.entries
         while entries and entries[0][0] < limit_ns:
             request = heappop(entries)[2]
             if request.state is RequestState.QUEUED:

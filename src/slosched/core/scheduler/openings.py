@@ -117,10 +117,11 @@ class Openings:
 
     def refresh(self, now_ns: int) -> None:
         """Bring everything up to `now_ns`."""
-        if self._changed:
-            for gpu in self._changed.values():
+        changed = self._changed
+        if changed:
+            for gpu in changed.values():
                 self._place(gpu, now_ns)
-            self._changed.clear()
+            changed.clear()
         closed = self._closed
         while closed and closed[0][0] <= now_ns:
             opens_ns, index, gpu = heappop(closed)

@@ -159,7 +159,7 @@ class Scheduler:
         self.policy.plan(now_ns=now_ns)
         if self.catalog.waiting:
             self.catalog.advance(now_ns=now_ns)
-        effects = self._effects[:]
+        effects = self._effects.copy()
         self._effects.clear()
         return effects
 
@@ -333,7 +333,9 @@ class Scheduler:
             if request.state is RequestState.ANSWERED:  # cancelled meanwhile
                 continue
             output_of = (action.action_id, frame) if size and request.input_bytes else None
-            met += self._answer(request, Code.OK, "", plan, output_of=output_of)
+            met += self.answers.give(
+                request, Code.OK, "", plan, now_ns=now_ns, output_of=output_of, tell=True
+            )
         self.cluster.answered(action, result, now_ns=now_ns, met=met)
 
     def _error_result(self, worker: Worker, result: ErrorResult, now_ns: int) -> None:

@@ -18,10 +18,12 @@ def what_is_wrong(
         return f"no model has the id {message.model_id}; load one first and use the id it gets"
     if message.request_id in client.requests:
         return f"request id {message.request_id} is still unanswered; ids must be unique"
-    factor = message.slo_factor
+    factor, slo_ns = message.slo_factor, message.slo_ns
+    if factor == 0.0 and 0 <= slo_ns < 2**62 and not bytes_behind and not message.shape:
+        return ""  # the common case: all is said by the SLO
     if not 0.0 <= factor < math.inf:  # nor a NaN
         return f"the SLO factor must be a finite number >= 0, not {factor}"
-    if not 0 <= message.slo_ns < 2**62 or factor * model.b1_ns >= 2**62:
+    if not 0 <= slo_ns < 2**62 or factor * model.b1_ns >= 2**62:
         return f"the SLO must be within 0..146 years, not {message.slo_ns} ns"
     if bytes_behind == 0 and not message.shape:
         return ""

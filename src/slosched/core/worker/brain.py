@@ -120,11 +120,11 @@ class WorkerBrain:
 
     def next_wakeup_ns(self) -> int | None:
         """When `schedule` has something to do next, if no event comes before."""
-        heartbeat_ns = self._link.next_heartbeat_ns()
         wake_ns = self._pipeline.next_wakeup_ns()
-        if heartbeat_ns is None or wake_ns is None:
-            return wake_ns if heartbeat_ns is None else heartbeat_ns
-        return min(wake_ns, heartbeat_ns)
+        if self._link.session is None:
+            return wake_ns
+        heartbeat_ns = self._link.due_ns
+        return heartbeat_ns if wake_ns is None or heartbeat_ns < wake_ns else wake_ns
 
     # ------------------------------------------------------------------------------ the end
 

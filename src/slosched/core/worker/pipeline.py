@@ -58,6 +58,8 @@ class Pipeline:
 
     def run_due(self, now_ns: int) -> None:
         """Start everything whose time has come."""
+        if not self._dirty and (not self._wake or self._wake[0][0] > now_ns):
+            return
         wake, dirty = self._wake, self._dirty
         while wake and wake[0][0] <= now_ns:
             time_ns, _, executor = heappop(wake)

@@ -90,6 +90,10 @@ class Stepper:
                         self._note(place, device.next_event_ns())
                 else:
                     self._perform(effect, now_ns)
+            events = self._events
+            if not self._unsteady and (not events or events[0][0] > now_ns):
+                again = again or self._handled
+                continue
             for place in self._due_devices(now_ns):
                 device = self._devices[place]
                 for done in device.poll(now_ns=now_ns):

@@ -192,7 +192,9 @@ class Infer5:
             order = sorted((g.exec.busy_until_ns, i, g) for i, g in holders.items())
         best = (0, _NEVER_NS, 0)
         seen = 0
-        for looked_at, (busy_ns, index, gpu) in enumerate(order, 1):
+        looked_at = 0
+        for busy_ns, index, gpu in order:
+            looked_at += 1
             if index not in holders:
                 continue
             worker = gpu.worker
@@ -240,18 +242,16 @@ class Infer5:
         if model.resident_on:
             self._placement.short_of(model, now_ns=now_ns)
 
-    def _soonest_start_ns(self, now_ns: int) -> int:
-        """No GPU starts anything decided from now on before this."""
-        order = self._cluster.free_order.entries
-        if not order:
-            return _NEVER_NS
-        soonest_ns = now_ns + self._cluster.paths.least_transit_ns
-        free_ns = order[0][0]
-        return free_ns if free_ns > soonest_ns else soonest_ns
-
     def _answer_hopeless(self, now_ns: int) -> None:
         """Rule 1, over all models: who cannot start in time anywhere is answered now."""
-        soonest_ns = self._soonest_start_ns(now_ns)
+        entries, order = self._expiry.entries, self._cluster.free_order.entries
+        soonest_ns = _NEVER_NS
+        if order:  # no GPU starts anything decided from now on before this
+            soonest_ns = now_ns + self._cluster.paths.least_transit_ns
+            if order[0][0] > soonest_ns:
+                soonest_ns = order[0][0]
+        if not entries or entries[0][0] >= soonest_ns:
+            return
         while (request := self._expiry.pop_before(soonest_ns)) is not None:
             latest_ns, start_ns, exec_ns = self._best_plan(request, now_ns)
             if start_ns <= latest_ns and latest_ns >= soonest_ns:
@@ -357,9 +357,9 @@ class Infer5:
             first_ns = head_ns = queue[0].deadline_ns
             table = tables[model.name]
             single_ns = table.single.expected_ns
-            over, smaller, smaller_ns = 0, 0, 0
+            left, over, smaller, smaller_ns = waiting, 0, 0, 0
             for batch, estimator in table.classes:
-                if waiting - over <= smaller:
+                if left <= smaller:
                     break
                 expected_ns = estimator.expected_ns
                 if likely_floor_ns and smaller == 0:
@@ -371,9 +371,8 @@ class Infer5:
                     if over == waiting:
                         break
                     first_ns = queue[over].deadline_ns
-                taken = waiting - over
-                if taken > batch:
-                    taken = batch
+                left = waiting - over
+                taken = left if left < batch else batch
                 # Padding must pay: at least as much served per millisecond as the full smaller class.
                 if taken > smaller and (
                     taken == batch or taken * smaller_ns >= expected_ns * smaller * dearer
