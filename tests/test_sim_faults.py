@@ -13,6 +13,7 @@ import pytest
 from slosched.config import GpuProfile, ModelProfile
 from slosched.core.invariants import InvariantViolated
 from slosched.core.scheduler.catalog import Catalog
+from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.sessions import Sessions
 from slosched.core.worker.emulated import EmulatedGpu
 from slosched.core.worker.interface import EvictPages, Op, OpKind
@@ -351,3 +352,11 @@ def test_an_unforeseen_error_is_told_with_its_place(monkeypatch: pytest.MonkeyPa
     outcome = run_case(SEED, spec_with(Fault("restart", "controller", S, MS)))
     assert outcome.failure.startswith("KeyError at ") and "test_sim_faults.py" in outcome.failure
     assert issubclass(InvalidConfig, SloschedError)
+
+
+def test_a_scheduler_that_never_rests_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Openings that opened while nobody looked were such a time: REJECT kept a core busy over loads."""
+    plain = with_plan(drawn_spec(1, policy="REJECT"), FaultPlan())
+    assert run_case(1, plain).events < 40_000
+    monkeypatch.setattr(Scheduler, "next_wakeup_ns", lambda self: 5)
+    assert "REJECT asked 101 times in a row to be woken" in run_case(1, plain).failure

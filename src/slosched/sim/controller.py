@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from slosched.core.invariants import InvariantChecker
+from slosched.core.invariants import InvariantChecker, InvariantViolated
 from slosched.core.scheduler.interface import (
     ActionDone,
     ActionRecord,
@@ -26,6 +26,9 @@ from slosched.messages import ControllerToClient, Infer
 from slosched.sim.kernel import Kernel
 from slosched.sim.network import SMALL_MESSAGE_BYTES, Wire
 from slosched.units import tensor_bytes
+
+#: So often in a row a scheduler may want to be woken at once.
+_MOST_RESTLESS = 100
 
 #: Of a row, or a line for the operator.
 OnRequest = Callable[[RequestRecord], None]
@@ -61,6 +64,7 @@ class SimController:
         #: Who wants to see each event that is handled, and each message to a client (truth.py).
         self.on_event: Callable[[Event], None] | None = None
         self.on_reply: Callable[[bytes, ControllerToClient], None] | None = None
+        self._restless = 0  # steps in a row that asked for a time that has passed
         self._life = 1  # counts the processes; 0 while none runs
         self._lives = 1
         self._held: list[Event] | None = None  # a list: the process stands still
@@ -142,8 +146,19 @@ class SimController:
         if wake_ns is None:
             self._due_ns = -1
             return
+        if self.checker is not None:
+            self._hold_to_rest(wake_ns, due_ns)
         # A wake-up that has passed means: again, but time must pass in between.
         self._arm(wake_ns if wake_ns > due_ns else due_ns + 1)
+
+    def _hold_to_rest(self, wake_ns: int, now_ns: int) -> None:
+        """A scheduler that goes on asking for a time that has passed would keep a core busy for nothing."""
+        self._restless = self._restless + 1 if wake_ns <= now_ns else 0
+        if self._restless > _MOST_RESTLESS:
+            raise InvariantViolated(
+                f"{self.scheduler.cluster.config.policy} asked {self._restless} times in a row to be woken "
+                f"at a time that has passed, last at {now_ns} for {wake_ns}"
+            )
 
     def _perform_all(self, effects: list[Effect]) -> None:
         for effect in effects:

@@ -201,9 +201,10 @@ class Openings:
 
     def next_opening_ns(self, now_ns: int) -> int | None:
         """When the next GPU that is closed now opens by itself."""
-        if self._changed:
-            self.refresh(now_ns)
         closed = self._closed
+        # Not every policy looked at what opened meanwhile; a time that has passed would wake it at once.
+        if self._changed or (closed and closed[0][0] <= now_ns):
+            self.refresh(now_ns)
         while closed and self._opens_ns.get(closed[0][1]) != closed[0][0]:
             heappop(closed)
         return closed[0][0] if closed else None
