@@ -111,7 +111,7 @@ def main(recipe: Recipe) -> None:
     live = recipe.live_only or options.live
     parts = recipe.parts(options.scale)
     out: Path = options.out or _default_out(recipe, options.scale, live)
-    began_ns = now_ns()
+    began_ns, load_before = now_ns(), os.getloadavg()[0]
     jobs = [] if live else [Job(_spec(part), out / part.name) for part in parts]
     reused = sum(finished_run(job) is not None for job in jobs)
     try:
@@ -124,6 +124,8 @@ def main(recipe: Recipe) -> None:
         "wall_s": round((now_ns() - began_ns) / NS_PER_S, 1),
         "cpu_s": round(sum(os.times()[:4]), 1),  # with what ended children used
     }
+    if live:  # what else this machine did when the runs began
+        took["load_average_before"] = round(load_before, 1)
     document = _document(recipe, options.scale, live, drawn) | took
     _write(recipe, document, drawn, out)
     if options.tables:
@@ -256,6 +258,8 @@ def _write(recipe: Recipe, document: dict[str, Any], drawn: Drawn, place: Path) 
     stem = f"figure{recipe.figure}"
     host = document["host"]
     took = f"it took {document['wall_s']:.0f} s and {document['cpu_s']:.0f} s of CPU"
+    if "load_average_before" in document:
+        took += f", with a load average of {document['load_average_before']} before it"
     if document["runs_reused"]:
         took = f"{document['runs_reused']} runs were there already"
     heading = (
