@@ -23,6 +23,7 @@ import typer
 
 from slosched.cli.values import duration_ns, given, size_bytes
 from slosched.errors import InvalidConfig, UnknownName
+from slosched.units import NS_PER_S
 
 if TYPE_CHECKING:
     from slosched.config import EmulationNoise, GpuProfile, SchedulerConfig
@@ -35,6 +36,8 @@ _CLUSTER = "The cluster"
 _SCHEDULER = "The scheduler"
 _NETWORK = "The network"
 _NOISE = "Disturbances"
+#: Random faults of a run that would never end come within this time.
+_FAULTS_FOR_NS = 30 * NS_PER_S
 _BITS = re.compile(r"^\s*(\d+\.?\d*)\s*([kKMGT]?)(bit|b)(?:/s|ps)?\s*$")
 _STALL = "write it as PROBABILITY:DURATION, for example 0.001:20ms"
 
@@ -143,7 +146,7 @@ class SimOptions:
     faults: Annotated[
         str | None,
         _option(
-            "What breaks and when: a plan.toml, or random[:SEED] for one drawn over --duration (or 30s). "
+            "What breaks and when: a plan.toml, or random[:SEED] for one drawn over the whole run. "
             "docs/faults.md says what there is.",
             _NOISE,
         ),
@@ -162,6 +165,7 @@ class SimOptions:
         """
         from slosched.sim.spec import SimSpec, WorkerClocks
 
+        until_ns = None if duration is None else duration_ns("--duration", duration, bare_unit="s")
         return SimSpec(
             workload=workload,
             scheduler=self.scheduler(type_),
@@ -172,15 +176,13 @@ class SimOptions:
             noise=self._noise(),
             clocks=WorkerClocks(_time_ns("--clock-offset", self.clock_offset), self.clock_drift),
             seed=seed,
-            duration_ns=(
-                None if duration is None else duration_ns("--duration", duration, bare_unit="s")
-            ),
+            duration_ns=until_ns,
             inputs=self.inputs,
             check=self.check,
-            faults=self._faults(seed, duration),
+            faults=self._faults(seed, until_ns or workload.duration_ns or _FAULTS_FOR_NS),
         )
 
-    def _faults(self, seed: int, duration: str | None) -> FaultPlan | None:
+    def _faults(self, seed: int, until_ns: int) -> FaultPlan | None:
         if self.faults is None:
             return None
         kind, colon, text = self.faults.partition(":")
@@ -194,7 +196,6 @@ class SimOptions:
 
         full, last = divmod(self.gpus, self.gpus_per_worker)
         counts = [self.gpus_per_worker] * full + ([last] if last else [])
-        until_ns = duration_ns("--duration", duration or "30s", bare_unit="s")
         return FaultPlan.random(int(text or seed), counts, until_ns=until_ns)
 
     def scheduler(self, type_: str) -> SchedulerConfig:

@@ -137,9 +137,10 @@ def _title(type_: str, spec: SimSpec) -> str:
     gpus = f"{spec.gpus} GPU{'s' if spec.gpus > 1 else ''}"
     names = list(dict.fromkeys(profile.name for profile in spec.profiles))
     for_ = "" if spec.duration_ns is None else f", for at most {format_duration(spec.duration_ns)}"
+    faults = "" if spec.faults is None else f", {len(spec.faults.faults)} fault(s)"
     return (
         f"{spec.workload.describe()}; {type_} on {gpus} ({', '.join(names)}), inputs "
-        f"{'on' if spec.inputs else 'off'}, seed {spec.seed}{for_}"
+        f"{'on' if spec.inputs else 'off'}, seed {spec.seed}{for_}{faults}"
     )
 
 
