@@ -184,13 +184,22 @@ class Rig:
             raise RuntimeError(f"{name} was not loaded: {reply.reason if reply else 'no reply'}")
         return [model.model_id for model in reply.models]
 
-    def offer(self, arrivals: Iterator[tuple[int, InferRequest]], seconds: float) -> Parts:
-        """Offer `arrivals` (ns after now, in order) for `seconds`; returns the costs of that time."""
-        self.parts = parts = Parts()
+    def offer(
+        self,
+        arrivals: Iterator[tuple[int, InferRequest]],
+        seconds: float,
+        into: Parts | None = None,
+    ) -> Parts:
+        """Offer `arrivals` (ns after now, in order) for `seconds`.
+
+        Returns the costs of that time, added to those of `into` if that is given.
+        """
+        self.parts = parts = into if into is not None else Parts()
         start_ns = self.now_ns
         end_ns = start_ns + round(seconds * NS_PER_S)
-        parts.virtual_ns = end_ns - start_ns
+        parts.virtual_ns += end_ns - start_ns
         following = next(arrivals, None)
+        first = parts.requests
         cpu, real = process_time_ns(), perf_counter_ns()
         while following is not None:
             at_ns, message = start_ns + following[0], following[1]
@@ -204,7 +213,7 @@ class Rig:
             self._spent("handle request", begin)
             parts.requests += 1
             following = next(arrivals, None)
-            if parts.requests % _WINDOW == 0:
+            if (parts.requests - first) % _WINDOW == 0:
                 spent = process_time_ns() - cpu
                 parts.windows_ns.append(spent / _WINDOW)
                 parts.cpu_ns += spent
@@ -315,10 +324,13 @@ _SCHEDULE, _BEAT, _RESULT = -1, -2, -3
 def poisson(
     models: Sequence[int], weights: Sequence[float], rate: float, slo_ns: int, *, seed: int = 1
 ) -> Iterator[tuple[int, InferRequest]]:
-    """Endless Poisson arrivals at `rate`/s over `models` in proportion to `weights`; ids from 10^6."""
+    """Endless Poisson arrivals at `rate`/s over `models` in proportion to `weights`.
+
+    Their ids differ from those of every other seed.
+    """
     chance = random.Random(seed)
     totals = list(accumulate(weights))
-    at_ns, number = 0.0, 1_000_000
+    at_ns, number = 0.0, seed * 10**9
     while True:
         batch = chance.choices(models, cum_weights=totals, k=256)
         for model in batch:

@@ -64,6 +64,32 @@ def record(point: Record, parts: Parts) -> Record:
     return done
 
 
+class Point:
+    """One point of a curve: a cluster, and the load that is offered to it in several rounds."""
+
+    def __init__(self, point: Record, rig: Rig, models: Sequence[int], rate: float, slo_ms: int):
+        self.point, self.rig, self.models = point, rig, models
+        self.rate, self.slo_ns = rate, slo_ms * NS_PER_MS
+        self.parts = Parts()
+
+    def offer(self, seconds: float, *, seed: int, into: Parts | None) -> None:
+        weights = [1.0] * len(self.models)
+        arrivals = poisson(self.models, weights, self.rate, self.slo_ns, seed=seed)
+        self.rig.offer(arrivals, seconds, into)
+
+
+def curve(points: Sequence[Point], *, warm_s: float, requests: int, quick: bool) -> list[Record]:
+    """Measure all points in turn, round after round, so that a neighbour slows none of them alone."""
+    rounds = 2 if quick else 8
+    for point in points:
+        point.offer(0.02 if quick else warm_s, seed=1000, into=None)
+    for seed in range(1, rounds + 1):
+        for point in points:
+            seconds = (600 if quick else requests) / rounds / point.rate
+            point.offer(seconds, seed=seed, into=point.parts)
+    return [record(point.point, point.parts) for point in points]
+
+
 # --------------------------------------------------------------------------------------- parts
 
 
@@ -99,7 +125,7 @@ def azure(quick: bool) -> list[Record]:
 
 
 def _gpus(quick: bool, *, spread: bool) -> list[Record]:
-    found = []
+    points = []
     for gpus in (6, 150) if quick else (6, 12, 25, 50, 100, 150):
         copies, profile = 100, load_profile("v100")
         if spread:  # room for six on each GPU, so that each is on three
@@ -107,15 +133,10 @@ def _gpus(quick: bool, *, spread: bool) -> list[Record]:
             profile = GpuProfile("small", profile.models, 6 * 7 * profile.page_bytes)
         rig = Rig(config(), profile, gpus_per_worker=(1,) * gpus)
         models = rig.load("resnet50", copies)
-        slo_ns = (100 if spread else 25) * NS_PER_MS
-        weights = [1.0] * copies
-        seconds = (1000 if quick else 8000) / (250 * gpus)
-        # Until every worker's ways are known from a full window of samples.
-        warm_s = 0.02 if quick else 0.6
-        rig.offer(poisson(models, weights, 250 * gpus, slo_ns, seed=2), warm_s)
-        parts = rig.offer(poisson(models, weights, 250 * gpus, slo_ns), seconds)
-        found.append(record({"gpus": gpus, "models": copies}, parts))
-    return found
+        point = {"gpus": gpus, "models": copies}
+        points.append(Point(point, rig, models, 250 * gpus, 100 if spread else 25))
+    # Warm: every worker's ways are known from a full window of samples.
+    return curve(points, warm_s=0.6, requests=12_288, quick=quick)
 
 
 def gpus_everywhere(quick: bool) -> list[Record]:
@@ -129,20 +150,16 @@ def gpus_spread(quick: bool) -> list[Record]:
 
 
 def _models(quick: bool, *, share: float) -> list[Record]:
-    found = []
-    for models in (12, 1000) if quick else (12, 100, 1000, 4026):
+    points = []
+    for count in (12, 1000) if quick else (12, 100, 1000, 4026):
         # On each of six GPUs: for all of them, or so that all GPUs together hold `share`.
-        room = models if share == 1 else max(1, round(models * share / 6))
+        room = count if share == 1 else max(1, round(count * share / 6))
         profile = zoo(1, weights_bytes=_PAGE, cache_bytes=room * _PAGE)
         rig = Rig(config(max_batch=1), profile, gpus_per_worker=(6,))
-        ids = rig.load("model000", models)
-        weights = [1.0] * models
-        slo_ns = 100 * NS_PER_MS
+        models = rig.load("model000", count)
         rate = 1200 if share == 1 else 300  # loads take 8 ms, and nearly every request needs one
-        rig.offer(poisson(ids, weights, rate, slo_ns, seed=2), 0.1 if quick else 2.0)
-        parts = rig.offer(poisson(ids, weights, rate, slo_ns), (1000 if quick else 6000) / rate)
-        found.append(record({"models": models, "room": room}, parts))
-    return found
+        points.append(Point({"models": count, "room": room}, rig, models, rate, 100))
+    return curve(points, warm_s=2.0, requests=8_192, quick=quick)
 
 
 def models_resident(quick: bool) -> list[Record]:
