@@ -19,6 +19,9 @@ from slosched.workloads.streams import ClosedLoop, OpenLoop
 FAULTS_END_NS = 3 * NS_PER_S
 #: Within so much time after the last fault everything must be as if nothing had been.
 RECOVERY_NS = 8 * NS_PER_S
+#: A scheduler that sends nothing where it expects a long way learns of a short one at five
+#: heartbeats a second, and its 90th percentile of up to 100 must turn over.
+SLOW_RECOVERY_NS = 30 * NS_PER_S
 #: What is sent in this time after the recovery is held against a run without faults.
 TAIL_NS = 2 * NS_PER_S
 

@@ -149,7 +149,12 @@ class ClientTruth:
             key = (identity, message.request_id)
             copies = self._waiting.get(key)
             if copies:
-                copies.pop(0)
+                # Of copies before and after a restart, who answers now answers the one that it got.
+                now = self._controller.scheduler.clients.get(identity)
+                for known in (now, None, copies[0]):
+                    if any(copy is known for copy in copies):
+                        del copies[next(i for i, copy in enumerate(copies) if copy is known)]
+                        break
                 if not copies:
                     del self._waiting[key]
             elif isinstance(message, InferReply):
