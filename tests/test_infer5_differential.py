@@ -25,12 +25,15 @@ MIXED = World(
     copies=5,
     skew=0.8,
 )
+MANY = World(gpus=(12,) * 2, copies=40, rate=6000.0, jitter_us=60, slos_ms=(5.0, 20.0), sigma=0.01)
 WORLDS = {
     "equal": World(),
     "idle": World(rate=150.0),
     "overload": World(rate=5000.0, copies=30, slos_ms=(6.0, 12.0, 40.0)),
-    "many-gpus": World(
-        gpus=(12,) * 2, copies=40, rate=6000.0, jitter_us=60, slos_ms=(5.0, 20.0), sigma=0.01
+    "many-gpus": MANY,
+    # So uneven that the GPU that will do stands far behind the first few that are free.
+    "many-gpus-uneven": replace(
+        MANY, jitter_us=500, sigma=0.2, deaths_s=0.2, failures=0.05, cancels=0.1
     ),
     "one-by-one": World(gpus=(1,) * 14, speeds=(1.0,) * 14, ways_us=(200,) * 14, jitter_us=80,
                         copies=30, rate=4000.0, max_batch=1, slos_ms=(5.0, 9.0, 25.0)),
