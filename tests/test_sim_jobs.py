@@ -17,7 +17,10 @@ from golden_runs import LOGS, slo_exp_1, sweep
 from slosched.errors import InvalidConfig
 from slosched.loadgen.results import RunResult
 from slosched.sim.jobs import Job, JobFailed, JobsProgress, finished_run, run_many
+from slosched.sim.run import source_digest, spec_digest
 from slosched.telemetry.manifest import read_manifest
+from slosched.workloads import parse_workload
+from slosched.workloads.azure_trace import file_name
 
 SPEC = sweep("resnet50_v2 2 poisson 400 3.4 5.1 1.5 mul 0.1")
 
@@ -62,6 +65,38 @@ def test_another_spec_or_a_part_is_run_beside_what_is_there(tmp_path: Path) -> N
     manifest = tmp_path / "seed=0" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"complete": true', '"complete": false'))
     assert finished_run(jobs(tmp_path, range(1))[0]) is None
+
+
+def test_a_run_over_a_changed_log_or_of_other_source_is_not_finished(tmp_path: Path) -> None:
+    (first,) = run_many(jobs(tmp_path, range(1)))
+    assert first.run_dir is not None
+    log = tmp_path / "log.tsv"
+    log.write_bytes((first.run_dir / "client_log.tsv").read_bytes())
+    replay = parse_workload("replay", [str(log)])
+    job = Job(replace(SPEC, workload=replay), tmp_path / "replay")
+    (second,) = run_many([job])
+    assert finished_run(job) == second
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:-1]))  # the same path, a request fewer
+    assert finished_run(job) is None
+    (third,) = run_many([job])
+    assert third.sent == second.sent - 1
+
+    manifest = tmp_path / "seed=0" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(source_digest(), "0" * 64))
+    assert finished_run(jobs(tmp_path, range(1))[0]) is None
+
+
+def test_a_changed_trace_is_another_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_TRACE_DIR", str(tmp_path))
+    trace = tmp_path / file_name(1)
+    minutes = ",".join(str(minute) for minute in range(1, 4))
+    trace.write_text(f"HashOwner,HashApp,HashFunction,Trigger,{minutes}\no,a,f,http,1,2,3\n")
+    spec = replace(SPEC, workload=parse_workload("azure", []))
+    before = spec_digest(spec)
+    assert spec_digest(replace(SPEC, workload=parse_workload("azure", []))) == before
+    trace.write_text(trace.read_text().replace("http,1,2,3", "http,1,2,4"))
+    assert spec_digest(spec) != before
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -1,8 +1,8 @@
 """Many simulations over several processes: started here, ended here, and resumed where they stopped.
 
 Each process is spawned, serves one job after the other over its own pipe, and is killed by the kernel
-when its parent dies (Linux). A job whose directory holds a complete run of the same spec, made by this
-version, is read back and not run again.
+when its parent dies (Linux). A job whose directory holds a complete run of the same spec, over the same
+files, made by this very source, is read back and not run again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from slosched.clock import now_ns
 from slosched.errors import InvalidConfig, SloschedError
 from slosched.loadgen.results import RunProgress, RunResult, StepResult
-from slosched.sim.run import KIND, simulate, spec_digest
+from slosched.sim.run import KIND, simulate, source_digest, spec_digest
 from slosched.sim.spec import SimSpec
 from slosched.telemetry.manifest import read_manifest
 from slosched.units import NS_PER_S
@@ -72,7 +72,8 @@ def finished_run(job: Job) -> RunResult | None:
         if document.get("kind") != KIND or not document.get("complete"):
             continue
         digest = digest or spec_digest(job.spec)
-        if document.get("spec_sha256") == digest and document.get("slosched") == __version__:
+        made_by = document.get("slosched"), document.get("source")
+        if document.get("spec_sha256") == digest and made_by == (__version__, source_digest()):
             return _result_of(document, directory)
     return None
 

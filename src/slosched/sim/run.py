@@ -5,6 +5,7 @@ driver as live, in virtual time.
 from __future__ import annotations
 
 import gc
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+import slosched
 from slosched.clock import now_ns
 from slosched.core.scheduler.interface import ActionRecord, Note, RequestRecord
 from slosched.loadgen.progress import ProgressMeter
@@ -66,6 +68,7 @@ def simulate(
         extra = {
             "workload": spec.workload.describe(),
             "spec_sha256": spec_digest(spec),
+            "source": source_digest(),
             **(manifest or {}),
         }
         write_manifest(directory, KIND, spec_document(spec), spec.seeds(), extra)
@@ -210,7 +213,10 @@ def _few_collections() -> Iterator[None]:
 
 
 def spec_document(spec: SimSpec) -> dict[str, Any]:
-    """The spec as plain dicts and lists: what the manifest says, and what tells two specs apart."""
+    """The spec as plain dicts and lists: what the manifest says, and what tells two specs apart.
+
+    A file that the workload reads stands there with its path and the SHA-256 of its bytes.
+    """
     document = _plain(spec)
     assert isinstance(document, dict)
     document["scheduler"] = _plain(spec.scheduler.resolved())
@@ -224,6 +230,25 @@ def spec_digest(spec: SimSpec) -> str:
     return hashlib.sha256(msgspec.json.encode(spec_document(spec), order="sorted")).hexdigest()
 
 
+@functools.cache
+def source_digest() -> str:
+    """SHA-256 over the package's own source files, names and bytes, as they were when first asked for."""
+    package = Path(slosched.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package).as_posix()} {_file_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _file_sha256(path: Path) -> str | None:
+    """None for what cannot be read: whoever needs it says so, and no finished run is like it."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
 def _plain(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
@@ -234,7 +259,7 @@ def _plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, Path):
-        return str(value)
+        return {"path": str(value), "sha256": _file_sha256(value)}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return type(value).__name__

@@ -124,14 +124,14 @@ def file_stamp(path: Path) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class TraceSource:
-    """Where a trace comes from: the file at `path`, or, with "", the generator with seed `number`."""
+    """Where a trace comes from: the file at `path`, or, without one, the generator with seed `number`."""
 
     number: int
-    path: str = ""
+    path: Path | None = None
 
     def load(self) -> Trace:
         """The trace; the two used last are kept. Raises what read_trace raises."""
-        return _load(self, file_stamp(Path(self.path)) if self.path else None)
+        return _load(self, file_stamp(self.path) if self.path else None)
 
     def describe(self) -> str:
         """Where it comes from, in words."""
@@ -146,7 +146,7 @@ class TraceSource:
 @lru_cache(maxsize=2)
 def _load(source: TraceSource, stamp: object) -> Trace:
     if source.path:
-        return read_trace(Path(source.path))
+        return read_trace(source.path)
     from slosched.workloads.azure_synthetic import synthetic_trace
 
     return synthetic_trace(rows=SYNTHETIC_ROWS, minutes=DAY_MINUTES, seed=source.number)
@@ -164,7 +164,7 @@ def find_trace(number: int) -> TraceSource:
     for name in names:
         path = Path(directory) / name
         if path.is_file():
-            return TraceSource(number, str(path))
+            return TraceSource(number, path)
     raise InvalidConfig(
         f"{DIRECTORY_VARIABLE} is {directory}, which holds neither {names[0]} nor {names[1]}; unset "
         "it to replay a synthetic trace, or make one there (slosched azure-trace)"
