@@ -64,7 +64,7 @@ print([name for name in {HEAVY!r} if name in sys.modules])
         (["controller", "INFER9", "a:1"], 2, "unknown controller TYPE 'INFER9'"),
         (["client", "no-such-workload"], 2, "unknown workload 'no-such-workload'"),
         (["worker", "--device", "emulated", "--profile", "p999"], 2, "unknown profile 'p999'"),
-        (["plot", "fig99", "x"], 2, "unknown figure 'fig99'; known: fig7"),
+        (["plot", "fig99", "x"], 2, "unknown figure 'fig99'; known: fig10, fig11, fig5"),
         (["plot", "fig7", "no-such-dir"], 2, "no-such-dir is no directory"),
         (["worker", "--no-such-option"], 2, "--no-such-option"),
         (["status", "127.0.0.1:1"], 5, "no controller answered at 127.0.0.1:1"),
