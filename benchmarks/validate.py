@@ -99,7 +99,6 @@ def _plan(rate: int, sweep: tuple[str, ...], period_s: float, tries: int) -> Pla
         tolerance=TOLERANCE,
         from_slo=FROM_SLO,
         tries=tries,
-        clean=True,
     )
 
 

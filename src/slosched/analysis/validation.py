@@ -15,6 +15,7 @@ from slosched.errors import InvalidConfig
 from slosched.loadgen.results import RunResult, StepResult
 from slosched.telemetry import action_log, client_log
 from slosched.units import NS_PER_MS, format_duration
+from slosched.workloads.base import Step
 
 #: Quantiles of an exponential distribution, in means: what makes a latency and a jitter of two of them.
 _P10, _P50 = -math.log(0.9), math.log(2)
@@ -144,19 +145,27 @@ class StepDifference:
         }
 
 
+def held_steps(steps: Sequence[Step], *, from_slo: float, b1_ns: int) -> list[bool]:
+    """Which of `steps` the tolerance holds: those whose SLO is `from_slo` times the batch-1 time or more.
+
+    1 % less will do, because factors are shown rounded. An SLO that is a duration is divided by `b1_ns`;
+    a step that has no SLO of its own is held.
+    """
+    factors = [step.slo_factor or step.slo_ns / b1_ns for step in steps]
+    return [not factor or factor >= 0.99 * from_slo for factor in factors]
+
+
 def compare(
     live: RunResult,
     simulated: RunResult,
     *,
     attempt: int,
     disturbed: Sequence[tuple[str, ...]],
-    from_slo: float,
+    held: Sequence[bool],
 ) -> list[StepDifference]:
-    """Lay the two runs side by side. `disturbed` is by step index.
+    """Lay the two runs side by side. `disturbed` and `held` are by step index.
 
-    The tolerance holds the steps whose SLO factor is `from_slo` or more (1 % less will do, because
-    factors are shown rounded), and those that have none. Raises InvalidConfig if the runs do not have
-    the same steps.
+    Raises InvalidConfig if the runs do not have the same steps.
     """
     theirs = {(step.index, step.group): step for step in simulated.steps}
     if sorted(theirs) != sorted((step.index, step.group) for step in live.steps):
@@ -170,7 +179,7 @@ def compare(
             simulated=theirs[step.index, step.group],
             attempt=attempt,
             disturbed=disturbed[step.index],
-            held=not step.slo_factor or step.slo_factor >= 0.99 * from_slo,
+            held=held[step.index],
         )
         for step in live.steps
     ]
@@ -178,7 +187,7 @@ def compare(
 
 HEADINGS = (
     "step", "sent", "in time live", "simulated", "points", "met live", "simulated", "points", "goodput",
-    "p50 live", "simulated", "p99 live", "simulated", "machine",
+    "p50 live", "simulated", "p99 live", "simulated", "try", "held", "machine",
 )  # fmt: skip
 
 
@@ -205,6 +214,8 @@ def row(difference: StepDifference) -> list[str]:
                 simulated.latency_p99_ns,
             )
         ),
+        str(difference.attempt),
+        "yes" if difference.held else "",
         "; ".join(difference.disturbed),
     ]
 

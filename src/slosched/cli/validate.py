@@ -34,9 +34,9 @@ class Meter(Protocol):
 class Plan:
     """What is validated. `words` are `workload` as the command takes it.
 
-    The difference in satisfaction may be `tolerance` points from `from_slo` times b1 up. A live run is
-    made again, `tries` times at most, while a step from there up that the machine disturbed is beyond
-    that; with `clean`, while one was disturbed at all. The machine alone decides what is disturbed.
+    The difference in satisfaction may be `tolerance` points from `from_slo` times b1 up (b1 of the slowest
+    model where the SLO is a duration). A live run is made again, `tries` times at most, while the machine
+    disturbed each try of a step from there up. The machine alone decides what is disturbed.
     """
 
     words: tuple[str, ...]
@@ -47,14 +47,33 @@ class Plan:
     tolerance: float = 3.0
     from_slo: float = 3.4
     tries: int = 3
-    clean: bool = False
+
+    def held(self) -> list[bool]:
+        """Which steps of the workload the tolerance holds. Raises InvalidConfig if it would hold none."""
+        from slosched.analysis.validation import held_steps
+        from slosched.config_file import load_profile
+
+        profile = load_profile(self.cluster.profile)
+        b1_ns = max(profile.model(use.name).exec_ns[1] for use in self.workload.models())
+        steps = self.workload.steps()
+        held = held_steps(steps, from_slo=self.from_slo, b1_ns=b1_ns)
+        sent = [
+            yes for step, yes in zip(steps, held, strict=True) if step.start_ns < self.duration_ns
+        ]
+        if not any(sent):
+            raise InvalidConfig(
+                f"no step has an SLO of {self.from_slo:g} times b1 or more, so that nothing would be held "
+                "to the tolerance; take longer SLOs, a longer duration or a lower --from-slo"
+            )
+        return held
 
 
 @dataclass(frozen=True)
 class Validation:
     """What came of a plan: of each step the first undisturbed try, else the one that differs least.
 
-    A disturbance can only part the two, so a disturbed try within the tolerance shows agreement as well.
+    Only an undisturbed try counts: a machine that stood still can part the two, and can hide that they
+    are apart. A step that is held and was disturbed each time is not decided.
     """
 
     plan: Plan
@@ -63,15 +82,32 @@ class Validation:
     directory: Path
 
     @property
-    def worst_points(self) -> float:
-        """The largest difference of a step that is held and was not disturbed; 0 without one."""
-        counted = [d.points for d in self.differences if d.held and not d.disturbed]
-        return max(counted, default=0.0)
+    def counted(self) -> tuple[StepDifference, ...]:
+        """The steps that are held and were not disturbed."""
+        return tuple(d for d in self.differences if d.held and not d.disturbed)
+
+    @property
+    def undecided(self) -> int:
+        """How many held steps were disturbed each time."""
+        return sum(d.held and bool(d.disturbed) for d in self.differences)
+
+    @property
+    def worst_points(self) -> float | None:
+        """The largest difference of a step that is held and was not disturbed; None without one."""
+        return max((d.points for d in self.counted), default=None)
+
+    @property
+    def verdict(self) -> str:
+        """beyond: a step that counts is beyond the tolerance; else undecided: one was disturbed each
+        time, or none was sent; else within."""
+        if any(d.points > self.plan.tolerance for d in self.counted):
+            return "beyond"
+        return "within" if self.counted and not self.undecided else "undecided"
 
     @property
     def passed(self) -> bool:
-        """Whether no step that is held is beyond the tolerance."""
-        return all(d.points <= self.plan.tolerance for d in self.differences if d.held)
+        """Whether every step that is held was measured undisturbed, and is within the tolerance."""
+        return self.verdict == "within"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts and lists, for JSON. Times in ns, differences in points."""
@@ -87,6 +123,9 @@ class Validation:
             "tolerance_points": plan.tolerance,
             "from_slo": plan.from_slo,
             "passed": self.passed,
+            "verdict": self.verdict,
+            "held_steps": len(self.counted) + self.undecided,
+            "undecided_steps": self.undecided,
             "worst_points": self.worst_points,
             "delays": [asdict(delays) for delays in self.delays],
             "steps": [difference.as_dict() for difference in self.differences],
@@ -102,8 +141,10 @@ def run_plan(
 ) -> Validation:
     """Run `plan` both ways, in folders of `directory`; `watching` gives a meter for one live run.
 
-    Raises ChildFailed if a process fails, InvalidConfig if the live run is none to compare with.
+    Raises ChildFailed if a process fails, InvalidConfig if nothing would be held or the live run is none
+    to compare with.
     """
+    plan.held()
     best: dict[tuple[int, str], StepDifference] = {}
     delays = []
     for attempt in range(1, plan.tries + 1):
@@ -112,7 +153,7 @@ def run_plan(
         for difference in found:
             place = (difference.live.index, difference.live.group)
             best[place] = _better(best.get(place), difference)
-        if not any(_again(plan, difference) for difference in best.values()):
+        if not any(difference.held and difference.disturbed for difference in best.values()):
             break
     ordered = tuple(best[place] for place in sorted(best, key=lambda place: place[0]))
     return Validation(plan, ordered, tuple(delays), directory)
@@ -122,12 +163,6 @@ def _better(old: StepDifference | None, new: StepDifference) -> StepDifference:
     if old is None or (old.disturbed and not new.disturbed):
         return new
     return new if old.disturbed and new.disturbed and new.points < old.points else old
-
-
-def _again(plan: Plan, difference: StepDifference) -> bool:
-    if not (difference.disturbed and difference.held):
-        return False
-    return plan.clean or difference.points > plan.tolerance
 
 
 def _try(
@@ -155,9 +190,7 @@ def _try(
     delays = measure_delays(live.run_dir)
     show(f"simulated, with the live run's delays: {delays.text}")
     simulated = _simulate(plan, delays, directory / "simulated")
-    differences = compare(
-        live, simulated, attempt=attempt, disturbed=disturbed, from_slo=plan.from_slo
-    )
+    differences = compare(live, simulated, attempt=attempt, disturbed=disturbed, held=plan.held())
     return differences, delays
 
 
@@ -213,6 +246,8 @@ def _simulate(plan: Plan, delays: Delays, out: Path) -> RunResult:
 
 
 # ---------------------------------------------------------------------------------- the command
+
+_EXIT_CODES = {"within": 0, "beyond": 1, "undecided": 3}
 
 _Words = Annotated[
     list[str],
@@ -270,8 +305,9 @@ def validate(
     The live side is a worker with emulated GPUs, a controller and a client on this machine (free ports
     of 127.0.0.1; all are ended). The simulated side gets the same workload, seed and options, and the
     delays that the live run had. Printed for each step: both satisfactions and their difference in
-    points, goodput (simulated over live), latencies, and what disturbed the machine. The exit code is 1
-    if the difference is beyond --tolerance in a step from --from-slo up.
+    points, goodput (simulated over live), latencies, and what disturbed the machine. Steps from --from-slo
+    up are held to --tolerance, and only in a try that nothing disturbed. The exit code is 1 if one of them
+    is beyond it; else 3 if one was disturbed in each try, so that nothing is decided.
 
     The directory keeps both runs, validate.json and a figure.
 
@@ -301,12 +337,13 @@ def validate(
         from_slo=from_slo,
         tries=tries,
     )
+    plan.held()
     directory = claim_run_dir(out or default_log_dir("validate"))
     write_manifest(directory, "validation", plan, {"arrivals": seed})
     with ended_by_signals():
         validation = run_plan(plan, directory, watch_machine)
     _write(validation, json)
-    raise typer.Exit(0 if validation.passed else 1)
+    raise typer.Exit(_EXIT_CODES[validation.verdict])
 
 
 @contextlib.contextmanager
@@ -332,6 +369,23 @@ def _sends_for_ns(workload: Workload, duration: str | None) -> int:
     return min(ends)
 
 
+def verdict_text(validation: Validation) -> str:
+    """The verdict in words: how many steps were held, and how many of them counted."""
+    plan, worst = validation.plan, validation.worst_points
+    counted, undecided = len(validation.counted), validation.undecided
+    bound = f"the tolerance of {plan.tolerance:g} points from {plan.from_slo:g}x up"
+    start = {
+        "within": f"within {bound}",
+        "beyond": f"BEYOND {bound}",
+        "undecided": f"NOT DECIDED whether within {bound}",
+    }[validation.verdict]
+    return (
+        f"{start}: {counted + undecided} steps held, {counted} undisturbed, {undecided} disturbed in each "
+        "try (not decided); worst undisturbed step: "
+        + ("none undisturbed" if worst is None else f"{worst:.2f} points")
+    )
+
+
 def _write(validation: Validation, json: bool) -> None:
     from slosched.analysis.validation import HEADINGS, plot_validation, row
     from slosched.errors import MissingPackage
@@ -349,17 +403,19 @@ def _write(validation: Validation, json: bool) -> None:
     except MissingPackage as error:
         warn(f"no figure: {error}")
     finish_manifest(
-        directory, {"passed": validation.passed, "worst_points": validation.worst_points}
+        directory,
+        {
+            "passed": validation.passed,
+            "verdict": validation.verdict,
+            "worst_points": validation.worst_points,
+        },
     )
     if json:
         print_json(document)
         return
     say(table_text(HEADINGS, [row(difference) for difference in validation.differences]))
     say("simulated: with the live run's delays; points: simulated less live; goodput: their ratio")
-    say(f"delays used: {validation.delays[-1].text}")
-    verdict = "within" if validation.passed else "BEYOND"
-    say(
-        f"{verdict} the tolerance of {plan.tolerance:g} points from {plan.from_slo:g}x up; the worst "
-        f"undisturbed step differs by {validation.worst_points:.2f} points"
-    )
+    for attempt, delays in enumerate(validation.delays, start=1):
+        say(f"delays of try {attempt}: {delays.text}")
+    say(verdict_text(validation))
     say("wrote " + ", ".join(str(file) for file in files))
