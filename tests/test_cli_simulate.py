@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -179,3 +181,61 @@ def test_a_signal_leaves_a_valid_part(tmp_path: Path, number: int, code: int) ->
     manifest = read_manifest(tmp_path / "run")
     assert manifest["complete"] is False
     assert len(read_client_log(tmp_path / "run" / FILE_NAME)) == manifest["outcome"]["sent"]
+
+
+def alive_in_group(group: int) -> list[int]:
+    """The processes of that group, without those that only wait to be reaped."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, pgrp = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(pgrp) == group and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+LONG = ["slo-exp-1", "resnet50_v2", "2", "poisson", "400", "4", "4", "2", "mul", "3000"]
+PLAN_MODELS = str(Path(__file__).parent.parent / "workloads" / "plan-example.toml")
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("command", "number", "code"),
+    [
+        (["simulate", "INFER5", *LONG, "--seeds", "2", "--jobs", "1"], signal.SIGTERM, 143),
+        (["simulate", "INFER5", *LONG, "--seeds", "2", "--jobs", "2"], signal.SIGTERM, 143),
+        (["simulate", "INFER5", *LONG, "--seeds", "2", "--jobs", "2"], signal.SIGINT, 130),
+        (["compare", "INFER5,FIFO", *LONG, "--jobs", "2"], signal.SIGTERM, 143),
+        (["plan", "--models", PLAN_MODELS, "--duration", "3000s", "--jobs", "2"], signal.SIGTERM, 143),
+    ],
+)  # fmt: skip
+def test_a_signal_ends_a_sweep_and_its_processes_and_leaves_valid_parts(
+    tmp_path: Path, command: list[str], number: int, code: int
+) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "slosched", *command, "--out", str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": "src"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert child.stderr is not None
+        started = 2 if command[-1] == "2" else 1
+        for line in child.stderr:
+            if line.count(" %") == started:  # that many runs are under way
+                break
+        time.sleep(0.7)  # until requests are sent
+        os.killpg(child.pid, number)  # as `timeout` and a terminal do: parent and children
+        _, said = child.communicate(timeout=30)
+        until = time.monotonic() + 5.0  # the helper of multiprocessing ends itself somewhat later
+        while alive_in_group(child.pid) and time.monotonic() < until:
+            time.sleep(0.02)
+        assert not alive_in_group(child.pid)
+    finally:
+        child.kill()
+    assert child.returncode == code, said
+    parts = [path.parent for path in sorted(tmp_path.rglob("manifest.json"))]
+    assert len(parts) == started
+    for part in parts:
+        manifest = read_manifest(part)
+        assert manifest["complete"] is False and manifest["outcome"]["problem"] == "stopped"
+        assert len(read_client_log(part / FILE_NAME)) == manifest["outcome"]["sent"] > 0

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from golden_runs import LOGS, slo_exp_1, sweep
 from slosched.errors import InvalidConfig
 from slosched.loadgen.results import RunResult
-from slosched.sim.jobs import Job, JobFailed, JobsProgress, finished_run, run_many
+from slosched.sim.jobs import Job, JobFailed, JobsProgress, _Pool, finished_run, run_many
 from slosched.sim.run import source_digest, spec_digest
 from slosched.telemetry.manifest import read_manifest
 from slosched.workloads import parse_workload
@@ -196,3 +197,22 @@ def test_processes_die_with_their_parent(tmp_path: Path) -> None:
     child.kill()
     child.wait(10)
     assert gone(inner, 10.0)
+
+
+@pytest.mark.processes
+def test_a_process_that_died_while_it_had_nothing_to_do_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between two runs: its death shows when it is given the next one."""
+    give = _Pool._give
+
+    def give_to_the_dead(pool: _Pool, connection: Connection) -> None:
+        if len(pool._waiting) == 1:
+            process = pool._processes[connection]
+            process.kill()
+            process.join(10)
+        give(pool, connection)
+
+    monkeypatch.setattr(_Pool, "_give", give_to_the_dead)
+    with pytest.raises(JobFailed, match=r"the process of run 3 ended \(exit code -9\)"):
+        run_many(jobs(tmp_path, range(3)), processes=2)

@@ -11,6 +11,7 @@ import typer
 from slosched.cli.ask import Json
 from slosched.cli.output import print_json, say, warn
 from slosched.cli.sim_options import SimOptions, changed, takes_sim_options
+from slosched.cli.stopping import stopped_by_signals
 from slosched.cli.workload import workload_of
 from slosched.errors import InvalidConfig, MissingPackage
 
@@ -98,8 +99,9 @@ def compare(
         (first, *_) = jobs_of.values()
         count = f"{seeds} seed{'s' if seeds > 1 else ''}"
         say(f"{first.spec.workload.describe()}; {policies} on {sim.gpus} GPU(s), {count}")
-    with JobsDisplay(names) as display:
-        results = run_many(list(jobs_of.values()), processes=jobs, progress=display)
+    with stopped_by_signals() as stopping, JobsDisplay(names) as display:
+        todo = list(jobs_of.values())
+        results = run_many(todo, processes=jobs, progress=display, stop=stopping)
     runs: dict[str, dict[int, RunResult]] = {}
     for (type_, each), result in zip(jobs_of, results, strict=True):
         runs.setdefault(type_, {})[each] = result

@@ -12,6 +12,7 @@ import typer
 from slosched.cli.ask import Json
 from slosched.cli.output import print_json, say, warn
 from slosched.cli.sim_options import SimOptions, takes_sim_options
+from slosched.cli.stopping import stopped_by_signals
 from slosched.cli.values import duration_ns
 from slosched.errors import InvalidConfig, MissingPackage
 from slosched.units import format_duration
@@ -114,8 +115,15 @@ def plan(
             f"{spec.workload().describe()}; {policy} on {gpus} GPUs ({sim.profile}), target {target:g} "
             f"of {'each model' if each_model else 'all requests'}, {seeds} seed(s)"
         )
-    with _Display(spec) as display:
-        answer = find(spec, out=directory, processes=jobs, progress=display, on_point=display.point)
+    with stopped_by_signals() as stopping, _Display(spec) as display:
+        answer = find(
+            spec,
+            out=directory,
+            processes=jobs,
+            progress=display,
+            on_point=display.point,
+            stop=stopping,
+        )
     raise typer.Exit(_conclude(answer, directory, json=json))
 
 

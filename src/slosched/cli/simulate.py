@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +12,7 @@ import typer
 from slosched.cli.ask import Json
 from slosched.cli.output import print_json, print_result, say, table_text, warn
 from slosched.cli.sim_options import SimOptions, sim_spec, takes_sim_options
+from slosched.cli.stopping import stopped_by_signals
 from slosched.errors import InvalidConfig
 from slosched.units import NS_PER_S, format_duration
 
@@ -150,13 +148,13 @@ def _run_one(type_: str, spec: SimSpec, directory: Path, *, json: bool) -> int:
 
     if not json:
         say(_title(type_, spec))
-    with _stop_by_signal() as stopped_by, SimDisplay(spec.workload.name) as display:
+    with stopped_by_signals() as stopping, SimDisplay(spec.workload.name) as display:
         result = run(
             spec,
             out=directory,
             progress=display,
             manifest={"type": type_},
-            stop=lambda: bool(stopped_by),
+            stop=stopping,
         )
     if json:
         print_json(result.as_dict())
@@ -164,28 +162,7 @@ def _run_one(type_: str, spec: SimSpec, directory: Path, *, json: bool) -> int:
         print_result(result)
     for warning in result.warnings:
         warn(warning)
-    return 128 + stopped_by[0] if stopped_by else 0
-
-
-@contextlib.contextmanager
-def _stop_by_signal() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in the list that is given; a second one ends the process."""
-    caught: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def on_signal(number: int, _: FrameType | None) -> None:
-        caught.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        warn("stopping; once more to stop at once")
-
-    for number in before:
-        signal.signal(number, on_signal)
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return stopping.exit_code
 
 
 def _run_all(specs: dict[str, SimSpec], directory: Path, *, jobs: int, json: bool) -> int:
@@ -194,8 +171,8 @@ def _run_all(specs: dict[str, SimSpec], directory: Path, *, jobs: int, json: boo
 
     names = list(specs)
     todo = [Job(spec, directory / name) for name, spec in specs.items()]
-    with JobsDisplay(names) as display:
-        results = run_many(todo, processes=jobs, progress=display)
+    with stopped_by_signals() as stopping, JobsDisplay(names) as display:
+        results = run_many(todo, processes=jobs, progress=display, stop=stopping)
     if json:
         print_json([{"run": n, **r.as_dict()} for n, r in zip(names, results, strict=True)])
     else:

@@ -60,6 +60,8 @@ class JobsProgress:
 
 
 OnProgress = Callable[[JobsProgress], None]
+#: Asked some times a second; True ends everything as Ctrl-C does.
+Stop = Callable[[], bool]
 
 
 def finished_run(job: Job) -> RunResult | None:
@@ -79,14 +81,18 @@ def finished_run(job: Job) -> RunResult | None:
 
 
 def run_many(
-    jobs: Sequence[Job], *, processes: int = 1, progress: OnProgress | None = None
+    jobs: Sequence[Job],
+    *,
+    processes: int = 1,
+    progress: OnProgress | None = None,
+    stop: Stop | None = None,
 ) -> list[RunResult]:
     """Run every job and return the results in the jobs' order.
 
     `progress` is called when something changes, at most some times a second for each process. Ctrl-C
-    stops what runs, whose files are then valid partial runs, and is raised again. The first job that
-    fails ends the others likewise and is raised: JobFailed, from one process also what `simulate`
-    raises.
+    stops what runs, whose files are then valid partial runs, and is raised again; so is KeyboardInterrupt
+    soon after `stop` says True. The first job that fails ends the others likewise and is raised:
+    JobFailed, from one process also what `simulate` raises.
     """
     if processes < 1:
         raise InvalidConfig(f"the number of processes must be at least 1, not {processes}")
@@ -94,9 +100,10 @@ def run_many(
     waiting = [index for index, result in enumerate(results) if result is None]
     if min(processes, len(waiting)) <= 1:
         for index in waiting:
-            results[index] = _run_here(jobs[index], index, len(jobs), results, progress)
+            _interrupt_if(stop)
+            results[index] = _run_here(jobs[index], index, results, progress, stop)
     else:
-        pool = _Pool(jobs, results, waiting, progress)
+        pool = _Pool(jobs, results, waiting, progress, stop)
         try:
             pool.run(min(processes, len(waiting)))
         finally:
@@ -109,19 +116,24 @@ def run_many(
 def _run_here(
     job: Job,
     index: int,
-    total: int,
     results: list[RunResult | None],
     progress: OnProgress | None,
+    stop: Stop | None,
 ) -> RunResult:
     def show(where: RunProgress) -> None:
         if progress is not None:
             done = sum(result is not None for result in results)
-            progress(JobsProgress(done, total, {index: where}))
+            progress(JobsProgress(done, len(results), {index: where}))
 
-    result = simulate(job.spec, out=job.out, progress=show)
+    result = simulate(job.spec, out=job.out, progress=show, stop=stop)
     if not result.complete and result.problem == "stopped":
         raise KeyboardInterrupt  # simulate() made a valid partial run of it
     return result
+
+
+def _interrupt_if(stop: Stop | None) -> None:
+    if stop is not None and stop():
+        raise KeyboardInterrupt
 
 
 class _Pool:
@@ -133,10 +145,12 @@ class _Pool:
         results: list[RunResult | None],
         waiting: list[int],
         progress: OnProgress | None,
+        stop: Stop | None,
     ) -> None:
         self._jobs, self._results = jobs, results
         self._waiting = waiting
         self._progress = progress
+        self._stop = stop
         self._processes: dict[Connection, BaseProcess] = {}
         self._running: dict[Connection, int] = {}
         self._where: dict[int, RunProgress] = {}
@@ -144,6 +158,7 @@ class _Pool:
     def run(self, count: int) -> None:
         spawn = multiprocessing.get_context("spawn")
         for _ in range(count):
+            _interrupt_if(self._stop)
             ours, theirs = spawn.Pipe()
             process = spawn.Process(target=_serve, args=(theirs, os.getpid()), daemon=True)
             process.start()
@@ -151,7 +166,9 @@ class _Pool:
             self._processes[ours] = process
             self._give(ours)
         while self._running:
-            for ready in wait(list(self._running), timeout=_WAIT_S):
+            heard = wait(list(self._running), timeout=_WAIT_S)
+            _interrupt_if(self._stop)  # first: what ended together with us is no failure
+            for ready in heard:
                 assert isinstance(ready, Connection)
                 self._hear(ready)
             self._show()
@@ -162,18 +179,17 @@ class _Pool:
             self._running.pop(connection, None)
             return
         index = self._running[connection] = self._waiting.pop(0)
-        connection.send(self._jobs[index])
+        try:
+            connection.send(self._jobs[index])
+        except OSError:
+            raise self._ended(connection) from None
 
     def _hear(self, connection: Connection) -> None:
         index = self._running[connection]
         try:
             said = connection.recv()
         except (EOFError, OSError):
-            code = self._processes[connection].exitcode
-            raise JobFailed(
-                f"the process of run {index + 1} ended (exit code {code}); it may have been killed "
-                "for its memory: take fewer --jobs"
-            ) from None
+            raise self._ended(connection) from None
         if isinstance(said, RunProgress):
             self._where[index] = said
             return
@@ -184,6 +200,15 @@ class _Pool:
             return
         text, exit_code = said
         raise JobFailed(f"run {index + 1} of {len(self._jobs)}: {text}", exit_code)
+
+    def _ended(self, connection: Connection) -> JobFailed:
+        """The process at that connection died: what to raise."""
+        process = self._processes[connection]
+        process.join(_WAIT_S)  # its pipe closes somewhat before there is an exit code
+        return JobFailed(
+            f"the process of run {self._running[connection] + 1} ended (exit code {process.exitcode}); "
+            "it may have been killed for its memory: take fewer --jobs"
+        )
 
     def _show(self) -> None:
         if self._progress is not None:
@@ -214,7 +239,8 @@ class _Pool:
 
 def _serve(connection: Connection, parent: int) -> None:
     """Run the jobs that come, until None comes or the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and tells us
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the parent hears it and tells us
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:

@@ -13,7 +13,7 @@ import msgspec
 from slosched.config import EmulationNoise, GpuProfile
 from slosched.errors import InvalidConfig
 from slosched.loadgen.results import RunResult, StepResult
-from slosched.sim.jobs import Job, JobsProgress, run_many
+from slosched.sim.jobs import Job, JobsProgress, Stop, run_many
 from slosched.sim.plan_search import (
     INTERVAL,
     Block,
@@ -207,12 +207,14 @@ def plan(
     processes: int = 1,
     progress: OnProgress | None = None,
     on_point: Callable[[Point], None] | None = None,
+    stop: Stop | None = None,
 ) -> Plan:
     """Find the smallest number of GPUs that reaches the target.
 
     With `out` each run has a directory in it (gpus=N/seed=S), complete ones are not run again, and
     plan.json is written after each number. `on_point` gets each number's result. Nothing is simulated
-    if no number can suffice. Raises what `run_many` raises, InvalidConfig if plan.json cannot be written.
+    if no number can suffice. `stop` is as of `run_many`. Raises what `run_many` raises, InvalidConfig if
+    plan.json cannot be written.
     """
     why_none = hopeless(spec)
     points: dict[int, Point] = {}
@@ -230,13 +232,18 @@ def plan(
             _write(answer, out)
         if gpus is None:
             return answer
-        points[gpus] = _try(spec, gpus, out, processes, progress)
+        points[gpus] = _try(spec, gpus, out, processes, progress, stop)
         if on_point is not None:
             on_point(points[gpus])
 
 
 def _try(
-    spec: PlanSpec, gpus: int, out: Path | None, processes: int, progress: OnProgress | None
+    spec: PlanSpec,
+    gpus: int,
+    out: Path | None,
+    processes: int,
+    progress: OnProgress | None,
+    stop: Stop | None,
 ) -> Point:
     jobs = [
         Job(
@@ -250,7 +257,7 @@ def _try(
         if progress is not None:
             progress(gpus, where)
 
-    results = run_many(jobs, processes=processes, progress=show)
+    results = run_many(jobs, processes=processes, progress=show, stop=stop)
     return point_of(spec, gpus, results)
 
 

@@ -4,8 +4,8 @@ driver as live, in virtual time.
 
 from __future__ import annotations
 
-import gc
 import functools
+import gc
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
