@@ -48,9 +48,13 @@ WORLDS = {
 }  # fmt: skip
 
 
+#: A plan that gives up too soon shows with half of the seeds; this is one of them.
+SEEDS = {"many-gpus-uneven": 100}
+
+
 @pytest.mark.parametrize("name", WORLDS)
 def test_the_same_effects_as_the_full_scan(name: str) -> None:
-    twins = Twins(WORLDS[name], 1, Infer5, NaiveInfer5)
+    twins = Twins(WORLDS[name], SEEDS.get(name, 1), Infer5, NaiveInfer5)
     twins.run(0.4)
     assert twins.codes.get(Code.OK, 0) > 30, twins.codes
 

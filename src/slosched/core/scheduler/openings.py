@@ -152,15 +152,14 @@ class Openings:
 
     def in_order(self, now_ns: int) -> Iterator[tuple[int, int, Gpu]]:
         """The same one at a time, after `refresh`. Meanwhile the cluster may be told to send actions,
-        and nothing else. What does not report is asked again when it does.
+        and nothing else. What does not report is placed anew when it does, or when the way back turns
+        out to be longer, and asked then.
         """
         soon = sorted((g.exec.busy_until_ns, i, g) for i, g in self._soon.items())
         near = ((now_ns + margin_ns, index, gpu) for margin_ns, index, gpu in self._near)
         for entry in merge(near, soon) if soon else near:
             if self._reports(entry[2], now_ns):
                 yield entry
-            else:
-                self.unasked[entry[1]] = entry[2]
 
     def unasked_in_order(self, now_ns: int) -> list[tuple[int, int, Gpu]]:
         """Those of `open_gpus` that are `unasked`, after `refresh`."""
