@@ -15,12 +15,15 @@ from golden_runs import LOGS, TakingTurns, slo_exp_1, sweep
 from slosched.codes import ActionType
 from slosched.config import EmulationNoise, SchedulerConfig
 from slosched.config_file import load_profile
+from slosched.core.invariants import InvariantViolated
+from slosched.core.scheduler.interface import RequestDone
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.errors import InvalidConfig
 from slosched.loadgen.results import RunProgress
 from slosched.sim import run_files
 from slosched.sim.client import LoadFailed
 from slosched.sim.exec_times import exec_quantiles
+from slosched.sim.harness import Demand, Simulation
 from slosched.sim.network import Network
 from slosched.sim.run import simulate, spec_digest
 from slosched.sim.run_files import RowsNotWritten
@@ -219,6 +222,64 @@ def test_a_bug_is_raised_and_what_was_sent_is_kept(
     manifest = read_manifest(tmp_path)
     assert manifest["complete"] is False and manifest["outcome"]["sent"] >= 50
     assert len(read_client_log(tmp_path / LOGS[2])) == manifest["outcome"]["sent"]
+
+
+def a_page_goes_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each GPU loses count of a page once its model is loaded: no step touches its pages again."""
+    schedule = Scheduler.schedule
+
+    def forgetful(self: Scheduler, *, now_ns: int) -> list[Any]:
+        effects = schedule(self, now_ns=now_ns)
+        for gpu in self.cluster.gpus.values():
+            if (
+                self.answered > 20
+                and gpu.free_pages + sum(model.pages for model in gpu.resident.values())
+                == gpu.pages
+            ):
+                gpu.free_pages -= 1
+        return effects
+
+    monkeypatch.setattr(Scheduler, "schedule", forgetful)
+
+
+def test_a_checked_run_is_counted_once_more_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_page_goes_missing(monkeypatch)
+    assert SPEC.check
+    with pytest.raises(InvariantViolated, match="pages"):
+        simulate(SPEC, out=tmp_path)
+    manifest = read_manifest(tmp_path)
+    assert manifest["complete"] is False and manifest["outcome"]["problem"] == "an error ended it"
+    assert len(read_client_log(tmp_path / LOGS[2])) == manifest["outcome"]["sent"]
+
+
+def test_so_is_a_checked_simulation_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulation = Simulation(SchedulerConfig(), load_profile("v100"), gpus_per_worker=(1,))
+    models = simulation.load("resnet50_v2")
+    a_page_goes_missing(monkeypatch)
+    demands = [Demand(i * 10_000_000, 0, slo_ns=100_000_000) for i in range(30)]
+    with pytest.raises(InvariantViolated, match="pages"):
+        simulation.run(models, demands)
+
+
+def test_what_is_answered_at_the_end_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler that answers a request again as it ends."""
+    done: list[RequestDone] = []
+    schedule, abandon = Scheduler.schedule, Scheduler.abandon
+
+    def watched(self: Scheduler, *, now_ns: int) -> list[Any]:
+        effects = schedule(self, now_ns=now_ns)
+        done.extend(effect for effect in effects if isinstance(effect, RequestDone))
+        return effects
+
+    def again(self: Scheduler, *, now_ns: int) -> list[Any]:
+        return [*abandon(self, now_ns=now_ns), done[-1]]
+
+    monkeypatch.setattr(Scheduler, "schedule", watched)
+    monkeypatch.setattr(Scheduler, "abandon", again)
+    with pytest.raises(InvariantViolated, match="although it was answered"):
+        simulate(SPEC)
 
 
 def test_a_full_disk_ends_the_run_with_its_name(

@@ -123,7 +123,20 @@ class SimController:
 
     def abandon(self) -> None:
         """Answer what is left: the controller ends."""
-        self._perform_all(self.scheduler.abandon(now_ns=self._kernel.now_ns))
+        now_ns = self._kernel.now_ns
+        effects = self.scheduler.abandon(now_ns=now_ns)
+        if self.checker is not None:
+            self.checker.check(effects, now_ns=now_ns)
+        self._perform_all(effects)
+
+    def recount(self) -> None:
+        """At the end of a run: the checker's whole ledger must be the scheduler's state.
+
+        Nothing is asked while the process stands still or is gone: it may have taken in facts of which
+        it has not decided anything yet.
+        """
+        if self.checker is not None and self._held is None:
+            self.checker.recount()
 
     def _arm(self, due_ns: int) -> None:
         """The next step is at `due_ns`. What was armed for another time stays, and is passed over."""

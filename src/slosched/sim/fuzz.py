@@ -207,6 +207,7 @@ class _Case:
         kernel.run_until(kernel.now_ns + NS_PER_S)
         if world.cluster.controller.scheduler.clients:
             raise NotLive("a client that said goodbye is still known")
+        world.cluster.controller.recount()
 
     def _check_joined(self) -> None:
         scheduler = self.world.cluster.controller.scheduler

@@ -177,6 +177,7 @@ class Simulation:
         if not self.scheduler.idle:
             missing = self.scheduler.arrived - self.scheduler.answered
             raise SimulationFailed(f"{missing} request(s) were never answered")
+        self.cluster.controller.recount()
         return self.outcome
 
     def _offer(self, model_id: int, demand: Demand) -> None:

@@ -107,8 +107,9 @@ class _Run:
         begin_ns, wall_ns = self._kernel.now_ns, now_ns()
         problem = "an error ended it"
         try:
-            problem = self._until_done(progress, stop)
+            ended = self._until_done(progress, stop)
             self._wind_up()
+            problem = ended
         except KeyboardInterrupt:
             problem = "stopped"
         finally:
@@ -152,6 +153,7 @@ class _Run:
             self._sent_until_ns = self._kernel.now_ns - self._client.driver.start_ns
         self._client.leave()
         self._kernel.run_until(self._kernel.now_ns + _SETTLE_NS)
+        self._cluster.controller.recount()
         self._cluster.controller.abandon()
 
     def _result(
