@@ -171,6 +171,23 @@ def test_a_path_is_relative_to_its_file(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "188 requests" in load_workload(ROOT / "workloads" / "replay.toml").describe()
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("on-off m 1 1 999ns 1s", "on must be at least 1us, not '999ns'"),
+        ("on-off m 1 1 1s 1ns", "off must be at least 1us, not '1ns'"),
+        ("azure 1 1 1 1 999us", "interval must be at least 1ms, not '999us'"),
+        ("azure 1 1 1 1 0", "interval must be above 0"),
+    ],
+)
+def test_periods_too_short_for_a_first_request_are_refused(command: str, words: str) -> None:
+    name, *values = command.split()
+    with pytest.raises(InvalidConfig, match=words):
+        parse_workload(name, values)
+    assert parse_workload("on-off", ["m", "1", "1000", "1us", "1us"])
+    assert parse_workload("azure", ["1", "1", "1", "1", "1ms"])
+
+
 def test_an_unknown_workload_lists_those_there_are() -> None:
     with pytest.raises(UnknownName, match=r"unknown workload 'spm'; known: azure, .*, zipf"):
         parse_workload("spm", [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from slosched.units import NS_PER_S
+from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.workloads.azure import ScaleStep, TraceReplay
 from slosched.workloads.azure_trace import DIRECTORY_VARIABLE, SYNTHETIC_ROWS, TRACES, find_trace
 from slosched.workloads.base import ModelUse
@@ -19,6 +19,8 @@ LOAD_PER_WORKER = 0.125
 _HORIZON_NS = 8 * 3600 * NS_PER_S
 _INTERVAL_NS = 60 * NS_PER_S
 _MAX_FACTOR = 1e6
+#: With a shorter one a function would go through the whole trace for ages before its first request.
+_MIN_INTERVAL_NS = NS_PER_MS
 #: memory_load_factor -> copies of each zoo model, or of resnet50_v2 alone.
 _ZOO_COPIES = {1: 3, 2: 13, 3: 29, 4: 66}
 _RESNET_COPIES = {1: 200, 2: 800, 3: 1800, 4: 3600}
@@ -70,7 +72,7 @@ def _azure(args: Sequence[str]) -> TraceReplay:
         tuple(args),
         find_trace(read_count("trace", trace, high=TRACES)),
         uses,
-        read_period("interval", interval),
+        read_period("interval", interval, low_ns=_MIN_INTERVAL_NS),
         _lasting(scale * read_count("num-workers", workers)),
         random_start=read_flag("randomise", randomise),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from slosched.errors import InvalidConfig
-from slosched.units import format_duration
+from slosched.units import NS_PER_US, format_duration
 from slosched.workloads.base import ModelUse, Step
 from slosched.workloads.composed import Composed, OpenPart
 from slosched.workloads.kinds import Kind, Parameter
@@ -27,6 +27,8 @@ _DURATION = Parameter("DURATION", "how long; a bare number is in seconds", "60s"
 _SLO = Parameter("SLO", "a multiple of the batch-1 time, a duration, or 0: the default SLO", "0")
 _RAMP_STEPS = 10
 _MAX_EXPONENT = 10.0
+#: With shorter ones a stream would go through ages of empty bursts before its first request.
+_MIN_BURST_NS = NS_PER_US
 
 
 def _composed(
@@ -77,7 +79,10 @@ def _ramp(args: Sequence[str]) -> Composed:
 
 def _on_off(args: Sequence[str]) -> Composed:
     rate = read_rate("rate", args[2])
-    on_ns, off_ns = read_period("on", args[3]), read_period("off", args[4])
+    on_ns, off_ns = (
+        read_period(name, text, low_ns=_MIN_BURST_NS)
+        for name, text in zip(("on", "off"), args[3:5], strict=True)
+    )
     each = OnOff(rate / read_count("copies", args[1]), on_ns, off_ns)
     sent = (
         f"poisson {rate:g}/s in total when all are on, on for {format_duration(on_ns)} and off for "

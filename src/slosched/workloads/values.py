@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from slosched.errors import InvalidConfig, InvalidDuration
-from slosched.units import NS_PER_S, has_unit, parse_duration_ns
+from slosched.units import NS_PER_S, format_duration, has_unit, parse_duration_ns
 
 #: The most instances, streams or outstanding requests that anybody means.
 MAX_COUNT = 100_000
@@ -68,9 +68,11 @@ def _duration_ns(name: str, text: str, bare_unit: str) -> int:
         raise InvalidDuration(f"{name}: {error}") from None
 
 
-def read_period(name: str, text: str) -> int:
-    """Return ns of a duration above 0 and at most 10^6 s; a bare number is in seconds."""
+def read_period(name: str, text: str, *, low_ns: int = 1) -> int:
+    """Return ns of a duration from `low_ns` to 10^6 s; a bare number is in seconds."""
     period_ns = _duration_ns(name, text, "s")
+    if 0 < period_ns < low_ns:
+        raise InvalidConfig(f"{name} must be at least {format_duration(low_ns)}, not {text!r}")
     if not 0 < period_ns <= _MAX_PERIOD_NS:
         raise InvalidConfig(f"{name} must be above 0 and at most 10^6 s, not {text!r}")
     return period_ns
