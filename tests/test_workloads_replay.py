@@ -110,7 +110,29 @@ def test_a_changed_log_is_read_anew(tmp_path: Path) -> None:
         (HEADER + "\n", "holds no requests"),
         (HEADER + "\n" + request_row(9, 5, 1, 0, "0/1"), "holds no requests"),  # no newline
         (HEADER + "\n" + request_row(9, 5, 1, 0, "0/1") + "\n1\t2\n", "line 3: 2 columns"),
-        (HEADER + "\n" + request_row(9, 5, 1, 0, "0/soon") + "\n", "line 2: "),
+        (
+            HEADER + "\n" + request_row(9, 5, 1, 0, "0/soon") + "\n",
+            "line 2: column deadline: 'soon'",
+        ),
+        (HEADER + "\n" + request_row(2**70, 5, 1, 0, "0/1") + "\n", "line 2: column t: 11805"),
+        (HEADER + "\n" + request_row(9, 2**64, 1, 0, "0/1") + "\n", "line 2: column t: 18446"),
+        (HEADER + "\n" + request_row(9, 5, 2**63, 0, "0/1") + "\n", "line 2: column model_id: 92"),
+        (
+            HEADER + "\n" + request_row(9, 5, 1, -(2**63), "0/1") + "\n",
+            "line 2: column user_id: -9",
+        ),
+        (
+            HEADER + "\n" + request_row(9, 5, 1, 0, f"0/{2**63}") + "\n",
+            "line 2: column deadline: 92",
+        ),
+        (
+            HEADER + "\n" + request_row(9, 5, 1, 0, f"0/{'9' * 5000}") + "\n",
+            "line 2: column deadline",
+        ),
+        (
+            HEADER + "\n" + request_row(-(2**62) + 9 - 99, 99, 1, 0, "0/1") + "\n",
+            "line 2: columns t and latency: it arrived at -46",
+        ),
         (HEADER + "\n" + request_row(9, 5, 1, 0, "nan/1") + "\n", "line 2: the SLO factor is nan"),
         (HEADER + "\n" + request_row(9, 5, 1, 0, "-2/1") + "\n", "line 2: the SLO factor is -2"),
     ],
@@ -121,6 +143,14 @@ def test_a_malformed_log_is_named_with_its_line(tmp_path: Path, text: str, words
     with pytest.raises(InvalidConfig) as caught:
         parse_workload("replay", [str(log)])
     assert words in str(caught.value) and str(log) in str(caught.value)
+
+
+def test_a_speed_that_takes_ages_is_refused(tmp_path: Path) -> None:
+    log = tmp_path / "log.tsv"
+    rows = [request_row(t, 5, 1, 0, "0/1") for t in (0, NS_PER_S)]
+    log.write_text("\n".join([HEADER, *rows]) + "\n")
+    with pytest.raises(InvalidConfig, match="speed 1e-300 makes of 1s more than 146 years"):
+        parse_workload("replay", [str(log), "m", "1e-300"])
 
 
 def test_what_is_no_log_is_named(tmp_path: Path) -> None:

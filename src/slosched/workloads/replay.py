@@ -29,6 +29,8 @@ _REQUEST_LOG, _CLIENT_LOG = "clockwork_request_log.tsv", "client_log.tsv"
 _REQUEST_COLUMNS = ("t", "latency", "user_id", "model_id", "slo_factor", "deadline")
 _CLIENT_COLUMNS = ("scheduled_ns", "", "user_id", "model_id", "slo_factor", "slo_ns")
 _MAX_SPEED = 1e6
+#: Differences of two such integers fit into 64 bits.
+_MAX_INTEGER = 2**62
 
 _Integers: TypeAlias = "array[int]"
 
@@ -61,8 +63,7 @@ def read_requests(path: Path) -> Recorded:
 def _read(path: Path, stamp: object) -> Recorded:
     try:
         with path.open(encoding="utf-8") as lines:
-            places = _columns(path, next(lines, ""))
-            rows = list(_rows(path, lines, places))
+            rows = list(_rows(path, lines, *_columns(path, next(lines, ""))))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InvalidConfig(f"cannot read the log {path}: {reason}") from None
@@ -81,12 +82,12 @@ def _read(path: Path, stamp: object) -> Recorded:
     )
 
 
-def _columns(path: Path, header: str) -> list[int]:
-    """Where the wanted columns are; -1 for the time to take off where there is none."""
+def _columns(path: Path, header: str) -> tuple[tuple[str, ...], list[int]]:
+    """The wanted columns and where they are; -1 for the time to take off where there is none."""
     names = header.rstrip("\r\n").split("\t")
     for wanted in (_REQUEST_COLUMNS, _CLIENT_COLUMNS):
         if all(name in names for name in wanted if name):
-            return [names.index(name) if name else -1 for name in wanted]
+            return wanted, [names.index(name) if name else -1 for name in wanted]
     raise InvalidConfig(
         f"{path}, line 1: this is the header of no request log (columns "
         f"{', '.join(_REQUEST_COLUMNS)}) and of no client log (columns "
@@ -95,28 +96,49 @@ def _columns(path: Path, header: str) -> list[int]:
 
 
 def _rows(
-    path: Path, lines: Iterator[str], places: Sequence[int]
+    path: Path, lines: Iterator[str], names: Sequence[str], places: Sequence[int]
 ) -> Iterator[tuple[int, int, int, float, int]]:
     """Yield (arrival, user, model, factor, SLO in ns) of each line."""
-    time, less, user, model, factor, slo = places
+    time, less, user, model, factor, slo = zip(names, places, strict=True)
     for number, line in enumerate(lines, start=2):
         if not line.endswith("\n"):
             return
         cells = line.split("\t")
         try:
-            at_ns = int(cells[time]) - (int(cells[less]) if less >= 0 else 0)
-            slo_factor, slo_ns = float(cells[factor]), int(cells[slo])
+            at_ns = _integer(cells, *time) - (_integer(cells, *less) if less[0] else 0)
+            if abs(at_ns) >= _MAX_INTEGER:
+                raise ValueError(f"columns {time[0]} and {less[0]}: it arrived at {at_ns} ns")
+            slo_factor, slo_ns = _number(cells, *factor), _integer(cells, *slo)
             if not 0 <= slo_factor < float("inf"):
                 raise ValueError(f"the SLO factor is {slo_factor}")
             # The factor is what was asked for; the SLO in ns follows from it.
             asked_ns = max(slo_ns, 0) if slo_factor == 0 else 0
-            yield at_ns, int(cells[user]), int(cells[model]), slo_factor, asked_ns
+            yield at_ns, _integer(cells, *user), _integer(cells, *model), slo_factor, asked_ns
         except IndexError:
             raise InvalidConfig(
                 f"{path}, line {number}: {len(cells)} columns, fewer than the header has"
             ) from None
         except ValueError as error:
             raise InvalidConfig(f"{path}, line {number}: {error}") from None
+
+
+def _integer(cells: Sequence[str], name: str, place: int) -> int:
+    text = cells[place]
+    try:
+        value = int(text)
+    except ValueError:
+        raise ValueError(f"column {name}: {text.strip()[:40]!r} is no whole number") from None
+    if not -_MAX_INTEGER < value < _MAX_INTEGER:
+        raise ValueError(f"column {name}: {value} is beyond 2^62")
+    return value
+
+
+def _number(cells: Sequence[str], name: str, place: int) -> float:
+    text = cells[place]
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"column {name}: {text.strip()[:40]!r} is no number") from None
 
 
 class _Recording:
@@ -206,7 +228,11 @@ def parse_replay(args: Sequence[str]) -> Replay:
     replay = Replay(
         path, read_model("MODEL", args[1]), read_positive("speed", args[2], high=_MAX_SPEED)
     )
-    read_requests(path)
+    last_ns = read_requests(path).offsets_ns[-1]
+    if last_ns / replay.speed >= _MAX_INTEGER:
+        raise InvalidConfig(
+            f"speed {args[2]} makes of {format_duration(last_ns)} more than 146 years"
+        )
     return replay
 
 
