@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from slosched.errors import InvalidConfig
+from slosched.workloads import azure_synthetic, azure_trace
 from slosched.workloads.azure_synthetic import (
     mean_rate,
     popularity,
@@ -110,7 +111,40 @@ def test_a_seed_gives_the_same_bytes_under_any_hash_seed(tmp_path: Path) -> None
 )
 def test_impossible_traces_are_refused(rows: int, minutes: int, seed: int, words: str) -> None:
     with pytest.raises(InvalidConfig, match=words):
-        synthetic_trace(rows=rows, minutes=minutes, seed=seed)
+        synthetic_rows(rows=rows, minutes=minutes, seed=seed)  # at once, not with the first row
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_trace_that_is_not_finished_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def broken(kind: str, seed: int, index: int) -> str:
+        if index == 5:
+            # What was written so far does not have the trace's name.
+            assert not list(tmp_path.glob("**/invocations*"))
+            assert len(list(tmp_path.glob("**/.invocations*.partial"))) == 1
+            raise error
+        return "0"
+
+    monkeypatch.setattr(azure_synthetic, "_hash", broken)
+    with pytest.raises((KeyboardInterrupt, InvalidConfig)):
+        write_trace(tmp_path / "new" / "below", 1, rows=9, minutes=9, seed=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_came_meanwhile_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / azure_trace.file_name(1)
+
+    def other_first(kind: str, seed: int, index: int) -> str:
+        path.write_text("another's")
+        return "0"
+
+    monkeypatch.setattr(azure_synthetic, "_hash", other_first)
+    with pytest.raises(InvalidConfig, match="there already"):
+        write_trace(tmp_path, 1, rows=2, minutes=2, seed=0)
+    assert path.read_text() == "another's" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:

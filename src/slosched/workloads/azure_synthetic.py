@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -72,9 +74,9 @@ def popularity(rows: int) -> list[float]:
 
 
 def synthetic_rows(*, rows: int, minutes: int, seed: int) -> Iterator[tuple[str, Counts]]:
-    """Yield (trigger, counts by minute) of each function, in the file's order.
+    """The (trigger, counts by minute) of each function, in the file's order, made one by one.
 
-    `minutes` begin at midnight. Raises InvalidConfig for rows or minutes out of range.
+    `minutes` begin at midnight. Raises InvalidConfig for rows, minutes or a seed out of range, at once.
     """
     if not 1 <= rows <= MAX_ROWS:
         raise InvalidConfig(f"rows must be within 1..{MAX_ROWS}, not {rows}")
@@ -82,6 +84,10 @@ def synthetic_rows(*, rows: int, minutes: int, seed: int) -> Iterator[tuple[str,
         raise InvalidConfig(f"minutes must be within 1..{DAY_MINUTES}, not {minutes}")
     if not 0 <= seed < 2**32:
         raise InvalidConfig(f"the seed must be within 0..{2**32 - 1}, not {seed}")
+    return _made(rows, minutes, seed)
+
+
+def _made(rows: int, minutes: int, seed: int) -> Iterator[tuple[str, Counts]]:
     import numpy as np
 
     draws = np.random.RandomState(seed)
@@ -173,23 +179,40 @@ def synthetic_trace(*, rows: int, minutes: int, seed: int) -> Trace:
 def write_trace(directory: Path, number: int, *, rows: int, minutes: int, seed: int) -> Path:
     """Write the trace as file `number` of the data set; return its path. The bytes follow the seed.
 
-    Raises InvalidConfig if the directory cannot be written, or a file is there.
+    It has its name only when it is whole: an error or Ctrl-C leaves nothing, the directory aside that was
+    there. Raises InvalidConfig if the directory cannot be written, or a file is there.
     """
     path = directory / file_name(number)
     made = synthetic_rows(rows=rows, minutes=minutes, seed=seed)
+    new = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+    partial = directory / f".{path.name}.{os.getpid()}.partial"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="ascii", newline="\n") as file:
-            header = [*LEADING_COLUMNS, *(str(minute) for minute in range(1, minutes + 1))]
-            file.write(",".join(header) + "\n")
-            for index, (trigger, counts) in enumerate(made):
-                hashes = [_hash(kind, seed, index) for kind in ("owner", "app", "function")]
-                file.write(",".join([*hashes, trigger, *map(str, counts)]) + "\n")
+        if path.exists():  # said before the work; the link below holds it
+            raise FileExistsError
+        try:
+            _write(partial, made, minutes, seed)
+            os.link(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
     except FileExistsError:
         raise InvalidConfig(f"{path} is there already; it is not overwritten") from None
     except OSError as error:
         raise InvalidConfig(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        for folder in new:  # one that holds the file, or something else, stays
+            with suppress(OSError):
+                folder.rmdir()
     return path
+
+
+def _write(path: Path, made: Iterable[tuple[str, Counts]], minutes: int, seed: int) -> None:
+    with path.open("w", encoding="ascii", newline="\n") as file:
+        header = [*LEADING_COLUMNS, *(str(minute) for minute in range(1, minutes + 1))]
+        file.write(",".join(header) + "\n")
+        for index, (trigger, counts) in enumerate(made):
+            hashes = [_hash(kind, seed, index) for kind in ("owner", "app", "function")]
+            file.write(",".join([*hashes, trigger, *map(str, counts)]) + "\n")
 
 
 def _hash(kind: str, seed: int, index: int) -> str:
