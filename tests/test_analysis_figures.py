@@ -288,7 +288,7 @@ def test_figure_10_has_the_sign_right(tmp_path: Path) -> None:
 def test_figure_10_needs_actions_that_succeeded(tmp_path: Path) -> None:
     write_requests(tmp_path / REQUESTS, [request(0, MS)])
     with pytest.raises(
-        InvalidConfig, match=r"has no clockwork_action_log\.tsv; this figure is drawn"
+        InvalidConfig, match=r"has no clockwork_action_log\.tsv; it is one of the controller's logs"
     ):
         plot_fig10(tmp_path, tmp_path / "out")
     write_actions(tmp_path / ACTIONS, [action(30 * MS, MS, code=81)])

@@ -96,6 +96,18 @@ def test_a_sweep_has_a_row_and_a_folder_for_each_run(tmp_path: Path) -> None:
         (("INFER5", *SWEEP, "--vary", "gpus"), "NAME=V1,V2"),
         (("INFER5", *SWEEP, "--vary", "gpux=1,2"), "unknown option 'gpux'"),
         (("INFER5", *SWEEP, "--vary", "gpus=1,many"), "gpus cannot be 'many'"),
+        (("INFER5", *SWEEP, "--vary", "gpus=2,2"), "two runs would be called gpus=2;"),
+        (("INFER5", *SWEEP, "--vary", "gpus=2", "--vary", "gpus=4"), "gpus is varied twice"),
+        (("INFER5", *SWEEP, "--bandwidth", "0Gbit"), "'0Gbit' must be above 0; leave it out"),
+        (("INFER5", *SWEEP, "--pcie", "0"), "--pcie: '0' must be above 0; leave it out"),
+        (
+            ("INFER5", *SWEEP, "--gpus-per-worker", "0", "--faults", "random"),
+            "--gpus-per-worker must be at least 1, not 0",
+        ),
+        (
+            ("INFER5", *SWEEP, "--gpus", "0", "--faults", "random"),
+            "--gpus must be at least 1, not 0",
+        ),
         (("INFER5", *SWEEP, "--pcie-shared"), "needs pcie_bytes_per_s"),
         (("INFER5", *SWEEP, "--exec-like", "/nonesuch"), "nonesuch"),
     ],

@@ -319,6 +319,10 @@ def test_wrong_options_are_named() -> None:
         (("--rate", "-3"), "--rate must be"),
         (("--slo", "soon"), "--slo must be a number, not 'soon'"),
         (("--profile", "zoo61:2"), "planning takes one profile"),
+        (("--faults", "random"), "failures are not modelled"),
+        (("--policy", "ECHO"), "--policy ECHO: ECHO answers at once without running a model"),
+        (("--policy", "DIRECT:paper"), "DIRECT is a test of workers, and uses only the first"),
+        (("--policy", "STRESS"), "STRESS is a test of workers, and serves no clients"),
     ):
         result = invoke("--models", str(EXAMPLE), *args)
         assert result.exit_code == 2, (args, result.output)

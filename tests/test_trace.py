@@ -245,6 +245,8 @@ def invoke(*args: str) -> Result:
 
 def test_the_command_and_its_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_of(tmp_path / "r", *SMALL)
+    (tmp_path / "empty").mkdir()
+    run_of(tmp_path / "started")
     monkeypatch.chdir(tmp_path)
     result = invoke("r", "--from", "9ms", "--to", "0.012", "--json")
     assert result.exit_code == 0, result.output
@@ -256,6 +258,11 @@ def test_the_command_and_its_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for args, error in (
         (("r", "--out", "r/trace.json/x.json"), "cannot write the trace r/trace.json/x.json"),
         (("nowhere",), "nowhere does not exist"),
+        (
+            ("empty",),
+            "empty has no clockwork_action_log.tsv; it is one of the controller's logs, and",
+        ),
+        (("started",), "nothing to show: started/clockwork_action_log.tsv holds no actions yet"),
         (("r", "--from", "soon"), "--from: 'soon' is not a duration"),
         (("d",), f"d/{request_log.FILE_NAME}, line 2: 2 cells where there should be 12"),
     ):

@@ -104,13 +104,13 @@ def _log(path: Path, name: str) -> Path:
     at = _find(path, name)
     if at is None:
         what = "does not exist" if not path.exists() else f"has no {name}"
-        raise InvalidConfig(f"{path} {what}; this figure is drawn from the controller's {name}")
+        raise InvalidConfig(f"{path} {what}; it is one of the controller's logs, and needed here")
     return at
 
 
 def _not_empty(log: LogTable, what: str) -> LogTable:
     if len(log) == 0:
-        raise InvalidConfig(f"nothing to draw: {log.path} holds no {what} yet")
+        raise InvalidConfig(f"nothing to show: {log.path} holds no {what} yet")
     return log
 
 

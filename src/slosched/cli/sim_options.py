@@ -165,6 +165,9 @@ class SimOptions:
         """
         from slosched.sim.spec import SimSpec, WorkerClocks
 
+        for option, count in (("--gpus", self.gpus), ("--gpus-per-worker", self.gpus_per_worker)):
+            if count < 1:
+                raise InvalidConfig(f"{option} must be at least 1, not {count}")
         until_ns = None if duration is None else duration_ns("--duration", duration, bare_unit="s")
         return SimSpec(
             workload=workload,
@@ -284,7 +287,7 @@ class SimOptions:
             exec_quantiles=quantiles,
             stall_probability=probability,
             stall_ns=stall_ns,
-            pcie_bytes_per_s=0 if self.pcie is None else size_bytes("--pcie", self.pcie),
+            pcie_bytes_per_s=0 if self.pcie is None else _pcie_bytes_per_s(self.pcie),
             pcie_shared=self.pcie_shared,
         )
 
@@ -368,12 +371,26 @@ def changed(sim: SimOptions) -> dict[str, Any]:
 
 
 def bits_per_s(text: str) -> int:
-    """Bits per second from 10Gbit, 400Mbit/s. Raises InvalidConfig."""
+    """Bits per second from 10Gbit, 400Mbit/s; at least 1. Raises InvalidConfig."""
     match = _BITS.match(text)
     if match is None:
         raise InvalidConfig(f"--bandwidth: {text!r} is no bandwidth; write it as 10Gbit or 400Mbit")
     number, unit, _ = match.groups()
-    return int(Decimal(number) * 1000 ** " kMGT".index(unit.replace("K", "k") or " "))
+    bits = int(Decimal(number) * 1000 ** " kMGT".index(unit.replace("K", "k") or " "))
+    if bits < 1:
+        raise InvalidConfig(
+            f"--bandwidth: {text!r} must be above 0; leave it out for cards without limit"
+        )
+    return bits
+
+
+def _pcie_bytes_per_s(text: str) -> int:
+    value = size_bytes("--pcie", text)
+    if value < 1:
+        raise InvalidConfig(
+            f"--pcie: {text!r} must be above 0; leave it out for copies as the profile says"
+        )
+    return value
 
 
 def _time_ns(option: str, text: str) -> int:

@@ -13,6 +13,7 @@ from slosched.cli.ask import Json
 from slosched.cli.output import print_json, print_result, say, table_text, warn
 from slosched.cli.sim_options import SimOptions, sim_spec, takes_sim_options
 from slosched.cli.stopping import stopped_by_signals
+from slosched.cli.workload import announce_trace
 from slosched.errors import InvalidConfig
 from slosched.units import NS_PER_S, format_duration
 
@@ -97,11 +98,12 @@ def simulate(
       slosched simulate INFER5 workloads/fig7.toml --vary gpus=4,6,8 --jobs 2 --json
       slosched simulate INFER5 workloads/fig7.toml --exec-sigma 0.01 --stall 0.0001:50ms --jitter 50us
     """
-    variants = list(_variants(sim, vary or [], range(seed, seed + seeds)))
-    specs = {
-        name: sim_spec(words, type_, options, seed=each, duration=duration)
-        for name, options, each in variants
-    }
+    specs: dict[str, SimSpec] = {}
+    for name, options, each in _variants(sim, vary or [], range(seed, seed + seeds)):
+        if name in specs:
+            raise InvalidConfig(f"--vary: two runs would be called {name}; name each value once")
+        specs[name] = sim_spec(words, type_, options, seed=each, duration=duration)
+    announce_trace(next(iter(specs.values())).workload)  # all of them have the same one
     from slosched.telemetry.run_dir import default_log_dir
 
     directory = out or default_log_dir("simulation")
@@ -120,6 +122,10 @@ def _variants(
         name, equals, values = text.partition("=")
         if not equals or not values:
             raise InvalidConfig(f"--vary {text!r}: write it as NAME=V1,V2,... (gpus=4,6,8)")
+        if any(_same_option(name, other) for (other, _), *_ in axes):
+            raise InvalidConfig(
+                f"--vary {text!r}: {name} is varied twice; write its values as one list"
+            )
         axes.append([(name, value.strip()) for value in values.split(",")])
     for choice in itertools.product(*axes):
         options = sim
@@ -129,6 +135,10 @@ def _variants(
         for seed in seeds:
             named = [*parts, f"seed={seed}"] if len(seeds) > 1 or not parts else parts
             yield ",".join(named), options, seed
+
+
+def _same_option(name: str, other: str) -> bool:
+    return name.replace("_", "-").lstrip("-") == other.replace("_", "-").lstrip("-")
 
 
 def _title(type_: str, spec: SimSpec) -> str:

@@ -44,7 +44,7 @@ class PlanSpec:
 
     Requests of the first `warmup_ns` do not count, those of the `duration_ns` after it do. With
     `each_model` every entry must reach `target`, else all together. Raises InvalidConfig for what cannot
-    be answered: a target of 1, too few requests to show it, a model without a profile.
+    be answered: a target of 1, too few requests to show it, a model without a profile, faults.
     """
 
     entries: tuple[MixEntry, ...]
@@ -68,6 +68,11 @@ class PlanSpec:
             raise InvalidConfig("seeds and duration must be above 0, the warm-up at least 0")
         if len(self.base.profiles) != 1:
             raise InvalidConfig("planning takes one profile, which all GPUs have")
+        if self.base.faults is not None:
+            raise InvalidConfig(
+                "planning takes no --faults: failures are not modelled, so add GPUs for those that may be "
+                "lost (docs/planning.md)"
+            )
         for entry in self.entries:
             self.profile.model(entry.model)
         need = least_requests(self.target, self.seeds * BLOCKS)
