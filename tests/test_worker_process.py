@@ -15,7 +15,8 @@ import pytest
 
 from slosched.clock import now_ns
 from slosched.codes import Code
-from slosched.config import WorkerConfig
+from slosched.config import EmulationNoise, WorkerConfig
+from slosched.daemon.backends.emulated import EmulatedBackend
 from slosched.daemon.supervisor import child_argv, run_workers, supervise
 from slosched.daemon.worker import WorkerServer, run_worker
 from slosched.errors import AddressInUse, InvalidConfig, UnknownName
@@ -290,3 +291,16 @@ def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(InvalidConfig, match="3 GPUs were asked for and 2 found"):
         run_workers(WorkerConfig(gpus=3), announce=print)
+
+
+def test_emulated_workers_of_one_config_are_disturbed_apart() -> None:
+    """One noise seed: the same draws at the same port, others at another port and on another GPU."""
+
+    def draws(port: int, gpu: int = 0) -> list[int]:
+        noise = EmulationNoise(seed=3, exec_sigma=0.1)
+        config = WorkerConfig(device="emulated", gpus=2, port=port, noise=noise)
+        generator = EmulatedBackend(config).devices[gpu]._random
+        return [generator.next_u64() for _ in range(8)]
+
+    assert draws(12345) == draws(12345)
+    assert len({tuple(d) for d in (draws(12345), draws(12346), draws(12345, gpu=1))}) == 3

@@ -13,11 +13,16 @@ from slosched.core.worker.interface import ModelPrepared, PrepareModel, ReleaseM
 from slosched.daemon.backends.base import Frame
 from slosched.messages import GpuInfo
 
+#: More than any port number: no two pairs of seed and port make the same seed.
+_PORTS = 1 << 16
+
 
 class EmulatedBackend:
     """`config.gpus` GPUs of `config.profile`, in one process and behind one address.
 
-    Inputs are dropped on arrival and outputs are zeros: only sizes and times are real.
+    Inputs are dropped on arrival and outputs are zeros: only sizes and times are real. What
+    `config.noise.seed` draws is another sequence at each port, so that processes of one config are
+    disturbed apart.
     Raises UnknownName or InvalidConfig for a profile that cannot be read.
     """
 
@@ -33,7 +38,8 @@ class EmulatedBackend:
         self.gpus = tuple(
             GpuInfo(i, profile.name, profile.pages, profile.page_bytes) for i in range(config.gpus)
         )
-        self.devices = emulated_gpus(profile, config.noise, config.gpus)
+        noise = replace(config.noise, seed=config.noise.seed * _PORTS + config.port)
+        self.devices = emulated_gpus(profile, noise, config.gpus)
         self.loadable = tuple(sorted(profile.models))
         self._zeros: dict[int, bytes] = {}  # by size
 
