@@ -193,3 +193,12 @@ def test_a_profile_may_run_any_batch_size_in_linear_times() -> None:
     assert (exec_ns[2], exec_ns[3], exec_ns[4]) == (3_800_000, 4_700_000, 5_600_000)
     assert exec_ns[6] == 7_350_000 and exec_ns[16] == 15_700_000
     assert load_profile("v100").models["resnet50"].exec_ns.items() <= exec_ns.items()
+
+
+def test_a_schedule_ahead_with_which_nothing_is_ever_sent_is_refused() -> None:
+    for policy, fidelity in (("INFER4", "best"), ("INFER4", "paper"), ("INFER5", "paper")):
+        for ahead_ns in (1, 1_000_000):
+            with pytest.raises(InvalidConfig, match=r"above 1ms .* nothing would ever be sent"):
+                SchedulerConfig(policy, schedule_ahead_ns=ahead_ns, fidelity=fidelity)
+        assert SchedulerConfig(policy, schedule_ahead_ns=1_000_001, fidelity=fidelity)
+    assert SchedulerConfig("INFER5", schedule_ahead_ns=1)

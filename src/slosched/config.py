@@ -11,7 +11,7 @@ from itertools import pairwise
 from math import ceil
 
 from slosched.errors import InvalidConfig, UnknownName
-from slosched.units import NS_PER_MS
+from slosched.units import NS_PER_MS, format_duration
 
 #: Clockwork's client and worker ports.
 WORKER_PORT = 12345
@@ -189,6 +189,10 @@ _PUBLISHED_DEFAULTS = {
 }
 
 
+#: The published schedulers predict no start nearer than this.
+PAPER_LEAD_NS = 1 * NS_PER_MS
+
+
 @dataclass(frozen=True)
 class SchedulerConfig:
     """The scheduler's options, in the seed's order. None takes the fidelity's own default.
@@ -217,6 +221,14 @@ class SchedulerConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidConfig(f"{name} must be at least 1, not {value}")
+        ahead_ns = self.schedule_ahead_ns
+        paper = self.policy == "INFER4" or (self.policy == "INFER5" and self.fidelity == "paper")
+        if paper and ahead_ns is not None and ahead_ns <= PAPER_LEAD_NS:
+            raise InvalidConfig(
+                f"schedule_ahead must be above {format_duration(PAPER_LEAD_NS)} under INFER4 and "
+                f"INFER5:paper, not {format_duration(ahead_ns)}: they let nothing start sooner than that, so "
+                "nothing would ever be sent"
+            )
 
     def resolved(self) -> SchedulerConfig:
         """Return the same options with every None replaced by its default."""
