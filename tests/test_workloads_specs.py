@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from slosched.cli.workload import announce_trace
 from slosched.config_file import load_profile
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.units import NS_PER_S
@@ -103,6 +104,19 @@ def test_keys_may_have_underscores_and_values_any_type() -> None:
     assert workload_from_table(table).models() == (("resnet50_v2", 3600),)
 
 
+def test_a_key_in_both_spellings_is_named_twice(tmp_path: Path) -> None:
+    path = tmp_path / "spec.toml"
+    path.write_text('workload = "azure"\nnum_workers = 6\nnum-workers = 7\n')
+    with pytest.raises(InvalidConfig, match="num-workers and num_workers are the same key"):
+        load_workload(path)
+
+
+def test_the_help_of_simple_parametric_says_when_it_ends() -> None:
+    assert "The run ends soon after every client has stopped. A request" in (
+        WORKLOADS["simple-parametric"].text
+    )
+
+
 def test_any_workload_may_have_a_duration() -> None:
     simple = workload_from_table({"workload": "simple", "duration": "20s"})
     assert simple.duration_ns == 20 * NS_PER_S and "ended after 20s" in simple.describe()
@@ -186,6 +200,39 @@ def test_periods_too_short_for_a_first_request_are_refused(command: str, words: 
         parse_workload(name, values)
     assert parse_workload("on-off", ["m", "1", "1000", "1us", "1us"])
     assert parse_workload("azure", ["1", "1", "1", "1", "1ms"])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "slo-exp-1 m 1 poisson 1 1 {} 1e9 mul 1",
+        "gamma m 1 1 1 1s {}",
+        "slo-exp-2 m 1 poisson 1 1 2 2 mul 1 1 1 {}",
+    ],
+)
+def test_slo_factors_have_a_bound(command: str) -> None:
+    for factor in ("1.1e9", "1e300", "inf"):
+        name, *values = command.format(factor).split()
+        with pytest.raises(InvalidConfig, match=r"slo.*(1e\+09|finite)"):
+            parse_workload(name, values)
+    name, *values = command.format("1e9").split()
+    assert parse_workload(name, values)
+
+
+def test_a_synthetic_trace_is_announced_and_a_file_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], traces: Path
+) -> None:
+    monkeypatch.delenv(DIRECTORY_VARIABLE, raising=False)
+    table = {"workload": "azure", "duration": "1s"}
+    for workload in (parse_workload("azure_small", []), workload_from_table(table)):
+        announce_trace(workload)
+        captured = capsys.readouterr()
+        assert "making a synthetic trace (seed 1, 18000 functions" in captured.err
+        assert not captured.out and captured.err.count("\n") == 1
+    monkeypatch.setenv(DIRECTORY_VARIABLE, str(traces))
+    announce_trace(workload_from_table(table))
+    announce_trace(parse_workload("simple", []))
+    assert capsys.readouterr().err == ""
 
 
 def test_an_unknown_workload_lists_those_there_are() -> None:

@@ -19,7 +19,7 @@ from slosched.cli.values import (
     looks_like_address,
     one_address,
 )
-from slosched.cli.workload import is_spec, workload_of
+from slosched.cli.workload import announce_trace, is_spec, workload_of
 from slosched.errors import InvalidConfig, SloschedError, UnknownName
 
 if TYPE_CHECKING:
@@ -166,6 +166,7 @@ def workload_command(
         from slosched.cli.run import run_live
 
         workload = make(args or [])
+        announce_trace(workload)
         ends_ns = None if duration is None else duration_ns("--duration", duration, bare_unit="s")
         code = run_live(
             controller_address(ctx, None),

@@ -17,6 +17,17 @@ def is_spec(word: str) -> bool:
     return word.endswith(".toml")
 
 
+def announce_trace(workload: Workload) -> None:
+    """Say on stderr that a synthetic trace must be made first, which takes seconds, if that is so."""
+    from slosched.cli.output import warn
+    from slosched.workloads.azure import TraceReplay
+    from slosched.workloads.composed import Bounded
+
+    inner = workload.workload if isinstance(workload, Bounded) else workload
+    if isinstance(inner, TraceReplay) and inner.source.path is None:
+        warn(f"making {inner.source.describe()}; this takes some seconds")
+
+
 def workload_of(words: Sequence[str]) -> Workload:
     """Return the workload that `words` describe. Raises InvalidConfig (or a class below it)."""
     from slosched.workloads import parse_workload

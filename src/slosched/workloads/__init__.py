@@ -33,7 +33,14 @@ def workload_from_table(table: Mapping[str, object]) -> Workload:
     them, after which it ends. Raises UnknownName for a name or key that nobody knows, InvalidConfig for
     a missing one, and what the workload's parser raises.
     """
-    values = {key.replace("_", "-"): _text(value) for key, value in table.items()}
+    values: dict[str, str] = {}
+    spelled: dict[str, str] = {}
+    for key, value in table.items():
+        name = key.replace("_", "-")
+        if name in spelled:
+            raise InvalidConfig(f"{key} and {spelled[name]} are the same key; give it once")
+        spelled[name] = key
+        values[name] = _text(value)
     name = values.pop("workload", "")
     if name not in WORKLOADS:
         raise UnknownName("workload", name, list(WORKLOADS))

@@ -158,8 +158,7 @@ SIMPLE_PARAMETRIC = Kind(
     ),
     _simple_parametric,
     "Each client gets the same number of copies, rounded up; clients left without any are not "
-    "started. The run lasts as long as one says (--duration 60s), with nothing sent once every "
-    "client has stopped." + _REFUSED,
+    "started. The run ends soon after every client has stopped. " + _REFUSED,
     ("12 4 8 1000",),
 )
 COMPARISON_EXPERIMENT_2 = Kind(

@@ -24,7 +24,13 @@ from slosched.workloads.engine import open_loop_arrivals
 from slosched.workloads.kinds import Kind, Parameter
 from slosched.workloads.progression import OPERATORS, check_progression, progression
 from slosched.workloads.streams import OpenLoop
-from slosched.workloads.values import MAX_COUNT, read_integer, read_number, read_period
+from slosched.workloads.values import (
+    MAX_COUNT,
+    MAX_SLO_FACTOR,
+    read_integer,
+    read_number,
+    read_period,
+)
 
 NAME = "slo-exp-1"
 PARAMETERS = (
@@ -88,6 +94,10 @@ class SloExp1:
         check_progression(
             self.slo_start, self.slo_end, self.slo_factor, self.slo_op, names=_SLO_NAMES
         )
+        if not self.absolute and self.slo_end > MAX_SLO_FACTOR:
+            raise InvalidConfig(
+                f"slo-end must be at most {MAX_SLO_FACTOR:g} times the exec time, not {self.slo_end:g}"
+            )
         if self.absolute and self.slo_end >= 2**62:
             raise InvalidConfig("slo-end must be below 146 years")
         if self.period_ns < 1:

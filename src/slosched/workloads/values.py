@@ -10,6 +10,8 @@ from slosched.units import NS_PER_S, format_duration, has_unit, parse_duration_n
 #: The most instances, streams or outstanding requests that anybody means.
 MAX_COUNT = 100_000
 _MAX_RATE = 1e9
+#: The longest SLO that anybody means, in batch-1 times; an exec time of hours still fits 64 bits of ns.
+MAX_SLO_FACTOR = 1e9
 _MAX_PERIOD_NS = 10**6 * NS_PER_S
 
 
@@ -97,7 +99,11 @@ def read_slo(name: str, text: str) -> tuple[float, int]:
             raise InvalidConfig(f"{name} must be above 0, or 0 for the controller's default")
         return 0.0, slo_ns
     factor = read_number(name, text)
-    if factor < 0 or not math.isfinite(factor):
+    if factor > MAX_SLO_FACTOR:
+        raise InvalidConfig(
+            f"{name} must be at most {MAX_SLO_FACTOR:g} times the exec time, not {text}"
+        )
+    if not factor >= 0:
         raise InvalidConfig(
             f"{name} must be a multiple of the exec time (2.9), a duration (10ms) or 0, the "
             f"controller's default, not {text!r}"
