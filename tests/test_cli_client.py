@@ -172,6 +172,14 @@ def sweep_result(**changed: Any) -> RunResult:
     return RunResult(**{**fields, **changed})
 
 
+def test_a_run_that_sent_nothing_does_not_count_as_valid_in_words() -> None:
+    nothing = sweep_result(steps=())
+    assert nothing.verdict == "nothing was sent"
+    cut = sweep_result(steps=(), complete=False, problem="stopped")
+    assert cut.verdict == cut.as_dict()["verdict"] == "nothing was sent (stopped)"
+    assert sweep_result().verdict.startswith("valid: ")
+
+
 def run_with(monkeypatch: pytest.MonkeyPatch, result: RunResult, *args: str) -> Any:
     async def run_workload(*given: Any, **more: Any) -> RunResult:
         return result
@@ -306,3 +314,18 @@ def test_a_refusal_says_all_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.stderr == said_once
     document = json.loads(CliRunner().invoke(app, ["client", "infer", "m", "--json"]).stdout)
     assert (document["code"], document["remaining_ns"]) == (8, 21_000_000)
+
+
+def test_a_trace_that_is_made_first_is_announced_by_the_commands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def made(*given: Any, **more: Any) -> int:
+        return 0
+
+    monkeypatch.delenv("AZURE_TRACE_DIR", raising=False)
+    monkeypatch.setattr("slosched.cli.run.run_live", made)
+    monkeypatch.setattr("slosched.cli.simulate._run_one", made)
+    for command in (["client", "azure_small"], ["simulate", "FIFO", "azure_small"]):
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        assert "slosched: making a synthetic trace" in result.stderr

@@ -151,6 +151,8 @@ class RunResult:
     @property
     def verdict(self) -> str:
         """Whether the run counts, in words."""
+        if not self.sent:
+            return "nothing was sent" + ("" if self.complete else f" ({self.problem})")
         measured = format_duration(self.issue_delay_p99_ns)
         bound = format_duration(ISSUE_DELAY_BOUND_NS)
         if not self.valid:
