@@ -15,7 +15,6 @@ from typing import Any
 
 import msgspec
 
-import slosched
 from slosched.clock import now_ns
 from slosched.core.scheduler.interface import ActionRecord, Note, RequestRecord
 from slosched.loadgen.progress import ProgressMeter
@@ -235,7 +234,7 @@ def spec_digest(spec: SimSpec) -> str:
 @functools.cache
 def source_digest() -> str:
     """SHA-256 over the package's own source files, names and bytes, as they were when first asked for."""
-    package = Path(slosched.__file__).parent
+    package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package).as_posix()} {_file_sha256(path)}\n".encode())
