@@ -69,6 +69,21 @@ def test_two_loads_and_two_infers_are_outstanding_and_twenty_stay() -> None:
             assert 18 <= len(gpu.resident) <= 21
 
 
+def test_the_oldest_is_evicted_when_more_than_twenty_are_resident_and_not_before() -> None:
+    simulation = Simulation(STRESS, load_profile("v100"), gpus_per_worker=(1,))
+    most, evicted_at = 0, None
+    for _ in range(1500):
+        simulation.run_until(simulation.now_ns + MS)
+        for gpu in gpus_of(simulation):
+            most = max(most, len(gpu.resident))
+        actions = simulation.outcome.actions
+        loads = [a for a in actions if a.action_type == ActionType.LOAD_WEIGHTS]
+        if evicted_at is None and any(a.action_type == ActionType.EVICT_WEIGHTS for a in actions):
+            evicted_at = len(loads)
+    assert evicted_at is not None and 21 <= evicted_at <= 23  # with what came while it was evicted
+    assert most == 20 and len(loads) > 40
+
+
 def test_loads_go_round_in_order_and_infers_run_the_seventh_and_eighth_oldest() -> None:
     simulation = stressed(gpus=(1,))
     actions = simulation.outcome.actions
