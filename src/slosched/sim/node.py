@@ -117,7 +117,7 @@ class WorkerNode:
         """A message arrives; `step` must follow."""
         if self.clock is not None:
             now_ns = self.clock.local_ns(now_ns)
-        sizes = tuple(size for size in getattr(message, "input_sizes", ()) if size)
+        sizes = tuple(filter(None, getattr(message, "input_sizes", ())))
         key = self._stepper.handle(FromController(_PEER, message, sizes), now_ns=now_ns)
         if self._watch is not None and key is not None:
             self._watch.accepted(key, message, self.brain.clock_error_ns)

@@ -73,7 +73,7 @@ class Catalog:
         self._on_loaded = on_loaded
         self._settled = settled
         self._by_name: dict[str, list[Model]] = {}
-        self._waiting: list[_Waiting] = []
+        self.waiting: list[_Waiting] = []  # loads that are not answered yet
         self._preparing: dict[int, _Preparation] = {}  # by action id
         self._failures: dict[str, tuple[int, str]] = {}  # by name: the last worker's reason
         self._next_model_id = 0
@@ -85,7 +85,7 @@ class Catalog:
             reason = f"copies must be within 1..{MAX_COPIES}, not {message.copies}"
             self._reply(client, message, Code.INVALID_REQUEST, reason)
             return
-        self._waiting.append(_Waiting(client, message, [], now_ns + _HOLD_NS))
+        self.waiting.append(_Waiting(client, message, [], now_ns + _HOLD_NS))
         self.advance(now_ns=now_ns)
 
     def list_models(self, client: Client, message: ListModelsRequest) -> None:
@@ -106,7 +106,7 @@ class Catalog:
         for model in client.models.values():
             model.clients.pop(client.identity, None)
         client.models.clear()
-        self._waiting = [w for w in self._waiting if w.client is not client]
+        self.waiting = [w for w in self.waiting if w.client is not client]
 
     # --------------------------------------------------------------------- workers' answers
 
@@ -118,7 +118,7 @@ class Catalog:
                 self._prepare(worker, name, live, now_ns=now_ns)
         for name, copies in self._cluster.own_models.items():
             wish = LoadModelRequest(-1, name, copies)
-            self._waiting.append(_Waiting(None, wish, [], now_ns + _HOLD_NS))
+            self.waiting.append(_Waiting(None, wish, [], now_ns + _HOLD_NS))
         self.advance(now_ns=now_ns)
 
     def worker_lost(self, worker: Worker, *, now_ns: int) -> None:
@@ -214,12 +214,8 @@ class Catalog:
                 del self._preparing[action_id]
                 reason = f"worker {preparation.worker.label} did not finish within ten minutes"
                 self._give_up(preparation.models[0].name, Code.LOAD_MODEL_TOO_LATE, reason)
-        if self._waiting:
-            self._waiting = [w for w in self._waiting if not self._advance_one(w, now_ns)]
-
-    @property
-    def waiting(self) -> bool:
-        return bool(self._waiting)
+        if self.waiting:
+            self.waiting = [w for w in self.waiting if not self._advance_one(w, now_ns)]
 
     def _advance_one(self, waiting: _Waiting, now_ns: int) -> bool:
         """Returns True when `waiting` was answered."""
@@ -283,10 +279,10 @@ class Catalog:
 
     def abandon(self) -> None:
         """Answer the loads that wait: the process ends."""
-        for waiting in self._waiting:
+        for waiting in self.waiting:
             reason = "the controller is shutting down"
             self._reply(waiting.client, waiting.message, Code.SHUTTING_DOWN, reason)
-        self._waiting.clear()
+        self.waiting.clear()
 
     def used_by(self, client: Client, model: Model) -> None:
         """`client` uses `model` until it leaves."""

@@ -43,7 +43,7 @@ class Openings:
         self._near: list[tuple[int, int, Gpu]] = []
         self._near_margin_ns: dict[int, int] = {}
         self._soon: dict[int, Gpu] = {}  # open, and starts when the running one ends
-        self._open: dict[int, Gpu] = {}  # both
+        self.open: dict[int, Gpu] = {}  # both, after `refresh`
         #: Opens by itself: when, by index; the heap has stale entries too.
         self._opens_ns: dict[int, int] = {}
         self._closed: list[tuple[int, int, Gpu]] = []
@@ -87,7 +87,7 @@ class Openings:
         return opens_ns
 
     def _now_open(self, gpu: Gpu, now_ns: int) -> None:
-        self._open[gpu.index] = gpu
+        self.open[gpu.index] = gpu
         margin_ns = gpu.worker.transit.margin_ns
         if gpu.exec.busy_until_ns <= now_ns + margin_ns:
             self._list(gpu, margin_ns)
@@ -97,8 +97,8 @@ class Openings:
 
     def _place(self, gpu: Gpu, now_ns: int) -> None:
         index = gpu.index
-        if index in self._open:
-            del self._open[index]
+        if index in self.open:
+            del self.open[index]
             if index in self._near_margin_ns:
                 self._unlist(index)
             else:
@@ -188,9 +188,9 @@ class Openings:
 
         A closed one is asked anyway when it opens.
         """
-        few, others = self._open, holders
+        few, others = self.open, holders
         if len(holders) < len(few):
-            few, others = holders, self._open
+            few, others = holders, self.open
         if len(few) > _FEW:
             return False
         for index, gpu in few.items():

@@ -166,7 +166,8 @@ class Scheduler:
     def next_wakeup_ns(self) -> int | None:
         """When `schedule` must be called although nothing arrives."""
         policy_ns = self.policy.next_wakeup_ns()
-        return self._tick_due_ns if policy_ns is None else min(policy_ns, self._tick_due_ns)
+        due_ns = self._tick_due_ns
+        return due_ns if policy_ns is None or due_ns < policy_ns else policy_ns
 
     @property
     def answered(self) -> int:

@@ -150,7 +150,8 @@ class Infer5:
         wakeup_ns = self._openings.next_opening_ns(self._now_ns)
         expiry_ns = self._expiry.next_ns()
         if expiry_ns is not None and self._cluster.gpus:
-            expiry_ns = max(expiry_ns - self._cluster.paths.least_transit_ns, self._now_ns) + 1
+            expiry_ns -= self._cluster.paths.least_transit_ns
+            expiry_ns = (expiry_ns if expiry_ns > self._now_ns else self._now_ns) + 1
             if wakeup_ns is None or expiry_ns < wakeup_ns:
                 return expiry_ns
         return wakeup_ns
@@ -281,7 +282,9 @@ class Infer5:
         self._answer_hopeless(now_ns)
         openings = self._openings
         openings.refresh(now_ns)
-        if self._waiting and (self._fresh or openings.unasked):
+        if not openings.open:
+            self._fresh.clear()  # each GPU is asked when it opens
+        elif self._waiting and (self._fresh or openings.unasked):
             sent = self._give_work(now_ns)
             self._fresh.clear()
             if sent and self._waiting:
