@@ -169,6 +169,9 @@ class WorkerServer:
     def _turn(self) -> None:
         """What is due, what has arrived, what follows."""
         stepper = self._stepper
+        # The clock after the socket: a message must not seem to have come before it did, or a
+        # heartbeat's way back looks shorter than it was, and the clocks further apart than they are.
+        arrived = list(self._router.receive())
         now = self._clock()
         if self._backend.exact:
             stepper.run_until(now)
@@ -176,7 +179,7 @@ class WorkerServer:
         if self._prepared and self._backend.warm_up(self._prepared[0]):
             stepper.handle(self._prepared.popleft(), now_ns=now)
             fresh = True
-        for peer, frames in self._router.receive():
+        for peer, frames in arrived:
             fresh = self._receive(peer, frames, now) or fresh
         due_ns = None if fresh or self._backend.exact else stepper.next_due_ns()
         if fresh or (due_ns is not None and due_ns <= now):
