@@ -247,7 +247,7 @@ def _simulate(plan: Plan, delays: Delays, out: Path) -> RunResult:
 
 # ---------------------------------------------------------------------------------- the command
 
-_EXIT_CODES = {"within": 0, "beyond": 1, "undecided": 3}
+_EXIT_CODES = {"within": 0, "beyond": 1, "undecided": 8}
 
 _Words = Annotated[
     list[str],
@@ -307,7 +307,7 @@ def validate(
     delays that the live run had. Printed for each step: both satisfactions and their difference in
     points, goodput (simulated over live), latencies, and what disturbed the machine. Steps from --from-slo
     up are held to --tolerance, and only in a try that nothing disturbed. The exit code is 1 if one of them
-    is beyond it; else 3 if one was disturbed in each try, so that nothing is decided.
+    is beyond it; else 8 if one was disturbed in each try, so that nothing is decided.
 
     The directory keeps both runs, validate.json and a figure.
 
