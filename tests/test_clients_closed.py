@@ -23,6 +23,9 @@ from slosched.workloads.streams import ClosedLoop
 
 MS = 1_000_000
 
+#: Live loops over real sockets: their counts need the machine.
+pytestmark = pytest.mark.processes
+
 
 @dataclass(frozen=True)
 class Closed:
@@ -111,9 +114,10 @@ def test_a_refused_request_is_followed_when_its_deadline_has_come() -> None:
         controller.code, controller.reason = 8, "no plan"
         result = run(controller, Closed(slo_ns=50 * MS), duration_ns=420 * MS)
     assert result.complete
-    # Due at 0, 50, ... 400 ms, each a little later than the one before.
-    assert [step.sent for step in result.steps] == [pytest.approx(26, abs=1), 9]
-    assert result.steps[1].codes == {"could not start in time": 9}
+    # Due at 0, 50, ... 400 ms, each a little later than the one before; a machine that stalls loses some.
+    many, one = result.steps
+    assert 18 <= many.sent <= 27 and 6 <= one.sent <= 9
+    assert one.codes == {"could not start in time": one.sent}
 
 
 def test_a_load_without_an_end_goes_on_until_it_is_stopped(tmp_path: Path) -> None:
