@@ -31,13 +31,13 @@ from slosched.core.scheduler.policies.base import (
     Refusals,
     is_offered,
 )
+from slosched.core.scheduler.policies.queued import send_batch
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.core.scheduler.turns import Turns
 from slosched.core.scheduler.unbound import Unbound
 
 STEP = 1.0
 BACKOFF = 0.9
-_NEVER_NS = 2**62
 
 
 class _Replicas:
@@ -162,16 +162,7 @@ class Aimd:
         for request in requests:
             del self._bound[request.key]
             model.queue.remove(request)
-        batch_class = table.class_for(len(requests))
-        self._cluster.send_infer(
-            gpu,
-            requests,
-            batch_class,
-            now_ns=now_ns,
-            start_ns=start_ns,
-            duration_ns=table.estimators[batch_class].expected_ns,
-            latest_ns=_NEVER_NS,
-        )
+        send_batch(self._cluster, gpu, requests, start_ns=start_ns, now_ns=now_ns)
 
     def next_wakeup_ns(self) -> int | None:
         return self._openings.next_opening_ns(self._now_ns) if self._bound else None

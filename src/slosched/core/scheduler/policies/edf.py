@@ -20,47 +20,23 @@ from bisect import insort
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
-from slosched.core.scheduler.openings import Openings
-from slosched.core.scheduler.placement import Placement
-from slosched.core.scheduler.policies.base import (
-    LAST_ONE_LOST,
-    NOT_OFFERED,
-    Refusals,
-    is_offered,
-)
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.policies.base import Refusals
+from slosched.core.scheduler.policies.queued import QueuedByModel, send_single
+from slosched.core.scheduler.state import Gpu, Request
 from slosched.units import format_duration
 
 
-class Edf:
+class Edf(QueuedByModel):
     """See the head of this file."""
 
-    replans = True
-
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
-        self._cluster = cluster
-        self._refusals = refusals
-        self._openings = Openings(cluster)
-        self._placement = Placement(cluster)
-        self._waiting: dict[int, Model] = {}  # models with queued requests
+        super().__init__(cluster, refusals)
         self._expiry = ExpiryHeap()  # by deadline
-        self._now_ns = 0
 
     def enqueue(self, request: Request, *, now_ns: int) -> None:
-        model = request.model
-        if not is_offered(self._cluster, model):
-            self._refusals.refuse(request, Code.COULD_NOT_START_IN_TIME, NOT_OFFERED)
-            return
-        self._placement.asked_for(model, now_ns=now_ns)
-        insort(model.queue, request)
-        self._waiting[model.model_id] = model
-        self._expiry.push(request.deadline_ns, request)
-
-    def forget(self, request: Request) -> None:
-        model = request.model
-        model.queue.remove(request)
-        if not model.queue:
-            del self._waiting[model.model_id]
+        if self._takes(request, now_ns):
+            insort(request.model.queue, request)
+            self._expiry.push(request.deadline_ns, request)
 
     def plan(self, *, now_ns: int) -> None:
         self._now_ns = now_ns
@@ -78,16 +54,7 @@ class Edf:
                 self._time_out(request, now_ns)
                 continue
             self.forget(request)
-            table = gpu.exec_table(request.model)
-            self._cluster.send_infer(
-                gpu,
-                (request,),
-                table.batches[0],
-                now_ns=now_ns,
-                start_ns=start_ns,
-                duration_ns=table.single.expected_ns,
-                latest_ns=request.deadline_ns,
-            )
+            send_single(self._cluster, gpu, request, start_ns=start_ns, now_ns=now_ns)
             return
 
     def _time_out(self, request: Request, now_ns: int) -> None:
@@ -103,26 +70,3 @@ class Edf:
             return None
         times = (self._openings.next_opening_ns(self._now_ns), self._expiry.next_ns())
         return min((ns for ns in times if ns is not None), default=None)
-
-    def action_done(
-        self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
-    ) -> None:
-        """The cluster's own predictions are enough."""
-
-    def gpu_added(self, gpu: Gpu) -> None:
-        """Nothing is kept per GPU."""
-
-    def gpu_removed(self, gpu: Gpu) -> None:
-        self._placement.gpu_removed(gpu)
-        for model in list(self._waiting.values()):
-            if is_offered(self._cluster, model):
-                continue
-            for request in list(model.queue):
-                self.forget(request)
-                self._refusals.refuse(request, Code.CANCELLED, LAST_ONE_LOST)
-
-    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
-        self._placement.model_loaded(model, gpus)
-
-    def settled(self, model: Model) -> bool:
-        return self._placement.settled(model)

@@ -31,6 +31,7 @@ from slosched.core.scheduler.policies.base import (
     Refusals,
     is_offered,
 )
+from slosched.core.scheduler.policies.queued import send_single
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.core.scheduler.unbound import Unbound
 from slosched.units import format_duration
@@ -160,16 +161,7 @@ class Reject:
                 self._time_out(request, now_ns)
                 continue
             self.forget(request)
-            table = gpu.exec_table(model)
-            self._cluster.send_infer(
-                gpu,
-                (request,),
-                table.batches[0],
-                now_ns=now_ns,
-                start_ns=start_ns,
-                duration_ns=table.single.expected_ns,
-                latest_ns=request.deadline_ns,
-            )
+            send_single(self._cluster, gpu, request, start_ns=start_ns, now_ns=now_ns)
             return
 
     def _bind_anew(self, request: Request, now_ns: int) -> None:

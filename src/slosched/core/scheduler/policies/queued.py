@@ -1,0 +1,110 @@
+"""What the simple policies share: requests queued at their models, weights loaded by demand.
+
+`QueuedByModel` is the part of a policy that decides nothing: who waits, whom nobody can serve any more,
+what placement must hear. FIFO and EDF are this and a rule. `send_single` and `send_batch` commit what a
+rule has chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from slosched.codes import Code
+from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.openings import Openings
+from slosched.core.scheduler.placement import Placement
+from slosched.core.scheduler.policies.base import (
+    LAST_ONE_LOST,
+    NOT_OFFERED,
+    Refusals,
+    is_offered,
+)
+from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+
+#: The latest start of what is worth doing however late.
+NEVER_NS = 2**62
+
+
+class QueuedByModel:
+    """Queues and placement of a policy that keeps requests at their models."""
+
+    replans = True
+
+    def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
+        self._cluster = cluster
+        self._refusals = refusals
+        self._openings = Openings(cluster)
+        self._placement = Placement(cluster)
+        self._waiting: dict[int, Model] = {}  # models with queued requests
+        self._now_ns = 0
+
+    def _takes(self, request: Request, now_ns: int) -> bool:
+        """Note that `request` came; False if it was refused, because no GPU could ever serve it."""
+        if not is_offered(self._cluster, request.model):
+            self._refusals.refuse(request, Code.COULD_NOT_START_IN_TIME, NOT_OFFERED)
+            return False
+        self._placement.asked_for(request.model, now_ns=now_ns)
+        self._waiting[request.model.model_id] = request.model
+        return True
+
+    def forget(self, request: Request) -> None:
+        model = request.model
+        model.queue.remove(request)
+        if not model.queue:
+            del self._waiting[model.model_id]
+
+    def action_done(
+        self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
+    ) -> None:
+        """The cluster's own predictions are enough."""
+
+    def gpu_added(self, gpu: Gpu) -> None:
+        """Nothing is kept per GPU."""
+
+    def gpu_removed(self, gpu: Gpu) -> None:
+        self._placement.gpu_removed(gpu)
+        for model in list(self._waiting.values()):
+            if is_offered(self._cluster, model):
+                continue
+            for request in list(model.queue):
+                self.forget(request)
+                self._refusals.refuse(request, Code.CANCELLED, LAST_ONE_LOST)
+
+    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
+        self._placement.model_loaded(model, gpus)
+
+    def settled(self, model: Model) -> bool:
+        return self._placement.settled(model)
+
+
+def send_single(
+    cluster: Cluster, gpu: Gpu, request: Request, *, start_ns: int, now_ns: int
+) -> None:
+    """Commit `request` alone; the worker refuses it once its deadline has passed."""
+    table = gpu.exec_table(request.model)
+    cluster.send_infer(
+        gpu,
+        (request,),
+        table.batches[0],
+        now_ns=now_ns,
+        start_ns=start_ns,
+        duration_ns=table.single.expected_ns,
+        latest_ns=request.deadline_ns,
+    )
+
+
+def send_batch(
+    cluster: Cluster, gpu: Gpu, requests: Sequence[Request], *, start_ns: int, now_ns: int
+) -> None:
+    """Commit `requests` of one model in the smallest class that holds them, however late."""
+    table = gpu.exec_table(requests[0].model)
+    batch_class = table.class_for(len(requests))
+    cluster.send_infer(
+        gpu,
+        requests,
+        batch_class,
+        now_ns=now_ns,
+        start_ns=start_ns,
+        duration_ns=table.estimators[batch_class].expected_ns,
+        latest_ns=NEVER_NS,
+    )
