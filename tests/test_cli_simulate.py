@@ -206,6 +206,11 @@ def alive_in_group(group: int) -> list[int]:
     return found
 
 
+def wrote_rows(out: Path) -> int:
+    """Runs under `out` that have sent requests."""
+    return sum(log.stat().st_size > 4096 for log in out.rglob(FILE_NAME))
+
+
 LONG = ["slo-exp-1", "resnet50_v2", "2", "poisson", "400", "4", "4", "2", "mul", "3000"]
 PLAN_MODELS = str(Path(__file__).parent.parent / "workloads" / "plan-example.toml")
 
@@ -235,7 +240,9 @@ def test_a_signal_ends_a_sweep_and_its_processes_and_leaves_valid_parts(
         for line in child.stderr:
             if line.count(" %") == started:  # that many runs are under way
                 break
-        time.sleep(0.7)  # until requests are sent
+        until = time.monotonic() + 60.0
+        while wrote_rows(tmp_path) < started and time.monotonic() < until:
+            time.sleep(0.02)
         os.killpg(child.pid, number)  # as `timeout` and a terminal do: parent and children
         _, said = child.communicate(timeout=30)
         until = time.monotonic() + 5.0  # the helper of multiprocessing ends itself somewhat later

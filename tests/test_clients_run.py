@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,28 @@ def spec(text: str = "toy 3 poisson 300 1s 4s 2 mul 0.3") -> SloExp1:
     return parse_slo_exp_1(text.split())
 
 
+async def sent(controller: FakeController, count: int) -> None:
+    """Wait until that many requests arrived: however slow the machine is, the run is under way."""
+    async with asyncio.timeout(20):
+        while len(controller.of(InferRequest)) < count:
+            await asyncio.sleep(0.01)
+
+
+async def run_until(
+    controller: FakeController, count: int, what: Callable[[], object], running: Awaitable[RunResult]
+) -> RunResult:
+    """Let the run go on, and do `what` when it has sent `count` requests."""
+
+    async def do() -> None:
+        await sent(controller, count)
+        what()
+
+    doing = asyncio.ensure_future(do())
+    result = await running
+    await doing
+    return result
+
+
 def run(
     controller: FakeController,
     workload: SloExp1,
@@ -32,12 +55,13 @@ def run(
     out: Path | None = None,
     progress: list[RunProgress] | None = None,
     stop_after_s: float | None = None,
+    stop_after_sent: int | None = None,
 ) -> RunResult:
     async def work() -> RunResult:
         stop = asyncio.Event()
         if stop_after_s is not None:
             asyncio.get_running_loop().call_later(stop_after_s, stop.set)
-        return await run_workload(
+        running = run_workload(
             controller.address,
             workload,
             inputs=inputs,
@@ -46,6 +70,9 @@ def run(
             progress=progress.append if progress is not None else None,
             stop=stop,
         )
+        if stop_after_sent is None:
+            return await running
+        return await run_until(controller, stop_after_sent, stop.set, running)
 
     return asyncio.run(asyncio.wait_for(work(), 60))
 
@@ -94,7 +121,7 @@ def test_no_inputs_sends_no_frames() -> None:
 def test_stopping_leaves_a_valid_partial_run(tmp_path: Path) -> None:
     with FakeController() as controller:
         result = run(controller, spec("toy 2 fixed-rate 100 1s 8s 2 mul 5"), out=tmp_path / "run",
-                     stop_after_s=0.5)  # fmt: skip
+                     stop_after_sent=20)  # fmt: skip
     assert not result.complete and result.problem == "stopped"
     assert len(result.steps) == 1 and 0 < result.sent < 200
     assert result.steps[0].codes == {"ok": result.sent}
@@ -122,7 +149,7 @@ def test_cancelling_the_task_keeps_the_rows(tmp_path: Path) -> None:
                 out=tmp_path / "run",
             )
         )
-        await asyncio.sleep(0.6)
+        await sent(controller, 20)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -141,12 +168,11 @@ def test_a_controller_that_falls_silent_ends_the_run(
     monkeypatch.setattr(load, "GRACE_NS", 10**8)
 
     async def work(controller: FakeController) -> RunResult:
-        loop = asyncio.get_running_loop()
-        loop.call_later(0.5, lambda: setattr(controller, "deaf", True))
-        return await run_workload(
+        running = run_workload(
             controller.address, spec("toy 1 fixed-rate 100 50ms 50ms 2 mul 20"), inputs=False,
             out=tmp_path / "run",
         )  # fmt: skip
+        return await run_until(controller, 20, lambda: setattr(controller, "deaf", True), running)
 
     with FakeController() as controller:
         result = asyncio.run(asyncio.wait_for(work(controller), 30))
@@ -169,9 +195,9 @@ def test_a_restarted_controller_ends_the_run(inputs: bool, monkeypatch: pytest.M
 
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, what: unhandled.append(what))
-        loop.call_later(0.3, restart)
         workload = spec("toy 1 fixed-rate 100 50ms 50ms 2 mul 20")
-        return await run_workload(controller.address, workload, inputs=inputs)
+        running = run_workload(controller.address, workload, inputs=inputs)
+        return await run_until(controller, 10, restart, running)
 
     with FakeController() as controller:
         result = asyncio.run(asyncio.wait_for(work(controller), 30))
