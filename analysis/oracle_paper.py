@@ -25,7 +25,7 @@ from pathlib import Path
 from random import Random
 
 from slosched.codes import Code
-from slosched.config import GpuProfile, SchedulerConfig
+from slosched.config import EmulationNoise, GpuProfile, SchedulerConfig
 from slosched.config_file import load_profile
 from slosched.core.scheduler.paper.deadlines import internal_slos_ns
 from slosched.messages import ControllerToWorker, Infer, WorkerToController
@@ -79,8 +79,15 @@ REFERENCE: dict[Row, tuple[float, ...]] = {
 class SlowInputNode(WorkerNode):
     """A worker that needs `input_ns` for the inputs of an Infer before it knows of the action."""
 
-    def __init__(self, profile: GpuProfile, *, input_ns: int) -> None:
-        super().__init__(profile, GPUS, incarnation=900)
+    def __init__(
+        self,
+        profile: GpuProfile,
+        *,
+        input_ns: int,
+        gpus: int = GPUS,
+        noise: EmulationNoise | None = None,
+    ) -> None:
+        super().__init__(profile, gpus, noise=noise, incarnation=900)
         self._input_ns = input_ns
         self._coming: deque[tuple[int, Infer]] = deque()
 

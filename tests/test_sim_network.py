@@ -96,6 +96,25 @@ def test_jitter_is_exponential_seeded_and_keeps_the_order() -> None:
     assert close == arrivals(1, 1000) and close != arrivals(2, 1000)
 
 
+def test_a_spread_is_drawn_evenly_between_its_quantiles() -> None:
+    kernel, got = Kernel(0), list[tuple[int, Any]]()
+    spread = wire(kernel, got, spread_ns=(0, 10_000, 10_000, 90_000), seed=3)
+    for index in range(3000):
+        kernel.at(index * NS_PER_S, spread.send, index)
+    kernel.run_until(3000 * NS_PER_S)
+    delays = [at_ns - index * NS_PER_S - 200_000 for index, (at_ns, _) in enumerate(got)]
+    assert min(delays) >= 0 and max(delays) < 90_000
+    for low, high in ((0, 10_000), (10_000, 10_001), (10_001, 90_000)):  # a third each
+        assert 0.3 < sum(low <= delay < high for delay in delays) / 3000 < 0.37
+    assert sum(d for d in delays if d > 10_000) / 1000 == pytest.approx(50_000, rel=0.1)
+
+
+@pytest.mark.parametrize("spread", [(1,), (2, 1), (-1, 1)])
+def test_a_spread_that_cannot_be_is_refused(spread: tuple[int, ...]) -> None:
+    with pytest.raises(InvalidConfig, match="to_worker_spread_ns must be two or more quantiles"):
+        Network(to_worker_spread_ns=spread)
+
+
 def test_a_disturbed_wire_loses_delays_and_doubles() -> None:
     kernel, got = Kernel(0), list[tuple[int, Any]]()
     faulty = wire(kernel, got)

@@ -17,34 +17,55 @@ from slosched.telemetry import action_log, client_log
 from slosched.units import NS_PER_MS, format_duration
 from slosched.workloads.base import Step
 
-#: Quantiles of an exponential distribution, in means: what makes a latency and a jitter of two of them.
-_P10, _P50 = -math.log(0.9), math.log(2)
+#: So many evenly spaced quantiles tell how a way's delays are spread.
+_QUANTILES = 201
 
 
 @dataclass(frozen=True)
 class Delays:
-    """The ways of a live run, ns: what is constant of each, and the mean of the random part of all.
+    """The ways of a live run, ns: what is constant of each, and how the rest is spread.
 
-    `client_round_trip_ns` is what a request takes besides the controller's own latency; `medians_ns`
-    are the measured ones, and `actions` how many they are of.
+    `client_round_trip_ns` is what a request takes besides the controller's own latency. Spreads are evenly
+    spaced quantiles of what a way takes on top of its constant part. `medians_ns` are the measured ones, and
+    `actions` how many they are of.
     """
 
     to_worker_ns: int
     from_worker_ns: int
     client_round_trip_ns: int
-    jitter_ns: int
+    spreads_ns: dict[str, tuple[int, ...]]
     medians_ns: dict[str, int]
     actions: int
 
     @property
     def text(self) -> str:
         """The delays in one line."""
-        return (
-            f"to the worker {format_duration(self.to_worker_ns)}, back "
-            f"{format_duration(self.from_worker_ns)}, client and back "
-            f"{format_duration(self.client_round_trip_ns)}, jitter {format_duration(self.jitter_ns)} "
-            f"(from {self.actions} live actions)"
-        )
+        ways = {"to_worker": "to the worker", "from_worker": "back", "client": "client and back"}
+        parts = []
+        for name, words in ways.items():
+            tail_ns = self.medians_ns[name] + self._beyond_median_ns(name)
+            median = format_duration(self.medians_ns[name])
+            parts.append(f"{words} {median} (p95 {format_duration(tail_ns)})")
+        return f"{', '.join(parts)}; from {self.actions} live actions"
+
+    def _beyond_median_ns(self, name: str) -> int:
+        """How far the 95th percentile lies above the median."""
+        spread_ns = self.spreads_ns[name]
+        return spread_ns[(len(spread_ns) - 1) * 95 // 100] - spread_ns[(len(spread_ns) - 1) // 2]
+
+
+def spread_of(values_ns: Sequence[int] | np.ndarray[Any, Any]) -> tuple[int, tuple[int, ...]]:
+    """(the least, evenly spaced quantiles of what is above it) of delays, ns.
+
+    The greatest quantile is not the greatest value but one that keeps the mean of the last interval: drawn
+    linearly up to a single outlier, that interval would weigh far too much.
+    """
+    ordered = np.sort(np.maximum(np.asarray(values_ns, dtype=np.float64), 0.0))
+    least = float(ordered[0])
+    quantiles = np.quantile(ordered, np.linspace(0.0, 1.0, _QUANTILES))
+    last = ordered[len(ordered) * (_QUANTILES - 2) // (_QUANTILES - 1) :]
+    quantiles[-1] = max(quantiles[-2], 2.0 * float(last.mean()) - quantiles[-2])
+    return round(least), tuple(round(q - least) for q in quantiles.tolist())
 
 
 def measure_delays(run_dir: Path) -> Delays:
@@ -53,8 +74,8 @@ def measure_delays(run_dir: Path) -> Delays:
     To a worker: `worker_action_received` (its clock is brought in line by heartbeats). Back: from the
     end of the exec to `controller_result_enqueue`. The clocks are brought in line as if both ways were
     equally long, so that only their sum is certain. Client: its latency from the real send, less the
-    controller's. Each is a constant plus an exponential part, fitted to the 10th percentile and the
-    median. Raises InvalidConfig for a run in which nothing was inferred, MalformedLog for a damaged log.
+    controller's. Raises InvalidConfig for a run in which nothing was inferred, MalformedLog for a damaged
+    log.
     """
     actions = action_log.read_action_log(run_dir / action_log.FILE_NAME)
     infers = (actions["action_type"] == int(ActionType.INFER)) & (actions["status"] == 0)
@@ -71,21 +92,13 @@ def measure_delays(run_dir: Path) -> Delays:
             client["latency_ns"] - client["issue_delay_ns"] - client["controller_latency_ns"]
         )[served],
     }
-    medians = {name: float(np.median(values)) for name, values in ways.items()}
-    spreads = [
-        (medians[name] - float(np.quantile(ways[name], 0.1))) / (_P50 - _P10)
-        for name in ("to_worker", "from_worker")
-    ]
-    jitter = max(0.0, sum(spreads) / len(spreads))
-    # The client's way has two random parts, there and back; their sum's median is 1.678 means.
-    parts = {"to_worker": _P50, "from_worker": _P50, "client": 1.678}
-    fixed = {name: round(max(0.0, medians[name] - jitter * parts[name])) for name in ways}
+    found = {name: spread_of(values) for name, values in ways.items()}
     return Delays(
-        to_worker_ns=fixed["to_worker"],
-        from_worker_ns=fixed["from_worker"],
-        client_round_trip_ns=fixed["client"],
-        jitter_ns=round(jitter),
-        medians_ns={name: round(value) for name, value in medians.items()},
+        to_worker_ns=found["to_worker"][0],
+        from_worker_ns=found["from_worker"][0],
+        client_round_trip_ns=found["client"][0],
+        spreads_ns={name: spread_ns for name, (_, spread_ns) in found.items()},
+        medians_ns={name: round(float(np.median(values))) for name, values in ways.items()},
         actions=int(np.count_nonzero(infers)),
     )
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from slosched.analysis.validation import Delays, StepDifference
     from slosched.cli.local_run import Cluster
     from slosched.loadgen.results import RunResult
+    from slosched.sim.network import Network
     from slosched.workloads import Workload
 
 
@@ -218,9 +219,26 @@ def _disturbed(plan: Plan, live: RunResult, meter: Meter) -> list[tuple[str, ...
     return found
 
 
+def network_like(delays: Delays) -> Network:
+    """A network whose ways take what those of a live run took.
+
+    Only the sum of the client's two ways is known: what varies of it is put on the way back.
+    """
+    from slosched.sim.network import Network
+
+    return Network(
+        to_worker_ns=delays.to_worker_ns,
+        from_worker_ns=delays.from_worker_ns,
+        from_client_ns=delays.client_round_trip_ns // 2,
+        to_client_ns=delays.client_round_trip_ns // 2,
+        to_worker_spread_ns=delays.spreads_ns["to_worker"],
+        from_worker_spread_ns=delays.spreads_ns["from_worker"],
+        to_client_spread_ns=delays.spreads_ns["client"],
+    )
+
+
 def _simulate(plan: Plan, delays: Delays, out: Path) -> RunResult:
     from slosched.config_file import load_profile
-    from slosched.sim.network import Network
     from slosched.sim.run import simulate
     from slosched.sim.spec import SimSpec
 
@@ -231,13 +249,7 @@ def _simulate(plan: Plan, delays: Delays, out: Path) -> RunResult:
         profiles=(load_profile(cluster.profile),),
         gpus=cluster.gpus,
         gpus_per_worker=cluster.gpus,  # one process emulates them all
-        network=Network(
-            to_worker_ns=delays.to_worker_ns,
-            from_worker_ns=delays.from_worker_ns,
-            from_client_ns=delays.client_round_trip_ns // 2,
-            to_client_ns=delays.client_round_trip_ns // 2,
-            jitter_ns=delays.jitter_ns,
-        ),
+        network=network_like(delays),
         seed=plan.seed,
         duration_ns=plan.duration_ns,
     )

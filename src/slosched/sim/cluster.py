@@ -65,11 +65,13 @@ class SimCluster:
         }
         for worker_id, worker in self.workers.items():
             self.controller.to_workers[worker_id] = self._wire(
-                worker.receive, network.to_worker_ns, self._card, f"to worker {worker_id}"
-            )
+                worker.receive, network.to_worker_ns, network.to_worker_spread_ns, self._card,
+                f"to worker {worker_id}",
+            )  # fmt: skip
             worker.to_controller = self._wire(
                 self.controller.receive,
                 network.from_worker_ns,
+                network.from_worker_spread_ns,
                 self._new_card(),
                 f"from worker {worker_id}",
             )
@@ -98,19 +100,20 @@ class SimCluster:
 
     def _report_slack_ns(self, nodes: Sequence[WorkerNode]) -> int | None:
         drifts = [abs(node.clock.drift_ppb) for node in nodes if node.clock is not None]
-        exact = not (self.network.jitter_ns or self.network.bandwidth_bits_per_s or any(drifts))
+        exact = not (self.network.random or self.network.bandwidth_bits_per_s or any(drifts))
         drift_ns = max(drifts, default=0) * _EXCHANGES_KEPT_NS // NS_PER_S
         return None if exact else drift_ns
 
     def add_client(self, identity: bytes, receive: Callable[[ControllerToClient], None]) -> Wire:
         """Join a client whose answers go to `receive`; returns its wire, which takes FromClient."""
-        name = identity.decode("ascii", "replace")
+        name, network = identity.decode("ascii", "replace"), self.network
         self.controller.to_clients[identity] = self._wire(
-            receive, self.network.to_client_ns, self._card, f"to {name}"
+            receive, network.to_client_ns, network.to_client_spread_ns, self._card, f"to {name}"
         )
         return self._wire(
-            self._from_client, self.network.from_client_ns, self._new_card(), f"from {name}"
-        )
+            self._from_client, network.from_client_ns, network.from_client_spread_ns, self._new_card(),
+            f"from {name}",
+        )  # fmt: skip
 
     def traffic(self) -> dict[str, dict[str, int]]:
         """Messages and bytes sent so far, by connection and direction."""
@@ -127,7 +130,12 @@ class SimCluster:
         return Card(bits_per_s) if bits_per_s else None
 
     def _wire(
-        self, deliver: Callable[..., None], latency_ns: int, card: Card | None, name: str
+        self,
+        deliver: Callable[..., None],
+        latency_ns: int,
+        spread_ns: tuple[int, ...],
+        card: Card | None,
+        name: str,
     ) -> Wire:
         wire = self.wires[name] = Wire(
             self.kernel,
@@ -136,5 +144,6 @@ class SimCluster:
             jitter_ns=self.network.jitter_ns,
             card=card,
             seed=sub_seed(self._seed, name),
+            spread_ns=spread_ns,
         )
         return wire

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from random import Random
 from typing import Any
 
@@ -30,8 +30,10 @@ _JITTER_CUT = 20.0
 class Network:
     """One-way delays (ns), the mean of the random part of each (ns), and the cards' speed.
 
-    Jitter is exponential with mean `jitter_ns`, drawn for each message. `bandwidth_bits_per_s` 0: sending
-    takes no time. Raises InvalidConfig for values below 0.
+    Jitter is exponential with mean `jitter_ns`, drawn for each message. A way with a `spread` has a random
+    part drawn from that instead: evenly spaced quantiles, ns, from the least to the greatest, as a live run
+    shows them. `bandwidth_bits_per_s` 0: sending takes no time. Raises InvalidConfig for values below 0,
+    and for a spread of one value or one that decreases.
     """
 
     to_worker_ns: int = 200_000
@@ -40,11 +42,30 @@ class Network:
     to_client_ns: int = 200_000
     jitter_ns: int = 0
     bandwidth_bits_per_s: int = 0
+    to_worker_spread_ns: tuple[int, ...] = ()
+    from_worker_spread_ns: tuple[int, ...] = ()
+    from_client_spread_ns: tuple[int, ...] = ()
+    to_client_spread_ns: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 0:
-                raise InvalidConfig(f"network: {name} must be at least 0, not {value}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, tuple):
+                if value < 0:
+                    raise InvalidConfig(f"network: {field.name} must be at least 0, not {value}")
+            elif value and (len(value) < 2 or value[0] < 0 or list(value) != sorted(value)):
+                raise InvalidConfig(
+                    f"network: {field.name} must be two or more quantiles from 0 on that never decrease"
+                )
+
+    @property
+    def random(self) -> bool:
+        """True if what a message takes depends on chance."""
+        spreads = (
+            self.to_worker_spread_ns, self.from_worker_spread_ns,
+            self.from_client_spread_ns, self.to_client_spread_ns,
+        )  # fmt: skip
+        return bool(self.jitter_ns) or any(spreads)
 
 
 class Card:
@@ -75,7 +96,7 @@ class Wire:
 
     __slots__ = (
         "_card", "_deliver", "_jitter_ns", "_kernel", "_last_ns", "_latency_ns", "_plain", "_random",
-        "bytes_sent", "disturb", "messages_sent",
+        "_spread_ns", "bytes_sent", "disturb", "messages_sent",
     )  # fmt: skip
 
     def __init__(
@@ -87,13 +108,15 @@ class Wire:
         jitter_ns: int,
         card: Card | None,
         seed: int,
+        spread_ns: tuple[int, ...] = (),
     ) -> None:
         self._kernel = kernel
         self._deliver = deliver
+        self._spread_ns = spread_ns
         self._latency_ns = latency_ns
         self._jitter_ns = jitter_ns
         self._card = card
-        self._plain = not jitter_ns and card is None
+        self._plain = not jitter_ns and not spread_ns and card is None
         self._random = Random(seed).random
         self._last_ns = 0
         self.disturb: Callable[[Any], tuple[int, ...]] | None = None
@@ -117,13 +140,23 @@ class Wire:
         if self._card is not None:
             at_ns = self._card.sent_ns(size_bytes, now_ns=at_ns)
         at_ns += self._latency_ns + late_ns
-        if self._jitter_ns:
+        if self._spread_ns:
+            at_ns += self._drawn_ns()
+        elif self._jitter_ns:
             draw = min(-math.log(1.0 - self._random()), _JITTER_CUT)
             at_ns += int(self._jitter_ns * draw)
         if at_ns < self._last_ns:
             return self._last_ns
         self._last_ns = at_ns
         return at_ns
+
+    def _drawn_ns(self) -> int:
+        """A draw from the spread: linear between neighbouring quantiles."""
+        spread_ns = self._spread_ns
+        place = self._random() * (len(spread_ns) - 1)
+        low = int(place)
+        below_ns = spread_ns[low]
+        return below_ns + int((spread_ns[low + 1] - below_ns) * (place - low))
 
     def _send_disturbed(self, message: Any, size_bytes: int, delays_ns: tuple[int, ...]) -> None:
         first_ns = delays_ns[0] if delays_ns else 0
