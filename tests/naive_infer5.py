@@ -6,6 +6,7 @@ waiting models and all wishes each time. tests/test_infer5_differential.py holds
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 
 from naive_placement import NaivePlacement
@@ -272,7 +273,10 @@ class NaiveInfer5:
             for batch, estimator in table.classes:
                 if waiting - over <= smaller:
                     break
-                needs_ns = floor_ns + estimator.margin_ns
+                spare_ns = estimator.margin_ns - estimator.expected_ns
+                if gpu.exec.outstanding:  # two independent errors: what runs may end late, too
+                    spare_ns = math.isqrt(spare_ns**2 + gpu.exec.outstanding[-1].spread_ns ** 2)
+                needs_ns = floor_ns + estimator.expected_ns + spare_ns
                 if likely_floor_ns and smaller == 0:
                     needs_ns = likely_floor_ns + estimator.expected_ns
                 while over < waiting and queue[over].deadline_ns < needs_ns:

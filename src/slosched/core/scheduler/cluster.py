@@ -38,6 +38,8 @@ from slosched.units import tensor_bytes
 
 ActionResult = ErrorResult | InferResult | LoadWeightsResult | EvictWeightsResult
 
+#: An action is overdue when it takes longer than expected by this part of it.
+OVERDUE_SHARE = 8
 #: Evictions have no deadline.
 _NEVER_NS = 2**62
 
@@ -139,6 +141,11 @@ class Cluster:
             duration_ns=duration_ns,
             latest_ns=latest_ns,
         )
+        estimator = gpu.tables[model.name].estimators.get(batch_class)
+        if estimator is not None:
+            # No more than makes it overdue: a stall is for the worker's refusals and replanning.
+            spread_ns = estimator.margin_ns - estimator.expected_ns
+            action.spread_ns = min(spread_ns, duration_ns // OVERDUE_SHARE)
         keys, sizes, made_up = [], [], -1
         for request in requests:
             request.move(RequestState.IN_FLIGHT)

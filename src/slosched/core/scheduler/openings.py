@@ -16,7 +16,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from heapq import heappop, heappush, merge
 
-from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.cluster import OVERDUE_SHARE, Cluster
 from slosched.core.scheduler.state import Gpu, Worker
 
 MAX_OUTSTANDING = 2
@@ -143,7 +143,7 @@ class Openings:
         if not outstanding:
             return True
         late_ns = now_ns - gpu.exec.busy_until_ns - gpu.worker.returns.margin_ns
-        return late_ns <= outstanding[0].expected_duration_ns // 8
+        return late_ns <= outstanding[0].expected_duration_ns // OVERDUE_SHARE
 
     def open_gpus(self, now_ns: int) -> list[tuple[int, int, Gpu]]:
         """Open GPUs as (predicted start, index, gpu), soonest first."""

@@ -120,6 +120,7 @@ class ActionState:
         "requests",
         "requests_queued",
         "sent_ns",
+        "spread_ns",
     )
 
     def __init__(
@@ -155,6 +156,8 @@ class ActionState:
         self.latest_ns = latest_ns
         self.requests_queued = requests_queued
         self.copies_loaded = len(model.resident_on)
+        #: How much longer than expected it may take, as a promise of what follows should allow for.
+        self.spread_ns = 0
 
 
 class Executor:

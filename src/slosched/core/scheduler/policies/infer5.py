@@ -18,7 +18,8 @@ that can start soonest, at s:
 It is earliest virtual deadline first with credit for serving many at once. x is the share of requests
 lost lately: the more is lost, the more efficiency counts against urgency.
 
-A promise leaves the exec estimator's margin and the worker's return margin before the deadline. A
+A promise leaves the exec estimator's margin and the worker's return margin before the deadline; behind
+another inference also that one's margin, the two as independent errors add up (root of the squares). A
 single request on an idle GPU needs no promise: it is sent when it is likely to be in time, and refused
 only when it is not. The worker gets the latest start at which half the batch would still be in time,
 and refuses the action after it.
@@ -347,7 +348,10 @@ class Infer5:
         dearer = _PADDING_GAIN if len(self._waiting) == 1 else 1.0
         # An idle GPU loses nothing by trying what is only likely to be in time, and learns by it.
         likely_floor_ns = 0
-        if not gpu.exec.outstanding:
+        spread_ns = 0  # of the end of what runs before
+        if gpu.exec.outstanding:
+            spread_ns = gpu.exec.outstanding[-1].spread_ns
+        else:
             likely_floor_ns = self._now_ns + gpu.worker.transit.expected_ns + returns.expected_ns
         for bound, since, model in self._in_order(gpu):
             if bound > best_key + ROUNDING_NS:
@@ -367,6 +371,9 @@ class Infer5:
                 expected_ns = estimator.expected_ns
                 if likely_floor_ns and smaller == 0:
                     needs_ns = likely_floor_ns + expected_ns
+                elif spread_ns:
+                    spare_ns = math.isqrt(spread_ns**2 + (estimator.margin_ns - expected_ns) ** 2)
+                    needs_ns = floor_ns + expected_ns + spare_ns
                 else:
                     needs_ns = floor_ns + estimator.margin_ns
                 while first_ns < needs_ns:
