@@ -57,9 +57,9 @@ def test_the_interval_is_students() -> None:
 
 
 def test_a_case_in_which_another_is_ahead_says_so() -> None:
-    cell = policy_cases.Cell(
-        "zipf", 1200, "10", {"INFER5": [90.0, 91.0, 90.5], **{p: [1.0, 1.0, 1.0] for p in policy_cases.POLICIES[1:]}, "FIFO": [95.0, 96.0, 95.4]}
-    )  # fmt: skip
+    satisfied = {policy: [1.0, 1.0, 1.0] for policy in policy_cases.POLICIES}
+    satisfied |= {"INFER5": [90.0, 91.0, 90.5], "FIFO": [95.0, 96.0, 95.4]}
+    cell = policy_cases.Cell("zipf", 1200, "10", satisfied)
     assert cell.best_other == "FIFO" and cell.behind
     assert "**behind**" in policy_cases.page([cell], 3)
     close = replace(cell, satisfied={"INFER5": [90.0, 91.0], "FIFO": [90.5, 90.4]})
