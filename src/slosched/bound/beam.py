@@ -132,9 +132,8 @@ class BeamSearch:
         free_ns = min(free)
         gpu = free.index(free_ns)
         others_ns = min((ns for g, ns in enumerate(free) if g != gpu), default=2**62)
-        now_ns = free_ns
         if not state.waiting:
-            return [self._idle(parent, state, gpu, free_ns, others_ns)]
+            return [self._idle(parent, state, gpu, free_ns)]
         first_ns = min(self._release_ns[i] for i in state.waiting)
         now_ns = max(free_ns, first_ns)
         by_model: dict[int, list[int]] = {}
@@ -158,7 +157,7 @@ class BeamSearch:
             )
             moves.append(_Move(value, parent, gpu, model, batch, start_ns, end_ns, taken, lost))
         if not moves or len(self._problem.kinds) > 1:
-            moves.append(self._idle(parent, state, gpu, free_ns, others_ns))
+            moves.append(self._idle(parent, state, gpu, free_ns))
         return moves
 
     def _batches(
@@ -212,11 +211,15 @@ class BeamSearch:
         )
         found.append((key, model, batch, start_ns, start_ns + exec_ns, tuple(taken)))
 
-    def _idle(self, parent: int, state: _State, gpu: int, free_ns: int, others_ns: int) -> _Move:
+    def _idle(self, parent: int, state: _State, gpu: int, free_ns: int) -> _Move:
         """The GPU does nothing until another one is free, or something new is released."""
-        until_ns = others_ns if others_ns > free_ns else free_ns + 1
-        if state.following < len(self._release_ns):
-            until_ns = max(free_ns + 1, min(until_ns, self._release_ns[state.following]))
+        release_ns = self._release_ns
+        events = [release_ns[i] for i in state.waiting if release_ns[i] > free_ns]
+        if state.following < len(release_ns):
+            events.append(max(free_ns + 1, release_ns[state.following]))
+        events += [ns for ns in state.free_ns if ns > free_ns]
+        # Without one, nothing that waits will ever be for this GPU.
+        until_ns = min(events) if events else 1 + max(self._latest_ns[i] for i in state.waiting)
         latest_ns = self._latest_ns
         lost = sum(latest_ns[i] < until_ns for i in state.waiting)
         value = (

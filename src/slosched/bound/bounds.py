@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from slosched.bound.achievable import achievable
@@ -23,7 +24,7 @@ class Effort:
     """How much is looked at, and how closely.
 
     Of each step the first `span_ns` count. The linear programme looks at `windows` windows of
-    `window_ns` in it, on a grid of `grid_ns`; one with more than `largest` coefficients is not tried, one
+    `window_ns` in it, on a grid of `grid_ns`; one that would have more than `largest` coefficients is made smaller, and looser; one
     that takes longer than `time_limit_s` is given up. `width` schedules are kept in the search for one.
     Raises InvalidConfig.
     """
@@ -33,7 +34,7 @@ class Effort:
     window_ns: int = 200 * NS_PER_MS
     grid_ns: int = NS_PER_MS // 10
     width: int = 16
-    largest: int = 1_500_000
+    largest: int = 200_000
     time_limit_s: float = 120.0
 
     def __post_init__(self) -> None:
@@ -57,6 +58,7 @@ class Window:
     upper: int | None
     achieved: int
     size: int
+    fluid: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def bound_cell(cell: CellProblem, effort: Effort, progress: Progress | None = No
 
 
 def _check_grid(problem: Problem, grid_ns: int) -> None:
-    shortest_ns = min((ns for kinds in problem.classes for t in kinds for ns in t.values()))
+    shortest_ns = min(ns for kinds in problem.classes for t in kinds for ns in t.values())
     if grid_ns > shortest_ns:
         raise InvalidConfig(
             f"the grid of {format_duration(grid_ns)} is longer than the shortest exec time, "
@@ -193,7 +195,7 @@ def _windows(span_ns: int, effort: Effort) -> list[tuple[int, int]]:
     if count * length_ns >= span_ns:
         count = -(-span_ns // length_ns)
         borders = [span_ns * i // count for i in range(count + 1)]
-        return [(a, b - a) for a, b in zip(borders, borders[1:], strict=False)]
+        return [(a, b - a) for a, b in pairwise(borders)]
     return [
         (span_ns * (2 * i + 1) // (2 * count) - length_ns // 2, length_ns) for i in range(count)
     ]
@@ -219,7 +221,9 @@ def _window(
         largest=effort.largest,
         time_limit_s=effort.time_limit_s,
     )
-    return Window(start_ns, length_ns, len(requests), bound.served, achieved, bound.size)
+    return Window(
+        start_ns, length_ns, len(requests), bound.served, achieved, bound.size, bound.fluid
+    )
 
 
 def _upper(windows: Sequence[Window], achievable_share: float) -> float | None:
@@ -246,6 +250,12 @@ def _notes(cell: CellProblem, windows: Sequence[Window]) -> tuple[str, ...]:
             f"step {cell.step.text}: the linear programme was not solved for {len(unsolved)} of "
             f"{len(windows)} windows ({size} coefficients); take a shorter --window-length or a "
             "coarser --grid"
+        )
+    fluid = max((window.fluid for window in windows), default=0)
+    if fluid:
+        notes.append(
+            f"step {cell.step.text}: the linear programme treats the work of up to {fluid} models as fluid "
+            "to stay small, which makes it looser"
         )
     if not cell.weights_fit:
         notes.append(

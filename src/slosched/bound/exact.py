@@ -20,6 +20,7 @@ those are kept that no other beats in both, free time and number served.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from slosched.bound.problem import Batch, Classes, Problem, Request
 from slosched.errors import InvalidConfig
@@ -36,7 +37,7 @@ def is_exactly_solvable(problem: Problem) -> bool:
     return (
         problem.gpus == 1
         and len({request.model for request in requests}) <= 1
-        and all(a.due_ns <= b.due_ns for a, b in zip(requests, requests[1:], strict=False))
+        and all(a.due_ns <= b.due_ns for a, b in pairwise(requests))
     )
 
 

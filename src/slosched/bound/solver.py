@@ -95,11 +95,11 @@ class Programme:
     def _matrix(self, equal: bool) -> Any:
         from scipy.sparse import csr_array
 
-        if not self.rows[equal]:
-            return None
         blocks = self.entries[equal]
+        if not blocks:
+            return None
         rows, columns, values = (np.concatenate([b[i] for b in blocks]) for i in range(3))
         return csr_array((values, (rows, columns)), shape=(self.rows[equal], self.columns))
 
     def _right(self, equal: bool) -> NDArray[np.float64] | None:
-        return np.concatenate(self.right[equal]) if self.rows[equal] else None
+        return np.concatenate(self.right[equal]) if self.entries[equal] else None
