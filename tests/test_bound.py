@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from bound_problems import MS, most_served, problems, verify
 from hypothesis import given, settings
 
+from bound_problems import MS, most_served, problems, verify
 from slosched.bound.achievable import achievable
 from slosched.bound.bounds import CellBounds, Effort, bound_cell
 from slosched.bound.capacity import capacity_bound

@@ -6,25 +6,32 @@ begins when its GPU is free and its requests are released, and ends by the first
 
 From each state the batches that look best are tried: by the index of the policy that the simulator runs,
 virtual deadline less a credit for each request, over the batches that can begin now and those worth a
-wait for a request which is known to come. Of all that follow, `width` schedules are kept, those with the
-best
+wait for a request which is known to come; and the one that can wait least. Of all that follow, `width`
+schedules are kept, those with the best
 
-    price x served - (1 - price) x lost - price x (GPU time taken) / (GPU time that a request costs at best)
+    price x served - (1 - price) x lost - per_ns x GPU time that has passed
 
-With price 0 it counts what is lost, with price 1 GPU time is worth as much as it can serve. Which price
-is right depends on the load; several are tried on the first part of the requests.
+States are compared after equally many steps, some further in time than others: `per_ns` is what usually is
+gained in a ns of GPU time, so that being further is neither good nor bad. With price 0 it counts what is
+lost, with price 1 what is served. Which price is right depends on the load (achievable.py tries several).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import mul
 from statistics import median_low
 from typing import Any
 
 from slosched.bound.problem import Batch, Problem
 from slosched.bound.window import useful_classes
+
+#: A batch that may come next: index, latest start, model, class, start, end, requests.
+_Found = tuple[float, int, int, int, int, int, tuple[int, ...]]
+#: Where every batch would take longer than so many usual ones, the GPU may also wait.
+_LONG = 3.0
 
 #: A schedule, last batch first: (batch as a tuple, what came before).
 _Link = tuple[tuple[int, int, int, int, int, tuple[int, ...]], Any]
@@ -61,7 +68,15 @@ class _Move:
 class BeamSearch:
     """Schedules for `problem` with one price and width."""
 
-    def __init__(self, problem: Problem, *, width: int, price: float, branches: int = 4) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        width: int,
+        price: float,
+        per_ns: Sequence[float],
+        branches: int = 4,
+    ) -> None:
         self._problem = problem
         self._width = width
         self._branches = branches
@@ -79,8 +94,7 @@ class BeamSearch:
         ]
         fastest = [min((t[1] for t in kinds if t), default=0) for kinds in problem.classes]
         self._latest_ns = [r.due_ns - fastest[r.model] for r in problem.requests]
-        cost_ns = _best_cost_ns(problem)
-        self._per_ns = price / cost_ns if cost_ns else 0.0
+        self._per_ns = [per_ns[kind] for kind in self._kind]
         self._unit_ns = float(median_low(fastest)) if fastest else 1.0
         self._most_wait_ns = round(0.6 * self._unit_ns)
 
@@ -139,26 +153,37 @@ class BeamSearch:
         by_model: dict[int, list[int]] = {}
         for i in state.waiting:
             by_model.setdefault(self._model[i], []).append(i)
-        found: list[tuple[float, int, int, int, int, tuple[int, ...]]] = []
+        found: list[_Found] = []
         for model, members in by_model.items():
             for batch, fewest, exec_ns in self._tables[model][self._kind[gpu]]:
                 self._batches(members, batch, fewest, exec_ns, now_ns, model, found)
-        found.sort()
         moves = []
+        spent = self._spent(free)
         latest = sorted(self._latest_ns[i] for i in state.waiting)
-        for _, model, batch, start_ns, end_ns, taken in found[: self._branches]:
+        for _, _, model, batch, start_ns, end_ns, taken in self._promising(found):
             next_ns = min(others_ns, end_ns)
             lost = bisect_left(latest, next_ns)
             lost -= sum(self._latest_ns[i] < next_ns for i in taken)
             value = (
                 self._price * (state.served + len(taken))
                 - (1 - self._price) * (state.lost + lost)
-                - self._per_ns * (sum(free) - free_ns + end_ns)
+                - spent
+                - self._per_ns[gpu] * (end_ns - free_ns)
             )
             moves.append(_Move(value, parent, gpu, model, batch, start_ns, end_ns, taken, lost))
-        if not moves or len(self._problem.kinds) > 1:
+        if not moves or min(m.end_ns for m in moves) - now_ns > _LONG * self._unit_ns:
             moves.append(self._idle(parent, state, gpu, free_ns))
         return moves
+
+    def _promising(self, found: list[_Found]) -> list[_Found]:
+        """The best by index, and the one that can wait least: long models would never be the best."""
+        found.sort()
+        chosen = found[: self._branches - 1]
+        rest = found[self._branches - 1 :]
+        return [*chosen, min(rest, key=_by_latest)] if rest else chosen
+
+    def _spent(self, free_ns: Sequence[int]) -> float:
+        return sum(map(mul, self._per_ns, free_ns))
 
     def _batches(
         self,
@@ -168,7 +193,7 @@ class BeamSearch:
         exec_ns: int,
         now_ns: int,
         model: int,
-        found: list[tuple[float, int, int, int, int, tuple[int, ...]]],
+        found: list[_Found],
     ) -> None:
         """Batches of one model and class: the oldest that can be in time, now or with the next to come."""
         release_ns, due_ns = self._release_ns, self._due_ns
@@ -200,7 +225,7 @@ class BeamSearch:
         now_ns: int,
         model: int,
         members: list[int],
-        found: list[tuple[float, int, int, int, int, tuple[int, ...]]],
+        found: list[_Found],
     ) -> None:
         price, unit_ns = self._price, self._unit_ns
         key = (
@@ -209,7 +234,8 @@ class BeamSearch:
             - (1.9 + 3.4 * price) * unit_ns * len(taken)
             + (2.3 + 4 * price) * (exec_ns + start_ns - now_ns)
         )
-        found.append((key, model, batch, start_ns, start_ns + exec_ns, tuple(taken)))
+        latest_ns = self._due_ns[taken[0]] - exec_ns
+        found.append((key, latest_ns, model, batch, start_ns, start_ns + exec_ns, tuple(taken)))
 
     def _idle(self, parent: int, state: _State, gpu: int, free_ns: int) -> _Move:
         """The GPU does nothing until another one is free, or something new is released."""
@@ -225,7 +251,8 @@ class BeamSearch:
         value = (
             self._price * state.served
             - (1 - self._price) * (state.lost + lost)
-            - self._per_ns * (sum(state.free_ns) - free_ns + until_ns)
+            - self._spent(state.free_ns)
+            - self._per_ns[gpu] * (until_ns - free_ns)
         )
         return _Move(value, parent, gpu, -1, 0, free_ns, until_ns, (), lost)
 
@@ -260,22 +287,25 @@ class BeamSearch:
         return kept
 
 
+def _by_latest(found: _Found) -> int:
+    return found[1]
+
+
 def _by_value(move: _Move) -> float:
     return -move.value
 
 
-def _best_cost_ns(problem: Problem) -> float:
-    """GPU time per request in the best batch that fits, for the request in the middle."""
+def best_costs_ns(problem: Problem) -> list[float]:
+    """By kind: GPU time per request in the best batch that fits, for the request in the middle."""
     costs = []
-    for request in problem.requests:
-        each = [
-            exec_ns / batch
-            for kind in range(len(problem.kinds))
-            for batch, exec_ns in problem.fitting(request, kind).items()
-        ]
-        if each:
-            costs.append(min(each))
-    return median_low(costs) if costs else 0.0
+    for kind in range(len(problem.kinds)):
+        found = []
+        for request in problem.requests:
+            fitting = problem.fitting(request, kind)
+            if fitting:
+                found.append(min(exec_ns / batch for batch, exec_ns in fitting.items()))
+        costs.append(median_low(found) if found else 0.0)
+    return costs
 
 
 def _unlinked(link: _Link | None) -> list[Batch]:

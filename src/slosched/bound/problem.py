@@ -128,6 +128,16 @@ class CellProblem:
         return len(self.problem.requests)
 
 
+def check_open(workload: Workload, seed: int) -> None:
+    """Raises InvalidConfig for a workload with closed loops, of which nobody can know the arrivals."""
+    for stream in workload.streams(seed):
+        if isinstance(stream, ClosedLoop | BurstyClosedLoop):
+            raise InvalidConfig(
+                f"{workload.name} has closed loops: when their requests come depends on the answers, so "
+                "nobody can know them beforehand; bounds are for open loops"
+            )
+
+
 def cells_of(
     workload: Workload, cluster: Cluster, *, seed: int = 0, duration_ns: int | None = None
 ) -> list[CellProblem]:
@@ -136,12 +146,7 @@ def cells_of(
     Raises InvalidConfig for closed loops and workloads without an end, UnknownName for models that no
     GPU's profile has.
     """
-    for stream in workload.streams(seed):
-        if isinstance(stream, ClosedLoop | BurstyClosedLoop):
-            raise InvalidConfig(
-                f"{workload.name} has closed loops: when their requests come depends on the answers, so "
-                "nobody can know them beforehand; bounds are for open loops"
-            )
+    check_open(workload, seed)
     engine = Engine(workload, seed=seed, duration_ns=duration_ns)
     names = [use.name for use in workload.models() for _ in range(use.copies)]
     kinds = cluster.kinds()

@@ -17,6 +17,16 @@ Integers = NDArray[np.int64]
 _OPTIMAL, _LIMIT = 0, 1
 
 
+def check_scipy() -> None:
+    """Raises MissingPackage if scipy is not installed."""
+    try:
+        import scipy.optimize  # noqa: F401
+    except ImportError:
+        raise MissingPackage(
+            "bounds need scipy; install it with: pip install 'slosched[bound]'"
+        ) from None
+
+
 @dataclass
 class Programme:
     """Maximise `gains` . x over x within 0..`upper`, with rows  sum(coefficient x) <= or = right.
@@ -70,12 +80,9 @@ class Programme:
         """
         if not self.columns:
             return 0.0
-        try:
-            from scipy.optimize import linprog
-        except ImportError:
-            raise MissingPackage(
-                "bounds need scipy; install it with: pip install 'slosched[bound]'"
-            ) from None
+        check_scipy()
+        from scipy.optimize import linprog
+
         outcome = linprog(
             -np.concatenate(self.gains),
             A_ub=self._matrix(False),

@@ -13,7 +13,7 @@ from slosched.cli.output import print_json, say, table_text, warn
 from slosched.cli.sim_options import SimOptions, changed, takes_sim_options
 from slosched.cli.values import duration_ns
 from slosched.cli.workload import announce_trace, workload_of
-from slosched.errors import InvalidConfig
+from slosched.errors import InvalidConfig, UnknownName
 from slosched.units import NS_PER_S, format_duration
 
 if TYPE_CHECKING:
@@ -70,6 +70,14 @@ _Grid = Annotated[
         help="The linear programme's slots. Coarser: faster, looser; exec times should be multiples."
     ),
 ]
+_Judge = Annotated[
+    str,
+    typer.Option(
+        metavar="client|controller",
+        help="Whose deadline: the client's, from the scheduled send to the answer there, or the "
+        "controller's, from the arrival there, which is what a scheduler knows.",
+    ),
+]
 _Width = Annotated[
     int,
     typer.Option(min=1, help="Schedules kept in the search for one. More: better, and slower."),
@@ -88,6 +96,7 @@ def bound(
     window_length: _Length = "200ms",
     grid: _Grid = "100us",
     width: _Width = 16,
+    judge: _Judge = "client",
     json: Json = False,
 ) -> None:
     """Say how many requests in time any scheduler could reach, for each step of a workload.
@@ -116,7 +125,7 @@ def bound(
 
     workload = workload_of(words)
     spec = sim.spec("INFER5", workload, seed=seed, duration=duration)
-    cluster = cluster_of(spec, sim)
+    cluster = cluster_of(spec, sim, judge)
     effort = _effort(span, windows, window_length, grid, width)
     if not json:
         say(
@@ -129,23 +138,29 @@ def bound(
         print_json(document(workload.describe(), cluster, found, sim=sim, seed=seed))
     else:
         say(_table(found))
-        for line in _legend(found):
+        for line in _legend(found, judge):
             say(line)
     tell(found, sim)
 
 
-def cluster_of(spec: SimSpec, sim: SimOptions) -> Cluster:
-    """What the simulation's options say of GPUs and ways. Raises InvalidConfig for what has no bounds."""
+def cluster_of(spec: SimSpec, sim: SimOptions, judge: str) -> Cluster:
+    """What the simulation's options say of GPUs and ways. Raises InvalidConfig for what has no bounds.
+
+    `judge` says whose deadlines count, "client" or "controller"; for the latter the client's ways are no
+    part of it.
+    """
     from slosched.bound.problem import Cluster
 
+    if judge not in ("client", "controller"):
+        raise UnknownName("judge", judge, ["client", "controller"])
     for name in changed(sim):
         if name in _REFUSED:
             raise InvalidConfig(f"--{name.replace('_', '-')}: {_REFUSED[name]}")
     network = spec.network
     return Cluster(
         tuple(profile for profiles in spec.worker_profiles() for profile in profiles),
-        lead_ns=network.from_client_ns + network.to_worker_ns,
-        tail_ns=network.from_worker_ns + network.to_client_ns,
+        lead_ns=network.to_worker_ns + (network.from_client_ns if judge == "client" else 0),
+        tail_ns=network.from_worker_ns + (network.to_client_ns if judge == "client" else 0),
         default_slo_ns=spec.scheduler.default_slo_ns,
         max_batch=spec.scheduler.max_batch,
         max_exec_ns=spec.scheduler.max_exec_ns,
@@ -222,11 +237,11 @@ def _table(found: Sequence[CellBounds]) -> str:
     return table_text([*headings, "loose by"], rows)
 
 
-def _legend(found: Sequence[CellBounds]) -> list[str]:
+def _legend(found: Sequence[CellBounds], judge: str) -> list[str]:
     spans = list(dict.fromkeys(each.span_ns for each in found))
     lines = [
         "shares of the requests that are sent in the first "
-        f"{', '.join(format_duration(s) for s in spans)} of each step, in time for the client"
+        f"{', '.join(format_duration(s) for s in spans)} of each step, in time for the {judge}"
     ]
     looked_at = [each for each in found if each.windows and each.upper is not None]
     if looked_at:
