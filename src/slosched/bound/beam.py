@@ -9,11 +9,12 @@ virtual deadline less a credit for each request, over the batches that can begin
 wait for a request which is known to come; and the one that can wait least. Of all that follow, `width`
 schedules are kept, those with the best
 
-    price x served - (1 - price) x lost - per_ns x GPU time that has passed
+    price x served - (1 - price) x lost - nearly lost - per_ns x GPU time that has passed
 
 States are compared after equally many steps, some further in time than others: `per_ns` is what usually is
 gained in a ns of GPU time, so that being further is neither good nor bad. With price 0 it counts what is
-lost, with price 1 what is served. Which price is right depends on the load (achievable.py tries several).
+lost, with price 1 what is served; which is right depends on the load (achievable.py tries several). Who
+waits and has little time left is nearly lost.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import mul
+from math import exp
 from statistics import median_low
 from typing import Any
 
@@ -30,6 +31,9 @@ from slosched.bound.window import useful_classes
 
 #: A batch that may come next: index, latest start, model, class, start, end, requests.
 _Found = tuple[float, int, int, int, int, int, tuple[int, ...]]
+#: Who waits and has no time left counts as lost by this much; it falls with the time left, by e for each
+#: so many usual execs.
+_NEAR, _NEAR_UNITS = 0.3, 0.3
 #: Where every batch would take longer than so many usual ones, the GPU may also wait.
 _LONG = 3.0
 
@@ -158,8 +162,9 @@ class BeamSearch:
             for batch, fewest, exec_ns in self._tables[model][self._kind[gpu]]:
                 self._batches(members, batch, fewest, exec_ns, now_ns, model, found)
         moves = []
-        spent = self._spent(free)
         latest = sorted(self._latest_ns[i] for i in state.waiting)
+        near = self._near_loss(state.waiting, now_ns)
+        before = -self._spent(free) - sum(near.values())
         for _, _, model, batch, start_ns, end_ns, taken in self._promising(found):
             next_ns = min(others_ns, end_ns)
             lost = bisect_left(latest, next_ns)
@@ -167,13 +172,19 @@ class BeamSearch:
             value = (
                 self._price * (state.served + len(taken))
                 - (1 - self._price) * (state.lost + lost)
-                - spent
+                + before
+                + sum(near[i] for i in taken)
                 - self._per_ns[gpu] * (end_ns - free_ns)
             )
             moves.append(_Move(value, parent, gpu, model, batch, start_ns, end_ns, taken, lost))
         if not moves or min(m.end_ns for m in moves) - now_ns > _LONG * self._unit_ns:
             moves.append(self._idle(parent, state, gpu, free_ns))
         return moves
+
+    def _near_loss(self, waiting: Sequence[int], now_ns: int) -> dict[int, float]:
+        """For each that waits, how much of a request is as good as lost if it is not served now."""
+        scale = 1 / (_NEAR_UNITS * self._unit_ns)
+        return {i: _NEAR * exp(min(0.0, (now_ns - self._latest_ns[i]) * scale)) for i in waiting}
 
     def _promising(self, found: list[_Found]) -> list[_Found]:
         """The best by index, and the one that can wait least: long models would never be the best."""
@@ -183,7 +194,7 @@ class BeamSearch:
         return [*chosen, min(rest, key=_by_latest)] if rest else chosen
 
     def _spent(self, free_ns: Sequence[int]) -> float:
-        return sum(map(mul, self._per_ns, free_ns))
+        return sum(each * ns for each, ns in zip(self._per_ns, free_ns, strict=True))
 
     def _batches(
         self,

@@ -34,7 +34,7 @@ class Effort:
     windows: int = 3
     window_ns: int = 200 * NS_PER_MS
     grid_ns: int = NS_PER_MS // 10
-    width: int = 16
+    width: int = 24
     largest: int = 200_000
     time_limit_s: float = 120.0
 

@@ -95,7 +95,7 @@ def bound(
     windows: _Windows = 3,
     window_length: _Length = "200ms",
     grid: _Grid = "100us",
-    width: _Width = 16,
+    width: _Width = 24,
     judge: _Judge = "client",
     json: Json = False,
 ) -> None:
