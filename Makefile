@@ -51,7 +51,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) --upgrade pip
 	@$(PIP) torch
 	@echo "installing slosched, its extras and the checks' tools"
-	@$(PIP) -e '.[torch,models,plot]' --group dev
+	@$(PIP) -e '.[torch,models,plot,bound]' --group dev
 	@touch $@
 	@echo "ready: $(BIN)/slosched"
 
@@ -126,7 +126,7 @@ constraints:
 	$(PYTHON) -m venv "$$fresh"; pip="$$fresh/bin/python -m pip --disable-pip-version-check"; \
 	$$pip install -qq --upgrade pip; \
 	$$pip install -qq $(TORCH); \
-	$$pip install -qq -e '.[torch,models,plot]' --group dev; \
+	$$pip install -qq -e '.[torch,models,plot,bound]' --group dev; \
 	{ sed '/^[^#]/,$$d' constraints.txt; \
 	  $$pip freeze --all --exclude-editable --exclude slosched \
 	  | sed -e 's/^\(torch==[^+]*\)+.*/\1/' -e '/^#/d'; } > "$$fresh/new"; \

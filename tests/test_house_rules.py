@@ -29,6 +29,7 @@ HOMES = {
     "cupy": "daemon/backends",
     "matplotlib": "analysis",
     "pandas": "analysis",
+    "scipy": "bound",
 }
 
 
@@ -138,7 +139,7 @@ def loaded_after(program: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-HEAVY = {"torch", "transformers", "cupy", "matplotlib", "pandas"}
+HEAVY = {"torch", "transformers", "cupy", "matplotlib", "pandas", "scipy"}
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_constraints_pin_every_requirement() -> None:
     extras = project["project"]["optional-dependencies"]
     wanted = [
         *project["project"]["dependencies"],
-        *(text for extra in ("torch", "models", "plot") for text in extras[extra]),
+        *(text for extra in ("torch", "models", "plot", "bound") for text in extras[extra]),
         *project["dependency-groups"]["dev"],
     ]
     lines = (ROOT / "constraints.txt").read_text().splitlines()

@@ -72,6 +72,7 @@ def test_every_command_is_understood(
         "slosched.sim.run.simulate",
         "slosched.sim.jobs.run_many",
         "slosched.sim.plan.plan",
+        "slosched.bound.bounds.bound_cell",
         "slosched.clients.one_shot.infer_once",
         "slosched.cli.ask._ask",
         "slosched.analysis.fig7.plot_fig7",

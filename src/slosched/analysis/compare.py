@@ -287,11 +287,14 @@ def _two_places(value: float | None) -> str:
 # ------------------------------------------------------------------------------------- drawing
 
 
-def draw_comparison(comparison: Comparison, out: Path) -> list[Path]:
+def draw_comparison(
+    comparison: Comparison, out: Path, bounds: Sequence[Mapping[str, Any]] = ()
+) -> list[Path]:
     """Draw satisfaction over the steps, a line for each policy, into `out` as PNG and PDF.
 
     The interval over seeds is shaded. A workload with one step is drawn as bars, one with groups of
-    streams as a panel for each. Returns the paths. Raises MissingPackage without matplotlib.
+    streams as a panel for each. `bounds` (dicts of CellBounds) become two lines of a sweep without
+    groups. Returns the paths. Raises MissingPackage without matplotlib.
     """
     from slosched.analysis import style
 
@@ -306,8 +309,11 @@ def draw_comparison(comparison: Comparison, out: Path) -> list[Path]:
             (_draw_lines if swept else _draw_bars)(ax, comparison, steps)
             if group:
                 ax.set_title(group)
+            elif swept:
+                _draw_bounds(ax, steps, bounds)
         if swept:
-            _legend(figure, comparison)
+            drawn = _BOUND_LINES if bounds and groups == [""] else ()
+            _legend(figure, comparison, drawn)
         return style.save(figure, out, "compare")
 
 
@@ -341,6 +347,27 @@ def _draw_lines(ax: Any, comparison: Comparison, steps: Sequence[ComparedStep]) 
     _share_axis(ax.yaxis, ax.set_ylim)
     ax.set_ylabel("In time (share of all requests)")
     _scale_x(ax, places, ticks, name + _interval_words(comparison, "shaded"))
+
+
+#: What a bound is called in the legend, where it stands, and its line.
+_BOUND_LINES = (("upper bound", "best_upper", ":"), ("achievable", "achievable", "--"))
+
+
+def _draw_bounds(
+    ax: Any, steps: Sequence[ComparedStep], bounds: Sequence[Mapping[str, Any]]
+) -> None:
+    from slosched.analysis.style import PALE
+
+    by_index = {bound["index"]: bound for bound in bounds}
+    places, *_ = _x_axis(steps)
+    for _, key, line in _BOUND_LINES:
+        points = [
+            (x, by_index[step.index][key])
+            for x, step in zip(places, steps, strict=True)
+            if step.index in by_index
+        ]
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        ax.plot(xs, ys, color=PALE, linestyle=line, linewidth=1.2, marker="", zorder=2)
 
 
 def _x_axis(steps: Sequence[ComparedStep]) -> tuple[list[float], list[str], str]:
@@ -401,11 +428,13 @@ def _interval_words(comparison: Comparison, drawn_as: str) -> str:
     return f"; {drawn_as}: 95 % interval over {count} seeds" if count > 1 else ""
 
 
-def _legend(figure: Any, comparison: Comparison) -> None:
-    from slosched.analysis.style import Line2D
+def _legend(figure: Any, comparison: Comparison, lines: Sequence[tuple[str, str, str]]) -> None:
+    from slosched.analysis.style import PALE, Line2D
 
     handles = []
     for policy in comparison.policies:
         colour, marker = _look(comparison, policy)
         handles.append(Line2D([], [], color=colour, marker=marker, label=policy))
+    for name, _, line in lines:
+        handles.append(Line2D([], [], color=PALE, linestyle=line, marker="", label=name))
     figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 6))

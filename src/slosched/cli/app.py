@@ -9,6 +9,7 @@ import typer
 from slosched.cli import (
     ask,
     azure_trace,
+    bound,
     client,
     compare,
     controller,
@@ -28,8 +29,8 @@ from slosched.cli.positional import PositionalCommand
 from slosched.version import __version__
 
 _ORDER = (
-    "demo", "worker", "controller", "client", "models", "status", "simulate", "compare", "plan", "plot",
-    "trace", "profile", "validate", "azure-trace", "fuzz", "doctor",
+    "demo", "worker", "controller", "client", "models", "status", "simulate", "compare", "bound", "plan",
+    "plot", "trace", "profile", "validate", "azure-trace", "fuzz", "doctor",
 )  # fmt: skip
 
 
@@ -107,6 +108,9 @@ app.command("simulate", cls=PositionalCommand, short_help="Run a workload in vir
 app.command(
     "compare", cls=PositionalCommand, short_help="Several schedulers on the same arrivals."
 )(compare.compare)
+app.command("bound", cls=PositionalCommand, short_help="How good any scheduler could be.")(
+    bound.bound
+)
 app.command("plan", short_help="How many GPUs a mix of models needs.")(plan.plan)
 app.add_typer(plot.app, name="plot", short_help="Draw a published figure from run directories.")
 app.command("trace", short_help="Write a run as a trace for Perfetto.")(trace.trace)

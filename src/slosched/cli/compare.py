@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_text
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -50,6 +50,14 @@ _Duration = Annotated[
         "for a workload that never ends."
     ),
 ]
+_Bound = Annotated[
+    bool,
+    typer.Option(
+        "--bound",
+        help="Hold the first seed's runs also against what any scheduler could reach, as `slosched bound` "
+        "says (slower; open loops only; needs slosched[bound]).",
+    ),
+]
 _Out = Annotated[
     Path | None,
     typer.Option(
@@ -69,6 +77,7 @@ def compare(
     seeds: _Seeds = 3,
     jobs: _Jobs = 1,
     duration: _Duration = None,
+    bound: _Bound = False,
     out: _Out = None,
     json: Json = False,
 ) -> None:
@@ -80,6 +89,10 @@ def compare(
     their ratios to the first's. Behind +- stands half of a 95 % interval over the seeds. Draws the
     share in time over the steps (PNG and PDF; needs slosched[plot]).
 
+    With --bound a second table has, for the requests at the beginning of each step, a bound that no
+    scheduler exceeds, what one that knows the future reaches, and how near each scheduler comes; in
+    the figure they are the dotted and the dashed line. That one is judged by the controller.
+
     Stopped and started again with the same --out, it goes on where it was.
 
     \b
@@ -87,6 +100,7 @@ def compare(
       slosched compare INFER5,FIFO slo-exp-1 resnet50_v2 12 poisson 2400 1.5 17.1 1.5 mul 10
       slosched compare INFER5,INFER5:paper,FIFO,EDF,REJECT,AIMD workloads/fig7.toml \\
           --profile fig7 --seeds 3 --jobs 2 --out baselines
+      slosched compare INFER5,FIFO slo-exp-1 resnet50_v2 12 poisson 2400 2.25 5 1.5 mul 2 --seeds 1 --bound
     """
     from slosched.cli.sim_display import JobsDisplay
     from slosched.sim.jobs import run_many
@@ -94,6 +108,8 @@ def compare(
 
     directory = out or default_log_dir("compare")
     jobs_of = _jobs(_types(policies), words, sim, range(seed, seed + seeds), duration, directory)
+    if bound:
+        _check_bound(next(iter(jobs_of.values())), sim)
     names = [f"{type_} seed={each}" for type_, each in jobs_of]
     if not json:
         (first, *_) = jobs_of.values()
@@ -105,7 +121,8 @@ def compare(
     runs: dict[str, dict[int, RunResult]] = {}
     for (type_, each), result in zip(jobs_of, results, strict=True):
         runs.setdefault(type_, {})[each] = result
-    _conclude(runs, sim, directory, json=json)
+    held = _held(next(iter(jobs_of.values())), runs, sim) if bound else None
+    _conclude(runs, sim, directory, held, json=json)
 
 
 def _types(policies: str) -> list[str]:
@@ -140,10 +157,54 @@ def _jobs(
     }
 
 
+def _check_bound(job: Job, sim: SimOptions) -> None:
+    """Before anything runs: are there bounds? Raises InvalidConfig, MissingPackage if not."""
+    from slosched.bound.problem import check_open
+    from slosched.bound.solver import check_scipy
+    from slosched.cli.bound import cluster_of
+
+    check_scipy()
+    cluster_of(job.spec, sim, "controller")
+    check_open(job.spec.workload, job.spec.seed)
+
+
+def _held(job: Job, runs: dict[str, dict[int, RunResult]], sim: SimOptions) -> dict[str, Any]:
+    """The bounds for the first seed's arrivals, and each policy's run on them held against those."""
+    from slosched.analysis.bounded import held_document, hold_against
+    from slosched.bound.bounds import Effort
+    from slosched.bound.problem import cells_of
+    from slosched.cli.bound import bounds_of, cluster_of, tell
+
+    spec = job.spec
+    cells = cells_of(
+        spec.workload,
+        cluster_of(spec, sim, "controller"),
+        seed=spec.seed,
+        duration_ns=spec.duration_ns,
+    )
+    found = bounds_of(cells, Effort())
+    bounds = [each.as_dict() for each in found]
+    first_ns = min(cell.step.start_ns + cell.offsets_ns[0] for cell in cells)
+    run_dirs = {type_: by_seed[spec.seed].run_dir for type_, by_seed in runs.items()}
+    tell(found, sim)
+    held = hold_against(
+        {type_: path for type_, path in run_dirs.items() if path is not None},
+        bounds,
+        first_ns=first_ns,
+    )
+    return held_document(held, bounds, seed=spec.seed)
+
+
 def _conclude(
-    runs: dict[str, dict[int, RunResult]], sim: SimOptions, directory: Path, *, json: bool
+    runs: dict[str, dict[int, RunResult]],
+    sim: SimOptions,
+    directory: Path,
+    held: dict[str, Any] | None,
+    *,
+    json: bool,
 ) -> None:
     """Write compare.json and the figure, and print the comparison."""
+    from slosched.analysis.bounded import Held, held_text
     from slosched.analysis.compare import compare_runs, comparison_text
 
     comparison = compare_runs(runs)
@@ -154,28 +215,35 @@ def _conclude(
             type_: {str(seed): str(result.run_dir) for seed, result in by_seed.items()}
             for type_, by_seed in runs.items()
         },
+        **({} if held is None else {"bounds": held}),
     }
     path = directory / FILE_NAME
     try:
         path.write_text(json_text.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
     except OSError as error:
         raise InvalidConfig(f"cannot write {path}: {error.strerror}") from error
-    files = [path, *_draw(comparison, directory)]
+    files = [path, *_draw(comparison, directory, held)]
     if json:
         print_json({**document, "files": [str(file) for file in files]})
     else:
         say(comparison_text(comparison))
+        if held is not None:
+            say("")
+            say(held_text([Held(**each) for each in held["policies"]], held["steps"]))
+            say(
+                "met: controller, from the arrival there; the requests at the beginning of each step"
+            )
         for file in files:
             say(f"wrote {file}")
     for warning in dict.fromkeys(w for d in runs.values() for r in d.values() for w in r.warnings):
         warn(warning)
 
 
-def _draw(comparison: Comparison, directory: Path) -> list[Path]:
+def _draw(comparison: Comparison, directory: Path, held: dict[str, Any] | None) -> list[Path]:
     from slosched.analysis.compare import draw_comparison
 
     try:
-        return draw_comparison(comparison, directory)
+        return draw_comparison(comparison, directory, () if held is None else held["steps"])
     except MissingPackage as error:
         warn(f"no figure: {error}")
         return []
