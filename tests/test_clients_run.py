@@ -33,7 +33,10 @@ async def sent(controller: FakeController, count: int) -> None:
 
 
 async def run_until(
-    controller: FakeController, count: int, what: Callable[[], object], running: Awaitable[RunResult]
+    controller: FakeController,
+    count: int,
+    what: Callable[[], object],
+    running: Awaitable[RunResult],
 ) -> RunResult:
     """Let the run go on, and do `what` when it has sent `count` requests."""
 

@@ -47,6 +47,8 @@ async def run_workload(
     out: Path | None = None,
     progress: Callable[[RunProgress], None] | None = None,
     stop: asyncio.Event | None = None,
+    name: str = "",
+    weight: float = 1.0,
 ) -> RunResult:
     """Run `workload` against the controller at `address` and return what came of it.
 
@@ -55,7 +57,8 @@ async def run_workload(
     would; one that never ends by itself then goes on until `stop` is set. `out` becomes a run
     directory with `client_log.tsv` and a manifest; one that holds a run is not overwritten, a
     numbered one in it is taken (see `RunResult.run_dir`). `progress` is called about five times a
-    second. Setting `stop` ends the run early and leaves a valid partial run.
+    second. Setting `stop` ends the run early and leaves a valid partial run. The controller knows the
+    client by `name` (the workload's if empty) and `weight`.
 
     Raises PeerUnreachable, ProtocolMismatch, InvalidRequest (unknown model), RequestFailed and
     InvalidConfig before anything is sent; once it runs, a lost controller ends it with a `problem`.
@@ -64,7 +67,7 @@ async def run_workload(
     if duration_ns is None and workload.duration_ns is None:
         duration_ns = FOREVER_NS
     engine = Engine(workload, seed=seed, duration_ns=duration_ns)
-    async with connect(address, name=workload.name) as client:
+    async with connect(address, name=name or workload.name, weight=weight) as client:
         try:
             models = await _unless_stopped(_load(client, workload), stop)
         except _Stopped:

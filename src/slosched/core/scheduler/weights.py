@@ -1,0 +1,79 @@
+"""What a request is worth: the weight of its client times that of its SLO's class, 1 where nobody says more.
+
+Nobody who connects is authenticated, so a client's own word counts only as far as the operator lets it:
+the first rule that matches its name, else what it says up to `max_client_weight`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from heapq import nsmallest
+
+from slosched.config import WEIGHT_RANGE, SchedulerConfig, is_weight
+from slosched.core.scheduler.state import Client, Request
+
+#: So many more requests than a batch takes are looked at for those that it takes.
+_LOOKED_AT = 112
+
+
+class Weights:
+    """The rules of one scheduler's configuration. `any` is False where no request can weigh but 1."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self._by_client = [(r.client, r.weight) for r in config.weights if r.client]
+        self._by_slo = sorted(
+            (r.slo_max_ns, place, r.weight)
+            for place, r in enumerate(config.weights)
+            if r.slo_max_ns
+        )
+        self._most = config.max_client_weight
+        #: With shares, a client's weight is no value of its requests.
+        self._values = config.client_weights == "value"
+
+    def of_client(self, name: str, said: float) -> float:
+        """The weight of a client that is called `name` and said `said` (within WEIGHT_RANGE)."""
+        for pattern, weight in self._by_client:
+            if fnmatchcase(name, pattern):
+                return weight
+        return min(said, self._most)
+
+    def of_request(self, client: Client, slo_ns: int) -> float:
+        """The weight of a request of `client`: that of the narrowest class its SLO is in counts."""
+        weight = client.weight if self._values else 1.0
+        for slo_max_ns, _, class_weight in self._by_slo:
+            if slo_ns <= slo_max_ns:
+                least, most = WEIGHT_RANGE
+                return min(max(weight * class_weight, least), most)
+        return weight
+
+
+def what_is_wrong_with_weight(weight: float) -> str:
+    """In words what is wrong with the weight that a client says; "" if nothing is."""
+    if is_weight(weight):
+        return ""
+    least, most = WEIGHT_RANGE
+    return f"a client's weight must be within {least:g}..{most:g}, not {weight:g}"
+
+
+def worth_most(queue: Sequence[Request], over: int, taken: int, credit_ns: float) -> list[Request]:
+    """The `taken` requests behind the first `over` that a batch should carry, in the queue's order.
+
+    They are those whose deadline is soonest when each is moved ahead by its value times `credit_ns`, which
+    is what the batch's key gains by it. All of equal value: the first ones.
+    """
+    stop = min(len(queue), over + taken + _LOOKED_AT)
+    if stop - over == taken:
+        return list(queue[over:stop])
+    places = nsmallest(
+        taken,
+        range(over, stop),
+        key=lambda place: queue[place].deadline_ns - credit_ns * queue[place].value,
+    )
+    places.sort()
+    return [queue[place] for place in places]
+
+
+def lost_share(request: Request) -> float:
+    """How much of a loss it is to lose `request`: what weighs less than 1 counts so much less."""
+    return request.weight if request.weight < 1.0 else 1.0
