@@ -23,7 +23,7 @@ _NEVER_NS = 2**62
 _LOSS_WEIGHT = 0.012
 _PADDING_GAIN = 1.07
 _LOOKED_AT = 8
-_PATIENCE_NS = 500_000_000
+_PATIENCE_NS = 250_000_000
 _OTHERS_PER_TURN = 20
 
 _Choice = tuple[Model, int, int, int]
@@ -254,8 +254,12 @@ class NaiveInfer5:
             if not self._waiting:
                 break
             choice = turn = self._turn(gpu, start_ns)
+            everybody = list(self._waiting.values())
+            if choice is None and self._loss > 0.5:
+                ways_ns = gpu.worker.transit.expected_ns + gpu.worker.returns.expected_ns
+                choice = self._best_batch(gpu, start_ns + ways_ns, everybody)
             if choice is None:
-                choice = self._best_batch(gpu, start_ns, list(self._waiting.values()))
+                choice = self._best_batch(gpu, start_ns, everybody)
             if choice is not None:
                 exec_ns = self._commit(gpu, choice, start_ns, now_ns)
                 self._held_back.pop(choice[0].model_id, None)
@@ -280,12 +284,16 @@ class NaiveInfer5:
     def _credit(self) -> float:
         return 1.9 + 3.45 * self._loss
 
+    def _heed(self) -> float:
+        """Weights count in full from a tenth of losses on."""
+        return min(1.0, self._loss / 0.1)
+
     def _aboard(self, gpu: Gpu, model: Model, over: int, taken: int) -> list[Request]:
         """The requests behind the first `over` whose virtual deadline, less what they are worth, is soonest."""
         queue = model.queue
         if all(request.value == 1.0 for request in queue):
             return queue[over : over + taken]
-        credit_ns = self._credit() * gpu.exec_table(model).single.expected_ns
+        credit_ns = self._credit() * gpu.exec_table(model).single.expected_ns * self._heed()
         some = queue[over : over + taken + 112]
         some.sort(key=lambda r: r.deadline_ns - credit_ns * r.value)
         return sorted(some[:taken])
@@ -328,11 +336,12 @@ class NaiveInfer5:
                 )
                 if taken > smaller and pays:
                     aboard = self._aboard(gpu, model, over, taken)
+                    value = taken + self._heed() * (sum(r.value for r in aboard) - taken)
                     key = (
                         aboard[0].deadline_ns
                         + head_ns / 4
                         + weight * estimator.expected_ns
-                        + (penalty * over - credit * sum(r.value for r in aboard)) * single_ns
+                        + (penalty * over - credit * value) * single_ns
                     )
                     if best is None or key < best_key:
                         best, best_key = (model, over, taken, batch), key

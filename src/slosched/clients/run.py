@@ -26,6 +26,7 @@ from slosched.telemetry.manifest import (
 from slosched.telemetry.run_dir import CLIENT_MANIFEST, MANIFEST, claim_run_dir
 from slosched.telemetry.writer import LogWriter
 from slosched.workloads.base import Workload
+from slosched.workloads.composed import senders_of
 from slosched.workloads.engine import Engine
 
 _LOAD_TIMEOUT_S = 120.0
@@ -64,6 +65,12 @@ async def run_workload(
     InvalidConfig before anything is sent; once it runs, a lost controller ends it with a `problem`.
     """
     stop = stop or asyncio.Event()
+    names = dict.fromkeys(sender.name for sender in senders_of(workload))
+    if len(names) > 1:
+        raise InvalidConfig(
+            f"a client is one process, and this mix has several ({', '.join(n or 'this' for n in names)}): "
+            "give each a file of its own and start it with --name and --weight, or simulate the mix"
+        )
     if duration_ns is None and workload.duration_ns is None:
         duration_ns = FOREVER_NS
     engine = Engine(workload, seed=seed, duration_ns=duration_ns)

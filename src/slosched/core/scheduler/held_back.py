@@ -13,7 +13,7 @@ GPU:
 So n models with batches of at most e, each of which has a feasible request whenever one of G busy GPUs
 opens, get a batch each at least every PATIENCE_NS + n e (1 + OTHERS_PER_TURN) / G after a loss (n up to
 `LOOKED_AT`; of more, some wait longer). A model that loses nothing never needs this, and a cluster that
-serves every model twice a second, however overloaded, decides exactly as without.
+serves every model four times a second, however overloaded, decides exactly as without.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from itertools import islice
 from slosched.core.scheduler.state import Model
 from slosched.units import NS_PER_MS
 
-PATIENCE_NS = 500 * NS_PER_MS
+PATIENCE_NS = 250 * NS_PER_MS
 OTHERS_PER_TURN = 20
 #: So many are looked at for one GPU at one time; those in vain go behind the others.
 LOOKED_AT = 16

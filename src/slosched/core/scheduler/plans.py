@@ -1,10 +1,12 @@
-"""What one request can expect of the GPUs that hold its model."""
+"""What one request can expect of the GPUs that hold its model, and what it is told if that is too late."""
 
 from __future__ import annotations
 
+from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.state import Request
 from slosched.core.scheduler.urgency import Urgency
+from slosched.units import format_duration
 
 #: Later than everything: where no GPU can start a request at all.
 NEVER_NS = 2**62
@@ -53,3 +55,23 @@ def resident_plan(
             if soonest_ns + needs_ns > deadline_ns:
                 return best, looked_at  # nor will any that is free later
     return best, len(order)
+
+
+def why_refused(request: Request, start_ns: int, exec_ns: int, now_ns: int) -> str:
+    """In words: the best plan starts at `start_ns` and takes `exec_ns`, which is too late."""
+    state = "" if request.model.resident_on else " after loading its weights"
+    return (
+        f"could start in {format_duration(start_ns - now_ns)} at the earliest{state} and takes "
+        f"{format_duration(exec_ns)}; the deadline is in {format_duration(request.slo_ns)}"
+    )
+
+
+def why_given_up(request: Request, exec_ns: int, now_ns: int) -> tuple[Code, str]:
+    """The code and the words for a request that waited and needs `exec_ns`, which is too long by now."""
+    code, why = Code.TIMED_OUT, "no GPU came free in time"
+    if request.stepped_over:
+        code, why = Code.SKIPPED, "given up in favour of a better batch"
+    return code, (
+        f"{why}: waited {format_duration(now_ns - request.arrival_ns)}, needs "
+        f"{format_duration(exec_ns)}, {format_duration(request.deadline_ns - now_ns)} were left"
+    )

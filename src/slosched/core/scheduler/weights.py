@@ -13,6 +13,8 @@ from heapq import nsmallest
 from slosched.config import WEIGHT_RANGE, SchedulerConfig, is_weight
 from slosched.core.scheduler.state import Client, Request
 
+#: From this share of losses on, weights count in full; with no losses nobody needs them.
+_IN_FULL_AT = 0.1
 #: So many more requests than a batch takes are looked at for those that it takes.
 _LOOKED_AT = 112
 
@@ -56,22 +58,36 @@ def what_is_wrong_with_weight(weight: float) -> str:
     return f"a client's weight must be within {least:g}..{most:g}, not {weight:g}"
 
 
-def worth_most(queue: Sequence[Request], over: int, taken: int, credit_ns: float) -> list[Request]:
+def worth_most(
+    queue: Sequence[Request], over: int, taken: int, credit_ns: float, loss: float
+) -> list[Request]:
     """The `taken` requests behind the first `over` that a batch should carry, in the queue's order.
 
-    They are those whose deadline is soonest when each is moved ahead by its value times `credit_ns`, which
-    is what the batch's key gains by it. All of equal value: the first ones.
+    They are those whose deadline is soonest when each is moved ahead by `credit_ns` times its value, as far
+    as values count at this `loss`: what the batch's key gains by it. All of equal value: the first ones.
     """
     stop = min(len(queue), over + taken + _LOOKED_AT)
     if stop - over == taken:
         return list(queue[over:stop])
+    ahead_ns = credit_ns * _emphasis(loss)
     places = nsmallest(
         taken,
         range(over, stop),
-        key=lambda place: queue[place].deadline_ns - credit_ns * queue[place].value,
+        key=lambda place: queue[place].deadline_ns - ahead_ns * queue[place].value,
     )
     places.sort()
     return [queue[place] for place in places]
+
+
+def value_of(aboard: Sequence[Request], loss: float) -> float:
+    """How many requests of value 1 a batch of `aboard` counts as, at this `loss`."""
+    count = len(aboard)
+    return count + _emphasis(loss) * (sum(request.value for request in aboard) - count)
+
+
+def _emphasis(loss: float) -> float:
+    """How far values count while the share `loss` of requests is lost: 0 to 1."""
+    return loss / _IN_FULL_AT if loss < _IN_FULL_AT else 1.0
 
 
 def lost_share(request: Request) -> float:

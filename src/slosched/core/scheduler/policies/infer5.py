@@ -13,7 +13,7 @@ that can start soonest, at s:
        g = 1.9 + 3.45 x      l = 3.3 + 4 x      delta = 0.24 - 0.17 x
 
    d_first is the first deadline of the batch, d_head that of the model's oldest request, and k counts each
-   request as its weight (weights.py): where they differ, the batch takes those that are worth most;
+   request as its weight once requests are lost (weights.py): a batch takes those that are worth most;
 4. those stepped over stay for smaller classes, until rule 1 answers them, with code 7.
 
 It is earliest virtual deadline first with credit for serving many at once. x is the share of requests
@@ -42,7 +42,13 @@ from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.held_back import HeldBack
 from slosched.core.scheduler.openings import Openings
 from slosched.core.scheduler.placement import Placement
-from slosched.core.scheduler.plans import NEVER_NS, Plan, resident_plan
+from slosched.core.scheduler.plans import (
+    NEVER_NS,
+    Plan,
+    resident_plan,
+    why_given_up,
+    why_refused,
+)
 from slosched.core.scheduler.policies.base import Refusals
 from slosched.core.scheduler.shares import Shares
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
@@ -57,11 +63,13 @@ from slosched.core.scheduler.urgency import (
     Entry,
     Urgency,
 )
-from slosched.core.scheduler.weights import lost_share, worth_most
-from slosched.units import format_duration
+from slosched.core.scheduler.weights import lost_share, value_of, worth_most
 
 #: Weight of one request in the moving average of losses.
 _LOSS_WEIGHT = 0.012
+#: With so many lost, whom to serve can be chosen: those whose answers have a client's way to spare (there
+#: and back like a worker's), as the others would be late at the client.
+_FLOODED = 0.5
 #: With nothing else waiting, those a smaller class leaves over are served right behind it, sooner than
 #: the larger class would be done: a padded one must then be this much more efficient.
 _PADDING_GAIN = 1.07
@@ -201,11 +209,7 @@ class Infer5:
         elif start_ns >= NEVER_NS:
             reason, start_ns = "no connected GPU has this model ready", -1
         else:
-            state = "" if request.model.resident_on else " after loading its weights"
-            reason = (
-                f"could start in {format_duration(start_ns - now_ns)} at the earliest{state} and takes "
-                f"{format_duration(exec_ns)}; the deadline is in {format_duration(request.slo_ns)}"
-            )
+            reason = why_refused(request, start_ns, exec_ns, now_ns)
         self._lost(request, now_ns)
         code = Code.COULD_NOT_START_IN_TIME
         if request.attempts:  # it came back from an action that failed
@@ -236,14 +240,7 @@ class Infer5:
             self.forget(request)
             self._lost(request, now_ns)
             self._held_back.lost(request.model, now_ns=now_ns)
-            if request.stepped_over:
-                code, why = Code.SKIPPED, "given up in favour of a better batch"
-            else:
-                code, why = Code.TIMED_OUT, "no GPU came free in time"
-            reason = (
-                f"{why}: waited {format_duration(now_ns - request.arrival_ns)}, needs "
-                f"{format_duration(exec_ns)}, {format_duration(request.deadline_ns - now_ns)} were left"
-            )
+            code, reason = why_given_up(request, exec_ns, now_ns)
             best_ns = start_ns if start_ns < NEVER_NS else -1
             self._refusals.refuse(request, code, reason, start_ns=best_ns, exec_ns=exec_ns)
 
@@ -293,7 +290,13 @@ class Infer5:
         """Send what should run next on `gpu`, from `start_ns`; False if nothing that waits can."""
         self.gpus_asked += 1
         turn = self._turn(gpu, start_ns, now_ns)
-        choice, hindered = (turn, False) if turn else self._best_batch(gpu, start_ns)
+        choice, hindered = turn, False
+        if choice is None and self._loss > _FLOODED:
+            worker = gpu.worker
+            to_spare_ns = worker.transit.expected_ns + worker.returns.expected_ns
+            choice, _ = self._best_batch(gpu, start_ns + to_spare_ns)
+        if choice is None:
+            choice, hindered = self._best_batch(gpu, start_ns)
         self._openings.asked(gpu, hindered=hindered)
         if choice is None:
             return False
@@ -374,11 +377,10 @@ class Infer5:
                 if taken > smaller and (
                     taken == batch or taken * smaller_ns >= expected_ns * smaller * dearer
                 ):
-                    value: float = taken
-                    batch_ns = first_ns
+                    value, batch_ns = float(taken), first_ns
                     if model.weighted:
-                        aboard = worth_most(queue, over, taken, credit * single_ns)
-                        value, batch_ns = sum(r.value for r in aboard), aboard[0].deadline_ns
+                        aboard = worth_most(queue, over, taken, credit * single_ns, loss)
+                        value, batch_ns = value_of(aboard, loss), aboard[0].deadline_ns
                     key = (
                         batch_ns
                         + head_ns / 4
@@ -403,7 +405,7 @@ class Infer5:
         else:
             credit = CREDIT + CREDIT_SLOPE * self._loss
             single_ns = gpu.tables[model.name].single.expected_ns
-            requests = worth_most(queue, over, taken, credit * single_ns)
+            requests = worth_most(queue, over, taken, credit * single_ns, self._loss)
             for request in requests:
                 place = bisect_left(queue, request)
                 del queue[place]
