@@ -106,7 +106,7 @@ class NaiveInfer5:
             self._refuse_at_once(request, start_ns, exec_ns, now_ns)
             return
         if self._shares is not None:
-            request.value = self._shares.value(request, self._loss, now_ns=now_ns)
+            request.value = self._shares.value(request, self._loss)
         insort(model.queue, request)
         self._waiting[model.model_id] = model
         self._expiry.push(latest_ns, request)

@@ -121,7 +121,7 @@ class Infer5:
         else:
             queue.append(request)
         if self._shares is not None:
-            request.value = self._shares.value(request, self._loss, now_ns=now_ns)
+            request.value = self._shares.value(request, self._loss)
         if request.value != 1.0:
             model.heaviest = max(request.value, model.heaviest if model.weighted else 1.0)
             model.weighted += 1
