@@ -89,6 +89,7 @@ class NaiveInfer5:
         self._expiry = ExpiryHeap()  # by the latest start that is likely in time
         self._loss = 0.0
         self._now_ns = 0
+        self._unit = 1.0
         self._shares = Shares() if cluster.config.client_weights == "shares" else None
         self._held_back: dict[
             int, int
@@ -105,8 +106,10 @@ class NaiveInfer5:
         if start_ns > latest_ns:
             self._refuse_at_once(request, start_ns, exec_ns, now_ns)
             return
+        weight = request.weight
         if self._shares is not None:
-            request.value = self._shares.value(request, self._loss)
+            weight = self._shares.value(request, self._loss)
+        request.value = weight / self._unit
         insort(model.queue, request)
         self._waiting[model.model_id] = model
         self._expiry.push(latest_ns, request)
@@ -199,7 +202,8 @@ class NaiveInfer5:
         self._refusals.refuse(request, code, reason, start_ns=start_ns, exec_ns=exec_ns)
 
     def _lost(self, request: Request, now_ns: int) -> None:
-        self._loss += _LOSS_WEIGHT * min(1.0, request.weight) * (1.0 - self._loss)
+        self._loss += _LOSS_WEIGHT * (1.0 - self._loss)
+        self._unit += _LOSS_WEIGHT * (request.weight - self._unit)
         if request.model.resident_on:
             self._placement.short_of(request.model, now_ns=now_ns)
 
@@ -359,7 +363,7 @@ class NaiveInfer5:
         queue[:] = [request for request in queue if request not in requests]
         if not queue:
             del self._waiting[model.model_id]
-        self._loss *= (1.0 - _LOSS_WEIGHT) ** sum(min(1.0, r.weight) for r in requests)
+        self._loss *= (1.0 - _LOSS_WEIGHT) ** taken
         expected_ns = gpu.exec_table(model).estimators[batch].expected_ns
         # Half the batch would be late if it started after this; the others are worth replanning.
         middle_ns = requests[(taken - 1) // 2].deadline_ns

@@ -164,7 +164,20 @@ def test_a_small_weight_gives_way() -> None:
     before = run(loads, config=config(), clients={b"a": 1.0, b"flood": 1.0})
     after = run(loads, config=config(), clients={b"a": 1.0, b"flood": 0.05})
     assert before.share(0) < 0.35 and after.share(0) > 0.85
-    assert after.served(1) > 0.1 * CAPACITY
+    assert after.served(1) > 0.3 * CAPACITY
+
+
+def test_only_ratios_of_weights_matter() -> None:
+    """Once some are lost: who is lost counts as 1."""
+    loads = [Load(CAPACITY * 1.5, 30, 0, b"a"), Load(CAPACITY * 1.5, 30, 1, b"b")]
+
+    def of(a: float, b: float) -> World:
+        options = config(max_client_weight=100.0)
+        return run(loads, copies=2, config=options, clients={b"a": a, b"b": b}, seconds=2.0)
+
+    for low, high in ((of(1.0, 3.0), of(20.0, 60.0)), (of(1.0, 1.0), of(30.0, 30.0))):
+        assert low.share(0) == pytest.approx(high.share(0), abs=0.06)
+        assert low.share(1) == pytest.approx(high.share(1), abs=0.06)
 
 
 def test_a_client_cannot_raise_itself_above_what_the_operator_allows() -> None:

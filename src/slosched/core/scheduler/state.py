@@ -89,7 +89,7 @@ class Request:
         self.state = RequestState.QUEUED
         #: What it is worth beside a request of weight 1, and what it counts while it is queued.
         self.weight = weight
-        self.value = weight
+        self.value = 1.0
 
     def move(self, state: RequestState) -> None:
         """Change state along the table; any other change is a bug in the scheduler."""

@@ -1,5 +1,8 @@
 """What a request is worth: the weight of its client times that of its SLO's class, 1 where nobody says more.
 
+INFER5 counts a request as its weight over that of the requests that are lost (their moving average): only
+ratios of weights matter, and what is lost anyway is served as efficiently as without weights.
+
 Nobody who connects is authenticated, so a client's own word counts only as far as the operator lets it:
 the first rule that matches its name, else what it says up to `max_client_weight`.
 """
@@ -88,8 +91,3 @@ def value_of(aboard: Sequence[Request], loss: float) -> float:
 def _emphasis(loss: float) -> float:
     """How far values count while the share `loss` of requests is lost: 0 to 1."""
     return loss / _IN_FULL_AT if loss < _IN_FULL_AT else 1.0
-
-
-def lost_share(request: Request) -> float:
-    """How much of a loss it is to lose `request`: what weighs less than 1 counts so much less."""
-    return request.weight if request.weight < 1.0 else 1.0

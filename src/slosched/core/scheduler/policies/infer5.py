@@ -63,7 +63,7 @@ from slosched.core.scheduler.urgency import (
     Entry,
     Urgency,
 )
-from slosched.core.scheduler.weights import lost_share, value_of, worth_most
+from slosched.core.scheduler.weights import value_of, worth_most
 
 #: Weight of one request in the moving average of losses.
 _LOSS_WEIGHT = 0.012
@@ -98,6 +98,7 @@ class Infer5:
         self._held_back = HeldBack()
         self._shares = Shares() if cluster.config.client_weights == "shares" else None
         self._loss = 0.0
+        self._unit = 1.0  # the weight of those that are lost: it counts as 1
         self._now_ns = 0
         #: What decisions cost: GPUs looked at when a request arrives or may be hopeless, GPUs asked for a
         #: batch, and waiting models looked at for that.
@@ -120,8 +121,10 @@ class Infer5:
             insort(queue, request)
         else:
             queue.append(request)
+        weight = request.weight
         if self._shares is not None:
-            request.value = self._shares.value(request, self._loss)
+            weight = self._shares.value(request, self._loss)
+        request.value = weight / self._unit
         if request.value != 1.0:
             model.heaviest = max(request.value, model.heaviest if model.weighted else 1.0)
             model.weighted += 1
@@ -217,7 +220,9 @@ class Infer5:
         self._refusals.refuse(request, code, reason, start_ns=start_ns, exec_ns=exec_ns)
 
     def _lost(self, request: Request, now_ns: int) -> None:
-        self._loss += _LOSS_WEIGHT * lost_share(request) * (1.0 - self._loss)
+        self._loss += _LOSS_WEIGHT * (1.0 - self._loss)
+        if request.weight != self._unit:
+            self._unit += _LOSS_WEIGHT * (request.weight - self._unit)
         if request.model.resident_on:
             self._placement.short_of(request.model, now_ns=now_ns)
 
@@ -401,7 +406,6 @@ class Infer5:
         if not model.weighted:
             requests = queue[over : over + taken]
             del queue[over : over + taken]
-            self._loss *= (1.0 - _LOSS_WEIGHT) ** taken
         else:
             credit = CREDIT + CREDIT_SLOPE * self._loss
             single_ns = gpu.tables[model.name].single.expected_ns
@@ -411,10 +415,10 @@ class Infer5:
                 del queue[place]
                 over = place  # those before the last one were passed over
             model.weighted -= sum(request.value != 1.0 for request in requests)
-            self._loss *= (1.0 - _LOSS_WEIGHT) ** sum(map(lost_share, requests))
         for request in queue[:over]:
             request.stepped_over = True
         self._urgency.shrank(model)
+        self._loss *= (1.0 - _LOSS_WEIGHT) ** taken
         return requests
 
     def _commit(self, gpu: Gpu, choice: _Choice, start_ns: int, now_ns: int) -> int:
