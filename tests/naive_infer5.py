@@ -259,7 +259,7 @@ class NaiveInfer5:
                 break
             choice = turn = self._turn(gpu, start_ns)
             everybody = list(self._waiting.values())
-            if choice is None and self._loss > 0.5:
+            if choice is None and self._loss > 0.3:
                 ways_ns = gpu.worker.transit.expected_ns + gpu.worker.returns.expected_ns
                 choice = self._best_batch(gpu, start_ns + ways_ns, everybody)
             if choice is None:

@@ -69,7 +69,7 @@ from slosched.core.scheduler.weights import value_of, worth_most
 _LOSS_WEIGHT = 0.012
 #: With so many lost, whom to serve can be chosen: those whose answers have a client's way to spare (there
 #: and back like a worker's), as the others would be late at the client.
-_FLOODED = 0.5
+_FLOODED = 0.3
 #: With nothing else waiting, those a smaller class leaves over are served right behind it, sooner than
 #: the larger class would be done: a padded one must then be this much more efficient.
 _PADDING_GAIN = 1.07
