@@ -14,6 +14,7 @@ from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.policies.base import Refusals
+from slosched.core.scheduler.shares import Shares
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.units import format_duration
 
@@ -23,6 +24,10 @@ _NEVER_NS = 2**62
 _LOSS_WEIGHT = 0.012
 _PADDING_GAIN = 1.07
 _LOOKED_AT = 8
+_PATIENCE_NS = 250_000_000
+_OTHERS_PER_TURN = 20
+
+_Choice = tuple[Model, int, int, int]
 
 
 class NaiveOpenings:
@@ -85,6 +90,13 @@ class NaiveInfer5:
         self._expiry = ExpiryHeap()  # by the latest start that is likely in time
         self._loss = 0.0
         self._now_ns = 0
+        self._unit = 1.0
+        self._shares = Shares() if cluster.config.client_weights == "shares" else None
+        self._held_back: dict[
+            int, int
+        ] = {}  # model id -> when it first lost one since its last batch
+        self._others_ns = _NEVER_NS  # exec time of other batches since the last turn ...
+        self._others_needed_ns = 0  # ... and how much the next one needs
 
     # -------------------------------------------------------------------------------- facts
 
@@ -95,6 +107,10 @@ class NaiveInfer5:
         if start_ns > latest_ns:
             self._refuse_at_once(request, start_ns, exec_ns, now_ns)
             return
+        weight = request.weight
+        if self._shares is not None:
+            weight = self._shares.value(request, self._loss)
+        request.value = weight / self._unit
         insort(model.queue, request)
         self._waiting[model.model_id] = model
         self._expiry.push(latest_ns, request)
@@ -180,16 +196,17 @@ class NaiveInfer5:
                 f"could start in {format_duration(start_ns - now_ns)} at the earliest{state} and takes "
                 f"{format_duration(exec_ns)}; the deadline is in {format_duration(request.slo_ns)}"
             )
-        self._lost(request.model, now_ns)
+        self._lost(request, now_ns)
         code = Code.COULD_NOT_START_IN_TIME
         if request.attempts:  # it came back from an action that failed
             code, reason = Code.TIMED_OUT, f"no second try fits: {reason}"
         self._refusals.refuse(request, code, reason, start_ns=start_ns, exec_ns=exec_ns)
 
-    def _lost(self, model: Model, now_ns: int) -> None:
+    def _lost(self, request: Request, now_ns: int) -> None:
         self._loss += _LOSS_WEIGHT * (1.0 - self._loss)
-        if model.resident_on:
-            self._placement.short_of(model, now_ns=now_ns)
+        self._unit += _LOSS_WEIGHT * (request.weight - self._unit)
+        if request.model.resident_on:
+            self._placement.short_of(request.model, now_ns=now_ns)
 
     def _soonest_start_ns(self, now_ns: int) -> int:
         """No GPU starts anything decided from now on before this."""
@@ -216,7 +233,8 @@ class NaiveInfer5:
                 self._expiry.push(latest_ns, request)
                 continue
             self.forget(request)
-            self._lost(request.model, now_ns)
+            self._lost(request, now_ns)
+            self._held_back.setdefault(request.model.model_id, now_ns)
             if request.stepped_over:
                 code, why = Code.SKIPPED, "given up in favour of a better batch"
             else:
@@ -240,19 +258,57 @@ class NaiveInfer5:
         for start_ns, _, gpu in self._openings.open_gpus(now_ns):
             if not self._waiting:
                 break
-            choice = self._best_batch(gpu, start_ns)
+            choice = turn = self._turn(gpu, start_ns)
+            everybody = list(self._waiting.values())
+            if choice is None and self._loss > 0.3:
+                ways_ns = gpu.worker.transit.expected_ns + gpu.worker.returns.expected_ns
+                choice = self._best_batch(gpu, start_ns + ways_ns, everybody)
+            if choice is None:
+                choice = self._best_batch(gpu, start_ns, everybody)
             if choice is not None:
-                self._commit(gpu, choice, start_ns, now_ns)
+                exec_ns = self._commit(gpu, choice, start_ns, now_ns)
+                self._held_back.pop(choice[0].model_id, None)
+                self._others_ns += exec_ns
+                if turn is not None:
+                    self._others_ns, self._others_needed_ns = 0, _OTHERS_PER_TURN * exec_ns
                 sent = True
         if sent and self._waiting:
             self._answer_hopeless(now_ns)
 
-    def _best_batch(self, gpu: Gpu, start_ns: int) -> tuple[Model, int, int, int] | None:
+    def _turn(self, gpu: Gpu, start_ns: int) -> _Choice | None:
+        """The batch of the model that has been held back longest and can run here, if it is time."""
+        if self._others_ns < self._others_needed_ns:
+            return None
+        for model_id, since_ns in sorted(self._held_back.items(), key=lambda item: item[1]):
+            if self._now_ns - since_ns >= _PATIENCE_NS and model_id in self._waiting:
+                choice = self._best_batch(gpu, start_ns, [self._waiting[model_id]])
+                if choice is not None:
+                    return choice
+        return None
+
+    def _credit(self) -> float:
+        return 1.9 + 3.45 * self._loss
+
+    def _heed(self) -> float:
+        """Weights count in full from a tenth of losses on."""
+        return min(1.0, self._loss / 0.1)
+
+    def _aboard(self, gpu: Gpu, model: Model, over: int, taken: int) -> list[Request]:
+        """The requests behind the first `over` whose virtual deadline, less what they are worth, is soonest."""
+        queue = model.queue
+        if all(request.value == 1.0 for request in queue):
+            return queue[over : over + taken]
+        credit_ns = self._credit() * gpu.exec_table(model).single.expected_ns * self._heed()
+        some = queue[over : over + taken + 112]
+        some.sort(key=lambda r: r.deadline_ns - credit_ns * r.value)
+        return sorted(some[:taken])
+
+    def _best_batch(self, gpu: Gpu, start_ns: int, models: list[Model]) -> _Choice | None:
         """(model, requests stepped over, requests taken, class) of the smallest key."""
-        best: tuple[Model, int, int, int] | None = None
+        best: _Choice | None = None
         best_key = 0.0
         loss = self._loss
-        credit, weight, penalty = 1.9 + 3.45 * loss, 2.3 + 4.0 * loss, 0.24 - 0.17 * loss
+        credit, weight, penalty = self._credit(), 2.3 + 4.0 * loss, 0.24 - 0.17 * loss
         returns = gpu.worker.returns
         floor_ns = start_ns + returns.margin_ns
         resident = gpu.resident
@@ -261,7 +317,7 @@ class NaiveInfer5:
         likely_floor_ns = 0
         if not gpu.exec.outstanding:
             likely_floor_ns = self._now_ns + gpu.worker.transit.expected_ns + returns.expected_ns
-        for model in self._waiting.values():
+        for model in models:
             if model.model_id not in resident:
                 continue
             queue = model.queue
@@ -287,27 +343,28 @@ class NaiveInfer5:
                     taken == batch or taken * smaller_ns >= estimator.expected_ns * smaller * dearer
                 )
                 if taken > smaller and pays:
-                    first_ns = queue[over].deadline_ns
+                    aboard = self._aboard(gpu, model, over, taken)
+                    value = taken + self._heed() * (sum(r.value for r in aboard) - taken)
                     key = (
-                        first_ns
+                        aboard[0].deadline_ns
                         + head_ns / 4
                         + weight * estimator.expected_ns
-                        + (penalty * over - credit * taken) * single_ns
+                        + (penalty * over - credit * value) * single_ns
                     )
                     if best is None or key < best_key:
                         best, best_key = (model, over, taken, batch), key
                 smaller, smaller_ns = batch, estimator.expected_ns
         return best
 
-    def _commit(
-        self, gpu: Gpu, choice: tuple[Model, int, int, int], start_ns: int, now_ns: int
-    ) -> None:
+    def _commit(self, gpu: Gpu, choice: _Choice, start_ns: int, now_ns: int) -> int:
         model, over, taken, batch = choice
         queue = model.queue
-        requests = queue[over : over + taken]
-        del queue[over : over + taken]
-        for request in queue[:over]:
-            request.stepped_over = True
+        requests = self._aboard(gpu, model, over, taken)
+        last = queue.index(requests[-1])
+        for place, request in enumerate(queue):
+            if place < last and request not in requests:
+                request.stepped_over = True
+        queue[:] = [request for request in queue if request not in requests]
         if not queue:
             del self._waiting[model.model_id]
         self._loss *= (1.0 - _LOSS_WEIGHT) ** taken
@@ -324,3 +381,6 @@ class NaiveInfer5:
             duration_ns=expected_ns,
             latest_ns=latest_ns,
         )
+        if self._shares is not None:
+            self._shares.given(requests, expected_ns, now_ns=now_ns)
+        return expected_ns

@@ -12,6 +12,7 @@ import pytest
 
 from naive_infer5 import NaiveInfer5
 from slosched.codes import Code
+from slosched.config import WeightRule
 from slosched.core.scheduler.policies.infer5 import Infer5
 from twin_schedulers import Twins, World
 
@@ -26,6 +27,11 @@ MIXED = World(
     skew=0.8,
 )
 MANY = World(gpus=(12,) * 2, copies=40, rate=6000.0, jitter_us=60, slos_ms=(5.0, 20.0), sigma=0.01)
+WEIGHTED = World(
+    clients=(("a", 1.0), ("b", 3.0), ("c", 0.2), ("d", 1.0)),
+    rules=(WeightRule(2.0, client="d*"), WeightRule(0.5, slo_max_ns=5_000_000)),
+    rate=5000.0,
+)
 WORLDS = {
     "equal": World(),
     "idle": World(rate=150.0),
@@ -45,18 +51,31 @@ WORLDS = {
     "failures": replace(MIXED, failures=0.05, cancels=0.1, pages=14),
     "deaths": replace(MIXED, failures=0.02, cancels=0.05, deaths_s=0.3, pages=14),
     "deaths-overload": replace(MIXED, deaths_s=0.2, rate=4000.0, cancels=0.05),
+    "weights": WEIGHTED,
+    "weights-many": replace(WEIGHTED, copies=25, rate=6000.0, slos_ms=(6.0, 12.0, 40.0)),
+    "weights-mixed": replace(MIXED, clients=WEIGHTED.clients, rules=WEIGHTED.rules, rate=2500.0,
+                             copies=12, failures=0.03, cancels=0.05),
+    "shares": replace(WEIGHTED, client_weights="shares", copies=12),
+    # So much of the large model that some are held back and get their turns.
+    "turns": replace(MIXED, gpus=(2,), speeds=(1.0,), ways_us=(300,), pages=100, rate=4000.0, skew=1.2,
+                     copies=4, slos_ms=(40.0, 90.0)),
 }  # fmt: skip
 
 
 #: A plan that gives up too soon shows with half of the seeds; this is one of them.
 SEEDS = {"many-gpus-uneven": 100}
+#: Turns come after half a second.
+SECONDS = {"turns": 1.2}
 
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_the_same_effects_as_the_full_scan(name: str) -> None:
     twins = Twins(WORLDS[name], SEEDS.get(name, 1), Infer5, NaiveInfer5)
-    twins.run(0.4)
+    twins.run(SECONDS.get(name, 0.4))
     assert twins.codes.get(Code.OK, 0) > 30, twins.codes
+    if name == "turns":
+        policy = twins.twins[0].policy
+        assert isinstance(policy, Infer5) and policy._held_back.turns > 0
 
 
 def test_the_worlds_reach_every_kind_of_answer() -> None:

@@ -43,7 +43,7 @@ _SPAN = m.Span(10**18, 10**18 + 5, 5)
 _GPU = m.GpuInfo(0, "v100", 1376, 16_777_216, (3, 4))
 
 EXAMPLES: tuple[m.Message, ...] = (
-    m.ClientHello(1, 2**60, "bench"),
+    m.ClientHello(1, 2**60, "bench", 0.5),
     m.ClientHeartbeat(10**18),
     m.Goodbye(),
     m.LoadModelRequest(7, "resnet50_v2", 12),
@@ -155,6 +155,8 @@ def test_every_truncation_of_a_message_is_malformed_or_an_older_form() -> None:
             decode_from_client(data[:cut])
     older = msgpack.packb(["InferRequest", 9, 3])
     assert decode_from_client(older) == m.InferRequest(9, 3)
+    older = msgpack.packb(["ClientHello", 1, 5, "before weights"])
+    assert decode_from_client(older) == m.ClientHello(1, 5, "before weights", 1.0)
 
 
 def test_a_newer_peer_may_append_fields() -> None:

@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 from unittest.mock import patch
 
 from slosched.codes import Code
-from slosched.config import SchedulerConfig
+from slosched.config import SchedulerConfig, WeightRule
 from slosched.core.invariants import InvariantChecker
 from slosched.core.scheduler import policies
 from slosched.core.scheduler.interface import (
@@ -77,6 +77,11 @@ class World:
     cancels: float = 0.0
     deaths_s: float = 0.0  # mean time between deaths of workers; 0: none
     max_batch: int = 16
+    clients: tuple[tuple[str, float], ...] = (
+        ("c", 1.0),
+    )  # name, weight that it says; drawn evenly
+    rules: tuple[WeightRule, ...] = ()
+    client_weights: str = "value"
 
 
 class Twins:
@@ -94,7 +99,12 @@ class Twins:
         self.world = world
         self.chance = random.Random(seed)
         config = SchedulerConfig(
-            max_batch=world.max_batch, max_exec_ns=NS_PER_S, schedule_ahead_ns=5 * MS
+            max_batch=world.max_batch,
+            max_exec_ns=NS_PER_S,
+            schedule_ahead_ns=5 * MS,
+            weights=world.rules,
+            max_client_weight=100.0,
+            client_weights=world.client_weights,
         )
         self.twins: list[Scheduler] = []
         for policy in (first, second):
@@ -121,7 +131,10 @@ class Twins:
             for name, ms, _ in world.names
         }
         self._name_of: dict[int, str] = {}
-        self.tell(FromClient(b"c", ClientHello(PROTOCOL_VERSION, 1, "c")))
+        self._clients = [name.encode() for name, _ in world.clients]
+        self._sender: dict[int, bytes] = {}  # of each request, by its id
+        for name, weight in world.clients:
+            self.tell(FromClient(name.encode(), ClientHello(PROTOCOL_VERSION, 1, name, weight)))
         self._each_s(self._client_beats, NS_PER_S)
         self._each_s(self._workers_beat, NS_PER_S // 5)
         self._load()
@@ -196,7 +209,7 @@ class Twins:
         for name, _, _ in self.world.names:
             self._request_id += 1
             message = LoadModelRequest(self._request_id, name, self.world.copies)
-            self.tell(FromClient(b"c", message))
+            self.tell(FromClient(self._clients[0], message))
         wanted = len(self.world.names) * self.world.copies
         while len(self.models) < wanted and self.now_ns < T0 + 20 * NS_PER_S:
             self._until(self.now_ns + NS_PER_S // 10)
@@ -213,15 +226,22 @@ class Twins:
                 slo_ns = round(self.chance.choice(self.world.slos_ms) * MS)
                 message = InferRequest(self._request_id, model, slo_ns=slo_ns)
                 self._open.append(self._request_id)
-                self.tell(FromClient(b"c", message))
+                self.tell(FromClient(self._sends(), message))
             if self._open and self.chance.random() < self.world.cancels:
                 victim = self.chance.choice(self._open[-20:])
-                self.tell(FromClient(b"c", CancelRequest(victim)))
+                self.tell(FromClient(self._sender[victim], CancelRequest(victim)))
             following_ns = self.now_ns + round(self.chance.expovariate(self.world.rate) * NS_PER_S)
             if following_ns < end_ns:
                 self.at(following_ns, arrive)
 
         self.at(self.now_ns, arrive)
+
+    def _sends(self) -> bytes:
+        """Who sends the request that is being made."""
+        clients = self._clients
+        client = clients[0] if len(clients) == 1 else self.chance.choice(clients)
+        self._sender[self._request_id] = client
+        return client
 
     def _deaths(self, end_ns: int) -> None:
         def die() -> None:
@@ -245,7 +265,8 @@ class Twins:
         self.at(self.now_ns + round(self.world.deaths_s * NS_PER_S / 2), die)
 
     def _client_beats(self) -> None:
-        self.tell(FromClient(b"c", ClientHeartbeat(self.now_ns)))
+        for client in self._clients:
+            self.tell(FromClient(client, ClientHeartbeat(self.now_ns)))
 
     # ------------------------------------------------------------------------------- effects
 

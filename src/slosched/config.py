@@ -193,6 +193,37 @@ _PUBLISHED_DEFAULTS = {
 PAPER_LEAD_NS = 1 * NS_PER_MS
 
 
+#: What a weight may be: above a hundred it would be a queue of its own in all but name.
+WEIGHT_RANGE = (0.01, 100.0)
+CLIENT_WEIGHTS = ("value", "shares")
+
+
+def is_weight(value: float) -> bool:
+    """True for a number within WEIGHT_RANGE (NaN is none)."""
+    return WEIGHT_RANGE[0] <= value <= WEIGHT_RANGE[1]
+
+
+@dataclass(frozen=True)
+class WeightRule:
+    """The operator's weight for the clients whose name matches `client` (a pattern with * and ?), or
+    for requests with an SLO of at most `slo_max_ns`. Exactly one of the two is given.
+    """
+
+    weight: float
+    client: str = ""
+    slo_max_ns: int = 0
+
+    def __post_init__(self) -> None:
+        if bool(self.client) == bool(self.slo_max_ns):
+            raise InvalidConfig("a weight is for either client or slo_max: give one of them")
+        if self.slo_max_ns < 0:
+            raise InvalidConfig(f"slo_max must be above 0, not {self.slo_max_ns}")
+        if not is_weight(self.weight):
+            raise InvalidConfig(
+                f"weight must be within {WEIGHT_RANGE[0]:g}..{WEIGHT_RANGE[1]:g}, not {self.weight:g}"
+            )
+
+
 @dataclass(frozen=True)
 class SchedulerConfig:
     """The scheduler's options, in the seed's order. None takes the fidelity's own default.
@@ -210,10 +241,23 @@ class SchedulerConfig:
     max_exec_ns: int | None = None
     max_batch: int | None = None
     fidelity: str = "best"
+    #: What requests are worth to INFER5 (docs/fairness.md); the first rule for a client that matches holds.
+    weights: tuple[WeightRule, ...] = ()
+    #: A client without a rule may say a weight up to this: by default it can only lower its own.
+    max_client_weight: float = 1.0
+    #: What a client's weight is: "value" of each of its requests, or its share of the GPUs ("shares").
+    client_weights: str = "value"
 
     def __post_init__(self) -> None:
         if self.fidelity not in FIDELITIES:
             raise UnknownName("fidelity", self.fidelity, list(FIDELITIES))
+        if self.client_weights not in CLIENT_WEIGHTS:
+            raise UnknownName("client_weights", self.client_weights, list(CLIENT_WEIGHTS))
+        if not is_weight(self.max_client_weight):
+            raise InvalidConfig(
+                f"max_client_weight must be within {WEIGHT_RANGE[0]:g}..{WEIGHT_RANGE[1]:g}, not "
+                f"{self.max_client_weight:g}"
+            )
         for name in ("max_gpus", "default_slo_ns"):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} must be at least 1, not {getattr(self, name)}")

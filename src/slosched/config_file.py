@@ -21,6 +21,7 @@ from slosched.config import (
     ModelProfile,
     ModelSource,
     SchedulerConfig,
+    WeightRule,
     WorkerConfig,
 )
 from slosched.errors import InvalidConfig, UnknownName
@@ -120,6 +121,12 @@ def _table(value: Any) -> dict[str, Any]:
     return value
 
 
+def _tables(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ValueError("must be tables of their own, each headed [[weights]]")
+    return value
+
+
 _MODEL: dict[str, _Reader] = {
     "exec_ns": _exec_table, "weights_ns": _duration, "weights_bytes": _size,
     "input_shape": _shape, "input_dtype": _text, "output_shape": _shape, "output_dtype": _text,
@@ -145,10 +152,12 @@ _WORKER: dict[str, _Reader] = {
 _SCHEDULER: dict[str, _Reader] = {
     "policy": _text, "generate_inputs": _flag, "max_gpus": _integer, "schedule_ahead_ns": _duration,
     "default_slo_ns": _duration, "max_exec_ns": _duration, "max_batch": _integer, "fidelity": _text,
+    "max_client_weight": _number, "client_weights": _text,
 }  # fmt: skip
+_WEIGHT: dict[str, _Reader] = {"client": _text, "slo_max_ns": _duration, "weight": _number}
 _CONTROLLER: dict[str, _Reader] = {
     "workers": _texts, "port": _integer, "bind": _text, "http_port": _integer, "log_dir": _text,
-    "scheduler": _table,
+    "scheduler": _table, "weights": _tables,
 }  # fmt: skip
 
 
@@ -338,7 +347,10 @@ def _model_source(file: Path, name: str, table: Any) -> ModelSource:
 def load_controller_config(
     path: str | Path, base: ControllerConfig | None = None
 ) -> ControllerConfig:
-    """`base` (if given) with what the file says; [scheduler] is SchedulerConfig. Raises InvalidConfig."""
+    """`base` (if given) with what the file says. Raises InvalidConfig.
+
+    [scheduler] is SchedulerConfig, and each [[weights]] a WeightRule of it.
+    """
     file = Path(path)
     values = _read(str(file), _parse(file), _CONTROLLER)
     scheduler = base.scheduler if base is not None else SchedulerConfig()
@@ -347,6 +359,13 @@ def load_controller_config(
         given = _read(where, values["scheduler"], _SCHEDULER)
         start = scheduler
         scheduler = _build(where, lambda **more: replace(start, **more), given)
+    if "weights" in values:
+        rules = tuple(
+            _build(where, WeightRule, _read(where, table, _WEIGHT))
+            for place, table in enumerate(values.pop("weights"), start=1)
+            for where in (f"{file}, [[weights]] {place}",)
+        )
+        scheduler = replace(scheduler, weights=rules)
     values["scheduler"] = scheduler
     if base is not None:
         start_config = base

@@ -49,11 +49,16 @@ class ModelInfo(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ClientHello(Message, frozen=True):
-    """The first message of a client. `incarnation` is random, one per process start."""
+    """The first message of a client. `incarnation` is random, one per process start.
+
+    `weight` is what its requests are worth beside those of weight 1; the controller's operator may cap
+    it or set another (docs/fairness.md).
+    """
 
     protocol: int
     incarnation: int
     name: str = ""
+    weight: float = 1.0
 
 
 class ClientHeartbeat(Message, frozen=True):

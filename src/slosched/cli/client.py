@@ -144,6 +144,21 @@ _Out = Annotated[
         "Default ./slosched-runs/<time>-<workload>."
     ),
 ]
+_Name = Annotated[
+    str,
+    typer.Option(
+        "--name",
+        help="What the controller knows this client by. Default: the workload's name.",
+        show_default=False,
+    ),
+]
+_Weight = Annotated[
+    float,
+    typer.Option(
+        help="What its requests are worth beside others' of 1, from 0.01; above 1 if the controller's "
+        "operator lets it (docs/fairness.md)."
+    ),
+]
 
 
 def workload_command(
@@ -161,6 +176,8 @@ def workload_command(
         seed: _Seed = 0,
         duration: _Duration = None,
         out: _Out = None,
+        name: _Name = "",
+        weight: _Weight = 1.0,
         json: Json = False,
     ) -> None:
         from slosched.cli.run import run_live
@@ -176,6 +193,8 @@ def workload_command(
             duration_ns=ends_ns,
             out=out,
             json=json,
+            name=name,
+            weight=weight,
         )
         raise typer.Exit(code)
 

@@ -14,6 +14,7 @@ from slosched.cli.values import (
     flag,
     given,
     looks_like_address,
+    weight_rules,
     whole_number,
     worker_addresses,
 )
@@ -78,6 +79,27 @@ _Fidelity = Annotated[
         help="best, or paper: the published code's behaviour and constants. Default best."
     ),
 ]
+_Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME=WEIGHT,...",
+        help="What requests are worth under overload (docs/fairness.md): by client, 'batch-*=0.2', and by "
+        "SLO, 'slo<=10ms=2'. Default 1 for all.",
+    ),
+]
+_MaxClientWeight = Annotated[
+    float | None,
+    typer.Option(
+        help="The highest weight that a client without a rule may give itself. Default 1."
+    ),
+]
+_ClientWeights = Annotated[
+    str | None,
+    typer.Option(
+        help="value: a client's weight is that of each of its requests; shares: its share of the GPUs, "
+        "which no other client can take. Default value."
+    ),
+]
 _Port = Annotated[
     int | None,
     typer.Option(help=f"Port for clients. Default {CONTROLLER_PORT}; 0 takes a free one."),
@@ -112,6 +134,9 @@ def controller(
     max_exec: _MaxExec = None,
     max_batch: _MaxBatch = None,
     fidelity: _Fidelity = None,
+    weights: _Weights = None,
+    max_client_weight: _MaxClientWeight = None,
+    client_weights: _ClientWeights = None,
     port: _Port = None,
     bind: Bind = None,
     http_port: _HttpPort = None,
@@ -154,6 +179,9 @@ def controller(
         max_exec_ns=_maybe_ns("--max-exec", max_exec),
         max_batch=max_batch,
         fidelity=fidelity,
+        weights=None if weights is None else weight_rules("--weights", weights),
+        max_client_weight=max_client_weight,
+        client_weights=client_weights,
     )
     base = _base_config(config)
     options = _merged(_parse_positionals(type_, positional), by_option)

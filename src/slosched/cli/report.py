@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from slosched.cli.output import table_text
@@ -24,7 +25,8 @@ def status_text(address: str, report: dict[str, Any]) -> str:
     if clients:
         blocks.append(
             "clients: " + ", ".join(
-                f"{c.get('name') or '(no name)'} ({c.get('unanswered', 0)} unanswered)" for c in clients
+                f"{c.get('name') or '(no name)'} ({c.get('unanswered', 0)} unanswered{_weight(c)})"
+                for c in clients
             )
         )  # fmt: skip
     return "\n\n".join(blocks)
@@ -45,10 +47,28 @@ def _head(address: str, report: dict[str, Any], workers: list[dict[str, Any]]) -
         f"{address}: {report.get('policy', '?')} ({report.get('fidelity', '?')}), {state}, "
         f"{joined} of {len(workers)} workers joined",
         f"options: {options}",
+        *_rules(report),
         f"requests: {requests.get('arrived', 0)} arrived, {requests.get('answered', 0)} answered"
         + "".join(f"; {code}: {count}" for code, count in requests.get("by_code", {}).items()),
     ]
     return "\n".join(lines)
+
+
+def _weight(client: Mapping[str, Any]) -> str:
+    weight = client.get("weight", 1.0)
+    return "" if weight == 1.0 else f", weight {weight:g}"
+
+
+def _rules(report: Mapping[str, Any]) -> list[str]:
+    """A line about the operator's weights, if there are any."""
+    rules = []
+    for rule in report.get("weights", ()):
+        whom = rule.get("client") or f"SLO to {format_duration(rule.get('slo_max_ns', 0))}"
+        rules.append(f"{whom} {rule.get('weight', 1.0):g}")
+    shares = report.get("client_weights", "value") == "shares"
+    if not rules and not shares:
+        return []
+    return [f"weights{' (of clients: shares)' if shares else ''}: {', '.join(rules) or 'no rules'}"]
 
 
 def _workers(workers: list[dict[str, Any]]) -> str:

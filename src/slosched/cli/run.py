@@ -26,6 +26,8 @@ def run_live(
     duration_ns: int | None,
     out: Path | None,
     json: bool,
+    name: str = "",
+    weight: float = 1.0,
 ) -> int:
     """Run `workload`, print what came of it, and return the exit code.
 
@@ -61,6 +63,8 @@ def run_live(
                 out=out or default_log_dir(workload.name),
                 progress=display,
                 stop=stop,
+                name=name,
+                weight=weight,
             )
 
     if not json:

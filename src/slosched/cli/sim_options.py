@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from slosched.cli.values import duration_ns, given, size_bytes
+from slosched.cli.values import duration_ns, given, size_bytes, weight_rules
+from slosched.config import WEIGHT_RANGE
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.units import NS_PER_S
 
@@ -93,6 +94,21 @@ class SimOptions:
         str | None, _option("No batch above 1 that takes longer. Bare number in ns.", _SCHEDULER)
     ] = None
     max_batch: Annotated[int | None, _option("No larger batch.", _SCHEDULER)] = None
+    weights: Annotated[
+        str | None,
+        _option(
+            "What requests are worth under overload (docs/fairness.md): by client, 'batch-*=0.2', and by "
+            "SLO, 'slo<=10ms=2'.",
+            _SCHEDULER,
+        ),
+    ] = None
+    client_weights: Annotated[
+        str | None,
+        _option(
+            "value, or shares: a client's weight is its share of the GPUs. Default value.",
+            _SCHEDULER,
+        ),
+    ] = None
     latency: Annotated[
         str,
         _option(
@@ -215,12 +231,16 @@ class SimOptions:
             )
         return SchedulerConfig(
             policy=policy,
+            # Who simulates writes the clients, too: they are believed.
+            max_client_weight=WEIGHT_RANGE[1],
             **given(
                 fidelity=fidelity or self.fidelity,
                 schedule_ahead_ns=_maybe_ns("--schedule-ahead", self.schedule_ahead),
                 default_slo_ns=_maybe_ns("--default-slo", self.default_slo),
                 max_exec_ns=_maybe_ns("--max-exec", self.max_exec),
                 max_batch=self.max_batch,
+                weights=None if self.weights is None else weight_rules("--weights", self.weights),
+                client_weights=self.client_weights,
             ),
         )
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from slosched.config import CONTROLLER_PORT, WORKER_PORT
+from slosched.config import CONTROLLER_PORT, WORKER_PORT, WeightRule
 from slosched.errors import InvalidConfig, InvalidDuration
 from slosched.units import parse_bytes, parse_duration_ns
 
@@ -18,6 +19,9 @@ _MAX_RANGE = 1024
 _ADDRESS = re.compile(
     r"^(?P<host>[A-Za-z0-9_.\-]+|\[[0-9A-Fa-f:.]+\]):(?P<first>\d+)(?:-(?P<last>\d+))?$"
 )
+
+#: Before the SLO of a class of requests that has a weight.
+_SLO_CLASS = "slo<="
 
 LOCAL_CONTROLLER = f"127.0.0.1:{CONTROLLER_PORT}"
 
@@ -99,6 +103,34 @@ def worker_addresses(texts: list[str]) -> tuple[str, ...]:
         if address in addresses[:index]:
             raise InvalidConfig(f"the worker {address} is named twice")
     return tuple(addresses)
+
+
+def weight_rules(option: str, text: str) -> tuple[WeightRule, ...]:
+    """The weights of "batch-*=0.2,slo<=10ms=2": a pattern of clients' names, or a class of SLOs, each."""
+    rules: list[WeightRule] = []
+    for part in text.split(","):
+        whom, equals, number = part.strip().rpartition("=")
+        try:
+            if not (equals and whom):
+                raise InvalidConfig("write it as NAME=WEIGHT or slo<=DURATION=WEIGHT")
+            weight = float(number)
+            if whom.startswith(_SLO_CLASS):
+                slo_max_ns = duration_ns("the SLO", whom.removeprefix(_SLO_CLASS))
+                rules.append(WeightRule(weight, slo_max_ns=slo_max_ns))
+            else:
+                rules.append(WeightRule(weight, client=whom))
+        except InvalidConfig as error:
+            raise InvalidConfig(f"{option} {part.strip()!r}: {error}") from None
+        except ValueError:
+            raise InvalidConfig(f"{option} {part.strip()!r}: {number!r} is no number") from None
+    return tuple(rules)
+
+
+def weights_text(rules: Sequence[WeightRule]) -> str:
+    """What `weight_rules` reads."""
+    return ",".join(
+        f"{rule.client or f'{_SLO_CLASS}{rule.slo_max_ns}ns'}={rule.weight!r}" for rule in rules
+    )
 
 
 def inputs_enabled(option: bool | None) -> bool:

@@ -61,8 +61,10 @@ class AsyncClient(Session):
     silent, and is empty while it answers.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, name: str = "") -> None:
-        super().__init__(address, name=name)
+    def __init__(
+        self, address: str = DEFAULT_ADDRESS, *, name: str = "", weight: float = 1.0
+    ) -> None:
+        super().__init__(address, name=name, weight=weight)
         self._next_id = 1
 
     async def __aenter__(self) -> AsyncClient:
@@ -339,13 +341,19 @@ class connect:  # noqa: N801 - used as a function: `async with connect(...)`, `a
     """
 
     def __init__(
-        self, address: str = DEFAULT_ADDRESS, *, timeout_s: float = 5.0, name: str = ""
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float = 5.0,
+        name: str = "",
+        weight: float = 1.0,
     ) -> None:
-        self._address, self._timeout_s, self._name = address, timeout_s, name
+        self._address, self._timeout_s = address, timeout_s
+        self._name, self._weight = name, weight
         self._client: AsyncClient | None = None
 
     async def open(self) -> AsyncClient:
-        client = AsyncClient(self._address, name=self._name)
+        client = AsyncClient(self._address, name=self._name, weight=self._weight)
         try:
             await client.open(timeout_s=self._timeout_s)
         except BaseException:

@@ -27,12 +27,19 @@ class Client:
     """A connection to a controller. Its event loop runs in a thread of its own.
 
     Safe to share between threads: each call blocks the thread that makes it. Interrupting a call
-    (Ctrl-C) cancels its request. `close`, or `with`, ends it. Raises PeerUnreachable when no
-    controller answers within `timeout_s`, ProtocolMismatch when it speaks another version.
+    (Ctrl-C) cancels its request. `close`, or `with`, ends it. `weight` is what its requests are worth
+    beside others' of 1, as far as the operator lets it say so. Raises PeerUnreachable when no controller
+    answers within `timeout_s`, ProtocolMismatch when it speaks another version, InvalidConfig for a weight
+    that cannot be.
     """
 
     def __init__(
-        self, address: str = DEFAULT_ADDRESS, *, timeout_s: float = 5.0, name: str = ""
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float = 5.0,
+        name: str = "",
+        weight: float = 1.0,
     ) -> None:
         self._lock = threading.Lock()
         self._closed = False
@@ -41,7 +48,8 @@ class Client:
         self._thread = threading.Thread(target=self._run, name="slosched client", daemon=True)
         self._thread.start()
         try:
-            self._client = self._call(connect(address, timeout_s=timeout_s, name=name).open)
+            connecting = connect(address, timeout_s=timeout_s, name=name, weight=weight)
+            self._client = self._call(connecting.open)
         except BaseException:
             self._end_loop()
             raise

@@ -26,6 +26,7 @@ from slosched.telemetry.manifest import (
 from slosched.telemetry.run_dir import CLIENT_MANIFEST, MANIFEST, claim_run_dir
 from slosched.telemetry.writer import LogWriter
 from slosched.workloads.base import Workload
+from slosched.workloads.composed import senders_of
 from slosched.workloads.engine import Engine
 
 _LOAD_TIMEOUT_S = 120.0
@@ -47,6 +48,8 @@ async def run_workload(
     out: Path | None = None,
     progress: Callable[[RunProgress], None] | None = None,
     stop: asyncio.Event | None = None,
+    name: str = "",
+    weight: float = 1.0,
 ) -> RunResult:
     """Run `workload` against the controller at `address` and return what came of it.
 
@@ -55,16 +58,23 @@ async def run_workload(
     would; one that never ends by itself then goes on until `stop` is set. `out` becomes a run
     directory with `client_log.tsv` and a manifest; one that holds a run is not overwritten, a
     numbered one in it is taken (see `RunResult.run_dir`). `progress` is called about five times a
-    second. Setting `stop` ends the run early and leaves a valid partial run.
+    second. Setting `stop` ends the run early and leaves a valid partial run. The controller knows the
+    client by `name` (the workload's if empty) and `weight`.
 
     Raises PeerUnreachable, ProtocolMismatch, InvalidRequest (unknown model), RequestFailed and
     InvalidConfig before anything is sent; once it runs, a lost controller ends it with a `problem`.
     """
     stop = stop or asyncio.Event()
+    names = dict.fromkeys(sender.name for sender in senders_of(workload))
+    if len(names) > 1:
+        raise InvalidConfig(
+            f"a client is one process, and this mix has several ({', '.join(n or 'this' for n in names)}): "
+            "give each a file of its own and start it with --name and --weight, or simulate the mix"
+        )
     if duration_ns is None and workload.duration_ns is None:
         duration_ns = FOREVER_NS
     engine = Engine(workload, seed=seed, duration_ns=duration_ns)
-    async with connect(address, name=workload.name) as client:
+    async with connect(address, name=name or workload.name, weight=weight) as client:
         try:
             models = await _unless_stopped(_load(client, workload), stop)
         except _Stopped:

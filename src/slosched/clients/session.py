@@ -12,9 +12,10 @@ from typing import Any
 
 from slosched.clock import now_ns
 from slosched.codes import Code
-from slosched.config import CLIENT_HEARTBEAT_NS
+from slosched.config import CLIENT_HEARTBEAT_NS, WEIGHT_RANGE, is_weight
 from slosched.errors import (
     ConnectionLost,
+    InvalidConfig,
     InvalidRequest,
     MalformedMessage,
     PeerUnreachable,
@@ -57,12 +58,15 @@ class Session:
     `malformed` counts what it sent that was no message.
     """
 
-    def __init__(self, address: str, *, name: str = "") -> None:
+    def __init__(self, address: str, *, name: str = "", weight: float = 1.0) -> None:
+        if not is_weight(weight):
+            least, most = WEIGHT_RANGE
+            raise InvalidConfig(f"weight must be within {least:g}..{most:g}, not {weight:g}")
         self.address = address
         self.malformed = 0
         self.lost = ""
         self._loop = asyncio.get_running_loop()
-        self._name = name
+        self._name, self._weight = name, weight
         self._incarnation = secrets.randbits(62)
         self._controller: Welcome | None = None
         self._refusal = ""
@@ -129,7 +133,7 @@ class Session:
         return len(self._inferences)
 
     def _hello(self) -> ClientHello:
-        return ClientHello(PROTOCOL_VERSION, self._incarnation, self._name)
+        return ClientHello(PROTOCOL_VERSION, self._incarnation, self._name, self._weight)
 
     def _send(self, message: Message) -> bool:
         if self._closed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
+from typing import NamedTuple
 
 from slosched.config import CLIENT_HEARTBEAT_NS
 from slosched.core.scheduler.interface import FromClient
@@ -32,10 +33,11 @@ from slosched.messages import (
     Welcome,
 )
 from slosched.sim.cluster import SimCluster
-from slosched.sim.network import SMALL_MESSAGE_BYTES
+from slosched.sim.network import SMALL_MESSAGE_BYTES, Wire
 from slosched.telemetry.client_log import ClientRecord
 from slosched.units import NS_PER_MS, NS_PER_S, tensor_bytes
-from slosched.workloads.base import Arrival, Workload
+from slosched.workloads.base import Arrival, ClientUse, Workload
+from slosched.workloads.composed import senders_of
 from slosched.workloads.engine import Engine
 
 IDENTITY = b"client"
@@ -44,6 +46,14 @@ _INCARNATION = 7
 _START_AFTER_NS = 50 * NS_PER_MS
 #: Answers are awaited for the largest SLO sent and this much longer, as live.
 _GRACE_NS = 2 * NS_PER_S
+
+
+class _Sender(NamedTuple):
+    """One of the clients that share a workload."""
+
+    identity: bytes
+    wire: Wire
+    use: ClientUse
 
 
 class LoadFailed(SloschedError):
@@ -83,6 +93,8 @@ class SimClient:
         self._kernel = cluster.kernel
         self._wire = cluster.add_client(IDENTITY, self._receive)
         self._engine = engine
+        #: Who sends each group of the workload, as identity, wire and hello; empty: this client does.
+        self._senders = self._join_senders(cluster, senders_of(workload))
         self._uses = workload.models()
         self._to_load = list(copies_by_name(self._uses).items())
         self._loaded: dict[str, tuple[ModelInfo, ...]] = {}
@@ -98,17 +110,39 @@ class SimClient:
 
     # ------------------------------------------------------------------------------- session
 
+    def _join_senders(self, cluster: SimCluster, uses: Sequence[ClientUse]) -> list[_Sender]:
+        joined = {"": _Sender(IDENTITY, self._wire, ClientUse("simulation"))}
+        for use in uses:
+            if use.name not in joined:
+                identity = f"client {use.name}".encode()
+                joined[use.name] = _Sender(
+                    identity, cluster.add_client(identity, self._receive), use
+                )
+        return [joined[use.name] for use in uses]
+
     def start(self) -> None:
         """Say hello; the rest follows from the answers."""
         self._say(ClientHello(PROTOCOL_VERSION, _INCARNATION, "simulation"))
+        for identity, wire, (name, weight) in self._others():
+            hello = ClientHello(PROTOCOL_VERSION, _INCARNATION, name, weight)
+            wire.send(FromClient(identity, hello))
         self._kernel.at(self._kernel.now_ns + CLIENT_HEARTBEAT_NS, self._beat)
+
+    def _others(self) -> list[_Sender]:
+        """The senders beside this client itself, each once."""
+        return [s for s in dict.fromkeys(self._senders) if s.identity != IDENTITY]
 
     def _say(self, message: ClientMessage) -> None:
         self._wire.send(FromClient(IDENTITY, message))
 
+    def _say_for_all(self, message: ClientMessage) -> None:
+        self._say(message)
+        for identity, wire, _ in self._others():
+            wire.send(FromClient(identity, message))
+
     def _beat(self, _: None) -> None:
         if self.phase is not Phase.DONE:
-            self._say(ClientHeartbeat(self._kernel.now_ns))
+            self._say_for_all(ClientHeartbeat(self._kernel.now_ns))
             self._kernel.at(self._kernel.now_ns + CLIENT_HEARTBEAT_NS, self._beat)
 
     def _receive(self, message: ControllerToClient) -> None:
@@ -232,7 +266,7 @@ class SimClient:
         self.phase = Phase.DONE
         if self.driver is not None:
             self.driver.give_up()
-        self._say(Goodbye())
+        self._say_for_all(Goodbye())
 
     # ----------------------------------------------------------------- the driver's submitter
 
@@ -241,6 +275,9 @@ class SimClient:
     ) -> int:
         """Send one request now; returns its id."""
         self._on_reply = on_reply
+        identity, wire = IDENTITY, self._wire
+        if self._senders:
+            identity, wire, _ = self._senders[self._engine.group(arrival)]
         request_id = self._next_id
         self._next_id = request_id + 1
         input_bytes = self._input_bytes[model.model_id]
@@ -254,8 +291,8 @@ class SimClient:
                 model.input_shape,
                 model.input_dtype,
             )
-            event = FromClient(IDENTITY, message, input_bytes, request_id)
-            self._wire.send(event, SMALL_MESSAGE_BYTES + input_bytes)
+            event = FromClient(identity, message, input_bytes, request_id)
+            wire.send(event, SMALL_MESSAGE_BYTES + input_bytes)
         else:
             message = InferRequest(
                 request_id,
@@ -264,7 +301,7 @@ class SimClient:
                 arrival.slo_ns,
                 arrival.user_id,
             )
-            self._wire.send(FromClient(IDENTITY, message))
+            wire.send(FromClient(identity, message))
         return request_id
 
     def cancel(self, request_id: int) -> None:

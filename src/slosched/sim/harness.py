@@ -6,7 +6,7 @@ something at any time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from slosched.config import EmulationNoise, GpuProfile, SchedulerConfig
@@ -54,19 +54,20 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Demand:
-    """One arrival: `at_ns` after the start of `Simulation.run`, for the instance `index`."""
+    """One arrival: `at_ns` after the start of `Simulation.run`, for the instance `index`, from `client`."""
 
     at_ns: int
     index: int
     slo_factor: float = 0.0
     slo_ns: int = 0
+    client: bytes = CLIENT
 
 
 class Simulation:
-    """A controller, workers with emulated GPUs, and one client, in virtual time.
+    """A controller, workers with emulated GPUs, and a client, in virtual time.
 
-    `gpus_per_worker` lists the GPUs of each worker. Checks the invariants after each step unless
-    `check` is off. Times are ns.
+    `gpus_per_worker` lists the GPUs of each worker; `more_clients` are others with their weights, for
+    demands of theirs. Checks the invariants after each step unless `check` is off. Times are ns.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Simulation:
         network: Network | None = None,
         noise: EmulationNoise | None = None,
         check: bool = True,
+        more_clients: Mapping[bytes, float] | None = None,
     ) -> None:
         self.outcome = Outcome()
         #: To the client, less those to its inferences: `outcome.requests` has those.
@@ -98,9 +100,12 @@ class Simulation:
             check=check,
         )
         self.scheduler = self.cluster.controller.scheduler
-        self._wire = self.cluster.add_client(CLIENT, self._receive)
+        self._wires = {CLIENT: self.cluster.add_client(CLIENT, self._receive)}
         self._next_request_id = 0
         self._say(ClientHello(PROTOCOL_VERSION, 7, "simulation"))
+        for identity, weight in (more_clients or {}).items():
+            self._wires[identity] = self.cluster.add_client(identity, self._receive)
+            self._say(ClientHello(PROTOCOL_VERSION, 7, identity.decode(), weight), identity)
         self._beat(None)
 
     @property
@@ -114,11 +119,12 @@ class Simulation:
         if not isinstance(message, InferReply):
             self.replies.append(message)
 
-    def _say(self, message: ClientMessage) -> None:
-        self._wire.send(FromClient(CLIENT, message))
+    def _say(self, message: ClientMessage, client: bytes = CLIENT) -> None:
+        self._wires[client].send(FromClient(client, message))
 
     def _beat(self, _: object) -> None:
-        self._say(ClientHeartbeat(self.now_ns))
+        for client in self._wires:
+            self._say(ClientHeartbeat(self.now_ns), client)
         self._kernel.at(self.now_ns + NS_PER_S, self._beat)
 
     # ------------------------------------------------------------------------------- driving
@@ -189,7 +195,8 @@ class Simulation:
                 slo_factor=demand.slo_factor,
                 slo_ns=demand.slo_ns,
                 user_id=demand.index,
-            )
+            ),
+            demand.client,
         )
 
     def kill_worker(self, worker_id: int) -> None:

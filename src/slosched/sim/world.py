@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from slosched.errors import InvalidConfig
 from slosched.sim.client import SimClient
 from slosched.sim.cluster import SimCluster
 from slosched.sim.controller import OnAction, OnNote, OnRequest
@@ -15,6 +16,7 @@ from slosched.sim.node import WorkerClock, WorkerNode
 from slosched.sim.spec import SimSpec, sub_seed
 from slosched.sim.truth import ClientTruth, WorkerTruth
 from slosched.telemetry.client_log import ClientRecord
+from slosched.workloads.composed import senders_of
 from slosched.workloads.engine import Engine
 
 #: Sessions of one process are numbered from its incarnation; those of the next are far from them.
@@ -51,6 +53,11 @@ class World:
             seed=spec.seeds()["network"],
             check=spec.check,
         )
+        if spec.faults is not None and senders_of(spec.workload):
+            raise InvalidConfig(
+                "a workload with clients of its own cannot be simulated under faults: leave out its "
+                "client and weight keys, or the faults"
+            )
         kind = SimClient if spec.faults is None else EnduringClient
         self.client = kind(
             self.cluster,

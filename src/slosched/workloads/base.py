@@ -23,6 +23,16 @@ class ModelUse(NamedTuple):
     copies: int = 1
 
 
+class ClientUse(NamedTuple):
+    """A client that sends a part of a workload: what the controller knows it by, and its weight.
+
+    The name "" is the client that runs the workload.
+    """
+
+    name: str = ""
+    weight: float = 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One period of a workload, from `start_ns` after its start until the next one's.

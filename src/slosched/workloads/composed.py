@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from slosched.errors import InvalidConfig
 from slosched.units import format_duration
-from slosched.workloads.base import ModelUse, Step, Stream, Workload, instance_seed
+from slosched.workloads.base import ClientUse, ModelUse, Step, Stream, Workload, instance_seed
 from slosched.workloads.processes import Process
 from slosched.workloads.streams import BurstyClosedLoop, ClosedLoop, OpenLoop, Slo
 
@@ -104,6 +104,8 @@ class Composed:
     duration_ns: int | None = None
     groups: tuple[str, ...] = ("",)
     all_steps: tuple[Step, ...] = field(default=ONE_STEP, repr=False)
+    #: Who sends each group; empty: the one client.
+    senders: tuple[ClientUse, ...] = ()
 
     def models(self) -> tuple[ModelUse, ...]:
         return self.uses
@@ -164,3 +166,10 @@ class Bounded:
     def describe(self) -> str:
         """The workload in one line, and when it ends."""
         return f"{self.workload.describe()}; ended after {format_duration(self.duration_ns)}"
+
+
+def senders_of(workload: Workload) -> tuple[ClientUse, ...]:
+    """Who sends each of the workload's groups; empty where one client sends them all."""
+    if isinstance(workload, Bounded):
+        return senders_of(workload.workload)
+    return workload.senders if isinstance(workload, Composed) else ()

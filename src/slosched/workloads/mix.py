@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
+from slosched.config import WEIGHT_RANGE, is_weight
 from slosched.errors import InvalidConfig
 from slosched.units import format_duration
-from slosched.workloads.base import ModelUse, Step
+from slosched.workloads.base import ClientUse, ModelUse, Step
 from slosched.workloads.composed import DEFAULT_SLO, ONE_STEP, Composed, OpenPart
 from slosched.workloads.kinds import Kind, Parameter
 from slosched.workloads.processes import Gamma, Poisson, Process
@@ -31,7 +33,8 @@ class MixEntry:
     """`copies` instances of `model` that get `rate_per_s` requests/s in total, evenly.
 
     Each copy has arrivals of its own: Poisson, or with Gamma-distributed gaps of coefficient of
-    variation `cv`. `slo` is (factor, ns). Raises InvalidConfig for a rate or cv that cannot be.
+    variation `cv`. `slo` is (factor, ns). `client` sends them, with that weight; "" is whoever runs the
+    mix. Raises InvalidConfig for a rate, cv or weight that cannot be.
     """
 
     model: str
@@ -39,8 +42,15 @@ class MixEntry:
     rate_per_s: float
     slo: Slo = DEFAULT_SLO
     cv: float | None = None
+    client: str = ""
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
+        if not is_weight(self.weight):
+            least, most = WEIGHT_RANGE
+            raise InvalidConfig(f"weight must be within {least:g}..{most:g}, not {self.weight:g}")
+        if self.weight != 1.0 and not self.client:
+            raise InvalidConfig("weight is a client's: say client, too")
         if not 1 <= self.copies <= MAX_COUNT:
             raise InvalidConfig(f"copies must be within 1..{MAX_COUNT}, not {self.copies}")
         if not 1e-9 <= self.rate_per_s / self.copies <= 1e9:
@@ -69,9 +79,12 @@ class MixEntry:
         factor, slo_ns = self.slo
         within = f" within {format_duration(slo_ns)}" if slo_ns else f" within {factor:g}x"
         cv = "" if self.cv is None else f" (cv {self.cv:g})"
+        by = ""
+        if self.client:
+            by = f" by {self.client}" + (f" (weight {self.weight:g})" if self.weight != 1.0 else "")
         return (
             f"{self.copies} x {self.model} at {self.rate_per_s:g}/s{cv}"
-            f"{within if slo_ns or factor else ''}"
+            f"{within if slo_ns or factor else ''}{by}"
         )
 
 
@@ -92,10 +105,16 @@ def mix(
     """The workload of `entries`, whose results are counted for each of them.
 
     `steps` divide it in time; the SLOs are the entries' own in all of them. Raises InvalidConfig
-    without entries.
+    without entries, and for a client of two weights.
     """
     if not entries:
         raise InvalidConfig("a mix needs at least one model")
+    senders = tuple(ClientUse(entry.client, entry.weight) for entry in entries)
+    for one, other in combinations(senders, 2):
+        if one.name == other.name and one.weight != other.weight:
+            raise InvalidConfig(
+                f"the client {one.name!r} has the weights {one.weight:g} and {other.weight:g}: give it one"
+            )
     parts: list[OpenPart] = []
     for group, entry in enumerate(entries):
         process = entry.process()
@@ -111,6 +130,7 @@ def mix(
         duration_ns=duration_ns,
         groups=group_names(entries),
         all_steps=steps,
+        senders=senders if any(sender.name for sender in senders) else (),
     )
 
 
@@ -142,6 +162,7 @@ KIND = Kind(
         Parameter("DURATION", "how long; a bare number is in seconds", "60s"),
     ),
     _parse,
-    "Results are counted for each model. In a TOML file each model may be a [[models]] table instead.",
+    "Results are counted for each model. In a TOML file each model may be a [[models]] table instead, and "
+    "may name the client that sends it, with its weight.",
     ("resnet50_v2:8:600:25ms,resnet50_v2:4:100:5:4 20s", "resnet50_v2:1:50,resnet18_v2:2:80:10"),
 )

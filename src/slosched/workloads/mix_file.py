@@ -23,7 +23,7 @@ from slosched.workloads.values import (
 )
 
 _TOP = ("workload", "duration", "rate", "slo", "models")
-_OF_A_MODEL = ("name", "copies", "share", "rate", "slo", "arrivals", "cv")
+_OF_A_MODEL = ("name", "copies", "share", "rate", "slo", "arrivals", "cv", "client", "weight")
 _ARRIVALS = ("poisson", "gamma")
 
 
@@ -135,10 +135,13 @@ class _Reader:
         if (arrivals == "gamma") != ("cv" in model):
             raise self._wrong(place, "arrivals", "gamma arrivals need a cv, and others have none")
         cv = self._value(model, place, "cv", read_positive)
+        client = str(model.get("client", ""))
+        weight = self._value(model, place, "weight", read_positive) or 1.0
         try:
-            return MixEntry(name, copies, rate, slo or own or common, cv)
+            return MixEntry(name, copies, rate, slo or own or common, cv, client, weight)
         except InvalidConfig as error:
-            raise self._wrong(place, "cv" if "cv" in str(error) else "rate", str(error)) from None
+            key = next((key for key in ("weight", "cv") if key in str(error)), "rate")
+            raise self._wrong(place, key, str(error)) from None
 
     def _value(self, table: Mapping[str, Any], place: int | None, key: str, read: Any) -> Any:
         """What `read` makes of the key's value; None where there is none."""

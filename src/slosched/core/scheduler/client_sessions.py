@@ -9,6 +9,7 @@ from slosched.config import CLIENT_LOST_AFTER_NS
 from slosched.core.scheduler.interface import Effect, Note, ToClient
 from slosched.core.scheduler.sessions import TICK_NS
 from slosched.core.scheduler.state import Client, Request
+from slosched.core.scheduler.weights import Weights, what_is_wrong_with_weight
 from slosched.messages import PROTOCOL_VERSION, ClientHello, Refused, Welcome
 
 _NAME_LENGTH = 64
@@ -23,11 +24,13 @@ class ClientSessions:
         *,
         emit: Callable[[Effect], None],
         welcome: Welcome,
+        weights: Weights,
         end_request: Callable[[Request, str], None],
         release: Callable[[Client], None],
     ) -> None:
         self._emit = emit
         self._welcome = welcome
+        self._weights = weights
         self._end_request = end_request
         self._release = release
         self.by_identity: dict[bytes, Client] = {}
@@ -40,13 +43,19 @@ class ClientSessions:
             )
             self._emit(ToClient(identity, Refused(-1, Code.INVALID_REQUEST, reason)))
             return
+        wrong = what_is_wrong_with_weight(message.weight)
+        if wrong:
+            self._emit(ToClient(identity, Refused(-1, Code.INVALID_REQUEST, wrong)))
+            return
         known = self.by_identity.get(identity)
         if known is not None and known.incarnation != message.incarnation:
             self.drop(identity, "it was restarted")
             known = None
         if known is None:
             name = "".join(c for c in message.name[:_NAME_LENGTH] if c.isprintable())
-            self.by_identity[identity] = Client(identity, message.incarnation, name)
+            weight = self._weights.of_client(name, message.weight)
+            client = Client(identity, message.incarnation, name, weight, name or identity)
+            self.by_identity[identity] = client
         self._emit(ToClient(identity, self._welcome))
 
     def drop(self, identity: bytes, why: str) -> None:

@@ -27,6 +27,11 @@ def status_report(scheduler: Scheduler, *, now_ns: int) -> dict[str, Any]:
             "max_exec_ns": config.max_exec_ns,
             "max_batch": config.max_batch,
         },
+        "client_weights": config.client_weights,
+        "weights": [
+            {"client": r.client, "slo_max_ns": r.slo_max_ns, "weight": r.weight}
+            for r in config.weights
+        ],
         "draining": scheduler.draining,
         "ready": scheduler.ready(),
         "requests": {
@@ -35,7 +40,12 @@ def status_report(scheduler: Scheduler, *, now_ns: int) -> dict[str, Any]:
             "by_code": {f"{c} {code_name(c)}": n for c, n in sorted(scheduler.by_code.items())},
         },
         "clients": [
-            {"name": c.name, "unanswered": len(c.requests), "models": len(c.models)}
+            {
+                "name": c.name,
+                "unanswered": len(c.requests),
+                "models": len(c.models),
+                "weight": c.weight,
+            }
             for c in scheduler.clients.values()
         ],
         "workers": [_worker(w) for w in cluster.workers.values()],

@@ -48,6 +48,7 @@ from slosched.core.scheduler.state import (
     WorkerState,
 )
 from slosched.core.scheduler.validation import plausible, what_is_wrong
+from slosched.core.scheduler.weights import Weights
 from slosched.messages import (
     PROTOCOL_VERSION,
     CancelRequest,
@@ -119,9 +120,11 @@ class Scheduler:
         welcome = Welcome(
             PROTOCOL_VERSION, version, incarnation, config.policy, config.default_slo_ns
         )
+        self._weights = Weights(config)
         self._clients = ClientSessions(
             emit=self._effects.append,
             welcome=welcome,
+            weights=self._weights,
             end_request=self._client_gone,
             release=self.catalog.release,
         )
@@ -257,7 +260,7 @@ class Scheduler:
         self._next_key += 1
         request = Request(
             key, client, message.request_id, message.user_id, model, message.slo_factor, slo_ns,
-            now_ns, bytes_behind,
+            now_ns, bytes_behind, self._weights.of_request(client, slo_ns),
         )  # fmt: skip
         self.arrived += 1
         client.requests[message.request_id] = request

@@ -55,6 +55,8 @@ class Request:
         "state",
         "stepped_over",
         "user_id",
+        "value",
+        "weight",
     )
 
     def __init__(
@@ -68,6 +70,7 @@ class Request:
         slo_ns: int,
         arrival_ns: int,
         input_bytes: int,
+        weight: float = 1.0,
     ) -> None:
         self.key = key
         self.client = client
@@ -84,6 +87,9 @@ class Request:
         #: A larger batch was preferred that this request was too old for.
         self.stepped_over = False
         self.state = RequestState.QUEUED
+        #: What it is worth beside a request of weight 1, and what it counts while it is queued.
+        self.weight = weight
+        self.value = 1.0
 
     def move(self, state: RequestState) -> None:
         """Change state along the table; any other change is a bug in the scheduler."""
@@ -337,6 +343,9 @@ class Model:
     pages: int = 1
     result: LoadModelResult | None = None  # the first worker's answer: shapes and dtypes
     queue: list[Request] = field(default_factory=list)  # ascending (deadline, key)
+    #: Queued requests whose value is not 1 (INFER5), and, while there are any, the highest of them or 1.
+    weighted: int = 0
+    heaviest: float = 1.0
     resident_on: dict[int, Gpu] = field(default_factory=dict)  # by GPU index
     loading_on: dict[int, Gpu] = field(default_factory=dict)
     clients: dict[bytes, None] = field(default_factory=dict)
@@ -374,6 +383,8 @@ class Client:
     identity: bytes
     incarnation: int
     name: str
+    weight: float = 1.0
+    account: str | bytes = b""  # whom its share of the GPUs is counted with (shares.py)
     heard: bool = True
     silent_ticks: int = 0
     requests: dict[int, Request] = field(default_factory=dict)  # unanswered, by its request_id

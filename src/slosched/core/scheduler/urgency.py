@@ -5,6 +5,9 @@ d_first >= d_head and i >= 0 it is at least
 
     5/4 d_head + min over the classes b that n requests reach of ((l - 1) e_b - g min(b, n) b1)
 
+A request of value v counts as v of them in g k; of a model whose queue holds any of another value than 1,
+the heaviest stands for all.
+
 Here e_b is the shortest and b1 the longest time that any GPU shows for the model's name, and g and l are
 those of a whole interval of the loss x: both are kept with some slack, so that the order changes when a
 queue does and hardly otherwise. Whoever takes models in this order may stop where the bound passes the
@@ -55,19 +58,24 @@ class _Envelope:
         return changed
 
     def tabulate(self, losses: tuple[float, float]) -> None:
-        """The bounds without deadlines, for every queue length. Linear in x: the ends are enough."""
-        classes = sorted(self.lowest_ns)
+        """The bounds without deadlines, for every queue length."""
         self.bound_ns = [0.0]
-        for length in range(1, classes[-1] + 1):
-            reached = [b for i, b in enumerate(classes) if i == 0 or classes[i - 1] < length]
-            self.bound_ns.append(
-                min(
-                    (WEIGHT + WEIGHT_SLOPE * x) * self.lowest_ns[b]
-                    - (CREDIT + CREDIT_SLOPE * x) * min(b, length) * self.single_ns
-                    for x in losses
-                    for b in reached
-                )
-            )
+        for length in range(1, max(self.lowest_ns) + 1):
+            self.bound_ns.append(self.bound_for(length, 1.0, losses))
+
+    def bound_for(self, length: int, value: float, losses: tuple[float, float]) -> float:
+        """The bound without deadlines for `length` requests, none of which counts more than `value`.
+
+        Linear in x: the ends are enough.
+        """
+        classes = sorted(self.lowest_ns)
+        reached = [b for i, b in enumerate(classes) if i == 0 or classes[i - 1] < length]
+        return min(
+            (WEIGHT + WEIGHT_SLOPE * x) * self.lowest_ns[b]
+            - (CREDIT + CREDIT_SLOPE * x) * min(b, length) * value * self.single_ns
+            for x in losses
+            for b in reached
+        )
 
 
 class Urgency:
@@ -170,8 +178,12 @@ class Urgency:
             bounds_ns = envelope.bound_ns
         queue = model.queue
         length = min(len(queue), len(bounds_ns) - 1)
+        bound_ns = bounds_ns[length]
+        if model.weighted:
+            envelope = self._envelopes[model.name]
+            bound_ns = envelope.bound_for(length, model.heaviest, self._losses)
         return (
-            1.25 * queue[0].deadline_ns + bounds_ns[length],
+            1.25 * queue[0].deadline_ns + bound_ns,
             self.since[model.model_id],
             model,
         )

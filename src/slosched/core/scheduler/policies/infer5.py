@@ -12,11 +12,13 @@ that can start soonest, at s:
        key = d_first + d_head / 4 - g k + (l - 1) e + delta i
        g = 1.9 + 3.45 x      l = 3.3 + 4 x      delta = 0.24 - 0.17 x
 
-   d_first is the first deadline of the batch, d_head that of the model's oldest request;
+   d_first is the first deadline of the batch, d_head that of the model's oldest request, and k counts each
+   request as its weight once requests are lost (weights.py): a batch takes those that are worth most;
 4. those stepped over stay for smaller classes, until rule 1 answers them, with code 7.
 
 It is earliest virtual deadline first with credit for serving many at once. x is the share of requests
-lost lately: the more is lost, the more efficiency counts against urgency.
+lost lately: the more is lost, the more efficiency counts against urgency. A model that was passed over
+for long has a turn before all this (held_back.py).
 
 A promise leaves the exec estimator's margin and the worker's return margin before the deadline; behind
 another inference also that one's margin, the two as independent errors add up (root of the squares). A
@@ -32,15 +34,24 @@ something changed for it (openings.py). The decisions are those of a full scan.
 from __future__ import annotations
 
 import math
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterable
 
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
+from slosched.core.scheduler.held_back import HeldBack
 from slosched.core.scheduler.openings import Openings
 from slosched.core.scheduler.placement import Placement
+from slosched.core.scheduler.plans import (
+    NEVER_NS,
+    Plan,
+    resident_plan,
+    why_given_up,
+    why_refused,
+)
 from slosched.core.scheduler.policies.base import Refusals
+from slosched.core.scheduler.shares import Shares
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.core.scheduler.urgency import (
     CREDIT,
@@ -53,25 +64,22 @@ from slosched.core.scheduler.urgency import (
     Entry,
     Urgency,
 )
-from slosched.units import format_duration
+from slosched.core.scheduler.weights import value_of, worth_most
 
-#: Later than everything: where no GPU can start a request at all.
-_NEVER_NS = 2**62
 #: Weight of one request in the moving average of losses.
 _LOSS_WEIGHT = 0.012
+#: With so many lost, whom to serve can be chosen: those whose answers have a client's way to spare (there
+#: and back like a worker's), as the others would be late at the client.
+_FLOODED = 0.3
 #: With nothing else waiting, those a smaller class leaves over are served right behind it, sooner than
 #: the larger class would be done: a padded one must then be this much more efficient.
 _PADDING_GAIN = 1.07
-#: At most so many GPUs are looked at for the one that would be the least late.
-_LOOKED_AT = 8
 #: So few waiting models are looked at without putting them in order.
 _FEW_MODELS = 3
 _NO_KEY = math.inf
 
 #: A batch: model, requests stepped over, requests taken, class.
 _Choice = tuple[Model, int, int, int]
-#: What one request can expect: latest start that is likely in time, earliest start there is, exec.
-_Plan = tuple[int, int, int]
 
 
 class Infer5:
@@ -88,7 +96,10 @@ class Infer5:
         self._waiting = self._urgency.waiting  # models with queued requests
         self._fresh: dict[int, Model] = {}  # with requests that no GPU was asked about yet
         self._expiry = ExpiryHeap()  # by the latest start that is likely in time
+        self._held_back = HeldBack()
+        self._shares = Shares() if cluster.config.client_weights == "shares" else None
         self._loss = 0.0
+        self._unit = 1.0  # the weight of those that are lost: it counts as 1
         self._now_ns = 0
         #: What decisions cost: GPUs looked at when a request arrives or may be hopeless, GPUs asked for a
         #: batch, and waiting models looked at for that.
@@ -111,13 +122,22 @@ class Infer5:
             insort(queue, request)
         else:
             queue.append(request)
+        weight = request.weight
+        if self._shares is not None:
+            weight = self._shares.value(request, self._loss)
+        request.value = weight / self._unit
+        if request.value != 1.0:
+            model.heaviest = max(request.value, model.heaviest if model.weighted else 1.0)
+            model.weighted += 1
         self._urgency.grew(model)
         self._fresh[model.model_id] = model
         self._expiry.push(latest_ns, request)
 
     def forget(self, request: Request) -> None:
-        request.model.queue.remove(request)
-        self._urgency.shrank(request.model)
+        model = request.model
+        model.queue.remove(request)
+        model.weighted -= request.value != 1.0
+        self._urgency.shrank(model)
 
     def action_done(
         self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
@@ -159,17 +179,17 @@ class Infer5:
 
     # ------------------------------------------------------------------------------ feasibility
 
-    def _best_plan(self, request: Request, now_ns: int) -> _Plan:
+    def _best_plan(self, request: Request, now_ns: int) -> Plan:
         if request.model.resident_on:
             return self._resident_plan(request, now_ns)
         return self._loading_plan(request, now_ns)
 
-    def _loading_plan(self, request: Request, now_ns: int) -> _Plan:
+    def _loading_plan(self, request: Request, now_ns: int) -> Plan:
         """The plan on a GPU that could load the model, in order of their numbers: the first that will
         do, else the least late. With no GPU at all the start lies beyond every deadline.
         """
         model = request.model
-        best = (request.deadline_ns, _NEVER_NS, model.b1_ns)
+        best = (request.deadline_ns, NEVER_NS, model.b1_ns)
         for gpu in self._cluster.gpus.values():
             start_ns = self._placement.load_ready_ns(gpu, model, now_ns)
             if start_ns is None:
@@ -182,72 +202,35 @@ class Infer5:
                 best = (latest_ns, start_ns, single_ns)
         return best
 
-    def _resident_plan(self, request: Request, now_ns: int) -> _Plan:
-        """The plan on a GPU that holds the model, in the order in which they are free: the first that
-        will do, else the least late of the first few.
-        """
-        model = request.model
-        holders, name = model.resident_on, model.name
-        deadline_ns = request.deadline_ns
-        order = self._cluster.free_order.entries
-        if len(holders) * 4 < len(order):
-            order = sorted((g.exec.busy_until_ns, i, g) for i, g in holders.items())
-        best = (0, _NEVER_NS, 0)
-        seen = 0
-        looked_at = 0
-        for busy_ns, index, gpu in order:
-            looked_at += 1
-            if index not in holders:
-                continue
-            worker = gpu.worker
-            start_ns = now_ns + worker.transit.expected_ns
-            if busy_ns > start_ns:
-                start_ns = busy_ns
-            single_ns = gpu.tables[name].single.expected_ns
-            latest_ns = deadline_ns - single_ns - worker.returns.expected_ns
-            if start_ns <= latest_ns:
-                self.gpus_looked_at += looked_at
-                return latest_ns, start_ns, single_ns
-            if seen < _LOOKED_AT:
-                seen += 1
-                if start_ns - latest_ns < best[1] - best[0]:
-                    best = (latest_ns, start_ns, single_ns)
-            else:
-                paths = self._cluster.paths
-                soonest_ns = max(busy_ns, now_ns + paths.least_transit_ns)
-                needs_ns = self._urgency.least_single_ns(name) + paths.least_returns_ns
-                if soonest_ns + needs_ns > deadline_ns:
-                    self.gpus_looked_at += looked_at
-                    return best  # nor will any that is free later
-        self.gpus_looked_at += len(order)
-        return best
+    def _resident_plan(self, request: Request, now_ns: int) -> Plan:
+        plan, looked_at = resident_plan(self._cluster, self._urgency, request, now_ns)
+        self.gpus_looked_at += looked_at
+        return plan
 
     def _refuse_at_once(self, request: Request, start_ns: int, exec_ns: int, now_ns: int) -> None:
         if not self._cluster.gpus:
             reason, start_ns = "no GPU is connected to the controller", -1
-        elif start_ns >= _NEVER_NS:
+        elif start_ns >= NEVER_NS:
             reason, start_ns = "no connected GPU has this model ready", -1
         else:
-            state = "" if request.model.resident_on else " after loading its weights"
-            reason = (
-                f"could start in {format_duration(start_ns - now_ns)} at the earliest{state} and takes "
-                f"{format_duration(exec_ns)}; the deadline is in {format_duration(request.slo_ns)}"
-            )
-        self._lost(request.model, now_ns)
+            reason = why_refused(request, start_ns, exec_ns, now_ns)
+        self._lost(request, now_ns)
         code = Code.COULD_NOT_START_IN_TIME
         if request.attempts:  # it came back from an action that failed
             code, reason = Code.TIMED_OUT, f"no second try fits: {reason}"
         self._refusals.refuse(request, code, reason, start_ns=start_ns, exec_ns=exec_ns)
 
-    def _lost(self, model: Model, now_ns: int) -> None:
+    def _lost(self, request: Request, now_ns: int) -> None:
         self._loss += _LOSS_WEIGHT * (1.0 - self._loss)
-        if model.resident_on:
-            self._placement.short_of(model, now_ns=now_ns)
+        if request.weight != self._unit:
+            self._unit += _LOSS_WEIGHT * (request.weight - self._unit)
+        if request.model.resident_on:
+            self._placement.short_of(request.model, now_ns=now_ns)
 
     def _answer_hopeless(self, now_ns: int) -> None:
         """Rule 1, over all models: who cannot start in time anywhere is answered now."""
         entries, order = self._expiry.entries, self._cluster.free_order.entries
-        soonest_ns = _NEVER_NS
+        soonest_ns = NEVER_NS
         if order:  # no GPU starts anything decided from now on before this
             soonest_ns = now_ns + self._cluster.paths.least_transit_ns
             if order[0][0] > soonest_ns:
@@ -261,16 +244,10 @@ class Infer5:
                 self._expiry.push(latest_ns, request)
                 continue
             self.forget(request)
-            self._lost(request.model, now_ns)
-            if request.stepped_over:
-                code, why = Code.SKIPPED, "given up in favour of a better batch"
-            else:
-                code, why = Code.TIMED_OUT, "no GPU came free in time"
-            reason = (
-                f"{why}: waited {format_duration(now_ns - request.arrival_ns)}, needs "
-                f"{format_duration(exec_ns)}, {format_duration(request.deadline_ns - now_ns)} were left"
-            )
-            best_ns = start_ns if start_ns < _NEVER_NS else -1
+            self._lost(request, now_ns)
+            self._held_back.lost(request.model, now_ns=now_ns)
+            code, reason = why_given_up(request, exec_ns, now_ns)
+            best_ns = start_ns if start_ns < NEVER_NS else -1
             self._refusals.refuse(request, code, reason, start_ns=best_ns, exec_ns=exec_ns)
 
     # ------------------------------------------------------------------------------- decisions
@@ -318,12 +295,33 @@ class Infer5:
     def _ask(self, gpu: Gpu, start_ns: int, now_ns: int) -> bool:
         """Send what should run next on `gpu`, from `start_ns`; False if nothing that waits can."""
         self.gpus_asked += 1
-        choice, hindered = self._best_batch(gpu, start_ns)
+        turn = self._turn(gpu, start_ns, now_ns)
+        choice, hindered = turn, False
+        if choice is None and self._loss > _FLOODED:
+            worker = gpu.worker
+            to_spare_ns = worker.transit.expected_ns + worker.returns.expected_ns
+            choice, _ = self._best_batch(gpu, start_ns + to_spare_ns)
+        if choice is None:
+            choice, hindered = self._best_batch(gpu, start_ns)
         self._openings.asked(gpu, hindered=hindered)
         if choice is None:
             return False
-        self._commit(gpu, choice, start_ns, now_ns)
+        expected_ns = self._commit(gpu, choice, start_ns, now_ns)
+        self._held_back.served(choice[0], expected_ns, turn=turn is not None)
         return True
+
+    def _turn(self, gpu: Gpu, start_ns: int, now_ns: int) -> _Choice | None:
+        """What must run next on `gpu` because it was held back for long; None is what is usual."""
+        due = self._held_back.due(now_ns)
+        if not due:
+            return None
+        for model in due:
+            if model.queue:
+                choice, _ = self._best_batch(gpu, start_ns, ((-_NO_KEY, 0, model),))
+                if choice is not None:
+                    return choice
+        self._held_back.in_vain(due)
+        return None
 
     def _in_order(self, gpu: Gpu) -> Iterable[Entry]:
         """Waiting models that `gpu` may hold, by the bound on their keys."""
@@ -334,8 +332,12 @@ class Infer5:
             return urgency.among(gpu.resident.values(), self._loss)
         return urgency.in_order(self._loss)
 
-    def _best_batch(self, gpu: Gpu, start_ns: int) -> tuple[_Choice | None, bool]:
-        """The batch of the smallest key; whether some model is here whose requests all are too old."""
+    def _best_batch(
+        self, gpu: Gpu, start_ns: int, entries: Iterable[Entry] | None = None
+    ) -> tuple[_Choice | None, bool]:
+        """The batch of the smallest key, of the models in `entries` if given; whether some model is here
+        whose requests all are too old.
+        """
         best: _Choice | None = None
         best_key, best_since, hindered, looked_at = _NO_KEY, 0, False, 0
         loss = self._loss
@@ -353,7 +355,7 @@ class Infer5:
             spread_ns = gpu.exec.outstanding[-1].spread_ns
         else:
             likely_floor_ns = self._now_ns + gpu.worker.transit.expected_ns + returns.expected_ns
-        for bound, since, model in self._in_order(gpu):
+        for bound, since, model in self._in_order(gpu) if entries is None else entries:
             if bound > best_key + ROUNDING_NS:
                 break
             looked_at += 1
@@ -387,11 +389,15 @@ class Infer5:
                 if taken > smaller and (
                     taken == batch or taken * smaller_ns >= expected_ns * smaller * dearer
                 ):
+                    value, batch_ns = float(taken), first_ns
+                    if model.weighted:
+                        aboard = worth_most(queue, over, taken, credit * single_ns, loss)
+                        value, batch_ns = value_of(aboard, loss), aboard[0].deadline_ns
                     key = (
-                        first_ns
+                        batch_ns
                         + head_ns / 4
                         + weight * expected_ns
-                        + (penalty * over - credit * taken) * single_ns
+                        + (penalty * over - credit * value) * single_ns
                     )
                     if key < best_key or (key == best_key and since < best_since):
                         best, best_key, best_since = (model, over, taken, batch), key, since
@@ -400,15 +406,32 @@ class Infer5:
         self.models_looked_at += looked_at
         return best, hindered
 
-    def _commit(self, gpu: Gpu, choice: _Choice, start_ns: int, now_ns: int) -> None:
-        model, over, taken, batch = choice
+    def _take(self, gpu: Gpu, choice: _Choice) -> list[Request]:
+        """Take the batch's requests out of the queue, and mark those that it passed over."""
+        model, over, taken, _ = choice
         queue = model.queue
-        requests = queue[over : over + taken]
-        del queue[over : over + taken]
+        if not model.weighted:
+            requests = queue[over : over + taken]
+            del queue[over : over + taken]
+        else:
+            credit = CREDIT + CREDIT_SLOPE * self._loss
+            single_ns = gpu.tables[model.name].single.expected_ns
+            requests = worth_most(queue, over, taken, credit * single_ns, self._loss)
+            for request in requests:
+                place = bisect_left(queue, request)
+                del queue[place]
+                over = place  # those before the last one were passed over
+            model.weighted -= sum(request.value != 1.0 for request in requests)
         for request in queue[:over]:
             request.stepped_over = True
         self._urgency.shrank(model)
         self._loss *= (1.0 - _LOSS_WEIGHT) ** taken
+        return requests
+
+    def _commit(self, gpu: Gpu, choice: _Choice, start_ns: int, now_ns: int) -> int:
+        """Send the batch; returns the exec time that is expected of it."""
+        model, _, taken, batch = choice
+        requests = self._take(gpu, choice)
         expected_ns = gpu.tables[model.name].estimators[batch].expected_ns
         # Half the batch would be late if it started after this; the others are worth replanning.
         middle_ns = requests[(taken - 1) // 2].deadline_ns
@@ -422,3 +445,6 @@ class Infer5:
             duration_ns=expected_ns,
             latest_ns=latest_ns,
         )
+        if self._shares is not None:
+            self._shares.given(requests, expected_ns, now_ns=now_ns)
+        return expected_ns

@@ -1,0 +1,77 @@
+"""What one request can expect of the GPUs that hold its model, and what it is told if that is too late."""
+
+from __future__ import annotations
+
+from slosched.codes import Code
+from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.state import Request
+from slosched.core.scheduler.urgency import Urgency
+from slosched.units import format_duration
+
+#: Later than everything: where no GPU can start a request at all.
+NEVER_NS = 2**62
+#: At most so many GPUs are looked at for the one that would be the least late.
+_LOOKED_AT = 8
+
+#: Latest start that is likely in time, earliest start there is, exec.
+Plan = tuple[int, int, int]
+
+
+def resident_plan(
+    cluster: Cluster, urgency: Urgency, request: Request, now_ns: int
+) -> tuple[Plan, int]:
+    """The plan on a GPU that holds the model, in the order in which they are free: the first that
+    will do, else the least late of the first few. And how many GPUs were looked at.
+    """
+    model = request.model
+    holders, name = model.resident_on, model.name
+    deadline_ns = request.deadline_ns
+    order = cluster.free_order.entries
+    if len(holders) * 4 < len(order):
+        order = sorted((g.exec.busy_until_ns, i, g) for i, g in holders.items())
+    best = (0, NEVER_NS, 0)
+    seen = 0
+    looked_at = 0
+    for busy_ns, index, gpu in order:
+        looked_at += 1
+        if index not in holders:
+            continue
+        worker = gpu.worker
+        start_ns = now_ns + worker.transit.expected_ns
+        if busy_ns > start_ns:
+            start_ns = busy_ns
+        single_ns = gpu.tables[name].single.expected_ns
+        latest_ns = deadline_ns - single_ns - worker.returns.expected_ns
+        if start_ns <= latest_ns:
+            return (latest_ns, start_ns, single_ns), looked_at
+        if seen < _LOOKED_AT:
+            seen += 1
+            if start_ns - latest_ns < best[1] - best[0]:
+                best = (latest_ns, start_ns, single_ns)
+        else:
+            paths = cluster.paths
+            soonest_ns = max(busy_ns, now_ns + paths.least_transit_ns)
+            needs_ns = urgency.least_single_ns(name) + paths.least_returns_ns
+            if soonest_ns + needs_ns > deadline_ns:
+                return best, looked_at  # nor will any that is free later
+    return best, len(order)
+
+
+def why_refused(request: Request, start_ns: int, exec_ns: int, now_ns: int) -> str:
+    """In words: the best plan starts at `start_ns` and takes `exec_ns`, which is too late."""
+    state = "" if request.model.resident_on else " after loading its weights"
+    return (
+        f"could start in {format_duration(start_ns - now_ns)} at the earliest{state} and takes "
+        f"{format_duration(exec_ns)}; the deadline is in {format_duration(request.slo_ns)}"
+    )
+
+
+def why_given_up(request: Request, exec_ns: int, now_ns: int) -> tuple[Code, str]:
+    """The code and the words for a request that waited and needs `exec_ns`, which is too long by now."""
+    code, why = Code.TIMED_OUT, "no GPU came free in time"
+    if request.stepped_over:
+        code, why = Code.SKIPPED, "given up in favour of a better batch"
+    return code, (
+        f"{why}: waited {format_duration(now_ns - request.arrival_ns)}, needs "
+        f"{format_duration(exec_ns)}, {format_duration(request.deadline_ns - now_ns)} were left"
+    )

@@ -1,0 +1,93 @@
+"""What a request is worth: the weight of its client times that of its SLO's class, 1 where nobody says more.
+
+INFER5 counts a request as its weight over that of the requests that are lost (their moving average): only
+ratios of weights matter, and what is lost anyway is served as efficiently as without weights.
+
+Nobody who connects is authenticated, so a client's own word counts only as far as the operator lets it:
+the first rule that matches its name, else what it says up to `max_client_weight`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from heapq import nsmallest
+
+from slosched.config import WEIGHT_RANGE, SchedulerConfig, is_weight
+from slosched.core.scheduler.state import Client, Request
+
+#: From this share of losses on, weights count in full; with no losses nobody needs them.
+_IN_FULL_AT = 0.1
+#: So many more requests than a batch takes are looked at for those that it takes.
+_LOOKED_AT = 112
+
+
+class Weights:
+    """The rules of one scheduler's configuration. `any` is False where no request can weigh but 1."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self._by_client = [(r.client, r.weight) for r in config.weights if r.client]
+        self._by_slo = sorted(
+            (r.slo_max_ns, place, r.weight)
+            for place, r in enumerate(config.weights)
+            if r.slo_max_ns
+        )
+        self._most = config.max_client_weight
+        #: With shares, a client's weight is no value of its requests.
+        self._values = config.client_weights == "value"
+
+    def of_client(self, name: str, said: float) -> float:
+        """The weight of a client that is called `name` and said `said` (within WEIGHT_RANGE)."""
+        for pattern, weight in self._by_client:
+            if fnmatchcase(name, pattern):
+                return weight
+        return min(said, self._most)
+
+    def of_request(self, client: Client, slo_ns: int) -> float:
+        """The weight of a request of `client`: that of the narrowest class its SLO is in counts."""
+        weight = client.weight if self._values else 1.0
+        for slo_max_ns, _, class_weight in self._by_slo:
+            if slo_ns <= slo_max_ns:
+                least, most = WEIGHT_RANGE
+                return min(max(weight * class_weight, least), most)
+        return weight
+
+
+def what_is_wrong_with_weight(weight: float) -> str:
+    """In words what is wrong with the weight that a client says; "" if nothing is."""
+    if is_weight(weight):
+        return ""
+    least, most = WEIGHT_RANGE
+    return f"a client's weight must be within {least:g}..{most:g}, not {weight:g}"
+
+
+def worth_most(
+    queue: Sequence[Request], over: int, taken: int, credit_ns: float, loss: float
+) -> list[Request]:
+    """The `taken` requests behind the first `over` that a batch should carry, in the queue's order.
+
+    They are those whose deadline is soonest when each is moved ahead by `credit_ns` times its value, as far
+    as values count at this `loss`: what the batch's key gains by it. All of equal value: the first ones.
+    """
+    stop = min(len(queue), over + taken + _LOOKED_AT)
+    if stop - over == taken:
+        return list(queue[over:stop])
+    ahead_ns = credit_ns * _emphasis(loss)
+    places = nsmallest(
+        taken,
+        range(over, stop),
+        key=lambda place: queue[place].deadline_ns - ahead_ns * queue[place].value,
+    )
+    places.sort()
+    return [queue[place] for place in places]
+
+
+def value_of(aboard: Sequence[Request], loss: float) -> float:
+    """How many requests of value 1 a batch of `aboard` counts as, at this `loss`."""
+    count = len(aboard)
+    return count + _emphasis(loss) * (sum(request.value for request in aboard) - count)
+
+
+def _emphasis(loss: float) -> float:
+    """How far values count while the share `loss` of requests is lost: 0 to 1."""
+    return loss / _IN_FULL_AT if loss < _IN_FULL_AT else 1.0
