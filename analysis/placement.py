@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from slosched.clock import now_ns
 from slosched.codes import ActionType
@@ -289,6 +290,7 @@ def _keep(rows: Sequence[Row], text: str, options: argparse.Namespace, wall_s: f
             for row in rows
         ],
     }
+    draw(document, OUT)
     (OUT / "placement.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     heading = (
         f"# Weight placement, simulated\n\n{__doc__ and __doc__.partition(chr(10))[0]}\n\n"
@@ -297,6 +299,46 @@ def _keep(rows: Sequence[Row], text: str, options: argparse.Namespace, wall_s: f
         "`analysis/placement.py --tables`.\n"
     )
     (OUT / "placement.md").write_text(heading, encoding="utf-8")
+
+
+def draw(document: dict[str, Any], out: Path) -> None:
+    """Shares in time by SLO into `out`, a panel for each memory and rate of the `zipf` rows."""
+    from slosched.analysis import style
+
+    rows = [
+        row
+        for row in document["rows"]
+        if row["cell"]["exponent"] == EXPONENT and row["cell"]["rate"]
+    ]
+    fits = sorted({row["cell"]["fit"] for row in rows})
+    rates = sorted({row["cell"]["rate"] for row in rows})
+    with style.look():
+        figure = style.Figure(figsize=(9.0, 7.0), layout="constrained")
+        panels = figure.subplots(len(rates), len(fits), sharex=True, sharey=True, squeeze=False)
+        for line, rate in enumerate(rates):
+            for column, fit in enumerate(fits):
+                panel = panels[line][column]
+                here = [
+                    row for row in rows if (row["cell"]["fit"], row["cell"]["rate"]) == (fit, rate)
+                ]
+                slos_ms = [row["cell"]["slo_ms"] for row in here]
+                for place, rule in enumerate(RULES):
+                    shares = [row["percent_in_time"][rule] for row in here]
+                    panel.plot(
+                        slos_ms, shares, color=style.COLOURS[place], marker=style.MARKERS[place]
+                    )
+                panel.set_xscale("log")
+                panel.xaxis.set_major_locator(style.FixedLocator(slos_ms))
+                panel.xaxis.set_minor_locator(style.NullLocator())
+                panel.xaxis.set_major_formatter(style.FuncFormatter(lambda ms, _: f"{ms:g}"))
+                panel.set_ylim(0, 103)
+                panel.set_title(f"{100 * fit * GPUS / COPIES:.0f} % fit, {rate}/s")
+        for panel in panels[-1]:
+            panel.set_xlabel("SLO, ms")
+        for line in panels:
+            line[0].set_ylabel("In time, %")
+        panels[0][0].legend(panels[0][0].get_lines(), RULES)
+        style.save(figure, out, "placement", dpi=110)[1].unlink()  # the PNG is enough
 
 
 if __name__ == "__main__":

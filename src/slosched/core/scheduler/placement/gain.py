@@ -91,6 +91,9 @@ class GainPlacement(Placement):
         #: Wishes that found too many pages in use, and where: GPU -> the action that ran there.
         self._held: dict[int, _Wish] = {}
         self._full: dict[int, tuple[Gpu, ActionState]] = {}
+        #: What decisions cost: wishes tried, and models looked at for who would make room.
+        self.wishes_tried = 0
+        self.victims_looked_at = 0
         self._order: dict[int, list[Model]] = {}  # GPU index -> victims, until anything is sent
         self._goes_on_ns: int | None = None  # there is more to try, in the next step
 
@@ -223,6 +226,7 @@ class GainPlacement(Placement):
     def _try(self, wish: _Wish, now_ns: int) -> bool:
         """Load `wish.model` where that gains the most. False if it should be tried again."""
         model = wish.model
+        self.wishes_tried += 1
         if (model.resident_on and not wish.more) or (model.loading_on and not model.resident_on):
             return True  # it is there, or on its way
         best: tuple[bool, bool, float, int, int] | None = None
@@ -323,6 +327,7 @@ class GainPlacement(Placement):
     def _in_order(self, gpu: Gpu, now_ns: int) -> list[Model]:
         ranked = []
         for place, model in enumerate(islice(gpu.resident.values(), _VICTIMS_LOOKED_AT)):
+            self.victims_looked_at += 1
             if self._cluster.in_use(gpu, model):
                 continue
             waits = bool(model.queue) and len(model.resident_on) == 1
