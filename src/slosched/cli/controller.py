@@ -100,6 +100,13 @@ _ClientWeights = Annotated[
         "which no other client can take. Default value."
     ),
 ]
+_Placement = Annotated[
+    str | None,
+    typer.Option(
+        help="Which weights are loaded over which: gain (requests in time gained for each ms of PCIe), "
+        "demand (Clockwork's rule) or lru. Default gain. Not of INFER4, SMART and paper."
+    ),
+]
 _Port = Annotated[
     int | None,
     typer.Option(help=f"Port for clients. Default {CONTROLLER_PORT}; 0 takes a free one."),
@@ -137,6 +144,7 @@ def controller(
     weights: _Weights = None,
     max_client_weight: _MaxClientWeight = None,
     client_weights: _ClientWeights = None,
+    placement: _Placement = None,
     port: _Port = None,
     bind: Bind = None,
     http_port: _HttpPort = None,
@@ -182,6 +190,7 @@ def controller(
         weights=None if weights is None else weight_rules("--weights", weights),
         max_client_weight=max_client_weight,
         client_weights=client_weights,
+        placement=placement,
     )
     base = _base_config(config)
     options = _merged(_parse_positionals(type_, positional), by_option)

@@ -1,9 +1,10 @@
-"""What one request can expect of the GPUs that hold its model, and what it is told if that is too late."""
+"""What one request can expect of the GPUs that have its model, or can, and what it is told if too late."""
 
 from __future__ import annotations
 
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.placement import Placement
 from slosched.core.scheduler.state import Request
 from slosched.core.scheduler.urgency import Urgency
 from slosched.units import format_duration
@@ -55,6 +56,25 @@ def resident_plan(
             if soonest_ns + needs_ns > deadline_ns:
                 return best, looked_at  # nor will any that is free later
     return best, len(order)
+
+
+def loading_plan(cluster: Cluster, placement: Placement, request: Request, now_ns: int) -> Plan:
+    """The plan on a GPU that could load the model, in order of their numbers: the first that will do,
+    else the least late. With no GPU at all the start lies beyond every deadline.
+    """
+    model = request.model
+    best = (request.deadline_ns, NEVER_NS, model.b1_ns)
+    for gpu in cluster.gpus.values():
+        start_ns = placement.load_ready_ns(gpu, model, now_ns)
+        if start_ns is None:
+            continue
+        single_ns = gpu.exec_table(model).single.expected_ns
+        latest_ns = request.deadline_ns - single_ns - gpu.worker.returns.expected_ns
+        if start_ns <= latest_ns:
+            return latest_ns, start_ns, single_ns
+        if start_ns - latest_ns < best[1] - best[0]:
+            best = (latest_ns, start_ns, single_ns)
+    return best
 
 
 def why_refused(request: Request, start_ns: int, exec_ns: int, now_ns: int) -> str:

@@ -42,10 +42,11 @@ from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.held_back import HeldBack
 from slosched.core.scheduler.openings import Openings
-from slosched.core.scheduler.placement import Placement
+from slosched.core.scheduler.placement import make_placement
 from slosched.core.scheduler.plans import (
     NEVER_NS,
     Plan,
+    loading_plan,
     resident_plan,
     why_given_up,
     why_refused,
@@ -91,7 +92,7 @@ class Infer5:
         self._cluster = cluster
         self._refusals = refusals
         self._openings = Openings(cluster)
-        self._placement = Placement(cluster)
+        self._placement = make_placement(cluster)
         self._urgency = Urgency()
         self._waiting = self._urgency.waiting  # models with queued requests
         self._fresh: dict[int, Model] = {}  # with requests that no GPU was asked about yet
@@ -111,7 +112,7 @@ class Infer5:
 
     def enqueue(self, request: Request, *, now_ns: int) -> None:
         model = request.model
-        self._placement.asked_for(model, now_ns=now_ns)
+        self._placement.asked_for(request, now_ns=now_ns)
         plan = self._resident_plan if model.resident_on else self._loading_plan
         latest_ns, start_ns, exec_ns = plan(request, now_ns)
         if start_ns > latest_ns:
@@ -147,6 +148,8 @@ class Infer5:
             batch, name = action.batch_class, action.model.name
             expected_ns = action.gpu.tables[name].estimators[batch].expected_ns
             self._urgency.measured(name, batch, expected_ns)
+        else:
+            self._placement.action_done(action, code=code, end_ns=end_ns, duration_ns=duration_ns)
 
     def gpu_added(self, gpu: Gpu) -> None:
         """Openings hears of it."""
@@ -169,6 +172,9 @@ class Infer5:
         if not self._waiting:
             return None
         wakeup_ns = self._openings.next_opening_ns(self._now_ns)
+        loads_ns = self._placement.next_wakeup_ns()
+        if loads_ns is not None and (wakeup_ns is None or loads_ns < wakeup_ns):
+            wakeup_ns = loads_ns
         expiry_ns = self._expiry.next_ns()
         if expiry_ns is not None and self._cluster.gpus:
             expiry_ns -= self._cluster.paths.least_transit_ns
@@ -185,22 +191,7 @@ class Infer5:
         return self._loading_plan(request, now_ns)
 
     def _loading_plan(self, request: Request, now_ns: int) -> Plan:
-        """The plan on a GPU that could load the model, in order of their numbers: the first that will
-        do, else the least late. With no GPU at all the start lies beyond every deadline.
-        """
-        model = request.model
-        best = (request.deadline_ns, NEVER_NS, model.b1_ns)
-        for gpu in self._cluster.gpus.values():
-            start_ns = self._placement.load_ready_ns(gpu, model, now_ns)
-            if start_ns is None:
-                continue
-            single_ns = gpu.exec_table(model).single.expected_ns
-            latest_ns = request.deadline_ns - single_ns - gpu.worker.returns.expected_ns
-            if start_ns <= latest_ns:
-                return latest_ns, start_ns, single_ns
-            if start_ns - latest_ns < best[1] - best[0]:
-                best = (latest_ns, start_ns, single_ns)
-        return best
+        return loading_plan(self._cluster, self._placement, request, now_ns)
 
     def _resident_plan(self, request: Request, now_ns: int) -> Plan:
         plan, looked_at = resident_plan(self._cluster, self._urgency, request, now_ns)
@@ -332,6 +323,16 @@ class Infer5:
             return urgency.among(gpu.resident.values(), self._loss)
         return urgency.in_order(self._loss)
 
+    def _before(self, gpu: Gpu) -> tuple[int, int]:
+        """(when a request alone is likely to end on an idle GPU, but for its exec; 0: not idle), and the
+        spread of the end of what runs before. An idle GPU loses nothing by trying what is only likely to
+        be in time, and learns by it.
+        """
+        if gpu.exec.outstanding:
+            return 0, gpu.exec.outstanding[-1].spread_ns
+        worker = gpu.worker
+        return self._now_ns + worker.transit.expected_ns + worker.returns.expected_ns, 0
+
     def _best_batch(
         self, gpu: Gpu, start_ns: int, entries: Iterable[Entry] | None = None
     ) -> tuple[_Choice | None, bool]:
@@ -348,13 +349,7 @@ class Infer5:
         floor_ns = start_ns + returns.margin_ns
         resident, tables = gpu.resident, gpu.tables
         dearer = _PADDING_GAIN if len(self._waiting) == 1 else 1.0
-        # An idle GPU loses nothing by trying what is only likely to be in time, and learns by it.
-        likely_floor_ns = 0
-        spread_ns = 0  # of the end of what runs before
-        if gpu.exec.outstanding:
-            spread_ns = gpu.exec.outstanding[-1].spread_ns
-        else:
-            likely_floor_ns = self._now_ns + gpu.worker.transit.expected_ns + returns.expected_ns
+        likely_floor_ns, spread_ns = self._before(gpu)
         for bound, since, model in self._in_order(gpu) if entries is None else entries:
             if bound > best_key + ROUNDING_NS:
                 break
