@@ -8,8 +8,10 @@ from slosched.bound.beam import BeamSearch, best_costs_ns
 from slosched.bound.problem import Batch, Problem
 
 #: Tried narrowly, the best then widely; see beam.py. Full loads want a high one, light ones and long models
-#: a low one.
-_PRICES = (0.8, 0.9, 0.5, 0.1, 0.02)
+#: a low one. Where nearly everything is served, the last is also tried widely: a narrow search with it is
+#: short-sighted.
+_PRICES = (0.8, 0.9, 0.5, 0.1, 0.02, 0.0)
+_NEARLY_ALL = 0.97
 _NARROW = 4
 #: The first search follows the index alone; it finds out whether everything can be served easily, and what
 #: is usual.
@@ -40,11 +42,15 @@ def achievable(
     share = min(1.0, share + _MORE)
     width = _affordable(problem, width)
     narrow = min(width, _NARROW)
-    work = [*(narrow for _ in _PRICES), width]
+    trials = [(narrow, price) for price in _PRICES] + [(width, -1.0), (width, _PRICES[-1])]
+    work = sum(each for each, _ in trials)
     counts: list[tuple[int, float]] = []
-    for step, each in enumerate(work):
-        price = _PRICES[step] if step < len(_PRICES) else max(counts)[1]
-        done = _on(progress, sum(work[:step]) / sum(work), each / sum(work))
+    for step, (each, price) in enumerate(trials):
+        if price < 0:
+            price = max(counts)[1]
+        elif step == len(trials) - 1 and max(counts)[0] < _NEARLY_ALL * len(problem.requests):
+            break
+        done = _on(progress, sum(width for width, _ in trials[:step]) / work, each / work)
         found = _search(problem, each, price, share, costs_ns).run(done)
         counts.append((_count(found), price))
         if counts[-1][0] > _count(best):
