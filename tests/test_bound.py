@@ -36,14 +36,14 @@ def upper(problem: Problem, *, largest: int = 10**6, grid_ns: int = GRID) -> int
 # ------------------------------------------------------------------- against trying everything
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(problems(one_gpu=True, most=6))
 def test_the_exact_optimum_is_what_trying_everything_finds(problem: Problem) -> None:
     assert is_exactly_solvable(problem)
     assert verify(problem, optimum(problem)) == most_served(problem)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(problems())
 def test_no_schedule_serves_more_than_the_upper_bounds(problem: Problem) -> None:
     best = most_served(problem)
@@ -53,7 +53,7 @@ def test_no_schedule_serves_more_than_the_upper_bounds(problem: Problem) -> None
     assert verify(problem, achievable(problem, width=4)) <= best
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(problems())
 def test_fluid_work_is_an_upper_bound_too(problem: Problem) -> None:
     found = window_bound(problem, problem.requests, grid_ns=GRID, largest=1, time_limit_s=60)
@@ -161,7 +161,7 @@ def test_releases_and_dues_have_the_ways_that_everybody_pays() -> None:
 
 
 def test_bounds_are_in_order() -> None:
-    for slo in ("1.6", "2.3", "3.4", "5"):
+    for slo in ("1.6", "3"):
         found = cell_of(*SWEEP, slo, slo, "2", "mul", "0.3")
         assert found.upper is not None
         assert found.achievable <= found.best_upper <= found.capacity <= 1
@@ -210,7 +210,7 @@ def test_mixed_models_slos_and_unequal_gpus() -> None:
     slow = GpuProfile("slow", {"short": halved}, 2**30)
     cluster = Cluster((fast, slow, slow), 200_000, 200_000, NS_PER_S)
     found = cell_of(
-        "mix", "short:3:900:7ms,long:2:20:250ms", "300ms", cluster=cluster,
+        "mix", "short:3:1800:7ms,long:2:40:250ms", "300ms", cluster=cluster,
         effort=replace(QUICK, largest=60_000),
     )  # fmt: skip
     assert found.upper is not None and any(window.fluid for window in found.windows)

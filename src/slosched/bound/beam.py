@@ -191,7 +191,9 @@ class BeamSearch:
         found.sort()
         chosen = found[: self._branches - 1]
         rest = found[self._branches - 1 :]
-        return [*chosen, min(rest, key=_by_latest)] if rest else chosen
+        if self._branches == 1 or not rest:
+            return found[: self._branches]
+        return [*chosen, min(rest, key=_by_latest)]
 
     def _spent(self, free_ns: Sequence[int]) -> float:
         return sum(each * ns for each, ns in zip(self._per_ns, free_ns, strict=True))

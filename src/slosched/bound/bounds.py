@@ -36,7 +36,7 @@ class Effort:
     grid_ns: int = NS_PER_MS // 10
     width: int = 24
     largest: int = 200_000
-    time_limit_s: float = 120.0
+    time_limit_s: float = 300.0
 
     def __post_init__(self) -> None:
         for name, least in (

@@ -124,6 +124,7 @@ class _Build:
             sizes.append((exactly - self._fluid_size(members), model))
         total = sum(size for size, _ in sizes)
         total += sum(self._fluid_size(members) for members in self._by_model.values())
+        total += 3 * self._slots * len(self._problem.kinds)  # what runs, whatever begins
         fluid = []
         for saved, model in sorted(sizes, reverse=True):
             if total <= largest or saved <= 0:
