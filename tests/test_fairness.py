@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from slosched.codes import ActionType, Code
 from slosched.config import GpuProfile, ModelProfile, SchedulerConfig, WeightRule
-from slosched.core.scheduler.held_back import OTHERS_PER_TURN, PATIENCE_NS
+from slosched.core.scheduler.held_back import LOOKED_AT, OTHERS_PER_TURN, PATIENCE_NS, HeldBack
 from slosched.core.scheduler.policies.infer5 import Infer5
+from slosched.core.scheduler.state import Model
 from slosched.sim.harness import CLIENT, Demand, Outcome, Simulation
 from slosched.units import NS_PER_MS, NS_PER_S
 
@@ -326,3 +327,28 @@ def test_who_loses_nothing_is_never_held_back() -> None:
     world = run([Load(100, 60, 0), Load(100, 60, 1)], times_ms=(5.0, 2.0), seconds=1.0, gpus=2)
     assert world.policy._held_back.turns == 0
     assert {record.code for record in world.outcome.requests} == {Code.OK}
+
+
+def test_of_many_that_are_held_back_each_is_looked_at_in_time() -> None:
+    held_back = HeldBack()
+    models = [Model(number, "net", number) for number in range(2 * LOOKED_AT + 3)]
+    for model in models:
+        held_back.lost(model, now_ns=model.model_id)
+        held_back.lost(model, now_ns=10**12)  # the first loss counts
+    assert held_back.due(PATIENCE_NS - 1) == []
+    assert held_back.due(PATIENCE_NS + 1) == models[:2], "two are due, the longest wait first"
+    now_ns = 2 * PATIENCE_NS
+    seen: list[Model] = []
+    for _ in range(3):
+        due = held_back.due(now_ns)
+        assert len(due) == LOOKED_AT
+        seen += due
+        held_back.in_vain(due)
+    assert set(seen) == set(models)
+    turn = held_back.due(now_ns)[0]
+    held_back.served(turn, 5 * MS, turn=True)
+    assert held_back.due(now_ns) == [], "others come first"
+    held_back.served(models[0], OTHERS_PER_TURN * 5 * MS - 1, turn=False)
+    assert held_back.due(now_ns) == []
+    held_back.served(models[0], 1, turn=False)
+    assert turn not in held_back.due(now_ns) != []

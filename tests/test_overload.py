@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from scheduler_rig import Rig
 from slosched.codes import Code
 from slosched.config import SchedulerConfig
 from slosched.config_file import load_profile
@@ -57,6 +58,21 @@ def test_goodput_holds_at_ten_times_the_capacity(copies: int, profile: str, slo_
     for count in (0, 1):
         best = max(each[count] for each in lower)
         assert flooded[count] >= 0.95 * best, (lower, flooded)
+
+
+def test_under_a_flood_an_answer_has_the_clients_way_to_spare_where_there_is_a_choice() -> None:
+    for loss, alone, expected in ((0.0, False, 1), (0.5, False, 2), (0.5, True, 1)):
+        rig, (running, urgent, patient) = Rig.ready(copies=3)
+        rig.infer(running, slo_ms=40)
+        rig.step(0)
+        # The GPU is free at 2.5 ms: 4.75 ms is the soonest answer, and the ways there and back are 0.75.
+        rig.infer(urgent, slo_ms=4.9)
+        if not alone:
+            rig.infer(patient, slo_ms=6)
+        rig.scheduler.policy._loss = loss  # type: ignore[attr-defined]
+        rig.step(1.95)
+        _, second = rig.to_worker(Infer)
+        assert second.model_id == (running, urgent, patient)[expected].model_id
 
 
 # ------------------------------------------------------------------------ refusals and batches

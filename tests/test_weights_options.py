@@ -101,6 +101,18 @@ def test_a_controllers_file_has_weights(tmp_path: Path) -> None:
     assert load_controller_config(path) == ControllerConfig(expected, ("a:1",))
 
 
+def test_the_example_of_a_controllers_file_has_the_defaults_and_its_comments_are_right(
+    tmp_path: Path,
+) -> None:
+    example = ROOT / "daemon" / "controller.toml"
+    plain = ControllerConfig(SchedulerConfig(), ("127.0.0.1:12345",))
+    assert load_controller_config(example) == plain
+    head, comments = example.read_text().split("# [[weights]]", 1)
+    whole = head + ("# [[weights]]" + comments).replace("\n# ", "\n").replace("# [[", "[[")
+    (tmp_path / "it.toml").write_text(whole)
+    assert load_controller_config(tmp_path / "it.toml").scheduler.weights == RULES
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -59,6 +59,8 @@ class AsyncClient(Session):
 
     Not safe to share between threads or loops. `lost` says in words that the controller has fallen
     silent, and is empty while it answers.
+    `weight` is what its requests are worth beside others' of 1, within 0.01..100 and as far as the
+    operator lets it say so; InvalidConfig for another.
     """
 
     def __init__(
