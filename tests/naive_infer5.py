@@ -262,11 +262,15 @@ class NaiveInfer5:
                 break
             choice = turn = self._turn(gpu, start_ns)
             everybody = list(self._waiting.values())
-            if choice is None and self._loss > 0.3:
-                ways_ns = gpu.worker.transit.expected_ns + gpu.worker.returns.expected_ns
-                choice = self._best_batch(gpu, start_ns + ways_ns, everybody)
             if choice is None:
                 choice = self._best_batch(gpu, start_ns, everybody)
+                ways_ns = gpu.worker.transit.expected_ns + gpu.worker.returns.expected_ns
+                if choice is not None and self._loss > 0.3:
+                    spared = self._best_batch(gpu, start_ns + ways_ns, everybody)
+                    if spared is not None and self._each_ns(gpu, spared) <= self._each_ns(
+                        gpu, choice
+                    ):
+                        choice = spared
             if choice is not None:
                 exec_ns = self._commit(gpu, choice, start_ns, now_ns)
                 self._held_back.pop(choice[0].model_id, None)
@@ -276,6 +280,11 @@ class NaiveInfer5:
                 sent = True
         if sent and self._waiting:
             self._answer_hopeless(now_ns)
+
+    def _each_ns(self, gpu: Gpu, choice: _Choice) -> float:
+        """Exec time for each request that the batch serves."""
+        model, _, taken, batch = choice
+        return gpu.exec_table(model).estimators[batch].expected_ns / taken
 
     def _turn(self, gpu: Gpu, start_ns: int) -> _Choice | None:
         """The batch of the model that has been held back longest and can run here, if it is time."""

@@ -9,6 +9,7 @@ the first rule that matches its name, else what it says up to `max_client_weight
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from heapq import nsmallest
@@ -91,3 +92,14 @@ def value_of(aboard: Sequence[Request], loss: float) -> float:
 def _emphasis(loss: float) -> float:
     """How far values count while the share `loss` of requests is lost: 0 to 1."""
     return loss / _IN_FULL_AT if loss < _IN_FULL_AT else 1.0
+
+
+def take_worth_most(
+    queue: list[Request], over: int, taken: int, credit_ns: float, loss: float
+) -> tuple[list[Request], int]:
+    """Take `worth_most` out of the queue; and how many are left there that were passed over."""
+    requests = worth_most(queue, over, taken, credit_ns, loss)
+    for request in requests:
+        over = bisect_left(queue, request)
+        del queue[over]
+    return requests, over

@@ -34,7 +34,7 @@ something changed for it (openings.py). The decisions are those of a full scan.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
+from bisect import insort
 from collections.abc import Iterable
 
 from slosched.codes import Code
@@ -65,15 +65,15 @@ from slosched.core.scheduler.urgency import (
     Entry,
     Urgency,
 )
-from slosched.core.scheduler.weights import value_of, worth_most
+from slosched.core.scheduler.weights import take_worth_most, value_of, worth_most
 
 #: Weight of one request in the moving average of losses.
 _LOSS_WEIGHT = 0.012
-#: With so many lost, whom to serve can be chosen: those whose answers have a client's way to spare (there
-#: and back like a worker's), as the others would be late at the client.
+#: With so many lost, whom to serve can be chosen: where it costs nothing those whose answers have a
+#: client's way to spare (there and back like a worker's), as the others would be late at the client.
 _FLOODED = 0.3
-#: With nothing else waiting, those a smaller class leaves over are served right behind it, sooner than
-#: the larger class would be done: a padded one must then be this much more efficient.
+#: With nothing else waiting, those a smaller class leaves over are served right behind it: a padded one
+#: must then be this much more efficient.
 _PADDING_GAIN = 1.07
 #: So few waiting models are looked at without putting them in order.
 _FEW_MODELS = 3
@@ -102,8 +102,7 @@ class Infer5:
         self._loss = 0.0
         self._unit = 1.0  # the weight of those that are lost: it counts as 1
         self._now_ns = 0
-        #: What decisions cost: GPUs looked at when a request arrives or may be hopeless, GPUs asked for a
-        #: batch, and waiting models looked at for that.
+        #: What decisions cost: GPUs looked at for a request, GPUs asked for a batch, and models for that.
         self.gpus_looked_at = 0
         self.gpus_asked = 0
         self.models_looked_at = 0
@@ -113,8 +112,7 @@ class Infer5:
     def enqueue(self, request: Request, *, now_ns: int) -> None:
         model = request.model
         self._placement.asked_for(request, now_ns=now_ns)
-        plan = self._resident_plan if model.resident_on else self._loading_plan
-        latest_ns, start_ns, exec_ns = plan(request, now_ns)
+        latest_ns, start_ns, exec_ns = self._best_plan(request, now_ns)
         if start_ns > latest_ns:
             self._refuse_at_once(request, start_ns, exec_ns, now_ns)
             return
@@ -186,9 +184,8 @@ class Infer5:
     # ------------------------------------------------------------------------------ feasibility
 
     def _best_plan(self, request: Request, now_ns: int) -> Plan:
-        if request.model.resident_on:
-            return self._resident_plan(request, now_ns)
-        return self._loading_plan(request, now_ns)
+        plan = self._resident_plan if request.model.resident_on else self._loading_plan
+        return plan(request, now_ns)
 
     def _loading_plan(self, request: Request, now_ns: int) -> Plan:
         return loading_plan(self._cluster, self._placement, request, now_ns)
@@ -288,18 +285,29 @@ class Infer5:
         self.gpus_asked += 1
         turn = self._turn(gpu, start_ns, now_ns)
         choice, hindered = turn, False
-        if choice is None and self._loss > _FLOODED:
-            worker = gpu.worker
-            to_spare_ns = worker.transit.expected_ns + worker.returns.expected_ns
-            choice, _ = self._best_batch(gpu, start_ns + to_spare_ns)
         if choice is None:
             choice, hindered = self._best_batch(gpu, start_ns)
+            if choice is not None and self._loss > _FLOODED:
+                choice = self._spared(gpu, choice, start_ns)
         self._openings.asked(gpu, hindered=hindered)
         if choice is None:
             return False
         expected_ns = self._commit(gpu, choice, start_ns, now_ns)
         self._held_back.served(choice[0], expected_ns, turn=turn is not None)
         return True
+
+    def _spared(self, gpu: Gpu, choice: _Choice, start_ns: int) -> _Choice:
+        """A batch whose answers have a client's way to spare, if it serves as many for its time."""
+        worker = gpu.worker
+        to_spare_ns = worker.transit.expected_ns + worker.returns.expected_ns
+        spared, _ = self._best_batch(gpu, start_ns + to_spare_ns)
+        if spared is None:
+            return choice
+        cost_ns, other_ns = (
+            gpu.tables[model.name].estimators[batch].expected_ns / taken
+            for model, _, taken, batch in (choice, spared)
+        )
+        return choice if other_ns > cost_ns else spared
 
     def _turn(self, gpu: Gpu, start_ns: int, now_ns: int) -> _Choice | None:
         """What must run next on `gpu` because it was held back for long; None is what is usual."""
@@ -324,9 +332,8 @@ class Infer5:
         return urgency.in_order(self._loss)
 
     def _before(self, gpu: Gpu) -> tuple[int, int]:
-        """(when a request alone is likely to end on an idle GPU, but for its exec; 0: not idle), and the
-        spread of the end of what runs before. An idle GPU loses nothing by trying what is only likely to
-        be in time, and learns by it.
+        """(when a request alone likely ends on an idle GPU, but for its exec; 0: not idle), and the spread
+        of what runs before. An idle GPU loses nothing by trying what is likely in time, and learns by it.
         """
         if gpu.exec.outstanding:
             return 0, gpu.exec.outstanding[-1].spread_ns
@@ -411,11 +418,7 @@ class Infer5:
         else:
             credit = CREDIT + CREDIT_SLOPE * self._loss
             single_ns = gpu.tables[model.name].single.expected_ns
-            requests = worth_most(queue, over, taken, credit * single_ns, self._loss)
-            for request in requests:
-                place = bisect_left(queue, request)
-                del queue[place]
-                over = place  # those before the last one were passed over
+            requests, over = take_worth_most(queue, over, taken, credit * single_ns, self._loss)
             model.weighted -= sum(request.value != 1.0 for request in requests)
         for request in queue[:over]:
             request.stepped_over = True
