@@ -24,12 +24,12 @@ JOBS ?= $(shell nproc)
 # -qq: pip's warnings about a machine's own pip.conf are not ours; its errors are shown.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
-.PHONY: help install demo check $(CHECKS) fix constraints clean
+.PHONY: help install demo check $(CHECKS) policy fix constraints clean
 
 help:
 	@sed -n '/^[^#]/q;/^$$/q;s/^# \{0,1\}//p' Makefile
 	@echo
-	@echo 'Also: make install | $(CHECKS) | fix (format and lint what can be mended) | constraints | clean'
+	@echo 'Also: make install | $(CHECKS) | policy (its tables) | fix (format and lint what can be mended) | constraints | clean'
 
 # ------------------------------------------------------------------------------------ set-up
 
@@ -112,6 +112,14 @@ endif
 # Random clusters under random faults (docs/faults.md). Nightly: make sim SEEDS=5000
 sim: install
 	@$(BIN)/slosched fuzz --seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS)
+
+# The tables and pictures of docs/policy.md: 13 minutes of two cores. Ends with 1 if a target is missed.
+policy: install
+	@status=0; \
+	$(BIN)/python analysis/policy_grid.py --jobs $(JOBS) --tables || status=1; \
+	$(BIN)/python analysis/policy_cases.py --jobs $(JOBS) --tables || status=1; \
+	$(BIN)/python analysis/policy_figures.py || status=1; \
+	exit $$status
 
 fix: install
 	@$(BIN)/ruff check --fix .
