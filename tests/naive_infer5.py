@@ -89,7 +89,7 @@ class NaiveInfer5:
 
     def enqueue(self, request: Request, *, now_ns: int) -> None:
         model = request.model
-        self._placement.asked_for(model, now_ns=now_ns)
+        self._placement.asked_for(request, now_ns=now_ns)
         latest_ns, start_ns, exec_ns = self._best_plan(request, now_ns)
         if start_ns > latest_ns:
             self._refuse_at_once(request, start_ns, exec_ns, now_ns)
@@ -107,7 +107,8 @@ class NaiveInfer5:
     def action_done(
         self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
     ) -> None:
-        """The cluster's own predictions are enough."""
+        if not action.requests:
+            self._placement.action_done(action, code=code, end_ns=end_ns, duration_ns=duration_ns)
 
     def gpu_added(self, gpu: Gpu) -> None:
         """Nothing is kept per GPU."""
@@ -124,11 +125,12 @@ class NaiveInfer5:
     def next_wakeup_ns(self) -> int | None:
         if not self._waiting:
             return None
-        opening_ns = self._openings.next_opening_ns(self._now_ns)
-        expiry_ns = self._next_expiry_ns()
-        if opening_ns is None:
-            return expiry_ns
-        return opening_ns if expiry_ns is None else min(opening_ns, expiry_ns)
+        times = (
+            self._openings.next_opening_ns(self._now_ns),
+            self._next_expiry_ns(),
+            self._placement.next_wakeup_ns(self._now_ns),
+        )
+        return min((ns for ns in times if ns is not None), default=None)
 
     # ------------------------------------------------------------------------------ feasibility
 

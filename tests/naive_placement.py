@@ -1,33 +1,39 @@
-"""Placement as its law reads: every wish is ranked and every GPU looked at each time. See naive_infer5.py."""
+"""`gain` as its law reads: scores fade at each request, and everything is looked at each time.
+
+See naive_infer5.py. Written from the head of placement/gain.py, and shares with it only what sends loads.
+"""
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass
 
 from slosched.core.scheduler.cluster import Cluster
-from slosched.core.scheduler.state import Gpu, Model
+from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.units import NS_PER_MS, NS_PER_S
 
-_MEMORY_NS = 2 * NS_PER_S
-_WANTED_FOR_NS = NS_PER_S
-_VICTIM_SHARE = 0.5
-_IDLE_TRANSFERS = 4
-_AGAIN_NS = 2 * NS_PER_MS
-_GPUS_TRIED = 8
-_VICTIMS_TRIED = 64
+_SAMPLES, _LEAST_MEMORY = 10, 200
+_CLEARLY, _CREDIT, _AGAIN = 1.25, 1.0, 0.25
+_WISHES_TRIED, _GPUS_TRIED, _VICTIMS_LOOKED_AT = 8, 8, 64
 _LOAD_LEAD_NS = NS_PER_MS
 
 
 @dataclass(slots=True, eq=False)
 class _Wish:
-    """A model that should be loaded; `more`: although GPUs hold it already."""
-
     model: Model
-    asked_ns: int
     more: bool = False
+    slo_ns: int = 2**62
+    key: float | None = None  # None: to be found when a GPU can take a load
     not_before_ns: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Score:
+    """Of one model, faded to the last request of anybody."""
+
+    asked: float = 0.0
+    need: float = 0.0
+    short: float = 0.0
 
 
 class NaivePlacement:
@@ -36,28 +42,66 @@ class NaivePlacement:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         assert cluster.config.schedule_ahead_ns is not None
+        assert cluster.config.max_batch is not None
         self._ahead_ns = cluster.config.schedule_ahead_ns
-        self._wanted: dict[int, _Wish] = {}  # by model id
+        self._max_batch = cluster.config.max_batch
+        self._scores: dict[int, _Score] = {}
+        self._elapsed_ns = 0.0
+        self._last_ns: int | None = None
+        self._wishes: dict[int, _Wish] = {}
+        self._goes_on_ns: int | None = None
+        self._held: list[_Wish] = []  # found too many pages in use,
+        self._full: list[tuple[Gpu, ActionState]] = []  # there, when this action ran
         self._first: dict[int, deque[Model]] = {}  # GPU index -> models to copy into free pages
         self._unsettled: dict[int, dict[int, bool]] = {}  # model id -> GPU index -> still queued
 
     # -------------------------------------------------------------------------------- facts
 
-    def asked_for(self, model: Model, *, now_ns: int) -> None:
-        """A request for `model` arrived (whatever became of it)."""
-        model.demand_ns = self.demand_ns(model, now_ns) + model.b1_ns
-        model.demand_at_ns = now_ns
+    def asked_for(self, request: Request, *, now_ns: int) -> None:
+        model = request.model
+        cold_ns = model.weights_ns + model.b1_ns
+        fade = 1 / (1 + 1 / max(_LEAST_MEMORY, _SAMPLES * len(self._cluster.models)))
+        for score in self._scores.values():
+            score.asked *= fade
+            score.need *= fade
+            score.short *= fade
+        if self._last_ns is None:
+            self._elapsed_ns = cold_ns
+        else:
+            self._elapsed_ns = self._elapsed_ns * fade + now_ns - self._last_ns
+        self._last_ns = now_ns
+        score = self._score(model)
+        score.asked += 1
+        score.need += min(1.0, cold_ns / request.slo_ns)
         if not model.resident_on:
-            self._want(_Wish(model, now_ns))
-
-    def _want(self, wish: _Wish) -> None:
-        known = self._wanted.setdefault(wish.model.model_id, wish)
-        known.asked_ns, known.more = wish.asked_ns, wish.more
+            self._want(model, more=False, slo_ns=request.slo_ns)
+        elif len(model.queue) >= self._max_batch:
+            self._want_more(model)
 
     def short_of(self, model: Model, *, now_ns: int) -> None:
-        """Requests of `model` are lost for want of GPUs that hold it: it should have more."""
         if len(model.resident_on) < len(self._cluster.gpus):
-            self._want(_Wish(model, now_ns, more=True))
+            self._score(model).short += 1
+        self._want_more(model)
+
+    def _score(self, model: Model) -> _Score:
+        return self._scores.setdefault(model.model_id, _Score())
+
+    def _want_more(self, model: Model) -> None:
+        if len(model.resident_on) < len(self._cluster.gpus):
+            self._want(model, more=True)
+
+    def _want(self, model: Model, *, more: bool, slo_ns: int = 2**62) -> None:
+        wish = self._wishes.setdefault(model.model_id, _Wish(model))
+        wish.more, wish.slo_ns = more, min(wish.slo_ns, slo_ns)
+        wish.key, wish.not_before_ns = None, 0
+
+    def action_done(self, action: ActionState, *, code: int, end_ns: int, duration_ns: int) -> None:
+        if code != 0:
+            self._want_those_without(action.model)
+
+    def _want_those_without(self, model: Model) -> None:
+        if model.queue and not model.resident_on:
+            self._want(model, more=False)
 
     def model_loaded(self, model: Model, gpus: list[Gpu]) -> None:
         for gpu in gpus:
@@ -69,8 +113,7 @@ class NaivePlacement:
         for model in self._first.pop(gpu.index, ()):
             self._unsettled.get(model.model_id, {}).pop(gpu.index, None)
         for model in self._cluster.models.values():
-            if model.queue and not model.resident_on:
-                self._wanted.setdefault(model.model_id, _Wish(model, model.demand_at_ns))
+            self._want_those_without(model)
 
     def settled(self, model: Model) -> bool:
         """True when the first copies of `model` have arrived, or cannot."""
@@ -84,12 +127,6 @@ class NaivePlacement:
         if not awaited:
             del self._unsettled[model.model_id]
         return not awaited
-
-    def demand_ns(self, model: Model, now_ns: int) -> float:
-        """Exec time asked of `model` lately, faded to `now_ns`."""
-        if model.demand_ns == 0.0:
-            return 0.0
-        return model.demand_ns * math.exp((model.demand_at_ns - now_ns) / _MEMORY_NS)
 
     def load_ready_ns(self, gpu: Gpu, model: Model, now_ns: int) -> int | None:
         """When `model` could start on `gpu` if its load were sent now; None if it is not prepared."""
@@ -109,90 +146,168 @@ class NaivePlacement:
 
     def plan(self, *, now_ns: int) -> None:
         """Send every load and eviction that should be sent by now."""
-        if self._wanted:
-            self._load_wanted(now_ns)
+        self._plan_wishes(now_ns)
         if self._first:
             self._fill_free_pages(now_ns)
+
+    def next_wakeup_ns(self, now_ns: int) -> int | None:
+        if not self._wishes:
+            return None
+        times = [wish.not_before_ns for wish in self._wishes.values() if wish.not_before_ns]
+        for gpu in self._cluster.gpus.values():
+            ends_ns = gpu.weights.busy_until_ns - _LOAD_LEAD_NS
+            if len(gpu.loading) == 1 and ends_ns > now_ns:
+                times.append(ends_ns)
+        if self._goes_on_ns is not None:
+            times.append(self._goes_on_ns)
+        return min(times, default=None)
 
     def _can_load(self, gpu: Gpu, now_ns: int) -> bool:
         """One load runs; the next may be sent when that is about to end."""
         loads = len(gpu.loading)
-        if loads >= 2:
-            return False
-        return loads == 0 or gpu.weights.busy_until_ns <= now_ns + _LOAD_LEAD_NS
+        return loads == 0 or (loads == 1 and gpu.weights.busy_until_ns - _LOAD_LEAD_NS <= now_ns)
 
-    def _load_wanted(self, now_ns: int) -> None:
-        def rank(wish: _Wish) -> tuple[float, int]:
-            holders = 1 + len(wish.model.resident_on)
-            return (-self.demand_ns(wish.model, now_ns) / holders, wish.model.model_id)
+    def _any_can_load(self, now_ns: int) -> bool:
+        return any(self._can_load(gpu, now_ns) for gpu in self._cluster.gpus.values())
 
-        due = [wish for wish in self._wanted.values() if wish.not_before_ns <= now_ns]
-        for wish in sorted(due, key=rank):
-            if not any(self._can_load(gpu, now_ns) for gpu in self._cluster.gpus.values()):
+    def _plan_wishes(self, now_ns: int) -> None:
+        self._goes_on_ns = None
+        if any(action is not next(iter(g.exec.outstanding), None) for g, action in self._full):
+            for wish in self._held:
+                wish.key, wish.not_before_ns = None, 0
+            self._held, self._full = [], []
+        for wish in self._wishes.values():
+            if wish.not_before_ns <= now_ns:
+                wish.not_before_ns = 0
+        for _ in range(_WISHES_TRIED):
+            if not self._any_can_load(now_ns):
                 return
-            model = wish.model
-            if model.resident_on and not wish.more:
-                fulfilled = True
-            elif now_ns - wish.asked_ns > _WANTED_FOR_NS and not model.queue:
-                fulfilled = True  # nobody asks any more
+            for wish in self._wishes.values():
+                if not wish.not_before_ns and wish.key is None:
+                    wish.key = self._key(wish, now_ns)
+            due = [(w.key, w.model.model_id, w) for w in self._wishes.values() if w.key is not None]
+            if not due:
+                return
+            wish = min(due, key=lambda entry: entry[:2])[2]
+            if self._try(wish, now_ns):
+                del self._wishes[wish.model.model_id]
             else:
-                # An absent model stays wanted until it is resident: a load can fail, a GPU be lost.
-                fulfilled = self._load_somewhere(model, now_ns) and bool(model.resident_on)
-            if fulfilled:
-                del self._wanted[model.model_id]
-            else:
-                wish.not_before_ns = now_ns + _AGAIN_NS
+                wish.key = None
+                wish.not_before_ns = now_ns + int(_AGAIN * wish.model.weights_ns) + 1
+        if self._any_can_load(now_ns):
+            self._goes_on_ns = now_ns + 1
 
-    def _load_somewhere(self, model: Model, now_ns: int) -> bool:
-        """Load `model` on the GPU where it can start soonest. False if no GPU can take it now."""
-        options: list[tuple[bool, int, int, Gpu]] = []
-        gpus = self._cluster.gpus.values()
-        if not model.resident_on and any(model.model_id in gpu.loading for gpu in gpus):
-            return True  # on its way
-        for gpu in gpus:
-            if model.model_id in gpu.loading:
-                continue
-            if model.model_id in gpu.resident or not self._can_load(gpu, now_ns):
-                continue
-            if not gpu.may_load(model, now_ns):
-                continue
-            ready_ns = self.load_ready_ns(gpu, model, now_ns)
-            if ready_ns is not None:
-                options.append((gpu.free_pages < model.pages, ready_ns, gpu.index, gpu))
-        for evicts, _, _, gpu in sorted(options, key=lambda o: o[:3])[:_GPUS_TRIED]:
-            if evicts and not self._make_room(gpu, model, now_ns):
-                continue
-            self._load(gpu, model, now_ns)
+    def _per_ns(self, score: float, now_ns: int) -> float:
+        if score == 0:
+            return 0.0
+        assert self._last_ns is not None
+        return score / (self._elapsed_ns + now_ns - self._last_ns)
+
+    def _worth(self, model: Model, others: int, now_ns: int) -> float:
+        """What would be lost, as a score, without one copy if `others` GPUs hold it."""
+        score = self._score(model)
+        if not model.clients:
+            return 0.0
+        if others == 0:
+            return score.need
+        busy = self._per_ns(score.asked, now_ns) * model.b1_ns
+        return max(score.need * min(1.0, busy / others), score.short / others)
+
+    def _key(self, wish: _Wish, now_ns: int) -> float:
+        model = wish.model
+        cold_ns = model.weights_ns + model.b1_ns
+        first_ns, waiting = now_ns + 2 * model.weights_ns, 0
+        makes = [r.deadline_ns for r in model.queue if r.deadline_ns >= now_ns + cold_ns]
+        if makes and not wish.more:
+            first_ns, waiting = makes[0] - cold_ns, len(makes)
+        worth = self._worth(model, len(model.resident_on), now_ns)
+        to_come = self._per_ns(worth, now_ns) * model.weights_ns
+        return first_ns - _CREDIT * model.weights_ns * (waiting + to_come)
+
+    def _try(self, wish: _Wish, now_ns: int) -> bool:
+        """Load the wish's model where that gains the most. False if it should be tried again."""
+        model = wish.model
+        loading = any(model.model_id in gpu.loading for gpu in self._cluster.gpus.values())
+        if (model.resident_on and not wish.more) or (loading and not model.resident_on):
             return True
-        return False
-
-    def _make_room(self, gpu: Gpu, model: Model, now_ns: int) -> bool:
-        """Evict models that are asked for less, until `model` fits. All or nothing."""
-        bound = self.demand_ns(model, now_ns) * _VICTIM_SHARE
-        free_pages, victims = gpu.free_pages, []
-        for unused_first in (True, False):
-            for victim in list(gpu.resident.values())[:_VICTIMS_TRIED]:
-                if free_pages >= model.pages:
-                    break
-                if bool(victim.clients) == unused_first or self._cluster.in_use(gpu, victim):
-                    continue
-                if victim.clients and not self._expendable(gpu, victim, bound, now_ns):
-                    continue
-                victims.append(victim)
-                free_pages += victim.pages
-        if free_pages < model.pages:
-            return False
-        for victim in victims:
+        ready = []
+        for gpu in self._cluster.gpus.values():
+            ready_ns = self.load_ready_ns(gpu, model, now_ns)
+            if (
+                self._can_load(gpu, now_ns)
+                and model.model_id not in (*gpu.resident, *gpu.loading)
+                and gpu.pages >= model.pages
+                and gpu.may_load(model, now_ns)
+                and ready_ns is not None
+            ):
+                ready.append((ready_ns, gpu.index, gpu))
+        options = []
+        for ready_ns, index, gpu in sorted(ready, key=lambda entry: entry[:2])[:_GPUS_TRIED]:
+            option = self._option(wish, gpu, ready_ns, now_ns)
+            if option is not None:
+                options.append((*option, ready_ns, index))
+        if not options:
+            cold_ns = model.weights_ns + model.b1_ns
+            hopes = any(r.deadline_ns >= now_ns + cold_ns for r in model.queue)
+            return wish.more or not hopes
+        index = min(options)[-1]
+        gpu = self._cluster.gpus[index]
+        for victim in self._victims(gpu, model, now_ns) or []:
             self._cluster.send_evict(gpu, victim, now_ns=now_ns)
-            if victim.queue and not victim.resident_on:
-                self._want(_Wish(victim, now_ns))
+            self._want_those_without(victim)
+        self._load(gpu, model, now_ns)
         return True
 
-    def _expendable(self, gpu: Gpu, victim: Model, bound: float, now_ns: int) -> bool:
-        idle_ns = now_ns - victim.last_used_ns
-        if not victim.queue and idle_ns > _IDLE_TRANSFERS * gpu.transfer(victim).expected_ns:
-            return True
-        return self.demand_ns(victim, now_ns) <= bound
+    def _option(
+        self, wish: _Wish, gpu: Gpu, ready_ns: int, now_ns: int
+    ) -> tuple[bool, bool, float] | None:
+        """(serves nobody who waits, evicts, what is lost less what is served) if the load is worth it."""
+        model, worker = wish.model, gpu.worker
+        if wish.more and gpu.exec.outstanding:
+            return None
+        exec_ns = gpu.exec_table(model).single.expected_ns + worker.returns.expected_ns
+        served = sum(r.deadline_ns >= ready_ns + exec_ns for r in model.queue)
+        served = 0 if wish.more else served
+        ways_ns = 2 * worker.transit.margin_ns + worker.returns.margin_ns
+        load_ns = gpu.transfer(model).margin_ns
+        if not served and not wish.more and wish.slo_ns >= ways_ns + load_ns + exec_ns:
+            return None
+        if gpu.free_pages >= model.pages:
+            return served == 0, False, 0.0
+        victims = self._victims(gpu, model, now_ns)
+        if victims is None:
+            if gpu.exec.outstanding:
+                self._full = [entry for entry in self._full if entry[0] is not gpu]
+                self._full.append((gpu, gpu.exec.outstanding[0]))
+                self._held.append(wish)
+            return None
+        need, lost, waiting = 0.0, 0.0, 0
+        for victim in victims:
+            worth = self._worth(victim, len(victim.resident_on) - 1, now_ns)
+            waits = len(victim.queue) if len(victim.resident_on) == 1 else 0
+            away_ns = model.weights_ns + model.b1_ns + victim.weights_ns
+            need, waiting = need + worth, waiting + waits
+            lost += waits + self._per_ns(worth, now_ns) * away_ns
+        worth = self._worth(model, len(model.resident_on), now_ns)
+        if served > lost or (not waiting and worth > _CLEARLY * need):
+            return served == 0, True, lost - served
+        return None
+
+    def _victims(self, gpu: Gpu, model: Model, now_ns: int) -> list[Model] | None:
+        """Nobody waits for them if possible, nor uses them, the least needed for each page first."""
+        ranked = []
+        for place, victim in enumerate(list(gpu.resident.values())[:_VICTIMS_LOOKED_AT]):
+            others = len(victim.resident_on) - 1
+            worth = self._worth(victim, others, now_ns) / victim.pages
+            if not self._cluster.in_use(gpu, victim):
+                waits = others == 0 and bool(victim.queue)
+                ranked.append((waits, bool(victim.clients), worth, place, victim))
+        free_pages, victims = gpu.free_pages, []
+        for *_, victim in sorted(ranked, key=lambda entry: entry[:4]):
+            if free_pages < model.pages:
+                victims.append(victim)
+                free_pages += victim.pages
+        return victims if free_pages >= model.pages else None
 
     def _fill_free_pages(self, now_ns: int) -> None:
         for index, models in sorted(self._first.items()):

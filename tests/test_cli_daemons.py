@@ -132,6 +132,13 @@ def test_paper_fidelity_has_the_published_codes_defaults(captured: Captured) -> 
     assert (resolved.max_exec_ns, resolved.max_batch) == (250_000_000, 8)
 
 
+def test_the_placement_rule_is_an_option(captured: Captured) -> None:
+    config = controller_config(captured, "INFER5", "--workers", "a:1")
+    assert config.scheduler.placement == "gain"
+    config = controller_config(captured, "INFER5", "--workers", "a:1", "--placement", "demand")
+    assert config.scheduler.placement == "demand"
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -146,6 +153,7 @@ def test_paper_fidelity_has_the_published_codes_defaults(captured: Captured) -> 
         (["INFER5", "a:1", "0", "6", "5", "5", "5", "5", "7"], "there are 6"),
         (["INFER5", "a:1", "0", "6", "--max-gpus", "7"], "max_gpus is given twice"),
         (["INFER5", "a:1", "--fidelity", "worst"], "unknown fidelity 'worst'; known: best, paper"),
+        (["INFER5", "a:1", "--placement", "best"], "unknown placement 'best'; known: demand, gain, lru"),
         (["INFER5", "a:1", "--default-slo", "nan"], "--default-slo"),
         (["INFER5", "a:1", "--port", "70000"], "port must be within 0..65535"),
         (["INFER5", "a:1", "--config", "no-such.toml"], "no-such.toml"),

@@ -65,6 +65,12 @@ def test_json_is_a_programs(tmp_path: Path) -> None:
     assert config["scheduler"]["fidelity"] == "paper" and config["seed"] == 3
 
 
+def test_a_placement_rule_is_part_of_what_ran(tmp_path: Path) -> None:
+    args = ("INFER5", *SWEEP, "--placement", "lru", "--out", str(tmp_path))
+    assert run(*args)[0] == 0
+    assert read_manifest(tmp_path)["config"]["scheduler"]["placement"] == "lru"
+
+
 def test_a_sweep_has_a_row_and_a_folder_for_each_run(tmp_path: Path) -> None:
     args = ("FIFO", *SWEEP, "--seeds", "2", "--vary", "gpus=1,2", "--out", str(tmp_path))
     code, text = run(*args)
@@ -93,6 +99,8 @@ def test_a_sweep_has_a_row_and_a_folder_for_each_run(tmp_path: Path) -> None:
         (("INFER5", *SWEEP, "--latency", "1ms,2ms"), "one time or four, not 2"),
         (("INFER5", *SWEEP, "--jitter", "soon"), "--jitter"),
         (("INFER5:paper", *SWEEP, "--fidelity", "best"), "contradict"),
+        (("INFER5", *SWEEP, "--placement", "best"), "unknown placement 'best'"),
+        (("INFER5:paper", *SWEEP, "--placement", "lru"), "'lru' has no effect under INFER5"),
         (("INFER5", *SWEEP, "--vary", "gpus"), "NAME=V1,V2"),
         (("INFER5", *SWEEP, "--vary", "gpux=1,2"), "unknown option 'gpux'"),
         (("INFER5", *SWEEP, "--vary", "gpus=1,many"), "gpus cannot be 'many'"),

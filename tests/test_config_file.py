@@ -202,3 +202,11 @@ def test_a_schedule_ahead_with_which_nothing_is_ever_sent_is_refused() -> None:
                 SchedulerConfig(policy, schedule_ahead_ns=ahead_ns, fidelity=fidelity)
         assert SchedulerConfig(policy, schedule_ahead_ns=1_000_001, fidelity=fidelity)
     assert SchedulerConfig("INFER5", schedule_ahead_ns=1)
+
+
+def test_a_placement_rule_is_refused_where_it_would_change_nothing() -> None:
+    for policy, fidelity in (("INFER4", "best"), ("SMART", "best"), ("INFER5", "paper")):
+        with pytest.raises(InvalidConfig, match=f"'lru' has no effect under {policy}"):
+            SchedulerConfig(policy, fidelity=fidelity, placement="lru")
+        assert SchedulerConfig(policy, fidelity=fidelity)
+    assert SchedulerConfig("FIFO", placement="demand")

@@ -8,6 +8,7 @@ import random
 import pytest
 
 from slosched.config import EmulationNoise, GpuProfile, ModelProfile, SchedulerConfig
+from slosched.core.scheduler.placement.gain import GainPlacement
 from slosched.core.scheduler.policies.infer5 import Infer5
 from slosched.sim.harness import Demand, Outcome, Simulation
 from slosched.units import NS_PER_MS, NS_PER_S
@@ -89,3 +90,31 @@ def test_gpus_looked_at_do_not_grow_with_the_cluster(
     assert max(asked.values()) <= 2, asked
     assert looked_at[150] <= 2 * looked_at[6] + 4, looked_at
     assert looked_at[150] <= 16, looked_at
+
+
+def test_wishes_and_victims_do_not_grow_with_the_models() -> None:
+    """Memory for a quarter of the models, and more wanted than PCIe can load."""
+    tried, looked_at = {}, {}
+    for copies in (40, 400, 1600):
+        exec_ns = {1: 2_600_000, 2: 3_800_000, 4: 5_600_000, 8: 9_100_000}
+        net = ModelProfile("net", exec_ns, weights_ns=8 * MS, weights_bytes=PAGE)
+        few = GpuProfile(
+            "few", {"net": net}, weights_cache_bytes=copies // 8 * PAGE, page_bytes=PAGE
+        )
+        simulation = Simulation(SchedulerConfig(), few, gpus_per_worker=(1, 1), check=False)
+        models = simulation.load("net", copies)
+        placement = policy_of(simulation)._placement
+        assert isinstance(placement, GainPlacement)
+        simulation.run_until(simulation.now_ns + copies * 20 * MS)
+        placement.wishes_tried = placement.victims_looked_at = 0
+        chance, at_ns, demands = random.Random(1), 0.0, []
+        for _ in range(1500):
+            at_ns += chance.expovariate(600) * NS_PER_S
+            slo_ns = chance.choice((9, 25, 50)) * MS
+            demands.append(Demand(round(at_ns), chance.randrange(copies), slo_ns=slo_ns))
+        outcome = simulation.run(models, demands)
+        assert 0.2 < outcome.satisfaction() < 0.9
+        tried[copies] = placement.wishes_tried / 1500
+        looked_at[copies] = placement.victims_looked_at / max(1, placement.wishes_tried)
+    assert max(tried.values()) <= 2, tried
+    assert max(looked_at.values()) <= 2 * 64, looked_at

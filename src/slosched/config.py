@@ -182,6 +182,12 @@ class WorkerConfig:
 
 FIDELITIES = ("best", "paper")
 
+#: Rules of which weights go to which GPU; core/scheduler/placement has a file for each.
+PLACEMENTS = ("gain", "demand", "lru")
+
+#: TYPEs that place weights in a way of their own, or none.
+_OWN_PLACEMENT = ("INFER4", "SMART", "ECHO", "DIRECT", "STRESS")
+
 #: TYPEs that are as published whatever the fidelity: their schedule_ahead, max_exec and max_batch.
 _PUBLISHED_DEFAULTS = {
     "INFER4": (10 * NS_PER_MS, 250 * NS_PER_MS, 16),
@@ -210,10 +216,19 @@ class SchedulerConfig:
     max_exec_ns: int | None = None
     max_batch: int | None = None
     fidelity: str = "best"
+    placement: str = "gain"  # of the policies that load by demand in our way; others have their own
 
     def __post_init__(self) -> None:
         if self.fidelity not in FIDELITIES:
             raise UnknownName("fidelity", self.fidelity, list(FIDELITIES))
+        if self.placement not in PLACEMENTS:
+            raise UnknownName("placement", self.placement, list(PLACEMENTS))
+        own = self.policy in _OWN_PLACEMENT or self.fidelity == "paper"
+        if self.placement != PLACEMENTS[0] and own:
+            raise InvalidConfig(
+                f"placement {self.placement!r} has no effect under {self.policy} ({self.fidelity}), which "
+                "places weights in its own way; leave it out"
+            )
         for name in ("max_gpus", "default_slo_ns"):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} must be at least 1, not {getattr(self, name)}")

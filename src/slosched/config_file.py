@@ -145,6 +145,7 @@ _WORKER: dict[str, _Reader] = {
 _SCHEDULER: dict[str, _Reader] = {
     "policy": _text, "generate_inputs": _flag, "max_gpus": _integer, "schedule_ahead_ns": _duration,
     "default_slo_ns": _duration, "max_exec_ns": _duration, "max_batch": _integer, "fidelity": _text,
+    "placement": _text,
 }  # fmt: skip
 _CONTROLLER: dict[str, _Reader] = {
     "workers": _texts, "port": _integer, "bind": _text, "http_port": _integer, "log_dir": _text,

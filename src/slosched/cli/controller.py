@@ -78,6 +78,13 @@ _Fidelity = Annotated[
         help="best, or paper: the published code's behaviour and constants. Default best."
     ),
 ]
+_Placement = Annotated[
+    str | None,
+    typer.Option(
+        help="Which weights are loaded over which: gain (requests in time gained for each ms of PCIe), "
+        "demand (Clockwork's rule) or lru. Default gain. Not of INFER4, SMART and paper."
+    ),
+]
 _Port = Annotated[
     int | None,
     typer.Option(help=f"Port for clients. Default {CONTROLLER_PORT}; 0 takes a free one."),
@@ -112,6 +119,7 @@ def controller(
     max_exec: _MaxExec = None,
     max_batch: _MaxBatch = None,
     fidelity: _Fidelity = None,
+    placement: _Placement = None,
     port: _Port = None,
     bind: Bind = None,
     http_port: _HttpPort = None,
@@ -154,6 +162,7 @@ def controller(
         max_exec_ns=_maybe_ns("--max-exec", max_exec),
         max_batch=max_batch,
         fidelity=fidelity,
+        placement=placement,
     )
     base = _base_config(config)
     options = _merged(_parse_positionals(type_, positional), by_option)

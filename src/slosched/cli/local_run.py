@@ -72,6 +72,7 @@ def _controller(scheduler: SchedulerConfig, worker_port: int, run: Path) -> list
     return [
         "controller", scheduler.policy, "--workers", f"127.0.0.1:{worker_port}", *_LOOPBACK,
         "--http-port", "-1", "--log-dir", str(run), "--fidelity", scheduler.fidelity,
+        "--placement", scheduler.placement,
         "--max-gpus", str(scheduler.max_gpus), "--default-slo", f"{scheduler.default_slo_ns}ns",
         "--schedule-ahead", f"{scheduler.schedule_ahead_ns}ns",
         "--max-exec", f"{scheduler.max_exec_ns}ns", "--max-batch", str(scheduler.max_batch),

@@ -82,6 +82,14 @@ class SimOptions:
             _SCHEDULER,
         ),
     ] = None
+    placement: Annotated[
+        str | None,
+        _option(
+            "Which weights are loaded over which: gain (requests in time gained for each ms of PCIe), "
+            "demand (Clockwork's rule) or lru. Default gain.",
+            _SCHEDULER,
+        ),
+    ] = None
     schedule_ahead: Annotated[
         str | None,
         _option("How far ahead work is committed to a GPU. Bare number in ns.", _SCHEDULER),
@@ -217,6 +225,7 @@ class SimOptions:
             policy=policy,
             **given(
                 fidelity=fidelity or self.fidelity,
+                placement=self.placement,
                 schedule_ahead_ns=_maybe_ns("--schedule-ahead", self.schedule_ahead),
                 default_slo_ns=_maybe_ns("--default-slo", self.default_slo),
                 max_exec_ns=_maybe_ns("--max-exec", self.max_exec),

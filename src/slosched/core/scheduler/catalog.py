@@ -275,6 +275,9 @@ class Catalog:
                 if (r := w.prepared.get(model.name)) is not None
             ]
             model.b1_ns = min(singles)
+            assert model.result is not None
+            model.weights_ns = model.result.weights_ns
+            model.cold_ns = max(1, model.weights_ns + model.b1_ns)
             model.state = ModelState.LOADED
 
     def abandon(self) -> None:

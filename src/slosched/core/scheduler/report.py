@@ -26,6 +26,7 @@ def status_report(scheduler: Scheduler, *, now_ns: int) -> dict[str, Any]:
             "default_slo_ns": config.default_slo_ns,
             "max_exec_ns": config.max_exec_ns,
             "max_batch": config.max_batch,
+            "placement": config.placement,
         },
         "draining": scheduler.draining,
         "ready": scheduler.ready(),

@@ -338,9 +338,12 @@ class Model:
     loading_on: dict[int, Gpu] = field(default_factory=dict)
     clients: dict[bytes, None] = field(default_factory=dict)
     last_used_ns: int = 0
-    #: Decayed exec time asked for lately, ns, and when it was last brought up to date.
-    demand_ns: float = 0.0
-    demand_at_ns: int = 0
+    weights_ns: int = 0  # time of a load, and
+    cold_ns: int = 1  # of a load and the exec of one request; both frozen when loaded
+    #: Scores (popularity.py): requests lately, those by their need of weights, those lost for want of GPUs.
+    asked: float = 0.0
+    need: float = 0.0
+    shortage: float = 0.0
 
     def info(self) -> ModelInfo:
         loaded = self.result

@@ -14,7 +14,7 @@ tightest of the batch's requests. `BACKOFF` is the paper's ("reducing the batch 
 is "a fixed amount" that it does not state; here it is 1, the smallest.
 
 Nothing is predicted or refused: what is late is answered late, and under overload queues only grow.
-Weights are loaded by demand (placement.py), and models that do not fit together take turns (turns.py).
+Weights are loaded by demand (placement/), and models that do not fit together take turns (turns.py).
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from collections import deque
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.openings import Openings
-from slosched.core.scheduler.placement import Placement
+from slosched.core.scheduler.placement import make_placement
 from slosched.core.scheduler.policies.base import (
     LAST_ONE_LOST,
     NOT_OFFERED,
     Refusals,
     is_offered,
+    soonest,
 )
 from slosched.core.scheduler.policies.queued import send_batch
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
@@ -61,7 +62,7 @@ class Aimd:
         self._cluster = cluster
         self._refusals = refusals
         self._openings = Openings(cluster)
-        self._placement = Placement(cluster)
+        self._placement = make_placement(cluster, heeds_deadlines=False)
         self._turns = Turns(cluster)
         self._replicas: dict[int, _Replicas] = {}  # by GPU index
         self._bound: dict[int, int] = {}  # request key -> GPU index
@@ -75,7 +76,7 @@ class Aimd:
         if not is_offered(self._cluster, model):
             self._refusals.refuse(request, Code.COULD_NOT_START_IN_TIME, NOT_OFFERED)
             return
-        self._placement.asked_for(model, now_ns=now_ns)
+        self._placement.asked_for(request, now_ns=now_ns)
         model.queue.append(request)
         self._bind(request)
 
@@ -165,13 +166,19 @@ class Aimd:
         send_batch(self._cluster, gpu, requests, start_ns=start_ns, now_ns=now_ns)
 
     def next_wakeup_ns(self) -> int | None:
-        return self._openings.next_opening_ns(self._now_ns) if self._bound else None
+        if not self._bound and not self._unbound:
+            return None
+        return soonest(
+            self._openings.next_opening_ns(self._now_ns), self._placement.next_wakeup_ns()
+        )
 
     # -------------------------------------------------------------------------------- facts
 
     def action_done(
         self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
     ) -> None:
+        if not action.requests:
+            self._placement.action_done(action, code=code, end_ns=end_ns, duration_ns=duration_ns)
         if not action.requests or code != Code.OK:
             return
         gpu, model_id = action.gpu, action.model.model_id

@@ -74,3 +74,8 @@ def is_offered(cluster: Cluster, model: Model) -> bool:
         model.model_id in gpu.worker.instances and gpu.pages >= model.pages
         for gpu in cluster.gpus.values()
     )
+
+
+def soonest(*times_ns: int | None) -> int | None:
+    """The first of those times that there are."""
+    return min((ns for ns in times_ns if ns is not None), default=None)

@@ -10,7 +10,7 @@ Work-conserving and optimal for one processor that is never overloaded (Liu and 
 Dertouzos 1974, for jobs that may be preempted). It knows no execution times, so under overload it
 starts what can only end late, and nearly everything is late: the known domino effect.
 
-What waits for weights is loaded by demand (placement.py); one that loses requests gets more GPUs.
+What waits for weights is loaded by demand (placement/); one that loses requests gets more GPUs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bisect import insort
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
-from slosched.core.scheduler.policies.base import Refusals
+from slosched.core.scheduler.policies.base import Refusals, soonest
 from slosched.core.scheduler.policies.queued import QueuedByModel, send_single
 from slosched.core.scheduler.state import Gpu, Request
 from slosched.units import format_duration
@@ -68,5 +68,8 @@ class Edf(QueuedByModel):
     def next_wakeup_ns(self) -> int | None:
         if not self._waiting:
             return None
-        times = (self._openings.next_opening_ns(self._now_ns), self._expiry.next_ns())
-        return min((ns for ns in times if ns is not None), default=None)
+        return soonest(
+            self._openings.next_opening_ns(self._now_ns),
+            self._expiry.next_ns(),
+            self._placement.next_wakeup_ns(),
+        )

@@ -2,13 +2,13 @@
 
 The baseline of a server that knows neither execution times nor deadlines: nothing is refused, and
 under overload everything is late. When an Infer may be sent, and which weights are loaded, is decided
-as for INFER5 (openings.py, placement.py); models that do not fit together take turns (turns.py).
+as for INFER5 (openings.py, placement/); models that do not fit together take turns (turns.py).
 """
 
 from __future__ import annotations
 
 from slosched.core.scheduler.cluster import Cluster
-from slosched.core.scheduler.policies.base import Refusals
+from slosched.core.scheduler.policies.base import Refusals, soonest
 from slosched.core.scheduler.policies.queued import QueuedByModel, send_batch
 from slosched.core.scheduler.state import Gpu, Model, Request
 from slosched.core.scheduler.turns import Turns
@@ -16,6 +16,8 @@ from slosched.core.scheduler.turns import Turns
 
 class Fifo(QueuedByModel):
     """See the head of this file."""
+
+    heeds_deadlines = False
 
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
         super().__init__(cluster, refusals)
@@ -57,4 +59,8 @@ class Fifo(QueuedByModel):
         send_batch(self._cluster, gpu, requests, start_ns=start_ns, now_ns=now_ns)
 
     def next_wakeup_ns(self) -> int | None:
-        return self._openings.next_opening_ns(self._now_ns) if self._waiting else None
+        if not self._waiting:
+            return None
+        return soonest(
+            self._openings.next_opening_ns(self._now_ns), self._placement.next_wakeup_ns()
+        )

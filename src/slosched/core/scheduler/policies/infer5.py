@@ -38,7 +38,7 @@ from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.openings import Openings
-from slosched.core.scheduler.placement import Placement
+from slosched.core.scheduler.placement import make_placement
 from slosched.core.scheduler.policies.base import Refusals
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.core.scheduler.urgency import (
@@ -82,7 +82,7 @@ class Infer5:
         self._cluster = cluster
         self._refusals = refusals
         self._openings = Openings(cluster)
-        self._placement = Placement(cluster)
+        self._placement = make_placement(cluster)
         self._urgency = Urgency()
         self._waiting = self._urgency.waiting  # models with queued requests
         self._fresh: dict[int, Model] = {}  # with requests that no GPU was asked about yet
@@ -99,7 +99,7 @@ class Infer5:
 
     def enqueue(self, request: Request, *, now_ns: int) -> None:
         model = request.model
-        self._placement.asked_for(model, now_ns=now_ns)
+        self._placement.asked_for(request, now_ns=now_ns)
         plan = self._resident_plan if model.resident_on else self._loading_plan
         latest_ns, start_ns, exec_ns = plan(request, now_ns)
         if start_ns > latest_ns:
@@ -126,6 +126,8 @@ class Infer5:
             batch, name = action.batch_class, action.model.name
             expected_ns = action.gpu.tables[name].estimators[batch].expected_ns
             self._urgency.measured(name, batch, expected_ns)
+        else:
+            self._placement.action_done(action, code=code, end_ns=end_ns, duration_ns=duration_ns)
 
     def gpu_added(self, gpu: Gpu) -> None:
         """Openings hears of it."""
@@ -148,6 +150,9 @@ class Infer5:
         if not self._waiting:
             return None
         wakeup_ns = self._openings.next_opening_ns(self._now_ns)
+        loads_ns = self._placement.next_wakeup_ns()
+        if loads_ns is not None and (wakeup_ns is None or loads_ns < wakeup_ns):
+            wakeup_ns = loads_ns
         expiry_ns = self._expiry.next_ns()
         if expiry_ns is not None and self._cluster.gpus:
             expiry_ns -= self._cluster.paths.least_transit_ns

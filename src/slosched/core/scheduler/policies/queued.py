@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.openings import Openings
-from slosched.core.scheduler.placement import Placement
+from slosched.core.scheduler.placement import make_placement
 from slosched.core.scheduler.policies.base import (
     LAST_ONE_LOST,
     NOT_OFFERED,
@@ -29,12 +29,14 @@ class QueuedByModel:
     """Queues and placement of a policy that keeps requests at their models."""
 
     replans = True
+    #: Whether a request is given up when its deadline has passed.
+    heeds_deadlines = True
 
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
         self._cluster = cluster
         self._refusals = refusals
         self._openings = Openings(cluster)
-        self._placement = Placement(cluster)
+        self._placement = make_placement(cluster, heeds_deadlines=self.heeds_deadlines)
         self._waiting: dict[int, Model] = {}  # models with queued requests
         self._now_ns = 0
 
@@ -43,7 +45,7 @@ class QueuedByModel:
         if not is_offered(self._cluster, request.model):
             self._refusals.refuse(request, Code.COULD_NOT_START_IN_TIME, NOT_OFFERED)
             return False
-        self._placement.asked_for(request.model, now_ns=now_ns)
+        self._placement.asked_for(request, now_ns=now_ns)
         self._waiting[request.model.model_id] = request.model
         return True
 
@@ -56,7 +58,7 @@ class QueuedByModel:
     def action_done(
         self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
     ) -> None:
-        """The cluster's own predictions are enough."""
+        self._placement.action_done(action, code=code, end_ns=end_ns, duration_ns=duration_ns)
 
     def gpu_added(self, gpu: Gpu) -> None:
         """Nothing is kept per GPU."""

@@ -7,7 +7,7 @@
    estimators' margins promise (as INFER5 does, and for the same reason).
 3. Each GPU works its line off in the order of admission, starting when openings.py says.
 
-Where nothing holds the model, the load that placement.py would send counts into the prediction, and
+Where nothing holds the model, the load that placement/ would send counts into the prediction, and
 the request is bound when the weights have arrived. It is bound anew, by the same rule, when its GPU is
 lost or gives its model up. An admitted request whose deadline passes before it starts, because
 something took longer than predicted, is answered then (code 4).
@@ -24,12 +24,13 @@ from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.openings import Openings
-from slosched.core.scheduler.placement import Placement
+from slosched.core.scheduler.placement import make_placement
 from slosched.core.scheduler.policies.base import (
     LAST_ONE_LOST,
     NOT_OFFERED,
     Refusals,
     is_offered,
+    soonest,
 )
 from slosched.core.scheduler.policies.queued import send_single
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
@@ -56,7 +57,7 @@ class Reject:
         self._cluster = cluster
         self._refusals = refusals
         self._openings = Openings(cluster)
-        self._placement = Placement(cluster)
+        self._placement = make_placement(cluster)
         self._lines: dict[int, _Line] = {}  # by GPU index
         self._bound: dict[int, tuple[int, int]] = {}  # request key -> (GPU index, exec ns)
         self._unbound = Unbound()
@@ -70,7 +71,7 @@ class Reject:
         if not is_offered(self._cluster, model):
             self._refusals.refuse(request, Code.COULD_NOT_START_IN_TIME, NOT_OFFERED)
             return
-        self._placement.asked_for(model, now_ns=now_ns)
+        self._placement.asked_for(request, now_ns=now_ns)
         gpu, start_ns, end_ns = self._soonest(request, now_ns)
         if end_ns > request.deadline_ns:
             self._reject(request, gpu, start_ns, now_ns, again=request.attempts > 0)
@@ -197,15 +198,18 @@ class Reject:
     def next_wakeup_ns(self) -> int | None:
         if not self._bound and not self._unbound:
             return None
-        times = (self._openings.next_opening_ns(self._now_ns), self._expiry.next_ns())
-        return min((ns for ns in times if ns is not None), default=None)
+        return soonest(
+            self._openings.next_opening_ns(self._now_ns),
+            self._expiry.next_ns(),
+            self._placement.next_wakeup_ns(),
+        )
 
     # -------------------------------------------------------------------------------- facts
 
     def action_done(
         self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
     ) -> None:
-        """The cluster's own predictions are enough."""
+        self._placement.action_done(action, code=code, end_ns=end_ns, duration_ns=duration_ns)
 
     def gpu_added(self, gpu: Gpu) -> None:
         self._lines[gpu.index] = _Line()
