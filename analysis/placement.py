@@ -297,7 +297,7 @@ def _keep(rows: Sequence[Row], text: str, options: argparse.Namespace, wall_s: f
         f"```\n{text}\n```\n\n![In time by SLO](placement.png)\n\n"
         f"slosched {__version__}; {options.seeds} seeds of {options.seconds:g} s, {wall_s:.0f} s with "
         f"{options.jobs} process(es) of {os.cpu_count()} CPUs. Made by "
-        "`analysis/placement.py --tables`.\n"
+        f"`analysis/placement.py --seconds {options.seconds:g} --tables`.\n"
     )
     (OUT / "placement.md").write_text(heading, encoding="utf-8")
 
