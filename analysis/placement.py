@@ -224,12 +224,12 @@ def verdict(row: Row) -> str:
 
 def table(rows: Sequence[Row]) -> str:
     heads = "".join(f"{rule:>16}" for rule in RULES)
-    lines = [f"{'in time, %':<40}{heads}   loads/s of each   PCIe of {RULES[0]}"]
+    lines = [f"{'in time, %':<40}{heads}   loads of each     PCIe of {RULES[0]}"]
     for row in rows:
         numbers = "".join(f"{row.percent(rule):9.2f} +-{row.error(rule):5.2f}" for rule in RULES)
         first = row.outcomes[RULES[0]]
-        seconds = [fmean(outcome.loads for outcome in row.outcomes[rule]) for rule in RULES]
-        loads = " ".join(f"{count:6.0f}" for count in seconds)
+        counts = [fmean(outcome.loads for outcome in row.outcomes[rule]) for rule in RULES]
+        loads = " ".join(f"{count:6.0f}" for count in counts)
         pcie = 100 * fmean(outcome.pcie for outcome in first)
         lines.append(f"{row.cell!s:<40}{numbers}  {loads} {pcie:5.0f} %  {verdict(row)}".rstrip())
     return "\n".join(lines)
@@ -294,9 +294,10 @@ def _keep(rows: Sequence[Row], text: str, options: argparse.Namespace, wall_s: f
     (OUT / "placement.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     heading = (
         f"# Weight placement, simulated\n\n{__doc__ and __doc__.partition(chr(10))[0]}\n\n"
-        f"```\n{text}\n```\n\nslosched {__version__}; {options.seeds} seeds of {options.seconds:g} s, "
-        f"{wall_s:.0f} s with {options.jobs} process(es) of {os.cpu_count()} CPUs. Made by "
-        "`analysis/placement.py --tables`.\n"
+        f"```\n{text}\n```\n\n![In time by SLO](placement.png)\n\n"
+        f"slosched {__version__}; {options.seeds} seeds of {options.seconds:g} s, {wall_s:.0f} s with "
+        f"{options.jobs} process(es) of {os.cpu_count()} CPUs. Made by "
+        f"`analysis/placement.py --seconds {options.seconds:g} --tables`.\n"
     )
     (OUT / "placement.md").write_text(heading, encoding="utf-8")
 

@@ -12,7 +12,7 @@ from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.units import NS_PER_MS, NS_PER_S
 
-_SAMPLES, _LEAST_MEMORY = 40, 200
+_SAMPLES, _LEAST_MEMORY = 10, 200
 _CLEARLY, _CREDIT, _AGAIN = 1.25, 1.0, 0.25
 _WISHES_TRIED, _GPUS_TRIED, _VICTIMS_LOOKED_AT = 8, 8, 64
 _LOAD_LEAD_NS = NS_PER_MS

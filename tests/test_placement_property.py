@@ -155,6 +155,20 @@ def test_what_is_needed_at_once_stays_where_what_can_wait_is_loaded_each_time(se
     assert sum(r.deadline_met for r in tight) >= len(tight) - 1, len(tight)
 
 
+def test_the_pages_follow_when_others_are_asked_for() -> None:
+    """None has time for a load: after 300 requests for three models, 300 for three others."""
+    simulation = Simulation(
+        SchedulerConfig(), Few(6, 6, 1, 0.0, ()).profile(), gpus_per_worker=(1,)
+    )
+    models = simulation.load("net", 6)
+    demands = [
+        Demand(number * 12 * MS, number % 3 + (0 if number < 300 else 3), slo_ns=8 * MS)
+        for number in range(600)
+    ]
+    met = [r.deadline_met for r in simulation.run(models, demands).requests]
+    assert all(met[50:300]) and not met[301] and all(met[500:])
+
+
 @dataclass(frozen=True)
 class Rounds:
     """`loops` closed loops, each going round models of its own."""

@@ -1,6 +1,6 @@
 """A turn for each model, under policies without deadlines.
 
-Placement evicts nothing that is in use or asked for as much as the candidate. Under a policy that knows
+Placement evicts nothing that is in use, or that more wait for than for the candidate. Under a policy that knows
 deadlines, what waits for such a model is answered when it is hopeless; without deadlines it would wait
 for ever. So when a request for a model that is resident nowhere has waited `PATIENCE_NS`, one GPU is
 kept for it: it gets nothing more, and once it is idle gives up its least recently used weights, takes

@@ -11,8 +11,8 @@ from __future__ import annotations
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.state import Model, Request
 
-#: Requests that a model of average popularity has in memory: its rate is known to about a seventh.
-_SAMPLES = 40
+#: Requests that a model of average popularity has in memory: its rate is known to about a fifth.
+_SAMPLES = 10
 #: Fewer models share a memory of so many requests.
 _LEAST_MEMORY = 200
 _TOO_LARGE = 1e100

@@ -14,7 +14,7 @@ tightest of the batch's requests. `BACKOFF` is the paper's ("reducing the batch 
 is "a fixed amount" that it does not state; here it is 1, the smallest.
 
 Nothing is predicted or refused: what is late is answered late, and under overload queues only grow.
-Weights are loaded by demand (placement.py), and models that do not fit together take turns (turns.py).
+Weights are loaded by demand (placement/), and models that do not fit together take turns (turns.py).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Work-conserving and optimal for one processor that is never overloaded (Liu and 
 Dertouzos 1974, for jobs that may be preempted). It knows no execution times, so under overload it
 starts what can only end late, and nearly everything is late: the known domino effect.
 
-What waits for weights is loaded by demand (placement.py); one that loses requests gets more GPUs.
+What waits for weights is loaded by demand (placement/); one that loses requests gets more GPUs.
 """
 
 from __future__ import annotations

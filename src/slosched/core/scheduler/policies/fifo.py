@@ -2,7 +2,7 @@
 
 The baseline of a server that knows neither execution times nor deadlines: nothing is refused, and
 under overload everything is late. When an Infer may be sent, and which weights are loaded, is decided
-as for INFER5 (openings.py, placement.py); models that do not fit together take turns (turns.py).
+as for INFER5 (openings.py, placement/); models that do not fit together take turns (turns.py).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
    estimators' margins promise (as INFER5 does, and for the same reason).
 3. Each GPU works its line off in the order of admission, starting when openings.py says.
 
-Where nothing holds the model, the load that placement.py would send counts into the prediction, and
+Where nothing holds the model, the load that placement/ would send counts into the prediction, and
 the request is bound when the weights have arrived. It is bound anew, by the same rule, when its GPU is
 lost or gives its model up. An admitted request whose deadline passes before it starts, because
 something took longer than predicted, is answered then (code 4).
