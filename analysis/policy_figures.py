@@ -77,10 +77,10 @@ def draw_timeline() -> None:
             ax.plot([sent], [lane + 0.42], marker="o", markersize=3.4, color=style.INK)
         for request in outcome.requests:
             at = ms(request.arrival_ns)
-            lane = GPUS + 0.15 + 0.28 * (request.model_id - first_model)
+            height = GPUS + 0.15 + 0.28 * (request.model_id - first_model)
             served = request.code == Code.OK
             ax.plot(
-                [at], [lane], marker="v" if served else "x", linestyle="none", markersize=5.5,
+                [at], [height], marker="v" if served else "x", linestyle="none", markersize=5.5,
                 color=style.COLOURS[request.model_id - first_model],
             )  # fmt: skip
         ax.set_xlim(FROM_MS, TO_MS)
