@@ -16,10 +16,10 @@ import policy_figures
 import policy_grid
 
 BY_NAME = {row.name: row for row in policy_grid.GRID}
-#: Cells that say most: tight, the knee, few requests to a model, overload, one GPU.
+#: Overload and one GPU; test_sim_clusters.py has the others.
 CELLS = (
-    ("12/2400", 1.5), ("12/2400", 3.375), ("48/2400", 3.375), ("12/1200", 1.5), ("12/4800", 5.0625),
-    ("12/9600", 7.59375), ("one GPU, 1/1200", 25),
+    ("12/4800", 2.25), ("12/4800", 5.0625), ("12/9600", 3.375), ("one GPU, 1/1200", 10),
+    ("one GPU, 1/1200", 25),
 )  # fmt: skip
 
 
