@@ -117,7 +117,7 @@ def draw_grid() -> None:
             ax.set_xscale("log")
             ax.xaxis.set_major_locator(style.FixedLocator(FACTORS))
             ax.xaxis.set_minor_locator(style.NullLocator())
-            ax.set_xticklabels([f"{f:.2g}" for f in FACTORS], fontsize=8)
+            ax.set_xticklabels(["1.5", "2.25", "3.4", "5.1", "7.6", "11"], fontsize=8)
             ax.set_title(f"N={copies}, R={rate:,}/s", fontsize=10)
             ax.set_xlabel("SLO / b1")
             ax.set_ylim(0, 102)
@@ -160,8 +160,8 @@ def _mean(values: list[float]) -> float:
 
 
 def _load(cell: dict[str, Any]) -> str:
-    slo = cell["slo_ms"] if cell["slo_ms"].count("/") < 2 else "mixed"
-    return f"{cell['rate']:,}/s\n{slo} ms"
+    slo = f"{cell['slo_ms']} ms" if cell["slo_ms"].count("/") < 2 else "mixed SLOs"
+    return f"{cell['rate']:,}/s\n{slo}"
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,15 +60,22 @@ def run(
     workload: Closed,
     *,
     duration_ns: int | None = None,
-    stop_after_s: float | None = None,
+    stop_when: Callable[[], bool] | None = None,
     out: Path | None = None,
     progress: list[RunProgress] | None = None,
 ) -> RunResult:
     async def work() -> RunResult:
         stop = asyncio.Event()
-        if stop_after_s is not None:
-            asyncio.get_running_loop().call_later(stop_after_s, stop.set)
-        return await run_workload(
+
+        async def stop_it() -> None:
+            assert stop_when is not None
+            async with asyncio.timeout(20):
+                while not stop_when():
+                    await asyncio.sleep(0.01)
+            stop.set()
+
+        stopping = asyncio.ensure_future(stop_it()) if stop_when is not None else None
+        result = await run_workload(
             controller.address,
             workload,
             inputs=False,
@@ -76,6 +84,9 @@ def run(
             progress=progress.append if progress is not None else None,
             stop=stop,
         )
+        if stopping is not None:
+            await stopping
+        return result
 
     return asyncio.run(asyncio.wait_for(work(), 30))
 
@@ -124,10 +135,16 @@ def test_a_load_without_an_end_goes_on_until_it_is_stopped(tmp_path: Path) -> No
     progress: list[RunProgress] = []
     with FakeController() as controller:
         controller.answer_after_ns = 5 * MS
-        result = run(controller, Closed(), stop_after_s=0.6, progress=progress, out=tmp_path)
+        began = time.monotonic()
+        result = run(
+            controller, Closed(), progress=progress, out=tmp_path,
+            stop_when=lambda: bool(progress) and len(controller.of(InferRequest)) > 100,
+        )  # fmt: skip
+        took_s = time.monotonic() - began
     assert (result.complete, result.problem) == (False, "stopped")
     assert all(math.isinf(p.total_s) for p in progress) and progress
-    assert 0.3 < result.steps[0].duration_ns / 1e9 < 2  # so that goodput is per second that it ran
+    # The time that it ran, so that goodput is per second: 100 answers of 5 ms from four loops.
+    assert 0.02 < result.steps[0].duration_ns / 1e9 < took_s
     assert result.steps[0].codes == {"ok": result.steps[0].sent}
     assert json.loads((tmp_path / "manifest.json").read_text())["duration_ns"] is None
 
