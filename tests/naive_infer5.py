@@ -267,7 +267,7 @@ class NaiveInfer5:
                 ways_ns = gpu.worker.transit.expected_ns + gpu.worker.returns.expected_ns
                 if choice is not None and self._loss > 0.3:
                     spared = self._best_batch(gpu, start_ns + ways_ns, everybody)
-                    if spared is not None and self._each_ns(gpu, spared) <= self._each_ns(
+                    if spared is not None and self._each_ns(gpu, spared) <= 1.25 * self._each_ns(
                         gpu, choice
                     ):
                         choice = spared

@@ -69,9 +69,9 @@ from slosched.core.scheduler.weights import take_worth_most, value_of, worth_mos
 
 #: Weight of one request in the moving average of losses.
 _LOSS_WEIGHT = 0.012
-#: With so many lost, whom to serve can be chosen: where it costs nothing those whose answers have a
+#: With so many lost, whom to serve can be chosen: where it costs little those whose answers have a
 #: client's way to spare (there and back like a worker's), as the others would be late at the client.
-_FLOODED = 0.3
+_FLOODED, _SPARE_COST = 0.3, 1.25
 #: With nothing else waiting, those a smaller class leaves over are served right behind it: a padded one
 #: must then be this much more efficient.
 _PADDING_GAIN = 1.07
@@ -297,7 +297,7 @@ class Infer5:
         return True
 
     def _spared(self, gpu: Gpu, choice: _Choice, start_ns: int) -> _Choice:
-        """A batch whose answers have a client's way to spare, if it serves as many for its time."""
+        """A batch whose answers have a client's way to spare, if each takes little more exec time."""
         worker = gpu.worker
         to_spare_ns = worker.transit.expected_ns + worker.returns.expected_ns
         spared, _ = self._best_batch(gpu, start_ns + to_spare_ns)
@@ -307,7 +307,7 @@ class Infer5:
             gpu.tables[model.name].estimators[batch].expected_ns / taken
             for model, _, taken, batch in (choice, spared)
         )
-        return choice if other_ns > cost_ns else spared
+        return choice if other_ns > cost_ns * _SPARE_COST else spared
 
     def _turn(self, gpu: Gpu, start_ns: int, now_ns: int) -> _Choice | None:
         """What must run next on `gpu` because it was held back for long; None is what is usual."""
