@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from oracle_paper import AFTER_NS, BEFORE_NS
 from policy_cases import OURS, POLICIES
 from policy_grid import FACTORS
 
@@ -27,8 +28,17 @@ OUT = HERE / "policy"
 GPUS, COPIES, RATE, SLO_MS = 2, 3, 1500.0, 20.0
 #: What part of the timeline's run is shown, ms.
 FROM_MS, TO_MS = 60.0, 92.0
-#: Largest batches that fit each SLO, requests/s of six GPUs: no schedule serves more (policy study).
-CAPACITY = (2069, 2791, 3871, 4615, 4615, 4615)
+
+
+def capacity_rps(factor: float, gpus: int = 6) -> float:
+    """Requests/s that GPUs of the grid serve in batches of the best size that fits an SLO of `factor` b1.
+
+    No schedule serves more: a batch needs its exec time, and the ways before and after it.
+    """
+    exec_ns = load_profile("fig7").model("resnet50").exec_ns
+    room_ns = factor * exec_ns[1] - BEFORE_NS - AFTER_NS
+    fitting = [batch / ns for batch, ns in exec_ns.items() if ns <= room_ns]
+    return gpus * NS_PER_S * max(fitting, default=0.0)
 
 
 def timeline_run() -> tuple[Outcome, int]:
@@ -104,7 +114,7 @@ def draw_grid() -> None:
         figure = style.Figure(figsize=(11.0, 3.2), layout="constrained")
         axes = figure.subplots(1, len(shown), sharey=True)
         for ax, (copies, rate) in zip(axes, shown, strict=True):
-            bound = [min(100.0, 100.0 * capacity / rate) for capacity in CAPACITY]
+            bound = [min(100.0, 100.0 * capacity_rps(factor) / rate) for factor in FACTORS]
             ax.plot(FACTORS, bound, color=style.PALE, linestyle=":", label="capacity bound")
             ours = [cell["satisfied"] for cell in rows[f"{copies}/{rate}"]]
             ax.plot(FACTORS, ours, color=style.COLOURS[0], marker="o", label="INFER5")

@@ -214,7 +214,7 @@ def page(table: list[dict[str, object]], seeds: int) -> str:
         lines.append("|" + "---|" * (len(heads[one_gpu]) + 2))
         for row in rows:
             text = line_of(row)
-            missing = len(heads[one_gpu]) + 3 - text.count("|") + 0
+            missing = len(heads[one_gpu]) + 3 - text.count("|")
             head, _, late = text[:-2].rpartition(" | ")
             lines.append(f"{head} | {'| ' * missing}{late} |")
     return "\n".join(lines) + "\n"

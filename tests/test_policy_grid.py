@@ -82,3 +82,8 @@ def test_the_timeline_shows_batches_and_refusals() -> None:
     ]  # fmt: skip
     assert {0} < {r.code for r in shown}  # some are served, some are not
     assert max(a.batch_size for a in outcome.actions) >= 4
+
+
+def test_the_capacity_is_that_of_the_largest_batch_that_fits() -> None:
+    found = [round(policy_figures.capacity_rps(f)) for f in (1.0, *policy_grid.FACTORS[:4])]
+    assert found == [0, 2069, 2791, 3871, 4615]  # policy study
