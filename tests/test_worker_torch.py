@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 import numpy as np
@@ -52,10 +52,15 @@ def server() -> Iterator[WorkerServer]:
         yield server
 
 
+# Never an `id()`: an address comes back once its object is freed, and the worker would then take the
+# next test's controller for the last one and keep its models.
+INCARNATIONS = count(1)
+
+
 @pytest.fixture
 def controller(server: WorkerServer) -> Iterator[BareController]:
     controller = BareController(server.port)
-    hello = ControllerHello(PROTOCOL_VERSION, incarnation=id(controller))
+    hello = ControllerHello(PROTOCOL_VERSION, incarnation=next(INCARNATIONS))
     welcome = None
     for _ in range(100):
         # Earlier tests' controllers are silent; this worker need not give each of them its second.
