@@ -79,6 +79,10 @@ class WorkerBrain:
         self._closing = False
         self.dropped = 0  # stale, malformed and oversized messages
 
+    def arm_ahead(self, gpu_id: int, ahead_ns: int) -> None:
+        """The device of this GPU takes each EXEC `ahead_ns` before its time and starts it itself."""
+        self._ledger.gpus[gpu_id].exec.ahead_ns = ahead_ns
+
     def skip_empty_copies(self, gpu_ids: Collection[int]) -> None:
         """The devices of these GPUs need not be asked for copies of nothing."""
         for gpu_id, gpu in self._ledger.gpus.items():

@@ -99,6 +99,13 @@ class TorchDevice:
     def free_copies(self) -> bool:
         return False
 
+    @property
+    def arm_ahead_ns(self) -> int:
+        return 0
+
+    def withdraw(self, op_id: int) -> None:
+        return None
+
     def launch(self, op: Op, *, now_ns: int) -> None:
         steps = {
             OpKind.LOAD_WEIGHTS: self._load_weights,
