@@ -151,6 +151,7 @@ class ModelSource:
     factory: str = ""
     pt2: str = ""
     safetensors: str = ""
+    cupy: str = ""
     config: str = ""
     input_shape: tuple[int, ...] = ()
     input_dtype: str = "float32"
@@ -172,8 +173,12 @@ class WorkerConfig:
     models: tuple[ModelSource, ...] = ()
     noise: EmulationNoise = field(default_factory=EmulationNoise)
     torch_threads: int = 1
+    host_cache_bytes: int = 0  # pinned host memory for models' weights; 0: what they take
+    host_images: int = 1  # pinned images of one model's weights, shared by its instances
 
     def __post_init__(self) -> None:
+        if self.host_images < 1 or self.host_cache_bytes < 0:
+            raise InvalidConfig("host_images must be at least 1, host_cache_bytes at least 0")
         if self.gpus < 1:
             raise InvalidConfig(f"gpus must be at least 1, not {self.gpus}")
         if not 0 <= self.port <= 65535:

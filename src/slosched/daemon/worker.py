@@ -3,8 +3,9 @@
 The process that starts GPU work at exact times can afford one Python thread only: beside a second
 busy one the 99th percentile of start lateness was measured at 60 ms, alone at 23 us. So sockets are
 drained without blocking, devices are polled, and nothing in the loop may take longer than the time
-until the next start: models are prepared elsewhere (backends), and a batch's inputs are copied one
-request at a time with the due start looked at in between (602 kB take 50 to 100 us).
+until the next start. What takes longer is cut up: a GPU's backend prepares models in slices and copies
+inputs in pieces, with the due start looked at in between. Between two turns the loop asks the backend
+to pass the time (a GPU's spins towards the next start), and sleeps where it does not.
 """
 
 from __future__ import annotations
@@ -46,11 +47,9 @@ from slosched.transport.sockets import (
     finish_sending,
     total_bytes,
 )
-from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
+from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.version import __version__
 
-#: Closer than this to a due start of a real GPU the loop spins instead of sleeping.
-_SPIN_NS = 200 * NS_PER_US
 #: The loop looks round at least this often, whatever happens.
 _SLEEP_AT_MOST_NS = 100 * NS_PER_MS
 #: What runs when the worker is told to end may run on this long.
@@ -181,20 +180,19 @@ class WorkerServer:
             fresh = True
         for peer, frames in arrived:
             fresh = self._receive(peer, frames, now) or fresh
+            self._backend.glance()
         due_ns = None if fresh or self._backend.exact else stepper.next_due_ns()
         if fresh or (due_ns is not None and due_ns <= now):
             stepper.step(now)
+        for note in self._backend.take_notes():
+            self._announce(note)
 
     def _wait(self, waiter: Waiter) -> None:
         if self._prepared or self._stopping:
             return
         due_ns = self._stepper.next_due_ns()
-        if due_ns is not None:
-            away_ns = due_ns - self._clock()
-            if away_ns <= 0 or (self._backend.spins and away_ns < _SPIN_NS):
-                return
-            if self._backend.spins:
-                due_ns -= _SPIN_NS // 2
+        if self._backend.pass_time(due_ns) or (due_ns is not None and due_ns <= self._clock()):
+            return
         if self._router.has_input():  # also clears the descriptor's edge
             return
         waiter.wait(due_ns, at_most_ns=_SLEEP_AT_MOST_NS)

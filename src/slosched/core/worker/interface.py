@@ -151,14 +151,7 @@ class Note(_Fact, frozen=True, gc=False):
 
 
 Effect = (
-    ToController
-    | Launch
-    | Withdraw
-    | PrepareModel
-    | ReleaseModel
-    | EvictPages
-    | DropInputs
-    | Note
+    ToController | Launch | Withdraw | PrepareModel | ReleaseModel | EvictPages | DropInputs | Note
 )
 
 

@@ -25,10 +25,6 @@ class Backend(Protocol):
         """True: time is simulated, so the loop steps in event time and may sleep as it likes."""
 
     @property
-    def spins(self) -> bool:
-        """True: a start must not wait for a sleeping process, so the loop spins near it."""
-
-    @property
     def gpus(self) -> Sequence[GpuInfo]: ...
 
     @property
@@ -65,8 +61,33 @@ class Backend(Protocol):
     def take_outputs(self, action_id: int, sizes: Sequence[int]) -> Sequence[Frame]:
         """The output frames of a finished action, one for each size other than 0."""
 
+    def pass_time(self, due_ns: int | None) -> bool:
+        """Use the time until `due_ns` (0: now) without sleeping. False: the loop may sleep until then.
+
+        For a device whose starts must not wait for a sleeping process. Returns within 0.4 ms.
+        """
+
+    def glance(self) -> None:
+        """Between two messages: let the device start what is due. Takes microseconds."""
+
+    def take_notes(self) -> Sequence[str]:
+        """Lines for people since the last call."""
+
     def close(self) -> None:
         """End the backend's own threads; idempotent, bounded by a second."""
+
+
+class Unhurried:
+    """The answers of a backend whose loop may sleep until something is due."""
+
+    def pass_time(self, due_ns: int | None) -> bool:
+        return False
+
+    def glance(self) -> None:
+        pass
+
+    def take_notes(self) -> Sequence[str]:
+        return ()
 
 
 def open_backend(config: WorkerConfig) -> Backend:
@@ -84,6 +105,11 @@ def open_backend(config: WorkerConfig) -> Backend:
         raise InvalidConfig(
             f"unknown device {device!r}; write auto, cpu, cuda:N (as cuda:0) or emulated"
         )
-    from slosched.daemon.backends.torch_backend import TorchBackend
+    from slosched.daemon.backends.torch_backend import TorchBackend, resolve_device
 
+    chosen = resolve_device(device)
+    if chosen.type == "cuda":
+        from slosched.daemon.backends.cuda.backend import CudaBackend
+
+        return CudaBackend(config, chosen)
     return TorchBackend(config)
