@@ -50,7 +50,9 @@ class Nvml:
         try:
             self._open(uuid, pci_bus_id)
         except (pynvml.NVMLError, ValueError) as error:
-            self.problem = f"NVML does not find the GPU {uuid or pci_bus_id or '(unnamed)'}: {error}"
+            self.problem = (
+                f"NVML does not find the GPU {uuid or pci_bus_id or '(unnamed)'}: {error}"
+            )
             self.close()
 
     def _open(self, uuid: str, pci_bus_id: str) -> None:
