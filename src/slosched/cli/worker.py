@@ -56,6 +56,20 @@ _WeightsCache = Annotated[
 _TorchThreads = Annotated[
     int | None, typer.Option(help="CPU threads of one inference on the device cpu. Default 1.")
 ]
+_Cpu = Annotated[
+    int | None,
+    typer.Option(
+        help="Keep the loop on this core; with several real GPUs, theirs are this one and the next. "
+        "Other threads may run elsewhere. Default -1: any core."
+    ),
+]
+_Gc = Annotated[
+    str | None,
+    typer.Option(
+        help="When garbage is collected: idle (when nothing is due for 5 ms), auto (as Python does by "
+        "itself) or off (never; memory may grow). Default idle."
+    ),
+]
 
 
 def worker(
@@ -67,12 +81,18 @@ def worker(
     profile: _Profile = None,
     weights_cache: _WeightsCache = None,
     torch_threads: _TorchThreads = None,
+    cpu: _Cpu = None,
+    gc: _Gc = None,
 ) -> None:
     """Run a worker: it executes what a controller plans, each action at its exact time.
 
     One line says when it is ready. SIGTERM or Ctrl-C finishes what runs, answers the rest and exits 0.
     Without a GPU and without torch, `--device emulated` stands in for GPUs: inferences take the time
     that the profile says and compute nothing.
+
+    A worker whose GPU does not answer any more answers what it holds and exits with 8. Of several real
+    GPUs, that one's process is started again, after 1 s and then longer pauses, at most 5 times in 10
+    minutes; a worker of one GPU is for your service manager to start again.
 
     \b
     Examples:
@@ -97,6 +117,8 @@ def worker(
             profile=profile,
             weights_cache_bytes=cache_bytes,
             torch_threads=torch_threads,
+            cpu=cpu,
+            gc=gc,
         ),
     )
     _check_device(resolved.device)

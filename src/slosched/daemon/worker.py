@@ -10,7 +10,6 @@ request at a time with the due start looked at in between (602 kB take 50 to 100
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import random
 import signal
@@ -19,6 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
+from typing import NoReturn
 
 from slosched.clock import Clock, Waiter, now_ns, set_timer_slack
 from slosched.config import WorkerConfig
@@ -35,9 +35,10 @@ from slosched.core.worker.interface import (
     ToController,
 )
 from slosched.core.worker.stepping import Stepper
-from slosched.daemon.backends.base import Backend, Frame, open_backend
-from slosched.errors import MalformedMessage, PeerUnreachable
-from slosched.messages import Infer
+from slosched.daemon.backends.base import Backend, Frame, Unwatched, Watched, open_backend
+from slosched.daemon.housekeeping import Collector, check_core, own_process
+from slosched.errors import DeviceLost, MalformedMessage, PeerUnreachable
+from slosched.messages import GpuStats, Infer
 from slosched.transport.codec import decode_for_worker, encode
 from slosched.transport.sockets import (
     MAX_MESSAGE_BYTES,
@@ -85,6 +86,11 @@ class WorkerServer:
         except BaseException:
             self._router.close()
             raise
+        backend = self._backend
+        self._watched: Watched = backend if isinstance(backend, Watched) else Unwatched()
+        self._told: tuple[GpuStats, ...] = ()
+        self.lost = ""  # why the devices are gone, once they are
+        self._collector: Collector | None = None
         self.port = self._router.port
         self._bad = BadMessages(self._announce)
         self._brain = WorkerBrain(
@@ -114,9 +120,15 @@ class WorkerServer:
 
     def start(self) -> WorkerServer:
         """Run in a thread of its own; `stop` ends it."""
-        self._thread = threading.Thread(target=self.run, name="slosched-worker", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run_in_thread, name="slosched-worker", daemon=True
+        )
         self._thread.start()
         return self
+
+    def _run_in_thread(self) -> None:
+        with contextlib.suppress(DeviceLost):  # it was announced, and `lost` tells
+            self.run()
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """Drain and end, from any thread; returns when it has ended. Idempotent.
@@ -151,20 +163,33 @@ class WorkerServer:
 
     # -------------------------------------------------------------------------------- loop
 
-    def run(self, stop: threading.Event | None = None) -> None:
-        """Serve until `request_stop`, or until `stop` is set (seen within 0.1 s); then drain."""
+    def run(
+        self, stop: threading.Event | None = None, *, collector: Collector | None = None
+    ) -> None:
+        """Serve until `request_stop`, or until `stop` is set (seen within 0.1 s); then drain.
+
+        A `collector` is offered the times at which nothing is due. Raises DeviceLost when the devices are
+        gone and everything was answered.
+        """
         if not self._running.acquire(blocking=False):
             raise RuntimeError("this worker runs already, or has ended; make a new WorkerServer")
+        self._collector = collector
         set_timer_slack()
         waiter = Waiter(self._router.fileno(), self._bell.fileno())
         try:
             while not self._stopping and not (stop is not None and stop.is_set()):
-                self._turn()
+                self._round()
                 self._wait(waiter)
             self._drain(waiter)
         finally:
             waiter.close()
             self._close()
+
+    def _round(self) -> None:
+        try:
+            self._turn()
+        finally:  # also if a call to a dead device raised
+            self._watch()
 
     def _turn(self) -> None:
         """What is due, what has arrived, what follows."""
@@ -189,6 +214,11 @@ class WorkerServer:
         if self._prepared or self._stopping:
             return
         due_ns = self._stepper.next_due_ns()
+        collector = self._collector
+        if collector is not None and self._clock() >= collector.due_ns:
+            if not self._router.has_input():
+                collector.tidy(due_ns, unused=self._brain.unused)
+            return
         if due_ns is not None:
             away_ns = due_ns - self._clock()
             if away_ns <= 0 or (self._backend.spins and away_ns < _SPIN_NS):
@@ -211,10 +241,33 @@ class WorkerServer:
         refuse_ns, give_up_ns = now + _REFUSE_NS, now + _DRAIN_NS
         while now < refuse_ns or (not self._brain.idle and now < give_up_ns):
             self._stopping = False  # `_wait` may sleep: what runs takes its time
-            self._turn()
+            self._round()
             self._wait(waiter)
             now = self._clock()
         self._stopping = True
+
+    def _watch(self) -> None:
+        """Pass on what the backend tells of its GPUs. Raises DeviceLost if they are gone."""
+        if self._watched.lost:
+            self._give_up(self._watched.lost)
+        stats = self._watched.gpu_stats()
+        if stats is not self._told:
+            self._told = stats
+            self._brain.note_gpu_stats(stats)
+
+    def _give_up(self, why: str) -> NoReturn:
+        """The devices are gone: answer everything, without waiting for what they will never end."""
+        now = self._clock()
+        name = self._backend.device_name
+        self.lost = why
+        failed = self._brain.devices_lost(f"{name} is lost: {why}", now_ns=now)
+        for peer, frames in self._router.receive():  # what was on its way fails at once
+            self._receive(peer, frames, now)
+        for effect in self._brain.schedule(now_ns=now):
+            if isinstance(effect, ToController | Note):  # the others are for the devices
+                self._perform(effect, now)
+        self._announce(f"{name} is lost, and {failed} action(s) of it were answered so: {why}")
+        raise DeviceLost(f"{name} is lost ({why}); this process cannot mend that, a new one may")
 
     def _close(self) -> None:
         self._backend.close()
@@ -306,18 +359,18 @@ def run_worker(
     """Run a worker until SIGINT, SIGTERM or `stop`; returns 0 after a drain.
 
     `announce` gets the ready line once the port listens and the backend is open, and a line for each
-    thing worth an operator's attention. Raises what WorkerServer raises.
+    thing worth an operator's attention. Until then `config.cpu` and `config.gc` hold for this process.
+    Raises what WorkerServer and its `run` raise, and InvalidConfig if there is no core `config.cpu`.
     """
+    check_core(config.cpu)  # before the slow part
     server = WorkerServer(config, announce=announce)
-    with _signals(server.request_stop):
-        announce(server.ready_line)
-        # A collection of everything that start-up made would hold the loop for milliseconds.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 100)
-        server.run(stop)
-    if threading.current_thread() is threading.main_thread():  # else the process goes on
-        finish_sending(2 * _LINGER_MS)
+    try:
+        with _signals(server.request_stop), own_process(config) as collector:
+            announce(server.ready_line)
+            server.run(stop, collector=collector)
+    finally:
+        if threading.current_thread() is threading.main_thread():  # else the process goes on
+            finish_sending(2 * _LINGER_MS)
     return 0
 
 

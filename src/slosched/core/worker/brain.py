@@ -161,6 +161,11 @@ class WorkerBrain:
         return not self._ledger.unanswered and self._pipeline.idle
 
     @property
+    def unused(self) -> bool:
+        """True if it is idle and knows no model."""
+        return not self._ledger.instances and self.idle
+
+    @property
     def pending(self) -> int:
         """Actions that wait for their result."""
         return len(self._ledger.unanswered)

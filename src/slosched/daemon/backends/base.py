@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from slosched.config import WorkerConfig
 from slosched.core.worker.interface import Device, ModelPrepared, PrepareModel, ReleaseModel
 from slosched.errors import InvalidConfig
-from slosched.messages import GpuInfo
+from slosched.messages import GpuInfo, GpuStats
 
 Frame = bytes | memoryview
 
@@ -67,6 +67,27 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """End the backend's own threads; idempotent, bounded by a second."""
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """What a backend of real GPUs tells besides, at once and from what it knows already."""
+
+    @property
+    def lost(self) -> str:
+        """Why its devices are gone and nothing that was launched will end; empty while they work."""
+
+    def gpu_stats(self) -> tuple[GpuStats, ...]:
+        """The last answers of the drivers: the same object until they were asked again."""
+
+
+class Unwatched:
+    """The `Watched` of a backend that has nothing to tell: it loses no device, and has no driver."""
+
+    lost = ""
+
+    def gpu_stats(self) -> tuple[GpuStats, ...]:
+        return ()
 
 
 def open_backend(config: WorkerConfig) -> Backend:
