@@ -138,7 +138,8 @@ def own_process(config: WorkerConfig) -> Iterator[Collector | None]:
     try:
         yield Collector() if config.gc == "idle" else None
     finally:
-        os.sched_setaffinity(0, cores)
+        if config.cpu >= 0:
+            os.sched_setaffinity(0, cores)
         gc.set_threshold(*threshold)
         if enabled:
             gc.enable()
