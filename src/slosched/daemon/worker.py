@@ -181,6 +181,9 @@ class WorkerServer:
                 self._round()
                 self._wait(waiter)
             self._drain(waiter)
+        except DeviceLost:
+            self._answer_the_lost(waiter)
+            raise
         finally:
             waiter.close()
             self._close()
@@ -256,18 +259,30 @@ class WorkerServer:
             self._brain.note_gpu_stats(stats)
 
     def _give_up(self, why: str) -> NoReturn:
-        """The devices are gone: answer everything, without waiting for what they will never end."""
-        now = self._clock()
         name = self._backend.device_name
         self.lost = why
-        failed = self._brain.devices_lost(f"{name} is lost: {why}", now_ns=now)
-        for peer, frames in self._router.receive():  # what was on its way fails at once
-            self._receive(peer, frames, now)
-        for effect in self._brain.schedule(now_ns=now):
-            if isinstance(effect, ToController | Note):  # the others are for the devices
-                self._perform(effect, now)
+        failed = self._brain.devices_lost(f"{name} is lost: {why}", now_ns=self._clock())
         self._announce(f"{name} is lost, and {failed} action(s) of it were answered so: {why}")
         raise DeviceLost(f"{name} is lost ({why}); this process cannot mend that, a new one may")
+
+    def _answer_the_lost(self, waiter: Waiter) -> None:
+        """Send what `_give_up` answered, without touching the devices, and fail what still comes.
+
+        For a moment only: no op will end. But a controller reads nothing of a connection that is closed at
+        once, so the answers must have been read by then.
+        """
+        now = self._clock()
+        end_ns = now + _REFUSE_NS
+        while now < end_ns:
+            for peer, frames in self._router.receive():
+                self._receive(peer, frames, now)
+            for effect in self._brain.schedule(now_ns=now):
+                if isinstance(effect, ToController | Note):  # the others are for the devices
+                    self._perform(effect, now)
+            if not self._router.has_input():
+                waiter.wait(end_ns, at_most_ns=_REFUSE_NS)
+                self._bell.clear()
+            now = self._clock()
 
     def _close(self) -> None:
         self._backend.close()
