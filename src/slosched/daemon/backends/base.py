@@ -8,7 +8,7 @@ from typing import Protocol
 from slosched.config import WorkerConfig
 from slosched.core.worker.interface import Device, ModelPrepared, PrepareModel, ReleaseModel
 from slosched.errors import InvalidConfig
-from slosched.messages import GpuInfo
+from slosched.messages import GpuInfo, GpuStats
 
 Frame = bytes | memoryview
 
@@ -73,12 +73,24 @@ class Backend(Protocol):
     def take_notes(self) -> Sequence[str]:
         """Lines for people since the last call."""
 
+    @property
+    def lost(self) -> str:
+        """Why its devices are gone and nothing that was launched will end; empty while they work."""
+
+    def gpu_stats(self) -> tuple[GpuStats, ...]:
+        """What the drivers said last: the same object until they were asked again."""
+
     def close(self) -> None:
         """End the backend's own threads; idempotent, bounded by a second."""
 
 
-class Unhurried:
-    """The answers of a backend whose loop may sleep until something is due."""
+class Plain:
+    """The answers of a backend that has no driver to ask, and whose loop may sleep until something is due."""
+
+    lost = ""
+
+    def gpu_stats(self) -> tuple[GpuStats, ...]:
+        return ()
 
     def pass_time(self, due_ns: int | None) -> bool:
         return False

@@ -16,7 +16,7 @@ from slosched.clock import now_ns
 from slosched.codes import Code
 from slosched.config import ModelProfile, WorkerConfig
 from slosched.core.worker.interface import ModelPrepared, PrepareModel, ReleaseModel
-from slosched.daemon.backends.base import Frame, Unhurried
+from slosched.daemon.backends.base import Frame, Plain
 from slosched.errors import InvalidConfig, MissingPackage, SloschedError, UnknownName
 from slosched.messages import GpuInfo, Span
 
@@ -83,7 +83,7 @@ def measure_named(
     return measure_model(template, batches, max_exec_ns=max_exec_ns, progress=progress)
 
 
-class TorchBackend(Unhurried):
+class TorchBackend(Plain):
     """The CPU. Raises MissingPackage or InvalidConfig if it cannot be opened."""
 
     exact = False

@@ -23,10 +23,11 @@ from slosched.daemon.backends.cuda.driver import OutOfDeviceMemory
 from slosched.daemon.backends.cuda.models import Models
 from slosched.daemon.backends.cuda.preparing import Bench, HostImages, Preparable, Source
 from slosched.daemon.backends.cuda.torch_program import TorchStreams
+from slosched.daemon.backends.nvml import Nvml
 from slosched.daemon.backends.zoo import BATCH_CLASSES
 from slosched.errors import InvalidConfig, SloschedError
-from slosched.messages import GpuInfo, Span
-from slosched.units import NS_PER_MS, NS_PER_US
+from slosched.messages import GpuInfo, GpuStats, Span
+from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
 #: The priorities of what runs: an exec goes before whatever is prepared or copied beside it.
 _EXEC_PRIORITY = -2
@@ -35,6 +36,8 @@ _SPIN_NS = 300 * NS_PER_US
 #: For so long it spins without a look at the socket; shorter while copies want to be looked after.
 _SPIN_AT_MOST_NS = 100 * NS_PER_US
 _SPIN_COPYING_NS = 30 * NS_PER_US
+#: How often the driver is asked for utilisation, memory, power and energy.
+_SAMPLE_EVERY_NS = NS_PER_S
 #: The background thread gets a slice at least so often, whatever the load.
 _STARVED_NS = 20 * NS_PER_MS
 
@@ -71,11 +74,15 @@ class CudaBackend:
                 f"weights_cache_bytes {cache_bytes} holds no page of {config.page_bytes} bytes"
             )
         self.gpus = (GpuInfo(0, torch.cuda.get_device_name(device), pages, config.page_bytes),)
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        self._nvml = Nvml(uuid=uuid)
+        self._stats: tuple[GpuStats, ...] = ()
+        self._sample_due_ns = 0
         self._gpu = CudaDevice(
             self._driver, self._programs, self._images.images,
             cache=self._driver.device_block(pages * config.page_bytes),
             page_bytes=config.page_bytes, stream=exec_stream,
-            read_clock_mhz=self._models.clock_reader(device),
+            read_clock_mhz=self._nvml.clock_mhz,
         )  # fmt: skip
         self.devices = {0: self._gpu}
         self._notes: list[str] = []
@@ -99,7 +106,13 @@ class CudaBackend:
     @property
     def lost(self) -> str:
         """Why the device can do nothing any more; empty while it can."""
-        return self._gpu.lost
+        return self._gpu.lost or self._nvml.lost
+
+    def gpu_stats(self) -> tuple[GpuStats, ...]:
+        return self._stats
+
+    def _sample(self) -> None:
+        self._stats = (self._nvml.sample(),)
 
     # ------------------------------------------------------------------------- the loop's
 
@@ -107,6 +120,10 @@ class CudaBackend:
         """Use the time until `due_ns`: for the background thread, or spinning. False: the loop may sleep."""
         gpu, background = self._gpu, self._background
         now = now_ns()
+        if now >= self._sample_due_ns and not self._nvml.problem:
+            # In the background: asking for the energy takes 2.5 to 15 ms (H200).
+            self._sample_due_ns = now + _SAMPLE_EVERY_NS
+            background.submit(self._sample)
         spare_ns = gpu.spare_ns()
         if due_ns is not None and due_ns > now:
             spare_ns = min(spare_ns, due_ns - now)
@@ -189,6 +206,7 @@ class CudaBackend:
 
     def close(self) -> None:
         self._background.close()
+        self._nvml.close()
 
     # ------------------------------------------------------------------------ preparation
 

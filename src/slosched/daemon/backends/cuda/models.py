@@ -7,7 +7,6 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 import numpy as np
-import torch
 
 from slosched.config import ModelSource, WorkerConfig, canonical_model
 from slosched.daemon.backends.cuda.driver import Driver, Stream
@@ -69,20 +68,6 @@ class Models:
         return Source(
             program, weights, model.input_shape, model.input_dtype, model.random_weights, ("cupy",)
         )
-
-    @staticmethod
-    def clock_reader(device: torch.device) -> Callable[[], int]:
-        """Reads the SM clock, MHz, through NVML (2 us when warm); 0 where nvidia-ml-py is missing."""
-        try:
-            import pynvml
-
-            pynvml.nvmlInit()
-            uuid = str(torch.cuda.get_device_properties(device).uuid)
-            handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-            pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)
-        except Exception:
-            return lambda: 0
-        return lambda: int(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM))
 
 
 def _call(source: ModelSource) -> object:
