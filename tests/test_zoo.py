@@ -184,8 +184,13 @@ def test_sources_that_build_nothing(source: ModelSource, words: str) -> None:
     "source, words",
     [
         (ModelSource("m", pt2="/no/such.pt2"), "there is no file /no/such.pt2"),
-        (ModelSource("m", factory="a:b", dtype="float8"), "float8"),
-        (ModelSource("m"), "say where it comes from"),
+        (ModelSource("m"), "say where it comes from.*resnet50"),
+        (
+            ModelSource("resnet50", input_shape=(3, 64, 64)),
+            r"takes \[3, 224, 224\], not \[3, 64, 64\]",
+        ),
+        (ModelSource("bert_base", channels_last=True), r"channels_last is for .* not \(128,\)"),
+        (ModelSource("m", factory="a:b", input_shape=(4,), channels_last=True), r"not \(4,\)"),
     ],
 )
 def test_sources_that_are_refused_at_start(source: ModelSource, words: str) -> None:
@@ -203,7 +208,7 @@ def test_a_file_that_is_no_program(tmp_path: Path) -> None:
 def test_a_library_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MissingPackage, match="needs timm"):
-        source_spec(ModelSource("timm/resnet10t", input_shape=(3, 224, 224))).build()
+        source_spec(ModelSource("timm/resnet10t", input_shape=(3, 224, 224)))
 
 
 def test_profiling_measures_what_was_asked_for() -> None:

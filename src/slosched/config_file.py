@@ -27,9 +27,6 @@ from slosched.config import (
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.units import parse_bytes, parse_duration_ns
 
-#: A model so named comes from that library, where it is installed on the worker.
-LIBRARY_PREFIXES = ("torchvision/", "timm/")
-
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 T = TypeVar("T")
@@ -141,12 +138,13 @@ _NOISE: dict[str, _Reader] = {
     "pcie_bytes_per_s": _size, "pcie_shared": _flag,
 }  # fmt: skip
 _SOURCE: dict[str, _Reader] = {
-    "factory": _text, "pt2": _text, "safetensors": _text, "config": _text,
-    "input_shape": _shape, "input_dtype": _text, "dtype": _text,
+    "factory": _text, "pt2": _text, "safetensors": _text, "config": _text, "cupy": _text,
+    "input_shape": _shape, "input_dtype": _text, "dtype": _text, "channels_last": _flag,
 }  # fmt: skip
 _WORKER: dict[str, _Reader] = {
     "device": _text, "gpus": _integer, "port": _integer, "bind": _text, "profile": _text,
     "weights_cache_bytes": _size, "page_bytes": _size, "allow_zero_size_inputs": _flag,
+    "dtype": _text, "channels_last": _flag, "libraries": _texts,
     "torch_threads": _integer, "noise": _table, "models": _table,
 }  # fmt: skip
 _SCHEDULER: dict[str, _Reader] = {
@@ -324,21 +322,27 @@ def _model_source(file: Path, name: str, table: Any) -> ModelSource:
     if not isinstance(table, dict):
         raise InvalidConfig(f"{where}: must be a table [models.{name}]")
     values = _read(where, table, _SOURCE)
-    given = [key for key in ("factory", "pt2", "safetensors") if values.get(key)]
-    # The libraries' models are named by prefix and need no source.
-    if len(given) != 1 and not (not given and name.startswith(LIBRARY_PREFIXES)):
+    given = [key for key in ("factory", "pt2", "safetensors", "cupy") if values.get(key)]
+    if len(given) > 1:
         raise InvalidConfig(
-            f"{where}: exactly one of factory, pt2 and safetensors must be given, not "
-            f"{' and '.join(given) or 'none'}"
+            f"{where}: exactly one of factory, pt2, safetensors and cupy must be given, not "
+            f"{' and '.join(given)}"
         )
     if given == ["safetensors"] and not values.get("config"):
         raise InvalidConfig(
             f"{where}: safetensors needs config, the transformers config.json of it"
         )
-    if not values.get("input_shape"):
+    # Without a source it is one of the zoo's or a library's, which the worker looks up: they know their own.
+    if given and not values.get("input_shape"):
         raise InvalidConfig(
             f"{where}: input_shape must be given, such as [3, 224, 224] (one request)"
         )
+    for key in ("factory", "cupy"):
+        module, colon, function = values.get(key, ":").partition(":")
+        if values.get(key) and not (colon and module and function):
+            raise InvalidConfig(
+                f"{where}: {key} must be package.module:function, not {values[key]!r}"
+            )
     for key in ("pt2", "safetensors", "config"):
         if values.get(key):
             values[key] = str(file.parent / values[key])

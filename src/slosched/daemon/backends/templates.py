@@ -31,7 +31,7 @@ class _Place:
 
     offset: int
     shape: torch.Size
-    stride: tuple[int, ...]  # C order
+    stride: tuple[int, ...]
     dtype: torch.dtype
 
 
@@ -66,7 +66,7 @@ class Template:
                 _Place(
                     begin // tensor.element_size(),
                     tensor.shape,
-                    _strides(tensor.shape),
+                    _strides(tensor),
                     tensor.dtype,
                 )
             )
@@ -80,6 +80,7 @@ class Template:
             view.copy_(tensor)
         floating = [t.dtype for t in self._tensors if t.is_floating_point()]
         self._dtype = floating[0] if floating else torch.float32
+        self._memory_format = torch.channels_last if spec.channels_last else torch.preserve_format
         self._unbind()
 
     def add_views(self, weights: DeviceWeights) -> bool:
@@ -93,13 +94,16 @@ class Template:
         return len(weights.views) == len(self._places)
 
     def forward(self, weights: DeviceWeights, batch: torch.Tensor) -> torch.Tensor:
-        """Run the model with `weights` on `batch` (batch, *input_shape); returns float32 or integers."""
+        """Run the model with `weights` on `batch` (batch, *input_shape); returns float32 or integers.
+
+        Floating inputs are converted to the model's precision and memory format, on their device.
+        """
         if self._bound is not weights:
             for tensor, view in zip(self._tensors, weights.views, strict=True):
                 tensor.data = view
             self._bound = weights
-        if batch.is_floating_point() and batch.dtype is not self._dtype:
-            batch = batch.to(self._dtype)
+        if batch.is_floating_point():
+            batch = batch.to(self._dtype, memory_format=self._memory_format)
         with torch.inference_mode():
             return output_tensor(self._module(batch))
 
@@ -123,10 +127,9 @@ class Template:
         return random.integers(0, max(2, self.spec.input_high), shape).astype(dtype)
 
 
-def _strides(shape: torch.Size) -> tuple[int, ...]:
-    strides = []
-    step = 1
-    for extent in reversed(shape):
-        strides.append(step)
-        step *= max(1, extent)
-    return tuple(reversed(strides))
+def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Those of a dense tensor of the same order: its own, unless it has gaps or overlaps itself.
+
+    So weights in channels_last lie in the block as the kernels want them.
+    """
+    return torch.empty_like(tensor, device="meta").stride()
