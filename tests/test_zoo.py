@@ -33,6 +33,14 @@ def tiny_net() -> Any:
     return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
 
 
+def tiny_convolution() -> Any:
+    torch.manual_seed(4)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(1), torch.nn.Linear(8, 2),
+    )  # fmt: skip
+
+
 def no_net() -> str:
     return "this is no module"
 
@@ -137,6 +145,33 @@ def test_an_exported_program(tmp_path: Path) -> None:
     while not template.add_views(weights):
         pass
     assert torch.allclose(template.forward(weights, batch), net(batch))
+
+
+@pytest.mark.parametrize("dtype, off", [("float32", 1e-5), ("bfloat16", 1e-2)])
+def test_an_operators_images_in_channels_last(tmp_path: Path, dtype: str, off: float) -> None:
+    net, batch = tiny_convolution().eval(), torch.rand(1, 3, 8, 8)
+    path = tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(net, (batch,)), path)  # for a batch of one, and no other
+    shared: Any = {"input_shape": (3, 8, 8), "dtype": dtype, "channels_last": True}
+    sources = (
+        ModelSource("made", factory="test_zoo:tiny_convolution", **shared),
+        ModelSource("exported", pt2=str(path), **shared),
+    )
+    with torch.inference_mode():
+        expected = net(batch)
+    for source in sources:
+        spec = source_spec(source)
+        assert spec.labels == (dtype,) * (dtype != "float32") + ("channels_last",)
+        template = Template(spec, pinned=False)
+        weights = DeviceWeights(template.host.clone())
+        while not template.add_views(weights):
+            pass
+        assert (template.forward(weights, batch) - expected).abs().max() < off
+        kernel = next(view for view in weights.views if view.ndim == 4)
+        assert not kernel.is_contiguous() and str(kernel.dtype) == f"torch.{dtype}"
+    config = WorkerConfig(device="cpu", models=sources)
+    assert set(profile_model("made", config, (1, 2)).exec_ns) == {1, 2}
+    assert set(profile_model("exported", config, (1, 2)).exec_ns) == {1}
 
 
 def test_safetensors_beside_a_config(tmp_path: Path) -> None:
