@@ -102,7 +102,7 @@ def test_one_model_may_be_named_without_the_rest_and_with_a_shape_of_its_own(
 
 def test_a_library_that_is_not_there_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(MissingPackage, match=r"needs timm, which is not installed.*pip install"):
+    with pytest.raises(MissingPackage, match=r"models of timm need it.*not installed.*pip install"):
         open_specs(WorkerConfig(libraries=("timm",)))
 
 

@@ -242,7 +242,7 @@ def test_a_file_that_is_no_program(tmp_path: Path) -> None:
 
 def test_a_library_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(MissingPackage, match="needs timm"):
+    with pytest.raises(MissingPackage, match="models of timm need it"):
         source_spec(ModelSource("timm/resnet10t", input_shape=(3, 224, 224)))
 
 

@@ -6,6 +6,7 @@ exist. Sizes may be written 21.5GiB, durations 5ms; bare numbers are bytes and n
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -288,6 +289,29 @@ def dump_profile(profile: GpuProfile) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write_profile(path: Path, profile: GpuProfile, *, replacing: bool) -> None:
+    """Write `profile` to `path`, whole or not at all: who reads it meanwhile finds the old one.
+
+    Without `replacing` the file must not be there. Raises InvalidConfig if it is, or cannot be written.
+    """
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    claimed = False
+    try:
+        if not replacing:
+            path.touch(exist_ok=False)
+            claimed = True
+        with fresh.open("w", encoding="utf-8") as file:
+            file.write(dump_profile(profile))
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        if claimed:
+            path.unlink(missing_ok=True)
+        raise InvalidConfig(f"cannot write {path}: {os.strerror(error.errno or 0)}") from None
+
+
 def _quoted(text: str) -> str:
     """A TOML basic string."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
@@ -384,4 +408,5 @@ __all__ = [
     "load_controller_config",
     "load_profile",
     "load_worker_config",
+    "write_profile",
 ]

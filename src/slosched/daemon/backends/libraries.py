@@ -51,7 +51,7 @@ def _imported(library: str) -> Any:
         )
     except (ImportError, RuntimeError) as error:  # the latter: built for another torch
         raise MissingPackage(
-            f"the worker's config needs {library}, which is not installed or does not fit this torch "
+            f"the models of {library} need it, and it is not installed or does not fit this torch "
             f"({error}): pip install {library}, or leave it out"
         ) from None
 
