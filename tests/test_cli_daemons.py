@@ -233,6 +233,18 @@ def test_defaults_of_a_worker(captured: Captured) -> None:
     assert (config.port, config.bind) == (12345, "0.0.0.0")
 
 
+def test_a_workers_precision_and_libraries(captured: Captured, tmp_path: Path) -> None:
+    words = ("--device", "cpu", "--dtype", "float16", "--channels-last", "--libraries", "timm")
+    expected = WorkerConfig(device="cpu", dtype="float16", channels_last=True, libraries=("timm",))
+    assert worker_config(captured, *words)[1] == expected
+    file = tmp_path / "worker.toml"
+    file.write_text('dtype = "float16"\nchannels_last = true\nlibraries = ["timm"]\n')
+    words = ("--device", "cpu", "--config", str(file))
+    assert worker_config(captured, *words)[1] == expected
+    _, config = worker_config(captured, *words, "--no-channels-last", "--libraries", "")
+    assert (config.dtype, config.channels_last, config.libraries) == ("float16", False, ())
+
+
 def test_worker_options_win_over_the_file(captured: Captured, tmp_path: Path) -> None:
     file = tmp_path / "worker.toml"
     file.write_text('device = "emulated"\ngpus = 3\nport = 7\n')
@@ -252,6 +264,8 @@ def test_worker_options_win_over_the_file(captured: Captured, tmp_path: Path) ->
         (["--cpu", "-7"], "cpu must be the number of a core"),
         (["--weights-cache", "lots"], "--weights-cache: 'lots' is not a size"),
         (["--config", "no-such.toml"], "no-such.toml"),
+        (["--dtype", "int8"], "unknown dtype 'int8'; known: bfloat16, float16, float32"),
+        (["--libraries", "timm,keras"], "unknown library 'keras'; known: timm, torchvision"),
     ],
 )
 def test_wrong_worker_options_are_named(captured: Captured, args: list[str], said: str) -> None:

@@ -1,4 +1,4 @@
-"""`slosched profile`, `slosched plot` and the demo's own checks."""
+"""`slosched plot` and the demo's own checks."""
 
 from __future__ import annotations
 
@@ -17,63 +17,8 @@ import slosched.cli.demo
 import slosched.daemon.backends
 import slosched.daemon.profiler
 from slosched.cli.app import app
-from slosched.config import ModelProfile, WorkerConfig
-from slosched.config_file import load_profile
 from slosched.errors import MissingPackage
 from slosched.messages import ModelInfo
-
-# ------------------------------------------------------------------------------------ profile
-
-
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, WorkerConfig, tuple[int, ...]]]:
-    calls = []
-
-    def profile_model(
-        name: str, config: WorkerConfig, batches: Sequence[int], *, progress: Any
-    ) -> ModelProfile:
-        calls.append((name, config, tuple(batches)))
-        progress(f"{name} done")
-        return ModelProfile(name, {b: 1_000_000 * b for b in batches}, 2_000_000, 3_000_000)
-
-    monkeypatch.setattr(slosched.daemon.profiler, "profile_model", profile_model)
-    return calls
-
-
-def test_a_profile_is_written_as_a_worker_reads_it(
-    measured: list[tuple[str, WorkerConfig, tuple[int, ...]]], tmp_path: Path
-) -> None:
-    out = tmp_path / "mine.toml"
-    args = [
-        "profile",
-        "resnet50",
-        "resnet18",
-        "--device",
-        "cpu",
-        "--batches",
-        "4,2",
-        "--out",
-        str(out),
-    ]
-    result = CliRunner().invoke(app, [*args, "--weights-cache", "8GiB"])
-    assert result.exit_code == 0, result.output
-    assert [(name, config.device, sizes) for name, config, sizes in measured] == [
-        ("resnet50", "cpu", (1, 2, 4)), ("resnet18", "cpu", (1, 2, 4)),
-    ]  # fmt: skip
-    profile = load_profile(out)
-    assert (profile.name, profile.weights_cache_bytes) == ("mine", 8 * 2**30)
-    assert profile.model("resnet18").exec_ns == {1: 1_000_000, 2: 2_000_000, 4: 4_000_000}
-    again = CliRunner().invoke(app, args)
-    assert again.exit_code == 2
-    assert "exists and is not overwritten" in again.stderr
-
-
-def test_a_profile_as_json(measured: list[tuple[str, WorkerConfig, tuple[int, ...]]]) -> None:
-    result = CliRunner().invoke(app, ["profile", "resnet50", "--batches", "1,2", "--json"])
-    document = json.loads(result.stdout)
-    assert document["models"]["resnet50"]["exec_ns"] == {"1": 1_000_000, "2": 2_000_000}
-    assert "resnet50 done" in result.stderr
-
 
 # --------------------------------------------------------------------------------------- plot
 

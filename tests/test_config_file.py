@@ -88,9 +88,12 @@ def test_the_examples_models_are_valid_when_uncommented(tmp_path: Path) -> None:
     begin = lines.index("# [models.my_resnet]")
     text = "\n".join(lines[:begin] + [line.removeprefix("# ").strip("#") for line in lines[begin:]])
     config = load_worker_config(write(tmp_path, text))
-    assert [source.name for source in config.models] == ["my_resnet", "exported", "classifier"]
+    names = ["my_resnet", "exported", "classifier", "kernels", "resnet50"]
+    assert [source.name for source in config.models] == names
     assert config.models[1].pt2 == str(tmp_path / "models" / "exported.pt2")
     assert (config.models[2].input_dtype, config.models[2].dtype) == ("int64", "float16")
+    assert config.models[3].cupy == "my_package.kernels:make_chain"
+    assert config.models[4] == ModelSource("resnet50", dtype="float16", channels_last=True)
 
 
 def test_sizes_and_durations_with_units_and_a_base_below(tmp_path: Path) -> None:
@@ -137,7 +140,13 @@ def test_noise_may_be_measured_and_copies_take_time(tmp_path: Path) -> None:
         ("[noise]\nexec_sigma = 2", r"\[noise\].*exec_sigma"),
         ("noise = 3", "noise must be a table"),
         ("[models.a]\nfactory='x:y'\npt2='z'\ninput_shape=[1]", "'a'.*factory and pt2"),
-        ("[models.a]\ninput_shape=[1]", "'a'.*exactly one of"),
+        ("[models.a]\nfactory='x:y'\ncupy='x:y'\ninput_shape=[1]", "exactly one .*factory and cupy"),
+        ("[models.a]\ncupy='x'\ninput_shape=[1]", "'a': cupy must be package.module:function, not 'x'"),
+        ("[models.a]\nfactory='x:'\ninput_shape=[1]", "'a': factory must be package.module:function"),
+        ("[models.a]\ncupy='x:y'", "'a': input_shape must be given"),
+        ("[models.a]\nfactory='x:y'\ninput_shape=[1]\ndtype='float8'", "'a'.*'float8' is none of"),
+        ("[models.resnet50]\nchannels_last=1", "'resnet50': channels_last must be true or false"),
+        ("libraries = 'timm'", "libraries must be a list"),
         ("[models.a]\nsafetensors='z'\ninput_shape=[1]", "'a'.*needs config"),
         ("[models.a]\nfactory='x:y'", "input_shape must be given"),
         ("[models.a]\nfactory='x:y'\ninput_shape=[0]", "at least 1"),
@@ -146,6 +155,19 @@ def test_noise_may_be_measured_and_copies_take_time(tmp_path: Path) -> None:
 def test_worker_files_that_are_wrong(text: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match=f"(?s)it.toml.*{words}"):
         load_worker_config(write(tmp_path, text))
+
+
+def test_precision_and_libraries_of_a_worker(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, 'dtype = "bfloat16"\nchannels_last = true\nlibraries = ["timm", "torchvision"]\n'
+    )
+    assert load_worker_config(path) == WorkerConfig(
+        dtype="bfloat16", channels_last=True, libraries=("timm", "torchvision")
+    )
+    with pytest.raises(UnknownName, match="unknown dtype 'float8'; known: bfloat16, float16"):
+        load_worker_config(write(tmp_path, 'dtype = "float8"'))
+    with pytest.raises(UnknownName, match="unknown library 'keras'; known: timm, torchvision"):
+        load_worker_config(write(tmp_path, 'libraries = ["keras"]'))
 
 
 def test_a_model_of_a_library_needs_only_its_name(tmp_path: Path) -> None:

@@ -33,6 +33,14 @@ def tiny_net() -> Any:
     return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
 
 
+def tiny_convolution() -> Any:
+    torch.manual_seed(4)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(1), torch.nn.Linear(8, 2),
+    )  # fmt: skip
+
+
 def no_net() -> str:
     return "this is no module"
 
@@ -85,7 +93,7 @@ def test_a_reference_needs_a_known_name_and_the_right_shape() -> None:
 
 def test_a_template_runs_as_the_module_does_and_without_weights_not_at_all() -> None:
     spec = ZOO["resnet_tiny"]
-    template = Template(spec, pinned=False)
+    template = Template(spec)
     weights = DeviceWeights(template.host.clone())
     while not template.add_views(weights):
         pass
@@ -98,7 +106,7 @@ def test_a_template_runs_as_the_module_does_and_without_weights_not_at_all() -> 
 
 
 def test_copies_of_a_model_have_weights_of_their_own() -> None:
-    template = Template(ZOO["resnet_tiny"], pinned=False)
+    template = Template(ZOO["resnet_tiny"])
     first, second = (DeviceWeights(template.host.clone()) for _ in range(2))
     for weights in (first, second):
         while not template.add_views(weights):
@@ -132,11 +140,38 @@ def test_an_exported_program(tmp_path: Path) -> None:
     torch.export.save(torch.export.export(net, (batch,), dynamic_shapes=dynamic), path)
     source = ModelSource("mine", pt2=str(path), input_shape=(4,))
     assert torch.allclose(run_source(source, batch), net(batch))
-    template = Template(source_spec(source), pinned=False)
+    template = Template(source_spec(source))
     weights = DeviceWeights(template.host.clone())
     while not template.add_views(weights):
         pass
     assert torch.allclose(template.forward(weights, batch), net(batch))
+
+
+@pytest.mark.parametrize("dtype, off", [("float32", 1e-5), ("bfloat16", 1e-2)])
+def test_an_operators_images_in_channels_last(tmp_path: Path, dtype: str, off: float) -> None:
+    net, batch = tiny_convolution().eval(), torch.rand(1, 3, 8, 8)
+    path = tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(net, (batch,)), path)  # for a batch of one, and no other
+    shared: Any = {"input_shape": (3, 8, 8), "dtype": dtype, "channels_last": True}
+    sources = (
+        ModelSource("made", factory="test_zoo:tiny_convolution", **shared),
+        ModelSource("exported", pt2=str(path), **shared),
+    )
+    with torch.inference_mode():
+        expected = net(batch)
+    for source in sources:
+        spec = source_spec(source)
+        assert spec.labels == (dtype,) * (dtype != "float32") + ("channels_last",)
+        template = Template(spec)
+        weights = DeviceWeights(template.host.clone())
+        while not template.add_views(weights):
+            pass
+        assert (template.forward(weights, batch) - expected).abs().max() < off
+        kernel = next(view for view in weights.views if view.ndim == 4)
+        assert not kernel.is_contiguous() and str(kernel.dtype) == f"torch.{dtype}"
+    config = WorkerConfig(device="cpu", models=sources)
+    assert set(profile_model("made", config, (1, 2)).exec_ns) == {1, 2}
+    assert set(profile_model("exported", config, (1, 2)).exec_ns) == {1}
 
 
 def test_safetensors_beside_a_config(tmp_path: Path) -> None:
@@ -184,8 +219,13 @@ def test_sources_that_build_nothing(source: ModelSource, words: str) -> None:
     "source, words",
     [
         (ModelSource("m", pt2="/no/such.pt2"), "there is no file /no/such.pt2"),
-        (ModelSource("m", factory="a:b", dtype="float8"), "float8"),
-        (ModelSource("m"), "say where it comes from"),
+        (ModelSource("m"), "say where it comes from.*resnet50"),
+        (
+            ModelSource("resnet50", input_shape=(3, 64, 64)),
+            r"takes \[3, 224, 224\], not \[3, 64, 64\]",
+        ),
+        (ModelSource("bert_base", channels_last=True), r"channels_last is for .* not \(128,\)"),
+        (ModelSource("m", factory="a:b", input_shape=(4,), channels_last=True), r"not \(4,\)"),
     ],
 )
 def test_sources_that_are_refused_at_start(source: ModelSource, words: str) -> None:
@@ -202,8 +242,8 @@ def test_a_file_that_is_no_program(tmp_path: Path) -> None:
 
 def test_a_library_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(MissingPackage, match="needs timm"):
-        source_spec(ModelSource("timm/resnet10t", input_shape=(3, 224, 224))).build()
+    with pytest.raises(MissingPackage, match="models of timm need it"):
+        source_spec(ModelSource("timm/resnet10t", input_shape=(3, 224, 224)))
 
 
 def test_profiling_measures_what_was_asked_for() -> None:

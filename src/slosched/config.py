@@ -28,6 +28,13 @@ PAGE_BYTES = 16 * 1024 * 1024  # Clockwork: memory_settings.weights_cache_page_s
 #: The seeds' names for models, and the zoo's.
 ALIASES = {"resnet50_v2": "resnet50", "resnet18_v2": "resnet18"}
 
+#: Precisions of a model's weights.
+DTYPES = ("float32", "float16", "bfloat16")
+
+#: Libraries of models. One of theirs is named LIBRARY/NAME.
+LIBRARIES = ("torchvision", "timm")
+LIBRARY_PREFIXES = tuple(f"{library}/" for library in LIBRARIES)
+
 
 def canonical_model(name: str) -> str:
     """Return the zoo's name for `name`: aliases are resolved, other names pass unchanged."""
@@ -141,21 +148,31 @@ class EmulationNoise:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a worker may take one model from. Only the worker's own config can say this.
+    """Where a worker may take one model from, and in which precision. Only the worker's own config can
+    say this.
 
-    Exactly one of `factory` ("package.module:function"), `pt2` (torch.export file) and
-    `safetensors` (weights beside a transformers `config` file) is set; none means the zoo's own.
+    Exactly one of `factory` ("package.module:function", called without arguments, returns an
+    nn.Module), `pt2` (torch.export file), `safetensors` (weights beside a transformers `config` file) and
+    `cupy` ("package.module:function", for the CuPy backend) is set; none means the zoo's, or the
+    library's, own of that name. `input_shape` is one request's; these last know theirs.
     """
 
     name: str
     factory: str = ""
     pt2: str = ""
     safetensors: str = ""
-    cupy: str = ""
     config: str = ""
+    cupy: str = ""
     input_shape: tuple[int, ...] = ()
     input_dtype: str = "float32"
-    dtype: str = "float32"
+    dtype: str = "float32"  # of its weights, one of DTYPES; inputs and outputs travel as float32
+    channels_last: bool = False  # of its weights and, on the device, inputs
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InvalidConfig(
+                f"model {self.name!r}: dtype {self.dtype!r} is none of {', '.join(DTYPES)}"
+            )
 
 
 #: When a worker collects garbage: when nothing is due, as Python does by itself, or never.
@@ -164,7 +181,11 @@ GC_MODES = ("idle", "auto", "off")
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """A worker process. `device` is "auto", "cuda:N", "cpu" or "emulated"."""
+    """A worker process. `device` is "auto", "cuda:N", "cpu" or "emulated".
+
+    `dtype` and `channels_last` hold for the models that `models` does not name; the latter for those
+    that take images. `libraries` are those whose every classification model can be loaded by name.
+    """
 
     device: str = "auto"
     gpus: int = 1
@@ -174,6 +195,9 @@ class WorkerConfig:
     weights_cache_bytes: int = 0  # 0: the profile's, or four fifths of the GPU's free memory
     page_bytes: int = PAGE_BYTES
     allow_zero_size_inputs: bool = True
+    dtype: str = "float32"  # one of DTYPES
+    channels_last: bool = False
+    libraries: tuple[str, ...] = ()  # of LIBRARIES
     models: tuple[ModelSource, ...] = ()
     noise: EmulationNoise = field(default_factory=EmulationNoise)
     torch_threads: int = 1
@@ -194,6 +218,11 @@ class WorkerConfig:
             raise UnknownName("gc", self.gc, list(GC_MODES))
         if not 0 <= self.port <= 65535:
             raise InvalidConfig(f"port must be within 0..65535, not {self.port}")
+        if self.dtype not in DTYPES:
+            raise UnknownName("dtype", self.dtype, list(DTYPES))
+        for library in self.libraries:
+            if library not in LIBRARIES:
+                raise UnknownName("library", library, list(LIBRARIES))
 
 
 FIDELITIES = ("best", "paper")

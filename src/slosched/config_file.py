@@ -6,6 +6,7 @@ exist. Sizes may be written 21.5GiB, durations 5ms; bare numbers are bytes and n
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -26,9 +27,6 @@ from slosched.config import (
 )
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.units import parse_bytes, parse_duration_ns
-
-#: A model so named comes from that library, where it is installed on the worker.
-LIBRARY_PREFIXES = ("torchvision/", "timm/")
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -141,12 +139,13 @@ _NOISE: dict[str, _Reader] = {
     "pcie_bytes_per_s": _size, "pcie_shared": _flag,
 }  # fmt: skip
 _SOURCE: dict[str, _Reader] = {
-    "factory": _text, "pt2": _text, "safetensors": _text, "config": _text,
-    "input_shape": _shape, "input_dtype": _text, "dtype": _text,
+    "factory": _text, "pt2": _text, "safetensors": _text, "config": _text, "cupy": _text,
+    "input_shape": _shape, "input_dtype": _text, "dtype": _text, "channels_last": _flag,
 }  # fmt: skip
 _WORKER: dict[str, _Reader] = {
     "device": _text, "gpus": _integer, "port": _integer, "bind": _text, "profile": _text,
     "weights_cache_bytes": _size, "page_bytes": _size, "allow_zero_size_inputs": _flag,
+    "dtype": _text, "channels_last": _flag, "libraries": _texts,
     "torch_threads": _integer, "host_cache_bytes": _size, "host_images": _integer,
     "cpu": _integer, "gc": _text, "noise": _table, "models": _table,
 }  # fmt: skip
@@ -291,6 +290,29 @@ def dump_profile(profile: GpuProfile) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write_profile(path: Path, profile: GpuProfile, *, replacing: bool) -> None:
+    """Write `profile` to `path`, whole or not at all: who reads it meanwhile finds the old one.
+
+    Without `replacing` the file must not be there. Raises InvalidConfig if it is, or cannot be written.
+    """
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    claimed = False
+    try:
+        if not replacing:
+            path.touch(exist_ok=False)
+            claimed = True
+        with fresh.open("w", encoding="utf-8") as file:
+            file.write(dump_profile(profile))
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        if claimed:
+            path.unlink(missing_ok=True)
+        raise InvalidConfig(f"cannot write {path}: {os.strerror(error.errno or 0)}") from None
+
+
 def _quoted(text: str) -> str:
     """A TOML basic string."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
@@ -325,21 +347,27 @@ def _model_source(file: Path, name: str, table: Any) -> ModelSource:
     if not isinstance(table, dict):
         raise InvalidConfig(f"{where}: must be a table [models.{name}]")
     values = _read(where, table, _SOURCE)
-    given = [key for key in ("factory", "pt2", "safetensors") if values.get(key)]
-    # The libraries' models are named by prefix and need no source.
-    if len(given) != 1 and not (not given and name.startswith(LIBRARY_PREFIXES)):
+    given = [key for key in ("factory", "pt2", "safetensors", "cupy") if values.get(key)]
+    if len(given) > 1:
         raise InvalidConfig(
-            f"{where}: exactly one of factory, pt2 and safetensors must be given, not "
-            f"{' and '.join(given) or 'none'}"
+            f"{where}: exactly one of factory, pt2, safetensors and cupy must be given, not "
+            f"{' and '.join(given)}"
         )
     if given == ["safetensors"] and not values.get("config"):
         raise InvalidConfig(
             f"{where}: safetensors needs config, the transformers config.json of it"
         )
-    if not values.get("input_shape"):
+    # Without a source it is one of the zoo's or a library's, which the worker looks up: they know their own.
+    if given and not values.get("input_shape"):
         raise InvalidConfig(
             f"{where}: input_shape must be given, such as [3, 224, 224] (one request)"
         )
+    for key in ("factory", "cupy"):
+        module, colon, function = values.get(key, ":").partition(":")
+        if values.get(key) and not (colon and module and function):
+            raise InvalidConfig(
+                f"{where}: {key} must be package.module:function, not {values[key]!r}"
+            )
     for key in ("pt2", "safetensors", "config"):
         if values.get(key):
             values[key] = str(file.parent / values[key])
@@ -381,4 +409,5 @@ __all__ = [
     "load_controller_config",
     "load_profile",
     "load_worker_config",
+    "write_profile",
 ]

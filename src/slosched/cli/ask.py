@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +17,9 @@ from slosched.units import format_duration
 
 if TYPE_CHECKING:
     from slosched.messages import ModelInfo
+
+#: Names of one library's models that `models` prints; more of them it counts.
+_OF_A_LIBRARY_AT_MOST = 20
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Address = Annotated[
@@ -121,7 +126,16 @@ def models(ctx: typer.Context, address: Address = None, json: Json = False) -> N
         say(_models_table(loaded))
     else:
         say("no model is loaded; a client loads one by using it")
-    say(f"loadable: {', '.join(loadable) or 'nothing (no worker has joined)'}")
+    say(f"loadable: {_loadable_text(loadable) or 'nothing (no worker has joined)'}")
+
+
+def _loadable_text(names: Sequence[str]) -> str:
+    """The names, but of a library that offers hundreds only how many there are."""
+    counts = Counter(name.partition("/")[0] for name in names if "/" in name)
+    many = {library: count for library, count in counts.items() if count > _OF_A_LIBRARY_AT_MOST}
+    shown = [name for name in names if name.partition("/")[0] not in many]
+    shown += [f"{library}/... ({count:,}; --json lists them)" for library, count in many.items()]
+    return ", ".join(shown)
 
 
 def _models_table(loaded: tuple[ModelInfo, ...]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from slosched.cli.ask import Json
+from slosched.cli.model_options import ChannelsLast, Dtype, Libraries
 from slosched.cli.output import print_json, say, table_text, warn
-from slosched.cli.values import size_bytes, whole_number
+from slosched.cli.values import given, library_names, size_bytes, whole_numbers
 from slosched.config import GpuProfile, WorkerConfig
 from slosched.errors import InvalidConfig
 from slosched.units import format_duration
@@ -19,22 +19,54 @@ from slosched.units import format_duration
 if TYPE_CHECKING:
     from slosched.config import ModelProfile
 
+_WEIGHTS_CACHE_BYTES = 16 * 2**30
+
 _Models = Annotated[
-    list[str], typer.Argument(metavar="MODEL...", help="Names from the zoo, or from --config.")
+    list[str] | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="Names from the zoo or from --config, or of a library, as timm/resnet10t.",
+        show_default=False,
+    ),
+]
+_All = Annotated[
+    bool,
+    typer.Option(
+        "--all",
+        help="Every model of the zoo and of --config, beside those named here. Of libraries, only those "
+        "named.",
+    ),
 ]
 _Device = Annotated[str, typer.Option(help="auto, cuda:N or cpu: what to measure on.")]
-_Batches = Annotated[str, typer.Option(help="Batch sizes to measure.")]
+_Batches = Annotated[
+    str,
+    typer.Option(
+        help="Batch sizes to measure: a list and ranges, as 1-16,32. 1 is always among them."
+    ),
+]
 _Out = Annotated[
     Path | None,
     typer.Option(
-        help="Write a TOML profile here, for `slosched worker --device emulated --profile FILE`. "
-        "A file that is there is not overwritten."
+        help="Write a TOML profile here, for `slosched worker --device emulated --profile FILE`: after "
+        "each model, so that a job which is stopped loses nothing. A file that is there is not "
+        "overwritten."
+    ),
+]
+_Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the file of --out, if it is there: the models in it are not measured again. "
+        "Give the same device, batch sizes and precision as before; the file does not know them.",
     ),
 ]
 _Name = Annotated[
     str | None, typer.Option(help="The profile's name. Default: the file's, or the device.")
 ]
-_WeightsCache = Annotated[str, typer.Option(help="GPU memory for weights to state in the profile.")]
+_WeightsCache = Annotated[
+    str | None,
+    typer.Option(help="GPU memory for weights to state in the profile. Default 16GiB."),
+]
 _TorchThreads = Annotated[
     int, typer.Option(min=1, help="CPU threads of one inference on the device cpu.")
 ]
@@ -42,12 +74,17 @@ _Config = Annotated[Path | None, typer.Option(help="A worker.toml that names mod
 
 
 def profile(
-    model: _Models,
+    model: _Models = None,
+    all_: _All = False,
     device: _Device = "auto",
     batches: _Batches = "1,2,4,8,16",
     out: _Out = None,
+    resume: _Resume = False,
     name: _Name = None,
-    weights_cache: _WeightsCache = "16GiB",
+    weights_cache: _WeightsCache = None,
+    dtype: Dtype = None,
+    channels_last: ChannelsLast = None,
+    libraries: Libraries = None,
     torch_threads: _TorchThreads = 1,
     config: _Config = None,
     json: Json = False,
@@ -55,66 +92,110 @@ def profile(
     """Measure how long models take: each batch size, and the transfer of their weights.
 
     Prints the medians; with --out writes them as a profile. Times are printed with their unit; --json
-    and the profile give them in ns.
+    and the profile give them in ns. Progress goes to stderr. A model that fails is reported and the
+    others go on; the exit code is 1 then.
 
     \b
     Examples:
       slosched profile resnet50
       slosched profile resnet50 resnet18 --device cuda:0 --out h200.toml
+      slosched profile --all --batches 1-16 --dtype float16 --channels-last --out h200.toml --resume
       slosched worker --device emulated --gpus 8 --profile h200.toml
     """
-    sizes = _batches(batches)
-    cache_bytes = size_bytes("--weights-cache", weights_cache)
-    if out is not None and out.exists():
-        raise InvalidConfig(f"{out} exists and is not overwritten; choose another name")
+    if not model and not all_:
+        raise InvalidConfig(
+            "name the models to measure, as in `slosched profile resnet50`, or give --all"
+        )
     if device == "emulated":
         raise InvalidConfig(
             "an emulated GPU has nothing to measure; take --device auto, cuda:N or cpu"
         )
-    base = WorkerConfig()
-    if config is not None:
-        from slosched.config_file import load_worker_config
-
-        base = load_worker_config(config, base)
-    worker = replace(base, device=device, torch_threads=torch_threads)
-    from slosched.daemon.profiler import profile_model
-
-    measured = [profile_model(each, worker, sizes, progress=_progress) for each in model]
-    gpu = GpuProfile(
-        name=name or (out.stem if out is not None else device.replace(":", "")),
-        models={each.name: each for each in measured},
-        weights_cache_bytes=cache_bytes,
+    sizes = tuple(sorted({1, *whole_numbers("--batches", batches)}))
+    cache_bytes = None if weights_cache is None else size_bytes("--weights-cache", weights_cache)
+    before = _resumed(out) if resume else None
+    if out is not None and before is None and out.exists():
+        raise InvalidConfig(
+            f"{out} exists and is not overwritten; choose another name, or go on with it: --resume"
+        )
+    worker = replace(
+        _worker_config(config),
+        device=device,
+        torch_threads=torch_threads,
+        **given(
+            dtype=dtype,
+            channels_last=channels_last,
+            libraries=None if libraries is None else library_names(libraries),
+        ),
+    )
+    gpu = before or GpuProfile(
+        name=out.stem if out is not None else device.replace(":", ""),
+        models={},
+        weights_cache_bytes=_WEIGHTS_CACHE_BYTES,
         page_bytes=worker.page_bytes,
     )
-    if out is not None:
-        _write(out, gpu)
+    gpu = replace(gpu, **given(name=name, weights_cache_bytes=cache_bytes))
+    book = _Book(gpu, out, replacing=before is not None)
+    failed = _measure(book, worker, model or [], all_, sizes)
     if json:
-        print_json(asdict(gpu))
-        return
-    say(_table(measured))
-    if out is not None:
-        say(f"wrote {out}; use it with: slosched worker --device emulated --profile {out}")
+        print_json(asdict(book.gpu))
+    elif book.gpu.models:
+        say(_table(list(book.gpu.models.values())))
+        if out is not None:
+            say(f"wrote {out}; use it with: slosched worker --device emulated --profile {out}")
+    if failed:
+        warn(f"{len(failed)} failed: {', '.join(failed)}")
+        raise typer.Exit(1)
 
 
-def _progress(text: object) -> None:
-    warn(str(text))
+class _Book:
+    """The profile so far, and on the disk if there is a file for it."""
+
+    def __init__(self, gpu: GpuProfile, out: Path | None, *, replacing: bool) -> None:
+        self.gpu = gpu
+        self._out = out
+        self._replacing = replacing
+
+    def keep(self, model: ModelProfile) -> None:
+        self.gpu = replace(self.gpu, models={**self.gpu.models, model.name: model})
+        if self._out is None:
+            return
+        from slosched.config_file import write_profile
+
+        write_profile(self._out, self.gpu, replacing=self._replacing)
+        self._replacing = True
 
 
-def _batches(text: str) -> tuple[int, ...]:
-    sizes = tuple(whole_number("--batches", part) for part in text.split(",") if part.strip())
-    if not sizes or min(sizes) < 1:
-        raise InvalidConfig(f"--batches must be whole numbers from 1 up, as 1,2,4, not {text!r}")
-    return tuple(sorted({1, *sizes}))
+def _measure(
+    book: _Book, worker: WorkerConfig, named: list[str], every: bool, sizes: tuple[int, ...]
+) -> list[str]:
+    """Fill `book`; the names that failed. Raises UnknownName before anything is measured."""
+    from slosched.daemon.profiler import Profiler, profile_models
+
+    profiler = Profiler(worker, named)
+    names = [*(profiler.names if every else ()), *(profiler.canonical(name) for name in named)]
+    names = list(dict.fromkeys(names))
+    there = [name for name in names if name in book.gpu.models]
+    if there:
+        warn(f"{len(there)} of {len(names)} measured before: {', '.join(there)}")
+    missing = [name for name in names if name not in book.gpu.models]
+    return profile_models(profiler, missing, sizes, keep=book.keep, progress=warn)
 
 
-def _write(path: Path, gpu: GpuProfile) -> None:
-    from slosched.config_file import dump_profile
+def _resumed(out: Path | None) -> GpuProfile | None:
+    if out is None:
+        raise InvalidConfig("--resume needs --out FILE, the profile to go on with")
+    from slosched.config_file import load_profile
 
-    try:
-        with open(path, "x", encoding="utf-8") as file:  # noqa: PTH123 - pathlib has no "x"
-            file.write(dump_profile(gpu))
-    except OSError as error:
-        raise InvalidConfig(f"cannot write {path}: {os.strerror(error.errno or 0)}") from None
+    # Absolute, so that it is not taken for a built-in profile of that name.
+    return load_profile(out.absolute()) if out.exists() else None
+
+
+def _worker_config(path: Path | None) -> WorkerConfig:
+    if path is None:
+        return WorkerConfig()
+    from slosched.config_file import load_worker_config
+
+    return load_worker_config(path, WorkerConfig())
 
 
 def _table(models: list[ModelProfile]) -> str:

@@ -15,10 +15,13 @@ from slosched.errors import InvalidConfig, InvalidDuration
 from slosched.units import parse_bytes, parse_duration_ns
 
 #: A machine has at most 65535 ports; a longer range is a typing error that would open many sockets.
+#: Nor does anybody measure more batch sizes than that.
 _MAX_RANGE = 1024
 _ADDRESS = re.compile(
     r"^(?P<host>[A-Za-z0-9_.\-]+|\[[0-9A-Fa-f:.]+\]):(?P<first>\d+)(?:-(?P<last>\d+))?$"
 )
+
+_NUMBERS = re.compile(r"^(\d{1,9})(?:-(\d{1,9}))?$")
 
 #: Before the SLO of a class of requests that has a weight.
 _SLO_CLASS = "slo<="
@@ -55,6 +58,27 @@ def whole_number(option: str, text: str) -> int:
         return int(text)
     except ValueError:
         raise InvalidConfig(f"{option} must be a whole number, not {text!r}") from None
+
+
+def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """The numbers of "1,2,4" or "1-16,32", ascending, each once; from 1 up."""
+    numbers: set[int] = set()
+    for part in (part.strip() for part in text.split(",")):
+        match = _NUMBERS.match(part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 1 <= first <= last:
+            raise InvalidConfig(
+                f"{option} must be whole numbers from 1 up, or ranges, as 1,2,4 or 1-16, not {text!r}"
+            )
+        if last - first >= _MAX_RANGE:
+            raise InvalidConfig(f"{option}: {part!r} names more than {_MAX_RANGE} numbers")
+        numbers.update(range(first, last + 1))
+    return tuple(sorted(numbers))
+
+
+def library_names(text: str) -> tuple[str, ...]:
+    """The names of "torchvision,timm"; WorkerConfig checks them."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def flag(option: str, text: str) -> bool:

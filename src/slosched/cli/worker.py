@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from slosched.cli.model_options import ChannelsLast, Dtype, Libraries
 from slosched.cli.output import Announcer
-from slosched.cli.values import given, size_bytes
+from slosched.cli.values import given, library_names, size_bytes
 from slosched.config import WORKER_PORT, WorkerConfig
 from slosched.errors import UnknownName
 
@@ -94,6 +95,9 @@ def worker(
     config: _Config = None,
     profile: _Profile = None,
     weights_cache: _WeightsCache = None,
+    dtype: Dtype = None,
+    channels_last: ChannelsLast = None,
+    libraries: Libraries = None,
     host_cache: _HostCache = None,
     host_images: _HostImages = None,
     torch_threads: _TorchThreads = None,
@@ -115,6 +119,8 @@ def worker(
       slosched worker                                  # the device that is there, port 12345
       slosched worker --device emulated --gpus 6       # six V100s in one process
       slosched worker --device cuda:1 --port 12346
+      slosched worker --dtype float16 --channels-last  # half the weights, and faster images
+      slosched worker --libraries torchvision,timm     # and then: slosched client infer timm/resnet10t
       slosched worker --config worker.toml             # own models; see daemon/worker.toml
     """
     base = WorkerConfig()
@@ -133,6 +139,9 @@ def worker(
             gpus=gpus,
             profile=profile,
             weights_cache_bytes=cache_bytes,
+            dtype=dtype,
+            channels_last=channels_last,
+            libraries=None if libraries is None else library_names(libraries),
             host_cache_bytes=host_bytes,
             host_images=host_images,
             torch_threads=torch_threads,

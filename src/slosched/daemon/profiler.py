@@ -1,16 +1,95 @@
-"""Measure a model on a worker's device: what `slosched profile` writes into a TOML profile."""
+"""Measure models on a worker's device: what `slosched profile` writes into a TOML profile."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from slosched.config import ModelProfile, WorkerConfig, canonical_model
+from slosched.config import LIBRARIES, LIBRARY_PREFIXES, ModelProfile, WorkerConfig, canonical_model
 from slosched.config_file import load_profile
-from slosched.errors import InvalidConfig
+from slosched.errors import InvalidConfig, SloschedError, UnknownName
+
+if TYPE_CHECKING:
+    from slosched.daemon.backends.cuda.measuring import GpuBench
 
 #: No batch class is left out for being slow: the profile should say how slow it is.
 _ANY_EXEC_NS = 2**62
+
+
+class Profiler:
+    """Measures what a worker of `config` would serve, on `config.device`.
+
+    `extra` are names of libraries' models to be known beside the config's. Raises MissingPackage,
+    InvalidConfig or UnknownName if the device or the config cannot be used. An emulated device answers
+    from its profile.
+    """
+
+    def __init__(self, config: WorkerConfig, extra: Sequence[str] = ()) -> None:
+        self._config = config
+        self._known: dict[str, ModelProfile] = {}
+        self._specs: dict[str, Any] = {}
+        self._gpu: GpuBench | None = None
+        if config.device == "emulated":
+            self._known = load_profile(config.profile).models
+            self.names = tuple(self._known)
+            return
+        from slosched.daemon.backends.torch_backend import resolve_device  # raises without torch
+
+        self._device = resolve_device(config.device)
+        from slosched.daemon.backends.sources import worker_specs
+
+        self.names = tuple(worker_specs(replace(config, libraries=())))
+        wanted = {*config.libraries, *(n.partition("/")[0] for n in extra if _of_library(n))}
+        libraries = tuple(library for library in LIBRARIES if library in wanted)
+        if self._device.type == "cuda":
+            from slosched.daemon.backends.cuda.measuring import GpuBench
+
+            self._gpu = GpuBench(replace(config, libraries=libraries), self._device)
+            self._specs = dict.fromkeys(self._gpu.loadable)
+            self.names = tuple(name for name in self._gpu.loadable if not _of_library(name))
+        else:
+            self._specs = worker_specs(replace(config, libraries=libraries))
+
+    #: Canonical names of the zoo's models and the config's; not those of libraries, which are hundreds.
+    names: tuple[str, ...]
+
+    def canonical(self, name: str) -> str:
+        """The name under which `name` is measured. Raises UnknownName."""
+        known = self._specs or self._known
+        if canonical_model(name) not in known:
+            raise UnknownName("model", name, list(known))
+        return canonical_model(name)
+
+    def measure(
+        self, name: str, batches: Sequence[int], *, progress: Callable[[str], None] | None = None
+    ) -> ModelProfile:
+        """The times of `name`: exec for each batch size of `batches` and 1, transfer of weights, ns.
+
+        Medians of about ten runs each, bounded to seconds per batch size. A batch size that fails ends
+        the list (a profile says so by leaving it out). Raises UnknownName, InvalidConfig for a model
+        that does not run, and whatever an operator's own code raises.
+        """
+        canonical = self.canonical(name)
+        wanted = sorted({1, *batches})
+        if wanted[0] < 1:
+            raise InvalidConfig(f"batch sizes must be at least 1, not {wanted[0]}")
+        if self._known:
+            known = self._known[canonical]
+            times = {batch: ns for batch, ns in known.exec_ns.items() if batch in wanted}
+            return replace(known, exec_ns=times)
+        if self._gpu is not None:
+            return self._gpu.measure(canonical, wanted, max_exec_ns=_ANY_EXEC_NS, progress=progress)
+        from slosched.daemon.backends.measure import measure_spec
+
+        return measure_spec(
+            self._specs[canonical], wanted, threads=self._config.torch_threads,
+            max_exec_ns=_ANY_EXEC_NS, progress=progress,
+        )  # fmt: skip
+
+
+def _of_library(name: str) -> bool:
+    return name.startswith(LIBRARY_PREFIXES)
 
 
 def profile_model(
@@ -20,21 +99,32 @@ def profile_model(
     *,
     progress: Callable[[str], None] | None = None,
 ) -> ModelProfile:
-    """The times of `name` on `config.device`: exec per batch size of `batches`, weights transfer, ns.
+    """One model of `config`; see Profiler, which raises."""
+    return Profiler(config, [name]).measure(name, batches, progress=progress)
 
-    Medians of about ten runs each, bounded to seconds per batch size. An emulated device answers from
-    its profile. A batch size that fails ends the list (a profile says so by leaving it out). Raises
-    UnknownName, MissingPackage, or InvalidConfig for a model or device that cannot be used.
+
+def profile_models(
+    profiler: Profiler,
+    names: Sequence[str],
+    batches: Sequence[int],
+    *,
+    keep: Callable[[ModelProfile], None],
+    progress: Callable[[str], None],
+) -> list[str]:
+    """Measure each of `names` and give it to `keep` at once. Returns those that failed.
+
+    A model that fails is told to `progress`, and the others go on: a long job should lose nothing to
+    one of them. Raises what `keep` raises.
     """
-    wanted = sorted({1, *batches})
-    if wanted[0] < 1:
-        raise InvalidConfig(f"batch sizes must be at least 1, not {wanted[0]}")
-    if config.device == "emulated":
-        known = load_profile(config.profile).model(name)
-        times = {batch: ns for batch, ns in known.exec_ns.items() if batch in wanted}
-        return replace(known, exec_ns=times)
-    from slosched.daemon.backends.torch_backend import measure_named
-
-    return measure_named(
-        canonical_model(name), config, wanted, max_exec_ns=_ANY_EXEC_NS, progress=progress
-    )
+    failed = []
+    for place, name in enumerate(names, start=1):
+        progress(f"{name} ({place} of {len(names)})")
+        try:
+            measured = profiler.measure(name, batches, progress=progress)
+        except Exception as error:  # a model's own code may raise anything
+            reason = str(error) if isinstance(error, SloschedError) else repr(error)
+            progress(f"{name} failed: {reason}")
+            failed.append(name)
+            continue
+        keep(measured)
+    return failed

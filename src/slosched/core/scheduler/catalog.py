@@ -17,6 +17,7 @@ from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToClient, ToWorker
 from slosched.core.scheduler.state import Client, Gpu, Model, ModelState, Worker
 from slosched.core.scheduler.validation import what_is_wrong_with_model
+from slosched.errors import known_names
 from slosched.messages import (
     ErrorResult,
     ListModelsReply,
@@ -245,7 +246,7 @@ class Catalog:
         """True once all instances are in host memory. If they cannot be, `waiting` is answered."""
         message, client = waiting.message, waiting.client
         if not any(name in worker.loadable for worker in joined):
-            known = ", ".join(self.loadable()) or "none"
+            known = known_names(name, self.loadable())
             reason = f"no worker knows the model {message.name!r}; they offer: {known}"
             self._reply(client, message, Code.UNKNOWN_MODEL, reason)
             waiting.answered = True

@@ -15,6 +15,7 @@ from slosched.config import ModelProfile
 from slosched.core.worker.interface import Op, OpDone, OpKind
 from slosched.daemon.backends.templates import Template
 from slosched.daemon.backends.torch_device import TorchDevice
+from slosched.daemon.backends.zoo import ModelSpec
 from slosched.errors import InvalidConfig
 from slosched.units import NS_PER_S
 
@@ -72,6 +73,20 @@ def measure_model(
         output_shape=output_shape,
         output_dtype=output_dtype,
     )
+
+
+def measure_spec(
+    spec: ModelSpec,
+    batches: Sequence[int],
+    *,
+    threads: int,
+    max_exec_ns: int,
+    progress: Callable[[str], None] | None = None,
+) -> ModelProfile:
+    """Build `spec` and measure it; see measure_model. `threads` are those of an inference."""
+    torch.set_num_threads(threads)
+    template = Template(spec)
+    return measure_model(template, batches, max_exec_ns=max_exec_ns, progress=progress)
 
 
 class _Bench:

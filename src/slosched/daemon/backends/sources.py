@@ -1,4 +1,5 @@
-"""Models from the worker's own config: a factory, an exported program, weights beside a config.
+"""What a worker offers: the zoo, libraries' models, and those of its own config: a factory, an exported
+program, weights beside a config.
 
 Only the operator's config leads here. Nothing that comes over the network is imported or opened.
 """
@@ -8,64 +9,114 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from slosched.config import ModelSource, canonical_model
-from slosched.config_file import LIBRARY_PREFIXES
-from slosched.daemon.backends.zoo import ZOO, ModelSpec, import_transformers, seeded
-from slosched.errors import InvalidConfig, MissingPackage, UnknownName
+from slosched.config import LIBRARY_PREFIXES, ModelSource, WorkerConfig, canonical_model
+from slosched.daemon.backends.formats import in_format, takes_images
+from slosched.daemon.backends.libraries import library_spec, library_specs
+from slosched.daemon.backends.zoo import ZOO, ModelSpec, import_transformers, import_zoo
+from slosched.errors import InvalidConfig, MissingPackage
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
+def worker_specs(config: WorkerConfig) -> dict[str, ModelSpec]:
+    """What a worker of `config` offers, by canonical name; the config's models go before the others.
 
-def loadable_specs(sources: tuple[ModelSource, ...]) -> dict[str, ModelSpec]:
-    """The zoo and the config's models by canonical name; the config's go before the zoo's."""
-    specs = dict(ZOO)
-    for source in sources:
-        specs[canonical_model(source.name)] = source_spec(source)
+    The zoo, the models of `config.libraries` (which are imported here) and those that the config names;
+    not the ones for CuPy. Raises MissingPackage, UnknownName or InvalidConfig.
+    """
+    offered = dict(ZOO)
+    for library in config.libraries:
+        offered.update(library_specs(library))
+    specs = {
+        name: in_format(spec, config.dtype, channels_last=config.channels_last)
+        for name, spec in offered.items()
+    }
+    for source in config.models:
+        if not source.cupy:
+            specs[canonical_model(source.name)] = source_spec(source)
     return specs
 
 
-def source_spec(source: ModelSource) -> ModelSpec:
-    """The spec of one of the config's models; nothing is imported or opened yet.
+def open_specs(config: WorkerConfig) -> dict[str, ModelSpec]:
+    """`worker_specs`, with everything imported that they need: seconds, before the worker is ready.
 
-    Raises InvalidConfig for an unknown dtype or a path that is no file.
+    Without transformers a worker whose config names other models offers those. Raises MissingPackage
+    where nothing would be left, or where the config names a model of the zoo.
     """
-    if source.dtype not in _DTYPES:
-        raise InvalidConfig(
-            f"model {source.name!r}: dtype {source.dtype!r} is none of {', '.join(_DTYPES)}"
-        )
+    specs = worker_specs(config)
+    try:
+        import_zoo()
+    except MissingPackage:
+        named = {canonical_model(source.name) for source in config.models if not source.cupy}
+        left = {name: spec for name, spec in specs.items() if name not in ZOO or name in named}
+        if not left or any(_of_zoo(source) for source in config.models):
+            raise
+        return left
+    return specs
+
+
+def loadable_specs(sources: tuple[ModelSource, ...]) -> dict[str, ModelSpec]:
+    """`worker_specs` of a worker whose config says nothing but `sources`."""
+    return worker_specs(WorkerConfig(models=sources))
+
+
+def source_spec(source: ModelSource) -> ModelSpec:
+    """The spec of one of the config's models. A library's is imported; no file is opened yet.
+
+    Raises InvalidConfig for a path that is no file, a shape that is not the model's, or a
+    channels_last that it cannot have; MissingPackage; UnknownName for a name that is neither the zoo's
+    nor its library's.
+    """
     for path in (source.pt2, source.safetensors, source.config):
         if path and not Path(path).is_file():
             raise InvalidConfig(f"model {source.name!r}: there is no file {path}")
+    spec = _zoo_spec(source) if _of_zoo(source) else _spec_in_float32(source)
+    if source.channels_last and not takes_images(spec):
+        raise InvalidConfig(
+            f"model {source.name!r}: channels_last is for inputs of (channels, height, width), not "
+            f"{spec.input_shape}"
+        )
+    return in_format(spec, source.dtype, channels_last=source.channels_last)
+
+
+def _of_zoo(source: ModelSource) -> bool:
+    given = source.factory or source.pt2 or source.safetensors or source.cupy
+    return not given and not source.name.startswith(LIBRARY_PREFIXES)
+
+
+def _zoo_spec(source: ModelSource) -> ModelSpec:
+    spec = ZOO.get(canonical_model(source.name))
+    if spec is None:
+        raise InvalidConfig(
+            f"model {source.name!r}: say where it comes from: factory, pt2, safetensors or cupy; or name "
+            f"one of the zoo: {', '.join(ZOO)}"
+        )
+    if source.input_shape not in ((), spec.input_shape):
+        raise InvalidConfig(
+            f"model {source.name!r}: the zoo's takes {list(spec.input_shape)}, not "
+            f"{list(source.input_shape)}; leave input_shape out"
+        )
+    return spec
+
+
+def _spec_in_float32(source: ModelSource) -> ModelSpec:
     build: Callable[[], nn.Module]
-    random_weights = False
     if source.factory:
         build = lambda: _from_factory(source)  # noqa: E731
     elif source.pt2:
         build = lambda: _from_export(source)  # noqa: E731
     elif source.safetensors:
         build = lambda: _from_safetensors(source)  # noqa: E731
-    elif source.name.startswith(LIBRARY_PREFIXES):
-        build, random_weights = (lambda: _from_library(source.name)), True
-    elif canonical_model(source.name) in ZOO:
-        return ZOO[canonical_model(source.name)]
     else:
-        raise InvalidConfig(
-            f"model {source.name!r}: say where it comes from: factory, pt2 or safetensors"
-        )
-    dtype = _DTYPES[source.dtype]
+        spec = library_spec(source.name)
+        return replace(spec, input_shape=source.input_shape or spec.input_shape)
     return ModelSpec(
-        source.name,
-        lambda: build().to(dtype) if dtype is not torch.float32 else build(),
-        source.input_shape,
-        source.input_dtype,
-        random_weights=random_weights,
-        labels=(source.dtype,) if dtype is not torch.float32 else (),
+        source.name, build, source.input_shape, source.input_dtype, random_weights=False
     )
 
 
@@ -120,18 +171,3 @@ def _from_safetensors(source: ModelSource) -> nn.Module:
             f"{lacking[:3] or 'nothing'}, has unknown {list(unexpected)[:3] or 'nothing'}"
         )
     return model.eval()
-
-
-def _from_library(name: str) -> nn.Module:
-    library, _, model = name.partition("/")
-    try:
-        package = importlib.import_module(
-            f"{library}.models" if library == "torchvision" else library
-        )
-    except ImportError:
-        raise MissingPackage(f"model {name!r} needs {library}, which is not installed") from None
-    make = package.get_model if library == "torchvision" else package.create_model
-    try:
-        return seeded(name, lambda: make(model))
-    except (ValueError, RuntimeError) as error:
-        raise UnknownName(f"{library} model ({error})", model, []) from None

@@ -31,7 +31,7 @@ class _Place:
 
     offset: int
     shape: torch.Size
-    stride: tuple[int, ...]  # C order
+    stride: tuple[int, ...]
     dtype: torch.dtype
 
 
@@ -44,13 +44,13 @@ class DeviceWeights:
 
 
 class Template:
-    """Build `spec` and flatten its weights; `pinned` host memory is for a CUDA device.
+    """Build `spec` and flatten its weights.
 
     Takes seconds for large models, so it is done by the preparation thread. Raises what the spec's
     `build` raises.
     """
 
-    def __init__(self, spec: ModelSpec, *, pinned: bool) -> None:
+    def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.batch_sizes: tuple[int, ...] = ()  # classes that were measured, ascending
         self._module: nn.Module = spec.build()
@@ -66,13 +66,13 @@ class Template:
                 _Place(
                     begin // tensor.element_size(),
                     tensor.shape,
-                    _strides(tensor.shape),
+                    _strides(tensor),
                     tensor.dtype,
                 )
             )
             end = begin + tensor.numel() * tensor.element_size()
         self.weights_bytes = max(end, 1)
-        self.host = torch.zeros(self.weights_bytes, dtype=torch.uint8, pin_memory=pinned)
+        self.host = torch.zeros(self.weights_bytes, dtype=torch.uint8)
         flat = DeviceWeights(self.host)
         while not self.add_views(flat):
             pass
@@ -80,6 +80,7 @@ class Template:
             view.copy_(tensor)
         floating = [t.dtype for t in self._tensors if t.is_floating_point()]
         self._dtype = floating[0] if floating else torch.float32
+        self._memory_format = torch.channels_last if spec.channels_last else torch.preserve_format
         self._unbind()
 
     def add_views(self, weights: DeviceWeights) -> bool:
@@ -93,13 +94,16 @@ class Template:
         return len(weights.views) == len(self._places)
 
     def forward(self, weights: DeviceWeights, batch: torch.Tensor) -> torch.Tensor:
-        """Run the model with `weights` on `batch` (batch, *input_shape); returns float32 or integers."""
+        """Run the model with `weights` on `batch` (batch, *input_shape); returns float32 or integers.
+
+        Floating inputs are converted to the model's precision and memory format, on their device.
+        """
         if self._bound is not weights:
             for tensor, view in zip(self._tensors, weights.views, strict=True):
                 tensor.data = view
             self._bound = weights
-        if batch.is_floating_point() and batch.dtype is not self._dtype:
-            batch = batch.to(self._dtype)
+        if batch.is_floating_point():
+            batch = batch.to(self._dtype, memory_format=self._memory_format)
         with torch.inference_mode():
             return output_tensor(self._module(batch))
 
@@ -123,10 +127,9 @@ class Template:
         return random.integers(0, max(2, self.spec.input_high), shape).astype(dtype)
 
 
-def _strides(shape: torch.Size) -> tuple[int, ...]:
-    strides = []
-    step = 1
-    for extent in reversed(shape):
-        strides.append(step)
-        step *= max(1, extent)
-    return tuple(reversed(strides))
+def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Those of a dense tensor of the same order: its own, unless it has gaps or overlaps itself.
+
+    So weights in channels_last lie in the block as the kernels want them.
+    """
+    return torch.empty_like(tensor, device="meta").stride()

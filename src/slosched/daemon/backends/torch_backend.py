@@ -17,7 +17,7 @@ from slosched.codes import Code
 from slosched.config import ModelProfile, WorkerConfig
 from slosched.core.worker.interface import ModelPrepared, PrepareModel, ReleaseModel
 from slosched.daemon.backends.base import Frame, Plain
-from slosched.errors import InvalidConfig, MissingPackage, SloschedError, UnknownName
+from slosched.errors import InvalidConfig, MissingPackage, SloschedError
 from slosched.messages import GpuInfo, Span
 
 try:
@@ -28,10 +28,10 @@ except ImportError as error:
     ) from None
 
 from slosched.daemon.backends.measure import measure_model
-from slosched.daemon.backends.sources import loadable_specs
+from slosched.daemon.backends.sources import open_specs
 from slosched.daemon.backends.templates import Template
 from slosched.daemon.backends.torch_device import TorchDevice
-from slosched.daemon.backends.zoo import BATCH_CLASSES, ZOO, import_transformers
+from slosched.daemon.backends.zoo import BATCH_CLASSES
 
 _GIB = 1024**3
 
@@ -56,33 +56,6 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", int(index))
 
 
-def measure_named(
-    name: str,
-    config: WorkerConfig,
-    batches: Sequence[int],
-    *,
-    max_exec_ns: int,
-    progress: Callable[[str], None] | None = None,
-) -> ModelProfile:
-    """Measure the model `name` (canonical) on `config.device`; see measure_model.
-
-    Raises UnknownName for a model that is neither in the zoo nor in the config.
-    """
-    device = resolve_device(config.device)
-    torch.set_num_threads(config.torch_threads)
-    specs = loadable_specs(config.models)
-    if name not in specs:
-        raise UnknownName("model", name, list(specs))
-    if device.type == "cuda":
-        from slosched.daemon.backends.cuda.measuring import measure_on_gpu
-
-        return measure_on_gpu(
-            name, config, device, batches, max_exec_ns=max_exec_ns, progress=progress
-        )
-    template = Template(specs[name], pinned=False)
-    return measure_model(template, batches, max_exec_ns=max_exec_ns, progress=progress)
-
-
 class TorchBackend(Plain):
     """The CPU. Raises MissingPackage or InvalidConfig if it cannot be opened."""
 
@@ -97,9 +70,7 @@ class TorchBackend(Plain):
         self.device_name = "cpu"
         self._threads = config.torch_threads
         torch.set_num_threads(self._threads)
-        self._specs = loadable_specs(config.models)
-        if any(spec is ZOO.get(name) for name, spec in self._specs.items()):
-            self._import_zoo(config)
+        self._specs = open_specs(config)
         self.loadable = tuple(sorted(self._specs))
         self._templates: dict[str, Template] = {}
         self._profiles: dict[str, tuple[ModelProfile, int, int]] = {}  # with max batch, max exec
@@ -212,11 +183,11 @@ class TorchBackend(Plain):
         template = self._templates.get(name)
         if profile is not None and enough:
             if template is None:
-                template = Template(self._specs[name], pinned=False)
+                template = Template(self._specs[name])
                 template.batch_sizes = tuple(profile.exec_ns)
                 self._templates[name] = template
             return profile
-        template = Template(self._specs[name], pinned=False)
+        template = Template(self._specs[name])
         batches = [batch for batch in BATCH_CLASSES if batch <= effect.max_batch]
         profile = measure_model(template, batches, max_exec_ns=effect.max_exec_ns)
         self._profiles[name] = (profile, *wanted)
@@ -224,19 +195,6 @@ class TorchBackend(Plain):
         return profile
 
     # -------------------------------------------------------------------------- the device
-
-    def _import_zoo(self, config: WorkerConfig) -> None:
-        try:
-            transformers = import_transformers()
-        except MissingPackage:
-            if not config.models:
-                raise
-            own = {source.name for source in config.models}
-            self._specs = {name: spec for name, spec in self._specs.items() if name in own}
-            return
-        # Naming the classes imports the files behind them, seconds of held interpreter.
-        for name in ("ResNetForImageClassification", "BertForSequenceClassification"):
-            getattr(transformers, name)
 
     def _default_cache_bytes(self) -> int:
         """A quarter of the free memory, at most 8 GiB."""

@@ -220,7 +220,7 @@ class CudaBackend:
             try:
                 profile = self._made_ready(effect)
             except (OutOfDeviceMemory, torch.cuda.OutOfMemoryError):
-                if not self._free_released():
+                if not self.forget_unused():
                     raise
                 profile = self._made_ready(effect)
         except Exception as error:  # the operator's code may raise anything
@@ -310,7 +310,7 @@ class CudaBackend:
             self._background.slice(50 * SLICE_NS)
         return bool(ended)
 
-    def _free_released(self) -> bool:
+    def forget_unused(self) -> bool:
         """Forget the programs that have no instance. True if there were any."""
         gone = [name for name in self._programs if not self._ids.get(name)]
         for name in gone:

@@ -12,7 +12,7 @@ from slosched.config import ModelSource, WorkerConfig, canonical_model
 from slosched.daemon.backends.cuda.driver import Driver, Stream
 from slosched.daemon.backends.cuda.preparing import Source
 from slosched.daemon.backends.cuda.torch_program import TorchProgram, TorchStreams
-from slosched.daemon.backends.sources import loadable_specs
+from slosched.daemon.backends.sources import open_specs
 from slosched.daemon.backends.templates import Template
 from slosched.errors import InvalidConfig
 
@@ -24,7 +24,7 @@ class Models:
         self, config: WorkerConfig, driver: Driver, streams: TorchStreams, capture: Stream
     ) -> None:
         self._driver, self._streams, self._capture = driver, streams, capture
-        self._specs = loadable_specs(config.models)
+        self._specs = open_specs(config)
         self._cupy: dict[str, ModelSource | None] = {
             canonical_model(each.name): each for each in config.models if each.cupy
         }
@@ -42,7 +42,7 @@ class Models:
         if name in self._cupy:
             return self._build_cupy(name)
         spec = self._specs[name]
-        template = Template(spec, pinned=False)
+        template = Template(spec)
         return Source(
             TorchProgram(template, self._streams),
             template.host.numpy(),
