@@ -57,6 +57,7 @@ class BareController:
     def __init__(self, port: int) -> None:
         self.dealer = Dealer(f"127.0.0.1:{port}")
         self.session = -1
+        self.clock_offsets_ns: list[int] = []  # what the worker holds our clock to be off by
         self._next_action = 0
 
     def __enter__(self) -> BareController:
@@ -81,6 +82,7 @@ class BareController:
             if isinstance(message, Heartbeat):
                 received_ns = now_ns()
                 self.send(HeartbeatAck(message.sent_ns, received_ns, now_ns()))
+                self.clock_offsets_ns.append(message.clock_offset_ns)
             else:
                 found.append(message)
         return found
@@ -234,13 +236,15 @@ def lateness(rig: Rig) -> dict[str, Any]:
         exec_ns = dict(zip(prepared.batch_sizes, prepared.exec_ns, strict=True))
         started, errors, begin_ns = _offer(bare, exec_ns, count)
         end_ns = now_ns()
-    return judge_starts(started, errors) | {"window_ns": [begin_ns, end_ns]}
+    judged = judge_starts(started, errors)
+    judged["figures"]["clock_offsets_ns"] = spread(bare.clock_offsets_ns)
+    return judged | {"window_ns": [begin_ns, end_ns]}
 
 
 def _offer(
     bare: BareController, exec_ns: dict[int, int], count: int
 ) -> tuple[list[Started], int, int]:
-    """Send inferences until `count` that count have run; return all that ran, how many failed, and the first time."""
+    """Send until `count` that count have run; return all that ran, how many failed, and when it began."""
     chance = random.Random(5)
     batches = [batch for batch in exec_ns if batch <= 8]
     plan: dict[int, int] = {}
@@ -276,7 +280,7 @@ def _offer(
 
 
 def judge_starts(started: Sequence[Started], errors: int) -> dict[str, Any]:
-    """Lateness of each start against max(planned, noticed end of the action before). Raises RowFailed for none."""
+    """Lateness of each start against max(planned, noticed end of the action before). Raises RowFailed."""
     if not started:
         raise RowFailed(f"no inference ran; {errors} failed")
     ordered = sorted(started, key=lambda each: each.result.exec.begin_ns)

@@ -100,7 +100,7 @@ def load_of(
     actions: LogTable,
     loads: NDArray[np.bool_],
 ) -> NDArray[np.int64]:
-    """For each of the client's `rows` the time of its model's last load that ended before its answer; 0: none."""
+    """For each of the client's `rows`: how long the last load before its answer took, ns; 0: none."""
     ends, spent = exec_ends(actions)[loads], actions["worker_exec_duration"][loads]
     by_model: dict[int, list[tuple[int, int]]] = {}
     models = actions["model_id"][loads]

@@ -44,6 +44,16 @@ def exec_ends(actions: LogTable) -> NDArray[np.int64]:
     return ends
 
 
+def clocks_of(actions: LogTable) -> dict[str, int]:
+    """The GPU's clock after each inference, MHz; 0 where the worker does not say."""
+    clocks = actions["worker_gpu_clock"][infers_of(actions)]
+    return {
+        "least": int(clocks.min()),
+        "median": int(np.median(clocks)),
+        "greatest": int(clocks.max()),
+    }
+
+
 def classes_of(batches: NDArray[np.int64], sizes: Mapping[int, int]) -> NDArray[np.int64]:
     """The batch size that ran for so many requests: the smallest of `sizes` that holds them."""
     known = np.array(sorted(sizes))
@@ -84,7 +94,7 @@ def prediction(rig: Rig) -> dict[str, Any]:
 
 
 def prediction_errors(actions: LogTable, sizes: Mapping[int, int]) -> dict[str, Any]:
-    """How far expectations were off, after ten samples of each (model, batch). Raises RowFailed if none is left.
+    """How far expectations were off, after ten samples of each (model, batch). Raises RowFailed without any.
 
     Exec: expected_exec_duration against worker_exec_duration, over the latter. Completion: COMPLETION_COLUMNS,
     both on the controller's clock from the sending on.
@@ -101,7 +111,6 @@ def prediction_errors(actions: LogTable, sizes: Mapping[int, int]) -> dict[str, 
     actual = columns["worker_exec_duration"][later].astype(np.float64)
     relative = (expected - actual) / actual
     completion = columns["expected_exec_complete"] - columns["worker_exec_complete"]
-    clocks = columns["worker_gpu_clock"]
     return {
         "exec_error": spread(np.abs(relative)),
         "exec_error_signed": spread(relative),
@@ -113,11 +122,7 @@ def prediction_errors(actions: LogTable, sizes: Mapping[int, int]) -> dict[str, 
             for size in sorted(set(classes[later].tolist()))
         },
         "actions": int(chosen.sum()),
-        "gpu_clock_mhz": {
-            "least": int(clocks.min()),
-            "median": int(np.median(clocks)),
-            "greatest": int(clocks.max()),
-        },
+        "gpu_clock_mhz": clocks_of(actions),
     }
 
 
@@ -224,4 +229,5 @@ def closed_loop(run_dir: Path, exec_ns: Mapping[int, float]) -> dict[str, Any]:
         "aboard_of_slots": int(aboard.sum()) / max(1, int(classes.sum())),
         "codes": {str(k): v for k, v in sorted(Counter(log["code"][counted].tolist()).items())},
         "latency_ns": spread(log["latency_ns"][counted & (log["code"] == 0)]),
+        "gpu_clock_mhz": clocks_of(actions),
     }

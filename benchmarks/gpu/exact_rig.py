@@ -16,6 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from slosched.cli.children import Child, ChildFailed, Children
@@ -256,15 +257,8 @@ def split_options(words: Sequence[str], offered: str) -> tuple[list[str], list[s
 
 
 def read_profile(document: Mapping[str, Any]) -> GpuProfile:
-    """The profile that a row's JSON holds."""
-    models = {}
-    for name, fields in document["models"].items():
-        values = dict(fields)
-        values["exec_ns"] = {int(batch): ns for batch, ns in values["exec_ns"].items()}
-        for shape in ("input_shape", "output_shape"):
-            values[shape] = tuple(values[shape])
-        models[name] = ModelProfile(**values)
-    return GpuProfile(**{**document, "models": models})
+    """The profile that a row holds, fresh or out of its JSON, where batch sizes have become text."""
+    return msgspec.convert(document, GpuProfile, strict=False)
 
 
 # ---------------------------------------------------------------------------------- what a row says

@@ -195,7 +195,7 @@ def _step(live_step: StepResult, simulated: StepResult) -> dict[str, Any]:
         "simulated": predicted,
         "points": points,
         "rule": f">= {100 * _HELD:g} %" if sure else f"within {_POINTS:g} points",
-        "holds": measured >= _HELD if sure else abs(points) <= _POINTS,
+        "holds": measured >= _HELD if sure else abs(points) <= _POINTS + 1e-9,
         "latency_p99_ns": live_step.latency_p99_ns,
         "issue_delay_p99_ns": live_step.issue_delay_p99_ns,
     }
