@@ -54,22 +54,25 @@ def test_a_start_is_late_against_its_plan_or_the_end_of_the_action_before() -> N
             started(20, 20 * MS + 5 * US, 21 * MS),
         ],
         0,
+        least=3,
     )
     late = found["figures"]["late_ns"]
     assert (late["n"], late["p50"], late["max"]) == (3, 5 * US, 7 * US)
     checks = {check["what"]: check for check in found["checks"]}
     assert checks["start lateness of Infer, host, p50"]["value"] == 5.0
     assert checks["device-side start, p50"]["value"] is None
+    enough = checks["actions that were planned 1 ms ahead"]
+    assert (enough["value"], enough["bound"]) == (3, ">= 3")
 
 
 def test_an_action_that_came_too_late_to_be_planned_does_not_count() -> None:
     found = exact_bare.judge_starts(
-        [started(10, 12 * MS, 13 * MS, ahead_ms=0.9), started(20, 20 * MS, 21 * MS)], 0
+        [started(10, 12 * MS, 13 * MS, ahead_ms=0.9), started(20, 20 * MS, 21 * MS)], 0, least=2
     )
     assert found["figures"]["late_ns"]["n"] == 1
     assert found["figures"]["planned_less_than_1_ms_ahead"] == 1
     with pytest.raises(exact_rig.RowFailed, match="3 failed"):
-        exact_bare.judge_starts([], 3)
+        exact_bare.judge_starts([], 3, least=1)
 
 
 # ---------------------------------------------------------------------------------- what logs say

@@ -236,7 +236,7 @@ def lateness(rig: Rig) -> dict[str, Any]:
         exec_ns = dict(zip(prepared.batch_sizes, prepared.exec_ns, strict=True))
         started, errors, begin_ns = _offer(bare, exec_ns, count)
         end_ns = now_ns()
-    judged = judge_starts(started, errors)
+    judged = judge_starts(started, errors, least=count)
     judged["figures"]["clock_offsets_ns"] = spread(bare.clock_offsets_ns)
     return judged | {"window_ns": [begin_ns, end_ns]}
 
@@ -244,7 +244,7 @@ def lateness(rig: Rig) -> dict[str, Any]:
 def _offer(
     bare: BareController, exec_ns: dict[int, int], count: int
 ) -> tuple[list[Started], int, int]:
-    """Send until `count` that count have run; return all that ran, how many failed, and when it began."""
+    """Send until `count` that count have run, or for long enough; return what ran, failures, and the begin."""
     chance = random.Random(5)
     batches = [batch for batch in exec_ns if batch <= 8]
     plan: dict[int, int] = {}
@@ -257,10 +257,7 @@ def _offer(
     while counted < count:
         now = now_ns()
         if now > give_up_ns:
-            raise RowFailed(
-                f"{counted} of {count} inferences in {2 * longest_s + 10:.0f} s were planned 1 ms ahead "
-                f"and ran; {len(started)} ran in all, {errors} failed"
-            )
+            break  # what there is is judged, and how much of it counts is said
         while next_ns - _AHEAD_NS <= now and len(plan) < min(_MOST_OUTSTANDING, count - counted):
             next_ns = max(next_ns, now + _AHEAD_NS - NS_PER_MS)
             batch = chance.choice(batches)
@@ -279,7 +276,7 @@ def _offer(
     return started, errors, begin_ns
 
 
-def judge_starts(started: Sequence[Started], errors: int) -> dict[str, Any]:
+def judge_starts(started: Sequence[Started], errors: int, *, least: int) -> dict[str, Any]:
     """Lateness of each start against max(planned, noticed end of the action before). Raises RowFailed."""
     if not started:
         raise RowFailed(f"no inference ran; {errors} failed")
@@ -320,7 +317,7 @@ def judge_starts(started: Sequence[Started], errors: int) -> dict[str, Any]:
             ),
             check("device-side start, p50", scaled(percentile(device_late, 50), NS_PER_US), "us"),
             check("device-side start, p99", scaled(percentile(device_late, 99), NS_PER_US), "us"),
-            check("actions that count", float(len(late)), ""),
+            check("actions that were planned 1 ms ahead", float(len(late)), "", f">= {least}"),
             check("GPU busy meanwhile", 100 * busy, "%"),
         ],
     }

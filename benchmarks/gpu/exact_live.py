@@ -33,7 +33,7 @@ def actions_of(run_dir: Path) -> LogTable:
 
 def infers_of(actions: LogTable) -> NDArray[np.bool_]:
     """Which rows are inferences that ran."""
-    return (actions["action_type"] == int(ActionType.INFER)) & (actions["status"] == 0)
+    return np.asarray((actions["action_type"] == int(ActionType.INFER)) & (actions["status"] == 0))
 
 
 def exec_ends(actions: LogTable) -> NDArray[np.int64]:
@@ -180,6 +180,9 @@ def goodput(rig: Rig) -> dict[str, Any]:
             rig.client(served, ["comparison_experiment2", "15", "16"], seconds)
         found = closed_loop(served.run_dir, reference["exec_ns"])
         figures[slo] = found
+        figures[f"{slo}, against the profile"] = closed_loop(
+            served.run_dir, dict(rig.model().exec_ns)
+        )["of_graph_rate"]
         bound = slo == "50ms"
         checks += [
             check(

@@ -32,6 +32,7 @@ _READY_S = 20.0
 #: Loading the copies, awaiting the last answers, leaving.
 _CLIENT_EXTRA_S = 60.0
 _HELP_S = 60.0
+_TAIL_LINES = 12
 SCHEDULE_AHEAD = "5ms"
 MODEL = "resnet50"
 #: What `--device cuda:N` is given, besides the config, where the worker has these options.
@@ -139,6 +140,19 @@ class Rig:
         self._workers.stop()
         self._worker = None
 
+    def tails(self) -> str:
+        """The last lines of the worker's log and of those in the newest folder: for a row that failed."""
+        folders = sorted(path for path in self.directory.iterdir() if path.is_dir())
+        logs = [] if self._worker is None else [self._worker[0].log]
+        logs += [log for folder in folders[-1:] for log in sorted(folder.glob("*.log"))]
+        return "\n".join(
+            f"    {log.parent.name}/{log.name}: {line}"
+            for log in dict.fromkeys(logs)
+            for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[
+                -_TAIL_LINES:
+            ]
+        )
+
     def _worker_options(self) -> list[str]:
         if self._options is None:
             wanted = ["--config", str(self.settings.config)] if self.settings.config else []
@@ -207,7 +221,7 @@ class Rig:
             raise ChildFailed(f"the client did not end within {seconds + _CLIENT_EXTRA_S:.0f} s")
         children.forget(client)
         if code != 0:
-            raise ChildFailed(f"the client ended with exit code {code}: {client.last_line()}")
+            raise ChildFailed(f"the client ended with exit code {code}; its error stands above")
         return RunResult.from_dict(json.loads(summary.read_text(encoding="utf-8")))
 
     # --------------------------------------------------------------------------- this run's profile

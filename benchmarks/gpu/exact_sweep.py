@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from exact_live import actions_of, classes_of, exec_ends, infers_of
+from exact_live import actions_of, classes_of, exec_ends, infers_of, prediction_errors
 from exact_rig import Rig, RowFailed, check, read_profile
 
 from slosched.analysis.validation import Delays, measure_delays
@@ -64,11 +64,20 @@ def live(rig: Rig, rate: int) -> dict[str, Any]:
         "noise": noise_of(actions, profile.model(rig.settings.model).exec_ns),
         "profile": asdict(profile),
         "gpu_busy": busy(actions),
+        "prediction": _prediction(actions, profile.model(rig.settings.model).exec_ns),
     }
     live_file = rig.directory / f"slo-exp-1-{rate}.live.json"
     live_file.write_text(json.dumps(found), encoding="utf-8")
     _simulate_beside(rig, rate, live_file)
     return {"figures": found, "checks": []}
+
+
+def _prediction(actions: LogTable, exec_ns: Mapping[int, int]) -> dict[str, Any]:
+    """The same errors as in the row "prediction", under this load; {} of too short a run."""
+    try:
+        return prediction_errors(actions, exec_ns)
+    except RowFailed:
+        return {}
 
 
 def _plain(result: RunResult) -> dict[str, Any]:

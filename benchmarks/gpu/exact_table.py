@@ -189,6 +189,12 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
     missing = document.get("options_not_offered")
     if missing:
         notes.append(f"**The worker did not offer `{' '.join(missing)}`; measured without.**")
+    commits: dict[str, list[str]] = {}
+    for name, row in document["rows"].items():
+        commits.setdefault(row.get("commit", "unknown"), []).append(name)
+    if len(commits) > 1:
+        parts = [f"{commit}: {', '.join(names)}" for commit, names in commits.items()]
+        notes.append(f"The rows were measured at different commits ({'; '.join(parts)}).")
     clocks = document["rows"].get("prediction", {}).get("figures", {}).get("gpu_clock_mhz")
     if clocks and clocks["greatest"]:
         notes.append(

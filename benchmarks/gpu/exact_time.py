@@ -46,7 +46,7 @@ import exact_live  # noqa: E402
 import exact_peers  # noqa: E402
 import exact_sweep  # noqa: E402
 import exact_table  # noqa: E402
-from exact_rig import WORKER_OPTIONS, NotHere, Rig, Row, Settings  # noqa: E402
+from exact_rig import MODEL, WORKER_OPTIONS, NotHere, Rig, Row, Settings  # noqa: E402
 from serving_core import commit, machine_line  # noqa: E402
 from stall_meter import Bounds, StallMeter  # noqa: E402
 
@@ -126,6 +126,7 @@ class Bench:
         self.skipped: dict[str, str] = {}
         self.gpu = gpu_facts(settings)
         self.host = describe_host()
+        self.commit: str = options.commit or commit() or "no checkout"
         self.meter: dict[str, Any] = {}
         self.options_not_offered: list[str] = []
         self.ran_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -181,9 +182,10 @@ class Bench:
             return
         except Exception as error:
             # Whatever is wrong with a row, the others are worth the machine's time.
-            traceback.print_exc()
-            sys.stderr.flush()
+            traceback.print_exc(file=sys.stdout)
             self.failed[name] = f"{type(error).__name__}: {error}"
+            print(rig.tails(), flush=True)
+            rig.stop_worker()  # it may be what failed, or be full of what nobody waits for
             return
         end_ns = now_ns()
         row = {
@@ -191,6 +193,7 @@ class Bench:
             "ran_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": (end_ns - begin_ns) / NS_PER_S,
             "gpu": self.gpu,
+            "commit": self.commit,
             **found,
             **_disturbance(meter, begin_ns, end_ns),
         }
@@ -214,7 +217,7 @@ class Bench:
                 meter = stack.enter_context(StallMeter(Path(directory), cpus=watched))
                 self.meter = {"priority": meter.readings().priority, "cpus": watched}
             except Exception:
-                traceback.print_exc()
+                traceback.print_exc(file=sys.stdout)
                 meter = None
             # A ticker in the real-time class would stand in the way of the loop that is measured.
             os.sched_setaffinity(0, rest)
@@ -230,13 +233,14 @@ class Bench:
             "gpu": self.gpu,
             "machine": self.host,
             "versions": {
-                "slosched": f"{__version__} ({self.options.commit or commit() or 'no checkout'})",
+                "slosched": f"{__version__} ({self.commit})",
                 **{name: _version(name) for name in _LIBRARIES},
             },
             "settings": {
                 "device": self.settings.device,
                 "profile": self.settings.profile if self.settings.emulated else "",
                 "scale": self.settings.scale,
+                "model": self.settings.model,
                 "worker_options": list(self.settings.worker_options),
                 "budget_s": self.options.budget_s,
             },
@@ -313,6 +317,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--worker-options", default=WORKER_OPTIONS, help=f"(default {WORKER_OPTIONS})"
     )
+    parser.add_argument(
+        "--model", default=MODEL, help=f"(default {MODEL}; the goodput row's is always that)"
+    )
     parser.add_argument("--config", type=Path, help="a worker.toml for the worker")
     parser.add_argument("--commit", default="", help="what was measured, where it is no checkout")
     parser.add_argument("--table", action="store_true", help="only write exact_time.md")
@@ -339,6 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         scale=options.scale,
         worker_options=tuple(options.worker_options.split()),
         config=options.config,
+        model=options.model,
     )
     options.out = options.out.resolve()
     options.work = (options.work or options.out).resolve()

@@ -7,6 +7,7 @@ defspec, offapi and msgspec.
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import stat
@@ -52,11 +53,10 @@ def binary() -> Path | None:
 
 
 def main() -> None:
-    import mosec.runtime
-
     unpacked = binary()
     if unpacked is not None:
-        mosec.runtime.get_mosec_path = lambda: unpacked
+        runtime: Any = importlib.import_module("mosec.runtime")
+        runtime.get_mosec_path = lambda: unpacked
     server = mosec.Server()
     server.append_worker(Resnet50, num=1, max_batch_size=MAX_BATCH, max_wait_time=WAIT_MS)
     server.run()

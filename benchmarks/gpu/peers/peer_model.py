@@ -6,8 +6,10 @@ long as the profile says, so that the servers can be tried without a GPU.
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable
+from typing import Any
 
 MAX_BATCH = 16
 
@@ -29,26 +31,24 @@ def _emulated(profile: str) -> Callable[[int], None]:
     return run
 
 
-def resnet50(device: str) -> object:
+def resnet50(device: str) -> Any:
     """The module on the device, in eval mode."""
-    import torch
-    import transformers
-
+    torch: Any = importlib.import_module("torch")
+    transformers: Any = importlib.import_module("transformers")
     torch.manual_seed(0)
     model = transformers.ResNetForImageClassification(transformers.ResNetConfig(num_labels=1000))
     return model.eval().to(device=device, dtype=torch.float16, memory_format=torch.channels_last)
 
 
 def _resnet50(device: str) -> Callable[[int], None]:
-    import torch
-
+    torch: Any = importlib.import_module("torch")
     model = resnet50(device)
     images = torch.rand(MAX_BATCH, 3, 224, 224, device=device, dtype=torch.float16)
     images = images.to(memory_format=torch.channels_last)
 
     def run(batch: int) -> None:
         with torch.inference_mode():
-            model(images[:batch]).logits.float().cpu()  # type: ignore[operator]
+            model(images[:batch]).logits.float().cpu()
 
     # cuDNN looks for its plans once for each shape, and keeps them for the thread.
     for batch in range(1, MAX_BATCH + 1):
