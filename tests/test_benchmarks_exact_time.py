@@ -139,7 +139,7 @@ def test_goodput_is_compared_with_graphs_of_the_sizes_that_ran(tmp_path: Path) -
 
 
 def test_a_cold_requests_latency_loses_its_exec_and_its_own_load(tmp_path: Path) -> None:
-    load = {"action_type": 1, "batch_size": 1}
+    load = {"action_type": 1}
     write_actions(
         tmp_path,
         [
@@ -147,21 +147,24 @@ def test_a_cold_requests_latency_loses_its_exec_and_its_own_load(tmp_path: Path)
             infer(2_003 * MS, 2 * MS, model_id=4, **load),
             infer(2_004 * MS, 3 * MS, model_id=5, **load),
             infer(2_009 * MS, 1 * MS, model_id=4, **load),  # after the answer
-            infer(2_005 * MS, 1 * MS, model_id=4),
+            infer(2_004_500_000, 1 * MS, model_id=4),
         ],
     )
+    cold = {"cold": 1, "exec_ns": MS}
     write_requests(
         tmp_path,
         [
             {"scheduled_ns": 1_000 * MS},
-            {"scheduled_ns": 2_000 * MS, "latency_ns": 5 * MS, "exec_ns": MS, "cold": 1, "model_id": 4},
-            {"scheduled_ns": 2_100 * MS, "latency_ns": MS, "exec_ns": MS, "cold": 1, "model_id": 9},
+            {"scheduled_ns": 2_000 * MS, "latency_ns": 5 * MS, "model_id": 4, **cold},
+            {"scheduled_ns": 2_100 * MS, "latency_ns": MS, "model_id": 9, **cold},
         ],
-    )  # fmt: skip
-    found = exact_cold.cold_figures(tmp_path, 900 * MS)
-    assert found["beyond_exec_and_load_ns"]["n"] == 1
+    )
+    found = exact_cold.cold_figures(tmp_path, tmp_path, 900 * MS)
+    assert found["beyond_exec_and_load_ns"]["n"] == 1 and found["cold_without_a_load"] == 1
     assert found["beyond_exec_and_load_ns"]["p50"] == 2 * MS
-    assert found["cold_without_a_load"] == 1
+    assert found["of_it_before_the_load_ns"]["p50"] == 1 * MS
+    assert found["of_it_between_load_and_exec_ns"]["p50"] == 500 * US
+    assert found["of_it_after_exec_ns"]["p50"] == 500 * US
     # Three loads of 2, 3 and 1 ms ended in the 200 ms that count.
     assert found["pcie_busy"] == pytest.approx(6 / 200)
 
@@ -328,9 +331,9 @@ def test_one_row_on_an_emulated_gpu_and_again(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "exact_time.json").read_text())
     figures = found["rows"]["lateness"]["figures"]
-    # Event time: an emulated GPU starts on the nanosecond, so only a wrong count could show.
-    assert figures["late_ns"]["n"] >= 100 and figures["late_ns"]["max"] == 0
-    assert figures["failed"] == 0 and 0.5 < figures["gpu_busy"] <= 0.9
+    # Event time: an emulated GPU starts on the nanosecond, whenever the host wakes.
+    assert figures["late_ns"]["n"] >= 50 and abs(figures["late_ns"]["p50"]) < 5 * US
+    assert figures["failed"] == 0 and 0.2 < figures["gpu_busy"] <= 0.9
     assert (tmp_path / "exact_time.md").read_text() == exact_table.page(found)
     again = subprocess.run(command, capture_output=True, text=True, timeout=90)
     assert again.returncode == 0 and "lateness: there already" in again.stdout

@@ -201,13 +201,16 @@ class Rig:
         seconds: float,
         *,
         inputs: bool = False,
-        seed: int = 0,
+        log: str = "run",
     ) -> RunResult:
-        """Run a workload to its end. Its log is beside the controller's. Raises ChildFailed."""
-        summary = served.directory / "client.json"
+        """Run a workload to its end; its log goes to the folder `log`. Raises ChildFailed.
+
+        The default is the controller's own run directory, as a reader of both wants it.
+        """
+        summary = served.directory / f"{log}.client.json"
         arguments = [
             "client", served.address, *words, "--inputs" if inputs else "--no-inputs",
-            "--seed", str(seed), "--duration", f"{seconds:g}s", "--json", "--out", str(served.run_dir),
+            "--duration", f"{seconds:g}s", "--json", "--out", str(served.directory / log),
         ]  # fmt: skip
         children = served.children
         client = children.start("client", arguments, summary, stdout=summary)

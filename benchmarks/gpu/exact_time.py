@@ -86,7 +86,7 @@ ROWS: dict[str, Plan] = {
     "slo_exp_600": Plan(_sweep_at(600), 57, 90),
     "slo_exp_1200": Plan(_sweep_at(1200), 57, 90),
     "slo_exp_2400": Plan(_sweep_at(2400), 57, 90),
-    "cold": Plan(exact_cold.cold, 35, 120),
+    "cold": Plan(exact_cold.cold, 48, 140),
     "slo_exp_1": Plan(exact_sweep.judge, 5, 90),
     "peer_slosched": Plan(exact_peers.of_slosched, 62, 110),
     "peer_asyncio": Plan(exact_peers.of_asyncio, 32, 90),
