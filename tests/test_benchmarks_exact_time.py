@@ -26,7 +26,7 @@ import exact_time  # noqa: E402
 
 from slosched.config_file import load_profile  # noqa: E402
 from slosched.loadgen.results import RunResult, StepResult  # noqa: E402
-from slosched.messages import NO_SPAN, InferResult, Span  # noqa: E402
+from slosched.messages import NO_SPAN, GpuStats, InferResult, Span  # noqa: E402
 from slosched.telemetry import action_log, client_log  # noqa: E402
 
 MS = 1_000_000
@@ -73,6 +73,15 @@ def test_an_action_that_came_too_late_to_be_planned_does_not_count() -> None:
     assert found["figures"]["planned_less_than_1_ms_ahead"] == 1
     with pytest.raises(exact_rig.RowFailed, match="3 failed"):
         exact_bare.judge_starts([], 3, least=1)
+
+
+def test_what_the_driver_said_is_summed_up() -> None:
+    stats = [
+        GpuStats(sm_clock_mhz=mhz, power_mw=300_000, throttle_reasons=4) for mhz in (1900, 1980)
+    ]
+    found = exact_bare.gpu_meanwhile(stats)
+    assert found["sm_clock_mhz"]["p50"] == 1940 and found["throttle_reasons"] == [4]
+    assert exact_bare.gpu_meanwhile([]) == {}
 
 
 # ---------------------------------------------------------------------------------- what logs say
@@ -247,6 +256,9 @@ def test_the_page_says_what_was_missed_failed_and_left_out() -> None:
     assert "| lateness | < 5 us | 6 us | **missed** | lateness | it stood still |" in text
     assert "| row cold |  | failed | **not measured** | cold | RowFailed: a / b c |" in text
     assert "row peer_mosec" in text and "a GPU, driver 1.2" in text
+    figures = {"gpu": exact_bare.gpu_meanwhile([GpuStats(sm_clock_mhz=1980, throttle_reasons=4)])}
+    lateness = {"checks": [], "figures": figures}
+    assert "SM clock 1980 MHz" in exact_table.page(document(rows={"lateness": lateness}))
     assert "did not offer `--dtype float16`" in text and "dry run" not in text
 
 

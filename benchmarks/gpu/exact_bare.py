@@ -21,6 +21,7 @@ from slosched.messages import (
     ControllerHello,
     ControllerToWorker,
     ErrorResult,
+    GpuStats,
     Heartbeat,
     HeartbeatAck,
     Infer,
@@ -58,6 +59,7 @@ class BareController:
         self.dealer = Dealer(f"127.0.0.1:{port}")
         self.session = -1
         self.clock_offsets_ns: list[int] = []  # what the worker holds our clock to be off by
+        self.gpu_stats: list[GpuStats] = []
         self._next_action = 0
 
     def __enter__(self) -> BareController:
@@ -83,6 +85,7 @@ class BareController:
                 received_ns = now_ns()
                 self.send(HeartbeatAck(message.sent_ns, received_ns, now_ns()))
                 self.clock_offsets_ns.append(message.clock_offset_ns)
+                self.gpu_stats += message.gpus
             else:
                 found.append(message)
         return found
@@ -238,7 +241,17 @@ def lateness(rig: Rig) -> dict[str, Any]:
         end_ns = now_ns()
     judged = judge_starts(started, errors, least=count)
     judged["figures"]["clock_offsets_ns"] = spread(bare.clock_offsets_ns)
+    judged["figures"]["gpu"] = gpu_meanwhile(bare.gpu_stats)
     return judged | {"window_ns": [begin_ns, end_ns]}
+
+
+def gpu_meanwhile(stats: Sequence[GpuStats]) -> dict[str, Any]:
+    """What the driver said of the GPU while the row ran; {} where the worker does not ask it."""
+    if not stats:
+        return {}
+    names = ("sm_clock_mhz", "memory_clock_mhz", "power_mw", "temperature_c", "sm_percent")
+    found: dict[str, Any] = {name: spread([getattr(s, name) for s in stats]) for name in names}
+    return found | {"throttle_reasons": sorted({s.throttle_reasons for s in stats})}
 
 
 def _offer(

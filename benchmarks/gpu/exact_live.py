@@ -186,7 +186,7 @@ def goodput(rig: Rig) -> dict[str, Any]:
         bound = slo == "50ms"
         checks += [
             check(
-                f"goodput at SLO {slo} over the back-to-back graph rate",
+                f"goodput at SLO {slo} over the back-to-back graph rate ({reference['of']})",
                 scaled(found["of_graph_rate"], 0.01), "%", ">= 90" if bound else "",
             ),
             check(f"GPU busy at SLO {slo}", 100 * found["gpu_busy"], "%", ">= 95" if bound else ""),

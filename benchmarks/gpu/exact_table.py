@@ -195,6 +195,13 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
     if len(commits) > 1:
         parts = [f"{commit}: {', '.join(names)}" for commit, names in commits.items()]
         notes.append(f"The rows were measured at different commits ({'; '.join(parts)}).")
+    gpu = document["rows"].get("lateness", {}).get("figures", {}).get("gpu")
+    if gpu:
+        notes.append(
+            f"During the row lateness the driver said: SM clock {gpu['sm_clock_mhz']['p50']:.0f} MHz, "
+            f"{gpu['power_mw']['p50'] / 1000:.0f} W, {gpu['temperature_c']['max']:.0f} degrees at most, "
+            f"throttle reasons {', '.join(f'{mask:#x}' for mask in gpu['throttle_reasons'])}."
+        )
     clocks = document["rows"].get("prediction", {}).get("figures", {}).get("gpu_clock_mhz")
     if clocks and clocks["greatest"]:
         notes.append(

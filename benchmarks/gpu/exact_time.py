@@ -125,7 +125,7 @@ class Bench:
         self.failed: dict[str, str] = {}
         self.skipped: dict[str, str] = {}
         self.gpu = gpu_facts(settings)
-        self.host = describe_host()
+        self.host = {k: v for k, v in describe_host().items() if k != "hostname"}
         self.commit: str = options.commit or commit() or "no checkout"
         self.meter: dict[str, Any] = {}
         self.options_not_offered: list[str] = []
@@ -183,7 +183,8 @@ class Bench:
         except Exception as error:
             # Whatever is wrong with a row, the others are worth the machine's time.
             traceback.print_exc(file=sys.stdout)
-            self.failed[name] = f"{type(error).__name__}: {error}"
+            said = str(error).replace(str(self.work), "WORK")
+            self.failed[name] = f"{type(error).__name__}: {said}"
             print(rig.tails(), flush=True)
             rig.stop_worker()  # it may be what failed, or be full of what nobody waits for
             return

@@ -20,7 +20,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -78,8 +78,7 @@ class _Connection(asyncio.Protocol):
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
 
     def send(self, request: bytes, done: Done) -> None:
         assert self._transport is not None
@@ -307,7 +306,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="chooses the arrivals (default 0)")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     options = parser.parse_args()
-    cells = asyncio.run(run(options))
+    try:
+        import uvloop
+    except ImportError:
+        cells = asyncio.run(run(options))
+    else:
+        cells = uvloop.run(run(options))
     options.out.write_text(json.dumps(cells), encoding="utf-8")
     return 0
 
