@@ -153,3 +153,19 @@ def test_closing_ends_the_thread_even_in_the_middle_of_a_job() -> None:
     background.close(5.0)
     assert not background._thread.is_alive()
     background.close()
+
+
+def test_a_job_may_pause_after_its_slice_is_over(background: Background) -> None:
+    """Its own stop is Python too, and must not be stopped by the hook."""
+    rounds = 0
+
+    def job() -> None:
+        nonlocal rounds
+        for _ in range(200):
+            time.sleep(0.0003)  # the slice is over when it comes back
+            background.pause()
+            rounds += 1
+
+    background.submit(job)
+    work(background, lambda: not background.pending, slice_ns=100_000)
+    assert rounds == 200

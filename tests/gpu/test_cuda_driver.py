@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("cuda.bindings")
 
-from slosched.daemon.backends.cuda.bindings import CudaDriver
-from slosched.daemon.backends.cuda.driver import OutOfDeviceMemory
+from slosched.daemon.backends.cuda.bindings import CudaDriver  # noqa: E402
+from slosched.daemon.backends.cuda.driver import OutOfDeviceMemory  # noqa: E402
 
 
 @pytest.fixture(scope="module")

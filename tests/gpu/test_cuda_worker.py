@@ -12,12 +12,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("cuda.bindings")
 
-from slosched.codes import Code
-from slosched.config import ModelSource, WorkerConfig
-from slosched.daemon.backends.cuda.backend import CudaBackend
-from slosched.daemon.backends.sources import loadable_specs
-from slosched.daemon.worker import WorkerServer
-from slosched.messages import (
+from slosched.codes import Code  # noqa: E402
+from slosched.config import ModelSource, WorkerConfig  # noqa: E402
+from slosched.daemon.backends.cuda.backend import CudaBackend  # noqa: E402
+from slosched.daemon.backends.cuda.driver import Block  # noqa: E402
+from slosched.daemon.backends.sources import loadable_specs  # noqa: E402
+from slosched.daemon.worker import WorkerServer  # noqa: E402
+from slosched.messages import (  # noqa: E402
     PROTOCOL_VERSION,
     ControllerHello,
     ErrorResult,
@@ -30,8 +31,8 @@ from slosched.messages import (
     LoadWeightsResult,
     WorkerWelcome,
 )
-from slosched.units import NS_PER_MS, NS_PER_S
-from worker_rig import FOREVER_NS, BareController
+from slosched.units import NS_PER_MS, NS_PER_S  # noqa: E402
+from worker_rig import FOREVER_NS, BareController  # noqa: E402
 
 INCARNATIONS = count(1)
 #: name -> (model, tolerance, inputs as a share of the largest output)
@@ -45,17 +46,21 @@ HALF = (
 )
 
 
+class _View:
+    """A block as torch can see it."""
+
+    def __init__(self, block: Block) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (block.nbytes,), "typestr": "|u1", "data": (block.address, False), "version": 3,
+        }  # fmt: skip
+
+
 def poison(backend: CudaBackend) -> None:
     """Nothing that lies in the cache or in active weights may help."""
     torch.cuda.synchronize()
     cache = backend._gpu._copies._cache
 
-    class _View:
-        __cuda_array_interface__ = {
-            "shape": (cache.nbytes,), "typestr": "|u1", "data": (cache.address, False), "version": 3,
-        }  # fmt: skip
-
-    torch.as_tensor(_View(), device="cuda").fill_(0xFF)
+    torch.as_tensor(_View(cache), device="cuda").fill_(0xFF)
     for program in backend._programs.values():
         weights = getattr(program, "_weights", None)
         if hasattr(weights, "block"):

@@ -58,7 +58,7 @@ class CudaBackend:
         self.device_name = str(device)
         torch.cuda.set_device(device)
         self._driver = CudaDriver(device.index or 0)
-        exec_stream = self._driver.stream(_EXEC_PRIORITY)
+        exec_stream = self._exec_stream = self._driver.stream(_EXEC_PRIORITY)
         capture = self._driver.stream(_EXEC_PRIORITY)
         self._streams = TorchStreams(self._driver, device, exec_stream, capture)
         self._models = Models(config, self._driver, self._streams, capture)
@@ -162,8 +162,10 @@ class CudaBackend:
         try:
             next(self._warming)
             return False
-        except (StopIteration, RuntimeError):
-            pass  # what fails here fails again, and is reported, in an op
+        except StopIteration:
+            pass
+        except Exception as error:  # a model may raise anything; it will again, in an op
+            self._notes.append(f"{effect.name} failed in its first run: {error!r}")
         self._warming = None
         del self._ordered[event.action_id]
         ids = self._ids.setdefault(effect.name, set())
@@ -177,7 +179,7 @@ class CudaBackend:
         program = self._programs[name]
         for batch in program.classes:
             if not program.captured(batch):
-                program.launch(program.sets(batch)[0], None)
+                program.launch(program.sets(batch)[0], self._exec_stream)
                 yield
 
     def release(self, effect: ReleaseModel) -> None:

@@ -48,8 +48,11 @@ class Background:
     ) -> None:
         self._enter, self._report, self._clock = enter, report, clock
         self._jobs: deque[Job] = deque()
-        self._go = threading.Semaphore(0)
-        self._stopped = threading.Semaphore(0)
+        # Two locks as signals: each is released by one side exactly once before the other takes it
+        # again. They are single calls into C, so no Python of ours is cut in the middle of one.
+        self._go, self._stopped = threading.Lock(), threading.Lock()
+        self._go.acquire()
+        self._stopped.acquire()
         self._over_ns = 0  # when the present slice ends
         self._out = False  # a slice was given and its end not yet seen
         self._busy = False
@@ -104,11 +107,11 @@ class Background:
     @contextmanager
     def uncut(self) -> Iterator[None]:
         """Within it the slice does not end: for what is timed, and takes less than 100 us."""
-        self._uncut = True
+        uncut, self._uncut = self._uncut, True
         try:
             yield
         finally:
-            self._uncut = False
+            self._uncut = uncut
 
     def until_idle(self, for_ns: int, patience_ns: int = 50 * NS_PER_MS) -> None:
         """Called by a job: go on when the loop says that the device will be idle for `for_ns`.
@@ -126,8 +129,10 @@ class Background:
         self._needs_idle_ns = 0
 
     def _stop(self) -> None:
+        uncut, self._uncut = self._uncut, True  # the hook must not stop us while we stop
         self._stopped.release()
         self._go.acquire()
+        self._uncut = uncut
 
     def _hook(self, frame: FrameType, event: str, argument: object) -> None:
         if not self._uncut and self._clock() > self._over_ns:

@@ -140,14 +140,25 @@ class TorchProgram:
         # would hold up what is being served. Thread-local: the loop goes on calling CUDA meanwhile.
         with _cuda.stream(self._streams.capture):
             graph.capture_begin(pool=self._streams.pool, capture_error_mode="thread_local")
+            self._kept.append(graph)  # torch's allocator asks it even after it has failed
             try:
                 output = self._forward(inputs)
             except BaseException:
-                _abandon(graph)
+                self._abandon(graph)
                 raise
             graph.capture_end()
-        self._kept.append(graph)
         return graph.replay, output
+
+    def _abandon(self, graph: Any) -> None:
+        """End a capture that failed, so that stream and memory pool can be used again."""
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            # Torch leaves the pool marked as being captured into (CUDAGraph::capture_end raises before
+            # it says otherwise), and would then defer what it frees for ever.
+            end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+            if end is not None:
+                end(self._streams.device.index or 0, self._streams.pool)
 
     def _plain(
         self, inputs: torch.Tensor, like: torch.Tensor
@@ -158,14 +169,6 @@ class TorchProgram:
             output.copy_(self._forward(inputs), non_blocking=True)
 
         return run, output
-
-
-def _abandon(graph: Any) -> None:
-    """End a capture that failed, so that its stream can be used again."""
-    try:
-        graph.capture_end()
-    except RuntimeError:
-        return
 
 
 def _first_line(error: Exception) -> str:
