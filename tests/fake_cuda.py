@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from slosched.daemon.backends.cuda.driver import Block, DeviceFault, Event, Stream
-from slosched.daemon.backends.cuda.program import BufferSet
+from slosched.daemon.backends.cuda.program import BufferSet, Copies
 
 MS = 1_000_000
 #: A reading of the clock takes this long, so that whoever spins gets on.
@@ -155,6 +155,7 @@ class FakeProgram:
         self.active = driver.device_block(weights_bytes).address
         self._sets = {batch: tuple(self._set(batch) for _ in range(2)) for batch in self.classes}
         self.launches: list[tuple[int, int]] = []  # (begin, end) of each run
+        self.aimed: dict[int, Copies] = {}
         self.raises: Exception | None = None
 
     def _set(self, batch: int) -> BufferSet:
@@ -162,7 +163,7 @@ class FakeProgram:
         pinned = self._driver.pinned_block
         return BufferSet(
             batch, block(batch * ROW_IN).address, block(batch * ROW_OUT).address, ROW_IN, ROW_OUT,
-            pinned(batch * ROW_IN), pinned(batch * ROW_OUT),
+            pinned(batch * ROW_IN), pinned(batch * ROW_OUT), FakeEvent(), FakeEvent(),
         )  # fmt: skip
 
     def sets(self, batch: int) -> tuple[BufferSet, ...]:
@@ -171,10 +172,16 @@ class FakeProgram:
     def captured(self, batch: int) -> bool:
         return True
 
+    def aim(self, buffers: BufferSet, copies: Copies) -> None:
+        self.aimed[id(buffers)] = copies
+
     def launch(self, buffers: BufferSet, stream: Stream) -> None:
         if self.raises is not None:
             raise self.raises
         driver, batch = self._driver, buffers.batch
+        driver.record(buffers.started, stream)
+        for to, source, nbytes in self.aimed[id(buffers)]:
+            driver.copy(to, source, nbytes, stream)
 
         def action() -> None:
             weights = driver.at(self.active, self.weights_bytes).tobytes()
@@ -185,4 +192,5 @@ class FakeProgram:
                 outputs[row * ROW_OUT : (row + 1) * ROW_OUT] = np.frombuffer(answer, np.uint8)
 
         driver.enqueue(stream, self.exec_ns[batch], action)
+        driver.record(buffers.ended, stream)
         self.launches.append((stream.free_ns - self.exec_ns[batch], stream.free_ns))

@@ -206,6 +206,8 @@ class WorkerConfig:
     #: The core that the loop's thread stays on, of several processes the first's; -1: any.
     cpu: int = -1
     gc: str = "idle"  # one of GC_MODES
+    #: A real GPU's loop never sleeps: a wake-up less for what comes to an idle worker, for all of a core.
+    busy_poll: bool = False
 
     def __post_init__(self) -> None:
         if self.host_images < 1 or self.host_cache_bytes < 0:

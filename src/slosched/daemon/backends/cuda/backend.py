@@ -31,11 +31,14 @@ from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
 #: The priorities of what runs: an exec goes before whatever is prepared or copied beside it.
 _EXEC_PRIORITY = -2
-#: Closer than this to a start the loop spins instead of sleeping.
-_SPIN_NS = 300 * NS_PER_US
-#: For so long it spins without a look at the socket; shorter while copies want to be looked after.
-_SPIN_AT_MOST_NS = 100 * NS_PER_US
+#: Closer than this to a start or an end the loop begins no turn, which may take as long (a message is
+#: 60 to 100 us), but spins until it has come: for so much longer at most.
+_TURN_NS = 200 * NS_PER_US
+_OVERDUE_NS = 100 * NS_PER_US
+#: While copies want to be looked after too.
 _SPIN_COPYING_NS = 30 * NS_PER_US
+#: Closer than this to a start the loop does not sleep.
+_AWAKE_NS = 400 * NS_PER_US
 #: How often the driver is asked for utilisation, memory, power and energy.
 _SAMPLE_EVERY_NS = NS_PER_S
 #: The background thread gets a slice at least so often, whatever the load.
@@ -74,13 +77,14 @@ class CudaBackend:
                 f"weights_cache_bytes {cache_bytes} holds no page of {config.page_bytes} bytes"
             )
         self.gpus = (GpuInfo(0, torch.cuda.get_device_name(device), pages, config.page_bytes),)
+        self._cache = self._driver.device_block(pages * config.page_bytes)
         uuid = str(torch.cuda.get_device_properties(device).uuid)
         self._nvml = Nvml(uuid=uuid)
         self._stats: tuple[GpuStats, ...] = ()
         self._sample_due_ns = 0
         self._gpu = CudaDevice(
             self._driver, self._programs, self._images.images,
-            cache=self._driver.device_block(pages * config.page_bytes),
+            cache=self._cache,
             page_bytes=config.page_bytes, stream=exec_stream,
             read_clock_mhz=self._nvml.clock_mhz,
         )  # fmt: skip
@@ -94,6 +98,7 @@ class CudaBackend:
         self._warming: Iterator[None] | None = None
         self._ids: dict[str, set[int]] = {}
         self._sliced_ns = 0
+        self._never_sleeps = config.busy_poll
 
     def _enter(self) -> None:
         self._driver.use_in_this_thread()
@@ -138,11 +143,12 @@ class CudaBackend:
                 background.slice(budget_ns)
                 self._sliced_ns = now_ns()
                 return True
-        if gpu.running or spare_ns < _SPIN_NS:
-            at_most_ns = _SPIN_COPYING_NS if gpu.copying else _SPIN_AT_MOST_NS
-            gpu.spin(now + at_most_ns)
+        if spare_ns < _TURN_NS:
+            for_ns = max(spare_ns, 0) + _OVERDUE_NS
+            gpu.spin(now + (min(for_ns, _SPIN_COPYING_NS) if gpu.copying else for_ns))
             return True
-        return gpu.copying or background.pending
+        awake = gpu.running or gpu.copying or spare_ns < _AWAKE_NS
+        return self._never_sleeps or awake or background.pending
 
     def glance(self) -> None:
         """Between two messages: start what is due."""
@@ -179,7 +185,9 @@ class CudaBackend:
         program = self._programs[name]
         for batch in program.classes:
             if not program.captured(batch):
-                program.launch(program.sets(batch)[0], self._exec_stream)
+                buffers = program.sets(batch)[0]
+                program.aim(buffers, ())
+                program.launch(buffers, self._exec_stream)
                 yield
 
     def release(self, effect: ReleaseModel) -> None:
@@ -266,7 +274,7 @@ class CudaBackend:
         note: Callable[[str], None] | None = None,
     ) -> ModelProfile:
         """Build `name` and measure it; it can run afterwards. In the background thread."""
-        source = self._models.build(name)
+        source = self._models.build(name, self._cache)
         images = self._images
         if name not in images.images:
             images.provide(name, source.weights, copies)

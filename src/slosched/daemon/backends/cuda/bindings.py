@@ -34,6 +34,9 @@ _OK = _cuda.cudaError_t.cudaSuccess
 _NOT_READY = _cuda.cudaError_t.cudaErrorNotReady
 _NO_MEMORY = _cuda.cudaError_t.cudaErrorMemoryAllocation
 _KIND = _cuda.cudaMemcpyKind.cudaMemcpyDefault
+_DEVICE_TO_DEVICE = _cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+_EXTERNAL = 1  # cudaEventRecordExternal: in a capture, a node that records the event at each launch
+_THREAD_LOCAL = _cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
 _NON_BLOCKING = 1  # cudaStreamNonBlocking: waits for nothing on the default stream
 _PORTABLE = 1  # cudaHostAllocPortable
 
@@ -43,22 +46,17 @@ class CudaDriver:
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self._call(_cuda.cudaSetDevice(index), "open")
+        _checked(_cuda.cudaSetDevice(index), "open")
 
     def use_in_this_thread(self) -> None:
         """CUDA keeps the current device per thread; every thread that calls must say so once."""
-        self._call(_cuda.cudaSetDevice(self.index), "open")
-
-    def _call(self, answer: tuple[Any, ...], what: str) -> Any:
-        if answer[0] != _OK:
-            raise _fault(answer[0], what)
-        return answer[1] if len(answer) > 1 else None
+        _checked(_cuda.cudaSetDevice(self.index), "open")
 
     def stream(self, priority: int) -> Stream:
         least, greatest = self._range()
         chosen = max(min(priority, least), greatest)
         answer = _cuda.cudaStreamCreateWithPriority(_NON_BLOCKING, chosen)
-        return self._call(answer, "make a stream")
+        return _checked(answer, "make a stream")
 
     def _range(self) -> tuple[int, int]:
         error, least, greatest = _cuda.cudaDeviceGetStreamPriorityRange()
@@ -67,12 +65,24 @@ class CudaDriver:
         return int(least), int(greatest)
 
     def event(self) -> Event:
-        return self._call(_cuda.cudaEventCreate(), "make an event")
+        return _checked(_cuda.cudaEventCreate(), "make an event")
 
     def record(self, event: Event, stream: Stream) -> None:
         error = _cuda.cudaEventRecord(event, stream)[0]
         if error != _OK:
             raise _fault(error, "record an event")
+
+    def record_inside(self, event: Event, stream: Stream) -> None:
+        """In a capture: each launch of the graph records the event there."""
+        _checked(_cuda.cudaEventRecordWithFlags(event, stream, _EXTERNAL), "record an event")
+
+    def begin_capture(self, stream: Stream) -> None:
+        """What this thread gives to `stream` from now on becomes a graph."""
+        _checked(_cuda.cudaStreamBeginCapture(stream, _THREAD_LOCAL), "begin a capture")
+
+    def end_capture(self, stream: Stream) -> Any:
+        """The graph. Raises DeviceFault if something in between cannot be captured."""
+        return _checked(_cuda.cudaStreamEndCapture(stream), "capture")
 
     def done(self, event: Event) -> bool:
         error = _cuda.cudaEventQuery(event)[0]
@@ -83,10 +93,10 @@ class CudaDriver:
         raise _fault(error, "run")
 
     def elapsed_ns(self, start: Event, end: Event) -> int:
-        return int(self._call(_cuda.cudaEventElapsedTime(start, end), "take the time") * NS_PER_MS)
+        return int(_checked(_cuda.cudaEventElapsedTime(start, end), "take the time") * NS_PER_MS)
 
     def wait(self, stream: Stream, event: Event) -> None:
-        self._call(_cuda.cudaStreamWaitEvent(stream, event, 0), "wait for an event")
+        _checked(_cuda.cudaStreamWaitEvent(stream, event, 0), "wait for an event")
 
     def copy(self, to: int, source: int, nbytes: int, stream: Stream) -> None:
         error = _cuda.cudaMemcpyAsync(to, source, nbytes, _KIND, stream)[0]
@@ -94,24 +104,73 @@ class CudaDriver:
             raise _fault(error, "copy")
 
     def device_block(self, nbytes: int) -> Block:
-        address = self._call(_cuda.cudaMalloc(nbytes), f"allocate {nbytes} bytes")
+        address = _checked(_cuda.cudaMalloc(nbytes), f"allocate {nbytes} bytes")
         return Block(int(address), nbytes)
 
     def pinned_block(self, nbytes: int) -> Block:
         answer = _cuda.cudaHostAlloc(nbytes, _PORTABLE)
-        address = int(self._call(answer, f"pin {nbytes} bytes of host memory"))
+        address = int(_checked(answer, f"pin {nbytes} bytes of host memory"))
         view = memoryview((ctypes.c_uint8 * nbytes).from_address(address)).cast("B")
         return Block(address, nbytes, np.frombuffer(view, np.uint8))
 
     def free(self, block: Block) -> None:
         release = _cuda.cudaFree if block.host is None else _cuda.cudaFreeHost
-        self._call(release(block.address), "free memory")
+        _checked(release(block.address), "free memory")
 
     def free_bytes(self) -> int:
         error, free, _ = _cuda.cudaMemGetInfo()
         if error != _OK:
             raise _fault(error, "ask for free memory")
         return int(free)
+
+
+class CudaGraph:
+    """A captured graph that can be launched, and whose one copy to `to` can be aimed elsewhere.
+
+    Raises DeviceFault if `graph` cannot be instantiated, or has no such copy.
+    """
+
+    def __init__(self, graph: Any, to: int) -> None:
+        # Priorities are kept per node (from the capture stream) only if asked for.
+        flags = _cuda.cudaGraphInstantiateFlags.cudaGraphInstantiateFlagUseNodePriority
+        self._graph = graph  # its nodes name what is changed
+        self._node = _copy_node(graph, to)
+        self._executable = _checked(_cuda.cudaGraphInstantiate(graph, flags), "make a graph")
+
+    def aim(self, to: int, source: int, nbytes: int) -> None:
+        """The next launch copies these. One that runs is not changed."""
+        error = _cuda.cudaGraphExecMemcpyNodeSetParams1D(
+            self._executable, self._node, to, source, nbytes, _DEVICE_TO_DEVICE
+        )[0]
+        if error != _OK:
+            raise _fault(error, "change a graph")
+
+    def launch(self, stream: Stream) -> None:
+        error = _cuda.cudaGraphLaunch(self._executable, stream)[0]
+        if error != _OK:
+            raise _fault(error, "launch a graph")
+
+
+def _copy_node(graph: Any, to: int) -> Any:
+    error, _, count = _cuda.cudaGraphGetNodes(graph)
+    if error != _OK:
+        raise _fault(error, "list a graph's nodes")
+    error, nodes, _ = _cuda.cudaGraphGetNodes(graph, count)
+    if error != _OK:
+        raise _fault(error, "list a graph's nodes")
+    for node in nodes[:count]:
+        kind = _checked(_cuda.cudaGraphNodeGetType(node), "look at a node")
+        if kind == _cuda.cudaGraphNodeType.cudaGraphNodeTypeMemcpy:
+            params = _checked(_cuda.cudaGraphMemcpyNodeGetParams(node), "look at a copy")
+            if int(params.dstPtr.ptr) == to:
+                return node
+    raise DeviceFault("a captured graph has lost the copy of its weights")
+
+
+def _checked(answer: tuple[Any, ...], what: str) -> Any:
+    if answer[0] != _OK:
+        raise _fault(answer[0], what)
+    return answer[1] if len(answer) > 1 else None
 
 
 def _fault(error: Any, what: str) -> DeviceFault | OutOfDeviceMemory:

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slosched.daemon.backends.cuda.driver import Driver, Stream
-from slosched.daemon.backends.cuda.program import BufferSet
+from slosched.daemon.backends.cuda.bindings import CudaDriver
+from slosched.daemon.backends.cuda.driver import Block, Stream
+from slosched.daemon.backends.cuda.program import BufferSet, Copies
+from slosched.daemon.backends.cuda.runs import PAD_BYTES, GraphRun, PlainRun, Run
 from slosched.errors import MissingPackage
 
 try:
@@ -52,9 +54,11 @@ class CupyModel:
 class CupyProgram:
     """The program of `model`; `image()` is its weights as one flat block."""
 
-    def __init__(self, name: str, model: CupyModel, driver: Driver, capture: Stream) -> None:
-        self.name, self._model, self._driver = name, model, driver
-        self._capture_stream = cupy.cuda.ExternalStream(int(capture))
+    def __init__(
+        self, name: str, model: CupyModel, driver: CudaDriver, capture: Stream, place: Block
+    ) -> None:
+        self.name, self._model, self._driver, self._place = name, model, driver, place
+        self._raw_capture, self._capture_stream = capture, cupy.cuda.ExternalStream(int(capture))
         self._places: dict[str, tuple[int, Array]] = {}
         end = 0
         for key, array in model.weights.items():
@@ -62,14 +66,14 @@ class CupyProgram:
             self._places[key] = (begin, array)
             end = begin + array.nbytes
         self.weights_bytes = max(end, 1)
-        self._block = driver.device_block(self.weights_bytes)
+        self._block = driver.device_block(self.weights_bytes + PAD_BYTES)
         self.active = self._block.address
         self._weights = {
             key: self._view(self.active + begin, array.shape, array.dtype)
             for key, (begin, array) in self._places.items()
         }
         self._sets: dict[int, tuple[BufferSet, ...]] = {}
-        self._runs: dict[int, Callable[[Any], None]] = {}
+        self._runs: dict[int, Run] = {}
         self._graphs: dict[int, bool] = {}
         self._kept: list[Any] = []
         # Intermediates come from a pool of their own, and go back to it alone: what a graph writes on
@@ -97,12 +101,17 @@ class CupyProgram:
     def captured(self, batch: int) -> bool:
         return self._graphs[batch]
 
+    def aim(self, buffers: BufferSet, copies: Copies) -> None:
+        self._runs[id(buffers)].aim(copies)
+
     def launch(self, buffers: BufferSet, stream: Stream) -> None:
+        self._runs[id(buffers)].launch(stream)
+
+    def _wrapped(self, stream: Stream) -> Any:
         pointer = int(stream)
-        wrapped = self._streams.get(pointer)
-        if wrapped is None:
-            wrapped = self._streams[pointer] = cupy.cuda.ExternalStream(pointer)
-        self._runs[id(buffers)](wrapped)
+        if pointer not in self._streams:
+            self._streams[pointer] = cupy.cuda.ExternalStream(pointer)
+        return self._streams[pointer]
 
     # ------------------------------------------------------------------------ preparation
 
@@ -122,21 +131,15 @@ class CupyProgram:
                 output = self._forward(inputs[0])
             stream.synchronize()
         self.output_shape, self.output_dtype = tuple(output.shape[1:]), str(output.dtype)
-        runs = []
-        for each in inputs:
-            block = self._driver.device_block(output.nbytes)
-            self._kept.append(block)
-            out = self._view(block.address, output.shape, output.dtype)
-            runs.append((self._run_of(each, out, batch, capture=capture), out))
-        captured = capture and not self.not_captured
-        if not captured:
-            runs = [
-                (self._plain(each, out), out) for each, (_, out) in zip(inputs, runs, strict=True)
-            ]
-        self._graphs[batch] = captured
+        sets: list[BufferSet] = []
+        if capture and not self.not_captured:
+            try:
+                sets = [self._capture(batch, sample, each, output) for each in inputs]
+            except Exception as error:  # CuPy's own kinds, and NotImplementedError for cuBLAS
+                self.not_captured = f"batch {batch}: {error}"
+        self._graphs[batch] = bool(sets)
         self._sets[batch] = tuple(
-            self._buffers(batch, sample, each, run, out)
-            for each, (run, out) in zip(inputs, runs, strict=True)
+            sets or [self._plain(batch, sample, each, output) for each in inputs]
         )
 
     def drop_class(self, batch: int) -> None:
@@ -157,38 +160,47 @@ class CupyProgram:
             output = self._model.run(self._weights, batch)
             return cupy.ascontiguousarray(output.astype(cupy.float32, copy=False))
 
-    def _run_of(self, inputs: Any, out: Any, batch: int, *, capture: bool) -> Callable[[Any], None]:
-        if capture and not self.not_captured:
-            stream = self._capture_stream
-            try:
-                with stream:
-                    stream.begin_capture(cupy.cuda.runtime.streamCaptureModeThreadLocal)
-                    try:
-                        result = self._forward(inputs)
-                        cupy.copyto(out, result)
-                    finally:
-                        graph = stream.end_capture()
-                self._kept += [graph, result]
-                return lambda on: graph.launch(on)
-            except Exception as error:  # CuPy's own kinds, and NotImplementedError for cuBLAS
-                self.not_captured = f"batch {batch}: {error}"
-        return self._plain(inputs, out)
+    def _output_like(self, output: Any) -> Any:
+        block = self._driver.device_block(max(1, output.nbytes))
+        self._kept.append(block)
+        return self._view(block.address, output.shape, output.dtype)
 
-    def _plain(self, inputs: Any, out: Any) -> Callable[[Any], None]:
-        def run(on: Any) -> None:
-            with on:
+    def _capture(self, batch: int, sample: Array, inputs: Any, like: Any) -> BufferSet:
+        driver, stream = self._driver, self._raw_capture
+        started, ended = driver.event(), driver.event()
+        out = self._output_like(like)
+        result = None
+        with self._capture_stream:
+            driver.begin_capture(stream)
+            try:
+                driver.record_inside(started, stream)
+                nbytes = min(self.weights_bytes, self._place.nbytes)
+                driver.copy(self.active, self._place.address, nbytes, stream)
+                result = self._forward(inputs)
+                cupy.copyto(out, result)
+                driver.record_inside(ended, stream)
+            finally:
+                graph = driver.end_capture(stream)
+        self._kept += [graph, result]
+        run = GraphRun(driver, graph, self.active, self.weights_bytes, started, ended)
+        return self._buffers(batch, sample, inputs, out, run)
+
+    def _plain(self, batch: int, sample: Array, inputs: Any, like: Any) -> BufferSet:
+        out = self._output_like(like)
+
+        def run(stream: Stream) -> None:
+            with self._wrapped(stream):
                 cupy.copyto(out, self._forward(inputs))
 
-        return run
+        return self._buffers(batch, sample, inputs, out, PlainRun(self._driver, run))
 
-    def _buffers(
-        self, batch: int, sample: Array, inputs: Any, run: Callable[[Any], None], output: Any
-    ) -> BufferSet:
+    def _buffers(self, batch: int, sample: Array, inputs: Any, output: Any, run: Run) -> BufferSet:
         row_in, row_out = sample.nbytes // batch, output.nbytes // batch
         buffers = BufferSet(
             batch, inputs.data.ptr, output.data.ptr, row_in, row_out,
             self._driver.pinned_block(max(1, row_in * batch)),
             self._driver.pinned_block(max(1, row_out * batch)),
+            run.started, run.ended,
         )  # fmt: skip
         self._runs[id(buffers)] = run
         self._kept += [buffers, inputs, output]

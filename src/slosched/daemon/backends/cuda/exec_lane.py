@@ -4,27 +4,24 @@ The brain hands over each exec a moment ahead (`arm`). The lane starts it at its
 notices the end of the one before, whichever is later: between noticing and the launch call there is no
 decision, no allocation and no message (0.3 to 0.5 us, H200). Only after the launch is the end reported.
 
-An exec is, on one stream: the instance's weights into the architecture's active ones, then the graph. So
-whatever it takes is measured by two events round both, and is what the next one is predicted to take.
+An exec is the instance's weights into the architecture's active ones, then the model: for a captured one
+both are one CUDA graph, and the events round them lie in it. So what is measured is what the device took,
+to the microsecond, whatever held up the host between two calls.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from slosched.clock import Clock
 from slosched.codes import Code
 from slosched.core.worker.interface import Op, OpDone
 from slosched.daemon.backends.cuda.driver import DeviceFault, Driver, Event, Stream
-from slosched.daemon.backends.cuda.program import BufferSet, Program, Use
+from slosched.daemon.backends.cuda.program import BufferSet, Copies, Program, Use
 from slosched.messages import Span
 from slosched.units import format_duration
-
-#: (to, from, bytes)
-Copies = Sequence[tuple[int, int, int]]
-_EVENT_PAIRS = 4  # one runs, one is armed, one has ended and is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +43,12 @@ class _Exec:
     op: Op
     program: Program
     batch: int
-    buffers: (
-        BufferSet | None
-    )  # None: it brings no inputs, and any set that holds no outputs will do
+    buffers: BufferSet | None  # None: it brings no inputs, and no set was without outputs yet
     weights: Weights
     clock_before_mhz: int
-    started: Event = None
-    ended: Event = None
+    brings_inputs: bool = False
+    copies: bool = True  # it was aimed to copy its weights; else they are the active ones by then
+    over: Event = None
     begin_ns: int = 0
     expected_end_ns: int = 0
 
@@ -69,7 +65,7 @@ class ExecLane:
         self._running: _Exec | None = None
         self._ended: _Exec | None = None  # noticed, and not yet reported
         self._active: dict[str, tuple[int, int]] = {}  # by name: whose weights, of which load
-        self._events = deque((driver.event(), driver.event()) for _ in range(_EVENT_PAIRS))
+        self._over = deque(driver.event() for _ in range(2))
         self._last_ns: dict[tuple[str, int], int] = {}  # what (model, batch) took the last time
         self.done: list[OpDone] = []
 
@@ -105,7 +101,13 @@ class ExecLane:
 
         Raises DeviceFault, like everything here that touches the device.
         """
-        self._armed.append(_Exec(op, program, batch, buffers, weights, self._read_clock_mhz()))
+        item = _Exec(op, program, batch, buffers, weights, self._read_clock_mhz())
+        item.brings_inputs = buffers is not None
+        if buffers is None:
+            item.buffers = self._without_outputs(item)
+        if item.buffers is not None:
+            self._aim(item, self._armed[-1] if self._armed else None)
+        self._armed.append(item)
         self.turn()
 
     def overwritten(self, name: str) -> None:
@@ -125,9 +127,12 @@ class ExecLane:
         """Notice an end; start what is due; then report the end."""
         end_ns = 0
         running = self._running
-        if running is not None and self._driver.done(running.ended):
+        if running is not None and self._driver.done(running.over):
             end_ns = self._clock()
             self._ended, self._running = running, None
+            if self._armed and self._armed[0].buffers is running.buffers:
+                self._report(running, end_ns)  # now: the next run records the same events
+                self._ended = None
         while self._armed and self._running is None and self._start():
             pass
         if self._ended is not None:
@@ -142,7 +147,7 @@ class ExecLane:
         driver_done, clock = self._driver.done, self._clock
         running = self._running
         if running is not None:
-            while not driver_done(running.ended):
+            while not driver_done(running.over):
                 if clock() >= until_ns:
                     return
         elif self._armed:
@@ -174,19 +179,22 @@ class ExecLane:
             reason = f"it could only start {late} after latest"
             self.done.append(_failed(op, Code.EXEC_TOO_LATE, reason, now_ns))
             return True
-        buffers = item.buffers or _without_outputs(item.program.sets(item.batch))
-        if buffers is None:  # both sets' outputs are on their way out: microseconds
-            return False
+        weights, program, name = item.weights, item.program, op.model_name
+        key = (weights.model_id, weights.load)
+        buffers = item.buffers
+        if buffers is None or (not item.copies and self._active.get(name) != key):
+            buffers = item.buffers = buffers or self._without_outputs(item)
+            if buffers is None:  # both sets' outputs are on their way out: microseconds
+                return False
+            self._aim(item, None)
         self._armed.popleft()
-        driver, stream = self._driver, self._stream
-        item.started, item.ended = self._events[0]
-        self._events.rotate(-1)
+        item.over = self._over[0]
+        self._over.rotate(-1)
+        self._active[name] = key
         item.begin_ns = self._clock()
         try:
-            driver.record(item.started, stream)
-            self._activate(op.model_name, item.weights)
-            item.program.launch(buffers, stream)
-            driver.record(item.ended, stream)
+            program.launch(buffers, self._stream)
+            self._driver.record(item.over, self._stream)
         except DeviceFault:
             self._armed.appendleft(item)  # `fail_all` reports it with the others
             raise
@@ -194,23 +202,43 @@ class ExecLane:
             reason = f"{op.model_name}: {type(error).__name__}: {first_line(error)}"
             self.done.append(_failed(op, Code.RUNTIME_ERROR, reason, self._clock()))
             return True
-        if item.buffers is not None:
+        if item.brings_inputs:
             buffers.use = Use.OUTPUTS
         last_ns = self._last_ns.get((op.model_name, item.batch), 0)
         item.expected_end_ns = item.begin_ns + last_ns if last_ns else 0
         self._running = item
         return False
 
-    def _activate(self, name: str, weights: Weights) -> None:
+    def _aim(self, item: _Exec, before: _Exec | None) -> None:
+        """Have the weights copied, unless they will be the active ones. `before` runs before it, if any."""
+        name, weights = item.op.model_name, item.weights
         key = (weights.model_id, weights.load)
-        if weights.stay and self._active.get(name) == key:
-            return
-        self._active[name] = key
-        for to, source, nbytes in weights.copies:
-            self._driver.copy(to, source, nbytes, self._stream)
+        active = self._active.get(name)
+        if before is not None and before.op.model_name == name:
+            active = (before.weights.model_id, before.weights.load)
+        item.copies = not (weights.stay and active == key)
+        assert item.buffers is not None
+        item.program.aim(item.buffers, weights.copies if item.copies else ())
+
+    def _without_outputs(self, item: _Exec) -> BufferSet | None:
+        """A set that may be run without loss: inputs that wait in it stay as they are.
+
+        Not that of the exec before it, so that the events of both can be read in peace.
+        """
+        last = self._armed[-1] if self._armed else self._running
+        taken = [each.buffers for each in self._armed if each.brings_inputs]
+        sets = [
+            each
+            for each in item.program.sets(item.batch)
+            if each.use is not Use.OUTPUTS and each not in taken
+        ]
+        others = [each for each in sets if last is None or each is not last.buffers]
+        free = [each for each in others or sets if each.use is Use.FREE]
+        return next(iter(free or others or sets), None)
 
     def _report(self, item: _Exec, end_ns: int) -> None:
-        duration_ns = self._driver.elapsed_ns(item.started, item.ended)
+        assert item.buffers is not None
+        duration_ns = self._driver.elapsed_ns(item.buffers.started, item.buffers.ended)
         self._last_ns[item.op.model_name, item.batch] = duration_ns
         self.done.append(
             OpDone(
@@ -220,17 +248,6 @@ class ExecLane:
                 clock_mhz=self._read_clock_mhz(),
             )
         )
-
-
-def _without_outputs(sets: Sequence[BufferSet]) -> BufferSet | None:
-    """A set that may be run without loss: inputs that wait in it stay as they are."""
-    for buffers in sets:
-        if buffers.use is Use.FREE:
-            return buffers
-    for buffers in sets:
-        if buffers.use is Use.INPUTS:
-            return buffers
-    return None
 
 
 def _failed(op: Op, code: Code, reason: str, now_ns: int) -> OpDone:

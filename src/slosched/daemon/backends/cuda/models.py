@@ -9,7 +9,8 @@ from importlib.util import find_spec
 import numpy as np
 
 from slosched.config import ModelSource, WorkerConfig, canonical_model
-from slosched.daemon.backends.cuda.driver import Driver, Stream
+from slosched.daemon.backends.cuda.bindings import CudaDriver
+from slosched.daemon.backends.cuda.driver import Block, Stream
 from slosched.daemon.backends.cuda.preparing import Source
 from slosched.daemon.backends.cuda.torch_program import TorchProgram, TorchStreams
 from slosched.daemon.backends.sources import open_specs
@@ -21,7 +22,7 @@ class Models:
     """Builds models by name, for the device of `streams`."""
 
     def __init__(
-        self, config: WorkerConfig, driver: Driver, streams: TorchStreams, capture: Stream
+        self, config: WorkerConfig, driver: CudaDriver, streams: TorchStreams, capture: Stream
     ) -> None:
         self._driver, self._streams, self._capture = driver, streams, capture
         self._specs = open_specs(config)
@@ -34,17 +35,19 @@ class Models:
             self._cupy.update({name: None for name in CUPY_ZOO if name not in self._cupy})
         self.loadable = tuple(sorted({*self._specs, *self._cupy}))
 
-    def build(self, name: str) -> Source:
+    def build(self, name: str, place: Block) -> Source:
         """Build the model, its weights on the host; its program has no class yet. Takes seconds.
+
+        `place` is memory on the device that weights will be copied from.
 
         Raises InvalidConfig or what the operator's code raises.
         """
         if name in self._cupy:
-            return self._build_cupy(name)
+            return self._build_cupy(name, place)
         spec = self._specs[name]
         template = Template(spec)
         return Source(
-            TorchProgram(template, self._streams),
+            TorchProgram(template, self._streams, place),
             template.host.numpy(),
             spec.input_shape,
             spec.input_dtype,
@@ -52,7 +55,7 @@ class Models:
             spec.labels,
         )
 
-    def _build_cupy(self, name: str) -> Source:
+    def _build_cupy(self, name: str, place: Block) -> Source:
         from slosched.daemon.backends.cuda.cupy_program import CupyModel, CupyProgram
         from slosched.daemon.backends.cuda.cupy_zoo import CUPY_ZOO
 
@@ -63,7 +66,7 @@ class Models:
             raise InvalidConfig(
                 f"model {name!r}: {source.cupy} returned a {type(model).__name__}, no CupyModel"
             )
-        program = CupyProgram(name, model, self._driver, self._capture)
+        program = CupyProgram(name, model, self._driver, self._capture, place)
         weights = program.image().astype(np.uint8, copy=False)
         return Source(
             program, weights, model.input_shape, model.input_dtype, model.random_weights, ("cupy",)

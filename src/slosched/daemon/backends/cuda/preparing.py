@@ -36,6 +36,8 @@ _RUNS = 15
 _CLASS_AT_MOST_NS = 1_500 * NS_PER_MS
 #: What a first run is taken to need of an idle device.
 _GUESS_NS = 5 * NS_PER_MS
+#: More than the caches of any GPU (an H200 has 60 MB).
+_COLD_BYTES = 128 * 1024 * 1024
 _PIECE_BYTES = 4 * 1024 * 1024
 
 
@@ -137,13 +139,17 @@ class Bench:
         fit. `note` gets a line for each. Raises InvalidConfig if batch 1 fails.
         """
         program = source.program
-        scratch = self._driver.device_block(program.weights_bytes)
+        # As many copies of the weights as do not fit into the GPU's cache together: those that are served
+        # come from memory too, and a source that is still in the cache is faster by 3 % of a batch of 1.
+        count = max(1, min(8, -(-_COLD_BYTES // program.weights_bytes)))
+        scratch = [self._driver.device_block(program.weights_bytes) for _ in range(count)]
         try:
-            weights_ns = self._load(image, scratch)
+            for block in scratch:
+                weights_ns = self._load(image, block)
             exec_ns: dict[int, int] = {}
             for batch in sorted({1, *batches}):
                 try:
-                    self._copy(program.active, scratch)
+                    self._copy(program.active, scratch[0])
                     program.add_class(batch)
                     spent_ns = self._exec(program, batch, scratch)
                 except DeviceFault:
@@ -164,7 +170,8 @@ class Bench:
                 how = "CUDA graph" if program.captured(batch) else "plain execution"
                 note(f"{program.name} batch {batch}: {spent_ns / NS_PER_MS:.3f} ms, {how}")
         finally:
-            self._driver.free(scratch)
+            for block in scratch:
+                self._driver.free(block)
         return ModelProfile(
             name=program.name,
             exec_ns=exec_ns,
@@ -190,20 +197,20 @@ class Bench:
             times.append(self._driver.elapsed_ns(self._started, self._ended))
         return max(1, round(median(times)))
 
-    def _exec(self, program: Program, batch: int, scratch: Block) -> int:
+    def _exec(self, program: Program, batch: int, scratch: Sequence[Block]) -> int:
         """Median exec time of `batch` with the copy of its weights, ns."""
         times: list[int] = []
         begin_ns, last_ns = self._clock(), _GUESS_NS
         sets = program.sets(batch)
         for run in range(_WARM_UPS + _RUNS):
             self._background.until_idle(last_ns)
+            buffers, source = sets[run % len(sets)], scratch[run % len(scratch)]
             with self._background.uncut():
-                self._driver.record(self._started, self._stream)
-                self._copy(program.active, scratch)
-                program.launch(sets[run % len(sets)], self._stream)
+                program.aim(buffers, [(program.active, source.address, source.nbytes)])
+                program.launch(buffers, self._stream)
                 self._driver.record(self._ended, self._stream)
             self._finish()
-            last_ns = self._driver.elapsed_ns(self._started, self._ended)
+            last_ns = self._driver.elapsed_ns(buffers.started, buffers.ended)
             enough = self._clock() - begin_ns > _CLASS_AT_MOST_NS
             if run >= _WARM_UPS or enough:
                 times.append(last_ns)

@@ -1,17 +1,22 @@
 """One architecture on a GPU: the one place its weights run from, and a way to run each batch class.
 
 Instances of an architecture share a program. Their weights lie in pages of the cache and are copied into
-`active` on the device just before each exec (51 MB: 32 us of 909, H200; docs/adr/0001). A batch class has
-two buffer sets, so that one batch's inputs arrive, and another's outputs leave, while a third runs.
+`active` on the device as the first part of each exec (51 MB: 32 us of 909, H200; docs/adr/0001). A batch
+class has two buffer sets, so that one batch's inputs arrive, and another's outputs leave, while a third
+runs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from slosched.daemon.backends.cuda.driver import Block, Stream
+from slosched.daemon.backends.cuda.driver import Block, Event, Stream
+
+#: (to, from, bytes)
+Copies = Sequence[tuple[int, int, int]]
 
 
 class Use(Enum):
@@ -28,6 +33,7 @@ class BufferSet:
 
     `input` (batch x row_in bytes) and `output` (batch x row_out) are on the device, `staged_in` and
     `staged_out` their counterparts in pinned memory. `row_in` and `row_out` are bytes of one request.
+    A run of the set records `started` and `ended`; what lies between them is its exec time.
     """
 
     batch: int
@@ -37,11 +43,13 @@ class BufferSet:
     row_out: int
     staged_in: Block
     staged_out: Block
+    started: Event
+    ended: Event
     use: Use = Use.FREE
 
 
 class Program(Protocol):
-    """What runs. `launch` is called by the loop's thread; the rest belongs to preparation."""
+    """What runs. `aim` and `launch` are called by the loop's thread."""
 
     @property
     def name(self) -> str: ...
@@ -63,5 +71,11 @@ class Program(Protocol):
     def captured(self, batch: int) -> bool:
         """True for a CUDA graph; False: it is run by plain execution."""
 
+    def aim(self, buffers: BufferSet, copies: Copies) -> None:
+        """Say what the next run of `buffers` copies first: an instance's weights, or nothing (they stay).
+
+        Ahead of the launch, since it may take microseconds; again, if it has come otherwise.
+        """
+
     def launch(self, buffers: BufferSet, stream: Stream) -> None:
-        """Begin to run `buffers` with the active weights on `stream`. May raise what a model raises."""
+        """Begin to run `buffers` on `stream`, copies first. May raise what a model raises."""

@@ -8,14 +8,16 @@ one runs at a time, and what must outlive a run, inputs and outputs, lies outsid
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from slosched.daemon.backends.cuda.driver import Driver, Stream
-from slosched.daemon.backends.cuda.program import BufferSet
+from slosched.daemon.backends.cuda.bindings import CudaDriver
+from slosched.daemon.backends.cuda.driver import Block, Stream
+from slosched.daemon.backends.cuda.program import BufferSet, Copies
+from slosched.daemon.backends.cuda.runs import PAD_BYTES, GraphRun, PlainRun, Run
 from slosched.daemon.backends.templates import DeviceWeights, Template
 
 SETS = 2
@@ -27,8 +29,10 @@ _cuda: Any = torch.cuda  # its streams and graphs carry no types
 class TorchStreams:
     """Torch's side of the driver's streams: the exec lane's, and one to capture on."""
 
-    def __init__(self, driver: Driver, device: torch.device, exec_stream: Stream, capture: Stream):
-        self.driver, self.device = driver, device
+    def __init__(
+        self, driver: CudaDriver, device: torch.device, exec_stream: Stream, capture: Stream
+    ):
+        self.driver, self.device, self.capture_stream = driver, device, capture
         self._exec = _cuda.ExternalStream(int(exec_stream), device=device)
         self.capture = _cuda.ExternalStream(int(capture), device=device)
         self.pool = _cuda.graph_pool_handle()
@@ -44,19 +48,24 @@ class TorchStreams:
 
 
 class TorchProgram:
-    """`template` with its active weights on the device, and no class yet: `add_class` makes one."""
+    """`template` with its active weights on the device, and no class yet: `add_class` makes one.
 
-    def __init__(self, template: Template, streams: TorchStreams) -> None:
-        self._template, self._streams = template, streams
+    `place` is device memory that graphs are captured to copy weights from; a launch says from where.
+    """
+
+    def __init__(self, template: Template, streams: TorchStreams, place: Block) -> None:
+        self._template, self._streams, self._place = template, streams, place
         self.name = template.spec.name
         self.weights_bytes = template.weights_bytes
-        block = torch.empty(self.weights_bytes, dtype=torch.uint8, device=streams.device)
+        block = torch.empty(
+            self.weights_bytes + PAD_BYTES, dtype=torch.uint8, device=streams.device
+        )
         self._weights = DeviceWeights(block)
         while not template.add_views(self._weights):
             pass
         self.active = block.data_ptr()
         self._sets: dict[int, tuple[BufferSet, ...]] = {}
-        self._runs: dict[int, Callable[[], Any]] = {}  # by id of the buffer set
+        self._runs: dict[int, Run] = {}  # by id of the buffer set
         self._graphs: dict[int, bool] = {}
         self._kept: list[Any] = []  # what a graph reads and writes must live as long as it does
         self.output_shape: tuple[int, ...] = ()
@@ -74,9 +83,11 @@ class TorchProgram:
     def captured(self, batch: int) -> bool:
         return self._graphs[batch]
 
+    def aim(self, buffers: BufferSet, copies: Copies) -> None:
+        self._runs[id(buffers)].aim(copies)
+
     def launch(self, buffers: BufferSet, stream: Stream) -> None:
-        self._streams.enter()
-        self._runs[id(buffers)]()
+        self._runs[id(buffers)].launch(stream)
 
     # ------------------------------------------------------------------------ preparation
 
@@ -94,18 +105,15 @@ class TorchProgram:
             self._streams.capture.synchronize()
         self.output_shape = tuple(output.shape[1:])
         self.output_dtype = str(output.dtype).removeprefix("torch.")
+        sets: Sequence[BufferSet] = ()
         if capture and not self.not_captured:
             try:
-                runs = [self._capture(each) for each in inputs]
+                sets = [self._capture(batch, sample, each) for each in inputs]
             except RuntimeError as error:
                 self.not_captured = f"batch {batch}: {_first_line(error)}"
-        captured = capture and not self.not_captured
-        if not captured:
-            runs = [self._plain(each, output) for each in inputs]
-        self._graphs[batch] = captured
+        self._graphs[batch] = bool(sets)
         self._sets[batch] = tuple(
-            self._buffers(batch, sample, each, run, out)
-            for each, (run, out) in zip(inputs, runs, strict=True)
+            sets or [self._plain(batch, sample, each, output) for each in inputs]
         )
 
     def drop_class(self, batch: int) -> None:
@@ -114,9 +122,7 @@ class TorchProgram:
             del self._runs[id(buffers)]
         del self._graphs[batch]
 
-    def _buffers(
-        self, batch: int, sample: Any, inputs: Any, run: Callable[[], Any], output: Any
-    ) -> BufferSet:
+    def _buffers(self, batch: int, sample: Any, inputs: Any, output: Any, run: Run) -> BufferSet:
         row_in = sample.nbytes // batch
         row_out = output.numel() * output.element_size() // batch
         driver = self._streams.driver
@@ -124,6 +130,7 @@ class TorchProgram:
             batch, inputs.data_ptr(), output.data_ptr(), row_in, row_out,
             driver.pinned_block(max(1, row_in * batch)),
             driver.pinned_block(max(1, row_out * batch)),
+            run.started, run.ended,
         )  # fmt: skip
         assert buffers.staged_in.host is not None
         buffers.staged_in.host[: sample.nbytes] = np.frombuffer(sample.tobytes(), np.uint8)
@@ -134,20 +141,29 @@ class TorchProgram:
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
         return self._template.forward(self._weights, batch).contiguous()
 
-    def _capture(self, inputs: torch.Tensor) -> tuple[Callable[[], Any], torch.Tensor]:
-        graph = _cuda.CUDAGraph()
+    def _capture(self, batch: int, sample: Any, inputs: torch.Tensor) -> BufferSet:
+        streams, driver = self._streams, self._streams.driver
+        started, ended = driver.event(), driver.event()
+        graph = _cuda.CUDAGraph(keep_graph=True)
         # Not torch.cuda.graph: on entry it waits for the device and empties torch's caches, which
         # would hold up what is being served. Thread-local: the loop goes on calling CUDA meanwhile.
-        with _cuda.stream(self._streams.capture):
-            graph.capture_begin(pool=self._streams.pool, capture_error_mode="thread_local")
+        with _cuda.stream(streams.capture):
+            graph.capture_begin(pool=streams.pool, capture_error_mode="thread_local")
             self._kept.append(graph)  # torch's allocator asks it even after it has failed
             try:
+                driver.record_inside(started, streams.capture_stream)
+                nbytes = min(self.weights_bytes, self._place.nbytes)
+                driver.copy(self.active, self._place.address, nbytes, streams.capture_stream)
                 output = self._forward(inputs)
+                driver.record_inside(ended, streams.capture_stream)
             except BaseException:
                 self._abandon(graph)
                 raise
             graph.capture_end()
-        return graph.replay, output
+        run = GraphRun(
+            driver, graph.raw_cuda_graph(), self.active, self.weights_bytes, started, ended
+        )
+        return self._buffers(batch, sample, inputs, output, run)
 
     def _abandon(self, graph: Any) -> None:
         """End a capture that failed, so that stream and memory pool can be used again."""
@@ -161,14 +177,16 @@ class TorchProgram:
                 end(self._streams.device.index or 0, self._streams.pool)
 
     def _plain(
-        self, inputs: torch.Tensor, like: torch.Tensor
-    ) -> tuple[Callable[[], Any], torch.Tensor]:
+        self, batch: int, sample: Any, inputs: torch.Tensor, like: torch.Tensor
+    ) -> BufferSet:
         output = torch.empty_like(like)
 
-        def run() -> None:
+        def run(stream: Stream) -> None:
+            self._streams.enter()
             output.copy_(self._forward(inputs), non_blocking=True)
 
-        return run, output
+        plain = PlainRun(self._streams.driver, run)
+        return self._buffers(batch, sample, inputs, output, plain)
 
 
 def _first_line(error: Exception) -> str:

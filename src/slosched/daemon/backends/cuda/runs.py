@@ -1,0 +1,85 @@
+"""How a batch class runs: as one CUDA graph, weights included, or by plain execution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from slosched.daemon.backends.cuda.bindings import CudaDriver, CudaGraph
+from slosched.daemon.backends.cuda.driver import Event, Stream
+from slosched.daemon.backends.cuda.program import Copies
+
+_PAD = 256
+#: Behind a program's active weights lies so much that nobody reads: what a run copies that has nothing to.
+PAD_BYTES = 3 * _PAD
+
+
+class Run(Protocol):
+    """One buffer set's way to run; `started` and `ended` lie round copies and model."""
+
+    @property
+    def started(self) -> Event: ...
+
+    @property
+    def ended(self) -> Event: ...
+
+    def aim(self, copies: Copies) -> None: ...
+
+    def launch(self, stream: Stream) -> None: ...
+
+
+class GraphRun:
+    """`graph`: started, a copy of the weights to `active`, the model, ended. It was captured by anybody.
+
+    The copy is aimed at one run of the cache's pages, which is all of an instance's weights nearly
+    always; further runs are copied before the launch.
+    """
+
+    def __init__(
+        self,
+        driver: CudaDriver,
+        graph: Any,
+        active: int,
+        weights_bytes: int,
+        started: Event,
+        ended: Event,
+    ) -> None:
+        self._driver = driver
+        self._graph = CudaGraph(graph, active)
+        self.started, self.ended = started, ended
+        end = active + weights_bytes
+        begin = -(-end // _PAD) * _PAD
+        self._nothing = (begin + _PAD, begin, _PAD)
+        self._aimed: tuple[int, int, int] | None = None
+        self._more: Copies = ()
+
+    def aim(self, copies: Copies) -> None:
+        first = copies[0] if copies else self._nothing
+        if first != self._aimed:
+            self._graph.aim(*first)
+            self._aimed = first
+        self._more = copies[1:]
+
+    def launch(self, stream: Stream) -> None:
+        for to, source, nbytes in self._more:
+            self._driver.copy(to, source, nbytes, stream)
+        self._graph.launch(stream)
+
+
+class PlainRun:
+    """`run(stream)` launches the model's kernels one by one, from Python."""
+
+    def __init__(self, driver: CudaDriver, run: Callable[[Stream], None]) -> None:
+        self._driver, self._run = driver, run
+        self.started, self.ended = driver.event(), driver.event()
+        self._copies: Copies = ()
+
+    def aim(self, copies: Copies) -> None:
+        self._copies = copies
+
+    def launch(self, stream: Stream) -> None:
+        self._driver.record(self.started, stream)
+        for to, source, nbytes in self._copies:
+            self._driver.copy(to, source, nbytes, stream)
+        self._run(stream)
+        self._driver.record(self.ended, stream)
