@@ -159,15 +159,18 @@ def _at(points: Sequence[tuple[int, int]], at_ns: int) -> float:
 class StallMeter:
     """Runs the tickers and the sampler as children. A context: leaving it ends them.
 
-    `root` is the process whose descendants are "ours" (default: this one). Raises ChildFailed if
-    one of them does not start or dies.
+    `root` is the process whose descendants are "ours" (default: this one); `cpus` are those that get a
+    ticker (default: all that this process may use). Raises ChildFailed if one of them does not start
+    or dies.
     """
 
-    def __init__(self, directory: Path, *, root: int | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, root: int | None = None, cpus: Sequence[int] | None = None
+    ) -> None:
         self._directory = directory
         self._root = os.getpid() if root is None else root
         self._children = Children((sys.executable, str(Path(__file__).resolve())))
-        self._cpus = sorted(os.sched_getaffinity(0))
+        self._cpus = sorted(os.sched_getaffinity(0) if cpus is None else cpus)
 
     def __enter__(self) -> StallMeter:
         try:

@@ -222,6 +222,9 @@ def test_an_emulated_worker_is_one_process(captured: Captured) -> None:
     assert runner == "worker"
     assert (config.gpus, config.port, config.bind) == (24, 0, "127.0.0.1")
     assert (config.weights_cache_bytes, config.profile) == (10 * 2**30, "fig7")
+    assert (config.cpu, config.gc) == (-1, "idle")
+    _, config = worker_config(captured, "--device", "cpu", "--cpu", "2", "--gc", "auto")
+    assert (config.cpu, config.gc) == (2, "auto")
 
 
 def test_defaults_of_a_worker(captured: Captured) -> None:
@@ -257,6 +260,8 @@ def test_worker_options_win_over_the_file(captured: Captured, tmp_path: Path) ->
         (["--device", "cuda:x"], "unknown device"),
         (["--gpus", "0"], "gpus must be at least 1, not 0"),
         (["--port", "99999"], "port must be within 0..65535"),
+        (["--gc", "never"], "unknown gc 'never'; known: auto, idle, off"),
+        (["--cpu", "-7"], "cpu must be the number of a core"),
         (["--weights-cache", "lots"], "--weights-cache: 'lots' is not a size"),
         (["--config", "no-such.toml"], "no-such.toml"),
         (["--dtype", "int8"], "unknown dtype 'int8'; known: bfloat16, float16, float32"),

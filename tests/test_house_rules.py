@@ -27,6 +27,7 @@ HOMES = {
     "torchvision": "daemon/backends",
     "timm": "daemon/backends",
     "cupy": "daemon/backends",
+    "pynvml": "daemon/backends",
     "matplotlib": "analysis",
     "pandas": "analysis",
     "scipy": "bound",

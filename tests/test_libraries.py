@@ -79,7 +79,7 @@ def test_a_librarys_model_has_the_same_weights_each_time_and_the_workers_format(
     config = WorkerConfig(libraries=("timm",), dtype="bfloat16", channels_last=True)
     spec = worker_specs(config)["timm/resnet10t"]
     assert spec.labels == ("image", "bfloat16", "channels_last")
-    first, second = Template(spec, pinned=False), Template(spec, pinned=False)
+    first, second = Template(spec), Template(spec)
     assert torch.equal(first.host, second.host) and made == ["resnet10t"] * 2
     assert not first.host.eq(0).all()
     weights = DeviceWeights(first.host)

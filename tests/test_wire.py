@@ -97,6 +97,12 @@ EXAMPLES: tuple[m.Message, ...] = (
     m.ClearCacheResult(5, 7, 1, 2),
     m.WorkerStateResult(5, 8, (_GPU,), ((0, "resnet50"),), 1, 2),
 )
+#: The same with what was appended later and is left out where it is empty.
+_STATS = m.GpuStats(
+    1, "NVIDIA H200", "GPU-1", "580.1", 98, 40, 2**36, 2**37, 689_000, 10**12, 61, 1980, 3201, 4
+)
+_BEAT_WITH_STATS = m.Heartbeat(5, 10**18, -300, 40_000, "", 0, 0, 0, 0, (_STATS,))
+
 DIRECTIONS: tuple[tuple[Any, Any], ...] = (
     (m.ClientMessage, decode_from_client),
     (m.ControllerToClient, decode_for_client),
@@ -109,6 +115,8 @@ def plain(value: Any) -> Any:
     """What another language sees: arrays, with the struct's name in front of a message."""
     if isinstance(value, msgspec.Struct):
         fields = [plain(getattr(value, f)) for f in value.__struct_fields__]
+        if isinstance(value, m.Heartbeat) and not value.gpus:
+            fields.pop()  # as before there were statistics of GPUs
         return [type(value).__name__, *fields] if isinstance(value, m.Message) else fields
     if isinstance(value, tuple):
         return [plain(v) for v in value]
@@ -126,6 +134,21 @@ def test_the_bytes_are_golden_and_msgpack_reads_them(message: m.Message) -> None
     data = encode(message)
     assert data.hex() == golden[type(message).__name__]
     assert msgpack.unpackb(data) == plain(message)
+
+
+def test_a_heartbeat_grows_by_its_statistics_alone() -> None:
+    golden: dict[str, str] = json.loads(GOLDEN.read_text())
+    data = encode(_BEAT_WITH_STATS)
+    assert data.hex() == golden["Heartbeat with gpus"]
+    assert msgpack.unpackb(data) == plain(_BEAT_WITH_STATS)
+    assert decode_from_worker(data) == _BEAT_WITH_STATS
+    older = msgpack.packb(["Heartbeat", 5, 1, 2, 3])
+    assert decode_from_worker(older) == m.Heartbeat(5, 1, 2, 3)
+    # A card that answers nothing, and a later version that says more of it.
+    more = plain(_BEAT_WITH_STATS)
+    more[-1] = [[0], [1, *plain(m.GpuStats())[1:], "something new"]]
+    newer = decode_from_worker(msgpack.packb(more))
+    assert isinstance(newer, m.Heartbeat) and newer.gpus == (m.GpuStats(), m.GpuStats(1))
 
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=lambda e: type(e).__name__)

@@ -248,6 +248,10 @@ class BrokenGpu:
 
     steady = False
     free_copies = False
+    arm_ahead_ns = 0
+
+    def withdraw(self, op_id: int) -> None:
+        return None
 
     def __init__(self, kind: OpKind) -> None:
         self.kind = kind

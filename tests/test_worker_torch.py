@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count, pairwise
 from typing import Any
 
@@ -126,12 +129,41 @@ def test_a_batch_that_mixes_both(controller: BareController) -> None:
     assert np.abs(output - reference_forward("resnet_tiny", row)).max() < 1e-4
 
 
+# Sleeps 10 ms at a time until its input ends, then says how much longer the longest sleep was, ns.
+SLEEPER = """
+import select, sys, time
+worst = 0
+while True:
+    before = time.monotonic_ns()
+    if select.select([sys.stdin], [], [], 0.01)[0]:
+        break
+    worst = max(worst, time.monotonic_ns() - before - 10_000_000)
+print(worst)
+"""
+
+
+@contextmanager
+def other_process_held_up() -> Iterator[list[int]]:
+    """By how many ns at most a process that only sleeps was held up meanwhile (in the list, after)."""
+    held_up: list[int] = []
+    with subprocess.Popen(
+        [sys.executable, "-c", SLEEPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as sleeper:
+        yield held_up
+        held_up.append(int(sleeper.communicate(timeout=20)[0]))
+
+
 def test_the_heartbeat_goes_on_while_a_model_is_built_and_measured(
     controller: BareController,
 ) -> None:
-    controller.load("resnet18")
+    with other_process_held_up() as held_up:
+        # The CPU is the device, and runs a batch in the loop: one of 100 ms at most, on any machine.
+        controller.load("resnet18", max_exec_ns=100 * NS_PER_MS)
     times = [beat.sent_ns for _, beat in controller.beats]
-    assert max(later - earlier for earlier, later in pairwise(times)) < 700 * NS_PER_MS
+    # Beats are due each 200 ms, and a worker silent for 800 is given up. What the machine holds up
+    # for everybody (two cores, other tests beside us) is not the worker's doing.
+    longest_ns = max(later - earlier for earlier, later in pairwise(times))
+    assert longest_ns < 700 * NS_PER_MS + 2 * held_up[0]
     assert any(beat.activity == "preparing resnet18" for _, beat in controller.beats)
 
 

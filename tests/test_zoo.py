@@ -93,7 +93,7 @@ def test_a_reference_needs_a_known_name_and_the_right_shape() -> None:
 
 def test_a_template_runs_as_the_module_does_and_without_weights_not_at_all() -> None:
     spec = ZOO["resnet_tiny"]
-    template = Template(spec, pinned=False)
+    template = Template(spec)
     weights = DeviceWeights(template.host.clone())
     while not template.add_views(weights):
         pass
@@ -106,7 +106,7 @@ def test_a_template_runs_as_the_module_does_and_without_weights_not_at_all() -> 
 
 
 def test_copies_of_a_model_have_weights_of_their_own() -> None:
-    template = Template(ZOO["resnet_tiny"], pinned=False)
+    template = Template(ZOO["resnet_tiny"])
     first, second = (DeviceWeights(template.host.clone()) for _ in range(2))
     for weights in (first, second):
         while not template.add_views(weights):
@@ -140,7 +140,7 @@ def test_an_exported_program(tmp_path: Path) -> None:
     torch.export.save(torch.export.export(net, (batch,), dynamic_shapes=dynamic), path)
     source = ModelSource("mine", pt2=str(path), input_shape=(4,))
     assert torch.allclose(run_source(source, batch), net(batch))
-    template = Template(source_spec(source), pinned=False)
+    template = Template(source_spec(source))
     weights = DeviceWeights(template.host.clone())
     while not template.add_views(weights):
         pass
@@ -162,7 +162,7 @@ def test_an_operators_images_in_channels_last(tmp_path: Path, dtype: str, off: f
     for source in sources:
         spec = source_spec(source)
         assert spec.labels == (dtype,) * (dtype != "float32") + ("channels_last",)
-        template = Template(spec, pinned=False)
+        template = Template(spec)
         weights = DeviceWeights(template.host.clone())
         while not template.add_views(weights):
             pass

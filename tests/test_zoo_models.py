@@ -55,7 +55,7 @@ def direct(name: str) -> Any:
 
 def served(spec: Any, batch: int = 2) -> tuple[Template, Any]:
     """The template of `spec` and its outputs of the same inputs, or the first of them."""
-    template = Template(spec, pinned=False)
+    template = Template(spec)
     weights = DeviceWeights(template.host)
     while not template.add_views(weights):
         pass
@@ -162,7 +162,7 @@ def test_strides_of_weights_that_have_gaps_or_overlap_become_plain() -> None:
 
     from slosched.daemon.backends.zoo import ModelSpec
 
-    template = Template(ModelSpec("odd", lambda: Odd().eval(), (3,)), pinned=False)
+    template = Template(ModelSpec("odd", lambda: Odd().eval(), (3,)))
     weights = DeviceWeights(template.host.clone())
     while not template.add_views(weights):
         pass

@@ -175,6 +175,10 @@ class ModelSource:
             )
 
 
+#: When a worker collects garbage: when nothing is due, as Python does by itself, or never.
+GC_MODES = ("idle", "auto", "off")
+
+
 @dataclass(frozen=True)
 class WorkerConfig:
     """A worker process. `device` is "auto", "cuda:N", "cpu" or "emulated".
@@ -197,10 +201,21 @@ class WorkerConfig:
     models: tuple[ModelSource, ...] = ()
     noise: EmulationNoise = field(default_factory=EmulationNoise)
     torch_threads: int = 1
+    host_cache_bytes: int = 0  # pinned host memory for models' weights; 0: what they take
+    host_images: int = 1  # pinned images of one model's weights, shared by its instances
+    #: The core that the loop's thread stays on, of several processes the first's; -1: any.
+    cpu: int = -1
+    gc: str = "idle"  # one of GC_MODES
 
     def __post_init__(self) -> None:
+        if self.host_images < 1 or self.host_cache_bytes < 0:
+            raise InvalidConfig("host_images must be at least 1, host_cache_bytes at least 0")
         if self.gpus < 1:
             raise InvalidConfig(f"gpus must be at least 1, not {self.gpus}")
+        if self.cpu < -1:
+            raise InvalidConfig(f"cpu must be the number of a core, or -1 for any, not {self.cpu}")
+        if self.gc not in GC_MODES:
+            raise UnknownName("gc", self.gc, list(GC_MODES))
         if not 0 <= self.port <= 65535:
             raise InvalidConfig(f"port must be within 0..65535, not {self.port}")
         if self.dtype not in DTYPES:

@@ -146,7 +146,8 @@ _WORKER: dict[str, _Reader] = {
     "device": _text, "gpus": _integer, "port": _integer, "bind": _text, "profile": _text,
     "weights_cache_bytes": _size, "page_bytes": _size, "allow_zero_size_inputs": _flag,
     "dtype": _text, "channels_last": _flag, "libraries": _texts,
-    "torch_threads": _integer, "noise": _table, "models": _table,
+    "torch_threads": _integer, "host_cache_bytes": _size, "host_images": _integer,
+    "cpu": _integer, "gc": _text, "noise": _table, "models": _table,
 }  # fmt: skip
 _SCHEDULER: dict[str, _Reader] = {
     "policy": _text, "generate_inputs": _flag, "max_gpus": _integer, "schedule_ahead_ns": _duration,

@@ -92,6 +92,12 @@ class RunDirectoryInUse(SloschedError):
     exit_code = 7
 
 
+class DeviceLost(SloschedError):
+    """A worker's GPU does not answer any more. Its process cannot mend that; a new one often can."""
+
+    exit_code = 8
+
+
 class RequestFailed(SloschedError):
     """An inference was answered with a code other than 0; `reply` holds everything it said."""
 

@@ -217,15 +217,21 @@ class HeartbeatAck(Message, frozen=True):
     sent_ns: int
 
 
-class LoadModel(Message, frozen=True):
-    """Prepare `copies` instances of `name`, ids `model_id`.., on every GPU of the worker (host memory).
-
-    Batch sizes above `max_batch`, or that take longer than `max_exec_ns`, are left out; 1 never is.
-    `session` here and below is the worker's incarnation: an action of another session is dropped.
+class SessionMessage(Message, frozen=True):
+    """Base of actions and results. `session` is the incarnation that the worker's Welcome gave: an
+    action of another session is dropped.
     """
 
     session: int
     action_id: int
+
+
+class LoadModel(SessionMessage, frozen=True):
+    """Prepare `copies` instances of `name`, ids `model_id`.., on every GPU of the worker (host memory).
+
+    Batch sizes above `max_batch`, or that take longer than `max_exec_ns`, are left out; 1 never is.
+    """
+
     name: str
     model_id: int
     copies: int
@@ -235,15 +241,11 @@ class LoadModel(Message, frozen=True):
     latest_ns: int
 
 
-class UnloadModel(Message, frozen=True):
-    session: int
-    action_id: int
+class UnloadModel(SessionMessage, frozen=True):
     model_id: int
 
 
-class LoadWeights(Message, frozen=True):
-    session: int
-    action_id: int
+class LoadWeights(SessionMessage, frozen=True):
     model_id: int
     gpu_id: int
     earliest_ns: int
@@ -251,24 +253,20 @@ class LoadWeights(Message, frozen=True):
     expected_duration_ns: int
 
 
-class EvictWeights(Message, frozen=True):
-    session: int
-    action_id: int
+class EvictWeights(SessionMessage, frozen=True):
     model_id: int
     gpu_id: int
     earliest_ns: int
     latest_ns: int
 
 
-class Infer(Message, frozen=True):
+class Infer(SessionMessage, frozen=True):
     """Run `request_count` inputs as one batch of the class `batch_size` (padded when smaller).
 
     `input_sizes` lists the bytes of the frames that follow, one per request; a size of 0 carries no
     frame and the worker generates that input.
     """
 
-    session: int
-    action_id: int
     model_id: int
     gpu_id: int
     earliest_ns: int
@@ -279,14 +277,12 @@ class Infer(Message, frozen=True):
     input_sizes: tuple[int, ...] = ()
 
 
-class ClearCache(Message, frozen=True):
-    session: int
-    action_id: int
+class ClearCache(SessionMessage, frozen=True):
+    pass
 
 
-class GetWorkerState(Message, frozen=True):
-    session: int
-    action_id: int
+class GetWorkerState(SessionMessage, frozen=True):
+    pass
 
 
 Action = LoadModel | UnloadModel | LoadWeights | EvictWeights | Infer | ClearCache | GetWorkerState
@@ -332,6 +328,25 @@ class WorkerRefused(Message, frozen=True):
     reason: str
 
 
+class GpuStats(msgspec.Struct, frozen=True, array_like=True):
+    """What the driver said of a GPU when it was last asked. -1: the card does not answer that."""
+
+    gpu_id: int = 0
+    name: str = ""
+    uuid: str = ""
+    driver: str = ""
+    sm_percent: int = -1  # of the last second or less: kernels ran
+    memory_percent: int = -1  # likewise: the memory was read or written
+    memory_used_bytes: int = -1
+    memory_total_bytes: int = -1
+    power_mw: int = -1
+    energy_mj: int = -1  # since the driver was loaded
+    temperature_c: int = -1
+    sm_clock_mhz: int = -1
+    memory_clock_mhz: int = -1
+    throttle_reasons: int = -1  # a bit mask of NVML's: why the clocks are below their most
+
+
 class Heartbeat(Message, frozen=True):
     """Sent every 200 ms, also while models are being prepared (`activity` then says which)."""
 
@@ -344,11 +359,10 @@ class Heartbeat(Message, frozen=True):
     errors: int = 0
     dropped: int = 0  # stale, malformed or oversized messages
     preparing: int = -1  # LoadModels taken and not answered; -1: it does not say
+    gpus: tuple[GpuStats, ...] = ()  # only when they are new; codec.py leaves an empty one out
 
 
-class ErrorResult(Message, frozen=True):
-    session: int
-    action_id: int
+class ErrorResult(SessionMessage, frozen=True):
     action_type: int
     code: int
     reason: str
@@ -356,11 +370,9 @@ class ErrorResult(Message, frozen=True):
     sent_ns: int = 0
 
 
-class LoadModelResult(Message, frozen=True):
+class LoadModelResult(SessionMessage, frozen=True):
     """`exec_ns[i]` is the profiled exec time of `batch_sizes[i]`."""
 
-    session: int
-    action_id: int
     span: Span
     copies: int
     batch_sizes: tuple[int, ...]
@@ -378,34 +390,26 @@ class LoadModelResult(Message, frozen=True):
     labels: tuple[str, ...] = ()
 
 
-class UnloadModelResult(Message, frozen=True):
-    session: int
-    action_id: int
+class UnloadModelResult(SessionMessage, frozen=True):
     received_ns: int
     sent_ns: int
 
 
-class LoadWeightsResult(Message, frozen=True):
-    session: int
-    action_id: int
+class LoadWeightsResult(SessionMessage, frozen=True):
     span: Span
     received_ns: int
     sent_ns: int
 
 
-class EvictWeightsResult(Message, frozen=True):
-    session: int
-    action_id: int
+class EvictWeightsResult(SessionMessage, frozen=True):
     span: Span
     received_ns: int
     sent_ns: int
 
 
-class InferResult(Message, frozen=True):
+class InferResult(SessionMessage, frozen=True):
     """`output_sizes` lists the bytes of the frames that follow, one per request (none: inputs off)."""
 
-    session: int
-    action_id: int
     copy_input: Span
     exec: Span
     copy_output: Span
@@ -417,16 +421,12 @@ class InferResult(Message, frozen=True):
     output_sizes: tuple[int, ...] = ()
 
 
-class ClearCacheResult(Message, frozen=True):
-    session: int
-    action_id: int
+class ClearCacheResult(SessionMessage, frozen=True):
     received_ns: int
     sent_ns: int
 
 
-class WorkerStateResult(Message, frozen=True):
-    session: int
-    action_id: int
+class WorkerStateResult(SessionMessage, frozen=True):
     gpus: tuple[GpuInfo, ...]
     models: tuple[tuple[int, str], ...]
     received_ns: int

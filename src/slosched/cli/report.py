@@ -19,6 +19,9 @@ def status_text(address: str, report: dict[str, Any]) -> str:
         gpus = [(w, dict(g)) for w in workers for g in w.get("gpus", ())]
         if gpus:
             blocks.append(_gpus(gpus))
+            told = [(w, g, dict(g["stats"])) for w, g in gpus if g.get("stats")]
+            if told:
+                blocks.append(_stats(told))
     if report.get("models"):
         blocks.append(_models([dict(m) for m in report["models"]]))
     clients = report.get("clients", ())
@@ -97,6 +100,35 @@ def _gpus(gpus: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
         for w, g in gpus
     ]  # fmt: skip
     return table_text(("GPU", "pages used", "resident", "loading", "in flight", "busy"), rows)
+
+
+def _stats(gpus: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]) -> str:
+    """What the drivers say; the energy is what was used since the worker joined."""
+    rows = [
+        (
+            f"{w.get('worker_id')}/{g.get('gpu_id')}",
+            _said(s, "sm_percent", "{:.0f} %"), _said(s, "memory_percent", "{:.0f} %"),
+            _memory(s), _said(s, "power_mw", "{:.0f} W", 1e3), _said(s, "energy_mj", "{:.3f} kJ", 1e6),
+            _said(s, "temperature_c", "{:.0f} C"), _said(s, "sm_clock_mhz", "{:.0f} MHz"),
+            s.get("name") or "-",
+        )
+        for w, g, s in gpus
+    ]  # fmt: skip
+    headings = (
+        "GPU", "busy", "memory busy", "memory used", "power", "energy", "heat", "SM clock", "card",
+    )  # fmt: skip
+    return table_text(headings, rows)
+
+
+def _said(stats: Mapping[str, Any], name: str, form: str, scale: float = 1.0) -> str:
+    value = stats.get(name)
+    return "-" if value is None else form.format(value / scale)
+
+
+def _memory(stats: Mapping[str, Any]) -> str:
+    used = _said(stats, "memory_used_bytes", "{:.1f}", 2**30)
+    total = _said(stats, "memory_total_bytes", "{:.1f} GiB", 2**30)
+    return "-" if used == total == "-" else f"{used}/{total}"
 
 
 def _models(models: list[dict[str, Any]]) -> str:

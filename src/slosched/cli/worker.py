@@ -54,8 +54,36 @@ _WeightsCache = Annotated[
         "the free memory."
     ),
 ]
+_HostCache = Annotated[
+    str | None,
+    typer.Option(
+        help="Pinned host memory for models' weights, for example 8GiB; a model that does not fit is not "
+        "prepared. Default: what they take."
+    ),
+]
+_HostImages = Annotated[
+    int | None,
+    typer.Option(
+        help="Pinned copies of each model's weights, shared by its instances, so that loads come from "
+        "different memory. Default 1."
+    ),
+]
 _TorchThreads = Annotated[
     int | None, typer.Option(help="CPU threads of one inference on the device cpu. Default 1.")
+]
+_Cpu = Annotated[
+    int | None,
+    typer.Option(
+        help="Keep the loop on this core; with several real GPUs, theirs are this one and the next. "
+        "Other threads may run elsewhere. Default -1: any core."
+    ),
+]
+_Gc = Annotated[
+    str | None,
+    typer.Option(
+        help="When garbage is collected: idle (when nothing is due for 5 ms), auto (as Python does by "
+        "itself) or off (never; memory may grow). Default idle."
+    ),
 ]
 
 
@@ -70,13 +98,21 @@ def worker(
     dtype: Dtype = None,
     channels_last: ChannelsLast = None,
     libraries: Libraries = None,
+    host_cache: _HostCache = None,
+    host_images: _HostImages = None,
     torch_threads: _TorchThreads = None,
+    cpu: _Cpu = None,
+    gc: _Gc = None,
 ) -> None:
     """Run a worker: it executes what a controller plans, each action at its exact time.
 
     One line says when it is ready. SIGTERM or Ctrl-C finishes what runs, answers the rest and exits 0.
     Without a GPU and without torch, `--device emulated` stands in for GPUs: inferences take the time
     that the profile says and compute nothing.
+
+    A worker whose GPU does not answer any more answers what it holds and exits with 8. Of several real
+    GPUs, that one's process is started again, after 1 s and then longer pauses, at most 5 times in 10
+    minutes; a worker of one GPU is for your service manager to start again.
 
     \b
     Examples:
@@ -93,6 +129,7 @@ def worker(
 
         base = load_worker_config(config, base)
     cache_bytes = None if weights_cache is None else size_bytes("--weights-cache", weights_cache)
+    host_bytes = None if host_cache is None else size_bytes("--host-cache", host_cache)
     resolved = replace(
         base,
         **given(
@@ -105,7 +142,11 @@ def worker(
             dtype=dtype,
             channels_last=channels_last,
             libraries=None if libraries is None else library_names(libraries),
+            host_cache_bytes=host_bytes,
+            host_images=host_images,
             torch_threads=torch_threads,
+            cpu=cpu,
+            gc=gc,
         ),
     )
     _check_device(resolved.device)

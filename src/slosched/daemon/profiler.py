@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slosched.config import LIBRARIES, LIBRARY_PREFIXES, ModelProfile, WorkerConfig, canonical_model
 from slosched.config_file import load_profile
 from slosched.errors import InvalidConfig, SloschedError, UnknownName
+
+if TYPE_CHECKING:
+    from slosched.daemon.backends.cuda.measuring import GpuBench
 
 #: No batch class is left out for being slow: the profile should say how slow it is.
 _ANY_EXEC_NS = 2**62
@@ -26,6 +29,7 @@ class Profiler:
         self._config = config
         self._known: dict[str, ModelProfile] = {}
         self._specs: dict[str, Any] = {}
+        self._gpu: GpuBench | None = None
         if config.device == "emulated":
             self._known = load_profile(config.profile).models
             self.names = tuple(self._known)
@@ -38,7 +42,14 @@ class Profiler:
         self.names = tuple(worker_specs(replace(config, libraries=())))
         wanted = {*config.libraries, *(n.partition("/")[0] for n in extra if _of_library(n))}
         libraries = tuple(library for library in LIBRARIES if library in wanted)
-        self._specs = worker_specs(replace(config, libraries=libraries))
+        if self._device.type == "cuda":
+            from slosched.daemon.backends.cuda.measuring import GpuBench
+
+            self._gpu = GpuBench(replace(config, libraries=libraries), self._device)
+            self._specs = dict.fromkeys(self._gpu.loadable)
+            self.names = tuple(name for name in self._gpu.loadable if not _of_library(name))
+        else:
+            self._specs = worker_specs(replace(config, libraries=libraries))
 
     #: Canonical names of the zoo's models and the config's; not those of libraries, which are hundreds.
     names: tuple[str, ...]
@@ -67,10 +78,12 @@ class Profiler:
             known = self._known[canonical]
             times = {batch: ns for batch, ns in known.exec_ns.items() if batch in wanted}
             return replace(known, exec_ns=times)
+        if self._gpu is not None:
+            return self._gpu.measure(canonical, wanted, max_exec_ns=_ANY_EXEC_NS, progress=progress)
         from slosched.daemon.backends.measure import measure_spec
 
         return measure_spec(
-            self._specs[canonical], self._device, wanted, threads=self._config.torch_threads,
+            self._specs[canonical], wanted, threads=self._config.torch_threads,
             max_exec_ns=_ANY_EXEC_NS, progress=progress,
         )  # fmt: skip
 

@@ -2,7 +2,9 @@
 
 A process that starts GPU work at exact times can hold one busy Python thread, so n GPUs are n
 processes. The parent only waits: it passes on what the children say, prints one line when all are
-ready, and forwards the signal that ends them. A child that dies is reported; the others go on.
+ready, and forwards the signal that ends them. A child that dies is reported; the others go on. One whose
+GPU was lost is started again after a pause: a CUDA context cannot be mended inside its process, but a new
+process often gets one that works.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
@@ -24,8 +26,9 @@ import msgspec
 
 from slosched.clock import now_ns
 from slosched.config import WorkerConfig
-from slosched.errors import InvalidConfig, SloschedError
-from slosched.units import NS_PER_S
+from slosched.daemon.housekeeping import check_core
+from slosched.errors import DeviceLost, InvalidConfig, SloschedError
+from slosched.units import NS_PER_S, format_duration
 
 #: Children drain for at most 2 s; what is left after this is killed.
 _END_WITHIN_NS = 4 * NS_PER_S
@@ -34,10 +37,33 @@ _PR_SET_PDEATHSIG = 1
 _READY = "slosched worker ready on "
 
 
+@dataclass(frozen=True, slots=True)
+class RestartRule:
+    """When a child whose device was lost is started again: after a pause that doubles each time, and at
+    most so many times within a while.
+    """
+
+    first_pause_ns: int = NS_PER_S
+    longest_pause_ns: int = 30 * NS_PER_S
+    at_most: int = 5
+    within_ns: int = 600 * NS_PER_S
+
+    def pause_ns(self, restarts: list[int], now_ns: int) -> int | None:
+        """How long to wait now, None: no more. `restarts` are the times of earlier ones, and gets this."""
+        restarts[:] = [at_ns for at_ns in restarts if now_ns - at_ns < self.within_ns]
+        if len(restarts) >= self.at_most:
+            return None
+        pause_ns = min(self.first_pause_ns << len(restarts), self.longest_pause_ns)
+        restarts.append(now_ns)
+        return pause_ns
+
+
 @dataclass(slots=True)
 class _Child:
     config: WorkerConfig
     process: subprocess.Popen[bytes]
+    restarts: list[int] = field(default_factory=list)  # when its device was lost lately
+    restart_ns: int | None = None  # it has ended, and is started again then
     partial: bytes = b""
     ready: bool = False
     ended: bool = False
@@ -80,10 +106,11 @@ def run_workers(
 ) -> int:
     """Serve `config` on this host's GPUs until SIGINT, SIGTERM or `stop`; returns the exit code.
 
-    Device auto or cuda: a child per GPU, on `config.port`, +1, ... (port 0: any ports). `gpus` says how
-    many; None means `config.gpus` if that is above 1, else all. With one GPU, or none, the worker runs
-    in this process (auto then takes the CPU). Raises what run_worker raises, and InvalidConfig if there
-    are fewer GPUs than were asked for. Returns 1 if every child died by itself.
+    Device auto or cuda: a child per GPU, on `config.port`, +1, ... (port 0: any ports), and on the cores
+    `config.cpu`, +1, ... if that is given. `gpus` says how many; None means `config.gpus` if that is above
+    1, else all. With one GPU, or none, the worker runs in this process (auto then takes the CPU), and its
+    DeviceLost ends it. Raises what run_worker raises, and InvalidConfig if there are fewer GPUs, or cores,
+    than were asked for. Returns 1 if every child died by itself.
     """
     there = count_gpus() if config.device in ("auto", "cuda") else 0
     wanted = gpus if gpus is not None else (config.gpus if config.gpus > 1 else max(there, 1))
@@ -96,9 +123,17 @@ def run_workers(
 
         return run_worker(replace(config, gpus=1), announce=announce, stop=stop)
     configs = [
-        replace(config, gpus=1, device=f"cuda:{i}", port=config.port + i if config.port else 0)
+        replace(
+            config,
+            gpus=1,
+            device=f"cuda:{i}",
+            port=config.port + i if config.port else 0,
+            cpu=config.cpu + i if config.cpu >= 0 else -1,
+        )
         for i in range(wanted)
     ]
+    for each in configs:
+        check_core(each.cpu)
     return supervise(configs, argv_of_child, announce=announce, stop=stop)
 
 
@@ -108,18 +143,32 @@ def supervise(
     *,
     announce: Callable[[str], None],
     stop: threading.Event | None = None,
+    restarts: RestartRule | None = None,
 ) -> int:
-    """Start a child for each config and wait; see run_workers. All have ended when it returns."""
+    """Start a child for each config and wait; see run_workers. All have ended when it returns.
+
+    A child that exits with DeviceLost's code is started again by the rule `restarts`.
+    """
+    rule = restarts or RestartRule()
     stopping = stop or threading.Event()
     with _signals_set(stopping), selectors.DefaultSelector() as selector:
         children: list[_Child] = []
+        announced = False
         try:
             for each in configs:
                 child = _Child(each, _start(argv_of_child(each)))
                 children.append(child)
-                assert child.process.stdout is not None
-                selector.register(child.process.stdout, selectors.EVENT_READ, child)
-            _watch(children, selector, stopping, announce)
+                _listen(child, selector)
+            while not stopping.is_set() and not all(child.ended for child in children):
+                _pass_on(selector, announce)
+                for child in children:
+                    _look_after(child, children, rule, announce)
+                    if child.restart_ns is not None and now_ns() >= child.restart_ns:
+                        _stop_listening(child, selector)
+                        child.process = _start(argv_of_child(child.config))
+                        child.restart_ns, child.ready, child.partial = None, False, b""
+                        _listen(child, selector)
+                announced = announced or _say_when_ready(children, announce)
             died = all(child.ended for child in children)
         finally:
             _end(children, selector, announce)
@@ -135,27 +184,56 @@ def _start(argv: Sequence[str]) -> subprocess.Popen[bytes]:
         raise SloschedError(f"cannot start {argv[0]}: {error.strerror}") from None
 
 
-def _watch(
+def _listen(child: _Child, selector: selectors.BaseSelector) -> None:
+    assert child.process.stdout is not None
+    selector.register(child.process.stdout, selectors.EVENT_READ, child)
+
+
+def _stop_listening(child: _Child, selector: selectors.BaseSelector) -> None:
+    """Of a process that has ended."""
+    output = child.process.stdout
+    assert output is not None
+    with suppress(KeyError):  # it is off already once it was read to its end
+        selector.unregister(output)
+    output.close()
+
+
+def _look_after(
+    child: _Child,
     children: Sequence[_Child],
-    selector: selectors.BaseSelector,
-    stopping: threading.Event,
+    rule: RestartRule,
     announce: Callable[[str], None],
 ) -> None:
-    """Pass on lines and report deaths until told to stop, or until nobody lives."""
-    announced = False
-    while not stopping.is_set() and not all(child.ended for child in children):
-        _pass_on(selector, announce)
-        for child in children:
-            code = child.process.poll()
-            if code is not None and not child.ended:
-                child.ended = True
-                left = sum(not other.ended for other in children)
-                announce(f"{child.name} ended with {_how(code)}; {left} of {len(children)} go on")
-        alive = [child for child in children if not child.ended]
-        if not announced and alive and all(child.ready for child in alive):
-            announced = True
-            ports = ", ".join(str(child.config.port) for child in alive)
-            announce(f"slosched: {len(alive)} of {len(children)} workers ready on ports {ports}")
+    """Say that the child has ended, if it has, and when it is started again, if it is."""
+    code = child.process.poll()
+    if code is None or child.ended or child.restart_ns is not None:
+        return
+    again = ""
+    if code == DeviceLost.exit_code:
+        now = now_ns()
+        pause_ns = rule.pause_ns(child.restarts, now)
+        most = f"{rule.at_most} times in {format_duration(rule.within_ns)}"
+        if pause_ns is not None:
+            child.restart_ns = now + pause_ns
+            announce(
+                f"{child.name} lost its device and starts again in {format_duration(pause_ns)} "
+                f"({len(child.restarts)} of at most {most})"
+            )
+            return
+        again = f" (its device was lost; it was started again {most})"
+    child.ended = True
+    left = sum(not other.ended for other in children)
+    announce(f"{child.name} ended with {_how(code)}{again}; {left} of {len(children)} go on")
+
+
+def _say_when_ready(children: Sequence[_Child], announce: Callable[[str], None]) -> bool:
+    """True, and it was said, if every child that lives is ready."""
+    alive = [child for child in children if not child.ended]
+    if not alive or not all(child.ready for child in alive):
+        return False
+    ports = ", ".join(str(child.config.port) for child in alive)
+    announce(f"slosched: {len(alive)} of {len(children)} workers ready on ports {ports}")
+    return True
 
 
 def _pass_on(selector: selectors.BaseSelector, announce: Callable[[str], None]) -> None:
@@ -238,6 +316,8 @@ def _child_main(argv: Sequence[str]) -> int:
         return run_worker(config, announce=say)
     except SloschedError as error:
         say(f"error: {error}")
+        if isinstance(error, DeviceLost):
+            os._exit(error.exit_code)  # taking a dead CUDA context down may never end
         return error.exit_code
 
 

@@ -3,14 +3,14 @@
 The process that starts GPU work at exact times can afford one Python thread only: beside a second
 busy one the 99th percentile of start lateness was measured at 60 ms, alone at 23 us. So sockets are
 drained without blocking, devices are polled, and nothing in the loop may take longer than the time
-until the next start: models are prepared elsewhere (backends), and a batch's inputs are copied one
-request at a time with the due start looked at in between (602 kB take 50 to 100 us).
+until the next start. What takes longer is cut up: a GPU's backend prepares models in slices and copies
+inputs in pieces, with the due start looked at in between. Between two turns the loop asks the backend
+to pass the time (a GPU's spins towards the next start), and sleeps where it does not.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import random
 import signal
@@ -19,6 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
+from typing import NoReturn
 
 from slosched.clock import Clock, Waiter, now_ns, set_timer_slack
 from slosched.config import WorkerConfig
@@ -36,8 +37,9 @@ from slosched.core.worker.interface import (
 )
 from slosched.core.worker.stepping import Stepper
 from slosched.daemon.backends.base import Backend, Frame, open_backend
-from slosched.errors import MalformedMessage, PeerUnreachable
-from slosched.messages import Infer
+from slosched.daemon.housekeeping import Collector, check_core, own_process
+from slosched.errors import DeviceLost, MalformedMessage, PeerUnreachable
+from slosched.messages import GpuStats, Infer
 from slosched.transport.codec import decode_for_worker, encode
 from slosched.transport.sockets import (
     MAX_MESSAGE_BYTES,
@@ -46,11 +48,9 @@ from slosched.transport.sockets import (
     finish_sending,
     total_bytes,
 )
-from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
+from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.version import __version__
 
-#: Closer than this to a due start of a real GPU the loop spins instead of sleeping.
-_SPIN_NS = 200 * NS_PER_US
 #: The loop looks round at least this often, whatever happens.
 _SLEEP_AT_MOST_NS = 100 * NS_PER_MS
 #: What runs when the worker is told to end may run on this long.
@@ -85,6 +85,10 @@ class WorkerServer:
         except BaseException:
             self._router.close()
             raise
+        backend = self._backend
+        self._told: tuple[GpuStats, ...] = ()
+        self.lost = ""  # why the devices are gone, once they are
+        self._collector: Collector | None = None
         self.port = self._router.port
         self._bad = BadMessages(self._announce)
         self._brain = WorkerBrain(
@@ -114,9 +118,15 @@ class WorkerServer:
 
     def start(self) -> WorkerServer:
         """Run in a thread of its own; `stop` ends it."""
-        self._thread = threading.Thread(target=self.run, name="slosched-worker", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run_in_thread, name="slosched-worker", daemon=True
+        )
         self._thread.start()
         return self
+
+    def _run_in_thread(self) -> None:
+        with contextlib.suppress(DeviceLost):  # it was announced, and `lost` tells
+            self.run()
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """Drain and end, from any thread; returns when it has ended. Idempotent.
@@ -151,20 +161,36 @@ class WorkerServer:
 
     # -------------------------------------------------------------------------------- loop
 
-    def run(self, stop: threading.Event | None = None) -> None:
-        """Serve until `request_stop`, or until `stop` is set (seen within 0.1 s); then drain."""
+    def run(
+        self, stop: threading.Event | None = None, *, collector: Collector | None = None
+    ) -> None:
+        """Serve until `request_stop`, or until `stop` is set (seen within 0.1 s); then drain.
+
+        A `collector` is offered the times at which nothing is due. Raises DeviceLost when the devices are
+        gone and everything was answered.
+        """
         if not self._running.acquire(blocking=False):
             raise RuntimeError("this worker runs already, or has ended; make a new WorkerServer")
+        self._collector = collector
         set_timer_slack()
         waiter = Waiter(self._router.fileno(), self._bell.fileno())
         try:
             while not self._stopping and not (stop is not None and stop.is_set()):
-                self._turn()
+                self._round()
                 self._wait(waiter)
             self._drain(waiter)
+        except DeviceLost:
+            self._answer_the_lost(waiter)
+            raise
         finally:
             waiter.close()
             self._close()
+
+    def _round(self) -> None:
+        try:
+            self._turn()
+        finally:  # also if a call to a dead device raised
+            self._watch()
 
     def _turn(self) -> None:
         """What is due, what has arrived, what follows."""
@@ -181,20 +207,24 @@ class WorkerServer:
             fresh = True
         for peer, frames in arrived:
             fresh = self._receive(peer, frames, now) or fresh
+            self._backend.glance()
         due_ns = None if fresh or self._backend.exact else stepper.next_due_ns()
         if fresh or (due_ns is not None and due_ns <= now):
             stepper.step(now)
+        for note in self._backend.take_notes():
+            self._announce(note)
 
     def _wait(self, waiter: Waiter) -> None:
         if self._prepared or self._stopping:
             return
         due_ns = self._stepper.next_due_ns()
-        if due_ns is not None:
-            away_ns = due_ns - self._clock()
-            if away_ns <= 0 or (self._backend.spins and away_ns < _SPIN_NS):
-                return
-            if self._backend.spins:
-                due_ns -= _SPIN_NS // 2
+        collector = self._collector
+        if collector is not None and self._clock() >= collector.due_ns:
+            if not self._router.has_input():
+                collector.tidy(due_ns, unused=self._brain.unused)
+            return
+        if self._backend.pass_time(due_ns) or (due_ns is not None and due_ns <= self._clock()):
+            return
         if self._router.has_input():  # also clears the descriptor's edge
             return
         waiter.wait(due_ns, at_most_ns=_SLEEP_AT_MOST_NS)
@@ -211,10 +241,45 @@ class WorkerServer:
         refuse_ns, give_up_ns = now + _REFUSE_NS, now + _DRAIN_NS
         while now < refuse_ns or (not self._brain.idle and now < give_up_ns):
             self._stopping = False  # `_wait` may sleep: what runs takes its time
-            self._turn()
+            self._round()
             self._wait(waiter)
             now = self._clock()
         self._stopping = True
+
+    def _watch(self) -> None:
+        """Pass on what the backend tells of its GPUs. Raises DeviceLost if they are gone."""
+        if self._backend.lost:
+            self._give_up(self._backend.lost)
+        stats = self._backend.gpu_stats()
+        if stats is not self._told:
+            self._told = stats
+            self._brain.note_gpu_stats(stats)
+
+    def _give_up(self, why: str) -> NoReturn:
+        name = self._backend.device_name
+        self.lost = why
+        failed = self._brain.devices_lost(f"{name} is lost: {why}", now_ns=self._clock())
+        self._announce(f"{name} is lost, and {failed} action(s) of it were answered so: {why}")
+        raise DeviceLost(f"{name} is lost ({why}); this process cannot mend that, a new one may")
+
+    def _answer_the_lost(self, waiter: Waiter) -> None:
+        """Send what `_give_up` answered, without touching the devices, and fail what still comes.
+
+        For a moment only: no op will end. But a controller reads nothing of a connection that is closed at
+        once, so the answers must have been read by then.
+        """
+        now = self._clock()
+        end_ns = now + _REFUSE_NS
+        while now < end_ns:
+            for peer, frames in self._router.receive():
+                self._receive(peer, frames, now)
+            for effect in self._brain.schedule(now_ns=now):
+                if isinstance(effect, ToController | Note):  # the others are for the devices
+                    self._perform(effect, now)
+            if not self._router.has_input():
+                waiter.wait(end_ns, at_most_ns=_REFUSE_NS)
+                self._bell.clear()
+            now = self._clock()
 
     def _close(self) -> None:
         self._backend.close()
@@ -306,18 +371,18 @@ def run_worker(
     """Run a worker until SIGINT, SIGTERM or `stop`; returns 0 after a drain.
 
     `announce` gets the ready line once the port listens and the backend is open, and a line for each
-    thing worth an operator's attention. Raises what WorkerServer raises.
+    thing worth an operator's attention. Until then `config.cpu` and `config.gc` hold for this process.
+    Raises what WorkerServer and its `run` raise, and InvalidConfig if there is no core `config.cpu`.
     """
+    check_core(config.cpu)  # before the slow part
     server = WorkerServer(config, announce=announce)
-    with _signals(server.request_stop):
-        announce(server.ready_line)
-        # A collection of everything that start-up made would hold the loop for milliseconds.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 100)
-        server.run(stop)
-    if threading.current_thread() is threading.main_thread():  # else the process goes on
-        finish_sending(2 * _LINGER_MS)
+    try:
+        with _signals(server.request_stop), own_process(config) as collector:
+            announce(server.ready_line)
+            server.run(stop, collector=collector)
+    finally:
+        if threading.current_thread() is threading.main_thread():  # else the process goes on
+            finish_sending(2 * _LINGER_MS)
     return 0
 
 

@@ -83,6 +83,8 @@ class _WatchedGpu:
         self, truth: WorkerTruth, gpu_id: int, gpu: EmulatedGpu, profile: GpuProfile
     ) -> None:
         self.steady, self.free_copies = gpu.steady, gpu.free_copies
+        self.arm_ahead_ns = gpu.arm_ahead_ns
+        self.withdraw = gpu.withdraw
         self.next_event_ns = gpu.next_event_ns
         self.held: dict[int, tuple[int, bool]] = {}
         self._truth, self._gpu_id, self._gpu, self._profile = truth, gpu_id, gpu, profile

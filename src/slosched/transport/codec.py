@@ -12,13 +12,21 @@ from slosched.messages import (
     ClientMessage,
     ControllerToClient,
     ControllerToWorker,
+    Heartbeat,
     Message,
     WorkerToController,
 )
 
 Frame = bytes | memoryview
 
-encode: Callable[[Message], bytes] = msgspec.msgpack.Encoder().encode
+_encode: Callable[[object], bytes] = msgspec.msgpack.Encoder().encode
+
+
+def encode(message: Message) -> bytes:
+    """The message's bytes. A Heartbeat without statistics of GPUs has its older, shorter form."""
+    if type(message) is Heartbeat and not message.gpus:
+        return _encode((Heartbeat.__name__, *msgspec.structs.astuple(message)[:-1]))
+    return _encode(message)
 
 
 def _decoder(union: Any) -> Callable[[Frame], Any]:

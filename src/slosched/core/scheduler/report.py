@@ -49,7 +49,7 @@ def status_report(scheduler: Scheduler, *, now_ns: int) -> dict[str, Any]:
             }
             for c in scheduler.clients.values()
         ],
-        "workers": [_worker(w) for w in cluster.workers.values()],
+        "workers": [_worker(w, now_ns) for w in cluster.workers.values()],
         "models": [
             {
                 "model_id": m.model_id,
@@ -80,7 +80,7 @@ def health_report(scheduler: Scheduler) -> dict[str, Any]:
     }
 
 
-def _worker(worker: Worker) -> dict[str, Any]:
+def _worker(worker: Worker, now_ns: int) -> dict[str, Any]:
     return {
         "worker_id": worker.worker_id,
         "state": "joined" if worker.state is WorkerState.JOINED else "silent",
@@ -98,11 +98,11 @@ def _worker(worker: Worker) -> dict[str, Any]:
         "return_margin_ns": worker.returns.margin_ns,
         "errors": worker.errors,
         "dropped": worker.dropped,
-        "gpus": [_gpu(g) for g in worker.gpus],
+        "gpus": [_gpu(g, now_ns) for g in worker.gpus],
     }
 
 
-def _gpu(gpu: Gpu) -> dict[str, Any]:
+def _gpu(gpu: Gpu, now_ns: int) -> dict[str, Any]:
     return {
         "gpu_id": gpu.gpu_id,
         "pages": gpu.pages,
@@ -112,4 +112,34 @@ def _gpu(gpu: Gpu) -> dict[str, Any]:
         "outstanding": len(gpu.exec.outstanding),
         "busy_ns": gpu.busy_ns,
         "clock_mhz": gpu.clock_mhz,
+        "stats": _stats(gpu, now_ns),
+    }
+
+
+def _stats(gpu: Gpu, now_ns: int) -> dict[str, Any] | None:
+    """What the GPU's driver said last, None where it does not answer; None for a GPU without a driver.
+
+    `energy_mj` counts since the worker joined.
+    """
+    stats = gpu.stats
+    if stats is None:
+        return None
+    numbers = {
+        "sm_percent": stats.sm_percent,
+        "memory_percent": stats.memory_percent,
+        "memory_used_bytes": stats.memory_used_bytes,
+        "memory_total_bytes": stats.memory_total_bytes,
+        "power_mw": stats.power_mw,
+        "energy_mj": -1 if stats.energy_mj < 0 else stats.energy_mj - max(0, gpu.joined_energy_mj),
+        "temperature_c": stats.temperature_c,
+        "sm_clock_mhz": stats.sm_clock_mhz,
+        "memory_clock_mhz": stats.memory_clock_mhz,
+        "throttle_reasons": stats.throttle_reasons,
+    }
+    return {
+        "name": stats.name,
+        "uuid": stats.uuid,
+        "driver": stats.driver,
+        "age_ns": now_ns - gpu.stats_ns,
+        **{field: None if value < 0 else value for field, value in numbers.items()},
     }

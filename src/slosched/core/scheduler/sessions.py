@@ -140,6 +140,10 @@ class Sessions:
         worker.clock_error_ns = message.clock_error_ns
         worker.activity, worker.preparing = message.activity, message.preparing
         worker.errors, worker.dropped = message.errors, message.dropped
+        for stats in message.gpus:
+            for gpu in worker.gpus:
+                if gpu.gpu_id == stats.gpu_id:
+                    gpu.note_stats(stats, now_ns=now_ns)
 
     # ------------------------------------------------------------------------------- time
 

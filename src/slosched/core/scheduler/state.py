@@ -19,7 +19,7 @@ from enum import IntEnum
 from slosched.codes import ActionType
 from slosched.config import LOST_AFTER_NS
 from slosched.core.scheduler.estimators import ExecTable, WindowEstimator
-from slosched.messages import LoadModelResult, ModelInfo
+from slosched.messages import GpuStats, LoadModelResult, ModelInfo
 from slosched.units import NS_PER_MS, NS_PER_S
 
 
@@ -232,6 +232,10 @@ class Gpu:
     transfers: dict[str, WindowEstimator] = field(default_factory=dict)
     busy_ns: int = 0  # exec time so far, for status
     overdue_ticks: int = 0  # how long an action has been due that was not reported
+    #: What its driver said last, when that came, and its count of energy when the worker joined.
+    stats: GpuStats | None = None
+    stats_ns: int = 0
+    joined_energy_mj: int = -1
     #: Model id -> (not before, pause): loads that failed here are tried again after a pause.
     failed_loads: dict[int, tuple[int, int]] = field(default_factory=dict)
 
@@ -241,6 +245,13 @@ class Gpu:
     @property
     def name(self) -> str:
         return f"W{self.worker.worker_id}-GPU{self.gpu_id}"
+
+    def note_stats(self, stats: GpuStats, *, now_ns: int) -> None:
+        last_mj = self.stats.energy_mj if self.stats is not None else -1
+        # A counter that went back was reset, with the driver: count from there.
+        if self.joined_energy_mj < 0 or 0 <= stats.energy_mj < last_mj:
+            self.joined_energy_mj = stats.energy_mj
+        self.stats, self.stats_ns = stats, now_ns
 
     def load_failed(self, model: Model, *, now_ns: int) -> None:
         """Wait before the next try, twice as long each time."""

@@ -35,6 +35,7 @@ from slosched.messages import (
     EvictWeights,
     GetWorkerState,
     GpuInfo,
+    GpuStats,
     Heartbeat,
     HeartbeatAck,
     Infer,
@@ -77,7 +78,14 @@ class WorkerBrain:
         self._pipeline = Pipeline(self._ledger, names)
         self._allow_zero_size_inputs = allow_zero_size_inputs
         self._closing = False
+        self._lost = ""
+        self._gpu_stats: tuple[GpuStats, ...] = ()
+        self._stats_are_new = False
         self.dropped = 0  # stale, malformed and oversized messages
+
+    def arm_ahead(self, gpu_id: int, ahead_ns: int) -> None:
+        """The device of this GPU takes each EXEC `ahead_ns` before its time and starts it itself."""
+        self._ledger.gpus[gpu_id].exec.ahead_ns = ahead_ns
 
     def skip_empty_copies(self, gpu_ids: Collection[int]) -> None:
         """The devices of these GPUs need not be asked for copies of nothing."""
@@ -93,6 +101,8 @@ class WorkerBrain:
         that came behind the message under it until DropInputs, or until they were copied. None:
         nothing will ask for the frames.
         """
+        if self._lost and not isinstance(event, FromController):
+            return None  # of a device whose work was given up
         if isinstance(event, OpDone):
             self._pipeline.op_done(event, now_ns)
             return None
@@ -111,6 +121,8 @@ class WorkerBrain:
 
     def schedule(self, *, now_ns: int) -> list[Effect]:
         """Start everything whose time has come; returns what the shell must do, in order."""
+        if self._lost:
+            return self._ledger.take_effects()
         if self._link.handing_over and self.idle:
             self._open_session(now_ns)
         self._pipeline.run_due(now_ns)
@@ -134,12 +146,28 @@ class WorkerBrain:
         self._pipeline.close()
         self._pipeline.cancel_queued("the worker is shutting down", now_ns)
 
+    def devices_lost(self, reason: str, *, now_ns: int) -> int:
+        """The devices are gone: fail everything unanswered (code 2), also what runs; returns how many.
+
+        Nothing is launched any more, no end of an op is waited for, and what still comes fails too.
+        """
+        self._lost = reason
+        waiting = list(self._ledger.unanswered.values())
+        for action in waiting:
+            self._ledger.fail(action, Code.RUNTIME_ERROR, reason, now_ns)
+        return len(waiting)
+
     # ---------------------------------------------------------------------------- questions
 
     @property
     def idle(self) -> bool:
         """True if every action was answered and no device works."""
         return not self._ledger.unanswered and self._pipeline.idle
+
+    @property
+    def unused(self) -> bool:
+        """True if it is idle and knows no model."""
+        return not self._ledger.instances and self.idle
 
     @property
     def pending(self) -> int:
@@ -167,6 +195,11 @@ class WorkerBrain:
     def free_pages(self, gpu_id: int) -> int:
         return self._ledger.gpus[gpu_id].cache.free_pages
 
+    def note_gpu_stats(self, stats: tuple[GpuStats, ...]) -> None:
+        """The driver was asked again: the next heartbeat says what it answered."""
+        self._gpu_stats = stats
+        self._stats_are_new = True
+
     def note_bad_message(self) -> None:
         """A message was malformed or oversized; heartbeats tell the controller how many."""
         self.dropped += 1
@@ -192,6 +225,7 @@ class WorkerBrain:
             # Model ids are the controller's, and a new one starts at 0: no model of the old may stay.
             for model_id in list(self._ledger.instances):
                 self._pipeline.forget(model_id)
+        self._stats_are_new = True  # to this controller
         self._welcome(self._link.open(now_ns=now_ns))
 
     def _welcome(self, session: int) -> None:
@@ -221,7 +255,9 @@ class WorkerBrain:
             errors=self.errors,
             dropped=self.dropped,
             preparing=self._pipeline.preparing,
+            gpus=self._gpu_stats if self._stats_are_new else (),
         )
+        self._stats_are_new = False
         self._ledger.effects.append(ToController(link.peer, beat))
         link.heartbeat_sent(now_ns=now_ns)
 
@@ -235,7 +271,9 @@ class WorkerBrain:
         key = self._ledger.next_seq()
         action = PendingAction(key, message, event.peer, message.session, now_ns)
         self._ledger.unanswered[key] = action
-        if self._closing:
+        if self._lost:
+            self._ledger.fail(action, Code.RUNTIME_ERROR, self._lost, now_ns)
+        elif self._closing:
             self._ledger.fail(action, Code.SHUTTING_DOWN, "the worker is shutting down", now_ns)
         elif isinstance(message, Infer):
             self._accept_infer(action, message, event.input_sizes, now_ns)

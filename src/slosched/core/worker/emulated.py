@@ -87,6 +87,14 @@ class EmulatedGpu:
         self.steady = self._link is None
         self.free_copies = self._link is None
 
+    @property
+    def arm_ahead_ns(self) -> int:
+        """0: in event time whoever decides at `earliest` is not late."""
+        return 0
+
+    def withdraw(self, op_id: int) -> OpDone | None:
+        return None
+
     def launch(self, op: Op, *, now_ns: int) -> OpDone | None:
         try:
             done = self._outcome(op, now_ns)

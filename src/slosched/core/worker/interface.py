@@ -44,6 +44,8 @@ class Op(_Fact, frozen=True, gc=False):
     request_count: int = 0
     input_sizes: tuple[int, ...] = ()
     model_name: str = ""  # what the backend knows the model by; its copies share one
+    earliest_ns: int = 0  # an EXEC of a device that arms: its window
+    latest_ns: int = 0
 
 
 # ------------------------------------------------------------------------------------- events
@@ -130,6 +132,13 @@ class EvictPages(_Fact, frozen=True, gc=False):
     model_id: int
 
 
+class Withdraw(_Fact, frozen=True, gc=False):
+    """Take an armed EXEC back from its device, unless it has begun."""
+
+    op_id: int
+    gpu_id: int
+
+
 class DropInputs(_Fact, frozen=True, gc=False):
     """The action ended without running: its input frames can go."""
 
@@ -141,7 +150,9 @@ class Note(_Fact, frozen=True, gc=False):
     text: str
 
 
-Effect = ToController | Launch | PrepareModel | ReleaseModel | EvictPages | DropInputs | Note
+Effect = (
+    ToController | Launch | Withdraw | PrepareModel | ReleaseModel | EvictPages | DropInputs | Note
+)
 
 
 class Device(Protocol):
@@ -162,11 +173,24 @@ class Device(Protocol):
         It is not asked then for the copies of an Infer that brings no inputs.
         """
 
+    @property
+    def arm_ahead_ns(self) -> int:
+        """How long before its `earliest` an EXEC is launched. 0: at `earliest`, when nothing runs.
+
+        A device that arms gets at most two EXECs, the second while the first runs or waits. It starts
+        each by itself at `earliest` or when the one before it has ended, whichever is later, without
+        a decision in between; one that could only start after `latest` is reported with code
+        EXEC_TOO_LATE.
+        """
+
     def launch(self, op: Op, *, now_ns: int) -> OpDone | None:
         """Start `op`. One that took no time may be reported at once; None: `poll` will report it.
 
         A device without streams may run it to its end before returning.
         """
+
+    def withdraw(self, op_id: int) -> OpDone | None:
+        """Give an armed EXEC up (code CANCELLED). None: it has begun, or is not here."""
 
     def poll(self, *, now_ns: int) -> list[OpDone]:
         """Everything that has finished by now, in the order in which it finished."""

@@ -8,6 +8,8 @@ the others in a queue by (earliest, arrival). The preparation of models has one 
     Infer          inputs, from 5 ms before `earliest`  ->  exec, at `earliest`  ->  outputs
 
 An action never begins before its `earliest` nor after its `latest`; nothing is checked against its end.
+A device that arms is handed each exec a moment ahead and starts it on the dot, without waiting for a
+decision; one that arrives within that moment of another's start goes behind it.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from slosched.core.worker.interface import (
     OpKind,
     PrepareModel,
     ReleaseModel,
+    Withdraw,
 )
 from slosched.core.worker.ledger import Ledger
 from slosched.core.worker.state import Executor, GpuState, Instance, PendingAction
@@ -109,7 +112,8 @@ class Pipeline:
     def _run(self, executor: Executor, now_ns: int) -> None:
         """Start what may start; arm a wake-up for what may not yet."""
         queue, kind, gpu = executor.queue, executor.kind, executor.gpu
-        while queue and executor.running is None and queue[0][0] <= now_ns:
+        due_ns = now_ns + executor.ahead_ns
+        while queue and queue[0][0] <= due_ns and executor.has_room:
             action = heappop(queue)[2]
             if gpu is None:
                 self._start_preparation(action, now_ns)
@@ -126,8 +130,8 @@ class Pipeline:
                 self._launch(executor, action)
             else:
                 self._start_weights(executor, gpu, action, now_ns)
-        if queue and executor.running is None:
-            earliest_ns = queue[0][0]
+        if queue and executor.has_room:
+            earliest_ns = queue[0][0] - executor.ahead_ns
             if executor.armed_ns is None or earliest_ns < executor.armed_ns:
                 executor.armed_ns = earliest_ns
                 heappush(self._wake, (earliest_ns, self._ledger.next_seq(), executor))
@@ -220,7 +224,10 @@ class Pipeline:
     def _launch(self, executor: Executor, action: PendingAction) -> None:
         assert executor.kind is not None and executor.gpu is not None
         assert action.instance is not None
-        executor.running = action
+        if executor.running is None:
+            executor.running = action
+        else:
+            executor.ahead = action
         message, instance = action.message, action.instance
         batch_size, request_count = 0, 0
         input_sizes: tuple[int, ...] = ()
@@ -230,6 +237,7 @@ class Pipeline:
         op = Op(
             self._ledger.next_seq(), executor.kind, executor.gpu.gpu_id, instance.model_id,
             action.key, batch_size, request_count, input_sizes, instance.name,
+            action.earliest_ns, action.latest_ns,
         )  # fmt: skip
         self._ops[op.op_id] = (executor, action)
         self._ledger.effects.append(Launch(op))
@@ -239,7 +247,10 @@ class Pipeline:
         if entry is None:
             raise KeyError(f"the device reports op {done.op_id}, which does not run")
         executor, action = entry
-        executor.running = None
+        if executor.running is action:
+            executor.running, executor.ahead = executor.ahead, None
+        else:  # armed, and withdrawn or too late before its turn came
+            executor.ahead = None
         self._touch(executor)
         gpu = executor.gpu
         assert gpu is not None and action.instance is not None
@@ -349,9 +360,18 @@ class Pipeline:
                 continue  # it ran; only its answer is missing
             for action in executor.drain():
                 self._ledger.fail(action, Code.CANCELLED, f"cancelled: {reason}", now_ns)
+            if executor.ahead_ns:
+                self._withdraw(executor)
         preparing = self._preparation.running
         if preparing is not None and preparing.key in self._ledger.unanswered:
             self._ledger.fail(preparing, Code.CANCELLED, f"cancelled: {reason}", now_ns)
+
+    def _withdraw(self, executor: Executor) -> None:
+        """Ask the device for what it has not begun; what it gives back fails like the queue did."""
+        assert executor.gpu is not None
+        for op_id, (owner, _) in self._ops.items():
+            if owner is executor:
+                self._ledger.effects.append(Withdraw(op_id, executor.gpu.gpu_id))
 
     def forget(self, model_id: int) -> None:
         name = self._ledger.instances.pop(model_id).name

@@ -80,8 +80,15 @@ class Executor:
     gpu: GpuState | None
     queue: list[tuple[int, int, PendingAction]] = field(default_factory=list)
     running: PendingAction | None = None
+    ahead: PendingAction | None = None  # armed behind `running`, on a device that arms
+    ahead_ns: int = 0  # an action is due so long before its earliest
     armed_ns: int | None = None  # the earliest time for which it stands in the brain's wake heap
     dirty: bool = False
+
+    @property
+    def has_room(self) -> bool:
+        """True if the device takes one more op."""
+        return self.running is None or (self.ahead_ns > 0 and self.ahead is None)
 
     def drain(self) -> list[PendingAction]:
         """Empty the queue; returns what was in it, in order."""

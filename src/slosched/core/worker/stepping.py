@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from heapq import heappop, heappush
 
 from slosched.core.worker.brain import WorkerBrain
-from slosched.core.worker.interface import Device, Effect, Event, Launch
+from slosched.core.worker.interface import Device, Effect, Event, Launch, Withdraw
 
 
 class Stepper:
@@ -32,6 +32,8 @@ class Stepper:
         brain.skip_empty_copies(
             {gpu_id for gpu_id, device in devices.items() if device.free_copies}
         )
+        for gpu_id, device in devices.items():
+            brain.arm_ahead(gpu_id, device.arm_ahead_ns)
         self._devices = tuple(devices.values())
         self._place = {gpu_id: place for place, gpu_id in enumerate(devices)}
         self._unsteady = [p for p, device in enumerate(self._devices) if not device.steady]
@@ -88,6 +90,11 @@ class Stepper:
                         again = True
                     elif device.steady:
                         self._note(place, device.next_event_ns())
+                elif isinstance(effect, Withdraw):
+                    done = self._devices[self._place[effect.gpu_id]].withdraw(effect.op_id)
+                    if done is not None:
+                        brain.handle(done, now_ns=now_ns)
+                        again = True
                 else:
                     self._perform(effect, now_ns)
             events = self._events

@@ -8,7 +8,7 @@ from typing import Protocol
 from slosched.config import WorkerConfig
 from slosched.core.worker.interface import Device, ModelPrepared, PrepareModel, ReleaseModel
 from slosched.errors import InvalidConfig
-from slosched.messages import GpuInfo
+from slosched.messages import GpuInfo, GpuStats
 
 Frame = bytes | memoryview
 
@@ -23,10 +23,6 @@ class Backend(Protocol):
     @property
     def exact(self) -> bool:
         """True: time is simulated, so the loop steps in event time and may sleep as it likes."""
-
-    @property
-    def spins(self) -> bool:
-        """True: a start must not wait for a sleeping process, so the loop spins near it."""
 
     @property
     def gpus(self) -> Sequence[GpuInfo]: ...
@@ -65,8 +61,45 @@ class Backend(Protocol):
     def take_outputs(self, action_id: int, sizes: Sequence[int]) -> Sequence[Frame]:
         """The output frames of a finished action, one for each size other than 0."""
 
+    def pass_time(self, due_ns: int | None) -> bool:
+        """Use the time until `due_ns` (0: now) without sleeping. False: the loop may sleep until then.
+
+        For a device whose starts must not wait for a sleeping process. Returns within 0.4 ms.
+        """
+
+    def glance(self) -> None:
+        """Between two messages: let the device start what is due. Takes microseconds."""
+
+    def take_notes(self) -> Sequence[str]:
+        """Lines for people since the last call."""
+
+    @property
+    def lost(self) -> str:
+        """Why its devices are gone and nothing that was launched will end; empty while they work."""
+
+    def gpu_stats(self) -> tuple[GpuStats, ...]:
+        """What the drivers said last: the same object until they were asked again."""
+
     def close(self) -> None:
         """End the backend's own threads; idempotent, bounded by a second."""
+
+
+class Plain:
+    """The answers of a backend that has no driver to ask, and whose loop may sleep until something is due."""
+
+    lost = ""
+
+    def gpu_stats(self) -> tuple[GpuStats, ...]:
+        return ()
+
+    def pass_time(self, due_ns: int | None) -> bool:
+        return False
+
+    def glance(self) -> None:
+        pass
+
+    def take_notes(self) -> Sequence[str]:
+        return ()
 
 
 def open_backend(config: WorkerConfig) -> Backend:
@@ -84,6 +117,11 @@ def open_backend(config: WorkerConfig) -> Backend:
         raise InvalidConfig(
             f"unknown device {device!r}; write auto, cpu, cuda:N (as cuda:0) or emulated"
         )
-    from slosched.daemon.backends.torch_backend import TorchBackend
+    from slosched.daemon.backends.torch_backend import TorchBackend, resolve_device
 
+    chosen = resolve_device(device)
+    if chosen.type == "cuda":
+        from slosched.daemon.backends.cuda.backend import CudaBackend
+
+        return CudaBackend(config, chosen)
     return TorchBackend(config)

@@ -10,14 +10,14 @@ from slosched.config import WorkerConfig
 from slosched.config_file import load_profile
 from slosched.core.worker.emulated import emulated_gpus, prepare_emulated
 from slosched.core.worker.interface import ModelPrepared, PrepareModel, ReleaseModel
-from slosched.daemon.backends.base import Frame
+from slosched.daemon.backends.base import Frame, Plain
 from slosched.messages import GpuInfo
 
 #: More than any port number: no two pairs of seed and port make the same seed.
 _PORTS = 1 << 16
 
 
-class EmulatedBackend:
+class EmulatedBackend(Plain):
     """`config.gpus` GPUs of `config.profile`, in one process and behind one address.
 
     Inputs are dropped on arrival and outputs are zeros: only sizes and times are real. What
@@ -28,7 +28,6 @@ class EmulatedBackend:
 
     device_name = "emulated"
     exact = True
-    spins = False
 
     def __init__(self, config: WorkerConfig) -> None:
         profile = load_profile(config.profile)

@@ -1,4 +1,4 @@
-"""Measure a model on a device: exec per batch class and the transfer of its weights.
+"""Measure a model on the CPU: exec per batch class and the transfer of its weights.
 
 The same device code runs that will serve, so that what was measured is what will be predicted.
 """
@@ -28,20 +28,19 @@ _OP_AT_MOST_NS = 60 * NS_PER_S
 
 def measure_model(
     template: Template,
-    device: torch.device,
     batches: Sequence[int],
     *,
     max_exec_ns: int,
     progress: Callable[[str], None] | None = None,
 ) -> ModelProfile:
-    """The profile of `template` on `device`, and `template.batch_sizes` set to the classes in it.
+    """The profile of `template` on the CPU, and `template.batch_sizes` set to the classes in it.
 
     Ascending classes of `batches`; it ends at the first, other than 1, that is slower than
     `max_exec_ns` or fails (an exported program may have a fixed batch). Raises InvalidConfig if
     batch 1 fails.
     """
     spec = template.spec
-    bench = _Bench(template, device)
+    bench = _Bench(template)
     weights_ns = bench.load()
     exec_ns: dict[int, int] = {}
     output_shape: tuple[int, ...] = ()
@@ -78,25 +77,24 @@ def measure_model(
 
 def measure_spec(
     spec: ModelSpec,
-    device: torch.device,
     batches: Sequence[int],
     *,
     threads: int,
     max_exec_ns: int,
     progress: Callable[[str], None] | None = None,
 ) -> ModelProfile:
-    """Build `spec` and measure it; see measure_model. `threads` are those of an inference on the CPU."""
+    """Build `spec` and measure it; see measure_model. `threads` are those of an inference."""
     torch.set_num_threads(threads)
-    template = Template(spec, pinned=device.type == "cuda")
-    return measure_model(template, device, batches, max_exec_ns=max_exec_ns, progress=progress)
+    template = Template(spec)
+    return measure_model(template, batches, max_exec_ns=max_exec_ns, progress=progress)
 
 
 class _Bench:
     """A device of its own with one copy of the model on it, driven op by op."""
 
-    def __init__(self, template: Template, device: torch.device) -> None:
+    def __init__(self, template: Template) -> None:
         self._name = template.spec.name
-        self._device = TorchDevice({self._name: template}, device)
+        self._device = TorchDevice({self._name: template})
         self._next_op = 0
 
     def load(self) -> int:

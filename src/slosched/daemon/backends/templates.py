@@ -44,13 +44,13 @@ class DeviceWeights:
 
 
 class Template:
-    """Build `spec` and flatten its weights; `pinned` host memory is for a CUDA device.
+    """Build `spec` and flatten its weights.
 
     Takes seconds for large models, so it is done by the preparation thread. Raises what the spec's
     `build` raises.
     """
 
-    def __init__(self, spec: ModelSpec, *, pinned: bool) -> None:
+    def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.batch_sizes: tuple[int, ...] = ()  # classes that were measured, ascending
         self._module: nn.Module = spec.build()
@@ -72,7 +72,7 @@ class Template:
             )
             end = begin + tensor.numel() * tensor.element_size()
         self.weights_bytes = max(end, 1)
-        self.host = torch.zeros(self.weights_bytes, dtype=torch.uint8, pin_memory=pinned)
+        self.host = torch.zeros(self.weights_bytes, dtype=torch.uint8)
         flat = DeviceWeights(self.host)
         while not self.add_views(flat):
             pass

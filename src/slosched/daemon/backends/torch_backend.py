@@ -1,4 +1,4 @@
-"""Real inference with torch, on the CPU or on one CUDA GPU, by plain execution.
+"""Real inference with torch on the CPU, by plain execution.
 
 Everything slow happens in one preparation thread: building a model, flattening its weights, measuring
 it. Torch's operators let the interpreter go, so the loop's heartbeat goes on beside it; the libraries'
@@ -16,8 +16,8 @@ from slosched.clock import now_ns
 from slosched.codes import Code
 from slosched.config import ModelProfile, WorkerConfig
 from slosched.core.worker.interface import ModelPrepared, PrepareModel, ReleaseModel
-from slosched.daemon.backends.base import Frame
-from slosched.errors import InvalidConfig, MissingPackage, SloschedError, UnknownName
+from slosched.daemon.backends.base import Frame, Plain
+from slosched.errors import InvalidConfig, MissingPackage, SloschedError
 from slosched.messages import GpuInfo, Span
 
 try:
@@ -28,10 +28,10 @@ except ImportError as error:
     ) from None
 
 from slosched.daemon.backends.measure import measure_model
-from slosched.daemon.backends.sources import loadable_specs
+from slosched.daemon.backends.sources import open_specs
 from slosched.daemon.backends.templates import Template
 from slosched.daemon.backends.torch_device import TorchDevice
-from slosched.daemon.backends.zoo import BATCH_CLASSES, ZOO, import_transformers
+from slosched.daemon.backends.zoo import BATCH_CLASSES
 
 _GIB = 1024**3
 
@@ -56,29 +56,8 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", int(index))
 
 
-def measure_named(
-    name: str,
-    config: WorkerConfig,
-    batches: Sequence[int],
-    *,
-    max_exec_ns: int,
-    progress: Callable[[str], None] | None = None,
-) -> ModelProfile:
-    """Measure the model `name` (canonical) on `config.device`; see measure_model.
-
-    Raises UnknownName for a model that is neither in the zoo nor in the config.
-    """
-    device = resolve_device(config.device)
-    torch.set_num_threads(config.torch_threads)
-    specs = loadable_specs(config.models)
-    if name not in specs:
-        raise UnknownName("model", name, list(specs))
-    template = Template(specs[name], pinned=device.type == "cuda")
-    return measure_model(template, device, batches, max_exec_ns=max_exec_ns, progress=progress)
-
-
-class TorchBackend:
-    """One device: `config.device`. Raises MissingPackage or InvalidConfig if it cannot be opened."""
+class TorchBackend(Plain):
+    """The CPU. Raises MissingPackage or InvalidConfig if it cannot be opened."""
 
     exact = False
 
@@ -88,19 +67,14 @@ class TorchBackend:
                 f"one process serves one real device, not {config.gpus}: start a worker for each, or "
                 "let `slosched worker --device cuda` supervise one for each GPU"
             )
-        self._device = resolve_device(config.device)
-        self._cuda = self._device.type == "cuda"
-        self.device_name = str(self._device)
-        self.spins = self._cuda
+        self.device_name = "cpu"
         self._threads = config.torch_threads
         torch.set_num_threads(self._threads)
-        self._specs = loadable_specs(config.models)
-        if any(spec is ZOO.get(name) for name, spec in self._specs.items()):
-            self._import_zoo(config)
+        self._specs = open_specs(config)
         self.loadable = tuple(sorted(self._specs))
         self._templates: dict[str, Template] = {}
         self._profiles: dict[str, tuple[ModelProfile, int, int]] = {}  # with max batch, max exec
-        self._gpu = TorchDevice(self._templates, self._device, read_clock_mhz=self._clock_reader())
+        self._gpu = TorchDevice(self._templates)
         self.devices = {0: self._gpu}
         cache_bytes = config.weights_cache_bytes or self._default_cache_bytes()
         if cache_bytes < config.page_bytes:
@@ -108,7 +82,12 @@ class TorchBackend:
                 f"weights_cache_bytes {cache_bytes} holds no page of {config.page_bytes} bytes"
             )
         self.gpus = (
-            GpuInfo(0, self._gpu_name(), cache_bytes // config.page_bytes, config.page_bytes),
+            GpuInfo(
+                0,
+                f"CPU, {self._threads} thread(s)",
+                cache_bytes // config.page_bytes,
+                config.page_bytes,
+            ),
         )
         self._orders: SimpleQueue[tuple[PrepareModel, Callable[[ModelPrepared], None]] | None] = (
             SimpleQueue()
@@ -129,8 +108,7 @@ class TorchBackend:
         self._orders.put((effect, done))
 
     def warm_up(self, event: ModelPrepared) -> bool:
-        # cuDNN keeps its plans per thread: what the preparation thread has run is new to the loop's,
-        # and a first batch there took 14 to 25 ms where the later ones took 1 to 3 (H200).
+        # What the preparation thread has run is new to the loop's: libraries keep plans per thread.
         name = self._ordered.pop(event.action_id, "")
         if event.profile is None:
             return True
@@ -205,58 +183,20 @@ class TorchBackend:
         template = self._templates.get(name)
         if profile is not None and enough:
             if template is None:
-                template = Template(self._specs[name], pinned=self._cuda)
+                template = Template(self._specs[name])
                 template.batch_sizes = tuple(profile.exec_ns)
                 self._templates[name] = template
             return profile
-        template = Template(self._specs[name], pinned=self._cuda)
+        template = Template(self._specs[name])
         batches = [batch for batch in BATCH_CLASSES if batch <= effect.max_batch]
-        profile = measure_model(template, self._device, batches, max_exec_ns=effect.max_exec_ns)
+        profile = measure_model(template, batches, max_exec_ns=effect.max_exec_ns)
         self._profiles[name] = (profile, *wanted)
         self._templates[name] = template  # copies on the device keep the one they were loaded with
         return profile
 
     # -------------------------------------------------------------------------- the device
 
-    def _import_zoo(self, config: WorkerConfig) -> None:
-        try:
-            transformers = import_transformers()
-        except MissingPackage:
-            if not config.models:
-                raise
-            own = {source.name for source in config.models}
-            self._specs = {name: spec for name, spec in self._specs.items() if name in own}
-            return
-        # Naming the classes imports the files behind them, seconds of held interpreter.
-        for name in ("ResNetForImageClassification", "BertForSequenceClassification"):
-            getattr(transformers, name)
-
-    def _gpu_name(self) -> str:
-        if self._cuda:
-            return torch.cuda.get_device_name(self._device)
-        return f"CPU, {self._threads} thread(s)"
-
     def _default_cache_bytes(self) -> int:
-        """Four fifths of a GPU's free memory; on the CPU a quarter of the free memory, at most 8 GiB."""
-        if self._cuda:
-            free_bytes, _ = torch.cuda.mem_get_info(self._device)
-            return free_bytes * 4 // 5
+        """A quarter of the free memory, at most 8 GiB."""
         free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return min(8 * _GIB, max(_GIB // 4, free_bytes // 4))
-
-    def _clock_reader(self) -> Callable[[], int] | None:
-        """Reads the SM clock through NVML (3 us when warm), where nvidia-ml-py is installed."""
-        if not self._cuda:
-            return None
-        try:
-            import pynvml
-        except ImportError:
-            return None
-        try:
-            pynvml.nvmlInit()
-            uuid = str(torch.cuda.get_device_properties(self._device).uuid)
-            handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-            pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)
-        except pynvml.NVMLError:
-            return None
-        return lambda: int(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM))

@@ -1,17 +1,14 @@
-"""One real device, CPU or CUDA, behind the core's `Device` protocol.
+"""The CPU as a device, behind the core's `Device` protocol: real inference where there is no GPU.
 
 Each op is a generator that is advanced by `poll` and yields whenever the loop should look round: between
-two requests' input copies, two pieces of weights, two looks at a CUDA event. So nothing here holds the
-loop longer than one piece, except an exec on the CPU, which runs inline (the CPU is the device then).
-On CUDA every kind of op has its own stream, and "begin" and "end" are when the loop started the work and
-noticed its end; `duration_ns` is the device's own measure.
+two requests' input copies, two pieces of weights. So nothing here holds the loop longer than one piece,
+except an exec, which runs inline (the CPU is the device). A GPU's device is in cuda/.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,20 +19,18 @@ from slosched.core.worker.interface import Op, OpDone, OpKind
 from slosched.daemon.backends.base import Frame
 from slosched.daemon.backends.templates import Array, DeviceWeights, Template
 from slosched.messages import Span
-from slosched.units import NS_PER_MS
 
 #: Weights are copied to "CPU devices" in pieces of this size (0.2 to 0.5 ms each).
 _PIECE_BYTES = 2 * 1024 * 1024
 #: Input buffers of one model and batch class that are kept for the next batch.
 _SPARE_BUFFERS = 4
 
-_cuda: Any = torch.cuda  # its streams and events carry no types
 _Steps = Generator[None, None, OpDone]
 
 
 @dataclass(slots=True)
 class _Buffer:
-    """Host memory for one batch of inputs (batch, *input_shape), pinned on CUDA."""
+    """Memory for one batch of inputs (batch, *input_shape)."""
 
     key: tuple[str, int]  # model, batch class
     tensor: torch.Tensor
@@ -59,24 +54,11 @@ class _Job:
 
 
 class TorchDevice:
-    """Runs ops of the models in `templates` on `device`. Errors are reported through OpDone.
+    """Runs ops of the models in `templates` on the CPU. Errors are reported through OpDone."""
 
-    `read_clock_mhz` tells the GPU's clock; 0 where it has none.
-    """
-
-    def __init__(
-        self,
-        templates: Mapping[str, Template],
-        device: torch.device,
-        *,
-        clock: Clock = now_ns,
-        read_clock_mhz: Callable[[], int] | None = None,
-    ) -> None:
+    def __init__(self, templates: Mapping[str, Template], *, clock: Clock = now_ns) -> None:
         self._templates = templates
-        self._device = device
-        self._cuda = device.type == "cuda"
         self._clock = clock
-        self._read_clock_mhz = read_clock_mhz or (lambda: 0)
         self._jobs: list[_Job] = []
         self._done: list[OpDone] = []
         self._weights: dict[int, tuple[Template, DeviceWeights]] = {}  # by model id
@@ -84,9 +66,6 @@ class TorchDevice:
         self._slots: dict[int, _Slot] = {}
         self._outputs: dict[int, list[Frame]] = {}
         self._spare: dict[tuple[str, int], list[_Buffer]] = {}
-        self._streams: dict[OpKind, Any] = {}
-        if self._cuda:
-            self._streams = {kind: _cuda.Stream(device) for kind in OpKind}
 
     # ------------------------------------------------------------------------ the protocol
 
@@ -98,6 +77,13 @@ class TorchDevice:
     @property
     def free_copies(self) -> bool:
         return False
+
+    @property
+    def arm_ahead_ns(self) -> int:
+        return 0
+
+    def withdraw(self, op_id: int) -> None:
+        return None
 
     def launch(self, op: Op, *, now_ns: int) -> None:
         steps = {
@@ -166,18 +152,11 @@ class TorchDevice:
     def warm_up(self, name: str) -> Iterator[None]:
         """Run each batch class of a model once, with a look round after each; nothing of it stays."""
         template = self._templates[name]
-        weights = DeviceWeights(template.host.to(self._device, non_blocking=True, copy=True))
+        weights = DeviceWeights(template.host.clone())
         while not template.add_views(weights):
             yield
         for batch in template.batch_sizes:
-            inputs = torch.from_numpy(template.sample_input(batch)).to(self._device)
-            if self._cuda:
-                torch.cuda.current_stream(self._device).synchronize()
-                with torch.cuda.stream(self._streams[OpKind.EXEC]):
-                    template.forward(weights, inputs)
-                self._streams[OpKind.EXEC].synchronize()
-            else:
-                template.forward(weights, inputs)
+            template.forward(weights, torch.from_numpy(template.sample_input(batch)))
             yield
         template.forget(weights)
 
@@ -186,29 +165,17 @@ class TorchDevice:
     def _load_weights(self, op: Op) -> _Steps:
         template = self._templates[op.model_name]
         begin_ns = self._clock()
-        if self._cuda:
-            with torch.cuda.stream(self._streams[op.kind]):
-                block = torch.empty(template.weights_bytes, dtype=torch.uint8, device=self._device)
-                started, ended = _events()
-                started.record()
-                block.copy_(template.host, non_blocking=True)
-                ended.record()
-        else:
-            block = torch.empty(template.weights_bytes, dtype=torch.uint8)
-            for begin in range(0, template.weights_bytes, _PIECE_BYTES):
-                piece = slice(begin, begin + _PIECE_BYTES)
-                block[piece].copy_(template.host[piece])
-                yield
+        block = torch.empty(template.weights_bytes, dtype=torch.uint8)
+        for begin in range(0, template.weights_bytes, _PIECE_BYTES):
+            piece = slice(begin, begin + _PIECE_BYTES)
+            block[piece].copy_(template.host[piece])
+            yield
         weights = DeviceWeights(block)
         while not template.add_views(weights):
             yield
-        if self._cuda:
-            while not ended.query():
-                yield
         self._weights[op.model_id] = (template, weights)
         end_ns = self._clock()
-        duration_ns = _elapsed_ns(started, ended) if self._cuda else end_ns - begin_ns
-        return OpDone(op.op_id, Span(begin_ns, end_ns, duration_ns))
+        return OpDone(op.op_id, Span(begin_ns, end_ns, end_ns - begin_ns))
 
     # ----------------------------------------------------------------------------- inputs
 
@@ -227,25 +194,13 @@ class TorchDevice:
         slot = self._slots[op.action_id] = _Slot(buffer)
         frames = iter(self._frames.pop(op.action_id, ()))
         for row, size in enumerate(op.input_sizes or (0,) * op.request_count):
-            # One request at a time, with a look at the next due start in between: 602 kB take 50 to
-            # 100 us, so a batch of 16 assembled in one go could hold up a start by more than a ms.
             if size:
                 target = buffer.rows[row].reshape(-1).view(np.uint8)
                 target[:] = np.frombuffer(next(frames), np.uint8)
                 yield
-        if not self._cuda:
-            slot.inputs = buffer.tensor
-            end_ns = self._clock()
-            return OpDone(op.op_id, Span(begin_ns, end_ns, end_ns - begin_ns))
-        with torch.cuda.stream(self._streams[op.kind]):
-            started, ended = _events()
-            started.record()
-            slot.inputs = buffer.tensor.to(self._device, non_blocking=True)
-            ended.record()
-        while not ended.query():
-            yield
-        self._give_back(slot)
-        return OpDone(op.op_id, Span(begin_ns, self._clock(), _elapsed_ns(started, ended)))
+        slot.inputs = buffer.tensor
+        end_ns = self._clock()
+        return OpDone(op.op_id, Span(begin_ns, end_ns, end_ns - begin_ns))
 
     def _take_buffer(self, template: Template, name: str, batch: int) -> _Buffer:
         key = (name, batch)
@@ -255,8 +210,6 @@ class TorchDevice:
         # Filled with made-up inputs once: what a request brings none for, and the padding, run on what
         # lies there. Zeros would be faster on some kernels, and denormals slower.
         tensor = torch.from_numpy(template.sample_input(batch))
-        if self._cuda:
-            tensor = tensor.pin_memory()
         return _Buffer(key, tensor, tensor.numpy())
 
     def _give_back(self, slot: _Slot) -> None:
@@ -272,30 +225,13 @@ class TorchDevice:
         template, weights = self._weights[op.model_id]
         slot = self._slots[op.action_id]
         assert slot.inputs is not None
-        before_mhz = self._read_clock_mhz()
         begin_ns = self._clock()
-        if self._cuda:
-            with torch.cuda.stream(self._streams[op.kind]):
-                started, ended = _events()
-                started.record()
-                slot.outputs = template.forward(weights, slot.inputs)
-                ended.record()
-            while not ended.query():
-                yield
-            duration_ns = _elapsed_ns(started, ended)
-            end_ns = self._clock()
-        else:
-            slot.outputs = template.forward(weights, slot.inputs)
-            end_ns = self._clock()
-            duration_ns = end_ns - begin_ns
+        slot.outputs = template.forward(weights, slot.inputs)
+        end_ns = self._clock()
         slot.inputs = None
         self._give_back(slot)
-        return OpDone(
-            op.op_id,
-            Span(begin_ns, end_ns, duration_ns),
-            clock_before_mhz=before_mhz,
-            clock_mhz=self._read_clock_mhz(),
-        )
+        return OpDone(op.op_id, Span(begin_ns, end_ns, end_ns - begin_ns))
+        yield  # a generator, like the others
 
     # ---------------------------------------------------------------------------- outputs
 
@@ -306,17 +242,6 @@ class TorchDevice:
             return OpDone(op.op_id, Span(begin_ns, begin_ns, 0))
         assert slot.outputs is not None
         outputs = slot.outputs[: op.request_count]
-        duration_ns = -1
-        if self._cuda:
-            with torch.cuda.stream(self._streams[op.kind]):
-                started, ended = _events()
-                started.record()
-                host = torch.empty(outputs.shape, dtype=outputs.dtype, pin_memory=True)
-                host.copy_(outputs, non_blocking=True)
-                ended.record()
-            while not ended.query():
-                yield
-            outputs, duration_ns = host, _elapsed_ns(started, ended)
         rows = outputs.contiguous().numpy()
         frames: list[Frame] = []
         sizes: list[int] = []
@@ -326,17 +251,9 @@ class TorchDevice:
                 frames.append(row.tobytes())
         self._outputs[op.action_id] = frames
         end_ns = self._clock()
-        span = Span(begin_ns, end_ns, end_ns - begin_ns if duration_ns < 0 else duration_ns)
+        span = Span(begin_ns, end_ns, end_ns - begin_ns)
         return OpDone(op.op_id, span, output_sizes=tuple(sizes))
-        yield  # a generator on every path
-
-
-def _events() -> tuple[Any, Any]:
-    return _cuda.Event(enable_timing=True), _cuda.Event(enable_timing=True)
-
-
-def _elapsed_ns(started: Any, ended: Any) -> int:
-    return int(started.elapsed_time(ended) * NS_PER_MS)
+        yield  # a generator, like the others
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,307 @@
+"""What the rows of exact_time.py share: one worker, controllers and clients beside it, and what a row says.
+
+One worker serves all rows, because starting one costs ten seconds on a GPU; one that has died is started
+again by the next row that needs it. Every controller and client belongs to its row and is ended by it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from slosched.cli.children import Child, ChildFailed, Children
+from slosched.clock import now_ns
+from slosched.config import GpuProfile, ModelProfile
+from slosched.loadgen.results import RunResult
+from slosched.units import NS_PER_S
+
+_LOOPBACK = ("--bind", "127.0.0.1", "--port", "0")
+#: A worker imports torch and opens the GPU before it says that it is ready.
+_WORKER_READY_S = 120.0
+_READY_S = 20.0
+#: Loading the copies, awaiting the last answers, leaving.
+_CLIENT_EXTRA_S = 60.0
+_HELP_S = 60.0
+_TAIL_LINES = 12
+SCHEDULE_AHEAD = "5ms"
+MODEL = "resnet50"
+#: What `--device cuda:N` is given, besides the config, where the worker has these options.
+WORKER_OPTIONS = (
+    "--dtype float16 --channels-last --weights-cache 20GiB --host-cache 8GiB --host-images 64"
+)
+#: Batch 1 on the GPU that the rates of the rows are meant for. An emulated GPU gets rates in proportion.
+_MEANT_FOR_B1_NS = 900_000
+
+
+class RowFailed(Exception):
+    """A row cannot be measured; the message says why."""
+
+
+class NotHere(Exception):
+    """A row has no meaning on this device; the message says why."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How everything is measured. `scale` below 1 shortens runs and shrinks counts, for a dry run."""
+
+    device: str
+    profile: str  # of an emulated device
+    scale: float
+    worker_options: tuple[str, ...]
+    config: Path | None
+    model: str = MODEL
+
+    @property
+    def emulated(self) -> bool:
+        return self.device == "emulated"
+
+    def seconds(self, seconds: float) -> float:
+        """A run's length, scaled; at least half a second, so that something is sent."""
+        return max(0.5, seconds * self.scale)
+
+    def number(self, number: int, *, least: int = 1) -> int:
+        """A count, scaled."""
+        return max(least, round(number * self.scale))
+
+
+@dataclass(frozen=True)
+class Served:
+    """A controller that serves, and where its logs go."""
+
+    address: str
+    directory: Path
+    run_dir: Path
+    children: Children
+
+
+class Rig:
+    """Processes for the rows. A context: leaving it ends the worker and the simulations.
+
+    `rows` holds what the rows that were measured gave, by name. Files go to `directory`, one folder for
+    each start.
+    """
+
+    def __init__(
+        self, settings: Settings, directory: Path, rows: dict[str, dict[str, Any]]
+    ) -> None:
+        self.settings, self.directory, self.rows = settings, directory, rows
+        self.background = Children((sys.executable,))
+        self.options_not_offered: list[str] = []
+        self._workers = Children()
+        self._worker: tuple[Child, int] | None = None
+        self._numbers = count()
+        self._options: list[str] | None = None
+
+    def __enter__(self) -> Rig:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._workers.stop()
+        finally:
+            self.background.stop()
+
+    # ------------------------------------------------------------------------------- the worker
+
+    def worker_port(self) -> int:
+        """The port of a worker that lives. Raises ChildFailed if none becomes ready."""
+        if self._worker is not None and self._worker[0].process.poll() is None:
+            return self._worker[1]
+        self.stop_worker()
+        arguments = [
+            "worker",
+            "--device",
+            self.settings.device,
+            *_LOOPBACK,
+            *self._worker_options(),
+        ]
+        child = self._workers.start(
+            "worker", arguments, self.new_directory("worker") / "worker.log"
+        )
+        port = self._workers.wait_ready(child, within_s=_WORKER_READY_S)
+        print(f"  {child.last_line()}", flush=True)
+        self._worker = (child, port)
+        return port
+
+    def stop_worker(self) -> None:
+        """End the worker, if there is one: its GPU is free afterwards."""
+        self._workers.stop()
+        self._worker = None
+
+    def tails(self) -> str:
+        """The last lines of the worker's log and of those in the newest folder: for a row that failed."""
+        folders = sorted(path for path in self.directory.iterdir() if path.is_dir())
+        logs = [] if self._worker is None else [self._worker[0].log]
+        logs += [log for folder in folders[-1:] for log in sorted(folder.glob("*.log"))]
+        return "\n".join(
+            f"    {log.parent.name}/{log.name}: {line}"
+            for log in dict.fromkeys(logs)
+            for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[
+                -_TAIL_LINES:
+            ]
+        )
+
+    def _worker_options(self) -> list[str]:
+        if self._options is None:
+            wanted = ["--config", str(self.settings.config)] if self.settings.config else []
+            if self.settings.emulated:
+                self._options = [*wanted, "--profile", self.settings.profile]
+            else:
+                wanted += self.settings.worker_options
+                self._options, self.options_not_offered = split_options(wanted, worker_help())
+                if self.options_not_offered:
+                    missing = " ".join(self.options_not_offered)
+                    print(f"  THE WORKER DOES NOT OFFER: {missing}; measured without", flush=True)
+        return self._options
+
+    # ---------------------------------------------------------------- controllers and clients
+
+    def new_directory(self, name: str) -> Path:
+        """A place for one start's files."""
+        path = self.directory / f"{next(self._numbers):02d}-{name}"
+        while path.exists():
+            path = self.directory / f"{next(self._numbers):02d}-{name}"
+        path.mkdir(parents=True)
+        return path
+
+    @contextlib.contextmanager
+    def serving(self, name: str, *options: str) -> Iterator[Served]:
+        """A controller before the worker, ended at the end; its logs are complete then."""
+        directory = self.new_directory(name)
+        port = self.worker_port()
+        with Children() as children:
+            controller = children.start(
+                "controller",
+                [
+                    "controller", "INFER5", "--workers", f"127.0.0.1:{port}", *_LOOPBACK,
+                    "--http-port", "-1", "--schedule-ahead", SCHEDULE_AHEAD,
+                    "--log-dir", str(directory / "run"), *options,
+                ],
+                directory / "controller.log",
+            )  # fmt: skip
+            port = children.wait_ready(controller, within_s=_READY_S)
+            yield Served(f"127.0.0.1:{port}", directory, directory / "run", children)
+
+    def client(
+        self,
+        served: Served,
+        words: Sequence[str],
+        seconds: float,
+        *,
+        inputs: bool = False,
+        log: str = "run",
+    ) -> RunResult:
+        """Run a workload to its end; its log goes to the folder `log`. Raises ChildFailed.
+
+        The default is the controller's own run directory, as a reader of both wants it.
+        """
+        summary = served.directory / f"{log}.client.json"
+        arguments = [
+            "client", served.address, *words, "--inputs" if inputs else "--no-inputs",
+            "--duration", f"{seconds:g}s", "--json", "--out", str(served.directory / log),
+        ]  # fmt: skip
+        children = served.children
+        client = children.start("client", arguments, summary, stdout=summary)
+        give_up_ns = now_ns() + round((seconds + _CLIENT_EXTRA_S) * NS_PER_S)
+        code = None
+        while code is None and now_ns() < give_up_ns:
+            code = children.wait(client, 0.2)
+            if code is None:
+                children.check()
+        if code is None:
+            raise ChildFailed(f"the client did not end within {seconds + _CLIENT_EXTRA_S:.0f} s")
+        children.forget(client)
+        if code != 0:
+            raise ChildFailed(f"the client ended with exit code {code}; its error stands above")
+        return RunResult.from_dict(json.loads(summary.read_text(encoding="utf-8")))
+
+    # --------------------------------------------------------------------------- this run's profile
+
+    def profile(self) -> GpuProfile:
+        """What the row "profile" measured. Raises RowFailed without it."""
+        if "profile" not in self.rows:
+            raise RowFailed("it needs the row 'profile', which is not there")
+        return read_profile(self.rows["profile"]["figures"]["profile"])
+
+    def model(self) -> ModelProfile:
+        """The measured model's times."""
+        return self.profile().model(self.settings.model)
+
+    def rate(self, rate: float) -> float:
+        """`rate` on a GPU; on an emulated one as much less as its batch 1 takes longer."""
+        if not self.settings.emulated:
+            return rate
+        return max(1.0, round(rate * _MEANT_FOR_B1_NS / self.model().exec_ns[1]))
+
+
+def worker_help() -> str:
+    """What `slosched worker --help` prints; "" if it fails."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "slosched", "worker", "--help"],
+            capture_output=True, text=True, timeout=_HELP_S, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout
+
+
+def split_options(words: Sequence[str], offered: str) -> tuple[list[str], list[str]]:
+    """`words` without the options (and their values) that `offered`, a help page, does not have; and those.
+
+    A help page that could not be read drops nothing: the worker will say itself what it does not know.
+    """
+    kept: list[str] = []
+    dropped: list[str] = []
+    target = kept
+    for word in words:
+        if word.startswith("--"):
+            target = kept if not offered or word.partition("=")[0] in offered else dropped
+        target.append(word)
+    return kept, dropped
+
+
+def read_profile(document: Mapping[str, Any]) -> GpuProfile:
+    """The profile that a row holds, fresh or out of its JSON, where batch sizes have become text."""
+    return msgspec.convert(document, GpuProfile, strict=False)
+
+
+# ---------------------------------------------------------------------------------- what a row says
+
+
+def check(what: str, value: float | None, unit: str, bound: str = "") -> dict[str, Any]:
+    """One line of the table. `bound` is "< 5" or ">= 90"; "" for what is only reported."""
+    return {"what": what, "value": value, "unit": unit, "bound": bound}
+
+
+def percentile(values: Sequence[float] | np.ndarray[Any, Any], percent: float) -> float | None:
+    """None of nothing."""
+    return float(np.percentile(np.asarray(values), percent)) if len(values) else None
+
+
+def spread(values: Sequence[float] | np.ndarray[Any, Any]) -> dict[str, float | int | None]:
+    """The usual percentiles and how many values they are of."""
+    found: dict[str, float | int | None] = {
+        f"p{percent:g}": percentile(values, percent) for percent in (1, 50, 90, 99, 99.9)
+    }
+    return found | {"max": percentile(values, 100), "n": len(values)}
+
+
+def scaled(value: float | None, by: float) -> float | None:
+    """`value / by`; None stays None."""
+    return None if value is None else value / by
+
+
+Row = Callable[[Rig], dict[str, Any]]

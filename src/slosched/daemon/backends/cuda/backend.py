@@ -1,0 +1,327 @@
+"""One CUDA GPU as the worker's backend: torch and CuPy models, graphs, a weights cache in pages.
+
+Two Python threads, of which one runs at a time: the loop's, and the background thread in slices
+(background.py). Everything that the loop calls returns within microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+
+from slosched.clock import now_ns
+from slosched.codes import Code
+from slosched.config import ModelProfile, WorkerConfig
+from slosched.core.worker.interface import ModelPrepared, PrepareModel, ReleaseModel
+from slosched.daemon.backends.base import Frame
+from slosched.daemon.backends.cuda.background import HANDOVER_NS, LEAST_NS, SLICE_NS, Background
+from slosched.daemon.backends.cuda.bindings import CudaDriver
+from slosched.daemon.backends.cuda.device import CudaDevice
+from slosched.daemon.backends.cuda.driver import OutOfDeviceMemory
+from slosched.daemon.backends.cuda.models import Models
+from slosched.daemon.backends.cuda.preparing import Bench, HostImages, Preparable, Source
+from slosched.daemon.backends.cuda.torch_program import TorchStreams
+from slosched.daemon.backends.nvml import Nvml
+from slosched.daemon.backends.zoo import BATCH_CLASSES
+from slosched.errors import InvalidConfig, SloschedError
+from slosched.messages import GpuInfo, GpuStats, Span
+from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
+
+#: The priorities of what runs: an exec goes before whatever is prepared or copied beside it.
+_EXEC_PRIORITY = -2
+#: Closer than this to a start the loop spins instead of sleeping.
+_SPIN_NS = 300 * NS_PER_US
+#: For so long it spins without a look at the socket; shorter while copies want to be looked after.
+_SPIN_AT_MOST_NS = 100 * NS_PER_US
+_SPIN_COPYING_NS = 30 * NS_PER_US
+#: How often the driver is asked for utilisation, memory, power and energy.
+_SAMPLE_EVERY_NS = NS_PER_S
+#: The background thread gets a slice at least so often, whatever the load.
+_STARVED_NS = 20 * NS_PER_MS
+
+
+class CudaBackend:
+    """GPU `device` (cuda:N). Raises MissingPackage, InvalidConfig or DeviceFault if it cannot be opened."""
+
+    exact = False
+    spins = True
+
+    def __init__(self, config: WorkerConfig, device: torch.device) -> None:
+        if config.gpus != 1:
+            raise InvalidConfig(
+                f"one process serves one real device, not {config.gpus}: start a worker for each, or "
+                "let `slosched worker --device cuda` supervise one for each GPU"
+            )
+        self._torch_device = device
+        self.device_name = str(device)
+        torch.cuda.set_device(device)
+        self._driver = CudaDriver(device.index or 0)
+        exec_stream = self._exec_stream = self._driver.stream(_EXEC_PRIORITY)
+        capture = self._driver.stream(_EXEC_PRIORITY)
+        self._streams = TorchStreams(self._driver, device, exec_stream, capture)
+        self._models = Models(config, self._driver, self._streams, capture)
+        self.loadable = self._models.loadable
+        self._programs: dict[str, Preparable] = {}
+        self._images = HostImages(
+            self._driver, limit_bytes=config.host_cache_bytes, per_model=config.host_images
+        )
+        cache_bytes = config.weights_cache_bytes or self._driver.free_bytes() * 4 // 5
+        pages = cache_bytes // config.page_bytes
+        if not pages:
+            raise InvalidConfig(
+                f"weights_cache_bytes {cache_bytes} holds no page of {config.page_bytes} bytes"
+            )
+        self.gpus = (GpuInfo(0, torch.cuda.get_device_name(device), pages, config.page_bytes),)
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        self._nvml = Nvml(uuid=uuid)
+        self._stats: tuple[GpuStats, ...] = ()
+        self._sample_due_ns = 0
+        self._gpu = CudaDevice(
+            self._driver, self._programs, self._images.images,
+            cache=self._driver.device_block(pages * config.page_bytes),
+            page_bytes=config.page_bytes, stream=exec_stream,
+            read_clock_mhz=self._nvml.clock_mhz,
+        )  # fmt: skip
+        self.devices = {0: self._gpu}
+        self._notes: list[str] = []
+        self._background = Background(enter=self._enter, report=self._notes.append)
+        self._bench = Bench(self._driver, self._background, exec_stream)
+        self._profiles: dict[str, tuple[ModelProfile, int, int]] = {}  # with max batch, max exec
+        self._sources: dict[str, Source] = {}
+        self._ordered: dict[int, PrepareModel] = {}  # until it is warmed up
+        self._warming: Iterator[None] | None = None
+        self._ids: dict[str, set[int]] = {}
+        self._sliced_ns = 0
+
+    def _enter(self) -> None:
+        self._driver.use_in_this_thread()
+        self._streams.enter()
+
+    def describe(self) -> str:
+        gpu = self.gpus[0]
+        return f"{self.device_name} ({gpu.name}), {len(self.loadable)} models, {gpu.pages} pages"
+
+    @property
+    def lost(self) -> str:
+        """Why the device can do nothing any more; empty while it can."""
+        return self._gpu.lost or self._nvml.lost
+
+    def gpu_stats(self) -> tuple[GpuStats, ...]:
+        return self._stats
+
+    def _sample(self) -> None:
+        self._stats = (self._nvml.sample(),)
+
+    # ------------------------------------------------------------------------- the loop's
+
+    def pass_time(self, due_ns: int | None) -> bool:
+        """Use the time until `due_ns`: for the background thread, or spinning. False: the loop may sleep."""
+        gpu, background = self._gpu, self._background
+        now = now_ns()
+        if now >= self._sample_due_ns and not self._nvml.problem:
+            # In the background: asking for the energy takes 2.5 to 15 ms (H200).
+            self._sample_due_ns = now + _SAMPLE_EVERY_NS
+            background.submit(self._sample)
+        spare_ns = gpu.spare_ns()
+        if due_ns is not None and due_ns > now:
+            spare_ns = min(spare_ns, due_ns - now)
+        if background.pending:
+            needs_ns = background.needs_idle_ns
+            if needs_ns and gpu.idle and spare_ns >= needs_ns:
+                background.is_idle()
+            budget_ns = min(SLICE_NS, spare_ns - HANDOVER_NS)
+            if now - self._sliced_ns > _STARVED_NS:
+                budget_ns = max(budget_ns, LEAST_NS)
+            if budget_ns >= LEAST_NS:
+                background.slice(budget_ns)
+                self._sliced_ns = now_ns()
+                return True
+        if gpu.running or spare_ns < _SPIN_NS:
+            at_most_ns = _SPIN_COPYING_NS if gpu.copying else _SPIN_AT_MOST_NS
+            gpu.spin(now + at_most_ns)
+            return True
+        return gpu.copying or background.pending
+
+    def glance(self) -> None:
+        """Between two messages: start what is due."""
+        self._gpu.spin(0)
+
+    def prepare(self, effect: PrepareModel, *, done: Callable[[ModelPrepared], None]) -> None:
+        self._ordered[effect.action_id] = effect
+        self._background.submit(partial(self._prepare, effect, done))
+
+    def warm_up(self, event: ModelPrepared) -> bool:
+        effect = self._ordered.get(event.action_id)
+        if effect is None or event.profile is None:
+            self._ordered.pop(event.action_id, None)
+            return True
+        if self._warming is None:
+            self._warming = self._warm_up(effect.name)
+        try:
+            next(self._warming)
+            return False
+        except StopIteration:
+            pass
+        except Exception as error:  # a model may raise anything; it will again, in an op
+            self._notes.append(f"{effect.name} failed in its first run: {error!r}")
+        self._warming = None
+        del self._ordered[event.action_id]
+        ids = self._ids.setdefault(effect.name, set())
+        ids.update(range(effect.model_id, effect.model_id + effect.copies))
+        self._gpu.instances[effect.name] = len(ids)
+        self._gpu.overwritten(effect.name)
+        return True
+
+    def _warm_up(self, name: str) -> Iterator[None]:
+        """Run what was not captured once in the loop's thread: cuDNN keeps its plans per thread."""
+        program = self._programs[name]
+        for batch in program.classes:
+            if not program.captured(batch):
+                program.launch(program.sets(batch)[0], self._exec_stream)
+                yield
+
+    def release(self, effect: ReleaseModel) -> None:
+        # The program stays, for the next controller's sake, until its memory is needed.
+        ids = self._ids.get(effect.name, set())
+        ids.discard(effect.model_id)
+        self._gpu.instances[effect.name] = len(ids)
+
+    def evict(self, gpu_id: int, model_id: int) -> None:
+        self._gpu.evict(model_id)
+
+    def keep_inputs(self, action_id: int, frames: Sequence[Frame]) -> None:
+        self._gpu.keep_inputs(action_id, frames)
+
+    def drop_inputs(self, action_id: int) -> None:
+        self._gpu.drop_inputs(action_id)
+
+    def take_outputs(self, action_id: int, sizes: Sequence[int]) -> Sequence[Frame]:
+        return self._gpu.take_outputs(action_id)
+
+    def take_notes(self) -> list[str]:
+        """Lines for people since the last call."""
+        notes = self._notes[:]
+        del self._notes[: len(notes)]
+        return notes
+
+    def close(self) -> None:
+        self._background.close()
+        self._nvml.close()
+
+    # ------------------------------------------------------------------------ preparation
+
+    def _prepare(self, effect: PrepareModel, done: Callable[[ModelPrepared], None]) -> None:
+        begin_ns = now_ns()
+        profile: ModelProfile | None = None
+        code, reason = 0, ""
+        try:
+            try:
+                profile = self._made_ready(effect)
+            except (OutOfDeviceMemory, torch.cuda.OutOfMemoryError):
+                if not self.forget_unused():
+                    raise
+                profile = self._made_ready(effect)
+        except Exception as error:  # the operator's code may raise anything
+            reason = str(error) if isinstance(error, SloschedError) else repr(error)
+            code = (
+                Code.INVALID_MODEL_PATH if isinstance(error, InvalidConfig) else Code.RUNTIME_ERROR
+            )
+        end_ns = now_ns()
+        source = self._sources.get(effect.name)
+        done(
+            ModelPrepared(
+                effect.action_id,
+                profile,
+                Span(begin_ns, end_ns, end_ns - begin_ns),
+                code=code,
+                reason=reason,
+                random_weights=source is None or source.random_weights,
+                labels=source.labels if source is not None else (),
+            )
+        )
+
+    def _made_ready(self, effect: PrepareModel) -> ModelProfile:
+        name = effect.name
+        profile, *known = self._profiles.get(name, (None, 0, 0))
+        if profile is not None and effect.max_batch <= known[0] and effect.max_exec_ns <= known[1]:
+            copies = len(self._ids.get(name, ())) + effect.copies
+            self._images.provide(name, None, copies)
+            return profile
+        batches = [batch for batch in BATCH_CLASSES if batch <= effect.max_batch]
+        return self.measure(
+            name, batches, max_exec_ns=effect.max_exec_ns, copies=effect.copies,
+            max_batch=effect.max_batch,
+        )  # fmt: skip
+
+    def measure(
+        self,
+        name: str,
+        batches: Sequence[int],
+        *,
+        max_exec_ns: int,
+        copies: int = 1,
+        max_batch: int = 0,
+        note: Callable[[str], None] | None = None,
+    ) -> ModelProfile:
+        """Build `name` and measure it; it can run afterwards. In the background thread."""
+        source = self._models.build(name)
+        images = self._images
+        if name not in images.images:
+            images.provide(name, source.weights, copies)
+        try:
+            profile = self._bench.profile(
+                source, images.images[name][0], batches, max_exec_ns=max_exec_ns,
+                note=note or _ignore,
+            )  # fmt: skip
+        except BaseException:
+            if name not in self._programs:
+                images.forget(name)
+            raise
+        program = source.program
+        if program.not_captured:
+            self._notes.append(
+                f"{name} runs by plain execution, not as a CUDA graph: {program.not_captured}"
+            )
+        label = () if not program.not_captured else ("plain execution",)
+        self._sources[name] = Source(
+            program, source.weights[:0], source.input_shape, source.input_dtype,
+            source.random_weights, (*source.labels, *label),
+        )  # fmt: skip
+        self._profiles[name] = (profile, max_batch, max_exec_ns)
+        self._programs[name] = program
+        return profile
+
+    def in_background(self, job: Callable[[], None], timeout_s: float) -> bool:
+        """Run `job` there while nothing is served (for measuring). False if it did not end in time."""
+        ended: list[bool] = []
+
+        def whole() -> None:
+            try:
+                job()
+            finally:
+                ended.append(True)
+
+        self._background.submit(whole)
+        give_up_ns = now_ns() + round(timeout_s * 1e9)
+        while not ended and now_ns() < give_up_ns:
+            self._background.is_idle()
+            self._background.slice(50 * SLICE_NS)
+        return bool(ended)
+
+    def forget_unused(self) -> bool:
+        """Forget the programs that have no instance. True if there were any."""
+        gone = [name for name in self._programs if not self._ids.get(name)]
+        for name in gone:
+            self._programs.pop(name, None)
+            self._sources.pop(name, None)
+            self._profiles.pop(name, None)
+            self._images.forget(name)
+        if gone:
+            torch.cuda.empty_cache()
+        return bool(gone)
+
+
+def _ignore(line: str) -> None:
+    pass

@@ -1,0 +1,200 @@
+"""A model given as CuPy functions, as a program. It runs on the driver's stream, like any other.
+
+The operator's factory returns a `CupyModel`: its weights as named arrays, and a function of them and a
+batch. CuPy captures what launches kernels only; it refuses cuBLAS inside a capture ("currently
+unsupported", CuPy 14), so a model with matrix products of that library is run by plain execution, and
+says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slosched.daemon.backends.cuda.driver import Driver, Stream
+from slosched.daemon.backends.cuda.program import BufferSet
+from slosched.errors import MissingPackage
+
+try:
+    import cupy as _imported
+except ImportError as error:
+    raise MissingPackage(
+        f"models of CuPy functions need cupy ({error}): pip install 'slosched[gpu]'"
+    ) from None
+
+cupy: Any = _imported
+SETS = 2
+_WARM_UPS = 3
+_ALIGN = 256
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class CupyModel:
+    """`run(weights, batch)` maps a cupy array (batch, *input_shape) to one (batch, *output_shape).
+
+    `weights` are numpy arrays by name; `run` gets them as cupy arrays in device memory. It must not keep
+    references to what it is given, nor wait for the device.
+    """
+
+    weights: Mapping[str, Array]
+    run: Callable[[Mapping[str, Any], Any], Any]
+    input_shape: tuple[int, ...]
+    input_dtype: str = "float32"
+    random_weights: bool = True
+
+
+class CupyProgram:
+    """The program of `model`; `image()` is its weights as one flat block."""
+
+    def __init__(self, name: str, model: CupyModel, driver: Driver, capture: Stream) -> None:
+        self.name, self._model, self._driver = name, model, driver
+        self._capture_stream = cupy.cuda.ExternalStream(int(capture))
+        self._places: dict[str, tuple[int, Array]] = {}
+        end = 0
+        for key, array in model.weights.items():
+            begin = -(-end // _ALIGN) * _ALIGN
+            self._places[key] = (begin, array)
+            end = begin + array.nbytes
+        self.weights_bytes = max(end, 1)
+        self._block = driver.device_block(self.weights_bytes)
+        self.active = self._block.address
+        self._weights = {
+            key: self._view(self.active + begin, array.shape, array.dtype)
+            for key, (begin, array) in self._places.items()
+        }
+        self._sets: dict[int, tuple[BufferSet, ...]] = {}
+        self._runs: dict[int, Callable[[Any], None]] = {}
+        self._graphs: dict[int, bool] = {}
+        self._kept: list[Any] = []
+        # Intermediates come from a pool of their own, and go back to it alone: what a graph writes on
+        # its way must never be somebody else's array.
+        self._pool = cupy.cuda.MemoryPool()
+        self._streams: dict[int, Any] = {}  # CuPy's wrappers of the driver's streams
+        self.output_shape: tuple[int, ...] = ()
+        self.output_dtype = "float32"
+        self.not_captured = ""
+
+    def image(self) -> Array:
+        """The weights as they lie in the active block (weights_bytes,), uint8."""
+        flat = np.zeros(self.weights_bytes, np.uint8)
+        for begin, array in self._places.values():
+            flat[begin : begin + array.nbytes] = np.frombuffer(array.tobytes(), np.uint8)
+        return flat
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return tuple(sorted(self._sets))
+
+    def sets(self, batch: int) -> tuple[BufferSet, ...]:
+        return self._sets[batch]
+
+    def captured(self, batch: int) -> bool:
+        return self._graphs[batch]
+
+    def launch(self, buffers: BufferSet, stream: Stream) -> None:
+        pointer = int(stream)
+        wrapped = self._streams.get(pointer)
+        if wrapped is None:
+            wrapped = self._streams[pointer] = cupy.cuda.ExternalStream(pointer)
+        self._runs[id(buffers)](wrapped)
+
+    # ------------------------------------------------------------------------ preparation
+
+    def add_class(self, batch: int, *, capture: bool = True) -> None:
+        """Make `batch` runnable, captured if CuPy can. Raises what `run` raises."""
+        sample = self.sample_input(batch)
+        inputs = []
+        for _ in range(SETS):
+            block = self._driver.device_block(max(1, sample.nbytes))
+            inputs.append(self._view(block.address, sample.shape, sample.dtype))
+            self._kept.append(block)
+        stream = self._capture_stream
+        with stream:
+            for each in inputs:
+                each.set(sample)
+            for _ in range(_WARM_UPS):
+                output = self._forward(inputs[0])
+            stream.synchronize()
+        self.output_shape, self.output_dtype = tuple(output.shape[1:]), str(output.dtype)
+        runs = []
+        for each in inputs:
+            block = self._driver.device_block(output.nbytes)
+            self._kept.append(block)
+            out = self._view(block.address, output.shape, output.dtype)
+            runs.append((self._run_of(each, out, batch, capture=capture), out))
+        captured = capture and not self.not_captured
+        if not captured:
+            runs = [
+                (self._plain(each, out), out) for each, (_, out) in zip(inputs, runs, strict=True)
+            ]
+        self._graphs[batch] = captured
+        self._sets[batch] = tuple(
+            self._buffers(batch, sample, each, run, out)
+            for each, (run, out) in zip(inputs, runs, strict=True)
+        )
+
+    def drop_class(self, batch: int) -> None:
+        for buffers in self._sets.pop(batch):
+            del self._runs[id(buffers)]
+        del self._graphs[batch]
+
+    def sample_input(self, batch: int) -> Array:
+        """A made-up input of (batch, *input_shape), the same each time."""
+        random = np.random.default_rng(0)
+        shape, dtype = (batch, *self._model.input_shape), np.dtype(self._model.input_dtype)
+        if dtype.kind == "f":
+            return random.random(shape, dtype=np.float32).astype(dtype)
+        return random.integers(0, 2, shape).astype(dtype)
+
+    def _forward(self, batch: Any) -> Any:
+        with cupy.cuda.using_allocator(self._pool.malloc):
+            output = self._model.run(self._weights, batch)
+            return cupy.ascontiguousarray(output.astype(cupy.float32, copy=False))
+
+    def _run_of(self, inputs: Any, out: Any, batch: int, *, capture: bool) -> Callable[[Any], None]:
+        if capture and not self.not_captured:
+            stream = self._capture_stream
+            try:
+                with stream:
+                    stream.begin_capture(cupy.cuda.runtime.streamCaptureModeThreadLocal)
+                    try:
+                        result = self._forward(inputs)
+                        cupy.copyto(out, result)
+                    finally:
+                        graph = stream.end_capture()
+                self._kept += [graph, result]
+                return lambda on: graph.launch(on)
+            except Exception as error:  # CuPy's own kinds, and NotImplementedError for cuBLAS
+                self.not_captured = f"batch {batch}: {error}"
+        return self._plain(inputs, out)
+
+    def _plain(self, inputs: Any, out: Any) -> Callable[[Any], None]:
+        def run(on: Any) -> None:
+            with on:
+                cupy.copyto(out, self._forward(inputs))
+
+        return run
+
+    def _buffers(
+        self, batch: int, sample: Array, inputs: Any, run: Callable[[Any], None], output: Any
+    ) -> BufferSet:
+        row_in, row_out = sample.nbytes // batch, output.nbytes // batch
+        buffers = BufferSet(
+            batch, inputs.data.ptr, output.data.ptr, row_in, row_out,
+            self._driver.pinned_block(max(1, row_in * batch)),
+            self._driver.pinned_block(max(1, row_out * batch)),
+        )  # fmt: skip
+        self._runs[id(buffers)] = run
+        self._kept += [buffers, inputs, output]
+        return buffers
+
+    def _view(self, address: int, shape: tuple[int, ...], dtype: Any) -> Any:
+        nbytes = max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        memory = cupy.cuda.UnownedMemory(address, nbytes, self)
+        return cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, 0))

@@ -1,0 +1,76 @@
+"""What a GPU device needs of CUDA: streams, events, memory and copies by address, and nothing else.
+
+`bindings.py` is the real one, `tests/fake_cuda.py` one in virtual time whose copies really move bytes, at
+the time at which they would end: what overwrites a buffer too early is found out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from slosched.errors import SloschedError
+
+Bytes = npt.NDArray[np.uint8]
+#: A stream and an event are whatever the driver makes of them.
+Stream = Any
+Event = Any
+
+
+class OutOfDeviceMemory(SloschedError):
+    """The GPU (or the host, for pinned memory) has no room for what was asked. Nothing else is lost."""
+
+
+class DeviceFault(SloschedError):
+    """A CUDA call failed in a way that leaves no context to go on with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """`nbytes` of memory at `address`, on the device or pinned on the host (`host`: the bytes)."""
+
+    address: int
+    nbytes: int
+    host: Bytes | None = None
+
+
+class Driver(Protocol):
+    """One GPU. Every call returns at once, but for `synchronise` and those that allocate.
+
+    Anything may raise DeviceFault.
+    """
+
+    def stream(self, priority: int) -> Stream:
+        """A stream that waits for no other. Priorities below 0 go first (an H200: 0 to -5)."""
+
+    def event(self) -> Event:
+        """An event that takes the time. One that was never recorded is done."""
+
+    def record(self, event: Event, stream: Stream) -> None:
+        """The event is done when everything given to `stream` so far is."""
+
+    def done(self, event: Event) -> bool: ...
+
+    def elapsed_ns(self, start: Event, end: Event) -> int:
+        """Device time between two events that are done."""
+
+    def wait(self, stream: Stream, event: Event) -> None:
+        """What is given to `stream` from now on begins after `event`."""
+
+    def copy(self, to: int, source: int, nbytes: int, stream: Stream) -> None:
+        """Copy between addresses of device or pinned memory, in stream order."""
+
+    def device_block(self, nbytes: int) -> Block:
+        """Raises OutOfDeviceMemory."""
+
+    def pinned_block(self, nbytes: int) -> Block:
+        """Host memory that copies can be made from and to beside inference. Raises OutOfDeviceMemory."""
+
+    def free(self, block: Block) -> None:
+        """Give a block back; nothing may use it any more. May wait for the device."""
+
+    def free_bytes(self) -> int:
+        """Device memory that nobody has."""

@@ -1,0 +1,242 @@
+"""The exec lane: one inference at a time, started on the dot.
+
+The brain hands over each exec a moment ahead (`arm`). The lane starts it at its `earliest`, or when it
+notices the end of the one before, whichever is later: between noticing and the launch call there is no
+decision, no allocation and no message (0.3 to 0.5 us, H200). Only after the launch is the end reported.
+
+An exec is, on one stream: the instance's weights into the architecture's active ones, then the graph. So
+whatever it takes is measured by two events round both, and is what the next one is predicted to take.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from slosched.clock import Clock
+from slosched.codes import Code
+from slosched.core.worker.interface import Op, OpDone
+from slosched.daemon.backends.cuda.driver import DeviceFault, Driver, Event, Stream
+from slosched.daemon.backends.cuda.program import BufferSet, Program, Use
+from slosched.messages import Span
+from slosched.units import format_duration
+
+#: (to, from, bytes)
+Copies = Sequence[tuple[int, int, int]]
+_EVENT_PAIRS = 4  # one runs, one is armed, one has ended and is read
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """An instance's weights and how they become the active ones of its architecture.
+
+    `load` numbers the load that brought them. `stay`: the architecture has no other instance, so they
+    need not be copied again before the next exec.
+    """
+
+    model_id: int
+    load: int
+    copies: Copies
+    stay: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Exec:
+    op: Op
+    program: Program
+    batch: int
+    buffers: (
+        BufferSet | None
+    )  # None: it brings no inputs, and any set that holds no outputs will do
+    weights: Weights
+    clock_before_mhz: int
+    started: Event = None
+    ended: Event = None
+    begin_ns: int = 0
+    expected_end_ns: int = 0
+
+
+class ExecLane:
+    """Runs what is armed, in order. `read_clock_mhz` tells the GPU's clock (0: unknown)."""
+
+    def __init__(
+        self, driver: Driver, stream: Stream, clock: Clock, read_clock_mhz: Callable[[], int]
+    ) -> None:
+        self._driver, self._stream, self._clock = driver, stream, clock
+        self._read_clock_mhz = read_clock_mhz
+        self._armed: deque[_Exec] = deque()
+        self._running: _Exec | None = None
+        self._ended: _Exec | None = None  # noticed, and not yet reported
+        self._active: dict[str, tuple[int, int]] = {}  # by name: whose weights, of which load
+        self._events = deque((driver.event(), driver.event()) for _ in range(_EVENT_PAIRS))
+        self._last_ns: dict[tuple[str, int], int] = {}  # what (model, batch) took the last time
+        self.done: list[OpDone] = []
+
+    # ---------------------------------------------------------------------------- questions
+
+    @property
+    def running(self) -> bool:
+        return self._running is not None
+
+    @property
+    def idle(self) -> bool:
+        return self._running is None and not self._armed
+
+    def next_event_ns(self) -> int | None:
+        """0 while something runs; when the armed one may start; None if there is nothing."""
+        if self._running is not None or self.done:
+            return 0
+        return self._armed[0].op.earliest_ns if self._armed else None
+
+    def quiet_until_ns(self) -> int | None:
+        """When the lane will next need the thread at once. None: it cannot say, or nothing is here."""
+        running = self._running
+        if running is not None:
+            return running.expected_end_ns or None
+        return self._armed[0].op.earliest_ns if self._armed else None
+
+    # -------------------------------------------------------------------------------- verbs
+
+    def arm(
+        self, op: Op, program: Program, batch: int, buffers: BufferSet | None, weights: Weights
+    ) -> None:
+        """Take `op`; `turn` and `spin` start it. `batch` is the class of `program` that runs.
+
+        Raises DeviceFault, like everything here that touches the device.
+        """
+        self._armed.append(_Exec(op, program, batch, buffers, weights, self._read_clock_mhz()))
+        self.turn()
+
+    def overwritten(self, name: str) -> None:
+        """The active weights of `name` are no instance's any more (it was measured)."""
+        self._active.pop(name, None)
+
+    def withdraw(self, op_id: int) -> OpDone | None:
+        """Take an armed op back. None if it has begun, or is not here."""
+        for item in self._armed:
+            if item.op.op_id == op_id:
+                self._armed.remove(item)
+                now_ns = self._clock()
+                return _failed(item.op, Code.CANCELLED, "cancelled before it began", now_ns)
+        return None
+
+    def turn(self) -> None:
+        """Notice an end; start what is due; then report the end."""
+        end_ns = 0
+        running = self._running
+        if running is not None and self._driver.done(running.ended):
+            end_ns = self._clock()
+            self._ended, self._running = running, None
+        while self._armed and self._running is None and self._start():
+            pass
+        if self._ended is not None:
+            self._report(self._ended, end_ns)
+            self._ended = None
+
+    def spin(self, until_ns: int) -> None:
+        """Do nothing but wait for the end of what runs, or for a start; `turn` when it comes.
+
+        Returns at `until_ns` at the latest.
+        """
+        driver_done, clock = self._driver.done, self._clock
+        running = self._running
+        if running is not None:
+            while not driver_done(running.ended):
+                if clock() >= until_ns:
+                    return
+        elif self._armed:
+            due_ns = min(self._armed[0].op.earliest_ns, until_ns)
+            while clock() < due_ns:
+                pass
+        self.turn()
+
+    def fail_all(self, reason: str) -> None:
+        """The device is lost: everything that runs or is armed ends with it."""
+        now_ns = self._clock()
+        items = [item for item in (self._ended, self._running, *self._armed) if item is not None]
+        self._ended = self._running = None
+        self._armed.clear()
+        self.done.extend(_failed(item.op, Code.RUNTIME_ERROR, reason, now_ns) for item in items)
+
+    # ------------------------------------------------------------------------------- inside
+
+    def _start(self) -> bool:
+        """Start the first armed one if its time has come. True if the next one may be looked at."""
+        item = self._armed[0]
+        op = item.op
+        now_ns = self._clock()
+        if now_ns < op.earliest_ns:
+            return False
+        if now_ns > op.latest_ns:
+            self._armed.popleft()
+            late = format_duration(now_ns - op.latest_ns)
+            reason = f"it could only start {late} after latest"
+            self.done.append(_failed(op, Code.EXEC_TOO_LATE, reason, now_ns))
+            return True
+        buffers = item.buffers or _without_outputs(item.program.sets(item.batch))
+        if buffers is None:  # both sets' outputs are on their way out: microseconds
+            return False
+        self._armed.popleft()
+        driver, stream = self._driver, self._stream
+        item.started, item.ended = self._events[0]
+        self._events.rotate(-1)
+        item.begin_ns = self._clock()
+        try:
+            driver.record(item.started, stream)
+            self._activate(op.model_name, item.weights)
+            item.program.launch(buffers, stream)
+            driver.record(item.ended, stream)
+        except DeviceFault:
+            self._armed.appendleft(item)  # `fail_all` reports it with the others
+            raise
+        except Exception as error:  # plain execution of a model, which may raise anything
+            reason = f"{op.model_name}: {type(error).__name__}: {first_line(error)}"
+            self.done.append(_failed(op, Code.RUNTIME_ERROR, reason, self._clock()))
+            return True
+        if item.buffers is not None:
+            buffers.use = Use.OUTPUTS
+        last_ns = self._last_ns.get((op.model_name, item.batch), 0)
+        item.expected_end_ns = item.begin_ns + last_ns if last_ns else 0
+        self._running = item
+        return False
+
+    def _activate(self, name: str, weights: Weights) -> None:
+        key = (weights.model_id, weights.load)
+        if weights.stay and self._active.get(name) == key:
+            return
+        self._active[name] = key
+        for to, source, nbytes in weights.copies:
+            self._driver.copy(to, source, nbytes, self._stream)
+
+    def _report(self, item: _Exec, end_ns: int) -> None:
+        duration_ns = self._driver.elapsed_ns(item.started, item.ended)
+        self._last_ns[item.op.model_name, item.batch] = duration_ns
+        self.done.append(
+            OpDone(
+                item.op.op_id,
+                Span(item.begin_ns, end_ns, duration_ns),
+                clock_before_mhz=item.clock_before_mhz,
+                clock_mhz=self._read_clock_mhz(),
+            )
+        )
+
+
+def _without_outputs(sets: Sequence[BufferSet]) -> BufferSet | None:
+    """A set that may be run without loss: inputs that wait in it stay as they are."""
+    for buffers in sets:
+        if buffers.use is Use.FREE:
+            return buffers
+    for buffers in sets:
+        if buffers.use is Use.INPUTS:
+            return buffers
+    return None
+
+
+def _failed(op: Op, code: Code, reason: str, now_ns: int) -> OpDone:
+    return OpDone(op.op_id, Span(now_ns, now_ns, 0), code=code, reason=reason)
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else "no message"

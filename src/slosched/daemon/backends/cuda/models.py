@@ -1,0 +1,82 @@
+"""What a CUDA worker can load: torch models of the zoo and the config, and models of CuPy functions."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import numpy as np
+
+from slosched.config import ModelSource, WorkerConfig, canonical_model
+from slosched.daemon.backends.cuda.driver import Driver, Stream
+from slosched.daemon.backends.cuda.preparing import Source
+from slosched.daemon.backends.cuda.torch_program import TorchProgram, TorchStreams
+from slosched.daemon.backends.sources import open_specs
+from slosched.daemon.backends.templates import Template
+from slosched.errors import InvalidConfig
+
+
+class Models:
+    """Builds models by name, for the device of `streams`."""
+
+    def __init__(
+        self, config: WorkerConfig, driver: Driver, streams: TorchStreams, capture: Stream
+    ) -> None:
+        self._driver, self._streams, self._capture = driver, streams, capture
+        self._specs = open_specs(config)
+        self._cupy: dict[str, ModelSource | None] = {
+            canonical_model(each.name): each for each in config.models if each.cupy
+        }
+        if find_spec("cupy") is not None:
+            from slosched.daemon.backends.cuda.cupy_zoo import CUPY_ZOO
+
+            self._cupy.update({name: None for name in CUPY_ZOO if name not in self._cupy})
+        self.loadable = tuple(sorted({*self._specs, *self._cupy}))
+
+    def build(self, name: str) -> Source:
+        """Build the model, its weights on the host; its program has no class yet. Takes seconds.
+
+        Raises InvalidConfig or what the operator's code raises.
+        """
+        if name in self._cupy:
+            return self._build_cupy(name)
+        spec = self._specs[name]
+        template = Template(spec)
+        return Source(
+            TorchProgram(template, self._streams),
+            template.host.numpy(),
+            spec.input_shape,
+            spec.input_dtype,
+            spec.random_weights,
+            spec.labels,
+        )
+
+    def _build_cupy(self, name: str) -> Source:
+        from slosched.daemon.backends.cuda.cupy_program import CupyModel, CupyProgram
+        from slosched.daemon.backends.cuda.cupy_zoo import CUPY_ZOO
+
+        source = self._cupy[name]
+        model = CUPY_ZOO[name]() if source is None else _call(source)
+        if not isinstance(model, CupyModel):
+            assert source is not None
+            raise InvalidConfig(
+                f"model {name!r}: {source.cupy} returned a {type(model).__name__}, no CupyModel"
+            )
+        program = CupyProgram(name, model, self._driver, self._capture)
+        weights = program.image().astype(np.uint8, copy=False)
+        return Source(
+            program, weights, model.input_shape, model.input_dtype, model.random_weights, ("cupy",)
+        )
+
+
+def _call(source: ModelSource) -> object:
+    module_name, _, function = source.cupy.partition(":")
+    try:
+        factory: Callable[[], object] = getattr(importlib.import_module(module_name), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidConfig(
+            f"model {source.name!r}: cupy {source.cupy!r} cannot be imported ({error}); write "
+            "package.module:function"
+        ) from None
+    return factory()

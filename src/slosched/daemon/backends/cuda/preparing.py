@@ -1,0 +1,216 @@
+"""Making a model ready on a GPU: build, copy, capture, measure. Runs in the background thread.
+
+What is measured is what will be predicted: the same copies and the same launch on the same stream as the
+exec lane's, between two events. A measurement asks for an idle device, so that under light load neither
+disturbs the other; what is served meanwhile goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from slosched.clock import Clock, now_ns
+from slosched.config import ModelProfile
+from slosched.daemon.backends.cuda.background import Background
+from slosched.daemon.backends.cuda.driver import (
+    Block,
+    DeviceFault,
+    Driver,
+    OutOfDeviceMemory,
+    Stream,
+)
+from slosched.daemon.backends.cuda.program import Program
+from slosched.errors import InvalidConfig
+from slosched.units import NS_PER_MS
+
+_LOADS = 5
+_WARM_UPS = 3
+_RUNS = 15
+#: No batch class is measured longer than this, once it ran twice.
+_CLASS_AT_MOST_NS = 1_500 * NS_PER_MS
+#: What a first run is taken to need of an idle device.
+_GUESS_NS = 5 * NS_PER_MS
+_PIECE_BYTES = 4 * 1024 * 1024
+
+
+class Preparable(Program, Protocol):
+    """A program whose classes can be added; torch_program.py and cupy_program.py have them."""
+
+    output_shape: tuple[int, ...]
+    output_dtype: str
+    not_captured: str
+
+    def add_class(self, batch: int, *, capture: bool = True) -> None: ...
+
+    def drop_class(self, batch: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """One model as it was built: its program, its weights, and what a request looks like."""
+
+    program: Preparable
+    weights: npt.NDArray[np.uint8]
+    input_shape: tuple[int, ...]
+    input_dtype: str
+    random_weights: bool
+    labels: tuple[str, ...]
+
+
+class HostImages:
+    """Pinned copies of models' weights, at most `limit_bytes` of them (0: as many as the host has).
+
+    A model has up to `per_model` images, which its instances share: one is enough to serve, several make
+    loads come from different memory, as those of different models would.
+    """
+
+    def __init__(self, driver: Driver, *, limit_bytes: int = 0, per_model: int = 1) -> None:
+        self._driver, self._limit_bytes, self._per_model = driver, limit_bytes, per_model
+        self.images: dict[str, list[Block]] = {}
+        self.used_bytes = 0
+
+    def provide(self, name: str, weights: npt.NDArray[np.uint8] | None, copies: int) -> None:
+        """Have as many images of `name` as `copies` instances should share.
+
+        `weights` may be left out if there is one already. Raises OutOfDeviceMemory if not even one fits.
+        """
+        images = self.images.setdefault(name, [])
+        if weights is None:
+            weights = images[0].host
+        assert weights is not None
+        while len(images) < min(self._per_model, copies):
+            full = self._limit_bytes and self.used_bytes + len(weights) > self._limit_bytes
+            if full and images:
+                return
+            if full:
+                raise OutOfDeviceMemory(
+                    f"{name}: {len(weights)} bytes of weights do not fit into what is left of the host "
+                    f"cache, {self._limit_bytes - self.used_bytes} bytes; raise --host-cache"
+                )
+            block = self._driver.pinned_block(len(weights))
+            assert block.host is not None
+            for begin in range(0, len(weights), _PIECE_BYTES):
+                block.host[begin : begin + _PIECE_BYTES] = weights[begin : begin + _PIECE_BYTES]
+            self.used_bytes += len(weights)
+            images.append(block)
+
+    def forget(self, name: str) -> None:
+        for block in self.images.pop(name, []):
+            self.used_bytes -= block.nbytes
+            self._driver.free(block)
+
+
+class Bench:
+    """Measures programs on the exec stream."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        background: Background,
+        exec_stream: Stream,
+        *,
+        clock: Clock = now_ns,
+    ) -> None:
+        self._driver, self._background, self._clock = driver, background, clock
+        self._stream = exec_stream
+        self._started, self._ended = driver.event(), driver.event()
+        self._load_stream = driver.stream(0)
+
+    def profile(
+        self,
+        source: Source,
+        image: Block,
+        batches: Sequence[int],
+        *,
+        max_exec_ns: int,
+        note: Callable[[str], None],
+    ) -> ModelProfile:
+        """Add classes of `batches`, ascending, and measure each; weights lie in `image`.
+
+        Ends at the first class, other than 1, that takes longer than `max_exec_ns` or does not run or
+        fit. `note` gets a line for each. Raises InvalidConfig if batch 1 fails.
+        """
+        program = source.program
+        scratch = self._driver.device_block(program.weights_bytes)
+        try:
+            weights_ns = self._load(image, scratch)
+            exec_ns: dict[int, int] = {}
+            for batch in sorted({1, *batches}):
+                try:
+                    self._copy(program.active, scratch)
+                    program.add_class(batch)
+                    spent_ns = self._exec(program, batch, scratch)
+                except DeviceFault:
+                    raise
+                except Exception as error:  # an exported program may have a fixed batch
+                    if batch == 1:
+                        raise InvalidConfig(
+                            f"model {program.name!r} does not run: {type(error).__name__}: {error}"
+                        ) from error
+                    note(
+                        f"{program.name} batch {batch} is left out: {type(error).__name__}: {error}"
+                    )
+                    break
+                if batch > 1 and spent_ns > max_exec_ns:
+                    program.drop_class(batch)
+                    break
+                exec_ns[batch] = spent_ns
+                how = "CUDA graph" if program.captured(batch) else "plain execution"
+                note(f"{program.name} batch {batch}: {spent_ns / NS_PER_MS:.3f} ms, {how}")
+        finally:
+            self._driver.free(scratch)
+        return ModelProfile(
+            name=program.name,
+            exec_ns=exec_ns,
+            weights_ns=weights_ns,
+            weights_bytes=program.weights_bytes,
+            input_shape=source.input_shape,
+            input_dtype=source.input_dtype,
+            output_shape=program.output_shape,
+            output_dtype=program.output_dtype,
+        )
+
+    def _copy(self, to: int, source: Block) -> None:
+        self._driver.copy(to, source.address, source.nbytes, self._stream)
+
+    def _load(self, image: Block, scratch: Block) -> int:
+        """Median time of a few loads, ns."""
+        times = []
+        for _ in range(_LOADS):
+            self._driver.record(self._started, self._load_stream)
+            self._driver.copy(scratch.address, image.address, scratch.nbytes, self._load_stream)
+            self._driver.record(self._ended, self._load_stream)
+            self._finish()
+            times.append(self._driver.elapsed_ns(self._started, self._ended))
+        return max(1, round(median(times)))
+
+    def _exec(self, program: Program, batch: int, scratch: Block) -> int:
+        """Median exec time of `batch` with the copy of its weights, ns."""
+        times: list[int] = []
+        begin_ns, last_ns = self._clock(), _GUESS_NS
+        sets = program.sets(batch)
+        for run in range(_WARM_UPS + _RUNS):
+            self._background.until_idle(last_ns)
+            with self._background.uncut():
+                self._driver.record(self._started, self._stream)
+                self._copy(program.active, scratch)
+                program.launch(sets[run % len(sets)], self._stream)
+                self._driver.record(self._ended, self._stream)
+            self._finish()
+            last_ns = self._driver.elapsed_ns(self._started, self._ended)
+            enough = self._clock() - begin_ns > _CLASS_AT_MOST_NS
+            if run >= _WARM_UPS or enough:
+                times.append(last_ns)
+            if enough and run:
+                break
+        return max(1, round(median(times)))
+
+    def _finish(self) -> None:
+        while not self._driver.done(self._ended):
+            self._background.pause()

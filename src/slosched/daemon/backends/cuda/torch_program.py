@@ -1,0 +1,176 @@
+"""A torch model as a program: a CUDA graph per batch class and buffer set, or plain execution.
+
+Captured on a stream of the exec lane's priority, since a graph's nodes keep the priority of the stream
+they were captured on, whatever it is replayed on. All graphs of a process share one memory pool: only
+one runs at a time, and what must outlive a run, inputs and outputs, lies outside it or is kept alive.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from slosched.daemon.backends.cuda.driver import Driver, Stream
+from slosched.daemon.backends.cuda.program import BufferSet
+from slosched.daemon.backends.templates import DeviceWeights, Template
+
+SETS = 2
+_WARM_UPS = 3
+
+_cuda: Any = torch.cuda  # its streams and graphs carry no types
+
+
+class TorchStreams:
+    """Torch's side of the driver's streams: the exec lane's, and one to capture on."""
+
+    def __init__(self, driver: Driver, device: torch.device, exec_stream: Stream, capture: Stream):
+        self.driver, self.device = driver, device
+        self._exec = _cuda.ExternalStream(int(exec_stream), device=device)
+        self.capture = _cuda.ExternalStream(int(capture), device=device)
+        self.pool = _cuda.graph_pool_handle()
+        self._entered: set[int] = set()
+
+    def enter(self) -> None:
+        """Make the exec stream torch's current one in this thread, for good (a switch costs 19 us)."""
+        thread = threading.get_ident()
+        if thread not in self._entered:
+            _cuda.set_device(self.device)
+            _cuda.set_stream(self._exec)
+            self._entered.add(thread)
+
+
+class TorchProgram:
+    """`template` with its active weights on the device, and no class yet: `add_class` makes one."""
+
+    def __init__(self, template: Template, streams: TorchStreams) -> None:
+        self._template, self._streams = template, streams
+        self.name = template.spec.name
+        self.weights_bytes = template.weights_bytes
+        block = torch.empty(self.weights_bytes, dtype=torch.uint8, device=streams.device)
+        self._weights = DeviceWeights(block)
+        while not template.add_views(self._weights):
+            pass
+        self.active = block.data_ptr()
+        self._sets: dict[int, tuple[BufferSet, ...]] = {}
+        self._runs: dict[int, Callable[[], Any]] = {}  # by id of the buffer set
+        self._graphs: dict[int, bool] = {}
+        self._kept: list[Any] = []  # what a graph reads and writes must live as long as it does
+        self.output_shape: tuple[int, ...] = ()
+        self.output_dtype = "float32"
+        #: Why a class is run by plain execution, in words; empty if every class was captured.
+        self.not_captured = ""
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return tuple(sorted(self._sets))
+
+    def sets(self, batch: int) -> tuple[BufferSet, ...]:
+        return self._sets[batch]
+
+    def captured(self, batch: int) -> bool:
+        return self._graphs[batch]
+
+    def launch(self, buffers: BufferSet, stream: Stream) -> None:
+        self._streams.enter()
+        self._runs[id(buffers)]()
+
+    # ------------------------------------------------------------------------ preparation
+
+    def add_class(self, batch: int, *, capture: bool = True) -> None:
+        """Make `batch` runnable. Raises what the model raises, or torch for want of memory.
+
+        What cannot be captured is run by plain execution, and `not_captured` says why.
+        """
+        sample = self._template.sample_input(batch)
+        inputs = [torch.from_numpy(sample).to(self._streams.device) for _ in range(SETS)]
+        with _cuda.stream(self._streams.capture):
+            self._streams.capture.wait_stream(_cuda.default_stream(self._streams.device))
+            for _ in range(_WARM_UPS):
+                output = self._forward(inputs[0])
+            self._streams.capture.synchronize()
+        self.output_shape = tuple(output.shape[1:])
+        self.output_dtype = str(output.dtype).removeprefix("torch.")
+        if capture and not self.not_captured:
+            try:
+                runs = [self._capture(each) for each in inputs]
+            except RuntimeError as error:
+                self.not_captured = f"batch {batch}: {_first_line(error)}"
+        captured = capture and not self.not_captured
+        if not captured:
+            runs = [self._plain(each, output) for each in inputs]
+        self._graphs[batch] = captured
+        self._sets[batch] = tuple(
+            self._buffers(batch, sample, each, run, out)
+            for each, (run, out) in zip(inputs, runs, strict=True)
+        )
+
+    def drop_class(self, batch: int) -> None:
+        """The class is not offered after all."""
+        for buffers in self._sets.pop(batch):
+            del self._runs[id(buffers)]
+        del self._graphs[batch]
+
+    def _buffers(
+        self, batch: int, sample: Any, inputs: Any, run: Callable[[], Any], output: Any
+    ) -> BufferSet:
+        row_in = sample.nbytes // batch
+        row_out = output.numel() * output.element_size() // batch
+        driver = self._streams.driver
+        buffers = BufferSet(
+            batch, inputs.data_ptr(), output.data_ptr(), row_in, row_out,
+            driver.pinned_block(max(1, row_in * batch)),
+            driver.pinned_block(max(1, row_out * batch)),
+        )  # fmt: skip
+        assert buffers.staged_in.host is not None
+        buffers.staged_in.host[: sample.nbytes] = np.frombuffer(sample.tobytes(), np.uint8)
+        self._runs[id(buffers)] = run
+        self._kept += [buffers, inputs, output]
+        return buffers
+
+    def _forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return self._template.forward(self._weights, batch).contiguous()
+
+    def _capture(self, inputs: torch.Tensor) -> tuple[Callable[[], Any], torch.Tensor]:
+        graph = _cuda.CUDAGraph()
+        # Not torch.cuda.graph: on entry it waits for the device and empties torch's caches, which
+        # would hold up what is being served. Thread-local: the loop goes on calling CUDA meanwhile.
+        with _cuda.stream(self._streams.capture):
+            graph.capture_begin(pool=self._streams.pool, capture_error_mode="thread_local")
+            self._kept.append(graph)  # torch's allocator asks it even after it has failed
+            try:
+                output = self._forward(inputs)
+            except BaseException:
+                self._abandon(graph)
+                raise
+            graph.capture_end()
+        return graph.replay, output
+
+    def _abandon(self, graph: Any) -> None:
+        """End a capture that failed, so that stream and memory pool can be used again."""
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            # Torch leaves the pool marked as being captured into (CUDAGraph::capture_end raises before
+            # it says otherwise), and would then defer what it frees for ever.
+            end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+            if end is not None:
+                end(self._streams.device.index or 0, self._streams.pool)
+
+    def _plain(
+        self, inputs: torch.Tensor, like: torch.Tensor
+    ) -> tuple[Callable[[], Any], torch.Tensor]:
+        output = torch.empty_like(like)
+
+        def run() -> None:
+            output.copy_(self._forward(inputs), non_blocking=True)
+
+        return run, output
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

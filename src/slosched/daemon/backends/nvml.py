@@ -1,0 +1,163 @@
+"""What the driver says of one GPU, through NVML. It only asks: nothing here changes a setting of the card.
+
+NVML comes as nvidia-ml-py (`slosched[gpu]`). Where that or the driver is missing, an `Nvml` says so in
+`problem` and answers "unknown" to everything; a worker runs without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from slosched.messages import GpuStats
+
+#: NVML's names of errors after which a card answers nothing more to this process.
+_GONE = ("NVML_ERROR_GPU_IS_LOST", "NVML_ERROR_RESET_REQUIRED")
+
+
+class Nvml:
+    """One card, found by its `uuid` ("GPU-5ad1..", the prefix may be missing) or its `pci_bus_id`.
+
+    `gpu_id` is the worker's number of it and stands in each sample. Never raises: see `problem`.
+    """
+
+    def __init__(self, *, uuid: str = "", pci_bus_id: str = "", gpu_id: int = 0) -> None:
+        self.gpu_id = gpu_id
+        #: Why nothing is known, in words; empty while the card answers.
+        self.problem = ""
+        #: Why the card is gone, once NVML has said so; empty as long as it is there.
+        self.lost = ""
+        self.name = self.uuid = self.driver = ""
+        self._nvml: Any = None
+        self._error: type[Exception] = Exception
+        self._handle: Any = None
+        self._gone: tuple[int, ...] = ()
+        #: What else the card is asked: a field of GpuStats, and who answers it.
+        self._questions: list[tuple[str, Callable[[], int]]] = []
+        self._read_clock_mhz: Callable[[], int] | None = None
+        try:
+            import pynvml
+        except ImportError as error:
+            self.problem = f"nvidia-ml-py is missing ({error}): pip install 'slosched[gpu]'"
+            return
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as error:
+            self.problem = f"the driver does not answer NVML: {error}"
+            return
+        self._nvml, self._error = pynvml, pynvml.NVMLError
+        try:
+            self._open(uuid, pci_bus_id)
+        except (pynvml.NVMLError, ValueError) as error:
+            self.problem = (
+                f"NVML does not find the GPU {uuid or pci_bus_id or '(unnamed)'}: {error}"
+            )
+            self.close()
+
+    def _open(self, uuid: str, pci_bus_id: str) -> None:
+        nvml = self._nvml
+        if uuid:
+            full = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+            handle = nvml.nvmlDeviceGetHandleByUUID(full)
+        elif pci_bus_id:
+            handle = nvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id)
+        else:
+            raise ValueError("neither a UUID nor a PCI bus id was given")
+        self._handle = handle
+        self._gone = tuple(getattr(nvml, name) for name in _GONE if hasattr(nvml, name))
+        self.name = _text(self._ask(nvml.nvmlDeviceGetName))
+        self.uuid = _text(self._ask(nvml.nvmlDeviceGetUUID))
+        with contextlib.suppress(self._error):
+            self.driver = _text(nvml.nvmlSystemGetDriverVersion())
+        sm, memory = nvml.NVML_CLOCK_SM, nvml.NVML_CLOCK_MEM
+        clock = nvml.nvmlDeviceGetClockInfo
+        # The older name, before driver 535.
+        throttled = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None) or getattr(
+            nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", None
+        )
+        self._read_clock_mhz = lambda: int(clock(handle, sm))
+        self._questions = [
+            ("power_mw", lambda: nvml.nvmlDeviceGetPowerUsage(handle)),
+            ("energy_mj", lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle)),
+            ("temperature_c", lambda: _temperature(nvml, handle)),
+            ("sm_clock_mhz", lambda: clock(handle, sm)),
+            ("memory_clock_mhz", lambda: clock(handle, memory)),
+        ]
+        if throttled is not None:
+            self._questions.append(("throttle_reasons", lambda: throttled(handle)))
+        self.clock_mhz()  # the first read takes milliseconds
+
+    # ---------------------------------------------------------------------------- questions
+
+    def clock_mhz(self) -> int:
+        """The SM clock now; 0 where it is unknown, as in the action log. One call: 3 us when warm."""
+        read = self._read_clock_mhz
+        if read is None:
+            return 0
+        try:
+            return read()
+        except self._error as error:
+            if not self._note(error):
+                self._read_clock_mhz = None  # it never will
+            return 0
+
+    def sample(self) -> GpuStats:
+        """Everything at once, once a second at most and never between two starts: a dozen calls.
+
+        What the card does not answer is -1.
+        """
+        if self._handle is None:
+            return GpuStats(gpu_id=self.gpu_id)
+        nvml = self._nvml
+        known: dict[str, int] = {}
+        used = self._ask(nvml.nvmlDeviceGetUtilizationRates)
+        if used is not None:
+            known["sm_percent"], known["memory_percent"] = int(used.gpu), int(used.memory)
+        memory = self._ask(nvml.nvmlDeviceGetMemoryInfo)
+        if memory is not None:
+            known["memory_used_bytes"] = int(memory.used)
+            known["memory_total_bytes"] = int(memory.total)
+        for question in list(self._questions):
+            field, answer = question
+            try:
+                known[field] = int(answer())
+            except self._error as error:
+                if not self._note(error):
+                    self._questions.remove(question)
+        return GpuStats(self.gpu_id, self.name, self.uuid, self.driver, **known)
+
+    def close(self) -> None:
+        """Let NVML go; everything is unknown from then on. Idempotent."""
+        nvml = self._nvml
+        self._handle, self._read_clock_mhz, self._questions = None, None, []
+        if nvml is not None:
+            self._nvml = None
+            with contextlib.suppress(self._error):
+                nvml.nvmlShutdown()
+
+    def _ask(self, question: Callable[[Any], Any]) -> Any:
+        """What the card answers; None if it does not."""
+        try:
+            return question(self._handle)
+        except self._error as error:
+            self._note(error)
+            return None
+
+    def _note(self, error: Exception) -> bool:
+        """Take note of an answer that was an error. False: this card has no answer to that at all."""
+        number = getattr(error, "value", None)
+        if number in self._gone:
+            self.lost = self.lost or f"NVML says of {self.name or 'the GPU'}: {error}"
+        return bool(number != self._nvml.NVML_ERROR_NOT_SUPPORTED)
+
+
+def _temperature(nvml: Any, handle: Any) -> int:
+    return int(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
+
+
+def _text(value: Any) -> str:
+    """NVML's texts were bytes in older versions of the package."""
+    if value is None:
+        return ""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,297 @@
+"""A worker on a real GPU: outputs equal a direct forward pass, whatever the batch, slot and history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count, pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("cuda.bindings")
+
+from slosched.codes import Code  # noqa: E402
+from slosched.config import ModelSource, WorkerConfig  # noqa: E402
+from slosched.daemon.backends.cuda.backend import CudaBackend  # noqa: E402
+from slosched.daemon.backends.cuda.driver import Block  # noqa: E402
+from slosched.daemon.backends.sources import loadable_specs  # noqa: E402
+from slosched.daemon.worker import WorkerServer  # noqa: E402
+from slosched.messages import (  # noqa: E402
+    PROTOCOL_VERSION,
+    ControllerHello,
+    ErrorResult,
+    EvictWeights,
+    EvictWeightsResult,
+    InferResult,
+    LoadModel,
+    LoadModelResult,
+    LoadWeights,
+    LoadWeightsResult,
+    WorkerWelcome,
+)
+from slosched.units import NS_PER_MS, NS_PER_S  # noqa: E402
+from worker_rig import FOREVER_NS, BareController  # noqa: E402
+
+INCARNATIONS = count(1)
+#: name -> (model, tolerance, inputs as a share of the largest output)
+HALF = (
+    ModelSource("half", factory="test_zoo:tiny_net", input_shape=(4,), dtype="float16"),
+    ModelSource("branches", factory="gpu_models:branching_net", input_shape=(4,)),
+    ModelSource("broken", factory="test_zoo:no_net", input_shape=(4,)),
+    ModelSource("out_of_bounds", factory="gpu_models:reading_outside", input_shape=(4,)),
+    ModelSource("resnet50", dtype="float16", channels_last=True),
+    ModelSource("vit_base", dtype="bfloat16"),
+)
+
+
+class _View:
+    """A block as torch can see it."""
+
+    def __init__(self, block: Block) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (block.nbytes,), "typestr": "|u1", "data": (block.address, False), "version": 3,
+        }  # fmt: skip
+
+
+def poison(backend: CudaBackend) -> None:
+    """Nothing that lies in the cache or in active weights may help."""
+    torch.cuda.synchronize()
+    cache = backend._gpu._copies._cache
+
+    torch.as_tensor(_View(cache), device="cuda").fill_(0xFF)
+    for program in backend._programs.values():
+        weights = getattr(program, "_weights", None)
+        if hasattr(weights, "block"):
+            weights.block.fill_(0xFF)
+    torch.cuda.synchronize()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[WorkerServer]:
+    config = WorkerConfig(
+        device="cuda:0", port=0, bind="127.0.0.1", models=HALF, weights_cache_bytes=6 * 2**30,
+        host_images=2,
+    )  # fmt: skip
+    with WorkerServer(config, announce=print) as server:
+        yield server
+
+
+@pytest.fixture
+def controller(server: WorkerServer) -> Iterator[BareController]:
+    controller = BareController(server.port)
+    hello = ControllerHello(PROTOCOL_VERSION, incarnation=next(INCARNATIONS))
+    for _ in range(200):
+        server._brain._link._heard_ns = 0  # the last test's controller is silent
+        welcome = controller.ask(hello)
+        if isinstance(welcome, WorkerWelcome):
+            break
+    assert isinstance(welcome, WorkerWelcome), welcome
+    controller.session = welcome.incarnation
+    yield controller
+    controller.close()
+
+
+def load(
+    controller: BareController, name: str, model_id: int = 0, copies: int = 1, max_batch: int = 8
+) -> LoadModelResult:
+    result = controller.ask(
+        LoadModel(
+            controller.session, controller.action_id(), name, model_id, copies, max_batch, NS_PER_S,
+            0, FOREVER_NS,
+        ),
+        within_s=40.0,
+    )  # fmt: skip
+    assert isinstance(result, LoadModelResult), result
+    return result
+
+
+def load_weights(controller: BareController, model_id: int) -> None:
+    message = LoadWeights(controller.session, controller.action_id(), model_id, 0, 0, FOREVER_NS, 0)
+    assert isinstance(controller.ask(message), LoadWeightsResult)
+
+
+def evict(controller: BareController, model_id: int) -> None:
+    message = EvictWeights(controller.session, controller.action_id(), model_id, 0, 0, FOREVER_NS)
+    assert isinstance(controller.ask(message), EvictWeightsResult)
+
+
+def infer(
+    controller: BareController, inputs: npt.NDArray, model_id: int = 0, dtype: str = "float32"
+) -> npt.NDArray:
+    sizes = (inputs[0].nbytes,) * len(inputs)
+    message = controller.infer_message(len(inputs), sizes=sizes, model_id=model_id)
+    controller.send(message, *(row.tobytes() for row in inputs))
+    result, frames = controller.receive()
+    assert isinstance(result, InferResult), result
+    assert result.exec.duration_ns > 0 and result.gpu_clock_mhz > 0
+    return np.stack([np.frombuffer(frame, np.dtype(dtype)) for frame in frames])
+
+
+def sample(loaded: LoadModelResult, batch: int, seed: int) -> npt.NDArray:
+    random = np.random.default_rng(seed)
+    shape = (batch, *loaded.input_shape)
+    if loaded.input_dtype == "float32":
+        return random.random(shape, dtype=np.float32)
+    return random.integers(0, 1000, shape).astype(loaded.input_dtype)
+
+
+#: The largest difference to a direct pass in float32, as a share of the largest output.
+TOLERANCE = {"float32": 2e-3, "float16": 2e-2, "bfloat16": 8e-2}
+
+
+def direct(server: WorkerServer, name: str, inputs: npt.NDArray) -> npt.NDArray:
+    """A forward pass of the model on the GPU in float32, sharing the builder alone."""
+    sources = tuple(s for s in HALF if s.name == name)
+    spec = loadable_specs(tuple(s for s in sources if s.factory))[name]
+    from slosched.daemon.backends.zoo import output_tensor
+
+    module = spec.build().float().cuda()
+    with torch.inference_mode():
+        batch = torch.from_numpy(inputs).cuda()
+        return output_tensor(module(batch)).float().cpu().numpy().reshape(len(inputs), -1)
+
+
+ZOO_NAMES = (
+    "resnet_tiny", "resnet18", "resnet50", "mobilenet_v2", "vit_base", "bert_base", "gpt2",
+    "whisper", "half",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ZOO_NAMES)
+def test_outputs_equal_a_direct_forward_for_every_batch_and_after_reloads(
+    server: WorkerServer, controller: BareController, name: str
+) -> None:
+    if name not in server._backend.loadable:
+        pytest.skip(f"this zoo has no {name}")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    loaded = load(controller, name, copies=2)
+    dtype = next((label for label in loaded.labels if label in TOLERANCE), "float32")
+    assert loaded.random_weights or name == "half"
+    for life in range(2):
+        poison(server._backend)
+        load_weights(controller, life)
+        load_weights(controller, 1 - life)
+        for batch in sorted({1, 2, 3, 5, 8} & set(range(1, max(loaded.batch_sizes) + 1))):
+            inputs = sample(loaded, batch, seed=10 * life + batch)
+            wanted = direct(server, name, inputs)
+            for model_id in (0, 1):
+                outputs = infer(controller, inputs, model_id, loaded.output_dtype)
+                error = np.abs(outputs - wanted).max() / np.abs(wanted).max()
+                assert error < TOLERANCE[dtype], f"{name}, batch {batch}, instance {model_id}"
+        evict(controller, 0)
+        evict(controller, 1)
+    program = server._backend._programs[name]
+    assert all(program.captured(batch) for batch in program.classes), program.not_captured
+
+
+def test_cupys_models(server: WorkerServer, controller: BareController) -> None:
+    pytest.importorskip("cupy")
+    from slosched.daemon.backends.cuda.cupy_zoo import CUPY_ZOO
+
+    for model_id, (name, make) in enumerate(CUPY_ZOO.items()):
+        loaded = load(controller, name, model_id)
+        load_weights(controller, model_id)
+        model = make()
+        for batch in (1, 3, 8):
+            inputs = sample(loaded, batch, seed=batch)
+            outputs = infer(controller, inputs, model_id)
+            wanted = inputs
+            if name == "cupy_matmul":
+                for weights in model.weights.values():
+                    wanted = wanted @ weights
+            else:
+                for i in range(3):
+                    wanted = wanted @ model.weights[f"w{i}"].T + model.weights[f"b{i}"]
+                    wanted = np.maximum(wanted, 0) if i < 2 else wanted
+            assert np.abs(outputs - wanted).max() < 1e-2 * np.abs(wanted).max(), name
+    programs = server._backend._programs
+    assert programs["cupy_mlp"].captured(8)
+    assert not programs["cupy_matmul"].captured(8) and programs["cupy_matmul"].not_captured
+
+
+def test_what_cannot_be_captured_runs_and_says_so(
+    server: WorkerServer, controller: BareController
+) -> None:
+    from gpu_models import branching_net
+
+    loaded = load(controller, "branches")
+    load_weights(controller, 0)
+    assert "plain execution" in loaded.labels
+    inputs = sample(loaded, 2, seed=4) - 0.5
+    wanted = branching_net()(torch.from_numpy(inputs)).detach().numpy()
+    assert np.abs(infer(controller, inputs) - wanted).max() < 1e-4
+
+
+def test_starts_and_heartbeats_go_on_while_a_model_is_prepared(
+    server: WorkerServer, controller: BareController
+) -> None:
+    """The whole preparation of a model beside inferences that start on time."""
+    load(controller, "resnet18")
+    load_weights(controller, 0)
+    action = controller.action_id()
+    controller.send(
+        LoadModel(
+            controller.session, action, "resnet50", 100, 1, 16, NS_PER_S, 0, FOREVER_NS
+        )
+    )  # fmt: skip
+    from slosched.clock import now_ns
+    from slosched.messages import Infer
+
+    late, prepared = [], None
+    for _ in range(4000):
+        earliest = now_ns() + 3 * NS_PER_MS
+        controller.send(
+            Infer(
+                controller.session, controller.action_id(), 0, 0, earliest, FOREVER_NS, 0, 1, 1, ()
+            )
+        )  # fmt: skip
+        answer, _ = controller.receive()
+        while not isinstance(answer, InferResult):
+            assert isinstance(answer, LoadModelResult), answer
+            prepared = answer
+            answer, _ = controller.receive()
+        late.append(answer.exec.begin_ns - earliest)
+        if prepared is not None:
+            break
+    assert prepared is not None
+    late.sort()
+    assert late[len(late) // 2] < 20_000 and late[len(late) * 95 // 100] < 200_000, late[-20:]
+    times = [beat.sent_ns for _, beat in controller.beats]
+    assert max(later - earlier for earlier, later in pairwise(times)) < 600 * NS_PER_MS
+
+
+def test_more_than_the_gpu_has_is_refused_and_leaves_the_worker_as_it_was(
+    server: WorkerServer, controller: BareController
+) -> None:
+    load(controller, "resnet_tiny")
+    load_weights(controller, 0)
+    for model_id in (1, 2):
+        message = LoadModel(
+            controller.session, controller.action_id(), "broken", model_id, 1, 4, NS_PER_S, 0,
+            FOREVER_NS,
+        )  # fmt: skip
+        failed = controller.ask(message, within_s=60.0)
+        assert isinstance(failed, ErrorResult) and failed.code == Code.INVALID_MODEL_PATH
+    inputs = np.random.default_rng(1).random((1, 3, 64, 64), dtype=np.float32)
+    wanted = direct(server, "resnet_tiny", inputs)
+    assert np.abs(infer(controller, inputs) - wanted).max() < 1e-2 * np.abs(wanted).max()
+
+
+def test_pages_are_accounted_to_the_last(server: WorkerServer, controller: BareController) -> None:
+    loaded = load(controller, "resnet_tiny", copies=8)
+    pages = server._brain.free_pages(0)
+    random = np.random.default_rng(7)
+    resident: set[int] = set()
+    for _ in range(60):
+        model_id = int(random.integers(0, 8))
+        if model_id in resident:
+            evict(controller, model_id)
+            resident.discard(model_id)
+        else:
+            load_weights(controller, model_id)
+            resident.add(model_id)
+        assert server._brain.free_pages(0) == pages - loaded.pages * len(resident)
+        assert server._backend._gpu.free_pages == server._brain.free_pages(0)
