@@ -239,9 +239,9 @@ def test_a_workers_precision_and_libraries(captured: Captured, tmp_path: Path) -
     assert worker_config(captured, *words)[1] == expected
     file = tmp_path / "worker.toml"
     file.write_text('dtype = "float16"\nchannels_last = true\nlibraries = ["timm"]\n')
-    words = ("--device", "cpu", "--config", str(file))
-    assert worker_config(captured, *words)[1] == expected
-    _, config = worker_config(captured, *words, "--no-channels-last", "--libraries", "")
+    named = ("--device", "cpu", "--config", str(file))
+    assert worker_config(captured, *named)[1] == expected
+    _, config = worker_config(captured, *named, "--no-channels-last", "--libraries", "")
     assert (config.dtype, config.channels_last, config.libraries) == ("float16", False, ())
 
 

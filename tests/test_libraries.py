@@ -7,15 +7,17 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from slosched.cli.ask import _loadable_text
 from slosched.config import ModelSource, WorkerConfig
 from slosched.errors import InvalidConfig, MissingPackage, UnknownName, known_names
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from slosched.daemon.backends import sources  # noqa: E402
+from slosched.daemon.backends import reference_forward, sources  # noqa: E402
 from slosched.daemon.backends.sources import open_specs, source_spec, worker_specs  # noqa: E402
 from slosched.daemon.backends.templates import DeviceWeights, Template  # noqa: E402
 from slosched.daemon.backends.zoo import ZOO  # noqa: E402
@@ -79,11 +81,14 @@ def test_a_librarys_model_has_the_same_weights_each_time_and_the_workers_format(
     assert spec.labels == ("image", "bfloat16", "channels_last")
     first, second = Template(spec), Template(spec)
     assert torch.equal(first.host, second.host) and made == ["resnet10t"] * 2
+    assert not first.host.eq(0).all()
     weights = DeviceWeights(first.host)
     while not first.add_views(weights):
         pass
     output = first.forward(weights, torch.from_numpy(first.sample_input(2)))
     assert (output.shape, output.dtype) == ((2, 7), torch.float32)
+    reference = reference_forward("timm/resnet10t", first.sample_input(2))
+    assert 0 < np.abs(output.numpy() - reference).max() < 1e-2
 
 
 def test_one_model_may_be_named_without_the_rest_and_with_a_shape_of_its_own(
@@ -146,3 +151,7 @@ def test_a_long_list_of_names_is_never_said_whole() -> None:
     assert known_names("a", ["c", "b"]) == "b, c" and known_names("a", []) == "none"
     with pytest.raises(InvalidConfig, match=r"unknown model .resnt50.; known: resnet50.* more"):
         raise UnknownName("model", "resnt50", known)
+    listed = _loadable_text([*known, "torchvision/vit_b_16"])
+    assert listed.startswith("resnet18, ") and listed.count(",") < 20
+    assert listed.endswith("torchvision/vit_b_16, timm/... (1,300; --json lists them)")
+    assert _loadable_text(["resnet50"]) == "resnet50" and _loadable_text([]) == ""

@@ -184,6 +184,25 @@ def test_a_model_of_lower_precision_still_answers_in_float32(controller: BareCon
     assert infer(controller, np.ones((1, 4), np.float32)).shape == (1, 2)
 
 
+def test_a_workers_precision_and_format_hold_for_the_zoo() -> None:
+    config = WorkerConfig(
+        device="cpu", port=0, bind="127.0.0.1", dtype="bfloat16", channels_last=True,
+        page_bytes=2**20, weights_cache_bytes=64 * 2**20,
+    )  # fmt: skip
+    with WorkerServer(config) as server:
+        controller = BareController(server.port)
+        welcome = controller.ask(ControllerHello(PROTOCOL_VERSION, incarnation=next(INCARNATIONS)))
+        assert isinstance(welcome, WorkerWelcome)
+        controller.session = welcome.incarnation
+        loaded = controller.load("resnet_tiny")
+        assert loaded.labels == ("image", "bfloat16", "channels_last")
+        assert (loaded.input_dtype, loaded.output_dtype) == ("float32", "float32")
+        inputs = np.random.default_rng(4).random((3, 3, 64, 64), dtype=np.float32)
+        difference = np.abs(infer(controller, inputs) - reference_forward("resnet_tiny", inputs))
+        assert 0 < difference.max() < 5e-3
+        controller.close()
+
+
 def test_a_factory_that_fails_is_an_answer_and_not_the_end(controller: BareController) -> None:
     def load(name: str) -> object:
         action = controller.action_id()

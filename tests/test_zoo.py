@@ -18,11 +18,11 @@ torch = pytest.importorskip("torch")
 transformers: Any = pytest.importorskip("transformers")
 
 from slosched.daemon.backends import reference_forward  # noqa: E402
-from slosched.daemon.backends.sources import loadable_specs, source_spec  # noqa: E402
+from slosched.daemon.backends.sources import source_spec, worker_specs  # noqa: E402
 from slosched.daemon.backends.templates import DeviceWeights, Template  # noqa: E402
 from slosched.daemon.backends.torch_backend import resolve_device  # noqa: E402
 from slosched.daemon.backends.zoo import ZOO, output_tensor  # noqa: E402
-from slosched.daemon.profiler import profile_model  # noqa: E402
+from slosched.daemon.profiler import Profiler, profile_model  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -120,9 +120,9 @@ def test_copies_of_a_model_have_weights_of_their_own() -> None:
 
 
 def test_only_the_zoo_and_the_config_can_be_loaded() -> None:
-    assert set(loadable_specs(())) == set(ZOO)
+    assert set(worker_specs(WorkerConfig())) == set(ZOO)
     own = ModelSource("mine", factory="test_zoo:tiny_net", input_shape=(4,))
-    assert set(loadable_specs((own,))) == {*ZOO, "mine"}
+    assert set(worker_specs(WorkerConfig(models=(own,)))) == {*ZOO, "mine"}
 
 
 def test_a_factory() -> None:
@@ -259,6 +259,15 @@ def test_profiling_measures_what_was_asked_for() -> None:
         profile_model("nope", config, (1,))
     emulated = WorkerConfig(device="emulated")
     assert profile_model("resnet50_v2", emulated, (1, 4)).exec_ns == {1: 2_600_000, 4: 5_600_000}
+
+
+def test_a_model_under_an_alias_is_measured_under_its_canonical_name() -> None:
+    own = ModelSource("resnet18_v2", factory="test_zoo:tiny_net", input_shape=(4,))
+    profiler = Profiler(WorkerConfig(device="cpu", models=(own,)))
+    assert profiler.names == tuple(ZOO)
+    for name in ("resnet18_v2", "resnet18"):
+        measured = profiler.measure(name, (1,))
+        assert (measured.name, measured.input_shape) == ("resnet18", (4,))
 
 
 def test_devices_by_name() -> None:

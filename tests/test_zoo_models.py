@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+torch: Any = pytest.importorskip("torch")
 transformers: Any = pytest.importorskip("transformers")
 
 from slosched.config import WorkerConfig  # noqa: E402
@@ -91,7 +91,7 @@ def test_a_template_answers_as_the_module_and_tells_inputs_apart(name: str) -> N
 
 
 def test_gpt2_answers_as_the_library_does_with_its_own_causal_mask() -> None:
-    module = ZOO["gpt2"].build()
+    module: Any = ZOO["gpt2"].build()
     with torch.inference_mode():
         expected = module.model(inputs("gpt2", 2)).logits[:, -1]
     assert (direct("gpt2") - expected).abs().max() < 1e-4
@@ -145,7 +145,7 @@ def test_a_workers_precision_is_for_the_models_that_its_config_does_not_name() -
 
 
 def test_strides_of_weights_that_have_gaps_or_overlap_become_plain() -> None:
-    class Odd(torch.nn.Module):
+    class Odd(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.gaps = torch.nn.Parameter(torch.arange(12.0).reshape(3, 4)[:, ::2])

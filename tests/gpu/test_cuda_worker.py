@@ -16,7 +16,7 @@ from slosched.codes import Code  # noqa: E402
 from slosched.config import ModelSource, WorkerConfig  # noqa: E402
 from slosched.daemon.backends.cuda.backend import CudaBackend  # noqa: E402
 from slosched.daemon.backends.cuda.driver import Block  # noqa: E402
-from slosched.daemon.backends.sources import loadable_specs  # noqa: E402
+from slosched.daemon.backends.sources import worker_specs  # noqa: E402
 from slosched.daemon.worker import WorkerServer  # noqa: E402
 from slosched.messages import (  # noqa: E402
     PROTOCOL_VERSION,
@@ -144,7 +144,7 @@ TOLERANCE = {"float32": 2e-3, "float16": 2e-2, "bfloat16": 8e-2}
 def direct(server: WorkerServer, name: str, inputs: npt.NDArray) -> npt.NDArray:
     """A forward pass of the model on the GPU in float32, sharing the builder alone."""
     sources = tuple(s for s in HALF if s.name == name)
-    spec = loadable_specs(tuple(s for s in sources if s.factory))[name]
+    spec = worker_specs(WorkerConfig(models=tuple(s for s in sources if s.factory)))[name]
     from slosched.daemon.backends.zoo import output_tensor
 
     module = spec.build().float().cuda()

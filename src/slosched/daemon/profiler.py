@@ -47,7 +47,11 @@ class Profiler:
 
             self._gpu = GpuBench(replace(config, libraries=libraries), self._device)
             self._specs = dict.fromkeys(self._gpu.loadable)
-            self.names = tuple(name for name in self._gpu.loadable if not _of_library(name))
+            self.names = tuple(
+                name
+                for name in self._gpu.loadable  # also what is for CuPy
+                if name in self.names or not _of_library(name)
+            )
         else:
             self._specs = worker_specs(replace(config, libraries=libraries))
 
@@ -79,13 +83,17 @@ class Profiler:
             times = {batch: ns for batch, ns in known.exec_ns.items() if batch in wanted}
             return replace(known, exec_ns=times)
         if self._gpu is not None:
-            return self._gpu.measure(canonical, wanted, max_exec_ns=_ANY_EXEC_NS, progress=progress)
-        from slosched.daemon.backends.measure import measure_spec
+            measured = self._gpu.measure(
+                canonical, wanted, max_exec_ns=_ANY_EXEC_NS, progress=progress
+            )
+        else:
+            from slosched.daemon.backends.measure import measure_spec
 
-        return measure_spec(
-            self._specs[canonical], wanted, threads=self._config.torch_threads,
-            max_exec_ns=_ANY_EXEC_NS, progress=progress,
-        )  # fmt: skip
+            measured = measure_spec(
+                self._specs[canonical], wanted, threads=self._config.torch_threads,
+                max_exec_ns=_ANY_EXEC_NS, progress=progress,
+            )  # fmt: skip
+        return replace(measured, name=canonical)  # a config may name a model by its alias
 
 
 def _of_library(name: str) -> bool:

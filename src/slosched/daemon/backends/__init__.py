@@ -13,7 +13,8 @@ __all__ = ["Backend", "open_backend", "reference_forward"]
 
 
 def reference_forward(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """What the zoo's model `name` answers to `array`, by a direct forward pass on the CPU.
+    """What the model `name`, of the zoo or LIBRARY/NAME, answers to `array`, by a direct forward pass on
+    the CPU in float32.
 
     `array` is one request's input (input_shape) or a batch of them (batch, *input_shape); the result
     has the same leading axis, dtype float32. Independent of worker and controller, for checking them.

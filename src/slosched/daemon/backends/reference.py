@@ -1,4 +1,6 @@
-"""A direct forward pass of a zoo model, sharing nothing with the serving path but the builder."""
+"""A direct forward pass of a model of the zoo or of a library, in float32: it shares nothing with the
+serving path but the builder.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +12,29 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from slosched.config import canonical_model
-from slosched.daemon.backends.zoo import ZOO, output_tensor
+from slosched.config import LIBRARY_PREFIXES, canonical_model
+from slosched.daemon.backends.libraries import library_spec
+from slosched.daemon.backends.zoo import ZOO, ModelSpec, output_tensor
 from slosched.errors import InvalidConfig, UnknownName
 
 
 @lru_cache(maxsize=2)
 def _model(name: str) -> nn.Module:
-    return ZOO[name].build()
+    return _spec(name).build()
+
+
+def _spec(name: str) -> ModelSpec:
+    if name.startswith(LIBRARY_PREFIXES):
+        return library_spec(name)
+    spec = ZOO.get(canonical_model(name))
+    if spec is None:
+        raise UnknownName("model", name, list(ZOO))
+    return spec
 
 
 def forward(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """See slosched.daemon.backends.reference_forward."""
-    spec = ZOO.get(canonical_model(name))
-    if spec is None:
-        raise UnknownName("model", name, list(ZOO))
+    spec = _spec(name)
     single = array.shape == spec.input_shape
     if not single and array.shape[1:] != spec.input_shape:
         raise InvalidConfig(

@@ -60,11 +60,6 @@ def open_specs(config: WorkerConfig) -> dict[str, ModelSpec]:
     return specs
 
 
-def loadable_specs(sources: tuple[ModelSource, ...]) -> dict[str, ModelSpec]:
-    """`worker_specs` of a worker whose config says nothing but `sources`."""
-    return worker_specs(WorkerConfig(models=sources))
-
-
 def source_spec(source: ModelSource) -> ModelSpec:
     """The spec of one of the config's models. A library's is imported; no file is opened yet.
 

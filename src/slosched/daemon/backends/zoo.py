@@ -122,12 +122,13 @@ def _mobilenet_v2(name: str) -> nn.Module:
 def _lively(model: nn.Module) -> nn.Module:
     # The library's 0.02 for every weight leaves logits of 1e-22 without trained statistics. He's scale
     # keeps the signal; residual blocks are calmed as in `_calm`.
-    for layer in model.modules():
+    blocks: list[Any] = list(model.modules())
+    for layer in blocks:
         if isinstance(getattr(layer, "convolution", None), nn.Conv2d):
-            weight: torch.Tensor = layer.convolution.weight
+            weight = layer.convolution.weight
             gain = 1.0 if layer.activation is None else 2.0
             nn.init.normal_(weight, std=(gain / weight[0].numel()) ** 0.5)
-    for block in model.modules():
+    for block in blocks:
         if getattr(block, "use_residual", False):
             nn.init.constant_(block.reduce_1x1.normalization.weight, 0.5)
     return model
