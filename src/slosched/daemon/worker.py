@@ -321,6 +321,7 @@ class WorkerServer:
                 frames.extend(self._backend.take_outputs(effect.output_of, sizes))
             # A controller that is gone, or reads nothing: it finds out by itself.
             self._router.send(effect.peer, frames)
+            self._backend.glance()
         elif isinstance(effect, DropInputs):
             self._backend.drop_inputs(effect.action_id)
         elif isinstance(effect, EvictPages):
