@@ -8,6 +8,7 @@ import typer
 
 from slosched.cli import (
     ask,
+    awake,
     azure_trace,
     bound,
     client,
@@ -30,7 +31,7 @@ from slosched.version import __version__
 
 _ORDER = (
     "demo", "worker", "controller", "client", "models", "status", "simulate", "compare", "bound", "plan",
-    "plot", "trace", "profile", "validate", "azure-trace", "fuzz", "doctor",
+    "plot", "trace", "profile", "validate", "azure-trace", "fuzz", "awake", "doctor",
 )  # fmt: skip
 
 
@@ -121,5 +122,6 @@ app.command("azure-trace", short_help="Write a synthetic trace for the azure wor
     azure_trace.azure_trace
 )
 app.command("fuzz", short_help="Random clusters under random faults.")(fuzz.fuzz)
+app.command("awake", short_help="Keep this host's cores from halting.")(awake.awake)
 app.command("doctor", short_help="Check whether this machine can keep deadlines.")(doctor.doctor)
 app.command("demo", short_help="Run everything on this machine, and check it.")(demo.demo)

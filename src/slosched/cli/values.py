@@ -60,15 +60,15 @@ def whole_number(option: str, text: str) -> int:
         raise InvalidConfig(f"{option} must be a whole number, not {text!r}") from None
 
 
-def whole_numbers(option: str, text: str) -> tuple[int, ...]:
-    """The numbers of "1,2,4" or "1-16,32", ascending, each once; from 1 up."""
+def whole_numbers(option: str, text: str, *, least: int = 1) -> tuple[int, ...]:
+    """The numbers of "1,2,4" or "1-16,32", ascending, each once; from `least` up."""
     numbers: set[int] = set()
     for part in (part.strip() for part in text.split(",")):
         match = _NUMBERS.match(part)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-        if not 1 <= first <= last:
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (-1, -1)
+        if not least <= first <= last:
             raise InvalidConfig(
-                f"{option} must be whole numbers from 1 up, or ranges, as 1,2,4 or 1-16, not {text!r}"
+                f"{option} must be whole numbers from {least} up, or ranges, as 1,2,4 or 1-16, not {text!r}"
             )
         if last - first >= _MAX_RANGE:
             raise InvalidConfig(f"{option}: {part!r} names more than {_MAX_RANGE} numbers")

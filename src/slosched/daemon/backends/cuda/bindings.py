@@ -33,8 +33,7 @@ _cuda: Any = _imported
 _OK = _cuda.cudaError_t.cudaSuccess
 _NOT_READY = _cuda.cudaError_t.cudaErrorNotReady
 _NO_MEMORY = _cuda.cudaError_t.cudaErrorMemoryAllocation
-_KIND = _cuda.cudaMemcpyKind.cudaMemcpyDefault
-_DEVICE_TO_DEVICE = _cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+_KIND = _cuda.cudaMemcpyKind.cudaMemcpyDefault  # one for all: a graph's copy keeps the kind it has
 _EXTERNAL = 1  # cudaEventRecordExternal: in a capture, a node that records the event at each launch
 _THREAD_LOCAL = _cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
 _NON_BLOCKING = 1  # cudaStreamNonBlocking: waits for nothing on the default stream
@@ -140,7 +139,7 @@ class CudaGraph:
     def aim(self, to: int, source: int, nbytes: int) -> None:
         """The next launch copies these. One that runs is not changed."""
         error = _cuda.cudaGraphExecMemcpyNodeSetParams1D(
-            self._executable, self._node, to, source, nbytes, _DEVICE_TO_DEVICE
+            self._executable, self._node, to, source, nbytes, _KIND
         )[0]
         if error != _OK:
             raise _fault(error, "change a graph")
