@@ -206,8 +206,8 @@ class WorkerServer:
             stepper.handle(self._prepared.popleft(), now_ns=now)
             fresh = True
         for peer, frames in arrived:
-            fresh = self._receive(peer, frames, now) or fresh
             self._backend.glance()
+            fresh = self._receive(peer, frames, now) or fresh
         due_ns = None if fresh or self._backend.exact else stepper.next_due_ns()
         if fresh or (due_ns is not None and due_ns <= now):
             stepper.step(now)
@@ -319,9 +319,9 @@ class WorkerServer:
             if effect.output_of is not None:
                 sizes = getattr(effect.message, "output_sizes", ())
                 frames.extend(self._backend.take_outputs(effect.output_of, sizes))
+            self._backend.glance()
             # A controller that is gone, or reads nothing: it finds out by itself.
             self._router.send(effect.peer, frames)
-            self._backend.glance()
         elif isinstance(effect, DropInputs):
             self._backend.drop_inputs(effect.action_id)
         elif isinstance(effect, EvictPages):

@@ -68,7 +68,7 @@ class Backend(Protocol):
         """
 
     def glance(self) -> None:
-        """Between two messages: let the device start what is due. Takes microseconds."""
+        """Between two pieces of a turn: what the device must start first, it starts. At most 0.2 ms."""
 
     def take_notes(self) -> Sequence[str]:
         """Lines for people since the last call."""

@@ -35,6 +35,8 @@ _EXEC_PRIORITY = -2
 #: 60 to 100 us), but spins until it has come: for so much longer at most.
 _TURN_NS = 200 * NS_PER_US
 _OVERDUE_NS = 100 * NS_PER_US
+#: Nor, within a turn, the next piece of it: a message, a result.
+_PIECE_NS = 100 * NS_PER_US
 #: While copies want to be looked after too.
 _SPIN_COPYING_NS = 30 * NS_PER_US
 #: Closer than this to a start the loop does not sleep.
@@ -151,8 +153,10 @@ class CudaBackend:
         return self._never_sleeps or awake or background.pending
 
     def glance(self) -> None:
-        """Between two messages: start what is due."""
-        self._gpu.spin(0)
+        """Before the next piece of the loop's work: what is due within it comes first."""
+        spare_ns = self._gpu.spare_ns()
+        if spare_ns < _PIECE_NS:
+            self._gpu.spin(now_ns() + max(spare_ns, 0) + _OVERDUE_NS // 2)
 
     def prepare(self, effect: PrepareModel, *, done: Callable[[ModelPrepared], None]) -> None:
         self._ordered[effect.action_id] = effect

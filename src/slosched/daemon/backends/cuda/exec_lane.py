@@ -38,6 +38,10 @@ class Weights:
     stay: bool = False
 
 
+def _unprepared(buffers: BufferSet, stream: Stream) -> None:
+    raise AssertionError("an exec that was not armed")
+
+
 @dataclass(slots=True, eq=False)
 class _Exec:
     op: Op
@@ -49,6 +53,8 @@ class _Exec:
     brings_inputs: bool = False
     copies: bool = True  # it was aimed to copy its weights; else they are the active ones by then
     over: Event = None
+    key: tuple[int, int] = (-1, -1)  # whose weights, of which load
+    launch: Callable[[BufferSet, Stream], None] = _unprepared
     begin_ns: int = 0
     expected_end_ns: int = 0
 
@@ -103,6 +109,7 @@ class ExecLane:
         """
         item = _Exec(op, program, batch, buffers, weights, self._read_clock_mhz())
         item.brings_inputs = buffers is not None
+        item.key, item.launch = (weights.model_id, weights.load), program.launch
         if buffers is None:
             item.buffers = self._without_outputs(item)
         if item.buffers is not None:
@@ -125,18 +132,25 @@ class ExecLane:
 
     def turn(self) -> None:
         """Notice an end; start what is due; then report the end."""
-        end_ns = 0
         running = self._running
-        if running is not None and self._driver.done(running.over):
-            end_ns = self._clock()
-            self._ended, self._running = running, None
-            if self._armed and self._armed[0].buffers is running.buffers:
-                self._report(running, end_ns)  # now: the next run records the same events
+        if running is None:
+            while self._armed and self._running is None and self._start(self._clock()):
+                pass
+        elif self._driver.done(running.over):
+            self._notice(running, self._clock())
+
+    def _notice(self, running: _Exec, end_ns: int) -> None:
+        self._ended, self._running = running, None
+        armed = self._armed
+        if armed:
+            if armed[0].buffers is running.buffers:  # the next run records the same events
+                self._report(running, end_ns)
                 self._ended = None
-        while self._armed and self._running is None and self._start():
-            pass
+            now_ns = end_ns
+            while armed and self._running is None and self._start(now_ns):
+                now_ns = self._clock()
         if self._ended is not None:
-            self._report(self._ended, end_ns)
+            self._report(running, end_ns)
             self._ended = None
 
     def spin(self, until_ns: int) -> None:
@@ -147,14 +161,16 @@ class ExecLane:
         driver_done, clock = self._driver.done, self._clock
         running = self._running
         if running is not None:
-            while not driver_done(running.over):
+            over = running.over
+            while not driver_done(over):
                 if clock() >= until_ns:
                     return
+            self._notice(running, clock())
         elif self._armed:
             due_ns = min(self._armed[0].op.earliest_ns, until_ns)
             while clock() < due_ns:
                 pass
-        self.turn()
+            self.turn()
 
     def fail_all(self, reason: str) -> None:
         """The device is lost: everything that runs or is armed ends with it."""
@@ -166,11 +182,10 @@ class ExecLane:
 
     # ------------------------------------------------------------------------------- inside
 
-    def _start(self) -> bool:
+    def _start(self, now_ns: int) -> bool:
         """Start the first armed one if its time has come. True if the next one may be looked at."""
         item = self._armed[0]
         op = item.op
-        now_ns = self._clock()
         if now_ns < op.earliest_ns:
             return False
         if now_ns > op.latest_ns:
@@ -179,29 +194,29 @@ class ExecLane:
             reason = f"it could only start {late} after latest"
             self.done.append(_failed(op, Code.EXEC_TOO_LATE, reason, now_ns))
             return True
-        weights, program, name = item.weights, item.program, op.model_name
-        key = (weights.model_id, weights.load)
         buffers = item.buffers
-        if buffers is None or (not item.copies and self._active.get(name) != key):
+        if buffers is None or (not item.copies and self._active.get(op.model_name) != item.key):
             buffers = item.buffers = buffers or self._without_outputs(item)
             if buffers is None:  # both sets' outputs are on their way out: microseconds
                 return False
             self._aim(item, None)
-        self._armed.popleft()
-        item.over = self._over[0]
-        self._over.rotate(-1)
-        self._active[name] = key
+        launch = item.launch
         item.begin_ns = self._clock()
         try:
-            program.launch(buffers, self._stream)
+            launch(buffers, self._stream)
+            item.over = self._over[0]
             self._driver.record(item.over, self._stream)
+            self._armed.popleft()
         except DeviceFault:
-            self._armed.appendleft(item)  # `fail_all` reports it with the others
-            raise
+            raise  # it is armed still, and `fail_all` reports it with the others
         except Exception as error:  # plain execution of a model, which may raise anything
+            self._armed.popleft()
+            self._active.pop(op.model_name, None)
             reason = f"{op.model_name}: {type(error).__name__}: {first_line(error)}"
             self.done.append(_failed(op, Code.RUNTIME_ERROR, reason, self._clock()))
             return True
+        self._over.rotate(-1)
+        self._active[op.model_name] = item.key
         if item.brings_inputs:
             buffers.use = Use.OUTPUTS
         last_ns = self._last_ns.get((op.model_name, item.batch), 0)
@@ -212,11 +227,10 @@ class ExecLane:
     def _aim(self, item: _Exec, before: _Exec | None) -> None:
         """Have the weights copied, unless they will be the active ones. `before` runs before it, if any."""
         name, weights = item.op.model_name, item.weights
-        key = (weights.model_id, weights.load)
         active = self._active.get(name)
         if before is not None and before.op.model_name == name:
-            active = (before.weights.model_id, before.weights.load)
-        item.copies = not (weights.stay and active == key)
+            active = before.key
+        item.copies = not (weights.stay and active == item.key)
         assert item.buffers is not None
         item.program.aim(item.buffers, weights.copies if item.copies else ())
 

@@ -167,8 +167,12 @@ class Bench:
                     program.drop_class(batch)
                     break
                 exec_ns[batch] = spent_ns
+            # Once more, now that everything is there: captured alone, ResNet-50 ran its batch of 1 in
+            # 0.78 ms, and in 0.88 once the larger classes had been captured too (H200).
+            for batch in exec_ns:
+                exec_ns[batch] = self._exec(program, batch, scratch)
                 how = "CUDA graph" if program.captured(batch) else "plain execution"
-                note(f"{program.name} batch {batch}: {spent_ns / NS_PER_MS:.3f} ms, {how}")
+                note(f"{program.name} batch {batch}: {exec_ns[batch] / NS_PER_MS:.3f} ms, {how}")
         finally:
             for block in scratch:
                 self._driver.free(block)
