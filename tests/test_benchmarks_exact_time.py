@@ -283,6 +283,7 @@ def test_results_of_another_kind_are_refused(tmp_path: Path) -> None:
 
 def bench(tmp_path: Path, **more: Any) -> exact_time.Bench:
     options = {
+        "awake": None,
         "out": tmp_path,
         "work": None,
         "resume": None,

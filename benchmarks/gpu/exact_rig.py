@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,8 +21,10 @@ import msgspec
 import numpy as np
 
 from slosched.cli.children import Child, ChildFailed, Children
+from slosched.cli.values import whole_numbers
 from slosched.clock import now_ns
 from slosched.config import GpuProfile, ModelProfile
+from slosched.errors import SloschedError
 from slosched.loadgen.results import RunResult
 from slosched.units import NS_PER_S
 
@@ -37,10 +40,27 @@ SCHEDULE_AHEAD = "5ms"
 MODEL = "resnet50"
 #: What `--device cuda:N` is given, besides the config, where the worker has these options.
 WORKER_OPTIONS = (
-    "--dtype float16 --channels-last --weights-cache 20GiB --host-cache 8GiB --host-images 64"
+    "--dtype float16 --channels-last --weights-cache 20GiB --host-cache 8GiB --host-images 64 "
+    "--busy-poll"
 )
 #: Batch 1 on the GPU that the rates of the rows are meant for. An emulated GPU gets rates in proportion.
 _MEANT_FOR_B1_NS = 900_000
+
+
+def first_siblings(cpus: Sequence[int]) -> list[int]:
+    """Of each physical core's `cpus` the first; all of them where the kernel does not tell."""
+    taken: set[int] = set()
+    first = []
+    for cpu in cpus:
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            siblings = whole_numbers(str(path), path.read_text(encoding="utf-8").strip(), least=0)
+        except (OSError, SloschedError):
+            siblings = (cpu,)
+        if not taken.intersection(siblings):
+            first.append(cpu)
+        taken.update(siblings)
+    return first
 
 
 class RowFailed(Exception):
@@ -99,6 +119,7 @@ class Rig:
         self.background = Children((sys.executable,))
         self.options_not_offered: list[str] = []
         self._workers = Children()
+        self._awake = Children()
         self._worker: tuple[Child, int] | None = None
         self._numbers = count()
         self._options: list[str] | None = None
@@ -111,7 +132,19 @@ class Rig:
         try:
             self._workers.stop()
         finally:
+            self._awake.stop()
             self.background.stop()
+
+    def keep_awake(self) -> list[int]:
+        """Stay on one CPU of each physical core, and keep those from halting. Returns them.
+
+        Not their siblings: a loop there would slow down whoever works beside it.
+        """
+        cpus = first_siblings(sorted(os.sched_getaffinity(0)))
+        os.sched_setaffinity(0, cpus)
+        arguments = ["awake", "--cores", ",".join(map(str, cpus))]
+        self._awake.start("awake", arguments, self.new_directory("awake") / "awake.log")
+        return cpus
 
     # ------------------------------------------------------------------------------- the worker
 

@@ -174,12 +174,14 @@ def _origin(document: Mapping[str, Any]) -> str:
     driver = f", driver {gpu['driver_version']}" if gpu.get("driver_version") else ""
     libraries = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     meter = document.get("meter") or {}
+    awake = document.get("awake_cpus") or []
+    held = f" `slosched awake` on {len(awake)} CPUs, where everything runs." if awake else ""
     scale = document["settings"]["scale"]
     dry = "" if scale == 1 else f" **A dry run at scale {scale:g}: its figures mean nothing.**"
     return (
         f"*{document['ran_at'][:10]}, {what}{driver}; {libraries}; {host['cpu_model']}, "
         f"{host['cpu_usable']} cores, {host['platform']}, Python {host['python']}. Stall meter: "
-        f"{meter.get('priority', 'none')}, {len(meter.get('cpus', ()))} CPUs. "
+        f"{meter.get('priority', 'none')}, {len(meter.get('cpus', ()))} CPUs.{held} "
         f"{document['seconds']:.0f} s in all.*{dry}"
     )
 

@@ -128,6 +128,7 @@ class Bench:
         self.host = {k: v for k, v in describe_host().items() if k != "hostname"}
         self.commit: str = options.commit or commit() or "no checkout"
         self.meter: dict[str, Any] = {}
+        self.awake_cpus: list[int] = []
         self.options_not_offered: list[str] = []
         self.ran_at = datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -150,6 +151,9 @@ class Bench:
         wanted = self.options.rows.split(",") if self.options.rows else list(ROWS)
         self.take_up()
         with Rig(self.settings, self.work / "logs", self.rows) as rig, self._metered() as meter:
+            awake = self.options.awake
+            if awake or (awake is None and not self.settings.emulated):
+                self.awake_cpus = rig.keep_awake()
             for name, plan in ROWS.items():
                 if name not in wanted:
                     continue
@@ -247,6 +251,7 @@ class Bench:
             },
             "options_not_offered": self.options_not_offered,
             "meter": self.meter,
+            "awake_cpus": self.awake_cpus,
             "rows": {name: self.rows[name] for name in ROWS if name in self.rows},
             "failed": self.failed,
             "skipped": self.skipped,
@@ -320,6 +325,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--model", default=MODEL, help=f"(default {MODEL}; the goodput row's is always that)"
+    )
+    parser.add_argument(
+        "--awake",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="`slosched awake` on one CPU of each core, where everything runs (default: on a real GPU)",
     )
     parser.add_argument("--config", type=Path, help="a worker.toml for the worker")
     parser.add_argument("--commit", default="", help="what was measured, where it is no checkout")
