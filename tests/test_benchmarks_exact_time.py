@@ -60,7 +60,8 @@ def test_a_start_is_late_against_its_plan_or_the_end_of_the_action_before() -> N
     assert (late["n"], late["p50"], late["max"]) == (3, 5 * US, 7 * US)
     checks = {check["what"]: check for check in found["checks"]}
     assert checks["start lateness of Infer, host, p50"]["value"] == 5.0
-    assert checks["device-side start, p50"]["value"] is None
+    # The device took as long as the host saw: its own start was as late.
+    assert checks["device-side start (end noticed less exec), p50"]["value"] == 5.0
     enough = checks["actions that were planned 1 ms ahead"]
     assert (enough["value"], enough["bound"]) == (3, ">= 3")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,11 +57,11 @@ class Rig:
         self.done: dict[int, OpDone] = {}
         self.next_op = 0
 
-    def launch(self, kind: OpKind, action_id: int = 0, model_id: int = 0, **more: object) -> int:
+    def launch(self, kind: OpKind, action_id: int = 0, model_id: int = 0, **more: Any) -> int:
         self.next_op += 1
-        fields: dict[str, object] = {"latest_ns": FOREVER_NS, "model_name": "net"}
+        fields: dict[str, Any] = {"latest_ns": FOREVER_NS, "model_name": "net"}
         fields.update(more)
-        op = Op(self.next_op, kind, 0, model_id, action_id, **fields)  # type: ignore[arg-type]
+        op = Op(self.next_op, kind, 0, model_id, action_id, **fields)
         done = self.device.launch(op, now_ns=self.clock.now_ns)
         if done is not None:
             self.take([done])
@@ -87,7 +88,11 @@ class Rig:
         """Copy in, run, copy out; returns the output rows."""
         sizes = tuple(len(row) for row in rows)
         self.device.keep_inputs(action_id, [row for row in rows if row])
-        shape = {"batch_size": len(rows), "request_count": len(rows), "input_sizes": sizes}
+        shape: dict[str, Any] = {
+            "batch_size": len(rows),
+            "request_count": len(rows),
+            "input_sizes": sizes,
+        }
         for kind in (OpKind.COPY_INPUT, OpKind.EXEC, OpKind.COPY_OUTPUT):
             done = self.until(self.launch(kind, action_id, model_id, **shape))
             assert done.code == 0, done.reason
@@ -168,7 +173,7 @@ def test_a_batch_without_inputs_leaves_inputs_and_outputs_of_others_alone() -> N
     rig = Rig()
     rig.load()
     rows = rows_of(1, seed=3)
-    shape = {"batch_size": 1, "request_count": 1, "input_sizes": (ROW_IN,)}
+    shape: dict[str, Any] = {"batch_size": 1, "request_count": 1, "input_sizes": (ROW_IN,)}
     rig.device.keep_inputs(1, rows)
     rig.until(rig.launch(OpKind.COPY_INPUT, 1, **shape))
     # Three without inputs go before it, and two follow it before its output is fetched.
@@ -261,7 +266,7 @@ def test_when_the_device_is_lost_every_op_is_reported_once(after_ns: int) -> Non
     ops.append(rig.launch(OpKind.EXEC, 1, batch_size=1))
     ops.append(rig.launch(OpKind.EXEC, 2, batch_size=2))
     rig.device.keep_inputs(3, rows_of(1, seed=1))
-    shape = {"batch_size": 1, "request_count": 1, "input_sizes": (ROW_IN,)}
+    shape: dict[str, Any] = {"batch_size": 1, "request_count": 1, "input_sizes": (ROW_IN,)}
     ops.append(rig.launch(OpKind.COPY_INPUT, 3, **shape))
     end_ns = rig.clock.now_ns + after_ns
     while rig.clock.now_ns < end_ns:

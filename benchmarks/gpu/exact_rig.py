@@ -219,13 +219,17 @@ class Rig:
                 "controller",
                 [
                     "controller", "INFER5", "--workers", f"127.0.0.1:{port}", *_LOOPBACK,
-                    "--http-port", "-1", "--schedule-ahead", SCHEDULE_AHEAD,
+                    "--http-port", "-1", "--schedule-ahead", SCHEDULE_AHEAD, *self._polling(),
                     "--log-dir", str(directory / "run"), *options,
                 ],
                 directory / "controller.log",
             )  # fmt: skip
             port = children.wait_ready(controller, within_s=_READY_S)
             yield Served(f"127.0.0.1:{port}", directory, directory / "run", children)
+
+    def _polling(self) -> list[str]:
+        """A controller on a real GPU's host has a core to itself, and uses it."""
+        return [] if self.settings.emulated else ["--busy-poll"]
 
     def client(
         self,

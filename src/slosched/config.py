@@ -365,4 +365,7 @@ class ControllerConfig:
     port: int = CONTROLLER_PORT
     bind: str = "0.0.0.0"
     http_port: int = 0  # 0: port + 1 on loopback; -1: none
+    busy_poll: bool = (
+        False  # the loop never sleeps: a wake-up less for each message, for all of a core
+    )
     log_dir: str = ""  # "": CLOCKWORK_LOG_DIR, else ./slosched-runs

@@ -15,7 +15,7 @@ class _Branching(nn.Module):
             self.linear.bias.zero_()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.linear(x)
+        y: torch.Tensor = self.linear(x)
         return y * 2 if bool((y > 0).any()) else y  # needs the data on the host: no graph can
 
 

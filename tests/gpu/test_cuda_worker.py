@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import count, pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +21,10 @@ from slosched.codes import Code  # noqa: E402
 from slosched.config import ModelSource, WorkerConfig  # noqa: E402
 from slosched.daemon.backends.cuda.backend import CudaBackend  # noqa: E402
 from slosched.daemon.backends.cuda.driver import Block  # noqa: E402
+from slosched.daemon.backends.cuda.torch_program import TorchProgram  # noqa: E402
 from slosched.daemon.backends.sources import worker_specs  # noqa: E402
 from slosched.daemon.worker import WorkerServer  # noqa: E402
+from slosched.errors import DeviceLost  # noqa: E402
 from slosched.messages import (  # noqa: E402
     PROTOCOL_VERSION,
     ControllerHello,
@@ -34,8 +41,9 @@ from slosched.messages import (  # noqa: E402
 from slosched.units import NS_PER_MS, NS_PER_S  # noqa: E402
 from worker_rig import FOREVER_NS, BareController  # noqa: E402
 
+Array = npt.NDArray[Any]
 INCARNATIONS = count(1)
-#: name -> (model, tolerance, inputs as a share of the largest output)
+#: Operators' models, and the zoo's in other precisions.
 HALF = (
     ModelSource("half", factory="test_zoo:tiny_net", input_shape=(4,), dtype="float16"),
     ModelSource("branches", factory="gpu_models:branching_net", input_shape=(4,)),
@@ -44,6 +52,11 @@ HALF = (
     ModelSource("resnet50", dtype="float16", channels_last=True),
     ModelSource("vit_base", dtype="bfloat16"),
 )
+
+
+def backend_of(server: WorkerServer) -> CudaBackend:
+    assert isinstance(server._backend, CudaBackend)
+    return server._backend
 
 
 class _View:
@@ -62,9 +75,8 @@ def poison(backend: CudaBackend) -> None:
 
     torch.as_tensor(_View(cache), device="cuda").fill_(0xFF)
     for program in backend._programs.values():
-        weights = getattr(program, "_weights", None)
-        if hasattr(weights, "block"):
-            weights.block.fill_(0xFF)
+        if isinstance(program, TorchProgram):
+            program._weights.block.fill_(0xFF)
     torch.cuda.synchronize()
 
 
@@ -118,8 +130,8 @@ def evict(controller: BareController, model_id: int) -> None:
 
 
 def infer(
-    controller: BareController, inputs: npt.NDArray, model_id: int = 0, dtype: str = "float32"
-) -> npt.NDArray:
+    controller: BareController, inputs: Array, model_id: int = 0, dtype: str = "float32"
+) -> Array:
     sizes = (inputs[0].nbytes,) * len(inputs)
     message = controller.infer_message(len(inputs), sizes=sizes, model_id=model_id)
     controller.send(message, *(row.tobytes() for row in inputs))
@@ -129,7 +141,7 @@ def infer(
     return np.stack([np.frombuffer(frame, np.dtype(dtype)) for frame in frames])
 
 
-def sample(loaded: LoadModelResult, batch: int, seed: int) -> npt.NDArray:
+def sample(loaded: LoadModelResult, batch: int, seed: int) -> Array:
     random = np.random.default_rng(seed)
     shape = (batch, *loaded.input_shape)
     if loaded.input_dtype == "float32":
@@ -141,7 +153,7 @@ def sample(loaded: LoadModelResult, batch: int, seed: int) -> npt.NDArray:
 TOLERANCE = {"float32": 2e-3, "float16": 2e-2, "bfloat16": 8e-2}
 
 
-def direct(server: WorkerServer, name: str, inputs: npt.NDArray) -> npt.NDArray:
+def direct(server: WorkerServer, name: str, inputs: Array) -> Array:
     """A forward pass of the model on the GPU in float32, sharing the builder alone."""
     sources = tuple(s for s in HALF if s.name == name)
     spec = worker_specs(WorkerConfig(models=tuple(s for s in sources if s.factory)))[name]
@@ -171,7 +183,7 @@ def test_outputs_equal_a_direct_forward_for_every_batch_and_after_reloads(
     dtype = next((label for label in loaded.labels if label in TOLERANCE), "float32")
     assert loaded.random_weights or name == "half"
     for life in range(2):
-        poison(server._backend)
+        poison(backend_of(server))
         load_weights(controller, life)
         load_weights(controller, 1 - life)
         for batch in sorted({1, 2, 3, 5, 8} & set(range(1, max(loaded.batch_sizes) + 1))):
@@ -183,7 +195,7 @@ def test_outputs_equal_a_direct_forward_for_every_batch_and_after_reloads(
                 assert error < TOLERANCE[dtype], f"{name}, batch {batch}, instance {model_id}"
         evict(controller, 0)
         evict(controller, 1)
-    program = server._backend._programs[name]
+    program = backend_of(server)._programs[name]
     assert all(program.captured(batch) for batch in program.classes), program.not_captured
 
 
@@ -207,7 +219,7 @@ def test_cupys_models(server: WorkerServer, controller: BareController) -> None:
                     wanted = wanted @ model.weights[f"w{i}"].T + model.weights[f"b{i}"]
                     wanted = np.maximum(wanted, 0) if i < 2 else wanted
             assert np.abs(outputs - wanted).max() < 1e-2 * np.abs(wanted).max(), name
-    programs = server._backend._programs
+    programs = backend_of(server)._programs
     assert programs["cupy_mlp"].captured(8)
     assert not programs["cupy_matmul"].captured(8) and programs["cupy_matmul"].not_captured
 
@@ -294,4 +306,75 @@ def test_pages_are_accounted_to_the_last(server: WorkerServer, controller: BareC
             load_weights(controller, model_id)
             resident.add(model_id)
         assert server._brain.free_pages(0) == pages - loaded.pages * len(resident)
-        assert server._backend._gpu.free_pages == server._brain.free_pages(0)
+        assert backend_of(server)._gpu.free_pages == server._brain.free_pages(0)
+
+
+def test_out_of_memory_fails_the_model_and_nothing_else(
+    server: WorkerServer, controller: BareController
+) -> None:
+    load(controller, "resnet_tiny", 0)
+    load_weights(controller, 0)
+    driver = backend_of(server)._driver
+    torch.cuda.empty_cache()
+    hog = driver.device_block(driver.free_bytes() - 64 * 2**20)
+    try:
+        message = LoadModel(
+            controller.session,
+            controller.action_id(),
+            "resnet101",
+            50,
+            1,
+            8,
+            NS_PER_S,
+            0,
+            FOREVER_NS,
+        )
+        failed = controller.ask(message, within_s=60.0)
+        assert isinstance(failed, ErrorResult) and failed.code == Code.RUNTIME_ERROR
+        assert "memory" in failed.reason
+    finally:
+        driver.free(hog)
+    inputs = np.random.default_rng(1).random((2, 3, 64, 64), dtype=np.float32)
+    wanted = direct(server, "resnet_tiny", inputs)
+    assert np.abs(infer(controller, inputs) - wanted).max() < 1e-2 * np.abs(wanted).max()
+    assert load(controller, "resnet18", 60).batch_sizes[0] == 1  # there is room again
+
+
+def test_a_cuda_error_ends_the_worker_with_words_and_every_action_answered(tmp_path: Path) -> None:
+    config = tmp_path / "worker.toml"
+    config.write_text(
+        '[models.bad]\nfactory = "gpu_models:reading_outside"\ninput_shape = [4]\n',
+        encoding="utf-8",
+    )
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{here}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [
+        sys.executable, "-m", "slosched", "worker", "--device", "cuda:0", "--bind", "127.0.0.1",
+        "--port", "0", "--config", str(config), "--weights-cache", "1GiB",
+    ]  # fmt: skip
+    worker = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        assert worker.stdout is not None
+        ready = worker.stdout.readline()
+        port = int(ready.partition("127.0.0.1:")[2].partition(":")[0])
+        controller = BareController(port)
+        controller.hello()
+        load(controller, "bad")
+        load_weights(controller, 0)
+        fine = np.zeros((1, 4), np.float32)
+        assert infer(controller, fine).shape == (1, 4)
+        outside = np.full((1, 4), 5, np.float32)
+        for _ in range(3):
+            message = controller.infer_message(1, sizes=(16,))
+            controller.send(message, outside.tobytes())
+        answers = [controller.receive()[0] for _ in range(3)]
+        assert all(isinstance(a, ErrorResult) and a.code == Code.RUNTIME_ERROR for a in answers)
+        controller.close()
+        said, _ = worker.communicate(timeout=30)
+        assert worker.returncode == DeviceLost.exit_code, said
+        assert "cuda:0 is lost" in said
+    finally:
+        worker.kill()
+        worker.wait(10)

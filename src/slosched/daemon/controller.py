@@ -109,6 +109,8 @@ class ControllerServer:
         self._readers = [AsyncReader(port, self._wake) for port in (self._router, *self._dealers)]
         await self._start_http()
         self._wake()
+        if config.busy_poll:
+            loop.call_soon(self._poll)
         http = f"; http://127.0.0.1:{self._http.port}" if self._http.port else ""
         self._announce(
             f"slosched controller ready on {config.bind}:{self.port}: {config.scheduler.policy}"
@@ -193,6 +195,14 @@ class ControllerServer:
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._step)
+
+    def _poll(self) -> None:
+        """Look at the sockets once per round of the event loop, which then never sleeps."""
+        if self._closed or self._failure is not None:
+            return
+        if any(port.has_input() for port in (self._router, *self._dealers)):
+            self._step()
+        self._loop.call_soon(self._poll)
 
     def _step(self) -> None:
         self._scheduled = False

@@ -58,7 +58,7 @@ class CupyProgram:
         self, name: str, model: CupyModel, driver: CudaDriver, capture: Stream, place: Block
     ) -> None:
         self.name, self._model, self._driver, self._place = name, model, driver, place
-        self._raw_capture, self._capture_stream = capture, cupy.cuda.ExternalStream(int(capture))
+        self._raw_capture, self._capture_stream = capture, _as_cupys(capture)
         self._places: dict[str, tuple[int, Array]] = {}
         end = 0
         for key, array in model.weights.items():
@@ -110,7 +110,7 @@ class CupyProgram:
     def _wrapped(self, stream: Stream) -> Any:
         pointer = int(stream)
         if pointer not in self._streams:
-            self._streams[pointer] = cupy.cuda.ExternalStream(pointer)
+            self._streams[pointer] = _as_cupys(stream)
         return self._streams[pointer]
 
     # ------------------------------------------------------------------------ preparation
@@ -210,3 +210,19 @@ class CupyProgram:
         nbytes = max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
         memory = cupy.cuda.UnownedMemory(address, nbytes, self)
         return cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, 0))
+
+
+class _Foreign:
+    """A stream as CUDA's stream protocol shows it."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._pointer = int(stream)
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._pointer
+
+
+def _as_cupys(stream: Stream) -> Any:
+    """CuPy's object for a stream of the driver's. Before CuPy 14 it did not know the protocol."""
+    made = getattr(cupy.cuda.Stream, "from_external", None)
+    return made(_Foreign(stream)) if made else cupy.cuda.ExternalStream(int(stream))
