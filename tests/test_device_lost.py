@@ -208,7 +208,7 @@ def test_the_command_says_it_in_one_line_and_exits_with_8(
     result = CliRunner().invoke(
         app, ["worker", "--device", "emulated", "--port", "0", "--bind", "127.0.0.1"]
     )
-    assert result.exit_code == DeviceLost.exit_code == 8
+    assert result.exit_code == DeviceLost.exit_code == 9
     errors = [line for line in result.stderr.splitlines() if "error" in line.split(WHY)[0]]
     assert len(errors) == 1 and WHY in errors[0]
 
@@ -279,7 +279,7 @@ def test_the_supervisor_gives_up_in_the_end(tmp_path: Path) -> None:
     assert text.count(f"error: emulated is lost ({WHY})") == 3
     assert "starts again in 10ms (1 of at most 2 times in 600s)" in text
     assert "starts again in 20ms (2 of at most 2 times in 600s)" in text
-    assert "ended with exit code 8 (its device was lost; it was started again 2 times" in text
+    assert "ended with exit code 9 (its device was lost; it was started again 2 times" in text
     assert "Traceback" not in text
 
 

@@ -95,7 +95,7 @@ class RunDirectoryInUse(SloschedError):
 class DeviceLost(SloschedError):
     """A worker's GPU does not answer any more. Its process cannot mend that; a new one often can."""
 
-    exit_code = 8
+    exit_code = 9
 
 
 class RequestFailed(SloschedError):

@@ -119,7 +119,7 @@ def worker(
     Without a GPU and without torch, `--device emulated` stands in for GPUs: inferences take the time
     that the profile says and compute nothing.
 
-    A worker whose GPU does not answer any more answers what it holds and exits with 8. Of several real
+    A worker whose GPU does not answer any more answers what it holds and exits with 9. Of several real
     GPUs, that one's process is started again, after 1 s and then longer pauses, at most 5 times in 10
     minutes; a worker of one GPU is for your service manager to start again.
 

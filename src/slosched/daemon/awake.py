@@ -12,15 +12,17 @@ import contextlib
 import ctypes
 import os
 import signal
-import time
+import threading
 from collections.abc import Callable, Sequence
 
+from slosched.clock import now_ns
 from slosched.daemon.housekeeping import usable_cores
 from slosched.errors import InvalidConfig, SloschedError
+from slosched.units import NS_PER_S
 
 _PR_SET_PDEATHSIG = 1
 _LOOK_S = 0.1
-_END_WITHIN_S = 2.0
+_END_WITHIN_NS = 2 * NS_PER_S
 
 
 def keep_awake(cores: Sequence[int], *, until: Callable[[], bool]) -> None:
@@ -36,8 +38,9 @@ def keep_awake(cores: Sequence[int], *, until: Callable[[], bool]) -> None:
     children: list[int] = []
     try:
         children.extend(_start(core) for core in cores)
+        pause = threading.Event()
         while not until():
-            time.sleep(_LOOK_S)
+            pause.wait(_LOOK_S)
             for child, core in zip(list(children), cores, strict=True):
                 ended, status = os.waitpid(child, os.WNOHANG)
                 if ended:
@@ -76,11 +79,12 @@ def _end(children: Sequence[int]) -> None:
     for child in children:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
-    give_up = time.monotonic() + _END_WITHIN_S
+    give_up_ns = now_ns() + _END_WITHIN_NS
+    pause = threading.Event()
     for child in children:
-        while time.monotonic() < give_up:
+        while now_ns() < give_up_ns:
             with contextlib.suppress(ChildProcessError):
                 if not os.waitpid(child, os.WNOHANG)[0]:
-                    time.sleep(0.005)
+                    pause.wait(0.005)
                     continue
             break
