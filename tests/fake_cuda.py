@@ -156,6 +156,7 @@ class FakeProgram:
         self._sets = {batch: tuple(self._set(batch) for _ in range(2)) for batch in self.classes}
         self.launches: list[tuple[int, int]] = []  # (begin, end) of each run
         self.aimed: dict[int, Copies] = {}
+        self.ran_with: list[bytes] = []  # the active weights at each run
         self.raises: Exception | None = None
 
     def _set(self, batch: int) -> BufferSet:
@@ -185,6 +186,7 @@ class FakeProgram:
 
         def action() -> None:
             weights = driver.at(self.active, self.weights_bytes).tobytes()
+            self.ran_with.append(weights)
             inputs = driver.at(buffers.input, batch * ROW_IN)
             outputs = driver.at(buffers.output, batch * ROW_OUT)
             for row in range(batch):

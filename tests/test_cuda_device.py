@@ -187,6 +187,27 @@ def test_a_batch_without_inputs_leaves_inputs_and_outputs_of_others_alone() -> N
     assert all(buffers.use is Use.FREE for buffers in rig.program.sets(1))
 
 
+def test_each_armed_exec_runs_with_its_own_weights_though_they_share_a_buffer_set() -> None:
+    rig = Rig()
+    for model_id in (0, 1):
+        rig.load(model_id)
+    shape: dict[str, Any] = {"batch_size": 1, "request_count": 1, "input_sizes": (ROW_IN,)}
+    first, second = rows_of(2, seed=9)
+    rig.device.keep_inputs(1, [first])
+    rig.until(rig.launch(OpKind.COPY_INPUT, 1, **shape))
+    rig.until(rig.launch(OpKind.EXEC, 1, **shape))  # its outputs stay in one set
+    rig.device.keep_inputs(2, [second])
+    rig.until(rig.launch(OpKind.COPY_INPUT, 2, 1, **shape))  # and these inputs wait in the other
+    due_ns = rig.clock.now_ns + 500_000
+    without = rig.launch(OpKind.EXEC, 3, 0, batch_size=1, earliest_ns=due_ns)
+    behind = rig.launch(OpKind.EXEC, 2, 1, earliest_ns=due_ns, **shape)
+    rig.until(without)
+    rig.until(behind)
+    assert rig.program.ran_with[-2:] == [rig.weights(0), rig.weights(1)]
+    rig.until(rig.launch(OpKind.COPY_OUTPUT, 2, 1, **shape))
+    assert rig.device.take_outputs(2) == [expected_row(rig.weights(1), second)]
+
+
 # ------------------------------------------------------------------------------------- time
 
 

@@ -195,7 +195,11 @@ class ExecLane:
             self.done.append(_failed(op, Code.EXEC_TOO_LATE, reason, now_ns))
             return True
         buffers = item.buffers
-        if buffers is None or (not item.copies and self._active.get(op.model_name) != item.key):
+        if (
+            buffers is None
+            or buffers.aimed_for is not item  # another was armed on the same set since
+            or (not item.copies and self._active.get(op.model_name) != item.key)
+        ):
             buffers = item.buffers = buffers or self._without_outputs(item)
             if buffers is None:  # both sets' outputs are on their way out: microseconds
                 return False
@@ -232,6 +236,7 @@ class ExecLane:
             active = before.key
         item.copies = not (weights.stay and active == item.key)
         assert item.buffers is not None
+        item.buffers.aimed_for = item
         item.program.aim(item.buffers, weights.copies if item.copies else ())
 
     def _without_outputs(self, item: _Exec) -> BufferSet | None:

@@ -46,6 +46,7 @@ class BufferSet:
     started: Event
     ended: Event
     use: Use = Use.FREE
+    aimed_for: object = None  # whose weights its next run copies: the last `aim` holds
 
 
 class Program(Protocol):
