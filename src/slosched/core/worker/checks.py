@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from slosched.codes import Code
 from slosched.core.worker.state import Instance
+from slosched.errors import known_names
 from slosched.messages import Infer, LoadModel
 
 #: More copies than any controller makes; a bound on what one message can ask for.
@@ -30,7 +31,7 @@ def load_model_fault(
 ) -> Fault | None:
     """`name` is the canonical form of the message's."""
     if name not in loadable:
-        known = ", ".join(loadable) or "none"
+        known = known_names(name, loadable)
         return Code.UNKNOWN_MODEL, f"this worker has no model {message.name!r}; it has: {known}"
     if not 1 <= message.copies <= MAX_COPIES:
         return Code.INVALID_ACTION, f"copies must be within 1..{MAX_COPIES}, not {message.copies}"
