@@ -24,12 +24,12 @@ JOBS ?= $(shell nproc)
 # -qq: pip's warnings about a machine's own pip.conf are not ours; its errors are shown.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
-.PHONY: help install demo check $(CHECKS) policy fix constraints clean
+.PHONY: help install demo check $(CHECKS) slow policy fix constraints clean
 
 help:
 	@sed -n '/^[^#]/q;/^$$/q;s/^# \{0,1\}//p' Makefile
 	@echo
-	@echo 'Also: make install | $(CHECKS) | policy (its tables) | fix (format and lint what can be mended) | constraints | clean'
+	@echo 'Also: make install | $(CHECKS) | slow (more tests) | policy (its tables) | fix (format and lint what can be mended) | constraints | clean'
 
 # ------------------------------------------------------------------------------------ set-up
 
@@ -103,11 +103,15 @@ ifdef PYTEST_ARGS
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) 2>&1 | tee $(VENV)/.pytest-summary
 else
 	@failed=0; \
-	$(BIN)/python -m pytest -m 'not processes' -n auto --maxprocesses 4 2>&1 \
+	$(BIN)/python -m pytest -m 'not processes and not slow' -n auto --maxprocesses 4 2>&1 \
 	  | tee $(VENV)/.pytest-summary || failed=1; \
-	$(BIN)/python -m pytest -m processes 2>&1 | tee -a $(VENV)/.pytest-summary || failed=1; \
+	$(BIN)/python -m pytest -m 'processes and not slow' 2>&1 | tee -a $(VENV)/.pytest-summary || failed=1; \
 	exit $$failed
 endif
+
+# What takes too long for each check: the zoo's large networks on the CPU. Two minutes.
+slow: install
+	@$(BIN)/python -m pytest -m slow
 
 # Random clusters under random faults (docs/faults.md). Nightly: make sim SEEDS=5000
 sim: install

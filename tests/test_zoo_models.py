@@ -34,7 +34,11 @@ EXPECTED = {
     "whisper": (20.6, (15, 512)),
 }
 #: Built in full here; the others would take a test gigabytes or minutes.
-BUILT = ("resnet101", "mobilenet_v2", "vit_base", "gpt2", "whisper")
+BUILT = ("mobilenet_v2",)
+LARGE = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("resnet101", "vit_base", "gpt2", "whisper")
+]
 
 
 def inputs(name: str, batch: int, device: str = "cpu") -> Any:
@@ -82,7 +86,7 @@ def test_size_and_shapes_and_no_step_that_looks_at_a_value(name: str) -> None:
     assert not module.training
 
 
-@pytest.mark.parametrize("name", BUILT)
+@pytest.mark.parametrize("name", [*BUILT, *LARGE])
 def test_a_template_answers_as_the_module_and_tells_inputs_apart(name: str) -> None:
     _, output = served(ZOO[name])
     assert torch.isfinite(output).all() and output.abs().max() < 10
@@ -90,6 +94,7 @@ def test_a_template_answers_as_the_module_and_tells_inputs_apart(name: str) -> N
     assert (output[0] - output[1]).abs().max() > 5e-3
 
 
+@pytest.mark.slow
 def test_gpt2_answers_as_the_library_does_with_its_own_causal_mask() -> None:
     module: Any = ZOO["gpt2"].build()
     with torch.inference_mode():
