@@ -208,6 +208,20 @@ def test_each_armed_exec_runs_with_its_own_weights_though_they_share_a_buffer_se
     assert rig.device.take_outputs(2) == [expected_row(rig.weights(1), second)]
 
 
+def test_an_instance_that_was_loaded_runs_by_a_program_that_was_prepared_after_it() -> None:
+    rig = Rig(images=1)
+    rig.device.instances["net"] = 1
+    rig.load()
+    rows = rows_of(1, seed=2)
+    assert rig.infer(1, rows) == [expected_row(rig.weights(0), rows[0])]
+    newer = FakeProgram("net", rig.driver, rig.weights_bytes, {1: MS, 8: 9 * MS})
+    rig.device._programs["net"] = newer  # type: ignore[index]
+    rig.device.overwritten("net")
+    rows = rows_of(7, seed=3)
+    assert rig.infer(2, rows) == [expected_row(rig.weights(0), row) for row in rows]
+    assert len(newer.launches) == 1
+
+
 # ------------------------------------------------------------------------------------- time
 
 

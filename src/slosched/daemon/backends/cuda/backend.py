@@ -69,6 +69,8 @@ class CudaBackend:
         self._models = Models(config, self._driver, self._streams, capture)
         self.loadable = self._models.loadable
         self._programs: dict[str, Preparable] = {}
+        self._made: dict[str, Preparable] = {}  # prepared, and not yet the loop's
+        self._retired: list[Preparable] = []  # replaced, perhaps while something of them was armed
         self._images = HostImages(
             self._driver, limit_bytes=config.host_cache_bytes, per_model=config.host_images
         )
@@ -178,15 +180,27 @@ class CudaBackend:
             self._notes.append(f"{effect.name} failed in its first run: {error!r}")
         self._warming = None
         del self._ordered[event.action_id]
+        self.adopt(effect.name)
         ids = self._ids.setdefault(effect.name, set())
         ids.update(range(effect.model_id, effect.model_id + effect.copies))
         self._gpu.instances[effect.name] = len(ids)
-        self._gpu.overwritten(effect.name)
         return True
+
+    def adopt(self, name: str) -> None:
+        """From now on `name` runs by the program that was prepared last. In the loop's thread."""
+        program = self._made.pop(name, None)
+        if program is not None:
+            replaced = self._programs.get(name)
+            if replaced is not None:
+                self._retired.append(replaced)
+            self._programs[name] = program
+            self._gpu.overwritten(name)
 
     def _warm_up(self, name: str) -> Iterator[None]:
         """Run what was not captured once in the loop's thread: cuDNN keeps its plans per thread."""
-        program = self._programs[name]
+        program = self._made.get(name)
+        if program is None:
+            return
         for batch in program.classes:
             if not program.captured(batch):
                 buffers = program.sets(batch)[0]
@@ -277,7 +291,7 @@ class CudaBackend:
         max_batch: int = 0,
         note: Callable[[str], None] | None = None,
     ) -> ModelProfile:
-        """Build `name` and measure it; it can run afterwards. In the background thread."""
+        """Build `name` and measure it; `adopt` makes it run. In the background thread."""
         source = self._models.build(name, self._cache)
         images = self._images
         if name not in images.images:
@@ -290,6 +304,8 @@ class CudaBackend:
         except BaseException:
             if name not in self._programs:
                 images.forget(name)
+            if not self._gpu.lost:
+                source.program.release()
             raise
         program = source.program
         if program.not_captured:
@@ -302,7 +318,7 @@ class CudaBackend:
             source.random_weights, (*source.labels, *label),
         )  # fmt: skip
         self._profiles[name] = (profile, max_batch, max_exec_ns)
-        self._programs[name] = program
+        self._made[name] = program
         return profile
 
     def in_background(self, job: Callable[[], None], timeout_s: float) -> bool:
@@ -324,15 +340,18 @@ class CudaBackend:
 
     def forget_unused(self) -> bool:
         """Forget the programs that have no instance. True if there were any."""
+        retired, self._retired = self._retired, []
+        for program in retired:
+            program.release()
         gone = [name for name in self._programs if not self._ids.get(name)]
         for name in gone:
-            self._programs.pop(name, None)
+            self._programs.pop(name).release()
             self._sources.pop(name, None)
             self._profiles.pop(name, None)
             self._images.forget(name)
-        if gone:
+        if gone or retired:
             torch.cuda.empty_cache()
-        return bool(gone)
+        return bool(gone or retired)
 
 
 def _ignore(line: str) -> None:

@@ -130,12 +130,12 @@ class CopyLanes:
 
     # --------------------------------------------------------------------- what others ask
 
-    def weights_of(self, model_id: int, *, stay: bool) -> Weights:
-        """Where the instance's weights are, for an exec. Raises KeyError if they are not loaded."""
+    def weights_of(self, model_id: int, active: int, *, stay: bool) -> Weights:
+        """How the instance's weights get to `active`. Raises KeyError if they are not loaded."""
         held = self._held[model_id]
         if not held.loaded:
             raise KeyError(model_id)
-        copies = self._pieces(held, held.program.active, from_cache=True)
+        copies = self._pieces(held, active, from_cache=True)
         return Weights(model_id, held.load, copies, stay)
 
     def buffers_of(self, action_id: int) -> BufferSet | None:

@@ -66,8 +66,9 @@ class CupyProgram:
             self._places[key] = (begin, array)
             end = begin + array.nbytes
         self.weights_bytes = max(end, 1)
-        self._block = driver.device_block(self.weights_bytes + PAD_BYTES)
-        self.active = self._block.address
+        active = driver.device_block(self.weights_bytes + PAD_BYTES)
+        self._blocks = [active]  # of the driver's memory
+        self.active = active.address
         self._weights = {
             key: self._view(self.active + begin, array.shape, array.dtype)
             for key, (begin, array) in self._places.items()
@@ -122,7 +123,7 @@ class CupyProgram:
         for _ in range(SETS):
             block = self._driver.device_block(max(1, sample.nbytes))
             inputs.append(self._view(block.address, sample.shape, sample.dtype))
-            self._kept.append(block)
+            self._blocks.append(block)
         stream = self._capture_stream
         with stream:
             for each in inputs:
@@ -144,8 +145,17 @@ class CupyProgram:
 
     def drop_class(self, batch: int) -> None:
         for buffers in self._sets.pop(batch):
-            del self._runs[id(buffers)]
+            self._runs.pop(id(buffers)).close()
         del self._graphs[batch]
+
+    def release(self) -> None:
+        """See Preparable."""
+        for batch in self.classes:
+            self.drop_class(batch)
+        for block in self._blocks:
+            self._driver.free(block)
+        self._blocks.clear()
+        self._kept.clear()
 
     def sample_input(self, batch: int) -> Array:
         """A made-up input of (batch, *input_shape), the same each time."""
@@ -162,7 +172,7 @@ class CupyProgram:
 
     def _output_like(self, output: Any) -> Any:
         block = self._driver.device_block(max(1, output.nbytes))
-        self._kept.append(block)
+        self._blocks.append(block)
         return self._view(block.address, output.shape, output.dtype)
 
     def _capture(self, batch: int, sample: Array, inputs: Any, like: Any) -> BufferSet:
@@ -198,13 +208,17 @@ class CupyProgram:
         row_in, row_out = sample.nbytes // batch, output.nbytes // batch
         buffers = BufferSet(
             batch, inputs.data.ptr, output.data.ptr, row_in, row_out,
-            self._driver.pinned_block(max(1, row_in * batch)),
-            self._driver.pinned_block(max(1, row_out * batch)),
+            self._pinned(row_in * batch), self._pinned(row_out * batch),
             run.started, run.ended,
         )  # fmt: skip
         self._runs[id(buffers)] = run
         self._kept += [buffers, inputs, output]
         return buffers
+
+    def _pinned(self, nbytes: int) -> Block:
+        block = self._driver.pinned_block(max(1, nbytes))
+        self._blocks.append(block)
+        return block
 
     def _view(self, address: int, shape: tuple[int, ...], dtype: Any) -> Any:
         nbytes = max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize)

@@ -147,7 +147,7 @@ class CudaDevice:
             return self._refused(op, f"model {op.model_name!r} is not prepared")
         alone = self.instances.get(op.model_name) == 1
         try:
-            weights = self._copies.weights_of(op.model_id, stay=alone)
+            weights = self._copies.weights_of(op.model_id, program.active, stay=alone)
         except KeyError:
             return self._refused(op, f"the weights of model id {op.model_id} are not here")
         batch = batch_class(self._programs, op)

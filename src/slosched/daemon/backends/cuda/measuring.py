@@ -51,6 +51,7 @@ class GpuBench:
         for note in backend.take_notes():
             if progress is not None:
                 progress(note)
+        backend.adopt(name)
         backend.forget_unused()
         if errors:
             raise errors[0]

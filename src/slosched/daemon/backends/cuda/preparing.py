@@ -52,6 +52,9 @@ class Preparable(Program, Protocol):
 
     def drop_class(self, batch: int) -> None: ...
 
+    def release(self) -> None:
+        """Give back graphs and buffers; nothing of it runs, or will."""
+
 
 @dataclass(frozen=True)
 class Source:

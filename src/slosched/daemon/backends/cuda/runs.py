@@ -27,6 +27,9 @@ class Run(Protocol):
 
     def launch(self, stream: Stream) -> None: ...
 
+    def close(self) -> None:
+        """It runs no more."""
+
 
 class GraphRun:
     """`graph`: started, a copy of the weights to `active`, the model, ended. It was captured by anybody.
@@ -65,6 +68,9 @@ class GraphRun:
             self._driver.copy(to, source, nbytes, stream)
         self._graph.launch(stream)
 
+    def close(self) -> None:
+        self._graph.close()
+
 
 class PlainRun:
     """`run(stream)` launches the model's kernels one by one, from Python."""
@@ -83,3 +89,6 @@ class PlainRun:
             self._driver.copy(to, source, nbytes, stream)
         self._run(stream)
         self._driver.record(self.ended, stream)
+
+    def close(self) -> None:
+        pass

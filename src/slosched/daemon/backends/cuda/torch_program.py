@@ -67,6 +67,7 @@ class TorchProgram:
         self._sets: dict[int, tuple[BufferSet, ...]] = {}
         self._runs: dict[int, Run] = {}  # by id of the buffer set
         self._graphs: dict[int, bool] = {}
+        self._blocks: list[Block] = []  # of the driver's memory
         self._kept: list[Any] = []  # what a graph reads and writes must live as long as it does
         self.output_shape: tuple[int, ...] = ()
         self.output_dtype = "float32"
@@ -119,17 +120,24 @@ class TorchProgram:
     def drop_class(self, batch: int) -> None:
         """The class is not offered after all."""
         for buffers in self._sets.pop(batch):
-            del self._runs[id(buffers)]
+            self._runs.pop(id(buffers)).close()
         del self._graphs[batch]
+
+    def release(self) -> None:
+        """See Preparable."""
+        for batch in self.classes:
+            self.drop_class(batch)
+        for block in self._blocks:
+            self._streams.driver.free(block)
+        self._blocks.clear()
+        self._kept.clear()
 
     def _buffers(self, batch: int, sample: Any, inputs: Any, output: Any, run: Run) -> BufferSet:
         row_in = sample.nbytes // batch
         row_out = output.numel() * output.element_size() // batch
-        driver = self._streams.driver
         buffers = BufferSet(
             batch, inputs.data_ptr(), output.data_ptr(), row_in, row_out,
-            driver.pinned_block(max(1, row_in * batch)),
-            driver.pinned_block(max(1, row_out * batch)),
+            self._pinned(row_in * batch), self._pinned(row_out * batch),
             run.started, run.ended,
         )  # fmt: skip
         assert buffers.staged_in.host is not None
@@ -137,6 +145,11 @@ class TorchProgram:
         self._runs[id(buffers)] = run
         self._kept += [buffers, inputs, output]
         return buffers
+
+    def _pinned(self, nbytes: int) -> Block:
+        block = self._streams.driver.pinned_block(max(1, nbytes))
+        self._blocks.append(block)
+        return block
 
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
         return self._template.forward(self._weights, batch).contiguous()
