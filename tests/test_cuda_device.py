@@ -222,6 +222,23 @@ def test_an_instance_that_was_loaded_runs_by_a_program_that_was_prepared_after_i
     assert len(newer.launches) == 1
 
 
+def test_inputs_in_the_buffers_of_a_program_that_was_replaced_fail_their_action_alone() -> None:
+    rig = Rig()
+    rig.load()
+    shape: dict[str, Any] = {"batch_size": 1, "request_count": 1, "input_sizes": (ROW_IN,)}
+    rig.device.keep_inputs(1, rows_of(1, seed=1))
+    rig.until(rig.launch(OpKind.COPY_INPUT, 1, **shape))
+    rig.device._programs["net"] = FakeProgram(  # type: ignore[index]
+        "net", rig.driver, rig.weights_bytes, EXEC_NS
+    )
+    rig.device.overwritten("net")
+    failed = rig.until(rig.launch(OpKind.EXEC, 1, **shape))
+    assert failed.code == Code.RUNTIME_ERROR and "prepared anew" in failed.reason
+    rig.device.drop_inputs(1)
+    rows = rows_of(1, seed=2)
+    assert rig.infer(2, rows) == [expected_row(rig.weights(0), rows[0])]
+
+
 # ------------------------------------------------------------------------------------- time
 
 

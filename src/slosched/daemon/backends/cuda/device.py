@@ -151,7 +151,10 @@ class CudaDevice:
         except KeyError:
             return self._refused(op, f"the weights of model id {op.model_id} are not here")
         batch = batch_class(self._programs, op)
-        self._exec.arm(op, program, batch, self._copies.buffers_of(op.action_id), weights)
+        buffers = self._copies.buffers_of(op.action_id)
+        if buffers is not None and buffers not in program.sets(batch):
+            return self._refused(op, f"{op.model_name} was prepared anew after its inputs came")
+        self._exec.arm(op, program, batch, buffers, weights)
         return None
 
     def _refused(self, op: Op, reason: str) -> OpDone:
