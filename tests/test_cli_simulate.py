@@ -223,7 +223,7 @@ LONG = ["slo-exp-1", "resnet50_v2", "2", "poisson", "400", "4", "4", "2", "mul",
 PLAN_MODELS = str(Path(__file__).parent.parent / "workloads" / "plan-example.toml")
 
 
-@pytest.mark.processes
+# Processes, but in virtual time: others beside them do no harm.
 @pytest.mark.parametrize(
     ("command", "number", "code"),
     [
