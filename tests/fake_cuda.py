@@ -100,9 +100,6 @@ class FakeDriver:
         self._check()
         return int(end.at_ns - start.at_ns)
 
-    def wait(self, stream: Stream, event: Event) -> None:
-        stream.free_ns = max(stream.free_ns, event.at_ns)
-
     def copy(self, to: int, source: int, nbytes: int, stream: Stream) -> None:
         self._check()
 

@@ -34,7 +34,7 @@ def test_bytes_go_to_the_device_and_back(driver: CudaDriver) -> None:
     driver.record(started, stream)
     driver.copy(on_device.address, there.address, 100_000, stream)
     driver.record(halfway, stream)
-    driver.wait(other, halfway)
+    finish(driver, halfway)
     driver.copy(copy.address + 10, on_device.address + 10, 99_990, other)
     driver.copy(back.address + 10, copy.address + 10, 99_990, other)
     driver.record(ended, other)

@@ -86,6 +86,7 @@ class CudaBackend:
         self._nvml = Nvml(uuid=uuid)
         self._stats: tuple[GpuStats, ...] = ()
         self._sample_due_ns = 0
+        self._sampling = False
         self._gpu = CudaDevice(
             self._driver, self._programs, self._images.images,
             cache=self._cache,
@@ -122,6 +123,7 @@ class CudaBackend:
 
     def _sample(self) -> None:
         self._stats = (self._nvml.sample(),)
+        self._sampling = False
 
     # ------------------------------------------------------------------------- the loop's
 
@@ -129,9 +131,10 @@ class CudaBackend:
         """Use the time until `due_ns`: for the background thread, or spinning. False: the loop may sleep."""
         gpu, background = self._gpu, self._background
         now = now_ns()
-        if now >= self._sample_due_ns and not self._nvml.problem:
+        if now >= self._sample_due_ns and not self._sampling and not self._nvml.problem:
             # In the background: asking for the energy takes 2.5 to 15 ms (H200).
             self._sample_due_ns = now + _SAMPLE_EVERY_NS
+            self._sampling = True  # one at a time: a model in preparation is in front of it
             background.submit(self._sample)
         spare_ns = gpu.spare_ns()
         if due_ns is not None and due_ns > now:

@@ -94,9 +94,6 @@ class CudaDriver:
     def elapsed_ns(self, start: Event, end: Event) -> int:
         return int(_checked(_cuda.cudaEventElapsedTime(start, end), "take the time") * NS_PER_MS)
 
-    def wait(self, stream: Stream, event: Event) -> None:
-        _checked(_cuda.cudaStreamWaitEvent(stream, event, 0), "wait for an event")
-
     def copy(self, to: int, source: int, nbytes: int, stream: Stream) -> None:
         error = _cuda.cudaMemcpyAsync(to, source, nbytes, _KIND, stream)[0]
         if error != _OK:

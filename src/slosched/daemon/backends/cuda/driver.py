@@ -38,7 +38,7 @@ class Block:
 
 
 class Driver(Protocol):
-    """One GPU. Every call returns at once, but for `synchronise` and those that allocate.
+    """One GPU. Every call returns at once, but for those that allocate and free.
 
     Anything may raise DeviceFault.
     """
@@ -56,9 +56,6 @@ class Driver(Protocol):
 
     def elapsed_ns(self, start: Event, end: Event) -> int:
         """Device time between two events that are done."""
-
-    def wait(self, stream: Stream, event: Event) -> None:
-        """What is given to `stream` from now on begins after `event`."""
 
     def copy(self, to: int, source: int, nbytes: int, stream: Stream) -> None:
         """Copy between addresses of device or pinned memory, in stream order."""
