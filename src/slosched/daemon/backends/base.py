@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from slosched.codes import Code
 from slosched.config import WorkerConfig
 from slosched.core.worker.interface import Device, ModelPrepared, PrepareModel, ReleaseModel
-from slosched.errors import InvalidConfig
+from slosched.errors import InvalidConfig, SloschedError
 from slosched.messages import GpuInfo, GpuStats
 
 Frame = bytes | memoryview
@@ -100,6 +101,18 @@ class Plain:
 
     def take_notes(self) -> Sequence[str]:
         return ()
+
+
+def first_line(error: Exception) -> str:
+    """What somebody else's exception says, cut to a line."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else "no message"
+
+
+def preparation_failed(error: Exception) -> tuple[Code, str]:
+    """The code and the reason of a LoadModel that ended with `error`: ours say it well, others' less."""
+    code = Code.INVALID_MODEL_PATH if isinstance(error, InvalidConfig) else Code.RUNTIME_ERROR
+    return code, str(error) if isinstance(error, SloschedError) else repr(error)
 
 
 def open_backend(config: WorkerConfig) -> Backend:

@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
 
 from slosched.clock import now_ns
-from slosched.codes import Code
 from slosched.config import ModelProfile, WorkerConfig
 from slosched.core.worker.interface import ModelPrepared, PrepareModel, ReleaseModel
-from slosched.daemon.backends.base import Frame, Plain
-from slosched.errors import InvalidConfig, MissingPackage, SloschedError
+from slosched.daemon.backends.base import Frame, Plain, preparation_failed
+from slosched.errors import InvalidConfig, MissingPackage
 from slosched.messages import GpuInfo, Span
 
 try:
@@ -162,15 +161,13 @@ class TorchBackend(Plain):
                     labels=spec.labels,
                 )
             except Exception as error:  # the operator's code may raise anything
-                reason = str(error) if isinstance(error, SloschedError) else repr(error)
+                code, reason = preparation_failed(error)
                 end_ns = now_ns()
                 event = ModelPrepared(
                     effect.action_id,
                     None,
                     Span(begin_ns, end_ns, end_ns - begin_ns),
-                    code=Code.INVALID_MODEL_PATH
-                    if isinstance(error, InvalidConfig)
-                    else Code.RUNTIME_ERROR,
+                    code=code,
                     reason=reason,
                 )
             done(event)

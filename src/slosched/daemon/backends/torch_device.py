@@ -16,7 +16,7 @@ import torch
 from slosched.clock import Clock, now_ns
 from slosched.codes import Code
 from slosched.core.worker.interface import Op, OpDone, OpKind
-from slosched.daemon.backends.base import Frame
+from slosched.daemon.backends.base import Frame, first_line
 from slosched.daemon.backends.templates import Array, DeviceWeights, Template
 from slosched.messages import Span
 
@@ -118,7 +118,7 @@ class TorchDevice:
                     job.op.op_id,
                     Span(job.begin_ns, end_ns, end_ns - job.begin_ns),
                     code=Code.RUNTIME_ERROR,
-                    reason=f"{job.op.model_name}: {type(error).__name__}: {_first_line(error)}",
+                    reason=f"{job.op.model_name}: {type(error).__name__}: {first_line(error)}",
                 )
             )
         return True
@@ -254,8 +254,3 @@ class TorchDevice:
         span = Span(begin_ns, end_ns, end_ns - begin_ns)
         return OpDone(op.op_id, span, output_sizes=tuple(sizes))
         yield  # a generator, like the others
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else "no message"

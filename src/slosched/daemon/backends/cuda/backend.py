@@ -12,20 +12,19 @@ from functools import partial
 import torch
 
 from slosched.clock import now_ns
-from slosched.codes import Code
 from slosched.config import ModelProfile, WorkerConfig
 from slosched.core.worker.interface import ModelPrepared, PrepareModel, ReleaseModel
-from slosched.daemon.backends.base import Frame
+from slosched.daemon.backends.base import Frame, preparation_failed
 from slosched.daemon.backends.cuda.background import HANDOVER_NS, LEAST_NS, SLICE_NS, Background
 from slosched.daemon.backends.cuda.bindings import CudaDriver
 from slosched.daemon.backends.cuda.device import CudaDevice
-from slosched.daemon.backends.cuda.driver import OutOfDeviceMemory
+from slosched.daemon.backends.cuda.driver import DeviceFault, OutOfDeviceMemory
 from slosched.daemon.backends.cuda.models import Models
 from slosched.daemon.backends.cuda.preparing import Bench, HostImages, Preparable, Source
 from slosched.daemon.backends.cuda.torch_program import TorchStreams
 from slosched.daemon.backends.nvml import Nvml
 from slosched.daemon.backends.zoo import BATCH_CLASSES
-from slosched.errors import InvalidConfig, SloschedError
+from slosched.errors import InvalidConfig
 from slosched.messages import GpuInfo, GpuStats, Span
 from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
@@ -87,6 +86,7 @@ class CudaBackend:
         self._stats: tuple[GpuStats, ...] = ()
         self._sample_due_ns = 0
         self._sampling = False
+        self._fault = ""  # what ended the context in preparation
         self._gpu = CudaDevice(
             self._driver, self._programs, self._images.images,
             cache=self._cache,
@@ -116,7 +116,7 @@ class CudaBackend:
     @property
     def lost(self) -> str:
         """Why the device can do nothing any more; empty while it can."""
-        return self._gpu.lost or self._nvml.lost
+        return self._gpu.lost or self._fault or self._nvml.lost
 
     def gpu_stats(self) -> tuple[GpuStats, ...]:
         return self._stats
@@ -253,10 +253,9 @@ class CudaBackend:
                     raise
                 profile = self._made_ready(effect)
         except Exception as error:  # the operator's code may raise anything
-            reason = str(error) if isinstance(error, SloschedError) else repr(error)
-            code = (
-                Code.INVALID_MODEL_PATH if isinstance(error, InvalidConfig) else Code.RUNTIME_ERROR
-            )
+            code, reason = preparation_failed(error)
+            if isinstance(error, DeviceFault):
+                self._fault = reason
         end_ns = now_ns()
         source = self._sources.get(effect.name)
         done(

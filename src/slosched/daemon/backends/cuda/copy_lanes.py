@@ -16,9 +16,9 @@ import numpy as np
 from slosched.clock import Clock
 from slosched.codes import Code
 from slosched.core.worker.interface import Op, OpDone, OpKind
-from slosched.daemon.backends.base import Frame
+from slosched.daemon.backends.base import Frame, first_line
 from slosched.daemon.backends.cuda.driver import Block, DeviceFault, Driver, Event, Stream
-from slosched.daemon.backends.cuda.exec_lane import Weights, first_line
+from slosched.daemon.backends.cuda.exec_lane import Weights
 from slosched.daemon.backends.cuda.pages import PageMap, Run
 from slosched.daemon.backends.cuda.program import BufferSet, Program, Use
 from slosched.messages import Span

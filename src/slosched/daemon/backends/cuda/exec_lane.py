@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from slosched.clock import Clock
 from slosched.codes import Code
 from slosched.core.worker.interface import Op, OpDone
+from slosched.daemon.backends.base import first_line
 from slosched.daemon.backends.cuda.driver import DeviceFault, Driver, Event, Stream
 from slosched.daemon.backends.cuda.program import BufferSet, Copies, Program, Use
 from slosched.messages import Span
@@ -271,8 +272,3 @@ class ExecLane:
 
 def _failed(op: Op, code: Code, reason: str, now_ns: int) -> OpDone:
     return OpDone(op.op_id, Span(now_ns, now_ns, 0), code=code, reason=reason)
-
-
-def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else "no message"

@@ -158,6 +158,8 @@ class Bench:
                 except DeviceFault:
                     raise
                 except Exception as error:  # an exported program may have a fixed batch
+                    if batch == 1 and isinstance(error, OutOfDeviceMemory):
+                        raise
                     if batch == 1:
                         raise InvalidConfig(
                             f"model {program.name!r} does not run: {type(error).__name__}: {error}"

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from slosched.daemon.backends.base import first_line
 from slosched.daemon.backends.cuda.bindings import CudaDriver
-from slosched.daemon.backends.cuda.driver import Block, Stream
+from slosched.daemon.backends.cuda.driver import Block, OutOfDeviceMemory, Stream
 from slosched.daemon.backends.cuda.program import BufferSet, Copies
 from slosched.daemon.backends.cuda.runs import PAD_BYTES, GraphRun, PlainRun, Run
 from slosched.daemon.backends.templates import DeviceWeights, Template
@@ -93,10 +94,16 @@ class TorchProgram:
     # ------------------------------------------------------------------------ preparation
 
     def add_class(self, batch: int, *, capture: bool = True) -> None:
-        """Make `batch` runnable. Raises what the model raises, or torch for want of memory.
+        """Make `batch` runnable. Raises what the model raises, or OutOfDeviceMemory.
 
         What cannot be captured is run by plain execution, and `not_captured` says why.
         """
+        try:
+            self._add_class(batch, capture=capture)
+        except torch.cuda.OutOfMemoryError as error:
+            raise OutOfDeviceMemory(first_line(error)) from None
+
+    def _add_class(self, batch: int, *, capture: bool) -> None:
         sample = self._template.sample_input(batch)
         inputs = [torch.from_numpy(sample).to(self._streams.device) for _ in range(SETS)]
         with _cuda.stream(self._streams.capture):
@@ -111,7 +118,7 @@ class TorchProgram:
             try:
                 sets = [self._capture(batch, sample, each) for each in inputs]
             except RuntimeError as error:
-                self.not_captured = f"batch {batch}: {_first_line(error)}"
+                self.not_captured = f"batch {batch}: {first_line(error)}"
         self._graphs[batch] = bool(sets)
         self._sets[batch] = tuple(
             sets or [self._plain(batch, sample, each, output) for each in inputs]
@@ -200,8 +207,3 @@ class TorchProgram:
 
         plain = PlainRun(self._streams.driver, run)
         return self._buffers(batch, sample, inputs, output, plain)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
