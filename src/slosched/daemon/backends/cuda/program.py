@@ -1,7 +1,7 @@
 """One architecture on a GPU: the one place its weights run from, and a way to run each batch class.
 
 Instances of an architecture share a program. Their weights lie in pages of the cache and are copied into
-`active` on the device as the first part of each exec (51 MB: 32 us of 909, H200; docs/adr/0001). A batch
+`active` on the device as the first part of each exec (51 MB: 28 us of 880, H200; docs/adr/0001). A batch
 class has two buffer sets, so that one batch's inputs arrive, and another's outputs leave, while a third
 runs.
 """
