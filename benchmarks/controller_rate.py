@@ -23,7 +23,7 @@ from typing import Any
 
 from cluster import PROFILE, SCHEDULE_AHEAD, Load, serving
 from stall_meter import NOTED_NS, TICK_NS, Bounds, StallMeter
-from windows import SETTLE_NS, Recorder, Window
+from windows import SETTLE_NS, Recorder
 
 from slosched.clock import now_ns
 from slosched.telemetry.manifest import describe_host

@@ -17,7 +17,7 @@ from slosched.clock import Clock, Timer, now_ns, set_timer_slack
 from slosched.loadgen.driver import Answered, LoadDriver
 from slosched.loadgen.inputs import InputPool
 from slosched.loadgen.progress import FOREVER_NS
-from slosched.messages import InferReply, ModelInfo
+from slosched.messages import ModelInfo
 from slosched.telemetry.client_log import ClientRecord
 from slosched.transport.codec import Frame
 from slosched.units import NS_PER_MS, NS_PER_S, format_duration

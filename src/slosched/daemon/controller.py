@@ -40,17 +40,17 @@ from slosched.daemon.http import HttpServer
 from slosched.daemon.run_log import RunLog
 from slosched.errors import AddressInUse, InvalidConfig, MalformedMessage
 from slosched.messages import (
+    Action,
     ActionBundle,
-    ControllerToClient,
+    ControllerHello,
     ControllerToWorker,
+    HeartbeatAck,
     Infer,
     InferReply,
-    InferRequest,
     Refused,
     ReplyBundle,
     RequestBundle,
     ResultBundle,
-    SessionMessage,
     WorkerToController,
 )
 from slosched.transport.codec import Frame, decode_from_worker, message_from_client
@@ -86,10 +86,10 @@ class ControllerServer:
         self._router = Router(config.bind, config.port)
         self.port = self._router.port
         self._dealers = [Dealer(address) for address in config.workers]
-        self._to_clients: Outbox[bytes, ControllerToClient] = Outbox(
+        self._to_clients: Outbox[bytes, InferReply] = Outbox(
             self._router.send, ReplyBundle, failed=self._client_failed
         )
-        self._to_workers: Outbox[int, ControllerToWorker] = Outbox(
+        self._to_workers: Outbox[int, Action] = Outbox(
             self._send_to_worker, ActionBundle, failed=self._worker_failed
         )
         self._bad = BadMessages(announce)
@@ -375,8 +375,9 @@ class ControllerServer:
                 if size:
                     frames.append(self._inputs.get(key) or self._generate(size))
         self._dealers_touched.add(worker_id)
-        in_session = isinstance(message, SessionMessage)
-        if not frames and in_session and self.scheduler.cluster.workers[worker_id].bundles:
+        if frames or isinstance(message, ControllerHello | HeartbeatAck):
+            self._to_workers.send(worker_id, message, frames)
+        elif self.scheduler.cluster.workers[worker_id].bundles:
             self._to_workers.put(worker_id, message)
         else:
             self._to_workers.send(worker_id, message, frames)
@@ -387,7 +388,7 @@ class ControllerServer:
     def _worker_failed(self, worker_id: int, message: ControllerToWorker) -> None:
         self._backlog.append(SendFailed(worker_id, message))
 
-    def _client_failed(self, client: bytes, message: ControllerToClient) -> None:
+    def _client_failed(self, client: bytes, message: object) -> None:
         self._backlog.append(ClientLost(client))
 
     def _generate(self, size: int) -> bytes:

@@ -43,9 +43,9 @@ from slosched.messages import (
     ActionBundle,
     GpuStats,
     Infer,
+    Result,
     ResultBundle,
     SessionMessage,
-    WorkerToController,
 )
 from slosched.transport.codec import MAX_MESSAGE_BYTES, decode_for_worker, total_bytes
 from slosched.transport.outbox import Outbox
@@ -105,7 +105,7 @@ class WorkerServer:
         )
         self._stepper = Stepper(self._brain, self._backend.devices, self._perform)
         # A controller that is gone, or reads nothing: it finds out by itself.
-        self._outbox: Outbox[bytes, WorkerToController] = Outbox(
+        self._outbox: Outbox[bytes, Result] = Outbox(
             self._router.send, ResultBundle, failed=lambda peer, message: None
         )
         self._prepared: deque[ModelPrepared] = deque()

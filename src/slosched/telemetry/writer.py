@@ -3,9 +3,11 @@
 `append` puts a record on a list. Records are made into rows some tens at a time, which is several times
 cheaper than one by one between other work: by the caller when there are enough of them, else by a small
 thread. That thread hands rows to `os.write`, which releases the interpreter lock; it holds the lock for
-some hundred microseconds at a time at most, so the event loop beside it keeps its schedule. The law of the file: it holds whole lines only. A write
-that ends midway (full disk, file size limit) is cut back to its last whole line; the rows that did
-not fit are dropped and counted, the owner is told once, and later rows are tried again.
+some hundred microseconds at a time at most, so the event loop beside it keeps its schedule.
+
+The law of the file: it holds whole lines only. A write that ends midway (full disk, file size limit) is cut
+back to its last whole line; the rows that did not fit are dropped and counted, the owner is told once, and
+later rows are tried again.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ goes out at once, behind what was gathered for that peer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from slosched.messages import Message
 from slosched.transport.codec import Frame, encode
@@ -22,7 +22,8 @@ MOST = 512
 
 
 class Outbox(Generic[Peer, M]):
-    """`send` queues frames for a peer and says whether that could be done; `bundle` makes one message of many.
+    """`send` queues frames for a peer and says whether that could be done; `bundle` makes one message of
+    those that may be bundled.
 
     `failed` is told of every message that could not be queued, in order.
     """
@@ -32,7 +33,7 @@ class Outbox(Generic[Peer, M]):
         send: Callable[[Peer, list[Frame]], bool],
         bundle: Callable[[tuple[M, ...]], Message],
         *,
-        failed: Callable[[Peer, M], None],
+        failed: Callable[[Peer, Any], None],
     ) -> None:
         self._send = send
         self._bundle = bundle
@@ -49,7 +50,7 @@ class Outbox(Generic[Peer, M]):
         if len(waiting) >= MOST:
             self._flush(peer, self._waiting.pop(peer))
 
-    def send(self, peer: Peer, message: M, frames: list[Frame]) -> None:
+    def send(self, peer: Peer, message: Message, frames: list[Frame]) -> None:
         """Send `message` with `frames` behind it now, after everything that waits for the peer."""
         waiting = self._waiting.pop(peer, None)
         if waiting is not None:
@@ -65,7 +66,7 @@ class Outbox(Generic[Peer, M]):
                 self._flush(peer, waiting)
 
     def _flush(self, peer: Peer, waiting: list[M]) -> None:
-        message = waiting[0] if len(waiting) == 1 else self._bundle(tuple(waiting))
+        message: Message = waiting[0] if len(waiting) == 1 else self._bundle(tuple(waiting))
         if not self._send(peer, [encode(message)]):
             for each in waiting:
                 self._failed(peer, each)
