@@ -16,6 +16,7 @@ import pytest
 
 from slosched import messages as m
 from slosched.errors import MalformedMessage
+from slosched.transport import bundles as b
 from slosched.transport.codec import (
     decode_for_client,
     decode_for_worker,
@@ -96,14 +97,14 @@ EXAMPLES: tuple[m.Message, ...] = (
     m.InferResult(5, 6, m.NO_SPAN, _SPAN, m.NO_SPAN, 1, 1380, 1380, 1, 2, (20, 20)),
     m.ClearCacheResult(5, 7, 1, 2),
     m.WorkerStateResult(5, 8, (_GPU,), ((0, "resnet50"),), 1, 2),
-    m.RequestBundle((m.InferRequest(9, 3), m.InferRequest(10, 3, 1.5))),
-    m.ReplyBundle(
+    b.RequestBundle((m.InferRequest(9, 3), m.InferRequest(10, 3, 1.5))),
+    b.ReplyBundle(
         (m.InferReply(9, 8, "no plan", 3, 5, 1, False), m.InferReply(10, 0, "", 3, 5, 4, True))
     ),
-    m.ActionBundle(
+    b.ActionBundle(
         (m.Infer(5, 6, 0, 1, 0, 10**18, 5_600_000, 4, 3), m.EvictWeights(5, 4, 0, 1, 0, 9))
     ),
-    m.ResultBundle(
+    b.ResultBundle(
         (m.InferResult(5, 6, _SPAN, _SPAN, _SPAN, 1, 0, 0, 1, 2), m.ErrorResult(5, 7, 2, 81, ""))
     ),
 )
@@ -114,10 +115,10 @@ _STATS = m.GpuStats(
 _BEAT_WITH_STATS = m.Heartbeat(5, 10**18, -300, 40_000, "", 0, 0, 0, 0, (_STATS,))
 
 DIRECTIONS: tuple[tuple[Any, Any], ...] = (
-    (m.FromClients, decode_from_client),
-    (m.ForClients, decode_for_client),
-    (m.ForWorkers, decode_for_worker),
-    (m.FromWorkers, decode_from_worker),
+    (b.FromClients, decode_from_client),
+    (b.ForClients, decode_for_client),
+    (b.ForWorkers, decode_for_worker),
+    (b.FromWorkers, decode_from_worker),
 )
 
 

@@ -39,10 +39,10 @@ from slosched.messages import (
     LoadModelRequest,
     Message,
     ModelInfo,
-    RequestBundle,
     StatusReply,
     StatusRequest,
 )
+from slosched.transport.bundles import RequestBundle
 from slosched.transport.codec import Frame, encode
 from slosched.transport.outbox import MOST
 from slosched.units import NS_PER_S, format_duration

@@ -32,10 +32,10 @@ from slosched.messages import (
     Message,
     ModelInfo,
     Refused,
-    ReplyBundle,
     StatusReply,
     Welcome,
 )
+from slosched.transport.bundles import ReplyBundle
 from slosched.transport.codec import Frame, decode_for_client, encode
 from slosched.transport.sockets import AsyncReader, Dealer
 from slosched.units import NS_PER_S, format_duration

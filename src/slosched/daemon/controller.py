@@ -41,18 +41,15 @@ from slosched.daemon.run_log import RunLog
 from slosched.errors import AddressInUse, InvalidConfig, MalformedMessage
 from slosched.messages import (
     Action,
-    ActionBundle,
     ControllerHello,
     ControllerToWorker,
     HeartbeatAck,
     Infer,
     InferReply,
     Refused,
-    ReplyBundle,
-    RequestBundle,
-    ResultBundle,
     WorkerToController,
 )
+from slosched.transport.bundles import ActionBundle, ReplyBundle, RequestBundle, ResultBundle
 from slosched.transport.codec import Frame, decode_from_worker, message_from_client
 from slosched.transport.outbox import Outbox
 from slosched.transport.sockets import AsyncReader, BadMessages, Dealer, Router, finish_sending

@@ -39,14 +39,8 @@ from slosched.core.worker.stepping import Stepper
 from slosched.daemon.backends.base import Backend, Frame, open_backend
 from slosched.daemon.housekeeping import Collector, check_core, own_process
 from slosched.errors import DeviceLost, MalformedMessage, PeerUnreachable
-from slosched.messages import (
-    ActionBundle,
-    GpuStats,
-    Infer,
-    Result,
-    ResultBundle,
-    SessionMessage,
-)
+from slosched.messages import GpuStats, Infer, Result, SessionMessage
+from slosched.transport.bundles import ActionBundle, ResultBundle
 from slosched.transport.codec import MAX_MESSAGE_BYTES, decode_for_worker, total_bytes
 from slosched.transport.outbox import Outbox
 from slosched.transport.sockets import BadMessages, Router, finish_sending

@@ -8,15 +8,8 @@ from typing import Any, cast
 import msgspec
 
 from slosched.errors import MalformedMessage
-from slosched.messages import (
-    ForClients,
-    ForWorkers,
-    FromClients,
-    FromWorkers,
-    Heartbeat,
-    InferRequest,
-    Message,
-)
+from slosched.messages import Heartbeat, InferRequest, Message
+from slosched.transport.bundles import ForClients, ForWorkers, FromClients, FromWorkers
 
 Frame = bytes | memoryview
 
