@@ -15,6 +15,7 @@ from slosched.cli.sim_options import SimOptions, takes_sim_options
 from slosched.cli.stopping import Stopping, stopped_by_signals
 from slosched.cli.values import duration_ns, inputs_enabled
 from slosched.errors import InvalidConfig, PeerUnreachable
+from slosched.units import NS_PER_MS
 from slosched.workloads.values import read_count, read_model, read_slo
 
 if TYPE_CHECKING:
@@ -26,11 +27,15 @@ if TYPE_CHECKING:
 
 #: No rate holds, or the search was broken off by nobody's signal.
 _FAILED = 1
-#: The machine was disturbed, and nothing is decided: as of `validate`.
+#: The machine was disturbed, and not everything is decided: as of `validate`.
 _DISTURBED = 8
 _POLL_S = 0.1
+#: A live load's first request is due this long after its run begins, at most.
+_SENDING_STARTS_NS = 100 * NS_PER_MS
 
-_Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model's name, for example resnet50_v2.")]
+_Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A model's name, for example resnet50_v2.")
+]
 _Slo = Annotated[
     str, typer.Option(help="A duration (25ms), or a multiple of the model's batch-1 time (5.1).")
 ]
@@ -80,10 +85,12 @@ def max_rate_live(
     Bisects between --low and --high with Poisson arrivals against a running controller. Each rate is
     sent for a second that does not count, then for a window; answers are awaited before the next one.
     An undecided rate gets up to three windows, which are judged together. A window in which this
-    machine stood still, or the sends were late (issue delay p99 above 2 ms), is repeated.
+    machine stood still, or the sends were late (issue delay p99 above 2 ms), is repeated, unless the SLO
+    held in spite of it.
 
     In time is for the client, from the scheduled send, and a refused request is not. Exit code 1: not
-    even the lowest rate holds; 8: disturbed too often, nothing is decided. docs/verdicts.md has the rule.
+    even the lowest rate holds; 8: what lies next above the rate that was found was disturbed too often.
+    docs/verdicts.md has the rule.
 
     \b
     Examples:
@@ -173,7 +180,9 @@ class _Asked:
         self._slo: Slo = read_slo("--slo", slo)
         if self._slo == (0.0, 0):
             raise InvalidConfig("--slo must be above 0: a duration (25ms) or a multiple (5.1)")
-        self.text = f"max-rate: {copies} x {model}, poisson, SLO {slo if self._slo[1] else f'{slo}x'}"
+        self.text = (
+            f"max-rate: {copies} x {model}, poisson, SLO {slo if self._slo[1] else f'{slo}x'}"
+        )
 
     def probe(self, send: _Send) -> Probe:
         """A probe that runs its windows with `send`: a workload and its number to a result and stalls."""
@@ -189,7 +198,7 @@ class _Asked:
             )
             window = window_of(*send(workload, number))
             if window.disturbed:
-                warn(f"max-rate: {rate:.6g}/s: disturbed, again: {'; '.join(window.disturbed)}")
+                warn(f"max-rate: {rate:.6g}/s: a disturbed window: {'; '.join(window.disturbed)}")
             return window
 
         return probe
@@ -240,8 +249,9 @@ def _send_live(
 
     from slosched.clients.run import run_workload
     from slosched.clock import now_ns
+    from slosched.loadgen.max_rate import LEAD_IN_NS
 
-    async def main() -> RunResult:
+    async def main() -> tuple[RunResult, int]:
         stop = asyncio.Event()
 
         async def look() -> None:
@@ -251,12 +261,16 @@ def _send_live(
 
         looking = asyncio.ensure_future(look())
         try:
-            return await run_workload(address, workload, inputs=inputs, seed=seed, stop=stop)
+            result = await run_workload(address, workload, inputs=inputs, seed=seed, stop=stop)
+            return result, now_ns()
         finally:
             looking.cancel()
 
-    start_ns = now_ns()
-    result = uvloop.run(main())
-    disturbance = watch.between(start_ns, now_ns())
-    # The controller and the workers may well be on this machine: what others use of its CPUs is theirs.
-    return result, replace(disturbance, foreign_cores=0.0).reasons()
+    result, ended_ns = uvloop.run(main())
+    # Only what counts: before the lead-in is over and after the last send this process may collect garbage.
+    begun_ns = ended_ns - result.elapsed_ns
+    counted_until_ns = begun_ns + (workload.duration_ns or 0) + _SENDING_STARTS_NS
+    disturbance = watch.between(begun_ns + LEAD_IN_NS, min(ended_ns, counted_until_ns))
+    # Only standing still counts: the controller and the workers may well be on this machine, and what the
+    # host takes in short slices is a part of it.
+    return result, replace(disturbance, foreign_cores=0.0, steal_cores=0.0).reasons()

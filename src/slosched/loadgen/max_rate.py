@@ -1,15 +1,15 @@
 """The highest rate at which an SLO holds, by bisection. Pure: a probe sends the requests, live or simulated.
 
-Each rate is judged by up to three windows together, and each look asks for a third of the doubt that the
-verdict may leave, so that looking three times does not make it less sure. What a window says that was
-disturbed is thrown away, and it is repeated.
+Each rate is judged by up to three windows together. A window that was disturbed counts only if the SLO
+holds in spite of it; else it is thrown away and repeated. Each look at the counts may leave only its part
+of the verdict's doubt, so that looking several times does not make it less sure.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -85,6 +85,11 @@ class Search:
             raise InvalidConfig("the window must be above 0, and repeats at least 0")
 
     @property
+    def confidence(self) -> float:
+        """What each look asks for, so that all looks at one rate together leave 1 - CONFIDENCE."""
+        return 1 - (1 - CONFIDENCE) / (_LOOKS + self.repeats + 1)
+
+    @property
     def last(self) -> int:
         """The place of the highest rate, counted from 0."""
         return math.floor((self.high - self.low) / self.resolution + 1e-9)
@@ -99,7 +104,10 @@ class Search:
 
 @dataclass(frozen=True)
 class Tried:
-    """One rate: its verdict from all undisturbed windows (None: there were none)."""
+    """One rate and the verdict from `windows` of it (None: there were none that count).
+
+    `disturbed` says why it was given up, in words; `problem` why the search was.
+    """
 
     rate: float
     verdict: Verdict | None
@@ -108,12 +116,19 @@ class Tried:
     problem: str = ""
 
     @property
-    def decided(self) -> bool:
-        return self.verdict is not None and self.verdict.outcome is not Outcome.UNDECIDED
-
-    @property
     def holds(self) -> bool:
         return self.verdict is not None and self.verdict.outcome is Outcome.HOLDS
+
+    @property
+    def words(self) -> str:
+        """What was found, as it follows a rate."""
+        if self.problem or self.disturbed or self.verdict is None:
+            return "was disturbed too often"
+        return {
+            Outcome.HOLDS: "holds",
+            Outcome.FAILS: "does not hold",
+            Outcome.UNDECIDED: "is undecided",
+        }[self.verdict.outcome]
 
     @property
     def text(self) -> str:
@@ -121,16 +136,11 @@ class Tried:
         if self.problem:
             return f"{_rate(self.rate)}: {self.problem}"
         if self.disturbed or self.verdict is None:
-            return f"{_rate(self.rate)}: disturbed too often ({'; '.join(self.disturbed)})"
+            return f"{_rate(self.rate)}: {self.words} ({'; '.join(self.disturbed)})"
         sent, late = self.verdict.sent, self.verdict.late
         share = 100 * (sent - late) / sent if sent else 0.0
-        words = {
-            Outcome.HOLDS: "holds",
-            Outcome.FAILS: "does not hold",
-            Outcome.UNDECIDED: "undecided",
-        }[self.verdict.outcome]
         again = f" in {self.windows} windows" if self.windows > 1 else ""
-        return f"{_rate(self.rate)}: {words}; {sent:,} requests{again}, {share:.2f} % in time"
+        return f"{_rate(self.rate)}: {self.words}; {sent:,} requests{again}, {share:.2f} % in time"
 
 
 class End(StrEnum):
@@ -139,7 +149,7 @@ class End(StrEnum):
     FOUND = "found"  # one rate holds, and the next does not, or is undecided
     ALL_HOLD = "all hold"  # also the highest
     NONE_HOLDS = "none holds"  # not even the lowest
-    DISTURBED = "disturbed"
+    DISTURBED = "disturbed"  # what lies next above the highest that holds could not be measured
     STOPPED = "stopped"  # by a problem, which is told
 
 
@@ -151,26 +161,26 @@ class MaxRate:
     tried: tuple[Tried, ...]
     holds: Tried | None = None
     beyond: Tried | None = None
-    problem: str = field(default="")
+    problem: str = ""
 
     @property
     def text(self) -> str:
         """The answer in one line."""
-        head = f"with >= {100 * PERCENTILE:g} % in time at {100 * CONFIDENCE:g} % confidence"
-        found = None if self.holds is None else f"{self.holds.rate:.6g} requests/s holds"
+        known = [
+            f"{tried.rate:.6g}{unit} {tried.words}"
+            for tried, unit in ((self.holds, " requests/s"), (self.beyond, ""))
+            if tried is not None
+        ]
+        if self.holds is None:
+            known.insert(0, "no rate is known to hold")
         if self.end is End.ALL_HOLD:
-            return f"{head}: {found}, the highest rate that was asked for"
-        if self.end is End.NONE_HOLDS:
-            assert self.beyond is not None
-            undecided = "is undecided" if not self.beyond.decided else "does not hold"
-            return f"{head}: the lowest rate, {self.beyond.rate:.6g} requests/s, {undecided}"
-        beyond = ""
-        if self.beyond is not None:
-            words = "does not" if self.beyond.decided else "is undecided"
-            beyond = f", {self.beyond.rate:.6g} {words}"
-        if self.end is End.FOUND:
-            return f"{head}: {found}{beyond}"
-        return f"{head}: {found or 'no rate is known to hold'}{beyond}; {self.problem}"
+            known.append("the highest rate that was asked for")
+        if self.problem:
+            known.append(f"and then the search ended: {self.problem}")
+        return (
+            f"with >= {100 * PERCENTILE:g} % in time at {100 * CONFIDENCE:g} % confidence: "
+            f"{', '.join(known)}"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -199,37 +209,24 @@ def find_max_rate(
 ) -> MaxRate:
     """Look for the highest rate of `search` at which the SLO holds; `on_tried` hears of each rate.
 
-    It takes for granted that what holds at a rate holds at lower ones. An undecided rate counts as one
-    that does not hold; one that was disturbed too often ends the search.
+    It takes for granted that what holds at a rate holds at lower ones. A rate that is undecided, or was
+    disturbed too often, counts as one that does not hold.
     """
     looker = _Looker(probe, search, on_tried)
-    low = looker.look(0)
-    if not _known(low):
-        return looker.broken(None, None)
-    if not low.holds:
-        return MaxRate(End.NONE_HOLDS, looker.tried, None, low)
-    if search.last == 0:
-        return MaxRate(End.ALL_HOLD, looker.tried, low)
-    high = looker.look(search.last)
-    if not _known(high):
-        return looker.broken(low, None)
-    if high.holds:
-        return MaxRate(End.ALL_HOLD, looker.tried, high)
     first, last = 0, search.last
-    while last - first > 1:
+    low = looker.look(first)
+    if not low.holds:
+        return looker.ended(None, low)
+    high = looker.look(last) if last else low
+    while last - first > 1 and not (high.problem or high.holds):
         middle = looker.look((first + last) // 2)
-        if not _known(middle):
-            return looker.broken(low, high)
+        if middle.problem:
+            return looker.ended(low, high, middle.problem)
         if middle.holds:
             first, low = (first + last) // 2, middle
         else:
             last, high = (first + last) // 2, middle
-    return MaxRate(End.FOUND, looker.tried, low, high)
-
-
-def _known(tried: Tried) -> bool:
-    """Whether the rate was measured: not broken off, and not without any undisturbed window."""
-    return not tried.problem and (tried.decided or not tried.disturbed)
+    return looker.ended(high, None) if high.holds else looker.ended(low, high)
 
 
 class _Looker:
@@ -240,38 +237,47 @@ class _Looker:
         self._number = 0
         self._all: list[Tried] = []
 
-    @property
-    def tried(self) -> tuple[Tried, ...]:
-        return tuple(self._all)
-
     def look(self, place: int) -> Tried:
         found = self._judged(self._search.rate(place))
         self._all.append(found)
         self._on_tried(found)
         return found
 
-    def broken(self, low: Tried | None, high: Tried | None) -> MaxRate:
-        last = self._all[-1]
-        end = End.STOPPED if last.problem else End.DISTURBED
-        return MaxRate(end, self.tried, low, high, last.problem or f"at {last.text}")
+    def ended(self, low: Tried | None, high: Tried | None, problem: str = "") -> MaxRate:
+        """`low` holds, `high` does not, or could not be measured."""
+        if high is not None and high.problem:
+            problem, high = high.problem, None
+        if problem:
+            end = End.STOPPED
+        elif high is None:
+            end = End.ALL_HOLD
+        elif high.disturbed:
+            end = End.DISTURBED
+        else:
+            end = End.FOUND if low is not None else End.NONE_HOLDS
+        return MaxRate(end, tuple(self._all), low, high, problem)
 
     def _judged(self, rate: float) -> Tried:
-        confidence = 1 - (1 - CONFIDENCE) / _LOOKS
+        search = self._search
         sent = late = windows = spoiled = 0
         verdict: Verdict | None = None
         while windows < _LOOKS:
-            window = self._probe(rate, self._search.length_ns(rate), self._number)
+            window = self._probe(rate, search.length_ns(rate), self._number)
             self._number += 1
             if window.problem:
                 return Tried(rate, verdict, windows, problem=window.problem)
             if window.disturbed:
+                # A disturbance makes requests late, never in time.
+                alone = judge(window.sent, window.late, confidence=search.confidence)
+                if alone.outcome is Outcome.HOLDS:
+                    return Tried(rate, alone, 1)
                 spoiled += 1
-                if spoiled > self._search.repeats:
+                if spoiled > search.repeats:
                     return Tried(rate, verdict, windows, window.disturbed)
                 continue
             windows += 1
             sent, late = sent + window.sent, late + window.late
-            verdict = judge(sent, late, confidence=confidence)
+            verdict = judge(sent, late, confidence=search.confidence)
             if verdict.outcome is not Outcome.UNDECIDED:
                 break
         return Tried(rate, verdict, windows)

@@ -305,7 +305,11 @@ def _highest_rate(steps: Sequence[StepResult]) -> str:
         return ""
     held = {s.index for s in steps if s.holds is not None and s.holds.outcome is Outcome.HOLDS}
     good = [rate for rate, index in known if index in held]
-    return f". The highest rate that holds: {max(good):.6g}/s" if good else ". No rate is known to hold"
+    return (
+        f". The highest rate that holds: {max(good):.6g}/s"
+        if good
+        else ". No rate is known to hold"
+    )
 
 
 def _rate(text: str) -> float | None:
