@@ -110,9 +110,7 @@ class StepResult:
     @property
     def holds(self) -> Verdict | None:
         """Whether 99 % would be in time for the client; None where its requests were sent late."""
-        if self.issue_delay_p99_ns > ISSUE_DELAY_BOUND_NS:
-            return None
-        return judge(self.sent, self.sent - self.in_time)
+        return pooled_verdict([self])
 
     @property
     def satisfaction(self) -> float:
@@ -253,6 +251,14 @@ class MalformedResult(SloschedError):
 
 def _own_fields(cls: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:
     return {field.name: document[field.name] for field in fields(cls)}
+
+
+def pooled_verdict(steps: Sequence[StepResult]) -> Verdict | None:
+    """Whether 99 % would be in time, from several runs of one step; None if any was sent late."""
+    if any(step.issue_delay_p99_ns > ISSUE_DELAY_BOUND_NS for step in steps):
+        return None
+    sent = sum(step.sent for step in steps)
+    return judge(sent, sent - sum(step.in_time for step in steps))
 
 
 def run_result(

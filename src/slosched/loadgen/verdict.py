@@ -51,11 +51,15 @@ class Verdict:
     confidence: float
 
     @property
+    def word(self) -> str:
+        """The verdict as the cell of a narrow table."""
+        return {Outcome.HOLDS: "yes", Outcome.FAILS: "no"}.get(self.outcome, "undecided")
+
+    @property
     def short(self) -> str:
         """The verdict as the cell of a table."""
-        if self.outcome is Outcome.UNDECIDED:
-            return f"undecided: {self.needs:,} more"
-        return "yes" if self.outcome is Outcome.HOLDS else "no"
+        more = f": {self.needs:,} more" if self.outcome is Outcome.UNDECIDED else ""
+        return f"{self.word}{more}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
