@@ -111,7 +111,7 @@ def test_an_undecided_rate_gets_three_windows_judged_together() -> None:
 
     def probe(rate: float, length_ns: int, number: int) -> Window:
         asked.append(rate)
-        return Window(10_000, {100: 0, 200: 75, 300: 100}[rate])
+        return Window(10_000, {100: 0, 200: 75, 300: 100}[round(rate)])
 
     found = find_max_rate(probe, Search(100, 300, 100, NS_PER_S))
     assert asked == [100, *[300] * 3, *[200] * 2]  # 75 of 10,000 do not decide
