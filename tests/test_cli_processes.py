@@ -20,7 +20,7 @@ pytestmark = pytest.mark.processes
 
 HEAVY = ("torch", "matplotlib", "pandas", "zmq", "uvloop", "numpy", "transformers", "PIL")
 COMMANDS: tuple[list[str], ...] = (
-    [], ["worker"], ["controller"], ["client"], ["client", "slo-exp-1"], ["client", "infer"], ["models"],
+    [], ["worker"], ["controller"], ["client"], ["client", "slo-exp-1"], ["client", "infer"], ["client", "max-rate"], ["max-rate"], ["models"],
     ["status"], ["profile"], ["plot"], ["plot", "fig7"], ["doctor"], ["demo"],
 )  # fmt: skip
 

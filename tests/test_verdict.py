@@ -205,6 +205,17 @@ def test_neighbours_are_drawn_together() -> None:
     assert sentence("", steps).endswith("at 1x to 4x and 6x to 11x; not at 0x and 5x")
 
 
+def test_a_day_of_short_steps_is_still_a_sentence() -> None:
+    good, few = judge(3000, 0), judge(100, 0)
+    steps = [(f"minute {i}", few if i % 2 else good) for i in range(1440)]
+    text = sentence("", steps)
+    assert len(text) < 500
+    assert (
+        "at minute 0, minute 2, " in text
+        and "minute 22 and 708 more; undecided at minute 1, " in text
+    )
+
+
 # ---------------------------------------------------------------------------------------- results
 
 
