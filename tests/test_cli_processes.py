@@ -20,8 +20,9 @@ pytestmark = pytest.mark.processes
 
 HEAVY = ("torch", "matplotlib", "pandas", "zmq", "uvloop", "numpy", "transformers", "PIL")
 COMMANDS: tuple[list[str], ...] = (
-    [], ["worker"], ["controller"], ["client"], ["client", "slo-exp-1"], ["client", "infer"], ["client", "max-rate"], ["max-rate"], ["models"],
-    ["status"], ["profile"], ["plot"], ["plot", "fig7"], ["doctor"], ["demo"],
+    [], ["worker"], ["controller"], ["client"], ["client", "slo-exp-1"], ["client", "infer"], ["models"],
+    ["status"], ["profile"], ["plot"], ["plot", "fig7"], ["doctor"], ["demo"], ["max-rate"],
+    ["client", "max-rate"],
 )  # fmt: skip
 
 
