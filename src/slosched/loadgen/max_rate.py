@@ -267,7 +267,7 @@ class _Looker:
             if window.problem:
                 return Tried(rate, verdict, windows, problem=window.problem)
             if window.disturbed:
-                # A disturbance makes requests late, never in time.
+                # A disturbance makes requests late, and hardly ever in time.
                 alone = judge(window.sent, window.late, confidence=search.confidence)
                 if alone.outcome is Outcome.HOLDS:
                     return Tried(rate, alone, 1)
