@@ -35,7 +35,7 @@ from slosched.core.scheduler.interface import (
 )
 from slosched.core.scheduler.report import health_report, status_report
 from slosched.core.scheduler.scheduler import Scheduler
-from slosched.daemon.http import HttpServer
+from slosched.daemon.http import HttpServer, probe_routes
 from slosched.daemon.run_log import RunLog
 from slosched.errors import AddressInUse, InvalidConfig, MalformedMessage
 from slosched.messages import Infer, InferRequest, Refused
@@ -81,8 +81,10 @@ class ControllerServer:
         self._dealers = [Dealer(address) for address in config.workers]
         self._bad = BadMessages(announce)
         self._http = HttpServer(
-            status=lambda: status_report(self.scheduler, now_ns=clock.now_ns()),
-            health=lambda: health_report(self.scheduler),
+            probe_routes(
+                status=lambda: status_report(self.scheduler, now_ns=clock.now_ns()),
+                health=lambda: health_report(self.scheduler),
+            )
         )
         self._inputs: dict[int, Frame] = {}  # by request key, until it is answered
         self._arrived: dict[int, Frame] = {}  # inputs of this step, by input key
