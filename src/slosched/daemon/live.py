@@ -23,7 +23,7 @@ from slosched.core.scheduler.interface import ActionRecord, RequestRecord
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.state import Gpu, Model, ModelState, Worker, WorkerState
 from slosched.daemon.http import Answer, Handler, Request
-from slosched.telemetry.recent import BUSY_SECONDS, KEPT_ACTIONS, LATE, OTHER, Recent
+from slosched.telemetry.recent import KEPT_ACTIONS, LATE, OTHER, Recent
 from slosched.units import NS_PER_US
 from slosched.version import __version__
 
@@ -35,7 +35,7 @@ MOST_MODELS = 100
 MOST_CLIENTS = 50
 MOST_WORKERS = 100
 _LONGEST_TEXT = 300
-#: Busy shares are also told as the mean of so many seconds.
+#: How busy a GPU is, is told as the mean of so many seconds.
 _MEAN_SECONDS = 10
 
 # Items of a slice: each is some 0.2 to 0.4 ms of work.
@@ -134,18 +134,24 @@ class LiveState:
     def _summary(self) -> Iterator[_Part]:
         scheduler = self._scheduler
         config = scheduler.cluster.config
-        yield "controller", {
-            "version": __version__,
-            "policy": config.policy,
-            "fidelity": config.fidelity,
-            "ready": scheduler.ready(),
-            "draining": scheduler.draining,
-        }
-        yield "requests", {
-            "arrived": scheduler.arrived,
-            "answered": scheduler.answered,
-            "by_code": [[code_name(c), n] for c, n in sorted(scheduler.by_code.items())],
-        }
+        yield (
+            "controller",
+            {
+                "version": __version__,
+                "policy": config.policy,
+                "fidelity": config.fidelity,
+                "ready": scheduler.ready(),
+                "draining": scheduler.draining,
+            },
+        )
+        yield (
+            "requests",
+            {
+                "arrived": scheduler.arrived,
+                "answered": scheduler.answered,
+                "by_code": [[code_name(c), n] for c, n in sorted(scheduler.by_code.items())],
+            },
+        )
         workers = sorted(
             scheduler.cluster.workers.values(),
             key=lambda w: (w.state is WorkerState.JOINED, w.worker_id),
@@ -191,7 +197,18 @@ class LiveState:
             self._scheduler.cluster.gpus.values(), key=lambda g: (g.worker.worker_id, g.gpu_id)
         )
         gpus = [gpu for gpu in every if wanted in gpu.name.lower()]
-        yield "gpus_in_all", {"gpus": len(every), "matching": len(gpus)}
+        means = []
+        for at in range(0, len(every), _GPUS_A_SLICE):
+            means += [self._means(gpu, now_ns)[0] for gpu in every[at : at + _GPUS_A_SLICE]]
+            yield _PAUSE
+        yield (
+            "gpus_in_all",
+            {
+                "gpus": len(every),
+                "matching": len(gpus),
+                "exec_mean": sum(means) / max(1, len(means)),
+            },
+        )
         yield "gpus", []
         gpus = gpus[:MOST_GPUS]
         for at in range(0, len(gpus), _GPUS_A_SLICE):
@@ -201,17 +218,21 @@ class LiveState:
         yield from self._actions(lanes, since)
 
     def _gpu(self, gpu: Gpu, now_ns: int) -> dict[str, Any]:
-        execs, loads = self._recent.busy_percent(gpu.worker.worker_id, gpu.gpu_id, now_ns)
+        exec_mean, load_mean = self._means(gpu, now_ns)
         return {
             "name": gpu.name,
-            "exec": execs,
-            "exec_mean": sum(execs[BUSY_SECONDS - _MEAN_SECONDS :]) / _MEAN_SECONDS,
-            "load_mean": sum(loads[BUSY_SECONDS - _MEAN_SECONDS :]) / _MEAN_SECONDS,
+            "exec": self._recent.exec_percent(gpu.worker.worker_id, gpu.gpu_id, now_ns),
+            "exec_mean": exec_mean,
+            "load_mean": load_mean,
             "resident": len(gpu.resident),
             "pages": gpu.pages,
             "free_pages": gpu.free_pages,
             "outstanding": len(gpu.exec.outstanding),
         }
+
+    def _means(self, gpu: Gpu, now_ns: int) -> tuple[float, float]:
+        worker_id = gpu.worker.worker_id
+        return self._recent.busy_mean(worker_id, gpu.gpu_id, now_ns, seconds=_MEAN_SECONDS)
 
     def _actions(self, lanes: Mapping[tuple[int, int], int], since: str) -> Iterator[_Part]:
         """The newest actions of these lanes, the newest slice first, and their instances' names."""
@@ -272,15 +293,18 @@ class LiveState:
         clients = self._scheduler.clients.values()
         yield "clients_in_all", len(clients)
         first = heapq.nsmallest(MOST_CLIENTS, clients, key=lambda c: (-len(c.requests), c.name))
-        yield "clients", [
-            {
-                "name": c.name[:_LONGEST_TEXT],
-                "unanswered": len(c.requests),
-                "models": len(c.models),
-                "weight": c.weight,
-            }
-            for c in first
-        ]
+        yield (
+            "clients",
+            [
+                {
+                    "name": c.name[:_LONGEST_TEXT],
+                    "unanswered": len(c.requests),
+                    "models": len(c.models),
+                    "weight": c.weight,
+                }
+                for c in first
+            ],
+        )
 
 
 @dataclass(slots=True)

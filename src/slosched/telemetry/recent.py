@@ -106,6 +106,16 @@ class _Busy:
             for s, at in places
         ]
 
+    def mean_percent(self, now_ns: int, seconds: int) -> float:
+        self.close()
+        second = now_ns // NS_PER_S
+        busy_ns = 0
+        for s in range(second - seconds, second):
+            at = s % (BUSY_SECONDS + 1)
+            if self.second_of[at] == s:
+                busy_ns += self.busy_ns[at]
+        return min(100.0, busy_ns * 100 / (seconds * NS_PER_S))
+
 
 class Recent:
     """What happened lately: `add_request` and `add_action` take the records, the rest tells."""
@@ -231,12 +241,19 @@ class Recent:
         kept = (self._actions[number & _KEPT_MASK] for number in range(first, last))
         return [record for record in kept if record is not None]
 
-    def busy_percent(self, worker_id: int, gpu_id: int, now_ns: int) -> tuple[list[int], list[int]]:
-        """Of one GPU in each of the last BUSY_SECONDS whole seconds, oldest first: exec, weight loads."""
+    def exec_percent(self, worker_id: int, gpu_id: int, now_ns: int) -> list[int]:
+        """How busy exec of one GPU was in each of the last BUSY_SECONDS whole seconds, oldest first."""
+        both = self._busy.get((worker_id, gpu_id))
+        return both[0].percent(now_ns) if both is not None else [0] * BUSY_SECONDS
+
+    def busy_mean(
+        self, worker_id: int, gpu_id: int, now_ns: int, *, seconds: int
+    ) -> tuple[float, float]:
+        """Percent of the last so many whole seconds (at most BUSY_SECONDS): exec, weight loads."""
         both = self._busy.get((worker_id, gpu_id))
         if both is None:
-            return [0] * BUSY_SECONDS, [0] * BUSY_SECONDS
-        return both[0].percent(now_ns), both[1].percent(now_ns)
+            return 0.0, 0.0
+        return both[0].mean_percent(now_ns, seconds), both[1].mean_percent(now_ns, seconds)
 
 
 def _quantiles(classes: list[int], shares: tuple[float, ...]) -> tuple[int | None, ...]:

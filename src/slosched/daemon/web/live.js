@@ -129,7 +129,8 @@ function setRows(id, rows, nothing) {
 }
 
 const mean = (values) => (values.length ? values.reduce((a, b) => a + b, 0) / values.length : 0);
-const ofInAll = (shown, all, what) => (shown < all ? `${count(shown)} of ${count(all)} ${what}` : `${count(all)} ${what}`);
+const some = (n, what) => `${count(n)} ${what}${n === 1 ? "" : "s"}`;
+const ofInAll = (shown, all, what) => (shown < all ? `${count(shown)} of ${some(all, what)}` : some(all, what));
 const bad = (text, is) => (is ? { text, className: "bad" } : text);
 
 // ------------------------------------------------------------------------------------- drawing
@@ -209,8 +210,7 @@ function axes(g, width, height, span, top, y) {
     const at = width - RIGHT - (back / span) * (width - LEFT - RIGHT);
     g.fillText(back ? `−${back}` : "0", at, height - BOTTOM + 4);
   }
-  g.textAlign = "left";
-  g.fillText("s from now", LEFT, height - 12);
+  g.fillText("seconds from now", (LEFT + width - RIGHT) / 2, height - 13);
 }
 
 function path(g, line, x, y) {
@@ -265,7 +265,7 @@ function drawCharts() {
   const misses = s.misses
     .map((miss, i) => ({ name: miss.text, colour: colours[`c${i % 8}`], values: closed(miss.counts) }))
     .filter((line) => line.values.some((value) => value));
-  chart("misses", misses, { stacked: true, unit: "missed requests/s", text: (v) => count(v ?? 0) });
+  chart("misses", misses, { stacked: true, unit: "requests/s not in time", text: (v) => count(v ?? 0) });
   if (!misses.length) key("misses-key", "none in the last 5 minutes", []);
   const inMs = (values) => closed(values).map((us) => (us === null ? null : us / 1000));
   chart("latency", [
@@ -280,7 +280,7 @@ function drawBusy() {
   const row = Math.max(1, Math.min(22, Math.floor(226 / Math.max(1, gpus.length))));
   const labelled = row >= 11;
   const left = labelled ? 72 : 10;
-  const { g, width, height } = surface(canvas, 262);
+  const { g, width } = surface(canvas, Math.max(1, gpus.length) * row + 24);
   const wide = (width - left - RIGHT) / 60;
   g.textBaseline = "middle";
   gpus.forEach((gpu, i) => {
@@ -343,7 +343,7 @@ function drawTimeline() {
   g.restore();
   timelineAxis(g, lanes.length * LANE, width, window_us, x, begin);
   if (state.chosen) describe(state.chosen);
-  const said = `${lanes.length} GPUs, ${state.drawn.length} actions in the last ${window_us / 1e6} s${state.frozenAt ? ", paused" : ""}`;
+  const said = `${some(lanes.length, "GPU")}, ${some(state.drawn.length, "action")} in the last ${window_us / 1e6} s${state.frozenAt ? ", paused" : ""}`;
   canvas.setAttribute("aria-label", `Timelines of ${said}. Arrow keys go from action to action.`);
 }
 
@@ -387,7 +387,7 @@ function timelineAxis(g, bottom, width, window_us, x, begin) {
 }
 
 function describe(a) {
-  const what = a.load ? "Weight load" : `Exec of ${a.requests} request${a.requests === 1 ? "" : "s"}`;
+  const what = a.load ? "Weight load" : `Exec of ${some(a.requests, "request")}`;
   const name = state.instances.get(a.model) ?? `model ${a.model}`;
   const took = a.ran
     ? `ran ${ms(a.end - a.begin)} ms from ${stamp(a.begin)}; predicted ${ms(a.to - a.from)} ms; ` +
@@ -446,7 +446,7 @@ function pause(on) {
 // ------------------------------------------------------------------------------ figures, tables
 
 function drawTiles() {
-  const { series, requests, gpus, workers_in_all: workers } = state.data;
+  const { series, requests, gpus_in_all, workers_in_all: workers } = state.data;
   const lately = (values) => mean(values.slice(-1 - MEAN_SECONDS, -1));
   const [offered, satisfied] = [lately(series.offered), lately(series.satisfied)];
   const missed = series.misses.reduce((sum, miss) => sum + lately(miss.counts), 0);
@@ -457,27 +457,27 @@ function drawTiles() {
   setText($("tile-p99"), p99.length ? `${ms(Math.max(...p99))} ms` : "–");
   setText($("tile-unanswered"), count(requests.arrived - requests.answered));
   setText($("tile-answered"), count(requests.answered));
-  setText($("tile-busy"), gpus.length ? `${mean(gpus.map((g) => g.exec_mean)).toFixed(0)} %` : "–");
+  setText($("tile-busy"), gpus_in_all.gpus ? `${gpus_in_all.exec_mean.toFixed(0)} %` : "–");
   setText($("tile-workers"), `${workers.joined} of ${workers.workers}`);
 }
 
 function drawTables() {
   const d = state.data;
-  setText($("gpus-count"), ofInAll(d.gpus_in_all.matching, d.gpus_in_all.gpus, "GPUs") + (d.gpus_in_all.matching > d.lanes.length ? `; timelines of the first ${d.lanes.length}` : ""));
+  setText($("gpus-count"), ofInAll(d.gpus_in_all.matching, d.gpus_in_all.gpus, "GPU") + (d.gpus_in_all.matching > d.lanes.length ? `; timelines of the first ${d.lanes.length}` : ""));
   setRows("gpus", d.gpus.slice(0, TABLE_GPUS).map((g) => [
     g.name, { text: `${g.exec_mean.toFixed(0)} %`, className: "meter", meter: g.exec_mean }, `${g.load_mean.toFixed(0)} %`,
     count(g.outstanding), count(g.resident), `${count(g.free_pages)} of ${count(g.pages)}`,
   ]), "no GPU of that name has joined");
   const m = d.models_in_all;
-  setText($("models-count"), `${ofInAll(d.models.length, m.names, "names")}, ${count(m.instances)} instances`);
+  setText($("models-count"), `${ofInAll(d.models.length, m.names, "name")}, ${some(m.instances, "instance")}`);
   setRows("models", d.models.map((row) => [
     { text: row.name, className: "long" }, row.loading ? `${count(row.instances)} (${count(row.loading)} loading)` : count(row.instances),
     count(row.queued), count(row.resident), row.b1_us ? ms(row.b1_us) : "–",
   ]), "no model of that name is loaded");
-  setText($("clients-count"), ofInAll(d.clients.length, d.clients_in_all, "clients"));
+  setText($("clients-count"), ofInAll(d.clients.length, d.clients_in_all, "client"));
   setRows("clients", d.clients.map((c) => [{ text: c.name, className: "long" }, count(c.unanswered), count(c.models), c.weight]), "no client is connected");
   const w = d.workers_in_all;
-  setText($("workers-count"), `${ofInAll(d.workers.length, w.workers, "workers")}, ${w.joined} joined`);
+  setText($("workers-count"), `${ofInAll(d.workers.length, w.workers, "worker")}, ${w.joined} joined`);
   setRows("workers", d.workers.map((row) => [
     row.worker, row.address, bad(row.state, row.state !== "joined"), row.device || "–", count(row.gpus), ms(row.clock_error_us), ms(row.there_us),
     ms(row.back_us), count(row.times_lost), count(row.errors), { text: row.activity || "–", className: "long" },
