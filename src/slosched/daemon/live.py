@@ -41,7 +41,7 @@ _MEAN_SECONDS = 10
 # Items of a slice: each is some 0.2 to 0.4 ms of work.
 _ACTIONS_A_SLICE = 128
 _GPUS_A_SLICE = 8
-_MODELS_A_SLICE = 500
+_MODELS_A_SLICE = 250
 
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
