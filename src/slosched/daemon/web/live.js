@@ -19,6 +19,8 @@ const state = {
   instances: new Map(), // id -> name
   frozenAt: null, // us: where the timeline stands still
   chosen: null, // the action that is described
+  heat: null, // where the squares of the GPUs' seconds are, and the one pointed at
+  pointed: null,
   drawn: [], // where the timeline drew what, for the pointer
   cursor: {}, // of the charts: second back from now
 };
@@ -301,13 +303,17 @@ function drawBusy() {
   for (const back of [0, 15, 30, 45, 60]) {
     g.fillText(back ? `−${back}` : "0 s", Math.max(left + 10, Math.min(width - RIGHT - 8, width - RIGHT - back * wide)), bottom + 4);
   }
+  state.heat = { left, row, wide };
   const means = gpus.map((gpu) => gpu.exec_mean);
   const least = gpus[means.indexOf(Math.min(...means))];
   const most = gpus[means.indexOf(Math.max(...means))];
   const said = gpus.length
     ? `last 10 s: mean ${mean(means).toFixed(0)} %, least ${least.exec_mean.toFixed(0)} % (${least.name}), most ${most.exec_mean.toFixed(0)} % (${most.name})`
     : "no GPU of that name has joined";
-  setText($("busy-key"), said);
+  const at = state.pointed;
+  const gpu = at && gpus[at.row];
+  const share = gpu?.exec[at.column];
+  setText($("busy-key"), share === undefined ? said : `${gpu.name}, ${60 - at.column} s ago: ${share} %`);
   canvas.setAttribute("aria-label", `Exec time of each GPU; ${said}. The table beside it has the figures.`);
 }
 
@@ -528,6 +534,14 @@ function setCursor(id, back) {
   if (state.data) drawCharts();
 }
 
+function pointAtHeat(event) {
+  const heat = state.heat;
+  state.pointed = heat && event.type === "pointermove"
+    ? { row: Math.floor((event.offsetY - 4) / heat.row), column: Math.floor((event.offsetX - heat.left) / heat.wide) }
+    : null;
+  if (state.data) drawBusy();
+}
+
 let typed = 0;
 for (const id of ["gpus-filter", "models-filter"]) {
   $(id).addEventListener("input", () => {
@@ -539,6 +553,8 @@ for (const id of ["rates", "misses", "latency"]) cursorOf(id);
 $("span").addEventListener("change", draw);
 $("window").addEventListener("change", draw);
 $("pause").addEventListener("click", () => pause(state.frozenAt === null));
+$("busy").addEventListener("pointermove", pointAtHeat);
+$("busy").addEventListener("pointerleave", pointAtHeat);
 $("timeline").addEventListener("pointermove", pointAt);
 $("timeline").addEventListener("keydown", moveChoice);
 document.addEventListener("visibilitychange", ask);
