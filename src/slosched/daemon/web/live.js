@@ -99,10 +99,15 @@ const count = (n) => Math.round(n).toString().replace(/\B(?=(\d{3})+$)/g, "\u202
 const ms = (us) => {
   const value = us / 1000;
   const size = Math.abs(value);
-  return value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : 2);
+  return value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : 2).replace("-", "−");
 };
 const rate = (n) => (n >= 100 || n === Math.round(n) ? count(n) : n.toFixed(1));
-const percent = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(part === whole ? 0 : 1)} %` : "–");
+// Rounded down: 100 % is all of them.
+const percent = (part, whole) => {
+  if (!whole) return "–";
+  const share = (100 * part) / whole;
+  return `${share >= 100 ? 100 : share >= 99 ? (Math.floor(share * 100) / 100).toFixed(2) : share.toFixed(1)} %`;
+};
 
 function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
@@ -124,7 +129,7 @@ function setRows(id, rows, nothing) {
       if (cell.colSpan !== span) cell.colSpan = span;
       if (meter === undefined) return setText(cell, String(text));
       if (cell.children.length !== 2) cell.replaceChildren(document.createElement("i"), document.createElement("span"));
-      cell.children[0].style.width = `${meter}%`;
+      cell.children[0].style.width = `calc((100% - 52px) * ${meter / 100})`;
       setText(cell.children[1], String(text));
     });
   });
@@ -189,6 +194,7 @@ function chart(id, lines, { stacked = false, unit, text }) {
   const chosen = at === undefined ? span - 1 : Math.max(0, Math.min(span - 1, span - 1 - at));
   if (at !== undefined) {
     g.strokeStyle = colours.soft;
+    g.lineWidth = 1;
     g.beginPath(); g.moveTo(x(chosen), TOP); g.lineTo(x(chosen), height - BOTTOM); g.stroke();
   }
   const when = at === undefined ? "last whole second" : clockTime(new Date((state.data.series.second - (span - chosen)) * 1000));
@@ -245,7 +251,7 @@ function stack(g, lines, span, x, y) {
 
 // A legend that also says the values, so that nothing is told by the picture alone.
 function key(id, when, entries, unit) {
-  const parts = [[`${when}:`, null], ...entries.map(([name, colour, text]) => [`${name} ${text}`, colour])];
+  const parts = [[entries.length ? `${when}:` : when, null], ...entries.map(([name, colour, text]) => [`${name} ${text}`, colour])];
   const box = $(id);
   while (box.children.length > parts.length) box.lastChild.remove();
   parts.forEach(([text, colour], i) => {
@@ -280,13 +286,13 @@ function drawBusy() {
   const gpus = state.data.gpus;
   const canvas = $("busy");
   const row = Math.max(1, Math.min(22, Math.floor(226 / Math.max(1, gpus.length))));
-  const labelled = row >= 11;
-  const left = labelled ? 72 : 10;
+  const every = Math.ceil(12 / row); // as many names as have room
+  const left = NAMES;
   const { g, width } = surface(canvas, Math.max(1, gpus.length) * row + 24);
   const wide = (width - left - RIGHT) / 60;
   g.textBaseline = "middle";
   gpus.forEach((gpu, i) => {
-    if (labelled) {
+    if (i % every === 0) {
       g.fillStyle = colours.text;
       g.textAlign = "right";
       g.fillText(gpu.name, left - 6, 4 + i * row + row / 2);
@@ -340,6 +346,7 @@ function drawTimeline() {
     g.textAlign = "right";
     g.fillText(name, NAMES - 6, lane * LANE + LANE / 2);
   });
+  timelineAxis(g, lanes.length * LANE, width, window_us, x, begin);
   g.save();
   g.beginPath(); g.rect(NAMES, 0, width - NAMES - RIGHT, lanes.length * LANE); g.clip();
   for (const a of state.actions) {
@@ -347,7 +354,6 @@ function drawTimeline() {
     drawAction(g, a, x);
   }
   g.restore();
-  timelineAxis(g, lanes.length * LANE, width, window_us, x, begin);
   if (state.chosen) describe(state.chosen);
   const said = `${some(lanes.length, "GPU")}, ${some(state.drawn.length, "action")} in the last ${window_us / 1e6} s${state.frozenAt ? ", paused" : ""}`;
   canvas.setAttribute("aria-label", `Timelines of ${said}. Arrow keys go from action to action.`);
@@ -445,6 +451,7 @@ function pause(on) {
   if (!on) Object.assign(state, { actions: [], chosen: null, next: "" }); // ask for what was missed
   $("pause").setAttribute("aria-pressed", String(on));
   setText($("pause"), on ? "Go on" : "Pause");
+  if (!on) ask();
   if (!on) setText($("action"), "Point at an action, or use the arrow keys here, for its figures.");
   drawTimeline();
 }
@@ -469,7 +476,9 @@ function drawTiles() {
 
 function drawTables() {
   const d = state.data;
-  setText($("gpus-count"), ofInAll(d.gpus_in_all.matching, d.gpus_in_all.gpus, "GPU") + (d.gpus_in_all.matching > d.lanes.length ? `; timelines of the first ${d.lanes.length}` : ""));
+  const inTable = d.gpus.length > TABLE_GPUS ? `the first ${TABLE_GPUS} in the table, ` : "";
+  const inLanes = d.gpus.length > d.lanes.length ? `; ${inTable}${d.lanes.length} as timelines` : "";
+  setText($("gpus-count"), ofInAll(d.gpus.length, d.gpus_in_all.gpus, "GPU") + inLanes);
   setRows("gpus", d.gpus.slice(0, TABLE_GPUS).map((g) => [
     g.name, { text: `${g.exec_mean.toFixed(0)} %`, className: "meter", meter: g.exec_mean }, `${g.load_mean.toFixed(0)} %`,
     count(g.outstanding), count(g.resident), `${count(g.free_pages)} of ${count(g.pages)}`,
@@ -491,7 +500,7 @@ function drawTables() {
   setText($("missed-count"), d.missed.length ? `the last ${d.missed.length}, newest first` : "");
   setRows("missed", d.missed.map((r) => [
     stamp(r.at_us), r.request, { text: r.model, className: "long" }, r.slo_us > 0 ? ms(r.slo_us) : "–",
-    r.slo_us > 0 ? bad(ms(r.left_us), false) : "–", r.what, { text: r.reason || "–", className: "long" },
+    r.slo_us > 0 ? ms(r.left_us) : "–", r.what, { text: r.reason || "–", className: "long" },
   ]), "none so far");
 }
 
