@@ -160,7 +160,7 @@ def test_the_files_ask_for_nothing_from_elsewhere_and_have_nothing_inline() -> N
 
 def test_the_figures_are_those_of_the_records_and_of_status() -> None:
     simulation, recent = simulated(gpus=2, copies=3)
-    models = [model.info() for model in simulation.scheduler.cluster.models.values()]
+    models = tuple(m.info() for m in simulation.scheduler.cluster.models.values())
     demands = [Demand(i * MS, i % 3, slo_ns=(30 if i % 4 else 2) * MS) for i in range(2_000)]
     outcome = simulation.run(models, demands, settle_ns=S)
     for record in outcome.requests:

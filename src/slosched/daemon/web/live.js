@@ -282,27 +282,29 @@ function drawCharts() {
   ], { unit: "latency in ms", text: (v) => (v === null || v === undefined ? "–" : `${ms(v * 1000)} ms`) });
 }
 
+const HEAT_TOP = 8;
+
 function drawBusy() {
   const gpus = state.data.gpus;
   const canvas = $("busy");
   const row = Math.max(1, Math.min(22, Math.floor(226 / Math.max(1, gpus.length))));
-  const every = Math.ceil(12 / row); // as many names as have room
+  const every = Math.ceil((row < 11 ? 24 : 11) / row); // as many names as have room
   const left = NAMES;
-  const { g, width } = surface(canvas, Math.max(1, gpus.length) * row + 24);
+  const { g, width } = surface(canvas, Math.max(1, gpus.length) * row + HEAT_TOP + 20);
   const wide = (width - left - RIGHT) / 60;
   g.textBaseline = "middle";
   gpus.forEach((gpu, i) => {
     if (i % every === 0) {
       g.fillStyle = colours.text;
       g.textAlign = "right";
-      g.fillText(gpu.name, left - 6, 4 + i * row + row / 2);
+      g.fillText(gpu.name, left - 6, HEAT_TOP + i * row + row / 2);
     }
     gpu.exec.forEach((share, j) => {
       g.fillStyle = `rgba(${colours.cell}, ${0.04 + 0.96 * (share / 100)})`;
-      g.fillRect(left + j * wide, 4 + i * row, wide - (row > 4 ? 1 : 0), row - (row > 4 ? 1 : 0));
+      g.fillRect(left + j * wide, HEAT_TOP + i * row, wide - (row > 4 ? 1 : 0), row - (row > 4 ? 1 : 0));
     });
   });
-  const bottom = 4 + gpus.length * row;
+  const bottom = HEAT_TOP + gpus.length * row;
   g.fillStyle = colours.soft;
   g.textBaseline = "top";
   g.textAlign = "center";
@@ -546,7 +548,7 @@ function setCursor(id, back) {
 function pointAtHeat(event) {
   const heat = state.heat;
   state.pointed = heat && event.type === "pointermove"
-    ? { row: Math.floor((event.offsetY - 4) / heat.row), column: Math.floor((event.offsetX - heat.left) / heat.wide) }
+    ? { row: Math.floor((event.offsetY - HEAT_TOP) / heat.row), column: Math.floor((event.offsetX - heat.left) / heat.wide) }
     : null;
   if (state.data) drawBusy();
 }
