@@ -23,7 +23,7 @@ from slosched.daemon.live import (
     live_routes,
 )
 from slosched.sim.harness import Demand, Simulation
-from slosched.telemetry.recent import KEPT_ACTIONS, KEPT_MISSES, SECONDS, Recent
+from slosched.telemetry.recent import KEPT_ACTIONS, KEPT_MISSES, SECONDS, LastMinutes
 from synthetic_run import MS, START_NS, S, action, request
 from test_http import ask
 
@@ -34,7 +34,7 @@ POLICY = (
 )
 
 
-def simulated(*, gpus: int = 2, models: int = 1, copies: int = 3) -> tuple[Simulation, Recent]:
+def simulated(*, gpus: int = 2, models: int = 1, copies: int = 3) -> tuple[Simulation, LastMinutes]:
     """A cluster with `copies` of each model loaded, and nothing seen of it yet."""
     exec_ns = {1: 2_600_000, 2: 3_800_000, 4: 5_600_000, 8: 9_100_000}
     named = {
@@ -48,11 +48,11 @@ def simulated(*, gpus: int = 2, models: int = 1, copies: int = 3) -> tuple[Simul
     )  # fmt: skip
     for name in named:
         simulation.load(name, copies)
-    return simulation, Recent()
+    return simulation, LastMinutes()
 
 
 def told(
-    simulation: Simulation, recent: Recent, now_ns: int | None = None, **query: str
+    simulation: Simulation, recent: LastMinutes, now_ns: int | None = None, **query: str
 ) -> dict[str, Any]:
     """One whole answer, in Python."""
     live = LiveState(simulation.scheduler, recent, life="7")

@@ -269,10 +269,10 @@ def serve(page: Page, answer: dict[str, Any]) -> str:
 
 def crowded() -> dict[str, Any]:
     """An answer as large as they get: 300 GPUs, 150 names, every ring full."""
-    from slosched.telemetry.recent import Recent
+    from slosched.telemetry.recent import LastMinutes
 
     simulation, _ = simulated(gpus=300, models=150, copies=1)
-    recent = Recent()
+    recent = LastMinutes()
     for i in range(KEPT_ACTIONS):
         kind = ActionType.LOAD_WEIGHTS if i % 9 == 0 else ActionType.INFER
         recent.add_action(action(i * MS // 8, (i % 7 + 1) * MS, kind=kind, number=i))

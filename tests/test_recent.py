@@ -18,7 +18,7 @@ from slosched.telemetry.recent import (
     LATE,
     OTHER,
     SECONDS,
-    Recent,
+    LastMinutes,
 )
 from synthetic_run import MS, START_NS, S, action, request
 
@@ -42,7 +42,7 @@ def some_requests(count: int, seconds: int, *, seed: int = 1) -> list[RequestRec
 
 
 def test_counts_and_latencies_are_those_of_the_records() -> None:
-    records, recent = some_requests(5_000, 40), Recent()
+    records, recent = some_requests(5_000, 40), LastMinutes()
     for record in records:
         recent.add_request(record)
     now_ns = START_NS + 70 * S
@@ -79,7 +79,7 @@ def test_counts_and_latencies_are_those_of_the_records() -> None:
 
 @pytest.mark.parametrize("pause_s", [1, 7, SECONDS - 1, SECONDS, 10 * SECONDS])
 def test_a_pause_leaves_empty_seconds_and_no_old_ones(pause_s: int) -> None:
-    recent = Recent()
+    recent = LastMinutes()
     recent.add_request(request(0, 5 * MS))
     recent.add_request(request(10 * MS, 5 * MS, code=4))
     recent.add_request(request(pause_s * S, 5 * MS))
@@ -101,7 +101,7 @@ def test_a_pause_leaves_empty_seconds_and_no_old_ones(pause_s: int) -> None:
 
 
 def test_looking_does_not_change_what_is_seen() -> None:
-    watched, alone = Recent(), Recent()
+    watched, alone = LastMinutes(), LastMinutes()
     for record in some_requests(500, 20):
         watched.add_request(record)
         watched.series(record.departure_ns)
@@ -111,14 +111,14 @@ def test_looking_does_not_change_what_is_seen() -> None:
 
 
 def test_what_arrived_before_all_seconds_is_missed_only_where_it_was_answered() -> None:
-    recent = Recent()
+    recent = LastMinutes()
     recent.add_request(request(0, (SECONDS + 5) * S, slo_ns=100 * MS))
     series = recent.series(START_NS + (SECONDS + 5) * S)
     assert sum(series.offered) == 0 and series.misses[LATE][-1] == 1
 
 
 def test_a_flood_of_codes_shares_one_place() -> None:
-    recent = Recent()
+    recent = LastMinutes()
     for code in range(40):
         recent.add_request(request(code * MS, MS, code=code or 4))
     misses = recent.series(START_NS + S - 1).misses
@@ -127,14 +127,14 @@ def test_a_flood_of_codes_shares_one_place() -> None:
 
 
 def test_the_last_misses_are_kept_as_they_are() -> None:
-    records, recent = some_requests(2_000, 10), Recent()
+    records, recent = some_requests(2_000, 10), LastMinutes()
     for record in records:
         recent.add_request(record)
     assert list(recent.missed) == [r for r in records if not r.deadline_met][-KEPT_MISSES:]
 
 
 def test_actions_are_found_by_their_numbers_until_newer_ones_take_their_place() -> None:
-    recent, more = Recent(), 10
+    recent, more = LastMinutes(), 10
     loads = [action(i * MS, MS, kind=ActionType.LOAD_WEIGHTS) for i in range(KEPT_ACTIONS + more)]
     for record in loads:
         recent.add_action(record)
@@ -147,7 +147,7 @@ def test_actions_are_found_by_their_numbers_until_newer_ones_take_their_place() 
 
 def test_busy_time_is_split_over_the_seconds_that_it_touches() -> None:
     chance = random.Random(3)
-    recent, at_ns, busy_ns = Recent(), 0, Counter[int]()
+    recent, at_ns, busy_ns = LastMinutes(), 0, Counter[int]()
     spans = []
     while at_ns < 90 * S:
         at_ns += chance.randrange(300 * MS)
@@ -176,7 +176,7 @@ def test_busy_time_is_split_over_the_seconds_that_it_touches() -> None:
 
 
 def test_a_gpu_that_stands_still_is_not_busy_and_failed_actions_took_no_time() -> None:
-    recent = Recent()
+    recent = LastMinutes()
     record = action(951 * MS, 900 * MS)
     recent.add_action(record)
     failed = action(S, 900 * MS, code=int(Code.EXEC_TOO_LATE))

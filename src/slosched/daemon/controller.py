@@ -106,7 +106,7 @@ class ControllerServer:
         config = self.config
         loop = self._loop = asyncio.get_running_loop()
         self.run_log = RunLog.open(config, announce=self._announce)
-        self._routes |= live_routes(self.scheduler, self.run_log.recent, clock=clock.now_ns)
+        self._routes |= live_routes(self.scheduler, self.run_log.last_minutes, clock=clock.now_ns)
         self._timer = clock.Timer()
         loop.add_reader(self._timer.fileno(), self._on_timer)
         self._readers = [AsyncReader(port, self._wake) for port in (self._router, *self._dealers)]

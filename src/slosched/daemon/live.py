@@ -23,7 +23,7 @@ from slosched.core.scheduler.interface import ActionRecord, RequestRecord
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.state import Gpu, Model, ModelState, Worker, WorkerState
 from slosched.daemon.http import Answer, Handler, Request
-from slosched.telemetry.recent import KEPT_ACTIONS, LATE, OTHER, Recent
+from slosched.telemetry.recent import KEPT_ACTIONS, LATE, OTHER, LastMinutes
 from slosched.units import NS_PER_US
 from slosched.version import __version__
 
@@ -75,7 +75,7 @@ _Part = tuple[str, Any]
 _PAUSE: _Part = ("", None)
 
 
-def live_routes(scheduler: Scheduler, recent: Recent, *, clock: Clock) -> dict[str, Handler]:
+def live_routes(scheduler: Scheduler, recent: LastMinutes, *, clock: Clock) -> dict[str, Handler]:
     """The page's files and /live.json. `clock` gives ns since the epoch."""
     live = LiveState(scheduler, recent, life=str(clock()))
 
@@ -111,7 +111,7 @@ async def _joined(parts: Iterable[_Part]) -> bytes:
 class LiveState:
     """Says what `scheduler` and `recent` know, part by part. `life` tells one controller from the next."""
 
-    def __init__(self, scheduler: Scheduler, recent: Recent, *, life: str) -> None:
+    def __init__(self, scheduler: Scheduler, recent: LastMinutes, *, life: str) -> None:
         self._scheduler, self._recent, self._life = scheduler, recent, life
 
     def parts(self, query: Mapping[str, str], now_ns: int) -> Iterator[_Part]:

@@ -12,7 +12,7 @@ from slosched.core.scheduler.interface import ActionRecord, RequestRecord
 from slosched.telemetry import action_log, request_log
 from slosched.telemetry.console import ControllerConsole
 from slosched.telemetry.manifest import ManifestNotWritten, finish_manifest, write_manifest
-from slosched.telemetry.recent import Recent
+from slosched.telemetry.recent import LastMinutes
 from slosched.telemetry.run_dir import claim_run_dir, default_log_dir
 from slosched.telemetry.writer import LogWriter
 
@@ -31,7 +31,7 @@ class RunLog:
         self._requests = LogWriter(directory / REQUEST_LOG, request_log.HEADER, on_error=announce)
         self._actions = LogWriter(directory / ACTION_LOG, action_log.HEADER, on_error=announce)
         self._console = ControllerConsole()
-        self.recent = Recent()
+        self.last_minutes = LastMinutes()
         self._closed = False
 
     @classmethod
@@ -46,12 +46,12 @@ class RunLog:
     def request(self, record: RequestRecord) -> None:
         self._requests.append(request_log.format_request(record))
         self._console.add_request(record)
-        self.recent.add_request(record)
+        self.last_minutes.add_request(record)
 
     def action(self, record: ActionRecord) -> None:
         self._actions.append(action_log.format_action(record))
         self._console.add_action(record)
-        self.recent.add_action(record)
+        self.last_minutes.add_action(record)
 
     def console_lines(self, now_ns: int) -> list[str]:
         """What happened since the last call, for people; empty when nothing did."""

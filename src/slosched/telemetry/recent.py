@@ -117,7 +117,7 @@ class _Busy:
         return min(100.0, busy_ns * 100 / (seconds * NS_PER_S))
 
 
-class Recent:
+class LastMinutes:
     """What happened lately: `add_request` and `add_action` take the records, the rest tells."""
 
     def __init__(self) -> None:
