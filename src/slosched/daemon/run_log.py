@@ -28,8 +28,18 @@ class RunLog:
     def __init__(self, directory: Path, *, announce: Announce) -> None:
         self.directory = directory
         self._announce = announce
-        self._requests = LogWriter(directory / REQUEST_LOG, request_log.HEADER, on_error=announce)
-        self._actions = LogWriter(directory / ACTION_LOG, action_log.HEADER, on_error=announce)
+        self._requests = LogWriter(
+            directory / REQUEST_LOG,
+            request_log.HEADER,
+            row=request_log.format_request,
+            on_error=announce,
+        )
+        self._actions = LogWriter(
+            directory / ACTION_LOG,
+            action_log.HEADER,
+            row=action_log.format_action,
+            on_error=announce,
+        )
         self._console = ControllerConsole()
         self.last_minutes = LastMinutes()
         self._closed = False
@@ -44,12 +54,12 @@ class RunLog:
         return cls(directory, announce=announce)
 
     def request(self, record: RequestRecord) -> None:
-        self._requests.append(request_log.format_request(record))
+        self._requests.append(record)
         self._console.add_request(record)
         self.last_minutes.add_request(record)
 
     def action(self, record: ActionRecord) -> None:
-        self._actions.append(action_log.format_action(record))
+        self._actions.append(record)
         self._console.add_action(record)
         self.last_minutes.add_action(record)
 
