@@ -36,7 +36,8 @@ from slosched.core.scheduler.interface import (
 )
 from slosched.core.scheduler.report import health_report, status_report
 from slosched.core.scheduler.scheduler import Scheduler
-from slosched.daemon.http import HttpServer
+from slosched.daemon.http import HttpServer, probe_routes
+from slosched.daemon.live import live_routes
 from slosched.daemon.run_log import RunLog
 from slosched.errors import AddressInUse, InvalidConfig, MalformedMessage
 from slosched.messages import (
@@ -90,10 +91,11 @@ class ControllerServer:
             self._send_to_worker, ActionBundle, failed=self._worker_failed
         )
         self._bad = BadMessages(announce)
-        self._http = HttpServer(
+        self._routes = probe_routes(
             status=lambda: status_report(self.scheduler, now_ns=clock.now_ns()),
             health=lambda: health_report(self.scheduler),
         )
+        self._http = HttpServer(self._routes)
         self._inputs: dict[int, Frame] = {}  # by request key, until it is answered
         self._arrived: dict[int, Frame] = {}  # inputs of this step, by input key
         self._next_input_key = 1
@@ -118,6 +120,7 @@ class ControllerServer:
         config = self.config
         loop = self._loop = asyncio.get_running_loop()
         self.run_log = RunLog.open(config, announce=self._announce)
+        self._routes |= live_routes(self.scheduler, self.run_log.last_minutes, clock=clock.now_ns)
         self._timer = clock.Timer()
         loop.add_reader(self._timer.fileno(), self._on_timer)
         self._reader = AsyncReader(self._router, self._clients_said)

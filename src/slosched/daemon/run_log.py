@@ -12,6 +12,7 @@ from slosched.core.scheduler.interface import ActionRecord, RequestRecord
 from slosched.telemetry import action_log, request_log
 from slosched.telemetry.console import ControllerConsole
 from slosched.telemetry.manifest import ManifestNotWritten, finish_manifest, write_manifest
+from slosched.telemetry.recent import LastMinutes
 from slosched.telemetry.run_dir import claim_run_dir, default_log_dir
 from slosched.telemetry.writer import LogWriter
 
@@ -40,6 +41,7 @@ class RunLog:
             on_error=announce,
         )
         self._console = ControllerConsole()
+        self.last_minutes = LastMinutes()
         self._closed = False
 
     @classmethod
@@ -54,10 +56,12 @@ class RunLog:
     def request(self, record: RequestRecord) -> None:
         self._requests.append(record)
         self._console.add_request(record)
+        self.last_minutes.add_request(record)
 
     def action(self, record: ActionRecord) -> None:
         self._actions.append(record)
         self._console.add_action(record)
+        self.last_minutes.add_action(record)
 
     def console_lines(self, now_ns: int) -> list[str]:
         """What happened since the last call, for people; empty when nothing did."""
