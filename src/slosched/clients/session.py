@@ -180,7 +180,7 @@ class Session:
 
     def _on_readable(self) -> None:
         inferences = self._inferences
-        for frames in self._dealer.receive(waiting=True):
+        for frames in self._dealer.receive():
             try:
                 message = decode_for_client(frames[0])
             except (MalformedMessage, IndexError):

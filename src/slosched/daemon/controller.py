@@ -105,9 +105,10 @@ class ControllerServer:
         self._stop = asyncio.Event()
         self._stop_requested = 0
         self._scheduled = False
+        self._due = True  # something was heard, or the timer rang: time to decide
         self._clients_wait = False  # the clients' socket has input,
         self._workers_wait: set[int] = set()  # and the sockets of these workers
-        self._router_touched = False  # drained or sent to, in this step
+        self._router_touched = False  # sent to, or read in part, in this step
         self._dealers_touched: set[int] = set()
         self._closed = False
         self._failure: Exception | None = None
@@ -210,6 +211,7 @@ class ControllerServer:
 
     def _on_timer(self) -> None:
         self._timer.clear()
+        self._due = True
         self._step()
 
     def _wake(self) -> None:
@@ -252,6 +254,9 @@ class ControllerServer:
             self._receive_from_workers()
         if self._clients_wait:
             self._receive_from_clients()
+        if not self._due and not self._backlog:
+            return  # a descriptor becomes readable also when there is nothing to read
+        self._due = False
         now_ns = clock.now_ns()
         backlog, self._backlog = self._backlog, []
         for event in backlog:
@@ -267,8 +272,8 @@ class ControllerServer:
         self._look_again()
 
     def _look_again(self) -> None:
-        """Ask each socket that was drained or sent to whether more has come: its edge may be gone."""
-        if self._router_touched:
+        """Ask each socket that was sent to, or read in part, whether more has come: its edge may be gone."""
+        if self._router_touched or self._router.unread:
             self._router_touched = False
             self._reader.recheck()
         if self._dealers_touched:
@@ -280,8 +285,8 @@ class ControllerServer:
         # In the order of their numbers, so that the same messages give the same decisions.
         for worker_id in sorted(self._workers_wait):
             dealer = self._dealers[worker_id]
-            self._dealers_touched.add(worker_id)
-            for frames in dealer.receive(waiting=True):
+            for frames in dealer.receive():
+                self._due = True
                 try:
                     if not frames:
                         raise MalformedMessage("an empty message")
@@ -301,13 +306,15 @@ class ControllerServer:
                 )
                 for each in said:
                     self.scheduler.handle(FromWorker(worker_id, each), now_ns=now_ns)
+            if dealer.unread:
+                self._dealers_touched.add(worker_id)
         self._workers_wait.clear()
 
     def _receive_from_clients(self) -> None:
         self._clients_wait = False
-        self._router_touched = True
         handle = self.scheduler.handle
-        for peer, frames in self._router.receive(waiting=True):
+        for peer, frames in self._router.receive():
+            self._due = True
             try:
                 message = message_from_client(frames)
             except MalformedMessage as error:

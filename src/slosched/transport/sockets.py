@@ -56,6 +56,7 @@ class _Port:
         self._get = cast(Callable[[int], int], partial(_Backend.get, socket))
         self._take = cast(Callable[[int, bool], zmq.Frame], partial(_Backend.recv, socket))
         self._put = partial(_Backend.send, socket)
+        self.unread = False  # the last `receive` took all that it may, not all there was
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, _HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.RCVHWM, _HIGH_WATER_MARK)
@@ -87,19 +88,20 @@ class _Port:
             parts.append(frame.bytes if len(frame) < _AS_BYTES else frame.buffer)
         return parts
 
-    def _drain(self, waiting: bool) -> list[list[Frame]]:
-        """Everything that waits, up to the bounds. `waiting`: `has_input` has just said so."""
+    def _drain(self) -> list[list[Frame]]:
+        """Everything that waits, up to the bounds; `unread` tells that those ended it."""
         received: list[list[Frame]] = []
         taken_bytes = 0
+        self.unread = False
         while len(received) < _DRAIN_AT_MOST and taken_bytes < _DRAIN_BYTES:
-            if not waiting and len(received) < _ASKED_FOR and not self.has_input():
-                break
-            waiting = False
+            if len(received) < _ASKED_FOR and not self.has_input():
+                return received
             parts = self._receive()
             if parts is None:
-                break
+                return received
             received.append(parts)
             taken_bytes += total_bytes(parts)
+        self.unread = True
         return received
 
     def _send(self, frames: Sequence[Frame]) -> bool:
@@ -144,12 +146,9 @@ class Router(_Port):
                 ) from None
             raise InvalidConfig(f"cannot listen on {bind}:{port}: {error.strerror}") from None
 
-    def receive(self, *, waiting: bool = False) -> list[tuple[bytes, list[Frame]]]:
-        """Everything that waits, up to a bound, as (peer, frames). `frames` may be empty or garbage.
-
-        `waiting` says that `has_input` has just been asked and was true.
-        """
-        return [(bytes(parts[0]), parts[1:]) for parts in self._drain(waiting)]
+    def receive(self) -> list[tuple[bytes, list[Frame]]]:
+        """Everything that waits, up to a bound, as (peer, frames). `frames` may be empty or garbage."""
+        return [(bytes(parts[0]), parts[1:]) for parts in self._drain()]
 
     def send(self, peer: bytes, frames: Sequence[Frame]) -> bool:
         """Queue a message. False if the peer is gone, or has 10,000 unread messages."""
@@ -173,9 +172,9 @@ class Dealer(_Port):
             self.close()
             raise PeerUnreachable(f"{address!r} is no host:port: {error.strerror}") from None
 
-    def receive(self, *, waiting: bool = False) -> list[list[Frame]]:
-        """Everything that waits, up to a bound. `waiting`: `has_input` has just been asked and was true."""
-        return self._drain(waiting)
+    def receive(self) -> list[list[Frame]]:
+        """Everything that waits, up to a bound."""
+        return self._drain()
 
     def send(self, frames: Sequence[Frame]) -> bool:
         """Queue a message. False if there is no connection, or 10,000 messages wait already."""
@@ -183,10 +182,10 @@ class Dealer(_Port):
 
 
 class AsyncReader:
-    """Calls `on_readable` in the running event loop whenever `port` has input.
+    """Calls `on_readable` in the running event loop whenever `port` may have input.
 
-    Call `recheck()` after each drain and each burst of sends: a drain is bounded and a send can swallow the
-    descriptor's edge, and the loop would wait for ever on messages that are there.
+    Call `recheck()` after each burst of sends and each `receive` that left something: a send can swallow
+    the descriptor's edge, and the loop would wait for ever on messages that are there.
     """
 
     def __init__(self, port: _Port, on_readable: Callable[[], None]) -> None:
@@ -205,7 +204,7 @@ class AsyncReader:
             self._loop.call_soon(self._call)
 
     def _readable(self) -> None:
-        if not self._scheduled and not self._closed and self._port.has_input():
+        if not self._scheduled and not self._closed:
             self._on_readable()
 
     def _call(self) -> None:
