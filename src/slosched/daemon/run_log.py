@@ -7,12 +7,14 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from slosched import clock
 from slosched.config import ControllerConfig
 from slosched.core.scheduler.interface import ActionRecord, RequestRecord
 from slosched.telemetry import action_log, request_log
 from slosched.telemetry.console import ControllerConsole
 from slosched.telemetry.manifest import ManifestNotWritten, finish_manifest, write_manifest
 from slosched.telemetry.run_dir import claim_run_dir, default_log_dir
+from slosched.telemetry.tally import Tally
 from slosched.telemetry.writer import LogWriter
 
 REQUEST_LOG = "clockwork_request_log.tsv"
@@ -29,7 +31,8 @@ class RunLog:
         self._announce = announce
         self._requests = LogWriter(directory / REQUEST_LOG, request_log.HEADER, on_error=announce)
         self._actions = LogWriter(directory / ACTION_LOG, action_log.HEADER, on_error=announce)
-        self._console = ControllerConsole()
+        self.tally = Tally()
+        self._console = ControllerConsole(self.tally, now_ns=clock.now_ns())
         self._closed = False
 
     @classmethod
@@ -43,11 +46,11 @@ class RunLog:
 
     def request(self, record: RequestRecord) -> None:
         self._requests.append(request_log.format_request(record))
-        self._console.add_request(record)
+        self.tally.add_request(record)
 
     def action(self, record: ActionRecord) -> None:
         self._actions.append(action_log.format_action(record))
-        self._console.add_action(record)
+        self.tally.add_action(record)
 
     def console_lines(self, now_ns: int) -> list[str]:
         """What happened since the last call, for people; empty when nothing did."""
