@@ -36,6 +36,7 @@ from slosched.core.scheduler.interface import (
 from slosched.core.scheduler.report import health_report, status_report
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.daemon.http import HttpServer, probe_routes
+from slosched.daemon.metrics import ControllerCollector, metrics_routes
 from slosched.daemon.run_log import RunLog
 from slosched.errors import AddressInUse, InvalidConfig, MalformedMessage
 from slosched.messages import Infer, InferRequest, Refused
@@ -80,12 +81,11 @@ class ControllerServer:
         self.port = self._router.port
         self._dealers = [Dealer(address) for address in config.workers]
         self._bad = BadMessages(announce)
-        self._http = HttpServer(
-            probe_routes(
-                status=lambda: status_report(self.scheduler, now_ns=clock.now_ns()),
-                health=lambda: health_report(self.scheduler),
-            )
+        self._routes = probe_routes(
+            status=lambda: status_report(self.scheduler, now_ns=clock.now_ns()),
+            health=lambda: health_report(self.scheduler),
         )
+        self._http = HttpServer(self._routes)
         self._inputs: dict[int, Frame] = {}  # by request key, until it is answered
         self._arrived: dict[int, Frame] = {}  # inputs of this step, by input key
         self._next_input_key = 1
@@ -106,6 +106,7 @@ class ControllerServer:
         config = self.config
         loop = self._loop = asyncio.get_running_loop()
         self.run_log = RunLog.open(config, announce=self._announce)
+        self._add_metrics(self.run_log)
         self._timer = clock.Timer()
         loop.add_reader(self._timer.fileno(), self._on_timer)
         self._readers = [AsyncReader(port, self._wake) for port in (self._router, *self._dealers)]
@@ -131,6 +132,13 @@ class ControllerServer:
             if wanted:
                 raise
             self._announce(f"no HTTP: {error}")
+
+    def _add_metrics(self, log: RunLog) -> None:
+        collector = ControllerCollector(
+            self.scheduler, log.tally, log.recent,
+            bad_messages=lambda: self._bad.count, rows_dropped=log.rows_dropped,
+        )  # fmt: skip
+        self._routes.update(metrics_routes(collector))
 
     async def run(self) -> None:
         """Serve until `stop` is called, then finish what is in flight and close everything."""

@@ -14,7 +14,7 @@ from slosched.telemetry import action_log, request_log
 from slosched.telemetry.console import ControllerConsole
 from slosched.telemetry.manifest import ManifestNotWritten, finish_manifest, write_manifest
 from slosched.telemetry.run_dir import claim_run_dir, default_log_dir
-from slosched.telemetry.tally import Tally
+from slosched.telemetry.tally import Recent, Tally
 from slosched.telemetry.writer import LogWriter
 
 REQUEST_LOG = "clockwork_request_log.tsv"
@@ -32,6 +32,7 @@ class RunLog:
         self._requests = LogWriter(directory / REQUEST_LOG, request_log.HEADER, on_error=announce)
         self._actions = LogWriter(directory / ACTION_LOG, action_log.HEADER, on_error=announce)
         self.tally = Tally()
+        self.recent = Recent(self.tally)
         self._console = ControllerConsole(self.tally, now_ns=clock.now_ns())
         self._closed = False
 
@@ -53,8 +54,13 @@ class RunLog:
         self.tally.add_action(record)
 
     def console_lines(self, now_ns: int) -> list[str]:
-        """What happened since the last call, for people; empty when nothing did."""
+        """What happened since the last call, for people; empty when nothing did. Called every 10 s."""
+        self.recent.note(now_ns)
         return self._console.lines(now_ns)
+
+    def rows_dropped(self) -> int:
+        """Rows of both logs that the disk did not take."""
+        return self._requests.counts().dropped + self._actions.counts().dropped
 
     def close(
         self, *, arrived: int, answered: int, by_code: dict[int, int], bad_messages: int
