@@ -108,6 +108,7 @@ class CancelRequest(Message, frozen=True):
 
 class StatusRequest(Message, frozen=True):
     request_id: int
+    brief: bool = False  # without the list of models, which may be 10,000 long
 
 
 ClientMessage = (

@@ -139,6 +139,7 @@ class ControllerServer:
             bad_messages=lambda: self._bad.count, rows_dropped=log.rows_dropped,
         )  # fmt: skip
         self._routes.update(metrics_routes(collector))
+        self.scheduler.counted = log.tally.report
 
     async def run(self) -> None:
         """Serve until `stop` is called, then finish what is in flight and close everything."""

@@ -11,12 +11,21 @@ if TYPE_CHECKING:
     from slosched.core.scheduler.scheduler import Scheduler
 
 
-def status_report(scheduler: Scheduler, *, now_ns: int) -> dict[str, Any]:
-    """Everything an operator asks first. Times in ns on the controller's clock."""
+def status_report(scheduler: Scheduler, *, now_ns: int, brief: bool = False) -> dict[str, Any]:
+    """Everything an operator asks first. Times in ns on the controller's clock.
+
+    With `brief` it is without the list of models and says less of workers and GPUs, so that a large cluster's
+    costs little. `counted` is what the shell counted since it started
+    (telemetry/tally.py); nothing in virtual time.
+    """
     cluster = scheduler.cluster
     config = cluster.config
+    # Those whose action is under way count as in flight to its end, also when they were cancelled.
+    in_flight = sum([len(action.requests) for action in cluster.actions.values()])
+    unanswered = scheduler.arrived - scheduler.answered
     return {
         "now_ns": now_ns,
+        "incarnation": scheduler.incarnation,
         "policy": config.policy,
         "fidelity": config.fidelity,
         "options": {
@@ -39,7 +48,11 @@ def status_report(scheduler: Scheduler, *, now_ns: int) -> dict[str, Any]:
             "arrived": scheduler.arrived,
             "answered": scheduler.answered,
             "by_code": {f"{c} {code_name(c)}": n for c, n in sorted(scheduler.by_code.items())},
+            "queued": max(0, unanswered - in_flight),
+            "in_flight": in_flight,
+            "oldest_unanswered_ns": now_ns - oldest_arrival_ns(scheduler, now_ns=now_ns),
         },
+        "counted": scheduler.counted(),
         "clients": [
             {
                 "name": c.name,
@@ -49,8 +62,13 @@ def status_report(scheduler: Scheduler, *, now_ns: int) -> dict[str, Any]:
             }
             for c in scheduler.clients.values()
         ],
-        "workers": [_worker(w, now_ns) for w in cluster.workers.values()],
-        "models": [
+        "workers": [
+            _brief_worker(w) if brief else _worker(w, now_ns) for w in cluster.workers.values()
+        ],
+        "model_instances": len(cluster.models),
+        "models": []
+        if brief
+        else [
             {
                 "model_id": m.model_id,
                 "name": m.name,
@@ -65,6 +83,16 @@ def status_report(scheduler: Scheduler, *, now_ns: int) -> dict[str, Any]:
             if m.state is not ModelState.FAILED
         ],
     }
+
+
+def oldest_arrival_ns(scheduler: Scheduler, *, now_ns: int) -> int:
+    """When the request arrived that waits longest for its answer; `now_ns` without any."""
+    oldest_ns = now_ns
+    for client in scheduler.clients.values():
+        for request in client.requests.values():  # in the order of their arrival
+            oldest_ns = min(oldest_ns, request.arrival_ns)
+            break
+    return oldest_ns
 
 
 def health_report(scheduler: Scheduler) -> dict[str, Any]:
@@ -99,6 +127,28 @@ def _worker(worker: Worker, now_ns: int) -> dict[str, Any]:
         "errors": worker.errors,
         "dropped": worker.dropped,
         "gpus": [_gpu(g, now_ns) for g in worker.gpus],
+    }
+
+
+def _brief_worker(worker: Worker) -> dict[str, Any]:
+    return {
+        "worker_id": worker.worker_id,
+        "state": "joined" if worker.state is WorkerState.JOINED else "silent",
+        "host": worker.host,
+        "activity": worker.activity,
+        "times_lost": worker.times_lost,
+        "clock_error_ns": worker.clock_error_ns,
+        "gpus": [
+            {
+                "gpu_id": g.gpu_id,
+                "pages": g.pages,
+                "free_pages": g.free_pages,
+                "resident": len(g.resident),
+                "outstanding": len(g.exec.outstanding),
+                "busy_ns": g.busy_ns,
+            }
+            for g in worker.gpus
+        ],
     }
 
 
