@@ -94,6 +94,16 @@ def test_requests_are_counted_as_the_records_say(served: tuple[Rig, ModelInfo]) 
     assert value(samples, "model_requests_in_time_total", model=model.name) == 1
 
 
+def test_a_request_that_could_not_be_taken_is_not_among_the_offered(
+    served: tuple[Rig, ModelInfo],
+) -> None:
+    rig, _ = served
+    rig.infer(99, slo_ms=10)  # no such model
+    samples = scrape(collector_of(rig))
+    assert value(samples, "requests_invalid_total") == 1
+    assert value(samples, "requests_offered_total") == 2
+
+
 def test_histograms_are_cumulative_and_in_seconds(served: tuple[Rig, ModelInfo]) -> None:
     rig, _ = served
     samples = scrape(collector_of(rig))
@@ -207,7 +217,7 @@ def test_a_large_scrape_is_made_in_small_parts_and_stays_bounded() -> None:
     scheduler, tally = big_controller(gpus=300, instances=10_000)
     collector = ControllerCollector(scheduler, tally, Recent(tally))
     parts = list(collector.parts())
-    samples = defaultdict(int)
+    samples: dict[str, int] = defaultdict(int)
     for part in parts:
         if isinstance(part, Metric):
             assert len(part.samples) <= PART_SAMPLES

@@ -16,6 +16,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -178,10 +179,11 @@ def test_watch_in_a_pipe_outlives_the_controller_and_ends_with_0(operated: Opera
     )  # fmt: skip
     assert watch.stdout is not None
 
-    def until(true: Callable[[dict], bool]) -> dict:  # type: ignore[type-arg]
+    def until(true: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         assert watch.stdout is not None
         for _ in range(100):
-            if true(line := json.loads(watch.stdout.readline())):
+            line: dict[str, Any] = json.loads(watch.stdout.readline())
+            if true(line):
                 return line
         raise AssertionError("100 lines without what is waited for")
 

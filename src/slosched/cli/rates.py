@@ -5,18 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slosched.codes import Code
+from slosched.codes import REJECTIONS
 from slosched.telemetry.tally import quantile_ns
 from slosched.units import NS_PER_S
-
-#: Answers that were decided by the controller, in the report's form "8 could not start in time".
-_REJECTIONS = frozenset(
-    int(code)
-    for code in (
-        Code.SHUTTING_DOWN, Code.TIMED_OUT, Code.INITIALIZING, Code.INVALID_REQUEST, Code.SKIPPED,
-        Code.COULD_NOT_START_IN_TIME,
-    )
-)  # fmt: skip
 
 
 def rates_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -70,7 +61,7 @@ def _failed(was: Mapping[str, Any], now: Mapping[str, Any]) -> int | None:
     names = ("loads_failed", "evictions_failed", "infers_failed")
     if any(name not in now or name not in was for name in names):
         return None
-    return sum(now[name] - was[name] for name in names)
+    return sum(int(now[name]) - int(was[name]) for name in names)
 
 
 def _grown_counts(was: Mapping[str, Any], now: Mapping[str, Any], name: str) -> Sequence[int]:
@@ -86,7 +77,7 @@ def _rejections(old: Mapping[str, Any], new: Mapping[str, Any], seconds: float) 
     for named, count in after.items():
         number, _, reason = str(named).partition(" ")
         more = count - before.get(named, 0)
-        if more > 0 and number.isdigit() and int(number) in _REJECTIONS:
+        if more > 0 and number.isdigit() and int(number) in REJECTIONS:
             rates[reason] = more / seconds
     return rates
 

@@ -27,7 +27,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from slosched import clock
-from slosched.codes import ActionType, Code
+from slosched.codes import REJECTIONS, ActionType, Code
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.state import Gpu, ModelState, RequestState, Worker, WorkerState
 from slosched.daemon.http import Answer, Handler, Request
@@ -48,12 +48,6 @@ from slosched.units import NS_PER_S
 from slosched.version import __version__
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-#: The controller's own decisions not to serve a request; all other codes are outcomes.
-REJECTIONS = (
-    Code.SHUTTING_DOWN, Code.TIMED_OUT, Code.INITIALIZING, Code.INVALID_REQUEST, Code.SKIPPED,
-    Code.COULD_NOT_START_IN_TIME,
-)  # fmt: skip
 
 _LOCAL = ("127.", "localhost:", "[::1]:")
 _GPU = ("worker", "gpu")
@@ -129,6 +123,10 @@ class ControllerCollector(Collector):
             "requests_admitted", "Offered requests not refused on arrival.", offered - refused
         )
         always = (Code.OK, Code.CANCELLED, *REJECTIONS)
+        yield counter(
+            "requests_invalid", "Requests that could not be taken; not among the offered.",
+            scheduler.invalid,
+        )  # fmt: skip
         answers = {int(code): 0 for code in always} | by_code
         yield from family(
             CounterMetricFamily, "requests_answered", "Answered requests by code.", ("code",),
@@ -365,9 +363,9 @@ _OF_LANES: tuple[_OfLane, ...] = (
     ("gpu_inferences", "Finished inferences (batches).", _INFER, lambda lane: lane.count),
     ("gpu_requests", "Requests aboard finished inferences.", _INFER, lambda lane: lane.requests),
     ("gpu_loads", "Weights copied to the GPU.", _LOAD, lambda lane: lane.count),
-    ("gpu_load_seconds", "Time of these copies.", _LOAD, lambda lane: lane.exec_ns / NS_PER_S),
+    ("gpu_load_seconds", "Time of copying weights to the GPU.", _LOAD, lambda lane: lane.exec_ns / NS_PER_S),
     ("gpu_evictions", "Weights whose pages were given back.", _EVICT, lambda lane: lane.count),
-    ("gpu_eviction_seconds", "Time of giving them back.", _EVICT, lambda lane: lane.exec_ns / NS_PER_S),
+    ("gpu_eviction_seconds", "Time of giving pages back.", _EVICT, lambda lane: lane.exec_ns / NS_PER_S),
 )  # fmt: skip
 _OF_GPUS: tuple[tuple[str, str, Callable[[Gpu], float]], ...] = (
     ("gpu_outstanding_inferences", "Inferences sent and not reported.",
@@ -383,7 +381,8 @@ _OF_GPUS: tuple[tuple[str, str, Callable[[Gpu], float]], ...] = (
 _OF_DRIVERS: tuple[tuple[str, str, str, float], ...] = (
     ("gpu_power_watts", "Power draw.", "power_mw", 1e-3),
     ("gpu_sm_busy_ratio", "Share of the last second or less in which a kernel ran.", "sm_percent", 1e-2),
-    ("gpu_memory_busy_ratio", "Share of it in which memory was read or written.", "memory_percent", 1e-2),
+    ("gpu_memory_busy_ratio", "Share of the last second or less in which memory was accessed.",
+     "memory_percent", 1e-2),
     ("gpu_memory_used_bytes", "Device memory in use.", "memory_used_bytes", 1),
     ("gpu_memory_size_bytes", "Device memory there is.", "memory_total_bytes", 1),
     ("gpu_temperature_celsius", "Temperature.", "temperature_c", 1),
@@ -394,7 +393,7 @@ _OF_WORKERS: tuple[tuple[str, str, Callable[[Worker], float]], ...] = (
     ("worker_gpus", "GPUs of the worker that are in use.", lambda w: len(w.gpus)),
     ("worker_clock_offset_seconds", "The worker's clock less the controller's.",
      lambda w: w.clock_offset_ns / NS_PER_S),
-    ("worker_clock_error_seconds", "Bound of the error of that offset.",
+    ("worker_clock_error_seconds", "Bound of the error of the clock's offset.",
      lambda w: w.clock_error_ns / NS_PER_S),
     ("worker_transit_seconds", "Expected time from a decision to its receipt by the worker.",
      lambda w: w.transit.expected_ns / NS_PER_S),
@@ -409,7 +408,7 @@ _COUNTED_BY_WORKERS: tuple[tuple[str, str, Callable[[Worker], float]], ...] = (
 )  # fmt: skip
 _OF_MODELS: tuple[tuple[type[CounterMetricFamily | GaugeMetricFamily], str, str], ...] = (
     (CounterMetricFamily, "model_requests_answered", "Answered requests of the architecture."),
-    (CounterMetricFamily, "model_requests_in_time", "Of these, those within their deadline."),
+    (CounterMetricFamily, "model_requests_in_time", "Requests of it served within their deadline."),
     (GaugeMetricFamily, "model_requests_queued", "Requests that wait for an action."),
     (GaugeMetricFamily, "model_resident", "Copies of weights on GPUs, over all instances."),
 )  # fmt: skip

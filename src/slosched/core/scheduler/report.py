@@ -46,6 +46,7 @@ def status_report(scheduler: Scheduler, *, now_ns: int, brief: bool = False) -> 
         "ready": scheduler.ready(),
         "requests": {
             "arrived": scheduler.arrived,
+            "invalid": scheduler.invalid,
             "answered": scheduler.answered,
             "by_code": {f"{c} {code_name(c)}": n for c, n in sorted(scheduler.by_code.items())},
             "queued": max(0, unanswered - in_flight),

@@ -132,6 +132,7 @@ class Scheduler:
         self.clients = self._clients.by_identity
         self.answers = Answers(emit=self._effects.append)
         self.arrived = 0
+        self.invalid = 0  # requests that could not be taken; not among those that arrived
         self.draining = False
         self.incarnation = incarnation
         #: What the shell counts, for the status report.
@@ -249,6 +250,7 @@ class Scheduler:
         model = self.cluster.models.get(message.model_id)
         wrong = what_is_wrong(client, message, model, bytes_behind)
         if wrong:
+            self.invalid += 1
             reply = InferReply(
                 message.request_id, Code.INVALID_REQUEST, wrong, message.model_id, 0, 0, False
             )
