@@ -27,6 +27,8 @@ from slosched.telemetry.request_log import read_request_log
 
 pytestmark = pytest.mark.processes
 
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
 SLOSCHED = (sys.executable, "-m", "slosched")
 
 
@@ -74,7 +76,7 @@ class Operated:
             self.directory / f"{name}.log",
         )  # fmt: skip
 
-    def scrape(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    def scrape(self) -> Samples:
         with urllib.request.urlopen(f"http://{self.http}/metrics", timeout=5) as answer:
             assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
             text = answer.read().decode()
@@ -101,9 +103,6 @@ def eventually(true: Callable[[], bool], *, within_s: float, what: str) -> None:
 def test_the_counters_are_those_of_the_logs_with_two_workers_and_two_clients(
     operated: Operated,
 ) -> None:
-    def one(name: str, **labels: str) -> float:
-        return samples[f"slosched_{name}", frozenset(labels.items())]
-
     loads = [operated.load(f"client{n}", 1) for n in range(2)]
     for load in loads:
         assert load.process.wait(60) in (0, 1), load.last_line()
@@ -135,8 +134,15 @@ def test_the_counters_are_those_of_the_logs_with_two_workers_and_two_clients(
             if key[0].endswith(("_total", "_count", "_bucket")) and "cpu" not in key[0]:
                 assert later[key] >= count, key
     operated.end(operated.controller)
+    _requests_are_those_of_the_log(samples, operated.logs)
+    _actions_are_those_of_the_log(samples, operated.logs)
 
-    rows = read_request_log(operated.logs / "clockwork_request_log.tsv")
+
+def _requests_are_those_of_the_log(samples: Samples, logs: Path) -> None:
+    def one(name: str, **labels: str) -> float:
+        return samples[f"slosched_{name}", frozenset(labels.items())]
+
+    rows = read_request_log(logs / "clockwork_request_log.tsv")
     served = rows["result"] == 0
     assert len(served) > 300 and served.any() and not served.all()
     assert one("requests_offered_total") == len(served)
@@ -157,7 +163,12 @@ def test_the_counters_are_those_of_the_logs_with_two_workers_and_two_clients(
     ]
     assert by_model == [len(served)]  # two instances of one architecture
 
-    actions = read_action_log(operated.logs / "clockwork_action_log.tsv")
+
+def _actions_are_those_of_the_log(samples: Samples, logs: Path) -> None:
+    def one(name: str, **labels: str) -> float:
+        return samples[f"slosched_{name}", frozenset(labels.items())]
+
+    actions = read_action_log(logs / "clockwork_action_log.tsv")
     infers = (actions["action_type"] == 2) & (actions["status"] == 0)
     for worker in (0, 1):
         own = infers & (actions["worker_id"] == worker)

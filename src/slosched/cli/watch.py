@@ -7,9 +7,9 @@ import json
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -45,7 +45,7 @@ class Look:
         """In words; empty while the controller answers."""
         if not self.silent_since_ns:
             return ""
-        since = time.strftime("%H:%M:%S", time.localtime(self.silent_since_ns / NS_PER_S))
+        since = _time_of_day(self.silent_since_ns)
         seconds = (at_ns - self.silent_since_ns) / NS_PER_S
         return f"no answer since {since} ({seconds:.0f} s)"
 
@@ -154,8 +154,12 @@ class _Screen:
             silent=look.silence(at_ns),
         )  # fmt: skip
         if self._live is None:
-            print(f"{time.strftime('%H:%M:%S')}  {text}\n", flush=True)
+            print(f"{_time_of_day(at_ns)}  {text}\n", flush=True)
             return
         from rich.text import Text
 
         self._live.update(Text(text), refresh=True)
+
+
+def _time_of_day(at_ns: int) -> str:
+    return datetime.fromtimestamp(at_ns / NS_PER_S).strftime("%H:%M:%S")

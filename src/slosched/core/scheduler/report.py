@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from slosched.codes import code_name
-from slosched.core.scheduler.state import Gpu, ModelState, Worker, WorkerState
+from slosched.core.scheduler.state import Gpu, Model, ModelState, Worker, WorkerState
 
 if TYPE_CHECKING:
     from slosched.core.scheduler.scheduler import Scheduler
@@ -20,9 +21,6 @@ def status_report(scheduler: Scheduler, *, now_ns: int, brief: bool = False) -> 
     """
     cluster = scheduler.cluster
     config = cluster.config
-    # Those whose action is under way count as in flight to its end, also when they were cancelled.
-    in_flight = sum([len(action.requests) for action in cluster.actions.values()])
-    unanswered = scheduler.arrived - scheduler.answered
     return {
         "now_ns": now_ns,
         "incarnation": scheduler.incarnation,
@@ -44,15 +42,7 @@ def status_report(scheduler: Scheduler, *, now_ns: int, brief: bool = False) -> 
         ],
         "draining": scheduler.draining,
         "ready": scheduler.ready(),
-        "requests": {
-            "arrived": scheduler.arrived,
-            "invalid": scheduler.invalid,
-            "answered": scheduler.answered,
-            "by_code": {f"{c} {code_name(c)}": n for c, n in sorted(scheduler.by_code.items())},
-            "queued": max(0, unanswered - in_flight),
-            "in_flight": in_flight,
-            "oldest_unanswered_ns": now_ns - oldest_arrival_ns(scheduler, now_ns=now_ns),
-        },
+        "requests": _requests(scheduler, now_ns),
         "counted": scheduler.counted(),
         "clients": [
             {
@@ -67,23 +57,39 @@ def status_report(scheduler: Scheduler, *, now_ns: int, brief: bool = False) -> 
             _brief_worker(w) if brief else _worker(w, now_ns) for w in cluster.workers.values()
         ],
         "model_instances": len(cluster.models),
-        "models": []
-        if brief
-        else [
-            {
-                "model_id": m.model_id,
-                "name": m.name,
-                "copy": m.copy,
-                "state": m.state.name.lower(),
-                "b1_ns": m.b1_ns,
-                "queued": len(m.queue),
-                "gpus_resident": len(m.resident_on),
-                "clients": len(m.clients),
-            }
-            for m in cluster.models.values()
-            if m.state is not ModelState.FAILED
-        ],
+        "models": [] if brief else _models(cluster.models.values()),
     }
+
+
+def _requests(scheduler: Scheduler, now_ns: int) -> dict[str, Any]:
+    # Those whose action is under way count as in flight to its end, also when they were cancelled.
+    in_flight = sum([len(action.requests) for action in scheduler.cluster.actions.values()])
+    return {
+        "arrived": scheduler.arrived,
+        "invalid": scheduler.invalid,
+        "answered": scheduler.answered,
+        "by_code": {f"{c} {code_name(c)}": n for c, n in sorted(scheduler.by_code.items())},
+        "queued": max(0, scheduler.arrived - scheduler.answered - in_flight),
+        "in_flight": in_flight,
+        "oldest_unanswered_ns": now_ns - oldest_arrival_ns(scheduler, now_ns=now_ns),
+    }
+
+
+def _models(models: Iterable[Model]) -> list[dict[str, Any]]:
+    return [
+        {
+            "model_id": m.model_id,
+            "name": m.name,
+            "copy": m.copy,
+            "state": m.state.name.lower(),
+            "b1_ns": m.b1_ns,
+            "queued": len(m.queue),
+            "gpus_resident": len(m.resident_on),
+            "clients": len(m.clients),
+        }
+        for m in models
+        if m.state is not ModelState.FAILED
+    ]
 
 
 def oldest_arrival_ns(scheduler: Scheduler, *, now_ns: int) -> int:
