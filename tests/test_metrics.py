@@ -16,7 +16,12 @@ from slosched.codes import ActionType, Code
 from slosched.core.scheduler.interface import ActionDone, RequestDone
 from slosched.daemon.http import Answer, Request
 from slosched.daemon.metric_parts import PART_SAMPLES
-from slosched.daemon.metrics import CONTENT_TYPE, ControllerCollector, metrics_routes
+from slosched.daemon.metrics import (
+    CONTENT_TYPE,
+    SLICE_NS,
+    ControllerCollector,
+    metrics_routes,
+)
 from slosched.messages import GpuStats, ModelInfo
 from slosched.telemetry.tally import Recent, Tally
 
@@ -229,10 +234,19 @@ def test_a_large_scrape_is_made_in_small_parts_and_stays_bounded() -> None:
     assert sum(samples.values()) < 300 * 40 + 61 * 6 + 300
 
 
-def test_others_have_their_turn_during_a_scrape() -> None:
+@pytest.mark.parametrize(("each_look_ns", "lets_others_run"), [(SLICE_NS, True), (0, False)])
+def test_others_have_their_turn_whenever_a_slice_of_time_is_over(
+    each_look_ns: int, lets_others_run: bool
+) -> None:
     scheduler, tally = big_controller(gpus=100, instances=1000)
-    collector = ControllerCollector(scheduler, tally, Recent(tally))
-    turns = 0
+    turns = looks = 0
+
+    def now_ns() -> int:
+        nonlocal looks
+        looks += 1
+        return looks * each_look_ns
+
+    collector = ControllerCollector(scheduler, tally, Recent(tally), now_ns=now_ns)
 
     async def run() -> None:
         nonlocal turns
@@ -242,7 +256,8 @@ def test_others_have_their_turn_during_a_scrape() -> None:
             await asyncio.sleep(0)
 
     asyncio.run(run())
-    assert turns >= len(list(collector.parts()))
+    assert (turns >= len(list(collector.parts()))) == lets_others_run
+    assert lets_others_run or turns < 5
 
 
 def test_the_route_answers_in_the_text_format() -> None:

@@ -45,9 +45,9 @@ def test_the_manual_s_table_is_what_is_served(families: list[Metric]) -> None:
     rows = {}
     for line in MANUAL.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 5 and (name := _METRIC.search(cells[0])):
-            assert name.group() not in rows, f"{name.group()} is there twice"
-            rows[name.group()] = cells[1:]
+        if len(cells) == 5 and (found := _METRIC.search(cells[0])):
+            assert found.group() not in rows, f"{found.group()} is there twice"
+            rows[found.group()] = cells[1:]
     served = {exposed(family): family for family in families}
     assert rows.keys() == served.keys()
     for name, (kind, labels, unit, meaning) in rows.items():
@@ -79,9 +79,9 @@ def test_every_metric_of_the_board_is_served_with_its_labels(families: list[Metr
     }
     # A histogram with negative bounds has neither sum nor count.
     for family in families:
-        names = {sample.name for sample in family.samples}
+        there = {sample.name for sample in family.samples}
         for suffix in ("_sum", "_count"):
-            if family.type == "histogram" and family.name + suffix not in names:
+            if family.type == "histogram" and family.name + suffix not in there:
                 del series[family.name + suffix]
     for expr in expressions():
         names = _METRIC.findall(expr)

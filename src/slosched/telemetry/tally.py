@@ -32,7 +32,7 @@ LATENCY_BOUNDS_NS: tuple[int, ...] = tuple(
     )
 )  # fmt: skip
 
-_ERRORS_MS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
+_ERRORS_MS = (0.001, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 #: The same of the errors of predictions, which have a sign: actual less predicted.
 ERROR_BOUNDS_NS: tuple[int, ...] = tuple(
     int(ms * NS_PER_MS) for ms in (*(-ms for ms in reversed(_ERRORS_MS)), 0, *_ERRORS_MS)
