@@ -3,6 +3,9 @@
 On the wire a message is one MessagePack array whose first element is the struct's name, so any
 language can speak it. Tensors travel as further frames behind it and never enter the core.
 
+What has no frames behind it may travel in a *bundle*, one message for all that one peer is told at one
+wake-up, if that peer's hello says that it takes them. Shells make and open bundles; no brain sees one.
+
 Rules for change: a field is appended with a default, never moved or removed; the golden bytes in
 `tests/golden/wire.json` guard this. `PROTOCOL_VERSION` changes when an old peer could misread a
 new one. Times are integer nanoseconds. Between controller and worker they are on the
@@ -59,6 +62,7 @@ class ClientHello(Message, frozen=True):
     incarnation: int
     name: str = ""
     weight: float = 1.0
+    bundles: bool = False  # it takes a ReplyBundle
 
 
 class ClientHeartbeat(Message, frozen=True):
@@ -111,6 +115,12 @@ class StatusRequest(Message, frozen=True):
     brief: bool = False  # without the list of models, which may be 10,000 long
 
 
+class RequestBundle(Message, frozen=True):
+    """Requests without an input frame that were due at one wake-up, in order: one message, for speed."""
+
+    requests: tuple[InferRequest, ...]
+
+
 ClientMessage = (
     ClientHello
     | ClientHeartbeat
@@ -121,6 +131,7 @@ ClientMessage = (
     | CancelRequest
     | StatusRequest
 )
+FromClients = ClientMessage | RequestBundle  # what a frame may hold
 
 # --------------------------------------------------------------------------- controller -> client
 
@@ -133,6 +144,7 @@ class Welcome(Message, frozen=True):
     incarnation: int
     policy: str
     default_slo_ns: int = 0  # holds for an InferRequest without an SLO
+    bundles: bool = False  # it takes a RequestBundle
 
 
 class Refused(Message, frozen=True):
@@ -197,7 +209,14 @@ class StatusReply(Message, frozen=True):
     report: dict[str, object]
 
 
+class ReplyBundle(Message, frozen=True):
+    """Answers without an output frame that were given at one wake-up, in order; to a client that takes it."""
+
+    replies: tuple[InferReply, ...]
+
+
 ControllerToClient = Welcome | Refused | LoadModelReply | ListModelsReply | InferReply | StatusReply
+ForClients = ControllerToClient | ReplyBundle  # what a frame may hold
 
 # --------------------------------------------------------------------------- controller -> worker
 
@@ -208,6 +227,7 @@ class ControllerHello(Message, frozen=True):
     protocol: int
     incarnation: int
     name: str = ""
+    bundles: bool = False  # it takes a ResultBundle
 
 
 class HeartbeatAck(Message, frozen=True):
@@ -289,6 +309,15 @@ class GetWorkerState(SessionMessage, frozen=True):
 Action = LoadModel | UnloadModel | LoadWeights | EvictWeights | Infer | ClearCache | GetWorkerState
 ControllerToWorker = ControllerHello | HeartbeatAck | Action
 
+
+class ActionBundle(Message, frozen=True):
+    """Actions without frames that were decided at one wake-up, in order; to a worker that takes it."""
+
+    actions: tuple[Action, ...]
+
+
+ForWorkers = ControllerToWorker | ActionBundle  # what a frame may hold
+
 # --------------------------------------------------------------------------- worker -> controller
 
 
@@ -322,6 +351,7 @@ class WorkerWelcome(Message, frozen=True):
     device: str
     gpus: tuple[GpuInfo, ...]
     loadable: tuple[str, ...]
+    bundles: bool = False  # it takes an ActionBundle
 
 
 class WorkerRefused(Message, frozen=True):
@@ -445,3 +475,12 @@ Result = (
     | WorkerStateResult
 )
 WorkerToController = WorkerWelcome | WorkerRefused | Heartbeat | Result
+
+
+class ResultBundle(Message, frozen=True):
+    """Results without frames that were sent at one wake-up, in order; to a controller that takes it."""
+
+    results: tuple[Result, ...]
+
+
+FromWorkers = WorkerToController | ResultBundle  # what a frame may hold

@@ -32,6 +32,7 @@ from slosched.messages import (
     Message,
     ModelInfo,
     Refused,
+    ReplyBundle,
     StatusReply,
     Welcome,
 )
@@ -133,7 +134,9 @@ class Session:
         return len(self._inferences)
 
     def _hello(self) -> ClientHello:
-        return ClientHello(PROTOCOL_VERSION, self._incarnation, self._name, self._weight)
+        return ClientHello(
+            PROTOCOL_VERSION, self._incarnation, self._name, self._weight, bundles=True
+        )
 
     def _send(self, message: Message) -> bool:
         if self._closed:
@@ -177,19 +180,25 @@ class Session:
 
     def _on_readable(self) -> None:
         inferences = self._inferences
-        for frames in self._dealer.receive():
+        for frames in self._dealer.receive(waiting=True):
             try:
                 message = decode_for_client(frames[0])
             except (MalformedMessage, IndexError):
                 self.malformed += 1
                 continue
             self._heard = True
-            if type(message) is InferReply:
+            if type(message) is ReplyBundle:
+                for reply in message.replies:
+                    on_reply = inferences.pop(reply.request_id, None)
+                    if on_reply is not None:
+                        on_reply(reply, None)
+            elif type(message) is InferReply:
                 on_reply = inferences.pop(message.request_id, None)
                 if on_reply is not None:
                     on_reply(message, frames[1] if len(frames) > 1 else None)
             else:
                 self._on_control(message)
+        self._reader.recheck()
 
     def _on_control(self, message: Message) -> None:
         if isinstance(message, Welcome):

@@ -29,8 +29,18 @@ class RunLog:
     def __init__(self, directory: Path, *, announce: Announce) -> None:
         self.directory = directory
         self._announce = announce
-        self._requests = LogWriter(directory / REQUEST_LOG, request_log.HEADER, on_error=announce)
-        self._actions = LogWriter(directory / ACTION_LOG, action_log.HEADER, on_error=announce)
+        self._requests = LogWriter(
+            directory / REQUEST_LOG,
+            request_log.HEADER,
+            row=request_log.format_request,
+            on_error=announce,
+        )
+        self._actions = LogWriter(
+            directory / ACTION_LOG,
+            action_log.HEADER,
+            row=action_log.format_action,
+            on_error=announce,
+        )
         self.tally = Tally()
         self.recent = Recent(self.tally)
         self._console = ControllerConsole(self.tally, now_ns=clock.now_ns())
@@ -46,11 +56,11 @@ class RunLog:
         return cls(directory, announce=announce)
 
     def request(self, record: RequestRecord) -> None:
-        self._requests.append(request_log.format_request(record))
+        self._requests.append(record)
         self.tally.add_request(record)
 
     def action(self, record: ActionRecord) -> None:
-        self._actions.append(action_log.format_action(record))
+        self._actions.append(record)
         self.tally.add_action(record)
 
     def console_lines(self, now_ns: int) -> list[str]:

@@ -119,7 +119,12 @@ class Scheduler:
         )
         config = self.cluster.config
         welcome = Welcome(
-            PROTOCOL_VERSION, version, incarnation, config.policy, config.default_slo_ns
+            PROTOCOL_VERSION,
+            version,
+            incarnation,
+            config.policy,
+            config.default_slo_ns,
+            bundles=True,
         )
         self._weights = Weights(config)
         self._clients = ClientSessions(
