@@ -10,6 +10,7 @@ from slosched.codes import ActionType, Code
 from slosched.core.scheduler.interface import ActionRecord, RequestRecord
 from slosched.messages import Span
 from slosched.telemetry.tally import (
+    BATCH_BOUNDS,
     ERROR_BOUNDS_NS,
     LATENCY_BOUNDS_NS,
     Histogram,
@@ -67,6 +68,21 @@ def test_both_ways_of_counting_a_latency_agree() -> None:
         tally.add_request(request(0, latency_ns, True))
         histogram.add(latency_ns)
     assert (tally.served.counts, tally.served.total) == (histogram.counts, histogram.total)
+
+
+def test_both_ways_of_counting_an_error_and_a_batch_agree() -> None:
+    tally, errors, sizes = Tally(), Histogram(ERROR_BOUNDS_NS), Histogram(BATCH_BOUNDS)
+    for place, error_ns in enumerate((*ERROR_BOUNDS_NS, *(b + 1 for b in ERROR_BOUNDS_NS))):
+        batch = 1 + 2 * place
+        tally.add_action(
+            action(2, 200 * MS, predicted_ns=200 * MS - error_ns, late_ns=error_ns, batch=batch)
+        )
+        errors.add(error_ns)
+        sizes.add(batch)
+    assert (tally.exec_errors.counts, tally.exec_errors.total) == (errors.counts, errors.total)
+    assert (tally.batch_sizes.counts, tally.batch_sizes.total) == (sizes.counts, sizes.total)
+    ends = tally.completion_errors
+    assert (ends.counts, ends.total) == (errors.counts, errors.total)
 
 
 def test_actions_are_counted_by_gpu_and_kind_and_failures_by_code() -> None:

@@ -143,7 +143,7 @@ class Tally:
         for lane in self.lanes.values():
             lane.forget_extremes()
 
-    # Both of these are on the controller's hot path: `Histogram.add` is written out.
+    # Both of these are on the controller's hot path, so `Histogram.add` is written out.
 
     def add_request(self, record: RequestRecord) -> None:
         """Count one answered request."""
@@ -195,9 +195,16 @@ class Tally:
         if e2e_ns > lane.e2e_greatest:
             lane.e2e_greatest = e2e_ns
         if kind == _INFER:
-            self.batch_sizes.add(record.batch_size)
-            self.exec_errors.add(exec_ns - record.expected_duration_ns)
-            self.completion_errors.add(span.end_ns - record.expected_complete_ns)
+            sizes, execs, ends = self.batch_sizes, self.exec_errors, self.completion_errors
+            size = record.batch_size
+            sizes.counts[bisect_left(BATCH_BOUNDS, size)] += 1
+            sizes.total += size
+            error_ns = exec_ns - record.expected_duration_ns
+            execs.counts[bisect_left(ERROR_BOUNDS_NS, error_ns)] += 1
+            execs.total += error_ns
+            error_ns = span.end_ns - record.expected_complete_ns
+            ends.counts[bisect_left(ERROR_BOUNDS_NS, error_ns)] += 1
+            ends.total += error_ns
 
     def report(self) -> dict[str, Any]:
         """The counters that `status` tells, as plain lists: two of them give what was in between.
