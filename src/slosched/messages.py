@@ -6,9 +6,8 @@ hello says so, a shell sends what has no frames in bundles (transport/bundles.py
 
 Rules for change: a field is appended with a default, never moved or removed; the golden bytes in
 `tests/golden/wire.json` guard this. `PROTOCOL_VERSION` changes when an old peer could misread a
-new one. Times are integer nanoseconds. Between controller and worker they are on the
-**controller's** clock (the worker converts, Clockwork §5: it adds its offset on arrival and takes
-it off again in results); a field on another clock says so.
+new one. Times are integer nanoseconds, between controller and worker on the **controller's** clock
+(the worker converts, Clockwork §5); a field on another clock says so.
 """
 
 from __future__ import annotations
@@ -110,6 +109,7 @@ class CancelRequest(Message, frozen=True):
 
 class StatusRequest(Message, frozen=True):
     request_id: int
+    brief: bool = False  # without the list of models, which may be 10,000 long
 
 
 ClientMessage = (

@@ -174,9 +174,16 @@ class AsyncClient(Session):
         reply = await self._call(ListModelsRequest, ListModelsReply, "models", timeout_s)
         return reply.models, reply.loadable
 
-    async def status(self, *, timeout_s: float = 5.0) -> dict[str, Any]:
-        """Return the controller's report: plain dicts and lists, times in ns."""
-        return dict((await self._call(StatusRequest, StatusReply, "status", timeout_s)).report)
+    async def status(self, *, brief: bool = False, timeout_s: float = 5.0) -> dict[str, Any]:
+        """Return the controller's report: plain dicts and lists, times in ns.
+
+        A `brief` one is without the list of models, and costs the controller little.
+        """
+
+        def question(request_id: int) -> StatusRequest:
+            return StatusRequest(request_id, brief)
+
+        return dict((await self._call(question, StatusReply, "status", timeout_s)).report)
 
     # ----------------------------------------------------------------------------- inference
 

@@ -38,6 +38,7 @@ from slosched.core.scheduler.report import health_report, status_report
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.daemon.http import HttpServer, probe_routes
 from slosched.daemon.live import live_routes
+from slosched.daemon.metrics import ControllerCollector, metrics_routes
 from slosched.daemon.run_log import RunLog
 from slosched.errors import AddressInUse, InvalidConfig, MalformedMessage
 from slosched.messages import (
@@ -122,6 +123,7 @@ class ControllerServer:
         loop = self._loop = asyncio.get_running_loop()
         self.run_log = RunLog.open(config, announce=self._announce)
         self._routes |= live_routes(self.scheduler, self.run_log.last_minutes, clock=clock.now_ns)
+        self._add_metrics(self.run_log)
         self._timer = clock.Timer()
         loop.add_reader(self._timer.fileno(), self._on_timer)
         self._reader = AsyncReader(self._router, self._clients_said)
@@ -151,6 +153,14 @@ class ControllerServer:
             if wanted:
                 raise
             self._announce(f"no HTTP: {error}")
+
+    def _add_metrics(self, log: RunLog) -> None:
+        collector = ControllerCollector(
+            self.scheduler, log.tally, log.recent,
+            bad_messages=lambda: self._bad.count, rows_dropped=log.rows_dropped,
+        )  # fmt: skip
+        self._routes.update(metrics_routes(collector))
+        self.scheduler.counted = log.tally.report
 
     async def run(self) -> None:
         """Serve until `stop` is called, then finish what is in flight and close everything."""

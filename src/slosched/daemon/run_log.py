@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from slosched import clock
 from slosched.config import ControllerConfig
 from slosched.core.scheduler.interface import ActionRecord, RequestRecord
 from slosched.telemetry import action_log, request_log
@@ -14,6 +15,7 @@ from slosched.telemetry.console import ControllerConsole
 from slosched.telemetry.manifest import ManifestNotWritten, finish_manifest, write_manifest
 from slosched.telemetry.recent import LastMinutes
 from slosched.telemetry.run_dir import claim_run_dir, default_log_dir
+from slosched.telemetry.tally import Recent, Tally
 from slosched.telemetry.writer import LogWriter
 
 REQUEST_LOG = "clockwork_request_log.tsv"
@@ -40,7 +42,9 @@ class RunLog:
             row=action_log.format_action,
             on_error=announce,
         )
-        self._console = ControllerConsole()
+        self.tally = Tally()
+        self.recent = Recent(self.tally)
+        self._console = ControllerConsole(self.tally, now_ns=clock.now_ns())
         self.last_minutes = LastMinutes()
         self._closed = False
 
@@ -55,17 +59,22 @@ class RunLog:
 
     def request(self, record: RequestRecord) -> None:
         self._requests.append(record)
-        self._console.add_request(record)
+        self.tally.add_request(record)
         self.last_minutes.add_request(record)
 
     def action(self, record: ActionRecord) -> None:
         self._actions.append(record)
-        self._console.add_action(record)
+        self.tally.add_action(record)
         self.last_minutes.add_action(record)
 
     def console_lines(self, now_ns: int) -> list[str]:
-        """What happened since the last call, for people; empty when nothing did."""
+        """What happened since the last call, for people; empty when nothing did. Called every 10 s."""
+        self.recent.note(now_ns)
         return self._console.lines(now_ns)
+
+    def rows_dropped(self) -> int:
+        """Rows of both logs that the disk did not take."""
+        return self._requests.counts().dropped + self._actions.counts().dropped
 
     def close(
         self, *, arrived: int, answered: int, by_code: dict[int, int], bad_messages: int
