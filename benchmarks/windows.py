@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from stall_meter import Bounds, Disturbance, Readings, StallMeter
 
 from slosched.clock import now_ns
+from slosched.codes import Code
 from slosched.telemetry.table import LogTable
 from slosched.units import NS_PER_S, format_duration
 
@@ -30,8 +31,9 @@ class Window:
     """What the client saw of one SLO step, CPU seconds by process, and whether it counts.
 
     Latencies are of served requests, from the scheduled send. `in_time` is the client's count from
-    the scheduled send, `met` the controller's from arrival. `void` holds the reasons for which the
-    window does not count; `attempt` is 1 for the first try of its repeat.
+    the scheduled send, `met` the controller's from arrival. A refusal is an answer with code 8, and its time
+    that from the send. `late` counts served requests whose answer came after their SLO. `void` holds the
+    reasons for which the window does not count; `attempt` is 1 for the first try of its repeat.
     """
 
     rate: float
@@ -57,6 +59,9 @@ class Window:
     cpu_s: dict[str, float]
     disturbance: Disturbance
     void: list[str]
+    late: int = 0
+    refusal_p50_ns: int = 0
+    refusal_p99_ns: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -167,6 +172,8 @@ def _window(
     codes = Counter(log["code"][rows].tolist())
     served = log["latency_ns"][rows][log["code"][rows] == 0]
     delays = log["issue_delay_ns"][rows]
+    refused = rows[log["code"][rows] == Code.COULD_NOT_START_IN_TIME]
+    refusals = log["latency_ns"][refused] - log["issue_delay_ns"][refused]
     disturbance = readings.disturbance(step.start_ns, step.end_ns)
     sent_until_ns = int(log["scheduled_ns"][rows].max())
     return Window(
@@ -195,6 +202,9 @@ def _window(
         },
         disturbance=disturbance,
         void=disturbance.beyond(bounds),
+        late=int(len(served) - log["in_time"][rows].sum()),
+        refusal_p50_ns=_percentile(refusals, 50),
+        refusal_p99_ns=_percentile(refusals, 99),
     )
 
 
