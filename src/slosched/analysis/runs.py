@@ -44,21 +44,23 @@ class Run:
         return f"N={self.copies}, {rate}" + (" (partial)" if self.partial else "")
 
 
-def open_run(path: Path) -> Run:
+def open_run(path: Path, *, only: Collection[str] | None = None) -> Run:
     """Read the logs of a run directory, or one request log by its file name.
 
-    Raises InvalidConfig if there is no such run, MalformedLog if a file of it is damaged.
+    With `only` nothing but the columns of these names is read, in either log; "model_id", and the times
+    of the requests, have to be among them. Raises InvalidConfig if there is no such run, MalformedLog
+    if a file of it is damaged.
     """
     requests: LogTable | None = None
     client: LogTable | None = None
     manifests: list[Mapping[str, Any]] = []
     if path.is_file():
-        requests = request_log.read_request_log(path)
+        requests = request_log.read_request_log(path, only=only)
     else:
         at = _find(path, request_log.FILE_NAME)
-        requests = request_log.read_request_log(at) if at else None
+        requests = request_log.read_request_log(at, only=only) if at else None
         at = _find(path, client_log.FILE_NAME)
-        client = client_log.read_client_log(at) if at else None
+        client = client_log.read_client_log(at, only=only) if at else None
         manifests = list(_manifests(path))
     if requests is None and client is None:
         what = "does not exist" if not path.exists() else "holds no run"

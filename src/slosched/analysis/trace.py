@@ -20,14 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.analysis.intervals import Gpu, gpus_of
 from slosched.analysis.runs import read_actions, read_requests, stated
-from slosched.analysis.trace_events import (
-    Gpu,
-    action_events,
-    counter_events,
-    gpus_of,
-    request_events,
-)
+from slosched.analysis.trace_events import action_events, counter_events, request_events
 from slosched.analysis.trace_file import TraceFile
 from slosched.errors import InvalidConfig
 from slosched.telemetry.table import LogTable
