@@ -87,7 +87,7 @@ class _Track:
         """Add the track of what was done; returns how many slices were clipped."""
         _name_track(self._file, pid, tid, name)
         where = f'"pid":{pid},"tid":{tid}'
-        for row in np.argsort(self._begin, kind="stable").tolist():
+        for row in np.argsort(self._at.begin, kind="stable").tolist():
             begin, end = int(self._at.begin[row]), int(self._at.end[row])
             text, colour = self._named(row)
             head = f'{{"name":"{text}","cat":"actual",{where},"ts":{us(begin)}'
