@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
+from slosched.loadgen.verdict import least_samples
 from slosched.units import format_duration
 
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ def _is_number(text: str) -> bool:
 def print_result(result: RunResult) -> None:
     """Print the table of a run, live or simulated, and what is to be said about it."""
     say(run_table(result))
+    if result.slo_verdict:
+        say(result.slo_verdict)
     say("in time: client, from the scheduled send; met: controller, from arrival there")
     say(
         f"in all {result.sent} requests, {100 * result.satisfaction:.2f} % in time (client), "
@@ -111,7 +114,7 @@ def run_table(result: RunResult) -> str:
     """Return the run as a plain table: a row for each step, and for each group in it."""
     grouped = any(step.group for step in result.steps)
     headings = ["step", *(["group"] if grouped else []), "deadline", "sent"]
-    headings += ["in time", "met", "goodput", "p50", "p99", "not served"]
+    headings += ["in time", "holds", "met", "goodput", "p50", "p99", "not served"]
     rows = [_row(step, grouped) for step in result.steps]
     return table_text(headings, rows)
 
@@ -123,12 +126,19 @@ def _row(step: StepResult, grouped: bool) -> list[object]:
         format_duration(step.slo_ns) if step.slo_ns else "-",
         step.sent,
         f"{100 * step.satisfaction:.2f} %",
+        "sent late" if step.holds is None else step.holds.short,
         f"{100 * step.controller_satisfaction:.2f} %",
         f"{step.goodput_rps:.1f}/s",
         format_duration(step.latency_p50_ns) if step.latency_p50_ns else "-",
-        format_duration(step.latency_p99_ns) if step.latency_p99_ns else "-",
+        _p99(step),
         ", ".join(f"{count} {name}" for name, count in step.codes.items() if name != "ok"),
     ]
+
+
+def _p99(step: StepResult) -> str:
+    if step.claimed_p99_ns is not None:
+        return format_duration(step.claimed_p99_ns)
+    return f"n<{least_samples()}" if step.succeeded else "-"
 
 
 # ----------------------------------------------------------------------------------- progress

@@ -17,6 +17,7 @@ import numpy as np
 
 from slosched.codes import code_name
 from slosched.errors import SloschedError
+from slosched.loadgen.verdict import Verdict, judge, least_samples, rank_of_bound, sentence
 from slosched.telemetry.client_log import NO_ANSWER
 from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 from slosched.workloads.base import Step, Workload
@@ -24,6 +25,9 @@ from slosched.workloads.engine import Engine
 
 #: A run whose sends were late by more than this (p99) measured its own client, and is invalid.
 ISSUE_DELAY_BOUND_NS = 2 * NS_PER_MS
+
+
+_OK = code_name(0)
 
 
 class StepTally:
@@ -71,6 +75,7 @@ class StepResult:
 
     `in_time` is the client's count, `met` the controller's; `codes` counts every request that was
     sent by its outcome in words. `duration_ns` is how long the step sent; `slo` is it in words.
+    `latency_p99_bound_ns` is what p99 does not exceed, with 99 % confidence (0: too few successes).
     """
 
     index: int
@@ -87,6 +92,24 @@ class StepResult:
     latency_p99_ns: int
     issue_delay_p50_ns: int
     issue_delay_p99_ns: int
+    latency_p99_bound_ns: int = 0
+
+    @property
+    def succeeded(self) -> int:
+        """How many requests the latencies are of."""
+        return self.codes.get(_OK, 0)
+
+    @property
+    def claimed_p99_ns(self) -> int | None:
+        """The p99 that may be told; None where there are too few successes for one."""
+        return self.latency_p99_ns if self.succeeded >= least_samples() else None
+
+    @property
+    def holds(self) -> Verdict | None:
+        """Whether 99 % would be in time for the client; None where its requests were sent late."""
+        if self.issue_delay_p99_ns > ISSUE_DELAY_BOUND_NS:
+            return None
+        return judge(self.sent, self.sent - self.in_time)
 
     @property
     def satisfaction(self) -> float:
@@ -163,6 +186,15 @@ class RunResult:
         partial = "" if self.complete else f" part of a run ({self.problem})"
         return f"valid{partial}: issue delay p99 {measured}, bound {bound}"
 
+    @property
+    def slo_verdict(self) -> str:
+        """At which steps the SLO holds with 99 % confidence, in words; "" if nothing was sent."""
+        slos = {step.slo_ns for step in self.steps}
+        labelled = not any(step.slo in _slo_words(step) for step in self.steps)
+        subject = f"SLO {format_duration(min(slos))}" if len(slos) == 1 and labelled else ""
+        named = ((f"{step.slo} {step.group}".rstrip(), step.holds) for step in self.steps)
+        return sentence(subject, named)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts and lists, for JSON and for the manifest. Times in ns."""
         return {
@@ -171,6 +203,7 @@ class RunResult:
             "problem": self.problem,
             "valid": self.valid,
             "verdict": self.verdict,
+            "slo_verdict": self.slo_verdict,
             "sent": self.sent,
             "satisfaction_client_from_scheduled_send": self.satisfaction,
             "satisfaction_controller_from_arrival": self.controller_satisfaction,
@@ -189,6 +222,8 @@ class RunResult:
                     "satisfaction_controller_from_arrival": step.controller_satisfaction,
                     "goodput_client_rps": step.goodput_rps,
                     "goodput_controller_rps": step.controller_goodput_rps,
+                    "latency_p99_claimed_ns": step.claimed_p99_ns,
+                    "holds": None if step.holds is None else step.holds.as_dict(),
                 }
                 for step in self.steps
             ],
@@ -259,6 +294,12 @@ def run_result(
     )
 
 
+def _slo_words(step: StepResult) -> tuple[str, ...]:
+    """What a step is called that has no label of its own."""
+    factor = f"{step.slo_factor:.4g}x" if step.slo_factor else "default SLO"
+    return factor, format_duration(step.slo_ns)
+
+
 def _places(engine: Engine) -> list[tuple[Step, str]]:
     """The order of a driver's tallies."""
     return [(step, group) for step in engine.steps for group in engine.groups]
@@ -287,7 +328,15 @@ def _step_result(
         latency_p99_ns=_percentile(tally.latencies, 99),
         issue_delay_p50_ns=_percentile(tally.issue_delays, 50),
         issue_delay_p99_ns=_percentile(tally.issue_delays, 99),
+        latency_p99_bound_ns=_p99_bound(tally.latencies),
     )
+
+
+def _p99_bound(latencies: array[int]) -> int:
+    rank = rank_of_bound(len(latencies))
+    if rank is None:
+        return 0
+    return int(np.partition(np.frombuffer(latencies, dtype=np.int64), rank)[rank])
 
 
 def _percentile(values: array[int], percent: float) -> int:
