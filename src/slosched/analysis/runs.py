@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from slosched.errors import InvalidConfig
 from slosched.telemetry import action_log, client_log, request_log
 from slosched.telemetry.manifest import read_manifest
@@ -16,6 +19,9 @@ from slosched.telemetry.table import LogTable
 
 #: Where a run may keep a side's files: in the run directory itself, or in a folder of that side.
 _FOLDERS = ("", "controller", "client")
+
+#: Columns of a whole log that `read_rows` has in memory at once.
+_AT_ONCE = 4
 
 _PUBLISHED_NAME = re.compile(r"rate=(\d+(?:\.\d+)?)_num-models=(\d+)")
 
@@ -102,6 +108,21 @@ def read_actions(path: Path, *, only: Collection[str] | None = None) -> LogTable
     return _not_empty(action_log.read_action_log(at, only=only), "actions")
 
 
+def read_rows(
+    path: Path, rows: NDArray[np.intp], names: Sequence[str]
+) -> dict[str, NDArray[np.int64]]:
+    """Return the columns `names` of the action log, but of these `rows` only.
+
+    The log is read piece by piece, so that few of its columns are ever there at once. Raises as
+    `read_actions` does.
+    """
+    taken: dict[str, NDArray[np.int64]] = {}
+    for first in range(0, len(names), _AT_ONCE):
+        columns = read_actions(path, only=names[first : first + _AT_ONCE]).columns
+        taken |= {name: column[rows] for name, column in columns.items()}
+    return taken
+
+
 def _log(path: Path, name: str) -> Path:
     at = _find(path, name)
     if at is None:
@@ -143,12 +164,18 @@ def _find(path: Path, name: str) -> Path | None:
     return None
 
 
+def manifests_of(path: Path) -> list[tuple[Path, Mapping[str, Any]]]:
+    """Return the manifests of a run directory, the client's first; {} for one that cannot be read."""
+    places = [
+        (path / folder / name, read_manifest(path / folder, name=name))
+        for folder in _FOLDERS
+        for name in (CLIENT_MANIFEST, MANIFEST)
+    ]
+    return [(place, document) for place, document in places if document or place.is_file()]
+
+
 def _manifests(path: Path) -> Iterator[Mapping[str, Any]]:
-    for folder in _FOLDERS:
-        for name in (CLIENT_MANIFEST, MANIFEST):
-            document = read_manifest(path / folder, name=name)
-            if document:
-                yield document
+    return (document for _, document in manifests_of(path) if document)
 
 
 def _stated(path: Path, manifests: Sequence[Mapping[str, Any]]) -> tuple[int | None, float | None]:

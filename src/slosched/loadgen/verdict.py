@@ -92,9 +92,7 @@ def judge(
 
 
 @functools.lru_cache(maxsize=4096)
-def least_sent(
-    late: int, *, percentile: float = PERCENTILE, confidence: float = CONFIDENCE
-) -> int:
+def least_sent(late: int, *, percentile: float = PERCENTILE, confidence: float = CONFIDENCE) -> int:
     """The fewest requests of which `late` may be late so that the SLO holds (LoadGen's h + t)."""
     _check(percentile, confidence)
     doubt, share = 1 - confidence, 1 - percentile
