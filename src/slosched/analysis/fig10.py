@@ -33,7 +33,7 @@ _ERRORS = {
     "duration": ("worker_exec_duration", "expected_exec_duration"),
     "completion": ("worker_exec_complete", "expected_exec_complete"),
 }
-_UNDER, _OVER, _EXACT = (
+_UNDER, _OVER, EXACT = (
     "under-predicted (took longer)",
     "over-predicted (was sooner)",
     "exactly as predicted",
@@ -85,7 +85,7 @@ def _sides(log: Mapping[str, NDArray[Any]], kind: str, error: str) -> list[Error
     for name, sizes in (
         (_UNDER, errors_ms[errors_ms > 0]),
         (_OVER, -errors_ms[errors_ms < 0]),
-        (_EXACT, errors_ms[errors_ms == 0]),
+        (EXACT, errors_ms[errors_ms == 0]),
     ):
         if len(sizes):
             share = len(sizes) / len(errors_ms)
@@ -93,12 +93,12 @@ def _sides(log: Mapping[str, NDArray[Any]], kind: str, error: str) -> list[Error
     return sides
 
 
-def error_figure(sides: Sequence[ErrorSide]) -> Any:
+def error_figure(sides: Sequence[ErrorSide], *, width_in: float = 9.6) -> Any:
     """Return the figure of at least one side. To be made and saved within `style.look()`."""
     from slosched.analysis import style
 
     kinds = [kind for kind in _KINDS if any(side.kind == kind for side in sides)]
-    figure = style.Figure(figsize=(9.6, 3.3 * len(kinds) + 0.4), layout="constrained")
+    figure = style.Figure(figsize=(width_in, 3.3 * len(kinds) + 0.4), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)
     axes = figure.subplots(len(kinds), len(_ERRORS), squeeze=False)
     for row, kind in enumerate(kinds):
@@ -114,7 +114,7 @@ def _draw_panel(ax: Any, sides: list[ErrorSide]) -> None:
 
     most_nines = 1.0
     for side in sides:
-        if side.side == _EXACT:
+        if side.side == EXACT:
             ax.plot([], [], color=PALE, linestyle="", marker=".", label=_legend(side))
             continue
         nines, errors = tail(side.errors_ms)

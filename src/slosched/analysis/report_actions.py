@@ -153,7 +153,6 @@ def measure_actions(
     failed = _failed(log["status"])
     count = len(log)
     del log, sent
-    excerpt = _excerpt(path, start_ns, rows, chosen, window is not None, shortened)
     say("comparing predictions with what happened")
     log = read_actions(path, only=(*ERROR_COLUMNS, "batch_size"))
     good = log["status"] == 0
@@ -161,11 +160,19 @@ def measure_actions(
     classes = _classes(log.columns, good)
     slowest, mispredicted = _worst(log.columns, good)
     del log, good
+    say("looking up the actions that are shown one by one")
+    shown: dict[str, Column] = dict(
+        read_rows(path, np.concatenate((slowest, mispredicted, rows)), _SHOWN)
+    )
+    shown["sent"] = shown["t"] - shown["controller_result_enqueue"] - start_ns
+    shown["t"] = shown["t"] - start_ns
+    first, second = len(slowest), len(slowest) + len(mispredicted)
     numbers = ActionNumbers(
         count, *kinds, failed, used, errors, classes,
-        slowest=_table(path, slowest, start_ns), mispredicted=_table(path, mispredicted, start_ns),
+        slowest=_table(shown, range(first)), mispredicted=_table(shown, range(first, second)),
     )  # fmt: skip
-    return numbers, excerpt
+    shown = {name: column[second:] for name, column in shown.items()}
+    return numbers, _excerpt(shown, chosen, window is not None, shortened)
 
 
 _KINDS = (ActionType.INFER, ActionType.LOAD_WEIGHTS, ActionType.EVICT_WEIGHTS)
@@ -262,20 +269,10 @@ def _rows_of(
     return rows[:most], len(rows) > most
 
 
-def _excerpt(
-    path: Path,
-    start_ns: int,
-    rows: NDArray[np.intp],
-    window: tuple[int, int],
-    chosen: bool,
-    shortened: bool,
-) -> Excerpt:
-    columns: dict[str, Column] = dict(read_rows(path, rows, _SHOWN))
-    columns["sent"] = columns["t"] - columns["controller_result_enqueue"] - start_ns
-    columns["t"] = columns["t"] - start_ns
+def _excerpt(columns: Columns, window: tuple[int, int], chosen: bool, shortened: bool) -> Excerpt:
     gpus = gpus_of(columns)
     end_ns = window[0] + window[1]
-    shown = np.zeros(len(rows), bool)
+    shown = np.zeros(len(columns["t"]), bool)
     for gpu in gpus[:_MOST_GPUS_SHOWN]:
         shown |= (columns["worker_id"] == gpu.worker_id) & (columns["gpu_id"] == gpu.gpu_id)
     places = np.flatnonzero(shown)
@@ -328,32 +325,28 @@ def _class(name: str, log: Columns, rows: NDArray[np.bool_]) -> ClassErrors:
 
 def _worst(log: Columns, good: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any]]:
     """The rows that took longest, and those that ended furthest from their predicted end."""
-    known = np.flatnonzero(good & (log["worker_exec_complete"] > 0) & (log["worker_exec_duration"] > 0))
+    known = np.flatnonzero(
+        good & (log["worker_exec_complete"] > 0) & (log["worker_exec_duration"] > 0)
+    )
     took = log["worker_exec_duration"][known]
     behind = np.abs(log["worker_exec_complete"] - log["expected_exec_complete"])[known]
     return tuple(known[np.argsort(-by, kind="stable")[:_WORST]] for by in (took, behind))  # type: ignore[return-value]
 
 
-def _table(path: Path, rows: NDArray[Any], start_ns: int) -> list[ActionRow]:
-    if not len(rows):
-        return []
-    columns = read_rows(path, rows, _SHOWN)
+def _table(columns: Columns, rows: range) -> list[ActionRow]:
     return [
         ActionRow(
             action_id=int(columns["action_id"][row]),
             what=_what(columns, row),
             gpu=Gpu(int(columns["worker_id"][row]), int(columns["gpu_id"][row])),
-            at_ns=int(
-                columns["t"][row]
-                - columns["controller_result_enqueue"][row]
-                + columns["worker_exec_complete"][row]
-                - start_ns
-            ),
+            at_ns=int(columns["sent"][row] + columns["worker_exec_complete"][row]),
             predicted_ns=int(columns["expected_exec_duration"][row]),
             took_ns=int(columns["worker_exec_duration"][row]),
-            behind_ns=int(columns["worker_exec_complete"][row] - columns["expected_exec_complete"][row]),
+            behind_ns=int(
+                columns["worker_exec_complete"][row] - columns["expected_exec_complete"][row]
+            ),
         )
-        for row in range(len(rows))
+        for row in rows
     ]
 
 

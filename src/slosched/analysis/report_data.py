@@ -132,7 +132,9 @@ class RunReport:
     @property
     def is_sweep(self) -> bool:
         """True if there are several SLOs to draw a curve of, and not so many that it says nothing."""
-        return 1 < len({(s.slo_factor, s.slo_ns if not s.slo_factor else 0) for s in self.steps}) <= 60
+        return (
+            1 < len({(s.slo_factor, s.slo_ns if not s.slo_factor else 0) for s in self.steps}) <= 60
+        )
 
 
 def read_report(
@@ -174,7 +176,14 @@ def read_report(
         "of_models": len(np.unique(models)),
     }
     label = run.label
-    del run, views, judged, log, cold, models  # columns of ten million rows: gone before others come
+    del (
+        run,
+        views,
+        judged,
+        log,
+        cold,
+        models,
+    )  # columns of ten million rows: gone before others come
     actions, excerpt = measure_actions(path, start_ns, window, notices, say)
     return RunReport(
         path=path, label=label, policy=policy_of(path), workload=_workload(path), start_ns=start_ns,
@@ -201,10 +210,13 @@ def _notices(run: Run, views: Sequence[View]) -> list[str]:
     for place, document in manifests:
         if not document:
             said.append(
-                f"{place.name} is empty or damaged, so the report cannot say what was run; the numbers are from the logs"
+                f"{place.name} is empty or damaged, so the report cannot say what was run; the numbers "
+                "are from the logs"
             )
         elif document.get("ended_at") is None:
-            said.append(f"the run had not ended when {place.name} was last written: this is a part of it")
+            said.append(
+                f"the run had not ended when {place.name} was last written: this is a part of it"
+            )
         elif not document.get("complete", True):
             problem = (document.get("outcome") or {}).get("problem") or "see its outcome"
             said.append(f"the run is not complete by its {place.name} ({problem})")
@@ -214,7 +226,9 @@ def _notices(run: Run, views: Sequence[View]) -> list[str]:
         if log is not None and log.truncated:
             said.append(f"the {name} ends within a line, which was left out")
     if not any(view.name == CLIENT_VIEW for view in views):
-        said.append("there is no client log: the controller judges, from the arrival of a request there")
+        said.append(
+            "there is no client log: the controller judges, from the arrival of a request there"
+        )
     elif len(views) == 1:
         said.append("there is no request log of the controller: the client judges alone")
     for _, document in manifests:
