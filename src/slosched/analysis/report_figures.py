@@ -134,7 +134,7 @@ def latency(tails: Sequence[Tail], slos_ms: Sequence[float], key: str, label: st
         dotted = "; SLO dotted" if slos_ms and len(slos_ms) <= _MOST_SLOS else ""
         ax.set_xlabel(f"Latency of what was served (ms){dotted}")
         ax.set_ylabel("Percentile of requests")
-        ax.legend(loc="lower right")
+        figure.legend(loc="outside upper right", ncols=2)
         return page_svg(style.svg_of(figure), key, label)
 
 

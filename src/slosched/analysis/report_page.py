@@ -34,7 +34,7 @@ h1{{font-size:26px;line-height:1.2;margin:8px 0 4px}}h2{{font-size:21px;margin:4
 border-bottom:1px solid var(--grid);padding-bottom:4px;overflow-wrap:anywhere}}
 h3{{font-size:16px;margin:30px 0 2px}}p{{margin:4px 0 8px}}a{{color:var(--link)}}
 .of{{color:var(--pale);overflow-wrap:anywhere}}
-nav{{font-size:14px;margin:10px 0}}nav a{{margin-right:14px;white-space:nowrap}}
+nav{{font-size:14px;margin:10px 0;display:flex;flex-wrap:wrap;gap:2px 16px}}
 .cards{{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:10px;margin:14px 0}}
 .card{{background:var(--soft);border-radius:6px;padding:9px 12px}}
 .card b{{display:block;font-size:22px;line-height:1.25;font-weight:650}}
@@ -46,13 +46,14 @@ svg.drawn{{max-width:920px}}svg.drawn *{{stroke-linejoin:round;stroke-linecap:bu
 svg.made{{max-width:968px;font-family:var(--font)}}svg.made text{{fill:var(--ink)}}
 svg.made .tick,svg.made .axis{{fill:var(--pale)}}svg.made .axis{{fill:var(--ink)}}
 svg.made .grid{{stroke:var(--grid);fill:none}}svg.made .empty{{fill:var(--soft)}}
+svg.made .c0,svg.made .c1{{shape-rendering:crispEdges}}
 svg.made .c0{{fill:var(--c0)}}svg.made .c1{{fill:var(--c1)}}
-svg.made .due{{fill-opacity:.3;stroke-width:.8}}svg.made .late{{stroke:var(--bad);stroke-width:2}}
+svg.made .did{{stroke:none}}svg.made .due{{fill-opacity:.3;stroke-width:.8}}
+svg.made .late{{stroke:var(--bad);stroke-width:2}}
 svg.made .partly{{stroke:var(--bad);stroke-width:1.6;stroke-dasharray:3 2}}
 svg.made .fail{{fill:var(--bad);font-weight:700}}svg.made g:hover .did{{opacity:.75}}
 {_MODELS}
 .mx rect{{fill:var(--other);stroke:var(--other)}}svg.made .mx .in{{fill:#111}}.kx{{background:var(--other)}}
-svg.made .did{{stroke:none}}
 .key{{font-size:13px;margin:2px 0 6px}}.key span{{margin-right:14px;white-space:nowrap}}
 .key i{{display:inline-block;width:12px;height:12px;border-radius:2px;margin-right:5px;vertical-align:-1px}}
 .key i.p{{opacity:.4;height:7px;background:var(--ink)}}.key i.a{{background:var(--ink)}}

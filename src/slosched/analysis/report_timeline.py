@@ -132,7 +132,8 @@ def _strip(
         if end < len(levels) and levels[end] == levels[begin]:
             continue
         if levels[begin]:
-            x, until = scale(edges[begin]), scale(edges[end])
+            # Rounded alike at both ends, so that no gap is between neighbours.
+            x, until = round(scale(edges[begin]), 1), round(scale(edges[end]), 1)
             boxes.append(
                 f'<rect x="{x:.1f}" y="{y:.1f}" width="{until - x:.1f}" height="{height:.1f}" '
                 f'class="{colour}" fill-opacity="{levels[begin] / _LEVELS:.2f}"/>'
@@ -145,12 +146,14 @@ def _strip(
 
 
 def coloured_models(excerpt: Excerpt) -> list[int]:
-    """The models that have a colour of their own, in the order of the colours: those with most actions."""
-    counts: Counter[int] = Counter()
+    """The models that have a colour of their own, in the order of the colours: those that took most time."""
+    busy: Counter[int] = Counter()
     for _, lanes in excerpt.gpus:
         for lane in lanes:
-            counts.update(lane.rows["model_id"].tolist())
-    return sorted(sorted(counts), key=lambda model: -counts[model])[:COLOURS]
+            models, took = lane.rows["model_id"].tolist(), lane.intervals.took.tolist()
+            for model, ns in zip(models, took, strict=True):
+                busy[model] += ns
+    return sorted(sorted(busy), key=lambda model: -busy[model])[:COLOURS]
 
 
 def timeline_svg(excerpt: Excerpt) -> str:
@@ -170,7 +173,7 @@ def timeline_svg(excerpt: Excerpt) -> str:
             parts.append(_text(_LEFT - 8, y - 6, "loads", anchor="end", kind="tick"))
         y += _GAP
     bottom = y - _GAP + 4
-    what = f"ms after {excerpt.start_ns / NS_PER_S:.10g} s since the first request"
+    what = f"ms since {excerpt.start_ns / NS_PER_S:.10g} s after the first request"
     label = (
         f"What {len(excerpt.gpus)} GPUs did from {format_duration(excerpt.start_ns)} to "
         f"{format_duration(excerpt.end_ns)} after the first request, and above it what was predicted"

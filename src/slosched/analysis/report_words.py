@@ -88,8 +88,7 @@ def headline(report: RunReport) -> list[tuple[str, str]]:
     pairs = [
         (share(h.in_time, h.requests), f"in time; {_bounds(report)}"),
         (f"{h.requests:,}", f"requests offered, {_rate(h.offered_rps)} for {h.seconds:.3g} s"),
-        (f"{h.in_time:,}", "of them in time"),
-        (_rate(h.goodput_rps), "goodput: in time per second"),
+        (_rate(h.goodput_rps), f"goodput: {h.in_time:,} were in time"),
     ]
     for name in ("p50", "p99", "p99.9"):
         if name in h.latency_ns and (name != "p99" or h.served >= least_samples()):
@@ -232,7 +231,7 @@ def _action_figures(numbers: ActionNumbers, prefix: str) -> Iterator[Figure]:
         key, label = f"{prefix}batches", "Share of requests served in batches of each size"
         mean = sum(c.requests for c in infers) / sum(c.actions for c in infers)
         caption = (
-            f"An inference served {mean:.3g} requests on average; a bar is the share of all that were "
+            f"An inference served {mean:.2f} requests on average; a bar is the share of all that were "
             "served."
         )
         yield Figure(key, "Batch sizes", caption, draw.batches(numbers.classes, key, label))
@@ -278,7 +277,9 @@ def _timeline(excerpt: Excerpt, key: str) -> Figure:
 
 def tables(report: RunReport) -> dict[str, list[Titled]]:
     """The tables, by the figure that they stand below: (heading, note, content)."""
-    found: dict[str, list[Titled]] = {"sweep": [("", "", _steps(report))]}
+    found: dict[str, list[Titled]] = {}
+    if len(report.verdicts) > 1:
+        found["sweep"] = [("" if report.is_sweep else "By SLO", "", _steps(report))]
     if report.reasons:
         found["lost"] = [("Reasons", "", _reasons(report))]
     numbers = report.actions
@@ -306,8 +307,8 @@ def tables(report: RunReport) -> dict[str, list[Titled]]:
 
 
 _CLASSES_NOTE = (
-    "Errors are sizes, longer or shorter: half of the actions were off by less than p50, one in a hundred by "
-    "more than p99."
+    "Medians of what was predicted and what it took, and sizes of the errors, longer or shorter: half of the "
+    "actions were off by less than p50, one in a hundred by more than p99."
 )
 
 
@@ -341,8 +342,7 @@ def _meaning(code: int | None) -> str:
 
 def _classes(numbers: ActionNumbers) -> Content:
     headings = (
-        "action", "count", "predicted (median)", "took (median)", "duration off p50", "p99",
-        "completion off p50", "p99",
+        "action", "count", "predicted", "took", "duration off p50", "p99", "completion off p50", "p99",
     )  # fmt: skip
     rows = [
         [
