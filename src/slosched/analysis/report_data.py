@@ -7,7 +7,7 @@ window in which it was sent, so that offered and in time can be compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slosched.analysis.report_actions import ActionNumbers, Excerpt, measure_actions
-from slosched.analysis.runs import Run, manifests_of, open_run, policy_of, stated
-from slosched.analysis.tables import CLIENT_VIEW, StepSummary, View, summarise_view, views_of
+from slosched.analysis.runs import manifests_of, open_run, policy_of, stated
+from slosched.analysis.tables import StepSummary, View, summarise_view, views_of
 from slosched.analysis.tails import named_quantiles, tail
 from slosched.analysis.windows import Windows
 from slosched.codes import code_name
@@ -30,7 +30,7 @@ _COLUMNS = frozenset(
     {
         "t", "latency", "deadline", "result", "deadline_met", "is_coldstart",  # request log
         "scheduled_ns", "latency_ns", "slo_ns", "code", "in_time", "cold",  # client log
-        "issue_delay_ns", "model_id", "slo_factor",
+        "model_id", "slo_factor",
     }
 )  # fmt: skip
 #: At most so many windows of time in a figure.
@@ -147,49 +147,58 @@ def read_report(
     """
     say = say or (lambda text: None)
     say(f"reading the requests of {path}")
-    run = open_run(path, only=_COLUMNS)
-    views = [view for view in views_of(run) if len(view.at_ns)]
-    if not views:
+    # One side after the other: the columns of ten million requests are there once.
+    client = _read_side(path, "client", judges=True)
+    controller = _read_side(path, "controller", judges=not client.rows)
+    judge_ = client if client.rows else controller
+    if not judge_.rows:
         raise InvalidConfig(f"nothing to report: the logs in {path} hold no requests yet")
-    notices = _notices(run, views)
-    say("counting")
-    judged = views[-1]  # the client's, where there is one
-    log = run.client if judged.name == CLIENT_VIEW else run.requests
-    assert log is not None
-    cold = log["cold" if judged.name == CLIENT_VIEW else "is_coldstart"] == 1
-    models = log["model_id"]
-    start_ns = int(judged.at_ns.min())
-    steps = [step for view in views for step in summarise_view(view)]
-    report: dict[str, Any] = {
-        "headline": _headline(judged),
-        "steps": steps,
-        "verdicts": [
-            (step, judge(step.requests, step.requests - step.satisfied))
-            for step in steps
-            if step.view == judged.name
-        ],
-        "tails": _tails(views),
-        "slos_ms": _slos(judged),
-        "over_time": _over_time(judged, cold),
-        "reasons": _reasons(judged),
-        "models": _models(judged, models, cold),
-        "of_models": len(np.unique(models)),
-    }
-    label = run.label
-    del (
-        run,
-        views,
-        judged,
-        log,
-        cold,
-        models,
-    )  # columns of ten million rows: gone before others come
+    notices = _notices(path, controller, client)
+    start_ns = judge_.judged["start_ns"]
     actions, excerpt = measure_actions(path, start_ns, window, notices, say)
     return RunReport(
-        path=path, label=label, policy=policy_of(path), workload=_workload(path), start_ns=start_ns,
+        path=path, label=judge_.label, policy=policy_of(path), workload=_workload(path),
+        steps=controller.steps + client.steps, tails=client.tails + controller.tails,
         actions=actions, excerpt=excerpt, notices=notices,
-        manifests=[(place.name, document) for place, document in manifests_of(path)], **report,
+        manifests=[(place.name, document) for place, document in manifests_of(path)],
+        **judge_.judged,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Side:
+    """What one side's log says; `judged` holds fields of the report if this side judges."""
+
+    rows: int
+    there: bool
+    truncated: bool
+    label: str
+    steps: list[StepSummary]
+    tails: list[Tail]
+    judged: dict[str, Any]
+
+
+def _read_side(path: Path, side: str, *, judges: bool) -> _Side:
+    run = open_run(path, only=_COLUMNS, sides=(side,))
+    log = run.client if side == "client" else run.requests
+    if log is None or not len(log):
+        return _Side(0, log is not None, log is not None and bool(log.truncated), "", [], [], {})
+    (view,) = views_of(run)
+    steps = summarise_view(view)
+    judged: dict[str, Any] = {}
+    if judges:
+        cold = log["cold" if side == "client" else "is_coldstart"] == 1
+        judged = {
+            "start_ns": int(view.at_ns.min()),
+            "headline": _headline(view),
+            "verdicts": [(s, judge(s.requests, s.requests - s.satisfied)) for s in steps],
+            "slos_ms": _slos(view),
+            "over_time": _over_time(view, cold),
+            "reasons": _reasons(view),
+            "models": _models(view, log["model_id"], cold),
+            "of_models": len(np.unique(log["model_id"])),
+        }
+    return _Side(len(log), True, bool(log.truncated), run.label, steps, _tails(view), judged)
 
 
 def _workload(path: Path) -> str:
@@ -203,10 +212,10 @@ def _workload(path: Path) -> str:
     return ""
 
 
-def _notices(run: Run, views: Sequence[View]) -> list[str]:
+def _notices(path: Path, controller: _Side, client: _Side) -> list[str]:
     """What a reader has to know before believing the numbers."""
     said: list[str] = []
-    manifests = manifests_of(run.path)
+    manifests = manifests_of(path)
     for place, document in manifests:
         if not document:
             said.append(
@@ -222,14 +231,13 @@ def _notices(run: Run, views: Sequence[View]) -> list[str]:
             said.append(f"the run is not complete by its {place.name} ({problem})")
     if not manifests:
         said.append("there is no manifest, so the report cannot say what was run")
-    for log, name in ((run.requests, "request log"), (run.client, "client log")):
-        if log is not None and log.truncated:
+    for side, name in ((controller, "request log"), (client, "client log")):
+        if side.truncated:
             said.append(f"the {name} ends within a line, which was left out")
-    if not any(view.name == CLIENT_VIEW for view in views):
-        said.append(
-            "there is no client log: the controller judges, from the arrival of a request there"
-        )
-    elif len(views) == 1:
+    if not client.rows:
+        what = "an empty client log" if client.there else "no client log"
+        said.append(f"there is {what}: the controller judges, from the arrival of a request there")
+    elif not controller.rows:
         said.append("there is no request log of the controller: the client judges alone")
     for _, document in manifests:
         outcome = document.get("outcome") or {}
@@ -285,14 +293,9 @@ def bounds(sent: int, late: int, *, confidence: float = CONFIDENCE) -> tuple[flo
     return lower, upper
 
 
-def _tails(views: Sequence[View]) -> list[Tail]:
-    tails = []
-    for view in reversed(views):
-        served = view.latency_ns[view.code == 0]
-        if len(served):
-            nines, quantiles = tail(served / NS_PER_MS)
-            tails.append(Tail(view.name, nines, quantiles))
-    return tails
+def _tails(view: View) -> list[Tail]:
+    served = view.latency_ns[view.code == 0]
+    return [Tail(view.name, *tail(served / NS_PER_MS))] if len(served) else []
 
 
 def _slos(view: View) -> list[float]:

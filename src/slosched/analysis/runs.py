@@ -20,6 +20,8 @@ from slosched.telemetry.table import LogTable
 #: Where a run may keep a side's files: in the run directory itself, or in a folder of that side.
 _FOLDERS = ("", "controller", "client")
 
+#: Who kept a log.
+SIDES = ("controller", "client")
 #: Columns of a whole log that `read_rows` has in memory at once.
 _AT_ONCE = 4
 
@@ -28,7 +30,7 @@ _PUBLISHED_NAME = re.compile(r"rate=(\d+(?:\.\d+)?)_num-models=(\d+)")
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory. At least one of the two logs is there.
+    """One run directory. At least one of the two logs is there, unless it was not to be read.
 
     `copies` and `rate` are N and R (requests per second over all copies) of the sweep: from the
     client's manifest where there is one, else counted in the logs. `stated` says that they were not
@@ -50,29 +52,32 @@ class Run:
         return f"N={self.copies}, {rate}" + (" (partial)" if self.partial else "")
 
 
-def open_run(path: Path, *, only: Collection[str] | None = None) -> Run:
+def open_run(
+    path: Path, *, only: Collection[str] | None = None, sides: Collection[str] = SIDES
+) -> Run:
     """Read the logs of a run directory, or one request log by its file name.
 
     With `only` nothing but the columns of these names is read, in either log; "model_id", and the times
-    of the requests, have to be among them. Raises InvalidConfig if there is no such run, MalformedLog
-    if a file of it is damaged.
+    of the requests, have to be among them. A log whose side is not in `sides` is left alone. Raises
+    InvalidConfig if there is no such run, MalformedLog if a file of it is damaged.
     """
-    requests: LogTable | None = None
-    client: LogTable | None = None
     manifests: list[Mapping[str, Any]] = []
     if path.is_file():
-        requests = request_log.read_request_log(path, only=only)
+        requests_at, client_at = path, None
     else:
-        at = _find(path, request_log.FILE_NAME)
-        requests = request_log.read_request_log(at, only=only) if at else None
-        at = _find(path, client_log.FILE_NAME)
-        client = client_log.read_client_log(at, only=only) if at else None
+        requests_at = _find(path, request_log.FILE_NAME)
+        client_at = _find(path, client_log.FILE_NAME)
         manifests = list(_manifests(path))
-    if requests is None and client is None:
+    if requests_at is None and client_at is None:
         what = "does not exist" if not path.exists() else "holds no run"
         raise InvalidConfig(
             f"{path} {what}: expected {request_log.FILE_NAME} or {client_log.FILE_NAME} in it"
         )
+    requests = client = None
+    if requests_at is not None and "controller" in sides:
+        requests = request_log.read_request_log(requests_at, only=only)
+    if client_at is not None and "client" in sides:
+        client = client_log.read_client_log(client_at, only=only)
     copies, rate = _stated(path, manifests)
     stated = copies is not None and rate is not None
     if copies is None or rate is None:
@@ -199,8 +204,7 @@ def _sections(document: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def _counted(requests: LogTable | None, client: LogTable | None) -> tuple[int, float]:
     table = requests if requests is not None else client
-    assert table is not None
-    if len(table) == 0:
+    if table is None or len(table) == 0:
         return 0, 0.0
     times = table["t"] - table["latency"] if requests is not None else table["scheduled_ns"]
     seconds = float(times.max() - times.min()) / 1e9

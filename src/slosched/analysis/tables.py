@@ -174,7 +174,9 @@ def _summary(
     times, codes = view.at_ns[rows], view.code[rows]
     count = len(rows)
     # The first and last request fence count - 1 gaps; a step is as long as count of them.
-    duration_ns = int((times[-1] - times[0]) * count / (count - 1)) if count > 1 else 0
+    # Python's integers: an hour in ns times ten million is beyond 64 bits.
+    span_ns = int(times[-1]) - int(times[0])
+    duration_ns = int(span_ns * count / (count - 1)) if count > 1 else 0
     satisfied = int(np.count_nonzero(view.satisfied[rows]))
     successes = view.latency_ns[rows][codes == 0]
     p50, p99 = np.quantile(successes, (0.5, 0.99)) if len(successes) else (math.nan, math.nan)
