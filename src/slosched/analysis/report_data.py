@@ -8,7 +8,7 @@ window in which it was sent, so that offered and in time can be compared.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from slosched.codes import code_name
 from slosched.errors import InvalidConfig
 from slosched.loadgen.verdict import CONFIDENCE, Verdict, at_most, judge
 from slosched.telemetry.client_log import NO_ANSWER
+from slosched.telemetry.table import LogTable
 from slosched.units import NS_PER_MS, NS_PER_S
 
 _COLUMNS = frozenset(
@@ -33,6 +34,7 @@ _COLUMNS = frozenset(
         "model_id", "slo_factor",
     }
 )  # fmt: skip
+_FLAGS = frozenset({"deadline_met", "is_coldstart", "in_time", "cold"})
 #: At most so many windows of time in a figure.
 _MOST_WINDOWS = 120
 #: Reasons that have a line of their own over time; the others share one.
@@ -178,8 +180,20 @@ class _Side:
     judged: dict[str, Any]
 
 
+def _smaller(log: LogTable | None) -> LogTable | None:
+    """The log with its flags in a byte each: of ten million rows that is 70 MB less for each of them."""
+    if log is None:
+        return None
+    columns = {
+        name: (column != 0).astype(np.int8) if name in _FLAGS else column
+        for name, column in log.columns.items()
+    }
+    return LogTable(log.path, columns, log.truncated)
+
+
 def _read_side(path: Path, side: str, *, judges: bool) -> _Side:
     run = open_run(path, only=_COLUMNS, sides=(side,))
+    run = replace(run, requests=_smaller(run.requests), client=_smaller(run.client))
     log = run.client if side == "client" else run.requests
     if log is None or not len(log):
         return _Side(0, log is not None, log is not None and bool(log.truncated), "", [], [], {})
