@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,19 @@ def test_over_time_counts_each_request_when_it_was_sent(tmp_path: Path) -> None:
     refused = sum(1 for r in sweep(seed=1) if r.code == 8)
     assert reasons["could not start in time"] == refused
     assert sum(reasons.values()) == report.headline.requests - report.headline.in_time
+
+
+def test_steps_that_were_sent_late_have_no_verdict(tmp_path: Path) -> None:
+    records = sweep(seed=1)
+    late = [
+        replace(client(r, 0), issue_delay_ns=5 * MS if r.arrival_ns < START_NS + 3 * S else 0)
+        for r in records
+    ]
+    write_clients(tmp_path / CLIENTS, late)
+    verdicts = [verdict for _, verdict in read_report(tmp_path).verdicts]
+    assert verdicts[0] is None and None not in verdicts[1:]
+    text = write_report([tmp_path]).path.read_text()
+    assert "no verdict where sent late, at 1x" in text and "<td>sent late</td>" in text
 
 
 def test_models_add_up(tmp_path: Path) -> None:

@@ -149,7 +149,9 @@ def measure_actions(
     used = _utilisation(log.columns, sent)
     chosen = window or _busiest(log.columns, sent)
     rows, shortened = _rows_of(log["t"] - start_ns, sent, chosen, path)
-    kinds = [int(np.count_nonzero(log["action_type"] == kind)) for kind in _KINDS]
+    infers, loads, evictions = (
+        int(np.count_nonzero(log["action_type"] == kind)) for kind in _KINDS
+    )
     failed = _failed(log["status"])
     count = len(log)
     del log, sent
@@ -168,7 +170,7 @@ def measure_actions(
     shown["t"] = shown["t"] - start_ns
     first, second = len(slowest), len(slowest) + len(mispredicted)
     numbers = ActionNumbers(
-        count, *kinds, failed, used, errors, classes,
+        count, infers, loads, evictions, failed, used, errors, classes,
         slowest=_table(shown, range(first)), mispredicted=_table(shown, range(first, second)),
     )  # fmt: skip
     shown = {name: column[second:] for name, column in shown.items()}

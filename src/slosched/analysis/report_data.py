@@ -7,7 +7,7 @@ window in which it was sent, so that offered and in time can be compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from slosched.analysis.tails import named_quantiles, tail
 from slosched.analysis.windows import Windows
 from slosched.codes import code_name
 from slosched.errors import InvalidConfig
+from slosched.loadgen.results import ISSUE_DELAY_BOUND_NS
 from slosched.loadgen.verdict import CONFIDENCE, Verdict, at_most, judge
 from slosched.telemetry.client_log import NO_ANSWER
 from slosched.telemetry.table import LogTable
@@ -31,7 +32,7 @@ _COLUMNS = frozenset(
     {
         "t", "latency", "deadline", "result", "deadline_met", "is_coldstart",  # request log
         "scheduled_ns", "latency_ns", "slo_ns", "code", "in_time", "cold",  # client log
-        "model_id", "slo_factor",
+        "issue_delay_ns", "model_id", "slo_factor",
     }
 )  # fmt: skip
 _FLAGS = frozenset({"deadline_met", "is_coldstart", "in_time", "cold"})
@@ -40,6 +41,8 @@ _MOST_WINDOWS = 120
 #: Reasons that have a line of their own over time; the others share one.
 _MOST_REASONS = 5
 _MOST_MODELS = 40
+#: Of more steps than this the whole run's issue delay counts, and not each one's.
+_MOST_STEPS = 100
 
 Say = Callable[[str], None]
 
@@ -118,7 +121,8 @@ class RunReport:
     workload: str
     start_ns: int
     headline: Headline
-    verdicts: list[tuple[StepSummary, Verdict]]
+    #: None for a step whose requests were sent late.
+    verdicts: list[tuple[StepSummary, Verdict | None]]
     steps: list[StepSummary]
     tails: list[Tail]
     slos_ms: list[float]
@@ -205,7 +209,7 @@ def _read_side(path: Path, side: str, *, judges: bool) -> _Side:
         judged = {
             "start_ns": int(view.at_ns.min()),
             "headline": _headline(view),
-            "verdicts": [(s, judge(s.requests, s.requests - s.satisfied)) for s in steps],
+            "verdicts": _verdicts(steps, view, log),
             "slos_ms": _slos(view),
             "over_time": _over_time(view, cold),
             "reasons": _reasons(view),
@@ -305,6 +309,28 @@ def bounds(sent: int, late: int, *, confidence: float = CONFIDENCE) -> tuple[flo
     lower = 0.0 if late == sent else where(lambda share: at_most(late, sent, share) <= doubt)
     upper = 1.0 if late == 0 else where(lambda share: 1 - at_most(late - 1, sent, share) > doubt)
     return lower, upper
+
+
+def _verdicts(
+    steps: Sequence[StepSummary], view: View, log: LogTable
+) -> list[tuple[StepSummary, Verdict | None]]:
+    """Whether each step's SLO holds; None where the client sent late, by the bound of a live run."""
+    delays = log.columns.get("issue_delay_ns")
+
+    def sent_late(step: StepSummary) -> bool:
+        if delays is None:
+            return False  # the controller judges
+        here = np.ones(len(delays), bool)
+        if len(steps) <= _MOST_STEPS:
+            end_ns = step.start_ns + step.duration_ns
+            here = (view.at_ns >= step.start_ns) & (view.at_ns <= end_ns)
+            here &= view.slo_factor == step.slo_factor
+        return float(np.quantile(delays[here], 0.99)) > ISSUE_DELAY_BOUND_NS
+
+    return [
+        (step, None if sent_late(step) else judge(step.requests, step.requests - step.satisfied))
+        for step in steps
+    ]
 
 
 def _tails(view: View) -> list[Tail]:

@@ -190,7 +190,7 @@ def figures(report: RunReport, prefix: str) -> Iterator[Figure]:
 
 
 def _sweep(report: RunReport, key: str) -> Figure:
-    held = [step for step, verdict in report.verdicts if verdict.outcome == "holds"]
+    held = [step for step, verdict in report.verdicts if verdict and verdict.outcome == "holds"]
     best = min(held, key=lambda s: (s.slo_factor, s.slo_ns), default=None)
     caption = (
         "At no SLO is it certain that 99 % are in time."
@@ -319,7 +319,7 @@ def _steps(report: RunReport) -> Content:
     rows = [
         [
             s.slo_text, time(s.slo_ns), f"{s.requests:,}", _rate(s.offered_rps),
-            share(s.satisfied, s.requests), verdict.short, _rate(s.goodput_rps), time(s.p50_ns),
+            share(s.satisfied, s.requests), verdict.short if verdict else "sent late", _rate(s.goodput_rps), time(s.p50_ns),
             time(s.p99_ns) if s.requests - sum(s.by_code.values()) >= least_samples() else "-",
         ]
         for s, verdict in report.verdicts[:200]

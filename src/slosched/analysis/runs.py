@@ -62,8 +62,10 @@ def open_run(
     InvalidConfig if there is no such run, MalformedLog if a file of it is damaged.
     """
     manifests: list[Mapping[str, Any]] = []
+    requests_at: Path | None = None
+    client_at: Path | None = None
     if path.is_file():
-        requests_at, client_at = path, None
+        requests_at = path
     else:
         requests_at = _find(path, request_log.FILE_NAME)
         client_at = _find(path, client_log.FILE_NAME)
