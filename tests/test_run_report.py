@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
@@ -106,7 +106,9 @@ def test_over_time_counts_each_request_when_it_was_sent(tmp_path: Path) -> None:
 def test_steps_that_were_sent_late_have_no_verdict(tmp_path: Path) -> None:
     records = sweep(seed=1)
     late = [
-        replace(client(r, 0), issue_delay_ns=5 * MS if r.arrival_ns < START_NS + 3 * S else 0)
+        msgspec.structs.replace(
+            client(r, 0), issue_delay_ns=5 * MS if r.arrival_ns < START_NS + 3 * S else 0
+        )
         for r in records
     ]
     write_clients(tmp_path / CLIENTS, late)

@@ -319,7 +319,8 @@ def _steps(report: RunReport) -> Content:
     rows = [
         [
             s.slo_text, time(s.slo_ns), f"{s.requests:,}", _rate(s.offered_rps),
-            share(s.satisfied, s.requests), verdict.short if verdict else "sent late", _rate(s.goodput_rps), time(s.p50_ns),
+            share(s.satisfied, s.requests), verdict.short if verdict else "sent late",
+            _rate(s.goodput_rps), time(s.p50_ns),
             time(s.p99_ns) if s.requests - sum(s.by_code.values()) >= least_samples() else "-",
         ]
         for s, verdict in report.verdicts[:200]
