@@ -63,12 +63,19 @@ def time(value_ns: float) -> str:
 
 def about(report: RunReport) -> list[str]:
     """What ran, on what, and when."""
-    first: Mapping[str, Any] = next((document for _, document in report.manifests if document), {})
-    kinds = [str(document.get("kind", "")) for _, document in report.manifests if document]
-    host = first.get("host") or {}
-    where = f"on {host.get('cpu_usable')} cores of {host.get('cpu_model')}" if host else ""
-    if "simulation" in kinds:
+    documents = [document for _, document in report.manifests if document]
+    # A controller's manifest says more of where the run was than a client's.
+    documents.sort(key=lambda document: document.get("kind") != "controller")
+    first: Mapping[str, Any] = documents[0] if documents else {}
+    kind, host = first.get("kind"), first.get("host") or {}
+    if kind == "simulation":
         where = "simulated"
+    else:
+        where = (
+            f"live, {kind} on {host.get('cpu_usable')} cores of {host.get('cpu_model')}"
+            if host
+            else ""
+        )
     gpus = "" if report.actions is None else f"{report.actions.utilisation.of_gpus} GPUs"
     return [
         report.workload or report.label,
