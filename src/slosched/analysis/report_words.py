@@ -175,8 +175,8 @@ def figures(report: RunReport, prefix: str) -> Iterator[Figure]:
         )
         first = report.reasons[0]
         caption = (
-            f"{sum(r.count for r in report.reasons):,} requests were not in time, most of them "
-            f"({first.count:,}) because: {escape(first.name)}."
+            f"{sum(r.count for r in report.reasons):,} requests were not in time; the commonest reason: "
+            f"{escape(first.name)} ({first.count:,})."
         )
         yield Figure(
             key, "Not in time, by reason", caption, draw.lost(report.over_time, key, label)
@@ -200,7 +200,9 @@ def _sweep(report: RunReport, key: str) -> Figure:
     held = [step for step, verdict in report.verdicts if verdict and verdict.outcome == "holds"]
     best = min(held, key=lambda s: (s.slo_factor, s.slo_ns), default=None)
     caption = (
-        "At no SLO is it certain that 99 % are in time."
+        "No step says whether its SLO holds: the client sent too late."
+        if not any(verdict for _, verdict in report.verdicts)
+        else "At no SLO is it certain that 99 % are in time."
         if best is None
         else f"The tightest SLO at which 99 % are in time with 99 % confidence is {best.slo_text} "
         f"({time(best.slo_ns)})."
