@@ -65,7 +65,8 @@ th{{font-weight:600;vertical-align:bottom}}th.t,td.t{{text-align:left}}td.w{{whi
 details{{margin:8px 0}}summary{{cursor:pointer;font-weight:600}}
 pre{{background:var(--soft);padding:10px;overflow-x:auto;font-size:12px;line-height:1.4;white-space:pre-wrap;
 overflow-wrap:anywhere}}
-@media print{{body{{max-width:none;padding:0;font-size:11pt}}nav{{display:none}}
+@media print{{body{{max-width:none;padding:0;font-size:11pt}}table{{font-size:8.5pt}}th,td{{padding-right:8px}}
+nav{{display:none}}
 figure,table,.cards,.notice{{break-inside:avoid}}h2,h3{{break-after:avoid}}h2.run{{break-before:page}}
 *{{-webkit-print-color-adjust:exact;print-color-adjust:exact}}.wide{{overflow:visible}}}}
 """
