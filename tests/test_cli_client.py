@@ -87,7 +87,7 @@ def test_the_environment_turns_inputs_off(
         ),
         (
             ["slo-exp-9", "1"],
-            "(infer, models and status are commands beside the workloads, and a file.toml may",
+            "(infer, max-rate, models and status are commands beside the workloads, and a file.toml may",
         ),
         (["127.0.0.1:12346", "spa"], "unknown workload 'spa'"),
         (["cluster02", *SEED], "'cluster02' is no host:port"),

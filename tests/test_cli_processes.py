@@ -21,7 +21,8 @@ pytestmark = pytest.mark.processes
 HEAVY = ("torch", "matplotlib", "pandas", "zmq", "uvloop", "numpy", "transformers", "PIL")
 COMMANDS: tuple[list[str], ...] = (
     [], ["worker"], ["controller"], ["client"], ["client", "slo-exp-1"], ["client", "infer"], ["models"],
-    ["status"], ["profile"], ["plot"], ["plot", "fig7"], ["doctor"], ["demo"],
+    ["status"], ["profile"], ["plot"], ["plot", "fig7"], ["doctor"], ["demo"], ["max-rate"],
+    ["client", "max-rate"],
 )  # fmt: skip
 
 

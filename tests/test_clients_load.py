@@ -49,6 +49,7 @@ class FakeClient:
         user_id: int,
         frame: Frame | None,
         on_reply: OnReply,
+        later: bool,
     ) -> int:
         if self.broken:
             raise ConnectionLost("no connection", code=1)
@@ -60,6 +61,9 @@ class FakeClient:
         self._on_reply[request_id] = on_reply
         self.now_ns += self.send_ns
         return request_id
+
+    def flush(self) -> tuple[int, ...]:
+        return ()
 
     def cancel(self, request_id: int) -> None:
         self.cancelled.append(request_id)

@@ -143,8 +143,8 @@ def test_the_table_has_ratios_to_the_first_policy() -> None:
     assert len(lines) == 7
     assert lines[0].split()[:2] == ["policy", "step"] and "points to INFER5" in lines[0]
     fifo = lines[2].split()
-    assert fifo[:4] == ["FIFO", "1.5x", "10ms", "60.00"]
-    assert fifo[5] == "-10.00" and fifo[7:] == ["60.0", "0.86", "10.00", "2.00"]
+    assert fifo[:5] == ["FIFO", "1.5x", "10ms", "no", "60.00"]
+    assert fifo[6] == "-10.00" and fifo[8:] == ["60.0", "0.86", "10.00", "2.00"]
 
 
 def test_with_one_seed_the_table_has_no_intervals() -> None:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import pytest
 
-from slosched.daemon.http import HttpServer
+from slosched.daemon import http
+from slosched.daemon.http import (
+    MAX_STREAMS,
+    Answer,
+    Handler,
+    HttpServer,
+    Request,
+    event_stream,
+    probe_routes,
+    sse,
+)
 from slosched.errors import AddressInUse, InvalidConfig
 
 HEALTHY: dict[str, Any] = {
@@ -23,6 +34,7 @@ def exchange(
     *,
     status: Callable[[], dict[str, Any]] = lambda: {"all": 1},
     health: Callable[[], dict[str, Any]] = lambda: HEALTHY,
+    more: Mapping[str, Handler] | None = None,
 ) -> tuple[bytes, bytes, list[str]]:
     """Head and body of the answer, and what the event loop had to complain about."""
     complaints: list[str] = []
@@ -30,7 +42,7 @@ def exchange(
     async def run() -> bytes:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: complaints.append(str(context)))
-        server = HttpServer(status=status, health=health)
+        server = HttpServer(probe_routes(status=status, health=health) | dict(more or {}))
         await server.start("127.0.0.1", 0)
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -46,8 +58,8 @@ def exchange(
     return head, body, complaints
 
 
-def ask(method: str, path: str) -> bytes:
-    return f"{method} {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode()
+def ask(method: str, path: str, host: str = "localhost") -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nhost: {host}\r\n\r\n".encode()
 
 
 def test_head_gets_the_head_of_the_answer_and_no_body() -> None:
@@ -97,6 +109,53 @@ def test_other_paths_and_methods_are_refused(request_bytes: bytes, code: bytes) 
     assert "error" in json.loads(body) and complaints == []
 
 
+def test_a_path_that_is_not_there_is_told_which_are() -> None:
+    def page(_: Request) -> Answer:
+        return Answer(200, "text/html", b"")
+
+    _, body, _ = exchange(ask("GET", "/nothing"), more={"/page": page})
+    assert json.loads(body) == {"error": "there are /healthz, /readyz, /status and /page"}
+
+
+@pytest.mark.parametrize(
+    ("host", "code"),
+    [
+        *((host, b"200") for host in ("localhost", "127.0.0.1:12347", "[::1]", "[::1]:1", "LOCALHOST:80")),
+        *((host, b"421") for host in ("evil.example", "evil.example:12347", "127.0.0.1.evil.example",
+                                      "localhost:x", "[::2]", "192.0.2.1", "")),
+    ],
+)  # fmt: skip
+def test_only_a_request_for_this_machine_is_answered(host: str, code: bytes) -> None:
+    head, body, complaints = exchange(ask("GET", "/status", host))
+    assert head.split()[1] == code and complaints == []
+    assert ("127.0.0.1" in json.loads(body).get("error", "")) == (code == b"421")
+
+
+def test_on_an_address_for_others_any_host_is_answered() -> None:
+    async def run() -> bytes:
+        server = HttpServer(probe_routes(status=dict, health=dict))
+        await server.start("0.0.0.0", 0)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(ask("GET", "/status", "cluster02:9000"))
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        await server.close()
+        return answer
+
+    assert asyncio.run(run()).split()[1] == b"200"
+
+
+def test_a_handler_may_wait_and_gets_the_query_and_the_headers() -> None:
+    async def echo(request: Request) -> Answer:
+        await asyncio.sleep(0)
+        text = f"{request.path} {request.query['n']} {request.headers['host']}"
+        return Answer(418, "text/plain", text.encode(), (("x-more", "1"),))
+
+    head, body, _ = exchange(ask("GET", "/echo?n=1%202&n=3"), more={"/echo": echo})
+    assert head.startswith(b"HTTP/1.1 418") and b"content-type: text/plain\r\n" in head
+    assert b"x-more: 1" in head and body == b"/echo 3 localhost"
+
+
 @pytest.mark.parametrize("noise", [b"\x00\x01\x02\r\n\r\n", b"GET /status HTTP/1.1\r\n\r\n"])
 def test_what_is_no_http_is_closed_without_a_complaint(noise: bytes) -> None:
     head, body, complaints = exchange(noise)
@@ -114,7 +173,7 @@ def test_a_report_that_fails_is_answered_with_500_and_the_cause() -> None:
 
 def start(host: str, port: int) -> None:
     async def run() -> None:
-        server = HttpServer(status=dict, health=dict)
+        server = HttpServer(probe_routes(status=dict, health=dict))
         try:
             await server.start(host, port)
         finally:
@@ -137,3 +196,153 @@ def test_any_other_failure_to_listen_says_what_it_is(host: str, port: int) -> No
     with pytest.raises(InvalidConfig, match="cannot listen") as caught:
         start(host, port)
     assert "in use" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------ streams
+
+
+class Source:
+    """Counts what streams were begun, asked for parts and ended."""
+
+    def __init__(self, part: bytes = b"x", parts: int = 1_000_000) -> None:
+        self.begun = self.given = self.ended = 0
+        self._part, self._parts = part, parts
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        self.begun += 1
+        try:
+            for _ in range(self._parts):
+                self.given += 1
+                yield self._part
+                await asyncio.sleep(0)
+            if self._parts == 1:
+                await asyncio.sleep(60)  # silent, and open
+        finally:
+            self.ended += 1
+
+    def __call__(self, _: Request) -> Answer:
+        return event_stream(self._events())
+
+
+async def eventually(true: Callable[[], bool], within_s: float = 5.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+def with_streams(
+    source: Source, check: Callable[[HttpServer], Any], part_within_s: float | None = None
+) -> list[str]:
+    """Run `check` against a server of `source`; what the event loop had to complain about."""
+    complaints: list[str] = []
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(str(context)))
+        server = HttpServer(probe_routes(status=dict, health=lambda: HEALTHY) | {"/events": source})
+        await server.start("127.0.0.1", 0)
+        try:
+            await check(server)
+        finally:
+            await asyncio.wait_for(server.close(), 3)
+
+    with contextlib.ExitStack() as stack:
+        if part_within_s is not None:
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.setattr(http, "_PART_TAKEN_WITHIN_S", part_within_s)
+        asyncio.run(run())
+    return complaints
+
+
+async def watch(server: HttpServer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
+    writer.write(ask("GET", "/events"))
+    return reader, writer
+
+
+def test_a_stream_comes_in_parts_and_ends_in_good_order() -> None:
+    source = Source(sse("one\ntwo", event="tick"), parts=2)
+    head, body, complaints = exchange(ask("GET", "/events"), more={"/events": source})
+    assert b"text/event-stream" in head and b"no-store" in head
+    event = b"event: tick\ndata: one\ndata: two\n\n"
+    chunk = f"{len(event):x}\r\n".encode() + event + b"\r\n"
+    assert body == chunk * 2 + b"0\r\n\r\n"
+    assert (source.begun, source.ended, complaints) == (1, 1, [])
+
+
+def test_head_of_a_stream_asks_it_for_nothing() -> None:
+    source = Source()
+    head, body, complaints = exchange(ask("HEAD", "/events"), more={"/events": source})
+    assert b"text/event-stream" in head
+    assert (body, source.begun, complaints) == (b"", 0, [])
+
+
+def test_a_silent_stream_ends_when_its_reader_goes_away() -> None:
+    source = Source(parts=1)
+
+    async def check(server: HttpServer) -> None:
+        reader, writer = await watch(server)
+        await reader.readuntil(b"\r\nx\r\n")
+        assert source.ended == 0
+        writer.close()
+        await eventually(lambda: source.ended == 1)
+
+    assert with_streams(source, check) == []
+
+
+def test_a_reader_that_takes_nothing_is_dropped_and_little_was_kept_for_it() -> None:
+    source = Source(part=bytes(50_000))
+
+    async def check(server: HttpServer) -> None:
+        _, writer = await watch(server)
+        await eventually(lambda: source.begun == 1)
+        await eventually(lambda: source.ended == 1)
+        assert source.given * 50_000 < 20e6  # the kernel's buffers of both sides, and a part or two
+        writer.close()
+
+    assert with_streams(source, check, part_within_s=0.3) == []
+
+
+def test_streams_are_bounded_and_probes_still_answered() -> None:
+    source = Source(parts=1)
+
+    async def check(server: HttpServer) -> None:
+        watchers = [await watch(server) for _ in range(MAX_STREAMS)]
+        await eventually(lambda: source.begun == MAX_STREAMS)
+        reader, writer = await watch(server)
+        refused = await asyncio.wait_for(reader.read(), 5)
+        assert refused.split()[1] == b"503" and b"16 streams are open" in refused
+        reader, probe = await asyncio.open_connection("127.0.0.1", server.port)
+        probe.write(ask("GET", "/healthz"))
+        assert (await asyncio.wait_for(reader.read(), 5)).split()[1] == b"200"
+        watchers.pop()[1].close()
+        await eventually(lambda: source.ended == 1)
+        reader, again = await watch(server)
+        await asyncio.wait_for(reader.readuntil(b"\r\nx\r\n"), 5)
+        for peer in (writer, probe, again, *(w for _, w in watchers)):
+            peer.close()
+
+    assert with_streams(source, check) == []
+
+
+def test_closing_the_server_ends_its_streams() -> None:
+    source = Source(parts=1)
+
+    async def check(server: HttpServer) -> None:
+        await watch(server)
+        await eventually(lambda: source.begun == 1)
+
+    assert with_streams(source, check) == []
+    assert source.ended == 1
+
+
+def test_a_stream_that_fails_is_cut_off_and_says_why() -> None:
+    async def failing() -> AsyncIterator[bytes]:
+        yield b"x"
+        raise KeyError("net")
+
+    head, body, complaints = exchange(
+        ask("GET", "/events"), more={"/events": lambda _: event_stream(failing())}
+    )
+    assert head.startswith(b"HTTP/1.1 200") and not body.endswith(b"0\r\n\r\n")
+    assert len(complaints) == 1 and "KeyError" in complaints[0]

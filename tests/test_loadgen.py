@@ -77,6 +77,9 @@ class World:
         self.asked.append((self.now_ns - START, arrival.user_id))
         return len(self.asked)
 
+    def flush(self) -> tuple[int, ...]:
+        return ()
+
     def cancel(self, request_id: int) -> None:
         return
 

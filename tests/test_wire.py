@@ -16,6 +16,7 @@ import pytest
 
 from slosched import messages as m
 from slosched.errors import MalformedMessage
+from slosched.transport import bundles as b
 from slosched.transport.codec import (
     decode_for_client,
     decode_for_worker,
@@ -43,7 +44,7 @@ _SPAN = m.Span(10**18, 10**18 + 5, 5)
 _GPU = m.GpuInfo(0, "v100", 1376, 16_777_216, (3, 4))
 
 EXAMPLES: tuple[m.Message, ...] = (
-    m.ClientHello(1, 2**60, "bench", 0.5),
+    m.ClientHello(1, 2**60, "bench", 0.5, bundles=True),
     m.ClientHeartbeat(10**18),
     m.Goodbye(),
     m.LoadModelRequest(7, "resnet50_v2", 12),
@@ -51,7 +52,7 @@ EXAMPLES: tuple[m.Message, ...] = (
     m.InferRequest(9, 3, 2.25, 0, 4, (3, 2, 2), "float32"),
     m.CancelRequest(9),
     m.StatusRequest(10),
-    m.Welcome(1, "0.1.0", 2**60, "INFER5", 100_000_000),
+    m.Welcome(1, "0.1.0", 2**60, "INFER5", 100_000_000, bundles=True),
     m.Refused(-1, 6, "say hello first"),
     m.LoadModelReply(7, 0, "", (_INFO,)),
     m.ListModelsReply(8, (_INFO,), ("resnet50",)),
@@ -74,7 +75,7 @@ EXAMPLES: tuple[m.Message, ...] = (
         1,
     ),
     m.StatusReply(10, {"ready": True, "workers": []}),
-    m.ControllerHello(1, 2**60, "c"),
+    m.ControllerHello(1, 2**60, "c", bundles=True),
     m.HeartbeatAck(1, 2, 3),
     m.LoadModel(5, 1, "resnet50", 0, 12, 16, 25_000_000, 0, 10**18),
     m.UnloadModel(5, 2, 0),
@@ -83,7 +84,7 @@ EXAMPLES: tuple[m.Message, ...] = (
     m.Infer(5, 6, 0, 1, 0, 10**18, 5_600_000, 4, 3, (48, 0, 48)),
     m.ClearCache(5, 7),
     m.GetWorkerState(5, 8),
-    m.WorkerWelcome(1, 5, "0.1.0", "host", 77, "emulated", (_GPU,), ("resnet50",)),
+    m.WorkerWelcome(1, 5, "0.1.0", "host", 77, "emulated", (_GPU,), ("resnet50",), bundles=True),
     m.WorkerRefused(5, "it serves another controller"),
     m.Heartbeat(5, 10**18, -300, 40_000, "preparing resnet50", 2, 1, 0, 1),
     m.ErrorResult(5, 6, 2, 81, "too late", 1, 2),
@@ -96,6 +97,16 @@ EXAMPLES: tuple[m.Message, ...] = (
     m.InferResult(5, 6, m.NO_SPAN, _SPAN, m.NO_SPAN, 1, 1380, 1380, 1, 2, (20, 20)),
     m.ClearCacheResult(5, 7, 1, 2),
     m.WorkerStateResult(5, 8, (_GPU,), ((0, "resnet50"),), 1, 2),
+    b.RequestBundle((m.InferRequest(9, 3), m.InferRequest(10, 3, 1.5))),
+    b.ReplyBundle(
+        (m.InferReply(9, 8, "no plan", 3, 5, 1, False), m.InferReply(10, 0, "", 3, 5, 4, True))
+    ),
+    b.ActionBundle(
+        (m.Infer(5, 6, 0, 1, 0, 10**18, 5_600_000, 4, 3), m.EvictWeights(5, 4, 0, 1, 0, 9))
+    ),
+    b.ResultBundle(
+        (m.InferResult(5, 6, _SPAN, _SPAN, _SPAN, 1, 0, 0, 1, 2), m.ErrorResult(5, 7, 2, 81, ""))
+    ),
 )
 #: The same with what was appended later and is left out where it is empty.
 _STATS = m.GpuStats(
@@ -104,10 +115,10 @@ _STATS = m.GpuStats(
 _BEAT_WITH_STATS = m.Heartbeat(5, 10**18, -300, 40_000, "", 0, 0, 0, 0, (_STATS,))
 
 DIRECTIONS: tuple[tuple[Any, Any], ...] = (
-    (m.ClientMessage, decode_from_client),
-    (m.ControllerToClient, decode_for_client),
-    (m.ControllerToWorker, decode_for_worker),
-    (m.WorkerToController, decode_from_worker),
+    (b.FromClients, decode_from_client),
+    (b.ForClients, decode_for_client),
+    (b.ForWorkers, decode_for_worker),
+    (b.FromWorkers, decode_from_worker),
 )
 
 
@@ -180,6 +191,30 @@ def test_every_truncation_of_a_message_is_malformed_or_an_older_form() -> None:
     assert decode_from_client(older) == m.InferRequest(9, 3)
     older = msgpack.packb(["ClientHello", 1, 5, "before weights"])
     assert decode_from_client(older) == m.ClientHello(1, 5, "before weights", 1.0)
+    older = msgpack.packb(["ClientHello", 1, 5, "before bundles", 0.5])
+    assert decode_from_client(older) == m.ClientHello(1, 5, "before bundles", 0.5, bundles=False)
+    older = msgpack.packb(["Welcome", 1, "0.1.0", 5, "INFER5", 7])
+    assert decode_for_client(older) == m.Welcome(1, "0.1.0", 5, "INFER5", 7, bundles=False)
+    older = msgpack.packb(["ControllerHello", 1, 5, "c"])
+    assert decode_for_worker(older) == m.ControllerHello(1, 5, "c", bundles=False)
+    older = msgpack.packb(["WorkerWelcome", 1, 5, "0.1.0", "host", 7, "v100", [], ["resnet50"]])
+    assert decode_from_worker(older) == m.WorkerWelcome(
+        1, 5, "0.1.0", "host", 7, "v100", (), ("resnet50",), bundles=False
+    )
+
+
+def test_a_bundle_holds_what_has_no_frames_and_nothing_else() -> None:
+    """One message that is wrong makes the whole bundle wrong: it is one message."""
+    for bundle, inside in (
+        ("RequestBundle", ["Goodbye"]),
+        ("RequestBundle", ["RequestBundle", []]),
+        ("ReplyBundle", ["Welcome", 1, "0.1.0", 5, "INFER5"]),
+        ("ActionBundle", ["ControllerHello", 1, 5]),
+        ("ResultBundle", ["Heartbeat", 5, 1, 2, 3]),
+    ):
+        for _, decode in DIRECTIONS:
+            with pytest.raises(MalformedMessage):
+                decode(msgpack.packb([bundle, [inside]]))
 
 
 def test_a_newer_peer_may_append_fields() -> None:

@@ -28,7 +28,8 @@ from slosched.messages import (
     WorkerRefused,
     WorkerStateResult,
 )
-from slosched.transport.sockets import MAX_MESSAGE_BYTES, Router
+from slosched.transport.codec import MAX_MESSAGE_BYTES
+from slosched.transport.sockets import Router
 from slosched.units import NS_PER_MS, NS_PER_S
 from worker_rig import FOREVER_NS, BareController
 

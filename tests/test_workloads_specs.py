@@ -28,7 +28,7 @@ PUBLISHED = (
     "comparison_experiment", "comparison_experiment2", "azure", "azure_scalability_exp",
     "bursty_experiment", "azure_half", "azure_small", "azure_single", "azure_fast",
 )  # fmt: skip
-OURS = ("gamma", "ramp", "on-off", "zipf", "mix", "replay")
+OURS = ("rate-exp", "rate-list", "gamma", "ramp", "on-off", "zipf", "mix", "replay")
 
 
 def test_every_published_workload_is_there_and_ours() -> None:

@@ -76,6 +76,10 @@ class Code(IntEnum):
     COPY_OUTPUT_HOST_ALLOC = 92
 
 
+#: The controller's own decisions not to serve a request that was valid; other codes tell of what failed.
+REJECTIONS = (Code.SHUTTING_DOWN, Code.TIMED_OUT, Code.SKIPPED, Code.COULD_NOT_START_IN_TIME)
+
+
 def code_name(code: int) -> str:
     """Return the code in words ("exec too late"), or "code N" for a number nobody defined."""
     try:

@@ -1,13 +1,13 @@
 """Every struct that crosses a process, and nothing else.
 
 On the wire a message is one MessagePack array whose first element is the struct's name, so any
-language can speak it. Tensors travel as further frames behind it and never enter the core.
+language can speak it. Tensors travel as further frames behind it and never enter the core. To a peer whose
+hello says so, a shell sends what has no frames in bundles (transport/bundles.py).
 
 Rules for change: a field is appended with a default, never moved or removed; the golden bytes in
 `tests/golden/wire.json` guard this. `PROTOCOL_VERSION` changes when an old peer could misread a
-new one. Times are integer nanoseconds. Between controller and worker they are on the
-**controller's** clock (the worker converts, Clockwork §5: it adds its offset on arrival and takes
-it off again in results); a field on another clock says so.
+new one. Times are integer nanoseconds, between controller and worker on the **controller's** clock
+(the worker converts, Clockwork §5); a field on another clock says so.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class ClientHello(Message, frozen=True):
     incarnation: int
     name: str = ""
     weight: float = 1.0
+    bundles: bool = False  # it takes bundles
 
 
 class ClientHeartbeat(Message, frozen=True):
@@ -108,6 +109,7 @@ class CancelRequest(Message, frozen=True):
 
 class StatusRequest(Message, frozen=True):
     request_id: int
+    brief: bool = False  # without the list of models, which may be 10,000 long
 
 
 ClientMessage = (
@@ -132,6 +134,7 @@ class Welcome(Message, frozen=True):
     incarnation: int
     policy: str
     default_slo_ns: int = 0  # holds for an InferRequest without an SLO
+    bundles: bool = False  # it takes bundles
 
 
 class Refused(Message, frozen=True):
@@ -207,6 +210,7 @@ class ControllerHello(Message, frozen=True):
     protocol: int
     incarnation: int
     name: str = ""
+    bundles: bool = False  # it takes bundles
 
 
 class HeartbeatAck(Message, frozen=True):
@@ -218,9 +222,7 @@ class HeartbeatAck(Message, frozen=True):
 
 
 class SessionMessage(Message, frozen=True):
-    """Base of actions and results. `session` is the incarnation that the worker's Welcome gave: an
-    action of another session is dropped.
-    """
+    """Base of actions and results. `session` is what the worker's Welcome gave; another's are dropped."""
 
     session: int
     action_id: int
@@ -321,6 +323,7 @@ class WorkerWelcome(Message, frozen=True):
     device: str
     gpus: tuple[GpuInfo, ...]
     loadable: tuple[str, ...]
+    bundles: bool = False  # it takes bundles
 
 
 class WorkerRefused(Message, frozen=True):

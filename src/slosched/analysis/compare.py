@@ -15,7 +15,8 @@ from typing import Any
 
 from slosched.analysis.drawn import columns_text, plain
 from slosched.errors import InvalidConfig
-from slosched.loadgen.results import RunResult, StepResult
+from slosched.loadgen.results import RunResult, StepResult, pooled_verdict
+from slosched.loadgen.verdict import Verdict
 from slosched.units import NS_PER_MS, format_duration
 
 #: Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom.
@@ -59,7 +60,8 @@ class Cell:
     """What one policy made of one step (and group). Shares and latencies are the client's.
 
     `lead` is the share in time less the first policy's; ratios are of means, to the first policy's.
-    `p99_ns` is of successes. None where there is nothing to say it of.
+    `p99_ns` is of successes, from seeds with enough of them. `holds` is from all seeds' requests
+    together; no verdict is of all steps. None where there is nothing to say it of.
     """
 
     policy: str
@@ -69,6 +71,7 @@ class Cell:
     goodput_ratio: float | None
     p99_ns: Estimate | None
     p99_ratio: float | None
+    holds: Verdict | None
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,7 @@ def _cell_document(cell: Cell) -> dict[str, Any]:
         "goodput_ratio": cell.goodput_ratio,
         "p99_ns": pair(cell.p99_ns),
         "p99_ratio": cell.p99_ratio,
+        "holds": None if cell.holds is None else cell.holds.as_dict(),
     }
     cleaned = plain(document)
     assert isinstance(cleaned, dict)
@@ -221,8 +225,8 @@ def _cell(policy: str, here: Mapping[int, StepResult], base: Mapping[int, StepRe
         return Estimate.of([of(step) for step in steps.values()])
 
     def p99(steps: Mapping[int, StepResult]) -> Estimate | None:
-        found = [float(s.latency_p99_ns) for s in steps.values() if s.latency_p99_ns]
-        return Estimate.of(found)
+        claimed = [step.claimed_p99_ns for step in steps.values()]
+        return Estimate.of([float(p99_ns) for p99_ns in claimed if p99_ns])
 
     satisfaction = over(here, lambda step: step.satisfaction)
     goodput = over(here, lambda step: step.goodput_rps)
@@ -236,6 +240,7 @@ def _cell(policy: str, here: Mapping[int, StepResult], base: Mapping[int, StepRe
         _ratio(goodput, over(base, lambda step: step.goodput_rps)),
         p99(here),
         _ratio(p99(here), p99(base)),
+        None if any(s.index < 0 for s in here.values()) else pooled_verdict(list(here.values())),
     )
 
 
@@ -253,7 +258,7 @@ def comparison_text(comparison: Comparison) -> str:
     first = comparison.policies[0]
     grouped = any(step.group for step in comparison.steps)
     several = len(comparison.seeds) > 1
-    headings = ["policy", "step", *(["group"] if grouped else []), "deadline", "in time %"]
+    headings = ["policy", "step", *(["group"] if grouped else []), "deadline", "holds", "in time %"]
     headings += ["+-"] if several else []
     headings += [f"points to {first}", *(["+-"] if several else [])]
     headings += ["goodput/s", "ratio", "p99 ms", "ratio"]
@@ -262,6 +267,7 @@ def comparison_text(comparison: Comparison) -> str:
         for cell in step.cells:
             row: list[object] = [cell.policy, step.slo, *([step.group] if grouped else [])]
             row.append(format_duration(step.slo_ns) if step.slo_ns else "-")
+            row.append("-" if cell.holds is None else cell.holds.short)
             row += _with_interval(cell.satisfaction, several, "{:.2f}")
             row += _with_interval(None if cell.policy == first else cell.lead, several, "{:+.2f}")
             row += [f"{cell.goodput_rps.mean:.1f}", _two_places(cell.goodput_ratio)]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from slosched.analysis.runs import Run, open_run
 from slosched.codes import code_name
+from slosched.loadgen.verdict import judge, least_samples
 from slosched.telemetry.client_log import NO_ANSWER
 from slosched.units import NS_PER_S, format_duration
 
@@ -212,6 +213,7 @@ _HEADINGS = (
     "requests",
     "offered r/s",
     "satisfaction",
+    "holds",
     "goodput r/s",
     "p50",
     "p99",
@@ -226,11 +228,17 @@ def _cells(s: StepSummary) -> tuple[str, ...]:
         str(s.requests),
         _number(s.offered_rps),
         _share(s),
+        judge(s.requests, s.requests - s.satisfied).word,
         _number(s.goodput_rps),
         format_duration(s.p50_ns),
-        format_duration(s.p99_ns),
+        _p99(s),
         "  ".join(f"{code}: {count}" for code, count in s.by_code.items()),
     )
+
+
+def _p99(s: StepSummary) -> str:
+    enough = s.requests - sum(s.by_code.values()) >= least_samples()
+    return format_duration(s.p99_ns) if enough or math.isnan(s.p99_ns) else f"n<{least_samples()}"
 
 
 def _share(s: StepSummary) -> str:
@@ -304,6 +312,8 @@ def as_json(summaries: Sequence[StepSummary]) -> list[dict[str, Any]]:
         for key, value in document.items():
             if isinstance(value, float) and math.isnan(value):
                 document[key] = None
+        verdict = judge(summary.requests, summary.requests - summary.satisfied)
+        document["holds"] = verdict.as_dict()
         document["by_code"] = {str(code): count for code, count in summary.by_code.items()}
         documents.append(document)
     return documents

@@ -223,8 +223,8 @@ def row(difference: StepDifference) -> list[str]:
             for value in (
                 live.latency_p50_ns,
                 simulated.latency_p50_ns,
-                live.latency_p99_ns,
-                simulated.latency_p99_ns,
+                live.claimed_p99_ns,
+                simulated.claimed_p99_ns,
             )
         ),
         str(difference.attempt),

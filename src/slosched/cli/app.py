@@ -17,6 +17,7 @@ from slosched.cli import (
     demo,
     doctor,
     fuzz,
+    max_rate,
     plan,
     plot,
     profile,
@@ -31,8 +32,8 @@ from slosched.cli.positional import PositionalCommand
 from slosched.version import __version__
 
 _ORDER = (
-    "demo", "worker", "controller", "client", "models", "status", "simulate", "compare", "bound", "plan",
-    "plot", "report", "trace", "profile", "validate", "azure-trace", "fuzz", "awake", "doctor",
+    "demo", "worker", "controller", "client", "models", "status", "simulate", "compare", "max-rate", "bound",
+    "plan", "plot", "report", "trace", "profile", "validate", "azure-trace", "fuzz", "awake", "doctor",
 )  # fmt: skip
 
 
@@ -110,6 +111,9 @@ app.command("simulate", cls=PositionalCommand, short_help="Run a workload in vir
 app.command(
     "compare", cls=PositionalCommand, short_help="Several schedulers on the same arrivals."
 )(compare.compare)
+app.command("max-rate", short_help="The highest rate at which an SLO holds, in virtual time.")(
+    max_rate.max_rate_simulated
+)
 app.command("bound", cls=PositionalCommand, short_help="How good any scheduler could be.")(
     bound.bound
 )

@@ -12,14 +12,15 @@ import typer
 from slosched.cli.output import print_json, say, table_text
 from slosched.cli.values import LOCAL_CONTROLLER, duration_ns, one_address
 from slosched.codes import code_name
-from slosched.errors import RequestFailed
-from slosched.units import format_duration
+from slosched.errors import InvalidConfig, RequestFailed
+from slosched.units import NS_PER_MS, format_duration
 
 if TYPE_CHECKING:
     from slosched.messages import ModelInfo
 
 #: Names of one library's models that `models` prints; more of them it counts.
 _OF_A_LIBRARY_AT_MOST = 20
+_LEAST_INTERVAL_NS = 100 * NS_PER_MS
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Address = Annotated[
@@ -162,15 +163,37 @@ def _shape(shape: tuple[int, ...]) -> str:
 # ------------------------------------------------------------------------------------- status
 
 
-def status(ctx: typer.Context, address: Address = None, json: Json = False) -> None:
+def status(
+    ctx: typer.Context,
+    address: Address = None,
+    json: Json = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Ask again and again, and show rates, until Ctrl-C.")
+    ] = False,
+    interval: Annotated[
+        str, typer.Option(help="Of --watch; at least 100ms. A bare number is in seconds.")
+    ] = "1s",
+) -> None:
     """Show a controller's state: policy and options, workers and GPUs, clients, models, counts.
+
+    With --watch, what happens now: rates, latencies, errors of predictions, how busy each GPU is. With
+    --json as well, one JSON object a line. It waits for a controller that went away.
 
     \b
     Examples:
       slosched status
       slosched status cluster02:12346 --json
+      slosched status --watch --interval 2s
     """
     where = controller_address(ctx, address)
+    interval_ns = duration_ns("--interval", interval, bare_unit="s")
+    if interval_ns < _LEAST_INTERVAL_NS:
+        raise InvalidConfig(f"--interval {interval} is too short; at least 100ms")
+    if watch:
+        from slosched.cli.watch import run_watch
+
+        run_watch(where, interval_ns=interval_ns, as_json=json)
+        return
     report: dict[str, Any] = _ask(where, "status")
     if json:
         print_json(report)

@@ -11,6 +11,7 @@ import typer
 
 from slosched.cli.ask import Json, controller_address, infer, models, status
 from slosched.cli.guard import SloschedGroup
+from slosched.cli.max_rate import max_rate_live
 from slosched.cli.positional import PositionalCommand
 from slosched.cli.values import (
     LOCAL_CONTROLLER,
@@ -94,7 +95,7 @@ app = typer.Typer(
     name="client",
     rich_markup_mode=None,
     no_args_is_help=True,
-    subcommand_metavar="WORKLOAD|FILE.toml|infer|models|status [ARGS]...",
+    subcommand_metavar="WORKLOAD|FILE.toml|infer|max-rate|models|status [ARGS]...",
 )
 
 
@@ -115,6 +116,7 @@ def client() -> None:
 
 
 app.command("infer")(infer)
+app.command("max-rate", short_help="The highest rate at which an SLO holds.")(max_rate_live)
 app.command("models")(models)
 app.command("status")(status)
 

@@ -187,6 +187,9 @@ def _run_all(specs: dict[str, SimSpec], directory: Path, *, jobs: int, json: boo
         print_json([{"run": n, **r.as_dict()} for n, r in zip(names, results, strict=True)])
     else:
         say(_runs_table(names, results))
+        for name, result in zip(names, results, strict=True):
+            if result.slo_verdict:
+                say(f"{name}: {result.slo_verdict}")
         say("in time: client, from the scheduled send; met: controller, from arrival there")
         say(f"written to {directory}")
     return 0

@@ -42,7 +42,9 @@ from slosched.messages import (
     StatusReply,
     StatusRequest,
 )
+from slosched.transport.bundles import RequestBundle
 from slosched.transport.codec import Frame, encode
+from slosched.transport.outbox import MOST
 from slosched.units import NS_PER_S, format_duration
 
 DEFAULT_ADDRESS = f"127.0.0.1:{CONTROLLER_PORT}"
@@ -68,6 +70,7 @@ class AsyncClient(Session):
     ) -> None:
         super().__init__(address, name=name, weight=weight)
         self._next_id = 1
+        self._later: list[InferRequest] = []  # submitted, not sent yet
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -171,9 +174,16 @@ class AsyncClient(Session):
         reply = await self._call(ListModelsRequest, ListModelsReply, "models", timeout_s)
         return reply.models, reply.loadable
 
-    async def status(self, *, timeout_s: float = 5.0) -> dict[str, Any]:
-        """Return the controller's report: plain dicts and lists, times in ns."""
-        return dict((await self._call(StatusRequest, StatusReply, "status", timeout_s)).report)
+    async def status(self, *, brief: bool = False, timeout_s: float = 5.0) -> dict[str, Any]:
+        """Return the controller's report: plain dicts and lists, times in ns.
+
+        A `brief` one is without the list of models, and costs the controller little.
+        """
+
+        def question(request_id: int) -> StatusRequest:
+            return StatusRequest(request_id, brief)
+
+        return dict((await self._call(question, StatusReply, "status", timeout_s)).report)
 
     # ----------------------------------------------------------------------------- inference
 
@@ -186,8 +196,11 @@ class AsyncClient(Session):
         user_id: int = 0,
         frame: Frame | None = None,
         on_reply: OnReply,
+        later: bool = False,
     ) -> int:
         """Send an inference and return its request id; the cheap form, without a future.
+
+        With `later` it may wait for `flush`, which sends what has no input as one message.
 
         `frame` is the input's bytes in C order, of the shape and dtype of a model that this client
         has loaded. It may be sent without a copy: leave it unchanged until the answer. `on_reply`
@@ -207,9 +220,12 @@ class AsyncClient(Session):
         request_id = self._next_id
         self._next_id = request_id + 1
         if frame is None:
-            sent = self._dealer.send(
-                [encode(InferRequest(request_id, model_id, slo_factor, slo_ns, user_id))]
-            )
+            message = InferRequest(request_id, model_id, slo_factor, slo_ns, user_id)
+            if later and self.controller.bundles:
+                self._later.append(message)
+                self._inferences[request_id] = on_reply
+                return request_id
+            sent = self._dealer.send([encode(message)])
         else:
             message = InferRequest(
                 request_id,
@@ -230,6 +246,24 @@ class AsyncClient(Session):
         self._inferences[request_id] = on_reply
         self._reader.recheck()
         return request_id
+
+    def flush(self) -> list[int]:
+        """Send what `submit` kept for later. Returns the ids of those that could not be sent."""
+        if not self._later:
+            return []
+        later, self._later = self._later, []
+        if self._closed:
+            return [request.request_id for request in later]
+        lost = []
+        for first in range(0, len(later), MOST):
+            requests = later[first : first + MOST]
+            message = requests[0] if len(requests) == 1 else RequestBundle(tuple(requests))
+            if not self._dealer.send([encode(message)]):
+                lost += [request.request_id for request in requests]
+        self._reader.recheck()
+        for request_id in lost:
+            self._inferences.pop(request_id, None)
+        return lost
 
     def cancel(self, request_id: int) -> None:
         """Give up a request of `submit`: its answer, if there is one, is not heard any more."""

@@ -111,9 +111,9 @@ class Client:
         """Return the instances that are loaded, and the names that can be."""
         return self._call(lambda: self._client.models(timeout_s=timeout_s))
 
-    def status(self, *, timeout_s: float = 5.0) -> dict[str, Any]:
+    def status(self, *, brief: bool = False, timeout_s: float = 5.0) -> dict[str, Any]:
         """Return the controller's report: plain dicts and lists, times in ns."""
-        return self._call(lambda: self._client.status(timeout_s=timeout_s))
+        return self._call(lambda: self._client.status(brief=brief, timeout_s=timeout_s))
 
     def infer(
         self,

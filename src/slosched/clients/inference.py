@@ -12,8 +12,7 @@ import numpy.typing as npt
 from slosched.codes import Code, code_name
 from slosched.errors import DeadlineExceeded, InvalidDuration, InvalidRequest, RequestFailed
 from slosched.messages import InferReply, ModelInfo
-from slosched.transport.codec import Frame
-from slosched.transport.sockets import MAX_MESSAGE_BYTES
+from slosched.transport.codec import MAX_MESSAGE_BYTES, Frame
 from slosched.units import NS_PER_S, format_duration, parse_duration_ns
 
 Array = npt.NDArray[Any]

@@ -14,10 +14,10 @@ from typing import Protocol
 
 from slosched.clients.session import OnReply
 from slosched.clock import Clock, Timer, now_ns, set_timer_slack
-from slosched.loadgen.driver import LoadDriver
+from slosched.loadgen.driver import Answered, LoadDriver
 from slosched.loadgen.inputs import InputPool
 from slosched.loadgen.progress import FOREVER_NS
-from slosched.messages import InferReply, ModelInfo
+from slosched.messages import ModelInfo
 from slosched.telemetry.client_log import ClientRecord
 from slosched.transport.codec import Frame
 from slosched.units import NS_PER_MS, NS_PER_S, format_duration
@@ -32,7 +32,7 @@ _DRAIN_POLL_S = 0.02
 
 
 class InferClient(Protocol):
-    """The cheap path of AsyncClient: `submit` and `cancel`."""
+    """The cheap path of AsyncClient: `submit`, `flush` and `cancel`."""
 
     def submit(
         self,
@@ -43,7 +43,10 @@ class InferClient(Protocol):
         user_id: int,
         frame: Frame | None,
         on_reply: OnReply,
+        later: bool,
     ) -> int: ...
+
+    def flush(self) -> Sequence[int]: ...
 
     def cancel(self, request_id: int) -> None: ...
 
@@ -54,10 +57,9 @@ class _Submitter:
     def __init__(self, client: InferClient, inputs: InputPool | None) -> None:
         self._client, self._inputs = client, inputs
         self.cancel = client.cancel
+        self.flush = client.flush
 
-    def submit(
-        self, model: ModelInfo, arrival: Arrival, on_reply: Callable[[InferReply], None]
-    ) -> int:
+    def submit(self, model: ModelInfo, arrival: Arrival, on_reply: Answered) -> int:
         inputs = self._inputs
         return self._client.submit(
             model.model_id,
@@ -65,7 +67,8 @@ class _Submitter:
             slo_ns=arrival.slo_ns,
             user_id=arrival.user_id,
             frame=None if inputs is None else inputs.frame(model.model_id, arrival.seq),
-            on_reply=lambda reply, _: on_reply(reply),
+            on_reply=on_reply,
+            later=True,
         )
 
 

@@ -151,7 +151,9 @@ class _Run:
         shared = read_manifest(out).get("kind") == "controller"
         self._manifest = CLIENT_MANIFEST if shared else MANIFEST
         self._run_dir = claim_run_dir(out, manifest=self._manifest)
-        self._log = LogWriter(self._run_dir / FILE_NAME, HEADER, on_error=self._warnings.append)
+        self._log = LogWriter(
+            self._run_dir / FILE_NAME, HEADER, row=format_client, on_error=self._warnings.append
+        )
         endless = self._engine.end_ns >= FOREVER_NS
         extra = {
             "workload": self._workload.describe(),
@@ -177,7 +179,7 @@ class _Run:
 
     def _on_record(self, record: ClientRecord) -> None:
         if self._log is not None:
-            self._log.append(format_client(record))
+            self._log.append(record)
 
     async def run(self, stop: asyncio.Event) -> RunResult:
         begin_ns = now_ns()

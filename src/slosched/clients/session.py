@@ -35,6 +35,7 @@ from slosched.messages import (
     StatusReply,
     Welcome,
 )
+from slosched.transport.bundles import ReplyBundle
 from slosched.transport.codec import Frame, decode_for_client, encode
 from slosched.transport.sockets import AsyncReader, Dealer
 from slosched.units import NS_PER_S, format_duration
@@ -133,7 +134,9 @@ class Session:
         return len(self._inferences)
 
     def _hello(self) -> ClientHello:
-        return ClientHello(PROTOCOL_VERSION, self._incarnation, self._name, self._weight)
+        return ClientHello(
+            PROTOCOL_VERSION, self._incarnation, self._name, self._weight, bundles=True
+        )
 
     def _send(self, message: Message) -> bool:
         if self._closed:
@@ -184,12 +187,18 @@ class Session:
                 self.malformed += 1
                 continue
             self._heard = True
-            if type(message) is InferReply:
+            if type(message) is ReplyBundle:
+                for reply in message.replies:
+                    on_reply = inferences.pop(reply.request_id, None)
+                    if on_reply is not None:
+                        on_reply(reply, None)
+            elif type(message) is InferReply:
                 on_reply = inferences.pop(message.request_id, None)
                 if on_reply is not None:
                     on_reply(message, frames[1] if len(frames) > 1 else None)
             else:
                 self._on_control(message)
+        self._reader.recheck()
 
     def _on_control(self, message: Message) -> None:
         if isinstance(message, Welcome):

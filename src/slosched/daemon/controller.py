@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from slosched import clock
 from slosched.codes import Code
@@ -35,20 +36,25 @@ from slosched.core.scheduler.interface import (
 )
 from slosched.core.scheduler.report import health_report, status_report
 from slosched.core.scheduler.scheduler import Scheduler
-from slosched.daemon.http import HttpServer
+from slosched.daemon.http import HttpServer, probe_routes
+from slosched.daemon.live import live_routes
+from slosched.daemon.metrics import ControllerCollector, metrics_routes
 from slosched.daemon.run_log import RunLog
 from slosched.errors import AddressInUse, InvalidConfig, MalformedMessage
-from slosched.messages import Infer, InferRequest, Refused
-from slosched.transport.codec import Frame, decode_from_client, decode_from_worker, encode
-from slosched.transport.sockets import (
-    MAX_MESSAGE_BYTES,
-    AsyncReader,
-    BadMessages,
-    Dealer,
-    Router,
-    finish_sending,
-    total_bytes,
+from slosched.messages import (
+    Action,
+    ControllerHello,
+    ControllerToWorker,
+    HeartbeatAck,
+    Infer,
+    InferReply,
+    Refused,
+    WorkerToController,
 )
+from slosched.transport.bundles import ActionBundle, ReplyBundle, RequestBundle, ResultBundle
+from slosched.transport.codec import Frame, decode_from_worker, message_from_client
+from slosched.transport.outbox import Outbox
+from slosched.transport.sockets import AsyncReader, BadMessages, Dealer, Router, finish_sending
 from slosched.units import NS_PER_S
 from slosched.version import __version__
 
@@ -79,11 +85,18 @@ class ControllerServer:
         self._router = Router(config.bind, config.port)
         self.port = self._router.port
         self._dealers = [Dealer(address) for address in config.workers]
+        self._to_clients: Outbox[bytes, InferReply] = Outbox(
+            self._router.send, ReplyBundle, failed=self._client_failed
+        )
+        self._to_workers: Outbox[int, Action] = Outbox(
+            self._send_to_worker, ActionBundle, failed=self._worker_failed
+        )
         self._bad = BadMessages(announce)
-        self._http = HttpServer(
+        self._routes = probe_routes(
             status=lambda: status_report(self.scheduler, now_ns=clock.now_ns()),
             health=lambda: health_report(self.scheduler),
         )
+        self._http = HttpServer(self._routes)
         self._inputs: dict[int, Frame] = {}  # by request key, until it is answered
         self._arrived: dict[int, Frame] = {}  # inputs of this step, by input key
         self._next_input_key = 1
@@ -93,6 +106,11 @@ class ControllerServer:
         self._stop = asyncio.Event()
         self._stop_requested = 0
         self._scheduled = False
+        self._due = True  # something was heard, or the timer rang: time to decide
+        self._clients_wait = False  # the clients' socket has input,
+        self._workers_wait: set[int] = set()  # and the sockets of these workers
+        self._router_touched = False  # sent to, or read in part, in this step
+        self._dealers_touched: set[int] = set()
         self._closed = False
         self._failure: Exception | None = None
         self.run_log: RunLog | None = None
@@ -104,9 +122,15 @@ class ControllerServer:
         config = self.config
         loop = self._loop = asyncio.get_running_loop()
         self.run_log = RunLog.open(config, announce=self._announce)
+        self._routes |= live_routes(self.scheduler, self.run_log.last_minutes, clock=clock.now_ns)
+        self._add_metrics(self.run_log)
         self._timer = clock.Timer()
         loop.add_reader(self._timer.fileno(), self._on_timer)
-        self._readers = [AsyncReader(port, self._wake) for port in (self._router, *self._dealers)]
+        self._reader = AsyncReader(self._router, self._clients_said)
+        self._worker_readers = [
+            AsyncReader(dealer, partial(self._worker_said, worker_id))
+            for worker_id, dealer in enumerate(self._dealers)
+        ]
         await self._start_http()
         self._wake()
         if config.busy_poll:
@@ -129,6 +153,14 @@ class ControllerServer:
             if wanted:
                 raise
             self._announce(f"no HTTP: {error}")
+
+    def _add_metrics(self, log: RunLog) -> None:
+        collector = ControllerCollector(
+            self.scheduler, log.tally, log.recent,
+            bad_messages=lambda: self._bad.count, rows_dropped=log.rows_dropped,
+        )  # fmt: skip
+        self._routes.update(metrics_routes(collector))
+        self.scheduler.counted = log.tally.report
 
     async def run(self) -> None:
         """Serve until `stop` is called, then finish what is in flight and close everything."""
@@ -167,8 +199,9 @@ class ControllerServer:
         if self._closed:
             return
         self._closed = True
-        for reader in getattr(self, "_readers", ()):
-            reader.close()
+        if hasattr(self, "_reader"):
+            for reader in (self._reader, *getattr(self, "_worker_readers", ())):
+                reader.close()
         if hasattr(self, "_timer"):
             with suppress(ValueError, OSError):
                 self._loop.remove_reader(self._timer.fileno())
@@ -188,6 +221,7 @@ class ControllerServer:
 
     def _on_timer(self) -> None:
         self._timer.clear()
+        self._due = True
         self._step()
 
     def _wake(self) -> None:
@@ -196,12 +230,20 @@ class ControllerServer:
             self._scheduled = True
             self._loop.call_soon(self._step)
 
+    def _clients_said(self) -> None:
+        self._clients_wait = True
+        self._wake()
+
+    def _worker_said(self, worker_id: int) -> None:
+        self._workers_wait.add(worker_id)
+        self._wake()
+
     def _poll(self) -> None:
         """Look at the sockets once per round of the event loop, which then never sleeps."""
         if self._closed or self._failure is not None:
             return
-        if any(port.has_input() for port in (self._router, *self._dealers)):
-            self._step()
+        for reader in (self._reader, *self._worker_readers):
+            reader.recheck()
         self._loop.call_soon(self._poll)
 
     def _step(self) -> None:
@@ -218,30 +260,49 @@ class ControllerServer:
 
     def _turn(self) -> None:
         scheduler = self.scheduler
-        self._receive_from_workers()
-        self._receive_from_clients()
+        if self._workers_wait:
+            self._receive_from_workers()
+        if self._clients_wait:
+            self._receive_from_clients()
+        if not self._due and not self._backlog:
+            return  # a descriptor becomes readable also when there is nothing to read
+        self._due = False
         now_ns = clock.now_ns()
         backlog, self._backlog = self._backlog, []
         for event in backlog:
             scheduler.handle(event, now_ns=now_ns)
         self._perform_all(scheduler.schedule(now_ns=now_ns))
-        self._arrived.clear()
-        self._outputs.clear()
+        if self._arrived:
+            self._arrived.clear()
+        if self._outputs:
+            self._outputs.clear()
         if self._backlog:
             self._wake()
         self._timer.arm(scheduler.next_wakeup_ns())
-        for reader in self._readers:
-            reader.recheck()
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """Ask each socket that was sent to, or read in part, whether more has come: its edge may be gone."""
+        if self._router_touched or self._router.unread:
+            self._router_touched = False
+            self._reader.recheck()
+        if self._dealers_touched:
+            for worker_id in self._dealers_touched:
+                self._worker_readers[worker_id].recheck()
+            self._dealers_touched.clear()
 
     def _receive_from_workers(self) -> None:
-        for worker_id, dealer in enumerate(self._dealers):
-            if not dealer.has_input():
-                continue
+        # In the order of their numbers, so that the same messages give the same decisions.
+        for worker_id in sorted(self._workers_wait):
+            dealer = self._dealers[worker_id]
             for frames in dealer.receive():
+                self._due = True
                 try:
                     if not frames:
                         raise MalformedMessage("an empty message")
                     message = decode_from_worker(frames[0])
+                    if len(frames) > 1 and isinstance(message, ResultBundle):
+                        raise MalformedMessage("a bundle with a frame behind it")
                 except MalformedMessage as error:
                     self._bad.note(dealer.address.encode(), f"worker {dealer.address}: {error}")
                     continue
@@ -249,28 +310,32 @@ class ControllerServer:
                     action_id = getattr(message, "action_id", None)
                     if action_id is not None:
                         self._outputs[action_id] = frames[1:]
-                self.scheduler.handle(FromWorker(worker_id, message), now_ns=clock.now_ns())
+                now_ns = clock.now_ns()
+                said: tuple[WorkerToController, ...] = (
+                    message.results if isinstance(message, ResultBundle) else (message,)
+                )
+                for each in said:
+                    self.scheduler.handle(FromWorker(worker_id, each), now_ns=now_ns)
+            if dealer.unread:
+                self._dealers_touched.add(worker_id)
+        self._workers_wait.clear()
 
     def _receive_from_clients(self) -> None:
-        if not self._router.has_input():
-            return
+        self._clients_wait = False
+        handle = self.scheduler.handle
         for peer, frames in self._router.receive():
+            self._due = True
             try:
-                if not frames:
-                    raise MalformedMessage("an empty message")
-                if total_bytes(frames) > MAX_MESSAGE_BYTES or len(frames) > 2:
-                    raise MalformedMessage(
-                        f"{total_bytes(frames)} bytes in {len(frames)} frames; at most "
-                        f"{MAX_MESSAGE_BYTES} bytes in two frames are taken"
-                    )
-                message = decode_from_client(frames[0])
-                if len(frames) > 1 and not isinstance(message, InferRequest):
-                    raise MalformedMessage(f"{type(message).__name__} with a frame behind it")
+                message = message_from_client(frames)
             except MalformedMessage as error:
                 self._bad.note(peer, str(error))
-                self._router.send(
-                    peer, [encode(Refused(-1, Code.INVALID_REQUEST, f"message not taken: {error}"))]
-                )
+                refused = Refused(-1, Code.INVALID_REQUEST, f"message not taken: {error}")
+                self._to_clients.send(peer, refused, [])
+                continue
+            now_ns = clock.now_ns()
+            if isinstance(message, RequestBundle):
+                for request in message.requests:
+                    handle(FromClient(peer, request), now_ns=now_ns)
                 continue
             input_bytes = input_key = 0
             if len(frames) > 1:
@@ -280,8 +345,7 @@ class ControllerServer:
                 self._next_input_key += 1
                 self._arrived[input_key] = frames[1]
                 input_bytes = len(frames[1])
-            event = FromClient(peer, message, input_bytes, input_key)
-            self.scheduler.handle(event, now_ns=clock.now_ns())
+            handle(FromClient(peer, message, input_bytes, input_key), now_ns=now_ns)
 
     # ------------------------------------------------------------------------------ effects
 
@@ -304,25 +368,45 @@ class ControllerServer:
                     self._inputs[effect.key] = frame
             elif isinstance(effect, Note):
                 self._announce(effect.text if effect.level == "info" else f"warning: {effect.text}")
+        self._to_workers.flush()
+        self._to_clients.flush()
 
     def _to_client(self, effect: ToClient) -> None:
-        frames: list[Frame] = [encode(effect.message)]
+        frames: list[Frame] = []
         if effect.output_of is not None:
             action_id, index = effect.output_of
-            outputs = self._outputs.get(action_id, ())
-            if index < len(outputs):
-                frames.append(outputs[index])
-        if not self._router.send(effect.client, frames):
-            self._backlog.append(ClientLost(effect.client))
+            frames = [*self._outputs.get(action_id, ())[index : index + 1]]
+        self._router_touched = True
+        if not frames and type(effect.message) is InferReply:
+            client = self.scheduler.clients.get(effect.client)
+            if client is not None and client.bundles:
+                self._to_clients.put(effect.client, effect.message)
+                return
+        self._to_clients.send(effect.client, effect.message, frames)
 
     def _to_worker(self, effect: ToWorker) -> None:
-        frames: list[Frame] = [encode(effect.message)]
-        if isinstance(effect.message, Infer):
-            for key, size in zip(effect.requests, effect.message.input_sizes, strict=True):
+        message, worker_id = effect.message, effect.worker_id
+        frames: list[Frame] = []
+        if isinstance(message, Infer):
+            for key, size in zip(effect.requests, message.input_sizes, strict=True):
                 if size:
                     frames.append(self._inputs.get(key) or self._generate(size))
-        if not self._dealers[effect.worker_id].send(frames):
-            self._backlog.append(SendFailed(effect.worker_id, effect.message))
+        self._dealers_touched.add(worker_id)
+        if frames or isinstance(message, ControllerHello | HeartbeatAck):
+            self._to_workers.send(worker_id, message, frames)
+        elif self.scheduler.cluster.workers[worker_id].bundles:
+            self._to_workers.put(worker_id, message)
+        else:
+            self._to_workers.send(worker_id, message, frames)
+
+    def _send_to_worker(self, worker_id: int, frames: list[Frame]) -> bool:
+        return self._dealers[worker_id].send(frames)
+
+    def _worker_failed(self, worker_id: int, message: ControllerToWorker) -> None:
+        self._backlog.append(SendFailed(worker_id, message))
+
+    def _client_failed(self, client: bytes, message: object) -> None:
+        self._backlog.append(ClientLost(client))
 
     def _generate(self, size: int) -> bytes:
         """An input for a client that sent none (option generate_inputs): random, made once a size."""

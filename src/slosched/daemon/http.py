@@ -1,9 +1,20 @@
-"""The controller's small HTTP side: /healthz, /readyz and /status, JSON, GET and HEAD only.
+"""The controller's small HTTP side: a table of paths, GET and HEAD only, one answer a connection.
+
+A route is a path and a handler, which gets the `Request` and returns an `Answer` or an awaitable of one.
+`probe_routes` has the three that were always here:
 
 - /healthz: 200 while the controller's loop turns; the body says "ok" or "degraded" and which workers
   are missing. Restarting the controller would not bring a worker back, so this stays 200.
 - /readyz: 200 while at least one GPU can be given work, else 503.
 - /status: everything that `slosched status` shows.
+
+Everything runs in the controller's own event loop. A handler that has more to do than half a millisecond
+awaits in between. An answer whose body is an async iterator is a stream (server-sent events): it lasts
+until the iterator ends or the reader is gone, and the next part is asked for only when the reader took the
+one before, so a slow reader costs a part or two of memory, and one that takes nothing for 5 s is dropped.
+
+On a loopback address only requests *for* a loopback name are answered. Otherwise any page in the
+operator's browser could read this one, by a name of its own that it points at 127.0.0.1 (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -11,28 +22,95 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import inspect
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qsl
 
 import h11
 
 from slosched.errors import AddressInUse, InvalidConfig
 
 _REQUEST_WITHIN_S = 5.0
+#: A stream's reader takes what was written to it within this, or is dropped.
+_PART_TAKEN_WITHIN_S = 5.0
 _MAX_CONNECTIONS = 64
+#: Of these connections at most so many are streams: a probe finds a place whoever watches.
+MAX_STREAMS = 16
+#: Bytes that wait in a stream's connection before the next part is not asked for.
+_STREAM_BUFFER = 64 * 1024
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 Report = Callable[[], dict[str, Any]]
 
 
-class HttpServer:
-    """Serves `status()` and `health()` (report.py) as JSON."""
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a handler is asked. `query` has the last value of each name; header names are lower case."""
 
-    def __init__(self, *, status: Report, health: Report) -> None:
-        self._status = status
-        self._health = health
+    path: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a handler says. A body that is an async iterator of bytes is sent as it comes."""
+
+    status: int
+    content_type: str
+    body: bytes | AsyncIterator[bytes]
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+Handler = Callable[[Request], Answer | Awaitable[Answer]]
+Routes = Mapping[str, Handler]
+
+
+def json_answer(status: int, body: Mapping[str, Any]) -> Answer:
+    """An answer in JSON, indented for people."""
+    return Answer(status, "application/json", json.dumps(body, indent=1).encode() + b"\n")
+
+
+def event_stream(events: AsyncIterator[bytes]) -> Answer:
+    """A stream of server-sent events, each as `sse` writes it; no cache may keep it."""
+    return Answer(200, "text/event-stream", events, (("cache-control", "no-store"),))
+
+
+def sse(data: str, *, event: str | None = None) -> bytes:
+    """One server-sent event. `data` may have several lines."""
+    name = [f"event: {event}"] if event else []
+    lines = name + [f"data: {line}" for line in data.split("\n")]
+    return ("\n".join(lines) + "\n\n").encode()
+
+
+def probe_routes(*, status: Report, health: Report) -> dict[str, Handler]:
+    """/healthz, /readyz and /status, from `status()` and `health()` (report.py)."""
+
+    def ready(_: Request) -> Answer:
+        seen = health()
+        can_take_work = seen["ready"] and not seen["draining"]
+        return json_answer(200 if can_take_work else 503, seen)
+
+    return {
+        "/healthz": lambda _: json_answer(200, health()),
+        "/readyz": ready,
+        "/status": lambda _: json_answer(200, status()),
+    }
+
+
+class HttpServer:
+    """Serves `routes` (path -> handler). The mapping may grow until `start`."""
+
+    def __init__(self, routes: Routes) -> None:
+        self._routes = routes
         self._server: asyncio.Server | None = None
         self._open = 0
+        self._streams: set[asyncio.Task[None]] = set()
+        self._loopback = True
         self.port = 0
 
     async def start(self, host: str, port: int) -> None:
@@ -44,19 +122,29 @@ class HttpServer:
             if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                 raise AddressInUse(f"HTTP port {port} on {host} is in use; {advice}") from None
             raise InvalidConfig(f"cannot listen on HTTP port {port}: {error}; {advice}") from error
+        self._loopback = f"[{host}]" in _LOOPBACK or host in _LOOPBACK
         self.port = int(self._server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._server.wait_closed(), 1.0)
+        """Stop listening and end the streams. Waits at most two seconds."""
+        if self._server is None:
+            return
+        self._server.close()
+        streams = list(self._streams)
+        for stream in streams:
+            stream.cancel()
+        if streams:
+            await asyncio.wait(streams, timeout=1.0)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._server.wait_closed(), 1.0)
+
+    # -------------------------------------------------------------------------- a connection
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open += 1
         try:
             if self._open <= _MAX_CONNECTIONS:
-                await asyncio.wait_for(self._answer(reader, writer), _REQUEST_WITHIN_S)
+                await self._exchange(reader, writer)
         except (OSError, h11.ProtocolError):
             pass  # a peer that is slow, gone or speaks no HTTP is simply closed
         finally:
@@ -65,40 +153,127 @@ class HttpServer:
             with contextlib.suppress(OSError):
                 await asyncio.wait_for(writer.wait_closed(), 1.0)
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16 * 1024)
-        while True:
-            event = connection.next_event()
-            if event is h11.NEED_DATA:
-                connection.receive_data(await reader.read(16 * 1024))
-                continue
+        async with asyncio.timeout(_REQUEST_WITHIN_S):
+            event = await _first_event(connection, reader)
             if not isinstance(event, h11.Request):
                 return
-            break
+            answer = await self._answer(event)
+            if isinstance(answer.body, bytes):
+                length = ("content-length", str(len(answer.body)))
+                payload = b"" if event.method == b"HEAD" else answer.body
+                writer.write(_whole(connection, _head(answer, length), payload))
+                await writer.drain()
+                return
+        parts = answer.body
         try:
-            status, body = self._respond(event.method, event.target.split(b"?")[0])
-        except Exception as error:  # a report must not take its reader's connection down unanswered
-            status, body = 500, {"error": f"{type(error).__name__}: {error}"}
-        payload = json.dumps(body, indent=1).encode() + b"\n"
-        headers = [
-            ("content-type", "application/json"),
-            ("content-length", str(len(payload))),
-            ("connection", "close"),
-        ]
-        answer: list[h11.Event] = [h11.Response(status_code=status, headers=headers)]
-        if event.method != b"HEAD":
-            answer.append(h11.Data(data=payload))
-        answer.append(h11.EndOfMessage())
-        writer.write(b"".join(connection.send(part) or b"" for part in answer))
-        await writer.drain()
+            writer.write(connection.send(_head(answer)) or b"")
+            if event.method != b"HEAD":
+                await self._stream(connection, parts, reader, writer)
+        finally:
+            await _let_go(parts)
 
-    def _respond(self, method: bytes, path: bytes) -> tuple[int, dict[str, Any]]:
-        if method not in (b"GET", b"HEAD"):
-            return 405, {"error": "only GET is answered here"}
-        if path not in (b"/healthz", b"/readyz", b"/status"):
-            return 404, {"error": "there are /healthz, /readyz and /status"}
-        if path == b"/status":
-            return 200, self._status()
-        health = self._health()
-        can_take_work = health["ready"] and not health["draining"]
-        return (200 if path == b"/healthz" or can_take_work else 503), health
+    async def _answer(self, event: h11.Request) -> Answer:
+        headers = {name.decode("latin-1"): v.decode("latin-1") for name, v in event.headers}
+        path, _, query = event.target.decode("latin-1").partition("?")
+        if self._loopback and not _is_loopback(headers.get("host")):
+            return json_answer(
+                421, {"error": "this answers only to localhost, 127.0.0.1 and [::1] as the host"}
+            )
+        if event.method not in (b"GET", b"HEAD"):
+            return json_answer(405, {"error": "only GET is answered here"})
+        handler = self._routes.get(path)
+        if handler is None:
+            *most, last = self._routes
+            there = f"{', '.join(most)} and {last}" if most else last
+            return json_answer(404, {"error": f"there are {there}"})
+        try:
+            answer = handler(Request(path, dict(parse_qsl(query)), headers))
+            if inspect.isawaitable(answer):
+                answer = await answer
+        except Exception as error:  # a report must not take its reader's connection down unanswered
+            return json_answer(500, {"error": f"{type(error).__name__}: {error}"})
+        if not isinstance(answer.body, bytes) and len(self._streams) >= MAX_STREAMS:
+            await _let_go(answer.body)
+            return json_answer(503, {"error": f"{MAX_STREAMS} streams are open, which is the most"})
+        return answer
+
+    async def _stream(
+        self,
+        connection: h11.Connection,
+        parts: AsyncIterator[bytes],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        """Send `parts` until they end, the reader goes away or takes nothing for 5 s, or `close`."""
+        writer.transport.set_write_buffer_limits(high=_STREAM_BUFFER)
+        sending = asyncio.ensure_future(_send_parts(connection, parts, writer))
+        gone = asyncio.ensure_future(_until_gone(reader))
+        self._streams.add(sending)
+        try:
+            await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (sending, gone):
+                task.cancel()
+            results = await asyncio.gather(sending, gone, return_exceptions=True)
+            self._streams.discard(sending)
+        if results[0] is not None:
+            # Cut off, not ended: a reader must not take this for the whole, and nothing waits for it.
+            writer.transport.abort()
+        if isinstance(results[0], Exception):
+            raise results[0]
+
+
+async def _first_event(connection: h11.Connection, reader: asyncio.StreamReader) -> Any:
+    while (event := connection.next_event()) is h11.NEED_DATA:
+        connection.receive_data(await reader.read(16 * 1024))
+    return event
+
+
+async def _send_parts(
+    connection: h11.Connection, parts: AsyncIterator[bytes], writer: asyncio.StreamWriter
+) -> None:
+    async for part in parts:
+        if part:
+            writer.write(connection.send(h11.Data(data=part)) or b"")
+            async with asyncio.timeout(_PART_TAKEN_WITHIN_S):
+                await writer.drain()
+    writer.write(connection.send(h11.EndOfMessage()) or b"")
+
+
+async def _let_go(parts: AsyncIterator[bytes]) -> None:
+    """Run what a generator does at its end (if it began) now, and not when it is collected."""
+    close = getattr(parts, "aclose", None)
+    if close is not None:
+        await close()
+
+
+async def _until_gone(reader: asyncio.StreamReader) -> None:
+    while await reader.read(4096):
+        pass  # whatever it says after its request is nothing to us
+
+
+def _head(answer: Answer, *more: tuple[str, str]) -> h11.Response:
+    headers = [
+        ("content-type", answer.content_type), *more, ("connection", "close"), *answer.headers
+    ]  # fmt: skip
+    return h11.Response(status_code=answer.status, headers=headers)
+
+
+def _whole(connection: h11.Connection, head: h11.Response, payload: bytes) -> bytes:
+    events: list[h11.Event] = [head]
+    if payload:
+        events.append(h11.Data(data=payload))
+    events.append(h11.EndOfMessage())
+    return b"".join(connection.send(event) or b"" for event in events)
+
+
+def _is_loopback(host: str | None) -> bool:
+    """Whether a Host header names this machine to itself. HTTP/1.0 has none, and no browser speaks it."""
+    if host is None:
+        return True
+    name, colon, port = host.rpartition(":")
+    if not colon or host.endswith("]"):
+        name, port = host, ""
+    return name.lower() in _LOOPBACK and (not port or port.isdigit())

@@ -7,12 +7,15 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from slosched import clock
 from slosched.config import ControllerConfig
 from slosched.core.scheduler.interface import ActionRecord, RequestRecord
 from slosched.telemetry import action_log, request_log
 from slosched.telemetry.console import ControllerConsole
 from slosched.telemetry.manifest import ManifestNotWritten, finish_manifest, write_manifest
+from slosched.telemetry.recent import LastMinutes
 from slosched.telemetry.run_dir import claim_run_dir, default_log_dir
+from slosched.telemetry.tally import Recent, Tally
 from slosched.telemetry.writer import LogWriter
 
 REQUEST_LOG = "clockwork_request_log.tsv"
@@ -27,9 +30,22 @@ class RunLog:
     def __init__(self, directory: Path, *, announce: Announce) -> None:
         self.directory = directory
         self._announce = announce
-        self._requests = LogWriter(directory / REQUEST_LOG, request_log.HEADER, on_error=announce)
-        self._actions = LogWriter(directory / ACTION_LOG, action_log.HEADER, on_error=announce)
-        self._console = ControllerConsole()
+        self._requests = LogWriter(
+            directory / REQUEST_LOG,
+            request_log.HEADER,
+            row=request_log.format_request,
+            on_error=announce,
+        )
+        self._actions = LogWriter(
+            directory / ACTION_LOG,
+            action_log.HEADER,
+            row=action_log.format_action,
+            on_error=announce,
+        )
+        self.tally = Tally()
+        self.recent = Recent(self.tally)
+        self._console = ControllerConsole(self.tally, now_ns=clock.now_ns())
+        self.last_minutes = LastMinutes()
         self._closed = False
 
     @classmethod
@@ -42,16 +58,23 @@ class RunLog:
         return cls(directory, announce=announce)
 
     def request(self, record: RequestRecord) -> None:
-        self._requests.append(request_log.format_request(record))
-        self._console.add_request(record)
+        self._requests.append(record)
+        self.tally.add_request(record)
+        self.last_minutes.add_request(record)
 
     def action(self, record: ActionRecord) -> None:
-        self._actions.append(action_log.format_action(record))
-        self._console.add_action(record)
+        self._actions.append(record)
+        self.tally.add_action(record)
+        self.last_minutes.add_action(record)
 
     def console_lines(self, now_ns: int) -> list[str]:
-        """What happened since the last call, for people; empty when nothing did."""
+        """What happened since the last call, for people; empty when nothing did. Called every 10 s."""
+        self.recent.note(now_ns)
         return self._console.lines(now_ns)
+
+    def rows_dropped(self) -> int:
+        """Rows of both logs that the disk did not take."""
+        return self._requests.counts().dropped + self._actions.counts().dropped
 
     def close(
         self, *, arrived: int, answered: int, by_code: dict[int, int], bad_messages: int

@@ -39,15 +39,11 @@ from slosched.core.worker.stepping import Stepper
 from slosched.daemon.backends.base import Backend, Frame, open_backend
 from slosched.daemon.housekeeping import Collector, check_core, own_process
 from slosched.errors import DeviceLost, MalformedMessage, PeerUnreachable
-from slosched.messages import GpuStats, Infer
-from slosched.transport.codec import decode_for_worker, encode
-from slosched.transport.sockets import (
-    MAX_MESSAGE_BYTES,
-    BadMessages,
-    Router,
-    finish_sending,
-    total_bytes,
-)
+from slosched.messages import GpuStats, Infer, Result, SessionMessage
+from slosched.transport.bundles import ActionBundle, ResultBundle
+from slosched.transport.codec import MAX_MESSAGE_BYTES, decode_for_worker, total_bytes
+from slosched.transport.outbox import Outbox
+from slosched.transport.sockets import BadMessages, Router, finish_sending
 from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.version import __version__
 
@@ -102,6 +98,10 @@ class WorkerServer:
             allow_zero_size_inputs=config.allow_zero_size_inputs,
         )
         self._stepper = Stepper(self._brain, self._backend.devices, self._perform)
+        # A controller that is gone, or reads nothing: it finds out by itself.
+        self._outbox: Outbox[bytes, Result] = Outbox(
+            self._router.send, ResultBundle, failed=lambda peer, message: None
+        )
         self._prepared: deque[ModelPrepared] = deque()
         self._bell = _Bell()
         self._stopping = False
@@ -190,6 +190,7 @@ class WorkerServer:
         try:
             self._turn()
         finally:  # also if a call to a dead device raised
+            self._outbox.flush()
             self._watch()
 
     def _turn(self) -> None:
@@ -237,6 +238,7 @@ class WorkerServer:
             self._stepper.run_until(now)
         self._brain.shutdown(now_ns=now)
         self._stepper.step(now)
+        self._outbox.flush()
         now = self._clock()
         refuse_ns, give_up_ns = now + _REFUSE_NS, now + _DRAIN_NS
         while now < refuse_ns or (not self._brain.idle and now < give_up_ns):
@@ -276,6 +278,7 @@ class WorkerServer:
             for effect in self._brain.schedule(now_ns=now):
                 if isinstance(effect, ToController | Note):  # the others are for the devices
                     self._perform(effect, now)
+            self._outbox.flush()
             if not self._router.has_input():
                 waiter.wait(end_ns, at_most_ns=_REFUSE_NS)
                 self._bell.clear()
@@ -307,6 +310,10 @@ class WorkerServer:
             self._brain.note_bad_message()
             self._bad.note(peer, str(error))
             return False
+        if isinstance(message, ActionBundle):
+            for action in message.actions:
+                self._stepper.handle(FromController(peer, action, ()), now_ns=now)
+            return True
         sizes = tuple(len(frame) for frame in tensors)
         key = self._stepper.handle(FromController(peer, message, sizes), now_ns=now)
         if key is not None and tensors:
@@ -315,13 +322,18 @@ class WorkerServer:
 
     def _perform(self, effect: Effect, now: int) -> None:
         if isinstance(effect, ToController):
-            frames: list[Frame] = [encode(effect.message)]
+            message = effect.message
+            frames: list[Frame] = []
             if effect.output_of is not None:
-                sizes = getattr(effect.message, "output_sizes", ())
+                sizes = getattr(message, "output_sizes", ())
                 frames.extend(self._backend.take_outputs(effect.output_of, sizes))
             self._backend.glance()
-            # A controller that is gone, or reads nothing: it finds out by itself.
-            self._router.send(effect.peer, frames)
+            # A real device's results go out at once: what it does next may take longer than a send.
+            bundled = self._brain.bundles and not frames and not self._backend.exact
+            if bundled and isinstance(message, SessionMessage):
+                self._outbox.put(effect.peer, message)
+            else:
+                self._outbox.send(effect.peer, message, frames)
         elif isinstance(effect, DropInputs):
             self._backend.drop_inputs(effect.action_id)
         elif isinstance(effect, EvictPages):

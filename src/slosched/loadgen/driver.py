@@ -29,6 +29,12 @@ _BURST = 256
 _RETRY_NS = 100 * NS_PER_MS
 
 
+class Answered(Protocol):
+    """Called with a request's answer and with the output behind it, if any."""
+
+    def __call__(self, reply: InferReply, output: object = None, /) -> None: ...
+
+
 class Submitter(Protocol):
     """What sends one request. `on_reply` is called with its answer, never from within `submit`."""
 
@@ -36,9 +42,15 @@ class Submitter(Protocol):
         self,
         model: ModelInfo,
         arrival: Arrival,
-        on_reply: Callable[[InferReply], None],
+        on_reply: Answered,
     ) -> int:
-        """Send the request and return its id. Raises ConnectionLost if it cannot go out."""
+        """Send the request and return its id. Raises ConnectionLost if it cannot go out.
+
+        It may wait for others that are due, until `flush`.
+        """
+
+    def flush(self) -> Sequence[int]:
+        """Send what waits. Returns the ids of those that could not go out."""
 
     def cancel(self, request_id: int) -> None:
         """Forget the request; its answer is not wanted any more."""
@@ -103,15 +115,19 @@ class LoadDriver:
 
         After a stall that is a bounded burst; the time returned has then passed already.
         """
-        for _ in range(_BURST):
-            due_ns = self.next_due_ns()
-            if due_ns is None:
-                return None
-            sent_ns = self._clock()
-            if due_ns > sent_ns:
-                return due_ns
-            # It is taken before it is sent: an error on the way must not send it for ever.
-            self._issue(self._engine.take(), due_ns, sent_ns)
+        try:
+            for _ in range(_BURST):
+                due_ns = self.next_due_ns()
+                if due_ns is None:
+                    break
+                sent_ns = self._clock()
+                if due_ns > sent_ns:
+                    break
+                # It is taken before it is sent: an error on the way must not send it for ever.
+                self._issue(self._engine.take(), due_ns, sent_ns)
+        finally:
+            for request_id in self._submitter.flush():
+                self.lost(request_id)
         return self.next_due_ns()
 
     def _slo_ns(self, arrival: Arrival) -> int:
@@ -147,7 +163,7 @@ class LoadDriver:
             return
         self._outstanding[request_id] = (arrival, scheduled_ns, sent_ns)
 
-    def _on_reply(self, reply: InferReply) -> None:
+    def _on_reply(self, reply: InferReply, output: object = None, /) -> None:
         pending = self._outstanding.pop(reply.request_id, None)
         if pending is None:
             return  # a second answer, of a network that duplicates

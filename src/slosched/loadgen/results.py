@@ -7,6 +7,7 @@ until its answer departs, as Clockwork's telemetry does.
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -17,7 +18,7 @@ import numpy as np
 
 from slosched.codes import code_name
 from slosched.errors import SloschedError
-from slosched.loadgen.verdict import Verdict, judge, least_samples, rank_of_bound, sentence
+from slosched.loadgen.verdict import Outcome, Verdict, judge, least_samples, rank_of_bound, sentence
 from slosched.telemetry.client_log import NO_ANSWER
 from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 from slosched.workloads.base import Step, Workload
@@ -28,6 +29,8 @@ ISSUE_DELAY_BOUND_NS = 2 * NS_PER_MS
 
 
 _OK = code_name(0)
+#: What a step is called of a sweep of the rate.
+_RATE = re.compile(r"([0-9.e+]+)/s")
 
 
 class StepTally:
@@ -107,9 +110,7 @@ class StepResult:
     @property
     def holds(self) -> Verdict | None:
         """Whether 99 % would be in time for the client; None where its requests were sent late."""
-        if self.issue_delay_p99_ns > ISSUE_DELAY_BOUND_NS:
-            return None
-        return judge(self.sent, self.sent - self.in_time)
+        return pooled_verdict([self])
 
     @property
     def satisfaction(self) -> float:
@@ -192,8 +193,8 @@ class RunResult:
         slos = {step.slo_ns for step in self.steps}
         labelled = not any(step.slo in _slo_words(step) for step in self.steps)
         subject = f"SLO {format_duration(min(slos))}" if len(slos) == 1 and labelled else ""
-        named = ((f"{step.slo} {step.group}".rstrip(), step.holds) for step in self.steps)
-        return sentence(subject, named)
+        named = [(f"{step.slo} {step.group}".rstrip(), step.holds) for step in self.steps]
+        return sentence(subject, named) + _highest_rate(self.steps)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts and lists, for JSON and for the manifest. Times in ns."""
@@ -252,6 +253,14 @@ def _own_fields(cls: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:
     return {field.name: document[field.name] for field in fields(cls)}
 
 
+def pooled_verdict(steps: Sequence[StepResult]) -> Verdict | None:
+    """Whether 99 % would be in time, from several runs of one step; None if any was sent late."""
+    if any(step.issue_delay_p99_ns > ISSUE_DELAY_BOUND_NS for step in steps):
+        return None
+    sent = sum(step.sent for step in steps)
+    return judge(sent, sent - sum(step.in_time for step in steps))
+
+
 def run_result(
     workload: Workload,
     engine: Engine,
@@ -292,6 +301,26 @@ def run_result(
         run_dir=run_dir,
         warnings=warnings,
     )
+
+
+def _highest_rate(steps: Sequence[StepResult]) -> str:
+    """Of a sweep whose steps are called by their rates: the highest that holds, in words."""
+    rates = {step.index: _rate(step.slo) for step in steps}
+    known = [(rate, index) for index, rate in rates.items() if rate is not None]
+    if len(known) < 2 or len(known) < len(rates) or any(step.group for step in steps):
+        return ""
+    held = {s.index for s in steps if s.holds is not None and s.holds.outcome is Outcome.HOLDS}
+    good = [rate for rate, index in known if index in held]
+    return (
+        f". The highest rate that holds: {max(good):.6g}/s"
+        if good
+        else ". No rate is known to hold"
+    )
+
+
+def _rate(text: str) -> float | None:
+    match = _RATE.fullmatch(text)
+    return None if match is None else float(match[1])
 
 
 def _slo_words(step: StepResult) -> tuple[str, ...]:

@@ -26,6 +26,9 @@ PERCENTILE = 0.99
 CONFIDENCE = 0.99
 #: Terms of a tail that are smaller than this part of its largest one change nothing.
 _NEGLIGIBLE = 1e-18
+#: A sentence says of so many undecided steps what would decide them, and lists so many places.
+_MOST_OPEN = 5
+_MOST_LISTED = 12
 
 
 class Outcome(StrEnum):
@@ -51,11 +54,15 @@ class Verdict:
     confidence: float
 
     @property
+    def word(self) -> str:
+        """The verdict as the cell of a narrow table."""
+        return {Outcome.HOLDS: "yes", Outcome.FAILS: "no"}.get(self.outcome, "undecided")
+
+    @property
     def short(self) -> str:
         """The verdict as the cell of a table."""
-        if self.outcome is Outcome.UNDECIDED:
-            return f"undecided: {self.needs:,} more"
-        return "yes" if self.outcome is Outcome.HOLDS else "no"
+        more = f": {self.needs:,} more" if self.outcome is Outcome.UNDECIDED else ""
+        return f"{self.word}{more}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -164,7 +171,9 @@ def sentence(subject: str, steps: Iterable[tuple[str, Verdict | None]]) -> str:
         if places
     ]
     undecided = _places(steps, Outcome.UNDECIDED)
-    if undecided:
+    if len(undecided) > _MOST_OPEN:
+        said.append(f"undecided at {_listed([name for name, _ in steps], undecided)}")
+    elif undecided:
         said.append(f"undecided at {', '.join(_open(*steps[place]) for place in undecided)}")
     late = [place for place, (_, verdict) in enumerate(steps) if verdict is None]
     if late:
@@ -185,7 +194,7 @@ def _places(steps: list[tuple[str, Verdict | None]], outcome: Outcome) -> list[i
 
 
 def _listed(names: list[str], places: list[int]) -> str:
-    """The names at `places`; four or more neighbours as "first to last"."""
+    """The names at `places`; four or more neighbours as "first to last", and not more than can be read."""
     parts: list[str] = []
     begin = 0
     for end in range(1, len(places) + 1):
@@ -194,6 +203,8 @@ def _listed(names: list[str], places: list[int]) -> str:
         run = [names[place] for place in places[begin:end]]
         parts += [f"{run[0]} to {run[-1]}"] if len(run) > 3 else run
         begin = end
+    if len(parts) > _MOST_LISTED:
+        parts = [*parts[:_MOST_LISTED], f"{len(parts) - _MOST_LISTED} more"]
     *others, last = parts
     return f"{', '.join(others)} and {last}" if others else last
 

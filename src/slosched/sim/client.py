@@ -270,6 +270,10 @@ class SimClient:
 
     # ----------------------------------------------------------------- the driver's submitter
 
+    def flush(self) -> tuple[int, ...]:
+        """Nothing waits: a message costs no CPU here."""
+        return ()
+
     def submit(
         self, model: ModelInfo, arrival: Arrival, on_reply: Callable[[InferReply], None]
     ) -> int:

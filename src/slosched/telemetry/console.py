@@ -1,25 +1,23 @@
 """The lines that a controller and a client print every ten seconds (Clockwork, docs/telemetry.md).
 
-Pure accumulators of constant size: records go in, `lines` gives the text and starts the next
-interval. The published lines call every answered request a success; what was asked for is that the
-deadline was met, so each first line also says that, and who judged it.
+`lines` gives the text of an interval and starts the next one: the controller's from what its tally counted
+in between, the client's from the records that it was given. The published lines call every answered
+request a success; what was asked for is that the deadline was met, so each first line also says that,
+and who judged it.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from slosched.codes import ActionType, Code
-from slosched.core.scheduler.interface import ActionRecord, RequestRecord
 from slosched.telemetry.client_log import NO_ANSWER, ClientRecord
+from slosched.telemetry.tally import Lane, Tally
 from slosched.units import NS_PER_MS, NS_PER_S
 
 #: Printed this often.
 INTERVAL_NS = 10 * NS_PER_S
-
-#: Durations are also printed as if the GPU had run at this clock throughout (MHz; INFER5's default).
-NORM_CLOCK_MHZ = 1380
 
 _KIND_NAMES = {ActionType.LOAD_WEIGHTS: "LoadW", ActionType.INFER: "Infer"}
 
@@ -39,14 +37,11 @@ class _Spread:
         self.least = min(self.least, value)
         self.greatest = max(self.greatest, value)
 
-    def min_ms(self) -> str:
-        return _ms(self.least) if self.count else "-"
-
-    def max_ms(self) -> str:
-        return _ms(self.greatest) if self.count else "-"
-
-    def mean_ms(self) -> str:
-        return _ms(self.total / self.count) if self.count else "-"
+    def __str__(self) -> str:
+        if not self.count:
+            return "min=- max=- mean=-"
+        mean_ns = self.total / self.count
+        return f"min={_ms(self.least)} max={_ms(self.greatest)} mean={_ms(mean_ns)}"
 
 
 @dataclass
@@ -65,92 +60,22 @@ class _Traffic:
         )
 
 
-@dataclass
-class _Answers:
-    """Answered requests of an interval, as one side sees them."""
-
-    count: int = 0
-    failed: int = 0
-    in_time: int = 0
-    latency: _Spread = field(default_factory=_Spread)  # of successes
-
-    def add(self, code: int, latency_ns: int, in_time: bool) -> None:
-        self.count += 1
-        self.in_time += in_time
-        if code == Code.OK:
-            self.latency.add(latency_ns)
-        else:
-            self.failed += 1
-
-    def spread(self) -> str:
-        s = self.latency
-        return f"min={s.min_ms()} max={s.max_ms()} mean={s.mean_ms()}"
-
-
-@dataclass
-class _Kind:
-    """Actions of one kind on one GPU that ended with code 0."""
-
-    requests: int = 0
-    exec: _Spread = field(default_factory=_Spread)
-    norm: _Spread = field(default_factory=_Spread)
-    e2e: _Spread = field(default_factory=_Spread)
-    clocks: list[int] = field(default_factory=list)  # least and greatest, once known
-
-    def add(self, record: ActionRecord) -> None:
-        self.requests += record.batch_size
-        duration_ns = record.exec.duration_ns
-        self.exec.add(duration_ns)
-        self.e2e.add(record.result_received_ns - record.sent_ns)
-        seen = [mhz for mhz in (record.gpu_clock_before_mhz, record.gpu_clock_mhz) if mhz > 0]
-        scale = sum(seen) / len(seen) / NORM_CLOCK_MHZ if seen else 1.0
-        self.norm.add(duration_ns * scale)
-        known = self.clocks + seen
-        self.clocks = [min(known), max(known)] if known else []
-
-    def line(self, seconds: float) -> str:
-        clock = f"[{self.clocks[0]}-{self.clocks[1]}]" if self.clocks else "[-]"
-        return (
-            f"min={self.exec.min_ms()} max={self.exec.max_ms()} mean={self.exec.mean_ms()} "
-            f"e2emean={self.e2e.mean_ms()} e2emax={self.e2e.max_ms()} "
-            f"throughput={self.requests / seconds:.1f} "
-            f"utilization={self.exec.total / NS_PER_S / seconds:.2f} clock={clock} "
-            f"norm_max={self.norm.max_ms()} norm_mean={self.norm.mean_ms()}"
-        )
-
-
 class ControllerConsole:
-    """The controller's ten-second lines.
+    """The controller's ten-second lines, from its `tally`. The first interval begins at `now_ns`."""
 
-    The first interval begins at `now_ns`, or with the first record where that is not given.
-    """
-
-    def __init__(self, *, now_ns: int | None = None) -> None:
+    def __init__(self, tally: Tally, *, now_ns: int) -> None:
+        self._tally = tally
         self._since_ns = now_ns
-        self._reset()
-
-    def _reset(self) -> None:
-        self._answers = _Answers()
-        self._kinds: dict[tuple[int, int, int], _Kind] = {}
         self._workers = _Traffic()
+        self._look()
 
-    def add_request(self, record: RequestRecord) -> None:
-        if self._since_ns is None:
-            self._since_ns = record.arrival_ns
-        latency_ns = record.departure_ns - record.arrival_ns
-        self._answers.add(record.code, latency_ns, record.deadline_met)
-
-    def add_action(self, record: ActionRecord) -> None:
-        """Count a load or an inference that ended with code 0; others show in the action log."""
-        if self._since_ns is None:
-            self._since_ns = record.sent_ns
-        if record.code != Code.OK or record.action_type not in _KIND_NAMES:
-            return
-        key = (record.worker_id, record.gpu_id, int(record.action_type))
-        kind = self._kinds.get(key)
-        if kind is None:
-            kind = self._kinds[key] = _Kind()
-        kind.add(record)
+    def _look(self) -> None:
+        """Remember the totals of now: the next interval counts from here."""
+        tally = self._tally
+        self._served, self._latency_ns = tally.served.count, tally.served.total
+        self._answered, self._in_time = tally.answered, tally.in_time
+        self._lanes = {key: _totals(lane) for key, lane in tally.lanes.items()}
+        tally.forget_extremes()
 
     def add_sent(self, size_bytes: int) -> None:
         """Count one message to a worker."""
@@ -169,24 +94,61 @@ class ControllerConsole:
         counts code 0, `satisfaction` deadlines met. GPUs without finished work have no line, and an
         interval in which no request ended and no action did has none at all.
         """
-        since_ns, self._since_ns = self._since_ns, now_ns
-        a = self._answers
-        if since_ns is None or (a.count == 0 and not self._kinds):
-            self._reset()
-            return []
-        seconds = max(now_ns - since_ns, 1) / NS_PER_S
-        lines = [
-            f"Client throughput={a.count / seconds:.1f} "
-            f"success={_percent(a.count - a.failed, a.count)} "
-            f"({a.failed}/{a.count} violations) {a.spread()} "
-            f"satisfaction={_percent(a.in_time, a.count)} (controller, from arrival)"
+        tally = self._tally
+        seconds = max(now_ns - self._since_ns, 1) / NS_PER_S
+        lanes = [
+            line
+            for key, lane in sorted(tally.lanes.items(), key=lambda item: item[0])
+            if (line := _lane_line(key, lane, self._lanes.get(key, _NOTHING), seconds))
         ]
-        for (worker, gpu, kind), seen in sorted(self._kinds.items(), key=lambda item: item[0]):
-            lines.append(f"W{worker}-GPU{gpu} {_KIND_NAMES[ActionType(kind)]} {seen.line(seconds)}")
-        if self._workers.sent or self._workers.received:
-            lines.append(self._workers.line("Network->Workers", seconds))
-        self._reset()
+        count = tally.answered - self._answered
+        lines = []
+        if count or lanes:
+            served = tally.served.count - self._served
+            mean_ns = (tally.served.total - self._latency_ns) / served if served else 0.0
+            spread = _Spread(served, mean_ns * served, tally.least_ns, tally.greatest_ns)
+            lines = [
+                f"Client throughput={count / seconds:.1f} "
+                f"success={_percent(served, count)} ({count - served}/{count} violations) {spread} "
+                f"satisfaction={_percent(tally.in_time - self._in_time, count)} "
+                "(controller, from arrival)",
+                *lanes,
+            ]
+            if self._workers.sent or self._workers.received:
+                lines.append(self._workers.line("Network->Workers", seconds))
+        self._since_ns, self._workers = now_ns, _Traffic()
+        self._look()
         return lines
+
+
+def _totals(lane: Lane) -> tuple[int, int, int, int, float]:
+    norm_ns = lane.norm_ns if lane.clocked else lane.exec_ns
+    return lane.count, lane.requests, lane.exec_ns, lane.e2e_ns, norm_ns
+
+
+_NOTHING: tuple[int, int, int, int, float] = (0, 0, 0, 0, 0)
+
+
+def _lane_line(
+    key: tuple[int, int, int], lane: Lane, before: tuple[int, int, int, int, float], seconds: float
+) -> str:
+    """What one GPU did since `before`; empty if nothing, or nothing that has a line."""
+    worker, gpu, kind = key
+    count, requests, exec_ns, e2e_ns, norm_ns = (
+        now - then for now, then in zip(_totals(lane), before, strict=True)
+    )
+    if not count or kind not in _KIND_NAMES:
+        return ""
+    clock = f"[{lane.clock_least}-{lane.clock_greatest}]" if lane.clock_greatest else "[-]"
+    norm_greatest = lane.norm_greatest if lane.clocked else lane.greatest
+    return (
+        f"W{worker}-GPU{gpu} {_KIND_NAMES[ActionType(kind)]} "
+        f"min={_ms(lane.least)} max={_ms(lane.greatest)} mean={_ms(exec_ns / count)} "
+        f"e2emean={_ms(e2e_ns / count)} e2emax={_ms(lane.e2e_greatest)} "
+        f"throughput={requests / seconds:.1f} "
+        f"utilization={exec_ns / NS_PER_S / seconds:.2f} clock={clock} "
+        f"norm_max={_ms(norm_greatest)} norm_mean={_ms(norm_ns / count)}"
+    )
 
 
 class ClientConsole:
@@ -198,7 +160,8 @@ class ClientConsole:
         self._reset()
 
     def _reset(self) -> None:
-        self._answers = _Answers()
+        self._count = self._in_time = 0
+        self._latency = _Spread()  # of successes
         self._controller = _Traffic()
 
     def add_sent(self, size_bytes: int = 0) -> None:
@@ -212,7 +175,10 @@ class ClientConsole:
         if record.code != NO_ANSWER:
             self._controller.received += 1
             self._controller.received_bytes += size_bytes
-        self._answers.add(record.code, record.latency_ns, record.in_time)
+        self._count += 1
+        self._in_time += record.in_time
+        if record.code == Code.OK:
+            self._latency.add(record.latency_ns)
 
     def lines(self, now_ns: int) -> list[str]:
         """Return the lines of the interval that ends at `now_ns`, and begin the next one.
@@ -220,10 +186,9 @@ class ClientConsole:
         `total` counts what was ever submitted; durations are in ms from the scheduled send.
         """
         seconds = max(now_ns - self._since_ns, 1) / NS_PER_S
-        a = self._answers
         lines = [
-            f"total={self._submitted} throughput={a.count / seconds:.1f} {a.spread()} "
-            f"satisfaction={_percent(a.in_time, a.count)} (client, from the scheduled send)",
+            f"total={self._submitted} throughput={self._count / seconds:.1f} {self._latency} "
+            f"satisfaction={_percent(self._in_time, self._count)} (client, from the scheduled send)",
             self._controller.line("Client->Controller", seconds),
         ]
         self._since_ns = now_ns

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import msgspec
 
 from slosched.errors import MalformedMessage
-from slosched.messages import (
-    ClientMessage,
-    ControllerToClient,
-    ControllerToWorker,
-    Heartbeat,
-    Message,
-    WorkerToController,
-)
+from slosched.messages import Heartbeat, InferRequest, Message
+from slosched.transport.bundles import ForClients, ForWorkers, FromClients, FromWorkers
 
 Frame = bytes | memoryview
+
+#: A larger message is refused, with words; libzmq itself drops a peer that sends much more (sockets.py).
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 _encode: Callable[[object], bytes] = msgspec.msgpack.Encoder().encode
 
@@ -42,7 +39,28 @@ def _decoder(union: Any) -> Callable[[Frame], Any]:
 
 
 #: Each raises MalformedMessage for bytes that are no message of its direction.
-decode_from_client = cast(Callable[[Frame], ClientMessage], _decoder(ClientMessage))
-decode_from_worker = cast(Callable[[Frame], WorkerToController], _decoder(WorkerToController))
-decode_for_worker = cast(Callable[[Frame], ControllerToWorker], _decoder(ControllerToWorker))
-decode_for_client = cast(Callable[[Frame], ControllerToClient], _decoder(ControllerToClient))
+decode_from_client = cast(Callable[[Frame], FromClients], _decoder(FromClients))
+decode_from_worker = cast(Callable[[Frame], FromWorkers], _decoder(FromWorkers))
+decode_for_worker = cast(Callable[[Frame], ForWorkers], _decoder(ForWorkers))
+decode_for_client = cast(Callable[[Frame], ForClients], _decoder(ForClients))
+
+
+def message_from_client(frames: list[Frame]) -> FromClients:
+    """The message of a client's frames. Raises MalformedMessage if it is none that is taken."""
+    if len(frames) == 1 and len(frames[0]) <= MAX_MESSAGE_BYTES:
+        return decode_from_client(frames[0])
+    if not frames:
+        raise MalformedMessage("an empty message")
+    if total_bytes(frames) > MAX_MESSAGE_BYTES or len(frames) > 2:
+        raise MalformedMessage(
+            f"{total_bytes(frames)} bytes in {len(frames)} frames; at most "
+            f"{MAX_MESSAGE_BYTES} bytes in two frames are taken"
+        )
+    message = decode_from_client(frames[0])
+    if not isinstance(message, InferRequest):
+        raise MalformedMessage(f"{type(message).__name__} with a frame behind it")
+    return message
+
+
+def total_bytes(frames: Sequence[Frame]) -> int:
+    return sum(len(frame) for frame in frames)

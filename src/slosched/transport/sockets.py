@@ -5,7 +5,8 @@ Two traps come with the descriptor, and both are handled here: it is edge-trigge
 burst of sends the EVENTS must be looked at again (`has_input`); and a ROUTER silently drops what it
 cannot route unless ROUTER_MANDATORY is set.
 
-A message is a list of frames: one encoded struct and, behind it, raw tensors.
+A message is a list of frames: one encoded struct and, behind it, raw tensors. Frames are sent and
+received through pyzmq's backend: its multipart calls, in Python, cost four times as much.
 """
 
 from __future__ import annotations
@@ -14,21 +15,30 @@ import asyncio
 import errno
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import cast
 
 import zmq
+from zmq.backend import Socket as _Backend
 
 from slosched.errors import AddressInUse, InvalidConfig, PeerUnreachable
-from slosched.transport.codec import Frame
+from slosched.transport.codec import MAX_MESSAGE_BYTES, Frame, total_bytes
 
-#: A message larger than this is refused by us, with words; libzmq itself drops a peer that sends a
-#: frame past HARD_LIMIT_BYTES.
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+#: libzmq itself drops a peer that sends a larger frame.
 HARD_LIMIT_BYTES = 256 * 1024 * 1024
 #: As a plain int: going through the enum's own operator costs microseconds on every wake-up.
 _POLLIN = int(zmq.POLLIN)
+_EVENTS = int(zmq.EVENTS)
+_NOBLOCK = int(zmq.NOBLOCK)
+_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+_NOW_UNSENDABLE = (errno.EAGAIN, errno.EHOSTUNREACH)
 _HIGH_WATER_MARK = 10_000
 _DRAIN_AT_MOST = 512  # messages per drain, so that one flood cannot hold the loop,
 _DRAIN_BYTES = 2 * MAX_MESSAGE_BYTES  # nor fill the memory
+#: So many messages of a drain are each asked for first; after them the error that ends it is cheaper.
+_ASKED_FOR = 3
+#: A smaller frame is handed on as bytes; a tensor stays in libzmq's buffer and is only viewed.
+_AS_BYTES = 65536
 
 Message = list[Frame]
 
@@ -42,7 +52,11 @@ class _Port:
     """What both socket kinds share."""
 
     def __init__(self, kind: int) -> None:
-        self._socket = _context().socket(kind)
+        self._socket = socket = _context().socket(kind)
+        self._get = cast(Callable[[int], int], partial(_Backend.get, socket))
+        self._take = cast(Callable[[int, bool], zmq.Frame], partial(_Backend.recv, socket))
+        self._put = partial(_Backend.send, socket)
+        self.unread = False  # the last `receive` took all that it may, not all there was
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, _HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.RCVHWM, _HIGH_WATER_MARK)
@@ -54,7 +68,7 @@ class _Port:
 
     def has_input(self) -> bool:
         """True if a message waits. Clears the edge of the descriptor: ask before sleeping on it."""
-        return bool(self._socket.get(zmq.EVENTS) & _POLLIN)  # type: ignore[operator]
+        return bool(self._get(_EVENTS) & _POLLIN)
 
     def close(self) -> None:
         self._socket.close(linger=0)
@@ -65,17 +79,39 @@ class _Port:
 
     def _receive(self) -> list[Frame] | None:
         try:
-            parts = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            frame = self._take(_NOBLOCK, False)
         except zmq.Again:
             return None
-        # Small frames are cheaper as bytes; a tensor stays in libzmq's buffer and is only viewed.
-        return [f.bytes if len(f.buffer) < 65536 else f.buffer for f in parts]
+        parts: list[Frame] = [frame.bytes if len(frame) < _AS_BYTES else frame.buffer]
+        while frame.more:
+            frame = self._take(_NOBLOCK, False)
+            parts.append(frame.bytes if len(frame) < _AS_BYTES else frame.buffer)
+        return parts
+
+    def _drain(self) -> list[list[Frame]]:
+        """Everything that waits, up to the bounds; `unread` tells that those ended it."""
+        received: list[list[Frame]] = []
+        taken_bytes = 0
+        self.unread = False
+        while len(received) < _DRAIN_AT_MOST and taken_bytes < _DRAIN_BYTES:
+            if len(received) < _ASKED_FOR and not self.has_input():
+                return received
+            parts = self._receive()
+            if parts is None:
+                return received
+            received.append(parts)
+            taken_bytes += total_bytes(parts)
+        self.unread = True
+        return received
 
     def _send(self, frames: Sequence[Frame]) -> bool:
+        put, last = self._put, frames[-1]
         try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=_copies(frames))
+            for frame in frames[:-1]:
+                put(frame, _MORE, len(frame) < _ZERO_COPY_BYTES)
+            put(last, _NOBLOCK, len(last) < _ZERO_COPY_BYTES)
         except zmq.ZMQError as error:
-            if error.errno in (errno.EAGAIN, errno.EHOSTUNREACH):
+            if error.errno in _NOW_UNSENDABLE:
                 return False
             raise
         return True
@@ -84,10 +120,6 @@ class _Port:
 #: A frame from this size on is sent without a copy. That costs a callback in another Python thread, which
 #: takes the interpreter from the loop for 50 us and more; a copy of 602 kB takes 20 (H200's host).
 _ZERO_COPY_BYTES = 2 * 1024 * 1024
-
-
-def _copies(frames: Sequence[Frame]) -> bool:
-    return all(len(frame) < _ZERO_COPY_BYTES for frame in frames)
 
 
 class Router(_Port):
@@ -116,15 +148,7 @@ class Router(_Port):
 
     def receive(self) -> list[tuple[bytes, list[Frame]]]:
         """Everything that waits, up to a bound, as (peer, frames). `frames` may be empty or garbage."""
-        received: list[tuple[bytes, list[Frame]]] = []
-        taken_bytes = 0
-        while len(received) < _DRAIN_AT_MOST and taken_bytes < _DRAIN_BYTES:
-            parts = self._receive()
-            if parts is None:
-                break
-            received.append((bytes(parts[0]), parts[1:]))
-            taken_bytes += total_bytes(parts)
-        return received
+        return [(bytes(parts[0]), parts[1:]) for parts in self._drain()]
 
     def send(self, peer: bytes, frames: Sequence[Frame]) -> bool:
         """Queue a message. False if the peer is gone, or has 10,000 unread messages."""
@@ -150,13 +174,7 @@ class Dealer(_Port):
 
     def receive(self) -> list[list[Frame]]:
         """Everything that waits, up to a bound."""
-        received: list[list[Frame]] = []
-        while len(received) < _DRAIN_AT_MOST:
-            parts = self._receive()
-            if parts is None:
-                break
-            received.append(parts)
-        return received
+        return self._drain()
 
     def send(self, frames: Sequence[Frame]) -> bool:
         """Queue a message. False if there is no connection, or 10,000 messages wait already."""
@@ -164,10 +182,10 @@ class Dealer(_Port):
 
 
 class AsyncReader:
-    """Calls `on_readable` in the running event loop whenever `port` has input.
+    """Calls `on_readable` in the running event loop whenever `port` may have input.
 
-    Call `recheck()` after each burst of sends: a send can swallow the descriptor's edge, and the
-    loop would wait for ever on messages that are there.
+    Call `recheck()` after each burst of sends and each `receive` that left something: a send can swallow
+    the descriptor's edge, and the loop would wait for ever on messages that are there.
     """
 
     def __init__(self, port: _Port, on_readable: Callable[[], None]) -> None:
@@ -183,16 +201,16 @@ class AsyncReader:
     def recheck(self) -> None:
         if not self._scheduled and not self._closed and self._port.has_input():
             self._scheduled = True
-            self._loop.call_soon(self._readable)
+            self._loop.call_soon(self._call)
 
     def _readable(self) -> None:
-        self._scheduled = False
-        if self._closed:
-            return
-        if self._port.has_input():
+        if not self._scheduled and not self._closed:
             self._on_readable()
-            if not self._closed:
-                self.recheck()
+
+    def _call(self) -> None:
+        self._scheduled = False
+        if not self._closed:
+            self._on_readable()
 
     def close(self) -> None:
         """Stop calling. Does not close the port."""
@@ -216,10 +234,6 @@ class BadMessages:
                 self._seen.clear()
             self._seen.add(peer)
             self._log(f"peer {peer.hex()}: {reason} (further ones are counted, not logged)")
-
-
-def total_bytes(frames: Sequence[Frame]) -> int:
-    return sum(len(frame) for frame in frames)
 
 
 def finish_sending(within_ms: int) -> None:

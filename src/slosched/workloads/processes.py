@@ -135,6 +135,20 @@ class Pieces:
 
 
 @dataclass(frozen=True, slots=True)
+class EvenPieces:
+    """Equal gaps of 1 / rate on each of `pieces`, the first request of each after one gap."""
+
+    pieces: tuple[Piece, ...]
+
+    def arrivals(self, seed: int) -> Iterator[int]:
+        for start_ns, end_ns, rate_per_s in self.pieces:
+            for offset_ns in FixedRateArrivals(rate_per_s):
+                if start_ns + offset_ns >= end_ns:
+                    break
+                yield start_ns + offset_ns
+
+
+@dataclass(frozen=True, slots=True)
 class OnOff:
     """Bursts of a Poisson process: on and off for exponential times of means `on_ns`, `off_ns`.
 

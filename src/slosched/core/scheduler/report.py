@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from slosched.codes import code_name
-from slosched.core.scheduler.state import Gpu, ModelState, Worker, WorkerState
+from slosched.core.scheduler.state import Gpu, Model, ModelState, Worker, WorkerState
 
 if TYPE_CHECKING:
     from slosched.core.scheduler.scheduler import Scheduler
 
 
-def status_report(scheduler: Scheduler, *, now_ns: int) -> dict[str, Any]:
-    """Everything an operator asks first. Times in ns on the controller's clock."""
+def status_report(scheduler: Scheduler, *, now_ns: int, brief: bool = False) -> dict[str, Any]:
+    """Everything an operator asks first. Times in ns on the controller's clock.
+
+    With `brief` it is without the list of models and says less of workers and GPUs, so that a large cluster's
+    costs little. `counted` is what the shell counted since it started
+    (telemetry/tally.py); nothing in virtual time.
+    """
     cluster = scheduler.cluster
     config = cluster.config
     return {
         "now_ns": now_ns,
+        "incarnation": scheduler.incarnation,
         "policy": config.policy,
         "fidelity": config.fidelity,
         "options": {
@@ -35,11 +42,8 @@ def status_report(scheduler: Scheduler, *, now_ns: int) -> dict[str, Any]:
         ],
         "draining": scheduler.draining,
         "ready": scheduler.ready(),
-        "requests": {
-            "arrived": scheduler.arrived,
-            "answered": scheduler.answered,
-            "by_code": {f"{c} {code_name(c)}": n for c, n in sorted(scheduler.by_code.items())},
-        },
+        "requests": _requests(scheduler, now_ns),
+        "counted": scheduler.counted(),
         "clients": [
             {
                 "name": c.name,
@@ -49,22 +53,53 @@ def status_report(scheduler: Scheduler, *, now_ns: int) -> dict[str, Any]:
             }
             for c in scheduler.clients.values()
         ],
-        "workers": [_worker(w, now_ns) for w in cluster.workers.values()],
-        "models": [
-            {
-                "model_id": m.model_id,
-                "name": m.name,
-                "copy": m.copy,
-                "state": m.state.name.lower(),
-                "b1_ns": m.b1_ns,
-                "queued": len(m.queue),
-                "gpus_resident": len(m.resident_on),
-                "clients": len(m.clients),
-            }
-            for m in cluster.models.values()
-            if m.state is not ModelState.FAILED
+        "workers": [
+            _brief_worker(w) if brief else _worker(w, now_ns) for w in cluster.workers.values()
         ],
+        "model_instances": len(cluster.models),
+        "models": [] if brief else _models(cluster.models.values()),
     }
+
+
+def _requests(scheduler: Scheduler, now_ns: int) -> dict[str, Any]:
+    # Those whose action is under way count as in flight to its end, also when they were cancelled.
+    in_flight = sum([len(action.requests) for action in scheduler.cluster.actions.values()])
+    return {
+        "arrived": scheduler.arrived,
+        "invalid": scheduler.invalid,
+        "answered": scheduler.answered,
+        "by_code": {f"{c} {code_name(c)}": n for c, n in sorted(scheduler.by_code.items())},
+        "queued": max(0, scheduler.arrived - scheduler.answered - in_flight),
+        "in_flight": in_flight,
+        "oldest_unanswered_ns": now_ns - oldest_arrival_ns(scheduler, now_ns=now_ns),
+    }
+
+
+def _models(models: Iterable[Model]) -> list[dict[str, Any]]:
+    return [
+        {
+            "model_id": m.model_id,
+            "name": m.name,
+            "copy": m.copy,
+            "state": m.state.name.lower(),
+            "b1_ns": m.b1_ns,
+            "queued": len(m.queue),
+            "gpus_resident": len(m.resident_on),
+            "clients": len(m.clients),
+        }
+        for m in models
+        if m.state is not ModelState.FAILED
+    ]
+
+
+def oldest_arrival_ns(scheduler: Scheduler, *, now_ns: int) -> int:
+    """When the request arrived that waits longest for its answer; `now_ns` without any."""
+    oldest_ns = now_ns
+    for client in scheduler.clients.values():
+        for request in client.requests.values():  # in the order of their arrival
+            oldest_ns = min(oldest_ns, request.arrival_ns)
+            break
+    return oldest_ns
 
 
 def health_report(scheduler: Scheduler) -> dict[str, Any]:
@@ -99,6 +134,28 @@ def _worker(worker: Worker, now_ns: int) -> dict[str, Any]:
         "errors": worker.errors,
         "dropped": worker.dropped,
         "gpus": [_gpu(g, now_ns) for g in worker.gpus],
+    }
+
+
+def _brief_worker(worker: Worker) -> dict[str, Any]:
+    return {
+        "worker_id": worker.worker_id,
+        "state": "joined" if worker.state is WorkerState.JOINED else "silent",
+        "host": worker.host,
+        "activity": worker.activity,
+        "times_lost": worker.times_lost,
+        "clock_error_ns": worker.clock_error_ns,
+        "gpus": [
+            {
+                "gpu_id": g.gpu_id,
+                "pages": g.pages,
+                "free_pages": g.free_pages,
+                "resident": len(g.resident),
+                "outstanding": len(g.exec.outstanding),
+                "busy_ns": g.busy_ns,
+            }
+            for g in worker.gpus
+        ],
     }
 
 

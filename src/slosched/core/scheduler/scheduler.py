@@ -13,7 +13,8 @@ that had arrived was handled. That batching is what keeps a busy controller chea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -118,7 +119,12 @@ class Scheduler:
         )
         config = self.cluster.config
         welcome = Welcome(
-            PROTOCOL_VERSION, version, incarnation, config.policy, config.default_slo_ns
+            PROTOCOL_VERSION,
+            version,
+            incarnation,
+            config.policy,
+            config.default_slo_ns,
+            bundles=True,
         )
         self._weights = Weights(config)
         self._clients = ClientSessions(
@@ -131,7 +137,11 @@ class Scheduler:
         self.clients = self._clients.by_identity
         self.answers = Answers(emit=self._effects.append)
         self.arrived = 0
+        self.invalid = 0  # requests that could not be taken; not among those that arrived
         self.draining = False
+        self.incarnation = incarnation
+        #: What the shell counts, for the status report.
+        self.counted: Callable[[], dict[str, Any]] = dict
         self._next_key = 0
         self._tick_due_ns = 0
         self._now_ns = 0  # of the current call: answers depart now
@@ -234,7 +244,8 @@ class Scheduler:
         elif isinstance(message, ListModelsRequest):
             self.catalog.list_models(client, message)
         elif isinstance(message, StatusRequest):
-            reply = StatusReply(message.request_id, status_report(self, now_ns=now_ns))
+            report = status_report(self, now_ns=now_ns, brief=message.brief)
+            reply = StatusReply(message.request_id, report)
             self._effects.append(ToClient(client.identity, reply))
         elif isinstance(message, Goodbye):
             self._clients.drop(client.identity, "it left")
@@ -244,6 +255,7 @@ class Scheduler:
         model = self.cluster.models.get(message.model_id)
         wrong = what_is_wrong(client, message, model, bytes_behind)
         if wrong:
+            self.invalid += 1
             reply = InferReply(
                 message.request_id, Code.INVALID_REQUEST, wrong, message.model_id, 0, 0, False
             )

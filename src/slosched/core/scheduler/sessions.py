@@ -86,7 +86,7 @@ class Sessions:
         worker.session = message.incarnation
         worker.host, worker.pid = message.host, message.pid
         worker.device, worker.version = message.device, message.version
-        worker.loadable = message.loadable
+        worker.loadable, worker.bundles = message.loadable, message.bundles
         worker.heard, worker.silent_ticks = True, 0
         worker.preparing = -1
         room = self._cluster.config.max_gpus - len(self._cluster.gpus)
@@ -183,7 +183,7 @@ class Sessions:
         if now_ns < worker.hello_due_ns:
             return
         worker.hello_due_ns = now_ns + _HELLO_EVERY_NS
-        hello = ControllerHello(protocol=PROTOCOL_VERSION, incarnation=self._incarnation)
+        hello = ControllerHello(PROTOCOL_VERSION, self._incarnation, bundles=True)
         self._cluster.emit(ToWorker(worker.worker_id, hello))
 
     def _report_silence(self, now_ns: int) -> None:

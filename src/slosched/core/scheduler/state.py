@@ -311,6 +311,7 @@ class Worker:
     times_lost: int = 0
     clock_offset_ns: int = 0
     clock_error_ns: int = 0
+    bundles: bool = False  # it takes an ActionBundle
     activity: str = ""
     preparing: int = -1  # LoadModels that it says it has; -1: it does not say
     errors: int = 0
@@ -401,5 +402,6 @@ class Client:
     account: str | bytes = b""  # whom its share of the GPUs is counted with (shares.py)
     heard: bool = True
     silent_ticks: int = 0
+    bundles: bool = False  # it takes a ReplyBundle
     requests: dict[int, Request] = field(default_factory=dict)  # unanswered, by its request_id
     models: dict[int, Model] = field(default_factory=dict)

@@ -160,6 +160,11 @@ class WorkerBrain:
     # ---------------------------------------------------------------------------- questions
 
     @property
+    def bundles(self) -> bool:
+        """True if the controller takes a ResultBundle."""
+        return self._link.bundles
+
+    @property
     def idle(self) -> bool:
         """True if every action was answered and no device works."""
         return not self._ledger.unanswered and self._pipeline.idle
@@ -239,6 +244,7 @@ class WorkerBrain:
             device=identity.device,
             gpus=self.gpu_reports(),
             loadable=identity.loadable,
+            bundles=True,
         )
         self._ledger.effects.append(ToController(self._link.peer, message))
 

@@ -56,6 +56,7 @@ class Link:
         self._controller = 0  # the incarnation that we serve, or will
         self.session: int | None = None
         self.peer = b""
+        self.bundles = False  # the controller takes a ResultBundle
         self.clock = ClockSync()
         self.due_ns = 0
         self.handing_over = False
@@ -75,7 +76,7 @@ class Link:
             # It says hello only when it has given our session up and everything that was queued in
             # it, so nothing of that may still run beside what it sends next.
             self.peer, self._heard_ns = peer, now_ns
-            self.session = None
+            self.session, self.bundles = None, message.bundles
             self.handing_over = True
             return HelloOutcome.RENEWED
         silent_ns = now_ns - self._heard_ns
@@ -86,7 +87,7 @@ class Link:
                 f"is free {format_duration(_KEEP_NS)} after that one's last word",
             )
         self.peer, self._controller, self._heard_ns = peer, message.incarnation, now_ns
-        self.session = None
+        self.session, self.bundles = None, message.bundles
         self.handing_over = self.forgetting = True
         return HelloOutcome.TAKE_OVER
 

@@ -1,0 +1,91 @@
+"""Families of Prometheus metrics in parts that are small enough to be made between two requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from prometheus_client import generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from slosched.codes import code_name
+from slosched.telemetry.tally import Histogram
+
+#: At most so many samples are named and written before the event loop has its turn, and
+PART_SAMPLES = 16
+#: so many models or requests looked at.
+PART_STEPS = 100
+
+#: A part of a family of metrics, or None where a walk stops to let others run.
+Part = Metric | None
+Row = tuple[Sequence[str], float]
+
+
+def text_of(part: Metric, *, first: bool) -> bytes:
+    """A part in Prometheus' text format; its name and help only with the family's first."""
+    text = generate_latest(_Only(part))
+    return text if first else text.split(b"\n", 2)[2]
+
+
+class _Only(Collector):
+    """A registry of one part, for prometheus_client's writer."""
+
+    def __init__(self, part: Metric) -> None:
+        self._part = part
+
+    def collect(self) -> Iterable[Metric]:
+        return (self._part,)
+
+
+def counter(name: str, text: str, value: float) -> Metric:
+    """A counter without labels; `_total` is added to its name."""
+    return CounterMetricFamily(f"slosched_{name}", text, value=value)
+
+
+def gauge(name: str, text: str, value: float) -> Metric:
+    """A gauge without labels."""
+    return GaugeMetricFamily(f"slosched_{name}", text, value=float(value))
+
+
+def family(
+    kind: type[CounterMetricFamily | GaugeMetricFamily],
+    name: str,
+    text: str,
+    labels: Sequence[str],
+    rows: Iterable[Row],
+) -> Iterator[Part]:
+    """One family in parts; without rows, its name and text alone."""
+    part = kind(f"slosched_{name}", text, labels=labels)
+    began = False
+    for values, value in rows:
+        part.add_metric(values, float(value))
+        if len(part.samples) >= PART_SAMPLES:
+            yield part
+            began = True
+            part = kind(f"slosched_{name}", text, labels=labels)
+    if part.samples or not began:
+        yield part
+
+
+def cut(whole: Metric) -> Iterator[Part]:
+    """A family that was made as one, in parts."""
+    for begin in range(0, len(whole.samples), PART_SAMPLES):
+        part = Metric(whole.name, whole.documentation, whole.type)
+        part.samples = whole.samples[begin : begin + PART_SAMPLES]
+        yield part
+
+
+def buckets(histogram: Histogram, unit: int) -> tuple[list[tuple[str, float]], float]:
+    """Cumulative counts by upper bound, and the sum. Values of `unit` are written as 1."""
+    cumulative: list[tuple[str, float]] = []
+    passed = 0
+    for bound, count in zip(histogram.bounds, histogram.counts, strict=False):
+        passed += count
+        cumulative.append((f"{bound / unit:g}", float(passed)))
+    cumulative.append(("+Inf", float(passed + histogram.counts[-1])))
+    return cumulative, histogram.total / unit
+
+
+def label(code: int) -> str:
+    """A code as a label: "timed_out"."""
+    return code_name(code).replace(" ", "_")

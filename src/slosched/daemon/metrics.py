@@ -1,0 +1,437 @@
+"""/metrics: what the controller counted and what it knows now, in Prometheus' text format.
+
+Everything is counted in one place, the controller, so the numbers are right with any number of workers and
+clients. The counting is telemetry/tally.py; here it is named, when somebody asks. Units are Prometheus'
+base units; a `model` is an architecture and never one of its instances, of which there may be 10,000. The
+table of all metrics is in docs/operating.md, which a test holds to what is served.
+
+A scrape is rendered in small parts (metric_parts.py), and the event loop has its turn in between: with 300
+GPUs the whole takes a tenth of a second, and requests must not wait for it. So a scrape is no snapshot;
+a counter further down may be a little younger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from prometheus_client import ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from slosched import clock
+from slosched.codes import REJECTIONS, ActionType, Code
+from slosched.core.scheduler.scheduler import Scheduler
+from slosched.core.scheduler.state import Gpu, ModelState, RequestState, Worker, WorkerState
+from slosched.daemon.http import Answer, Handler, Request
+from slosched.daemon.metric_parts import (
+    PART_STEPS,
+    Part,
+    Row,
+    buckets,
+    counter,
+    cut,
+    family,
+    gauge,
+    label,
+    text_of,
+)
+from slosched.telemetry.tally import Lane, Recent, Tally
+from slosched.units import NS_PER_S
+from slosched.version import __version__
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+#: A scrape lets others run after so long, and the part that it is at: in all about half a millisecond.
+SLICE_NS = 200_000
+
+_LOCAL = ("127.", "localhost:", "[::1]:")
+_GPU = ("worker", "gpu")
+
+
+class ControllerCollector(Collector):
+    """All metrics of one controller. `bad_messages` and `rows_dropped` are read when asked."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        tally: Tally,
+        recent: Recent,
+        *,
+        bad_messages: Callable[[], int] = lambda: 0,
+        rows_dropped: Callable[[], int] = lambda: 0,
+        now_ns: Callable[[], int] = clock.now_ns,
+    ) -> None:
+        self._scheduler = scheduler
+        self._tally = tally
+        self._recent = recent
+        self._bad_messages = bad_messages
+        self._rows_dropped = rows_dropped
+        self._now_ns = now_ns
+        self._process = ProcessCollector(registry=None)
+        self._grown: dict[tuple[str, ...], tuple[float, float]] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        """The families whole, for a registry of prometheus_client's."""
+        whole: Metric | None = None
+        for part in self.parts():
+            if part is None:
+                continue
+            if whole is not None and whole.name == part.name:
+                whole.samples.extend(part.samples)
+                continue
+            if whole is not None:
+                yield whole
+            whole = part
+        if whole is not None:
+            yield whole
+
+    async def render(self) -> bytes:
+        """The text of a scrape. After each slice of time the event loop runs whatever else is due."""
+        texts: list[bytes] = []
+        before = ""
+        slice_ends_ns = self._now_ns() + SLICE_NS
+        for part in self.parts():
+            if part is not None:
+                texts.append(text_of(part, first=part.name != before))
+                before = part.name
+            if self._now_ns() >= slice_ends_ns:
+                await asyncio.sleep(0)
+                slice_ends_ns = self._now_ns() + SLICE_NS
+        return b"".join(texts)
+
+    def parts(self) -> Iterator[Part]:
+        """Every family, in one part or in several that follow each other."""
+        yield from self._requests()
+        yield from self._waiting()
+        yield from self._predictions()
+        yield from self._gpus()
+        yield from self._drivers()
+        yield from self._workers()
+        yield from self._models()
+        yield from self._controller()
+
+    # ------------------------------------------------------------------------------ requests
+
+    def _requests(self) -> Iterator[Part]:
+        scheduler, tally = self._scheduler, self._tally
+        offered, in_time, by_code = scheduler.arrived, tally.in_time, dict(scheduler.by_code)
+        refused = tally.refused_at_arrival
+        yield counter("requests_offered", "Requests that arrived and were valid.", offered)
+        yield counter(
+            "requests_admitted", "Offered requests not refused on arrival.", offered - refused
+        )
+        always = (Code.OK, Code.CANCELLED, *REJECTIONS)
+        yield counter(
+            "requests_invalid", "Requests that could not be taken; not among the offered.",
+            scheduler.invalid,
+        )  # fmt: skip
+        answers = {int(code): 0 for code in always} | by_code
+        yield from family(
+            CounterMetricFamily, "requests_answered", "Answered requests by code.", ("code",),
+            (((label(code),), n) for code, n in sorted(answers.items())),
+        )  # fmt: skip
+        yield from family(
+            CounterMetricFamily, "requests_rejected",
+            "Requests that the controller decided not to serve, by reason.", ("reason",),
+            (((label(code),), by_code.get(code, 0)) for code in REJECTIONS),
+        )  # fmt: skip
+        yield counter("requests_in_time", "Requests served within their deadline.", in_time)
+        satisfaction = self._recent.satisfaction()
+        yield from family(
+            GaugeMetricFamily, "satisfaction_ratio",
+            "Share in time of what was answered in the last minute; absent when nothing was.", (),
+            [] if satisfaction is None else [((), satisfaction)],
+        )  # fmt: skip
+        for outcome, histogram in (("served", tally.served), ("not_served", tally.unserved)):
+            latency = HistogramMetricFamily(
+                "slosched_request_latency_seconds", "Arrival to answer, at the controller.",
+                labels=["outcome"],
+            )  # fmt: skip
+            latency.add_metric([outcome], *buckets(histogram, NS_PER_S))
+            yield from cut(latency)
+
+    def _waiting(self) -> Iterator[Part]:
+        scheduler = self._scheduler
+        now_ns, running = self._now_ns(), 0
+        unanswered = scheduler.arrived - scheduler.answered
+        looked = 0
+        for action in list(scheduler.cluster.actions.values()):
+            running += sum(r.state is RequestState.IN_FLIGHT for r in action.requests)
+            looked += 1 + len(action.requests)
+            if looked >= PART_STEPS:
+                looked = 0
+                yield None
+        oldest_ns = now_ns
+        for place, client in enumerate(list(scheduler.clients.values()), 1):
+            # In the order of their arrival, so the first is the oldest.
+            for request in client.requests.values():
+                oldest_ns = min(oldest_ns, request.arrival_ns)
+                break
+            if place % PART_STEPS == 0:
+                yield None
+        yield gauge("requests_in_flight", "Requests aboard actions sent to workers.", running)
+        yield gauge(
+            "requests_queued", "Requests that wait for an action.", max(0, unanswered - running)
+        )
+        yield gauge(
+            "oldest_unanswered_seconds", "Age of the oldest request that has no answer.",
+            (now_ns - oldest_ns) / NS_PER_S,
+        )  # fmt: skip
+        yield gauge("clients", "Clients connected.", len(scheduler.clients))
+
+    def _predictions(self) -> Iterator[Part]:
+        tally = self._tally
+        for name, text, histogram, unit in (
+            ("exec_prediction_error_seconds", "Actual less predicted duration of an inference.",
+             tally.exec_errors, NS_PER_S),
+            ("completion_prediction_error_seconds", "Actual less predicted end of an inference.",
+             tally.completion_errors, NS_PER_S),
+            ("batch_size_requests", "Requests aboard a finished inference.", tally.batch_sizes, 1),
+        ):  # fmt: skip
+            counts, total = buckets(histogram, unit)
+            yield from cut(
+                HistogramMetricFamily(f"slosched_{name}", text, buckets=counts, sum_value=total)
+            )
+        yield from family(
+            CounterMetricFamily, "actions_failed", "Actions that a worker did not do, by reason.",
+            ("action", "reason"),
+            (((ActionType(kind).name.lower(), label(code)), n)
+             for (kind, code), n in sorted(tally.failures.items())),
+        )  # fmt: skip
+
+    # ---------------------------------------------------------------------------------- GPUs
+
+    def _gpus(self) -> Iterator[Part]:
+        lanes = self._tally.lanes
+        gpus = [gpu for worker in self._scheduler.cluster.workers.values() for gpu in worker.gpus]
+        # What a GPU did stays counted while its worker is away.
+        seen = {(gpu.worker.worker_id, gpu.gpu_id) for gpu in gpus}
+        names = sorted(seen | {(worker, gpu) for worker, gpu, _ in lanes})
+        nothing = Lane()
+        yield None
+        for name, text, kind, value in _OF_LANES:
+            yield from family(
+                CounterMetricFamily, name, text, _GPU,
+                (((str(w), str(g)), value(lanes.get((w, g, kind), nothing))) for w, g in names),
+            )  # fmt: skip
+        for name, text, now in _OF_GPUS:
+            yield from family(
+                GaugeMetricFamily, name, text, _GPU, ((_labels(gpu), now(gpu)) for gpu in gpus)
+            )
+
+    def _drivers(self) -> Iterator[Part]:
+        """What NVML says; what a card does not answer has no sample."""
+        gpus = [
+            gpu
+            for worker in self._scheduler.cluster.workers.values()
+            for gpu in worker.gpus
+            if gpu.stats is not None
+        ]
+        for name, text, field, scale in _OF_DRIVERS:
+            yield from family(
+                GaugeMetricFamily, name, text, _GPU,
+                ((_labels(gpu), value * scale)
+                 for gpu in gpus if (value := getattr(gpu.stats, field)) >= 0),
+            )  # fmt: skip
+        yield from family(
+            CounterMetricFamily, "gpu_energy_joules", "Energy that the card used.", _GPU,
+            ((_labels(gpu), self._growing(("energy", *_labels(gpu)), gpu.stats.energy_mj / 1e3))
+             for gpu in gpus if gpu.stats is not None and gpu.stats.energy_mj >= 0),
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------------------- workers
+
+    def _workers(self) -> Iterator[Part]:
+        workers = list(self._scheduler.cluster.workers.values())
+        for name, text, value in _OF_WORKERS:
+            yield from family(
+                GaugeMetricFamily, name, text, ("worker",),
+                (((str(w.worker_id),), value(w)) for w in workers),
+            )  # fmt: skip
+        for name, text, total in _COUNTED_BY_WORKERS:
+            yield from family(
+                CounterMetricFamily, name, text, ("worker",),
+                (((str(w.worker_id),), self._growing((name, str(w.worker_id)), total(w)))
+                 for w in workers),
+            )  # fmt: skip
+        yield from family(
+            GaugeMetricFamily, "worker_info", "1; what a worker said of itself when it joined.",
+            ("worker", "host", "device", "version", "pid"),
+            (((str(w.worker_id), w.host, w.device, w.version, str(w.pid)), 1)
+             for w in workers if w.pid),
+        )  # fmt: skip
+        # The processes of this machine can be looked at; a worker elsewhere has an exporter of its own.
+        cpu: list[Row] = []
+        memory: list[Row] = []
+        for worker in workers:
+            if worker.pid and worker.state is WorkerState.JOINED and _is_local(worker):
+                found = _process(ProcessCollector(registry=None, pid=lambda w=worker: w.pid))  # type: ignore[misc]
+                name = str(worker.worker_id)
+                if found is not None:
+                    cpu.append(((name,), self._growing(("cpu", name), found[0])))
+                    memory.append(((name,), found[1]))
+                yield None
+        yield from family(
+            CounterMetricFamily, "worker_cpu_seconds", "CPU time of a worker on this machine.",
+            ("worker",), cpu,
+        )  # fmt: skip
+        yield from family(
+            GaugeMetricFamily, "worker_resident_memory_bytes",
+            "Resident memory of a worker on this machine.", ("worker",), memory,
+        )  # fmt: skip
+
+    # -------------------------------------------------------------------------------- models
+
+    def _models(self) -> Iterator[Part]:
+        """One walk over the instances, summed by architecture."""
+        counted = self._tally.models
+        instances: Counter[tuple[str, str]] = Counter()
+        sums: dict[str, list[int]] = {}
+        for place, model in enumerate(list(self._scheduler.cluster.models.values()), 1):
+            state: ModelState = model.state
+            instances[model.name, state.name.lower()] += 1
+            of = sums.get(model.name)
+            if of is None:
+                of = sums[model.name] = [0, 0, 0, 0]
+            answered = counted.get(model.model_id)
+            if answered is not None:
+                of[0] += answered[0]
+                of[1] += answered[1]
+            of[2] += len(model.queue)
+            of[3] += len(model.resident_on)
+            if place % PART_STEPS == 0:
+                yield None
+        for place, (kind, name, text) in enumerate(_OF_MODELS):
+            yield from family(
+                kind, name, text, ("model",),
+                (((model,), of[place]) for model, of in sums.items()),
+            )  # fmt: skip
+        yield from family(
+            GaugeMetricFamily, "model_instances", "Model instances, by what they are ready for.",
+            ("model", "state"), instances.items(),
+        )  # fmt: skip
+
+    # ----------------------------------------------------------------------------- controller
+
+    def _controller(self) -> Iterator[Part]:
+        scheduler = self._scheduler
+        config = scheduler.cluster.config
+        yield gauge("ready", "1 while at least one GPU can be given work.", scheduler.ready())
+        yield gauge("draining", "1 once the controller was told to end.", scheduler.draining)
+        yield counter(
+            "bad_messages", "Messages that could not be read, of clients and workers.",
+            self._bad_messages(),
+        )  # fmt: skip
+        yield counter(
+            "log_rows_dropped", "Rows of the logs that the disk did not take in time.",
+            self._rows_dropped(),
+        )  # fmt: skip
+        yield from family(
+            GaugeMetricFamily, "controller_info", "1; which policy runs.",
+            ("policy", "fidelity", "version"), [((config.policy, config.fidelity, __version__), 1)],
+        )  # fmt: skip
+        yield from self._process.collect()
+
+    def _growing(self, key: tuple[str, ...], value: float) -> float:
+        """A count that a worker keeps, made to go on when its process begins again at 0."""
+        base, last = self._grown.get(key, (0.0, 0.0))
+        if value < last:
+            base += last
+        self._grown[key] = base, value
+        return base + value
+
+
+def metrics_routes(collector: ControllerCollector) -> dict[str, Handler]:
+    """/metrics."""
+
+    async def metrics(_: Request) -> Answer:
+        return Answer(200, CONTENT_TYPE, await collector.render())
+
+    return {"/metrics": metrics}
+
+
+# ------------------------------------------------------------------------------------- the tables
+
+_INFER, _LOAD, _EVICT = (
+    int(kind) for kind in (ActionType.INFER, ActionType.LOAD_WEIGHTS, ActionType.EVICT_WEIGHTS)
+)
+_OfLane = tuple[str, str, int, Callable[[Lane], float]]
+_OF_LANES: tuple[_OfLane, ...] = (
+    ("gpu_busy_seconds", "Exec time of finished inferences.", _INFER, lambda lane: lane.exec_ns / NS_PER_S),
+    ("gpu_inferences", "Finished inferences (batches).", _INFER, lambda lane: lane.count),
+    ("gpu_requests", "Requests aboard finished inferences.", _INFER, lambda lane: lane.requests),
+    ("gpu_loads", "Weights copied to the GPU.", _LOAD, lambda lane: lane.count),
+    ("gpu_load_seconds", "Time of copying weights to the GPU.", _LOAD, lambda lane: lane.exec_ns / NS_PER_S),
+    ("gpu_evictions", "Weights whose pages were given back.", _EVICT, lambda lane: lane.count),
+    ("gpu_eviction_seconds", "Time of giving pages back.", _EVICT, lambda lane: lane.exec_ns / NS_PER_S),
+)  # fmt: skip
+_OF_GPUS: tuple[tuple[str, str, Callable[[Gpu], float]], ...] = (
+    ("gpu_outstanding_inferences", "Inferences sent and not reported.",
+     lambda g: len(g.exec.outstanding)),
+    ("gpu_outstanding_loads", "Loads and evictions sent and not reported.",
+     lambda g: len(g.weights.outstanding)),
+    ("gpu_resident_models", "Model instances whose weights are on the GPU.", lambda g: len(g.resident)),
+    ("gpu_pages", "Pages for weights.", lambda g: g.pages),
+    ("gpu_free_pages", "Pages that hold no weights.", lambda g: g.free_pages),
+    ("gpu_page_bytes", "Size of a page.", lambda g: g.page_bytes),
+)  # fmt: skip
+#: Name, text, field of GpuStats, and what makes it base units.
+_OF_DRIVERS: tuple[tuple[str, str, str, float], ...] = (
+    ("gpu_power_watts", "Power draw.", "power_mw", 1e-3),
+    ("gpu_sm_busy_ratio", "Share of the last second or less in which a kernel ran.", "sm_percent", 1e-2),
+    ("gpu_memory_busy_ratio", "Share of the last second or less in which memory was accessed.",
+     "memory_percent", 1e-2),
+    ("gpu_memory_used_bytes", "Device memory in use.", "memory_used_bytes", 1),
+    ("gpu_memory_size_bytes", "Device memory there is.", "memory_total_bytes", 1),
+    ("gpu_temperature_celsius", "Temperature.", "temperature_c", 1),
+    ("gpu_sm_clock_hertz", "Clock of the SMs.", "sm_clock_mhz", 1e6),
+)  # fmt: skip
+_OF_WORKERS: tuple[tuple[str, str, Callable[[Worker], float]], ...] = (
+    ("worker_up", "1 while the worker is joined.", lambda w: w.state is WorkerState.JOINED),
+    ("worker_gpus", "GPUs of the worker that are in use.", lambda w: len(w.gpus)),
+    ("worker_clock_offset_seconds", "The worker's clock less the controller's.",
+     lambda w: w.clock_offset_ns / NS_PER_S),
+    ("worker_clock_error_seconds", "Bound of the error of the clock's offset.",
+     lambda w: w.clock_error_ns / NS_PER_S),
+    ("worker_transit_seconds", "Expected time from a decision to its receipt by the worker.",
+     lambda w: w.transit.expected_ns / NS_PER_S),
+    ("worker_return_seconds", "Expected time from the end of an inference to its report.",
+     lambda w: w.returns.expected_ns / NS_PER_S),
+)  # fmt: skip
+_COUNTED_BY_WORKERS: tuple[tuple[str, str, Callable[[Worker], float]], ...] = (
+    ("worker_lost", "Times that the worker was lost.", lambda w: w.times_lost),
+    ("worker_errors", "Actions that the worker answered with an error.", lambda w: w.errors),
+    ("worker_dropped_messages", "Messages that the worker dropped: stale or malformed.",
+     lambda w: w.dropped),
+)  # fmt: skip
+_OF_MODELS: tuple[tuple[type[CounterMetricFamily | GaugeMetricFamily], str, str], ...] = (
+    (CounterMetricFamily, "model_requests_answered", "Answered requests of the architecture."),
+    (CounterMetricFamily, "model_requests_in_time", "Requests of it served within their deadline."),
+    (GaugeMetricFamily, "model_requests_queued", "Requests that wait for an action."),
+    (GaugeMetricFamily, "model_resident", "Copies of weights on GPUs, over all instances."),
+)  # fmt: skip
+
+
+def _labels(gpu: Gpu) -> tuple[str, str]:
+    return str(gpu.worker.worker_id), str(gpu.gpu_id)
+
+
+def _is_local(worker: Worker) -> bool:
+    return worker.address.removeprefix("tcp://").startswith(_LOCAL)
+
+
+def _process(collector: ProcessCollector) -> tuple[float, float] | None:
+    """CPU seconds and resident bytes; None of a process that is not to be seen from here."""
+    found: dict[str, Any] = {f.name: f.samples[0].value for f in collector.collect()}
+    try:
+        return found["process_cpu_seconds"], found["process_resident_memory_bytes"]
+    except KeyError:
+        return None
