@@ -23,7 +23,7 @@ from slosched.analysis.windows import Windows
 from slosched.codes import code_name
 from slosched.errors import InvalidConfig
 from slosched.loadgen.results import ISSUE_DELAY_BOUND_NS
-from slosched.loadgen.verdict import CONFIDENCE, Verdict, at_most, judge
+from slosched.loadgen.verdict import CONFIDENCE, Verdict, at_most, judge, least_samples
 from slosched.telemetry.client_log import NO_ANSWER
 from slosched.telemetry.table import LogTable
 from slosched.units import NS_PER_MS, NS_PER_S
@@ -410,6 +410,8 @@ def _models(view: View, ids: NDArray[np.int64], cold: NDArray[np.bool_]) -> list
         here = ids == model_id
         served = view.latency_ns[here & (view.code == 0)]
         p50, p99 = np.quantile(served, (0.5, 0.99)) if len(served) else (np.nan, np.nan)
+        if len(served) < least_samples():
+            p99 = np.nan  # of so few none is told
         good = int(np.count_nonzero(view.satisfied[here]))
         rows.append(
             ModelRow(

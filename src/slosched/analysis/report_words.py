@@ -35,6 +35,8 @@ _MEANINGS: dict[int | None, str] = {
     Code.SKIPPED: "It was given up in favour of a better batch of the same model.",
     Code.COULD_NOT_START_IN_TIME: "It was refused at arrival: no plan could meet its deadline.",
 }
+#: How many have to be served before a quantile is told.
+_LEAST = {"p50": 1, "p99": least_samples(), "p99.9": least_samples(0.999)}
 
 
 def share(good: int, count: int) -> str:
@@ -55,7 +57,7 @@ def time(value_ns: float) -> str:
     """A duration for people, with a space before its unit."""
     text = format_duration(value_ns)
     digits = text.rstrip("nsumµ")
-    return f"{digits} {text[len(digits) :]}" if digits else text
+    return f"{digits} {text[len(digits) :]}".strip()
 
 
 # -------------------------------------------------------------------------------------- headline
@@ -98,7 +100,7 @@ def headline(report: RunReport) -> list[tuple[str, str]]:
         (_rate(h.goodput_rps), f"goodput: {h.in_time:,} were in time"),
     ]
     for name in ("p50", "p99", "p99.9"):
-        if name in h.latency_ns and (name != "p99" or h.served >= least_samples()):
+        if name in h.latency_ns and h.served >= _LEAST[name]:
             pairs.append((time(h.latency_ns[name]), f"latency {name} of what was served"))
         elif h.served and name != "p50":
             pairs.append(("-", f"latency {name}: too few were served to say"))
@@ -139,7 +141,7 @@ def runs_table(reports: Sequence[RunReport]) -> Content:
             r.path.resolve().name, r.policy or "-", f"{h.requests:,}", _rate(h.offered_rps),
             share(h.in_time, h.requests), f"{_percent(h.low)} to {_percent(h.high, up=True)}",
             _rate(h.goodput_rps), time(h.latency_ns.get("p50", math.nan)),
-            time(h.latency_ns.get("p99", math.nan)), h.judge.partition(",")[0],
+            time(h.latency_ns["p99"]) if h.served >= _LEAST["p99"] else "-", h.judge.partition(",")[0],
         ]
         for r, h in ((report, report.headline) for report in reports)
     ]  # fmt: skip
