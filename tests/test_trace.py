@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from slosched.analysis.intervals import Gpu
 from slosched.analysis.trace import Window, parse_gpus, write_trace
-from slosched.analysis.trace_events import Gpu
 from slosched.cli.app import app
 from slosched.errors import InvalidConfig
 from slosched.telemetry import action_log, request_log

@@ -9,6 +9,7 @@ emulated load) is on neither side, and its share is said.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,9 @@ from slosched.analysis.runs import read_actions
 from slosched.analysis.tails import named_quantiles, tail, tail_axis
 from slosched.codes import ActionType
 from slosched.errors import InvalidConfig
-from slosched.telemetry.table import LogTable
 from slosched.units import NS_PER_MS
 
-_COLUMNS = (
+COLUMNS = (
     "action_type", "status", "expected_exec_duration", "worker_exec_duration",
     "expected_exec_complete", "worker_exec_complete",
 )  # fmt: skip
@@ -33,7 +33,7 @@ _ERRORS = {
     "duration": ("worker_exec_duration", "expected_exec_duration"),
     "completion": ("worker_exec_complete", "expected_exec_complete"),
 }
-_UNDER, _OVER, _EXACT = (
+_UNDER, _OVER, EXACT = (
     "under-predicted (took longer)",
     "over-predicted (was sooner)",
     "exactly as predicted",
@@ -43,7 +43,7 @@ _LEAST_MS = 1e-3
 
 
 @dataclass(frozen=True)
-class _Side:
+class ErrorSide:
     """The errors of one kind of action on one side, as sizes in ms. `share` is of all such actions."""
 
     kind: str
@@ -60,15 +60,24 @@ def plot_fig10(run_dir: Path, out: Path) -> Drawn:
     Raises InvalidConfig if no inference or load succeeded or there is no action log, MalformedLog,
     MissingPackage.
     """
-    log = read_actions(run_dir, only=_COLUMNS)
-    sides = [side for kind in _KINDS for error in _ERRORS for side in _sides(log, kind, error)]
+    log = read_actions(run_dir, only=COLUMNS)
+    sides = error_sides(log.columns)
     if not sides:
         raise InvalidConfig(f"nothing to draw: in {run_dir} no load and no inference succeeded")
     numbers = [_numbers(side) for side in sides]
-    return Drawn(_draw(sides, out), {"sides": plain(numbers)}, _text(numbers))
+    from slosched.analysis import style
+
+    with style.look():
+        files = style.save(error_figure(sides), out, "fig10")
+    return Drawn(files, {"sides": plain(numbers)}, _text(numbers))
 
 
-def _sides(log: LogTable, kind: str, error: str) -> list[_Side]:
+def error_sides(log: Mapping[str, NDArray[Any]]) -> list[ErrorSide]:
+    """Return the errors of an action log's columns (COLUMNS), by kind of action, error and side."""
+    return [side for kind in _KINDS for error in _ERRORS for side in _sides(log, kind, error)]
+
+
+def _sides(log: Mapping[str, NDArray[Any]], kind: str, error: str) -> list[ErrorSide]:
     chosen = (log["action_type"] == _KINDS[kind]) & (log["status"] == 0)
     actual, expected = (log[name][chosen] for name in _ERRORS[error])
     errors_ms = (actual - expected) / NS_PER_MS
@@ -76,36 +85,42 @@ def _sides(log: LogTable, kind: str, error: str) -> list[_Side]:
     for name, sizes in (
         (_UNDER, errors_ms[errors_ms > 0]),
         (_OVER, -errors_ms[errors_ms < 0]),
-        (_EXACT, errors_ms[errors_ms == 0]),
+        (EXACT, errors_ms[errors_ms == 0]),
     ):
         if len(sizes):
             share = len(sizes) / len(errors_ms)
-            sides.append(_Side(kind, error, name, len(sizes), share, sizes))
+            sides.append(ErrorSide(kind, error, name, len(sizes), share, sizes))
     return sides
 
 
-def _draw(sides: list[_Side], out: Path) -> list[Path]:
+def error_figure(sides: Sequence[ErrorSide], *, width_in: float = 9.6) -> Any:
+    """Return the figure of at least one side. To be made and saved within `style.look()`."""
     from slosched.analysis import style
 
     kinds = [kind for kind in _KINDS if any(side.kind == kind for side in sides)]
-    with style.look():
-        figure = style.Figure(figsize=(9.6, 3.3 * len(kinds) + 0.4), layout="constrained")
-        figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)
-        axes = figure.subplots(len(kinds), len(_ERRORS), squeeze=False)
-        for row, kind in enumerate(kinds):
-            for column, error in enumerate(_ERRORS):
-                chosen = [s for s in sides if (s.kind, s.error) == (kind, error)]
-                _draw_panel(axes[row][column], chosen)
-                axes[row][column].set_title(f"{kind}: {error}")
-        return style.save(figure, out, "fig10")
+    figure = style.Figure(figsize=(width_in, 3.3 * len(kinds) + 0.4), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)
+    axes = figure.subplots(len(kinds), len(_ERRORS), squeeze=False)
+    for row, kind in enumerate(kinds):
+        for column, error in enumerate(_ERRORS):
+            chosen = [s for s in sides if (s.kind, s.error) == (kind, error)]
+            _draw_panel(axes[row][column], chosen)
+            axes[row][column].set_title(f"{kind}: {error}")
+    return figure
 
 
-def _draw_panel(ax: Any, sides: list[_Side]) -> None:
+def _draw_panel(ax: Any, sides: list[ErrorSide]) -> None:
     from slosched.analysis.style import COLOURS, PALE, FuncFormatter
 
     most_nines = 1.0
+    if all(side.side == EXACT for side in sides):
+        # An axis with nothing on it would look like a figure that failed.
+        ax.set_axis_off()
+        said = f"all {sum(side.actions for side in sides)} exactly as predicted"
+        ax.text(0.5, 0.5, said, ha="center", va="center", color=PALE, transform=ax.transAxes)
+        return
     for side in sides:
-        if side.side == _EXACT:
+        if side.side == EXACT:
             ax.plot([], [], color=PALE, linestyle="", marker=".", label=_legend(side))
             continue
         nines, errors = tail(side.errors_ms)
@@ -128,11 +143,11 @@ def _draw_panel(ax: Any, sides: list[_Side]) -> None:
     ax.legend(loc="upper left", fontsize=8)
 
 
-def _legend(side: _Side) -> str:
+def _legend(side: ErrorSide) -> str:
     return f"{side.side}: {100 * side.share:.3g} %"
 
 
-def _numbers(side: _Side) -> dict[str, Any]:
+def _numbers(side: ErrorSide) -> dict[str, Any]:
     return {
         "kind": side.kind,
         "error": side.error,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from slosched.analysis.fig7_published import draw_published
-from slosched.analysis.runs import Run, labels, open_run
+from slosched.analysis.runs import labels, open_run
 from slosched.analysis.tables import CLIENT_VIEW, CONTROLLER_VIEW, StepSummary, summarise_run
 from slosched.errors import InvalidConfig
 from slosched.units import NS_PER_MS
@@ -37,7 +37,12 @@ def plot_fig7(run_dirs: Sequence[Path], out: Path, *, published: bool = False) -
         raise InvalidConfig("nothing to draw: name at least one run directory")
     if published:
         return draw_published(runs, out)
-    return _draw(runs, out)
+    from slosched.analysis import style
+
+    with style.look():
+        steps = [summarise_run(run) for run in runs]
+        figure = sweep_figure(list(zip(labels(runs), steps, strict=True)))
+        return style.save(figure, out, "fig7")
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,11 @@ class _Curve:
     steps: list[StepSummary]
 
 
-def _draw(runs: Sequence[Run], out: Path) -> list[Path]:
+def sweep_figure(runs: Sequence[tuple[str, Sequence[StepSummary]]]) -> Any:
+    """Return the figure of runs, each with its label. To be made and saved within `style.look()`.
+
+    Raises InvalidConfig without any step.
+    """
     from slosched.analysis import style
 
     curves = _curves(runs)
@@ -59,28 +68,26 @@ def _draw(runs: Sequence[Run], out: Path) -> list[Path]:
         raise InvalidConfig("nothing to draw: the logs hold no requests yet")
     # An absolute SLO has no multiplier, so one such step turns the axis to time.
     factors = all(step.slo_factor > 0 for curve in curves for step in curve.steps)
-    with style.look():
-        figure = style.Figure(figsize=(9.0, 7.2), layout="constrained")
-        figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08, hspace=0.04, wspace=0.04)
-        axes = figure.subplot_mosaic(
-            [["satisfaction", "satisfaction"], ["goodput", "latency"]], height_ratios=[1.25, 1]
-        )
-        _draw_satisfaction(axes["satisfaction"], curves, factors)
-        _draw_goodput(axes["goodput"], curves, factors)
-        _draw_latency(axes["latency"], curves, factors)
-        for ax in axes.values():
-            _scale_x(ax, curves, factors, wide=ax is axes["satisfaction"])
-        _legend(figure, curves)
-        return style.save(figure, out, "fig7")
+    figure = style.Figure(figsize=(9.0, 7.2), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08, hspace=0.04, wspace=0.04)
+    axes = figure.subplot_mosaic(
+        [["satisfaction", "satisfaction"], ["goodput", "latency"]], height_ratios=[1.25, 1]
+    )
+    _draw_satisfaction(axes["satisfaction"], curves, factors)
+    _draw_goodput(axes["goodput"], curves, factors)
+    _draw_latency(axes["latency"], curves, factors)
+    for ax in axes.values():
+        _scale_x(ax, curves, factors, wide=ax is axes["satisfaction"])
+    _legend(figure, curves)
+    return figure
 
 
-def _curves(runs: Sequence[Run]) -> list[_Curve]:
+def _curves(runs: Sequence[tuple[str, Sequence[StepSummary]]]) -> list[_Curve]:
     from slosched.analysis.style import COLOURS, MARKERS
 
     curves: list[_Curve] = []
     place = 0
-    for run, label in zip(runs, labels(runs), strict=True):
-        summaries = summarise_run(run)
+    for label, summaries in runs:
         sweeps = sorted({s.sweep for s in summaries})
         for sweep in sweeps:
             name = label if len(sweeps) == 1 else f"{label}, sweep {sweep + 1}"

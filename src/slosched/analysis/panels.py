@@ -46,16 +46,26 @@ def draw_panels(
     """
     from slosched.analysis import style
 
-    scale, unit = _unit(times_s)
     with style.look():
-        figure = style.Figure(figsize=(width_in, 1.75 * len(panels) + 0.5), layout="constrained")
-        figure.get_layout_engine().set(h_pad=0.05, w_pad=0.06)
-        axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-        for ax, panel in zip(axes, panels, strict=True):
-            _draw(ax, panel, [time / scale for time in times_s])
-        axes[-1].set_xlabel(f"{what} ({unit})")
-        axes[-1].set_xlim(left=min(0.0, times_s[0] / scale))
+        figure = panels_figure(panels, times_s, what=what, width_in=width_in)
         return style.save(figure, out, stem)
+
+
+def panels_figure(
+    panels: Sequence[Panel], times_s: Sequence[float], *, what: str, width_in: float = 8.6
+) -> Any:
+    """Return the figure that `draw_panels` saves. To be made and saved within `style.look()`."""
+    from slosched.analysis import style
+
+    scale, unit = _unit(times_s)
+    figure = style.Figure(figsize=(width_in, 1.75 * len(panels) + 0.5), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.05, w_pad=0.06)
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, panel in zip(axes, panels, strict=True):
+        _draw(ax, panel, [time / scale for time in times_s])
+    axes[-1].set_xlabel(f"{what} ({unit})")
+    axes[-1].set_xlim(left=min(0.0, times_s[0] / scale))
+    return figure
 
 
 def _unit(times_s: Sequence[float]) -> tuple[float, str]:

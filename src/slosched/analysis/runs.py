@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from slosched.errors import InvalidConfig
 from slosched.telemetry import action_log, client_log, request_log
 from slosched.telemetry.manifest import read_manifest
@@ -17,12 +20,17 @@ from slosched.telemetry.table import LogTable
 #: Where a run may keep a side's files: in the run directory itself, or in a folder of that side.
 _FOLDERS = ("", "controller", "client")
 
+#: Who kept a log.
+SIDES = ("controller", "client")
+#: Columns of a whole log that `read_rows` has in memory at once.
+_AT_ONCE = 4
+
 _PUBLISHED_NAME = re.compile(r"rate=(\d+(?:\.\d+)?)_num-models=(\d+)")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory. At least one of the two logs is there.
+    """One run directory. At least one of the two logs is there, unless it was not to be read.
 
     `copies` and `rate` are N and R (requests per second over all copies) of the sweep: from the
     client's manifest where there is one, else counted in the logs. `stated` says that they were not
@@ -44,27 +52,34 @@ class Run:
         return f"N={self.copies}, {rate}" + (" (partial)" if self.partial else "")
 
 
-def open_run(path: Path) -> Run:
+def open_run(
+    path: Path, *, only: Collection[str] | None = None, sides: Collection[str] = SIDES
+) -> Run:
     """Read the logs of a run directory, or one request log by its file name.
 
-    Raises InvalidConfig if there is no such run, MalformedLog if a file of it is damaged.
+    With `only` nothing but the columns of these names is read, in either log; "model_id", and the times
+    of the requests, have to be among them. A log whose side is not in `sides` is left alone. Raises
+    InvalidConfig if there is no such run, MalformedLog if a file of it is damaged.
     """
-    requests: LogTable | None = None
-    client: LogTable | None = None
     manifests: list[Mapping[str, Any]] = []
+    requests_at: Path | None = None
+    client_at: Path | None = None
     if path.is_file():
-        requests = request_log.read_request_log(path)
+        requests_at = path
     else:
-        at = _find(path, request_log.FILE_NAME)
-        requests = request_log.read_request_log(at) if at else None
-        at = _find(path, client_log.FILE_NAME)
-        client = client_log.read_client_log(at) if at else None
+        requests_at = _find(path, request_log.FILE_NAME)
+        client_at = _find(path, client_log.FILE_NAME)
         manifests = list(_manifests(path))
-    if requests is None and client is None:
+    if requests_at is None and client_at is None:
         what = "does not exist" if not path.exists() else "holds no run"
         raise InvalidConfig(
             f"{path} {what}: expected {request_log.FILE_NAME} or {client_log.FILE_NAME} in it"
         )
+    requests = client = None
+    if requests_at is not None and "controller" in sides:
+        requests = request_log.read_request_log(requests_at, only=only)
+    if client_at is not None and "client" in sides:
+        client = client_log.read_client_log(client_at, only=only)
     copies, rate = _stated(path, manifests)
     stated = copies is not None and rate is not None
     if copies is None or rate is None:
@@ -98,6 +113,21 @@ def read_actions(path: Path, *, only: Collection[str] | None = None) -> LogTable
     """Return the action log of a run directory. Raises as `read_requests` does."""
     at = _log(path, action_log.FILE_NAME)
     return _not_empty(action_log.read_action_log(at, only=only), "actions")
+
+
+def read_rows(
+    path: Path, rows: NDArray[np.intp], names: Sequence[str]
+) -> dict[str, NDArray[np.int64]]:
+    """Return the columns `names` of the action log, but of these `rows` only.
+
+    The log is read piece by piece, so that few of its columns are ever there at once. Raises as
+    `read_actions` does.
+    """
+    taken: dict[str, NDArray[np.int64]] = {}
+    for first in range(0, len(names), _AT_ONCE):
+        columns = read_actions(path, only=names[first : first + _AT_ONCE]).columns
+        taken |= {name: column[rows] for name, column in columns.items()}
+    return taken
 
 
 def _log(path: Path, name: str) -> Path:
@@ -141,12 +171,18 @@ def _find(path: Path, name: str) -> Path | None:
     return None
 
 
+def manifests_of(path: Path) -> list[tuple[Path, Mapping[str, Any]]]:
+    """Return the manifests of a run directory, the client's first; {} for one that cannot be read."""
+    places = [
+        (path / folder / name, read_manifest(path / folder, name=name))
+        for folder in _FOLDERS
+        for name in (CLIENT_MANIFEST, MANIFEST)
+    ]
+    return [(place, document) for place, document in places if document or place.is_file()]
+
+
 def _manifests(path: Path) -> Iterator[Mapping[str, Any]]:
-    for folder in _FOLDERS:
-        for name in (CLIENT_MANIFEST, MANIFEST):
-            document = read_manifest(path / folder, name=name)
-            if document:
-                yield document
+    return (document for _, document in manifests_of(path) if document)
 
 
 def _stated(path: Path, manifests: Sequence[Mapping[str, Any]]) -> tuple[int | None, float | None]:
@@ -170,8 +206,7 @@ def _sections(document: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def _counted(requests: LogTable | None, client: LogTable | None) -> tuple[int, float]:
     table = requests if requests is not None else client
-    assert table is not None
-    if len(table) == 0:
+    if table is None or len(table) == 0:
         return 0, 0.0
     times = table["t"] - table["latency"] if requests is not None else table["scheduled_ns"]
     seconds = float(times.max() - times.min()) / 1e9

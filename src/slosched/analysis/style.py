@@ -6,6 +6,7 @@ state, no display, the same bytes each time.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,6 +93,14 @@ def save(figure: Any, out: Path, stem: str, **more: Any) -> list[Path]:
     except OSError as error:
         raise InvalidConfig(f"cannot write figures into {out}: {error.strerror}") from error
     return paths
+
+
+def svg_of(figure: Any) -> str:
+    """Return `figure` as an SVG document whose text stays text. To be called within `look()`."""
+    drawn = io.StringIO()
+    with _rc_context({"svg.fonttype": "none", "svg.hashsalt": "slosched"}):
+        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
+    return drawn.getvalue()
 
 
 def shade(place: int, places: int) -> str:

@@ -67,8 +67,8 @@ class StepSummary:
 
 
 @dataclass(frozen=True)
-class _View:
-    """What both logs have in common, one entry per request."""
+class View:
+    """What both logs have in common, one entry per request. `at_ns` is the arrival, or the scheduled send."""
 
     name: str
     at_ns: Times
@@ -90,35 +90,43 @@ def summarise_steps(run_dir: Path) -> list[StepSummary]:
 
 def summarise_run(run: Run) -> list[StepSummary]:
     """`summarise_steps` for a run that is open already."""
-    summaries: list[StepSummary] = []
+    return [step for view in views_of(run) for step in summarise_view(view)]
+
+
+def views_of(run: Run) -> list[View]:
+    """Return the run's requests as each side saw them: the controller's first, then the client's."""
+    views: list[View] = []
     if run.requests is not None:
         t = run.requests
-        view = _View(
-            CONTROLLER_VIEW,
-            t["t"] - t["latency"],
-            t["latency"],
-            t["slo_factor"],
-            t["deadline"],
-            t["result"],
-            t["deadline_met"],
+        views.append(
+            View(
+                CONTROLLER_VIEW,
+                t["t"] - t["latency"],
+                t["latency"],
+                t["slo_factor"],
+                t["deadline"],
+                t["result"],
+                t["deadline_met"],
+            )
         )
-        summaries += _summarise(view)
     if run.client is not None:
         t = run.client
-        view = _View(
-            CLIENT_VIEW,
-            t["scheduled_ns"],
-            t["latency_ns"],
-            t["slo_factor"],
-            t["slo_ns"],
-            t["code"],
-            t["in_time"],
+        views.append(
+            View(
+                CLIENT_VIEW,
+                t["scheduled_ns"],
+                t["latency_ns"],
+                t["slo_factor"],
+                t["slo_ns"],
+                t["code"],
+                t["in_time"],
+            )
         )
-        summaries += _summarise(view)
-    return summaries
+    return views
 
 
-def _summarise(view: _View) -> list[StepSummary]:
+def summarise_view(view: View) -> list[StepSummary]:
+    """Return the steps of one side in time order."""
     groups = [
         (key, sweep, rows)
         for key, rows_of_key in _by_slo(view)
@@ -131,7 +139,7 @@ def _summarise(view: _View) -> list[StepSummary]:
     ]
 
 
-def _by_slo(view: _View) -> list[tuple[tuple[float, int], NDArray[np.intp]]]:
+def _by_slo(view: View) -> list[tuple[tuple[float, int], NDArray[np.intp]]]:
     """Rows of each SLO, in order of their times. Absolute SLOs (factor 0) differ by their deadline."""
     order = np.argsort(view.at_ns, kind="stable")
     absolute = np.where(view.slo_factor > 0, 0, view.slo_ns)[order]
@@ -162,12 +170,14 @@ def _sweeps(at_ns: Times, rows: NDArray[np.intp]) -> list[NDArray[np.intp]]:
 
 
 def _summary(
-    view: _View, step: int, sweep: int, factor: float, rows: NDArray[np.intp]
+    view: View, step: int, sweep: int, factor: float, rows: NDArray[np.intp]
 ) -> StepSummary:
     times, codes = view.at_ns[rows], view.code[rows]
     count = len(rows)
     # The first and last request fence count - 1 gaps; a step is as long as count of them.
-    duration_ns = int((times[-1] - times[0]) * count / (count - 1)) if count > 1 else 0
+    # Python's integers: an hour in ns times ten million is beyond 64 bits.
+    span_ns = int(times[-1]) - int(times[0])
+    duration_ns = int(span_ns * count / (count - 1)) if count > 1 else 0
     satisfied = int(np.count_nonzero(view.satisfied[rows]))
     successes = view.latency_ns[rows][codes == 0]
     p50, p99 = np.quantile(successes, (0.5, 0.99)) if len(successes) else (math.nan, math.nan)

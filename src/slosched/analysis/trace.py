@@ -20,14 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.analysis.runs import read_actions, read_requests, stated
-from slosched.analysis.trace_events import (
-    Gpu,
-    action_events,
-    counter_events,
-    gpus_of,
-    request_events,
-)
+from slosched.analysis.intervals import Gpu, gpus_of
+from slosched.analysis.runs import read_actions, read_requests, read_rows, stated
+from slosched.analysis.trace_events import action_events, counter_events, request_events
 from slosched.analysis.trace_file import TraceFile
 from slosched.errors import InvalidConfig
 from slosched.telemetry.table import LogTable
@@ -39,8 +34,6 @@ MOST_ACTIONS = 100_000
 SAMPLED_REQUESTS = 200
 
 _ROUND_NS = 100 * NS_PER_MS
-#: Columns of the whole log that are in memory at once.
-_AT_ONCE = 4
 _TIMES = ("t", "controller_result_enqueue", "worker_id", "gpu_id")
 _REST = (
     "action_id",
@@ -143,10 +136,7 @@ def write_trace(
     shown["t"] = shown["t"] - start_ns
     of_actions = len(actions)
     del actions, sent, inside, on_gpus
-    # The other columns piece by piece, so that those of the whole log are never there at once.
-    for first in range(0, len(_REST), _AT_ONCE):
-        columns = read_actions(run_dir, only=_REST[first : first + _AT_ONCE]).columns
-        shown |= {name: column[rows] for name, column in columns.items()}
+    shown |= read_rows(run_dir, rows, _REST)
     span = (window.start_ns, until_ns)
     about = _about(run_dir, start_ns, span, len(rows), of_actions)
     with TraceFile(out, about) as file:

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.analysis.intervals import (
+    EXECUTORS,
+    FAILED,
+    LATE,
+    OUTCOMES,
+    PARTLY,
+    Intervals,
+    gpus_of,
+)
 from slosched.analysis.trace_file import TraceFile, us
 from slosched.codes import ActionType, code_name
 from slosched.units import NS_PER_MS, NS_PER_S
@@ -26,36 +35,13 @@ _QUEUE_STEP_NS = 10 * NS_PER_MS
 _RATE_STEP_NS = 100 * NS_PER_MS
 _MOST_SAMPLES = 5_000
 
-_EXECUTORS = (
-    ("exec", (ActionType.INFER,)),
-    ("weights", (ActionType.LOAD_WEIGHTS, ActionType.EVICT_WEIGHTS)),
-)
-
-# Outcomes with their colours: chrome://tracing takes these names; Perfetto colours by the slice's name,
+# A colour for each outcome: chrome://tracing takes these names; Perfetto colours by the slice's name,
 # its digits left out, which therefore ends in the outcome.
-_IN_TIME, _PARTLY, _LATE, _FAILED, _DONE = range(5)
-_OUTCOMES = ("in time", "partly late", "late", "failed", "done")  # done: weights have no deadline
 _COLOURS = ("good", "yellow", "bad", "terrible", "thread_state_iowait")
 _PREDICTED_COLOUR = "grey"
 
 Column = NDArray[Any]
 Columns = Mapping[str, Column]
-
-
-class Gpu(NamedTuple):
-    """One GPU of a cluster."""
-
-    worker_id: int
-    gpu_id: int
-
-    def __str__(self) -> str:
-        return f"W{self.worker_id}-GPU{self.gpu_id}"
-
-
-def gpus_of(actions: Columns) -> list[Gpu]:
-    """The GPUs that have actions, in order."""
-    pairs = np.unique(np.stack((actions["worker_id"], actions["gpu_id"])), axis=1)
-    return [Gpu(int(worker_id), int(gpu_id)) for worker_id, gpu_id in pairs.T]
 
 
 # ----------------------------------------------------------------------------------- actions
@@ -75,7 +61,7 @@ def action_events(file: TraceFile, actions: Columns, *, flows: bool) -> int:
             tracks[pid] = count(1)
             _name_process(file, pid, f"worker {gpu.worker_id}")
         here = (actions["worker_id"] == gpu.worker_id) & (actions["gpu_id"] == gpu.gpu_id)
-        for executor, types in _EXECUTORS:
+        for executor, types in EXECUTORS:
             rows = np.flatnonzero(here & np.isin(actions["action_type"], types))
             if len(rows):
                 track = _Track(file, {n: column[rows] for n, column in actions.items()}, flows)
@@ -93,69 +79,41 @@ class _Track:
     def __init__(self, file: TraceFile, rows: Columns, flows: bool) -> None:
         self._file = file
         self._rows = rows
-        sent, status = rows["sent"], rows["status"]
-        self._took = took = rows["worker_exec_duration"]
-        self._ran = (took > 0) & (rows["worker_exec_complete"] > 0)
-        # What ran is a slice; what did not (a refusal, an eviction) is a mark where its result came in.
-        self._end = np.where(self._ran, sent + rows["worker_exec_complete"], rows["t"])
-        self._begin = np.where(self._ran, self._end - took, self._end)
-        self._expects = rows["expected_exec_complete"] > 0
-        self._due = sent + rows["expected_exec_complete"]
-        self._due_begin = self._due - rows["expected_exec_duration"]
-        self._outcome = np.full(len(sent), _PARTLY)
-        self._outcome[rows["goodput"] >= took] = _IN_TIME
-        self._outcome[(rows["goodput"] <= 0) & self._ran] = _LATE
-        self._outcome[rows["action_type"] != ActionType.INFER] = _DONE
-        self._outcome[status != 0] = _FAILED
-        self._clip()
-        self._lane = _lanes(self._due_begin, self._due, self._expects)
-        self.lanes = int(self._lane.max()) + 1
-        self._flows = self._expects & self._ran if flows else np.zeros(len(sent), bool)
-
-    def _clip(self) -> None:
-        """One executor does one thing at a time, whatever the clocks say."""
-        slices = np.flatnonzero(self._ran)
-        slices = slices[np.argsort(self._begin[slices], kind="stable")]
-        begin, end = self._begin[slices], self._end[slices]
-        self._clipped = np.zeros(len(self._begin), np.int64)
-        if len(slices) > 1:
-            free = np.maximum.accumulate(end)[:-1]
-            later = np.maximum(begin[1:], free)
-            self._clipped[slices[1:]] = later - begin[1:]
-            self._begin[slices[1:]] = later
-            self._end[slices[1:]] = np.maximum(end[1:], later)
+        self._at = at = Intervals(rows)
+        self.lanes = at.lanes
+        self._flows = at.expects & at.ran if flows else np.zeros(len(at.ran), bool)
 
     def actual(self, pid: int, tid: int, name: str) -> int:
         """Add the track of what was done; returns how many slices were clipped."""
         _name_track(self._file, pid, tid, name)
         where = f'"pid":{pid},"tid":{tid}'
-        for row in np.argsort(self._begin, kind="stable").tolist():
-            begin, end = int(self._begin[row]), int(self._end[row])
+        for row in np.argsort(self._at.begin, kind="stable").tolist():
+            begin, end = int(self._at.begin[row]), int(self._at.end[row])
             text, colour = self._named(row)
             head = f'{{"name":"{text}","cat":"actual",{where},"ts":{us(begin)}'
             tail = f'"cname":"{colour}","args":{self._args(row)}}}'
-            if self._ran[row]:
+            if self._at.ran[row]:
                 self._file.add(f'{head},"ph":"X","dur":{us(end - begin)},{tail}')
                 if self._flows[row]:
-                    self._flow(row, where, begin, int(self._due_begin[row]), first=False)
+                    self._flow(row, where, begin, int(self._at.due_begin[row]), first=False)
             else:
                 self._file.add(f'{head},"ph":"i","s":"t",{tail}')
-        return int(np.count_nonzero(self._clipped))
+        return int(np.count_nonzero(self._at.clipped))
 
     def predicted(self, pid: int, tid: int, name: str, lane: int) -> None:
         """Add the track of those predictions that are in `lane`."""
         _name_track(self._file, pid, tid, name)
         where = f'"pid":{pid},"tid":{tid}'
-        rows = np.flatnonzero(self._lane == lane)
-        for row in rows[np.argsort(self._due_begin[rows], kind="stable")].tolist():
-            begin, end = int(self._due_begin[row]), int(self._due[row])
+        rows = np.flatnonzero(self._at.lane == lane)
+        for row in rows[np.argsort(self._at.due_begin[rows], kind="stable")].tolist():
+            begin, end = int(self._at.due_begin[row]), int(self._at.due[row])
             self._file.add(
                 f'{{"name":"{self._what(row)}","cat":"predicted",{where},"ts":{us(begin)}'
                 f',"ph":"X","dur":{us(end - begin)},"cname":"{_PREDICTED_COLOUR}"'
                 f',"args":{{"action":{self._rows["action_id"][row]}}}}}'
             )
             if self._flows[row]:
-                self._flow(row, where, begin, int(self._begin[row]), first=True)
+                self._flow(row, where, begin, int(self._at.begin[row]), first=True)
 
     def _flow(self, row: int, where: str, at_ns: int, other_ns: int, *, first: bool) -> None:
         """One end of the arrow between prediction and action. It goes forward in time, always."""
@@ -168,11 +126,11 @@ class _Track:
 
     def _named(self, row: int) -> tuple[str, str]:
         """The name of what was done, which ends in its outcome, and its colour."""
-        rows, outcome = self._rows, int(self._outcome[row])
+        rows, outcome = self._rows, int(self._at.outcome[row])
         text = self._what(row)
-        if outcome == _FAILED:
+        if outcome == FAILED:
             return f"{text} failed: {code_name(int(rows['status'][row]))}", _COLOURS[outcome]
-        suffix = f" {_OUTCOMES[outcome]}" if outcome in (_PARTLY, _LATE) else ""
+        suffix = f" {OUTCOMES[outcome]}" if outcome in (PARTLY, LATE) else ""
         return text + suffix, _COLOURS[outcome]
 
     def _what(self, row: int) -> str:
@@ -187,37 +145,19 @@ class _Track:
         rows = self._rows
         said = (
             f'{{"action":{rows["action_id"][row]},"model":{rows["model_id"][row]}'
-            f',"batch":{rows["batch_size"][row]},"outcome":"{_OUTCOMES[self._outcome[row]]}"'
+            f',"batch":{rows["batch_size"][row]},"outcome":"{OUTCOMES[self._at.outcome[row]]}"'
             f',"status":{rows["status"][row]},"sent_us":{us(int(rows["sent"][row]))}'
         )
-        if self._ran[row]:
-            said += f',"exec_us":{us(int(self._took[row]))}'
-        if self._expects[row]:
+        if self._at.ran[row]:
+            said += f',"exec_us":{us(int(self._at.took[row]))}'
+        if self._at.expects[row]:
             said += f',"predicted_exec_us":{us(int(rows["expected_exec_duration"][row]))}'
-        if self._ran[row] and self._expects[row]:
-            behind = int(rows["sent"][row] + rows["worker_exec_complete"][row] - self._due[row])
+        if self._at.ran[row] and self._at.expects[row]:
+            behind = int(rows["sent"][row] + rows["worker_exec_complete"][row] - self._at.due[row])
             said += f',"ended_after_prediction_us":{us(behind)}'
-        if self._clipped[row]:
-            said += f',"clipped_us":{us(int(self._clipped[row]))}'
+        if self._at.clipped[row]:
+            said += f',"clipped_us":{us(int(self._at.clipped[row]))}'
         return said + "}"
-
-
-def _lanes(begin: Column, end: Column, there: Column) -> Column:
-    """Lanes for intervals so that none overlap in a lane; -1 where there is no interval.
-
-    Predictions are of different moments, and a later one knows better: they may overlap.
-    """
-    lanes = np.full(len(begin), -1)
-    free: list[int] = []
-    rows = np.flatnonzero(there)
-    for row in rows[np.lexsort((end[rows], begin[rows]))].tolist():
-        at = int(begin[row])
-        lane = next((lane for lane, since in enumerate(free) if since <= at), len(free))
-        if lane == len(free):
-            free.append(0)
-        free[lane] = int(end[row])
-        lanes[row] = lane
-    return lanes
 
 
 # ---------------------------------------------------------------------------------- counters
