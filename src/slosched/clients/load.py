@@ -27,9 +27,10 @@ from slosched.workloads.engine import Engine
 #: Answers are awaited for the largest SLO sent and this much longer.
 GRACE_NS = 2 * NS_PER_S
 _START_AFTER_NS = 50 * NS_PER_MS
-#: A wake-up costs more than a request. What is due sooner after one than this waits for it, and its delay
-#: is counted like any other; 10,000 wake-ups a second are enough.
+#: A wake-up costs more than a request, here and at the controller. So what is due sooner after one than this,
+#: for each request that it sent, waits for the next; its delay is counted like any other.
 _APART_NS = 100_000
+_APART_AT_MOST_NS = 500_000
 _POLL_S = 0.2
 _DRAIN_POLL_S = 0.02
 
@@ -151,7 +152,7 @@ class LiveLoad:
     def _on_timer(self) -> None:
         timer = self._timer
         assert timer is not None  # it is there as long as the loop calls this
-        not_before_ns = self._clock() + _APART_NS
+        woke_ns, sent = self._clock(), self.driver.sent
         try:
             due_ns = self.driver.issue_due()
         except Exception as error:
@@ -167,8 +168,9 @@ class LiveLoad:
             timer.clear()
             self._sent_all.set()
         else:
+            apart_ns = min(_APART_NS * (self.driver.sent - sent), _APART_AT_MOST_NS)
             # Arming takes the expiry off as well.
-            timer.arm(due_ns if due_ns > not_before_ns else not_before_ns)
+            timer.arm(max(due_ns, woke_ns + apart_ns))
 
     def _look_again_ns(self) -> int | None:
         """Nothing is due before an answer: when to look whether one came. None: it is over."""

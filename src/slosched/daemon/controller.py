@@ -12,7 +12,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
@@ -36,6 +36,7 @@ from slosched.core.scheduler.interface import (
 )
 from slosched.core.scheduler.report import health_report, status_report
 from slosched.core.scheduler.scheduler import Scheduler
+from slosched.daemon.frames import Frames
 from slosched.daemon.http import HttpServer, probe_routes
 from slosched.daemon.live import live_routes
 from slosched.daemon.metrics import ControllerCollector, metrics_routes
@@ -60,6 +61,10 @@ from slosched.version import __version__
 
 _DRAIN_WITHIN_S = 5.0
 _LAST_ANSWERS_MS = 500
+#: A step that read many messages is followed by a rest, so that the next one again finds many: what a step
+#: costs beside its messages is then shared by more of them, here and at every peer.
+_REST_NS = 20_000
+_REST_FROM, _REST_AT_MOST_NS = 4, 400_000
 
 Announce = Callable[[str], None]
 
@@ -97,15 +102,13 @@ class ControllerServer:
             health=lambda: health_report(self.scheduler),
         )
         self._http = HttpServer(self._routes)
-        self._inputs: dict[int, Frame] = {}  # by request key, until it is answered
-        self._arrived: dict[int, Frame] = {}  # inputs of this step, by input key
-        self._next_input_key = 1
-        self._outputs: dict[int, Sequence[Frame]] = {}  # by action id, of this step
-        self._generated: dict[int, bytes] = {}  # by size
+        self._frames = Frames()
         self._backlog: list[Event] = []  # facts that performing effects brought to light
         self._stop = asyncio.Event()
         self._stop_requested = 0
         self._scheduled = False
+        self._heard = 0  # messages of this step
+        self._rested_ns = 0  # no message is read before this
         self._due = True  # something was heard, or the timer rang: time to decide
         self._clients_wait = False  # the clients' socket has input,
         self._workers_wait: set[int] = set()  # and the sockets of these workers
@@ -226,8 +229,12 @@ class ControllerServer:
 
     def _wake(self) -> None:
         """Run one step soon: several sockets that became readable together share it."""
-        if not self._scheduled:
-            self._scheduled = True
+        if self._scheduled:
+            return
+        self._scheduled = True
+        if self._rested_ns > clock.now_ns():
+            self._timer.arm(min(self._rested_ns, self._timer.armed_for_ns or self._rested_ns))
+        else:
             self._loop.call_soon(self._step)
 
     def _clients_said(self) -> None:
@@ -272,14 +279,14 @@ class ControllerServer:
         for event in backlog:
             scheduler.handle(event, now_ns=now_ns)
         self._perform_all(scheduler.schedule(now_ns=now_ns))
-        if self._arrived:
-            self._arrived.clear()
-        if self._outputs:
-            self._outputs.clear()
-        if self._backlog:
-            self._wake()
+        self._frames.step_ended()
+        heard, self._heard = self._heard, 0
+        if heard >= _REST_FROM:
+            self._rested_ns = clock.now_ns() + min(heard * _REST_NS, _REST_AT_MOST_NS)
         self._timer.arm(scheduler.next_wakeup_ns())
         self._look_again()
+        if self._backlog:
+            self._wake()
 
     def _look_again(self) -> None:
         """Ask each socket that was sent to, or read in part, whether more has come: its edge may be gone."""
@@ -307,13 +314,12 @@ class ControllerServer:
                     self._bad.note(dealer.address.encode(), f"worker {dealer.address}: {error}")
                     continue
                 if len(frames) > 1:
-                    action_id = getattr(message, "action_id", None)
-                    if action_id is not None:
-                        self._outputs[action_id] = frames[1:]
+                    self._frames.outputs_came(message, frames[1:])
                 now_ns = clock.now_ns()
                 said: tuple[WorkerToController, ...] = (
                     message.results if isinstance(message, ResultBundle) else (message,)
                 )
+                self._heard += len(said)
                 for each in said:
                     self.scheduler.handle(FromWorker(worker_id, each), now_ns=now_ns)
             if dealer.unread:
@@ -334,17 +340,14 @@ class ControllerServer:
                 continue
             now_ns = clock.now_ns()
             if isinstance(message, RequestBundle):
+                self._heard += len(message.requests)
                 for request in message.requests:
                     handle(FromClient(peer, request), now_ns=now_ns)
                 continue
+            self._heard += 1
             input_bytes = input_key = 0
             if len(frames) > 1:
-                # Each frame has a name of its own: whatever a client repeats, no input is mistaken
-                # for another's.
-                input_key = self._next_input_key
-                self._next_input_key += 1
-                self._arrived[input_key] = frames[1]
-                input_bytes = len(frames[1])
+                input_key, input_bytes = self._frames.input_came(frames[1]), len(frames[1])
             handle(FromClient(peer, message, input_bytes, input_key), now_ns=now_ns)
 
     # ------------------------------------------------------------------------------ effects
@@ -358,24 +361,19 @@ class ControllerServer:
             elif isinstance(effect, ToWorker):
                 self._to_worker(effect)
             elif isinstance(effect, RequestDone):
-                self._inputs.pop(effect.record.key, None)
+                self._frames.drop(effect.record.key)
                 log.request(effect.record)
             elif isinstance(effect, ActionDone):
                 log.action(effect.record)
             elif isinstance(effect, Accepted):
-                frame = self._arrived.pop(effect.input_key, None)
-                if frame is not None:
-                    self._inputs[effect.key] = frame
+                self._frames.accept(effect.input_key, effect.key)
             elif isinstance(effect, Note):
                 self._announce(effect.text if effect.level == "info" else f"warning: {effect.text}")
         self._to_workers.flush()
         self._to_clients.flush()
 
     def _to_client(self, effect: ToClient) -> None:
-        frames: list[Frame] = []
-        if effect.output_of is not None:
-            action_id, index = effect.output_of
-            frames = [*self._outputs.get(action_id, ())[index : index + 1]]
+        frames = [] if effect.output_of is None else self._frames.output(*effect.output_of)
         self._router_touched = True
         if not frames and type(effect.message) is InferReply:
             client = self.scheduler.clients.get(effect.client)
@@ -388,9 +386,7 @@ class ControllerServer:
         message, worker_id = effect.message, effect.worker_id
         frames: list[Frame] = []
         if isinstance(message, Infer):
-            for key, size in zip(effect.requests, message.input_sizes, strict=True):
-                if size:
-                    frames.append(self._inputs.get(key) or self._generate(size))
+            frames = self._frames.inputs(effect.requests, message.input_sizes)
         self._dealers_touched.add(worker_id)
         if frames or isinstance(message, ControllerHello | HeartbeatAck):
             self._to_workers.send(worker_id, message, frames)
@@ -407,14 +403,6 @@ class ControllerServer:
 
     def _client_failed(self, client: bytes, message: object) -> None:
         self._backlog.append(ClientLost(client))
-
-    def _generate(self, size: int) -> bytes:
-        """An input for a client that sent none (option generate_inputs): random, made once a size."""
-        frame = self._generated.get(size)
-        if frame is None:
-            # Small positive float32 values whatever the pattern: no NaN reaches a model.
-            frame = self._generated[size] = bytes(b & 0x3E for b in os.urandom(size))
-        return frame
 
 
 def run_controller(config: ControllerConfig, *, announce: Announce) -> int:

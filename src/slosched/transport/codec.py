@@ -63,4 +63,4 @@ def message_from_client(frames: list[Frame]) -> FromClients:
 
 
 def total_bytes(frames: Sequence[Frame]) -> int:
-    return sum(len(frame) for frame in frames)
+    return sum(map(len, frames))
