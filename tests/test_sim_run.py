@@ -29,7 +29,7 @@ from slosched.sim.run import simulate, spec_digest
 from slosched.sim.run_files import RowsNotWritten
 from slosched.sim.spec import SimSpec, WorkerClocks
 from slosched.telemetry.action_log import read_action_log
-from slosched.telemetry.client_log import read_client_log
+from slosched.telemetry.client_log import ClientRecord, read_client_log
 from slosched.telemetry.manifest import read_manifest
 from slosched.telemetry.request_log import read_request_log
 from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
@@ -294,7 +294,7 @@ def test_a_full_disk_ends_the_run_with_its_name(
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(RowsNotWritten, match=r"client_log\.tsv: No space left"):
         for _ in range(10):
-            files.clients.append("1")
+            files.clients.append(ClientRecord(1, 0, 2, 3, 0, 0, 1.5, 4, 0, True))
 
 
 def _made(directory: Path) -> Path:

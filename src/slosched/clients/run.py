@@ -16,7 +16,7 @@ from slosched.loadgen.inputs import InputPool
 from slosched.loadgen.instances import copies_by_name, in_workload_order
 from slosched.loadgen.progress import FOREVER_NS, ProgressMeter
 from slosched.loadgen.results import RunProgress, RunResult, StepTally, run_result
-from slosched.telemetry.client_log import FILE_NAME, HEADER, ClientRecord, format_client
+from slosched.telemetry.client_log import FILE_NAME, HEADER, ClientRecord, client_rows
 from slosched.telemetry.manifest import (
     ManifestNotWritten,
     finish_manifest,
@@ -152,7 +152,7 @@ class _Run:
         self._manifest = CLIENT_MANIFEST if shared else MANIFEST
         self._run_dir = claim_run_dir(out, manifest=self._manifest)
         self._log = LogWriter(
-            self._run_dir / FILE_NAME, HEADER, row=format_client, on_error=self._warnings.append
+            self._run_dir / FILE_NAME, HEADER, rows=client_rows, on_error=self._warnings.append
         )
         endless = self._engine.end_ns >= FOREVER_NS
         extra = {

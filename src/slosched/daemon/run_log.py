@@ -33,13 +33,13 @@ class RunLog:
         self._requests = LogWriter(
             directory / REQUEST_LOG,
             request_log.HEADER,
-            row=request_log.format_request,
+            rows=request_log.request_rows,
             on_error=announce,
         )
         self._actions = LogWriter(
             directory / ACTION_LOG,
             action_log.HEADER,
-            row=action_log.format_action,
+            rows=action_log.action_rows,
             on_error=announce,
         )
         self.tally = Tally()

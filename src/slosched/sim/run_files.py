@@ -1,7 +1,7 @@
 """The files of a simulated run: the same TSVs and manifest as live, written as rows come.
 
-Nothing waits for these rows, so they need no thread: they are formatted at once, kept as text until
-there are enough for a write, and forgotten. Memory does not grow with the run.
+Nothing waits for these rows, so they need no thread: records are kept until there are enough for a write,
+written, and forgotten. Memory does not grow with the run.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from slosched.errors import InvalidConfig, RunDirectoryInUse, SloschedError
 from slosched.telemetry import action_log, client_log, request_log
 
 _ROWS_PER_WRITE = 2048
 
-_Record = TypeVar("_Record")
+Rows = Callable[[list[Any]], bytes]
 
 
 class RowsNotWritten(SloschedError):
@@ -24,16 +24,17 @@ class RowsNotWritten(SloschedError):
 
 
 class RowFile:
-    """One log at `path`, made anew, with `header` as its first line.
+    """One log at `path`, made anew, with `header` as its first line. `rows` makes records into lines.
 
-    `append` takes a row without its newline. Files hold whole lines only, also of a run that was
+    Files hold whole lines only, also of a run that was
     stopped. Raises RunDirectoryInUse if the file exists, RowsNotWritten when the disk takes no more.
     """
 
-    def __init__(self, path: Path, header: str) -> None:
+    def __init__(self, path: Path, header: str, rows: Rows) -> None:
         self.rows = 0
         self._path = path
-        self._waiting: list[str] = []
+        self._make = rows
+        self._waiting: list[Any] = []
         try:
             self._fd = os.open(
                 path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o644
@@ -44,41 +45,29 @@ class RowFile:
             ) from None
         except OSError as error:
             raise InvalidConfig(f"cannot make the log {path}: {error.strerror}") from error
-        self._write(header + "\n")
+        self._write(header.encode() + b"\n")
 
-    def append(self, row: str) -> None:
+    def append(self, record: Any) -> None:
         waiting = self._waiting
-        waiting.append(row)
+        waiting.append(record)
         if len(waiting) >= _ROWS_PER_WRITE:
             self.flush()
-
-    def taking(self, format_row: Callable[[_Record], str]) -> Callable[[_Record], None]:
-        """Return what takes a record and appends its row: one call for each, not three."""
-        waiting, flush = self._waiting, self.flush
-        most = _ROWS_PER_WRITE
-
-        def take(record: _Record) -> None:
-            waiting.append(format_row(record))
-            if len(waiting) >= most:
-                flush()
-
-        return take
 
     def flush(self) -> None:
         """Write what waits."""
         waiting = self._waiting
         if waiting:
+            data = self._make(waiting) + b"\n"
             rows = len(waiting)
-            text = "\n".join(waiting) + "\n"
             waiting.clear()
-            self._write(text)
+            self._write(data)
             self.rows += rows
 
-    def _write(self, text: str) -> None:
-        data = memoryview(text.encode("ascii"))
+    def _write(self, data: bytes) -> None:
+        left = memoryview(data)
         try:
-            while data:
-                data = data[os.write(self._fd, data) :]
+            while left:
+                left = left[os.write(self._fd, left) :]
         except OSError as error:
             raise RowsNotWritten(f"cannot write {self._path}: {error.strerror}") from error
 
@@ -97,12 +86,18 @@ class RunFiles:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.requests = RowFile(directory / request_log.FILE_NAME, request_log.HEADER)
-        self.actions = RowFile(directory / action_log.FILE_NAME, action_log.HEADER)
-        self.clients = RowFile(directory / client_log.FILE_NAME, client_log.HEADER)
-        self.on_request = self.requests.taking(request_log.format_request)
-        self.on_action = self.actions.taking(action_log.format_action)
-        self.on_client = self.clients.taking(client_log.format_client)
+        self.requests = RowFile(
+            directory / request_log.FILE_NAME, request_log.HEADER, request_log.request_rows
+        )
+        self.actions = RowFile(
+            directory / action_log.FILE_NAME, action_log.HEADER, action_log.action_rows
+        )
+        self.clients = RowFile(
+            directory / client_log.FILE_NAME, client_log.HEADER, client_log.client_rows
+        )
+        self.on_request = self.requests.append
+        self.on_action = self.actions.append
+        self.on_client = self.clients.append
 
     def close(self) -> dict[str, int]:
         """Write everything; returns how many rows each log has."""

@@ -8,11 +8,12 @@ are ns after the action was sent, never below 0, so that it was sent at
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from slosched.codes import ActionType
 from slosched.core.scheduler.interface import ActionRecord
+from slosched.telemetry.rows import Cells, rows_of
 from slosched.telemetry.table import LogTable, header_of, read_table
 
 FILE_NAME = "clockwork_action_log.tsv"
@@ -51,11 +52,20 @@ _LOGGED = (ActionType.LOAD_WEIGHTS, ActionType.INFER, ActionType.EVICT_WEIGHTS)
 
 
 def format_action(record: ActionRecord) -> str:
-    """Return the row of `record`, without a newline. Raises ValueError for another kind of action.
+    """Return the row of `record`, without a newline. Raises ValueError for another kind of action."""
+    return rows_of([_cells(record)]).decode()
+
+
+def action_rows(records: Iterable[ActionRecord]) -> bytes:
+    """Return the rows of `records`, without a newline at the end. Raises as `format_action`."""
+    return rows_of([_cells(record) for record in records])
+
+
+def _cells(r: ActionRecord) -> Cells:
+    """The columns, in order.
 
     An eviction has no expectations, and 0 stands for them; a load or eviction is a batch of 1.
     """
-    r = record
     if r.action_type not in _LOGGED:
         raise ValueError(f"action type {r.action_type} has no row in the action log")
     sent = r.sent_ns
@@ -64,16 +74,31 @@ def format_action(record: ActionRecord) -> str:
     expected = 0 if evict else r.expected_duration_ns
     expected_complete = 0 if evict else max(0, r.expected_complete_ns - sent)
     expected_clock = 0 if evict else r.gpu_clock_expected_mhz
+    span = r.exec
     return (
-        f"{r.result_received_ns}\t{r.action_id}\t{int(r.action_type)}\t{int(r.code)}"
-        f"\t{r.worker_id}\t{r.gpu_id}\t{r.model_id}\t{batch}"
-        f"\t{expected}\t{r.exec.duration_ns}"
-        f"\t{expected_complete}\t{max(0, r.exec.end_ns - sent)}"
-        f"\t{expected_clock}\t{r.gpu_clock_before_mhz}\t{r.gpu_clock_mhz}"
-        f"\t{max(0, r.copy_output_end_ns - sent)}\t{max(0, r.worker_received_ns - sent)}"
-        f"\t{max(0, r.worker_sent_ns - sent)}\t{max(0, r.result_received_ns - sent)}"
-        f"\t{max(0, r.processed_ns - sent)}"
-        f"\t{0 if r.code else r.goodput_ns}\t{r.requests_queued}\t{r.copies_loaded}"
+        r.result_received_ns,
+        r.action_id,
+        r.action_type,
+        r.code,
+        r.worker_id,
+        r.gpu_id,
+        r.model_id,
+        batch,
+        expected,
+        span.duration_ns,
+        expected_complete,
+        max(0, span.end_ns - sent),
+        expected_clock,
+        r.gpu_clock_before_mhz,
+        r.gpu_clock_mhz,
+        max(0, r.copy_output_end_ns - sent),
+        max(0, r.worker_received_ns - sent),
+        max(0, r.worker_sent_ns - sent),
+        max(0, r.result_received_ns - sent),
+        max(0, r.processed_ns - sent),
+        0 if r.code else r.goodput_ns,
+        r.requests_queued,
+        r.copies_loaded,
     )
 
 

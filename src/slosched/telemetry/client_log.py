@@ -6,11 +6,12 @@ the system under test (open loop; coordinated omission).
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import msgspec
 
+from slosched.telemetry.rows import Cells, rows_of, short
 from slosched.telemetry.table import LogTable, header_of, read_table
 
 FILE_NAME = "client_log.tsv"
@@ -71,12 +72,34 @@ class ClientRecord(msgspec.Struct, frozen=True, gc=False):
 
 def format_client(record: ClientRecord) -> str:
     """Return the row of `record`, without a newline."""
-    r = record
+    return rows_of([_cells(record)]).decode()
+
+
+def client_rows(records: Iterable[ClientRecord]) -> bytes:
+    """Return the rows of `records`, without a newline at the end."""
+    return rows_of([_cells(record) for record in records])
+
+
+def _cells(r: ClientRecord) -> Cells:
     return (
-        f"{r.scheduled_ns}\t{r.issue_delay_ns}\t{r.latency_ns}\t{r.request_id}\t{r.user_id}"
-        f"\t{r.model_id}\t{r.slo_factor:g}\t{r.slo_ns}\t{int(r.code)}\t{int(r.in_time)}"
-        f"\t{r.controller_latency_ns}\t{int(r.deadline_met)}\t{r.batch_size}\t{r.worker_id}"
-        f"\t{r.gpu_id}\t{int(r.cold)}\t{r.predicted_exec_ns}\t{r.exec_ns}"
+        r.scheduled_ns,
+        r.issue_delay_ns,
+        r.latency_ns,
+        r.request_id,
+        r.user_id,
+        r.model_id,
+        short(r.slo_factor),
+        r.slo_ns,
+        r.code,
+        1 if r.in_time else 0,
+        r.controller_latency_ns,
+        1 if r.deadline_met else 0,
+        r.batch_size,
+        r.worker_id,
+        r.gpu_id,
+        1 if r.cold else 0,
+        r.predicted_exec_ns,
+        r.exec_ns,
     )
 
 

@@ -7,10 +7,11 @@ the controller; `slo_factor` 0 means that an absolute or the default SLO was use
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from slosched.core.scheduler.interface import RequestRecord
+from slosched.telemetry.rows import Cells, rows_of, short
 from slosched.telemetry.table import LogTable, header_of, read_table
 
 FILE_NAME = "clockwork_request_log.tsv"
@@ -33,18 +34,36 @@ HEADER = header_of(COLUMNS)
 
 
 def format_request(record: RequestRecord) -> str:
-    """Return the row of `record`, without a newline.
+    """Return the row of `record`, without a newline."""
+    return rows_of([_cells(record)]).decode()
+
+
+def request_rows(records: Iterable[RequestRecord]) -> bytes:
+    """Return the rows of `records`, without a newline at the end."""
+    return rows_of([_cells(record) for record in records])
+
+
+def _cells(r: RequestRecord) -> Cells:
+    """The columns, in order.
 
     `deadline` is -1 for a request that never had one (an unknown model). A cold start is one whose
     model was on no GPU at arrival and on some at departure, whoever loaded it.
     """
-    r = record
-    cold = r.arrival_count == 0 and r.departure_count > 0
-    # %g: six significant digits, as a C++ stream prints a float; enough to tell SLO steps apart.
+    departure_ns, slo_ns, arrival_count = r.departure_ns, r.slo_ns, r.arrival_count
+    departure_count = r.departure_count
     return (
-        f"{r.departure_ns}\t{r.request_id}\t{int(r.code)}\t{r.user_id}\t{r.model_id}"
-        f"\t{r.slo_factor:g}\t{r.departure_ns - r.arrival_ns}\t{r.slo_ns if r.slo_ns > 0 else -1}"
-        f"\t{int(r.deadline_met)}\t{r.arrival_count}\t{r.departure_count}\t{int(cold)}"
+        departure_ns,
+        r.request_id,
+        r.code,
+        r.user_id,
+        r.model_id,
+        short(r.slo_factor),
+        departure_ns - r.arrival_ns,
+        slo_ns if slo_ns > 0 else -1,
+        1 if r.deadline_met else 0,
+        arrival_count,
+        departure_count,
+        1 if arrival_count == 0 and departure_count > 0 else 0,
     )
 
 

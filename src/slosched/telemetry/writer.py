@@ -44,10 +44,14 @@ class LogCounts:
     error: str = ""
 
 
+def _as_they_are(rows: list[Any]) -> bytes:
+    return "\n".join(rows).encode("utf-8", "replace")
+
+
 class LogWriter:
     """One log file, made anew at `path` with `header` as its first line.
 
-    `row` makes a record into a line without its newline (default: records are lines).
+    `rows` makes records into lines with newlines between them (default: a record is a line, as text).
     `on_error` is called, in words, at most once for a failing disk (from the writer's thread) and
     once for an overflowing buffer (from the caller's); it must not raise. `max_rows` bounds the
     rows that wait; past it rows are dropped and counted. `write` stands in for os.write in tests.
@@ -62,7 +66,7 @@ class LogWriter:
         header: str,
         *,
         on_error: Callable[[str], None],
-        row: Callable[[Any], str] = str,
+        rows: Callable[[list[Any]], bytes] = _as_they_are,
         max_rows: int = _MAX_ROWS,
         write: Write = os.write,
     ) -> None:
@@ -75,10 +79,10 @@ class LogWriter:
         self._regular = stat.S_ISREG(os.fstat(self._fd).st_mode)
         self._size = 0  # bytes of whole lines in the file
         self._torn = False  # bytes behind _size could not be cut off yet
-        self._row = row
+        self._make = rows
         self._records: deque[Any] = deque()  # before they are rows
         self._forming = threading.Lock()  # one at a time: rows keep the order of their records
-        self._rows: deque[str] = deque()
+        self._rows: deque[bytes] = deque()
         self._written = 0
         self._lost = 0  # rows that the disk refused
         self._refused = 0  # rows that found the buffer full, or the log closed
@@ -92,7 +96,7 @@ class LogWriter:
         atexit.register(self.close)
 
     def append(self, record: Any) -> None:
-        """Take one record. Never waits, and raises only what `row` raises."""
+        """Take one record. Never waits, and raises only what `rows` raises."""
         records = self._records
         waiting = len(records)
         if self._closed or waiting + len(self._rows) >= self._max_rows:
@@ -156,12 +160,13 @@ class LogWriter:
 
     def _form(self) -> None:
         """Make rows of the records that are there. Whoever calls holds `_forming`."""
-        records, rows, row = self._records, self._rows, self._row
-        for _ in range(len(records)):
-            rows.append(row(records.popleft()))
+        records = self._records
+        taken = [records.popleft() for _ in range(len(records))]
+        if taken:
+            self._rows.extend(self._make(taken).split(b"\n"))
 
-    def _write_lines(self, rows: list[str]) -> None:
-        lines = "\n".join(rows).encode("utf-8", "replace") + b"\n" if rows else b""
+    def _write_lines(self, rows: list[bytes]) -> None:
+        lines = b"\n".join(rows) + b"\n" if rows else b""
         data = (self._header if self._size == 0 else b"") + lines
         done = 0
         try:

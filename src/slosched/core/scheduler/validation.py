@@ -9,6 +9,9 @@ from slosched.core.scheduler.state import Client, Model, ModelState
 from slosched.messages import InferRequest, LoadModelResult, Span, WorkerWelcome
 from slosched.units import NS_PER_S, tensor_bytes
 
+#: A multiple of any b1 that is taken (`_LONGEST_NS`) is then far below 146 years.
+_USUAL_FACTOR = 1e6
+
 
 def what_is_wrong(
     client: Client, message: InferRequest, model: Model | None, bytes_behind: int
@@ -19,13 +22,14 @@ def what_is_wrong(
     if message.request_id in client.requests:
         return f"request id {message.request_id} is still unanswered; ids must be unique"
     factor, slo_ns = message.slo_factor, message.slo_ns
-    if factor == 0.0 and 0 <= slo_ns < 2**62 and not bytes_behind and not message.shape:
+    without_input = not bytes_behind and not message.shape
+    if without_input and 0.0 <= factor <= _USUAL_FACTOR and 0 <= slo_ns < 2**62:
         return ""  # the common case: all is said by the SLO
     if not 0.0 <= factor < math.inf:  # nor a NaN
         return f"the SLO factor must be a finite number >= 0, not {factor}"
     if not 0 <= slo_ns < 2**62 or factor * model.b1_ns >= 2**62:
         return f"the SLO must be within 0..146 years, not {message.slo_ns} ns"
-    if bytes_behind == 0 and not message.shape:
+    if without_input:
         return ""
     loaded = model.result
     if message.shape != loaded.input_shape or message.dtype != loaded.input_dtype:
