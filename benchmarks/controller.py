@@ -25,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import controller_floor
 import controller_memory
 import controller_tables
 from cluster import PROFILE, SCHEDULE_AHEAD, Load, serving
@@ -101,7 +102,7 @@ LOAD_PARTS: dict[str, Callable[[Recorder, argparse.Namespace], None]] = {
     "single": single,
     "overload": overload,
 }
-PARTS = (*LOAD_PARTS, "memory")
+PARTS = ("floor", *LOAD_PARTS, "memory")
 
 
 def main() -> int:
@@ -147,6 +148,8 @@ def _run(name: str, directory: Path, options: argparse.Namespace) -> dict[str, A
             "schedule_ahead": SCHEDULE_AHEAD,
         },
     }
+    if name == "floor":
+        return record | controller_floor.measure()
     if name == "memory":
         return record | asyncio.run(controller_memory.measure(directory))
     meter_directory = directory / f"meter-{name}"

@@ -187,11 +187,24 @@ def memory(record: dict[str, Any]) -> str:
     )
 
 
+def floor(record: dict[str, Any]) -> str:
+    return (
+        f"At {record['rate']} requests/s it takes {record['cores']:.2f} cores, {record['cpu_us']:.0f} us a "
+        f"request ({record['requests']:,} requests)."
+    )
+
+
 _HEADS: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
     "rate": (
         "Requests a second",
         "SLO 100 times the model's own time, 12 copies of ResNet-50. Medians of the windows.",
         rate,
+    ),
+    "floor": (
+        "The floor",
+        "A process in the controller's place that passes each message on and decides nothing, on the same "
+        "sockets and event loop ([controller_floor.py](controller_floor.py)).",
+        floor,
     ),
     "tight": (
         "Tight SLOs",
