@@ -29,7 +29,14 @@ import controller_floor
 import controller_memory
 import controller_tables
 from cluster import PROFILE, SCHEDULE_AHEAD, Load, serving
-from controller_tables import OVERLOAD_RATES, RATE_CELLS, SINGLE_RATES, TIGHT_RATES, TIGHT_STEPS
+from controller_tables import (
+    OVERLOAD_RATES,
+    RATE_CELLS,
+    REFUSED_AT_ONCE,
+    SINGLE_RATES,
+    TIGHT_RATES,
+    TIGHT_STEPS,
+)
 from serving_core import commit, machine_line
 from stall_meter import NOTED_NS, TICK_NS, Bounds, StallMeter
 from windows import SETTLE_NS, Recorder
@@ -94,6 +101,9 @@ def overload(recorder: Recorder, options: argparse.Namespace) -> None:
             for requests in OVERLOAD_RATES:
                 load = _steady(requests, "100ms", options.window, copies=1, seed=repeat)
                 recorder.record(cluster, load, repeat=repeat)
+            slo, requests = REFUSED_AT_ONCE
+            load = _steady(requests, slo, options.window, copies=1, seed=repeat)
+            recorder.record(cluster, load, repeat=repeat)
 
 
 LOAD_PARTS: dict[str, Callable[[Recorder, argparse.Namespace], None]] = {

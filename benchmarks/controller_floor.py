@@ -8,6 +8,7 @@ decoded, nothing is queued, predicted or logged. What the real controller takes 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import resource
 import subprocess
@@ -49,7 +50,8 @@ async def _middle() -> dict[str, Any]:
         nonlocal passed
         while clients.get(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
             peer, body = clients.recv_multipart(zmq.NOBLOCK)
-            worker.send_multipart([peer, body], zmq.NOBLOCK)
+            with contextlib.suppress(zmq.Again):  # the worker is not connected yet
+                worker.send_multipart([peer, body], zmq.NOBLOCK)
             passed += 1
         if worker.get(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
             loop.call_soon(from_worker)

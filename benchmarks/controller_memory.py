@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from cluster import serving
+from cluster import Load, serving
 from process_parts import rss_bytes
 
 from slosched.cli.children import ChildFailed
@@ -19,6 +19,8 @@ INSTANCES = 10_000
 QUEUED = 107_000
 #: Long enough that nothing is given up, and that nobody is refused: capacity is 1,019 requests/s.
 _SLO_NS = 1_000 * NS_PER_S
+OVERLOAD_RATE = 10_190
+OVERLOAD_S = 20.0
 _BURST = 500
 _BURST_EVERY_S = 0.02
 _WITHIN_S = 60.0
@@ -64,12 +66,32 @@ async def measure(directory: Path) -> dict[str, Any]:
             await asyncio.sleep(2 * _SETTLE_S)
             after = rss_bytes(pid)
     return {
+        **_overloaded(directory),
         "instances": len(models),
         "queued": waiting,
         "before_bytes": before,
         "instances_bytes": instances,
         "queued_bytes": queued,
         "after_bytes": after,
+    }
+
+
+def _overloaded(directory: Path) -> dict[str, Any]:
+    """The controller's resident memory under ten times the capacity of its GPU, every second."""
+    sizes = []
+    load = Load(OVERLOAD_RATE, 1, "100ms", "100ms", OVERLOAD_S)
+    with serving(directory / "overloaded", gpus=1) as cluster:
+        client, _ = cluster.start_client(load)
+        while cluster.children.wait(client, 1.0) is None and len(sizes) < 3 * OVERLOAD_S:
+            sizes.append(rss_bytes(cluster.controller.process.pid))
+        cluster.children.check()
+    settled = sizes[len(sizes) // 4 :]
+    return {
+        "overload_rate": OVERLOAD_RATE,
+        "overload_s": OVERLOAD_S,
+        "overload_first_bytes": settled[0],
+        "overload_last_bytes": settled[-1],
+        "overload_most_bytes": max(settled),
     }
 
 

@@ -39,6 +39,8 @@ SINGLE_RATES: dict[tuple[str, int], float] = {
     ("25ms", 1200): 0.70,
 }
 OVERLOAD_RATES = (800, 1000, 1200, 2000, 5000, 10190)
+#: An SLO that a running batch often makes impossible, so that many are refused as they come.
+REFUSED_AT_ONCE = ("10ms", 10190)
 _LATE = 0.01
 _GOODPUT_HELD = 0.95
 _REFUSAL_MS = 2.0
@@ -143,9 +145,10 @@ def single(record: dict[str, Any]) -> str:
 
 def overload(record: dict[str, Any]) -> str:
     rows = {
-        requests: [w for w in record["windows"] if w["rate"] == requests]
+        requests: [w for w in record["windows"] if (w["slo"], w["rate"]) == ("100ms", requests)]
         for requests in OVERLOAD_RATES
     }
+    at_once = [w for w in record["windows"] if (w["slo"], w["rate"]) == REFUSED_AT_ONCE]
     goodput = {
         requests: median(w["in_time"] / w["duration_s"] for w in clean_of(found))
         for requests, found in rows.items()
@@ -153,24 +156,38 @@ def overload(record: dict[str, Any]) -> str:
     }
     peak = max(goodput.values())
     lines = [
-        "| R | goodput, client, requests/s (of peak) | refusals: p50 / p99 ms after the send "
-        "| controller cores, CPU us/request | issue delay p99 ms | windows |",
+        "| R | goodput, client, requests/s (of peak) | given up: left of the SLO at the answer, ms, p50 "
+        "(1 % less than) | controller cores, CPU us/request | issue delay p99 ms | windows |",
         "|---|---|---|---|---|---|",
     ]
     for requests, good in goodput.items():
         found = rows[requests]
         clean = clean_of(found)
         held = good >= _GOODPUT_HELD * peak or requests < 1_000
-        p50, p99 = (median(w[f"refusal_{p}_ns"] for w in clean) / 1e6 for p in ("p50", "p99"))
-        refusals = _held(f"{p50:.2f} / {p99:.2f}", p99 < _REFUSAL_MS) if p99 else "none"
+        p50, p1 = (median(w[f"given_up_left_{p}_ns"] for w in clean) / 1e6 for p in ("p50", "p1"))
+        given_up = f"{p50:.2f} ({p1:.2f})" if p50 else "none"
         cores = median(w["cpu_s"]["controller"] / w["duration_s"] for w in clean)
         cpu_us = median(1e6 * w["cpu_s"]["controller"] / w["sent"] for w in clean)
         delay = median(w["issue_delay_p99_ns"] for w in clean) / 1e6
         lines.append(
-            f"| {requests:,} | {_held(f'{good:.0f} ({good / peak:.3f})', held)} | {refusals} "
+            f"| {requests:,} | {_held(f'{good:.0f} ({good / peak:.3f})', held)} | {given_up} "
             f"| {cores:.2f}, {cpu_us:.0f} | {delay:.2f} | {_counts(found)} |"
         )
+    if at_once:
+        lines += ["", _refused(at_once)]
     return "\n".join(lines)
+
+
+def _refused(found: list[Window]) -> str:
+    clean = clean_of(found)
+    p50, p99 = (median(w[f"refusal_{p}_ns"] for w in clean) / 1e6 for p in ("p50", "p99"))
+    share = median(w["codes"].get("8", 0) / w["sent"] for w in clean)
+    slo, requests = REFUSED_AT_ONCE
+    return (
+        f"At {requests:,}/s with an SLO of {slo} {share:.0%} are refused as they come, and answered "
+        f"{_held(f'{p50:.2f} / {p99:.2f} ms', p99 < _REFUSAL_MS)} (p50 / p99) after their send. Windows: "
+        f"{_counts(found)}."
+    )
 
 
 def memory(record: dict[str, Any]) -> str:
@@ -183,7 +200,10 @@ def memory(record: dict[str, Any]) -> str:
         f"An idle instance takes {instance:,.0f} bytes of the controller ({record['instances']:,} of them: "
         f"{mib['before']:.1f} to {mib['instances']:.1f} MiB), a queued request {request:,.0f} "
         f"({record['queued']:,} of them: to {mib['queued']:.1f} MiB). When their client has left: "
-        f"{mib['after']:.1f} MiB."
+        f"{mib['after']:.1f} MiB.\n\nUnder ten times its GPU's capacity ({record['overload_rate']:,} requests/s, SLO "
+        f"100 ms) it is {record['overload_first_bytes'] / 2**20:.1f} MiB after a quarter of "
+        f"{record['overload_s']:.0f} s, {record['overload_last_bytes'] / 2**20:.1f} MiB at their end, at most "
+        f"{record['overload_most_bytes'] / 2**20:.1f}."
     )
 
 

@@ -62,6 +62,8 @@ class Window:
     late: int = 0
     refusal_p50_ns: int = 0
     refusal_p99_ns: int = 0
+    given_up_left_p50_ns: int = 0  # of the SLO, from the scheduled send, at the answer
+    given_up_left_p1_ns: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -173,6 +175,8 @@ def _window(
     served = log["latency_ns"][rows][log["code"][rows] == 0]
     delays = log["issue_delay_ns"][rows]
     refused = rows[log["code"][rows] == Code.COULD_NOT_START_IN_TIME]
+    given_up = rows[np.isin(log["code"][rows], (Code.TIMED_OUT, Code.SKIPPED))]
+    left = log["slo_ns"][given_up] - log["latency_ns"][given_up]
     refusals = log["latency_ns"][refused] - log["issue_delay_ns"][refused]
     disturbance = readings.disturbance(step.start_ns, step.end_ns)
     sent_until_ns = int(log["scheduled_ns"][rows].max())
@@ -205,6 +209,8 @@ def _window(
         late=int(len(served) - log["in_time"][rows].sum()),
         refusal_p50_ns=_percentile(refusals, 50),
         refusal_p99_ns=_percentile(refusals, 99),
+        given_up_left_p50_ns=_percentile(left, 50),
+        given_up_left_p1_ns=_percentile(left, 1),
     )
 
 

@@ -276,3 +276,37 @@ print(counts.written, counts.dropped)
     assert path.read_text() == HEADER + "\n" + expected
     assert written + dropped == 300
     assert 100 < written < 300
+
+
+def test_rows_that_cannot_be_made_are_counted_and_the_log_goes_on(tmp_path: Path) -> None:
+    def rows(records: list[str]) -> bytes:
+        if "bad" in records:
+            raise ValueError("no row")
+        return "\n".join(records).encode()
+
+    told: list[str] = []
+    path = tmp_path / "log.tsv"
+    log = LogWriter(path, HEADER, on_error=told.append, rows=rows)
+    log.append("bad")
+    _wait(lambda: bool(told))
+    log.append("1\t2")
+    _wait(lambda: path.read_text() == f"{HEADER}\n1\t2\n")
+    counts = log.close()
+    assert (counts.written, counts.dropped) == (1, 1) and "no row" in counts.error
+    assert len(told) == 1
+
+
+def test_many_rows_are_made_by_the_caller_in_order(tmp_path: Path) -> None:
+    made_in: set[str] = set()
+
+    def rows(records: list[int]) -> bytes:
+        made_in.add(threading.current_thread().name)
+        return "\n".join(map(str, records)).encode()
+
+    path = tmp_path / "log.tsv"
+    log = LogWriter(path, HEADER, on_error=_no_error, rows=rows)
+    for number in range(5000):
+        log.append(number)
+    assert log.close().written == 5000
+    assert path.read_text() == "\n".join([HEADER, *map(str, range(5000)), ""])
+    assert threading.current_thread().name in made_in

@@ -217,6 +217,14 @@ def test_a_bundle_holds_what_has_no_frames_and_nothing_else() -> None:
                 decode(msgpack.packb([bundle, [inside]]))
 
 
+def test_a_bundle_that_is_too_long_is_malformed() -> None:
+    request = ["InferRequest", 9, 3]
+    most = decode_from_client(msgpack.packb(["RequestBundle", [request] * b.MOST]))
+    assert isinstance(most, b.RequestBundle) and len(most.requests) == b.MOST
+    with pytest.raises(MalformedMessage):
+        decode_from_client(msgpack.packb(["RequestBundle", [request] * (b.MOST + 1)]))
+
+
 def test_a_newer_peer_may_append_fields() -> None:
     newer = msgpack.packb(["CancelRequest", 9, "something new"])
     assert decode_from_client(newer) == m.CancelRequest(9)

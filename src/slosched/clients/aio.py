@@ -42,9 +42,8 @@ from slosched.messages import (
     StatusReply,
     StatusRequest,
 )
-from slosched.transport.bundles import RequestBundle
+from slosched.transport.bundles import MOST, RequestBundle
 from slosched.transport.codec import Frame, encode
-from slosched.transport.outbox import MOST
 from slosched.units import NS_PER_S, format_duration
 
 DEFAULT_ADDRESS = f"127.0.0.1:{CONTROLLER_PORT}"
@@ -267,7 +266,11 @@ class AsyncClient(Session):
 
     def cancel(self, request_id: int) -> None:
         """Give up a request of `submit`: its answer, if there is one, is not heard any more."""
-        if self._inferences.pop(request_id, None) is not None:
+        if self._inferences.pop(request_id, None) is None:
+            return
+        waiting = len(self._later)
+        self._later = [request for request in self._later if request.request_id != request_id]
+        if len(self._later) == waiting:  # it was sent
             self._send(CancelRequest(request_id))
 
     async def infer(

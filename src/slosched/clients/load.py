@@ -28,7 +28,8 @@ from slosched.workloads.engine import Engine
 GRACE_NS = 2 * NS_PER_S
 _START_AFTER_NS = 50 * NS_PER_MS
 #: A wake-up costs more than a request, here and at the controller. So what is due sooner after one than this,
-#: for each request that it sent, waits for the next; its delay is counted like any other.
+#: for each request that it sent, waits for the next; its delay is counted like any other. What an answer makes
+#: due (closed loops) does not wait.
 _APART_NS = 100_000
 _APART_AT_MOST_NS = 500_000
 _POLL_S = 0.2

@@ -224,6 +224,8 @@ class Session:
             if self._controller is None:
                 self._refusal = message.reason
                 self._greeted.set()
+            else:  # it may be another one by now, which does not take what this one said it takes
+                self._send(self._hello())
             return
         reason = f"the controller at {self.address} refuses: {message.reason}"
         on_reply = self._inferences.pop(message.request_id, None)

@@ -1,8 +1,8 @@
 """The controller's shell: sockets, one timer and the log files round the scheduler's brain.
 
-One step, whatever woke it: drain every socket that has input, hand each message to `handle`, call
+One step, whatever woke it: drain every socket that said it has input, hand each message to `handle`, call
 `schedule` once, perform the effects in order, arm the one timer. Everything runs in one thread; the
-log writers' threads only wait in write(2).
+log writers' threads wait in write(2), and form the few rows that wait with them.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class ControllerServer:
         self.port = self._router.port
         self._dealers = [Dealer(address) for address in config.workers]
         self._to_clients: Outbox[bytes, InferReply] = Outbox(
-            self._router.send, ReplyBundle, failed=self._client_failed
+            self._send_to_client, ReplyBundle, failed=self._client_failed
         )
         self._to_workers: Outbox[int, Action] = Outbox(
             self._send_to_worker, ActionBundle, failed=self._worker_failed
@@ -108,7 +108,8 @@ class ControllerServer:
         self._stop_requested = 0
         self._scheduled = False
         self._heard = 0  # messages of this step
-        self._rested_ns = 0  # no message is read before this
+        self._rested_ns = 0  # no message wakes the loop before this
+        self._resting = False  # one came, and the timer is armed for that
         self._due = True  # something was heard, or the timer rang: time to decide
         self._clients_wait = False  # the clients' socket has input,
         self._workers_wait: set[int] = set()  # and the sockets of these workers
@@ -232,7 +233,8 @@ class ControllerServer:
         if self._scheduled:
             return
         self._scheduled = True
-        if self._rested_ns > clock.now_ns():
+        self._resting = self._rested_ns > clock.now_ns()
+        if self._resting:
             self._timer.arm(min(self._rested_ns, self._timer.armed_for_ns or self._rested_ns))
         else:
             self._loop.call_soon(self._step)
@@ -240,10 +242,14 @@ class ControllerServer:
     def _clients_said(self) -> None:
         self._clients_wait = True
         self._wake()
+        if self._resting:
+            self._router.has_input()  # takes the edge off, or the loop would call again and again
 
     def _worker_said(self, worker_id: int) -> None:
         self._workers_wait.add(worker_id)
         self._wake()
+        if self._resting:
+            self._dealers[worker_id].has_input()
 
     def _poll(self) -> None:
         """Look at the sockets once per round of the event loop, which then never sleeps."""
@@ -254,7 +260,7 @@ class ControllerServer:
         self._loop.call_soon(self._poll)
 
     def _step(self) -> None:
-        self._scheduled = False
+        self._scheduled = self._resting = False
         if self._closed:
             return
         try:
@@ -281,7 +287,7 @@ class ControllerServer:
         self._perform_all(scheduler.schedule(now_ns=now_ns))
         self._frames.step_ended()
         heard, self._heard = self._heard, 0
-        if heard >= _REST_FROM:
+        if heard >= _REST_FROM and not self.config.busy_poll:
             self._rested_ns = clock.now_ns() + min(heard * _REST_NS, _REST_AT_MOST_NS)
         self._timer.arm(scheduler.next_wakeup_ns())
         self._look_again()
@@ -341,7 +347,8 @@ class ControllerServer:
             now_ns = clock.now_ns()
             if isinstance(message, RequestBundle):
                 self._heard += len(message.requests)
-                for request in message.requests:
+                known = peer in self.scheduler.clients
+                for request in message.requests if known else message.requests[:1]:
                     handle(FromClient(peer, request), now_ns=now_ns)
                 continue
             self._heard += 1
@@ -374,7 +381,6 @@ class ControllerServer:
 
     def _to_client(self, effect: ToClient) -> None:
         frames = [] if effect.output_of is None else self._frames.output(*effect.output_of)
-        self._router_touched = True
         if not frames and type(effect.message) is InferReply:
             client = self.scheduler.clients.get(effect.client)
             if client is not None and client.bundles:
@@ -387,7 +393,6 @@ class ControllerServer:
         frames: list[Frame] = []
         if isinstance(message, Infer):
             frames = self._frames.inputs(effect.requests, message.input_sizes)
-        self._dealers_touched.add(worker_id)
         if frames or isinstance(message, ControllerHello | HeartbeatAck):
             self._to_workers.send(worker_id, message, frames)
         elif self.scheduler.cluster.workers[worker_id].bundles:
@@ -395,7 +400,12 @@ class ControllerServer:
         else:
             self._to_workers.send(worker_id, message, frames)
 
+    def _send_to_client(self, client: bytes, frames: list[Frame]) -> bool:
+        self._router_touched = True
+        return self._router.send(client, frames)
+
     def _send_to_worker(self, worker_id: int, frames: list[Frame]) -> bool:
+        self._dealers_touched.add(worker_id)
         return self._dealers[worker_id].send(frames)
 
     def _worker_failed(self, worker_id: int, message: ControllerToWorker) -> None:

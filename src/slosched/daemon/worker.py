@@ -312,6 +312,7 @@ class WorkerServer:
             return False
         if isinstance(message, ActionBundle):
             for action in message.actions:
+                self._backend.glance()
                 self._stepper.handle(FromController(peer, action, ()), now_ns=now)
             return True
         sizes = tuple(len(frame) for frame in tensors)

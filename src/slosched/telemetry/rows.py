@@ -20,7 +20,7 @@ _encode = msgspec.json.Encoder().encode
 @lru_cache(maxsize=1024)
 def short(value: float) -> msgspec.Raw:
     """Six significant digits, as a C++ stream prints a float; enough to tell SLO steps apart."""
-    return msgspec.Raw(f"{value:g}".encode())
+    return msgspec.Raw(f"{value + 0.0:g}".encode())  # 0, also of a -0.0 that came first
 
 
 def rows_of(cells: Sequence[Cells]) -> bytes:

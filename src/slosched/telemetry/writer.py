@@ -96,7 +96,7 @@ class LogWriter:
         atexit.register(self.close)
 
     def append(self, record: Any) -> None:
-        """Take one record. Never waits, and raises only what `rows` raises."""
+        """Take one record. Never waits and never raises."""
         records = self._records
         waiting = len(records)
         if self._closed or waiting + len(self._rows) >= self._max_rows:
@@ -162,8 +162,15 @@ class LogWriter:
         """Make rows of the records that are there. Whoever calls holds `_forming`."""
         records = self._records
         taken = [records.popleft() for _ in range(len(records))]
-        if taken:
-            self._rows.extend(self._make(taken).split(b"\n"))
+        if not taken:
+            return
+        try:
+            rows = self._make(taken)
+        except Exception as error:  # a bug of ours; the log must not end with it, nor its owner
+            self._lost += len(taken)
+            self._report(f"{len(taken)} rows of {self.path} could not be made: {error!r}")
+            return
+        self._rows.extend(rows.split(b"\n"))
 
     def _write_lines(self, rows: list[bytes]) -> None:
         lines = b"\n".join(rows) + b"\n" if rows else b""

@@ -6,6 +6,10 @@ bundle with one wrong message in it is a wrong message.
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import msgspec
+
 from slosched.messages import (
     Action,
     ClientMessage,
@@ -18,29 +22,33 @@ from slosched.messages import (
     WorkerToController,
 )
 
+#: No bundle is longer, and a longer one is malformed: what one message can hold up has a bound.
+MOST = 64
+_Bound = msgspec.Meta(max_length=MOST)
+
 
 class RequestBundle(Message, frozen=True):
     """Requests without an input that were due at one wake-up of a client."""
 
-    requests: tuple[InferRequest, ...]
+    requests: Annotated[tuple[InferRequest, ...], _Bound]
 
 
 class ReplyBundle(Message, frozen=True):
     """Answers without an output that were given at one wake-up of the controller."""
 
-    replies: tuple[InferReply, ...]
+    replies: Annotated[tuple[InferReply, ...], _Bound]
 
 
 class ActionBundle(Message, frozen=True):
     """Actions without inputs that were decided at one wake-up of the controller."""
 
-    actions: tuple[Action, ...]
+    actions: Annotated[tuple[Action, ...], _Bound]
 
 
 class ResultBundle(Message, frozen=True):
     """Results without outputs that a worker sends at one wake-up."""
 
-    results: tuple[Result, ...]
+    results: Annotated[tuple[Result, ...], _Bound]
 
 
 # What a frame may hold, by direction.

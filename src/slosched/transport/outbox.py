@@ -12,13 +12,11 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from slosched.messages import Message
+from slosched.transport.bundles import MOST
 from slosched.transport.codec import Frame, encode
 
 Peer = TypeVar("Peer")
 M = TypeVar("M", bound=Message)
-
-#: No bundle is longer, so that one lost connection or one decode has a bound.
-MOST = 512
 
 
 class Outbox(Generic[Peer, M]):

@@ -34,7 +34,8 @@ _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _NOW_UNSENDABLE = (errno.EAGAIN, errno.EHOSTUNREACH)
 _HIGH_WATER_MARK = 10_000
 _DRAIN_AT_MOST = 512  # messages per drain, so that one flood cannot hold the loop,
-_DRAIN_BYTES = 2 * MAX_MESSAGE_BYTES  # nor fill the memory
+_DRAIN_BYTES = 2 * MAX_MESSAGE_BYTES  # nor fill the memory,
+_DRAIN_SMALL_BYTES = 64 * 1024  # nor one of bundles: some 1,400 requests
 #: So many messages of a drain are each asked for first; after them the error that ends it is cheaper.
 _ASKED_FOR = 3
 #: A smaller frame is handed on as bytes; a tensor stays in libzmq's buffer and is only viewed.
@@ -91,16 +92,23 @@ class _Port:
     def _drain(self) -> list[list[Frame]]:
         """Everything that waits, up to the bounds; `unread` tells that those ended it."""
         received: list[list[Frame]] = []
-        taken_bytes = 0
+        taken_bytes = small_bytes = 0
         self.unread = False
-        while len(received) < _DRAIN_AT_MOST and taken_bytes < _DRAIN_BYTES:
+        while (
+            len(received) < _DRAIN_AT_MOST
+            and taken_bytes < _DRAIN_BYTES
+            and small_bytes < _DRAIN_SMALL_BYTES
+        ):
             if len(received) < _ASKED_FOR and not self.has_input():
                 return received
             parts = self._receive()
             if parts is None:
                 return received
             received.append(parts)
-            taken_bytes += total_bytes(parts)
+            size = total_bytes(parts)
+            taken_bytes += size
+            if size < _AS_BYTES:
+                small_bytes += size
         self.unread = True
         return received
 

@@ -9,7 +9,7 @@ from slosched.core.scheduler.state import Client, Model, ModelState
 from slosched.messages import InferRequest, LoadModelResult, Span, WorkerWelcome
 from slosched.units import NS_PER_S, tensor_bytes
 
-#: A multiple of any b1 that is taken (`_LONGEST_NS`) is then far below 146 years.
+#: A multiple of any b1 that is taken (`_LONGEST_NS`) is then 114 years at most.
 _USUAL_FACTOR = 1e6
 
 
