@@ -200,9 +200,10 @@ def memory(record: dict[str, Any]) -> str:
         f"An idle instance takes {instance:,.0f} bytes of the controller ({record['instances']:,} of them: "
         f"{mib['before']:.1f} to {mib['instances']:.1f} MiB), a queued request {request:,.0f} "
         f"({record['queued']:,} of them: to {mib['queued']:.1f} MiB). When their client has left: "
-        f"{mib['after']:.1f} MiB.\n\nUnder ten times its GPU's capacity ({record['overload_rate']:,} requests/s, SLO "
-        f"100 ms) it is {record['overload_first_bytes'] / 2**20:.1f} MiB after a quarter of "
-        f"{record['overload_s']:.0f} s, {record['overload_last_bytes'] / 2**20:.1f} MiB at their end, at most "
+        f"{mib['after']:.1f} MiB.\n\nUnder ten times the capacity of its GPU "
+        f"({record['overload_rate']:,} requests/s, SLO 100 ms) it is "
+        f"{record['overload_first_bytes'] / 2**20:.1f} MiB after a quarter of {record['overload_s']:.0f} s, "
+        f"{record['overload_last_bytes'] / 2**20:.1f} MiB at their end, at most "
         f"{record['overload_most_bytes'] / 2**20:.1f}."
     )
 

@@ -25,6 +25,7 @@ from slosched.errors import (
     RequestFailed,
 )
 from slosched.messages import (
+    CancelRequest,
     ClientHello,
     Goodbye,
     InferRequest,
@@ -320,3 +321,29 @@ def test_nothing_is_left_behind() -> None:
         warnings.simplefilter("error")
         run(work())
         gc.collect()
+
+
+def test_requests_that_wait_for_a_flush_go_together_and_one_that_was_cancelled_does_not() -> None:
+    async def work() -> None:
+        with FakeController() as controller:
+            async with connect(controller.address) as client:
+                [model] = await client.load("toy")
+                answered: list[int] = []
+
+                def on_reply(reply: Any, output: object) -> None:
+                    answered.append(reply.request_id)
+
+                ids = [
+                    client.submit(model.model_id, slo_ns=10**9, on_reply=on_reply, later=True)
+                    for _ in range(3)
+                ]
+                client.cancel(ids[1])
+                assert client.flush() == [] and client.flush() == []
+                while len(answered) < 2:
+                    await asyncio.sleep(0.005)
+                assert sorted(answered) == [ids[0], ids[2]]
+                sent = [m.request_id for m in controller.received if isinstance(m, InferRequest)]
+                assert sorted(sent) == [ids[0], ids[2]]
+                assert not any(isinstance(m, CancelRequest) for m in controller.received)
+
+    run(work())
