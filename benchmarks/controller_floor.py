@@ -8,7 +8,6 @@ decoded, nothing is queued, predicted or logged. What the real controller takes 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import resource
 import subprocess
@@ -18,13 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-import zmq
+
+from slosched.clock import Waiter, now_ns
+from slosched.transport.sockets import AsyncReader, Dealer, Router
+from slosched.units import NS_PER_S
 
 RATE = 600
 SECONDS = 8.0
 _LEAD_S = 2.0
 _EXEC_S = 0.001  # so that one worker that does one thing at a time is enough
-_BODY = 120
+_BODY = bytes(120)
+_WORKER = b"worker"
 
 
 def measure() -> dict[str, Any]:
@@ -33,55 +36,61 @@ def measure() -> dict[str, Any]:
         return runner.run(_middle())
 
 
-def _socket(kind: int) -> zmq.Socket[bytes]:
-    socket = zmq.Context.instance().socket(kind)
-    socket.setsockopt(zmq.LINGER, 0)
-    return socket
+class _Middle:
+    """Passes on what comes. `passed` counts requests."""
+
+    def __init__(self) -> None:
+        self.clients, self.workers = Router("127.0.0.1", 0), Router("127.0.0.1", 0)
+        self.passed = 0
+        self._readers = (
+            AsyncReader(self.clients, self._from_clients),
+            AsyncReader(self.workers, self._from_worker),
+        )
+
+    def _from_clients(self) -> None:
+        for peer, frames in self.clients.receive():
+            self.workers.send(_WORKER, [peer, *frames])
+            self.passed += 1
+        self._look_again()
+
+    def _from_worker(self) -> None:
+        for _, frames in self.workers.receive():
+            if len(frames) > 1:  # the first says that it is there
+                self.clients.send(bytes(frames[0]), frames[1:])
+        self._look_again()
+
+    def _look_again(self) -> None:
+        for reader in self._readers:
+            reader.recheck()
+
+    def close(self) -> None:
+        for reader in self._readers:
+            reader.close()
+        self.clients.close()
+        self.workers.close()
 
 
 async def _middle() -> dict[str, Any]:
-    clients, worker = _socket(zmq.ROUTER), _socket(zmq.DEALER)
-    client_port = clients.bind_to_random_port("tcp://127.0.0.1")
-    worker_port = worker.bind_to_random_port("tcp://127.0.0.1")
-    loop = asyncio.get_running_loop()
-    passed = 0
-
-    def from_clients() -> None:
-        nonlocal passed
-        while clients.get(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
-            peer, body = clients.recv_multipart(zmq.NOBLOCK)
-            with contextlib.suppress(zmq.Again):  # the worker is not connected yet
-                worker.send_multipart([peer, body], zmq.NOBLOCK)
-            passed += 1
-        if worker.get(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
-            loop.call_soon(from_worker)
-
-    def from_worker() -> None:
-        while worker.get(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
-            clients.send_multipart(worker.recv_multipart(zmq.NOBLOCK), zmq.NOBLOCK)
-        if clients.get(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
-            loop.call_soon(from_clients)
-
-    loop.add_reader(clients.get(zmq.FD), from_clients)
-    loop.add_reader(worker.get(zmq.FD), from_worker)
+    middle = _Middle()
     program = [sys.executable, str(Path(__file__).resolve())]
-    children = [subprocess.Popen([*program, "worker", str(worker_port)])]
+    children = [subprocess.Popen([*program, "worker", str(middle.workers.port)])]
     try:
         await asyncio.sleep(_LEAD_S)  # nothing can be sent to it before it has connected
-        children.append(subprocess.Popen([*program, "client", str(client_port)]))
+        children.append(subprocess.Popen([*program, "client", str(middle.clients.port)]))
         await asyncio.sleep(_LEAD_S)
-        cpu_s, before = _cpu_s(), passed
+        cpu_s, before = _cpu_s(), middle.passed
         await asyncio.sleep(SECONDS)
-        cpu_s, passed_then = _cpu_s() - cpu_s, passed - before
+        cpu_s, passed = _cpu_s() - cpu_s, middle.passed - before
     finally:
         for child in children:
             child.kill()
             child.wait()
+        middle.close()
     return {
         "rate": RATE,
-        "requests": passed_then,
+        "requests": passed,
         "cores": cpu_s / SECONDS,
-        "cpu_us": 1e6 * cpu_s / max(1, passed_then),
+        "cpu_us": 1e6 * cpu_s / max(1, passed),
     }
 
 
@@ -91,26 +100,28 @@ def _cpu_s() -> float:
 
 
 def _worker(port: int) -> None:
-    socket = _socket(zmq.DEALER)
-    socket.connect(f"tcp://127.0.0.1:{port}")
+    dealer = Dealer(f"127.0.0.1:{port}", identity=_WORKER)
+    waiter = Waiter(dealer.fileno())
+    while not dealer.send([b"here"]):
+        time.sleep(0.01)
     while True:
-        message = socket.recv_multipart()
-        time.sleep(_EXEC_S)
-        socket.send_multipart(message)
+        for frames in dealer.receive():
+            time.sleep(_EXEC_S)
+            dealer.send(frames)
+        if not dealer.has_input():
+            waiter.wait(None, at_most_ns=NS_PER_S)
 
 
 def _client(port: int) -> None:
-    socket = _socket(zmq.DEALER)
-    socket.connect(f"tcp://127.0.0.1:{port}")
+    dealer = Dealer(f"127.0.0.1:{port}", identity=b"client")
     arrivals = random.Random(0)
-    due_s = time.monotonic()
-    ends_s = due_s + 2 * (_LEAD_S + SECONDS)
-    while due_s < ends_s:
-        due_s += arrivals.expovariate(RATE)
-        time.sleep(max(0.0, due_s - time.monotonic()))
-        socket.send(bytes(_BODY), zmq.NOBLOCK)
-        while socket.get(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
-            socket.recv(zmq.NOBLOCK)
+    due_ns = now_ns()
+    ends_ns = due_ns + int(2 * (_LEAD_S + SECONDS) * NS_PER_S)
+    while due_ns < ends_ns:
+        due_ns += int(arrivals.expovariate(RATE) * NS_PER_S)
+        time.sleep(max(0.0, (due_ns - now_ns()) / NS_PER_S))
+        dealer.send([_BODY])
+        dealer.receive()
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ async def measure(directory: Path) -> dict[str, Any]:
 
 def _overloaded(directory: Path) -> dict[str, Any]:
     """The controller's resident memory under ten times the capacity of its GPU, every second."""
-    sizes = []
+    sizes: list[int] = []
     load = Load(OVERLOAD_RATE, 1, "100ms", "100ms", OVERLOAD_S)
     with serving(directory / "overloaded", gpus=1) as cluster:
         client, _ = cluster.start_client(load)

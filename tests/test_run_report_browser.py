@@ -129,7 +129,7 @@ def test_the_page_is_dark_where_the_reader_wants_it(
         return sum(float(number) for number in numbers[:3]) / 3
 
     for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        page.emulate_media(color_scheme=scheme)
         figures = shown("sweep", 1280)
         paper = light(page.evaluate("getComputedStyle(document.body).backgroundColor"))
         assert (paper > 200) == (scheme == "light")
