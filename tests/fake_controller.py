@@ -29,6 +29,7 @@ from slosched.messages import (
     StatusRequest,
     Welcome,
 )
+from slosched.transport.bundles import RequestBundle
 from slosched.transport.codec import Frame, decode_from_client, encode
 from slosched.transport.sockets import Router
 
@@ -118,6 +119,11 @@ class FakeController:
 
     def _handle(self, peer: bytes, frames: list[Frame]) -> None:
         message = decode_from_client(frames[0])
+        if isinstance(message, RequestBundle):
+            for request in message.requests:
+                self.received.append(request)
+                self._infer(peer, request, [])
+            return
         self.received.append(message)
         if isinstance(message, ClientHello):
             self._hello(peer, message)

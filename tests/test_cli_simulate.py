@@ -227,7 +227,10 @@ PLAN_MODELS = str(Path(__file__).parent.parent / "workloads" / "plan-example.tom
 @pytest.mark.parametrize(
     ("command", "number", "code"),
     [
-        (["simulate", "INFER5", *LONG, "--seeds", "2", "--jobs", "1"], signal.SIGTERM, 143),
+        pytest.param(
+            ["simulate", "INFER5", *LONG, "--seeds", "2", "--jobs", "1"], signal.SIGTERM, 143,
+            marks=pytest.mark.slow,
+        ),
         (["simulate", "INFER5", *LONG, "--seeds", "2", "--jobs", "2"], signal.SIGTERM, 143),
         (["simulate", "INFER5", *LONG, "--seeds", "2", "--jobs", "2"], signal.SIGINT, 130),
         (["compare", "INFER5,FIFO", *LONG, "--jobs", "2"], signal.SIGTERM, 143),

@@ -49,7 +49,14 @@ def goodput(
 
 @pytest.mark.parametrize(
     ("copies", "profile", "slo_ms"),
-    [(12, "fig7", 5), (12, "fig7", 25), (48, "fig7", 10), (12, "v100", 10), (48, "v100", 100)],
+    [
+        (12, "fig7", 5),
+        (48, "v100", 100),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((12, "fig7", 25), (48, "fig7", 10), (12, "v100", 10))
+        ),
+    ],
 )
 def test_goodput_holds_at_ten_times_the_capacity(copies: int, profile: str, slo_ms: int) -> None:
     """By the controller's count, and by the client's, to whom an answer at the last moment is late.
