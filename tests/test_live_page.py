@@ -150,7 +150,7 @@ class Load:
         self._client.close()
 
 
-@pytest.mark.processes
+# Real processes, but nothing depends on how fast they are: other tests beside this one do no harm.
 def test_the_page_shows_a_real_load_and_agrees_with_status(cluster: Cluster, page: Page) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -211,7 +211,7 @@ def refused_are_explained(page: Page) -> None:
     expect(page.locator("#misses-key")).to_contain_text("no plan in time")
 
 
-@pytest.mark.processes
+# Real processes, but nothing depends on how fast they are: other tests beside this one do no harm.
 def test_a_controller_that_goes_away_is_missed_and_found_again(
     cluster: Cluster, browser: Browser
 ) -> None:

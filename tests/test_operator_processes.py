@@ -25,7 +25,7 @@ from slosched.cli.children import Child, Children
 from slosched.telemetry.action_log import read_action_log
 from slosched.telemetry.request_log import read_request_log
 
-pytestmark = pytest.mark.processes
+# Real processes, but nothing here depends on how fast they are: other tests beside these do no harm.
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
