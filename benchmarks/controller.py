@@ -84,14 +84,23 @@ def tight(recorder: Recorder, options: argparse.Namespace) -> None:
                 recorder.record(cluster, load, repeat=repeat)
 
 
-def single(recorder: Recorder, options: argparse.Namespace) -> None:
-    """One GPU, one model: the rates that are asked for at each SLO, and the load beyond capacity."""
+def single(
+    recorder: Recorder, options: argparse.Namespace, *, profile: str = "v100-linear"
+) -> None:
+    """One GPU, one model: the rates that are asked for at each SLO, and the load beyond capacity. On the
+    device of the comparison: batches of any size, times linear between the profile's.
+    """
     for repeat in range(options.repeats):
-        with serving(recorder.new_directory("single"), gpus=1) as cluster:
+        with serving(recorder.new_directory("single"), gpus=1, profile=profile) as cluster:
             for slo, requests in SINGLE_RATES:
                 # A window of 8 s: near the border the share in time wanders by a percent in less.
                 load = _steady(requests, slo, max(8.0, options.window), copies=1, seed=repeat)
                 recorder.record(cluster, load, repeat=repeat)
+
+
+def single_padded(recorder: Recorder, options: argparse.Namespace) -> None:
+    """The same on profile v100, whose batches are padded to 1, 2, 4, 8 or 16."""
+    single(recorder, options, profile=PROFILE)
 
 
 def overload(recorder: Recorder, options: argparse.Namespace) -> None:
@@ -110,6 +119,7 @@ LOAD_PARTS: dict[str, Callable[[Recorder, argparse.Namespace], None]] = {
     "rate": rate,
     "tight": tight,
     "single": single,
+    "single-padded": single_padded,
     "overload": overload,
 }
 PARTS = ("floor", *LOAD_PARTS, "memory")
