@@ -20,8 +20,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +35,7 @@ from controller_tables import (
     TIGHT_RATES,
     TIGHT_STEPS,
 )
-from serving_core import commit, machine_line
+from serving_core import machine_line, provenance
 from stall_meter import NOTED_NS, TICK_NS, Bounds, StallMeter
 from windows import SETTLE_NS, Recorder
 
@@ -46,15 +44,12 @@ from slosched.clock import now_ns
 from slosched.errors import SloschedError
 from slosched.telemetry.manifest import describe_host
 from slosched.units import NS_PER_S
-from slosched.version import __version__
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "controller.json"
 COPIES = 12
 FACTOR = 1.5
 _SETTLE_S = SETTLE_NS / NS_PER_S
-#: libzmq and CPython are what the controller's time is spent in beside our own code.
-_LIBRARIES = ("pyzmq", "uvloop", "msgspec")
 
 
 def rate(recorder: Recorder, options: argparse.Namespace) -> None:
@@ -153,20 +148,13 @@ def main() -> int:
 
 def _run(name: str, directory: Path, options: argparse.Namespace) -> dict[str, Any]:
     bounds = Bounds()
-    record: dict[str, Any] = {
-        "ran_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": describe_host(),
-        "versions": {
-            "slosched": __version__,
-            "commit": commit(),
-            **{library: version(library) for library in _LIBRARIES},
-        },
+    record = provenance() | {
         "settings": {
             "repeats": options.repeats,
             "window_s": options.window,
             "profile": PROFILE,
             "schedule_ahead": SCHEDULE_AHEAD,
-        },
+        }
     }
     if name == "floor":
         return record | controller_floor.measure()

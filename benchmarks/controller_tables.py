@@ -241,8 +241,8 @@ _HEADS: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
     ),
     "single-padded": (
         "One GPU, one model, padded batches",
-        "The same on profile v100, whose batches are padded to 1, 2, 4, 8 or 16 (`slosched max-rate` finds in "
-        "virtual time that 480 requests/s hold at 15 ms there, and 540 on v100-linear).",
+        "The same on profile v100, whose batches are padded to 1, 2, 4, 8 or 16. `slosched max-rate INFER5 "
+        "resnet50_v2 --slo 15ms --gpus 1` tells for either profile what holds in virtual time.",
         single,
     ),
     "overload": (

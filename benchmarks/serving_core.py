@@ -112,15 +112,8 @@ def _run(
     name: str, directory: Path, settings: Settings, options: argparse.Namespace, until_ns: int
 ) -> dict[str, Any]:
     bounds = Bounds()
-    record: dict[str, Any] = {
-        "ran_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": describe_host(),
-        "versions": {
-            "slosched": __version__,
-            "commit": commit(),
-            **{library: version(library) for library in _LIBRARIES},
-        },
-        "settings": asdict(settings) | {"profile": PROFILE, "schedule_ahead": SCHEDULE_AHEAD},
+    record = provenance() | {
+        "settings": asdict(settings) | {"profile": PROFILE, "schedule_ahead": SCHEDULE_AHEAD}
     }
     if name == "startup":
         return record | process_parts.startup(directory, 3 if options.quick else 15)
@@ -142,6 +135,19 @@ def _run(
     }
     record["windows"] = [window.as_dict() for window in recorder.windows]
     return record
+
+
+def provenance() -> dict[str, Any]:
+    """When, on what and with what a part was measured."""
+    return {
+        "ran_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": describe_host(),
+        "versions": {
+            "slosched": __version__,
+            "commit": commit(),
+            **{library: version(library) for library in _LIBRARIES},
+        },
+    }
 
 
 def machine_line(host: dict[str, Any]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,30 @@ from slosched.config import ControllerConfig, SchedulerConfig
 from slosched.daemon.controller import ControllerServer
 from slosched.messages import PROTOCOL_VERSION, ClientHello, Refused, Welcome
 from slosched.transport.codec import decode_for_client, encode
-from slosched.transport.sockets import Dealer
+from slosched.transport.sockets import AsyncReader, Dealer
 
 _REST_NS = 80_000_000
+
+
+@contextlib.asynccontextmanager
+async def _serving(directory: Path) -> AsyncIterator[tuple[ControllerServer, Dealer]]:
+    """A controller in this loop without a worker, and a client's socket."""
+    config = ControllerConfig(
+        SchedulerConfig(),
+        bind="127.0.0.1",
+        port=0,
+        workers=("127.0.0.1:9",),
+        http_port=-1,
+        log_dir=str(directory / "run"),
+    )
+    server = ControllerServer(config, announce=lambda line: None)
+    await server.start()
+    dealer = Dealer(f"127.0.0.1:{server.port}", identity=b"c-test")
+    try:
+        yield server, dealer
+    finally:
+        dealer.close()
+        await server.close()
 
 
 def _run(work: Any) -> None:
@@ -50,54 +73,38 @@ def test_a_message_in_a_rest_waits_for_its_end_and_does_not_keep_the_loop_awake(
 
     async def work() -> None:
         nonlocal calls
-        config = ControllerConfig(
-            SchedulerConfig(),
-            bind="127.0.0.1",
-            port=0,
-            workers=("127.0.0.1:9",),
-            http_port=-1,
-            log_dir=str(tmp_path / "run"),
-        )
-        server = ControllerServer(config, announce=lambda line: None)
-        await server.start()
-        dealer = Dealer(f"127.0.0.1:{server.port}", identity=b"c-test")
-        try:
+        async with _serving(tmp_path) as (server, dealer):
             await _send(dealer, encode(ClientHello(PROTOCOL_VERSION, 7)))
             assert isinstance(await _answer(dealer), Welcome)
             calls = 0
-            began_ns = clock.now_ns()
-            server._rested_ns = began_ns + _REST_NS
+            server._rested_ns = clock.now_ns() + _REST_NS
             await _send(dealer, encode(ClientHello(PROTOCOL_VERSION, 7)))
             assert isinstance(await _answer(dealer), Welcome)
-            assert calls < 20, "the loop was called again and again for one message"
-        finally:
-            dealer.close()
-            await server.close()
+            assert 0 < calls < 20, "the loop was called again and again for one message"
 
     _run(work())
 
 
-def test_a_client_is_heard_after_a_message_that_was_none(tmp_path: Path) -> None:
+def test_the_socket_is_looked_at_after_the_refusal_of_what_was_no_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The send may have taken the edge of what came meanwhile."""
+    looked_at: list[AsyncReader] = []
+    recheck = AsyncReader.recheck
+
+    def noted(reader: AsyncReader) -> None:
+        looked_at.append(reader)
+        recheck(reader)
+
+    monkeypatch.setattr(AsyncReader, "recheck", noted)
+
     async def work() -> None:
-        config = ControllerConfig(
-            SchedulerConfig(),
-            bind="127.0.0.1",
-            port=0,
-            workers=("127.0.0.1:9",),
-            http_port=-1,
-            log_dir=str(tmp_path / "run"),
-        )
-        server = ControllerServer(config, announce=lambda line: None)
-        await server.start()
-        dealer = Dealer(f"127.0.0.1:{server.port}", identity=b"c-test")
-        try:
-            for _ in range(20):
-                await _send(dealer, b"no message")
-                assert isinstance(await _answer(dealer), Refused)
-                await _send(dealer, encode(ClientHello(PROTOCOL_VERSION, 7)))
-                assert isinstance(await _answer(dealer), Welcome)
-        finally:
-            dealer.close()
-            await server.close()
+        async with _serving(tmp_path) as (server, dealer):
+            await asyncio.sleep(0.05)
+            looked_at.clear()
+            await _send(dealer, b"no message")
+            assert isinstance(await _answer(dealer), Refused)
+            await asyncio.sleep(0)
+            assert server._reader in looked_at
 
     _run(work())
