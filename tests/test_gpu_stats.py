@@ -7,7 +7,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from scheduler_rig import MS, Rig
-from slosched.cli.report import status_text
+from slosched.cli.status_text import status_text
 from slosched.config import HEARTBEAT_NS
 from slosched.core.scheduler.report import status_report
 from slosched.messages import PROTOCOL_VERSION, ControllerHello, GpuStats, Heartbeat

@@ -19,7 +19,7 @@ from slosched.analysis.report_data import bounds, nice_width_ns, read_report
 from slosched.analysis.report_figures import page_svg
 from slosched.analysis.tables import CLIENT_VIEW, CONTROLLER_VIEW
 from slosched.cli.app import app
-from slosched.cli.run_report import parse_window
+from slosched.cli.report import parse_window
 from slosched.codes import ActionType
 from slosched.errors import InvalidConfig, InvalidDuration, RunDirectoryInUse
 from slosched.loadgen.verdict import Outcome, judge

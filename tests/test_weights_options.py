@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from scheduler_rig import Rig
 from slosched.cli.app import app
 from slosched.cli.local_run import _controller
-from slosched.cli.report import status_text
 from slosched.cli.sim_options import SimOptions
+from slosched.cli.status_text import status_text
 from slosched.cli.values import weight_rules, weights_text
 from slosched.clients.aio import AsyncClient
 from slosched.clients.run import run_workload

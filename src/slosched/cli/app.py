@@ -21,7 +21,7 @@ from slosched.cli import (
     plan,
     plot,
     profile,
-    run_report,
+    report,
     simulate,
     trace,
     validate,
@@ -119,7 +119,7 @@ app.command("bound", cls=PositionalCommand, short_help="How good any scheduler c
 )
 app.command("plan", short_help="How many GPUs a mix of models needs.")(plan.plan)
 app.add_typer(plot.app, name="plot", short_help="Draw a published figure from run directories.")
-app.command("report", short_help="Write what a run came to as one HTML page.")(run_report.report)
+app.command("report", short_help="Write what a run came to as one HTML page.")(report.report)
 app.command("trace", short_help="Write a run as a trace for Perfetto.")(trace.trace)
 app.command(
     "validate", cls=PositionalCommand, short_help="Run a workload live and simulated, and compare."

@@ -198,7 +198,7 @@ def status(
     if json:
         print_json(report)
         return
-    from slosched.cli.report import status_text
+    from slosched.cli.status_text import status_text
 
     say(status_text(where, report))
 

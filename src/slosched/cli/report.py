@@ -1,146 +1,107 @@
-"""The controller's status report as text. Whatever a report lacks is left out, not an error."""
+"""`slosched report`: what runs came to, as one HTML page."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Annotated
 
-from slosched.cli.output import table_text
-from slosched.units import NS_PER_S, format_duration
+import typer
+
+from slosched.cli.ask import Json
+from slosched.cli.output import print_json, say, warn
+from slosched.clock import now_ns
+from slosched.errors import InvalidDuration
+from slosched.units import NS_PER_S, parse_duration_ns
+
+_RunDirs = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUN_DIR...",
+        help="Directory with the logs of a run, live or simulated; several: a section each.",
+        show_default=False,
+    ),
+]
+_Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="The page. Default: report.html in the first RUN_DIR."),
+]
+_Window = Annotated[
+    str | None,
+    typer.Option(
+        metavar="START,LENGTH",
+        help="What the timeline of actions shows, counted from the first request: 12s,100ms. A bare number "
+        "is in seconds. Default: a length that can be read, where the GPUs were busiest.",
+    ),
+]
+_Force = Annotated[bool, typer.Option("--force", help="Replace the page if it is there.")]
 
 
-def status_text(address: str, report: dict[str, Any]) -> str:
-    """Return the report in a few short blocks for people."""
-    workers = [dict(w) for w in report.get("workers", ())]
-    blocks = [_head(address, report, workers)]
-    if workers:
-        blocks.append(_workers(workers))
-        gpus = [(w, dict(g)) for w in workers for g in w.get("gpus", ())]
-        if gpus:
-            blocks.append(_gpus(gpus))
-            told = [(w, g, dict(g["stats"])) for w, g in gpus if g.get("stats")]
-            if told:
-                blocks.append(_stats(told))
-    if report.get("models"):
-        blocks.append(_models([dict(m) for m in report["models"]]))
-    clients = report.get("clients", ())
-    if clients:
-        blocks.append(
-            "clients: " + ", ".join(
-                f"{c.get('name') or '(no name)'} ({c.get('unanswered', 0)} unanswered{_weight(c)})"
-                for c in clients
-            )
-        )  # fmt: skip
-    return "\n\n".join(blocks)
+def report(
+    run_dirs: _RunDirs,
+    *,
+    out: _Out = None,
+    window: _Window = None,
+    force: _Force = False,
+    json: Json = False,
+) -> None:
+    """Write one HTML page that says what a run came to: nothing else is needed to read it.
 
+    On it: how much was in time and how sure that is, satisfaction and latency by SLO and over time, the
+    distribution of latencies down to p99.9, why the others were not in time, how good the predictions
+    were, how busy each GPU was, what GPUs did in a window beside what was predicted, the models, the worst
+    actions, and the manifest. The page is made from the files of the run directory alone; what a run does
+    not have (a client's log, an action log) is left out, and the page says so. docs/report.md says how to
+    read it. This needs matplotlib: pip install slosched[plot].
 
-def _head(address: str, report: dict[str, Any], workers: list[dict[str, Any]]) -> str:
-    joined = sum(w.get("state") == "joined" for w in workers)
-    state = (
-        "draining" if report.get("draining") else "ready" if report.get("ready") else "not ready"
+    \b
+    Examples:
+      slosched report slosched-runs/20260101T120000Z-simulation
+      slosched report run --window 12s,100ms --out report.html --force
+      slosched report infer5 fifo edf --out compared.html
+    """
+    from slosched.analysis.report import write_report
+
+    written = write_report(
+        run_dirs,
+        out,
+        window=None if window is None else parse_window(window),
+        force=force,
+        say=_Progress(),
     )
-    requests = report.get("requests", {})
-    options = ", ".join(
-        f"{name.removesuffix('_ns')} {format_duration(value) if name.endswith('_ns') else value}"
-        for name, value in report.get("options", {}).items()
-        if value is not None
-    )
-    lines = [
-        f"{address}: {report.get('policy', '?')} ({report.get('fidelity', '?')}), {state}, "
-        f"{joined} of {len(workers)} workers joined",
-        f"options: {options}",
-        *_rules(report),
-        f"requests: {requests.get('arrived', 0)} arrived, {requests.get('answered', 0)} answered"
-        + "".join(f"; {code}: {count}" for code, count in requests.get("by_code", {}).items()),
-    ]
-    return "\n".join(lines)
+    if json:
+        print_json(written.as_dict())
+    else:
+        runs = f"{len(written.runs)} runs" if len(written.runs) > 1 else "1 run"
+        say(f"{runs}, {len(written.figures)} figures, {written.bytes / 1e6:.1f} MB")
+        say(f"wrote {written.path}; open it in a browser")
 
 
-def _weight(client: Mapping[str, Any]) -> str:
-    weight = client.get("weight", 1.0)
-    return "" if weight == 1.0 else f", weight {weight:g}"
+class _Progress:
+    """Says on stderr what is being done, once it has taken more than a second."""
+
+    def __init__(self) -> None:
+        self._begun_ns = now_ns()
+
+    def __call__(self, text: str) -> None:
+        seconds = (now_ns() - self._begun_ns) / NS_PER_S
+        if seconds > 1:
+            warn(f"{seconds:4.0f} s  {text}")
 
 
-def _rules(report: Mapping[str, Any]) -> list[str]:
-    """A line about the operator's weights, if there are any."""
-    rules = []
-    for rule in report.get("weights", ()):
-        whom = rule.get("client") or f"SLO to {format_duration(rule.get('slo_max_ns', 0))}"
-        rules.append(f"{whom} {rule.get('weight', 1.0):g}")
-    shares = report.get("client_weights", "value") == "shares"
-    if not rules and not shares:
-        return []
-    return [f"weights{' (of clients: shares)' if shares else ''}: {', '.join(rules) or 'no rules'}"]
-
-
-def _workers(workers: list[dict[str, Any]]) -> str:
-    rows = [
-        (
-            w.get("worker_id"), w.get("state"), w.get("host") or "-", w.get("device") or "-",
-            len(w.get("gpus", ())), w.get("activity") or "-", w.get("times_lost", 0),
-            format_duration(w.get("clock_offset_ns", 0)), format_duration(w.get("clock_error_ns", 0)),
+def parse_window(text: str) -> tuple[int, int]:
+    """(start, length) in ns from "12s,100ms". Raises InvalidDuration."""
+    start, comma, length = text.partition(",")
+    if not comma:
+        raise InvalidDuration(
+            f"--window {text!r}: write a start and a length with a comma between, as 12s,100ms"
         )
-        for w in workers
-    ]  # fmt: skip
-    headings = (
-        "worker", "state", "host", "device", "GPUs", "activity", "lost", "clock offset", "+-",
-    )  # fmt: skip
-    return table_text(headings, rows)
-
-
-def _gpus(gpus: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
-    rows = [
-        (
-            f"{w.get('worker_id')}/{g.get('gpu_id')}",
-            f"{g.get('pages', 0) - g.get('free_pages', 0)}/{g.get('pages', 0)}",
-            g.get("resident", 0), g.get("loading", 0), g.get("outstanding", 0),
-            f"{g.get('busy_ns', 0) / NS_PER_S:.1f} s",
+    try:
+        window = (
+            parse_duration_ns(start.strip(), bare_unit="s"),
+            parse_duration_ns(length.strip(), bare_unit="s"),
         )
-        for w, g in gpus
-    ]  # fmt: skip
-    return table_text(("GPU", "pages used", "resident", "loading", "in flight", "busy"), rows)
-
-
-def _stats(gpus: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]) -> str:
-    """What the drivers say; the energy is what was used since the worker joined."""
-    rows = [
-        (
-            f"{w.get('worker_id')}/{g.get('gpu_id')}",
-            _said(s, "sm_percent", "{:.0f} %"), _said(s, "memory_percent", "{:.0f} %"),
-            _memory(s), _said(s, "power_mw", "{:.0f} W", 1e3), _said(s, "energy_mj", "{:.3f} kJ", 1e6),
-            _said(s, "temperature_c", "{:.0f} C"), _said(s, "sm_clock_mhz", "{:.0f} MHz"),
-            s.get("name") or "-",
-        )
-        for w, g, s in gpus
-    ]  # fmt: skip
-    headings = (
-        "GPU", "busy", "memory busy", "memory used", "power", "energy", "heat", "SM clock", "card",
-    )  # fmt: skip
-    return table_text(headings, rows)
-
-
-def _said(stats: Mapping[str, Any], name: str, form: str, scale: float = 1.0) -> str:
-    value = stats.get(name)
-    return "-" if value is None else form.format(value / scale)
-
-
-def _memory(stats: Mapping[str, Any]) -> str:
-    used = _said(stats, "memory_used_bytes", "{:.1f}", 2**30)
-    total = _said(stats, "memory_total_bytes", "{:.1f} GiB", 2**30)
-    return "-" if used == total == "-" else f"{used}/{total}"
-
-
-def _models(models: list[dict[str, Any]]) -> str:
-    """One line for each name: a sweep over thousands of copies must stay readable."""
-    lines = []
-    for name in dict.fromkeys(str(m.get("name")) for m in models):
-        copies = [m for m in models if str(m.get("name")) == name]
-        states = Counter(str(m.get("state")) for m in copies)
-        lines.append(
-            f"model {name}: {len(copies)} copies ({', '.join(f'{n} {s}' for s, n in states.items())}), "
-            f"b1 {format_duration(copies[0].get('b1_ns', 0))}, "
-            f"{sum(m.get('queued', 0) for m in copies)} queued, "
-            f"{sum(m.get('gpus_resident', 0) > 0 for m in copies)} on GPUs"
-        )
-    return "\n".join(lines)
+    except InvalidDuration as error:
+        raise InvalidDuration(f"--window {text!r}: {error}") from None
+    if window[1] == 0:
+        raise InvalidDuration(f"--window {text!r}: the length must be above 0")
+    return window

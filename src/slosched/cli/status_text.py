@@ -1,0 +1,146 @@
+"""The controller's status report as text. Whatever a report lacks is left out, not an error."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from slosched.cli.output import table_text
+from slosched.units import NS_PER_S, format_duration
+
+
+def status_text(address: str, report: dict[str, Any]) -> str:
+    """Return the report in a few short blocks for people."""
+    workers = [dict(w) for w in report.get("workers", ())]
+    blocks = [_head(address, report, workers)]
+    if workers:
+        blocks.append(_workers(workers))
+        gpus = [(w, dict(g)) for w in workers for g in w.get("gpus", ())]
+        if gpus:
+            blocks.append(_gpus(gpus))
+            told = [(w, g, dict(g["stats"])) for w, g in gpus if g.get("stats")]
+            if told:
+                blocks.append(_stats(told))
+    if report.get("models"):
+        blocks.append(_models([dict(m) for m in report["models"]]))
+    clients = report.get("clients", ())
+    if clients:
+        blocks.append(
+            "clients: " + ", ".join(
+                f"{c.get('name') or '(no name)'} ({c.get('unanswered', 0)} unanswered{_weight(c)})"
+                for c in clients
+            )
+        )  # fmt: skip
+    return "\n\n".join(blocks)
+
+
+def _head(address: str, report: dict[str, Any], workers: list[dict[str, Any]]) -> str:
+    joined = sum(w.get("state") == "joined" for w in workers)
+    state = (
+        "draining" if report.get("draining") else "ready" if report.get("ready") else "not ready"
+    )
+    requests = report.get("requests", {})
+    options = ", ".join(
+        f"{name.removesuffix('_ns')} {format_duration(value) if name.endswith('_ns') else value}"
+        for name, value in report.get("options", {}).items()
+        if value is not None
+    )
+    lines = [
+        f"{address}: {report.get('policy', '?')} ({report.get('fidelity', '?')}), {state}, "
+        f"{joined} of {len(workers)} workers joined",
+        f"options: {options}",
+        *_rules(report),
+        f"requests: {requests.get('arrived', 0)} arrived, {requests.get('answered', 0)} answered"
+        + "".join(f"; {code}: {count}" for code, count in requests.get("by_code", {}).items()),
+    ]
+    return "\n".join(lines)
+
+
+def _weight(client: Mapping[str, Any]) -> str:
+    weight = client.get("weight", 1.0)
+    return "" if weight == 1.0 else f", weight {weight:g}"
+
+
+def _rules(report: Mapping[str, Any]) -> list[str]:
+    """A line about the operator's weights, if there are any."""
+    rules = []
+    for rule in report.get("weights", ()):
+        whom = rule.get("client") or f"SLO to {format_duration(rule.get('slo_max_ns', 0))}"
+        rules.append(f"{whom} {rule.get('weight', 1.0):g}")
+    shares = report.get("client_weights", "value") == "shares"
+    if not rules and not shares:
+        return []
+    return [f"weights{' (of clients: shares)' if shares else ''}: {', '.join(rules) or 'no rules'}"]
+
+
+def _workers(workers: list[dict[str, Any]]) -> str:
+    rows = [
+        (
+            w.get("worker_id"), w.get("state"), w.get("host") or "-", w.get("device") or "-",
+            len(w.get("gpus", ())), w.get("activity") or "-", w.get("times_lost", 0),
+            format_duration(w.get("clock_offset_ns", 0)), format_duration(w.get("clock_error_ns", 0)),
+        )
+        for w in workers
+    ]  # fmt: skip
+    headings = (
+        "worker", "state", "host", "device", "GPUs", "activity", "lost", "clock offset", "+-",
+    )  # fmt: skip
+    return table_text(headings, rows)
+
+
+def _gpus(gpus: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
+    rows = [
+        (
+            f"{w.get('worker_id')}/{g.get('gpu_id')}",
+            f"{g.get('pages', 0) - g.get('free_pages', 0)}/{g.get('pages', 0)}",
+            g.get("resident", 0), g.get("loading", 0), g.get("outstanding", 0),
+            f"{g.get('busy_ns', 0) / NS_PER_S:.1f} s",
+        )
+        for w, g in gpus
+    ]  # fmt: skip
+    return table_text(("GPU", "pages used", "resident", "loading", "in flight", "busy"), rows)
+
+
+def _stats(gpus: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]) -> str:
+    """What the drivers say; the energy is what was used since the worker joined."""
+    rows = [
+        (
+            f"{w.get('worker_id')}/{g.get('gpu_id')}",
+            _said(s, "sm_percent", "{:.0f} %"), _said(s, "memory_percent", "{:.0f} %"),
+            _memory(s), _said(s, "power_mw", "{:.0f} W", 1e3), _said(s, "energy_mj", "{:.3f} kJ", 1e6),
+            _said(s, "temperature_c", "{:.0f} C"), _said(s, "sm_clock_mhz", "{:.0f} MHz"),
+            s.get("name") or "-",
+        )
+        for w, g, s in gpus
+    ]  # fmt: skip
+    headings = (
+        "GPU", "busy", "memory busy", "memory used", "power", "energy", "heat", "SM clock", "card",
+    )  # fmt: skip
+    return table_text(headings, rows)
+
+
+def _said(stats: Mapping[str, Any], name: str, form: str, scale: float = 1.0) -> str:
+    value = stats.get(name)
+    return "-" if value is None else form.format(value / scale)
+
+
+def _memory(stats: Mapping[str, Any]) -> str:
+    used = _said(stats, "memory_used_bytes", "{:.1f}", 2**30)
+    total = _said(stats, "memory_total_bytes", "{:.1f} GiB", 2**30)
+    return "-" if used == total == "-" else f"{used}/{total}"
+
+
+def _models(models: list[dict[str, Any]]) -> str:
+    """One line for each name: a sweep over thousands of copies must stay readable."""
+    lines = []
+    for name in dict.fromkeys(str(m.get("name")) for m in models):
+        copies = [m for m in models if str(m.get("name")) == name]
+        states = Counter(str(m.get("state")) for m in copies)
+        lines.append(
+            f"model {name}: {len(copies)} copies ({', '.join(f'{n} {s}' for s, n in states.items())}), "
+            f"b1 {format_duration(copies[0].get('b1_ns', 0))}, "
+            f"{sum(m.get('queued', 0) for m in copies)} queued, "
+            f"{sum(m.get('gpus_resident', 0) > 0 for m in copies)} on GPUs"
+        )
+    return "\n".join(lines)
