@@ -74,6 +74,8 @@ class Code(IntEnum):
     COPY_OUTPUT_TOO_EARLY = 90
     COPY_OUTPUT_TOO_LATE = 91
     COPY_OUTPUT_HOST_ALLOC = 92
+    # Ours
+    PROCESS_ENDED = 100  # the process that ran the model ended (a crash, an exit), or was ended
 
 
 #: The controller's own decisions not to serve a request that was valid; other codes tell of what failed.
