@@ -39,6 +39,7 @@ class ModelSpec:
     channels_last: bool = (
         False  # its inputs, of (channels, height, width), are wanted in that format
     )
+    output: str = ""  # which of several outputs is the answer: its key, attribute or index
 
 
 def import_transformers() -> Any:
