@@ -1,20 +1,26 @@
 """CUDA in virtual time, for the tests of daemon/backends/cuda: copies really move bytes, when they end.
 
-A copy or a run takes effect as a whole at the moment at which it ends on its stream. So whoever overwrites
-what is still to be read, or reads what has not arrived, gets other bytes than he should.
+A copy or a run takes effect as a whole at the moment at which it ends on its stream: a copy reads its source
+then. So overwriting what is still to be read, or reading what has not arrived, gives wrong bytes.
+
+What a run allocates comes from one pool that all graphs share, as torch's do. Each run begins by writing over
+all of the pool, since another program's run may: nothing that lies there outlives the next run.
 """
 
 from __future__ import annotations
 
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from slosched.daemon.backends.cuda.driver import Block, DeviceFault, Event, Stream
-from slosched.daemon.backends.cuda.program import BufferSet, Copies
+from slosched.daemon.backends.cuda.program import BufferSet
+from slosched.daemon.backends.cuda.recorded import Array, RecordedProgram
 
 MS = 1_000_000
 #: A reading of the clock takes this long, so that whoever spins gets on.
@@ -41,6 +47,43 @@ class FakeEvent:
     at_ns: int = 0
 
 
+#: What a graph is made of: how long a step takes, and what it does in the end.
+Step = tuple[int, Callable[[], None]]
+POOL_BYTES = 4096
+
+
+@dataclass(eq=False)
+class FakeGraph:
+    """Recorded steps; the first copy to `active` can be aimed."""
+
+    driver: FakeDriver
+    steps: list[object]
+    active: int
+
+    def __post_init__(self) -> None:
+        copies = [i for i, s in enumerate(self.steps) if isinstance(s, list) and s[0] == self.active]
+        assert copies, "no copy of the weights"
+        self._aimed = copies[0]
+
+    def aim(self, to: int, source: int, nbytes: int) -> None:
+        self.steps[self._aimed] = [to, source, nbytes]
+
+    def launch(self, stream: FakeStream) -> None:
+        self.driver.check()
+        self.driver.pollute(stream)
+        for step in self.steps:
+            if isinstance(step, FakeEvent):
+                self.driver.record(step, stream)
+            elif isinstance(step, list):
+                self.driver.copy(*step, stream)
+            else:
+                assert isinstance(step, tuple)
+                self.driver.enqueue(stream, *step)
+
+    def close(self) -> None:
+        self.steps.clear()
+
+
 @dataclass(eq=False)
 class FakeDriver:
     """`ns_per_kb` is what a copy takes; after `fault` is set every call fails with it."""
@@ -55,6 +98,33 @@ class FakeDriver:
         self._memory: dict[int, np.ndarray] = {}
         self._next = 1 << 20
         self._seq = 0
+        self._captures: dict[FakeStream, list[object]] = {}
+        self._pool = self._block(POOL_BYTES)
+        self._pool_used = 0
+        self._runs = 0
+
+    def check(self) -> None:
+        """Fail as every call does after `fault`; do what has come to its end."""
+        self._check()
+
+    def pool(self, nbytes: int) -> int:
+        """Memory for a result or whatever else a run needs: the same for the next program's runs."""
+        assert nbytes <= POOL_BYTES
+        if self._pool_used + nbytes > POOL_BYTES:
+            self._pool_used = 0
+        address = self._pool + self._pool_used
+        self._pool_used += nbytes
+        return address
+
+    def pollute(self, stream: FakeStream) -> None:
+        """A run begins: what lies in the pool is another's no more."""
+        self._runs += 1
+        junk = self._runs % 251
+
+        def action() -> None:
+            self.at(self._pool, POOL_BYTES)[:] = junk
+
+        self.enqueue(stream, 0, action)
 
     def _check(self) -> None:
         if self.fault:
@@ -67,6 +137,9 @@ class FakeDriver:
                 actions[key]()
 
     def enqueue(self, stream: FakeStream, takes_ns: int, action: Callable[[], None]) -> None:
+        if stream in self._captures:
+            self._captures[stream].append((takes_ns, action))
+            return
         begin_ns = max(stream.free_ns, self.clock())
         stream.free_ns = begin_ns + takes_ns
         self._seq += 1
@@ -91,6 +164,19 @@ class FakeDriver:
         self._check()
         event.at_ns = max(stream.free_ns, self.clock())
 
+    def record_inside(self, event: Event, stream: Stream) -> None:
+        self._captures[stream].append(event)
+
+    def begin_capture(self, stream: Stream) -> None:
+        self._captures[stream] = []
+        self._pool_used = 0
+
+    def end_capture(self, stream: Stream) -> Any:
+        return self._captures.pop(stream)
+
+    def graph(self, captured: Any, active: int) -> FakeGraph:
+        return FakeGraph(self, captured, active)
+
     def done(self, event: Event) -> bool:
         now_ns = self.clock()
         self._check()
@@ -102,6 +188,9 @@ class FakeDriver:
 
     def copy(self, to: int, source: int, nbytes: int, stream: Stream) -> None:
         self._check()
+        if stream in self._captures:
+            self._captures[stream].append([to, source, nbytes])
+            return
 
         def action() -> None:
             self.at(to, nbytes)[:] = self.at(source, nbytes)
@@ -140,56 +229,114 @@ def expected_row(weights: bytes, row: bytes) -> bytes:
     return zlib.crc32(row, zlib.crc32(weights)).to_bytes(4, "little")
 
 
-class FakeProgram:
-    """Answers with a checksum of the active weights and each input row, after `exec_ns[batch]`."""
+class FakeProgram(RecordedProgram):
+    """Answers with a checksum of the active weights and each input row, after `exec_ns[batch]`.
+
+    Its result lies in the pool that all runs share. `capture`: as a graph; else each run is put together
+    anew. `spoils`: it changes the first byte of its weights in each run; `remembers`: what its graphs
+    answer depends on something that was put into the pool when they were captured.
+    """
 
     def __init__(
-        self, name: str, driver: FakeDriver, weights_bytes: int, exec_ns: Mapping[int, int]
+        self,
+        name: str,
+        driver: FakeDriver,
+        weights_bytes: int,
+        exec_ns: Mapping[int, int],
+        *,
+        capture: bool = True,
+        spoils: bool = False,
+        remembers: bool = False,
     ) -> None:
-        self.name, self.weights_bytes, self._driver = name, weights_bytes, driver
+        place = driver.device_block(weights_bytes)
+        super().__init__(name, driver, driver.stream(-2), place, weights_bytes)
+        self.driver = driver
         self.exec_ns = dict(exec_ns)
-        self.classes = tuple(sorted(exec_ns))
-        self.active = driver.device_block(weights_bytes).address
-        self._sets = {batch: tuple(self._set(batch) for _ in range(2)) for batch in self.classes}
+        self.active = driver.device_block(weights_bytes + 1024).address
+        self.keeps_weights = not spoils
+        self.spoils, self.remembers = spoils, remembers
         self.launches: list[tuple[int, int]] = []  # (begin, end) of each run
-        self.aimed: dict[int, Copies] = {}
         self.ran_with: list[bytes] = []  # the active weights at each run
         self.raises: Exception | None = None
-
-    def _set(self, batch: int) -> BufferSet:
-        block = self._driver.device_block
-        pinned = self._driver.pinned_block
-        return BufferSet(
-            batch, block(batch * ROW_IN).address, block(batch * ROW_OUT).address, ROW_IN, ROW_OUT,
-            pinned(batch * ROW_IN), pinned(batch * ROW_OUT), FakeEvent(), FakeEvent(),
-        )  # fmt: skip
-
-    def sets(self, batch: int) -> tuple[BufferSet, ...]:
-        return self._sets[batch]
-
-    def captured(self, batch: int) -> bool:
-        return True
-
-    def aim(self, buffers: BufferSet, copies: Copies) -> None:
-        self.aimed[id(buffers)] = copies
+        self._preparing = driver.stream(0)
+        self._stream = self._preparing
+        for batch in sorted(exec_ns):
+            self.add_class(batch, capture=capture)
+        self.ran_with.clear()
 
     def launch(self, buffers: BufferSet, stream: Stream) -> None:
         if self.raises is not None:
             raise self.raises
-        driver, batch = self._driver, buffers.batch
-        driver.record(buffers.started, stream)
-        for to, source, nbytes in self.aimed[id(buffers)]:
-            driver.copy(to, source, nbytes, stream)
+        super().launch(buffers, stream)
+        self.launches.append((stream.free_ns - self.exec_ns[buffers.batch], stream.free_ns))
+
+    # ------------------------------------------------------------------- what a library does
+
+    def sample_rows(self, batch: int, seed: int) -> Array:
+        return np.random.default_rng(seed).integers(0, 256, (batch, ROW_IN), dtype=np.uint8)
+
+    def run_rows(self, rows: Array) -> Array:
+        block = self.driver.device_block(rows.nbytes)
+        self.driver.at(block.address, rows.nbytes)[:] = rows.ravel()
+        answer = self._answer(self._forward((block.address, rows.shape)), len(rows))
+        self.driver.free(block)
+        return answer
+
+    def _answer(self, result: int, batch: int) -> Array:
+        self.driver.clock.now_ns = max(self.driver.clock.now_ns, self._stream.free_ns)
+        self.driver.check()
+        return self.driver.at(result, batch * ROW_OUT).copy().reshape(batch, ROW_OUT)
+
+    def changed_weights(self, source: Block) -> tuple[str, ...]:
+        here = self.driver.at(self.active, self.weights_bytes)
+        there = self.driver.at(source.address, self.weights_bytes)
+        return () if (here == there).all() else ("counter",)
+
+    def restore_weights(self, source: Block) -> None:
+        self.driver.check()
+        there = self.driver.at(source.address, self.weights_bytes)
+        self.driver.at(self.active, self.weights_bytes)[:] = there
+
+    def disturb(self, stream: Stream) -> None:
+        self.driver.pollute(stream)
+
+    def _view(self, address: int, shape: tuple[int, ...], dtype: str) -> tuple[int, tuple[int, ...]]:
+        return address, shape
+
+    def _forward(self, inputs: Any) -> int:
+        address, (batch, row_in) = inputs
+        result = self.driver.pool(batch * ROW_OUT)
+        note = self.driver.pool(1)
+        captured = self._stream is self._capture_stream
+        if captured:
+            self.driver.at(note, 1)[:] = 1
 
         def action() -> None:
-            weights = driver.at(self.active, self.weights_bytes).tobytes()
+            weights = self.driver.at(self.active, self.weights_bytes).tobytes()
             self.ran_with.append(weights)
-            inputs = driver.at(buffers.input, batch * ROW_IN)
-            outputs = driver.at(buffers.output, batch * ROW_OUT)
+            rows = self.driver.at(address, batch * row_in)
+            outputs = self.driver.at(result, batch * ROW_OUT)
             for row in range(batch):
-                answer = expected_row(weights, inputs[row * ROW_IN : (row + 1) * ROW_IN].tobytes())
+                answer = expected_row(weights, rows[row * row_in : (row + 1) * row_in].tobytes())
                 outputs[row * ROW_OUT : (row + 1) * ROW_OUT] = np.frombuffer(answer, np.uint8)
+            if self.remembers and captured:
+                outputs[:] ^= self.driver.at(note, 1) ^ 1
+            if self.spoils:
+                self.driver.at(self.active, 1)[:] += 1
 
-        driver.enqueue(stream, self.exec_ns[batch], action)
-        driver.record(buffers.ended, stream)
-        self.launches.append((stream.free_ns - self.exec_ns[batch], stream.free_ns))
+        self.driver.enqueue(self._stream, self.exec_ns.get(batch, MS), action)
+        return result
+
+    def _address(self, result: Any) -> int:
+        return int(result)
+
+    def _warm_up(self, inputs: Any) -> Array:
+        return self._answer(self._forward(inputs), inputs[1][0])
+
+    @contextmanager
+    def _on_stream(self, stream: Stream) -> Iterator[None]:
+        before, self._stream = self._stream, stream
+        try:
+            yield
+        finally:
+            self._stream = before

@@ -76,7 +76,7 @@ class World:
         cache = self.driver.device_block(PAGES * PAGE)
         self.device = CudaDevice(
             self.driver, self.programs, self.images, cache=cache, page_bytes=PAGE,
-            stream=self.driver.stream(-2), clock=self.clock,
+            stream=self.driver.stream(-2), clock=self.clock, stay_bytes=self.draw.choice((0, 2**62)),
         )  # fmt: skip
         self.brain = WorkerBrain(
             [GpuInfo(0, "fake", PAGES, PAGE)], list(MODELS), incarnation=5, version="test",

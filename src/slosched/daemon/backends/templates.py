@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from slosched.daemon.backends.zoo import ModelSpec, output_tensor
+from slosched.daemon.backends.contract import single_output
+from slosched.daemon.backends.zoo import ModelSpec
 
 #: Tensors within a block begin at multiples of this (CUDA's own allocations do, kernels like it).
 _ALIGN = 256
@@ -56,7 +57,9 @@ class Template:
         self._module: nn.Module = spec.build()
         for parameter in self._module.parameters():
             parameter.requires_grad_(False)
-        self._tensors = [*self._module.parameters(), *self._module.buffers()]
+        named = [*self._module.named_parameters(), *self._module.named_buffers()]
+        self._names = [name for name, _ in named]
+        self._tensors = [tensor for _, tensor in named]
         self._bound: DeviceWeights | None = None
         self._places: list[_Place] = []
         end = 0
@@ -93,19 +96,38 @@ class Template:
             weights.views.append(view.set_(storage, place.offset, place.shape, place.stride))
         return len(weights.views) == len(self._places)
 
-    def forward(self, weights: DeviceWeights, batch: torch.Tensor) -> torch.Tensor:
-        """Run the model with `weights` on `batch` (batch, *input_shape); returns float32 or integers.
+    @property
+    def precision(self) -> str:
+        """float32, float16 or bfloat16: what its first floating weights are in."""
+        word = str(self._dtype).removeprefix("torch.")
+        return word if word in ("float16", "bfloat16") else "float32"
 
-        Floating inputs are converted to the model's precision and memory format, on their device.
+    def spans(self) -> list[tuple[str, int, int]]:
+        """(name, first byte, number of bytes) of each parameter and buffer in the block."""
+        sizes = [place.dtype.itemsize for place in self._places]
+        return [
+            (name, place.offset * size, place.shape.numel() * size)
+            for name, place, size in zip(self._names, self._places, sizes, strict=True)
+        ]
+
+    def forward(self, weights: DeviceWeights, batch: torch.Tensor) -> torch.Tensor:
+        """Run the model with `weights` on a copy of `batch` (batch, *input_shape); float32 or integers.
+
+        The copy, in the model's precision and memory format, is the model's: it may work on it in place.
+        The answer may be a view of that copy or of the weights. Raises ModelRefused (contract.py).
         """
         if self._bound is not weights:
             for tensor, view in zip(self._tensors, weights.views, strict=True):
                 tensor.data = view
             self._bound = weights
-        if batch.is_floating_point():
-            batch = batch.to(self._dtype, memory_format=self._memory_format)
+        rows = batch.shape[0]
         with torch.inference_mode():
-            return output_tensor(self._module(batch))
+            if batch.is_floating_point():
+                batch = batch.to(self._dtype, memory_format=self._memory_format, copy=True)
+            else:
+                batch = batch.clone()
+            output = self._module(batch)
+        return single_output(output, rows, name=self.spec.name, take=self.spec.output)
 
     def forget(self, weights: DeviceWeights) -> None:
         """The weights leave the device: let go of them."""

@@ -65,6 +65,7 @@ class CudaBackend:
         exec_stream = self._exec_stream = self._driver.stream(_EXEC_PRIORITY)
         capture = self._driver.stream(_EXEC_PRIORITY)
         self._streams = TorchStreams(self._driver, device, exec_stream, capture)
+        self._streams.make_disturbance()
         self._models = Models(config, self._driver, self._streams, capture)
         self.loadable = self._models.loadable
         self._programs: dict[str, Preparable] = {}
@@ -298,6 +299,12 @@ class CudaBackend:
         images = self._images
         if name not in images.images:
             images.provide(name, source.weights, copies)
+        elif images.images[name][0].nbytes != len(source.weights):
+            source.program.release()
+            raise InvalidConfig(
+                f"model {name!r} has {len(source.weights)} bytes of weights now, and had "
+                f"{images.images[name][0].nbytes} when it was loaded first; restart the worker"
+            )
         try:
             profile = self._bench.profile(
                 source, images.images[name][0], batches, max_exec_ns=max_exec_ns,
@@ -314,10 +321,14 @@ class CudaBackend:
             self._notes.append(
                 f"{name} runs by plain execution, not as a CUDA graph: {program.not_captured}"
             )
-        label = () if not program.not_captured else ("plain execution",)
+        if program.changed:
+            self._notes.append(
+                f"{name} changes {', '.join(program.changed[:3])} when it runs: each run starts from the "
+                "values that were loaded"
+            )
         self._sources[name] = Source(
             program, source.weights[:0], source.input_shape, source.input_dtype,
-            source.random_weights, (*source.labels, *label),
+            source.random_weights, (*source.labels, *_labels(program)),
         )  # fmt: skip
         self._profiles[name] = (profile, max_batch, max_exec_ns)
         self._made[name] = program
@@ -342,7 +353,8 @@ class CudaBackend:
 
     def forget_unused(self) -> bool:
         """Forget the programs that have no instance. True if there were any."""
-        retired, self._retired = self._retired, []
+        retired = [each for each in self._retired if not self._gpu.uses(each)]
+        self._retired = [each for each in self._retired if each not in retired]
         for program in retired:
             program.release()
         gone = [name for name in self._programs if not self._ids.get(name)]
@@ -354,6 +366,13 @@ class CudaBackend:
         if gone or retired:
             torch.cuda.empty_cache()
         return bool(gone or retired)
+
+
+def _labels(program: Preparable) -> tuple[str, ...]:
+    """What status says of how a model runs, where it is not as usual."""
+    plain = ("plain execution",) if program.not_captured else ()
+    restored = ("own state restored before each run",) if program.changed else ()
+    return (*plain, *restored, *program.left_out)
 
 
 def _ignore(line: str) -> None:

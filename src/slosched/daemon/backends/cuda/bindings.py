@@ -83,6 +83,9 @@ class CudaDriver:
         """The graph. Raises DeviceFault if something in between cannot be captured."""
         return _checked(_cuda.cudaStreamEndCapture(stream), "capture")
 
+    def graph(self, captured: Any, active: int) -> CudaGraph:
+        return CudaGraph(captured, active)
+
     def done(self, event: Event) -> bool:
         error = _cuda.cudaEventQuery(event)[0]
         if error == _OK:

@@ -138,6 +138,10 @@ class CopyLanes:
         copies = self._pieces(held, active, from_cache=True)
         return Weights(model_id, held.load, copies, stay)
 
+    def uses(self, program: Program) -> bool:
+        sets = [each for batch in program.classes for each in program.sets(batch)]
+        return any(each.use is not Use.FREE for each in sets)
+
     def buffers_of(self, action_id: int) -> BufferSet | None:
         return self._buffers.get(action_id)
 

@@ -37,6 +37,18 @@ class Block:
     host: Bytes | None = None
 
 
+class Graph(Protocol):
+    """A captured graph that can be launched, and whose one copy to the active weights can be aimed."""
+
+    def aim(self, to: int, source: int, nbytes: int) -> None:
+        """The next launch copies these. One that runs is not changed."""
+
+    def launch(self, stream: Stream) -> None: ...
+
+    def close(self) -> None:
+        """It is launched no more: give back what it holds on the device."""
+
+
 class Driver(Protocol):
     """One GPU. Every call returns at once, but for those that allocate and free.
 
@@ -51,6 +63,18 @@ class Driver(Protocol):
 
     def record(self, event: Event, stream: Stream) -> None:
         """The event is done when everything given to `stream` so far is."""
+
+    def record_inside(self, event: Event, stream: Stream) -> None:
+        """In a capture: each launch of the graph records the event there."""
+
+    def begin_capture(self, stream: Stream) -> None:
+        """What this thread gives to `stream` from now on becomes a graph."""
+
+    def end_capture(self, stream: Stream) -> Any:
+        """What was captured, for `graph`. Raises DeviceFault if something in it cannot be."""
+
+    def graph(self, captured: Any, active: int) -> Graph:
+        """Make `captured` ready to be launched. Raises DeviceFault if it has no copy to `active`."""
 
     def done(self, event: Event) -> bool: ...
 

@@ -29,8 +29,8 @@ from slosched.units import format_duration
 class Weights:
     """An instance's weights and how they become the active ones of its architecture.
 
-    `load` numbers the load that brought them. `stay`: the architecture has no other instance, so they
-    need not be copied again before the next exec.
+    `load` numbers the load that brought them. `stay`: the architecture has no other instance and changes
+    nothing in them, so they need not be copied again before the next exec.
     """
 
     model_id: int
@@ -98,6 +98,10 @@ class ExecLane:
         if running is not None:
             return running.expected_end_ns or None
         return self._armed[0].op.earliest_ns if self._armed else None
+
+    def uses(self, program: Program) -> bool:
+        items = (self._running, self._ended, *self._armed)
+        return any(item is not None and item.program is program for item in items)
 
     # -------------------------------------------------------------------------------- verbs
 

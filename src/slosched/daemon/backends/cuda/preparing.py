@@ -3,6 +3,9 @@
 What is measured is what will be predicted: the same copies and the same launch on the same stream as the
 exec lane's, between two events. A measurement asks for an idle device, so that under light load neither
 disturbs the other; what is served meanwhile goes on.
+
+Right before fast: rows must follow their inputs (contract.py), and each class and buffer set must answer as
+plain execution does, also when other programs run between its run and the copy of its output.
 """
 
 from __future__ import annotations
@@ -10,13 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from slosched.clock import Clock, now_ns
 from slosched.config import ModelProfile
+from slosched.daemon.backends.base import first_line
+from slosched.daemon.backends.contract import ModelRefused, check_rows, differ
 from slosched.daemon.backends.cuda.background import Background
 from slosched.daemon.backends.cuda.driver import (
     Block,
@@ -25,7 +30,7 @@ from slosched.daemon.backends.cuda.driver import (
     OutOfDeviceMemory,
     Stream,
 )
-from slosched.daemon.backends.cuda.program import Program
+from slosched.daemon.backends.cuda.program import BufferSet, Program
 from slosched.errors import InvalidConfig
 from slosched.units import NS_PER_MS
 
@@ -41,9 +46,16 @@ _COLD_BYTES = 128 * 1024 * 1024
 _PIECE_BYTES = 4 * 1024 * 1024
 
 
-class Preparable(Program, Protocol):
-    """A program whose classes can be added; torch_program.py and cupy_program.py have them."""
+Rows = npt.NDArray[Any]
 
+
+class Preparable(Program, Protocol):
+    """A program whose classes can be added; recorded.py says what its methods do."""
+
+    keeps_weights: bool
+    precision: str
+    changed: tuple[str, ...]
+    left_out: tuple[str, ...]
     output_shape: tuple[int, ...]
     output_dtype: str
     not_captured: str
@@ -51,6 +63,16 @@ class Preparable(Program, Protocol):
     def add_class(self, batch: int, *, capture: bool = True) -> None: ...
 
     def drop_class(self, batch: int) -> None: ...
+
+    def sample_rows(self, batch: int, seed: int) -> Rows: ...
+
+    def run_rows(self, rows: Rows) -> Rows: ...
+
+    def changed_weights(self, source: Block) -> tuple[str, ...]: ...
+
+    def restore_weights(self, source: Block) -> None: ...
+
+    def disturb(self, stream: Stream) -> None: ...
 
     def release(self) -> None:
         """Give back graphs and buffers; nothing of it runs, or will."""
@@ -149,29 +171,13 @@ class Bench:
         try:
             for block in scratch:
                 weights_ns = self._load(image, block)
-            exec_ns: dict[int, int] = {}
-            for batch in sorted({1, *batches}):
-                try:
-                    self._copy(program.active, scratch[0])
-                    program.add_class(batch)
-                    spent_ns = self._exec(program, batch, scratch)
-                except DeviceFault:
-                    raise
-                except Exception as error:  # an exported program may have a fixed batch
-                    if batch == 1 and isinstance(error, OutOfDeviceMemory):
-                        raise
-                    if batch == 1:
-                        raise InvalidConfig(
-                            f"model {program.name!r} does not run: {type(error).__name__}: {error}"
-                        ) from error
-                    note(
-                        f"{program.name} batch {batch} is left out: {type(error).__name__}: {error}"
-                    )
-                    break
-                if batch > 1 and spent_ns > max_exec_ns:
-                    program.drop_class(batch)
-                    break
-                exec_ns[batch] = spent_ns
+            self._check_model(program, scratch[0])
+            exec_ns = self._add_classes(
+                program, batches, scratch, max_exec_ns=max_exec_ns, note=note
+            )
+            for batch in tuple(exec_ns):
+                if not self._answers_rightly(program, batch, scratch, note):
+                    del exec_ns[batch]
             # Once more, now that everything is there: captured alone, ResNet-50 ran its batch of 1 in
             # 0.78 ms, and in 0.88 once the larger classes had been captured too (H200).
             for batch in exec_ns:
@@ -192,8 +198,130 @@ class Bench:
             output_dtype=program.output_dtype,
         )
 
-    def _copy(self, to: int, source: Block) -> None:
-        self._driver.copy(to, source.address, source.nbytes, self._stream)
+    def _add_classes(
+        self,
+        program: Preparable,
+        batches: Sequence[int],
+        scratch: Sequence[Block],
+        *,
+        max_exec_ns: int,
+        note: Callable[[str], None],
+    ) -> dict[int, int]:
+        """Make the classes that run, and say how long each takes; see `profile`."""
+        exec_ns: dict[int, int] = {}
+        for batch in sorted({1, *batches}):
+            try:
+                program.restore_weights(scratch[0])
+                program.add_class(batch)
+                spent_ns = self._exec(program, batch, scratch)
+            except DeviceFault:
+                raise
+            except Exception as error:  # an exported program may have a fixed batch
+                if batch == 1:
+                    raise _cannot_run(program, error) from error
+                words = f"{type(error).__name__}: {first_line(error)}"
+                note(f"{program.name} batch {batch} is left out: {words}")
+                break
+            if batch > 1 and spent_ns > max_exec_ns:
+                program.drop_class(batch)
+                break
+            exec_ns[batch] = spent_ns
+        return exec_ns
+
+    # ------------------------------------------------------------------------- right answers
+
+    def _check_model(self, program: Preparable, weights: Block) -> None:
+        """Whether rows follow their inputs, and whether the model leaves its weights as they were.
+
+        Each run starts from `weights`, as each served one does. Raises ModelRefused or InvalidConfig.
+        """
+
+        def run(rows: Rows) -> Rows:
+            program.restore_weights(weights)
+            return program.run_rows(rows)
+
+        try:
+            check_rows(run, program.sample_rows, name=program.name, precision=program.precision)
+            program.restore_weights(weights)
+            for seed in range(_WARM_UPS):
+                program.run_rows(program.sample_rows(1, seed))
+            program.changed = program.changed_weights(weights)
+        except DeviceFault:
+            raise
+        except Exception as error:
+            raise _cannot_run(program, error) from error
+        program.keeps_weights = not program.changed
+
+    def _answers_rightly(
+        self,
+        program: Preparable,
+        batch: int,
+        scratch: Sequence[Block],
+        note: Callable[[str], None],
+    ) -> bool:
+        """Compare the class with plain execution; one whose graph differs is run plainly instead.
+
+        False, and it is not offered, if that differs too. Raises InvalidConfig if batch 1 does.
+        """
+        words = self._differs(program, batch, scratch)
+        if words and program.captured(batch):
+            program.drop_class(batch)
+            program.not_captured = f"batch {batch}: its CUDA graph answered wrongly ({words})"
+            note(f"{program.name} is run by plain execution, {program.not_captured}")
+            program.restore_weights(scratch[0])
+            program.add_class(batch, capture=False)
+            words = self._differs(program, batch, scratch)
+        if not words:
+            return True
+        program.drop_class(batch)
+        if batch == 1:
+            raise ModelRefused(
+                f"model {program.name!r} answers wrongly when it is served ({words}), so it is not; does it "
+                "keep tensors of a run in attributes, or depend on what ran before?"
+            )
+        program.left_out = (*program.left_out, f"batch {batch} answers wrongly")
+        note(f"{program.name} batch {batch} is not offered: {words}")
+        return False
+
+    def _differs(self, program: Preparable, batch: int, scratch: Sequence[Block]) -> str:
+        """How the answers of a class differ from plain execution's, in words; empty if they do not."""
+        for index, buffers in enumerate(program.sets(batch)):
+            rows = program.sample_rows(batch, 1 + 2 * batch + index)
+            program.restore_weights(scratch[0])
+            wanted = np.ascontiguousarray(program.run_rows(rows))
+            answers = self._served(program, buffers, rows, scratch)
+            found = answers.view(wanted.dtype).reshape(wanted.shape)
+            if words := differ(found, wanted, program.precision):
+                return f"buffers {index}: {words}"
+        return ""
+
+    def _served(
+        self, program: Preparable, buffers: BufferSet, rows: Rows, scratch: Sequence[Block]
+    ) -> npt.NDArray[np.uint8]:
+        """What a run of `buffers` answers to `rows` when others run before its output is fetched: bytes."""
+        driver, stream = self._driver, self._stream
+        host = buffers.staged_in.host
+        assert host is not None and buffers.staged_out.host is not None
+        host[: rows.nbytes] = np.frombuffer(rows.tobytes(), np.uint8)
+        driver.copy(buffers.input, buffers.staged_in.address, rows.nbytes, stream)
+        with self._background.uncut():
+            program.aim(buffers, [(program.active, scratch[-1].address, program.weights_bytes)])
+            program.launch(buffers, stream)
+        program.disturb(stream)
+        for other in program.classes:
+            for each in program.sets(other):
+                if each is not buffers:
+                    program.aim(
+                        each, [(program.active, scratch[0].address, program.weights_bytes)]
+                    )
+                    program.launch(each, stream)
+        nbytes = buffers.row_out * buffers.batch
+        driver.copy(buffers.staged_out.address, buffers.output, nbytes, stream)
+        driver.record(self._ended, stream)
+        self._finish()
+        return buffers.staged_out.host[:nbytes].copy()
+
+    # ------------------------------------------------------------------------------- times
 
     def _load(self, image: Block, scratch: Block) -> int:
         """Median time of a few loads, ns."""
@@ -230,3 +358,11 @@ class Bench:
     def _finish(self) -> None:
         while not self._driver.done(self._ended):
             self._background.pause()
+
+
+def _cannot_run(program: Program, error: Exception) -> Exception:
+    """What a failure of batch 1 is told as."""
+    if isinstance(error, OutOfDeviceMemory | ModelRefused):
+        return error
+    words = f"{type(error).__name__}: {first_line(error)}"
+    return InvalidConfig(f"model {program.name!r} does not run: {words}")

@@ -3,7 +3,7 @@
 Instances of an architecture share a program. Their weights lie in pages of the cache and are copied into
 `active` on the device as the first part of each exec (51 MB: 28 us of 880, H200; docs/adr/0001). A batch
 class has two buffer sets, so that one batch's inputs arrive, and another's outputs leave, while a third
-runs.
+runs. Who owns each piece of memory, and until when, stands at the head of recorded.py.
 """
 
 from __future__ import annotations
@@ -61,6 +61,10 @@ class Program(Protocol):
     @property
     def active(self) -> int:
         """Address of the `weights_bytes` from which it runs."""
+
+    @property
+    def keeps_weights(self) -> bool:
+        """True if the model was seen to leave its weights and buffers as they were."""
 
     @property
     def classes(self) -> tuple[int, ...]:

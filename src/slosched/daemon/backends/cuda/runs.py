@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from slosched.daemon.backends.cuda.bindings import CudaDriver, CudaGraph
-from slosched.daemon.backends.cuda.driver import Event, Stream
+from slosched.daemon.backends.cuda.driver import Driver, Event, Stream
 from slosched.daemon.backends.cuda.program import Copies
 
 _PAD = 256
-#: Behind a program's active weights lies so much that nobody reads: what a run copies that has nothing to.
+#: Scratch bytes after the active weights: the copy target of a graph whose weights are already in place.
 PAD_BYTES = 3 * _PAD
 
 
@@ -32,7 +31,7 @@ class Run(Protocol):
 
 
 class GraphRun:
-    """`graph`: started, a copy of the weights to `active`, the model, ended. It was captured by anybody.
+    """A captured run: started, a copy of the weights to `active`, the model, ended.
 
     The copy is aimed at one run of the cache's pages, which is all of an instance's weights nearly
     always; further runs are copied before the launch.
@@ -40,15 +39,15 @@ class GraphRun:
 
     def __init__(
         self,
-        driver: CudaDriver,
-        graph: Any,
+        driver: Driver,
+        captured: Any,
         active: int,
         weights_bytes: int,
         started: Event,
         ended: Event,
     ) -> None:
         self._driver = driver
-        self._graph = CudaGraph(graph, active)
+        self._graph = driver.graph(captured, active)
         self.started, self.ended = started, ended
         end = active + weights_bytes
         begin = -(-end // _PAD) * _PAD
@@ -75,7 +74,7 @@ class GraphRun:
 class PlainRun:
     """`run(stream)` launches the model's kernels one by one, from Python."""
 
-    def __init__(self, driver: CudaDriver, run: Callable[[Stream], None]) -> None:
+    def __init__(self, driver: Driver, run: Callable[[Stream], None]) -> None:
         self._driver, self._run = driver, run
         self.started, self.ended = driver.event(), driver.event()
         self._copies: Copies = ()

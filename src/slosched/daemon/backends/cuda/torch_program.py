@@ -1,14 +1,10 @@
-"""A torch model as a program: a CUDA graph per batch class and buffer set, or plain execution.
-
-Captured on a stream of the exec lane's priority, since a graph's nodes keep the priority of the stream
-they were captured on, whatever it is replayed on. All graphs of a process share one memory pool: only
-one runs at a time, and what must outlive a run, inputs and outputs, lies outside it or is kept alive.
-"""
+"""A torch model as a program: CUDA graphs that torch captures, or plain execution (recorded.py)."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,27 +13,36 @@ import torch
 from slosched.daemon.backends.base import first_line
 from slosched.daemon.backends.cuda.bindings import CudaDriver
 from slosched.daemon.backends.cuda.driver import Block, OutOfDeviceMemory, Stream
-from slosched.daemon.backends.cuda.program import BufferSet, Copies
-from slosched.daemon.backends.cuda.runs import PAD_BYTES, GraphRun, PlainRun, Run
+from slosched.daemon.backends.cuda.recorded import WARM_UPS, Array, RecordedProgram, made_up_rows
+from slosched.daemon.backends.cuda.runs import PAD_BYTES
 from slosched.daemon.backends.templates import DeviceWeights, Template
 
-SETS = 2
-_WARM_UPS = 3
+#: What a disturbance writes over: one large and some small pieces of the pool that graphs share.
+_LARGE_FLOATS, _SMALL_FLOATS, _SMALL = 16 * 2**20, 64 * 2**10, 8
+#: Weights are compared in pieces of this size, each a slice's work.
+_COMPARE_BYTES = 64 * 2**20
 
 _cuda: Any = torch.cuda  # its streams and graphs carry no types
 
 
 class TorchStreams:
-    """Torch's side of the driver's streams: the exec lane's, and one to capture on."""
+    """Torch's side of the driver's streams: the exec lane's, one to capture on, and one to prepare on.
+
+    Nothing but captures is given to the second. Torch keeps cuBLAS's workspace by stream, and graphs write
+    to that of the stream they were captured on: eager work there would share it with graphs that run.
+    """
 
     def __init__(
         self, driver: CudaDriver, device: torch.device, exec_stream: Stream, capture: Stream
     ):
         self.driver, self.device, self.capture_stream = driver, device, capture
+        self.prepare_stream = driver.stream(0)
         self._exec = _cuda.ExternalStream(int(exec_stream), device=device)
         self.capture = _cuda.ExternalStream(int(capture), device=device)
+        self.prepare = _cuda.ExternalStream(int(self.prepare_stream), device=device)
         self.pool = _cuda.graph_pool_handle()
         self._entered: set[int] = set()
+        self._disturbance: Any = None
 
     def enter(self) -> None:
         """Make the exec stream torch's current one in this thread, for good (a switch costs 19 us)."""
@@ -47,17 +52,56 @@ class TorchStreams:
             _cuda.set_stream(self._exec)
             self._entered.add(thread)
 
+    def make_disturbance(self) -> None:
+        """Capture a graph that fills the pool's first memory with NaN: before any program's, so that they
+        take their memory from there. A program that keeps something in the pool is found out by it.
+        """
+        graph = _cuda.CUDAGraph()
+        sizes = (_LARGE_FLOATS, *[_SMALL_FLOATS] * _SMALL)
+        with _cuda.stream(self.capture):
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            tensors = [torch.full((n,), float("nan"), device=self.device) for n in sizes]
+            graph.capture_end()
+        del tensors
+        self._disturbance = graph
 
-class TorchProgram:
+    def disturb(self) -> None:
+        """Run the disturbance on the exec stream, in the background thread."""
+        if self._disturbance is not None:
+            with _cuda.stream(self._exec):
+                self._disturbance.replay()
+
+
+class _Memory:
+    """Memory that is not torch's, as torch can see it."""
+
+    def __init__(self, address: int, shape: tuple[int, ...], dtype: str) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": shape, "typestr": np.dtype(dtype).str, "data": (address, False), "version": 3,
+        }  # fmt: skip
+
+
+def device_view(
+    address: int, shape: tuple[int, ...], dtype: str, device: torch.device
+) -> torch.Tensor:
+    """A tensor of memory that the driver gave; it must outlive the tensor."""
+    if 0 in shape:
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=device)
+    return torch.as_tensor(_Memory(address, shape, dtype), device=device)
+
+
+class TorchProgram(RecordedProgram):
     """`template` with its active weights on the device, and no class yet: `add_class` makes one.
 
     `place` is device memory that graphs are captured to copy weights from; a launch says from where.
     """
 
     def __init__(self, template: Template, streams: TorchStreams, place: Block) -> None:
-        self._template, self._streams, self._place = template, streams, place
-        self.name = template.spec.name
-        self.weights_bytes = template.weights_bytes
+        super().__init__(
+            template.spec.name, streams.driver, streams.capture_stream, place, template.weights_bytes
+        )
+        self._template, self._streams = template, streams
+        self.precision = template.precision
         block = torch.empty(
             self.weights_bytes + PAD_BYTES, dtype=torch.uint8, device=streams.device
         )
@@ -65,145 +109,98 @@ class TorchProgram:
         while not template.add_views(self._weights):
             pass
         self.active = block.data_ptr()
-        self._sets: dict[int, tuple[BufferSet, ...]] = {}
-        self._runs: dict[int, Run] = {}  # by id of the buffer set
-        self._graphs: dict[int, bool] = {}
-        self._blocks: list[Block] = []  # of the driver's memory
-        self._kept: list[Any] = []  # what a graph reads and writes must live as long as it does
-        self.output_shape: tuple[int, ...] = ()
-        self.output_dtype = "float32"
-        #: Why a class is run by plain execution, in words; empty if every class was captured.
-        self.not_captured = ""
 
-    @property
-    def classes(self) -> tuple[int, ...]:
-        return tuple(sorted(self._sets))
+    # ------------------------------------------------------------------- what a library does
 
-    def sets(self, batch: int) -> tuple[BufferSet, ...]:
-        return self._sets[batch]
+    def sample_rows(self, batch: int, seed: int) -> Array:
+        spec = self._template.spec
+        return made_up_rows(
+            (batch, *spec.input_shape), spec.input_dtype, seed, high=spec.input_high
+        )
 
-    def captured(self, batch: int) -> bool:
-        return self._graphs[batch]
+    def run_rows(self, rows: Array) -> Array:
+        with self._prepared():
+            inputs = torch.from_numpy(rows).to(self._streams.device)
+            found: Array = self._forward(inputs).cpu().numpy()
+        return found
 
-    def aim(self, buffers: BufferSet, copies: Copies) -> None:
-        self._runs[id(buffers)].aim(copies)
+    def changed_weights(self, source: Block) -> tuple[str, ...]:
+        size, device = self.weights_bytes, self._streams.device
+        kept = device_view(source.address, (size,), "uint8", device)
+        changed = []
+        with self._prepared():
+            for name, begin, nbytes in self._template.spans():
+                for at in range(begin, begin + nbytes, _COMPARE_BYTES):
+                    end = min(at + _COMPARE_BYTES, begin + nbytes)
+                    if not torch.equal(self._weights.block[at:end], kept[at:end]):
+                        changed.append(name)
+                        break
+        return tuple(changed)
 
-    def launch(self, buffers: BufferSet, stream: Stream) -> None:
-        self._runs[id(buffers)].launch(stream)
+    def restore_weights(self, source: Block) -> None:
+        stream = self._streams.prepare_stream
+        self._driver.copy(self.active, source.address, self.weights_bytes, stream)
+        self._streams.prepare.synchronize()
 
-    # ------------------------------------------------------------------------ preparation
+    def disturb(self, stream: Stream) -> None:
+        self._streams.disturb()
 
     def add_class(self, batch: int, *, capture: bool = True) -> None:
-        """Make `batch` runnable. Raises what the model raises, or OutOfDeviceMemory.
-
-        What cannot be captured is run by plain execution, and `not_captured` says why.
-        """
         try:
-            self._add_class(batch, capture=capture)
+            super().add_class(batch, capture=capture)
         except torch.cuda.OutOfMemoryError as error:
             raise OutOfDeviceMemory(first_line(error)) from None
 
-    def _add_class(self, batch: int, *, capture: bool) -> None:
-        sample = self._template.sample_input(batch)
-        inputs = [torch.from_numpy(sample).to(self._streams.device) for _ in range(SETS)]
-        with _cuda.stream(self._streams.capture):
-            self._streams.capture.wait_stream(_cuda.default_stream(self._streams.device))
-            for _ in range(_WARM_UPS):
-                output = self._forward(inputs[0])
-            self._streams.capture.synchronize()
-        self.output_shape = tuple(output.shape[1:])
-        self.output_dtype = str(output.dtype).removeprefix("torch.")
-        sets: Sequence[BufferSet] = ()
-        if capture and not self.not_captured:
-            try:
-                sets = [self._capture(batch, sample, each) for each in inputs]
-            except RuntimeError as error:
-                self.not_captured = f"batch {batch}: {first_line(error)}"
-        self._graphs[batch] = bool(sets)
-        self._sets[batch] = tuple(
-            sets or [self._plain(batch, sample, each, output) for each in inputs]
-        )
+    @contextmanager
+    def _prepared(self) -> Iterator[None]:
+        """On the stream of preparation, whose work has ended when it is left."""
+        with _cuda.stream(self._streams.prepare):
+            yield
+            self._streams.prepare.synchronize()
 
-    def drop_class(self, batch: int) -> None:
-        """The class is not offered after all."""
-        for buffers in self._sets.pop(batch):
-            self._runs.pop(id(buffers)).close()
-        del self._graphs[batch]
+    def _view(self, address: int, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+        return device_view(address, shape, dtype, self._streams.device)
 
-    def release(self) -> None:
-        """See Preparable."""
-        for batch in self.classes:
-            self.drop_class(batch)
-        for block in self._blocks:
-            self._streams.driver.free(block)
-        self._blocks.clear()
-        self._kept.clear()
+    def _forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self._template.forward(self._weights, inputs).contiguous()
 
-    def _buffers(self, batch: int, sample: Any, inputs: Any, output: Any, run: Run) -> BufferSet:
-        row_in = sample.nbytes // batch
-        row_out = output.numel() * output.element_size() // batch
-        buffers = BufferSet(
-            batch, inputs.data_ptr(), output.data_ptr(), row_in, row_out,
-            self._pinned(row_in * batch), self._pinned(row_out * batch),
-            run.started, run.ended,
-        )  # fmt: skip
-        assert buffers.staged_in.host is not None
-        buffers.staged_in.host[: sample.nbytes] = np.frombuffer(sample.tobytes(), np.uint8)
-        self._runs[id(buffers)] = run
-        self._kept += [buffers, inputs, output]
-        return buffers
+    def _address(self, result: torch.Tensor) -> int:
+        return result.data_ptr()
 
-    def _pinned(self, nbytes: int) -> Block:
-        block = self._streams.driver.pinned_block(max(1, nbytes))
-        self._blocks.append(block)
-        return block
+    def _warm_up(self, inputs: torch.Tensor) -> Array:
+        with self._prepared():
+            for _ in range(WARM_UPS):
+                output = self._forward(inputs)
+            found: Array = output.cpu().numpy()
+        return found
 
-    def _forward(self, batch: torch.Tensor) -> torch.Tensor:
-        return self._template.forward(self._weights, batch).contiguous()
+    @contextmanager
+    def _on_stream(self, stream: Stream) -> Iterator[None]:
+        if stream is self._streams.capture_stream:
+            with _cuda.stream(self._streams.capture):
+                yield
+        else:
+            self._streams.enter()
+            yield
 
-    def _capture(self, batch: int, sample: Any, inputs: torch.Tensor) -> BufferSet:
-        streams, driver = self._streams, self._streams.driver
-        started, ended = driver.event(), driver.event()
+    def _begin_capture(self) -> Any:
         graph = _cuda.CUDAGraph(keep_graph=True)
         # Not torch.cuda.graph: on entry it waits for the device and empties torch's caches, which
         # would hold up what is being served. Thread-local: the loop goes on calling CUDA meanwhile.
-        with _cuda.stream(streams.capture):
-            graph.capture_begin(pool=streams.pool, capture_error_mode="thread_local")
-            self._kept.append(graph)  # torch's allocator asks it even after it has failed
-            try:
-                driver.record_inside(started, streams.capture_stream)
-                nbytes = min(self.weights_bytes, self._place.nbytes)
-                driver.copy(self.active, self._place.address, nbytes, streams.capture_stream)
-                output = self._forward(inputs)
-                driver.record_inside(ended, streams.capture_stream)
-            except BaseException:
-                self._abandon(graph)
-                raise
-            graph.capture_end()
-        run = GraphRun(
-            driver, graph.raw_cuda_graph(), self.active, self.weights_bytes, started, ended
-        )
-        return self._buffers(batch, sample, inputs, output, run)
+        graph.capture_begin(pool=self._streams.pool, capture_error_mode="thread_local")
+        self._kept.append(graph)  # torch's allocator asks it even after it has failed
+        return graph
 
-    def _abandon(self, graph: Any) -> None:
-        """End a capture that failed, so that stream and memory pool can be used again."""
+    def _end_capture(self, token: Any) -> Any:
+        token.capture_end()
+        return token.raw_cuda_graph()
+
+    def _abandon(self, token: Any) -> None:
         try:
-            graph.capture_end()
+            token.capture_end()
         except RuntimeError:
             # Torch leaves the pool marked as being captured into (CUDAGraph::capture_end raises before
             # it says otherwise), and would then defer what it frees for ever.
             end = getattr(torch._C, "_cuda_endAllocateToPool", None)
             if end is not None:
                 end(self._streams.device.index or 0, self._streams.pool)
-
-    def _plain(
-        self, batch: int, sample: Any, inputs: torch.Tensor, like: torch.Tensor
-    ) -> BufferSet:
-        output = torch.empty_like(like)
-
-        def run(stream: Stream) -> None:
-            self._streams.enter()
-            output.copy_(self._forward(inputs), non_blocking=True)
-
-        plain = PlainRun(self._streams.driver, run)
-        return self._buffers(batch, sample, inputs, output, plain)
