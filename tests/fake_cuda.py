@@ -61,7 +61,9 @@ class FakeGraph:
     active: int
 
     def __post_init__(self) -> None:
-        copies = [i for i, s in enumerate(self.steps) if isinstance(s, list) and s[0] == self.active]
+        copies = [
+            i for i, s in enumerate(self.steps) if isinstance(s, list) and s[0] == self.active
+        ]
         assert copies, "no copy of the weights"
         self._aimed = copies[0]
 
@@ -300,7 +302,9 @@ class FakeProgram(RecordedProgram):
     def disturb(self, stream: Stream) -> None:
         self.driver.pollute(stream)
 
-    def _view(self, address: int, shape: tuple[int, ...], dtype: str) -> tuple[int, tuple[int, ...]]:
+    def _view(
+        self, address: int, shape: tuple[int, ...], dtype: str
+    ) -> tuple[int, tuple[int, ...]]:
         return address, shape
 
     def _forward(self, inputs: Any) -> int:

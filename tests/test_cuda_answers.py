@@ -95,7 +95,9 @@ def test_several_programs_share_one_pool_and_answer_rightly_at_random() -> None:
         rig.until(rig.launch(OpKind.COPY_INPUT, action_id, number, **shape))
         rig.until(rig.launch(OpKind.EXEC, action_id, number, **shape))
         other = draw.randrange(len(names))  # begins before the output is fetched
-        more = rig.launch(OpKind.EXEC, 10_000 + action_id, other, batch_size=1, model_name=names[other])
+        more = rig.launch(
+            OpKind.EXEC, 10_000 + action_id, other, batch_size=1, model_name=names[other]
+        )
         rig.until(rig.launch(OpKind.COPY_OUTPUT, action_id, number, **shape))
         weights = bytes([number + 1]) * (300 + number)
         found = [bytes(each) for each in rig.device.take_outputs(action_id)]

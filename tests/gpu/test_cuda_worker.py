@@ -157,12 +157,13 @@ def direct(server: WorkerServer, name: str, inputs: Array) -> Array:
     """A forward pass of the model on the GPU in float32, sharing the builder alone."""
     sources = tuple(s for s in HALF if s.name == name)
     spec = worker_specs(WorkerConfig(models=tuple(s for s in sources if s.factory)))[name]
-    from slosched.daemon.backends.zoo import output_tensor
+    from slosched.daemon.backends.contract import single_output
 
     module = spec.build().float().cuda()
     with torch.inference_mode():
         batch = torch.from_numpy(inputs).cuda()
-        return output_tensor(module(batch)).float().cpu().numpy().reshape(len(inputs), -1)
+        found = single_output(module(batch), len(inputs), name=name, take=spec.output)
+        return found.float().cpu().numpy().reshape(len(inputs), -1)
 
 
 ZOO_NAMES = (

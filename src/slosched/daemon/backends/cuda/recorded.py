@@ -136,7 +136,7 @@ class RecordedProgram(ABC):
     def _warm_up(self, inputs: Any) -> Array:
         """Run `_forward` a few times on the stream of preparation; returns the last result's copy."""
 
-    def disturb(self, stream: Stream) -> None:
+    def disturb(self, stream: Stream) -> None:  # noqa: B027 - a library without shared memory has nothing to do
         """Do to memory that runs share what other programs' runs may do to it (for the self-check)."""
 
     @contextmanager

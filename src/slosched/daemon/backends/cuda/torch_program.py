@@ -19,6 +19,7 @@ from slosched.daemon.backends.templates import DeviceWeights, Template
 
 #: What a disturbance writes over: one large and some small pieces of the pool that graphs share.
 _LARGE_FLOATS, _SMALL_FLOATS, _SMALL = 16 * 2**20, 64 * 2**10, 8
+_FILLED_OF_EACH_SIZE = 3
 #: Weights are compared in pieces of this size, each a slice's work.
 _COMPARE_BYTES = 64 * 2**20
 
@@ -98,7 +99,11 @@ class TorchProgram(RecordedProgram):
 
     def __init__(self, template: Template, streams: TorchStreams, place: Block) -> None:
         super().__init__(
-            template.spec.name, streams.driver, streams.capture_stream, place, template.weights_bytes
+            template.spec.name,
+            streams.driver,
+            streams.capture_stream,
+            place,
+            template.weights_bytes,
         )
         self._template, self._streams = template, streams
         self.precision = template.precision
@@ -143,6 +148,15 @@ class TorchProgram(RecordedProgram):
         self._streams.prepare.synchronize()
 
     def disturb(self, stream: Stream) -> None:
+        # What the model made for one batch class and dropped for the next lies in memory that torch gives
+        # out again: a graph that still reads it must be found out now.
+        with self._prepared():
+            spoilt = [
+                torch.full((2**power // 4,), float("nan"), device=self._streams.device)
+                for power in range(9, 26)
+                for _ in range(_FILLED_OF_EACH_SIZE)
+            ]
+        del spoilt
         self._streams.disturb()
 
     def add_class(self, batch: int, *, capture: bool = True) -> None:
