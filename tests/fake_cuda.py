@@ -77,7 +77,8 @@ class FakeGraph:
             if isinstance(step, FakeEvent):
                 self.driver.record(step, stream)
             elif isinstance(step, list):
-                self.driver.copy(*step, stream)
+                to, source, nbytes = step
+                self.driver.copy(to, source, nbytes, stream)
             else:
                 assert isinstance(step, tuple)
                 self.driver.enqueue(stream, *step)

@@ -13,12 +13,14 @@ import argparse
 import asyncio
 import json
 import random
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from exact_rig import NotHere, Rig, RowFailed, check
 from numpy.typing import NDArray
 
 from slosched.clients.aio import AsyncClient, connect
@@ -33,6 +35,10 @@ INPUTS = 48
 #: more than a third of what lies between the answers to two inputs, which must leave room for rounding.
 TOLERANCE = {"float32": 5e-3, "float16": 3e-2, "bfloat16": 1e-1}
 LEAST_TOLERANCE = 3e-4
+_MODELS = ("resnet_tiny", "resnet18", "resnet50", "vit_base", "bert_base", "cupy_mlp")
+_CLIENTS = 3
+_REFERENCES_S = 90.0
+_ANSWERS_S = 120.0
 _LOAD_S = 240.0
 _DRAIN_S = 20.0
 _MOST_WAITING = 8_000
@@ -256,6 +262,50 @@ def added(documents: list[dict[str, Any]]) -> dict[str, Any]:
         for name, error in each["worst"].items():
             total["worst"][name] = max(error, total["worst"].get(name, 0.0))
     return total
+
+
+def answers(rig: Rig) -> dict[str, Any]:
+    """Row "answers": three clients' mixed load on the rig's worker, its answers compared."""
+    if rig.settings.emulated:
+        raise NotHere("emulated GPUs compute nothing")
+    directory = rig.new_directory("references")
+    file = directory / "references.npz"
+    options = rig.settings.worker_options
+    dtype = options[options.index("--dtype") + 1] if "--dtype" in options else "float32"
+    making = [
+        sys.executable, __file__, "references", str(file), "--models", ",".join(_MODELS), "--dtype",
+        dtype, "--device", rig.settings.device,
+    ]  # fmt: skip
+    subprocess.run(making, check=True, timeout=_REFERENCES_S, stdout=subprocess.DEVNULL)
+    seconds = rig.settings.seconds(5)
+    rates = f"{100 / _CLIENTS:g}:{seconds:g},{1200 / _CLIENTS:g}:{seconds:g},{4500 / _CLIENTS:g}:{seconds:g}"
+    with rig.serving("answers") as served:
+        loads = [
+            [sys.executable, __file__, "load", served.address, str(file), "--rates", rates, "--copies",
+             "3", "--seed", str(number)]
+            for number in range(_CLIENTS)
+        ]  # fmt: skip
+        processes = [subprocess.Popen(each, stdout=subprocess.PIPE, text=True) for each in loads]
+        try:
+            said = [each.communicate(timeout=_ANSWERS_S)[0] for each in processes]
+        finally:
+            for each in processes:
+                each.kill()
+                each.wait(10)
+        if any(each.returncode for each in processes):
+            raise RowFailed(f"a client failed: {said}")
+    found = added([json.loads(text.strip().splitlines()[-1]) for text in said])
+    if not found["compared"]:
+        raise RowFailed("no answer was compared")
+    return {
+        "figures": found,
+        "checks": [
+            check("answers compared with a direct forward pass, mixed load", found["compared"], "", ">= 10000"),
+            check("answers that were wrong", found["wrong"], "", "<= 0"),
+            check("largest difference of a right one, of its largest value",
+                  100 * max(found["worst"].values()), "%"),
+        ],
+    }  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -40,6 +40,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     )
 )
 
+import exact_answers  # noqa: E402
 import exact_bare  # noqa: E402
 import exact_cold  # noqa: E402
 import exact_live  # noqa: E402
@@ -83,6 +84,7 @@ ROWS: dict[str, Plan] = {
     "prediction": Plan(exact_live.prediction, 18, 60),
     "client_overhead": Plan(exact_live.client_overhead, 17, 60),
     "goodput": Plan(exact_live.goodput, 24, 75),
+    "answers": Plan(exact_answers.answers, 60, 140),
     "slo_exp_600": Plan(_sweep_at(600), 57, 90),
     "slo_exp_1200": Plan(_sweep_at(1200), 57, 90),
     "slo_exp_2400": Plan(_sweep_at(2400), 57, 90),

@@ -47,6 +47,9 @@ INCARNATIONS = count(1)
 HALF = (
     ModelSource("half", factory="test_zoo:tiny_net", input_shape=(4,), dtype="float16"),
     ModelSource("branches", factory="gpu_models:branching_net", input_shape=(4,)),
+    ModelSource("zeros_head", factory="gpu_models:zeros_head", input_shape=(3, 32, 32)),
+    ModelSource("counting", factory="gpu_models:counting", input_shape=(64,)),
+    ModelSource("mixed_rows", factory="gpu_models:mixed_rows", input_shape=(4,)),
     ModelSource("broken", factory="test_zoo:no_net", input_shape=(4,)),
     ModelSource("out_of_bounds", factory="gpu_models:reading_outside", input_shape=(4,)),
     ModelSource("resnet50", dtype="float16", channels_last=True),
@@ -236,6 +239,31 @@ def test_what_cannot_be_captured_runs_and_says_so(
     inputs = sample(loaded, 2, seed=4) - 0.5
     wanted = branching_net()(torch.from_numpy(inputs)).detach().numpy()
     assert np.abs(infer(controller, inputs) - wanted).max() < 1e-4
+    # A capture that failed does not stop the next model's.
+    assert "plain execution" not in load(controller, "zeros_head", 10).labels
+
+
+def test_own_state_is_as_it_was_loaded_in_each_run_and_is_named(
+    server: WorkerServer, controller: BareController
+) -> None:
+    loaded = load(controller, "counting", copies=1)  # an only instance, whose weights might stay
+    load_weights(controller, 0)
+    assert "own state restored before each run" in loaded.labels
+    assert backend_of(server)._programs["counting"].changed == ("runs",)
+    first = infer(controller, sample(loaded, 3, seed=1))
+    for _ in range(5):
+        assert (infer(controller, sample(loaded, 3, seed=1)) == first).all()
+
+
+def test_a_model_that_mixes_its_rows_is_refused_with_what_was_seen(
+    server: WorkerServer, controller: BareController
+) -> None:
+    message = LoadModel(
+        controller.session, controller.action_id(), "mixed_rows", 7, 1, 8, NS_PER_S, 0, FOREVER_NS
+    )
+    failed = controller.ask(message, within_s=60.0)
+    assert isinstance(failed, ErrorResult) and failed.code == Code.INVALID_MODEL_PATH
+    assert "answers otherwise for" in failed.reason and "one batch" in failed.reason
 
 
 def test_starts_and_heartbeats_go_on_while_a_model_is_prepared(

@@ -20,7 +20,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("cuda.bindings")
 
-from slosched.cli.children import Children  # noqa: E402
+from slosched.cli.children import Children
 
 HERE = Path(__file__).resolve().parent
 PROGRAM = HERE.parents[1] / "benchmarks" / "gpu" / "exact_answers.py"
@@ -46,6 +46,8 @@ ZOO = (
     "cupy_matmul",
 )
 COPIES = 3
+#: What no graph can hold: a branch on data, CuPy's cuBLAS, a table that is replaced for each batch size.
+PLAIN = {"branching_net", "cupy_matmul", "remembering"}
 _CACHE = "1600MiB"  # half of what three instances of each take
 _LOADS = 3
 
@@ -141,4 +143,8 @@ def test_no_answer_is_wrong_whatever_runs_beside_it(served: tuple[str, Path, Pat
     assert total["wrong"] == 0, total["examples"]
     assert set(total["by_model"]) == {*OWN, *ZOO}
     assert any(int(batch) > 1 for batch in total["batches"])
+    for log in folder.glob("worker-*.log"):
+        said = log.read_text(encoding="utf-8")
+        plain = {line.partition(" ")[0] for line in said.splitlines() if "plain execution" in line}
+        assert plain <= PLAIN and "branching_net" in plain, said
     assert total["compared"] >= WANTED, f"only {total['compared']} within {WITHIN_S:g} s"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,20 @@ class TorchStreams:
             _cuda.set_device(self.device)
             _cuda.set_stream(self._exec)
             self._entered.add(thread)
+
+    def give_up_pool(self) -> None:
+        """After a capture that failed: later ones go to a new pool; graphs that are there keep theirs.
+
+        Up to torch 2.11 capture_end raises before it says that nothing is captured into the pool any more
+        (pytorch/pytorch#180395). The device's half of that can be said here, or torch would defer what it
+        frees for ever; the half of pinned memory cannot, and would refuse every later capture.
+        """
+        end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+        if end is not None:
+            with suppress(RuntimeError):
+                end(self.device.index or 0, self.pool)
+        self.pool = _cuda.graph_pool_handle()
+        self.make_disturbance()
 
     def make_disturbance(self) -> None:
         """Capture a graph that fills the pool's first memory with NaN: before any program's, so that they
@@ -213,8 +227,4 @@ class TorchProgram(RecordedProgram):
         try:
             token.capture_end()
         except RuntimeError:
-            # Torch leaves the pool marked as being captured into (CUDAGraph::capture_end raises before
-            # it says otherwise), and would then defer what it frees for ever.
-            end = getattr(torch._C, "_cuda_endAllocateToPool", None)
-            if end is not None:
-                end(self._streams.device.index or 0, self._streams.pool)
+            self._streams.give_up_pool()
