@@ -175,9 +175,8 @@ class Bench:
             exec_ns = self._add_classes(
                 program, batches, scratch, max_exec_ns=max_exec_ns, note=note
             )
-            for batch in tuple(exec_ns):
-                if not self._answers_rightly(program, batch, scratch, note):
-                    del exec_ns[batch]
+            self._check_answers(program, scratch, note)
+            exec_ns = {batch: exec_ns[batch] for batch in program.classes}
             # Once more, now that everything is there: captured alone, ResNet-50 ran its batch of 1 in
             # 0.78 ms, and in 0.88 once the larger classes had been captured too (H200).
             for batch in exec_ns:
@@ -252,36 +251,37 @@ class Bench:
             raise _cannot_run(program, error) from error
         program.keeps_weights = not program.changed
 
-    def _answers_rightly(
-        self,
-        program: Preparable,
-        batch: int,
-        scratch: Sequence[Block],
-        note: Callable[[str], None],
-    ) -> bool:
-        """Compare the class with plain execution; one whose graph differs is run plainly instead.
+    def _check_answers(
+        self, program: Preparable, scratch: Sequence[Block], note: Callable[[str], None]
+    ) -> None:
+        """Compare each class with plain execution, and drop those that differ.
 
-        False, and it is not offered, if that differs too. Raises InvalidConfig if batch 1 does.
+        If one differs as a graph, all of them are run plainly instead: what the model keeps between runs
+        may spoil the others at another time. Raises ModelRefused if batch 1 differs all the same.
         """
-        words = self._differs(program, batch, scratch)
-        if words and program.captured(batch):
-            program.drop_class(batch)
-            program.not_captured = f"batch {batch}: its CUDA graph answered wrongly ({words})"
-            note(f"{program.name} is run by plain execution, {program.not_captured}")
-            program.restore_weights(scratch[0])
-            program.add_class(batch, capture=False)
+        classes = program.classes
+        for batch in classes:
             words = self._differs(program, batch, scratch)
-        if not words:
-            return True
-        program.drop_class(batch)
-        if batch == 1:
-            raise ModelRefused(
-                f"model {program.name!r} answers wrongly when it is served ({words}), so it is not; does it "
-                "keep tensors of a run in attributes, or depend on what ran before?"
-            )
-        program.left_out = (*program.left_out, f"batch {batch} answers wrongly")
-        note(f"{program.name} batch {batch} is not offered: {words}")
-        return False
+            if words and program.captured(batch):
+                program.not_captured = f"batch {batch}: its CUDA graph answered wrongly ({words})"
+                for each in classes:
+                    program.drop_class(each)
+                program.restore_weights(scratch[0])
+                for each in classes:
+                    program.add_class(each, capture=False)
+                break
+        for batch in classes:
+            words = self._differs(program, batch, scratch)
+            if not words:
+                continue
+            program.drop_class(batch)
+            if batch == 1:
+                raise ModelRefused(
+                    f"model {program.name!r} answers wrongly when it is served ({words}), so it is not; "
+                    "does it keep tensors of a run in attributes, or depend on what ran before?"
+                )
+            program.left_out = (*program.left_out, f"batch {batch} answers wrongly")
+            note(f"{program.name} batch {batch} is not offered: {words}")
 
     def _differs(self, program: Preparable, batch: int, scratch: Sequence[Block]) -> str:
         """How the answers of a class differ from plain execution's, in words; empty if they do not."""
@@ -289,6 +289,10 @@ class Bench:
             rows = program.sample_rows(batch, 1 + 2 * batch + index)
             program.restore_weights(scratch[0])
             wanted = np.ascontiguousarray(program.run_rows(rows))
+            for other in program.classes:
+                if other != batch:  # what the model keeps for this size, it drops now
+                    program.run_rows(program.sample_rows(other, 0))
+                    break
             answers = self._served(program, buffers, rows, scratch)
             found = answers.view(wanted.dtype).reshape(wanted.shape)
             if words := differ(found, wanted, program.precision):
