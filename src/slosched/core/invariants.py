@@ -295,6 +295,10 @@ class InvariantChecker:
                 story.append((now_ns, template, values))
 
     def _fail(self, what: str, keys: tuple[int, ...]) -> None:
+        raise InvariantViolated("\n".join([what, *self.stories(keys)]))
+
+    def stories(self, keys: Sequence[int]) -> list[str]:
+        """The story of each of these requests, in words."""
         stories = []
         for key in keys:
             lines = [
@@ -302,4 +306,4 @@ class InvariantChecker:
                 for now_ns, template, values in self._stories.get(key, [])
             ]
             stories.append(f"request {key}:\n  " + "\n  ".join(lines))
-        raise InvariantViolated("\n".join([what, *stories]))
+        return stories

@@ -142,6 +142,7 @@ class EnduringClient(SimClient):
         before, self._controller = self._controller, message.incarnation
         self._greeting = False
         self._default_slo_ns = message.default_slo_ns
+        self._echoes = message.policy == "ECHO"
         if before == message.incarnation:
             return
         if self.phase is Phase.HELLO or self.phase is Phase.LOADING:
