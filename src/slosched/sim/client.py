@@ -73,11 +73,11 @@ class Phase(Enum):
 
 
 class SimClient:
-    """One client of `cluster`. With `inputs` each request brings one with a mark of its own, and each answer is
-    held to it; each `without_input`-th brings none (0: all bring one). `on_record` gets every request once; `on_done` is called at its end.
+    """One client of `cluster`. `on_record` gets every request once; `on_done` is called at its end.
 
-    `phase` says where it stands, `driver` counts (None while models are loading), `problem` says why
-    it ended early.
+    With `inputs` each request but each `without_input`-th brings one with a mark of its own, and each answer
+    is held to it. `phase` says where it stands, `driver` counts (None while models are loading), `problem`
+    says why it ended early.
     """
 
     def __init__(

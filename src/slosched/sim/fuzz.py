@@ -10,21 +10,33 @@ workers and the client. Once they are over, within RECOVERY_NS:
   long: some must be in time. A cluster that is overloaded without faults is not held to it: backlogs last;
 - and when the load ends everything is answered and nothing is kept of it.
 
+In most cases requests bring inputs, and every answer is held to its request's mark (marks.py); further
+clients come and go with requests unanswered (guests.py).
+
 A failing plan is shrunk: faults are dropped as long as it still fails.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from slosched.core.invariants import InvariantViolated
-from slosched.core.scheduler.interface import ActionRecord, Note, RequestRecord
+from slosched.core.scheduler.interface import Note
 from slosched.core.scheduler.state import WorkerState
 from slosched.errors import SloschedError
 from slosched.sim.client import Phase
 from slosched.sim.faults import FaultPlan
-from slosched.sim.fuzz_case import RECOVERY_NS, SLOW_RECOVERY_NS, TAIL_NS, drawn_spec, with_plan
+from slosched.sim.fuzz_case import (
+    RECOVERY_NS,
+    SLOW_RECOVERY_NS,
+    TAIL_NS,
+    SmallLoad,
+    drawn_spec,
+    with_plan,
+)
+from slosched.sim.guests import Guest
 from slosched.sim.spec import SimSpec
+from slosched.sim.truth import Sights
 from slosched.sim.world import World
 from slosched.telemetry.client_log import ClientRecord
 from slosched.units import NS_PER_S, format_duration
@@ -59,6 +71,7 @@ class Outcome:
     sent: int
     tail: float  # share in time after the recovery
     events: int
+    sights: Sights = field(default_factory=Sights)
 
 
 def run_seed(seed: int, *, policy: str | None = None) -> Outcome:
@@ -77,9 +90,11 @@ def run_case(seed: int, spec: SimSpec) -> Outcome:
             _hold_against_no_faults(spec, case)
     except (InvariantViolated, SloschedError, AssertionError, LookupError, ValueError) as error:
         failure = _words(error)
+    case.sights.marks_compared = case.world.cluster.marks.compared
     return Outcome(
-        seed, spec, failure, tuple(case.log), case.sent, case.tail_share, case.world.kernel.events
-    )
+        seed, spec, failure, tuple(case.log), case.sent, case.tail_share, case.world.kernel.events,
+        case.sights,
+    )  # fmt: skip
 
 
 def _words(error: Exception) -> str:
@@ -151,17 +166,28 @@ class _Case:
         self.log: list[str] = []
         self.sent = 0
         self._tail = [0, 0]  # sent, in time
-        self._answered_ok = 0
+        self.sights = Sights()
         engine = Engine(spec.workload, seed=spec.seed, duration_ns=spec.duration_ns)
         self.world = World(
             spec,
             engine,
-            on_request=_ignore,
-            on_action=_ignore,
+            on_request=lambda record: self.sights.request_done(record),
+            on_action=lambda record: self.sights.action_done(record),
             on_note=self._note,
             on_client=self._client_record,
             log=self._tell,
         )
+        if self.world.truth is not None:
+            self.sights = self.world.truth.sights
+        if isinstance(spec.workload, SmallLoad):
+            for plan in spec.workload.guests:
+                Guest(
+                    plan,
+                    self.world.cluster,
+                    inputs=spec.inputs,
+                    without_input=spec.without_input,
+                    log=self._tell,
+                )
         self._spec = spec
         self._start_ns = self.world.kernel.now_ns
         self._tail_ns = self._start_ns + self.end_ns + recovery_ns
@@ -243,6 +269,11 @@ class _Case:
                 and now_ns - since_ns > _QUIET_NS / 2
                 for worker in world.cluster.workers.values()
             ),
+            "inputs of answered requests": world.cluster.controller.inputs_kept,
+            "inputs of ended actions": sum(
+                0 if worker.node is None else worker.node.inputs_kept
+                for worker in world.cluster.workers.values()
+            ),
             "requests that the client waits for": world.client.driver.unanswered
             if world.client.driver is not None
             else 0,
@@ -252,7 +283,3 @@ class _Case:
             raise NotLive(f"{format_duration(_QUIET_NS)} after the load: {', '.join(kept)}")
         if world.truth is not None:
             world.truth.check_all_answered()
-
-
-def _ignore(record: RequestRecord | ActionRecord) -> None:
-    return
