@@ -17,7 +17,7 @@ from slosched.core.scheduler.client_sessions import ClientSessions
 from slosched.core.scheduler.interface import Effect, ToClient
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.worker.emulated import MARK_BYTES, Echo
-from slosched.sim.faults import FaultPlan
+from slosched.sim.faults import Fault, FaultPlan
 from slosched.sim.fuzz import Outcome, run_case, run_seed
 from slosched.sim.fuzz_case import SmallLoad, drawn_spec, with_plan
 from slosched.sim.marks import Marks, Payload
@@ -111,6 +111,7 @@ def test_the_fuzzer_gets_into_what_is_hard() -> None:
             seen[name] = seen.get(name, 0) + count
     assert seen["marks_compared"] > 5_000 and seen["results_with_outputs"] > 2_000
     assert min(seen["left_by_goodbye"], seen["left_by_a_break"], seen["left_in_silence"]) > 50
+    assert seen["second_tries"] > 5
     assert seen["infers_lost"] > 20 and seen["batches_lost"] > 10
 
 
@@ -245,11 +246,9 @@ def all_but_one_of_a_lost_batch_forgotten(patch: pytest.MonkeyPatch) -> None:
 MIX_UPS: list[Plant] = [
     first_output_for_all, outputs_reversed, index_by_place, outputs_of_two_clients_swapped,
     answer_to_another_client, latest_input_for_all, output_of_another_action, output_lost,
-    input_dropped_when_sent,
 ]  # fmt: skip
 FORGOTTEN: list[Plant] = [
-    inputs_kept_for_ever, inputs_of_failed_actions_kept, requests_of_who_left_kept,
-    all_but_one_of_a_lost_batch_forgotten,
+    inputs_kept_for_ever, requests_of_who_left_kept, all_but_one_of_a_lost_batch_forgotten,
 ]  # fmt: skip
 
 
@@ -280,6 +279,33 @@ def test_the_fuzzer_notices_what_is_forgotten_or_kept(
 ) -> None:
     plant(monkeypatch)
     first_failure()
+
+
+@pytest.mark.parametrize(
+    ("plant", "words"),
+    [
+        (input_dropped_when_sent, "got an output of no request"),
+        (inputs_of_failed_actions_kept, "inputs of ended actions"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_it_notices_what_goes_wrong_at_a_second_try_alone(
+    plant: Plant, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Infers come too late, and fail: their requests are planned anew, with the same inputs."""
+    plant(monkeypatch)
+    failures = []
+    for seed in range(FEW_SEEDS):
+        spec = drawn_spec(seed, policy="INFER5")
+        late = [
+            Fault("late", f"to worker {w}", NS_PER_S + w * 3 * NS_PER_MS, 2 * NS_PER_S,
+                  probability=0.1, by_ns=100 * NS_PER_MS)
+            for w in range(len(spec.worker_profiles()))
+        ]  # fmt: skip
+        failures.append(run_case(seed, with_plan(spec, FaultPlan(tuple(late)))).failure)
+        if words in failures[-1]:
+            return
+    raise AssertionError(f"not noticed: {failures}")
 
 
 @pytest.mark.parametrize(
