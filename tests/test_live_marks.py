@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def test_every_answer_is_that_of_its_own_request(options: tuple[str, ...], tmp_p
         controller = children.start("controller", arguments, tmp_path / "c.log")
         address = f"127.0.0.1:{children.wait_ready(controller, within_s=30)}"
 
-        async def work() -> list[tuple[list[str], set[int]]]:
+        async def work() -> Sequence[tuple[list[str], set[int]]]:
             async with connect(address) as one, connect(address) as other:
                 (ours,), (theirs,) = await one.load("tiny"), await other.load("tiny")
                 return await asyncio.gather(ask(one, ours, 1), ask(other, theirs, 2))

@@ -157,13 +157,15 @@ class SimClient:
 
     def _arrived(self, message: ControllerToClient | Framed, client: bytes = IDENTITY) -> None:
         """Something came over the connection of `client`: hold an answer to its request's mark."""
-        if type(message) is Framed:
-            message, frames = message
-            self._marks.compare(client, message.request_id, frames)
-        elif self._output_bytes and type(message) is InferReply and not message.code:
+        if isinstance(message, Framed):
+            reply: InferReply = message.message
+            self._marks.compare(client, reply.request_id, message.frames)
+            self._receive(reply)
+            return
+        if self._output_bytes and type(message) is InferReply and not message.code:
             wanted = self._brings_input(message.request_id, self._output_bytes, message.model_id)
             self._marks.without_output(client, message, wanted=wanted)
-        self._receive(message)  # type: ignore[arg-type]
+        self._receive(message)
 
     def _brings_input(self, request_id: int, sizes: dict[int, int], model_id: int) -> bool:
         """True if the request brings an input, and `sizes` has bytes for its model."""

@@ -98,7 +98,7 @@ class SimController:
         if self._held is not None:
             self._held.append(event)
             return
-        if type(event) is Framed:
+        if isinstance(event, Framed):
             event = self._take_frames(event.message, event.frames)
         now_ns = self._kernel.now_ns
         if self.checker is not None:

@@ -4,8 +4,8 @@ While faults last, every invariant holds at every step, by the scheduler's books
 workers and the client. Once they are over, within RECOVERY_NS:
 
 - every worker has joined the controller, which knows its clients and their models;
-- requests sent from then on are answered in time as often as without faults (LIVE_SHARE of it; baselines
-  may take SLOW_RECOVERY_NS, since nothing but heartbeats tells them that a way is short again). Published
+- requests sent from then on are answered in time as often as without faults (LIVE_SHARE of it, less a bunch;
+  baselines may take SLOW_RECOVERY_NS, since nothing but heartbeats tells them a way is short again). Published
   schedulers keep their published defects, among them estimates that a single slow action spoils for
   long: some must be in time. A cluster that is overloaded without faults is not held to it: backlogs last;
 - and when the load ends everything is answered and nothing is kept of it.
@@ -151,7 +151,8 @@ def _wanted(spec: SimSpec, case: _Case) -> float:
         return 0.0
     if spec.scheduler.policy in _PUBLISHED or spec.scheduler.fidelity == "paper":
         return 1e-9
-    return LIVE_SHARE * twin.tail_share
+    # Requests that come together are late together: one bunch more or less says nothing.
+    return LIVE_SHARE * twin.tail_share - twin.bunch_share
 
 
 class _Case:
@@ -197,6 +198,13 @@ class _Case:
         """Share of the tail's requests that were in time; 1 if there were none."""
         sent, in_time = self._tail
         return in_time / sent if sent else 1.0
+
+    @property
+    def bunch_share(self) -> float:
+        """Share of the tail's requests that arrive at one instant; 0 where they come one by one."""
+        load = self._spec.workload
+        bunch = load.bunch if isinstance(load, SmallLoad) else 1
+        return bunch / self._tail[0] if bunch > 1 and self._tail[0] else 0.0
 
     def _tell(self, line: str) -> None:
         at_ns = self.world.kernel.now_ns - self._start_ns

@@ -103,9 +103,9 @@ class Guest:
         if self._gone:
             return
         if isinstance(message, Framed):
-            message, frames = message
             self.answered += 1
-            self._cluster.marks.compare(self.identity, message.request_id, frames)
+            reply: InferReply = message.message
+            self._cluster.marks.compare(self.identity, reply.request_id, message.frames)
         elif isinstance(message, InferReply):
             self.answered += 1
             if not message.code:

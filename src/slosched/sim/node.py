@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from slosched.config import EmulationNoise, GpuProfile
 from slosched.core.worker.brain import WorkerBrain
@@ -138,7 +138,8 @@ class WorkerNode:
             now_ns = self.clock.local_ns(now_ns)
         frames: Sequence[Payload] = ()
         if isinstance(message, Framed):
-            message, frames = message
+            frames = message.frames
+            message = cast(ControllerToWorker, message.message)
         sizes = tuple(map(len, frames))
         key = self._stepper.handle(FromController(_PEER, message, sizes), now_ns=now_ns)
         if frames and key is not None:
