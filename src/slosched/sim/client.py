@@ -96,7 +96,7 @@ class SimClient:
         self.models: list[ModelInfo] = []
         self._kernel = cluster.kernel
         self._marks = cluster.marks
-        self._wire = cluster.add_client(IDENTITY, self._arrived)
+        self._wire = cluster.add_client(IDENTITY, self._arrived if inputs else self._receive)
         self._engine = engine
         #: Who sends each group of the workload, as identity, wire and hello; empty: this client does.
         self._senders = self._join_senders(cluster, senders_of(workload))
@@ -172,7 +172,7 @@ class SimClient:
         every = self._without_input
         return (not every or request_id % every != 0) and sizes.get(model_id, 0) > 0
 
-    def _receive(self, message: ControllerToClient) -> None:
+    def _receive(self, message: ControllerToClient | Framed) -> None:
         if type(message) is InferReply:
             if self._on_reply is not None:
                 self._on_reply(message)

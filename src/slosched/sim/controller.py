@@ -75,6 +75,7 @@ class SimController:
         #: Identities whose connection is gone: what is sent to them fails, as it does live.
         self.gone: set[bytes] = set()
         self._frames: Frames[Payload] = Frames(made_up)
+        self._framed = False  # nothing with frames has come yet: most runs have none
         self._recent: deque[tuple[int, int]] = deque(maxlen=_ANSWERED_KEPT)  # request id, key
         self._restless = 0  # steps in a row that asked for a time that has passed
         self._life = 1  # counts the processes; 0 while none runs
@@ -111,6 +112,7 @@ class SimController:
 
     def _take_frames(self, event: Event, frames: Sequence[Payload]) -> Event:
         """Keep what came behind the message of `event`; returns the event that the scheduler gets."""
+        self._framed = True
         if isinstance(event, FromClient):
             key = self._frames.input_came(frames[0])
             return FromClient(event.client, event.message, len(frames[0]), key)
@@ -190,7 +192,8 @@ class SimController:
             self.checker.check(effects, now_ns=due_ns)
         if effects:
             self._perform_all(effects)
-        self._frames.step_ended()
+        if self._framed:
+            self._frames.step_ended()
         wake_ns = scheduler.next_wakeup_ns()
         if wake_ns is None:
             self._due_ns = -1
@@ -217,7 +220,10 @@ class SimController:
             elif kind is ToWorker:
                 self._to_worker(effect)  # type: ignore[arg-type]
             elif kind is RequestDone:
-                self._request_done(effect.record)  # type: ignore[union-attr, arg-type]
+                record = effect.record  # type: ignore[union-attr]
+                if self._framed:
+                    self._forget_input(record)  # type: ignore[arg-type]
+                self._on_request(record)  # type: ignore[arg-type]
             elif kind is Accepted:
                 self._frames.accept(effect.input_key, effect.key)  # type: ignore[union-attr]
             elif kind is ActionDone:
@@ -225,12 +231,10 @@ class SimController:
             elif kind is Note:
                 self._on_note(effect)  # type: ignore[arg-type]
 
-    def _request_done(self, record: RequestRecord) -> None:
-        if self._frames.kept:
-            self._frames.drop(record.key)
+    def _forget_input(self, record: RequestRecord) -> None:
+        self._frames.drop(record.key)
         if self.checker is not None:
             self._recent.append((record.request_id, record.key))
-        self._on_request(record)
 
     def _to_client(self, effect: ToClient) -> None:
         if effect.client in self.gone:
