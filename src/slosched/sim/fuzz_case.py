@@ -177,7 +177,9 @@ def _with_clients(
     bunch = draw.choice((1, 2, 4, 8)) if patient else 1
     count = draw.choice((0, 1, 1, 2))
     guests = tuple(_guest(draw, f"guest {index}", models, gpus) for index in range(count))
-    return replace(load, bunch=bunch, guests=guests)
+    # Half the rate, as what comes in bunches waits for longer: near overload no two runs are alike.
+    rates_per_s = tuple(rate / 2 for rate in load.rates_per_s) if bunch > 1 else load.rates_per_s
+    return replace(load, rates_per_s=rates_per_s, bunch=bunch, guests=guests)
 
 
 def _guest(draw: Random, name: str, models: Sequence[ModelProfile], gpus: int) -> GuestPlan:
