@@ -4,7 +4,7 @@ While faults last, every invariant holds at every step, by the scheduler's books
 workers and the client. Once they are over, within RECOVERY_NS:
 
 - every worker has joined the controller, which knows its clients and their models;
-- requests sent from then on are answered in time as often as without faults (LIVE_SHARE of it, less one or a bunch;
+- requests sent from then on are answered in time as often as without faults (LIVE_SHARE, less one or a bunch;
   baselines may take SLOW_RECOVERY_NS, since nothing but heartbeats tells them a way is short again). Published
   schedulers keep their published defects, among them estimates that a single slow action spoils for
   long: some must be in time. A cluster that is overloaded without faults is not held to it: backlogs last;
@@ -151,7 +151,7 @@ def _wanted(spec: SimSpec, case: _Case) -> float:
         return 0.0
     if spec.scheduler.policy in _PUBLISHED or spec.scheduler.fidelity == "paper":
         return 1e-9
-    # Requests that come together are late together, and one bunch (or request) more or less says nothing.
+    # Requests that come together are late together: one bunch, or request, more or less says nothing.
     return LIVE_SHARE * twin.tail_share - twin.bunch_share
 
 
