@@ -30,6 +30,7 @@ from slosched.config_file import load_profile
 from slosched.core.scheduler.paper.deadlines import internal_slos_ns
 from slosched.messages import ControllerToWorker, Infer, WorkerToController
 from slosched.sim.harness import Demand, Network, Outcome, Simulation, SimulationFailed
+from slosched.sim.marks import Framed
 from slosched.sim.node import WorkerNode
 from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.version import __version__
@@ -91,13 +92,13 @@ class SlowInputNode(WorkerNode):
         self._input_ns = input_ns
         self._coming: deque[tuple[int, Infer]] = deque()
 
-    def receive(self, message: ControllerToWorker, *, now_ns: int) -> None:
+    def receive(self, message: ControllerToWorker | Framed, *, now_ns: int) -> None:
         if isinstance(message, Infer):
             self._coming.append((now_ns + self._input_ns, message))
         else:
             super().receive(message, now_ns=now_ns)
 
-    def step(self, *, now_ns: int) -> list[WorkerToController]:
+    def step(self, *, now_ns: int) -> list[WorkerToController | Framed]:
         while self._coming and self._coming[0][0] <= now_ns:
             super().receive(self._coming.popleft()[1], now_ns=now_ns)
         return super().step(now_ns=now_ns)

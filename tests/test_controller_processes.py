@@ -317,13 +317,15 @@ def test_a_client_that_repeats_itself_with_other_inputs_harms_nobody(two: Cluste
     async def innocent() -> list[int]:
         async with connect(two.address) as client:
             (model,) = await client.load("resnet50_v2")
-            array = np.zeros((3, 224, 224), np.float32)
 
-            async def one() -> int:
+            async def one(mark: int) -> int:
+                array = np.full((3, 224, 224), mark, np.float32)
                 try:
-                    return (await client.infer(model, array, slo="500ms")).code
+                    answer = await client.infer(model, array, slo="500ms")
                 except RequestFailed as error:
                     return error.code
+                assert answer.output is not None and set(answer.output[:4].tolist()) == {mark}
+                return answer.code
 
             tasks = []
             for index in range(100):
@@ -333,7 +335,7 @@ def test_a_client_that_repeats_itself_with_other_inputs_harms_nobody(two: Cluste
                 liar.send([encode(request), b"\0" * size])
                 liar.send([encode(request), b"xx"])
                 liar.send([encode(CancelRequest(10**6 + index)), b"yy"])
-                tasks.append(asyncio.create_task(one()))
+                tasks.append(asyncio.create_task(one(1 + index)))
                 await asyncio.sleep(0.01)
             return list(await asyncio.gather(*tasks))
 

@@ -16,6 +16,7 @@ import pytest
 from slosched.clock import now_ns
 from slosched.codes import Code
 from slosched.config import EmulationNoise, WorkerConfig
+from slosched.core.worker.emulated import MARK_BYTES
 from slosched.daemon.backends.emulated import EmulatedBackend
 from slosched.daemon.supervisor import child_argv, run_workers, supervise
 from slosched.daemon.worker import WorkerServer, run_worker
@@ -65,11 +66,16 @@ def test_the_ready_line(server: WorkerServer) -> None:
 def test_inputs_go_in_and_outputs_come_back(controller: BareController) -> None:
     controller.hello()
     controller.load("resnet50")
-    controller.send(controller.infer_message(2, sizes=(len(INPUT), 0)), INPUT)
+    inputs = [bytes([mark]) * len(INPUT) for mark in (5, 6)]
+    size = len(INPUT)
+    controller.send(controller.infer_message(3, sizes=(size, 0, size)), *inputs)
     result, frames = controller.receive()
     assert isinstance(result, InferResult), result
-    assert result.output_sizes == (4000, 0) and [len(frame) for frame in frames] == [4000]
-    assert result.exec.duration_ns == 3_800_000
+    assert result.output_sizes == (4000, 0, 4000)
+    # Each row begins as its input does.
+    marks = [bytes([mark]) * MARK_BYTES for mark in (5, 6)]
+    assert [bytes(frame) for frame in frames] == [mark.ljust(4000, b"\0") for mark in marks]
+    assert result.exec.duration_ns == 5_600_000
     controller.send(controller.infer_message(2))
     result, frames = controller.receive()
     assert isinstance(result, InferResult) and (result.output_sizes, frames) == ((), [])

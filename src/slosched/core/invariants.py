@@ -7,7 +7,8 @@
 - Nothing is sent to run on weights that are not resident.
 
 A step costs as much as its effects touch: the checker keeps a ledger of its own from the effects, and
-compares all of it with the scheduler's state only every `RECOUNT_STEPS` steps and in `recount`. Messages
+compares all of it with the scheduler's state only every `RECOUNT_STEPS` steps (sooner after an action came
+to nothing) and in `recount`. Messages
 may be lost, late or doubled, and a controller may begin anew (with a checker of its own): a report is
 judged only if it is the first one of an action that this scheduler still waits for.
 
@@ -42,6 +43,8 @@ from slosched.messages import (
 )
 
 RECOUNT_STEPS = 4096
+#: And so often at most while actions come to nothing: their requests must not be forgotten.
+_RECOUNT_FAILURES_STEPS = 64
 _STORY_LINES = 64
 #: Stories of answered requests are kept this long: a second answer would come soon.
 _ANSWERED_KEPT = 2048
@@ -71,6 +74,7 @@ class InvariantChecker:
         self._scheduler = scheduler
         self._drift_ns = drift_ns
         self._steps = 0
+        self._recount_at = RECOUNT_STEPS
         self._arrived = 0  # requests known; their keys are the numbers below
         self._live: dict[int, int] = {}  # unanswered request -> the action it is in, or _QUEUED
         self._sent: dict[
@@ -139,11 +143,12 @@ class InvariantChecker:
                 self._check_pages(gpu)
             self._touched.clear()
         self._steps += 1
-        if self._steps % RECOUNT_STEPS == 0:
+        if self._steps >= self._recount_at:
             self.recount()
 
     def recount(self) -> None:
         """Compare the whole ledger with the scheduler's state, as at the end of a run."""
+        self._recount_at = self._steps + RECOUNT_STEPS
         scheduler = self._scheduler
         cluster = scheduler.cluster
         queued = sum(len(model.queue) for model in cluster.models.values())
@@ -189,6 +194,8 @@ class InvariantChecker:
         sent = self._sent.pop(record.action_id, None)
         if sent is None:
             return
+        if record.code:
+            self._recount_at = min(self._recount_at, self._steps + _RECOUNT_FAILURES_STEPS)
         for key in sent[1]:
             if self._live.get(key, _QUEUED) != record.action_id:
                 continue
@@ -295,6 +302,10 @@ class InvariantChecker:
                 story.append((now_ns, template, values))
 
     def _fail(self, what: str, keys: tuple[int, ...]) -> None:
+        raise InvariantViolated("\n".join([what, *self.stories(keys)]))
+
+    def stories(self, keys: Sequence[int]) -> list[str]:
+        """The story of each of these requests, in words."""
         stories = []
         for key in keys:
             lines = [
@@ -302,4 +313,4 @@ class InvariantChecker:
                 for now_ns, template, values in self._stories.get(key, [])
             ]
             stories.append(f"request {key}:\n  " + "\n  ".join(lines))
-        raise InvariantViolated("\n".join([what, *stories]))
+        return stories

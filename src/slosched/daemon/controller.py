@@ -36,7 +36,6 @@ from slosched.core.scheduler.interface import (
 )
 from slosched.core.scheduler.report import health_report, status_report
 from slosched.core.scheduler.scheduler import Scheduler
-from slosched.daemon.frames import Frames
 from slosched.daemon.http import HttpServer, probe_routes
 from slosched.daemon.live import live_routes
 from slosched.daemon.metrics import ControllerCollector, metrics_routes
@@ -54,6 +53,7 @@ from slosched.messages import (
 )
 from slosched.transport.bundles import ActionBundle, ReplyBundle, RequestBundle, ResultBundle
 from slosched.transport.codec import Frame, decode_from_worker, message_from_client
+from slosched.transport.frames import Frames, random_input
 from slosched.transport.outbox import Outbox
 from slosched.transport.sockets import AsyncReader, BadMessages, Dealer, Router, finish_sending
 from slosched.units import NS_PER_S
@@ -102,7 +102,7 @@ class ControllerServer:
             health=lambda: health_report(self.scheduler),
         )
         self._http = HttpServer(self._routes)
-        self._frames = Frames()
+        self._frames: Frames[Frame] = Frames(random_input)
         self._backlog: list[Event] = []  # facts that performing effects brought to light
         self._stop = asyncio.Event()
         self._stop_requested = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
+from functools import partial
 from typing import NamedTuple
 
 from slosched.config import CLIENT_HEARTBEAT_NS
@@ -33,6 +34,7 @@ from slosched.messages import (
     Welcome,
 )
 from slosched.sim.cluster import SimCluster
+from slosched.sim.marks import Framed
 from slosched.sim.network import SMALL_MESSAGE_BYTES, Wire
 from slosched.telemetry.client_log import ClientRecord
 from slosched.units import NS_PER_MS, NS_PER_S, tensor_bytes
@@ -73,8 +75,9 @@ class Phase(Enum):
 class SimClient:
     """One client of `cluster`. `on_record` gets every request once; `on_done` is called at its end.
 
-    `phase` says where it stands, `driver` counts (None while models are loading), `problem` says why
-    it ended early.
+    With `inputs` each request but each `without_input`-th brings one with a mark of its own, and each answer
+    is held to it. `phase` says where it stands, `driver` counts (None while models are loading), `problem`
+    says why it ended early.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class SimClient:
         engine: Engine,
         *,
         inputs: bool,
+        without_input: int = 0,
         on_record: Callable[[ClientRecord], None] | None,
         on_done: Callable[[], None],
     ) -> None:
@@ -91,7 +95,8 @@ class SimClient:
         self.driver: LoadDriver | None = None
         self.models: list[ModelInfo] = []
         self._kernel = cluster.kernel
-        self._wire = cluster.add_client(IDENTITY, self._receive)
+        self._marks = cluster.marks
+        self._wire = cluster.add_client(IDENTITY, self._arrived if inputs else self._receive)
         self._engine = engine
         #: Who sends each group of the workload, as identity, wire and hello; empty: this client does.
         self._senders = self._join_senders(cluster, senders_of(workload))
@@ -99,11 +104,14 @@ class SimClient:
         self._to_load = list(copies_by_name(self._uses).items())
         self._loaded: dict[str, tuple[ModelInfo, ...]] = {}
         self._inputs = inputs
+        self._without_input = without_input
+        self._output_bytes: dict[int, int] = {}  # by model id; empty where none come
         self._on_record = on_record
         self._on_done = on_done
         self._on_reply: Callable[[InferReply], None] | None = None
         self._input_bytes: dict[int, int] = {}  # by model id
         self._default_slo_ns = 0
+        self._echoes = False  # a controller that answers without running anything: no outputs
         self._next_id = 1
         self._due_ns = -1  # of the armed wake-up; -1: none is
         self.failure: SloschedError | None = None
@@ -116,7 +124,9 @@ class SimClient:
             if use.name not in joined:
                 identity = f"client {use.name}".encode()
                 joined[use.name] = _Sender(
-                    identity, cluster.add_client(identity, self._receive), use
+                    identity,
+                    cluster.add_client(identity, partial(self._arrived, client=identity)),
+                    use,
                 )
         return [joined[use.name] for use in uses]
 
@@ -145,7 +155,24 @@ class SimClient:
             self._say_for_all(ClientHeartbeat(self._kernel.now_ns))
             self._kernel.at(self._kernel.now_ns + CLIENT_HEARTBEAT_NS, self._beat)
 
-    def _receive(self, message: ControllerToClient) -> None:
+    def _arrived(self, message: ControllerToClient | Framed, client: bytes = IDENTITY) -> None:
+        """Something came over the connection of `client`: hold an answer to its request's mark."""
+        if isinstance(message, Framed):
+            reply: InferReply = message.message
+            self._marks.compare(client, reply.request_id, message.frames)
+            self._receive(reply)
+            return
+        if self._output_bytes and type(message) is InferReply and not message.code:
+            wanted = self._brings_input(message.request_id, self._output_bytes, message.model_id)
+            self._marks.without_output(client, message, wanted=wanted)
+        self._receive(message)
+
+    def _brings_input(self, request_id: int, sizes: dict[int, int], model_id: int) -> bool:
+        """True if the request brings an input, and `sizes` has bytes for its model."""
+        every = self._without_input
+        return (not every or request_id % every != 0) and sizes.get(model_id, 0) > 0
+
+    def _receive(self, message: ControllerToClient | Framed) -> None:
         if type(message) is InferReply:
             if self._on_reply is not None:
                 self._on_reply(message)
@@ -153,6 +180,7 @@ class SimClient:
                     self._end_if_quiet()
         elif isinstance(message, Welcome):
             self._default_slo_ns = message.default_slo_ns
+            self._echoes = message.policy == "ECHO"
             if self.phase is Phase.HELLO:
                 self._load_next()
         elif isinstance(message, LoadModelReply):
@@ -215,6 +243,10 @@ class SimClient:
 
     def _sizes(self, models: Sequence[ModelInfo]) -> dict[int, int]:
         sizes = {i.model_id: tensor_bytes(i.input_shape, i.input_dtype) for i in models}
+        if self._inputs and not self._echoes:
+            self._output_bytes.update(
+                (i.model_id, tensor_bytes(i.output_shape, i.output_dtype)) for i in models
+            )
         return sizes if self._inputs else dict.fromkeys(sizes, 0)
 
     def _arm(self, due_ns: int) -> None:
@@ -284,8 +316,7 @@ class SimClient:
             identity, wire, _ = self._senders[self._engine.group(arrival)]
         request_id = self._next_id
         self._next_id = request_id + 1
-        input_bytes = self._input_bytes[model.model_id]
-        if input_bytes:
+        if self._brings_input(request_id, self._input_bytes, model.model_id):
             message = InferRequest(
                 request_id,
                 model.model_id,
@@ -295,8 +326,10 @@ class SimClient:
                 model.input_shape,
                 model.input_dtype,
             )
-            event = FromClient(identity, message, input_bytes, request_id)
-            wire.send(event, SMALL_MESSAGE_BYTES + input_bytes)
+            input_bytes = self._input_bytes[model.model_id]
+            payload = self._marks.input(identity, request_id, input_bytes)
+            framed = Framed(FromClient(identity, message), (payload,))
+            wire.send(framed, SMALL_MESSAGE_BYTES + input_bytes)
         else:
             message = InferRequest(
                 request_id,

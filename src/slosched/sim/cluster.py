@@ -12,6 +12,7 @@ from slosched.core.scheduler.scheduler import Scheduler
 from slosched.messages import ControllerToClient
 from slosched.sim.controller import OnAction, OnNote, OnRequest, SimController
 from slosched.sim.kernel import Kernel
+from slosched.sim.marks import Framed, Marks
 from slosched.sim.network import Card, Network, Wire
 from slosched.sim.node import WorkerNode
 from slosched.sim.spec import sub_seed
@@ -59,6 +60,8 @@ class SimCluster:
             on_note=on_note,
             checker=self._checker(scheduler),
         )
+        #: What the clients' inputs carry, and what comes back is compared with.
+        self.marks = Marks(self.controller.story)
         self._card = self._new_card()
         self.workers = {
             worker_id: SimWorker(kernel, worker_id, node) for worker_id, node in enumerate(nodes)
@@ -104,8 +107,13 @@ class SimCluster:
         drift_ns = max(drifts, default=0) * _EXCHANGES_KEPT_NS // NS_PER_S
         return None if exact else drift_ns
 
-    def add_client(self, identity: bytes, receive: Callable[[ControllerToClient], None]) -> Wire:
-        """Join a client whose answers go to `receive`; returns its wire, which takes FromClient."""
+    def add_client(
+        self, identity: bytes, receive: Callable[[ControllerToClient | Framed], None]
+    ) -> Wire:
+        """Join a client whose answers go to `receive`; returns its wire, which takes FromClient.
+
+        Either way, what has frames comes Framed.
+        """
         name, network = identity.decode("ascii", "replace"), self.network
         self.controller.to_clients[identity] = self._wire(
             receive, network.to_client_ns, network.to_client_spread_ns, self._card, f"to {name}"
@@ -122,7 +130,7 @@ class SimCluster:
             for name, wire in self.wires.items()
         }
 
-    def _from_client(self, event: Event) -> None:
+    def _from_client(self, event: Event | Framed) -> None:
         self.controller.receive(event)
 
     def _new_card(self) -> Card | None:

@@ -6,15 +6,19 @@ called once behind it, effects are performed in order, and one timer is armed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 
 from slosched.core.invariants import InvariantChecker, InvariantViolated
 from slosched.core.scheduler.interface import (
+    Accepted,
     ActionDone,
     ActionRecord,
+    ClientLost,
     Drain,
     Effect,
     Event,
+    FromClient,
     Note,
     RequestDone,
     RequestRecord,
@@ -24,11 +28,15 @@ from slosched.core.scheduler.interface import (
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.messages import ControllerToClient, Infer
 from slosched.sim.kernel import Kernel
+from slosched.sim.marks import Framed, Payload, made_up
 from slosched.sim.network import SMALL_MESSAGE_BYTES, Wire
-from slosched.units import tensor_bytes
+from slosched.transport.frames import Frames
 
 #: So often in a row a scheduler may want to be woken at once.
 _MOST_RESTLESS = 100
+
+#: A violation of the marks tells the stories of requests answered as recently as this.
+_ANSWERED_KEPT = 2048
 
 #: Of a row, or a line for the operator.
 OnRequest = Callable[[RequestRecord], None]
@@ -64,18 +72,35 @@ class SimController:
         #: Who wants to see each event that is handled, and each message to a client (truth.py).
         self.on_event: Callable[[Event], None] | None = None
         self.on_reply: Callable[[bytes, ControllerToClient], None] | None = None
+        #: Identities whose connection is gone: what is sent to them fails, as it does live.
+        self.gone: set[bytes] = set()
+        self._frames: Frames[Payload] = Frames(made_up)
+        self._framed = False  # nothing with frames has come yet: most runs have none
+        self._recent: deque[tuple[int, int]] = deque(maxlen=_ANSWERED_KEPT)  # request id, key
         self._restless = 0  # steps in a row that asked for a time that has passed
         self._life = 1  # counts the processes; 0 while none runs
         self._lives = 1
-        self._held: list[Event] | None = None  # a list: the process stands still
+        self._held: list[Event | Framed] | None = None  # a list: the process stands still
         self._due_ns = -1  # of the next step; -1: none is due
         self._armed: set[int] = set()  # times for which an event is on the heap
 
-    def receive(self, event: Event) -> None:
+    @property
+    def inputs_kept(self) -> int:
+        """Inputs of requests that have no answer yet."""
+        return self._frames.kept
+
+    def story(self, request_ids: Sequence[int]) -> str:
+        """What is known of the requests that were answered lately under these ids, of any client."""
+        keys = [key for request_id, key in self._recent if request_id in request_ids]
+        return "" if self.checker is None else "\n".join(self.checker.stories(keys))
+
+    def receive(self, event: Event | Framed) -> None:
         """A fact reaches the controller now; the step follows at the end of this instant."""
         if self._held is not None:
             self._held.append(event)
             return
+        if isinstance(event, Framed):
+            event = self._take_frames(event.message, event.frames)
         now_ns = self._kernel.now_ns
         if self.checker is not None:
             self.checker.saw(event, now_ns=now_ns)
@@ -84,6 +109,15 @@ class SimController:
         self.scheduler.handle(event, now_ns=now_ns)
         if self._due_ns != now_ns:
             self._arm(now_ns)
+
+    def _take_frames(self, event: Event, frames: Sequence[Payload]) -> Event:
+        """Keep what came behind the message of `event`; returns the event that the scheduler gets."""
+        self._framed = True
+        if isinstance(event, FromClient):
+            key = self._frames.input_came(frames[0])
+            return FromClient(event.client, event.message, len(frames[0]), key)
+        self._frames.outputs_came(getattr(event, "message", None), frames)
+        return event
 
     # ------------------------------------------------------------------------------- faults
 
@@ -112,6 +146,8 @@ class SimController:
         self._lives += 1
         self._life = self._lives
         self._held = None
+        self._frames = Frames(made_up)
+        self._recent.clear()
         self.scheduler, self.checker = scheduler, checker
         self._arm(self._kernel.now_ns)
 
@@ -128,6 +164,7 @@ class SimController:
         if self.checker is not None:
             self.checker.check(effects, now_ns=now_ns)
         self._perform_all(effects)
+        self._frames.step_ended()
 
     def recount(self) -> None:
         """At the end of a run: the checker's whole ledger must be the scheduler's state.
@@ -155,6 +192,8 @@ class SimController:
             self.checker.check(effects, now_ns=due_ns)
         if effects:
             self._perform_all(effects)
+        if self._framed:
+            self._frames.step_ended()
         wake_ns = scheduler.next_wakeup_ns()
         if wake_ns is None:
             self._due_ns = -1
@@ -181,31 +220,43 @@ class SimController:
             elif kind is ToWorker:
                 self._to_worker(effect)  # type: ignore[arg-type]
             elif kind is RequestDone:
-                self._on_request(effect.record)  # type: ignore[union-attr, arg-type]
+                record = effect.record  # type: ignore[union-attr]
+                if self._framed:
+                    self._forget_input(record)  # type: ignore[arg-type]
+                self._on_request(record)  # type: ignore[arg-type]
+            elif kind is Accepted:
+                self._frames.accept(effect.input_key, effect.key)  # type: ignore[union-attr]
             elif kind is ActionDone:
                 self._on_action(effect.record)  # type: ignore[union-attr, arg-type]
             elif kind is Note:
                 self._on_note(effect)  # type: ignore[arg-type]
 
+    def _forget_input(self, record: RequestRecord) -> None:
+        self._frames.drop(record.key)
+        if self.checker is not None:
+            self._recent.append((record.request_id, record.key))
+
     def _to_client(self, effect: ToClient) -> None:
+        if effect.client in self.gone:
+            self._kernel.at(self._kernel.now_ns, self.receive, ClientLost(effect.client))
+            return
         if self.on_reply is not None:
             self.on_reply(effect.client, effect.message)
         wire = self.to_clients.get(effect.client)
         if wire is None:
             return
         message = effect.message
-        if effect.output_of is None:
+        frames = [] if effect.output_of is None else self._frames.output(*effect.output_of)
+        if frames:
+            wire.send(Framed(message, frames), SMALL_MESSAGE_BYTES + sum(map(len, frames)))
+        else:
             wire.send(message)
-            return
-        model = self.scheduler.cluster.models[message.model_id]  # type: ignore[union-attr]
-        result = model.result
-        assert result is not None
-        output_bytes = tensor_bytes(result.output_shape, result.output_dtype)
-        wire.send(message, SMALL_MESSAGE_BYTES + output_bytes)
 
     def _to_worker(self, effect: ToWorker) -> None:
-        message = effect.message
-        size_bytes = SMALL_MESSAGE_BYTES
-        if type(message) is Infer:
-            size_bytes += sum(message.input_sizes)
-        self.to_workers[effect.worker_id].send(message, size_bytes)
+        message, wire = effect.message, self.to_workers[effect.worker_id]
+        if type(message) is Infer and message.input_sizes:
+            frames = self._frames.inputs(effect.requests, message.input_sizes)
+            if frames:
+                wire.send(Framed(message, frames), SMALL_MESSAGE_BYTES + sum(map(len, frames)))
+                return
+        wire.send(message)

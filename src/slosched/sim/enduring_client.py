@@ -30,6 +30,7 @@ from slosched.messages import (
     Welcome,
 )
 from slosched.sim.client import IDENTITY, LoadFailed, Phase, SimClient
+from slosched.sim.marks import Framed
 from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.workloads.base import Arrival
 
@@ -122,7 +123,7 @@ class EnduringClient(SimClient):
             self._say(CancelRequest(request_id))
             self._lost(request_id)
 
-    def _receive(self, message: ControllerToClient) -> None:
+    def _receive(self, message: ControllerToClient | Framed) -> None:
         if self._holds(self._receive, message) or self.phase is Phase.DONE:
             return
         self._heard = True
@@ -142,6 +143,7 @@ class EnduringClient(SimClient):
         before, self._controller = self._controller, message.incarnation
         self._greeting = False
         self._default_slo_ns = message.default_slo_ns
+        self._echoes = message.policy == "ECHO"
         if before == message.incarnation:
             return
         if self.phase is Phase.HELLO or self.phase is Phase.LOADING:

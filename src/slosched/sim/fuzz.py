@@ -4,27 +4,39 @@ While faults last, every invariant holds at every step, by the scheduler's books
 workers and the client. Once they are over, within RECOVERY_NS:
 
 - every worker has joined the controller, which knows its clients and their models;
-- requests sent from then on are answered in time as often as without faults (LIVE_SHARE of it; baselines
-  may take SLOW_RECOVERY_NS, since nothing but heartbeats tells them that a way is short again). Published
+- requests sent from then on are answered in time as often as without faults (LIVE_SHARE, less one or a bunch;
+  baselines may take SLOW_RECOVERY_NS, since nothing but heartbeats tells them a way is short again). Published
   schedulers keep their published defects, among them estimates that a single slow action spoils for
   long: some must be in time. A cluster that is overloaded without faults is not held to it: backlogs last;
 - and when the load ends everything is answered and nothing is kept of it.
+
+In most cases requests bring inputs, and every answer is held to its request's mark (marks.py); further
+clients come and go with requests unanswered (guests.py).
 
 A failing plan is shrunk: faults are dropped as long as it still fails.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from slosched.core.invariants import InvariantViolated
-from slosched.core.scheduler.interface import ActionRecord, Note, RequestRecord
+from slosched.core.scheduler.interface import Note
 from slosched.core.scheduler.state import WorkerState
 from slosched.errors import SloschedError
 from slosched.sim.client import Phase
 from slosched.sim.faults import FaultPlan
-from slosched.sim.fuzz_case import RECOVERY_NS, SLOW_RECOVERY_NS, TAIL_NS, drawn_spec, with_plan
+from slosched.sim.fuzz_case import (
+    RECOVERY_NS,
+    SLOW_RECOVERY_NS,
+    TAIL_NS,
+    SmallLoad,
+    drawn_spec,
+    with_plan,
+)
+from slosched.sim.guests import Guest
 from slosched.sim.spec import SimSpec
+from slosched.sim.truth import Sights
 from slosched.sim.world import World
 from slosched.telemetry.client_log import ClientRecord
 from slosched.units import NS_PER_S, format_duration
@@ -59,6 +71,7 @@ class Outcome:
     sent: int
     tail: float  # share in time after the recovery
     events: int
+    sights: Sights = field(default_factory=Sights)
 
 
 def run_seed(seed: int, *, policy: str | None = None) -> Outcome:
@@ -77,9 +90,11 @@ def run_case(seed: int, spec: SimSpec) -> Outcome:
             _hold_against_no_faults(spec, case)
     except (InvariantViolated, SloschedError, AssertionError, LookupError, ValueError) as error:
         failure = _words(error)
+    case.sights.marks_compared = case.world.cluster.marks.compared
     return Outcome(
-        seed, spec, failure, tuple(case.log), case.sent, case.tail_share, case.world.kernel.events
-    )
+        seed, spec, failure, tuple(case.log), case.sent, case.tail_share, case.world.kernel.events,
+        case.sights,
+    )  # fmt: skip
 
 
 def _words(error: Exception) -> str:
@@ -136,7 +151,8 @@ def _wanted(spec: SimSpec, case: _Case) -> float:
         return 0.0
     if spec.scheduler.policy in _PUBLISHED or spec.scheduler.fidelity == "paper":
         return 1e-9
-    return LIVE_SHARE * twin.tail_share
+    # Requests that come together are late together: one bunch, or request, more or less says nothing.
+    return LIVE_SHARE * twin.tail_share - twin.bunch_share
 
 
 class _Case:
@@ -151,17 +167,28 @@ class _Case:
         self.log: list[str] = []
         self.sent = 0
         self._tail = [0, 0]  # sent, in time
-        self._answered_ok = 0
+        self.sights = Sights()
         engine = Engine(spec.workload, seed=spec.seed, duration_ns=spec.duration_ns)
         self.world = World(
             spec,
             engine,
-            on_request=_ignore,
-            on_action=_ignore,
+            on_request=lambda record: self.sights.request_done(record),
+            on_action=lambda record: self.sights.action_done(record),
             on_note=self._note,
             on_client=self._client_record,
             log=self._tell,
         )
+        if self.world.truth is not None:
+            self.sights = self.world.truth.sights
+        if isinstance(spec.workload, SmallLoad):
+            for plan in spec.workload.guests:
+                Guest(
+                    plan,
+                    self.world.cluster,
+                    inputs=spec.inputs,
+                    without_input=spec.without_input,
+                    log=self._tell,
+                )
         self._spec = spec
         self._start_ns = self.world.kernel.now_ns
         self._tail_ns = self._start_ns + self.end_ns + recovery_ns
@@ -171,6 +198,13 @@ class _Case:
         """Share of the tail's requests that were in time; 1 if there were none."""
         sent, in_time = self._tail
         return in_time / sent if sent else 1.0
+
+    @property
+    def bunch_share(self) -> float:
+        """Share of the tail's requests that arrive at one instant: one, or a bunch."""
+        load = self._spec.workload
+        bunch = load.bunch if isinstance(load, SmallLoad) else 1
+        return bunch / self._tail[0] if self._tail[0] else 0.0
 
     def _tell(self, line: str) -> None:
         at_ns = self.world.kernel.now_ns - self._start_ns
@@ -243,6 +277,11 @@ class _Case:
                 and now_ns - since_ns > _QUIET_NS / 2
                 for worker in world.cluster.workers.values()
             ),
+            "inputs of answered requests": world.cluster.controller.inputs_kept,
+            "inputs of ended actions": sum(
+                0 if worker.node is None else worker.node.inputs_kept
+                for worker in world.cluster.workers.values()
+            ),
             "requests that the client waits for": world.client.driver.unanswered
             if world.client.driver is not None
             else 0,
@@ -252,7 +291,3 @@ class _Case:
             raise NotLive(f"{format_duration(_QUIET_NS)} after the load: {', '.join(kept)}")
         if world.truth is not None:
             world.truth.check_all_answered()
-
-
-def _ignore(record: RequestRecord | ActionRecord) -> None:
-    return

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
 from slosched.config import EmulationNoise, GpuProfile, ModelProfile, SchedulerConfig
 from slosched.sim.faults import FaultPlan
+from slosched.sim.guests import BREAKS, GOODBYE, SILENT, GuestPlan
 from slosched.sim.network import Network
 from slosched.sim.spec import SimSpec, WorkerClocks
 from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US, format_duration
@@ -47,7 +48,8 @@ class _PacedLoop(ClosedLoop):
 class SmallLoad:
     """Poisson arrivals at `rates_per_s` by instance, and a closed loop of `loops` over all instances.
 
-    Every request has the SLO `slo_ns`.
+    Every request has the SLO `slo_ns`. The Poisson arrivals come `bunch` at a time. `guests` are further
+    clients (fuzz.py has them come).
     """
 
     uses: tuple[ModelUse, ...]
@@ -57,6 +59,8 @@ class SmallLoad:
     name: str = "fuzz"
     duration_ns: int | None = None
     groups: tuple[str, ...] = ("",)
+    bunch: int = 1
+    guests: tuple[GuestPlan, ...] = ()
 
     def models(self) -> tuple[ModelUse, ...]:
         return self.uses
@@ -66,7 +70,7 @@ class SmallLoad:
 
     def streams(self, seed: int) -> Sequence[Stream]:
         streams: list[Stream] = [
-            OpenLoop(PoissonArrivals(rate, instance_seed(seed, index)), [index], user_id=index)
+            OpenLoop(self._times(rate, instance_seed(seed, index)), [index], user_id=index)
             for index, rate in enumerate(self.rates_per_s)
         ]
         if self.loops:
@@ -74,11 +78,16 @@ class SmallLoad:
             streams.append(_PacedLoop(self.loops, instances, user_id=len(streams)))
         return streams
 
+    def _times(self, rate: float, seed: int) -> Iterator[int]:
+        for at_ns in PoissonArrivals(rate / self.bunch, seed):
+            yield from (at_ns,) * self.bunch
+
     def describe(self) -> str:
         loops = f", {self.loops} closed loops" if self.loops else ""
         return (
             f"{self.name}: {len(self.rates_per_s)} instances, {sum(self.rates_per_s):.0f}/s"
-            f"{loops}, SLO {format_duration(self.slo_ns)}"
+            f"{loops}, SLO {format_duration(self.slo_ns)}, {self.bunch} at a time, "
+            f"{len(self.guests)} further clients"
         )
 
 
@@ -97,14 +106,19 @@ def drawn_spec(seed: int, *, policy: str | None = None) -> SimSpec:
         {model.name: model for model in models},
         weights_cache_bytes=draw.choice((2, 4, 8, 32)) * _PAGE_BYTES * 2,
     )
+    more = Random(f"{seed}/clients")
+    inputs, without_input = more.random() < 0.7, more.choice((0, 2, 3, 5))
     config = SchedulerConfig(
+        generate_inputs=inputs and more.random() < 0.2,
         policy=type_,
         fidelity=fidelity or "best",
         schedule_ahead_ns=draw.choice((None, 5 * NS_PER_MS)),
         max_exec_ns=NS_PER_S,
     )
     spec = SimSpec(
-        workload=_load(draw, models, uses, gpus),
+        workload=_with_clients(more, _load(draw, models, uses, gpus), models, gpus),
+        inputs=inputs,
+        without_input=without_input,
         scheduler=config,
         profiles=(profile,),
         gpus=gpus,
@@ -153,3 +167,35 @@ def _load(
         loops=draw.choice((0, 0, 1, 2)),
         slo_ns=round(draw.choice((2.5, 5, 10, 40)) * max(singles)) + 10 * NS_PER_MS,
     )
+
+
+def _with_clients(
+    draw: Random, load: SmallLoad, models: Sequence[ModelProfile], gpus: int
+) -> SmallLoad:
+    """Requests in bunches where the SLO leaves time for a batch, and up to two further clients."""
+    patient = load.slo_ns > 5 * max(model.exec_ns[1] for model in models)
+    bunch = draw.choice((1, 2, 4, 8)) if patient else 1
+    count = draw.choice((0, 1, 1, 2))
+    guests = tuple(_guest(draw, f"guest {index}", models, gpus) for index in range(count))
+    # Half the rate, as what comes in bunches waits for longer: near overload no two runs are alike.
+    rates_per_s = tuple(rate / 2 for rate in load.rates_per_s) if bunch > 1 else load.rates_per_s
+    return replace(load, rates_per_s=rates_per_s, bunch=bunch, guests=guests)
+
+
+def _guest(draw: Random, name: str, models: Sequence[ModelProfile], gpus: int) -> GuestPlan:
+    """It goes while its last burst can still be served.
+
+    What falls silent is given up five seconds later only, so it leaves more work than that on few GPUs.
+    """
+    model = draw.choice(models)
+    way = draw.choice((GOODBYE, BREAKS, SILENT) if gpus <= 3 else (GOODBYE, BREAKS))
+    goes_ns = draw.randrange(NS_PER_S, FAULTS_END_NS)
+    burst, every_ns = draw.choice((4, 8, 20)), draw.choice((50, 100, 300)) * NS_PER_MS
+    # The longer leaves time for a second try after a worker was found lost.
+    slo_ns = draw.choice((1, 3, 3)) * NS_PER_S
+    comes_ns = draw.randrange(NS_PER_S)
+    if way == SILENT:
+        largest = max(model.exec_ns)
+        burst = min(1500, gpus * 7 * NS_PER_S * largest // model.exec_ns[largest])
+        every_ns, slo_ns = 60 * NS_PER_S, 15 * NS_PER_S
+    return GuestPlan(name, model.name, comes_ns, goes_ns, every_ns, burst, slo_ns, way)

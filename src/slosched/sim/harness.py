@@ -26,6 +26,7 @@ from slosched.messages import (
 )
 from slosched.sim.cluster import SimCluster
 from slosched.sim.kernel import Kernel
+from slosched.sim.marks import Framed
 from slosched.sim.network import Network
 from slosched.sim.node import WorkerNode
 from slosched.units import NS_PER_S
@@ -115,8 +116,8 @@ class Simulation:
     def _note(self, note: Note) -> None:
         self.outcome.notes.append(note.text)
 
-    def _receive(self, message: ControllerToClient) -> None:
-        if not isinstance(message, InferReply):
+    def _receive(self, message: ControllerToClient | Framed) -> None:
+        if not isinstance(message, InferReply | Framed):
             self.replies.append(message)
 
     def _say(self, message: ClientMessage, client: bytes = CLIENT) -> None:

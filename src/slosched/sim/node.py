@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol, cast
 
 from slosched.config import EmulationNoise, GpuProfile
 from slosched.core.worker.brain import WorkerBrain
-from slosched.core.worker.emulated import EmulatedGpu, emulated_gpus, prepare_emulated
+from slosched.core.worker.emulated import Echo, EmulatedGpu, emulated_gpus, prepare_emulated
 from slosched.core.worker.interface import (
     Device,
+    DropInputs,
     Effect,
     FromController,
     PrepareModel,
@@ -17,6 +18,7 @@ from slosched.core.worker.interface import (
 )
 from slosched.core.worker.stepping import Stepper
 from slosched.messages import ControllerToWorker, GpuInfo, WorkerToController
+from slosched.sim.marks import Framed, Payload
 from slosched.units import NS_PER_S
 from slosched.version import __version__
 
@@ -81,7 +83,8 @@ class WorkerNode:
     ) -> None:
         self._profile = profile
         self._watch = watch
-        self._sent: list[WorkerToController] = []
+        self._sent: list[WorkerToController | Framed] = []
+        self._echo = Echo()
         self.clock = clock
         self.brain = WorkerBrain(
             [GpuInfo(g, profile.name, profile.pages, profile.page_bytes) for g in range(gpus)],
@@ -98,12 +101,28 @@ class WorkerNode:
 
     def _perform(self, effect: Effect, now_ns: int) -> None:
         if isinstance(effect, ToController):
-            self._sent.append(effect.message)
+            message, frames = effect.message, []
+            if effect.output_of is not None:
+                frames = self._outputs(effect.output_of, getattr(message, "output_sizes", ()))
+            self._sent.append(Framed(message, frames) if frames else message)
         elif isinstance(effect, PrepareModel):
             prepared = prepare_emulated(self._profile, effect, now_ns=now_ns)
             self._stepper.handle(prepared, now_ns=now_ns)
-        elif self._watch is not None:
-            self._watch.performed(effect)
+        else:
+            if isinstance(effect, DropInputs):
+                self._echo.drop(effect.action_id)
+            if self._watch is not None:
+                self._watch.performed(effect)
+
+    def _outputs(self, action_id: int, sizes: Sequence[int]) -> list[Payload]:
+        marks = self._echo.take(action_id, sizes)
+        given = [size for size in sizes if size]
+        return [Payload(mark, size) for mark, size in zip(marks, given, strict=True)]
+
+    @property
+    def inputs_kept(self) -> int:
+        """Actions whose inputs are kept here."""
+        return self._echo.kept
 
     def jump(self, by_ns: int) -> None:
         """Put its clock forward by `by_ns`, or back; `step` must follow."""
@@ -113,16 +132,22 @@ class WorkerNode:
         if self._watch is not None:
             self._watch.jumped(by_ns)
 
-    def receive(self, message: ControllerToWorker, *, now_ns: int) -> None:
+    def receive(self, message: ControllerToWorker | Framed, *, now_ns: int) -> None:
         """A message arrives; `step` must follow."""
         if self.clock is not None:
             now_ns = self.clock.local_ns(now_ns)
-        sizes = tuple(filter(None, getattr(message, "input_sizes", ())))
+        frames: Sequence[Payload] = ()
+        if isinstance(message, Framed):
+            frames = message.frames
+            message = cast(ControllerToWorker, message.message)
+        sizes = tuple(map(len, frames))
         key = self._stepper.handle(FromController(_PEER, message, sizes), now_ns=now_ns)
+        if frames and key is not None:
+            self._echo.keep(key, [frame.mark for frame in frames])
         if self._watch is not None and key is not None:
             self._watch.accepted(key, message, self.brain.clock_error_ns)
 
-    def step(self, *, now_ns: int) -> list[WorkerToController]:
+    def step(self, *, now_ns: int) -> list[WorkerToController | Framed]:
         """Do everything that is due; returns what is sent to the controller."""
         if self.clock is not None:
             now_ns = self.clock.local_ns(now_ns)

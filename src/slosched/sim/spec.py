@@ -34,7 +34,8 @@ class SimSpec:
 
     `profiles` holds one profile for all GPUs, or one for each; the GPUs of one worker are equal.
     `duration_ns` ends the workload sooner, and is needed for one that never ends. With `inputs` each
-    request brings an input of its model's size, which takes time on the network's cards. `check` holds
+    request brings an input of its model's size, which takes time on the network's cards. Each
+    `without_input`-th request then brings none all the same (0: all bring one). `check` holds
     the invariants at every step. `faults` break things; the client is then one that goes on whatever
     fails. Raises InvalidConfig for what cannot be.
     """
@@ -50,6 +51,7 @@ class SimSpec:
     seed: int = 0
     duration_ns: int | None = None
     inputs: bool = False
+    without_input: int = 0
     check: bool = False
     faults: FaultPlan | None = None
 
@@ -64,6 +66,8 @@ class SimSpec:
                 f"give one profile for all GPUs or one for each of the {self.gpus}, not "
                 f"{len(self.profiles)}"
             )
+        if self.without_input < 0:
+            raise InvalidConfig(f"without_input must be at least 0, not {self.without_input}")
         if self.seed < 0:
             raise InvalidConfig(f"a seed must be at least 0, not {self.seed}")
         if self.duration_ns is not None and self.duration_ns <= 0:

@@ -9,20 +9,38 @@ A WorkerTruth watches one worker process at its devices, in true time:
 
 A ClientTruth watches the client's connection: each copy of a request that reaches a controller is
 answered at most once, and once it is all over, exactly once, unless that controller died or had given
-the client up.
+the client up. It counts what it saw, so that a test can hold the fuzzer to cases that matter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from slosched.codes import ActionType, Code
 from slosched.config import GpuProfile
 from slosched.core.invariants import InvariantViolated
-from slosched.core.scheduler.interface import Event, FromClient
+from slosched.core.scheduler.interface import (
+    ActionRecord,
+    ClientLost,
+    Event,
+    FromClient,
+    FromWorker,
+    RequestRecord,
+)
 from slosched.core.worker.emulated import EmulatedGpu
 from slosched.core.worker.interface import Device, Effect, EvictPages, Op, OpDone, OpKind
-from slosched.messages import ControllerToWorker, Infer, InferReply, InferRequest, Refused
+from slosched.messages import (
+    ClientHello,
+    ControllerToWorker,
+    Goodbye,
+    Infer,
+    InferReply,
+    InferRequest,
+    InferResult,
+    Refused,
+)
 from slosched.sim.cluster import SimCluster
 from slosched.units import NS_PER_S, format_duration
 
@@ -130,13 +148,48 @@ class _WatchedGpu:
             self.held[op.model_id] = (self.held[op.model_id][0], True)
 
 
+@dataclass
+class Sights:
+    """How often a run got into what is hard.
+
+    Answers whose mark was compared; results that brought outputs; requests that could still be served when
+    their client said goodbye, when its connection broke and when it fell silent; Infers that were lost with
+    their worker, and those of them with several requests aboard; requests that succeeded at a second try.
+    """
+
+    marks_compared: int = 0
+    results_with_outputs: int = 0
+    left_by_goodbye: int = 0
+    left_by_a_break: int = 0
+    left_in_silence: int = 0
+    infers_lost: int = 0
+    batches_lost: int = 0
+    second_tries: int = 0
+
+    def request_done(self, record: RequestRecord) -> None:
+        self.second_tries += record.code == Code.OK and record.attempts > 1
+        if record.departure_ns <= record.arrival_ns + record.slo_ns:
+            self.left_by_goodbye += record.reason.endswith("client is gone: it left")
+            self.left_by_a_break += record.reason.endswith("client is gone: its connection broke")
+            self.left_in_silence += record.reason.endswith("client is gone: it fell silent")
+
+    def action_done(self, record: ActionRecord) -> None:
+        lost = record.code == Code.CANCELLED and not record.worker_sent_ns
+        if lost and record.action_type == ActionType.INFER:
+            self.infers_lost += 1
+            self.batches_lost += record.batch_size > 1
+
+
 class ClientTruth:
     """Counts copies of requests and answers at the controller's end of `cluster`'s clients."""
 
     def __init__(self, cluster: SimCluster) -> None:
         self._controller = cluster.controller
+        self._kernel = cluster.kernel
+        self._left_ns: dict[bytes, int] = {}  # when who said goodbye, or could not be reached
         #: (client, request id) -> copies that still have no answer: each with who answers for it.
         self._waiting: dict[tuple[bytes, int], list[object]] = {}
+        self.sights = Sights()
         self._controller.on_event = self._arrived
         self._controller.on_reply = self._answered
 
@@ -145,15 +198,30 @@ class ClientTruth:
             key = (event.client, event.message.request_id)
             known = self._controller.scheduler.clients.get(event.client)
             self._waiting.setdefault(key, []).append(known)
+        elif isinstance(event, ClientLost) or (
+            isinstance(event, FromClient) and isinstance(event.message, Goodbye)
+        ):
+            self._left_ns[event.client] = self._kernel.now_ns
+        elif isinstance(event, FromClient) and isinstance(event.message, ClientHello):
+            self._left_ns.pop(event.client, None)
+        elif isinstance(event, FromWorker) and isinstance(event.message, InferResult):
+            self.sights.results_with_outputs += any(event.message.output_sizes)
 
     def _answered(self, identity: bytes, message: Any) -> None:
+        now_ns = self._kernel.now_ns
+        # In the instant in which it leaves, what was decided just before may still go out.
+        if isinstance(message, InferReply) and self._left_ns.get(identity, now_ns) < now_ns:
+            raise InvariantViolated(
+                f"{identity.decode()} has left, and its request {message.request_id} is answered "
+                f"with code {message.code} {message.reason}"
+            )
         if isinstance(message, InferReply | Refused) and message.request_id >= 0:
             key = (identity, message.request_id)
             copies = self._waiting.get(key)
             if copies:
                 # Of copies before and after a restart, who answers now answers the one that it got.
-                now = self._controller.scheduler.clients.get(identity)
-                for known in (now, None, copies[0]):
+                known_now = self._controller.scheduler.clients.get(identity)
+                for known in (known_now, None, copies[0]):
                     if any(copy is known for copy in copies):
                         del copies[next(i for i, copy in enumerate(copies) if copy is known)]
                         break
@@ -161,7 +229,7 @@ class ClientTruth:
                     del self._waiting[key]
             elif isinstance(message, InferReply):
                 raise InvariantViolated(
-                    f"request {message.request_id} of the client is answered more often than it was "
+                    f"request {message.request_id} of {identity.decode()} is answered more often than it was "
                     f"asked: now with code {message.code} {message.reason}"
                 )
 

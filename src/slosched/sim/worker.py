@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from slosched.core.scheduler.interface import FromWorker
-from slosched.messages import ControllerToWorker, InferResult
+from slosched.messages import ControllerToWorker
 from slosched.sim.kernel import Kernel
+from slosched.sim.marks import Framed
 from slosched.sim.network import SMALL_MESSAGE_BYTES, Wire
 from slosched.sim.node import WorkerNode
 
@@ -21,9 +22,11 @@ class SimWorker:
         self.to_controller: Wire | None = None
         self._kernel = kernel
         self._due_ns = -1  # of the armed wake-up; -1: none is
-        self._held: list[ControllerToWorker] | None = None  # a list: the process stands still
+        self._held: list[ControllerToWorker | Framed] | None = (
+            None  # a list: the process stands still
+        )
 
-    def receive(self, message: ControllerToWorker) -> None:
+    def receive(self, message: ControllerToWorker | Framed) -> None:
         """A message of the controller arrives. Nobody hears it while no node runs."""
         if self._held is not None:
             self._held.append(message)
@@ -82,10 +85,12 @@ class SimWorker:
         wire = self.to_controller
         assert wire is not None
         for message in node.step(now_ns=self._kernel.now_ns):
-            size_bytes = SMALL_MESSAGE_BYTES
-            if type(message) is InferResult and message.output_sizes:
-                size_bytes += sum(message.output_sizes)
-            wire.send(FromWorker(self.worker_id, message), size_bytes)
+            if type(message) is Framed:
+                result, frames = message
+                framed = Framed(FromWorker(self.worker_id, result), frames)
+                wire.send(framed, SMALL_MESSAGE_BYTES + sum(map(len, frames)))
+            else:
+                wire.send(FromWorker(self.worker_id, message))  # type: ignore[arg-type]
         due_ns = node.next_wakeup_ns()
         if due_ns is not None and (self._due_ns < 0 or due_ns < self._due_ns):
             self._due_ns = due_ns

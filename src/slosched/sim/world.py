@@ -64,6 +64,7 @@ class World:
             spec.workload,
             engine,
             inputs=spec.inputs,
+            without_input=spec.without_input,
             on_record=on_client,
             on_done=self.kernel.stop,
         )

@@ -1,5 +1,8 @@
 """An emulated GPU: it takes exactly as long as a profile says, and computes nothing.
 
+An output row begins with the first MARK_BYTES of the same request's input row, and zeros follow: so a client
+that marks its inputs sees at once whose answer it got (`Echo`, which live emulation and the simulator share).
+
 It is pure, so the live worker and the simulator share it. Its timeline is exact: work starts at the
 `now_ns` it is launched with, and a shell that steps at each armed time in order (stepping.py) makes
 the next action start at the very nanosecond at which the previous one ended, however late the
@@ -19,6 +22,9 @@ from slosched.core.worker.pcie import PcieLink
 from slosched.errors import UnknownName
 from slosched.messages import Span
 from slosched.units import NS_PER_S, tensor_bytes
+
+#: The first bytes of an input, which the output of the same request repeats.
+MARK_BYTES = 16
 
 _MASK = 2**64 - 1
 _TO_DEVICE = (OpKind.LOAD_WEIGHTS, OpKind.COPY_INPUT)
@@ -185,6 +191,35 @@ def emulated_gpus(
     """The `count` GPUs of one worker, by id; they share one PCIe link if `noise.pcie_shared`."""
     shared = PcieLink() if noise is not None and noise.pcie_shared else None
     return {g: EmulatedGpu(profile, noise, g, link=shared) for g in range(count)}
+
+
+class Echo:
+    """What one emulated worker remembers of inputs, and answers with. A row is bytes in C order.
+
+    `keep` takes the input frames of an action, `drop` forgets them, `take` returns the beginning of each
+    output of the action: the first MARK_BYTES of its request's input, or as many as the output has.
+    Zeros fill the rest of the output.
+    """
+
+    def __init__(self) -> None:
+        self._marks: dict[int, list[bytes]] = {}  # by action: of each request with an input
+
+    @property
+    def kept(self) -> int:
+        """Actions whose inputs are remembered."""
+        return len(self._marks)
+
+    def keep(self, action_id: int, rows: Sequence[bytes | memoryview]) -> None:
+        self._marks[action_id] = [bytes(row[:MARK_BYTES]) for row in rows]
+
+    def drop(self, action_id: int) -> None:
+        self._marks.pop(action_id, None)
+
+    def take(self, action_id: int, sizes: Sequence[int]) -> list[bytes]:
+        """One for each of `sizes` (bytes of each request's output) other than 0."""
+        given = [size for size in sizes if size]
+        marks = self._marks.pop(action_id, [b""] * len(given))
+        return [mark[:size] for mark, size in zip(marks, given, strict=bool(given))]
 
 
 def _quantile(quantiles: Sequence[float], share: float) -> float:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from slosched.clock import now_ns
 from slosched.config import WorkerConfig
 from slosched.config_file import load_profile
-from slosched.core.worker.emulated import emulated_gpus, prepare_emulated
+from slosched.core.worker.emulated import Echo, emulated_gpus, prepare_emulated
 from slosched.core.worker.interface import ModelPrepared, PrepareModel, ReleaseModel
 from slosched.daemon.backends.base import Frame, Plain
 from slosched.messages import GpuInfo
@@ -20,7 +20,8 @@ _PORTS = 1 << 16
 class EmulatedBackend(Plain):
     """`config.gpus` GPUs of `config.profile`, in one process and behind one address.
 
-    Inputs are dropped on arrival and outputs are zeros: only sizes and times are real. What
+    Nothing is computed: sizes and times are real, and an output repeats the first bytes of its request's
+    input (core/worker/emulated.py, Echo), before zeros. What
     `config.noise.seed` draws is another sequence at each port, so that processes of one config are
     disturbed apart.
     Raises UnknownName or InvalidConfig for a profile that cannot be read.
@@ -40,7 +41,7 @@ class EmulatedBackend(Plain):
         noise = replace(config.noise, seed=config.noise.seed * _PORTS + config.port)
         self.devices = emulated_gpus(profile, noise, config.gpus)
         self.loadable = tuple(sorted(profile.models))
-        self._zeros: dict[int, bytes] = {}  # by size
+        self._echo = Echo()
 
     def describe(self) -> str:
         profile = self._profile
@@ -61,19 +62,15 @@ class EmulatedBackend(Plain):
         pass
 
     def keep_inputs(self, action_id: int, frames: Sequence[Frame]) -> None:
-        pass
+        self._echo.keep(action_id, frames)
 
     def drop_inputs(self, action_id: int) -> None:
-        pass
+        self._echo.drop(action_id)
 
     def take_outputs(self, action_id: int, sizes: Sequence[int]) -> Sequence[Frame]:
-        frames = []
-        for size in sizes:
-            if size and size not in self._zeros:
-                self._zeros[size] = bytes(size)
-            if size:
-                frames.append(self._zeros[size])
-        return frames
+        marks = self._echo.take(action_id, sizes)
+        given = [size for size in sizes if size]
+        return [mark.ljust(size, b"\0") for mark, size in zip(marks, given, strict=True)]
 
     def close(self) -> None:
         pass

@@ -1,0 +1,101 @@
+"""Whose answer is it? Inputs and outputs of the simulator carry the request's own mark.
+
+An input travels as a Payload: the size of the live frame, and its first MARK_BYTES. It takes the way of the
+live frame (Accepted, the frames behind an Infer and its result, `output_of`), an emulated GPU repeats it in the
+output of the same row, and the client that gets an answer compares. So an output of another row, action,
+request or client is seen at once, and so is one that is missing or that nobody asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from slosched.core.invariants import InvariantViolated
+from slosched.core.worker.emulated import MARK_BYTES
+from slosched.messages import InferReply
+
+_HALF = MARK_BYTES // 2
+
+
+class Payload:
+    """A frame of `size` bytes that begins with `mark`. Its length is `size`."""
+
+    __slots__ = ("mark", "size")
+
+    def __init__(self, mark: bytes, size: int) -> None:
+        self.mark = mark
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+
+class Framed(NamedTuple):
+    """A message, or the event that it becomes, with the frames behind it."""
+
+    message: Any
+    frames: Sequence[Payload]
+
+
+def made_up(size: int) -> Payload:
+    """An input that the controller makes for a request that brings none."""
+    return Payload(b"made up", size)
+
+
+class Marks:
+    """Makes the inputs of one cluster's clients, and holds their answers to them.
+
+    `story(request_ids)` tells what is known of the requests with these ids, of any client. `compared`
+    counts the answers whose mark was compared.
+    """
+
+    def __init__(self, story: Callable[[Sequence[int]], str]) -> None:
+        self.compared = 0
+        self._story = story
+        self._tags: dict[bytes, bytes] = {}  # by client
+        self._who: dict[bytes, bytes] = {}  # client by tag
+
+    def of(self, client: bytes, request_id: int) -> bytes:
+        """The MARK_BYTES that no other request has."""
+        tag = self._tags.get(client)
+        if tag is None:
+            tag = self._tags[client] = blake2b(client, digest_size=_HALF).digest()
+            self._who[tag] = client
+        return tag + request_id.to_bytes(_HALF, "big")
+
+    def input(self, client: bytes, request_id: int, size: int) -> Payload:
+        """The input of a new request."""
+        return Payload(self.of(client, request_id), size)
+
+    def compare(self, client: bytes, request_id: int, frames: Sequence[Payload]) -> None:
+        """`client` got `frames` behind the answer to its request. Raises InvariantViolated."""
+        self.compared += 1
+        wanted = self.of(client, request_id)
+        if len(frames) == 1 and frames[0].mark == wanted[: frames[0].size]:
+            return
+        name = client.decode("ascii", "replace")
+        got = f"{len(frames)} outputs" if len(frames) != 1 else self._words(frames[0].mark)
+        ids = [request_id]
+        if len(frames) == 1 and len(frames[0].mark) == MARK_BYTES:
+            ids.append(int.from_bytes(frames[0].mark[_HALF:], "big"))
+        raise InvariantViolated(
+            f"{name} got {got} for an answer to its request {request_id}\n{self._story(ids)}"
+        )
+
+    def without_output(self, client: bytes, reply: InferReply, *, wanted: bool) -> None:
+        """`client` got `reply` with nothing behind it. Raises InvariantViolated if an output is `wanted`."""
+        if wanted:
+            name = client.decode("ascii", "replace")
+            story = self._story([reply.request_id])
+            raise InvariantViolated(
+                f"{name} got no output for its request {reply.request_id}, which had an input\n{story}"
+            )
+
+    def _words(self, mark: bytes) -> str:
+        who = self._who.get(mark[:_HALF])
+        if who is None or len(mark) < MARK_BYTES:
+            return f"an output of no request ({mark!r})"
+        name = who.decode("ascii", "replace")
+        return f"the output of {name}'s request {int.from_bytes(mark[_HALF:], 'big')}"
