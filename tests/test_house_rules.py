@@ -16,7 +16,7 @@ PACKAGE = ROOT / "src" / "slosched"
 #: Everything a person wrote; benchmarks, examples and recipes keep the rules too.
 FOLDERS = ("src", "tests", "clients", "daemon", "workloads", "analysis", "benchmarks", "docs")
 
-_FILE_LINES = 450
+_FILE_LINES = 600
 _FUNCTION_LINES = 70
 
 #: Package -> the room under src/slosched that alone may import it.

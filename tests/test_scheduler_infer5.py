@@ -203,10 +203,10 @@ def test_an_action_that_keeps_failing_ends_after_three_attempts() -> None:
     for _ in range(3):
         rig.step()
         (infer,) = rig.outstanding()
-        rig.from_worker(ErrorResult(infer.session, infer.action_id, 2, Code.RUNTIME_ERROR, "boom"))
+        rig.from_worker(ErrorResult(infer.session, infer.action_id, 2, Code.CANCELLED, "boom"))
     rig.step()
     reply = rig.reply(request)
-    assert (reply.code, reply.attempts) == (Code.RUNTIME_ERROR, 3) and "boom" in reply.reason
+    assert (reply.code, reply.attempts) == (Code.CANCELLED, 3) and "boom" in reply.reason
 
 
 def test_the_window_lets_half_the_batch_be_in_time() -> None:

@@ -16,6 +16,7 @@ from slosched.core.invariants import InvariantViolated
 from slosched.core.scheduler.client_sessions import ClientSessions
 from slosched.core.scheduler.interface import Effect, ToClient
 from slosched.core.scheduler.scheduler import Scheduler
+from slosched.core.scheduler.second_tries import SecondTries
 from slosched.core.worker.emulated import MARK_BYTES, Echo
 from slosched.sim.faults import Fault, FaultPlan
 from slosched.sim.fuzz import Outcome, run_case, run_seed
@@ -238,7 +239,7 @@ def requests_of_who_left_kept(patch: pytest.MonkeyPatch) -> None:
 
 def all_but_one_of_a_lost_batch_forgotten(patch: pytest.MonkeyPatch) -> None:
     rewritten(
-        patch, Scheduler, "_worker_lost", "for request in action.requests:",
+        patch, SecondTries, "process_ended", "for request in action.requests:",
         "for request in action.requests[:1]:",
     )  # fmt: skip
 

@@ -152,6 +152,7 @@ class InvariantChecker:
         scheduler = self._scheduler
         cluster = scheduler.cluster
         queued = sum(len(model.queue) for model in cluster.models.values())
+        queued += scheduler.second_tries.waiting
         in_flight = sum(
             request.state is RequestState.IN_FLIGHT
             for action in cluster.actions.values()

@@ -87,6 +87,11 @@ class Cluster:
         model.loading_on.pop(gpu.index, None)
         self._loads_changed(gpu)
 
+    def reopen(self, gpu: Gpu) -> None:
+        """Whether `gpu` may be given work has changed (`held`)."""
+        if gpu.index in self.gpus:
+            self._changed(gpu)
+
     def _changed(self, gpu: Gpu) -> None:
         self.free_order.move(gpu)
         for news in self.news:

@@ -110,6 +110,8 @@ class Openings:
         outstanding = len(gpu.exec.outstanding)
         if outstanding >= MAX_OUTSTANDING or index not in self._cluster.gpus:
             return
+        if gpu.held or gpu.runs_alone:
+            return
         if outstanding == 0:
             self._now_open(gpu, now_ns)
         else:

@@ -36,7 +36,9 @@ from slosched.core.scheduler.interface import (
     ToClient,
 )
 from slosched.core.scheduler.policies import make_policy
+from slosched.core.scheduler.policies.base import LoadsByDemand
 from slosched.core.scheduler.report import status_report
+from slosched.core.scheduler.second_tries import MODEL_FAILED, SecondTries
 from slosched.core.scheduler.sessions import TICK_NS, Sessions
 from slosched.core.scheduler.state import (
     ActionState,
@@ -78,15 +80,6 @@ from slosched.messages import (
 
 #: A request whose actions keep failing is answered after this many.
 _MAX_ATTEMPTS = 3
-#: The request itself is at fault: another action would fail the same way.
-_NOT_WORTH_A_REPLAN = frozenset(
-    {
-        Code.INVALID_INPUT,
-        Code.INVALID_BATCH_SIZE,
-        Code.COPY_INPUT_INVALID_INPUT,
-        Code.COPY_INPUT_BAD_SIZES,
-    }
-)
 
 
 class Scheduler:
@@ -125,6 +118,9 @@ class Scheduler:
             config.policy,
             config.default_slo_ns,
             bundles=True,
+        )
+        self.second_tries = SecondTries(
+            self.cluster, end=self._answer_from_queue, wanted=self._weights_wanted
         )
         self._weights = Weights(config)
         self._clients = ClientSessions(
@@ -169,6 +165,7 @@ class Scheduler:
         if now_ns >= self._tick_due_ns:
             self._tick_due_ns = now_ns + TICK_NS
             self._tick(now_ns)
+        self.second_tries.plan(now_ns=now_ns)
         self.policy.plan(now_ns=now_ns)
         if self.catalog.waiting:
             self.catalog.advance(now_ns=now_ns)
@@ -180,6 +177,9 @@ class Scheduler:
         """When `schedule` must be called although nothing arrives."""
         policy_ns = self.policy.next_wakeup_ns()
         due_ns = self._tick_due_ns
+        again_ns = self.second_tries.next_wakeup_ns(self._now_ns)
+        if again_ns is not None and again_ns < due_ns:
+            due_ns = again_ns
         return due_ns if policy_ns is None or due_ns < policy_ns else policy_ns
 
     @property
@@ -362,8 +362,7 @@ class Scheduler:
             return
         self.cluster.failed(action, result.code, now_ns=now_ns, result=result)
         self.policy.action_done(action, code=result.code, end_ns=now_ns, duration_ns=0, clock_mhz=0)
-        for request in action.requests:
-            self._retry(request, action, result.code, result.reason, now_ns)
+        self._try_again(action, result.code, result.reason, now_ns)
 
     def _worker_joined(self, worker: Worker, now_ns: int) -> None:
         for gpu in worker.gpus:
@@ -378,20 +377,38 @@ class Scheduler:
             self.policy.action_done(
                 action, code=Code.CANCELLED, end_ns=now_ns, duration_ns=0, clock_mhz=0
             )
-            for request in action.requests:
-                reason = f"worker {worker.worker_id} was lost while it had the request"
-                self._retry(request, action, Code.CANCELLED, reason, now_ns)
+            reason = f"worker {worker.worker_id} was lost while it had the request"
+            self._try_again(action, Code.CANCELLED, reason, now_ns, process_ended=True)
         self.catalog.worker_lost(worker, now_ns=now_ns)
+
+    def _try_again(
+        self,
+        action: ActionState,
+        code: int,
+        reason: str,
+        now_ns: int,
+        *,
+        process_ended: bool = False,
+    ) -> None:
+        """An action came to nothing: its requests are tried again while that can help, else answered."""
+        if self.policy.replans:
+            if process_ended or code == Code.PROCESS_ENDED:
+                self.second_tries.process_ended(action, code, reason)
+                return
+            if code in MODEL_FAILED:
+                self.second_tries.model_failed(action, code, reason)
+                return
+        for request in action.requests:
+            self._retry(request, action, code, reason, now_ns)
 
     def _retry(
         self, request: Request, action: ActionState, code: int, reason: str, now_ns: int
     ) -> None:
-        """Its action failed: plan it anew while that can help, else answer with the cause."""
+        """Its action failed at nobody's hands: plan it anew while that can help, else answer."""
         if request.state is RequestState.ANSWERED:
             return
         hopeless = (
-            code in _NOT_WORTH_A_REPLAN
-            or request.attempts >= _MAX_ATTEMPTS
+            request.attempts >= _MAX_ATTEMPTS
             or now_ns >= request.deadline_ns
             or not self.cluster.gpus
             or not self.policy.replans
@@ -399,9 +416,15 @@ class Scheduler:
         if hopeless:
             words = f"{code_name(code)}: {reason}" if reason else code_name(code)
             self._answer(request, code, words, Plan.of(action))
-            return
-        request.move(RequestState.QUEUED)
-        self.policy.enqueue(request, now_ns=now_ns)
+        elif request.tried_alone:
+            self.second_tries.again(request)
+        else:
+            request.move(RequestState.QUEUED)
+            self.policy.enqueue(request, now_ns=now_ns)
+
+    def _weights_wanted(self, request: Request, now_ns: int) -> None:
+        if isinstance(self.policy, LoadsByDemand):
+            self.policy.asked_for(request, now_ns=now_ns)
 
     # ------------------------------------------------------------------------------ answers
 
@@ -419,7 +442,12 @@ class Scheduler:
         """End a request from outside the policy, wherever it is."""
         if request.state is RequestState.QUEUED:
             self.policy.forget(request)
+        elif request.state is RequestState.ASIDE:
+            self.second_tries.forget(request)
         self._answer(request, code, reason, tell=tell)
+
+    def _answer_from_queue(self, request: Request, code: int, reason: str) -> None:
+        self._answer(request, code, reason)
 
     def _client_gone(self, request: Request, reason: str) -> None:
         self._end(request, Code.CANCELLED, reason, tell=False)

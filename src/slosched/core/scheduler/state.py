@@ -4,7 +4,8 @@ A request moves only along `TRANSITIONS`:
 
     (arrives) -> QUEUED -> IN_FLIGHT -> ANSWERED
                    |  ^        |
-                   |  +--------+  its action failed or its worker was lost, and slack is left
+                   |  +--------+  its action failed at nobody's hands, and slack is left
+                   |  ASIDE <-> IN_FLIGHT   its action failed at the model's hands (second_tries.py)
                    +-> ANSWERED   refused, timed out, given up, cancelled
 
 It is answered exactly once, because ANSWERED leads nowhere.
@@ -27,11 +28,15 @@ class RequestState(IntEnum):
     QUEUED = 0
     IN_FLIGHT = 1
     ANSWERED = 2
+    ASIDE = 3  # waits for a second try, outside the policy's queues
 
 
 TRANSITIONS: dict[tuple[RequestState, RequestState], str] = {
     (RequestState.QUEUED, RequestState.IN_FLIGHT): "put into an action",
     (RequestState.IN_FLIGHT, RequestState.QUEUED): "replanned",
+    (RequestState.IN_FLIGHT, RequestState.ASIDE): "set aside for a second try",
+    (RequestState.ASIDE, RequestState.IN_FLIGHT): "tried again",
+    (RequestState.ASIDE, RequestState.ANSWERED): "answered while it waited for a second try",
     (RequestState.QUEUED, RequestState.ANSWERED): "answered from the queue",
     (RequestState.IN_FLIGHT, RequestState.ANSWERED): "answered with its action's outcome",
 }
@@ -60,6 +65,7 @@ class Request:
         "slo_ns",
         "state",
         "stepped_over",
+        "tried_alone",
         "user_id",
         "value",
         "weight",
@@ -92,6 +98,8 @@ class Request:
         self.attempts = 0
         #: A larger batch was preferred that this request was too old for.
         self.stepped_over = False
+        #: Its action ended with its process: it is tried once more, alone (second_tries.py).
+        self.tried_alone = False
         self.state = RequestState.QUEUED
         #: What it is worth beside a request of weight 1, and what it counts while it is queued.
         self.weight = weight
@@ -118,6 +126,7 @@ class ActionState:
     __slots__ = (
         "action_id",
         "action_type",
+        "alone",
         "batch_class",
         "copies_loaded",
         "expected_duration_ns",
@@ -170,6 +179,8 @@ class ActionState:
         self.copies_loaded = len(model.resident_on)
         #: How much longer than expected it may take, as a promise of what follows should allow for.
         self.spread_ns = 0
+        #: Nothing else is outstanding on its GPU until it ends.
+        self.alone = False
 
 
 class Executor:
@@ -237,6 +248,7 @@ class Gpu:
     tables: ExecTables = field(init=False)
     transfers: dict[str, WindowEstimator] = field(default_factory=dict)
     busy_ns: int = 0  # exec time so far, for status
+    held: bool = False  # kept free for what must run alone
     overdue_ticks: int = 0  # how long an action has been due that was not reported
     #: What its driver said last, when that came, and its count of energy when the worker joined.
     stats: GpuStats | None = None
@@ -247,6 +259,12 @@ class Gpu:
 
     def __post_init__(self) -> None:
         self.tables = ExecTables(self.worker)
+
+    @property
+    def runs_alone(self) -> bool:
+        """True if what is outstanding must have the GPU to itself."""
+        outstanding = self.exec.outstanding
+        return bool(outstanding) and outstanding[0].alone
 
     @property
     def name(self) -> str:

@@ -207,5 +207,8 @@ class Aimd:
     def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
         self._placement.model_loaded(model, gpus)
 
+    def asked_for(self, request: Request, *, now_ns: int) -> None:
+        self._placement.asked_for(request, now_ns=now_ns)
+
     def settled(self, model: Model) -> bool:
         return self._placement.settled(model)

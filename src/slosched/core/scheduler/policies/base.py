@@ -7,7 +7,7 @@ A policy is one file in this folder and one line in `POLICIES`. It sees a reques
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
@@ -62,6 +62,14 @@ class Policy(Protocol):
 
     def settled(self, model: Model) -> bool:
         """True when nothing that was begun for a newly loaded `model` is under way any more."""
+
+
+@runtime_checkable
+class LoadsByDemand(Protocol):
+    """A policy whose placement can be told of demand that its queues do not show."""
+
+    def asked_for(self, request: Request, *, now_ns: int) -> None:
+        """`request` waits for its model's weights outside the policy's queues (second_tries.py)."""
 
 
 NOT_OFFERED = "no connected GPU has this model ready"

@@ -163,6 +163,9 @@ class Infer5:
                 self._urgency.measured(model.name, batch, batch_ns)
         self._placement.model_loaded(model, gpus)
 
+    def asked_for(self, request: Request, *, now_ns: int) -> None:
+        self._placement.asked_for(request, now_ns=now_ns)
+
     def settled(self, model: Model) -> bool:
         return self._placement.settled(model)
 

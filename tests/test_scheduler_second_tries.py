@@ -1,0 +1,264 @@
+"""A request that fails its batch, or ends its process, harms itself alone (core/scheduler/second_tries.py)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from scheduler_rig import EXEC_MS, MS, T0, Rig
+from slosched.codes import Code
+from slosched.config import SchedulerConfig
+from slosched.core.scheduler.interface import Drain, FromClient, ToWorker
+from slosched.core.scheduler.sessions import TICK_NS
+from slosched.messages import CancelRequest, ErrorResult, Goodbye, Infer
+
+#: Of requests aboard an action, by id at the client: what becomes of it.
+Judge = Callable[[list[int]], int]
+
+
+class Bench:
+    """A rig whose workers run one action after another; `judge` gives the code of each."""
+
+    def __init__(self, judge: Judge, *, policy: str = "INFER5", workers: int = 1) -> None:
+        self.judge = judge
+        self.rig, (self.model,) = Rig.ready(SchedulerConfig(policy=policy), workers=workers)
+        self.ran: list[tuple[list[int], int]] = []  # requests aboard, code
+        self.beside: list[int] = []  # how many others were outstanding when one ended badly
+
+    def aboard(self, infer: Infer) -> list[int]:
+        action = self.rig.scheduler.cluster.actions[infer.action_id]
+        return [request.request_id for request in action.requests]
+
+    def run(self, until_ms: float) -> None:
+        """Let time pass in steps of 0.25 ms; what is outstanding runs in the order sent."""
+        rig = self.rig
+        ends: dict[int, float] = {}
+        while (rig.now_ns - T0) / MS < until_ms:
+            now_ms = (rig.now_ns - T0) / MS
+            rig.step()
+            for worker_id in rig._sessions:
+                waiting = rig.outstanding(worker_id)
+                if not waiting:
+                    continue
+                infer = waiting[0]
+                takes_ms = EXEC_MS[infer.batch_size]
+                begin_ms = ends.setdefault(infer.action_id, now_ms + 0.5)
+                if now_ms < begin_ms + takes_ms + 0.25:
+                    continue
+                names = self.aboard(infer)
+                code = self.judge(names)
+                self.ran.append((names, code))
+                if code:
+                    self.beside.append(len(waiting) - 1)
+                    rig.from_worker(
+                        ErrorResult(infer.session, infer.action_id, 2, code, f"of {names}"),
+                        worker_id,
+                    )
+                else:
+                    rig.finish(infer, begin_ms=begin_ms, worker_id=worker_id)
+            rig.now_ns += MS // 4
+        rig.step()
+
+    def codes(self, requests: list[int]) -> list[int]:
+        return [self.rig.reply(request).code for request in requests]
+
+
+def fails_for(*culprits: int, code: int = Code.RUNTIME_ERROR) -> Judge:
+    return lambda names: code if set(names) & set(culprits) else 0
+
+
+REPLANNING = ["INFER5", "FIFO", "EDF", "AIMD", "REJECT"]
+
+
+@pytest.mark.parametrize("policy", REPLANNING)
+@pytest.mark.parametrize("place", range(12))
+def test_one_of_twelve_that_makes_the_model_raise_fails_alone(policy: str, place: int) -> None:
+    culprit: list[int] = []
+    bench = Bench(lambda names: fails_for(*culprit)(names), policy=policy)
+    slo_ms = 900 if policy != "REJECT" else 2000
+    requests = [bench.rig.infer(bench.model, slo_ms=slo_ms) for _ in range(12)]
+    culprit.append(requests[place])
+    bench.run(150)
+    codes = dict(zip(requests, bench.codes(requests), strict=True))
+    assert codes.pop(culprit[0]) == Code.RUNTIME_ERROR
+    assert set(codes.values()) == {0}
+    reply = bench.rig.reply(culprit[0])
+    assert f"of [{culprit[0]}]" in reply.reason  # its own error, of the run that held it alone
+    # Halves of halves: as many failures as that takes, and no more.
+    failures = sum(code != 0 for _, code in bench.ran)
+    assert failures <= math.ceil(math.log2(8)) + 1
+
+
+def test_two_culprits_in_one_batch_both_read_their_own_error() -> None:
+    culprits: list[int] = []
+    bench = Bench(lambda names: fails_for(*culprits)(names))
+    requests = [bench.rig.infer(bench.model, slo_ms=500) for _ in range(8)]
+    culprits += [requests[1], requests[6]]
+    bench.run(200)
+    for request in requests:
+        reply = bench.rig.reply(request)
+        if request in culprits:
+            assert reply.code == Code.RUNTIME_ERROR and f"of [{request}]" in reply.reason
+        else:
+            assert reply.code == 0
+
+
+def test_a_wrong_input_in_a_batch_is_found_likewise() -> None:
+    culprit: list[int] = []
+    bench = Bench(lambda names: fails_for(*culprit, code=Code.COPY_INPUT_INVALID_INPUT)(names))
+    requests = [bench.rig.infer(bench.model, slo_ms=500) for _ in range(4)]
+    culprit.append(requests[2])
+    bench.run(100)
+    assert bench.codes(requests) == [0, 0, Code.COPY_INPUT_INVALID_INPUT, 0]
+
+
+@pytest.mark.parametrize("policy", REPLANNING)
+def test_a_request_that_ends_its_process_does_so_twice_and_alone_the_second_time(
+    policy: str,
+) -> None:
+    poison: list[int] = []
+    bench = Bench(lambda names: fails_for(*poison, code=Code.PROCESS_ENDED)(names), policy=policy)
+    requests = [bench.rig.infer(bench.model, slo_ms=900) for _ in range(8)]
+    poison.append(requests[3])
+    later: list[int] = []
+    for _ in range(30):  # others go on asking meanwhile
+        bench.run((bench.rig.now_ns - T0) / MS + 5)
+        later.append(bench.rig.infer(bench.model, slo_ms=900))
+    bench.run(600)
+    codes = dict(zip(requests, bench.codes(requests), strict=True))
+    assert codes.pop(poison[0]) == Code.PROCESS_ENDED and set(codes.values()) == {0}
+    assert "tried once more, alone" in bench.rig.reply(poison[0]).reason
+    ended = [names for names, code in bench.ran if code]
+    assert len(ended) == 2, "a process was ended a third time"
+    assert ended[1] == poison
+    assert bench.beside[1] == 0, "something else was outstanding beside it"
+    assert bench.codes(later) == [0] * len(later)
+
+
+def test_requests_of_a_lost_worker_go_once_more_alone_and_never_a_third_time() -> None:
+    bench = Bench(fails_for(), workers=3)
+    rig = bench.rig
+    request = rig.infer(bench.model, slo_ms=60_000)
+    rig.step()
+    lost: list[int] = []
+    for _ in range(2):
+        (worker,) = [w for w in rig._sessions if rig.outstanding(w)]
+        lost.append(worker)
+        (infer,) = rig.outstanding(worker)
+        assert bench.aboard(infer) == [request] and infer.request_count == 1
+        others = [w for w in rig._sessions if w not in lost]
+        for _ in range(6):  # the others are heard
+            rig.now_ns += TICK_NS
+            for other in others:
+                rig.scheduler.cluster.workers[other].heard = True
+            rig.step()
+        rig.step()
+        if rig.answered(request):
+            break
+    assert len(lost) == 2
+    reply = rig.reply(request)
+    assert reply.code == Code.CANCELLED and "tried once more, alone" in reply.reason
+    assert not [w for w in rig._sessions if rig.outstanding(w)], "a third worker was given it"
+
+
+def waiting_alone() -> tuple[Bench, list[int], list[int]]:
+    """A bench with two requests of a process that ended waiting for a GPU that works; (lot, others)."""
+    bench = Bench(fails_for())
+    rig = bench.rig
+    requests = [rig.infer(bench.model, slo_ms=400) for _ in range(2)]
+    rig.step()
+    (infer,) = rig.outstanding()
+    others = [rig.infer(bench.model, slo_ms=400)]
+    rig.step(3.2)  # about to end: the next one is behind it
+    assert len(rig.outstanding()) == 2
+    error = ErrorResult(infer.session, infer.action_id, 2, Code.PROCESS_ENDED, "signal 11")
+    rig.from_worker(error)
+    rig.step()
+    assert rig.scheduler.second_tries.waiting == 2
+    return bench, requests, others
+
+
+def test_what_must_run_alone_waits_for_its_gpu_and_holds_it_free() -> None:
+    bench, requests, others = waiting_alone()
+    rig = bench.rig
+    later = rig.infer(bench.model, slo_ms=400)
+    rig.step(3.4)
+    assert len(rig.outstanding()) == 1, "the GPU is kept free"
+    bench.run(60)
+    assert bench.codes([*requests, *others, later]) == [0] * 4
+    assert [names for names, _ in bench.ran[1:3]] == [[requests[0]], [requests[1]]]
+
+
+def test_a_request_that_is_cancelled_or_whose_client_leaves_is_forgotten_while_it_waits() -> None:
+    bench, requests, others = waiting_alone()
+    rig = bench.rig
+    rig.handle(FromClient(b"c", CancelRequest(requests[0])))
+    rig.step()
+    assert rig.reply(requests[0]).code == Code.CANCELLED
+    assert rig.scheduler.second_tries.waiting == 1
+    rig.handle(FromClient(b"c", Goodbye()))
+    rig.step()
+    assert rig.scheduler.second_tries.waiting == 0 and rig.scheduler.idle
+    (gpu,) = rig.scheduler.cluster.gpus.values()
+    assert not gpu.held and others
+
+
+def test_what_waits_is_answered_at_the_end() -> None:
+    bench, requests, _ = waiting_alone()
+    bench.rig.handle(Drain())
+    effects = bench.rig.scheduler.abandon(now_ns=bench.rig.now_ns)
+    bench.rig.checker.check(effects, now_ns=bench.rig.now_ns)
+    bench.rig.effects.extend(effects)
+    assert bench.codes(requests) == [Code.SHUTTING_DOWN] * 2
+    assert bench.rig.scheduler.idle
+
+
+def test_one_whose_deadline_passes_while_it_waits_is_told_so_and_not_the_culprits_words() -> None:
+    bench, requests, _ = waiting_alone()
+    bench.rig.step(500)
+    bench.rig.step()
+    for request in requests:
+        reply = bench.rig.reply(request)
+        assert reply.code == Code.TIMED_OUT and "no second try fits" in reply.reason
+        assert "signal" not in reply.reason
+    wakeup_ns = bench.rig.scheduler.next_wakeup_ns()
+    assert bench.rig.scheduler.second_tries.next_wakeup_ns(0) is None and wakeup_ns is not None
+
+
+def test_the_scheduler_wakes_for_what_waits() -> None:
+    bench, _, _ = waiting_alone()
+    wakeup_ns = bench.rig.scheduler.next_wakeup_ns()
+    assert wakeup_ns is not None and wakeup_ns <= bench.rig.now_ns + MS
+
+
+def test_policies_that_do_not_replan_answer_with_the_cause_as_ever() -> None:
+    rig, (model,) = Rig.ready(SchedulerConfig(policy="INFER4"))
+    request = rig.infer(model, slo_ms=100)
+    for _ in range(60):
+        rig.now_ns += MS
+        rig.step()
+    (infer,) = rig.outstanding()
+    rig.from_worker(
+        ErrorResult(infer.session, infer.action_id, 2, Code.PROCESS_ENDED, "exit code 3")
+    )
+    rig.step()
+    reply = rig.reply(request)
+    assert reply.code == Code.PROCESS_ENDED and "exit code 3" in reply.reason
+
+
+def test_the_same_failures_give_the_same_effects() -> None:
+    def history() -> list[tuple[int, tuple[int, ...]]]:
+        culprits: list[int] = []
+        bench = Bench(lambda names: fails_for(*culprits)(names))
+        requests = [bench.rig.infer(bench.model, slo_ms=500) for _ in range(12)]
+        culprits += [requests[2], requests[9]]
+        bench.run(100)
+        return [
+            (e.message.action_id, e.requests)
+            for e in bench.rig.effects
+            if isinstance(e, ToWorker) and isinstance(e.message, Infer)
+        ]
+
+    assert history() == history()
