@@ -18,10 +18,11 @@ torch = pytest.importorskip("torch")
 transformers: Any = pytest.importorskip("transformers")
 
 from slosched.daemon.backends import reference_forward  # noqa: E402
+from slosched.daemon.backends.contract import single_output  # noqa: E402
 from slosched.daemon.backends.sources import source_spec, worker_specs  # noqa: E402
 from slosched.daemon.backends.templates import DeviceWeights, Template  # noqa: E402
 from slosched.daemon.backends.torch_backend import resolve_device  # noqa: E402
-from slosched.daemon.backends.zoo import ZOO, output_tensor  # noqa: E402
+from slosched.daemon.backends.zoo import ZOO  # noqa: E402
 from slosched.daemon.profiler import Profiler, profile_model  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -48,7 +49,7 @@ def no_net() -> str:
 def run_source(source: ModelSource, batch: Any) -> Any:
     module = source_spec(source).build()
     with torch.inference_mode():
-        return output_tensor(module(batch))
+        return single_output(module(batch), len(batch), name=source.name)
 
 
 #: Prints what the weights of resnet_tiny come to, and whether the global generator was touched.

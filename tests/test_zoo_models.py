@@ -12,10 +12,11 @@ torch: Any = pytest.importorskip("torch")
 transformers: Any = pytest.importorskip("transformers")
 
 from slosched.config import WorkerConfig  # noqa: E402
+from slosched.daemon.backends.contract import single_output  # noqa: E402
 from slosched.daemon.backends.formats import in_format  # noqa: E402
 from slosched.daemon.backends.sources import worker_specs  # noqa: E402
 from slosched.daemon.backends.templates import DeviceWeights, Template  # noqa: E402
-from slosched.daemon.backends.zoo import ZOO, import_zoo, output_tensor  # noqa: E402
+from slosched.daemon.backends.zoo import ZOO, import_zoo  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -54,7 +55,7 @@ def inputs(name: str, batch: int, device: str = "cpu") -> Any:
 def direct(name: str) -> Any:
     """Outputs of two different inputs, by the module itself."""
     with torch.inference_mode():
-        return output_tensor(ZOO[name].build()(inputs(name, 2)))
+        return single_output(ZOO[name].build()(inputs(name, 2)), 2, name=name)
 
 
 def served(spec: Any, batch: int = 2) -> tuple[Template, Any]:
@@ -79,7 +80,7 @@ def test_size_and_shapes_and_no_step_that_looks_at_a_value(name: str) -> None:
     with torch.device("meta"):
         module = ZOO[name].build()
     with torch.inference_mode():
-        output = output_tensor(module(inputs(name, 3, device="meta")))
+        output = single_output(module(inputs(name, 3, device="meta")), 3, name=name)
     assert (output.shape, output.dtype) == ((3, *output_shape), torch.float32)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     assert parameters / 1e6 == pytest.approx(millions, abs=0.06)

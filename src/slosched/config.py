@@ -154,7 +154,8 @@ class ModelSource:
     Exactly one of `factory` ("package.module:function", called without arguments, returns an
     nn.Module), `pt2` (torch.export file), `safetensors` (weights beside a transformers `config` file) and
     `cupy` ("package.module:function", for the CuPy backend) is set; none means the zoo's, or the
-    library's, own of that name. `input_shape` is one request's; these last know theirs.
+    library's, own of that name. `input_shape` is one request's; these last know theirs. `output` names the
+    one of several outputs that is the answer: a key, an attribute or an index ("0").
     """
 
     name: str
@@ -167,6 +168,10 @@ class ModelSource:
     input_dtype: str = "float32"
     dtype: str = "float32"  # of its weights, one of DTYPES; inputs and outputs travel as float32
     channels_last: bool = False  # of its weights and, on the device, inputs
+    output: str = ""
+    folder: str = (
+        ""  # where modules are looked for that are not installed: beside the worker's file
+    )
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

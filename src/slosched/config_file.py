@@ -141,6 +141,7 @@ _NOISE: dict[str, _Reader] = {
 _SOURCE: dict[str, _Reader] = {
     "factory": _text, "pt2": _text, "safetensors": _text, "config": _text, "cupy": _text,
     "input_shape": _shape, "input_dtype": _text, "dtype": _text, "channels_last": _flag,
+    "output": _text,
 }  # fmt: skip
 _WORKER: dict[str, _Reader] = {
     "device": _text, "gpus": _integer, "port": _integer, "bind": _text, "profile": _text,
@@ -322,6 +323,13 @@ def _quoted(text: str) -> str:
 
 # ------------------------------------------------------------------------------------- daemons
 
+#: What a model of one's own can take.
+ONE_INPUT = (
+    "A model takes one tensor of one fixed shape and dtype for each request: give one that takes more a "
+    "wrapper with one input, and lengths that vary a model each, padded to its length"
+)
+INPUT_DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+
 
 def load_worker_config(path: str | Path, base: WorkerConfig | None = None) -> WorkerConfig:
     """`base` (the defaults) with what the file says. Paths in it are relative to the file.
@@ -347,6 +355,13 @@ def _model_source(file: Path, name: str, table: Any) -> ModelSource:
     where = f"{file}, model {name!r}"
     if not isinstance(table, dict):
         raise InvalidConfig(f"{where}: must be a table [models.{name}]")
+    shape = table.get("input_shape", [1])
+    whole = isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape)
+    if not whole:
+        raise InvalidConfig(
+            f"{where}: input_shape must be a list of sizes from 1 up, as [3, 224, 224], not {shape!r}. "
+            f"{ONE_INPUT}"
+        )
     values = _read(where, table, _SOURCE)
     given = [key for key in ("factory", "pt2", "safetensors", "cupy") if values.get(key)]
     if len(given) > 1:
@@ -363,6 +378,12 @@ def _model_source(file: Path, name: str, table: Any) -> ModelSource:
         raise InvalidConfig(
             f"{where}: input_shape must be given, such as [3, 224, 224] (one request)"
         )
+    if values.get("input_dtype", "float32") not in INPUT_DTYPES:
+        raise InvalidConfig(
+            f"{where}: input_dtype {values['input_dtype']!r} is none of {', '.join(INPUT_DTYPES)}"
+        )
+    if values.get("output") and values.get("cupy"):
+        raise InvalidConfig(f"{where}: a cupy model returns one array; leave `output` out")
     for key in ("factory", "cupy"):
         module, colon, function = values.get(key, ":").partition(":")
         if values.get(key) and not (colon and module and function):
@@ -372,6 +393,8 @@ def _model_source(file: Path, name: str, table: Any) -> ModelSource:
     for key in ("pt2", "safetensors", "config"):
         if values.get(key):
             values[key] = str(file.parent / values[key])
+    if values.get("factory") or values.get("cupy"):
+        values["folder"] = str(file.parent.resolve())
     return _build(where, ModelSource, {"name": name, **values})
 
 

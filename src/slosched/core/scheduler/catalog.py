@@ -254,7 +254,11 @@ class Catalog:
         if not waiting.models:
             waiting.models = self._instances(name, message.copies, joined, now_ns=now_ns)
         if any(model.state is ModelState.FAILED for model in waiting.models):
-            code, reason = self._failures[name]
+            lost = (
+                Code.CANCELLED,
+                "it was given up before, and is being tried again; ask once more",
+            )
+            code, reason = self._failures.get(name, lost)
             self._reply(client, message, code, f"cannot load {name!r}: {reason}")
             waiting.answered = True
             return False

@@ -103,14 +103,19 @@ class Plain:
         return ()
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What somebody else's exception says, cut to a line."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else "no message"
 
 
-def preparation_failed(error: Exception) -> tuple[Code, str]:
+def preparation_failed(error: BaseException) -> tuple[Code, str]:
     """The code and the reason of a LoadModel that ended with `error`: ours say it well, others' less."""
+    if isinstance(error, SystemExit):
+        return (
+            Code.RUNTIME_ERROR,
+            f"the model's code wants to end the process (exit code {error.code})",
+        )
     code = Code.INVALID_MODEL_PATH if isinstance(error, InvalidConfig) else Code.RUNTIME_ERROR
     return code, str(error) if isinstance(error, SloschedError) else repr(error)
 

@@ -42,11 +42,16 @@ def single_output(output: Any, batch: int, *, name: str, take: str = "") -> torc
     """The tensor of `output` to answer with: (batch, *output_shape), float32 or integers, detached.
 
     A tensor is taken, and so is the only one of a dict, dataclass, tuple, list or object (transformers'
-    ModelOutput). `take` names one of several: its key, attribute or index, "1.0" for one within another.
+    ModelOutput). `take` names one of several: its key, attribute or index, "1.0" for one within another; with
+    "?" behind it, only if it is there.
     It may be a view of an input or of the weights: who keeps it copies it. Raises ModelRefused for no
     tensor or several, another dimension 0 than `batch`, and for what cannot travel.
     """
-    tensor = output if isinstance(output, torch.Tensor) and not take else _named(output, name, take)
+    tensor = (
+        output
+        if isinstance(output, torch.Tensor) and (not take or take[-1] == "?")
+        else _named(output, name, take)
+    )
     if tensor.layout is not torch.strided:
         raise ModelRefused(
             f"model {name!r} answers with a {_word(tensor.layout)} tensor; return a dense one (to_dense())"
@@ -89,6 +94,8 @@ def _wrong_batch(name: str, shape: tuple[int, ...], batch: int) -> str:
 
 def _named(output: Any, name: str, take: str) -> torch.Tensor:
     found = dict(_tensors(output, "", _DEPTH))
+    if take.endswith("?"):  # a wish: if it is there
+        take = take[:-1] if take[:-1] in found else ""
     if take:
         if take in found:
             return found[take]

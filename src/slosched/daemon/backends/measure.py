@@ -13,10 +13,12 @@ import torch
 from slosched.clock import now_ns
 from slosched.config import ModelProfile
 from slosched.core.worker.interface import Op, OpDone, OpKind
-from slosched.daemon.backends.templates import Template
+from slosched.daemon.backends.base import first_line
+from slosched.daemon.backends.contract import check_rows
+from slosched.daemon.backends.templates import Array, DeviceWeights, Template
 from slosched.daemon.backends.torch_device import TorchDevice
 from slosched.daemon.backends.zoo import ModelSpec
-from slosched.errors import InvalidConfig
+from slosched.errors import InvalidConfig, SloschedError
 from slosched.units import NS_PER_S
 
 _WARM_UPS = 3
@@ -40,6 +42,7 @@ def measure_model(
     batch 1 fails.
     """
     spec = template.spec
+    check_model(template)
     bench = _Bench(template)
     weights_ns = bench.load()
     exec_ns: dict[int, int] = {}
@@ -49,7 +52,7 @@ def measure_model(
         template.batch_sizes = (*exec_ns, batch)
         try:
             spent_ns, output = bench.exec(batch)
-        except RuntimeError as error:
+        except RuntimeError as error:  # also what an op failed with
             if batch == 1:
                 raise InvalidConfig(f"model {spec.name!r} does not run: {error}") from None
             break
@@ -73,6 +76,39 @@ def measure_model(
         output_shape=output_shape,
         output_dtype=output_dtype,
     )
+
+
+def check_model(template: Template) -> None:
+    """Refuse a model whose rows do not follow their inputs; note which of its weights a forward changes.
+
+    Each run starts from the weights as they were loaded, as each served one does. Raises ModelRefused, or
+    InvalidConfig for one that does not run at all.
+    """
+    name = template.spec.name
+    weights = DeviceWeights(template.host.clone())
+    while not template.add_views(weights):
+        pass
+
+    def run(rows: Array) -> Array:
+        weights.block.copy_(template.host)
+        answer: Array = (
+            template.forward(weights, torch.from_numpy(rows)).contiguous().numpy().copy()
+        )
+        return answer
+
+    try:
+        check_rows(run, template.sample_rows, name=name, precision=template.precision)
+        for seed in range(_WARM_UPS):
+            template.forward(weights, torch.from_numpy(template.sample_rows(1, seed)))
+    except SloschedError:
+        raise
+    except Exception as error:  # a model may raise anything
+        raise InvalidConfig(
+            f"model {name!r} does not run: {type(error).__name__}: {first_line(error)}"
+        ) from None
+    finally:
+        template.forget(weights)
+    template.own_state = template.changed(weights)
 
 
 def measure_spec(

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from slosched.config import LIBRARY_PREFIXES, canonical_model
+from slosched.daemon.backends.contract import single_output
 from slosched.daemon.backends.libraries import library_spec
-from slosched.daemon.backends.zoo import ZOO, ModelSpec, output_tensor
+from slosched.daemon.backends.zoo import ZOO, ModelSpec
 from slosched.errors import InvalidConfig, UnknownName
 
 
@@ -44,6 +45,8 @@ def forward(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         np.array(array, dtype=spec.input_dtype, ndmin=len(spec.input_shape) + 1)
     )
     with torch.inference_mode():
-        output = output_tensor(_model(spec.name)(batch)).numpy()
+        output = single_output(
+            _model(spec.name)(batch), len(batch), name=spec.name, take=spec.output
+        ).numpy()
     result: npt.NDArray[Any] = output[0] if single else output
     return result

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,9 @@ from slosched.daemon.backends.formats import in_format, takes_images
 from slosched.daemon.backends.libraries import library_spec, library_specs
 from slosched.daemon.backends.zoo import ZOO, ModelSpec, import_transformers, import_zoo
 from slosched.errors import InvalidConfig, MissingPackage
+
+#: What transformers' models with a head call their answer; taken if there is one and nothing else is named.
+_LOGITS = "logits?"
 
 
 def worker_specs(config: WorkerConfig) -> dict[str, ModelSpec]:
@@ -107,27 +111,49 @@ def _spec_in_float32(source: ModelSource) -> ModelSpec:
         build = lambda: _from_export(source)  # noqa: E731
     elif source.safetensors:
         build = lambda: _from_safetensors(source)  # noqa: E731
+        if not source.output:
+            source = replace(source, output=_LOGITS)
     else:
         spec = library_spec(source.name)
-        return replace(spec, input_shape=source.input_shape or spec.input_shape)
+        return replace(
+            spec, input_shape=source.input_shape or spec.input_shape, output=source.output
+        )
     return ModelSpec(
-        source.name, build, source.input_shape, source.input_dtype, random_weights=False
+        source.name,
+        build,
+        source.input_shape,
+        source.input_dtype,
+        random_weights=False,
+        output=source.output,
     )
 
 
-def _from_factory(source: ModelSource) -> nn.Module:
-    module_name, _, function = source.factory.partition(":")
+def imported(source: ModelSource, named: str) -> Any:
+    """The function that `named`, "package.module:function", names. Raises InvalidConfig.
+
+    A module that is not installed is looked for beside the worker's file, last of all, so that no file there
+    takes the place of an installed one.
+    """
+    module_name, _, function = named.partition(":")
+    if source.folder and source.folder not in sys.path:
+        sys.path.append(source.folder)
     try:
-        factory = getattr(importlib.import_module(module_name), function)
-    except (ImportError, AttributeError, ValueError) as error:
+        return getattr(importlib.import_module(module_name), function)
+    except (Exception, SystemExit) as error:  # the module's own code may raise anything
+        beside = (
+            f"; looked beside the worker's file, too, in {source.folder}" if source.folder else ""
+        )
         raise InvalidConfig(
-            f"model {source.name!r}: factory {source.factory!r} cannot be imported ({error}); write "
-            "package.module:function"
+            f"model {source.name!r}: {named!r} cannot be imported ({type(error).__name__}: {error})"
+            f"{beside}; write package.module:function"
         ) from None
-    model = factory()
+
+
+def _from_factory(source: ModelSource) -> nn.Module:
+    model = imported(source, source.factory)()
     if not isinstance(model, nn.Module):
         raise InvalidConfig(
-            f"model {source.name!r}: {source.factory} returned a {type(model).__name__}, no nn.Module"
+            f"model {source.name!r}: {source.factory} returned a {type(model).__name__}, not an nn.Module"
         )
     return model.eval()
 
@@ -144,25 +170,42 @@ def _from_export(source: ModelSource) -> nn.Module:
 
 
 def _from_safetensors(source: ModelSource) -> nn.Module:
+    """transformers' own loading, from the two files alone: ties and renamed keys are its business."""
     transformers = import_transformers()
     from safetensors.torch import load_file
 
     try:
         values: dict[str, Any] = json.loads(Path(source.config).read_text(encoding="utf-8"))
+        if not values.get("architectures") or not values.get("model_type"):
+            raise InvalidConfig(
+                f"model {source.name!r}: {source.config} names no architectures and model_type; add them, as "
+                '"architectures": ["BertForSequenceClassification"], or save it with save_pretrained'
+            )
         config = transformers.AutoConfig.for_model(**values)
         model_class = getattr(transformers, values["architectures"][0])
-        model: nn.Module = model_class(config)
-        missing, unexpected = model.load_state_dict(load_file(source.safetensors), strict=False)
+        transformers.utils.logging.disable_progress_bar()  # a daemon's output is lines
+        model, seen = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=load_file(source.safetensors),
+            output_loading_info=True,
+        )
+    except InvalidConfig:
+        raise
     except Exception as error:
         raise InvalidConfig(
             f"model {source.name!r}: cannot build it from {source.config} and {source.safetensors}: "
             f"{type(error).__name__}: {error}"
         ) from None
     # Counters of training are often left out of a file; a missing weight is another matter.
-    lacking = [key for key in missing if not key.endswith("num_batches_tracked")]
-    if lacking or unexpected:
+    lacking = sorted(k for k in seen["missing_keys"] if not k.endswith("num_batches_tracked"))
+    unknown = sorted(seen["unexpected_keys"])
+    other = sorted(str(each) for each in seen.get("mismatched_keys", ()))
+    if lacking or unknown or other:
         raise InvalidConfig(
             f"model {source.name!r}: {source.safetensors} does not fit its config: lacks "
-            f"{lacking[:3] or 'nothing'}, has unknown {list(unexpected)[:3] or 'nothing'}"
+            f"{lacking[:3] or 'nothing'}, has unknown {unknown[:3] or 'nothing'}, of another shape "
+            f"{other[:3] or 'nothing'}"
         )
-    return model.eval()
+    network: nn.Module = model.eval()
+    return network

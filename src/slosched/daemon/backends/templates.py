@@ -54,6 +54,7 @@ class Template:
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.batch_sizes: tuple[int, ...] = ()  # classes that were measured, ascending
+        self.own_state: tuple[str, ...] = ()  # what a forward was seen to change
         self._module: nn.Module = spec.build()
         for parameter in self._module.parameters():
             parameter.requires_grad_(False)
@@ -129,6 +130,22 @@ class Template:
             output = self._module(batch)
         return single_output(output, rows, name=self.spec.name, take=self.spec.output)
 
+    def changed(self, weights: DeviceWeights) -> tuple[str, ...]:
+        """Names of parameters and buffers that differ, byte by byte, from what was loaded."""
+        return tuple(
+            name
+            for name, begin, nbytes in self.spans()
+            if not torch.equal(
+                weights.block[begin : begin + nbytes], self.host[begin : begin + nbytes]
+            )
+        )
+
+    def restore(self, weights: DeviceWeights) -> None:
+        """Give the tensors in `own_state` the values that were loaded."""
+        for name, begin, nbytes in self.spans():
+            if name in self.own_state:
+                weights.block[begin : begin + nbytes].copy_(self.host[begin : begin + nbytes])
+
     def forget(self, weights: DeviceWeights) -> None:
         """The weights leave the device: let go of them."""
         if self._bound is weights:
@@ -141,7 +158,11 @@ class Template:
 
     def sample_input(self, batch: int) -> Array:
         """A made-up input of (batch, *input_shape), the same each time."""
-        random = np.random.default_rng(0)
+        return self.sample_rows(batch, 0)
+
+    def sample_rows(self, batch: int, seed: int) -> Array:
+        """Random rows (batch, *input_shape): floats in 0..1, integers below the spec's `input_high`."""
+        random = np.random.default_rng(seed)
         shape = (batch, *self.spec.input_shape)
         dtype = np.dtype(self.spec.input_dtype)
         if dtype.kind == "f":

@@ -73,6 +73,7 @@ class TorchBackend(Plain):
         self.loadable = tuple(sorted(self._specs))
         self._templates: dict[str, Template] = {}
         self._profiles: dict[str, tuple[ModelProfile, int, int]] = {}  # with max batch, max exec
+        self._own_state: dict[str, tuple[str, ...]] = {}
         self._gpu = TorchDevice(self._templates)
         self.devices = {0: self._gpu}
         cache_bytes = config.weights_cache_bytes or self._default_cache_bytes()
@@ -158,9 +159,9 @@ class TorchBackend(Plain):
                     profile,
                     Span(begin_ns, end_ns, end_ns - begin_ns),
                     random_weights=spec.random_weights,
-                    labels=spec.labels,
+                    labels=spec.labels + self._labels(effect.name),
                 )
-            except Exception as error:  # the operator's code may raise anything
+            except (Exception, SystemExit) as error:  # the operator's code may raise anything
                 code, reason = preparation_failed(error)
                 end_ns = now_ns()
                 event = ModelPrepared(
@@ -172,6 +173,11 @@ class TorchBackend(Plain):
                 )
             done(event)
 
+    def _labels(self, name: str) -> tuple[str, ...]:
+        template = self._templates.get(name)
+        own = template is not None and template.own_state
+        return ("own state restored after each run",) if own else ()
+
     def _prepare(self, effect: PrepareModel) -> ModelProfile:
         name = effect.name
         wanted = (effect.max_batch, effect.max_exec_ns)
@@ -182,12 +188,14 @@ class TorchBackend(Plain):
             if template is None:
                 template = Template(self._specs[name])
                 template.batch_sizes = tuple(profile.exec_ns)
+                template.own_state = self._own_state.get(name, ())
                 self._templates[name] = template
             return profile
         template = Template(self._specs[name])
         batches = [batch for batch in BATCH_CLASSES if batch <= effect.max_batch]
         profile = measure_model(template, batches, max_exec_ns=effect.max_exec_ns)
         self._profiles[name] = (profile, *wanted)
+        self._own_state[name] = template.own_state
         self._templates[name] = template  # copies on the device keep the one they were loaded with
         return profile
 

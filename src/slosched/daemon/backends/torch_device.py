@@ -3,6 +3,10 @@
 Each op is a generator that is advanced by `poll` and yields whenever the loop should look round: between
 two requests' input copies, two pieces of weights. So nothing here holds the loop longer than one piece,
 except an exec, which runs inline (the CPU is the device). A GPU's device is in cuda/.
+
+Who owns what: a buffer's rows are written by COPY_INPUT and read by the EXEC of the same action, which gives
+it back; the model works on a copy (templates.py). An output belongs to its action, in memory that is neither
+the buffer's nor the weights', until its rows have been taken as bytes.
 """
 
 from __future__ import annotations
@@ -111,7 +115,7 @@ class TorchDevice:
             return False
         except StopIteration as stop:
             self._done.append(stop.value)
-        except Exception as error:  # a model may raise anything; the worker lives on
+        except (Exception, SystemExit) as error:  # a model may raise anything; the worker lives on
             end_ns = self._clock()
             self._done.append(
                 OpDone(
@@ -226,7 +230,9 @@ class TorchDevice:
         slot = self._slots[op.action_id]
         assert slot.inputs is not None
         begin_ns = self._clock()
-        slot.outputs = template.forward(weights, slot.inputs)
+        slot.outputs = own(template.forward(weights, slot.inputs), weights)
+        if template.own_state:
+            template.restore(weights)
         end_ns = self._clock()
         slot.inputs = None
         self._give_back(slot)
@@ -254,3 +260,9 @@ class TorchDevice:
         span = Span(begin_ns, end_ns, end_ns - begin_ns)
         return OpDone(op.op_id, span, output_sizes=tuple(sizes))
         yield  # a generator, like the others
+
+
+def own(output: torch.Tensor, weights: DeviceWeights) -> torch.Tensor:
+    """`output` in memory of its own: a copy if it is a view of the weights, which the next run may change."""
+    storage = output.untyped_storage().data_ptr()
+    return output.clone() if storage == weights.block.untyped_storage().data_ptr() else output

@@ -249,15 +249,3 @@ ZOO: dict[str, ModelSpec] = {
         ModelSpec("whisper", lambda: _whisper("whisper"), (80, 3000), labels=("audio",)),
     )
 }
-
-
-def output_tensor(output: Any) -> torch.Tensor:
-    """The tensor to answer with: the output itself, its `logits`, or the first of several; float32.
-
-    Raises TypeError if there is none.
-    """
-    if not isinstance(output, torch.Tensor):
-        output = getattr(output, "logits", None) if hasattr(output, "logits") else output[0]
-    if not isinstance(output, torch.Tensor):
-        raise TypeError(f"the model returned a {type(output).__name__}, no tensor")
-    return output.float() if output.is_floating_point() else output

@@ -253,7 +253,7 @@ class CudaBackend:
                 if not self.forget_unused():
                     raise
                 profile = self._made_ready(effect)
-        except Exception as error:  # the operator's code may raise anything
+        except (Exception, SystemExit) as error:  # the operator's code may raise anything
             code, reason = preparation_failed(error)
             if isinstance(error, DeviceFault):
                 self._fault = reason

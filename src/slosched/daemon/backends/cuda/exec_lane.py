@@ -218,7 +218,7 @@ class ExecLane:
             self._armed.popleft()
         except DeviceFault:
             raise  # it is armed still, and `fail_all` reports it with the others
-        except Exception as error:  # plain execution of a model, which may raise anything
+        except (Exception, SystemExit) as error:  # plain execution: a model may raise anything
             self._armed.popleft()
             self._active.pop(op.model_name, None)
             reason = f"{op.model_name}: {type(error).__name__}: {first_line(error)}"

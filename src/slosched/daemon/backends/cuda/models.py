@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -13,7 +12,7 @@ from slosched.daemon.backends.cuda.bindings import CudaDriver
 from slosched.daemon.backends.cuda.driver import Block, Stream
 from slosched.daemon.backends.cuda.preparing import Source
 from slosched.daemon.backends.cuda.torch_program import TorchProgram, TorchStreams
-from slosched.daemon.backends.sources import open_specs
+from slosched.daemon.backends.sources import imported, open_specs
 from slosched.daemon.backends.templates import Template
 from slosched.errors import InvalidConfig
 
@@ -74,12 +73,5 @@ class Models:
 
 
 def _call(source: ModelSource) -> object:
-    module_name, _, function = source.cupy.partition(":")
-    try:
-        factory: Callable[[], object] = getattr(importlib.import_module(module_name), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InvalidConfig(
-            f"model {source.name!r}: cupy {source.cupy!r} cannot be imported ({error}); write "
-            "package.module:function"
-        ) from None
+    factory: Callable[[], object] = imported(source, source.cupy)
     return factory()

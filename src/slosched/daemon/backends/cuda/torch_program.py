@@ -13,7 +13,7 @@ import torch
 from slosched.daemon.backends.base import first_line
 from slosched.daemon.backends.cuda.bindings import CudaDriver
 from slosched.daemon.backends.cuda.driver import Block, OutOfDeviceMemory, Stream
-from slosched.daemon.backends.cuda.recorded import WARM_UPS, Array, RecordedProgram, made_up_rows
+from slosched.daemon.backends.cuda.recorded import WARM_UPS, Array, RecordedProgram
 from slosched.daemon.backends.cuda.runs import PAD_BYTES
 from slosched.daemon.backends.templates import DeviceWeights, Template
 
@@ -133,10 +133,7 @@ class TorchProgram(RecordedProgram):
     # ------------------------------------------------------------------- what a library does
 
     def sample_rows(self, batch: int, seed: int) -> Array:
-        spec = self._template.spec
-        return made_up_rows(
-            (batch, *spec.input_shape), spec.input_dtype, seed, high=spec.input_high
-        )
+        return self._template.sample_rows(batch, seed)
 
     def run_rows(self, rows: Array) -> Array:
         with self._prepared():
