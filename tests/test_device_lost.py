@@ -56,7 +56,7 @@ def test_everything_is_answered_once_what_runs_what_waits_and_what_still_comes()
     failed = worker.answers()
     assert len({answer.action_id for answer in failed if isinstance(answer, ErrorResult)}) == 7
     assert {(a.code, a.reason) for a in failed if isinstance(a, ErrorResult)} == {
-        (Code.RUNTIME_ERROR, "cuda:0 is lost")
+        (Code.PROCESS_ENDED, "cuda:0 is lost")
     }
     # What the devices or the preparation say later changes nothing, and nothing is begun any more.
     worker.stepper.handle(OpDone(1, NO_SPAN), now_ns=worker.now)
@@ -66,7 +66,7 @@ def test_everything_is_answered_once_what_runs_what_waits_and_what_still_comes()
     worker.stepper.step(worker.now)
     assert len(worker.effects) == began
     worker.infer()
-    assert worker.error() == (Code.RUNTIME_ERROR, "cuda:0 is lost")
+    assert worker.error() == (Code.PROCESS_ENDED, "cuda:0 is lost")
 
 
 # --------------------------------------------------------------------------------------- loop
@@ -118,7 +118,7 @@ def test_the_loop_answers_says_it_and_ends_without_waiting(
         thread.join(5)
     failed = [a for a in answers if isinstance(a, ErrorResult)]
     assert len(failed) >= 5, "the first may have ended before"
-    assert {a.code for a in failed} == {Code.RUNTIME_ERROR}
+    assert {a.code for a in failed} == {Code.PROCESS_ENDED}
     assert {a.reason for a in failed} == {f"emulated is lost: {WHY}"}
     assert took_ns < 2 * NS_PER_S, "a drain of 2 s would wait for what never ends"
     assert len(raised) == 1 and WHY in str(raised[0]) and server.lost == WHY
@@ -165,7 +165,7 @@ def test_a_call_that_raises_on_a_dead_device_is_no_traceback(
         answer = controller.ask(load)
     finally:
         controller.close()
-    assert isinstance(answer, ErrorResult) and answer.code == Code.RUNTIME_ERROR
+    assert isinstance(answer, ErrorResult) and answer.code == Code.PROCESS_ENDED
     assert WHY in answer.reason and server.lost == WHY
 
 
@@ -279,7 +279,7 @@ def test_the_supervisor_gives_up_in_the_end(tmp_path: Path) -> None:
     assert text.count(f"error: emulated is lost ({WHY})") == 3
     assert "starts again in 10ms (1 of at most 2 times in 600s)" in text
     assert "starts again in 20ms (2 of at most 2 times in 600s)" in text
-    assert "ended with exit code 9 (its device was lost; it was started again 2 times" in text
+    assert "ended with exit code 9 (it lost its device; it was started again 2 times" in text
     assert "Traceback" not in text
 
 
@@ -332,3 +332,44 @@ async def load_until_it_is_back(address: str) -> list[int]:
             if lost and len(done) > 40 and not any(done):
                 break
         return list(await asyncio.wait_for(asyncio.gather(*tasks), 20))
+
+
+READY = "print('slosched worker ready on 127.0.0.1:1: here', flush=True)"
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("program", "how"),
+    [
+        (f"import os, signal; {READY}; os.kill(os.getpid(), signal.SIGSEGV)", "signal 11"),
+        (f"import os; {READY}; os.abort()", "signal 6"),
+        (f"import os; {READY}; os._exit(3)", "exit code 3"),
+        (f"{READY}; raise ValueError('a bug')", "exit code 1"),
+    ],
+)
+def test_a_worker_that_ended_by_itself_in_whatever_way_is_started_again(
+    program: str, how: str
+) -> None:
+    lines: list[str] = []
+    rule = RestartRule(first_pause_ns=10 * NS_PER_MS, at_most=2)
+    code = supervise(
+        [WorkerConfig(device="emulated")],
+        lambda config: [sys.executable, "-c", program],
+        announce=lines.append,
+        restarts=rule,
+    )
+    text = "\n".join(lines)
+    assert code == 1
+    assert text.count("ready on 127.0.0.1:1") == 3, text
+    assert f"ended with {how}" in text and "starts again in 20ms (2 of at most 2 times" in text
+
+
+@pytest.mark.processes
+def test_one_that_never_was_ready_is_not_started_again() -> None:
+    lines: list[str] = []
+    code = supervise(
+        [WorkerConfig(device="emulated")],
+        lambda config: [sys.executable, "-c", "import sys; sys.exit(4)"],
+        announce=lines.append,
+    )
+    assert code == 1 and not any("starts again" in line for line in lines), lines

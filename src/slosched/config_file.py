@@ -359,7 +359,7 @@ def _model_source(file: Path, name: str, table: Any) -> ModelSource:
     whole = isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape)
     if not whole:
         raise InvalidConfig(
-            f"{where}: input_shape must be a list of sizes from 1 up, as [3, 224, 224], not {shape!r}. "
+            f"{where}: input_shape must be a list of sizes of at least 1, as [3, 224, 224], not {shape!r}. "
             f"{ONE_INPUT}"
         )
     values = _read(where, table, _SOURCE)

@@ -399,7 +399,7 @@ def test_a_cuda_error_ends_the_worker_with_words_and_every_action_answered(tmp_p
             message = controller.infer_message(1, sizes=(16,))
             controller.send(message, outside.tobytes())
         answers = [controller.receive()[0] for _ in range(3)]
-        assert all(isinstance(a, ErrorResult) and a.code == Code.RUNTIME_ERROR for a in answers)
+        assert all(isinstance(a, ErrorResult) and a.code == Code.PROCESS_ENDED for a in answers)
         controller.close()
         said, _ = worker.communicate(timeout=30)
         assert worker.returncode == DeviceLost.exit_code, said

@@ -2,9 +2,9 @@
 
 A process that starts GPU work at exact times can hold one busy Python thread, so n GPUs are n
 processes. The parent only waits: it passes on what the children say, prints one line when all are
-ready, and forwards the signal that ends them. A child that dies is reported; the others go on. One whose
-GPU was lost is started again after a pause: a CUDA context cannot be mended inside its process, but a new
-process often gets one that works.
+ready, and forwards the signal that ends them. A child that dies is reported; the others go on. One that was
+ready and ended by itself in whatever way (a lost GPU, a crash, a bug) is started again after a pause: a new
+process often works where the old one could not be mended.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _READY = "slosched worker ready on "
 
 @dataclass(frozen=True, slots=True)
 class RestartRule:
-    """When a child whose device was lost is started again: after a pause that doubles each time, and at
-    most so many times within a while.
+    """When a child that ended by itself is started again: after a pause that doubles each time, and at
+    most `at_most` times within `within_ns`.
     """
 
     first_pause_ns: int = NS_PER_S
@@ -62,10 +62,11 @@ class RestartRule:
 class _Child:
     config: WorkerConfig
     process: subprocess.Popen[bytes]
-    restarts: list[int] = field(default_factory=list)  # when its device was lost lately
+    restarts: list[int] = field(default_factory=list)  # when it ended by itself lately
     restart_ns: int | None = None  # it has ended, and is started again then
     partial: bytes = b""
     ready: bool = False
+    was_ready: bool = False  # in some life
     ended: bool = False
 
     @property
@@ -147,7 +148,8 @@ def supervise(
 ) -> int:
     """Start a child for each config and wait; see run_workers. All have ended when it returns.
 
-    A child that exits with DeviceLost's code is started again by the rule `restarts`.
+    A child that ends by itself is started again by the rule `restarts`, unless it never was ready: its
+    options are wrong then, or its port is taken.
     """
     rule = restarts or RestartRule()
     stopping = stop or threading.Event()
@@ -209,18 +211,20 @@ def _look_after(
     if code is None or child.ended or child.restart_ns is not None:
         return
     again = ""
-    if code == DeviceLost.exit_code:
+    lost = code == DeviceLost.exit_code
+    if lost or (code != 0 and child.was_ready):
+        what = "lost its device" if lost else f"ended with {_how(code)}"
         now = now_ns()
         pause_ns = rule.pause_ns(child.restarts, now)
         most = f"{rule.at_most} times in {format_duration(rule.within_ns)}"
         if pause_ns is not None:
             child.restart_ns = now + pause_ns
             announce(
-                f"{child.name} lost its device and starts again in {format_duration(pause_ns)} "
+                f"{child.name} {what} and starts again in {format_duration(pause_ns)} "
                 f"({len(child.restarts)} of at most {most})"
             )
             return
-        again = f" (its device was lost; it was started again {most})"
+        again = f" (it {what}; it was started again {most})"
     child.ended = True
     left = sum(not other.ended for other in children)
     announce(f"{child.name} ended with {_how(code)}{again}; {left} of {len(children)} go on")
@@ -250,7 +254,7 @@ def _pass_on(selector: selectors.BaseSelector, announce: Callable[[str], None]) 
 
 def _take_line(child: _Child, line: str, announce: Callable[[str], None]) -> None:
     if line.startswith(_READY):
-        child.ready = True
+        child.ready = child.was_ready = True
         port = line.removeprefix(_READY).partition(": ")[0].rpartition(":")[2]
         child.config = replace(child.config, port=int(port))
     announce(f"{child.config.device}: {line}")

@@ -147,14 +147,14 @@ class WorkerBrain:
         self._pipeline.cancel_queued("the worker is shutting down", now_ns)
 
     def devices_lost(self, reason: str, *, now_ns: int) -> int:
-        """The devices are gone: fail everything unanswered (code 2), also what runs; returns how many.
+        """The devices are gone: fail everything unanswered (code 100), also what runs; returns how many.
 
         Nothing is launched any more, no end of an op is waited for, and what still comes fails too.
         """
         self._lost = reason
         waiting = list(self._ledger.unanswered.values())
         for action in waiting:
-            self._ledger.fail(action, Code.RUNTIME_ERROR, reason, now_ns)
+            self._ledger.fail(action, Code.PROCESS_ENDED, reason, now_ns)
         return len(waiting)
 
     # ---------------------------------------------------------------------------- questions
@@ -278,7 +278,7 @@ class WorkerBrain:
         action = PendingAction(key, message, event.peer, message.session, now_ns)
         self._ledger.unanswered[key] = action
         if self._lost:
-            self._ledger.fail(action, Code.RUNTIME_ERROR, self._lost, now_ns)
+            self._ledger.fail(action, Code.PROCESS_ENDED, self._lost, now_ns)
         elif self._closing:
             self._ledger.fail(action, Code.SHUTTING_DOWN, "the worker is shutting down", now_ns)
         elif isinstance(message, Infer):

@@ -162,17 +162,19 @@ class CudaDevice:
         try:
             weights = self._copies.weights_of(op.model_id, program.active, stay=stay)
         except KeyError:
-            return self._refused(op, f"the weights of model id {op.model_id} are not here")
+            reason = f"the weights of model id {op.model_id} are not here"
+            return self._refused(op, reason, Code.EXEC_WEIGHTS_MISSING)
         batch = batch_class(self._programs, op)
         buffers = self._copies.buffers_of(op.action_id)
         if buffers is not None and buffers not in program.sets(batch):
-            return self._refused(op, f"{op.model_name} was prepared anew after its inputs came")
+            reason = f"{op.model_name} was prepared anew after its inputs came"
+            return self._refused(op, reason, Code.CANCELLED)  # another try brings them again
         self._exec.arm(op, program, batch, buffers, weights)
         return None
 
-    def _refused(self, op: Op, reason: str) -> OpDone:
+    def _refused(self, op: Op, reason: str, code: Code = Code.RUNTIME_ERROR) -> OpDone:
         now = self._clock()
-        return OpDone(op.op_id, Span(now, now, 0), code=Code.RUNTIME_ERROR, reason=reason)
+        return OpDone(op.op_id, Span(now, now, 0), code=code, reason=reason)
 
     def _reports(self, op: Op) -> bool:
         return any(done.op_id == op.op_id for done in self._exec.done)
