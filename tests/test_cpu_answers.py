@@ -153,7 +153,7 @@ def test_each_of_many_at_once_reads_its_own_answer_and_only_the_culprit_its_erro
                     *(client.infer(same, each, slo="20s") for each in inputs)
                 )
                 for sent, answer in zip(inputs, answers, strict=True):
-                    assert np.array_equal(answer.output, sent)
+                    assert answer.output is not None and np.array_equal(answer.output, sent)
             for culprit in (0, 5, 11):
                 inputs = [np.full(200, i / 16, np.float32) for i in range(12)]
                 inputs[culprit][:] = 2
@@ -168,7 +168,7 @@ def test_each_of_many_at_once_reads_its_own_answer_and_only_the_culprit_its_erro
                         )
                     else:
                         assert not isinstance(each, BaseException), each
-                        assert np.array_equal(each.output, sent * 2)
+                        assert each.output is not None and np.array_equal(each.output, sent * 2)
 
     with WorkerServer(
         WorkerConfig(device="cpu", port=0, bind="127.0.0.1", models=models)
