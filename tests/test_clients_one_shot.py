@@ -16,8 +16,8 @@ from slosched.errors import DeadlineExceeded, InvalidConfig, InvalidRequest
 from slosched.messages import InferRequest
 
 
-def image_model(height: int = 8, width: int = 8) -> Model:
-    return Model(model_info(0, shape=(3, height, width)), 7)
+def image_model(height: int = 8, width: int = 8, channels: int = 3) -> Model:
+    return Model(model_info(0, shape=(channels, height, width)), 7)
 
 
 def test_an_array_goes_there_and_the_answer_comes_back(tmp_path: Path) -> None:
@@ -132,3 +132,67 @@ def test_other_outputs_have_no_classes(
     output: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
 ) -> None:
     assert top_classes(output) == ()
+
+
+def brightness(path: Path) -> float:
+    """What a one-channel model sees, on average, in 0..1."""
+    array = read_image(path, image_model(8, 8, channels=1))
+    assert array.shape == (1, 8, 8)
+    return float(array.mean())
+
+
+def test_sixteen_bits_are_scaled_and_not_cut(tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full((9, 9), 32_768, np.uint16)).save(path)
+    assert abs(brightness(path) - 0.5) < 0.01
+
+
+def test_transparent_pixels_are_seen_on_white(tmp_path: Path) -> None:
+    path = tmp_path / "clear.png"
+    Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(path)
+    assert brightness(path) == 1.0
+    palette = Image.new("P", (9, 9), 0)
+    palette.putpalette([0, 0, 0] * 256)
+    palette.save(tmp_path / "palette.png", transparency=0)
+    assert brightness(tmp_path / "palette.png") == 1.0
+
+
+def test_an_image_is_turned_as_its_camera_was(tmp_path: Path) -> None:
+    pixels = np.zeros((20, 10, 3), np.uint8)
+    pixels[:10] = 255  # the upper half is white
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    path = tmp_path / "turned.png"
+    Image.fromarray(pixels).save(path, exif=exif)
+    seen = read_image(path, image_model(8, 8, channels=1))[0]
+    assert seen[0].mean() < seen[-1].mean()
+
+
+def test_of_an_animation_the_first_picture_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "moves.gif"
+    white, black = Image.new("L", (9, 9), 255), Image.new("L", (9, 9), 0)
+    white.save(path, save_all=True, append_images=[black])
+    assert brightness(path) == 1.0
+
+
+def test_a_line_of_pixels_is_read_without_making_it_huge(tmp_path: Path) -> None:
+    path = tmp_path / "line.png"
+    Image.new("L", (1, 5000), 128).save(path)
+    assert abs(brightness(path) - 128 / 255) < 0.01
+    assert read_image(path, image_model(224, 224)).shape == (3, 224, 224)
+
+
+def test_a_broken_image_and_one_that_is_too_large_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "half.png"
+    noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(InvalidConfig, match="no image that can be read"):
+        read_image(path, image_model())
+    large = tmp_path / "large.png"
+    Image.new("L", (100, 100)).save(large)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9_000)
+    with pytest.raises(InvalidConfig, match=r"no image that can be read.*exceeds limit"):
+        read_image(large, image_model())

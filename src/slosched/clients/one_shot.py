@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from slosched.clients.aio import connect
 from slosched.clients.inference import Array, Inference, Model
@@ -16,6 +17,7 @@ from slosched.codes import code_name
 from slosched.errors import InvalidConfig
 from slosched.units import format_duration
 
+_READ_WITHIN_S = 60.0
 #: The statistics of ImageNet that torchvision's models were trained with; RGB.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -111,7 +113,12 @@ def infer_once(
     async def once() -> Inference:
         async with connect(address, name="slosched client infer") as client:
             [handle] = await client.load(model, timeout_s=timeout_s)
-            array = None if input_path is None else read_input(input_path, handle)
+            array = None
+            if (
+                input_path is not None
+            ):  # beside the loop, which says meanwhile that the client lives
+                reading = asyncio.to_thread(read_input, input_path, handle)
+                array = await asyncio.wait_for(reading, _READ_WITHIN_S)
             return await client.infer(handle, array, slo=slo)
 
     if input_path is not None and not input_path.is_file():
@@ -144,30 +151,55 @@ def read_array(path: Path) -> Array:
 def read_image(path: Path, model: Model) -> Array:
     """Return an image as float32 of shape (3, H, W), as torchvision's ImageNet models want it.
 
-    The shorter side is scaled to 8/7 of the crop, the middle is cut out, and ImageNet's mean and
-    deviation are taken off. Raises InvalidConfig if it is no image or the model takes none.
+    It is turned as its EXIF orientation says, shown on white where it is transparent, and scaled to 8 bit if
+    it has 16; of an animation the first picture is taken. The shorter side is scaled to 8/7 of the crop, the
+    middle is cut out, and ImageNet's mean and deviation are taken off. A model of (1, H, W) gets grey in 0..1.
+    Raises InvalidConfig if it is no image, a larger one than Pillow takes, or the model takes none.
     """
     shape = model.input_shape
-    if len(shape) != 3 or shape[0] != 3 or model.input_dtype != "float32":
+    if len(shape) != 3 or shape[0] not in (1, 3) or model.input_dtype != "float32":
         raise InvalidConfig(
-            f"model {model.name!r} takes {model.input_dtype} of shape {shape}, which is no RGB image "
-            "of shape (3, H, W); give the input as an .npy file"
+            f"model {model.name!r} takes {model.input_dtype} of shape {shape}, which is no image of shape "
+            "(3, H, W) or (1, H, W) in float32; give the input as an .npy file"
         )
-    height, width = shape[1:]
+    channels, height, width = shape
     try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                image = _as_seen(opened)
+    except (
+        UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning, OSError,
+        ValueError, SyntaxError, EOFError,
+    ) as error:  # fmt: skip
         raise InvalidConfig(f"{str(path)!r} is no image that can be read: {error}") from None
+    # Of the source just the part that is seen: one pixel by 5,000 would else be made 5,000 times as large.
     scale = _RESIZE_TO_CROP * max(height / image.height, width / image.width)
-    resized = image.resize(
-        (max(width, round(image.width * scale)), max(height, round(image.height * scale))),
-        Image.Resampling.BILINEAR,
-    )
-    left, top = (resized.width - width) // 2, (resized.height - height) // 2
-    crop = np.asarray(resized.crop((left, top, left + width, top + height)), dtype=np.float32)
-    normal = (crop / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+    seen_width, seen_height = min(image.width, width / scale), min(image.height, height / scale)
+    left, top = (image.width - seen_width) / 2, (image.height - seen_height) / 2
+    part = (left, top, left + seen_width, top + seen_height)
+    mode = "RGB" if channels == 3 else "L"
+    resized = image.convert(mode).resize((width, height), Image.Resampling.BILINEAR, box=part)
+    pixels = np.asarray(resized, dtype=np.float32) / 255
+    if channels == 1:
+        return np.ascontiguousarray(pixels[None])
+    normal = (pixels - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     return np.ascontiguousarray(normal.transpose(2, 0, 1), dtype=np.float32)
+
+
+def _as_seen(opened: Image.Image) -> Image.Image:
+    """The picture as a person sees it, in 8 bits and without transparency."""
+    opened.seek(0)
+    image: Image.Image = ImageOps.exif_transpose(opened) or opened
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would cut at 255
+        levels = np.asarray(image, dtype=np.float64)
+        image = Image.fromarray((levels.clip(0, 65535) / 257).round().astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("it holds floating numbers; give them as an .npy file")
+    if image.has_transparency_data:
+        seen = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
+    return image.convert("RGB")
 
 
 def top_classes(output: Array | None, labels: tuple[str, ...] = ()) -> tuple[ClassScore, ...]:
