@@ -140,11 +140,18 @@ def test_each_of_many_at_once_reads_its_own_answer_and_only_the_culprit_its_erro
     """Over real sockets, 64 at a time; one input in each round makes the model want to exit."""
     models = tuple(
         ModelSource(name, factory=factory, input_shape=(200,))
-        for name, factory in (("same", "torch.nn:Identity"), ("exits", "cpu_models:Exits"))
+        for name, factory in (
+            ("leaves", "sys:exit"),
+            ("same", "torch.nn:Identity"),
+            ("exits", "cpu_models:Exits"),
+        )
     )
 
     async def ask(address: str) -> None:
         async with slosched.connect(address) as client:
+            for _ in range(2):  # and the next load goes on
+                with pytest.raises(slosched.RequestFailed, match="wants to end the process"):
+                    await client.load("leaves")
             (same,) = await client.load("same")
             (exits,) = await client.load("exits")
             for base in range(0, 640, 64):

@@ -161,7 +161,9 @@ class TorchBackend(Plain):
                     random_weights=spec.random_weights,
                     labels=spec.labels + self._labels(effect.name),
                 )
-            except (Exception, SystemExit) as error:  # the operator's code may raise anything
+            except (
+                BaseException
+            ) as error:  # the operator's code may raise anything; no signal comes here
                 code, reason = preparation_failed(error)
                 end_ns = now_ns()
                 event = ModelPrepared(
