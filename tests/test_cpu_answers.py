@@ -114,6 +114,7 @@ def test_100000_answers_in_batches_are_their_own_requests() -> None:
         ("cpu_models:Several", r"answers with 2 tensors: 0 \[1, 8\], 1 \[1, 8\].*output ="),
         ("cpu_models:Swapped", r"a batch of 1 with the shape \[8, 1\].*movedim"),
         ("cpu_models:Squeezed", r"a batch of 1 with the shape \[8\].*squeeze\(dim\)"),
+        ("cpu_models:Replaces", "replaces 'runs' in its forward"),
         ("cpu_models:Centred", "in one batch would change each other's answers"),
         ("cpu_models:Noisy", "answers the same input differently the second time.*eval mode"),
     ],

@@ -143,5 +143,5 @@ def open_backend(config: WorkerConfig, blackbox: NoBlackbox | None = None) -> Ba
     if chosen.type == "cuda":
         from slosched.daemon.backends.cuda.backend import CudaBackend
 
-        return CudaBackend(config, chosen)
+        return CudaBackend(config, chosen, blackbox or NoBlackbox())
     return TorchBackend(config)

@@ -94,6 +94,7 @@ def check_model(template: Template) -> None:
         answer: Array = (
             template.forward(weights, torch.from_numpy(rows)).contiguous().numpy().copy()
         )
+        template.check_bound()
         return answer
 
     try:

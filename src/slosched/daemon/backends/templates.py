@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from slosched.daemon.backends.contract import single_output
+from slosched.daemon.backends.contract import ModelRefused, single_output
 from slosched.daemon.backends.zoo import ModelSpec
 
 #: Tensors within a block begin at multiples of this (CUDA's own allocations do, kernels like it).
@@ -129,6 +129,21 @@ class Template:
                 batch = batch.clone()
             output = self._module(batch)
         return single_output(output, rows, name=self.spec.name, take=self.spec.output)
+
+    def check_bound(self) -> None:
+        """Raises ModelRefused if a forward put another tensor in the place of a parameter or buffer.
+
+        The next run would read that one, and no longer the weights of the instance that it serves.
+        """
+        named = [*self._module.named_parameters(), *self._module.named_buffers()]
+        now = dict(named)
+        for name, tensor in zip(self._names, self._tensors, strict=True):
+            if now.get(name) is not tensor:
+                raise ModelRefused(
+                    f"model {self.spec.name!r} replaces {name!r} in its forward, so it would keep something "
+                    "of each request; change it in place (then each run starts from what was loaded), or "
+                    "keep no state"
+                )
 
     def changed(self, weights: DeviceWeights) -> tuple[str, ...]:
         """Names of parameters and buffers that differ, byte by byte, from what was loaded."""

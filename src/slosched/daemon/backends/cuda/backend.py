@@ -24,6 +24,7 @@ from slosched.daemon.backends.cuda.preparing import Bench, HostImages, Preparabl
 from slosched.daemon.backends.cuda.torch_program import TorchStreams
 from slosched.daemon.backends.nvml import Nvml
 from slosched.daemon.backends.zoo import BATCH_CLASSES
+from slosched.daemon.blackbox import NoBlackbox
 from slosched.errors import InvalidConfig
 from slosched.messages import GpuInfo, GpuStats, Span
 from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
@@ -52,7 +53,10 @@ class CudaBackend:
     exact = False
     spins = True
 
-    def __init__(self, config: WorkerConfig, device: torch.device) -> None:
+    def __init__(
+        self, config: WorkerConfig, device: torch.device, blackbox: NoBlackbox | None = None
+    ) -> None:
+        self._blackbox = blackbox or NoBlackbox()
         if config.gpus != 1:
             raise InvalidConfig(
                 f"one process serves one real device, not {config.gpus}: start a worker for each, or "
@@ -92,7 +96,7 @@ class CudaBackend:
             self._driver, self._programs, self._images.images,
             cache=self._cache,
             page_bytes=config.page_bytes, stream=exec_stream,
-            read_clock_mhz=self._nvml.clock_mhz,
+            read_clock_mhz=self._nvml.clock_mhz, blackbox=self._blackbox,
         )  # fmt: skip
         self.devices = {0: self._gpu}
         self._notes: list[str] = []
@@ -209,7 +213,9 @@ class CudaBackend:
             if not program.captured(batch):
                 buffers = program.sets(batch)[0]
                 program.aim(buffers, ())
+                self._blackbox.launching(self._blackbox.index(name))
                 program.launch(buffers, self._exec_stream)
+                self._blackbox.launching(0)
                 yield
 
     def release(self, effect: ReleaseModel) -> None:
@@ -246,6 +252,7 @@ class CudaBackend:
         begin_ns = now_ns()
         profile: ModelProfile | None = None
         code, reason = 0, ""
+        self._blackbox.preparing(effect.name)
         try:
             try:
                 profile = self._made_ready(effect)
@@ -257,6 +264,8 @@ class CudaBackend:
             code, reason = preparation_failed(error)
             if isinstance(error, DeviceFault):
                 self._fault = reason
+        if not self._fault:  # after one the slots say what ran
+            self._blackbox.preparing("")
         end_ns = now_ns()
         source = self._sources.get(effect.name)
         done(

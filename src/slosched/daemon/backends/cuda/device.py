@@ -12,11 +12,13 @@ from slosched.daemon.backends.cuda.copy_lanes import CopyLanes, batch_class
 from slosched.daemon.backends.cuda.driver import Block, DeviceFault, Driver, Stream
 from slosched.daemon.backends.cuda.exec_lane import ExecLane
 from slosched.daemon.backends.cuda.program import Program
+from slosched.daemon.blackbox import NoBlackbox
 from slosched.messages import Span
 from slosched.units import NS_PER_MS
 
 #: An exec is armed so long before its time; the loop's turn takes some 30 us.
 ARM_AHEAD_NS = 1 * NS_PER_MS
+_NOBODY_READS = NoBlackbox()
 #: An only instance's weights are copied before each exec all the same, unless they are larger than this:
 #: 256 MiB take 0.15 ms (H200), and a model that changes its own buffers unseen starts from its own ones.
 STAY_BYTES = 256 * 2**20
@@ -47,11 +49,12 @@ class CudaDevice:
         clock: Clock = now_ns,
         read_clock_mhz: Callable[[], int] = lambda: 0,
         stay_bytes: int = STAY_BYTES,
+        blackbox: NoBlackbox = _NOBODY_READS,
     ) -> None:
         self._programs, self._clock = programs, clock
         self._stay_bytes = stay_bytes
         self.lost = ""
-        self._exec = ExecLane(driver, stream, clock, read_clock_mhz)
+        self._exec = ExecLane(driver, stream, clock, read_clock_mhz, blackbox)
         self._copies = CopyLanes(
             driver, programs, images, cache=cache, page_bytes=page_bytes, clock=clock,
             spare_ns=self.spare_ns,

@@ -21,6 +21,7 @@ from slosched.core.worker.interface import Op, OpDone
 from slosched.daemon.backends.base import first_line
 from slosched.daemon.backends.cuda.driver import DeviceFault, Driver, Event, Stream
 from slosched.daemon.backends.cuda.program import BufferSet, Copies, Program, Use
+from slosched.daemon.blackbox import NoBlackbox
 from slosched.messages import Span
 from slosched.units import format_duration
 
@@ -58,14 +59,25 @@ class _Exec:
     launch: Callable[[BufferSet, Stream], None] = _unprepared
     begin_ns: int = 0
     expected_end_ns: int = 0
+    number: int = 0  # of its model in the black box
+    plain: bool = False
 
 
 class ExecLane:
-    """Runs what is armed, in order. `read_clock_mhz` tells the GPU's clock (0: unknown)."""
+    """Runs what is armed, in order. `read_clock_mhz` tells the GPU's clock (0: unknown).
+
+    Into `blackbox` goes whose model runs, for the case that the process ends by it.
+    """
 
     def __init__(
-        self, driver: Driver, stream: Stream, clock: Clock, read_clock_mhz: Callable[[], int]
+        self,
+        driver: Driver,
+        stream: Stream,
+        clock: Clock,
+        read_clock_mhz: Callable[[], int],
+        blackbox: NoBlackbox,
     ) -> None:
+        self._blackbox = blackbox
         self._driver, self._stream, self._clock = driver, stream, clock
         self._read_clock_mhz = read_clock_mhz
         self._armed: deque[_Exec] = deque()
@@ -115,6 +127,8 @@ class ExecLane:
         item = _Exec(op, program, batch, buffers, weights, self._read_clock_mhz())
         item.brings_inputs = buffers is not None
         item.key, item.launch = (weights.model_id, weights.load), program.launch
+        item.number = self._blackbox.index(op.model_name)
+        item.plain = not program.captured(batch)
         if buffers is None:
             item.buffers = self._without_outputs(item)
         if item.buffers is not None:
@@ -212,7 +226,10 @@ class ExecLane:
         launch = item.launch
         item.begin_ns = self._clock()
         try:
+            if item.plain:
+                self._blackbox.launching(item.number)
             launch(buffers, self._stream)
+            self._blackbox.running(item.number)
             item.over = self._over[0]
             self._driver.record(item.over, self._stream)
             self._armed.popleft()
@@ -220,10 +237,13 @@ class ExecLane:
             raise  # it is armed still, and `fail_all` reports it with the others
         except (Exception, SystemExit) as error:  # plain execution: a model may raise anything
             self._armed.popleft()
+            self._blackbox.launching(0)
             self._active.pop(op.model_name, None)
             reason = f"{op.model_name}: {type(error).__name__}: {first_line(error)}"
             self.done.append(_failed(op, Code.RUNTIME_ERROR, reason, self._clock()))
             return True
+        if item.plain:
+            self._blackbox.launching(0)
         self._over.rotate(-1)
         self._active[op.model_name] = item.key
         if item.brings_inputs:
@@ -262,6 +282,8 @@ class ExecLane:
 
     def _report(self, item: _Exec, end_ns: int) -> None:
         assert item.buffers is not None
+        if self._running is None:
+            self._blackbox.running(0)
         duration_ns = self._driver.elapsed_ns(item.buffers.started, item.buffers.ended)
         self._last_ns[item.op.model_name, item.batch] = duration_ns
         self.done.append(

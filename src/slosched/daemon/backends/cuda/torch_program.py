@@ -19,8 +19,8 @@ from slosched.daemon.backends.templates import DeviceWeights, Template
 
 #: What a disturbance writes over: one large and some small pieces of the pool that graphs share.
 _LARGE_FLOATS, _SMALL_FLOATS, _SMALL = 16 * 2**20, 64 * 2**10, 8
-#: And in torch's own memory: blocks of 2**9 to 2**25 bytes, until none is left of those that were freed.
-_FILLED_SIZES, _FILLED_AT_MOST = (9, 26), 64
+#: And in torch's own memory, that which was freed: so many blocks of 512 bytes to 1 MiB, fewer up to 32 MiB.
+_FILLED = [(power, 8 if power <= 20 else 2) for power in range(9, 26)]
 #: Weights are compared in pieces of this size, each a slice's work.
 _COMPARE_BYTES = 64 * 2**20
 
@@ -139,6 +139,7 @@ class TorchProgram(RecordedProgram):
         with self._prepared():
             inputs = torch.from_numpy(rows).to(self._streams.device)
             found: Array = self._forward(inputs).cpu().numpy()
+        self._template.check_bound()
         return found
 
     def changed_weights(self, source: Block) -> tuple[str, ...]:
@@ -162,15 +163,12 @@ class TorchProgram(RecordedProgram):
     def disturb(self, stream: Stream) -> None:
         # What the model made for one batch class and dropped for the next lies in memory that torch gives
         # out again: a graph that still reads it must be found out now.
-        device = self._streams.device
-        spoilt = []
         with self._prepared():
-            for power in range(*_FILLED_SIZES):
-                for _ in range(_FILLED_AT_MOST):
-                    reserved = torch.cuda.memory_reserved(device)
-                    spoilt.append(torch.full((2**power // 4,), float("nan"), device=device))
-                    if torch.cuda.memory_reserved(device) > reserved:
-                        break  # no freed memory of that size was left
+            spoilt = [
+                torch.full((2**power // 4,), float("nan"), device=self._streams.device)
+                for power, count in _FILLED
+                for _ in range(count)
+            ]
         del spoilt
         self._streams.disturb()
 
