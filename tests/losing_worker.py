@@ -14,6 +14,7 @@ from slosched.config import WorkerConfig
 from slosched.core.worker.interface import Device, Op, OpDone, OpKind
 from slosched.daemon import supervisor, worker
 from slosched.daemon.backends.emulated import EmulatedBackend
+from slosched.daemon.blackbox import NoBlackbox
 
 WHY = "CUDA error 719: unspecified launch failure"
 
@@ -70,7 +71,7 @@ def main(config: str, lost_file: str, lives: str, execs: str) -> int:
     file = Path(lost_file)
     lost = len(file.read_text().splitlines()) if file.exists() else 0
 
-    def open_backend(config: WorkerConfig) -> EmulatedBackend:
+    def open_backend(config: WorkerConfig, blackbox: NoBlackbox) -> EmulatedBackend:
         if lost >= int(lives):
             return EmulatedBackend(config)
         return LosingBackend(config, int(execs), file)

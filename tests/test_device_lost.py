@@ -22,6 +22,7 @@ from slosched.clock import now_ns
 from slosched.codes import Code
 from slosched.config import WorkerConfig
 from slosched.core.worker.interface import ModelPrepared, OpDone
+from slosched.daemon.blackbox import NoBlackbox
 from slosched.daemon.supervisor import RestartRule, supervise
 from slosched.daemon.worker import WorkerServer, run_worker
 from slosched.errors import DeviceLost, RequestFailed
@@ -198,7 +199,7 @@ def test_statistics_of_a_backend_reach_the_controller() -> None:
 def test_the_command_says_it_in_one_line_and_exits_with_8(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def lost_at_once(config: WorkerConfig) -> LosingBackend:
+    def lost_at_once(config: WorkerConfig, blackbox: NoBlackbox) -> LosingBackend:
         return LosingBackend(config, execs=0)
 
     monkeypatch.setattr(slosched.daemon.worker, "open_backend", lost_at_once)
@@ -219,14 +220,12 @@ def test_the_command_says_it_in_one_line_and_exits_with_8(
 def test_restarts_come_after_doubling_pauses_and_end() -> None:
     rule = RestartRule()
     restarts: list[int] = []
-    pauses = [rule.pause_ns(restarts, i * NS_PER_S) for i in range(6)]
-    assert pauses == [NS_PER_S << i for i in range(5)] + [None]
+    pauses = [rule.pause_ns(restarts, i * NS_PER_S) for i in range(9)]
+    seconds = [0, 1, 2, 4, 8, 15, 15, 15]
+    assert pauses == [s * NS_PER_S for s in seconds] + [None], "the first at once"
     assert rule.pause_ns(restarts, 599 * NS_PER_S) is None
-    assert rule.pause_ns(restarts, 600 * NS_PER_S) == 16 * NS_PER_S, "the first is long ago"
-    assert rule.pause_ns(restarts, 3000 * NS_PER_S) == NS_PER_S
-    patient = RestartRule(at_most=9)
-    pauses = [patient.pause_ns(restarts, 5000 * NS_PER_S) for _ in range(8)]
-    assert pauses[4:] == [16 * NS_PER_S, 30 * NS_PER_S, 30 * NS_PER_S, 30 * NS_PER_S]
+    assert rule.pause_ns(restarts, 600 * NS_PER_S) == 15 * NS_PER_S, "the first is long ago"
+    assert rule.pause_ns(restarts, 3000 * NS_PER_S) == 0
 
 
 class Supervised:
@@ -277,15 +276,16 @@ def test_the_supervisor_gives_up_in_the_end(tmp_path: Path) -> None:
     text = "\n".join(supervised.lines)
     assert supervised.codes == [1]
     assert text.count(f"error: emulated is lost ({WHY})") == 3
-    assert "starts again in 10ms (1 of at most 2 times in 600s)" in text
-    assert "starts again in 20ms (2 of at most 2 times in 600s)" in text
-    assert "ended with exit code 9 (it lost its device; it was started again 2 times" in text
+    assert "starts again at once (1 of at most 2 times in 600s)" in text
+    assert "starts again in 10ms (2 of at most 2 times in 600s)" in text
+    assert "ended with exit code 9 (it lost its device (emulated is lost" in text
+    assert "; it was started again 2 times in 600s); 0 of 1 go on" in text
     assert "Traceback" not in text
 
 
 @pytest.mark.processes
 def test_under_load_every_request_is_answered_and_the_new_process_serves(tmp_path: Path) -> None:
-    rule = RestartRule(first_pause_ns=200 * NS_PER_MS)
+    rule = RestartRule()
     supervised = Supervised(tmp_path, rule, lives=1, execs=60)
     try:
         ready = supervised.wait_for("slosched: 1 of 1 workers ready on ports")
@@ -303,7 +303,7 @@ def test_under_load_every_request_is_answered_and_the_new_process_serves(tmp_pat
     finally:
         supervised.end(stop=True)
     text = "\n".join(supervised.lines)
-    assert "lost its device and starts again in 200ms (1 of at most 5 times in 600s)" in text
+    assert f"{WHY}); this process cannot mend that, a new one may) and starts again at once" in text
     assert supervised.codes == [0] and "Traceback" not in text + log
     before = codes[: codes.index(next(c for c in codes if c != 0))]
     assert len(before) > 20 and codes[-20:] == [0] * 20, codes
@@ -361,7 +361,7 @@ def test_a_worker_that_ended_by_itself_in_whatever_way_is_started_again(
     text = "\n".join(lines)
     assert code == 1
     assert text.count("ready on 127.0.0.1:1") == 3, text
-    assert f"ended with {how}" in text and "starts again in 20ms (2 of at most 2 times" in text
+    assert f"ended with {how}" in text and "starts again in 10ms (2 of at most 2 times" in text
 
 
 @pytest.mark.processes

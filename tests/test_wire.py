@@ -114,6 +114,10 @@ _STATS = m.GpuStats(
 )
 _BEAT_WITH_STATS = m.Heartbeat(5, 10**18, -300, 40_000, "", 0, 0, 0, 0, (_STATS,))
 
+_WELCOME_WITHOUT_BAD = m.WorkerWelcome(
+    1, 5, "0.1.0", "host", 77, "cuda:0", (_GPU,), ("resnet50",), True, (("bad", "it crashed"),)
+)
+
 DIRECTIONS: tuple[tuple[Any, Any], ...] = (
     (b.FromClients, decode_from_client),
     (b.ForClients, decode_for_client),
@@ -128,6 +132,8 @@ def plain(value: Any) -> Any:
         fields = [plain(getattr(value, f)) for f in value.__struct_fields__]
         if isinstance(value, m.Heartbeat) and not value.gpus:
             fields.pop()  # as before there were statistics of GPUs
+        if isinstance(value, m.WorkerWelcome) and not value.put_aside:
+            fields.pop()  # as before models were put aside
         return [type(value).__name__, *fields] if isinstance(value, m.Message) else fields
     if isinstance(value, tuple):
         return [plain(v) for v in value]
@@ -160,6 +166,14 @@ def test_a_heartbeat_grows_by_its_statistics_alone() -> None:
     more[-1] = [[0], [1, *plain(m.GpuStats())[1:], "something new"]]
     newer = decode_from_worker(msgpack.packb(more))
     assert isinstance(newer, m.Heartbeat) and newer.gpus == (m.GpuStats(), m.GpuStats(1))
+
+
+def test_a_welcome_grows_by_what_was_put_aside_alone() -> None:
+    golden: dict[str, str] = json.loads(GOLDEN.read_text())
+    data = encode(_WELCOME_WITHOUT_BAD)
+    assert data.hex() == golden["WorkerWelcome with put_aside"]
+    assert msgpack.unpackb(data) == plain(_WELCOME_WITHOUT_BAD)
+    assert decode_from_worker(data) == _WELCOME_WITHOUT_BAD
 
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=lambda e: type(e).__name__)

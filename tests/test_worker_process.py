@@ -269,9 +269,16 @@ def test_the_supervisor_reports_a_death_goes_on_and_ends_everybody() -> None:
             controller = BareController(port)
             pids.append(controller.hello().pid)
             controller.close()
-        os.kill(pids[1], signal.SIGKILL)
+        os.kill(pids[1], signal.SIGKILL)  # as an operator may: nobody is to blame
         assert str(ports[1]) in wait_for("signal 9")
-        assert "2 of 3 go on" in wait_for("signal 9")
+        assert "starts again at once" in wait_for("signal 9")
+        controller = BareController(ports[1])
+        again = controller.hello(incarnation=7)
+        assert again.pid != pids[1] and len(again.gpus) == 2 and again.put_aside == ()
+        controller.close()
+        os.kill(pids[0], signal.SIGTERM)  # told to end, it stays away
+        assert "exit code 0; 2 of 3 go on" in wait_for("exit code 0")
+        pids.append(again.pid)
         controller = BareController(ports[2])
         assert len(controller.hello(incarnation=7).gpus) == 3
         controller.close()

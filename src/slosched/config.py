@@ -180,6 +180,10 @@ class ModelSource:
             )
 
 
+#: So many models at most are put aside (`WorkerConfig.put_aside`), each with a name and a reason no longer.
+MOST_PUT_ASIDE = 64
+PUT_ASIDE_CHARS = 300
+
 #: When a worker collects garbage: when nothing is due, as Python does by itself, or never.
 GC_MODES = ("idle", "auto", "off")
 
@@ -213,6 +217,9 @@ class WorkerConfig:
     gc: str = "idle"  # one of GC_MODES
     #: A real GPU's loop never sleeps: a wake-up less for what comes to an idle worker, for all of a core.
     busy_poll: bool = False
+    #: (name, reason) of models that ended this worker's process too often: they are not offered. Said by
+    #: the supervisor alone, in no file.
+    put_aside: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if self.host_images < 1 or self.host_cache_bytes < 0:

@@ -324,6 +324,9 @@ class WorkerWelcome(Message, frozen=True):
     gpus: tuple[GpuInfo, ...]
     loadable: tuple[str, ...]
     bundles: bool = False  # it takes bundles
+    #: (name, reason) of models that it does not offer, because they ended its process too often;
+    #: codec.py leaves an empty one out.
+    put_aside: tuple[tuple[str, str], ...] = ()
 
 
 class WorkerRefused(Message, frozen=True):

@@ -14,18 +14,15 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
+from slosched.daemon.traceback_file import INTERNAL_ERROR, keep_traceback
 from slosched.errors import SloschedError, UnknownName
 
-INTERNAL_ERROR = 70
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
@@ -83,7 +80,7 @@ def guarded(run: Callable[[], Any]) -> Any:
     except SloschedError as error:
         _end(f"error: {error}", error.exit_code)
     except Exception as error:  # the last line of defence: no traceback reaches a user
-        where = _keep_traceback()
+        where = keep_traceback()
         _end(f"internal error: {type(error).__name__}: {_one_line(error)}; {where}", INTERNAL_ERROR)
 
 
@@ -94,16 +91,3 @@ def _end(text: str, code: int) -> NoReturn:
 
 def _one_line(text: object) -> str:
     return " ".join(str(text).split())
-
-
-def _keep_traceback() -> str:
-    """Write the traceback of the current exception to a file and say where."""
-    try:
-        handle, name = tempfile.mkstemp(prefix="slosched-error-", suffix=".txt")
-        os.close(handle)
-        Path(name).write_text(
-            f"{sys.argv}\n{sys.version}\n\n{traceback.format_exc()}", encoding="utf-8"
-        )
-    except OSError as error:
-        return f"its traceback could not be kept ({error.strerror})"
-    return f"please report it with the traceback in {name}"

@@ -22,6 +22,13 @@ def status_text(address: str, report: dict[str, Any]) -> str:
             told = [(w, g, dict(g["stats"])) for w, g in gpus if g.get("stats")]
             if told:
                 blocks.append(_stats(told))
+        aside = [
+            f"worker {w.get('worker_id')} put {name} aside: {reason}"
+            for w in workers
+            for name, reason in w.get("put_aside", {}).items()
+        ]
+        if aside:
+            blocks.append("\n".join(aside))
     if report.get("models"):
         blocks.append(_models([dict(m) for m in report["models"]]))
     clients = report.get("clients", ())

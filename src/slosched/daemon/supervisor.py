@@ -1,16 +1,17 @@
-"""One worker process per GPU: a parent that starts n children on consecutive ports and ends them.
+"""Every real GPU's worker is a process of its own: a parent that starts them and looks after them.
 
 A process that starts GPU work at exact times can hold one busy Python thread, so n GPUs are n
-processes. The parent only waits: it passes on what the children say, prints one line when all are
-ready, and forwards the signal that ends them. A child that dies is reported; the others go on. One that was
-ready and ended by itself in whatever way (a lost GPU, a crash, a bug) is started again after a pause: a new
-process often works where the old one could not be mended.
+processes; and whatever ends one, a lost GPU, a crash in a model's code, a bug, ends that one alone. The
+parent only waits: it passes on what the children say and forwards the signal that ends them. A child that
+ended by itself is started again (blame.py says when), on the same port, cores and device. A model that
+ended its worker twice is put aside: children started from then on do not offer it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import select
 import selectors
 import signal
 import subprocess
@@ -26,45 +27,54 @@ import msgspec
 
 from slosched.clock import now_ns
 from slosched.config import WorkerConfig
+from slosched.daemon.blackbox import VARIABLE, Blackbox
+from slosched.daemon.blame import (
+    ENDS_ALLOWED,
+    Blame,
+    RestartRule,
+    can_be_mended,
+    culprit,
+    how_it_ended,
+    out_of_memory_kills,
+    was_told_to_end,
+)
 from slosched.daemon.housekeeping import check_core
-from slosched.errors import DeviceLost, InvalidConfig, SloschedError
+from slosched.daemon.traceback_file import INTERNAL_ERROR, keep_traceback
+from slosched.errors import (
+    AddressInUse,
+    DeviceLost,
+    InvalidConfig,
+    MissingPackage,
+    SloschedError,
+)
 from slosched.units import NS_PER_S, format_duration
+
+__all__ = ["RestartRule", "child_argv", "count_gpus", "run_workers", "supervise"]
 
 #: Children drain for at most 2 s; what is left after this is killed.
 _END_WITHIN_NS = 4 * NS_PER_S
 _LOOK_S = 0.2
 _PR_SET_PDEATHSIG = 1
 _READY = "slosched worker ready on "
-
-
-@dataclass(frozen=True, slots=True)
-class RestartRule:
-    """When a child that ended by itself is started again: after a pause that doubles each time, and at
-    most `at_most` times within `within_ns`.
-    """
-
-    first_pause_ns: int = NS_PER_S
-    longest_pause_ns: int = 30 * NS_PER_S
-    at_most: int = 5
-    within_ns: int = 600 * NS_PER_S
-
-    def pause_ns(self, restarts: list[int], now_ns: int) -> int | None:
-        """How long to wait now, None: no more. `restarts` are the times of earlier ones, and gets this."""
-        restarts[:] = [at_ns for at_ns in restarts if now_ns - at_ns < self.within_ns]
-        if len(restarts) >= self.at_most:
-            return None
-        pause_ns = min(self.first_pause_ns << len(restarts), self.longest_pause_ns)
-        restarts.append(now_ns)
-        return pause_ns
+_ERROR = "error: "
+_READ_BYTES = 65536
+#: Of what an ended child still had to say, so much is read at most.
+_LAST_READS = 64
+_ERRORS = {
+    kind.exit_code: kind for kind in (InvalidConfig, MissingPackage, AddressInUse, DeviceLost)
+}
 
 
 @dataclass(slots=True)
 class _Child:
     config: WorkerConfig
     process: subprocess.Popen[bytes]
+    box: Blackbox
+    kills: int  # for want of memory, counted when it was started
     restarts: list[int] = field(default_factory=list)  # when it ended by itself lately
     restart_ns: int | None = None  # it has ended, and is started again then
     partial: bytes = b""
+    error: str = ""  # what it said was wrong, last
     ready: bool = False
     was_ready: bool = False  # in some life
     ended: bool = False
@@ -109,20 +119,26 @@ def run_workers(
 
     Device auto or cuda: a child per GPU, on `config.port`, +1, ... (port 0: any ports), and on the cores
     `config.cpu`, +1, ... if that is given. `gpus` says how many; None means `config.gpus` if that is above
-    1, else all. With one GPU, or none, the worker runs in this process (auto then takes the CPU), and its
-    DeviceLost ends it. Raises what run_worker raises, and InvalidConfig if there are fewer GPUs, or cores,
-    than were asked for. Returns 1 if every child died by itself.
+    1, else all. Device cuda:N: one child. The devices cpu and emulated, and auto without a GPU, which takes
+    the CPU, are served in this process. Raises what run_worker and supervise raise, and InvalidConfig if
+    there are fewer GPUs, or cores, than were asked for. Returns 1 if each of several children died by itself.
     """
+    kind = config.device.partition(":")[0]
     there = count_gpus() if config.device in ("auto", "cuda") else 0
     wanted = gpus if gpus is not None else (config.gpus if config.gpus > 1 else max(there, 1))
-    if wanted > max(there, 1):
-        raise InvalidConfig(
-            f"{wanted} GPUs were asked for and {there} found; take fewer --gpus, or --device emulated"
-        )
-    if wanted == 1:
+    if kind in ("cpu", "emulated") or (config.device == "auto" and not there and wanted == 1):
         from slosched.daemon.worker import run_worker
 
-        return run_worker(replace(config, gpus=1), announce=announce, stop=stop)
+        return run_worker(replace(config, gpus=wanted), announce=announce, stop=stop)
+    if wanted > max(there, 1):
+        raise InvalidConfig(
+            f"{wanted} GPUs were asked for and {max(there, int(kind != config.device))} found; take fewer "
+            "--gpus, or --device emulated"
+        )
+    if wanted == 1:
+        check_core(config.cpu)
+        configs = [replace(config, gpus=1)]
+        return supervise(configs, argv_of_child, announce=announce, stop=stop, alone=True)
     configs = [
         replace(
             config,
@@ -145,146 +161,237 @@ def supervise(
     announce: Callable[[str], None],
     stop: threading.Event | None = None,
     restarts: RestartRule | None = None,
+    alone: bool = False,
 ) -> int:
     """Start a child for each config and wait; see run_workers. All have ended when it returns.
 
-    A child that ends by itself is started again by the rule `restarts`, unless it never was ready: its
-    options are wrong then, or its port is taken.
+    A child that ends by itself is started again by the rule `restarts`, unless that cannot help: its
+    options are wrong, a package lacks, its port is taken. With `alone` there is one config, its child's
+    lines are passed on as they are, and an end for good is raised as the error that the child said.
     """
-    rule = restarts or RestartRule()
     stopping = stop or threading.Event()
     with _signals_set(stopping), selectors.DefaultSelector() as selector:
-        children: list[_Child] = []
-        announced = False
+        supervisor = _Supervisor(argv_of_child, restarts or RestartRule(), announce, selector)
+        supervisor.alone = alone
         try:
             for each in configs:
-                child = _Child(each, _start(argv_of_child(each)))
-                children.append(child)
-                _listen(child, selector)
-            while not stopping.is_set() and not all(child.ended for child in children):
-                _pass_on(selector, announce)
-                for child in children:
-                    _look_after(child, children, rule, announce)
-                    if child.restart_ns is not None and now_ns() >= child.restart_ns:
-                        _stop_listening(child, selector)
-                        child.process = _start(argv_of_child(child.config))
-                        child.restart_ns, child.ready, child.partial = None, False, b""
-                        _listen(child, selector)
-                announced = announced or _say_when_ready(children, announce)
-            died = all(child.ended for child in children)
+                supervisor.start(each)
+            while not stopping.is_set() and not supervisor.all_ended:
+                supervisor.turn()
+            died = supervisor.all_ended
         finally:
-            _end(children, selector, announce)
-    return 1 if died and not stopping.is_set() else 0
+            supervisor.end()
+    if not died or stopping.is_set():
+        return 0
+    return supervisor.verdict()
 
 
-def _start(argv: Sequence[str]) -> subprocess.Popen[bytes]:
-    try:
-        return subprocess.Popen(
-            list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+class _Supervisor:
+    """The children of one `supervise`, and what is known of those that ended."""
+
+    def __init__(
+        self,
+        argv_of_child: Callable[[WorkerConfig], Sequence[str]],
+        rule: RestartRule,
+        announce: Callable[[str], None],
+        selector: selectors.BaseSelector,
+    ) -> None:
+        self._argv_of_child, self._rule = argv_of_child, rule
+        self._announce, self._selector = announce, selector
+        self._blame = Blame()
+        self._said_ready = False
+        self._children: list[_Child] = []
+        self.alone = False
+
+    @property
+    def all_ended(self) -> bool:
+        return all(child.ended for child in self._children)
+
+    def start(self, config: WorkerConfig) -> None:
+        """Raises SloschedError if it cannot be started."""
+        kills = out_of_memory_kills()
+        child = _Child(config, *_start(self._argv_of_child(config)), kills)
+        self._children.append(child)
+        self._listen(child)
+
+    def turn(self) -> None:
+        """Pass on what was said, see who has ended, start again who is due; waits 0.2 s at most."""
+        self._pass_on()
+        for child in self._children:
+            if not child.ended and child.restart_ns is None and child.process.poll() is not None:
+                self._read_rest(child)
+                self._has_ended(child, child.process.returncode)
+            if child.restart_ns is not None and now_ns() >= child.restart_ns:
+                self._start_again(child)
+        if not self.alone:
+            self._say_when_ready()
+
+    def verdict(self) -> int:
+        """All ended by themselves: the exit code. With `alone`, raises what the child said, if it did."""
+        child = self._children[0]
+        code = child.process.returncode
+        if not self.alone or code == 0:
+            return int(code != 0)
+        kind = _ERRORS.get(code, SloschedError)
+        raise kind(child.error or f"{child.name} ended with {how_it_ended(code)}")
+
+    # ------------------------------------------------------------------------ ends and restarts
+
+    def _has_ended(self, child: _Child, code: int) -> None:
+        work = child.box.read()
+        if was_told_to_end(code, work):
+            self._for_good(child, code, "")
+            return
+        if not can_be_mended(code, work, ever_ready=child.was_ready):
+            self._for_good(child, code, "")
+            return
+        what = (
+            "lost its device"
+            if code == DeviceLost.exit_code
+            else f"ended with {how_it_ended(code)}"
         )
-    except OSError as error:
-        raise SloschedError(f"cannot start {argv[0]}: {error.strerror}") from None
-
-
-def _listen(child: _Child, selector: selectors.BaseSelector) -> None:
-    assert child.process.stdout is not None
-    selector.register(child.process.stdout, selectors.EVENT_READ, child)
-
-
-def _stop_listening(child: _Child, selector: selectors.BaseSelector) -> None:
-    """Of a process that has ended."""
-    output = child.process.stdout
-    assert output is not None
-    with suppress(KeyError):  # it is off already once it was read to its end
-        selector.unregister(output)
-    output.close()
-
-
-def _look_after(
-    child: _Child,
-    children: Sequence[_Child],
-    rule: RestartRule,
-    announce: Callable[[str], None],
-) -> None:
-    """Say that the child has ended, if it has, and when it is started again, if it is."""
-    code = child.process.poll()
-    if code is None or child.ended or child.restart_ns is not None:
-        return
-    again = ""
-    lost = code == DeviceLost.exit_code
-    if lost or (code != 0 and child.was_ready):
-        what = "lost its device" if lost else f"ended with {_how(code)}"
-        now = now_ns()
-        pause_ns = rule.pause_ns(child.restarts, now)
-        most = f"{rule.at_most} times in {format_duration(rule.within_ns)}"
-        if pause_ns is not None:
-            child.restart_ns = now + pause_ns
-            announce(
-                f"{child.name} {what} and starts again in {format_duration(pause_ns)} "
-                f"({len(child.restarts)} of at most {most})"
+        if child.error:
+            what += f" ({child.error})"
+        starved = 0 <= child.kills < out_of_memory_kills()
+        name = culprit(code, work, out_of_memory=starved)
+        if name and self._blame.note(name, code):
+            ends = self._blame.count(name)
+            aside = "; it is put aside" if ends >= ENDS_ALLOWED else ""
+            child.restart_ns = now_ns()
+            self._announce(
+                f"{child.name} {what} while the model {name!r} was at work ({ends} of at most "
+                f"{ENDS_ALLOWED} times{aside}) and starts again at once"
             )
             return
-        again = f" (it {what}; it was started again {most})"
-    child.ended = True
-    left = sum(not other.ended for other in children)
-    announce(f"{child.name} ended with {_how(code)}{again}; {left} of {len(children)} go on")
+        now = now_ns()
+        pause_ns = self._rule.pause_ns(child.restarts, now)
+        most = f"{self._rule.at_most} times in {format_duration(self._rule.within_ns)}"
+        if pause_ns is None:
+            self._for_good(child, code, f" (it {what}; it was started again {most})")
+            return
+        child.restart_ns = now + pause_ns
+        when = f"in {format_duration(pause_ns)}" if pause_ns else "at once"
+        self._announce(
+            f"{child.name} {what} and starts again {when} ({len(child.restarts)} of at most {most})"
+        )
 
+    def _for_good(self, child: _Child, code: int, why: str) -> None:
+        child.ended = True
+        if self.alone and code != 0 and not why:
+            return  # `verdict` says it
+        left = sum(not other.ended for other in self._children)
+        of = f"; {left} of {len(self._children)} go on" if not self.alone else ""
+        self._announce(f"{child.name} ended with {how_it_ended(code)}{why}{of}")
 
-def _say_when_ready(children: Sequence[_Child], announce: Callable[[str], None]) -> bool:
-    """True, and it was said, if every child that lives is ready."""
-    alive = [child for child in children if not child.ended]
-    if not alive or not all(child.ready for child in alive):
-        return False
-    ports = ", ".join(str(child.config.port) for child in alive)
-    announce(f"slosched: {len(alive)} of {len(children)} workers ready on ports {ports}")
-    return True
+    def _start_again(self, child: _Child) -> None:
+        self._stop_listening(child)
+        child.box.close()
+        child.config = replace(child.config, put_aside=self._blame.put_aside())
+        child.kills = out_of_memory_kills()
+        child.process, child.box = _start(self._argv_of_child(child.config))
+        child.restart_ns, child.ready, child.partial, child.error = None, False, b"", ""
+        self._listen(child)
 
+    # ------------------------------------------------------------------------ what they say
 
-def _pass_on(selector: selectors.BaseSelector, announce: Callable[[str], None]) -> None:
-    for key, _ in selector.select(_LOOK_S):
-        child: _Child = key.data
-        data = os.read(key.fd, 65536)
-        if not data:
-            selector.unregister(key.fileobj)
-            continue
+    def _listen(self, child: _Child) -> None:
+        assert child.process.stdout is not None
+        self._selector.register(child.process.stdout, selectors.EVENT_READ, child)
+
+    def _stop_listening(self, child: _Child) -> None:
+        """To a process that has ended."""
+        output = child.process.stdout
+        assert output is not None
+        with suppress(KeyError):  # it is off already once it was read to its end
+            self._selector.unregister(output)
+        output.close()
+
+    def _pass_on(self) -> None:
+        for key, _ in self._selector.select(_LOOK_S):
+            if not self._read(key.data, key.fd):
+                self._selector.unregister(key.fileobj)
+
+    def _read_rest(self, child: _Child) -> None:
+        """What an ended child said last. Its own children may hold the pipe, so no end is waited for."""
+        output = child.process.stdout
+        if output is None or output not in self._selector.get_map():
+            return  # it was read to its end
+        for _ in range(_LAST_READS):
+            if not select.select([output], [], [], 0)[0] or not self._read(child, output.fileno()):
+                return
+
+    def _read(self, child: _Child, fd: int) -> bool:
+        """False at the end of what the child says."""
+        data = os.read(fd, _READ_BYTES)
         *lines, child.partial = (child.partial + data).split(b"\n")
+        if len(child.partial) > _READ_BYTES:  # no line of ours
+            lines, child.partial = [*lines, child.partial], b""
         for line in lines:
-            _take_line(child, line.decode(errors="replace"), announce)
+            self._take_line(child, line.decode(errors="replace"))
+        return bool(data)
+
+    def _take_line(self, child: _Child, line: str) -> None:
+        if line.startswith(_READY):
+            child.ready = child.was_ready = True
+            port = line.removeprefix(_READY).partition(": ")[0].rpartition(":")[2]
+            if port.isdecimal() and int(port) < 65536:
+                child.config = replace(child.config, port=int(port))
+        elif line.startswith(_ERROR):
+            child.error = line.removeprefix(_ERROR)
+            if self.alone:
+                return  # it is said with the end
+        self._announce(line if self.alone else f"{child.config.device}: {line}")
+
+    def _say_when_ready(self) -> None:
+        """One line, once, when every child that lives is ready."""
+        alive = [child for child in self._children if not child.ended]
+        if self._said_ready or not alive or not all(child.ready for child in alive):
+            return
+        self._said_ready = True
+        ports = ", ".join(str(child.config.port) for child in alive)
+        self._announce(
+            f"slosched: {len(alive)} of {len(self._children)} workers ready on ports {ports}"
+        )
+
+    # ------------------------------------------------------------------------------ the end
+
+    def end(self) -> None:
+        """End every child: SIGTERM, at most 4 s of draining, SIGKILL."""
+        children = self._children
+        for child in children:
+            if child.process.poll() is None:
+                child.process.terminate()
+        give_up_ns = now_ns() + _END_WITHIN_NS
+        while any(child.process.poll() is None for child in children) and now_ns() < give_up_ns:
+            self._pass_on()  # also keeps their pipes from filling up
+            if not self._selector.get_map():
+                break
+        for child in children:
+            try:
+                child.process.wait(max(0.1, (give_up_ns - now_ns()) / NS_PER_S))
+            except subprocess.TimeoutExpired:
+                self._announce(f"{child.name} did not end in time and was killed")
+                child.process.kill()
+                child.process.wait(5)
+            if child.process.stdout is not None:
+                child.process.stdout.close()
+            child.box.close()
 
 
-def _take_line(child: _Child, line: str, announce: Callable[[str], None]) -> None:
-    if line.startswith(_READY):
-        child.ready = child.was_ready = True
-        port = line.removeprefix(_READY).partition(": ")[0].rpartition(":")[2]
-        child.config = replace(child.config, port=int(port))
-    announce(f"{child.config.device}: {line}")
-
-
-def _end(
-    children: Sequence[_Child], selector: selectors.BaseSelector, announce: Callable[[str], None]
-) -> None:
-    """End every child: SIGTERM, at most 4 s of draining, SIGKILL."""
-    for child in children:
-        if child.process.poll() is None:
-            child.process.terminate()
-    give_up_ns = now_ns() + _END_WITHIN_NS
-    while any(child.process.poll() is None for child in children) and now_ns() < give_up_ns:
-        _pass_on(selector, announce)  # also keeps their pipes from filling up
-        if not selector.get_map():
-            break
-    for child in children:
-        try:
-            child.process.wait(max(0.1, (give_up_ns - now_ns()) / NS_PER_S))
-        except subprocess.TimeoutExpired:
-            announce(f"{child.name} did not end in time and was killed")
-            child.process.kill()
-            child.process.wait(5)
-        if child.process.stdout is not None:
-            child.process.stdout.close()
-
-
-def _how(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else f"signal {-code} ({signal.strsignal(-code)})"
+def _start(argv: Sequence[str]) -> tuple[subprocess.Popen[bytes], Blackbox]:
+    """A child in a session of its own: a terminal's Ctrl-C reaches only us, who end it in order."""
+    box: Blackbox | None = None
+    try:
+        box = Blackbox.create()
+        process = subprocess.Popen(
+            list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True, pass_fds=[box.fd], env={**os.environ, VARIABLE: str(box.fd)},
+        )  # fmt: skip
+    except OSError as error:
+        if box is not None:
+            box.close()
+        raise SloschedError(f"cannot start {argv[0]}: {error.strerror}") from None
+    return process, box
 
 
 @contextmanager
@@ -311,18 +418,25 @@ def _child_main(argv: Sequence[str]) -> int:
 
     # Were the parent killed outright, nobody else would end us.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    blackbox = Blackbox.inherited()
     config = msgspec.json.decode(argv[0], type=WorkerConfig)
 
     def say(line: str) -> None:
-        os.write(1, f"{line}\n".encode())
+        with suppress(OSError):  # the parent is gone, and the kernel ends us too
+            os.write(1, f"{line}\n".encode())
 
     try:
-        return run_worker(config, announce=say)
+        return run_worker(config, announce=say, blackbox=blackbox)
     except SloschedError as error:
-        say(f"error: {error}")
+        say(f"{_ERROR}{error}")
         if isinstance(error, DeviceLost):
             os._exit(error.exit_code)  # taking a dead CUDA context down may never end
         return error.exit_code
+    except Exception as error:  # a bug of ours, or of a model's
+        where = keep_traceback()
+        text = " ".join(str(error).split())
+        say(f"{_ERROR}internal error: {type(error).__name__}: {text}; {where}")
+        return INTERNAL_ERROR
 
 
 if __name__ == "__main__":

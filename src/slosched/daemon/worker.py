@@ -37,6 +37,7 @@ from slosched.core.worker.interface import (
 )
 from slosched.core.worker.stepping import Stepper
 from slosched.daemon.backends.base import Backend, Frame, open_backend
+from slosched.daemon.blackbox import ENDED, READY, NoBlackbox
 from slosched.daemon.housekeeping import Collector, check_core, own_process
 from slosched.errors import DeviceLost, MalformedMessage, PeerUnreachable
 from slosched.messages import GpuStats, Infer, Result, SessionMessage
@@ -54,14 +55,15 @@ _DRAIN_NS = 2 * NS_PER_S
 #: For at least this long a draining worker refuses what was on its way to it (code 3).
 _REFUSE_NS = 100 * NS_PER_MS
 _LINGER_MS = 500
+_NOBODY_READS = NoBlackbox()
 
 
 class WorkerServer:
     """A worker that listens on `config.port` (0: any; see `port`), in the caller's process.
 
     Either call `run` in a thread of your own, or `start` and `stop`; as a context manager it does the
-    latter two. `announce` gets lines for people. Raises AddressInUse, InvalidConfig, MissingPackage or
-    UnknownName at once if the worker cannot work.
+    latter two. `announce` gets lines for people; into `blackbox` a backend writes whose code it runs.
+    Raises AddressInUse, InvalidConfig, MissingPackage or UnknownName at once if the worker cannot work.
     """
 
     def __init__(
@@ -71,13 +73,14 @@ class WorkerServer:
         announce: Callable[[str], None] | None = None,
         backend: Backend | None = None,
         clock: Clock = now_ns,
+        blackbox: NoBlackbox = _NOBODY_READS,
     ) -> None:
         self.config = config
         self._announce = announce or _ignore
         self._clock = clock
         self._router = Router(config.bind, config.port)  # before torch's slow import: a taken port
         try:
-            self._backend = backend or open_backend(config)
+            self._backend = backend or open_backend(config, blackbox)
         except BaseException:
             self._router.close()
             raise
@@ -96,6 +99,7 @@ class WorkerServer:
             pid=os.getpid(),
             device=self._backend.device_name,
             allow_zero_size_inputs=config.allow_zero_size_inputs,
+            put_aside=config.put_aside,
         )
         self._stepper = Stepper(self._brain, self._backend.devices, self._perform)
         # A controller that is gone, or reads nothing: it finds out by itself.
@@ -381,6 +385,7 @@ def run_worker(
     *,
     announce: Callable[[str], None],
     stop: threading.Event | None = None,
+    blackbox: NoBlackbox = _NOBODY_READS,
 ) -> int:
     """Run a worker until SIGINT, SIGTERM or `stop`; returns 0 after a drain.
 
@@ -389,11 +394,13 @@ def run_worker(
     Raises what WorkerServer and its `run` raise, and InvalidConfig if there is no core `config.cpu`.
     """
     check_core(config.cpu)  # before the slow part
-    server = WorkerServer(config, announce=announce)
+    server = WorkerServer(config, announce=announce, blackbox=blackbox)
     try:
         with _signals(server.request_stop), own_process(config) as collector:
             announce(server.ready_line)
+            blackbox.state(READY)
             server.run(stop, collector=collector)
+            blackbox.state(ENDED)
     finally:
         if threading.current_thread() is threading.main_thread():  # else the process goes on
             finish_sending(2 * _LINGER_MS)

@@ -8,7 +8,7 @@ from typing import Any, cast
 import msgspec
 
 from slosched.errors import MalformedMessage
-from slosched.messages import Heartbeat, InferRequest, Message
+from slosched.messages import Heartbeat, InferRequest, Message, WorkerWelcome
 from slosched.transport.bundles import ForClients, ForWorkers, FromClients, FromWorkers
 
 Frame = bytes | memoryview
@@ -20,9 +20,14 @@ _encode: Callable[[object], bytes] = msgspec.msgpack.Encoder().encode
 
 
 def encode(message: Message) -> bytes:
-    """The message's bytes. A Heartbeat without statistics of GPUs has its older, shorter form."""
-    if type(message) is Heartbeat and not message.gpus:
-        return _encode((Heartbeat.__name__, *msgspec.structs.astuple(message)[:-1]))
+    """The message's bytes. A Heartbeat without statistics of GPUs, and a WorkerWelcome of a worker that put
+    no model aside, have their older, shorter form.
+    """
+    kind = type(message)
+    if kind is Heartbeat or kind is WorkerWelcome:
+        fields = msgspec.structs.astuple(message)
+        if not fields[-1]:
+            return _encode((kind.__name__, *fields[:-1]))
     return _encode(message)
 
 

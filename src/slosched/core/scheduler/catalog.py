@@ -246,6 +246,12 @@ class Catalog:
         """True once all instances are in host memory. If they cannot be, `waiting` is answered."""
         message, client = waiting.message, waiting.client
         if not any(name in worker.loadable for worker in joined):
+            aside = self._cluster.put_aside.get(name)
+            if aside is not None:
+                reason = f"cannot load {name!r}: {aside}"
+                self._reply(client, message, Code.PROCESS_ENDED, reason)
+                waiting.answered = True
+                return False
             known = known_names(name, self.loadable())
             reason = f"no worker knows the model {message.name!r}; they offer: {known}"
             self._reply(client, message, Code.UNKNOWN_MODEL, reason)

@@ -56,6 +56,8 @@ class Cluster:
         self.actions: dict[int, ActionState] = {}
         #: Models that the policy itself has loaded, whoever else asks for them: name -> copies.
         self.own_models: dict[str, int] = {}
+        #: Models that a joined worker put aside and none offers: name -> words for a client (sessions.py).
+        self.put_aside: dict[str, str] = {}
         #: GPUs of joined workers, the one that is free soonest first.
         self.free_order = FreeOrder()
         self.paths = Paths(self.workers)

@@ -133,6 +133,7 @@ def _worker(worker: Worker, now_ns: int) -> dict[str, Any]:
         "return_margin_ns": worker.returns.margin_ns,
         "errors": worker.errors,
         "dropped": worker.dropped,
+        "put_aside": worker.put_aside,
         "gpus": [_gpu(g, now_ns) for g in worker.gpus],
     }
 
@@ -145,6 +146,7 @@ def _brief_worker(worker: Worker) -> dict[str, Any]:
         "activity": worker.activity,
         "times_lost": worker.times_lost,
         "clock_error_ns": worker.clock_error_ns,
+        "put_aside": worker.put_aside,
         "gpus": [
             {
                 "gpu_id": g.gpu_id,

@@ -254,11 +254,13 @@ class Scheduler:
         bytes_behind = event.input_bytes
         model = self.cluster.models.get(message.model_id)
         wrong = what_is_wrong(client, message, model, bytes_behind)
+        code = Code.INVALID_REQUEST
+        if self.cluster.put_aside and model is not None and not wrong:
+            wrong = self.cluster.put_aside.get(model.name, "")  # it would only time out
+            code = Code.PROCESS_ENDED
         if wrong:
             self.invalid += 1
-            reply = InferReply(
-                message.request_id, Code.INVALID_REQUEST, wrong, message.model_id, 0, 0, False
-            )
+            reply = InferReply(message.request_id, code, wrong, message.model_id, 0, 0, False)
             self._effects.append(ToClient(client.identity, reply))
             return
         assert model is not None

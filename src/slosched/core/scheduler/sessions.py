@@ -13,7 +13,7 @@ from slosched.config import LOST_AFTER_NS
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToWorker
 from slosched.core.scheduler.state import ActionState, Gpu, Worker, WorkerState
-from slosched.core.scheduler.validation import what_is_wrong_with_worker
+from slosched.core.scheduler.validation import put_aside_of, what_is_wrong_with_worker
 from slosched.messages import (
     PROTOCOL_VERSION,
     ControllerHello,
@@ -87,6 +87,8 @@ class Sessions:
         worker.host, worker.pid = message.host, message.pid
         worker.device, worker.version = message.device, message.version
         worker.loadable, worker.bundles = message.loadable, message.bundles
+        worker.put_aside = put_aside_of(message)
+        self._note_put_aside()
         worker.heard, worker.silent_ticks = True, 0
         worker.preparing = -1
         room = self._cluster.config.max_gpus - len(self._cluster.gpus)
@@ -108,7 +110,19 @@ class Sessions:
             f"worker {worker.label} on {worker.host} joined: {len(worker.gpus)} GPU(s) in use, "
             f"{worker.device}{again}",
         )
+        for name, reason in worker.put_aside.items():
+            self._note("warning", f"worker {worker.label} put {name!r} aside: {reason}")
         self._on_joined(worker, now_ns)
+
+    def _note_put_aside(self) -> None:
+        """Which models nobody offers any more, because they ended the workers that did."""
+        joined = self._cluster.joined()
+        aside = {name: (w, why) for w in joined for name, why in w.put_aside.items()}
+        self._cluster.put_aside = {
+            name: f"put aside on worker {w.worker_id}: {why}"
+            for name, (w, why) in aside.items()
+            if not any(name in other.loadable for other in joined)
+        }
 
     def refused(self, worker: Worker, message: WorkerRefused, *, now_ns: int) -> None:
         if now_ns >= worker.refusal_noted_ns:
@@ -215,6 +229,7 @@ class Sessions:
         worker.gpus = []
         worker.prepared.clear()
         worker.instances.clear()
+        self._note_put_aside()
         self._note(
             "warning",
             f"worker {worker.label} lost ({why}); {len(lost)} action(s) of it are planned anew or answered",

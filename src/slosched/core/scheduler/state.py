@@ -336,6 +336,9 @@ class Worker:
     clock_offset_ns: int = 0
     clock_error_ns: int = 0
     bundles: bool = False  # it takes an ActionBundle
+    put_aside: dict[str, str] = field(
+        default_factory=dict
+    )  # name -> why it does not offer the model
     activity: str = ""
     preparing: int = -1  # LoadModels that it says it has; -1: it does not say
     errors: int = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+from slosched.config import MOST_PUT_ASIDE, PUT_ASIDE_CHARS
 from slosched.core.scheduler.state import Client, Model, ModelState
 from slosched.messages import InferRequest, LoadModelResult, Span, WorkerWelcome
 from slosched.units import NS_PER_S, tensor_bytes
@@ -60,6 +61,17 @@ def what_is_wrong_with_worker(message: WorkerWelcome) -> str:
         if not (0 < gpu.pages < 2**40 and 0 < gpu.page_bytes < 2**40):
             return f"GPU {gpu.gpu_id} has {gpu.pages} pages of {gpu.page_bytes} bytes"
     return ""
+
+
+def put_aside_of(message: WorkerWelcome) -> dict[str, str]:
+    """What the worker put aside, name to reason: bounded in count and length, and fit for a terminal."""
+    return {
+        _printable(name): _printable(reason) for name, reason in message.put_aside[:MOST_PUT_ASIDE]
+    }
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text[:PUT_ASIDE_CHARS])
 
 
 def what_is_wrong_with_model(result: LoadModelResult) -> str:

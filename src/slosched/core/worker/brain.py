@@ -52,7 +52,8 @@ COPY_INPUT_LEAD_NS = 5 * NS_PER_MS
 
 
 class WorkerBrain:
-    """Decides for `gpus`; `loadable` are the canonical names of models that can be prepared.
+    """Decides for `gpus`; `loadable` are the canonical names of models that can be prepared, less those of
+    `put_aside` (name, reason), which are refused with the reason.
 
     `incarnation` is random, one per process start. A shell counts what it could not decode through
     `note_bad_message`.
@@ -70,9 +71,10 @@ class WorkerBrain:
         device: str,
         allow_zero_size_inputs: bool = True,
         heartbeat_ns: int = HEARTBEAT_NS,
+        put_aside: Sequence[tuple[str, str]] = (),
     ) -> None:
-        names = tuple(sorted(loadable))
-        self._identity = Identity(incarnation, version, host, pid, device, names)
+        names = tuple(sorted(set(loadable) - {name for name, _ in put_aside}))
+        self._identity = Identity(incarnation, version, host, pid, device, names, tuple(put_aside))
         self._link = Link(incarnation, heartbeat_ns=heartbeat_ns)
         self._ledger = Ledger(gpus, self._link)
         self._pipeline = Pipeline(self._ledger, names)
@@ -245,6 +247,7 @@ class WorkerBrain:
             gpus=self.gpu_reports(),
             loadable=identity.loadable,
             bundles=True,
+            put_aside=identity.put_aside,
         )
         self._ledger.effects.append(ToController(self._link.peer, message))
 
@@ -360,7 +363,10 @@ class WorkerBrain:
 
     def _accept_model(self, action: PendingAction, message: LoadModel, now_ns: int) -> None:
         name = canonical_model(message.name)
-        fault = load_model_fault(message, name, self._identity.loadable, self._ledger.instances)
+        identity = self._identity
+        fault = load_model_fault(
+            message, name, identity.loadable, self._ledger.instances, identity.put_aside
+        )
         if fault is not None:
             self._ledger.fail(action, *fault, now_ns)
         elif self._set_window(action, message, now_ns):

@@ -6,6 +6,8 @@ is none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from slosched.codes import Code
 from slosched.core.worker.state import Instance
 from slosched.errors import known_names
@@ -27,9 +29,16 @@ def window_fault(earliest_ns: int, latest_ns: int) -> Fault | None:
 
 
 def load_model_fault(
-    message: LoadModel, name: str, loadable: tuple[str, ...], instances: dict[int, Instance]
+    message: LoadModel,
+    name: str,
+    loadable: tuple[str, ...],
+    instances: dict[int, Instance],
+    put_aside: Sequence[tuple[str, str]] = (),
 ) -> Fault | None:
-    """`name` is the canonical form of the message's."""
+    """`name` is the canonical form of the message's; `put_aside` has (name, reason)."""
+    for other, reason in put_aside:
+        if other == name:
+            return Code.PROCESS_ENDED, f"put aside: {reason}"
     if name not in loadable:
         known = known_names(name, loadable)
         return Code.UNKNOWN_MODEL, f"this worker has no model {message.name!r}; it has: {known}"

@@ -43,6 +43,7 @@ class Identity:
     pid: int
     device: str
     loadable: tuple[str, ...]
+    put_aside: tuple[tuple[str, str], ...] = ()
 
 
 class Link:

@@ -8,6 +8,7 @@ from typing import Protocol
 from slosched.codes import Code
 from slosched.config import WorkerConfig
 from slosched.core.worker.interface import Device, ModelPrepared, PrepareModel, ReleaseModel
+from slosched.daemon.blackbox import NoBlackbox
 from slosched.errors import InvalidConfig, SloschedError
 from slosched.messages import GpuInfo, GpuStats
 
@@ -120,11 +121,12 @@ def preparation_failed(error: BaseException) -> tuple[Code, str]:
     return code, str(error) if isinstance(error, SloschedError) else repr(error)
 
 
-def open_backend(config: WorkerConfig) -> Backend:
+def open_backend(config: WorkerConfig, blackbox: NoBlackbox | None = None) -> Backend:
     """Open what `config.device` names: "auto" is cuda:0 where torch sees a GPU, else the CPU.
 
     Torch and its libraries are imported here, not later: an import holds the interpreter for seconds,
-    and a heartbeat must never wait for that. Raises InvalidConfig, MissingPackage or UnknownName.
+    and a heartbeat must never wait for that. Into `blackbox` goes whose code runs in this process (the emulated
+    GPUs run nobody's). Raises InvalidConfig, MissingPackage or UnknownName.
     """
     device = config.device
     if device == "emulated":
