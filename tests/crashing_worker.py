@@ -80,7 +80,7 @@ def main(config: str, bad: str, where: str, how: str) -> int:
     def open_backend(config: WorkerConfig, blackbox: NoBlackbox) -> EmulatedBackend:
         return CrashingBackend(config, blackbox, bad, where, how)
 
-    worker.open_backend = open_backend  # type: ignore[attr-defined]
+    worker.open_backend = open_backend  # type: ignore[attr-defined,assignment]
     return supervisor._child_main([config])
 
 

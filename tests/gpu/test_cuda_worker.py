@@ -403,7 +403,7 @@ def test_a_cuda_error_ends_the_worker_with_words_and_every_action_answered(tmp_p
         answers = [controller.receive()[0] for _ in range(3)]
         assert all(isinstance(a, ErrorResult) and a.code == Code.PROCESS_ENDED for a in answers)
         controller.close()
-        said = []
+        said: list[str] = []
         while not said or "worker ready on" not in said[-1]:  # the process that was started again
             line = worker.stdout.readline()
             assert line, said
