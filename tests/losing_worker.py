@@ -76,7 +76,7 @@ def main(config: str, lost_file: str, lives: str, execs: str) -> int:
             return EmulatedBackend(config)
         return LosingBackend(config, int(execs), file)
 
-    worker.open_backend = open_backend  # type: ignore[attr-defined, assignment]
+    worker.open_backend = open_backend  # type: ignore[attr-defined,assignment]
     return supervisor._child_main([config])
 
 

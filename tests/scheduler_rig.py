@@ -142,13 +142,24 @@ class Rig:
 
     def join(
         self, worker_id: int = 0, *, gpus: int = 1, pages: int = 100, session: int = 50,
-        resident: tuple[int, ...] = (),
+        resident: tuple[int, ...] = (), put_aside: tuple[tuple[str, str], ...] = (),
     ) -> None:  # fmt: skip
         infos = tuple(GpuInfo(g, "gpu", pages, 2**24, resident) for g in range(gpus))
         self._sessions[worker_id] = session
+        loadable = (
+            tuple({"net", "other"} - {name for name, _ in put_aside}) if put_aside else ("net",)
+        )
         self.from_worker(
             WorkerWelcome(
-                PROTOCOL_VERSION, session, "test", "host", 1, "emulated", infos, ("net",)
+                PROTOCOL_VERSION,
+                session,
+                "test",
+                "host",
+                1,
+                "emulated",
+                infos,
+                loadable,
+                put_aside=put_aside,
             ),
             worker_id,
         )

@@ -202,7 +202,7 @@ def test_help_documents_every_type_and_the_units() -> None:
 def test_real_gpus_have_a_process_each(captured: Captured) -> None:
     assert worker_config(captured)[0] == "workers"
     assert worker_config(captured, "--device", "cuda", "--gpus", "2")[0] == "workers"
-    assert worker_config(captured, "--device", "cuda:1")[0] == "worker"
+    assert worker_config(captured, "--device", "cuda:1")[0] == "workers"
 
 
 def worker_config(captured: Captured, *args: str) -> tuple[str, WorkerConfig]:

@@ -74,6 +74,7 @@ class VirtualWorker:
     noise: EmulationNoise | None = None
     prepares: bool = True
     deny_input: bool = False
+    put_aside: tuple[tuple[str, str], ...] = ()
     now: int = NS_PER_S
     sent: list[tuple[bytes, WorkerToController]] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
@@ -93,6 +94,7 @@ class VirtualWorker:
             pid=1,
             device="emulated",
             allow_zero_size_inputs=not self.deny_input,
+            put_aside=self.put_aside,
         )
         self.devices = {i: EmulatedGpu(profile, self.noise, i) for i in range(self.gpus)}
         self.stepper = Stepper(self.brain, self.devices, self._perform)

@@ -119,9 +119,9 @@ def worker(
     Without a GPU and without torch, `--device emulated` stands in for GPUs: inferences take the time
     that the profile says and compute nothing.
 
-    A worker whose GPU does not answer any more answers what it holds and exits with 9. Of several real
-    GPUs, that one's process is started again, after 1 s and then longer pauses, at most 5 times in 10
-    minutes; a worker of one GPU is for your service manager to start again.
+    Each real GPU is served by a process of its own, which is started again if it ends by itself (a GPU that
+    is lost, a crash, a bug): at once, and then after longer pauses, at most 8 times in 10 minutes. A model
+    that ended its process twice is put aside: it is not offered any more until you start the command again.
 
     \b
     Examples:
@@ -172,10 +172,10 @@ def _check_device(device: str) -> None:
 
 def _serve(config: WorkerConfig, gpus: int | None) -> int:
     announce = Announcer()
-    if config.device in ("auto", "cuda"):
-        from slosched.daemon.supervisor import run_workers
+    if config.device in ("cpu", "emulated"):
+        from slosched.daemon.worker import run_worker
 
-        return run_workers(config, announce=announce, gpus=gpus)
-    from slosched.daemon.worker import run_worker
+        return run_worker(config, announce=announce)
+    from slosched.daemon.supervisor import run_workers
 
-    return run_worker(config, announce=announce)
+    return run_workers(config, announce=announce, gpus=gpus)

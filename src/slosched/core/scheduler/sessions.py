@@ -117,7 +117,7 @@ class Sessions:
     def _note_put_aside(self) -> None:
         """Which models nobody offers any more, because they ended the workers that did."""
         joined = self._cluster.joined()
-        aside = {name: (w, why) for w in joined for name, why in w.put_aside.items()}
+        aside = {name: (w, why) for w in reversed(joined) for name, why in w.put_aside.items()}
         self._cluster.put_aside = {
             name: f"put aside on worker {w.worker_id}: {why}"
             for name, (w, why) in aside.items()
