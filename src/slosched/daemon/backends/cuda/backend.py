@@ -185,6 +185,8 @@ class CudaBackend:
         except StopIteration:
             pass
         except Exception as error:  # a model may raise anything; it will again, in an op
+            if not isinstance(error, DeviceFault):
+                self._blackbox.launching(0)
             self._notes.append(f"{effect.name} failed in its first run: {error!r}")
         self._warming = None
         del self._ordered[event.action_id]
