@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fake_controller import FakeController, model_info
+from slosched.clients import one_shot
 from slosched.clients.inference import Model
 from slosched.clients.one_shot import infer_once, read_image, read_input, top_classes
 from slosched.errors import DeadlineExceeded, InvalidConfig, InvalidRequest
@@ -98,6 +101,10 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         broken.write_bytes(content)
         with pytest.raises(InvalidConfig, match=r"broken\.npy"):
             read_input(broken, model)
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999999,), }".ljust(117)
+    broken.write_bytes(b"\x93NUMPY\x01\x00\x76\x00" + header + b"\n")
+    with pytest.raises(InvalidConfig, match=r"broken\.npy"):
+        read_input(broken, model)
     pickled = tmp_path / "pickled.npy"
     np.save(pickled, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(InvalidConfig, match=r"pickled\.npy"):
@@ -145,6 +152,34 @@ def test_sixteen_bits_are_scaled_and_not_cut(tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     Image.fromarray(np.full((9, 9), 32_768, np.uint16)).save(path)
     assert abs(brightness(path) - 0.5) < 0.01
+
+
+def test_what_has_no_known_white_is_refused_and_a_clear_level_is_white(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.tif"
+    for low, high in ((0, 2_000_000_000), (-5, 9)):
+        Image.fromarray(np.array([[low, high]], np.int32)).save(path)
+        with pytest.raises(InvalidConfig, match=f"{low} to {high}, have no known white"):
+            read_image(path, image_model())
+    clear = tmp_path / "clear.png"
+    Image.fromarray(np.zeros((9, 9), np.uint16)).save(clear, transparency=0)
+    assert brightness(clear) == 1.0
+
+
+def test_an_input_that_takes_too_long_to_read_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+
+    def slow(path: Path, model: Model) -> Any:
+        released.wait(20)
+
+    path = tmp_path / "input.npy"
+    np.save(path, np.zeros((3, 4), np.float32))
+    monkeypatch.setattr(one_shot, "read_input", slow)
+    monkeypatch.setattr(one_shot, "_READ_WITHIN_S", 0.05)
+    threading.Timer(0.5, released.set).start()
+    with FakeController() as controller, pytest.raises(InvalidConfig, match="was not read within"):
+        infer_once(controller.address, "toy", path)
 
 
 def test_transparent_pixels_are_seen_on_white(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from slosched.config import (
     WorkerConfig,
 )
 from slosched.errors import InvalidConfig, UnknownName
-from slosched.units import parse_bytes, parse_duration_ns
+from slosched.units import parse_bytes, parse_duration_ns, tensor_bytes
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -90,6 +90,15 @@ def _shape(value: Any) -> tuple[int, ...]:
     return shape
 
 
+def _output(value: Any) -> str:
+    """The name or the index of an output."""
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        raise ValueError('must be the name of an output, or its index: "logits" or 0')
+    if isinstance(value, int) and value < 0:
+        raise ValueError("must be at least 0 where it is an index")
+    return str(value)
+
+
 def _numbers(value: Any) -> tuple[float, ...]:
     if not isinstance(value, list):
         raise ValueError("must be a list of numbers")
@@ -141,7 +150,7 @@ _NOISE: dict[str, _Reader] = {
 _SOURCE: dict[str, _Reader] = {
     "factory": _text, "pt2": _text, "safetensors": _text, "config": _text, "cupy": _text,
     "input_shape": _shape, "input_dtype": _text, "dtype": _text, "channels_last": _flag,
-    "output": _text,
+    "output": _output,
 }  # fmt: skip
 _WORKER: dict[str, _Reader] = {
     "device": _text, "gpus": _integer, "port": _integer, "bind": _text, "profile": _text,
@@ -328,6 +337,8 @@ ONE_INPUT = (
     "A model takes one tensor of one fixed shape and dtype for each request: give one that takes more a "
     "wrapper with one input, and lengths that vary a model each, padded to its length"
 )
+#: The largest message there is (transport/codec.py, which files of configuration do not know).
+_INPUT_AT_MOST_BYTES = 64 * 1024 * 1024
 INPUT_DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
@@ -356,7 +367,9 @@ def _model_source(file: Path, name: str, table: Any) -> ModelSource:
     if not isinstance(table, dict):
         raise InvalidConfig(f"{where}: must be a table [models.{name}]")
     shape = table.get("input_shape", [1])
-    whole = isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape)
+    whole = (
+        isinstance(shape, list) and shape and all(type(size) is int and size > 0 for size in shape)
+    )
     if not whole:
         raise InvalidConfig(
             f"{where}: input_shape must be a list of sizes of at least 1, as [3, 224, 224], not {shape!r}. "
@@ -381,6 +394,12 @@ def _model_source(file: Path, name: str, table: Any) -> ModelSource:
     if values.get("input_dtype", "float32") not in INPUT_DTYPES:
         raise InvalidConfig(
             f"{where}: input_dtype {values['input_dtype']!r} is none of {', '.join(INPUT_DTYPES)}"
+        )
+    size = tensor_bytes(values.get("input_shape", ()), values.get("input_dtype", "float32"))
+    if size > _INPUT_AT_MOST_BYTES:
+        raise InvalidConfig(
+            f"{where}: an input of input_shape {shape} has {size:,} bytes, and at most "
+            f"{_INPUT_AT_MOST_BYTES:,} travel; it is the shape of one request, without the batch"
         )
     if values.get("output") and values.get("cupy"):
         raise InvalidConfig(f"{where}: a cupy model returns one array; leave `output` out")

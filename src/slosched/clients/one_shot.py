@@ -117,14 +117,25 @@ def infer_once(
             if (
                 input_path is not None
             ):  # beside the loop, which says meanwhile that the client lives
-                reading = asyncio.to_thread(read_input, input_path, handle)
-                array = await asyncio.wait_for(reading, _READ_WITHIN_S)
+                array = await _read_beside(input_path, handle)
             return await client.infer(handle, array, slo=slo)
 
     if input_path is not None and not input_path.is_file():
         raise InvalidConfig(f"no file {str(input_path)!r}; give an image or a .npy array")
     answer = asyncio.run(once())
     return OneShot(answer, top_classes(answer.output, answer.model.info.labels))
+
+
+async def _read_beside(path: Path, model: Model) -> Array:
+    """`read_input` in a thread: the loop says meanwhile that the client lives. Raises InvalidConfig."""
+    reading = asyncio.to_thread(read_input, path, model)
+    try:
+        return await asyncio.wait_for(reading, _READ_WITHIN_S)
+    except TimeoutError:
+        raise InvalidConfig(
+            f"{str(path)!r} was not read within {_READ_WITHIN_S:.0f} s; copy it to a quick disk, or scale "
+            "it down first"
+        ) from None
 
 
 def read_input(path: Path, model: Model) -> Array:
@@ -141,7 +152,7 @@ def read_array(path: Path) -> Array:
     """Return the array of an .npy file. Pickled objects are refused. Raises InvalidConfig."""
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError) as error:  # the last: a length that is none
         raise InvalidConfig(f"{str(path)!r} is no .npy array that can be read: {error}") from None
     if not isinstance(array, np.ndarray):
         raise InvalidConfig(f"{str(path)!r} holds several arrays; save one with numpy.save")
@@ -192,8 +203,16 @@ def _as_seen(opened: Image.Image) -> Image.Image:
     opened.seek(0)
     image: Image.Image = ImageOps.exif_transpose(opened) or opened
     if image.mode.startswith("I"):  # 16 bits, which Pillow would cut at 255
-        levels = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray((levels.clip(0, 65535) / 257).round().astype(np.uint8))
+        levels = np.asarray(image, dtype=np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(
+                f"its values of 32 bits, {levels.min()} to {levels.max()}, have no known white; save it "
+                "with 8 or 16 bits"
+            )
+        clear = image.info.get("transparency")  # a level, in PNG
+        if isinstance(clear, int):
+            levels[levels == clear] = 65535
+        image = Image.fromarray((levels / 257).round().astype(np.uint8))
     elif image.mode == "F":
         raise ValueError("it holds floating numbers; give them as an .npy file")
     if image.has_transparency_data:

@@ -7,7 +7,7 @@ Only the operator's config leads here. Nothing that comes over the network is im
 from __future__ import annotations
 
 import importlib
-import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +20,8 @@ from torch import nn
 from slosched.config import LIBRARY_PREFIXES, ModelSource, WorkerConfig, canonical_model
 from slosched.daemon.backends.formats import in_format, takes_images
 from slosched.daemon.backends.libraries import library_spec, library_specs
-from slosched.daemon.backends.zoo import ZOO, ModelSpec, import_transformers, import_zoo
+from slosched.daemon.backends.pretrained import from_safetensors
+from slosched.daemon.backends.zoo import ZOO, ModelSpec, import_zoo
 from slosched.errors import InvalidConfig, MissingPackage
 
 #: What transformers' models with a head call their answer; taken if there is one and nothing else is named.
@@ -73,7 +74,7 @@ def source_spec(source: ModelSource) -> ModelSpec:
     """
     for path in (source.pt2, source.safetensors, source.config):
         if path and not Path(path).is_file():
-            raise InvalidConfig(f"model {source.name!r}: there is no file {path}")
+            raise InvalidConfig(f"model {source.name!r}: there is no file {path}{_beside(path)}")
     spec = _zoo_spec(source) if _of_zoo(source) else _spec_in_float32(source)
     if source.channels_last and not takes_images(spec):
         raise InvalidConfig(
@@ -81,6 +82,15 @@ def source_spec(source: ModelSource) -> ModelSpec:
             f"{spec.input_shape}"
         )
     return in_format(spec, source.dtype, channels_last=source.channels_last)
+
+
+def _beside(path: str) -> str:
+    """What the path could have meant: a folder was given, or its weights are in several files."""
+    given = Path(path)
+    if given.is_dir():
+        return "; that is a folder: name the file in it"
+    index = given.with_name(given.name + ".index.json")
+    return f"; its weights are in several files: name {index.name}" if index.is_file() else ""
 
 
 def _of_zoo(source: ModelSource) -> bool:
@@ -110,7 +120,7 @@ def _spec_in_float32(source: ModelSource) -> ModelSpec:
     elif source.pt2:
         build = lambda: _from_export(source)  # noqa: E731
     elif source.safetensors:
-        build = lambda: _from_safetensors(source)  # noqa: E731
+        build = lambda: from_safetensors(source)  # noqa: E731
         if not source.output:
             source = replace(source, output=_LOGITS)
     else:
@@ -143,10 +153,26 @@ def imported(source: ModelSource, named: str) -> Any:
         beside = (
             f"; looked beside the worker's file, too, in {source.folder}" if source.folder else ""
         )
+        beside = _taken_elsewhere(module_name, source.folder) or beside
         raise InvalidConfig(
             f"model {source.name!r}: {named!r} cannot be imported ({type(error).__name__}: {error})"
             f"{beside}; write package.module:function"
         ) from None
+
+
+def _taken_elsewhere(module_name: str, folder: str) -> str:
+    """A note for an error, where another module of that name was found before the one in `folder`."""
+    top = module_name.partition(".")[0]
+    module = sys.modules.get(top)
+    if not folder or module is None:
+        return ""
+    there = [path for path in (Path(folder, f"{top}.py"), Path(folder, top)) if path.exists()]
+    taken = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+    files = [Path(path).resolve() for path in taken if path]
+    if not there or any(file.is_relative_to(Path(folder).resolve()) for file in files):
+        return ""
+    found = files[0] if files else "a module built into Python"
+    return f"; the module {top!r} was taken from {found}, not from {there[0]}: rename yours"
 
 
 def _from_factory(source: ModelSource) -> nn.Module:
@@ -169,43 +195,35 @@ def _from_export(source: ModelSource) -> nn.Module:
     return module
 
 
-def _from_safetensors(source: ModelSource) -> nn.Module:
-    """transformers' own loading, from the two files alone: ties and renamed keys are its business."""
-    transformers = import_transformers()
-    from safetensors.torch import load_file
+#: What errors of models say that want more, or another kind of, input than one tensor of numbers.
+_WANTS_MORE = re.compile(
+    r"missing \d+ required (positional|keyword-only) argument"
+    r"|You (have to|must|need to) (specify|provide|pass)|(decoder_)?inputs_embeds|pytree|tree ?spec"
+    r"|(input_ids|inputs_embeds|decoder_\w+|pixel_values) (is|are|must|cannot)",
+    re.IGNORECASE,
+)
+_WANTS_INDICES = re.compile(r"argument #1 'indices' to have one of", re.IGNORECASE)
+_SHAPE_ADVICE = "if that is not what it takes, correct input_shape (of one request) and input_dtype"
 
-    try:
-        values: dict[str, Any] = json.loads(Path(source.config).read_text(encoding="utf-8"))
-        if not values.get("architectures") or not values.get("model_type"):
-            raise InvalidConfig(
-                f"model {source.name!r}: {source.config} names no architectures and model_type; add them, as "
-                '"architectures": ["BertForSequenceClassification"], or save it with save_pretrained'
-            )
-        config = transformers.AutoConfig.for_model(**values)
-        model_class = getattr(transformers, values["architectures"][0])
-        transformers.utils.logging.disable_progress_bar()  # a daemon's output is lines
-        model, seen = model_class.from_pretrained(
-            None,
-            config=config,
-            state_dict=load_file(source.safetensors),
-            output_loading_info=True,
+
+def explain_forward_error(error: BaseException, spec: ModelSpec) -> str:
+    """Why the model of `spec` does not run, and what to do, in one sentence or two for the operator.
+
+    For whatever a forward of a made-up batch raised: it needs further inputs, other numbers or another
+    shape than the worker's file says.
+    """
+    said = f"{type(error).__name__}: {error}".strip().rstrip(":")
+    given = f"one tensor of {spec.input_dtype} (batch, {', '.join(map(str, spec.input_shape))})"
+    text = str(error)
+    if isinstance(error, TypeError | ValueError) and _WANTS_MORE.search(text):
+        return (
+            f"model {spec.name!r} does not run on {given}: it wants more inputs ({said}). A request is one "
+            "tensor of one fixed shape: wrap the model in a module whose forward takes one tensor, and "
+            "makes the others or splits them off it, and name it as a factory"
         )
-    except InvalidConfig:
-        raise
-    except Exception as error:
-        raise InvalidConfig(
-            f"model {source.name!r}: cannot build it from {source.config} and {source.safetensors}: "
-            f"{type(error).__name__}: {error}"
-        ) from None
-    # Counters of training are often left out of a file; a missing weight is another matter.
-    lacking = sorted(k for k in seen["missing_keys"] if not k.endswith("num_batches_tracked"))
-    unknown = sorted(seen["unexpected_keys"])
-    other = sorted(str(each) for each in seen.get("mismatched_keys", ()))
-    if lacking or unknown or other:
-        raise InvalidConfig(
-            f"model {source.name!r}: {source.safetensors} does not fit its config: lacks "
-            f"{lacking[:3] or 'nothing'}, has unknown {unknown[:3] or 'nothing'}, of another shape "
-            f"{other[:3] or 'nothing'}"
+    if _WANTS_INDICES.search(text):
+        return (
+            f"model {spec.name!r} does not run on {given}: it takes indices, such as tokens ({said}); set "
+            'input_dtype = "int64"'
         )
-    network: nn.Module = model.eval()
-    return network
+    return f"model {spec.name!r} does not run on {given} ({said}); {_SHAPE_ADVICE}"

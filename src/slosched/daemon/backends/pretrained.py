@@ -1,0 +1,187 @@
+"""Checkpoints in the form of transformers' own `save_pretrained`: config.json and safetensors.
+
+transformers' loading does the work, so that tied weights, renamed keys and what a class ignores are its
+own rules. It is handed the config and the tensors, never a name or a folder: there is nothing that it
+could look up or download, and no code but transformers' own runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from slosched.config import ModelSource
+from slosched.daemon.backends.zoo import import_transformers
+from slosched.errors import InvalidConfig, SloschedError
+
+#: More names of weights or classes than this are not listed.
+_LISTED_AT_MOST = 3
+_CLASSES_AT_MOST = 12
+_INDEX_SUFFIX = ".index.json"
+
+
+def from_safetensors(source: ModelSource) -> nn.Module:
+    """The model of `source.config` with the weights of `source.safetensors`, float32, in eval mode.
+
+    The weights are one file, or several that a model.safetensors.index.json lists. Raises InvalidConfig
+    for files that are no such checkpoint, and names weights that are missing, unknown or of another shape.
+    """
+    try:
+        values = _read_json(source.config)
+        _refuse_what_leads_elsewhere(values)
+        transformers = import_transformers()
+        transformers.utils.logging.disable_progress_bar()  # a daemon's output is lines
+        model_class = _model_class(transformers, values)
+        config = transformers.AutoConfig.for_model(**values)
+        weights = _read_weights(Path(source.safetensors))
+        model, info = _load(model_class, config, weights)
+    except InvalidConfig as error:
+        raise InvalidConfig(f"model {source.name!r}: {error}") from None
+    except SloschedError:
+        raise
+    except Exception as error:  # two files of others, read by two libraries
+        raise InvalidConfig(
+            f"model {source.name!r}: cannot build it from {source.config} and {source.safetensors}: "
+            f"{type(error).__name__}: {error}"
+        ) from None
+    if words := _misfits(info):
+        raise InvalidConfig(
+            f"model {source.name!r}: {source.safetensors} does not fit its config: {words}"
+        )
+    return model.eval()
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidConfig(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise InvalidConfig(f"{path} is no JSON file: {error}") from None
+    if not isinstance(values, dict):
+        raise InvalidConfig(f"{path} is no JSON object, as transformers' config.json is")
+    return values
+
+
+def _refuse_what_leads_elsewhere(values: dict[str, Any]) -> None:
+    """Some keys of a config make transformers fetch weights or kernels, or need other packages."""
+    for key, value in values.items():
+        chosen = key.endswith(("attn_implementation", "experts_implementation"))
+        if chosen and isinstance(value, str) and not value.replace("_", "").isalnum():
+            raise InvalidConfig(
+                f"its config takes {key} from {value!r}, which would be downloaded; leave the key out"
+            )
+        if isinstance(value, dict):
+            _refuse_what_leads_elsewhere(value)
+    if values.get("use_pretrained_backbone"):
+        raise InvalidConfig(
+            "its config says use_pretrained_backbone, whose weights would be downloaded; set it to false: "
+            "the file has them"
+        )
+    if values.get("quantization_config"):
+        raise InvalidConfig(
+            "its config says quantization_config; only plain weights can be served: save it dequantized"
+        )
+
+
+def _model_class(transformers: Any, values: dict[str, Any]) -> Any:
+    """The class that the config names; of transformers' own alone."""
+    kind = values.get("model_type")
+    if not isinstance(kind, str):
+        raise InvalidConfig(
+            'its config has no "model_type" (such as "bert"); take the config.json that transformers\' '
+            "save_pretrained writes"
+        )
+    named = values.get("architectures")
+    if not (isinstance(named, list) and named and isinstance(named[0], str)):
+        known = _classes_of(kind)
+        raise InvalidConfig(
+            "its config names no architectures, the class that was saved; save it with save_pretrained, or add "
+            f'"architectures": ["{(known or ["BertForMaskedLM"])[0]}"]'
+            + (f"; of model_type {kind!r} are {', '.join(known)}" if known else "")
+        )
+    found = getattr(transformers, named[0], None)
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise InvalidConfig(
+            f'its config names the class {named[0]!r} in "architectures", which transformers '
+            f"{transformers.__version__} does not have; code that comes with a checkpoint is never run: "
+            "for a class of your own write a factory"
+        )
+    return found
+
+
+def _classes_of(kind: str) -> list[str]:
+    """transformers' classes for a model_type, sorted."""
+    from transformers.models.auto import modeling_auto
+
+    found: set[str] = set()
+    for name, mapping in vars(modeling_auto).items():
+        if name.startswith("MODEL_") and name.endswith("MAPPING_NAMES") and kind in mapping:
+            classes = mapping[kind]
+            found.update([classes] if isinstance(classes, str) else classes)
+    return sorted(found)[:_CLASSES_AT_MOST]
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a file, or of the files beside it that an index lists."""
+    from safetensors.torch import load_file
+
+    if not path.name.endswith(_INDEX_SUFFIX):
+        weights: dict[str, torch.Tensor] = load_file(path)
+        return weights
+    table = _read_json(str(path)).get("weight_map")
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+        raise InvalidConfig(f'{path} has no "weight_map", as an index of safetensors has')
+    weights = {}
+    for name in sorted(set(table.values())):
+        shard = path.parent / name
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise InvalidConfig(
+                f"{path} lists {name!r}; only .safetensors files beside it are read"
+            )
+        if not shard.is_file():
+            raise InvalidConfig(f"{path} lists {name!r}, and there is no such file beside it")
+        weights.update(load_file(shard))
+    return weights
+
+
+def _load(
+    model_class: Any, config: Any, weights: dict[str, torch.Tensor]
+) -> tuple[nn.Module, dict[str, Iterable[Any]]]:
+    """The model and what transformers says of the keys."""
+    config.return_dict = True
+    for part in (config, *(getattr(config, key) for key in getattr(config, "sub_configs", ()))):
+        if getattr(part, "use_cache", False):
+            part.use_cache = False  # one forward pass for each request: a cache would serve nothing
+    loaded: tuple[nn.Module, dict[str, Iterable[Any]]] = model_class.from_pretrained(
+        None,
+        config=config,
+        state_dict=weights,
+        dtype=torch.float32,
+        local_files_only=True,
+        ignore_mismatched_sizes=True,  # they are reported, and refused here by name
+        output_loading_info=True,
+    )
+    return loaded
+
+
+def _misfits(info: dict[str, Iterable[Any]]) -> str:
+    """Which weights are missing, unknown or of another shape, in words; empty if all fit."""
+    # Counters of training are often left out of a file; a missing weight is another matter.
+    lacking = sorted(k for k in info["missing_keys"] if not k.endswith("num_batches_tracked"))
+    unknown = sorted(info["unexpected_keys"])
+    other = sorted(
+        f"{key} {list(there)} instead of {list(wanted)}"
+        for key, there, wanted in info["mismatched_keys"]
+    )
+    if not (lacking or unknown or other):
+        return ""
+    lacks, has, differs = (
+        each[:_LISTED_AT_MOST] or "nothing" for each in (lacking, unknown, other)
+    )
+    return f"lacks {lacks}, has unknown {has}, of another shape {differs}"
