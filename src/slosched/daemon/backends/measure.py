@@ -13,8 +13,8 @@ import torch
 from slosched.clock import now_ns
 from slosched.config import ModelProfile
 from slosched.core.worker.interface import Op, OpDone, OpKind
-from slosched.daemon.backends.base import first_line
 from slosched.daemon.backends.contract import check_rows
+from slosched.daemon.backends.sources import explain_forward_error
 from slosched.daemon.backends.templates import Array, DeviceWeights, Template
 from slosched.daemon.backends.torch_device import TorchDevice
 from slosched.daemon.backends.zoo import ModelSpec
@@ -104,9 +104,8 @@ def check_model(template: Template) -> None:
     except SloschedError:
         raise
     except Exception as error:  # a model may raise anything
-        raise InvalidConfig(
-            f"model {name!r} does not run: {type(error).__name__}: {first_line(error)}"
-        ) from None
+        why = explain_forward_error(error, template.spec)
+        raise InvalidConfig(f"model {name!r} does not run: {why}") from None
     finally:
         template.forget(weights)
     template.own_state = template.changed(weights)
