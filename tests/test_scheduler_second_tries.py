@@ -10,9 +10,22 @@ import pytest
 from scheduler_rig import EXEC_MS, MS, T0, Rig
 from slosched.codes import Code
 from slosched.config import SchedulerConfig
-from slosched.core.scheduler.interface import Drain, FromClient, ToWorker
+from slosched.core.invariants import InvariantViolated
+from slosched.core.scheduler.interface import Drain, FromClient, SendFailed, ToWorker
+from slosched.core.scheduler.second_tries import SecondTries
 from slosched.core.scheduler.sessions import TICK_NS
-from slosched.messages import CancelRequest, ErrorResult, Goodbye, Infer
+from slosched.core.scheduler.state import ActionState, Gpu, RequestState
+from slosched.messages import (
+    CancelRequest,
+    ErrorResult,
+    EvictWeights,
+    EvictWeightsResult,
+    Goodbye,
+    Infer,
+    LoadWeights,
+    LoadWeightsResult,
+    Span,
+)
 
 #: Of requests aboard an action, by id at the client: what becomes of it.
 Judge = Callable[[list[int]], int]
@@ -261,3 +274,199 @@ def test_the_same_failures_give_the_same_effects() -> None:
         ]
 
     assert history() == history()
+
+
+def test_splitting_spends_no_tries_of_those_that_were_not_at_fault() -> None:
+    """Twice in a batch that raised, then too late: the fourth action answers it."""
+    codes = iter([Code.RUNTIME_ERROR, Code.RUNTIME_ERROR, Code.EXEC_TOO_LATE])
+    bench = Bench(lambda names: next(codes, Code.OK) if requests[0] in names else Code.OK)
+    requests: list[int] = []
+    requests += [bench.rig.infer(bench.model, slo_ms=500) for _ in range(8)]
+    bench.run(100)
+    assert bench.codes(requests) == [0] * 8
+    assert bench.rig.reply(requests[0]).attempts == 4
+
+
+# ------------------------------------------------------------- workers that end, and weights that are nowhere
+
+
+@pytest.mark.parametrize("policy", REPLANNING)
+def test_a_worker_whose_process_ended_gets_no_second_try_while_others_are_there(
+    policy: str,
+) -> None:
+    """Its device is lost, and until it is gone it fails whatever comes, at once."""
+    rig, (model,) = Rig.ready(SchedulerConfig(policy=policy), workers=2)
+    requests: list[int] = []
+    for half_ms in range(80):
+        rig.now_ns = T0 + half_ms * MS // 2
+        if half_ms % 20 == 0:  # the last of them find a GPU that nothing runs on
+            requests.append(rig.infer(model, slo_ms=900))
+        rig.step()
+        for infer in rig.outstanding(0):
+            lost = ErrorResult(
+                infer.session, infer.action_id, 2, Code.PROCESS_ENDED, "cuda:0 is lost"
+            )
+            rig.from_worker(lost, 0)
+        for infer in rig.outstanding(1):
+            if rig.now_ns >= infer.earliest_ns + 3 * MS:
+                rig.finish(infer, begin_ms=half_ms / 2 - 2.5, worker_id=1)
+        rig.step()
+    assert [rig.reply(r).code for r in requests] == [0] * len(requests)
+    assert len(rig.to_worker(Infer, 0)) <= 1
+    wakeup_ns = rig.scheduler.next_wakeup_ns()
+    assert wakeup_ns is not None
+    rig.step(2_000)
+    gpus = rig.scheduler.cluster.gpus.values()
+    assert not any(gpu.held for gpu in gpus), "it is used again if it is still there"
+
+
+def test_the_only_worker_is_tried_although_its_process_ended() -> None:
+    bench = Bench(lambda names: Code.OK if bench.ran else Code.PROCESS_ENDED)
+    request = bench.rig.infer(bench.model, slo_ms=100)
+    bench.run(20)
+    assert bench.codes([request]) == [0]
+
+
+@pytest.mark.parametrize("policy", REPLANNING)
+def test_weights_that_are_nowhere_are_loaded_over_what_is_busy(policy: str) -> None:
+    """Two models, two GPUs of one page; the GPU of one model is lost, and the other one is asked for always."""
+    rig = Rig(SchedulerConfig(policy=policy), workers=2)
+    rig.hello()
+    for worker_id in (0, 1):
+        rig.join(worker_id, pages=1, session=50 + worker_id)
+    there, wanted = rig.load(2)
+    for _ in range(8):  # until it has a GPU
+        rig.infer(wanted, slo_ms=4000)
+    assert serve(rig, until_ms=3_000, stop=lambda: rig.scheduler.idle)
+    model = rig.scheduler.cluster.models[wanted.model_id]
+    (gpu,) = model.resident_on.values()
+    request = rig.infer(wanted, slo_ms=5000)
+    rig.step()
+    asked = model.asked
+    rig.handle(SendFailed(gpu.worker.worker_id, rig.outstanding(gpu.worker.worker_id)[0]))
+    assert not model.resident_on
+    start_ns = rig.now_ns
+    others: list[int] = []
+
+    def done() -> bool:
+        others.append(rig.infer(there, slo_ms=4000))
+        return rig.answered(request)
+
+    assert serve(rig, until_ms=(start_ns - T0) / MS + 500, stop=done)
+    assert rig.reply(request).code == 0
+    assert model.asked <= asked, "one that waits is not asked for again and again"
+    serve(rig, until_ms=(start_ns - T0) / MS + 3_000, stop=lambda: rig.scheduler.idle)
+    assert {rig.reply(other).code for other in others} == {0}, "what made way comes back"
+
+
+def serve(rig: Rig, *, until_ms: float, stop: Callable[[], bool]) -> bool:
+    """Work on workers 0 and 1 in steps of 1 ms, everything after its usual time; True if `stop` said so."""
+    cluster = rig.scheduler.cluster
+    while (rig.now_ns - T0) / MS < until_ms:
+        rig.now_ns += MS
+        rig.step()
+        for worker_id, worker in cluster.workers.items():
+            worker.heard = True
+            for sent in rig.to_worker(EvictWeights, worker_id):
+                if sent.action_id in cluster.actions:
+                    span = Span(rig.now_ns, rig.now_ns, 0)
+                    evicted = EvictWeightsResult(
+                        sent.session, sent.action_id, span, rig.now_ns, rig.now_ns
+                    )
+                    rig.from_worker(evicted, worker_id)
+            for load in rig.to_worker(LoadWeights, worker_id):
+                if load.action_id in cluster.actions and rig.now_ns >= load.earliest_ns + 9 * MS:
+                    span = Span(rig.now_ns - 8 * MS, rig.now_ns, 8 * MS)
+                    loaded = LoadWeightsResult(
+                        load.session, load.action_id, span, rig.now_ns, rig.now_ns
+                    )
+                    rig.from_worker(loaded, worker_id)
+            for infer in rig.outstanding(worker_id)[:1]:
+                takes_ms = EXEC_MS[infer.batch_size]
+                if rig.now_ns >= infer.earliest_ns + (takes_ms + 1) * MS:
+                    begin_ms = (rig.now_ns - T0) / MS - takes_ms
+                    rig.finish(infer, begin_ms=begin_ms, worker_id=worker_id)
+        rig.step()
+        if stop():
+            return True
+    return False
+
+
+def test_what_a_step_looks_at_does_not_grow_with_what_waits() -> None:
+    """One process with half of the GPUs is lost: each step looks at what can go, and at no GPU twice."""
+    for gpus in (5, 40):
+        rig, (model,) = Rig.ready(SchedulerConfig(max_gpus=100), workers=2, gpus=gpus)
+        for _ in range(16 * gpus):
+            rig.infer(model, slo_ms=400)
+        rig.step(0)
+        rig.handle(SendFailed(0, rig.outstanding(0)[0]))
+        tries = rig.scheduler.second_tries
+        assert tries.waiting >= 4 * gpus
+        for _ in range(3):
+            tries.lots_looked_at = tries.gpus_looked_at = 0
+            rig.now_ns += 1000
+            rig.step()
+            assert tries.lots_looked_at <= gpus + 1
+            assert tries.gpus_looked_at <= gpus
+
+
+def test_no_more_than_half_of_the_gpus_are_kept_from_serving_others() -> None:
+    rig, (model,) = Rig.ready(workers=5)
+    for _ in range(80):
+        rig.infer(model, slo_ms=900)
+    rig.step(0)
+    rig.handle(SendFailed(0, rig.outstanding(0)[0]))
+    for step in range(1, 40):
+        rig.step(step * 0.5)
+        for worker_id in range(1, 5):
+            for infer in rig.outstanding(worker_id)[:1]:
+                takes_ms = EXEC_MS[infer.batch_size]
+                if rig.now_ns >= infer.earliest_ns + (takes_ms + 1) * MS:
+                    begin_ms = step * 0.5 - takes_ms - 0.25
+                    rig.finish(infer, begin_ms=begin_ms, worker_id=worker_id)
+        rig.step()
+        gpus = rig.scheduler.cluster.gpus.values()
+        assert sum(gpu.held or gpu.runs_alone for gpu in gpus) <= 2
+        if not rig.scheduler.second_tries.waiting:
+            break
+    assert not rig.scheduler.second_tries.waiting
+
+
+# ------------------------------------------------------------------------------------- the checker
+
+
+@pytest.mark.parametrize("third", [False, True])
+def test_the_checker_notices_company_and_a_third_try(
+    monkeypatch: pytest.MonkeyPatch, third: bool
+) -> None:
+    """Scheduled as any other failure: with others, and again and again."""
+
+    def as_any_other(
+        tries: SecondTries, action: ActionState, code: int, reason: str, **_: object
+    ) -> None:
+        for request in action.requests:
+            request.move(RequestState.QUEUED)
+            bench.rig.scheduler.policy.enqueue(request, now_ns=bench.rig.now_ns)
+
+    monkeypatch.setattr(SecondTries, "process_ended", as_any_other)
+    bench = Bench(lambda names: Code.PROCESS_ENDED)
+    for _ in range(1 if third else 2):
+        bench.rig.infer(bench.model, slo_ms=500)
+    with pytest.raises(InvariantViolated, match="third process" if third else "not alone"):
+        bench.run(50)
+
+
+def test_the_checker_notices_what_is_sent_behind_one_that_must_be_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Gpu, "runs_alone", False)
+    bench = Bench(lambda names: Code.OK if bench.ran else Code.PROCESS_ENDED)
+    bench.rig.infer(bench.model, slo_ms=500)
+
+    def ask_on() -> None:
+        for _ in range(5):
+            bench.run((bench.rig.now_ns - T0) / MS + 4)
+            bench.rig.infer(bench.model, slo_ms=500)
+
+    with pytest.raises(InvariantViolated, match="must be alone"):
+        ask_on()

@@ -5,6 +5,7 @@
 - A GPU's exec timeline never overlaps, and every exec starts within its action's window.
 - Pages used never exceed the pages there are, and every page is accounted for.
 - Nothing is sent to run on weights that are not resident.
+- A request whose action ended with its process runs once more at most, alone, and its GPU gets nothing else meanwhile.
 
 A step costs as much as its effects touch: the checker keeps a ledger of its own from the effects, and
 compares all of it with the scheduler's state only every `RECOUNT_STEPS` steps (sooner after an action came
@@ -21,7 +22,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 
-from slosched.codes import ActionType
+from slosched.codes import ActionType, Code
 from slosched.core.scheduler.interface import (
     ActionDone,
     Effect,
@@ -80,6 +81,13 @@ class InvariantChecker:
         self._sent: dict[
             int, tuple[Infer, tuple[int, ...], int]
         ] = {}  # action -> what, who, worker
+        self._ends: dict[
+            int, int
+        ] = {}  # unanswered request -> its actions that ended with their process
+        self._aboard: dict[
+            tuple[int, int], dict[int, bool]
+        ] = {}  # (worker, GPU id) -> action -> alone
+        self._failed: set[int] = set()  # actions of this step that their workers say failed
         self._stories: dict[int, list[_Line]] = {}
         self._answered: deque[int] = deque()  # whose stories are kept
         #: (worker, GPU id) -> its last execs (begin, end), ascending; and of which session they are.
@@ -107,6 +115,7 @@ class InvariantChecker:
             if worker_id != event.worker_id or message.session != infer.session:
                 return  # of another life of the worker or of the controller
             if isinstance(message, ErrorResult):
+                self._failed.add(message.action_id)
                 self._tell(keys, now_ns, "action {} failed: {}", message.action_id, message.code)
                 return
             if message.action_id not in self._scheduler.cluster.actions:
@@ -182,6 +191,7 @@ class InvariantChecker:
         record = effect.record
         key = record.key
         self._tell((key,), now_ns, "answered {} {}", record.code, record.reason)
+        self._ends.pop(key, None)
         if self._live.pop(key, None) is None:
             when = "although it was answered" if key < self._arrived else "although it never came"
             self._fail(f"request {key} is answered {when}", (key,))
@@ -195,6 +205,10 @@ class InvariantChecker:
         sent = self._sent.pop(record.action_id, None)
         if sent is None:
             return
+        del self._aboard[record.worker_id, record.gpu_id][record.action_id]
+        # What failed without a report was lost with its worker.
+        ended = record.code == Code.PROCESS_ENDED or record.action_id not in self._failed
+        self._failed.discard(record.action_id)
         if record.code:
             self._recount_at = min(self._recount_at, self._steps + _RECOUNT_FAILURES_STEPS)
         for key in sent[1]:
@@ -203,6 +217,8 @@ class InvariantChecker:
             if record.code == 0:
                 self._fail(f"action {record.action_id} ended well without an answer", (key,))
             self._live[key] = _QUEUED
+            if ended:
+                self._ends[key] = self._ends.get(key, 0) + 1
             self._tell((key,), now_ns, "action {} came to nothing", record.action_id)
 
     def _check_send(self, effect: ToWorker, infer: Infer, now_ns: int) -> None:
@@ -217,6 +233,7 @@ class InvariantChecker:
                 self._fail(f"request {key} is in actions {place} and {action_id}", (key,))
             self._live[key] = action_id
         self._sent[action_id] = (infer, keys, worker_id)
+        self._check_company(infer, keys, worker_id)
         gpu = self._gpu(worker_id, infer.gpu_id)
         if gpu is None:  # lost within the same step
             return
@@ -226,6 +243,19 @@ class InvariantChecker:
             self._fail(f"action {action_id} has an empty window", keys)
         if len(keys) > infer.batch_size:
             self._fail(f"action {action_id} carries more requests than its class", keys)
+
+    def _check_company(self, infer: Infer, keys: tuple[int, ...], worker_id: int) -> None:
+        """What ended a process has its GPU to itself, and does so no third time."""
+        ends = max((self._ends.get(key, 0) for key in keys), default=0)
+        aboard = self._aboard.setdefault((worker_id, infer.gpu_id), {})
+        what = f"action {infer.action_id}"
+        if ends > 1:
+            self._fail(f"{what} may end a third process", keys)
+        if ends and (aboard or len(keys) > 1):
+            self._fail(f"{what} may end a process, and is not alone: {sorted(aboard)}", keys)
+        if any(aboard.values()):
+            self._fail(f"{what} goes to a GPU where {sorted(aboard)} must be alone", keys)
+        aboard[infer.action_id] = bool(ends)
 
     # ------------------------------------------------------------------------------ workers
 

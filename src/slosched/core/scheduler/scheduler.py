@@ -78,7 +78,8 @@ from slosched.messages import (
     WorkerWelcome,
 )
 
-#: A request whose actions keep failing is answered after this many.
+#: A request whose actions keep failing is answered after this many, not counting those that failed at the
+#: model's hands (second_tries.py bounds them).
 _MAX_ATTEMPTS = 3
 
 
@@ -395,7 +396,9 @@ class Scheduler:
         """An action came to nothing: its requests are tried again while that can help, else answered."""
         if self.policy.replans:
             if process_ended or code == Code.PROCESS_ENDED:
-                self.second_tries.process_ended(action, code, reason)
+                self.second_tries.process_ended(
+                    action, code, reason, now_ns=now_ns, lost=process_ended
+                )
                 return
             if code in MODEL_FAILED:
                 self.second_tries.model_failed(action, code, reason)
@@ -410,7 +413,7 @@ class Scheduler:
         if request.state is RequestState.ANSWERED:
             return
         hopeless = (
-            request.attempts >= _MAX_ATTEMPTS
+            request.attempts - request.excused >= _MAX_ATTEMPTS
             or now_ns >= request.deadline_ns
             or not self.cluster.gpus
             or not self.policy.replans
@@ -425,6 +428,7 @@ class Scheduler:
             self.policy.enqueue(request, now_ns=now_ns)
 
     def _weights_wanted(self, request: Request, now_ns: int) -> None:
+        """A queued request lost its model's weights to a second try."""
         if isinstance(self.policy, LoadsByDemand):
             self.policy.asked_for(request, now_ns=now_ns)
 

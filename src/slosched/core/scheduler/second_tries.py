@@ -7,22 +7,37 @@ Two kinds of failure say that one request may be to blame for what befell the ot
 - The model raised: the batch goes again as two halves, until only the culprit fails; only it reads the error.
 
 What is tried again is a *lot*: requests of one model that go as one action, in which no other takes part. Lots
-are sent here, for every policy alike, before the policy gives out what is left.
+are sent here, for every policy alike, before the policy gives out what is left. A lot whose weights are nowhere has
+them loaded: no rule of placement would see that it waits.
+
+A worker that reports the end of a process may be about to end itself, and until then fails whatever comes. It gets
+nothing for `_ENDING_NS` while others are there, so that nobody's one more try is lost on it.
+
+Lots of one model wait in the order of their deadlines, and a step looks only at those at the front: as many as can
+go, and the first that cannot.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
+from heapq import heapify, heappop, heappush
 
 from slosched.codes import Code, code_name
 from slosched.core.scheduler.cluster import OVERDUE_SHARE, Cluster
 from slosched.core.scheduler.openings import MAX_OUTSTANDING
 from slosched.core.scheduler.policies.base import LAST_ONE_LOST, is_offered
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request, RequestState
-from slosched.units import NS_PER_MS
+from slosched.units import NS_PER_MS, NS_PER_S
 
 #: A lot that waits for a GPU or for weights is looked at again after this at the latest.
 _LOOK_AGAIN_NS = NS_PER_MS
+#: Longer than a process that lost its device takes to end, and its worker to be missed.
+_ENDING_NS = NS_PER_S
+#: A load for a lot is sent behind at most one other, as placement's are.
+_MOST_LOADS = 2
+#: The latest start of a load: nobody waits for a particular one.
+_LOAD_WINDOW_NS = NS_PER_S
 #: What the model itself, or its input, is at fault for: another try of the same batch would fail likewise.
 MODEL_FAILED = frozenset(
     {
@@ -42,32 +57,62 @@ End = Callable[[Request, int, str], None]
 class Lot:
     """`requests` of one model that go as one action. `alone`: a single one, with its GPU to itself."""
 
-    __slots__ = ("alone", "asked_ns", "requests")
+    __slots__ = ("alone", "model", "order", "requests")
 
     def __init__(self, requests: Sequence[Request], *, alone: bool) -> None:
-        self.requests = list(requests)
+        self.requests = sorted(requests)
         self.alone = alone
-        self.asked_ns = -1  # when its model's weights were last asked for
+        self.model = self.requests[0].model
+        self.order = self._order()
 
-    @property
-    def model(self) -> Model:
-        return self.requests[0].model
-
-    def order(self) -> tuple[int, int]:
-        first = min(self.requests)
+    def _order(self) -> tuple[int, int]:
+        first = self.requests[0]
         return first.deadline_ns, first.key
+
+    def remove(self, request: Request) -> None:
+        self.requests.remove(request)
+        if self.requests:
+            self.order = self._order()
+
+
+def _order_of(lot: Lot) -> tuple[int, int]:
+    return lot.order
+
+
+class _Holders:
+    """The GPUs that hold one model's weights, as one step of `SecondTries` sees them: the soonest first.
+
+    `idle` and `busy` are what one that must run alone can get; `open` is for the others.
+    """
+
+    __slots__ = ("busy", "idle", "open", "soonest_ns")
+
+    def __init__(self) -> None:
+        self.soonest_ns = -1  # when one request could be answered at the earliest; -1: it cannot
+        self.idle: list[Gpu] = []
+        self.busy: list[Gpu] = []
+        self.open: list[Gpu] = []
 
 
 class SecondTries:
-    """The lots that wait. `end` answers a request; `wanted` is told of one whose weights are nowhere."""
+    """The lots that wait. `end` answers a request; `wanted` is told of one that lost its weights to a lot."""
 
     def __init__(
         self, cluster: Cluster, *, end: End, wanted: Callable[[Request, int], None]
     ) -> None:
         self._cluster, self._end, self._wanted = cluster, end, wanted
-        self._lots: list[Lot] = []
-        self._held: dict[int, Gpu] = {}  # GPUs kept free for what must run alone, by index
+        #: By model id and whether alone; each in its order, and none is empty.
+        self._lots: dict[tuple[int, bool], list[Lot]] = {}
+        self._held: dict[
+            int, Gpu
+        ] = {}  # GPUs kept free for what must run alone or be loaded, by index
+        self._loading: dict[int, Gpu] = {}  # model id -> the one of these that its weights go to
+        self._ending: dict[int, tuple[Gpu, int]] = {}  # GPU index -> until when it gets nothing
+        self._shunned: dict[int, Gpu] = {}  # these, unless there are no others
         self._lot_of: dict[int, Lot] = {}  # by request key
+        #: What decisions cost: lots looked at, and GPUs.
+        self.lots_looked_at = 0
+        self.gpus_looked_at = 0
 
     @property
     def waiting(self) -> int:
@@ -76,8 +121,13 @@ class SecondTries:
 
     # -------------------------------------------------------------------------------- facts
 
-    def process_ended(self, action: ActionState, code: int, reason: str) -> None:
-        """The action ended with its process, or its worker was lost: each goes once more, alone."""
+    def process_ended(
+        self, action: ActionState, code: int, reason: str, *, now_ns: int, lost: bool
+    ) -> None:
+        """The action ended with its process: each goes once more, alone. `lost`: its worker is gone."""
+        if not lost:
+            for gpu in action.gpu.worker.gpus:
+                self._ending[gpu.index] = (gpu, now_ns + _ENDING_NS)
         for request in action.requests:
             if request.state is RequestState.ANSWERED:
                 continue
@@ -87,6 +137,7 @@ class SecondTries:
                 continue
             request.move(RequestState.ASIDE)
             request.tried_alone = True
+            request.excused += 1
             self._add(Lot((request,), alone=True))
 
     def model_failed(self, action: ActionState, code: int, reason: str) -> None:
@@ -98,6 +149,7 @@ class SecondTries:
             return
         for request in left:
             request.move(RequestState.ASIDE)
+            request.excused += 1
         middle = (len(left) + 1) // 2
         for half in (left[:middle], left[middle:]):
             if half:
@@ -109,55 +161,116 @@ class SecondTries:
         self._add(Lot((request,), alone=True))
 
     def _add(self, lot: Lot) -> None:
-        self._lots.append(lot)
+        self._put(lot)
         for request in lot.requests:
             self._lot_of[request.key] = lot
+
+    def _put(self, lot: Lot) -> None:
+        lots = self._lots.setdefault((lot.model.model_id, lot.alone), [])
+        insort(lots, lot, key=_order_of)
 
     def forget(self, request: Request) -> bool:
         """The request was answered by somebody else. True if it waited here."""
         lot = self._lot_of.pop(request.key, None)
         if lot is None:
             return False
-        lot.requests.remove(request)
-        if not lot.requests:
-            self._lots.remove(lot)
+        key = (lot.model.model_id, lot.alone)
+        lots = self._lots[key]
+        del lots[bisect_left(lots, lot.order, key=_order_of)]
+        if not lots:
+            del self._lots[key]
+        lot.remove(request)
+        if lot.requests:
+            self._put(lot)
         return True
 
     # ------------------------------------------------------------------------------- decisions
 
     def plan(self, *, now_ns: int) -> None:
         """Send what can go now; answer what cannot be in time any more."""
-        if not self._lots and not self._held:
+        if not self._lots and not self._held and not self._ending:
             return
-        holds: dict[int, Gpu] = {}
-        for lot in sorted(self._lots, key=Lot.order):
-            self._drop_hopeless(lot, now_ns)
-            if not lot.requests:
-                continue
-            if not lot.model.resident_on:
-                self._ask_for_weights(lot, now_ns)
-            elif lot.alone:
-                self._try_alone(lot, holds, now_ns)
-            else:
-                self._try(lot, holds, now_ns)
-        for index, gpu in [*self._held.items(), *holds.items()]:
-            gpu.held = index in holds
-            self._cluster.reopen(gpu)
+        self._shun(now_ns)
+        holds = dict(self._shunned)
+        if self._lots:
+            self._give_out(holds, now_ns)
+        for index, gpu in {**self._held, **holds}.items():
+            if gpu.held != (index in holds):
+                gpu.held = index in holds
+                self._cluster.reopen(gpu)
         self._held = holds
 
     def next_wakeup_ns(self, now_ns: int) -> int | None:
-        return now_ns + _LOOK_AGAIN_NS if self._lots else None
+        if self._lots:
+            return now_ns + _LOOK_AGAIN_NS
+        return min((self._ending[index][1] for index in self._shunned), default=None)
 
-    def _drop_hopeless(self, lot: Lot, now_ns: int) -> None:
+    def _shun(self, now_ns: int) -> None:
+        """Find the GPUs that are likely about to go."""
+        gpus = self._cluster.gpus
+        for index, (gpu, until_ns) in list(self._ending.items()):
+            if now_ns >= until_ns or gpus.get(index) is not gpu:
+                del self._ending[index]
+        others = len(self._ending) < len(gpus)
+        self._shunned = {i: gpu for i, (gpu, _) in self._ending.items()} if others else {}
+
+    def _give_out(self, holds: dict[int, Gpu], now_ns: int) -> None:
+        """Look at the lots by deadline; of each model and kind no further than the first that must wait."""
+        for model_id in [i for i in self._loading if not self._waits_for_weights(i)]:
+            del self._loading[model_id]
+        seen: dict[int, _Holders] = {}
+        heads = [(lots[0].order, key, 0) for key, lots in self._lots.items()]
+        heapify(heads)
+        while heads:
+            _, key, place = heappop(heads)
+            lot = self._lots[key][place]
+            self.lots_looked_at += 1
+            holders = seen.get(key[0])
+            if holders is None:
+                holders = seen[key[0]] = self._look(lot.model, holds, now_ns)
+            left = len(lot.requests)
+            self._drop_hopeless(lot, holders, now_ns)
+            if len(lot.requests) == left:
+                if holders.soonest_ns < 0:
+                    self._load(lot.model, holds, now_ns)
+                    continue
+                sent = self._try_alone if lot.alone else self._try
+                if not sent(lot, holders, holds, now_ns):
+                    if not (lot.alone and self._hold(holders, holds)):
+                        continue
+                    place += 1
+            lots = self._lots.get(key, ())
+            if place < len(lots):
+                heappush(heads, (lots[place].order, key, place))
+
+    def _waits_for_weights(self, model_id: int) -> bool:
+        resident = self._cluster.models[model_id].resident_on.keys() - self._shunned.keys()
+        return not resident and any((model_id, alone) in self._lots for alone in (False, True))
+
+    def _look(self, model: Model, holds: dict[int, Gpu], now_ns: int) -> _Holders:
+        cluster, found = self._cluster, _Holders()
+        ranked = []
+        for index, gpu in model.resident_on.items():
+            self.gpus_looked_at += 1
+            if index in self._shunned:
+                continue
+            ends_ns = self._ends_ns(gpu, model, now_ns)
+            if found.soonest_ns < 0 or ends_ns < found.soonest_ns:
+                found.soonest_ns = ends_ns
+            if index not in holds and not gpu.runs_alone and self._reports(gpu, now_ns):
+                ranked.append((cluster.earliest_start_ns(gpu, now_ns), index, gpu))
+        ranked.sort()
+        for _, _, gpu in sorted(ranked, key=lambda entry: not entry[2].held):
+            (found.busy if gpu.exec.outstanding else found.idle).append(gpu)
+        found.open = [gpu for _, _, gpu in ranked]
+        return found
+
+    def _drop_hopeless(self, lot: Lot, holders: _Holders, now_ns: int) -> None:
         """Answer those that could not be in time even alone, from now on, on the GPU that is best."""
-        model = lot.model
-        if not is_offered(self._cluster, model):
+        if not lot.model.resident_on and not is_offered(self._cluster, lot.model):
             self._give_up(lot.requests, Code.CANCELLED, LAST_ONE_LOST)
             return
-        soonest_ns = min(
-            (self._ends_ns(gpu, model, now_ns) for gpu in model.resident_on.values()),
-            default=now_ns,
-        )
+        soonest_ns = holders.soonest_ns if holders.soonest_ns >= 0 else now_ns
         late = [each for each in lot.requests if each.deadline_ns < soonest_ns]
         if late:
             self._give_up(late, Code.TIMED_OUT, "its action failed, and no second try fits")
@@ -172,46 +285,52 @@ class SecondTries:
         start_ns = self._cluster.likely_start_ns(gpu, now_ns)
         return start_ns + gpu.exec_table(model).single.expected_ns + gpu.worker.returns.expected_ns
 
-    def _ask_for_weights(self, lot: Lot, now_ns: int) -> None:
-        if not lot.model.loading_on and now_ns - lot.asked_ns > _LOOK_AGAIN_NS:
-            lot.asked_ns = now_ns
-            self._wanted(lot.requests[0], now_ns)
-
-    def _try_alone(self, lot: Lot, holds: dict[int, Gpu], now_ns: int) -> None:
-        """Send the lot to a GPU where nothing is outstanding; one that works is kept free for it."""
-        holders = [
-            gpu
-            for gpu in lot.model.resident_on.values()
-            if gpu.index not in holds and not gpu.runs_alone and self._reports(gpu, now_ns)
-        ]
-        if not holders:
-            return
-        start_ns = self._cluster.earliest_start_ns
-        gpu = min(holders, key=lambda g: (not g.held, start_ns(g, now_ns), g.index))
-        if not gpu.exec.outstanding:
+    def _try_alone(self, lot: Lot, holders: _Holders, holds: dict[int, Gpu], now_ns: int) -> bool:
+        """Send the lot to a GPU where nothing is outstanding."""
+        for gpu in holders.idle:
+            if gpu.exec.outstanding or gpu.index in holds:
+                continue  # by another lot, meanwhile
             action = self._send(gpu, lot, now_ns)
             if action is not None:
                 action.alone = True
-        elif 2 * len(holds) < len(lot.model.resident_on):  # the others go on serving
-            holds[gpu.index] = gpu
+                holders.idle.remove(gpu)
+                return True
+        return False
 
-    def _try(self, lot: Lot, holds: dict[int, Gpu], now_ns: int) -> None:
-        holders = [
+    def _hold(self, holders: _Holders, holds: dict[int, Gpu]) -> bool:
+        """Keep a GPU that works free for what must run alone, if that may be."""
+        while holders.busy and self._may_keep(holds):
+            gpu = holders.busy.pop(0)
+            if gpu.index not in holds and not gpu.runs_alone:
+                holds[gpu.index] = gpu
+                return True
+        return False
+
+    def _may_keep(self, holds: dict[int, Gpu]) -> bool:
+        """Another GPU may be kept free: no more than half of them are, or one, so that others are served."""
+        gpus = self._cluster.gpus
+        there = len(gpus) - len(self._shunned)
+        kept = sum(gpu.runs_alone for gpu in gpus.values()) + len(holds) - len(self._shunned)
+        return 2 * kept < there
+
+    def _try(self, lot: Lot, holders: _Holders, holds: dict[int, Gpu], now_ns: int) -> bool:
+        """Send the lot, or those of it that can be in time together, to the GPU that starts it soonest."""
+        able = [
             gpu
-            for gpu in lot.model.resident_on.values()
+            for gpu in holders.open
             if gpu.index not in holds
             and not gpu.runs_alone
             and len(gpu.exec.outstanding) < MAX_OUTSTANDING
-            and self._reports(gpu, now_ns)
         ]
-        if holders:
-            start_ns = self._cluster.earliest_start_ns
-            self._send(min(holders, key=lambda g: (start_ns(g, now_ns), g.index)), lot, now_ns)
+        holders.open = able
+        start_ns = self._cluster.earliest_start_ns
+        gpu = min(able, key=lambda g: (start_ns(g, now_ns), g.index), default=None)
+        return gpu is not None and self._send(gpu, lot, now_ns) is not None
 
     def _send(self, gpu: Gpu, lot: Lot, now_ns: int) -> ActionState | None:
         """Send those of the lot that can be in time together; None if none can on this GPU now."""
         table = gpu.exec_table(lot.model)
-        requests = sorted(lot.requests)[: table.batches[-1]]
+        requests = lot.requests[: table.batches[-1]]
         returns_ns = gpu.worker.returns.expected_ns
         batch = expected_ns = 0
         while requests:
@@ -244,6 +363,71 @@ class SecondTries:
             return True
         late_ns = now_ns - gpu.exec.busy_until_ns - gpu.worker.returns.margin_ns
         return late_ns <= outstanding[0].expected_duration_ns // OVERDUE_SHARE
+
+    # --------------------------------------------------------------------------------- weights
+
+    def _load(self, model: Model, holds: dict[int, Gpu], now_ns: int) -> None:
+        """No GPU holds `model`: keep one free, load it there over what was used longest ago."""
+        gpu = self._loading.get(model.model_id)
+        if gpu is None or not self._takes(gpu, model, holds, now_ns):
+            if model.loading_on:
+                return  # by placement
+            gpu = self._choose(model, holds, now_ns) if self._may_keep(holds) else None
+            if gpu is None:
+                return
+            self._loading[model.model_id] = gpu
+        # Until the lot was sent: weights that no queue waits for are the first to be evicted.
+        holds[gpu.index] = gpu
+        if model.loading_on or gpu.exec.outstanding or len(gpu.loading) >= _MOST_LOADS:
+            return
+        free_pages, victims = gpu.free_pages, []
+        for victim in sorted(gpu.resident.values(), key=_needed_here):
+            if free_pages >= model.pages:
+                break
+            victims.append(victim)
+            free_pages += victim.pages
+        if free_pages < model.pages:
+            return  # the rest is being loaded
+        for victim in victims:
+            self._cluster.send_evict(gpu, victim, now_ns=now_ns)
+        start_ns = max(now_ns + gpu.worker.transit.margin_ns, gpu.weights.busy_until_ns)
+        latest_ns = start_ns + _LOAD_WINDOW_NS
+        self._cluster.send_load(gpu, model, now_ns=now_ns, start_ns=start_ns, latest_ns=latest_ns)
+        for victim in victims:
+            if _needed_elsewhere(victim):
+                self._wanted(victim.queue[0], now_ns)
+
+    def _takes(self, gpu: Gpu, model: Model, holds: dict[int, Gpu], now_ns: int) -> bool:
+        return (
+            self._cluster.gpus.get(gpu.index) is gpu
+            and gpu.index not in holds
+            and model.model_id in gpu.worker.instances
+            and gpu.pages >= model.pages
+            and gpu.may_load(model, now_ns)
+        )
+
+    def _choose(self, model: Model, holds: dict[int, Gpu], now_ns: int) -> Gpu | None:
+        able = [
+            gpu
+            for gpu in self._cluster.gpus.values()
+            if self._takes(gpu, model, holds, now_ns)
+            and not gpu.runs_alone
+            and self._reports(gpu, now_ns)
+        ]
+        enough = {gpu.index: gpu.free_pages >= model.pages for gpu in able}
+        return min(
+            able,
+            key=lambda g: (not enough[g.index], g.exec.busy_until_ns, g.index),
+            default=None,
+        )
+
+
+def _needed_here(model: Model) -> bool:
+    return bool(model.queue) and len(model.resident_on) == 1
+
+
+def _needed_elsewhere(model: Model) -> bool:
+    return bool(model.queue) and not model.resident_on
 
 
 def _words(code: int, reason: str) -> str:

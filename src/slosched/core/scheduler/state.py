@@ -57,6 +57,7 @@ class Request:
         "attempts",
         "client",
         "deadline_ns",
+        "excused",
         "input_bytes",
         "key",
         "model",
@@ -96,6 +97,7 @@ class Request:
         self.input_bytes = input_bytes
         self.arrival_count = len(model.resident_on)
         self.attempts = 0
+        self.excused = 0  # those of them that failed at the model's hands
         #: A larger batch was preferred that this request was too old for.
         self.stepped_over = False
         #: Its action ended with its process: it is tried once more, alone (second_tries.py).

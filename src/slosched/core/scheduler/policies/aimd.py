@@ -85,7 +85,8 @@ class Aimd:
         if not model.resident_on:
             self._unbound.add(request)
             return
-        gpu = min(model.resident_on.values(), key=lambda gpu: (self._load(gpu), gpu.index))
+        holders = model.resident_on.values()
+        gpu = min(holders, key=lambda gpu: (gpu.held, self._load(gpu), gpu.index))
         replicas = self._replicas[gpu.index]
         replicas.queues.setdefault(model.model_id, deque()).append(request)
         replicas.waiting += 1

@@ -66,10 +66,10 @@ class Policy(Protocol):
 
 @runtime_checkable
 class LoadsByDemand(Protocol):
-    """A policy whose placement can be told of demand that its queues do not show."""
+    """A policy whose placement can be told that something is wanted again."""
 
     def asked_for(self, request: Request, *, now_ns: int) -> None:
-        """`request` waits for its model's weights outside the policy's queues (second_tries.py)."""
+        """`request` waits in the policy's queue, and its model's weights made way (second_tries.py)."""
 
 
 NOT_OFFERED = "no connected GPU has this model ready"

@@ -92,7 +92,8 @@ class Reject:
                 ready_ns = self._placement.load_ready_ns(gpu, model, now_ns)
                 if ready_ns is not None and gpu.pages >= model.pages:
                     options.append((ready_ns + self._backlog_ns(gpu), gpu.index, gpu))
-        start_ns, _, gpu = min(options)
+        # One that is held gives no time at which it will be free.
+        start_ns, _, gpu = min([o for o in options if not o[2].held] or options)
         single, returns = gpu.exec_table(model).single, gpu.worker.returns
         if gpu.exec.outstanding or self._backlog_ns(gpu) or not model.resident_on:
             return gpu, start_ns, start_ns + single.margin_ns + returns.margin_ns
