@@ -5,7 +5,8 @@
 - A GPU's exec timeline never overlaps, and every exec starts within its action's window.
 - Pages used never exceed the pages there are, and every page is accounted for.
 - Nothing is sent to run on weights that are not resident.
-- A request whose action ended with its process runs once more at most, alone, and its GPU gets nothing else meanwhile.
+- A request whose action ended with its process runs once more at most, alone, and meanwhile its GPU gets
+  nothing else.
 
 A step costs as much as its effects touch: the checker keeps a ledger of its own from the effects, and
 compares all of it with the scheduler's state only every `RECOUNT_STEPS` steps (sooner after an action came

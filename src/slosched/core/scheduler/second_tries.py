@@ -6,15 +6,15 @@ Two kinds of failure say that one request may be to blame for what befell the ot
   more, alone on a GPU, and never again. A request that ends processes ends two at most.
 - The model raised: the batch goes again as two halves, until only the culprit fails; only it reads the error.
 
-What is tried again is a *lot*: requests of one model that go as one action, in which no other takes part. Lots
-are sent here, for every policy alike, before the policy gives out what is left. A lot whose weights are nowhere has
-them loaded: no rule of placement would see that it waits.
+What is tried again is a *lot*: requests of one model that go as one action, in which no other takes part.
+Lots are sent here, for every policy alike, before the policy gives out what is left. A lot whose weights are
+nowhere has them loaded: no rule of placement would see that it waits.
 
-A worker that reports the end of a process may be about to end itself, and until then fails whatever comes. It gets
-nothing for `_ENDING_NS` while others are there, so that nobody's one more try is lost on it.
+A worker that reports the end of a process may be about to end itself, and until then fails whatever comes. It
+gets nothing for `_ENDING_NS` while others are there, so that no request's one more try is lost on it.
 
-Lots of one model wait in the order of their deadlines, and a step looks only at those at the front: as many as can
-go, and the first that cannot.
+Lots of one model wait in the order of their deadlines, and a step looks only at those at the front: as many
+as can go, and the first that cannot.
 """
 
 from __future__ import annotations
