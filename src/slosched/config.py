@@ -180,7 +180,7 @@ class ModelSource:
             )
 
 
-#: So many models at most are put aside (`WorkerConfig.put_aside`), each with a name and a reason no longer.
+#: The number of models that can be put aside (`WorkerConfig.put_aside`), and the longest name and reason.
 MOST_PUT_ASIDE = 64
 PUT_ASIDE_CHARS = 300
 

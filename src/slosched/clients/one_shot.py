@@ -184,7 +184,7 @@ def read_image(path: Path, model: Model) -> Array:
         ValueError, SyntaxError, EOFError,
     ) as error:  # fmt: skip
         raise InvalidConfig(f"{str(path)!r} is no image that can be read: {error}") from None
-    # Of the source just the part that is seen: one pixel by 5,000 would else be made 5,000 times as large.
+    # Resize only the visible part of the source: a whole image of 1 x 5,000 pixels would become huge.
     scale = _RESIZE_TO_CROP * max(height / image.height, width / image.width)
     seen_width, seen_height = min(image.width, width / scale), min(image.height, height / scale)
     left, top = (image.width - seen_width) / 2, (image.height - seen_height) / 2

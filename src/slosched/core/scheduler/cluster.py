@@ -78,6 +78,14 @@ class Cluster:
         """When an Infer decided now will start on `gpu` as often as not."""
         return max(now_ns + gpu.worker.transit.expected_ns, gpu.exec.busy_until_ns)
 
+    def reports(self, gpu: Gpu, now_ns: int) -> bool:
+        """False if an exec's report is later than nine in ten are: send nothing more until it comes."""
+        outstanding = gpu.exec.outstanding
+        if not outstanding:
+            return True
+        late_ns = now_ns - gpu.exec.busy_until_ns - gpu.worker.returns.margin_ns
+        return late_ns <= outstanding[0].expected_duration_ns // OVERDUE_SHARE
+
     def _loads_changed(self, gpu: Gpu) -> None:
         for told in self.on_load:
             told(gpu)

@@ -16,7 +16,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from heapq import heappop, heappush, merge
 
-from slosched.core.scheduler.cluster import OVERDUE_SHARE, Cluster
+from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.state import Gpu, Worker
 
 MAX_OUTSTANDING = 2
@@ -139,14 +139,6 @@ class Openings:
 
     # ---------------------------------------------------------------------------- questions
 
-    def _reports(self, gpu: Gpu, now_ns: int) -> bool:
-        """False if its report is later than nine in ten are: something is wrong, send nothing more."""
-        outstanding = gpu.exec.outstanding
-        if not outstanding:
-            return True
-        late_ns = now_ns - gpu.exec.busy_until_ns - gpu.worker.returns.margin_ns
-        return late_ns <= outstanding[0].expected_duration_ns // OVERDUE_SHARE
-
     def open_gpus(self, now_ns: int) -> list[tuple[int, int, Gpu]]:
         """Open GPUs as (predicted start, index, gpu), soonest first."""
         self.refresh(now_ns)
@@ -160,21 +152,21 @@ class Openings:
         soon = sorted((g.exec.busy_until_ns, i, g) for i, g in self._soon.items())
         near = ((now_ns + margin_ns, index, gpu) for margin_ns, index, gpu in self._near)
         for entry in merge(near, soon) if soon else near:
-            if self._reports(entry[2], now_ns):
+            if self._cluster.reports(entry[2], now_ns):
                 yield entry
 
     def unasked_in_order(self, now_ns: int) -> list[tuple[int, int, Gpu]]:
         """Those of `open_gpus` that are `unasked`, after `refresh`."""
         if len(self.unasked) == 1:
             ((index, gpu),) = self.unasked.items()
-            if not self._reports(gpu, now_ns):
+            if not self._cluster.reports(gpu, now_ns):
                 return []
             return [(self._cluster.earliest_start_ns(gpu, now_ns), index, gpu)]
         earliest_start_ns = self._cluster.earliest_start_ns
         found = [
             (earliest_start_ns(gpu, now_ns), index, gpu)
             for index, gpu in self.unasked.items()
-            if self._reports(gpu, now_ns)
+            if self._cluster.reports(gpu, now_ns)
         ]
         found.sort()
         return found

@@ -78,8 +78,8 @@ from slosched.messages import (
     WorkerWelcome,
 )
 
-#: A request whose actions keep failing is answered after this many, not counting those that failed at the
-#: model's hands (second_tries.py bounds them).
+#: A request whose actions keep failing is answered after this many, not counting those in which the model
+#: or its process failed (second_tries.py bounds them).
 _MAX_ATTEMPTS = 3
 
 
@@ -409,7 +409,7 @@ class Scheduler:
     def _retry(
         self, request: Request, action: ActionState, code: int, reason: str, now_ns: int
     ) -> None:
-        """Its action failed at nobody's hands: plan it anew while that can help, else answer."""
+        """Its action failed for a reason other than the model: replan while that can help, else answer."""
         if request.state is RequestState.ANSWERED:
             return
         hopeless = (

@@ -1,4 +1,4 @@
-"""Requests whose action failed at the model's hands, and how they are tried again.
+"""Requests whose model or process failed, and how they are tried again.
 
 Two kinds of failure say that one request may be to blame for what befell the others of its batch:
 
@@ -6,12 +6,12 @@ Two kinds of failure say that one request may be to blame for what befell the ot
   more, alone on a GPU, and never again. A request that ends processes ends two at most.
 - The model raised: the batch goes again as two halves, until only the culprit fails; only it reads the error.
 
-What is tried again is a *lot*: requests of one model that go as one action, in which no other takes part.
-Lots are sent here, for every policy alike, before the policy gives out what is left. A lot whose weights are
-nowhere has them loaded: no rule of placement would see that it waits.
+What is tried again is a *lot*: requests of one model that form one action of their own. SecondTries sends lots
+itself, under every policy, before the policy plans. It also loads the weights of a lot that no GPU holds,
+because placement does not see lots.
 
-A worker that reports the end of a process may be about to end itself, and until then fails whatever comes. It
-gets nothing for `_ENDING_NS` while others are there, so that no request's one more try is lost on it.
+A worker that reports the end of a process may be about to end, and fails every action until then. While other
+GPUs are there it gets nothing for `_ENDING_NS`, so that no second try is lost on it.
 
 Lots of one model wait in the order of their deadlines, and a step looks only at those at the front: as many
 as can go, and the first that cannot.
@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 
 from slosched.codes import Code, code_name
-from slosched.core.scheduler.cluster import OVERDUE_SHARE, Cluster
+from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.openings import MAX_OUTSTANDING
 from slosched.core.scheduler.policies.base import LAST_ONE_LOST, is_offered
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request, RequestState
@@ -36,7 +36,7 @@ _LOOK_AGAIN_NS = NS_PER_MS
 _ENDING_NS = NS_PER_S
 #: A load for a lot is sent behind at most one other, as placement's are.
 _MOST_LOADS = 2
-#: The latest start of a load: nobody waits for a particular one.
+#: How late a load may start.
 _LOAD_WINDOW_NS = NS_PER_S
 #: What the model itself, or its input, is at fault for: another try of the same batch would fail likewise.
 MODEL_FAILED = frozenset(
@@ -95,7 +95,10 @@ class _Holders:
 
 
 class SecondTries:
-    """The lots that wait. `end` answers a request; `wanted` is told of one that lost its weights to a lot."""
+    """The lots that wait.
+
+    `end` answers a request. `wanted` is called for a queued request whose model was evicted for a lot.
+    """
 
     def __init__(
         self, cluster: Cluster, *, end: End, wanted: Callable[[Request, int], None]
@@ -257,7 +260,7 @@ class SecondTries:
             ends_ns = self._ends_ns(gpu, model, now_ns)
             if found.soonest_ns < 0 or ends_ns < found.soonest_ns:
                 found.soonest_ns = ends_ns
-            if index not in holds and not gpu.runs_alone and self._reports(gpu, now_ns):
+            if index not in holds and not gpu.runs_alone and self._cluster.reports(gpu, now_ns):
                 ranked.append((cluster.earliest_start_ns(gpu, now_ns), index, gpu))
         ranked.sort()
         for _, _, gpu in sorted(ranked, key=lambda entry: not entry[2].held):
@@ -356,14 +359,6 @@ class SecondTries:
             latest_ns=max(start_ns, last_ns),
         )
 
-    def _reports(self, gpu: Gpu, now_ns: int) -> bool:
-        """False if its report is overdue (openings.py): it is given nothing more until it reports."""
-        outstanding = gpu.exec.outstanding
-        if not outstanding:
-            return True
-        late_ns = now_ns - gpu.exec.busy_until_ns - gpu.worker.returns.margin_ns
-        return late_ns <= outstanding[0].expected_duration_ns // OVERDUE_SHARE
-
     # --------------------------------------------------------------------------------- weights
 
     def _load(self, model: Model, holds: dict[int, Gpu], now_ns: int) -> None:
@@ -412,7 +407,7 @@ class SecondTries:
             for gpu in self._cluster.gpus.values()
             if self._takes(gpu, model, holds, now_ns)
             and not gpu.runs_alone
-            and self._reports(gpu, now_ns)
+            and self._cluster.reports(gpu, now_ns)
         ]
         enough = {gpu.index: gpu.free_pages >= model.pages for gpu in able}
         return min(

@@ -115,7 +115,7 @@ class Sessions:
         self._on_joined(worker, now_ns)
 
     def _note_put_aside(self) -> None:
-        """Which models nobody offers any more, because they ended the workers that did."""
+        """Note the models that no joined worker offers, because each was put aside."""
         joined = self._cluster.joined()
         aside = {name: (w, why) for w in reversed(joined) for name, why in w.put_aside.items()}
         self._cluster.put_aside = {

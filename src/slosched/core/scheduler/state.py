@@ -4,8 +4,8 @@ A request moves only along `TRANSITIONS`:
 
     (arrives) -> QUEUED -> IN_FLIGHT -> ANSWERED
                    |  ^        |
-                   |  +--------+  its action failed at nobody's hands, and slack is left
-                   |  ASIDE <-> IN_FLIGHT   its action failed at the model's hands (second_tries.py)
+                   |  +--------+  its action failed, not its model, and slack is left
+                   |  ASIDE <-> IN_FLIGHT   its model or process failed (second_tries.py)
                    +-> ANSWERED   refused, timed out, given up, cancelled
 
 It is answered exactly once, because ANSWERED leads nowhere.

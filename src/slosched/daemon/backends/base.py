@@ -125,8 +125,8 @@ def open_backend(config: WorkerConfig, blackbox: NoBlackbox | None = None) -> Ba
     """Open what `config.device` names: "auto" is cuda:0 where torch sees a GPU, else the CPU.
 
     Torch and its libraries are imported here, not later: an import holds the interpreter for seconds,
-    and a heartbeat must never wait for that. Into `blackbox` goes whose code runs in this process (the emulated
-    GPUs run nobody's). Raises InvalidConfig, MissingPackage or UnknownName.
+    and a heartbeat must never wait for that. The backend writes into `blackbox` which model's code runs
+    in this process; emulated GPUs run none. Raises InvalidConfig, MissingPackage or UnknownName.
     """
     device = config.device
     if device == "emulated":

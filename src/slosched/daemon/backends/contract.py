@@ -26,8 +26,8 @@ _TOLERANCE = {"float32": 5e-3, "float16": 3e-2, "bfloat16": 1e-1}
 #: More tensors than this are not listed in an error, and deeper ones are not looked for.
 _LISTED_AT_MOST = 12
 _DEPTH = 4
-#: Integers are often choices (the likeliest class), which a tie decides anew for each kernel: they are
-#: wrong only if they differ for all of so many samples.
+#: Number of samples that must all differ before integer outputs count as wrong: they are often the likeliest
+#: class, and each kernel may decide a tie differently.
 _TRIES_OF_INTEGERS = 3
 
 

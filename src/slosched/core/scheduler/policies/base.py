@@ -66,7 +66,7 @@ class Policy(Protocol):
 
 @runtime_checkable
 class LoadsByDemand(Protocol):
-    """A policy whose placement can be told that something is wanted again."""
+    """A policy whose placement takes demand from outside the policy's queues."""
 
     def asked_for(self, request: Request, *, now_ns: int) -> None:
         """`request` waits in the policy's queue, and its model's weights made way (second_tries.py)."""

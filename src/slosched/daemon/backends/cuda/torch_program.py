@@ -19,7 +19,7 @@ from slosched.daemon.backends.templates import DeviceWeights, Template
 
 #: What a disturbance writes over: one large and some small pieces of the pool that graphs share.
 _LARGE_FLOATS, _SMALL_FLOATS, _SMALL = 16 * 2**20, 64 * 2**10, 8
-#: And in torch's own memory, that which was freed: so many blocks of 512 bytes to 1 MiB, fewer up to 32 MiB.
+#: Freed memory of torch's allocator that a disturbance writes over: (log2 of the size, number of blocks).
 _FILLED = [(power, 8 if power <= 20 else 2) for power in range(9, 26)]
 #: Weights are compared in pieces of this size, each a slice's work.
 _COMPARE_BYTES = 64 * 2**20
