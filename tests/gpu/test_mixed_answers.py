@@ -34,6 +34,7 @@ OWN = {
     "recurrent": "[16, 32]",
     "transformer": '[24]\ninput_dtype = "int64"',
     "branching_net": "[4]",
+    "several": '[64]\noutput = "scores"',
 }
 #: Of the zoo: convolutions, transformers, CuPy captured and not.
 ZOO = (
