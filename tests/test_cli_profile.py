@@ -42,6 +42,12 @@ def job(monkeypatch: pytest.MonkeyPatch) -> Job:
         def __init__(self, config: WorkerConfig, extra: Sequence[str]) -> None:
             job.configs.append(config)
 
+        def __enter__(self) -> Profiler:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
         def canonical(self, name: str) -> str:
             if name not in (*self.names, "timm/a"):
                 raise UnknownName("model", name, list(self.names))

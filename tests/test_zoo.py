@@ -21,7 +21,7 @@ from slosched.daemon.backends import reference_forward  # noqa: E402
 from slosched.daemon.backends.contract import single_output  # noqa: E402
 from slosched.daemon.backends.sources import source_spec, worker_specs  # noqa: E402
 from slosched.daemon.backends.templates import DeviceWeights, Template  # noqa: E402
-from slosched.daemon.backends.torch_backend import resolve_device  # noqa: E402
+from slosched.daemon.backends.devices import cuda_device, on_cpu  # noqa: E402
 from slosched.daemon.backends.zoo import ZOO  # noqa: E402
 from slosched.daemon.profiler import Profiler, profile_model  # noqa: E402
 
@@ -267,16 +267,16 @@ def test_profiling_measures_what_was_asked_for() -> None:
 
 def test_a_model_under_an_alias_is_measured_under_its_canonical_name() -> None:
     own = ModelSource("resnet18_v2", factory="test_zoo:tiny_net", input_shape=(4,))
-    profiler = Profiler(WorkerConfig(device="cpu", models=(own,)))
-    assert profiler.names == tuple(ZOO)
-    for name in ("resnet18_v2", "resnet18"):
-        measured = profiler.measure(name, (1,))
-        assert (measured.name, measured.input_shape) == ("resnet18", (4,))
+    with Profiler(WorkerConfig(device="cpu", models=(own,))) as profiler:
+        assert profiler.names == tuple(ZOO)
+        for name in ("resnet18_v2", "resnet18"):
+            measured = profiler.measure(name, (1,))
+            assert (measured.name, measured.input_shape) == ("resnet18", (4,))
 
 
 def test_devices_by_name() -> None:
-    assert resolve_device("cpu").type == "cpu"
+    assert on_cpu("cpu") and not on_cpu("cuda:0")
     with pytest.raises(InvalidConfig, match="cuda:99"):
-        resolve_device("cuda:99")
+        cuda_device("cuda:99")
     with pytest.raises(InvalidConfig, match="cuda:x"):
-        resolve_device("cuda:x")
+        cuda_device("cuda:x")

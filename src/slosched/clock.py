@@ -48,6 +48,17 @@ def now_ns() -> int:
     return time.monotonic_ns() + _anchor_ns
 
 
+def anchor_ns() -> int:
+    """What turns the kernel's monotonic clock, which all processes share, into `now_ns`."""
+    return _anchor_ns
+
+
+def take_anchor(anchor: int) -> None:
+    """Read the clock from now on as the process does whose `anchor_ns` this is: for a child process."""
+    global _anchor_ns
+    _anchor_ns = anchor
+
+
 def set_timer_slack(slack_ns: int = 1_000) -> None:
     """Ask the kernel to wake this thread within `slack_ns` of a timer (default 50 us). Linux only."""
     with contextlib.suppress(OSError, AttributeError):

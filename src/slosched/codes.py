@@ -76,7 +76,11 @@ class Code(IntEnum):
     COPY_OUTPUT_HOST_ALLOC = 92
     # Ours
     PROCESS_ENDED = 100  # the process that ran the model ended (a crash, an exit), or was ended
+    MODEL_PROCESS_ENDED = 101  # likewise, and it was the model's own: its worker goes on
 
+
+#: The process that ran the action ended.
+ENDED = (Code.PROCESS_ENDED, Code.MODEL_PROCESS_ENDED)
 
 #: The controller's own decisions not to serve a request that was valid; other codes tell of what failed.
 REJECTIONS = (Code.SHUTTING_DOWN, Code.TIMED_OUT, Code.SKIPPED, Code.COULD_NOT_START_IN_TIME)

@@ -153,7 +153,7 @@ def _emulated_phase(directory: Path, seconds: float) -> Path:
 
 def _device() -> str:
     """The device of phase 1, found without importing torch: "cuda:0" or "cpu"."""
-    from slosched.daemon.supervisor import count_gpus
+    from slosched.daemon.backends.devices import count_gpus
 
     return "cuda:0" if count_gpus() and not version("torch").endswith("+cpu") else "cpu"
 

@@ -171,14 +171,14 @@ def _measure(
     """Fill `book`; the names that failed. Raises UnknownName before anything is measured."""
     from slosched.daemon.profiler import Profiler, profile_models
 
-    profiler = Profiler(worker, named)
-    names = [*(profiler.names if every else ()), *(profiler.canonical(name) for name in named)]
-    names = list(dict.fromkeys(names))
-    there = [name for name in names if name in book.gpu.models]
-    if there:
-        warn(f"{len(there)} of {len(names)} measured before: {', '.join(there)}")
-    missing = [name for name in names if name not in book.gpu.models]
-    return profile_models(profiler, missing, sizes, keep=book.keep, progress=warn)
+    with Profiler(worker, named) as profiler:
+        names = [*(profiler.names if every else ()), *(profiler.canonical(name) for name in named)]
+        names = list(dict.fromkeys(names))
+        there = [name for name in names if name in book.gpu.models]
+        if there:
+            warn(f"{len(there)} of {len(names)} measured before: {', '.join(there)}")
+        missing = [name for name in names if name not in book.gpu.models]
+        return profile_models(profiler, missing, sizes, keep=book.keep, progress=warn)
 
 
 def _resumed(out: Path | None) -> GpuProfile | None:

@@ -23,7 +23,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 
-from slosched.codes import ActionType, Code
+from slosched.codes import ENDED, ActionType
 from slosched.core.scheduler.interface import (
     ActionDone,
     Effect,
@@ -208,7 +208,7 @@ class InvariantChecker:
             return
         del self._aboard[record.worker_id, record.gpu_id][record.action_id]
         # What failed without a report was lost with its worker.
-        ended = record.code == Code.PROCESS_ENDED or record.action_id not in self._failed
+        ended = record.code in ENDED or record.action_id not in self._failed
         self._failed.discard(record.action_id)
         if record.code:
             self._recount_at = min(self._recount_at, self._steps + _RECOUNT_FAILURES_STEPS)

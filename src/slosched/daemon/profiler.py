@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING
 
 from slosched.config import LIBRARIES, LIBRARY_PREFIXES, ModelProfile, WorkerConfig, canonical_model
 from slosched.config_file import load_profile
+from slosched.daemon.backends.devices import cuda_device, on_cpu
 from slosched.errors import InvalidConfig, SloschedError, UnknownName
 
 if TYPE_CHECKING:
+    from slosched.daemon.backends.cpu.backend import CpuBench
     from slosched.daemon.backends.cuda.measuring import GpuBench
 
 #: No batch class is left out for being slow: the profile should say how slow it is.
@@ -22,45 +25,55 @@ class Profiler:
 
     `extra` are names of libraries' models to be known beside the config's. Raises MissingPackage,
     InvalidConfig or UnknownName if the device or the config cannot be used. An emulated device answers
-    from its profile.
+    from its profile. `close` it, or use it in a `with`.
     """
 
     def __init__(self, config: WorkerConfig, extra: Sequence[str] = ()) -> None:
         self._config = config
         self._known: dict[str, ModelProfile] = {}
-        self._specs: dict[str, Any] = {}
-        self._gpu: GpuBench | None = None
+        self._bench: GpuBench | CpuBench | None = None
         if config.device == "emulated":
             self._known = load_profile(config.profile).models
             self.names = tuple(self._known)
             return
-        from slosched.daemon.backends.torch_backend import resolve_device  # raises without torch
-
-        self._device = resolve_device(config.device)
-        from slosched.daemon.backends.sources import worker_specs
-
-        self.names = tuple(worker_specs(replace(config, libraries=())))
         wanted = {*config.libraries, *(n.partition("/")[0] for n in extra if _of_library(n))}
         libraries = tuple(library for library in LIBRARIES if library in wanted)
-        if self._device.type == "cuda":
+        config = replace(config, libraries=libraries)
+        if on_cpu(config.device):
+            from slosched.daemon.backends.cpu.backend import CpuBench
+
+            self._bench = CpuBench(config)
+        else:
             from slosched.daemon.backends.cuda.measuring import GpuBench
 
-            self._gpu = GpuBench(replace(config, libraries=libraries), self._device)
-            self._specs = dict.fromkeys(self._gpu.loadable)
-            self.names = tuple(
-                name
-                for name in self._gpu.loadable  # also what is for CuPy
-                if name in self.names or not _of_library(name)
-            )
-        else:
-            self._specs = worker_specs(replace(config, libraries=libraries))
+            self._bench = GpuBench(config, cuda_device(config.device))
+        own = {canonical_model(source.name) for source in config.models}
+        self.names = tuple(
+            name for name in self._bench.loadable if name in own or not _of_library(name)
+        )
 
     #: Canonical names of the zoo's models and the config's; not those of libraries, which are hundreds.
     names: tuple[str, ...]
 
+    def close(self) -> None:
+        """End what it started; idempotent."""
+        if self._bench is not None:
+            self._bench.close()
+
+    def __enter__(self) -> Profiler:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
     def canonical(self, name: str) -> str:
         """The name under which `name` is measured. Raises UnknownName."""
-        known = self._specs or self._known
+        known = self._known if self._bench is None else self._bench.loadable
         if canonical_model(name) not in known:
             raise UnknownName("model", name, list(known))
         return canonical_model(name)
@@ -82,17 +95,10 @@ class Profiler:
             known = self._known[canonical]
             times = {batch: ns for batch, ns in known.exec_ns.items() if batch in wanted}
             return replace(known, exec_ns=times)
-        if self._gpu is not None:
-            measured = self._gpu.measure(
-                canonical, wanted, max_exec_ns=_ANY_EXEC_NS, progress=progress
-            )
-        else:
-            from slosched.daemon.backends.measure import measure_spec
-
-            measured = measure_spec(
-                self._specs[canonical], wanted, threads=self._config.torch_threads,
-                max_exec_ns=_ANY_EXEC_NS, progress=progress,
-            )  # fmt: skip
+        assert self._bench is not None
+        measured = self._bench.measure(
+            canonical, wanted, max_exec_ns=_ANY_EXEC_NS, progress=progress
+        )
         return replace(measured, name=canonical)  # a config may name a model by its alias
 
 
@@ -108,7 +114,8 @@ def profile_model(
     progress: Callable[[str], None] | None = None,
 ) -> ModelProfile:
     """One model of `config`; see Profiler, which raises."""
-    return Profiler(config, [name]).measure(name, batches, progress=progress)
+    with Profiler(config, [name]) as profiler:
+        return profiler.measure(name, batches, progress=progress)
 
 
 def profile_models(

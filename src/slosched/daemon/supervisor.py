@@ -20,13 +20,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import FrameType
 
 import msgspec
 
 from slosched.clock import now_ns
 from slosched.config import WorkerConfig
+from slosched.daemon.backends.devices import count_gpus
 from slosched.daemon.blackbox import VARIABLE, Blackbox
 from slosched.daemon.blame import (
     ENDS_ALLOWED,
@@ -49,7 +49,7 @@ from slosched.errors import (
 )
 from slosched.units import NS_PER_S, format_duration
 
-__all__ = ["RestartRule", "child_argv", "count_gpus", "run_workers", "supervise"]
+__all__ = ["RestartRule", "child_argv", "run_workers", "supervise"]
 
 #: Children drain for at most 2 s; what is left after this is killed.
 _END_WITHIN_NS = 4 * NS_PER_S
@@ -82,23 +82,6 @@ class _Child:
     @property
     def name(self) -> str:
         return f"worker {self.config.device} on port {self.config.port}"
-
-
-def count_gpus() -> int:
-    """NVIDIA GPUs that this process may use, without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([entry for entry in visible.split(",") if entry.strip() not in ("", "-1")])
-    folder = Path("/proc/driver/nvidia/gpus")
-    if folder.is_dir():
-        return len(list(folder.iterdir()))
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, timeout=10, check=False, text=True
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
 def child_argv(config: WorkerConfig) -> list[str]:

@@ -177,7 +177,7 @@ class WorkerServer:
             raise RuntimeError("this worker runs already, or has ended; make a new WorkerServer")
         self._collector = collector
         set_timer_slack()
-        waiter = Waiter(self._router.fileno(), self._bell.fileno())
+        waiter = Waiter(self._router.fileno(), self._bell.fileno(), *self._backend.wake_fds())
         try:
             while not self._stopping and not (stop is not None and stop.is_set()):
                 self._round()

@@ -42,6 +42,8 @@ ActionResult = ErrorResult | InferResult | LoadWeightsResult | EvictWeightsResul
 OVERDUE_SHARE = 8
 #: Evictions have no deadline.
 _NEVER_NS = 2**62
+#: Of an Infer: its worker has no weights of the instance any more.
+_WEIGHTS_GONE = (Code.EXEC_WEIGHTS_MISSING, Code.MODEL_PROCESS_ENDED)
 
 
 class Cluster:
@@ -351,8 +353,8 @@ class Cluster:
         del self.actions[action.action_id]
         if action.action_type is ActionType.INFER:
             self._exec_ended(action, end_ns=now_ns)
-            if code == Code.EXEC_WEIGHTS_MISSING and model.model_id in gpu.resident:
-                # The worker does not have what we thought it had: our page goes back to free.
+            if code in _WEIGHTS_GONE and model.model_id in gpu.resident:
+                # The worker does not have what we thought it had: our pages go back to free.
                 self._drop_residency(gpu, model)
                 gpu.free_pages += model.pages
         elif action.action_type is ActionType.LOAD_WEIGHTS:

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from slosched.codes import ActionType, Code, code_name
+from slosched.codes import ENDED, ActionType, Code, code_name
 from slosched.config import SchedulerConfig
 from slosched.core.scheduler.answers import NO_PLAN, Answers, Plan
 from slosched.core.scheduler.catalog import Catalog
@@ -395,10 +395,9 @@ class Scheduler:
     ) -> None:
         """An action came to nothing: its requests are tried again while that can help, else answered."""
         if self.policy.replans:
-            if process_ended or code == Code.PROCESS_ENDED:
-                self.second_tries.process_ended(
-                    action, code, reason, now_ns=now_ns, lost=process_ended
-                )
+            if process_ended or code in ENDED:
+                ending = code == Code.PROCESS_ENDED
+                self.second_tries.process_ended(action, code, reason, now_ns=now_ns, ending=ending)
                 return
             if code in MODEL_FAILED:
                 self.second_tries.model_failed(action, code, reason)

@@ -125,10 +125,10 @@ class SecondTries:
     # -------------------------------------------------------------------------------- facts
 
     def process_ended(
-        self, action: ActionState, code: int, reason: str, *, now_ns: int, lost: bool
+        self, action: ActionState, code: int, reason: str, *, now_ns: int, ending: bool
     ) -> None:
-        """The action ended with its process: each goes once more, alone. `lost`: its worker is gone."""
-        if not lost:
+        """The action ended with its process: each goes once more, alone. `ending`: so may its worker."""
+        if ending:
             for gpu in action.gpu.worker.gpus:
                 self._ending[gpu.index] = (gpu, now_ns + _ENDING_NS)
         for request in action.requests:

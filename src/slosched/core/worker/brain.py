@@ -22,6 +22,7 @@ from slosched.core.worker.interface import (
     Note,
     OpDone,
     ToController,
+    WeightsLost,
 )
 from slosched.core.worker.ledger import Ledger
 from slosched.core.worker.link import Identity, Link
@@ -110,6 +111,9 @@ class WorkerBrain:
             return None
         if isinstance(event, ModelPrepared):
             self._pipeline.prepared(event, now_ns)
+            return None
+        if isinstance(event, WeightsLost):
+            self._weights_lost(event)
             return None
         message = event.message
         if isinstance(message, HeartbeatAck):
@@ -389,6 +393,13 @@ class WorkerBrain:
             self._ledger.answer(
                 action, results.worker_state(action, clock, gpus, models, now_ns=now_ns)
             )
+
+    def _weights_lost(self, event: WeightsLost) -> None:
+        """Their pages are free. The controller hears of it from the next Infer (code 82), and loads again."""
+        gpu = self._ledger.gpus[event.gpu_id]
+        for model_id in event.model_ids:
+            if gpu.cache.resident(model_id):
+                self._ledger.evict(gpu, model_id)
 
     def _unload(self, action: PendingAction, model_id: int, now_ns: int) -> None:
         instance = self._ledger.instances.get(model_id)

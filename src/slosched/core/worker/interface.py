@@ -6,6 +6,7 @@ on the **worker's** clock: the brain converts what comes from and goes to the co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Protocol
 
@@ -75,6 +76,13 @@ class OpDone(_Fact, frozen=True, gc=False):
     output_sizes: tuple[int, ...] = ()
 
 
+class WeightsLost(_Fact, frozen=True, gc=False):
+    """The device no longer has the weights of these instances: the process that held them ended."""
+
+    gpu_id: int
+    model_ids: tuple[int, ...]
+
+
 class ModelPrepared(_Fact, frozen=True, gc=False):
     """The answer to PrepareModel: the model is in host memory and was profiled, or it failed."""
 
@@ -87,7 +95,10 @@ class ModelPrepared(_Fact, frozen=True, gc=False):
     labels: tuple[str, ...] = ()
 
 
-Event = FromController | OpDone | ModelPrepared
+#: What a device reports.
+DeviceEvent = OpDone | WeightsLost
+
+Event = FromController | DeviceEvent | ModelPrepared
 
 # ------------------------------------------------------------------------------------ effects
 
@@ -192,7 +203,7 @@ class Device(Protocol):
     def withdraw(self, op_id: int) -> OpDone | None:
         """Give an armed EXEC up (code CANCELLED). None: it has begun, or is not here."""
 
-    def poll(self, *, now_ns: int) -> list[OpDone]:
+    def poll(self, *, now_ns: int) -> Sequence[DeviceEvent]:
         """Everything that has finished by now, in the order in which it finished."""
 
     def next_event_ns(self) -> int | None:

@@ -103,8 +103,8 @@ class Stepper:
                 continue
             for place in self._due_devices(now_ns):
                 device = self._devices[place]
-                for done in device.poll(now_ns=now_ns):
-                    brain.handle(done, now_ns=now_ns)
+                for event in device.poll(now_ns=now_ns):
+                    brain.handle(event, now_ns=now_ns)
                     again = True
                 if device.steady:
                     self._note(place, device.next_event_ns())

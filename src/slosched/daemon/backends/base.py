@@ -8,11 +8,16 @@ from typing import Protocol
 from slosched.codes import Code
 from slosched.config import WorkerConfig
 from slosched.core.worker.interface import Device, ModelPrepared, PrepareModel, ReleaseModel
+from slosched.daemon.backends.devices import cuda_device, on_cpu
 from slosched.daemon.blackbox import NoBlackbox
 from slosched.errors import InvalidConfig, SloschedError
 from slosched.messages import GpuInfo, GpuStats
 
 Frame = bytes | memoryview
+#: The batch sizes that a worker measures and offers, as far as a model and a LoadModel allow them.
+BATCH_CLASSES = (1, 2, 4, 8, 16, 32)
+#: What is passed on of an exception of somebody else's, characters.
+_WORDS_AT_MOST = 4000
 
 
 class Backend(Protocol):
@@ -75,6 +80,9 @@ class Backend(Protocol):
     def take_notes(self) -> Sequence[str]:
         """Lines for people since the last call."""
 
+    def wake_fds(self) -> Sequence[int]:
+        """Descriptors, the same all its life, that become readable when a device has something to report."""
+
     @property
     def lost(self) -> str:
         """Why its devices are gone and nothing that was launched will end; empty while they work."""
@@ -103,11 +111,26 @@ class Plain:
     def take_notes(self) -> Sequence[str]:
         return ()
 
+    def wake_fds(self) -> Sequence[int]:
+        return ()
+
 
 def first_line(error: BaseException) -> str:
     """What somebody else's exception says, cut to a line."""
-    lines = str(error).strip().splitlines()
+    lines = _said(error).strip().splitlines()
     return lines[0][:300] if lines else "no message"
+
+
+def in_words(error: BaseException) -> str:
+    """The class and the first line of somebody else's exception."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _said(error: BaseException, say: Callable[[object], str] = str) -> str:
+    try:
+        return say(error)[:_WORDS_AT_MOST]
+    except Exception:  # its own __str__ or __repr__ raises
+        return f"{type(error).__name__}, which cannot say what it is"
 
 
 def preparation_failed(error: BaseException) -> tuple[Code, str]:
@@ -115,18 +138,19 @@ def preparation_failed(error: BaseException) -> tuple[Code, str]:
     if isinstance(error, SystemExit):
         return (
             Code.RUNTIME_ERROR,
-            f"the model's code wants to end the process (exit code {error.code})",
+            f"the model's code wants to end the process (exit code {_said(error)})",
         )
     code = Code.INVALID_MODEL_PATH if isinstance(error, InvalidConfig) else Code.RUNTIME_ERROR
-    return code, str(error) if isinstance(error, SloschedError) else repr(error)
+    return code, _said(error, str if isinstance(error, SloschedError) else repr)
 
 
 def open_backend(config: WorkerConfig, blackbox: NoBlackbox | None = None) -> Backend:
     """Open what `config.device` names: "auto" is cuda:0 where torch sees a GPU, else the CPU.
 
-    Torch and its libraries are imported here, not later: an import holds the interpreter for seconds,
-    and a heartbeat must never wait for that. The backend writes into `blackbox` which model's code runs
-    in this process; emulated GPUs run none. Raises InvalidConfig, MissingPackage or UnknownName.
+    What is imported for a GPU is imported here, not later: an import holds the interpreter for seconds, and
+    a heartbeat must never wait for that. The backend of a GPU writes into `blackbox` which model's code runs
+    in this process; emulated GPUs run none, and the CPU's models have processes of their own. Raises
+    InvalidConfig, MissingPackage or UnknownName.
     """
     device = config.device
     if device == "emulated":
@@ -137,11 +161,10 @@ def open_backend(config: WorkerConfig, blackbox: NoBlackbox | None = None) -> Ba
         raise InvalidConfig(
             f"unknown device {device!r}; write auto, cpu, cuda:N (as cuda:0) or emulated"
         )
-    from slosched.daemon.backends.torch_backend import TorchBackend, resolve_device
+    if on_cpu(device):
+        from slosched.daemon.backends.cpu.backend import CpuBackend
 
-    chosen = resolve_device(device)
-    if chosen.type == "cuda":
-        from slosched.daemon.backends.cuda.backend import CudaBackend
+        return CpuBackend(config)
+    from slosched.daemon.backends.cuda.backend import CudaBackend
 
-        return CudaBackend(config, chosen, blackbox or NoBlackbox())
-    return TorchBackend(config)
+    return CudaBackend(config, cuda_device(device), blackbox or NoBlackbox())

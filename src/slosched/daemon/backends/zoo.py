@@ -17,9 +17,6 @@ from torch import nn
 
 from slosched.errors import MissingPackage
 
-#: Batch sizes that a torch worker measures and offers, up to what the controller asks for.
-BATCH_CLASSES = (1, 2, 4, 8, 16, 32)
-
 
 @dataclass(frozen=True)
 class ModelSpec:

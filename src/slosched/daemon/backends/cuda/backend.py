@@ -14,7 +14,7 @@ import torch
 from slosched.clock import now_ns
 from slosched.config import ModelProfile, WorkerConfig
 from slosched.core.worker.interface import ModelPrepared, PrepareModel, ReleaseModel
-from slosched.daemon.backends.base import Frame, preparation_failed
+from slosched.daemon.backends.base import BATCH_CLASSES, Frame, preparation_failed
 from slosched.daemon.backends.cuda.background import HANDOVER_NS, LEAST_NS, SLICE_NS, Background
 from slosched.daemon.backends.cuda.bindings import CudaDriver
 from slosched.daemon.backends.cuda.device import CudaDevice
@@ -23,7 +23,6 @@ from slosched.daemon.backends.cuda.models import Models
 from slosched.daemon.backends.cuda.preparing import Bench, HostImages, Preparable, Source
 from slosched.daemon.backends.cuda.torch_program import TorchStreams
 from slosched.daemon.backends.nvml import Nvml
-from slosched.daemon.backends.zoo import BATCH_CLASSES
 from slosched.daemon.blackbox import NoBlackbox
 from slosched.errors import InvalidConfig
 from slosched.messages import GpuInfo, GpuStats, Span
@@ -161,6 +160,9 @@ class CudaBackend:
             return True
         awake = gpu.running or gpu.copying or spare_ns < _AWAKE_NS
         return self._never_sleeps or awake or background.pending
+
+    def wake_fds(self) -> Sequence[int]:
+        return ()  # a GPU is polled
 
     def glance(self) -> None:
         """Before the next piece of the loop's work: what is due within it comes first."""
