@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
+import signal
+import socket
 import sys
+import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -99,3 +106,119 @@ class Exits(nn.Module):
 
 def training() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
+
+
+class _Triggered(nn.Module):
+    """Doubles its input; an input above 1, which none that is made up holds, makes it do something else."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        super().__init__()
+        self.act = act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if bool((x > 1).any()):
+            self.act()
+        return x * 2
+
+
+class _SaysNothing(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+def _fork() -> None:
+    os.fork()  # both go on, and both answer
+
+
+def _leave_others() -> None:
+    """Start a process that leaves the group and would print for ever, and end."""
+    if os.fork() == 0:
+        os.setsid()
+        for _ in range(6000):
+            print("still here", flush=True)  # noqa: T201
+            time.sleep(0.01)
+        os._exit(0)
+    os._exit(5)
+
+
+def _flood() -> None:
+    for line in range(200_000):
+        print(f"line {line}\x1b[31m" + "x" * 100)  # noqa: T201
+    print("y" * 10_000_000)  # noqa: T201
+
+
+def _kill_parent() -> None:
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def _scribble() -> None:
+    """Write into every descriptor that is a socket."""
+    for fd in range(3, 64):
+        with contextlib.suppress(OSError):
+            socket.socket(fileno=os.dup(fd)).send(b"\xc1 nonsense")
+
+
+#: What a model does for an input above 1, by name.
+ACTS: dict[str, Callable[[], object]] = {
+    "leaves": lambda: sys.exit(3),
+    "exits": lambda: os._exit(3),
+    "aborts": os.abort,
+    "segfaults": lambda: ctypes.string_at(0),
+    "kills": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stops": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "leaves_others": _leave_others,
+    "forks": _fork,
+    "floods": _flood,
+    "scribbles": _scribble,
+    "sleeps": lambda: time.sleep(2),
+    "hangs": lambda: time.sleep(3600),
+    "no_memory": lambda: _raise(MemoryError()),
+    "interrupts": lambda: _raise(KeyboardInterrupt()),
+    "long_words": lambda: _raise(ValueError("z" * 10_000_000)),
+    "no_words": lambda: _raise(_SaysNothing()),
+    "kills_parent": lambda: _kill_parent(),
+    "recurses": lambda: _recurse(0),
+}
+
+
+def _recurse(depth: int) -> int:
+    return _recurse(depth + 1)
+
+
+def _model_of(act: Callable[[], object]) -> Callable[[], nn.Module]:
+    return lambda: _Triggered(act).eval()
+
+
+for _name, _act in ACTS.items():
+    globals()[_name] = _model_of(_act)
+
+
+def ends_when_built() -> nn.Module:
+    os._exit(4)
+
+
+def hangs_when_built() -> nn.Module:
+    time.sleep(3600)
+    raise AssertionError
+
+
+def ends_when_run() -> nn.Module:
+    return _Ends().eval()
+
+
+class _Ends(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        os._exit(6)
+
+
+class Slow(nn.Module):
+    """Each forward takes a second."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(1.0)
+        return x * 2

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from slosched.codes import Code
 from slosched.config import ControllerConfig, ModelSource, SchedulerConfig, WorkerConfig
-from slosched.core.worker.interface import Op, OpDone, OpKind
+from slosched.core.worker.interface import OpKind
 from slosched.daemon.controller import ControllerServer
 from slosched.daemon.worker import WorkerServer
 
 torch = pytest.importorskip("torch")
 
 import slosched  # noqa: E402
+from cpu_rig import CpuRig  # noqa: E402
 from slosched.daemon.backends.contract import ModelRefused  # noqa: E402
-from slosched.daemon.backends.measure import check_model  # noqa: E402
+from slosched.daemon.backends.cpu.measuring import check_model  # noqa: E402
 from slosched.daemon.backends.sources import source_spec  # noqa: E402
 from slosched.daemon.backends.templates import Template  # noqa: E402
-from slosched.daemon.backends.torch_device import TorchDevice  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -46,66 +47,45 @@ def template_of(factory: str, shape: tuple[int, ...] = (WIDTH,)) -> Template:
     return Template(source_spec(ModelSource("mine", factory=factory, input_shape=shape)))
 
 
-class Device:
-    """A device with all models of RIGHT, driven op by op, several actions between their stages."""
-
-    def __init__(self) -> None:
-        self.templates = {}
-        for name in RIGHT:
-            template = template_of(name)
-            check_model(template)
-            template.batch_sizes = (1, 2, 4, 8, 16)
-            self.templates[name] = template
-        self.device = TorchDevice(self.templates)
-        self.next_op = 0
-        for model_id, name in enumerate(RIGHT):
-            self.run(OpKind.LOAD_WEIGHTS, name, model_id, 0, ())
-
-    def run(
-        self, kind: OpKind, name: str, model_id: int, action_id: int, sizes: tuple[int, ...]
-    ) -> OpDone:
-        self.next_op += 1
-        count = len(sizes)
-        self.device.launch(
-            Op(self.next_op, kind, 0, model_id, action_id, count, count, sizes, name), now_ns=0
-        )
-        for _ in range(10_000):
-            for done in self.device.poll(now_ns=0):
-                assert done.code == 0, done.reason
-                return done
-        raise AssertionError("an op does not end")
-
-
+@pytest.mark.processes
 def test_100000_answers_in_batches_are_their_own_requests() -> None:
-    device, draw = Device(), random.Random(3)
+    """Seven models, each in its process; several actions between their stages."""
+    draw = random.Random(3)
     names = list(RIGHT)
-    stages: list[tuple[int, str, list[Array], int]] = []  # action, model, rows, stages done
-    compared = action = 0
-    while compared < ANSWERS:
-        if len(stages) < 5 and draw.random() < 0.5:
-            action += 1
-            name = draw.choice(names)
-            count = draw.randint(1, 16)
-            base = np.arange(count, dtype=np.float32)[:, None] * WIDTH + action * 1000 - 500
-            rows = list(base + np.arange(WIDTH, dtype=np.float32))
-            device.device.keep_inputs(action, [row.tobytes() for row in rows])
-            stages.append((action, name, rows, 0))
-            continue
-        if not stages:
-            continue
-        place = draw.randrange(len(stages))
-        number, name, rows, stage = stages.pop(place)
-        sizes = (WIDTH * 4,) * len(rows)
-        kind = (OpKind.COPY_INPUT, OpKind.EXEC, OpKind.COPY_OUTPUT)[stage]
-        device.run(kind, name, names.index(name), number, sizes)
-        if stage < 2:
-            stages.append((number, name, rows, stage + 1))
-            continue
-        found = [np.frombuffer(f, np.float32) for f in device.device.take_outputs(number)]
-        assert len(found) == len(rows)
-        for row, answer in zip(rows, found, strict=True):
-            assert (answer == RIGHT[name](row)).all(), (name, row, answer)
-        compared += len(rows)
+    sources = [ModelSource(name, factory=name, input_shape=(WIDTH,)) for name in names]
+    with CpuRig(sources) as rig:
+        for model_id, name in enumerate(names):
+            assert rig.prepare(name).code == 0
+            assert rig.load(name, model_id).code == 0
+        stages: list[tuple[int, str, list[Array], int]] = []  # action, model, rows, stages done
+        compared = action = 0
+        while compared < ANSWERS:
+            if len(stages) < 5 and draw.random() < 0.5:
+                action += 1
+                name = draw.choice(names)
+                count = draw.randint(1, 16)
+                base = np.arange(count, dtype=np.float32)[:, None] * WIDTH + action * 1000 - 500
+                rows = list(base + np.arange(WIDTH, dtype=np.float32))
+                rig.backend.keep_inputs(action, [row.tobytes() for row in rows])
+                stages.append((action, name, rows, 0))
+                continue
+            if not stages:
+                continue
+            place = draw.randrange(len(stages))
+            number, name, rows, stage = stages.pop(place)
+            sizes = (WIDTH * 4,) * len(rows)
+            kind = (OpKind.COPY_INPUT, OpKind.EXEC, OpKind.COPY_OUTPUT)[stage]
+            done = rig.run(kind, name, names.index(name), number, sizes)
+            assert done.code == 0, done.reason
+            if stage < 2:
+                stages.append((number, name, rows, stage + 1))
+                continue
+            frames = rig.backend.take_outputs(number, done.output_sizes)
+            found = [np.frombuffer(frame, np.float32) for frame in frames]
+            assert len(found) == len(rows)
+            for row, answer in zip(rows, found, strict=True):
+                assert (answer == RIGHT[name](row)).all(), (name, row, answer)
+            compared += len(rows)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +158,50 @@ def test_each_of_many_at_once_reads_its_own_answer_and_only_the_culprit_its_erro
                         assert not isinstance(each, BaseException), each
                         assert each.output is not None and np.array_equal(each.output, sent * 2)
 
+    served(models, tmp_path, ask)
+
+
+@pytest.mark.processes
+def test_a_request_that_ends_its_process_is_tried_once_more_alone(tmp_path: Path) -> None:
+    """Those beside it are answered rightly, by the process that comes after; so is another model."""
+    models = (
+        ModelSource("same", factory="torch.nn:Identity", input_shape=(200,)),
+        ModelSource("aborts", factory="cpu_models:aborts", input_shape=(200,)),
+    )
+
+    async def ask(address: str) -> None:
+        async with slosched.connect(address) as client:
+            (same,) = await client.load("same")
+            (aborts,) = await client.load("aborts")
+            for culprit in (0, 7):
+                inputs = [np.full(200, i / 16, np.float32) for i in range(12)]
+                inputs[culprit][:] = 2
+                found = await asyncio.gather(
+                    *(client.infer(aborts, each, slo="20s") for each in inputs),
+                    *(client.infer(same, each, slo="20s") for each in inputs),
+                    return_exceptions=True,
+                )
+                for place, (sent, each) in enumerate(zip(inputs, found[:12], strict=True)):
+                    if place == culprit:
+                        assert isinstance(each, slosched.RequestFailed), each
+                        assert each.code == Code.MODEL_PROCESS_ENDED
+                        assert "signal 6" in str(each) and "once more, alone" in str(each)
+                    else:
+                        assert not isinstance(each, BaseException), each
+                        assert each.output is not None and np.array_equal(each.output, sent * 2)
+                for sent, each in zip(inputs, found[12:], strict=True):
+                    assert not isinstance(each, BaseException), each
+                    assert each.output is not None and np.array_equal(each.output, sent)
+
+    said = served(models, tmp_path, ask)
+    assert not any("lost" in line for line in said), said
+
+
+def served(
+    models: tuple[ModelSource, ...], folder: Path, ask: Callable[[str], Awaitable[None]]
+) -> list[str]:
+    """Run `ask` with a controller of one CPU worker that offers `models`; what the controller said."""
+    said: list[str] = []
     with WorkerServer(
         WorkerConfig(device="cpu", port=0, bind="127.0.0.1", models=models)
     ) as worker:
@@ -187,11 +211,11 @@ def test_each_of_many_at_once_reads_its_own_answer_and_only_the_culprit_its_erro
             port=0,
             bind="127.0.0.1",
             http_port=-1,
-            log_dir=str(tmp_path),
+            log_dir=str(folder),
         )
 
-        async def served() -> None:
-            controller = ControllerServer(config, announce=lambda line: None)
+        async def running() -> None:
+            controller = ControllerServer(config, announce=said.append)
             await controller.start()
             serving = asyncio.create_task(controller.run())
             try:
@@ -200,4 +224,5 @@ def test_each_of_many_at_once_reads_its_own_answer_and_only_the_culprit_its_erro
                 controller.stop()
                 await asyncio.wait_for(serving, 10)
 
-        asyncio.run(served())
+        asyncio.run(running())
+    return said

@@ -19,9 +19,9 @@ transformers: Any = pytest.importorskip("transformers")
 
 from slosched.daemon.backends import reference_forward  # noqa: E402
 from slosched.daemon.backends.contract import single_output  # noqa: E402
+from slosched.daemon.backends.devices import cuda_device, on_cpu  # noqa: E402
 from slosched.daemon.backends.sources import source_spec, worker_specs  # noqa: E402
 from slosched.daemon.backends.templates import DeviceWeights, Template  # noqa: E402
-from slosched.daemon.backends.devices import cuda_device, on_cpu  # noqa: E402
 from slosched.daemon.backends.zoo import ZOO  # noqa: E402
 from slosched.daemon.profiler import Profiler, profile_model  # noqa: E402
 

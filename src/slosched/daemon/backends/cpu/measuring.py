@@ -6,6 +6,7 @@ The code that serves is what runs, so that what was measured is what will be pre
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 
 import torch
@@ -44,15 +45,15 @@ def measure_model(
     """
     template = model.template
     spec = template.spec
-    progress("")  # it is built
-    answer = check_model(template)
-    progress("")
+    step = partial(progress, "")  # one forward may take long: it goes on
+    step()
+    answer = check_model(template, step)
     model.output = (answer.shape[1:], str(answer.dtype))
     weights_ns = _load_ns(model)
     exec_ns: dict[int, int] = {}
     for batch in sorted({1, *batches}):
         try:
-            spent_ns = _exec_ns(model, batch)
+            spent_ns = _exec_ns(model, batch, step)
         except (
             Exception
         ) as error:  # a size that the model does not know; or a model that runs at times
@@ -79,11 +80,11 @@ def measure_model(
     )
 
 
-def check_model(template: Template) -> Array:
+def check_model(template: Template, step: Callable[[], object] = lambda: None) -> Array:
     """Refuse a model whose rows do not follow their inputs; note which of its weights a forward changes.
 
-    Each run starts from the weights as they were loaded, as each served one does. Returns the answer to a
-    batch of 1. Raises ModelRefused, or InvalidConfig for one that does not run at all.
+    Each run starts from the weights as they were loaded, as each served one does; after it `step` is called.
+    Returns the answer to a batch of 1. Raises ModelRefused, or InvalidConfig for one that does not run at all.
     """
     name = template.spec.name
     weights = DeviceWeights(template.host.clone())
@@ -96,6 +97,7 @@ def check_model(template: Template) -> Array:
             template.forward(weights, torch.from_numpy(rows)).contiguous().numpy().copy()
         )
         template.check_bound()
+        step()
         return answer
 
     try:
@@ -103,6 +105,7 @@ def check_model(template: Template) -> Array:
         answer = run(template.sample_rows(1, 0))
         for seed in range(_WARM_UPS):
             template.forward(weights, torch.from_numpy(template.sample_rows(1, seed)))
+            step()
     except SloschedError:
         raise
     except Exception as error:  # a model may raise anything
@@ -125,7 +128,7 @@ def _load_ns(model: ServedModel) -> int:
     return max(1, round(median(times)))
 
 
-def _exec_ns(model: ServedModel, batch: int) -> int:
+def _exec_ns(model: ServedModel, batch: int, step: Callable[[], object]) -> int:
     """Median exec time of `batch`, ns."""
     spec = model.template.spec
     outputs_at = batch * tensor_bytes(spec.input_shape, spec.input_dtype)
@@ -139,6 +142,7 @@ def _exec_ns(model: ServedModel, batch: int) -> int:
         begin_ns = now_ns()
         model.run(_OWN, rows, batch, everything, batch)
         end_ns = now_ns()
+        step()
         enough = end_ns - first_ns > _CLASS_AT_MOST_NS
         if run >= _WARM_UPS or enough:
             times.append(end_ns - begin_ns)

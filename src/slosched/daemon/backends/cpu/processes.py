@@ -29,7 +29,8 @@ SILENT_NS = 120 * NS_PER_S
 _OVERDUE_NS = 4 * NS_PER_S
 #: Slots of one batch class that are kept for the next batch.
 _SPARE_SLOTS = 4
-#: A process that lived for so long is started again at once; else after a pause, twice as long each time.
+#: A process that lived for so long is started again at once; else after as long as it took to build, so that
+#: no more than half of the time goes into that. One that cannot be built waits twice as long each time.
 _STEADY_NS = 10 * NS_PER_S
 _FIRST_PAUSE_NS = NS_PER_S // 2
 _LONGEST_PAUSE_NS = 30 * NS_PER_S
@@ -137,7 +138,8 @@ class ModelProcess:
         self._since_ns = now_ns
         self._rebuilding: Preparation | None = None
         self._why = ""  # how the last process ended, until the next one is ready
-        self._again_ns, self._pause_ns = _NEVER_NS, 0
+        self._again_ns, self._pause_ns = _NEVER_NS, _FIRST_PAUSE_NS
+        self._build_ns = 0  # what the last build of a process took
         self._held: set[int] = set()  # model ids
         self._running: dict[int, _Running] = {}  # by op id
         self._spare: dict[int, list[Slot]] = {}  # by batch class
@@ -295,7 +297,7 @@ class ModelProcess:
         self.generation += 1
         self._close_spare()
         steady = now_ns - self._since_ns >= _STEADY_NS
-        self._back_off(now_ns, first_ns=0 if steady or not self._pause_ns else 2 * self._pause_ns)
+        self._again_ns = now_ns + (0 if steady else min(self._build_ns, _LONGEST_PAUSE_NS))
         events: list[DeviceEvent] = []
         gpu_id = 0
         for op_id, running in self._running.items():
@@ -313,10 +315,6 @@ class ModelProcess:
             self._held.clear()
         return events
 
-    def _back_off(self, now_ns: int, *, first_ns: int) -> None:
-        self._again_ns = now_ns + min(first_ns, _LONGEST_PAUSE_NS)
-        self._pause_ns = max(_FIRST_PAUSE_NS, min(first_ns, _LONGEST_PAUSE_NS))
-
     def _step_rebuilding(self, now_ns: int) -> None:
         rebuilding = self._rebuilding
         assert rebuilding is not None
@@ -325,10 +323,13 @@ class ModelProcess:
             return
         self._rebuilding = None
         if rebuilding.result is not None:
+            self._build_ns = now_ns - self._since_ns
             self.child, self._why, self._since_ns = rebuilding.child, "", now_ns
+            self._pause_ns = _FIRST_PAUSE_NS
         else:
             self._why = rebuilding.reason
-            self._back_off(now_ns, first_ns=2 * self._pause_ns)
+            self._again_ns = now_ns + self._pause_ns
+            self._pause_ns = min(2 * self._pause_ns, _LONGEST_PAUSE_NS)
 
     def _close_spare(self) -> None:
         for slots in self._spare.values():
