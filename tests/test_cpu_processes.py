@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,3 +193,15 @@ def test_larger_batches_are_measured_beside_what_is_served(rig: CpuRig) -> None:
     assert rig.load("other").code == 0
     assert np.array_equal(rig.infer("other", rows)[1], rows)
     rig.release("other")
+
+
+def test_a_worker_on_the_cpu_needs_no_torch_of_its_own() -> None:
+    program = (
+        "import sys; from slosched.daemon.worker import WorkerServer; from slosched.config import WorkerConfig;"
+        "s = WorkerServer(WorkerConfig(device='cpu', port=0, bind='127.0.0.1')); s.stop();"
+        "print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() in ("[]", "['numpy']"), done.stdout + done.stderr

@@ -327,6 +327,24 @@ def test_the_only_worker_is_tried_although_its_process_ended() -> None:
     assert bench.codes([request]) == [0]
 
 
+def test_a_worker_whose_models_process_ended_goes_on_and_gets_the_weights_anew() -> None:
+    """Other GPUs are there, and the worker is not spared; its pages of the model are free at once."""
+    rig, (model,) = Rig.ready(workers=2)
+    requests = [rig.infer(model, slo_ms=900) for _ in range(2)]
+    rig.step()
+    (infer,) = [*rig.outstanding(0), *rig.outstanding(1)][:1]
+    action = rig.scheduler.cluster.actions[infer.action_id]
+    gpu, free_pages = action.gpu, action.gpu.free_pages
+    worker_id = gpu.worker.worker_id
+    ended = ErrorResult(infer.session, infer.action_id, 2, Code.MODEL_PROCESS_ENDED, "exit code 3")
+    rig.from_worker(ended, worker_id)
+    assert model.model_id not in gpu.resident and gpu.free_pages > free_pages
+    rig.step()
+    assert not rig.scheduler.second_tries._ending
+    assert serve(rig, until_ms=800, stop=lambda: rig.scheduler.idle)
+    assert [rig.reply(request).code for request in requests] == [0, 0]
+
+
 @pytest.mark.parametrize("policy", REPLANNING)
 def test_weights_that_are_nowhere_are_loaded_over_what_is_busy(policy: str) -> None:
     """Two models, two GPUs of one page; the GPU of one model is lost, and the other one is asked for always."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from slosched.codes import Code
 from slosched.config import EmulationNoise
 from slosched.core.worker.interface import (
     DropInputs,
@@ -213,6 +214,31 @@ def test_clear_cache_keeps_what_is_in_use() -> None:
     assert worker.brain.gpu_reports()[0].resident == (0,)
     worker.run(50 * MS)
     assert isinstance(worker.answer(), InferResult)
+
+
+def test_a_model_whose_process_ends_loses_its_weights_and_nothing_else() -> None:
+    worker = VirtualWorker().serving()
+    worker.load_model("other", model_id=7)
+    for model_id in (1, 7):
+        worker.load_weights(model_id)
+        worker.run(WEIGHTS_NS)
+    worker.answers()
+    worker.devices[0].ending = 1.0
+    worker.infer(0)
+    worker.infer(7, earliest=worker.now + 100 * MS)
+    worker.run(50 * MS)
+    assert worker.error()[0] == Code.MODEL_PROCESS_ENDED
+    assert worker.brain.gpu_reports()[0].resident == (7,)  # both instances of its name are gone
+    assert worker.brain.free_pages(0) == 7
+    worker.devices[0].ending = 0.0
+    worker.infer(1)
+    assert worker.error()[0] == Code.EXEC_WEIGHTS_MISSING
+    worker.load_weights(0)
+    worker.run(WEIGHTS_NS)
+    worker.infer(0)
+    worker.run(200 * MS)
+    kinds = [type(answer) for answer in worker.answers()]
+    assert kinds == [LoadWeightsResult, InferResult, InferResult]
 
 
 def test_worker_state_says_what_is_where() -> None:

@@ -35,6 +35,10 @@ KINDS: dict[str, Kind] = {
     "pause": Kind("the process stands still: what reaches it waits",
                   f"{_WORKER}|controller|client", ("for",)),
     "slow": Kind("a GPU's exec times are `factor` times as long", _GPU, ("for", "factor")),
+    "raise": Kind("an exec fails with `probability`, as when its model raises", _GPU,
+                  ("for", "probability")),
+    "end": Kind("an exec ends with its model's process with `probability`", _GPU,
+                ("for", "probability")),
     "jump": Kind("a worker's clock is put forward `by` (or back)", _WORKER, ("by",)),
     "partition": Kind("nothing passes, either way; all of it is lost", f"{_WORKER}|client", ("for",)),
     "hold": Kind("nothing passes this way; all of it arrives afterwards", _LINK, ("for",)),
@@ -223,7 +227,7 @@ def _drawn(
         target = "controller"
     elif kind in ("pause", "partition") and draw.random() < 0.2:
         target = "client"
-    elif kind == "slow":
+    elif kind in ("slow", "raise", "end"):
         target += f" GPU {draw.randrange(gpus_per_worker[worker])}"
     elif kind in ("hold", "lose", "late", "twice"):
         end = "client" if draw.random() < 0.3 else target

@@ -35,7 +35,7 @@ class Injector:
         self._log = log
         self._crashes = 0
         self._down: dict[str, int] = {}  # process -> how many faults keep it down
-        self._slow: dict[tuple[int, int], list[float]] = {}  # (worker, GPU) -> factors
+        self._gpu_faults: dict[tuple[int, int], list[Fault]] = {}  # by (worker, GPU)
         self._links: dict[str, _Disturbed] = {}
         for name, wire in cluster.wires.items():
             # It stays for the whole run: also what is sent later must wait behind what is late.
@@ -68,7 +68,7 @@ class Injector:
             self._crashes += 1
             worker.start(self._new_node(fault.worker_id, self._crashes))
             for gpu_id in range(worker.gpu_count):
-                self._set_speed(fault.worker_id, gpu_id)
+                self._disturb_gpu(fault.worker_id, gpu_id)
 
         return self._down_until_last(fault.target, again)
 
@@ -101,23 +101,26 @@ class Injector:
 
     # ------------------------------------------------------------------- GPUs and clocks
 
-    def _slow_gpu(self, fault: Fault) -> Callable[[], None]:
-        place = (fault.worker_id, fault.gpu_id)
-        factors = self._slow.setdefault(place, [])
-        factors.append(fault.factor)
-        self._set_speed(*place)
+    def _on_gpu(self, fault: Fault) -> Callable[[], None]:
+        faults = self._gpu_faults.setdefault((fault.worker_id, fault.gpu_id), [])
+        faults.append(fault)
+        self._disturb_gpu(fault.worker_id, fault.gpu_id)
 
         def end() -> None:
-            factors.remove(fault.factor)
-            self._set_speed(*place)
+            faults.remove(fault)
+            self._disturb_gpu(fault.worker_id, fault.gpu_id)
 
         return end
 
-    def _set_speed(self, worker_id: int, gpu_id: int) -> None:
-        """The GPU is what is slow, so the process that comes next has it no better."""
+    def _disturb_gpu(self, worker_id: int, gpu_id: int) -> None:
+        """The GPU is what is at fault, so the process that comes next has it no better."""
         node = self._cluster.workers[worker_id].node
-        if node is not None:
-            node.gpus[gpu_id].slowdown = max(self._slow.get((worker_id, gpu_id)) or [1.0])
+        if node is None:
+            return
+        gpu, faults = node.gpus[gpu_id], self._gpu_faults.get((worker_id, gpu_id), [])
+        gpu.slowdown = max((f.factor for f in faults if f.kind == "slow"), default=1.0)
+        gpu.failing = max((f.probability for f in faults if f.kind == "raise"), default=0.0)
+        gpu.ending = max((f.probability for f in faults if f.kind == "end"), default=0.0)
 
     def _jump(self, fault: Fault) -> None:
         self._cluster.workers[fault.worker_id].jump(fault.by_ns)
@@ -147,7 +150,9 @@ _ACTS: dict[str, Callable[[Injector, Fault], Callable[[], None] | None]] = {
     "crash": Injector._crash,
     "restart": Injector._restart,
     "pause": Injector._pause,
-    "slow": Injector._slow_gpu,
+    "slow": Injector._on_gpu,
+    "raise": Injector._on_gpu,
+    "end": Injector._on_gpu,
     "jump": Injector._jump,
     "partition": Injector._partition,
     "hold": Injector._link,

@@ -14,7 +14,7 @@ the client up. It counts what it saw, so that a test can hold the fuzzer to case
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,16 @@ from slosched.core.scheduler.interface import (
     RequestRecord,
 )
 from slosched.core.worker.emulated import EmulatedGpu
-from slosched.core.worker.interface import Device, Effect, EvictPages, Op, OpDone, OpKind
+from slosched.core.worker.interface import (
+    Device,
+    DeviceEvent,
+    Effect,
+    EvictPages,
+    Op,
+    OpDone,
+    OpKind,
+    WeightsLost,
+)
 from slosched.messages import (
     ClientHello,
     ControllerToWorker,
@@ -127,11 +136,17 @@ class _WatchedGpu:
             self._ended(done)
         return done
 
-    def poll(self, *, now_ns: int) -> list[OpDone]:
-        finished = self._gpu.poll(now_ns=now_ns)
-        for done in finished:
-            self._ended(done)
-        return finished
+    def poll(self, *, now_ns: int) -> Sequence[DeviceEvent]:
+        events = self._gpu.poll(now_ns=now_ns)
+        for event in events:
+            if isinstance(event, WeightsLost):
+                for model_id in event.model_ids:
+                    # What is still loading goes to the process that comes next.
+                    if self.held.get(model_id, (0, False))[1]:
+                        del self.held[model_id]
+            else:
+                self._ended(event)
+        return events
 
     def _take_pages(self, op: Op) -> None:
         profile = self._profile

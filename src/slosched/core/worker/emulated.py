@@ -17,7 +17,15 @@ from heapq import heappop, heappush
 
 from slosched.codes import Code
 from slosched.config import EmulationNoise, GpuProfile, ModelProfile
-from slosched.core.worker.interface import ModelPrepared, Op, OpDone, OpKind, PrepareModel
+from slosched.core.worker.interface import (
+    DeviceEvent,
+    ModelPrepared,
+    Op,
+    OpDone,
+    OpKind,
+    PrepareModel,
+    WeightsLost,
+)
 from slosched.core.worker.pcie import PcieLink
 from slosched.errors import UnknownName
 from slosched.messages import Span
@@ -87,8 +95,13 @@ class EmulatedGpu:
         self._classes: dict[tuple[str, int], int] = {}  # (model, batch) -> exec ns
         self._running: list[tuple[int, int, OpDone]] = []  # (end, seq, what to report)
         self._seq = 0
-        #: Exec times are so many times as long (a fault of the simulator's).
+        #: Faults of the simulator's: exec times are so many times as long; of the execs, this share fails as
+        #: when a model raises, and this share ends with the model's process, which held all its instances.
         self.slowdown = 1.0
+        self.failing = self.ending = 0.0
+        self._gpu_id = gpu_id
+        self._instances: dict[int, str] = {}  # whose weights were loaded here: name by model id
+        self._ended: dict[int, str] = {}  # model name by op id, of execs that end so
         #: Copies on a shared link end when others' do.
         self.steady = self._link is None
         self.free_copies = self._link is None
@@ -107,6 +120,10 @@ class EmulatedGpu:
         except UnknownName as error:
             span = Span(now_ns, now_ns, 0)
             done = OpDone(op.op_id, span, code=Code.RUNTIME_ERROR, reason=str(error))
+        if op.kind is OpKind.LOAD_WEIGHTS:
+            self._instances[op.model_id] = op.model_name
+        elif op.kind is OpKind.EXEC and (self.failing or self.ending):
+            done = self._disturbed(op, done)
         link = self._link
         if not done.span.duration_ns:
             return done
@@ -121,17 +138,33 @@ class EmulatedGpu:
         link.begin(done.span.duration_ns, now_ns=now_ns, on_end=ended)
         return None
 
+    def _disturbed(self, op: Op, done: OpDone) -> OpDone:
+        """How the exec ends under `failing` and `ending`."""
+        share = self._random.uniform()
+        if share < self.ending:
+            self._ended[op.op_id] = op.model_name
+            reason = f"the process of {op.model_name!r} ended, by a fault"
+            return OpDone(op.op_id, done.span, Code.MODEL_PROCESS_ENDED, reason)
+        if share < self.ending + self.failing:
+            reason = f"{op.model_name!r} raised, by a fault"
+            return OpDone(op.op_id, done.span, Code.RUNTIME_ERROR, reason)
+        return done
+
     def _push(self, done: OpDone) -> None:
         self._seq += 1
         heappush(self._running, (done.span.end_ns, self._seq, done))
 
-    def poll(self, *, now_ns: int) -> list[OpDone]:
+    def poll(self, *, now_ns: int) -> list[DeviceEvent]:
         if self._link is not None:
             self._link.advance(now_ns)
-        done: list[OpDone] = []
+        events: list[DeviceEvent] = []
         while self._running and self._running[0][0] <= now_ns:
-            done.append(heappop(self._running)[2])
-        return done
+            done = heappop(self._running)[2]
+            events.append(done)
+            if self._ended and (name := self._ended.pop(done.op_id, None)) is not None:
+                lost = tuple(i for i, each in self._instances.items() if each == name)
+                events.append(WeightsLost(self._gpu_id, lost))
+        return events
 
     def next_event_ns(self) -> int | None:
         due_ns = self._running[0][0] if self._running else None
