@@ -8,10 +8,11 @@ Its device is lost after EXECS inferences, in as many lives as LIVES; LOST_FILE 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from slosched.config import WorkerConfig
-from slosched.core.worker.interface import Device, Op, OpDone, OpKind
+from slosched.core.worker.interface import Device, DeviceEvent, Op, OpDone, OpKind
 from slosched.daemon import supervisor, worker
 from slosched.daemon.backends.emulated import EmulatedBackend
 from slosched.daemon.blackbox import NoBlackbox
@@ -36,7 +37,7 @@ class _HangingGpu:
         self.left -= op.kind is OpKind.EXEC
         return None if self.hangs else self._inner.launch(op, now_ns=now_ns)
 
-    def poll(self, *, now_ns: int) -> list[OpDone]:
+    def poll(self, *, now_ns: int) -> Sequence[DeviceEvent]:
         return [] if self.hangs else self._inner.poll(now_ns=now_ns)
 
     def next_event_ns(self) -> int | None:
