@@ -94,6 +94,7 @@ def test_what_a_model_does_costs_the_request_that_made_it_do_so(rig: CpuRig, nam
         others_are_served(rig)
         if code == Code.MODEL_PROCESS_ENDED:
             assert any(0 in event.model_ids for event in rig.lost)
+            assert any(f"{name}: its process ended (" in line for line in rig.said)
             missing, _ = rig.infer(name, GOOD)
             assert missing.code == Code.EXEC_WEIGHTS_MISSING
             rig.wait_served(name)
@@ -114,6 +115,16 @@ def test_what_a_model_prints_is_bounded_and_safe_to_show(rig: CpuRig) -> None:
     assert all(len(line) < 500 and line.isprintable() for line in shown)
     assert any("more lines were dropped" in line for line in shown)
     rig.release("floods")
+
+
+def test_a_crash_says_where_it_was(rig: CpuRig) -> None:
+    assert rig.prepare("segfaults").code == 0
+    assert rig.load("segfaults").code == 0
+    rig.said.clear()
+    assert rig.infer("segfaults", POISON)[0].code == Code.MODEL_PROCESS_ENDED
+    rig.wait_served("segfaults")
+    assert any(line.startswith("segfaults: File ") and "cpu_models.py" in line for line in rig.said)
+    rig.release("segfaults")
 
 
 def test_processes_that_a_model_left_behind_end_with_it(rig: CpuRig) -> None:

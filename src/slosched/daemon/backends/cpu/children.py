@@ -123,7 +123,7 @@ class Nursery:
     """
 
     def __init__(self, config: WorkerConfig, announce: Callable[[str], None]) -> None:
-        self._config, self._announce = config, announce
+        self._config, self.announce = config, announce
         self._cpus = tuple(sorted(os.sched_getaffinity(0)))  # before the worker binds itself to one
         self._epoll = select.epoll()
         self._watched: dict[int, ChildRunner | None] = {}  # by descriptor; None: the zygote
@@ -230,7 +230,13 @@ class Nursery:
         self._end = near
         self._watched[near.fileno()] = None
         self._epoll.register(near.fileno(), select.EPOLLIN)
-        self._order(wire.encode(wire.Open(self._config, anchor_ns(), self._cpus)))
+        order = wire.encode(wire.Open(self._config, anchor_ns(), self._cpus))
+        if len(order) > wire.MAX_PACKET_BYTES:
+            raise InvalidConfig(
+                f"the worker's file takes {len(order)} bytes, and {wire.MAX_PACKET_BYTES} are allowed: name "
+                "fewer models, or start several workers"
+            )
+        self._order(order)
 
     def _await_opened(self) -> None:
         give_up_ns = now_ns() + _OPEN_AT_MOST_NS
@@ -288,13 +294,13 @@ class Nursery:
             self.names, self.torch = message.names, message.torch
         elif isinstance(message, wire.OpenFailed):
             if self.torch:  # a second zygote: what was there at the start is there no more
-                self._announce(f"models cannot be started: {message.words}")
+                self.announce(f"models cannot be started: {message.words}")
                 self._zygote_ended(message.words, kill=True)
                 return
             known = getattr(errors, message.kind, None)
             raise _again(known, message.words)
         elif isinstance(message, wire.Said):
-            self._announce(f"{self._labels.get(message.number, 'a model')}: {message.text}")
+            self.announce(f"{self._labels.get(message.number, 'a model')}: {message.text}")
         elif (child := self._children.pop(message.number, None)) is not None:
             child.step()  # what it said last
             child.end(message.words)

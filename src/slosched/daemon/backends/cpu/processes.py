@@ -298,6 +298,7 @@ class ModelProcess:
         self._close_spare()
         steady = now_ns - self._since_ns >= _STEADY_NS
         self._again_ns = now_ns + (0 if steady else min(self._build_ns, _LONGEST_PAUSE_NS))
+        self._nursery.announce(f"{self.name}: its process ended ({self._why}); another is started")
         events: list[DeviceEvent] = []
         gpu_id = 0
         for op_id, running in self._running.items():
@@ -328,6 +329,7 @@ class ModelProcess:
             self._pause_ns = _FIRST_PAUSE_NS
         else:
             self._why = rebuilding.reason
+            self._nursery.announce(f"{self.name}: it cannot be started again: {self._why}")
             self._again_ns = now_ns + self._pause_ns
             self._pause_ns = min(2 * self._pause_ns, _LONGEST_PAUSE_NS)
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import fcntl
 import gc
+import io
 import os
 import select
 import signal
@@ -185,6 +187,10 @@ class Zygote:
             signal.signal(number, signal.SIG_DFL)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(line_buffering=True)  # what it says last must not be lost
+        faulthandler.enable()  # a crash says where, in its last lines
         # The worker's socket and the other children's outputs: a child has no business with them.
         for each in (self._end.fileno(), self._woken, self._waker, output, *self._by_output):
             os.close(each)
