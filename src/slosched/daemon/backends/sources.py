@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -206,7 +206,20 @@ _WANTS_INDICES = re.compile(r"argument #1 'indices' to have one of", re.IGNORECA
 _SHAPE_ADVICE = "if that is not what it takes, correct input_shape (of one request) and input_dtype"
 
 
-def explain_forward_error(error: BaseException, spec: ModelSpec) -> str:
+class Described(Protocol):
+    """What the operator said of a model's inputs: a ModelSpec, say."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def input_shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def input_dtype(self) -> str: ...
+
+
+def explain_forward_error(error: BaseException, spec: Described) -> str:
     """Why the model of `spec` does not run, and what to do, in one sentence or two for the operator.
 
     For whatever a forward of a made-up batch raised: it needs further inputs, other numbers or another

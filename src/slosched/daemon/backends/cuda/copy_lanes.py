@@ -106,7 +106,7 @@ class CopyLanes:
         now_ns = self._clock()
         jobs, self._jobs = self._jobs, []
         self.done.extend(
-            OpDone(job.op.op_id, Span(job.begin_ns, now_ns, 0), Code.RUNTIME_ERROR, reason)
+            OpDone(job.op.op_id, Span(job.begin_ns, now_ns, 0), Code.PROCESS_ENDED, reason)
             for job in jobs
         )
 

@@ -65,7 +65,7 @@ class CudaDevice:
 
     def launch(self, op: Op, *, now_ns: int) -> OpDone | None:
         if self.lost:
-            return self._refused(op, self.lost)
+            return self._refused(op, self.lost, Code.PROCESS_ENDED)
         try:
             if op.kind is OpKind.EXEC:
                 return self._arm(op)
@@ -73,7 +73,7 @@ class CudaDevice:
         except DeviceFault as fault:
             self._lose(fault)
             if op.kind is OpKind.EXEC and not self._reports(op):
-                return self._refused(op, self.lost)
+                return self._refused(op, self.lost, Code.PROCESS_ENDED)
         return None
 
     def withdraw(self, op_id: int) -> OpDone | None:

@@ -192,12 +192,12 @@ class ExecLane:
             self.turn()
 
     def fail_all(self, reason: str) -> None:
-        """The device is lost: everything that runs or is armed ends with it."""
+        """The device is lost, and this process with it: so ends everything that runs or is armed."""
         now_ns = self._clock()
         items = [item for item in (self._ended, self._running, *self._armed) if item is not None]
         self._ended = self._running = None
         self._armed.clear()
-        self.done.extend(_failed(item.op, Code.RUNTIME_ERROR, reason, now_ns) for item in items)
+        self.done.extend(_failed(item.op, Code.PROCESS_ENDED, reason, now_ns) for item in items)
 
     # ------------------------------------------------------------------------------- inside
 
@@ -236,6 +236,7 @@ class ExecLane:
         except DeviceFault:
             raise  # it is armed still, and `fail_all` reports it with the others
         except (Exception, SystemExit) as error:  # plain execution: a model may raise anything
+            self._driver.done(self._over[0])  # raises if it is the device that is lost
             self._armed.popleft()
             self._blackbox.launching(0)
             self._active.pop(op.model_name, None)

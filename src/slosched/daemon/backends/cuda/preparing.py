@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from slosched.clock import Clock, now_ns
 from slosched.config import ModelProfile
@@ -31,7 +32,8 @@ from slosched.daemon.backends.cuda.driver import (
     Stream,
 )
 from slosched.daemon.backends.cuda.program import BufferSet, Program
-from slosched.errors import InvalidConfig
+from slosched.daemon.backends.sources import explain_forward_error
+from slosched.errors import InvalidConfig, SloschedError
 from slosched.units import NS_PER_MS
 
 _LOADS = 5
@@ -88,6 +90,10 @@ class Source:
     input_dtype: str
     random_weights: bool
     labels: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.program.name
 
 
 class HostImages:
@@ -171,7 +177,7 @@ class Bench:
         try:
             for block in scratch:
                 weights_ns = self._load(image, block)
-            self._check_model(program, scratch[0])
+            self._check_model(source, scratch[0])
             exec_ns = self._add_classes(
                 program, batches, scratch, max_exec_ns=max_exec_ns, note=note
             )
@@ -229,11 +235,12 @@ class Bench:
 
     # ------------------------------------------------------------------------- right answers
 
-    def _check_model(self, program: Preparable, weights: Block) -> None:
+    def _check_model(self, source: Source, weights: Block) -> None:
         """Whether rows follow their inputs, and whether the model leaves its weights as they were.
 
         Each run starts from `weights`, as each served one does. Raises ModelRefused or InvalidConfig.
         """
+        program = source.program
 
         def run(rows: Rows) -> Rows:
             program.restore_weights(weights)
@@ -245,10 +252,8 @@ class Bench:
             for seed in range(_WARM_UPS):
                 program.run_rows(program.sample_rows(1, seed))
             program.changed = program.changed_weights(weights)
-        except DeviceFault:
-            raise
         except Exception as error:
-            raise _cannot_run(program, error) from error
+            raise _cannot_run(program, error, explain_forward_error(error, source)) from error
         program.keeps_weights = not program.changed
 
     def _check_answers(
@@ -363,9 +368,11 @@ class Bench:
             self._background.pause()
 
 
-def _cannot_run(program: Program, error: Exception) -> Exception:
-    """What a failure of batch 1 is told as."""
-    if isinstance(error, OutOfDeviceMemory | ModelRefused):
+def _cannot_run(program: Program, error: Exception, words: str = "") -> Exception:
+    """What a failure of batch 1 is told as. `words` say why, and what to do."""
+    if isinstance(error, SloschedError):
         return error
-    words = f"{type(error).__name__}: {first_line(error)}"
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):  # CuPy's is the latter
+        return OutOfDeviceMemory(first_line(error))
+    words = words or f"{type(error).__name__}: {first_line(error)}"
     return InvalidConfig(f"model {program.name!r} does not run: {words}")
