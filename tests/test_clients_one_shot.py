@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from slosched.clients import one_shot
 from slosched.clients.inference import Model
 from slosched.clients.one_shot import infer_once, read_image, read_input, top_classes
 from slosched.errors import DeadlineExceeded, InvalidConfig, InvalidRequest
-from slosched.messages import InferRequest
+from slosched.messages import ClientHeartbeat, InferRequest
 
 
 def image_model(height: int = 8, width: int = 8, channels: int = 3) -> Model:
@@ -163,6 +164,27 @@ def test_what_has_no_known_white_is_refused_and_a_clear_level_is_white(tmp_path:
     clear = tmp_path / "clear.png"
     Image.fromarray(np.zeros((9, 9), np.uint16)).save(clear, transparency=0)
     assert brightness(clear) == 1.0
+
+
+def test_a_client_beats_while_its_input_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "input.npy"
+    np.save(path, np.zeros((3, 4), np.float32))
+    beaten: list[bool] = []
+
+    with FakeController() as controller:
+
+        def slow(path: Path, model: Model) -> Any:
+            give_up = time.monotonic() + 20
+            while not controller.of(ClientHeartbeat) and time.monotonic() < give_up:
+                time.sleep(0.02)
+            beaten.append(bool(controller.of(ClientHeartbeat)))
+            return read_input(path, model)
+
+        monkeypatch.setattr(one_shot, "read_input", slow)
+        infer_once(controller.address, "toy", path, "25ms")
+    assert beaten == [True]
 
 
 def test_an_input_that_takes_too_long_to_read_says_so(

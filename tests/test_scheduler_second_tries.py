@@ -377,8 +377,36 @@ def test_weights_that_are_nowhere_are_loaded_over_what_is_busy(policy: str) -> N
     assert {rig.reply(other).code for other in others} == {0}, "what made way comes back"
 
 
-def serve(rig: Rig, *, until_ms: float, stop: Callable[[], bool]) -> bool:
-    """Work on workers 0 and 1 in steps of 1 ms, everything after its usual time; True if `stop` said so."""
+@pytest.mark.parametrize("policy", REPLANNING)
+def test_what_waits_is_served_although_the_culprit_took_the_weights_with_it_twice(
+    policy: str,
+) -> None:
+    """Nothing else arrives that would ask for the weights."""
+    rig, (model,) = Rig.ready(SchedulerConfig(policy=policy))
+    poison = rig.infer(model, slo_ms=4000)
+    others = [rig.infer(model, slo_ms=4000) for _ in range(12)]
+
+    def judge(infer: Infer) -> int:
+        action = rig.scheduler.cluster.actions[infer.action_id]
+        aboard = [request.request_id for request in action.requests]
+        return Code.MODEL_PROCESS_ENDED if poison in aboard else Code.OK
+
+    assert serve(rig, until_ms=2_000, stop=lambda: rig.scheduler.idle, judge=judge)
+    assert rig.reply(poison).code == Code.MODEL_PROCESS_ENDED
+    assert {rig.reply(other).code for other in others} == {0}
+
+
+def serve(
+    rig: Rig,
+    *,
+    until_ms: float,
+    stop: Callable[[], bool],
+    judge: Callable[[Infer], int] = lambda infer: Code.OK,
+) -> bool:
+    """Work on workers 0 and 1 in steps of 1 ms, everything after its usual time; True if `stop` said so.
+
+    `judge` gives the code with which an Infer ends.
+    """
     cluster = rig.scheduler.cluster
     while (rig.now_ns - T0) / MS < until_ms:
         rig.now_ns += MS
@@ -401,7 +429,12 @@ def serve(rig: Rig, *, until_ms: float, stop: Callable[[], bool]) -> bool:
                     rig.from_worker(loaded, worker_id)
             for infer in rig.outstanding(worker_id)[:1]:
                 takes_ms = EXEC_MS[infer.batch_size]
-                if rig.now_ns >= infer.earliest_ns + (takes_ms + 1) * MS:
+                if rig.now_ns < infer.earliest_ns + (takes_ms + 1) * MS:
+                    continue
+                if code := judge(infer):
+                    failed = ErrorResult(infer.session, infer.action_id, 2, code, "it failed")
+                    rig.from_worker(failed, worker_id)
+                else:
                     begin_ms = (rig.now_ns - T0) / MS - takes_ms
                     rig.finish(infer, begin_ms=begin_ms, worker_id=worker_id)
         rig.step()

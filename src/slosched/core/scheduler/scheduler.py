@@ -366,6 +366,10 @@ class Scheduler:
         self.cluster.failed(action, result.code, now_ns=now_ns, result=result)
         self.policy.action_done(action, code=result.code, end_ns=now_ns, duration_ns=0, clock_mhz=0)
         self._try_again(action, result.code, result.reason, now_ns)
+        model = action.model
+        took = action.action_type is ActionType.INFER and not model.resident_on
+        if took and model.queue:  # the weights went with the action
+            self._weights_wanted(model.queue[0], now_ns)
 
     def _worker_joined(self, worker: Worker, now_ns: int) -> None:
         for gpu in worker.gpus:
@@ -427,7 +431,7 @@ class Scheduler:
             self.policy.enqueue(request, now_ns=now_ns)
 
     def _weights_wanted(self, request: Request, now_ns: int) -> None:
-        """A queued request lost its model's weights to a second try."""
+        """A queued request lost its model's weights to a second try, or with a process."""
         if isinstance(self.policy, LoadsByDemand):
             self.policy.asked_for(request, now_ns=now_ns)
 
