@@ -8,6 +8,7 @@ import pytest
 
 from scheduler_rig import MS, Rig
 from slosched.codes import Code
+from slosched.config import SchedulerConfig
 from slosched.core.scheduler.interface import ClientLost, Drain, FromClient
 from slosched.messages import (
     CancelRequest,
@@ -24,6 +25,7 @@ from slosched.messages import (
     StatusRequest,
     Welcome,
 )
+from slosched.units import tensor_bytes
 
 
 def test_hello_is_welcomed_and_another_protocol_is_refused_with_both_versions() -> None:
@@ -96,13 +98,73 @@ def test_an_impossible_request_is_answered_with_6_and_what_was_wrong(
     assert rig.scheduler.idle and not rig.outstanding()
 
 
-def test_a_request_id_in_use_is_refused_and_the_first_request_lives_on() -> None:
+def test_a_request_that_comes_twice_is_answered_once() -> None:
+    """A reply under its id would be taken for the answer of the first, which runs."""
     rig, (model,) = Rig.ready()
     rig.infer(model, slo_ms=50, request_id=500)
     rig.infer(model, slo_ms=50, request_id=500)
     rig.step()
-    assert [r.code for r in rig.to_client(InferReply)] == [Code.INVALID_REQUEST]
+    assert not rig.to_client(InferReply)
+    (infer,) = rig.outstanding()
+    assert infer.request_count == 1
+    rig.finish(infer, begin_ms=0.5)
+    rig.step()
+    assert [r.code for r in rig.to_client(InferReply)] == [Code.OK]
+    rig.infer(model, slo_ms=50, request_id=500)  # it is free again
+    rig.step(20)
     assert len(rig.outstanding()) == 1
+
+
+LIMITS = SchedulerConfig(max_slo_ns=60 * 10**9, max_client_requests=3, max_requests=5)
+
+
+def test_what_is_accepted_of_a_client_and_of_all_has_limits_with_a_code_and_a_reason() -> None:
+    rig, (model,) = Rig.ready(LIMITS)
+    rig.hello(b"other")
+    long = rig.infer(model, slo_ns=61 * 10**9)
+    rig.step()
+    assert (rig.reply(long).code, rig.reply(long).model_id) == (Code.LIMIT_REACHED, model.model_id)
+    assert "61s" in rig.reply(long).reason and "--max-slo of 60s" in rig.reply(long).reason
+    taken = [rig.infer(model, slo_ms=900) for _ in range(3)]
+    fourth = rig.infer(model, slo_ms=900)
+    rig.step()
+    assert rig.reply(fourth).code == Code.LIMIT_REACHED
+    assert "3 requests of this client" in rig.reply(fourth).reason
+    taken += [rig.infer(model, slo_ms=900, client=b"other") for _ in range(2)]
+    sixth = rig.infer(model, slo_ms=900, client=b"other")
+    rig.step()
+    assert "5 requests of all clients" in rig.reply(sixth).reason
+    assert "--max-requests" in rig.reply(sixth).reason
+    rig.step()
+    for infer in rig.outstanding():
+        rig.finish(infer, begin_ms=0.5)
+    again = rig.infer(model, slo_ms=900)
+    rig.step()
+    assert not rig.answered(again), "answered ones make room"
+
+
+def test_the_bytes_that_wait_have_limits() -> None:
+    rig, (model,) = Rig.ready(SchedulerConfig(max_client_bytes=96, max_bytes=144))
+    rig.hello(b"other")
+    shape, dtype = model.input_shape, model.input_dtype
+    size = tensor_bytes(shape, dtype)
+    room = 96 // size
+
+    def ask(client: bytes) -> int:
+        request = rig.infer(
+            model, slo_ms=900, shape=shape, dtype=dtype, input_bytes=size, client=client
+        )
+        rig.step()
+        return request
+
+    mine = [ask(b"c") for _ in range(room + 1)]
+    assert not rig.answered(mine[room - 1])
+    assert rig.reply(mine[room]).code == Code.LIMIT_REACHED
+    assert "--max-client-bytes" in rig.reply(mine[room]).reason
+    theirs = [ask(b"other") for _ in range(144 // size - room + 1)]
+    assert "--max-bytes" in rig.reply(theirs[-1]).reason
+    rig.handle(FromClient(b"c", Goodbye()))
+    assert not rig.answered(ask(b"other")), "a client that leaves makes room"
 
 
 def test_cancelling_a_queued_request_answers_it_and_it_never_runs() -> None:

@@ -242,3 +242,33 @@ def test_a_bundle_that_is_too_long_is_malformed() -> None:
 def test_a_newer_peer_may_append_fields() -> None:
     newer = msgpack.packb(["CancelRequest", 9, "something new"])
     assert decode_from_client(newer) == m.CancelRequest(9)
+
+
+@pytest.mark.parametrize(
+    ("decode", "parts"),
+    [
+        (decode_from_client, ["InferRequest", 2**63, 1]),
+        (decode_from_client, ["InferRequest", 1, 1, 0.0, 2**62 + 1]),
+        (decode_from_client, ["InferRequest", 1, 1, 0.0, 0, 0, [1] * 17, "float32"]),
+        (decode_from_client, ["LoadModelRequest", 1, "n" * 257, 1]),
+        (decode_from_client, ["LoadModelRequest", 1, "n", 2**64 - 1]),
+        (decode_for_worker, ["HeartbeatAck", 2**64 - 1, 2**64 - 1, 2**64 - 1]),
+        (decode_for_worker, ["LoadModel", 1, 1, "n" * 257, 0, 1, 1, 1, 0, 0]),
+        (decode_for_worker, ["Infer", 1, 1, 0, 0, 0, 2**63 - 1, 0, 1, 1, []]),
+        (decode_from_worker, ["ErrorResult", 1, 1, 2, 2, "x" * 8001]),
+        (decode_from_worker, ["Heartbeat", 1, 2**63 - 1, 0, 0]),
+        (decode_from_worker, ["WorkerRefused", 1, "x" * 8001]),
+    ],
+)
+def test_numbers_and_lengths_that_nobody_means_are_refused_where_they_enter(
+    decode: Any, parts: list[Any]
+) -> None:
+    with pytest.raises(MalformedMessage, match="Expected"):
+        decode(msgspec.msgpack.encode(parts))
+
+
+@pytest.mark.parametrize("decode", [decode_from_client, decode_for_worker, decode_from_worker])
+def test_a_struct_has_a_bound_before_it_is_decoded(decode: Any) -> None:
+    large = msgspec.msgpack.encode(["InferRequest", 1, 1, 0.0, 0, 0, [1] * 600_000])
+    with pytest.raises(MalformedMessage, match="before its tensors"):
+        decode(large)

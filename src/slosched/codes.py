@@ -77,6 +77,9 @@ class Code(IntEnum):
     # Ours
     PROCESS_ENDED = 100  # the process that ran the model ended (a crash, an exit), or was ended
     MODEL_PROCESS_ENDED = 101  # likewise, and it was the model's own: its worker goes on
+    LIMIT_REACHED = (
+        102  # one of the controller's, which the reason names (core/scheduler/limits.py)
+    )
 
 
 #: The process that ran the action ended.

@@ -11,7 +11,7 @@ from itertools import pairwise
 from math import ceil
 
 from slosched.errors import InvalidConfig, UnknownName
-from slosched.units import NS_PER_MS, format_duration
+from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
 #: Clockwork's client and worker ports.
 WORKER_PORT = 12345
@@ -258,6 +258,10 @@ _PUBLISHED_DEFAULTS = {
 PAPER_LEAD_NS = 1 * NS_PER_MS
 
 
+_LIMITS = (
+    "max_slo_ns", "max_client_requests", "max_requests", "max_client_bytes", "max_bytes", "max_client_loads",
+)  # fmt: skip
+
 #: What a weight may be: above a hundred it would be a queue of its own in all but name.
 WEIGHT_RANGE = (0.01, 100.0)
 CLIENT_WEIGHTS = ("value", "shares")
@@ -313,6 +317,13 @@ class SchedulerConfig:
     #: What a client's weight is: "value" of each of its requests, or its share of the GPUs ("shares").
     client_weights: str = "value"
     placement: str = "gain"  # of the policies that load by demand in our way; others have their own
+    #: What is accepted (core/scheduler/limits.py); Clockwork's Figures 7 and 8 have SLOs of a day.
+    max_slo_ns: int = 48 * 3600 * NS_PER_S
+    max_client_requests: int = 100_000  # unanswered, of one client; and of all
+    max_requests: int = 500_000
+    max_client_bytes: int = 2 * 2**30  # of the inputs of these
+    max_bytes: int = 8 * 2**30
+    max_client_loads: int = 256  # LoadModelRequests of one client that wait
 
     def __post_init__(self) -> None:
         if self.fidelity not in FIDELITIES:
@@ -332,7 +343,7 @@ class SchedulerConfig:
                 f"placement {self.placement!r} has no effect under {self.policy} ({self.fidelity}), which "
                 "places weights in its own way; leave it out"
             )
-        for name in ("max_gpus", "default_slo_ns"):
+        for name in ("max_gpus", "default_slo_ns", *_LIMITS):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("schedule_ahead_ns", "max_exec_ns", "max_batch"):

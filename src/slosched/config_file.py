@@ -163,7 +163,8 @@ _SCHEDULER: dict[str, _Reader] = {
     "policy": _text, "generate_inputs": _flag, "max_gpus": _integer, "schedule_ahead_ns": _duration,
     "default_slo_ns": _duration, "max_exec_ns": _duration, "max_batch": _integer, "fidelity": _text,
     "max_client_weight": _number, "client_weights": _text,
-    "placement": _text,
+    "placement": _text, "max_slo_ns": _duration, "max_client_requests": _integer, "max_requests": _integer,
+    "max_client_bytes": _size, "max_bytes": _size, "max_client_loads": _integer,
 }  # fmt: skip
 _WEIGHT: dict[str, _Reader] = {"client": _text, "slo_max_ns": _duration, "weight": _number}
 _CONTROLLER: dict[str, _Reader] = {

@@ -12,9 +12,25 @@ new one. Times are integer nanoseconds, between controller and worker on the **c
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 PROTOCOL_VERSION = 1
+
+# What comes from outside is bounded where it is decoded, before anybody computes with it or shows it.
+#: A number, or a time in ns: within 146 years.
+Number = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
+#: A name of a model, a dtype, a host, a device.
+Name = Annotated[str, msgspec.Meta(max_length=256)]
+#: A sentence for people; who says more is cut off by the sender (MOST_WORDS).
+MOST_WORDS = 4000
+Words = Annotated[str, msgspec.Meta(max_length=2 * MOST_WORDS)]
+Shape = Annotated[tuple[Number, ...], msgspec.Meta(max_length=16)]
+#: One for each request of a batch, or each batch class.
+PerRequest = Annotated[tuple[Number, ...], msgspec.Meta(max_length=1024)]
+Labels = Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)]
+Names = Annotated[tuple[Name, ...], msgspec.Meta(max_length=10_000)]
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -55,9 +71,9 @@ class ClientHello(Message, frozen=True):
     it or set another (docs/fairness.md).
     """
 
-    protocol: int
-    incarnation: int
-    name: str = ""
+    protocol: Number
+    incarnation: Number
+    name: Name = ""
     weight: float = 1.0
     bundles: bool = False  # it takes bundles
 
@@ -65,7 +81,7 @@ class ClientHello(Message, frozen=True):
 class ClientHeartbeat(Message, frozen=True):
     """Sent each second; a client silent for five is gone and its copies are freed."""
 
-    sent_ns: int  # client's clock
+    sent_ns: Number  # client's clock
 
 
 class Goodbye(Message, frozen=True):
@@ -75,13 +91,13 @@ class Goodbye(Message, frozen=True):
 class LoadModelRequest(Message, frozen=True):
     """Ask for at least `copies` instances of the model `name` (a name of the workers' zoo)."""
 
-    request_id: int
-    name: str
-    copies: int = 1
+    request_id: Number
+    name: Name
+    copies: Number = 1
 
 
 class ListModelsRequest(Message, frozen=True):
-    request_id: int
+    request_id: Number
 
 
 class InferRequest(Message, frozen=True):
@@ -92,23 +108,23 @@ class InferRequest(Message, frozen=True):
     are empty when inputs are off.
     """
 
-    request_id: int
-    model_id: int
+    request_id: Number
+    model_id: Number
     slo_factor: float = 0.0
-    slo_ns: int = 0
-    user_id: int = 0
-    shape: tuple[int, ...] = ()
-    dtype: str = ""
+    slo_ns: Number = 0
+    user_id: Number = 0
+    shape: Shape = ()
+    dtype: Name = ""
 
 
 class CancelRequest(Message, frozen=True):
     """Give up an inference. It is answered with code 1 unless its answer is already on the way."""
 
-    request_id: int  # that of the InferRequest
+    request_id: Number  # that of the InferRequest
 
 
 class StatusRequest(Message, frozen=True):
-    request_id: int
+    request_id: Number
     brief: bool = False  # without the list of models, which may be 10,000 long
 
 
@@ -207,25 +223,25 @@ ControllerToClient = Welcome | Refused | LoadModelReply | ListModelsReply | Infe
 class ControllerHello(Message, frozen=True):
     """Opens (or renews) a session. The worker answers WorkerWelcome or WorkerRefused."""
 
-    protocol: int
-    incarnation: int
-    name: str = ""
+    protocol: Number
+    incarnation: Number
+    name: Name = ""
     bundles: bool = False  # it takes bundles
 
 
 class HeartbeatAck(Message, frozen=True):
     """Closes one clock exchange: `heartbeat_sent_ns` is on the worker's clock, the rest on ours."""
 
-    heartbeat_sent_ns: int
-    received_ns: int
-    sent_ns: int
+    heartbeat_sent_ns: Number
+    received_ns: Number
+    sent_ns: Number
 
 
 class SessionMessage(Message, frozen=True):
     """Base of actions and results. `session` is what the worker's Welcome gave; another's are dropped."""
 
-    session: int
-    action_id: int
+    session: Number
+    action_id: Number
 
 
 class LoadModel(SessionMessage, frozen=True):
@@ -234,32 +250,32 @@ class LoadModel(SessionMessage, frozen=True):
     Batch sizes above `max_batch`, or that take longer than `max_exec_ns`, are left out; 1 never is.
     """
 
-    name: str
-    model_id: int
-    copies: int
-    max_batch: int
-    max_exec_ns: int
-    earliest_ns: int
-    latest_ns: int
+    name: Name
+    model_id: Number
+    copies: Number
+    max_batch: Number
+    max_exec_ns: Number
+    earliest_ns: Number
+    latest_ns: Number
 
 
 class UnloadModel(SessionMessage, frozen=True):
-    model_id: int
+    model_id: Number
 
 
 class LoadWeights(SessionMessage, frozen=True):
-    model_id: int
-    gpu_id: int
-    earliest_ns: int
-    latest_ns: int
-    expected_duration_ns: int
+    model_id: Number
+    gpu_id: Number
+    earliest_ns: Number
+    latest_ns: Number
+    expected_duration_ns: Number
 
 
 class EvictWeights(SessionMessage, frozen=True):
-    model_id: int
-    gpu_id: int
-    earliest_ns: int
-    latest_ns: int
+    model_id: Number
+    gpu_id: Number
+    earliest_ns: Number
+    latest_ns: Number
 
 
 class Infer(SessionMessage, frozen=True):
@@ -269,14 +285,14 @@ class Infer(SessionMessage, frozen=True):
     frame and the worker generates that input.
     """
 
-    model_id: int
-    gpu_id: int
-    earliest_ns: int
-    latest_ns: int
-    expected_duration_ns: int
-    batch_size: int
-    request_count: int
-    input_sizes: tuple[int, ...] = ()
+    model_id: Number
+    gpu_id: Number
+    earliest_ns: Number
+    latest_ns: Number
+    expected_duration_ns: Number
+    batch_size: Number
+    request_count: Number
+    input_sizes: PerRequest = ()
 
 
 class ClearCache(SessionMessage, frozen=True):
@@ -296,121 +312,123 @@ ControllerToWorker = ControllerHello | HeartbeatAck | Action
 class Span(msgspec.Struct, frozen=True, array_like=True):
     """When something ran. `duration_ns` is the device's own measure, not `end_ns - begin_ns`."""
 
-    begin_ns: int
-    end_ns: int
-    duration_ns: int
+    begin_ns: Number
+    end_ns: Number
+    duration_ns: Number
 
 
 NO_SPAN = Span(0, 0, 0)
 
 
 class GpuInfo(msgspec.Struct, frozen=True, array_like=True):
-    gpu_id: int
-    name: str
-    pages: int
-    page_bytes: int
-    resident: tuple[int, ...] = ()  # model ids
+    gpu_id: Number
+    name: Name
+    pages: Number
+    page_bytes: Number
+    resident: Annotated[tuple[Number, ...], msgspec.Meta(max_length=100_000)] = ()  # model ids
 
 
 class WorkerWelcome(Message, frozen=True):
     """The worker's side of a session. `incarnation` is the session that actions must carry."""
 
-    protocol: int
-    incarnation: int
-    version: str
-    host: str
-    pid: int
-    device: str
-    gpus: tuple[GpuInfo, ...]
-    loadable: tuple[str, ...]
+    protocol: Number
+    incarnation: Number
+    version: Name
+    host: Name
+    pid: Number
+    device: Name
+    gpus: Annotated[tuple[GpuInfo, ...], msgspec.Meta(max_length=1024)]
+    loadable: Names
     bundles: bool = False  # it takes bundles
     #: (name, reason) of models that it does not offer, because they ended its process too often;
     #: codec.py leaves an empty one out.
-    put_aside: tuple[tuple[str, str], ...] = ()
+    put_aside: Annotated[tuple[tuple[Words, Words], ...], msgspec.Meta(max_length=1024)] = ()
 
 
 class WorkerRefused(Message, frozen=True):
-    code: int
-    reason: str
+    code: Number
+    reason: Words
 
 
 class GpuStats(msgspec.Struct, frozen=True, array_like=True):
     """What the driver said of a GPU when it was last asked. -1: the card does not answer that."""
 
-    gpu_id: int = 0
-    name: str = ""
-    uuid: str = ""
-    driver: str = ""
-    sm_percent: int = -1  # of the last second or less: kernels ran
-    memory_percent: int = -1  # likewise: the memory was read or written
-    memory_used_bytes: int = -1
-    memory_total_bytes: int = -1
-    power_mw: int = -1
-    energy_mj: int = -1  # since the driver was loaded
-    temperature_c: int = -1
-    sm_clock_mhz: int = -1
-    memory_clock_mhz: int = -1
-    throttle_reasons: int = -1  # a bit mask of NVML's: why the clocks are below their most
+    gpu_id: Number = 0
+    name: Name = ""
+    uuid: Name = ""
+    driver: Name = ""
+    sm_percent: Number = -1  # of the last second or less: kernels ran
+    memory_percent: Number = -1  # likewise: the memory was read or written
+    memory_used_bytes: Number = -1
+    memory_total_bytes: Number = -1
+    power_mw: Number = -1
+    energy_mj: Number = -1  # since the driver was loaded
+    temperature_c: Number = -1
+    sm_clock_mhz: Number = -1
+    memory_clock_mhz: Number = -1
+    throttle_reasons: Number = -1  # a bit mask of NVML's: why the clocks are below their most
 
 
 class Heartbeat(Message, frozen=True):
     """Sent every 200 ms, also while models are being prepared (`activity` then says which)."""
 
-    session: int
-    sent_ns: int  # worker's clock
-    clock_offset_ns: int  # add it to a controller time to get a worker time
-    clock_error_ns: int  # bound of that offset: half the least round trip seen
-    activity: str = ""
-    pending: int = 0
-    errors: int = 0
-    dropped: int = 0  # stale, malformed or oversized messages
-    preparing: int = -1  # LoadModels taken and not answered; -1: it does not say
-    gpus: tuple[GpuStats, ...] = ()  # only when they are new; codec.py leaves an empty one out
+    session: Number
+    sent_ns: Number  # worker's clock
+    clock_offset_ns: Number  # add it to a controller time to get a worker time
+    clock_error_ns: Number  # bound of that offset: half the least round trip seen
+    activity: Words = ""
+    pending: Number = 0
+    errors: Number = 0
+    dropped: Number = 0  # stale, malformed or oversized messages
+    preparing: Number = -1  # LoadModels taken and not answered; -1: it does not say
+    gpus: Annotated[
+        tuple[GpuStats, ...], msgspec.Meta(max_length=1024)
+    ] = ()  # only when they are new; codec.py leaves an empty one out
 
 
 class ErrorResult(SessionMessage, frozen=True):
-    action_type: int
-    code: int
-    reason: str
-    received_ns: int = 0
-    sent_ns: int = 0
+    action_type: Number
+    code: Number
+    reason: Words
+    received_ns: Number = 0
+    sent_ns: Number = 0
 
 
 class LoadModelResult(SessionMessage, frozen=True):
     """`exec_ns[i]` is the profiled exec time of `batch_sizes[i]`."""
 
     span: Span
-    copies: int
-    batch_sizes: tuple[int, ...]
-    exec_ns: tuple[int, ...]
-    weights_ns: int
-    weights_bytes: int
-    pages: int
-    input_shape: tuple[int, ...]
-    input_dtype: str
-    output_shape: tuple[int, ...]
-    output_dtype: str
+    copies: Number
+    batch_sizes: PerRequest
+    exec_ns: PerRequest
+    weights_ns: Number
+    weights_bytes: Number
+    pages: Number
+    input_shape: Shape
+    input_dtype: Name
+    output_shape: Shape
+    output_dtype: Name
     random_weights: bool
-    received_ns: int
-    sent_ns: int
-    labels: tuple[str, ...] = ()
+    received_ns: Number
+    sent_ns: Number
+    labels: Labels = ()
 
 
 class UnloadModelResult(SessionMessage, frozen=True):
-    received_ns: int
-    sent_ns: int
+    received_ns: Number
+    sent_ns: Number
 
 
 class LoadWeightsResult(SessionMessage, frozen=True):
     span: Span
-    received_ns: int
-    sent_ns: int
+    received_ns: Number
+    sent_ns: Number
 
 
 class EvictWeightsResult(SessionMessage, frozen=True):
     span: Span
-    received_ns: int
-    sent_ns: int
+    received_ns: Number
+    sent_ns: Number
 
 
 class InferResult(SessionMessage, frozen=True):
@@ -419,24 +437,24 @@ class InferResult(SessionMessage, frozen=True):
     copy_input: Span
     exec: Span
     copy_output: Span
-    gpu_id: int
-    gpu_clock_before_mhz: int
-    gpu_clock_mhz: int
-    received_ns: int
-    sent_ns: int
-    output_sizes: tuple[int, ...] = ()
+    gpu_id: Number
+    gpu_clock_before_mhz: Number
+    gpu_clock_mhz: Number
+    received_ns: Number
+    sent_ns: Number
+    output_sizes: PerRequest = ()
 
 
 class ClearCacheResult(SessionMessage, frozen=True):
-    received_ns: int
-    sent_ns: int
+    received_ns: Number
+    sent_ns: Number
 
 
 class WorkerStateResult(SessionMessage, frozen=True):
     gpus: tuple[GpuInfo, ...]
-    models: tuple[tuple[int, str], ...]
-    received_ns: int
-    sent_ns: int
+    models: tuple[tuple[Number, Name], ...]
+    received_ns: Number
+    sent_ns: Number
 
 
 Result = (

@@ -7,9 +7,9 @@ A WorkerTruth watches one worker process at its devices, in true time:
 - an exec starts within its action's window, but for the error of the worker's clock: what it says itself,
   what it can have drifted since, and what its clock was made to jump.
 
-A ClientTruth watches the client's connection: each copy of a request that reaches a controller is
-answered at most once, and once it is all over, exactly once, unless that controller died or had given
-the client up. It counts what it saw, so that a test can hold the fuzzer to cases that matter.
+A ClientTruth watches the client's connection: each request that reaches a controller is answered at most
+once, however often it comes before that, and once it is all over, exactly once, unless that controller died
+or had given the client up. It counts what it saw, so that a test can hold the fuzzer to cases that matter.
 """
 
 from __future__ import annotations
@@ -212,7 +212,11 @@ class ClientTruth:
         if isinstance(event, FromClient) and isinstance(event.message, InferRequest):
             key = (event.client, event.message.request_id)
             known = self._controller.scheduler.clients.get(event.client)
-            self._waiting.setdefault(key, []).append(known)
+            copies = self._waiting.setdefault(key, [])
+            if not any(
+                copy is known for copy in copies
+            ):  # a second copy of one is answered with it
+                copies.append(known)
         elif isinstance(event, ClientLost) or (
             isinstance(event, FromClient) and isinstance(event.message, Goodbye)
         ):

@@ -13,8 +13,12 @@ from slosched.transport.bundles import ForClients, ForWorkers, FromClients, From
 
 Frame = bytes | memoryview
 
-#: A larger message is refused, with words; libzmq itself drops a peer that sends much more (sockets.py).
+#: A larger message is refused, with words; libzmq itself drops a peer that sends a larger frame (sockets.py).
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+#: The struct of a message has no more bytes; only the controller's lists for clients do.
+MAX_STRUCT_BYTES = 64 * 1024
+#: Of a worker: its Welcome lists the names of whole libraries, and its errors say what a model said.
+_MAX_WORKER_STRUCT_BYTES = 512 * 1024
 
 _encode: Callable[[object], bytes] = msgspec.msgpack.Encoder().encode
 
@@ -31,10 +35,14 @@ def encode(message: Message) -> bytes:
     return _encode(message)
 
 
-def _decoder(union: Any) -> Callable[[Frame], Any]:
+def _decoder(union: Any, most_bytes: int) -> Callable[[Frame], Any]:
     decode = msgspec.msgpack.Decoder(union).decode
 
     def checked(frame: Frame) -> Any:
+        if len(frame) > most_bytes:
+            raise MalformedMessage(
+                f"a message of {len(frame)} bytes before its tensors; {most_bytes} are allowed"
+            )
         try:
             return decode(frame)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -44,10 +52,12 @@ def _decoder(union: Any) -> Callable[[Frame], Any]:
 
 
 #: Each raises MalformedMessage for bytes that are no message of its direction.
-decode_from_client = cast(Callable[[Frame], FromClients], _decoder(FromClients))
-decode_from_worker = cast(Callable[[Frame], FromWorkers], _decoder(FromWorkers))
-decode_for_worker = cast(Callable[[Frame], ForWorkers], _decoder(ForWorkers))
-decode_for_client = cast(Callable[[Frame], ForClients], _decoder(ForClients))
+decode_from_client = cast(Callable[[Frame], FromClients], _decoder(FromClients, MAX_STRUCT_BYTES))
+decode_from_worker = cast(
+    Callable[[Frame], FromWorkers], _decoder(FromWorkers, _MAX_WORKER_STRUCT_BYTES)
+)
+decode_for_worker = cast(Callable[[Frame], ForWorkers], _decoder(ForWorkers, MAX_STRUCT_BYTES))
+decode_for_client = cast(Callable[[Frame], ForClients], _decoder(ForClients, MAX_MESSAGE_BYTES))
 
 
 def message_from_client(frames: list[Frame]) -> FromClients:

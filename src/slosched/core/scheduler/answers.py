@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from slosched.codes import Code
 from slosched.core.scheduler.interface import Effect, RequestDone, RequestRecord, ToClient
+from slosched.core.scheduler.limits import Limits
 from slosched.core.scheduler.state import ActionState, Request, RequestState
 from slosched.messages import InferReply
 
@@ -42,8 +43,9 @@ NO_PLAN = Plan()
 class Answers:
     """Gives each request its one answer. `count` and `by_code` say how many so far."""
 
-    def __init__(self, *, emit: Callable[[Effect], None]) -> None:
+    def __init__(self, *, emit: Callable[[Effect], None], limits: Limits) -> None:
         self._emit = emit
+        self._limits = limits
         self.count = 0
         self.by_code: dict[int, int] = {}
 
@@ -66,6 +68,8 @@ class Answers:
         departure_count = len(model.resident_on)
         cold = request.arrival_count == 0 and departure_count > 0
         del request.client.requests[request.request_id]
+        if request.input_bytes:
+            self._limits.answered(request.client, request.input_bytes)
         self.count += 1
         self.by_code[code] = self.by_code.get(code, 0) + 1
         if tell:

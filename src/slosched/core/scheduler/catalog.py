@@ -86,6 +86,13 @@ class Catalog:
             reason = f"copies must be within 1..{MAX_COPIES}, not {message.copies}"
             self._reply(client, message, Code.INVALID_REQUEST, reason)
             return
+        most = self._cluster.config.max_client_loads
+        if sum(each.client is client for each in self.waiting) >= most:
+            reason = (
+                f"{most} loads of this client wait already, as many as --max-client-loads allows"
+            )
+            self._reply(client, message, Code.LIMIT_REACHED, reason)
+            return
         self.waiting.append(_Waiting(client, message, [], now_ns + _HOLD_NS))
         self.advance(now_ns=now_ns)
 

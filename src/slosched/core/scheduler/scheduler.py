@@ -35,6 +35,7 @@ from slosched.core.scheduler.interface import (
     SendFailed,
     ToClient,
 )
+from slosched.core.scheduler.limits import Limits
 from slosched.core.scheduler.policies import make_policy
 from slosched.core.scheduler.policies.base import LoadsByDemand
 from slosched.core.scheduler.report import status_report
@@ -132,7 +133,8 @@ class Scheduler:
             release=self.catalog.release,
         )
         self.clients = self._clients.by_identity
-        self.answers = Answers(emit=self._effects.append)
+        self._limits = Limits(config)
+        self.answers = Answers(emit=self._effects.append, limits=self._limits)
         self.arrived = 0
         self.invalid = 0  # requests that could not be taken; not among those that arrived
         self.draining = False
@@ -252,6 +254,8 @@ class Scheduler:
             self._clients.drop(client.identity, "it left")
 
     def _infer(self, client: Client, message: InferRequest, event: FromClient, now_ns: int) -> None:
+        if message.request_id in client.requests:
+            return  # it came twice, and is answered once
         bytes_behind = event.input_bytes
         model = self.cluster.models.get(message.model_id)
         wrong = what_is_wrong(client, message, model, bytes_behind)
@@ -260,9 +264,7 @@ class Scheduler:
             wrong = self.cluster.put_aside.get(model.name, "")  # it would only time out
             code = Code.PROCESS_ENDED
         if wrong:
-            self.invalid += 1
-            reply = InferReply(message.request_id, code, wrong, message.model_id, 0, 0, False)
-            self._effects.append(ToClient(client.identity, reply))
+            self._not_taken(client, message, code, wrong)
             return
         assert model is not None
         slo_ns = message.slo_ns
@@ -271,6 +273,11 @@ class Scheduler:
             slo_ns = (
                 round(model.b1_ns * factor) if factor > 0 else self.cluster.config.default_slo_ns
             )
+        waiting = self.arrived - self.answers.count
+        wrong = self._limits.exceeded(client, slo_ns, bytes_behind, waiting=waiting)
+        if wrong:
+            self._not_taken(client, message, Code.LIMIT_REACHED, wrong)
+            return
         key = self._next_key
         self._next_key += 1
         request = Request(
@@ -282,11 +289,18 @@ class Scheduler:
         if model.model_id not in client.models:
             self.catalog.used_by(client, model)  # it was forgotten once, or has the id from another
         if bytes_behind:
+            self._limits.took(client, bytes_behind)
             self._effects.append(Accepted(key, event.input_key))
         if self.draining:
             self._answer(request, Code.SHUTTING_DOWN, "the controller is shutting down")
             return
         self.policy.enqueue(request, now_ns=now_ns)
+
+    def _not_taken(self, client: Client, message: InferRequest, code: int, reason: str) -> None:
+        """Answer a request that never was one of ours."""
+        self.invalid += 1
+        reply = InferReply(message.request_id, code, reason, message.model_id, 0, 0, False)
+        self._effects.append(ToClient(client.identity, reply))
 
     # ----------------------------------------------------------------------------- workers
 

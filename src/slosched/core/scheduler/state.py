@@ -433,4 +433,5 @@ class Client:
     silent_ticks: int = 0
     bundles: bool = False  # it takes a ReplyBundle
     requests: dict[int, Request] = field(default_factory=dict)  # unanswered, by its request_id
+    input_bytes: int = 0  # of these
     models: dict[int, Model] = field(default_factory=dict)

@@ -20,8 +20,6 @@ def what_is_wrong(
     """Words for an impossible request; empty when it is fine."""
     if model is None or model.state is not ModelState.LOADED or model.result is None:
         return f"no model has the id {message.model_id}; load one first and use the id it gets"
-    if message.request_id in client.requests:
-        return f"request id {message.request_id} is still unanswered; ids must be unique"
     factor, slo_ns = message.slo_factor, message.slo_ns
     without_input = not bytes_behind and not message.shape
     if without_input and 0.0 <= factor <= _USUAL_FACTOR and 0 <= slo_ns < 2**62:
