@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 from scheduler_rig import MS, T0, Rig
 from slosched.codes import Code
 from slosched.config import SchedulerConfig
-from slosched.core.scheduler.interface import ActionDone, FromClient, Note, SendFailed
+from slosched.core.scheduler.interface import (
+    ActionDone,
+    FromClient,
+    Note,
+    SendFailed,
+    ToClient,
+    ToWorker,
+)
+from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.sessions import TICK_NS
 from slosched.messages import (
+    PROTOCOL_VERSION,
+    ClientHello,
     ControllerHello,
     ErrorResult,
     GpuInfo,
+    GpuStats,
     Heartbeat,
     HeartbeatAck,
     Infer,
@@ -21,6 +35,8 @@ from slosched.messages import (
     LoadModelResult,
     LoadWeights,
     Span,
+    StatusReply,
+    StatusRequest,
     WorkerRefused,
     WorkerWelcome,
 )
@@ -387,3 +403,52 @@ def test_a_worker_that_knows_nothing_of_its_load_model_is_lost() -> None:
     assert any(f"it knows nothing of LoadModel {lost.action_id}" in n for n in notes(rig))
     rig.join(0, session=51)
     assert rig.scheduler.ready()
+
+
+def test_workers_are_told_a_number_that_no_client_hears() -> None:
+    """Who says a worker the number of its controller gets its session."""
+    scheduler = Scheduler(
+        SchedulerConfig(), worker_count=1, incarnation=7, secret=11, version="test"
+    )
+    scheduler.handle(FromClient(b"c", ClientHello(PROTOCOL_VERSION, 1)), now_ns=10**18)
+    scheduler.handle(FromClient(b"c", StatusRequest(1)), now_ns=10**18)
+    told: list[Any] = []
+    for tick in range(10):
+        told += scheduler.schedule(now_ns=10**18 + tick * TICK_NS)
+    hellos = [e.message for e in told if isinstance(e, ToWorker)]
+    assert {hello.incarnation for hello in hellos if isinstance(hello, ControllerHello)} == {11}
+    to_client = [e.message for e in told if isinstance(e, ToClient)]
+    assert len(to_client) == 2 and not re.search(r"\b11\b", repr(to_client))
+
+
+def test_words_of_a_worker_are_safe_to_show() -> None:
+    escape = "\x1b[2J\x1b]0;title\x07 gone\nsecond line\u202e"
+    rig = Rig()
+    rig.hello()
+    gpus = (GpuInfo(0, escape, 10, 2**24),)
+    rig.from_worker(WorkerWelcome(1, 50, escape, escape, 1, escape, gpus, ("net", escape)))
+    rig.from_worker(Heartbeat(50, T0, 0, 0, escape, gpus=(GpuStats(0, escape, escape, escape),)))
+    rig.step()
+    rig.handle(FromClient(b"c", LoadModelRequest(5, "net", 1)))
+    rig.step()
+    (load,) = rig.to_worker(LoadModel)
+    rig.from_worker(ErrorResult(50, load.action_id, 0, 2, escape))
+    rig.from_worker(WorkerRefused(6, escape))
+    rig.handle(FromClient(b"c", StatusRequest(9)))
+    rig.step()
+    shown = [e.text for e in rig.effects if isinstance(e, Note)]
+    shown += [r.reason for r in rig.to_client(LoadModelReply)]
+    shown += strings(rig.to_client(StatusReply)[-1].report)
+    assert any("gone second line" in text for text in shown)
+    assert all(text.isprintable() for text in shown), [t for t in shown if not t.isprintable()]
+    assert rig.scheduler.catalog.loadable() == ("net",)
+
+
+def strings(value: object) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for pair in value.items() for each in pair for text in strings(each)]
+    if isinstance(value, list | tuple):
+        return [text for each in value for text in strings(each)]
+    return []

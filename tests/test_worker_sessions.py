@@ -27,6 +27,7 @@ from slosched.messages import (
     LoadModel,
     LoadModelResult,
     LoadWeights,
+    LoadWeightsResult,
     WorkerRefused,
     WorkerStateResult,
     WorkerWelcome,
@@ -274,3 +275,24 @@ def test_a_load_model_message_carries_a_negative_window_as_nonsense() -> None:
     worker.hello()
     worker.give(LoadModel(worker.session, 1, "net", 0, 1, 16, NS_PER_S, 10, 5))
     assert worker.error()[0] == Code.INVALID_ACTION
+
+
+def test_a_hello_that_comes_again_changes_nothing_and_is_welcomed_again() -> None:
+    worker = VirtualWorker()
+    hello = ControllerHello(PROTOCOL_VERSION, 7, lost=2)
+    worker.give(hello)
+    first = worker.answer()
+    assert isinstance(first, WorkerWelcome)
+    worker.session = first.incarnation
+    worker.load_model()
+    assert isinstance(worker.answer(), LoadModelResult)
+    worker.load_weights()
+    for late in (hello, ControllerHello(PROTOCOL_VERSION, 7, lost=1)):
+        worker.give(late)
+        again = worker.answer()
+        assert isinstance(again, WorkerWelcome) and again.incarnation == first.incarnation
+    worker.run(WEIGHTS_NS)
+    assert isinstance(worker.answer(), LoadWeightsResult), "the session goes on"
+    worker.give(ControllerHello(PROTOCOL_VERSION, 7, lost=3))
+    renewed = worker.answer()
+    assert isinstance(renewed, WorkerWelcome) and renewed.incarnation != first.incarnation

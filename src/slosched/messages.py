@@ -221,12 +221,17 @@ ControllerToClient = Welcome | Refused | LoadModelReply | ListModelsReply | Infe
 
 
 class ControllerHello(Message, frozen=True):
-    """Opens (or renews) a session. The worker answers WorkerWelcome or WorkerRefused."""
+    """Opens (or renews) a session. The worker answers WorkerWelcome or WorkerRefused.
+
+    `incarnation` is random and known to workers alone. `lost` counts how often this controller has lost the
+    worker: a hello with the count of the session that is open is a repeated one, and changes nothing.
+    """
 
     protocol: Number
     incarnation: Number
     name: Name = ""
     bundles: bool = False  # it takes bundles
+    lost: Number = -1  # -1: it does not say
 
 
 class HeartbeatAck(Message, frozen=True):

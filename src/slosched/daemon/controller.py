@@ -84,6 +84,7 @@ class ControllerServer:
             config.scheduler,
             worker_count=len(config.workers),
             incarnation=int.from_bytes(os.urandom(7), "little"),
+            secret=int.from_bytes(os.urandom(7), "little"),
             version=__version__,
             worker_addresses=config.workers,
         )

@@ -25,7 +25,11 @@ from slosched.errors import AddressInUse, InvalidConfig, PeerUnreachable
 from slosched.transport.codec import MAX_MESSAGE_BYTES, Frame, total_bytes
 
 #: libzmq itself drops a peer that sends a larger frame.
-HARD_LIMIT_BYTES = 256 * 1024 * 1024
+HARD_LIMIT_BYTES = 96 * 1024 * 1024
+#: A message has no more parts: a batch of 1,024 inputs and what goes before them. Those beyond are thrown away,
+#: so many at a time, so that whoever sends 500,000 empty ones does not hold the loop.
+MAX_PARTS = 1024 + 8
+_DISCARD_AT_MOST = 1024
 #: As a plain int: going through the enum's own operator costs microseconds on every wake-up.
 _POLLIN = int(zmq.POLLIN)
 _EVENTS = int(zmq.EVENTS)
@@ -58,6 +62,7 @@ class _Port:
         self._take = cast(Callable[[int, bool], zmq.Frame], partial(_Backend.recv, socket))
         self._put = partial(_Backend.send, socket)
         self.unread = False  # the last `receive` took all that it may, not all there was
+        self._discarding = False  # the rest of a message with too many parts
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, _HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.RCVHWM, _HIGH_WATER_MARK)
@@ -85,9 +90,20 @@ class _Port:
             return None
         parts: list[Frame] = [frame.bytes if len(frame) < _AS_BYTES else frame.buffer]
         while frame.more:
+            if len(parts) > MAX_PARTS:
+                self._discarding = True
+                break
             frame = self._take(_NOBLOCK, False)
             parts.append(frame.bytes if len(frame) < _AS_BYTES else frame.buffer)
         return parts
+
+    def _discard(self) -> bool:
+        """Throw away some of what is left of a message with too many parts. True: all of it."""
+        for _ in range(_DISCARD_AT_MOST):
+            if not self._take(_NOBLOCK, False).more:
+                self._discarding = False
+                return True
+        return False
 
     def _drain(self) -> list[list[Frame]]:
         """Everything that waits, up to the bounds; `unread` tells that those ended it."""
@@ -96,6 +112,7 @@ class _Port:
         self.unread = False
         while (
             len(received) < _DRAIN_AT_MOST
+            and not (self._discarding and not self._discard())
             and taken_bytes < _DRAIN_BYTES
             and small_bytes < _DRAIN_SMALL_BYTES
         ):

@@ -53,6 +53,7 @@ from slosched.core.scheduler.state import (
 )
 from slosched.core.scheduler.validation import plausible, what_is_wrong
 from slosched.core.scheduler.weights import Weights
+from slosched.core.scheduler.words import made_safe
 from slosched.messages import (
     PROTOCOL_VERSION,
     CancelRequest,
@@ -85,7 +86,11 @@ _MAX_ATTEMPTS = 3
 
 
 class Scheduler:
-    """One controller's decisions. `worker_count` workers are expected; `incarnation` is random."""
+    """One controller's decisions. `worker_count` workers are expected; `incarnation` is random.
+
+    Clients are told the incarnation, workers the `secret` (None: the incarnation): who says a worker the
+    number of its controller gets its session.
+    """
 
     def __init__(
         self,
@@ -93,6 +98,7 @@ class Scheduler:
         *,
         worker_count: int,
         incarnation: int,
+        secret: int | None = None,
         version: str,
         worker_addresses: Sequence[str] = (),
     ) -> None:
@@ -102,7 +108,7 @@ class Scheduler:
         self.sessions = Sessions(
             self.cluster,
             worker_count=worker_count,
-            incarnation=incarnation,
+            incarnation=incarnation if secret is None else secret,
             addresses=worker_addresses,
             on_joined=self._worker_joined,
             on_gpu_removed=self.policy.gpu_removed,
@@ -305,6 +311,7 @@ class Scheduler:
     # ----------------------------------------------------------------------------- workers
 
     def _from_worker(self, worker: Worker, message: WorkerToController, now_ns: int) -> None:
+        message = made_safe(message)
         if isinstance(message, WorkerWelcome):
             self.sessions.welcome(worker, message, now_ns=now_ns)
             return

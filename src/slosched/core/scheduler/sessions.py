@@ -197,7 +197,9 @@ class Sessions:
         if now_ns < worker.hello_due_ns:
             return
         worker.hello_due_ns = now_ns + _HELLO_EVERY_NS
-        hello = ControllerHello(PROTOCOL_VERSION, self._incarnation, bundles=True)
+        hello = ControllerHello(
+            PROTOCOL_VERSION, self._incarnation, bundles=True, lost=worker.times_lost
+        )
         self._cluster.emit(ToWorker(worker.worker_id, hello))
 
     def _report_silence(self, now_ns: int) -> None:

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from slosched.config import MOST_PUT_ASIDE, PUT_ASIDE_CHARS
 from slosched.core.scheduler.state import Client, Model, ModelState
+from slosched.core.scheduler.words import printable
 from slosched.messages import InferRequest, LoadModelResult, Span, WorkerWelcome
 from slosched.units import NS_PER_S, tensor_bytes
 
@@ -34,7 +35,7 @@ def what_is_wrong(
     if message.shape != loaded.input_shape or message.dtype != loaded.input_dtype:
         return (
             f"model {model.name!r} takes {loaded.input_dtype} of shape {loaded.input_shape}, "
-            f"not {message.dtype or 'an unnamed dtype'} of shape {message.shape}"
+            f"not {printable(message.dtype) or 'an unnamed dtype'} of shape {message.shape}"
         )
     expected = tensor_bytes(loaded.input_shape, loaded.input_dtype)
     if bytes_behind != expected:
@@ -64,12 +65,9 @@ def what_is_wrong_with_worker(message: WorkerWelcome) -> str:
 def put_aside_of(message: WorkerWelcome) -> dict[str, str]:
     """What the worker put aside, name to reason: bounded in count and length, and fit for a terminal."""
     return {
-        _printable(name): _printable(reason) for name, reason in message.put_aside[:MOST_PUT_ASIDE]
+        printable(name, PUT_ASIDE_CHARS): printable(reason, PUT_ASIDE_CHARS)
+        for name, reason in message.put_aside[:MOST_PUT_ASIDE]
     }
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text[:PUT_ASIDE_CHARS])
 
 
 def what_is_wrong_with_model(result: LoadModelResult) -> str:

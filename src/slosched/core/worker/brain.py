@@ -25,7 +25,7 @@ from slosched.core.worker.interface import (
     WeightsLost,
 )
 from slosched.core.worker.ledger import Ledger
-from slosched.core.worker.link import Identity, Link
+from slosched.core.worker.link import HelloOutcome, Identity, Link
 from slosched.core.worker.pipeline import Pipeline
 from slosched.core.worker.state import GpuState, Instance, PendingAction
 from slosched.messages import (
@@ -223,6 +223,9 @@ class WorkerBrain:
         if isinstance(outcome, WorkerRefused):
             self._ledger.effects.append(ToController(peer, outcome))
             self._ledger.effects.append(Note("warning", f"controller refused: {outcome.reason}"))
+        elif outcome is HelloOutcome.REPEATED:
+            if self._link.session is not None:  # its Welcome may have been lost
+                self._welcome(self._link.session)
         elif serving:
             self._pipeline.cancel_queued("its session has ended", now_ns)
 

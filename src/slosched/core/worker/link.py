@@ -1,6 +1,7 @@
 """The worker's side of its one session: who the controller is, the heartbeat, the two clocks.
 
-    nobody --hello--> serving A --hello of A again--> serving A (same session)
+    nobody --hello--> serving A --the same hello again--> serving A (same session)
+    serving A --hello of A, which has lost us--> handing over --> serving A (a new session)
     serving A --hello of B, A heard within a second--> refused
     serving A --hello of B, A silent--> handing over (A's running work ends first) --> serving B
 
@@ -29,6 +30,7 @@ _ACK_WITHIN_NS = 10 * NS_PER_S
 
 
 class HelloOutcome(Enum):
+    REPEATED = auto()  # the session that is open, or about to be, is the one that it asks for
     RENEWED = auto()  # the same controller lost us: end the old session, keep the prepared models
     TAKE_OVER = auto()  # a new controller: end the old session, forget its models
 
@@ -55,6 +57,7 @@ class Link:
         self._quick_left = 0
         self._heard_ns = 0
         self._controller = 0  # the incarnation that we serve, or will
+        self._lost = -1  # how often that had lost us when it said so
         self.session: int | None = None
         self.peer = b""
         self.bundles = False  # the controller takes a ResultBundle
@@ -73,11 +76,17 @@ class Link:
                 f"protocol {PROTOCOL_VERSION}: install the same version on both",
             )
         known = self.session is not None or self.handing_over
+        if known and message.incarnation == self._controller and 0 <= message.lost <= self._lost:
+            # It was said before the Welcome came, and waited; or it is an old one that came late.
+            if message.lost == self._lost:
+                self.peer, self._heard_ns = peer, now_ns
+            return HelloOutcome.REPEATED
         if known and message.incarnation == self._controller:
             # It says hello only when it has given our session up and everything that was queued in
             # it, so nothing of that may still run beside what it sends next.
             self.peer, self._heard_ns = peer, now_ns
             self.session, self.bundles = None, message.bundles
+            self._lost = message.lost
             self.handing_over = True
             return HelloOutcome.RENEWED
         silent_ns = now_ns - self._heard_ns
@@ -89,6 +98,7 @@ class Link:
             )
         self.peer, self._controller, self._heard_ns = peer, message.incarnation, now_ns
         self.session, self.bundles = None, message.bundles
+        self._lost = message.lost
         self.handing_over = self.forgetting = True
         return HelloOutcome.TAKE_OVER
 

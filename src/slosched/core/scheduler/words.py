@@ -1,0 +1,83 @@
+"""Words of others, made safe where they enter: terminals, logs, pages and labels show them later.
+
+A control character could move a terminal's cursor, begin a new line of a log, or hide what stands beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from msgspec.structs import replace
+
+from slosched.messages import (
+    ErrorResult,
+    Heartbeat,
+    LoadModelResult,
+    WorkerRefused,
+    WorkerToController,
+    WorkerWelcome,
+)
+
+
+def printable(text: str, most: int = 4000) -> str:
+    """At most `most` characters of `text`, on one line: what cannot be shown is a space or "?"."""
+    if text.isprintable() and len(text) <= most:
+        return text
+    kept = (c if c.isprintable() else " " if c.isspace() else "?" for c in text[:most])
+    return "".join(kept)
+
+
+def made_safe(message: WorkerToController) -> WorkerToController:
+    """`message`, with words that can be shown anywhere."""
+    mend = _MEND.get(type(message))
+    return message if mend is None else mend(message)
+
+
+def _welcome(message: WorkerWelcome) -> WorkerWelcome:
+    return replace(
+        message,
+        version=printable(message.version),
+        host=printable(message.host),
+        device=printable(message.device),
+        # A changed name would be nobody's.
+        loadable=tuple(name for name in message.loadable if name.isprintable()),
+        gpus=tuple(replace(gpu, name=printable(gpu.name)) for gpu in message.gpus),
+    )
+
+
+def _heartbeat(message: Heartbeat) -> Heartbeat:
+    if message.gpus:
+        stats = tuple(
+            replace(
+                each,
+                name=printable(each.name),
+                uuid=printable(each.uuid),
+                driver=printable(each.driver),
+            )
+            for each in message.gpus
+        )
+        message = replace(message, gpus=stats)
+    if not message.activity.isprintable():
+        message = replace(message, activity=printable(message.activity))
+    return message
+
+
+def _reason(message: Any) -> Any:
+    if message.reason.isprintable():
+        return message
+    return replace(message, reason=printable(message.reason))
+
+
+def _loaded(message: LoadModelResult) -> LoadModelResult:
+    labels = tuple(printable(label) for label in message.labels)
+    return message if labels == message.labels else replace(message, labels=labels)
+
+
+_MEND: dict[type, Callable[[Any], Any]] = {
+    WorkerWelcome: _welcome,
+    WorkerRefused: _reason,
+    ErrorResult: _reason,
+    Heartbeat: _heartbeat,
+    LoadModelResult: _loaded,
+}
