@@ -87,6 +87,12 @@ class Cluster:
         child.process.wait(10)
         self.children.forget(child)
 
+    def terminate(self, index: int) -> None:
+        child = self.workers[index]
+        child.process.terminate()
+        assert child.process.wait(10) == 0
+        self.children.forget(child)
+
     def restart(self, index: int) -> None:
         self.workers[index] = self._worker(index, self.ports[index])
         self.children.wait_ready(self.workers[index], within_s=30)
@@ -105,8 +111,10 @@ def two(tmp_path: Path) -> Iterator[Cluster]:
         yield Cluster(children, tmp_path, 2)
 
 
-async def spray(client: AsyncClient, model: object, seconds: float, slo: str) -> list[int]:
-    """Requests each 5 ms for a while; the codes of all answers."""
+async def spray(
+    client: AsyncClient, model: object, seconds: float, slo: str, *, each_s: float = 0.005
+) -> list[int]:
+    """Requests each so many seconds for a while; the codes of all answers."""
     tasks = []
 
     async def one() -> int:
@@ -116,9 +124,9 @@ async def spray(client: AsyncClient, model: object, seconds: float, slo: str) ->
             return error.code
         return 0
 
-    for _ in range(int(seconds / 0.005)):
+    for _ in range(round(seconds / each_s)):
         tasks.append(asyncio.create_task(one()))
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(each_s)
     return list(await asyncio.gather(*tasks))
 
 
@@ -143,6 +151,29 @@ def test_a_worker_killed_mid_run_costs_no_answer_and_is_used_again(two: Cluster)
     text = two.controller.log.read_text()
     assert f"worker 0 (127.0.0.1:{two.ports[0]}) lost" in text and "back after 1 loss" in text
     assert "Traceback" not in text
+
+
+def test_a_worker_that_is_told_to_end_costs_no_request_that_others_can_serve(
+    tmp_path: Path,
+) -> None:
+    """SIGTERM to one of three under 500/s, twice: it says goodbye, and hands back what it has not begun."""
+    with Children() as children:
+        three = Cluster(children, tmp_path, 3)
+
+        async def run() -> list[int]:
+            async with connect(three.address) as client:
+                (model,) = await client.load("resnet50_v2")
+                loop = asyncio.get_running_loop()
+                spraying = asyncio.create_task(spray(client, model, 4.0, "5s", each_s=0.002))
+                for index in (0, 1):
+                    await asyncio.sleep(1.2)
+                    await loop.run_in_executor(None, three.terminate, index)
+                    await loop.run_in_executor(None, three.restart, index)
+                return await spraying
+
+        codes = asyncio.run(run())
+        assert len(codes) == 2000 and set(codes) == {0}, {c: codes.count(c) for c in set(codes)}
+        assert "says goodbye" in three.controller.log.read_text()
 
 
 def test_health_tells_the_truth_within_a_second_of_a_death(two: Cluster) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pytest
+
 from scheduler_rig import MS, T0, Rig
 from slosched.codes import Code
 from slosched.config import SchedulerConfig
@@ -37,6 +39,7 @@ from slosched.messages import (
     Span,
     StatusReply,
     StatusRequest,
+    WorkerGoodbye,
     WorkerRefused,
     WorkerWelcome,
 )
@@ -403,6 +406,36 @@ def test_a_worker_that_knows_nothing_of_its_load_model_is_lost() -> None:
     assert any(f"it knows nothing of LoadModel {lost.action_id}" in n for n in notes(rig))
     rig.join(0, session=51)
     assert rig.scheduler.ready()
+
+
+@pytest.mark.parametrize("policy", ["INFER5", "FIFO", "EDF", "REJECT", "AIMD"])
+def test_a_worker_that_says_goodbye_gets_nothing_new_and_what_it_hands_back_costs_no_attempt(
+    policy: str,
+) -> None:
+    rig, (model,) = Rig.ready(SchedulerConfig(policy=policy), workers=2)
+    requests = [rig.infer(model, slo_ms=2_000) for _ in range(4)]
+    rig.step()
+    rig.from_worker(WorkerGoodbye(50), 0)
+    sent = len(rig.to_worker(Infer, 0))
+    for ms in range(1, 900):
+        rig.now_ns = T0 + ms * MS
+        if ms % 100 == 0:
+            requests.append(rig.infer(model, slo_ms=1_000))
+        rig.step()
+        for infer in rig.outstanding(0):
+            back = ErrorResult(infer.session, infer.action_id, 2, Code.CANCELLED, "shutting down")
+            rig.from_worker(back, 0)
+        for infer in rig.outstanding(1):
+            if rig.now_ns >= infer.earliest_ns + 6 * MS:
+                rig.finish(infer, begin_ms=ms - 5.5, worker_id=1)
+        rig.scheduler.cluster.workers[1].heard = True
+    rig.step()
+    assert [rig.reply(request).code for request in requests] == [0] * len(requests)
+    assert len(rig.to_worker(Infer, 0)) == sent
+    assert any("has left" in text for text in notes(rig))
+    assert not any("lost" in text for text in notes(rig))
+    rig.from_worker(WorkerGoodbye(49), 1)  # of an older session
+    assert not rig.scheduler.cluster.workers[1].leaving
 
 
 def test_workers_are_told_a_number_that_no_client_hears() -> None:

@@ -77,6 +77,7 @@ EXAMPLES: tuple[m.Message, ...] = (
     m.StatusReply(10, {"ready": True, "workers": []}),
     m.ControllerHello(1, 2**60, "c", bundles=True),
     m.HeartbeatAck(1, 2, 3),
+    m.WorkerGoodbye(5),
     m.LoadModel(5, 1, "resnet50", 0, 12, 16, 25_000_000, 0, 10**18),
     m.UnloadModel(5, 2, 0),
     m.LoadWeights(5, 3, 0, 1, 0, 10**18, 8_330_000),

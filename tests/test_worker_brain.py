@@ -28,6 +28,7 @@ from slosched.messages import (
     Span,
     UnloadModel,
     UnloadModelResult,
+    WorkerGoodbye,
     WorkerStateResult,
 )
 from worker_rig import EXEC_NS, FOREVER_NS, MS, PAGE, WEIGHTS_NS, VirtualWorker, small_profile
@@ -156,7 +157,7 @@ def test_at_the_end_a_copied_input_is_cancelled_and_a_computed_output_still_sent
     worker.run(5 * MS)
     worker.brain.shutdown(now_ns=worker.now)
     worker.stepper.step(worker.now)
-    assert not worker.answers()
+    assert isinstance(worker.answer(), WorkerGoodbye)
     worker.run(5 * MS)
     assert worker.error()[0] == 1
     worker = VirtualWorker().serving()
@@ -166,7 +167,9 @@ def test_at_the_end_a_copied_input_is_cancelled_and_a_computed_output_still_sent
     worker.run(2 * EXEC_NS[1])  # one output is being copied, the other waits for it
     worker.brain.shutdown(now_ns=worker.now)
     worker.run(30 * MS)
-    assert all(isinstance(answer, InferResult) for answer in worker.answers())
+    goodbye, *answers = worker.answers()
+    assert isinstance(goodbye, WorkerGoodbye) and len(answers) == 2
+    assert all(isinstance(answer, InferResult) for answer in answers)
     assert worker.brain.idle
 
 

@@ -391,6 +391,12 @@ class Heartbeat(Message, frozen=True):
     ] = ()  # only when they are new; codec.py leaves an empty one out
 
 
+class WorkerGoodbye(Message, frozen=True):
+    """The worker ends in good order: it takes nothing new, and hands back what it has not begun."""
+
+    session: Number
+
+
 class ErrorResult(SessionMessage, frozen=True):
     action_type: Number
     code: Number
@@ -472,4 +478,4 @@ Result = (
     | ClearCacheResult
     | WorkerStateResult
 )
-WorkerToController = WorkerWelcome | WorkerRefused | Heartbeat | Result
+WorkerToController = WorkerWelcome | WorkerRefused | WorkerGoodbye | Heartbeat | Result

@@ -134,6 +134,7 @@ def _worker(worker: Worker, now_ns: int) -> dict[str, Any]:
         "errors": worker.errors,
         "dropped": worker.dropped,
         "put_aside": worker.put_aside,
+        "leaving": worker.leaving,
         "gpus": [_gpu(g, now_ns) for g in worker.gpus],
     }
 
@@ -147,6 +148,7 @@ def _brief_worker(worker: Worker) -> dict[str, Any]:
         "times_lost": worker.times_lost,
         "clock_error_ns": worker.clock_error_ns,
         "put_aside": worker.put_aside,
+        "leaving": worker.leaving,
         "gpus": [
             {
                 "gpu_id": g.gpu_id,

@@ -32,6 +32,7 @@ from slosched.core.scheduler.interface import (
     Event,
     FromClient,
     FromWorker,
+    Note,
     SendFailed,
     ToClient,
 )
@@ -75,6 +76,7 @@ from slosched.messages import (
     StatusReply,
     StatusRequest,
     Welcome,
+    WorkerGoodbye,
     WorkerRefused,
     WorkerToController,
     WorkerWelcome,
@@ -83,6 +85,8 @@ from slosched.messages import (
 #: A request whose actions keep failing is answered after this many, not counting those in which the model
 #: or its process failed (second_tries.py bounds them).
 _MAX_ATTEMPTS = 3
+#: How a worker that has said goodbye fails what it has not begun.
+_HANDED_BACK = (Code.CANCELLED, Code.SHUTTING_DOWN)
 
 
 class Scheduler:
@@ -159,7 +163,10 @@ class Scheduler:
         if isinstance(event, FromClient):
             self._from_client(event, now_ns)
         elif isinstance(event, FromWorker):
-            self._from_worker(self.cluster.workers[event.worker_id], event.message, now_ns)
+            worker = self.cluster.workers[event.worker_id]
+            self._from_worker(worker, event.message, now_ns)
+            if worker.leaving and worker.state is WorkerState.JOINED and not worker.busy:
+                self.sessions.lose(worker, "it said goodbye", now_ns=now_ns)
         elif isinstance(event, SendFailed):
             worker = self.cluster.workers[event.worker_id]
             self.sessions.send_failed(worker, event.message, now_ns=now_ns)
@@ -315,6 +322,10 @@ class Scheduler:
         if isinstance(message, WorkerWelcome):
             self.sessions.welcome(worker, message, now_ns=now_ns)
             return
+        if isinstance(message, WorkerGoodbye):
+            if worker.state is WorkerState.JOINED and message.session == worker.session:
+                self._worker_leaves(worker)
+            return
         if isinstance(message, WorkerRefused):
             self.sessions.refused(worker, message, now_ns=now_ns)
             return
@@ -384,6 +395,8 @@ class Scheduler:
         action = self.cluster.action_of(worker, result.action_id)
         if action is None:
             return
+        if result.code == Code.SHUTTING_DOWN:  # an older worker says no goodbye
+            self._worker_leaves(worker)
         self.cluster.failed(action, result.code, now_ns=now_ns, result=result)
         self.policy.action_done(action, code=result.code, end_ns=now_ns, duration_ns=0, clock_mhz=0)
         self._try_again(action, result.code, result.reason, now_ns)
@@ -396,6 +409,14 @@ class Scheduler:
         for gpu in worker.gpus:
             self.policy.gpu_added(gpu)
         self.catalog.worker_joined(worker, now_ns=now_ns)
+
+    def _worker_leaves(self, worker: Worker) -> None:
+        if not worker.leaving:
+            worker.leaving = True
+            for gpu in worker.gpus:
+                self.second_tries.leaves(gpu)
+            text = f"worker {worker.label} says goodbye: it gets nothing new"
+            self._effects.append(Note("info", text))
 
     def _model_loaded(self, model: Model, gpus: list[Gpu], now_ns: int) -> None:
         self.policy.model_loaded(model, gpus, now_ns=now_ns)
@@ -436,6 +457,8 @@ class Scheduler:
         """Its action failed for a reason other than the model: replan while that can help, else answer."""
         if request.state is RequestState.ANSWERED:
             return
+        if action.gpu.worker.leaving and code in _HANDED_BACK:
+            request.excused += 1
         hopeless = (
             request.attempts - request.excused >= _MAX_ATTEMPTS
             or now_ns >= request.deadline_ns

@@ -111,7 +111,8 @@ class SecondTries:
         ] = {}  # GPUs kept free for what must run alone or be loaded, by index
         self._loading: dict[int, Gpu] = {}  # model id -> the one of these that its weights go to
         self._ending: dict[int, tuple[Gpu, int]] = {}  # GPU index -> until when it gets nothing
-        self._shunned: dict[int, Gpu] = {}  # these, unless there are no others
+        self._leaving: dict[int, Gpu] = {}  # whose workers said goodbye
+        self._shunned: dict[int, Gpu] = {}  # both; the former unless there are no others
         self._lot_of: dict[int, Lot] = {}  # by request key
         #: What decisions cost: lots looked at, and GPUs.
         self.lots_looked_at = 0
@@ -187,11 +188,15 @@ class SecondTries:
             self._put(lot)
         return True
 
+    def leaves(self, gpu: Gpu) -> None:
+        """Its worker said goodbye: it gets nothing any more."""
+        self._leaving[gpu.index] = gpu
+
     # ------------------------------------------------------------------------------- decisions
 
     def plan(self, *, now_ns: int) -> None:
         """Send what can go now; answer what cannot be in time any more."""
-        if not self._lots and not self._held and not self._ending:
+        if not self._lots and not self._held and not self._ending and not self._leaving:
             return
         self._shun(now_ns)
         holds = dict(self._shunned)
@@ -206,16 +211,19 @@ class SecondTries:
     def next_wakeup_ns(self, now_ns: int) -> int | None:
         if self._lots:
             return now_ns + _LOOK_AGAIN_NS
-        return min((self._ending[index][1] for index in self._shunned), default=None)
+        ends = (self._ending[index][1] for index in self._shunned if index in self._ending)
+        return min(ends, default=None)
 
     def _shun(self, now_ns: int) -> None:
-        """Find the GPUs that are likely about to go."""
+        """Find the GPUs that are about to go, or likely are."""
         gpus = self._cluster.gpus
         for index, (gpu, until_ns) in list(self._ending.items()):
             if now_ns >= until_ns or gpus.get(index) is not gpu:
                 del self._ending[index]
-        others = len(self._ending) < len(gpus)
-        self._shunned = {i: gpu for i, (gpu, _) in self._ending.items()} if others else {}
+        self._leaving = {i: gpu for i, gpu in self._leaving.items() if gpus.get(i) is gpu}
+        ending = {i: gpu for i, (gpu, _) in self._ending.items() if i not in self._leaving}
+        others = len(ending) + len(self._leaving) < len(gpus)
+        self._shunned = {**(ending if others else {}), **self._leaving}
 
     def _give_out(self, holds: dict[int, Gpu], now_ns: int) -> None:
         """Look at the lots by deadline; of each model and kind no further than the first that must wait."""

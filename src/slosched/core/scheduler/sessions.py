@@ -91,6 +91,7 @@ class Sessions:
         self._note_put_aside()
         worker.heard, worker.silent_ticks = True, 0
         worker.preparing = -1
+        worker.leaving = False
         room = self._cluster.config.max_gpus - len(self._cluster.gpus)
         for info in message.gpus[: max(0, room)]:
             gpu = Gpu(
@@ -232,10 +233,11 @@ class Sessions:
         worker.prepared.clear()
         worker.instances.clear()
         self._note_put_aside()
-        self._note(
-            "warning",
-            f"worker {worker.label} lost ({why}); {len(lost)} action(s) of it are planned anew or answered",
-        )
+        if worker.leaving and not lost:
+            self._note("info", f"worker {worker.label} has left")
+        else:
+            again = f"{len(lost)} action(s) of it are planned anew or answered"
+            self._note("warning", f"worker {worker.label} lost ({why}); {again}")
         self._on_lost(worker, lost, now_ns)
 
     def _note(self, level: str, text: str) -> None:

@@ -338,6 +338,7 @@ class Worker:
     clock_offset_ns: int = 0
     clock_error_ns: int = 0
     bundles: bool = False  # it takes an ActionBundle
+    leaving: bool = False  # it said goodbye
     put_aside: dict[str, str] = field(
         default_factory=dict
     )  # name -> why it does not offer the model
@@ -357,6 +358,11 @@ class Worker:
     def label(self) -> str:
         """For people: its number and where it is."""
         return f"{self.worker_id} ({self.address})" if self.address else str(self.worker_id)
+
+    @property
+    def busy(self) -> bool:
+        """True if an action of its GPUs is not reported yet."""
+        return any(gpu.exec.outstanding or gpu.weights.outstanding for gpu in self.gpus)
 
     def learn_path(self, *, there_ns: int, back_ns: int) -> bool:
         """Take one measurement of each way. True if a prediction moved; paths.py tells of it."""

@@ -43,6 +43,7 @@ from slosched.messages import (
     LoadModel,
     LoadWeights,
     UnloadModel,
+    WorkerGoodbye,
     WorkerRefused,
     WorkerWelcome,
 )
@@ -147,8 +148,11 @@ class WorkerBrain:
     # ------------------------------------------------------------------------------ the end
 
     def shutdown(self, *, now_ns: int) -> None:
-        """Cancel what is queued (code 1), refuse what still comes (code 3); what runs may end."""
+        """Say goodbye, hand back what is queued (code 1), refuse what still comes (3); what runs may end."""
         self._closing = True
+        if self._link.session is not None:
+            goodbye = WorkerGoodbye(self._link.session)
+            self._ledger.effects.append(ToController(self._link.peer, goodbye))
         self._pipeline.close()
         self._pipeline.cancel_queued("the worker is shutting down", now_ns)
 
@@ -218,6 +222,10 @@ class WorkerBrain:
     # ----------------------------------------------------------------------------- sessions
 
     def _hello(self, peer: bytes, message: ControllerHello, now_ns: int) -> None:
+        if self._closing:
+            refused = WorkerRefused(Code.SHUTTING_DOWN, "this worker is shutting down")
+            self._ledger.effects.append(ToController(peer, refused))
+            return
         serving = self._link.session is not None
         outcome = self._link.hello(peer, message, version=self._identity.version, now_ns=now_ns)
         if isinstance(outcome, WorkerRefused):
