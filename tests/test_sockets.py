@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from slosched.transport.codec import Frame
 from slosched.transport.sockets import MAX_PARTS, Dealer, Router
 
 pytestmark = pytest.mark.processes
@@ -19,7 +20,8 @@ def test_a_message_of_many_parts_holds_the_loop_for_some_of_them_at_a_time() -> 
         until(lambda: bool(router.receive()))
         assert dealer.send([b""] * 20_000)
         assert dealer.send([b"after"])
-        received, turns = [], 0
+        received: list[tuple[bytes, list[Frame]]] = []
+        turns = 0
         give_up = time.monotonic() + 20
         while time.monotonic() < give_up and (not received or received[-1][1] != [b"after"]):
             before = len(received)
