@@ -346,3 +346,32 @@ def test_a_stream_that_fails_is_cut_off_and_says_why() -> None:
     )
     assert head.startswith(b"HTTP/1.1 200") and not body.endswith(b"0\r\n\r\n")
     assert len(complaints) == 1 and "KeyError" in complaints[0]
+
+
+def test_slow_clients_keep_no_probe_out() -> None:
+    """200 connections that say half a request; those that waited longest make way."""
+
+    async def run() -> tuple[bytes, list[str]]:
+        complaints: list[str] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(str(context)))
+        server = HttpServer(probe_routes(status=dict, health=lambda: HEALTHY))
+        await server.start("127.0.0.1", 0)
+        slow = []
+        try:
+            for _ in range(200):
+                _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                writer.write(b"GET /healthz HTTP/1.1\r\nho")
+                slow.append(writer)
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(ask("GET", "/healthz"))
+            answer = await asyncio.wait_for(reader.read(), 4)  # before the slow ones time out
+            writer.close()
+        finally:
+            for each in slow:
+                each.close()
+            await server.close()
+        return answer, complaints
+
+    answer, complaints = asyncio.run(run())
+    assert answer.startswith(b"HTTP/1.1 200") and not complaints

@@ -30,6 +30,7 @@ from slosched.messages import (
     Heartbeat,
     HeartbeatAck,
     Infer,
+    InferReply,
     InferResult,
     LoadModel,
     LoadModelReply,
@@ -436,6 +437,27 @@ def test_a_worker_that_says_goodbye_gets_nothing_new_and_what_it_hands_back_cost
     assert not any("lost" in text for text in notes(rig))
     rig.from_worker(WorkerGoodbye(49), 1)  # of an older session
     assert not rig.scheduler.cluster.workers[1].leaving
+
+
+@pytest.mark.parametrize("policy", ["INFER5", "FIFO"])
+def test_a_request_aboard_a_worker_that_falls_silent_is_answered_when_it_is_hopeless(
+    policy: str,
+) -> None:
+    """The worker is not lost yet; a request that has time left waits for it."""
+    rig, (model,) = Rig.ready(SchedulerConfig(policy=policy))
+    hopeless, patient = rig.infer(model, slo_ms=100), rig.infer(model, slo_ms=5_000)
+    rig.step()
+    assert rig.outstanding()
+    for ms in range(10, 180, 10):
+        rig.step(ms)
+        assert rig.answered(hopeless) <= (ms > 100)
+    assert rig.reply(hopeless).code == Code.TIMED_OUT
+    assert "worker 0 has not reported" in rig.reply(hopeless).reason
+    assert not rig.answered(patient)
+    (infer,) = rig.outstanding()[:1]
+    rig.finish(infer, begin_ms=1)
+    rig.step(190)
+    assert len([r for r in rig.to_client(InferReply) if r.request_id == hopeless]) == 1
 
 
 def test_workers_are_told_a_number_that_no_client_hears() -> None:

@@ -110,6 +110,8 @@ class HttpServer:
         self._server: asyncio.Server | None = None
         self._open = 0
         self._streams: set[asyncio.Task[None]] = set()
+        #: Connections that have not asked yet, the oldest first: they make way when there are too many.
+        self._silent: dict[asyncio.StreamWriter, None] = {}
         self._loopback = True
         self.port = 0
 
@@ -143,8 +145,13 @@ class HttpServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open += 1
         try:
-            if self._open <= _MAX_CONNECTIONS:
-                await self._exchange(reader, writer)
+            if self._open > _MAX_CONNECTIONS and self._silent:
+                oldest = next(iter(self._silent))
+                del self._silent[oldest]
+                oldest.transport.abort()  # so that slow ones keep no probe out
+            elif self._open > _MAX_CONNECTIONS:
+                return
+            await self._exchange(reader, writer)
         except (OSError, h11.ProtocolError):
             pass  # a peer that is slow, gone or speaks no HTTP is simply closed
         finally:
@@ -156,7 +163,11 @@ class HttpServer:
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16 * 1024)
         async with asyncio.timeout(_REQUEST_WITHIN_S):
-            event = await _first_event(connection, reader)
+            self._silent[writer] = None
+            try:
+                event = await _first_event(connection, reader)
+            finally:
+                self._silent.pop(writer, None)
             if not isinstance(event, h11.Request):
                 return
             answer = await self._answer(event)

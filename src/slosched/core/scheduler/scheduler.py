@@ -37,6 +37,7 @@ from slosched.core.scheduler.interface import (
     ToClient,
 )
 from slosched.core.scheduler.limits import Limits
+from slosched.core.scheduler.overdue import Overdue
 from slosched.core.scheduler.policies import make_policy
 from slosched.core.scheduler.policies.base import LoadsByDemand
 from slosched.core.scheduler.report import status_report
@@ -131,6 +132,7 @@ class Scheduler:
             config.default_slo_ns,
             bundles=True,
         )
+        self._overdue = Overdue(self.cluster, self._not_reported)
         self.second_tries = SecondTries(
             self.cluster, end=self._answer_from_queue, wanted=self._weights_wanted
         )
@@ -181,6 +183,7 @@ class Scheduler:
         if now_ns >= self._tick_due_ns:
             self._tick_due_ns = now_ns + TICK_NS
             self._tick(now_ns)
+        self._overdue.look(now_ns=now_ns)
         self.second_tries.plan(now_ns=now_ns)
         self.policy.plan(now_ns=now_ns)
         if self.catalog.waiting:
@@ -498,6 +501,12 @@ class Scheduler:
         elif request.state is RequestState.ASIDE:
             self.second_tries.forget(request)
         self._answer(request, code, reason, tell=tell)
+
+    def _not_reported(self, request: Request, action: ActionState) -> None:
+        """A request whose deadline has passed, aboard an action that is long overdue."""
+        worker = action.gpu.worker
+        reason = f"worker {worker.worker_id} has not reported the action that carried it"
+        self._answer(request, Code.TIMED_OUT, reason, Plan.of(action))
 
     def _answer_from_queue(self, request: Request, code: int, reason: str) -> None:
         self._answer(request, code, reason)

@@ -47,10 +47,12 @@ from slosched.messages import (
     WorkerRefused,
     WorkerWelcome,
 )
-from slosched.units import NS_PER_MS
+from slosched.units import NS_PER_MS, NS_PER_S
 
 #: Inputs may be copied this long before the exec may start (Clockwork, worker_api: 5 ms).
 COPY_INPUT_LEAD_NS = 5 * NS_PER_MS
+#: A controller that is refused is told of this often.
+_REFUSAL_EVERY_NS = 60 * NS_PER_S
 
 
 class WorkerBrain:
@@ -82,6 +84,7 @@ class WorkerBrain:
         self._pipeline = Pipeline(self._ledger, names)
         self._allow_zero_size_inputs = allow_zero_size_inputs
         self._closing = False
+        self._refusal_due_ns = 0
         self._lost = ""
         self._gpu_stats: tuple[GpuStats, ...] = ()
         self._stats_are_new = False
@@ -230,7 +233,11 @@ class WorkerBrain:
         outcome = self._link.hello(peer, message, version=self._identity.version, now_ns=now_ns)
         if isinstance(outcome, WorkerRefused):
             self._ledger.effects.append(ToController(peer, outcome))
-            self._ledger.effects.append(Note("warning", f"controller refused: {outcome.reason}"))
+            if now_ns >= self._refusal_due_ns:  # it says hello twice a second
+                self._refusal_due_ns = now_ns + _REFUSAL_EVERY_NS
+                self._ledger.effects.append(
+                    Note("warning", f"controller refused: {outcome.reason}")
+                )
         elif outcome is HelloOutcome.REPEATED:
             if self._link.session is not None:  # its Welcome may have been lost
                 self._welcome(self._link.session)
