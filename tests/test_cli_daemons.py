@@ -96,6 +96,27 @@ def test_smart_takes_the_seventh_option_of_the_published_one_and_says_it_is_not_
     assert (resolved.max_exec_ns, resolved.max_batch) == (250_000_000, 16)
 
 
+def test_what_is_accepted_is_said_by_options_or_in_the_file(
+    captured: Captured, tmp_path: Path
+) -> None:
+    options = (
+        "--max-slo", "1h", "--max-requests", "7", "--max-client-requests", "5", "--max-bytes", "2GiB",
+        "--max-client-bytes", "1MiB", "--max-client-loads", "3",
+    )  # fmt: skip
+    by_option = controller_config(captured, "INFER5", "a:1", *options).scheduler
+    assert (by_option.max_slo_ns, by_option.max_bytes) == (3600 * 10**9, 2 * 2**30)
+    file = tmp_path / "controller.toml"
+    file.write_text(
+        '[scheduler]\nmax_slo = "1h"\nmax_requests = 7\nmax_client_requests = 5\nmax_bytes = "2GiB"\n'
+        'max_client_bytes = "1MiB"\nmax_client_loads = 3\n'
+    )
+    assert (
+        controller_config(captured, "INFER5", "a:1", "--config", str(file)).scheduler == by_option
+    )
+    assert "is above max_slo" in failure("controller", "INFER5", "a:1", "--max-slo", "50ms")
+    assert "at least 1" in failure("controller", "INFER5", "a:1", "--max-requests", "0")
+
+
 def test_the_options_form_says_the_same(captured: Captured) -> None:
     by_position = controller_config(
         captured, "INFER5", "a:1,b:1", "1", "6", "5000000", "40ms", "20ms", "8"

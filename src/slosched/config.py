@@ -346,6 +346,11 @@ class SchedulerConfig:
         for name in ("max_gpus", "default_slo_ns", *_LIMITS):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.default_slo_ns > self.max_slo_ns:
+            raise InvalidConfig(
+                f"default_slo of {format_duration(self.default_slo_ns)} is above max_slo of "
+                f"{format_duration(self.max_slo_ns)}"
+            )
         for name in ("schedule_ahead_ns", "max_exec_ns", "max_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -14,6 +14,7 @@ from slosched.cli.values import (
     flag,
     given,
     looks_like_address,
+    size_bytes,
     weight_rules,
     whole_number,
     worker_addresses,
@@ -107,6 +108,24 @@ _Placement = Annotated[
         "demand (Clockwork's rule) or lru. Default gain. Not of INFER4, SMART and paper."
     ),
 ]
+_MaxSlo = Annotated[
+    str | None, typer.Option(help="Refuse requests with a longer SLO. Default 48h.")
+]
+_MaxRequests = Annotated[
+    int | None,
+    typer.Option(help="Refuse what comes while so many requests wait. Default 500000."),
+]
+_MaxClientRequests = Annotated[
+    int | None, typer.Option(help="Likewise, of one client. Default 100000.")
+]
+_MaxBytes = Annotated[
+    str | None,
+    typer.Option(help="Refuse inputs beyond so many bytes of those that wait. Default 8GiB."),
+]
+_MaxClientBytes = Annotated[str | None, typer.Option(help="Likewise, of one client. Default 2GiB.")]
+_MaxClientLoads = Annotated[
+    int | None, typer.Option(help="Loads of one client that may wait. Default 256.")
+]
 _Port = Annotated[
     int | None,
     typer.Option(help=f"Port for clients. Default {CONTROLLER_PORT}; 0 takes a free one."),
@@ -153,6 +172,12 @@ def controller(
     max_client_weight: _MaxClientWeight = None,
     client_weights: _ClientWeights = None,
     placement: _Placement = None,
+    max_slo: _MaxSlo = None,
+    max_requests: _MaxRequests = None,
+    max_client_requests: _MaxClientRequests = None,
+    max_bytes: _MaxBytes = None,
+    max_client_bytes: _MaxClientBytes = None,
+    max_client_loads: _MaxClientLoads = None,
     port: _Port = None,
     bind: Bind = None,
     busy_poll: _BusyPoll = None,
@@ -200,6 +225,14 @@ def controller(
         max_client_weight=max_client_weight,
         client_weights=client_weights,
         placement=placement,
+        max_slo_ns=_maybe_ns("--max-slo", max_slo),
+        max_requests=max_requests,
+        max_client_requests=max_client_requests,
+        max_bytes=None if max_bytes is None else size_bytes("--max-bytes", max_bytes),
+        max_client_bytes=(
+            None if max_client_bytes is None else size_bytes("--max-client-bytes", max_client_bytes)
+        ),
+        max_client_loads=max_client_loads,
     )
     base = _base_config(config)
     options = _merged(_parse_positionals(type_, positional), by_option)
