@@ -61,6 +61,7 @@ class Request:
         "input_bytes",
         "key",
         "model",
+        "place",
         "request_id",
         "slo_factor",
         "slo_ns",
@@ -103,6 +104,7 @@ class Request:
         #: Its action ended with its process: it is tried once more, alone (second_tries.py).
         self.tried_alone = False
         self.state = RequestState.QUEUED
+        self.place = 0  # in a queue that others append to (queues.py)
         #: What it is worth beside a request of weight 1, and what it counts while it is queued.
         self.weight = weight
         self.value = 1.0
