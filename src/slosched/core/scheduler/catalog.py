@@ -15,6 +15,7 @@ from slosched.codes import Code
 from slosched.config import canonical_model
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToClient, ToWorker
+from slosched.core.scheduler.slices import A_PART, Slices, Work
 from slosched.core.scheduler.state import Client, Gpu, Model, ModelState, Worker
 from slosched.core.scheduler.validation import what_is_wrong_with_model
 from slosched.errors import known_names
@@ -66,11 +67,13 @@ class Catalog:
     def __init__(
         self,
         cluster: Cluster,
+        slices: Slices,
         *,
         on_loaded: Callable[[Model, list[Gpu], int], None],
         settled: Callable[[Model], bool],
     ) -> None:
         self._cluster = cluster
+        self._slices = slices
         self._on_loaded = on_loaded
         self._settled = settled
         self._by_name: dict[str, list[Model]] = {}
@@ -78,6 +81,7 @@ class Catalog:
         self._preparing: dict[int, _Preparation] = {}  # by action id
         self._failures: dict[str, tuple[int, str]] = {}  # by name: the last worker's reason
         self._next_model_id = 0
+        self.hurried = False  # `advance` stopped before it had to wait for anything
 
     # --------------------------------------------------------------------- clients' wishes
 
@@ -102,12 +106,18 @@ class Catalog:
         names = {n: None for w in self._cluster.joined() for n in w.loadable}
         return tuple(sorted(names))
 
-    def release(self, client: Client) -> None:
-        """The client is gone: it uses none of its models any more."""
-        for model in client.models.values():
-            model.clients.pop(client.identity, None)
-        client.models.clear()
+    def release(self, client: Client) -> Work:
+        """The client is gone and waits for no load; what is returned takes it from its models' users."""
         self.waiting = [w for w in self.waiting if w.client is not client]
+        return self._release(client)
+
+    def _release(self, client: Client) -> Work:
+        models = client.models
+        while models:
+            for model in [models.popitem()[1] for _ in range(min(len(models), A_PART))]:
+                if model.clients.get(client.identity) is client:  # it may have come back meanwhile
+                    del model.clients[client.identity]
+            yield A_PART // 4
 
     # --------------------------------------------------------------------- workers' answers
 
@@ -297,10 +307,11 @@ class Catalog:
             reason = "the controller is shutting down"
             self._reply(waiting.client, waiting.message, Code.SHUTTING_DOWN, reason)
         self.waiting.clear()
+        self.hurried = False
 
     def used_by(self, client: Client, model: Model) -> None:
         """`client` uses `model` until it leaves."""
-        model.clients[client.identity] = None
+        model.clients[client.identity] = client
         client.models[model.model_id] = model
 
     def _instances(

@@ -391,7 +391,7 @@ class Model:
     heaviest: float = 1.0
     resident_on: dict[int, Gpu] = field(default_factory=dict)  # by GPU index
     loading_on: dict[int, Gpu] = field(default_factory=dict)
-    clients: dict[bytes, None] = field(default_factory=dict)
+    clients: dict[bytes, Client | None] = field(default_factory=dict)  # its users, by identity
     last_used_ns: int = 0
     weights_ns: int = 0  # time of a load, and
     cold_ns: int = 1  # of a load and the exec of one request; both frozen when loaded
@@ -434,5 +434,6 @@ class Client:
     heard: bool = True
     silent_ticks: int = 0
     bundles: bool = False  # it takes a ReplyBundle
+    gone: bool = False  # it left; what is left of it goes in slices
     requests: dict[int, Request] = field(default_factory=dict)  # unanswered, by its request_id
     models: dict[int, Model] = field(default_factory=dict)
