@@ -114,6 +114,7 @@ class Scheduler:
             self.cluster,
             self._slices,
             on_loaded=self._model_loaded,
+            on_changed=self._model_changed,
             settled=self.policy.settled,
         )
         config = self.cluster.config
@@ -406,6 +407,21 @@ class Scheduler:
 
     def _model_loaded(self, model: Model, gpus: list[Gpu], now_ns: int) -> None:
         self.policy.model_loaded(model, gpus, now_ns=now_ns)
+
+    def _model_changed(self, model: Model) -> None:
+        """Its workers are gone, and the next one has it with other tensors: old inputs do not fit."""
+        self._slices.begin(self._end_unfit([r for r in model.queue if r.input_bytes], model))
+
+    def _end_unfit(self, requests: list[Request], model: Model) -> Work:
+        for request in requests:
+            if request.state is RequestState.QUEUED and model.result is not None:
+                loaded = model.result
+                takes = f"{loaded.input_dtype} of shape {loaded.input_shape}"
+                reason = (
+                    f"model {model.name!r} was changed and takes {takes} now; load it once more"
+                )
+                self._end(request, Code.INVALID_REQUEST, reason)
+            yield ANSWER
 
     def _worker_lost(self, worker: Worker, lost: list[ActionState], now_ns: int) -> None:
         for action in lost:

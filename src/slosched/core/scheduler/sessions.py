@@ -229,6 +229,7 @@ class Sessions:
         worker.gpus = []
         worker.prepared.clear()
         worker.instances.clear()
+        worker.unlike.clear()
         self._note_put_aside()
         self._note(
             "warning",

@@ -316,6 +316,15 @@ _LONGEST_PAUSE_NS = 10 * NS_PER_S
 
 
 @dataclass(slots=True, eq=False)
+class Unlike:
+    """What a worker prepared under a name that other workers have with other tensors or pages."""
+
+    result: LoadModelResult
+    models: list[Model]
+    reason: str
+
+
+@dataclass(slots=True, eq=False)
 class Worker:
     """One worker process and the session with it."""
 
@@ -332,6 +341,8 @@ class Worker:
     #: What LoadModel measured, by model name, and which instances are in its host memory.
     prepared: dict[str, LoadModelResult] = field(default_factory=dict)
     instances: dict[int, Model] = field(default_factory=dict)
+    #: By name: models that differ from those of the workers that are used, and are not used here.
+    unlike: dict[str, Unlike] = field(default_factory=dict)
     heard: bool = False  # since the last liveness tick
     silent_ticks: int = 0
     hello_due_ns: int = 0
