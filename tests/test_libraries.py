@@ -155,3 +155,21 @@ def test_a_long_list_of_names_is_never_said_whole() -> None:
     assert listed.startswith("resnet18, ") and listed.count(",") < 20
     assert listed.endswith("torchvision/vit_b_16, timm/... (1,300; --json lists them)")
     assert _loadable_text(["resnet50"]) == "resnet50" and _loadable_text([]) == ""
+
+
+@pytest.mark.parametrize("count", [3, 1300])
+def test_a_long_name_is_compared_with_nothing_and_not_repeated(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[tuple[str, list[str]]] = []
+
+    def matches(word: str, words: list[str], n: int) -> list[str]:
+        compared.append((word, words))
+        return []
+
+    monkeypatch.setattr("slosched.errors.get_close_matches", matches)
+    known = [f"model{number}" for number in range(count)] + ["x" * 100_000]
+    text = str(UnknownName("model", "m" * 10_000_000, known))
+    assert len(text) < 2_000 and "(10,000,000 characters)" in text and not compared
+    assert len(known_names("modl7", known)) < 2_000
+    assert all(len(word) <= 200 for _, words in compared for word in words)

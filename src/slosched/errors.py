@@ -14,6 +14,8 @@ from difflib import get_close_matches
 _LISTED_AT_MOST = 40
 _NEAREST = 8
 _NEIGHBOURS = 24
+#: A longer name is like no other, and is not shown in full: a comparison costs the product of both lengths.
+_LONGEST_NAME = 200
 
 
 class SloschedError(Exception):
@@ -37,7 +39,14 @@ class UnknownName(InvalidConfig):
 
     def __init__(self, kind: str, name: str, known: list[str]) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
-        super().__init__(f"unknown {kind} {name!r}; known: {known_names(name, known)}")
+        super().__init__(f"unknown {kind} {shown_name(name)}; known: {known_names(name, known)}")
+
+
+def shown_name(name: str) -> str:
+    """`name` in quotes, for an error about it; what somebody else sent may be very long."""
+    if len(name) <= _LONGEST_NAME:
+        return repr(name)
+    return f"{name[:_LONGEST_NAME]!r}... ({len(name):,} characters)"
 
 
 def known_names(name: str, known: Sequence[str]) -> str:
@@ -47,15 +56,22 @@ def known_names(name: str, known: Sequence[str]) -> str:
     """
     ordered = sorted(known)
     if len(ordered) <= _LISTED_AT_MOST:
-        return ", ".join(ordered) or "none"
+        return _listed(ordered) or "none"
+    if len(name) > _LONGEST_NAME:
+        return f"{_listed(ordered[:_NEAREST])} and {len(ordered) - _NEAREST:,} more"
     # A full comparison with 1,300 names takes up to 40 ms. Those that begin alike stand together; and a
     # library's model may be asked for without the library's name, or one of the few others misspelt.
     place = bisect_left(ordered, name)
     near = ordered[max(0, place - _NEIGHBOURS) : place + _NEIGHBOURS]
     near += [each for each in ordered if each.endswith(f"/{name}")][:_NEAREST]
     near += [each for each in ordered if "/" not in each][: 2 * _NEIGHBOURS]
-    shown = get_close_matches(name, list(dict.fromkeys(near)), _NEAREST) or ordered[:_NEAREST]
-    return f"{', '.join(shown)} and {len(ordered) - len(shown):,} more"
+    near = [each for each in dict.fromkeys(near) if len(each) <= _LONGEST_NAME]
+    shown = get_close_matches(name, near, _NEAREST) or ordered[:_NEAREST]
+    return f"{_listed(shown)} and {len(ordered) - len(shown):,} more"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(name[:_LONGEST_NAME] for name in names)
 
 
 class MissingPackage(SloschedError):

@@ -13,6 +13,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+#: An option is no longer; a comparison costs the product of both lengths.
+_LONGEST = 64
 _OPTION = re.compile(r"^--?[A-Za-z]")
 
 
@@ -33,7 +35,7 @@ class PositionalCommand(TyperCommand):
         for text in (text for value in values for text in value):
             if isinstance(text, str) and _OPTION.match(text):
                 known = [name for p in self.params for name in p.opts if name.startswith("-")]
-                close = get_close_matches(text, known, n=1)
+                close = get_close_matches(text[:_LONGEST], known, n=1)
                 hint = f" (did you mean {close[0]}?)" if close else ""
                 raise typer.BadParameter(f"no such option: {text}{hint}", ctx=ctx)
         return rest

@@ -180,7 +180,8 @@ class InvariantChecker:
         infers = [i for i, a in cluster.actions.items() if a.action_type is ActionType.INFER]
         if infers != list(self._sent):
             self._fail(f"actions {infers} are outstanding, effects leave {list(self._sent)}", ())
-        unanswered = sum(len(client.requests) for client in scheduler.clients.values())
+        clients = [*scheduler.clients.values(), *scheduler.leaving]
+        unanswered = sum(len(client.requests) for client in clients)
         if unanswered != queued + in_flight:
             self._fail(f"clients wait for {unanswered}, the scheduler has {queued + in_flight}", ())
         for gpu in cluster.gpus.values():

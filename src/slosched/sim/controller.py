@@ -160,11 +160,14 @@ class SimController:
     def abandon(self) -> None:
         """Answer what is left: the controller ends."""
         now_ns = self._kernel.now_ns
-        effects = self.scheduler.abandon(now_ns=now_ns)
-        if self.checker is not None:
-            self.checker.check(effects, now_ns=now_ns)
-        self._perform_all(effects)
-        self._frames.step_ended()
+        again = True
+        while again:
+            effects = self.scheduler.abandon(now_ns=now_ns)
+            if self.checker is not None:
+                self.checker.check(effects, now_ns=now_ns)
+            self._perform_all(effects)
+            self._frames.step_ended()
+            again = self.scheduler.slicing
 
     def recount(self) -> None:
         """At the end of a run: the checker's whole ledger must be the scheduler's state.
@@ -198,7 +201,7 @@ class SimController:
         if wake_ns is None:
             self._due_ns = -1
             return
-        if self.checker is not None:
+        if self.checker is not None and not scheduler.slicing:
             self._hold_to_rest(wake_ns, due_ns)
         # A wake-up that has passed means: again, but time must pass in between.
         self._arm(wake_ns if wake_ns > due_ns else due_ns + 1)

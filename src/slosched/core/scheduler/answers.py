@@ -72,7 +72,7 @@ class Answers:
             self._limits.answered(request.client, request.input_bytes)
         self.count += 1
         self.by_code[code] = self.by_code.get(code, 0) + 1
-        if tell:
+        if tell and not request.client.gone:
             expected_ns, start_ns = plan.expected_start_ns, plan.start_ns
             reply = InferReply(
                 request.request_id,

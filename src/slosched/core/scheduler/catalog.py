@@ -15,9 +15,10 @@ from slosched.codes import Code
 from slosched.config import canonical_model
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToClient, ToWorker
-from slosched.core.scheduler.state import Client, Gpu, Model, ModelState, Worker
+from slosched.core.scheduler.slices import A_PART, Slices, Work
+from slosched.core.scheduler.state import Client, Gpu, Model, ModelState, Unlike, Worker
 from slosched.core.scheduler.validation import what_is_wrong_with_model
-from slosched.errors import known_names
+from slosched.errors import known_names, shown_name
 from slosched.messages import (
     ErrorResult,
     ListModelsReply,
@@ -61,23 +62,31 @@ class _Preparation:
 
 
 class Catalog:
-    """All model instances. `on_loaded` tells the policy where a model's weights can go from now on."""
+    """All model instances. `on_loaded` tells the policy where a model's weights can go from now on.
+
+    `on_changed` is told of a model whose inputs are others than before.
+    """
 
     def __init__(
         self,
         cluster: Cluster,
+        slices: Slices,
         *,
         on_loaded: Callable[[Model, list[Gpu], int], None],
+        on_changed: Callable[[Model], None],
         settled: Callable[[Model], bool],
     ) -> None:
         self._cluster = cluster
+        self._slices = slices
         self._on_loaded = on_loaded
+        self._on_changed = on_changed
         self._settled = settled
         self._by_name: dict[str, list[Model]] = {}
         self.waiting: list[_Waiting] = []  # loads that are not answered yet
         self._preparing: dict[int, _Preparation] = {}  # by action id
         self._failures: dict[str, tuple[int, str]] = {}  # by name: the last worker's reason
         self._next_model_id = 0
+        self.hurried = False  # `advance` stopped before it had to wait for anything
 
     # --------------------------------------------------------------------- clients' wishes
 
@@ -106,23 +115,33 @@ class Catalog:
 
     def loadable(self) -> tuple[str, ...]:
         """Names that at least one joined worker offers, sorted."""
-        names = {n: None for w in self._cluster.joined() for n in w.loadable}
+        names = {n: None for w in self._serving() for n in w.loadable}
         return tuple(sorted(names))
 
-    def release(self, client: Client) -> None:
-        """The client is gone: it uses none of its models any more."""
-        for model in client.models.values():
-            model.clients.pop(client.identity, None)
-        client.models.clear()
+    def _serving(self) -> list[Worker]:
+        """Joined workers with GPUs in use; one beyond `max_gpus` has none."""
+        return [worker for worker in self._cluster.joined() if worker.gpus]
+
+    def release(self, client: Client) -> Work:
+        """The client is gone and waits for no load; what is returned takes it from its models' users."""
         self.waiting = [w for w in self.waiting if w.client is not client]
+        return self._release(client)
+
+    def _release(self, client: Client) -> Work:
+        models = client.models
+        while models:
+            for model in [models.popitem()[1] for _ in range(min(len(models), A_PART))]:
+                if model.clients.get(client.identity) is client:  # it may have come back meanwhile
+                    del model.clients[client.identity]
+            yield A_PART // 4
 
     # --------------------------------------------------------------------- workers' answers
 
     def worker_joined(self, worker: Worker, *, now_ns: int) -> None:
-        """Give a worker every model that exists."""
+        """Give a worker every model that exists, unless none of its GPUs is used."""
         for name, models in self._by_name.items():
             live = [m for m in models if m.state is not ModelState.FAILED]
-            if live and name in worker.loadable:
+            if live and worker.gpus and name in worker.loadable:
                 self._prepare(worker, name, live, now_ns=now_ns)
         for name, copies in self._cluster.own_models.items():
             wish = LoadModelRequest(-1, name, copies)
@@ -133,13 +152,14 @@ class Catalog:
         for action_id, preparation in list(self._preparing.items()):
             if preparation.worker is worker:
                 del self._preparing[action_id]
+        self._take_unlike(now_ns)
         reason = f"worker {worker.label} was lost while it loaded the model"
         for name in list(self._by_name):
             self._give_up(name, Code.CANCELLED, reason)
         self.advance(now_ns=now_ns)
 
     def prepared(self, worker: Worker, result: LoadModelResult, *, now_ns: int) -> None:
-        preparation = self._preparing.pop(result.action_id, None)
+        preparation = self._ended(worker, result.action_id)
         if preparation is None:
             return
         name = preparation.models[0].name
@@ -151,23 +171,52 @@ class Catalog:
             self._give_up(name, Code.RUNTIME_ERROR, wrong)
             self.advance(now_ns=now_ns)
             return
-        for model in preparation.models:
-            reference = model.result
-            if reference is not None and _signature(reference) != _signature(result):
-                self._cluster.emit(
-                    Note(
-                        "warning",
-                        f"worker {worker.label} offers another {name!r} than the others (tensors, pages: "
-                        f"{_signature(result)} against {_signature(reference)}): it is not used there",
-                    )
-                )
-                continue
-            model.result = reference or result
-            model.pages = result.pages
-            worker.prepared[name] = result
+        reference = self._reference(name)
+        if reference is None or _signature(reference) == _signature(result):
+            self._take(worker, result, preparation.models, now_ns)
+        else:
+            differs = (
+                f"it offers another {name!r} than the others (tensors, pages: "
+                f"{_signature(result)} against {_signature(reference)})"
+            )
+            text = f"worker {worker.label}: {differs}: it is not used there until they are gone"
+            self._cluster.emit(Note("warning", text))
+            reason = f"{differs}; it is used when no worker with the other is left"
+            unlike = worker.unlike.setdefault(name, Unlike(result, [], reason))
+            unlike.models.extend(preparation.models)
+        self.advance(now_ns=now_ns)
+
+    def _reference(self, name: str) -> LoadModelResult | None:
+        """What the models of `name` are on the workers where they are used."""
+        found = (w.prepared[name] for w in self._cluster.joined() if name in w.prepared)
+        return next(found, None)
+
+    def _take(
+        self, worker: Worker, result: LoadModelResult, models: list[Model], now_ns: int
+    ) -> None:
+        """`models` are used on `worker` from now on; they may be others than their last worker had."""
+        worker.prepared[models[0].name] = result
+        for model in models:
+            before = model.result
+            if before is None or _signature(before) != _signature(result):
+                model.result, model.pages = result, result.pages
+                if model.state is ModelState.LOADED:
+                    self._measure(model, self._serving())
+                if before is not None and _tensors(before) != _tensors(result):
+                    self._on_changed(model)
             worker.instances[model.model_id] = model
             self._on_loaded(model, worker.gpus, now_ns)
-        self.advance(now_ns=now_ns)
+
+    def _take_unlike(self, now_ns: int) -> None:
+        """A worker was lost: what was kept from use because of its models may be used now."""
+        for worker in self._serving():
+            for name, unlike in list(worker.unlike.items()):
+                reference = self._reference(name)
+                if reference is None or _signature(reference) == _signature(unlike.result):
+                    del worker.unlike[name]
+                    text = f"worker {worker.label}: its {name!r} is used now: the other is gone"
+                    self._cluster.emit(Note("info", text))
+                    self._take(worker, unlike.result, unlike.models, now_ns)
 
     def forgotten(self, worker: Worker, *, now_ns: int) -> int | None:
         """A LoadModel that was sent long ago and of which `worker` knows nothing; None: there is none.
@@ -187,7 +236,7 @@ class Catalog:
 
     def preparation_failed(self, worker: Worker, result: ErrorResult, *, now_ns: int) -> bool:
         """True if `result` was about a LoadModel of ours."""
-        preparation = self._preparing.pop(result.action_id, None)
+        preparation = self._ended(worker, result.action_id)
         if preparation is None:
             return False
         name = preparation.models[0].name
@@ -198,6 +247,13 @@ class Catalog:
         self.advance(now_ns=now_ns)
         return True
 
+    def _ended(self, worker: Worker, action_id: int) -> _Preparation | None:
+        """The LoadModel of that number, if it is `worker`'s; it is under way no more."""
+        preparation = self._preparing.get(action_id)
+        if preparation is None or preparation.worker is not worker:
+            return None
+        return self._preparing.pop(action_id)
+
     def _preparing_name(self, name: str) -> bool:
         return any(p.models[0].name == name for p in self._preparing.values())
 
@@ -207,11 +263,14 @@ class Catalog:
         if self._preparing_name(name):
             return
         ready = any(name in w.prepared for w in self._cluster.joined())
-        for model in list(self._by_name.get(name, ())):
-            if model.state is ModelState.LOADING and not ready:
-                model.state = ModelState.FAILED
-                self._by_name[name].remove(model)
-                self._cluster.models.pop(model.model_id, None)
+        if ready or name not in self._by_name:
+            return
+        failed = [m for m in self._by_name[name] if m.state is ModelState.LOADING]
+        for model in failed:
+            model.state = ModelState.FAILED
+            self._cluster.models.pop(model.model_id, None)
+        if failed:
+            self._by_name[name] = [m for m in self._by_name[name] if m.state is ModelState.LOADED]
 
     # ------------------------------------------------------------------------------ progress
 
@@ -229,7 +288,7 @@ class Catalog:
         """Returns True when `waiting` was answered."""
         message, client = waiting.message, waiting.client
         name = canonical_model(message.name)
-        joined = self._cluster.joined()
+        joined = self._serving()
         if not joined:
             if now_ns < waiting.give_up_ns:
                 return False
@@ -260,7 +319,7 @@ class Catalog:
                 waiting.answered = True
                 return False
             known = known_names(name, self.loadable())
-            reason = f"no worker knows the model {message.name!r}; they offer: {known}"
+            reason = f"no worker knows the model {shown_name(message.name)}; they offer: {known}"
             self._reply(client, message, Code.UNKNOWN_MODEL, reason)
             waiting.answered = True
             return False
@@ -278,25 +337,23 @@ class Catalog:
         unloaded = any(model.state is ModelState.LOADING for model in waiting.models)
         if unloaded and self._preparing_name(name):
             return False
+        if unloaded and self._reference(name) is None:
+            self._give_up(name, Code.CANCELLED, "no worker has it any more; ask once more")
+            return self._load(waiting, name, joined, now_ns)
         waiting.loaded = True
-        self._freeze(waiting.models, joined)
+        for model in waiting.models:
+            if model.state is not ModelState.LOADED:
+                self._measure(model, joined)
+                model.state = ModelState.LOADED
         return True
 
-    def _freeze(self, models: list[Model], joined: list[Worker]) -> None:
-        """Models are loaded: the fastest GPU's profiled b1 becomes the unit of their SLO factors."""
-        for model in models:
-            if model.state is ModelState.LOADED:
-                continue
-            singles = [
-                dict(zip(r.batch_sizes, r.exec_ns, strict=True))[1]
-                for w in joined
-                if (r := w.prepared.get(model.name)) is not None
-            ]
-            model.b1_ns = min(singles)
-            assert model.result is not None
-            model.weights_ns = model.result.weights_ns
-            model.cold_ns = max(1, model.weights_ns + model.b1_ns)
-            model.state = ModelState.LOADED
+    def _measure(self, model: Model, joined: list[Worker]) -> None:
+        """The fastest GPU's profiled b1 becomes the unit of the model's SLO factors."""
+        assert model.result is not None
+        has = [w.prepared[model.name] for w in joined if model.name in w.prepared]
+        model.b1_ns = min(r.exec_ns[0] for r in has or [model.result])  # the smallest batch is 1
+        model.weights_ns = model.result.weights_ns
+        model.cold_ns = max(1, model.weights_ns + model.b1_ns)
 
     def abandon(self) -> None:
         """Answer the loads that wait: the process ends."""
@@ -304,10 +361,11 @@ class Catalog:
             reason = "the controller is shutting down"
             self._reply(waiting.client, waiting.message, Code.SHUTTING_DOWN, reason)
         self.waiting.clear()
+        self.hurried = False
 
     def used_by(self, client: Client, model: Model) -> None:
         """`client` uses `model` until it leaves."""
-        model.clients[client.identity] = None
+        model.clients[client.identity] = client
         client.models[model.model_id] = model
 
     def _instances(
@@ -368,8 +426,11 @@ class Catalog:
 
 def _signature(result: LoadModelResult) -> tuple[object, ...]:
     """What must be the same on all workers: the tensors, and the pages the weights take."""
-    tensors = (result.input_shape, result.input_dtype, result.output_shape, result.output_dtype)
-    return (*tensors, result.pages)
+    return (*_tensors(result), result.pages)
+
+
+def _tensors(result: LoadModelResult) -> tuple[object, ...]:
+    return result.input_shape, result.input_dtype, result.output_shape, result.output_dtype
 
 
 def _runs(models: list[Model]) -> list[list[Model]]:

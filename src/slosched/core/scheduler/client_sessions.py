@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 from slosched.codes import Code
 from slosched.config import CLIENT_LOST_AFTER_NS
 from slosched.core.scheduler.interface import Effect, Note, ToClient
 from slosched.core.scheduler.sessions import TICK_NS
+from slosched.core.scheduler.slices import ANSWER, Slices, Work
 from slosched.core.scheduler.state import Client, Request
 from slosched.core.scheduler.weights import Weights, what_is_wrong_with_weight
 from slosched.messages import PROTOCOL_VERSION, ClientHello, Refused, Welcome
 
 _NAME_LENGTH = 64
+#: Requests that are answered between two looks at what a step has left.
+_A_TIME = 4
 _TICKS_UNTIL_LOST = CLIENT_LOST_AFTER_NS // TICK_NS
 
 
@@ -25,15 +29,19 @@ class ClientSessions:
         emit: Callable[[Effect], None],
         welcome: Welcome,
         weights: Weights,
+        slices: Slices,
         end_request: Callable[[Request, str], None],
-        release: Callable[[Client], None],
+        release: Callable[[Client], Work],
     ) -> None:
         self._emit = emit
         self._welcome = welcome
         self._weights = weights
+        self._slices = slices
         self._end_request = end_request
         self._release = release
         self.by_identity: dict[bytes, Client] = {}
+        #: Clients that are gone and have requests or models left.
+        self.leaving: list[Client] = []
 
     def hello(self, identity: bytes, message: ClientHello) -> None:
         if message.protocol != PROTOCOL_VERSION:
@@ -60,13 +68,23 @@ class ClientSessions:
         self._emit(ToClient(identity, self._welcome))
 
     def drop(self, identity: bytes, why: str) -> None:
-        """End its unanswered requests and release its models. Unknown identities are fine."""
+        """End its unanswered requests and release its models, in slices. Unknown identities are fine."""
         client = self.by_identity.pop(identity, None)
         if client is None:
             return
-        for request in list(client.requests.values()):
-            self._end_request(request, f"its client is gone: {why}")
-        self._release(client)
+        client.gone = True
+        self.leaving.append(client)
+        release = self._release(client)
+        self._slices.begin(self._leave(client, f"its client is gone: {why}", release))
+
+    def _leave(self, client: Client, reason: str, release: Work) -> Work:
+        while client.requests:
+            some = some_requests(client)
+            for request in some:
+                self._end_request(request, reason)
+            yield len(some) * ANSWER
+        yield from release
+        self.leaving.remove(client)
 
     def tick(self) -> None:
         for client in list(self.by_identity.values()):
@@ -78,3 +96,8 @@ class ClientSessions:
                 name = client.name or client.identity.hex()
                 self._emit(Note("warning", f"client {name} is silent: its models are released"))
                 self.drop(client.identity, "it fell silent")
+
+
+def some_requests(client: Client) -> list[Request]:
+    """The first of its unanswered requests, as many as one part of a slice answers."""
+    return list(islice(client.requests.values(), _A_TIME))

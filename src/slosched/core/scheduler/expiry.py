@@ -12,6 +12,8 @@ from heapq import heapify, heappop, heappush
 from slosched.core.scheduler.state import Request, RequestState
 
 _REBUILD_FROM = 4096
+#: With more dead entries in a row most are dead: to look at each once is cheaper than to take it off.
+_DEAD_AT_ONCE = 64
 
 
 class ExpiryHeap:
@@ -30,22 +32,28 @@ class ExpiryHeap:
     def push(self, when_ns: int, request: Request) -> None:
         heappush(self.entries, (when_ns, request.key, request))
         if len(self.entries) >= self._rebuild_at:
-            self.entries = [e for e in self.entries if e[2].state is RequestState.QUEUED]
-            heapify(self.entries)
-            self._rebuild_at = max(_REBUILD_FROM, 2 * len(self.entries))
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        self.entries = [e for e in self.entries if e[2].state is RequestState.QUEUED]
+        heapify(self.entries)
+        self._rebuild_at = max(_REBUILD_FROM, 2 * len(self.entries))
 
     def next_ns(self) -> int | None:
         """When the first request that is still queued runs out of time."""
-        entries = self.entries
+        entries, dead = self.entries, 0
         while entries and entries[0][2].state is not RequestState.QUEUED:
+            if dead == _DEAD_AT_ONCE:
+                self._rebuild()
+                entries = self.entries
+                break
             heappop(entries)
+            dead += 1
         return entries[0][0] if entries else None
 
     def pop_before(self, limit_ns: int) -> Request | None:
         """Take out the first queued request whose time is before `limit_ns`."""
-        entries = self.entries
-        while entries and entries[0][0] < limit_ns:
-            request = heappop(entries)[2]
-            if request.state is RequestState.QUEUED:
-                return request
-        return None
+        when_ns = self.next_ns()
+        if when_ns is None or when_ns >= limit_ns:
+            return None
+        return heappop(self.entries)[2]

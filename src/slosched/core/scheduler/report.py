@@ -133,10 +133,17 @@ def _worker(worker: Worker, now_ns: int) -> dict[str, Any]:
         "return_margin_ns": worker.returns.margin_ns,
         "errors": worker.errors,
         "dropped": worker.dropped,
-        "put_aside": worker.put_aside,
+        "put_aside": _not_used(worker),
         "leaving": worker.leaving,
         "gpus": [_gpu(g, now_ns) for g in worker.gpus],
     }
+
+
+def _not_used(worker: Worker) -> dict[str, str]:
+    """Models of the worker that are not used there, and why."""
+    if not worker.unlike:
+        return worker.put_aside
+    return worker.put_aside | {name: each.reason for name, each in worker.unlike.items()}
 
 
 def _brief_worker(worker: Worker) -> dict[str, Any]:
@@ -147,7 +154,7 @@ def _brief_worker(worker: Worker) -> dict[str, Any]:
         "activity": worker.activity,
         "times_lost": worker.times_lost,
         "clock_error_ns": worker.clock_error_ns,
-        "put_aside": worker.put_aside,
+        "put_aside": _not_used(worker),
         "leaving": worker.leaving,
         "gpus": [
             {

@@ -22,7 +22,7 @@ from slosched.codes import ENDED, ActionType, Code, code_name
 from slosched.config import SchedulerConfig
 from slosched.core.scheduler.answers import NO_PLAN, Answers, Plan
 from slosched.core.scheduler.catalog import Catalog
-from slosched.core.scheduler.client_sessions import ClientSessions
+from slosched.core.scheduler.client_sessions import ClientSessions, some_requests
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import (
     Accepted,
@@ -43,6 +43,7 @@ from slosched.core.scheduler.policies.base import LoadsByDemand
 from slosched.core.scheduler.report import status_report
 from slosched.core.scheduler.second_tries import MODEL_FAILED, SecondTries
 from slosched.core.scheduler.sessions import TICK_NS, Sessions
+from slosched.core.scheduler.slices import ANSWER, Slices, Work
 from slosched.core.scheduler.state import (
     ActionState,
     Client,
@@ -108,6 +109,7 @@ class Scheduler:
         worker_addresses: Sequence[str] = (),
     ) -> None:
         self._effects: list[Effect] = []
+        self._slices = Slices()
         self.cluster = Cluster(config, emit=self._effects.append)
         self.policy = make_policy(self.cluster.config, self.cluster, self)
         self.sessions = Sessions(
@@ -121,7 +123,11 @@ class Scheduler:
             forgotten=lambda worker, now_ns: self.catalog.forgotten(worker, now_ns=now_ns),
         )
         self.catalog = Catalog(
-            self.cluster, on_loaded=self._model_loaded, settled=self.policy.settled
+            self.cluster,
+            self._slices,
+            on_loaded=self._model_loaded,
+            on_changed=self._model_changed,
+            settled=self.policy.settled,
         )
         config = self.cluster.config
         welcome = Welcome(
@@ -141,15 +147,18 @@ class Scheduler:
             emit=self._effects.append,
             welcome=welcome,
             weights=self._weights,
+            slices=self._slices,
             end_request=self._client_gone,
             release=self.catalog.release,
         )
         self.clients = self._clients.by_identity
         self._limits = Limits(config)
+        self.leaving = self._clients.leaving
         self.answers = Answers(emit=self._effects.append, limits=self._limits)
         self.arrived = 0
         self.invalid = 0  # requests that could not be taken; not among those that arrived
         self.draining = False
+        self._abandoned = False
         self.incarnation = incarnation
         #: What the shell counts, for the status report.
         self.counted: Callable[[], dict[str, Any]] = dict
@@ -184,22 +193,34 @@ class Scheduler:
             self._tick_due_ns = now_ns + TICK_NS
             self._tick(now_ns)
         self._overdue.look(now_ns=now_ns)
+        self._slices.go_on()
         self.second_tries.plan(now_ns=now_ns)
         self.policy.plan(now_ns=now_ns)
         if self.catalog.waiting:
             self.catalog.advance(now_ns=now_ns)
+        return self._step_ended()
+
+    def _step_ended(self) -> list[Effect]:
+        self._slices.renew()
         effects = self._effects.copy()
         self._effects.clear()
         return effects
 
     def next_wakeup_ns(self) -> int | None:
         """When `schedule` must be called although nothing arrives."""
+        if self.slicing:
+            return self._now_ns
         policy_ns = self.policy.next_wakeup_ns()
         due_ns = self._tick_due_ns
         again_ns = self.second_tries.next_wakeup_ns(self._now_ns)
         if again_ns is not None and again_ns < due_ns:
             due_ns = again_ns
         return due_ns if policy_ns is None or due_ns < policy_ns else policy_ns
+
+    @property
+    def slicing(self) -> bool:
+        """Long work is under way, and goes on with the next step."""
+        return self._slices.waiting or self.catalog.hurried
 
     @property
     def answered(self) -> int:
@@ -221,15 +242,23 @@ class Scheduler:
         return bool(self.cluster.gpus)
 
     def abandon(self, *, now_ns: int) -> list[Effect]:
-        """Answer everything that is left with code 3: the process ends."""
+        """Answer what is left with code 3, as the process ends: a slice of it, until not `slicing`."""
         self._now_ns = now_ns
-        self.catalog.abandon()
-        for client in list(self.clients.values()):
-            for request in list(client.requests.values()):
-                self._end(request, Code.SHUTTING_DOWN, "the controller is shutting down")
-        effects = self._effects[:]
-        self._effects.clear()
-        return effects
+        if not self._abandoned:
+            self._abandoned = self.draining = True
+            self.catalog.abandon()
+            self._slices.begin(self._abandon_all(list(self.clients.values())))
+        self._slices.go_on()
+        return self._step_ended()
+
+    def _abandon_all(self, clients: list[Client]) -> Work:
+        for client in clients:
+            yield 1
+            while client.requests:
+                some = some_requests(client)
+                for request in some:
+                    self._end(request, Code.SHUTTING_DOWN, "the controller is shutting down")
+                yield len(some) * ANSWER
 
     # ----------------------------------------------------------------------------- clients
 
@@ -423,6 +452,21 @@ class Scheduler:
 
     def _model_loaded(self, model: Model, gpus: list[Gpu], now_ns: int) -> None:
         self.policy.model_loaded(model, gpus, now_ns=now_ns)
+
+    def _model_changed(self, model: Model) -> None:
+        """Its workers are gone, and the next one has it with other tensors: old inputs do not fit."""
+        self._slices.begin(self._end_unfit([r for r in model.queue if r.input_bytes], model))
+
+    def _end_unfit(self, requests: list[Request], model: Model) -> Work:
+        for request in requests:
+            if request.state is RequestState.QUEUED and model.result is not None:
+                loaded = model.result
+                takes = f"{loaded.input_dtype} of shape {loaded.input_shape}"
+                reason = (
+                    f"model {model.name!r} was changed and takes {takes} now; load it once more"
+                )
+                self._end(request, Code.INVALID_REQUEST, reason)
+            yield ANSWER
 
     def _worker_lost(self, worker: Worker, lost: list[ActionState], now_ns: int) -> None:
         for action in lost:

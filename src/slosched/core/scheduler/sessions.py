@@ -232,6 +232,7 @@ class Sessions:
         worker.gpus = []
         worker.prepared.clear()
         worker.instances.clear()
+        worker.unlike.clear()
         self._note_put_aside()
         if worker.leaving and not lost:
             self._note("info", f"worker {worker.label} has left")

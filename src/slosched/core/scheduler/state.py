@@ -61,6 +61,7 @@ class Request:
         "input_bytes",
         "key",
         "model",
+        "place",
         "request_id",
         "slo_factor",
         "slo_ns",
@@ -103,6 +104,7 @@ class Request:
         #: Its action ended with its process: it is tried once more, alone (second_tries.py).
         self.tried_alone = False
         self.state = RequestState.QUEUED
+        self.place = 0  # in a queue that others append to (queues.py)
         #: What it is worth beside a request of weight 1, and what it counts while it is queued.
         self.weight = weight
         self.value = 1.0
@@ -314,6 +316,15 @@ _LONGEST_PAUSE_NS = 10 * NS_PER_S
 
 
 @dataclass(slots=True, eq=False)
+class Unlike:
+    """What a worker prepared under a name that other workers have with other tensors or pages."""
+
+    result: LoadModelResult
+    models: list[Model]
+    reason: str
+
+
+@dataclass(slots=True, eq=False)
 class Worker:
     """One worker process and the session with it."""
 
@@ -330,6 +341,8 @@ class Worker:
     #: What LoadModel measured, by model name, and which instances are in its host memory.
     prepared: dict[str, LoadModelResult] = field(default_factory=dict)
     instances: dict[int, Model] = field(default_factory=dict)
+    #: By name: models that differ from those of the workers that are used, and are not used here.
+    unlike: dict[str, Unlike] = field(default_factory=dict)
     heard: bool = False  # since the last liveness tick
     silent_ticks: int = 0
     hello_due_ns: int = 0
@@ -395,7 +408,7 @@ class Model:
     heaviest: float = 1.0
     resident_on: dict[int, Gpu] = field(default_factory=dict)  # by GPU index
     loading_on: dict[int, Gpu] = field(default_factory=dict)
-    clients: dict[bytes, None] = field(default_factory=dict)
+    clients: dict[bytes, Client | None] = field(default_factory=dict)  # its users, by identity
     last_used_ns: int = 0
     weights_ns: int = 0  # time of a load, and
     cold_ns: int = 1  # of a load and the exec of one request; both frozen when loaded
@@ -438,6 +451,7 @@ class Client:
     heard: bool = True
     silent_ticks: int = 0
     bundles: bool = False  # it takes a ReplyBundle
+    gone: bool = False  # it left; what is left of it goes in slices
     requests: dict[int, Request] = field(default_factory=dict)  # unanswered, by its request_id
     input_bytes: int = 0  # of these
     models: dict[int, Model] = field(default_factory=dict)

@@ -25,8 +25,9 @@ class Unbound:
         if requests is not None and requests.pop(request.key, None) is not None and not requests:
             del self._by_model[request.model.model_id]
 
-    def all(self) -> list[Request]:
-        return [request for requests in self._by_model.values() for request in requests.values()]
+    def by_model(self) -> list[list[Request]]:
+        """All of them, those of a model together; no list is empty."""
+        return [list(requests.values()) for requests in self._by_model.values()]
 
     def oldest(self) -> list[Request]:
         """The first request of each model."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from slosched.codes import Code
 from slosched.core.worker.state import Instance
-from slosched.errors import known_names
+from slosched.errors import known_names, shown_name
 from slosched.messages import Infer, LoadModel
 
 #: More copies than any controller makes; a bound on what one message can ask for.
@@ -41,7 +41,10 @@ def load_model_fault(
             return Code.PROCESS_ENDED, f"put aside: {reason}"
     if name not in loadable:
         known = known_names(name, loadable)
-        return Code.UNKNOWN_MODEL, f"this worker has no model {message.name!r}; it has: {known}"
+        return (
+            Code.UNKNOWN_MODEL,
+            f"this worker has no model {shown_name(message.name)}; it has: {known}",
+        )
     if not 1 <= message.copies <= MAX_COPIES:
         return Code.INVALID_ACTION, f"copies must be within 1..{MAX_COPIES}, not {message.copies}"
     if message.max_batch < 1 or message.model_id < 0:

@@ -19,7 +19,7 @@ Weights are loaded by demand (placement/), and models that do not fit together t
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
@@ -33,6 +33,7 @@ from slosched.core.scheduler.policies.base import (
     soonest,
 )
 from slosched.core.scheduler.policies.queued import send_batch
+from slosched.core.scheduler.queues import append, take_appended
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.core.scheduler.turns import Turns
 from slosched.core.scheduler.unbound import Unbound
@@ -47,8 +48,9 @@ class _Replicas:
     __slots__ = ("limits", "queues", "waiting")
 
     def __init__(self) -> None:
-        #: Model id -> its waiting requests; only those that have any, the next in turn first.
-        self.queues: dict[int, deque[Request]] = {}
+        #: Model id -> its waiting requests by key, the first to come first; only models that have any,
+        #: the next in turn first.
+        self.queues: dict[int, OrderedDict[int, Request]] = {}
         self.limits: dict[int, float] = {}
         self.waiting = 0
 
@@ -77,7 +79,7 @@ class Aimd:
             self._refusals.refuse(request, Code.COULD_NOT_START_IN_TIME, NOT_OFFERED)
             return
         self._placement.asked_for(request, now_ns=now_ns)
-        model.queue.append(request)
+        append(model.queue, request)
         self._bind(request)
 
     def _bind(self, request: Request) -> None:
@@ -88,7 +90,7 @@ class Aimd:
         holders = model.resident_on.values()
         gpu = min(holders, key=lambda gpu: (gpu.held, self._load(gpu), gpu.index))
         replicas = self._replicas[gpu.index]
-        replicas.queues.setdefault(model.model_id, deque()).append(request)
+        replicas.queues.setdefault(model.model_id, OrderedDict())[request.key] = request
         replicas.waiting += 1
         self._bound[request.key] = gpu.index
 
@@ -99,14 +101,14 @@ class Aimd:
 
     def forget(self, request: Request) -> None:
         model_id = request.model.model_id
-        request.model.queue.remove(request)
+        take_appended(request.model.queue, request)
         index = self._bound.pop(request.key, None)
         if index is None:
             self._unbound.discard(request)
             return
         replicas = self._replicas[index]
         queue = replicas.queues[model_id]
-        queue.remove(request)
+        del queue[request.key]
         replicas.waiting -= 1
         if not queue:
             del replicas.queues[model_id]
@@ -115,7 +117,7 @@ class Aimd:
         """The replica is gone: its requests wait for another one."""
         queue = replicas.queues.pop(model_id)
         replicas.waiting -= len(queue)
-        for request in queue:
+        for request in queue.values():
             del self._bound[request.key]
             self._unbound.add(request)
 
@@ -157,13 +159,14 @@ class Aimd:
         table = gpu.exec_table(model)
         queue = replicas.queues.pop(model.model_id)
         limit = int(replicas.limits.get(model.model_id, 1.0))
-        requests = [queue.popleft() for _ in range(min(len(queue), limit, table.batches[-1]))]
+        taken = min(len(queue), limit, table.batches[-1])
+        requests = [queue.popitem(last=False)[1] for _ in range(taken)]
         replicas.waiting -= len(requests)
         if queue:
             replicas.queues[model.model_id] = queue  # behind the others
         for request in requests:
             del self._bound[request.key]
-            model.queue.remove(request)
+            take_appended(model.queue, request)
         send_batch(self._cluster, gpu, requests, start_ns=start_ns, now_ns=now_ns)
 
     def next_wakeup_ns(self) -> int | None:
@@ -200,8 +203,10 @@ class Aimd:
         replicas = self._replicas.pop(gpu.index)
         for model_id in list(replicas.queues):
             self._unbind(replicas, model_id)
-        for request in self._unbound.all():
-            if not is_offered(self._cluster, request.model):
+        for requests in self._unbound.by_model():
+            if is_offered(self._cluster, requests[0].model):
+                continue
+            for request in requests:
                 self.forget(request)
                 self._refusals.refuse(request, Code.CANCELLED, LAST_ONE_LOST)
 

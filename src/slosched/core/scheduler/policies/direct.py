@@ -15,6 +15,7 @@ from __future__ import annotations
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.policies.base import Refusals
+from slosched.core.scheduler.queues import append, take_appended
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.units import NS_PER_MS, NS_PER_S
 
@@ -60,7 +61,7 @@ class Direct:
             return
         if not present:
             self._load(gpu, model, now_ns)
-        model.queue.append(request)
+        append(model.queue, request)
         self._waiting[request.key] = (request, gpu)
 
     def _load(self, gpu: Gpu, model: Model, now_ns: int) -> None:
@@ -70,7 +71,7 @@ class Direct:
         self._available_ns[gpu.index, model.model_id] = now_ns + _ASSUMED_LOAD_NS
 
     def forget(self, request: Request) -> None:
-        request.model.queue.remove(request)
+        take_appended(request.model.queue, request)
         del self._waiting[request.key]
 
     def action_done(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.policies.base import Refusals, soonest
 from slosched.core.scheduler.policies.queued import QueuedByModel, send_batch
+from slosched.core.scheduler.queues import insert_by_key, take_by_key
 from slosched.core.scheduler.state import Gpu, Model, Request
 from slosched.core.scheduler.turns import Turns
 
@@ -18,6 +19,7 @@ class Fifo(QueuedByModel):
     """See the head of this file."""
 
     heeds_deadlines = False
+    _take = staticmethod(take_by_key)
 
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
         super().__init__(cluster, refusals)
@@ -27,11 +29,7 @@ class Fifo(QueuedByModel):
         if not self._takes(request, now_ns):
             return
         # Arrival order; a request that comes back from a failed action keeps its place.
-        queue = request.model.queue
-        position = len(queue)
-        while position > 0 and queue[position - 1].key > request.key:
-            position -= 1
-        queue.insert(position, request)
+        insert_by_key(request.model.queue, request)
 
     def plan(self, *, now_ns: int) -> None:
         self._now_ns = now_ns

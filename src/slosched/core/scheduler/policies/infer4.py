@@ -40,6 +40,7 @@ from slosched.core.scheduler.paper.tracker import (
     PaperEstimator,
 )
 from slosched.core.scheduler.policies.base import Refusals
+from slosched.core.scheduler.queues import append, take_appended
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.units import NS_PER_US, format_duration
 
@@ -96,6 +97,11 @@ class _ModelQueue:
 
     def position(self, entry: _Entry) -> int:
         return bisect_left(self.entries, entry.request.key, key=lambda e: e.request.key)
+
+    def remove(self, entry: _Entry) -> None:
+        place = self.position(entry)
+        assert self.entries[place] is entry, "a queued entry stands in its queue"
+        del self.entries[place]
 
     def drop_first(self, code: Code) -> None:
         entry = self.entries.pop(0)
@@ -205,7 +211,7 @@ class Infer4:
         self._entries[request.key] = entry
         self._loads.add(model, entry.exec_ns, entry.weights_ns)
         self._timeouts.push(entry.deadline_ns, request)
-        model.queue.append(request)
+        append(model.queue, request)
         queue.entries.append(entry)
         strategies = [_Strategy(entry, batch) for batch in queue.batches]
         for gpu in model.resident_on.values():
@@ -222,11 +228,11 @@ class Infer4:
 
     def _leave(self, request: Request) -> _Entry:
         """Take a queued or skipped request out of everything."""
-        request.model.queue.remove(request)
+        take_appended(request.model.queue, request)
         entry = self._entries.pop(request.key)
         self._loads.add(request.model, -entry.exec_ns, -entry.weights_ns)
         if entry.queued:
-            self._queues[request.model.model_id].entries.remove(entry)
+            self._queues[request.model.model_id].remove(entry)
             entry.queued = False
         return entry
 
@@ -314,7 +320,7 @@ class Infer4:
     ) -> None:
         batch, entries = choice
         for entry in entries:
-            model.queue.remove(entry.request)
+            take_appended(model.queue, entry.request)
             self._loads.add(model, 0, -entry.weights_ns)
         self._loads.used(model)
         estimator = self._queues[model.model_id].estimators[batch]

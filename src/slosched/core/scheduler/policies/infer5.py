@@ -52,6 +52,7 @@ from slosched.core.scheduler.plans import (
     why_refused,
 )
 from slosched.core.scheduler.policies.base import Refusals
+from slosched.core.scheduler.queues import take_by_deadline
 from slosched.core.scheduler.shares import Shares
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.core.scheduler.urgency import (
@@ -134,7 +135,7 @@ class Infer5:
 
     def forget(self, request: Request) -> None:
         model = request.model
-        model.queue.remove(request)
+        take_by_deadline(model.queue, request)
         model.weighted -= request.value != 1.0
         self._urgency.shrank(model)
 

@@ -12,6 +12,7 @@ offers, which changes nothing where all offer the same.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from heapq import heappop, heappush
 
 from slosched.codes import Code
@@ -26,8 +27,13 @@ from slosched.core.scheduler.paper.tracker import (
     PaperEstimator,
 )
 from slosched.core.scheduler.policies.base import Refusals
+from slosched.core.scheduler.queues import append, take_appended
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.units import format_duration
+
+
+def _key(entry: tuple[int, Request]) -> int:
+    return entry[1].key
 
 
 class _ModelQueues:
@@ -89,13 +95,14 @@ class _ModelQueues:
         return batch, taken
 
     def remove(self, request: Request) -> None:
-        for position, (_, queued) in enumerate(self.requests):
-            if queued is request:
-                del self.requests[position]
-                for size in self.batches:
-                    if self.offsets[size] > position:
-                        self.offsets[size] -= 1
-                return
+        # In the order of arrival. One that was abandoned is not here any more.
+        requests = self.requests
+        position = bisect_left(requests, request.key, key=_key)
+        if position < len(requests) and requests[position][1] is request:
+            del requests[position]
+            for size in self.batches:
+                if self.offsets[size] > position:
+                    self.offsets[size] -= 1
 
 
 class Infer5Paper:
@@ -141,7 +148,7 @@ class Infer5Paper:
         self._internal_ns[request.key] = (internal_ns, *demands)
         self._loads.add(model, *demands)
         queues.requests.append((internal_ns, request))
-        model.queue.append(request)
+        append(model.queue, request)
         self._timeouts.push(internal_ns, request)
         for gpu in self._cluster.gpus.values():
             self._activate(gpu, model)
@@ -163,7 +170,7 @@ class Infer5Paper:
             heappush(self._strategies[gpu.index], (latest_ns, batch, model_id, version))
 
     def forget(self, request: Request) -> None:
-        request.model.queue.remove(request)
+        take_appended(request.model.queue, request)
         self._queues[request.model.model_id].remove(request)
         self._leave(request, weights_too=True)
 
@@ -229,7 +236,7 @@ class Infer5Paper:
 
     def _time_out(self, now_ns: int) -> None:
         while (request := self._timeouts.pop_before(now_ns + 1)) is not None:
-            request.model.queue.remove(request)
+            take_appended(request.model.queue, request)
             self._queues[request.model.model_id].remove(request)
             self._leave(request, weights_too=True)
             waited = format_duration(now_ns - request.arrival_ns)
@@ -274,7 +281,7 @@ class Infer5Paper:
             .estimate_ns(gpu.clock_mhz or DEFAULT_CLOCK_MHZ)
         )
         for request in requests:
-            model.queue.remove(request)
+            take_appended(model.queue, request)
             deadline_ns, exec_ns, weights_ns = self._internal_ns[request.key]
             self._internal_ns[request.key] = (deadline_ns, exec_ns, 0)
             self._loads.add(model, 0, -weights_ns)

@@ -19,6 +19,7 @@ from slosched.core.scheduler.policies.base import (
     Refusals,
     is_offered,
 )
+from slosched.core.scheduler.queues import take_by_deadline
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 
 #: The latest start of what is worth doing however late.
@@ -31,6 +32,8 @@ class QueuedByModel:
     replans = True
     #: Whether a request is given up when its deadline has passed.
     heeds_deadlines = True
+    #: Takes a request out of its model's queue, whose order the subclass chose.
+    _take = staticmethod(take_by_deadline)
 
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
         self._cluster = cluster
@@ -51,7 +54,7 @@ class QueuedByModel:
 
     def forget(self, request: Request) -> None:
         model = request.model
-        model.queue.remove(request)
+        self._take(model.queue, request)
         if not model.queue:
             del self._waiting[model.model_id]
 

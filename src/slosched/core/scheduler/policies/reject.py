@@ -18,7 +18,7 @@ is that of batch 1, whatever the load.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
@@ -33,6 +33,7 @@ from slosched.core.scheduler.policies.base import (
     soonest,
 )
 from slosched.core.scheduler.policies.queued import send_single
+from slosched.core.scheduler.queues import append, take_appended
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.core.scheduler.unbound import Unbound
 from slosched.units import format_duration
@@ -44,7 +45,7 @@ class _Line:
     __slots__ = ("backlog_ns", "requests")
 
     def __init__(self) -> None:
-        self.requests: deque[Request] = deque()
+        self.requests: OrderedDict[int, Request] = OrderedDict()  # by key
         self.backlog_ns = 0
 
 
@@ -76,7 +77,7 @@ class Reject:
         if end_ns > request.deadline_ns:
             self._reject(request, gpu, start_ns, now_ns, again=request.attempts > 0)
             return
-        model.queue.append(request)
+        append(model.queue, request)
         self._expiry.push(request.deadline_ns, request)
         self._bind(request, gpu)
 
@@ -109,7 +110,7 @@ class Reject:
             return
         exec_ns = gpu.exec_table(request.model).single.expected_ns
         line = self._lines[gpu.index]
-        line.requests.append(request)
+        line.requests[request.key] = request
         line.backlog_ns += exec_ns
         self._bound[request.key] = (gpu.index, exec_ns)
 
@@ -153,7 +154,7 @@ class Reject:
     def _serve(self, gpu: Gpu, start_ns: int, now_ns: int) -> None:
         requests = self._lines[gpu.index].requests
         while requests:
-            request = requests[0]
+            request = next(iter(requests.values()))
             model = request.model
             if model.model_id not in gpu.resident:
                 self._leave(request)
@@ -170,7 +171,7 @@ class Reject:
         """Its weights have arrived, or its GPU was lost: the rule of arrival once more."""
         gpu, start_ns, end_ns = self._soonest(request, now_ns)
         if end_ns > request.deadline_ns:
-            request.model.queue.remove(request)
+            take_appended(request.model.queue, request)
             self._reject(request, gpu, start_ns, now_ns, again=True)
         else:
             self._bind(request, gpu)
@@ -183,11 +184,11 @@ class Reject:
             return
         index, exec_ns = place
         line = self._lines[index]
-        line.requests.remove(request)
+        del line.requests[request.key]
         line.backlog_ns -= exec_ns
 
     def forget(self, request: Request) -> None:
-        request.model.queue.remove(request)
+        take_appended(request.model.queue, request)
         self._leave(request)
 
     def _time_out(self, request: Request, now_ns: int) -> None:
@@ -218,12 +219,14 @@ class Reject:
     def gpu_removed(self, gpu: Gpu) -> None:
         self._placement.gpu_removed(gpu)
         line = self._lines[gpu.index]
-        for request in list(line.requests):
+        for request in list(line.requests.values()):
             self._leave(request)
             self._unbound.add(request)
         del self._lines[gpu.index]
-        for request in self._unbound.all():
-            if not is_offered(self._cluster, request.model):
+        for requests in self._unbound.by_model():
+            if is_offered(self._cluster, requests[0].model):
+                continue
+            for request in requests:
                 self.forget(request)
                 self._refusals.refuse(request, Code.CANCELLED, LAST_ONE_LOST)
 

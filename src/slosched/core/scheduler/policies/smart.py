@@ -36,6 +36,7 @@ from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.policies.base import LAST_ONE_LOST, NOT_OFFERED, Refusals, is_offered
 from slosched.core.scheduler.policies.smart_timetable import Batch, timetable
+from slosched.core.scheduler.queues import take_by_deadline
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.units import NS_PER_MS, NS_PER_US, format_duration
 
@@ -103,7 +104,7 @@ class Smart:
 
     def forget(self, request: Request) -> None:
         model = request.model
-        model.queue.remove(request)
+        take_by_deadline(model.queue, request)
         del self._deadlines_ns[request.key]
         if not model.queue:
             del self._waiting[model.model_id]

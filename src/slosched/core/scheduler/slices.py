@@ -1,0 +1,54 @@
+"""Long work in slices, so that no step of the controller holds its loop: requests must not wait for it.
+
+A client that leaves may have 20,000 requests to be answered, a status report 10,000 instances. Such work is
+a generator that says after each small part what it cost, in units of about a microsecond and a half. A step
+does `A_STEP` of them, in the order in which the work came, and asks to be woken at once for the rest.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+#: Units in one step: about half a millisecond, with what the shell does for them.
+A_STEP = 400
+#: Units of one answer: its reply, its record, and what the shell does with both.
+ANSWER = 12
+#: Units between two looks at what is left.
+A_PART = 50
+
+#: Each item is the cost of what was done since the last.
+Work = Iterator[int]
+
+
+class Slices:
+    """The work that is under way. `renew` ends a step."""
+
+    def __init__(self) -> None:
+        self._works: deque[Work] = deque()
+        self._left = A_STEP
+
+    @property
+    def waiting(self) -> bool:
+        """Some work is not done yet."""
+        return bool(self._works)
+
+    def begin(self, work: Work) -> None:
+        """Do of `work` what this step has units for, unless other work is before it."""
+        self._works.append(work)
+        if len(self._works) == 1:
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Do what this step has units for."""
+        works = self._works
+        while works and self._left > 0:
+            cost = next(works[0], None)
+            if cost is None:
+                works.popleft()
+            else:
+                self._left -= cost
+
+    def renew(self) -> None:
+        """The step has ended: the next one has its own units."""
+        self._left = A_STEP
