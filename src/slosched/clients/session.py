@@ -10,12 +10,12 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
+from slosched.clients.arguments import client_name, client_weight, time_limit_s
 from slosched.clock import now_ns
 from slosched.codes import Code
-from slosched.config import CLIENT_HEARTBEAT_NS, WEIGHT_RANGE, is_weight
+from slosched.config import CLIENT_HEARTBEAT_NS
 from slosched.errors import (
     ConnectionLost,
-    InvalidConfig,
     InvalidRequest,
     MalformedMessage,
     PeerUnreachable,
@@ -60,9 +60,7 @@ class Session:
     """
 
     def __init__(self, address: str, *, name: str = "", weight: float = 1.0) -> None:
-        if not is_weight(weight):
-            least, most = WEIGHT_RANGE
-            raise InvalidConfig(f"weight must be within {least:g}..{most:g}, not {weight:g}")
+        name, weight = client_name(name), client_weight(weight)
         self.address = address
         self.malformed = 0
         self.lost = ""
@@ -91,6 +89,7 @@ class Session:
 
         Raises PeerUnreachable after `timeout_s`, ProtocolMismatch if it speaks another version.
         """
+        timeout_s = time_limit_s(timeout_s)
         ends_s = self._loop.time() + timeout_s
         self._greeted.clear()
         while not self._greeted.is_set():
