@@ -57,9 +57,9 @@ def test_an_address_is_told_from_a_name() -> None:
 
 
 def test_bare_durations_have_the_unit_of_their_option() -> None:
-    assert duration_ns("--x", "5000000") == 5_000_000
+    assert duration_ns("--x", "5000000", bare_unit="ns") == 5_000_000
     assert duration_ns("--x", "5ms") == 5_000_000
-    assert duration_ns("--x", "2", bare_unit="s") == 2_000_000_000
+    assert duration_ns("--x", "2") == 2_000_000_000
     for text in ("0", "-5ms", "soon", "nan"):
         with pytest.raises(InvalidDuration, match="--x"):
             duration_ns("--x", text)

@@ -1,7 +1,8 @@
 """TOML to configuration, and profiles back to TOML.
 
 Every key is checked: one that nobody knows is an error that names the file, the key and the keys that
-exist. Sizes may be written 21.5GiB, durations 5ms; bare numbers are bytes and nanoseconds.
+exist. Sizes may be written 21.5GiB, durations "5ms"; bare numbers are bytes, and nanoseconds where the key
+ends in _ns (another key of a duration needs a unit).
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ def _size(value: Any) -> int:
 def _duration(value: Any) -> int:
     """Nanoseconds: 5000000 or "5ms"."""
     if isinstance(value, str):
+        if value.strip().isdecimal() and int(value):
+            raise ValueError('must have a unit where it is a text, as "5ms"')
         return parse_duration_ns(value, bare_unit="ns")
     duration = _integer(value)
     if duration < 0:
@@ -192,6 +195,10 @@ def _read(where: str, table: Mapping[str, Any], known: Mapping[str, _Reader]) ->
         name = spellings.get(key)
         if name is None:
             raise InvalidConfig(f"{where}: unknown key {key!r}; known: {', '.join(sorted(known))}")
+        if name.endswith("_ns") and key != name and type(value) is int and value:
+            raise InvalidConfig(
+                f'{where}: {key} = {value} has no unit; write {key} = "{value}ms", or {name} for nanoseconds'
+            )
         if name in values:
             raise InvalidConfig(f"{where}: {key!r} says {name!r} a second time")
         try:

@@ -59,17 +59,19 @@ _MaxGpus = Annotated[int | None, typer.Option(help="Use at most this many GPUs. 
 _ScheduleAhead = Annotated[
     str | None,
     typer.Option(
-        help="How far ahead work is committed to a GPU, at most. Bare number in ns. Default 10ms."
+        help="How far ahead work is committed to a GPU, at most. A bare number is in seconds. Default 10ms."
     ),
 ]
 _DefaultSlo = Annotated[
     str | None,
-    typer.Option(help="The SLO of requests that name none. Bare number in ns. Default 100ms."),
+    typer.Option(
+        help="The SLO of requests that name none. A bare number is in seconds. Default 100ms."
+    ),
 ]
 _MaxExec = Annotated[
     str | None,
     typer.Option(
-        help="No batch above 1 that takes longer. Bare number in ns. Default 25ms (paper: 250ms)."
+        help="No batch above 1 that takes longer. A bare number is in seconds. Default 25ms (paper: 250ms)."
     ),
 ]
 _MaxBatch = Annotated[int | None, typer.Option(help="No larger batch. Default 16 (paper: 8).")]
@@ -162,9 +164,9 @@ def controller(
 ) -> None:
     """Run a controller: it plans every inference so that it ends before its deadline.
 
-    Durations are written 5ms, 2.9ms or 30s; a bare number is in ns, as in Clockwork. A request that no
-    plan can serve in time is refused at once. SIGTERM or Ctrl-C answers everything, completes the
-    telemetry files and exits 0.
+    Durations are written 5ms, 2.9ms or 30s. A bare number is in seconds, but in ns among the
+    positional options, as in Clockwork. A request that no plan can serve in time is refused at
+    once. SIGTERM or Ctrl-C answers everything, completes the telemetry files and exits 0.
 
     \b
     TYPEs:
@@ -269,7 +271,7 @@ def _parse_positionals(type_: str, texts: list[str]) -> dict[str, Any]:
         if name == "generate_inputs":
             options[name] = flag(name, text)
         elif name in _DURATIONS:
-            options[f"{name}_ns"] = duration_ns(name, text)
+            options[f"{name}_ns"] = duration_ns(name, text, bare_unit="ns")
         else:
             options[name] = whole_number(name, text)
     return options

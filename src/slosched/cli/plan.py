@@ -170,7 +170,7 @@ def _spec(
     if duration is None:
         counted_ns = mix.duration_ns or duration_ns("--duration", _DURATION)
     else:
-        counted_ns = duration_ns("--duration", duration, bare_unit="s")
+        counted_ns = duration_ns("--duration", duration)
     return PlanSpec(
         mix.entries,
         sim.spec(policy, mix.workload(), seed=seed),

@@ -78,7 +78,7 @@ def _directory(out: Path | None, run_dirs: Sequence[Path]) -> Path:
 def _span_ns(option: str, text: str | None, published_ns: int, *, may_be_0: bool = False) -> int:
     if text is None:
         return published_ns
-    return 0 if may_be_0 and text in ("0", "0s") else duration_ns(option, text, bare_unit="s")
+    return 0 if may_be_0 and text in ("0", "0s") else duration_ns(option, text)
 
 
 def _print(drawn: Drawn, *, table: bool, json: bool) -> None:

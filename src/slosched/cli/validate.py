@@ -372,7 +372,7 @@ def watch_machine() -> Iterator[Meter]:
 
 
 def _sends_for_ns(workload: Workload, duration: str | None) -> int:
-    limit_ns = None if duration is None else duration_ns("--duration", duration, bare_unit="s")
+    limit_ns = None if duration is None else duration_ns("--duration", duration)
     ends = [end_ns for end_ns in (workload.duration_ns, limit_ns) if end_ns is not None]
     if not ends:
         raise InvalidConfig(

@@ -26,6 +26,12 @@ _NUMBERS = re.compile(r"^(\d{1,9})(?:-(\d{1,9}))?$")
 #: Before the SLO of a class of requests that has a weight.
 _SLO_CLASS = "slo<="
 
+#: Their bare numbers were nanoseconds up to version 0.1: a script that has one must not get an hour.
+_ONCE_IN_NS = (
+    "--schedule-ahead", "--default-slo", "--max-exec", "--latency", "--jitter", "--clock-offset",
+    "--stall", "--grid", "the SLO",
+)  # fmt: skip
+
 LOCAL_CONTROLLER = f"127.0.0.1:{CONTROLLER_PORT}"
 
 
@@ -34,13 +40,21 @@ def given(**values: object) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def duration_ns(option: str, text: str, *, bare_unit: str = "ns") -> int:
-    """Return a duration above 0 in ns. `option` is named in the error."""
+def duration_ns(option: str, text: str, *, bare_unit: str = "s", may_be_0: bool = False) -> int:
+    """Return a duration above 0 in ns. `option` is named in the error.
+
+    A bare number is in seconds; Clockwork's positional options ask for "ns". Of the options in
+    `_ONCE_IN_NS`, a bare number of 1,000 s or more is refused.
+    """
     try:
-        value_ns = parse_duration_ns(text, bare_unit=bare_unit)
+        value_ns = parse_duration_ns(
+            text,
+            bare_unit=bare_unit,
+            most_bare_s=999 if option in _ONCE_IN_NS else 10**6,
+        )
     except InvalidDuration as error:
         raise InvalidDuration(f"{option}: {error}") from None
-    if value_ns < 1:
+    if value_ns < 1 and not may_be_0:
         raise InvalidDuration(f"{option}: {text!r} is too short; it must be above 0")
     return value_ns
 
