@@ -7,7 +7,6 @@ ends in _ns (another key of a duration needs a unit).
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -27,6 +26,7 @@ from slosched.config import (
     WorkerConfig,
 )
 from slosched.errors import InvalidConfig, UnknownName
+from slosched.output_files import write_file
 from slosched.units import parse_bytes, parse_duration_ns, tensor_bytes
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -313,22 +313,7 @@ def write_profile(path: Path, profile: GpuProfile, *, replacing: bool) -> None:
 
     Without `replacing` the file must not be there. Raises InvalidConfig if it is, or cannot be written.
     """
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    claimed = False
-    try:
-        if not replacing:
-            path.touch(exist_ok=False)
-            claimed = True
-        with fresh.open("w", encoding="utf-8") as file:
-            file.write(dump_profile(profile))
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        if claimed:
-            path.unlink(missing_ok=True)
-        raise InvalidConfig(f"cannot write {path}: {os.strerror(error.errno or 0)}") from None
+    write_file(path, dump_profile(profile).encode(), replacing=replacing, durable=True)
 
 
 def _quoted(text: str) -> str:

@@ -13,6 +13,7 @@ from slosched.cli.guard import SloschedGroup
 from slosched.cli.output import print_json, say
 from slosched.cli.values import duration_ns
 from slosched.errors import InvalidConfig
+from slosched.output_files import check_folder
 
 if TYPE_CHECKING:
     from slosched.analysis.drawn import Drawn
@@ -69,6 +70,8 @@ Table = Annotated[
 
 def _directory(out: Path | None, run_dirs: Sequence[Path]) -> Path:
     """Where the figure goes. Raises InvalidConfig unless every run directory is one."""
+    if out is not None:
+        check_folder(out)
     for run_dir in run_dirs:
         if not run_dir.is_dir():
             raise InvalidConfig(f"{run_dir} is no directory; give the directory of a run")
