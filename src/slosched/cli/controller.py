@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from slosched.addresses import parse_bind
 from slosched.cli.output import Announcer, warn
 from slosched.cli.values import (
     duration_ns,
@@ -208,7 +209,7 @@ def controller(
     resolved = replace(
         base,
         scheduler=replace(base.scheduler, policy=type_, **options),
-        workers=addresses or base.workers,
+        workers=addresses or worker_addresses(list(base.workers)),
         **given(port=port, bind=bind, http_port=http_port, log_dir=log_dir, busy_poll=busy_poll),
     )
     _check(resolved)
@@ -227,6 +228,7 @@ def _check_type(type_: str) -> None:
 def _check(config: ControllerConfig) -> None:
     if not config.workers:
         raise InvalidConfig("no worker is named; give --workers host:port[,host:port...]")
+    parse_bind(config.bind)
     if not 0 <= config.port <= 65535:
         raise InvalidConfig(f"port must be within 0..65535, not {config.port}")
     if not -1 <= config.http_port <= 65535:

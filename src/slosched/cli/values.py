@@ -10,17 +10,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from slosched.addresses import parse_address
 from slosched.config import CONTROLLER_PORT, WORKER_PORT, WeightRule
 from slosched.errors import InvalidConfig, InvalidDuration
 from slosched.units import parse_bytes, parse_duration_ns
 
-#: A machine has at most 65535 ports; a longer range is a typing error that would open many sockets.
-#: Nor does anybody measure more batch sizes than that.
+#: Nobody measures more batch sizes than that.
 _MAX_RANGE = 1024
-_ADDRESS = re.compile(
-    r"^(?P<host>[A-Za-z0-9_.\-]+|\[[0-9A-Fa-f:.]+\]):(?P<first>\d+)(?:-(?P<last>\d+))?$"
-)
-
 _NUMBERS = re.compile(r"^(\d{1,9})(?:-(\d{1,9}))?$")
 
 #: Before the SLO of a class of requests that has a weight.
@@ -107,7 +103,11 @@ def flag(option: str, text: str) -> bool:
 
 def looks_like_address(text: str) -> bool:
     """True for "host:port" (and "host:first-last"), which no name of a command or workload is."""
-    return _ADDRESS.match(text) is not None
+    try:
+        parse_address(text, ranges=True)
+    except InvalidConfig as error:  # one with a wrong port is meant as one all the same
+        return "ports" in str(error)
+    return True
 
 
 def one_address(text: str) -> str:
@@ -124,19 +124,15 @@ def worker_addresses(texts: list[str]) -> tuple[str, ...]:
     for part in (part.strip() for text in texts for part in text.split(",")):
         if not part:
             continue
-        match = _ADDRESS.match(part)
-        if match is None:
+        try:
+            addresses += parse_address(part, ranges=True).texts()
+        except InvalidConfig as error:
+            if "ports" in str(error) or "brackets" in str(error):
+                raise
             raise InvalidConfig(
-                f"{part!r} is no host:port; write workers as host:{WORKER_PORT}, "
-                f"host:{WORKER_PORT}-{WORKER_PORT + 3} or a comma-separated list of these"
-            )
-        first = int(match["first"])
-        last = int(match["last"] or first)
-        if not 1 <= first <= last <= 65535:
-            raise InvalidConfig(f"{part!r}: ports are within 1..65535, in ascending order")
-        if last - first >= _MAX_RANGE:
-            raise InvalidConfig(f"{part!r} names more than {_MAX_RANGE} ports")
-        addresses += [f"{match['host']}:{port}" for port in range(first, last + 1)]
+                f"{error}; write workers as host:{WORKER_PORT}, host:{WORKER_PORT}-{WORKER_PORT + 3} or a "
+                "comma-separated list of these"
+            ) from None
     for index, address in enumerate(addresses):
         if address in addresses[:index]:
             raise InvalidConfig(f"the worker {address} is named twice")

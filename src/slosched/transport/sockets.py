@@ -21,6 +21,7 @@ from typing import cast
 import zmq
 from zmq.backend import Socket as _Backend
 
+from slosched.addresses import bracketed, is_ipv6, parse_address, parse_bind
 from slosched.errors import AddressInUse, InvalidConfig, PeerUnreachable
 from slosched.transport.codec import MAX_MESSAGE_BYTES, Frame, total_bytes
 
@@ -63,6 +64,12 @@ class _Port:
         self._socket.setsockopt(zmq.RCVHWM, _HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.MAXMSGSIZE, HARD_LIMIT_BYTES)
         self._socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+
+    def _allow_ipv6(self, host: str) -> str:
+        """Set up the socket for `host`. A name stays IPv4: "localhost" would else be ::1 alone."""
+        if is_ipv6(host):
+            self._socket.setsockopt(zmq.IPV6, 1)
+        return host
 
     def fileno(self) -> int:
         return int(self._socket.getsockopt(zmq.FD))
@@ -141,11 +148,13 @@ class Router(_Port):
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         try:
-            if port == 0:
-                self.port = int(self._socket.bind_to_random_port(f"tcp://{bind}"))
-            else:
-                self._socket.bind(f"tcp://{bind}:{port}")
-                self.port = port
+            bind = bracketed(self._allow_ipv6(parse_bind(bind)))
+            # Port 0: libzmq takes a free one, and says which.
+            self._socket.bind(f"tcp://{bind}:{port or '*'}")
+            self.port = port or int(self._socket.getsockopt(zmq.LAST_ENDPOINT).rpartition(b":")[2])
+        except InvalidConfig:
+            self.close()
+            raise
         except zmq.ZMQError as error:
             self.close()
             if error.errno == errno.EADDRINUSE:
@@ -175,10 +184,15 @@ class Dealer(_Port):
         if identity is not None:
             self._socket.setsockopt(zmq.IDENTITY, identity)
         try:
-            self._socket.connect(f"tcp://{address}")
+            where = parse_address(address)
+            self._allow_ipv6(where.host)
+            self._socket.connect(f"tcp://{where.texts()[0]}")
+        except InvalidConfig as error:
+            self.close()
+            raise PeerUnreachable(str(error)) from None
         except zmq.ZMQError as error:
             self.close()
-            raise PeerUnreachable(f"{address!r} is no host:port: {error.strerror}") from None
+            raise PeerUnreachable(f"cannot connect to {address}: {error.strerror}") from None
 
     def receive(self) -> list[list[Frame]]:
         """Everything that waits, up to a bound."""
