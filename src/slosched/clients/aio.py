@@ -28,6 +28,7 @@ from slosched.clients.arguments import (
     time_limit_s,
     user_number,
 )
+from slosched.clients.forks import generation
 from slosched.clients.inference import Array, Inference, Model
 from slosched.clients.session import HELLO_EVERY_S, SEND_AGAIN_S, OnReply, Session
 from slosched.clock import now_ns
@@ -69,8 +70,8 @@ _Reply = TypeVar("_Reply", bound=Message)
 class AsyncClient(Session):
     """A session with a controller. Made by `connect`; `close` (or `async with`) ends it.
 
-    Not safe to share between threads or loops. `lost` says in words that the controller has fallen
-    silent, and is empty while it answers.
+    Not safe to share between threads or loops; in a fork of the process each call raises ConnectionLost.
+    `lost` says in words that the controller has fallen silent, and is empty while it answers.
     `weight` is what its requests are worth beside others' of 1, within 0.01..100 and as far as the
     operator lets it say so; InvalidConfig for another.
     """
@@ -104,6 +105,7 @@ class AsyncClient(Session):
         self, make: Callable[[int], Message], kind: type[_Reply], what: str, timeout_s: float
     ) -> _Reply:
         """Send `make(request_id)` and return the answer. Raises PeerUnreachable after `timeout_s`."""
+        self._check_process()
         timeout_s = time_limit_s(timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
@@ -217,6 +219,7 @@ class AsyncClient(Session):
         nothing can be sent now, or the model's id is not known (any more): a restarted controller
         may give it to another model. Raises InvalidRequest for a value that cannot travel.
         """
+        self._check_process()
         if self._closed:
             raise ConnectionLost("this client is closed", code=Code.CANCELLED)
         check_fields(model_id, slo_factor, slo_ns, user_id)
@@ -259,6 +262,7 @@ class AsyncClient(Session):
 
     def flush(self) -> list[int]:
         """Send what `submit` kept for later. Returns the ids of those that could not be sent."""
+        self._check_process()
         if not self._later:
             return []
         later, self._later = self._later, []
@@ -307,6 +311,7 @@ class AsyncClient(Session):
         then tells the time left until the deadline), InvalidRequest for an impossible SLO, shape or
         dtype, ConnectionLost when the controller went away, RequestFailed for anything else.
         """
+        self._check_process()
         check_model(model)
         factor, slo_ns = slo_fields(slo, slo_factor)
         known_ns = known_slo_ns(model, factor, slo_ns)
@@ -343,7 +348,7 @@ class AsyncClient(Session):
         finally:
             self._futures.pop(request_id, None)
             self._until_silence.pop(request_id, None)
-            if not self._closed:
+            if not self._closed and self._generation == generation():
                 self.cancel(request_id)  # of no effect once it was answered
         answer = Inference(
             model,

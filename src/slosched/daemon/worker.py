@@ -115,7 +115,8 @@ class WorkerServer:
 
     @property
     def ready_line(self) -> str:
-        return f"slosched worker ready on {bracketed(parse_bind(self.config.bind))}:{self.port}: {self._backend.describe()}"
+        host = bracketed(parse_bind(self.config.bind))
+        return f"slosched worker ready on {host}:{self.port}: {self._backend.describe()}"
 
     # -------------------------------------------------------------------------- embedding
 
