@@ -97,6 +97,10 @@ class MalformedMessage(SloschedError):
     """Bytes from a socket that are no message of ours. The daemon counts it and goes on."""
 
 
+class OutOfResources(SloschedError):
+    """The machine or a limit of the process has no room: open files, disk, memory, processes."""
+
+
 class RunDirectoryInUse(SloschedError):
     """A run directory that already holds a run; it is never overwritten."""
 

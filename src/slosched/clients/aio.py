@@ -316,8 +316,7 @@ class AsyncClient(Session):
         factor, slo_ns = slo_fields(slo, slo_factor)
         known_ns = known_slo_ns(model, factor, slo_ns)
         user_id = user_number(user_id)
-        if timeout_s is not None:
-            timeout_s = time_limit_s(timeout_s)
+        timeout_s = None if timeout_s is None else time_limit_s(timeout_s)
         frame = None
         if array is not None:
             model.check_input(array)

@@ -22,7 +22,8 @@ import zmq
 from zmq.backend import Socket as _Backend
 
 from slosched.addresses import bracketed, is_ipv6, parse_address, parse_bind
-from slosched.errors import AddressInUse, InvalidConfig, PeerUnreachable
+from slosched.descriptors import SOCKET_NEEDS, require_descriptors, too_many_files
+from slosched.errors import AddressInUse, InvalidConfig, OutOfResources, PeerUnreachable
 from slosched.transport.codec import MAX_MESSAGE_BYTES, Frame, total_bytes
 
 #: libzmq itself drops a peer that sends a larger frame.
@@ -54,7 +55,13 @@ class _Port:
     """What both socket kinds share."""
 
     def __init__(self, kind: int) -> None:
-        self._socket = socket = _context().socket(kind)
+        require_descriptors(SOCKET_NEEDS)
+        try:
+            self._socket = socket = _context().socket(kind)
+        except zmq.ZMQError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise OutOfResources(too_many_files()) from None
+            raise
         self._get = cast(Callable[[int], int], partial(_Backend.get, socket))
         self._take = cast(Callable[[int, bool], zmq.Frame], partial(_Backend.recv, socket))
         self._put = partial(_Backend.send, socket)
