@@ -11,6 +11,7 @@ from types import TracebackType
 
 import numpy as np
 
+from slosched.addresses import bracketed
 from slosched.clock import Waiter
 from slosched.messages import (
     PROTOCOL_VERSION,
@@ -48,10 +49,10 @@ def model_info(
 class FakeController:
     """Loads any name but "unknown", doubles the first two inputs' elements, answers at once."""
 
-    def __init__(self, port: int = 0) -> None:
-        self._router = Router("127.0.0.1", port)
+    def __init__(self, port: int = 0, *, host: str = "127.0.0.1") -> None:
+        self._router = Router(host, port)
         self.port = self._router.port
-        self.address = f"127.0.0.1:{self.port}"
+        self.address = f"{bracketed(host)}:{self.port}"
         self.incarnation = 7
         self.received: list[Message] = []
         self.deaf = False  # hears nothing, answers nothing

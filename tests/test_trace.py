@@ -256,7 +256,7 @@ def test_the_command_and_its_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     damaged = run_of(tmp_path / "d", *SMALL) / request_log.FILE_NAME
     damaged.write_text(f"{request_log.HEADER}\n1\tx\n", encoding="utf-8")
     for args, error in (
-        (("r", "--out", "r/trace.json/x.json"), "cannot write the trace r/trace.json/x.json"),
+        (("r", "--out", "r/trace.json/x.json"), "cannot write r/trace.json/x.json"),
         (("nowhere",), "nowhere does not exist"),
         (
             ("empty",),

@@ -122,7 +122,7 @@ def test_a_trace_that_is_not_finished_leaves_nothing(
         if index == 5:
             # What was written so far does not have the trace's name.
             assert not list(tmp_path.glob("**/invocations*"))
-            assert len(list(tmp_path.glob("**/.invocations*.partial"))) == 1
+            assert len(list(tmp_path.glob("**/.slosched-*"))) == 1
             raise error
         return "0"
 

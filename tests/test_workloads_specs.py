@@ -188,8 +188,8 @@ def test_a_path_is_relative_to_its_file(monkeypatch: pytest.MonkeyPatch, tmp_pat
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("on-off m 1 1 999ns 1s", "on must be at least 1us, not '999ns'"),
-        ("on-off m 1 1 1s 1ns", "off must be at least 1us, not '1ns'"),
+        ("on-off m 1 1 999ns 1s", "on: '999ns' is 999 nanoseconds, less than 1us"),
+        ("on-off m 1 1 1s 1ns", "off: '1ns' is 1 nanoseconds, less than 1us"),
         ("azure 1 1 1 1 999us", "interval must be at least 1ms, not '999us'"),
         ("azure 1 1 1 1 0", "interval must be above 0"),
     ],

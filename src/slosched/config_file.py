@@ -1,12 +1,12 @@
 """TOML to configuration, and profiles back to TOML.
 
 Every key is checked: one that nobody knows is an error that names the file, the key and the keys that
-exist. Sizes may be written 21.5GiB, durations 5ms; bare numbers are bytes and nanoseconds.
+exist. Sizes may be written 21.5GiB, durations "5ms"; bare numbers are bytes, and nanoseconds where the key
+ends in _ns (another key of a duration needs a unit).
 """
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -26,6 +26,7 @@ from slosched.config import (
     WorkerConfig,
 )
 from slosched.errors import InvalidConfig, UnknownName
+from slosched.output_files import write_file
 from slosched.units import parse_bytes, parse_duration_ns, tensor_bytes
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -74,6 +75,8 @@ def _size(value: Any) -> int:
 def _duration(value: Any) -> int:
     """Nanoseconds: 5000000 or "5ms"."""
     if isinstance(value, str):
+        if value.strip().isdecimal() and int(value):
+            raise ValueError('must have a unit where it is a text, as "5ms"')
         return parse_duration_ns(value, bare_unit="ns")
     duration = _integer(value)
     if duration < 0:
@@ -193,6 +196,10 @@ def _read(where: str, table: Mapping[str, Any], known: Mapping[str, _Reader]) ->
         name = spellings.get(key)
         if name is None:
             raise InvalidConfig(f"{where}: unknown key {key!r}; known: {', '.join(sorted(known))}")
+        if name.endswith("_ns") and key != name and type(value) is int and value:
+            raise InvalidConfig(
+                f'{where}: {key} = {value} has no unit; write {key} = "{value}ms", or {name} for nanoseconds'
+            )
         if name in values:
             raise InvalidConfig(f"{where}: {key!r} says {name!r} a second time")
         try:
@@ -307,22 +314,7 @@ def write_profile(path: Path, profile: GpuProfile, *, replacing: bool) -> None:
 
     Without `replacing` the file must not be there. Raises InvalidConfig if it is, or cannot be written.
     """
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    claimed = False
-    try:
-        if not replacing:
-            path.touch(exist_ok=False)
-            claimed = True
-        with fresh.open("w", encoding="utf-8") as file:
-            file.write(dump_profile(profile))
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        if claimed:
-            path.unlink(missing_ok=True)
-        raise InvalidConfig(f"cannot write {path}: {os.strerror(error.errno or 0)}") from None
+    write_file(path, dump_profile(profile).encode(), replacing=replacing, durable=True)
 
 
 def _quoted(text: str) -> str:

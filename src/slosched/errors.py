@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import Any
 
 #: More names than this are not listed in full; with libraries, a worker offers 1,300 models.
 _LISTED_AT_MOST = 40
@@ -22,6 +23,16 @@ class SloschedError(Exception):
     """Base of every deliberate error. `exit_code` is what the command line exits with."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # BaseException would call the class with `args` alone, but a class may take keywords or make its
+        # message itself. Errors travel between processes (ProcessPoolExecutor), so none may depend on that.
+        return _revived, (type(self), self.args), self.__dict__ or None
+
+
+def _revived(kind: type[SloschedError], args: tuple[Any, ...]) -> SloschedError:
+    """The error that was pickled, without its __init__; its attributes follow."""
+    return kind.__new__(kind, *args)
 
 
 class InvalidConfig(SloschedError):
@@ -100,6 +111,10 @@ class ProtocolMismatch(SloschedError):
 
 class MalformedMessage(SloschedError):
     """Bytes from a socket that are no message of ours. The daemon counts it and goes on."""
+
+
+class OutOfResources(SloschedError):
+    """The machine or a limit of the process has no room: open files, disk, memory, processes."""
 
 
 class RunDirectoryInUse(SloschedError):

@@ -1,8 +1,8 @@
 """Durations as people write them, and as the program keeps them.
 
 Inside the program every time is an integer number of nanoseconds in a name that ends in ``_ns``.
-People write ``5ms``, ``2.9ms`` or ``30s``; a bare number is read in the unit that the option
-documents (the seed's commands give controller options in ns and workload periods in s).
+People write ``5ms``, ``2.9ms`` or ``30s``. A bare number is in seconds for every option and argument;
+Clockwork's positional options of the controller and the TOML files have nanoseconds.
 """
 
 from __future__ import annotations
@@ -21,21 +21,32 @@ NS_PER_S = 1_000_000_000
 _UNITS_NS = {
     "ns": 1,
     "us": NS_PER_US,
-    "µs": NS_PER_US,
+    "\u00b5s": NS_PER_US,  # the micro sign, and the Greek mu that other keyboards write
+    "\u03bcs": NS_PER_US,
     "ms": NS_PER_MS,
     "s": NS_PER_S,
     "m": 60 * NS_PER_S,
     "min": 60 * NS_PER_S,
     "h": 3600 * NS_PER_S,
 }
-_DURATION = re.compile(r"^\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-zµ]*)\s*$")
+_DURATION = re.compile(
+    r"^\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-z\u00b5\u03bc]*)\s*$"
+)
+
+_FULL_NAMES = {"ns": "nanoseconds", "s": "seconds"}
+#: Nothing here is timed in less: a shorter duration is a number that was meant in another unit.
+_SHORTEST_NS = NS_PER_US
 
 
-def parse_duration_ns(text: str, *, bare_unit: str) -> int:
+def parse_duration_ns(
+    text: str, *, bare_unit: str, shortest_ns: int = _SHORTEST_NS, most_bare_s: int = 10**6
+) -> int:
     """Return the duration that `text` writes, in nanoseconds.
 
     `bare_unit` is the unit of a number that carries none: "ns" or "s".
-    Raises InvalidDuration for anything else, for negative values and for values past 2**63 ns.
+    Raises InvalidDuration for anything else, for negative values and for values past 2**63 ns, and
+    for what was hardly meant: a duration above 0 and below `shortest_ns`, or more than `most_bare_s`
+    seconds without a unit.
     """
     match = _DURATION.match(text)
     if match is None:
@@ -45,11 +56,27 @@ def parse_duration_ns(text: str, *, bare_unit: str) -> int:
     if scale is None:
         known = ", ".join(_UNITS_NS)
         raise InvalidDuration(f"{text!r} has the unknown unit {unit!r}; units are {known}")
-    value = Decimal(number) * scale
+    try:
+        given = Decimal(number)
+        value = given * scale
+    except ArithmeticError:  # an exponent that decimals do not have
+        raise InvalidDuration(f"{text!r} is not a duration: its exponent is too large") from None
     if value < 0:
         raise InvalidDuration(f"{text!r} is negative; a duration is at least 0")
     if value >= 2**63:
         raise InvalidDuration(f"{text!r} is too long to count in 64-bit nanoseconds")
+    full = _FULL_NAMES.get(bare_unit, bare_unit)
+    assumed = "" if unit else f" (a number without a unit is in {full} here)"
+    if given and value < shortest_ns:
+        raise InvalidDuration(
+            f"{text!r} is {value:.3g} nanoseconds{assumed}, less than {format_duration(shortest_ns)}; "
+            f"write the unit that you mean: {number}ms or {number}s"
+        )
+    if not unit and value > most_bare_s * NS_PER_S:
+        raise InvalidDuration(
+            f"{text!r} would be {number} {full}{assumed}; write the unit: {number}ns, or {number}s if "
+            "that is meant"
+        )
     return int(value.to_integral_value())
 
 
@@ -89,6 +116,8 @@ def parse_bytes(text: str) -> int:
     if match is None:
         raise InvalidConfig(f"{text!r} is not a size; write it as 512MiB or 21.5GiB")
     number, unit = match.groups()
+    if len(number) > 40:
+        raise InvalidConfig(f"{text[:40]!r}... is too large for a size")
     if not unit:
         return int(Decimal(number))
     power = "KMGT".index(unit[0]) + 1

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from slosched.analysis.runs import Run
 from slosched.analysis.windows import closing_rows
 from slosched.errors import InvalidConfig
+from slosched.output_files import write_file
 from slosched.telemetry.table import LogTable
 from slosched.units import NS_PER_MS, NS_PER_S
 
@@ -181,8 +182,5 @@ def _draw(
 def _write_columns(path: Path, names: Sequence[str], columns: Sequence[Sequence[object]]) -> Path:
     rows = [names, *zip_longest(*columns, fillvalue="")]
     text = "".join("\t".join(str(cell) for cell in row) + "\n" for row in rows)
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InvalidConfig(f"cannot write {path}: {error.strerror}") from error
+    write_file(path, text.encode())
     return path

@@ -6,7 +6,6 @@ The numbers come from `report_data` and `report_actions`, figures from `report_f
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -20,6 +19,7 @@ from slosched.analysis.fig10 import EXACT
 from slosched.analysis.report_data import RunReport, Say, read_report
 from slosched.analysis.report_page import cards, figure, page, table
 from slosched.errors import InvalidConfig, RunDirectoryInUse
+from slosched.output_files import check_output, write_file
 
 #: Where the page goes if nobody says otherwise, within the first run directory.
 FILE_NAME = "report.html"
@@ -71,6 +71,7 @@ def write_report(
         raise RunDirectoryInUse(
             f"{path} is there already; --force replaces it, --out takes another name"
         )
+    check_output(path)  # before the work
     reports = [read_report(run_dir, window=window, say=say) for run_dir in run_dirs]
     say("drawing")
     figures: list[str] = []
@@ -78,22 +79,8 @@ def write_report(
     text = "".join(page(title, _body(title, reports, figures)))
     say(f"writing {path}")
     data = text.encode()
-    _write(path, data)
+    write_file(path, data)
     return Written(path, len(data), [str(run_dir) for run_dir in run_dirs], figures)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replace the file at once, so that nobody opens half of a page."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            draft.write_bytes(data)
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise InvalidConfig(f"cannot write {path}: {error.strerror}") from error
 
 
 # ------------------------------------------------------------------------------------------ body

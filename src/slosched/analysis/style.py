@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from slosched.errors import InvalidConfig, MissingPackage
+from slosched.errors import MissingPackage
+from slosched.output_files import check_not_stdout, write_file
 
 try:
     import matplotlib
@@ -84,14 +85,17 @@ def save(figure: Any, out: Path, stem: str, **more: Any) -> list[Path]:
 
     `more` goes to matplotlib's savefig. Raises InvalidConfig if the directory cannot be made or written.
     """
-    paths = [out / f"{stem}.png", out / f"{stem}.pdf"]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        figure.savefig(paths[0], metadata={"Software": None}, **more)
-        document = {"CreationDate": None, "Creator": "slosched"}
-        figure.savefig(paths[1], metadata=document, **more)
-    except OSError as error:
-        raise InvalidConfig(f"cannot write figures into {out}: {error.strerror}") from error
+    check_not_stdout(out)
+    documents: dict[str, dict[str, str | None]] = {
+        "png": {"Software": None},
+        "pdf": {"CreationDate": None, "Creator": "slosched"},
+    }
+    paths = []
+    for form, metadata in documents.items():
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=form, metadata=metadata, **more)
+        paths.append(out / f"{stem}.{form}")
+        write_file(paths[-1], drawn.getvalue())
     return paths
 
 

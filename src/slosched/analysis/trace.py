@@ -25,6 +25,7 @@ from slosched.analysis.runs import read_actions, read_requests, read_rows, state
 from slosched.analysis.trace_events import action_events, counter_events, request_events
 from slosched.analysis.trace_file import TraceFile
 from slosched.errors import InvalidConfig
+from slosched.output_files import check_output
 from slosched.telemetry.table import LogTable
 from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
@@ -113,6 +114,7 @@ def write_trace(
     cannot be written; MalformedLog for a damaged log.
     """
     window = window or Window()
+    check_output(out)  # before the work
     actions = read_actions(run_dir, only=_TIMES)
     path = actions.path
     log = _requests_of(run_dir)

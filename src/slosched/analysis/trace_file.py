@@ -7,16 +7,15 @@ its name when it is whole; what an error leaves is taken away.
 from __future__ import annotations
 
 import gzip
-import os
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import msgspec
 
-from slosched.errors import InvalidConfig
+from slosched.output_files import new_file
 
 
 class TraceFile:
@@ -30,28 +29,24 @@ class TraceFile:
         self.events = 0
         self._path = path
         self._about = about
-        self._draft = path.with_name(f".{path.name}.{os.getpid()}")
         self._open = ExitStack()
         self._write: Callable[[bytes], object] = _not_open
 
     def __enter__(self) -> TraceFile:
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            raw = self._open.enter_context(self._draft.open("wb"))
+        with ExitStack() as opened:
+            raw = opened.enter_context(new_file(self._path))
             self._write = raw.write
             if self._path.name.endswith(".gz"):
                 # Without name and time in its header, the same trace is the same bytes.
                 packed = gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0)
-                self._open.callback(packed.close)
+                opened.enter_context(packed)
                 self._write = packed.write
             self._write(
                 b'{"displayTimeUnit":"ms","otherData":'
                 + msgspec.json.encode(dict(self._about))
                 + b',"traceEvents":['
             )
-        except OSError as error:
-            self._drop()
-            raise self._not_written(error) from error
+            self._open = opened.pop_all()
         return self
 
     def __exit__(
@@ -60,18 +55,11 @@ class TraceFile:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is not None:
-            self._drop()
-            if isinstance(error, OSError):
-                raise self._not_written(error) from error
-            return
-        try:
-            self._write(b"\n]}\n")
-            self._open.close()
-            self._draft.replace(self._path)
-        except OSError as problem:
-            self._drop()
-            raise self._not_written(problem) from problem
+        with self._open as opened:
+            if error is not None:
+                opened.__exit__(kind, error, traceback)
+            else:
+                self._write(b"\n]}\n")
 
     def add(self, event: str) -> None:
         """Add one event, a JSON object as text."""
@@ -81,16 +69,6 @@ class TraceFile:
     def add_dict(self, event: Mapping[str, Any]) -> None:
         """Add one event."""
         self.add(msgspec.json.encode(event).decode())
-
-    def _drop(self) -> None:
-        # A full disk also refuses what is still in the buffers.
-        with suppress(OSError):
-            self._open.close()
-        with suppress(OSError):
-            self._draft.unlink(missing_ok=True)
-
-    def _not_written(self, error: OSError) -> InvalidConfig:
-        return InvalidConfig(f"cannot write the trace {self._path}: {error.strerror}")
 
 
 def _not_open(data: bytes) -> object:

@@ -76,8 +76,8 @@ def slosched(
     Three kinds of process speak ZeroMQ: workers (port 12345) run models on GPUs, a controller (port
     12346) decides what each GPU does and when, and clients send requests that carry a deadline.
 
-    Durations are written 250us, 2.9ms, 30s. A bare number keeps Clockwork's unit: ns for the
-    controller's options, seconds for a workload's periods.
+    Durations are written 250us, 2.9ms, 30s. A bare number is in seconds everywhere, except in
+    Clockwork's positional options of the controller (schedule_ahead, default_slo, max_exec): ns.
 
     \b
     See it work, on whatever this machine has (about three minutes):

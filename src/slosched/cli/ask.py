@@ -74,7 +74,7 @@ def infer(
       slosched client cluster02:12346 infer bert_base tokens.npy --json
     """
     if slo is not None:
-        duration_ns("--slo", slo, bare_unit="s")
+        duration_ns("--slo", slo)
     from slosched.clients.inference import Inference
     from slosched.clients.one_shot import OneShot, infer_once
 
@@ -186,7 +186,7 @@ def status(
       slosched status --watch --interval 2s
     """
     where = controller_address(ctx, address)
-    interval_ns = duration_ns("--interval", interval, bare_unit="s")
+    interval_ns = duration_ns("--interval", interval)
     if interval_ns < _LEAST_INTERVAL_NS:
         raise InvalidConfig(f"--interval {interval} is too short; at least 100ms")
     if watch:

@@ -171,9 +171,9 @@ def _effort(span: str, windows: int, length: str, grid: str, width: int) -> Effo
     from slosched.bound.bounds import Effort
 
     return Effort(
-        span_ns=duration_ns("--span", span, bare_unit="s"),
+        span_ns=duration_ns("--span", span),
         windows=windows,
-        window_ns=duration_ns("--window-length", length, bare_unit="s"),
+        window_ns=duration_ns("--window-length", length),
         grid_ns=duration_ns("--grid", grid),
         width=width,
     )

@@ -26,7 +26,7 @@ from slosched.units import NS_PER_S
 
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.1
-_READY = re.compile(r"ready on \S*?:(\d+)")
+_READY = re.compile(r"ready on \S*:(\d+): ")
 
 
 class ChildFailed(SloschedError):

@@ -186,7 +186,7 @@ def workload_command(
 
         workload = make(args or [])
         announce_trace(workload)
-        ends_ns = None if duration is None else duration_ns("--duration", duration, bare_unit="s")
+        ends_ns = None if duration is None else duration_ns("--duration", duration)
         code = run_live(
             controller_address(ctx, None),
             workload,

@@ -14,6 +14,7 @@ from slosched.cli.sim_options import SimOptions, changed, takes_sim_options
 from slosched.cli.stopping import stopped_by_signals
 from slosched.cli.workload import workload_of
 from slosched.errors import InvalidConfig, MissingPackage
+from slosched.output_files import check_folder, check_output, write_file
 
 if TYPE_CHECKING:
     from slosched.analysis.compare import Comparison
@@ -108,6 +109,8 @@ def compare(
     from slosched.telemetry.run_dir import default_log_dir
 
     directory = out or default_log_dir("compare")
+    check_folder(directory)
+    check_output(directory / FILE_NAME)
     jobs_of = _jobs(_types(policies), words, sim, range(seed, seed + seeds), duration, directory)
     if bound:
         _check_bound(next(iter(jobs_of.values())), sim)
@@ -238,10 +241,7 @@ def _conclude(
         **({} if held is None else {"bounds": held}),
     }
     path = directory / FILE_NAME
-    try:
-        path.write_text(json_text.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InvalidConfig(f"cannot write {path}: {error.strerror}") from error
+    write_file(path, (json_text.dumps(document, indent=2, default=str) + "\n").encode())
     files = [path, *_draw(comparison, directory, held)]
     if json:
         print_json({**document, "files": [str(file) for file in files]})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from slosched.addresses import parse_bind
 from slosched.cli.output import Announcer, warn
 from slosched.cli.values import (
     duration_ns,
@@ -60,17 +61,19 @@ _MaxGpus = Annotated[int | None, typer.Option(help="Use at most this many GPUs. 
 _ScheduleAhead = Annotated[
     str | None,
     typer.Option(
-        help="How far ahead work is committed to a GPU, at most. Bare number in ns. Default 10ms."
+        help="How far ahead work is committed to a GPU, at most. A bare number is in seconds. Default 10ms."
     ),
 ]
 _DefaultSlo = Annotated[
     str | None,
-    typer.Option(help="The SLO of requests that name none. Bare number in ns. Default 100ms."),
+    typer.Option(
+        help="The SLO of requests that name none. A bare number is in seconds. Default 100ms."
+    ),
 ]
 _MaxExec = Annotated[
     str | None,
     typer.Option(
-        help="No batch above 1 that takes longer. Bare number in ns. Default 25ms (paper: 250ms)."
+        help="No batch above 1 that takes longer. A bare number is in seconds. Default 25ms (paper: 250ms)."
     ),
 ]
 _MaxBatch = Annotated[int | None, typer.Option(help="No larger batch. Default 16 (paper: 8).")]
@@ -187,9 +190,9 @@ def controller(
 ) -> None:
     """Run a controller: it plans every inference so that it ends before its deadline.
 
-    Durations are written 5ms, 2.9ms or 30s; a bare number is in ns, as in Clockwork. A request that no
-    plan can serve in time is refused at once. SIGTERM or Ctrl-C answers everything, completes the
-    telemetry files and exits 0.
+    Durations are written 5ms, 2.9ms or 30s. A bare number is in seconds, but in ns among the
+    positional options, as in Clockwork. A request that no plan can serve in time is refused at
+    once. SIGTERM or Ctrl-C answers everything, completes the telemetry files and exits 0.
 
     \b
     TYPEs:
@@ -239,7 +242,7 @@ def controller(
     resolved = replace(
         base,
         scheduler=replace(base.scheduler, policy=type_, **options),
-        workers=addresses or base.workers,
+        workers=addresses or worker_addresses(list(base.workers)),
         **given(port=port, bind=bind, http_port=http_port, log_dir=log_dir, busy_poll=busy_poll),
     )
     _check(resolved)
@@ -258,6 +261,7 @@ def _check_type(type_: str) -> None:
 def _check(config: ControllerConfig) -> None:
     if not config.workers:
         raise InvalidConfig("no worker is named; give --workers host:port[,host:port...]")
+    parse_bind(config.bind)
     if not 0 <= config.port <= 65535:
         raise InvalidConfig(f"port must be within 0..65535, not {config.port}")
     if not -1 <= config.http_port <= 65535:
@@ -302,7 +306,7 @@ def _parse_positionals(type_: str, texts: list[str]) -> dict[str, Any]:
         if name == "generate_inputs":
             options[name] = flag(name, text)
         elif name in _DURATIONS:
-            options[f"{name}_ns"] = duration_ns(name, text)
+            options[f"{name}_ns"] = duration_ns(name, text, bare_unit="ns")
         else:
             options[name] = whole_number(name, text)
     return options

@@ -89,7 +89,10 @@ def _run_phases(directory: Path, seconds: float, *, real: bool) -> None:
 
 def _make_directory(out: Path | None) -> Path:
     from slosched.errors import InvalidConfig, RunDirectoryInUse
+    from slosched.output_files import check_not_stdout
 
+    if out is not None:
+        check_not_stdout(out)
     directory = out or Path("slosched-runs") / f"demo-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     try:
         directory.mkdir(parents=True, exist_ok=out is None)

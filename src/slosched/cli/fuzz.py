@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from slosched.cli.output import say
+from slosched.cli.output import beside, say
 from slosched.clock import now_ns
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.units import NS_PER_S
@@ -76,7 +76,7 @@ def fuzz(
             _tell(outcome)
         if now_ns() - shown_ns >= _SHOWN_EVERY_NS:
             shown_ns = now_ns()
-            typer.echo(f"fuzz: {done}/{seeds} seeds, {failures} failed", err=True)
+            beside(f"fuzz: {done}/{seeds} seeds, {failures} failed")
         if failures >= _MOST_FAILURES:
             break
     rest = f"; {seeds - done} not run" if done < seeds else ""

@@ -5,6 +5,7 @@
 | done                               | 0         |
 | a SloschedError                    | that class's `exit_code` |
 | a usage error                      | 2         |
+| the system has no room (disk, open files, memory) | 1 |
 | an error that nobody foresaw       | 70 (the traceback goes into a file) |
 | Ctrl-C                             | 130       |
 | the reader of our output went away | 141, and silence |
@@ -12,6 +13,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -21,10 +23,23 @@ import typer
 from typer.core import TyperGroup
 
 from slosched.daemon.traceback_file import INTERNAL_ERROR, keep_traceback
-from slosched.errors import SloschedError, UnknownName
+from slosched.descriptors import abandon, too_many_files
+from slosched.errors import OutOfResources, SloschedError, UnknownName
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+
+
+#: Errors of the system, by number, and what to do.
+_ADVICE = {
+    errno.ENOSPC: "make room on the disk that the output goes to",
+    errno.EDQUOT: "make room within the quota of the disk that the output goes to",
+    errno.EFBIG: "the file is as large as the file system or `ulimit -f` lets it be",
+    errno.EROFS: "write to another disk",
+    errno.EIO: "the disk or terminal behind a file failed",
+    errno.ENOMEM: "end other programs or take a smaller run",
+    errno.EAGAIN: "no process or thread can be started; see `ulimit -u`",
+}
 
 
 class _Interrupted(Exception):
@@ -74,18 +89,45 @@ def guarded(run: Callable[[], Any]) -> Any:
     except (KeyboardInterrupt, _Interrupted):
         _end("interrupted", INTERRUPTED)
     except (BrokenPipeError, _OutputClosed):
-        # What is still in the buffer would raise again when the interpreter flushes it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        abandon(1)  # what is still in the buffer would raise again when the interpreter flushes it
         raise SystemExit(BROKEN_PIPE) from None
     except SloschedError as error:
         _end(f"error: {error}", error.exit_code)
-    except Exception as error:  # the last line of defence: no traceback reaches a user
+    except Exception as error:
+        if (text := _of_the_system(error)) is not None:
+            _end(f"error: {text}", OutOfResources.exit_code)
+        # the last line of defence: no traceback reaches a user
         where = keep_traceback()
         _end(f"internal error: {type(error).__name__}: {_one_line(error)}; {where}", INTERNAL_ERROR)
 
 
+def _of_the_system(error: Exception) -> str | None:
+    """What to say of an error of the system that no program can mend; None for any other.
+
+    libzmq's errors have a number as well, and are no OSError.
+    """
+    number = getattr(error, "errno", None)
+    if number in (errno.EMFILE, errno.ENFILE):
+        return too_many_files()
+    advice = _ADVICE.get(number) if isinstance(number, int) else None
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if advice is None:
+        return None
+    name = getattr(error, "filename", None)
+    where = f" ({name})" if isinstance(name, str) else ""
+    return f"{os.strerror(number or 0)}{where}; {advice}"
+
+
 def _end(text: str, code: int) -> NoReturn:
-    typer.echo(f"slosched: {_one_line(text)}", err=True)
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        abandon(1)
+    try:
+        typer.echo(f"slosched: {_one_line(text)}", err=True)
+    except (OSError, ValueError):  # stderr takes nothing: the code has to say it
+        abandon(2)
     raise SystemExit(code) from None
 
 

@@ -207,7 +207,7 @@ class _Asked:
 def _search(low: float, high: float, resolution: float, window: str, repeats: int) -> Search:
     from slosched.loadgen.max_rate import Search
 
-    window_ns = duration_ns("--window", window, bare_unit="s")
+    window_ns = duration_ns("--window", window)
     return Search(low, high, resolution, window_ns, repeats)
 
 

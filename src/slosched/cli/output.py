@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
+from slosched.descriptors import abandon
 from slosched.loadgen.verdict import least_samples
 from slosched.units import format_duration
 
@@ -34,7 +35,17 @@ def say(text: str) -> None:
 
 def warn(text: str) -> None:
     """Print one line beside the answer, on stderr."""
-    typer.echo(f"slosched: {text}", err=True)
+    beside(f"slosched: {text}")
+
+
+def beside(text: str) -> None:
+    """Print one line on stderr. A disk that is full there ends nothing: the answer is what counts."""
+    try:
+        typer.echo(text, err=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        abandon(2)
 
 
 class Announcer:
@@ -186,7 +197,7 @@ class _Lines:
         self._next_s = progress.elapsed_s + _PLAIN_EVERY_S
         ends = f" / {progress.total_s:.0f}" if math.isfinite(progress.total_s) else ""
         where = f"{progress.elapsed_s:5.0f}{ends} s"
-        typer.echo(f"{self._title}: {where}  {progress_text(progress)}", err=True)
+        beside(f"{self._title}: {where}  {progress_text(progress)}")
 
 
 class _Bar:

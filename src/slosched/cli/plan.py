@@ -109,6 +109,8 @@ def plan(
       slosched plan --models workloads/plan-example.toml --target 0.999 --jobs 2
       slosched plan --models workloads/plan-example.toml --rate 4800 --slo 25ms --gpus 4..32 --out plan
     """
+    from slosched.output_files import check_folder, check_output
+    from slosched.sim.plan import FILE_NAME
     from slosched.sim.plan import plan as find
     from slosched.telemetry.run_dir import default_log_dir
 
@@ -116,6 +118,8 @@ def plan(
         models, rate, slo, target, each_model, policy, gpus, sim, seed, seeds, duration, warmup
     )
     directory = out or default_log_dir("plan")
+    check_folder(directory)
+    check_output(directory / FILE_NAME)
     if not json:
         say(
             f"{spec.workload().describe()}; {policy} on {gpus} GPUs ({sim.profile}), target {target:g} "
@@ -170,7 +174,7 @@ def _spec(
     if duration is None:
         counted_ns = mix.duration_ns or duration_ns("--duration", _DURATION)
     else:
-        counted_ns = duration_ns("--duration", duration, bare_unit="s")
+        counted_ns = duration_ns("--duration", duration)
     return PlanSpec(
         mix.entries,
         sim.spec(policy, mix.workload(), seed=seed),

@@ -13,6 +13,7 @@ from slosched.cli.guard import SloschedGroup
 from slosched.cli.output import print_json, say
 from slosched.cli.values import duration_ns
 from slosched.errors import InvalidConfig
+from slosched.output_files import check_folder
 
 if TYPE_CHECKING:
     from slosched.analysis.drawn import Drawn
@@ -69,6 +70,8 @@ Table = Annotated[
 
 def _directory(out: Path | None, run_dirs: Sequence[Path]) -> Path:
     """Where the figure goes. Raises InvalidConfig unless every run directory is one."""
+    if out is not None:
+        check_folder(out)
     for run_dir in run_dirs:
         if not run_dir.is_dir():
             raise InvalidConfig(f"{run_dir} is no directory; give the directory of a run")
@@ -78,7 +81,7 @@ def _directory(out: Path | None, run_dirs: Sequence[Path]) -> Path:
 def _span_ns(option: str, text: str | None, published_ns: int, *, may_be_0: bool = False) -> int:
     if text is None:
         return published_ns
-    return 0 if may_be_0 and text in ("0", "0s") else duration_ns(option, text, bare_unit="s")
+    return 0 if may_be_0 and text in ("0", "0s") else duration_ns(option, text)
 
 
 def _print(drawn: Drawn, *, table: bool, json: bool) -> None:

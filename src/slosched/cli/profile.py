@@ -14,6 +14,7 @@ from slosched.cli.output import print_json, say, table_text, warn
 from slosched.cli.values import given, library_names, size_bytes, whole_numbers
 from slosched.config import GpuProfile, WorkerConfig
 from slosched.errors import InvalidConfig
+from slosched.output_files import check_output
 from slosched.units import format_duration
 
 if TYPE_CHECKING:
@@ -117,6 +118,8 @@ def profile(
         raise InvalidConfig(
             f"{out} exists and is not overwritten; choose another name, or go on with it: --resume"
         )
+    if out is not None:
+        check_output(out)
     worker = replace(
         _worker_config(config),
         device=device,

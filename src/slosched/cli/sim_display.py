@@ -9,9 +9,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from slosched.cli.output import RunDisplay, run_display
+from slosched.cli.output import RunDisplay, beside, run_display
 from slosched.clock import now_ns
 from slosched.loadgen.results import RunProgress
 from slosched.units import NS_PER_S
@@ -102,7 +100,7 @@ class JobsDisplay:
         if progress.done == self._done and wall_s < self._next_s:
             return
         self._done, self._next_s = progress.done, wall_s + _PLAIN_EVERY_S
-        typer.echo(f"{self._title}: {wall_s:5.0f} s  {text}", err=True)
+        beside(f"{self._title}: {wall_s:5.0f} s  {text}")
 
 
 #: What `run_many` takes.

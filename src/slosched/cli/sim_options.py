@@ -93,13 +93,17 @@ class SimOptions:
     ] = None
     schedule_ahead: Annotated[
         str | None,
-        _option("How far ahead work is committed to a GPU. Bare number in ns.", _SCHEDULER),
+        _option(
+            "How far ahead work is committed to a GPU. A bare number is in seconds.", _SCHEDULER
+        ),
     ] = None
     default_slo: Annotated[
-        str | None, _option("The SLO of requests that name none. Bare number in ns.", _SCHEDULER)
+        str | None,
+        _option("The SLO of requests that name none. A bare number is in seconds.", _SCHEDULER),
     ] = None
     max_exec: Annotated[
-        str | None, _option("No batch above 1 that takes longer. Bare number in ns.", _SCHEDULER)
+        str | None,
+        _option("No batch above 1 that takes longer. A bare number is in seconds.", _SCHEDULER),
     ] = None
     max_batch: Annotated[int | None, _option("No larger batch.", _SCHEDULER)] = None
     weights: Annotated[
@@ -121,7 +125,7 @@ class SimOptions:
         str,
         _option(
             "One way, between any two processes; or four, comma-separated: client to controller, back, "
-            "controller to worker, back. Bare number in ns.",
+            "controller to worker, back. A bare number is in seconds.",
             _NETWORK,
         ),
     ] = "200us"
@@ -192,7 +196,7 @@ class SimOptions:
         for option, count in (("--gpus", self.gpus), ("--gpus-per-worker", self.gpus_per_worker)):
             if count < 1:
                 raise InvalidConfig(f"{option} must be at least 1, not {count}")
-        until_ns = None if duration is None else duration_ns("--duration", duration, bare_unit="s")
+        until_ns = None if duration is None else duration_ns("--duration", duration)
         return SimSpec(
             workload=workload,
             scheduler=self.scheduler(type_),
@@ -424,13 +428,7 @@ def _pcie_bytes_per_s(text: str) -> int:
 
 def _time_ns(option: str, text: str) -> int:
     """A duration that may be 0."""
-    from slosched.errors import InvalidDuration
-    from slosched.units import parse_duration_ns
-
-    try:
-        return parse_duration_ns(text.strip(), bare_unit="ns")
-    except InvalidDuration as error:
-        raise InvalidDuration(f"{option}: {error}") from None
+    return duration_ns(option, text.strip(), may_be_0=True)
 
 
 def _maybe_ns(option: str, text: str | None) -> int | None:

@@ -16,6 +16,7 @@ from slosched.cli.output import print_json, run_display, say, table_text, warn
 from slosched.cli.values import duration_ns
 from slosched.cli.workload import workload_of
 from slosched.errors import InvalidConfig
+from slosched.output_files import write_file
 
 if TYPE_CHECKING:
     from slosched.analysis.validation import Delays, StepDifference
@@ -372,7 +373,7 @@ def watch_machine() -> Iterator[Meter]:
 
 
 def _sends_for_ns(workload: Workload, duration: str | None) -> int:
-    limit_ns = None if duration is None else duration_ns("--duration", duration, bare_unit="s")
+    limit_ns = None if duration is None else duration_ns("--duration", duration)
     ends = [end_ns for end_ns in (workload.duration_ns, limit_ns) if end_ns is not None]
     if not ends:
         raise InvalidConfig(
@@ -406,9 +407,8 @@ def _write(validation: Validation, json: bool) -> None:
 
     directory, plan = validation.directory, validation.plan
     document = {"version": __version__, "host": describe_host(), **validation.as_dict()}
-    (directory / "validate.json").write_text(
-        json_text.dumps(document, indent=1) + "\n", encoding="utf-8"
-    )
+    text = json_text.dumps(document, indent=1) + "\n"
+    write_file(directory / "validate.json", text.encode())
     files = [directory / "validate.json"]
     try:
         files += plot_validation(validation.differences, directory, title=plan.workload.describe())

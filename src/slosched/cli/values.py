@@ -10,21 +10,23 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from slosched.addresses import parse_address
 from slosched.config import CONTROLLER_PORT, WORKER_PORT, WeightRule
 from slosched.errors import InvalidConfig, InvalidDuration
 from slosched.units import parse_bytes, parse_duration_ns
 
-#: A machine has at most 65535 ports; a longer range is a typing error that would open many sockets.
-#: Nor does anybody measure more batch sizes than that.
+#: Nobody measures more batch sizes than that.
 _MAX_RANGE = 1024
-_ADDRESS = re.compile(
-    r"^(?P<host>[A-Za-z0-9_.\-]+|\[[0-9A-Fa-f:.]+\]):(?P<first>\d+)(?:-(?P<last>\d+))?$"
-)
-
 _NUMBERS = re.compile(r"^(\d{1,9})(?:-(\d{1,9}))?$")
 
 #: Before the SLO of a class of requests that has a weight.
 _SLO_CLASS = "slo<="
+
+#: Their bare numbers were nanoseconds up to version 0.1: a script that has one must not get an hour.
+_ONCE_IN_NS = (
+    "--schedule-ahead", "--default-slo", "--max-exec", "--latency", "--jitter", "--clock-offset",
+    "--stall", "--grid", "the SLO",
+)  # fmt: skip
 
 LOCAL_CONTROLLER = f"127.0.0.1:{CONTROLLER_PORT}"
 
@@ -34,13 +36,21 @@ def given(**values: object) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def duration_ns(option: str, text: str, *, bare_unit: str = "ns") -> int:
-    """Return a duration above 0 in ns. `option` is named in the error."""
+def duration_ns(option: str, text: str, *, bare_unit: str = "s", may_be_0: bool = False) -> int:
+    """Return a duration above 0 in ns. `option` is named in the error.
+
+    A bare number is in seconds; Clockwork's positional options ask for "ns". Of the options in
+    `_ONCE_IN_NS`, a bare number of 1,000 s or more is refused.
+    """
     try:
-        value_ns = parse_duration_ns(text, bare_unit=bare_unit)
+        value_ns = parse_duration_ns(
+            text,
+            bare_unit=bare_unit,
+            most_bare_s=999 if option in _ONCE_IN_NS else 10**6,
+        )
     except InvalidDuration as error:
         raise InvalidDuration(f"{option}: {error}") from None
-    if value_ns < 1:
+    if value_ns < 1 and not may_be_0:
         raise InvalidDuration(f"{option}: {text!r} is too short; it must be above 0")
     return value_ns
 
@@ -93,7 +103,11 @@ def flag(option: str, text: str) -> bool:
 
 def looks_like_address(text: str) -> bool:
     """True for "host:port" (and "host:first-last"), which no name of a command or workload is."""
-    return _ADDRESS.match(text) is not None
+    try:
+        parse_address(text, ranges=True)
+    except InvalidConfig as error:  # one with a wrong port is meant as one all the same
+        return "ports" in str(error)
+    return True
 
 
 def one_address(text: str) -> str:
@@ -110,19 +124,15 @@ def worker_addresses(texts: list[str]) -> tuple[str, ...]:
     for part in (part.strip() for text in texts for part in text.split(",")):
         if not part:
             continue
-        match = _ADDRESS.match(part)
-        if match is None:
+        try:
+            addresses += parse_address(part, ranges=True).texts()
+        except InvalidConfig as error:
+            if "ports" in str(error) or "brackets" in str(error):
+                raise
             raise InvalidConfig(
-                f"{part!r} is no host:port; write workers as host:{WORKER_PORT}, "
-                f"host:{WORKER_PORT}-{WORKER_PORT + 3} or a comma-separated list of these"
-            )
-        first = int(match["first"])
-        last = int(match["last"] or first)
-        if not 1 <= first <= last <= 65535:
-            raise InvalidConfig(f"{part!r}: ports are within 1..65535, in ascending order")
-        if last - first >= _MAX_RANGE:
-            raise InvalidConfig(f"{part!r} names more than {_MAX_RANGE} ports")
-        addresses += [f"{match['host']}:{port}" for port in range(first, last + 1)]
+                f"{error}; write workers as host:{WORKER_PORT}, host:{WORKER_PORT}-{WORKER_PORT + 3} or a "
+                "comma-separated list of these"
+            ) from None
     for index, address in enumerate(addresses):
         if address in addresses[:index]:
             raise InvalidConfig(f"the worker {address} is named twice")

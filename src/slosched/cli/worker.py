@@ -15,7 +15,8 @@ from slosched.config import WORKER_PORT, WorkerConfig
 from slosched.errors import UnknownName
 
 Bind = Annotated[
-    str | None, typer.Option(help="Address to listen on. Default 0.0.0.0, all interfaces.")
+    str | None,
+    typer.Option(help="Address to listen on, as 127.0.0.1, ::1 or :: (all). Default 0.0.0.0."),
 ]
 _Port = Annotated[
     int | None,

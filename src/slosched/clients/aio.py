@@ -17,7 +17,19 @@ from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import Any, TypeVar
 
-from slosched.clients.inference import Array, Inference, Model, slo_fields
+from slosched.clients.arguments import (
+    check_fields,
+    check_model,
+    copy_count,
+    flag,
+    known_slo_ns,
+    model_name,
+    slo_fields,
+    time_limit_s,
+    user_number,
+)
+from slosched.clients.forks import generation
+from slosched.clients.inference import Array, Inference, Model
 from slosched.clients.session import HELLO_EVERY_S, SEND_AGAIN_S, OnReply, Session
 from slosched.clock import now_ns
 from slosched.codes import Code
@@ -58,8 +70,8 @@ _Reply = TypeVar("_Reply", bound=Message)
 class AsyncClient(Session):
     """A session with a controller. Made by `connect`; `close` (or `async with`) ends it.
 
-    Not safe to share between threads or loops. `lost` says in words that the controller has fallen
-    silent, and is empty while it answers.
+    Not safe to share between threads or loops; in a fork of the process each call raises ConnectionLost.
+    `lost` says in words that the controller has fallen silent, and is empty while it answers.
     `weight` is what its requests are worth beside others' of 1, within 0.01..100 and as far as the
     operator lets it say so; InvalidConfig for another.
     """
@@ -93,6 +105,8 @@ class AsyncClient(Session):
         self, make: Callable[[int], Message], kind: type[_Reply], what: str, timeout_s: float
     ) -> _Reply:
         """Send `make(request_id)` and return the answer. Raises PeerUnreachable after `timeout_s`."""
+        self._check_process()
+        timeout_s = time_limit_s(timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
                 try:
@@ -131,10 +145,7 @@ class AsyncClient(Session):
         fails or no worker came, PeerUnreachable without an answer for `timeout_s`, ConnectionLost
         when the controller went away.
         """
-        if copies < 1:
-            raise InvalidRequest(
-                f"copies must be at least 1, not {copies}", code=Code.INVALID_REQUEST
-            )
+        name, copies, timeout_s = model_name(name), copy_count(copies), time_limit_s(timeout_s)
         reply = await self._load_when_ready(name, copies, timeout_s)
         if reply.code in (Code.UNKNOWN_MODEL, Code.INVALID_REQUEST):
             raise InvalidRequest(reply.reason, code=reply.code, reply=reply)
@@ -178,9 +189,10 @@ class AsyncClient(Session):
 
         A `brief` one is without the list of models, and costs the controller little.
         """
+        only_brief = flag("brief", brief)
 
         def question(request_id: int) -> StatusRequest:
-            return StatusRequest(request_id, brief)
+            return StatusRequest(request_id, only_brief)
 
         return dict((await self._call(question, StatusReply, "status", timeout_s)).report)
 
@@ -205,10 +217,12 @@ class AsyncClient(Session):
         has loaded. It may be sent without a copy: leave it unchanged until the answer. `on_reply`
         runs in the event loop, once, or never if the controller is lost. Raises ConnectionLost if
         nothing can be sent now, or the model's id is not known (any more): a restarted controller
-        may give it to another model.
+        may give it to another model. Raises InvalidRequest for a value that cannot travel.
         """
+        self._check_process()
         if self._closed:
             raise ConnectionLost("this client is closed", code=Code.CANCELLED)
+        check_fields(model_id, slo_factor, slo_ns, user_id)
         info = self._infos.get(model_id)
         if info is None:
             raise ConnectionLost(
@@ -248,6 +262,7 @@ class AsyncClient(Session):
 
     def flush(self) -> list[int]:
         """Send what `submit` kept for later. Returns the ids of those that could not be sent."""
+        self._check_process()
         if not self._later:
             return []
         later, self._later = self._later, []
@@ -296,7 +311,12 @@ class AsyncClient(Session):
         then tells the time left until the deadline), InvalidRequest for an impossible SLO, shape or
         dtype, ConnectionLost when the controller went away, RequestFailed for anything else.
         """
+        self._check_process()
+        check_model(model)
         factor, slo_ns = slo_fields(slo, slo_factor)
+        known_ns = known_slo_ns(model, factor, slo_ns)
+        user_id = user_number(user_id)
+        timeout_s = None if timeout_s is None else time_limit_s(timeout_s)
         frame = None
         if array is not None:
             model.check_input(array)
@@ -319,7 +339,6 @@ class AsyncClient(Session):
             on_reply=on_reply,
         )
         self._futures[request_id] = future
-        known_ns = slo_ns or round(factor * model.b1_ns)
         if not known_ns:
             self._until_silence[request_id] = None
             known_ns = self.controller.default_slo_ns
@@ -328,7 +347,7 @@ class AsyncClient(Session):
         finally:
             self._futures.pop(request_id, None)
             self._until_silence.pop(request_id, None)
-            if not self._closed:
+            if not self._closed and self._generation == generation():
                 self.cancel(request_id)  # of no effect once it was answered
         answer = Inference(
             model,

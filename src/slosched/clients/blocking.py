@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from slosched.clients.aio import DEFAULT_ADDRESS, connect
+from slosched.clients.forks import forked_error, generation
 from slosched.clients.inference import Array, Inference, Model
 from slosched.codes import Code
 from slosched.errors import ConnectionLost
@@ -26,7 +27,8 @@ _JOIN_S = 5.0
 class Client:
     """A connection to a controller. Its event loop runs in a thread of its own.
 
-    Safe to share between threads: each call blocks the thread that makes it. Interrupting a call
+    Safe to share between threads: each call blocks the thread that makes it. In a fork of the process each
+    call raises ConnectionLost. Interrupting a call
     (Ctrl-C) cancels its request. `close`, or `with`, ends it. `weight` is what its requests are worth
     beside others' of 1, as far as the operator lets it say so. Raises PeerUnreachable when no controller
     answers within `timeout_s`, ProtocolMismatch when it speaks another version, InvalidConfig for a weight
@@ -41,6 +43,7 @@ class Client:
         name: str = "",
         weight: float = 1.0,
     ) -> None:
+        self._generation = generation()
         self._lock = threading.Lock()
         self._closed = False
         self._loop = asyncio.new_event_loop()
@@ -73,6 +76,10 @@ class Client:
 
     def _call(self, make: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         """Run a coroutine in the loop and wait for it; its own time limit bounds the wait."""
+        if (
+            self._generation != generation()
+        ):  # before the lock, which a thread may have held at the fork
+            raise forked_error()
         with self._lock:
             if self._closed:
                 raise ConnectionLost("this client is closed", code=Code.CANCELLED)
@@ -85,6 +92,9 @@ class Client:
 
     def close(self) -> None:
         """Say goodbye and end the thread. Calls that wait in other threads fail. Idempotent."""
+        if self._generation != generation():  # the thread and the session are the parent's
+            self._closed = True
+            return
         with self._lock:
             if self._closed:
                 return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from slosched.codes import Code, code_name
-from slosched.errors import DeadlineExceeded, InvalidDuration, InvalidRequest, RequestFailed
+from slosched.errors import DeadlineExceeded, InvalidRequest, RequestFailed
 from slosched.messages import InferReply, ModelInfo
 from slosched.transport.codec import MAX_MESSAGE_BYTES, Frame
-from slosched.units import NS_PER_S, format_duration, parse_duration_ns
+from slosched.units import NS_PER_S, format_duration
 
 Array = npt.NDArray[Any]
 
 _DEADLINE_CODES = (Code.TIMED_OUT, Code.SKIPPED, Code.COULD_NOT_START_IN_TIME)
-_MAX_SLO_NS = 2**62  # what the controller takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,39 +247,3 @@ def _against(actual_ns: int, predicted_ns: int | None) -> str:
 
 def _invalid(text: str) -> InvalidRequest:
     return InvalidRequest(text, code=Code.INVALID_REQUEST)
-
-
-def slo_fields(slo: float | str | None, slo_factor: float | None) -> tuple[float, int]:
-    """Return (slo_factor, slo_ns) as an InferRequest carries them; zeros ask for the default SLO.
-
-    `slo` is in seconds, or a duration text ("25ms"; a bare number in seconds). Raises
-    InvalidRequest for NaN, infinite, zero or negative values, and for both at once.
-    """
-    if slo is not None and slo_factor is not None:
-        raise _invalid("give slo or slo_factor, not both")
-    if slo_factor is not None:
-        factor = _number("slo_factor", slo_factor)
-        if not math.isfinite(factor) or factor <= 0:
-            raise _invalid(f"slo_factor must be a finite number > 0, not {factor}")
-        return factor, 0
-    if slo is None:
-        return 0.0, 0
-    if isinstance(slo, str):
-        try:
-            slo_ns = parse_duration_ns(slo, bare_unit="s")
-        except InvalidDuration as error:
-            raise _invalid(f"slo: {error}") from None
-    else:
-        seconds = _number("slo", slo)
-        if not math.isfinite(seconds) or seconds <= 0:
-            raise _invalid(f"slo must be a finite number of seconds > 0, not {seconds}")
-        slo_ns = round(seconds * NS_PER_S)
-    if not 0 < slo_ns < _MAX_SLO_NS:
-        raise _invalid(f"slo must be at least 1 ns and below 146 years, not {slo!r}")
-    return 0.0, slo_ns
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise _invalid(f"{name} must be a number, not {value!r}")
-    return float(value)

@@ -10,12 +10,13 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
+from slosched.clients.arguments import client_name, client_weight, time_limit_s
+from slosched.clients.forks import forked_error, generation
 from slosched.clock import now_ns
 from slosched.codes import Code
-from slosched.config import CLIENT_HEARTBEAT_NS, WEIGHT_RANGE, is_weight
+from slosched.config import CLIENT_HEARTBEAT_NS
 from slosched.errors import (
     ConnectionLost,
-    InvalidConfig,
     InvalidRequest,
     MalformedMessage,
     PeerUnreachable,
@@ -60,9 +61,8 @@ class Session:
     """
 
     def __init__(self, address: str, *, name: str = "", weight: float = 1.0) -> None:
-        if not is_weight(weight):
-            least, most = WEIGHT_RANGE
-            raise InvalidConfig(f"weight must be within {least:g}..{most:g}, not {weight:g}")
+        name, weight = client_name(name), client_weight(weight)
+        self._generation = generation()
         self.address = address
         self.malformed = 0
         self.lost = ""
@@ -91,6 +91,8 @@ class Session:
 
         Raises PeerUnreachable after `timeout_s`, ProtocolMismatch if it speaks another version.
         """
+        self._check_process()
+        timeout_s = time_limit_s(timeout_s)
         ends_s = self._loop.time() + timeout_s
         self._greeted.clear()
         while not self._greeted.is_set():
@@ -113,6 +115,9 @@ class Session:
     async def close(self) -> None:
         """Say goodbye and end the session. Unanswered requests fail. Idempotent."""
         if self._closed:
+            return
+        if self._generation != generation():  # the session and its sockets are the parent's
+            self._closed = True
             return
         self._send(Goodbye())
         self._closed = True
@@ -138,7 +143,13 @@ class Session:
             PROTOCOL_VERSION, self._incarnation, self._name, self._weight, bundles=True
         )
 
+    def _check_process(self) -> None:
+        """Raise ConnectionLost in a fork of the process that made this client."""
+        if self._generation != generation():
+            raise forked_error()
+
     def _send(self, message: Message) -> bool:
+        self._check_process()
         if self._closed:
             raise ConnectionLost("this client is closed", code=Code.CANCELLED)
         sent = self._dealer.send([encode(message)])

@@ -17,6 +17,7 @@ from contextlib import suppress
 from functools import partial
 
 from slosched import clock
+from slosched.addresses import bracketed, parse_bind
 from slosched.codes import Code
 from slosched.config import CONTROLLER_PORT, ControllerConfig
 from slosched.core.scheduler.interface import (
@@ -141,8 +142,9 @@ class ControllerServer:
         if config.busy_poll:
             loop.call_soon(self._poll)
         http = f"; http://127.0.0.1:{self._http.port}" if self._http.port else ""
+        host = bracketed(parse_bind(config.bind))
         self._announce(
-            f"slosched controller ready on {config.bind}:{self.port}: {config.scheduler.policy}"
+            f"slosched controller ready on {host}:{self.port}: {config.scheduler.policy}"
             f"{' (paper)' if config.scheduler.fidelity == 'paper' else ''}, "
             f"{len(config.workers)} worker address(es){http}; telemetry in {self.run_log.directory}"
         )

@@ -108,6 +108,7 @@ class HttpServer:
     def __init__(self, routes: Routes) -> None:
         self._routes = routes
         self._server: asyncio.Server | None = None
+        self._also: asyncio.Server | None = None  # the same on ::1
         self._open = 0
         self._streams: set[asyncio.Task[None]] = set()
         #: Connections that have not asked yet, the oldest first: they make way when there are too many.
@@ -124,6 +125,10 @@ class HttpServer:
             if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                 raise AddressInUse(f"HTTP port {port} on {host} is in use; {advice}") from None
             raise InvalidConfig(f"cannot listen on HTTP port {port}: {error}; {advice}") from error
+        if host == "127.0.0.1":  # "localhost" is often ::1 first
+            number = self._server.sockets[0].getsockname()[1]
+            with contextlib.suppress(OSError):  # no IPv6 here, or the port is another's there
+                self._also = await asyncio.start_server(self._serve, "::1", number)
         self._loopback = f"[{host}]" in _LOOPBACK or host in _LOOPBACK
         self.port = int(self._server.sockets[0].getsockname()[1])
 
@@ -131,7 +136,8 @@ class HttpServer:
         """Stop listening and end the streams. Waits at most two seconds."""
         if self._server is None:
             return
-        self._server.close()
+        for server in filter(None, (self._server, self._also)):
+            server.close()
         streams = list(self._streams)
         for stream in streams:
             stream.cancel()
@@ -139,6 +145,9 @@ class HttpServer:
             await asyncio.wait(streams, timeout=1.0)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._server.wait_closed(), 1.0)
+        if self._also is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._also.wait_closed(), 1.0)
 
     # -------------------------------------------------------------------------- a connection
 

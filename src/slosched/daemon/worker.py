@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import NoReturn
 
+from slosched.addresses import bracketed, parse_bind
 from slosched.clock import Clock, Waiter, now_ns, set_timer_slack
 from slosched.config import WorkerConfig
 from slosched.core.worker.brain import WorkerBrain
@@ -114,9 +115,8 @@ class WorkerServer:
 
     @property
     def ready_line(self) -> str:
-        return (
-            f"slosched worker ready on {self.config.bind}:{self.port}: {self._backend.describe()}"
-        )
+        host = bracketed(parse_bind(self.config.bind))
+        return f"slosched worker ready on {host}:{self.port}: {self._backend.describe()}"
 
     # -------------------------------------------------------------------------- embedding
 

@@ -13,6 +13,7 @@ import msgspec
 from slosched.config import EmulationNoise, GpuProfile
 from slosched.errors import InvalidConfig
 from slosched.loadgen.results import RunResult, StepResult
+from slosched.output_files import write_file
 from slosched.sim.jobs import Job, JobsProgress, Stop, run_many
 from slosched.sim.plan_search import (
     INTERVAL,
@@ -373,10 +374,4 @@ def _why_none(spec: PlanSpec, points: Sequence[Point]) -> list[str]:
 def _write(answer: Plan, out: Path) -> None:
     path = out / FILE_NAME
     data = msgspec.json.format(msgspec.json.encode(answer.as_dict()), indent=2) + b"\n"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{FILE_NAME}")
-        draft.write_bytes(data)
-        draft.replace(path)
-    except OSError as error:
-        raise InvalidConfig(f"cannot write {path}: {error.strerror}") from error
+    write_file(path, data)

@@ -17,7 +17,8 @@ from typing import Any
 
 import msgspec
 
-from slosched.errors import SloschedError
+from slosched.errors import InvalidConfig, SloschedError
+from slosched.output_files import write_file
 from slosched.telemetry.run_dir import MANIFEST
 from slosched.version import __version__
 
@@ -130,10 +131,7 @@ def _date() -> str:
 
 def _replace(path: Path, document: Mapping[str, object]) -> None:
     data = msgspec.json.format(msgspec.json.encode(document, enc_hook=str), indent=2) + b"\n"
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        draft.write_bytes(data)
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise ManifestNotWritten(f"cannot write {path}: {error.strerror}") from error
+        write_file(path, data, folders=False)
+    except InvalidConfig as error:
+        raise ManifestNotWritten(str(error)) from error

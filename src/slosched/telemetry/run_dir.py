@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from slosched.errors import InvalidConfig, RunDirectoryInUse
+from slosched.output_files import check_not_stdout
 
 MANIFEST = "manifest.json"
 #: The name a client uses when it writes into the directory of a controller.
@@ -38,6 +39,7 @@ def claim_run_dir(path: Path, *, exclusive: bool = False, manifest: str = MANIFE
 
     Raises RunDirectoryInUse, or InvalidConfig if the directory cannot be made or written.
     """
+    check_not_stdout(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not _holds_run(path, manifest) and _claim(path / manifest):

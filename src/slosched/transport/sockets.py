@@ -21,7 +21,9 @@ from typing import cast
 import zmq
 from zmq.backend import Socket as _Backend
 
-from slosched.errors import AddressInUse, InvalidConfig, PeerUnreachable
+from slosched.addresses import bracketed, is_ipv6, parse_address, parse_bind
+from slosched.descriptors import SOCKET_NEEDS, require_descriptors, too_many_files
+from slosched.errors import AddressInUse, InvalidConfig, OutOfResources, PeerUnreachable
 from slosched.transport.codec import MAX_MESSAGE_BYTES, Frame, total_bytes
 
 #: libzmq itself drops a peer that sends a larger frame.
@@ -57,7 +59,13 @@ class _Port:
     """What both socket kinds share."""
 
     def __init__(self, kind: int) -> None:
-        self._socket = socket = _context().socket(kind)
+        require_descriptors(SOCKET_NEEDS)
+        try:
+            self._socket = socket = _context().socket(kind)
+        except zmq.ZMQError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise OutOfResources(too_many_files()) from None
+            raise
         self._get = cast(Callable[[int], int], partial(_Backend.get, socket))
         self._take = cast(Callable[[int, bool], zmq.Frame], partial(_Backend.recv, socket))
         self._put = partial(_Backend.send, socket)
@@ -68,6 +76,12 @@ class _Port:
         self._socket.setsockopt(zmq.RCVHWM, _HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.MAXMSGSIZE, HARD_LIMIT_BYTES)
         self._socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+
+    def _allow_ipv6(self, host: str) -> str:
+        """Set up the socket for `host`. A name stays IPv4: "localhost" would else be ::1 alone."""
+        if is_ipv6(host):
+            self._socket.setsockopt(zmq.IPV6, 1)
+        return host
 
     def fileno(self) -> int:
         return int(self._socket.getsockopt(zmq.FD))
@@ -158,11 +172,13 @@ class Router(_Port):
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         try:
-            if port == 0:
-                self.port = int(self._socket.bind_to_random_port(f"tcp://{bind}"))
-            else:
-                self._socket.bind(f"tcp://{bind}:{port}")
-                self.port = port
+            bind = bracketed(self._allow_ipv6(parse_bind(bind)))
+            # Port 0: libzmq takes a free one, and says which.
+            self._socket.bind(f"tcp://{bind}:{port or '*'}")
+            self.port = port or int(self._socket.getsockopt(zmq.LAST_ENDPOINT).rpartition(b":")[2])
+        except InvalidConfig:
+            self.close()
+            raise
         except zmq.ZMQError as error:
             self.close()
             if error.errno == errno.EADDRINUSE:
@@ -192,10 +208,15 @@ class Dealer(_Port):
         if identity is not None:
             self._socket.setsockopt(zmq.IDENTITY, identity)
         try:
-            self._socket.connect(f"tcp://{address}")
+            where = parse_address(address)
+            self._allow_ipv6(where.host)
+            self._socket.connect(f"tcp://{where.texts()[0]}")
+        except InvalidConfig as error:
+            self.close()
+            raise PeerUnreachable(str(error)) from None
         except zmq.ZMQError as error:
             self.close()
-            raise PeerUnreachable(f"{address!r} is no host:port: {error.strerror}") from None
+            raise PeerUnreachable(f"cannot connect to {address}: {error.strerror}") from None
 
     def receive(self) -> list[list[Frame]]:
         """Everything that waits, up to a bound."""

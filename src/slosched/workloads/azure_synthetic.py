@@ -18,15 +18,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 from slosched.errors import InvalidConfig
+from slosched.output_files import check_not_stdout, new_file
 from slosched.workloads.azure_trace import (
     DAY_MINUTES,
     LEADING_COLUMNS,
@@ -184,35 +184,23 @@ def write_trace(directory: Path, number: int, *, rows: int, minutes: int, seed: 
     """
     path = directory / file_name(number)
     made = synthetic_rows(rows=rows, minutes=minutes, seed=seed)
+    check_not_stdout(directory)
+    if path.exists():
+        raise InvalidConfig(f"{path} is there already; it is not overwritten")
     new = [folder for folder in (directory, *directory.parents) if not folder.exists()]
-    partial = directory / f".{path.name}.{os.getpid()}.partial"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if path.exists():  # said before the work; the link below holds it
-            raise FileExistsError
-        try:
-            _write(partial, made, minutes, seed)
-            os.link(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except FileExistsError:
-        raise InvalidConfig(f"{path} is there already; it is not overwritten") from None
-    except OSError as error:
-        raise InvalidConfig(f"cannot write {path}: {error.strerror}") from None
+        with new_file(path, replacing=False) as file:
+            header = [*LEADING_COLUMNS, *(str(minute) for minute in range(1, minutes + 1))]
+            file.write((",".join(header) + "\n").encode("ascii"))
+            for index, (trigger, counts) in enumerate(made):
+                hashes = [_hash(kind, seed, index) for kind in ("owner", "app", "function")]
+                row = ",".join([*hashes, trigger, *map(str, counts)]) + "\n"
+                file.write(row.encode("ascii"))
     finally:
         for folder in new:  # one that holds the file, or something else, stays
             with suppress(OSError):
                 folder.rmdir()
     return path
-
-
-def _write(path: Path, made: Iterable[tuple[str, Counts]], minutes: int, seed: int) -> None:
-    with path.open("w", encoding="ascii", newline="\n") as file:
-        header = [*LEADING_COLUMNS, *(str(minute) for minute in range(1, minutes + 1))]
-        file.write(",".join(header) + "\n")
-        for index, (trigger, counts) in enumerate(made):
-            hashes = [_hash(kind, seed, index) for kind in ("owner", "app", "function")]
-            file.write(",".join([*hashes, trigger, *map(str, counts)]) + "\n")
 
 
 def _hash(kind: str, seed: int, index: int) -> str:

@@ -199,7 +199,7 @@ def parse_slo_exp_1(args: Sequence[str]) -> SloExp1:
 
 def _slo(name: str, text: str, is_time: bool) -> float:
     # A float is exact here: 2**53 ns are 104 days.
-    return float(parse_duration_ns(text, bare_unit="ns")) if is_time else read_number(name, text)
+    return float(parse_duration_ns(text, bare_unit="s")) if is_time else read_number(name, text)
 
 
 KIND = Kind(
