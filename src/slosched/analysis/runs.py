@@ -67,8 +67,8 @@ def open_run(
     if path.is_file():
         requests_at = path
     else:
-        requests_at = _find(path, request_log.FILE_NAME)
-        client_at = _find(path, client_log.FILE_NAME)
+        requests_at = find_log(path, request_log.FILE_NAME)
+        client_at = find_log(path, client_log.FILE_NAME)
         manifests = list(_manifests(path))
     if requests_at is None and client_at is None:
         what = "does not exist" if not path.exists() else "holds no run"
@@ -131,7 +131,7 @@ def read_rows(
 
 
 def _log(path: Path, name: str) -> Path:
-    at = _find(path, name)
+    at = find_log(path, name)
     if at is None:
         what = "does not exist" if not path.exists() else f"has no {name}"
         raise InvalidConfig(f"{path} {what}; it is one of the controller's logs, and needed here")
@@ -163,7 +163,8 @@ def policy_of(path: Path) -> str:
     return policy if fidelity in (None, "best") else f"{policy} ({fidelity})"
 
 
-def _find(path: Path, name: str) -> Path | None:
+def find_log(path: Path, name: str) -> Path | None:
+    """Where a run directory keeps the file `name`; None if it does not."""
     for folder in _FOLDERS:
         candidate = path / folder / name
         if candidate.is_file():
