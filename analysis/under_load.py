@@ -56,7 +56,9 @@ def draw(curves: dict[str, Sequence[float]], out: Path) -> Path:
         ax.annotate("all that is asked for", (RATES[2], RATES[2]), xytext=(-6, 8),
                     textcoords="offset points", ha="right", color=style.PALE, fontsize=9)  # fmt: skip
         for place, (policy, values) in enumerate(curves.items()):
-            ax.plot(RATES, values, color=style.COLOURS[place], marker=style.MARKERS[place], label=policy)
+            ax.plot(
+                RATES, values, color=style.COLOURS[place], marker=style.MARKERS[place], label=policy
+            )
         ax.set_xlabel("Requests sent per second")
         ax.set_ylabel("Answered within 25 ms, per second")
         ax.set_xlim(0, RATES[-1] * 1.03)
