@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from slosched.config import SchedulerConfig
@@ -46,7 +46,7 @@ def goodput(policy: str, rate: float) -> float:
     return simulate(spec).steps[1].goodput_rps
 
 
-def draw(curves: dict[str, Sequence[float]], out: Path) -> Path:
+def draw(curves: Mapping[str, Sequence[float]], out: Path) -> Path:
     from slosched.analysis import style
 
     with style.look():
