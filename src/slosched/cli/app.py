@@ -29,6 +29,7 @@ from slosched.cli import (
     worker,
 )
 from slosched.cli.guard import SloschedGroup
+from slosched.cli.help import SloschedTyper
 from slosched.cli.positional import PositionalCommand
 from slosched.version import __version__
 
@@ -47,12 +48,11 @@ class _Root(SloschedGroup):
         return sorted(super().list_commands(ctx), key=_ORDER.index)
 
 
-app = typer.Typer(
+app = SloschedTyper(
     cls=_Root,
     name="slosched",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
