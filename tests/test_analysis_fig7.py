@@ -12,7 +12,12 @@ import pytest
 from PIL import Image
 
 from slosched.analysis.fig7 import plot_fig7
-from slosched.analysis.fig7_published import published_windows, slo_changes
+from slosched.analysis.fig7_published import (
+    WINDOW_NS,
+    drawn_width_ns,
+    published_windows,
+    slo_changes,
+)
 from slosched.errors import InvalidConfig
 from slosched.telemetry.manifest import write_manifest
 from slosched.telemetry.request_log import read_request_log
@@ -49,6 +54,30 @@ def test_published_windows(tmp_path: Path, seed: int) -> None:
     assert curve.at_ns == xs
     assert curve.satisfaction == pytest.approx(ys, abs=1e-12)
     assert 0 < min(ys) < max(ys)  # the check would be empty on a flat curve
+
+
+@pytest.mark.parametrize("period_s", [1, 4, 30])
+def test_the_picture_shows_each_step_s_satisfaction_above_its_own_slo(
+    tmp_path: Path, period_s: int
+) -> None:
+    """No request of the first step is in time and all later ones are: the curve rises between the two."""
+    path = tmp_path / REQUESTS
+    n, gap_ns = 4 * period_s * 50, S // 50
+    rows = [
+        request(i * gap_ns, MS if i >= n // 4 else 20 * MS, factor=2.0 ** (4 * i // n), user=0)
+        for i in range(n)
+    ]
+    write_requests(path, rows)
+    log = read_request_log(path)
+    width_ns = drawn_width_ns(log)
+    assert width_ns <= WINDOW_NS and width_ns < period_s * S / 5
+    curve = published_windows(log, width_ns)
+    _, second, *_ = [at for at, _ in slo_changes(log)]
+    for at_ns, share in zip(curve.middles_ns, curve.satisfaction, strict=True):
+        if abs(at_ns - second) > width_ns:
+            assert share == (at_ns > second), (
+                f"{share} at {at_ns / S} s, the SLO changes at {second / S}"
+            )
 
 
 def test_published_windows_do_not_need_rows_in_order_of_time(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_the_environment_turns_inputs_off(
     [
         (
             ["slo-exp-9", "1"],
-            "unknown workload 'slo-exp-9'; known: ",
+            "unknown workload 'slo-exp-9' (did you mean slo-exp-2?); known: ",
         ),
         (
             ["slo-exp-9", "1"],

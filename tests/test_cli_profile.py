@@ -150,7 +150,7 @@ def test_a_stopped_job_goes_on_where_it_was(job: Job, tmp_path: Path) -> None:
         (("gpt2", "--batches", "4-1"), "--batches must be"),
         (
             ("gpt2", "--dtype", "float8"),
-            "unknown dtype 'float8'; known: bfloat16, float16, float32",
+            "unknown dtype 'float8' (did you mean float32?); known: bfloat16, float16, float32",
         ),
         (("gpt2", "--libraries", "keras"), "unknown library 'keras'"),
     ],

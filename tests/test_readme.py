@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +26,9 @@ from slosched.telemetry import action_log, client_log, request_log
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+#: Where the commands stand that a reader copies. The pages that are run as a whole have tests of their own.
+PAGES = [REFERENCE, (ROOT / "docs" / "experiment.md").read_text()]
 DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")]
 DOCUMENTS += [ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -44,6 +48,7 @@ def commands(text: str) -> list[str]:
 
 
 README_COMMANDS = commands(README)
+PAGE_COMMANDS = [command for page in PAGES for command in commands(page)]
 FOLDER_COMMANDS = [
     # The comment behind a command, and the usage form's "...", are for people.
     command.partition("  #")[0].replace("...", "").strip()
@@ -60,7 +65,7 @@ def _reached(*args: object, **kwargs: object) -> NoReturn:
     raise _Reached
 
 
-@pytest.mark.parametrize("command", [*README_COMMANDS, *FOLDER_COMMANDS])
+@pytest.mark.parametrize("command", [*README_COMMANDS, *PAGE_COMMANDS, *FOLDER_COMMANDS])
 def test_every_command_is_understood(
     command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -128,7 +133,7 @@ def command_names() -> set[str]:
 def test_the_table_of_commands_is_complete() -> None:
     listed = {
         " ".join(w for w in row[0].strip("`").split()[1:] if w.islower())
-        for row in table_of(README, "command")
+        for row in table_of(REFERENCE, "command")
     }
     # `client models` and `client status` are other ways to two commands that are listed; a row
     # stands for all figures, and one for all workloads.
@@ -137,7 +142,7 @@ def test_the_table_of_commands_is_complete() -> None:
 
 
 def test_the_table_of_codes_is_complete() -> None:
-    listed = {row[0] for row in table_of(README, "code")}
+    listed = {row[0] for row in table_of(REFERENCE, "code")}
     assert listed == {"0", "1", "3", "4", "6", "7", "8", "2, 10 and up", "100", "101", "102"}
     below_ten = {int(code) for code in Code if code < 10}
     assert below_ten == {0, 1, 2, 3, 4, 5, 6, 7, 8}  # 5 answers a load, never an inference
@@ -189,7 +194,7 @@ def test_make_targets_that_are_named_exist() -> None:
 
 
 def test_worker_files_load(tmp_path: Path) -> None:
-    (tmp_path / "worker.toml").write_text(blocks(README, "toml")[0])
+    (tmp_path / "worker.toml").write_text(blocks(REFERENCE, "toml")[0])
     mine, exported = load_worker_config(tmp_path / "worker.toml").models
     assert mine.factory == "my_package.models:make_resnet"
     assert exported.pt2 == str(tmp_path / "models" / "exported.pt2")
@@ -203,6 +208,10 @@ def test_worker_files_load(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------ the experiment
 
 
+#: The README's blocks in their order: one's own model, the experiment here, the experiment on machines.
+MINE, EXPERIMENT, _ = blocks(README, "sh")
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -211,7 +220,7 @@ def free_port() -> int:
 
 @dataclass
 class Cluster:
-    """The README's daemons, on ports of their own; `adapt` puts those into a text of the README."""
+    """A page's daemons, on ports of their own; `adapt` puts those into a text of the page."""
 
     directory: Path
     worker_port: int
@@ -242,20 +251,21 @@ def wait_ready(log: Path, process: subprocess.Popen[bytes], words: str) -> None:
         time.sleep(0.05)
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    directory = tmp_path_factory.mktemp("readme")
+@contextmanager
+def served(
+    directory: Path, worker: str, controller: str, worker_ready: str, joined: str
+) -> Iterator[Cluster]:
+    """The two daemons of a page, as it starts them but for their ports; both end with 0."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("CLOCKWORK_")}
     here = Cluster(directory, free_port(), free_port(), env)
-    worker, controller, *_ = blocks(README, "sh")[0].splitlines()
     started: list[subprocess.Popen[bytes]] = []
     try:
         for name, command, ready in (
-            ("worker", f"{worker} --port {here.worker_port} --bind 127.0.0.1", "worker ready"),
+            ("worker", f"{worker} --port {here.worker_port} --bind 127.0.0.1", worker_ready),
             (
                 "controller",
                 f"{here.adapt(controller)} --port {here.controller_port} --bind 127.0.0.1",
-                "joined: 6 GPU(s)",
+                joined,
             ),
         ):
             log = directory / f"{name}.log"
@@ -279,9 +289,43 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     assert codes == [0, 0]
 
 
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    worker, controller, *_ = EXPERIMENT.splitlines()
+    directory = tmp_path_factory.mktemp("readme")
+    with served(directory, worker, controller, "worker ready", "joined: 6 GPU(s)") as here:
+        yield here
+
+
+def test_the_readme_is_one_page() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+@pytest.mark.processes
+@pytest.mark.torch
+def test_ones_own_model_is_served_and_refused_as_the_readme_says(tmp_path: Path) -> None:
+    """The first screen, as it stands: its files, its commands, its program, its answers."""
+    module, program = blocks(README, "python")
+    (tmp_path / "my_model.py").write_text(module)
+    (tmp_path / "worker.toml").write_text(blocks(README, "toml")[0])
+    # The device of the README is whatever is there; here it is the CPU, and the first answer has time.
+    worker, controller = MINE.replace("--device auto", "--device cpu").splitlines()
+    with served(tmp_path, worker, controller, "worker ready", "joined: 1 GPU(s)") as here:
+        said = here.run([sys.executable, "-c", here.adapt(program).replace('"50ms"', '"10s"')])
+    answer, refusal = said.splitlines()
+    assert answer.startswith("(10,) ok after ") and "batch of 1 on worker 0 GPU 0" in answer
+    shown = " ".join(README.split())
+    for words in (
+        "left until the deadline", "started at", "model 'mine': could start in", "at the earliest and takes",
+        "the deadline is in 100us", "(code 8, could not start in time)", "deadline 100us after arrival",
+    ):  # fmt: skip
+        assert words in said and words in shown, words
+    assert refusal.startswith("model 'mine': could start in ")
+
+
 @pytest.mark.processes
 def test_the_experiment_by_hand(cluster: Cluster) -> None:
-    _, _, client, plot = blocks(README, "sh")[0].splitlines()
+    _, _, client, plot = EXPERIMENT.splitlines()
     assert client.split()[:2] == ["slosched", "client"] and "mul 30" in client
     short = client.replace("client ", f"client 127.0.0.1:{cluster.controller_port} ", 1)
     short = short.replace("mul 30", "mul 0.1").replace(" 600 ", " 100 ")
@@ -289,12 +333,12 @@ def test_the_experiment_by_hand(cluster: Cluster) -> None:
     assert "12 x resnet50_v2" in said and "86.5x" in said and "written to run-n12-r600" in said
     assert "wrote run-n12-r600/figures/fig7.png" in cluster.run(slosched(plot))
     kept = {path.name for path in (cluster.directory / "run-n12-r600").iterdir()}
-    files = {row[0].strip("`") for row in table_of(README, "file")}
+    files = {row[0].strip("`") for row in table_of(REFERENCE, "file")}
     assert kept == files | {"figures"}
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("program", blocks(README, "python"))
+@pytest.mark.parametrize("program", blocks(REFERENCE, "python"))
 def test_the_library_examples_run(cluster: Cluster, program: str) -> None:
     # How fast the machine is must not decide: the first gets ample time, the second shows either way.
     patient = cluster.adapt(program).replace('slo="100ms"', 'slo="10s"')
@@ -310,7 +354,7 @@ def test_questions_to_the_controller(cluster: Cluster) -> None:
 
 
 def test_commands_that_are_said_to_take_json_do() -> None:
-    one_line = " ".join(README.split())
+    one_line = " ".join(REFERENCE.split())
     sentence = re.search(r"((?:`[a-z0-9 -]+`(?:, | and | ))+)take `--json`", one_line)
     assert sentence is not None
     names = re.findall(r"`([a-z0-9 -]+)`", sentence.group(1))

@@ -160,3 +160,57 @@ def test_what_is_no_log_is_named(tmp_path: Path) -> None:
         parse_workload("replay", [str(tmp_path / "gone.tsv")])
     with pytest.raises(InvalidConfig, match="speed must be above 0"):
         parse_workload("replay", [str(tmp_path / "gone.tsv"), "m", "0"])
+
+
+# ----------------------------------------------------------------------------------- a CSV
+
+
+def csv_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "arrivals.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_csv_of_arrivals_is_sent_as_it_says(tmp_path: Path) -> None:
+    # Other columns and orders, quotes, Windows' line ends and byte order mark, rows out of order.
+    path = csv_file(
+        tmp_path,
+        '\ufeffslo,who,Timestamp,model\r\n25ms,"a, b",100.5,bert\r\n,x,100,resnet\r\n0.1,y,100.25,bert\r\n',
+    )
+    workload = parse_workload("replay", [str(path), "recorded"])
+    assert workload.models() == (ModelUse("bert"), ModelUse("resnet"))
+    sent = drain(workload)
+    assert [(a.at_ns, a.instance, a.slo_ns) for a in sent] == [
+        (0, 1, 0), (250_000_000, 0, 100_000_000), (500_000_000, 0, 25_000_000),
+    ]  # fmt: skip
+    other = parse_workload("replay", [str(path), "resnet50_v2"])
+    assert other.models() == (ModelUse("resnet50_v2", 2),)
+
+
+def test_a_csv_needs_no_more_than_timestamps_and_takes_dates(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "timestamp\n2026-01-31T12:00:00Z\n2026-01-31T13:00:00.250+01:00\n")
+    workload = parse_workload("replay", [str(path)])
+    assert workload.models() == (ModelUse("resnet50_v2", 1),)
+    assert [a.at_ns for a in drain(workload)] == [0, 250_000_000]
+    with pytest.raises(InvalidConfig, match="names no model for each request"):
+        parse_workload("replay", [str(path), "recorded"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("timestamp\nsoon\n", "line 2: column timestamp: 'soon' is neither a number of seconds"),
+        ("timestamp\nnan\n", "line 2: column timestamp: 'nan' is out of range"),
+        ("timestamp,slo\n1,fast\n", "line 2: column slo"),
+        ("timestamp,slo\n1,0\n", "line 2: column slo: '0' is too short"),
+        ("timestamp,slo\n1\n", "line 2: 1 columns, but the header has 2"),
+        ("timestamp,timestamp\n1,2\n", "the column timestamp is there twice"),
+        ("timestamp\n", "holds no requests"),
+        ("time,model\n1,x\n", "nor that of a CSV with a column timestamp"),
+    ],
+)
+def test_what_is_wrong_with_a_csv_is_said_with_its_line(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    with pytest.raises(InvalidConfig, match=words.replace("(", r"\(")):
+        parse_workload("replay", [str(csv_file(tmp_path, text))])

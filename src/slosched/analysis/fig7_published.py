@@ -1,8 +1,11 @@
 """Figure 7 in the published form, as the artifact's plotter draws it (Clockwork, sec63_fig7).
 
 Windows of a little more than 4 s in completion order, whatever the SLO steps: a window that
-straddles two steps is one point. The look, the styles and the size are the published ones too. One
-thing differs: the TSV files need no equal lengths; shorter columns end in empty cells.
+straddles two steps is one point. The TSV files hold these windows, each at the time of its last answer, and
+the look, the styles and the size are the published ones too. Two things differ: the TSV files need no
+equal lengths (shorter columns end in empty cells), and the *picture* puts each window at its middle, with
+windows that keep the published share of a step, 4 s of 30 s, where steps are shorter. At its end, a window
+as long as a step would stand in the next step, whose SLO it does not have.
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ from slosched.telemetry.table import LogTable
 from slosched.units import NS_PER_MS, NS_PER_S
 
 WINDOW_NS = 4 * NS_PER_S
+
+#: A window's share of a step, as published.
+_SHARE_OF_STEP = 4 / 30
 
 _STEM = "fig7_dist=poisson"
 _SIZE_INCHES = (10.0, 2.5)
@@ -56,27 +62,45 @@ _TICK_RUN = (12, 600.0)
 
 @dataclass(frozen=True)
 class Curve:
-    """At `at_ns` after the run's first answer, `satisfaction` of the window before."""
+    """`satisfaction` of each window; `at_ns` is its end, `from_ns` its start, after the first answer."""
 
     at_ns: list[int]
     satisfaction: list[float]
+    from_ns: list[int]
+
+    @property
+    def middles_ns(self) -> list[float]:
+        return [(begin + end) / 2 for begin, end in zip(self.from_ns, self.at_ns, strict=True)]
 
 
-def published_windows(log: LogTable) -> Curve:
-    """Return the curve of a request log, windowed as published.
+def published_windows(log: LogTable, width_ns: int = WINDOW_NS) -> Curve:
+    """Return the curve of a request log, windowed as published (or with another width).
 
     The last row is left out (the original's could be torn), and so is the last, unfinished window.
     """
     times = published_rows(log, "t")
     if not len(times):
-        return Curve([], [])
-    closing = np.array(closing_rows(times, WINDOW_NS), dtype=np.intp)
+        return Curve([], [], [])
+    closing = np.array(closing_rows(times, width_ns), dtype=np.intp)
     # Rows and requests in time up to each closing row, and from them those of each window.
     rows = np.diff(closing, prepend=-1)
     met = np.cumsum(published_rows(log, "deadline_met") != 0)
     good = np.diff(met[closing], prepend=0)
-    at_ns = times[closing] - times.min()
-    return Curve(at_ns.tolist(), (1 - (rows - good) / rows).tolist())
+    opening = np.concatenate([[0], closing[:-1] + 1]) if len(closing) else closing
+    first = times.min()
+    return Curve(
+        (times[closing] - first).tolist(),
+        (1 - (rows - good) / rows).tolist(),
+        (times[opening] - first).tolist(),
+    )
+
+
+def drawn_width_ns(log: LogTable) -> int:
+    """The width of the windows in the picture: 4 s, or less where the run's steps are below 30 s."""
+    starts = sorted(at for at, _ in slo_changes(log))
+    if len(starts) < 2:
+        return WINDOW_NS
+    return min(WINDOW_NS, max(1, int(np.median(np.diff(starts)) * _SHARE_OF_STEP)))
 
 
 def slo_changes(log: LogTable) -> list[tuple[int, str]]:
@@ -156,12 +180,13 @@ def _draw(
     ax: Any, logs: Sequence[tuple[Run, LogTable, Curve]], ticks: Sequence[tuple[int, str]]
 ) -> None:
     others = iter(_OTHER_COLOURS * len(logs))
-    for run, _, curve in logs:
+    for run, log, _ in logs:
         known = _RATES.get(round(run.rate, -1))
         colour, line = known if known is not None else (next(others), "solid")
+        drawn = published_windows(log, drawn_width_ns(log))
         ax.plot(
-            curve.at_ns,
-            curve.satisfaction,
+            drawn.middles_ns,
+            drawn.satisfaction,
             label=f"N={run.copies}, R={run.rate:g}",
             linewidth=_WIDTHS.get(run.copies, 1.5),
             color=colour,

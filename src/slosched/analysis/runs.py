@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.analysis.own_client import CLIENT_COLUMNS, REQUEST_COLUMNS, of_client
 from slosched.errors import InvalidConfig
 from slosched.telemetry import action_log, client_log, request_log
 from slosched.telemetry.manifest import read_manifest
@@ -57,9 +58,10 @@ def open_run(
 ) -> Run:
     """Read the logs of a run directory, or one request log by its file name.
 
-    With `only` nothing but the columns of these names is read, in either log; "model_id", and the times
-    of the requests, have to be among them. A log whose side is not in `sides` is left alone. Raises
-    InvalidConfig if there is no such run, MalformedLog if a file of it is damaged.
+    Of a directory with both logs, `requests` are those of that client alone. With `only` nothing but the
+    columns of these names (and those by which the two logs are compared) is read, in either log;
+    "model_id", and the times of the requests, have to be among them. A log whose side is not in `sides` is
+    left alone. Raises InvalidConfig if there is no such run, MalformedLog if a file of it is damaged.
     """
     manifests: list[Mapping[str, Any]] = []
     requests_at: Path | None = None
@@ -67,8 +69,8 @@ def open_run(
     if path.is_file():
         requests_at = path
     else:
-        requests_at = _find(path, request_log.FILE_NAME)
-        client_at = _find(path, client_log.FILE_NAME)
+        requests_at = find_log(path, request_log.FILE_NAME)
+        client_at = find_log(path, client_log.FILE_NAME)
         manifests = list(_manifests(path))
     if requests_at is None and client_at is None:
         what = "does not exist" if not path.exists() else "holds no run"
@@ -77,7 +79,7 @@ def open_run(
         )
     requests = client = None
     if requests_at is not None and "controller" in sides:
-        requests = request_log.read_request_log(requests_at, only=only)
+        requests = _own_requests(requests_at, client_at, only)
     if client_at is not None and "client" in sides:
         client = client_log.read_client_log(client_at, only=only)
     copies, rate = _stated(path, manifests)
@@ -100,13 +102,28 @@ def labels(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def read_requests(path: Path, *, only: Collection[str] | None = None) -> LogTable:
+def read_requests(
+    path: Path, *, only: Collection[str] | None = None, everyone: bool = False
+) -> LogTable:
     """Return the request log of a run directory, or the one at `path` itself, which holds rows.
 
-    Raises InvalidConfig if there is none or it is empty, MalformedLog if it is damaged.
+    Of a directory with a client's log these are that client's requests alone, unless `everyone`'s are
+    asked for. Raises InvalidConfig if there is none or it is empty, MalformedLog if it is damaged.
     """
-    at = path if path.is_file() else _log(path, request_log.FILE_NAME)
-    return _not_empty(request_log.read_request_log(at, only=only), "requests")
+    if path.is_file():
+        return _not_empty(request_log.read_request_log(path, only=only), "requests")
+    at = _log(path, request_log.FILE_NAME)
+    client_at = None if everyone else find_log(path, client_log.FILE_NAME)
+    return _not_empty(_own_requests(at, client_at, only), "requests")
+
+
+def _own_requests(at: Path, client_at: Path | None, only: Collection[str] | None) -> LogTable:
+    """The request log at `at`, without other clients' requests where this client's log is there."""
+    if client_at is None:
+        return request_log.read_request_log(at, only=only)
+    wanted = None if only is None else REQUEST_COLUMNS.union(only)
+    requests = request_log.read_request_log(at, only=wanted)
+    return of_client(requests, client_log.read_client_log(client_at, only=CLIENT_COLUMNS))
 
 
 def read_actions(path: Path, *, only: Collection[str] | None = None) -> LogTable:
@@ -131,7 +148,7 @@ def read_rows(
 
 
 def _log(path: Path, name: str) -> Path:
-    at = _find(path, name)
+    at = find_log(path, name)
     if at is None:
         what = "does not exist" if not path.exists() else f"has no {name}"
         raise InvalidConfig(f"{path} {what}; it is one of the controller's logs, and needed here")
@@ -163,7 +180,8 @@ def policy_of(path: Path) -> str:
     return policy if fidelity in (None, "best") else f"{policy} ({fidelity})"
 
 
-def _find(path: Path, name: str) -> Path | None:
+def find_log(path: Path, name: str) -> Path | None:
+    """Where a run directory keeps the file `name`; None if it does not."""
     for folder in _FOLDERS:
         candidate = path / folder / name
         if candidate.is_file():

@@ -154,7 +154,7 @@ def write_trace(
 
 def _requests_of(run_dir: Path) -> LogTable | None:
     try:
-        return read_requests(run_dir, only=_REQUEST_COLUMNS)
+        return read_requests(run_dir, only=_REQUEST_COLUMNS, everyone=True)
     except InvalidConfig:
         return None  # the actions say enough
 

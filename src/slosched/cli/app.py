@@ -16,6 +16,7 @@ from slosched.cli import (
     controller,
     demo,
     doctor,
+    explain,
     fuzz,
     max_rate,
     plan,
@@ -28,12 +29,14 @@ from slosched.cli import (
     worker,
 )
 from slosched.cli.guard import SloschedGroup
+from slosched.cli.help import SloschedTyper
 from slosched.cli.positional import PositionalCommand
 from slosched.version import __version__
 
 _ORDER = (
     "demo", "worker", "controller", "client", "models", "status", "simulate", "compare", "max-rate", "bound",
-    "plan", "plot", "report", "trace", "profile", "validate", "azure-trace", "fuzz", "awake", "doctor",
+    "plan", "plot", "report", "explain", "trace", "profile", "validate", "azure-trace", "fuzz", "awake",
+    "doctor",
 )  # fmt: skip
 
 
@@ -45,12 +48,11 @@ class _Root(SloschedGroup):
         return sorted(super().list_commands(ctx), key=_ORDER.index)
 
 
-app = typer.Typer(
+app = SloschedTyper(
     cls=_Root,
     name="slosched",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -120,6 +122,7 @@ app.command("bound", cls=PositionalCommand, short_help="How good any scheduler c
 app.command("plan", short_help="How many GPUs a mix of models needs.")(plan.plan)
 app.add_typer(plot.app, name="plot", short_help="Draw a published figure from run directories.")
 app.command("report", short_help="Write what a run came to as one HTML page.")(report.report)
+app.command("explain", short_help="Why a request was refused, failed or late.")(explain.explain)
 app.command("trace", short_help="Write a run as a trace for Perfetto.")(trace.trace)
 app.command(
     "validate", cls=PositionalCommand, short_help="Run a workload live and simulated, and compare."

@@ -145,7 +145,7 @@ def _models_table(loaded: tuple[ModelInfo, ...]) -> str:
             m.model_id, m.name, m.copy, format_duration(m.b1_ns), format_duration(m.weights_ns),
             f"{m.weights_bytes / 1e6:.1f} MB", ",".join(map(str, m.batch_sizes)),
             f"{_shape(m.input_shape)} {m.input_dtype}", f"{_shape(m.output_shape)} {m.output_dtype}",
-            m.gpus_resident, m.clients, "random" if m.random_weights else "given",
+            m.gpus_resident, m.clients, _weights(m),
         )
         for m in loaded
     ]  # fmt: skip
@@ -154,6 +154,12 @@ def _models_table(loaded: tuple[ModelInfo, ...]) -> str:
         "clients", "values",
     )  # fmt: skip
     return table_text(headings, rows)
+
+
+def _weights(model: ModelInfo) -> str:
+    if "emulated" in model.labels:
+        return "none"
+    return "random" if model.random_weights else "given"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

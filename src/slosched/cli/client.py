@@ -11,6 +11,7 @@ import typer
 
 from slosched.cli.ask import Json, controller_address, infer, models, status
 from slosched.cli.guard import SloschedGroup
+from slosched.cli.help import SloschedTyper
 from slosched.cli.max_rate import max_rate_live
 from slosched.cli.positional import PositionalCommand
 from slosched.cli.values import (
@@ -76,7 +77,7 @@ class ClientGroup(SloschedGroup):
         rows = [
             (name, command.get_short_help_str(limit=200)) for name, command in self.commands.items()
         ]
-        with formatter.section("Beside them"):
+        with formatter.section("Other commands"):
             formatter.write_dl(rows)
 
     def unknown(self, ctx: Any, name: str) -> SloschedError:
@@ -90,7 +91,7 @@ class ClientGroup(SloschedGroup):
         )
 
 
-app = typer.Typer(
+app = SloschedTyper(
     cls=ClientGroup,
     name="client",
     rich_markup_mode=None,

@@ -16,7 +16,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import typer
@@ -25,6 +26,9 @@ from typer.core import TyperGroup
 from slosched.daemon.traceback_file import INTERNAL_ERROR, keep_traceback
 from slosched.descriptors import abandon, too_many_files
 from slosched.errors import OutOfResources, SloschedError, UnknownName
+
+#: What typer raises for a wrong option; its BadParameter, which is public, is one.
+_TyperUsageError: Any = typer.BadParameter.__mro__[1]
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -40,6 +44,25 @@ _ADVICE = {
     errno.ENOMEM: "end other programs or take a smaller run",
     errno.EAGAIN: "no process or thread can be started; see `ulimit -u`",
 }
+
+
+class UsageError(SloschedError):
+    """An option or argument that the command does not take, or that is missing."""
+
+    exit_code = 2
+
+
+@contextmanager
+def _one_style() -> Iterator[None]:
+    """Turn typer's own errors, which take three lines, into ours."""
+    try:
+        yield
+    except _TyperUsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            raise
+        text = error.format_message().rstrip(".")
+        hint = f"; see {error.ctx.command_path} --help" if error.ctx is not None else ""
+        raise UsageError(f"{text[:1].lower()}{text[1:]}{hint}") from None
 
 
 class _Interrupted(Exception):
@@ -58,9 +81,14 @@ class SloschedGroup(TyperGroup):
 
     noun = "command"
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _one_style():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: Any) -> Any:
         try:
-            result = super().invoke(ctx)
+            with _one_style():
+                result = super().invoke(ctx)
             sys.stdout.flush()  # a closed pipe shows here, not when the interpreter exits
             return result
         except KeyboardInterrupt:
@@ -69,6 +97,8 @@ class SloschedGroup(TyperGroup):
             raise _OutputClosed from None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if ctx.resilient_parsing:  # a shell asks how to complete a line
+            return super().resolve_command(ctx, args)
         name = args[0]
         if self.get_command(ctx, name) is None and not name.startswith("-"):
             raise self.unknown(ctx, name)

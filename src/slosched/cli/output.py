@@ -113,7 +113,7 @@ def print_result(result: RunResult) -> None:
         f"{100 * result.controller_satisfaction:.2f} % met (controller)"
     )
     if result.random_weights:
-        say("the model has random weights: its answers mean nothing, their times do")
+        say("random weights: outputs are meaningless, timings are real")
     if not result.complete:
         say(f"this is a part of the run: {result.problem}")
     say(result.verdict)

@@ -10,6 +10,7 @@ import typer
 
 from slosched.cli.ask import Json
 from slosched.cli.guard import SloschedGroup
+from slosched.cli.help import SloschedTyper
 from slosched.cli.output import print_json, say
 from slosched.cli.values import duration_ns
 from slosched.errors import InvalidConfig
@@ -23,7 +24,7 @@ class PlotGroup(SloschedGroup):
     noun = "figure"
 
 
-app = typer.Typer(
+app = SloschedTyper(
     cls=PlotGroup,
     name="plot",
     rich_markup_mode=None,

@@ -11,14 +11,15 @@ from difflib import get_close_matches
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
+
+from slosched.cli.help import SloschedCommand
 
 #: An option is no longer; a comparison costs the product of both lengths.
 _LONGEST = 64
 _OPTION = re.compile(r"^--?[A-Za-z]")
 
 
-class PositionalCommand(TyperCommand):
+class PositionalCommand(SloschedCommand):
     """A command with a variadic last argument. Its usage line shows the metavars as they are."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

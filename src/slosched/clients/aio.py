@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -63,6 +64,9 @@ DEFAULT_ADDRESS = f"127.0.0.1:{CONTROLLER_PORT}"
 _GRACE_S = 5.0  # beyond a request's SLO
 #: The whole limit of a request whose SLO this client does not know: an older controller's default.
 _UNKNOWN_SLO_LIMIT_S = 60.0
+#: After a controller's restart: until it has said hello again, and until a model is loaded again.
+_HELLO_AGAIN_S = 5.0
+_LOAD_AGAIN_S = 60.0
 
 _Reply = TypeVar("_Reply", bound=Message)
 
@@ -82,6 +86,11 @@ class AsyncClient(Session):
         super().__init__(address, name=name, weight=weight)
         self._next_id = 1
         self._later: list[InferRequest] = []  # submitted, not sent yet
+        #: Controllers through which this client has loaded models; and what took the place of handles of one
+        #: that was restarted, by name and copy.
+        self._loaded_through: set[int] = set()
+        self._renewed: dict[tuple[str, int], Model] = {}
+        self._renewing = asyncio.Lock()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -153,6 +162,7 @@ class AsyncClient(Session):
             raise RequestFailed(reply.reason, code=reply.code, reply=reply)
         self._infos.update((info.model_id, info) for info in reply.models)
         incarnation = self.controller.incarnation
+        self._loaded_through.add(incarnation)
         return [Model(info, incarnation) for info in reply.models[:copies]]
 
     async def _load_when_ready(self, name: str, copies: int, timeout_s: float) -> LoadModelReply:
@@ -305,7 +315,11 @@ class AsyncClient(Session):
         controller, in seconds or as text ("25ms"); `slo_factor` gives it as a multiple of the
         model's b1; with neither the controller's default holds. Cancelling the awaiting task
         cancels the request; so does `timeout_s`, an own limit of the wait. Without one, the wait
-        ends 5 s after the SLO, or after 60 s where nobody told it.
+        ends 5 s after the SLO, or after 60 s where the SLO is unknown.
+
+        After a restart of the controller the model is loaded again first, once for all requests that
+        need it (within `timeout_s`, else 60 s); the answer's `model` is the new handle. A request that was
+        on its way when the controller went fails with ConnectionLost: it may have run already.
 
         Raises DeadlineExceeded when it was refused, given up or timed out (`.reply.remaining_s`
         then tells the time left until the deadline), InvalidRequest for an impossible SLO, shape or
@@ -314,14 +328,42 @@ class AsyncClient(Session):
         self._check_process()
         check_model(model)
         factor, slo_ns = slo_fields(slo, slo_factor)
-        known_ns = known_slo_ns(model, factor, slo_ns)
+        known_slo_ns(model, factor, slo_ns)  # raises before anything is sent
         user_id = user_number(user_id)
         timeout_s = None if timeout_s is None else time_limit_s(timeout_s)
+        ends_s = self._loop.time() + timeout_s if timeout_s is not None else None
+
+        def left_s() -> float | None:
+            return None if ends_s is None else max(0.001, ends_s - self._loop.time())
+
+        current = await self._current(model, left_s())
+        try:
+            return await self._infer(current, array, factor, slo_ns, left_s(), user_id)
+        except InvalidRequest as error:
+            # Nobody looked at the request: a controller that was just started does not know this client.
+            reply = error.reply
+            if not isinstance(reply, Inference) or reply.message.model_id >= 0:
+                raise
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(_HELLO_AGAIN_S, left_s() or _HELLO_AGAIN_S)):
+                await self._greeted.wait()
+        current = await self._current(model, left_s())
+        return await self._infer(current, array, factor, slo_ns, left_s(), user_id)
+
+    async def _infer(
+        self,
+        model: Model,
+        array: Array | None,
+        factor: float,
+        slo_ns: int,
+        timeout_s: float | None,
+        user_id: int,
+    ) -> Inference:
+        known_ns = known_slo_ns(model, factor, slo_ns)
         frame = None
         if array is not None:
             model.check_input(array)
             frame = array.tobytes()  # a copy: the caller may use the array again at once
-        self._check_current(model)
         self._infos.setdefault(model.model_id, model.info)
         sent_ns = now_ns()
         future: asyncio.Future[Any] = self._loop.create_future()
@@ -381,13 +423,25 @@ class AsyncClient(Session):
                 code=Code.CANCELLED,
             ) from None
 
-    def _check_current(self, model: Model) -> None:
-        if model.incarnation != self.controller.incarnation:
+    async def _current(self, model: Model, timeout_s: float | None) -> Model:
+        """`model`, or the same copy of it loaded again if the controller was restarted since."""
+        if model.incarnation == self.controller.incarnation:
+            return model
+        if model.incarnation not in self._loaded_through:
             raise InvalidRequest(
-                f"model {model.name!r} was loaded through another controller, or this one was "
-                "restarted since; load it again",
+                f"model {model.name!r} was loaded through another client or controller; load it through "
+                "this one",
                 code=Code.INVALID_REQUEST,
             )
+        key = (model.name, model.info.copy)
+        async with self._renewing:
+            renewed = self._renewed.get(key)
+            if renewed is None or renewed.incarnation != self.controller.incarnation:
+                limit_s = _LOAD_AGAIN_S if timeout_s is None else min(timeout_s, _LOAD_AGAIN_S)
+                models = await self.load(model.name, model.info.copy + 1, timeout_s=limit_s)
+                self._renewed |= {(model.name, each.info.copy): each for each in models}
+                renewed = models[-1]
+            return renewed
 
 
 class connect:  # noqa: N801 - used as a function: `async with connect(...)`, `await connect(...)`

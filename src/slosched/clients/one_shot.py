@@ -51,13 +51,13 @@ class OneShot:
             label = f"{score.label:<{width}}  " if width else ""
             lines.append(f"{score.index:>6}  {label}{100 * score.probability:6.2f} %")
         if output is None:
-            lines.append(
-                "no output: without an input of ours the worker made one and kept the rest"
-            )
+            lines.append("no input was given, so the worker generated one and returned no output")
         elif not self.top:
             lines.append(f"output: {output.dtype} of shape {output.shape}")
         if info.random_weights:
-            lines.append("the model has random weights: its output means nothing, its times do")
+            lines.append("random weights: outputs are meaningless, timings are real")
+        elif "emulated" in info.labels:
+            lines.append("an emulated GPU: it computes nothing and takes the time of its profile")
         lines.append(f"{info.name}: {self.answer.explain()}")
         lines.append(f"round trip at the client: {format_duration(self.answer.round_trip_ns)}")
         return "\n".join(lines)

@@ -228,7 +228,9 @@ class Session:
         self._greeted.set()
         if before is not None and before.incarnation != message.incarnation:
             self._infos.clear()
-            self._fail_all(f"the controller at {self.address} was restarted; load the models again")
+            self._fail_all(
+                f"the controller at {self.address} was restarted; send the request again"
+            )
 
     def _on_refused(self, message: Refused) -> None:
         if message.request_id < 0:

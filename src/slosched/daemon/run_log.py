@@ -1,4 +1,4 @@
-"""The controller's run directory: both TSV logs, the manifest and the console's counters."""
+"""The controller's run directory: both TSV logs, the reasons, the manifest and the console's counters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from slosched import clock
 from slosched.config import ControllerConfig
 from slosched.core.scheduler.interface import ActionRecord, RequestRecord
-from slosched.telemetry import action_log, request_log
+from slosched.telemetry import action_log, reason_log, request_log
 from slosched.telemetry.console import ControllerConsole
 from slosched.telemetry.manifest import ManifestNotWritten, finish_manifest, write_manifest
 from slosched.telemetry.recent import LastMinutes
@@ -42,6 +42,12 @@ class RunLog:
             rows=action_log.action_rows,
             on_error=announce,
         )
+        self._reasons = LogWriter(
+            directory / reason_log.FILE_NAME,
+            reason_log.HEADER,
+            rows=reason_log.reason_rows,
+            on_error=announce,
+        )
         self.tally = Tally()
         self.recent = Recent(self.tally)
         self._console = ControllerConsole(self.tally, now_ns=clock.now_ns())
@@ -59,6 +65,8 @@ class RunLog:
 
     def request(self, record: RequestRecord) -> None:
         self._requests.append(record)
+        if reason_log.has_row(record):
+            self._reasons.append(record)
         self.tally.add_request(record)
         self.last_minutes.add_request(record)
 
@@ -73,19 +81,22 @@ class RunLog:
         return self._console.lines(now_ns)
 
     def rows_dropped(self) -> int:
-        """Rows of both logs that the disk did not take."""
-        return self._requests.counts().dropped + self._actions.counts().dropped
+        """Rows of all logs that the disk did not take."""
+        logs = (self._requests, self._actions, self._reasons)
+        return sum(log.counts().dropped for log in logs)
 
     def close(
         self, *, arrived: int, answered: int, by_code: dict[int, int], bad_messages: int
     ) -> None:
-        """Flush both logs and finish the manifest. Idempotent."""
+        """Flush the logs and finish the manifest. Idempotent."""
         if self._closed:
             return
         self._closed = True
         requests, actions = self._requests.close(), self._actions.close()
+        reasons = self._reasons.close()
         outcome = {
-            "complete": arrived == answered and requests.dropped == 0 and actions.dropped == 0,
+            "complete": arrived == answered
+            and requests.dropped == actions.dropped == reasons.dropped == 0,
             "requests_arrived": arrived,
             "requests_answered": answered,
             "requests_by_code": {str(code): n for code, n in sorted(by_code.items())},
@@ -93,6 +104,8 @@ class RunLog:
             "request_rows_dropped": requests.dropped,
             "action_rows": actions.written,
             "action_rows_dropped": actions.dropped,
+            "reason_rows": reasons.written,
+            "reason_rows_dropped": reasons.dropped,
             "bad_messages": bad_messages,
         }
         with suppress(ManifestNotWritten):

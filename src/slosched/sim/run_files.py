@@ -1,4 +1,4 @@
-"""The files of a simulated run: the same TSVs and manifest as live, written as rows come.
+"""The files of a simulated run: the same logs and manifest as live, written as rows come.
 
 Nothing waits for these rows, so they need no thread: records are kept until there are enough for a write,
 written, and forgotten. Memory does not grow with the run.
@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from slosched.core.scheduler.interface import RequestRecord
 from slosched.errors import InvalidConfig, RunDirectoryInUse, SloschedError
-from slosched.telemetry import action_log, client_log, request_log
+from slosched.telemetry import action_log, client_log, reason_log, request_log
 
 _ROWS_PER_WRITE = 2048
 
@@ -82,7 +83,7 @@ class RowFile:
 
 
 class RunFiles:
-    """The three logs in `directory`; `on_request`, `on_action` and `on_client` take records."""
+    """The four logs in `directory`; `on_request`, `on_action` and `on_client` take records."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -95,16 +96,24 @@ class RunFiles:
         self.clients = RowFile(
             directory / client_log.FILE_NAME, client_log.HEADER, client_log.client_rows
         )
-        self.on_request = self.requests.append
+        self.reasons = RowFile(
+            directory / reason_log.FILE_NAME, reason_log.HEADER, reason_log.reason_rows
+        )
         self.on_action = self.actions.append
         self.on_client = self.clients.append
 
+    def on_request(self, record: RequestRecord) -> None:
+        self.requests.append(record)
+        if reason_log.has_row(record):
+            self.reasons.append(record)
+
     def close(self) -> dict[str, int]:
         """Write everything; returns how many rows each log has."""
-        for log in (self.requests, self.actions, self.clients):
+        for log in (self.requests, self.actions, self.clients, self.reasons):
             log.close()
         return {
             "request_rows": self.requests.rows,
             "action_rows": self.actions.rows,
             "client_rows": self.clients.rows,
+            "reason_rows": self.reasons.rows,
         }

@@ -2,7 +2,8 @@
 
 The log is a `clockwork_request_log.tsv` (ours, or Clockwork's own), whose rows are answers: a request
 arrived `latency` before `t`. Or it is a `client_log.tsv`, whose rows say when a request was due.
-The log's model ids, in ascending order, become instances 0, 1, 2, ... of one model.
+The log's model ids, in ascending order, become instances 0, 1, 2, ... of one model. A CSV of arrivals
+from elsewhere (`replay_csv.py`) is a log too; its models may be replayed under their own names.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ from slosched.workloads.azure_trace import file_stamp
 from slosched.workloads.base import ModelUse, Step
 from slosched.workloads.composed import ONE_STEP, RESNET50
 from slosched.workloads.kinds import Kind, Parameter
+from slosched.workloads.replay_csv import csv_rows, is_csv_header
 from slosched.workloads.streams import Slo
 from slosched.workloads.values import read_model, read_positive
 
 NAME = "replay"
+#: The MODEL that stands for each model's own name, of a CSV that has a column `model`.
+AS_RECORDED = "recorded"
 _REQUEST_LOG, _CLIENT_LOG = "clockwork_request_log.tsv", "client_log.tsv"
 #: Columns of either log: what time it was, the time to take off it, the SLO.
 _REQUEST_COLUMNS = ("t", "latency", "user_id", "model_id", "slo_factor", "deadline")
@@ -45,6 +49,8 @@ class Recorded:
     slo_factors: array[float]
     slos_ns: _Integers
     models: int
+    #: The models' names in the order of their instances; empty where the log has none.
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.offsets_ns)
@@ -61,9 +67,15 @@ def read_requests(path: Path) -> Recorded:
 
 @lru_cache(maxsize=2)
 def _read(path: Path, stamp: object) -> Recorded:
+    names: list[str] = []
     try:
-        with path.open(encoding="utf-8") as lines:
-            rows = list(_rows(path, lines, *_columns(path, next(lines, ""))))
+        # A file from Windows may begin with a byte order mark.
+        with path.open(encoding="utf-8-sig") as lines:
+            header = next(lines, "")
+            if is_csv_header(header):
+                rows, names = _of_csv(path, header, lines)
+            else:
+                rows = list(_rows(path, lines, *_columns(path, header)))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InvalidConfig(f"cannot read the log {path}: {reason}") from None
@@ -79,7 +91,19 @@ def _read(path: Path, stamp: object) -> Recorded:
         slo_factors=array("d", (row[3] for row in rows)),
         slos_ns=array("q", (row[4] for row in rows)),
         models=len(instances),
+        names=tuple(names),
     )
+
+
+def _of_csv(
+    path: Path, header: str, lines: Iterator[str]
+) -> tuple[list[tuple[int, int, int, float, int]], list[str]]:
+    """The rows as `_rows` yields them, and the models' names; a user for each model."""
+    arrivals = list(csv_rows(path, header, lines))
+    names = sorted({row.model for row in arrivals})
+    places = {name: place for place, name in enumerate(names)}
+    rows = [(row.at_ns, places[row.model], places[row.model], 0.0, row.slo_ns) for row in arrivals]
+    return rows, [] if names == [""] else names
 
 
 def _columns(path: Path, header: str) -> tuple[tuple[str, ...], list[int]]:
@@ -91,7 +115,7 @@ def _columns(path: Path, header: str) -> tuple[tuple[str, ...], list[int]]:
     raise InvalidConfig(
         f"{path}, line 1: this is the header of no request log (columns "
         f"{', '.join(_REQUEST_COLUMNS)}) and of no client log (columns "
-        f"{', '.join(name for name in _CLIENT_COLUMNS if name)})"
+        f"{', '.join(name for name in _CLIENT_COLUMNS if name)}), nor that of a CSV with a column timestamp"
     )
 
 
@@ -199,7 +223,10 @@ class Replay:
         return (last_ns // NS_PER_S + 1) * NS_PER_S
 
     def models(self) -> tuple[ModelUse, ...]:
-        return (ModelUse(self.model, self._recorded().models),)
+        recorded = self._recorded()
+        if self.model == AS_RECORDED:
+            return tuple(ModelUse(name) for name in recorded.names)
+        return (ModelUse(self.model, recorded.models),)
 
     def steps(self) -> tuple[Step, ...]:
         return ONE_STEP
@@ -211,8 +238,11 @@ class Replay:
     def describe(self) -> str:
         """The workload in one line: what is sent, how fast and how long."""
         recorded = self._recorded()
+        models = f"{recorded.models} x {self.model}"
+        if self.model == AS_RECORDED:
+            models = f"{recorded.models} recorded models"
         return (
-            f"{NAME}: {len(recorded)} requests of {self.path} on {recorded.models} x {self.model}, "
+            f"{NAME}: {len(recorded)} requests of {self.path} on {models}, "
             f"{self.speed:g} times as fast, {format_duration(self.duration_ns)} in all"
         )
 
@@ -228,7 +258,12 @@ def parse_replay(args: Sequence[str]) -> Replay:
     replay = Replay(
         path, read_model("MODEL", args[1]), read_positive("speed", args[2], high=_MAX_SPEED)
     )
-    last_ns = read_requests(path).offsets_ns[-1]
+    recorded = read_requests(path)
+    if replay.model == AS_RECORDED and (not recorded.names or "" in recorded.names):
+        raise InvalidConfig(
+            f"{path} names no model for each request, so MODEL cannot be {AS_RECORDED}; give a model's name"
+        )
+    last_ns = recorded.offsets_ns[-1]
     if last_ns / replay.speed >= _MAX_INTEGER:
         raise InvalidConfig(
             f"speed {args[2]} makes of {format_duration(last_ns)} more than 146 years"
@@ -242,15 +277,25 @@ KIND = Kind(
     (
         Parameter(
             "LOG",
-            "a clockwork_request_log.tsv or client_log.tsv, or a run's directory",
+            "a clockwork_request_log.tsv or client_log.tsv, a run's directory, or a CSV of your own",
             is_path=True,
         ),
-        Parameter("MODEL", "the model whose instances stand for the log's", RESNET50),
+        Parameter(
+            "MODEL",
+            "the model whose instances stand for the log's; recorded: a CSV's own names",
+            RESNET50,
+        ),
         Parameter("SPEED", "how many times as fast; SLOs stay as they are", "1"),
     ),
     parse_replay,
     "Requests keep their gaps, user ids and SLOs (the factor where one was given, else the SLO in ns), "
     "and the log's model ids become instances of MODEL. From a request log they are as they arrived at "
-    "the controller, from a client log as they were due; of a directory with both, the client's.",
-    ("slosched-runs/run/client_log.tsv", "slosched-runs/run resnet50_v2 2"),
+    "the controller, from a client log as they were due; of a directory with both, the client's. A CSV has the "
+    "columns timestamp[,model][,slo]: seconds or ISO 8601, any text, and a duration "
+    "(docs/replay_my_arrivals.md).",
+    (
+        "slosched-runs/run/client_log.tsv",
+        "slosched-runs/run resnet50_v2 2",
+        "arrivals.csv recorded",
+    ),
 )

@@ -72,8 +72,9 @@ class Answers:
             self._limits.answered(request.client, request.input_bytes)
         self.count += 1
         self.by_code[code] = self.by_code.get(code, 0) + 1
+        predicted_start_ns = max(-1, plan.expected_start_ns - arrival_ns)
+        started_ns = max(-1, plan.start_ns - arrival_ns)
         if tell and not request.client.gone:
-            expected_ns, start_ns = plan.expected_start_ns, plan.start_ns
             reply = InferReply(
                 request.request_id,
                 code,
@@ -86,9 +87,9 @@ class Answers:
                 plan.worker_id,
                 plan.gpu_id,
                 cold,
-                expected_ns - arrival_ns if expected_ns >= 0 else -1,
+                predicted_start_ns,
                 plan.expected_exec_ns,
-                start_ns - arrival_ns if start_ns >= 0 else -1,
+                started_ns,
                 plan.exec_ns,
                 request.attempts,
             )
@@ -112,6 +113,10 @@ class Answers:
             plan.worker_id,
             plan.gpu_id,
             request.attempts,
+            predicted_start_ns,
+            plan.expected_exec_ns,
+            started_ns,
+            plan.exec_ns,
         )
         self._emit(RequestDone(record))
         return met

@@ -118,6 +118,11 @@ class RequestRecord(_Fact, frozen=True, gc=False):
     worker_id: int = -1
     gpu_id: int = -1
     attempts: int = 0
+    # What was predicted and what happened, from arrival; -1 or 0 where there is nothing to say.
+    predicted_start_ns: int = -1
+    predicted_exec_ns: int = 0
+    start_ns: int = -1
+    exec_ns: int = 0
 
 
 class RequestDone(_Fact, frozen=True, gc=False):

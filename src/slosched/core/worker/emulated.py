@@ -277,4 +277,4 @@ def prepare_emulated(profile: GpuProfile, effect: PrepareModel, *, now_ns: int) 
         return ModelPrepared(
             effect.action_id, None, span, code=Code.UNKNOWN_MODEL, reason=str(error)
         )
-    return ModelPrepared(effect.action_id, model, span, labels=("emulated",))
+    return ModelPrepared(effect.action_id, model, span, random_weights=False, labels=("emulated",))

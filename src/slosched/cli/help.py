@@ -1,0 +1,113 @@
+"""How commands look in `--help`: what a value is called, and which options stand together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+_DURATION, _SIZE, _ADDRESSES = "DURATION", "SIZE", "HOST:PORT"
+
+#: What the value of an option is called, by the option's name, unless the option itself says so. Durations are
+#: written 250us, 2.9ms, 30s, sizes 512MiB, 21.5GiB.
+METAVARS = {
+    "bandwidth": "BITS",
+    "batches": "N,N-M",
+    "bind": "ADDRESS",
+    "client_weights": "value|shares",
+    "clock_offset": _DURATION,
+    "cores": "N,N-M",
+    "default_slo": _DURATION,
+    "device": "DEVICE",
+    "dtype": "DTYPE",
+    "duration": _DURATION,
+    "faults": "FILE|random",
+    "fidelity": "best|paper",
+    "from_": _DURATION,
+    "gc": "idle|auto|off",
+    "host_cache": _SIZE,
+    "interval": _DURATION,
+    "jitter": _DURATION,
+    "latency": _DURATION,
+    "libraries": "NAME,NAME",
+    "log_dir": "DIR",
+    "margin": _DURATION,
+    "max_exec": _DURATION,
+    "name": "NAME",
+    "page_bytes": _SIZE,
+    "pcie": "SIZE/s",
+    "placement": "gain|demand|lru",
+    "profile": "NAME|FILE",
+    "schedule_ahead": _DURATION,
+    "skip": _DURATION,
+    "slo": "DURATION|FACTOR",
+    "span": _DURATION,
+    "stall": "SHARE:DURATION",
+    "to": _DURATION,
+    "type_": "TYPE",
+    "warmup": _DURATION,
+    "weights": "NAME=WEIGHT,...",
+    "weights_cache": _SIZE,
+    "window": _DURATION,
+    "window_length": _DURATION,
+    "workers": f"{_ADDRESSES},...",
+}
+_BY_TYPE = {"<int>": "N", "<int range>": "N", "<float>": "X", "<float range>": "X"}
+_BY_TYPE |= {"<str>": "TEXT", "<path>": "PATH", "<file>": "FILE", "<directory>": "DIR"}
+
+#: A command with fewer options lists them as one.
+_GROUPED_FROM = 12
+_GENERAL = "Options"
+_PANELS = {
+    "The scheduler": (
+        "schedule_ahead", "default_slo", "max_exec", "max_batch", "fidelity", "weights", "client_weights",
+        "max_client_weight", "placement", "max_gpus", "generate_inputs",
+    ),
+    "Addresses": ("workers", "bind", "port", "http_port"),
+    "Models": ("dtype", "channels_last", "libraries"),
+    "Memory": ("weights_cache", "host_cache", "page_bytes", "host_images"),
+    "The processor": ("busy_poll", "cpu", "gc", "torch_threads"),
+}  # fmt: skip
+_PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names}
+
+
+class SloschedCommand(TyperCommand):
+    """A command whose values have names (DURATION, SIZE, HOST:PORT) and whose many options have groups."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for param in self.params:
+            shown: Any = param
+            if param.param_type_name == "option" and shown.metavar is None and not shown.is_flag:
+                shown.metavar = METAVARS.get(str(shown.name)) or _BY_TYPE.get(
+                    shown.display_type(None)
+                )
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments, the general options, then each group of options under its own heading."""
+        arguments: list[tuple[str, str]] = []
+        groups: dict[str, list[tuple[str, str]]] = {_GENERAL: []}
+        options = [p for p in self.get_params(ctx) if p.param_type_name == "option"]
+        grouped = len(options) >= _GROUPED_FROM
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is None:
+                continue
+            if param.param_type_name == "argument":
+                arguments.append(record)
+                continue
+            panel = getattr(param, "rich_help_panel", None) or _PANEL_OF.get(str(param.name))
+            groups.setdefault(panel if grouped and panel else _GENERAL, []).append(record)
+        for heading, records in [("Arguments", arguments), *groups.items()]:
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+
+class SloschedTyper(typer.Typer):
+    """Makes each of its commands a SloschedCommand, unless it is given another class."""
+
+    def command(self, name: str | None = None, **kwargs: Any) -> Any:
+        kwargs.setdefault("cls", SloschedCommand)
+        return super().command(name, **kwargs)

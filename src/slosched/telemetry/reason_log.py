@@ -1,0 +1,92 @@
+"""`request_reasons.jsonl`: why each request that was not answered in time was not, in words and numbers.
+
+The published logs have no room for a reason or a prediction, so these stand in a file of ours beside them. Only
+requests that were refused, failed or answered late have a row: what a run does well costs nothing here. The
+first line is the list of column names, each further line the list of a request's values, both as JSON: a
+reason may hold any text (a model's exception), and JSON keeps it on one line without control characters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from slosched.core.scheduler.interface import RequestRecord
+from slosched.telemetry.table import MalformedLog
+
+FILE_NAME = "request_reasons.jsonl"
+
+_MOST_CHARACTERS = 2_000  # of a reason
+
+
+class Reason(NamedTuple):
+    """One row. Times in ns; `t` is wall-clock time, all others are durations from arrival.
+
+    `predicted_start` and `start` are -1 and `predicted_exec` and `exec` 0 where there was none.
+    """
+
+    t: int
+    request_id: int
+    user_id: int
+    model_id: int
+    code: int
+    reason: str
+    deadline: int
+    latency: int
+    arrival_count: int
+    batch_size: int
+    worker_id: int
+    gpu_id: int
+    attempts: int
+    predicted_start: int
+    predicted_exec: int
+    start: int
+    exec: int
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Reason)
+HEADER = _encoder.encode(Reason._fields).decode()
+
+
+def has_row(record: RequestRecord) -> bool:
+    """True for what was not answered in time."""
+    return not record.deadline_met
+
+
+def reason_of(record: RequestRecord) -> Reason:
+    r = record
+    return Reason(
+        r.departure_ns, r.request_id, r.user_id, r.model_id, int(r.code), r.reason[:_MOST_CHARACTERS],
+        r.slo_ns, r.departure_ns - r.arrival_ns, r.arrival_count, r.batch_size, r.worker_id, r.gpu_id,
+        r.attempts, r.predicted_start_ns, r.predicted_exec_ns, r.start_ns, r.exec_ns,
+    )  # fmt: skip
+
+
+def reason_rows(records: Iterable[RequestRecord]) -> bytes:
+    """Return the rows of `records`, without a newline at the end."""
+    return _encoder.encode_lines([reason_of(record) for record in records])[:-1]
+
+
+def read_reasons(path: Path) -> Iterator[Reason]:
+    """Yield the rows of a log, in order; what a killed process left of its last line is left out.
+
+    Raises MalformedLog if the file cannot be read, or holds something else.
+    """
+    try:
+        with path.open("rb") as lines:
+            header: Any = next(lines, b"")
+            if header.endswith(b"\n") and header[:-1] != HEADER.encode():
+                raise MalformedLog(f"{path}, line 1: this is not the header of such a log")
+            for number, line in enumerate(lines, start=2):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    yield _decoder.decode(line)
+                except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                    raise MalformedLog(f"{path}, line {number}: {error}") from None
+    except OSError as error:
+        raise MalformedLog(f"cannot read the log {path}: {error.strerror}") from error
