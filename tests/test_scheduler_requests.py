@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from scheduler_rig import MS, Rig
+from scheduler_rig import MS, T0, Rig
 from slosched.codes import Code
 from slosched.config import SchedulerConfig
 from slosched.core.scheduler.interface import ClientLost, Drain, FromClient
@@ -96,6 +96,21 @@ def test_an_impossible_request_is_answered_with_6_and_what_was_wrong(
     reply = rig.reply(request)
     assert reply.code == Code.INVALID_REQUEST and words in reply.reason
     assert rig.scheduler.idle and not rig.outstanding()
+
+
+@pytest.mark.parametrize(("late_ns", "met"), [(-1, True), (0, True), (1, False)])
+def test_in_time_means_answered_at_the_deadline_or_before(late_ns: int, met: bool) -> None:
+    """To the nanosecond, by the controller's clock from arrival to answer; the row says the same."""
+    rig, (model,) = Rig.ready()
+    request = rig.infer(model, slo_ms=50)
+    rig.step()
+    (infer,) = rig.outstanding()
+    rig.now_ns = T0 + 50 * MS + late_ns
+    rig.finish(infer, begin_ms=0.5)
+    rig.step()
+    reply = rig.reply(request)
+    assert (reply.code, reply.deadline_met, reply.latency_ns) == (0, met, 50 * MS + late_ns)
+    assert [record.deadline_met for record in rig.records()] == [met]
 
 
 def test_a_request_that_comes_twice_is_answered_once() -> None:

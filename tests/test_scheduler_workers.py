@@ -65,6 +65,17 @@ def test_silent_workers_are_greeted_again_and_named_every_few_seconds() -> None:
     assert any("no answer from worker(s) 0, 1 of 2" in n for n in notes(rig))
 
 
+def test_a_worker_is_lost_at_the_fourth_tick_without_a_word_and_not_before_or_after() -> None:
+    rig, _ = Rig.ready()
+    beat(rig)
+    rig.step(TICK_MS)  # what was heard counts for this one
+    for tick in (2, 3, 4):
+        rig.step(tick * TICK_MS)
+        assert rig.scheduler.ready(), tick
+    rig.step(5 * TICK_MS)
+    assert not rig.scheduler.ready()
+
+
 def test_a_worker_that_falls_silent_is_lost_within_a_second_and_its_requests_are_answered() -> None:
     rig, (model,) = Rig.ready()
     request = rig.infer(model, slo_ms=60_000)
