@@ -163,7 +163,7 @@ def test_the_placement_rule_is_an_option(captured: Captured) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["INFER9", "a:1"], f"unknown controller TYPE 'INFER9'; known: {', '.join(sorted(POLICIES))}"),
+        (["INFER9", "a:1"], f"unknown controller TYPE 'INFER9' (did you mean INFER5?); known: {', '.join(sorted(POLICIES))}"),
         (["INFER5"], "no worker is named"),
         (["INFER5", "0", "6"], "'0' is not a host:port"),
         (["INFER5", "a:1", "0", "6", "5 parsecs"], "schedule_ahead"),
@@ -277,7 +277,7 @@ def test_worker_options_win_over_the_file(captured: Captured, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--device", "tpu"], "unknown device 'tpu'; known: auto, cpu, cuda:N, emulated"),
+        (["--device", "tpu"], "unknown device 'tpu' (did you mean cpu?); known: auto, cpu, cuda:N, emulated"),
         (["--device", "cuda:x"], "unknown device"),
         (["--gpus", "0"], "gpus must be at least 1, not 0"),
         (["--port", "99999"], "port must be within 0..65535"),

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from slosched.errors import InvalidConfig, RunDirectoryInUse
-from slosched.telemetry.writer import LogWriter
+from slosched.telemetry.writer import LogWriter, Rotation
 
 HEADER = "a\tb"
 
@@ -310,3 +310,43 @@ def test_many_rows_are_made_by_the_caller_in_order(tmp_path: Path) -> None:
     assert log.close().written == 5000
     assert path.read_text() == "\n".join([HEADER, *map(str, range(5000)), ""])
     assert threading.current_thread().name in made_in
+
+
+def test_a_log_begins_anew_at_its_bound_and_so_many_parts_stay(tmp_path: Path) -> None:
+    path = tmp_path / "log.tsv"
+    log = LogWriter(path, HEADER, on_error=_no_error, rotation=Rotation(40_000, keep=2))
+    rows = [f"{i:06}\t{i * i:012}" for i in range(12_000)]
+    for begin in range(0, len(rows), 500):
+        for row in rows[begin : begin + 500]:
+            log.append(row)
+        _wait(lambda: log.counts().written == begin + 500)  # noqa: B023
+    assert log.close().dropped == 0
+    parts = [path.with_name("log.tsv.2"), path.with_name("log.tsv.1"), path]
+    assert sorted(tmp_path.iterdir()) == sorted(parts)
+    kept: list[str] = []
+    for part in parts:
+        header, *lines = part.read_text().splitlines()
+        assert header == HEADER and part.stat().st_size <= 40_000
+        kept += lines
+    assert kept == rows[-len(kept) :] and len(kept) > 2_500
+
+
+def test_a_log_that_cannot_begin_anew_goes_on_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    path = tmp_path / "log.tsv"
+    log = LogWriter(path, HEADER, on_error=said.append, rotation=Rotation(100, keep=1))
+
+    def refused(*names: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "replace", refused)
+    rows = [f"{i}\t{i}" for i in range(100)]
+    for row in rows:
+        log.append(row)
+        time.sleep(0.001)
+    counts = log.close()
+    assert (counts.written, counts.dropped) == (100, 0)
+    assert path.read_text().splitlines() == [HEADER, *rows]
+    assert len(said) <= 1 and all("begin anew" in text for text in said)

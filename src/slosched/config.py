@@ -397,3 +397,9 @@ class ControllerConfig:
         False  # the loop never sleeps: a wake-up less for each message, for all of a core
     )
     log_dir: str = ""  # "": CLOCKWORK_LOG_DIR, else ./slosched-runs
+    log_bytes: int = 0  # a log that would be larger begins anew; 0: it grows for ever
+    log_keep: int = 8  # older parts of each log that stay
+
+    def __post_init__(self) -> None:
+        if self.log_bytes < 0 or self.log_keep < 0:
+            raise InvalidConfig("log_bytes and log_keep must be at least 0")

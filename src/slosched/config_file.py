@@ -172,7 +172,7 @@ _SCHEDULER: dict[str, _Reader] = {
 _WEIGHT: dict[str, _Reader] = {"client": _text, "slo_max_ns": _duration, "weight": _number}
 _CONTROLLER: dict[str, _Reader] = {
     "workers": _texts, "port": _integer, "bind": _text, "http_port": _integer, "log_dir": _text,
-    "busy_poll": _flag,
+    "busy_poll": _flag, "log_bytes": _size, "log_keep": _integer,
     "scheduler": _table, "weights": _tables,
 }  # fmt: skip
 

@@ -148,6 +148,15 @@ _HttpPort = Annotated[
         f"{CONTROLLER_PORT + 1} beside the default --port, else a free one; -1: none."
     ),
 ]
+_LogSize = Annotated[
+    str | None,
+    typer.Option(
+        help="A log that would be larger begins anew; what it held becomes NAME.1. Default: one file."
+    ),
+]
+_LogKeep = Annotated[
+    int | None, typer.Option(help="With --log-size: older parts of each log that stay. Default 8.")
+]
 _LogDir = Annotated[
     str | None,
     typer.Option(
@@ -186,6 +195,8 @@ def controller(
     busy_poll: _BusyPoll = None,
     http_port: _HttpPort = None,
     log_dir: _LogDir = None,
+    log_size: _LogSize = None,
+    log_keep: _LogKeep = None,
     config: _Config = None,
 ) -> None:
     """Run a controller: it plans every inference so that it ends before its deadline.
@@ -243,7 +254,15 @@ def controller(
         base,
         scheduler=replace(base.scheduler, policy=type_, **options),
         workers=addresses or worker_addresses(list(base.workers)),
-        **given(port=port, bind=bind, http_port=http_port, log_dir=log_dir, busy_poll=busy_poll),
+        **given(
+            port=port,
+            bind=bind,
+            http_port=http_port,
+            log_dir=log_dir,
+            busy_poll=busy_poll,
+            log_bytes=None if log_size is None else size_bytes("--log-size", log_size),
+            log_keep=log_keep,
+        ),
     )
     _check(resolved)
     from slosched.daemon.controller import run_controller

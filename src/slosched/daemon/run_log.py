@@ -16,36 +16,42 @@ from slosched.telemetry.manifest import ManifestNotWritten, finish_manifest, wri
 from slosched.telemetry.recent import LastMinutes
 from slosched.telemetry.run_dir import claim_run_dir, default_log_dir
 from slosched.telemetry.tally import Recent, Tally
-from slosched.telemetry.writer import LogWriter
+from slosched.telemetry.writer import LogWriter, Rotation
 
 REQUEST_LOG = "clockwork_request_log.tsv"
 ACTION_LOG = "clockwork_action_log.tsv"
 
 Announce = Callable[[str], None]
+_ONE_FILE = Rotation()
 
 
 class RunLog:
     """Derives every telemetry row of a run, once, from the scheduler's records."""
 
-    def __init__(self, directory: Path, *, announce: Announce) -> None:
+    def __init__(
+        self, directory: Path, *, announce: Announce, rotation: Rotation = _ONE_FILE
+    ) -> None:
         self.directory = directory
         self._announce = announce
         self._requests = LogWriter(
             directory / REQUEST_LOG,
             request_log.HEADER,
             rows=request_log.request_rows,
+            rotation=rotation,
             on_error=announce,
         )
         self._actions = LogWriter(
             directory / ACTION_LOG,
             action_log.HEADER,
             rows=action_log.action_rows,
+            rotation=rotation,
             on_error=announce,
         )
         self._reasons = LogWriter(
             directory / reason_log.FILE_NAME,
             reason_log.HEADER,
             rows=reason_log.reason_rows,
+            rotation=rotation,
             on_error=announce,
         )
         self.tally = Tally()
@@ -61,7 +67,8 @@ class RunLog:
         directory = claim_run_dir(wanted)
         resolved = {**asdict(config), "scheduler": asdict(config.scheduler.resolved())}
         write_manifest(directory, "controller", resolved)
-        return cls(directory, announce=announce)
+        rotation = Rotation(config.log_bytes, config.log_keep)
+        return cls(directory, announce=announce, rotation=rotation)
 
     def request(self, record: RequestRecord) -> None:
         self._requests.append(record)

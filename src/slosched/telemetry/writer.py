@@ -44,6 +44,21 @@ class LogCounts:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class Rotation:
+    """When a log begins anew, and how many older parts stay.
+
+    A file that would grow beyond `max_bytes` becomes NAME.1, what was NAME.1 becomes NAME.2, and parts beyond
+    `keep` are deleted. Each part begins with the header. `max_bytes` 0: one file, however large.
+    """
+
+    max_bytes: int = 0
+    keep: int = 8
+
+
+_NEVER = Rotation()
+
+
 def _as_they_are(rows: list[Any]) -> bytes:
     return "\n".join(rows).encode("utf-8", "replace")
 
@@ -51,7 +66,8 @@ def _as_they_are(rows: list[Any]) -> bytes:
 class LogWriter:
     """One log file, made anew at `path` with `header` as its first line.
 
-    `rows` makes records into lines with newlines between them (default: a record is a line, as text).
+    `rotation` bounds the file. `rows` makes records into lines with newlines between them (default: a
+    record is a line, as text).
     `on_error` is called, in words, at most once for a failing disk (from the writer's thread) and
     once for an overflowing buffer (from the caller's); it must not raise. `max_rows` bounds the
     rows that wait; past it rows are dropped and counted. `write` stands in for os.write in tests.
@@ -68,12 +84,14 @@ class LogWriter:
         on_error: Callable[[str], None],
         rows: Callable[[list[Any]], bytes] = _as_they_are,
         max_rows: int = _MAX_ROWS,
+        rotation: Rotation = _NEVER,
         write: Write = os.write,
     ) -> None:
         self.path = path
         self._header = header.encode() + b"\n"
         self._on_error = on_error
         self._max_rows = max_rows
+        self._rotation = rotation
         self._write = write
         self._fd = _create(path)
         self._regular = stat.S_ISREG(os.fstat(self._fd).st_mode)
@@ -174,6 +192,9 @@ class LogWriter:
 
     def _write_lines(self, rows: list[bytes]) -> None:
         lines = b"\n".join(rows) + b"\n" if rows else b""
+        most = self._rotation.max_bytes
+        if most and self._size > len(self._header) and self._size + len(lines) > most:
+            self._begin_anew()
         data = (self._header if self._size == 0 else b"") + lines
         done = 0
         try:
@@ -194,6 +215,28 @@ class LogWriter:
         self._size += done
         self._written += kept
         self._lost += len(rows) - kept
+
+    def _begin_anew(self) -> None:
+        """Make a part of what was written so far. If that fails, the file goes on growing."""
+        if not self._regular or self._torn:
+            return
+        keep = self._rotation.keep
+        try:
+            for number in range(keep, 0, -1):
+                older = self._part(number - 1) if number > 1 else self.path
+                if older.exists():
+                    older.replace(self._part(number))
+            if not keep:
+                self.path.unlink()
+            fd = _create(self.path)
+        except (OSError, InvalidConfig, RunDirectoryInUse) as error:
+            self._report(f"{self.path} cannot begin anew: {error}")
+            return
+        os.close(self._fd)
+        self._fd, self._size = fd, 0
+
+    def _part(self, number: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.{number}")
 
     def _cut_back(self, data: bytes, done: int) -> int:
         """Leave only the whole lines of the `done` bytes written; return their number of bytes."""
