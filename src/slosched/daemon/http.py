@@ -31,6 +31,7 @@ from urllib.parse import parse_qsl
 
 import h11
 
+from slosched.daemon.in_slices import json_text
 from slosched.errors import AddressInUse, InvalidConfig
 
 _REQUEST_WITHIN_S = 5.0
@@ -87,8 +88,19 @@ def sse(data: str, *, event: str | None = None) -> bytes:
     return ("\n".join(lines) + "\n\n").encode()
 
 
-def probe_routes(*, status: Report, health: Report) -> dict[str, Handler]:
-    """/healthz, /readyz and /status, from `status()` and `health()` (report.py)."""
+def probe_routes(
+    *, status: Callable[[], dict[str, Any] | Awaitable[dict[str, Any]]], health: Report
+) -> dict[str, Handler]:
+    """/healthz, /readyz and /status, from `status()` and `health()` (report.py).
+
+    The text of /status is written in slices, and `status` may be made in slices, too.
+    """
+
+    async def everything(_: Request) -> Answer:
+        seen = status()
+        if inspect.isawaitable(seen):
+            seen = await seen
+        return Answer(200, "application/json", await json_text(seen))
 
     def ready(_: Request) -> Answer:
         seen = health()
@@ -98,7 +110,7 @@ def probe_routes(*, status: Report, health: Report) -> dict[str, Handler]:
     return {
         "/healthz": lambda _: json_answer(200, health()),
         "/readyz": ready,
-        "/status": lambda _: json_answer(200, status()),
+        "/status": everything,
     }
 
 
