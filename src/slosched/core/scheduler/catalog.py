@@ -366,7 +366,8 @@ class Catalog:
             return False
         if not waiting.models:
             waiting.models = self._instances(name, message.copies, joined, now_ns=now_ns)
-        if any(model.state is ModelState.FAILED for model in waiting.models):
+        states = {model.state for model in waiting.models}
+        if ModelState.FAILED in states:
             lost = (
                 Code.CANCELLED,
                 "it was given up before, and is being tried again; ask once more",
@@ -375,7 +376,7 @@ class Catalog:
             self._reply(client, message, code, f"cannot load {name!r}: {reason}")
             waiting.answered = True
             return False
-        unloaded = any(model.state is ModelState.LOADING for model in waiting.models)
+        unloaded = ModelState.LOADING in states
         if unloaded and self._preparing_name(name):
             return False
         if unloaded and self._reference(name) is None:
