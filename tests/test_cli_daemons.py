@@ -277,7 +277,10 @@ def test_worker_options_win_over_the_file(captured: Captured, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--device", "tpu"], "unknown device 'tpu' (did you mean cpu?); known: auto, cpu, cuda:N, emulated"),
+        (
+            ["--device", "tpu"],
+            "unknown device 'tpu' (did you mean cpu?); known: auto, cpu, cuda:N, emulated",
+        ),
         (["--device", "cuda:x"], "unknown device"),
         (["--gpus", "0"], "gpus must be at least 1, not 0"),
         (["--port", "99999"], "port must be within 0..65535"),

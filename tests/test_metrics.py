@@ -15,10 +15,10 @@ from scheduler_rig import MS, T0, Rig
 from slosched.codes import ActionType, Code
 from slosched.core.scheduler.interface import ActionDone, RequestDone
 from slosched.daemon.http import Answer, Request
+from slosched.daemon.in_slices import SLICE_NS
 from slosched.daemon.metric_parts import PART_SAMPLES
 from slosched.daemon.metrics import (
     CONTENT_TYPE,
-    SLICE_NS,
     ControllerCollector,
     metrics_routes,
 )

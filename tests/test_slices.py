@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
+from big_controller import big_controller
 from scheduler_rig import MS, T0, Rig
 from slosched.codes import Code
+from slosched.core.scheduler import report
 from slosched.core.scheduler.interface import (
     ClientLost,
     Drain,
@@ -17,8 +22,26 @@ from slosched.core.scheduler.interface import (
     RequestDone,
     ToClient,
 )
-from slosched.core.scheduler.slices import A_STEP, ANSWER, Slices, Work
-from slosched.messages import Goodbye, InferReply
+from slosched.core.scheduler.scheduler import Scheduler
+from slosched.core.scheduler.slices import A_PART, A_STEP, ANSWER, Slices, Work
+from slosched.core.scheduler.state import Model
+from slosched.daemon.in_slices import Slice, json_text
+from slosched.messages import (
+    PROTOCOL_VERSION,
+    CancelRequest,
+    ClientHello,
+    ClientMessage,
+    Goodbye,
+    InferReply,
+    ListModelsReply,
+    ListModelsRequest,
+    LoadModelReply,
+    LoadModelRequest,
+    ModelInfo,
+    StatusReply,
+    StatusRequest,
+)
+from slosched.transport.codec import encode, is_long, pieces_of
 
 QUEUED = 20_000
 #: Answers that one step may give for work in slices, beside what the policy answers.
@@ -52,7 +75,7 @@ def steps_until_idle(rig: Rig, step: Callable[[], list[Effect]]) -> list[int]:
         rig.now_ns += MS // 10
 
 
-def test_slices_do_so_much_a_step_in_the_order_in_which_work_came() -> None:
+def test_slices_do_so_much_a_step_and_all_work_in_turn() -> None:
     did: list[str] = []
 
     def work(name: str, parts: int, cost: int) -> Work:
@@ -69,7 +92,7 @@ def test_slices_do_so_much_a_step_in_the_order_in_which_work_came() -> None:
     for _ in range(2):
         slices.renew()
         slices.go_on()
-    assert (did, slices.waiting) == (["a"] * 5 + ["b"], False)
+    assert (did, slices.waiting) == (["a", "a", "a", "b", "a", "a"], False)
 
 
 @pytest.mark.parametrize("fact", [FromClient(b"many", Goodbye()), ClientLost(b"many")])
@@ -81,6 +104,17 @@ def test_a_client_that_leaves_with_20000_requests_holds_no_step(fact: Event) -> 
     assert max(counts) <= MOST_ANSWERS
     assert sum(counts) > 0.99 * QUEUED and not rig.to_client(InferReply)
     assert not rig.scheduler.leaving
+
+
+def test_20000_cancelled_requests_hold_no_step() -> None:
+    rig, ids = crowded()
+    for request_id in ids:
+        rig.handle(FromClient(b"many", CancelRequest(request_id)))
+    counts = steps_until_idle(rig, rig.step)
+    rig.checker.recount()
+    assert max(counts) <= MOST_ANSWERS
+    assert sum(counts) > 0.99 * QUEUED
+    assert {reply.code for reply in rig.to_client(InferReply)} == {Code.CANCELLED}
 
 
 def test_others_are_served_between_the_slices() -> None:
@@ -132,3 +166,142 @@ def test_the_end_is_answered_in_slices_and_to_everybody() -> None:
     replies = [message for message in to_many if isinstance(message, InferReply)]
     assert len(replies) == len(ids)
     assert {reply.code for reply in replies} == {Code.SHUTTING_DOWN}
+
+
+# ------------------------------------------------------------------------- long replies, brain
+
+INSTANCES = 10_000
+
+
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One number, which grows by the instances that are described, for a status or for a client."""
+    described = [0]
+    info, rows = Model.info, report._models
+
+    def counted_info(model: Model) -> ModelInfo:
+        described[0] += 1
+        return info(model)
+
+    def counted_rows(models: Sequence[Model]) -> list[dict[str, Any]]:
+        described[0] += len(models)
+        return rows(models)
+
+    monkeypatch.setattr(Model, "info", counted_info)
+    monkeypatch.setattr(report, "_models", counted_rows)
+    return described
+
+
+def large(monkeypatch: pytest.MonkeyPatch) -> tuple[Scheduler, list[int]]:
+    scheduler, _ = big_controller(gpus=20, instances=INSTANCES)
+    (model, *_) = Rig.ready()[0].scheduler.cluster.models.values()
+    for each in scheduler.cluster.models.values():
+        each.result = model.result
+    scheduler.handle(FromClient(b"c", ClientHello(PROTOCOL_VERSION, 1, "c")), now_ns=T0)
+    scheduler.schedule(now_ns=T0)
+    return scheduler, counting(monkeypatch)
+
+
+def reply_in_slices(
+    scheduler: Scheduler, described: list[int], message: ClientMessage
+) -> tuple[Any, int]:
+    """The reply to `message`, and the most instances that one step described for it."""
+    most, now_ns, before = 0, T0, described[0]
+    scheduler.handle(FromClient(b"c", message), now_ns=now_ns)
+    for _ in range(1000):
+        effects = scheduler.schedule(now_ns=now_ns)
+        most = max(most, described[0] - before)
+        before = described[0]
+        found = [e.message for e in effects if isinstance(e, ToClient) and e.client == b"c"]
+        if found:
+            return found[0], most
+        assert scheduler.next_wakeup_ns() == now_ns
+        now_ns += MS // 10
+    raise AssertionError("no reply")
+
+
+def test_a_status_of_10000_instances_is_made_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler, described = large(monkeypatch)
+    reply, most = reply_in_slices(scheduler, described, StatusRequest(5))
+    assert len(reply.report["models"]) == reply.report["model_instances"] == INSTANCES
+    assert most <= A_STEP + A_PART
+    brief, most = reply_in_slices(scheduler, described, StatusRequest(6, brief=True))
+    assert (brief.report["models"], most) == ([], 0)
+
+
+def test_a_list_of_10000_models_is_made_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler, described = large(monkeypatch)
+    reply, most = reply_in_slices(scheduler, described, ListModelsRequest(5))
+    assert len(reply.models) == INSTANCES and most <= A_STEP + A_PART
+
+
+def test_a_load_of_many_models_is_answered_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig()
+    rig.hello()
+    rig.join(pages=50)
+    described = counting(monkeypatch)
+    rig.handle(FromClient(b"c", LoadModelRequest(5, "net", 2_500)))
+    rig.step()
+    rig.prepared()
+    counts = []
+    while not rig.to_client(LoadModelReply):
+        before = described[0]
+        if not rig.weights_loaded():
+            rig.now_ns += MS // 10
+            rig.step()
+        counts.append(described[0] - before)
+        assert len(counts) < 200
+    assert len(rig.to_client(LoadModelReply)[0].models) == 2_500 and len(counts) > 5
+    assert max(counts) <= A_STEP + A_PART
+    assert all(model.clients for model in rig.scheduler.cluster.models.values())
+
+
+def test_who_left_before_the_reply_was_made_is_told_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scheduler, _ = large(monkeypatch)
+    for message in (StatusRequest(5), ListModelsRequest(6), Goodbye()):
+        scheduler.handle(FromClient(b"c", message), now_ns=T0)
+    effects: list[Effect] = []
+    while scheduler.slicing:
+        effects += scheduler.schedule(now_ns=T0)
+    assert not [e for e in effects if isinstance(e, ToClient) and e.client == b"c"]
+
+
+# ------------------------------------------------------------------------- long replies, shell
+
+
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 51, 200, 70_000])
+def test_pieces_of_a_long_reply_are_its_bytes(count: int) -> None:
+    info = ModelInfo(
+        1, "net", 0, (1, 2), 5, 5, 5, (4,), "float32", (2,), "float32", False, 1, 1, ()
+    )
+    rows: list[object] = [{"model_id": 1, "name": "net"}] * count
+    replies: list[StatusReply | ListModelsReply | LoadModelReply] = [
+        ListModelsReply(7, (info,) * count, ("net",) * count),
+        LoadModelReply(7, 0, "", (info,) * count),
+        StatusReply(7, {"models": rows, "clients": [], "requests": {"by_code": {}}, "n": count}),
+    ]
+    for reply in replies:
+        pieces = list(pieces_of(reply))
+        assert b"".join(pieces) == encode(reply)
+        assert is_long(reply) == (count > 50)
+        assert max(map(len, pieces)) < 4_000
+
+
+def test_json_in_slices_is_the_same_text_and_lets_others_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    body = {"models": [{"model_id": n, "name": "nét", "b1_ns": 1.5} for n in range(2_000)], "e": []}
+    monkeypatch.setattr(Slice, "over", lambda slice_: True)
+
+    async def written() -> tuple[bytes, int]:
+        turns = 0
+        task = asyncio.ensure_future(json_text(body))
+        while not task.done():
+            turns += 1
+            await asyncio.sleep(0)
+        return task.result(), turns
+
+    text, turns = asyncio.run(written())
+    assert text == json.dumps(body, indent=1).encode() + b"\n"
+    assert turns > 200

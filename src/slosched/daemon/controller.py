@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 from slosched import clock
 from slosched.addresses import bracketed, parse_bind
@@ -35,9 +36,10 @@ from slosched.core.scheduler.interface import (
     ToClient,
     ToWorker,
 )
-from slosched.core.scheduler.report import health_report, status_report
+from slosched.core.scheduler.report import health_report, status_parts
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.daemon.http import HttpServer, probe_routes
+from slosched.daemon.in_slices import Slice, joined
 from slosched.daemon.live import live_routes
 from slosched.daemon.metrics import ControllerCollector, metrics_routes
 from slosched.daemon.run_log import RunLog
@@ -45,6 +47,7 @@ from slosched.errors import AddressInUse, InvalidConfig, MalformedMessage
 from slosched.messages import (
     Action,
     ControllerHello,
+    ControllerToClient,
     ControllerToWorker,
     HeartbeatAck,
     Infer,
@@ -53,7 +56,13 @@ from slosched.messages import (
     WorkerToController,
 )
 from slosched.transport.bundles import ActionBundle, ReplyBundle, RequestBundle, ResultBundle
-from slosched.transport.codec import Frame, decode_from_worker, message_from_client
+from slosched.transport.codec import (
+    Frame,
+    decode_from_worker,
+    is_long,
+    message_from_client,
+    pieces_of,
+)
 from slosched.transport.frames import Frames, random_input
 from slosched.transport.outbox import Outbox
 from slosched.transport.sockets import AsyncReader, BadMessages, Dealer, Router, finish_sending
@@ -100,11 +109,12 @@ class ControllerServer:
         )
         self._bad = BadMessages(announce)
         self._routes = probe_routes(
-            status=lambda: status_report(self.scheduler, now_ns=clock.now_ns()),
+            status=self._status,
             health=lambda: health_report(self.scheduler),
         )
         self._http = HttpServer(self._routes)
         self._frames: Frames[Frame] = Frames(random_input)
+        self._long: set[asyncio.Task[None]] = set()  # long replies that are being encoded
         self._backlog: list[Event] = []  # facts that performing effects brought to light
         self._stop = asyncio.Event()
         self._stop_requested = 0
@@ -204,12 +214,16 @@ class ControllerServer:
             self._perform_all(self.scheduler.abandon(now_ns=clock.now_ns()))
             await asyncio.sleep(0)  # so many answers at a time as hold up nobody
             again = self.scheduler.slicing
+        if self._long:
+            await asyncio.wait(self._long, timeout=1.0)
 
     async def close(self) -> None:
         """Close sockets, timer and files. Idempotent."""
         if self._closed:
             return
         self._closed = True
+        for task in self._long:
+            task.cancel()
         if hasattr(self, "_reader"):
             for reader in (self._reader, *getattr(self, "_worker_readers", ())):
                 reader.close()
@@ -393,7 +407,29 @@ class ControllerServer:
             if client is not None and client.bundles:
                 self._to_clients.put(effect.client, effect.message)
                 return
+        if is_long(effect.message):
+            task = self._loop.create_task(self._send_long(effect.client, effect.message))
+            self._long.add(task)
+            task.add_done_callback(self._long.discard)
+            return
         self._to_clients.send(effect.client, effect.message, frames)
+
+    async def _send_long(self, client: bytes, message: ControllerToClient) -> None:
+        """Encode and send what takes longer than requests should wait; others may overtake it."""
+        encoded = await joined(pieces_of(message))
+        if not self._closed:
+            self._to_clients.send(client, message, [], encoded)
+            self._look_again()
+            if self._backlog:  # it could not be sent
+                self._wake()
+
+    async def _status(self) -> dict[str, Any]:
+        report: dict[str, Any] = {}
+        slice_ = Slice()
+        for _ in status_parts(report, self.scheduler, now_ns=clock.now_ns()):
+            if slice_.over():
+                await slice_.rest()
+        return report
 
     def _to_worker(self, effect: ToWorker) -> None:
         message, worker_id = effect.message, effect.worker_id

@@ -24,13 +24,14 @@ import contextlib
 import errno
 import inspect
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
 
 import h11
 
+from slosched.daemon.in_slices import json_text
 from slosched.errors import AddressInUse, InvalidConfig
 
 _REQUEST_WITHIN_S = 5.0
@@ -41,6 +42,8 @@ _MAX_CONNECTIONS = 64
 MAX_STREAMS = 16
 #: Bytes that wait in a stream's connection before the next part is not asked for.
 _STREAM_BUFFER = 64 * 1024
+#: Bytes of a long answer that are written at once.
+_PART_BYTES = 64 * 1024
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
@@ -87,8 +90,19 @@ def sse(data: str, *, event: str | None = None) -> bytes:
     return ("\n".join(lines) + "\n\n").encode()
 
 
-def probe_routes(*, status: Report, health: Report) -> dict[str, Handler]:
-    """/healthz, /readyz and /status, from `status()` and `health()` (report.py)."""
+def probe_routes(
+    *, status: Callable[[], dict[str, Any] | Awaitable[dict[str, Any]]], health: Report
+) -> dict[str, Handler]:
+    """/healthz, /readyz and /status, from `status()` and `health()` (report.py).
+
+    The text of /status is written in slices, and `status` may be made in slices, too.
+    """
+
+    async def everything(_: Request) -> Answer:
+        seen = status()
+        if inspect.isawaitable(seen):
+            seen = await seen
+        return Answer(200, "application/json", await json_text(seen))
 
     def ready(_: Request) -> Answer:
         seen = health()
@@ -98,7 +112,7 @@ def probe_routes(*, status: Report, health: Report) -> dict[str, Handler]:
     return {
         "/healthz": lambda _: json_answer(200, health()),
         "/readyz": ready,
-        "/status": lambda _: json_answer(200, status()),
+        "/status": everything,
     }
 
 
@@ -183,8 +197,10 @@ class HttpServer:
             if isinstance(answer.body, bytes):
                 length = ("content-length", str(len(answer.body)))
                 payload = b"" if event.method == b"HEAD" else answer.body
-                writer.write(_whole(connection, _head(answer, length), payload))
-                await writer.drain()
+                for text in _whole(connection, _head(answer, length), payload):
+                    writer.write(text)
+                    await writer.drain()
+                    await asyncio.sleep(0)
                 return
         parts = answer.body
         try:
@@ -281,12 +297,15 @@ def _head(answer: Answer, *more: tuple[str, str]) -> h11.Response:
     return h11.Response(status_code=answer.status, headers=headers)
 
 
-def _whole(connection: h11.Connection, head: h11.Response, payload: bytes) -> bytes:
-    events: list[h11.Event] = [head]
-    if payload:
-        events.append(h11.Data(data=payload))
-    events.append(h11.EndOfMessage())
-    return b"".join(connection.send(event) or b"" for event in events)
+def _whole(connection: h11.Connection, head: h11.Response, payload: bytes) -> Iterator[bytes]:
+    """An answer's bytes, in parts that are written between two turns of the event loop."""
+    text = connection.send(head) or b""
+    for at in range(0, len(payload), _PART_BYTES):
+        text += connection.send(h11.Data(data=payload[at : at + _PART_BYTES])) or b""
+        if at + _PART_BYTES < len(payload):
+            yield text
+            text = b""
+    yield text + (connection.send(h11.EndOfMessage()) or b"")
 
 
 def _is_loopback(host: str | None) -> bool:

@@ -12,7 +12,6 @@ a counter further down may be a little younger.
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,6 +30,7 @@ from slosched.codes import REJECTIONS, ActionType, Code
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.state import Gpu, ModelState, RequestState, Worker, WorkerState
 from slosched.daemon.http import Answer, Handler, Request
+from slosched.daemon.in_slices import Slice
 from slosched.daemon.metric_parts import (
     PART_STEPS,
     Part,
@@ -48,9 +48,6 @@ from slosched.units import NS_PER_S
 from slosched.version import __version__
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-#: A scrape lets others run after so long, and the part that it is at: in all about half a millisecond.
-SLICE_NS = 200_000
 
 _LOCAL = ("127.", "localhost:", "[::1]:")
 _GPU = ("worker", "gpu")
@@ -97,14 +94,13 @@ class ControllerCollector(Collector):
         """The text of a scrape. After each slice of time the event loop runs whatever else is due."""
         texts: list[bytes] = []
         before = ""
-        slice_ends_ns = self._now_ns() + SLICE_NS
+        slice_ = Slice(self._now_ns)
         for part in self.parts():
             if part is not None:
                 texts.append(text_of(part, first=part.name != before))
                 before = part.name
-            if self._now_ns() >= slice_ends_ns:
-                await asyncio.sleep(0)
-                slice_ends_ns = self._now_ns() + SLICE_NS
+            if slice_.over():
+                await slice_.rest()
         return b"".join(texts)
 
     def parts(self) -> Iterator[Part]:

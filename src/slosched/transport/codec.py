@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import msgspec
 
 from slosched.errors import MalformedMessage
-from slosched.messages import Heartbeat, InferRequest, Message, WorkerWelcome
+from slosched.messages import (
+    Heartbeat,
+    InferRequest,
+    ListModelsReply,
+    LoadModelReply,
+    Message,
+    StatusReply,
+    WorkerWelcome,
+)
 from slosched.transport.bundles import ForClients, ForWorkers, FromClients, FromWorkers
 
 Frame = bytes | memoryview
@@ -33,6 +41,50 @@ def encode(message: Message) -> bytes:
         if not fields[-1]:
             return _encode((kind.__name__, *fields[:-1]))
     return _encode(message)
+
+
+#: Elements of a long list that are encoded between two looks at the time.
+_A_PART = 16
+
+
+def is_long(message: Message) -> bool:
+    """Whether encoding `message` takes long enough for `pieces_of` to be worth while."""
+    if isinstance(message, StatusReply):
+        return any(isinstance(each, list) and len(each) > 50 for each in message.report.values())
+    return isinstance(message, LoadModelReply | ListModelsReply) and len(message.models) > 50
+
+
+def pieces_of(message: Message) -> Iterator[bytes]:
+    """What `encode` returns of a long message, in pieces that each take some microseconds."""
+    fields = msgspec.structs.astuple(message)
+    yield _head_of(0x90, 0xDC, 1 + len(fields))
+    yield _encode(type(message).__name__)
+    for value in fields:
+        yield from _pieces(value)
+
+
+def _pieces(value: object) -> Iterator[bytes]:
+    if isinstance(value, dict):
+        yield _head_of(0x80, 0xDE, len(value))
+        for key, each in value.items():
+            yield _encode(key)
+            yield from _pieces(each)
+    elif isinstance(value, list | tuple) and len(value) > _A_PART:
+        yield _head_of(0x90, 0xDC, len(value))
+        for at in range(0, len(value), _A_PART):
+            part = value[at : at + _A_PART]
+            yield _encode(part)[len(_head_of(0x90, 0xDC, len(part))) :]
+    else:
+        yield _encode(value)
+
+
+def _head_of(short: int, long: int, count: int) -> bytes:
+    """MessagePack's head of an array or map of `count`: `short` holds up to 15, `long` 16 bits, then 32."""
+    if count < 16:
+        return bytes((short | count,))
+    if count < 2**16:
+        return bytes((long,)) + count.to_bytes(2, "big")
+    return bytes((long + 1,)) + count.to_bytes(4, "big")
 
 
 def _decoder(union: Any, most_bytes: int) -> Callable[[Frame], Any]:

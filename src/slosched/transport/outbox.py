@@ -48,12 +48,19 @@ class Outbox(Generic[Peer, M]):
         if len(waiting) >= MOST:
             self._flush(peer, self._waiting.pop(peer))
 
-    def send(self, peer: Peer, message: Message, frames: list[Frame]) -> None:
-        """Send `message` with `frames` behind it now, after everything that waits for the peer."""
+    def send(
+        self, peer: Peer, message: Message, frames: list[Frame], encoded: bytes | None = None
+    ) -> None:
+        """Send `message` with `frames` behind it now, after everything that waits for the peer.
+
+        `encoded` is the message's bytes, where they were made before.
+        """
         waiting = self._waiting.pop(peer, None)
         if waiting is not None:
             self._flush(peer, waiting)
-        if not self._send(peer, [encode(message), *frames]):
+        if encoded is None:
+            encoded = encode(message)
+        if not self._send(peer, [encoded, *frames]):
             self._failed(peer, message)
 
     def flush(self) -> None:

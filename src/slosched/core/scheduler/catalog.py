@@ -32,6 +32,8 @@ from slosched.messages import (
 from slosched.units import NS_PER_S
 
 MAX_COPIES = 100_000
+#: Models of one load that a step looks at, of those that it awaits.
+_LOOKED_AT = 400
 #: A load asked for before any worker joined is held this long (Clockwork holds 12 s).
 _HOLD_NS = 12 * NS_PER_S
 _PREPARE_WITHIN_NS = 600 * NS_PER_S
@@ -48,6 +50,8 @@ class _Waiting:
     models: list[Model]
     give_up_ns: int
     loaded: bool = False  # all its models are LOADED; only first weights are awaited
+    seen: int = -1  # the catalog's `news` when it was last looked at whether they are loaded
+    measured: int = 0  # so many of its models, in order, are LOADED
     settled: int = 0  # so many of its models, in order, need not be awaited any more
     answered: bool = False
 
@@ -86,6 +90,7 @@ class Catalog:
         self._preparing: dict[int, _Preparation] = {}  # by action id
         self._failures: dict[str, tuple[int, str]] = {}  # by name: the last worker's reason
         self._next_model_id = 0
+        self._news = 0  # counts what may have changed whether models are loaded
         self.hurried = False  # `advance` stopped before it had to wait for anything
 
     # --------------------------------------------------------------------- clients' wishes
@@ -106,12 +111,18 @@ class Catalog:
         self.advance(now_ns=now_ns)
 
     def list_models(self, client: Client, message: ListModelsRequest) -> None:
-        infos = tuple(
-            m.info() for m in self._cluster.models.values() if m.state is ModelState.LOADED
-        )
-        self._cluster.emit(
-            ToClient(client.identity, ListModelsReply(message.request_id, infos, self.loadable()))
-        )
+        self._slices.begin(self._list(client, message))
+
+    def _list(self, client: Client, message: ListModelsRequest) -> Work:
+        models = list(self._cluster.models.values())
+        infos: list[ModelInfo] = []
+        for at in range(0, len(models), A_PART):
+            part = models[at : at + A_PART]
+            infos += [m.info() for m in part if m.state is ModelState.LOADED]
+            yield A_PART
+        if not client.gone:
+            reply = ListModelsReply(message.request_id, tuple(infos), self.loadable())
+            self._cluster.emit(ToClient(client.identity, reply))
 
     def loadable(self) -> tuple[str, ...]:
         """Names that at least one joined worker offers, sorted."""
@@ -139,6 +150,7 @@ class Catalog:
 
     def worker_joined(self, worker: Worker, *, now_ns: int) -> None:
         """Give a worker every model that exists, unless none of its GPUs is used."""
+        self._news += 1
         for name, models in self._by_name.items():
             live = [m for m in models if m.state is not ModelState.FAILED]
             if live and worker.gpus and name in worker.loadable:
@@ -152,6 +164,7 @@ class Catalog:
         for action_id, preparation in list(self._preparing.items()):
             if preparation.worker is worker:
                 del self._preparing[action_id]
+        self._news += 1
         self._take_unlike(now_ns)
         reason = f"worker {worker.label} was lost while it loaded the model"
         for name in list(self._by_name):
@@ -252,6 +265,7 @@ class Catalog:
         preparation = self._preparing.get(action_id)
         if preparation is None or preparation.worker is not worker:
             return None
+        self._news += 1
         return self._preparing.pop(action_id)
 
     def _preparing_name(self, name: str) -> bool:
@@ -276,11 +290,15 @@ class Catalog:
 
     def advance(self, *, now_ns: int) -> None:
         """Move every waiting load as far as it goes. Cheap when nothing waits."""
-        for action_id, preparation in list(self._preparing.items()):
-            if now_ns > preparation.latest_ns:
-                del self._preparing[action_id]
-                reason = f"worker {preparation.worker.label} did not finish within ten minutes"
-                self._give_up(preparation.models[0].name, Code.LOAD_MODEL_TOO_LATE, reason)
+        self.hurried = False
+        while self._preparing:
+            action_id, oldest = next(iter(self._preparing.items()))
+            if now_ns <= oldest.latest_ns:
+                break
+            self._news += 1
+            del self._preparing[action_id]
+            reason = f"worker {oldest.worker.label} did not finish within ten minutes"
+            self._give_up(oldest.models[0].name, Code.LOAD_MODEL_TOO_LATE, reason)
         if self.waiting:
             self.waiting = [w for w in self.waiting if not self._advance_one(w, now_ns)]
 
@@ -295,18 +313,48 @@ class Catalog:
             reason = "no worker is connected to the controller; start one and try again"
             self._reply(client, message, Code.INITIALIZING, reason)
             return True
-        if not waiting.loaded and not self._load(waiting, name, joined, now_ns):
-            return waiting.answered
+        if not waiting.loaded:
+            if waiting.seen == self._news:
+                return False  # it was looked at, and nothing has happened since
+            waiting.seen = self._news
+            if not self._load(waiting, name, joined, now_ns):
+                return waiting.answered
+        if not self._all_settled(waiting, joined):
+            return False
+        self._slices.begin(self._tell(client, message, waiting.models))
+        return True
+
+    def _all_settled(self, waiting: _Waiting, joined: list[Worker]) -> bool:
+        """True once the first weights of all its models have come; looks at some of them each time."""
         models = waiting.models
-        while waiting.settled < len(models):  # not all of them each time
-            if not self._settled(models[waiting.settled]):
+        for model in models[waiting.measured : waiting.measured + _LOOKED_AT]:
+            if model.state is not ModelState.LOADED:
+                self._measure(model, joined)
+                model.state = ModelState.LOADED
+            waiting.measured += 1
+        if waiting.measured < len(models):
+            self.hurried = True
+            return False
+        for model in models[waiting.settled : waiting.settled + _LOOKED_AT]:
+            if not self._settled(model):
                 return False
             waiting.settled += 1
-        for model in models:
-            if client is not None:
-                self.used_by(client, model)
-        self._reply(client, message, Code.OK, "", tuple(m.info() for m in models))
+        if waiting.settled < len(models):
+            self.hurried = True
+            return False
         return True
+
+    def _tell(self, client: Client | None, message: LoadModelRequest, models: list[Model]) -> Work:
+        """Answer a load: its client uses these models from now on."""
+        infos: list[ModelInfo] = []
+        for at in range(0, len(models), A_PART):
+            if client is None or client.gone:
+                return
+            for model in models[at : at + A_PART]:
+                self.used_by(client, model)
+                infos.append(model.info())
+            yield A_PART
+        self._reply(client, message, Code.OK, "", tuple(infos))
 
     def _load(self, waiting: _Waiting, name: str, joined: list[Worker], now_ns: int) -> bool:
         """True once all instances are in host memory. If they cannot be, `waiting` is answered."""
@@ -325,7 +373,8 @@ class Catalog:
             return False
         if not waiting.models:
             waiting.models = self._instances(name, message.copies, joined, now_ns=now_ns)
-        if any(model.state is ModelState.FAILED for model in waiting.models):
+        states = {model.state for model in waiting.models}
+        if ModelState.FAILED in states:
             lost = (
                 Code.CANCELLED,
                 "it was given up before, and is being tried again; ask once more",
@@ -334,17 +383,13 @@ class Catalog:
             self._reply(client, message, code, f"cannot load {name!r}: {reason}")
             waiting.answered = True
             return False
-        unloaded = any(model.state is ModelState.LOADING for model in waiting.models)
+        unloaded = ModelState.LOADING in states
         if unloaded and self._preparing_name(name):
             return False
         if unloaded and self._reference(name) is None:
             self._give_up(name, Code.CANCELLED, "no worker has it any more; ask once more")
             return self._load(waiting, name, joined, now_ns)
         waiting.loaded = True
-        for model in waiting.models:
-            if model.state is not ModelState.LOADED:
-                self._measure(model, joined)
-                model.state = ModelState.LOADED
         return True
 
     def _measure(self, model: Model, joined: list[Worker]) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from slosched.codes import code_name
-from slosched.core.scheduler.state import Gpu, Model, ModelState, Worker, WorkerState
+from slosched.core.scheduler.slices import A_PART, Work
+from slosched.core.scheduler.state import Client, Gpu, Model, ModelState, Worker, WorkerState
 
 if TYPE_CHECKING:
     from slosched.core.scheduler.scheduler import Scheduler
@@ -19,8 +20,38 @@ def status_report(scheduler: Scheduler, *, now_ns: int, brief: bool = False) -> 
     costs little. `counted` is what the shell counted since it started
     (telemetry/tally.py); nothing in virtual time.
     """
-    cluster = scheduler.cluster
-    config = cluster.config
+    report: dict[str, Any] = {}
+    for _ in status_parts(report, scheduler, now_ns=now_ns, brief=brief):
+        pass
+    return report
+
+
+def status_parts(
+    report: dict[str, Any], scheduler: Scheduler, *, now_ns: int, brief: bool = False
+) -> Work:
+    """Fill `report` with what `status_report` returns, in parts: a large cluster's is no snapshot."""
+    report.update(_head(scheduler, now_ns))
+    yield A_PART
+    clients: list[dict[str, Any]] = []
+    workers: list[dict[str, Any]] = []
+    models: list[dict[str, Any]] = []
+    report.update(clients=clients, workers=workers, model_instances=0, models=models)
+    everyone = list(scheduler.clients.values())
+    for at in range(0, len(everyone), A_PART):
+        clients += [_client(client) for client in everyone[at : at + A_PART]]
+        yield A_PART // 2
+    for worker in list(scheduler.cluster.workers.values()):
+        workers.append(_brief_worker(worker) if brief else _worker(worker, now_ns))
+        yield 2 + 3 * len(worker.gpus)
+    instances = list(scheduler.cluster.models.values())
+    report["model_instances"] = len(instances)
+    for at in range(0, 0 if brief else len(instances), A_PART):
+        models += _models(instances[at : at + A_PART])
+        yield A_PART
+
+
+def _head(scheduler: Scheduler, now_ns: int) -> dict[str, Any]:
+    config = scheduler.cluster.config
     return {
         "now_ns": now_ns,
         "incarnation": scheduler.incarnation,
@@ -44,20 +75,15 @@ def status_report(scheduler: Scheduler, *, now_ns: int, brief: bool = False) -> 
         "ready": scheduler.ready(),
         "requests": _requests(scheduler, now_ns),
         "counted": scheduler.counted(),
-        "clients": [
-            {
-                "name": c.name,
-                "unanswered": len(c.requests),
-                "models": len(c.models),
-                "weight": c.weight,
-            }
-            for c in scheduler.clients.values()
-        ],
-        "workers": [
-            _brief_worker(w) if brief else _worker(w, now_ns) for w in cluster.workers.values()
-        ],
-        "model_instances": len(cluster.models),
-        "models": [] if brief else _models(cluster.models.values()),
+    }
+
+
+def _client(client: Client) -> dict[str, Any]:
+    return {
+        "name": client.name,
+        "unanswered": len(client.requests),
+        "models": len(client.models),
+        "weight": client.weight,
     }
 
 

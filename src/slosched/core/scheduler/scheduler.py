@@ -13,6 +13,7 @@ that had arrived was handled. That batching is what keeps a busy controller chea
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ from slosched.core.scheduler.limits import Limits
 from slosched.core.scheduler.overdue import Overdue
 from slosched.core.scheduler.policies import make_policy
 from slosched.core.scheduler.policies.base import LoadsByDemand
-from slosched.core.scheduler.report import status_report
+from slosched.core.scheduler.report import status_parts
 from slosched.core.scheduler.second_tries import MODEL_FAILED, SecondTries
 from slosched.core.scheduler.sessions import TICK_NS, Sessions
 from slosched.core.scheduler.slices import ANSWER, Slices, Work
@@ -159,6 +160,7 @@ class Scheduler:
         self.invalid = 0  # requests that could not be taken; not among those that arrived
         self.draining = False
         self._abandoned = False
+        self._cancelled: deque[Request] = deque()  # by their clients, and not answered yet
         self.incarnation = incarnation
         #: What the shell counts, for the status report.
         self.counted: Callable[[], dict[str, Any]] = dict
@@ -286,17 +288,31 @@ class Scheduler:
         if isinstance(message, CancelRequest):
             request = client.requests.get(message.request_id)
             if request is not None:
-                self._end(request, Code.CANCELLED, "cancelled by its client")
+                self._cancelled.append(request)
+                if len(self._cancelled) == 1:
+                    self._slices.begin(self._cancel())
         elif isinstance(message, LoadModelRequest):
             self.catalog.request_load(client, message, now_ns=now_ns)
         elif isinstance(message, ListModelsRequest):
             self.catalog.list_models(client, message)
         elif isinstance(message, StatusRequest):
-            report = status_report(self, now_ns=now_ns, brief=message.brief)
-            reply = StatusReply(message.request_id, report)
-            self._effects.append(ToClient(client.identity, reply))
+            self._slices.begin(self._report(client, message, now_ns))
         elif isinstance(message, Goodbye):
             self._clients.drop(client.identity, "it left")
+
+    def _cancel(self) -> Work:
+        while self._cancelled:
+            request = self._cancelled.popleft()
+            if request.state is not RequestState.ANSWERED:  # meanwhile
+                self._end(request, Code.CANCELLED, "cancelled by its client")
+            yield ANSWER
+
+    def _report(self, client: Client, message: StatusRequest, now_ns: int) -> Work:
+        report: dict[str, Any] = {}
+        yield from status_parts(report, self, now_ns=now_ns, brief=message.brief)
+        if not client.gone:
+            reply = StatusReply(message.request_id, report)
+            self._effects.append(ToClient(client.identity, reply))
 
     def _infer(self, client: Client, message: InferRequest, event: FromClient, now_ns: int) -> None:
         if message.request_id in client.requests:

@@ -2,7 +2,7 @@
 
 A client that leaves may have 20,000 requests to be answered, a status report 10,000 instances. Such work is
 a generator that says after each small part what it cost, in units of about a microsecond and a half. A step
-does `A_STEP` of them, in the order in which the work came, and asks to be woken at once for the rest.
+does `A_STEP` of them, of all such work in turn, and asks to be woken at once for the rest.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Slices:
         return bool(self._works)
 
     def begin(self, work: Work) -> None:
-        """Do of `work` what this step has units for, unless other work is before it."""
+        """Do of `work` what this step has units for; if there is other work, in turn with that, later."""
         self._works.append(work)
         if len(self._works) == 1:
             self.go_on()
@@ -48,6 +48,7 @@ class Slices:
                 works.popleft()
             else:
                 self._left -= cost
+                works.rotate(-1)
 
     def renew(self) -> None:
         """The step has ended: the next one has its own units."""

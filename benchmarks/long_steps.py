@@ -1,0 +1,331 @@
+"""How long the controller's loop is held: by reports of 10,000 instances, and by 20,000 queued requests.
+
+A controller runs in this process, with a worker and a client that speak the protocol from the same loop.
+A *step* is the controller's: what came is handled, and all effects are performed. A *turn* is one of the
+loop, seen by a callback: a step or a part of a long answer, and also what the client, the worker and the
+callback do in it, so that the loop of a controller alone is held for less. Both are CPU time of this thread,
+which does not count the machine's other work.
+
+    .venv/bin/python benchmarks/long_steps.py [--instances 10000] [--queued 20000] [--repeats 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import platform
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from slosched import clock
+from slosched.config import ControllerConfig, SchedulerConfig
+from slosched.daemon.controller import ControllerServer
+from slosched.messages import (
+    PROTOCOL_VERSION,
+    CancelRequest,
+    ClientHeartbeat,
+    ClientHello,
+    ControllerHello,
+    Goodbye,
+    GpuInfo,
+    Heartbeat,
+    Infer,
+    InferRequest,
+    InferResult,
+    ListModelsReply,
+    ListModelsRequest,
+    LoadModel,
+    LoadModelReply,
+    LoadModelRequest,
+    LoadModelResult,
+    LoadWeights,
+    LoadWeightsResult,
+    Span,
+    StatusReply,
+    StatusRequest,
+    WorkerWelcome,
+)
+from slosched.transport.codec import decode_for_worker, encode
+from slosched.transport.sockets import Dealer, Router
+from slosched.units import NS_PER_MS, NS_PER_S
+
+_SESSION = 7
+_EXEC_NS = NS_PER_S
+_SLO_NS = 20 * 3600 * NS_PER_S
+_WITHIN_S = 100.0
+_BATCHES = (1, 2, 4, 8)
+
+
+class Worker:
+    """Answers a controller's actions: all at once but an Infer, which takes a second whatever its batch."""
+
+    def __init__(self, pages: int) -> None:
+        self.port = (router := Router("127.0.0.1", 0)).port
+        self._router, self._pages, self._peer = router, pages, b""
+        self._task = asyncio.create_task(self._serve())
+
+    def close(self) -> None:
+        self._task.cancel()
+        self._router.close()
+
+    async def _serve(self) -> None:
+        beat_ns = 0
+        while True:
+            for peer, frames in self._router.receive():
+                self._peer = peer
+                message = decode_for_worker(frames[0])
+                for action in getattr(message, "actions", (message,)):
+                    self._answer(action)
+            now_ns = clock.now_ns()
+            if self._peer and now_ns >= beat_ns:
+                beat_ns = now_ns + 100 * NS_PER_MS
+                self._say(Heartbeat(_SESSION, now_ns, 0, 1000))
+            await asyncio.sleep(0.002)
+
+    def _say(self, message: Any) -> None:
+        self._router.send(self._peer, [encode(message)])
+
+    def _answer(self, action: Any) -> None:
+        now_ns = clock.now_ns()
+        if isinstance(action, ControllerHello):
+            gpus = (GpuInfo(0, "made up", self._pages, 2**20),)
+            self._say(
+                WorkerWelcome(
+                    PROTOCOL_VERSION, _SESSION, "", "here", 0, "made up", gpus, ("net",), bundles=True
+                )
+            )  # fmt: skip
+        elif isinstance(action, LoadModel):
+            self._say(
+                LoadModelResult(
+                    _SESSION, action.action_id, Span(0, 0, 0), action.copies, _BATCHES,
+                    (_EXEC_NS,) * len(_BATCHES), 1000, 2**20, 1, (4,), "float32", (2,), "float32", True,
+                    now_ns, now_ns,
+                )
+            )  # fmt: skip
+        elif isinstance(action, LoadWeights):
+            span = Span(now_ns - 1000, now_ns, 1000)
+            self._say(LoadWeightsResult(_SESSION, action.action_id, span, now_ns, now_ns))
+        elif isinstance(action, Infer):
+            asyncio.get_running_loop().call_later(
+                _EXEC_NS / NS_PER_S, self._ran, action.action_id, now_ns
+            )
+
+    def _ran(self, action_id: int, begin_ns: int) -> None:
+        now_ns = clock.now_ns()
+        span = Span(begin_ns, now_ns, now_ns - begin_ns)
+        nothing = Span(0, 0, 0)
+        self._say(
+            InferResult(_SESSION, action_id, nothing, span, nothing, 0, 0, 0, begin_ns, now_ns)
+        )
+
+
+class Bench:
+    """A controller with a worker and clients, and the longest turn of their loop."""
+
+    def __init__(self, server: ControllerServer) -> None:
+        self._server, self.scheduler = server, server.scheduler
+        self._clients = 0
+        self._request_id = 0
+        self._last_ns: int | None = None  # of the callback; None: none runs
+        self._longest_ns = self._longest_step_ns = 0
+        self._step = server._step
+        server._step = self._timed_step  # type: ignore[method-assign]
+
+    def _timed_step(self) -> None:
+        began_ns = time.thread_time_ns()
+        self._step()
+        self._longest_step_ns = max(self._longest_step_ns, time.thread_time_ns() - began_ns)
+
+    async def client(self) -> Dealer:
+        self._clients += 1
+        dealer = Dealer(f"127.0.0.1:{self._server.port}", identity=f"c{self._clients}".encode())
+        there = len(self.scheduler.clients)
+        while not dealer.send([encode(ClientHello(PROTOCOL_VERSION, 1, "bench"))]):
+            await asyncio.sleep(0.002)
+        await until(lambda: len(self.scheduler.clients) > there)
+        return dealer
+
+    def next_id(self) -> int:
+        self._request_id += 1
+        return self._request_id
+
+    async def queued(self, count: int) -> tuple[Dealer, list[int]]:
+        """A client with `count` requests, the last of which is due first."""
+        dealer, ids, arrived = await self.client(), [], self.scheduler.arrived
+        for place in range(count):
+            ids.append(self.next_id())
+            slo_ns = _SLO_NS - place * NS_PER_S
+            while not dealer.send([encode(InferRequest(ids[-1], 0, slo_ns=slo_ns))]):
+                await asyncio.sleep(0.001)
+            if place % 200 == 0:
+                await asyncio.sleep(0)
+        await until(lambda: self.scheduler.arrived >= arrived + count)
+        return dealer, ids
+
+    def heartbeat(self, dealer: Dealer) -> None:
+        dealer.send([encode(ClientHeartbeat())])
+
+    async def measured(self, work: Callable[[], Awaitable[Any]]) -> dict[str, float]:
+        """The longest step and turn (CPU ms), and the whole time (s) of `work`."""
+        for _ in range(3):
+            await asyncio.sleep(0.02)
+        gc.collect()
+        began_ns = clock.now_ns()
+        with self._watch():
+            await work()
+        return {
+            "step": self._longest_step_ns / NS_PER_MS,
+            "turn": self._longest_ns / NS_PER_MS,
+            "whole": (clock.now_ns() - began_ns) / NS_PER_S,
+        }
+
+    @contextmanager
+    def _watch(self) -> Iterator[None]:
+        self._longest_ns = self._longest_step_ns = 0
+        self._last_ns = time.thread_time_ns()
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self._turn, loop)
+        try:
+            yield
+        finally:
+            self._last_ns = None
+
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._last_ns is not None:
+            now_ns = time.thread_time_ns()
+            self._longest_ns = max(self._longest_ns, now_ns - self._last_ns)
+            self._last_ns = time.thread_time_ns()
+            loop.call_soon(self._turn, loop)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(_WITHIN_S):
+        while not true():
+            await asyncio.sleep(0.001)
+
+
+async def ask(dealer: Dealer, message: Any, kind: type) -> None:
+    """Send `message` and wait for a reply of `kind`, which is not decoded: that would hold the loop."""
+    while not dealer.send([encode(message)]):
+        await asyncio.sleep(0.001)
+    head = kind.__name__.encode()
+    async with asyncio.timeout(_WITHIN_S):
+        while True:
+            for frames in dealer.receive():
+                if bytes(frames[0][:64]).find(head) >= 0:
+                    return
+            await asyncio.sleep(0.001)
+
+
+async def http_status(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /status HTTP/1.1\r\nhost: localhost\r\n\r\n")
+    while await reader.read(65536):
+        pass
+    writer.close()
+
+
+async def measure(instances: int, queued: int, directory: Path) -> dict[str, dict[str, float]]:
+    """Everything once, in a new controller."""
+    worker = Worker(pages=64)
+    config = ControllerConfig(
+        SchedulerConfig(), bind="127.0.0.1", port=0, workers=(f"127.0.0.1:{worker.port}",),
+        http_port=0, log_dir=str(directory),
+    )  # fmt: skip
+    server = ControllerServer(config, announce=lambda line: None)
+    await server.start()
+    bench, found = Bench(server), {}
+    await until(server.scheduler.ready)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    owner = await bench.client()
+    beats = asyncio.create_task(beating(bench, owner))
+    found["the first load"] = await bench.measured(
+        lambda: ask(owner, LoadModelRequest(bench.next_id(), "net", instances), LoadModelReply)
+    )
+    for name, message, kind in (
+        ("a load of what is there", LoadModelRequest(bench.next_id(), "net", instances), LoadModelReply),
+        ("slosched models", ListModelsRequest(bench.next_id()), ListModelsReply),
+        ("slosched status", StatusRequest(bench.next_id()), StatusReply),
+    ):  # fmt: skip
+        found[name] = await bench.measured(lambda m=message, k=kind: ask(owner, m, k))  # type: ignore[misc]
+    found["GET /status"] = await bench.measured(lambda: http_status(server._http.port))
+    scheduler = server.scheduler
+    leaver, _ = await bench.queued(queued)
+
+    async def leave() -> None:
+        leaver.send([encode(Goodbye())])
+        await until(lambda: scheduler.arrived - scheduler.answered < 50)
+
+    found["a client leaves"] = await bench.measured(leave)
+    patient, ids = await bench.queued(queued)
+
+    async def cancel() -> None:
+        for place, request_id in enumerate(ids):
+            while not patient.send([encode(CancelRequest(request_id))]):
+                await asyncio.sleep(0.001)
+            if place % 20 == 0:
+                await asyncio.sleep(0)
+        await until(lambda: scheduler.arrived - scheduler.answered < 50)
+
+    found["each request is cancelled"] = await bench.measured(cancel)
+    last, _ = await bench.queued(queued)
+    found["the end, at once"] = await bench.measured(lambda: end(server))
+    beats.cancel()
+    for dealer in (owner, leaver, patient, last):
+        dealer.close()
+    worker.close()
+    return found
+
+
+async def beating(bench: Bench, *dealers: Dealer) -> None:
+    while True:
+        for dealer in dealers:
+            bench.heartbeat(dealer)
+        await asyncio.sleep(0.5)
+
+
+async def end(server: ControllerServer) -> None:
+    """As by two signals: what is in flight is not waited for."""
+    server.stop()
+    server.stop()
+    await server.run()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--instances", type=int, default=10_000)
+    parser.add_argument("--queued", type=int, default=20_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    rows: dict[str, list[dict[str, float]]] = {}
+    for _ in range(options.repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            for name, row in uvloop.run(
+                measure(options.instances, options.queued, Path(folder) / "run")
+            ).items():
+                rows.setdefault(name, []).append(row)
+    print(
+        f"| {options.instances:,} instances, {options.queued:,} queued | longest step, CPU ms "
+        "| longest turn, CPU ms | whole, s |"
+    )
+    print("| :-- | --: | --: | --: |")
+    for name, found in rows.items():
+        middle = {key: sorted(row[key] for row in found)[len(found) // 2] for key in found[0]}
+        print(f"| {name} | {middle['step']:.2f} | {middle['turn']:.2f} | {middle['whole']:.2f} |")
+    print(
+        f"\nMedian of {options.repeats}; Python {platform.python_version()}, {platform.machine()}, "
+        f"{time.strftime('%Y-%m-%d')}."
+    )
+
+
+if __name__ == "__main__":
+    main()
