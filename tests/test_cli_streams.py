@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 
 from slosched.cli import output
 from slosched.cli.guard import guarded
@@ -133,7 +134,7 @@ def test_a_warning_that_cannot_be_written_is_let_go(monkeypatch: pytest.MonkeyPa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     abandoned: list[int] = []
-    monkeypatch.setattr(output.typer, "echo", full)
+    monkeypatch.setattr(typer, "echo", full)
     monkeypatch.setattr(output, "abandon", abandoned.append)
     output.warn("something")
     assert abandoned == [2]

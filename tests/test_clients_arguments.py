@@ -79,10 +79,10 @@ def test_numpys_numbers_are_numbers() -> None:
         [model] = client.load("toy", np.int64(1))  # type: ignore[arg-type]
         answer = client.infer(model, slo=np.float64(0.5), user_id=np.int32(7))  # type: ignore[arg-type]
         assert answer.ok
-        for user_id in (-(2**63), 2**63 - 1):
+        for user_id in (-(2**62), 2**62 - 1):
             assert client.infer(model, user_id=user_id, timeout_s=5).ok
         users = [request.user_id for request in controller.of(InferRequest)]  # type: ignore[attr-defined]
-        assert users == [7, -(2**63), 2**63 - 1]
+        assert users == [7, -(2**62), 2**62 - 1]
 
 
 @pytest.mark.parametrize(

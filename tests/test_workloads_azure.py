@@ -84,6 +84,49 @@ def test_a_malformed_trace_is_named_with_its_line(tmp_path: Path, text: str, wor
     assert words in str(caught.value) and str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("minutes", "words"),
+    [
+        (["1", "3", "4"], "column 6 is '3' where minute 2 should be"),
+        (["2", "3", "4"], "column 5 is '2' where minute 1 should be"),
+        (["1", "2", "2"], "column 7 is '2' where minute 3 should be"),
+        (["1", "2", "total"], "column 7 is 'total' where minute 3"),
+        (["1", "", "3"], "column 6 is '' where minute 2"),
+        ([str(minute) for minute in range(1, 1442)], "1441 minutes; a day has 1440"),
+    ],
+)
+def test_a_minute_that_is_missing_is_an_error(
+    tmp_path: Path, minutes: list[str], words: str
+) -> None:
+    """The calls of all later minutes would come too early, and fewer of them, in silence."""
+    path = tmp_path / SHORT
+    row = ",".join("1" for _ in minutes)
+    path.write_text(
+        f"HashOwner,HashApp,HashFunction,Trigger,{','.join(minutes)}\no,a,f,http,{row}\n"
+    )
+    with pytest.raises(InvalidConfig, match=f"line 1: {words}"):
+        read_trace(path)
+
+
+def test_a_column_about_the_function_that_is_missing_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / SHORT
+    path.write_text("HashOwner,HashApp,HashFunction,1,2,3\no,a,f,1,1,1\n")
+    with pytest.raises(InvalidConfig, match="column 5 is '2' where minute 1 should be"):
+        read_trace(path)
+
+
+def test_quotes_and_semicolons_of_a_spreadsheet(tmp_path: Path) -> None:
+    path = tmp_path / SHORT
+    text = trace_text([1, 2], [3, 4])
+    path.write_text(
+        "\n".join(",".join(f'"{cell}"' for cell in line.split(",")) for line in text.splitlines())
+    )
+    assert [list(row) for row in read_trace(path).rows] == [[3, 4], [1, 2]]
+    path.write_text(text.replace(",", ";"))
+    with pytest.raises(InvalidConfig, match="separated by semicolons"):
+        read_trace(path)
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="cannot read the trace"):
         read_trace(tmp_path)

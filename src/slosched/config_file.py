@@ -27,6 +27,7 @@ from slosched.config import (
 )
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.output_files import write_file
+from slosched.text_files import read_toml
 from slosched.units import parse_bytes, parse_duration_ns, tensor_bytes
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -232,12 +233,7 @@ def _missing(make: Callable[..., object], values: Mapping[str, Any]) -> str:
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidConfig(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidConfig(f"{path} is no TOML file: {error}") from None
+    return read_toml(path, "")[1]
 
 
 # ------------------------------------------------------------------------------------ profiles

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
+import io
 import os
 import sys
 
@@ -15,7 +17,7 @@ SOCKET_NEEDS = 12
 
 
 def open_standard_streams() -> None:
-    """Open /dev/null in place of each closed standard stream.
+    """Open /dev/null in place of each closed standard stream, and let stdout take any text.
 
     The next file or socket would else get the number 0, 1 or 2, and what is printed would be written
     into it.
@@ -25,9 +27,8 @@ def open_standard_streams() -> None:
             os.fstat(number)
         except OSError:
             try:
-                opened = os.open(
-                    os.devnull, os.O_RDWR
-                )  # gets the lowest free number, which is this one
+                # It gets the lowest number that is free, which is this one.
+                opened = os.open(os.devnull, os.O_RDWR)
             except OSError:
                 return
             os.set_inheritable(opened, True)
@@ -37,6 +38,19 @@ def open_standard_streams() -> None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    codecs.register_error("slosched", _written)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # stderr takes any text as it is
+        sys.stdout.reconfigure(errors="slosched")
+
+
+def _written(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What stdout gets for a character that its encoding lacks: of a path the byte it is, else "?"."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return b"".join(
+        bytes([ord(each) - 0xDC00]) if "\udc80" <= each <= "\udcff" else b"?" for each in text
+    ), error.end
 
 
 def require_descriptors(count: int) -> None:

@@ -11,10 +11,10 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from slosched.errors import InvalidConfig
 
@@ -112,6 +112,27 @@ def check_folder(path: Path) -> None:
     check_not_stdout(path)
     if path.exists() and not path.is_dir():
         raise InvalidConfig(f"{path} is not a directory; choose another place for the output")
+
+
+def utf8(text: str) -> str:
+    """`text` as UTF-8 can say it. A path may hold other bytes; each is shown as "\\xff"."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a pair, which no path has
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
+def utf8_document(value: Any) -> Any:
+    """`value` with each text in it, also in keys, as `utf8` gives it: what JSON can be made of."""
+    if isinstance(value, str):
+        return utf8(value)
+    if isinstance(value, Path):
+        return utf8(str(value))
+    if isinstance(value, Mapping):
+        return {utf8_document(key): utf8_document(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [utf8_document(item) for item in value]
+    return value
 
 
 def _kind(mode: int) -> str:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from slosched.analysis.runs import Run
 from slosched.analysis.windows import closing_rows
 from slosched.errors import InvalidConfig
-from slosched.output_files import write_file
+from slosched.output_files import utf8, write_file
 from slosched.telemetry.table import LogTable
 from slosched.units import NS_PER_MS, NS_PER_S
 
@@ -207,5 +207,5 @@ def _draw(
 def _write_columns(path: Path, names: Sequence[str], columns: Sequence[Sequence[object]]) -> Path:
     rows = [names, *zip_longest(*columns, fillvalue="")]
     text = "".join("\t".join(str(cell) for cell in row) + "\n" for row in rows)
-    write_file(path, text.encode())
+    write_file(path, utf8(text).encode())
     return path

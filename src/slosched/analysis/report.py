@@ -19,7 +19,7 @@ from slosched.analysis.fig10 import EXACT
 from slosched.analysis.report_data import RunReport, Say, read_report
 from slosched.analysis.report_page import cards, figure, page, table
 from slosched.errors import InvalidConfig, RunDirectoryInUse
-from slosched.output_files import check_output, write_file
+from slosched.output_files import check_output, utf8, utf8_document, write_file
 
 #: Where the page goes if nobody says otherwise, within the first run directory.
 FILE_NAME = "report.html"
@@ -78,7 +78,7 @@ def write_report(
     title = "Report of " + ", ".join(report.path.resolve().name for report in reports)
     text = "".join(page(title, _body(title, reports, figures)))
     say(f"writing {path}")
-    data = text.encode()
+    data = utf8(text).encode()
     write_file(path, data)
     return Written(path, len(data), [str(run_dir) for run_dir in run_dirs], figures)
 
@@ -141,7 +141,7 @@ def _titled(heading: str, note: str, content: tuple[Any, ...]) -> str:
 
 
 def _manifest(name: str, document: Mapping[str, Any]) -> str:
-    text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+    text = msgspec.json.format(msgspec.json.encode(utf8_document(document)), indent=2).decode()
     cut = ""
     if len(text) > _MANIFEST_CHARACTERS:
         cut = f"\n… {len(text) - _MANIFEST_CHARACTERS:,} characters more in the file"

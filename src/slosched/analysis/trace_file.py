@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from slosched.output_files import new_file
+from slosched.output_files import new_file, utf8_document
 
 
 class TraceFile:
@@ -43,7 +43,7 @@ class TraceFile:
                 self._write = packed.write
             self._write(
                 b'{"displayTimeUnit":"ms","otherData":'
-                + msgspec.json.encode(dict(self._about))
+                + msgspec.json.encode(utf8_document(self._about))
                 + b',"traceEvents":['
             )
             self._open = opened.pop_all()
@@ -68,7 +68,7 @@ class TraceFile:
 
     def add_dict(self, event: Mapping[str, Any]) -> None:
         """Add one event."""
-        self.add(msgspec.json.encode(event).decode())
+        self.add(msgspec.json.encode(utf8_document(event)).decode())
 
 
 def _not_open(data: bytes) -> object:

@@ -14,7 +14,7 @@ from slosched.cli.sim_options import SimOptions, changed, takes_sim_options
 from slosched.cli.stopping import stopped_by_signals
 from slosched.cli.workload import workload_of
 from slosched.errors import InvalidConfig, MissingPackage
-from slosched.output_files import check_folder, check_output, write_file
+from slosched.output_files import check_folder, check_output, utf8_document, write_file
 
 if TYPE_CHECKING:
     from slosched.analysis.compare import Comparison
@@ -241,7 +241,9 @@ def _conclude(
         **({} if held is None else {"bounds": held}),
     }
     path = directory / FILE_NAME
-    write_file(path, (json_text.dumps(document, indent=2, default=str) + "\n").encode())
+    write_file(
+        path, (json_text.dumps(utf8_document(document), indent=2, default=str) + "\n").encode()
+    )
     files = [path, *_draw(comparison, directory, held)]
     if json:
         print_json({**document, "files": [str(file) for file in files]})

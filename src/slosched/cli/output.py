@@ -17,6 +17,7 @@ import typer
 
 from slosched.descriptors import abandon
 from slosched.loadgen.verdict import least_samples
+from slosched.output_files import utf8, utf8_document
 from slosched.units import format_duration
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ _PLAIN_EVERY_S = 5.0
 
 def say(text: str) -> None:
     """Print one line of an answer."""
-    typer.echo(text)
+    # Within another program stdout may be strict, as `open_standard_streams` leaves it nowhere.
+    typer.echo(utf8(text) if getattr(sys.stdout, "errors", "") == "strict" else text)
 
 
 def warn(text: str) -> None:
@@ -67,7 +69,7 @@ class Announcer:
 
 def print_json(document: object) -> None:
     """Print `document` as JSON, for programs. NaN and infinities become null, which JSON has."""
-    say(json.dumps(_finite(document), indent=2, default=str))
+    say(json.dumps(_finite(utf8_document(document)), indent=2, default=str))
 
 
 def _finite(value: Any) -> Any:

@@ -16,7 +16,7 @@ from slosched.cli.output import print_json, run_display, say, table_text, warn
 from slosched.cli.values import duration_ns
 from slosched.cli.workload import workload_of
 from slosched.errors import InvalidConfig
-from slosched.output_files import write_file
+from slosched.output_files import utf8_document, write_file
 
 if TYPE_CHECKING:
     from slosched.analysis.validation import Delays, StepDifference
@@ -407,7 +407,7 @@ def _write(validation: Validation, json: bool) -> None:
 
     directory, plan = validation.directory, validation.plan
     document = {"version": __version__, "host": describe_host(), **validation.as_dict()}
-    text = json_text.dumps(document, indent=1) + "\n"
+    text = json_text.dumps(utf8_document(document), indent=1) + "\n"
     write_file(directory / "validate.json", text.encode())
     files = [directory / "validate.json"]
     try:

@@ -21,7 +21,8 @@ from slosched.units import NS_PER_S, parse_duration_ns
 #: What the controller takes.
 MAX_SLO_NS = 2**62
 _MAX_COPIES = 2**31 - 1
-_INT64 = 2**63
+#: Numbers travel within these bounds (messages.Number).
+_NUMBER = 2**62
 #: 31 years: a time limit for which event loops and clocks still have numbers.
 _MAX_TIMEOUT_S = 1e9
 _MAX_NAME_CHARS = 1024
@@ -109,8 +110,8 @@ def _shown(value: object) -> str:
 
 
 def user_number(user_id: object) -> int:
-    """`user_id` as a signed 64-bit int. Raises InvalidRequest."""
-    return _whole("user_id", user_id, -_INT64, _INT64 - 1)
+    """`user_id` as a number that travels. Raises InvalidRequest."""
+    return _whole("user_id", user_id, -_NUMBER, _NUMBER - 1)
 
 
 def copy_count(copies: object) -> int:
@@ -152,10 +153,10 @@ def check_fields(model_id: Any, slo_factor: Any, slo_ns: Any, user_id: Any) -> N
         and type(slo_factor) in (float, int)
         and 0 <= slo_ns < MAX_SLO_NS
         and 0 <= slo_factor < math.inf
-        and -_INT64 <= user_id < _INT64
+        and -_NUMBER <= user_id < _NUMBER
     ):
         return
-    _whole("model_id", model_id, 0, _INT64 - 1)
+    _whole("model_id", model_id, 0, _NUMBER - 1)
     _whole("slo_ns", slo_ns, 0, MAX_SLO_NS - 1)
     user_number(user_id)
     factor = _number("slo_factor", slo_factor)

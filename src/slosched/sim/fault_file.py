@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from slosched.errors import InvalidConfig, SloschedError
 from slosched.sim.faults import KINDS, Fault, FaultPlan
+from slosched.text_files import read_toml
 from slosched.units import parse_duration_ns
 
 _TIMES = ("at", "for", "by")
@@ -20,16 +20,7 @@ def load_plan(path: str | Path) -> FaultPlan:
     Raises InvalidConfig with the file and the line of the fault that is wrong.
     """
     file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InvalidConfig(f"cannot read the fault plan {file}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InvalidConfig(f"{file} is no text in UTF-8: {error.reason}") from None
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidConfig(f"{file} is no TOML file: {error}") from None
+    text, document = read_toml(file, "the fault plan")
     seed, tables = document.pop("seed", 0), document.pop("fault", [])
     if document:
         raise InvalidConfig(f"{file}: {', '.join(document)}: a plan has only seed and [[fault]]")

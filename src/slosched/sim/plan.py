@@ -13,7 +13,7 @@ import msgspec
 from slosched.config import EmulationNoise, GpuProfile
 from slosched.errors import InvalidConfig
 from slosched.loadgen.results import RunResult, StepResult
-from slosched.output_files import write_file
+from slosched.output_files import utf8_document, write_file
 from slosched.sim.jobs import Job, JobsProgress, Stop, run_many
 from slosched.sim.plan_search import (
     INTERVAL,
@@ -373,5 +373,7 @@ def _why_none(spec: PlanSpec, points: Sequence[Point]) -> list[str]:
 
 def _write(answer: Plan, out: Path) -> None:
     path = out / FILE_NAME
-    data = msgspec.json.format(msgspec.json.encode(answer.as_dict()), indent=2) + b"\n"
+    data = (
+        msgspec.json.format(msgspec.json.encode(utf8_document(answer.as_dict())), indent=2) + b"\n"
+    )
     write_file(path, data)

@@ -19,6 +19,7 @@ from slosched.clock import now_ns
 from slosched.core.scheduler.interface import ActionRecord, Note, RequestRecord
 from slosched.loadgen.progress import ProgressMeter
 from slosched.loadgen.results import RunProgress, RunResult, StepTally, run_result
+from slosched.output_files import utf8_document
 from slosched.sim.client import Phase
 from slosched.sim.run_files import RunFiles
 from slosched.sim.spec import SimSpec
@@ -228,7 +229,9 @@ def spec_document(spec: SimSpec) -> dict[str, Any]:
 
 def spec_digest(spec: SimSpec) -> str:
     """SHA-256 over `spec_document`: equal for specs that give the same bytes with the same version."""
-    return hashlib.sha256(msgspec.json.encode(spec_document(spec), order="sorted")).hexdigest()
+    return hashlib.sha256(
+        msgspec.json.encode(utf8_document(spec_document(spec)), order="sorted")
+    ).hexdigest()
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from slosched.errors import InvalidConfig, SloschedError
-from slosched.output_files import write_file
+from slosched.output_files import utf8_document, write_file
 from slosched.telemetry.run_dir import MANIFEST
 from slosched.version import __version__
 
@@ -130,7 +130,10 @@ def _date() -> str:
 
 
 def _replace(path: Path, document: Mapping[str, object]) -> None:
-    data = msgspec.json.format(msgspec.json.encode(document, enc_hook=str), indent=2) + b"\n"
+    data = (
+        msgspec.json.format(msgspec.json.encode(utf8_document(document), enc_hook=str), indent=2)
+        + b"\n"
+    )
     try:
         write_file(path, data, folders=False)
     except InvalidConfig as error:

@@ -6,6 +6,7 @@ counted, never guessed at.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from slosched.errors import SloschedError
 from slosched.telemetry.cells import Block, NotNumbers
+from slosched.text_files import encoding_of, no_integer, no_number
 
 #: Bytes that are parsed at once: large enough for numpy, small beside the columns they become.
 _BLOCK_BYTES = 1 << 21
@@ -68,10 +70,11 @@ def read_table(
     parts: dict[str, list[Column]] = {name: [] for name in wanted}
     try:
         with path.open("rb") as file:
-            header = file.readline()
+            header = _plain(file.readline())
             _check_header(path, header, columns)
             line, torn = 2, bool(header) and not header.endswith(b"\n")
-            for text in _blocks(file):
+            for block_text in _blocks(file):
+                text = block_text.replace(b"\r\n", b"\n") if b"\r" in block_text else block_text
                 if not text.endswith(b"\n"):
                     torn = True
                     break
@@ -87,6 +90,16 @@ def read_table(
     except OSError as error:
         raise MalformedLog(f"cannot read the log {path}: {error.strerror}") from error
     return LogTable(path, {n: _joined(parts, n, columns[n]) for n in wanted}, int(torn))
+
+
+def _plain(header: bytes) -> bytes:
+    """The header without the marks of other systems."""
+    if encoding_of(header).startswith("utf-16"):
+        return header  # is none
+    header = header.removeprefix(codecs.BOM_UTF8)
+    if header.endswith(b"\r\n"):
+        return header[:-2] + b"\n"
+    return header
 
 
 def _check_header(path: Path, header: bytes, columns: Mapping[str, type]) -> None:
@@ -136,7 +149,8 @@ def _problem(cell: bytes, kind: type) -> str:
     """What is wrong with `cell`; "" if nothing is."""
     if kind is int:
         if not _INTEGER.fullmatch(cell):
-            return "not an integer"
+            said = no_integer(cell.decode("ascii", "replace"))
+            return "not an integer" if said == "no whole number" else said
         return "" if len(cell.lstrip(b"-")) < 20 and abs(int(cell)) < 2**63 else "out of range"
     try:
         if not re.search(rb"[\s_]", cell):
@@ -144,4 +158,5 @@ def _problem(cell: bytes, kind: type) -> str:
             return ""
     except ValueError:
         pass
-    return "not a number"
+    said = no_number(cell.decode("ascii", "replace"))
+    return "not a number" if said == "no number" else said

@@ -175,7 +175,9 @@ class Router(_Port):
             bind = bracketed(self._allow_ipv6(parse_bind(bind)))
             # Port 0: libzmq takes a free one, and says which.
             self._socket.bind(f"tcp://{bind}:{port or '*'}")
-            self.port = port or int(self._socket.getsockopt(zmq.LAST_ENDPOINT).rpartition(b":")[2])
+            self.port = port or int(
+                str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT)).rpartition(":")[2]
+            )
         except InvalidConfig:
             self.close()
             raise

@@ -8,15 +8,17 @@ lack the `.svls`.
 
 from __future__ import annotations
 
+import csv
 import os
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
 from slosched.errors import InvalidConfig
+from slosched.text_files import no_integer, open_lines
 
 DIRECTORY_VARIABLE = "AZURE_TRACE_DIR"
 TRACES = 14
@@ -69,30 +71,49 @@ def ordered(rows: Iterable[Counts]) -> Trace:
 
 def read_trace(path: Path) -> Trace:
     """Read a trace file. Raises InvalidConfig with the file and line of what is wrong."""
-    try:
-        with path.open(encoding="utf-8") as lines:
-            header = next(lines, "").rstrip("\r\n").split(",")
-            columns = len(header)
-            if columns <= _LEADING or not header[_LEADING].strip('"').isdigit():
-                raise InvalidConfig(
-                    f"{path}, line 1: this is no header of such a trace; it has "
-                    f"{', '.join(LEADING_COLUMNS)} and then the minutes, 1 to {DAY_MINUTES}"
-                )
-            rows = [
-                _counts(path, number, line, columns)
-                for number, line in enumerate(lines, start=2)
-                if line.strip()
-            ]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise InvalidConfig(f"cannot read the trace {path}: {reason}") from None
+    with open_lines(path, "the trace") as lines:
+        header = _cells(next(lines, ""))
+        _check_header(path, header)
+        rows = [
+            _counts(path, number, line, len(header))
+            for number, line in enumerate(lines, start=2)
+            if line.strip()
+        ]
     if not rows:
         raise InvalidConfig(f"{path}: the trace has a header and no functions")
     return ordered(rows)
 
 
+def _cells(line: str) -> list[str]:
+    line = line.rstrip("\n")
+    return next(csv.reader([line]), []) if '"' in line else line.split(",")
+
+
+def _check_header(path: Path, header: Sequence[str]) -> None:
+    """Raise InvalidConfig unless the columns are those about the function and then minutes 1, 2, 3, ...
+
+    A minute that is missing would shift all that follow, and the calls of another would be lost.
+    """
+    minutes = [cell.strip() for cell in header[_LEADING:]]
+    semicolons = "; its columns are separated by semicolons, not commas"
+    hint = semicolons if len(header) == 1 and header[0].count(";") > _LEADING else ""
+    if not minutes or not minutes[0].isdecimal():
+        raise InvalidConfig(
+            f"{path}, line 1: this is no header of such a trace; it has "
+            f"{', '.join(LEADING_COLUMNS)} and then the minutes, 1 to {DAY_MINUTES}{hint}"
+        )
+    for minute, cell in enumerate(minutes, start=1):
+        if cell != str(minute):
+            raise InvalidConfig(
+                f"{path}, line 1: column {_LEADING + minute} is {cell[:40]!r} where minute {minute} should "
+                "be; a column was cut out or moved, and the calls of every later minute would be wrong"
+            )
+    if len(minutes) > DAY_MINUTES:
+        raise InvalidConfig(f"{path}, line 1: {len(minutes)} minutes; a day has {DAY_MINUTES}")
+
+
 def _counts(path: Path, number: int, line: str, columns: int) -> Counts:
-    cells = line.rstrip("\r\n").split(",")
+    cells = _cells(line)
     if len(cells) != columns:
         raise InvalidConfig(
             f"{path}, line {number}: {len(cells)} columns where the header has {columns}"
@@ -109,8 +130,13 @@ def _wrong_cell(cells: list[str]) -> str:
         try:
             array("I", (int(cell),))
         except (ValueError, OverflowError):
-            return f"minute {minute} holds {cell!r}, which is no count (0, 1, 2, ...)"
+            return f"minute {minute} holds {cell!r}, which is {_no_count(cell)}"
     return "this is no row of such a trace"
+
+
+def _no_count(cell: str) -> str:
+    said = no_integer(cell)
+    return "no count (0, 1, 2, ...)" if said == "no whole number" or cell.isdecimal() else said
 
 
 def file_stamp(path: Path) -> tuple[int, int] | None:

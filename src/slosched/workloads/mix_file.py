@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slosched.errors import InvalidConfig
+from slosched.text_files import read_toml
 from slosched.workloads.composed import DEFAULT_SLO, Composed
 from slosched.workloads.mix import NAME, MixEntry, mix
 from slosched.workloads.streams import Slo
@@ -49,13 +49,7 @@ def load_mix(
     model instead of theirs. Raises InvalidConfig with the file and the line of what is wrong.
     """
     file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-        table = tomllib.loads(text)
-    except OSError as error:
-        raise InvalidConfig(f"cannot read the models {file}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidConfig(f"{file} is no TOML file: {error}") from None
+    text, table = read_toml(file, "the models")
     return _Reader(file, text, table).mix(rate_per_s, slo)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from slosched.errors import InvalidConfig
+from slosched.text_files import no_integer, no_number, open_lines
 from slosched.units import NS_PER_S, format_duration
 from slosched.workloads.azure_trace import file_stamp
 from slosched.workloads.base import ModelUse, Step
@@ -68,17 +69,12 @@ def read_requests(path: Path) -> Recorded:
 @lru_cache(maxsize=2)
 def _read(path: Path, stamp: object) -> Recorded:
     names: list[str] = []
-    try:
-        # A file from Windows may begin with a byte order mark.
-        with path.open(encoding="utf-8-sig") as lines:
-            header = next(lines, "")
-            if is_csv_header(header):
-                rows, names = _of_csv(path, header, lines)
-            else:
-                rows = list(_rows(path, lines, *_columns(path, header)))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise InvalidConfig(f"cannot read the log {path}: {reason}") from None
+    with open_lines(path, "the log") as lines:
+        header = next(lines, "")
+        if is_csv_header(header):
+            rows, names = _of_csv(path, header, lines)
+        else:
+            rows = list(_rows(path, lines, *_columns(path, header)))
     if not rows:
         raise InvalidConfig(f"{path}: the log holds no requests")
     rows.sort(key=lambda row: row[0])  # stable: equal times stay in the order of the log
@@ -151,7 +147,7 @@ def _integer(cells: Sequence[str], name: str, place: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        raise ValueError(f"column {name}: {text.strip()[:40]!r} is no whole number") from None
+        raise ValueError(f"column {name}: {text.strip()[:40]!r} is {no_integer(text)}") from None
     if not -_MAX_INTEGER < value < _MAX_INTEGER:
         raise ValueError(f"column {name}: {value} is beyond 2^62")
     return value
@@ -162,7 +158,7 @@ def _number(cells: Sequence[str], name: str, place: int) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"column {name}: {text.strip()[:40]!r} is no number") from None
+        raise ValueError(f"column {name}: {text.strip()[:40]!r} is {no_number(text)}") from None
 
 
 class _Recording:

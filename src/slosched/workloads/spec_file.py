@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 
 from slosched.errors import InvalidConfig, UnknownName
+from slosched.text_files import read_toml
 from slosched.workloads import mix
 from slosched.workloads.base import Workload
 from slosched.workloads.mix_file import load_mix
@@ -24,16 +24,7 @@ def load_workload(path: str | Path) -> Workload:
     from slosched.workloads import workload_from_table
 
     file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InvalidConfig(f"cannot read the workload {file}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InvalidConfig(f"{file} is no text in UTF-8: {error.reason}") from None
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidConfig(f"{file} is no TOML file: {error}") from None
+    text, table = read_toml(file, "the workload")
     if "workload" not in table:
         raise InvalidConfig(
             f"{file}: the key workload is missing; it names one of {', '.join(sorted(WORKLOADS))}"

@@ -62,11 +62,10 @@ class Answers:
     ) -> bool:
         """End `request` at `now_ns`; `tell` its client unless that is gone. True if it was in time."""
         request.move(RequestState.ANSWERED)
-        code = int(code)
-        arrival_ns, model = request.arrival_ns, request.model
+        code, arrival_ns, model = int(code), request.arrival_ns, request.model
         met = code == Code.OK and now_ns <= request.deadline_ns
         departure_count = len(model.resident_on)
-        cold = request.arrival_count == 0 and departure_count > 0
+        cold = request.arrival_count == 0 < departure_count
         del request.client.requests[request.request_id]
         if request.input_bytes:
             self._limits.answered(request.client, request.input_bytes)

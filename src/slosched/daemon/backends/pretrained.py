@@ -18,6 +18,7 @@ from torch import nn
 from slosched.config import ModelSource
 from slosched.daemon.backends.zoo import import_transformers
 from slosched.errors import InvalidConfig, SloschedError
+from slosched.text_files import read_text
 
 #: More names of weights or classes than this are not listed.
 _LISTED_AT_MOST = 3
@@ -58,9 +59,7 @@ def from_safetensors(source: ModelSource) -> nn.Module:
 
 def _read_json(path: str) -> dict[str, Any]:
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidConfig(f"cannot read {path}: {error.strerror}") from None
+        values = json.loads(read_text(Path(path), "the config"))
     except ValueError as error:
         raise InvalidConfig(f"{path} is no JSON file: {error}") from None
     if not isinstance(values, dict):

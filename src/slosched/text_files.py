@@ -1,0 +1,97 @@
+"""Texts that people hand in: TOML, CSV and tab-separated logs, written on any system.
+
+One rule for all of them. A byte order mark is passed over, UTF-16 (PowerShell's `>`) is understood, and lines
+may end as on Windows. A number has a decimal point and all its digits: what a spreadsheet rounded, or wrote
+with a comma, is refused, since the times in a log have 19 digits and it keeps 15.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from slosched.errors import InvalidConfig
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_DECIMAL_COMMA = re.compile(
+    r"[+-]?\d{1,3}(\.\d{3})*,\d+([eE][+-]?\d+)?|[+-]?\d+,\d*([eE][+-]?\d+)?"
+)
+_ROUNDED = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+|[+-]?\d+\.\d*")
+
+
+def encoding_of(start: bytes) -> str:
+    """The encoding that a file which begins with `start` says it has; UTF-8 if it says none."""
+    return next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of the file at `path`, with "\\n" at each line's end. `what` it is ("the log") stands before
+    its name in errors; empty, the name is enough.
+
+    Raises InvalidConfig if it cannot be read or is no text.
+    """
+    with reading(path, what), path.open("rb") as file:
+        return _wrapped(file).read()
+
+
+@contextmanager
+def open_lines(path: Path, what: str) -> Iterator[Iterator[str]]:
+    """Read the lines of the file at `path`, each with "\\n" at its end. Raises as `read_text`."""
+    with reading(path, what), path.open("rb") as file:
+        yield _wrapped(file)
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Turn what goes wrong while the file `path` is read into an InvalidConfig."""
+    named = f"{what} {path}".strip()
+    try:
+        yield
+    except OSError as error:
+        raise InvalidConfig(f"cannot read {named}: {error.strerror}") from None
+    except UnicodeError as error:
+        reason = getattr(error, "reason", None) or str(error)
+        raise InvalidConfig(f"cannot read {named}: it is no text in UTF-8 ({reason})") from None
+
+
+def read_toml(path: Path, what: str) -> tuple[str, dict[str, Any]]:
+    """The text of a TOML file and what it says. Raises InvalidConfig, with the place of an error."""
+    text = read_text(path, what)
+    try:
+        return text, tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidConfig(f"{path} is no TOML file: {error}") from None
+
+
+def no_integer(text: str) -> str:
+    """What `text` is instead of a whole number, for an error about a cell."""
+    text = text.strip()
+    if _DECIMAL_COMMA.fullmatch(text):
+        return _COMMA
+    if _ROUNDED.fullmatch(text):
+        return "a number that a spreadsheet rounded; export the column as text, with all its digits"
+    return "no whole number"
+
+
+def no_number(text: str) -> str:
+    """What `text` is instead of a number, for an error about a cell."""
+    return _COMMA if _DECIMAL_COMMA.fullmatch(text.strip()) else "no number"
+
+
+_COMMA = "a number with a decimal comma; export the file with decimal points"
+
+
+def _wrapped(file: BinaryIO) -> TextIOWrapper:
+    encoding = encoding_of(file.read(4))
+    file.seek(0)
+    return TextIOWrapper(file, encoding=encoding, newline=None)
