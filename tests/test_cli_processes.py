@@ -269,7 +269,7 @@ def test_a_demo_that_is_interrupted_ends_its_children(tmp_path: Path) -> None:
     assert process.returncode == 128 + signal.SIGTERM, stderr
     assert len(children) == 3  # worker, controller, client
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
-    assert "what it recorded is in" in stderr
+    assert "partial results are in" in stderr
 
 
 def _children_of(pid: int) -> list[int]:
