@@ -38,7 +38,10 @@ def help_of(name: str) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_values_have_names_and_not_types(name: str) -> None:
-    assert re.findall(r"^ +--[a-z-]+.*<(?:str|int|float|path|file|list)", help_of(name), re.MULTILINE) == []
+    assert (
+        re.findall(r"^ +--[a-z-]+.*<(?:str|int|float|path|file|list)", help_of(name), re.MULTILINE)
+        == []
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from slosched.analysis import report_words as words
 from slosched.analysis.fig10 import EXACT
 from slosched.analysis.report_data import RunReport, Say, read_report
 from slosched.analysis.report_page import cards, figure, page, table
+from slosched.analysis.runs import distinct_names
 from slosched.errors import InvalidConfig, RunDirectoryInUse
 
 #: Where the page goes if nobody says otherwise, within the first run directory.
@@ -71,10 +72,13 @@ def write_report(
         raise RunDirectoryInUse(
             f"{path} is there already; --force replaces it, --out takes another name"
         )
-    reports = [read_report(run_dir, window=window, say=say) for run_dir in run_dirs]
+    reports = [
+        replace(read_report(run_dir, window=window, say=say), name=name)
+        for run_dir, name in zip(run_dirs, distinct_names(run_dirs), strict=True)
+    ]
     say("drawing")
     figures: list[str] = []
-    title = "Report of " + ", ".join(report.path.resolve().name for report in reports)
+    title = "Report of " + ", ".join(report.name for report in reports)
     text = "".join(page(title, _body(title, reports, figures)))
     say(f"writing {path}")
     data = text.encode()
@@ -118,7 +122,7 @@ def _compared(reports: Sequence[RunReport], figures: list[str]) -> Iterator[str]
 
 
 def _run(report: RunReport, prefix: str, figures: list[str]) -> Iterator[str]:
-    name = escape(report.path.resolve().name)
+    name = escape(report.name)
     if prefix:
         yield f'<h2 class="run" id="{prefix}">{name}</h2>'
     about = " · ".join(escape(text) for text in words.about(report) if text)

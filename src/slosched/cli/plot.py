@@ -176,6 +176,7 @@ def fig7(
     """
     place = _directory(out, run_dirs)
     from slosched.analysis.fig7 import plot_fig7
+    from slosched.analysis.runs import invalid_verdict
     from slosched.analysis.tables import as_json, render_text, summarise_steps
 
     files = plot_fig7(run_dirs, place, published=published)
@@ -185,7 +186,9 @@ def fig7(
         return
     if table:
         for run_dir in run_dirs:
-            say(f"{run_dir}\n{render_text(summarise_steps(run_dir))}\n")
+            invalid = invalid_verdict(run_dir)
+            notice = f"\n{invalid}" if invalid else ""
+            say(f"{run_dir}\n{render_text(summarise_steps(run_dir))}{notice}\n")
     for file in files:
         say(f"wrote {file}")
 
