@@ -142,9 +142,13 @@ def test_the_placement_rule_is_an_option(captured: Captured) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["INFER9", "a:1"], f"unknown controller TYPE 'INFER9'; known: {', '.join(sorted(POLICIES))}"),
+        (
+            ["INFER9", "a:1"],
+            "unknown controller TYPE 'INFER9' (did you mean INFER5?); known: "
+            + ", ".join(sorted(POLICIES)),
+        ),
         (["INFER5"], "no worker is named"),
-        (["INFER5", "0", "6"], "'0' is no host:port"),
+        (["INFER5", "0", "6"], "'0' is not a host:port"),
         (["INFER5", "a:1", "0", "6", "5 parsecs"], "schedule_ahead"),
         (["INFER5", "a:1", "0", "-6"], "max_gpus must be at least 1, not -6"),
         (["INFER5", "a:1", "0", "6", "-5000000"], "schedule_ahead: '-5000000' is negative"),

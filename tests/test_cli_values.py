@@ -30,16 +30,16 @@ def test_empty_parts_are_no_workers() -> None:
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        ("gpu01", "no host:port"),
-        ("gpu01:", "no host:port"),
-        (":12345", "no host:port"),
+        ("gpu01", "not a host:port"),
+        ("gpu01:", "not a host:port"),
+        (":12345", "not a host:port"),
         ("a:0", "1..65535"),
         ("a:70000", "1..65535"),
         ("a:9-3", "ascending"),
         ("a:1-65535", "more than 1024"),
         ("a:1,a:1", "named twice"),
         ("a:1-3,a:2", "named twice"),
-        ("tcp://a:1", "no host:port"),
+        ("tcp://a:1", "not a host:port"),
     ],
 )
 def test_wrong_workers_are_named(text: str, wrong: str) -> None:

@@ -242,7 +242,7 @@ def test_complete_runs_are_not_run_again_but_others_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("policies", "said"),
     [
-        ("INFER5,INFER9", "unknown scheduler TYPE 'INFER9'; known: AIMD"),
+        ("INFER5,INFER9", "unknown scheduler TYPE 'INFER9' (did you mean INFER5?); known: AIMD"),
         ("INFER5:exact", "unknown fidelity 'exact'"),
         ("EDF,EDF", "the TYPE EDF is named twice"),
         ("EDF,", "commas between"),

@@ -136,7 +136,10 @@ def test_any_workload_may_have_a_duration() -> None:
     [
         ("workload = \n", "is no TOML file: Invalid value (at line 1, column 12)"),
         ("model = 'm'\n", "the key workload is missing; it names one of"),
-        ('workload = "azur"\n', "spec.toml, line 1: unknown workload 'azur'; known: azure, "),
+        (
+            'workload = "azur"\n',
+            "spec.toml, line 1: unknown workload 'azur' (did you mean azure?); known",
+        ),
         (
             '# a sweep\nworkload = "gamma"\nspeed = 3\n',
             "spec.toml, line 3: unknown key of gamma 'speed'",
@@ -236,7 +239,9 @@ def test_a_synthetic_trace_is_announced_and_a_file_is_not(
 
 
 def test_an_unknown_workload_lists_those_there_are() -> None:
-    with pytest.raises(UnknownName, match=r"unknown workload 'spm'; known: azure, .*, zipf"):
+    with pytest.raises(
+        UnknownName, match=r"unknown workload 'spm' .*spam.*; known: azure, .*, zipf"
+    ):
         parse_workload("spm", [])
 
 

@@ -37,7 +37,11 @@ class UnknownName(InvalidConfig):
 
     def __init__(self, kind: str, name: str, known: list[str]) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
-        close = get_close_matches(name, self.known, 1) if len(self.known) <= _LISTED_AT_MOST else ()
+        close = (
+            get_close_matches(name, self.known, 1, 0.75)
+            if len(self.known) <= _LISTED_AT_MOST
+            else ()
+        )
         hint = f" (did you mean {close[0]}?)" if close else ""
         super().__init__(f"unknown {kind} {name!r}{hint}; known: {known_names(name, known)}")
 

@@ -65,7 +65,7 @@ def write_report(
         raise InvalidConfig("nothing to report: name at least one run directory")
     for run_dir in run_dirs:
         if not run_dir.is_dir():
-            what = "is no directory" if run_dir.exists() else "does not exist"
+            what = "is not a directory" if run_dir.exists() else "does not exist"
             raise InvalidConfig(f"{run_dir} {what}; give the directory of a run")
     path = out or run_dirs[0] / FILE_NAME
     if path.exists() and not force:

@@ -72,7 +72,7 @@ def _directory(out: Path | None, run_dirs: Sequence[Path]) -> Path:
     """Where the figure goes. Raises InvalidConfig unless every run directory is one."""
     for run_dir in run_dirs:
         if not run_dir.is_dir():
-            raise InvalidConfig(f"{run_dir} is no directory; give the directory of a run")
+            raise InvalidConfig(f"{run_dir} is not a directory; give the directory of a run")
     return out or run_dirs[0] / "figures"
 
 

@@ -113,7 +113,7 @@ def worker_addresses(texts: list[str]) -> tuple[str, ...]:
         match = _ADDRESS.match(part)
         if match is None:
             raise InvalidConfig(
-                f"{part!r} is no host:port; write workers as host:{WORKER_PORT}, "
+                f"{part!r} is not a host:port; write workers as host:{WORKER_PORT}, "
                 f"host:{WORKER_PORT}-{WORKER_PORT + 3} or a comma-separated list of these"
             )
         first = int(match["first"])
@@ -146,7 +146,7 @@ def weight_rules(option: str, text: str) -> tuple[WeightRule, ...]:
         except InvalidConfig as error:
             raise InvalidConfig(f"{option} {part.strip()!r}: {error}") from None
         except ValueError:
-            raise InvalidConfig(f"{option} {part.strip()!r}: {number!r} is no number") from None
+            raise InvalidConfig(f"{option} {part.strip()!r}: {number!r} is not a number") from None
     return tuple(rules)
 
 

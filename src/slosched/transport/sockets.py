@@ -178,7 +178,7 @@ class Dealer(_Port):
             self._socket.connect(f"tcp://{address}")
         except zmq.ZMQError as error:
             self.close()
-            raise PeerUnreachable(f"{address!r} is no host:port: {error.strerror}") from None
+            raise PeerUnreachable(f"{address!r} is not a host:port: {error.strerror}") from None
 
     def receive(self) -> list[list[Frame]]:
         """Everything that waits, up to a bound."""

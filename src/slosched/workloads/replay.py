@@ -151,7 +151,7 @@ def _integer(cells: Sequence[str], name: str, place: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        raise ValueError(f"column {name}: {text.strip()[:40]!r} is no whole number") from None
+        raise ValueError(f"column {name}: {text.strip()[:40]!r} is not a whole number") from None
     if not -_MAX_INTEGER < value < _MAX_INTEGER:
         raise ValueError(f"column {name}: {value} is beyond 2^62")
     return value
@@ -162,7 +162,7 @@ def _number(cells: Sequence[str], name: str, place: int) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"column {name}: {text.strip()[:40]!r} is no number") from None
+        raise ValueError(f"column {name}: {text.strip()[:40]!r} is not a number") from None
 
 
 class _Recording:
