@@ -60,10 +60,11 @@ demo: install
 
 # ------------------------------------------------------------------------------------ checks
 
-# Every check runs, also after one that failed; the last lines say how each ended. The types take one core
+# Every check runs, also after one that failed; the last lines say how each ended and name each test that failed. The types take one core
 # for longer than all the short checks together, so they run beside those; the tests have the machine alone.
 check: install
-	@report=""; failed=0; began=$$SECONDS; types=$$(mktemp -d); trap 'rm -rf "$$types"' EXIT; \
+	@echo "make check: up to 15 minutes on two cores (make lint, for example, runs one of $(CHECKS))"; \
+	report=""; failed=0; began=$$SECONDS; types=$$(mktemp -d); trap 'rm -rf "$$types"' EXIT; \
 	ended() { \
 	  report+=$$(printf '%-8s %-6s %4d s' $$1 $$2 $$3)$$'\n'; \
 	  if [ $$2 != ok ]; then failed=$$((failed + 1)); fi; }; \
@@ -79,7 +80,9 @@ check: install
 	  ended $$check $$verdict $$((SECONDS - start)); \
 	done; \
 	printf '\n%s' "$$report"; \
-	if [ -s $(VENV)/.pytest-summary ]; then tail -n 1 $(VENV)/.pytest-summary; fi; \
+	if [ -s $(VENV)/.pytest-summary ]; then \
+	  grep -E '^(FAILED|ERROR) ' $(VENV)/.pytest-summary || true; \
+	  grep -E ' in [0-9.]+s( \(|$$| =)' $(VENV)/.pytest-summary || true; fi; \
 	if [ $$failed -eq 0 ]; then echo "make check: all of $(CHECKS) passed in $$((SECONDS - began)) s"; \
 	else echo "make check: $$failed of $(words $(CHECKS)) checks FAILED"; exit 1; fi
 

@@ -371,7 +371,10 @@ def test_the_commands_draw_and_print_their_numbers(
 @pytest.mark.parametrize("name", ["fig5", "fig6", "fig8", "fig9", "fig10", "fig11"])
 def test_a_directory_without_a_run_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
-    for place, words in ((tmp_path / "empty", "has no"), (tmp_path / "absent", "is no directory")):
+    for place, words in (
+        (tmp_path / "empty", "has no"),
+        (tmp_path / "absent", "is not a directory"),
+    ):
         done = CliRunner().invoke(app, ["plot", name, str(place)])
         assert done.exit_code != 0
         assert words in str(done.exception) + done.output

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from slosched.analysis.runs import open_run, read_requests
+from slosched.analysis.runs import distinct_names, open_run, read_requests
 from slosched.analysis.tables import CONTROLLER_VIEW, summarise_steps
+from slosched.cli.app import app
 from slosched.telemetry.client_log import COLUMNS as CLIENT_COLUMNS
 from slosched.telemetry.client_log import HEADER as CLIENT_HEADER
 from slosched.telemetry.request_log import COLUMNS, HEADER
@@ -62,6 +65,23 @@ def test_without_a_client_s_log_or_for_everyone_all_rows_count(run_dir: Path) ->
     assert len(read_requests(run_dir, everyone=True)) == 106
     (run_dir / "client_log.tsv").unlink()
     assert len(read_requests(run_dir)) == 106
+
+
+def test_a_sweep_that_does_not_count_says_so_where_it_is_shown(run_dir: Path) -> None:
+    verdict = "INVALID: issue delay p99 9ms is above its bound of 2ms"
+    manifest = {"kind": "client", "complete": True, "outcome": {"valid": False, "verdict": verdict}}
+    (run_dir / "client_manifest.json").write_text(json.dumps(manifest))
+    assert "(INVALID)" in open_run(run_dir).label
+    shown = CliRunner().invoke(app, ["plot", "fig7", str(run_dir)])
+    assert shown.exit_code == 0 and verdict in shown.output
+
+
+def test_directories_of_one_name_are_told_apart() -> None:
+    paths = [Path("/runs/infer5/seed=0"), Path("/runs/fifo/seed=0"), Path("/runs/fifo/seed=1")]
+    assert distinct_names(paths) == ["infer5/seed=0", "fifo/seed=0", "fifo/seed=1"]
+    assert distinct_names(paths[1:]) == ["seed=0", "seed=1"]
+    assert distinct_names([paths[0], paths[0]]) == ["seed=0", "seed=0"]  # one run, twice
+    assert distinct_names([]) == []
 
 
 def test_a_client_s_log_of_another_run_takes_nothing_away(run_dir: Path) -> None:

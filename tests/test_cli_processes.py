@@ -65,8 +65,12 @@ print([name for name in {HEAVY!r} if name in sys.modules])
         (["controller", "INFER9", "a:1"], 2, "unknown controller TYPE 'INFER9'"),
         (["client", "no-such-workload"], 2, "unknown workload 'no-such-workload'"),
         (["worker", "--device", "emulated", "--profile", "p999"], 2, "unknown profile 'p999'"),
-        (["plot", "fig99", "x"], 2, "unknown figure 'fig99'; known: fig10, fig11, fig5"),
-        (["plot", "fig7", "no-such-dir"], 2, "no-such-dir is no directory"),
+        (
+            ["plot", "fig99", "x"],
+            2,
+            "unknown figure 'fig99' (did you mean fig9?); known: fig10, fig11, fig5",
+        ),
+        (["plot", "fig7", "no-such-dir"], 2, "no-such-dir is not a directory"),
         (["worker", "--no-such-option"], 2, "--no-such-option"),
         (["status", "127.0.0.1:1"], 5, "no controller answered at 127.0.0.1:1"),
         (["profile", "resnet50", "--device", "emulated"], 2, "has nothing to measure"),
@@ -269,7 +273,7 @@ def test_a_demo_that_is_interrupted_ends_its_children(tmp_path: Path) -> None:
     assert process.returncode == 128 + signal.SIGTERM, stderr
     assert len(children) == 3  # worker, controller, client
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
-    assert "what it recorded is in" in stderr
+    assert "partial results are in" in stderr
 
 
 def _children_of(pid: int) -> list[int]:

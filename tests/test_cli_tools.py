@@ -47,12 +47,16 @@ def test_plot_passes_its_words_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 @pytest.fixture
-def phases(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The demo's phases, by name, without their processes."""
+def phases(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The demo's phases, by name, without their processes. Its sweeps count, unless the parameter says no."""
+    valid = getattr(request, "param", True)
     ran: list[str] = []
 
     def phase(directory: Path, seconds: float) -> Path:
         ran.append(directory.name)
+        directory.mkdir()
+        document = {"sent": 10, "satisfaction_client_from_scheduled_send": 0.9, "valid": valid}
+        (directory / "client.json").write_text(json.dumps(document))
         return directory
 
     monkeypatch.setattr(slosched.cli.demo, "_real_phase", phase)
@@ -69,6 +73,24 @@ def test_the_demo_without_torch_says_so_and_runs_the_rest(
     assert result.exit_code == 0, result.output
     assert phases == ["emulated"]
     assert "pip install slosched[torch,models]" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("phases", "said"),
+    [(True, "the sweep counts"), (False, "the sweep is INVALID")],
+    indirect=["phases"],
+)
+def test_the_demo_ends_with_a_verdict_and_what_to_do_next(
+    phases: list[str], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(slosched.cli.demo, "find_spec", lambda name: object())
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "d")])
+    assert result.exit_code == 0, result.output
+    verdict, _, after = result.stdout.partition("\nverdict\n")[2].partition("\nnext\n")
+    assert verdict.count(said) == len(phases) == 2
+    assert ("slosched doctor" in verdict) == ("INVALID" in said)
+    assert len([line for line in after.splitlines() if line.startswith("  ")]) == 3
+    assert result.stdout.splitlines()[-1].endswith(str(tmp_path / "d"))
 
 
 def test_the_demo_without_matplotlib_still_ends_well(

@@ -92,7 +92,7 @@ def test_the_answer_is_a_sentence() -> None:
         ": 1000 requests/s holds, the highest rate that was asked for"
     )
     assert find_max_rate(Known(50), SEARCH).text.endswith(
-        ": no rate is known to hold, 100 does not hold"
+        ": no rate was found to hold, 100 does not hold"
     )
 
 
@@ -158,7 +158,7 @@ def test_a_problem_ends_the_search_with_what_is_known(after: int) -> None:
 
     found = find_max_rate(probe, SEARCH)
     assert found.end is End.STOPPED and found.problem == "gone" and len(found.tried) == after + 1
-    assert found.text.endswith("and then the search ended: gone")
+    assert found.text.endswith("the search ended early: gone")
     assert (found.holds is None) == (after == 0)
 
 
@@ -256,7 +256,7 @@ def test_a_simulated_search(tmp_path: Path) -> None:
 def test_not_even_the_lowest_rate_is_exit_code_1() -> None:
     words = ["--gpus", "1", "--low", "2000", "--window", "1s"]
     done = CliRunner().invoke(app, ["max-rate", "INFER5", *MODEL, *words])
-    assert done.exit_code == 1 and "no rate is known to hold, 2000 does not hold" in done.stdout
+    assert done.exit_code == 1 and "no rate was found to hold, 2000 does not hold" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_what_is_disturbed_too_often_is_exit_code_8(monkeypatch: pytest.MonkeyPa
 
 def test_a_controller_that_went_away_is_exit_code_5(monkeypatch: pytest.MonkeyPatch) -> None:
     done = live(monkeypatch, result(problem="the controller went away"))
-    assert done.exit_code == 5 and "the search ended: the controller went away" in done.stdout
+    assert done.exit_code == 5 and "the search ended early: the controller went away" in done.stdout
 
 
 def test_nobody_there_is_exit_code_5() -> None:

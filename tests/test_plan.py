@@ -301,7 +301,7 @@ def test_the_documented_example_is_answered(tmp_path: Path) -> None:
     options += ["--target", "0.9", "--duration", "0.5", "--gpus", "3..6"]
     result = invoke(*options)
     assert result.exit_code == 0, result.output
-    assert "x v100 keep 90 % of all requests in time, with 95 % confidence" in result.stdout
+    assert "x v100 keep 90 % of all requests in time (95 % confidence, " in result.stdout
     assert sorted(path.name for path in out.glob("plan.*")) == ["plan.json", "plan.pdf", "plan.png"]
     said = json.loads(invoke(*options, "--json").stdout)
     assert said["gpus"] == read_plan(out)["gpus"] in range(3, 7)
@@ -350,5 +350,5 @@ def test_a_plan_that_simulated_nothing_has_no_figure(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="the plan simulated nothing"):
         plot_plan({"points": [], "target": 0.9}, tmp_path)
     (tmp_path / "plan.json").write_text("[]")
-    with pytest.raises(InvalidConfig, match=r"plan\.json is no plan"):
+    with pytest.raises(InvalidConfig, match=r"plan\.json is not a plan"):
         read_plan(tmp_path)

@@ -318,7 +318,7 @@ def test_ids_of_a_figure_are_its_own() -> None:
 def test_errors_name_what_is_wrong(tmp_path: Path) -> None:
     assert "does not exist" in run(tmp_path / "none").output
     (tmp_path / "file").write_text("")
-    assert "is no directory" in run(tmp_path / "file").output
+    assert "is not a directory" in run(tmp_path / "file").output
     (tmp_path / "other").mkdir()
     result = run(tmp_path / "other")
     assert result.exit_code == 2 and "holds no run" in result.output

@@ -195,7 +195,7 @@ def test_a_window_takes_what_lies_in_it_and_a_gpu_its_own(tmp_path: Path) -> Non
         actions(Window(10**9, 2 * 10**9))
     with pytest.raises(InvalidConfig, match="ends at 1ms, which is not after its start at 2ms"):
         Window(2 * MS, MS)
-    with pytest.raises(InvalidConfig, match="'gpu0' is no GPU; write it as W0-GPU0"):
+    with pytest.raises(InvalidConfig, match="'gpu0' is not a GPU; write it as W0-GPU0"):
         parse_gpus(["gpu0"])
 
 

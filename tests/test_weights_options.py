@@ -139,7 +139,7 @@ def test_rules_on_the_command_line_read_back() -> None:
     [
         ("batch", "write it as NAME=WEIGHT"),
         ("=2", "write it as NAME=WEIGHT"),
-        ("a=heavy", "'heavy' is no number"),
+        ("a=heavy", "'heavy' is not a number"),
         ("a=1000", "weight must be within"),
         ("slo<=soon=2", "the SLO"),
     ],

@@ -110,5 +110,7 @@ def test_what_is_wrong_in_a_file_is_named_with_its_line(
 
 
 def test_a_wrong_model_on_the_command_line_shows_the_form() -> None:
-    with pytest.raises(InvalidConfig, match=r"'resnet50:3' is no model; write it as NAME:COPIES"):
+    with pytest.raises(
+        InvalidConfig, match=r"'resnet50:3' is not a model; write it as NAME:COPIES"
+    ):
         parse_workload("mix", ["resnet50:3"])

@@ -8,9 +8,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from typer.testing import CliRunner
 
+from slosched.cli.app import app
 from slosched.config_file import builtin_profiles, load_profile
-from slosched.workloads.zoo import zoo_models
+from slosched.workloads.zoo import profile_hint, zoo_models
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,3 +51,12 @@ def test_its_spread_is_that_of_the_published_zoo() -> None:
         # Batching always pays, and never for nothing.
         assert 4 < model.exec_ns[16] / model.exec_ns[1] < 11
         assert model.weights_bytes / model.weights_ns == pytest.approx(12.264, rel=1e-3)
+
+
+def test_an_unknown_model_of_zoo61_names_the_profile_that_has_it(tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        app, ["simulate", "INFER5", "example", "--duration", "1s", "--out", str(tmp_path / "run")]
+    )
+    assert result.exit_code == 1
+    assert "no worker knows the model" in result.stderr and "--profile zoo61" in result.stderr
+    assert profile_hint("resnet_of_mine") == ""

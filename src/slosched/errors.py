@@ -51,7 +51,7 @@ class UnknownName(InvalidConfig):
     def __init__(self, kind: str, name: str, known: list[str]) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
         compared = len(self.known) <= _LISTED_AT_MOST and len(name) <= _LONGEST_NAME
-        close = get_close_matches(name, self.known, 1) if compared else ()
+        close = get_close_matches(name, self.known, 1, 0.75) if compared else ()
         hint = f" (did you mean {close[0]}?)" if close else ""
         super().__init__(
             f"unknown {kind} {shown_name(name)}{hint}; known: {known_names(name, known)}"

@@ -7,7 +7,7 @@ The numbers come from `report_data` and `report_actions`, figures from `report_f
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from slosched.analysis import report_words as words
 from slosched.analysis.fig10 import EXACT
 from slosched.analysis.report_data import RunReport, Say, read_report
 from slosched.analysis.report_page import cards, figure, page, table
+from slosched.analysis.runs import distinct_names
 from slosched.errors import InvalidConfig, RunDirectoryInUse
 from slosched.output_files import check_output, utf8, utf8_document, write_file
 
@@ -64,7 +65,7 @@ def write_report(
         raise InvalidConfig("nothing to report: name at least one run directory")
     for run_dir in run_dirs:
         if not run_dir.is_dir():
-            what = "is no directory" if run_dir.exists() else "does not exist"
+            what = "is not a directory" if run_dir.exists() else "does not exist"
             raise InvalidConfig(f"{run_dir} {what}; give the directory of a run")
     path = out or run_dirs[0] / FILE_NAME
     if path.exists() and not force:
@@ -72,10 +73,13 @@ def write_report(
             f"{path} is there already; --force replaces it, --out takes another name"
         )
     check_output(path)  # before the work
-    reports = [read_report(run_dir, window=window, say=say) for run_dir in run_dirs]
+    reports = [
+        replace(read_report(run_dir, window=window, say=say), name=name)
+        for run_dir, name in zip(run_dirs, distinct_names(run_dirs), strict=True)
+    ]
     say("drawing")
     figures: list[str] = []
-    title = "Report of " + ", ".join(report.path.resolve().name for report in reports)
+    title = "Report of " + ", ".join(report.name for report in reports)
     text = "".join(page(title, _body(title, reports, figures)))
     say(f"writing {path}")
     data = utf8(text).encode()
@@ -105,7 +109,7 @@ def _compared(reports: Sequence[RunReport], figures: list[str]) -> Iterator[str]
 
 
 def _run(report: RunReport, prefix: str, figures: list[str]) -> Iterator[str]:
-    name = escape(report.path.resolve().name)
+    name = escape(report.name)
     if prefix:
         yield f'<h2 class="run" id="{prefix}">{name}</h2>'
     about = " · ".join(escape(text) for text in words.about(report) if text)

@@ -134,6 +134,8 @@ class RunReport:
     excerpt: Excerpt | None
     manifests: list[tuple[str, Mapping[str, Any]]]
     notices: list[str] = field(default_factory=list)
+    #: What the report calls it: the directory's name, or more of its path beside another of that name.
+    name: str = ""
 
     @property
     def is_sweep(self) -> bool:

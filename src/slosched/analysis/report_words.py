@@ -138,7 +138,7 @@ def runs_table(reports: Sequence[RunReport]) -> Content:
     )  # fmt: skip
     rows = [
         [
-            r.path.resolve().name, r.policy or "-", f"{h.requests:,}", _rate(h.offered_rps),
+            r.name, r.policy or "-", f"{h.requests:,}", _rate(h.offered_rps),
             share(h.in_time, h.requests), f"{_percent(h.low)} to {_percent(h.high, up=True)}",
             _rate(h.goodput_rps), time(h.latency_ns.get("p50", math.nan)),
             time(h.latency_ns["p99"]) if h.served >= _LEAST["p99"] else "-", h.judge.partition(",")[0],
@@ -150,9 +150,7 @@ def runs_table(reports: Sequence[RunReport]) -> Content:
 
 def compared_figure(reports: Sequence[RunReport]) -> Figure:
     """The sweeps of several runs in one figure, each as its own judge saw it."""
-    runs = [
-        (r.path.resolve().name, [s for s in r.steps if s.view == r.headline.judge]) for r in reports
-    ]
+    runs = [(r.name, [s for s in r.steps if s.view == r.headline.judge]) for r in reports]
     caption = "Where one curve is above another, that run kept more deadlines at the same SLO."
     label = "Satisfaction, goodput and latency of the runs by SLO"
     return Figure("compared", "Sweeps compared", caption, draw.sweep(runs, "compared", label))

@@ -45,12 +45,16 @@ class Run:
     rate: float
     stated: bool
     partial: bool
+    #: The client's own verdict on a sweep that does not count, in words; else "".
+    invalid: str = ""
 
     @property
     def label(self) -> str:
-        """ "N=12, R=600"; "R≈598" where R was measured; "(partial)" where the sweep was cut short."""
+        """ "N=12, R=600"; "R≈598" where R was measured; "(partial)" where the sweep was cut short,
+        "(INVALID)" where the client's sends were late."""
         rate = f"R={self.rate:g}" if self.stated else f"R≈{self.rate:g}"
-        return f"N={self.copies}, {rate}" + (" (partial)" if self.partial else "")
+        marks = (" (partial)" if self.partial else "") + (" (INVALID)" if self.invalid else "")
+        return f"N={self.copies}, {rate}{marks}"
 
 
 def open_run(
@@ -90,16 +94,35 @@ def open_run(
         str(m.get("kind", "")).startswith("client") and not m.get("complete", True)
         for m in manifests
     )
-    return Run(path, requests, client, copies, rate, stated, partial)
+    return Run(path, requests, client, copies, rate, stated, partial, invalid_verdict(path))
+
+
+def invalid_verdict(path: Path) -> str:
+    """What the client's manifest says if its sweep does not count; else ""."""
+    for document in _manifests(path):
+        outcome = document.get("outcome")
+        if isinstance(outcome, Mapping) and outcome.get("valid") is False:
+            return str(outcome.get("verdict", "INVALID"))
+    return ""
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
     """Return one label for each run; runs alike are told apart by their directories' names."""
     plain = [run.label for run in runs]
     return [
-        label if plain.count(label) == 1 else f"{label} · {run.path.resolve().name}"
-        for run, label in zip(runs, plain, strict=True)
+        label if plain.count(label) == 1 else f"{label} · {name}"
+        for label, name in zip(plain, distinct_names([run.path for run in runs]), strict=True)
     ]
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return what to call each run directory: its name, with as many folders before it as tell all apart."""
+    parts = [path.resolve().parts for path in paths]
+    for count in range(1, max((len(each) for each in parts), default=1) + 1):
+        names = ["/".join(each[-count:]) for each in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    return names if parts else []
 
 
 def read_requests(

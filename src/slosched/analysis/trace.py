@@ -216,7 +216,7 @@ def parse_gpu(text: str) -> Gpu:
     worker, dash, gpu = text.strip().upper().partition("-")
     number, gpu_number = worker.removeprefix("W"), gpu.removeprefix("GPU")
     if not dash or not number.isdigit() or not gpu_number.isdigit():
-        raise InvalidConfig(f"{text!r} is no GPU; write it as W0-GPU0 (worker 0, its GPU 0)")
+        raise InvalidConfig(f"{text!r} is not a GPU; write it as W0-GPU0 (worker 0, its GPU 0)")
     return Gpu(int(number), int(gpu_number))
 
 

@@ -177,7 +177,8 @@ def status(
         bool, typer.Option("--watch", help="Ask again and again, and show rates, until Ctrl-C.")
     ] = False,
     interval: Annotated[
-        str, typer.Option(help="Of --watch; at least 100ms. A bare number is in seconds.")
+        str,
+        typer.Option(help="Interval for --watch (at least 100ms). A bare number is in seconds."),
     ] = "1s",
 ) -> None:
     """Show a controller's state: policy and options, workers and GPUs, clients, models, counts.

@@ -47,7 +47,7 @@ class ClientGroup(SloschedGroup):
                 ctx.obj, args = one_address(args[0]), args[1:]
             elif ":" in args[0] or (len(args) > 1 and (args[1] in commands or is_spec(args[1]))):
                 raise InvalidConfig(
-                    f"{args[0]!r} is no host:port; write the controller's address as "
+                    f"{args[0]!r} is not a host:port; write the controller's address as "
                     f"{LOCAL_CONTROLLER}, or leave it out"
                 )
         return list(super().parse_args(ctx, args))

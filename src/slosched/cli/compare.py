@@ -41,7 +41,7 @@ _Workload = Annotated[
 _Seed = Annotated[int, typer.Option(min=0, help="The first seed.")]
 _Seeds = Annotated[
     int,
-    typer.Option(min=1, help="Run so many seeds, from --seed upwards: they give the intervals."),
+    typer.Option(min=1, help="Number of seeds, from --seed upwards: they give the intervals."),
 ]
 _Jobs = Annotated[int, typer.Option(min=1, help="Processes that share the runs.")]
 _Duration = Annotated[

@@ -74,17 +74,51 @@ def demo(
     say(f"everything goes to {directory}")
     try:
         with ended_by_signals():
-            _run_phases(directory, seconds, real=real and _torch_is_there())
+            runs = _run_phases(directory, seconds, real=real and _torch_is_there())
     except BaseException:
-        warn(f"the demo did not end; what it recorded is in {directory}")
+        warn(f"demo interrupted; partial results are in {directory}")
         raise
-    say(f"done; figures, telemetry and logs are in {directory}")
+    say(_closing(runs, directory))
 
 
-def _run_phases(directory: Path, seconds: float, *, real: bool) -> None:
+def _closing(runs: list[Path], directory: Path) -> str:
+    """Whether all worked and each sweep counts, and what to do next."""
+    lines = ["", "verdict"]
+    invalid = False
+    for run in runs:
+        document = json.loads((run / "client.json").read_text(encoding="utf-8"))
+        share = 100 * document["satisfaction_client_from_scheduled_send"]
+        line = (
+            f"  {run.name:<9} {document['sent']} requests, {share:.2f} % in time for the client; "
+        )
+        invalid |= not document["valid"]
+        lines.append(line + ("the sweep counts" if document["valid"] else "the sweep is INVALID"))
+    if invalid:
+        lines += [
+            "  INVALID: the client sent late, so the numbers say more of this machine than of slosched. All",
+            "  parts work. Close other programs, or ask `slosched doctor`, and run the demo again.",
+        ]
+    else:
+        lines.append(
+            "  All parts work. The first steps of a sweep cannot be met: there the SLO is the model's time."
+        )
+    lines += [
+        "",
+        "next",
+        f"  slosched report {runs[-1]}    # what the last sweep came to, as a page",
+        f"  slosched explain {runs[-1]}   # why requests were refused",
+        "  README.md, 'Serve your model under a deadline', then docs/will_my_model_make_it.md",
+        "",
+        f"figures, telemetry and logs are in {directory}",
+    ]
+    return "\n".join(lines)
+
+
+def _run_phases(directory: Path, seconds: float, *, real: bool) -> list[Path]:
     runs = [_real_phase(directory / "real", seconds)] if real else []
     runs.append(_emulated_phase(directory / "emulated", seconds))
     _draw(runs, directory / "figures")
+    return runs
 
 
 def _make_directory(out: Path | None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -108,6 +109,8 @@ class SloschedCommand(TyperCommand):
 class SloschedTyper(typer.Typer):
     """Makes each of its commands a SloschedCommand, unless it is given another class."""
 
-    def command(self, name: str | None = None, **kwargs: Any) -> Any:
+    def command(
+        self, name: str | None = None, **kwargs: Any
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         kwargs.setdefault("cls", SloschedCommand)
         return super().command(name, **kwargs)

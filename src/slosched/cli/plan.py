@@ -58,7 +58,9 @@ _Policy = Annotated[
 ]
 _Gpus = Annotated[str, typer.Option(metavar="LOW..HIGH", help="The numbers of GPUs to look among.")]
 _Seed = Annotated[int, typer.Option(min=0, help="The first seed.")]
-_Seeds = Annotated[int, typer.Option(min=1, help="Simulate each number with so many seeds.")]
+_Seeds = Annotated[
+    int, typer.Option(min=1, help="Number of seeds that each number of GPUs is simulated with.")
+]
 _Duration = Annotated[
     str | None,
     typer.Option(
@@ -275,12 +277,12 @@ def _verdict(answer: Plan) -> list[str]:
         return [where, *([by_point] if by_point else []), *(f"  {why}" for why in answer.why_none)]
     length = format_duration(spec.duration_ns)
     by_point = (
-        "which is also the point estimate's number"
+        "The point estimate agrees."
         if verdict.gpus_by_point == verdict.gpus
-        else f"{verdict.gpus_by_point} by the point estimate alone"
+        else f"By the point estimate alone {verdict.gpus_by_point} would do."
     )
+    seeds = "1 seed" if spec.seeds == 1 else f"{spec.seeds} seeds"
     lines = [
-        f"{verdict.gpus} x {spec.profile.name} keep {asked}, with 95 % confidence; {by_point} "
-        f"({spec.seeds} x {length})"
+        f"{verdict.gpus} x {spec.profile.name} keep {asked} (95 % confidence, {seeds} x {length}). {by_point}"
     ]
     return lines + [f"  doubt: {doubt}" for doubt in verdict.doubts]

@@ -75,7 +75,7 @@ def _directory(out: Path | None, run_dirs: Sequence[Path]) -> Path:
         check_folder(out)
     for run_dir in run_dirs:
         if not run_dir.is_dir():
-            raise InvalidConfig(f"{run_dir} is no directory; give the directory of a run")
+            raise InvalidConfig(f"{run_dir} is not a directory; give the directory of a run")
     return out or run_dirs[0] / "figures"
 
 
@@ -179,6 +179,7 @@ def fig7(
     """
     place = _directory(out, run_dirs)
     from slosched.analysis.fig7 import plot_fig7
+    from slosched.analysis.runs import invalid_verdict
     from slosched.analysis.tables import as_json, render_text, summarise_steps
 
     files = plot_fig7(run_dirs, place, published=published)
@@ -188,7 +189,9 @@ def fig7(
         return
     if table:
         for run_dir in run_dirs:
-            say(f"{run_dir}\n{render_text(summarise_steps(run_dir))}\n")
+            invalid = invalid_verdict(run_dir)
+            notice = f"\n{invalid}" if invalid else ""
+            say(f"{run_dir}\n{render_text(summarise_steps(run_dir))}{notice}\n")
     for file in files:
         say(f"wrote {file}")
 

@@ -49,7 +49,7 @@ def run_live(
                 loop.remove_signal_handler(each)
             # The loop's own handling of Ctrl-C ends with it; a second signal acts at once.
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            warn("stopping; once more to stop at once")
+            warn("stopping; press Ctrl-C again to stop immediately")
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, on_signal, number)

@@ -134,7 +134,10 @@ class SimOptions:
     ] = "0"
     bandwidth: Annotated[
         str | None,
-        _option("Of each host's network card, for example 10Gbit. Default: no limit.", _NETWORK),
+        _option(
+            "Bandwidth of each host's network card, for example 10Gbit. Default: no limit.",
+            _NETWORK,
+        ),
     ] = None
     exec_sigma: Annotated[
         float, _option("Relative standard deviation of exec times (normal, cut at 3).", _NOISE)
@@ -169,7 +172,7 @@ class SimOptions:
         str, _option("Workers' clocks are off by at most this, either way.", _NOISE)
     ] = "0"
     clock_drift: Annotated[
-        float, _option("Workers' clocks drift by at most so many ppm, either way.", _NOISE)
+        float, _option("Workers' clocks drift by at most this many ppm, either way.", _NOISE)
     ] = 0.0
     faults: Annotated[
         str | None,
@@ -407,7 +410,9 @@ def bits_per_s(text: str) -> int:
     """Bits per second from 10Gbit, 400Mbit/s; at least 1. Raises InvalidConfig."""
     match = _BITS.match(text)
     if match is None:
-        raise InvalidConfig(f"--bandwidth: {text!r} is no bandwidth; write it as 10Gbit or 400Mbit")
+        raise InvalidConfig(
+            f"--bandwidth: {text!r} is not a bandwidth; write it as 10Gbit or 400Mbit"
+        )
     number, unit, _ = match.groups()
     bits = int(Decimal(number) * 1000 ** " kMGT".index(unit.replace("K", "k") or " "))
     if bits < 1:

@@ -41,7 +41,7 @@ _Seed = Annotated[
         min=0, help="Chooses arrivals (as of the client), exec times, jitter, clocks, faults."
     ),
 ]
-_Seeds = Annotated[int, typer.Option(min=1, help="Run so many seeds, from --seed upwards.")]
+_Seeds = Annotated[int, typer.Option(min=1, help="Number of seeds, from --seed upwards.")]
 _Vary = Annotated[
     list[str] | None,
     typer.Option(

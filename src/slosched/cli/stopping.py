@@ -43,7 +43,7 @@ def stopped_by_signals() -> Iterator[Stopping]:
     def on_signal(number: int, _: FrameType | None) -> None:
         stopping.number = number
         give_back()
-        warn("stopping; once more to stop at once")
+        warn("stopping; press Ctrl-C again to stop immediately")
 
     for number in before:
         signal.signal(number, on_signal)

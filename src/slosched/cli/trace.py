@@ -47,7 +47,7 @@ _Gpus = Annotated[
         "--gpu", metavar="W0-GPU0", help="Only this GPU. Several: again, or with commas between."
     ),
 ]
-_Requests = Annotated[int, typer.Option(min=0, help="Show so many requests, evenly taken.")]
+_Requests = Annotated[int, typer.Option(min=0, help="Number of requests to show, evenly taken.")]
 _Flows = Annotated[
     bool, typer.Option("--flows/--no-flows", help="Arrows from predictions to what came of them.")
 ]

@@ -390,12 +390,14 @@ def verdict_text(validation: Validation) -> str:
     start = {
         "within": f"within {bound}",
         "beyond": f"BEYOND {bound}",
-        "undecided": f"NOT DECIDED whether within {bound}",
+        "undecided": f"UNDECIDED whether within {bound}",
     }[validation.verdict]
+    if worst is None:
+        return f"{start}: the machine disturbed all {undecided} steps in every try"
+    disturbed = f"; the machine disturbed {undecided} in every try" if undecided else ""
     return (
-        f"{start}: {counted + undecided} steps held, {counted} undisturbed, {undecided} disturbed in each "
-        "try (not decided); worst undisturbed step: "
-        + ("none undisturbed" if worst is None else f"{worst:.2f} points")
+        f"{start}: {counted} of {counted + undecided} steps were undisturbed, the worst of them {worst:.2f} "
+        f"points apart{disturbed}"
     )
 
 

@@ -156,7 +156,7 @@ def weight_rules(option: str, text: str) -> tuple[WeightRule, ...]:
         except InvalidConfig as error:
             raise InvalidConfig(f"{option} {part.strip()!r}: {error}") from None
         except ValueError:
-            raise InvalidConfig(f"{option} {part.strip()!r}: {number!r} is no number") from None
+            raise InvalidConfig(f"{option} {part.strip()!r}: {number!r} is not a number") from None
     return tuple(rules)
 
 

@@ -58,6 +58,7 @@ from slosched.messages import (
 from slosched.transport.bundles import MOST, RequestBundle
 from slosched.transport.codec import Frame, encode
 from slosched.units import NS_PER_S, format_duration
+from slosched.workloads.zoo import profile_hint
 
 DEFAULT_ADDRESS = f"127.0.0.1:{CONTROLLER_PORT}"
 
@@ -157,7 +158,8 @@ class AsyncClient(Session):
         name, copies, timeout_s = model_name(name), copy_count(copies), time_limit_s(timeout_s)
         reply = await self._load_when_ready(name, copies, timeout_s)
         if reply.code in (Code.UNKNOWN_MODEL, Code.INVALID_REQUEST):
-            raise InvalidRequest(reply.reason, code=reply.code, reply=reply)
+            hint = profile_hint(name) if reply.code == Code.UNKNOWN_MODEL else ""
+            raise InvalidRequest(f"{reply.reason}{hint}", code=reply.code, reply=reply)
         if reply.code != Code.OK:
             raise RequestFailed(reply.reason, code=reply.code, reply=reply)
         self._infos.update((info.model_id, info) for info in reply.models)

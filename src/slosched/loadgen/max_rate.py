@@ -172,11 +172,12 @@ class MaxRate:
             if tried is not None
         ]
         if self.holds is None:
-            known.insert(0, "no rate is known to hold")
+            early = "stopped before any rate was found to hold"
+            known.insert(0, early if self.problem else "no rate was found to hold")
         if self.end is End.ALL_HOLD:
             known.append("the highest rate that was asked for")
         if self.problem:
-            known.append(f"and then the search ended: {self.problem}")
+            known.append(f"the search ended early: {self.problem}")
         return (
             f"with >= {100 * PERCENTILE:g} % in time at {100 * CONFIDENCE:g} % confidence: "
             f"{', '.join(known)}"

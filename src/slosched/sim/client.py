@@ -12,6 +12,7 @@ from enum import Enum, auto
 from functools import partial
 from typing import NamedTuple
 
+from slosched.codes import Code
 from slosched.config import CLIENT_HEARTBEAT_NS
 from slosched.core.scheduler.interface import FromClient
 from slosched.errors import InvalidConfig, SloschedError
@@ -41,6 +42,7 @@ from slosched.units import NS_PER_MS, NS_PER_S, tensor_bytes
 from slosched.workloads.base import Arrival, ClientUse, Workload
 from slosched.workloads.composed import senders_of
 from slosched.workloads.engine import Engine
+from slosched.workloads.zoo import profile_hint
 
 IDENTITY = b"client"
 _INCARNATION = 7
@@ -210,7 +212,8 @@ class SimClient:
     def _load_reply(self, reply: LoadModelReply) -> None:
         name, copies = self._to_load.pop(0)
         if reply.code:
-            self._fail(LoadFailed(f"cannot load {name!r}: {reply.reason}"))
+            hint = profile_hint(name) if reply.code == Code.UNKNOWN_MODEL else ""
+            self._fail(LoadFailed(f"cannot load {name!r}: {reply.reason}{hint}"))
             return
         self._loaded[name] = reply.models[:copies]
         self._load_next()

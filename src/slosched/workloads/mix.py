@@ -137,7 +137,7 @@ def mix(
 def _entry(text: str) -> MixEntry:
     values = text.split(":")
     if not 3 <= len(values) <= 5:
-        raise InvalidConfig(f"models: {text!r} is no model; write it as {_FORM}")
+        raise InvalidConfig(f"models: {text!r} is not a model; write it as {_FORM}")
     return MixEntry(
         read_model("models", values[0]),
         read_count("copies", values[1]),

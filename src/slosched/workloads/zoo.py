@@ -28,6 +28,13 @@ def zoo_models() -> tuple[str, ...]:
     return tuple(sorted(tomllib.loads(profile.read_text(encoding="utf-8"))["models"]))
 
 
+def profile_hint(name: str) -> str:
+    """What to add to an error about an unknown model that the profile zoo61 knows; else ""."""
+    if name not in zoo_models():
+        return ""
+    return f". Emulated and simulated GPUs of the profile {PROFILE} have it: --profile {PROFILE}"
+
+
 def _example(args: Sequence[str]) -> Composed:
     names = zoo_models()
     parts: list[Part] = []

@@ -66,11 +66,7 @@ class Answers:
         met = code == Code.OK and now_ns <= request.deadline_ns
         departure_count = len(model.resident_on)
         cold = request.arrival_count == 0 < departure_count
-        del request.client.requests[request.request_id]
-        if request.input_bytes:
-            self._limits.answered(request.client, request.input_bytes)
-        self.count += 1
-        self.by_code[code] = self.by_code.get(code, 0) + 1
+        self._take_off(request, code)
         predicted_start_ns = max(-1, plan.expected_start_ns - arrival_ns)
         started_ns = max(-1, plan.start_ns - arrival_ns)
         if tell and not request.client.gone:
@@ -119,3 +115,11 @@ class Answers:
         )
         self._emit(RequestDone(record))
         return met
+
+    def _take_off(self, request: Request, code: int) -> None:
+        """It does not wait any more."""
+        del request.client.requests[request.request_id]
+        if request.input_bytes:
+            self._limits.answered(request.client, request.input_bytes)
+        self.count += 1
+        self.by_code[code] = self.by_code.get(code, 0) + 1
