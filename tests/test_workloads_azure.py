@@ -69,9 +69,9 @@ def test_a_file_with_carriage_returns_and_blank_lines_is_read(tmp_path: Path) ->
         (trace_text([1, 2]) + "o,a,f,http,1,many\n", "line 3: minute 2 holds 'many', which is no"),
         (
             trace_text([1, 2]) + "o,a,f,http,-1,2\n",
-            "line 3: minute 1 holds '-1', which is no count",
+            "line 3: minute 1 holds '-1', which is not a count",
         ),
-        (trace_text([1, 2]) + "o,a,f,http,,2\n", "line 3: minute 1 holds '', which is no count"),
+        (trace_text([1, 2]) + "o,a,f,http,,2\n", "line 3: minute 1 holds '', which is not a count"),
         (trace_text([1, 2]) + "o,a,f,http,1,1e3\n", "line 3: minute 2 holds '1e3'"),
         (trace_text([1, 2]) + "o,a,f,http,1,99999999999\n", "line 3: minute 2 holds '99999999999'"),
     ],

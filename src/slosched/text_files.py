@@ -80,12 +80,12 @@ def no_integer(text: str) -> str:
         return _COMMA
     if _ROUNDED.fullmatch(text):
         return "a number that a spreadsheet rounded; export the column as text, with all its digits"
-    return "no whole number"
+    return "not a whole number"
 
 
 def no_number(text: str) -> str:
     """What `text` is instead of a number, for an error about a cell."""
-    return _COMMA if _DECIMAL_COMMA.fullmatch(text.strip()) else "no number"
+    return _COMMA if _DECIMAL_COMMA.fullmatch(text.strip()) else "not a number"
 
 
 _COMMA = "a number with a decimal comma; export the file with decimal points"

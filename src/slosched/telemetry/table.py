@@ -150,7 +150,7 @@ def _problem(cell: bytes, kind: type) -> str:
     if kind is int:
         if not _INTEGER.fullmatch(cell):
             said = no_integer(cell.decode("ascii", "replace"))
-            return "not an integer" if said == "no whole number" else said
+            return "not an integer" if said == "not a whole number" else said
         return "" if len(cell.lstrip(b"-")) < 20 and abs(int(cell)) < 2**63 else "out of range"
     try:
         if not re.search(rb"[\s_]", cell):
@@ -158,5 +158,4 @@ def _problem(cell: bytes, kind: type) -> str:
             return ""
     except ValueError:
         pass
-    said = no_number(cell.decode("ascii", "replace"))
-    return "not a number" if said == "no number" else said
+    return no_number(cell.decode("ascii", "replace"))
