@@ -170,7 +170,7 @@ class Bench:
         return dealer, ids
 
     def heartbeat(self, dealer: Dealer) -> None:
-        dealer.send([encode(ClientHeartbeat())])
+        dealer.send([encode(ClientHeartbeat(clock.now_ns()))])
 
     async def measured(self, work: Callable[[], Awaitable[Any]]) -> dict[str, float]:
         """The longest step and turn (CPU ms), and the whole time (s) of `work`."""
