@@ -13,8 +13,18 @@ import uvloop
 
 from slosched import clock
 from slosched.config import ControllerConfig, SchedulerConfig
+from slosched.core.scheduler.state import Model, ModelState
 from slosched.daemon.controller import ControllerServer
-from slosched.messages import PROTOCOL_VERSION, ClientHello, Refused, Welcome
+from slosched.messages import (
+    PROTOCOL_VERSION,
+    ClientHello,
+    ListModelsRequest,
+    LoadModelResult,
+    Refused,
+    Span,
+    StatusRequest,
+    Welcome,
+)
 from slosched.transport.codec import decode_for_client, encode
 from slosched.transport.sockets import AsyncReader, Dealer
 
@@ -108,3 +118,30 @@ def test_the_socket_is_looked_at_after_the_refusal_of_what_was_no_message(
             assert server._reader in looked_at
 
     _run(work())
+
+
+def test_long_replies_arrive_whole_and_what_is_asked_meanwhile_is_answered(tmp_path: Path) -> None:
+    async def ask() -> None:
+        async with _serving(tmp_path) as (server, dealer):
+            await _send(dealer, encode(ClientHello(PROTOCOL_VERSION, 1, "test")))
+            assert isinstance(await _answer(dealer), Welcome)
+            loaded = LoadModelResult(
+                1, 1, Span(0, 0, 0), 1, (1,), (5,), 1, 1, 1, (4,), "float32", (2,), "float32", True, 0, 0
+            )  # fmt: skip
+            for number in range(3_000):
+                model = Model(number, "net", number, ModelState.LOADED, result=loaded)
+                server.scheduler.cluster.models[number] = model
+            await _send(dealer, encode(ListModelsRequest(5)))
+            await _send(dealer, encode(StatusRequest(6)))
+            await _send(dealer, encode(StatusRequest(7, brief=True)))
+            replies: list[Any] = []
+            while len(replies) < 3:
+                replies += [decode_for_client(frames[0]) for frames in dealer.receive()]
+                await asyncio.sleep(0.002)
+            by_id = {reply.request_id: reply for reply in replies}
+            assert [info.model_id for info in by_id[5].models] == list(range(3_000))
+            assert len(by_id[6].report["models"]) == 3_000
+            assert by_id[7].report["model_instances"] == 3_000
+            assert replies[0].request_id == 7, "the short one overtakes them"
+
+    _run(ask())

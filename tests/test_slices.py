@@ -35,6 +35,7 @@ from slosched.messages import (
     InferReply,
     ListModelsReply,
     ListModelsRequest,
+    LoadModel,
     LoadModelReply,
     LoadModelRequest,
     ModelInfo,
@@ -86,13 +87,13 @@ def test_slices_do_so_much_a_step_and_all_work_in_turn() -> None:
     slices = Slices()
     slices.begin(work("a", 5, A_STEP // 2))
     slices.begin(work("b", 1, 1))
-    assert (did, slices.waiting) == (["a", "a"], True)
+    assert (did, bool(slices.works)) == (["a", "a"], True)
     slices.go_on()
     assert did == ["a", "a"], "the step has had its units"
     for _ in range(2):
         slices.renew()
         slices.go_on()
-    assert (did, slices.waiting) == (["a", "a", "a", "b", "a", "a"], False)
+    assert (did, bool(slices.works)) == (["a", "a", "a", "b", "a", "a"], False)
 
 
 @pytest.mark.parametrize("fact", [FromClient(b"many", Goodbye()), ClientLost(b"many")])
@@ -253,6 +254,23 @@ def test_a_load_of_many_models_is_answered_in_slices(monkeypatch: pytest.MonkeyP
     assert len(rig.to_client(LoadModelReply)[0].models) == 2_500 and len(counts) > 5
     assert max(counts) <= A_STEP + A_PART
     assert all(model.clients for model in rig.scheduler.cluster.models.values())
+
+
+def test_a_client_that_leaves_while_its_load_is_looked_at_leaves_nothing_to_do() -> None:
+    rig = Rig()
+    rig.hello()
+    rig.hello(b"d")
+    rig.join(pages=50)
+    rig.handle(FromClient(b"d", LoadModelRequest(5, "net", 2_500)))
+    rig.step()
+    (load,) = rig.to_worker(LoadModel)
+    rig.prepared()
+    assert rig.scheduler.slicing
+    rig.handle(FromClient(b"d", Goodbye()))
+    for _ in range(3):
+        rig.step()
+    assert load.copies == 2_500 and not rig.scheduler.slicing
+    assert rig.scheduler.next_wakeup_ns() != rig.now_ns
 
 
 def test_who_left_before_the_reply_was_made_is_told_nothing(

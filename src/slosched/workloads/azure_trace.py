@@ -136,7 +136,9 @@ def _wrong_cell(cells: list[str]) -> str:
 
 def _no_count(cell: str) -> str:
     said = no_integer(cell)
-    return "not a count (0, 1, 2, ...)" if said == "not a whole number" or cell.isdecimal() else said
+    return (
+        "not a count (0, 1, 2, ...)" if said == "not a whole number" or cell.isdecimal() else said
+    )
 
 
 def file_stamp(path: Path) -> tuple[int, int] | None:

@@ -136,6 +136,7 @@ class Catalog:
     def release(self, client: Client) -> Work:
         """The client is gone and waits for no load; what is returned takes it from its models' users."""
         self.waiting = [w for w in self.waiting if w.client is not client]
+        self.hurried = self.hurried and bool(self.waiting)
         return self._release(client)
 
     def _release(self, client: Client) -> Work:

@@ -53,7 +53,11 @@ class ExpiryHeap:
 
     def pop_before(self, limit_ns: int) -> Request | None:
         """Take out the first queued request whose time is before `limit_ns`."""
-        when_ns = self.next_ns()
-        if when_ns is None or when_ns >= limit_ns:
-            return None
-        return heappop(self.entries)[2]
+        entries = self.entries
+        while entries and entries[0][0] < limit_ns:
+            request = heappop(entries)[2]
+            if request.state is RequestState.QUEUED:
+                return request
+            self.next_ns()  # takes off what is dead behind it
+            entries = self.entries
+        return None

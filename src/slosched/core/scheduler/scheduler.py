@@ -195,7 +195,8 @@ class Scheduler:
             self._tick_due_ns = now_ns + TICK_NS
             self._tick(now_ns)
         self._overdue.look(now_ns=now_ns)
-        self._slices.go_on()
+        if self._slices.works:
+            self._slices.go_on()
         self.second_tries.plan(now_ns=now_ns)
         self.policy.plan(now_ns=now_ns)
         if self.catalog.waiting:
@@ -203,14 +204,15 @@ class Scheduler:
         return self._step_ended()
 
     def _step_ended(self) -> list[Effect]:
-        self._slices.renew()
+        if self._slices.done:
+            self._slices.renew()
         effects = self._effects.copy()
         self._effects.clear()
         return effects
 
     def next_wakeup_ns(self) -> int | None:
         """When `schedule` must be called although nothing arrives."""
-        if self.slicing:
+        if self._slices.works or self.catalog.hurried:
             return self._now_ns
         policy_ns = self.policy.next_wakeup_ns()
         due_ns = self._tick_due_ns
@@ -222,7 +224,7 @@ class Scheduler:
     @property
     def slicing(self) -> bool:
         """Long work is under way, and goes on with the next step."""
-        return self._slices.waiting or self.catalog.hurried
+        return bool(self._slices.works) or self.catalog.hurried
 
     @property
     def answered(self) -> int:

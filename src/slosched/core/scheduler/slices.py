@@ -22,26 +22,24 @@ Work = Iterator[int]
 
 
 class Slices:
-    """The work that is under way. `renew` ends a step."""
+    """The work that is under way. `renew` ends a step in which some was `done`."""
+
+    __slots__ = ("_left", "done", "works")
 
     def __init__(self) -> None:
-        self._works: deque[Work] = deque()
+        self.works: deque[Work] = deque()  # what is not done yet
+        self.done = False
         self._left = A_STEP
-
-    @property
-    def waiting(self) -> bool:
-        """Some work is not done yet."""
-        return bool(self._works)
 
     def begin(self, work: Work) -> None:
         """Do of `work` what this step has units for; if there is other work, in turn with that, later."""
-        self._works.append(work)
-        if len(self._works) == 1:
+        self.works.append(work)
+        if len(self.works) == 1:
             self.go_on()
 
     def go_on(self) -> None:
         """Do what this step has units for."""
-        works = self._works
+        works, self.done = self.works, True
         while works and self._left > 0:
             cost = next(works[0], None)
             if cost is None:
@@ -52,4 +50,4 @@ class Slices:
 
     def renew(self) -> None:
         """The step has ended: the next one has its own units."""
-        self._left = A_STEP
+        self._left, self.done = A_STEP, False
