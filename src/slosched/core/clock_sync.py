@@ -6,8 +6,8 @@ equally long, the offset is the mean of the two differences (RFC 5905 §8); if t
 is at most half the round trip. Queueing only ever adds to a round trip, so the exchange with the
 least one is the best, and its half is the bound (Clockwork takes minima likewise).
 
-Clocks drift, so a bound grows with the age of its exchange, by `DRIFT_PPM` (RFC 5905's PHI, for a
-cheaper crystal): a slower exchange of now can be better than the quickest one of ten seconds ago. And
+Clocks drift, so a bound grows with the age of its exchange, by `DRIFT_PPM`: crystals
+drift less than a tenth of it, and clocks that NTP slews as much: a slower exchange of now can be better than the quickest one of ten seconds ago. And
 clocks are set: an exchange that contradicts the ones before it, bounds and all, ends their use.
 """
 
@@ -22,7 +22,7 @@ UNKNOWN_ERROR_NS = 2**62
 WINDOW = 64
 
 #: How fast two clocks are trusted to part, in millionths.
-DRIFT_PPM = 50
+DRIFT_PPM = 500
 
 
 class ClockSync:
