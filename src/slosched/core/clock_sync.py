@@ -6,9 +6,9 @@ equally long, the offset is the mean of the two differences (RFC 5905 §8); if t
 is at most half the round trip. Queueing only ever adds to a round trip, so the exchange with the
 least one is the best, and its half is the bound (Clockwork takes minima likewise).
 
-Clocks drift, so a bound grows with the age of its exchange, by `DRIFT_PPM`: crystals
-drift less than a tenth of it, and clocks that NTP slews as much: a slower exchange of now can be better than the quickest one of ten seconds ago. And
-clocks are set: an exchange that contradicts the ones before it, bounds and all, ends their use.
+Clocks drift, so a bound grows with the age of its exchange, by `DRIFT_PPM` (crystals drift less than a
+tenth of it, and clocks that NTP slews as much): a slower exchange of now can be better than the quickest
+one of a second ago. And clocks are set: an exchange that contradicts the ones before it, bounds and all, ends their use.
 """
 
 from __future__ import annotations
