@@ -12,6 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from slosched.cli.app import app
+from slosched.config import ModelSource, WorkerConfig
+from slosched.daemon.supervisor import child_argv
+from slosched.errors import InvalidConfig
 from slosched.output_files import utf8, utf8_document
 
 _SWEEP = ("slo-exp-1", "resnet50_v2", "1", "poisson", "50", "10", "11", "1", "add", "1")
@@ -92,3 +95,9 @@ def test_stdout_takes_any_path(encoding: str, odd: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     written = ended.stdout
     assert b"run\xff\xfe/out-" in written or (b"run??/out-" in written and "ascii" in encoding)
+
+
+def test_a_worker_whose_paths_cannot_be_told_to_its_processes_says_so() -> None:
+    source = ModelSource("m", pt2=os.fsdecode(b"/models/\xff.pt2"), input_shape=(1,))
+    with pytest.raises(InvalidConfig, match="is no UTF-8"):
+        child_argv(WorkerConfig(models=(source,)))

@@ -86,7 +86,13 @@ class _Child:
 
 def child_argv(config: WorkerConfig) -> list[str]:
     """The command of the child that serves `config`: this module, with the config as JSON."""
-    text = msgspec.json.encode(config).decode()
+    try:
+        text = msgspec.json.encode(config).decode()
+    except UnicodeEncodeError:
+        raise InvalidConfig(
+            "a path in the worker's configuration is no UTF-8, which its processes cannot be told; move the "
+            "file to a directory whose name is"
+        ) from None
     return [sys.executable, "-m", "slosched.daemon.supervisor", text]
 
 
