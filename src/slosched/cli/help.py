@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 from typer.core import TyperCommand
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _DURATION, _SIZE, _ADDRESSES = "DURATION", "SIZE", "HOST:PORT"
 
@@ -109,8 +111,6 @@ class SloschedCommand(TyperCommand):
 class SloschedTyper(typer.Typer):
     """Makes each of its commands a SloschedCommand, unless it is given another class."""
 
-    def command(
-        self, name: str | None = None, **kwargs: Any
-    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def command(self, name: str | None = None, **kwargs: Any) -> Callable[[_Function], _Function]:
         kwargs.setdefault("cls", SloschedCommand)
         return super().command(name, **kwargs)

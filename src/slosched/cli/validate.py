@@ -328,7 +328,7 @@ def validate(
     Examples:
       slosched validate slo-exp-1 resnet50_v2 12 poisson 600 1 100 1.5 mul 4
       slosched validate slo-exp-1 resnet50_v2 12 poisson 300 2 32 2 mul 4 --out checked --json
-      slosched validate workloads/fig7.toml --duration 60s --fidelity paper --schedule-ahead 10ms
+      slosched validate workloads/fig7-quick.toml --fidelity paper --schedule-ahead 10ms
     """
     from slosched.cli.children import ended_by_signals
     from slosched.cli.local_run import Cluster
