@@ -8,7 +8,8 @@ least one is the best, and its half is the bound (Clockwork takes minima likewis
 
 Clocks drift, so a bound grows with the age of its exchange, by `DRIFT_PPM` (crystals drift less than a
 tenth of it, and clocks that NTP slews as much): a slower exchange of now can be better than the quickest
-one of a second ago. And clocks are set: an exchange that contradicts the ones before it, bounds and all, ends their use.
+one of a second ago. And clocks are set: an exchange that contradicts the ones before it, bounds and all,
+ends their use.
 """
 
 from __future__ import annotations
