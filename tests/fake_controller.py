@@ -93,7 +93,7 @@ class FakeController:
     def of(self, kind: type[Message]) -> list[Message]:
         return [message for message in [*self.received] if isinstance(message, kind)]
 
-    def wait_for(self, kind: type[Message], *, within_s: float = 5.0) -> Message:
+    def wait_for(self, kind: type[Message], *, within_s: float = 30.0) -> Message:
         ends = time.monotonic() + within_s
         while time.monotonic() < ends:
             found = self.of(kind)

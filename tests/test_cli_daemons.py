@@ -283,7 +283,7 @@ def test_worker_options_win_over_the_file(captured: Captured, tmp_path: Path) ->
     [
         (
             ["--device", "tpu"],
-            "unknown device 'tpu' (did you mean cpu?); known: auto, cpu, cuda:N, emulated",
+            "unknown device 'tpu'; known: auto, cpu, cuda:N, emulated",
         ),
         (["--device", "cuda:x"], "unknown device"),
         (["--gpus", "0"], "gpus must be at least 1, not 0"),

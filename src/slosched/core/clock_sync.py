@@ -6,10 +6,10 @@ equally long, the offset is the mean of the two differences (RFC 5905 §8); if t
 is at most half the round trip. Queueing only ever adds to a round trip, so the exchange with the
 least one is the best, and its half is the bound (Clockwork takes minima likewise).
 
-Clocks drift, so a bound grows with the age of its exchange, by `DRIFT_PPM` (crystals drift less than a
-tenth of it, and clocks that NTP slews as much): a slower exchange of now can be better than the quickest
-one of a second ago. And clocks are set: an exchange that contradicts the ones before it, bounds and all,
-ends their use.
+Clocks drift, so a bound grows with the age of its exchange, by `DRIFT_PPM` (RFC 5905's PHI, for a
+cheaper crystal): a slower exchange of now can be better than the quickest one of ten seconds ago. And
+clocks are set: an exchange that contradicts the ones before it, bounds and all, ends their use. What is
+stated as the error allows for a clock that is slewed (SLEW_PPM), as NTP does after a step of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ UNKNOWN_ERROR_NS = 2**62
 WINDOW = 64
 
 #: How fast two clocks are trusted to part, in millionths.
-DRIFT_PPM = 500
+DRIFT_PPM = 50
+#: How fast they may part while one is slewed, in millionths (adjtime's and NTP's limit).
+SLEW_PPM = 500
 
 
 class ClockSync:
@@ -34,6 +36,7 @@ class ClockSync:
         self._samples: deque[tuple[int, int, int]] = deque(maxlen=window)
         self.offset_ns = 0
         self.error_ns = UNKNOWN_ERROR_NS
+        self._bound_ns = UNKNOWN_ERROR_NS  # of the same exchange, if no clock is slewed
 
     @property
     def synchronised(self) -> bool:
@@ -53,7 +56,7 @@ class ClockSync:
         if self._samples:
             # The offset that was in use, as it should be by now if nobody set a clock.
             _, used_ns, used_at_ns = self._best(returned_ns)
-            bound_ns = self.error_ns + half_ns
+            bound_ns = self._bound_ns + half_ns
             if returned_ns < used_at_ns or abs(offset_ns - used_ns) > bound_ns:
                 self._samples.clear()
         self._samples.append((half_ns, offset_ns, returned_ns))
@@ -61,14 +64,15 @@ class ClockSync:
         return True
 
     def _best(self, now_ns: int) -> tuple[int, int, int]:
-        """The exchange with the least bound at `now_ns`, which becomes `error_ns`."""
+        """The exchange with the least bound at `now_ns`, which `error_ns` is made of."""
         best = self._samples[0]
         least_ns = UNKNOWN_ERROR_NS
         for sample in self._samples:
             bound_ns = sample[0] + (now_ns - sample[2]) * DRIFT_PPM // 1_000_000
             if bound_ns <= least_ns:  # of equals the newest
                 best, least_ns = sample, bound_ns
-        self.error_ns = least_ns
+        self._bound_ns = least_ns
+        self.error_ns = best[0] + (now_ns - best[2]) * SLEW_PPM // 1_000_000
         return best
 
     def to_local_ns(self, peer_ns: int) -> int:
