@@ -297,7 +297,10 @@ def test_a_controller_without_workers_says_so_and_answers_clients(tmp_path: Path
         )  # fmt: skip
         children.wait_ready(controller, within_s=30)
         eventually(
-            lambda: "no answer from worker(s) 0 (127.0.0.1:9) of 1" in controller.log.read_text(),
+            lambda: (
+                "worker 0 (127.0.0.1:9) does not answer; 0 of 1 joined"
+                in controller.log.read_text()
+            ),
             within_s=10,
             what="a line about the silence",
         )

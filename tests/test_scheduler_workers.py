@@ -62,7 +62,7 @@ def test_silent_workers_are_greeted_again_and_named_every_few_seconds() -> None:
         rig.step(tick * TICK_MS)
     hellos = rig.to_worker(ControllerHello, 0)
     assert 10 <= len(hellos) <= 14  # each half second of 6.4
-    assert any("no answer from worker(s) 0, 1 of 2" in n for n in notes(rig))
+    assert any("workers 0, 1 do not answer; 0 of 2 joined" in n for n in notes(rig))
 
 
 def test_a_worker_is_lost_at_the_fourth_tick_without_a_word_and_not_before_or_after() -> None:

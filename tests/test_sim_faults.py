@@ -126,7 +126,7 @@ def test_a_restarted_controller_finds_everybody_again() -> None:
     outcome = run_case(SEED, spec_with(Fault("restart", "controller", S, 200 * MS)))
     assert not outcome.failure
     # They serve the old one until it was silent for a second.
-    assert told(outcome, "worker 0 refuses us: this worker serves another controller")
+    assert told(outcome, "worker 0 cannot be used: it is in use by another controller")
     assert len(told(outcome, "worker 0 on virtual joined")) == 2
     assert outcome.tail > 0.98
 

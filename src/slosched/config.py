@@ -215,7 +215,7 @@ class WorkerConfig:
     #: The core that the loop's thread stays on, of several processes the first's; -1: any.
     cpu: int = -1
     gc: str = "idle"  # one of GC_MODES
-    #: A real GPU's loop never sleeps: a wake-up less for what comes to an idle worker, for all of a core.
+    #: Busy-poll instead of sleeping: saves one wake-up of latency on an idle worker, costs a whole core.
     busy_poll: bool = False
     #: (name, reason) of models that ended this worker's process too often: they are not offered. Said by
     #: the supervisor alone, in no file.
@@ -394,7 +394,7 @@ class ControllerConfig:
     bind: str = "0.0.0.0"
     http_port: int = 0  # 0: port + 1 on loopback; -1: none
     busy_poll: bool = (
-        False  # the loop never sleeps: a wake-up less for each message, for all of a core
+        False  # busy-poll instead of sleeping: a wake-up less for each message, for a whole core
     )
     log_dir: str = ""  # "": CLOCKWORK_LOG_DIR, else ./slosched-runs
     log_bytes: int = 0  # a log that would be larger begins anew; 0: it grows for ever

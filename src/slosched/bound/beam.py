@@ -34,7 +34,7 @@ _Found = tuple[float, int, int, int, int, int, tuple[int, ...]]
 #: Who waits and has no time left counts as lost by this much; it falls with the time left, by e for each
 #: so many usual execs.
 _NEAR, _NEAR_UNITS = 0.3, 0.3
-#: Where every batch would take longer than so many usual ones, the GPU may also wait.
+#: If every candidate batch exceeds this multiple of a typical one, idling is also a candidate.
 _LONG = 3.0
 
 #: A schedule, last batch first: (batch as a tuple, what came before).

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from slosched.workloads import Workload
     from slosched.workloads.streams import Slo
 
-#: No rate holds, or the search was broken off by nobody's signal.
+#: Exit code: no rate met the SLO, or the search was interrupted without a signal.
 _FAILED = 1
 #: The machine was disturbed, and not everything is decided: as of `validate`.
 _DISTURBED = 8

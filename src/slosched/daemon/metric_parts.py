@@ -11,9 +11,9 @@ from prometheus_client.registry import Collector
 from slosched.codes import code_name
 from slosched.telemetry.tally import Histogram
 
-#: At most so many samples are named and written before the event loop has its turn, and
+#: Samples rendered in one slice.
 PART_SAMPLES = 16
-#: so many models or requests looked at.
+#: Models or requests scanned in one slice.
 PART_STEPS = 100
 
 #: A part of a family of metrics, or None where a walk stops to let others run.

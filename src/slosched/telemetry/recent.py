@@ -28,8 +28,7 @@ KEPT_MISSES = 100
 KEPT_ACTIONS = 8_192
 _KEPT_MASK = KEPT_ACTIONS - 1
 
-#: The key among misses of what was answered with an output, but late; and of the codes for which there was
-#: no place left.
+#: Keys in `misses`: answered but late; and the overflow bucket for rare codes.
 LATE = int(Code.OK)
 OTHER = -1
 _MOST_CODES = 16

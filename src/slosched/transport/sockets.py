@@ -39,10 +39,13 @@ _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _NOW_UNSENDABLE = (errno.EAGAIN, errno.EHOSTUNREACH)
 _HIGH_WATER_MARK = 10_000
-_DRAIN_AT_MOST = 512  # messages per drain, so that one flood cannot hold the loop,
-_DRAIN_BYTES = 2 * MAX_MESSAGE_BYTES  # nor fill the memory,
-_DRAIN_SMALL_BYTES = 64 * 1024  # nor one of bundles: some 1,400 requests
-#: So many messages of a drain are each asked for first; after them the error that ends it is cheaper.
+#: Messages taken in one drain: a flood must not hold the loop.
+_DRAIN_AT_MOST = 512
+#: Bytes taken in one drain: a flood must not fill the memory.
+_DRAIN_BYTES = 2 * MAX_MESSAGE_BYTES
+#: Bytes of small messages taken in one drain; in bundles these are some 1,400 requests.
+_DRAIN_SMALL_BYTES = 64 * 1024
+#: For the first messages of a drain, ask whether there is one; later the error that ends it is cheaper.
 _ASKED_FOR = 3
 #: A smaller frame is handed on as bytes; a tensor stays in libzmq's buffer and is only viewed.
 _AS_BYTES = 65536

@@ -63,10 +63,10 @@ class Cluster:
         #: GPUs of joined workers, the one that is free soonest first.
         self.free_order = FreeOrder()
         self.paths = Paths(self.workers)
-        #: Each GPU whose outstanding execs or resident weights changed, or that came or went, is put into
-        #: all of these, by its index: who keeps GPUs in order looks there for what is new.
+        #: Change feeds. When a GPU's outstanding execs or resident weights change, or it joins or leaves, it is
+        #: added to every dict in this list, keyed by GPU index. Consumers drain their own.
         self.news: list[dict[int, Gpu]] = []
-        #: Told of each GPU on which loads began or ended, or that came or went.
+        #: Callbacks that run for each GPU on which loads began or ended, or that joined or left.
         self.on_load: list[Callable[[Gpu], None]] = []
         self._next_action_id = 1
 

@@ -8,7 +8,7 @@ from slosched.core.scheduler.state import Worker, WorkerState
 
 
 class Paths:
-    """Predictions of all ways. `on_change` are told of each worker whose own did."""
+    """Predictions of all ways. `on_change` callbacks run for each worker whose predicted latency changed."""
 
     def __init__(self, workers: dict[int, Worker]) -> None:
         self._workers = workers

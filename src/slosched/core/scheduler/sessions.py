@@ -36,7 +36,7 @@ _REPORT_SILENCE_EVERY_NS = 3 * NS_PER_S
 class Sessions:
     """Who is there. `on_lost` gets the actions that were outstanding on a lost worker.
 
-    `forgotten` is asked for a LoadModel that a worker should have and has not: its action id, or None.
+    `forgotten(worker, now_ns)` returns the action id of a LoadModel that the worker has lost, or None.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Sessions:
     def refused(self, worker: Worker, message: WorkerRefused, *, now_ns: int) -> None:
         if now_ns >= worker.refusal_noted_ns:
             worker.refusal_noted_ns = now_ns + _REPORT_SILENCE_EVERY_NS
-            self._note("warning", f"worker {worker.label} refuses us: {message.reason}")
+            self._note("warning", f"worker {worker.label} cannot be used: {message.reason}")
 
     def send_failed(self, worker: Worker, message: ControllerToWorker, *, now_ns: int) -> None:
         """A message could not be queued: the session it belongs to is over."""
@@ -211,10 +211,12 @@ class Sessions:
         self._report_due_ns = now_ns + _REPORT_SILENCE_EVERY_NS
         silent = [w for w in self._cluster.workers.values() if w.state is WorkerState.SILENT]
         if silent:
+            workers = len(self._cluster.workers)
             names = ", ".join(w.label for w in silent)
+            silence = f"worker {names} does" if len(silent) == 1 else f"workers {names} do"
             self._note(
                 "warning",
-                f"no answer from worker(s) {names} of {len(self._cluster.workers)}; still trying every "
+                f"{silence} not answer; {workers - len(silent)} of {workers} joined; trying again every "
                 f"{format_duration(_HELLO_EVERY_NS)}",
             )
 

@@ -3,10 +3,9 @@
 A client's account is the exec time that its requests were given lately, each an equal part of its batch,
 over its weight. While requests are being lost, a request of a client whose account stands at the part r of
 the highest one counts 1 / r^3 times what it is worth, up to `MOST`: it goes ahead of the others in its
-model's queue, and its batch ahead of other models' batches. So of the clients that lose requests, all but
-the one with the highest account gain on that one, until all have had about the same exec time for each unit
-of weight, and none of them can take what a lighter one asks for: weighted max-min fairness, kept within a
-few `MEMORY_NS`.
+model's queue, and its batch ahead of other models' batches. Clients with lower accounts therefore
+catch up with the highest one; in steady state all overloaded clients receive GPU time in proportion to their
+weights (weighted max-min fairness), within a few `MEMORY_NS`.
 
 Clients of one name have one account (several processes of one service); those without a name each have
 their own. Nobody is authenticated, so whoever takes many names has many accounts.

@@ -5,8 +5,8 @@ d_first >= d_head and i >= 0 it is at least
 
     5/4 d_head + min over the classes b that n requests reach of ((l - 1) e_b - g min(b, n) b1)
 
-A request of value v counts as v of them in g k; of a model whose queue holds any of another value than 1,
-the heaviest stands for all.
+A request of value v counts as v requests in the credit term g k. If any queued request has a value other
+than 1, the model is bounded as if every request had the largest value.
 
 Here e_b is the shortest and b1 the longest time that any GPU shows for the model's name, and g and l are
 those of a whole interval of the loss x: both are kept with some slack, so that the order changes when a

@@ -19,7 +19,7 @@ from slosched.core.scheduler.state import Client, Request
 
 #: From this share of losses on, weights count in full; with no losses nobody needs them.
 _IN_FULL_AT = 0.1
-#: So many more requests than a batch takes are looked at for those that it takes.
+#: How many requests beyond the batch size are considered when the most valuable ones are chosen.
 _LOOKED_AT = 112
 
 

@@ -95,8 +95,8 @@ class EmulatedGpu:
         self._classes: dict[tuple[str, int], int] = {}  # (model, batch) -> exec ns
         self._running: list[tuple[int, int, OpDone]] = []  # (end, seq, what to report)
         self._seq = 0
-        #: Faults of the simulator's: exec times are so many times as long; of the execs, this share fails as
-        #: when a model raises, and this share ends with the model's process, which held all its instances.
+        #: Fault injection: a multiplier on exec times; the share of execs that fail as when a model raises,
+        #: and the share that end with the model's process and the weights of all its instances.
         self.slowdown = 1.0
         self.failing = self.ending = 0.0
         self._gpu_id = gpu_id

@@ -93,8 +93,9 @@ class Link:
         if known and silent_ns < _KEEP_NS:
             return WorkerRefused(
                 Code.INITIALIZING,
-                f"this worker serves another controller, heard {format_duration(silent_ns)} ago; it "
-                f"is free {format_duration(_KEEP_NS)} after that one's last word",
+                "it is in use by another controller, which was heard "
+                f"{format_duration(silent_ns)} ago; it becomes free {format_duration(_KEEP_NS)} after that one "
+                "goes silent",
             )
         self.peer, self._controller, self._heard_ns = peer, message.incarnation, now_ns
         self.session, self.bundles = None, message.bundles

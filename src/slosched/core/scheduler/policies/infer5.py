@@ -70,11 +70,11 @@ from slosched.core.scheduler.weights import take_worth_most, value_of, worth_mos
 
 #: Weight of one request in the moving average of losses.
 _LOSS_WEIGHT = 0.012
-#: With so many lost, whom to serve can be chosen: where it costs little those whose answers have a
-#: client's way to spare (there and back like a worker's), as the others would be late at the client.
+#: Above this loss rate, prefer batches whose answers still leave time for the client's network latency, if
+#: that costs at most `_SPARE_COST` times the GPU time per request.
 _FLOODED, _SPARE_COST = 0.3, 1.25
-#: With nothing else waiting, those a smaller class leaves over are served right behind it: a padded one
-#: must then be this much more efficient.
+#: When no other model waits, splitting into a smaller full batch and a follow-up is possible, so a padded
+#: batch must beat it by this factor.
 _PADDING_GAIN = 1.07
 #: So few waiting models are looked at without putting them in order.
 _FEW_MODELS = 3
