@@ -1,7 +1,7 @@
 """Which rows of a controller's request log are those of the client whose log lies beside it.
 
-A controller logs every client's requests: the sweep's, and those of whoever else asked it something
-meanwhile. What a run's figures show is the sweep.
+A controller logs the requests of every client, including those that do not belong to the sweep. The figures of
+a run show the sweep alone.
 """
 
 from __future__ import annotations

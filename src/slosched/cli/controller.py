@@ -116,18 +116,24 @@ _MaxSlo = Annotated[
 ]
 _MaxRequests = Annotated[
     int | None,
-    typer.Option(help="Refuse what comes while so many requests wait. Default 500000."),
+    typer.Option(
+        help="Maximum number of unanswered requests; further ones are refused. Default 500000."
+    ),
 ]
 _MaxClientRequests = Annotated[
-    int | None, typer.Option(help="Likewise, of one client. Default 100000.")
+    int | None,
+    typer.Option(help="Maximum number of unanswered requests of one client. Default 100000."),
 ]
 _MaxBytes = Annotated[
     str | None,
-    typer.Option(help="Refuse inputs beyond so many bytes of those that wait. Default 8GiB."),
+    typer.Option(help="Maximum total size of the inputs of unanswered requests. Default 8GiB."),
 ]
-_MaxClientBytes = Annotated[str | None, typer.Option(help="Likewise, of one client. Default 2GiB.")]
+_MaxClientBytes = Annotated[
+    str | None,
+    typer.Option(help="The same for one client. Default 2GiB."),
+]
 _MaxClientLoads = Annotated[
-    int | None, typer.Option(help="Loads of one client that may wait. Default 256.")
+    int | None, typer.Option(help="Maximum number of one client's loads that wait. Default 256.")
 ]
 _Port = Annotated[
     int | None,
@@ -151,11 +157,12 @@ _HttpPort = Annotated[
 _LogSize = Annotated[
     str | None,
     typer.Option(
-        help="A log that would be larger begins anew; what it held becomes NAME.1. Default: one file."
+        help="Rotate each log at this size; the older file becomes NAME.1. Default: no rotation."
     ),
 ]
 _LogKeep = Annotated[
-    int | None, typer.Option(help="With --log-size: older parts of each log that stay. Default 8.")
+    int | None,
+    typer.Option(help="With --log-size: number of older files kept of each log. Default 8."),
 ]
 _LogDir = Annotated[
     str | None,

@@ -15,7 +15,7 @@ from slosched.config import CONTROLLER_PORT, WORKER_PORT, WeightRule
 from slosched.errors import InvalidConfig, InvalidDuration
 from slosched.units import parse_bytes, parse_duration_ns
 
-#: Nobody measures more batch sizes than that.
+#: The largest range that an option may name.
 _MAX_RANGE = 1024
 _NUMBERS = re.compile(r"^(\d{1,9})(?:-(\d{1,9}))?$")
 

@@ -51,8 +51,8 @@ class _Waiting:
     give_up_ns: int
     loaded: bool = False  # all its models are LOADED; only first weights are awaited
     seen: int = -1  # the catalog's `news` when it was last looked at whether they are loaded
-    measured: int = 0  # so many of its models, in order, are LOADED
-    settled: int = 0  # so many of its models, in order, need not be awaited any more
+    measured: int = 0  # how many of its models, from the first, are LOADED
+    settled: int = 0  # how many of its models, from the first, need no more waiting
     answered: bool = False
 
 
@@ -68,7 +68,7 @@ class _Preparation:
 class Catalog:
     """All model instances. `on_loaded` tells the policy where a model's weights can go from now on.
 
-    `on_changed` is told of a model whose inputs are others than before.
+    `on_changed` runs for a model whose input shape or dtype has changed.
     """
 
     def __init__(

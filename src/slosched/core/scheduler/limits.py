@@ -41,12 +41,12 @@ class Limits:
         return ""
 
     def took(self, client: Client, input_bytes: int) -> None:
-        """A request with an input was taken."""
+        """Count the input of an accepted request."""
         client.input_bytes += input_bytes
         self._bytes += input_bytes
 
     def answered(self, client: Client, input_bytes: int) -> None:
-        """A request that `took` was told of has its answer."""
+        """A request that was counted by `took` is answered."""
         client.input_bytes -= input_bytes
         self._bytes -= input_bytes
 
