@@ -188,6 +188,17 @@ def test_models_whose_rows_do_not_follow_their_inputs_are_refused(
         check(forward)
 
 
+def test_a_model_that_draws_the_same_twice_for_one_row_is_told_to_use_eval_mode() -> None:
+    # One row of four values meets the same dropout mask twice once in sixteen checks.
+    masks = [1.0, 1.0, 1.0, *(i % 2 for i in range(40))]
+
+    def forward(x: Any) -> Any:
+        return x * masks.pop(0)
+
+    with pytest.raises(ModelRefused, match=r"differently the second time.*eval mode"):
+        check(forward)
+
+
 def test_state_outside_the_module_is_seen_by_the_repeat() -> None:
     seen: list[Any] = []
 

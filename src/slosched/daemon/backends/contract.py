@@ -28,6 +28,7 @@ _LISTED_AT_MOST = 12
 _DEPTH = 4
 #: Number of samples that must all differ before integer outputs count as wrong: they are often the likeliest
 #: class, and each kernel may decide a tie differently.
+_REPEATS = 4
 _TRIES_OF_INTEGERS = 3
 
 
@@ -241,12 +242,28 @@ def _check_once(
                 f"of {size} with rows of {list(whole.shape[1:])}; each request needs the same shape: use "
                 "flatten(1) for flatten(), squeeze(dim) for squeeze(), and no sizes made of the batch"
             )
-        if words := differ(permuted, whole[_permutation(size)], precision):
-            return _mixed(name, f"for {size} rows in another order", words), (), integers
-        if words := differ(whole[: sizes[0]], first, precision):
-            return _mixed(name, f"for a row beside {size - sizes[0]} other(s)", words), (), integers
+        when = f"for {size} rows in another order"
+        words = differ(permuted, whole[_permutation(size)], precision)
+        if not words:
+            when = f"for a row beside {size - sizes[0]} other(s)"
+            words = differ(whole[: sizes[0]], first, precision)
+        if words:
+            # A model that draws may have drawn the same twice for the one row above; more rows tell.
+            unsteady = _repeats(run, rows[:size], whole, precision)
+            return (
+                (_unsteady(name, unsteady) if unsteady else _mixed(name, when, words)),
+                (),
+                integers,
+            )
         ran.append(size)
     return "", tuple(ran), integers
+
+
+def _repeats(run: Callable[[Array], Array], rows: Array, answer: Array, precision: str) -> str:
+    """How an answer to the same rows differs from `answer`, in words; empty if it did not, several times."""
+    return next(
+        (words for _ in range(_REPEATS) if (words := differ(run(rows), answer, precision))), ""
+    )
 
 
 def _permutation(size: int) -> list[int]:
