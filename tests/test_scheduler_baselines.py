@@ -314,6 +314,27 @@ def test_reject_counts_the_load_of_a_cold_model_into_its_prediction() -> None:
     assert rig.reply(admitted).code == Code.OK and rig.reply(admitted).deadline_met
 
 
+def test_reject_tries_a_cold_model_on_an_idle_gpu_that_was_slow_once() -> None:
+    """Slow execs raise a margin for a hundred more; one that waits for it would never have them."""
+    rig, models = ready("REJECT", copies=3, pages=2)
+    (gpu,) = rig.scheduler.cluster.gpus.values()
+    single = gpu.exec_table(rig.scheduler.cluster.models[models[2].model_id]).single
+    for duration_ms in (20, *[2] * 20):
+        single.add(duration_ms * MS)
+    admitted = rig.infer(models[2], slo_ms=15)
+    rig.step(0)
+    assert not rig.answered(admitted)
+    # Behind another it is a promise, and the words say that its margin is what is too long.
+    rig, models = ready("REJECT")
+    (gpu,) = rig.scheduler.cluster.gpus.values()
+    for duration_ms in (20, *[2] * 20):
+        gpu.exec_table(rig.scheduler.cluster.models[0]).single.add(duration_ms * MS)
+    rig.infer(slo_ms=40)
+    behind = rig.infer(slo_ms=15)
+    rig.step(0)
+    assert "takes 2ms, or up to 20.2ms with the way back" in rig.reply(behind).reason
+
+
 # ------------------------------------------------------------------------------------------ AIMD
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from slosched.config import GpuProfile, ModelProfile
+from slosched.config import GpuProfile, ModelProfile, SchedulerConfig
 from slosched.core.invariants import InvariantViolated
 from slosched.core.scheduler.catalog import Catalog
 from slosched.core.scheduler.scheduler import Scheduler
@@ -29,6 +29,7 @@ from slosched.sim.run import simulate
 from slosched.sim.spec import SimSpec
 from slosched.sim.truth import ClientTruth, WorkerTruth
 from slosched.units import NS_PER_MS, NS_PER_S
+from slosched.workloads.base import ModelUse
 
 MS, S = NS_PER_MS, NS_PER_S
 #: 3 + 1 GPUs, INFER5, four instances.
@@ -151,6 +152,22 @@ def test_a_slow_gpu_loses_requests_while_it_is_slow_and_not_after() -> None:
     slow = [Fault("slow", f"worker {w} GPU 0", S, S, factor=100.0) for w in range(3)]
     assert in_time(*slow) < in_time()
     assert not run_case(38, spec_with(*slow, seed=38, policy="INFER5")).failure
+
+
+def test_what_began_on_a_slow_gpu_is_waited_for() -> None:
+    """A batch of eight of 90 ms begins a hundred times as slow right before the fault ends: its worker is
+    given up after five seconds, and cannot join before nine have passed.
+    """
+    exec_ns = {1: 20 * MS, 2: 30 * MS, 4: 50 * MS, 8: 90 * MS}
+    profile = GpuProfile("small", {"net": ModelProfile("net", exec_ns, 8 * MS, 2**25)}, 2**28)
+    load = SmallLoad((ModelUse("net", 1),), (100.0,), 0, 400 * MS, bunch=8)
+    faults = FaultPlan((Fault("slow", "worker 0 GPU 0", 2900 * MS, 100 * MS, factor=100.0),))
+    spec = SimSpec(
+        workload=load, scheduler=SchedulerConfig(policy="FIFO", max_exec_ns=S), profiles=(profile,), gpus=1,
+        gpus_per_worker=1, seed=SEED, duration_ns=60 * S, check=True, faults=faults,
+    )  # fmt: skip
+    outcome = run_case(SEED, spec)
+    assert told(outcome, "worker 0 lost (it does not report") and not outcome.failure
 
 
 @pytest.mark.parametrize("by_ms", [-400, 400])

@@ -155,6 +155,25 @@ def _wanted(spec: SimSpec, case: _Case) -> float:
     return LIVE_SHARE * twin.tail_share - twin.bunch_share
 
 
+def _over_ns(spec: SimSpec) -> int:
+    """From then on nothing is wrong any more: what began on a slow GPU is slow to its end.
+
+    Until that end its worker is busy, and may have been given up because it reported nothing.
+    """
+    assert spec.faults is not None
+    longest_ns = max(
+        max(model.weights_ns, *model.exec_ns.values())
+        for profile in spec.profiles
+        for model in profile.models.values()
+    )
+    slow = (
+        fault.end_ns + round(longest_ns * fault.factor)
+        for fault in spec.faults.faults
+        if fault.kind == "slow"
+    )
+    return max(spec.faults.end_ns, *slow, 0)
+
+
 class _Case:
     """One run from the first hello to the last answer."""
 
@@ -163,7 +182,7 @@ class _Case:
     ) -> None:
         assert spec.faults is not None
         self.recovery_ns = recovery_ns
-        self.end_ns = spec.faults.end_ns if faults_end_ns is None else faults_end_ns
+        self.end_ns = _over_ns(spec) if faults_end_ns is None else faults_end_ns
         self.log: list[str] = []
         self.sent = 0
         self._tail = [0, 0]  # sent, in time

@@ -3,8 +3,9 @@
 1. A request is bound at its arrival to the GPU that holds its model and can start it soonest, behind
    everything bound there before it.
 2. It is admitted if it will be done by its deadline there, as predicted, and else answered at once
-   (code 8) with the prediction. On an idle GPU that is what is likely, behind others what the
-   estimators' margins promise (as INFER5 does, and for the same reason).
+   (code 8) with the prediction. On an idle GPU that is what is likely, also where the weights must be
+   loaded first, behind others what the estimators' margins promise (as INFER5 does, and for the same
+   reason: what is never tried is never found to be fast again).
 3. Each GPU works its line off in the order of admission, starting when openings.py says.
 
 Where nothing holds the model, the load that placement/ would send counts into the prediction, and
@@ -75,7 +76,7 @@ class Reject:
         self._placement.asked_for(request, now_ns=now_ns)
         gpu, start_ns, end_ns = self._soonest(request, now_ns)
         if end_ns > request.deadline_ns:
-            self._reject(request, gpu, start_ns, now_ns, again=request.attempts > 0)
+            self._reject(request, gpu, start_ns, end_ns, now_ns, again=request.attempts > 0)
             return
         append(model.queue, request)
         self._expiry.push(request.deadline_ns, request)
@@ -96,9 +97,10 @@ class Reject:
         # One that is held gives no time at which it will be free.
         start_ns, _, gpu = min([o for o in options if not o[2].held] or options)
         single, returns = gpu.exec_table(model).single, gpu.worker.returns
-        if gpu.exec.outstanding or self._backlog_ns(gpu) or not model.resident_on:
+        if gpu.exec.outstanding or self._backlog_ns(gpu):
             return gpu, start_ns, start_ns + single.margin_ns + returns.margin_ns
-        start_ns = self._cluster.likely_start_ns(gpu, now_ns)
+        if model.resident_on:
+            start_ns = self._cluster.likely_start_ns(gpu, now_ns)
         return gpu, start_ns, start_ns + single.expected_ns + returns.expected_ns
 
     def _backlog_ns(self, gpu: Gpu) -> int:
@@ -115,16 +117,21 @@ class Reject:
         self._bound[request.key] = (gpu.index, exec_ns)
 
     def _reject(
-        self, request: Request, gpu: Gpu, start_ns: int, now_ns: int, *, again: bool
+        self, request: Request, gpu: Gpu, start_ns: int, end_ns: int, now_ns: int, *, again: bool
     ) -> None:
         model = request.model
         if model.resident_on:
             self._placement.short_of(model, now_ns=now_ns)
         state = "" if model.resident_on else " after loading its weights"
         exec_ns = gpu.exec_table(model).single.expected_ns
+        takes = f"takes {format_duration(exec_ns)}"
+        if (
+            start_ns + exec_ns <= request.deadline_ns
+        ):  # it is the margin of a promise that is too long
+            takes += f", or up to {format_duration(end_ns - start_ns)} with the way back"
         reason = (
-            f"could start in {format_duration(start_ns - now_ns)} at the earliest{state} and takes "
-            f"{format_duration(exec_ns)}; the deadline is in "
+            f"could start in {format_duration(start_ns - now_ns)} at the earliest{state} and {takes}; "
+            "the deadline is in "
             f"{format_duration(request.deadline_ns - now_ns)}"
         )
         code = Code.COULD_NOT_START_IN_TIME
@@ -172,7 +179,7 @@ class Reject:
         gpu, start_ns, end_ns = self._soonest(request, now_ns)
         if end_ns > request.deadline_ns:
             take_appended(request.model.queue, request)
-            self._reject(request, gpu, start_ns, now_ns, again=True)
+            self._reject(request, gpu, start_ns, end_ns, now_ns, again=True)
         else:
             self._bind(request, gpu)
 
