@@ -13,6 +13,7 @@ import pytest
 from naive_infer5 import NaiveInfer5
 from slosched.codes import Code
 from slosched.config import WeightRule
+from slosched.core.scheduler import slices
 from slosched.core.scheduler.policies.infer5 import Infer5
 from twin_schedulers import Twins, World
 
@@ -66,6 +67,12 @@ WORLDS = {
 SEEDS = {"many-gpus-uneven": 100}
 #: Turns come after half a second.
 SECONDS = {"turns": 1.2}
+
+
+@pytest.fixture(autouse=True)
+def without_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The full scan answers all that are hopeless in one step, however many."""
+    monkeypatch.setattr(slices, "A_STEP_IN_ALL", 10**9)
 
 
 @pytest.mark.parametrize("name", WORLDS)

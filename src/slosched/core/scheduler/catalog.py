@@ -15,7 +15,7 @@ from slosched.codes import Code
 from slosched.config import canonical_model
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToClient, ToWorker
-from slosched.core.scheduler.slices import A_PART, Slices, Work
+from slosched.core.scheduler.slices import A_PART, Work
 from slosched.core.scheduler.state import Client, Gpu, Model, ModelState, Unlike, Worker
 from slosched.core.scheduler.validation import what_is_wrong_with_model
 from slosched.errors import known_names, shown_name
@@ -74,14 +74,13 @@ class Catalog:
     def __init__(
         self,
         cluster: Cluster,
-        slices: Slices,
         *,
         on_loaded: Callable[[Model, list[Gpu], int], None],
         on_changed: Callable[[Model], None],
         settled: Callable[[Model], bool],
     ) -> None:
         self._cluster = cluster
-        self._slices = slices
+        self._slices = cluster.slices
         self._on_loaded = on_loaded
         self._on_changed = on_changed
         self._settled = settled

@@ -13,6 +13,7 @@ from slosched.config import SchedulerConfig
 from slosched.core.scheduler.free_order import FreeOrder
 from slosched.core.scheduler.interface import ActionDone, ActionRecord, Effect, ToWorker
 from slosched.core.scheduler.paths import Paths
+from slosched.core.scheduler.slices import Slices
 from slosched.core.scheduler.state import (
     ActionState,
     Executor,
@@ -52,6 +53,7 @@ class Cluster:
     def __init__(self, config: SchedulerConfig, *, emit: Callable[[Effect], None]) -> None:
         self.config = config.resolved()
         self.emit = emit
+        self.slices = Slices()  # long work, of policies too
         self.workers: dict[int, Worker] = {}
         self.gpus: dict[int, Gpu] = {}  # by index; only those of joined workers
         self.models: dict[int, Model] = {}

@@ -7,8 +7,10 @@ less than one comparison per request.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 
+from slosched.core.scheduler.slices import ANSWER, Slices
 from slosched.core.scheduler.state import Request, RequestState
 
 _REBUILD_FROM = 4096
@@ -50,6 +52,11 @@ class ExpiryHeap:
             heappop(entries)
             dead += 1
         return entries[0][0] if entries else None
+
+    def pop_some(self, limit_ns: int, slices: Slices) -> Iterator[Request]:
+        """Take out queued requests whose time is before `limit_ns`: as many as this step may answer."""
+        while (due_ns := self.next_ns()) is not None and due_ns < limit_ns and slices.spend(ANSWER):
+            yield heappop(self.entries)[2]
 
     def pop_before(self, limit_ns: int) -> Request | None:
         """Take out the first queued request whose time is before `limit_ns`."""

@@ -12,8 +12,22 @@ from operator import attrgetter
 
 from slosched.core.scheduler.state import Request
 
+_deadline_ns = attrgetter("deadline_ns")
 _place = attrgetter("place")
 _key = attrgetter("key")
+
+
+#: So many requests are looked at one by one: what is asked for is near, as a rule.
+_NEAR = 8
+
+
+def first_from(queue: list[Request], deadline_ns: int, place: int = 0) -> int:
+    """The first place, from `place` on, of a request that is not due before `deadline_ns`."""
+    near = min(place + _NEAR, len(queue))
+    for at in range(place, near):
+        if queue[at].deadline_ns >= deadline_ns:
+            return at
+    return bisect_left(queue, deadline_ns, near, key=_deadline_ns)
 
 
 def take_by_deadline(queue: list[Request], request: Request) -> None:

@@ -44,7 +44,7 @@ from slosched.core.scheduler.policies.base import LoadsByDemand
 from slosched.core.scheduler.report import status_parts
 from slosched.core.scheduler.second_tries import MODEL_FAILED, SecondTries
 from slosched.core.scheduler.sessions import TICK_NS, Sessions
-from slosched.core.scheduler.slices import ANSWER, Slices, Work
+from slosched.core.scheduler.slices import ANSWER, Work
 from slosched.core.scheduler.state import (
     ActionState,
     Client,
@@ -110,8 +110,8 @@ class Scheduler:
         worker_addresses: Sequence[str] = (),
     ) -> None:
         self._effects: list[Effect] = []
-        self._slices = Slices()
         self.cluster = Cluster(config, emit=self._effects.append)
+        self._slices = self.cluster.slices
         self.policy = make_policy(self.cluster.config, self.cluster, self)
         self.sessions = Sessions(
             self.cluster,
@@ -125,7 +125,6 @@ class Scheduler:
         )
         self.catalog = Catalog(
             self.cluster,
-            self._slices,
             on_loaded=self._model_loaded,
             on_changed=self._model_changed,
             settled=self.policy.settled,
@@ -195,7 +194,7 @@ class Scheduler:
             self._tick_due_ns = now_ns + TICK_NS
             self._tick(now_ns)
         self._overdue.look(now_ns=now_ns)
-        if self._slices.works:
+        if self._slices.under_way:
             self._slices.go_on()
         self.second_tries.plan(now_ns=now_ns)
         self.policy.plan(now_ns=now_ns)
@@ -212,7 +211,7 @@ class Scheduler:
 
     def next_wakeup_ns(self) -> int | None:
         """When `schedule` must be called although nothing arrives."""
-        if self._slices.works or self.catalog.hurried:
+        if self.slicing:
             return self._now_ns
         policy_ns = self.policy.next_wakeup_ns()
         due_ns = self._tick_due_ns
@@ -224,7 +223,7 @@ class Scheduler:
     @property
     def slicing(self) -> bool:
         """Long work is under way, and goes on with the next step."""
-        return bool(self._slices.works) or self.catalog.hurried
+        return self._slices.under_way or self.catalog.hurried
 
     @property
     def answered(self) -> int:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 #: Units in one step: about half a millisecond, with what the shell does for them.
 A_STEP = 400
+#: And as many with what policies spend (`Slices.spend`): they are left a part whatever else is under way.
+A_STEP_IN_ALL = 600
 #: Units of one answer: its reply, its record, and what the shell does with both.
 ANSWER = 12
 #: Units between two looks at what is left.
@@ -22,14 +24,24 @@ Work = Iterator[int]
 
 
 class Slices:
-    """The work that is under way. `renew` ends a step in which some was `done`."""
+    """The work that is under way. `renew` ends a step in which some was `done`.
 
-    __slots__ = ("_left", "done", "works")
+    A policy whose loop may have thousands to do asks `spend` for each: a client that leaves then holds up
+    no answer of the policy, and the policy no other work.
+    """
+
+    __slots__ = ("_again", "_left", "_spent", "done", "works")
 
     def __init__(self) -> None:
         self.works: deque[Work] = deque()  # what is not done yet
         self.done = False
-        self._left = A_STEP
+        self._left, self._spent = A_STEP, 0
+        self._again = False
+
+    @property
+    def under_way(self) -> bool:
+        """Something is left for the next step, which should follow at once."""
+        return bool(self.works) or self._again
 
     def begin(self, work: Work) -> None:
         """Do of `work` what this step has units for; if there is other work, in turn with that, later."""
@@ -39,7 +51,7 @@ class Slices:
 
     def go_on(self) -> None:
         """Do what this step has units for."""
-        works, self.done = self.works, True
+        works, self.done, self._again = self.works, True, False
         while works and self._left > 0:
             cost = next(works[0], None)
             if cost is None:
@@ -48,6 +60,16 @@ class Slices:
                 self._left -= cost
                 works.rotate(-1)
 
+    def spend(self, cost: int) -> bool:
+        """Take `cost` units for what the caller does next; False if none are left until the next step."""
+        self.done = True
+        if A_STEP - self._left + self._spent >= A_STEP_IN_ALL:
+            self._again = True
+            return False
+        self._spent += cost
+        return True
+
     def renew(self) -> None:
         """The step has ended: the next one has its own units."""
-        self._left, self.done = A_STEP, False
+        self._left, self._spent = A_STEP, 0
+        self.done = False

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from slosched.core.scheduler.state import Request
+from slosched.core.scheduler.slices import Slices
+from slosched.core.scheduler.state import Model, Request
+
+#: Units (slices.py) of binding a request to a GPU, or of the opposite.
+A_BINDING = 4
 
 
 class Unbound:
@@ -25,15 +29,25 @@ class Unbound:
         if requests is not None and requests.pop(request.key, None) is not None and not requests:
             del self._by_model[request.model.model_id]
 
-    def by_model(self) -> list[list[Request]]:
-        """All of them, those of a model together; no list is empty."""
-        return [list(requests.values()) for requests in self._by_model.values()]
+    def models(self) -> list[Model]:
+        """Whose requests these are."""
+        return [head.model for head in self.oldest()]
+
+    def head(self, model: Model) -> Request | None:
+        """The first request of `model`."""
+        return next(iter(self._by_model.get(model.model_id, {}).values()), None)
 
     def oldest(self) -> list[Request]:
         """The first request of each model."""
         return [next(iter(requests.values())) for requests in self._by_model.values()]
 
-    def take_ready(self) -> list[Request]:
-        """Take out those whose model some GPU holds by now."""
-        ready = [head.model for head in self.oldest() if head.model.resident_on]
-        return [r for model in ready for r in self._by_model.pop(model.model_id).values()]
+    def take_ready(self, slices: Slices) -> list[Request]:
+        """Take out those whose model some GPU holds by now: as many as this step may bind."""
+        ready: list[Request] = []
+        for model in [head.model for head in self.oldest() if head.model.resident_on]:
+            requests = self._by_model[model.model_id]
+            while requests and slices.spend(A_BINDING):
+                ready.append(requests.pop(next(iter(requests))))
+            if not requests:
+                del self._by_model[model.model_id]
+        return ready

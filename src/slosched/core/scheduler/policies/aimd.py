@@ -25,18 +25,13 @@ from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.openings import Openings
 from slosched.core.scheduler.placement import make_placement
-from slosched.core.scheduler.policies.base import (
-    LAST_ONE_LOST,
-    NOT_OFFERED,
-    Refusals,
-    is_offered,
-    soonest,
-)
-from slosched.core.scheduler.policies.queued import send_batch
+from slosched.core.scheduler.policies.base import NOT_OFFERED, Refusals, is_offered, soonest
+from slosched.core.scheduler.policies.queued import answer_unoffered, send_batch
 from slosched.core.scheduler.queues import append, take_appended
+from slosched.core.scheduler.slices import Work
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.core.scheduler.turns import Turns
-from slosched.core.scheduler.unbound import Unbound
+from slosched.core.scheduler.unbound import A_BINDING, Unbound
 
 STEP = 1.0
 BACKOFF = 0.9
@@ -100,8 +95,12 @@ class Aimd:
         return self._replicas[gpu.index].waiting + running
 
     def forget(self, request: Request) -> None:
-        model_id = request.model.model_id
         take_appended(request.model.queue, request)
+        self._leave(request)
+
+    def _leave(self, request: Request) -> None:
+        """Take `request` off its replica, or from those without one."""
+        model_id = request.model.model_id
         index = self._bound.pop(request.key, None)
         if index is None:
             self._unbound.discard(request)
@@ -133,7 +132,7 @@ class Aimd:
         self._placement.plan(now_ns=now_ns)
 
     def _bind_ready(self) -> bool:
-        ready = self._unbound.take_ready()
+        ready = self._unbound.take_ready(self._cluster.slices)
         for request in ready:
             self._bind(request)
         return bool(ready)
@@ -200,15 +199,22 @@ class Aimd:
 
     def gpu_removed(self, gpu: Gpu) -> None:
         self._placement.gpu_removed(gpu)
-        replicas = self._replicas.pop(gpu.index)
-        for model_id in list(replicas.queues):
-            self._unbind(replicas, model_id)
-        for requests in self._unbound.by_model():
-            if is_offered(self._cluster, requests[0].model):
-                continue
-            for request in requests:
-                self.forget(request)
-                self._refusals.refuse(request, Code.CANCELLED, LAST_ONE_LOST)
+        self._cluster.slices.begin(self._removed(gpu.index))
+
+    def _removed(self, index: int) -> Work:
+        """What was bound to a GPU that is gone waits for another one, or is answered if there is none."""
+        queues = self._replicas[index].queues
+        while queues:
+            request = next(iter(next(iter(queues.values())).values()))
+            self._leave(request)
+            self._unbound.add(request)
+            yield A_BINDING
+        del self._replicas[index]
+        yield from answer_unoffered(self._cluster, self, self._refusals, self._unbound.models())
+
+    def head(self, model: Model) -> Request | None:
+        """The first request of `model` that is bound to no GPU."""
+        return self._unbound.head(model)
 
     def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
         self._placement.model_loaded(model, gpus)

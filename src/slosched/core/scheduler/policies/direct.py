@@ -12,16 +12,50 @@ weights were reported, since nothing is ever sent to weights that are not there.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush, heapreplace
+
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.policies.base import Refusals
 from slosched.core.scheduler.queues import append, take_appended
+from slosched.core.scheduler.slices import ANSWER, Work
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.units import NS_PER_MS, NS_PER_S
 
 _WORKER = 0
 _ASSUMED_LOAD_NS = 7 * NS_PER_MS
 _START_WITHIN_NS = 10 * NS_PER_S
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """The requests that wait for one model on one GPU, by key: the first to come first."""
+
+    gpu: Gpu
+    model: Model
+    requests: dict[int, Request] = field(default_factory=dict)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.gpu.index, self.model.model_id
+
+
+def _by_arrival(groups: Iterable[_Group]) -> Iterator[Request]:
+    """The requests of all `groups` in the order of their arrival. Who asks takes each out before the next."""
+    heads = [(next(iter(g.requests)), place, g) for place, g in enumerate(groups) if g.requests]
+    heapify(heads)
+    while heads:
+        key, place, group = heads[0]
+        request = group.requests.get(key)  # others may have taken it out meanwhile
+        if request is not None:
+            yield request
+        following = next(iter(group.requests), None)
+        if following is None:
+            heappop(heads)
+        else:
+            heapreplace(heads, (following, place, group))
 
 
 class Direct:
@@ -32,9 +66,13 @@ class Direct:
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
         self._cluster = cluster
         self._refusals = refusals
-        self._waiting: dict[int, tuple[Request, Gpu]] = {}  # by request key
+        self._groups: dict[tuple[int, int], _Group] = {}  # by (GPU index, model id)
+        self._group_of: dict[int, _Group] = {}  # by request key
+        self._there: dict[tuple[int, int], _Group] = {}  # those whose weights are reported
         self._available_ns: dict[tuple[int, int], int] = {}  # (GPU index, model id)
+        self._becomes_available: list[int] = []  # a heap of these times
         self._now_ns = 0
+        self.groups_looked_at = 0  # what decisions cost
 
     # -------------------------------------------------------------------------------- facts
 
@@ -51,7 +89,8 @@ class Direct:
             reason = f"worker {_WORKER}, which alone DIRECT uses, has not prepared this model"
             self._refusals.refuse(request, Code.COULD_NOT_START_IN_TIME, reason)
             return
-        present = model.model_id in gpu.resident or model.model_id in gpu.loading
+        resident = model.model_id in gpu.resident
+        present = resident or model.model_id in gpu.loading
         if not present and gpu.free_pages < model.pages:
             reason = (
                 f"{gpu.name} has {gpu.free_pages} free page(s), the weights take {model.pages}, and "
@@ -62,41 +101,64 @@ class Direct:
         if not present:
             self._load(gpu, model, now_ns)
         append(model.queue, request)
-        self._waiting[request.key] = (request, gpu)
+        group = self._groups.setdefault((gpu.index, model.model_id), _Group(gpu, model))
+        group.requests[request.key] = request
+        self._group_of[request.key] = group
+        if resident:
+            self._there[group.place] = group
 
     def _load(self, gpu: Gpu, model: Model, now_ns: int) -> None:
         start_ns = max(now_ns + gpu.worker.transit.expected_ns, gpu.weights.busy_until_ns)
         latest_ns = now_ns + _START_WITHIN_NS
         self._cluster.send_load(gpu, model, now_ns=now_ns, start_ns=start_ns, latest_ns=latest_ns)
         self._available_ns[gpu.index, model.model_id] = now_ns + _ASSUMED_LOAD_NS
+        heappush(self._becomes_available, now_ns + _ASSUMED_LOAD_NS)
 
     def forget(self, request: Request) -> None:
         take_appended(request.model.queue, request)
-        del self._waiting[request.key]
+        group = self._group_of.pop(request.key)
+        del group.requests[request.key]
+        if not group.requests and self._groups.get(group.place) is group:
+            del self._groups[group.place]
+            self._there.pop(group.place, None)
 
     def action_done(
         self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
     ) -> None:
-        if action.requests or code == Code.OK:
+        if action.requests:
             return
-        for request, gpu in list(self._waiting.values()):
-            if gpu is action.gpu and request.model is action.model:
-                self.forget(request)
-                self._refusals.refuse(
-                    request, code, f"its weights could not be loaded on {gpu.name}"
-                )
+        place = action.gpu.index, action.model.model_id
+        group = self._groups.get(place)
+        if group is None:
+            return
+        if code == Code.OK:
+            self._there[place] = group
+        else:
+            reason = f"its weights could not be loaded on {action.gpu.name}"
+            self._fail([group], code, reason)
 
     def gpu_added(self, gpu: Gpu) -> None:
         """Nothing is kept per GPU."""
 
     def gpu_removed(self, gpu: Gpu) -> None:
-        for request, its_gpu in list(self._waiting.values()):
-            if its_gpu is gpu:
-                self.forget(request)
-                reason = f"worker {gpu.worker.worker_id} was lost, and DIRECT uses no other"
-                self._refusals.refuse(request, Code.CANCELLED, reason)
+        reason = f"worker {gpu.worker.worker_id} was lost, and DIRECT uses no other"
+        its = [group for group in self._groups.values() if group.gpu is gpu]
+        self._fail(its, Code.CANCELLED, reason)
         for place in [p for p in self._available_ns if p[0] == gpu.index]:
             del self._available_ns[place]
+
+    def _fail(self, groups: list[_Group], code: int, reason: str) -> None:
+        """Nothing joins `groups` any more; their requests are answered in slices."""
+        for group in groups:
+            del self._groups[group.place]
+            self._there.pop(group.place, None)
+        self._cluster.slices.begin(self._answer(groups, code, reason))
+
+    def _answer(self, groups: list[_Group], code: int, reason: str) -> Work:
+        for request in _by_arrival(groups):
+            self.forget(request)
+            self._refusals.refuse(request, code, reason)
+            yield ANSWER
 
     def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
         """Weights move only by demand."""
@@ -108,24 +170,32 @@ class Direct:
 
     def plan(self, *, now_ns: int) -> None:
         self._now_ns = now_ns
-        for request, gpu in list(self._waiting.values()):
-            model = request.model
-            if model.model_id not in gpu.resident or self._due_ns(request, gpu) > now_ns:
-                continue
-            self.forget(request)
-            self._cluster.send_infer(
-                gpu,
-                [request],
-                1,
-                now_ns=now_ns,
-                start_ns=self._cluster.likely_start_ns(gpu, now_ns),
-                duration_ns=gpu.exec_table(model).single.expected_ns,
-                latest_ns=now_ns + _START_WITHIN_NS,
-            )
+        due = []
+        for group in list(self._there.values()):
+            self.groups_looked_at += 1
+            if group.model.model_id not in group.gpu.resident:
+                del self._there[group.place]  # until it is loaded again
+            elif self._available_ns.get(group.place, 0) <= now_ns:
+                due.append(group)
+        for request in _by_arrival(due):
+            if not self._cluster.slices.spend(ANSWER):
+                return
+            self._send(request, self._group_of[request.key].gpu, now_ns)
 
-    def _due_ns(self, request: Request, gpu: Gpu) -> int:
-        return self._available_ns.get((gpu.index, request.model.model_id), 0)
+    def _send(self, request: Request, gpu: Gpu, now_ns: int) -> None:
+        self.forget(request)
+        self._cluster.send_infer(
+            gpu,
+            [request],
+            1,
+            now_ns=now_ns,
+            start_ns=self._cluster.likely_start_ns(gpu, now_ns),
+            duration_ns=gpu.exec_table(request.model).single.expected_ns,
+            latest_ns=now_ns + _START_WITHIN_NS,
+        )
 
     def next_wakeup_ns(self) -> int | None:
-        times = (self._due_ns(*waiting) for waiting in self._waiting.values())
-        return min((t for t in times if t > self._now_ns), default=None)
+        times = self._becomes_available
+        while times and times[0] <= self._now_ns:
+            heappop(times)
+        return times[0] if times and self._groups else None

@@ -22,6 +22,8 @@ from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.policies.base import Refusals, soonest
 from slosched.core.scheduler.policies.queued import QueuedByModel, send_single
+from slosched.core.scheduler.queues import first_from
+from slosched.core.scheduler.slices import ANSWER
 from slosched.core.scheduler.state import Gpu, Request
 from slosched.units import format_duration
 
@@ -41,7 +43,7 @@ class Edf(QueuedByModel):
     def plan(self, *, now_ns: int) -> None:
         self._now_ns = now_ns
         self._placement.plan(now_ns=now_ns)
-        while (request := self._expiry.pop_before(now_ns + 1)) is not None:
+        for request in self._expiry.pop_some(now_ns + 1, self._cluster.slices):
             self._time_out(request, now_ns)
         if self._waiting:
             for start_ns, _, gpu in self._openings.open_gpus(now_ns):
@@ -51,11 +53,22 @@ class Edf(QueuedByModel):
         while ready := [m.queue[0] for m in self._waiting.values() if m.model_id in gpu.resident]:
             request = min(ready)
             if request.deadline_ns <= start_ns:
-                self._time_out(request, now_ns)
-                continue
+                if self._cluster.slices.spend(ANSWER):
+                    self._time_out(request, now_ns)
+                    continue
+                first = self._first_in_time(gpu, start_ns)
+                if first is None:
+                    return
+                request = first
             self.forget(request)
             send_single(self._cluster, gpu, request, start_ns=start_ns, now_ns=now_ns)
             return
+
+    def _first_in_time(self, gpu: Gpu, start_ns: int) -> Request | None:
+        """Of more that are late than a step answers: the first request behind them."""
+        here = [model.queue for model in self._waiting.values() if model.model_id in gpu.resident]
+        found = ((queue, first_from(queue, start_ns + 1)) for queue in here)
+        return min((queue[at] for queue, at in found if at < len(queue)), default=None)
 
     def _time_out(self, request: Request, now_ns: int) -> None:
         self.forget(request)

@@ -52,7 +52,7 @@ from slosched.core.scheduler.plans import (
     why_refused,
 )
 from slosched.core.scheduler.policies.base import Refusals
-from slosched.core.scheduler.queues import take_by_deadline
+from slosched.core.scheduler.queues import first_from, take_by_deadline
 from slosched.core.scheduler.shares import Shares
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.core.scheduler.urgency import (
@@ -103,6 +103,8 @@ class Infer5:
         self._loss = 0.0
         self._unit = 1.0  # the weight of those that are lost: it counts as 1
         self._now_ns = 0
+        #: More are hopeless than a step answers: who cannot start from here on in time. 0: all are answered.
+        self._hopeless_ns = 0
         #: What decisions cost: GPUs looked at for a request, GPUs asked for a batch, and models for that.
         self.gpus_looked_at = 0
         self.gpus_asked = 0
@@ -220,7 +222,8 @@ class Infer5:
             self._placement.short_of(request.model, now_ns=now_ns)
 
     def _answer_hopeless(self, now_ns: int) -> None:
-        """Rule 1, over all models: who cannot start in time anywhere is answered now."""
+        """Rule 1, over all models: who cannot start in time anywhere is answered now, of very many some."""
+        self._hopeless_ns = 0
         entries, order = self._expiry.entries, self._cluster.free_order.entries
         soonest_ns = NEVER_NS
         if order:  # no GPU starts anything decided from now on before this
@@ -229,7 +232,7 @@ class Infer5:
                 soonest_ns = order[0][0]
         if not entries or entries[0][0] >= soonest_ns:
             return
-        while (request := self._expiry.pop_before(soonest_ns)) is not None:
+        for request in self._expiry.pop_some(soonest_ns, self._cluster.slices):
             latest_ns, start_ns, exec_ns = self._best_plan(request, now_ns)
             if start_ns <= latest_ns and latest_ns >= soonest_ns:
                 # The estimates moved since it was queued: it has hope again.
@@ -241,6 +244,14 @@ class Infer5:
             code, reason = why_given_up(request, exec_ns, now_ns)
             best_ns = start_ns if start_ns < NEVER_NS else -1
             self._refusals.refuse(request, code, reason, start_ns=best_ns, exec_ns=exec_ns)
+        due_ns = self._expiry.next_ns()
+        if due_ns is not None and due_ns < soonest_ns:
+            self._hopeless_ns = soonest_ns
+
+    def _hopeless(self, gpu: Gpu, model: Model) -> int:
+        """How many requests of `model` are hopeless and not answered yet, as `gpu` would have it."""
+        needs_ns = gpu.tables[model.name].single.expected_ns + gpu.worker.returns.expected_ns
+        return first_from(model.queue, self._hopeless_ns + needs_ns)
 
     # ------------------------------------------------------------------------------- decisions
 
@@ -369,10 +380,13 @@ class Infer5:
                 continue
             queue = model.queue
             waiting = len(queue)
-            first_ns = head_ns = queue[0].deadline_ns
             table = tables[model.name]
             single_ns = table.single.expected_ns
-            left, over, smaller, smaller_ns = waiting, 0, 0, 0
+            hopeless = self._hopeless(gpu, model) if self._hopeless_ns else 0
+            if hopeless == waiting:
+                continue
+            first_ns = head_ns = queue[hopeless].deadline_ns
+            left, over, smaller, smaller_ns = waiting - hopeless, hopeless, 0, 0
             for batch, estimator in table.classes:
                 if left <= smaller:
                     break
@@ -384,11 +398,9 @@ class Infer5:
                     needs_ns = floor_ns + expected_ns + spare_ns
                 else:
                     needs_ns = floor_ns + estimator.margin_ns
-                while first_ns < needs_ns:
-                    over += 1
-                    if over == waiting:
-                        break
-                    first_ns = queue[over].deadline_ns
+                if first_ns < needs_ns:
+                    over = first_from(queue, needs_ns, over + 1)
+                    first_ns = queue[over].deadline_ns if over < waiting else first_ns
                 left = waiting - over
                 taken = left if left < batch else batch
                 # Padding must pay: at least as much served per millisecond as the full smaller class.
@@ -403,7 +415,7 @@ class Infer5:
                         batch_ns
                         + head_ns / 4
                         + weight * expected_ns
-                        + (penalty * over - credit * value) * single_ns
+                        + (penalty * (over - hopeless) - credit * value) * single_ns
                     )
                     if key < best_key or (key == best_key and since < best_since):
                         best, best_key, best_since = (model, over, taken, batch), key, since
@@ -424,7 +436,7 @@ class Infer5:
             single_ns = gpu.tables[model.name].single.expected_ns
             requests, over = take_worth_most(queue, over, taken, credit * single_ns, self._loss)
             model.weighted -= sum(request.value != 1.0 for request in requests)
-        for request in queue[:over]:
+        for request in queue[self._hopeless(gpu, model) if self._hopeless_ns else 0 : over]:
             request.stepped_over = True
         self._urgency.shrank(model)
         self._loss *= (1.0 - _LOSS_WEIGHT) ** taken

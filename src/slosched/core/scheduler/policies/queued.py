@@ -8,6 +8,7 @@ rule has chosen.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
@@ -20,10 +21,19 @@ from slosched.core.scheduler.policies.base import (
     is_offered,
 )
 from slosched.core.scheduler.queues import take_by_deadline
+from slosched.core.scheduler.slices import ANSWER, Work
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 
 #: The latest start of what is worth doing however late.
 NEVER_NS = 2**62
+
+
+class Queues(Protocol):
+    """Of a policy: whose turn it is to be answered, and how it leaves the queue."""
+
+    def head(self, model: Model) -> Request | None: ...
+
+    def forget(self, request: Request) -> None: ...
 
 
 class QueuedByModel:
@@ -52,6 +62,10 @@ class QueuedByModel:
         self._waiting[request.model.model_id] = request.model
         return True
 
+    def head(self, model: Model) -> Request | None:
+        """The first request that waits for `model`."""
+        return model.queue[0] if model.queue else None
+
     def forget(self, request: Request) -> None:
         model = request.model
         self._take(model.queue, request)
@@ -68,12 +82,9 @@ class QueuedByModel:
 
     def gpu_removed(self, gpu: Gpu) -> None:
         self._placement.gpu_removed(gpu)
-        for model in list(self._waiting.values()):
-            if is_offered(self._cluster, model):
-                continue
-            for request in list(model.queue):
-                self.forget(request)
-                self._refusals.refuse(request, Code.CANCELLED, LAST_ONE_LOST)
+        self._cluster.slices.begin(
+            answer_unoffered(self._cluster, self, self._refusals, list(self._waiting.values()))
+        )
 
     def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
         self._placement.model_loaded(model, gpus)
@@ -83,6 +94,18 @@ class QueuedByModel:
 
     def settled(self, model: Model) -> bool:
         return self._placement.settled(model)
+
+
+def answer_unoffered(
+    cluster: Cluster, queues: Queues, refusals: Refusals, models: Sequence[Model]
+) -> Work:
+    """A GPU was lost: what waits for those of `models` that no other could serve is answered, in slices."""
+    for model in models:
+        yield 1
+        while not is_offered(cluster, model) and (request := queues.head(model)) is not None:
+            queues.forget(request)
+            refusals.refuse(request, Code.CANCELLED, LAST_ONE_LOST)
+            yield ANSWER
 
 
 def send_single(

@@ -26,17 +26,12 @@ from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.openings import Openings
 from slosched.core.scheduler.placement import make_placement
-from slosched.core.scheduler.policies.base import (
-    LAST_ONE_LOST,
-    NOT_OFFERED,
-    Refusals,
-    is_offered,
-    soonest,
-)
-from slosched.core.scheduler.policies.queued import send_single
+from slosched.core.scheduler.policies.base import NOT_OFFERED, Refusals, is_offered, soonest
+from slosched.core.scheduler.policies.queued import answer_unoffered, send_single
 from slosched.core.scheduler.queues import append, take_appended
+from slosched.core.scheduler.slices import ANSWER, Work
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
-from slosched.core.scheduler.unbound import Unbound
+from slosched.core.scheduler.unbound import A_BINDING, Unbound
 from slosched.units import format_duration
 
 
@@ -144,10 +139,11 @@ class Reject:
     def plan(self, *, now_ns: int) -> None:
         self._now_ns = now_ns
         self._placement.plan(now_ns=now_ns)
-        while (request := self._expiry.pop_before(now_ns + 1)) is not None:
+        slices = self._cluster.slices
+        for request in self._expiry.pop_some(now_ns + 1, slices):
             self._time_out(request, now_ns)
         self._serve_open(now_ns)
-        ready = self._unbound.take_ready()
+        ready = self._unbound.take_ready(slices)
         for request in ready:
             self._bind_anew(request, now_ns)
         if ready:
@@ -159,15 +155,19 @@ class Reject:
                 self._serve(gpu, start_ns, now_ns)
 
     def _serve(self, gpu: Gpu, start_ns: int, now_ns: int) -> None:
-        requests = self._lines[gpu.index].requests
+        requests, spend = self._lines[gpu.index].requests, self._cluster.slices.spend
         while requests:
             request = next(iter(requests.values()))
             model = request.model
             if model.model_id not in gpu.resident:
+                if not spend(A_BINDING):
+                    return
                 self._leave(request)
                 self._unbound.add(request)
                 continue
             if request.deadline_ns <= start_ns:
+                if not spend(ANSWER):
+                    return
                 self._time_out(request, now_ns)
                 continue
             self.forget(request)
@@ -225,17 +225,22 @@ class Reject:
 
     def gpu_removed(self, gpu: Gpu) -> None:
         self._placement.gpu_removed(gpu)
-        line = self._lines[gpu.index]
-        for request in list(line.requests.values()):
+        self._cluster.slices.begin(self._removed(gpu.index))
+
+    def _removed(self, index: int) -> Work:
+        """What was bound to a GPU that is gone waits for another one, or is answered if there is none."""
+        requests = self._lines[index].requests
+        while requests:
+            request = next(iter(requests.values()))
             self._leave(request)
             self._unbound.add(request)
-        del self._lines[gpu.index]
-        for requests in self._unbound.by_model():
-            if is_offered(self._cluster, requests[0].model):
-                continue
-            for request in requests:
-                self.forget(request)
-                self._refusals.refuse(request, Code.CANCELLED, LAST_ONE_LOST)
+            yield A_BINDING
+        del self._lines[index]
+        yield from answer_unoffered(self._cluster, self, self._refusals, self._unbound.models())
+
+    def head(self, model: Model) -> Request | None:
+        """The first request of `model` that is bound to no GPU."""
+        return self._unbound.head(model)
 
     def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
         self._placement.model_loaded(model, gpus)
