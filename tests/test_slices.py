@@ -60,6 +60,16 @@ def crowded(count: int = QUEUED) -> tuple[Rig, list[int]]:
     return rig, ids
 
 
+def settle(rig: Rig) -> int:
+    """Step until no slice is left; how many steps that took."""
+    for count in range(1, 10_000):
+        rig.step()
+        if not rig.scheduler.slicing:
+            return count
+        rig.now_ns += MS // 10
+    raise AssertionError("slices never end")
+
+
 def done(effects: list[Effect]) -> list[RequestDone]:
     return [effect for effect in effects if isinstance(effect, RequestDone)]
 
@@ -241,7 +251,7 @@ def test_a_load_of_many_models_is_answered_in_slices(monkeypatch: pytest.MonkeyP
     rig.join(pages=50)
     described = counting(monkeypatch)
     rig.handle(FromClient(b"c", LoadModelRequest(5, "net", 2_500)))
-    rig.step()
+    settle(rig)
     rig.prepared()
     counts = []
     while not rig.to_client(LoadModelReply):
@@ -262,13 +272,13 @@ def test_a_client_that_leaves_while_its_load_is_looked_at_leaves_nothing_to_do()
     rig.hello(b"d")
     rig.join(pages=50)
     rig.handle(FromClient(b"d", LoadModelRequest(5, "net", 2_500)))
-    rig.step()
+    settle(rig)
     (load,) = rig.to_worker(LoadModel)
     rig.prepared()
-    assert rig.scheduler.slicing
-    rig.handle(FromClient(b"d", Goodbye()))
-    for _ in range(3):
+    while not rig.scheduler.catalog.hurried:
         rig.step()
+    rig.handle(FromClient(b"d", Goodbye()))
+    settle(rig)
     assert load.copies == 2_500 and not rig.scheduler.slicing
     assert rig.scheduler.next_wakeup_ns() != rig.now_ns
 

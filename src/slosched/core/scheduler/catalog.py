@@ -8,7 +8,8 @@ weights are evicted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from slosched.codes import Code
@@ -34,6 +35,9 @@ from slosched.units import NS_PER_S
 MAX_COPIES = 100_000
 #: Models of one load that a step looks at, of those that it awaits.
 _LOOKED_AT = 400
+#: Instances that are taken into use between two looks at what a step has left, and units of each beside
+#: those for its GPUs.
+_TAKEN_AT_ONCE, _A_TAKING = 10, 4
 #: A load asked for before any worker joined is held this long (Clockwork holds 12 s).
 _HOLD_NS = 12 * NS_PER_S
 _PREPARE_WITHIN_NS = 600 * NS_PER_S
@@ -54,6 +58,14 @@ class _Waiting:
     measured: int = 0  # how many of its models, from the first, are LOADED
     settled: int = 0  # how many of its models, from the first, need no more waiting
     answered: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Taking:
+    """A worker has prepared instances of `name`, which are taken into use in slices."""
+
+    worker: Worker
+    name: str
 
 
 @dataclass(slots=True, eq=False)
@@ -87,6 +99,8 @@ class Catalog:
         self._by_name: dict[str, list[Model]] = {}
         self.waiting: list[_Waiting] = []  # loads that are not answered yet
         self._preparing: dict[int, _Preparation] = {}  # by action id
+        self._making: dict[str, None] = {}  # names of which many instances are made, in slices
+        self._taking: list[_Taking] = []
         self._failures: dict[str, tuple[int, str]] = {}  # by name: the last worker's reason
         self._next_model_id = 0
         self._news = 0  # counts what may have changed whether models are loaded
@@ -152,9 +166,8 @@ class Catalog:
         """Give a worker every model that exists, unless none of its GPUs is used."""
         self._news += 1
         for name, models in self._by_name.items():
-            live = [m for m in models if m.state is not ModelState.FAILED]
-            if live and worker.gpus and name in worker.loadable:
-                self._prepare(worker, name, live, now_ns=now_ns)
+            if models and worker.gpus and name in worker.loadable:
+                self._prepare(worker, name, models, now_ns=now_ns)
         for name, copies in self._cluster.own_models.items():
             wish = LoadModelRequest(-1, name, copies)
             self.waiting.append(_Waiting(None, wish, [], now_ns + _HOLD_NS))
@@ -164,6 +177,7 @@ class Catalog:
         for action_id, preparation in list(self._preparing.items()):
             if preparation.worker is worker:
                 del self._preparing[action_id]
+        self._taking = [taking for taking in self._taking if taking.worker is not worker]
         self._news += 1
         self._take_unlike(now_ns)
         reason = f"worker {worker.label} was lost while it loaded the model"
@@ -208,17 +222,35 @@ class Catalog:
         self, worker: Worker, result: LoadModelResult, models: list[Model], now_ns: int
     ) -> None:
         """`models` are used on `worker` from now on; they may be others than their last worker had."""
-        worker.prepared[models[0].name] = result
-        for model in models:
-            before = model.result
-            if before is None or _signature(before) != _signature(result):
-                model.result, model.pages = result, result.pages
-                if model.state is ModelState.LOADED:
-                    self._measure(model, self._serving())
-                if before is not None and _tensors(before) != _tensors(result):
-                    self._on_changed(model)
-            worker.instances[model.model_id] = model
-            self._on_loaded(model, worker.gpus, now_ns)
+        name = models[0].name
+        worker.prepared[name] = result
+        taking = _Taking(worker, name)
+        self._taking.append(taking)
+        self._slices.begin(self._take_some(taking, result, models, now_ns))
+
+    def _take_some(
+        self, taking: _Taking, result: LoadModelResult, models: list[Model], now_ns: int
+    ) -> Work:
+        worker = taking.worker
+        for at in range(0, len(models), _TAKEN_AT_ONCE):
+            if taking not in self._taking:
+                return  # the worker was lost
+            for model in models[at : at + _TAKEN_AT_ONCE]:
+                self._take_one(worker, result, model, now_ns)
+            yield _TAKEN_AT_ONCE * (_A_TAKING + len(worker.gpus))
+        self._taking.remove(taking)
+        self._news += 1
+
+    def _take_one(self, worker: Worker, result: LoadModelResult, model: Model, now_ns: int) -> None:
+        before = model.result
+        if before is None or _signature(before) != _signature(result):
+            model.result, model.pages = result, result.pages
+            if model.state is ModelState.LOADED:
+                self._measure(model, self._serving())
+            if before is not None and _tensors(before) != _tensors(result):
+                self._on_changed(model)
+        worker.instances[model.model_id] = model
+        self._on_loaded(model, worker.gpus, now_ns)
 
     def _take_unlike(self, now_ns: int) -> None:
         """A worker was lost: what was kept from use because of its models may be used now."""
@@ -269,7 +301,9 @@ class Catalog:
         return self._preparing.pop(action_id)
 
     def _preparing_name(self, name: str) -> bool:
-        return any(p.models[0].name == name for p in self._preparing.values())
+        return any(p.models[0].name == name for p in self._preparing.values()) or any(
+            taking.name == name for taking in self._taking
+        )
 
     def _give_up(self, name: str, code: int, reason: str) -> None:
         """A preparation of `name` ended badly. Was it the last hope of some instances?"""
@@ -328,6 +362,9 @@ class Catalog:
         """True once the first weights of all its models have come; looks at some of them each time."""
         models = waiting.models
         for model in models[waiting.measured : waiting.measured + _LOOKED_AT]:
+            if model.state is ModelState.FAILED:  # the last worker was lost in between
+                waiting.loaded, waiting.seen = False, -1
+                return False
             if model.state is not ModelState.LOADED:
                 self._measure(model, joined)
                 model.state = ModelState.LOADED
@@ -372,9 +409,12 @@ class Catalog:
             waiting.answered = True
             return False
         if not waiting.models:
-            waiting.models = self._instances(name, message.copies, joined, now_ns=now_ns)
-        states = {model.state for model in waiting.models}
-        if ModelState.FAILED in states:
+            waiting.models = self._instances(name, message.copies, now_ns=now_ns)
+            if not waiting.models:
+                return False
+        # Loaded ones stand before all others, and what fails is all the others.
+        state = waiting.models[-1].state
+        if state is ModelState.FAILED:
             lost = (
                 Code.CANCELLED,
                 "it was given up before, and is being tried again; ask once more",
@@ -383,7 +423,7 @@ class Catalog:
             self._reply(client, message, code, f"cannot load {name!r}: {reason}")
             waiting.answered = True
             return False
-        unloaded = ModelState.LOADING in states
+        unloaded = state is ModelState.LOADING
         if unloaded and self._preparing_name(name):
             return False
         if unloaded and self._reference(name) is None:
@@ -413,23 +453,48 @@ class Catalog:
         model.clients[client.identity] = client
         client.models[model.model_id] = model
 
-    def _instances(
-        self, name: str, copies: int, joined: list[Worker], *, now_ns: int
-    ) -> list[Model]:
-        """The first `copies` instances of `name`; makes what is missing on every worker."""
+    def _instances(self, name: str, copies: int, *, now_ns: int) -> list[Model]:
+        """The first `copies` instances of `name`; makes what is missing on every worker.
+
+        Empty while many are made: that takes several steps.
+        """
         have = self._by_name.setdefault(name, [])
-        fresh = []
-        for copy in range(len(have), copies):
-            model = Model(self._next_model_id, name, copy)
-            self._next_model_id += 1
-            self._cluster.models[model.model_id] = model
-            fresh.append(model)
+        missing = copies - len(have)
+        if missing > 0 and name not in self._making:
+            self._making[name] = None
+            if missing <= A_PART:
+                self._make_now(name, missing, now_ns)
+            else:
+                self._slices.begin(self._make(name, missing, now_ns))
+        return [] if name in self._making else self._by_name[name][:copies]
+
+    def _make_now(self, name: str, missing: int, now_ns: int) -> None:
+        for _ in self._make(name, missing, now_ns):
+            pass
+
+    def _make(self, name: str, missing: int, now_ns: int) -> Work:
+        first_id = self._next_model_id  # all in a row: one LoadModel names them
+        self._next_model_id += missing
+        first_copy = len(self._by_name[name])
+        fresh: list[Model] = []
+        for at in range(0, missing, A_PART):
+            some = [
+                Model(first_id + place, name, first_copy + place)
+                for place in range(at, min(at + A_PART, missing))
+            ]
+            fresh += some
+            self._cluster.models.update((model.model_id, model) for model in some)
+            yield A_PART
+        have = self._by_name[name]
+        if len(have) != first_copy:  # some of them were given up meanwhile
+            for copy, model in enumerate(fresh, len(have)):
+                model.copy = copy
         have.extend(fresh)
-        if fresh:
-            for worker in joined:
-                if name in worker.loadable:
-                    self._prepare(worker, name, fresh, now_ns=now_ns)
-        return have[:copies]
+        del self._making[name]
+        self._news += 1
+        for worker in self._serving():
+            if name in worker.loadable:
+                self._prepare(worker, name, fresh, now_ns=now_ns)
 
     def _prepare(self, worker: Worker, name: str, models: list[Model], *, now_ns: int) -> None:
         """One LoadModel for each run of consecutive ids."""
@@ -478,12 +543,12 @@ def _tensors(result: LoadModelResult) -> tuple[object, ...]:
     return result.input_shape, result.input_dtype, result.output_shape, result.output_dtype
 
 
-def _runs(models: list[Model]) -> list[list[Model]]:
-    """Split into runs of consecutive ids: one LoadModel names a first id and a count."""
-    runs: list[list[Model]] = []
-    for model in models:
-        if runs and runs[-1][-1].model_id + 1 == model.model_id:
-            runs[-1].append(model)
-        else:
-            runs.append([model])
-    return runs
+def _runs(models: list[Model]) -> Iterator[list[Model]]:
+    """Split into runs of consecutive ids, which ascend: one LoadModel names a first id and a count."""
+    start, places = 0, range(len(models))
+    while start < len(models):
+        # Less its place, an id stays the same to the end of its run, and grows behind it.
+        less = models[start].model_id - start
+        end = bisect_right(places, less, lo=start, key=lambda at: models[at].model_id - at)
+        yield models[start:end]
+        start = end

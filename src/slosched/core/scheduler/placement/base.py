@@ -161,6 +161,8 @@ class Placement:
         for index in sorted(able.keys() & self._first.keys()):
             models, gpu = self._first[index], able[index]
             while models:
+                if not self._cluster.slices.spend(1):
+                    return  # the next step goes on
                 model = models[0]
                 fits = gpu.free_pages >= model.pages and model.model_id in gpu.worker.instances
                 here = model.model_id in gpu.resident or model.model_id in gpu.loading
