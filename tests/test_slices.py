@@ -25,7 +25,7 @@ from slosched.core.scheduler.interface import (
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.slices import A_PART, A_STEP, ANSWER, Slices, Work
 from slosched.core.scheduler.state import Model
-from slosched.daemon.in_slices import Slice, json_text
+from slosched.daemon.in_slices import PART_BYTES, Slice, json_parts
 from slosched.messages import (
     PROTOCOL_VERSION,
     CancelRequest,
@@ -322,14 +322,15 @@ def test_json_in_slices_is_the_same_text_and_lets_others_run(
     body = {"models": [{"model_id": n, "name": "nét", "b1_ns": 1.5} for n in range(2_000)], "e": []}
     monkeypatch.setattr(Slice, "over", lambda slice_: True)
 
-    async def written() -> tuple[bytes, int]:
+    async def written() -> tuple[list[bytes], int]:
         turns = 0
-        task = asyncio.ensure_future(json_text(body))
+        task = asyncio.ensure_future(json_parts(body))
         while not task.done():
             turns += 1
             await asyncio.sleep(0)
         return task.result(), turns
 
-    text, turns = asyncio.run(written())
-    assert text == json.dumps(body, indent=1).encode() + b"\n"
+    parts, turns = asyncio.run(written())
+    assert b"".join(parts) == json.dumps(body, indent=1).encode() + b"\n"
     assert turns > 200
+    assert len(parts) > 2 and max(map(len, parts)) < 2 * PART_BYTES  # nobody joins them

@@ -24,14 +24,14 @@ import contextlib
 import errno
 import inspect
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
 
 import h11
 
-from slosched.daemon.in_slices import json_text
+from slosched.daemon.in_slices import PART_BYTES, json_parts
 from slosched.errors import AddressInUse, InvalidConfig
 
 _REQUEST_WITHIN_S = 5.0
@@ -42,8 +42,6 @@ _MAX_CONNECTIONS = 64
 MAX_STREAMS = 16
 #: Bytes that wait in a stream's connection before the next part is not asked for.
 _STREAM_BUFFER = 64 * 1024
-#: Bytes of a long answer that are written at once.
-_PART_BYTES = 64 * 1024
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
@@ -61,11 +59,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a handler says. A body that is an async iterator of bytes is sent as it comes."""
+    """What a handler says. A long body may be a list of its parts, which are written one in each turn of
+    the loop; one that is an async iterator of bytes is sent as it comes.
+    """
 
     status: int
     content_type: str
-    body: bytes | AsyncIterator[bytes]
+    body: bytes | list[bytes] | AsyncIterator[bytes]
     headers: tuple[tuple[str, str], ...] = ()
 
 
@@ -102,7 +102,7 @@ def probe_routes(
         seen = status()
         if inspect.isawaitable(seen):
             seen = await seen
-        return Answer(200, "application/json", await json_text(seen))
+        return Answer(200, "application/json", await json_parts(seen))
 
     def ready(_: Request) -> Answer:
         seen = health()
@@ -194,21 +194,23 @@ class HttpServer:
             if not isinstance(event, h11.Request):
                 return
             answer = await self._answer(event)
-            if isinstance(answer.body, bytes):
-                length = ("content-length", str(len(answer.body)))
-                payload = b"" if event.method == b"HEAD" else answer.body
-                for text in _whole(connection, _head(answer, length), payload):
+            if isinstance(answer.body, bytes | list):
+                parts = _in_parts(answer.body)
+                length = ("content-length", str(sum(map(len, parts))))
+                if event.method == b"HEAD":
+                    parts = []
+                for text in _whole(connection, _head(answer, length), parts):
                     writer.write(text)
                     await writer.drain()
                     await asyncio.sleep(0)
                 return
-        parts = answer.body
+        stream = answer.body
         try:
             writer.write(connection.send(_head(answer)) or b"")
             if event.method != b"HEAD":
-                await self._stream(connection, parts, reader, writer)
+                await self._stream(connection, stream, reader, writer)
         finally:
-            await _let_go(parts)
+            await _let_go(stream)
 
     async def _answer(self, event: h11.Request) -> Answer:
         headers = {name.decode("latin-1"): v.decode("latin-1") for name, v in event.headers}
@@ -230,7 +232,7 @@ class HttpServer:
                 answer = await answer
         except Exception as error:  # a report must not take its reader's connection down unanswered
             return json_answer(500, {"error": f"{type(error).__name__}: {error}"})
-        if not isinstance(answer.body, bytes) and len(self._streams) >= MAX_STREAMS:
+        if not isinstance(answer.body, bytes | list) and len(self._streams) >= MAX_STREAMS:
             await _let_go(answer.body)
             return json_answer(503, {"error": f"{MAX_STREAMS} streams are open, which is the most"})
         return answer
@@ -297,12 +299,20 @@ def _head(answer: Answer, *more: tuple[str, str]) -> h11.Response:
     return h11.Response(status_code=answer.status, headers=headers)
 
 
-def _whole(connection: h11.Connection, head: h11.Response, payload: bytes) -> Iterator[bytes]:
+def _in_parts(body: bytes | list[bytes]) -> list[bytes]:
+    if isinstance(body, list):
+        return body
+    return [body[at : at + PART_BYTES] for at in range(0, len(body), PART_BYTES)]
+
+
+def _whole(
+    connection: h11.Connection, head: h11.Response, parts: Sequence[bytes]
+) -> Iterator[bytes]:
     """An answer's bytes, in parts that are written between two turns of the event loop."""
     text = connection.send(head) or b""
-    for at in range(0, len(payload), _PART_BYTES):
-        text += connection.send(h11.Data(data=payload[at : at + _PART_BYTES])) or b""
-        if at + _PART_BYTES < len(payload):
+    for place, part in enumerate(parts):
+        text += connection.send(h11.Data(data=part)) or b""
+        if place + 1 < len(parts):
             yield text
             text = b""
     yield text + (connection.send(h11.EndOfMessage()) or b"")
