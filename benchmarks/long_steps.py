@@ -245,7 +245,7 @@ async def measure(instances: int, queued: int, directory: Path) -> dict[str, dic
     await until(server.scheduler.ready)
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(5_000, 200, 100)
     owner = await bench.client()
     beats = asyncio.create_task(beating(bench, owner))
     found["the first load"] = await bench.measured(

@@ -39,8 +39,8 @@ _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _NOW_UNSENDABLE = (errno.EAGAIN, errno.EHOSTUNREACH)
 _HIGH_WATER_MARK = 10_000
-#: Messages taken in one drain: a flood must not hold the loop.
-_DRAIN_AT_MOST = 512
+#: Messages taken in one drain: a flood must not hold the loop. Each takes five microseconds or more.
+_DRAIN_AT_MOST = 64
 #: Bytes taken in one drain: a flood must not fill the memory.
 _DRAIN_BYTES = 2 * MAX_MESSAGE_BYTES
 #: Bytes of small messages taken in one drain; in bundles these are some 1,400 requests.

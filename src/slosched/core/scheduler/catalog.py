@@ -34,7 +34,7 @@ from slosched.units import NS_PER_S
 
 MAX_COPIES = 100_000
 #: Models of one load that a step looks at, of those that it awaits.
-_LOOKED_AT = 400
+_LOOKED_AT = 300
 #: Instances that are taken into use between two looks at what a step has left, and units of each beside
 #: those for its GPUs.
 _TAKEN_AT_ONCE, _A_TAKING = 10, 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from itertools import islice
 
@@ -10,7 +11,7 @@ from slosched.config import CLIENT_LOST_AFTER_NS
 from slosched.core.scheduler.interface import Effect, Note, ToClient
 from slosched.core.scheduler.sessions import TICK_NS
 from slosched.core.scheduler.slices import ANSWER, Slices, Work
-from slosched.core.scheduler.state import Client, Request
+from slosched.core.scheduler.state import Client, Request, RequestState
 from slosched.core.scheduler.weights import Weights, what_is_wrong_with_weight
 from slosched.messages import PROTOCOL_VERSION, ClientHello, Refused, Welcome
 
@@ -21,7 +22,9 @@ _TICKS_UNTIL_LOST = CLIENT_LOST_AFTER_NS // TICK_NS
 
 
 class ClientSessions:
-    """Who is connected. `end_request` answers a leaving client's requests (for the records alone)."""
+    """Who is connected. `end_request` answers a leaving client's requests (for the records alone), and
+    `cancel_request` one that its client has cancelled.
+    """
 
     def __init__(
         self,
@@ -31,6 +34,7 @@ class ClientSessions:
         weights: Weights,
         slices: Slices,
         end_request: Callable[[Request, str], None],
+        cancel_request: Callable[[Request], None],
         release: Callable[[Client], Work],
     ) -> None:
         self._emit = emit
@@ -38,10 +42,13 @@ class ClientSessions:
         self._weights = weights
         self._slices = slices
         self._end_request = end_request
+        self._cancel_request = cancel_request
         self._release = release
         self.by_identity: dict[bytes, Client] = {}
         #: Clients that are gone and have requests or models left.
         self.leaving: list[Client] = []
+        self._cancelled: deque[Request] = deque()  # and not answered yet
+        self._cancelling = False
 
     def hello(self, identity: bytes, message: ClientHello) -> None:
         if message.protocol != PROTOCOL_VERSION:
@@ -66,6 +73,24 @@ class ClientSessions:
             client.bundles = message.bundles
             self.by_identity[identity] = client
         self._emit(ToClient(identity, self._welcome))
+
+    def cancel(self, client: Client, request_id: int) -> None:
+        """Answer a request that its client has cancelled; of many, some with each step."""
+        request = client.requests.get(request_id)
+        if request is None:
+            return
+        self._cancelled.append(request)
+        if not self._cancelling:
+            self._cancelling = True
+            self._slices.begin(self._cancel())
+
+    def _cancel(self) -> Work:
+        while self._cancelled:
+            request = self._cancelled.popleft()
+            if request.state is not RequestState.ANSWERED:  # meanwhile
+                self._cancel_request(request)
+            yield ANSWER
+        self._cancelling = False
 
     def drop(self, identity: bytes, why: str) -> None:
         """End its unanswered requests and release its models, in slices. Unknown identities are fine."""

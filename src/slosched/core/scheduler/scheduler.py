@@ -13,7 +13,6 @@ that had arrived was handled. That batching is what keeps a busy controller chea
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -149,6 +148,7 @@ class Scheduler:
             weights=self._weights,
             slices=self._slices,
             end_request=self._client_gone,
+            cancel_request=self._cancel,
             release=self.catalog.release,
         )
         self.clients = self._clients.by_identity
@@ -159,7 +159,6 @@ class Scheduler:
         self.invalid = 0  # requests that could not be taken; not among those that arrived
         self.draining = False
         self._abandoned = False
-        self._cancelled: deque[Request] = deque()  # by their clients, and not answered yet
         self.incarnation = incarnation
         #: What the shell counts, for the status report.
         self.counted: Callable[[], dict[str, Any]] = dict
@@ -287,11 +286,7 @@ class Scheduler:
 
     def _client_message(self, client: Client, message: ClientMessage, now_ns: int) -> None:
         if isinstance(message, CancelRequest):
-            request = client.requests.get(message.request_id)
-            if request is not None:
-                self._cancelled.append(request)
-                if len(self._cancelled) == 1:
-                    self._slices.begin(self._cancel())
+            self._clients.cancel(client, message.request_id)
         elif isinstance(message, LoadModelRequest):
             self.catalog.request_load(client, message, now_ns=now_ns)
         elif isinstance(message, ListModelsRequest):
@@ -300,13 +295,6 @@ class Scheduler:
             self._slices.begin(self._report(client, message, now_ns))
         elif isinstance(message, Goodbye):
             self._clients.drop(client.identity, "it left")
-
-    def _cancel(self) -> Work:
-        while self._cancelled:
-            request = self._cancelled.popleft()
-            if request.state is not RequestState.ANSWERED:  # meanwhile
-                self._end(request, Code.CANCELLED, "cancelled by its client")
-            yield ANSWER
 
     def _report(self, client: Client, message: StatusRequest, now_ns: int) -> Work:
         report: dict[str, Any] = {}
@@ -571,6 +559,9 @@ class Scheduler:
 
     def _answer_from_queue(self, request: Request, code: int, reason: str) -> None:
         self._answer(request, code, reason)
+
+    def _cancel(self, request: Request) -> None:
+        self._end(request, Code.CANCELLED, "cancelled by its client")
 
     def _client_gone(self, request: Request, reason: str) -> None:
         self._end(request, Code.CANCELLED, reason, tell=False)

@@ -224,13 +224,13 @@ class Infer5:
     def _answer_hopeless(self, now_ns: int) -> None:
         """Rule 1, over all models: who cannot start in time anywhere is answered now, of very many some."""
         self._hopeless_ns = 0
-        entries, order = self._expiry.entries, self._cluster.free_order.entries
+        first_ns, order = self._expiry.first_ns(), self._cluster.free_order.entries
         soonest_ns = NEVER_NS
         if order:  # no GPU starts anything decided from now on before this
             soonest_ns = now_ns + self._cluster.paths.least_transit_ns
             if order[0][0] > soonest_ns:
                 soonest_ns = order[0][0]
-        if not entries or entries[0][0] >= soonest_ns:
+        if first_ns is None or first_ns >= soonest_ns:
             return
         for request in self._expiry.pop_some(soonest_ns, self._cluster.slices):
             latest_ns, start_ns, exec_ns = self._best_plan(request, now_ns)
