@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,7 +14,9 @@ import pytest
 from big_controller import big_controller
 from scheduler_rig import MS, T0, Rig
 from slosched.codes import Code
+from slosched.config import SchedulerConfig
 from slosched.core.scheduler import report
+from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.interface import (
     ClientLost,
     Drain,
@@ -22,9 +26,10 @@ from slosched.core.scheduler.interface import (
     RequestDone,
     ToClient,
 )
+from slosched.core.scheduler.policies.direct import Direct
 from slosched.core.scheduler.scheduler import Scheduler
-from slosched.core.scheduler.slices import A_PART, A_STEP, ANSWER, Slices, Work
-from slosched.core.scheduler.state import Model
+from slosched.core.scheduler.slices import A_PART, A_STEP, A_STEP_IN_ALL, ANSWER, Slices, Work
+from slosched.core.scheduler.state import Model, Request, RequestState
 from slosched.daemon.in_slices import PART_BYTES, Slice, json_parts
 from slosched.messages import (
     PROTOCOL_VERSION,
@@ -32,6 +37,7 @@ from slosched.messages import (
     ClientHello,
     ClientMessage,
     Goodbye,
+    Infer,
     InferReply,
     ListModelsReply,
     ListModelsRequest,
@@ -179,6 +185,126 @@ def test_the_end_is_answered_in_slices_and_to_everybody() -> None:
     assert {reply.code for reply in replies} == {Code.SHUTTING_DOWN}
 
 
+# -------------------------------------------------------------------------- masses in a policy
+
+#: What a policy answers in one step, and one part more.
+MOST_OF_A_POLICY = A_STEP_IN_ALL // ANSWER + 8
+MANY = 3_000
+
+
+def full(policy: str, *, slo_ms: float = 60_000) -> Rig:
+    """A GPU that reports nothing, and `MANY` requests that wait for it."""
+    rig, (model, *_) = Rig.ready(SchedulerConfig(policy=policy, max_batch=8))
+    for _ in range(MANY):
+        rig.infer(model, slo_ms=slo_ms)
+    rig.step()
+    return rig
+
+
+def test_a_policy_has_units_of_its_own_and_shares_the_rest() -> None:
+    slices = Slices()
+    assert slices.spend(A_STEP_IN_ALL) and not slices.works and not slices.under_way
+    assert not slices.spend(1) and slices.under_way, "the next step follows"
+    slices.renew()
+    slices.go_on()
+    assert not slices.under_way
+    slices.begin(iter([A_STEP, 1]))
+    assert slices.spend(A_STEP_IN_ALL - A_STEP) and not slices.spend(1)
+
+
+@pytest.mark.parametrize("policy", ["INFER5", "EDF", "REJECT"])
+def test_thousands_that_expire_at_once_are_answered_in_slices(policy: str) -> None:
+    rig = full(policy)
+    rig.now_ns += 60_001 * MS
+    before = len(rig.records())
+    counts = steps_until_idle(rig, rig.step)
+    rig.checker.recount()
+    assert max(counts) <= MOST_OF_A_POLICY and len(counts) > 20
+    late = [record for record in rig.records()[before:] if record.code == Code.TIMED_OUT]
+    assert len(late) > 0.9 * MANY
+
+
+def test_what_can_be_in_time_is_served_between_those_that_cannot() -> None:
+    rig = full("INFER5")
+    infers = rig.outstanding()
+    rig.now_ns += 60_001 * MS
+    for place, infer in enumerate(infers):
+        rig.finish(infer, begin_ms=0.5 + 10 * place)
+    mine = rig.infer(slo_ms=100)
+    rig.step()
+    (infer,) = rig.outstanding()
+    assert infer.request_count == 1 and not rig.answered(mine)
+    rig.now_ns += 3 * MS
+    rig.finish(infer, begin_ms=(rig.now_ns - T0) / MS - 2.5)
+    rig.step()
+    assert rig.reply(mine).code == Code.OK and rig.scheduler.slicing
+    steps_until_idle(rig, rig.step)
+    # They had hope until all had none: nothing was preferred to them.
+    assert {r.code for r in rig.records()} <= {Code.OK, Code.TIMED_OUT}
+
+
+@pytest.mark.parametrize("policy", ["INFER5", "FIFO", "EDF", "REJECT", "AIMD", "DIRECT"])
+def test_the_loss_of_the_last_worker_is_told_in_slices(policy: str) -> None:
+    rig = full(policy)
+    (worker,) = rig.scheduler.cluster.workers.values()
+    aboard = sum(len(action.requests) for action in rig.scheduler.cluster.actions.values())
+    before = len(rig.records())
+    rig.scheduler.sessions.lose(worker, "test", now_ns=rig.now_ns)
+    counts = steps_until_idle(rig, rig.step)
+    rig.checker.recount()
+    assert rig.scheduler.idle and max(counts[1:], default=0) <= MOST_OF_A_POLICY
+    assert counts[0] <= MOST_OF_A_POLICY + MOST_ANSWERS + aboard
+    assert {r.code for r in rig.records()[before:]} <= {Code.CANCELLED, Code.TIMED_OUT}
+
+
+def test_direct_does_not_walk_what_waits_for_weights() -> None:
+    rig, models = Rig.ready(SchedulerConfig(policy="DIRECT"), copies=3)
+    for place in range(MANY):
+        rig.infer(models[place % 3], slo_ms=60_000, request_id=2 * place + 1)
+    policy = rig.scheduler.policy
+    assert isinstance(policy, Direct)
+    for _ in range(100):
+        rig.now_ns += MS // 10
+        rig.step()
+        rig.scheduler.next_wakeup_ns()
+    assert policy.groups_looked_at == 0
+    rig.weights_loaded()
+    counts = []
+    while rig.scheduler.slicing:
+        before = len(rig.to_worker(Infer))
+        rig.step()
+        counts.append(len(rig.to_worker(Infer)) - before)
+    rig.checker.recount()
+    sent = [infer.model_id for infer in rig.to_worker(Infer)]
+    assert sent == [models[place % 3].model_id for place in range(MANY)], "in the order of arrival"
+    assert max(counts) <= MOST_OF_A_POLICY
+
+
+def test_an_expiry_heap_is_rebuilt_some_entries_at_a_time() -> None:
+    rig, _ = Rig.ready()
+    draw = random.Random(3)
+    heap, requests = ExpiryHeap(), []
+    (client,) = rig.scheduler.clients.values()
+    for key in range(20_000):
+        due_ns = T0 + draw.randrange(10**9)
+        request = Request(key, client, key, 0, rig.scheduler.cluster.models[0], 0.0, 1, T0, 0)
+        requests.append((due_ns, key, request))
+        heap.push(due_ns, request)
+        if key % 3:
+            request.state = RequestState.ANSWERED
+    assert len(heap) < 15_000, "the dead are not kept"
+    left = sorted(each for each in requests if each[2].state is RequestState.QUEUED)
+    for due_ns, _, request in left[:200]:
+        assert heap.next_ns() == due_ns and heap.pop_before(due_ns + 1) is request
+    for _, _, request in left[200:]:
+        request.state = RequestState.ANSWERED  # a client with all of them left
+    looks = 0
+    while (due := heap.next_ns()) is not None:
+        looks += 1
+        assert due <= left[-1][0]
+    assert 5 < looks < 100 and not len(heap)
+
+
 # ------------------------------------------------------------------------- long replies, brain
 
 INSTANCES = 10_000
@@ -243,6 +369,53 @@ def test_a_list_of_10000_models_is_made_in_slices(monkeypatch: pytest.MonkeyPatc
     scheduler, described = large(monkeypatch)
     reply, most = reply_in_slices(scheduler, described, ListModelsRequest(5))
     assert len(reply.models) == INSTANCES and most <= A_STEP + A_PART
+
+
+def test_a_first_load_of_many_copies_is_made_and_taken_in_slices() -> None:
+    rig = Rig()
+    rig.hello()
+    rig.join(pages=50)
+    catalog, cluster = rig.scheduler.catalog, rig.scheduler.cluster
+    worker = cluster.workers[0]
+    rig.handle(FromClient(b"c", LoadModelRequest(5, "net", INSTANCES)))
+    rig.handle(FromClient(b"c", LoadModelRequest(6, "net", 7)))  # waits for the same ones
+    made, taken = [len(cluster.models)], [0]
+    while rig.scheduler.slicing:
+        rig.step()
+        made.append(len(cluster.models))
+    (load,) = rig.to_worker(LoadModel)
+    assert (load.copies, made[-1]) == (INSTANCES, INSTANCES)
+    rig.prepared()
+    while taken[-1] < INSTANCES:
+        taken.append(len(worker.instances))
+        rig.now_ns += MS // 10
+        rig.step()
+    while rig.weights_loaded() or rig.scheduler.slicing:
+        settle(rig)
+    replies = {reply.request_id: reply for reply in rig.to_client(LoadModelReply)}
+    assert [len(replies[5].models), len(replies[6].models)] == [INSTANCES, 7]
+    assert [model.copy for model in cluster.models.values()] == list(range(INSTANCES))
+    assert taken[-1] == INSTANCES and not catalog.waiting
+    for counts, most in ((made, A_STEP + A_PART), (taken, A_STEP // 4)):
+        assert max(after - before for before, after in pairwise(counts)) <= most
+
+
+def test_a_worker_lost_while_many_copies_are_taken_leaves_no_load_waiting() -> None:
+    rig = Rig()
+    rig.hello()
+    rig.join(pages=50)
+    rig.handle(FromClient(b"c", LoadModelRequest(5, "net", INSTANCES)))
+    settle(rig)
+    rig.prepared()
+    worker = rig.scheduler.cluster.workers[0]
+    assert 0 < len(worker.instances) < INSTANCES
+    rig.scheduler.sessions.lose(worker, "test", now_ns=rig.now_ns)
+    rig.join(pages=50, session=51)
+    settle(rig)
+    (reply,) = rig.to_client(LoadModelReply)
+    assert reply.code == Code.CANCELLED and not worker.instances
+    rig.effects.clear()
+    assert len(rig.load(3)) == 3
 
 
 def test_a_load_of_many_models_is_answered_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
