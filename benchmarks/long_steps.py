@@ -17,8 +17,8 @@ import gc
 import platform
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ _SESSION = 7
 _EXEC_NS = NS_PER_S
 _SLO_NS = 20 * 3600 * NS_PER_S
 _WITHIN_S = 100.0
+#: Longer than it takes to queue all of them.
+_ALL_DUE_NS = 12 * NS_PER_S
 _BATCHES = (1, 2, 4, 8)
 
 
@@ -70,6 +72,9 @@ class Worker:
         self.port = (router := Router("127.0.0.1", 0)).port
         self._router, self._pages, self._peer = router, pages, b""
         self._task = asyncio.create_task(self._serve())
+
+    def fall_silent(self) -> None:
+        self._task.cancel()
 
     def close(self) -> None:
         self._task.cancel()
@@ -130,7 +135,7 @@ class Bench:
     """A controller with a worker and clients, and the longest turn of their loop."""
 
     def __init__(self, server: ControllerServer) -> None:
-        self._server, self.scheduler = server, server.scheduler
+        self.server, self.scheduler = server, server.scheduler
         self._clients = 0
         self._request_id = 0
         self._last_ns: int | None = None  # of the callback; None: none runs
@@ -145,7 +150,7 @@ class Bench:
 
     async def client(self) -> Dealer:
         self._clients += 1
-        dealer = Dealer(f"127.0.0.1:{self._server.port}", identity=f"c{self._clients}".encode())
+        dealer = Dealer(f"127.0.0.1:{self.server.port}", identity=f"c{self._clients}".encode())
         there = len(self.scheduler.clients)
         while not dealer.send([encode(ClientHello(PROTOCOL_VERSION, 1, "bench"))]):
             await asyncio.sleep(0.002)
@@ -156,12 +161,12 @@ class Bench:
         self._request_id += 1
         return self._request_id
 
-    async def queued(self, count: int) -> tuple[Dealer, list[int]]:
-        """A client with `count` requests, the last of which is due first."""
+    async def queued(self, count: int, due_ns: int | None = None) -> tuple[Dealer, list[int]]:
+        """A client with `count` requests, the last of which is due first; or all of them at `due_ns`."""
         dealer, ids, arrived = await self.client(), [], self.scheduler.arrived
         for place in range(count):
             ids.append(self.next_id())
-            slo_ns = _SLO_NS - place * NS_PER_S
+            slo_ns = _SLO_NS - place * NS_PER_S if due_ns is None else due_ns - clock.now_ns()
             while not dealer.send([encode(InferRequest(ids[-1], 0, slo_ns=slo_ns))]):
                 await asyncio.sleep(0.001)
             if place % 200 == 0:
@@ -232,8 +237,9 @@ async def http_status(port: int) -> None:
     writer.close()
 
 
-async def measure(instances: int, queued: int, directory: Path) -> dict[str, dict[str, float]]:
-    """Everything once, in a new controller."""
+@asynccontextmanager
+async def started(directory: Path) -> AsyncIterator[tuple[Worker, Bench]]:
+    """A controller and its worker, which has joined."""
     worker = Worker(pages=64)
     config = ControllerConfig(
         SchedulerConfig(), bind="127.0.0.1", port=0, workers=(f"127.0.0.1:{worker.port}",),
@@ -241,11 +247,46 @@ async def measure(instances: int, queued: int, directory: Path) -> dict[str, dic
     )  # fmt: skip
     server = ControllerServer(config, announce=lambda line: None)
     await server.start()
-    bench, found = Bench(server), {}
+    bench = Bench(server)
     await until(server.scheduler.ready)
     gc.collect()
     gc.freeze()
     gc.set_threshold(5_000, 200, 100)
+    try:
+        yield worker, bench
+    finally:
+        await server.close()
+        worker.close()
+
+
+async def measure_the_loss(queued: int, directory: Path) -> dict[str, dict[str, float]]:
+    """The only worker says nothing any more, with `queued` requests for it."""
+    async with started(directory) as (worker, bench):
+        scheduler = bench.scheduler
+        owner = await bench.client()
+        await ask(owner, LoadModelRequest(bench.next_id(), "net", 1), LoadModelReply)
+        client, _ = await bench.queued(queued)
+        beats = asyncio.create_task(beating(bench, owner, client))
+
+        async def lose() -> None:
+            worker.fall_silent()
+            await until(lambda: scheduler.idle)
+
+        row = await bench.measured(lose)
+        beats.cancel()
+        for dealer in (owner, client):
+            dealer.close()
+        return {"the last worker is lost": row}
+
+
+async def measure(instances: int, queued: int, directory: Path) -> dict[str, dict[str, float]]:
+    """Everything else once, in a new controller."""
+    async with started(directory) as (_, bench):
+        return await measured_in(bench, instances, queued)
+
+
+async def measured_in(bench: Bench, instances: int, queued: int) -> dict[str, dict[str, float]]:
+    server, found = bench.server, {}
     owner = await bench.client()
     beats = asyncio.create_task(beating(bench, owner))
     found["the first load"] = await bench.measured(
@@ -277,12 +318,15 @@ async def measure(instances: int, queued: int, directory: Path) -> dict[str, dic
         await until(lambda: scheduler.arrived - scheduler.answered < 50)
 
     found["each request is cancelled"] = await bench.measured(cancel)
+    hasty, _ = await bench.queued(queued, clock.now_ns() + _ALL_DUE_NS)
+    found["all of them expire at once"] = await bench.measured(
+        lambda: until(lambda: scheduler.arrived - scheduler.answered < 50)
+    )
     last, _ = await bench.queued(queued)
     found["the end, at once"] = await bench.measured(lambda: end(server))
     beats.cancel()
-    for dealer in (owner, leaver, patient, last):
+    for dealer in (owner, leaver, patient, hasty, last):
         dealer.close()
-    worker.close()
     return found
 
 
@@ -309,17 +353,17 @@ def main() -> None:
     rows: dict[str, list[dict[str, float]]] = {}
     for _ in range(options.repeats):
         with tempfile.TemporaryDirectory() as folder:
-            for name, row in uvloop.run(
-                measure(options.instances, options.queued, Path(folder) / "run")
-            ).items():
+            found = uvloop.run(measure(options.instances, options.queued, Path(folder) / "run"))
+            found |= uvloop.run(measure_the_loss(options.queued, Path(folder) / "loss"))
+            for name, row in found.items():
                 rows.setdefault(name, []).append(row)
     print(
         f"| {options.instances:,} instances, {options.queued:,} queued | longest step, CPU ms "
         "| longest turn, CPU ms | whole, s |"
     )
     print("| :-- | --: | --: | --: |")
-    for name, found in rows.items():
-        middle = {key: sorted(row[key] for row in found)[len(found) // 2] for key in found[0]}
+    for name, each in rows.items():
+        middle = {key: sorted(row[key] for row in each)[len(each) // 2] for key in each[0]}
         print(f"| {name} | {middle['step']:.2f} | {middle['turn']:.2f} | {middle['whole']:.2f} |")
     print(
         f"\nMedian of {options.repeats}; Python {platform.python_version()}, {platform.machine()}, "
