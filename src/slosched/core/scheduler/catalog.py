@@ -162,12 +162,16 @@ class Catalog:
 
     # --------------------------------------------------------------------- workers' answers
 
-    def worker_joined(self, worker: Worker, *, now_ns: int) -> None:
-        """Give a worker every model that exists, unless none of its GPUs is used."""
+    def worker_joined(self, worker: Worker, gpus: list[Gpu], *, now_ns: int) -> None:
+        """`gpus` of the worker are used from now on: give it every model that exists, or has it already."""
         self._news += 1
-        for name, models in self._by_name.items():
-            if models and worker.gpus and name in worker.loadable:
-                self._prepare(worker, name, models, now_ns=now_ns)
+        if len(gpus) < len(worker.gpus):
+            there = list(worker.instances.values())
+            self._slices.begin(self._take_to(worker, gpus, there, now_ns))
+        elif gpus:
+            for name, models in self._by_name.items():
+                if models and name in worker.loadable:
+                    self._prepare(worker, name, models, now_ns=now_ns)
         for name, copies in self._cluster.own_models.items():
             wish = LoadModelRequest(-1, name, copies)
             self.waiting.append(_Waiting(None, wish, [], now_ns + _HOLD_NS))
@@ -240,6 +244,15 @@ class Catalog:
             yield _TAKEN_AT_ONCE * (_A_TAKING + len(worker.gpus))
         self._taking.remove(taking)
         self._news += 1
+
+    def _take_to(self, worker: Worker, gpus: list[Gpu], models: list[Model], now_ns: int) -> Work:
+        """`models` are prepared, and GPUs of their worker are used that were not before."""
+        for at in range(0, len(models), _TAKEN_AT_ONCE):
+            if gpus[0] not in worker.gpus:
+                return  # the worker was lost
+            for model in models[at : at + _TAKEN_AT_ONCE]:
+                self._on_loaded(model, gpus, now_ns)
+            yield _TAKEN_AT_ONCE * (_A_TAKING + len(gpus))
 
     def _take_one(self, worker: Worker, result: LoadModelResult, model: Model, now_ns: int) -> None:
         before = model.result

@@ -161,6 +161,7 @@ def _worker(worker: Worker, now_ns: int) -> dict[str, Any]:
         "dropped": worker.dropped,
         "put_aside": _not_used(worker),
         "leaving": worker.leaving,
+        "spare_gpus": len(worker.spare),
         "gpus": [_gpu(g, now_ns) for g in worker.gpus],
     }
 
@@ -182,6 +183,7 @@ def _brief_worker(worker: Worker) -> dict[str, Any]:
         "clock_error_ns": worker.clock_error_ns,
         "put_aside": _not_used(worker),
         "leaving": worker.leaving,
+        "spare_gpus": len(worker.spare),
         "gpus": [
             {
                 "gpu_id": g.gpu_id,

@@ -442,10 +442,10 @@ class Scheduler:
         if took and model.queue:  # the weights went with the action
             self._weights_wanted(model.queue[0], now_ns)
 
-    def _worker_joined(self, worker: Worker, now_ns: int) -> None:
-        for gpu in worker.gpus:
+    def _worker_joined(self, worker: Worker, gpus: list[Gpu], now_ns: int) -> None:
+        for gpu in gpus:
             self.policy.gpu_added(gpu)
-        self.catalog.worker_joined(worker, now_ns=now_ns)
+        self.catalog.worker_joined(worker, gpus, now_ns=now_ns)
 
     def _worker_leaves(self, worker: Worker) -> None:
         if not worker.leaving:

@@ -18,6 +18,7 @@ from slosched.messages import (
     PROTOCOL_VERSION,
     ControllerHello,
     ControllerToWorker,
+    GpuInfo,
     Heartbeat,
     HeartbeatAck,
     WorkerRefused,
@@ -31,10 +32,14 @@ _HELLO_EVERY_NS = NS_PER_S // 2
 _OVERDUE_TICKS_UNTIL_LOST = 5 * NS_PER_S // TICK_NS
 _TRUSTED_CLOCK_ERROR_NS = 5 * NS_PER_MS
 _REPORT_SILENCE_EVERY_NS = 3 * NS_PER_S
+#: Whoever is lost has so long to come back before a spare takes the place: most do, and need no preparing.
+_SPARE_AFTER_NS = 10 * NS_PER_S
+_TICKS_UNTIL_REPLACED = _SPARE_AFTER_NS // TICK_NS
 
 
 class Sessions:
-    """Who is there. `on_lost` gets the actions that were outstanding on a lost worker.
+    """Who is there. `on_lost` gets the actions that were outstanding on a lost worker, and `on_joined` the
+    GPUs that a worker brings into use: when it joins, or when it takes the place of one that is lost.
 
     `forgotten(worker, now_ns)` returns the action id of a LoadModel that the worker has lost, or None.
     """
@@ -46,7 +51,7 @@ class Sessions:
         worker_count: int,
         incarnation: int,
         addresses: Sequence[str] = (),
-        on_joined: Callable[[Worker, int], None],
+        on_joined: Callable[[Worker, list[Gpu], int], None],
         on_gpu_removed: Callable[[Gpu], None],
         on_lost: Callable[[Worker, list[ActionState], int], None],
         forgotten: Callable[[Worker, int], int | None],
@@ -58,6 +63,7 @@ class Sessions:
         self._on_lost = on_lost
         self._forgotten = forgotten
         self._next_gpu_index = 0
+        self._room_ticks = 0  # how long spares could have been used
         self._report_due_ns = 0
         for worker_id in range(worker_count):
             address = addresses[worker_id] if worker_id < len(addresses) else ""
@@ -92,28 +98,58 @@ class Sessions:
         worker.heard, worker.silent_ticks = True, 0
         worker.preparing = -1
         worker.leaving = False
-        room = self._cluster.config.max_gpus - len(self._cluster.gpus)
-        for info in message.gpus[: max(0, room)]:
-            gpu = Gpu(
-                index=self._next_gpu_index,
-                gpu_id=info.gpu_id,
-                worker=worker,
-                pages=info.pages,
-                free_pages=info.pages,
-                page_bytes=info.page_bytes,
-            )
-            self._next_gpu_index += 1
-            worker.gpus.append(gpu)
-            self._cluster.add_gpu(gpu)
+        worker.spare = list(message.gpus)
+        self._use_spares(worker)
+        spare = f", {len(worker.spare)} kept as spare(s)" if worker.spare else ""
         again = f" (back after {worker.times_lost} loss(es))" if worker.times_lost else ""
         self._note(
             "info",
-            f"worker {worker.label} on {worker.host} joined: {len(worker.gpus)} GPU(s) in use, "
+            f"worker {worker.label} on {worker.host} joined: {len(worker.gpus)} GPU(s) in use{spare}, "
             f"{worker.device}{again}",
         )
         for name, reason in worker.put_aside.items():
             self._note("warning", f"worker {worker.label} put {name!r} aside: {reason}")
-        self._on_joined(worker, now_ns)
+        self._on_joined(worker, worker.gpus, now_ns)
+
+    def _use_spares(self, worker: Worker) -> list[Gpu]:
+        """Take as many of the worker's spare GPUs into use as `max_gpus` allows."""
+        room = max(0, self._cluster.config.max_gpus - len(self._cluster.gpus))
+        taken = [self._new_gpu(worker, info) for info in worker.spare[:room]]
+        del worker.spare[:room]
+        worker.gpus.extend(taken)
+        for gpu in taken:
+            self._cluster.add_gpu(gpu)
+        return taken
+
+    def _new_gpu(self, worker: Worker, info: GpuInfo) -> Gpu:
+        index = self._next_gpu_index
+        self._next_gpu_index += 1
+        return Gpu(
+            index=index,
+            gpu_id=info.gpu_id,
+            worker=worker,
+            pages=info.pages,
+            free_pages=info.pages,
+            page_bytes=info.page_bytes,
+        )
+
+    def _replace_lost(self, now_ns: int) -> None:
+        """Spares take the place of GPUs that were lost and do not come back; those are spares then."""
+        room = self._cluster.config.max_gpus > len(self._cluster.gpus)
+        spares = [w for w in self._cluster.joined() if w.spare and not w.leaving] if room else []
+        self._room_ticks = self._room_ticks + 1 if spares else 0
+        if self._room_ticks < _TICKS_UNTIL_REPLACED:
+            return
+        away = ", ".join(
+            w.label for w in self._cluster.workers.values() if w.state is WorkerState.SILENT
+        )
+        why = f" in the place of worker(s) {away}" if away else ""
+        for worker in spares:
+            taken = self._use_spares(worker)
+            if taken:
+                text = f"worker {worker.label} takes over{why}: {len(taken)} spare GPU(s) are in use now"
+                self._note("warning", text)
+                self._on_joined(worker, taken, now_ns)
 
     def _note_put_aside(self) -> None:
         """Note the models that no joined worker offers, because each was put aside."""
@@ -175,6 +211,7 @@ class Sessions:
                 if worker.silent_ticks >= _TICKS_UNTIL_LOST:
                     self.lose(worker, "silent", now_ns=now_ns)
         self._report_silence(now_ns)
+        self._replace_lost(now_ns)
 
     def _watch(self, worker: Worker, *, now_ns: int) -> None:
         """Lose a worker that is alive but does not report what it was given.
@@ -231,7 +268,7 @@ class Sessions:
             self._on_gpu_removed(gpu)
         for action in lost:
             self._cluster.log_lost(action, now_ns=now_ns)
-        worker.gpus = []
+        worker.gpus, worker.spare = [], []
         worker.prepared.clear()
         worker.instances.clear()
         worker.unlike.clear()

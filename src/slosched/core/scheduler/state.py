@@ -20,7 +20,7 @@ from enum import IntEnum
 from slosched.codes import ActionType
 from slosched.config import LOST_AFTER_NS
 from slosched.core.scheduler.estimators import ExecTable, WindowEstimator
-from slosched.messages import GpuStats, LoadModelResult, ModelInfo
+from slosched.messages import GpuInfo, GpuStats, LoadModelResult, ModelInfo
 from slosched.units import NS_PER_MS, NS_PER_S
 
 
@@ -337,6 +337,9 @@ class Worker:
     device: str = ""
     version: str = ""
     gpus: list[Gpu] = field(default_factory=list)
+    spare: list[GpuInfo] = field(
+        default_factory=list
+    )  # beyond `max_gpus`: used when others are gone
     loadable: tuple[str, ...] = ()
     #: What LoadModel measured, by model name, and which instances are in its host memory.
     prepared: dict[str, LoadModelResult] = field(default_factory=dict)
