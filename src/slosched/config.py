@@ -260,6 +260,7 @@ PAPER_LEAD_NS = 1 * NS_PER_MS
 
 _LIMITS = (
     "max_slo_ns", "max_client_requests", "max_requests", "max_client_bytes", "max_bytes", "max_client_loads",
+    "max_instances", "keep_unused_ns",
 )  # fmt: skip
 
 #: What a weight may be: above a hundred it would be a queue of its own in all but name.
@@ -324,6 +325,8 @@ class SchedulerConfig:
     max_client_bytes: int = 2 * 2**30  # of the inputs of these
     max_bytes: int = 8 * 2**30
     max_client_loads: int = 256  # LoadModelRequests of one client that wait
+    max_instances: int = 200_000  # of all names together
+    keep_unused_ns: int = 3600 * NS_PER_S  # what no client has used for so long is unloaded
 
     def __post_init__(self) -> None:
         if self.fidelity not in FIDELITIES:

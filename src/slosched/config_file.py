@@ -169,6 +169,7 @@ _SCHEDULER: dict[str, _Reader] = {
     "max_client_weight": _number, "client_weights": _text,
     "placement": _text, "max_slo_ns": _duration, "max_client_requests": _integer, "max_requests": _integer,
     "max_client_bytes": _size, "max_bytes": _size, "max_client_loads": _integer,
+    "max_instances": _integer, "keep_unused_ns": _duration,
 }  # fmt: skip
 _WEIGHT: dict[str, _Reader] = {"client": _text, "slo_max_ns": _duration, "weight": _number}
 _CONTROLLER: dict[str, _Reader] = {

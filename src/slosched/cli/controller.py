@@ -135,6 +135,14 @@ _MaxClientBytes = Annotated[
 _MaxClientLoads = Annotated[
     int | None, typer.Option(help="Maximum number of one client's loads that wait. Default 256.")
 ]
+_MaxInstances = Annotated[
+    int | None,
+    typer.Option(help="Maximum number of model instances, of all names. Default 200000."),
+]
+_KeepUnused = Annotated[
+    str | None,
+    typer.Option(help="Unload instances that no client has used for so long. Default 1h."),
+]
 _Port = Annotated[
     int | None,
     typer.Option(help=f"Port for clients. Default {CONTROLLER_PORT}; 0 takes a free one."),
@@ -197,6 +205,8 @@ def controller(
     max_bytes: _MaxBytes = None,
     max_client_bytes: _MaxClientBytes = None,
     max_client_loads: _MaxClientLoads = None,
+    max_instances: _MaxInstances = None,
+    keep_unused: _KeepUnused = None,
     port: _Port = None,
     bind: Bind = None,
     busy_poll: _BusyPoll = None,
@@ -254,6 +264,8 @@ def controller(
             None if max_client_bytes is None else size_bytes("--max-client-bytes", max_client_bytes)
         ),
         max_client_loads=max_client_loads,
+        max_instances=max_instances,
+        keep_unused_ns=_maybe_ns("--keep-unused", keep_unused),
     )
     base = _base_config(config)
     options = _merged(_parse_positionals(type_, positional), by_option)

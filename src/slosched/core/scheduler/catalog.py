@@ -18,6 +18,7 @@ from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToClient, ToWorker
 from slosched.core.scheduler.slices import A_PART, Work
 from slosched.core.scheduler.state import Client, Gpu, Model, ModelState, Unlike, Worker
+from slosched.core.scheduler.unused import Unused
 from slosched.core.scheduler.validation import what_is_wrong_with_model
 from slosched.errors import known_names, shown_name
 from slosched.messages import (
@@ -101,10 +102,12 @@ class Catalog:
         self._preparing: dict[int, _Preparation] = {}  # by action id
         self._making: dict[str, None] = {}  # names of which many instances are made, in slices
         self._taking: list[_Taking] = []
+        self._telling: list[str] = []  # names of loads that are being answered
         self._failures: dict[str, tuple[int, str]] = {}  # by name: the last worker's reason
         self._next_model_id = 0
         self._news = 0  # counts what may have changed whether models are loaded
         self.hurried = False  # `advance` stopped before it had to wait for anything
+        self.unused = Unused(cluster, self._by_name, self._under_way)
 
     # --------------------------------------------------------------------- clients' wishes
 
@@ -117,6 +120,16 @@ class Catalog:
         if sum(each.client is client for each in self.waiting) >= most:
             reason = (
                 f"{most} loads of this client wait already, as many as --max-client-loads allows"
+            )
+            self._reply(client, message, Code.LIMIT_REACHED, reason)
+            return
+        there = len(self._by_name.get(canonical_model(message.name), ()))
+        most = self._cluster.config.max_instances
+        if message.copies > there and len(self._cluster.models) + message.copies - there > most:
+            self.unused.crowded = True
+            reason = (
+                f"--max-instances allows {most}, and there are {len(self._cluster.models)} already; those "
+                "that nobody uses are unloaded now, so ask once more"
             )
             self._reply(client, message, Code.LIMIT_REACHED, reason)
             return
@@ -158,6 +171,8 @@ class Catalog:
             for model in [models.popitem()[1] for _ in range(min(len(models), A_PART))]:
                 if model.clients.get(client.identity) is client:  # it may have come back meanwhile
                     del model.clients[client.identity]
+                    if not model.clients:
+                        model.unused_since_ns = self.unused.now_ns
             yield A_PART // 4
 
     # --------------------------------------------------------------------- workers' answers
@@ -318,6 +333,16 @@ class Catalog:
             taking.name == name for taking in self._taking
         )
 
+    def _under_way(self, name: str) -> bool:
+        """Whether somebody waits for instances of `name`, or they are made or prepared."""
+        return (
+            name in self._making
+            or name in self._telling
+            or self._preparing_name(name)
+            or any(canonical_model(each.message.name) == name for each in self.waiting)
+            or name in self._cluster.own_models
+        )
+
     def _give_up(self, name: str, code: int, reason: str) -> None:
         """A preparation of `name` ended badly. Was it the last hope of some instances?"""
         self._failures[name] = (code, reason)
@@ -368,7 +393,8 @@ class Catalog:
                 return waiting.answered
         if not self._all_settled(waiting, joined):
             return False
-        self._slices.begin(self._tell(client, message, waiting.models))
+        self._telling.append(name)
+        self._slices.begin(self._tell(client, message, waiting.models, name))
         return True
 
     def _all_settled(self, waiting: _Waiting, joined: list[Worker]) -> bool:
@@ -394,17 +420,21 @@ class Catalog:
             return False
         return True
 
-    def _tell(self, client: Client | None, message: LoadModelRequest, models: list[Model]) -> Work:
+    def _tell(
+        self, client: Client | None, message: LoadModelRequest, models: list[Model], name: str
+    ) -> Work:
         """Answer a load: its client uses these models from now on."""
         infos: list[ModelInfo] = []
         for at in range(0, len(models), A_PART):
             if client is None or client.gone:
-                return
+                break
             for model in models[at : at + A_PART]:
                 self.used_by(client, model)
                 infos.append(model.info())
             yield A_PART
-        self._reply(client, message, Code.OK, "", tuple(infos))
+        self._telling.remove(name)
+        if client is not None and not client.gone:
+            self._reply(client, message, Code.OK, "", tuple(infos))
 
     def _load(self, waiting: _Waiting, name: str, joined: list[Worker], now_ns: int) -> bool:
         """True once all instances are in host memory. If they cannot be, `waiting` is answered."""
@@ -479,7 +509,7 @@ class Catalog:
                 self._make_now(name, missing, now_ns)
             else:
                 self._slices.begin(self._make(name, missing, now_ns))
-        return [] if name in self._making else self._by_name[name][:copies]
+        return [] if len(self._by_name[name]) < copies else self._by_name[name][:copies]
 
     def _make_now(self, name: str, missing: int, now_ns: int) -> None:
         for _ in self._make(name, missing, now_ns):
@@ -492,7 +522,7 @@ class Catalog:
         fresh: list[Model] = []
         for at in range(0, missing, A_PART):
             some = [
-                Model(first_id + place, name, first_copy + place)
+                Model(first_id + place, name, first_copy + place, unused_since_ns=now_ns)
                 for place in range(at, min(at + A_PART, missing))
             ]
             fresh += some

@@ -70,6 +70,8 @@ class Cluster:
         self.news: list[dict[int, Gpu]] = []
         #: Callbacks that run for each GPU on which loads began or ended, or that joined or left.
         self.on_load: list[Callable[[Gpu], None]] = []
+        #: Callbacks that run for each instance that is unloaded.
+        self.on_unload: list[Callable[[Model], object]] = []
         self._next_action_id = 1
 
     # ----------------------------------------------------------------------- predictions

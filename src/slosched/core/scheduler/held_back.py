@@ -59,6 +59,11 @@ class HeldBack:
         elif self._owed_ns:
             self._owed_ns = max(0, self._owed_ns - exec_ns)
 
+    def gone(self, model: Model) -> None:
+        """`model` is unloaded."""
+        self._patient.pop(model.model_id, None)
+        self._due.pop(model.model_id, None)
+
     def due(self, now_ns: int) -> list[Model]:
         """The models whose turn it is, the first before the others; at most `LOOKED_AT`."""
         if self._owed_ns or not (self._patient or self._due):

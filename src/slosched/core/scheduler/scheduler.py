@@ -583,3 +583,4 @@ class Scheduler:
     def _tick(self, now_ns: int) -> None:
         self.sessions.tick(now_ns=now_ns)
         self._clients.tick()
+        self.catalog.unused.tick(now_ns=now_ns)

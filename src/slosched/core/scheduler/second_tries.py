@@ -255,7 +255,10 @@ class SecondTries:
                 heappush(heads, (lots[place].order, key, place))
 
     def _waits_for_weights(self, model_id: int) -> bool:
-        resident = self._cluster.models[model_id].resident_on.keys() - self._shunned.keys()
+        model = self._cluster.models.get(model_id)
+        if model is None:
+            return False  # it is unloaded
+        resident = model.resident_on.keys() - self._shunned.keys()
         return not resident and any((model_id, alone) in self._lots for alone in (False, True))
 
     def _look(self, model: Model, holds: dict[int, Gpu], now_ns: int) -> _Holders:

@@ -413,6 +413,7 @@ class Model:
     loading_on: dict[int, Gpu] = field(default_factory=dict)
     clients: dict[bytes, Client | None] = field(default_factory=dict)  # its users, by identity
     last_used_ns: int = 0
+    unused_since_ns: int = 0  # when its last client left, if it has none
     weights_ns: int = 0  # time of a load, and
     cold_ns: int = 1  # of a load and the exec of one request; both frozen when loaded
     #: Scores (popularity.py): requests lately, those by their need of weights, those lost for want of GPUs.

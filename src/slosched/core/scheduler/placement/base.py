@@ -76,6 +76,7 @@ class Placement:
         self._now_ns = 0  # of the last `plan`
         self._first: dict[int, deque[Model]] = {}  # GPU index -> models to copy into free pages
         self._unsettled: dict[int, dict[int, bool]] = {}  # model id -> GPU index -> still queued
+        cluster.on_unload.append(lambda model: self._unsettled.pop(model.model_id, None))
 
     # --------------------------------------------------------------------------- what a rule is
 

@@ -99,6 +99,7 @@ class Infer5:
         self._fresh: dict[int, Model] = {}  # with requests that no GPU was asked about yet
         self._expiry = ExpiryHeap()  # by the latest start that is likely in time
         self._held_back = HeldBack()
+        cluster.on_unload.append(self._held_back.gone)
         self._shares = Shares() if cluster.config.client_weights == "shares" else None
         self._loss = 0.0
         self._unit = 1.0  # the weight of those that are lost: it counts as 1
