@@ -34,6 +34,7 @@ _SHORT_NS, _LONG_NS = NS_PER_MS, 4 * NS_PER_MS
 _FIRST = 64
 #: The limit follows the cost of one step by no more than this, since steps vary.
 _DOWN, _UP = 0.7, 1.2
+_PAUSE_AT_MOST = 4.0
 #: Without refusals for so long the overload is over.
 _OVER_AFTER_NS = NS_PER_S
 NO_LIMIT = 1 << 30
@@ -73,7 +74,9 @@ class Door:
             change = min(_UP, max(_DOWN, wanted_ns / cost_ns))
             self._most = max(1.0, self._most * change)
         over = now_ns - self._needed_ns > _OVER_AFTER_NS
-        self.limit = NO_LIMIT if over else int(self._most)
+        # What came during a pause of the process is no overload yet.
+        paused = min(_PAUSE_AT_MOST, max(1.0, gap_ns / _GAP_NS))
+        self.limit = NO_LIMIT if over else int(self._most * paused)
 
     def refuse(self, client: Client, requests: Sequence[InferRequest]) -> list[int]:
         """Count `requests` as refused; returns their ids, without those that repeat one that was taken."""
