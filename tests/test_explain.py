@@ -51,7 +51,7 @@ def live(directory: Path) -> None:
     )
     for each in RECORDS:
         log.request(each)
-    log.close(arrived=5, answered=5, by_code={}, bad_messages=0)
+    log.close(arrived=5, answered=5, by_code={}, refused_at_door=0, bad_messages=0)
     manifest = json.loads((directory / "manifest.json").read_text())
     assert manifest["outcome"]["reason_rows"] == 4 and manifest["complete"]
 

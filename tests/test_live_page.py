@@ -206,7 +206,10 @@ def refused_are_explained(page: Page) -> None:
     newest = page.locator("#missed tbody tr").first.locator("td")
     cells = newest.all_text_contents()
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3}", cells[0]) and cells[2].startswith("resnet50 #")
-    assert cells[3] == "1.00" and 0 < float(cells[4]) <= 1
+    left_ms = float(
+        cells[4].replace("\u2212", "-")
+    )  # of a millisecond, which a busy machine may use up
+    assert cells[3] == "1.00" and left_ms <= 1
     assert cells[5] == "no plan in time" and "takes 2.6ms; the deadline is in 1ms" in cells[6]
     expect(page.locator("#misses-key")).to_contain_text("no plan in time")
 

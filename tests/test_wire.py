@@ -49,7 +49,7 @@ EXAMPLES: tuple[m.Message, ...] = (
     m.Goodbye(),
     m.LoadModelRequest(7, "resnet50_v2", 12),
     m.ListModelsRequest(8),
-    m.InferRequest(9, 3, 2.25, 0, 4, (3, 2, 2), "float32"),
+    m.InferRequest(9, 3, 2.25, 0, 4, (3, 2, 2), "float32", 10**18),
     m.CancelRequest(9),
     m.StatusRequest(10),
     m.Welcome(1, "0.1.0", 2**60, "INFER5", 100_000_000, bundles=True),
@@ -98,10 +98,11 @@ EXAMPLES: tuple[m.Message, ...] = (
     m.InferResult(5, 6, m.NO_SPAN, _SPAN, m.NO_SPAN, 1, 1380, 1380, 1, 2, (20, 20)),
     m.ClearCacheResult(5, 7, 1, 2),
     m.WorkerStateResult(5, 8, (_GPU,), ((0, "resnet50"),), 1, 2),
-    b.RequestBundle((m.InferRequest(9, 3), m.InferRequest(10, 3, 1.5))),
+    b.RequestBundle((m.InferRequest(9, 3), m.InferRequest(10, 3, 1.5)), 10**18),
     b.ReplyBundle(
         (m.InferReply(9, 8, "no plan", 3, 5, 1, False), m.InferReply(10, 0, "", 3, 5, 4, True))
     ),
+    b.NotTaken((9, 10), 103, "too many"),
     b.ActionBundle(
         (m.Infer(5, 6, 0, 1, 0, 10**18, 5_600_000, 4, 3), m.EvictWeights(5, 4, 0, 1, 0, 9))
     ),
@@ -234,6 +235,8 @@ def test_a_bundle_holds_what_has_no_frames_and_nothing_else() -> None:
 
 def test_a_bundle_that_is_too_long_is_malformed() -> None:
     request = ["InferRequest", 9, 3]
+    older = decode_from_client(msgpack.packb(["RequestBundle", [request]]))
+    assert older == b.RequestBundle((m.InferRequest(9, 3),))
     most = decode_from_client(msgpack.packb(["RequestBundle", [request] * b.MOST]))
     assert isinstance(most, b.RequestBundle) and len(most.requests) == b.MOST
     with pytest.raises(MalformedMessage):

@@ -77,16 +77,21 @@ class Code(IntEnum):
     # Ours
     PROCESS_ENDED = 100  # the process that ran the model ended (a crash, an exit), or was ended
     MODEL_PROCESS_ENDED = 101  # likewise, and it was the model's own: its worker goes on
-    LIMIT_REACHED = (
-        102  # one of the controller's, which the reason names (core/scheduler/limits.py)
-    )
+    LIMIT_REACHED = 102  # one of the controller's, which the reason names (scheduler/limits.py)
+    CONTROLLER_OVERLOADED = 103  # requests come faster than its core takes them (scheduler/door.py)
 
 
 #: The process that ran the action ended.
 ENDED = (Code.PROCESS_ENDED, Code.MODEL_PROCESS_ENDED)
 
 #: The controller's own decisions not to serve a request that was valid; other codes tell of what failed.
-REJECTIONS = (Code.SHUTTING_DOWN, Code.TIMED_OUT, Code.SKIPPED, Code.COULD_NOT_START_IN_TIME)
+REJECTIONS = (
+    Code.SHUTTING_DOWN,
+    Code.TIMED_OUT,
+    Code.SKIPPED,
+    Code.COULD_NOT_START_IN_TIME,
+    Code.CONTROLLER_OVERLOADED,
+)
 
 
 def code_name(code: int) -> str:

@@ -105,7 +105,7 @@ class InferRequest(Message, frozen=True):
 
     The deadline is `slo_ns` after arrival at the controller if that is > 0, else `slo_factor` x b1 if
     that is > 0, else the controller's default SLO. `shape` and `dtype` describe the input frame and
-    are empty when inputs are off.
+    are empty when inputs are off. `sent_ns` is the client's clock; only differences of it are used.
     """
 
     request_id: Number
@@ -115,6 +115,7 @@ class InferRequest(Message, frozen=True):
     user_id: Number = 0
     shape: Shape = ()
     dtype: Name = ""
+    sent_ns: Number = 0  # 0: it does not say
 
 
 class CancelRequest(Message, frozen=True):

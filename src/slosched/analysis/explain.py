@@ -41,7 +41,12 @@ _ADVICE = {
     f"That happens under overload: {_SCARCE}",
     Code.COULD_NOT_START_IN_TIME: "The SLO was shorter than the earliest start and the run together. If GPUs "
     "were busy, add GPUs or send less; if they were idle, the SLO is too short for this model.",
+    Code.CONTROLLER_OVERLOADED: "Not the GPUs but the controller's own core was short. Give it a core of "
+    "its own, or spread the load over several controllers.",
 }
+#: What no log of the controller has.
+_OF_THE_DOOR = {Code.CONTROLLER_OVERLOADED: _ADVICE[Code.CONTROLLER_OVERLOADED]}
+_ELSEWHERE = "The reason is in the controller's run directory."
 _COLD = "No GPU had the model's weights when it arrived, so they had to be copied first."
 
 
@@ -181,7 +186,7 @@ def _of_client(row: dict[str, Any]) -> Told:
     lines = [
         f"request {row['request_id']} of model {row['model_id']}, user {row['user_id']}: {outcome}",
         *_client_lines(row),
-        "  so         The reason is in the controller's run directory.",
+        f"  so         {_OF_THE_DOOR.get(code, _ELSEWHERE)}",
     ]
     return Told(row["request_id"], row["model_id"], code, bool(row["in_time"]), "", lines)
 

@@ -31,7 +31,7 @@ from slosched.clients.arguments import (
 )
 from slosched.clients.forks import generation
 from slosched.clients.inference import Array, Inference, Model
-from slosched.clients.session import HELLO_EVERY_S, SEND_AGAIN_S, OnReply, Session
+from slosched.clients.session import HELLO_EVERY_S, SEND_AGAIN_S, OnReply, Session, not_served
 from slosched.clock import now_ns
 from slosched.codes import Code
 from slosched.config import CONTROLLER_PORT
@@ -67,6 +67,7 @@ _GRACE_S = 5.0  # beyond a request's SLO
 _UNKNOWN_SLO_LIMIT_S = 60.0
 #: After a controller's restart: until it has said hello again, and until a model is loaded again.
 _HELLO_AGAIN_S = 5.0
+_GATHER_S = 0.002
 _LOAD_AGAIN_S = 60.0
 
 _Reply = TypeVar("_Reply", bound=Message)
@@ -87,6 +88,7 @@ class AsyncClient(Session):
         super().__init__(address, name=name, weight=weight)
         self._next_id = 1
         self._later: list[InferRequest] = []  # submitted, not sent yet
+        self._gathering: asyncio.TimerHandle | None = None  # they leave together, when it rings
         #: Controllers through which this client has loaded models; and what took the place of handles of one
         #: that was restarted, by name and copy.
         self._loaded_through: set[int] = set()
@@ -245,11 +247,14 @@ class AsyncClient(Session):
         request_id = self._next_id
         self._next_id = request_id + 1
         if frame is None:
-            message = InferRequest(request_id, model_id, slo_factor, slo_ns, user_id)
             if later and self.controller.bundles:
+                message = InferRequest(request_id, model_id, slo_factor, slo_ns, user_id)
                 self._later.append(message)
                 self._inferences[request_id] = on_reply
                 return request_id
+            message = InferRequest(
+                request_id, model_id, slo_factor, slo_ns, user_id, sent_ns=now_ns()
+            )
             sent = self._dealer.send([encode(message)])
         else:
             message = InferRequest(
@@ -260,6 +265,7 @@ class AsyncClient(Session):
                 user_id,
                 info.input_shape,
                 info.input_dtype,
+                now_ns(),
             )
             sent = self._dealer.send([encode(message), frame])
         if not sent:
@@ -273,22 +279,43 @@ class AsyncClient(Session):
         return request_id
 
     def flush(self) -> list[int]:
-        """Send what `submit` kept for later. Returns the ids of those that could not be sent."""
+        """Send what `submit` kept for later. Returns the ids of those that could not be sent.
+
+        While the controller refuses requests at its door, a message leaves only every 2 ms, with all that came
+        meanwhile: it takes a message's cost from what the controller could serve.
+        """
         self._check_process()
         if not self._later:
             return []
+        if self._crowded_until_ns and len(self._later) < MOST:
+            if now_ns() < self._crowded_until_ns:
+                if self._gathering is None:
+                    self._gathering = self._loop.call_later(_GATHER_S, self._gathered)
+                return []
+            self._crowded_until_ns = 0
+        lost = self._send_later()
+        for request_id in lost:
+            self._inferences.pop(request_id, None)
+        return lost
+
+    def _gathered(self) -> None:
+        self._gathering = None
+        for request_id in self._send_later():
+            on_reply = self._inferences.pop(request_id, None)
+            if on_reply is not None:
+                on_reply(not_served(request_id, Code.CANCELLED, "it could not be sent"), None)
+
+    def _send_later(self) -> list[int]:
         later, self._later = self._later, []
         if self._closed:
             return [request.request_id for request in later]
         lost = []
         for first in range(0, len(later), MOST):
             requests = later[first : first + MOST]
-            message = requests[0] if len(requests) == 1 else RequestBundle(tuple(requests))
+            message = RequestBundle(tuple(requests), now_ns())
             if not self._dealer.send([encode(message)]):
                 lost += [request.request_id for request in requests]
         self._reader.recheck()
-        for request_id in lost:
-            self._inferences.pop(request_id, None)
         return lost
 
     def cancel(self, request_id: int) -> None:

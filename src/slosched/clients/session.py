@@ -36,13 +36,19 @@ from slosched.messages import (
     StatusReply,
     Welcome,
 )
-from slosched.transport.bundles import ReplyBundle
+from slosched.transport.bundles import NotTaken, ReplyBundle
 from slosched.transport.codec import Frame, decode_for_client, encode
 from slosched.transport.sockets import AsyncReader, Dealer
 from slosched.units import NS_PER_S, format_duration
 
 #: Called with an inference's answer and its output frame, if it has one.
 OnReply = Callable[[InferReply, Frame | None], None]
+
+
+def not_served(request_id: int, code: int, reason: str) -> InferReply:
+    """The answer that a message stands for which refuses a request without one."""
+    return InferReply(request_id, code, reason, -1, 0, 0, False)
+
 
 HELLO_EVERY_S = 0.5
 SEND_AGAIN_S = 0.02  # while there is no connection yet
@@ -51,6 +57,8 @@ _TICK_S = CLIENT_HEARTBEAT_NS / NS_PER_S
 #: counted, not time, so that a machine that stood still does not declare its peer dead.
 _LOST_AFTER_TICKS = 5
 _LINGER_MS = 500
+#: So long after its last refusal at the door a controller counts as crowded.
+_CROWDED_NS = NS_PER_S
 
 
 class Session:
@@ -73,6 +81,7 @@ class Session:
         self._refusal = ""
         self._greeted = asyncio.Event()
         self._heard = False
+        self._crowded_until_ns = 0  # the controller refuses requests at its door
         self._silent_ticks = 0
         self._closed = False
         #: The models that this client has loaded, by id.
@@ -207,6 +216,12 @@ class Session:
                 on_reply = inferences.pop(message.request_id, None)
                 if on_reply is not None:
                     on_reply(message, frames[1] if len(frames) > 1 else None)
+            elif type(message) is NotTaken:
+                self._crowded_until_ns = now_ns() + _CROWDED_NS
+                for request_id in message.request_ids:
+                    on_reply = inferences.pop(request_id, None)
+                    if on_reply is not None:
+                        on_reply(not_served(request_id, message.code, message.reason), None)
             else:
                 self._on_control(message)
         self._reader.recheck()
@@ -243,7 +258,7 @@ class Session:
         reason = f"the controller at {self.address} refuses: {message.reason}"
         on_reply = self._inferences.pop(message.request_id, None)
         if on_reply is not None:
-            on_reply(InferReply(message.request_id, message.code, reason, -1, 0, 0, False), None)
+            on_reply(not_served(message.request_id, message.code, reason), None)
         future = self._futures.pop(message.request_id, None)
         if future is not None and not future.done():
             future.set_exception(InvalidRequest(reason, code=message.code))

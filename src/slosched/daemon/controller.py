@@ -19,7 +19,6 @@ from typing import Any
 
 from slosched import clock
 from slosched.addresses import bracketed, parse_bind
-from slosched.codes import Code
 from slosched.config import CONTROLLER_PORT, ControllerConfig
 from slosched.core.scheduler.interface import (
     Accepted,
@@ -28,7 +27,6 @@ from slosched.core.scheduler.interface import (
     Drain,
     Effect,
     Event,
-    FromClient,
     FromWorker,
     Note,
     RequestDone,
@@ -38,6 +36,7 @@ from slosched.core.scheduler.interface import (
 )
 from slosched.core.scheduler.report import health_report, status_parts
 from slosched.core.scheduler.scheduler import Scheduler
+from slosched.daemon.doorway import Doorway
 from slosched.daemon.http import HttpServer, probe_routes
 from slosched.daemon.in_slices import Slice, joined
 from slosched.daemon.live import live_routes
@@ -47,20 +46,17 @@ from slosched.errors import AddressInUse, InvalidConfig, MalformedMessage
 from slosched.messages import (
     Action,
     ControllerHello,
-    ControllerToClient,
     ControllerToWorker,
     HeartbeatAck,
     Infer,
     InferReply,
-    Refused,
     WorkerToController,
 )
-from slosched.transport.bundles import ActionBundle, ReplyBundle, RequestBundle, ResultBundle
+from slosched.transport.bundles import ActionBundle, ForClients, ReplyBundle, ResultBundle
 from slosched.transport.codec import (
     Frame,
     decode_from_worker,
     is_long,
-    message_from_client,
     pieces_of,
 )
 from slosched.transport.frames import Frames, random_input
@@ -115,6 +111,9 @@ class ControllerServer:
         self._http = HttpServer(self._routes)
         self._frames: Frames[Frame] = Frames(random_input)
         self._long: set[asyncio.Task[None]] = set()  # long replies that are being encoded
+        self._doorway = Doorway(
+            self.scheduler, self._router, self._frames, answer=self._tell_client, bad=self._bad
+        )
         self._backlog: list[Event] = []  # facts that performing effects brought to light
         self._stop = asyncio.Event()
         self._stop_requested = 0
@@ -202,6 +201,8 @@ class ControllerServer:
             assert self.run_log is not None
             for line in self.run_log.console_lines(clock.now_ns()):
                 self._announce(line)
+            if line := self._doorway.console_line():
+                self._announce(line)
 
     async def _drain(self) -> None:
         self._backlog.append(Drain())
@@ -239,7 +240,7 @@ class ControllerServer:
             scheduler = self.scheduler
             self.run_log.close(
                 arrived=scheduler.arrived, answered=scheduler.answered, by_code=scheduler.by_code,
-                bad_messages=self._bad.count,
+                refused_at_door=scheduler.door.refused, bad_messages=self._bad.count,
             )  # fmt: skip
 
     # --------------------------------------------------------------------------------- step
@@ -296,8 +297,11 @@ class ControllerServer:
         scheduler = self.scheduler
         if self._workers_wait:
             self._receive_from_workers()
-        if self._clients_wait:
-            self._receive_from_clients()
+        clients_wait, self._clients_wait = self._clients_wait, False
+        if clients_wait:
+            heard = self._doorway.receive()
+            self._heard += heard
+            self._due |= heard > 0
         if not self._due and not self._backlog:
             return  # a descriptor becomes readable also when there is nothing to read
         self._due = False
@@ -311,6 +315,8 @@ class ControllerServer:
         if heard >= _REST_FROM and not self.config.busy_poll and not self._router.unread:
             self._rested_ns = clock.now_ns() + min(heard * _REST_NS, _REST_AT_MOST_NS)
         self._timer.arm(scheduler.next_wakeup_ns())
+        if clients_wait:
+            self._doorway.step_ended()
         self._look_again()
         if self._backlog:
             self._wake()
@@ -353,31 +359,6 @@ class ControllerServer:
                 self._dealers_touched.add(worker_id)
         self._workers_wait.clear()
 
-    def _receive_from_clients(self) -> None:
-        self._clients_wait = False
-        handle = self.scheduler.handle
-        for peer, frames in self._router.receive():
-            self._due = True
-            try:
-                message = message_from_client(frames)
-            except MalformedMessage as error:
-                self._bad.note(peer, str(error))
-                refused = Refused(-1, Code.INVALID_REQUEST, f"message not taken: {error}")
-                self._to_clients.send(peer, refused, [])
-                continue
-            now_ns = clock.now_ns()
-            if isinstance(message, RequestBundle):
-                self._heard += len(message.requests)
-                known = peer in self.scheduler.clients
-                for request in message.requests if known else message.requests[:1]:
-                    handle(FromClient(peer, request), now_ns=now_ns)
-                continue
-            self._heard += 1
-            input_bytes = input_key = 0
-            if len(frames) > 1:
-                input_key, input_bytes = self._frames.input_came(frames[1]), len(frames[1])
-            handle(FromClient(peer, message, input_bytes, input_key), now_ns=now_ns)
-
     # ------------------------------------------------------------------------------ effects
 
     def _perform_all(self, effects: list[Effect]) -> None:
@@ -402,19 +383,25 @@ class ControllerServer:
 
     def _to_client(self, effect: ToClient) -> None:
         frames = [] if effect.output_of is None else self._frames.output(*effect.output_of)
-        if not frames and type(effect.message) is InferReply:
-            client = self.scheduler.clients.get(effect.client)
+        if frames:
+            self._to_clients.send(effect.client, effect.message, frames)
+        else:
+            self._tell_client(effect.client, effect.message)
+
+    def _tell_client(self, peer: bytes, message: ForClients) -> None:
+        if type(message) is InferReply:
+            client = self.scheduler.clients.get(peer)
             if client is not None and client.bundles:
-                self._to_clients.put(effect.client, effect.message)
+                self._to_clients.put(peer, message)
                 return
-        if is_long(effect.message):
-            task = self._loop.create_task(self._send_long(effect.client, effect.message))
+        if is_long(message):
+            task = self._loop.create_task(self._send_long(peer, message))
             self._long.add(task)
             task.add_done_callback(self._long.discard)
             return
-        self._to_clients.send(effect.client, effect.message, frames)
+        self._to_clients.send(peer, message, [])
 
-    async def _send_long(self, client: bytes, message: ControllerToClient) -> None:
+    async def _send_long(self, client: bytes, message: ForClients) -> None:
         """Encode and send what takes longer than requests should wait; others may overtake it."""
         encoded = await joined(pieces_of(message))
         if not self._closed:

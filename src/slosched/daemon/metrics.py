@@ -129,6 +129,11 @@ class ControllerCollector(Collector):
             "requests_invalid", "Requests that could not be taken; not among the offered.",
             scheduler.invalid,
         )  # fmt: skip
+        yield counter(
+            "requests_refused_at_door",
+            "Requests refused since the controller's core was short; not among the offered.",
+            scheduler.door.refused,
+        )  # fmt: skip
         answers = {int(code): 0 for code in always} | by_code
         yield from family(
             CounterMetricFamily, "requests_answered", "Answered requests by code.", ("code",),

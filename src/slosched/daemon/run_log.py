@@ -93,7 +93,13 @@ class RunLog:
         return sum(log.counts().dropped for log in logs)
 
     def close(
-        self, *, arrived: int, answered: int, by_code: dict[int, int], bad_messages: int
+        self,
+        *,
+        arrived: int,
+        answered: int,
+        by_code: dict[int, int],
+        refused_at_door: int,
+        bad_messages: int,
     ) -> None:
         """Flush the logs and finish the manifest. Idempotent."""
         if self._closed:
@@ -106,6 +112,7 @@ class RunLog:
             and requests.dropped == actions.dropped == reasons.dropped == 0,
             "requests_arrived": arrived,
             "requests_answered": answered,
+            "requests_refused_at_door": refused_at_door,
             "requests_by_code": {str(code): n for code, n in sorted(by_code.items())},
             "request_rows": requests.written,
             "request_rows_dropped": requests.dropped,

@@ -40,6 +40,7 @@ from slosched.core.worker.stepping import Stepper
 from slosched.daemon.backends.base import Backend, Frame, open_backend
 from slosched.daemon.blackbox import ENDED, READY, NoBlackbox
 from slosched.daemon.housekeeping import Collector, check_core, own_process
+from slosched.daemon.watchdog import Watchdog
 from slosched.errors import DeviceLost, MalformedMessage, PeerUnreachable
 from slosched.messages import GpuStats, Infer, Result, SessionMessage
 from slosched.transport.bundles import ActionBundle, ResultBundle
@@ -110,6 +111,7 @@ class WorkerServer:
         self._prepared: deque[ModelPrepared] = deque()
         self._bell = _Bell()
         self._stopping = False
+        self.rounds = 0  # of the loop, for who watches it
         self._running = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -182,6 +184,7 @@ class WorkerServer:
             while not self._stopping and not (stop is not None and stop.is_set()):
                 self._round()
                 self._wait(waiter)
+                self.rounds += 1
             self._drain(waiter)
         except DeviceLost:
             self._answer_the_lost(waiter)
@@ -249,6 +252,7 @@ class WorkerServer:
             self._stopping = False  # `_wait` may sleep: what runs takes its time
             self._round()
             self._wait(waiter)
+            self.rounds += 1
             now = self._clock()
         self._stopping = True
 
@@ -399,7 +403,8 @@ def run_worker(
         with _signals(server.request_stop), own_process(config) as collector:
             announce(server.ready_line)
             blackbox.state(READY)
-            server.run(stop, collector=collector)
+            with Watchdog(lambda: server.rounds):
+                server.run(stop, collector=collector)
             blackbox.state(ENDED)
     finally:
         if threading.current_thread() is threading.main_thread():  # else the process goes on

@@ -18,6 +18,8 @@ from slosched.messages import (
     InferReply,
     InferRequest,
     Message,
+    Name,
+    Number,
     Result,
     WorkerToController,
 )
@@ -25,18 +27,29 @@ from slosched.messages import (
 #: No bundle is longer, and a longer one is malformed: what one message can hold up has a bound.
 MOST = 64
 _Bound = msgspec.Meta(max_length=MOST)
+#: A step's refusals are this many at most, save in a flood.
+MOST_REFUSED = 1024
 
 
 class RequestBundle(Message, frozen=True):
-    """Requests without an input that were due at one wake-up of a client."""
+    """Requests without an input that were due at one wake-up of a client, sent at `sent_ns` by its clock."""
 
     requests: Annotated[tuple[InferRequest, ...], _Bound]
+    sent_ns: Number = 0
 
 
 class ReplyBundle(Message, frozen=True):
     """Answers without an output that were given at one wake-up of the controller."""
 
     replies: Annotated[tuple[InferReply, ...], _Bound]
+
+
+class NotTaken(Message, frozen=True):
+    """Requests of one client that the controller refused unread, for one reason."""
+
+    request_ids: Annotated[tuple[Number, ...], msgspec.Meta(max_length=MOST_REFUSED)]
+    code: Number
+    reason: Name
 
 
 class ActionBundle(Message, frozen=True):
@@ -53,6 +66,6 @@ class ResultBundle(Message, frozen=True):
 
 # What a frame may hold, by direction.
 FromClients = ClientMessage | RequestBundle
-ForClients = ControllerToClient | ReplyBundle
+ForClients = ControllerToClient | ReplyBundle | NotTaken
 ForWorkers = ControllerToWorker | ActionBundle
 FromWorkers = WorkerToController | ResultBundle

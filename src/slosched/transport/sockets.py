@@ -39,8 +39,8 @@ _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _NOW_UNSENDABLE = (errno.EAGAIN, errno.EHOSTUNREACH)
 _HIGH_WATER_MARK = 10_000
-#: Messages taken in one drain: a flood must not hold the loop. Each takes five microseconds or more.
-_DRAIN_AT_MOST = 64
+#: Messages taken in one drain: a flood must not hold the loop.
+_DRAIN_AT_MOST = 512
 #: Bytes taken in one drain: a flood must not fill the memory.
 _DRAIN_BYTES = 2 * MAX_MESSAGE_BYTES
 #: Bytes of small messages taken in one drain; in bundles these are some 1,400 requests.
@@ -122,13 +122,13 @@ class _Port:
                 return True
         return False
 
-    def _drain(self) -> list[list[Frame]]:
+    def _drain(self, at_most: int = _DRAIN_AT_MOST) -> list[list[Frame]]:
         """Everything that waits, up to the bounds; `unread` tells that those ended it."""
         received: list[list[Frame]] = []
         taken_bytes = small_bytes = 0
         self.unread = False
         while (
-            len(received) < _DRAIN_AT_MOST
+            len(received) < at_most
             and not (self._discarding and not self._discard())
             and taken_bytes < _DRAIN_BYTES
             and small_bytes < _DRAIN_SMALL_BYTES
@@ -192,9 +192,9 @@ class Router(_Port):
                 ) from None
             raise InvalidConfig(f"cannot listen on {bind}:{port}: {error.strerror}") from None
 
-    def receive(self) -> list[tuple[bytes, list[Frame]]]:
+    def receive(self, at_most: int = _DRAIN_AT_MOST) -> list[tuple[bytes, list[Frame]]]:
         """Everything that waits, up to a bound, as (peer, frames). `frames` may be empty or garbage."""
-        return [(bytes(parts[0]), parts[1:]) for parts in self._drain()]
+        return [(bytes(parts[0]), parts[1:]) for parts in self._drain(at_most)]
 
     def send(self, peer: bytes, frames: Sequence[Frame]) -> bool:
         """Queue a message. False if the peer is gone, or has 10,000 unread messages."""

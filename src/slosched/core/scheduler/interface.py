@@ -34,13 +34,15 @@ RequestKey = int
 class FromClient(_Fact, frozen=True, gc=False):
     """A client's message. `input_bytes` counts the frame behind it (0: inputs off).
 
-    `input_key` is the shell's name for that frame, one for each message; Accepted gives it back.
+    `input_key` is the shell's name for that frame, one for each message; Accepted gives it back. `waited_ns` is
+    how long it waited before the shell read it, which its deadline does not wait for.
     """
 
     client: bytes
     message: ClientMessage
     input_bytes: int = 0
     input_key: int = 0
+    waited_ns: int = 0
 
 
 class ClientLost(_Fact, frozen=True, gc=False):

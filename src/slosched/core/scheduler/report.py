@@ -93,6 +93,7 @@ def _requests(scheduler: Scheduler, now_ns: int) -> dict[str, Any]:
     return {
         "arrived": scheduler.arrived,
         "invalid": scheduler.invalid,
+        "refused_at_door": scheduler.door.refused,
         "answered": scheduler.answered,
         "by_code": {f"{c} {code_name(c)}": n for c, n in sorted(scheduler.by_code.items())},
         "queued": max(0, scheduler.arrived - scheduler.answered - in_flight),

@@ -24,6 +24,7 @@ from slosched.core.scheduler.answers import NO_PLAN, Answers, Plan
 from slosched.core.scheduler.catalog import Catalog
 from slosched.core.scheduler.client_sessions import ClientSessions, some_requests
 from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.door import Door
 from slosched.core.scheduler.interface import (
     Accepted,
     ClientLost,
@@ -153,6 +154,7 @@ class Scheduler:
         )
         self.clients = self._clients.by_identity
         self._limits = Limits(config)
+        self.door = Door()
         self.leaving = self._clients.leaving
         self.answers = Answers(emit=self._effects.append, limits=self._limits)
         self.arrived = 0
@@ -332,7 +334,7 @@ class Scheduler:
         self._next_key += 1
         request = Request(
             key, client, message.request_id, message.user_id, model, message.slo_factor, slo_ns,
-            now_ns, bytes_behind, self._weights.of_request(client, slo_ns),
+            now_ns - event.waited_ns, bytes_behind, self._weights.of_request(client, slo_ns),
         )  # fmt: skip
         self.arrived += 1
         client.requests[message.request_id] = request

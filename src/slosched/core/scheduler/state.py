@@ -19,6 +19,7 @@ from enum import IntEnum
 
 from slosched.codes import ActionType
 from slosched.config import LOST_AFTER_NS
+from slosched.core.scheduler.delays import Delays
 from slosched.core.scheduler.estimators import ExecTable, WindowEstimator
 from slosched.messages import GpuInfo, GpuStats, LoadModelResult, ModelInfo
 from slosched.units import NS_PER_MS, NS_PER_S
@@ -458,4 +459,5 @@ class Client:
     gone: bool = False  # it left; what is left of it goes in slices
     requests: dict[int, Request] = field(default_factory=dict)  # unanswered, by its request_id
     input_bytes: int = 0  # of these
+    delays: Delays = field(default_factory=Delays)  # of its messages
     models: dict[int, Model] = field(default_factory=dict)

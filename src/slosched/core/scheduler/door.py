@@ -1,0 +1,102 @@
+"""How many requests a step of the controller takes, when the controller's own core is what is short.
+
+A loop that cannot keep up finds more requests at each step than at the one before, takes them all, and
+answers none of them in time. So the door watches how long requests wait before they are read (delays.py). It
+is *behind* once each step of `_PATIENCE_NS` found one that had waited for `_STANDING_NS`: what a burst or a
+pause of the process leaves is gone sooner. From then on a step takes only as many requests as keep steps
+short, and the others are refused at once, unseen by the policy. Refusing costs a few per cent of serving, so
+most of the core goes on serving.
+
+A step is short when the next one begins within `_GAP_NS`, or when it uses so little CPU time that a smaller one
+would do little but begin: a process that is given a tenth of a core loses the other nine tenths in
+pauses, which no limit shortens. The limit follows from step to step what the last one took and cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
+
+from slosched.core.scheduler.state import Client
+from slosched.messages import InferRequest
+from slosched.units import NS_PER_MS, NS_PER_S
+
+P = TypeVar("P", bound=Hashable)
+
+_PATIENCE_NS = 50 * NS_PER_MS
+#: Messages that nothing holds up are read within a millisecond.
+_STANDING_NS = 5 * NS_PER_MS
+_GAP_NS = 15 * NS_PER_MS
+#: CPU time of a step. Below the first, half of it is spent on what a step costs beside its requests; above the
+#: second the GPUs run out of work meanwhile.
+_SHORT_NS, _LONG_NS = NS_PER_MS, 4 * NS_PER_MS
+#: What a controller that has not learned yet starts from; a request costs 50 us.
+_FIRST = 64
+#: The limit follows the cost of one step by no more than this, since steps vary.
+_DOWN, _UP = 0.7, 1.2
+_PAUSE_AT_MOST = 4.0
+#: Without refusals for so long the overload is over.
+_OVER_AFTER_NS = NS_PER_S
+NO_LIMIT = 1 << 30
+REASON = "requests come faster than the controller's core can take them"
+
+
+class Door:
+    """Told of each step (`step_ended`), it says how many requests the next one takes (`limit`)."""
+
+    def __init__(self) -> None:
+        self._most = float(_FIRST)
+        self._kept_up_ns = 0  # when requests were last read as they came
+        self._needed_ns = 0  # when the limit last kept a request out, or should have
+        self._ended_ns = 0  # when the last step ended
+        self._cpu_ns = 0  # as it was told then
+        self.limit = NO_LIMIT
+        self.refused = 0  # requests, so far; not among those that arrived
+
+    def step_ended(self, *, now_ns: int, cpu_ns: int, took: int, waited_ns: int) -> None:
+        """A step ended that took `took` requests; the oldest that it read had waited for `waited_ns`.
+
+        `cpu_ns` is the CPU time of the loop's thread so far, less what refusals took of it.
+        """
+        cost_ns, self._cpu_ns = max(1, cpu_ns - self._cpu_ns), cpu_ns
+        gap_ns, self._ended_ns = max(1, now_ns - self._ended_ns), now_ns
+        keeps_up = waited_ns < _STANDING_NS
+        if keeps_up:
+            self._kept_up_ns = now_ns
+        if self.limit == NO_LIMIT:
+            if now_ns - self._kept_up_ns >= _PATIENCE_NS:
+                self.limit, self._needed_ns = int(self._most), now_ns
+            return
+        if not keeps_up or took >= self.limit:
+            self._needed_ns = now_ns
+        if 2 * took >= self._most:  # else the limit had no part in what the step cost
+            wanted_ns = min(_LONG_NS, max(_SHORT_NS, cost_ns * _GAP_NS // gap_ns))
+            change = min(_UP, max(_DOWN, wanted_ns / cost_ns))
+            self._most = max(1.0, self._most * change)
+        over = now_ns - self._needed_ns > _OVER_AFTER_NS
+        # What came during a pause of the process is no overload yet.
+        paused = min(_PAUSE_AT_MOST, max(1.0, gap_ns / _GAP_NS))
+        self.limit = NO_LIMIT if over else int(self._most * paused)
+
+    def refuse(self, client: Client, requests: Sequence[InferRequest]) -> list[int]:
+        """Count `requests` as refused; returns their ids, without those that repeat one that was taken."""
+        taken = client.requests
+        ids = [request.request_id for request in requests if request.request_id not in taken]
+        self.refused += len(ids)
+        return ids
+
+
+def fair_parts(waiting: Mapping[P, int], most: int) -> dict[P, int]:
+    """How many of each peer's `waiting` requests are taken, `most` in all (max-min fairness).
+
+    Who sends less than an equal part is taken whole; what that leaves is shared by the others.
+    """
+    parts: dict[P, int] = {}
+    left = most
+    by_count = sorted(waiting, key=waiting.__getitem__)
+    for place, peer in enumerate(by_count):
+        # Rounded up, so that a limit below the number of peers still takes somebody's.
+        part = min(waiting[peer], -(-left // (len(by_count) - place)))
+        parts[peer] = part
+        left -= part
+    return parts

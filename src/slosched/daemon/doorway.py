@@ -1,0 +1,192 @@
+"""Where clients' messages enter the controller: read, decoded, and handed to the scheduler or refused.
+
+How many requests a step takes is the scheduler's decision (core/scheduler/door.py); here is what costs CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from slosched import clock
+from slosched.codes import Code
+from slosched.core.scheduler.door import NO_LIMIT, REASON, fair_parts
+from slosched.core.scheduler.interface import FromClient
+from slosched.core.scheduler.scheduler import Scheduler
+from slosched.core.scheduler.state import Client
+from slosched.errors import MalformedMessage
+from slosched.messages import InferReply, InferRequest, Refused
+from slosched.transport.bundles import (
+    MOST_REFUSED,
+    ForClients,
+    FromClients,
+    NotTaken,
+    RequestBundle,
+)
+from slosched.transport.codec import Frame, message_from_client
+from slosched.transport.frames import Frames
+from slosched.transport.sockets import BadMessages, Router
+
+Arrival = tuple[bytes, FromClients, list[Frame]]
+
+
+#: Messages that a step reads as long as the loop keeps up: each takes five microseconds, also a cancel.
+_AT_ONCE = 64
+
+
+class Doorway:
+    """Reads `router` for `scheduler`. `answer` sends a client what is decided here; `frames` keeps inputs."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        router: Router,
+        frames: Frames[Frame],
+        *,
+        answer: Callable[[bytes, ForClients], None],
+        bad: BadMessages,
+    ) -> None:
+        self._scheduler, self._router, self._frames = scheduler, router, frames
+        self._door = scheduler.door
+        self._answer = answer
+        self._bad = bad
+        self._taken = 0  # requests of this step
+        self._sent_ns: dict[bytes, int] = {}  # of each client's first request in it
+        self._read_ns = 0
+        self._refusing_ns = 0  # CPU time that refusals took so far
+        self._announced = 0  # refused at the door, and said
+
+    def receive(self) -> int:
+        """Take what waits, up to the socket's bound, and return the number of messages."""
+        if self._door.limit < NO_LIMIT:
+            return self._receive_some(self._door.limit)
+        heard = 0
+        for peer, frames in self._router.receive(_AT_ONCE):
+            message = self._decoded(peer, frames)
+            if message is None:
+                heard += 1
+                continue
+            self._read_ns = clock.now_ns()
+            heard += self._hand_on(peer, message, frames, 0)
+        return heard
+
+    def step_ended(self) -> None:
+        """Tell the door how the step went."""
+        if not self._sent_ns:
+            return
+        waited_ns = max(self._waited_ns(*each) for each in self._sent_ns.items())
+        self._sent_ns.clear()
+        self._door.step_ended(
+            now_ns=clock.now_ns(),
+            cpu_ns=clock.thread_cpu_ns() - self._refusing_ns,
+            took=self._taken,
+            waited_ns=waited_ns,
+        )
+        self._taken = 0
+
+    def console_line(self) -> str:
+        """What was refused since the last call, for the operator; empty without any."""
+        refused, self._announced = self._door.refused - self._announced, self._door.refused
+        if not refused:
+            return ""
+        return f"warning: {refused:,} requests refused at the door: {REASON}"
+
+    def _waited_ns(self, peer: bytes, sent_ns: int) -> int:
+        client = self._scheduler.clients.get(peer)
+        if client is None or not sent_ns:
+            return 0
+        return client.delays.queued_ns(sent_ns=sent_ns, now_ns=self._read_ns)
+
+    def _decoded(self, peer: bytes, frames: list[Frame]) -> FromClients | None:
+        try:
+            message = message_from_client(frames)
+        except MalformedMessage as error:
+            self._bad.note(peer, str(error))
+            refused = Refused(-1, Code.INVALID_REQUEST, f"message not taken: {error}")
+            self._answer(peer, refused)
+            return None
+        if isinstance(message, RequestBundle | InferRequest) and message.sent_ns:
+            self._sent_ns.setdefault(peer, message.sent_ns)
+        return message
+
+    def _hand_on(
+        self, peer: bytes, message: FromClients, frames: list[Frame], waited_ns: int
+    ) -> int:
+        """To the scheduler, and how many messages that were."""
+        handle, now_ns = self._scheduler.handle, self._read_ns
+        if isinstance(message, RequestBundle):
+            known = peer in self._scheduler.clients
+            for request in message.requests if known else message.requests[:1]:
+                handle(FromClient(peer, request, 0, 0, waited_ns), now_ns=now_ns)
+            self._taken += len(message.requests)
+            return len(message.requests)
+        input_bytes = input_key = 0
+        if len(frames) > 1:
+            input_key, input_bytes = self._frames.input_came(frames[1]), len(frames[1])
+        handle(FromClient(peer, message, input_bytes, input_key, waited_ns), now_ns=now_ns)
+        self._taken += isinstance(message, InferRequest)
+        return 1
+
+    # ----------------------------------------------------------------------- behind: take some
+
+    def _receive_some(self, most: int) -> int:
+        """As `receive`, and take only `most` requests, a fair part of each client's; refuse the others."""
+        began_ns = clock.thread_cpu_ns()
+        arrivals: list[Arrival] = []
+        waiting: dict[bytes, int] = {}
+        for peer, frames in self._router.receive():
+            message = self._decoded(peer, frames)
+            if message is None:
+                continue
+            arrivals.append((peer, message, frames))
+            if isinstance(message, RequestBundle):
+                waiting[peer] = waiting.get(peer, 0) + len(message.requests)
+            elif isinstance(message, InferRequest):
+                waiting[peer] = waiting.get(peer, 0) + 1
+        self._read_ns = clock.now_ns()
+        total = sum(waiting.values())
+        if total > most:
+            arrivals = self._refuse_some(arrivals, fair_parts(waiting, most))
+        self._refusing_ns += clock.thread_cpu_ns() - began_ns
+        for peer, message, frames in arrivals:
+            waited_ns = 0
+            if isinstance(message, RequestBundle | InferRequest):
+                waited_ns = self._waited_ns(peer, message.sent_ns)
+            self._hand_on(peer, message, frames, waited_ns)
+        return max(total, len(arrivals))
+
+    def _refuse_some(self, arrivals: list[Arrival], parts: dict[bytes, int]) -> list[Arrival]:
+        """Refuse what is beyond `parts`; returns the others. The newest of each client have most time left."""
+        taken: list[Arrival] = []
+        refused: dict[bytes, list[int]] = {}
+        for peer, message, frames in reversed(arrivals):
+            client = self._scheduler.clients.get(peer)
+            if client is None or not isinstance(message, RequestBundle | InferRequest):
+                taken.append((peer, message, frames))
+                continue
+            requests = message.requests if isinstance(message, RequestBundle) else (message,)
+            part = min(parts[peer], len(requests))
+            parts[peer] -= part
+            if part == len(requests):
+                taken.append((peer, message, frames))
+                continue
+            ids = self._door.refuse(client, requests[: len(requests) - part])
+            refused.setdefault(peer, []).extend(ids)
+            if part and isinstance(message, RequestBundle):
+                rest = RequestBundle(requests[len(requests) - part :], message.sent_ns)
+                taken.append((peer, rest, frames))
+        for peer, ids in refused.items():
+            self._tell(self._scheduler.clients[peer], ids)
+        taken.reverse()
+        return taken
+
+    def _tell(self, client: Client, refused: list[int]) -> None:
+        client.heard = True
+        code = int(Code.CONTROLLER_OVERLOADED)
+        if client.bundles:
+            for first in range(0, len(refused), MOST_REFUSED):
+                ids = tuple(refused[first : first + MOST_REFUSED])
+                self._answer(client.identity, NotTaken(ids, code, REASON))
+            return
+        for request_id in refused:
+            answer = InferReply(request_id, code, REASON, -1, 0, 0, False)
+            self._answer(client.identity, answer)
