@@ -17,7 +17,7 @@ import gc
 import platform
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -266,7 +266,7 @@ async def measure_the_loss(queued: int, directory: Path) -> dict[str, dict[str, 
         owner = await bench.client()
         await ask(owner, LoadModelRequest(bench.next_id(), "net", 1), LoadModelReply)
         client, _ = await bench.queued(queued)
-        beats = asyncio.create_task(beating(bench, owner, client))
+        beats = asyncio.create_task(beating(bench, [owner, client]))
 
         async def lose() -> None:
             worker.fall_silent()
@@ -288,7 +288,8 @@ async def measure(instances: int, queued: int, directory: Path) -> dict[str, dic
 async def measured_in(bench: Bench, instances: int, queued: int) -> dict[str, dict[str, float]]:
     server, found = bench.server, {}
     owner = await bench.client()
-    beats = asyncio.create_task(beating(bench, owner))
+    present = [owner]
+    beats = asyncio.create_task(beating(bench, present))
     found["the first load"] = await bench.measured(
         lambda: ask(owner, LoadModelRequest(bench.next_id(), "net", instances), LoadModelReply)
     )
@@ -319,6 +320,7 @@ async def measured_in(bench: Bench, instances: int, queued: int) -> dict[str, di
 
     found["each request is cancelled"] = await bench.measured(cancel)
     hasty, _ = await bench.queued(queued, clock.now_ns() + _ALL_DUE_NS)
+    present.append(hasty)
     found["all of them expire at once"] = await bench.measured(
         lambda: until(lambda: scheduler.arrived - scheduler.answered < 50)
     )
@@ -330,7 +332,8 @@ async def measured_in(bench: Bench, instances: int, queued: int) -> dict[str, di
     return found
 
 
-async def beating(bench: Bench, *dealers: Dealer) -> None:
+async def beating(bench: Bench, dealers: Sequence[Dealer]) -> None:
+    """Say that the clients of these are there; more may come."""
     while True:
         for dealer in dealers:
             bench.heartbeat(dealer)

@@ -187,8 +187,8 @@ def test_the_end_is_answered_in_slices_and_to_everybody() -> None:
 
 # -------------------------------------------------------------------------- masses in a policy
 
-#: What a policy answers in one step, and one part more.
-MOST_OF_A_POLICY = A_STEP_IN_ALL // ANSWER + 8
+#: What a policy answers in one step, one part more, and a batch that is given up because it is overdue.
+MOST_OF_A_POLICY = A_STEP_IN_ALL // ANSWER + 1 + 8
 MANY = 3_000
 
 
