@@ -267,6 +267,8 @@ WEIGHT_RANGE = (0.01, 100.0)
 CLIENT_WEIGHTS = ("value", "shares")
 
 
+#: The default is the earliest that costs little (analysis/early_refusal/early_refusal.md).
+EARLY_REFUSAL = 1.0
 #: More would leave GPUs idle beside requests that were refused.
 MOST_EARLY_REFUSAL = 10.0
 
@@ -322,7 +324,7 @@ class SchedulerConfig:
     client_weights: str = "value"
     #: How early INFER5 refuses what a forecast of its queue gives no chance (core/scheduler/forecast.py): how
     #: many times the wait that is forecast must fit before the deadline. 0: only when it is hopeless.
-    early_refusal: float = 1.0
+    early_refusal: float = EARLY_REFUSAL
     placement: str = "gain"  # of the policies that load by demand in our way; others have their own
     #: What is accepted (core/scheduler/limits.py); Clockwork's Figures 7 and 8 have SLOs of a day.
     max_slo_ns: int = 48 * 3600 * NS_PER_S

@@ -9,7 +9,8 @@ last moment. What came to those before says so when the request arrives:
     so much sooner); and when the last batch was sent.
     A request with p requests of its model before it goes with the (1 + p // b)-th batch from now on, b
     being the largest batch that its SLO allows. Batches are forecast gap / dear after each other, the first
-    one so long after the last that was sent, or now.
+    one so long after the last that was sent, or now. A gap that is longer than if the watched models took
+    turns counts as that: a model must not lose its part because it has lost it lately.
     It is refused if the wait until its batch, times `early_refusal`, is longer than the wait that its
     deadline allows.
 
@@ -29,6 +30,8 @@ from slosched.units import format_duration
 
 #: Weight of the latest batch in the moving averages, once there were as many as that needs.
 _NEWEST = 0.15
+#: Weight of the latest in the moving average over the batches of all watched models.
+_NEWEST_OF_ALL = 0.03
 #: A loss confirms the forecast for so many times the longer of gap and SLO.
 _CONFIRMED = 2
 
@@ -41,7 +44,9 @@ class _Watched:
     def __init__(self, now_ns: int) -> None:
         self.lost_ns = now_ns  # when the last one that had waited was lost
         self.last_ns = now_ns  # when the last batch was sent; at first, when watching began
-        self.pressed = True  # requests were turned away since then: batches were wanted all the time
+        self.pressed = (
+            True  # requests were turned away since then: batches were wanted all the time
+        )
         self.seen = 0
         self.gap_ns = 0.0
         self.dear = 1.0
@@ -51,10 +56,13 @@ class _Watched:
 class Forecast:
     """The forecasts of one scheduler. `early_refusal` is above 0; at 1 forecasts count as they are."""
 
-    __slots__ = ("_early", "_watched")
+    __slots__ = ("_between_ns", "_early", "_last_ns", "_seen", "_watched")
 
     def __init__(self, early_refusal: float) -> None:
         self._early = early_refusal
+        self._last_ns = 0  # when the last batch of a watched model was sent
+        self._seen = 0  # such batches
+        self._between_ns = 0.0  # from each of these to the next, on average
         self._watched: dict[int, _Watched] = {}  # by model id
 
     @property
@@ -66,6 +74,8 @@ class Forecast:
         """A request of `model` that had waited was given up."""
         watched = self._watched.get(model.model_id)
         if watched is None:
+            if not self._watched:
+                self._last_ns, self._between_ns, self._seen = now_ns, 0.0, 0
             self._watched[model.model_id] = _Watched(now_ns)
         else:
             watched.lost_ns = now_ns
@@ -83,6 +93,10 @@ class Forecast:
         if now_ns - watched.lost_ns > _CONFIRMED * max(first.slo_ns, watched.gap_ns):
             del self._watched[model_id]
             return
+        self._seen += 1
+        newest = max(1 / self._seen, _NEWEST_OF_ALL)
+        self._between_ns += newest * (now_ns - self._last_ns - self._between_ns)
+        self._last_ns = now_ns
         full, full_ns = _full_batch(table, first.slo_ns)
         since_ns = watched.last_ns
         if not watched.pressed:  # there was nobody to serve before the oldest of these came
@@ -106,7 +120,8 @@ class Forecast:
         if now_ns - watched.lost_ns > _CONFIRMED * max(request.slo_ns, watched.gap_ns):
             return 0
         batches = places_before(request) // watched.full
-        each_ns = watched.gap_ns / watched.dear
+        in_turn_ns = len(self._watched) * self._between_ns
+        each_ns = min(watched.gap_ns, in_turn_ns) / watched.dear
         start_ns = max(watched.last_ns + each_ns, now_ns) + batches * each_ns
         if (start_ns - now_ns) * self._early <= latest_ns - now_ns:
             return 0

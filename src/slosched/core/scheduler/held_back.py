@@ -5,8 +5,9 @@ A policy that serves the most urgent or the most efficient batch may never serve
 GPU:
 
     A model that loses a request which had waited, or had to be refused early (forecast.py), and gets no
-    batch for `PATIENCE_NS` after that, is *held back*. A GPU that opens then and could serve one of its requests in time takes it before
-    everything else; of several models the one that has been waiting longest.
+    batch for `PATIENCE_NS` after that, is *held back*. A GPU that opens then and could serve one of its
+    requests in time takes it before everything else; of several models the one that has been waiting
+    longest.
     After a turn of exec time e the next one comes when other batches of `OTHERS_PER_TURN` e were sent: all
     turns together cost at most a part in `OTHERS_PER_TURN` + 1 of the exec time.
 

@@ -126,9 +126,9 @@ class Infer5:
             weight = self._shares.value(request, self._loss)
         request.value = weight / self._unit
         forecast = self._forecast
-        if not (forecast is None or forecast.idle or request.attempts or request.value > 1.0):
+        if not (forecast is None or forecast.idle) and self._can_be_forecast(request):
             start_ns = forecast.hopeless_start_ns(request, latest_ns, now_ns=now_ns)
-            if start_ns and model.resident_on:
+            if start_ns:
                 self._refuse_early(request, start_ns, exec_ns, now_ns)
                 return
         queue = model.queue
@@ -221,6 +221,12 @@ class Infer5:
         if request.attempts:  # it came back from an action that failed
             code, reason = Code.TIMED_OUT, f"no second try fits: {reason}"
         self._refusals.refuse(request, code, reason, start_ns=start_ns, exec_ns=exec_ns)
+
+    def _can_be_forecast(self, request: Request) -> bool:
+        """False where the past says little: weights must be loaded first, an action failed, or the request
+        is worth more than those that are lost, and goes before them.
+        """
+        return bool(request.model.resident_on) and not request.attempts and request.value <= 1.0
 
     def _refuse_early(self, request: Request, start_ns: int, exec_ns: int, now_ns: int) -> None:
         reason = why_refused_early(request, start_ns, exec_ns, now_ns)
