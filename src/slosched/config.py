@@ -267,7 +267,8 @@ WEIGHT_RANGE = (0.01, 100.0)
 CLIENT_WEIGHTS = ("value", "shares")
 
 
-#: The default is the earliest that costs little (analysis/early_refusal/early_refusal.md).
+#: At 1 what a forecast gives no chance is refused, above it also what it gives some
+#: (analysis/early_refusal/early_refusal.md has what each costs).
 EARLY_REFUSAL = 1.0
 #: More would leave GPUs idle beside requests that were refused.
 MOST_EARLY_REFUSAL = 10.0
