@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import insort
+from dataclasses import dataclass
 
 from naive_placement import NaivePlacement
 from slosched.codes import Code
@@ -28,6 +29,37 @@ _PATIENCE_NS = 250_000_000
 _OTHERS_PER_TURN = 20
 
 _Choice = tuple[Model, int, int, int]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What a batch that was sent says of those to come."""
+
+    oldest_ns: int
+    slo_ns: int
+    full: int
+    dear: float
+
+
+@dataclass
+class _Known:
+    """What its history says of one model."""
+
+    late_ns: int
+    last_ns: int
+    turned_away: bool = True
+    batches: int = 0
+    gap_ns: float = 0.0
+    dear: float = 1.0
+    full: int = 1
+
+    def sent(self, batch: _Batch, ns: int) -> None:
+        self.batches += 1
+        share = max(1 / self.batches, 0.15)
+        wanted_ns = self.last_ns if self.turned_away else max(self.last_ns, batch.oldest_ns)
+        self.gap_ns += share * (ns - wanted_ns - self.gap_ns)
+        self.dear += share * (batch.dear - self.dear)
+        self.full, self.last_ns, self.turned_away = batch.full, ns, False
 
 
 class NaiveOpenings:
@@ -76,6 +108,66 @@ class NaiveOpenings:
         return soonest
 
 
+class NaiveForecast:
+    """All that happened to all models, gone through from the start at every question."""
+
+    def __init__(self, early: float) -> None:
+        self._early = early
+        self._history: list[tuple[str, int, int, _Batch | None]] = []  # what, model id, when
+
+    def note(
+        self, kind: str, model: Model, now_ns: int, requests: list[Request], gpu: Gpu | None = None
+    ) -> None:
+        """A batch was sent ("batch"), or a request of `model` was lost late ("late") or early ("early")."""
+        batch = None
+        if gpu is not None:
+            table = gpu.exec_table(model)
+            exec_ns = {b: e.expected_ns for b, e in table.estimators.items()}
+            room_ns = requests[0].slo_ns - exec_ns[1]
+            full = max((b for b, ns in exec_ns.items() if ns <= room_ns), default=1)
+            own_ns = exec_ns[table.class_for(len(requests))]
+            batch = _Batch(
+                oldest_ns=min(r.arrival_ns for r in requests),
+                slo_ns=requests[0].slo_ns,
+                full=full,
+                dear=max(1.0, own_ns * full / (exec_ns[full] * len(requests))),
+            )
+        if self._early and (self._history or kind == "late"):
+            self._history.append((kind, model.model_id, now_ns, batch))
+
+    def start_ns(self, request: Request, latest_ns: int, now_ns: int) -> int | None:
+        """When `request` would start, if that is too late; None: it has a chance."""
+        known: dict[int, _Known] = {}
+        count, between_ns, last_ns = 0, 0.0, 0
+        for kind, model_id, ns, batch in self._history:
+            if kind == "late" and model_id not in known:
+                if not known:
+                    count, between_ns, last_ns = 0, 0.0, ns
+                known[model_id] = _Known(late_ns=ns, last_ns=ns)
+            about = known.get(model_id)
+            if about is None:
+                continue
+            if batch is None:
+                about.turned_away = True
+                about.late_ns = ns if kind == "late" else about.late_ns
+            elif ns - about.late_ns > 2 * max(batch.slo_ns, about.gap_ns):
+                del known[model_id]  # all was well for long: nothing is known until the next loss
+            else:
+                about.sent(batch, ns)
+                count += 1
+                between_ns += max(1 / count, 0.03) * (ns - last_ns - between_ns)
+                last_ns = ns
+        about = known.get(request.model.model_id)
+        if about is None or not about.batches:
+            return None
+        if now_ns - about.late_ns > 2 * max(request.slo_ns, about.gap_ns):
+            return None
+        before = sum(other < request for other in request.model.queue)
+        each_ns = min(about.gap_ns, len(known) * between_ns) / about.dear
+        start_ns = max(about.last_ns + each_ns, now_ns) + before // about.full * each_ns
+        return round(start_ns) if (start_ns - now_ns) * self._early > latest_ns - now_ns else None
+
+
 class NaiveInfer5:
     """The default policy. See the head of this file."""
 
@@ -89,6 +181,7 @@ class NaiveInfer5:
         self._waiting: dict[int, Model] = {}  # models with queued requests
         self._expiry = ExpiryHeap()  # by the latest start that is likely in time
         self._loss = 0.0
+        self._forecast = NaiveForecast(cluster.config.early_refusal)
         self._now_ns = 0
         self._unit = 1.0
         self._shares = Shares() if cluster.config.client_weights == "shares" else None
@@ -111,6 +204,11 @@ class NaiveInfer5:
         if self._shares is not None:
             weight = self._shares.value(request, self._loss)
         request.value = weight / self._unit
+        if model.resident_on and not request.attempts and request.value <= 1.0:
+            late_ns = self._forecast.start_ns(request, latest_ns, now_ns)
+            if late_ns is not None:
+                self._refuse_early(request, late_ns, exec_ns, now_ns)
+                return
         insort(model.queue, request)
         self._waiting[model.model_id] = model
         self._expiry.push(latest_ns, request)
@@ -204,6 +302,20 @@ class NaiveInfer5:
             code, reason = Code.TIMED_OUT, f"no second try fits: {reason}"
         self._refusals.refuse(request, code, reason, start_ns=start_ns, exec_ns=exec_ns)
 
+    def _refuse_early(self, request: Request, start_ns: int, exec_ns: int, now_ns: int) -> None:
+        before = sum(other < request for other in request.model.queue)
+        first = f", behind {before} requests of its model" if before else ""
+        reason = (
+            f"refused on arrival: as the batches of its model came lately it is forecast to start in "
+            f"{format_duration(start_ns - now_ns)}{first}, and takes {format_duration(exec_ns)}; "
+            f"the deadline is in {format_duration(request.slo_ns)}"
+        )
+        self._lost(request, now_ns)
+        self._forecast.note("early", request.model, now_ns, [])
+        self._held_back.setdefault(request.model.model_id, now_ns)
+        code = Code.COULD_NOT_START_IN_TIME
+        self._refusals.refuse(request, code, reason, start_ns=start_ns, exec_ns=exec_ns)
+
     def _lost(self, request: Request, now_ns: int) -> None:
         self._loss += _LOSS_WEIGHT * (1.0 - self._loss)
         self._unit += _LOSS_WEIGHT * (request.weight - self._unit)
@@ -237,6 +349,7 @@ class NaiveInfer5:
             self.forget(request)
             self._lost(request, now_ns)
             self._held_back.setdefault(request.model.model_id, now_ns)
+            self._forecast.note("late", request.model, now_ns, [])
             if request.stepped_over:
                 code, why = Code.SKIPPED, "given up in favour of a better batch"
             else:
@@ -392,6 +505,7 @@ class NaiveInfer5:
             duration_ns=expected_ns,
             latest_ns=latest_ns,
         )
+        self._forecast.note("batch", model, now_ns, requests, gpu)
         if self._shares is not None:
             self._shares.given(requests, expected_ns, now_ns=now_ns)
         return expected_ns

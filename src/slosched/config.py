@@ -268,6 +268,13 @@ WEIGHT_RANGE = (0.01, 100.0)
 CLIENT_WEIGHTS = ("value", "shares")
 
 
+#: At 1 what a forecast gives no chance is refused, above it also what it gives some
+#: (analysis/early_refusal/early_refusal.md has what each costs).
+EARLY_REFUSAL = 1.0
+#: More would leave GPUs idle beside requests that were refused.
+MOST_EARLY_REFUSAL = 10.0
+
+
 def is_weight(value: float) -> bool:
     """True for a number within WEIGHT_RANGE (NaN is none)."""
     return WEIGHT_RANGE[0] <= value <= WEIGHT_RANGE[1]
@@ -317,6 +324,9 @@ class SchedulerConfig:
     max_client_weight: float = 1.0
     #: What a client's weight is: "value" of each of its requests, or its share of the GPUs ("shares").
     client_weights: str = "value"
+    #: How early INFER5 refuses what a forecast of its queue gives no chance (core/scheduler/forecast.py): how
+    #: many times the wait that is forecast must fit before the deadline. 0: only when it is hopeless.
+    early_refusal: float = EARLY_REFUSAL
     placement: str = "gain"  # of the policies that load by demand in our way; others have their own
     #: What is accepted (core/scheduler/limits.py); Clockwork's Figures 7 and 8 have SLOs of a day.
     max_slo_ns: int = 48 * 3600 * NS_PER_S
@@ -337,6 +347,10 @@ class SchedulerConfig:
             raise InvalidConfig(
                 f"max_client_weight must be within {WEIGHT_RANGE[0]:g}..{WEIGHT_RANGE[1]:g}, not "
                 f"{self.max_client_weight:g}"
+            )
+        if not 0 <= self.early_refusal <= MOST_EARLY_REFUSAL:
+            raise InvalidConfig(
+                f"early_refusal must be within 0..{MOST_EARLY_REFUSAL:g}, not {self.early_refusal:g}"
             )
         if self.placement not in PLACEMENTS:
             raise UnknownName("placement", self.placement, list(PLACEMENTS))

@@ -166,7 +166,7 @@ _WORKER: dict[str, _Reader] = {
 _SCHEDULER: dict[str, _Reader] = {
     "policy": _text, "generate_inputs": _flag, "max_gpus": _integer, "schedule_ahead_ns": _duration,
     "default_slo_ns": _duration, "max_exec_ns": _duration, "max_batch": _integer, "fidelity": _text,
-    "max_client_weight": _number, "client_weights": _text,
+    "max_client_weight": _number, "client_weights": _text, "early_refusal": _number,
     "placement": _text, "max_slo_ns": _duration, "max_client_requests": _integer, "max_requests": _integer,
     "max_client_bytes": _size, "max_bytes": _size, "max_client_loads": _integer,
     "max_instances": _integer, "keep_unused_ns": _duration,

@@ -39,7 +39,7 @@ _ADVICE = {
     Code.TIMED_OUT: f"More work arrived than the GPUs could do in time: {_SCARCE}",
     Code.SKIPPED: "A larger batch of younger requests was served instead, as more of them could be in time. "
     f"That happens under overload: {_SCARCE}",
-    Code.COULD_NOT_START_IN_TIME: "The SLO was shorter than the earliest start and the run together. If GPUs "
+    Code.COULD_NOT_START_IN_TIME: "The SLO was shorter than the start and the run that were predicted. If GPUs "
     "were busy, add GPUs or send less; if they were idle, the SLO is too short for this model.",
     Code.CONTROLLER_OVERLOADED: "Not the GPUs but the controller's own core was short. Give it a core of "
     "its own, or spread the load over several controllers.",

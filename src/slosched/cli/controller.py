@@ -21,7 +21,7 @@ from slosched.cli.values import (
     worker_addresses,
 )
 from slosched.cli.worker import Bind
-from slosched.config import CONTROLLER_PORT
+from slosched.config import CONTROLLER_PORT, EARLY_REFUSAL
 from slosched.errors import InvalidConfig, UnknownName
 
 if TYPE_CHECKING:
@@ -102,6 +102,14 @@ _ClientWeights = Annotated[
     typer.Option(
         help="value: a client's weight is that of each of its requests; shares: its share of the GPUs, "
         "which no other client can take. Default value."
+    ),
+]
+_EarlyRefusal = Annotated[
+    float | None,
+    typer.Option(
+        help="How early INFER5 refuses what a forecast of its queue gives no chance: how many times the wait "
+        "that is forecast must fit before the deadline; 0: only when it is hopeless. "
+        f"Default {EARLY_REFUSAL:g}."
     ),
 ]
 _Placement = Annotated[
@@ -198,6 +206,7 @@ def controller(
     weights: _Weights = None,
     max_client_weight: _MaxClientWeight = None,
     client_weights: _ClientWeights = None,
+    early_refusal: _EarlyRefusal = None,
     placement: _Placement = None,
     max_slo: _MaxSlo = None,
     max_requests: _MaxRequests = None,
@@ -255,6 +264,7 @@ def controller(
         weights=None if weights is None else weight_rules("--weights", weights),
         max_client_weight=max_client_weight,
         client_weights=client_weights,
+        early_refusal=early_refusal,
         placement=placement,
         max_slo_ns=_maybe_ns("--max-slo", max_slo),
         max_requests=max_requests,

@@ -65,7 +65,7 @@ _GENERAL = "Options"
 _PANELS = {
     "The scheduler": (
         "schedule_ahead", "default_slo", "max_exec", "max_batch", "fidelity", "weights", "client_weights",
-        "max_client_weight", "placement", "max_gpus", "generate_inputs",
+        "max_client_weight", "early_refusal", "placement", "max_gpus", "generate_inputs",
     ),
     "Addresses": ("workers", "bind", "port", "http_port"),
     "Models": ("dtype", "channels_last", "libraries"),

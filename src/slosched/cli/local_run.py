@@ -79,7 +79,7 @@ def _controller(scheduler: SchedulerConfig, worker_port: int, run: Path) -> list
         "--max-exec", f"{scheduler.max_exec_ns}ns", "--max-batch", str(scheduler.max_batch),
         *(("--weights", weights_text(scheduler.weights)) if scheduler.weights else ()),
         "--max-client-weight", repr(scheduler.max_client_weight),
-        "--client-weights", scheduler.client_weights,
+        "--client-weights", scheduler.client_weights, "--early-refusal", repr(scheduler.early_refusal),
     ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from slosched.cli.values import duration_ns, given, size_bytes, weight_rules
-from slosched.config import WEIGHT_RANGE
+from slosched.config import EARLY_REFUSAL, WEIGHT_RANGE
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.units import NS_PER_S
 
@@ -118,6 +118,14 @@ class SimOptions:
         str | None,
         _option(
             "value, or shares: a client's weight is its share of the GPUs. Default value.",
+            _SCHEDULER,
+        ),
+    ] = None
+    early_refusal: Annotated[
+        float | None,
+        _option(
+            "How early INFER5 refuses what a forecast of its queue gives no chance; 0: only when it is "
+            f"hopeless (docs/policy.md). Default {EARLY_REFUSAL:g}.",
             _SCHEDULER,
         ),
     ] = None
@@ -257,6 +265,7 @@ class SimOptions:
                 max_batch=self.max_batch,
                 weights=None if self.weights is None else weight_rules("--weights", self.weights),
                 client_weights=self.client_weights,
+                early_refusal=self.early_refusal,
             ),
         )
 
@@ -339,7 +348,7 @@ class SimOptions:
         try:
             if kind in (int, int | None):
                 value = int(text)
-            elif kind is float:
+            elif kind in (float, float | None):
                 value = float(text)
             elif kind is bool:
                 value = {"yes": True, "no": False, "true": True, "false": False}[text]

@@ -4,9 +4,10 @@ A policy that serves the most urgent or the most efficient batch may never serve
 50 ms for a request beside a flood for one that takes 2 ms. What is promised, for models with weights on a
 GPU:
 
-    A model that loses a request which had waited, and gets no batch for `PATIENCE_NS` after that, is
-    *held back*. A GPU that opens then and could serve one of its requests in time takes it before
-    everything else; of several models the one that has been waiting longest.
+    A model that loses a request which had waited, or had to be refused early (forecast.py), and gets no
+    batch for `PATIENCE_NS` after that, is *held back*. A GPU that opens then and could serve one of its
+    requests in time takes it before everything else; of several models the one that has been waiting
+    longest.
     After a turn of exec time e the next one comes when other batches of `OTHERS_PER_TURN` e were sent: all
     turns together cost at most a part in `OTHERS_PER_TURN` + 1 of the exec time.
 
@@ -44,7 +45,7 @@ class HeldBack:
         self.turns = 0
 
     def lost(self, model: Model, *, now_ns: int) -> None:
-        """A request of `model` that had waited was given up."""
+        """A request of `model` that had waited was given up, or it was refused early."""
         model_id = model.model_id
         if model_id not in self._patient and model_id not in self._due:
             self._patient[model_id] = (now_ns, model)

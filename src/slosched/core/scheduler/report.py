@@ -65,6 +65,7 @@ def _head(scheduler: Scheduler, now_ns: int) -> dict[str, Any]:
             "max_exec_ns": config.max_exec_ns,
             "max_batch": config.max_batch,
             "placement": config.placement,
+            "early_refusal": config.early_refusal,
         },
         "client_weights": config.client_weights,
         "weights": [

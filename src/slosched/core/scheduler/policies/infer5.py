@@ -14,7 +14,8 @@ that can start soonest, at s:
 
    d_first is the first deadline of the batch, d_head that of the model's oldest request, and k counts each
    request as its weight once requests are lost (weights.py): a batch takes those that are worth most;
-4. those stepped over stay for smaller classes, until rule 1 answers them, with code 7.
+4. those stepped over stay for smaller classes, until rule 1 answers them, with code 7;
+5. a request that arrives is refused at once if a forecast of its queue gives it no chance (forecast.py).
 
 It is earliest virtual deadline first with credit for serving many at once. x is the share of requests
 lost lately: the more is lost, the more efficiency counts against urgency. A model that was passed over
@@ -40,6 +41,7 @@ from collections.abc import Iterable
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
+from slosched.core.scheduler.forecast import Forecast, why_refused_early
 from slosched.core.scheduler.held_back import HeldBack
 from slosched.core.scheduler.openings import Openings
 from slosched.core.scheduler.placement import make_placement
@@ -101,6 +103,8 @@ class Infer5:
         self._held_back = HeldBack()
         cluster.on_unload.append(self._held_back.gone)
         self._shares = Shares() if cluster.config.client_weights == "shares" else None
+        early = cluster.config.early_refusal
+        self._forecast = Forecast(early) if early else None
         self._loss = 0.0
         self._unit = 1.0  # the weight of those that are lost: it counts as 1
         self._now_ns = 0
@@ -120,15 +124,21 @@ class Infer5:
         if start_ns > latest_ns:
             self._refuse_at_once(request, start_ns, exec_ns, now_ns)
             return
+        weight = request.weight
+        if self._shares is not None:
+            weight = self._shares.value(request, self._loss)
+        request.value = weight / self._unit
+        forecast = self._forecast
+        if not (forecast is None or forecast.idle) and self._can_be_forecast(request):
+            start_ns = forecast.hopeless_start_ns(request, latest_ns, now_ns=now_ns)
+            if start_ns:
+                self._refuse_early(request, start_ns, exec_ns, now_ns)
+                return
         queue = model.queue
         if queue and request < queue[-1]:
             insort(queue, request)
         else:
             queue.append(request)
-        weight = request.weight
-        if self._shares is not None:
-            weight = self._shares.value(request, self._loss)
-        request.value = weight / self._unit
         if request.value != 1.0:
             model.heaviest = max(request.value, model.heaviest if model.weighted else 1.0)
             model.weighted += 1
@@ -215,6 +225,19 @@ class Infer5:
             code, reason = Code.TIMED_OUT, f"no second try fits: {reason}"
         self._refusals.refuse(request, code, reason, start_ns=start_ns, exec_ns=exec_ns)
 
+    def _can_be_forecast(self, request: Request) -> bool:
+        """False where the past says little: weights must be loaded first, an action failed, or the request
+        is worth more than those that are lost, and goes before them.
+        """
+        return bool(request.model.resident_on) and not request.attempts and request.value <= 1.0
+
+    def _refuse_early(self, request: Request, start_ns: int, exec_ns: int, now_ns: int) -> None:
+        reason = why_refused_early(request, start_ns, exec_ns, now_ns)
+        self._lost(request, now_ns)
+        self._held_back.lost(request.model, now_ns=now_ns)
+        code = Code.COULD_NOT_START_IN_TIME
+        self._refusals.refuse(request, code, reason, start_ns=start_ns, exec_ns=exec_ns)
+
     def _lost(self, request: Request, now_ns: int) -> None:
         self._loss += _LOSS_WEIGHT * (1.0 - self._loss)
         if request.weight != self._unit:
@@ -242,6 +265,8 @@ class Infer5:
             self.forget(request)
             self._lost(request, now_ns)
             self._held_back.lost(request.model, now_ns=now_ns)
+            if self._forecast is not None:
+                self._forecast.lost(request.model, now_ns=now_ns)
             code, reason = why_given_up(request, exec_ns, now_ns)
             best_ns = start_ns if start_ns < NEVER_NS else -1
             self._refusals.refuse(request, code, reason, start_ns=best_ns, exec_ns=exec_ns)
@@ -460,6 +485,8 @@ class Infer5:
             duration_ns=expected_ns,
             latest_ns=latest_ns,
         )
+        if self._forecast is not None and not self._forecast.idle:
+            self._forecast.served(requests, gpu.tables[model.name], expected_ns, now_ns=now_ns)
         if self._shares is not None:
             self._shares.given(requests, expected_ns, now_ns=now_ns)
         return expected_ns

@@ -1,0 +1,159 @@
+"""Whether a request that arrives has a chance, judged by how the batches of its model came lately.
+
+A queue that is longer than what will be served of it answers each request that it cannot serve at the
+last moment. What came to those before says so when the request arrives:
+
+    Of each model that lost a request after it had waited, three things are watched, all as moving
+    averages over its last few batches: the `gap` from one batch to the next while requests waited; how
+    many times as dear its requests were as in full batches (`dear`, at least 1: fuller batches would come
+    so much sooner); and when the last batch was sent.
+    A request with p requests of its model before it goes with the (1 + p // b)-th batch from now on, b
+    being the largest batch that its SLO allows. Batches are forecast gap / dear after each other, the first
+    one so long after the last that was sent, or now. A gap that is longer than if the watched models took
+    turns counts as that: a model must not lose its part because it has lost it lately.
+    It is refused if the wait until its batch, times `early_refusal`, is longer than the wait that its
+    deadline allows.
+
+A forecast holds only while it is confirmed. A model that lost no request which had waited for twice the
+longer of gap and SLO has none, so nothing is refused early where nothing is lost, and a queue that is cut
+too short fills again and shows what it can do.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from slosched.core.scheduler.estimators import ExecTable
+from slosched.core.scheduler.state import Model, Request
+from slosched.units import format_duration
+
+#: Weight of the latest batch in the moving averages, once there were as many as that needs.
+_NEWEST = 0.15
+#: Weight of the latest in the moving average over the batches of all watched models.
+_NEWEST_OF_ALL = 0.03
+#: A loss confirms the forecast for so many times the longer of gap and SLO.
+_CONFIRMED = 2
+
+
+class _Watched:
+    """How the batches of one model came."""
+
+    __slots__ = ("dear", "full", "gap_ns", "last_ns", "lost_ns", "pressed", "seen")
+
+    def __init__(self, now_ns: int) -> None:
+        self.lost_ns = now_ns  # when the last one that had waited was lost
+        self.last_ns = now_ns  # when the last batch was sent; at first, when watching began
+        self.pressed = (
+            True  # requests were turned away since then: batches were wanted all the time
+        )
+        self.seen = 0
+        self.gap_ns = 0.0
+        self.dear = 1.0
+        self.full = 1  # requests in a full batch
+
+
+class Forecast:
+    """The forecasts of one scheduler. `early_refusal` is above 0; at 1 forecasts count as they are."""
+
+    __slots__ = ("_between_ns", "_early", "_last_ns", "_seen", "_watched")
+
+    def __init__(self, early_refusal: float) -> None:
+        self._early = early_refusal
+        self._last_ns = 0  # when the last batch of a watched model was sent
+        self._seen = 0  # such batches
+        self._between_ns = 0.0  # from each of these to the next, on average
+        self._watched: dict[int, _Watched] = {}  # by model id
+
+    @property
+    def idle(self) -> bool:
+        """True while no model is watched, so that nothing need be told or asked."""
+        return not self._watched
+
+    def lost(self, model: Model, *, now_ns: int) -> None:
+        """A request of `model` that had waited was given up."""
+        watched = self._watched.get(model.model_id)
+        if watched is None:
+            if not self._watched:
+                self._last_ns, self._between_ns, self._seen = now_ns, 0.0, 0
+            self._watched[model.model_id] = _Watched(now_ns)
+        else:
+            watched.lost_ns = now_ns
+            watched.pressed = True
+
+    def served(
+        self, requests: Sequence[Request], table: ExecTable, exec_ns: int, *, now_ns: int
+    ) -> None:
+        """A batch of `requests`, which is expected to take `exec_ns`, was sent."""
+        first = requests[0]
+        model_id = first.model.model_id
+        watched = self._watched.get(model_id)
+        if watched is None:
+            return
+        if now_ns - watched.lost_ns > _CONFIRMED * max(first.slo_ns, watched.gap_ns):
+            del self._watched[model_id]
+            return
+        self._seen += 1
+        newest = max(1 / self._seen, _NEWEST_OF_ALL)
+        self._between_ns += newest * (now_ns - self._last_ns - self._between_ns)
+        self._last_ns = now_ns
+        full, full_ns = _full_batch(table, first.slo_ns)
+        since_ns = watched.last_ns
+        if not watched.pressed:  # there was nobody to serve before the oldest of these came
+            since_ns = max(since_ns, min([request.arrival_ns for request in requests]))
+        watched.seen += 1
+        newest = max(1 / watched.seen, _NEWEST)
+        dear = max(1.0, exec_ns * full / (full_ns * len(requests)))
+        watched.gap_ns += newest * (now_ns - since_ns - watched.gap_ns)
+        watched.dear += newest * (dear - watched.dear)
+        watched.full = full
+        watched.last_ns = now_ns
+        watched.pressed = False
+
+    def hopeless_start_ns(self, request: Request, latest_ns: int, *, now_ns: int) -> int:
+        """When `request`, which arrives and must start by `latest_ns`, is forecast to start if that is
+        judged too late; 0: it has a chance, or there is no forecast.
+        """
+        watched = self._watched.get(request.model.model_id)
+        if watched is None or not watched.seen:
+            return 0
+        if now_ns - watched.lost_ns > _CONFIRMED * max(request.slo_ns, watched.gap_ns):
+            return 0
+        batches = places_before(request) // watched.full
+        in_turn_ns = len(self._watched) * self._between_ns
+        each_ns = min(watched.gap_ns, in_turn_ns) / watched.dear
+        start_ns = max(watched.last_ns + each_ns, now_ns) + batches * each_ns
+        if (start_ns - now_ns) * self._early <= latest_ns - now_ns:
+            return 0
+        watched.pressed = True
+        return round(start_ns)
+
+
+def places_before(request: Request) -> int:
+    """How many requests of its model's queue come before `request`, which is not in it."""
+    queue = request.model.queue
+    if queue and request < queue[-1]:
+        return bisect_left(queue, request)
+    return len(queue)
+
+
+def _full_batch(table: ExecTable, slo_ns: int) -> tuple[int, int]:
+    """The largest batch with which a request may be that has to wait for one of itself, and its exec."""
+    room_ns = slo_ns - table.single.expected_ns
+    full, full_ns = 1, table.single.expected_ns
+    for batch, estimator in table.classes:
+        if estimator.expected_ns > room_ns:
+            break
+        full, full_ns = batch, estimator.expected_ns
+    return full, full_ns
+
+
+def why_refused_early(request: Request, start_ns: int, exec_ns: int, now_ns: int) -> str:
+    """In words: `request` is forecast to start at `start_ns`, which is judged too late."""
+    before = places_before(request)
+    first = f", behind {before} requests of its model" if before else ""
+    return (
+        f"refused on arrival: as the batches of its model came lately it is forecast to start in "
+        f"{format_duration(start_ns - now_ns)}{first}, and takes {format_duration(exec_ns)}; "
+        f"the deadline is in {format_duration(request.slo_ns)}"
+    )
