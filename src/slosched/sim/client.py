@@ -330,7 +330,8 @@ class SimClient:
                 model.input_dtype,
             )
             input_bytes = self._input_bytes[model.model_id]
-            payload = self._marks.input(identity, request_id, input_bytes)
+            output_bytes = tensor_bytes(model.output_shape, model.output_dtype)
+            payload = self._marks.input(identity, request_id, input_bytes, output_bytes)
             framed = Framed(FromClient(identity, message), (payload,))
             wire.send(framed, SMALL_MESSAGE_BYTES + input_bytes)
         else:

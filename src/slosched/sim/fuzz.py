@@ -239,9 +239,19 @@ class _Case:
         self._check_quiet()
         client.leave()
         kernel.run_until(kernel.now_ns + NS_PER_S)
-        if world.cluster.controller.scheduler.clients:
-            raise NotLive("a client that said goodbye is still known")
+        self._check_left()
         world.cluster.controller.recount()
+
+    def _check_left(self) -> None:
+        """All clients are gone: nothing of them is kept."""
+        scheduler = self.world.cluster.controller.scheduler
+        if scheduler.clients or scheduler.leaving:
+            raise NotLive("a client that said goodbye is still known")
+        used = [m.model_id for m in scheduler.cluster.models.values() if m.clients]
+        if used:
+            raise NotLive(f"models {used[:10]} are used by clients that are gone")
+        if scheduler.input_bytes:
+            raise NotLive(f"{scheduler.input_bytes} bytes of inputs are counted, and nobody waits")
 
     def _check_joined(self) -> None:
         scheduler = self.world.cluster.controller.scheduler

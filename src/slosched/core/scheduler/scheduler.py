@@ -237,6 +237,11 @@ class Scheduler:
         return self.answers.by_code
 
     @property
+    def input_bytes(self) -> int:
+        """Bytes of inputs that count towards the limits."""
+        return self._limits.input_bytes
+
+    @property
     def idle(self) -> bool:
         """No request waits for its answer."""
         return self.arrived == self.answers.count
