@@ -24,18 +24,19 @@ _HERE = Path(__file__).resolve().parent
 SOURCE = _HERE.parent / "src"
 _LIST = _HERE / "mutants.toml"
 #: A bug that makes a case hang is noticed by this.
-_SECONDS = 240.0
+_SECONDS = 400.0
 
 _PROGRAM = """
 import sys
 from slosched.sim.fuzz import run_seed
 for seed in range({first}, {first} + {seeds}):
+    print(seed, end=" ", flush=True)
     try:
         failure = run_seed(seed).failure
     except Exception as error:
         failure = repr(error)
     if failure:
-        print(seed, failure.splitlines()[0][:110])
+        print("FOUND", seed, failure.splitlines()[0][:110])
         sys.exit(1)
 """
 
@@ -99,7 +100,8 @@ def main() -> int:
         found = pool.map(lambda b: noticed_by(b, first=given.first, seeds=given.seeds), chosen)
         for bug, failure in zip(chosen, found, strict=True):
             missed += not failure
-            print(f"{bug.name}: {'seed ' + failure if failure else 'NOT NOTICED'}", flush=True)
+            sys.stdout.write(f"{bug.name}: {'seed ' + failure if failure else 'NOT NOTICED'}\n")
+            sys.stdout.flush()
     return missed
 
 

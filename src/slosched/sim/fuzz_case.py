@@ -142,7 +142,7 @@ def drawn_spec(seed: int, *, policy: str | None = None) -> SimSpec:
         profiles=(profile,),
         gpus=gpus,
         gpus_per_worker=gpus_per_worker,
-        network=Network(jitter_ns=draw.choice((0, 0, 50 * NS_PER_US))),
+        network=Network(jitter_ns=draw.choice((0, 50 * NS_PER_US, 300 * NS_PER_US))),
         noise=EmulationNoise(exec_sigma=draw.choice((0.0, 0.01, 0.05))),
         clocks=WorkerClocks(
             draw.choice((0, 0, NS_PER_MS, NS_PER_S)), draw.choice((0.0, 0.0, 50.0))

@@ -69,6 +69,9 @@ class WorkerWatch(Protocol):
 
     def performed(self, effect: Effect) -> None: ...
 
+    def stepped(self, brain: WorkerBrain) -> None:
+        """Everything that was due is done."""
+
     def jumped(self, by_ns: int) -> None: ...
 
 
@@ -170,6 +173,8 @@ class WorkerNode:
         if self.clock is not None:
             now_ns = self.clock.local_ns(now_ns)
         self._stepper.step(now_ns)
+        if self._watch is not None:
+            self._watch.stepped(self.brain)
         sent = self._sent
         if sent:
             self._sent = []

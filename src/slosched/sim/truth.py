@@ -6,12 +6,13 @@ A WorkerTruth watches one worker process at its devices, in true time:
 - weights on a GPU never take more pages than it has, and no exec runs on weights that are not there;
 - an exec starts within its action's window, but for the error of the worker's clock: what it says itself,
   what it can have drifted since, and what its clock was made to jump, until the next heartbeat was answered;
-- what runs has its weights until it ends, and an action taken is one of the session that is open.
+- what runs has its weights until it ends, the worker counts its pages as they are, and it takes no action but
+  of the session that is open.
 
 A ClientTruth watches the clients' connections: each request that reaches a controller is answered at most
 once, however often it comes before that, and once it is all over, exactly once, unless that controller died
-or had given the client up. An answer is called in time if it is, and nobody is told of a load that it did not
-ask for. It counts what it saw, so that a test can hold the fuzzer to cases that matter.
+or had given the client up. What an answer says of its deadline is so, and nobody is told of a load that it did
+not ask for. It counts what it saw, so that a test can hold the fuzzer to cases that matter.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from slosched.core.scheduler.interface import (
     FromWorker,
     RequestRecord,
 )
+from slosched.core.worker.brain import WorkerBrain
 from slosched.core.worker.emulated import EmulatedGpu
 from slosched.core.worker.interface import (
     Device,
@@ -123,6 +125,18 @@ class WorkerTruth:
                     del self._beats[next(iter(self._beats))]
                 self._beats[message.sent_ns] = None
 
+    def stepped(self, brain: WorkerBrain) -> None:
+        """The worker's count of its pages is what its devices hold."""
+        for gpu_id, gpu in self._gpus.items():
+            if not gpu.changed:
+                continue
+            gpu.changed = False
+            free = self._profile.pages - gpu.pages_taken
+            if brain.free_pages(gpu_id) != free:
+                self.fail(
+                    f"it counts {brain.free_pages(gpu_id)} free pages on GPU {gpu_id}, and there are {free}"
+                )
+
     def jumped(self, by_ns: int) -> None:
         self._jumps_ns += abs(by_ns)
         self._unnoticed_ns += abs(by_ns)
@@ -156,6 +170,7 @@ class _WatchedGpu:
         self.held: dict[int, tuple[int, bool]] = {}
         self._truth, self._gpu_id, self._gpu, self._profile = truth, gpu_id, gpu, profile
         self._running: dict[OpKind, Op] = {}
+        self.changed = False  # what is held has changed since the last step
         self._given_up: Op | None = None  # runs on weights that were given up, and not loaded anew
 
     def launch(self, op: Op, *, now_ns: int) -> OpDone | None:
@@ -187,6 +202,7 @@ class _WatchedGpu:
                     # What is still loading goes to the process that comes next.
                     if self.held.get(model_id, (0, False))[1]:
                         del self.held[model_id]
+                        self.changed = True
             else:
                 self._ended(event)
         return events
@@ -195,13 +211,19 @@ class _WatchedGpu:
         profile = self._profile
         pages = profile.model(op.model_name).pages(profile.page_bytes)
         self.held[op.model_id] = (pages, False)
-        taken = sum(each for each, _ in self.held.values())
-        if taken > profile.pages:
+        self.changed = True
+        if self.pages_taken > profile.pages:
+            taken = self.pages_taken
             self._truth.fail(f"GPU {self._gpu_id} holds {taken} of {profile.pages} pages")
+
+    @property
+    def pages_taken(self) -> int:
+        return sum(pages for pages, _ in self.held.values())
 
     def gives_up(self, model_id: int) -> None:
         """The weights of the instance are given up."""
         self.held.pop(model_id, None)
+        self.changed = True
         running = self._running.get(OpKind.EXEC)
         if running is not None and running.model_id == model_id:
             self._given_up = running
