@@ -9,16 +9,21 @@ fuzzer, or what it holds cases to, is too weak for. The exit code is the number 
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import tomllib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import pytest
 
 _HERE = Path(__file__).resolve().parent
 SOURCE = _HERE.parent / "src"
@@ -82,9 +87,24 @@ def noticed_by(bug: Bug, *, first: int, seeds: int) -> str:
                 timeout=_SECONDS,
                 check=False,
             )
-        except subprocess.TimeoutExpired:
-            return "it hangs"
-        return (done.stdout or done.stderr[-200:]).strip() if done.returncode else ""
+        except subprocess.TimeoutExpired as error:
+            last = (error.stdout or b"").decode().split()[-1:]
+            return f"{' '.join(last)} was not done after {_SECONDS:.0f} s"
+        if not done.returncode:
+            return ""
+        return (done.stdout.partition("FOUND")[2] or done.stderr[-200:]).strip()
+
+
+def rewritten(patch: pytest.MonkeyPatch, owner: type, name: str, old: str, new: str) -> None:
+    """Plant a bug in the source of a method, in this process."""
+    method = getattr(owner, name)
+    source = textwrap.dedent(inspect.getsource(method))
+    if source.count(old) != 1:
+        raise ValueError(f"{name} has changed: plant {new!r} elsewhere")
+    made: dict[str, Any] = {}
+    code = "from __future__ import annotations\n" + source.replace(old, new)
+    exec(compile(code, name, "exec"), method.__globals__, made)
+    patch.setattr(owner, name, made[name])
 
 
 def main() -> int:

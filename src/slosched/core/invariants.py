@@ -12,8 +12,7 @@
 
 A step costs as much as its effects touch: the checker keeps a ledger of its own from the effects, and
 compares all of it with the scheduler's state only every `RECOUNT_STEPS` steps (sooner after an action came
-to nothing) and in `recount`. Messages
-may be lost, late or doubled, and a controller may begin anew (with a checker of its own): a report is
+to nothing or a client left) and in `recount`. Messages may be lost, late or doubled, and a controller may begin anew (with a checker of its own): a report is
 judged only if it is the first one of an action that this scheduler still waits for.
 
 A failure prints the story of the request concerned: every fact and decision that touched it.
@@ -28,6 +27,7 @@ from collections.abc import Sequence
 from slosched.codes import ENDED, ActionType
 from slosched.core.scheduler.interface import (
     ActionDone,
+    ClientLost,
     Drain,
     Effect,
     Event,
@@ -41,6 +41,7 @@ from slosched.messages import (
     ErrorResult,
     EvictWeights,
     EvictWeightsResult,
+    Goodbye,
     Infer,
     InferResult,
     LoadWeights,
@@ -48,8 +49,8 @@ from slosched.messages import (
 )
 
 RECOUNT_STEPS = 4096
-#: And so often at most while actions come to nothing: their requests must not be forgotten.
-_RECOUNT_FAILURES_STEPS = 64
+#: And so soon after an action came to nothing, or a client left: their requests must not be forgotten.
+_RECOUNT_SOON_STEPS = 64
 _STORY_LINES = 64
 #: Stories of answered requests are kept this long: a second answer would come soon.
 _ANSWERED_KEPT = 2048
@@ -109,6 +110,8 @@ class InvariantChecker:
         if not isinstance(event, FromWorker):
             if isinstance(event, Drain) and self._drains_from is None:
                 self._drains_from = self._scheduler.arrived
+            elif isinstance(getattr(event, "message", event), Goodbye | ClientLost):
+                self._recount_soon()
             return
         message = event.message
         if isinstance(message, InferResult | ErrorResult):
@@ -166,6 +169,9 @@ class InvariantChecker:
         self._steps += 1
         if self._steps >= self._recount_at:
             self.recount()
+
+    def _recount_soon(self) -> None:
+        self._recount_at = min(self._recount_at, self._steps + _RECOUNT_SOON_STEPS)
 
     def recount(self) -> None:
         """Compare the whole ledger with the scheduler's state, as at the end of a run."""
@@ -232,7 +238,7 @@ class InvariantChecker:
                 f"action {record.action_id} ends well, and its worker did not say so", sent[1]
             )
         if record.code:
-            self._recount_at = min(self._recount_at, self._steps + _RECOUNT_FAILURES_STEPS)
+            self._recount_soon()
         for key in sent[1]:
             if self._live.get(key, _QUEUED) != record.action_id:
                 continue

@@ -84,7 +84,7 @@ class WorkerTruth:
         self._jumps_ns = 0  # in all
         self._unnoticed_ns = 0  # as much of these as no exchange of heartbeats can have shown yet
         self._beats: dict[int, None] = {}  # local times of heartbeats said since the last jump
-        self._session = -1
+        self._session = -1  # that is open; -1: none was yet
         self._drift_ns = abs(drift_ppb) * _EXCHANGES_KEPT_NS // NS_PER_S
         #: By key: the Infer, the error of the clock it was converted with, and the jumps until then.
         self._windows: dict[int, tuple[Infer, int, int]] = {}
@@ -107,7 +107,7 @@ class WorkerTruth:
 
     def accepted(self, key: int, message: ControllerToWorker, clock_error_ns: int) -> None:
         session = getattr(message, "session", self._session)
-        if session != self._session:
+        if self._session not in (-1, session):
             self.fail(f"an action of session {session} is taken in session {self._session}")
         if isinstance(message, Infer):
             error_ns = clock_error_ns + self._unnoticed_ns
@@ -281,7 +281,7 @@ class ClientTruth:
         self._left_ns: dict[bytes, int] = {}  # when who said goodbye, or could not be reached
         #: (client, request id) -> copies that still have no answer: each with who answers for it.
         self._waiting: dict[tuple[bytes, int], list[object]] = {}
-        self._due_ns: dict[tuple[bytes, int], int] = {}  # of those that wait at one controller
+        self._due_ns: dict[tuple[bytes, int], int] = {}  # of those that wait; -1: no SLO was said
         self._loads: set[tuple[bytes, int]] = set()  # asked for so far
         self.sights = Sights()
         self._controller.on_event = self._arrived
@@ -296,7 +296,8 @@ class ClientTruth:
                 copy is known for copy in copies
             ):  # a second copy of one is answered with it
                 copies.append(known)
-                self._due_ns[key] = self._kernel.now_ns + event.message.slo_ns
+                slo_ns = event.message.slo_ns
+                self._due_ns[key] = self._kernel.now_ns + slo_ns if slo_ns else -1
         elif isinstance(event, FromClient) and isinstance(event.message, LoadModelRequest):
             self._loads.add((event.client, event.message.request_id))
         elif isinstance(event, ClientLost) or (
@@ -327,8 +328,9 @@ class ClientTruth:
             key = (identity, message.request_id)
             copies = self._waiting.get(key)
             if copies:
-                if isinstance(message, InferReply) and len(copies) == 1:
-                    self._check_verdict(identity, message, self._due_ns[key])
+                due_ns = self._due_ns[key]
+                if isinstance(message, InferReply) and len(copies) == 1 and due_ns >= 0:
+                    self._check_verdict(identity, message, due_ns)
                 # Of copies before and after a restart, who answers now answers the one that it got.
                 known_now = self._controller.scheduler.clients.get(identity)
                 for known in (known_now, None, copies[0]):
