@@ -12,8 +12,9 @@
 
 A step costs as much as its effects touch: the checker keeps a ledger of its own from the effects, and
 compares all of it with the scheduler's state only every `RECOUNT_STEPS` steps (sooner after an action came
-to nothing or a client left) and in `recount`. Messages may be lost, late or doubled, and a controller may begin anew (with a checker of its own): a report is
-judged only if it is the first one of an action that this scheduler still waits for.
+to nothing or a client left) and in `recount`. Messages may be lost, late or doubled, and a controller may
+begin anew (with a checker of its own): a report is judged only if it is the first one of an action that this
+scheduler still waits for.
 
 A failure prints the story of the request concerned: every fact and decision that touched it.
 """
