@@ -250,8 +250,9 @@ class _Case:
         used = [m.model_id for m in scheduler.cluster.models.values() if m.clients]
         if used:
             raise NotLive(f"models {used[:10]} are used by clients that are gone")
-        if scheduler.input_bytes:
-            raise NotLive(f"{scheduler.input_bytes} bytes of inputs are counted, and nobody waits")
+        kept = scheduler.limits.input_bytes
+        if kept:
+            raise NotLive(f"{kept} bytes of inputs are counted, and nobody waits")
 
     def _check_joined(self) -> None:
         scheduler = self.world.cluster.controller.scheduler
