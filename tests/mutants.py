@@ -18,7 +18,7 @@ import tempfile
 import textwrap
 import tomllib
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -117,10 +117,15 @@ def main() -> int:
     chosen = bugs(given.words)
     missed = 0
     with ThreadPoolExecutor(given.jobs) as pool:
-        found = pool.map(lambda b: noticed_by(b, first=given.first, seeds=given.seeds), chosen)
-        for bug, failure in zip(chosen, found, strict=True):
+        running = {
+            pool.submit(noticed_by, bug, first=given.first, seeds=given.seeds): bug
+            for bug in chosen
+        }
+        for done in as_completed(running):
+            failure = done.result()
             missed += not failure
-            sys.stdout.write(f"{bug.name}: {'seed ' + failure if failure else 'NOT NOTICED'}\n")
+            what = f"seed {failure}" if failure else "NOT NOTICED"
+            sys.stdout.write(f"{running[done].name}: {what}\n")
             sys.stdout.flush()
     return missed
 
