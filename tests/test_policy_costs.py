@@ -61,6 +61,7 @@ def test_a_worker_once_found_slow_is_given_work_again_by_its_heartbeats_alone() 
     for beat in range(1, 151):
         rig.step(at_ms=200.0 * beat)
         rig.from_worker(Heartbeat(50, rig.now_ns - MS // 2, 0, 1000))
+    rig.hello()  # it was silent for long
     taken = rig.infer(model, slo_ms=10.0)
     rig.step()
     assert not rig.answered(taken) and len(rig.outstanding()) == 1
