@@ -7,7 +7,7 @@ workers and the client. Once they are over, within RECOVERY_NS:
 - requests sent from then on are answered in time as often as without faults (LIVE_SHARE, less one or a bunch;
   baselines may take SLOW_RECOVERY_NS, since nothing but heartbeats tells them a way is short again). Published
   schedulers keep their published defects, among them estimates that a single slow action spoils for
-  long: some must be in time. A cluster that is overloaded without faults is not held to it: backlogs last;
+  long, and rules of placement other than ours know no deadlines: some must be in time. A cluster that is overloaded without faults is not held to it: backlogs last;
 - and when the load ends everything is answered and nothing is kept of it.
 
 In most cases requests bring inputs, and every answer is held to its request's mark (marks.py); further
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from slosched.config import PLACEMENTS
 from slosched.core.invariants import InvariantViolated
 from slosched.core.scheduler.interface import Note
 from slosched.core.scheduler.state import WorkerState
@@ -149,7 +150,9 @@ def _wanted(spec: SimSpec, case: _Case) -> float:
     twin.run()
     if twin.tail_share < _OVERLOADED:
         return 0.0
-    if spec.scheduler.policy in _PUBLISHED or spec.scheduler.fidelity == "paper":
+    config = spec.scheduler
+    published = config.policy in _PUBLISHED or config.fidelity == "paper"
+    if published or config.placement != PLACEMENTS[0]:
         return 1e-9
     # Requests that come together are late together: one bunch, or request, more or less says nothing.
     return LIVE_SHARE * twin.tail_share - twin.bunch_share
