@@ -7,7 +7,8 @@ workers and the client. Once they are over, within RECOVERY_NS:
 - requests sent from then on are answered in time as often as without faults (LIVE_SHARE, less one or a bunch;
   baselines may take SLOW_RECOVERY_NS, since nothing but heartbeats tells them a way is short again). Published
   schedulers keep their published defects, among them estimates that a single slow action spoils for
-  long, and rules of placement other than ours know no deadlines: some must be in time. A cluster that is overloaded without faults is not held to it: backlogs last;
+  long, and under rules of placement other than ours what was loaded first decides for long: some must be
+  in time. A cluster that is overloaded without faults is not held to it: backlogs last;
 - and when the load ends everything is answered and nothing is kept of it.
 
 In most cases requests bring inputs, and every answer is held to its request's mark (marks.py); further
