@@ -31,7 +31,7 @@ from slosched.core.scheduler.paper.deadlines import internal_slos_ns
 from slosched.messages import ControllerToWorker, Infer, WorkerToController
 from slosched.sim.harness import Demand, Network, Outcome, Simulation, SimulationFailed
 from slosched.sim.marks import Framed
-from slosched.sim.node import WorkerNode
+from slosched.sim.node import OURS, WorkerNode
 from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.version import __version__
 
@@ -92,11 +92,13 @@ class SlowInputNode(WorkerNode):
         self._input_ns = input_ns
         self._coming: deque[tuple[int, Infer]] = deque()
 
-    def receive(self, message: ControllerToWorker | Framed, *, now_ns: int) -> None:
+    def receive(
+        self, message: ControllerToWorker | Framed, *, now_ns: int, peer: bytes = OURS
+    ) -> None:
         if isinstance(message, Infer):
             self._coming.append((now_ns + self._input_ns, message))
         else:
-            super().receive(message, now_ns=now_ns)
+            super().receive(message, now_ns=now_ns, peer=peer)
 
     def step(self, *, now_ns: int) -> list[WorkerToController | Framed]:
         while self._coming and self._coming[0][0] <= now_ns:

@@ -25,6 +25,7 @@ from slosched.sim.fault_file import load_plan
 from slosched.sim.faults import KINDS, Fault, FaultPlan
 from slosched.sim.fuzz import Outcome, run_case, run_seed, shrink
 from slosched.sim.fuzz_case import FAULTS_END_NS, SmallLoad, drawn_spec, with_plan
+from slosched.sim.network import Network
 from slosched.sim.run import simulate
 from slosched.sim.spec import SimSpec
 from slosched.sim.truth import ClientTruth, WorkerTruth
@@ -37,7 +38,8 @@ SEED = 13
 
 
 def spec_with(*faults: Fault, seed: int = SEED, policy: str | None = None) -> SimSpec:
-    return with_plan(drawn_spec(seed, policy=policy), FaultPlan(faults))
+    spec = replace(drawn_spec(seed, policy=policy), network=Network())
+    return with_plan(spec, FaultPlan(faults))
 
 
 def told(outcome: Outcome, words: str) -> list[str]:
@@ -272,7 +274,10 @@ def test_an_answer_too_many_and_one_too_few_are_seen(monkeypatch: pytest.MonkeyP
 
     seen = 0
     monkeypatch.setattr(ClientTruth, "_answered", never)
-    assert "were never answered" in run_case(SEED, spec_with()).failure
+    spec = spec_with()
+    assert isinstance(spec.workload, SmallLoad)
+    stays = replace(spec, workload=replace(spec.workload, guests=()))
+    assert "were never answered" in run_case(SEED, stays).failure
 
 
 # -------------------------------------------------------------------------------- the fuzzer
@@ -361,7 +366,10 @@ def test_a_simulated_run_takes_a_plan_and_says_so_in_its_manifest(tmp_path: Path
 def test_the_drawn_faults_leave_time_for_the_recovery() -> None:
     for seed in range(50):
         faults = drawn_spec(seed).faults
-        assert faults is not None and faults.end_ns <= FAULTS_END_NS
+        assert faults is not None
+        # A case may have one that is longer than anybody waits, beside those that are over by then.
+        assert sum(fault.end_ns > FAULTS_END_NS for fault in faults.faults) <= 1
+        assert faults.end_ns <= FAULTS_END_NS + 5 * S
 
 
 def test_an_unforeseen_error_is_told_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:

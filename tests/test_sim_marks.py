@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
-from typing import Any
 
 import pytest
 
+from mutants import rewritten
 from slosched.config import GpuProfile, ModelProfile, SchedulerConfig
 from slosched.core.invariants import InvariantViolated
 from slosched.core.scheduler.client_sessions import ClientSessions
@@ -29,7 +27,7 @@ from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.workloads.base import ModelUse
 
 #: A planted bug must be found among the first of the seeds.
-FEW_SEEDS = 12
+FEW_SEEDS = 24
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -87,9 +85,11 @@ def test_a_simulated_run_with_inputs_compares_each_answer(monkeypatch: pytest.Mo
     compared = []
     compare = Marks.compare
 
-    def noted(self: Marks, client: bytes, request_id: int, frames: Sequence[Payload]) -> None:
+    def noted(
+        self: Marks, client: bytes, request_id: int, frames: Sequence[Payload], **more: bool
+    ) -> None:
         compared.append(request_id)
-        compare(self, client, request_id, frames)
+        compare(self, client, request_id, frames, **more)
 
     monkeypatch.setattr(Marks, "compare", noted)
     result = simulate(batches())
@@ -128,17 +128,6 @@ def test_cases_have_requests_with_and_without_inputs_and_several_clients() -> No
 
 
 # ------------------------------------------------------------------------------- planted bugs
-
-
-def rewritten(patch: pytest.MonkeyPatch, owner: type, name: str, old: str, new: str) -> None:
-    """Plant a bug in the source of a method."""
-    method = getattr(owner, name)
-    source = textwrap.dedent(inspect.getsource(method))
-    assert source.count(old) == 1, f"{name} has changed: plant {new!r} elsewhere"
-    made: dict[str, Any] = {}
-    code = "from __future__ import annotations\n" + source.replace(old, new)
-    exec(compile(code, name, "exec"), method.__globals__, made)
-    patch.setattr(owner, name, made[name])
 
 
 def first_output_for_all(patch: pytest.MonkeyPatch) -> None:

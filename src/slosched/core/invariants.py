@@ -7,12 +7,14 @@
 - Nothing is sent to run on weights that are not resident.
 - A request whose action ended with its process runs once more at most, alone, and meanwhile its GPU gets
   nothing else.
+- An Infer ends well only if its worker reported it, in the session that it was sent in.
+- A controller that drains takes nothing new: what comes then is answered in the same step.
 
 A step costs as much as its effects touch: the checker keeps a ledger of its own from the effects, and
 compares all of it with the scheduler's state only every `RECOUNT_STEPS` steps (sooner after an action came
-to nothing) and in `recount`. Messages
-may be lost, late or doubled, and a controller may begin anew (with a checker of its own): a report is
-judged only if it is the first one of an action that this scheduler still waits for.
+to nothing or a client left) and in `recount`. Messages may be lost, late or doubled, and a controller may
+begin anew (with a checker of its own): a report is judged only if it is the first one of an action that this
+scheduler still waits for.
 
 A failure prints the story of the request concerned: every fact and decision that touched it.
 """
@@ -26,6 +28,8 @@ from collections.abc import Sequence
 from slosched.codes import ENDED, ActionType
 from slosched.core.scheduler.interface import (
     ActionDone,
+    ClientLost,
+    Drain,
     Effect,
     Event,
     FromWorker,
@@ -38,6 +42,7 @@ from slosched.messages import (
     ErrorResult,
     EvictWeights,
     EvictWeightsResult,
+    Goodbye,
     Infer,
     InferResult,
     LoadWeights,
@@ -45,8 +50,8 @@ from slosched.messages import (
 )
 
 RECOUNT_STEPS = 4096
-#: And so often at most while actions come to nothing: their requests must not be forgotten.
-_RECOUNT_FAILURES_STEPS = 64
+#: And so soon after an action came to nothing, or a client left: their requests must not be forgotten.
+_RECOUNT_SOON_STEPS = 64
 _STORY_LINES = 64
 #: Stories of answered requests are kept this long: a second answer would come soon.
 _ANSWERED_KEPT = 2048
@@ -89,6 +94,8 @@ class InvariantChecker:
             tuple[int, int], dict[int, bool]
         ] = {}  # (worker, GPU id) -> action -> alone
         self._failed: set[int] = set()  # actions of this step that their workers say failed
+        self._ran: set[int] = set()  # and that they say ran
+        self._drains_from: int | None = None  # keys from there on came when it drained already
         self._stories: dict[int, list[_Line]] = {}
         self._answered: deque[int] = deque()  # whose stories are kept
         #: (worker, GPU id) -> its last execs (begin, end), ascending; and of which session they are.
@@ -102,6 +109,10 @@ class InvariantChecker:
     def saw(self, event: Event, *, now_ns: int) -> None:
         """Note a fact before the scheduler handles it, and check what it says of a GPU's timeline."""
         if not isinstance(event, FromWorker):
+            if isinstance(event, Drain) and self._drains_from is None:
+                self._drains_from = self._scheduler.arrived
+            elif isinstance(getattr(event, "message", event), Goodbye | ClientLost):
+                self._recount_soon()
             return
         message = event.message
         if isinstance(message, InferResult | ErrorResult):
@@ -121,6 +132,7 @@ class InvariantChecker:
                 return
             if message.action_id not in self._scheduler.cluster.actions:
                 return  # a second report of the same, in the same step
+            self._ran.add(message.action_id)
             self._tell(keys, now_ns, "action {} ran {}", message.action_id, message.exec)
             self._check_exec(infer, keys, worker_id, message)
         elif isinstance(message, LoadWeightsResult | EvictWeightsResult):
@@ -148,6 +160,9 @@ class InvariantChecker:
                 f"{scheduler.arrived}",
                 (),
             )
+        if self._drains_from is not None:
+            self._check_draining(self._drains_from)
+        self._ran.clear()
         if self._touched:
             for gpu in self._touched.values():
                 self._check_pages(gpu)
@@ -155,6 +170,9 @@ class InvariantChecker:
         self._steps += 1
         if self._steps >= self._recount_at:
             self.recount()
+
+    def _recount_soon(self) -> None:
+        self._recount_at = min(self._recount_at, self._steps + _RECOUNT_SOON_STEPS)
 
     def recount(self) -> None:
         """Compare the whole ledger with the scheduler's state, as at the end of a run."""
@@ -201,6 +219,11 @@ class InvariantChecker:
         if len(self._answered) > _ANSWERED_KEPT:
             self._stories.pop(self._answered.popleft(), None)
 
+    def _check_draining(self, first: int) -> None:
+        taken = next((key for key in reversed(self._live) if key >= first), None)
+        if taken is not None:
+            self._fail(f"request {taken} came when the controller drained, and is taken", (taken,))
+
     def _action_done(self, effect: ActionDone, now_ns: int) -> None:
         """An action was reported, failed or was lost: its requests are answered or queued again."""
         record = effect.record
@@ -211,8 +234,12 @@ class InvariantChecker:
         # What failed without a report was lost with its worker.
         ended = record.code in ENDED or record.action_id not in self._failed
         self._failed.discard(record.action_id)
+        if record.code == 0 and record.action_id not in self._ran:
+            self._fail(
+                f"action {record.action_id} ends well, and its worker did not say so", sent[1]
+            )
         if record.code:
-            self._recount_at = min(self._recount_at, self._steps + _RECOUNT_FAILURES_STEPS)
+            self._recount_soon()
         for key in sent[1]:
             if self._live.get(key, _QUEUED) != record.action_id:
                 continue

@@ -161,13 +161,18 @@ class SimClient:
         """Something came over the connection of `client`: hold an answer to its request's mark."""
         if isinstance(message, Framed):
             reply: InferReply = message.message
-            self._marks.compare(client, reply.request_id, message.frames)
+            awaited = self._awaits(reply.request_id)
+            self._marks.compare(client, reply.request_id, message.frames, awaited=awaited)
             self._receive(reply)
             return
         if self._output_bytes and type(message) is InferReply and not message.code:
             wanted = self._brings_input(message.request_id, self._output_bytes, message.model_id)
             self._marks.without_output(client, message, wanted=wanted)
         self._receive(message)
+
+    def _awaits(self, request_id: int) -> bool:
+        """False if an answer to the request is thrown away."""
+        return True
 
     def _brings_input(self, request_id: int, sizes: dict[int, int], model_id: int) -> bool:
         """True if the request brings an input, and `sizes` has bytes for its model."""
@@ -330,7 +335,8 @@ class SimClient:
                 model.input_dtype,
             )
             input_bytes = self._input_bytes[model.model_id]
-            payload = self._marks.input(identity, request_id, input_bytes)
+            output_bytes = tensor_bytes(model.output_shape, model.output_dtype)
+            payload = self._marks.input(identity, request_id, input_bytes, output_bytes)
             framed = Framed(FromClient(identity, message), (payload,))
             wire.send(framed, SMALL_MESSAGE_BYTES + input_bytes)
         else:

@@ -72,8 +72,9 @@ class SimController:
         #: Who wants to see each event that is handled, and each message to a client (truth.py).
         self.on_event: Callable[[Event], None] | None = None
         self.on_reply: Callable[[bytes, ControllerToClient], None] | None = None
-        #: Identities whose connection is gone: what is sent to them fails, as it does live.
-        self.gone: set[bytes] = set()
+        #: Of clients that do not read, or are gone (0): how many messages are still taken for them. What is
+        #: beyond that fails, as it does live.
+        self.room: dict[bytes, int] = {}
         self._frames: Frames[Payload] = Frames(made_up)
         self._framed = False  # nothing with frames has come yet: most runs have none
         self._recent: deque[tuple[int, int]] = deque(maxlen=_ANSWERED_KEPT)  # request id, key
@@ -83,6 +84,16 @@ class SimController:
         self._held: list[Event | Framed] | None = None  # a list: the process stands still
         self._due_ns = -1  # of the next step; -1: none is due
         self._armed: set[int] = set()  # times for which an event is on the heap
+
+    @property
+    def life(self) -> int:
+        """Which life of it goes on: 1, 2, ...; 0 while no process runs."""
+        return self._life
+
+    @property
+    def answers(self) -> bool:
+        """True if a process runs, and does not stand still."""
+        return self._held is None
 
     @property
     def inputs_kept(self) -> int:
@@ -240,9 +251,13 @@ class SimController:
             self._recent.append((record.request_id, record.key))
 
     def _to_client(self, effect: ToClient) -> None:
-        if effect.client in self.gone:
-            self._kernel.at(self._kernel.now_ns, self.receive, ClientLost(effect.client))
-            return
+        if self.room:
+            room = self.room.get(effect.client, 1)
+            if not room:
+                self._kernel.at(self._kernel.now_ns, self.receive, ClientLost(effect.client))
+                return
+            if effect.client in self.room:
+                self.room[effect.client] = room - 1
         if self.on_reply is not None:
             self.on_reply(effect.client, effect.message)
         wire = self.to_clients.get(effect.client)

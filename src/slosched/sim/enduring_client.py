@@ -236,6 +236,9 @@ class EnduringClient(SimClient):
         self._give_up_ns[request_id] = self._kernel.now_ns + slo_ns + _GRACE_NS
         return request_id
 
+    def _awaits(self, request_id: int) -> bool:
+        return self._held is None and request_id in self._give_up_ns
+
     def leave(self) -> None:
         self._left = True
         super().leave()

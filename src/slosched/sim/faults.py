@@ -30,8 +30,13 @@ _LINK = r"(to|from) (client|worker \d+)"
 #: Every kind. A link is one direction of one connection, as the controller sees it.
 KINDS: dict[str, Kind] = {
     "crash": Kind("the process dies; a new one, with empty memory, follows", _WORKER, ("for",)),
+    "leave": Kind("the process is told to end: it hands back what it has not begun; a new one follows",
+                  _WORKER, ("for",)),
+    "intrude": Kind("a second controller asks for the worker, and acts where it gets it", _WORKER,
+                    ("for",)),
     "restart": Kind("the controller dies; a new one, which knows nothing, follows", "controller",
                     ("for",)),
+    "drain": Kind("the controller is told to end, and does; a new one follows", "controller", ("for",)),
     "pause": Kind("the process stands still: what reaches it waits",
                   f"{_WORKER}|controller|client", ("for",)),
     "slow": Kind("a GPU's exec times are `factor` times as long", _GPU, ("for", "factor")),
@@ -39,6 +44,8 @@ KINDS: dict[str, Kind] = {
                   ("for", "probability")),
     "end": Kind("an exec ends with its model's process with `probability`", _GPU,
                 ("for", "probability")),
+    "spoil": Kind("a load of weights fails with `probability`, when its time is over", _GPU,
+                  ("for", "probability")),
     "jump": Kind("a worker's clock is put forward `by` (or back)", _WORKER, ("by",)),
     "partition": Kind("nothing passes, either way; all of it is lost", f"{_WORKER}|client", ("for",)),
     "hold": Kind("nothing passes this way; all of it arrives afterwards", _LINK, ("for",)),
@@ -223,11 +230,11 @@ def _drawn(
     """One fault of `kind`. Lengths are spread over orders of magnitude, as real ones are."""
     worker = draw.randrange(len(gpus_per_worker))
     target = f"worker {worker}"
-    if kind == "restart" or (kind == "pause" and draw.random() < 0.3):
+    if kind in ("restart", "drain") or (kind == "pause" and draw.random() < 0.3):
         target = "controller"
     elif kind in ("pause", "partition") and draw.random() < 0.2:
         target = "client"
-    elif kind in ("slow", "raise", "end"):
+    elif kind in ("slow", "raise", "end", "spoil"):
         target += f" GPU {draw.randrange(gpus_per_worker[worker])}"
     elif kind in ("hold", "lose", "late", "twice"):
         end = "client" if draw.random() < 0.3 else target

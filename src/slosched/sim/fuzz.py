@@ -7,7 +7,8 @@ workers and the client. Once they are over, within RECOVERY_NS:
 - requests sent from then on are answered in time as often as without faults (LIVE_SHARE, less one or a bunch;
   baselines may take SLOW_RECOVERY_NS, since nothing but heartbeats tells them a way is short again). Published
   schedulers keep their published defects, among them estimates that a single slow action spoils for
-  long: some must be in time. A cluster that is overloaded without faults is not held to it: backlogs last;
+  long, and under rules of placement other than ours what was loaded first decides for long: some must be
+  in time. A cluster that is overloaded without faults is not held to it: backlogs last;
 - and when the load ends everything is answered and nothing is kept of it.
 
 In most cases requests bring inputs, and every answer is held to its request's mark (marks.py); further
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from slosched.config import PLACEMENTS
 from slosched.core.invariants import InvariantViolated
 from slosched.core.scheduler.interface import Note
 from slosched.core.scheduler.state import WorkerState
@@ -149,7 +151,9 @@ def _wanted(spec: SimSpec, case: _Case) -> float:
     twin.run()
     if twin.tail_share < _OVERLOADED:
         return 0.0
-    if spec.scheduler.policy in _PUBLISHED or spec.scheduler.fidelity == "paper":
+    config = spec.scheduler
+    published = config.policy in _PUBLISHED or config.fidelity == "paper"
+    if published or config.placement != PLACEMENTS[0]:
         return 1e-9
     # Requests that come together are late together: one bunch, or request, more or less says nothing.
     return LIVE_SHARE * twin.tail_share - twin.bunch_share
@@ -258,9 +262,20 @@ class _Case:
         self._check_quiet()
         client.leave()
         kernel.run_until(kernel.now_ns + NS_PER_S)
-        if world.cluster.controller.scheduler.clients:
-            raise NotLive("a client that said goodbye is still known")
+        self._check_left()
         world.cluster.controller.recount()
+
+    def _check_left(self) -> None:
+        """All clients are gone: nothing of them is kept."""
+        scheduler = self.world.cluster.controller.scheduler
+        if scheduler.clients or scheduler.leaving:
+            raise NotLive("a client that said goodbye is still known")
+        used = [m.model_id for m in scheduler.cluster.models.values() if m.clients]
+        if used:
+            raise NotLive(f"models {used[:10]} are used by clients that are gone")
+        kept = scheduler.limits.input_bytes
+        if kept:
+            raise NotLive(f"{kept} bytes of inputs are counted, and nobody waits")
 
     def _check_joined(self) -> None:
         scheduler = self.world.cluster.controller.scheduler

@@ -6,9 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from slosched.config import EmulationNoise, GpuProfile, ModelProfile, SchedulerConfig
-from slosched.sim.faults import FaultPlan
-from slosched.sim.guests import BREAKS, GOODBYE, SILENT, GuestPlan
+from slosched.config import (
+    PLACEMENTS,
+    EmulationNoise,
+    GpuProfile,
+    ModelProfile,
+    SchedulerConfig,
+    WeightRule,
+)
+from slosched.sim.faults import Fault, FaultPlan
+from slosched.sim.guests import AGAIN, BREAKS, DEAF, GOODBYE, SILENT, GuestPlan
 from slosched.sim.network import Network
 from slosched.sim.spec import SimSpec, WorkerClocks
 from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US, format_duration
@@ -18,6 +25,9 @@ from slosched.workloads.streams import ClosedLoop, OpenLoop
 
 #: Faults begin at any time from the start on, and are over by then.
 FAULTS_END_NS = 3 * NS_PER_S
+#: In one of so many cases a worker or the client is not heard for longer than anybody waits.
+_LONG_CASES = 8
+_LONG_NS = (5_500 * NS_PER_MS, 7 * NS_PER_S)
 #: Within so much time after the last fault everything must be as if nothing had been.
 RECOVERY_NS = 8 * NS_PER_S
 #: A scheduler that sends nothing where it expects a long way learns of a short one at five
@@ -33,6 +43,8 @@ TYPES = {
 }  # fmt: skip
 
 _PAGE_BYTES = 2**24
+_INPUT_BYTES = 32
+_WEIGHTS = (WeightRule(5.0, client="guest 0"), WeightRule(0.5, slo_max_ns=200 * NS_PER_MS))
 _PACE_NS = 50 * NS_PER_MS
 
 
@@ -108,12 +120,19 @@ def drawn_spec(seed: int, *, policy: str | None = None) -> SimSpec:
     )
     more = Random(f"{seed}/clients")
     inputs, without_input = more.random() < 0.7, more.choice((0, 2, 3, 5))
+    options = Random(f"{seed}/options")
     config = SchedulerConfig(
         generate_inputs=inputs and more.random() < 0.2,
         policy=type_,
         fidelity=fidelity or "best",
         schedule_ahead_ns=draw.choice((None, 5 * NS_PER_MS)),
         max_exec_ns=NS_PER_S,
+        placement=_placement(options, type_, fidelity),
+        weights=options.choice(((), (), _WEIGHTS)),
+        max_client_weight=options.choice((1.0, 10.0)),
+        client_weights=options.choice(("value", "shares")),
+        max_client_requests=options.choice((100_000, 100_000, 40)),
+        max_bytes=options.choice((2**33, 2**33, 100 * _INPUT_BYTES)),
     )
     spec = SimSpec(
         workload=_with_clients(more, _load(draw, models, uses, gpus), models, gpus),
@@ -123,7 +142,7 @@ def drawn_spec(seed: int, *, policy: str | None = None) -> SimSpec:
         profiles=(profile,),
         gpus=gpus,
         gpus_per_worker=gpus_per_worker,
-        network=Network(jitter_ns=draw.choice((0, 0, 50 * NS_PER_US))),
+        network=Network(jitter_ns=draw.choice((0, 50 * NS_PER_US, 300 * NS_PER_US))),
         noise=EmulationNoise(exec_sigma=draw.choice((0.0, 0.01, 0.05))),
         clocks=WorkerClocks(
             draw.choice((0, 0, NS_PER_MS, NS_PER_S)), draw.choice((0.0, 0.0, 50.0))
@@ -134,7 +153,26 @@ def drawn_spec(seed: int, *, policy: str | None = None) -> SimSpec:
     )
     counts = [len(each) for each in spec.worker_profiles()]
     plan = FaultPlan.random(seed, counts, until_ns=FAULTS_END_NS)
+    if options.randrange(_LONG_CASES) == 0:
+        plan = FaultPlan((*plan.faults, _long(options, len(counts))), seed)
     return with_plan(spec, plan)
+
+
+def _placement(draw: Random, type_: str, fidelity: str) -> str:
+    """A rule of placement, where the TYPE has none of its own."""
+    rule = draw.choice((PLACEMENTS[0], *PLACEMENTS))
+    return (
+        rule
+        if type_ in ("INFER5", "FIFO", "EDF", "REJECT", "AIMD") and not fidelity
+        else PLACEMENTS[0]
+    )
+
+
+def _long(draw: Random, workers: int) -> Fault:
+    """A fault after which a client is found lost as well."""
+    kind = draw.choice(("pause", "partition"))
+    target = draw.choice(("client", "client", f"worker {draw.randrange(workers)}"))
+    return Fault(kind, target, draw.randrange(NS_PER_S), draw.randrange(*_LONG_NS))
 
 
 def with_plan(spec: SimSpec, plan: FaultPlan) -> SimSpec:
@@ -148,7 +186,7 @@ def _model(draw: Random, name: str) -> ModelProfile:
     pages = draw.randint(1, 4)
     return ModelProfile(
         name, exec_ns, draw.choice((1, 4, 8)) * NS_PER_MS, pages * _PAGE_BYTES,
-        input_shape=(8,), output_shape=(8,),
+        input_shape=(8,), output_shape=(8 + 4 * int(name[-1]),),  # outputs tell which model ran
     )  # fmt: skip
 
 
@@ -188,7 +226,7 @@ def _guest(draw: Random, name: str, models: Sequence[ModelProfile], gpus: int) -
     What falls silent is given up five seconds later only, so it leaves more work than that on few GPUs.
     """
     model = draw.choice(models)
-    way = draw.choice((GOODBYE, BREAKS, SILENT) if gpus <= 3 else (GOODBYE, BREAKS))
+    way = draw.choice((GOODBYE, BREAKS, AGAIN, DEAF, SILENT)[: 5 if gpus <= 3 else 4])
     goes_ns = draw.randrange(NS_PER_S, FAULTS_END_NS)
     burst, every_ns = draw.choice((4, 8, 20)), draw.choice((50, 100, 300)) * NS_PER_MS
     # The longer leaves time for a second try after a worker was found lost.
@@ -198,4 +236,15 @@ def _guest(draw: Random, name: str, models: Sequence[ModelProfile], gpus: int) -
         largest = max(model.exec_ns)
         burst = min(1500, gpus * 7 * NS_PER_S * largest // model.exec_ns[largest])
         every_ns, slo_ns = 60 * NS_PER_S, 15 * NS_PER_S
-    return GuestPlan(name, model.name, comes_ns, goes_ns, every_ns, burst, slo_ns, way)
+    weight = draw.choice((1.0, 0.2, 10.0))
+    return GuestPlan(
+        name=name,
+        model=model.name,
+        comes_ns=comes_ns,
+        goes_ns=goes_ns,
+        every_ns=every_ns,
+        burst=burst,
+        slo_ns=slo_ns,
+        way=way,
+        weight=weight,
+    )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slosched.config import CLIENT_HEARTBEAT_NS
+from slosched.core.invariants import InvariantViolated
 from slosched.core.scheduler.interface import FromClient
 from slosched.messages import (
     PROTOCOL_VERSION,
@@ -26,12 +27,21 @@ from slosched.messages import (
 from slosched.sim.cluster import SimCluster
 from slosched.sim.marks import Framed
 from slosched.sim.network import SMALL_MESSAGE_BYTES
-from slosched.units import NS_PER_S, tensor_bytes
+from slosched.units import NS_PER_MS, NS_PER_S, tensor_bytes
 
-#: How a guest goes: it says goodbye, its connection breaks, or it is heard of no more.
+#: How a guest goes: it says goodbye, its connection breaks, or it is heard of no more. The last two stay a
+#: while: its process is started again, with requests of the same numbers; it sends but does not read, until the
+#: controller can keep no more for it.
 GOODBYE, BREAKS, SILENT = "says goodbye", "breaks off", "falls silent"
-WAYS = (GOODBYE, BREAKS, SILENT)
+AGAIN, DEAF = "is started again", "reads nothing"
+WAYS = (GOODBYE, BREAKS, SILENT, AGAIN, DEAF)
 _AGAIN_NS = NS_PER_S
+#: A new process says hello so long after the old one died: what was under way to that is lost.
+_STARTS_NS = 5 * NS_PER_MS
+#: So many messages are kept for who does not read (live: 10,000, and what the kernel takes).
+_ROOM = 12
+_DEAF_NS = 800 * NS_PER_MS
+_STAYS_NS = NS_PER_S
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,7 @@ class GuestPlan:
     burst: int
     slo_ns: int
     way: str
+    weight: float = 1.0
 
 
 class Guest:
@@ -75,9 +86,12 @@ class Guest:
         self._kernel = cluster.kernel
         self._wire = cluster.add_client(self.identity, self._arrived)
         self._model: ModelInfo | None = None
-        self._echoes = False
+        self._echoes = self._welcomed = False
         self._gone = False
         self._next_id = 1
+        self._life = 1
+        self._mark = self.identity  # whose the marks of this life are
+        self._unread: list[ControllerToClient | Framed] | None = None  # a list: it reads nothing
         start_ns = self._kernel.now_ns
         self._kernel.at(start_ns + plan.comes_ns, self._come)
         self._kernel.at(start_ns + plan.goes_ns, self._go)
@@ -89,7 +103,7 @@ class Guest:
         """Say hello, and again each second until the model is loaded."""
         if self._gone or self._model is not None:
             return
-        self._say(ClientHello(PROTOCOL_VERSION, 7, self._plan.name))
+        self._say(ClientHello(PROTOCOL_VERSION, self._life, self._plan.name, self._plan.weight))
         self._kernel.at(self._kernel.now_ns + _AGAIN_NS, self._come)
 
     def _beat(self, model: ModelInfo) -> None:
@@ -100,18 +114,27 @@ class Guest:
     # ---------------------------------------------------------------------------- receiving
 
     def _arrived(self, message: ControllerToClient | Framed) -> None:
-        if self._gone:
-            return
+        if self._unread is not None:
+            self._unread.append(message)
+        elif not self._gone and (self._welcomed or isinstance(message, Welcome)):
+            self._read(message)
+
+    def _read(self, message: ControllerToClient | Framed) -> None:
         if isinstance(message, Framed):
             self.answered += 1
             reply: InferReply = message.message
-            self._cluster.marks.compare(self.identity, reply.request_id, message.frames)
+            self._cluster.marks.compare(self._mark, reply.request_id, message.frames)
         elif isinstance(message, InferReply):
             self.answered += 1
+            if message.request_id >= self._next_id:
+                raise InvariantViolated(
+                    f"{self._plan.name} is answered request {message.request_id}, which it did not send"
+                )
             if not message.code:
                 wanted = self._brings_input(message.request_id) and not self._echoes
-                self._cluster.marks.without_output(self.identity, message, wanted=wanted)
+                self._cluster.marks.without_output(self._mark, message, wanted=wanted)
         elif isinstance(message, Welcome):
+            self._welcomed = True
             self._echoes = message.policy == "ECHO"
             if self._model is None:
                 self._say(LoadModelRequest(0, self._plan.model, 1))
@@ -131,11 +154,13 @@ class Guest:
         return self._inputs and (not every or request_id % every != 0)
 
     def _burst(self, model: ModelInfo) -> None:
-        if self._gone or self._model is not model:
-            return
+        if not self._gone and self._model is model:
+            self._burst_now(model)
+            self._kernel.at(self._kernel.now_ns + self._plan.every_ns, self._burst, model)
+
+    def _burst_now(self, model: ModelInfo) -> None:
         for _ in range(self._plan.burst):
             self._send(model)
-        self._kernel.at(self._kernel.now_ns + self._plan.every_ns, self._burst, model)
 
     def _send(self, model: ModelInfo) -> None:
         request_id = self._next_id
@@ -148,17 +173,53 @@ class Guest:
         shape, dtype = model.input_shape, model.input_dtype
         size = tensor_bytes(shape, dtype)
         message = InferRequest(request_id, model.model_id, 0.0, slo_ns, 0, shape, dtype)
-        payload = self._cluster.marks.input(self.identity, request_id, size)
+        output_size = tensor_bytes(model.output_shape, model.output_dtype)
+        payload = self._cluster.marks.input(self._mark, request_id, size, output_size)
         framed = Framed(FromClient(self.identity, message), (payload,))
         self._wire.send(framed, SMALL_MESSAGE_BYTES + size)
 
+    # ------------------------------------------------------------------------------- going
+
     def _go(self, _: Any) -> None:
         if self._model is not None:
-            self._burst(self._model)
+            self._burst_now(self._model)
+        waiting, way = self.sent - self.answered, self._plan.way
+        self._log(f"{self._plan.name} {way} with {waiting} requests unanswered")
+        if way == AGAIN:
+            self._die()
+        elif way == DEAF:
+            self._unread = []
+            self._cluster.controller.room[self.identity] = _ROOM
+            self._kernel.at(self._kernel.now_ns + _DEAF_NS, self._read_again)
+        else:
+            self._leave(way)
+
+    def _leave(self, way: str) -> None:
         self._gone = True
-        waiting = self.sent - self.answered
-        self._log(f"{self._plan.name} {self._plan.way} with {waiting} requests unanswered")
-        if self._plan.way == GOODBYE:
+        if way == GOODBYE:
             self._say(Goodbye())
-        elif self._plan.way == BREAKS:
-            self._cluster.controller.gone.add(self.identity)
+        elif way == BREAKS:
+            self._cluster.controller.room[self.identity] = 0
+
+    def _die(self) -> None:
+        """The process ends; the next one knows nothing of its requests, and counts from 1 again."""
+        self._model, self._welcomed = None, False
+        self._life += 1
+        self._next_id = 1
+        self.sent = self.answered = 0
+        self._mark = self.identity + b" again"
+        now_ns = self._kernel.now_ns
+        self._kernel.at(now_ns + _STARTS_NS, self._come)
+        self._kernel.at(now_ns + _STAYS_NS, self._says_goodbye)
+
+    def _read_again(self, _: Any) -> None:
+        """It reads what was kept for it; whether it is still known it finds out by its next request."""
+        unread, self._unread = self._unread or [], None
+        self._cluster.controller.room.pop(self.identity, None)
+        for message in unread:
+            self._arrived(message)
+        self._kernel.at(self._kernel.now_ns + _STAYS_NS, self._says_goodbye)
+
+    def _says_goodbye(self, _: Any) -> None:
+        self._log(f"{self._plan.name} says goodbye with {self.sent - self.answered} unanswered")
+        self._leave(GOODBYE)

@@ -6,10 +6,15 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from slosched.core.invariants import InvariantViolated
 from slosched.sim.cluster import SimCluster
 from slosched.sim.enduring_client import EnduringClient
 from slosched.sim.faults import Fault, FaultPlan
+from slosched.sim.intruder import Intruder
 from slosched.sim.node import WorkerNode
+
+#: Incarnations of second controllers begin here, far from those of ours.
+_INTRUDERS = 1_000_000_000
 
 
 class Injector:
@@ -33,7 +38,7 @@ class Injector:
         self._kernel = cluster.kernel
         self._new_node = new_node
         self._log = log
-        self._crashes = 0
+        self._crashes = self._intruders = 0
         self._down: dict[str, int] = {}  # process -> how many faults keep it down
         self._gpu_faults: dict[tuple[int, int], list[Fault]] = {}  # by (worker, GPU)
         self._links: dict[str, _Disturbed] = {}
@@ -61,16 +66,56 @@ class Injector:
     # -------------------------------------------------------------------------- processes
 
     def _crash(self, fault: Fault) -> Callable[[], None]:
-        worker = self._cluster.workers[fault.worker_id]
-        worker.kill()
+        self._cluster.workers[fault.worker_id].kill()
+        return self._down_until_last(fault.target, self._next_process(fault.worker_id))
+
+    def _next_process(self, worker_id: int) -> Callable[[], None]:
+        worker = self._cluster.workers[worker_id]
 
         def again() -> None:
             self._crashes += 1
-            worker.start(self._new_node(fault.worker_id, self._crashes))
+            worker.start(self._new_node(worker_id, self._crashes))
             for gpu_id in range(worker.gpu_count):
-                self._disturb_gpu(fault.worker_id, gpu_id)
+                self._disturb_gpu(worker_id, gpu_id)
 
-        return self._down_until_last(fault.target, again)
+        return again
+
+    def _leave(self, fault: Fault) -> Callable[[], None]:
+        worker = self._cluster.workers[fault.worker_id]
+        worker.leave()
+        again = self._next_process(fault.worker_id)
+
+        def end() -> None:
+            worker.kill()  # if what it runs takes longer than its supervisor waits
+            again()
+
+        return self._down_until_last(fault.target, end)
+
+    def _intrude(self, fault: Fault) -> Callable[[], None]:
+        self._intruders += 1
+        incarnation = _INTRUDERS + self._intruders
+        return Intruder(self._kernel, self._cluster.workers[fault.worker_id], incarnation).stop
+
+    def _drain(self, fault: Fault) -> Callable[[], None]:
+        """It ends well, unless it dies before."""
+        controller = self._cluster.controller
+        life = controller.life
+        controller.drain()
+
+        def end() -> None:
+            if not life or controller.life != life:
+                return  # whoever killed it starts the next one
+            if controller.answers:
+                controller.abandon()
+                left = controller.scheduler.arrived - controller.scheduler.answered
+                if left:
+                    raise InvariantViolated(
+                        f"a drained controller leaves {left} requests unanswered"
+                    )
+            controller.kill()
+            self._cluster.start_controller()
+
+        return end
 
     def _restart(self, fault: Fault) -> Callable[[], None]:
         self._cluster.controller.kill()
@@ -121,6 +166,7 @@ class Injector:
         gpu.slowdown = max((f.factor for f in faults if f.kind == "slow"), default=1.0)
         gpu.failing = max((f.probability for f in faults if f.kind == "raise"), default=0.0)
         gpu.ending = max((f.probability for f in faults if f.kind == "end"), default=0.0)
+        gpu.spoiling = max((f.probability for f in faults if f.kind == "spoil"), default=0.0)
 
     def _jump(self, fault: Fault) -> None:
         self._cluster.workers[fault.worker_id].jump(fault.by_ns)
@@ -148,11 +194,15 @@ class Injector:
 
 _ACTS: dict[str, Callable[[Injector, Fault], Callable[[], None] | None]] = {
     "crash": Injector._crash,
+    "leave": Injector._leave,
+    "intrude": Injector._intrude,
     "restart": Injector._restart,
+    "drain": Injector._drain,
     "pause": Injector._pause,
     "slow": Injector._on_gpu,
     "raise": Injector._on_gpu,
     "end": Injector._on_gpu,
+    "spoil": Injector._on_gpu,
     "jump": Injector._jump,
     "partition": Injector._partition,
     "hold": Injector._link,

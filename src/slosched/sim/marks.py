@@ -16,7 +16,8 @@ from slosched.core.invariants import InvariantViolated
 from slosched.core.worker.emulated import MARK_BYTES
 from slosched.messages import InferReply
 
-_HALF = MARK_BYTES // 2
+#: A mark is the client's tag, the request's id, and the bytes of the output that is due (0: not said).
+_TAG, _ID, _SIZE = 6, 6, MARK_BYTES - 12
 
 
 class Payload:
@@ -57,29 +58,41 @@ class Marks:
         self._tags: dict[bytes, bytes] = {}  # by client
         self._who: dict[bytes, bytes] = {}  # client by tag
 
-    def of(self, client: bytes, request_id: int) -> bytes:
+    def of(self, client: bytes, request_id: int, output_size: int = 0) -> bytes:
         """The MARK_BYTES that no other request has."""
         tag = self._tags.get(client)
         if tag is None:
-            tag = self._tags[client] = blake2b(client, digest_size=_HALF).digest()
+            tag = self._tags[client] = blake2b(client, digest_size=_TAG).digest()
             self._who[tag] = client
-        return tag + request_id.to_bytes(_HALF, "big")
+        return tag + request_id.to_bytes(_ID, "big") + output_size.to_bytes(_SIZE, "big")
 
-    def input(self, client: bytes, request_id: int, size: int) -> Payload:
-        """The input of a new request."""
-        return Payload(self.of(client, request_id), size)
+    def input(self, client: bytes, request_id: int, size: int, output_size: int = 0) -> Payload:
+        """The input of a new request; an output of `output_size` bytes is due (0: of any size)."""
+        return Payload(self.of(client, request_id, output_size), size)
 
-    def compare(self, client: bytes, request_id: int, frames: Sequence[Payload]) -> None:
-        """`client` got `frames` behind the answer to its request. Raises InvariantViolated."""
+    def compare(
+        self, client: bytes, request_id: int, frames: Sequence[Payload], *, awaited: bool = True
+    ) -> None:
+        """`client` got `frames` behind the answer to its request. Raises InvariantViolated.
+
+        One that is not `awaited` may be of another model: a new controller takes what was on its way to the
+        old one, with that one's model ids, and the client throws its answer away.
+        """
         self.compared += 1
-        wanted = self.of(client, request_id)
-        if len(frames) == 1 and frames[0].mark == wanted[: frames[0].size]:
-            return
-        name = client.decode("ascii", "replace")
-        got = f"{len(frames)} outputs" if len(frames) != 1 else self._words(frames[0].mark)
+        wanted = self.of(client, request_id)[: _TAG + _ID]
+        got = f"{len(frames)} outputs"
         ids = [request_id]
-        if len(frames) == 1 and len(frames[0].mark) == MARK_BYTES:
-            ids.append(int.from_bytes(frames[0].mark[_HALF:], "big"))
+        if len(frames) == 1:
+            mark, size = frames[0].mark, frames[0].size
+            due = int.from_bytes(mark[_TAG + _ID :], "big")
+            got = self._words(mark)
+            if mark[: _TAG + _ID] == wanted[:size]:
+                if not awaited or due in (0, size) or len(mark) < MARK_BYTES:
+                    return
+                got = f"{size} bytes instead of {due}, as of another model,"
+            elif len(mark) == MARK_BYTES:
+                ids.append(int.from_bytes(mark[_TAG : _TAG + _ID], "big"))
+        name = client.decode("ascii", "replace")
         raise InvariantViolated(
             f"{name} got {got} for an answer to its request {request_id}\n{self._story(ids)}"
         )
@@ -94,8 +107,8 @@ class Marks:
             )
 
     def _words(self, mark: bytes) -> str:
-        who = self._who.get(mark[:_HALF])
+        who = self._who.get(mark[:_TAG])
         if who is None or len(mark) < MARK_BYTES:
             return f"an output of no request ({mark!r})"
         name = who.decode("ascii", "replace")
-        return f"the output of {name}'s request {int.from_bytes(mark[_HALF:], 'big')}"
+        return f"the output of {name}'s request {int.from_bytes(mark[_TAG : _TAG + _ID], 'big')}"

@@ -22,7 +22,8 @@ from slosched.sim.marks import Framed, Payload
 from slosched.units import NS_PER_S
 from slosched.version import __version__
 
-_PEER = b"controller"
+#: Whose worker this is.
+OURS = b"controller"
 
 
 class WorkerClock:
@@ -60,10 +61,16 @@ class WorkerWatch(Protocol):
     def devices(self, gpus: Mapping[int, EmulatedGpu]) -> Mapping[int, Device]:
         """What the worker drives instead of `gpus`."""
 
+    def heard(self, message: ControllerToWorker, local_ns: int, clock_error_ns: int) -> None:
+        """`message` is about to be handled at `local_ns` of the worker's clock, which states that error."""
+
     def accepted(self, key: int, message: ControllerToWorker, clock_error_ns: int) -> None:
         """An action was taken; its ops have `key`, its window was converted with that error at most."""
 
     def performed(self, effect: Effect) -> None: ...
+
+    def stepped(self, brain: WorkerBrain) -> None:
+        """Everything that was due is done."""
 
     def jumped(self, by_ns: int) -> None: ...
 
@@ -84,6 +91,8 @@ class WorkerNode:
         self._profile = profile
         self._watch = watch
         self._sent: list[WorkerToController | Framed] = []
+        #: What other controllers than ours are told; whoever steps takes it out.
+        self.sent_elsewhere: list[tuple[bytes, WorkerToController]] = []
         self._echo = Echo()
         self.clock = clock
         self.brain = WorkerBrain(
@@ -100,7 +109,12 @@ class WorkerNode:
         self._stepper = Stepper(self.brain, devices, self._perform)
 
     def _perform(self, effect: Effect, now_ns: int) -> None:
+        if self._watch is not None and not isinstance(effect, PrepareModel):
+            self._watch.performed(effect)
         if isinstance(effect, ToController):
+            if effect.peer != OURS:
+                self.sent_elsewhere.append((effect.peer, effect.message))
+                return
             message, frames = effect.message, []
             if effect.output_of is not None:
                 frames = self._outputs(effect.output_of, getattr(message, "output_sizes", ()))
@@ -108,11 +122,8 @@ class WorkerNode:
         elif isinstance(effect, PrepareModel):
             prepared = prepare_emulated(self._profile, effect, now_ns=now_ns)
             self._stepper.handle(prepared, now_ns=now_ns)
-        else:
-            if isinstance(effect, DropInputs):
-                self._echo.drop(effect.action_id)
-            if self._watch is not None:
-                self._watch.performed(effect)
+        elif isinstance(effect, DropInputs):
+            self._echo.drop(effect.action_id)
 
     def _outputs(self, action_id: int, sizes: Sequence[int]) -> list[Payload]:
         marks = self._echo.take(action_id, sizes)
@@ -132,7 +143,15 @@ class WorkerNode:
         if self._watch is not None:
             self._watch.jumped(by_ns)
 
-    def receive(self, message: ControllerToWorker | Framed, *, now_ns: int) -> None:
+    def leave(self, *, now_ns: int) -> None:
+        """It is told to end, at true time `now_ns`; `step` must follow."""
+        if self.clock is not None:
+            now_ns = self.clock.local_ns(now_ns)
+        self.brain.shutdown(now_ns=now_ns)
+
+    def receive(
+        self, message: ControllerToWorker | Framed, *, now_ns: int, peer: bytes = OURS
+    ) -> None:
         """A message arrives; `step` must follow."""
         if self.clock is not None:
             now_ns = self.clock.local_ns(now_ns)
@@ -141,10 +160,12 @@ class WorkerNode:
             frames = message.frames
             message = cast(ControllerToWorker, message.message)
         sizes = tuple(map(len, frames))
-        key = self._stepper.handle(FromController(_PEER, message, sizes), now_ns=now_ns)
+        if self._watch is not None and peer == OURS:
+            self._watch.heard(message, now_ns, self.brain.clock_error_ns)
+        key = self._stepper.handle(FromController(peer, message, sizes), now_ns=now_ns)
         if frames and key is not None:
             self._echo.keep(key, [frame.mark for frame in frames])
-        if self._watch is not None and key is not None:
+        if self._watch is not None and key is not None and peer == OURS:
             self._watch.accepted(key, message, self.brain.clock_error_ns)
 
     def step(self, *, now_ns: int) -> list[WorkerToController | Framed]:
@@ -152,6 +173,8 @@ class WorkerNode:
         if self.clock is not None:
             now_ns = self.clock.local_ns(now_ns)
         self._stepper.step(now_ns)
+        if self._watch is not None:
+            self._watch.stepped(self.brain)
         sent = self._sent
         if sent:
             self._sent = []

@@ -5,11 +5,14 @@ A WorkerTruth watches one worker process at its devices, in true time:
 - each executor of a GPU runs one op at a time;
 - weights on a GPU never take more pages than it has, and no exec runs on weights that are not there;
 - an exec starts within its action's window, but for the error of the worker's clock: what it says itself,
-  what it can have drifted since, and what its clock was made to jump.
+  what it can have drifted since, and what its clock was made to jump, until the next heartbeat was answered;
+- what runs has its weights until it ends, the worker counts its pages as they are, and it takes no action but
+  of the session that is open.
 
-A ClientTruth watches the client's connection: each request that reaches a controller is answered at most
+A ClientTruth watches the clients' connections: each request that reaches a controller is answered at most
 once, however often it comes before that, and once it is all over, exactly once, unless that controller died
-or had given the client up. It counts what it saw, so that a test can hold the fuzzer to cases that matter.
+or had given the client up. What an answer says of its deadline is so, and nobody is told of a load that it did
+not ask for. It counts what it saw, so that a test can hold the fuzzer to cases that matter.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any
 
 from slosched.codes import ActionType, Code
 from slosched.config import GpuProfile
+from slosched.core.clock_sync import UNKNOWN_ERROR_NS
 from slosched.core.invariants import InvariantViolated
 from slosched.core.scheduler.interface import (
     ActionRecord,
@@ -29,6 +33,7 @@ from slosched.core.scheduler.interface import (
     FromWorker,
     RequestRecord,
 )
+from slosched.core.worker.brain import WorkerBrain
 from slosched.core.worker.emulated import EmulatedGpu
 from slosched.core.worker.interface import (
     Device,
@@ -38,17 +43,23 @@ from slosched.core.worker.interface import (
     Op,
     OpDone,
     OpKind,
+    ToController,
     WeightsLost,
 )
 from slosched.messages import (
     ClientHello,
     ControllerToWorker,
     Goodbye,
+    Heartbeat,
+    HeartbeatAck,
     Infer,
     InferReply,
     InferRequest,
     InferResult,
+    LoadModelReply,
+    LoadModelRequest,
     Refused,
+    WorkerWelcome,
 )
 from slosched.sim.cluster import SimCluster
 from slosched.units import NS_PER_S, format_duration
@@ -57,6 +68,8 @@ from slosched.units import NS_PER_S, format_duration
 _ROUNDING_NS = 4
 #: A worker may go by a clock exchange this old.
 _EXCHANGES_KEPT_NS = 15 * NS_PER_S
+#: Heartbeats that may still be answered.
+_BEATS_KEPT = 64
 
 
 class WorkerTruth:
@@ -68,31 +81,72 @@ class WorkerTruth:
         self.name = name
         self.now_ns = now_ns
         self._profile = profile
-        self._jumps_ns = 0
+        self._jumps_ns = 0  # in all
+        self._unnoticed_ns = 0  # as much of these as no exchange of heartbeats can have shown yet
+        self._beats: dict[int, None] = {}  # local times of heartbeats said since the last jump
+        self._session = -1  # that is open; -1: none was yet
         self._drift_ns = abs(drift_ppb) * _EXCHANGES_KEPT_NS // NS_PER_S
-        self._windows: dict[int, tuple[Infer, int]] = {}  # by key: and the error of its clock
+        #: By key: the Infer, the error of the clock it was converted with, and the jumps until then.
+        self._windows: dict[int, tuple[Infer, int, int]] = {}
         self._gpus: dict[int, _WatchedGpu] = {}
 
     def devices(self, gpus: Mapping[int, EmulatedGpu]) -> Mapping[int, Device]:
         self._gpus = {g: _WatchedGpu(self, g, gpu, self._profile) for g, gpu in gpus.items()}
         return self._gpus
 
+    def heard(self, message: ControllerToWorker, local_ns: int, clock_error_ns: int) -> None:
+        if not isinstance(message, HeartbeatAck):
+            return
+        sent_ns = message.heartbeat_sent_ns
+        half_ns = (local_ns - sent_ns + 1) // 2
+        if half_ns < 0 or sent_ns not in self._beats:
+            return  # the exchange began before the clock jumped
+        # The new exchange contradicts the others by more than their bounds allow, or by no more.
+        first = clock_error_ns == UNKNOWN_ERROR_NS
+        self._unnoticed_ns = min(self._unnoticed_ns, 0 if first else clock_error_ns + half_ns)
+
     def accepted(self, key: int, message: ControllerToWorker, clock_error_ns: int) -> None:
+        session = getattr(message, "session", self._session)
+        if self._session not in (-1, session):
+            self.fail(f"an action of session {session} is taken in session {self._session}")
         if isinstance(message, Infer):
-            self._windows[key] = (message, clock_error_ns + self._jumps_ns)
+            error_ns = clock_error_ns + self._unnoticed_ns
+            self._windows[key] = (message, error_ns, self._jumps_ns)
 
     def performed(self, effect: Effect) -> None:
         if isinstance(effect, EvictPages):
-            self._gpus[effect.gpu_id].held.pop(effect.model_id, None)
+            self._gpus[effect.gpu_id].gives_up(effect.model_id)
+        elif isinstance(effect, ToController):
+            message = effect.message
+            if isinstance(message, WorkerWelcome):
+                self._session = message.incarnation
+            elif isinstance(message, Heartbeat):
+                if len(self._beats) >= _BEATS_KEPT:
+                    del self._beats[next(iter(self._beats))]
+                self._beats[message.sent_ns] = None
+
+    def stepped(self, brain: WorkerBrain) -> None:
+        """The worker's count of its pages is what its devices hold."""
+        for gpu_id, gpu in self._gpus.items():
+            if not gpu.changed:
+                continue
+            gpu.changed = False
+            free = self._profile.pages - gpu.pages_taken
+            if brain.free_pages(gpu_id) != free:
+                self.fail(
+                    f"it counts {brain.free_pages(gpu_id)} free pages on GPU {gpu_id}, and there are {free}"
+                )
 
     def jumped(self, by_ns: int) -> None:
         self._jumps_ns += abs(by_ns)
+        self._unnoticed_ns += abs(by_ns)
+        self._beats.clear()
 
     def starts(self, op: Op) -> None:
         """An exec starts now: may it?"""
-        infer, error_ns = self._windows.pop(op.action_id)
+        infer, error_ns, jumps_ns = self._windows.pop(op.action_id)
         now_ns = self.now_ns()
-        slack_ns = error_ns + self._jumps_ns + self._drift_ns + _ROUNDING_NS
+        slack_ns = error_ns + self._jumps_ns - jumps_ns + self._drift_ns + _ROUNDING_NS
         if not infer.earliest_ns - slack_ns <= now_ns <= infer.latest_ns + slack_ns:
             self.fail(
                 f"action {infer.action_id} starts at {now_ns}, outside {infer.earliest_ns}.."
@@ -116,6 +170,8 @@ class _WatchedGpu:
         self.held: dict[int, tuple[int, bool]] = {}
         self._truth, self._gpu_id, self._gpu, self._profile = truth, gpu_id, gpu, profile
         self._running: dict[OpKind, Op] = {}
+        self.changed = False  # what is held has changed since the last step
+        self._given_up: Op | None = None  # runs on weights that were given up, and not loaded anew
 
     def launch(self, op: Op, *, now_ns: int) -> OpDone | None:
         other = self._running.get(op.kind)
@@ -126,6 +182,8 @@ class _WatchedGpu:
             )
         self._running[op.kind] = op
         if op.kind is OpKind.LOAD_WEIGHTS:
+            if self._given_up is not None and self._given_up.model_id == op.model_id:
+                self._given_up = None  # a reload: what runs is going to fail, and says so
             self._take_pages(op)
         elif op.kind is OpKind.EXEC:
             if not self.held.get(op.model_id, (0, False))[1]:
@@ -144,6 +202,7 @@ class _WatchedGpu:
                     # What is still loading goes to the process that comes next.
                     if self.held.get(model_id, (0, False))[1]:
                         del self.held[model_id]
+                        self.changed = True
             else:
                 self._ended(event)
         return events
@@ -152,14 +211,32 @@ class _WatchedGpu:
         profile = self._profile
         pages = profile.model(op.model_name).pages(profile.page_bytes)
         self.held[op.model_id] = (pages, False)
-        taken = sum(each for each, _ in self.held.values())
-        if taken > profile.pages:
+        self.changed = True
+        if self.pages_taken > profile.pages:
+            taken = self.pages_taken
             self._truth.fail(f"GPU {self._gpu_id} holds {taken} of {profile.pages} pages")
+
+    @property
+    def pages_taken(self) -> int:
+        return sum(pages for pages, _ in self.held.values())
+
+    def gives_up(self, model_id: int) -> None:
+        """The weights of the instance are given up."""
+        self.held.pop(model_id, None)
+        self.changed = True
+        running = self._running.get(OpKind.EXEC)
+        if running is not None and running.model_id == model_id:
+            self._given_up = running
 
     def _ended(self, done: OpDone) -> None:
         op = next(op for op in self._running.values() if op.op_id == done.op_id)
         del self._running[op.kind]
-        if op.kind is OpKind.LOAD_WEIGHTS and op.model_id in self.held:
+        if op is self._given_up:
+            self._truth.fail(
+                f"the weights of model {op.model_id} on GPU {self._gpu_id} were given up while action "
+                f"{op.action_id} ran"
+            )
+        if op.kind is OpKind.LOAD_WEIGHTS and op.model_id in self.held and not done.code:
             self.held[op.model_id] = (self.held[op.model_id][0], True)
 
 
@@ -204,6 +281,8 @@ class ClientTruth:
         self._left_ns: dict[bytes, int] = {}  # when who said goodbye, or could not be reached
         #: (client, request id) -> copies that still have no answer: each with who answers for it.
         self._waiting: dict[tuple[bytes, int], list[object]] = {}
+        self._due_ns: dict[tuple[bytes, int], int] = {}  # of those that wait; -1: no SLO was said
+        self._loads: set[tuple[bytes, int]] = set()  # asked for so far
         self.sights = Sights()
         self._controller.on_event = self._arrived
         self._controller.on_reply = self._answered
@@ -217,6 +296,10 @@ class ClientTruth:
                 copy is known for copy in copies
             ):  # a second copy of one is answered with it
                 copies.append(known)
+                slo_ns = event.message.slo_ns
+                self._due_ns[key] = self._kernel.now_ns + slo_ns if slo_ns else -1
+        elif isinstance(event, FromClient) and isinstance(event.message, LoadModelRequest):
+            self._loads.add((event.client, event.message.request_id))
         elif isinstance(event, ClientLost) or (
             isinstance(event, FromClient) and isinstance(event.message, Goodbye)
         ):
@@ -234,10 +317,20 @@ class ClientTruth:
                 f"{identity.decode()} has left, and its request {message.request_id} is answered "
                 f"with code {message.code} {message.reason}"
             )
+        if (
+            isinstance(message, LoadModelReply)
+            and (identity, message.request_id) not in self._loads
+        ):
+            raise InvariantViolated(
+                f"{identity.decode()} is told of load {message.request_id}, which it did not ask for"
+            )
         if isinstance(message, InferReply | Refused) and message.request_id >= 0:
             key = (identity, message.request_id)
             copies = self._waiting.get(key)
             if copies:
+                due_ns = self._due_ns[key]
+                if isinstance(message, InferReply) and len(copies) == 1 and due_ns >= 0:
+                    self._check_verdict(identity, message, due_ns)
                 # Of copies before and after a restart, who answers now answers the one that it got.
                 known_now = self._controller.scheduler.clients.get(identity)
                 for known in (known_now, None, copies[0]):
@@ -245,12 +338,23 @@ class ClientTruth:
                         del copies[next(i for i, copy in enumerate(copies) if copy is known)]
                         break
                 if not copies:
-                    del self._waiting[key]
+                    del self._waiting[key], self._due_ns[key]
             elif isinstance(message, InferReply):
                 raise InvariantViolated(
                     f"request {message.request_id} of {identity.decode()} is answered more often than it was "
                     f"asked: now with code {message.code} {message.reason}"
                 )
+
+    def _check_verdict(self, identity: bytes, reply: InferReply, due_ns: int) -> None:
+        """What an answer says of its deadline is so."""
+        met = not reply.code and self._kernel.now_ns <= due_ns
+        if reply.deadline_met != met:
+            late_ns = self._kernel.now_ns - due_ns
+            raise InvariantViolated(
+                f"request {reply.request_id} of {identity.decode()} is answered with code {reply.code}, "
+                f"{format_duration(abs(late_ns))} {'after' if late_ns > 0 else 'before'} its deadline, and "
+                f"told deadline_met={reply.deadline_met}"
+            )
 
     def check_all_answered(self) -> None:
         """Nothing is under way any more. Raises InvariantViolated for who was forgotten."""

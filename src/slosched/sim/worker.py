@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from slosched.core.scheduler.interface import FromWorker
-from slosched.messages import ControllerToWorker
+from slosched.messages import (
+    ControllerToWorker,
+    HeartbeatAck,
+    WorkerToController,
+    WorkerWelcome,
+)
 from slosched.sim.kernel import Kernel
 from slosched.sim.marks import Framed
 from slosched.sim.network import SMALL_MESSAGE_BYTES, Wire
-from slosched.sim.node import WorkerNode
+from slosched.sim.node import OURS, WorkerNode
+from slosched.units import NS_PER_MS
+
+#: A process that was told to end goes on to refuse for so long at least, as the live one.
+_REFUSES_NS = 100 * NS_PER_MS
+#: A worker keeps a controller that it heard within a second, by its own clock: one that was heard so lately
+#: in true time, and by a clock that was not made to jump, it surely keeps.
+_SURELY_KEPT_NS = 700 * NS_PER_MS
 
 
 class SimWorker:
@@ -20,19 +34,42 @@ class SimWorker:
         self.worker_id = worker_id
         self.node = node
         self.to_controller: Wire | None = None
+        #: Controllers other than ours that speak to it: who gets what it tells them.
+        self.others: dict[bytes, Callable[[WorkerToController], None]] = {}
+        self._heard_ns = (
+            -1
+        )  # when ours answered a heartbeat of the session that is open; -1: it did not
+        self._serves_ours = False
+        self._leaves_ns = -1  # it was told to end, and may from then on; -1: it was not
         self._kernel = kernel
         self._due_ns = -1  # of the armed wake-up; -1: none is
-        self._held: list[ControllerToWorker | Framed] | None = (
-            None  # a list: the process stands still
-        )
+        #: A list: the process stands still.
+        self._held: list[tuple[ControllerToWorker | Framed, bytes]] | None = None
 
-    def receive(self, message: ControllerToWorker | Framed) -> None:
-        """A message of the controller arrives. Nobody hears it while no node runs."""
+    def receive(self, message: ControllerToWorker | Framed, peer: bytes = OURS) -> None:
+        """A message of a controller arrives. Nobody hears it while no node runs."""
         if self._held is not None:
-            self._held.append(message)
+            self._held.append((message, peer))
         elif self.node is not None:
-            self.node.receive(message, now_ns=self._kernel.now_ns)
+            self._receive(self.node, message, peer)
             self._step(self.node)
+
+    def _receive(self, node: WorkerNode, message: ControllerToWorker | Framed, peer: bytes) -> None:
+        now_ns = self._kernel.now_ns
+        if peer == OURS and type(message) is HeartbeatAck and self._serves_ours:
+            self._heard_ns = max(self._heard_ns, message.sent_ns)
+        node.receive(message, now_ns=now_ns, peer=peer)
+
+    def ours_silent_ns(self) -> int | None:
+        """How long ago our controller answered a heartbeat, if it has the worker and that is not long ago."""
+        silent_ns = self._kernel.now_ns - self._heard_ns
+        recent = self._serves_ours and self._heard_ns >= 0 and silent_ns < _SURELY_KEPT_NS
+        return silent_ns if recent else None
+
+    @property
+    def answers(self) -> bool:
+        """True if a process runs here, and does not stand still."""
+        return self.node is not None and self._held is None
 
     @property
     def gpu_count(self) -> int:
@@ -41,7 +78,22 @@ class SimWorker:
     def kill(self) -> None:
         """The process vanishes, with everything that it had not sent."""
         self.node = self._held = None
-        self._due_ns = -1
+        self._due_ns = self._leaves_ns = self._heard_ns = -1
+        self._serves_ours = False
+
+    def leave(self) -> None:
+        """The process is told to end: it says goodbye, and ends as soon as it has nothing left to do."""
+        if self.node is None or self._leaves_ns >= 0:
+            return
+        self.node.leave(now_ns=self._kernel.now_ns)
+        self._leaves_ns = self._kernel.now_ns + _REFUSES_NS
+        self._kernel.at(self._leaves_ns, self._end, self.node)
+        if self._held is None:
+            self._step(self.node)
+
+    def _end(self, node: WorkerNode) -> None:
+        if node is self.node and self._held is None and node.brain.idle:
+            self.kill()
 
     def pause(self) -> WorkerNode | None:
         """The process stands still, and what reaches it waits; its GPUs end what they run.
@@ -57,8 +109,8 @@ class SimWorker:
         if node is None or node is not self.node or self._held is None:
             return
         held, self._held = self._held, None
-        for message in held:
-            node.receive(message, now_ns=self._kernel.now_ns)
+        for message, peer in held:
+            self._receive(node, message, peer)
         self._step(node)
 
     def jump(self, by_ns: int) -> None:
@@ -66,13 +118,15 @@ class SimWorker:
         if self.node is None:
             return
         self.node.jump(by_ns)
+        self._heard_ns = -1
         if self._held is None:
             self._step(self.node)
 
     def start(self, node: WorkerNode) -> None:
         """A (new) process answers here from now on."""
         self.node, self._held = node, None
-        self._due_ns = -1
+        self._due_ns = self._leaves_ns = self._heard_ns = -1
+        self._serves_ours = False
         self._step(node)
 
     def _wake(self, due_ns: int) -> None:
@@ -85,12 +139,23 @@ class SimWorker:
         wire = self.to_controller
         assert wire is not None
         for message in node.step(now_ns=self._kernel.now_ns):
+            if type(message) is WorkerWelcome:
+                self._serves_ours = True
             if type(message) is Framed:
                 result, frames = message
                 framed = Framed(FromWorker(self.worker_id, result), frames)
                 wire.send(framed, SMALL_MESSAGE_BYTES + sum(map(len, frames)))
             else:
                 wire.send(FromWorker(self.worker_id, message))  # type: ignore[arg-type]
+        if node.sent_elsewhere:
+            told, node.sent_elsewhere = node.sent_elsewhere, []
+            for peer, said in told:
+                self.others[peer](said)
+                if type(said) is WorkerWelcome:
+                    self._serves_ours = False
+        if 0 <= self._leaves_ns <= self._kernel.now_ns and node.brain.idle:
+            self.kill()
+            return
         due_ns = node.next_wakeup_ns()
         if due_ns is not None and (self._due_ns < 0 or due_ns < self._due_ns):
             self._due_ns = due_ns

@@ -15,7 +15,12 @@ class Limits:
 
     def __init__(self, config: SchedulerConfig) -> None:
         self._config = config
-        self._bytes = 0
+        self._bytes = 0  # of all clients
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of the inputs of requests that wait for their answers."""
+        return self._bytes
 
     def exceeded(self, client: Client, slo_ns: int, input_bytes: int, *, waiting: int) -> str:
         """Words for why another request of `client` is not taken; empty when it is.

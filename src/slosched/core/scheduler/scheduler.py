@@ -153,10 +153,10 @@ class Scheduler:
             release=self.catalog.release,
         )
         self.clients = self._clients.by_identity
-        self._limits = Limits(config)
+        self.limits = Limits(config)
         self.door = Door()
         self.leaving = self._clients.leaving
-        self.answers = Answers(emit=self._effects.append, limits=self._limits)
+        self.answers = Answers(emit=self._effects.append, limits=self.limits)
         self.arrived = 0
         self.invalid = 0  # requests that could not be taken; not among those that arrived
         self.draining = False
@@ -326,7 +326,7 @@ class Scheduler:
                 round(model.b1_ns * factor) if factor > 0 else self.cluster.config.default_slo_ns
             )
         waiting = self.arrived - self.answers.count
-        wrong = self._limits.exceeded(client, slo_ns, bytes_behind, waiting=waiting)
+        wrong = self.limits.exceeded(client, slo_ns, bytes_behind, waiting=waiting)
         if wrong:
             self._not_taken(client, message, Code.LIMIT_REACHED, wrong)
             return
@@ -341,7 +341,7 @@ class Scheduler:
         if model.model_id not in client.models:
             self.catalog.used_by(client, model)  # it was forgotten once, or has the id from another
         if bytes_behind:
-            self._limits.took(client, bytes_behind)
+            self.limits.took(client, bytes_behind)
             self._effects.append(Accepted(key, event.input_key))
         if self.draining:
             self._answer(request, Code.SHUTTING_DOWN, "the controller is shutting down")

@@ -96,9 +96,10 @@ class EmulatedGpu:
         self._running: list[tuple[int, int, OpDone]] = []  # (end, seq, what to report)
         self._seq = 0
         #: Fault injection: a multiplier on exec times; the share of execs that fail as when a model raises,
-        #: and the share that end with the model's process and the weights of all its instances.
+        #: and the share that end with the model's process and the weights of all its instances; the share
+        #: of loads that fail.
         self.slowdown = 1.0
-        self.failing = self.ending = 0.0
+        self.failing = self.ending = self.spoiling = 0.0
         self._gpu_id = gpu_id
         self._instances: dict[int, str] = {}  # whose weights were loaded here: name by model id
         self._ended: dict[int, str] = {}  # model name by op id, of execs that end so
@@ -122,6 +123,9 @@ class EmulatedGpu:
             done = OpDone(op.op_id, span, code=Code.RUNTIME_ERROR, reason=str(error))
         if op.kind is OpKind.LOAD_WEIGHTS:
             self._instances[op.model_id] = op.model_name
+            if self.spoiling and self._random.uniform() < self.spoiling:
+                reason = f"the copy of {op.model_name!r} failed, by a fault"
+                done = OpDone(op.op_id, done.span, Code.RUNTIME_ERROR, reason)
         elif op.kind is OpKind.EXEC and (self.failing or self.ending):
             done = self._disturbed(op, done)
         link = self._link
@@ -133,7 +137,8 @@ class EmulatedGpu:
 
         def ended(end_ns: int) -> None:
             span = Span(now_ns, end_ns, end_ns - now_ns)
-            self._push(OpDone(op.op_id, span, 0, "", done.clock_before_mhz, done.clock_mhz))
+            clocks = done.clock_before_mhz, done.clock_mhz
+            self._push(OpDone(op.op_id, span, done.code, done.reason, *clocks))
 
         link.begin(done.span.duration_ns, now_ns=now_ns, on_end=ended)
         return None
