@@ -66,7 +66,8 @@ def infer(
 ) -> None:
     """Send one request; print the top 5 classes or the output's shape, and all the answer says.
 
-    Exit code 1 if the request was refused, was given up or failed; the answer is printed all the same.
+    The answer is printed in any case. Exit code 1: the request was refused, was given up or failed;
+    exit code 2: the request was wrong (unknown model, wrong shape, impossible SLO).
 
     \b
     Examples:

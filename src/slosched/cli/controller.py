@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slosched.addresses import parse_bind
 from slosched.cli.output import Announcer, warn
 from slosched.cli.values import (
     duration_ns,
@@ -287,11 +286,6 @@ def _check_type(type_: str) -> None:
 def _check(config: ControllerConfig) -> None:
     if not config.workers:
         raise InvalidConfig("no worker is named; give --workers host:port[,host:port...]")
-    parse_bind(config.bind)
-    if not 0 <= config.port <= 65535:
-        raise InvalidConfig(f"port must be within 0..65535, not {config.port}")
-    if not -1 <= config.http_port <= 65535:
-        raise InvalidConfig(f"http-port must be within -1..65535, not {config.http_port}")
 
 
 def _base_config(path: Path | None) -> ControllerConfig:

@@ -122,8 +122,8 @@ def _run_phases(directory: Path, seconds: float, *, real: bool) -> list[Path]:
 
 
 def _make_directory(out: Path | None) -> Path:
-    from slosched.errors import InvalidConfig, RunDirectoryInUse
-    from slosched.output_files import check_not_stdout
+    from slosched.errors import RunDirectoryInUse
+    from slosched.output_files import check_not_stdout, write_error
 
     if out is not None:
         check_not_stdout(out)
@@ -133,7 +133,9 @@ def _make_directory(out: Path | None) -> Path:
     except FileExistsError:
         raise RunDirectoryInUse(f"{directory} exists already; choose another --out") from None
     except OSError as error:
-        raise InvalidConfig(f"cannot make {directory}: {error.strerror}; choose --out") from None
+        raise write_error(
+            f"cannot make {directory}: {error.strerror}; choose --out", error
+        ) from None
     return directory
 
 

@@ -10,9 +10,8 @@ import typer
 
 from slosched.cli.model_options import ChannelsLast, Dtype, Libraries
 from slosched.cli.output import Announcer
-from slosched.cli.values import given, library_names, size_bytes
+from slosched.cli.values import check_device, given, library_names, size_bytes
 from slosched.config import WORKER_PORT, WorkerConfig
-from slosched.errors import UnknownName
 
 Bind = Annotated[
     str | None,
@@ -160,15 +159,8 @@ def worker(
             gc=gc,
         ),
     )
-    _check_device(resolved.device)
+    check_device(resolved.device, "auto", "cuda:N", "cpu", "emulated")
     raise typer.Exit(_serve(resolved, gpus))
-
-
-def _check_device(device: str) -> None:
-    kind, _, number = device.partition(":")
-    if device in ("auto", "cpu", "emulated", "cuda") or (kind == "cuda" and number.isdigit()):
-        return
-    raise UnknownName("device", device, ["auto", "cuda:N", "cpu", "emulated"])
 
 
 def _serve(config: WorkerConfig, gpus: int | None) -> int:
