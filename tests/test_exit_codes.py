@@ -25,7 +25,7 @@ SWEEP = "slo-exp-1 resnet50_v2 1 poisson 10 1 1 2 mul 1"
 NOT_A_MODEL = SWEEP.replace("resnet50_v2", "nonesuch")
 NOWHERE = "127.0.0.1:1"
 
-#: What a command is asked for by fault, and the exit code. GOOD is a finished run, BAD one whose logs are no logs.
+#: Commands by fault. GOOD is a finished run, BAD one whose logs are none.
 MISSING_FILE = (
     "worker --config none.toml",
     "worker --device emulated --profile none.toml",
@@ -263,7 +263,8 @@ def test_without_room_for_the_output_it_is_1(place: Path, command: str) -> None:
 @pytest.mark.processes
 @pytest.mark.parametrize(
     "command",
-    [f"client {NOWHERE} {SWEEP}", f"client {NOWHERE} infer resnet50_v2", f"models {NOWHERE}", f"status {NOWHERE}"],
+    [f"client {NOWHERE} {SWEEP}", f"client {NOWHERE} infer resnet50_v2", f"models {NOWHERE}",
+     f"status {NOWHERE}"],
 )  # fmt: skip
 def test_ctrl_c_while_nobody_answers_is_130_at_once(tmp_path: Path, command: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:

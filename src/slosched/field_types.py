@@ -27,7 +27,8 @@ def check_types(config: Any) -> None:
     A whole number passes for a float, a path for a text and a list for a tuple; the field then holds what is
     declared. NaN is refused. To be called first in `__post_init__`.
     """
-    for name, kind in _declared(type(config)):
+    made_of: Any = type(config)
+    for name, kind in _declared(made_of):
         value = getattr(config, name)
         if type(value) is kind and kind is not float:
             continue
@@ -37,7 +38,7 @@ def check_types(config: Any) -> None:
 
 
 @functools.cache
-def _declared(kind: type) -> tuple[tuple[str, Any], ...]:
+def _declared(kind: Any) -> tuple[tuple[str, Any], ...]:
     hints = typing.get_type_hints(kind)
     return tuple((field.name, hints[field.name]) for field in fields(kind))
 
@@ -66,7 +67,8 @@ def _fitted(name: str, value: Any, kind: Any) -> Any:
         return value
     if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
         return value
-    raise _wrong(name, value, _WORDS.get(kind) or f"a {kind.__name__}")
+    article = "an" if kind.__name__[0] in "AEIOU" else "a"
+    raise _wrong(name, value, _WORDS.get(kind) or f"{article} {kind.__name__}")
 
 
 def _sequence(name: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -79,8 +81,9 @@ def _sequence(name: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
         _fitted(f"{name}[{place}]", item, kind)
         for place, (item, kind) in enumerate(zip(value, each, strict=True))
     )
-    same = type(value) is tuple and all(a is b for a, b in zip(fitted, value, strict=True))
-    return value if same else fitted
+    if isinstance(value, tuple) and all(a is b for a, b in zip(fitted, value, strict=True)):
+        return value
+    return fitted
 
 
 def _mapping(name: str, value: Any, kinds: tuple[Any, ...]) -> Any:

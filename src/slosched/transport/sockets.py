@@ -67,7 +67,10 @@ def _context() -> zmq.Context[zmq.Socket[bytes]]:
 
 def _only_ipv6(name: str) -> bool:
     """Whether the host `name` has IPv6 addresses and no other. False for one that is not known by now."""
-    if name == "*" or _IPV4.fullmatch(name):
+    interfaces = ("*", *(interface for _, interface in socket.if_nameindex()))
+    if (
+        _IPV4.fullmatch(name) or name in interfaces
+    ):  # a daemon may listen on an interface by its name
         return False
     families: list[int] = []
 
@@ -227,7 +230,10 @@ class Router(_Port):
 
 
 class Dealer(_Port):
-    """A connected DEALER: one peer. Nothing is queued while there is no connection (IMMEDIATE)."""
+    """A connected DEALER: one peer. Nothing is queued while there is no connection (IMMEDIATE).
+
+    Raises InvalidConfig for an address that is none, PeerUnreachable if nothing can be reached there.
+    """
 
     def __init__(self, address: str, identity: bytes | None = None) -> None:
         super().__init__(zmq.DEALER)
@@ -241,9 +247,9 @@ class Dealer(_Port):
             where = parse_address(address)
             self._allow_ipv6(where.host)
             self._socket.connect(f"tcp://{where.texts()[0]}")
-        except InvalidConfig as error:
+        except InvalidConfig:
             self.close()
-            raise PeerUnreachable(str(error)) from None
+            raise
         except zmq.ZMQError as error:
             self.close()
             raise PeerUnreachable(f"cannot connect to {address}: {error.strerror}") from None
