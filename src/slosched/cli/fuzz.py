@@ -14,7 +14,7 @@ import typer
 from slosched.cli.output import beside, say
 from slosched.clock import now_ns
 from slosched.errors import InvalidConfig, UnknownName
-from slosched.units import NS_PER_S
+from slosched.units import NS_PER_S, format_share
 
 if TYPE_CHECKING:
     from slosched.sim.fuzz import Outcome
@@ -158,4 +158,6 @@ def _tell(outcome: Outcome) -> None:
         say(faults.text())
     for line in outcome.log:
         say(f"  {line}")
-    say(f"  {outcome.sent} requests; after the recovery {100 * outcome.tail:.1f} % were in time")
+    say(
+        f"  {outcome.sent} requests; after the recovery {format_share(outcome.tail, 1)} were in time"
+    )
