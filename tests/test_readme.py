@@ -74,8 +74,8 @@ def test_every_command_is_understood(
         "slosched.daemon.supervisor.run_workers",
         "slosched.daemon.controller.run_controller",
         "slosched.cli.run.run_live",
+        "slosched.sim.jobs.run_many",  # before `simulate`, which it imports by name
         "slosched.sim.run.simulate",
-        "slosched.sim.jobs.run_many",
         "slosched.sim.plan.plan",
         "slosched.bound.bounds.bound_cell",
         "slosched.clients.one_shot.infer_once",

@@ -134,7 +134,7 @@ def test_any_workload_may_have_a_duration() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("workload = \n", "is no TOML file: Invalid value (at line 1, column 12)"),
+        ("workload = \n", "is not a TOML file: Invalid value (at line 1, column 12)"),
         ("model = 'm'\n", "the key workload is missing; it names one of"),
         (
             'workload = "azur"\n',

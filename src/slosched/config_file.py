@@ -121,7 +121,7 @@ def _exec_table(value: Any) -> dict[int, int]:
     table: dict[int, int] = {}
     for batch, duration in value.items():
         if not batch.isdigit():
-            raise ValueError(f"has the batch size {batch!r}, which is no whole number")
+            raise ValueError(f"has the batch size {batch!r}, which is not a whole number")
         table[int(batch)] = _duration(duration)
     return dict(sorted(table.items()))
 

@@ -53,7 +53,8 @@ _GenerateInputs = Annotated[
     bool | None,
     typer.Option(
         "--generate-inputs/--no-generate-inputs",
-        help="Make inputs here for requests that bring none, to load the network. Default no.",
+        help="Generate inputs in the controller for requests without one, to load the network. "
+        "Default no.",
     ),
 ]
 _MaxGpus = Annotated[int | None, typer.Option(help="Use at most this many GPUs. Default 100.")]
@@ -132,7 +133,7 @@ _MaxClientBytes = Annotated[
     typer.Option(help="The same for one client. Default 2GiB."),
 ]
 _MaxClientLoads = Annotated[
-    int | None, typer.Option(help="Maximum number of one client's loads that wait. Default 256.")
+    int | None, typer.Option(help="Maximum number of waiting loads of one client. Default 256.")
 ]
 _Port = Annotated[
     int | None,
@@ -142,8 +143,8 @@ _BusyPoll = Annotated[
     bool | None,
     typer.Option(
         "--busy-poll/--sleep",
-        help="The loop never sleeps: what comes at light load is planned some 0.1 ms sooner, for all of "
-        "a core. Default --sleep.",
+        help="Busy-poll: at light load a request is planned about 0.1 ms sooner, at the cost of a "
+        "whole core. Default --sleep.",
     ),
 ]
 _HttpPort = Annotated[
@@ -171,7 +172,7 @@ _LogDir = Annotated[
     ),
 ]
 _Config = Annotated[
-    Path | None, typer.Option(help="A controller.toml; what is given here wins over it.")
+    Path | None, typer.Option(help="A controller.toml; options on the command line override it.")
 ]
 
 

@@ -34,8 +34,8 @@ _All = Annotated[
     bool,
     typer.Option(
         "--all",
-        help="Every model of the zoo and of --config, beside those named here. Of libraries, only those "
-        "named.",
+        help="Every model of the zoo and of --config, and the models named here; from libraries, "
+        "only the models named.",
     ),
 ]
 _Device = Annotated[str, typer.Option(help="auto, cuda:N or cpu: what to measure on.")]
@@ -49,7 +49,7 @@ _Out = Annotated[
     Path | None,
     typer.Option(
         help="Write a TOML profile here, for `slosched worker --device emulated --profile FILE`: after "
-        "each model, so that a job which is stopped loses nothing. A file that is there is not "
+        "each model, so that a job which is stopped loses nothing. An existing file is not "
         "overwritten."
     ),
 ]
@@ -57,8 +57,8 @@ _Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Go on with the file of --out, if it is there: the models in it are not measured again. "
-        "Give the same device, batch sizes and precision as before; the file does not know them.",
+        help="Continue the file of --out, if it exists: the models in it are not measured again. "
+        "Use the same device, batch sizes and precision as before; the file does not record them.",
     ),
 ]
 _Name = Annotated[
@@ -94,7 +94,7 @@ def profile(
 
     Prints the medians; with --out writes them as a profile. Times are printed with their unit; --json
     and the profile give them in ns. Progress goes to stderr. A model that fails is reported and the
-    others go on; the exit code is 1 then.
+    others continue; the exit code is then 1.
 
     \b
     Examples:
