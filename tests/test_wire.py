@@ -234,10 +234,10 @@ def test_a_bundle_holds_what_has_no_frames_and_nothing_else() -> None:
 
 def test_a_bundle_that_is_too_long_is_malformed() -> None:
     request = ["InferRequest", 9, 3]
-    most = decode_from_client(msgpack.packb(["RequestBundle", [request] * b.MOST]))
-    assert isinstance(most, b.RequestBundle) and len(most.requests) == b.MOST
+    most = decode_from_client(msgpack.packb(["RequestBundle", [request] * b.MAX_BUNDLED]))
+    assert isinstance(most, b.RequestBundle) and len(most.requests) == b.MAX_BUNDLED
     with pytest.raises(MalformedMessage):
-        decode_from_client(msgpack.packb(["RequestBundle", [request] * (b.MOST + 1)]))
+        decode_from_client(msgpack.packb(["RequestBundle", [request] * (b.MAX_BUNDLED + 1)]))
 
 
 def test_a_newer_peer_may_append_fields() -> None:

@@ -208,9 +208,9 @@ def _utilisation(log: Columns, sent: Column) -> Utilisation:
     ran = (log["status"] == 0) & (log["worker_exec_duration"] > 0)
     busy = {executor: np.zeros((len(shown), count)) for executor, _ in EXECUTORS}
     for place, gpu in enumerate(shown):
-        here = ran & (log["worker_id"] == gpu.worker_id) & (log["gpu_id"] == gpu.gpu_id)
+        on_gpu = ran & (log["worker_id"] == gpu.worker_id) & (log["gpu_id"] == gpu.gpu_id)
         for executor, types in EXECUTORS:
-            rows = here & np.isin(log["action_type"], types)
+            rows = on_gpu & np.isin(log["action_type"], types)
             busy[executor][place] = _busy(end[rows], log["worker_exec_duration"][rows], edges)
     width = edges[1] - edges[0]
     exec_, loads = busy["exec"], busy["weights"]
@@ -291,10 +291,10 @@ def _excerpt(columns: Columns, window: tuple[int, int], chosen: bool, shortened:
 
 
 def _lanes(columns: Columns, gpu: Gpu) -> list[Lane]:
-    here = (columns["worker_id"] == gpu.worker_id) & (columns["gpu_id"] == gpu.gpu_id)
+    on_gpu = (columns["worker_id"] == gpu.worker_id) & (columns["gpu_id"] == gpu.gpu_id)
     lanes = []
     for executor, types in EXECUTORS:
-        rows = np.flatnonzero(here & np.isin(columns["action_type"], types))
+        rows = np.flatnonzero(on_gpu & np.isin(columns["action_type"], types))
         if len(rows):
             of_lane = {name: column[rows] for name, column in columns.items()}
             lanes.append(Lane(executor, Intervals(of_lane), of_lane))

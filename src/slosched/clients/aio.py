@@ -55,7 +55,7 @@ from slosched.messages import (
     StatusReply,
     StatusRequest,
 )
-from slosched.transport.bundles import MOST, RequestBundle
+from slosched.transport.bundles import MAX_BUNDLED, RequestBundle
 from slosched.transport.codec import Frame, encode
 from slosched.units import NS_PER_S, format_duration
 from slosched.workloads.zoo import profile_hint
@@ -281,8 +281,8 @@ class AsyncClient(Session):
         if self._closed:
             return [request.request_id for request in later]
         lost = []
-        for first in range(0, len(later), MOST):
-            requests = later[first : first + MOST]
+        for first in range(0, len(later), MAX_BUNDLED):
+            requests = later[first : first + MAX_BUNDLED]
             message = requests[0] if len(requests) == 1 else RequestBundle(tuple(requests))
             if not self._dealer.send([encode(message)]):
                 lost += [request.request_id for request in requests]

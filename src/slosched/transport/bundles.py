@@ -23,8 +23,8 @@ from slosched.messages import (
 )
 
 #: No bundle is longer, and a longer one is malformed: what one message can hold up has a bound.
-MOST = 64
-_Bound = msgspec.Meta(max_length=MOST)
+MAX_BUNDLED = 64
+_Bound = msgspec.Meta(max_length=MAX_BUNDLED)
 
 
 class RequestBundle(Message, frozen=True):
