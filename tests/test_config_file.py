@@ -71,7 +71,7 @@ def test_an_unknown_profile_names_the_known() -> None:
         ("[models.a]\nexec_ns = { 2 = 1 }\nweights_ns=1\nweights_bytes=1", "batch size 1"),
         ("[models.a]\nexec_ms = 3", "unknown key 'exec_ms'.*exec_ns"),
         ("[models.a]\nweights_ns = '5 parsecs'", "weights_ns"),
-        ("= 3", "no TOML"),
+        ("= 3", "not a TOML"),
     ],
 )  # fmt: skip
 def test_profiles_that_are_none(text: str, words: str, tmp_path: Path) -> None:

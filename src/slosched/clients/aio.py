@@ -450,8 +450,8 @@ class connect:  # noqa: N801 - used as a function: `async with connect(...)`, `a
     """Connect to a controller: `async with connect(address) as client`, or `await connect(address)`.
 
     `address` is "host:port", `timeout_s` how long to try, `name` what `slosched status` shows.
-    Raises PeerUnreachable when no controller answers, ProtocolMismatch when it speaks another
-    version of the protocol.
+    Raises InvalidConfig for an address that is malformed, PeerUnreachable when no controller answers,
+    ProtocolMismatch when it speaks another version of the protocol.
     """
 
     def __init__(
