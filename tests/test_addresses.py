@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 import urllib.request
 from pathlib import Path
 
 import pytest
+import zmq
 
 from fake_controller import FakeController
 from slosched.addresses import parse_address, parse_bind
@@ -16,7 +18,8 @@ from slosched.cli.children import Children
 from slosched.cli.values import looks_like_address, worker_addresses
 from slosched.clients.blocking import Client
 from slosched.daemon.http import HttpServer, json_answer
-from slosched.errors import AddressInUse, InvalidConfig, PeerUnreachable
+from slosched.errors import AddressInUse, InvalidConfig
+from slosched.transport import sockets
 from slosched.transport.sockets import Dealer, Router
 
 
@@ -63,8 +66,33 @@ def test_addresses(text: str, host: str, port: int) -> None:
 def test_what_is_no_address_is_refused_at_once(text: str, wrong: str) -> None:
     with pytest.raises(InvalidConfig, match=wrong):
         parse_address(text)
-    with pytest.raises(PeerUnreachable, match=wrong):  # libzmq would take most, and try for ever
+    with pytest.raises(InvalidConfig, match=wrong):  # libzmq would take most, and try for ever
         Dealer(text)
+
+
+def test_a_name_that_has_ipv6_addresses_alone_is_reached_by_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    families = {"six": (socket.AF_INET6,), "both": (socket.AF_INET6, socket.AF_INET)}
+    asked: list[str] = []
+    answered = threading.Event()
+
+    def look_up(name: str, port: None) -> list[tuple[int, str]]:
+        asked.append(name)
+        if name == "silent":
+            answered.wait(60)
+        if name not in families:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(family, "") for family in families[name]]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(sockets, "_LOOK_UP_WITHIN_S", 0.05)
+    for name, ipv6_on in (("six", 1), ("both", 0), ("unknown", 0), ("silent", 0), ("127.0.0.1", 0)):
+        dealer = Dealer(f"{name}:5")
+        assert dealer._socket.getsockopt(zmq.IPV6) == ipv6_on, name
+        dealer.close()
+    answered.set()
+    assert asked == ["six", "both", "unknown", "silent"]
 
 
 def test_workers_of_ipv6_are_expanded_and_compared() -> None:

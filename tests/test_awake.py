@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -18,8 +19,13 @@ pytestmark = pytest.mark.processes
 
 
 def children() -> list[int]:
-    task = Path(f"/proc/{os.getpid()}/task")
-    return [int(pid) for each in task.iterdir() for pid in (each / "children").read_text().split()]
+    found: list[int] = []
+    for each in Path(f"/proc/{os.getpid()}/task").iterdir():
+        with contextlib.suppress(
+            FileNotFoundError, ProcessLookupError
+        ):  # a thread that ended meanwhile
+            found += map(int, (each / "children").read_text().split())
+    return found
 
 
 def test_a_loop_in_the_idle_class_sits_on_each_core_and_goes_with_the_call() -> None:
@@ -27,7 +33,8 @@ def test_a_loop_in_the_idle_class_sits_on_each_core_and_goes_with_the_call() -> 
     seen: list[tuple[int, set[int]]] = []
 
     def until() -> bool:
-        loops = [c for c in children() if c not in before and os.sched_getscheduler(c) == IDLE]
+        ours = [child for child in children() if child not in before]
+        loops = [child for child in ours if os.sched_getscheduler(child) == IDLE]
         seen.extend((child, os.sched_getaffinity(child)) for child in loops)
         return len({child for child, _ in seen}) == len(cores)
 

@@ -20,6 +20,7 @@ from slosched.clients.inference import Inference
 from slosched.codes import Code
 from slosched.errors import (
     DeadlineExceeded,
+    InvalidConfig,
     InvalidRequest,
     PeerUnreachable,
     ProtocolMismatch,
@@ -239,7 +240,7 @@ def test_nobody_there_is_said_in_words() -> None:
 @pytest.mark.parametrize("address", ["nonsense", "", "host:port", "127.0.0.1:99999"])
 def test_an_address_that_is_none_is_said_in_words(address: str) -> None:
     async def work() -> None:
-        with pytest.raises(PeerUnreachable):
+        with pytest.raises(InvalidConfig, match=r"not a host:port|ports are within"):
             await connect(address, timeout_s=0.2)
 
     run(work())

@@ -16,6 +16,7 @@ from slosched.clients.blocking import Client
 from slosched.errors import (
     ConnectionLost,
     DeadlineExceeded,
+    InvalidConfig,
     InvalidRequest,
     PeerUnreachable,
     ProtocolMismatch,
@@ -57,7 +58,7 @@ def test_nobody_there_leaves_no_thread_behind() -> None:
     before = threading.active_count()
     with pytest.raises(PeerUnreachable, match=r"127\.0\.0\.1:1"):
         Client("127.0.0.1:1", timeout_s=0.1)
-    with pytest.raises(PeerUnreachable, match="nonsense"):
+    with pytest.raises(InvalidConfig, match="nonsense"):
         Client("nonsense", timeout_s=0.1)
     with FakeController() as controller:
         controller.protocol = 99

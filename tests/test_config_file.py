@@ -71,7 +71,7 @@ def test_an_unknown_profile_names_the_known() -> None:
         ("[models.a]\nexec_ns = { 2 = 1 }\nweights_ns=1\nweights_bytes=1", "batch size 1"),
         ("[models.a]\nexec_ms = 3", "unknown key 'exec_ms'.*exec_ns"),
         ("[models.a]\nweights_ns = '5 parsecs'", "weights_ns"),
-        ("= 3", "no TOML"),
+        ("= 3", "not a TOML"),
     ],
 )  # fmt: skip
 def test_profiles_that_are_none(text: str, words: str, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_controllers_file(tmp_path: Path) -> None:
     [
         ("port = 7", "workers must be given"),
         ("workers = 'a:1'", "workers must be a list"),
-        ("workers = []\n[scheduler]\nslo = 3", r"\[scheduler\]: unknown key 'slo'.*default_slo_ns"),
+        ("workers = []\n[scheduler]\nslo = 3", r"\[scheduler\]: unknown key 'slo'.*default_slo, "),
         ("workers = []\n[scheduler]\nmax_batch = 0", r"\[scheduler\].*max_batch"),
     ],
 )
@@ -232,3 +232,19 @@ def test_a_placement_rule_is_refused_where_it_would_change_nothing() -> None:
             SchedulerConfig(policy, fidelity=fidelity, placement="lru")
         assert SchedulerConfig(policy, fidelity=fidelity)
     assert SchedulerConfig("FIFO", placement="demand")
+
+
+def test_an_error_names_a_key_as_the_file_does(tmp_path: Path) -> None:
+    path = tmp_path / "it.toml"
+    for key in ("default_slo", "default_slo_ns"):
+        path.write_text(f'workers = ["a:1"]\n[scheduler]\n{key} = 0\n')
+        with pytest.raises(InvalidConfig, match=rf"\[scheduler\]: {key} must be at least 1"):
+            load_controller_config(path)
+    path.write_text('host_cache = "1GiB"\nhost_cache_bytes = 5\n')
+    with pytest.raises(InvalidConfig, match="'host_cache_bytes' says 'host_cache' a second time"):
+        load_worker_config(path)
+    path.write_text("nonesuch = 1\n")
+    with pytest.raises(
+        InvalidConfig, match=r"known: .*, host_cache, .*, page_bytes, .*weights_cache$"
+    ):
+        load_worker_config(path)

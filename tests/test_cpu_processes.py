@@ -176,7 +176,7 @@ def test_nothing_stays_of_a_backend_that_was_closed() -> None:
         zygote = rig.backend._processes.nursery.zygote_pid
         children = Path(f"/proc/{zygote}/task/{zygote}/children").read_text().split()
         assert len(children) == 1
-    give_up = time.monotonic() + 5
+    give_up = time.monotonic() + 30
     pids = [zygote, *map(int, children)]
     while time.monotonic() < give_up and any(map(_alive, pids)):
         time.sleep(0.02)

@@ -47,7 +47,8 @@ def test_it_works_in_its_slices_alone(background: Background) -> None:
         background.slice(NS_PER_MS)
         there = len(seen)
         time.sleep(0.01)
-        assert len(seen) == there, "it ran outside of its slice"
+        # A machine that holds the thread up lets it reach its next call, where it stops, after its slice.
+        assert len(seen) <= there + 1, "it ran outside of its slice"
     assert 0 < len(seen) < 400_000
     assert work(background, lambda: not background.pending) > 3
     assert seen == list(range(400_000))
@@ -73,16 +74,22 @@ def test_the_loop_does_not_wait_for_a_long_call_and_takes_the_thread_back_after_
     background: Background,
 ) -> None:
     seen: list[int] = []
+    entered, returned = threading.Event(), threading.Lock()
+    returned.acquire()
 
     def job() -> None:
-        time.sleep(0.05)  # lets the interpreter go, as torch's operators do
+        entered.set()
+        returned.acquire()  # one call that lets the interpreter go, as torch's operators do
         count_to(50_000, seen)
 
     background.submit(job)
-    begin_ns = now_ns()
-    background.slice(NS_PER_MS)
-    assert now_ns() - begin_ns < 40 * NS_PER_MS and background.pending
-    time.sleep(0.08)  # it returns meanwhile, finds its slice over, and stops
+    while not entered.is_set():
+        background.slice(NS_PER_MS)
+    background.slice(NS_PER_MS)  # it returns, although the call does not
+    assert background.pending and not seen
+    time.sleep(0.01)  # the slice is over
+    returned.release()
+    time.sleep(0.05)  # it finds its slice over, and stops
     assert len(seen) < 50
     work(background, lambda: not background.pending)
     assert len(seen) == 50_000
@@ -141,7 +148,7 @@ def test_pausing_gives_the_rest_of_a_slice_back(background: Background) -> None:
     background.submit(job)
     begin_ns = now_ns()
     assert work(background, lambda: not background.pending, NS_PER_S) >= 10
-    assert pauses == 10 and now_ns() - begin_ns < NS_PER_S
+    assert pauses == 10 and now_ns() - begin_ns < 5 * NS_PER_S  # and not ten slices
 
 
 def test_closing_ends_the_thread_even_in_the_middle_of_a_job() -> None:

@@ -84,7 +84,9 @@ def losing() -> Iterator[tuple[WorkerServer, LosingBackend, list[str]]]:
 
 def test_the_loop_answers_says_it_and_ends_without_waiting(
     losing: tuple[WorkerServer, LosingBackend, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("slosched.daemon.worker._DRAIN_NS", 60 * NS_PER_S)
     server, backend, lines = losing
     raised: list[BaseException] = []
 
@@ -111,8 +113,8 @@ def test_the_loop_answers_says_it_and_ends_without_waiting(
             controller._take()
         began_ns = now_ns()
         backend.lose()
-        answers = [controller.receive(within_s=5)[0] for _ in range(6)]
-        thread.join(5)
+        answers = [controller.receive(within_s=30)[0] for _ in range(6)]
+        thread.join(50)
         took_ns = now_ns() - began_ns
     finally:
         controller.close()
@@ -121,7 +123,7 @@ def test_the_loop_answers_says_it_and_ends_without_waiting(
     assert len(failed) >= 5, "the first may have ended before"
     assert {a.code for a in failed} == {Code.PROCESS_ENDED}
     assert {a.reason for a in failed} == {f"emulated is lost: {WHY}"}
-    assert took_ns < 2 * NS_PER_S, "a drain of 2 s would wait for what never ends"
+    assert took_ns < 45 * NS_PER_S, "a drain would wait for what never ends"
     assert len(raised) == 1 and WHY in str(raised[0]) and server.lost == WHY
     assert sum("is lost" in line for line in lines) == 1
 

@@ -221,10 +221,10 @@ def test_a_core_that_does_not_exist_is_named_with_those_that_do() -> None:
     check_core(-1)
     for core in usable_cores():
         check_core(core)
-    with pytest.raises(InvalidConfig, match=rf"cpu {NO_CORE} is no core .* it may use \d"):
+    with pytest.raises(InvalidConfig, match=rf"cpu {NO_CORE} is not a core .* it may use \d"):
         check_core(NO_CORE)
     lines: list[str] = []
-    with pytest.raises(InvalidConfig, match="is no core"):
+    with pytest.raises(InvalidConfig, match="is not a core"):
         run_worker(replace(EMULATED, cpu=NO_CORE), announce=lines.append)
     assert lines == []
 
@@ -240,7 +240,7 @@ def test_each_of_several_gpus_has_a_core_of_its_own(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("slosched.daemon.supervisor.supervise", supervise)
     run_workers(WorkerConfig(), announce=print)
     assert [each.cpu for each in started] == [-1, -1, -1]
-    with pytest.raises(InvalidConfig, match=f"cpu {NO_CORE} is no core"):
+    with pytest.raises(InvalidConfig, match=f"cpu {NO_CORE} is not a core"):
         run_workers(WorkerConfig(cpu=NO_CORE - 1), announce=print)
     monkeypatch.setattr("slosched.daemon.supervisor.check_core", lambda cpu: None)
     started.clear()

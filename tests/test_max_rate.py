@@ -263,7 +263,7 @@ def test_not_even_the_lowest_rate_is_exit_code_1() -> None:
     ("words", "said"),
     [
         (["--slo", "0"], "--slo must be above 0"),
-        (["--slo", "abc"], "--slo must be a number"),
+        (["--slo", "abc"], "--slo must be a multiple"),
         (["--slo", "25ms", "--copies", "0"], "--copies must be within"),
         (["--slo", "25ms", "--low", "500", "--high", "400"], "must not be below low"),
         (["--slo", "25ms", "--window", "soon"], "--window"),

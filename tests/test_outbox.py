@@ -75,7 +75,7 @@ def test_each_message_that_cannot_be_queued_is_told_in_order() -> None:
 
 
 def test_a_bundle_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST", 3)
+    monkeypatch.setattr(module, "MAX_BUNDLED", 3)
     wire = Wire()
     for request_id in range(7):
         wire.outbox.put("a", reply(request_id))

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import slosched
 from slosched.analysis.trace_file import TraceFile
 from slosched.cli.app import app
-from slosched.errors import InvalidConfig
+from slosched.errors import InvalidConfig, OutOfResources, OutputExists
 from slosched.output_files import new_file, write_file
 
 _PACKAGE = Path(slosched.__file__).parent
@@ -39,7 +39,7 @@ def test_a_file_is_made_with_its_folders_and_replaced_whole(tmp_path: Path) -> N
         file.write(b"ond")
     assert path.read_bytes() == b"second" and names(path.parent) == {path.name}
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    with pytest.raises(InvalidConfig, match="File exists"):
+    with pytest.raises(OutputExists, match="not overwritten"):
         write_file(path, b"third", replacing=False)
     write_file(tmp_path / "new", b"1", replacing=False, durable=True)
     assert (tmp_path / "new").read_bytes() == b"1" and path.read_bytes() == b"second"
@@ -47,7 +47,10 @@ def test_a_file_is_made_with_its_folders_and_replaced_whole(tmp_path: Path) -> N
 
 def test_of_two_that_make_a_file_only_one_does(tmp_path: Path) -> None:
     path = tmp_path / "f"
-    with pytest.raises(InvalidConfig, match="File exists"), new_file(path, replacing=False) as file:
+    with (
+        pytest.raises(OutputExists, match="not overwritten"),
+        new_file(path, replacing=False) as file,
+    ):
         file.write(b"late")
         path.write_bytes(b"early")
     assert path.read_bytes() == b"early" and names(tmp_path) == {"f"}
@@ -71,7 +74,7 @@ def test_what_an_error_leaves_is_taken_away(tmp_path: Path, error: BaseException
     path = tmp_path / "f"
     path.write_bytes(b"old")
     expected: type[BaseException] = (
-        InvalidConfig if isinstance(error, OSError) else KeyboardInterrupt
+        OutOfResources if isinstance(error, OSError) else KeyboardInterrupt
     )
     with pytest.raises(expected), new_file(path) as file:
         file.write(b"half")
@@ -185,7 +188,7 @@ def test_a_packed_trace_on_a_full_disk_leaves_nothing(
         file.add("{}")
     whole = path.read_bytes()
     assert b'"traceEvents":[\n{}\n]}' in gzip.decompress(whole)
-    with pytest.raises(InvalidConfig, match="No space left"), TraceFile(path, {"a": 1}) as file:
+    with pytest.raises(OutOfResources, match="No space left"), TraceFile(path, {"a": 1}) as file:
 
         def full(_: bytes) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

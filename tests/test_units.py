@@ -10,7 +10,7 @@ from slosched.cli.controller import _parse_positionals
 from slosched.cli.values import duration_ns, weight_rules, weights_text
 from slosched.config_file import load_controller_config
 from slosched.errors import InvalidConfig, InvalidDuration
-from slosched.units import parse_bytes, parse_duration_ns
+from slosched.units import format_share, parse_bytes, parse_duration_ns
 
 
 @pytest.mark.parametrize("unit", ["us", "\u00b5s", "\u03bcs"])
@@ -78,3 +78,16 @@ def test_a_configuration_file_says_its_unit(tmp_path: Path) -> None:
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(InvalidConfig, match="size"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("good", "count", "text"),
+    [
+        (999_999, 1_000_000, "99.99 %"), (1, 1, "100.00 %"), (57, 100, "57.00 %"), (29, 100, "29.00 %"),
+        (9_899, 10_000, "98.99 %"), (2, 3, "66.66 %"), (0, 5, "0.00 %"),
+    ],
+)  # fmt: skip
+def test_a_share_is_rounded_down(good: int, count: int, text: str) -> None:
+    assert format_share(good / count) == text
+    assert all(format_share(k / 100, 0) == f"{k} %" for k in range(101))
+    assert format_share(float("nan")) == "-"

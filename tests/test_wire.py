@@ -237,10 +237,10 @@ def test_a_bundle_that_is_too_long_is_malformed() -> None:
     request = ["InferRequest", 9, 3]
     older = decode_from_client(msgpack.packb(["RequestBundle", [request]]))
     assert older == b.RequestBundle((m.InferRequest(9, 3),))
-    most = decode_from_client(msgpack.packb(["RequestBundle", [request] * b.MOST]))
-    assert isinstance(most, b.RequestBundle) and len(most.requests) == b.MOST
+    most = decode_from_client(msgpack.packb(["RequestBundle", [request] * b.MAX_BUNDLED]))
+    assert isinstance(most, b.RequestBundle) and len(most.requests) == b.MAX_BUNDLED
     with pytest.raises(MalformedMessage):
-        decode_from_client(msgpack.packb(["RequestBundle", [request] * (b.MOST + 1)]))
+        decode_from_client(msgpack.packb(["RequestBundle", [request] * (b.MAX_BUNDLED + 1)]))
 
 
 def test_a_newer_peer_may_append_fields() -> None:

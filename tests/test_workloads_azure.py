@@ -61,9 +61,9 @@ def test_a_file_with_carriage_returns_and_blank_lines_is_read(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "line 1: this is no header of such a trace"),
-        ("a,b,c,d\n", "line 1: this is no header of such a trace"),
-        ("a,b,c,d,e\n1,2,3,4,5\n", "line 1: this is no header"),
+        ("", "line 1: this is not the header of such a trace"),
+        ("a,b,c,d\n", "line 1: this is not the header of such a trace"),
+        ("a,b,c,d,e\n1,2,3,4,5\n", "line 1: this is not the header"),
         (trace_text([1, 2]).partition("\n")[0] + "\n", "has a header and no functions"),
         (trace_text([1, 2], [3, 4]) + "o,a,f,http,1\n", "line 4: 5 columns where the header has 6"),
         (trace_text([1, 2]) + "o,a,f,http,1,many\n", "line 3: minute 2 holds 'many', which is no"),

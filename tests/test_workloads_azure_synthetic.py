@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from slosched.errors import InvalidConfig
+from slosched.errors import InvalidConfig, OutOfResources, OutputExists
 from slosched.workloads import azure_synthetic, azure_trace
 from slosched.workloads.azure_synthetic import (
     mean_rate,
@@ -80,7 +80,7 @@ def test_the_file_reads_back_as_the_trace_in_memory(tmp_path: Path) -> None:
     first, second = path.read_text().splitlines()[:2]
     assert first.startswith("HashOwner,HashApp,HashFunction,Trigger,1,2,3,")
     assert [len(cell) for cell in second.split(",")[:3]] == [64, 64, 64]
-    with pytest.raises(InvalidConfig, match="there already"):
+    with pytest.raises(OutputExists, match="not overwritten"):
         write_trace(tmp_path / "new", 4, rows=60, minutes=90, seed=9)
 
 
@@ -127,7 +127,7 @@ def test_a_trace_that_is_not_finished_leaves_nothing(
         return "0"
 
     monkeypatch.setattr(azure_synthetic, "_hash", broken)
-    with pytest.raises((KeyboardInterrupt, InvalidConfig)):
+    with pytest.raises((KeyboardInterrupt, OutOfResources)):
         write_trace(tmp_path / "new" / "below", 1, rows=9, minutes=9, seed=0)
     assert not list(tmp_path.iterdir())
 
@@ -142,7 +142,7 @@ def test_a_file_that_came_meanwhile_is_not_overwritten(
         return "0"
 
     monkeypatch.setattr(azure_synthetic, "_hash", other_first)
-    with pytest.raises(InvalidConfig, match="there already"):
+    with pytest.raises(OutputExists, match="not overwritten"):
         write_trace(tmp_path, 1, rows=2, minutes=2, seed=0)
     assert path.read_text() == "another's" and list(tmp_path.iterdir()) == [path]
 

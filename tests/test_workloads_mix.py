@@ -96,7 +96,7 @@ def test_the_file_and_the_command_line_say_the_same(tmp_path: Path) -> None:
             '[[models]]\nname = "a"\nrate = 1\nslo = [1]\n',
             "m.toml, line 4: model 1: slo must be a number or a text, not [1]",
         ),
-        ("rate = \n", "m.toml is no TOML file"),
+        ("rate = \n", "m.toml is not a TOML file"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named_with_its_line(

@@ -134,7 +134,7 @@ def test_any_workload_may_have_a_duration() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("workload = \n", "is no TOML file: Invalid value (at line 1, column 12)"),
+        ("workload = \n", "is not a TOML file: Invalid value (at line 1, column 12)"),
         ("model = 'm'\n", "the key workload is missing; it names one of"),
         (
             'workload = "azur"\n',
@@ -154,7 +154,7 @@ def test_any_workload_may_have_a_duration() -> None:
         ),
         (
             'workload = "comparison_experiment"\n\nnum_models = 0\n',
-            "spec.toml, line 3: num-models must be within 1..100000, not 0",
+            "spec.toml, line 3: num_models must be within 1..100000, not 0",
         ),
         (
             'workload = "simple"\nduration = "soon"\n',

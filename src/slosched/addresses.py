@@ -28,7 +28,7 @@ class Address(NamedTuple):
 
 
 def is_ipv6(host: str) -> bool:
-    """Whether a host, without brackets, is an IPv6 address. Names are looked up as IPv4."""
+    """Whether a host, without brackets, is an IPv6 address. A name is none, whatever it stands for."""
     return ":" in host
 
 

@@ -1,7 +1,7 @@
 """Plain configuration: what a scheduler, a worker and a profile are told. No files are read here.
 
 `config_file.py` reads these from TOML. Every class checks itself when it is made and raises
-InvalidConfig with the name of the wrong field.
+InvalidConfig with the name of the wrong field, for a wrong type as well.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import ceil
 
+from slosched.addresses import parse_address, parse_bind
 from slosched.errors import InvalidConfig, UnknownName
+from slosched.field_types import check_types
 from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
 #: Clockwork's client and worker ports.
@@ -55,6 +57,7 @@ class ModelProfile:
     output_dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        check_types(self)
         if 1 not in self.exec_ns:
             raise InvalidConfig(f"model {self.name!r}: exec_ns has no batch size 1")
         if any(batch < 1 or ns <= 0 for batch, ns in self.exec_ns.items()):
@@ -91,6 +94,7 @@ class GpuProfile:
     clock_mhz: int = 1380
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.page_bytes <= 0 or self.weights_cache_bytes < self.page_bytes:
             raise InvalidConfig(
                 f"profile {self.name!r}: the weights cache must hold one page or more"
@@ -127,6 +131,7 @@ class EmulationNoise:
     pcie_shared: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 0 <= self.exec_sigma < 0.5 or not 0 <= self.stall_probability <= 1:
             raise InvalidConfig(
                 "noise: exec_sigma must be in [0, 0.5), stall_probability in [0, 1]"
@@ -174,6 +179,7 @@ class ModelSource:
     )
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.dtype not in DTYPES:
             raise InvalidConfig(
                 f"model {self.name!r}: dtype {self.dtype!r} is none of {', '.join(DTYPES)}"
@@ -222,6 +228,7 @@ class WorkerConfig:
     put_aside: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.host_images < 1 or self.host_cache_bytes < 0:
             raise InvalidConfig("host_images must be at least 1, host_cache_bytes at least 0")
         if self.gpus < 1:
@@ -230,6 +237,7 @@ class WorkerConfig:
             raise InvalidConfig(f"cpu must be the number of a core, or -1 for any, not {self.cpu}")
         if self.gc not in GC_MODES:
             raise UnknownName("gc", self.gc, list(GC_MODES))
+        parse_bind(self.bind)
         if not 0 <= self.port <= 65535:
             raise InvalidConfig(f"port must be within 0..65535, not {self.port}")
         if self.dtype not in DTYPES:
@@ -291,6 +299,7 @@ class WeightRule:
     slo_max_ns: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         if bool(self.client) == bool(self.slo_max_ns):
             raise InvalidConfig("a weight is for either client or slo_max: give one of them")
         if self.slo_max_ns < 0:
@@ -339,6 +348,7 @@ class SchedulerConfig:
     keep_unused_ns: int = 3600 * NS_PER_S  # what no client has used for so long is unloaded
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.fidelity not in FIDELITIES:
             raise UnknownName("fidelity", self.fidelity, list(FIDELITIES))
         if self.client_weights not in CLIENT_WEIGHTS:
@@ -418,5 +428,13 @@ class ControllerConfig:
     log_keep: int = 8  # older parts of each log that stay
 
     def __post_init__(self) -> None:
+        check_types(self)
+        parse_bind(self.bind)
+        for worker in self.workers:
+            parse_address(worker)
+        if not 0 <= self.port <= 65535:
+            raise InvalidConfig(f"port must be within 0..65535, not {self.port}")
+        if not -1 <= self.http_port <= 65535:
+            raise InvalidConfig(f"http_port must be within -1..65535, not {self.http_port}")
         if self.log_bytes < 0 or self.log_keep < 0:
             raise InvalidConfig("log_bytes and log_keep must be at least 0")

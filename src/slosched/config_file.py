@@ -121,7 +121,7 @@ def _exec_table(value: Any) -> dict[int, int]:
     table: dict[int, int] = {}
     for batch, duration in value.items():
         if not batch.isdigit():
-            raise ValueError(f"has the batch size {batch!r}, which is no whole number")
+            raise ValueError(f"has the batch size {batch!r}, which is not a whole number")
         table[int(batch)] = _duration(duration)
     return dict(sorted(table.items()))
 
@@ -190,20 +190,43 @@ def _spellings(known: Mapping[str, _Reader]) -> dict[str, str]:
     return spellings
 
 
-def _read(where: str, table: Mapping[str, Any], known: Mapping[str, _Reader]) -> dict[str, Any]:
+#: Fields that people write as a text with a unit, under the name without _ns or _bytes.
+_WITH_A_UNIT = (
+    "schedule_ahead_ns", "default_slo_ns", "max_exec_ns", "max_slo_ns", "slo_max_ns", "stall_ns",
+    "weights_cache_bytes", "host_cache_bytes",
+)  # fmt: skip
+
+
+class _Values(dict[str, Any]):
+    """Fields and their values; `written` has the key of each as the file spells it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: dict[str, str] = {}
+
+
+def _known_keys(known: Mapping[str, _Reader]) -> str:
+    """The known keys for an error, each as the files that come with slosched spell it."""
+    return ", ".join(
+        sorted(name.rpartition("_")[0] if name in _WITH_A_UNIT else name for name in known)
+    )
+
+
+def _read(where: str, table: Mapping[str, Any], known: Mapping[str, _Reader]) -> _Values:
     """The values of `table`, checked. `where` names the file and the table for errors."""
     spellings = _spellings(known)
-    values: dict[str, Any] = {}
+    values = _Values()
     for key, value in table.items():
         name = spellings.get(key)
         if name is None:
-            raise InvalidConfig(f"{where}: unknown key {key!r}; known: {', '.join(sorted(known))}")
+            raise InvalidConfig(f"{where}: unknown key {key!r}; known: {_known_keys(known)}")
         if name.endswith("_ns") and key != name and type(value) is int and value:
             raise InvalidConfig(
                 f'{where}: {key} = {value} has no unit; write {key} = "{value}ms", or {name} for nanoseconds'
             )
         if name in values:
-            raise InvalidConfig(f"{where}: {key!r} says {name!r} a second time")
+            raise InvalidConfig(f"{where}: {key!r} says {values.written[name]!r} a second time")
+        values.written[name] = key
         try:
             values[name] = known[name](value)
         except (ValueError, InvalidConfig) as error:
@@ -211,7 +234,7 @@ def _read(where: str, table: Mapping[str, Any], known: Mapping[str, _Reader]) ->
     return values
 
 
-def _build(where: str, make: Callable[..., T], values: Mapping[str, Any]) -> T:
+def _build(where: str, make: Callable[..., T], values: _Values) -> T:
     try:
         return make(**values)
     except TypeError as error:  # a field without a default was left out
@@ -219,7 +242,13 @@ def _build(where: str, make: Callable[..., T], values: Mapping[str, Any]) -> T:
     except UnknownName:
         raise
     except InvalidConfig as error:
-        raise InvalidConfig(f"{where}: {error}") from None
+        text = str(error)
+        for (
+            name,
+            key,
+        ) in values.written.items():  # the class knows the field, the reader the file's key
+            text = re.sub(rf"\b{name}\b", key, text)
+        raise InvalidConfig(f"{where}: {text}") from None
 
 
 def _missing(make: Callable[..., object], values: Mapping[str, Any]) -> str:
@@ -272,7 +301,9 @@ def _profile(where: str, table: Mapping[str, Any]) -> GpuProfile:
         here = f"{where}, model {name!r}"
         if not isinstance(model, dict):
             raise InvalidConfig(f"{here}: must be a table [models.{name}]")
-        models[name] = _build(here, ModelProfile, {"name": name, **_read(here, model, _MODEL)})
+        given = _read(here, model, _MODEL)
+        given["name"] = name
+        models[name] = _build(here, ModelProfile, given)
     if not models:
         raise InvalidConfig(f"{where}: it has no [models.NAME] table")
     if values.pop("interpolate", False):
@@ -404,7 +435,8 @@ def _model_source(file: Path, name: str, table: Any) -> ModelSource:
             values[key] = str(file.parent / values[key])
     if values.get("factory") or values.get("cupy"):
         values["folder"] = str(file.parent.resolve())
-    return _build(where, ModelSource, {"name": name, **values})
+    values["name"] = name
+    return _build(where, ModelSource, values)
 
 
 def load_controller_config(

@@ -122,10 +122,14 @@ class OutOfResources(SloschedError):
     """The machine or a limit of the process has no room: open files, disk, memory, processes."""
 
 
-class RunDirectoryInUse(SloschedError):
-    """A run directory that already holds a run; it is never overwritten."""
+class OutputExists(SloschedError):
+    """A file to be written is there already, and is not overwritten."""
 
     exit_code = 7
+
+
+class RunDirectoryInUse(OutputExists):
+    """A run directory that already holds a run; it is never overwritten."""
 
 
 class DeviceLost(SloschedError):
@@ -149,6 +153,8 @@ class DeadlineExceeded(RequestFailed):
 
 class InvalidRequest(RequestFailed):
     """The request itself was wrong: unknown model, wrong shape or dtype, impossible SLO."""
+
+    exit_code = 2
 
 
 class ConnectionLost(RequestFailed):

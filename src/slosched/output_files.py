@@ -16,7 +16,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from slosched.errors import InvalidConfig
+from slosched.errors import InvalidConfig, OutOfResources, OutputExists, SloschedError
+
+#: What the system says when it has no room left, whatever the file is called.
+_NO_ROOM = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE,
+)  # fmt: skip
 
 #: What os.link says on a file system without links.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
@@ -43,7 +48,8 @@ def new_file(
 
     With `folders`, those that are missing are made. Without `replacing` nothing may have the name. `durable`
     waits until the bytes are on the disk. Raises InvalidConfig if the file cannot be written, or something
-    other than a regular file has its name; an OSError within the block counts as one of the file.
+    other than a regular file has its name, OutputExists if it may not be replaced and OutOfResources if the
+    disk is full; an OSError within the block counts as one of the file.
     """
     target = check_output(path, replacing=replacing)
     draft: Path | None = None
@@ -62,7 +68,7 @@ def new_file(
         raise _there_already(path) from None
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
-        raise InvalidConfig(f"cannot write {path}: {reason}") from error
+        raise write_error(f"cannot write {path}: {reason}", error) from error
     finally:
         if draft is not None:
             with suppress(OSError):
@@ -73,7 +79,7 @@ def check_output(path: Path, *, replacing: bool = True) -> Path:
     """Return where a file `path` would be written, links followed. Call it before long work.
 
     Raises InvalidConfig if `path` is "-" or something other than a regular file has the name, and
-    without `replacing` if anything has it.
+    OutputExists without `replacing` if a regular file has it.
     """
     check_not_stdout(path)
     try:
@@ -93,10 +99,15 @@ def check_output(path: Path, *, replacing: bool = True) -> Path:
     return target
 
 
-def _there_already(path: Path) -> InvalidConfig:
-    return InvalidConfig(
-        f"cannot write {path}: {os.strerror(errno.EEXIST)}; what is there already is not overwritten"
-    )
+def _there_already(path: Path) -> OutputExists:
+    return OutputExists(f"{path} exists and is not overwritten; choose another name")
+
+
+def write_error(text: str, error: OSError) -> SloschedError:
+    """Return the error to raise for an output that failed with `error`: OutOfResources for want of room on
+    the machine, which no other name helps, else InvalidConfig."""
+    kind = OutOfResources if error.errno in _NO_ROOM else InvalidConfig
+    return kind(text)
 
 
 def check_not_stdout(path: Path) -> None:

@@ -61,7 +61,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
         raise InvalidConfig(f"cannot read {named}: {error.strerror}") from None
     except UnicodeError as error:
         reason = getattr(error, "reason", None) or str(error)
-        raise InvalidConfig(f"cannot read {named}: it is no text in UTF-8 ({reason})") from None
+        raise InvalidConfig(f"cannot read {named}: it is not UTF-8 text ({reason})") from None
 
 
 def read_toml(path: Path, what: str) -> tuple[str, dict[str, Any]]:
@@ -70,7 +70,7 @@ def read_toml(path: Path, what: str) -> tuple[str, dict[str, Any]]:
     try:
         return text, tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InvalidConfig(f"{path} is no TOML file: {error}") from None
+        raise InvalidConfig(f"{path} is not a TOML file: {error}") from None
 
 
 def no_integer(text: str) -> str:

@@ -99,6 +99,16 @@ def format_duration(duration_ns: int | float) -> str:
     return f"{duration_ns:.0f}ns"
 
 
+def format_share(share: float, digits: int = 2) -> str:
+    """Return a share in per cent, "98.80 %", rounded down: 100.00 % is all of them, and a target that was
+    missed by little does not look as if it were reached. The one rule for what was in time; NaN is "-"."""
+    if math.isnan(share):
+        return "-"
+    scale = 10**digits
+    # The product of a share such as 0.57 may lie just below the number that is meant.
+    return f"{math.floor(100 * scale * share + 1e-9) / scale:.{digits}f} %"
+
+
 _ITEM_BYTES = {
     "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8,
     "int8": 1, "uint8": 1, "int16": 2, "int32": 4, "int64": 8, "bool": 1,

@@ -52,7 +52,7 @@ def hold_against(
             if sent != bound["requests"]:
                 raise InvalidConfig(
                     f"{run_dir} sent {sent} requests in the first part of step {bound['slo']}, the bound "
-                    f"is for {bound['requests']}: it is no run of this workload, or not complete"
+                    f"is for {bound['requests']}: it is not a run of this workload, or not complete"
                 )
             share = int(log["deadline_met"][inside].sum()) / sent
             found.append(

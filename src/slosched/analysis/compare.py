@@ -17,7 +17,7 @@ from slosched.analysis.drawn import columns_text, plain
 from slosched.errors import InvalidConfig
 from slosched.loadgen.results import RunResult, StepResult, pooled_verdict
 from slosched.loadgen.verdict import Verdict
-from slosched.units import NS_PER_MS, format_duration
+from slosched.units import NS_PER_MS, format_duration, format_share
 
 #: Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom.
 _T95 = (
@@ -268,8 +268,8 @@ def comparison_text(comparison: Comparison) -> str:
             row: list[object] = [cell.policy, step.slo, *([step.group] if grouped else [])]
             row.append(format_duration(step.slo_ns) if step.slo_ns else "-")
             row.append("-" if cell.holds is None else cell.holds.short)
-            row += _with_interval(cell.satisfaction, several, "{:.2f}")
-            row += _with_interval(None if cell.policy == first else cell.lead, several, "{:+.2f}")
+            row += _with_interval(cell.satisfaction, several)
+            row += _with_interval(None if cell.policy == first else cell.lead, several, signed=True)
             row += [f"{cell.goodput_rps.mean:.1f}", _two_places(cell.goodput_ratio)]
             row.append("-" if cell.p99_ns is None else f"{cell.p99_ns.mean / NS_PER_MS:.2f}")
             row.append(_two_places(cell.p99_ratio))
@@ -277,11 +277,12 @@ def comparison_text(comparison: Comparison) -> str:
     return columns_text(headings, rows)
 
 
-def _with_interval(share: Estimate | None, several: bool, form: str) -> list[object]:
-    """A share in per cent, and half of its interval if there are several seeds."""
+def _with_interval(share: Estimate | None, several: bool, *, signed: bool = False) -> list[object]:
+    """A share, or with `signed` a difference of shares, in per cent; and half of its interval if there are
+    several seeds."""
     if share is None:
         return ["-", "-"] if several else ["-"]
-    mean = form.format(100 * share.mean)
+    mean = f"{100 * share.mean:+.2f}" if signed else format_share(share.mean).removesuffix(" %")
     half = "-" if share.half is None else f"{100 * share.half:.2f}"
     return [mean, half] if several else [mean]
 
@@ -413,7 +414,7 @@ def _draw_bars(ax: Any, comparison: Comparison, steps: Sequence[ComparedStep]) -
     from slosched.analysis.style import INK
 
     (step,) = steps
-    names = [f"{cell.policy}\n{100 * cell.satisfaction.mean:.1f} %" for cell in step.cells]
+    names = [f"{cell.policy}\n{format_share(cell.satisfaction.mean, 1)}" for cell in step.cells]
     for place, cell in enumerate(step.cells):
         share = cell.satisfaction
         colour, _ = _look(comparison, cell.policy)

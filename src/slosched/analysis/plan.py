@@ -24,7 +24,7 @@ def read_plan(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InvalidConfig(f"cannot read {at}: {error.strerror}") from None
     except ValueError as error:
-        raise InvalidConfig(f"{at} is no JSON file: {error}") from None
+        raise InvalidConfig(f"{at} is not a JSON file: {error}") from None
     if not isinstance(document, dict) or "points" not in document or "target" not in document:
         raise InvalidConfig(f"{at} is not a plan: it lacks points or target")
     return document

@@ -19,7 +19,7 @@ from slosched.analysis.fig10 import EXACT
 from slosched.analysis.report_data import RunReport, Say, read_report
 from slosched.analysis.report_page import cards, figure, page, table
 from slosched.analysis.runs import distinct_names
-from slosched.errors import InvalidConfig, RunDirectoryInUse
+from slosched.errors import InvalidConfig, OutputExists
 from slosched.output_files import check_output, utf8, utf8_document, write_file
 
 #: Where the page goes if nobody says otherwise, within the first run directory.
@@ -54,7 +54,7 @@ def write_report(
 
     `window`, (start, length) in ns after a run's first request, is what its timeline shows; `say` is told
     what is being done. Raises InvalidConfig if a directory holds no run or no request or the page cannot
-    be written, RunDirectoryInUse if the file is there and `force` is not given, MalformedLog for a
+    be written, OutputExists if the file is there and `force` is not given, MalformedLog for a
     damaged log, MissingPackage without matplotlib.
     """
     from slosched.analysis import style  # says early if there is no matplotlib
@@ -68,11 +68,11 @@ def write_report(
             what = "is not a directory" if run_dir.exists() else "does not exist"
             raise InvalidConfig(f"{run_dir} {what}; give the directory of a run")
     path = out or run_dirs[0] / FILE_NAME
-    if path.exists() and not force:
-        raise RunDirectoryInUse(
-            f"{path} is there already; --force replaces it, --out takes another name"
-        )
     check_output(path)  # before the work
+    if path.exists() and not force:
+        raise OutputExists(
+            f"{path} exists and is not overwritten; choose another --out, or replace it: --force"
+        )
     reports = [
         replace(read_report(run_dir, window=window, say=say), name=name)
         for run_dir, name in zip(run_dirs, distinct_names(run_dirs), strict=True)

@@ -148,7 +148,13 @@ def measure_actions(
     sent = log["t"] - log["controller_result_enqueue"] - start_ns
     used = _utilisation(log.columns, sent)
     chosen = window or _busiest(log.columns, sent)
-    rows, shortened = _rows_of(log["t"] - start_ns, sent, chosen, path)
+    rows, shortened = _rows_of(log["t"] - start_ns, sent, chosen)
+    if not len(rows) and window is not None:
+        length_ns = max(0, int(log["t"].max()) - start_ns)
+        raise InvalidConfig(
+            f"no action from {format_duration(window[0])} to {format_duration(sum(window))} in {path}; the "
+            f"run is {format_duration(length_ns)} long"
+        )
     infers, loads, evictions = (
         int(np.count_nonzero(log["action_type"] == kind)) for kind in _KINDS
     )
@@ -173,6 +179,9 @@ def measure_actions(
         count, infers, loads, evictions, failed, used, errors, classes,
         slowest=_table(shown, range(first)), mispredicted=_table(shown, range(first, second)),
     )  # fmt: skip
+    if not len(rows):
+        notices.append("there is no timeline: no GPU did anything after the first request")
+        return numbers, None
     shown = {name: column[second:] for name, column in shown.items()}
     return numbers, _excerpt(shown, chosen, window is not None, shortened)
 
@@ -199,9 +208,9 @@ def _utilisation(log: Columns, sent: Column) -> Utilisation:
     ran = (log["status"] == 0) & (log["worker_exec_duration"] > 0)
     busy = {executor: np.zeros((len(shown), count)) for executor, _ in EXECUTORS}
     for place, gpu in enumerate(shown):
-        here = ran & (log["worker_id"] == gpu.worker_id) & (log["gpu_id"] == gpu.gpu_id)
+        on_gpu = ran & (log["worker_id"] == gpu.worker_id) & (log["gpu_id"] == gpu.gpu_id)
         for executor, types in EXECUTORS:
-            rows = here & np.isin(log["action_type"], types)
+            rows = on_gpu & np.isin(log["action_type"], types)
             busy[executor][place] = _busy(end[rows], log["worker_exec_duration"][rows], edges)
     width = edges[1] - edges[0]
     exec_, loads = busy["exec"], busy["weights"]
@@ -256,16 +265,11 @@ def _nice(length_ns: float) -> int:
 
 
 def _rows_of(
-    result: Column, sent: Column, window: tuple[int, int], path: Path
+    result: Column, sent: Column, window: tuple[int, int]
 ) -> tuple[NDArray[np.intp], bool]:
     """The rows of a window, in order of their sending, and whether they are too many to show all."""
     begin, end = window[0], window[0] + window[1]
     rows = np.flatnonzero((result >= begin) & (sent < end))
-    if not len(rows):
-        raise InvalidConfig(
-            f"no action from {format_duration(begin)} to {format_duration(end)} in {path}; the run is "
-            f"{format_duration(int(result.max()))} long"
-        )
     rows = rows[np.argsort(sent[rows], kind="stable")]
     most = _MOST_SHOWN * 8  # GPUs that are not shown go first
     return rows[:most], len(rows) > most
@@ -287,10 +291,10 @@ def _excerpt(columns: Columns, window: tuple[int, int], chosen: bool, shortened:
 
 
 def _lanes(columns: Columns, gpu: Gpu) -> list[Lane]:
-    here = (columns["worker_id"] == gpu.worker_id) & (columns["gpu_id"] == gpu.gpu_id)
+    on_gpu = (columns["worker_id"] == gpu.worker_id) & (columns["gpu_id"] == gpu.gpu_id)
     lanes = []
     for executor, types in EXECUTORS:
-        rows = np.flatnonzero(here & np.isin(columns["action_type"], types))
+        rows = np.flatnonzero(on_gpu & np.isin(columns["action_type"], types))
         if len(rows):
             of_lane = {name: column[rows] for name, column in columns.items()}
             lanes.append(Lane(executor, Intervals(of_lane), of_lane))

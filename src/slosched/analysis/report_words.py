@@ -17,7 +17,7 @@ from slosched.analysis.tables import CLIENT_VIEW
 from slosched.codes import Code
 from slosched.loadgen.verdict import least_samples, sentence
 from slosched.telemetry.client_log import NO_ANSWER
-from slosched.units import NS_PER_MS, NS_PER_S, format_duration
+from slosched.units import NS_PER_MS, NS_PER_S, format_duration, format_share
 
 #: (headings, rows, which columns are text), as `report_page.table` takes them.
 Content = tuple[Sequence[str], list[list[str]], Sequence[int]]
@@ -40,13 +40,13 @@ _LEAST = {"p50": 1, "p99": least_samples(), "p99.9": least_samples(0.999)}
 
 
 def share(good: int, count: int) -> str:
-    """In percent, rounded down: one request missed among a million is not 100 %."""
-    return f"{10_000 * good // count / 100:.2f} %" if count else "-"
+    """In per cent, as every other output has it."""
+    return format_share(good / count) if count else "-"
 
 
-def _percent(value: float, *, up: bool = False) -> str:
-    scaled = value * 10_000
-    return f"{(math.ceil(scaled - 1e-9) if up else math.floor(scaled + 1e-9)) / 100:.2f} %"
+def _upper(value: float) -> str:
+    """An upper bound in per cent, rounded up."""
+    return f"{math.ceil(value * 10_000 - 1e-9) / 100:.2f} %"
 
 
 def _rate(value: float) -> str:
@@ -109,7 +109,7 @@ def headline(report: RunReport) -> list[tuple[str, str]]:
 
 def _bounds(report: RunReport) -> str:
     h = report.headline
-    return f"{_percent(h.low)} to {_percent(h.high, up=True)}, each bound with 99 % confidence"
+    return f"{format_share(h.low)} to {_upper(h.high)}, each bound with 99 % confidence"
 
 
 def judged(report: RunReport) -> str:
@@ -139,7 +139,7 @@ def runs_table(reports: Sequence[RunReport]) -> Content:
     rows = [
         [
             r.name, r.policy or "-", f"{h.requests:,}", _rate(h.offered_rps),
-            share(h.in_time, h.requests), f"{_percent(h.low)} to {_percent(h.high, up=True)}",
+            share(h.in_time, h.requests), f"{format_share(h.low)} to {_upper(h.high)}",
             _rate(h.goodput_rps), time(h.latency_ns.get("p50", math.nan)),
             time(h.latency_ns["p99"]) if h.served >= _LEAST["p99"] else "-", h.judge.partition(",")[0],
         ]

@@ -19,7 +19,7 @@ from slosched.analysis.runs import Run, open_run
 from slosched.codes import code_name
 from slosched.loadgen.verdict import judge, least_samples
 from slosched.telemetry.client_log import NO_ANSWER
-from slosched.units import NS_PER_S, format_duration
+from slosched.units import NS_PER_S, format_duration, format_share
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -242,8 +242,7 @@ def _p99(s: StepSummary) -> str:
 
 
 def _share(s: StepSummary) -> str:
-    """In percent, rounded down: one request missed among a million is not 100 %."""
-    return f"{10_000 * s.satisfied // s.requests / 100:.2f} %"
+    return format_share(s.satisfied / s.requests)
 
 
 def _number(value: float) -> str:

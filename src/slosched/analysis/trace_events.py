@@ -60,9 +60,9 @@ def action_events(file: TraceFile, actions: Columns, *, flows: bool) -> int:
         if pid not in tracks:
             tracks[pid] = count(1)
             _name_process(file, pid, f"worker {gpu.worker_id}")
-        here = (actions["worker_id"] == gpu.worker_id) & (actions["gpu_id"] == gpu.gpu_id)
+        on_gpu = (actions["worker_id"] == gpu.worker_id) & (actions["gpu_id"] == gpu.gpu_id)
         for executor, types in EXECUTORS:
-            rows = np.flatnonzero(here & np.isin(actions["action_type"], types))
+            rows = np.flatnonzero(on_gpu & np.isin(actions["action_type"], types))
             if len(rows):
                 track = _Track(file, {n: column[rows] for n, column in actions.items()}, flows)
                 name = f"GPU{gpu.gpu_id} {executor}"

@@ -14,7 +14,7 @@ from slosched.codes import ActionType
 from slosched.errors import InvalidConfig
 from slosched.loadgen.results import RunResult, StepResult
 from slosched.telemetry import action_log, client_log
-from slosched.units import NS_PER_MS, format_duration
+from slosched.units import NS_PER_MS, format_duration, format_share
 from slosched.workloads.base import Step
 
 #: So many evenly spaced quantiles tell how a way's delays are spread.
@@ -211,11 +211,11 @@ def row(difference: StepDifference) -> list[str]:
     return [
         f"{live.slo} {live.group}".rstrip(),
         str(live.sent) if live.sent == simulated.sent else f"{live.sent}/{simulated.sent}",
-        f"{100 * live.satisfaction:.2f} %",
-        f"{100 * simulated.satisfaction:.2f} %",
+        format_share(live.satisfaction),
+        format_share(simulated.satisfaction),
         f"{difference.client_points:+.2f}",
-        f"{100 * live.controller_satisfaction:.2f} %",
-        f"{100 * simulated.controller_satisfaction:.2f} %",
+        format_share(live.controller_satisfaction),
+        format_share(simulated.controller_satisfaction),
         f"{difference.controller_points:+.2f}",
         "-" if math.isnan(ratio) else f"{ratio:.3f}",
         *(

@@ -134,7 +134,7 @@ def check_open(workload: Workload, seed: int) -> None:
         if isinstance(stream, ClosedLoop | BurstyClosedLoop):
             raise InvalidConfig(
                 f"{workload.name} has closed loops: when their requests come depends on the answers, so "
-                "nobody can know them beforehand; bounds are for open loops"
+                "they cannot be known beforehand; bounds are for open loops"
             )
 
 

@@ -86,7 +86,7 @@ def slosched(
       slosched demo
 
     \b
-    By hand, each in a terminal of its own:
+    By hand, each command in its own terminal:
       slosched worker --device emulated --gpus 6
       slosched controller INFER5 --workers 127.0.0.1:12345 --schedule-ahead 5ms
       slosched client slo-exp-1 resnet50_v2 12 poisson 600 1 100 1.5 mul 30

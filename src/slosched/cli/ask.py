@@ -51,22 +51,24 @@ def infer(
         typer.Argument(
             metavar="[IMAGE|ARRAY.npy]",
             help="An image, scaled and normalised as for ImageNet, or one input as a numpy array. "
-            "Left out: the worker makes an input, and no output returns.",
+            "If left out, the worker generates an input, and no output is returned.",
             show_default=False,
         ),
     ] = None,
     slo: Annotated[
         str | None,
         typer.Option(
+            metavar="DURATION",
             help="Deadline after arrival at the controller, for example 25ms; a bare number is in "
-            "seconds. Default: the controller's."
+            "seconds. Default: the controller's.",
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Send one request; print the top 5 classes or the output's shape, and all the answer says.
+    """Send one request; print the top 5 classes or the output's shape, and the whole answer.
 
-    Exit code 1 if the request was refused, was given up or failed; the answer is printed all the same.
+    The answer is printed in any case. Exit code 1: the request was refused, was given up or failed;
+    exit code 2: the request was wrong (unknown model, wrong shape, impossible SLO).
 
     \b
     Examples:
@@ -104,7 +106,7 @@ def infer(
 
 
 def models(ctx: typer.Context, address: Address = None, json: Json = False) -> None:
-    """List the models that are loaded, and the names that can be.
+    """List the models that are loaded, and the names that can be loaded.
 
     b1 is the batch-1 time on the fastest GPU, frozen when the model was loaded: an SLO factor
     multiplies it. Times are printed with their unit; --json gives them in ns.
@@ -174,7 +176,7 @@ def status(
     address: Address = None,
     json: Json = False,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Ask again and again, and show rates, until Ctrl-C.")
+        bool, typer.Option("--watch", help="Refresh until Ctrl-C, and show rates.")
     ] = False,
     interval: Annotated[
         str,
@@ -183,8 +185,8 @@ def status(
 ) -> None:
     """Show a controller's state: policy and options, workers and GPUs, clients, models, counts.
 
-    With --watch, what happens now: rates, latencies, errors of predictions, how busy each GPU is. With
-    --json as well, one JSON object a line. It waits for a controller that went away.
+    With --watch it shows current rates, latencies, prediction errors and the utilisation of each GPU,
+    and waits for a controller that went away. With --json as well, it prints one JSON object per line.
 
     \b
     Examples:

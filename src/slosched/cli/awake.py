@@ -14,7 +14,8 @@ _Cores = Annotated[
     str, typer.Option(help="Which cores, as 0-7 or 0,2,4; all: every core that may be used.")
 ]
 _Seconds = Annotated[
-    float, typer.Option(min=0.0, help="End after so long. Default 0: on Ctrl-C or SIGTERM.")
+    float,
+    typer.Option(min=0.0, help="End after this many seconds. Default 0: on Ctrl-C or SIGTERM."),
 ]
 
 
@@ -23,8 +24,9 @@ def awake(cores: _Cores = "all", seconds: _Seconds = 0.0) -> None:
 
     In a virtual machine an idle core halts, and waking it takes a tenth of a millisecond and sometimes
     several: more than a request spends in the scheduler. This puts a loop in the kernel's idle class on
-    each core; it gives way to whoever wants the core. It costs power, and speed where two cores share
-    one physical core. `slosched doctor` says how late timers are with and without.
+    each core; the loop yields to any other process that wants the core. It costs power, and speed where
+    two cores share one physical core. `slosched doctor` measures how late timers are with and without
+    it.
 
     \b
     Examples:

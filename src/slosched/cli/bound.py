@@ -102,7 +102,7 @@ def bound(
     """Say how many requests in time any scheduler could reach, for each step of a workload.
 
     Whoever schedules here knows every arrival beforehand, finds all weights loaded, and pays nothing but
-    exec times and the ways to the GPU and back (--latency). The table has, as shares of the requests:
+    exec times and the latencies to the GPU and back (--latency). The table has, as shares of the requests:
 
     \b
     capacity     an upper bound: every batch as full and as cheap as it can ever be

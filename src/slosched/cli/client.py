@@ -102,7 +102,7 @@ app = SloschedTyper(
 
 @app.callback()
 def client() -> None:
-    """Drive load against a controller, or ask it something.
+    """Send load or a question to a controller.
 
     The controller's address (host:port) comes first. Left out, it is 127.0.0.1:12346. A TOML file may
     stand for a workload and its values.
@@ -151,15 +151,15 @@ _Name = Annotated[
     str,
     typer.Option(
         "--name",
-        help="What the controller knows this client by. Default: the workload's name.",
+        help="Name of this client at the controller. Default: the workload's name.",
         show_default=False,
     ),
 ]
 _Weight = Annotated[
     float,
     typer.Option(
-        help="What its requests are worth beside others' of 1, from 0.01; above 1 if the controller's "
-        "operator lets it (docs/fairness.md)."
+        help="Weight of its requests relative to others' weight of 1, at least 0.01; above 1 only "
+        "if the controller's operator allows it (docs/fairness.md)."
     ),
 ]
 

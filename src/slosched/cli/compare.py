@@ -28,7 +28,7 @@ _Policies = Annotated[
     typer.Argument(
         metavar="TYPE,TYPE,...",
         help="Schedulers as of `slosched controller`; TYPE:paper for that fidelity. The others are "
-        "held against the first.",
+        "compared with the first.",
     ),
 ]
 _Workload = Annotated[
@@ -82,7 +82,7 @@ def compare(
     out: _Out = None,
     json: Json = False,
 ) -> None:
-    """Run several schedulers on the same workload in virtual time, and hold them against the first.
+    """Run several schedulers on the same workload in virtual time, and compare them with the first.
 
     For each seed every scheduler gets the same arrivals, GPUs and disturbances, so a difference is the
     scheduler's own. Prints a row for each step and scheduler: the share in time (client, from the
@@ -92,10 +92,10 @@ def compare(
     share in time over the steps (PNG and PDF; needs slosched[plot]).
 
     With --bound a second table has, for the requests at the beginning of each step, a bound that no
-    scheduler exceeds, what one that knows the future reaches, and how near each scheduler comes; in
-    the figure they are the dotted and the dashed line. That one is judged by the controller.
+    scheduler exceeds, the result of one that knows the future, and how close each scheduler comes; in
+    the figure they are the dotted and the dashed line. In that table the controller judges.
 
-    Stopped and started again with the same --out, it goes on where it was.
+    If it is stopped and started again with the same --out, it continues where it stopped.
 
     \b
     Examples:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slosched.addresses import parse_bind
 from slosched.cli.output import Announcer, warn
 from slosched.cli.values import (
     duration_ns,
@@ -54,7 +53,8 @@ _GenerateInputs = Annotated[
     bool | None,
     typer.Option(
         "--generate-inputs/--no-generate-inputs",
-        help="Make inputs here for requests that bring none, to load the network. Default no.",
+        help="Generate inputs in the controller for requests without one, to load the network. "
+        "Default no.",
     ),
 ]
 _MaxGpus = Annotated[int | None, typer.Option(help="Use at most this many GPUs. Default 100.")]
@@ -141,7 +141,7 @@ _MaxClientBytes = Annotated[
     typer.Option(help="The same for one client. Default 2GiB."),
 ]
 _MaxClientLoads = Annotated[
-    int | None, typer.Option(help="Maximum number of one client's loads that wait. Default 256.")
+    int | None, typer.Option(help="Maximum number of waiting loads of one client. Default 256.")
 ]
 _MaxInstances = Annotated[
     int | None,
@@ -159,8 +159,8 @@ _BusyPoll = Annotated[
     bool | None,
     typer.Option(
         "--busy-poll/--sleep",
-        help="The loop never sleeps: what comes at light load is planned some 0.1 ms sooner, for all of "
-        "a core. Default --sleep.",
+        help="Busy-poll: at light load a request is planned about 0.1 ms sooner, at the cost of a "
+        "whole core. Default --sleep.",
     ),
 ]
 _HttpPort = Annotated[
@@ -188,7 +188,7 @@ _LogDir = Annotated[
     ),
 ]
 _Config = Annotated[
-    Path | None, typer.Option(help="A controller.toml; what is given here wins over it.")
+    Path | None, typer.Option(help="A controller.toml; options on the command line override it.")
 ]
 
 
@@ -309,11 +309,6 @@ def _check_type(type_: str) -> None:
 def _check(config: ControllerConfig) -> None:
     if not config.workers:
         raise InvalidConfig("no worker is named; give --workers host:port[,host:port...]")
-    parse_bind(config.bind)
-    if not 0 <= config.port <= 65535:
-        raise InvalidConfig(f"port must be within 0..65535, not {config.port}")
-    if not -1 <= config.http_port <= 65535:
-        raise InvalidConfig(f"http-port must be within -1..65535, not {config.http_port}")
 
 
 def _base_config(path: Path | None) -> ControllerConfig:

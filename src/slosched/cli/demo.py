@@ -15,7 +15,7 @@ import typer
 from slosched.cli.children import Child, Children, ended_by_signals
 from slosched.cli.output import say, warn
 from slosched.errors import MissingPackage, SloschedError
-from slosched.units import NS_PER_S, format_duration
+from slosched.units import NS_PER_S, format_duration, format_share
 
 if TYPE_CHECKING:
     from slosched.clients.inference import Array
@@ -87,10 +87,8 @@ def _closing(runs: list[Path], directory: Path) -> str:
     invalid = False
     for run in runs:
         document = json.loads((run / "client.json").read_text(encoding="utf-8"))
-        share = 100 * document["satisfaction_client_from_scheduled_send"]
-        line = (
-            f"  {run.name:<9} {document['sent']} requests, {share:.2f} % in time for the client; "
-        )
+        share = format_share(document["satisfaction_client_from_scheduled_send"])
+        line = f"  {run.name:<9} {document['sent']} requests, {share} in time for the client; "
         invalid |= not document["valid"]
         lines.append(line + ("the sweep counts" if document["valid"] else "the sweep is INVALID"))
     if invalid:
@@ -122,8 +120,8 @@ def _run_phases(directory: Path, seconds: float, *, real: bool) -> list[Path]:
 
 
 def _make_directory(out: Path | None) -> Path:
-    from slosched.errors import InvalidConfig, RunDirectoryInUse
-    from slosched.output_files import check_not_stdout
+    from slosched.errors import RunDirectoryInUse
+    from slosched.output_files import check_not_stdout, write_error
 
     if out is not None:
         check_not_stdout(out)
@@ -133,7 +131,9 @@ def _make_directory(out: Path | None) -> Path:
     except FileExistsError:
         raise RunDirectoryInUse(f"{directory} exists already; choose another --out") from None
     except OSError as error:
-        raise InvalidConfig(f"cannot make {directory}: {error.strerror}; choose --out") from None
+        raise write_error(
+            f"cannot make {directory}: {error.strerror}; choose --out", error
+        ) from None
     return directory
 
 

@@ -55,7 +55,7 @@ def doctor(
     """Check limits, cores, timer, clock, GPUs, ports and packages of this machine.
 
     Nothing is changed. Each line begins with ok or warn; a warning says what to do. The exit code is 0
-    with warnings too: everything runs with them, but not as exactly. Measure on an idle machine.
+    even with warnings: everything still runs, but with less exact timing. Measure on an idle machine.
 
     \b
     Examples:

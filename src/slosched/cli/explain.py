@@ -36,9 +36,9 @@ _Request = Annotated[
 def explain(run_dir: _RunDir, request: _Request = None, *, json: Json = False) -> None:
     """Say why a request was refused, failed or late: the reason, what was predicted, what happened.
 
-    Works on finished and on running runs, live and simulated. Each request that the controller did not answer
-    in time has its reason and predictions in request_reasons.jsonl. Two clients may use the same number: then
-    each such request is told. docs/why_refused.md has an example.
+    Works on finished and on running runs, live and simulated. Each request that the controller did not
+    answer in time has its reason and predictions in request_reasons.jsonl. If two clients used the same
+    number, each such request is explained. docs/why_refused.md has an example.
 
     \b
     Examples:

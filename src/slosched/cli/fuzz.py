@@ -14,12 +14,12 @@ import typer
 from slosched.cli.output import beside, say
 from slosched.clock import now_ns
 from slosched.errors import InvalidConfig, UnknownName
-from slosched.units import NS_PER_S
+from slosched.units import NS_PER_S, format_share
 
 if TYPE_CHECKING:
     from slosched.sim.fuzz import Outcome
 
-_Seeds = Annotated[int, typer.Option(min=1, help="How many seeds, from --first upwards.")]
+_Seeds = Annotated[int, typer.Option(min=1, help="Number of seeds, from --first upwards.")]
 _First = Annotated[int, typer.Option(min=0, help="The first seed.")]
 _Jobs = Annotated[int, typer.Option(min=1, help="Processes.")]
 _Policy = Annotated[
@@ -29,7 +29,7 @@ _Policy = Annotated[
     ),
 ]
 _Verbose = Annotated[
-    bool, typer.Option("--verbose", help="Tell each seed's cluster, faults and what happened.")
+    bool, typer.Option("--verbose", help="Print each seed's cluster, faults and events.")
 ]
 
 _SHOWN_EVERY_NS = 5 * NS_PER_S
@@ -46,7 +46,7 @@ def fuzz(
     policy: _Policy = None,
     verbose: _Verbose = False,
 ) -> None:
-    """Break simulated clusters in every way there is, and hold the scheduler to its promises.
+    """Inject random faults into simulated clusters, and check every promise of the scheduler.
 
     Each seed draws a small cluster (1 to 4 workers, models that may not fit), a scheduler, a load and
     a plan of faults: crashes, restarts, pauses, slow GPUs, clock jumps, partitions, and messages that are
@@ -54,8 +54,8 @@ def fuzz(
     its window or need memory that is not there, by the books and by what the workers really do. After the
     faults everything must work again as if they had not been. docs/faults.md has the whole list.
 
-    A seed that fails is told with its story, with as few faults as still make it fail, and with the
-    command that runs it again; the exit code is 1.
+    A seed that fails is reported with its story, the fewest faults that still make it fail, and the
+    command that repeats it; the exit code is 1.
 
     \b
     Examples:
@@ -158,4 +158,6 @@ def _tell(outcome: Outcome) -> None:
         say(faults.text())
     for line in outcome.log:
         say(f"  {line}")
-    say(f"  {outcome.sent} requests; after the recovery {100 * outcome.tail:.1f} % were in time")
+    say(
+        f"  {outcome.sent} requests; after the recovery {format_share(outcome.tail, 1)} were in time"
+    )

@@ -36,7 +36,11 @@ METAVARS = {
     "libraries": "NAME,NAME",
     "log_dir": "DIR",
     "margin": _DURATION,
+    "log_size": _SIZE,
+    "max_bytes": _SIZE,
+    "max_client_bytes": _SIZE,
     "max_exec": _DURATION,
+    "max_slo": _DURATION,
     "name": "NAME",
     "page_bytes": _SIZE,
     "pcie": "SIZE/s",
@@ -66,6 +70,9 @@ _PANELS = {
     "The scheduler": (
         "schedule_ahead", "default_slo", "max_exec", "max_batch", "fidelity", "weights", "client_weights",
         "max_client_weight", "early_refusal", "placement", "max_gpus", "generate_inputs",
+    ),
+    "Admission": (
+        "max_slo", "max_requests", "max_client_requests", "max_bytes", "max_client_bytes", "max_client_loads",
     ),
     "Addresses": ("workers", "bind", "port", "http_port"),
     "Models": ("dtype", "channels_last", "libraries"),

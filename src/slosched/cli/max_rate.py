@@ -85,11 +85,11 @@ def max_rate_live(
     Bisects between --low and --high with Poisson arrivals against a running controller. Each rate is
     sent for a second that does not count, then for a window; answers are awaited before the next one.
     An undecided rate gets up to three windows, which are judged together. A window in which this
-    machine stood still, or the sends were late (issue delay p99 above 2 ms), is repeated, unless the SLO
-    held in spite of it.
+    machine stalled, or the sends were late (issue delay p99 above 2 ms), is repeated, unless the SLO
+    held nevertheless.
 
-    In time is for the client, from the scheduled send, and a refused request is not. Exit code 1: not
-    even the lowest rate holds; 8: what lies next above the rate that was found was disturbed too often.
+    The client judges what is in time, from the scheduled send; a refused request is not in time. Exit
+    code 1: not even the lowest rate holds; 8: the next rate above the result was disturbed too often.
     docs/verdicts.md has the rule.
 
     \b

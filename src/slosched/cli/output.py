@@ -18,7 +18,7 @@ import typer
 from slosched.descriptors import abandon
 from slosched.loadgen.verdict import least_samples
 from slosched.output_files import utf8, utf8_document
-from slosched.units import format_duration
+from slosched.units import format_duration, format_share
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -111,8 +111,8 @@ def print_result(result: RunResult) -> None:
         say(result.slo_verdict)
     say("in time: client, from the scheduled send; met: controller, from arrival there")
     say(
-        f"in all {result.sent} requests, {100 * result.satisfaction:.2f} % in time (client), "
-        f"{100 * result.controller_satisfaction:.2f} % met (controller)"
+        f"in all {result.sent} requests, {format_share(result.satisfaction)} in time (client), "
+        f"{format_share(result.controller_satisfaction)} met (controller)"
     )
     if result.random_weights:
         say("random weights: outputs are meaningless, timings are real")
@@ -138,9 +138,9 @@ def _row(step: StepResult, grouped: bool) -> list[object]:
         *([step.group] if grouped else []),
         format_duration(step.slo_ns) if step.slo_ns else "-",
         step.sent,
-        f"{100 * step.satisfaction:.2f} %",
+        format_share(step.satisfaction),
         "sent late" if step.holds is None else step.holds.short,
-        f"{100 * step.controller_satisfaction:.2f} %",
+        format_share(step.controller_satisfaction),
         f"{step.goodput_rps:.1f}/s",
         format_duration(step.latency_p50_ns) if step.latency_p50_ns else "-",
         _p99(step),
@@ -176,7 +176,7 @@ def progress_text(progress: RunProgress) -> str:
     """Step, rate and satisfaction in one line."""
     return (
         f"step {progress.step}/{progress.steps}  {progress.label}  "
-        f"{progress.rate_per_s:.0f} r/s  in time so far {100 * progress.satisfaction:.1f} %"
+        f"{progress.rate_per_s:.0f} r/s  in time so far {format_share(progress.satisfaction, 1)}"
     )
 
 

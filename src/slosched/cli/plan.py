@@ -56,7 +56,9 @@ _Each = Annotated[
 _Policy = Annotated[
     str, typer.Option(metavar="TYPE", help="The scheduler; TYPE:paper for that fidelity.")
 ]
-_Gpus = Annotated[str, typer.Option(metavar="LOW..HIGH", help="The numbers of GPUs to look among.")]
+_Gpus = Annotated[
+    str, typer.Option(metavar="LOW..HIGH", help="The range of numbers of GPUs to search.")
+]
 _Seed = Annotated[int, typer.Option(min=0, help="The first seed.")]
 _Seeds = Annotated[
     int, typer.Option(min=1, help="Number of seeds that each number of GPUs is simulated with.")
@@ -99,12 +101,14 @@ def plan(
 ) -> None:
     """Find how many GPUs of a profile keep the deadlines of a mix of models, by simulation.
 
-    Numbers of GPUs are simulated, by bisection, each with several seeds. The answer is the smallest one
-    of which the share in time, as clients see it, is at least the target with 95 % confidence; the
-    smallest one by the point estimate is given beside it. Neighbours are simulated too, and it is said
-    where more GPUs did worse. If no number suffices, it is said why, and the exit code is 1.
+    Numbers of GPUs are simulated, by bisection, each with several seeds. The answer is the smallest
+    number for which the share in time, as clients see it, reaches the target with 95 % confidence; the
+    smallest number by the point estimate is printed beside it. Neighbours are simulated too, to find
+    cases where more GPUs did worse. If no number suffices, the command says why, and the exit code is
+    1.
 
-    Stopped and started again with the same --out, it goes on where it was. docs/planning.md says more.
+    If it is stopped and started again with the same --out, it continues where it stopped.
+    docs/planning.md says more.
 
     \b
     Examples:

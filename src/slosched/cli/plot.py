@@ -143,7 +143,7 @@ def fig6(
     """Thousands of models that wake one by one on one GPU (OSDI'20, Figure 6).
 
     In windows of 10 s from the first request to a major model: goodput, latency, cold starts, and
-    how busy the GPU and the way to it were.
+    how busy the GPU and the link to it were.
 
     \b
     Example:

@@ -11,9 +11,9 @@ import typer
 from slosched.cli.ask import Json
 from slosched.cli.model_options import ChannelsLast, Dtype, Libraries
 from slosched.cli.output import print_json, say, table_text, warn
-from slosched.cli.values import given, library_names, size_bytes, whole_numbers
+from slosched.cli.values import check_device, given, library_names, size_bytes, whole_numbers
 from slosched.config import GpuProfile, WorkerConfig
-from slosched.errors import InvalidConfig
+from slosched.errors import InvalidConfig, OutputExists
 from slosched.output_files import check_output
 from slosched.units import format_duration
 
@@ -34,8 +34,8 @@ _All = Annotated[
     bool,
     typer.Option(
         "--all",
-        help="Every model of the zoo and of --config, beside those named here. Of libraries, only those "
-        "named.",
+        help="Every model of the zoo and of --config, and the models named here; from libraries, "
+        "only the models named.",
     ),
 ]
 _Device = Annotated[str, typer.Option(help="auto, cuda:N or cpu: what to measure on.")]
@@ -49,7 +49,7 @@ _Out = Annotated[
     Path | None,
     typer.Option(
         help="Write a TOML profile here, for `slosched worker --device emulated --profile FILE`: after "
-        "each model, so that a job which is stopped loses nothing. A file that is there is not "
+        "each model, so that a job which is stopped loses nothing. An existing file is not "
         "overwritten."
     ),
 ]
@@ -57,8 +57,8 @@ _Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Go on with the file of --out, if it is there: the models in it are not measured again. "
-        "Give the same device, batch sizes and precision as before; the file does not know them.",
+        help="Continue the file of --out, if it exists: the models in it are not measured again. "
+        "Use the same device, batch sizes and precision as before; the file does not record them.",
     ),
 ]
 _Name = Annotated[
@@ -94,7 +94,7 @@ def profile(
 
     Prints the medians; with --out writes them as a profile. Times are printed with their unit; --json
     and the profile give them in ns. Progress goes to stderr. A model that fails is reported and the
-    others go on; the exit code is 1 then.
+    others continue; the exit code is then 1.
 
     \b
     Examples:
@@ -109,17 +109,19 @@ def profile(
         )
     if device == "emulated":
         raise InvalidConfig(
-            "an emulated GPU has nothing to measure; take --device auto, cuda:N or cpu"
+            "an emulated GPU has nothing to measure: leave --device out to measure on this machine's "
+            "GPU, or on its CPU if there is none"
         )
+    check_device(device, "auto", "cuda:N", "cpu")
     sizes = tuple(sorted({1, *whole_numbers("--batches", batches)}))
     cache_bytes = None if weights_cache is None else size_bytes("--weights-cache", weights_cache)
     before = _resumed(out) if resume else None
-    if out is not None and before is None and out.exists():
-        raise InvalidConfig(
-            f"{out} exists and is not overwritten; choose another name, or go on with it: --resume"
-        )
     if out is not None:
         check_output(out)
+        if before is None and out.exists():
+            raise OutputExists(
+                f"{out} exists and is not overwritten; choose another name, or go on with it: --resume"
+            )
     worker = replace(
         _worker_config(config),
         device=device,
@@ -131,7 +133,7 @@ def profile(
         ),
     )
     gpu = before or GpuProfile(
-        name=out.stem if out is not None else device.replace(":", ""),
+        name=out.stem if out is not None else _device_name(device),
         models={},
         weights_cache_bytes=_WEIGHTS_CACHE_BYTES,
         page_bytes=worker.page_bytes,
@@ -148,6 +150,15 @@ def profile(
     if failed:
         warn(f"{len(failed)} failed: {', '.join(failed)}")
         raise typer.Exit(1)
+
+
+def _device_name(device: str) -> str:
+    """What a profile of `device` is called if nothing else names it."""
+    if device == "auto":
+        from slosched.daemon.backends.devices import on_cpu
+
+        device = "cpu" if on_cpu(device) else "cuda"
+    return device.replace(":", "")
 
 
 class _Book:

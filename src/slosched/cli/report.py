@@ -44,14 +44,14 @@ def report(
     force: _Force = False,
     json: Json = False,
 ) -> None:
-    """Write one HTML page that says what a run came to: nothing else is needed to read it.
+    """Write the results of a run as one self-contained HTML page.
 
-    On it: how much was in time and how sure that is, satisfaction and latency by SLO and over time, the
-    distribution of latencies down to p99.9, why the others were not in time, how good the predictions
-    were, how busy each GPU was, what GPUs did in a window beside what was predicted, the models, the worst
-    actions, and the manifest. The page is made from the files of the run directory alone; what a run does
-    not have (a client's log, an action log) is left out, and the page says so. docs/report.md says how to
-    read it. This needs matplotlib: pip install slosched[plot].
+    It shows the share in time and its confidence, satisfaction and latency by SLO and over time, the
+    distribution of latencies up to p99.9, the reasons why requests were not in time, prediction errors,
+    the utilisation of each GPU, a window of predicted and actual GPU activity, the models, the worst
+    actions, and the manifest. The page is made only from the files in the run directory; sections
+    without data (no client log, no action log) are omitted, and the page says so. docs/report.md says
+    how to read it. This needs matplotlib: pip install slosched[plot].
 
     \b
     Examples:

@@ -15,7 +15,7 @@ from slosched.cli.sim_options import SimOptions, sim_spec, takes_sim_options
 from slosched.cli.stopping import stopped_by_signals
 from slosched.cli.workload import announce_trace
 from slosched.errors import InvalidConfig
-from slosched.units import NS_PER_S, format_duration
+from slosched.units import NS_PER_S, format_duration, format_share
 
 if TYPE_CHECKING:
     from slosched.loadgen.results import RunResult
@@ -205,8 +205,8 @@ def _runs_table(names: Sequence[str], results: Sequence[RunResult]) -> str:
             [
                 name,
                 result.sent,
-                f"{100 * result.satisfaction:.2f} %",
-                f"{100 * result.controller_satisfaction:.2f} %",
+                format_share(result.satisfaction),
+                format_share(result.controller_satisfaction),
                 f"{good / seconds:.1f}/s" if seconds else "-",
             ]
         )

@@ -30,15 +30,15 @@ _Out = Annotated[
 _From = Annotated[
     str,
     typer.Option(
-        "--from", help="Begin so long after the run's start; a bare number is in seconds."
+        "--from", help="Begin this long after the run's start; a bare number is in seconds."
     ),
 ]
 _To = Annotated[
     str | None,
     typer.Option(
         "--to",
-        help="End so long after the run's start. Default: the run's end, or after 100,000 actions, which "
-        "is as much as a viewer shows with ease.",
+        help="End this long after the run's start. Default: the run's end, or after 100,000 "
+        "actions, the most that a viewer handles easily.",
     ),
 ]
 _Gpus = Annotated[
@@ -47,9 +47,9 @@ _Gpus = Annotated[
         "--gpu", metavar="W0-GPU0", help="Only this GPU. Several: again, or with commas between."
     ),
 ]
-_Requests = Annotated[int, typer.Option(min=0, help="Number of requests to show, evenly taken.")]
+_Requests = Annotated[int, typer.Option(min=0, help="Number of requests to show, an even sample.")]
 _Flows = Annotated[
-    bool, typer.Option("--flows/--no-flows", help="Arrows from predictions to what came of them.")
+    bool, typer.Option("--flows/--no-flows", help="Arrows from predictions to the actions.")
 ]
 
 
@@ -66,9 +66,9 @@ def trace(
 ) -> None:
     """Write a run, live or simulated, as a trace: open it at ui.perfetto.dev or in chrome://tracing.
 
-    A process for each worker; for each GPU a track of its inferences and one of its loads, and beside
-    each what was predicted. A slice is named by model and batch size and, if its requests were not in
-    time, by that. What was refused or failed is a mark with the reason. Counters show queued and
+    Each worker is a process; each GPU has a track for inferences and one for loads, with the
+    predictions beside them. A slice is named by model and batch size, with a suffix if its requests
+    were not in time. A refused or failed action is a mark with the reason. Counters show queued and
     unanswered requests, answers per second and goodput. docs/planning.md says more.
 
     \b

@@ -290,7 +290,9 @@ _FromSlo = Annotated[
 ]
 _Tries = Annotated[
     int,
-    typer.Option(min=1, help="Live runs at most: one is made again if the machine stood still."),
+    typer.Option(
+        min=1, help="Maximum number of live runs: a run is repeated if the machine stalled."
+    ),
 ]
 _Out = Annotated[
     Path | None,
@@ -313,13 +315,13 @@ def validate(
     out: _Out = None,
     json: Json = False,
 ) -> None:
-    """Run one spec live and simulated, and say how far apart the two are.
+    """Run one workload live and simulated, and report the difference between the two.
 
     The live side is a worker with emulated GPUs, a controller and a client on this machine (free ports
     of 127.0.0.1; all are ended). The simulated side gets the same workload, seed and options, and the
-    delays that the live run had. Printed for each step: both satisfactions and their difference in
-    points, goodput (simulated over live), latencies, and what disturbed the machine. Steps from --from-slo
-    up are held to --tolerance, and only in a try that nothing disturbed. The exit code is 1 if one of them
+    delays of the live run. For each step it prints both satisfactions and their difference in points,
+    goodput (simulated over live), latencies, and what disturbed the machine. Steps from --from-slo up
+    are held to --tolerance, and only in a try that nothing disturbed. The exit code is 1 if one of them
     is beyond it; else 8 if one was disturbed in each try, so that nothing is decided.
 
     The directory keeps both runs, validate.json and a figure.

@@ -12,7 +12,7 @@ from typing import Any
 
 from slosched.addresses import parse_address
 from slosched.config import CONTROLLER_PORT, WORKER_PORT, WeightRule
-from slosched.errors import InvalidConfig, InvalidDuration
+from slosched.errors import InvalidConfig, InvalidDuration, UnknownName
 from slosched.units import parse_bytes, parse_duration_ns
 
 #: The largest range that an option may name.
@@ -89,6 +89,14 @@ def whole_numbers(option: str, text: str, *, least: int = 1) -> tuple[int, ...]:
 def library_names(text: str) -> tuple[str, ...]:
     """The names of "torchvision,timm"; WorkerConfig checks them."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def check_device(device: str, *known: str) -> None:
+    """Raise UnknownName unless `device` is one of `known`, where "cuda:N" also stands for "cuda"."""
+    kind, _, number = device.partition(":")
+    cuda = device == "cuda" or (kind == "cuda" and number.isdigit())
+    if not (device in known or (cuda and "cuda:N" in known)):
+        raise UnknownName("device", device, list(known))
 
 
 def flag(option: str, text: str) -> bool:

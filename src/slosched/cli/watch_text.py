@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slosched.units import format_duration
+from slosched.units import format_duration, format_share
 
 _CELL = 26
 _BAR = 10
@@ -156,8 +156,7 @@ def _percent(share: float | None) -> str:
 
 
 def _fine(share: float | None) -> str:
-    """With a tenth, and never rounded up to all."""
-    return "-" if share is None else f"{int(1000 * share) / 10:.1f} %"
+    return "-" if share is None else format_share(share, 1)
 
 
 def _time(value_ns: float | None) -> str:

@@ -10,9 +10,8 @@ import typer
 
 from slosched.cli.model_options import ChannelsLast, Dtype, Libraries
 from slosched.cli.output import Announcer
-from slosched.cli.values import given, library_names, size_bytes
+from slosched.cli.values import check_device, given, library_names, size_bytes
 from slosched.config import WORKER_PORT, WorkerConfig
-from slosched.errors import UnknownName
 
 Bind = Annotated[
     str | None,
@@ -34,17 +33,18 @@ _Device = Annotated[
 _Gpus = Annotated[
     int | None,
     typer.Option(
-        help="How many GPUs. Emulated: behind one address, default 1. Real: one process each on "
-        "consecutive ports, default all."
+        help="Number of GPUs. Emulated: all behind one address, default 1. Real: one process each, "
+        "on consecutive ports, default all."
     ),
 ]
 _Config = Annotated[
-    Path | None, typer.Option(help="A worker.toml; what is given here wins over it.")
+    Path | None, typer.Option(help="A worker.toml; options on the command line override it.")
 ]
 _Profile = Annotated[
     str | None,
     typer.Option(
-        help="What an emulated GPU is: a built-in profile or a TOML file of `slosched profile`. "
+        help="The profile of an emulated GPU: a built-in one, or a TOML file of `slosched "
+        "profile`. "
         "Default v100."
     ),
 ]
@@ -58,8 +58,8 @@ _WeightsCache = Annotated[
 _HostCache = Annotated[
     str | None,
     typer.Option(
-        help="Pinned host memory for models' weights, for example 8GiB; a model that does not fit is not "
-        "prepared. Default: what they take."
+        help="Pinned host memory for models' weights, for example 8GiB; a model that does not fit "
+        "is not prepared. Default: as much as the models need."
     ),
 ]
 _HostImages = Annotated[
@@ -83,8 +83,8 @@ _BusyPoll = Annotated[
     bool | None,
     typer.Option(
         "--busy-poll/--sleep",
-        help="A real GPU's loop never sleeps: what comes to an idle worker is served some 0.1 ms sooner, "
-        "for all of a core. Default --sleep.",
+        help="Busy-poll in the loop of a real GPU: a request to an idle worker is served about 0.1 "
+        "ms sooner, at the cost of a whole core. Default --sleep.",
     ),
 ]
 _Gc = Annotated[
@@ -160,15 +160,8 @@ def worker(
             gc=gc,
         ),
     )
-    _check_device(resolved.device)
+    check_device(resolved.device, "auto", "cuda:N", "cpu", "emulated")
     raise typer.Exit(_serve(resolved, gpus))
-
-
-def _check_device(device: str) -> None:
-    kind, _, number = device.partition(":")
-    if device in ("auto", "cpu", "emulated", "cuda") or (kind == "cuda" and number.isdigit()):
-        return
-    raise UnknownName("device", device, ["auto", "cuda:N", "cpu", "emulated"])
 
 
 def _serve(config: WorkerConfig, gpus: int | None) -> int:

@@ -55,7 +55,7 @@ from slosched.messages import (
     StatusReply,
     StatusRequest,
 )
-from slosched.transport.bundles import MOST, RequestBundle
+from slosched.transport.bundles import MAX_BUNDLED, RequestBundle
 from slosched.transport.codec import Frame, encode
 from slosched.units import NS_PER_S, format_duration
 from slosched.workloads.zoo import profile_hint
@@ -287,7 +287,7 @@ class AsyncClient(Session):
         self._check_process()
         if not self._later:
             return []
-        if self._crowded_until_ns and len(self._later) < MOST:
+        if self._crowded_until_ns and len(self._later) < MAX_BUNDLED:
             if now_ns() < self._crowded_until_ns:
                 if self._gathering is None:
                     self._gathering = self._loop.call_later(_GATHER_S, self._gathered)
@@ -310,8 +310,8 @@ class AsyncClient(Session):
         if self._closed:
             return [request.request_id for request in later]
         lost = []
-        for first in range(0, len(later), MOST):
-            requests = later[first : first + MOST]
+        for first in range(0, len(later), MAX_BUNDLED):
+            requests = later[first : first + MAX_BUNDLED]
             message = RequestBundle(tuple(requests), now_ns())
             if not self._dealer.send([encode(message)]):
                 lost += [request.request_id for request in requests]
@@ -477,8 +477,8 @@ class connect:  # noqa: N801 - used as a function: `async with connect(...)`, `a
     """Connect to a controller: `async with connect(address) as client`, or `await connect(address)`.
 
     `address` is "host:port", `timeout_s` how long to try, `name` what `slosched status` shows.
-    Raises PeerUnreachable when no controller answers, ProtocolMismatch when it speaks another
-    version of the protocol.
+    Raises InvalidConfig for an address that is malformed, PeerUnreachable when no controller answers,
+    ProtocolMismatch when it speaks another version of the protocol.
     """
 
     def __init__(

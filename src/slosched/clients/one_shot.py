@@ -170,7 +170,7 @@ def read_image(path: Path, model: Model) -> Array:
     shape = model.input_shape
     if len(shape) != 3 or shape[0] not in (1, 3) or model.input_dtype != "float32":
         raise InvalidConfig(
-            f"model {model.name!r} takes {model.input_dtype} of shape {shape}, which is no image of shape "
+            f"model {model.name!r} takes {model.input_dtype} of shape {shape}, which is not an image of shape "
             "(3, H, W) or (1, H, W) in float32; give the input as an .npy file"
         )
     channels, height, width = shape
@@ -183,7 +183,7 @@ def read_image(path: Path, model: Model) -> Array:
         UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning, OSError,
         ValueError, SyntaxError, EOFError,
     ) as error:  # fmt: skip
-        raise InvalidConfig(f"{str(path)!r} is no image that can be read: {error}") from None
+        raise InvalidConfig(f"{str(path)!r} is not a readable image: {error}") from None
     # Resize only the visible part of the source: a whole image of 1 x 5,000 pixels would become huge.
     scale = _RESIZE_TO_CROP * max(height / image.height, width / image.width)
     seen_width, seen_height = min(image.width, width / scale), min(image.height, height / scale)

@@ -74,16 +74,15 @@ async def run_workload(
     if duration_ns is None and workload.duration_ns is None:
         duration_ns = FOREVER_NS
     engine = Engine(workload, seed=seed, duration_ns=duration_ns)
-    async with connect(address, name=name or workload.name, weight=weight) as client:
-        try:
+    try:
+        connecting = connect(address, name=name or workload.name, weight=weight)
+        async with await _unless_stopped(connecting.open(), stop) as client:
             models = await _unless_stopped(_load(client, workload), stop)
-        except _Stopped:
-            nothing = [StepTally()] * (len(engine.steps) * len(engine.groups))
-            return run_result(
-                workload, engine, nothing, problem="stopped", inputs=inputs, elapsed_ns=0
-            )
-        run = _Run(client, models, workload, engine, inputs, seed, out, progress)
-        return await run.run(stop)
+            run = _Run(client, models, workload, engine, inputs, seed, out, progress)
+            return await run.run(stop)
+    except _Stopped:
+        nothing = [StepTally()] * (len(engine.steps) * len(engine.groups))
+        return run_result(workload, engine, nothing, problem="stopped", inputs=inputs, elapsed_ns=0)
 
 
 async def _load(client: AsyncClient, workload: Workload) -> list[Model]:

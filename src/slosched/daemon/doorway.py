@@ -16,7 +16,7 @@ from slosched.core.scheduler.state import Client
 from slosched.errors import MalformedMessage
 from slosched.messages import InferReply, InferRequest, Refused
 from slosched.transport.bundles import (
-    MOST_REFUSED,
+    MAX_REFUSED,
     ForClients,
     FromClients,
     NotTaken,
@@ -183,8 +183,8 @@ class Doorway:
         client.heard = True
         code = int(Code.CONTROLLER_OVERLOADED)
         if client.bundles:
-            for first in range(0, len(refused), MOST_REFUSED):
-                ids = tuple(refused[first : first + MOST_REFUSED])
+            for first in range(0, len(refused), MAX_REFUSED):
+                ids = tuple(refused[first : first + MAX_REFUSED])
                 self._answer(client.identity, NotTaken(ids, code, REASON))
             return
         for request_id in refused:

@@ -41,7 +41,7 @@ def check_core(cpu: int) -> None:
     cores = usable_cores()
     if cpu != -1 and cpu not in cores:
         raise InvalidConfig(
-            f"cpu {cpu} is no core that this process may use; it may use {_ranges(cores)}"
+            f"cpu {cpu} is not a core that this process may use; it may use {_ranges(cores)}"
         )
 
 

@@ -299,21 +299,21 @@ class ControllerCollector(Collector):
         for place, model in enumerate(list(self._scheduler.cluster.models.values()), 1):
             state: ModelState = model.state
             instances[model.name, state.name.lower()] += 1
-            of = sums.get(model.name)
-            if of is None:
-                of = sums[model.name] = [0, 0, 0, 0]
+            totals = sums.get(model.name)
+            if totals is None:
+                totals = sums[model.name] = [0, 0, 0, 0]
             answered = counted.get(model.model_id)
             if answered is not None:
-                of[0] += answered[0]
-                of[1] += answered[1]
-            of[2] += len(model.queue)
-            of[3] += len(model.resident_on)
+                totals[0] += answered[0]
+                totals[1] += answered[1]
+            totals[2] += len(model.queue)
+            totals[3] += len(model.resident_on)
             if place % PART_STEPS == 0:
                 yield None
         for place, (kind, name, text) in enumerate(_OF_MODELS):
             yield from family(
                 kind, name, text, ("model",),
-                (((model,), of[place]) for model, of in sums.items()),
+                (((model,), totals[place]) for model, totals in sums.items()),
             )  # fmt: skip
         yield from family(
             GaugeMetricFamily, "model_instances", "Model instances, by what they are ready for.",

@@ -44,9 +44,10 @@ class Profiler:
 
             self._bench = CpuBench(config)
         else:
+            device = cuda_device(config.device)  # says first if there is no such GPU
             from slosched.daemon.backends.cuda.measuring import GpuBench
 
-            self._bench = GpuBench(config, cuda_device(config.device))
+            self._bench = GpuBench(config, device)
         own = {canonical_model(source.name) for source in config.models}
         self.names = tuple(
             name for name in self._bench.loadable if name in own or not _of_library(name)

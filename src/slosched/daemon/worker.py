@@ -41,7 +41,7 @@ from slosched.daemon.backends.base import Backend, Frame, open_backend
 from slosched.daemon.blackbox import ENDED, READY, NoBlackbox
 from slosched.daemon.housekeeping import Collector, check_core, own_process
 from slosched.daemon.watchdog import Watchdog
-from slosched.errors import DeviceLost, MalformedMessage, PeerUnreachable
+from slosched.errors import DeviceLost, InvalidConfig, MalformedMessage, PeerUnreachable
 from slosched.messages import GpuStats, Infer, Result, SessionMessage
 from slosched.transport.bundles import ActionBundle, ResultBundle
 from slosched.transport.codec import MAX_MESSAGE_BYTES, decode_for_worker, total_bytes
@@ -77,6 +77,8 @@ class WorkerServer:
         clock: Clock = now_ns,
         blackbox: NoBlackbox = _NOBODY_READS,
     ) -> None:
+        if not isinstance(config, WorkerConfig):
+            raise InvalidConfig(f"config must be a WorkerConfig, not {config!r}")
         self.config = config
         self._announce = announce or _ignore
         self._clock = clock

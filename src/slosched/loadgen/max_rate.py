@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from slosched.errors import InvalidConfig
 from slosched.loadgen.results import ISSUE_DELAY_BOUND_NS, RunResult
 from slosched.loadgen.verdict import CONFIDENCE, PERCENTILE, Outcome, Verdict, judge
-from slosched.units import NS_PER_S, format_duration
+from slosched.units import NS_PER_S, format_duration, format_share
 from slosched.workloads.composed import Composed
 from slosched.workloads.rate_exp import rate_sweep
 from slosched.workloads.streams import Slo
@@ -138,9 +138,9 @@ class Tried:
         if self.disturbed or self.verdict is None:
             return f"{_rate(self.rate)}: {self.words} ({'; '.join(self.disturbed)})"
         sent, late = self.verdict.sent, self.verdict.late
-        share = 100 * (sent - late) / sent if sent else 0.0
+        share = format_share((sent - late) / sent if sent else 0.0)
         again = f" in {self.windows} windows" if self.windows > 1 else ""
-        return f"{_rate(self.rate)}: {self.words}; {sent:,} requests{again}, {share:.2f} % in time"
+        return f"{_rate(self.rate)}: {self.words}; {sent:,} requests{again}, {share} in time"
 
 
 class End(StrEnum):

@@ -242,7 +242,7 @@ class RunResult:
             }
             return cls(**values)
         except (KeyError, TypeError) as error:
-            raise MalformedResult(f"this is no result of a run: {error}") from None
+            raise MalformedResult(f"this is not the result of a run: {error}") from None
 
 
 class MalformedResult(SloschedError):

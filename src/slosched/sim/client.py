@@ -64,6 +64,12 @@ class LoadFailed(SloschedError):
     """The controller could not load a model of the workload; the message has its words."""
 
 
+class UnknownModel(LoadFailed):
+    """The workload names a model that the profile does not have, or asks for it in an impossible way."""
+
+    exit_code = 2
+
+
 class Phase(Enum):
     """Where a client stands."""
 
@@ -218,7 +224,9 @@ class SimClient:
         name, copies = self._to_load.pop(0)
         if reply.code:
             hint = profile_hint(name) if reply.code == Code.UNKNOWN_MODEL else ""
-            self._fail(LoadFailed(f"cannot load {name!r}: {reply.reason}{hint}"))
+            wrong = reply.code in (Code.UNKNOWN_MODEL, Code.INVALID_REQUEST)
+            kind = UnknownModel if wrong else LoadFailed
+            self._fail(kind(f"cannot load {name!r}: {reply.reason}{hint}"))
             return
         self._loaded[name] = reply.models[:copies]
         self._load_next()

@@ -16,6 +16,7 @@ from random import Random
 from typing import Any
 
 from slosched.errors import InvalidConfig
+from slosched.field_types import check_types
 from slosched.sim.kernel import Kernel
 from slosched.units import NS_PER_S
 
@@ -48,6 +49,7 @@ class Network:
     to_client_spread_ns: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        check_types(self)
         for field in fields(self):
             value = getattr(self, field.name)
             if not isinstance(value, tuple):

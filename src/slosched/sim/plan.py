@@ -12,6 +12,7 @@ import msgspec
 
 from slosched.config import EmulationNoise, GpuProfile
 from slosched.errors import InvalidConfig
+from slosched.field_types import check_types
 from slosched.loadgen.results import RunResult, StepResult
 from slosched.output_files import utf8_document, write_file
 from slosched.sim.jobs import Job, JobsProgress, Stop, run_many
@@ -59,6 +60,7 @@ class PlanSpec:
     each_model: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 0 < self.target < 1:
             raise InvalidConfig(f"the target must be above 0 and below 1, not {self.target:g}")
         if not 1 <= self.low <= self.high:

@@ -63,7 +63,7 @@ def simulate(
     RowsNotWritten when the disk is full, InvariantViolated if `spec.check` finds one.
     """
     engine = Engine(spec.workload, seed=spec.seed, duration_ns=spec.duration_ns)
-    directory = None if out is None else claim_run_dir(out)
+    directory = None if out is None else claim_run_dir(Path(out))
     if directory is not None:
         extra = {
             "workload": spec.workload.describe(),

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from slosched.core.scheduler.interface import RequestRecord
-from slosched.errors import InvalidConfig, RunDirectoryInUse, SloschedError
+from slosched.errors import RunDirectoryInUse, SloschedError
+from slosched.output_files import write_error
 from slosched.telemetry import action_log, client_log, reason_log, request_log
 
 _ROWS_PER_WRITE = 2048
@@ -45,7 +46,7 @@ class RowFile:
                 f"{path} exists and logs are never overwritten; choose another directory"
             ) from None
         except OSError as error:
-            raise InvalidConfig(f"cannot make the log {path}: {error.strerror}") from error
+            raise write_error(f"cannot make the log {path}: {error.strerror}", error) from error
         self._write(header.encode() + b"\n")
 
     def append(self, record: Any) -> None:

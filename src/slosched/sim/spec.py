@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from slosched.config import EmulationNoise, GpuProfile, SchedulerConfig
 from slosched.errors import InvalidConfig
+from slosched.field_types import check_types
 from slosched.sim.faults import FaultPlan
 from slosched.sim.network import Network
 from slosched.workloads.base import Workload
@@ -24,6 +25,7 @@ class WorkerClocks:
     drift_ppm: float = 0.0
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.offset_ns < 0 or not 0 <= self.drift_ppm <= 10_000:
             raise InvalidConfig("clocks: offset_ns must be >= 0, drift_ppm within 0..10000")
 
@@ -56,6 +58,7 @@ class SimSpec:
     faults: FaultPlan | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.gpus < 1 or self.gpus_per_worker < 1:
             raise InvalidConfig(
                 f"gpus and gpus_per_worker must be at least 1, not {self.gpus} and "

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from slosched.codes import ActionType, Code
 from slosched.telemetry.client_log import NO_ANSWER, ClientRecord
 from slosched.telemetry.tally import Lane, Tally
-from slosched.units import NS_PER_MS, NS_PER_S
+from slosched.units import NS_PER_MS, NS_PER_S, format_share
 
 #: Printed this often.
 INTERVAL_NS = 10 * NS_PER_S
@@ -201,4 +201,4 @@ def _ms(duration_ns: float) -> str:
 
 
 def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.2f}%" if whole else "-"
+    return format_share(part / whole).replace(" ", "") if whole else "-"

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from slosched.errors import InvalidConfig, SloschedError
+from slosched.errors import InvalidConfig, OutOfResources, SloschedError
 from slosched.output_files import utf8_document, write_file
 from slosched.telemetry.run_dir import MANIFEST
 from slosched.version import __version__
@@ -136,5 +136,5 @@ def _replace(path: Path, document: Mapping[str, object]) -> None:
     )
     try:
         write_file(path, data, folders=False)
-    except InvalidConfig as error:
+    except (InvalidConfig, OutOfResources) as error:
         raise ManifestNotWritten(str(error)) from error

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from slosched.errors import InvalidConfig, RunDirectoryInUse
-from slosched.output_files import check_not_stdout
+from slosched.output_files import check_not_stdout, write_error
 
 MANIFEST = "manifest.json"
 #: The name a client uses when it writes into the directory of a controller.
@@ -37,7 +37,8 @@ def claim_run_dir(path: Path, *, exclusive: bool = False, manifest: str = MANIFE
     that file then says that it is taken. The claim is the exclusive making of the (empty) manifest,
     so that of two processes only one gets a directory.
 
-    Raises RunDirectoryInUse, or InvalidConfig if the directory cannot be made or written.
+    Raises RunDirectoryInUse, InvalidConfig if the directory cannot be made or written, OutOfResources on a
+    full disk.
     """
     check_not_stdout(path)
     try:
@@ -55,8 +56,9 @@ def claim_run_dir(path: Path, *, exclusive: bool = False, manifest: str = MANIFE
             f"{path} is not a directory; choose another place for the run"
         ) from error
     except OSError as error:
-        raise InvalidConfig(
-            f"cannot use {path} as a run directory: {error.strerror}; choose one you may write to"
+        raise write_error(
+            f"cannot use {path} as a run directory: {error.strerror}; choose one you may write to",
+            error,
         ) from error
 
 

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slosched.errors import InvalidConfig, RunDirectoryInUse
+from slosched.errors import RunDirectoryInUse, SloschedError
+from slosched.output_files import write_error
 
 _FLUSH_EVERY_S = 0.1
 _ROWS_PER_WRITE = 512
@@ -73,7 +74,8 @@ class LogWriter:
     rows that wait; past it rows are dropped and counted. `write` stands in for os.write in tests.
     Rows reach the file within 0.2 s. One thread appends; `close` may come from any.
 
-    Raises RunDirectoryInUse if the file exists, InvalidConfig if it cannot be made.
+    Raises RunDirectoryInUse if the file exists, InvalidConfig if it cannot be made, OutOfResources
+    on a full disk.
     """
 
     def __init__(
@@ -229,7 +231,7 @@ class LogWriter:
             if not keep:
                 self.path.unlink()
             fd = _create(self.path)
-        except (OSError, InvalidConfig, RunDirectoryInUse) as error:
+        except (OSError, SloschedError) as error:
             self._report(f"{self.path} cannot begin anew: {error}")
             return
         os.close(self._fd)
@@ -274,6 +276,7 @@ def _create(path: Path) -> int:
             f"{path} exists and logs are never overwritten; choose another directory"
         ) from None
     except OSError as error:
-        raise InvalidConfig(
-            f"cannot make the log {path}: {error.strerror}; choose a directory that can be written"
+        raise write_error(
+            f"cannot make the log {path}: {error.strerror}; choose a directory that can be written",
+            error,
         ) from error

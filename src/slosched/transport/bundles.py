@@ -25,10 +25,10 @@ from slosched.messages import (
 )
 
 #: No bundle is longer, and a longer one is malformed: what one message can hold up has a bound.
-MOST = 64
-_Bound = msgspec.Meta(max_length=MOST)
+MAX_BUNDLED = 64
+_Bound = msgspec.Meta(max_length=MAX_BUNDLED)
 #: A step's refusals are this many at most, save in a flood.
-MOST_REFUSED = 1024
+MAX_REFUSED = 1024
 
 
 class RequestBundle(Message, frozen=True):
@@ -47,7 +47,7 @@ class ReplyBundle(Message, frozen=True):
 class NotTaken(Message, frozen=True):
     """Requests of one client that the controller refused unread, for one reason."""
 
-    request_ids: Annotated[tuple[Number, ...], msgspec.Meta(max_length=MOST_REFUSED)]
+    request_ids: Annotated[tuple[Number, ...], msgspec.Meta(max_length=MAX_REFUSED)]
     code: Number
     reason: Name
 

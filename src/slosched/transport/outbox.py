@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from slosched.messages import Message
-from slosched.transport.bundles import MOST
+from slosched.transport.bundles import MAX_BUNDLED
 from slosched.transport.codec import Frame, encode
 
 Peer = TypeVar("Peer")
@@ -45,7 +45,7 @@ class Outbox(Generic[Peer, M]):
             self._waiting[peer] = [message]
             return
         waiting.append(message)
-        if len(waiting) >= MOST:
+        if len(waiting) >= MAX_BUNDLED:
             self._flush(peer, self._waiting.pop(peer))
 
     def send(

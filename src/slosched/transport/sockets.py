@@ -12,7 +12,10 @@ received through pyzmq's backend: its multipart calls, in Python, cost four time
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import re
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,7 +32,7 @@ from slosched.transport.codec import MAX_MESSAGE_BYTES, Frame, total_bytes
 #: libzmq itself drops a peer that sends a larger frame.
 HARD_LIMIT_BYTES = 96 * 1024 * 1024
 #: A message has no more parts: a batch of 1,024 inputs and what goes before them. Those beyond are thrown away,
-#: so many at a time, so that whoever sends 500,000 empty ones does not hold the loop.
+#: a bounded number at a time, so that a peer that sends 500,000 empty ones does not hold the loop.
 MAX_PARTS = 1024 + 8
 _DISCARD_AT_MOST = 1024
 #: As a plain int: going through the enum's own operator costs microseconds on every wake-up.
@@ -50,6 +53,10 @@ _ASKED_FOR = 3
 #: A smaller frame is handed on as bytes; a tensor stays in libzmq's buffer and is only viewed.
 _AS_BYTES = 65536
 
+#: A host's name is looked up for this long before a socket takes it for IPv4.
+_LOOK_UP_WITHIN_S = 1.0
+_IPV4 = re.compile(r"[0-9.]+")
+
 Message = list[Frame]
 
 
@@ -58,20 +65,40 @@ def _context() -> zmq.Context[zmq.Socket[bytes]]:
     return zmq.Context.instance()
 
 
+def _only_ipv6(name: str) -> bool:
+    """Whether the host `name` has IPv6 addresses and no other. False for one that is not known by now."""
+    interfaces = ("*", *(interface for _, interface in socket.if_nameindex()))
+    if (
+        _IPV4.fullmatch(name) or name in interfaces
+    ):  # a daemon may listen on an interface by its name
+        return False
+    families: list[int] = []
+
+    def look_up() -> None:
+        with contextlib.suppress(OSError, UnicodeError):
+            families.extend(found[0] for found in socket.getaddrinfo(name, None))
+
+    # In a thread: a name server that does not answer would hold up the caller for many seconds.
+    thread = threading.Thread(target=look_up, daemon=True)
+    thread.start()
+    thread.join(_LOOK_UP_WITHIN_S)
+    return socket.AF_INET6 in families and socket.AF_INET not in families
+
+
 class _Port:
     """What both socket kinds share."""
 
     def __init__(self, kind: int) -> None:
         require_descriptors(SOCKET_NEEDS)
         try:
-            self._socket = socket = _context().socket(kind)
+            self._socket = zmq_socket = _context().socket(kind)
         except zmq.ZMQError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise OutOfResources(too_many_files()) from None
             raise
-        self._get = cast(Callable[[int], int], partial(_Backend.get, socket))
-        self._take = cast(Callable[[int, bool], zmq.Frame], partial(_Backend.recv, socket))
-        self._put = partial(_Backend.send, socket)
+        self._get = cast(Callable[[int], int], partial(_Backend.get, zmq_socket))
+        self._take = cast(Callable[[int, bool], zmq.Frame], partial(_Backend.recv, zmq_socket))
+        self._put = partial(_Backend.send, zmq_socket)
         self.unread = False  # the last `receive` took all that it may, not all there was
         self._discarding = False  # the rest of a message with too many parts
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -81,8 +108,9 @@ class _Port:
         self._socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
 
     def _allow_ipv6(self, host: str) -> str:
-        """Set up the socket for `host`. A name stays IPv4: "localhost" would else be ::1 alone."""
-        if is_ipv6(host):
+        """Set up the socket for `host`. A name that has an IPv4 address stays IPv4: libzmq takes the first
+        address alone, and "localhost" would be ::1, where few daemons listen."""
+        if is_ipv6(host) or _only_ipv6(host):
             self._socket.setsockopt(zmq.IPV6, 1)
         return host
 
@@ -202,7 +230,10 @@ class Router(_Port):
 
 
 class Dealer(_Port):
-    """A connected DEALER: one peer. Nothing is queued while there is no connection (IMMEDIATE)."""
+    """A connected DEALER: one peer. Nothing is queued while there is no connection (IMMEDIATE).
+
+    Raises InvalidConfig for an address that is none, PeerUnreachable if nothing can be reached there.
+    """
 
     def __init__(self, address: str, identity: bytes | None = None) -> None:
         super().__init__(zmq.DEALER)
@@ -216,9 +247,9 @@ class Dealer(_Port):
             where = parse_address(address)
             self._allow_ipv6(where.host)
             self._socket.connect(f"tcp://{where.texts()[0]}")
-        except InvalidConfig as error:
+        except InvalidConfig:
             self.close()
-            raise PeerUnreachable(str(error)) from None
+            raise
         except zmq.ZMQError as error:
             self.close()
             raise PeerUnreachable(f"cannot connect to {address}: {error.strerror}") from None
@@ -281,7 +312,7 @@ class BadMessages:
     def note(self, peer: bytes, reason: str) -> None:
         self.count += 1
         if peer not in self._seen:
-            if len(self._seen) >= 1024:  # bounded, whoever sends
+            if len(self._seen) >= 1024:  # bounded, however many peers send
                 self._seen.clear()
             self._seen.add(peer)
             self._log(f"peer {peer.hex()}: {reason} (further ones are counted, not logged)")

@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from slosched.errors import InvalidConfig
+from slosched.errors import InvalidConfig, OutputExists
 from slosched.output_files import check_not_stdout, new_file
 from slosched.workloads.azure_trace import (
     DAY_MINUTES,
@@ -180,13 +180,13 @@ def write_trace(directory: Path, number: int, *, rows: int, minutes: int, seed: 
     """Write the trace as file `number` of the data set; return its path. The bytes follow the seed.
 
     It has its name only when it is whole: an error or Ctrl-C leaves nothing, the directory aside that was
-    there. Raises InvalidConfig if the directory cannot be written, or a file is there.
+    there. Raises InvalidConfig if the directory cannot be written, OutputExists if the file is there.
     """
     path = directory / file_name(number)
     made = synthetic_rows(rows=rows, minutes=minutes, seed=seed)
     check_not_stdout(directory)
     if path.exists():
-        raise InvalidConfig(f"{path} is there already; it is not overwritten")
+        raise OutputExists(f"{path} exists and is not overwritten; choose another --out")
     new = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     try:
         with new_file(path, replacing=False) as file:

@@ -99,7 +99,7 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
     hint = semicolons if len(header) == 1 and header[0].count(";") > _LEADING else ""
     if not minutes or not minutes[0].isdecimal():
         raise InvalidConfig(
-            f"{path}, line 1: this is no header of such a trace; it has "
+            f"{path}, line 1: this is not the header of such a trace; it has "
             f"{', '.join(LEADING_COLUMNS)} and then the minutes, 1 to {DAY_MINUTES}{hint}"
         )
     for minute, cell in enumerate(minutes, start=1):
@@ -131,7 +131,7 @@ def _wrong_cell(cells: list[str]) -> str:
             array("I", (int(cell),))
         except (ValueError, OverflowError):
             return f"minute {minute} holds {cell!r}, which is {_no_count(cell)}"
-    return "this is no row of such a trace"
+    return "this is not a row of such a trace"
 
 
 def _no_count(cell: str) -> str:

@@ -33,8 +33,8 @@ class MixEntry:
     """`copies` instances of `model` that get `rate_per_s` requests/s in total, evenly.
 
     Each copy has arrivals of its own: Poisson, or with Gamma-distributed gaps of coefficient of
-    variation `cv`. `slo` is (factor, ns). `client` sends them, with that weight; "" is whoever runs the
-    mix. Raises InvalidConfig for a rate, cv or weight that cannot be.
+    variation `cv`. `slo` is (factor, ns). `client` sends them, with that weight; "" is the process that
+    runs the mix. Raises InvalidConfig for a rate, cv or weight that cannot be.
     """
 
     model: str

@@ -45,17 +45,27 @@ def load_workload(path: str | Path) -> Workload:
     except UnknownName as error:
         raise InvalidConfig(f"{_where(file, text, error.name)}: {error}") from None
     except InvalidConfig as error:
-        raise InvalidConfig(
-            f"{_where(file, text, *_named_in(str(error), table))}: {error}"
-        ) from None
+        where = _where(file, text, *_named_in(str(error), table))
+        raise InvalidConfig(f"{where}: {_in_keys(str(error), table)}") from None
+
+
+def _spelled(table: dict[str, object]) -> dict[str, str]:
+    """The parameters that the table gives, as the command line spells them, and their keys."""
+    return {key.replace("_", "-"): key for key in table if key != "workload"}
+
+
+def _in_keys(message: str, table: dict[str, object]) -> str:
+    """An error of the command line's parser, with the parameters named as in the file."""
+    for name, key in _spelled(table).items():
+        message = re.sub(rf"(?<![\w'-]){re.escape(name)}(?![\w'-])", key, message)
+    return message
 
 
 def _named_in(message: str, table: dict[str, object]) -> list[str]:
     """The keys that an error speaks of, the first of them first; then the values."""
-    spelled = {key.replace("_", "-"): key for key in table if key != "workload"}
     found = [
         (match.start(), key)
-        for name, key in spelled.items()
+        for name, key in _spelled(table).items()
         if (match := re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", message, re.IGNORECASE))
     ]
     return [key for _, key in sorted(found)] + re.findall("'([^']*)'", message)

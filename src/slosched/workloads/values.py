@@ -98,7 +98,10 @@ def read_slo(name: str, text: str) -> tuple[float, int]:
         if slo_ns < 1:
             raise InvalidConfig(f"{name} must be above 0, or 0 for the controller's default")
         return 0.0, slo_ns
-    factor = read_number(name, text)
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = math.nan
     if factor > MAX_SLO_FACTOR:
         raise InvalidConfig(
             f"{name} must be at most {MAX_SLO_FACTOR:g} times the exec time, not {text}"

@@ -165,6 +165,7 @@ def open_backend(config: WorkerConfig, blackbox: NoBlackbox | None = None) -> Ba
         from slosched.daemon.backends.cpu.backend import CpuBackend
 
         return CpuBackend(config)
+    gpu = cuda_device(device)  # says first if there is no such GPU
     from slosched.daemon.backends.cuda.backend import CudaBackend
 
-    return CudaBackend(config, cuda_device(device), blackbox or NoBlackbox())
+    return CudaBackend(config, gpu, blackbox or NoBlackbox())

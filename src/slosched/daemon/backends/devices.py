@@ -52,7 +52,7 @@ def cuda_device(name: str) -> torch.device:
     if int(index) >= count:
         raise InvalidConfig(
             f"there is no {name}: torch {library.__version__} sees {count} CUDA GPU(s) here; take "
-            "--device cpu or --device emulated"
+            "--device cpu, or emulated GPUs: slosched worker --device emulated"
         )
     chosen: torch.device = library.device("cuda", int(index))
     return chosen
@@ -63,7 +63,7 @@ def _torch() -> Any:
         import torch
     except ImportError as error:
         raise MissingPackage(
-            f"this device needs torch ({error}): pip install 'slosched[torch,models]', or take --device "
-            "emulated"
+            f"this device needs torch ({error}): pip install 'slosched[torch,models]', or take "
+            "emulated GPUs: slosched worker --device emulated"
         ) from None
     return torch

@@ -61,9 +61,9 @@ def _read_json(path: str) -> dict[str, Any]:
     try:
         values = json.loads(read_text(Path(path), "the config"))
     except ValueError as error:
-        raise InvalidConfig(f"{path} is no JSON file: {error}") from None
+        raise InvalidConfig(f"{path} is not a JSON file: {error}") from None
     if not isinstance(values, dict):
-        raise InvalidConfig(f"{path} is no JSON object, as transformers' config.json is")
+        raise InvalidConfig(f"{path} is not a JSON object, as transformers' config.json is")
     return values
 
 

@@ -189,7 +189,7 @@ def _from_export(source: ModelSource) -> nn.Module:
         program = torch.export.load(source.pt2)
     except Exception as error:
         raise InvalidConfig(
-            f"model {source.name!r}: {source.pt2} is no exported program: {error}"
+            f"model {source.name!r}: {source.pt2} is not an exported program: {error}"
         ) from None
     module: nn.Module = program.module()  # its mode was fixed by the export
     return module

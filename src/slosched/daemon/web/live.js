@@ -106,7 +106,7 @@ const rate = (n) => (n >= 100 || n === Math.round(n) ? count(n) : n.toFixed(1));
 const percent = (part, whole) => {
   if (!whole) return "–";
   const share = (100 * part) / whole;
-  return `${share >= 100 ? 100 : share >= 99 ? (Math.floor(share * 100) / 100).toFixed(2) : share.toFixed(1)} %`;
+  return `${share >= 100 ? 100 : share >= 99 ? (Math.floor(share * 100) / 100).toFixed(2) : (Math.floor(share * 10) / 10).toFixed(1)} %`;
 };
 
 function setText(element, text) {

@@ -94,7 +94,7 @@ class Preparation:
         self.code, self.reason = code, reason
 
     def cancel(self) -> None:
-        self.child.kill("nobody waits for it any more")
+        self.child.kill("no request waits for it any more")
 
 
 @dataclass(slots=True)

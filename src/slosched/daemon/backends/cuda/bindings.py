@@ -26,7 +26,7 @@ try:
 except ImportError as error:
     raise MissingPackage(
         f"a CUDA device needs NVIDIA's bindings ({error}): pip install 'slosched[gpu]', or take "
-        "--device cpu or emulated"
+        "--device cpu, or emulated GPUs: slosched worker --device emulated"
     ) from None
 
 _cuda: Any = _imported
