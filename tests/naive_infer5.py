@@ -14,6 +14,7 @@ from naive_placement import NaivePlacement
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
+from slosched.core.scheduler.forecast import WORTH_NS
 from slosched.core.scheduler.policies.base import Refusals
 from slosched.core.scheduler.shares import Shares
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
@@ -162,10 +163,13 @@ class NaiveForecast:
             return None
         if now_ns - about.late_ns > 2 * max(request.slo_ns, about.gap_ns):
             return None
+        if latest_ns - now_ns < WORTH_NS:
+            return None
         before = sum(other < request for other in request.model.queue)
         each_ns = min(about.gap_ns, len(known) * between_ns) / about.dear
         start_ns = max(about.last_ns + each_ns, now_ns) + before // about.full * each_ns
-        return round(start_ns) if (start_ns - now_ns) * self._early > latest_ns - now_ns else None
+        expected_ns = now_ns + round((start_ns - now_ns) * self._early)
+        return expected_ns if expected_ns > latest_ns else None
 
 
 class NaiveInfer5:
@@ -306,7 +310,7 @@ class NaiveInfer5:
         before = sum(other < request for other in request.model.queue)
         first = f", behind {before} requests of its model" if before else ""
         reason = (
-            f"refused on arrival: as the batches of its model came lately it is forecast to start in "
+            f"refused on arrival: as the batches of its model came lately, it must expect to wait for "
             f"{format_duration(start_ns - now_ns)}{first}, and takes {format_duration(exec_ns)}; "
             f"the deadline is in {format_duration(request.slo_ns)}"
         )

@@ -95,7 +95,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     model = image_model()
     text = tmp_path / "notes.txt"
     text.write_text("hello")
-    with pytest.raises(InvalidConfig, match="no image"):
+    with pytest.raises(InvalidConfig, match="is not a readable image"):
         read_input(text, model)
     broken = tmp_path / "broken.npy"
     for content in (b"", b"hello", b"\x93NUMPY\x01\x00"):
@@ -246,10 +246,10 @@ def test_a_broken_image_and_one_that_is_too_large_are_refused(
     noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(InvalidConfig, match="no image that can be read"):
+    with pytest.raises(InvalidConfig, match="is not a readable image"):
         read_image(path, image_model())
     large = tmp_path / "large.png"
     Image.new("L", (100, 100)).save(large)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9_000)
-    with pytest.raises(InvalidConfig, match=r"no image that can be read.*exceeds limit"):
+    with pytest.raises(InvalidConfig, match=r"is not a readable image.*exceeds limit"):
         read_image(large, image_model())

@@ -71,7 +71,7 @@ def test_the_narrowest_class_of_slos_counts_and_multiplies() -> None:
         (lambda: WeightRule(1.0), "either client or slo_max"),
         (lambda: WeightRule(1.0, "a", 5), "either client or slo_max"),
         (lambda: WeightRule(0.001, "a"), "weight must be within 0.01..100, not 0.001"),
-        (lambda: WeightRule(float("nan"), "a"), "not nan"),
+        (lambda: WeightRule(float("nan"), "a"), "not NaN"),
         (lambda: WeightRule(1.0, slo_max_ns=-1), "slo_max must be above 0"),
         (lambda: SchedulerConfig(max_client_weight=0.0), "max_client_weight must be within"),
         (lambda: MixEntry("m", 1, 5.0, client="a", weight=101), "weight must be within"),
@@ -118,7 +118,7 @@ def test_the_example_of_a_controllers_file_has_the_defaults_and_its_comments_are
     [
         ("weights = 3", "weights must be tables of their own"),
         ("[[weights]]\nclient = 'a'", r"\[\[weights\]\] 1: weight must be given"),
-        ("[[weights]]\nwho = 'a'\nweight = 1", "unknown key 'who'; known: client, slo_max_ns"),
+        ("[[weights]]\nwho = 'a'\nweight = 1", "unknown key 'who'; known: client, slo_max, weight"),
         ("[[weights]]\nclient = 'a'\nweight = 0", r"\[\[weights\]\] 1: weight must be within"),
     ],
 )

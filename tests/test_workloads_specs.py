@@ -179,7 +179,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="cannot read the workload"):
         load_workload(tmp_path / "gone.toml")
     (tmp_path / "latin.toml").write_bytes(b"# \xe9\n")
-    with pytest.raises(InvalidConfig, match="no text in UTF-8"):
+    with pytest.raises(InvalidConfig, match="it is not UTF-8 text"):
         load_workload(tmp_path / "latin.toml")
 
 

@@ -240,7 +240,7 @@ def test_sources_that_are_refused_at_start(source: ModelSource, words: str) -> N
 def test_a_file_that_is_no_program(tmp_path: Path) -> None:
     path = tmp_path / "x.pt2"
     path.write_bytes(b"PK nonsense")
-    with pytest.raises(InvalidConfig, match="no exported program"):
+    with pytest.raises(InvalidConfig, match="is not an exported program"):
         source_spec(ModelSource("m", pt2=str(path), input_shape=(4,))).build()
 
 

@@ -12,7 +12,7 @@ last moment. What came to those before says so when the request arrives:
     one so long after the last that was sent, or now. A gap that is longer than if the watched models took
     turns counts as that: a model must not lose its part because it has lost it lately.
     It is refused if the wait until its batch, times `early_refusal`, is longer than the wait that its
-    deadline allows.
+    deadline allows, and that is at least `WORTH_NS`.
 
 A forecast holds only while it is confirmed. A model that lost no request which had waited for twice the
 longer of gap and SLO has none, so nothing is refused early where nothing is lost, and a queue that is cut
@@ -26,7 +26,7 @@ from collections.abc import Sequence
 
 from slosched.core.scheduler.estimators import ExecTable
 from slosched.core.scheduler.state import Model, Request
-from slosched.units import format_duration
+from slosched.units import NS_PER_MS, format_duration
 
 #: Weight of the latest batch in the moving averages, once there were as many as that needs.
 _NEWEST = 0.15
@@ -34,6 +34,9 @@ _NEWEST = 0.15
 _NEWEST_OF_ALL = 0.03
 #: A loss confirms the forecast for so many times the longer of gap and SLO.
 _CONFIRMED = 2
+#: A request that will be hopeless within so short a time waits for that: no client can do much with less, and
+#: where SLOs are as short, early refusals cost up to four points of goodput.
+WORTH_NS = 10 * NS_PER_MS
 
 
 class _Watched:
@@ -54,7 +57,9 @@ class _Watched:
 
 
 class Forecast:
-    """The forecasts of one scheduler. `early_refusal` is above 0; at 1 forecasts count as they are."""
+    """The forecasts of one scheduler. A request must expect to wait for `early_refusal` (above 0) times what
+    is forecast, since what comes to one may take longer than what came to those before it.
+    """
 
     __slots__ = ("_between_ns", "_early", "_last_ns", "_seen", "_watched")
 
@@ -111,11 +116,11 @@ class Forecast:
         watched.pressed = False
 
     def hopeless_start_ns(self, request: Request, latest_ns: int, *, now_ns: int) -> int:
-        """When `request`, which arrives and must start by `latest_ns`, is forecast to start if that is
-        judged too late; 0: it has a chance, or there is no forecast.
+        """When `request`, which arrives and must start by `latest_ns`, must expect to start if that is too
+        late; 0: it has a chance, or there is no forecast.
         """
         watched = self._watched.get(request.model.model_id)
-        if watched is None or not watched.seen:
+        if watched is None or not watched.seen or latest_ns - now_ns < WORTH_NS:
             return 0
         if now_ns - watched.lost_ns > _CONFIRMED * max(request.slo_ns, watched.gap_ns):
             return 0
@@ -123,10 +128,11 @@ class Forecast:
         in_turn_ns = len(self._watched) * self._between_ns
         each_ns = min(watched.gap_ns, in_turn_ns) / watched.dear
         start_ns = max(watched.last_ns + each_ns, now_ns) + batches * each_ns
-        if (start_ns - now_ns) * self._early <= latest_ns - now_ns:
+        wait_ns = round((start_ns - now_ns) * self._early)
+        if now_ns + wait_ns <= latest_ns:
             return 0
         watched.pressed = True
-        return round(start_ns)
+        return now_ns + wait_ns
 
 
 def places_before(request: Request) -> int:
@@ -149,11 +155,11 @@ def _full_batch(table: ExecTable, slo_ns: int) -> tuple[int, int]:
 
 
 def why_refused_early(request: Request, start_ns: int, exec_ns: int, now_ns: int) -> str:
-    """In words: `request` is forecast to start at `start_ns`, which is judged too late."""
+    """In words: `request` must expect to start at `start_ns`, which is too late."""
     before = places_before(request)
     first = f", behind {before} requests of its model" if before else ""
     return (
-        f"refused on arrival: as the batches of its model came lately it is forecast to start in "
+        f"refused on arrival: as the batches of its model came lately, it must expect to wait for "
         f"{format_duration(start_ns - now_ns)}{first}, and takes {format_duration(exec_ns)}; "
         f"the deadline is in {format_duration(request.slo_ns)}"
     )
