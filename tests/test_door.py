@@ -162,6 +162,20 @@ def test_a_burst_and_a_pause_of_the_process_are_served() -> None:
         assert door.limit == NO_LIMIT
 
 
+def test_models_are_taken_whole_in_turn_and_of_the_last_one_the_newest() -> None:
+    door = Door()
+    models = [5, 7, 5, 9, 7, 5, 9, 9]
+
+    def chosen(most: int) -> list[int]:
+        return [place for place, taken in enumerate(door.choose(models, most)) if taken]
+
+    assert chosen(4) == [0, 2, 4, 5]  # model 5, and the newest of 7
+    assert chosen(4) == [3, 5, 6, 7]  # then 9 is first, and the newest of 5
+    assert chosen(2) == [1, 4]  # and 7
+    assert chosen(0) == []
+    assert chosen(8) == chosen(99) == list(range(8))
+
+
 @pytest.mark.parametrize(
     "waiting, most, parts",
     [

@@ -317,7 +317,10 @@ def test_wrong_options_are_named() -> None:
         (("--gpus", "many"), "--gpus 'many': write it as LOW..HIGH"),
         (("--policy", "INFER9"), "unknown scheduler TYPE 'INFER9'"),
         (("--rate", "-3"), "--rate must be"),
-        (("--slo", "soon"), "--slo must be a multiple of the exec time (2.9), a duration (10ms) or 0"),
+        (
+            ("--slo", "soon"),
+            "--slo must be a multiple of the exec time (2.9), a duration (10ms) or 0",
+        ),
         (("--profile", "zoo61:2"), "planning takes one profile"),
         (("--faults", "random"), "failures are not modelled"),
         (("--policy", "ECHO"), "--policy ECHO: ECHO answers at once without running a model"),

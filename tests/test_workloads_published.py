@@ -244,7 +244,10 @@ def test_example_gives_every_model_of_the_zoo_five_kinds_of_arrivals() -> None:
         ("on-off m 2 100 0 1s", "on must be above 0"),
         ("zipf m 2 100 11", "exponent must be within 0..10"),
         ("zipf m 100000 1 10", "take fewer copies or a smaller exponent"),
-        ("gamma m 2 100 1 60s soon", "slo must be a multiple of the exec time (2.9), a duration (10ms) or 0"),
+        (
+            "gamma m 2 100 1 60s soon",
+            "slo must be a multiple of the exec time (2.9), a duration (10ms) or 0",
+        ),
         ("azure 0", "num-workers must be within 1..100000, not 0"),
         ("azure 1 maybe", "use-all-models must be 1 or 0, not 'maybe'"),
         ("azure 1 1 1 5", "memory-load-factor must be within 1..4, not 5"),

@@ -276,8 +276,8 @@ WEIGHT_RANGE = (0.01, 100.0)
 CLIENT_WEIGHTS = ("value", "shares")
 
 
-#: At 1 a request that a forecast gives no chance is refused. Above it goodput hardly suffers up to 2, but of two
-#: equal models one is served more (docs/policy.md).
+#: At 1 a request that a forecast gives no chance is refused. Above it goodput hardly suffers up to 2, but of
+#: two equal models one is served more (docs/policy.md).
 EARLY_REFUSAL = 1.0
 #: More would leave GPUs idle beside requests that were refused.
 MOST_EARLY_REFUSAL = 10.0

@@ -6,6 +6,7 @@ How many requests a step takes is the scheduler's decision (core/scheduler/door.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 from slosched import clock
 from slosched.codes import Code
@@ -138,10 +139,8 @@ class Doorway:
             if message is None:
                 continue
             arrivals.append((peer, message, frames))
-            if isinstance(message, RequestBundle):
-                waiting[peer] = waiting.get(peer, 0) + len(message.requests)
-            elif isinstance(message, InferRequest):
-                waiting[peer] = waiting.get(peer, 0) + 1
+            if count := len(_requests(message)):
+                waiting[peer] = waiting.get(peer, 0) + count
         self._read_ns = clock.now_ns()
         total = sum(waiting.values())
         if total > most:
@@ -155,28 +154,32 @@ class Doorway:
         return max(total, len(arrivals))
 
     def _refuse_some(self, arrivals: list[Arrival], parts: dict[bytes, int]) -> list[Arrival]:
-        """Refuse what is beyond `parts`; returns the others. The newest of each client have most time left."""
+        """Refuse what is beyond `parts`, the number of requests of each client; returns the others."""
+        asked: dict[bytes, list[InferRequest]] = {}
+        for peer, message, _ in arrivals:
+            if requests := _requests(message):
+                asked.setdefault(peer, []).extend(requests)
+        chosen = {
+            peer: iter(self._door.choose([request.model_id for request in requests], parts[peer]))
+            for peer, requests in asked.items()
+        }
         taken: list[Arrival] = []
-        refused: dict[bytes, list[int]] = {}
-        for peer, message, frames in reversed(arrivals):
-            client = self._scheduler.clients.get(peer)
-            if client is None or not isinstance(message, RequestBundle | InferRequest):
+        refused: dict[bytes, list[InferRequest]] = {}
+        for peer, message, frames in arrivals:
+            requests = _requests(message)
+            marks = list(islice(chosen[peer], len(requests))) if requests else []
+            if all(marks) or peer not in self._scheduler.clients:
                 taken.append((peer, message, frames))
                 continue
-            requests = message.requests if isinstance(message, RequestBundle) else (message,)
-            part = min(parts[peer], len(requests))
-            parts[peer] -= part
-            if part == len(requests):
-                taken.append((peer, message, frames))
-                continue
-            ids = self._door.refuse(client, requests[: len(requests) - part])
-            refused.setdefault(peer, []).extend(ids)
-            if part and isinstance(message, RequestBundle):
-                rest = RequestBundle(requests[len(requests) - part :], message.sent_ns)
-                taken.append((peer, rest, frames))
-        for peer, ids in refused.items():
-            self._tell(self._scheduler.clients[peer], ids)
-        taken.reverse()
+            kept: list[InferRequest] = []
+            others = refused.setdefault(peer, [])
+            for request, mark in zip(requests, marks, strict=True):
+                (kept if mark else others).append(request)
+            if kept and isinstance(message, RequestBundle):
+                taken.append((peer, RequestBundle(tuple(kept), message.sent_ns), frames))
+        for peer, others in refused.items():
+            client = self._scheduler.clients[peer]
+            self._tell(client, self._door.refuse(client, others))
         return taken
 
     def _tell(self, client: Client, refused: list[int]) -> None:
@@ -190,3 +193,9 @@ class Doorway:
         for request_id in refused:
             answer = InferReply(request_id, code, REASON, -1, 0, 0, False)
             self._answer(client.identity, answer)
+
+
+def _requests(message: FromClients) -> tuple[InferRequest, ...]:
+    if isinstance(message, RequestBundle):
+        return message.requests
+    return (message,) if isinstance(message, InferRequest) else ()

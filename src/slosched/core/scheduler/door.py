@@ -32,6 +32,8 @@ _GAP_NS = 15 * NS_PER_MS
 _SHORT_NS, _LONG_NS = NS_PER_MS, 4 * NS_PER_MS
 #: What a controller that has not learned yet starts from; a request costs 50 us.
 _FIRST = 64
+#: With fewer a step does little but begin: what it costs besides is as much as some sixteen requests.
+_LEAST = 4.0
 #: The limit follows the cost of one step by no more than this, since steps vary.
 _DOWN, _UP = 0.7, 1.2
 _PAUSE_AT_MOST = 4.0
@@ -50,6 +52,7 @@ class Door:
         self._needed_ns = 0  # when the limit last kept a request out, or should have
         self._ended_ns = 0  # when the last step ended
         self._cpu_ns = 0  # as it was told then
+        self._next_model = 0  # whose turn it is
         self.limit = NO_LIMIT
         self.refused = 0  # requests, so far; not among those that arrived
 
@@ -72,11 +75,33 @@ class Door:
         if 2 * took >= self._most:  # else the limit had no part in what the step cost
             wanted_ns = min(_LONG_NS, max(_SHORT_NS, cost_ns * _GAP_NS // gap_ns))
             change = min(_UP, max(_DOWN, wanted_ns / cost_ns))
-            self._most = max(1.0, self._most * change)
+            self._most = max(_LEAST, self._most * change)
         over = now_ns - self._needed_ns > _OVER_AFTER_NS
         # What came during a pause of the process is no overload yet.
         paused = min(_PAUSE_AT_MOST, max(1.0, gap_ns / _GAP_NS))
         self.limit = NO_LIMIT if over else int(self._most * paused)
+
+    def choose(self, model_ids: Sequence[int], most: int) -> list[bool]:
+        """Which of one client's requests are taken, `most` in all: for each whether it is.
+
+        Those of one model make a batch, which costs the controller little more than one request. So models
+        are taken whole, in turn, and of the last one the newest, which have most time left.
+        """
+        if most >= len(model_ids) or not most:
+            return [most > 0] * len(model_ids)
+        places: dict[int, list[int]] = {}
+        for place, model_id in enumerate(model_ids):
+            places.setdefault(model_id, []).append(place)
+        in_turn = sorted(places, key=lambda model_id: (model_id < self._next_model, model_id))
+        taken, left = [False] * len(model_ids), most
+        for model_id in in_turn:
+            for place in places[model_id][-left:]:
+                taken[place] = True
+            left -= min(left, len(places[model_id]))
+            if not left:
+                self._next_model = model_id + 1
+                break
+        return taken
 
     def refuse(self, client: Client, requests: Sequence[InferRequest]) -> list[int]:
         """Count `requests` as refused; returns their ids, without those that repeat one that was taken."""
