@@ -251,7 +251,7 @@ async def started(directory: Path) -> AsyncIterator[tuple[Worker, Bench]]:
     await until(server.scheduler.ready)
     gc.collect()
     gc.freeze()
-    gc.set_threshold(5_000, 200, 100)
+    gc.set_threshold(2_000, 5, 1_000)
     try:
         yield worker, bench
     finally:

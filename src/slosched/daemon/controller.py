@@ -467,7 +467,7 @@ def run_controller(config: ControllerConfig, *, announce: Announce) -> int:
         # of 50,000 young objects, which a load of 10,000 copies makes, nearly three.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(5_000, 200, 100)
+        gc.set_threshold(2_000, 5, 1_000)
         await server.run()
 
     uvloop.run(main())

@@ -31,7 +31,7 @@ Arrival = tuple[bytes, FromClients, list[Frame]]
 
 
 #: Messages that a step reads as long as the loop keeps up: each takes five microseconds, also a cancel.
-_AT_ONCE = 64
+_AT_ONCE = 48
 
 
 class Doorway:

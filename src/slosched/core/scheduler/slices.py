@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Iterator
 
 #: Units in one step: about half a millisecond, with what the shell does for them.
-A_STEP = 400
+A_STEP = 200
 #: And as many with what policies spend (`Slices.spend`): they are left a part whatever else is under way.
-A_STEP_IN_ALL = 500
+A_STEP_IN_ALL = 250
 #: Units of one answer: its reply, its record, and what the shell does with both.
 ANSWER = 12
 #: Units between two looks at what is left.
