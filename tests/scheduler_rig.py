@@ -76,6 +76,15 @@ class Rig:
         self.effects.extend(effects)
         return effects
 
+    def steps(self) -> None:
+        """Schedule until no work in slices is left."""
+        self.step()
+        for _ in range(10_000):
+            if not self.scheduler.slicing:
+                return
+            self.step()
+        raise AssertionError("the work in slices does not end")
+
     def to_client(self, kind: type[C]) -> list[C]:
         """Every message of `kind` sent to clients so far."""
         sent = [e.message for e in self.effects if isinstance(e, ToClient)]
@@ -211,12 +220,13 @@ class Rig:
         self._request_id += 1
         request_id = self._request_id
         self.handle(FromClient(client, LoadModelRequest(request_id, "net", copies)))
-        self.step()
+        self.steps()
         for worker_id in self._sessions:
             self.prepared(worker_id, pages=pages)
+        self.steps()
         for worker_id in self._sessions:
             self.weights_loaded(worker_id)
-        self.step()
+        self.steps()
         replies = [r for r in self.to_client(LoadModelReply) if r.request_id == request_id]
         assert replies, "the load was not answered"
         assert replies[0].code == 0, replies[0].reason

@@ -157,7 +157,7 @@ def test_a_brief_report_has_no_list_of_models_and_the_full_one_keeps_every_field
     rig, _ = Rig.ready(copies=3)
     for brief in (True, False):
         rig.handle(FromClient(b"c", StatusRequest(90 + brief, brief)))
-    rig.step()
+    rig.steps()
     full, brief_report = (
         next(r for r in rig.to_client(StatusReply) if r.request_id == n).report for n in (90, 91)
     )
