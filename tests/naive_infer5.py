@@ -50,6 +50,7 @@ class _Known:
     last_ns: int
     turned_away: bool = True
     batches: int = 0
+    asked: int = 0
     gap_ns: float = 0.0
     dear: float = 1.0
     full: int = 1
@@ -61,6 +62,14 @@ class _Known:
         self.gap_ns += share * (ns - wanted_ns - self.gap_ns)
         self.dear += share * (batch.dear - self.dear)
         self.full, self.last_ns, self.turned_away = batch.full, ns, False
+
+
+def _count(known: dict[int, _Known], about: _Known) -> None:
+    """One more request of a model; half of what is remembered goes once that is much."""
+    about.asked += 1
+    if sum(each.asked for each in known.values()) > 50 * len(known):
+        for each in known.values():
+            each.asked -= each.asked // 2
 
 
 class NaiveOpenings:
@@ -145,18 +154,23 @@ class NaiveForecast:
                 if not known:
                     count, between_ns, last_ns = 0, 0.0, ns
                 known[model_id] = _Known(late_ns=ns, last_ns=ns)
+                others = sum(each.asked for each in known.values())
+                known[model_id].asked = max(1, others // len(known))
             about = known.get(model_id)
             if about is None:
                 continue
-            if batch is None:
+            if kind == "asked":
+                _count(known, about)
+            elif batch is None:
                 about.turned_away = True
                 about.late_ns = ns if kind == "late" else about.late_ns
             elif ns - about.late_ns > 2 * max(batch.slo_ns, about.gap_ns):
                 del known[model_id]  # all was well for long: nothing is known until the next loss
             else:
+                wanted_ns = last_ns if about.turned_away else max(last_ns, batch.oldest_ns)
                 about.sent(batch, ns)
                 count += 1
-                between_ns += max(1 / count, 0.03) * (ns - last_ns - between_ns)
+                between_ns += max(1 / count, 0.03) * (ns - wanted_ns - between_ns)
                 last_ns = ns
         about = known.get(request.model.model_id)
         if about is None or not about.batches:
@@ -165,8 +179,11 @@ class NaiveForecast:
             return None
         if latest_ns - now_ns < WORTH_NS:
             return None
+        self._history.append(("asked", request.model.model_id, now_ns, None))
+        _count(known, about)
         before = sum(other < request for other in request.model.queue)
-        each_ns = min(about.gap_ns, len(known) * between_ns) / about.dear
+        all_asked = sum(each.asked for each in known.values())
+        each_ns = between_ns * min(all_asked / about.asked, len(known)) / about.dear
         start_ns = max(about.last_ns + each_ns, now_ns) + before // about.full * each_ns
         expected_ns = now_ns + round((start_ns - now_ns) * self._early)
         return expected_ns if expected_ns > latest_ns else None

@@ -3,14 +3,14 @@
 A queue that is longer than what will be served of it answers each request that it cannot serve at the
 last moment. What came to those before says so when the request arrives:
 
-    Of each model that lost a request after it had waited, three things are watched, all as moving
-    averages over its last few batches: the `gap` from one batch to the next while requests waited; how
-    many times as dear its requests were as in full batches (`dear`, at least 1: fuller batches would come
-    so much sooner); and when the last batch was sent.
-    A request with p requests of its model before it goes with the (1 + p // b)-th batch from now on, b
-    being the largest batch that its SLO allows. Batches are forecast gap / dear after each other, the first
-    one so long after the last that was sent, or now. A gap that is longer than if the watched models took
-    turns counts as that: a model must not lose its part because it has lost it lately.
+    Watched are the models that lost a request after it had waited. Three things are known of them, all lately:
+    how long after each other the batches of all of them came while requests waited (`between`); what
+    part of all their requests each model has (`asked`); and for each model how many times as dear its requests
+    were as in full batches (`dear`, at least 1: fuller batches would come so much sooner).
+    A model that has one request in n is forecast to have one batch in n, but not fewer than if the models took
+    turns: how many it had lately says nothing, or a model that fell behind would lose more and more. A
+    request with p requests of its model before it goes with the (1 + p // b)-th batch of its model, b being
+    the largest batch that its SLO allows, the first one so long after the last that was sent, or now.
     It is refused if the wait until its batch, times `early_refusal`, is longer than the wait that its
     deadline allows, and that is at least `WORTH_NS`.
 
@@ -30,6 +30,8 @@ from slosched.units import NS_PER_MS, format_duration
 
 #: Weight of the latest batch in the moving averages, once there were as many as that needs.
 _NEWEST = 0.15
+#: Requests of a model that tell what part of all it is.
+_REMEMBERED = 50
 #: Weight of the latest in the moving average over the batches of all watched models.
 _NEWEST_OF_ALL = 0.03
 #: A loss confirms the forecast for so many times the longer of gap and SLO.
@@ -42,7 +44,7 @@ WORTH_NS = 10 * NS_PER_MS
 class _Watched:
     """How the batches of one model came."""
 
-    __slots__ = ("dear", "full", "gap_ns", "last_ns", "lost_ns", "pressed", "seen")
+    __slots__ = ("asked", "dear", "full", "gap_ns", "last_ns", "lost_ns", "pressed", "seen")
 
     def __init__(self, now_ns: int) -> None:
         self.lost_ns = now_ns  # when the last one that had waited was lost
@@ -53,6 +55,7 @@ class _Watched:
         self.seen = 0
         self.gap_ns = 0.0
         self.dear = 1.0
+        self.asked = 0  # requests lately
         self.full = 1  # requests in a full batch
 
 
@@ -61,12 +64,13 @@ class Forecast:
     is forecast, since what comes to one may take longer than what came to those before it.
     """
 
-    __slots__ = ("_between_ns", "_early", "_last_ns", "_seen", "_watched")
+    __slots__ = ("_asked", "_between_ns", "_early", "_last_ns", "_seen", "_watched")
 
     def __init__(self, early_refusal: float) -> None:
         self._early = early_refusal
         self._last_ns = 0  # when the last batch of a watched model was sent
         self._seen = 0  # such batches
+        self._asked = 0  # requests of watched models lately
         self._between_ns = 0.0  # from each of these to the next, on average
         self._watched: dict[int, _Watched] = {}  # by model id
 
@@ -81,7 +85,9 @@ class Forecast:
         if watched is None:
             if not self._watched:
                 self._last_ns, self._between_ns, self._seen = now_ns, 0.0, 0
-            self._watched[model.model_id] = _Watched(now_ns)
+            self._watched[model.model_id] = watched = _Watched(now_ns)
+            watched.asked = max(1, self._asked // len(self._watched))
+            self._asked += watched.asked
         else:
             watched.lost_ns = now_ns
             watched.pressed = True
@@ -97,15 +103,17 @@ class Forecast:
             return
         if now_ns - watched.lost_ns > _CONFIRMED * max(first.slo_ns, watched.gap_ns):
             del self._watched[model_id]
+            self._asked -= watched.asked
             return
         self._seen += 1
         newest = max(1 / self._seen, _NEWEST_OF_ALL)
-        self._between_ns += newest * (now_ns - self._last_ns - self._between_ns)
+        # Unless some were turned away, no batch was wanted before the oldest of these came.
+        oldest_ns = min([request.arrival_ns for request in requests])
+        since_ns = self._last_ns if watched.pressed else max(self._last_ns, oldest_ns)
+        self._between_ns += newest * (now_ns - since_ns - self._between_ns)
         self._last_ns = now_ns
         full, full_ns = _full_batch(table, first.slo_ns)
-        since_ns = watched.last_ns
-        if not watched.pressed:  # there was nobody to serve before the oldest of these came
-            since_ns = max(since_ns, min([request.arrival_ns for request in requests]))
+        since_ns = watched.last_ns if watched.pressed else max(watched.last_ns, oldest_ns)
         watched.seen += 1
         newest = max(1 / watched.seen, _NEWEST)
         dear = max(1.0, exec_ns * full / (full_ns * len(requests)))
@@ -114,6 +122,15 @@ class Forecast:
         watched.full = full
         watched.last_ns = now_ns
         watched.pressed = False
+
+    def _arrived(self, watched: _Watched) -> None:
+        """Count a request, and let what came before count half once there are some fifty of each model."""
+        watched.asked += 1
+        self._asked += 1
+        if self._asked > _REMEMBERED * len(self._watched):
+            for each in self._watched.values():
+                each.asked = (each.asked + 1) // 2
+            self._asked = sum([each.asked for each in self._watched.values()])
 
     def hopeless_start_ns(self, request: Request, latest_ns: int, *, now_ns: int) -> int:
         """When `request`, which arrives and must start by `latest_ns`, must expect to start if that is too
@@ -124,9 +141,10 @@ class Forecast:
             return 0
         if now_ns - watched.lost_ns > _CONFIRMED * max(request.slo_ns, watched.gap_ns):
             return 0
+        self._arrived(watched)
         batches = places_before(request) // watched.full
-        in_turn_ns = len(self._watched) * self._between_ns
-        each_ns = min(watched.gap_ns, in_turn_ns) / watched.dear
+        turns = min(self._asked / watched.asked, len(self._watched))
+        each_ns = self._between_ns * turns / watched.dear
         start_ns = max(watched.last_ns + each_ns, now_ns) + batches * each_ns
         wait_ns = round((start_ns - now_ns) * self._early)
         if now_ns + wait_ns <= latest_ns:
