@@ -16,8 +16,8 @@ long for leave the queue with code 7. Whoever could not even start in time leave
 are told at their internal deadline, when all others that are still queued get code 4.
 
 Deadlines, estimates, trackers and demand are those of the published INFER5 (deadlines.py, tracker.py,
-loads.py), with its habit of copying a model that is asked for to every GPU. At most two loads are outstanding per GPU, and 100 us
-pass between any two.
+loads.py), with its habit of copying a model that is asked for to every GPU. At most two loads are outstanding
+per GPU, and 100 us pass between any two.
 
 One plain mistake of the published code is not kept: rule 2 looked for the b newest by a comparison
 that is the wrong way round, and so never found them.
