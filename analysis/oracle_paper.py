@@ -27,7 +27,7 @@ from random import Random
 from slosched.codes import Code
 from slosched.config import EmulationNoise, GpuProfile, SchedulerConfig
 from slosched.config_file import load_profile
-from slosched.core.scheduler.paper.deadlines import internal_slos_ns
+from slosched.core.scheduler.policies.published.deadlines import internal_slos_ns
 from slosched.messages import ControllerToWorker, Infer, WorkerToController
 from slosched.sim.harness import Demand, Network, Outcome, Simulation, SimulationFailed
 from slosched.sim.marks import Framed

@@ -18,7 +18,7 @@ from slosched.version import __version__
 
 pytestmark = pytest.mark.processes
 
-HEAVY = ("torch", "matplotlib", "pandas", "zmq", "uvloop", "numpy", "transformers", "PIL")
+HEAVY = ("torch", "matplotlib", "zmq", "uvloop", "numpy", "transformers", "PIL")
 COMMANDS: tuple[list[str], ...] = (
     [], ["worker"], ["controller"], ["client"], ["client", "slo-exp-1"], ["client", "infer"], ["models"],
     ["status"], ["profile"], ["plot"], ["plot", "fig7"], ["doctor"], ["demo"], ["max-rate"],

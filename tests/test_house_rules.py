@@ -29,7 +29,6 @@ HOMES = {
     "cupy": "daemon/backends",
     "pynvml": "daemon/backends",
     "matplotlib": "analysis",
-    "pandas": "analysis",
     "scipy": "bound",
 }
 
@@ -140,7 +139,7 @@ def loaded_after(program: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-HEAVY = {"torch", "transformers", "cupy", "matplotlib", "pandas", "scipy"}
+HEAVY = {"torch", "transformers", "cupy", "matplotlib", "scipy"}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from scheduler_rig import MS, T0, Rig
 from slosched.config import GpuProfile, ModelProfile, SchedulerConfig
 from slosched.config_file import load_profile
 from slosched.core.scheduler.interface import FromClient
-from slosched.core.scheduler.paper.deadlines import internal_slos_ns
+from slosched.core.scheduler.policies.published.deadlines import internal_slos_ns
 from slosched.messages import CancelRequest, ErrorResult, EvictWeights, Infer, LoadWeights
 from slosched.sim.harness import Demand, Network, Outcome, Simulation
 from slosched.units import NS_PER_S

@@ -6,8 +6,8 @@ from scheduler_rig import EXEC_MS, MS, T0, Rig
 from slosched.codes import Code
 from slosched.config import SchedulerConfig
 from slosched.core.scheduler.interface import FromClient
-from slosched.core.scheduler.paper.tracker import ExecutorTracker, PaperEstimator
-from slosched.core.scheduler.policies.infer5_paper import Infer5Paper
+from slosched.core.scheduler.policies.published.infer5_paper import Infer5Paper
+from slosched.core.scheduler.policies.published.tracker import ExecutorTracker, PaperEstimator
 from slosched.messages import (
     ErrorResult,
     Infer,

@@ -8,7 +8,7 @@ from scheduler_rig import MS, T0, Rig
 from slosched.codes import Code
 from slosched.config import PLACEMENTS, SchedulerConfig
 from slosched.core.scheduler.interface import FromClient
-from slosched.core.scheduler.placement import PLACEMENTS as PLACEMENTS_BY_NAME
+from slosched.core.scheduler.policies.placements import PLACEMENTS as PLACEMENTS_BY_NAME
 from slosched.errors import UnknownName
 from slosched.messages import (
     ErrorResult,

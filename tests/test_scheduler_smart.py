@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scheduler_rig import MS, T0, Rig
 from slosched.config import GpuProfile, ModelProfile, SchedulerConfig
 from slosched.config_file import load_profile
-from slosched.core.scheduler.policies.smart import _Durations
-from slosched.core.scheduler.policies.smart_timetable import Batch, timetable
+from slosched.core.scheduler.policies.published.smart import _Durations
+from slosched.core.scheduler.policies.published.smart_timetable import Batch, timetable
 from slosched.core.scheduler.state import Model
 from slosched.messages import (
     ErrorResult,

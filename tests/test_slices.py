@@ -26,7 +26,7 @@ from slosched.core.scheduler.interface import (
     RequestDone,
     ToClient,
 )
-from slosched.core.scheduler.policies.direct import Direct
+from slosched.core.scheduler.policies.published.direct import Direct
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.slices import A_PART, A_STEP, A_STEP_IN_ALL, ANSWER, Slices, Work
 from slosched.core.scheduler.state import Model, Request, RequestState

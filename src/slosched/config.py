@@ -249,7 +249,7 @@ class WorkerConfig:
 
 FIDELITIES = ("best", "paper")
 
-#: Rules of which weights go to which GPU; core/scheduler/placement has a file for each.
+#: Rules of which weights go to which GPU; core/scheduler/policies/placements.py lists them.
 PLACEMENTS = ("gain", "demand", "lru")
 
 #: TYPEs that place weights in a way of their own, or none.

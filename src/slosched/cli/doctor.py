@@ -325,9 +325,7 @@ def _packages(has_gpu: bool) -> Iterator[Check]:
     yield _package_check(
         "gpu", ("cupy-cuda13x", "nvidia-ml-py"), "pip install slosched[gpu]", wanted=has_gpu
     )
-    yield _package_check(
-        "plot", ("matplotlib", "pandas"), "pip install slosched[plot]", wanted=True
-    )
+    yield _package_check("plot", ("matplotlib",), "pip install slosched[plot]", wanted=True)
 
 
 def _package_check(name: str, packages: tuple[str, ...], install: str, *, wanted: bool) -> Check:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
-from slosched.core.scheduler.placement import Placement
+from slosched.core.scheduler.placement.base import Placement
 from slosched.core.scheduler.state import Request
 from slosched.core.scheduler.urgency import Urgency
 from slosched.units import format_duration

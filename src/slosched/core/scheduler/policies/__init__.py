@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from slosched.config import SchedulerConfig
 from slosched.core.scheduler.cluster import Cluster
-from slosched.core.scheduler.policies.aimd import Aimd
 from slosched.core.scheduler.policies.base import Policy, Refusals
-from slosched.core.scheduler.policies.direct import Direct
+from slosched.core.scheduler.policies.baselines.aimd import Aimd
+from slosched.core.scheduler.policies.baselines.edf import Edf
+from slosched.core.scheduler.policies.baselines.fifo import Fifo
+from slosched.core.scheduler.policies.baselines.reject import Reject
 from slosched.core.scheduler.policies.echo import Echo
-from slosched.core.scheduler.policies.edf import Edf
-from slosched.core.scheduler.policies.fifo import Fifo
-from slosched.core.scheduler.policies.infer4 import Infer4
 from slosched.core.scheduler.policies.infer5 import Infer5
-from slosched.core.scheduler.policies.infer5_paper import Infer5Paper
-from slosched.core.scheduler.policies.reject import Reject
-from slosched.core.scheduler.policies.smart import Smart
-from slosched.core.scheduler.policies.stress import Stress
+from slosched.core.scheduler.policies.published.direct import Direct
+from slosched.core.scheduler.policies.published.infer4 import Infer4
+from slosched.core.scheduler.policies.published.infer5_paper import Infer5Paper
+from slosched.core.scheduler.policies.published.smart import Smart
+from slosched.core.scheduler.policies.published.stress import Stress
 from slosched.errors import UnknownName
 
 #: TYPE -> fidelity -> policy.

@@ -1,8 +1,8 @@
 """What a scheduling policy is: it owns the queues, and decides through a `Cluster`'s verbs.
 
-A policy is one file in this folder and one line in `POLICIES`. It sees a request once through
-`enqueue` (and again after a failed action), and must end each one: put it into an action, or
-`refuse` it with a code and a reason.
+A policy is one file and one line in `POLICIES`; published/ holds replicas, baselines/ what to compare with. It
+sees a request once through `enqueue` (and again after a failed action), and must end each one: put it into an
+action, or `refuse` it with a code and a reason.
 """
 
 from __future__ import annotations

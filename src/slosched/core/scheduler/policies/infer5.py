@@ -44,7 +44,6 @@ from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.forecast import Forecast, why_refused_early
 from slosched.core.scheduler.held_back import HeldBack
 from slosched.core.scheduler.openings import Openings
-from slosched.core.scheduler.placement import make_placement
 from slosched.core.scheduler.plans import (
     NEVER_NS,
     Plan,
@@ -54,6 +53,7 @@ from slosched.core.scheduler.plans import (
     why_refused,
 )
 from slosched.core.scheduler.policies.base import Refusals
+from slosched.core.scheduler.policies.placements import make_placement
 from slosched.core.scheduler.queues import first_from, take_by_deadline
 from slosched.core.scheduler.shares import Shares
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request

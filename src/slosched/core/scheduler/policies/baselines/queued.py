@@ -13,13 +13,13 @@ from typing import Protocol
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.openings import Openings
-from slosched.core.scheduler.placement import make_placement
 from slosched.core.scheduler.policies.base import (
     LAST_ONE_LOST,
     NOT_OFFERED,
     Refusals,
     is_offered,
 )
+from slosched.core.scheduler.policies.placements import make_placement
 from slosched.core.scheduler.queues import take_by_deadline
 from slosched.core.scheduler.slices import ANSWER, Work
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request

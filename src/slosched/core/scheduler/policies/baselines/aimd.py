@@ -24,14 +24,14 @@ from collections import OrderedDict
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.openings import Openings
-from slosched.core.scheduler.placement import make_placement
 from slosched.core.scheduler.policies.base import NOT_OFFERED, Refusals, is_offered, soonest
-from slosched.core.scheduler.policies.queued import answer_unoffered, send_batch
+from slosched.core.scheduler.policies.baselines.queued import answer_unoffered, send_batch
+from slosched.core.scheduler.policies.baselines.turns import Turns
+from slosched.core.scheduler.policies.baselines.unbound import A_BINDING, Unbound
+from slosched.core.scheduler.policies.placements import make_placement
 from slosched.core.scheduler.queues import append, take_appended
 from slosched.core.scheduler.slices import Work
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
-from slosched.core.scheduler.turns import Turns
-from slosched.core.scheduler.unbound import A_BINDING, Unbound
 
 STEP = 1.0
 BACKOFF = 0.9

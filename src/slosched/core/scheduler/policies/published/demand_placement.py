@@ -1,4 +1,4 @@
-"""`demand`: Clockwork's rule (paper/loads.py) under a policy of ours, for comparison.
+"""`demand`: Clockwork's rule (loads.py) under a policy of ours, for comparison.
 
 Each request that waits asks for exec time, and for loads until it is sent, as published: b1 x capacity /
 SLO each, where the capacity is the default SLO. The model with the most demand that no GPU serves is
@@ -11,9 +11,9 @@ from __future__ import annotations
 from heapq import heappop, heappush
 
 from slosched.core.scheduler.cluster import Cluster
-from slosched.core.scheduler.paper.deadlines import internal_slos_ns
-from slosched.core.scheduler.paper.loads import PaperLoads
 from slosched.core.scheduler.placement.base import Placement
+from slosched.core.scheduler.policies.published.deadlines import internal_slos_ns
+from slosched.core.scheduler.policies.published.loads import PaperLoads
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 
 

@@ -21,7 +21,7 @@ from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.policies.base import Refusals, soonest
-from slosched.core.scheduler.policies.queued import QueuedByModel, send_single
+from slosched.core.scheduler.policies.baselines.queued import QueuedByModel, send_single
 from slosched.core.scheduler.queues import first_from
 from slosched.core.scheduler.slices import ANSWER
 from slosched.core.scheduler.state import Gpu, Request

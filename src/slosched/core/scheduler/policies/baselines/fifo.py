@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.policies.base import Refusals, soonest
-from slosched.core.scheduler.policies.queued import QueuedByModel, send_batch
+from slosched.core.scheduler.policies.baselines.queued import QueuedByModel, send_batch
+from slosched.core.scheduler.policies.baselines.turns import Turns
 from slosched.core.scheduler.queues import insert_by_key, take_by_key
 from slosched.core.scheduler.state import Gpu, Model, Request
-from slosched.core.scheduler.turns import Turns
 
 
 class Fifo(QueuedByModel):

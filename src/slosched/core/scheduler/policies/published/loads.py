@@ -10,7 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from slosched.core.scheduler.cluster import Cluster
-from slosched.core.scheduler.paper.tracker import FUTURE_NS, ExecutorTracker, PaperEstimator
+from slosched.core.scheduler.policies.published.tracker import (
+    FUTURE_NS,
+    ExecutorTracker,
+    PaperEstimator,
+)
 from slosched.core.scheduler.state import Gpu, Model
 from slosched.units import NS_PER_MS
 

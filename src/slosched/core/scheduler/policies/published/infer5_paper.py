@@ -18,15 +18,15 @@ from heapq import heappop, heappush
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
-from slosched.core.scheduler.paper.deadlines import internal_slos_ns
-from slosched.core.scheduler.paper.loads import PaperLoads
-from slosched.core.scheduler.paper.tracker import (
+from slosched.core.scheduler.policies.base import Refusals
+from slosched.core.scheduler.policies.published.deadlines import internal_slos_ns
+from slosched.core.scheduler.policies.published.loads import PaperLoads
+from slosched.core.scheduler.policies.published.tracker import (
     DEFAULT_CLOCK_MHZ,
     FUTURE_NS,
     ExecutorTracker,
     PaperEstimator,
 )
-from slosched.core.scheduler.policies.base import Refusals
 from slosched.core.scheduler.queues import append, take_appended
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.units import format_duration

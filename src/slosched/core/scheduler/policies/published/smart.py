@@ -35,7 +35,7 @@ from math import ceil
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.policies.base import LAST_ONE_LOST, NOT_OFFERED, Refusals, is_offered
-from slosched.core.scheduler.policies.smart_timetable import Batch, timetable
+from slosched.core.scheduler.policies.published.smart_timetable import Batch, timetable
 from slosched.core.scheduler.queues import take_by_deadline
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.units import NS_PER_MS, NS_PER_US, format_duration

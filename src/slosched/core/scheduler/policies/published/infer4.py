@@ -15,9 +15,9 @@ What runs are the first requests of the queue; those older than the strategy's t
 long for leave the queue with code 7. Whoever could not even start in time leaves it with code 8. Both
 are told at their internal deadline, when all others that are still queued get code 4.
 
-Deadlines, estimates, trackers and demand are those of the published INFER5 (paper/), with its habit of
-copying a model that is asked for to every GPU. At most two loads are outstanding per GPU, and 100 us
-pass between any two.
+Deadlines, estimates, trackers and demand are those of the published INFER5 (deadlines.py, tracker.py,
+loads.py), with its habit of copying a model that is asked for to every GPU. At most two loads are outstanding
+per GPU, and 100 us pass between any two.
 
 One plain mistake of the published code is not kept: rule 2 looked for the b newest by a comparison
 that is the wrong way round, and so never found them.
@@ -31,15 +31,15 @@ from heapq import heappop, heappush
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
-from slosched.core.scheduler.paper.deadlines import internal_slos_ns
-from slosched.core.scheduler.paper.loads import PaperLoads, _ModelDemand
-from slosched.core.scheduler.paper.tracker import (
+from slosched.core.scheduler.policies.base import Refusals
+from slosched.core.scheduler.policies.published.deadlines import internal_slos_ns
+from slosched.core.scheduler.policies.published.loads import PaperLoads, _ModelDemand
+from slosched.core.scheduler.policies.published.tracker import (
     DEFAULT_CLOCK_MHZ,
     FUTURE_NS,
     ExecutorTracker,
     PaperEstimator,
 )
-from slosched.core.scheduler.policies.base import Refusals
 from slosched.core.scheduler.queues import append, take_appended
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.units import NS_PER_US, format_duration

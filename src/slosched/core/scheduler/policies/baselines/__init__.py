@@ -1,0 +1,1 @@
+"""Simpler schedulers to compare with."""
