@@ -11,7 +11,7 @@ from slosched.codes import ActionType
 from slosched.config import EmulationNoise, GpuProfile, ModelProfile, SchedulerConfig
 from slosched.config_file import load_profile
 from slosched.core.scheduler.interface import Note
-from slosched.core.scheduler.policies import stress
+from slosched.core.scheduler.policies.published import stress
 from slosched.core.scheduler.state import Gpu
 from slosched.messages import (
     ErrorResult,
