@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from slosched import clock
 from slosched.clients.aio import AsyncClient
 from slosched.codes import Code
 from slosched.config import ControllerConfig, SchedulerConfig
@@ -329,5 +330,37 @@ def test_the_client_hears_it_and_sends_less_often(tmp_path: Path) -> None:
             while len(answers) < 70:
                 await asyncio.sleep(0.002)
             await client.close()
+
+    _run(work())
+
+
+def test_what_is_taken_keeps_its_own_input(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with _serving(tmp_path) as server:
+            dealer = await _join(server, b"c-5", bundles=True)
+            kept: dict[int, bytes] = {}
+            handle = server.scheduler.handle
+
+            def noted(event: Any, *, now_ns: int) -> None:
+                if isinstance(getattr(event, "message", None), InferRequest):
+                    frame = server._frames._arrived[event.input_key]
+                    kept[event.message.request_id] = bytes(frame)
+                handle(event, now_ns=now_ns)
+
+            server.scheduler.handle = noted  # type: ignore[method-assign]
+            server._rested_ns = clock.now_ns() + 200 * NS_PER_MS  # so that one step reads all
+            for request_id in range(20, 26):
+                request = InferRequest(request_id, 3, 0.0, _SLO_NS, 0, (4,), "float32", 10**18)
+                dealer.send([encode(request), bytes([request_id]) * 16])
+            codes: list[int] = []
+            while len(codes) < 6:
+                for frames in dealer.receive():
+                    answer: Any = decode_for_client(frames[0])
+                    for each in getattr(answer, "replies", (answer,)):
+                        codes += [each.code] * len(getattr(each, "request_ids", (0,)))
+                await asyncio.sleep(0.002)
+            assert len(kept) == 2 and server.scheduler.door.refused == 4
+            assert all(frame == bytes([number]) * 16 for number, frame in kept.items())
+            dealer.close()
 
     _run(work())

@@ -180,7 +180,7 @@ def measure_actions(
         slowest=_table(shown, range(first)), mispredicted=_table(shown, range(first, second)),
     )  # fmt: skip
     if not len(rows):
-        notices.append("there is no timeline: no GPU did anything after the first request")
+        notices.append("there is no timeline: no action ran on a GPU after the first request")
         return numbers, None
     shown = {name: column[second:] for name, column in shown.items()}
     return numbers, _excerpt(shown, chosen, window is not None, shortened)

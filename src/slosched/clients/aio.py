@@ -369,7 +369,7 @@ class AsyncClient(Session):
         try:
             return await self._infer(current, array, factor, slo_ns, left_s(), user_id)
         except InvalidRequest as error:
-            # Nobody looked at the request: a controller that was just started does not know this client.
+            # No model saw the request: a controller that was just started does not know this client.
             reply = error.reply
             if not isinstance(reply, Inference) or reply.message.model_id >= 0:
                 raise

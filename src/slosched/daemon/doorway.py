@@ -27,6 +27,7 @@ from slosched.transport.codec import Frame, message_from_client
 from slosched.transport.frames import Frames
 from slosched.transport.sockets import BadMessages, Router
 
+_ASKS = (RequestBundle, InferRequest)
 Arrival = tuple[bytes, FromClients, list[Frame]]
 
 
@@ -105,7 +106,7 @@ class Doorway:
             refused = Refused(-1, Code.INVALID_REQUEST, f"message not taken: {error}")
             self._answer(peer, refused)
             return None
-        if isinstance(message, RequestBundle | InferRequest) and message.sent_ns:
+        if isinstance(message, _ASKS) and message.sent_ns:
             self._sent_ns.setdefault(peer, message.sent_ns)
         return message
 
@@ -148,7 +149,7 @@ class Doorway:
         self._refusing_ns += clock.thread_cpu_ns() - began_ns
         for peer, message, frames in arrivals:
             waited_ns = 0
-            if isinstance(message, RequestBundle | InferRequest):
+            if isinstance(message, _ASKS):
                 waited_ns = self._waited_ns(peer, message.sent_ns)
             self._hand_on(peer, message, frames, waited_ns)
         return max(total, len(arrivals))

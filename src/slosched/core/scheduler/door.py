@@ -44,7 +44,7 @@ REASON = "requests come faster than the controller's core can take them"
 
 
 class Door:
-    """Told of each step (`step_ended`), it says how many requests the next one takes (`limit`)."""
+    """Sets how many requests a step may take (`limit`), from what earlier steps took (`step_ended`)."""
 
     def __init__(self) -> None:
         self._most = float(_FIRST)

@@ -3,10 +3,10 @@
 A queue that is longer than what will be served of it answers each request that it cannot serve at the
 last moment. What came to those before says so when the request arrives:
 
-    Watched are the models that lost a request after it had waited. Three things are known of them, all lately:
-    how long after each other the batches of all of them came while requests waited (`between`); what
-    part of all their requests each model has (`asked`); and for each model how many times as dear its requests
-    were as in full batches (`dear`, at least 1: fuller batches would come so much sooner).
+    The scheduler watches each model that lost a request after it had waited, and averages over what happened
+    lately: the time from one batch of these models to the next while requests waited (`between`); the part of
+    their requests that each model receives (`asked`); and how much more GPU time a request of the model takes
+    than in a full batch (`dear`, at least 1: full batches would follow one another that much sooner).
     A model that has one request in n is forecast to have one batch in n, but not fewer than if the models took
     turns: how many it had lately says nothing, or a model that fell behind would lose more and more. A
     request with p requests of its model before it goes with the (1 + p // b)-th batch of its model, b being
@@ -34,7 +34,7 @@ _NEWEST = 0.15
 _REMEMBERED = 50
 #: Weight of the latest in the moving average over the batches of all watched models.
 _NEWEST_OF_ALL = 0.03
-#: A loss confirms the forecast for so many times the longer of gap and SLO.
+#: A loss confirms the forecast for the longer of gap and SLO, times this.
 _CONFIRMED = 2
 #: A request that will be hopeless within so short a time waits for that: no client can do much with less, and
 #: where SLOs are as short, early refusals cost up to four points of goodput.

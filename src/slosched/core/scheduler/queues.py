@@ -17,7 +17,7 @@ _place = attrgetter("place")
 _key = attrgetter("key")
 
 
-#: So many requests are looked at one by one: what is asked for is near, as a rule.
+#: The search looks at this number of requests one by one first: most requests are found there.
 _NEAR = 8
 
 

@@ -29,7 +29,7 @@ def status_report(scheduler: Scheduler, *, now_ns: int, brief: bool = False) -> 
 def status_parts(
     report: dict[str, Any], scheduler: Scheduler, *, now_ns: int, brief: bool = False
 ) -> Work:
-    """Fill `report` with what `status_report` returns, in parts: a large cluster's is no snapshot."""
+    """Fill `report` with what `status_report` returns, in parts, which differ in time if there are many."""
     report.update(_head(scheduler, now_ns))
     yield A_PART
     clients: list[dict[str, Any]] = []

@@ -32,7 +32,7 @@ _HELLO_EVERY_NS = NS_PER_S // 2
 _OVERDUE_TICKS_UNTIL_LOST = 5 * NS_PER_S // TICK_NS
 _TRUSTED_CLOCK_ERROR_NS = 5 * NS_PER_MS
 _REPORT_SILENCE_EVERY_NS = 3 * NS_PER_S
-#: Whoever is lost has so long to come back before a spare takes the place: most do, and need no preparing.
+#: A lost worker has this long to return before a spare takes its place: most return, with models prepared.
 _SPARE_AFTER_NS = 10 * NS_PER_S
 _TICKS_UNTIL_REPLACED = _SPARE_AFTER_NS // TICK_NS
 
