@@ -60,7 +60,10 @@ METAVARS = {
     "window_length": _DURATION,
     "workers": f"{_ADDRESSES},...",
 }
-_BY_TYPE = {"<int>": "N", "<int range>": "N", "<float>": "X", "<float range>": "X"}
+#: What a value is called, by the name of its type: Click's names, then Typer's own since 0.29.
+_BY_TYPE = {"integer": "N", "integer range": "N", "float": "X", "float range": "X"}
+_BY_TYPE |= {"text": "TEXT", "path": "PATH", "file": "FILE", "filename": "FILE", "directory": "DIR"}
+_BY_TYPE |= {"<int>": "N", "<int range>": "N", "<float>": "X", "<float range>": "X"}
 _BY_TYPE |= {"<str>": "TEXT", "<path>": "PATH", "<file>": "FILE", "<directory>": "DIR"}
 
 #: A command with fewer options lists them as one.
@@ -82,6 +85,14 @@ _PANELS = {
 _PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names}
 
 
+def _type_name(option: Any) -> str:
+    """What this version of Typer calls the type of an option's value; empty where it does not say."""
+    if hasattr(option, "type"):
+        return str(option.type.name)
+    display = getattr(option, "display_type", None)
+    return str(display(None)) if display is not None else ""
+
+
 class SloschedCommand(TyperCommand):
     """A command whose values have names (DURATION, SIZE, HOST:PORT) and whose many options have groups."""
 
@@ -90,9 +101,7 @@ class SloschedCommand(TyperCommand):
         for param in self.params:
             shown: Any = param
             if param.param_type_name == "option" and shown.metavar is None and not shown.is_flag:
-                shown.metavar = METAVARS.get(str(shown.name)) or _BY_TYPE.get(
-                    shown.display_type(None)
-                )
+                shown.metavar = METAVARS.get(str(shown.name)) or _BY_TYPE.get(_type_name(shown))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Arguments, the general options, then each group of options under its own heading."""
