@@ -12,6 +12,7 @@ import pytest
 
 from naive_infer5 import NaiveOpenings
 from scheduler_rig import EXEC_MS, MS, T0, Rig
+from slosched.core.scheduler.changes import Changes
 from slosched.core.scheduler.openings import Openings
 from slosched.core.scheduler.paths import Paths
 from slosched.core.scheduler.state import Client, Gpu, Model, Request, Worker, WorkerState
@@ -23,7 +24,8 @@ def openings_of(rig: Rig) -> Openings:
     """A second look at the rig's cluster, that has heard of every GPU."""
     cluster = rig.scheduler.cluster
     openings = Openings(cluster)
-    cluster.news[-1].update(cluster.gpus)
+    for gpu in cluster.gpus.values():
+        cluster.changes.execs(gpu)
     return openings
 
 
@@ -144,7 +146,7 @@ def test_an_overdue_gpu_is_asked_again_when_reports_turn_out_to_take_longer() ->
 
 def test_the_shortest_ways_are_those_of_the_workers_there_are() -> None:
     workers = {i: Worker(i, state=WorkerState.JOINED) for i in range(3)}
-    paths = Paths(workers)
+    paths = Paths(workers, Changes())
     for worker in list(workers.values())[:2]:
         worker.gpus.append(Gpu(worker.worker_id, 0, worker, 1, 1, 1))
     paths.workers_changed()

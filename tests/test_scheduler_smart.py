@@ -13,7 +13,7 @@ from slosched.config import GpuProfile, ModelProfile, SchedulerConfig
 from slosched.config_file import load_profile
 from slosched.core.scheduler.policies.published.smart import _Durations
 from slosched.core.scheduler.policies.published.smart_timetable import Batch, timetable
-from slosched.core.scheduler.state import Model
+from slosched.core.scheduler.state import Model, add_residency
 from slosched.messages import (
     ErrorResult,
     EvictWeights,
@@ -297,7 +297,8 @@ def test_requests_are_dealt_out_to_the_gpus_that_hold_their_model() -> None:
     cluster = rig.scheduler.cluster
     other = next(g for g in cluster.gpus.values() if model not in g.resident)
     other.free_pages -= 1  # as if it had been copied there; the policy never does
-    cluster.add_residency(other, cluster.models[model])
+    add_residency(other, cluster.models[model])
+    cluster.changes.execs(other)
     ids = [rig.infer(model, slo_ms=100) for _ in range(4)]
     rig.step(101)
     taken = {

@@ -30,6 +30,7 @@ from slosched.messages import (
     LoadModelRequest,
     LoadModelResult,
     ModelInfo,
+    Result,
 )
 from slosched.units import NS_PER_S
 
@@ -204,10 +205,27 @@ class Catalog:
             self._give_up(name, Code.CANCELLED, reason)
         self.advance(now_ns=now_ns)
 
-    def prepared(self, worker: Worker, result: LoadModelResult, *, now_ns: int) -> None:
-        preparation = self._ended(worker, result.action_id)
-        if preparation is None:
-            return
+    def ended(self, worker: Worker, result: Result, *, now_ns: int) -> bool:
+        """Take in the end of a LoadModel; False if `result` is about something else."""
+        preparation = self._preparing.get(result.action_id)
+        if preparation is None or preparation.worker is not worker:
+            return False
+        if not isinstance(result, LoadModelResult | ErrorResult):
+            return False
+        self._news += 1
+        del self._preparing[result.action_id]
+        if isinstance(result, LoadModelResult):
+            self._prepared(preparation, result, now_ns)
+        else:
+            name = preparation.models[0].name
+            text = f"worker {worker.label} cannot load {name!r}: {result.reason}"
+            self._cluster.emit(Note("warning", text))
+            self._give_up(name, result.code, result.reason)
+        self.advance(now_ns=now_ns)
+        return True
+
+    def _prepared(self, preparation: _Preparation, result: LoadModelResult, now_ns: int) -> None:
+        worker = preparation.worker
         name = preparation.models[0].name
         wrong = what_is_wrong_with_model(result)
         if wrong:
@@ -215,7 +233,6 @@ class Catalog:
                 Note("warning", f"worker {worker.label} offers {name!r}, but {wrong}")
             )
             self._give_up(name, Code.RUNTIME_ERROR, wrong)
-            self.advance(now_ns=now_ns)
             return
         reference = self._reference(name)
         if reference is None or _signature(reference) == _signature(result):
@@ -230,7 +247,6 @@ class Catalog:
             reason = f"{differs}; it is used when no worker with the other is left"
             unlike = worker.unlike.setdefault(name, Unlike(result, [], reason))
             unlike.models.extend(preparation.models)
-        self.advance(now_ns=now_ns)
 
     def _reference(self, name: str) -> LoadModelResult | None:
         """What the models of `name` are on the workers where they are used."""
@@ -306,27 +322,6 @@ class Catalog:
             and preparation.latest_ns - _PREPARE_WITHIN_NS < sent_before_ns
         ]
         return old[0] if len(old) > worker.preparing else None
-
-    def preparation_failed(self, worker: Worker, result: ErrorResult, *, now_ns: int) -> bool:
-        """True if `result` was about a LoadModel of ours."""
-        preparation = self._ended(worker, result.action_id)
-        if preparation is None:
-            return False
-        name = preparation.models[0].name
-        self._cluster.emit(
-            Note("warning", f"worker {worker.label} cannot load {name!r}: {result.reason}")
-        )
-        self._give_up(name, result.code, result.reason)
-        self.advance(now_ns=now_ns)
-        return True
-
-    def _ended(self, worker: Worker, action_id: int) -> _Preparation | None:
-        """The LoadModel of that number, if it is `worker`'s; it is under way no more."""
-        preparation = self._preparing.get(action_id)
-        if preparation is None or preparation.worker is not worker:
-            return None
-        self._news += 1
-        return self._preparing.pop(action_id)
 
     def _preparing_name(self, name: str) -> bool:
         return any(p.models[0].name == name for p in self._preparing.values()) or any(

@@ -1,36 +1,42 @@
-"""The GPUs in the order in which their exec is predicted to be free. Kept, not sorted: O(log n) a change."""
+"""The GPUs in the order in which their exec lane is predicted to be free: O(log n) a change."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 
+from slosched.core.scheduler.changes import Changes
 from slosched.core.scheduler.state import Gpu
 
 
-class FreeOrder:
-    """`entries` are (predicted end of all that was sent, index, GPU), ascending; read them, no more."""
+class GpusByFreeTime:
+    """`gpus` are those in use, by index; `entries` follow the change feed."""
 
-    __slots__ = ("_listed_ns", "entries")
+    __slots__ = ("_changed", "_entries", "_gpus", "_listed_ns")
 
-    def __init__(self) -> None:
-        self.entries: list[tuple[int, int, Gpu]] = []
+    def __init__(self, gpus: dict[int, Gpu], changes: Changes) -> None:
+        self._gpus = gpus
+        self._changed = changes.follow_execs()
+        self._entries: list[tuple[int, int, Gpu]] = []
         self._listed_ns: dict[int, int] = {}  # by GPU index: the time under which it stands
 
-    def add(self, gpu: Gpu) -> None:
-        self._listed_ns[gpu.index] = gpu.exec.busy_until_ns
-        insort(self.entries, (gpu.exec.busy_until_ns, gpu.index, gpu))
+    @property
+    def entries(self) -> list[tuple[int, int, Gpu]]:
+        """(predicted end of all that was sent, index, GPU), ascending; read them, no more."""
+        if self._changed:
+            for gpu in self._changed.values():
+                self._place(gpu)
+            self._changed.clear()
+        return self._entries
 
-    def remove(self, gpu: Gpu) -> None:
-        """Take `gpu` out; one that is not there is fine."""
-        listed_ns = self._listed_ns.pop(gpu.index, None)
-        if listed_ns is not None:
-            del self.entries[bisect_left(self.entries, (listed_ns, gpu.index))]
-
-    def move(self, gpu: Gpu) -> None:
-        """The prediction for `gpu` changed; one that is not there is fine."""
-        index, busy_ns = gpu.index, gpu.exec.busy_until_ns
+    def _place(self, gpu: Gpu) -> None:
+        index, entries = gpu.index, self._entries
+        used, busy_ns = index in self._gpus, gpu.exec.busy_until_ns
         listed_ns = self._listed_ns.get(index)
-        if listed_ns is not None and listed_ns != busy_ns:
+        if listed_ns is not None:
+            if used and listed_ns == busy_ns:
+                return
+            del self._listed_ns[index]
+            del entries[bisect_left(entries, (listed_ns, index))]
+        if used:
             self._listed_ns[index] = busy_ns
-            del self.entries[bisect_left(self.entries, (listed_ns, index))]
-            insort(self.entries, (busy_ns, index, gpu))
+            insort(entries, (busy_ns, index, gpu))

@@ -38,7 +38,6 @@ class Openings:
         assert cluster.config.schedule_ahead_ns is not None
         self._ahead_ns = cluster.config.schedule_ahead_ns
         self.unasked: dict[int, Gpu] = {}  # by index, as below
-        self._changed: dict[int, Gpu] = {}
         #: Open, and a start depends on nothing but the way there: (margin of the way, index).
         self._near: list[tuple[int, int, Gpu]] = []
         self._near_margin_ns: dict[int, int] = {}
@@ -48,8 +47,8 @@ class Openings:
         self._opens_ns: dict[int, int] = {}
         self._closed: list[tuple[int, int, Gpu]] = []
         self._hindered: dict[int, None] = {}  # asked in vain, but for what is predicted of its ways
-        cluster.news.append(self._changed)
-        cluster.paths.on_change.append(self._path_changed)
+        self._changed = cluster.changes.follow_execs()
+        self._paths_changed = cluster.changes.follow_paths()
 
     # -------------------------------------------------------------------------------- facts
 
@@ -119,6 +118,10 @@ class Openings:
 
     def refresh(self, now_ns: int) -> None:
         """Bring everything up to `now_ns`."""
+        if self._paths_changed:
+            for worker in self._paths_changed.values():
+                self._path_changed(worker)
+            self._paths_changed.clear()
         changed = self._changed
         if changed:
             for gpu in changed.values():
@@ -196,7 +199,7 @@ class Openings:
         """When the next GPU that is closed now opens by itself."""
         closed = self._closed
         # Not every policy looked at what opened meanwhile; a time that has passed would wake it at once.
-        if self._changed or (closed and closed[0][0] <= now_ns):
+        if self._changed or self._paths_changed or (closed and closed[0][0] <= now_ns):
             self.refresh(now_ns)
         while closed and self._opens_ns.get(closed[0][1]) != closed[0][0]:
             heappop(closed)

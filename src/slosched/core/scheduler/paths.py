@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from slosched.core.scheduler.changes import Changes
 from slosched.core.scheduler.state import Worker, WorkerState
 
 
 class Paths:
-    """Predictions of all ways. `on_change` callbacks run for each worker whose predicted latency changed."""
+    """Predictions of all ways; changes of a worker's go into the feed."""
 
-    def __init__(self, workers: dict[int, Worker]) -> None:
-        self._workers = workers
-        self.on_change: list[Callable[[Worker], None]] = []
+    def __init__(self, workers: dict[int, Worker], changes: Changes) -> None:
+        self._workers, self._changes = workers, changes
         #: The shortest expected way to a worker with GPUs in use, and back; 0 if there is none.
         self.least_transit_ns = 0
         self.least_returns_ns = 0
@@ -32,8 +30,7 @@ class Paths:
             self.least_returns_ns, self._quickest = returns_ns, worker
         elif worker is self._quickest:
             self._find_quickest()
-        for told in self.on_change:
-            told(worker)
+        self._changes.path(worker)
 
     def workers_changed(self) -> None:
         """GPUs came or went."""

@@ -16,10 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
-from slosched.codes import ENDED, ActionType, Code, code_name
+from slosched.codes import Code
 from slosched.config import SchedulerConfig
+from slosched.core.scheduler.action_ends import ActionEnds
 from slosched.core.scheduler.answers import NO_PLAN, Answers, Plan
 from slosched.core.scheduler.catalog import Catalog
 from slosched.core.scheduler.client_sessions import ClientSessions, some_requests
@@ -40,9 +39,8 @@ from slosched.core.scheduler.interface import (
 from slosched.core.scheduler.limits import Limits
 from slosched.core.scheduler.overdue import Overdue
 from slosched.core.scheduler.policies import make_policy
-from slosched.core.scheduler.policies.base import LoadsByDemand
 from slosched.core.scheduler.report import status_parts
-from slosched.core.scheduler.second_tries import MODEL_FAILED, SecondTries
+from slosched.core.scheduler.second_tries import SecondTries
 from slosched.core.scheduler.sessions import TICK_NS, Sessions
 from slosched.core.scheduler.slices import ANSWER, Work
 from slosched.core.scheduler.state import (
@@ -55,7 +53,7 @@ from slosched.core.scheduler.state import (
     Worker,
     WorkerState,
 )
-from slosched.core.scheduler.validation import plausible, what_is_wrong
+from slosched.core.scheduler.validation import what_is_wrong
 from slosched.core.scheduler.weights import Weights
 from slosched.core.scheduler.words import made_safe
 from slosched.messages import (
@@ -64,17 +62,12 @@ from slosched.messages import (
     ClientHeartbeat,
     ClientHello,
     ClientMessage,
-    ErrorResult,
-    EvictWeightsResult,
     Goodbye,
     Heartbeat,
     InferReply,
     InferRequest,
-    InferResult,
     ListModelsRequest,
     LoadModelRequest,
-    LoadModelResult,
-    LoadWeightsResult,
     Refused,
     StatusReply,
     StatusRequest,
@@ -84,12 +77,6 @@ from slosched.messages import (
     WorkerToController,
     WorkerWelcome,
 )
-
-#: A request whose actions keep failing is answered after this many, not counting those in which the model
-#: or its process failed (second_tries.py bounds them).
-_MAX_ATTEMPTS = 3
-#: How a worker that has said goodbye fails what it has not begun.
-_HANDED_BACK = (Code.CANCELLED, Code.SHUTTING_DOWN)
 
 
 class Scheduler:
@@ -140,7 +127,9 @@ class Scheduler:
         )
         self._overdue = Overdue(self.cluster, self._not_reported)
         self.second_tries = SecondTries(
-            self.cluster, end=self._answer_from_queue, wanted=self._weights_wanted
+            self.cluster,
+            end=self._answer_from_queue,
+            wanted=lambda request, now_ns: self._ends.weights_wanted(request, now_ns),
         )
         self._weights = Weights(config)
         self._clients = ClientSessions(
@@ -157,6 +146,9 @@ class Scheduler:
         self.door = Door()
         self.leaving = self._clients.leaving
         self.answers = Answers(emit=self._effects.append, limits=self.limits)
+        self._ends = ActionEnds(
+            self.cluster, self.policy, self.second_tries, self.answers, self._answer
+        )
         self.arrived = 0
         self.invalid = 0  # requests that could not be taken; not among those that arrived
         self.draining = False
@@ -371,78 +363,10 @@ class Scheduler:
         if worker.state is not WorkerState.JOINED or message.session != worker.session:
             return  # of a session that ended; what it was about was dealt with then
         worker.heard = True
-        if isinstance(message, InferResult):
-            self._infer_result(worker, message, now_ns)
-        elif isinstance(message, Heartbeat):
+        if isinstance(message, Heartbeat):
             self.sessions.heartbeat(worker, message, now_ns=now_ns)
-        elif isinstance(message, ErrorResult):
-            self._error_result(worker, message, now_ns)
-        elif isinstance(message, LoadModelResult):
-            self.catalog.prepared(worker, message, now_ns=now_ns)
-        elif isinstance(message, LoadWeightsResult):
-            self._load_result(worker, message, now_ns)
-        elif isinstance(message, EvictWeightsResult):
-            action = self.cluster.action_of(worker, message.action_id, ActionType.EVICT_WEIGHTS)
-            if action is not None:
-                self.cluster.evict_finished(action, message, now_ns=now_ns)
-
-    def _load_result(self, worker: Worker, result: LoadWeightsResult, now_ns: int) -> None:
-        action = self.cluster.action_of(worker, result.action_id, ActionType.LOAD_WEIGHTS)
-        if action is None:
-            return
-        span = plausible(result.span, sent_ns=action.sent_ns, now_ns=now_ns)
-        if span is not result.span:
-            result = msgspec.structs.replace(result, span=span)
-        self.cluster.load_finished(action, result, now_ns=now_ns)
-        self.policy.action_done(
-            action, code=Code.OK, end_ns=span.end_ns, duration_ns=span.duration_ns, clock_mhz=0
-        )
-
-    def _infer_result(self, worker: Worker, result: InferResult, now_ns: int) -> None:
-        action = self.cluster.action_of(worker, result.action_id, ActionType.INFER)
-        if action is None:
-            return
-        span = plausible(result.exec, sent_ns=action.sent_ns, now_ns=now_ns)
-        if span is not result.exec:
-            result = msgspec.structs.replace(result, exec=span)
-        self.cluster.infer_finished(action, result, now_ns=now_ns)
-        self.policy.action_done(
-            action,
-            code=Code.OK,
-            end_ns=result.exec.end_ns,
-            duration_ns=result.exec.duration_ns,
-            clock_mhz=(result.gpu_clock_before_mhz + result.gpu_clock_mhz) // 2,
-        )
-        met = frames = 0
-        sizes = result.output_sizes
-        plan = Plan.of(action, start_ns=result.exec.begin_ns, exec_ns=result.exec.duration_ns)
-        for place, request in enumerate(action.requests):
-            size = sizes[place] if place < len(sizes) else 0
-            frame = frames
-            frames += 1 if size else 0  # an output of 0 bytes has no frame
-            if request.state is RequestState.ANSWERED:  # cancelled meanwhile
-                continue
-            output_of = (action.action_id, frame) if size and request.input_bytes else None
-            met += self.answers.give(
-                request, Code.OK, "", plan, now_ns=now_ns, output_of=output_of, tell=True
-            )
-        self.cluster.answered(action, result, now_ns=now_ns, met=met)
-
-    def _error_result(self, worker: Worker, result: ErrorResult, now_ns: int) -> None:
-        if self.catalog.preparation_failed(worker, result, now_ns=now_ns):
-            return
-        action = self.cluster.action_of(worker, result.action_id)
-        if action is None:
-            return
-        if result.code == Code.SHUTTING_DOWN:  # an older worker says no goodbye
-            self._worker_leaves(worker)
-        self.cluster.failed(action, result.code, now_ns=now_ns, result=result)
-        self.policy.action_done(action, code=result.code, end_ns=now_ns, duration_ns=0, clock_mhz=0)
-        self._try_again(action, result.code, result.reason, now_ns)
-        model = action.model
-        took = action.action_type is ActionType.INFER and not model.resident_on
-        if took and model.queue:  # the weights went with the action
-            self._weights_wanted(model.queue[0], now_ns)
+        elif not self.catalog.ended(worker, message, now_ns=now_ns):
+            self._ends.reported(worker, message, now_ns=now_ns)
 
     def _worker_joined(self, worker: Worker, gpus: list[Gpu], now_ns: int) -> None:
         for gpu in gpus:
@@ -476,62 +400,8 @@ class Scheduler:
             yield ANSWER
 
     def _worker_lost(self, worker: Worker, lost: list[ActionState], now_ns: int) -> None:
-        for action in lost:
-            self.policy.action_done(
-                action, code=Code.CANCELLED, end_ns=now_ns, duration_ns=0, clock_mhz=0
-            )
-            reason = f"worker {worker.worker_id} was lost while it had the request"
-            self._try_again(action, Code.CANCELLED, reason, now_ns, process_ended=True)
+        self._ends.lost(worker, lost, now_ns=now_ns)
         self.catalog.worker_lost(worker, now_ns=now_ns)
-
-    def _try_again(
-        self,
-        action: ActionState,
-        code: int,
-        reason: str,
-        now_ns: int,
-        *,
-        process_ended: bool = False,
-    ) -> None:
-        """An action came to nothing: its requests are tried again while that can help, else answered."""
-        if self.policy.replans:
-            if process_ended or code in ENDED:
-                ending = code == Code.PROCESS_ENDED
-                self.second_tries.process_ended(action, code, reason, now_ns=now_ns, ending=ending)
-                return
-            if code in MODEL_FAILED:
-                self.second_tries.model_failed(action, code, reason)
-                return
-        for request in action.requests:
-            self._retry(request, action, code, reason, now_ns)
-
-    def _retry(
-        self, request: Request, action: ActionState, code: int, reason: str, now_ns: int
-    ) -> None:
-        """Its action failed for a reason other than the model: replan while that can help, else answer."""
-        if request.state is RequestState.ANSWERED:
-            return
-        if action.gpu.worker.leaving and code in _HANDED_BACK:
-            request.excused += 1
-        hopeless = (
-            request.attempts - request.excused >= _MAX_ATTEMPTS
-            or now_ns >= request.deadline_ns
-            or not self.cluster.gpus
-            or not self.policy.replans
-        )
-        if hopeless:
-            words = f"{code_name(code)}: {reason}" if reason else code_name(code)
-            self._answer(request, code, words, Plan.of(action))
-        elif request.tried_alone:
-            self.second_tries.again(request)
-        else:
-            request.move(RequestState.QUEUED)
-            self.policy.enqueue(request, now_ns=now_ns)
-
-    def _weights_wanted(self, request: Request, now_ns: int) -> None:
-        """A queued request lost its model's weights to a second try, or with a process."""
-        if isinstance(self.policy, LoadsByDemand):
-            self.policy.asked_for(request, now_ns=now_ns)
 
     # ------------------------------------------------------------------------------ answers
 
@@ -575,11 +445,10 @@ class Scheduler:
         reason: str,
         plan: Plan = NO_PLAN,
         *,
-        output_of: tuple[int, int] | None = None,
         tell: bool = True,
-    ) -> bool:
-        return self.answers.give(
-            request, code, reason, plan, now_ns=self._now_ns, output_of=output_of, tell=tell
+    ) -> None:
+        self.answers.give(
+            request, code, reason, plan, now_ns=self._now_ns, output_of=None, tell=tell
         )
 
     def _tick(self, now_ns: int) -> None:

@@ -266,8 +266,6 @@ class Sessions:
         for gpu in worker.gpus:
             lost.extend(self._cluster.remove_gpu(gpu))
             self._on_gpu_removed(gpu)
-        for action in lost:
-            self._cluster.log_lost(action, now_ns=now_ns)
         worker.gpus, worker.spare = [], []
         worker.prepared.clear()
         worker.instances.clear()

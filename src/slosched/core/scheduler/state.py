@@ -151,18 +151,17 @@ class ActionState:
 
     def __init__(
         self,
+        *,
         action_id: int,
         action_type: ActionType,
         gpu: Gpu,
         model: Model,
-        requests: tuple[Request, ...],
-        batch_class: int,
+        requests: tuple[Request, ...] = (),
+        batch_class: int = 1,
         sent_ns: int,
-        reaches_ns: int,
         expected_start_ns: int,
         expected_duration_ns: int,
         latest_ns: int,
-        requests_queued: int,
     ) -> None:
         self.action_id = action_id
         self.action_type = action_type
@@ -171,7 +170,7 @@ class ActionState:
         self.requests = requests
         self.batch_class = batch_class
         self.sent_ns = sent_ns
-        self.reaches_ns = reaches_ns  # predicted receipt at the worker
+        self.reaches_ns = sent_ns + gpu.worker.transit.expected_ns  # predicted receipt there
         #: What was expected when it was sent: kept for telemetry and for the answers.
         self.expected_start_ns = expected_start_ns
         self.expected_end_ns = expected_start_ns + expected_duration_ns
@@ -180,7 +179,7 @@ class ActionState:
         self.predicted_start_ns = expected_start_ns
         self.predicted_end_ns = self.expected_end_ns
         self.latest_ns = latest_ns
-        self.requests_queued = requests_queued
+        self.requests_queued = len(model.queue)
         self.copies_loaded = len(model.resident_on)
         #: How much longer than expected it may take, as a promise of what follows should allow for.
         self.spread_ns = 0
@@ -217,6 +216,12 @@ class Executor:
                 waiting.predicted_end_ns = waiting.predicted_start_ns + waiting.expected_duration_ns
             previous_end_ns = waiting.predicted_end_ns
         self.busy_until_ns = previous_end_ns
+
+    def drain(self) -> list[ActionState]:
+        """Take everything off; returns what was outstanding."""
+        drained = list(self.outstanding)
+        self.outstanding.clear()
+        return drained
 
 
 class ExecTables(dict[str, ExecTable]):
@@ -300,6 +305,18 @@ class Gpu:
             seed_ns = max(1, self.worker.prepared[model.name].weights_ns)
             estimator = self.transfers[model.name] = WindowEstimator(seed_ns)
         return estimator
+
+
+def add_residency(gpu: Gpu, model: Model) -> None:
+    """`gpu` holds `model`'s weights from now on; the pages were taken when the load was sent."""
+    gpu.resident[model.model_id] = model
+    model.resident_on[gpu.index] = gpu
+
+
+def drop_residency(gpu: Gpu, model: Model) -> None:
+    """`gpu` does not hold `model`'s weights any more; the pages are the caller's to count."""
+    gpu.resident.pop(model.model_id, None)
+    model.resident_on.pop(gpu.index, None)
 
 
 class WorkerState(IntEnum):

@@ -101,7 +101,7 @@ class Infer5:
         self._fresh: dict[int, Model] = {}  # with requests that no GPU was asked about yet
         self._expiry = ExpiryHeap()  # by the latest start that is likely in time
         self._held_back = HeldBack()
-        cluster.on_unload.append(self._held_back.gone)
+        self._unloaded = cluster.changes.follow_unloaded()
         self._shares = Shares() if cluster.config.client_weights == "shares" else None
         early = cluster.config.early_refusal
         self._forecast = Forecast(early) if early else None
@@ -352,6 +352,8 @@ class Infer5:
 
     def _turn(self, gpu: Gpu, start_ns: int, now_ns: int) -> _Choice | None:
         """What must run next on `gpu` because it was held back for long; None is what is usual."""
+        while self._unloaded:
+            self._held_back.gone(self._unloaded.popitem()[1])
         due = self._held_back.due(now_ns)
         if not due:
             return None
