@@ -19,7 +19,7 @@ from slosched.core.scheduler.interface import Note, ToClient, ToWorker
 from slosched.core.scheduler.slices import A_PART, Work
 from slosched.core.scheduler.state import Client, Gpu, Model, ModelState, Unlike, Worker
 from slosched.core.scheduler.unused import Unused
-from slosched.core.scheduler.validation import what_is_wrong_with_model
+from slosched.core.scheduler.validation import model_error
 from slosched.errors import known_names, shown_name
 from slosched.messages import (
     ErrorResult,
@@ -227,7 +227,7 @@ class Catalog:
     def _prepared(self, preparation: _Preparation, result: LoadModelResult, now_ns: int) -> None:
         worker = preparation.worker
         name = preparation.models[0].name
-        wrong = what_is_wrong_with_model(result)
+        wrong = model_error(result)
         if wrong:
             self._cluster.emit(
                 Note("warning", f"worker {worker.label} offers {name!r}, but {wrong}")

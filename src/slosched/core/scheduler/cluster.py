@@ -1,7 +1,7 @@
 """The cluster: workers, GPUs and models, the predictions for them, and the actions that are under way.
 
-Policies decide; they have it done through the verbs of this class (`send_*`). What a kind of action takes, and
-what its end gives back, is the kind's (actions/); who is told of an end is in action_ends.py.
+Policies decide, and act through the verbs of this class (`send_*`). What an action takes, and what its end
+gives back, is up to its kind (actions/); action_ends.py carries each end to the policy and the clients.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Cluster:
         self.gpus: dict[int, Gpu] = {}  # by index; only those of joined workers
         self.models: dict[int, Model] = {}
         self.actions: dict[int, ActionState] = {}
-        #: Models that the policy itself has loaded, whoever else asks for them: name -> copies.
+        #: Models that the policy itself has loaded, besides those of clients: name -> copies.
         self.own_models: dict[str, int] = {}
         #: Models that a joined worker put aside and none offers: name -> words for a client (sessions.py).
         self.put_aside: dict[str, str] = {}

@@ -11,7 +11,7 @@ from slosched.units import format_duration
 
 #: Later than everything: where no GPU can start a request at all.
 NEVER_NS = 2**62
-#: At most so many GPUs are looked at for the one that would be the least late.
+#: Number of GPUs looked at, at most, for the one that would be the least late.
 _LOOKED_AT = 8
 
 #: Latest start that is likely in time, earliest start there is, exec.

@@ -24,6 +24,7 @@ from slosched.core.scheduler.catalog import Catalog
 from slosched.core.scheduler.client_sessions import ClientSessions, some_requests
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.door import Door
+from slosched.core.scheduler.foreign_text import made_safe
 from slosched.core.scheduler.interface import (
     Accepted,
     ClientLost,
@@ -53,9 +54,8 @@ from slosched.core.scheduler.state import (
     Worker,
     WorkerState,
 )
-from slosched.core.scheduler.validation import what_is_wrong
+from slosched.core.scheduler.validation import request_error
 from slosched.core.scheduler.weights import Weights
-from slosched.core.scheduler.words import made_safe
 from slosched.messages import (
     PROTOCOL_VERSION,
     CancelRequest,
@@ -302,7 +302,7 @@ class Scheduler:
             return  # it came twice, and is answered once
         bytes_behind = event.input_bytes
         model = self.cluster.models.get(message.model_id)
-        wrong = what_is_wrong(client, message, model, bytes_behind)
+        wrong = request_error(client, message, model, bytes_behind)
         code = Code.INVALID_REQUEST
         if self.cluster.put_aside and model is not None and not wrong:
             wrong = self.cluster.put_aside.get(model.name, "")  # it would only time out
@@ -325,9 +325,17 @@ class Scheduler:
         key = self._next_key
         self._next_key += 1
         request = Request(
-            key, client, message.request_id, message.user_id, model, message.slo_factor, slo_ns,
-            now_ns - event.waited_ns, bytes_behind, self._weights.of_request(client, slo_ns),
-        )  # fmt: skip
+            key=key,
+            client=client,
+            request_id=message.request_id,
+            user_id=message.user_id,
+            model=model,
+            slo_factor=message.slo_factor,
+            slo_ns=slo_ns,
+            arrival_ns=now_ns - event.waited_ns,
+            input_bytes=bytes_behind,
+            weight=self._weights.of_request(client, slo_ns),
+        )
         self.arrived += 1
         client.requests[message.request_id] = request
         if model.model_id not in client.models:
@@ -341,7 +349,7 @@ class Scheduler:
         self.policy.enqueue(request, now_ns=now_ns)
 
     def _not_taken(self, client: Client, message: InferRequest, code: int, reason: str) -> None:
-        """Answer a request that never was one of ours."""
+        """Answer a request that was not taken."""
         self.invalid += 1
         reply = InferReply(message.request_id, code, reason, message.model_id, 0, 0, False)
         self._effects.append(ToClient(client.identity, reply))

@@ -13,7 +13,7 @@ from slosched.config import LOST_AFTER_NS
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToWorker
 from slosched.core.scheduler.state import ActionState, Gpu, Worker, WorkerState
-from slosched.core.scheduler.validation import put_aside_of, what_is_wrong_with_worker
+from slosched.core.scheduler.validation import put_aside_of, worker_error
 from slosched.messages import (
     PROTOCOL_VERSION,
     ControllerHello,
@@ -80,7 +80,7 @@ class Sessions:
                 f"{PROTOCOL_VERSION}: install the same version of slosched on both",
             )
             return
-        wrong = what_is_wrong_with_worker(message)
+        wrong = worker_error(message)
         if wrong:
             self._note("warning", f"worker {worker.label} is not used: {wrong}")
             return
@@ -182,8 +182,8 @@ class Sessions:
                 HeartbeatAck(heartbeat_sent_ns=message.sent_ns, received_ns=now_ns, sent_ns=now_ns),
             )
         )
-        # A heartbeat's way here says what the wire and both loops cost when no Infer does, so that a
-        # path once found slow is not given up for good: nothing sent would mean nothing learnt.
+        # The latency of a heartbeat tells what the wire and both loops cost while no Infer does. Without it a
+        # path once found slow would stay so: nothing would be sent there, and nothing learnt.
         delay_ns = now_ns - (message.sent_ns - message.clock_offset_ns)
         if message.clock_error_ns < _TRUSTED_CLOCK_ERROR_NS:
             self._cluster.paths.learn(worker, there_ns=delay_ns, back_ns=delay_ns)

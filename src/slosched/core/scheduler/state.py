@@ -114,7 +114,7 @@ class Request:
         """Change state along the table; any other change is a bug in the scheduler."""
         if not _MAY_FOLLOW[self.state][state]:
             raise AssertionError(
-                f"request {self.key}: {self.state.name} -> {state.name} is no transition"
+                f"request {self.key}: {self.state.name} -> {state.name} is not a transition"
             )
         self.state = state
 
@@ -225,7 +225,7 @@ class Executor:
 
 
 class ExecTables(dict[str, ExecTable]):
-    """Of one GPU of `worker`: `tables[name]` is there for every model that the worker prepared."""
+    """The exec tables of one GPU of `worker`: `tables[name]` for every model that the worker prepared."""
 
     def __init__(self, worker: Worker) -> None:
         super().__init__()
@@ -327,7 +327,7 @@ class WorkerState(IntEnum):
 #: Before anything was measured: a LAN's round trip and a busy event loop.
 _DEFAULT_TRANSIT_NS = 500_000
 _DEFAULT_RETURN_NS = 500_000
-#: A longer way than this was no way but a pause of one of the two; it would teach nothing else.
+#: A longer latency than this was a pause of one of the two processes, and would teach something wrong.
 _LONGEST_PATH_NS = LOST_AFTER_NS
 _FIRST_PAUSE_NS = 100 * NS_PER_MS
 _LONGEST_PAUSE_NS = 10 * NS_PER_S
@@ -390,7 +390,7 @@ class Worker:
 
     @property
     def label(self) -> str:
-        """For people: its number and where it is."""
+        """Human-readable: its number and where it is."""
         return f"{self.worker_id} ({self.address})" if self.address else str(self.worker_id)
 
     @property
@@ -398,8 +398,8 @@ class Worker:
         """True if an action of its GPUs is not reported yet."""
         return any(gpu.exec.outstanding or gpu.weights.outstanding for gpu in self.gpus)
 
-    def learn_path(self, *, there_ns: int, back_ns: int) -> bool:
-        """Take one measurement of each way. True if a prediction moved; paths.py tells of it."""
+    def learn_latency(self, *, there_ns: int, back_ns: int) -> bool:
+        """Take one measurement in each direction. True if a prediction moved (paths.py publishes that)."""
         moved = 0 <= there_ns < _LONGEST_PATH_NS and self.transit.add(there_ns)
         if 0 <= back_ns < _LONGEST_PATH_NS and self.returns.add(back_ns):
             moved = True
