@@ -290,7 +290,7 @@ def test_a_wait_at_the_door_counts_against_the_deadline(tmp_path: Path) -> None:
             dealer = await _join(server, b"c-3", bundles=True)
             delays = server.scheduler.clients[b"c-3"].delays
             delays.queued_ns(sent_ns=10**18, now_ns=0)  # and the next has waited for the most
-            server.scheduler.draining = True
+            server.scheduler.arrivals.draining = True
             dealer.send([_flood(10, 1)])
             answer = await _next(dealer)
             assert answer.code == Code.SHUTTING_DOWN and answer.latency_ns >= 60 * NS_PER_S

@@ -125,7 +125,7 @@ class Answers:
     ) -> bool:
         """End `request` at `now_ns`; `tell` its client unless that is gone. True if it was in time."""
         request.move(RequestState.ANSWERED)
-        code, arrival_ns, model = int(code), request.arrival_ns, request.model
+        code, model = int(code), request.model
         met = code == Code.OK and now_ns <= request.deadline_ns
         departure_count = len(model.resident_on)
         cold = request.arrival_count == 0 < departure_count

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from slosched.codes import Code
 from slosched.config import canonical_model
@@ -45,6 +46,12 @@ _HOLD_NS = 12 * NS_PER_S
 _PREPARE_WITHIN_NS = 600 * NS_PER_S
 #: A LoadModel is with its worker by then, and heartbeats tell of it, or it was lost on the way.
 _REACHES_WITHIN_NS = 5 * NS_PER_S
+
+
+class ModelLoaded(Protocol):
+    """Tells the policy that `model` is in the host memory of the worker of `gpus`."""
+
+    def __call__(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -89,7 +96,7 @@ class Catalog:
         self,
         cluster: Cluster,
         *,
-        on_loaded: Callable[[Model, list[Gpu], int], None],
+        on_loaded: ModelLoaded,
         on_changed: Callable[[Model], None],
         settled: Callable[[Model], bool],
     ) -> None:
@@ -282,7 +289,7 @@ class Catalog:
             if gpus[0] not in worker.gpus:
                 return  # the worker was lost
             for model in models[at : at + _TAKEN_AT_ONCE]:
-                self._on_loaded(model, gpus, now_ns)
+                self._on_loaded(model, gpus, now_ns=now_ns)
             yield _TAKEN_AT_ONCE * (_A_TAKING + len(gpus))
 
     def _take_one(self, worker: Worker, result: LoadModelResult, model: Model, now_ns: int) -> None:
@@ -294,7 +301,7 @@ class Catalog:
             if before is not None and _tensors(before) != _tensors(result):
                 self._on_changed(model)
         worker.instances[model.model_id] = model
-        self._on_loaded(model, worker.gpus, now_ns)
+        self._on_loaded(model, worker.gpus, now_ns=now_ns)
 
     def _take_unlike(self, now_ns: int) -> None:
         """A worker was lost: what was kept from use because of its models may be used now."""

@@ -20,13 +20,13 @@ from slosched.codes import Code
 from slosched.config import SchedulerConfig
 from slosched.core.scheduler.action_ends import ActionEnds
 from slosched.core.scheduler.answers import NO_PLAN, Answers, Plan
+from slosched.core.scheduler.arrivals import Arrivals
 from slosched.core.scheduler.catalog import Catalog
 from slosched.core.scheduler.client_sessions import ClientSessions, some_requests
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.door import Door
 from slosched.core.scheduler.foreign_text import made_safe
 from slosched.core.scheduler.interface import (
-    Accepted,
     ClientLost,
     Drain,
     Effect,
@@ -54,24 +54,20 @@ from slosched.core.scheduler.state import (
     Worker,
     WorkerState,
 )
-from slosched.core.scheduler.validation import request_error
 from slosched.core.scheduler.weights import Weights
 from slosched.messages import (
-    PROTOCOL_VERSION,
     CancelRequest,
     ClientHeartbeat,
     ClientHello,
     ClientMessage,
     Goodbye,
     Heartbeat,
-    InferReply,
     InferRequest,
     ListModelsRequest,
     LoadModelRequest,
     Refused,
     StatusReply,
     StatusRequest,
-    Welcome,
     WorkerGoodbye,
     WorkerRefused,
     WorkerToController,
@@ -98,7 +94,6 @@ class Scheduler:
     ) -> None:
         self._effects: list[Effect] = []
         self.cluster = Cluster(config, emit=self._effects.append)
-        self._slices = self.cluster.slices
         self.policy = make_policy(self.cluster.config, self.cluster, self)
         self.sessions = Sessions(
             self.cluster,
@@ -112,31 +107,23 @@ class Scheduler:
         )
         self.catalog = Catalog(
             self.cluster,
-            on_loaded=self._model_loaded,
+            on_loaded=self.policy.model_loaded,
             on_changed=self._model_changed,
             settled=self.policy.settled,
         )
         config = self.cluster.config
-        welcome = Welcome(
-            PROTOCOL_VERSION,
-            version,
-            incarnation,
-            config.policy,
-            config.default_slo_ns,
-            bundles=True,
-        )
         self._overdue = Overdue(self.cluster, self._not_reported)
         self.second_tries = SecondTries(
             self.cluster,
-            end=self._answer_from_queue,
+            end=self._answer,
             wanted=lambda request, now_ns: self._ends.weights_wanted(request, now_ns),
         )
-        self._weights = Weights(config)
+        weights = Weights(config)
         self._clients = ClientSessions(
-            emit=self._effects.append,
-            welcome=welcome,
-            weights=self._weights,
-            slices=self._slices,
+            self.cluster,
+            incarnation=incarnation,
+            version=version,
+            weights=weights,
             end_request=self._client_gone,
             cancel_request=self._cancel,
             release=self.catalog.release,
@@ -149,14 +136,19 @@ class Scheduler:
         self._ends = ActionEnds(
             self.cluster, self.policy, self.second_tries, self.answers, self._answer
         )
-        self.arrived = 0
-        self.invalid = 0  # requests that could not be taken; not among those that arrived
-        self.draining = False
+        self.arrivals = Arrivals(
+            self.cluster,
+            self.catalog,
+            self.policy,
+            weights,
+            self.limits,
+            self.answers,
+            self._answer,
+        )
         self._abandoned = False
         self.incarnation = incarnation
         #: What the shell counts, for the status report.
         self.counted: Callable[[], dict[str, Any]] = dict
-        self._next_key = 0
         self._tick_due_ns = 0
         self._now_ns = 0  # of the current call: answers depart now
 
@@ -178,7 +170,7 @@ class Scheduler:
         elif isinstance(event, ClientLost):
             self._clients.drop(event.client, "its connection broke")
         elif isinstance(event, Drain):
-            self.draining = True
+            self.arrivals.draining = True
 
     def schedule(self, *, now_ns: int) -> list[Effect]:
         """Decide everything that can be decided now, and return it in order."""
@@ -187,8 +179,8 @@ class Scheduler:
             self._tick_due_ns = now_ns + TICK_NS
             self._tick(now_ns)
         self._overdue.look(now_ns=now_ns)
-        if self._slices.under_way:
-            self._slices.go_on()
+        if self.cluster.slices.under_way:
+            self.cluster.slices.go_on()
         self.second_tries.plan(now_ns=now_ns)
         self.policy.plan(now_ns=now_ns)
         if self.catalog.waiting:
@@ -196,8 +188,8 @@ class Scheduler:
         return self._step_ended()
 
     def _step_ended(self) -> list[Effect]:
-        if self._slices.done:
-            self._slices.renew()
+        if self.cluster.slices.done:
+            self.cluster.slices.renew()
         effects = self._effects.copy()
         self._effects.clear()
         return effects
@@ -216,7 +208,22 @@ class Scheduler:
     @property
     def slicing(self) -> bool:
         """Long work is under way, and goes on with the next step."""
-        return self._slices.under_way or self.catalog.hurried
+        return self.cluster.slices.under_way or self.catalog.hurried
+
+    @property
+    def arrived(self) -> int:
+        """Requests taken so far."""
+        return self.arrivals.count
+
+    @property
+    def invalid(self) -> int:
+        """Requests that could not be taken; not among those that arrived."""
+        return self.arrivals.invalid
+
+    @property
+    def draining(self) -> bool:
+        """No request is taken any more."""
+        return self.arrivals.draining
 
     @property
     def answered(self) -> int:
@@ -241,10 +248,10 @@ class Scheduler:
         """Answer what is left with code 3, as the process ends: a slice of it, until not `slicing`."""
         self._now_ns = now_ns
         if not self._abandoned:
-            self._abandoned = self.draining = True
+            self._abandoned = self.arrivals.draining = True
             self.catalog.abandon()
-            self._slices.begin(self._abandon_all(list(self.clients.values())))
-        self._slices.go_on()
+            self.cluster.slices.begin(self._abandon_all(list(self.clients.values())))
+        self.cluster.slices.go_on()
         return self._step_ended()
 
     def _abandon_all(self, clients: list[Client]) -> Work:
@@ -263,7 +270,7 @@ class Scheduler:
         client = self.clients.get(event.client)
         if client is not None and isinstance(message, InferRequest):
             client.heard = True
-            self._infer(client, message, event, now_ns)
+            self.arrivals.infer(client, event, message, now_ns)
             return
         if isinstance(message, ClientHello):
             self._clients.hello(event.client, message)
@@ -286,7 +293,7 @@ class Scheduler:
         elif isinstance(message, ListModelsRequest):
             self.catalog.list_models(client, message)
         elif isinstance(message, StatusRequest):
-            self._slices.begin(self._report(client, message, now_ns))
+            self.cluster.slices.begin(self._report(client, message, now_ns))
         elif isinstance(message, Goodbye):
             self._clients.drop(client.identity, "it left")
 
@@ -296,63 +303,6 @@ class Scheduler:
         if not client.gone:
             reply = StatusReply(message.request_id, report)
             self._effects.append(ToClient(client.identity, reply))
-
-    def _infer(self, client: Client, message: InferRequest, event: FromClient, now_ns: int) -> None:
-        if message.request_id in client.requests:
-            return  # it came twice, and is answered once
-        bytes_behind = event.input_bytes
-        model = self.cluster.models.get(message.model_id)
-        wrong = request_error(client, message, model, bytes_behind)
-        code = Code.INVALID_REQUEST
-        if self.cluster.put_aside and model is not None and not wrong:
-            wrong = self.cluster.put_aside.get(model.name, "")  # it would only time out
-            code = Code.PROCESS_ENDED
-        if wrong:
-            self._not_taken(client, message, code, wrong)
-            return
-        assert model is not None
-        slo_ns = message.slo_ns
-        if slo_ns == 0:
-            factor = message.slo_factor
-            slo_ns = (
-                round(model.b1_ns * factor) if factor > 0 else self.cluster.config.default_slo_ns
-            )
-        waiting = self.arrived - self.answers.count
-        wrong = self.limits.exceeded(client, slo_ns, bytes_behind, waiting=waiting)
-        if wrong:
-            self._not_taken(client, message, Code.LIMIT_REACHED, wrong)
-            return
-        key = self._next_key
-        self._next_key += 1
-        request = Request(
-            key=key,
-            client=client,
-            request_id=message.request_id,
-            user_id=message.user_id,
-            model=model,
-            slo_factor=message.slo_factor,
-            slo_ns=slo_ns,
-            arrival_ns=now_ns - event.waited_ns,
-            input_bytes=bytes_behind,
-            weight=self._weights.of_request(client, slo_ns),
-        )
-        self.arrived += 1
-        client.requests[message.request_id] = request
-        if model.model_id not in client.models:
-            self.catalog.used_by(client, model)  # it was forgotten once, or has the id from another
-        if bytes_behind:
-            self.limits.took(client, bytes_behind)
-            self._effects.append(Accepted(key, event.input_key))
-        if self.draining:
-            self._answer(request, Code.SHUTTING_DOWN, "the controller is shutting down")
-            return
-        self.policy.enqueue(request, now_ns=now_ns)
-
-    def _not_taken(self, client: Client, message: InferRequest, code: int, reason: str) -> None:
-        """Answer a request that was not taken."""
-        self.invalid += 1
-        reply = InferReply(message.request_id, code, reason, message.model_id, 0, 0, False)
-        self._effects.append(ToClient(client.identity, reply))
 
     # ----------------------------------------------------------------------------- workers
 
@@ -389,12 +339,9 @@ class Scheduler:
             text = f"worker {worker.label} says goodbye: it gets nothing new"
             self._effects.append(Note("info", text))
 
-    def _model_loaded(self, model: Model, gpus: list[Gpu], now_ns: int) -> None:
-        self.policy.model_loaded(model, gpus, now_ns=now_ns)
-
     def _model_changed(self, model: Model) -> None:
         """Its workers are gone, and the next one has it with other tensors: old inputs do not fit."""
-        self._slices.begin(self._end_unfit([r for r in model.queue if r.input_bytes], model))
+        self.cluster.slices.begin(self._end_unfit([r for r in model.queue if r.input_bytes], model))
 
     def _end_unfit(self, requests: list[Request], model: Model) -> Work:
         for request in requests:
@@ -436,9 +383,6 @@ class Scheduler:
         worker = action.gpu.worker
         reason = f"worker {worker.worker_id} has not reported the action that carried it"
         self._answer(request, Code.TIMED_OUT, reason, Plan.of(action))
-
-    def _answer_from_queue(self, request: Request, code: int, reason: str) -> None:
-        self._answer(request, code, reason)
 
     def _cancel(self, request: Request) -> None:
         self._end(request, Code.CANCELLED, "cancelled by its client")
