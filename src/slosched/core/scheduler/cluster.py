@@ -81,14 +81,9 @@ class Cluster:
         """Workers with a session, in the order of their numbers."""
         return [w for w in self.workers.values() if w.state is WorkerState.JOINED]
 
-    def action_of(
-        self, worker: Worker, action_id: int, kind: ActionType | None = None
-    ) -> ActionState | None:
-        """The outstanding action of that number, if it is `worker`'s (and of `kind`)."""
-        action = self.actions.get(action_id)
-        if action is None or action.gpu.worker is not worker:
-            return None
-        return action if kind is None or action.action_type is kind else None
+    def serving(self) -> list[Worker]:
+        """Joined workers with GPUs in use; one beyond `max_gpus` has none."""
+        return [worker for worker in self.joined() if worker.gpus]
 
     def next_action_id(self) -> int:
         action_id = self._next_action_id
