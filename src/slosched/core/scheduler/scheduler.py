@@ -132,11 +132,10 @@ class Scheduler:
         config = self.cluster.config
         welcome = Welcome(
             PROTOCOL_VERSION,
-            version,
             incarnation,
+            version,
             config.policy,
             config.default_slo_ns,
-            bundles=True,
         )
         self._overdue = Overdue(self.cluster, self._not_reported)
         self.second_tries = SecondTries(
