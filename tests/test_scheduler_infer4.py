@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from made_messages import an_error
 from scheduler_rig import MS, T0, Rig
 from slosched.config import GpuProfile, ModelProfile, SchedulerConfig
 from slosched.config_file import load_profile
 from slosched.core.scheduler.interface import FromClient
 from slosched.core.scheduler.policies.published.deadlines import internal_slos_ns
-from slosched.messages import CancelRequest, ErrorResult, EvictWeights, Infer, LoadWeights
+from slosched.messages import CancelRequest, EvictWeights, Infer, LoadWeights
 from slosched.sim.harness import Demand, Network, Outcome, Simulation
 from slosched.units import NS_PER_S
 from slosched.workloads.slo_exp_1 import parse_slo_exp_1
@@ -177,7 +178,9 @@ def test_a_failed_action_fails_its_requests_and_a_cancelled_request_runs_nothing
     rig.step(200)
     (infer,) = rig.outstanding()
     rig.from_worker(
-        ErrorResult(infer.session, infer.action_id, 2, 81, "late", T0, T0),
+        an_error(
+            infer.session, infer.action_id, 81, "late", action_type=2, received_ns=T0, sent_ns=T0
+        ),
     )
     rig.step(206)
     assert rig.reply(request).code == 81

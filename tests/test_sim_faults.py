@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from made_messages import an_infer
 from slosched.config import GpuProfile, ModelProfile, SchedulerConfig
 from slosched.core.invariants import InvariantViolated
 from slosched.core.scheduler.catalog import Catalog
@@ -198,7 +199,7 @@ def watched(pages: int = 2) -> tuple[WorkerTruth, list[int], EmulatedGpu]:
 
 
 def infer(latest_ns: int) -> Infer:
-    return Infer(1, 7, 0, 0, S, latest_ns, 2 * MS, 1, 1)
+    return an_infer(1, 7, earliest_ns=S, latest_ns=latest_ns, expected_duration_ns=2 * MS)
 
 
 def op(op_id: int, kind: OpKind, model_id: int = 0, action_id: int = 1) -> Op:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from made_messages import a_heartbeat
 from scheduler_rig import MS, T0, Rig
 from slosched.codes import Code
 from slosched.config import GpuProfile, ModelProfile, SchedulerConfig
@@ -14,7 +15,6 @@ from slosched.messages import (
     EvictWeights,
     EvictWeightsResult,
     Goodbye,
-    Heartbeat,
     LoadModel,
     LoadModelReply,
     LoadModelRequest,
@@ -46,11 +46,13 @@ def pass_time(rig: Rig, seconds: float) -> None:
     for _ in range(round(seconds * S / TICK_NS)):
         rig.now_ns += TICK_NS
         rig.handle(FromClient(b"c", ClientHeartbeat(rig.now_ns)))
-        rig.from_worker(Heartbeat(50, rig.now_ns, 0, 1000))
+        rig.from_worker(a_heartbeat(50, rig.now_ns))
         for evict in rig.to_worker(EvictWeights):
             if evict.action_id in rig.scheduler.cluster.actions:
                 span = Span(rig.now_ns, rig.now_ns, 0)
-                rig.from_worker(EvictWeightsResult(50, evict.action_id, span, 0, 0))
+                rig.from_worker(
+                    EvictWeightsResult(50, evict.action_id, span=span, received_ns=0, sent_ns=0)
+                )
         rig.step()
 
 
@@ -203,7 +205,12 @@ def test_a_preparation_that_is_lost_with_its_clients_is_found_out_in_seconds() -
     for _ in range(round(7 * S / TICK_NS)):
         rig.now_ns += TICK_NS
         rig.handle(FromClient(b"c", ClientHeartbeat(rig.now_ns)))
-        rig.handle(FromWorker(0, Heartbeat(50, rig.now_ns, 0, 1000, preparing=0)))
+        rig.handle(
+            FromWorker(
+                0,
+                a_heartbeat(50, rig.now_ns),
+            )
+        )
         rig.step()
     assert any(isinstance(e, Note) and "knows nothing of LoadModel" in e.text for e in rig.effects)
     rig.join(session=51)

@@ -390,10 +390,8 @@ class ControllerServer:
 
     def _tell_client(self, peer: bytes, message: ForClients) -> None:
         if type(message) is InferReply:
-            client = self.scheduler.clients.get(peer)
-            if client is not None and client.bundles:
-                self._to_clients.put(peer, message)
-                return
+            self._to_clients.put(peer, message)
+            return
         if is_long(message):
             task = self._loop.create_task(self._send_long(peer, message))
             self._long.add(task)
@@ -425,10 +423,8 @@ class ControllerServer:
             frames = self._frames.inputs(effect.requests, message.input_sizes)
         if frames or isinstance(message, ControllerHello | HeartbeatAck):
             self._to_workers.send(worker_id, message, frames)
-        elif self.scheduler.cluster.workers[worker_id].bundles:
-            self._to_workers.put(worker_id, message)
         else:
-            self._to_workers.send(worker_id, message, frames)
+            self._to_workers.put(worker_id, message)
 
     def _send_to_client(self, client: bytes, frames: list[Frame]) -> bool:
         self._router_touched = True

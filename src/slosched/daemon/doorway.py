@@ -15,7 +15,7 @@ from slosched.core.scheduler.interface import FromClient
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.state import Client
 from slosched.errors import MalformedMessage
-from slosched.messages import InferReply, InferRequest, Refused
+from slosched.messages import InferRequest, Refused
 from slosched.transport.bundles import (
     MAX_REFUSED,
     ForClients,
@@ -186,14 +186,9 @@ class Doorway:
     def _tell(self, client: Client, refused: list[int]) -> None:
         client.heard = True
         code = int(Code.CONTROLLER_OVERLOADED)
-        if client.bundles:
-            for first in range(0, len(refused), MAX_REFUSED):
-                ids = tuple(refused[first : first + MAX_REFUSED])
-                self._answer(client.identity, NotTaken(ids, code, REASON))
-            return
-        for request_id in refused:
-            answer = InferReply(request_id, code, REASON, -1, 0, 0, False)
-            self._answer(client.identity, answer)
+        for first in range(0, len(refused), MAX_REFUSED):
+            ids = tuple(refused[first : first + MAX_REFUSED])
+            self._answer(client.identity, NotTaken(ids, code, REASON))
 
 
 def _requests(message: FromClients) -> tuple[InferRequest, ...]:

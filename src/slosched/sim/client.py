@@ -334,13 +334,13 @@ class SimClient:
         self._next_id = request_id + 1
         if self._brings_input(request_id, self._input_bytes, model.model_id):
             message = InferRequest(
-                request_id,
-                model.model_id,
-                arrival.slo_factor,
-                arrival.slo_ns,
-                arrival.user_id,
-                model.input_shape,
-                model.input_dtype,
+                request_id=request_id,
+                model_id=model.model_id,
+                slo_factor=arrival.slo_factor,
+                slo_ns=arrival.slo_ns,
+                user_id=arrival.user_id,
+                shape=model.input_shape,
+                dtype=model.input_dtype,
             )
             input_bytes = self._input_bytes[model.model_id]
             output_bytes = tensor_bytes(model.output_shape, model.output_dtype)
@@ -349,11 +349,11 @@ class SimClient:
             wire.send(framed, SMALL_MESSAGE_BYTES + input_bytes)
         else:
             message = InferRequest(
-                request_id,
-                model.model_id,
-                arrival.slo_factor,
-                arrival.slo_ns,
-                arrival.user_id,
+                request_id=request_id,
+                model_id=model.model_id,
+                slo_factor=arrival.slo_factor,
+                slo_ns=arrival.slo_ns,
+                user_id=arrival.user_id,
             )
             wire.send(FromClient(identity, message))
         return request_id

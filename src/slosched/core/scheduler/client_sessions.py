@@ -46,7 +46,6 @@ class ClientSessions:
             incarnation=incarnation,
             policy=cluster.config.policy,
             default_slo_ns=cluster.config.default_slo_ns,
-            bundles=True,
         )
         self._end_request = end_request
         self._cancel_request = cancel_request
@@ -77,7 +76,6 @@ class ClientSessions:
             name = "".join(c for c in message.name[:_NAME_LENGTH] if c.isprintable())
             weight = self._weights.of_client(name, message.weight)
             client = Client(identity, message.incarnation, name, weight, name or identity)
-            client.bundles = message.bundles
             self.by_identity[identity] = client
         self._emit(ToClient(identity, self._welcome))
 

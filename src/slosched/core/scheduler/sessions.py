@@ -85,14 +85,14 @@ class Sessions:
             self._note("warning", f"worker {worker.label} is not used: {wrong}")
             return
         if worker.state is WorkerState.JOINED:
-            if worker.session == message.incarnation:
+            if worker.session == message.session:
                 return
             self.lose(worker, "restarted", now_ns=now_ns)
         worker.state = WorkerState.JOINED
-        worker.session = message.incarnation
+        worker.session = message.session
         worker.host, worker.pid = message.host, message.pid
         worker.device, worker.version = message.device, message.version
-        worker.loadable, worker.bundles = message.loadable, message.bundles
+        worker.loadable = message.loadable
         worker.put_aside = put_aside_of(message)
         self._note_put_aside()
         worker.heard, worker.silent_ticks = True, 0
@@ -235,9 +235,7 @@ class Sessions:
         if now_ns < worker.hello_due_ns:
             return
         worker.hello_due_ns = now_ns + _HELLO_EVERY_NS
-        hello = ControllerHello(
-            PROTOCOL_VERSION, self._incarnation, bundles=True, lost=worker.times_lost
-        )
+        hello = ControllerHello(PROTOCOL_VERSION, self._incarnation, times_lost=worker.times_lost)
         self._cluster.emit(ToWorker(worker.worker_id, hello))
 
     def _report_silence(self, now_ns: int) -> None:

@@ -371,13 +371,12 @@ class Worker:
     times_lost: int = 0
     clock_offset_ns: int = 0
     clock_error_ns: int = 0
-    bundles: bool = False  # it takes an ActionBundle
     leaving: bool = False  # it said goodbye
     put_aside: dict[str, str] = field(
         default_factory=dict
     )  # name -> why it does not offer the model
     activity: str = ""
-    preparing: int = -1  # LoadModels that it says it has; -1: it does not say
+    preparing: int = -1  # LoadModels that it holds; -1: no heartbeat of this session has come
     errors: int = 0
     dropped: int = 0
     #: Decision here until received there; exec end there until handled here.
@@ -472,7 +471,6 @@ class Client:
     account: str | bytes = b""  # whom its share of the GPUs is counted with (shares.py)
     heard: bool = True
     silent_ticks: int = 0
-    bundles: bool = False  # it takes a ReplyBundle
     gone: bool = False  # it left; what is left of it goes in slices
     requests: dict[int, Request] = field(default_factory=dict)  # unanswered, by its request_id
     input_bytes: int = 0  # of these
