@@ -205,6 +205,8 @@ class NaiveInfer5:
         self._forecast = NaiveForecast(cluster.config.early_refusal)
         self._now_ns = 0
         self._unit = 1.0
+        self._value: dict[int, float] = {}  # by request key
+        self._stepped_over: dict[int, bool] = {}
         self._shares = Shares() if cluster.config.client_weights == "shares" else None
         self._held_back: dict[
             int, int
@@ -224,8 +226,8 @@ class NaiveInfer5:
         weight = request.weight
         if self._shares is not None:
             weight = self._shares.value(request, self._loss)
-        request.value = weight / self._unit
-        if model.resident_on and not request.attempts and request.value <= 1.0:
+        value = self._value[request.key] = weight / self._unit
+        if model.resident_on and not request.attempts and value <= 1.0:
             late_ns = self._forecast.start_ns(request, latest_ns, now_ns)
             if late_ns is not None:
                 self._refuse_early(request, late_ns, exec_ns, now_ns)
@@ -371,7 +373,7 @@ class NaiveInfer5:
             self._lost(request, now_ns)
             self._held_back.setdefault(request.model.model_id, now_ns)
             self._forecast.note("late", request.model, now_ns, [])
-            if request.stepped_over:
+            if request.key in self._stepped_over:
                 code, why = Code.SKIPPED, "given up in favour of a better batch"
             else:
                 code, why = Code.TIMED_OUT, "no GPU came free in time"
@@ -441,11 +443,11 @@ class NaiveInfer5:
     def _aboard(self, gpu: Gpu, model: Model, over: int, taken: int) -> list[Request]:
         """The requests behind the first `over` whose virtual deadline, less what they are worth, is soonest."""
         queue = model.queue
-        if all(request.value == 1.0 for request in queue):
+        if all(self._value[request.key] == 1.0 for request in queue):
             return queue[over : over + taken]
         credit_ns = self._credit() * gpu.exec_table(model).single.expected_ns * self._heed()
         some = queue[over : over + taken + 112]
-        some.sort(key=lambda r: r.deadline_ns - credit_ns * r.value)
+        some.sort(key=lambda r: r.deadline_ns - credit_ns * self._value[r.key])
         return sorted(some[:taken])
 
     def _best_batch(self, gpu: Gpu, start_ns: int, models: list[Model]) -> _Choice | None:
@@ -489,7 +491,7 @@ class NaiveInfer5:
                 )
                 if taken > smaller and pays:
                     aboard = self._aboard(gpu, model, over, taken)
-                    value = taken + self._heed() * (sum(r.value for r in aboard) - taken)
+                    value = taken + self._heed() * (sum(self._value[r.key] for r in aboard) - taken)
                     key = (
                         aboard[0].deadline_ns
                         + head_ns / 4
@@ -508,7 +510,7 @@ class NaiveInfer5:
         last = queue.index(requests[-1])
         for place, request in enumerate(queue):
             if place < last and request not in requests:
-                request.stepped_over = True
+                self._stepped_over[request.key] = True
         queue[:] = [request for request in queue if request not in requests]
         if not queue:
             del self._waiting[model.model_id]

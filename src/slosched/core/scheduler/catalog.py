@@ -481,7 +481,6 @@ class Catalog:
         has = [w.prepared[model.name] for w in joined if model.name in w.prepared]
         model.b1_ns = min(r.exec_ns[0] for r in has or [model.result])  # the smallest batch is 1
         model.weights_ns = model.result.weights_ns
-        model.cold_ns = max(1, model.weights_ns + model.b1_ns)
 
     def abandon(self) -> None:
         """Answer the loads that wait: the process ends."""

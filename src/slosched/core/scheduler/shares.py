@@ -55,7 +55,7 @@ class Shares:
         self._look_again_ns = 0
 
     def _account(self, client: Client) -> _Account:
-        key = client.account
+        key = client.name or client.identity
         account = self._accounts.get(key)
         if account is None:
             account = self._accounts[key] = _Account(client.weight)

@@ -68,7 +68,14 @@ from slosched.core.scheduler.urgency import (
     Entry,
     Urgency,
 )
-from slosched.core.scheduler.weights import take_worth_most, value_of, worth_most
+from slosched.core.scheduler.weights import (
+    standing_of,
+    take_worth_most,
+    value_aboard,
+    value_of,
+    was_stepped_over,
+    worth_most,
+)
 
 #: Weight of one request in the moving average of losses.
 _LOSS_WEIGHT = 0.012
@@ -127,7 +134,9 @@ class Infer5:
         weight = request.weight
         if self._shares is not None:
             weight = self._shares.value(request, self._loss)
-        request.value = weight / self._unit
+        value = weight / self._unit
+        if value != 1.0 or request.policy_data is not None:
+            standing_of(request).value = value
         forecast = self._forecast
         if not (forecast is None or forecast.idle) and self._can_be_forecast(request):
             start_ns = forecast.hopeless_start_ns(request, latest_ns, now_ns=now_ns)
@@ -139,9 +148,8 @@ class Infer5:
             insort(queue, request)
         else:
             queue.append(request)
-        if request.value != 1.0:
-            model.heaviest = max(request.value, model.heaviest if model.weighted else 1.0)
-            model.weighted += 1
+        if value != 1.0:
+            self._urgency.weighs(model, value)
         self._urgency.grew(model)
         self._fresh[model.model_id] = model
         self._expiry.push(latest_ns, request)
@@ -149,7 +157,8 @@ class Infer5:
     def forget(self, request: Request) -> None:
         model = request.model
         take_by_deadline(model.queue, request)
-        model.weighted -= request.value != 1.0
+        if value_of(request) != 1.0:
+            self._urgency.weighs_no_more(model, 1)
         self._urgency.shrank(model)
 
     def action_done(
@@ -229,7 +238,7 @@ class Infer5:
         """False where the past says little: weights must be loaded first, an action failed, or the request
         is worth more than those that are lost, and goes before them.
         """
-        return bool(request.model.resident_on) and not request.attempts and request.value <= 1.0
+        return bool(request.model.resident_on) and not request.attempts and value_of(request) <= 1.0
 
     def _refuse_early(self, request: Request, start_ns: int, exec_ns: int, now_ns: int) -> None:
         reason = why_refused_early(request, start_ns, exec_ns, now_ns)
@@ -267,7 +276,9 @@ class Infer5:
             self._held_back.lost(request.model, now_ns=now_ns)
             if self._forecast is not None:
                 self._forecast.lost(request.model, now_ns=now_ns)
-            code, reason = why_given_up(request, exec_ns, now_ns)
+            code, reason = why_given_up(
+                request, exec_ns, now_ns, stepped_over=was_stepped_over(request)
+            )
             best_ns = start_ns if start_ns < NEVER_NS else -1
             self._refusals.refuse(request, code, reason, start_ns=best_ns, exec_ns=exec_ns)
         due_ns = self._expiry.next_ns()
@@ -395,7 +406,7 @@ class Infer5:
         penalty = PENALTY + PENALTY_SLOPE * loss
         returns = gpu.worker.returns
         floor_ns = start_ns + returns.margin_ns
-        resident, tables = gpu.resident, gpu.tables
+        resident, tables, weighted = gpu.resident, gpu.tables, self._urgency.weighted
         dearer = _PADDING_GAIN if len(self._waiting) == 1 else 1.0
         likely_floor_ns, spread_ns = self._before(gpu)
         for bound, since, model in self._in_order(gpu) if entries is None else entries:
@@ -434,9 +445,9 @@ class Infer5:
                     taken == batch or taken * smaller_ns >= expected_ns * smaller * dearer
                 ):
                     value, batch_ns = float(taken), first_ns
-                    if model.weighted:
+                    if weighted and model.model_id in weighted:
                         aboard = worth_most(queue, over, taken, credit * single_ns, loss)
-                        value, batch_ns = value_of(aboard, loss), aboard[0].deadline_ns
+                        value, batch_ns = value_aboard(aboard, loss), aboard[0].deadline_ns
                     key = (
                         batch_ns
                         + head_ns / 4
@@ -454,16 +465,17 @@ class Infer5:
         """Take the batch's requests out of the queue, and mark those that it passed over."""
         model, over, taken, _ = choice
         queue = model.queue
-        if not model.weighted:
+        if model.model_id not in self._urgency.weighted:
             requests = queue[over : over + taken]
             del queue[over : over + taken]
         else:
             credit = CREDIT + CREDIT_SLOPE * self._loss
             single_ns = gpu.tables[model.name].single.expected_ns
             requests, over = take_worth_most(queue, over, taken, credit * single_ns, self._loss)
-            model.weighted -= sum(request.value != 1.0 for request in requests)
+            weighted = sum(value_of(request) != 1.0 for request in requests)
+            self._urgency.weighs_no_more(model, weighted)
         for request in queue[self._hopeless(gpu, model) if self._hopeless_ns else 0 : over]:
-            request.stepped_over = True
+            standing_of(request).stepped_over = True
         self._urgency.shrank(model)
         self._loss *= (1.0 - _LOSS_WEIGHT) ** taken
         return requests

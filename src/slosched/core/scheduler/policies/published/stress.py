@@ -234,5 +234,5 @@ class Stress:
             # A load that failed is tried again after a pause.
             if stressed.absent and len(stressed.gpu.loading) < _MAX_LOADS:
                 model = stressed.absent[0]
-                times.append(stressed.gpu.failed_loads.get(model.model_id, (0, 0))[0])
+                times.append(stressed.gpu.load_again_ns(model))
         return min((t for t in times if t > self._now_ns), default=None)
