@@ -72,7 +72,7 @@ def _count(known: dict[int, _Known], about: _Known) -> None:
             each.asked -= each.asked // 2
 
 
-class NaiveOpenings:
+class NaiveDispatchWindows:
     """Which GPUs can be given an Infer now, and when the next one will be."""
 
     def __init__(self, cluster: Cluster) -> None:
@@ -197,7 +197,7 @@ class NaiveInfer5:
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
         self._cluster = cluster
         self._refusals = refusals
-        self._openings = NaiveOpenings(cluster)
+        self._windows = NaiveDispatchWindows(cluster)
         self._placement = NaivePlacement(cluster)
         self._waiting: dict[int, Model] = {}  # models with queued requests
         self._expiry = ExpiryHeap()  # by the latest start that is likely in time
@@ -208,7 +208,7 @@ class NaiveInfer5:
         self._value: dict[int, float] = {}  # by request key
         self._stepped_over: dict[int, bool] = {}
         self._shares = Shares() if cluster.config.client_weights == "shares" else None
-        self._held_back: dict[
+        self._anti_starvation: dict[
             int, int
         ] = {}  # model id -> when it first lost one since its last batch
         self._others_ns = _NEVER_NS  # exec time of other batches since the last turn ...
@@ -264,7 +264,7 @@ class NaiveInfer5:
         if not self._waiting:
             return None
         times = (
-            self._openings.next_opening_ns(self._now_ns),
+            self._windows.next_opening_ns(self._now_ns),
             self._next_expiry_ns(),
             self._placement.next_wakeup_ns(self._now_ns),
         )
@@ -335,7 +335,7 @@ class NaiveInfer5:
         )
         self._lost(request, now_ns)
         self._forecast.note("early", request.model, now_ns, [])
-        self._held_back.setdefault(request.model.model_id, now_ns)
+        self._anti_starvation.setdefault(request.model.model_id, now_ns)
         code = Code.COULD_NOT_START_IN_TIME
         self._refusals.refuse(request, code, reason, start_ns=start_ns, exec_ns=exec_ns)
 
@@ -371,7 +371,7 @@ class NaiveInfer5:
                 continue
             self.forget(request)
             self._lost(request, now_ns)
-            self._held_back.setdefault(request.model.model_id, now_ns)
+            self._anti_starvation.setdefault(request.model.model_id, now_ns)
             self._forecast.note("late", request.model, now_ns, [])
             if request.key in self._stepped_over:
                 code, why = Code.SKIPPED, "given up in favour of a better batch"
@@ -393,7 +393,7 @@ class NaiveInfer5:
             return
         self._answer_hopeless(now_ns)
         sent = False
-        for start_ns, _, gpu in self._openings.open_gpus(now_ns):
+        for start_ns, _, gpu in self._windows.open_gpus(now_ns):
             if not self._waiting:
                 break
             choice = turn = self._turn(gpu, start_ns)
@@ -409,7 +409,7 @@ class NaiveInfer5:
                         choice = spared
             if choice is not None:
                 exec_ns = self._commit(gpu, choice, start_ns, now_ns)
-                self._held_back.pop(choice[0].model_id, None)
+                self._anti_starvation.pop(choice[0].model_id, None)
                 self._others_ns += exec_ns
                 if turn is not None:
                     self._others_ns, self._others_needed_ns = 0, _OTHERS_PER_TURN * exec_ns
@@ -426,7 +426,7 @@ class NaiveInfer5:
         """The batch of the model that has been held back longest and can run here, if it is time."""
         if self._others_ns < self._others_needed_ns:
             return None
-        for model_id, since_ns in sorted(self._held_back.items(), key=lambda item: item[1]):
+        for model_id, since_ns in sorted(self._anti_starvation.items(), key=lambda item: item[1]):
             if self._now_ns - since_ns >= _PATIENCE_NS and model_id in self._waiting:
                 choice = self._best_batch(gpu, start_ns, [self._waiting[model_id]])
                 if choice is not None:

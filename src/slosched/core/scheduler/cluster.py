@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from slosched.codes import ActionType, Code
 from slosched.config import SchedulerConfig
-from slosched.core.scheduler.free_order import FreeOrder
+from slosched.core.scheduler.gpus_by_free_time import GpusByFreeTime
 from slosched.core.scheduler.interface import ActionDone, ActionRecord, Effect, ToWorker
 from slosched.core.scheduler.paths import Paths
 from slosched.core.scheduler.slices import Slices
@@ -63,7 +63,7 @@ class Cluster:
         #: Models that a joined worker put aside and none offers: name -> words for a client (sessions.py).
         self.put_aside: dict[str, str] = {}
         #: GPUs of joined workers, the one that is free soonest first.
-        self.free_order = FreeOrder()
+        self.free_order = GpusByFreeTime()
         self.paths = Paths(self.workers)
         #: Change feeds. When a GPU's outstanding execs or resident weights change, or it joins or leaves, it is
         #: added to every dict in this list, keyed by GPU index. Consumers drain their own.

@@ -108,8 +108,8 @@ class Unused:
                 cluster.emit(ToWorker(worker.worker_id, unload))
             for gpu in worker.gpus:
                 gpu.failed_loads.pop(model.model_id, None)
-        for told in cluster.on_unload:
-            told(model)
+        for callback in cluster.on_unload:
+            callback(model)
 
     def _has(self, worker: Worker, model: Model) -> bool:
         """Take `model` from what `worker` has. False if it has not."""

@@ -97,20 +97,20 @@ def was_stepped_over(request: Request) -> bool:
 
 
 def worth_most(
-    queue: Sequence[Request], over: int, taken: int, credit_ns: float, loss: float
+    queue: Sequence[Request], skipped: int, taken: int, credit_ns: float, loss: float
 ) -> list[Request]:
-    """The `taken` requests behind the first `over` that a batch should carry, in the queue's order.
+    """The `taken` requests behind the first `skipped` that a batch should carry, in the queue's order.
 
     They are those whose deadline is soonest when each is moved ahead by `credit_ns` times its value, as far
     as values count at this `loss`: what the batch's key gains by it. All of equal value: the first ones.
     """
-    stop = min(len(queue), over + taken + _LOOKED_AT)
-    if stop - over == taken:
-        return list(queue[over:stop])
+    stop = min(len(queue), skipped + taken + _LOOKED_AT)
+    if stop - skipped == taken:
+        return list(queue[skipped:stop])
     ahead_ns = credit_ns * _emphasis(loss)
     places = nsmallest(
         taken,
-        range(over, stop),
+        range(skipped, stop),
         key=lambda place: queue[place].deadline_ns - ahead_ns * value_of(queue[place]),
     )
     places.sort()
@@ -129,11 +129,11 @@ def _emphasis(loss: float) -> float:
 
 
 def take_worth_most(
-    queue: list[Request], over: int, taken: int, credit_ns: float, loss: float
+    queue: list[Request], skipped: int, taken: int, credit_ns: float, loss: float
 ) -> tuple[list[Request], int]:
     """Take `worth_most` out of the queue; and how many are left there that were passed over."""
-    requests = worth_most(queue, over, taken, credit_ns, loss)
+    requests = worth_most(queue, skipped, taken, credit_ns, loss)
     for request in requests:
-        over = bisect_left(queue, request)
-        del queue[over]
-    return requests, over
+        skipped = bisect_left(queue, request)
+        del queue[skipped]
+    return requests, skipped

@@ -7,7 +7,7 @@ from bisect import bisect_left, insort
 from slosched.core.scheduler.state import Gpu
 
 
-class FreeOrder:
+class GpusByFreeTime:
     """`entries` are (predicted end of all that was sent, index, GPU), ascending; read them, no more."""
 
     __slots__ = ("_listed_ns", "entries")
