@@ -16,6 +16,7 @@ from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.forecast import WORTH_NS
 from slosched.core.scheduler.policies.base import Refusals
+from slosched.core.scheduler.policies.infer5 import Infer5
 from slosched.core.scheduler.shares import Shares
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.units import format_duration
@@ -192,6 +193,7 @@ class NaiveForecast:
 class NaiveInfer5:
     """The default policy. See the head of this file."""
 
+    about = Infer5.about
     replans = True
 
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:

@@ -51,7 +51,7 @@ class Cluster:
     """Workers, GPUs and models, and the actions that are under way on them."""
 
     def __init__(self, config: SchedulerConfig, *, emit: Callable[[Effect], None]) -> None:
-        self.config = config.resolved()
+        self.config = config
         self.emit = emit
         self.slices = Slices()  # long work, of policies too
         self.workers: dict[int, Worker] = {}

@@ -52,6 +52,7 @@ from slosched.core.scheduler.plans import (
     why_given_up,
     why_refused,
 )
+from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import Refusals
 from slosched.core.scheduler.policies.placements import make_placement
 from slosched.core.scheduler.queues import first_from, take_by_deadline
@@ -95,6 +96,12 @@ _Choice = tuple[Model, int, int, int]
 
 class Infer5:
     """The default policy. See the head of this file."""
+
+    about = About(
+        type="INFER5",
+        fidelities=("best",),
+        summary="deadlines, batching, loading and eviction of weights: what you usually want",
+    )
 
     replans = True
 

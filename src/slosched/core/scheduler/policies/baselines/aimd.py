@@ -24,6 +24,7 @@ from collections import OrderedDict
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.dispatch_windows import DispatchWindows
+from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import NOT_OFFERED, Refusals, is_offered, soonest
 from slosched.core.scheduler.policies.baselines.queued import answer_unoffered, send_batch
 from slosched.core.scheduler.policies.baselines.turns import Turns
@@ -55,6 +56,11 @@ class _Replicas:
 
 class Aimd:
     """See the head of this file."""
+
+    about = About(
+        type="AIMD",
+        summary="batches that grow until the SLO is broken, as Clipper's, no deadlines: a baseline",
+    )
 
     replans = True
 

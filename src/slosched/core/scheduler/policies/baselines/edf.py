@@ -20,6 +20,7 @@ from bisect import insort
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
+from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import Refusals, soonest
 from slosched.core.scheduler.policies.baselines.queued import QueuedByModel, send_single
 from slosched.core.scheduler.queues import first_from
@@ -30,6 +31,8 @@ from slosched.units import format_duration
 
 class Edf(QueuedByModel):
     """See the head of this file."""
+
+    about = About(type="EDF", summary="earliest deadline first, one at a time: a baseline")
 
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
         super().__init__(cluster, refusals)

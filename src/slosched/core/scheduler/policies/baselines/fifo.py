@@ -8,6 +8,7 @@ as for INFER5 (dispatch_windows.py, placement/); models that do not fit together
 from __future__ import annotations
 
 from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import Refusals, soonest
 from slosched.core.scheduler.policies.baselines.queued import QueuedByModel, send_batch
 from slosched.core.scheduler.policies.baselines.turns import Turns
@@ -17,6 +18,10 @@ from slosched.core.scheduler.state import Gpu, Model, Request
 
 class Fifo(QueuedByModel):
     """See the head of this file."""
+
+    about = About(
+        type="FIFO", summary="first come, first served, with batches, no deadlines: a baseline"
+    )
 
     heeds_deadlines = False
     _take = staticmethod(take_by_key)

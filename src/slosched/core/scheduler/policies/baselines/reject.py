@@ -25,6 +25,7 @@ from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.dispatch_windows import DispatchWindows
 from slosched.core.scheduler.expiry import ExpiryHeap
+from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import NOT_OFFERED, Refusals, is_offered, soonest
 from slosched.core.scheduler.policies.baselines.queued import answer_unoffered, send_single
 from slosched.core.scheduler.policies.baselines.unassigned_requests import (
@@ -50,6 +51,11 @@ class _Line:
 
 class Reject:
     """See the head of this file."""
+
+    about = About(
+        type="REJECT",
+        summary="admits at arrival what it can do in time, one at a time: a baseline",
+    )
 
     replans = True
 
