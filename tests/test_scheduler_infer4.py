@@ -11,6 +11,7 @@ from scheduler_rig import MS, T0, Rig
 from slosched.config import GpuProfile, ModelProfile, SchedulerConfig
 from slosched.config_file import load_profile
 from slosched.core.scheduler.interface import FromClient
+from slosched.core.scheduler.policies import resolved
 from slosched.core.scheduler.policies.published.deadlines import internal_slos_ns
 from slosched.messages import CancelRequest, EvictWeights, Infer, LoadWeights
 from slosched.sim.harness import Demand, Network, Outcome, Simulation
@@ -59,9 +60,7 @@ def busy(rig: Rig, model: int, batches: int = 1) -> None:
 
 def test_defaults_are_the_published_codes_whatever_the_fidelity() -> None:
     for fidelity in ("best", "paper"):
-        config = SchedulerConfig(
-            policy="INFER4", fidelity=fidelity, generate_inputs=True
-        ).resolved()
+        config = resolved(SchedulerConfig(policy="INFER4", fidelity=fidelity, generate_inputs=True))
         assert (config.schedule_ahead_ns, config.default_slo_ns) == (10 * MS, 100 * MS)
         assert (config.max_exec_ns, config.max_batch) == (250 * MS, 16)
 

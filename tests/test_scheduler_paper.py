@@ -7,6 +7,7 @@ from scheduler_rig import EXEC_MS, MS, T0, Rig
 from slosched.codes import Code
 from slosched.config import SchedulerConfig
 from slosched.core.scheduler.interface import FromClient
+from slosched.core.scheduler.policies import resolved
 from slosched.core.scheduler.policies.published.infer5_paper import Infer5Paper
 from slosched.core.scheduler.policies.published.tracker import ExecutorTracker, PaperEstimator
 from slosched.messages import (
@@ -44,13 +45,13 @@ def warm(copies: int = 1, gpus: int = 1) -> tuple[Rig, tuple[int, ...]]:
 
 
 def test_code_defaults_not_help_text() -> None:
-    config = SchedulerConfig(fidelity="paper").resolved()
+    config = resolved(SchedulerConfig(fidelity="paper"))
     assert (config.schedule_ahead_ns, config.max_exec_ns, config.max_batch) == (
         10 * MS,
         250 * MS,
         8,
     )
-    generated = SchedulerConfig(fidelity="paper", generate_inputs=True).resolved()
+    generated = resolved(SchedulerConfig(fidelity="paper", generate_inputs=True))
     assert generated.schedule_ahead_ns == 15 * MS
 
 

@@ -9,7 +9,7 @@ from scheduler_rig import MS, T0, Rig
 from slosched.codes import Code
 from slosched.config import PLACEMENTS, SchedulerConfig
 from slosched.core.scheduler.interface import FromClient
-from slosched.core.scheduler.policies.placements import PLACEMENTS as PLACEMENTS_BY_NAME
+from slosched.core.scheduler.policies.placements import PLACEMENT_RULES
 from slosched.errors import UnknownName
 from slosched.messages import (
     EvictWeights,
@@ -343,6 +343,6 @@ def test_demand_is_gone_when_its_requests_are() -> None:
 
 
 def test_a_rule_that_there_is_not_is_refused() -> None:
-    assert tuple(PLACEMENTS_BY_NAME) == PLACEMENTS
+    assert tuple(PLACEMENT_RULES) == PLACEMENTS
     with pytest.raises(UnknownName, match="known: demand, gain, lru"):
         SchedulerConfig(placement="fifo")

@@ -384,7 +384,7 @@ def test_an_unforeseen_error_is_told_with_its_place(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_scheduler_that_never_rests_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Openings that opened while nobody looked were such a time: REJECT kept a core busy over loads."""
+    """A window that opened while nobody looked was such a time: REJECT kept a core busy over loads."""
     plain = with_plan(drawn_spec(1, policy="REJECT"), FaultPlan())
     assert run_case(1, plain).events < 40_000
     monkeypatch.setattr(Scheduler, "next_wakeup_ns", lambda self: 5)

@@ -249,22 +249,8 @@ class WorkerConfig:
 
 FIDELITIES = ("best", "paper")
 
-#: Rules of which weights go to which GPU; core/scheduler/policies/placements.py lists them.
+#: Rules of which weights go to which GPU; core/scheduler/policies/placements.py has them.
 PLACEMENTS = ("gain", "demand", "lru")
-
-#: TYPEs that place weights in a way of their own, or none.
-_OWN_PLACEMENT = ("INFER4", "SMART", "ECHO", "DIRECT", "STRESS")
-
-#: TYPEs that are as published whatever the fidelity: their schedule_ahead, max_exec and max_batch.
-_PUBLISHED_DEFAULTS = {
-    "INFER4": (10 * NS_PER_MS, 250 * NS_PER_MS, 16),
-    "SMART": (10 * NS_PER_MS, 250 * NS_PER_MS, 16),
-}
-
-
-#: The published schedulers predict no start nearer than this.
-PAPER_LEAD_NS = 1 * NS_PER_MS
-
 
 _LIMITS = (
     "max_slo_ns", "max_client_requests", "max_requests", "max_client_bytes", "max_bytes", "max_client_loads",
@@ -312,11 +298,10 @@ class WeightRule:
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """The scheduler's options, in the seed's order. None takes the fidelity's own default.
+    """The scheduler's options, in the published order.
 
-    "best" has the seed's documented defaults (10ms, 100ms, 25ms, 16); "paper" those of the published
-    code, which its help text misstates (reference §1.2): schedule_ahead 10ms (15ms when inputs are
-    generated), max_exec 250ms, max_batch 8. INFER4 and SMART have theirs: 10ms, 100ms, 250ms, 16.
+    None takes the default of the policy, which core/scheduler/policies knows: `resolved(config)` there fills it
+    in, and refuses what the policy cannot heed.
     """
 
     policy: str = "INFER5"
@@ -364,12 +349,6 @@ class SchedulerConfig:
             )
         if self.placement not in PLACEMENTS:
             raise UnknownName("placement", self.placement, list(PLACEMENTS))
-        own = self.policy in _OWN_PLACEMENT or self.fidelity == "paper"
-        if self.placement != PLACEMENTS[0] and own:
-            raise InvalidConfig(
-                f"placement {self.placement!r} has no effect under {self.policy} ({self.fidelity}), which "
-                "places weights in its own way; leave it out"
-            )
         for name in ("max_gpus", "default_slo_ns", *_LIMITS):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -382,33 +361,6 @@ class SchedulerConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidConfig(f"{name} must be at least 1, not {value}")
-        ahead_ns = self.schedule_ahead_ns
-        paper = self.policy == "INFER4" or (self.policy == "INFER5" and self.fidelity == "paper")
-        if paper and ahead_ns is not None and ahead_ns <= PAPER_LEAD_NS:
-            raise InvalidConfig(
-                f"schedule_ahead must be above {format_duration(PAPER_LEAD_NS)} under INFER4 and "
-                f"INFER5:paper, not {format_duration(ahead_ns)}: they let nothing start sooner than that, so "
-                "nothing would ever be sent"
-            )
-
-    def resolved(self) -> SchedulerConfig:
-        """Return the same options with every None replaced by its default."""
-        ahead, max_exec, max_batch = self._defaults()
-        return replace(
-            self,
-            schedule_ahead_ns=ahead if self.schedule_ahead_ns is None else self.schedule_ahead_ns,
-            max_exec_ns=max_exec if self.max_exec_ns is None else self.max_exec_ns,
-            max_batch=max_batch if self.max_batch is None else self.max_batch,
-        )
-
-    def _defaults(self) -> tuple[int, int, int]:
-        """schedule_ahead and max_exec in ns, and max_batch, where they are not given."""
-        published = _PUBLISHED_DEFAULTS.get(self.policy)
-        if published is not None:
-            return published
-        if self.fidelity == "paper":
-            return (15 if self.generate_inputs else 10) * NS_PER_MS, 250 * NS_PER_MS, 8
-        return 10 * NS_PER_MS, 25 * NS_PER_MS, 16
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from slosched.cli.output import Announcer, warn
+from slosched.cli.positional import PositionalCommand
 from slosched.cli.values import (
     duration_ns,
     flag,
@@ -21,7 +22,7 @@ from slosched.cli.values import (
 )
 from slosched.cli.worker import Bind
 from slosched.config import CONTROLLER_PORT, EARLY_REFUSAL
-from slosched.errors import InvalidConfig, UnknownName
+from slosched.errors import InvalidConfig
 
 if TYPE_CHECKING:
     from slosched.config import ControllerConfig
@@ -31,8 +32,9 @@ POSITIONAL_OPTIONS = (
     "generate_inputs", "max_gpus", "schedule_ahead", "default_slo", "max_exec", "max_batch",
 )  # fmt: skip
 _DURATIONS = ("schedule_ahead", "default_slo", "max_exec")
-#: SMART has one more, which the published code does not heed either.
-_IGNORED_OPTIONS = {"SMART": ("action_telemetry_file",)}
+
+#: Stands in the help for the lines of the TYPEs.
+_TYPES = "{TYPES}"
 
 _Type = Annotated[
     str,
@@ -116,7 +118,7 @@ _Placement = Annotated[
     str | None,
     typer.Option(
         help="Which weights are loaded over which: gain (requests in time gained for each ms of PCIe), "
-        "demand (Clockwork's rule) or lru. Default gain. Not of INFER4, SMART and paper."
+        "demand (Clockwork's rule) or lru. Default gain. Not for paper, nor for a TYPE with its own."
     ),
 ]
 _MaxSlo = Annotated[
@@ -192,6 +194,17 @@ _Config = Annotated[
 ]
 
 
+class ControllerCommand(PositionalCommand):
+    """Its help lists the policies as they describe themselves; importing them costs too much otherwise."""
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        from slosched.core.scheduler.policies import summaries
+
+        lines = (f"{type_:<9}{summary}" for type_, summary in summaries())
+        self.help = (self.help or "").replace(_TYPES, "\n  ".join(lines))
+        super().format_help_text(ctx, formatter)
+
+
 def controller(
     type_: _Type,
     rest: _Rest = None,
@@ -233,16 +246,7 @@ def controller(
 
     \b
     TYPEs:
-      INFER5   deadlines, batching, loading and eviction of weights: what you usually want
-      FIFO     first come, first served, with batches, no deadlines: a baseline
-      EDF      earliest deadline first, one at a time: a baseline
-      REJECT   admits at arrival what it can do in time, one at a time: a baseline
-      AIMD     batches that grow until the SLO is broken, as Clipper's, no deadlines: a baseline
-      ECHO     answers at once without a GPU: measures the network and the client
-      INFER4   Clockwork's scheduler before INFER5; max_exec defaults to 250ms, max_batch to 16
-      SMART    Clockwork's other scheduler: plans all requests anew every 1ms; same defaults
-      DIRECT   one Infer per request on worker 0, by request id: tests a worker and the wire
-      STRESS   loads workers by itself, prints what they did each second; serves no clients
+      {TYPES}
 
     \b
     Examples:
@@ -250,7 +254,9 @@ def controller(
       slosched controller INFER5 --workers gpu01:12345-12348 --default-slo 50ms --log-dir run1
       slosched controller INFER5 gpu01:12345,gpu02:12345 0 6 5000000    # Clockwork's own form
     """
-    _check_type(type_)
+    from slosched.core.scheduler.policies import about
+
+    ignored = about(type_).ignored_options  # an unknown TYPE is refused before anything else
     positional_workers, positional = _split_positionals(list(rest or []), bool(workers or config))
     addresses = worker_addresses([*positional_workers, *(workers or [])])
     by_option = given(
@@ -278,7 +284,7 @@ def controller(
         keep_unused_ns=_maybe_ns("--keep-unused", keep_unused),
     )
     base = _base_config(config)
-    options = _merged(_parse_positionals(type_, positional), by_option)
+    options = _merged(_parse_positionals(positional, ignored), by_option)
     resolved = replace(
         base,
         scheduler=replace(base.scheduler, policy=type_, **options),
@@ -299,14 +305,10 @@ def controller(
     raise typer.Exit(run_controller(resolved, announce=Announcer()))
 
 
-def _check_type(type_: str) -> None:
-    from slosched.core.scheduler.policies import POLICIES
-
-    if type_ not in POLICIES:
-        raise UnknownName("controller TYPE", type_, list(POLICIES))
-
-
 def _check(config: ControllerConfig) -> None:
+    from slosched.core.scheduler.policies import resolved
+
+    resolved(config.scheduler)
     if not config.workers:
         raise InvalidConfig("no worker is named; give --workers host:port[,host:port...]")
 
@@ -334,9 +336,12 @@ def _split_positionals(rest: list[str], workers_given: bool) -> tuple[list[str],
     return [], rest
 
 
-def _parse_positionals(type_: str, texts: list[str]) -> dict[str, Any]:
-    """Return SchedulerConfig's fields from the positional options; bare durations are in ns."""
-    known = (*POSITIONAL_OPTIONS, *_IGNORED_OPTIONS.get(type_, ()))
+def _parse_positionals(texts: list[str], ignored: tuple[str, ...]) -> dict[str, Any]:
+    """Return SchedulerConfig's fields from the positional options; bare durations are in ns.
+
+    `ignored` are further options that TYPE accepts behind them.
+    """
+    known = (*POSITIONAL_OPTIONS, *ignored)
     if len(texts) > len(known):
         raise InvalidConfig(
             f"{len(texts)} positional options; there are {len(known)}: {' '.join(known)}"

@@ -243,7 +243,7 @@ class SimOptions:
     def scheduler(self, type_: str) -> SchedulerConfig:
         """The scheduler's options. Raises UnknownName for a TYPE that there is not."""
         from slosched.config import SchedulerConfig
-        from slosched.core.scheduler.policies import POLICIES
+        from slosched.core.scheduler.policies import POLICIES, resolved
 
         policy, _, fidelity = type_.partition(":")
         if policy not in POLICIES:
@@ -252,7 +252,7 @@ class SimOptions:
             raise InvalidConfig(
                 f"TYPE {type_} and --fidelity {self.fidelity} contradict each other"
             )
-        return SchedulerConfig(
+        config = SchedulerConfig(
             policy=policy,
             # Who simulates writes the clients, too: they are believed.
             max_client_weight=WEIGHT_RANGE[1],
@@ -268,6 +268,8 @@ class SimOptions:
                 early_refusal=self.early_refusal,
             ),
         )
+        resolved(config)  # raises InvalidConfig for what the policy cannot heed
+        return config
 
     def _profiles(self) -> tuple[GpuProfile, ...]:
         from slosched.config_file import load_profile

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from slosched.codes import Code
 from slosched.config import CLIENT_HEARTBEAT_NS
 from slosched.core.scheduler.interface import FromClient
+from slosched.core.scheduler.policies import about
 from slosched.errors import InvalidConfig, SloschedError
 from slosched.loadgen.driver import LoadDriver
 from slosched.loadgen.instances import copies_by_name, in_workload_order
@@ -193,7 +194,7 @@ class SimClient:
                     self._end_if_quiet()
         elif isinstance(message, Welcome):
             self._default_slo_ns = message.default_slo_ns
-            self._echoes = message.policy == "ECHO"
+            self._echoes = not about(message.policy).runs_models
             if self.phase is Phase.HELLO:
                 self._load_next()
         elif isinstance(message, LoadModelReply):

@@ -9,6 +9,7 @@ from typing import Any
 from slosched.config import CLIENT_HEARTBEAT_NS
 from slosched.core.invariants import InvariantViolated
 from slosched.core.scheduler.interface import FromClient
+from slosched.core.scheduler.policies import about
 from slosched.messages import (
     PROTOCOL_VERSION,
     ClientHeartbeat,
@@ -135,7 +136,7 @@ class Guest:
                 self._cluster.marks.without_output(self._mark, message, wanted=wanted)
         elif isinstance(message, Welcome):
             self._welcomed = True
-            self._echoes = message.policy == "ECHO"
+            self._echoes = not about(message.policy).runs_models
             if self._model is None:
                 self._say(LoadModelRequest(0, self._plan.model, 1))
         elif isinstance(message, LoadModelReply):

@@ -75,7 +75,7 @@ class ClientSessions:
         if known is None:
             name = "".join(c for c in message.name[:_NAME_LENGTH] if c.isprintable())
             weight = self._weights.of_client(name, message.weight)
-            client = Client(identity, message.incarnation, name, weight, name or identity)
+            client = Client(identity, message.incarnation, name, weight)
             self.by_identity[identity] = client
         self._emit(ToClient(identity, self._welcome))
 

@@ -14,7 +14,7 @@ from slosched.core.scheduler.actions import make_kinds
 from slosched.core.scheduler.actions.infer import OVERDUE_SHARE
 from slosched.core.scheduler.actions.kind import Outcome
 from slosched.core.scheduler.changes import Changes
-from slosched.core.scheduler.free_order import GpusByFreeTime
+from slosched.core.scheduler.gpus_by_free_time import GpusByFreeTime
 from slosched.core.scheduler.interface import ActionDone, Effect, ToWorker
 from slosched.core.scheduler.paths import Paths
 from slosched.core.scheduler.slices import Slices
@@ -36,7 +36,7 @@ class Cluster:
     """Workers, GPUs and models, and the actions that are under way on them."""
 
     def __init__(self, config: SchedulerConfig, *, emit: Callable[[Effect], None]) -> None:
-        self.config = config.resolved()
+        self.config = config
         self.emit = emit
         self.slices = Slices()  # long work, of policies too
         self.changes = Changes()

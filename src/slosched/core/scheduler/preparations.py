@@ -264,7 +264,6 @@ class Preparations:
         has = [w.prepared[model.name] for w in self._cluster.serving() if model.name in w.prepared]
         model.b1_ns = min(r.exec_ns[0] for r in has or [model.result])  # the smallest batch is 1
         model.weights_ns = model.result.weights_ns
-        model.cold_ns = max(1, model.weights_ns + model.b1_ns)
 
 
 def _signature(result: LoadModelResult) -> tuple[object, ...]:

@@ -39,7 +39,7 @@ from slosched.core.scheduler.interface import (
 )
 from slosched.core.scheduler.limits import Limits
 from slosched.core.scheduler.overdue import Overdue
-from slosched.core.scheduler.policies import make_policy
+from slosched.core.scheduler.policies import make_policy, resolved
 from slosched.core.scheduler.report import status_parts
 from slosched.core.scheduler.second_tries import SecondTries
 from slosched.core.scheduler.sessions import TICK_NS, Sessions
@@ -93,7 +93,7 @@ class Scheduler:
         worker_addresses: Sequence[str] = (),
     ) -> None:
         self._effects: list[Effect] = []
-        self.cluster = Cluster(config, emit=self._effects.append)
+        self.cluster = Cluster(resolved(config), emit=self._effects.append)
         self.policy = make_policy(self.cluster.config, self.cluster, self)
         self.sessions = Sessions(
             self.cluster,

@@ -64,6 +64,9 @@ class Sessions:
         self._forgotten = forgotten
         self._next_gpu_index = 0
         self._room_ticks = 0  # how long spares could have been used
+        self._overdue_ticks: dict[
+            int, int
+        ] = {}  # GPU index -> how long its action has been overdue
         self._report_due_ns = 0
         for worker_id in range(worker_count):
             address = addresses[worker_id] if worker_id < len(addresses) else ""
@@ -222,8 +225,11 @@ class Sessions:
         for gpu in worker.gpus:
             heads = [e.outstanding[0] for e in (gpu.exec, gpu.weights) if e.outstanding]
             late = [a for a in heads if now_ns > a.predicted_end_ns + a.expected_duration_ns]
-            gpu.overdue_ticks = gpu.overdue_ticks + 1 if late else 0
-            if gpu.overdue_ticks >= _OVERDUE_TICKS_UNTIL_LOST:
+            if not late:
+                self._overdue_ticks.pop(gpu.index, None)
+                continue
+            ticks = self._overdue_ticks[gpu.index] = self._overdue_ticks.get(gpu.index, 0) + 1
+            if ticks >= _OVERDUE_TICKS_UNTIL_LOST:
                 action_id = late[0].action_id
                 self.lose(worker, f"it does not report action {action_id}", now_ns=now_ns)
                 return
@@ -263,6 +269,7 @@ class Sessions:
         lost: list[ActionState] = []
         for gpu in worker.gpus:
             lost.extend(self._cluster.remove_gpu(gpu))
+            self._overdue_ticks.pop(gpu.index, None)
             self._on_gpu_removed(gpu)
         worker.gpus, worker.spare = [], []
         worker.prepared.clear()

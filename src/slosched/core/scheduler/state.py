@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 from slosched.codes import ActionType
 from slosched.config import LOST_AFTER_NS
@@ -63,14 +64,13 @@ class Request:
         "key",
         "model",
         "place",
+        "policy_data",
         "request_id",
         "slo_factor",
         "slo_ns",
         "state",
-        "stepped_over",
         "tried_alone",
         "user_id",
-        "value",
         "weight",
     )
 
@@ -99,16 +99,14 @@ class Request:
         self.input_bytes = input_bytes
         self.arrival_count = len(model.resident_on)
         self.attempts = 0
-        self.excused = 0  # those of them that failed at the model's hands
-        #: A larger batch was preferred that this request was too old for.
-        self.stepped_over = False
+        self.excused = 0  # failed attempts that are not the request's fault
         #: Its action ended with its process: it is tried once more, alone (second_tries.py).
         self.tried_alone = False
         self.state = RequestState.QUEUED
-        self.place = 0  # in a queue that others append to (queues.py)
-        #: What it is worth beside a request of weight 1, and what it counts while it is queued.
-        self.weight = weight
-        self.value = 1.0
+        self.place = 0  # in a queue that is only appended to (queues.py)
+        self.weight = weight  # what it is worth, compared with a request of weight 1 (weights.py)
+        #: The policy's own notes about the request; only the policy reads, writes and types them.
+        self.policy_data: Any = None
 
     def move(self, state: RequestState) -> None:
         """Change state along the table; any other change is a bug in the scheduler."""
@@ -259,7 +257,6 @@ class Gpu:
     transfers: dict[str, WindowEstimator] = field(default_factory=dict)
     busy_ns: int = 0  # exec time so far, for status
     held: bool = False  # kept free for what must run alone
-    overdue_ticks: int = 0  # how long an action has been due that was not reported
     #: What its driver said last, when that came, and its count of energy when the worker joined.
     stats: GpuStats | None = None
     stats_ns: int = 0
@@ -294,7 +291,11 @@ class Gpu:
         self.failed_loads[model.model_id] = (now_ns + pause_ns, pause_ns)
 
     def may_load(self, model: Model, now_ns: int) -> bool:
-        return now_ns >= self.failed_loads.get(model.model_id, (0, 0))[0]
+        return now_ns >= self.load_again_ns(model)
+
+    def load_again_ns(self, model: Model) -> int:
+        """When a load of `model` that failed here may be tried again; 0: none failed."""
+        return self.failed_loads.get(model.model_id, (0, 0))[0]
 
     def exec_table(self, model: Model) -> ExecTable:
         return self.tables[model.name]
@@ -423,20 +424,12 @@ class Model:
     pages: int = 1
     result: LoadModelResult | None = None  # the first worker's answer: shapes and dtypes
     queue: list[Request] = field(default_factory=list)  # ascending (deadline, key)
-    #: Queued requests whose value is not 1 (INFER5), and, while there are any, the highest of them or 1.
-    weighted: int = 0
-    heaviest: float = 1.0
     resident_on: dict[int, Gpu] = field(default_factory=dict)  # by GPU index
     loading_on: dict[int, Gpu] = field(default_factory=dict)
     clients: dict[bytes, Client | None] = field(default_factory=dict)  # its users, by identity
     last_used_ns: int = 0
     unused_since_ns: int = 0  # when its last client left, if it has none
-    weights_ns: int = 0  # time of a load, and
-    cold_ns: int = 1  # of a load and the exec of one request; both frozen when loaded
-    #: Scores (popularity.py): requests lately, those by their need of weights, those lost for want of GPUs.
-    asked: float = 0.0
-    need: float = 0.0
-    shortage: float = 0.0
+    weights_ns: int = 0  # the time of a load, frozen when loaded
 
     def info(self) -> ModelInfo:
         loaded = self.result
@@ -468,7 +461,6 @@ class Client:
     incarnation: int
     name: str
     weight: float = 1.0
-    account: str | bytes = b""  # whom its share of the GPUs is counted with (shares.py)
     heard: bool = True
     silent_ticks: int = 0
     gone: bool = False  # it left; what is left of it goes in slices

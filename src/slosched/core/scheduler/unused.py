@@ -14,14 +14,13 @@ from collections.abc import Callable
 
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToWorker
+from slosched.core.scheduler.policies import unloads_unused
 from slosched.core.scheduler.slices import Work
 from slosched.core.scheduler.state import Model, ModelState, Worker
 from slosched.messages import UnloadModel
 from slosched.units import NS_PER_S, format_duration
 
 _EVERY_NS = NS_PER_S
-#: The others keep what they know of each instance, as the published code does: they unload nothing.
-_POLICIES = ("INFER5", "FIFO", "EDF", "REJECT", "AIMD")
 
 
 class Unused:
@@ -30,13 +29,8 @@ class Unused:
     def __init__(
         self, cluster: Cluster, by_name: dict[str, list[Model]], busy: Callable[[str], bool]
     ) -> None:
-        config = cluster.config
         self._cluster, self._by_name, self._busy = cluster, by_name, busy
-        self._unloads = (
-            config.policy in _POLICIES
-            and config.fidelity == "best"
-            and config.placement != "demand"
-        )
+        self._unloads = unloads_unused(cluster.config)
         self._due_ns = 0
         self._sweeping = False
         self.now_ns = 0  # of the last tick

@@ -71,6 +71,9 @@ class Placement:
     controller's clock.
     """
 
+    #: Whether instances that no client uses may be unloaded: the rule forgets one that is.
+    unloads_unused = True
+
     def __init__(self, cluster: Cluster, *, heeds_deadlines: bool = True) -> None:
         self._cluster = cluster
         self._heeds_deadlines = heeds_deadlines

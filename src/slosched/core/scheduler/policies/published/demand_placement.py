@@ -31,6 +31,8 @@ class _Asked:
 class DemandPlacement(Placement):
     """See the head of this file."""
 
+    unloads_unused = False  # the published loads keep what they know about each instance
+
     def __init__(self, cluster: Cluster, *, heeds_deadlines: bool = True) -> None:
         super().__init__(cluster, heeds_deadlines=heeds_deadlines)
         self._loads = PaperLoads(cluster, ahead_ns=self._ahead_ns)

@@ -26,10 +26,10 @@ _LEAD_SLACK_NS = 50_000
 _FEW = 8
 
 
-class Openings:
+class DispatchWindows:
     """Which GPUs can be given an Infer now, and when the next one will be.
 
-    `unasked` are open GPUs that the policy has not asked since something about them changed. A policy
+    `to_ask` are open GPUs that the policy has not asked since something about them changed. A policy
     that only wants those takes them out (`asked`); one that asks all each time need not care.
     """
 
@@ -37,7 +37,7 @@ class Openings:
         self._cluster = cluster
         assert cluster.config.schedule_ahead_ns is not None
         self._ahead_ns = cluster.config.schedule_ahead_ns
-        self.unasked: dict[int, Gpu] = {}  # by index, as below
+        self.to_ask: dict[int, Gpu] = {}  # by index, as below
         #: Open, and a start depends on nothing but the way there: (margin of the way, index).
         self._near: list[tuple[int, int, Gpu]] = []
         self._near_margin_ns: dict[int, int] = {}
@@ -46,7 +46,8 @@ class Openings:
         #: Opens by itself: when, by index; the heap has stale entries too.
         self._opens_ns: dict[int, int] = {}
         self._closed: list[tuple[int, int, Gpu]] = []
-        self._hindered: dict[int, None] = {}  # asked in vain, but for what is predicted of its ways
+        #: Asked in vain, but for what is predicted of the latency.
+        self._until_faster: dict[int, None] = {}
         self._changed = cluster.changes.follow_execs()
         self._paths_changed = cluster.changes.follow_paths()
 
@@ -64,9 +65,9 @@ class Openings:
             elif listed_ns is not None and listed_ns != margin_ns:
                 self._unlist(index)
                 self._list(gpu, margin_ns)
-            if index in self._hindered:
-                del self._hindered[index]
-                self.unasked[index] = gpu
+            if index in self._until_faster:
+                del self._until_faster[index]
+                self.to_ask[index] = gpu
 
     def _list(self, gpu: Gpu, margin_ns: int) -> None:
         self._near_margin_ns[gpu.index] = margin_ns
@@ -92,7 +93,7 @@ class Openings:
             self._list(gpu, margin_ns)
         else:
             self._soon[gpu.index] = gpu
-        self.unasked[gpu.index] = gpu
+        self.to_ask[gpu.index] = gpu
 
     def _place(self, gpu: Gpu, now_ns: int) -> None:
         index = gpu.index
@@ -102,8 +103,8 @@ class Openings:
                 self._unlist(index)
             else:
                 del self._soon[index]
-            self._hindered.pop(index, None)
-            self.unasked.pop(index, None)
+            self._until_faster.pop(index, None)
+            self.to_ask.pop(index, None)
         else:
             self._opens_ns.pop(index, None)
         outstanding = len(gpu.exec.outstanding)
@@ -158,27 +159,27 @@ class Openings:
             if self._cluster.reports(entry[2], now_ns):
                 yield entry
 
-    def unasked_in_order(self, now_ns: int) -> list[tuple[int, int, Gpu]]:
-        """Those of `open_gpus` that are `unasked`, after `refresh`."""
-        if len(self.unasked) == 1:
-            ((index, gpu),) = self.unasked.items()
+    def to_ask_in_order(self, now_ns: int) -> list[tuple[int, int, Gpu]]:
+        """Those of `open_gpus` that are `to_ask`, after `refresh`."""
+        if len(self.to_ask) == 1:
+            ((index, gpu),) = self.to_ask.items()
             if not self._cluster.reports(gpu, now_ns):
                 return []
             return [(self._cluster.earliest_start_ns(gpu, now_ns), index, gpu)]
         earliest_start_ns = self._cluster.earliest_start_ns
         found = [
             (earliest_start_ns(gpu, now_ns), index, gpu)
-            for index, gpu in self.unasked.items()
+            for index, gpu in self.to_ask.items()
             if self._cluster.reports(gpu, now_ns)
         ]
         found.sort()
         return found
 
-    def asked(self, gpu: Gpu, *, hindered: bool) -> None:
-        """Nothing that waits can go to `gpu`; if `hindered`, only because its ways are too long."""
-        self.unasked.pop(gpu.index, None)
-        if hindered:
-            self._hindered[gpu.index] = None
+    def asked(self, gpu: Gpu, *, retry_when_faster: bool) -> None:
+        """Nothing that waits can go to `gpu`; if `retry_when_faster`, only because its ways are too long."""
+        self.to_ask.pop(gpu.index, None)
+        if retry_when_faster:
+            self._until_faster[gpu.index] = None
 
     def ask_holders(self, holders: dict[int, Gpu]) -> bool:
         """Something new waits that `holders` could run. False, and nothing is done, if many are open.
@@ -192,7 +193,7 @@ class Openings:
             return False
         for index, gpu in few.items():
             if index in others:
-                self.unasked[index] = gpu
+                self.to_ask[index] = gpu
         return True
 
     def next_opening_ns(self, now_ns: int) -> int | None:
