@@ -43,6 +43,7 @@ EXAMPLES: tuple[m.Message, ...] = (
     m.ClientHeartbeat(10**18),
     m.Goodbye(),
     m.LoadModelRequest(7, "resnet50_v2", 12),
+    m.UnloadModelRequest(7, "resnet50_v2", force=True),
     m.ListModelsRequest(8),
     m.InferRequest(
         request_id=9,
@@ -59,6 +60,7 @@ EXAMPLES: tuple[m.Message, ...] = (
     m.Welcome(m.PROTOCOL_VERSION, 2**60, "0.1.0", "INFER5", 100_000_000),
     m.Refused(-1, 6, "say hello first"),
     m.LoadModelReply(7, 0, "", (_INFO,)),
+    m.UnloadModelReply(7, 0, "", 9, 3),
     m.ListModelsReply(8, (_INFO,), ("resnet50",)),
     m.InferReply(
         9,

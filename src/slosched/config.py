@@ -330,6 +330,8 @@ class SchedulerConfig:
     max_bytes: int = 8 * 2**30
     max_client_loads: int = 256  # LoadModelRequests of one client that wait
     max_instances: int = 200_000  # of all names together
+    #: Names of clients that may unload what others use.
+    operators: tuple[str, ...] = ()
     keep_unused_ns: int = 3600 * NS_PER_S  # what no client has used for so long is unloaded
 
     def __post_init__(self) -> None:

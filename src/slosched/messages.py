@@ -96,6 +96,18 @@ class LoadModelRequest(Message, frozen=True):
     copies: Number = 1
 
 
+class UnloadModelRequest(Message, frozen=True):
+    """Give up the use of the model `name`: instances that no other client uses leave the workers' memory.
+
+    With `force` other clients lose theirs too, and their queued requests are answered with code 1; only the
+    clients that the controller's option `operators` names may do that.
+    """
+
+    request_id: Number
+    name: Name
+    force: bool = False
+
+
 class ListModelsRequest(Message, frozen=True):
     request_id: Number
 
@@ -135,6 +147,7 @@ ClientMessage = (
     | ClientHeartbeat
     | Goodbye
     | LoadModelRequest
+    | UnloadModelRequest
     | ListModelsRequest
     | InferRequest
     | CancelRequest
@@ -172,6 +185,16 @@ class LoadModelReply(Message, frozen=True):
     code: int
     reason: str = ""
     models: tuple[ModelInfo, ...] = ()
+
+
+class UnloadModelReply(Message, frozen=True):
+    """`code` 0 and the number of instances that are unloaded and kept, or the code and the reason in words."""
+
+    request_id: int
+    code: int
+    reason: str = ""
+    unloaded: int = 0
+    kept: int = 0  # other clients use them
 
 
 class ListModelsReply(Message, frozen=True):
@@ -216,7 +239,15 @@ class StatusReply(Message, frozen=True):
     report: dict[str, object]
 
 
-ControllerToClient = Welcome | Refused | LoadModelReply | ListModelsReply | InferReply | StatusReply
+ControllerToClient = (
+    Welcome
+    | Refused
+    | LoadModelReply
+    | UnloadModelReply
+    | ListModelsReply
+    | InferReply
+    | StatusReply
+)
 
 # --------------------------------------------------------------------------- controller -> worker
 

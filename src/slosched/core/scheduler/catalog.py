@@ -17,8 +17,8 @@ from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToClient
 from slosched.core.scheduler.preparations import ModelLoaded, Preparations
 from slosched.core.scheduler.slices import A_PART, Work
-from slosched.core.scheduler.state import Client, Gpu, Model, ModelState, Worker
-from slosched.core.scheduler.unused import Unused
+from slosched.core.scheduler.state import Client, Gpu, Model, ModelState, Request, Worker
+from slosched.core.scheduler.unloading import Unloading
 from slosched.errors import known_names, shown_name
 from slosched.messages import (
     ListModelsReply,
@@ -61,7 +61,8 @@ class _Waiting:
 class Catalog:
     """All model instances. `on_loaded` tells the policy where a model's weights can go from now on.
 
-    `on_changed` runs for a model whose input shape or dtype has changed.
+    `on_changed` runs for a model whose input shape or dtype has changed, `end_request` for one that an operator
+    unloads while requests wait for it.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Catalog:
         on_loaded: ModelLoaded,
         on_changed: Callable[[Model], None],
         settled: Callable[[Model], bool],
+        end_request: Callable[[Request, int, str], None],
     ) -> None:
         self._cluster = cluster
         self._slices = cluster.slices
@@ -84,7 +86,9 @@ class Catalog:
         self._telling: list[str] = []  # names of loads that are being answered
         self._next_model_id = 0
         self.hurried = False  # `advance` stopped before it had to wait for anything
-        self.unused = Unused(cluster, self._by_name, self._under_way)
+        self.unloading = Unloading(
+            cluster, self._by_name, busy=self._under_way, end_request=end_request
+        )
 
     # --------------------------------------------------------------------- clients' wishes
 
@@ -103,7 +107,7 @@ class Catalog:
         there = len(self._by_name.get(canonical_model(message.name), ()))
         most = self._cluster.config.max_instances
         if message.copies > there and len(self._cluster.models) + message.copies - there > most:
-            self.unused.crowded = True
+            self.unloading.crowded = True
             reason = (
                 f"--max-instances allows {most}, and there are {len(self._cluster.models)} already; those "
                 "that nobody uses are unloaded now, so ask once more"
@@ -145,7 +149,7 @@ class Catalog:
                 if model.clients.get(client.identity) is client:  # it may have come back meanwhile
                     del model.clients[client.identity]
                     if not model.clients:
-                        model.unused_since_ns = self.unused.now_ns
+                        model.unused_since_ns = self.unloading.now_ns
             yield A_PART // 4
 
     # --------------------------------------------------------------------- workers' answers

@@ -68,6 +68,7 @@ from slosched.messages import (
     Refused,
     StatusReply,
     StatusRequest,
+    UnloadModelRequest,
     WorkerGoodbye,
     WorkerRefused,
     WorkerToController,
@@ -110,6 +111,7 @@ class Scheduler:
             on_loaded=self.policy.model_loaded,
             on_changed=self._model_changed,
             settled=self.policy.settled,
+            end_request=self._end,
         )
         config = self.cluster.config
         self._overdue = Overdue(self.cluster, self._not_reported)
@@ -290,6 +292,8 @@ class Scheduler:
             self._clients.cancel(client, message.request_id)
         elif isinstance(message, LoadModelRequest):
             self.catalog.request_load(client, message, now_ns=now_ns)
+        elif isinstance(message, UnloadModelRequest):
+            self.catalog.unloading.unload(client, message)
         elif isinstance(message, ListModelsRequest):
             self.catalog.list_models(client, message)
         elif isinstance(message, StatusRequest):
@@ -406,4 +410,4 @@ class Scheduler:
     def _tick(self, now_ns: int) -> None:
         self.sessions.tick(now_ns=now_ns)
         self._clients.tick()
-        self.catalog.unused.tick(now_ns=now_ns)
+        self.catalog.unloading.tick(now_ns=now_ns)
