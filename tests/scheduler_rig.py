@@ -18,6 +18,7 @@ from slosched.core.scheduler.interface import (
     ToWorker,
 )
 from slosched.core.scheduler.scheduler import Scheduler
+from slosched.core.values import Value
 from slosched.messages import (
     PROTOCOL_VERSION,
     ClientHello,
@@ -58,9 +59,15 @@ class Rig:
         self.checker = InvariantChecker(self.scheduler)
         self.effects: list[Effect] = []
         self._request_id = 0
+        self._values_made = 0
         self._sessions: dict[int, int] = {}
 
     # --------------------------------------------------------------------------- plumbing
+
+    def _input(self, size: int) -> Value | None:
+        """An input of `size` bytes, as a shell would name it."""
+        self._values_made += size > 0
+        return Value(self._values_made, size) if size else None
 
     def handle(self, event: Event) -> None:
         self.checker.saw(event, now_ns=self.now_ns)
@@ -132,7 +139,7 @@ class Rig:
             shape=shape,
             dtype=dtype,
         )
-        self.handle(FromClient(client, message, input_bytes))
+        self.handle(FromClient(client, message, self._input(input_bytes)))
         return request_id
 
     def reply(self, request_id: int) -> InferReply:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from slosched.core.scheduler.answers import Ended, Plan, record_of, reply_to
 from slosched.core.scheduler.interface import RequestRecord
 from slosched.core.scheduler.state import Client, Model, Request
+from slosched.core.values import Value
 from slosched.messages import InferReply
 
 ARRIVAL_NS = 1_000
@@ -32,7 +33,7 @@ def a_request() -> Request:
         slo_factor=1.5,
         slo_ns=16,
         arrival_ns=ARRIVAL_NS,
-        input_bytes=17,
+        input=Value(7, 17),
     )
     request.attempts, request.arrival_count = 18, 19
     return request

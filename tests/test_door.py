@@ -266,7 +266,7 @@ def test_the_oldest_are_refused_in_one_message_and_what_else_came_is_handled(
             client = server.scheduler.clients[b"c-1"]
             client.heard = False
             model = server.scheduler.cluster.models[3]
-            waiting = Request(1, client, 11, 0, model, 0.0, _SLO_NS, 0, 0, 1.0)
+            waiting = Request(1, client, 11, 0, model, 0.0, _SLO_NS, 0)
             client.requests[11] = waiting  # one that was taken before, and comes again
             dealer.send([_flood(10, 5)])
             refused = await _next(dealer)
@@ -346,7 +346,7 @@ def test_what_is_taken_keeps_its_own_input(tmp_path: Path) -> None:
 
             def noted(event: Any, *, now_ns: int) -> None:
                 if isinstance(getattr(event, "message", None), InferRequest):
-                    frame = server._frames._arrived[event.input_key]
+                    frame = server._values.get(event.input)[0]
                     kept[event.message.request_id] = bytes(frame)
                 handle(event, now_ns=now_ns)
 

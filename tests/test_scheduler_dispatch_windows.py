@@ -172,7 +172,7 @@ def waiting_model(model_id: int, name: str, count: int) -> Model:
     slo_ns = (10 + model_id) * MS
     for number in range(count):
         key = model_id * 100 + number
-        model.queue.append(Request(key, Client(b"c", 1, "c"), key, 0, model, 0.0, slo_ns, T0, 0))
+        model.queue.append(Request(key, Client(b"c", 1, "c"), key, 0, model, 0.0, slo_ns, T0))
     return model
 
 

@@ -287,7 +287,7 @@ def test_an_expiry_heap_is_rebuilt_some_entries_at_a_time() -> None:
     (client,) = rig.scheduler.clients.values()
     for key in range(20_000):
         due_ns = T0 + draw.randrange(10**9)
-        request = Request(key, client, key, 0, rig.scheduler.cluster.models[0], 0.0, 1, T0, 0)
+        request = Request(key, client, key, 0, rig.scheduler.cluster.models[0], 0.0, 1, T0)
         requests.append((due_ns, key, request))
         heap.push(due_ns, request)
         if key % 3:

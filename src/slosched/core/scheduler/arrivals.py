@@ -11,7 +11,7 @@ from slosched.codes import Code
 from slosched.core.scheduler.answers import Answers
 from slosched.core.scheduler.catalog import Catalog
 from slosched.core.scheduler.cluster import Cluster
-from slosched.core.scheduler.interface import Accepted, FromClient, ToClient
+from slosched.core.scheduler.interface import FromClient, Keep, ToClient
 from slosched.core.scheduler.limits import Limits
 from slosched.core.scheduler.policies.base import Policy
 from slosched.core.scheduler.state import Client, Model, Request
@@ -44,7 +44,7 @@ class Arrivals:
         """Take the request that `event` brought, or answer it."""
         if message.request_id in client.requests:
             return  # it came twice, and is answered once
-        bytes_behind = event.input_bytes
+        bytes_behind = 0 if event.input is None else event.input.size
         model = self._cluster.models.get(message.model_id)
         error = request_error(client, message, model, bytes_behind)
         code = Code.INVALID_REQUEST
@@ -72,7 +72,7 @@ class Arrivals:
             slo_factor=message.slo_factor,
             slo_ns=slo_ns,
             arrival_ns=now_ns - event.waited_ns,
-            input_bytes=bytes_behind,
+            input=event.input,
             weight=self._weights.of_request(client, slo_ns),
         )
         client.requests[message.request_id] = request
@@ -80,9 +80,9 @@ class Arrivals:
             self._catalog.used_by(
                 client, model
             )  # it was forgotten once, or has the id from another
-        if bytes_behind:
-            self._limits.took(client, bytes_behind)
-            self._cluster.emit(Accepted(key, event.input_key))
+        if event.input is not None:
+            self._limits.took(client, event.input.size)
+            self._cluster.emit(Keep(event.input.value_id, key))
         if self.draining:
             self._answer(request, Code.SHUTTING_DOWN, "the controller is shutting down")
             return

@@ -163,7 +163,10 @@ class Cluster:
         self.actions[action.action_id] = action
         kind.reserve(action)
         keys = tuple([request.key for request in action.requests])
-        self.emit(ToWorker(action.gpu.worker.worker_id, kind.message(action), keys))
+        inputs = tuple([request.input for request in action.requests])
+        if not any(inputs):
+            inputs = ()
+        self.emit(ToWorker(action.gpu.worker.worker_id, kind.message(action), keys, inputs))
         return action
 
     def record(self, action: ActionState, outcome: Outcome, *, now_ns: int, met: int = 0) -> None:

@@ -71,7 +71,6 @@ from slosched.messages import (
     UnloadModelRequest,
     WorkerGoodbye,
     WorkerRefused,
-    WorkerToController,
     WorkerWelcome,
 )
 
@@ -133,7 +132,6 @@ class Scheduler:
         self.clients = self._clients.by_identity
         self.limits = Limits(config)
         self.door = Door()
-        self.leaving = self._clients.leaving
         self.answers = Answers(emit=self._effects.append, limits=self.limits)
         self._ends = ActionEnds(
             self.cluster, self.policy, self.second_tries, self.answers, self._answer
@@ -163,7 +161,7 @@ class Scheduler:
             self._from_client(event, now_ns)
         elif isinstance(event, FromWorker):
             worker = self.cluster.workers[event.worker_id]
-            self._from_worker(worker, event.message, now_ns)
+            self._from_worker(worker, event, now_ns)
             if worker.leaving and worker.state is WorkerState.JOINED and not worker.busy:
                 self.sessions.lose(worker, "it said goodbye", now_ns=now_ns)
         elif isinstance(event, SendFailed):
@@ -211,6 +209,11 @@ class Scheduler:
     def slicing(self) -> bool:
         """Long work is under way, and goes on with the next step."""
         return self.cluster.slices.under_way or self.catalog.hurried
+
+    @property
+    def leaving(self) -> list[Client]:
+        """Clients that are gone and have requests or models left."""
+        return self._clients.leaving
 
     @property
     def arrived(self) -> int:
@@ -310,8 +313,8 @@ class Scheduler:
 
     # ----------------------------------------------------------------------------- workers
 
-    def _from_worker(self, worker: Worker, message: WorkerToController, now_ns: int) -> None:
-        message = made_safe(message)
+    def _from_worker(self, worker: Worker, event: FromWorker, now_ns: int) -> None:
+        message = made_safe(event.message)
         if isinstance(message, WorkerWelcome):
             self.sessions.welcome(worker, message, now_ns=now_ns)
             return
@@ -328,7 +331,7 @@ class Scheduler:
         if isinstance(message, Heartbeat):
             self.sessions.heartbeat(worker, message, now_ns=now_ns)
         elif not self.catalog.ended(worker, message, now_ns=now_ns):
-            self._ends.reported(worker, message, now_ns=now_ns)
+            self._ends.reported(worker, message, event.outputs, now_ns=now_ns)
 
     def _worker_joined(self, worker: Worker, gpus: list[Gpu], now_ns: int) -> None:
         for gpu in gpus:
@@ -345,7 +348,9 @@ class Scheduler:
 
     def _model_changed(self, model: Model) -> None:
         """Its workers are gone, and the next one has it with other tensors: old inputs do not fit."""
-        self.cluster.slices.begin(self._end_unfit([r for r in model.queue if r.input_bytes], model))
+        self.cluster.slices.begin(
+            self._end_unfit([r for r in model.queue if r.input is not None], model)
+        )
 
     def _end_unfit(self, requests: list[Request], model: Model) -> Work:
         for request in requests:
@@ -403,9 +408,7 @@ class Scheduler:
         *,
         tell: bool = True,
     ) -> None:
-        self.answers.give(
-            request, code, reason, plan, now_ns=self._now_ns, output_of=None, tell=tell
-        )
+        self.answers.give(request, code, reason, plan, now_ns=self._now_ns, output=None, tell=tell)
 
     def _tick(self, now_ns: int) -> None:
         self.sessions.tick(now_ns=now_ns)

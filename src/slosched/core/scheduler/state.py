@@ -22,6 +22,7 @@ from slosched.codes import ActionType
 from slosched.config import LOST_AFTER_NS
 from slosched.core.scheduler.delays import Delays
 from slosched.core.scheduler.estimators import ExecTable, WindowEstimator
+from slosched.core.values import Value
 from slosched.messages import GpuInfo, GpuStats, LoadModelResult, ModelInfo
 from slosched.units import NS_PER_MS, NS_PER_S
 
@@ -60,7 +61,7 @@ class Request:
         "client",
         "deadline_ns",
         "excused",
-        "input_bytes",
+        "input",
         "key",
         "model",
         "place",
@@ -84,7 +85,7 @@ class Request:
         slo_factor: float,
         slo_ns: int,
         arrival_ns: int,
-        input_bytes: int,
+        input: Value | None = None,
         weight: float = 1.0,
     ) -> None:
         self.key = key
@@ -96,7 +97,7 @@ class Request:
         self.slo_ns = slo_ns
         self.arrival_ns = arrival_ns
         self.deadline_ns = arrival_ns + slo_ns
-        self.input_bytes = input_bytes
+        self.input = input
         self.arrival_count = len(model.resident_on)
         self.attempts = 0
         self.excused = 0  # failed attempts that are not the request's fault
