@@ -204,3 +204,18 @@ class Placement:
         # Nobody waits for a particular start of a load; the window only sheds what is long stale.
         latest_ns = start_ns + self._ahead_ns + NS_PER_S
         self._cluster.send_load(gpu, model, now_ns=now_ns, start_ns=start_ns, latest_ns=latest_ns)
+
+
+def least_recently_used(cluster: Cluster, gpu: Gpu, model: Model) -> list[Model] | None:
+    """Models to evict from `gpu` so that `model` fits, least recently used first and none that runs.
+
+    None if too few pages would become free.
+    """
+    free_pages, victims = gpu.free_pages, []
+    for victim in gpu.resident.values():
+        if free_pages >= model.pages:
+            break
+        if not cluster.in_use(gpu, victim):
+            victims.append(victim)
+            free_pages += victim.pages
+    return victims if free_pages >= model.pages else None

@@ -34,6 +34,7 @@ from math import ceil
 
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.placement.base import least_recently_used
 from slosched.core.scheduler.policies.about import About, Defaults
 from slosched.core.scheduler.policies.base import LAST_ONE_LOST, NOT_OFFERED, Refusals, is_offered
 from slosched.core.scheduler.policies.published.smart_timetable import Batch, timetable
@@ -218,13 +219,7 @@ class Smart:
                 load_ns[gpu.index] += self._exec_ns(gpu, model) * len(model.queue) // len(holders)
         chosen: dict[int, list[Model]] = {}
         for model in sorted(absent, key=lambda m: (-len(m.queue), m.model_id)):
-            takers = [
-                gpu
-                for gpu in gpus.values()
-                if model.model_id in gpu.worker.instances
-                and gpu.pages >= model.pages
-                and gpu.may_load(model, now_ns)
-            ]
+            takers = [gpu for gpu in gpus.values() if gpu.can_load(model, now_ns)]
             if takers:
                 gpu = min(takers, key=lambda g: (load_ns[g.index], g.index))
                 queued_ns = self._exec_ns(gpu, model) * len(model.queue)
@@ -234,14 +229,8 @@ class Smart:
 
     def _load(self, gpu: Gpu, model: Model, now_ns: int) -> bool:
         """Evict what must go and load `model`. False if no more fits into this epoch's window."""
-        free_pages, victims = gpu.free_pages, []
-        for victim in gpu.resident.values():
-            if free_pages >= model.pages:
-                break
-            if not self._cluster.in_use(gpu, victim):
-                victims.append(victim)
-                free_pages += victim.pages
-        if free_pages < model.pages:
+        victims = least_recently_used(self._cluster, gpu, model)
+        if victims is None:
             return True  # all are running; the next model may be smaller
         for victim in victims:
             if not self._pci_open(gpu, now_ns):
