@@ -1,4 +1,4 @@
-"""The GPUs in the order in which their exec is predicted to be free. Kept, not sorted: O(log n) a change."""
+"""GPUs in the order of the time at which their exec is predicted to be free. A change costs O(log n)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from slosched.core.scheduler.state import Gpu
 
 
 class GpusByFreeTime:
-    """`entries` are (predicted end of all that was sent, index, GPU), ascending; read them, no more."""
+    """`entries`: (predicted end of all that was sent, index, GPU), ascending; read only."""
 
     __slots__ = ("_listed_ns", "entries")
 
@@ -21,13 +21,13 @@ class GpusByFreeTime:
         insort(self.entries, (gpu.exec.busy_until_ns, gpu.index, gpu))
 
     def remove(self, gpu: Gpu) -> None:
-        """Take `gpu` out; one that is not there is fine."""
+        """Take `gpu` out, if it is in."""
         listed_ns = self._listed_ns.pop(gpu.index, None)
         if listed_ns is not None:
             del self.entries[bisect_left(self.entries, (listed_ns, gpu.index))]
 
     def move(self, gpu: Gpu) -> None:
-        """The prediction for `gpu` changed; one that is not there is fine."""
+        """The prediction for `gpu` changed; ignored if it is not in."""
         index, busy_ns = gpu.index, gpu.exec.busy_until_ns
         listed_ns = self._listed_ns.get(index)
         if listed_ns is not None and listed_ns != busy_ns:

@@ -1,9 +1,9 @@
-"""Instances that nobody uses any more are unloaded after a while, from the workers' host memory, too.
+"""Instances that no client uses any more are unloaded after a while, from the workers' host memory, too.
 
 An instance outlives its clients, because loading again costs more than keeping. But clients come and go, with
-ever new names and more copies: what no client has used for `keep_unused_ns` goes, and all that is unused at
-once when a load was refused because there are too many instances (`max_instances`). Copies go from the last
-one back, so that those that are left are still the first ones of their name.
+ever new names and more copies: an instance that no client has used for `keep_unused_ns` goes, and every unused
+one at once when a load was refused because there are too many instances (`max_instances`). Copies go from the
+last one back, so that those that are left are still the first ones of their name.
 
 First the weights go, by evictions; an instance is unloaded when no action of it is under way anywhere.
 """
@@ -24,7 +24,7 @@ _EVERY_NS = NS_PER_S
 
 
 class Unused:
-    """Looks for what is unused once a second. `busy` says whether loads of a name are under way."""
+    """Looks for unused instances once a second. `busy` says whether loads of a name are under way."""
 
     def __init__(
         self, cluster: Cluster, by_name: dict[str, list[Model]], busy: Callable[[str], bool]

@@ -1,4 +1,4 @@
-"""`lru`: whatever is asked for is loaded, in the order of asking, over what was used least recently.
+"""`lru`: every model that is asked for is loaded, in the order of asking, over the least recently used ones.
 
 The rule of a plain cache, for comparison. It knows no deadlines, and gives no model a second GPU.
 """

@@ -24,7 +24,7 @@ class GpuQueue(Protocol):
     """The requests that are assigned to one GPU."""
 
     def first(self) -> Request | None:
-        """Any of them, by a rule that is always the same; None if there are none."""
+        """One of them, by a fixed rule; None if there are none."""
 
     def remove(self, request: Request) -> None: ...
 
@@ -33,7 +33,7 @@ _Queue = TypeVar("_Queue", bound=GpuQueue)
 
 
 class AssignedToGpus(LoadedByDemand, Generic[_Queue]):
-    """Who is assigned where, for a policy that says how a queue is served."""
+    """Which request is assigned to which GPU; the policy says how a GPU's queue is served."""
 
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
         super().__init__(cluster, refusals)

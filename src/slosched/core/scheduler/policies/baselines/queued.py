@@ -23,7 +23,7 @@ from slosched.core.scheduler.queues import take_by_deadline
 from slosched.core.scheduler.slices import ANSWER, Work
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 
-#: The latest start of what is worth doing however late.
+#: The latest start of a batch that is worth running however late.
 NEVER_NS = 2**62
 
 
@@ -36,7 +36,7 @@ class Queues(Protocol):
 
 
 class LoadedByDemand:
-    """The part of a baseline that decides nothing: dispatch windows, placement, and requests for nobody."""
+    """The part of a baseline that decides nothing: dispatch windows, placement, what no GPU offers."""
 
     replans = True
     #: Whether a request is given up when its deadline has passed.
@@ -111,7 +111,7 @@ class QueuedByModel(LoadedByDemand):
 def answer_unoffered(
     cluster: Cluster, queues: Queues, refusals: Refusals, models: Sequence[Model]
 ) -> Work:
-    """A GPU was lost: what waits for those of `models` that no other could serve is answered, in slices."""
+    """A GPU was lost: answer the requests of each of `models` that no other GPU offers, in slices."""
     for model in models:
         yield 1
         while not is_offered(cluster, model) and (request := queues.head(model)) is not None:

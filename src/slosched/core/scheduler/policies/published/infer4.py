@@ -12,15 +12,16 @@ schedule_ahead is outstanding). One that is popped runs if
    the larger batch.
 
 What runs are the first requests of the queue; those older than the strategy's that the batch is too
-long for leave the queue with code 7. Whoever could not even start in time leaves it with code 8. Both
-are told at their internal deadline, when all others that are still queued get code 4.
+long for leave the queue with code 7. Requests that could not even start in time leave it
+with code 8. Both kinds are answered at their internal deadline; all others that are still queued then get code
+4.
 
 Deadlines, estimates, trackers and demand are those of the published INFER5 (deadlines.py, tracker.py,
 loads.py), with its habit of copying a model that is asked for to every GPU. At most two loads are outstanding
 per GPU, and 100 us pass between any two.
 
 One plain mistake of the published code is not kept: rule 2 looked for the b newest by a comparison
-that is the wrong way round, and so never found them.
+that is inverted, and so never found them.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class _Entry:
         self.exec_ns = exec_ns  # demand on the GPUs' exec time, and on loads
         self.weights_ns = weights_ns
         self.queued = True
-        self.code = Code.TIMED_OUT  # what it is told if nothing comes of it
+        self.code = Code.TIMED_OUT  # its answer if it never runs
 
 
 class _Strategy:

@@ -2,13 +2,13 @@
 
 In each epoch of 1 ms in which anything is queued:
 
-1. a model with queued requests that is neither on a GPU nor on its way to one is loaded onto the GPU
+1. a model with queued requests that is neither on a GPU nor being loaded is loaded onto the GPU
    with the least load: when it will be idle, and the batch-1 time of what is queued for its models.
    The most asked-for model comes first, and the least recently used ones that are not running go;
-2. who could not be in time even if its weights were loaded now is answered with code 4;
-3. each model's requests are dealt out to the GPUs that hold it in turn. For each GPU, who cannot be in
-   time alone is answered with code 4; the others form the largest batches that the queue allows and
-   the first deadline leaves time for; the batches are given times as smart_timetable.py says;
+2. a request that could not be in time even if its weights were loaded now is answered with code 4;
+3. each model's requests are dealt out to the GPUs that hold it in turn. For each GPU, a request that
+   cannot be in time alone is answered with code 4; the others form the largest batches that the queue allows
+   and the first deadline leaves time for; the batches are given times as smart_timetable.py says;
 4. those without a place wait for the next epoch, or are answered with code 4 if that is too late;
 5. what starts within 5 ms is sent. It must start within 1.5 ms of its time.
 
@@ -17,12 +17,12 @@ of the last 100 durations x clock; until there are 100, the longest. schedule_ah
 the published code, which also has a routine that would replicate models and never calls it. So a model
 is on one GPU at a time. A failed action fails its requests.
 
-Plain mistakes of the published code are not kept: the test of rule 2 is the wrong way round; replicas
+Plain mistakes of the published code are not kept: the test of rule 2 is inverted; replicas
 are dealt out by their position instead of their GPU; the sort of the batches runs against the search
 for conflicts, and the loop over the stash ends after one round; batches are formed by number alone and
 may be planned past their deadline; the window of rule 5 moves on with each action sent, so that it
 never closes; a failed load leaves the model marked as loaded; inputs are thrown away. Weights that are
-still on their way get no Infer yet. At most 64 batches are placed on a GPU in one epoch, the most
+still being loaded get no Infer yet. At most 64 batches are placed on a GPU in one epoch, the most
 urgent ones: more could not be sent in it.
 """
 
