@@ -335,25 +335,25 @@ def test_who_loses_nothing_is_never_held_back() -> None:
 
 
 def test_of_many_that_are_held_back_each_is_looked_at_in_time() -> None:
-    held_back = AntiStarvation()
+    anti_starvation = AntiStarvation()
     models = [Model(number, "net", number) for number in range(2 * LOOKED_AT + 3)]
     for model in models:
-        held_back.lost(model, now_ns=model.model_id)
-        held_back.lost(model, now_ns=10**12)  # the first loss counts
-    assert held_back.due(PATIENCE_NS - 1) == []
-    assert held_back.due(PATIENCE_NS + 1) == models[:2], "two are due, the longest wait first"
+        anti_starvation.lost(model, now_ns=model.model_id)
+        anti_starvation.lost(model, now_ns=10**12)  # the first loss counts
+    assert anti_starvation.due(PATIENCE_NS - 1) == []
+    assert anti_starvation.due(PATIENCE_NS + 1) == models[:2], "two are due, the longest wait first"
     now_ns = 2 * PATIENCE_NS
     seen: list[Model] = []
     for _ in range(3):
-        due = held_back.due(now_ns)
+        due = anti_starvation.due(now_ns)
         assert len(due) == LOOKED_AT
         seen += due
-        held_back.in_vain(due)
+        anti_starvation.none_fits(due)
     assert set(seen) == set(models)
-    turn = held_back.due(now_ns)[0]
-    held_back.served(turn, 5 * MS, turn=True)
-    assert held_back.due(now_ns) == [], "others come first"
-    held_back.served(models[0], OTHERS_PER_TURN * 5 * MS - 1, turn=False)
-    assert held_back.due(now_ns) == []
-    held_back.served(models[0], 1, turn=False)
-    assert turn not in held_back.due(now_ns) != []
+    turn = anti_starvation.due(now_ns)[0]
+    anti_starvation.served(turn, 5 * MS, turn=True)
+    assert anti_starvation.due(now_ns) == [], "others come first"
+    anti_starvation.served(models[0], OTHERS_PER_TURN * 5 * MS - 1, turn=False)
+    assert anti_starvation.due(now_ns) == []
+    anti_starvation.served(models[0], 1, turn=False)
+    assert turn not in anti_starvation.due(now_ns) != []

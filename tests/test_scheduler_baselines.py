@@ -396,7 +396,7 @@ def test_aimd_raises_no_limit_beyond_the_largest_batch() -> None:
     run_out(rig, until_ms=250)
     counts = [count for _, count in batches(rig)]
     assert max(counts) == 8 and counts[20:26] == [8] * 6  # `net` runs 8 at most
-    limits = rig.scheduler.policy._replicas[0].limits  # type: ignore[attr-defined]
+    limits = rig.scheduler.policy._queues[0].limits  # type: ignore[attr-defined]
     assert limits == {model.model_id: 8.0}  # so that one slow batch is felt at once
 
 

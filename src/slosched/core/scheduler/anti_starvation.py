@@ -1,11 +1,11 @@
-"""No model with feasible requests is starved: who was passed over for long gets a turn.
+"""No model with feasible requests is starved: one that was passed over for long gets a turn.
 
 A policy that serves the most urgent or the most efficient batch may never serve some model: one that takes
 50 ms for a request beside a flood for one that takes 2 ms. What is promised, for models with weights on a
 GPU:
 
     A model that loses a request which had waited, or had to be refused early (forecast.py), and gets no
-    batch for `PATIENCE_NS` after that, is *held back*. A GPU that opens then and could serve one of its
+    batch for `PATIENCE_NS` after that, is *starved*. A GPU that opens then and could serve one of its
     requests in time takes it before everything else; of several models the one that has been waiting
     longest.
     After a turn of exec time e the next one comes when other batches of `OTHERS_PER_TURN` e were sent: all
@@ -26,14 +26,14 @@ from slosched.units import NS_PER_MS
 
 PATIENCE_NS = 250 * NS_PER_MS
 OTHERS_PER_TURN = 20
-#: So many are looked at for one GPU at one time; those in vain go behind the others.
+#: Number of starved models examined for one GPU at one time; those that do not fit go behind the others.
 LOOKED_AT = 16
 
 
 class AntiStarvation:
-    """Which models wait for a turn, by the time of the first loss since their last batch.
+    """Models that wait for a turn, by the time of the first loss since their last batch.
 
-    `turns` counts those that were given.
+    `turns` counts the turns given.
     """
 
     __slots__ = ("_due", "_owed_ns", "_patient", "turns")
@@ -51,7 +51,7 @@ class AntiStarvation:
             self._patient[model_id] = (now_ns, model)
 
     def served(self, model: Model, exec_ns: int, *, turn: bool) -> None:
-        """A batch of `model` was sent; `turn`: because it was held back."""
+        """A batch of `model` was sent; `turn`: because it was starved."""
         self._patient.pop(model.model_id, None)
         self._due.pop(model.model_id, None)
         if turn:
@@ -66,7 +66,7 @@ class AntiStarvation:
         self._due.pop(model.model_id, None)
 
     def due(self, now_ns: int) -> list[Model]:
-        """The models whose turn it is, the first before the others; at most `LOOKED_AT`."""
+        """The models whose turn it is, the longest wait first; at most `LOOKED_AT`."""
         if self._owed_ns or not (self._patient or self._due):
             return []
         patient, due = self._patient, self._due
@@ -79,8 +79,8 @@ class AntiStarvation:
             due[model_id] = model
         return list(islice(due.values(), LOOKED_AT))
 
-    def in_vain(self, models: list[Model]) -> None:
-        """None of `models` could go to the GPU that was looked at: let others be looked at next."""
+    def none_fits(self, models: list[Model]) -> None:
+        """None of `models` could go to the GPU that was asked: examine others next."""
         if len(self._due) > LOOKED_AT:
             for model in models:
                 self._due[model.model_id] = self._due.pop(model.model_id)

@@ -1,20 +1,20 @@
 """Whether a request that arrives has a chance, judged by how the batches of its model came lately.
 
 A queue that is longer than what will be served of it answers each request that it cannot serve at the
-last moment. What came to those before says so when the request arrives:
+last moment. The fate of earlier requests predicts that when the request arrives:
 
-    The scheduler watches each model that lost a request after it had waited, and averages over what happened
-    lately: the time from one batch of these models to the next while requests waited (`between`); the part of
+    The scheduler watches each model that lost a request after it had waited, and averages over recent events:
+    the time from one batch of these models to the next while requests waited (`between`); the part of
     their requests that each model receives (`asked`); and how much more GPU time a request of the model takes
     than in a full batch (`dear`, at least 1: full batches would follow one another that much sooner).
     A model that has one request in n is forecast to have one batch in n, but not fewer than if the models took
-    turns: how many it had lately says nothing, or a model that fell behind would lose more and more. A
+    turns: the number it had lately says nothing, or a model that fell behind would lose more and more. A
     request with p requests of its model before it goes with the (1 + p // b)-th batch of its model, b being
-    the largest batch that its SLO allows, the first one so long after the last that was sent, or now.
-    It is refused if the wait until its batch, times `early_refusal`, is longer than the wait that its
+    the largest batch that its SLO allows; the first of these is due one interval after the last one sent, or
+    now. It is refused if the wait until its batch, times `early_refusal`, is longer than the wait that its
     deadline allows, and that is at least `WORTH_NS`.
 
-A forecast holds only while it is confirmed. A model that lost no request which had waited for twice the
+A forecast holds only while losses confirm it. A model that lost no request which had waited for twice the
 longer of gap and SLO has none, so nothing is refused early where nothing is lost, and a queue that is cut
 too short fills again and shows what it can do.
 """
@@ -30,28 +30,26 @@ from slosched.units import NS_PER_MS, format_duration
 
 #: Weight of the latest batch in the moving averages, once there were as many as that needs.
 _NEWEST = 0.15
-#: Requests of a model that tell what part of all it is.
+#: Number of requests of a model that determine its part of all.
 _REMEMBERED = 50
 #: Weight of the latest in the moving average over the batches of all watched models.
 _NEWEST_OF_ALL = 0.03
 #: A loss confirms the forecast for the longer of gap and SLO, times this.
 _CONFIRMED = 2
-#: A request that will be hopeless within so short a time waits for that: no client can do much with less, and
-#: where SLOs are as short, early refusals cost up to four points of goodput.
+#: A request that will be hopeless sooner than this waits: a client gains little from hearing earlier, and where
+#: SLOs are this short, early refusals cost up to four points of goodput.
 WORTH_NS = 10 * NS_PER_MS
 
 
 class _Watched:
-    """How the batches of one model came."""
+    """The recent batches of one model."""
 
     __slots__ = ("asked", "dear", "full", "gap_ns", "last_ns", "lost_ns", "pressed", "seen")
 
     def __init__(self, now_ns: int) -> None:
         self.lost_ns = now_ns  # when the last one that had waited was lost
         self.last_ns = now_ns  # when the last batch was sent; at first, when watching began
-        self.pressed = (
-            True  # requests were turned away since then: batches were wanted all the time
-        )
+        self.pressed = True  # requests were refused since then: batches were wanted all the time
         self.seen = 0
         self.gap_ns = 0.0
         self.dear = 1.0
@@ -76,7 +74,7 @@ class Forecast:
 
     @property
     def idle(self) -> bool:
-        """True while no model is watched, so that nothing need be told or asked."""
+        """True while no model is watched: reports and questions can be left out."""
         return not self._watched
 
     def lost(self, model: Model, *, now_ns: int) -> None:
@@ -107,7 +105,7 @@ class Forecast:
             return
         self._seen += 1
         newest = max(1 / self._seen, _NEWEST_OF_ALL)
-        # Unless some were turned away, no batch was wanted before the oldest of these came.
+        # Unless requests were refused, no batch was wanted before the oldest of these came.
         oldest_ns = min([request.arrival_ns for request in requests])
         since_ns = self._last_ns if watched.pressed else max(self._last_ns, oldest_ns)
         self._between_ns += newest * (now_ns - since_ns - self._between_ns)
@@ -124,7 +122,7 @@ class Forecast:
         watched.pressed = False
 
     def _arrived(self, watched: _Watched) -> None:
-        """Count a request, and let what came before count half once there are some fifty of each model."""
+        """Count a request, and halve all counts once there are about fifty for each model."""
         watched.asked += 1
         self._asked += 1
         if self._asked > _REMEMBERED * len(self._watched):
@@ -173,7 +171,7 @@ def _full_batch(table: ExecTable, slo_ns: int) -> tuple[int, int]:
 
 
 def why_refused_early(request: Request, start_ns: int, exec_ns: int, now_ns: int) -> str:
-    """In words: `request` must expect to start at `start_ns`, which is too late."""
+    """The reason: `request` must expect to start at `start_ns`, which is too late."""
     before = places_before(request)
     first = f", behind {before} requests of its model" if before else ""
     return (

@@ -1,6 +1,6 @@
-"""Taking one request out of the middle of a queue, without looking at all of them.
+"""Take one request out of the middle of a queue without examining all of them.
 
-A queue is a plain list that ascends in something, so its places are found by bisection and closed by one
+A queue is a plain list in ascending order of some key, so a request is found by bisection and removed by one
 move of memory. `list.remove` compares with each request before it: that made a client that leaves, many
 cancelled requests and a shutdown cost the square of what was queued.
 """
@@ -17,7 +17,7 @@ _place = attrgetter("place")
 _key = attrgetter("key")
 
 
-#: The search looks at this number of requests one by one first: most requests are found there.
+#: The search examines this number of requests one by one first: most requests are found there.
 _NEAR = 8
 
 

@@ -294,6 +294,14 @@ class Gpu:
     def may_load(self, model: Model, now_ns: int) -> bool:
         return now_ns >= self.load_again_ns(model)
 
+    def can_load(self, model: Model, now_ns: int) -> bool:
+        """Whether `model` is in host memory here, would fit, and may be tried (again)."""
+        return (
+            model.model_id in self.worker.instances
+            and self.pages >= model.pages
+            and self.may_load(model, now_ns)
+        )
+
     def load_again_ns(self, model: Model) -> int:
         """When a load of `model` that failed here may be tried again; 0: none failed."""
         return self.failed_loads.get(model.model_id, (0, 0))[0]

@@ -10,8 +10,7 @@ than 1, the model is bounded as if every request had the largest value.
 
 Here e_b is the shortest and b1 the longest time that any GPU shows for the model's name, and g and l are
 those of a whole interval of the loss x: both are kept with some slack, so that the order changes when a
-queue does and hardly otherwise. Whoever takes models in this order may stop where the bound passes the
-best key found.
+queue does and rarely otherwise. A search in this order may stop where the bound passes the best key found.
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ class _Weighted:
 
 
 class Urgency:
-    """The waiting models in order. The caller says when a queue changed, and what GPUs measure."""
+    """The waiting models in order. The caller reports each change of a queue, and what GPUs measure."""
 
     def __init__(self) -> None:
         #: By model id: models with queued requests whose value is not 1.
@@ -141,7 +140,7 @@ class Urgency:
                 del self.weighted[model.model_id]
 
     def measured(self, name: str, batch: int, time_ns: int) -> None:
-        """Some GPU takes about `time_ns` for `batch` of `name`: the bounds must hold for it."""
+        """A GPU takes about `time_ns` for `batch` of `name`: widen the bounds to include it."""
         envelope = self._envelopes.get(name)
         if envelope is None:
             envelope = self._envelopes[name] = _Envelope()
@@ -159,12 +158,12 @@ class Urgency:
         return envelope.least_single_ns if envelope is not None else 0
 
     def in_order(self, loss: float) -> list[Entry]:
-        """(bound, since, model) of all that wait, ascending; read it before anything changes."""
+        """(bound, since, model) of all waiting models, ascending; valid until anything changes."""
         self._refresh(loss)
         return self._entries
 
     def among(self, models: Iterable[Model], loss: float) -> list[Entry]:
-        """The same for those of `models` that wait."""
+        """The same for those of `models` that have queued requests."""
         self._refresh(loss)
         return sorted(self._entry[m.model_id] for m in models if m.queue)
 

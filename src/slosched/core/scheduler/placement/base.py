@@ -1,7 +1,7 @@
 """What every placement rule has in common: sending loads and evictions, and first copies.
 
-A model that was just loaded into host memory is copied into free pages before anybody asks, so that
-first requests are warm. This never evicts anything and waits for whatever a rule wants to load.
+A model that was just loaded into host memory is copied into free pages before its first request, so that
+first requests are warm. This never evicts anything, and every load that a rule wants goes first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LOAD_LEAD_NS = NS_PER_MS
 
 
 class Loaders:
-    """GPUs that a load can be sent to: none runs there, or the only one is about to end."""
+    """GPUs that a load can be sent to: no load runs there, or the only one is about to end."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -42,7 +42,7 @@ class Loaders:
             heappush(self._ending, (ends_ns, index, gpu))
 
     def able(self, now_ns: int) -> dict[int, Gpu]:
-        """By index, in no order that means anything."""
+        """By index; the order has no meaning."""
         if self._changed:
             for gpu in self._changed.values():
                 self._place(gpu)
@@ -56,7 +56,7 @@ class Loaders:
         return self._able
 
     def next_ns(self, now_ns: int) -> int | None:
-        """When the next GPU becomes able by itself."""
+        """When the next GPU becomes able by the passing of time."""
         self.able(now_ns)
         ending = self._ending
         while ending and self._ends_ns.get(ending[0][1]) != ending[0][0]:
@@ -88,7 +88,7 @@ class Placement:
     # --------------------------------------------------------------------------- what a rule is
 
     def asked_for(self, request: Request, *, now_ns: int) -> None:
-        """`request` arrived (whatever becomes of it), or came back from an action that failed."""
+        """`request` arrived (it may be refused later), or came back from a failed action."""
         raise NotImplementedError
 
     def short_of(self, model: Model, *, now_ns: int) -> None:
@@ -207,6 +207,21 @@ class Placement:
 
     def _load(self, gpu: Gpu, model: Model, now_ns: int) -> None:
         start_ns = max(now_ns + gpu.worker.transit.margin_ns, gpu.weights.busy_until_ns)
-        # Nobody waits for a particular start of a load; the window only sheds what is long stale.
+        # No plan depends on the exact start of a load; the window only drops loads that are long stale.
         latest_ns = start_ns + self._ahead_ns + NS_PER_S
         self._cluster.send_load(gpu, model, now_ns=now_ns, start_ns=start_ns, latest_ns=latest_ns)
+
+
+def least_recently_used(cluster: Cluster, gpu: Gpu, model: Model) -> list[Model] | None:
+    """Models to evict from `gpu` so that `model` fits, least recently used first and none that runs.
+
+    None if too few pages would become free.
+    """
+    free_pages, victims = gpu.free_pages, []
+    for victim in gpu.resident.values():
+        if free_pages >= model.pages:
+            break
+        if not cluster.in_use(gpu, victim):
+            victims.append(victim)
+            free_pages += victim.pages
+    return victims if free_pages >= model.pages else None

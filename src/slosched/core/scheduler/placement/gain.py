@@ -1,31 +1,32 @@
 """`gain`: the load that lets the most requests be in time for each millisecond of PCIe (our rule).
 
-Two things make weights on a GPU worth having. Requests that wait for them now, and would be in time if the
-load were sent now, count one each. Requests to come count by their model's `need` (popularity.py): each by the
-share of its SLO that loading first would take, since what has time for a load can be served either way.
+Weights on a GPU are worth having for two reasons. A request that waits for them now, and would be in time if
+the load were sent now, counts one. Future requests count by their model's `need` (popularity.py): each by the
+share of its SLO that loading first would take, because a request with time for a load can be served either way.
 
 1. A model is *wished for* when it is asked for and resident nowhere; and once more (`more`) when its requests
    are lost although GPUs hold it, or more of them wait than one batch takes. Wishes are tried in the order of
 
        key = first deadline that a load can make - load - exec - credit * load * (waiting + to come)
 
-   which is earliest deadline first with credit for those whom the same load serves. A wish that no deadline
-   is left for comes behind those that can still be met.
-2. It is tried on the GPUs that can take a load now. It goes where requests that wait can be in time, into
+   which is earliest deadline first with credit for the requests that the same load serves. A wish for which no
+   deadline is left comes behind those that can still be met.
+2. A wish is tried on the GPUs that can take a load now. It goes where waiting requests can be in time, into
    free pages if there are any, else where the most is gained: these requests, less what the victims lose.
-   Victims have no Infer outstanding; those with nobody waiting go first, of these those that no client uses,
-   then the least needed for each page. They lose the requests that wait for them, and those that will come
-   before they could be back: in the time of this load, one exec and their own load.
-3. What no load could serve in time, even on an idle GPU, is worth the future alone, and so is one copy more:
-   it is loaded over models that are needed clearly less and that nobody waits for, one copy more only on a GPU
-   that is idle. Anything else that nobody who waits would gain by is forgotten until it is asked for again.
+   Victims have no Infer outstanding; those without waiting requests go first, among these the ones that no
+   client uses, then the least needed for each page. A victim loses the requests that wait for it, and those
+   that will come before it could be back: in the time of this load, one exec and its own load.
+3. A model whose requests no load could serve in time, even on an idle GPU, is worth only its future, and so is
+   one more copy: it is loaded over models that are needed clearly less and have no waiting requests; one more
+   copy only on an idle GPU. Every other wish that helps no waiting request is forgotten until the model is
+   asked for again.
 4. A wish that is worth a load and found no room is tried again after a part of a load's time, and as soon as
    an Infer ends on a GPU that was full.
 
-So two models in use never push each other out for nothing: each load over something serves somebody who
-waits, or raises what the GPU is worth by a margin. And whoever has time for a load does not wait in vain
-beside an idle GPU: there, everything is a victim. A copy that others hold too is worth as much of the model's
-need as keeps the others busy, or what was lost lately for want of one (`Score.shortage`).
+So two models in use never evict each other for nothing: each load over another model serves a waiting request,
+or raises the worth of the GPU by a margin. A request with time for a load does not wait in vain beside an idle
+GPU: there, every model is a victim. A copy that other GPUs hold too is worth as much of the model's need as
+keeps the others busy, or the requests lost lately for want of one (`Score.shortage`).
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ from slosched.core.scheduler.placement.base import Placement
 from slosched.core.scheduler.placement.popularity import Popularity, cold_ns
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 
-#: What is loaded for the future alone must be needed so much more than what it takes the place of.
+#: A model loaded for its future alone must be needed more than its victims by this factor.
 _CLEARLY = 1.25
-#: Loads' times that each request served by the same load is worth against urgency.
+#: The credit of each request served by the same load, in load times.
 _CREDIT = 1.0
 #: A wish that found no room waits this share of its load's time.
 _AGAIN = 0.25
-#: In one step so many wishes are tried, on so many GPUs each, among so many victims.
+#: Limits of one step: wishes tried, GPUs tried for each, and victims examined on each.
 _WISHES_TRIED = 8
 _GPUS_TRIED = 8
 _VICTIMS_LOOKED_AT = 64
@@ -65,7 +66,7 @@ class _Wish:
 
 @dataclass(slots=True, eq=False)
 class _Victims:
-    """Who would go, how many requests wait for them, and what they are needed (a score)."""
+    """Models that would be evicted, the number of requests that wait for them, and their need (a score)."""
 
     models: list[Model]
     waiting: int
@@ -91,7 +92,7 @@ class GainPlacement(Placement):
         #: Wishes that found too many pages in use, and where: GPU -> the action that ran there.
         self._held: dict[int, _Wish] = {}
         self._full: dict[int, tuple[Gpu, ActionState]] = {}
-        #: What decisions cost: wishes tried, and models looked at for who would make room.
+        #: The cost of decisions: wishes tried, and models examined as victims.
         self.wishes_tried = 0
         self.victims_looked_at = 0
         self._order: dict[int, list[Model]] = {}  # GPU index -> victims, until anything is sent
@@ -176,7 +177,7 @@ class GainPlacement(Placement):
         self._goes_on_ns = now_ns + 1
 
     def _look_for_room(self) -> None:
-        """Try those again that found too many pages in use if anything ended there."""
+        """Try wishes again that found too many pages in use, if an Infer ended there."""
         for gpu, action in self._full.values():
             outstanding = gpu.exec.outstanding
             if not outstanding or outstanding[0] is not action:
@@ -229,7 +230,7 @@ class GainPlacement(Placement):
         model = wish.model
         self.wishes_tried += 1
         if (model.resident_on and not wish.more) or (model.loading_on and not model.resident_on):
-            return True  # it is there, or on its way
+            return True  # it is resident, or being loaded
         best: tuple[bool, bool, float, int, int] | None = None
         choice: tuple[Gpu, list[Model]] | None = None
         for ready_ns, index, gpu in self._able_for(model, now_ns)[:_GPUS_TRIED]:
@@ -275,19 +276,21 @@ class GainPlacement(Placement):
         return len(queue) - bisect_left(queue, ready_ns + needs_ns, key=_deadline_ns)
 
     def _hopes(self, model: Model, now_ns: int) -> bool:
-        """Whether some request that waits could be in time if nothing were in the way."""
+        """Whether some waiting request could be in time on an idle GPU."""
         queue = model.queue
         if not queue or not self._heeds_deadlines:
             return bool(queue)
         return queue[-1].deadline_ns >= now_ns + cold_ns(model)
 
     def _takes_ns(self, gpu: Gpu, model: Model) -> int:
-        """From now until an answer of `model`, loaded on `gpu` with nothing else to do, would be here."""
+        """Time until an answer of `model` would be here if `gpu` were idle and loaded it now."""
         worker = gpu.worker
-        ways_ns = (
+        latencies_ns = (
             2 * worker.transit.margin_ns + worker.returns.margin_ns + worker.returns.expected_ns
         )
-        return ways_ns + gpu.transfer(model).margin_ns + gpu.exec_table(model).single.expected_ns
+        return (
+            latencies_ns + gpu.transfer(model).margin_ns + gpu.exec_table(model).single.expected_ns
+        )
 
     def _pays(self, model: Model, served: int, victims: _Victims, now_ns: int) -> bool:
         if served > victims.lost:
@@ -306,7 +309,7 @@ class GainPlacement(Placement):
         return max(score.need * min(1.0, busy / others), score.shortage / others)
 
     def _victims(self, gpu: Gpu, model: Model, now_ns: int) -> _Victims | None:
-        """Who makes room for `model` on `gpu`; None if those that may go are too small together."""
+        """The models that make room for `model` on `gpu`; None if those that may go free too few pages."""
         order = self._order.get(gpu.index)
         if order is None:
             order = self._order[gpu.index] = self._in_order(gpu, now_ns)

@@ -1,4 +1,4 @@
-"""`lru`: whatever is asked for is loaded, in the order of asking, over what was used least recently.
+"""`lru`: every model that is asked for is loaded, in the order of asking, over the least recently used ones.
 
 The rule of a plain cache, for comparison. It knows no deadlines, and gives no model a second GPU.
 """
@@ -6,7 +6,7 @@ The rule of a plain cache, for comparison. It knows no deadlines, and gives no m
 from __future__ import annotations
 
 from slosched.core.scheduler.cluster import Cluster
-from slosched.core.scheduler.placement.base import Placement
+from slosched.core.scheduler.placement.base import Placement, least_recently_used
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 
 
@@ -49,7 +49,7 @@ class LruPlacement(Placement):
                 self._load(gpu, model, now_ns)
                 return True
         for _, _, gpu in options:
-            victims = self._victims(gpu, model)
+            victims = least_recently_used(self._cluster, gpu, model)
             if victims is not None:
                 self._swap(gpu, victims, model, now_ns)
                 for victim in victims:
@@ -57,13 +57,3 @@ class LruPlacement(Placement):
                         self._wanted.setdefault(victim.model_id, victim)
                 return True
         return False
-
-    def _victims(self, gpu: Gpu, model: Model) -> list[Model] | None:
-        free_pages, victims = gpu.free_pages, []
-        for victim in gpu.resident.values():
-            if free_pages >= model.pages:
-                break
-            if not self._cluster.in_use(gpu, victim):
-                victims.append(victim)
-                free_pages += victim.pages
-        return victims if free_pages >= model.pages else None

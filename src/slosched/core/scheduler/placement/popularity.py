@@ -1,7 +1,7 @@
-"""How much each model is asked for of late, where *late* is counted in requests and not in seconds.
+"""How much each model is asked for lately, where *lately* is counted in requests and not in seconds.
 
 Each request adds its weight to its model's score, and all scores fade by the same share with every
-request of anybody, so that a model has on average `_SAMPLES` requests in memory whether there are ten
+request, of any model, so that a model has on average `_SAMPLES` requests in memory whether there are ten
 requests a second or ten thousand. Scores are kept inflated instead of faded (the newest request counts
 most): between two requests no score changes, nor the order of any two.
 """
@@ -13,7 +13,7 @@ from slosched.core.scheduler.state import Model, Request
 
 #: Requests that a model of average popularity has in memory: its rate is known to about a fifth.
 _SAMPLES = 10
-#: Fewer models share a memory of so many requests.
+#: The memory is never shorter than this number of requests.
 _LEAST_MEMORY = 200
 _TOO_LARGE = 1e100
 
@@ -29,7 +29,7 @@ class Score:
         self.shortage = 0.0  # requests lost for want of another GPU that holds the model
 
 
-#: The scores of a model that nobody has asked for.
+#: The scores of a model without requests.
 _NONE = Score()
 
 
@@ -62,7 +62,7 @@ class Popularity:
         )
         if self._last_ns >= 0:
             self._elapsed += unit * (now_ns - self._last_ns)
-        else:  # as if one had come in the time of a load
+        else:  # as if the one before had come a load's time earlier
             self._elapsed = unit * needs_ns
         self._last_ns = now_ns
         slo_ns = request.slo_ns

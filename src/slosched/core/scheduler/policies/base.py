@@ -1,8 +1,10 @@
 """What a scheduling policy is: it owns the queues, and decides through a `Cluster`'s verbs.
 
-A policy is one file and one line in `POLICIES`; published/ holds replicas, baselines/ what to compare with. It
-sees a request once through `enqueue` (and again after a failed action), and must end each one: put it into an
-action, or `refuse` it with a code and a reason.
+A policy is one file, and its class in the list of `policies/__init__.py`; published/ holds replicas, baselines/
+what to compare with. It receives a request once through `enqueue` (and again after a failed action), and must
+end each one: put it into an action, or `refuse` it with a code and a reason. What it notes about a request it
+keeps itself, by `Request.key`, or in `Request.policy_data`, which no other code touches and which goes with the
+request.
 """
 
 from __future__ import annotations
@@ -40,10 +42,10 @@ class Policy(Protocol):
         """A request arrived, or came back from a failed action. Queue it or refuse it."""
 
     def forget(self, request: Request) -> None:
-        """The request was answered by somebody else (cancelled, its client gone): unqueue it."""
+        """The request is answered from outside (cancelled, its client gone): unqueue it."""
 
     def plan(self, *, now_ns: int) -> None:
-        """Commit and refuse what should be by now."""
+        """Send and refuse everything that is due by now."""
 
     def next_wakeup_ns(self) -> int | None:
         """When `plan` must run although nothing happens."""
@@ -64,7 +66,7 @@ class Policy(Protocol):
         """`model` is in the host memory of the worker of `gpus`, so its weights can go there."""
 
     def settled(self, model: Model) -> bool:
-        """True when nothing that was begun for a newly loaded `model` is under way any more."""
+        """Whether everything that was begun for a newly loaded `model` has ended."""
 
 
 @runtime_checkable
@@ -72,7 +74,7 @@ class LoadsByDemand(Protocol):
     """A policy whose placement takes demand from outside the policy's queues."""
 
     def asked_for(self, request: Request, *, now_ns: int) -> None:
-        """`request` waits in the policy's queue, and its model's weights made way (second_tries.py)."""
+        """`request` waits in the policy's queue, and its model's weights were evicted (second_tries.py)."""
 
 
 NOT_OFFERED = "no connected GPU has this model ready"
@@ -88,5 +90,5 @@ def is_offered(cluster: Cluster, model: Model) -> bool:
 
 
 def soonest(*times_ns: int | None) -> int | None:
-    """The first of those times that there are."""
+    """The earliest of the times that are not None; None if all are."""
     return min((ns for ns in times_ns if ns is not None), default=None)

@@ -1,6 +1,6 @@
 """ECHO: every inference is answered at once with success and an empty output (Clockwork).
 
-It measures everything but the GPUs: the clients, the wire and the controller's event loop.
+It measures everything except the GPUs: the clients, the wire and the controller's event loop.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """INFER5, our form: the GPU time that is about to be free goes to the most urgent *batch*.
 
-Decided when a request arrives or a GPU opens (dispatch_windows.py), and at no other time. For the open GPU
+It decides when a request arrives or a GPU opens (dispatch_windows.py), and at no other time. For the open GPU
 that can start soonest, at s:
 
 1. every request that cannot be in time even alone, starting at s, is answered at once;
-2. for each model and batch class b, step over the i oldest requests that are too old for b; the k
+2. for each model and batch class b, the i oldest requests that are too old for b are skipped; the k
    that follow are a candidate if k is more than the next smaller class holds, and if a padded batch
    (k < b) costs no more GPU time for each request than that class does when full;
 3. the smallest key goes, where e is the exec time of b, and everything is in units of the model's b1:
@@ -13,23 +13,23 @@ that can start soonest, at s:
        g = 1.9 + 3.45 x      l = 3.3 + 4 x      delta = 0.24 - 0.17 x
 
    d_first is the first deadline of the batch, d_head that of the model's oldest request, and k counts each
-   request as its weight once requests are lost (weights.py): a batch takes those that are worth most;
-4. those stepped over stay for smaller classes, until rule 1 answers them, with code 7;
+   request as its weight once requests are lost (weights.py): a batch takes the most valuable ones;
+4. skipped requests stay for smaller classes, until rule 1 answers them, with code 7;
 5. a request that arrives is refused at once if a forecast of its queue gives it no chance (forecast.py).
 
-It is earliest virtual deadline first with credit for serving many at once. x is the share of requests
-lost lately: the more is lost, the more efficiency counts against urgency. A model that was passed over
-for long has a turn before all this (anti_starvation.py).
+This is earliest virtual deadline first with credit for serving many at once. x is the share of requests
+lost lately: the more requests are lost, the more efficiency counts against urgency. A model that was starved
+has a turn before all this (anti_starvation.py).
 
-A promise leaves the exec estimator's margin and the worker's return margin before the deadline; behind
-another inference also that one's margin, the two as independent errors add up (root of the squares). A
+A promise leaves the exec estimator's margin and the margin of the worker's return latency before the deadline;
+behind another inference also that one's margin, the two as independent errors add up (root of the squares). A
 single request on an idle GPU needs no promise: it is sent when it is likely to be in time, and refused
 only when it is not. The worker gets the latest start at which half the batch would still be in time,
 and refuses the action after it.
 
-Nothing is rescanned: GPUs stand in the order in which they are free (gpus_by_free_time.py), waiting models in
-that of a bound on their keys (urgency.py), and a GPU that nothing could go to is asked again when
-something changed for it (dispatch_windows.py). The decisions are those of a full scan.
+Nothing is rescanned: GPUs are kept in the order in which they become free (gpus_by_free_time.py), waiting
+models in the order of a bound on their keys (urgency.py), and a GPU for which no batch was found is asked again
+only when something changed for it (dispatch_windows.py). The decisions are those of a full scan.
 """
 
 from __future__ import annotations
@@ -86,11 +86,11 @@ _FLOODED, _SPARE_COST = 0.3, 1.25
 #: When no other model waits, splitting into a smaller full batch and a follow-up is possible, so a padded
 #: batch must beat it by this factor.
 _PADDING_GAIN = 1.07
-#: So few waiting models are looked at without putting them in order.
+#: Up to this number of waiting models are examined in any order.
 _FEW_MODELS = 3
 _NO_KEY = math.inf
 
-#: A batch: model, requests stepped over, requests taken, class.
+#: A batch: model, number of requests skipped, number taken, batch class.
 _Choice = tuple[Model, int, int, int]
 
 
@@ -112,7 +112,7 @@ class Infer5:
         self._placement = make_placement(cluster)
         self._urgency = Urgency()
         self._waiting = self._urgency.waiting  # models with queued requests
-        self._fresh: dict[int, Model] = {}  # with requests that no GPU was asked about yet
+        self._fresh: dict[int, Model] = {}  # models with requests that no GPU was offered yet
         self._expiry = ExpiryHeap()  # by the latest start that is likely in time
         self._anti_starvation = AntiStarvation()
         self._unloaded = cluster.changes.follow_unloaded()
@@ -120,11 +120,12 @@ class Infer5:
         early = cluster.config.early_refusal
         self._forecast = Forecast(early) if early else None
         self._loss = 0.0
-        self._unit = 1.0  # the weight of those that are lost: it counts as 1
+        self._unit = 1.0  # the average weight of lost requests, which counts as 1
         self._now_ns = 0
-        #: More are hopeless than a step answers: who cannot start from here on in time. 0: all are answered.
+        #: More requests are hopeless than one step answers: those that cannot be in time with a start from this
+        #: time on. 0: all are answered.
         self._hopeless_ns = 0
-        #: What decisions cost: GPUs looked at for a request, GPUs asked for a batch, and models for that.
+        #: The cost of decisions: GPUs examined for a request, GPUs asked for a batch, models examined for that.
         self.gpus_looked_at = 0
         self.gpus_asked = 0
         self.models_looked_at = 0
@@ -237,13 +238,13 @@ class Infer5:
             reason = why_refused(request, start_ns, exec_ns, now_ns)
         self._lost(request, now_ns)
         code = Code.COULD_NOT_START_IN_TIME
-        if request.attempts:  # it came back from an action that failed
+        if request.attempts:  # its first action failed
             code, reason = Code.TIMED_OUT, f"no second try fits: {reason}"
         self._refusals.refuse(request, code, reason, start_ns=start_ns, exec_ns=exec_ns)
 
     def _can_be_forecast(self, request: Request) -> bool:
-        """False where the past says little: weights must be loaded first, an action failed, or the request
-        is worth more than those that are lost, and goes before them.
+        """False where the recent past does not apply: weights must be loaded first, an action failed, or the
+        request is worth more than lost requests are, and goes before them.
         """
         return bool(request.model.resident_on) and not request.attempts and value_of(request) <= 1.0
 
@@ -262,11 +263,11 @@ class Infer5:
             self._placement.short_of(request.model, now_ns=now_ns)
 
     def _answer_hopeless(self, now_ns: int) -> None:
-        """Rule 1, over all models: who cannot start in time anywhere is answered now, of very many some."""
+        """Rule 1: answer requests that cannot start in time anywhere; as many as one step may answer."""
         self._hopeless_ns = 0
         first_ns, order = self._expiry.first_ns(), self._cluster.free_order.entries
         soonest_ns = NEVER_NS
-        if order:  # no GPU starts anything decided from now on before this
+        if order:  # no GPU can start a new action before this
             soonest_ns = now_ns + self._cluster.paths.least_transit_ns
             if order[0][0] > soonest_ns:
                 soonest_ns = order[0][0]
@@ -275,7 +276,7 @@ class Infer5:
         for request in self._expiry.pop_some(soonest_ns, self._cluster.slices):
             latest_ns, start_ns, exec_ns = self._best_plan(request, now_ns)
             if start_ns <= latest_ns and latest_ns >= soonest_ns:
-                # The estimates moved since it was queued: it has hope again.
+                # Estimates have moved since it was queued: it may be in time again.
                 self._expiry.push(latest_ns, request)
                 continue
             self.forget(request)
@@ -293,7 +294,7 @@ class Infer5:
             self._hopeless_ns = soonest_ns
 
     def _hopeless(self, gpu: Gpu, model: Model) -> int:
-        """How many requests of `model` are hopeless and not answered yet, as `gpu` would have it."""
+        """The number of unanswered requests of `model` that are hopeless by the times of `gpu`."""
         needs_ns = gpu.tables[model.name].single.expected_ns + gpu.worker.returns.expected_ns
         return first_from(model.queue, self._hopeless_ns + needs_ns)
 
@@ -316,11 +317,9 @@ class Infer5:
                 self._answer_hopeless(now_ns)
 
     def _give_work(self, now_ns: int) -> bool:
-        """Ask every open GPU that something may go to, soonest first. True if anything was sent."""
+        """Find work for each open GPU that may have some, soonest first. True if anything was sent."""
         windows, waiting = self._windows, self._waiting
-        widely_held: dict[
-            int, Model
-        ] = {}  # fresh ones on many GPUs, each of which may have one for it
+        widely_held: dict[int, Model] = {}  # fresh models that many GPUs hold
         for model_id, model in self._fresh.items():
             if model_id not in waiting:
                 continue
@@ -358,7 +357,7 @@ class Infer5:
         return True
 
     def _with_time_to_spare(self, gpu: Gpu, choice: _Choice, start_ns: int) -> _Choice:
-        """A batch whose answers have a client's way to spare, if each takes little more exec time."""
+        """A batch whose answers leave time for the client's network latency, if it costs little more."""
         worker = gpu.worker
         to_spare_ns = worker.transit.expected_ns + worker.returns.expected_ns
         sparing, _ = self._best_batch(gpu, start_ns + to_spare_ns)
@@ -371,7 +370,7 @@ class Infer5:
         return choice if other_ns > cost_ns * _SPARE_COST else sparing
 
     def _turn(self, gpu: Gpu, start_ns: int, now_ns: int) -> _Choice | None:
-        """What must run next on `gpu` because it was held back for long; None is what is usual."""
+        """A batch of a starved model that must run next on `gpu`; None: decide as usual."""
         while self._unloaded:
             self._anti_starvation.gone(self._unloaded.popitem()[1])
         due = self._anti_starvation.due(now_ns)
@@ -382,11 +381,11 @@ class Infer5:
                 choice, _ = self._best_batch(gpu, start_ns, ((-_NO_KEY, 0, model),))
                 if choice is not None:
                     return choice
-        self._anti_starvation.in_vain(due)
+        self._anti_starvation.none_fits(due)
         return None
 
     def _in_order(self, gpu: Gpu) -> Iterable[Entry]:
-        """Waiting models that `gpu` may hold, by the bound on their keys."""
+        """Waiting models that `gpu` may hold, ascending by the bound on their keys."""
         waiting, urgency = self._waiting, self._urgency
         if len(waiting) <= _FEW_MODELS:
             return [(0.0, urgency.since[i], m) for i, m in waiting.items()]
@@ -406,8 +405,8 @@ class Infer5:
     def _best_batch(
         self, gpu: Gpu, start_ns: int, entries: Iterable[Entry] | None = None
     ) -> tuple[_Choice | None, bool]:
-        """The batch of the smallest key, of the models in `entries` if given; whether some model is here
-        whose requests all are too old.
+        """Return the batch of the smallest key (among `entries` if given), and whether some resident model
+        has only requests that are too old.
         """
         best: _Choice | None = None
         best_key, best_since, all_late, looked_at = _NO_KEY, 0, False, 0
@@ -451,7 +450,7 @@ class Infer5:
                     first_ns = queue[skipped].deadline_ns if skipped < waiting else first_ns
                 left = waiting - skipped
                 taken = left if left < batch else batch
-                # Padding must pay: at least as much served per millisecond as the full smaller class.
+                # Padding must pay: as many requests per millisecond as the full smaller class, or more.
                 if taken > smaller and (
                     taken == batch or taken * smaller_ns >= expected_ns * smaller * dearer
                 ):
@@ -473,7 +472,7 @@ class Infer5:
         return best, all_late
 
     def _take(self, gpu: Gpu, choice: _Choice) -> list[Request]:
-        """Take the batch's requests out of the queue, and mark those that it passed over."""
+        """Take the batch's requests out of the queue, and mark those that it skipped."""
         model, skipped, taken, _ = choice
         queue = model.queue
         if model.model_id not in self._urgency.weighted:
@@ -494,11 +493,11 @@ class Infer5:
         return requests
 
     def _commit(self, gpu: Gpu, choice: _Choice, start_ns: int, now_ns: int) -> int:
-        """Send the batch; returns the exec time that is expected of it."""
+        """Send the batch. Returns its expected exec time, ns."""
         model, _, taken, batch = choice
         requests = self._take(gpu, choice)
         expected_ns = gpu.tables[model.name].estimators[batch].expected_ns
-        # Half the batch would be late if it started after this; the others are worth replanning.
+        # After this start, half the batch would be late; it is better to plan the rest anew.
         middle_ns = requests[(taken - 1) // 2].deadline_ns
         latest_ns = max(start_ns, middle_ns - expected_ns - gpu.worker.returns.expected_ns)
         self._cluster.send_infer(

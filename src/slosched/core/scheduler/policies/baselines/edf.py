@@ -68,9 +68,11 @@ class Edf(QueuedByModel):
             return
 
     def _first_in_time(self, gpu: Gpu, start_ns: int) -> Request | None:
-        """Of more that are late than a step answers: the first request behind them."""
-        here = [model.queue for model in self._waiting.values() if model.model_id in gpu.resident]
-        found = ((queue, first_from(queue, start_ns + 1)) for queue in here)
+        """More requests are late than one step answers: the first request that is not late."""
+        resident = [
+            model.queue for model in self._waiting.values() if model.model_id in gpu.resident
+        ]
+        found = ((queue, first_from(queue, start_ns + 1)) for queue in resident)
         return min((queue[at] for queue, at in found if at < len(queue)), default=None)
 
     def _time_out(self, request: Request, now_ns: int) -> None:

@@ -1,8 +1,7 @@
-"""What the simple policies share: requests queued at their models, weights loaded by demand.
+"""What the baselines share: refusing what no GPU offers, loading weights by demand, sending a choice.
 
-`QueuedByModel` is the part of a policy that decides nothing: who waits, whom nobody can serve any more,
-what placement must hear. FIFO and EDF are this and a rule. `send_single` and `send_batch` commit what a
-rule has chosen.
+FIFO and EDF are `QueuedByModel` and a rule. REJECT and AIMD assign requests to GPUs first (assigned.py).
+`send_single` and `send_batch` commit what a rule has chosen.
 """
 
 from __future__ import annotations
@@ -24,33 +23,30 @@ from slosched.core.scheduler.queues import take_by_deadline
 from slosched.core.scheduler.slices import ANSWER, Work
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 
-#: The latest start of what is worth doing however late.
+#: The latest start of a batch that is worth running however late.
 NEVER_NS = 2**62
 
 
 class Queues(Protocol):
-    """Of a policy: whose turn it is to be answered, and how it leaves the queue."""
+    """A policy's queues: the next request of a model, and how one leaves."""
 
     def head(self, model: Model) -> Request | None: ...
 
     def forget(self, request: Request) -> None: ...
 
 
-class QueuedByModel:
-    """Queues and placement of a policy that keeps requests at their models."""
+class LoadedByDemand:
+    """The part of a baseline that decides nothing: dispatch windows, placement, what no GPU offers."""
 
     replans = True
     #: Whether a request is given up when its deadline has passed.
     heeds_deadlines = True
-    #: Takes a request out of its model's queue, whose order the subclass chose.
-    _take = staticmethod(take_by_deadline)
 
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
         self._cluster = cluster
         self._refusals = refusals
         self._windows = DispatchWindows(cluster)
         self._placement = make_placement(cluster, heeds_deadlines=self.heeds_deadlines)
-        self._waiting: dict[int, Model] = {}  # models with queued requests
         self._now_ns = 0
 
     def _takes(self, request: Request, now_ns: int) -> bool:
@@ -59,6 +55,36 @@ class QueuedByModel:
             self._refusals.refuse(request, Code.COULD_NOT_START_IN_TIME, NOT_OFFERED)
             return False
         self._placement.asked_for(request, now_ns=now_ns)
+        return True
+
+    def action_done(
+        self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
+    ) -> None:
+        self._placement.action_done(action, code=code, end_ns=end_ns, duration_ns=duration_ns)
+
+    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
+        self._placement.model_loaded(model, gpus)
+
+    def asked_for(self, request: Request, *, now_ns: int) -> None:
+        self._placement.asked_for(request, now_ns=now_ns)
+
+    def settled(self, model: Model) -> bool:
+        return self._placement.settled(model)
+
+
+class QueuedByModel(LoadedByDemand):
+    """Queues of a policy that keeps requests at their models."""
+
+    #: Takes a request out of its model's queue, whose order the subclass chose.
+    _take = staticmethod(take_by_deadline)
+
+    def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
+        super().__init__(cluster, refusals)
+        self._waiting: dict[int, Model] = {}  # models with queued requests
+
+    def _takes(self, request: Request, now_ns: int) -> bool:
+        if not super()._takes(request, now_ns):
+            return False
         self._waiting[request.model.model_id] = request.model
         return True
 
@@ -72,11 +98,6 @@ class QueuedByModel:
         if not model.queue:
             del self._waiting[model.model_id]
 
-    def action_done(
-        self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
-    ) -> None:
-        self._placement.action_done(action, code=code, end_ns=end_ns, duration_ns=duration_ns)
-
     def gpu_added(self, gpu: Gpu) -> None:
         """Nothing is kept per GPU."""
 
@@ -86,20 +107,11 @@ class QueuedByModel:
             answer_unoffered(self._cluster, self, self._refusals, list(self._waiting.values()))
         )
 
-    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
-        self._placement.model_loaded(model, gpus)
-
-    def asked_for(self, request: Request, *, now_ns: int) -> None:
-        self._placement.asked_for(request, now_ns=now_ns)
-
-    def settled(self, model: Model) -> bool:
-        return self._placement.settled(model)
-
 
 def answer_unoffered(
     cluster: Cluster, queues: Queues, refusals: Refusals, models: Sequence[Model]
 ) -> Work:
-    """A GPU was lost: what waits for those of `models` that no other could serve is answered, in slices."""
+    """A GPU was lost: answer the requests of each of `models` that no other GPU offers, in slices."""
     for model in models:
         yield 1
         while not is_offered(cluster, model) and (request := queues.head(model)) is not None:

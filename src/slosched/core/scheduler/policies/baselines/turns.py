@@ -56,14 +56,8 @@ class Turns:
         for request in sorted(overdue, key=lambda r: r.key):
             model = request.model
             if any(model.model_id in gpu.loading for gpu in gpus):
-                continue  # on its way
-            able = [
-                gpu
-                for gpu in gpus
-                if model.model_id in gpu.worker.instances
-                and gpu.pages >= model.pages
-                and gpu.may_load(model, now_ns)
-            ]
+                continue  # its load is under way
+            able = [gpu for gpu in gpus if gpu.can_load(model, now_ns)]
             if able:
                 return min(able, key=lambda gpu: (gpu.exec.busy_until_ns, gpu.index)), model
         return None

@@ -1,12 +1,12 @@
-"""Requests of models that no GPU holds, for policies that bind each request to a GPU."""
+"""Requests of models that no GPU holds, for policies that assign each request to a GPU."""
 
 from __future__ import annotations
 
 from slosched.core.scheduler.slices import Slices
 from slosched.core.scheduler.state import Model, Request
 
-#: Units (slices.py) of binding a request to a GPU, or of the opposite.
-A_BINDING = 4
+#: What assigning a request to a GPU costs, or taking it back, in units of slices.py.
+AN_ASSIGNMENT = 4
 
 
 class UnassignedRequests:
@@ -30,7 +30,7 @@ class UnassignedRequests:
             del self._by_model[request.model.model_id]
 
     def models(self) -> list[Model]:
-        """Whose requests these are."""
+        """The models of these requests."""
         return [head.model for head in self.oldest()]
 
     def head(self, model: Model) -> Request | None:
@@ -42,11 +42,11 @@ class UnassignedRequests:
         return [next(iter(requests.values())) for requests in self._by_model.values()]
 
     def take_ready(self, slices: Slices) -> list[Request]:
-        """Take out those whose model some GPU holds by now: as many as this step may bind."""
+        """Take out those whose model some GPU holds by now: as many as this step may assign."""
         ready: list[Request] = []
         for model in [head.model for head in self.oldest() if head.model.resident_on]:
             requests = self._by_model[model.model_id]
-            while requests and slices.spend(A_BINDING):
+            while requests and slices.spend(AN_ASSIGNMENT):
                 ready.append(requests.pop(next(iter(requests))))
             if not requests:
                 del self._by_model[model.model_id]

@@ -1,4 +1,4 @@
-"""DIRECT: each request goes straight to the GPU that its number says (reference code, DirectController).
+"""DIRECT: each request goes straight to the GPU that its request id selects (reference code, DirectController).
 
 A test of workers and the wire, not a scheduler: worker 0 alone is used; even request ids go to its
 second GPU, odd ones to its first (all of them, if it has no other). A request whose weights are not
@@ -44,12 +44,12 @@ class _Group:
 
 
 def _by_arrival(groups: Iterable[_Group]) -> Iterator[Request]:
-    """The requests of all `groups` in the order of their arrival. Who asks takes each out before the next."""
+    """The requests of all `groups` in order of arrival. The caller takes each out before the next one."""
     heads = [(next(iter(g.requests)), place, g) for place, g in enumerate(groups) if g.requests]
     heapify(heads)
     while heads:
         key, place, group = heads[0]
-        request = group.requests.get(key)  # others may have taken it out meanwhile
+        request = group.requests.get(key)  # the caller may have taken it out
         if request is not None:
             yield request
         following = next(iter(group.requests), None)

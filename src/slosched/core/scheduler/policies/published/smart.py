@@ -2,13 +2,13 @@
 
 In each epoch of 1 ms in which anything is queued:
 
-1. a model with queued requests that is neither on a GPU nor on its way to one is loaded onto the GPU
+1. a model with queued requests that is neither on a GPU nor being loaded is loaded onto the GPU
    with the least load: when it will be idle, and the batch-1 time of what is queued for its models.
    The most asked-for model comes first, and the least recently used ones that are not running go;
-2. who could not be in time even if its weights were loaded now is answered with code 4;
-3. each model's requests are dealt out to the GPUs that hold it in turn. For each GPU, who cannot be in
-   time alone is answered with code 4; the others form the largest batches that the queue allows and
-   the first deadline leaves time for; the batches are given times as smart_timetable.py says;
+2. a request that could not be in time even if its weights were loaded now is answered with code 4;
+3. each model's requests are dealt out to the GPUs that hold it in turn. For each GPU, a request that
+   cannot be in time alone is answered with code 4; the others form the largest batches that the queue allows
+   and the first deadline leaves time for; the batches are given times as smart_timetable.py says;
 4. those without a place wait for the next epoch, or are answered with code 4 if that is too late;
 5. what starts within 5 ms is sent. It must start within 1.5 ms of its time.
 
@@ -17,12 +17,12 @@ of the last 100 durations x clock; until there are 100, the longest. schedule_ah
 the published code, which also has a routine that would replicate models and never calls it. So a model
 is on one GPU at a time. A failed action fails its requests.
 
-Plain mistakes of the published code are not kept: the test of rule 2 is the wrong way round; replicas
+Plain mistakes of the published code are not kept: the test of rule 2 is inverted; replicas
 are dealt out by their position instead of their GPU; the sort of the batches runs against the search
 for conflicts, and the loop over the stash ends after one round; batches are formed by number alone and
 may be planned past their deadline; the window of rule 5 moves on with each action sent, so that it
 never closes; a failed load leaves the model marked as loaded; inputs are thrown away. Weights that are
-still on their way get no Infer yet. At most 64 batches are placed on a GPU in one epoch, the most
+still being loaded get no Infer yet. At most 64 batches are placed on a GPU in one epoch, the most
 urgent ones: more could not be sent in it.
 """
 
@@ -34,6 +34,7 @@ from math import ceil
 
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.placement.base import least_recently_used
 from slosched.core.scheduler.policies.about import About, Defaults
 from slosched.core.scheduler.policies.base import LAST_ONE_LOST, NOT_OFFERED, Refusals, is_offered
 from slosched.core.scheduler.policies.published.smart_timetable import Batch, timetable
@@ -218,13 +219,7 @@ class Smart:
                 load_ns[gpu.index] += self._exec_ns(gpu, model) * len(model.queue) // len(holders)
         chosen: dict[int, list[Model]] = {}
         for model in sorted(absent, key=lambda m: (-len(m.queue), m.model_id)):
-            takers = [
-                gpu
-                for gpu in gpus.values()
-                if model.model_id in gpu.worker.instances
-                and gpu.pages >= model.pages
-                and gpu.may_load(model, now_ns)
-            ]
+            takers = [gpu for gpu in gpus.values() if gpu.can_load(model, now_ns)]
             if takers:
                 gpu = min(takers, key=lambda g: (load_ns[g.index], g.index))
                 queued_ns = self._exec_ns(gpu, model) * len(model.queue)
@@ -234,14 +229,8 @@ class Smart:
 
     def _load(self, gpu: Gpu, model: Model, now_ns: int) -> bool:
         """Evict what must go and load `model`. False if no more fits into this epoch's window."""
-        free_pages, victims = gpu.free_pages, []
-        for victim in gpu.resident.values():
-            if free_pages >= model.pages:
-                break
-            if not self._cluster.in_use(gpu, victim):
-                victims.append(victim)
-                free_pages += victim.pages
-        if free_pages < model.pages:
+        victims = least_recently_used(self._cluster, gpu, model)
+        if victims is None:
             return True  # all are running; the next model may be smaller
         for victim in victims:
             if not self._pci_open(gpu, now_ns):

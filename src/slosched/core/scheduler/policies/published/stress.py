@@ -10,7 +10,7 @@ It serves no clients. Forty copies of resnet50 are prepared on each worker, and 
 Each second a line per GPU and kind says what was measured: the executors' own times, the times from
 decision to report, throughput, and which share of the second the executor worked.
 
-Its Infers carry no requests, so nobody is answered and the worker makes up their inputs. A GPU that
+Its Infers carry no requests, so no client is answered and the worker makes up their inputs. A GPU that
 cannot hold twenty copies has as many as fit, and runs the ones in their middle; the published code
 assumes that they fit, and two GPUs in every worker.
 """
@@ -46,7 +46,7 @@ class _Measured:
         self.durations_ns: list[int] = []
         self.from_decision_ns: list[int] = []
 
-    def words(self, profiled_ns: int, elapsed_ns: int) -> str:
+    def line(self, profiled_ns: int, elapsed_ns: int) -> str:
         times_ns = self.durations_ns
         if not times_ns:
             return f"errors={self.errors} throughput=0"
@@ -126,7 +126,7 @@ class Stress:
 
     def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
         if model.name != _MODEL or model.copy >= _COPIES:
-            return  # a client's: nobody can use it here
+            return  # a client's, which cannot be used here
         for gpu in gpus:
             if gpu.index in self._gpus:
                 self._gpus[gpu.index].absent.append(model)
@@ -229,10 +229,10 @@ class Stress:
                 if prepared is None:
                     continue
                 if kind == "LoadWeights":
-                    text = stressed.loads.words(prepared.weights_ns, elapsed_ns)
+                    text = stressed.loads.line(prepared.weights_ns, elapsed_ns)
                     stressed.loads = _Measured()
                 else:
-                    text = stressed.infers.words(prepared.exec_ns[0], elapsed_ns)
+                    text = stressed.infers.line(prepared.exec_ns[0], elapsed_ns)
                     stressed.infers = _Measured()
                 self._cluster.emit(Note("info", f"{stressed.gpu.name} {kind} {text}"))
 
