@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from slosched.core.scheduler.answers import Ended, Plan, record_of, reply_to
 from slosched.core.scheduler.interface import RequestRecord
-from slosched.core.scheduler.state import Client, Model, Request
+from slosched.core.scheduler.state import Client, Instance, Request
 from slosched.core.values import Value
 from slosched.messages import InferReply
 
@@ -29,7 +29,7 @@ def a_request() -> Request:
         client=Client(b"c", 1, "c"),
         request_id=12,
         user_id=13,
-        model=Model(14, "m", 0),
+        queue=Instance(14, "m", 0).queue,
         slo_factor=1.5,
         slo_ns=16,
         arrival_ns=ARRIVAL_NS,

@@ -13,7 +13,7 @@ import uvloop
 
 from slosched import clock
 from slosched.config import ControllerConfig, SchedulerConfig
-from slosched.core.scheduler.state import Model, ModelState
+from slosched.core.scheduler.state import Instance, ModelState
 from slosched.daemon.controller import ControllerServer
 from slosched.messages import (
     PROTOCOL_VERSION,
@@ -144,7 +144,7 @@ def test_long_replies_arrive_whole_and_what_is_asked_meanwhile_is_answered(tmp_p
                 sent_ns=0,
             )
             for number in range(3_000):
-                model = Model(number, "net", number, ModelState.LOADED, result=loaded)
+                model = Instance(number, "net", number, ModelState.LOADED, result=loaded)
                 server.scheduler.cluster.models[number] = model
             await _send(dealer, encode(ListModelsRequest(5)))
             await _send(dealer, encode(StatusRequest(6)))

@@ -20,7 +20,7 @@ from slosched.codes import Code
 from slosched.config import ControllerConfig, SchedulerConfig
 from slosched.core.scheduler.delays import Delays
 from slosched.core.scheduler.door import NO_LIMIT, Door, fair_parts
-from slosched.core.scheduler.state import Model, ModelState, Request
+from slosched.core.scheduler.state import Instance, ModelState, Request
 from slosched.daemon.controller import ControllerServer
 from slosched.messages import (
     PROTOCOL_VERSION,
@@ -225,7 +225,7 @@ async def _serving(directory: Path) -> AsyncIterator[ControllerServer]:
         received_ns=0,
         sent_ns=0,
     )
-    server.scheduler.cluster.models[3] = Model(3, "net", 0, ModelState.LOADED, result=loaded)
+    server.scheduler.cluster.models[3] = Instance(3, "net", 0, ModelState.LOADED, result=loaded)
     try:
         yield server
     finally:
@@ -266,7 +266,7 @@ def test_the_oldest_are_refused_in_one_message_and_what_else_came_is_handled(
             client = server.scheduler.clients[b"c-1"]
             client.heard = False
             model = server.scheduler.cluster.models[3]
-            waiting = Request(1, client, 11, 0, model, 0.0, _SLO_NS, 0)
+            waiting = Request(1, client, 11, 0, model.queue, 0.0, _SLO_NS, 0)
             client.requests[11] = waiting  # one that was taken before, and comes again
             dealer.send([_flood(10, 5)])
             refused = await _next(dealer)

@@ -20,7 +20,7 @@ from slosched.core.scheduler.anti_starvation import (
     AntiStarvation,
 )
 from slosched.core.scheduler.policies.infer5 import Infer5
-from slosched.core.scheduler.state import Model
+from slosched.core.scheduler.state import Instance, Queue
 from slosched.sim.harness import CLIENT, Demand, Outcome, Simulation
 from slosched.units import NS_PER_MS, NS_PER_S
 
@@ -336,24 +336,24 @@ def test_who_loses_nothing_is_never_held_back() -> None:
 
 def test_of_many_that_are_held_back_each_is_looked_at_in_time() -> None:
     anti_starvation = AntiStarvation()
-    models = [Model(number, "net", number) for number in range(2 * LOOKED_AT + 3)]
-    for model in models:
-        anti_starvation.lost(model, now_ns=model.model_id)
-        anti_starvation.lost(model, now_ns=10**12)  # the first loss counts
+    queues = [Instance(number, "net", number).queue for number in range(2 * LOOKED_AT + 3)]
+    for queue in queues:
+        anti_starvation.lost(queue, now_ns=queue.queue_id)
+        anti_starvation.lost(queue, now_ns=10**12)  # the first loss counts
     assert anti_starvation.due(PATIENCE_NS - 1) == []
-    assert anti_starvation.due(PATIENCE_NS + 1) == models[:2], "two are due, the longest wait first"
+    assert anti_starvation.due(PATIENCE_NS + 1) == queues[:2], "two are due, the longest wait first"
     now_ns = 2 * PATIENCE_NS
-    seen: list[Model] = []
+    seen: list[Queue] = []
     for _ in range(3):
         due = anti_starvation.due(now_ns)
         assert len(due) == LOOKED_AT
         seen += due
         anti_starvation.none_fits(due)
-    assert set(seen) == set(models)
+    assert set(seen) == set(queues)
     turn = anti_starvation.due(now_ns)[0]
     anti_starvation.served(turn, 5 * MS, turn=True)
     assert anti_starvation.due(now_ns) == [], "others come first"
-    anti_starvation.served(models[0], OTHERS_PER_TURN * 5 * MS - 1, turn=False)
+    anti_starvation.served(queues[0], OTHERS_PER_TURN * 5 * MS - 1, turn=False)
     assert anti_starvation.due(now_ns) == []
-    anti_starvation.served(models[0], 1, turn=False)
+    anti_starvation.served(queues[0], 1, turn=False)
     assert turn not in anti_starvation.due(now_ns) != []

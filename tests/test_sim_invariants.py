@@ -153,7 +153,7 @@ def test_a_request_that_leaves_its_queue_unanswered_is_found() -> None:
         rig.infer(model, slo_ms=100)
     rig.step(0)
     rig.checker.recount()
-    rig.scheduler.cluster.models[model.model_id].queue.pop()
+    rig.scheduler.cluster.models[model.model_id].queue.requests.pop()
     with pytest.raises(InvariantViolated, match="is not arrived"):
         rig.checker.recount()
 

@@ -29,7 +29,7 @@ from slosched.core.scheduler.interface import (
 from slosched.core.scheduler.policies.published.direct import Direct
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.slices import A_PART, A_STEP, A_STEP_IN_ALL, ANSWER, Slices, Work
-from slosched.core.scheduler.state import Model, Request, RequestState
+from slosched.core.scheduler.state import Instance, Request, RequestState
 from slosched.daemon.in_slices import PART_BYTES, Slice, json_parts
 from slosched.messages import (
     PROTOCOL_VERSION,
@@ -287,7 +287,7 @@ def test_an_expiry_heap_is_rebuilt_some_entries_at_a_time() -> None:
     (client,) = rig.scheduler.clients.values()
     for key in range(20_000):
         due_ns = T0 + draw.randrange(10**9)
-        request = Request(key, client, key, 0, rig.scheduler.cluster.models[0], 0.0, 1, T0)
+        request = Request(key, client, key, 0, rig.scheduler.cluster.models[0].queue, 0.0, 1, T0)
         requests.append((due_ns, key, request))
         heap.push(due_ns, request)
         if key % 3:
@@ -313,17 +313,17 @@ INSTANCES = 10_000
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One number, which grows by the instances that are described, for a status or for a client."""
     described = [0]
-    info, rows = Model.info, report._models
+    info, rows = Instance.info, report._models
 
-    def counted_info(model: Model) -> ModelInfo:
+    def counted_info(model: Instance) -> ModelInfo:
         described[0] += 1
         return info(model)
 
-    def counted_rows(models: Sequence[Model]) -> list[dict[str, Any]]:
+    def counted_rows(models: Sequence[Instance]) -> list[dict[str, Any]]:
         described[0] += len(models)
         return rows(models)
 
-    monkeypatch.setattr(Model, "info", counted_info)
+    monkeypatch.setattr(Instance, "info", counted_info)
     monkeypatch.setattr(report, "_models", counted_rows)
     return described
 

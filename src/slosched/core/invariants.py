@@ -179,7 +179,7 @@ class InvariantChecker:
         self._recount_at = self._steps + RECOUNT_STEPS
         scheduler = self._scheduler
         cluster = scheduler.cluster
-        queued = sum(len(model.queue) for model in cluster.models.values())
+        queued = sum(model.queued for model in cluster.models.values())
         queued += scheduler.second_tries.waiting
         in_flight = sum(
             request.state is RequestState.IN_FLIGHT

@@ -306,7 +306,7 @@ class ControllerCollector(Collector):
             if answered is not None:
                 totals[0] += answered[0]
                 totals[1] += answered[1]
-            totals[2] += len(model.queue)
+            totals[2] += model.queued
             totals[3] += len(model.resident_on)
             if place % PART_STEPS == 0:
                 yield None

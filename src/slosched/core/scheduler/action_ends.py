@@ -82,9 +82,9 @@ class ActionEnds:
         self._cluster.record(action, outcome, now_ns=now_ns)
         self._tell_policy(action, outcome, now_ns)
         self._try_again(action, outcome, now_ns)
-        model = action.model
-        if kind.carries_requests and not model.resident_on and model.queue:
-            self.weights_wanted(model.queue[0], now_ns)  # the weights went with the action
+        model = action.instance
+        if kind.carries_requests and not model.resident_on and model.waits:
+            self.weights_wanted(model.waiting()[0], now_ns)  # the weights went with the action
 
     def _tell_policy(self, action: ActionState, outcome: Outcome, end_ns: int) -> None:
         self._policy.action_done(

@@ -59,7 +59,7 @@ def reply_to(request: Request, ended: Ended, plan: Plan) -> InferReply:
         request.request_id,
         ended.code,
         ended.reason,
-        request.model.model_id,
+        request.instance.model_id,
         request.slo_ns,
         ended.now_ns - arrival_ns,
         ended.met,
@@ -82,7 +82,7 @@ def record_of(request: Request, ended: Ended, plan: Plan) -> RequestRecord:
         request.key,
         request.request_id,
         request.user_id,
-        request.model.model_id,
+        request.instance.model_id,
         ended.code,
         ended.reason,
         request.slo_factor,
@@ -126,7 +126,7 @@ class Answers:
     ) -> bool:
         """End `request` at `now_ns`; `tell` its client unless that is gone. True if it was in time."""
         request.move(RequestState.ANSWERED)
-        code, model = int(code), request.model
+        code, model = int(code), request.instance
         met = code == Code.OK and now_ns <= request.deadline_ns
         departure_count = len(model.resident_on)
         cold = request.arrival_count == 0 < departure_count

@@ -14,7 +14,7 @@ from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import FromClient, Keep, ToClient
 from slosched.core.scheduler.limits import Limits
 from slosched.core.scheduler.policies.base import Policy
-from slosched.core.scheduler.state import Client, Model, Request
+from slosched.core.scheduler.state import Client, Instance, Request
 from slosched.core.scheduler.validation import request_error
 from slosched.core.scheduler.weights import Weights
 from slosched.messages import InferReply, InferRequest
@@ -68,7 +68,7 @@ class Arrivals:
             client=client,
             request_id=message.request_id,
             user_id=message.user_id,
-            model=model,
+            queue=model.queue,
             slo_factor=message.slo_factor,
             slo_ns=slo_ns,
             arrival_ns=now_ns - event.waited_ns,
@@ -88,7 +88,7 @@ class Arrivals:
             return
         self._policy.enqueue(request, now_ns=now_ns)
 
-    def _slo_ns(self, message: InferRequest, model: Model) -> int:
+    def _slo_ns(self, message: InferRequest, model: Instance) -> int:
         if message.slo_ns:
             return message.slo_ns
         if message.slo_factor > 0:

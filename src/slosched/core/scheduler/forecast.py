@@ -25,7 +25,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from slosched.core.scheduler.estimators import ExecTable
-from slosched.core.scheduler.state import Model, Request
+from slosched.core.scheduler.state import Queue, Request
 from slosched.units import NS_PER_MS, format_duration
 
 #: Weight of the latest batch in the moving averages, once there were as many as that needs.
@@ -70,20 +70,20 @@ class Forecast:
         self._seen = 0  # such batches
         self._asked = 0  # requests of watched models lately
         self._between_ns = 0.0  # from each of these to the next, on average
-        self._watched: dict[int, _Watched] = {}  # by model id
+        self._watched: dict[int, _Watched] = {}  # by queue id
 
     @property
     def idle(self) -> bool:
         """True while no model is watched: reports and questions can be left out."""
         return not self._watched
 
-    def lost(self, model: Model, *, now_ns: int) -> None:
-        """A request of `model` that had waited was given up."""
-        watched = self._watched.get(model.model_id)
+    def lost(self, queue: Queue, *, now_ns: int) -> None:
+        """A request of `queue` that had waited was given up."""
+        watched = self._watched.get(queue.queue_id)
         if watched is None:
             if not self._watched:
                 self._last_ns, self._between_ns, self._seen = now_ns, 0.0, 0
-            self._watched[model.model_id] = watched = _Watched(now_ns)
+            self._watched[queue.queue_id] = watched = _Watched(now_ns)
             watched.asked = max(1, self._asked // len(self._watched))
             self._asked += watched.asked
         else:
@@ -95,12 +95,12 @@ class Forecast:
     ) -> None:
         """A batch of `requests`, which is expected to take `exec_ns`, was sent."""
         first = requests[0]
-        model_id = first.model.model_id
-        watched = self._watched.get(model_id)
+        queue_id = first.queue.queue_id
+        watched = self._watched.get(queue_id)
         if watched is None:
             return
         if now_ns - watched.lost_ns > _CONFIRMED * max(first.slo_ns, watched.gap_ns):
-            del self._watched[model_id]
+            del self._watched[queue_id]
             self._asked -= watched.asked
             return
         self._seen += 1
@@ -134,7 +134,7 @@ class Forecast:
         """When `request`, which arrives and must start by `latest_ns`, must expect to start if that is too
         late; 0: it has a chance, or there is no forecast.
         """
-        watched = self._watched.get(request.model.model_id)
+        watched = self._watched.get(request.queue.queue_id)
         if watched is None or not watched.seen or latest_ns - now_ns < WORTH_NS:
             return 0
         if now_ns - watched.lost_ns > _CONFIRMED * max(request.slo_ns, watched.gap_ns):
@@ -153,10 +153,10 @@ class Forecast:
 
 def places_before(request: Request) -> int:
     """How many requests of its model's queue come before `request`, which is not in it."""
-    queue = request.model.queue
-    if queue and request < queue[-1]:
-        return bisect_left(queue, request)
-    return len(queue)
+    requests = request.queue.requests
+    if requests and request < requests[-1]:
+        return bisect_left(requests, request)
+    return len(requests)
 
 
 def _full_batch(table: ExecTable, slo_ns: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from slosched.codes import code_name
 from slosched.core.scheduler.slices import A_PART, Work
-from slosched.core.scheduler.state import Client, Gpu, Model, ModelState, Worker, WorkerState
+from slosched.core.scheduler.state import Client, Gpu, Instance, ModelState, Worker, WorkerState
 
 if TYPE_CHECKING:
     from slosched.core.scheduler.scheduler import Scheduler
@@ -103,7 +103,7 @@ def _requests(scheduler: Scheduler, now_ns: int) -> dict[str, Any]:
     }
 
 
-def _models(models: Iterable[Model]) -> list[dict[str, Any]]:
+def _models(models: Iterable[Instance]) -> list[dict[str, Any]]:
     return [
         {
             "model_id": m.model_id,
@@ -111,7 +111,7 @@ def _models(models: Iterable[Model]) -> list[dict[str, Any]]:
             "copy": m.copy,
             "state": m.state.name.lower(),
             "b1_ns": m.b1_ns,
-            "queued": len(m.queue),
+            "queued": m.queued,
             "gpus_resident": len(m.resident_on),
             "clients": len(m.clients),
         }

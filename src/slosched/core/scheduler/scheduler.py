@@ -48,7 +48,7 @@ from slosched.core.scheduler.state import (
     ActionState,
     Client,
     Gpu,
-    Model,
+    Instance,
     Request,
     RequestState,
     Worker,
@@ -346,13 +346,13 @@ class Scheduler:
             text = f"worker {worker.label} says goodbye: it gets nothing new"
             self._effects.append(Note("info", text))
 
-    def _model_changed(self, model: Model) -> None:
+    def _model_changed(self, model: Instance) -> None:
         """Its workers are gone, and the next one has it with other tensors: old inputs do not fit."""
         self.cluster.slices.begin(
-            self._end_unfit([r for r in model.queue if r.input is not None], model)
+            self._end_unfit([r for r in model.waiting() if r.input is not None], model)
         )
 
-    def _end_unfit(self, requests: list[Request], model: Model) -> Work:
+    def _end_unfit(self, requests: list[Request], model: Instance) -> Work:
         for request in requests:
             if request.state is RequestState.QUEUED and model.result is not None:
                 loaded = model.result

@@ -112,7 +112,7 @@ def worth_most(
     places = nsmallest(
         taken,
         range(skipped, stop),
-        key=lambda place: queue[place].deadline_ns - ahead_ns * value_of(queue[place]),
+        key=lambda place: queue[place].due_ns - ahead_ns * value_of(queue[place]),
     )
     places.sort()
     return [queue[place] for place in places]

@@ -39,7 +39,7 @@ from itertools import islice
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.placement.base import Placement
 from slosched.core.scheduler.placement.popularity import Popularity, cold_ns
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.state import ActionState, Gpu, Instance, Request
 
 #: A model loaded for its future alone must be needed more than its victims by this factor.
 _CLEARLY = 1.25
@@ -58,7 +58,7 @@ _NEVER_NS = 2**62
 class _Wish:
     """A model that should be loaded; `more`: although GPUs hold it already."""
 
-    model: Model
+    model: Instance
     more: bool
     slo_ns: int = _NEVER_NS  # the shortest that it was asked for with
     entry: int = 0  # its entry in a heap that holds; older ones are skipped
@@ -68,7 +68,7 @@ class _Wish:
 class _Victims:
     """Models that would be evicted, the number of requests that wait for them, and their need (a score)."""
 
-    models: list[Model]
+    models: list[Instance]
     waiting: int
     need: float
     lost: float  # requests that wait and will come before they are back
@@ -95,27 +95,25 @@ class GainPlacement(Placement):
         #: The cost of decisions: wishes tried, and models examined as victims.
         self.wishes_tried = 0
         self.victims_looked_at = 0
-        self._order: dict[int, list[Model]] = {}  # GPU index -> victims, until anything is sent
+        self._order: dict[int, list[Instance]] = {}  # GPU index -> victims, until anything is sent
         self._goes_on_ns: int | None = None  # there is more to try, in the next step
 
     # -------------------------------------------------------------------------------- facts
 
     def asked_for(self, request: Request, *, now_ns: int) -> None:
         self._popularity.asked(request, now_ns=now_ns)
-        model = request.model
+        model = request.instance
         if not model.resident_on:
             self._want(model, more=False, slo_ns=request.slo_ns)
-        elif len(model.queue) >= self._max_batch and len(model.resident_on) < len(
-            self._cluster.gpus
-        ):
+        elif model.queued >= self._max_batch and len(model.resident_on) < len(self._cluster.gpus):
             self._want(model, more=True)
 
-    def short_of(self, model: Model, *, now_ns: int) -> None:
+    def short_of(self, model: Instance, *, now_ns: int) -> None:
         if len(model.resident_on) < len(self._cluster.gpus):
             self._popularity.short(model)
             self._want(model, more=True)
 
-    def _want(self, model: Model, *, more: bool, slo_ns: int = _NEVER_NS) -> None:
+    def _want(self, model: Instance, *, more: bool, slo_ns: int = _NEVER_NS) -> None:
         model_id = model.model_id
         wish = self._wishes.get(model_id)
         if wish is None:
@@ -126,13 +124,13 @@ class GainPlacement(Placement):
         self._fresh[model_id] = wish
 
     def _load_done(self, action: ActionState, *, ok: bool, end_ns: int, duration_ns: int) -> None:
-        model = action.model
-        if not ok and model.queue and not model.resident_on:
+        model = action.instance
+        if not ok and model.waits and not model.resident_on:
             self._want(model, more=False)
 
     def _gpu_removed(self, gpu: Gpu) -> None:
         for model in self._cluster.models.values():
-            if model.queue and not model.resident_on:
+            if model.waits and not model.resident_on:
                 self._want(model, more=False)
 
     # ----------------------------------------------------------------------------- decisions
@@ -210,7 +208,7 @@ class GainPlacement(Placement):
 
     def _key(self, wish: _Wish, now_ns: int) -> float:
         model = wish.model
-        waiting, queue = 0, model.queue
+        waiting, queue = 0, model.waiting()
         first_ns = now_ns + 2 * model.weights_ns
         if queue and not wish.more:
             if not self._heeds_deadlines:
@@ -232,7 +230,7 @@ class GainPlacement(Placement):
         if (model.resident_on and not wish.more) or (model.loading_on and not model.resident_on):
             return True  # it is resident, or being loaded
         best: tuple[bool, bool, float, int, int] | None = None
-        choice: tuple[Gpu, list[Model]] | None = None
+        choice: tuple[Gpu, list[Instance]] | None = None
         for ready_ns, index, gpu in self._able_for(model, now_ns)[:_GPUS_TRIED]:
             if wish.more and gpu.exec.outstanding:
                 continue  # it would only bring the next GPU that is busy
@@ -263,42 +261,44 @@ class GainPlacement(Placement):
         self._swap(*choice, model, now_ns)
         self._order.clear()
         for victim in choice[1]:
-            if victim.queue and not victim.resident_on:
+            if victim.waits and not victim.resident_on:
                 self._want(victim, more=False)
         return True
 
-    def _served(self, model: Model, gpu: Gpu, ready_ns: int) -> int:
+    def _served(self, model: Instance, gpu: Gpu, ready_ns: int) -> int:
         """Requests that wait for `model` and could be in time on `gpu`, starting at `ready_ns`."""
-        queue = model.queue
+        queue = model.waiting()
         if not queue or not self._heeds_deadlines:
             return len(queue)
-        needs_ns = gpu.exec_table(model).single.expected_ns + gpu.worker.returns.expected_ns
+        needs_ns = gpu.exec_table(model.queue).single.expected_ns + gpu.worker.returns.expected_ns
         return len(queue) - bisect_left(queue, ready_ns + needs_ns, key=_deadline_ns)
 
-    def _hopes(self, model: Model, now_ns: int) -> bool:
+    def _hopes(self, model: Instance, now_ns: int) -> bool:
         """Whether some waiting request could be in time on an idle GPU."""
-        queue = model.queue
+        queue = model.waiting()
         if not queue or not self._heeds_deadlines:
             return bool(queue)
         return queue[-1].deadline_ns >= now_ns + cold_ns(model)
 
-    def _takes_ns(self, gpu: Gpu, model: Model) -> int:
+    def _takes_ns(self, gpu: Gpu, model: Instance) -> int:
         """Time until an answer of `model` would be here if `gpu` were idle and loaded it now."""
         worker = gpu.worker
         latencies_ns = (
             2 * worker.transit.margin_ns + worker.returns.margin_ns + worker.returns.expected_ns
         )
         return (
-            latencies_ns + gpu.transfer(model).margin_ns + gpu.exec_table(model).single.expected_ns
+            latencies_ns
+            + gpu.transfer(model).margin_ns
+            + gpu.exec_table(model.queue).single.expected_ns
         )
 
-    def _pays(self, model: Model, served: int, victims: _Victims, now_ns: int) -> bool:
+    def _pays(self, model: Instance, served: int, victims: _Victims, now_ns: int) -> bool:
         if served > victims.lost:
             return True
         worth = self._worth(model, len(model.resident_on), now_ns)
         return not victims.waiting and worth > _CLEARLY * victims.need
 
-    def _worth(self, model: Model, others: int, now_ns: int) -> float:
+    def _worth(self, model: Instance, others: int, now_ns: int) -> float:
         """The score of what would be lost without one copy of `model` if `others` GPUs hold it."""
         if not model.clients:
             return 0.0
@@ -308,7 +308,7 @@ class GainPlacement(Placement):
         busy = self._popularity.per_ns(score.asked, now_ns) * model.b1_ns
         return max(score.need * min(1.0, busy / others), score.shortage / others)
 
-    def _victims(self, gpu: Gpu, model: Model, now_ns: int) -> _Victims | None:
+    def _victims(self, gpu: Gpu, model: Instance, now_ns: int) -> _Victims | None:
         """The models that make room for `model` on `gpu`; None if those that may go free too few pages."""
         order = self._order.get(gpu.index)
         if order is None:
@@ -318,7 +318,7 @@ class GainPlacement(Placement):
         away_ns = cold_ns(model)
         for victim in order:
             worth = self._worth(victim, len(victim.resident_on) - 1, now_ns)
-            waiting = len(victim.queue) if len(victim.resident_on) == 1 else 0
+            waiting = victim.queued if len(victim.resident_on) == 1 else 0
             found.models.append(victim)
             found.need += worth
             found.waiting += waiting
@@ -329,13 +329,13 @@ class GainPlacement(Placement):
                 return found
         return None
 
-    def _in_order(self, gpu: Gpu, now_ns: int) -> list[Model]:
+    def _in_order(self, gpu: Gpu, now_ns: int) -> list[Instance]:
         ranked = []
         for place, model in enumerate(islice(gpu.resident.values(), _VICTIMS_LOOKED_AT)):
             self.victims_looked_at += 1
             if self._cluster.in_use(gpu, model):
                 continue
-            waits = bool(model.queue) and len(model.resident_on) == 1
+            waits = model.waits and len(model.resident_on) == 1
             worth = self._worth(model, len(model.resident_on) - 1, now_ns) / model.pages
             ranked.append((waits, bool(model.clients), worth, place, model))
         ranked.sort(key=lambda entry: entry[:4])

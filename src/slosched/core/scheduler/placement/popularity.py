@@ -9,7 +9,7 @@ most): between two requests no score changes, nor the order of any two.
 from __future__ import annotations
 
 from slosched.core.scheduler.cluster import Cluster
-from slosched.core.scheduler.state import Model, Request
+from slosched.core.scheduler.state import Instance, Request
 
 #: Requests that a model of average popularity has in memory: its rate is known to about a fifth.
 _SAMPLES = 10
@@ -33,7 +33,7 @@ class Score:
 _NONE = Score()
 
 
-def cold_ns(model: Model) -> int:
+def cold_ns(model: Instance) -> int:
     """The time of a load and of the exec of one request (above 0)."""
     return max(1, model.weights_ns + model.b1_ns)
 
@@ -53,7 +53,7 @@ class Popularity:
         """Count `request` by the share of its time that loading the model first would take."""
         while self._unloaded:
             self._scores.pop(self._unloaded.popitem()[0], None)
-        model = request.model
+        model = request.instance
         score = self._score(model)
         needs_ns = cold_ns(model)
         memory = _SAMPLES * len(self._cluster.models)
@@ -71,17 +71,17 @@ class Popularity:
         if unit > _TOO_LARGE:
             self._deflate()
 
-    def short(self, model: Model) -> None:
+    def short(self, model: Instance) -> None:
         """A request was lost that one more GPU with `model` could have served."""
         self._score(model).shortage += self._unit
 
-    def _score(self, model: Model) -> Score:
+    def _score(self, model: Instance) -> Score:
         score = self._scores.get(model.model_id)
         if score is None:
             score = self._scores[model.model_id] = Score()
         return score
 
-    def score(self, model: Model) -> Score:
+    def score(self, model: Instance) -> Score:
         """The scores of `model`, to be read only."""
         return self._scores.get(model.model_id, _NONE)
 

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.policies.about import About
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.state import ActionState, Gpu, Instance, Request
 
 
 class Refusals(Protocol):
@@ -62,10 +62,10 @@ class Policy(Protocol):
 
     def gpu_removed(self, gpu: Gpu) -> None: ...
 
-    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
+    def model_loaded(self, model: Instance, gpus: list[Gpu], *, now_ns: int) -> None:
         """`model` is in the host memory of the worker of `gpus`, so its weights can go there."""
 
-    def settled(self, model: Model) -> bool:
+    def settled(self, model: Instance) -> bool:
         """Whether everything that was begun for a newly loaded `model` has ended."""
 
 
@@ -81,7 +81,7 @@ NOT_OFFERED = "no connected GPU has this model ready"
 LAST_ONE_LOST = "the last GPU that had it was lost"
 
 
-def is_offered(cluster: Cluster, model: Model) -> bool:
+def is_offered(cluster: Cluster, model: Instance) -> bool:
     """True if a connected GPU has the model in its host memory and pages enough for its weights."""
     return any(
         model.model_id in gpu.worker.instances and gpu.pages >= model.pages

@@ -55,9 +55,9 @@ from slosched.core.scheduler.plans import (
 from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import Refusals
 from slosched.core.scheduler.policies.placements import make_placement
-from slosched.core.scheduler.queues import first_from, take_by_deadline
+from slosched.core.scheduler.queues import first_from, take_by_due
 from slosched.core.scheduler.shares import Shares
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.state import ActionState, Gpu, Instance, Queue, Request
 from slosched.core.scheduler.urgency import (
     CREDIT,
     CREDIT_SLOPE,
@@ -87,11 +87,11 @@ _FLOODED, _SPARE_COST = 0.3, 1.25
 #: batch must beat it by this factor.
 _PADDING_GAIN = 1.07
 #: Up to this number of waiting models are examined in any order.
-_FEW_MODELS = 3
+_FEW_QUEUES = 3
 _NO_KEY = math.inf
 
-#: A batch: model, number of requests skipped, number taken, batch class.
-_Choice = tuple[Model, int, int, int]
+#: A batch: queue, number of requests skipped, number taken, batch class.
+_Choice = tuple[Queue, int, int, int]
 
 
 class Infer5:
@@ -111,8 +111,8 @@ class Infer5:
         self._windows = DispatchWindows(cluster)
         self._placement = make_placement(cluster)
         self._urgency = Urgency()
-        self._waiting = self._urgency.waiting  # models with queued requests
-        self._fresh: dict[int, Model] = {}  # models with requests that no GPU was offered yet
+        self._waiting = self._urgency.waiting  # queues with requests
+        self._fresh: dict[int, Queue] = {}  # queues with requests that no GPU was offered yet
         self._expiry = ExpiryHeap()  # by the latest start that is likely in time
         self._anti_starvation = AntiStarvation()
         self._unloaded = cluster.changes.follow_unloaded()
@@ -133,7 +133,7 @@ class Infer5:
     # -------------------------------------------------------------------------------- facts
 
     def enqueue(self, request: Request, *, now_ns: int) -> None:
-        model = request.model
+        queue = request.queue
         self._placement.asked_for(request, now_ns=now_ns)
         latest_ns, start_ns, exec_ns = self._best_plan(request, now_ns)
         if start_ns > latest_ns:
@@ -151,32 +151,32 @@ class Infer5:
             if start_ns:
                 self._refuse_early(request, start_ns, exec_ns, now_ns)
                 return
-        queue = model.queue
-        if queue and request < queue[-1]:
-            insort(queue, request)
+        requests = queue.requests
+        if requests and request < requests[-1]:
+            insort(requests, request)
         else:
-            queue.append(request)
+            requests.append(request)
         if value != 1.0:
-            self._urgency.weighs(model, value)
-        self._urgency.grew(model)
-        self._fresh[model.model_id] = model
+            self._urgency.weighs(queue, value)
+        self._urgency.grew(queue)
+        self._fresh[queue.queue_id] = queue
         self._expiry.push(latest_ns, request)
 
     def forget(self, request: Request) -> None:
-        model = request.model
-        take_by_deadline(model.queue, request)
+        queue = request.queue
+        take_by_due(queue.requests, request)
         if value_of(request) != 1.0:
-            self._urgency.weighs_no_more(model, 1)
-        self._urgency.shrank(model)
+            self._urgency.weighs_no_more(queue, 1)
+        self._urgency.shrank(queue)
 
     def action_done(
         self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
     ) -> None:
         """The cluster's own predictions are enough; the bounds on keys must hold for them."""
         if duration_ns and action.requests:
-            batch, name = action.batch_class, action.model.name
-            expected_ns = action.gpu.tables[name].estimators[batch].expected_ns
-            self._urgency.measured(name, batch, expected_ns)
+            batch, program = action.batch_class, action.queue.program
+            expected_ns = action.gpu.tables[program].estimators[batch].expected_ns
+            self._urgency.measured(program, batch, expected_ns)
         else:
             self._placement.action_done(action, code=code, end_ns=end_ns, duration_ns=duration_ns)
 
@@ -186,7 +186,7 @@ class Infer5:
     def gpu_removed(self, gpu: Gpu) -> None:
         self._placement.gpu_removed(gpu)
 
-    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
+    def model_loaded(self, model: Instance, gpus: list[Gpu], *, now_ns: int) -> None:
         if gpus:
             loaded = gpus[0].worker.prepared[model.name]
             exec_ns = dict(zip(loaded.batch_sizes, loaded.exec_ns, strict=True))
@@ -197,7 +197,7 @@ class Infer5:
     def asked_for(self, request: Request, *, now_ns: int) -> None:
         self._placement.asked_for(request, now_ns=now_ns)
 
-    def settled(self, model: Model) -> bool:
+    def settled(self, model: Instance) -> bool:
         return self._placement.settled(model)
 
     def next_wakeup_ns(self) -> int | None:
@@ -218,7 +218,7 @@ class Infer5:
     # ------------------------------------------------------------------------------ feasibility
 
     def _best_plan(self, request: Request, now_ns: int) -> Plan:
-        plan = self._resident_plan if request.model.resident_on else self._loading_plan
+        plan = self._resident_plan if request.instance.resident_on else self._loading_plan
         return plan(request, now_ns)
 
     def _loading_plan(self, request: Request, now_ns: int) -> Plan:
@@ -246,12 +246,14 @@ class Infer5:
         """False where the recent past does not apply: weights must be loaded first, an action failed, or the
         request is worth more than lost requests are, and goes before them.
         """
-        return bool(request.model.resident_on) and not request.attempts and value_of(request) <= 1.0
+        return (
+            bool(request.instance.resident_on) and not request.attempts and value_of(request) <= 1.0
+        )
 
     def _refuse_early(self, request: Request, start_ns: int, exec_ns: int, now_ns: int) -> None:
         reason = why_refused_early(request, start_ns, exec_ns, now_ns)
         self._lost(request, now_ns)
-        self._anti_starvation.lost(request.model, now_ns=now_ns)
+        self._anti_starvation.lost(request.queue, now_ns=now_ns)
         code = Code.COULD_NOT_START_IN_TIME
         self._refusals.refuse(request, code, reason, start_ns=start_ns, exec_ns=exec_ns)
 
@@ -259,8 +261,8 @@ class Infer5:
         self._loss += _LOSS_WEIGHT * (1.0 - self._loss)
         if request.weight != self._unit:
             self._unit += _LOSS_WEIGHT * (request.weight - self._unit)
-        if request.model.resident_on:
-            self._placement.short_of(request.model, now_ns=now_ns)
+        if request.instance.resident_on:
+            self._placement.short_of(request.instance, now_ns=now_ns)
 
     def _answer_hopeless(self, now_ns: int) -> None:
         """Rule 1: answer requests that cannot start in time anywhere; as many as one step may answer."""
@@ -281,9 +283,9 @@ class Infer5:
                 continue
             self.forget(request)
             self._lost(request, now_ns)
-            self._anti_starvation.lost(request.model, now_ns=now_ns)
+            self._anti_starvation.lost(request.queue, now_ns=now_ns)
             if self._forecast is not None:
-                self._forecast.lost(request.model, now_ns=now_ns)
+                self._forecast.lost(request.queue, now_ns=now_ns)
             code, reason = why_given_up(
                 request, exec_ns, now_ns, stepped_over=was_stepped_over(request)
             )
@@ -293,10 +295,10 @@ class Infer5:
         if due_ns is not None and due_ns < soonest_ns:
             self._hopeless_ns = soonest_ns
 
-    def _hopeless(self, gpu: Gpu, model: Model) -> int:
-        """The number of unanswered requests of `model` that are hopeless by the times of `gpu`."""
-        needs_ns = gpu.tables[model.name].single.expected_ns + gpu.worker.returns.expected_ns
-        return first_from(model.queue, self._hopeless_ns + needs_ns)
+    def _hopeless(self, gpu: Gpu, queue: Queue) -> int:
+        """The number of unanswered requests of `queue` that are hopeless by the times of `gpu`."""
+        needs_ns = gpu.tables[queue.program].single.expected_ns + gpu.worker.returns.expected_ns
+        return first_from(queue.requests, self._hopeless_ns + needs_ns - queue.rest_ns)
 
     # ------------------------------------------------------------------------------- decisions
 
@@ -319,18 +321,18 @@ class Infer5:
     def _give_work(self, now_ns: int) -> bool:
         """Find work for each open GPU that may have some, soonest first. True if anything was sent."""
         windows, waiting = self._windows, self._waiting
-        widely_held: dict[int, Model] = {}  # fresh models that many GPUs hold
-        for model_id, model in self._fresh.items():
-            if model_id not in waiting:
+        widely_held: dict[int, Queue] = {}  # fresh queues whose instances many GPUs hold
+        for queue_id, queue in self._fresh.items():
+            if queue_id not in waiting:
                 continue
-            if not windows.ask_holders(model.resident_on):
-                widely_held[model_id] = model
+            if not windows.ask_holders(queue.instance.resident_on):
+                widely_held[queue_id] = queue
         sent = False
         if widely_held:
             for start_ns, index, gpu in windows.in_order(now_ns):
-                if index in windows.to_ask or any(i in gpu.resident for i in widely_held):
+                if index in windows.to_ask or _holds_any(gpu, widely_held):
                     sent |= self._ask(gpu, start_ns, now_ns)
-                    widely_held = {i: m for i, m in widely_held.items() if i in waiting}
+                    widely_held = {i: q for i, q in widely_held.items() if i in waiting}
                     if not widely_held:
                         break
         if waiting and windows.to_ask:
@@ -364,31 +366,32 @@ class Infer5:
         if sparing is None:
             return choice
         cost_ns, other_ns = (
-            gpu.tables[model.name].estimators[batch].expected_ns / taken
-            for model, _, taken, batch in (choice, sparing)
+            gpu.tables[queue.program].estimators[batch].expected_ns / taken
+            for queue, _, taken, batch in (choice, sparing)
         )
         return choice if other_ns > cost_ns * _SPARE_COST else sparing
 
     def _turn(self, gpu: Gpu, start_ns: int, now_ns: int) -> _Choice | None:
         """A batch of a starved model that must run next on `gpu`; None: decide as usual."""
         while self._unloaded:
-            self._anti_starvation.gone(self._unloaded.popitem()[1])
+            for queue in self._unloaded.popitem()[1].queues:
+                self._anti_starvation.gone(queue)
         due = self._anti_starvation.due(now_ns)
         if not due:
             return None
-        for model in due:
-            if model.queue:
-                choice, _ = self._best_batch(gpu, start_ns, ((-_NO_KEY, 0, model),))
+        for queue in due:
+            if queue.requests:
+                choice, _ = self._best_batch(gpu, start_ns, ((-_NO_KEY, 0, queue),))
                 if choice is not None:
                     return choice
         self._anti_starvation.none_fits(due)
         return None
 
     def _in_order(self, gpu: Gpu) -> Iterable[Entry]:
-        """Waiting models that `gpu` may hold, ascending by the bound on their keys."""
+        """Waiting queues that `gpu` may serve, ascending by the bound on their keys."""
         waiting, urgency = self._waiting, self._urgency
-        if len(waiting) <= _FEW_MODELS:
-            return [(0.0, urgency.since[i], m) for i, m in waiting.items()]
+        if len(waiting) <= _FEW_QUEUES:
+            return [(0.0, urgency.since[i], q) for i, q in waiting.items()]
         if len(gpu.resident) * 4 < len(waiting):
             return urgency.among(gpu.resident.values(), self._loss)
         return urgency.in_order(self._loss)
@@ -419,20 +422,20 @@ class Infer5:
         resident, tables, weighted = gpu.resident, gpu.tables, self._urgency.weighted
         dearer = _PADDING_GAIN if len(self._waiting) == 1 else 1.0
         likely_floor_ns, spread_ns = self._before(gpu)
-        for bound, since, model in self._in_order(gpu) if entries is None else entries:
+        for bound, since, queue in self._in_order(gpu) if entries is None else entries:
             if bound > best_key + ROUNDING_NS:
                 break
             looked_at += 1
-            if model.model_id not in resident:
+            if queue.instance.model_id not in resident:
                 continue
-            queue = model.queue
-            waiting = len(queue)
-            table = tables[model.name]
+            requests, rest_ns = queue.requests, queue.rest_ns
+            waiting = len(requests)
+            table = tables[queue.program]
             single_ns = table.single.expected_ns
-            hopeless = self._hopeless(gpu, model) if self._hopeless_ns else 0
+            hopeless = self._hopeless(gpu, queue) if self._hopeless_ns else 0
             if hopeless == waiting:
                 continue
-            first_ns = head_ns = queue[hopeless].deadline_ns
+            first_ns = head_ns = requests[hopeless].due_ns
             left, skipped, smaller, smaller_ns = waiting - hopeless, hopeless, 0, 0
             for batch, estimator in table.classes:
                 if left <= smaller:
@@ -445,9 +448,10 @@ class Infer5:
                     needs_ns = floor_ns + expected_ns + spare_ns
                 else:
                     needs_ns = floor_ns + estimator.margin_ns
+                needs_ns -= rest_ns  # in time is what ends by the deadline, not by the due date
                 if first_ns < needs_ns:
-                    skipped = first_from(queue, needs_ns, skipped + 1)
-                    first_ns = queue[skipped].deadline_ns if skipped < waiting else first_ns
+                    skipped = first_from(requests, needs_ns, skipped + 1)
+                    first_ns = requests[skipped].due_ns if skipped < waiting else first_ns
                 left = waiting - skipped
                 taken = left if left < batch else batch
                 # Padding must pay: as many requests per millisecond as the full smaller class, or more.
@@ -455,9 +459,9 @@ class Infer5:
                     taken == batch or taken * smaller_ns >= expected_ns * smaller * dearer
                 ):
                     value, batch_ns = float(taken), first_ns
-                    if weighted and model.model_id in weighted:
-                        aboard = worth_most(queue, skipped, taken, credit * single_ns, loss)
-                        value, batch_ns = value_aboard(aboard, loss), aboard[0].deadline_ns
+                    if weighted and queue.queue_id in weighted:
+                        aboard = worth_most(requests, skipped, taken, credit * single_ns, loss)
+                        value, batch_ns = value_aboard(aboard, loss), aboard[0].due_ns
                     key = (
                         batch_ns
                         + head_ns / 4
@@ -465,7 +469,7 @@ class Infer5:
                         + (penalty * (skipped - hopeless) - credit * value) * single_ns
                     )
                     if key < best_key or (key == best_key and since < best_since):
-                        best, best_key, best_since = (model, skipped, taken, batch), key, since
+                        best, best_key, best_since = (queue, skipped, taken, batch), key, since
                 smaller, smaller_ns = batch, expected_ns
             all_late |= skipped == waiting
         self.models_looked_at += looked_at
@@ -473,30 +477,30 @@ class Infer5:
 
     def _take(self, gpu: Gpu, choice: _Choice) -> list[Request]:
         """Take the batch's requests out of the queue, and mark those that it skipped."""
-        model, skipped, taken, _ = choice
-        queue = model.queue
-        if model.model_id not in self._urgency.weighted:
-            requests = queue[skipped : skipped + taken]
-            del queue[skipped : skipped + taken]
+        queue, skipped, taken, _ = choice
+        waiting = queue.requests
+        if queue.queue_id not in self._urgency.weighted:
+            requests = waiting[skipped : skipped + taken]
+            del waiting[skipped : skipped + taken]
         else:
             credit = CREDIT + CREDIT_SLOPE * self._loss
-            single_ns = gpu.tables[model.name].single.expected_ns
+            single_ns = gpu.tables[queue.program].single.expected_ns
             requests, skipped = take_worth_most(
-                queue, skipped, taken, credit * single_ns, self._loss
+                waiting, skipped, taken, credit * single_ns, self._loss
             )
             weighted = sum(value_of(request) != 1.0 for request in requests)
-            self._urgency.weighs_no_more(model, weighted)
-        for request in queue[self._hopeless(gpu, model) if self._hopeless_ns else 0 : skipped]:
+            self._urgency.weighs_no_more(queue, weighted)
+        for request in waiting[self._hopeless(gpu, queue) if self._hopeless_ns else 0 : skipped]:
             standing_of(request).stepped_over = True
-        self._urgency.shrank(model)
+        self._urgency.shrank(queue)
         self._loss *= (1.0 - _LOSS_WEIGHT) ** taken
         return requests
 
     def _commit(self, gpu: Gpu, choice: _Choice, start_ns: int, now_ns: int) -> int:
         """Send the batch. Returns its expected exec time, ns."""
-        model, _, taken, batch = choice
+        queue, _, taken, batch = choice
         requests = self._take(gpu, choice)
-        expected_ns = gpu.tables[model.name].estimators[batch].expected_ns
+        expected_ns = gpu.tables[queue.program].estimators[batch].expected_ns
         # After this start, half the batch would be late; it is better to plan the rest anew.
         middle_ns = requests[(taken - 1) // 2].deadline_ns
         latest_ns = max(start_ns, middle_ns - expected_ns - gpu.worker.returns.expected_ns)
@@ -510,7 +514,11 @@ class Infer5:
             latest_ns=latest_ns,
         )
         if self._forecast is not None and not self._forecast.idle:
-            self._forecast.served(requests, gpu.tables[model.name], expected_ns, now_ns=now_ns)
+            self._forecast.served(requests, gpu.tables[queue.program], expected_ns, now_ns=now_ns)
         if self._shares is not None:
             self._shares.given(requests, expected_ns, now_ns=now_ns)
         return expected_ns
+
+
+def _holds_any(gpu: Gpu, queues: dict[int, Queue]) -> bool:
+    return any(queue.instance.model_id in gpu.resident for queue in queues.values())

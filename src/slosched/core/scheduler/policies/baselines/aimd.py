@@ -29,7 +29,7 @@ from slosched.core.scheduler.policies.baselines.assigned import AssignedToGpus
 from slosched.core.scheduler.policies.baselines.queued import send_batch
 from slosched.core.scheduler.policies.baselines.turns import Turns
 from slosched.core.scheduler.queues import append, take_appended
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.state import ActionState, Gpu, Queue, Request
 
 STEP = 1.0
 BACKOFF = 0.9
@@ -41,7 +41,7 @@ class _Replicas:
     __slots__ = ("limits", "queues", "waiting")
 
     def __init__(self) -> None:
-        #: Model id -> its waiting requests by key, the oldest first; only models that have any, the next
+        #: Queue id -> its requests here by key, the oldest first; only queues that have any, the next
         #: in turn first.
         self.queues: dict[int, OrderedDict[int, Request]] = {}
         self.limits: dict[int, float] = {}
@@ -52,16 +52,16 @@ class _Replicas:
         return None if queue is None else next(iter(queue.values()))
 
     def add(self, request: Request) -> None:
-        self.queues.setdefault(request.model.model_id, OrderedDict())[request.key] = request
+        self.queues.setdefault(request.queue.queue_id, OrderedDict())[request.key] = request
         self.waiting += 1
 
     def remove(self, request: Request) -> None:
-        model_id = request.model.model_id
-        queue = self.queues[model_id]
+        queue_id = request.queue.queue_id
+        queue = self.queues[queue_id]
         del queue[request.key]
         self.waiting -= 1
         if not queue:
-            del self.queues[model_id]
+            del self.queues[queue_id]
 
 
 class Aimd(AssignedToGpus[_Replicas]):
@@ -84,11 +84,11 @@ class Aimd(AssignedToGpus[_Replicas]):
 
     def enqueue(self, request: Request, *, now_ns: int) -> None:
         if self._takes(request, now_ns):
-            append(request.model.queue, request)
+            append(request.queue.requests, request)
             self._assign(request)
 
     def _assign(self, request: Request) -> None:
-        model = request.model
+        model = request.instance
         if not model.resident_on:
             self._unassigned.add(request)
             return
@@ -102,11 +102,11 @@ class Aimd(AssignedToGpus[_Replicas]):
         running = sum(len(action.requests) for action in gpu.exec.outstanding)
         return self._queues[gpu.index].waiting + running
 
-    def _replica_gone(self, replicas: _Replicas, model_id: int) -> None:
+    def _replica_gone(self, replicas: _Replicas, queue_id: int) -> None:
         """The GPU holds the model no more: the replica's requests wait for another one."""
-        queue = replicas.queues.pop(model_id)
-        replicas.waiting -= len(queue)
-        for request in queue.values():
+        requests = replicas.queues.pop(queue_id)
+        replicas.waiting -= len(requests)
+        for request in requests.values():
             del self._assigned[request.key]
             self._unassigned.add(request)
 
@@ -130,27 +130,28 @@ class Aimd(AssignedToGpus[_Replicas]):
     def _serve(self, gpu: Gpu, start_ns: int, now_ns: int) -> None:
         replicas = self._queues[gpu.index]
         kept_for = self._turns.kept_for(gpu)
-        for model_id in list(replicas.queues):
-            if model_id not in gpu.resident:
-                self._replica_gone(replicas, model_id)
-            elif kept_for is None or kept_for.model_id == model_id:
-                self._send(gpu, replicas, self._cluster.models[model_id], start_ns, now_ns)
+        for queue_id, requests in list(replicas.queues.items()):
+            queue = next(iter(requests.values())).queue
+            if queue.instance.model_id not in gpu.resident:
+                self._replica_gone(replicas, queue_id)
+            elif kept_for is None or kept_for is queue.instance:
+                self._send(gpu, replicas, queue, start_ns, now_ns)
                 return
 
     def _send(
-        self, gpu: Gpu, replicas: _Replicas, model: Model, start_ns: int, now_ns: int
+        self, gpu: Gpu, replicas: _Replicas, queue: Queue, start_ns: int, now_ns: int
     ) -> None:
-        table = gpu.exec_table(model)
-        queue = replicas.queues.pop(model.model_id)
-        limit = int(replicas.limits.get(model.model_id, 1.0))
-        taken = min(len(queue), limit, table.batches[-1])
-        requests = [queue.popitem(last=False)[1] for _ in range(taken)]
+        table = gpu.exec_table(queue)
+        waiting = replicas.queues.pop(queue.queue_id)
+        limit = int(replicas.limits.get(queue.queue_id, 1.0))
+        taken = min(len(waiting), limit, table.batches[-1])
+        requests = [waiting.popitem(last=False)[1] for _ in range(taken)]
         replicas.waiting -= len(requests)
-        if queue:
-            replicas.queues[model.model_id] = queue  # behind the others
+        if waiting:
+            replicas.queues[queue.queue_id] = waiting  # behind the others
         for request in requests:
             del self._assigned[request.key]
-            take_appended(model.queue, request)
+            take_appended(request.queue.requests, request)
         send_batch(self._cluster, gpu, requests, start_ns=start_ns, now_ns=now_ns)
 
     def next_wakeup_ns(self) -> int | None:
@@ -170,12 +171,12 @@ class Aimd(AssignedToGpus[_Replicas]):
         )
         if not action.requests or code != Code.OK:
             return
-        gpu, model_id = action.gpu, action.model.model_id
+        gpu, queue_id = action.gpu, action.queue.queue_id
         limits = self._queues[gpu.index].limits
-        limit = limits.get(model_id, 1.0)
+        limit = limits.get(queue_id, 1.0)
         took_ns = end_ns + gpu.worker.returns.expected_ns - action.sent_ns
         if took_ns > min(request.slo_ns for request in action.requests):
-            limits[model_id] = max(1.0, limit * BACKOFF)
+            limits[queue_id] = max(1.0, limit * BACKOFF)
         elif len(action.requests) >= int(limit):
-            largest = gpu.exec_table(action.model).batches[-1]
-            limits[model_id] = min(float(largest), limit + STEP)
+            largest = gpu.exec_table(action.queue).batches[-1]
+            limits[queue_id] = min(float(largest), limit + STEP)

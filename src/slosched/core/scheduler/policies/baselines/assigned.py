@@ -17,7 +17,7 @@ from slosched.core.scheduler.policies.baselines.unassigned_requests import (
 )
 from slosched.core.scheduler.queues import take_appended
 from slosched.core.scheduler.slices import Work
-from slosched.core.scheduler.state import Gpu, Model, Request
+from slosched.core.scheduler.state import Gpu, Queue, Request
 
 
 class GpuQueue(Protocol):
@@ -54,7 +54,7 @@ class AssignedToGpus(LoadedByDemand, Generic[_Queue]):
                 self._serve(gpu, start_ns, now_ns)
 
     def forget(self, request: Request) -> None:
-        take_appended(request.model.queue, request)
+        take_appended(request.queue.requests, request)
         self._leave(request)
 
     def _leave(self, request: Request) -> None:
@@ -83,8 +83,8 @@ class AssignedToGpus(LoadedByDemand, Generic[_Queue]):
             self._unassign(request)
             yield AN_ASSIGNMENT
         del self._queues[index]
-        yield from answer_unoffered(self._cluster, self, self._refusals, self._unassigned.models())
+        yield from answer_unoffered(self._cluster, self, self._refusals, self._unassigned.queues())
 
-    def head(self, model: Model) -> Request | None:
-        """The first request of `model` that is assigned to no GPU."""
-        return self._unassigned.head(model)
+    def head(self, queue: Queue) -> Request | None:
+        """The first request of `queue` that is assigned to no GPU."""
+        return self._unassigned.head(queue)

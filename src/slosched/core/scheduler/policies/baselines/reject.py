@@ -82,13 +82,13 @@ class Reject(AssignedToGpus[_Line]):
         if end_ns > request.deadline_ns:
             self._reject(request, gpu, start_ns, end_ns, now_ns, again=request.attempts > 0)
             return
-        append(request.model.queue, request)
+        append(request.queue.requests, request)
         self._expiry.push(request.deadline_ns, request)
         self._assign(request, gpu)
 
     def _soonest(self, request: Request, now_ns: int) -> tuple[Gpu, int, int]:
         """(GPU, start, end at the controller) where `request` can start soonest. It is offered."""
-        model = request.model
+        model = request.instance
         options = [
             (self._cluster.earliest_start_ns(gpu, now_ns) + self._backlog_ns(gpu), gpu.index, gpu)
             for gpu in model.resident_on.values()
@@ -100,7 +100,7 @@ class Reject(AssignedToGpus[_Line]):
                     options.append((ready_ns + self._backlog_ns(gpu), gpu.index, gpu))
         # One that is held gives no time at which it will be free.
         start_ns, _, gpu = min([o for o in options if not o[2].held] or options)
-        single, returns = gpu.exec_table(model).single, gpu.worker.returns
+        single, returns = gpu.exec_table(request.queue).single, gpu.worker.returns
         if gpu.exec.outstanding or self._backlog_ns(gpu):
             return gpu, start_ns, start_ns + single.margin_ns + returns.margin_ns
         if model.resident_on:
@@ -111,21 +111,21 @@ class Reject(AssignedToGpus[_Line]):
         return self._queues[gpu.index].backlog_ns
 
     def _assign(self, request: Request, gpu: Gpu) -> None:
-        if not request.model.resident_on:
+        if not request.instance.resident_on:
             self._unassigned.add(request)
             return
-        exec_ns = gpu.exec_table(request.model).single.expected_ns
+        exec_ns = gpu.exec_table(request.queue).single.expected_ns
         self._queues[gpu.index].add(request, exec_ns)
         self._assigned[request.key] = gpu.index
 
     def _reject(
         self, request: Request, gpu: Gpu, start_ns: int, end_ns: int, now_ns: int, *, again: bool
     ) -> None:
-        model = request.model
+        model = request.instance
         if model.resident_on:
             self._placement.short_of(model, now_ns=now_ns)
         state = "" if model.resident_on else " after loading its weights"
-        exec_ns = gpu.exec_table(model).single.expected_ns
+        exec_ns = gpu.exec_table(request.queue).single.expected_ns
         takes = f"takes {format_duration(exec_ns)}"
         if (
             start_ns + exec_ns <= request.deadline_ns
@@ -159,7 +159,7 @@ class Reject(AssignedToGpus[_Line]):
     def _serve(self, gpu: Gpu, start_ns: int, now_ns: int) -> None:
         line, spend = self._queues[gpu.index], self._cluster.slices.spend
         while (request := line.first()) is not None:
-            model = request.model
+            model = request.instance
             if model.model_id not in gpu.resident:
                 if not spend(AN_ASSIGNMENT):
                     return
@@ -178,7 +178,7 @@ class Reject(AssignedToGpus[_Line]):
         """Its weights have arrived, or its GPU was lost: the rule of arrival once more."""
         gpu, start_ns, end_ns = self._soonest(request, now_ns)
         if end_ns > request.deadline_ns:
-            take_appended(request.model.queue, request)
+            take_appended(request.queue.requests, request)
             self._reject(request, gpu, start_ns, end_ns, now_ns, again=True)
         else:
             self._assign(request, gpu)

@@ -40,7 +40,7 @@ from slosched.core.scheduler.policies.published.tracker import (
     FUTURE_NS,
 )
 from slosched.core.scheduler.queues import append, take_appended
-from slosched.core.scheduler.state import Gpu, Model, Request
+from slosched.core.scheduler.state import Gpu, Instance, Request
 from slosched.units import NS_PER_MS, NS_PER_US, format_duration
 
 _MAX_LOADS = 2  # outstanding per GPU
@@ -82,14 +82,14 @@ class _ModelQueue:
 
     __slots__ = ("batches", "entries", "estimators")
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Instance) -> None:
         self.estimators = estimators_of(model)
         self.batches = tuple(self.estimators)
         self.entries: list[_Entry] = []
 
-    def offered_by(self, gpu: Gpu, model: Model) -> tuple[int, ...]:
+    def offered_by(self, gpu: Gpu, model: Instance) -> tuple[int, ...]:
         """The batch sizes that `gpu` can run, ascending."""
-        offered = gpu.exec_table(model).batches
+        offered = gpu.exec_table(model.queue).batches
         return tuple(b for b in self.batches if b in offered)
 
     def position(self, entry: _Entry) -> int:
@@ -190,7 +190,7 @@ class Infer4(Tracked[_ModelQueue]):
     # -------------------------------------------------------------------------------- facts
 
     def enqueue(self, request: Request, *, now_ns: int) -> None:
-        model = request.model
+        model = request.instance
         queue = self._queues.get(model.model_id)
         if queue is None:
             queue = self._queues[model.model_id] = _ModelQueue(model)
@@ -198,7 +198,7 @@ class Infer4(Tracked[_ModelQueue]):
         self._entries[request.key] = entry
         self._loads.add(model, entry.exec_ns, entry.weights_ns)
         self._timeouts.push(entry.deadline_ns, request)
-        append(model.queue, request)
+        append(model.queue.requests, request)
         queue.entries.append(entry)
         strategies = [_Strategy(entry, batch) for batch in queue.batches]
         for gpu in model.resident_on.values():
@@ -215,11 +215,11 @@ class Infer4(Tracked[_ModelQueue]):
 
     def _leave(self, request: Request) -> _Entry:
         """Take a queued or skipped request out of everything."""
-        take_appended(request.model.queue, request)
+        take_appended(request.queue.requests, request)
         entry = self._entries.pop(request.key)
-        self._loads.add(request.model, -entry.exec_ns, -entry.weights_ns)
+        self._loads.add(request.instance, -entry.exec_ns, -entry.weights_ns)
         if entry.queued:
-            self._queues[request.model.model_id].remove(entry)
+            self._queues[request.instance.model_id].remove(entry)
             entry.queued = False
         return entry
 
@@ -235,7 +235,7 @@ class Infer4(Tracked[_ModelQueue]):
         entry = self._entries.pop(request.key, None)
         return None if entry is None else entry.exec_ns
 
-    def _weights_arrived(self, gpu: Gpu, model: Model) -> None:
+    def _weights_arrived(self, gpu: Gpu, model: Instance) -> None:
         queue = self._queues[model.model_id]
         for entry in queue.entries:
             for batch in queue.batches:
@@ -267,7 +267,7 @@ class Infer4(Tracked[_ModelQueue]):
             if start_ns >= now_ns + self._ahead_ns:
                 return
             heappop(strategies)
-            model = strategy.owner.request.model
+            model = strategy.owner.request.instance
             if model.model_id not in gpu.resident:
                 continue
             queue = self._queues[model.model_id]
@@ -280,11 +280,16 @@ class Infer4(Tracked[_ModelQueue]):
                 self._send(gpu, model, choice, start_ns, now_ns)
 
     def _send(
-        self, gpu: Gpu, model: Model, choice: tuple[int, list[_Entry]], start_ns: int, now_ns: int
+        self,
+        gpu: Gpu,
+        model: Instance,
+        choice: tuple[int, list[_Entry]],
+        start_ns: int,
+        now_ns: int,
     ) -> None:
         batch, entries = choice
         for entry in entries:
-            take_appended(model.queue, entry.request)
+            take_appended(model.queue.requests, entry.request)
             self._loads.add(model, 0, -entry.weights_ns)
         requests = [entry.request for entry in entries]
         self._commit(gpu, model, requests, batch, start_ns=start_ns, now_ns=now_ns)

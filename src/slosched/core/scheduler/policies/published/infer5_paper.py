@@ -25,7 +25,7 @@ from slosched.core.scheduler.policies.published.tracker import (
     FUTURE_NS,
 )
 from slosched.core.scheduler.queues import append, take_appended
-from slosched.core.scheduler.state import Gpu, Model, Request
+from slosched.core.scheduler.state import Gpu, Instance, Request
 from slosched.units import format_duration
 
 
@@ -38,17 +38,17 @@ class _ModelQueues:
 
     __slots__ = ("batches", "estimators", "offsets", "requests")
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Instance) -> None:
         self.estimators = estimators_of(model)
         self.batches = tuple(self.estimators)
         self.offsets = dict.fromkeys(self.batches, 0)
         self.requests: list[tuple[int, Request]] = []  # (internal deadline, request)
 
-    def offered_by(self, gpu: Gpu, model: Model) -> tuple[int, ...]:
+    def offered_by(self, gpu: Gpu, model: Instance) -> tuple[int, ...]:
         """The batch sizes that `gpu` can run, ascending; none before its worker has the model."""
         if model.name not in gpu.worker.prepared:
             return ()
-        offered = gpu.exec_table(model).batches
+        offered = gpu.exec_table(model.queue).batches
         if offered == self.batches:
             return self.batches
         return tuple(b for b in self.batches if b in offered)
@@ -126,7 +126,7 @@ class Infer5Paper(Tracked[_ModelQueues]):
     # -------------------------------------------------------------------------------- facts
 
     def enqueue(self, request: Request, *, now_ns: int) -> None:
-        model = request.model
+        model = request.instance
         queues = self._queues.get(model.model_id)
         if queues is None:
             queues = self._queues[model.model_id] = _ModelQueues(model)
@@ -134,16 +134,16 @@ class Infer5Paper(Tracked[_ModelQueues]):
         self._internal_ns[request.key] = (internal_ns, exec_ns, weights_ns)
         self._loads.add(model, exec_ns, weights_ns)
         queues.requests.append((internal_ns, request))
-        append(model.queue, request)
+        append(model.queue.requests, request)
         self._timeouts.push(internal_ns, request)
         for gpu in self._cluster.gpus.values():
             self._activate(gpu, model)
 
-    def _activate(self, gpu: Gpu, model: Model) -> None:
+    def _activate(self, gpu: Gpu, model: Instance) -> None:
         if not self._active[gpu.index].get(model.model_id):
             self._add_strategies(gpu, model)
 
-    def _add_strategies(self, gpu: Gpu, model: Model, *, below: int = 2**30) -> None:
+    def _add_strategies(self, gpu: Gpu, model: Instance, *, below: int = 2**30) -> None:
         """Replace the instance's strategies by those for batches `below`; with none left it sleeps
         until its next request."""
         model_id, versions = model.model_id, self._versions[gpu.index]
@@ -156,13 +156,13 @@ class Infer5Paper(Tracked[_ModelQueues]):
             heappush(self._strategies[gpu.index], (latest_ns, batch, model_id, version))
 
     def forget(self, request: Request) -> None:
-        take_appended(request.model.queue, request)
-        self._queues[request.model.model_id].remove(request)
+        take_appended(request.queue.requests, request)
+        self._queues[request.instance.model_id].remove(request)
         self._leave(request, weights_too=True)
 
     def _leave(self, request: Request, *, weights_too: bool) -> None:
         _, exec_ns, weights_ns = self._internal_ns.pop(request.key)
-        self._loads.add(request.model, -exec_ns, -weights_ns if weights_too else 0)
+        self._loads.add(request.instance, -exec_ns, -weights_ns if weights_too else 0)
 
     def gpu_added(self, gpu: Gpu) -> None:
         super().gpu_added(gpu)
@@ -180,7 +180,7 @@ class Infer5Paper(Tracked[_ModelQueues]):
         terms = self._internal_ns.pop(request.key, None)
         return None if terms is None else terms[1]
 
-    def _weights_arrived(self, gpu: Gpu, model: Model) -> None:
+    def _weights_arrived(self, gpu: Gpu, model: Instance) -> None:
         self._activate(gpu, model)
 
     # ----------------------------------------------------------------------------- decisions
@@ -200,8 +200,8 @@ class Infer5Paper(Tracked[_ModelQueues]):
 
     def _time_out(self, now_ns: int) -> None:
         while (request := self._timeouts.pop_before(now_ns + 1)) is not None:
-            take_appended(request.model.queue, request)
-            self._queues[request.model.model_id].remove(request)
+            take_appended(request.queue.requests, request)
+            self._queues[request.instance.model_id].remove(request)
             self._leave(request, weights_too=True)
             waited = format_duration(now_ns - request.arrival_ns)
             self._refusals.refuse(request, Code.TIMED_OUT, f"waited {waited} in the queue")
@@ -236,11 +236,16 @@ class Infer5Paper(Tracked[_ModelQueues]):
         return False
 
     def _send(
-        self, gpu: Gpu, model: Model, choice: tuple[int, list[Request]], start_ns: int, now_ns: int
+        self,
+        gpu: Gpu,
+        model: Instance,
+        choice: tuple[int, list[Request]],
+        start_ns: int,
+        now_ns: int,
     ) -> None:
         batch, requests = choice
         for request in requests:
-            take_appended(model.queue, request)
+            take_appended(model.queue.requests, request)
             deadline_ns, exec_ns, weights_ns = self._internal_ns[request.key]
             self._internal_ns[request.key] = (deadline_ns, exec_ns, 0)
             self._loads.add(model, 0, -weights_ns)

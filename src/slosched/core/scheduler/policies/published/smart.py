@@ -38,8 +38,8 @@ from slosched.core.scheduler.placement.base import least_recently_used
 from slosched.core.scheduler.policies.about import About, Defaults
 from slosched.core.scheduler.policies.base import LAST_ONE_LOST, NOT_OFFERED, Refusals, is_offered
 from slosched.core.scheduler.policies.published.smart_timetable import Batch, timetable
-from slosched.core.scheduler.queues import take_by_deadline
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.queues import take_by_due
+from slosched.core.scheduler.state import ActionState, Gpu, Instance, Request
 from slosched.units import NS_PER_MS, NS_PER_US, format_duration
 
 _EPOCH_NS = NS_PER_MS
@@ -93,7 +93,7 @@ class Smart:
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
         self._cluster = cluster
         self._refusals = refusals
-        self._waiting: dict[int, Model] = {}  # models with queued requests
+        self._waiting: dict[int, Instance] = {}  # models with queued requests
         self._deadlines_ns: dict[int, int] = {}  # by request key: internal
         self._durations: dict[int, dict[int, _Durations]] = {}  # model id -> batch
         self._arriving: dict[int, dict[int, int]] = {}  # model id -> GPU index -> weights there, ns
@@ -103,7 +103,7 @@ class Smart:
     # -------------------------------------------------------------------------------- facts
 
     def enqueue(self, request: Request, *, now_ns: int) -> None:
-        model = request.model
+        model = request.instance
         if not is_offered(self._cluster, model):
             self._refusals.refuse(request, Code.COULD_NOT_START_IN_TIME, NOT_OFFERED)
             return
@@ -111,20 +111,20 @@ class Smart:
         self._deadlines_ns[request.key] = request.deadline_ns - early_ns
         if not self._waiting:
             self._epoch_ns = max(self._epoch_ns, (now_ns // _EPOCH_NS + 1) * _EPOCH_NS)
-        insort(model.queue, request)
+        insort(model.queue.requests, request)
         self._waiting[model.model_id] = model
 
     def forget(self, request: Request) -> None:
-        model = request.model
-        take_by_deadline(model.queue, request)
+        model = request.instance
+        take_by_due(model.queue.requests, request)
         del self._deadlines_ns[request.key]
-        if not model.queue:
+        if not model.queue.requests:
             del self._waiting[model.model_id]
 
     def action_done(
         self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
     ) -> None:
-        gpu, model = action.gpu, action.model
+        gpu, model = action.gpu, action.instance
         if not action.requests:
             self._arrived(gpu, model)
         elif code == Code.OK:
@@ -132,7 +132,7 @@ class Smart:
             if durations is not None:
                 durations.add(duration_ns, gpu.clock_mhz or _CLOCK_MHZ)
 
-    def _arrived(self, gpu: Gpu, model: Model) -> None:
+    def _arrived(self, gpu: Gpu, model: Instance) -> None:
         """The load of `model` ended, well or badly; nothing if it was an eviction."""
         if model.model_id not in gpu.loading:
             self._expect_no_more(model.model_id, gpu)
@@ -153,14 +153,14 @@ class Smart:
         for model in list(self._waiting.values()):
             if is_offered(self._cluster, model):
                 continue
-            for request in list(model.queue):
+            for request in list(model.queue.requests):
                 self.forget(request)
                 self._refusals.refuse(request, Code.CANCELLED, LAST_ONE_LOST)
 
-    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
+    def model_loaded(self, model: Instance, gpus: list[Gpu], *, now_ns: int) -> None:
         """Weights move only by demand."""
 
-    def settled(self, model: Model) -> bool:
+    def settled(self, model: Instance) -> bool:
         return True
 
     def next_wakeup_ns(self) -> int | None:
@@ -168,7 +168,7 @@ class Smart:
 
     # ---------------------------------------------------------------------------- estimates
 
-    def _durations_of(self, model: Model) -> dict[int, _Durations]:
+    def _durations_of(self, model: Instance) -> dict[int, _Durations]:
         durations = self._durations.get(model.model_id)
         if durations is None:
             assert model.result is not None
@@ -176,18 +176,18 @@ class Smart:
             durations = self._durations[model.model_id] = {b: _Durations(ns) for b, ns in seeds}
         return durations
 
-    def _exec_ns(self, gpu: Gpu, model: Model, batch: int = 1) -> int:
+    def _exec_ns(self, gpu: Gpu, model: Instance, batch: int = 1) -> int:
         return self._durations_of(model)[batch].work // (gpu.clock_mhz or _CLOCK_MHZ)
 
     @staticmethod
-    def _weights_ns(model: Model) -> int:
+    def _weights_ns(model: Instance) -> int:
         assert model.result is not None
         return model.result.weights_ns
 
     def _idle_ns(self, gpu: Gpu, now_ns: int) -> int:
         return max(gpu.exec.busy_until_ns, now_ns + _NETWORK_NS)
 
-    def _holders(self, model: Model) -> list[Gpu]:
+    def _holders(self, model: Instance) -> list[Gpu]:
         """GPUs that have the model's weights or are getting them, by index."""
         arriving = self._arriving.get(model.model_id, {})
         indices = sorted({**model.resident_on, **arriving})
@@ -206,7 +206,7 @@ class Smart:
         for index, queues in self._deal_out(now_ns).items():
             self._schedule_gpu(self._cluster.gpus[index], queues, now_ns)
 
-    def _loads_by_gpu(self, now_ns: int) -> dict[int, list[Model]]:
+    def _loads_by_gpu(self, now_ns: int) -> dict[int, list[Instance]]:
         """Which models should be loaded onto which GPU, by GPU index: the most asked-for first."""
         gpus = self._cluster.gpus
         load_ns = {index: self._idle_ns(gpu, now_ns) for index, gpu in gpus.items()}
@@ -216,18 +216,20 @@ class Smart:
             if not holders:
                 absent.append(model)
             for gpu in holders:
-                load_ns[gpu.index] += self._exec_ns(gpu, model) * len(model.queue) // len(holders)
-        chosen: dict[int, list[Model]] = {}
-        for model in sorted(absent, key=lambda m: (-len(m.queue), m.model_id)):
+                load_ns[gpu.index] += (
+                    self._exec_ns(gpu, model) * len(model.queue.requests) // len(holders)
+                )
+        chosen: dict[int, list[Instance]] = {}
+        for model in sorted(absent, key=lambda m: (-len(m.queue.requests), m.model_id)):
             takers = [gpu for gpu in gpus.values() if gpu.can_load(model, now_ns)]
             if takers:
                 gpu = min(takers, key=lambda g: (load_ns[g.index], g.index))
-                queued_ns = self._exec_ns(gpu, model) * len(model.queue)
+                queued_ns = self._exec_ns(gpu, model) * len(model.queue.requests)
                 load_ns[gpu.index] += self._weights_ns(model) + queued_ns
                 chosen.setdefault(gpu.index, []).append(model)
         return chosen
 
-    def _load(self, gpu: Gpu, model: Model, now_ns: int) -> bool:
+    def _load(self, gpu: Gpu, model: Instance, now_ns: int) -> bool:
         """Evict what must go and load `model`. False if no more fits into this epoch's window."""
         victims = least_recently_used(self._cluster, gpu, model)
         if victims is None:
@@ -253,19 +255,19 @@ class Smart:
         self._pci_idle_ns[gpu.index] = idle_ns
         return idle_ns <= now_ns + _AHEAD_NS - _NETWORK_NS
 
-    def _deal_out(self, now_ns: int) -> dict[int, list[tuple[Model, list[Request]]]]:
+    def _deal_out(self, now_ns: int) -> dict[int, list[tuple[Instance, list[Request]]]]:
         """Each model's requests to its GPUs in turn, by GPU index; drops whom no load can help."""
-        dealt: dict[int, list[tuple[Model, list[Request]]]] = {}
+        dealt: dict[int, list[tuple[Instance, list[Request]]]] = {}
         for model in list(self._waiting.values()):
             holders = self._holders(model)
             for turn, gpu in enumerate(holders):
-                requests = model.queue[turn :: len(holders)]
+                requests = model.queue.requests[turn :: len(holders)]
                 if requests:
                     dealt.setdefault(gpu.index, []).append((model, requests))
             if not holders:
                 fastest_ns = min(self._exec_ns(g, model) for g in self._cluster.gpus.values())
                 ready_ns = now_ns + _NETWORK_NS + _SLACK_NS + self._weights_ns(model)
-                for request in list(model.queue):
+                for request in list(model.queue.requests):
                     if ready_ns + fastest_ns > self._deadlines_ns[request.key]:
                         self._drop(request, ready_ns, fastest_ns, now_ns)
         return dealt
@@ -280,7 +282,7 @@ class Smart:
         self._refusals.refuse(request, Code.TIMED_OUT, reason, start_ns=start_ns, exec_ns=exec_ns)
 
     def _schedule_gpu(
-        self, gpu: Gpu, queues: list[tuple[Model, list[Request]]], now_ns: int
+        self, gpu: Gpu, queues: list[tuple[Instance, list[Request]]], now_ns: int
     ) -> None:
         """Form batches, give them times, send what is due, and drop what has no hope."""
         idle_ns = self._idle_ns(gpu, now_ns)
@@ -304,7 +306,7 @@ class Smart:
                     self._drop(request, batch.earliest_ns, single_ns, now_ns)
 
     def _batches(
-        self, gpu: Gpu, model: Model, requests: list[Request], earliest_ns: int, now_ns: int
+        self, gpu: Gpu, model: Instance, requests: list[Request], earliest_ns: int, now_ns: int
     ) -> list[Batch]:
         """The largest batches that `requests` (by deadline) fill, each in time if started first."""
         single_ns = self._exec_ns(gpu, model)
@@ -314,7 +316,7 @@ class Smart:
                 self._drop(request, earliest_ns, single_ns, now_ns)
             else:
                 in_time.append(request)
-        offered = [b for b in gpu.exec_table(model).batches if b in self._durations_of(model)]
+        offered = [b for b in gpu.exec_table(model.queue).batches if b in self._durations_of(model)]
         classes = [(b, self._exec_ns(gpu, model, b)) for b in offered]
         batches = []
         first = 0

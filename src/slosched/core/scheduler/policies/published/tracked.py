@@ -19,7 +19,7 @@ from slosched.core.scheduler.policies.published.tracker import (
     ExecutorTracker,
     PaperEstimator,
 )
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.state import ActionState, Gpu, Instance, Request
 
 
 class Estimators(Protocol):
@@ -31,7 +31,7 @@ class Estimators(Protocol):
 _Queue = TypeVar("_Queue", bound=Estimators)
 
 
-def estimators_of(model: Model) -> dict[int, PaperEstimator]:
+def estimators_of(model: Instance) -> dict[int, PaperEstimator]:
     """An estimator for each batch size of `model`, ascending, started from its first worker's profile."""
     assert model.result is not None
     seeds = dict(zip(model.result.batch_sizes, model.result.exec_ns, strict=True))
@@ -61,7 +61,7 @@ class Tracked(Generic[_Queue]):
         """The request's action ended: its demand for exec time, which is forgotten; None if none is left."""
         raise NotImplementedError
 
-    def _weights_arrived(self, gpu: Gpu, model: Model) -> None:
+    def _weights_arrived(self, gpu: Gpu, model: Instance) -> None:
         """A load of `model` ended on `gpu`."""
         raise NotImplementedError
 
@@ -73,7 +73,7 @@ class Tracked(Generic[_Queue]):
         exec_slo_ns, weights_slo_ns = internal_slos_ns(
             request.slo_ns,
             single_ns=single_ns,
-            transfer_ns=self._loads.transfer_ns(request.model),
+            transfer_ns=self._loads.transfer_ns(request.instance),
             ahead_ns=self._ahead_ns,
         )
         work_ns = single_ns * self._cluster.config.default_slo_ns
@@ -87,16 +87,16 @@ class Tracked(Generic[_Queue]):
         self._trackers.pop(gpu.index, None)
         self._loads.gpu_removed(gpu)
 
-    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
+    def model_loaded(self, model: Instance, gpus: list[Gpu], *, now_ns: int) -> None:
         """Weights move only by demand."""
 
-    def settled(self, model: Model) -> bool:
+    def settled(self, model: Instance) -> bool:
         return True
 
     def action_done(
         self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
     ) -> None:
-        gpu, model, ok = action.gpu, action.model, code == Code.OK
+        gpu, model, ok = action.gpu, action.instance, code == Code.OK
         for request in action.requests:
             exec_ns = self._demand_left(request)
             if exec_ns is not None:
@@ -120,7 +120,7 @@ class Tracked(Generic[_Queue]):
     def _commit(
         self,
         gpu: Gpu,
-        model: Model,
+        model: Instance,
         requests: list[Request],
         batch: int,
         *,
