@@ -29,6 +29,7 @@ _UNITS_NS = {
     "min": 60 * NS_PER_S,
     "h": 3600 * NS_PER_S,
 }
+_EXACT_UNITS = ("ns", "us", "ms", "s", "h")
 _DURATION = re.compile(
     r"^\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-z\u00b5\u03bc]*)\s*$"
 )
@@ -99,6 +100,14 @@ def format_duration(duration_ns: int | float) -> str:
     return f"{duration_ns:.0f}ns"
 
 
+def exact_duration(duration_ns: int) -> str:
+    """The duration in the largest unit that it is a whole number of, at least 1: 48h, 100ms, 250us."""
+    for unit, scale in reversed(_UNITS_NS.items()):
+        if unit in _EXACT_UNITS and duration_ns and duration_ns % scale == 0:
+            return f"{duration_ns // scale}{unit}"
+    return f"{duration_ns}ns"
+
+
 def format_share(share: float, digits: int = 2) -> str:
     """Return a share in per cent, "98.80 %", rounded down: 100.00 % is all of them, and a target that was
     missed by little does not look as if it were reached. The one rule for what was in time; NaN is "-"."""
@@ -118,6 +127,14 @@ _ITEM_BYTES = {
 def tensor_bytes(shape: Sequence[int], dtype: str) -> int:
     """Bytes of one tensor of `shape` and `dtype` (numpy's names); 0 for a dtype nobody knows."""
     return math.prod(shape) * _ITEM_BYTES.get(dtype, 0)
+
+
+def exact_bytes(size: int) -> str:
+    """The size in the largest unit that it is a whole number of, at least 1: 8GiB, 16MiB; else in bytes."""
+    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if size and size % 1024**power == 0:
+            return f"{size // 1024**power}{unit}"
+    return str(size)
 
 
 def parse_bytes(text: str) -> int:

@@ -86,8 +86,8 @@ def whole_numbers(option: str, text: str, *, least: int = 1) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
-def library_names(text: str) -> tuple[str, ...]:
-    """The names of "torchvision,timm"; WorkerConfig checks them."""
+def names(text: str) -> tuple[str, ...]:
+    """The names of "torchvision,timm"."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
