@@ -145,16 +145,9 @@ def test_status_shows_the_rows_that_say_so() -> None:
         "racks",
         "share",
     ]
-    assert status_options(SchedulerConfig(max_batch=4)) == {
-        "generate_inputs": False,
-        "max_gpus": 100,
-        "schedule_ahead_ns": None,
-        "default_slo_ns": 100_000_000,
-        "max_exec_ns": None,
-        "max_batch": 4,
-        "placement": "gain",
-        "early_refusal": 1.0,
-    }
+    shown = status_options(SchedulerConfig(max_batch=4))
+    assert (shown["max_batch"], shown["placement"], shown["max_exec_ns"]) == (4, "gain", None)
+    assert not {"policy", "fidelity", "weights", "client_weights", "max_bytes"} & shown.keys()
 
 
 @pytest.mark.parametrize("config", TABLES)
