@@ -29,8 +29,16 @@ MEMORY = "Memory"
 MODELS = "Models"
 PROCESSOR = "The processor"
 PANELS = (
-    CLUSTER, ADDRESSES, SCHEDULER, ADMISSION, NETWORK, NOISE, MEMORY, MODELS, PROCESSOR,
-)  # fmt: skip
+    CLUSTER,
+    ADDRESSES,
+    SCHEDULER,
+    ADMISSION,
+    NETWORK,
+    NOISE,
+    MEMORY,
+    MODELS,
+    PROCESSOR,
+)
 
 _UNITS = {"_ns": "ns", "_bytes": "bytes", "_bytes_per_s": "bytes"}
 

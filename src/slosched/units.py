@@ -88,7 +88,7 @@ def has_unit(text: str) -> bool:
 
 
 def format_duration(duration_ns: int | float) -> str:
-    """Return a short form for people: 2.9ms, 250us, 30s. Three significant digits at most."""
+    """Return a short human-readable form: 2.9ms, 250us, 30s. Three significant digits at most."""
     if math.isnan(duration_ns):
         return "-"
     magnitude = abs(duration_ns)

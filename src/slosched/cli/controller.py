@@ -23,8 +23,13 @@ from slosched.options import ADDRESSES, row
 
 #: The positional options in the order of Clockwork's controller (controller.cpp), as fields of SchedulerConfig.
 POSITIONAL_OPTIONS = (
-    "generate_inputs", "max_gpus", "schedule_ahead_ns", "default_slo_ns", "max_exec_ns", "max_batch",
-)  # fmt: skip
+    "generate_inputs",
+    "max_gpus",
+    "schedule_ahead_ns",
+    "default_slo_ns",
+    "max_exec_ns",
+    "max_batch",
+)
 #: SMART has one more, which the published code does not heed either.
 _IGNORED_OPTIONS = {"SMART": ("action_telemetry_file",)}
 

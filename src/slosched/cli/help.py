@@ -48,9 +48,19 @@ METAVARS = {
 }
 #: What a value is called, by the name of its type: Click's names, then Typer's own.
 _BY_TYPE = {
-    "integer": "N", "integer range": "N", "float": "X", "float range": "X", "text": "TEXT", "filename": "FILE",
-    "int": "N", "int range": "N", "str": "TEXT", "path": "PATH", "file": "FILE", "directory": "DIR",
-}  # fmt: skip
+    "integer": "N",
+    "integer range": "N",
+    "float": "X",
+    "float range": "X",
+    "text": "TEXT",
+    "filename": "FILE",
+    "int": "N",
+    "int range": "N",
+    "str": "TEXT",
+    "path": "PATH",
+    "file": "FILE",
+    "directory": "DIR",
+}
 
 #: A command with fewer options lists them as one.
 _GROUPED_FROM = 12

@@ -71,9 +71,17 @@ def _controller(scheduler: SchedulerConfig, worker_port: int, run: Path) -> list
     """The command of a controller with exactly these options."""
     scheduler = scheduler.resolved()
     return [
-        "controller", scheduler.policy, "--workers", f"127.0.0.1:{worker_port}", *_LOOPBACK,
-        "--http-port", "-1", "--log-dir", str(run), *command_line(scheduler),
-    ]  # fmt: skip
+        "controller",
+        scheduler.policy,
+        "--workers",
+        f"127.0.0.1:{worker_port}",
+        *_LOOPBACK,
+        "--http-port",
+        "-1",
+        "--log-dir",
+        str(run),
+        *command_line(scheduler),
+    ]
 
 
 def _await(children: Children, client: Child, within_s: float) -> None:

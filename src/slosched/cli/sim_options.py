@@ -148,6 +148,12 @@ class SimOptions:
     #: The scheduler's options as texts and numbers, by their names; None for what is not given.
     scheduler_options: Options = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        known = list(_shared_rows())
+        for name in self.scheduler_options:
+            if name not in known:
+                raise UnknownName("option", name, known)
+
     def spec(
         self, type_: str, workload: Workload, *, seed: int = 0, duration: str | None = None
     ) -> SimSpec:

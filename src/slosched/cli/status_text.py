@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from slosched.cli.output import table_text
-from slosched.units import NS_PER_S, format_duration
+from slosched.units import NS_PER_S, exact_bytes, format_duration
 
 
 def status_text(address: str, report: dict[str, Any]) -> str:
-    """Return the report in a few short blocks for people."""
+    """Return the report as a few short human-readable blocks."""
     workers = [dict(w) for w in report.get("workers", ())]
     blocks = [_head(address, report, workers)]
     if workers:
@@ -49,7 +49,7 @@ def _head(address: str, report: dict[str, Any], workers: list[dict[str, Any]]) -
     )
     requests = report.get("requests", {})
     options = ", ".join(
-        f"{name.removesuffix('_ns')} {format_duration(value) if name.endswith('_ns') else value}"
+        _option(name, value)
         for name, value in report.get("options", {}).items()
         if value is not None
     )
@@ -62,6 +62,13 @@ def _head(address: str, report: dict[str, Any], workers: list[dict[str, Any]]) -
         + "".join(f"; {code}: {count}" for code, count in requests.get("by_code", {}).items()),
     ]
     return "\n".join(lines)
+
+
+def _option(name: str, value: Any) -> str:
+    """An option of the scheduler and its value, whose unit its name ends in."""
+    if name.endswith("_ns"):
+        return f"{name.removesuffix('_ns')} {format_duration(value)}"
+    return f"{name} {exact_bytes(value) if name.endswith('_bytes') else value}"
 
 
 def _weight(client: Mapping[str, Any]) -> str:
