@@ -219,9 +219,15 @@ def _worker_config(path: Path | None) -> WorkerConfig:
 
 def _table(models: list[ModelProfile]) -> str:
     rows = [
-        (m.name, batch, format_duration(ns), format_duration(ns / batch),
-         format_duration(m.weights_ns), f"{m.weights_bytes / 1e6:.1f} MB")
+        (
+            m.name,
+            batch,
+            format_duration(ns),
+            format_duration(ns / batch),
+            format_duration(m.weights_ns),
+            f"{m.weights_bytes / 1e6:.1f} MB",
+        )
         for m in models
         for batch, ns in sorted(m.exec_ns.items())
-    ]  # fmt: skip
+    ]
     return table_text(("model", "batch", "exec", "per request", "transfer", "weights"), rows)
