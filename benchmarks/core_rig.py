@@ -336,4 +336,4 @@ def poisson(
         for model in batch:
             at_ns += chance.expovariate(rate) * NS_PER_S
             number += 1
-            yield round(at_ns), InferRequest(number, model, slo_ns=slo_ns)
+            yield round(at_ns), InferRequest(request_id=number, model_id=model, slo_ns=slo_ns)

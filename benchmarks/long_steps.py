@@ -91,7 +91,15 @@ class Worker:
             now_ns = clock.now_ns()
             if self._peer and now_ns >= beat_ns:
                 beat_ns = now_ns + 100 * NS_PER_MS
-                self._say(Heartbeat(_SESSION, now_ns, 0, 1000))
+                self._say(
+                    Heartbeat(
+                        session=_SESSION,
+                        sent_ns=now_ns,
+                        clock_offset_ns=0,
+                        clock_error_ns=1000,
+                        preparing=0,
+                    )
+                )
             await asyncio.sleep(0.002)
 
     def _say(self, message: Any) -> None:
@@ -103,20 +111,44 @@ class Worker:
             gpus = (GpuInfo(0, "made up", self._pages, 2**20),)
             self._say(
                 WorkerWelcome(
-                    PROTOCOL_VERSION, _SESSION, "", "here", 0, "made up", gpus, ("net",), bundles=True
+                    protocol=PROTOCOL_VERSION,
+                    session=_SESSION,
+                    version="",
+                    host="here",
+                    pid=0,
+                    device="made up",
+                    gpus=gpus,
+                    loadable=("net",),
                 )
-            )  # fmt: skip
+            )
         elif isinstance(action, LoadModel):
             self._say(
                 LoadModelResult(
-                    _SESSION, action.action_id, Span(0, 0, 0), action.copies, _BATCHES,
-                    (_EXEC_NS,) * len(_BATCHES), 1000, 2**20, 1, (4,), "float32", (2,), "float32", True,
-                    now_ns, now_ns,
+                    _SESSION,
+                    action.action_id,
+                    span=Span(0, 0, 0),
+                    copies=action.copies,
+                    batch_sizes=_BATCHES,
+                    exec_ns=(_EXEC_NS,) * len(_BATCHES),
+                    weights_ns=1000,
+                    weights_bytes=2**20,
+                    pages=1,
+                    input_shape=(4,),
+                    input_dtype="float32",
+                    output_shape=(2,),
+                    output_dtype="float32",
+                    random_weights=True,
+                    received_ns=now_ns,
+                    sent_ns=now_ns,
                 )
-            )  # fmt: skip
+            )
         elif isinstance(action, LoadWeights):
             span = Span(now_ns - 1000, now_ns, 1000)
-            self._say(LoadWeightsResult(_SESSION, action.action_id, span, now_ns, now_ns))
+            self._say(
+                LoadWeightsResult(
+                    _SESSION, action.action_id, span=span, received_ns=now_ns, sent_ns=now_ns
+                )
+            )
         elif isinstance(action, Infer):
             asyncio.get_running_loop().call_later(
                 _EXEC_NS / NS_PER_S, self._ran, action.action_id, now_ns
@@ -127,7 +159,18 @@ class Worker:
         span = Span(begin_ns, now_ns, now_ns - begin_ns)
         nothing = Span(0, 0, 0)
         self._say(
-            InferResult(_SESSION, action_id, nothing, span, nothing, 0, 0, 0, begin_ns, now_ns)
+            InferResult(
+                _SESSION,
+                action_id,
+                copy_input=nothing,
+                exec=span,
+                copy_output=nothing,
+                gpu_id=0,
+                gpu_clock_before_mhz=0,
+                gpu_clock_mhz=0,
+                received_ns=begin_ns,
+                sent_ns=now_ns,
+            )
         )
 
 
@@ -167,7 +210,9 @@ class Bench:
         for place in range(count):
             ids.append(self.next_id())
             slo_ns = _SLO_NS - place * NS_PER_S if due_ns is None else due_ns - clock.now_ns()
-            while not dealer.send([encode(InferRequest(ids[-1], 0, slo_ns=slo_ns))]):
+            while not dealer.send(
+                [encode(InferRequest(request_id=ids[-1], model_id=0, slo_ns=slo_ns))]
+            ):
                 await asyncio.sleep(0.001)
             if place % 200 == 0:
                 await asyncio.sleep(0)

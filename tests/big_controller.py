@@ -27,7 +27,20 @@ def big_controller(
         )  # fmt: skip
         gpu = Gpu(index, 0, worker, 512, 512, 1 << 24)
         gpu.stats = GpuStats(
-            0, "card", "", "", 50, 20, 1 << 30, 1 << 34, 250_000, 10**6, 60, 1380, 1000, 0
+            gpu_id=0,
+            name="card",
+            uuid="",
+            driver="",
+            sm_percent=50,
+            memory_percent=20,
+            memory_used_bytes=1 << 30,
+            memory_total_bytes=1 << 34,
+            power_mw=250_000,
+            energy_mj=10**6,
+            temperature_c=60,
+            sm_clock_mhz=1380,
+            memory_clock_mhz=1000,
+            throttle_reasons=0,
         )
         worker.gpus.append(gpu)
         cluster.workers[index] = worker

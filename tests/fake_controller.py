@@ -42,8 +42,22 @@ def model_info(
     model_id: int, *, shape: tuple[int, ...] = (3, 4), dtype: str = "float32"
 ) -> ModelInfo:
     return ModelInfo(
-        model_id, "toy", model_id, (1, 2, 4), B1_NS, 8_000_000, 1000, shape, dtype, (2,), "float32"
-    )  # fmt: skip
+        model_id=model_id,
+        name="toy",
+        copy=model_id,
+        batch_sizes=(1, 2, 4),
+        b1_ns=B1_NS,
+        weights_ns=8_000_000,
+        weights_bytes=1000,
+        input_shape=shape,
+        input_dtype=dtype,
+        output_shape=(2,),
+        output_dtype="float32",
+        random_weights=True,
+        gpus_resident=0,
+        clients=0,
+        labels=(),
+    )
 
 
 class FakeController:
@@ -139,7 +153,7 @@ class FakeController:
             reply = ListModelsReply(message.request_id, (model_info(0),), ("toy", "other"))
             self._send(peer, reply)
         elif isinstance(message, StatusRequest) and self.confuse:
-            self._send(peer, ListModelsReply(message.request_id, ()))
+            self._send(peer, ListModelsReply(message.request_id, (), loadable=()))
         elif isinstance(message, StatusRequest):
             self._send(peer, StatusReply(message.request_id, {"policy": "FAKE", "workers": []}))
 
@@ -151,7 +165,7 @@ class FakeController:
         self._send(peer, self._welcome())
 
     def _welcome(self) -> Welcome:
-        return Welcome(self.protocol, "0.0", self.incarnation, "FAKE", self.default_slo_ns)
+        return Welcome(self.protocol, self.incarnation, "0.0", "FAKE", self.default_slo_ns)
 
     def _load(self, peer: bytes, message: LoadModelRequest) -> None:
         code, reason, models = self.load_code, self.reason, ()

@@ -16,6 +16,7 @@ from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.forecast import WORTH_NS
 from slosched.core.scheduler.policies.base import Refusals
+from slosched.core.scheduler.policies.infer5 import Infer5
 from slosched.core.scheduler.shares import Shares
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.units import format_duration
@@ -72,7 +73,7 @@ def _count(known: dict[int, _Known], about: _Known) -> None:
             each.asked -= each.asked // 2
 
 
-class NaiveOpenings:
+class NaiveDispatchWindows:
     """Which GPUs can be given an Infer now, and when the next one will be."""
 
     def __init__(self, cluster: Cluster) -> None:
@@ -192,12 +193,13 @@ class NaiveForecast:
 class NaiveInfer5:
     """The default policy. See the head of this file."""
 
+    about = Infer5.about
     replans = True
 
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
         self._cluster = cluster
         self._refusals = refusals
-        self._openings = NaiveOpenings(cluster)
+        self._windows = NaiveDispatchWindows(cluster)
         self._placement = NaivePlacement(cluster)
         self._waiting: dict[int, Model] = {}  # models with queued requests
         self._expiry = ExpiryHeap()  # by the latest start that is likely in time
@@ -205,8 +207,10 @@ class NaiveInfer5:
         self._forecast = NaiveForecast(cluster.config.early_refusal)
         self._now_ns = 0
         self._unit = 1.0
+        self._value: dict[int, float] = {}  # by request key
+        self._stepped_over: dict[int, bool] = {}
         self._shares = Shares() if cluster.config.client_weights == "shares" else None
-        self._held_back: dict[
+        self._anti_starvation: dict[
             int, int
         ] = {}  # model id -> when it first lost one since its last batch
         self._others_ns = _NEVER_NS  # exec time of other batches since the last turn ...
@@ -224,8 +228,8 @@ class NaiveInfer5:
         weight = request.weight
         if self._shares is not None:
             weight = self._shares.value(request, self._loss)
-        request.value = weight / self._unit
-        if model.resident_on and not request.attempts and request.value <= 1.0:
+        value = self._value[request.key] = weight / self._unit
+        if model.resident_on and not request.attempts and value <= 1.0:
             late_ns = self._forecast.start_ns(request, latest_ns, now_ns)
             if late_ns is not None:
                 self._refuse_early(request, late_ns, exec_ns, now_ns)
@@ -262,7 +266,7 @@ class NaiveInfer5:
         if not self._waiting:
             return None
         times = (
-            self._openings.next_opening_ns(self._now_ns),
+            self._windows.next_opening_ns(self._now_ns),
             self._next_expiry_ns(),
             self._placement.next_wakeup_ns(self._now_ns),
         )
@@ -333,7 +337,7 @@ class NaiveInfer5:
         )
         self._lost(request, now_ns)
         self._forecast.note("early", request.model, now_ns, [])
-        self._held_back.setdefault(request.model.model_id, now_ns)
+        self._anti_starvation.setdefault(request.model.model_id, now_ns)
         code = Code.COULD_NOT_START_IN_TIME
         self._refusals.refuse(request, code, reason, start_ns=start_ns, exec_ns=exec_ns)
 
@@ -369,9 +373,9 @@ class NaiveInfer5:
                 continue
             self.forget(request)
             self._lost(request, now_ns)
-            self._held_back.setdefault(request.model.model_id, now_ns)
+            self._anti_starvation.setdefault(request.model.model_id, now_ns)
             self._forecast.note("late", request.model, now_ns, [])
-            if request.stepped_over:
+            if request.key in self._stepped_over:
                 code, why = Code.SKIPPED, "given up in favour of a better batch"
             else:
                 code, why = Code.TIMED_OUT, "no GPU came free in time"
@@ -391,7 +395,7 @@ class NaiveInfer5:
             return
         self._answer_hopeless(now_ns)
         sent = False
-        for start_ns, _, gpu in self._openings.open_gpus(now_ns):
+        for start_ns, _, gpu in self._windows.open_gpus(now_ns):
             if not self._waiting:
                 break
             choice = turn = self._turn(gpu, start_ns)
@@ -407,7 +411,7 @@ class NaiveInfer5:
                         choice = spared
             if choice is not None:
                 exec_ns = self._commit(gpu, choice, start_ns, now_ns)
-                self._held_back.pop(choice[0].model_id, None)
+                self._anti_starvation.pop(choice[0].model_id, None)
                 self._others_ns += exec_ns
                 if turn is not None:
                     self._others_ns, self._others_needed_ns = 0, _OTHERS_PER_TURN * exec_ns
@@ -424,7 +428,7 @@ class NaiveInfer5:
         """The batch of the model that has been held back longest and can run here, if it is time."""
         if self._others_ns < self._others_needed_ns:
             return None
-        for model_id, since_ns in sorted(self._held_back.items(), key=lambda item: item[1]):
+        for model_id, since_ns in sorted(self._anti_starvation.items(), key=lambda item: item[1]):
             if self._now_ns - since_ns >= _PATIENCE_NS and model_id in self._waiting:
                 choice = self._best_batch(gpu, start_ns, [self._waiting[model_id]])
                 if choice is not None:
@@ -441,11 +445,11 @@ class NaiveInfer5:
     def _aboard(self, gpu: Gpu, model: Model, over: int, taken: int) -> list[Request]:
         """The requests behind the first `over` whose virtual deadline, less what they are worth, is soonest."""
         queue = model.queue
-        if all(request.value == 1.0 for request in queue):
+        if all(self._value[request.key] == 1.0 for request in queue):
             return queue[over : over + taken]
         credit_ns = self._credit() * gpu.exec_table(model).single.expected_ns * self._heed()
         some = queue[over : over + taken + 112]
-        some.sort(key=lambda r: r.deadline_ns - credit_ns * r.value)
+        some.sort(key=lambda r: r.deadline_ns - credit_ns * self._value[r.key])
         return sorted(some[:taken])
 
     def _best_batch(self, gpu: Gpu, start_ns: int, models: list[Model]) -> _Choice | None:
@@ -489,7 +493,7 @@ class NaiveInfer5:
                 )
                 if taken > smaller and pays:
                     aboard = self._aboard(gpu, model, over, taken)
-                    value = taken + self._heed() * (sum(r.value for r in aboard) - taken)
+                    value = taken + self._heed() * (sum(self._value[r.key] for r in aboard) - taken)
                     key = (
                         aboard[0].deadline_ns
                         + head_ns / 4
@@ -508,7 +512,7 @@ class NaiveInfer5:
         last = queue.index(requests[-1])
         for place, request in enumerate(queue):
             if place < last and request not in requests:
-                request.stepped_over = True
+                self._stepped_over[request.key] = True
         queue[:] = [request for request in queue if request not in requests]
         if not queue:
             del self._waiting[model.model_id]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from made_messages import a_welcome, an_infer_result
 from slosched.config import SchedulerConfig
 from slosched.core.invariants import InvariantChecker
 from slosched.core.scheduler.interface import (
@@ -17,6 +18,7 @@ from slosched.core.scheduler.interface import (
     ToWorker,
 )
 from slosched.core.scheduler.scheduler import Scheduler
+from slosched.core.values import Value
 from slosched.messages import (
     PROTOCOL_VERSION,
     ClientHello,
@@ -26,7 +28,6 @@ from slosched.messages import (
     Infer,
     InferReply,
     InferRequest,
-    InferResult,
     LoadModel,
     LoadModelReply,
     LoadModelRequest,
@@ -36,7 +37,6 @@ from slosched.messages import (
     ModelInfo,
     Span,
     WorkerToController,
-    WorkerWelcome,
 )
 from slosched.units import NS_PER_MS
 
@@ -59,9 +59,15 @@ class Rig:
         self.checker = InvariantChecker(self.scheduler)
         self.effects: list[Effect] = []
         self._request_id = 0
+        self._values_made = 0
         self._sessions: dict[int, int] = {}
 
     # --------------------------------------------------------------------------- plumbing
+
+    def _input(self, size: int) -> Value | None:
+        """An input of `size` bytes, as a shell would name it."""
+        self._values_made += size > 0
+        return Value(self._values_made, size) if size else None
 
     def handle(self, event: Event) -> None:
         self.checker.saw(event, now_ns=self.now_ns)
@@ -126,14 +132,14 @@ class Rig:
             request_id = self._request_id
         model_id = model if isinstance(model, int) else model.model_id
         message = InferRequest(
-            request_id,
-            model_id,
+            request_id=request_id,
+            model_id=model_id,
             slo_factor=factor,
             slo_ns=round(slo_ms * MS) if slo_ns is None else slo_ns,
             shape=shape,
             dtype=dtype,
         )
-        self.handle(FromClient(client, message, input_bytes))
+        self.handle(FromClient(client, message, self._input(input_bytes)))
         return request_id
 
     def reply(self, request_id: int) -> InferReply:
@@ -159,17 +165,7 @@ class Rig:
             tuple({"net", "other"} - {name for name, _ in put_aside}) if put_aside else ("net",)
         )
         self.from_worker(
-            WorkerWelcome(
-                PROTOCOL_VERSION,
-                session,
-                "test",
-                "host",
-                1,
-                "emulated",
-                infos,
-                loadable,
-                put_aside=put_aside,
-            ),
+            a_welcome(session, infos, loadable=loadable, put_aside=put_aside),
             worker_id,
         )
         self.step()
@@ -204,11 +200,14 @@ class Rig:
                 end_ns = self.now_ns
                 self.from_worker(
                     LoadWeightsResult(
-                        action.session, action.action_id, Span(end_ns - 8 * MS, end_ns, 8 * MS),
-                        end_ns, end_ns,
+                        action.session,
+                        action.action_id,
+                        span=Span(end_ns - 8 * MS, end_ns, 8 * MS),
+                        received_ns=end_ns,
+                        sent_ns=end_ns,
                     ),
                     worker_id,
-                )  # fmt: skip
+                )
                 count += 1
             self.step()
         raise AssertionError("loads never end")
@@ -244,13 +243,16 @@ class Rig:
         duration_ns = round(EXEC_MS[infer.batch_size] * MS)
         span = Span(begin_ns, begin_ns + duration_ns, duration_ns)
         self.from_worker(
-            InferResult(
-                session=infer.session, action_id=infer.action_id, copy_input=span, exec=span,
-                copy_output=span, gpu_id=infer.gpu_id, gpu_clock_before_mhz=0, gpu_clock_mhz=0,
-                received_ns=infer.earliest_ns, sent_ns=begin_ns + duration_ns,
+            an_infer_result(
+                infer.session,
+                infer.action_id,
+                span,
+                gpu_id=infer.gpu_id,
+                received_ns=infer.earliest_ns,
+                sent_ns=begin_ns + duration_ns,
             ),
             worker_id,
-        )  # fmt: skip
+        )
 
     @classmethod
     def ready(

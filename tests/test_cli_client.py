@@ -21,8 +21,23 @@ from slosched.messages import InferReply, ModelInfo
 from slosched.workloads import WORKLOADS, Workload
 
 SEED = ["slo-exp-1", "resnet50_v2", "12", "poisson", "600", "1", "100", "1.5", "mul", "30"]
-INFO = ModelInfo(7, "resnet50", 0, (1, 2), 2_600_000, 8_330_000, 102_160_300, (3, 224, 224),
-                 "float32", (1000,), "float32", gpus_resident=2, clients=1)  # fmt: skip
+INFO = ModelInfo(
+    model_id=7,
+    name="resnet50",
+    copy=0,
+    batch_sizes=(1, 2),
+    b1_ns=2_600_000,
+    weights_ns=8_330_000,
+    weights_bytes=102_160_300,
+    input_shape=(3, 224, 224),
+    input_dtype="float32",
+    output_shape=(1000,),
+    output_dtype="float32",
+    gpus_resident=2,
+    clients=1,
+    random_weights=True,
+    labels=(),
+)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import slosched.daemon.supervisor
 import slosched.daemon.worker
 from slosched.cli.app import app
 from slosched.config import ControllerConfig, SchedulerConfig, WorkerConfig
-from slosched.core.scheduler.policies import POLICIES
+from slosched.core.scheduler.policies import POLICIES, resolved, summaries
 
 Run = Callable[..., ControllerConfig]
 
@@ -92,8 +92,8 @@ def test_smart_takes_the_seventh_option_of_the_published_one_and_says_it_is_not_
     assert captured.calls
     assert "action_telemetry_file 'actions.csv' is not used" in result.stderr
     assert "there are 7" in failure(*args, "one more")
-    resolved = SchedulerConfig(policy="SMART").resolved()
-    assert (resolved.max_exec_ns, resolved.max_batch) == (250_000_000, 16)
+    smart = resolved(SchedulerConfig(policy="SMART"))
+    assert (smart.max_exec_ns, smart.max_batch) == (250_000_000, 16)
 
 
 def test_what_is_accepted_is_said_by_options_or_in_the_file(
@@ -142,15 +142,15 @@ def test_options_may_stand_anywhere(captured: Captured) -> None:
 def test_defaults_are_the_documented_ones(captured: Captured) -> None:
     config = controller_config(captured, "INFER5", "--workers", "a:1")
     assert (config.port, config.bind) == (12346, "0.0.0.0")
-    resolved = config.scheduler.resolved()
-    assert (resolved.schedule_ahead_ns, resolved.default_slo_ns) == (10_000_000, 100_000_000)
-    assert (resolved.max_exec_ns, resolved.max_batch) == (25_000_000, 16)
+    scheduler = resolved(config.scheduler)
+    assert (scheduler.schedule_ahead_ns, scheduler.default_slo_ns) == (10_000_000, 100_000_000)
+    assert (scheduler.max_exec_ns, scheduler.max_batch) == (25_000_000, 16)
 
 
 def test_paper_fidelity_has_the_published_codes_defaults(captured: Captured) -> None:
     config = controller_config(captured, "INFER5", "--workers", "a:1", "--fidelity", "paper")
-    resolved = config.scheduler.resolved()
-    assert (resolved.max_exec_ns, resolved.max_batch) == (250_000_000, 8)
+    scheduler = resolved(config.scheduler)
+    assert (scheduler.max_exec_ns, scheduler.max_batch) == (250_000_000, 8)
 
 
 def test_the_placement_rule_is_an_option(captured: Captured) -> None:
@@ -215,8 +215,9 @@ def test_options_win_over_the_file(captured: Captured, tmp_path: Path) -> None:
 
 def test_help_documents_every_type_and_the_units() -> None:
     text = CliRunner().invoke(app, ["controller", "--help"]).output
-    for name in POLICIES:
-        assert name in text
+    assert [name for name, _ in summaries()] == list(POLICIES)
+    for name, summary in summaries():
+        assert f"  {name:<9}{summary}\n" in text
     for fact in ("10ms", "100ms", "25ms", "Default 16", "in ns", "12346"):
         assert fact in " ".join(text.split())
 

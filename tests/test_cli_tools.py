@@ -122,7 +122,23 @@ def test_a_demo_never_writes_into_a_directory_that_is_there(
 def test_the_demo_compares_outputs_with_a_direct_forward_pass(
     monkeypatch: pytest.MonkeyPatch, error: float, fine: bool
 ) -> None:
-    info = ModelInfo(0, "m", 0, (1,), 10**6, 1, 1, (2,), "float32", (2,), "float32")
+    info = ModelInfo(
+        model_id=0,
+        name="m",
+        copy=0,
+        batch_sizes=(1,),
+        b1_ns=10**6,
+        weights_ns=1,
+        weights_bytes=1,
+        input_shape=(2,),
+        input_dtype="float32",
+        output_shape=(2,),
+        output_dtype="float32",
+        random_weights=True,
+        gpus_resident=0,
+        clients=0,
+        labels=(),
+    )
 
     async def ask(controller: str, model: str) -> Any:
         return info, [np.ones(2, np.float32)], [np.array([3.0, 2.0 + error], np.float32)]

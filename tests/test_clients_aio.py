@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Coroutine
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import uvloop
@@ -330,8 +329,6 @@ def test_requests_that_wait_for_a_flush_go_together_and_one_that_was_cancelled_d
         with FakeController() as controller:
             async with connect(controller.address) as client:
                 [model] = await client.load("toy")
-                # It says that it takes bundles, as a real one does.
-                client._controller = msgspec.structs.replace(client.controller, bundles=True)
                 answered: list[int] = []
 
                 def on_reply(reply: Any, output: object) -> None:

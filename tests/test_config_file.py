@@ -20,6 +20,7 @@ from slosched.config_file import (
     load_profile,
     load_worker_config,
 )
+from slosched.core.scheduler.policies import resolved
 from slosched.errors import InvalidConfig, UnknownName
 
 REPOSITORY = Path(__file__).parent.parent
@@ -221,17 +222,17 @@ def test_a_schedule_ahead_with_which_nothing_is_ever_sent_is_refused() -> None:
     for policy, fidelity in (("INFER4", "best"), ("INFER4", "paper"), ("INFER5", "paper")):
         for ahead_ns in (1, 1_000_000):
             with pytest.raises(InvalidConfig, match=r"above 1ms .* nothing would ever be sent"):
-                SchedulerConfig(policy, schedule_ahead_ns=ahead_ns, fidelity=fidelity)
-        assert SchedulerConfig(policy, schedule_ahead_ns=1_000_001, fidelity=fidelity)
-    assert SchedulerConfig("INFER5", schedule_ahead_ns=1)
+                resolved(SchedulerConfig(policy, schedule_ahead_ns=ahead_ns, fidelity=fidelity))
+        assert resolved(SchedulerConfig(policy, schedule_ahead_ns=1_000_001, fidelity=fidelity))
+    assert resolved(SchedulerConfig("INFER5", schedule_ahead_ns=1))
 
 
 def test_a_placement_rule_is_refused_where_it_would_change_nothing() -> None:
     for policy, fidelity in (("INFER4", "best"), ("SMART", "best"), ("INFER5", "paper")):
         with pytest.raises(InvalidConfig, match=f"'lru' has no effect under {policy}"):
-            SchedulerConfig(policy, fidelity=fidelity, placement="lru")
-        assert SchedulerConfig(policy, fidelity=fidelity)
-    assert SchedulerConfig("FIFO", placement="demand")
+            resolved(SchedulerConfig(policy, fidelity=fidelity, placement="lru"))
+        assert resolved(SchedulerConfig(policy, fidelity=fidelity))
+    assert resolved(SchedulerConfig("FIFO", placement="demand"))
 
 
 def test_an_error_names_a_key_as_the_file_does(tmp_path: Path) -> None:

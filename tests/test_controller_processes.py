@@ -21,6 +21,7 @@ from slosched.cli.children import Child, Children
 from slosched.codes import Code
 from slosched.errors import DeadlineExceeded, RequestFailed
 from slosched.messages import (
+    PROTOCOL_VERSION,
     CancelRequest,
     ClientHello,
     InferRequest,
@@ -202,7 +203,7 @@ def test_strangers_liars_and_garbage_are_counted_told_and_survived(two: Cluster)
         stranger.send([b"\x00" * (65 * 1024 * 1024)])
         stranger.send([encode(ClientHello(99, 1, "from the future"))])
         stranger.send([encode(StatusRequest(3))])
-        stranger.send([encode(ClientHello(1, 1, "honest now"))])
+        stranger.send([encode(ClientHello(PROTOCOL_VERSION, 1, "honest now"))])
         answers: list[object] = []
 
         def welcomed() -> bool:
@@ -364,7 +365,13 @@ def test_a_client_that_repeats_itself_with_other_inputs_harms_nobody(two: Cluste
             tasks = []
             for index in range(100):
                 request = InferRequest(
-                    index, model.info.model_id, 0.0, 10**9, 0, (3, 224, 224), "float32"
+                    request_id=index,
+                    model_id=model.info.model_id,
+                    slo_factor=0.0,
+                    slo_ns=10**9,
+                    user_id=0,
+                    shape=(3, 224, 224),
+                    dtype="float32",
                 )
                 liar.send([encode(request), b"\0" * size])
                 liar.send([encode(request), b"xx"])
@@ -375,7 +382,9 @@ def test_a_client_that_repeats_itself_with_other_inputs_harms_nobody(two: Cluste
 
     try:
         eventually(
-            lambda: liar.send([encode(ClientHello(1, 1, "liar"))]), within_s=5, what="connected"
+            lambda: liar.send([encode(ClientHello(PROTOCOL_VERSION, 1, "liar"))]),
+            within_s=5,
+            what="connected",
         )
         assert set(asyncio.run(innocent())) == {0}
     finally:

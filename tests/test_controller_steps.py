@@ -126,8 +126,23 @@ def test_long_replies_arrive_whole_and_what_is_asked_meanwhile_is_answered(tmp_p
             await _send(dealer, encode(ClientHello(PROTOCOL_VERSION, 1, "test")))
             assert isinstance(await _answer(dealer), Welcome)
             loaded = LoadModelResult(
-                1, 1, Span(0, 0, 0), 1, (1,), (5,), 1, 1, 1, (4,), "float32", (2,), "float32", True, 0, 0
-            )  # fmt: skip
+                1,
+                1,
+                span=Span(0, 0, 0),
+                copies=1,
+                batch_sizes=(1,),
+                exec_ns=(5,),
+                weights_ns=1,
+                weights_bytes=1,
+                pages=1,
+                input_shape=(4,),
+                input_dtype="float32",
+                output_shape=(2,),
+                output_dtype="float32",
+                random_weights=True,
+                received_ns=0,
+                sent_ns=0,
+            )
             for number in range(3_000):
                 model = Model(number, "net", number, ModelState.LOADED, result=loaded)
                 server.scheduler.cluster.models[number] = model

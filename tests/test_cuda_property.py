@@ -108,7 +108,7 @@ class World:
     def sent(self, effect: ToController) -> None:
         message = effect.message
         if isinstance(message, WorkerWelcome):
-            self.session = message.incarnation
+            self.session = message.session
         elif not isinstance(message, Heartbeat):
             action_id = message.action_id  # type: ignore[union-attr]
             assert action_id not in self.answers, "answered twice"
@@ -135,7 +135,7 @@ class World:
             self.clock.now_ns += 5_000
 
     def start(self) -> None:
-        hello = FromController(b"controller", ControllerHello(PROTOCOL_VERSION, 9))
+        hello = FromController(b"controller", ControllerHello(PROTOCOL_VERSION, 9, times_lost=0))
         self.stepper.handle(hello, now_ns=self.clock.now_ns)
         self.run(MS)
         for name, (_, _, ids) in MODELS.items():

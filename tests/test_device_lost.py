@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import slosched.daemon.worker
 from losing_worker import WHY, LosingBackend
+from made_messages import an_infer
 from slosched import connect
 from slosched.cli.app import app
 from slosched.cli.children import Children
@@ -26,7 +27,7 @@ from slosched.daemon.blackbox import NoBlackbox
 from slosched.daemon.supervisor import RestartRule, supervise
 from slosched.daemon.worker import WorkerServer, run_worker
 from slosched.errors import DeviceLost, RequestFailed
-from slosched.messages import NO_SPAN, ErrorResult, GpuStats, Infer, LoadModel
+from slosched.messages import NO_SPAN, ErrorResult, GpuStats, LoadModel
 from slosched.units import NS_PER_MS, NS_PER_S
 from worker_rig import FOREVER_NS, BareController, VirtualWorker
 
@@ -106,7 +107,9 @@ def test_the_loop_answers_says_it_and_ends_without_waiting(
             controller.send(controller.infer_message(8))
         later = FOREVER_NS - 1
         controller.send(
-            Infer(controller.session, controller.action_id(), 0, 0, later, FOREVER_NS, 0, 1, 1)
+            an_infer(
+                controller.session, controller.action_id(), earliest_ns=later, latest_ns=FOREVER_NS
+            )
         )
         while server._brain.pending < 6:
             time.sleep(0.001)
@@ -163,7 +166,15 @@ def test_a_call_that_raises_on_a_dead_device_is_no_traceback(
     try:
         controller.hello()
         load = LoadModel(
-            controller.session, controller.action_id(), "resnet50", 0, 1, 8, NS_PER_S, 0, FOREVER_NS
+            controller.session,
+            controller.action_id(),
+            name="resnet50",
+            model_id=0,
+            copies=1,
+            max_batch=8,
+            max_exec_ns=NS_PER_S,
+            earliest_ns=0,
+            latest_ns=FOREVER_NS,
         )
         answer = controller.ask(load)
     finally:

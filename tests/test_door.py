@@ -208,8 +208,23 @@ async def _serving(directory: Path) -> AsyncIterator[ControllerServer]:
     await server.start()
     server.scheduler.door.limit = 2
     loaded = LoadModelResult(
-        1, 1, Span(0, 0, 0), 1, (1,), (5,), 1, 1, 1, (4,), "float32", (2,), "float32", True, 0, 0
-    )  # fmt: skip
+        1,
+        1,
+        span=Span(0, 0, 0),
+        copies=1,
+        batch_sizes=(1,),
+        exec_ns=(5,),
+        weights_ns=1,
+        weights_bytes=1,
+        pages=1,
+        input_shape=(4,),
+        input_dtype="float32",
+        output_shape=(2,),
+        output_dtype="float32",
+        random_weights=True,
+        received_ns=0,
+        sent_ns=0,
+    )
     server.scheduler.cluster.models[3] = Model(3, "net", 0, ModelState.LOADED, result=loaded)
     try:
         yield server
@@ -217,9 +232,9 @@ async def _serving(directory: Path) -> AsyncIterator[ControllerServer]:
         await server.close()
 
 
-async def _join(server: ControllerServer, name: bytes, *, bundles: bool) -> Dealer:
+async def _join(server: ControllerServer, name: bytes) -> Dealer:
     dealer = Dealer(f"127.0.0.1:{server.port}", identity=name)
-    while not dealer.send([encode(ClientHello(PROTOCOL_VERSION, 7, bundles=bundles))]):
+    while not dealer.send([encode(ClientHello(PROTOCOL_VERSION, 7))]):
         await asyncio.sleep(0.002)
     assert isinstance(await _next(dealer), Welcome)
     return dealer
@@ -232,7 +247,9 @@ async def _next(dealer: Dealer) -> Any:
 
 
 def _flood(first: int, count: int) -> bytes:
-    requests = tuple(InferRequest(first + i, 3, slo_ns=_SLO_NS) for i in range(count))
+    requests = tuple(
+        InferRequest(request_id=first + i, model_id=3, slo_ns=_SLO_NS) for i in range(count)
+    )
     return encode(RequestBundle(requests, 10**18))
 
 
@@ -245,11 +262,11 @@ def test_the_oldest_are_refused_in_one_message_and_what_else_came_is_handled(
 ) -> None:
     async def work() -> None:
         async with _serving(tmp_path) as server:
-            dealer = await _join(server, b"c-1", bundles=True)
+            dealer = await _join(server, b"c-1")
             client = server.scheduler.clients[b"c-1"]
             client.heard = False
             model = server.scheduler.cluster.models[3]
-            waiting = Request(1, client, 11, 0, model, 0.0, _SLO_NS, 0, 0, 1.0)
+            waiting = Request(1, client, 11, 0, model, 0.0, _SLO_NS, 0)
             client.requests[11] = waiting  # one that was taken before, and comes again
             dealer.send([_flood(10, 5)])
             refused = await _next(dealer)
@@ -270,27 +287,13 @@ def test_the_oldest_are_refused_in_one_message_and_what_else_came_is_handled(
     _run(work())
 
 
-def test_a_client_that_takes_no_bundles_is_answered_one_by_one(tmp_path: Path) -> None:
-    async def work() -> None:
-        async with _serving(tmp_path) as server:
-            dealer = await _join(server, b"c-2", bundles=False)
-            server.scheduler.door.limit = 1
-            dealer.send([_flood(10, 2)])
-            answer = await _next(dealer)
-            assert isinstance(answer, InferReply)
-            assert (answer.request_id, answer.code) == (10, Code.CONTROLLER_OVERLOADED)
-            dealer.close()
-
-    _run(work())
-
-
 def test_a_wait_at_the_door_counts_against_the_deadline(tmp_path: Path) -> None:
     async def work() -> None:
         async with _serving(tmp_path) as server:
-            dealer = await _join(server, b"c-3", bundles=True)
+            dealer = await _join(server, b"c-3")
             delays = server.scheduler.clients[b"c-3"].delays
             delays.queued_ns(sent_ns=10**18, now_ns=0)  # and the next has waited for the most
-            server.scheduler.draining = True
+            server.scheduler.arrivals.draining = True
             dealer.send([_flood(10, 1)])
             answer = await _next(dealer)
             assert answer.code == Code.SHUTTING_DOWN and answer.latency_ns >= 60 * NS_PER_S
@@ -337,20 +340,29 @@ def test_the_client_hears_it_and_sends_less_often(tmp_path: Path) -> None:
 def test_what_is_taken_keeps_its_own_input(tmp_path: Path) -> None:
     async def work() -> None:
         async with _serving(tmp_path) as server:
-            dealer = await _join(server, b"c-5", bundles=True)
+            dealer = await _join(server, b"c-5")
             kept: dict[int, bytes] = {}
             handle = server.scheduler.handle
 
             def noted(event: Any, *, now_ns: int) -> None:
                 if isinstance(getattr(event, "message", None), InferRequest):
-                    frame = server._frames._arrived[event.input_key]
+                    frame = server._values.get(event.input)[0]
                     kept[event.message.request_id] = bytes(frame)
                 handle(event, now_ns=now_ns)
 
             server.scheduler.handle = noted  # type: ignore[method-assign]
             server._rested_ns = clock.now_ns() + 200 * NS_PER_MS  # so that one step reads all
             for request_id in range(20, 26):
-                request = InferRequest(request_id, 3, 0.0, _SLO_NS, 0, (4,), "float32", 10**18)
+                request = InferRequest(
+                    request_id=request_id,
+                    model_id=3,
+                    slo_factor=0.0,
+                    slo_ns=_SLO_NS,
+                    user_id=0,
+                    shape=(4,),
+                    dtype="float32",
+                    sent_ns=10**18,
+                )
                 dealer.send([encode(request), bytes([request_id]) * 16])
             codes: list[int] = []
             while len(codes) < 6:

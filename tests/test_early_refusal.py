@@ -30,7 +30,7 @@ def model(model_id: int = 1) -> Model:
 
 def request(of: Model, key: int, at_ms: float, slo_ms: float = 20.0) -> Request:
     slo_ns = round(slo_ms * MS)
-    return Request(key, Client(b"c", 1, "c"), key, 0, of, 0.0, slo_ns, round(at_ms * MS), 0)
+    return Request(key, Client(b"c", 1, "c"), key, 0, of, 0.0, slo_ns, round(at_ms * MS))
 
 
 def watched(batches: int = 4, each_ms: int = 10, early: float = 1.0) -> tuple[Forecast, Model]:

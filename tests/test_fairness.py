@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 
 from slosched.codes import ActionType, Code
 from slosched.config import GpuProfile, ModelProfile, SchedulerConfig, WeightRule
-from slosched.core.scheduler.held_back import LOOKED_AT, OTHERS_PER_TURN, PATIENCE_NS, HeldBack
+from slosched.core.scheduler.anti_starvation import (
+    LOOKED_AT,
+    OTHERS_PER_TURN,
+    PATIENCE_NS,
+    AntiStarvation,
+)
 from slosched.core.scheduler.policies.infer5 import Infer5
 from slosched.core.scheduler.state import Model
 from slosched.sim.harness import CLIENT, Demand, Outcome, Simulation
@@ -307,10 +312,10 @@ def test_no_model_with_feasible_requests_is_starved(
 def test_turns_are_needed_and_cost_no_more_than_their_part(monkeypatch: pytest.MonkeyPatch) -> None:
     loads = [Load(10, 150, 0), Load(6000, 20, 1)]
     with_turns = run(loads, times_ms=(50.0, 2.0), seconds=3.0)
-    monkeypatch.setattr("slosched.core.scheduler.held_back.PATIENCE_NS", 10**15)
+    monkeypatch.setattr("slosched.core.scheduler.anti_starvation.PATIENCE_NS", 10**15)
     without = run(loads, times_ms=(50.0, 2.0), seconds=3.0)
-    assert without.served(0) <= 1 and without.policy._held_back.turns == 0
-    assert with_turns.served(0) >= 3 and with_turns.policy._held_back.turns >= 2
+    assert without.served(0) <= 1 and without.policy._anti_starvation.turns == 0
+    assert with_turns.served(0) >= 3 and with_turns.policy._anti_starvation.turns >= 2
     slow_ns = sum(duration for _, duration in with_turns.exec_ns(0))
     assert slow_ns <= 0.055 * 3 * NS_PER_S + 50 * MS
     assert with_turns.served(1) > 0.93 * without.served(1)
@@ -325,12 +330,12 @@ def test_batch_work_beside_a_flood_with_tight_deadlines_ends_in_time_or_has_turn
 
 def test_who_loses_nothing_is_never_held_back() -> None:
     world = run([Load(100, 60, 0), Load(100, 60, 1)], times_ms=(5.0, 2.0), seconds=1.0, gpus=2)
-    assert world.policy._held_back.turns == 0
+    assert world.policy._anti_starvation.turns == 0
     assert {record.code for record in world.outcome.requests} == {Code.OK}
 
 
 def test_of_many_that_are_held_back_each_is_looked_at_in_time() -> None:
-    held_back = HeldBack()
+    held_back = AntiStarvation()
     models = [Model(number, "net", number) for number in range(2 * LOOKED_AT + 3)]
     for model in models:
         held_back.lost(model, now_ns=model.model_id)

@@ -6,18 +6,19 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from made_messages import a_heartbeat
 from scheduler_rig import MS, Rig
 from slosched.cli.status_text import status_text
 from slosched.config import HEARTBEAT_NS
 from slosched.core.scheduler.report import status_report
-from slosched.messages import PROTOCOL_VERSION, ControllerHello, GpuStats, Heartbeat
+from slosched.messages import PROTOCOL_VERSION, ControllerHello, GpuStats
 from slosched.units import NS_PER_S
 from worker_rig import VirtualWorker
 
 
 def said(rig: Rig, *stats: GpuStats, session: int = 50) -> None:
     """A heartbeat with what the drivers of the worker's GPUs say."""
-    rig.from_worker(Heartbeat(session, rig.now_ns - MS // 10, 0, 1000, gpus=stats))
+    rig.from_worker(a_heartbeat(session, rig.now_ns - MS // 10, gpus=stats))
 
 
 def gpus_of(rig: Rig) -> list[dict[str, Any]]:
@@ -36,7 +37,7 @@ def test_statistics_travel_in_one_heartbeat_each_and_again_to_a_new_session() ->
     worker.run(3 * HEARTBEAT_NS)
     assert [beat.gpus for beat in worker.beats] == [stats, (), ()]
     worker.beats.clear()
-    worker.give(ControllerHello(PROTOCOL_VERSION, 7))
+    worker.give(ControllerHello(PROTOCOL_VERSION, 7, times_lost=1))
     worker.run(10 * MS)
     assert [beat.gpus for beat in worker.beats][:2] == [stats, ()]
 
@@ -45,8 +46,21 @@ def test_what_the_drivers_say_is_in_the_status_with_the_energy_since_joining() -
     rig = Rig()
     rig.join(gpus=2)
     assert [g["stats"] for g in gpus_of(rig)] == [None, None]
-    first = GpuStats(1, "H200", "GPU-1", "580", 97, 41, 2**33, 2**37, 689_000, 5_000_000, 61, 1980)
-    said(rig, first, GpuStats(7, "of no GPU that it named"))
+    first = GpuStats(
+        gpu_id=1,
+        name="H200",
+        uuid="GPU-1",
+        driver="580",
+        sm_percent=97,
+        memory_percent=41,
+        memory_used_bytes=2**33,
+        memory_total_bytes=2**37,
+        power_mw=689_000,
+        energy_mj=5_000_000,
+        temperature_c=61,
+        sm_clock_mhz=1980,
+    )
+    said(rig, first, GpuStats(gpu_id=7, name="of no GPU that it named"))
     rig.step(10)
     plain, told = (gpu["stats"] for gpu in gpus_of(rig))
     assert plain is None and told["energy_mj"] == 0 and told["age_ns"] == 10 * MS

@@ -82,7 +82,7 @@ def test_the_same_effects_as_the_full_scan(name: str) -> None:
     assert twins.codes.get(Code.OK, 0) > 30, twins.codes
     if name == "turns":
         policy = twins.twins[0].policy
-        assert isinstance(policy, Infer5) and policy._held_back.turns > 0
+        assert isinstance(policy, Infer5) and policy._anti_starvation.turns > 0
 
 
 def test_the_worlds_reach_every_kind_of_answer() -> None:

@@ -28,9 +28,21 @@ def test_a_sample_says_everything(fake: FakeNvml) -> None:
     card = Nvml(uuid="GPU-11", gpu_id=3)
     assert (card.problem, card.lost) == ("", "")
     assert card.sample() == GpuStats(
-        3, "NVIDIA H200", "GPU-11", "580.1", 97, 41, 2**36, 2**37, 689_123, 5_000_000, 61, 1980,
-        3201, 4,
-    )  # fmt: skip
+        gpu_id=3,
+        name="NVIDIA H200",
+        uuid="GPU-11",
+        driver="580.1",
+        sm_percent=97,
+        memory_percent=41,
+        memory_used_bytes=2**36,
+        memory_total_bytes=2**37,
+        power_mw=689_123,
+        energy_mj=5_000_000,
+        temperature_c=61,
+        sm_clock_mhz=1980,
+        memory_clock_mhz=3201,
+        throttle_reasons=4,
+    )
     fake.energy_mj += 700
     assert card.sample().energy_mj == 5_000_700
 

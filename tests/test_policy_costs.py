@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from made_messages import a_heartbeat
 from scheduler_rig import EXEC_MS, MS, Rig
 from slosched.codes import Code
-from slosched.messages import Heartbeat, Infer, LoadWeights
+from slosched.messages import Infer, LoadWeights
 
 #: Of the rig: the ways there and back, and a load.
 THERE_MS, BACK_MS, LOAD_MS = 0.5, 0.25, 8.0
@@ -60,7 +61,7 @@ def test_a_worker_once_found_slow_is_given_work_again_by_its_heartbeats_alone() 
     assert rig.reply(refused).code == Code.COULD_NOT_START_IN_TIME
     for beat in range(1, 151):
         rig.step(at_ms=200.0 * beat)
-        rig.from_worker(Heartbeat(50, rig.now_ns - MS // 2, 0, 1000))
+        rig.from_worker(a_heartbeat(50, rig.now_ns - MS // 2))
     rig.hello()  # it was silent for long
     taken = rig.infer(model, slo_ms=10.0)
     rig.step()

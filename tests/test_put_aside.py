@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from crashing_worker import HOWS
+from made_messages import a_welcome
 from scheduler_rig import Rig
 from slosched import connect
 from slosched.cli.children import Child, Children
@@ -45,7 +46,6 @@ from slosched.messages import (
     LoadModel,
     LoadModelReply,
     LoadModelRequest,
-    WorkerWelcome,
 )
 from slosched.transport.sockets import Router
 from slosched.units import NS_PER_S
@@ -186,7 +186,9 @@ def test_a_worker_does_not_offer_what_was_put_aside_and_says_why() -> None:
 
 def test_what_a_worker_says_of_it_is_bounded_and_fit_for_a_terminal() -> None:
     said = tuple((f"m{i}\x1b[2J", "x\n" * 10_000) for i in range(1000))
-    kept = put_aside_of(WorkerWelcome(1, 5, "v", "h", 1, "d", (), (), True, said))
+    kept = put_aside_of(
+        a_welcome(5, (), version="v", host="h", device="d", loadable=(), put_aside=said)
+    )
     assert len(kept) == MOST_PUT_ASIDE
     assert all(k.isprintable() and v.isprintable() and len(v) <= 300 for k, v in kept.items())
 
@@ -294,7 +296,17 @@ def ends_the_worker(port: int, incarnation: int, where: str) -> int:
 
 
 def load_message(controller: BareController) -> LoadModel:
-    return LoadModel(controller.session, controller.action_id(), BAD, 0, 1, 8, NS_PER_S, 0, 2**62)
+    return LoadModel(
+        controller.session,
+        controller.action_id(),
+        name=BAD,
+        model_id=0,
+        copies=1,
+        max_batch=8,
+        max_exec_ns=NS_PER_S,
+        earliest_ns=0,
+        latest_ns=2**62,
+    )
 
 
 def alive(pid: int) -> bool:

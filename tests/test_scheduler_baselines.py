@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import pytest
 
+from made_messages import an_error
 from scheduler_rig import MS, T0, Rig
 from slosched.codes import Code
 from slosched.config import SchedulerConfig
 from slosched.core.scheduler.interface import FromClient
 from slosched.messages import (
     CancelRequest,
-    ErrorResult,
     EvictWeights,
     EvictWeightsResult,
     Infer,
@@ -56,7 +56,11 @@ def report_weights(rig: Rig) -> None:
     for evict in rig.to_worker(EvictWeights):
         if evict.action_id in rig.scheduler.cluster.actions:
             span = Span(rig.now_ns, rig.now_ns, 0)
-            rig.from_worker(EvictWeightsResult(evict.session, evict.action_id, span, 0, 0))
+            rig.from_worker(
+                EvictWeightsResult(
+                    evict.session, evict.action_id, span=span, received_ns=0, sent_ns=0
+                )
+            )
     loads = [a for a in rig.to_worker(LoadWeights) if a.action_id in rig.scheduler.cluster.actions]
     if any(rig.now_ns - load.earliest_ns >= 9 * MS for load in loads):
         rig.weights_loaded()
@@ -99,7 +103,9 @@ def test_a_failed_action_is_planned_anew(policy: str) -> None:
     rig.step(0)
     (infer,) = rig.outstanding()
     rig.now_ns = T0 + 2 * MS
-    rig.from_worker(ErrorResult(infer.session, infer.action_id, 2, Code.EXEC_TOO_LATE, "late"))
+    rig.from_worker(
+        an_error(infer.session, infer.action_id, Code.EXEC_TOO_LATE, "late", action_type=2)
+    )
     rig.step()
     (again,) = rig.outstanding()
     rig.step(5.0)
@@ -185,7 +191,9 @@ def test_fifo_keeps_the_place_of_a_request_whose_action_failed() -> None:
     for model in (second, first, first):
         rig.infer(model, slo_ms=90)
     rig.now_ns = T0 + 2 * MS
-    rig.from_worker(ErrorResult(infer.session, infer.action_id, 2, Code.EXEC_TOO_LATE, "late"))
+    rig.from_worker(
+        an_error(infer.session, infer.action_id, Code.EXEC_TOO_LATE, "late", action_type=2)
+    )
     queue = rig.scheduler.cluster.models[first.model_id].queue
     assert [r.key for r in queue] == sorted(r.key for r in queue)
     rig.step()

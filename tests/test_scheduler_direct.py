@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from made_messages import a_heartbeat, an_error
 from scheduler_rig import MS, T0, Rig
 from slosched.config import GpuProfile, ModelProfile, SchedulerConfig
 from slosched.core.scheduler.interface import FromClient
 from slosched.messages import (
     CancelRequest,
-    ErrorResult,
     EvictWeights,
-    Heartbeat,
     Infer,
     LoadWeights,
     LoadWeightsResult,
@@ -52,7 +51,11 @@ def test_with_one_gpu_it_takes_all() -> None:
 def report_load(rig: Rig, took_ms: float) -> None:
     (load,) = rig.to_worker(LoadWeights)
     span = Span(T0, T0 + round(took_ms * MS), round(took_ms * MS))
-    rig.from_worker(LoadWeightsResult(load.session, load.action_id, span, T0, span.end_ns))
+    rig.from_worker(
+        LoadWeightsResult(
+            load.session, load.action_id, span=span, received_ns=T0, sent_ns=span.end_ns
+        )
+    )
 
 
 def test_a_load_is_taken_to_last_7_ms_even_if_it_is_faster() -> None:
@@ -81,7 +84,7 @@ def test_a_failed_load_fails_those_that_wait_for_it_and_is_tried_anew_by_the_nex
     requests = [rig.infer(model) for _ in range(2)]
     rig.step(0)
     (load,) = rig.to_worker(LoadWeights)
-    rig.from_worker(ErrorResult(load.session, load.action_id, 1, 51, "late"))
+    rig.from_worker(an_error(load.session, load.action_id, 51, "late", action_type=1))
     rig.step(1)
     assert [rig.reply(r).code for r in requests] == [51, 51]
     assert "could not be loaded" in rig.reply(requests[0]).reason
@@ -97,7 +100,7 @@ def test_a_failed_infer_is_not_tried_again() -> None:
     rig.now_ns = T0 + 9 * MS
     rig.weights_loaded()
     (infer,) = rig.to_worker(Infer)
-    rig.from_worker(ErrorResult(infer.session, infer.action_id, 2, 81, "late"))
+    rig.from_worker(an_error(infer.session, infer.action_id, 81, "late", action_type=2))
     rig.step(10)
     assert rig.reply(request).code == 81
 
@@ -120,7 +123,10 @@ def test_a_lost_worker_0_is_named_and_the_others_are_no_help() -> None:
     rig.step(0)
     for at_ms in range(160, 1200, 160):
         rig.now_ns = T0 + at_ms * MS
-        rig.from_worker(Heartbeat(51, rig.now_ns - MS, 0, 1000), 1)
+        rig.from_worker(
+            a_heartbeat(51, rig.now_ns - MS),
+            1,
+        )
         rig.step()
     assert rig.reply(waiting).code == 1
     assert "DIRECT uses no other" in rig.reply(waiting).reason

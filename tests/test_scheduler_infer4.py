@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 
+from made_messages import an_error
 from scheduler_rig import MS, T0, Rig
 from slosched.config import GpuProfile, ModelProfile, SchedulerConfig
 from slosched.config_file import load_profile
 from slosched.core.scheduler.interface import FromClient
+from slosched.core.scheduler.policies import resolved
 from slosched.core.scheduler.policies.published.deadlines import internal_slos_ns
-from slosched.messages import CancelRequest, ErrorResult, EvictWeights, Infer, LoadWeights
+from slosched.messages import CancelRequest, EvictWeights, Infer, LoadWeights
 from slosched.sim.harness import Demand, Network, Outcome, Simulation
 from slosched.units import NS_PER_S
 from slosched.workloads.slo_exp_1 import parse_slo_exp_1
@@ -58,9 +60,7 @@ def busy(rig: Rig, model: int, batches: int = 1) -> None:
 
 def test_defaults_are_the_published_codes_whatever_the_fidelity() -> None:
     for fidelity in ("best", "paper"):
-        config = SchedulerConfig(
-            policy="INFER4", fidelity=fidelity, generate_inputs=True
-        ).resolved()
+        config = resolved(SchedulerConfig(policy="INFER4", fidelity=fidelity, generate_inputs=True))
         assert (config.schedule_ahead_ns, config.default_slo_ns) == (10 * MS, 100 * MS)
         assert (config.max_exec_ns, config.max_batch) == (250 * MS, 16)
 
@@ -177,7 +177,9 @@ def test_a_failed_action_fails_its_requests_and_a_cancelled_request_runs_nothing
     rig.step(200)
     (infer,) = rig.outstanding()
     rig.from_worker(
-        ErrorResult(infer.session, infer.action_id, 2, 81, "late", T0, T0),
+        an_error(
+            infer.session, infer.action_id, 81, "late", action_type=2, received_ns=T0, sent_ns=T0
+        ),
     )
     rig.step(206)
     assert rig.reply(request).code == 81

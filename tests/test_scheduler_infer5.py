@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import pytest
 
+from made_messages import an_error
 from scheduler_rig import MS, T0, Rig
 from slosched.codes import Code
 from slosched.config import SchedulerConfig
-from slosched.messages import ErrorResult, Infer
+from slosched.messages import Infer
 
 
 def sent(rig: Rig) -> list[tuple[int, int, int]]:
@@ -159,7 +160,9 @@ def test_a_failed_action_is_planned_anew_while_slack_is_left() -> None:
     rig.step(0)
     (infer,) = rig.outstanding()
     rig.now_ns = T0 + 2 * MS
-    rig.from_worker(ErrorResult(infer.session, infer.action_id, 2, Code.EXEC_TOO_LATE, "late"))
+    rig.from_worker(
+        an_error(infer.session, infer.action_id, Code.EXEC_TOO_LATE, "late", action_type=2)
+    )
     rig.step()
     assert not rig.answered(request)
     (again,) = rig.outstanding()
@@ -176,7 +179,9 @@ def test_a_failed_action_without_slack_is_answered() -> None:
     rig.step(0)
     (infer,) = rig.outstanding()
     rig.now_ns = T0 + 3 * MS
-    rig.from_worker(ErrorResult(infer.session, infer.action_id, 2, Code.EXEC_TOO_LATE, "late"))
+    rig.from_worker(
+        an_error(infer.session, infer.action_id, Code.EXEC_TOO_LATE, "late", action_type=2)
+    )
     rig.step()
     assert rig.reply(request).code == Code.TIMED_OUT
     assert rig.scheduler.idle
@@ -188,7 +193,9 @@ def test_a_bad_input_is_not_tried_again() -> None:
     rig.step(0)
     (infer,) = rig.outstanding()
     rig.from_worker(
-        ErrorResult(infer.session, infer.action_id, 2, Code.COPY_INPUT_BAD_SIZES, "3 bytes")
+        an_error(
+            infer.session, infer.action_id, Code.COPY_INPUT_BAD_SIZES, "3 bytes", action_type=2
+        )
     )
     rig.step()
     assert (
@@ -203,7 +210,9 @@ def test_an_action_that_keeps_failing_ends_after_three_attempts() -> None:
     for _ in range(3):
         rig.step()
         (infer,) = rig.outstanding()
-        rig.from_worker(ErrorResult(infer.session, infer.action_id, 2, Code.CANCELLED, "boom"))
+        rig.from_worker(
+            an_error(infer.session, infer.action_id, Code.CANCELLED, "boom", action_type=2)
+        )
     rig.step()
     reply = rig.reply(request)
     assert (reply.code, reply.attempts) == (Code.CANCELLED, 3) and "boom" in reply.reason

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from made_messages import an_error, an_infer_result
 from scheduler_rig import EXEC_MS, MS, T0, Rig
 from slosched.codes import Code
 from slosched.config import SchedulerConfig
 from slosched.core.scheduler.interface import FromClient
+from slosched.core.scheduler.policies import resolved
 from slosched.core.scheduler.policies.published.infer5_paper import Infer5Paper
 from slosched.core.scheduler.policies.published.tracker import ExecutorTracker, PaperEstimator
 from slosched.messages import (
-    ErrorResult,
     Infer,
-    InferResult,
     LoadModel,
     LoadModelReply,
     LoadModelRequest,
@@ -45,13 +45,13 @@ def warm(copies: int = 1, gpus: int = 1) -> tuple[Rig, tuple[int, ...]]:
 
 
 def test_code_defaults_not_help_text() -> None:
-    config = SchedulerConfig(fidelity="paper").resolved()
+    config = resolved(SchedulerConfig(fidelity="paper"))
     assert (config.schedule_ahead_ns, config.max_exec_ns, config.max_batch) == (
         10 * MS,
         250 * MS,
         8,
     )
-    generated = SchedulerConfig(fidelity="paper", generate_inputs=True).resolved()
+    generated = resolved(SchedulerConfig(fidelity="paper", generate_inputs=True))
     assert generated.schedule_ahead_ns == 15 * MS
 
 
@@ -102,11 +102,17 @@ def report(rig: Rig, infer: Infer, *, begin_ms: float, before_mhz: int, after_mh
     duration_ns = round(EXEC_MS[infer.batch_size] * MS)
     span = Span(begin_ns, begin_ns + duration_ns, duration_ns)
     rig.from_worker(
-        InferResult(
-            infer.session, infer.action_id, span, span, span, infer.gpu_id, before_mhz, after_mhz,
-            infer.earliest_ns, span.end_ns,
+        an_infer_result(
+            infer.session,
+            infer.action_id,
+            span,
+            gpu_id=infer.gpu_id,
+            gpu_clock_before_mhz=before_mhz,
+            gpu_clock_mhz=after_mhz,
+            received_ns=infer.earliest_ns,
+            sent_ns=span.end_ns,
         )
-    )  # fmt: skip
+    )
 
 
 def test_work_is_duration_times_the_mean_clock_and_plans_use_the_clock_after() -> None:
@@ -234,7 +240,9 @@ def test_a_failed_action_fails_its_requests() -> None:
     request = rig.infer(model, slo_ms=100)
     rig.step(200)
     (infer,) = rig.outstanding()
-    rig.from_worker(ErrorResult(infer.session, infer.action_id, 2, Code.EXEC_TOO_LATE, "late"))
+    rig.from_worker(
+        an_error(infer.session, infer.action_id, Code.EXEC_TOO_LATE, "late", action_type=2)
+    )
     rig.step(201)
     assert rig.reply(request).code == Code.EXEC_TOO_LATE
 

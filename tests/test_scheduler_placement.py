@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from made_messages import an_error
 from scheduler_rig import MS, T0, Rig
 from slosched.codes import Code
 from slosched.config import PLACEMENTS, SchedulerConfig
 from slosched.core.scheduler.interface import FromClient
-from slosched.core.scheduler.policies.placements import PLACEMENTS as PLACEMENTS_BY_NAME
+from slosched.core.scheduler.policies.placements import PLACEMENT_RULES
 from slosched.errors import UnknownName
 from slosched.messages import (
-    ErrorResult,
     EvictWeights,
     EvictWeightsResult,
     Goodbye,
@@ -39,7 +39,11 @@ def report_evictions(rig: Rig) -> None:
     for evict in rig.to_worker(EvictWeights):
         if evict.action_id in rig.scheduler.cluster.actions:
             span = Span(rig.now_ns, rig.now_ns, 0)
-            rig.from_worker(EvictWeightsResult(evict.session, evict.action_id, span, 0, 0))
+            rig.from_worker(
+                EvictWeightsResult(
+                    evict.session, evict.action_id, span=span, received_ns=0, sent_ns=0
+                )
+            )
 
 
 def test_free_pages_are_filled_before_anybody_asks_and_the_load_waits_for_it() -> None:
@@ -106,8 +110,12 @@ def test_a_failed_load_gives_its_pages_back_and_is_tried_again_while_it_is_wante
     rig.step(0)
     (load,) = rig.to_worker(LoadWeights)
     rig.from_worker(
-        ErrorResult(
-            load.session, load.action_id, 1, Code.LOAD_WEIGHTS_INSUFFICIENT_CACHE, "no pages"
+        an_error(
+            load.session,
+            load.action_id,
+            Code.LOAD_WEIGHTS_INSUFFICIENT_CACHE,
+            "no pages",
+            action_type=1,
         )
     )
     (gpu,) = rig.scheduler.cluster.gpus.values()
@@ -128,7 +136,9 @@ def test_weights_missing_at_the_worker_are_believed_and_loaded_again() -> None:
     rig.step(0)
     (infer,) = rig.outstanding()
     rig.from_worker(
-        ErrorResult(infer.session, infer.action_id, 2, Code.EXEC_WEIGHTS_MISSING, "not here")
+        an_error(
+            infer.session, infer.action_id, Code.EXEC_WEIGHTS_MISSING, "not here", action_type=2
+        )
     )
     rig.step(1)
     (gpu,) = rig.scheduler.cluster.gpus.values()
@@ -333,6 +343,6 @@ def test_demand_is_gone_when_its_requests_are() -> None:
 
 
 def test_a_rule_that_there_is_not_is_refused() -> None:
-    assert tuple(PLACEMENTS_BY_NAME) == PLACEMENTS
+    assert tuple(PLACEMENT_RULES) == PLACEMENTS
     with pytest.raises(UnknownName, match="known: demand, gain, lru"):
         SchedulerConfig(placement="fifo")

@@ -8,17 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from made_messages import an_error, an_infer_result
 from scheduler_rig import MS, T0, Rig
 from slosched.config import GpuProfile, ModelProfile, SchedulerConfig
 from slosched.config_file import load_profile
 from slosched.core.scheduler.policies.published.smart import _Durations
 from slosched.core.scheduler.policies.published.smart_timetable import Batch, timetable
-from slosched.core.scheduler.state import Model
+from slosched.core.scheduler.state import Model, add_residency
 from slosched.messages import (
-    ErrorResult,
     EvictWeights,
     Infer,
-    InferResult,
     LoadWeights,
     Span,
 )
@@ -169,7 +168,7 @@ def test_a_failed_action_fails_its_requests() -> None:
     request = rig.infer(model, slo_ms=100)
     rig.step(101)
     (infer,) = rig.to_worker(Infer)
-    rig.from_worker(ErrorResult(infer.session, infer.action_id, 2, 81, "late"))
+    rig.from_worker(an_error(infer.session, infer.action_id, 81, "late", action_type=2))
     rig.step(106)
     assert rig.reply(request).code == 81
 
@@ -204,11 +203,16 @@ def test_plans_follow_what_was_measured_at_the_clock_of_the_gpu() -> None:
         begin_ns = T0 + (at_ms + 3) * MS
         span = Span(begin_ns, begin_ns + 2 * MS, 2 * MS)
         rig.from_worker(
-            InferResult(
-                infer.session, infer.action_id, span, span, span, 0, clock_mhz, clock_mhz,
-                infer.earliest_ns, span.end_ns,
+            an_infer_result(
+                infer.session,
+                infer.action_id,
+                span,
+                gpu_clock_before_mhz=clock_mhz,
+                gpu_clock_mhz=clock_mhz,
+                received_ns=infer.earliest_ns,
+                sent_ns=span.end_ns,
             )
-        )  # fmt: skip
+        )
         rig.step()
 
 
@@ -285,7 +289,7 @@ def test_a_failed_load_is_found_out_and_tried_again() -> None:
     rig.infer(model.model_id, slo_ms=1000)
     rig.step(1)
     (load,) = rig.to_worker(LoadWeights)
-    rig.from_worker(ErrorResult(load.session, load.action_id, 1, 51, "late"))
+    rig.from_worker(an_error(load.session, load.action_id, 51, "late", action_type=1))
     rig.step(6)
     assert len(rig.to_worker(LoadWeights)) == 1  # a pause of 100 ms
     rig.step(107)
@@ -297,7 +301,8 @@ def test_requests_are_dealt_out_to_the_gpus_that_hold_their_model() -> None:
     cluster = rig.scheduler.cluster
     other = next(g for g in cluster.gpus.values() if model not in g.resident)
     other.free_pages -= 1  # as if it had been copied there; the policy never does
-    cluster.add_residency(other, cluster.models[model])
+    add_residency(other, cluster.models[model])
+    cluster.changes.execs(other)
     ids = [rig.infer(model, slo_ms=100) for _ in range(4)]
     rig.step(101)
     taken = {

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from made_messages import an_error
 from scheduler_rig import T0, Rig
 from slosched.codes import ActionType
 from slosched.config import EmulationNoise, GpuProfile, ModelProfile, SchedulerConfig
@@ -14,7 +15,6 @@ from slosched.core.scheduler.interface import Note
 from slosched.core.scheduler.policies.published import stress
 from slosched.core.scheduler.state import Gpu
 from slosched.messages import (
-    ErrorResult,
     InferReply,
     LoadModelReply,
     LoadWeights,
@@ -168,7 +168,7 @@ def test_errors_are_counted_and_the_loads_go_on(monkeypatch: pytest.MonkeyPatch)
     rig.join()
     rig.prepared()
     first, second = rig.to_worker(LoadWeights)
-    rig.from_worker(ErrorResult(first.session, first.action_id, 1, 51, "late"))
+    rig.from_worker(an_error(first.session, first.action_id, 51, "late", action_type=1))
     rig.step(5)
     third = rig.to_worker(LoadWeights)[2]
     assert [a.model_id for a in (first, second, third)] == [0, 1, 2]
@@ -177,7 +177,11 @@ def test_errors_are_counted_and_the_loads_go_on(monkeypatch: pytest.MonkeyPatch)
     assert notes == ["W0-GPU0 LoadWeights errors=1 throughput=0"]
     for load in (second, third):
         span = Span(T0 + MS, T0 + 9 * MS, 8 * MS)
-        rig.from_worker(LoadWeightsResult(load.session, load.action_id, span, T0, T0 + 9 * MS))
+        rig.from_worker(
+            LoadWeightsResult(
+                load.session, load.action_id, span=span, received_ns=T0, sent_ns=T0 + 9 * MS
+            )
+        )
     rig.step(2002)
     notes = [e.text for e in rig.effects if isinstance(e, Note) and "LoadWeights" in e.text]
     assert notes[1].startswith("W0-GPU0 LoadWeights errors=0 profiled=8ms min=8ms")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from made_messages import a_heartbeat, a_welcome, an_error, an_infer, an_infer_result
 from scheduler_rig import MS, T0, Rig
 from slosched.codes import Code
 from slosched.config import SchedulerConfig
@@ -24,14 +25,11 @@ from slosched.messages import (
     PROTOCOL_VERSION,
     ClientHello,
     ControllerHello,
-    ErrorResult,
     GpuInfo,
     GpuStats,
-    Heartbeat,
     HeartbeatAck,
     Infer,
     InferReply,
-    InferResult,
     LoadModel,
     LoadModelReply,
     LoadModelRequest,
@@ -42,14 +40,13 @@ from slosched.messages import (
     StatusRequest,
     WorkerGoodbye,
     WorkerRefused,
-    WorkerWelcome,
 )
 
 TICK_MS = TICK_NS / MS
 
 
-def beat(rig: Rig, worker_id: int = 0, session: int = 50) -> None:
-    rig.from_worker(Heartbeat(session, rig.now_ns - MS // 10, 0, 1000), worker_id)
+def beat(rig: Rig, worker_id: int = 0, session: int = 50, preparing: int = 0) -> None:
+    rig.from_worker(a_heartbeat(session, rig.now_ns - MS // 10, preparing=preparing), worker_id)
 
 
 def notes(rig: Rig) -> list[str]:
@@ -130,7 +127,12 @@ def test_requests_of_a_lost_worker_move_to_another_and_end_once() -> None:
 
 def test_a_worker_that_returns_is_given_its_models_and_used_again() -> None:
     rig, (model,) = Rig.ready()
-    rig.handle(SendFailed(0, Infer(50, 1, 0, 0, 0, 0, 0, 1, 1)))
+    rig.handle(
+        SendFailed(
+            0,
+            an_infer(50, 1),
+        )
+    )
     rig.step(10)
     assert not rig.scheduler.ready()
     rig.effects.clear()
@@ -151,7 +153,12 @@ def test_a_worker_that_returns_is_given_its_models_and_used_again() -> None:
 
 def test_a_new_session_starts_with_empty_pages() -> None:
     rig, (model,) = Rig.ready()
-    rig.handle(SendFailed(0, Infer(50, 1, 0, 0, 0, 0, 0, 1, 1)))
+    rig.handle(
+        SendFailed(
+            0,
+            an_infer(50, 1),
+        )
+    )
     rig.step(10)
     rig.effects.clear()
     rig.join(session=51)
@@ -164,7 +171,12 @@ def test_a_new_session_starts_with_empty_pages() -> None:
 def test_a_failed_send_of_an_old_session_leaves_the_new_one_alone() -> None:
     rig, _ = Rig.ready()
     rig.join(session=60)
-    rig.handle(SendFailed(0, Infer(50, 1, 0, 0, 0, 0, 0, 1, 1)))
+    rig.handle(
+        SendFailed(
+            0,
+            an_infer(50, 1),
+        )
+    )
     assert rig.scheduler.ready()
 
 
@@ -202,7 +214,7 @@ def test_a_pause_teaches_nothing_about_the_path() -> None:
     rig, (model,) = Rig.ready()
     rig.now_ns = T0 + 20_000 * MS
     for i in range(100):  # heartbeats of twenty seconds, read at once
-        rig.from_worker(Heartbeat(50, T0 + i * 200 * MS, 0, 1000))
+        rig.from_worker(a_heartbeat(50, T0 + i * 200 * MS))
     request = rig.infer(model, slo_ms=20)
     rig.step()
     assert not rig.answered(request) and len(rig.outstanding()) == 1
@@ -216,7 +228,7 @@ def test_a_result_that_lies_about_time_is_cut_to_what_can_be() -> None:
     span = Span(rig.now_ns, 2**62, -(10**18))
     rig.now_ns = T0 + 3 * MS
     rig.from_worker(
-        InferResult(infer.session, infer.action_id, span, span, span, 0, 0, 0, T0, 2**62)
+        an_infer_result(infer.session, infer.action_id, span, received_ns=T0, sent_ns=2**62)
     )
     rig.step()
     later = rig.infer(model, slo_ms=20)
@@ -233,7 +245,10 @@ def test_a_worker_cannot_report_another_ones_action() -> None:
     (infer,) = rig.outstanding(0)
     rig.now_ns = T0 + 3 * MS
     span = Span(T0 + MS, T0 + 3 * MS, 2 * MS)
-    rig.from_worker(InferResult(51, infer.action_id, span, span, span, 0, 0, 0, T0, T0), 1)
+    rig.from_worker(
+        an_infer_result(51, infer.action_id, span, received_ns=T0, sent_ns=T0),
+        1,
+    )
     rig.step()
     assert not rig.answered(request)
 
@@ -242,7 +257,7 @@ def test_impossible_gpus_and_models_are_refused_in_words_and_the_controller_goes
     rig = Rig()
     rig.hello()
     for gpus in ((), (GpuInfo(0, "g", -5, 1),), (GpuInfo(0, "g", 5, 1), GpuInfo(0, "g", 5, 1))):
-        rig.from_worker(WorkerWelcome(1, 50, "t", "h", 1, "cpu", gpus, ("net",)))
+        rig.from_worker(a_welcome(50, gpus, version="t", host="h", device="cpu"))
     rig.step()
     assert not rig.scheduler.ready()
     assert sum("is not used" in n for n in notes(rig)) == 3
@@ -252,10 +267,24 @@ def test_impossible_gpus_and_models_are_refused_in_words_and_the_controller_goes
     (load,) = rig.to_worker(LoadModel)
     rig.from_worker(
         LoadModelResult(
-            50, load.action_id, Span(0, 0, 0), 1, (1, 2), (5,), 1, 1, 1, (4,), "float32", (2,),
-            "float32", True, 0, 0,
+            50,
+            load.action_id,
+            span=Span(0, 0, 0),
+            copies=1,
+            batch_sizes=(1, 2),
+            exec_ns=(5,),
+            weights_ns=1,
+            weights_bytes=1,
+            pages=1,
+            input_shape=(4,),
+            input_dtype="float32",
+            output_shape=(2,),
+            output_dtype="float32",
+            random_weights=True,
+            received_ns=0,
+            sent_ns=0,
         )
-    )  # fmt: skip
+    )
     rig.step()
     (reply,) = rig.to_client(LoadModelReply)
     assert reply.code == Code.RUNTIME_ERROR and "2 batch sizes and 1 exec times" in reply.reason
@@ -269,9 +298,17 @@ def test_the_last_worker_that_prepared_a_model_dies_while_another_fails() -> Non
     rig.handle(FromClient(b"c", LoadModelRequest(9, "net", 1)))
     rig.step()
     rig.prepared(0)
-    rig.handle(SendFailed(0, Infer(50, 1, 0, 0, 0, 0, 0, 1, 1)))
+    rig.handle(
+        SendFailed(
+            0,
+            an_infer(50, 1),
+        )
+    )
     (load,) = rig.to_worker(LoadModel, 1)
-    rig.from_worker(ErrorResult(51, load.action_id, 0, Code.RUNTIME_ERROR, "no memory"), 1)
+    rig.from_worker(
+        an_error(51, load.action_id, Code.RUNTIME_ERROR, "no memory"),
+        1,
+    )
     rig.step()
     (reply,) = rig.to_client(LoadModelReply)
     assert reply.code == Code.RUNTIME_ERROR and "no memory" in reply.reason
@@ -286,7 +323,7 @@ def test_every_waiting_client_hears_the_same_reason_and_the_next_one_a_new_try()
     rig.handle(FromClient(b"d", LoadModelRequest(2, "net", 1)))
     rig.step()
     (load,) = rig.to_worker(LoadModel)
-    rig.from_worker(ErrorResult(50, load.action_id, 0, Code.INVALID_MODEL_PATH, "torn file"))
+    rig.from_worker(an_error(50, load.action_id, Code.INVALID_MODEL_PATH, "torn file"))
     rig.step()
     assert [r.reason for r in rig.to_client(LoadModelReply)] == ["cannot load 'net': torn file"] * 2
     rig.handle(FromClient(b"d", LoadModelRequest(3, "net", 1)))
@@ -313,7 +350,7 @@ def test_a_preparation_that_never_ends_is_given_up() -> None:
     rig.handle(FromClient(b"c", LoadModelRequest(1, "net", 1)))
     rig.step()
     rig.now_ns = T0 + 601_000 * MS
-    beat(rig)
+    beat(rig, preparing=1)
     rig.step()
     (reply,) = rig.to_client(LoadModelReply)
     assert reply.code == Code.LOAD_MODEL_TOO_LATE
@@ -358,7 +395,7 @@ def test_results_of_an_old_session_change_nothing() -> None:
 
 def test_another_protocol_is_refused_in_words() -> None:
     rig = Rig()
-    rig.from_worker(WorkerWelcome(99, 1, "9", "h", 1, "cpu", (), ()))
+    rig.from_worker(a_welcome(1, (), protocol=99, version="9", host="h", device="cpu", loadable=()))
     rig.from_worker(WorkerRefused(6, "it serves another controller"))
     rig.step()
     assert not rig.scheduler.ready()
@@ -406,7 +443,7 @@ def test_a_worker_that_knows_nothing_of_its_load_model_is_lost() -> None:
     def beats(until_ms: float, preparing: int) -> None:
         while rig.now_ns < T0 + round(until_ms * MS):
             rig.now_ns += TICK_NS
-            beat = Heartbeat(50, rig.now_ns - MS // 10, 0, 1000, preparing=preparing)
+            beat = a_heartbeat(50, rig.now_ns - MS // 10, preparing=preparing)
             rig.from_worker(beat)
             rig.step()
 
@@ -435,7 +472,9 @@ def test_a_worker_that_says_goodbye_gets_nothing_new_and_what_it_hands_back_cost
             requests.append(rig.infer(model, slo_ms=1_000))
         rig.step()
         for infer in rig.outstanding(0):
-            back = ErrorResult(infer.session, infer.action_id, 2, Code.CANCELLED, "shutting down")
+            back = an_error(
+                infer.session, infer.action_id, Code.CANCELLED, "shutting down", action_type=2
+            )
             rig.from_worker(back, 0)
         for infer in rig.outstanding(1):
             if rig.now_ns >= infer.earliest_ns + 6 * MS:
@@ -492,13 +531,23 @@ def test_words_of_a_worker_are_safe_to_show() -> None:
     rig = Rig()
     rig.hello()
     gpus = (GpuInfo(0, escape, 10, 2**24),)
-    rig.from_worker(WorkerWelcome(1, 50, escape, escape, 1, escape, gpus, ("net", escape)))
-    rig.from_worker(Heartbeat(50, T0, 0, 0, escape, gpus=(GpuStats(0, escape, escape, escape),)))
+    rig.from_worker(
+        a_welcome(50, gpus, version=escape, host=escape, device=escape, loadable=("net", escape))
+    )
+    rig.from_worker(
+        a_heartbeat(
+            50,
+            T0,
+            clock_error_ns=0,
+            activity=escape,
+            gpus=(GpuStats(gpu_id=0, name=escape, uuid=escape, driver=escape),),
+        )
+    )
     rig.step()
     rig.handle(FromClient(b"c", LoadModelRequest(5, "net", 1)))
     rig.step()
     (load,) = rig.to_worker(LoadModel)
-    rig.from_worker(ErrorResult(50, load.action_id, 0, 2, escape))
+    rig.from_worker(an_error(50, load.action_id, 2, escape))
     rig.from_worker(WorkerRefused(6, escape))
     rig.handle(FromClient(b"c", StatusRequest(9)))
     rig.step()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from made_messages import an_infer
 from slosched.config import GpuProfile, ModelProfile, SchedulerConfig
 from slosched.core.invariants import InvariantViolated
 from slosched.core.scheduler.catalog import Catalog
@@ -198,7 +199,7 @@ def watched(pages: int = 2) -> tuple[WorkerTruth, list[int], EmulatedGpu]:
 
 
 def infer(latest_ns: int) -> Infer:
-    return Infer(1, 7, 0, 0, S, latest_ns, 2 * MS, 1, 1)
+    return an_infer(1, 7, earliest_ns=S, latest_ns=latest_ns, expected_duration_ns=2 * MS)
 
 
 def op(op_id: int, kind: OpKind, model_id: int = 0, action_id: int = 1) -> Op:
@@ -383,7 +384,7 @@ def test_an_unforeseen_error_is_told_with_its_place(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_scheduler_that_never_rests_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Openings that opened while nobody looked were such a time: REJECT kept a core busy over loads."""
+    """A window that opened while nobody looked was such a time: REJECT kept a core busy over loads."""
     plain = with_plan(drawn_spec(1, policy="REJECT"), FaultPlan())
     assert run_case(1, plain).events < 40_000
     monkeypatch.setattr(Scheduler, "next_wakeup_ns", lambda self: 5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from made_messages import an_infer_result
 from scheduler_rig import MS, T0, Rig
 from slosched.core.invariants import InvariantViolated
 from slosched.core.scheduler.interface import RequestDone, ToWorker
@@ -65,10 +66,14 @@ def test_an_action_lost_with_its_worker_is_forgotten() -> None:
 def result(infer: Infer, *, begin_ms: float, session: int | None = None) -> InferResult:
     begin_ns = T0 + round(begin_ms * MS)
     span = Span(begin_ns, begin_ns + 2 * MS, 2 * MS)
-    return InferResult(
-        infer.session if session is None else session, infer.action_id, span, span, span,
-        infer.gpu_id, 0, 0, infer.earliest_ns, span.end_ns,
-    )  # fmt: skip
+    return an_infer_result(
+        infer.session if session is None else session,
+        infer.action_id,
+        span,
+        gpu_id=infer.gpu_id,
+        received_ns=infer.earliest_ns,
+        sent_ns=span.end_ns,
+    )
 
 
 def two_sent(rig: Rig, model: ModelInfo) -> tuple[Infer, Infer]:

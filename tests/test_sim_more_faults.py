@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import mutants
+from made_messages import a_heartbeat, a_welcome, an_infer
 from slosched.config import GpuProfile, ModelProfile, SchedulerConfig
 from slosched.core.clock_sync import ClockSync
 from slosched.core.invariants import InvariantViolated
@@ -21,7 +22,7 @@ from slosched.core.worker.emulated import EmulatedGpu
 from slosched.core.worker.interface import EvictPages, Op, OpKind, ToController
 from slosched.core.worker.link import Link
 from slosched.core.worker.memory import WeightsCache
-from slosched.messages import Heartbeat, HeartbeatAck, Infer, WorkerWelcome
+from slosched.messages import HeartbeatAck, Infer
 from slosched.sim.faults import Fault, FaultPlan
 from slosched.sim.fuzz import Outcome, run_case
 from slosched.sim.fuzz_case import SmallLoad, drawn_spec, with_plan
@@ -154,13 +155,13 @@ def watched(pages: int = 2) -> tuple[WorkerTruth, list[int], EmulatedGpu]:
     profile = GpuProfile("tiny", {"net": model}, weights_cache_bytes=pages * 2**24)
     time_ns = [S]
     truth = WorkerTruth("worker 0", profile, lambda: time_ns[0])
-    welcome = WorkerWelcome(1, 1, "", "", 1, "emulated", (), ("net",))
+    welcome = a_welcome(1, (), version="", host="")
     truth.performed(ToController(b"", welcome))
     return truth, time_ns, EmulatedGpu(profile)
 
 
 def infer(latest_ns: int, session: int = 1) -> Infer:
-    return Infer(session, 7, 0, 0, S, latest_ns, 2 * MS, 1, 1)
+    return an_infer(session, 7, earliest_ns=S, latest_ns=latest_ns, expected_duration_ns=2 * MS)
 
 
 def op(op_id: int, kind: OpKind, action_id: int = 1) -> Op:
@@ -178,7 +179,12 @@ def test_a_jump_excuses_a_start_until_a_heartbeat_has_shown_it() -> None:
         truth, time_ns, _ = watched()
         truth.jumped(-100 * MS)
         if beats:
-            truth.performed(ToController(b"", Heartbeat(1, S, 0, 0)))
+            truth.performed(
+                ToController(
+                    b"",
+                    a_heartbeat(1, S, clock_error_ns=0),
+                )
+            )
             truth.heard(HeartbeatAck(S, S, S), S + MS, 1000)
         truth.accepted(1, infer(S + 10 * MS), 1000)
         time_ns[0] = S + 10 * MS + late_ns
@@ -194,7 +200,7 @@ def test_what_was_converted_before_a_jump_stays_excused() -> None:
     truth, time_ns, _ = watched()
     truth.accepted(1, infer(S + 10 * MS), 1000)
     truth.jumped(-100 * MS)
-    truth.performed(ToController(b"", Heartbeat(1, S, 0, 0)))
+    truth.performed(ToController(b"", a_heartbeat(1, S, clock_error_ns=0)))
     truth.heard(HeartbeatAck(S, S, S), S + MS, 1000)
     time_ns[0] = S + 100 * MS
     truth.starts(op(1, OpKind.EXEC))
@@ -202,7 +208,7 @@ def test_what_was_converted_before_a_jump_stays_excused() -> None:
 
 def test_an_exchange_that_a_jump_fell_into_shows_nothing() -> None:
     truth, time_ns, _ = watched()
-    truth.performed(ToController(b"", Heartbeat(1, S, 0, 0)))
+    truth.performed(ToController(b"", a_heartbeat(1, S, clock_error_ns=0)))
     truth.jumped(100 * MS)
     truth.heard(HeartbeatAck(S, S, S), S + MS, 1000)
     truth.accepted(1, infer(S + 10 * MS), 1000)

@@ -287,7 +287,7 @@ def test_an_expiry_heap_is_rebuilt_some_entries_at_a_time() -> None:
     (client,) = rig.scheduler.clients.values()
     for key in range(20_000):
         due_ns = T0 + draw.randrange(10**9)
-        request = Request(key, client, key, 0, rig.scheduler.cluster.models[0], 0.0, 1, T0, 0)
+        request = Request(key, client, key, 0, rig.scheduler.cluster.models[0], 0.0, 1, T0)
         requests.append((due_ns, key, request))
         heap.push(due_ns, request)
         if key % 3:
@@ -474,7 +474,21 @@ def test_who_left_before_the_reply_was_made_is_told_nothing(
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 51, 200, 70_000])
 def test_pieces_of_a_long_reply_are_its_bytes(count: int) -> None:
     info = ModelInfo(
-        1, "net", 0, (1, 2), 5, 5, 5, (4,), "float32", (2,), "float32", False, 1, 1, ()
+        model_id=1,
+        name="net",
+        copy=0,
+        batch_sizes=(1, 2),
+        b1_ns=5,
+        weights_ns=5,
+        weights_bytes=5,
+        input_shape=(4,),
+        input_dtype="float32",
+        output_shape=(2,),
+        output_dtype="float32",
+        random_weights=False,
+        gpus_resident=1,
+        clients=1,
+        labels=(),
     )
     rows: list[object] = [{"model_id": 1, "name": "net"}] * count
     replies: list[StatusReply | ListModelsReply | LoadModelReply] = [

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from made_messages import a_heartbeat
 from scheduler_rig import MS, T0, Rig
 from slosched.codes import Code
 from slosched.config import GpuProfile, ModelProfile, SchedulerConfig
@@ -13,7 +14,6 @@ from slosched.core.scheduler.interface import FromClient, Note
 from slosched.core.scheduler.sessions import TICK_NS
 from slosched.messages import (
     ClientHeartbeat,
-    Heartbeat,
     LoadModel,
     LoadModelReply,
     LoadModelRequest,
@@ -40,7 +40,8 @@ def pass_time(rig: Rig, seconds: float, alive: dict[int, int]) -> None:
         rig.now_ns += TICK_NS
         rig.handle(FromClient(b"c", ClientHeartbeat(rig.now_ns)))
         for worker_id, session in alive.items():
-            rig.from_worker(Heartbeat(session, rig.now_ns, 0, 1000), worker_id)
+            beat = a_heartbeat(session, rig.now_ns, preparing=1)  # its LoadModel, if it has one
+            rig.from_worker(beat, worker_id)
         rig.step()
 
 

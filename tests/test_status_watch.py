@@ -26,7 +26,7 @@ def look(scheduler: Scheduler, at_s: float) -> dict[str, Any]:
 
 def answer(scheduler: Scheduler, tally: Tally, code: int, latency_ms: float, met: bool) -> None:
     """Count one answered request, as the controller does."""
-    scheduler.arrived += 1
+    scheduler.arrivals.count += 1
     scheduler.answers.count += 1
     scheduler.by_code[code] = scheduler.by_code.get(code, 0) + 1
     end_ns = T0 + round(latency_ms * MS)

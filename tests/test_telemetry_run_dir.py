@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from slosched.config import ControllerConfig, SchedulerConfig
+from slosched.core.scheduler.policies import resolved
 from slosched.errors import InvalidConfig, RunDirectoryInUse
 from slosched.telemetry.manifest import (
     ManifestNotWritten,
@@ -107,7 +108,7 @@ class _Odd:
 
 
 def test_a_manifest_says_what_was_run(tmp_path: Path) -> None:
-    config = ControllerConfig(SchedulerConfig().resolved(), ("127.0.0.1:12345",))
+    config = ControllerConfig(resolved(SchedulerConfig()), ("127.0.0.1:12345",))
     gpu = {"name": "H200", "driver": "575"}
     path = write_manifest(
         tmp_path, "controller", config, {"arrivals": 7}, {"note": "x", "kind": "no"}, gpu=gpu

@@ -71,7 +71,7 @@ def test_an_exact_size_reads_back(number: int, text: str) -> None:
 
 def test_bare_numbers_of_options_are_seconds_and_positional_ones_clockworks() -> None:
     assert duration_ns("--default-slo", "0.1") == 100_000_000
-    assert _parse_positionals("INFER5", ["0", "6", "5000000", "100000000"]) == {
+    assert _parse_positionals(["0", "6", "5000000", "100000000"], ()) == {
         "generate_inputs": False,
         "max_gpus": 6,
         "schedule_ahead_ns": 5_000_000,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from made_messages import an_error, an_infer
 from scheduler_rig import EXEC_MS, MS, Rig
 from slosched.cli.status_text import status_text
 from slosched.codes import Code
@@ -11,7 +12,6 @@ from slosched.config import SchedulerConfig
 from slosched.core.scheduler.interface import FromClient, Note, SendFailed
 from slosched.core.scheduler.report import status_report
 from slosched.messages import (
-    ErrorResult,
     Infer,
     ListModelsReply,
     ListModelsRequest,
@@ -47,7 +47,12 @@ def prepared(
 
 
 def lose(rig: Rig, worker_id: int, session: int) -> None:
-    rig.handle(SendFailed(worker_id, Infer(session, 1, 0, 0, 0, 0, 0, 1, 1)))
+    rig.handle(
+        SendFailed(
+            worker_id,
+            an_infer(session, 1),
+        )
+    )
     rig.step()
 
 
@@ -116,7 +121,10 @@ def test_a_worker_cannot_answer_for_the_preparation_of_another() -> None:
     rig.join(1, session=51)
     ask(rig, 900)
     (mine,) = rig.to_worker(LoadModel, 0)
-    rig.from_worker(ErrorResult(51, mine.action_id, 0, Code.RUNTIME_ERROR, "not mine"), 1)
+    rig.from_worker(
+        an_error(51, mine.action_id, Code.RUNTIME_ERROR, "not mine"),
+        1,
+    )
     prepared(rig, 1, 51)
     prepared(rig, 0, 50)
     rig.weights_loaded(0)

@@ -20,6 +20,7 @@ from slosched.clients.run import run_workload
 from slosched.config import ControllerConfig, SchedulerConfig, WeightRule
 from slosched.config_file import load_controller_config, load_profile
 from slosched.core.scheduler.interface import FromClient
+from slosched.core.scheduler.policies import resolved
 from slosched.core.scheduler.report import status_report
 from slosched.core.scheduler.state import Client
 from slosched.core.scheduler.weights import Weights
@@ -166,7 +167,7 @@ def test_the_controllers_options_and_its_child_form_say_the_same(
     assert scheduler.weights == RULES
     assert (scheduler.max_client_weight, scheduler.client_weights) == (3.0, "shares")
     assert CliRunner().invoke(app, _controller(scheduler, 7, Path("run"))).exit_code == 0
-    assert taken[1].scheduler == scheduler.resolved()
+    assert taken[1].scheduler == resolved(scheduler)
 
 
 def test_simulations_take_the_options_and_believe_their_clients() -> None:

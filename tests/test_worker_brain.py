@@ -187,7 +187,16 @@ def test_evict_waits_for_the_loads_before_it_and_frees_the_pages() -> None:
     worker = VirtualWorker().serving(loaded=False)
     worker.load_weights()
     assert worker.brain.free_pages(0) == 7
-    worker.give(EvictWeights(worker.session, worker.action_id(), 0, 0, 0, FOREVER_NS))
+    worker.give(
+        EvictWeights(
+            worker.session,
+            worker.action_id(),
+            model_id=0,
+            gpu_id=0,
+            earliest_ns=0,
+            latest_ns=FOREVER_NS,
+        )
+    )
     assert not worker.answers()
     worker.run(WEIGHTS_NS)
     loaded, evicted = worker.answers()

@@ -28,7 +28,7 @@ from worker_rig import EXEC_NS, FOREVER_NS, MS, WEIGHTS_NS, VirtualWorker, small
 
 def evict(worker: VirtualWorker, model_id: int = 0, **more: int) -> None:
     fields = {"gpu_id": 0, "earliest_ns": 0, "latest_ns": FOREVER_NS, **more}
-    worker.give(EvictWeights(worker.session, worker.action_id(), model_id, **fields))
+    worker.give(EvictWeights(worker.session, worker.action_id(), model_id=model_id, **fields))
 
 
 def test_10_a_model_that_the_worker_does_not_have() -> None:

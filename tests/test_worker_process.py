@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from made_messages import an_infer
 from slosched.clock import now_ns
 from slosched.codes import Code
 from slosched.config import EmulationNoise, WorkerConfig
@@ -24,7 +25,6 @@ from slosched.errors import AddressInUse, InvalidConfig, UnknownName
 from slosched.messages import (
     ErrorResult,
     GetWorkerState,
-    Infer,
     InferResult,
     WorkerRefused,
     WorkerStateResult,
@@ -132,7 +132,14 @@ def test_what_is_no_message_is_counted_told_once_and_survived(
 def test_an_oversized_message_is_refused_and_survived(controller: BareController) -> None:
     controller.hello()
     half = bytes(MAX_MESSAGE_BYTES // 2 + 1)
-    message = Infer(controller.session, 1, 0, 0, 0, FOREVER_NS, 0, 2, 2, (len(half), len(half)))
+    message = an_infer(
+        controller.session,
+        1,
+        latest_ns=FOREVER_NS,
+        batch_size=2,
+        request_count=2,
+        input_sizes=(len(half), len(half)),
+    )
     controller.send(message, half, half)
     state = controller.ask(GetWorkerState(controller.session, 2))
     assert isinstance(state, WorkerStateResult) and state.action_id == 2

@@ -41,19 +41,56 @@ def send(worker: VirtualWorker, kind: str, model: int, gpu: int, ahead: int, win
     earliest = worker.now + ahead * MS
     latest = FOREVER_NS if window == 40 else earliest + window * MS
     if kind == "load":
-        worker.give(LoadWeights(session, action, model, gpu, earliest, latest, 0))
+        worker.give(
+            LoadWeights(
+                session,
+                action,
+                model_id=model,
+                gpu_id=gpu,
+                earliest_ns=earliest,
+                latest_ns=latest,
+                expected_duration_ns=0,
+            )
+        )
     elif kind == "evict":
-        worker.give(EvictWeights(session, action, model, gpu, earliest, latest))
+        worker.give(
+            EvictWeights(
+                session, action, model_id=model, gpu_id=gpu, earliest_ns=earliest, latest_ns=latest
+            )
+        )
     elif kind == "infer":
         batch = 1 + window % 5  # 5 is larger than every class
         sizes = (12,) * batch if ahead % 2 else ()
-        message = Infer(session, action, model, gpu, earliest, latest, 0, batch, batch, sizes)
+        message = Infer(
+            session,
+            action,
+            model_id=model,
+            gpu_id=gpu,
+            earliest_ns=earliest,
+            latest_ns=latest,
+            expected_duration_ns=0,
+            batch_size=batch,
+            request_count=batch,
+            input_sizes=sizes,
+        )
         worker.give(message, *sizes)
     elif kind == "unload":
         worker.give(UnloadModel(session, action, model))
     elif kind == "model":
         name = ("net", "other", "none")[window % 3]
-        worker.give(LoadModel(session, action, name, model, 2, 16, 10**9, earliest, latest))
+        worker.give(
+            LoadModel(
+                session,
+                action,
+                name=name,
+                model_id=model,
+                copies=2,
+                max_batch=16,
+                max_exec_ns=10**9,
+                earliest_ns=earliest,
+                latest_ns=latest,
+            )
+        )
     else:
         worker.give(ClearCache(session, action))
 

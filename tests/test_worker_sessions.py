@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 
+from made_messages import an_infer
 from slosched.codes import Code
 from slosched.config import HEARTBEAT_NS
 from slosched.core.worker.interface import (
@@ -22,7 +23,6 @@ from slosched.messages import (
     ErrorResult,
     GetWorkerState,
     HeartbeatAck,
-    Infer,
     InferResult,
     LoadModel,
     LoadModelResult,
@@ -40,7 +40,7 @@ OTHER = b"other"
 
 def test_the_welcome_says_everything() -> None:
     welcome = VirtualWorker(gpus=3).hello()
-    assert (welcome.protocol, welcome.incarnation) == (PROTOCOL_VERSION, 100)
+    assert (welcome.protocol, welcome.session) == (PROTOCOL_VERSION, 100)
     assert [gpu.gpu_id for gpu in welcome.gpus] == [0, 1, 2]
     assert welcome.gpus[0].pages == 10 and welcome.gpus[0].resident == ()
     assert welcome.loadable == ("net", "other")
@@ -48,7 +48,7 @@ def test_the_welcome_says_everything() -> None:
 
 def test_another_protocol_is_refused_naming_both() -> None:
     worker = VirtualWorker()
-    worker.give(ControllerHello(PROTOCOL_VERSION + 1, 7))
+    worker.give(ControllerHello(PROTOCOL_VERSION + 1, 7, times_lost=0))
     refused = worker.answer()
     assert isinstance(refused, WorkerRefused) and refused.code == Code.INVALID_REQUEST
     assert f"protocol {PROTOCOL_VERSION + 1}" in refused.reason
@@ -86,11 +86,11 @@ def test_the_same_controller_gets_a_new_session_with_its_models_but_neither_queu
 ):
     worker = VirtualWorker().serving()
     worker.infer(earliest=worker.now + 20 * MS)
-    worker.give(ControllerHello(PROTOCOL_VERSION, 7), peer=b"reconnected")
+    worker.give(ControllerHello(PROTOCOL_VERSION, 7, times_lost=1), peer=b"reconnected")
     cancelled, welcome = worker.answers()
     assert isinstance(cancelled, ErrorResult) and cancelled.code == Code.CANCELLED
     assert isinstance(welcome, WorkerWelcome)
-    assert welcome.incarnation == 101 and welcome.gpus[0].resident == ()
+    assert welcome.session == 101 and welcome.gpus[0].resident == ()
     worker.run(50 * MS)
     assert worker.answers() == [], "nothing of the old session runs beside the new one"
     worker.give(GetWorkerState(worker.session, 1), peer=b"reconnected")
@@ -103,7 +103,7 @@ def test_the_same_controller_gets_a_new_session_with_its_models_but_neither_queu
 def test_a_renewed_session_begins_when_what_runs_has_ended() -> None:
     worker = VirtualWorker().serving(loaded=False)
     worker.load_weights()
-    worker.give(ControllerHello(PROTOCOL_VERSION, 7))
+    worker.give(ControllerHello(PROTOCOL_VERSION, 7, times_lost=1))
     assert not any(isinstance(message, WorkerWelcome) for _, message in worker.sent)
     worker.run(50 * MS)
     welcomes = [message for _, message in worker.sent if isinstance(message, WorkerWelcome)]
@@ -118,7 +118,7 @@ def test_a_second_controller_is_refused_while_the_first_is_heard() -> None:
     worker.answers()
     worker.run(900 * MS)
     worker.sent.clear()
-    worker.give(ControllerHello(PROTOCOL_VERSION, 8), peer=OTHER)
+    worker.give(ControllerHello(PROTOCOL_VERSION, 8, times_lost=0), peer=OTHER)
     assert worker.sent[0][0] == OTHER
     refused = worker.answer()
     assert isinstance(refused, WorkerRefused) and "another controller" in refused.reason
@@ -134,7 +134,7 @@ def test_a_new_controller_takes_over_a_worker_whose_own_is_silent() -> None:
     worker.infer()
     worker.run(1 * MS)
     worker.brain._link._heard_ns -= 2 * NS_PER_S
-    worker.give(ControllerHello(PROTOCOL_VERSION, 8), peer=OTHER)
+    worker.give(ControllerHello(PROTOCOL_VERSION, 8, times_lost=0), peer=OTHER)
     # What was queued is answered to the old one; the new one waits until the running op has ended.
     cancelled = worker.sent[-1]
     assert cancelled[0] == PEER
@@ -145,7 +145,7 @@ def test_a_new_controller_takes_over_a_worker_whose_own_is_silent() -> None:
     (first_peer, first), (second_peer, second) = worker.sent[:2]
     assert first_peer == PEER and isinstance(first, InferResult) and first.session == 100
     assert second_peer == OTHER and isinstance(second, WorkerWelcome)
-    assert second.incarnation == 101 and second.gpus[0].resident == ()
+    assert second.session == 101 and second.gpus[0].resident == ()
     assert worker.brain.free_pages(0) == 10
     released = [e.model_id for e in worker.effects if isinstance(e, ReleaseModel)]
     assert released == [0, 1]
@@ -154,8 +154,18 @@ def test_a_new_controller_takes_over_a_worker_whose_own_is_silent() -> None:
 def test_actions_of_another_session_are_dropped_and_counted() -> None:
     worker = VirtualWorker().serving()
     for session in (99, 101):
-        worker.give(LoadWeights(session, 50, 1, 0, 0, FOREVER_NS, 0))
-        worker.give(Infer(session, 51, 0, 0, 0, FOREVER_NS, 0, 1, 1))
+        worker.give(
+            LoadWeights(
+                session,
+                50,
+                model_id=1,
+                gpu_id=0,
+                earliest_ns=0,
+                latest_ns=FOREVER_NS,
+                expected_duration_ns=0,
+            )
+        )
+        worker.give(an_infer(session, 51, latest_ns=FOREVER_NS))
     assert not worker.answers()
     worker.run(NS_PER_S)
     assert worker.beats[-1].dropped == 4
@@ -174,11 +184,11 @@ def test_a_preparation_of_the_old_session_does_not_reach_the_new_one() -> None:
     assert old_key is not None
     worker.run(3 * NS_PER_S)
     worker.sent.clear()
-    worker.give(ControllerHello(PROTOCOL_VERSION, 8), peer=OTHER)
+    worker.give(ControllerHello(PROTOCOL_VERSION, 8, times_lost=0), peer=OTHER)
     cancelled, welcome = worker.answers()
     assert isinstance(cancelled, ErrorResult) and cancelled.code == Code.CANCELLED
     assert isinstance(welcome, WorkerWelcome)
-    worker.session = welcome.incarnation
+    worker.session = welcome.session
     new_key = worker.load_model("other", 0)  # the same id, another model
     prepares = [effect for effect in worker.effects if isinstance(effect, PrepareModel)]
     assert [p.action_id for p in prepares] == [old_key]
@@ -273,26 +283,38 @@ def test_two_loads_of_the_same_id_as_different_models() -> None:
 def test_a_load_model_message_carries_a_negative_window_as_nonsense() -> None:
     worker = VirtualWorker()
     worker.hello()
-    worker.give(LoadModel(worker.session, 1, "net", 0, 1, 16, NS_PER_S, 10, 5))
+    worker.give(
+        LoadModel(
+            worker.session,
+            1,
+            name="net",
+            model_id=0,
+            copies=1,
+            max_batch=16,
+            max_exec_ns=NS_PER_S,
+            earliest_ns=10,
+            latest_ns=5,
+        )
+    )
     assert worker.error()[0] == Code.INVALID_ACTION
 
 
 def test_a_hello_that_comes_again_changes_nothing_and_is_welcomed_again() -> None:
     worker = VirtualWorker()
-    hello = ControllerHello(PROTOCOL_VERSION, 7, lost=2)
+    hello = ControllerHello(PROTOCOL_VERSION, 7, times_lost=2)
     worker.give(hello)
     first = worker.answer()
     assert isinstance(first, WorkerWelcome)
-    worker.session = first.incarnation
+    worker.session = first.session
     worker.load_model()
     assert isinstance(worker.answer(), LoadModelResult)
     worker.load_weights()
-    for late in (hello, ControllerHello(PROTOCOL_VERSION, 7, lost=1)):
+    for late in (hello, ControllerHello(PROTOCOL_VERSION, 7, times_lost=1)):
         worker.give(late)
         again = worker.answer()
-        assert isinstance(again, WorkerWelcome) and again.incarnation == first.incarnation
+        assert isinstance(again, WorkerWelcome) and again.session == first.session
     worker.run(WEIGHTS_NS)
     assert isinstance(worker.answer(), LoadWeightsResult), "the session goes on"
-    worker.give(ControllerHello(PROTOCOL_VERSION, 7, lost=3))
+    worker.give(ControllerHello(PROTOCOL_VERSION, 7, times_lost=3))
     renewed = worker.answer()
-    assert isinstance(renewed, WorkerWelcome) and renewed.incarnation != first.incarnation
+    assert isinstance(renewed, WorkerWelcome) and renewed.session != first.session

@@ -64,7 +64,7 @@ INCARNATIONS = count(1)
 @pytest.fixture
 def controller(server: WorkerServer) -> Iterator[BareController]:
     controller = BareController(server.port)
-    hello = ControllerHello(PROTOCOL_VERSION, incarnation=next(INCARNATIONS))
+    hello = ControllerHello(PROTOCOL_VERSION, incarnation=next(INCARNATIONS), times_lost=0)
     welcome = None
     for _ in range(100):
         # Earlier tests' controllers are silent; this worker need not give each of them its second.
@@ -73,7 +73,7 @@ def controller(server: WorkerServer) -> Iterator[BareController]:
         if isinstance(welcome, WorkerWelcome):
             break
     assert isinstance(welcome, WorkerWelcome), welcome
-    controller.session = welcome.incarnation
+    controller.session = welcome.session
     yield controller
     controller.close()
 
@@ -103,7 +103,14 @@ def test_outputs_equal_a_direct_forward_for_every_batch_size_and_after_a_reload(
                 infer(controller, inputs) - reference_forward("resnet_tiny", inputs)
             )
             assert difference.max() < 1e-4, f"life {life}, batch {batch}"
-        evict = EvictWeights(controller.session, controller.action_id(), 0, 0, 0, FOREVER_NS)
+        evict = EvictWeights(
+            controller.session,
+            controller.action_id(),
+            model_id=0,
+            gpu_id=0,
+            earliest_ns=0,
+            latest_ns=FOREVER_NS,
+        )
         assert isinstance(controller.ask(evict), EvictWeightsResult)
         gone = controller.ask(controller.infer_message(1))
         assert isinstance(gone, ErrorResult) and gone.code == Code.EXEC_WEIGHTS_MISSING
@@ -205,9 +212,11 @@ def test_a_workers_precision_and_format_hold_for_the_zoo() -> None:
     )  # fmt: skip
     with WorkerServer(config) as server:
         controller = BareController(server.port)
-        welcome = controller.ask(ControllerHello(PROTOCOL_VERSION, incarnation=next(INCARNATIONS)))
+        welcome = controller.ask(
+            ControllerHello(PROTOCOL_VERSION, incarnation=next(INCARNATIONS), times_lost=0)
+        )
         assert isinstance(welcome, WorkerWelcome)
-        controller.session = welcome.incarnation
+        controller.session = welcome.session
         loaded = controller.load("resnet_tiny")
         assert loaded.labels == ("image", "bfloat16", "channels_last")
         assert (loaded.input_dtype, loaded.output_dtype) == ("float32", "float32")
@@ -221,7 +230,17 @@ def test_a_factory_that_fails_is_an_answer_and_not_the_end(controller: BareContr
     def load(name: str) -> object:
         action = controller.action_id()
         return controller.ask(
-            LoadModel(controller.session, action, name, 0, 1, 4, NS_PER_S, 0, FOREVER_NS)
+            LoadModel(
+                controller.session,
+                action,
+                name=name,
+                model_id=0,
+                copies=1,
+                max_batch=4,
+                max_exec_ns=NS_PER_S,
+                earliest_ns=0,
+                latest_ns=FOREVER_NS,
+            )
         )
 
     failed = load("broken")

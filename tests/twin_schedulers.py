@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from unittest.mock import patch
 
+from made_messages import a_heartbeat, a_welcome, an_error, an_infer_result
 from slosched.codes import Code
 from slosched.config import SchedulerConfig, WeightRule
 from slosched.core.invariants import InvariantChecker
@@ -33,14 +34,11 @@ from slosched.messages import (
     ClientHeartbeat,
     ClientHello,
     ControllerHello,
-    ErrorResult,
     EvictWeights,
     EvictWeightsResult,
     GpuInfo,
-    Heartbeat,
     Infer,
     InferRequest,
-    InferResult,
     LoadModel,
     LoadModelReply,
     LoadModelRequest,
@@ -49,7 +47,6 @@ from slosched.messages import (
     LoadWeightsResult,
     Span,
     WorkerToController,
-    WorkerWelcome,
 )
 from slosched.units import NS_PER_MS, NS_PER_S
 
@@ -224,7 +221,7 @@ class Twins:
             for _ in range(count):
                 self._request_id += 1
                 slo_ns = round(self.chance.choice(self.world.slos_ms) * MS)
-                message = InferRequest(self._request_id, model, slo_ns=slo_ns)
+                message = InferRequest(request_id=self._request_id, model_id=model, slo_ns=slo_ns)
                 self._open.append(self._request_id)
                 self.tell(FromClient(self._sends(), message))
             if self._open and self.chance.random() < self.world.cancels:
@@ -308,14 +305,12 @@ class Twins:
             GpuInfo(g, "gpu", self.world.pages, 2**24) for g in range(self.world.gpus[worker])
         )
         names = tuple(name for name, _, _ in self.world.names)
-        message = WorkerWelcome(
-            PROTOCOL_VERSION, self._session[worker], "t", "host", 1, "emulated", gpus, names
-        )
+        message = a_welcome(self._session[worker], gpus, version="t", host="host", loadable=names)
         self._answer(worker, self.now_ns, message)
 
     def _workers_beat(self) -> None:
         for worker in range(len(self._alive)):
-            beat = Heartbeat(self._session[worker], self.now_ns, 0, 100_000, "", 0, 0, 0)
+            beat = a_heartbeat(self._session[worker], self.now_ns, clock_error_ns=100_000)
             self._answer(worker, self.now_ns, beat)
 
     def _receive(self, worker: int, session: int, message: object) -> None:
@@ -334,13 +329,21 @@ class Twins:
                 self._fail(worker, span.end_ns, message, Code.RUNTIME_ERROR)
                 return
             result = LoadWeightsResult(
-                message.session, message.action_id, span, self.now_ns, span.end_ns
+                message.session,
+                message.action_id,
+                span=span,
+                received_ns=self.now_ns,
+                sent_ns=span.end_ns,
             )
             self._answer(worker, span.end_ns, result)
         elif isinstance(message, EvictWeights):
             span = Span(self.now_ns, self.now_ns, 0)
             evicted = EvictWeightsResult(
-                message.session, message.action_id, span, self.now_ns, self.now_ns
+                message.session,
+                message.action_id,
+                span=span,
+                received_ns=self.now_ns,
+                sent_ns=self.now_ns,
             )
             self._answer(worker, self.now_ns, evicted)
         elif isinstance(message, Infer):
@@ -364,15 +367,24 @@ class Twins:
         noise = max(0.5, self.chance.gauss(1.0, self.world.sigma)) if self.world.sigma else 1.0
         duration_ns = round(table[infer.batch_size] * self.world.speeds[worker] * noise)
         span = self._occupy(lane, duration_ns)
-        result = InferResult(
-            infer.session, infer.action_id, span, span, span, infer.gpu_id, 0, 0, self.now_ns,
-            span.end_ns,
-        )  # fmt: skip
+        result = an_infer_result(
+            infer.session,
+            infer.action_id,
+            span,
+            gpu_id=infer.gpu_id,
+            received_ns=self.now_ns,
+            sent_ns=span.end_ns,
+        )
         self._answer(worker, span.end_ns, result)
 
     def _fail(self, worker: int, at_ns: int, action: Infer | LoadWeights, code: int) -> None:
-        error = ErrorResult(
-            action.session, action.action_id, 0, int(code), "made up", self.now_ns, at_ns
+        error = an_error(
+            action.session,
+            action.action_id,
+            int(code),
+            "made up",
+            received_ns=self.now_ns,
+            sent_ns=at_ns,
         )
         self._answer(worker, at_ns, error)
 

@@ -141,10 +141,10 @@ class VirtualWorker:
     # ------------------------------------------------------------------------ conversations
 
     def hello(self, incarnation: int = 7, peer: bytes = PEER) -> WorkerWelcome:
-        self.give(ControllerHello(PROTOCOL_VERSION, incarnation), peer=peer)
+        self.give(ControllerHello(PROTOCOL_VERSION, incarnation, times_lost=0), peer=peer)
         welcome = self.answer()
         assert isinstance(welcome, WorkerWelcome), welcome
-        self.session = welcome.incarnation
+        self.session = welcome.session
         return welcome
 
     def action_id(self) -> int:
@@ -162,14 +162,29 @@ class VirtualWorker:
         }
         fields.update(more)
         return self.give(
-            LoadModel(self.session, self.action_id(), name, model_id, copies, **fields)
+            LoadModel(
+                self.session,
+                self.action_id(),
+                name=name,
+                model_id=model_id,
+                copies=copies,
+                **fields,
+            )
         )
 
     def load_weights(
         self, model_id: int = 0, gpu_id: int = 0, earliest: int = 0, latest: int = FOREVER_NS
     ) -> int | None:
         return self.give(
-            LoadWeights(self.session, self.action_id(), model_id, gpu_id, earliest, latest, 0)
+            LoadWeights(
+                self.session,
+                self.action_id(),
+                model_id=model_id,
+                gpu_id=gpu_id,
+                earliest_ns=earliest,
+                latest_ns=latest,
+                expected_duration_ns=0,
+            )
         )
 
     def infer(
@@ -184,9 +199,17 @@ class VirtualWorker:
         frames: tuple[int, ...] | None = None,
     ) -> int | None:
         message = Infer(
-            self.session, self.action_id(), model_id, gpu_id, earliest, latest, 0, batch,
-            batch if count is None else count, sizes,
-        )  # fmt: skip
+            self.session,
+            self.action_id(),
+            model_id=model_id,
+            gpu_id=gpu_id,
+            earliest_ns=earliest,
+            latest_ns=latest,
+            expected_duration_ns=0,
+            batch_size=batch,
+            request_count=batch if count is None else count,
+            input_sizes=sizes,
+        )
         given = tuple(size for size in sizes if size) if frames is None else frames
         return self.give(message, *given)
 
@@ -250,10 +273,10 @@ class BareController:
         return self._inbox.pop(0) if self._inbox else None
 
     def hello(self, incarnation: int = 7) -> WorkerWelcome:
-        self.send(ControllerHello(PROTOCOL_VERSION, incarnation))
+        self.send(ControllerHello(PROTOCOL_VERSION, incarnation, times_lost=0))
         welcome, _ = self.receive()
         assert isinstance(welcome, WorkerWelcome), welcome
-        self.session = welcome.incarnation
+        self.session = welcome.session
         return welcome
 
     def action_id(self) -> int:
@@ -268,7 +291,15 @@ class BareController:
         """Prepare one instance and load it onto GPU 0."""
         result = self.ask(
             LoadModel(
-                self.session, self.action_id(), name, model_id, 1, 8, max_exec_ns, 0, FOREVER_NS
+                self.session,
+                self.action_id(),
+                name=name,
+                model_id=model_id,
+                copies=1,
+                max_batch=8,
+                max_exec_ns=max_exec_ns,
+                earliest_ns=0,
+                latest_ns=FOREVER_NS,
             ),
             within_s=60.0,
         )
@@ -277,11 +308,30 @@ class BareController:
         return result
 
     def load_weights(self, model_id: int = 0) -> Any:
-        return self.ask(LoadWeights(self.session, self.action_id(), model_id, 0, 0, FOREVER_NS, 0))
+        return self.ask(
+            LoadWeights(
+                self.session,
+                self.action_id(),
+                model_id=model_id,
+                gpu_id=0,
+                earliest_ns=0,
+                latest_ns=FOREVER_NS,
+                expected_duration_ns=0,
+            )
+        )
 
     def infer_message(self, batch: int, *, sizes: tuple[int, ...] = (), model_id: int = 0) -> Infer:
         return Infer(
-            self.session, self.action_id(), model_id, 0, 0, FOREVER_NS, 0, batch, batch, sizes
+            self.session,
+            self.action_id(),
+            model_id=model_id,
+            gpu_id=0,
+            earliest_ns=0,
+            latest_ns=FOREVER_NS,
+            expected_duration_ns=0,
+            batch_size=batch,
+            request_count=batch,
+            input_sizes=sizes,
         )
 
     def close(self) -> None:

@@ -107,10 +107,10 @@ class BareController:
         """Open a session; a worker whose last controller left a moment ago refuses at first."""
         give_up_ns = now_ns() + round(_CONNECT_S * NS_PER_S)
         while True:
-            self.send(ControllerHello(PROTOCOL_VERSION, now_ns() & 0x7FFFFFFF))
+            self.send(ControllerHello(PROTOCOL_VERSION, now_ns() & 0x7FFFFFFF, times_lost=0))
             for message in self.await_all(1, _ANSWER_S):
                 if isinstance(message, WorkerWelcome):
-                    self.session = message.incarnation
+                    self.session = message.session
                     return message
                 if not isinstance(message, WorkerRefused) or now_ns() > give_up_ns:
                     raise RowFailed(f"the worker opened no session: {message}")
@@ -131,13 +131,32 @@ class BareController:
     def load(self, name: str, copies: int) -> tuple[LoadModelResult, list[LoadWeightsResult]]:
         """Prepare `copies` instances and load them all onto GPU 0."""
         message = LoadModel(
-            self.session, self.action_id(), name, 0, copies, _MAX_BATCH, NS_PER_S, 0, FOREVER_NS
+            self.session,
+            self.action_id(),
+            name=name,
+            model_id=0,
+            copies=copies,
+            max_batch=_MAX_BATCH,
+            max_exec_ns=NS_PER_S,
+            earliest_ns=0,
+            latest_ns=FOREVER_NS,
         )
         prepared = self.ask(message, _LOAD_S)
         if not isinstance(prepared, LoadModelResult):
             raise RowFailed(f"the worker answered LoadModel with {prepared}")
         loads = [
-            self.ask(LoadWeights(self.session, self.action_id(), i, 0, 0, FOREVER_NS, 0), _ANSWER_S)
+            self.ask(
+                LoadWeights(
+                    self.session,
+                    self.action_id(),
+                    model_id=i,
+                    gpu_id=0,
+                    earliest_ns=0,
+                    latest_ns=FOREVER_NS,
+                    expected_duration_ns=0,
+                ),
+                _ANSWER_S,
+            )
             for i in range(copies)
         ]
         return prepared, loads
@@ -147,7 +166,16 @@ class BareController:
         action_id = self.action_id()
         self.send(
             Infer(
-                self.session, action_id, model_id, 0, earliest_ns, FOREVER_NS, 0, batch, batch, ()
+                self.session,
+                action_id,
+                model_id=model_id,
+                gpu_id=0,
+                earliest_ns=earliest_ns,
+                latest_ns=FOREVER_NS,
+                expected_duration_ns=0,
+                batch_size=batch,
+                request_count=batch,
+                input_sizes=(),
             )
         )
         return action_id

@@ -7,7 +7,7 @@ InvalidConfig with the name of the wrong field, for a wrong type or a number out
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated
 
@@ -235,7 +235,8 @@ class WorkerConfig:
         ),
     ] = 1
     cpu: Annotated[
-        Annotated[int, Meta(ge=-1, description="the number of a core, or -1 for any")],
+        int,
+        Meta(ge=-1, description="the number of a core, or -1 for any"),
         Option(
             help="Keep the loop on this core; with several real GPUs, theirs are this one and the next. "
             "Other threads may run elsewhere. Default {default}: any core.",
@@ -272,21 +273,8 @@ class WorkerConfig:
 
 FIDELITIES = ("best", "paper")
 
-#: Rules of which weights go to which GPU; core/scheduler/policies/placements.py lists them.
+#: Rules of which weights go to which GPU; core/scheduler/policies/placements.py has them.
 PLACEMENTS = ("gain", "demand", "lru")
-
-#: TYPEs that place weights in a way of their own, or none.
-_OWN_PLACEMENT = ("INFER4", "SMART", "ECHO", "DIRECT", "STRESS")
-
-#: TYPEs that are as published whatever the fidelity: their schedule_ahead, max_exec and max_batch.
-_PUBLISHED_DEFAULTS = {
-    "INFER4": (10 * NS_PER_MS, 250 * NS_PER_MS, 16),
-    "SMART": (10 * NS_PER_MS, 250 * NS_PER_MS, 16),
-}
-
-
-#: The published schedulers predict no start nearer than this.
-PAPER_LEAD_NS = 1 * NS_PER_MS
 
 
 #: What a weight may be: above a hundred it would be a queue of its own in all but name.
@@ -315,9 +303,7 @@ class WeightRule:
 
     weight: Weight
     client: str = ""
-    slo_max_ns: Annotated[
-        Annotated[int, Meta(ge=0, description="above 0")], Option(name="slo_max")
-    ] = 0
+    slo_max_ns: Annotated[int, Meta(ge=0, description="above 0"), Option(name="slo_max")] = 0
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -325,18 +311,17 @@ class WeightRule:
             raise InvalidConfig("a weight is for either client or slo_max: give one of them")
 
 
-def _limit(help_: str, *, name: str = "") -> Option:
-    """A limit to what is accepted."""
+def _admission(help_: str, *, name: str = "") -> Option:
+    """An option about what is accepted."""
     return Option(help=help_, name=name, panel=ADMISSION, in_status=False, simulated=False)
 
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """The scheduler's options, in the seed's order. None takes the fidelity's own default.
+    """The scheduler's options, in the published order.
 
-    "best" has the seed's documented defaults (10ms, 100ms, 25ms, 16); "paper" those of the published
-    code, which its help text misstates (reference §1.2): schedule_ahead 10ms (15ms when inputs are
-    generated), max_exec 250ms, max_batch 8. INFER4 and SMART have theirs: 10ms, 100ms, 250ms, 16.
+    None takes the default of the policy, which core/scheduler/policies knows: `resolved(config)` there fills it
+    in, and refuses what the policy cannot heed.
     """
 
     policy: Annotated[str, Option(in_status=False)] = "INFER5"
@@ -419,7 +404,8 @@ class SchedulerConfig:
         ),
     ] = "value"
     early_refusal: Annotated[
-        Annotated[float, Meta(ge=0, le=MOST_EARLY_REFUSAL)],
+        float,
+        Meta(ge=0, le=MOST_EARLY_REFUSAL),
         Option(
             help="How early INFER5 refuses what a forecast of its queue gives no chance: how many times the "
             "wait that is forecast must fit before the deadline; 0: only when it is hopeless "
@@ -431,7 +417,7 @@ class SchedulerConfig:
         str,
         Option(
             help="Which weights are loaded over which: gain (requests in time gained for each ms of PCIe), "
-            "demand (Clockwork's rule) or lru. Default {default}. Not of INFER4, SMART and paper.",
+            "demand (Clockwork's rule) or lru. Default {default}. Not for paper, nor for a TYPE with its own.",
             panel=SCHEDULER,
             one_of=PLACEMENTS,
         ),
@@ -439,72 +425,42 @@ class SchedulerConfig:
     #: What is accepted (core/scheduler/limits.py); Clockwork's Figures 7 and 8 have SLOs of a day.
     max_slo_ns: Annotated[
         AtLeast1,
-        _limit("Refuse requests with a longer SLO."),
+        _admission("Refuse requests with a longer SLO."),
     ] = 48 * 3600 * NS_PER_S
     max_requests: Annotated[
         AtLeast1,
-        _limit("Maximum number of unanswered requests; further ones are refused."),
+        _admission("Maximum number of unanswered requests; further ones are refused."),
     ] = 500_000
     max_client_requests: Annotated[
-        AtLeast1, _limit("Maximum number of unanswered requests of one client.")
+        AtLeast1, _admission("Maximum number of unanswered requests of one client.")
     ] = 100_000
     max_bytes: Annotated[
         AtLeast1,
-        _limit("Maximum total size of the inputs of unanswered requests.", name="max_bytes"),
+        _admission("Maximum total size of the inputs of unanswered requests.", name="max_bytes"),
     ] = 8 * 2**30
     max_client_bytes: Annotated[
-        AtLeast1, _limit("The same for one client.", name="max_client_bytes")
+        AtLeast1, _admission("The same for one client.", name="max_client_bytes")
     ] = 2 * 2**30
     max_client_loads: Annotated[
-        AtLeast1, _limit("Maximum number of waiting loads of one client.")
+        AtLeast1, _admission("Maximum number of waiting loads of one client.")
     ] = 256
     max_instances: Annotated[
-        AtLeast1, _limit("Maximum number of model instances, of all names.")
+        AtLeast1, _admission("Maximum number of model instances, of all names.")
     ] = 200_000
+    operators: Annotated[
+        tuple[str, ...], _admission("Names of clients that may unload models that others use.")
+    ] = ()
     keep_unused_ns: Annotated[
-        AtLeast1, _limit("Unload instances that no client has used for this long.")
+        AtLeast1, _admission("Unload instances that no client has used for this long.")
     ] = 3600 * NS_PER_S
 
     def __post_init__(self) -> None:
         check_types(self)
-        own = self.policy in _OWN_PLACEMENT or self.fidelity == "paper"
-        if self.placement != PLACEMENTS[0] and own:
-            raise InvalidConfig(
-                f"placement {self.placement!r} has no effect under {self.policy} ({self.fidelity}), which "
-                "places weights in its own way; leave it out"
-            )
         if self.default_slo_ns > self.max_slo_ns:
             raise InvalidConfig(
                 f"default_slo of {format_duration(self.default_slo_ns)} is above max_slo of "
                 f"{format_duration(self.max_slo_ns)}"
             )
-        ahead_ns = self.schedule_ahead_ns
-        paper = self.policy == "INFER4" or (self.policy == "INFER5" and self.fidelity == "paper")
-        if paper and ahead_ns is not None and ahead_ns <= PAPER_LEAD_NS:
-            raise InvalidConfig(
-                f"schedule_ahead must be above {format_duration(PAPER_LEAD_NS)} under INFER4 and "
-                f"INFER5:paper, not {format_duration(ahead_ns)}: they let nothing start sooner than that, so "
-                "nothing would ever be sent"
-            )
-
-    def resolved(self) -> SchedulerConfig:
-        """Return the same options with every None replaced by its default."""
-        ahead, max_exec, max_batch = self._defaults()
-        return replace(
-            self,
-            schedule_ahead_ns=ahead if self.schedule_ahead_ns is None else self.schedule_ahead_ns,
-            max_exec_ns=max_exec if self.max_exec_ns is None else self.max_exec_ns,
-            max_batch=max_batch if self.max_batch is None else self.max_batch,
-        )
-
-    def _defaults(self) -> tuple[int, int, int]:
-        """schedule_ahead and max_exec in ns, and max_batch, where they are not given."""
-        published = _PUBLISHED_DEFAULTS.get(self.policy)
-        if published is not None:
-            return published
-        if self.fidelity == "paper":
-            return (15 if self.generate_inputs else 10) * NS_PER_MS, 250 * NS_PER_MS, 8
-        return 10 * NS_PER_MS, 25 * NS_PER_MS, 16
 
 
 @dataclass(frozen=True)
@@ -519,7 +475,8 @@ class ControllerConfig:
     ] = CONTROLLER_PORT
     bind: Bind = "0.0.0.0"
     http_port: Annotated[
-        Annotated[int, Meta(ge=-1, le=65535)],
+        int,
+        Meta(ge=-1, le=65535),
         Option(
             help="Loopback port of /healthz, /readyz and /status. Default {default}: "
             f"{CONTROLLER_PORT + 1} beside the default --port, else a free one; -1: none.",

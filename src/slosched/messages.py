@@ -1,13 +1,14 @@
 """Every struct that crosses a process, and nothing else.
 
 On the wire a message is one MessagePack array whose first element is the struct's name, so any
-language can speak it. Tensors travel as further frames behind it and never enter the core. To a peer whose
-hello says so, a shell sends what has no frames in bundles (transport/bundles.py).
+language can speak it. Tensors travel as further frames behind it and never enter the core. Shells send
+messages without frames in bundles (transport/bundles.py).
 
 Rules for change: a field is appended with a default, never moved or removed; the golden bytes in
-`tests/golden/wire.json` guard this. `PROTOCOL_VERSION` changes when an old peer could misread a
-new one. Times are integer nanoseconds, between controller and worker on the **controller's** clock
-(the worker converts, Clockwork §5); a field on another clock says so.
+`tests/golden/wire.json` guard this. `PROTOCOL_VERSION` changes when an old peer could misread a new
+one, and peers of different versions refuse each other. Structs of more than five fields are
+built by keyword. Times are integer nanoseconds, between controller and worker on the
+**controller's** clock (the worker converts, Clockwork §5); a field on another clock says so.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from typing import Annotated
 
 import msgspec
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
-# What comes from outside is bounded where it is decoded, before anybody computes with it or shows it.
+# A value from outside is bounded where it is decoded, before any code computes with it or shows it.
 #: A number, or a time in ns: within 146 years.
 Number = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
 #: A name of a model, a dtype, a host, a device.
 Name = Annotated[str, msgspec.Meta(max_length=256)]
-#: A sentence for people; who says more is cut off by the sender (MOST_WORDS).
-MOST_WORDS = 4000
-Words = Annotated[str, msgspec.Meta(max_length=2 * MOST_WORDS)]
+#: A human-readable text. A sender cuts its texts at MAX_TEXT characters; a receiver takes twice that.
+MAX_TEXT = 4000
+Text = Annotated[str, msgspec.Meta(max_length=2 * MAX_TEXT)]
 Shape = Annotated[tuple[Number, ...], msgspec.Meta(max_length=16)]
-#: One for each request of a batch, or each batch class.
+#: One number for each request of a batch, or for each batch class.
 PerRequest = Annotated[tuple[Number, ...], msgspec.Meta(max_length=1024)]
 Labels = Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)]
 Names = Annotated[tuple[Name, ...], msgspec.Meta(max_length=10_000)]
@@ -37,7 +38,7 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Base of everything on the wire."""
 
 
-class ModelInfo(msgspec.Struct, frozen=True, array_like=True):
+class ModelInfo(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """One model instance, as the controller shows it.
 
     `b1_ns` is the unit of SLO factors: the fastest GPU's profiled batch-1 exec time, frozen when the
@@ -55,10 +56,10 @@ class ModelInfo(msgspec.Struct, frozen=True, array_like=True):
     input_dtype: str
     output_shape: tuple[int, ...]
     output_dtype: str
-    random_weights: bool = True
-    gpus_resident: int = 0
-    clients: int = 0
-    labels: tuple[str, ...] = ()
+    random_weights: bool
+    gpus_resident: int
+    clients: int
+    labels: tuple[str, ...]
 
 
 # --------------------------------------------------------------------------- client -> controller
@@ -75,7 +76,6 @@ class ClientHello(Message, frozen=True):
     incarnation: Number
     name: Name = ""
     weight: float = 1.0
-    bundles: bool = False  # it takes bundles
 
 
 class ClientHeartbeat(Message, frozen=True):
@@ -96,26 +96,39 @@ class LoadModelRequest(Message, frozen=True):
     copies: Number = 1
 
 
+class UnloadModelRequest(Message, frozen=True):
+    """Give up the use of the model `name`: instances that no other client uses leave the workers' memory.
+
+    With `force` other clients lose theirs too, and their queued requests are answered with code 1; only the
+    clients that the controller's option `operators` names may do that.
+    """
+
+    request_id: Number
+    name: Name
+    force: bool = False
+
+
 class ListModelsRequest(Message, frozen=True):
     request_id: Number
 
 
-class InferRequest(Message, frozen=True):
+class InferRequest(Message, frozen=True, kw_only=True):
     """One inference. Its input, if any, is the one frame that follows, C order.
 
     The deadline is `slo_ns` after arrival at the controller if that is > 0, else `slo_factor` x b1 if
     that is > 0, else the controller's default SLO. `shape` and `dtype` describe the input frame and
-    are empty when inputs are off. `sent_ns` is the client's clock; only differences of it are used.
+    are empty when inputs are off. `sent_ns` is the client's clock; only differences of it are used, to
+    measure how long the request waited in queues. 0: not measured, or a RequestBundle carries it.
     """
 
     request_id: Number
     model_id: Number
-    slo_factor: float = 0.0
     slo_ns: Number = 0
+    slo_factor: float = 0.0
     user_id: Number = 0
+    sent_ns: Number = 0
     shape: Shape = ()
     dtype: Name = ""
-    sent_ns: Number = 0  # 0: it does not say
 
 
 class CancelRequest(Message, frozen=True):
@@ -134,6 +147,7 @@ ClientMessage = (
     | ClientHeartbeat
     | Goodbye
     | LoadModelRequest
+    | UnloadModelRequest
     | ListModelsRequest
     | InferRequest
     | CancelRequest
@@ -144,14 +158,13 @@ ClientMessage = (
 
 
 class Welcome(Message, frozen=True):
-    """The answer to a ClientHello. `default_slo_ns` 0: a controller that does not tell its own."""
+    """The answer to a ClientHello. `default_slo_ns` holds for an InferRequest without an SLO."""
 
     protocol: int
-    version: str
     incarnation: int
+    version: str
     policy: str
-    default_slo_ns: int = 0  # holds for an InferRequest without an SLO
-    bundles: bool = False  # it takes bundles
+    default_slo_ns: int
 
 
 class Refused(Message, frozen=True):
@@ -174,12 +187,22 @@ class LoadModelReply(Message, frozen=True):
     models: tuple[ModelInfo, ...] = ()
 
 
+class UnloadModelReply(Message, frozen=True):
+    """`code` 0 and the number of instances that are unloaded and kept, or the code and the reason in words."""
+
+    request_id: int
+    code: int
+    reason: str = ""
+    unloaded: int = 0
+    kept: int = 0  # other clients use them
+
+
 class ListModelsReply(Message, frozen=True):
     """The instances that are loaded, and the `loadable` names the workers offer."""
 
     request_id: int
     models: tuple[ModelInfo, ...]
-    loadable: tuple[str, ...] = ()
+    loadable: tuple[str, ...]
 
 
 class InferReply(Message, frozen=True):
@@ -216,7 +239,15 @@ class StatusReply(Message, frozen=True):
     report: dict[str, object]
 
 
-ControllerToClient = Welcome | Refused | LoadModelReply | ListModelsReply | InferReply | StatusReply
+ControllerToClient = (
+    Welcome
+    | Refused
+    | LoadModelReply
+    | UnloadModelReply
+    | ListModelsReply
+    | InferReply
+    | StatusReply
+)
 
 # --------------------------------------------------------------------------- controller -> worker
 
@@ -224,15 +255,13 @@ ControllerToClient = Welcome | Refused | LoadModelReply | ListModelsReply | Infe
 class ControllerHello(Message, frozen=True):
     """Opens (or renews) a session. The worker answers WorkerWelcome or WorkerRefused.
 
-    `incarnation` is random and known to workers alone. `lost` counts how often this controller has lost the
-    worker: a hello with the count of the session that is open is a repeated one, and changes nothing.
+    `incarnation` is random and known to workers alone. `times_lost` is how often this controller has lost
+    the worker: a hello with the count of the open session is a repetition and changes nothing.
     """
 
     protocol: Number
     incarnation: Number
-    name: Name = ""
-    bundles: bool = False  # it takes bundles
-    lost: Number = -1  # -1: it does not say
+    times_lost: Number
 
 
 class HeartbeatAck(Message, frozen=True):
@@ -250,7 +279,14 @@ class SessionMessage(Message, frozen=True):
     action_id: Number
 
 
-class LoadModel(SessionMessage, frozen=True):
+class TimedAction(SessionMessage, frozen=True, kw_only=True):
+    """Base of actions that begin neither before `earliest_ns` nor after `latest_ns`."""
+
+    earliest_ns: Number
+    latest_ns: Number
+
+
+class LoadModel(TimedAction, frozen=True, kw_only=True):
     """Prepare `copies` instances of `name`, ids `model_id`.., on every GPU of the worker (host memory).
 
     Batch sizes above `max_batch`, or that take longer than `max_exec_ns`, are left out; 1 never is.
@@ -261,30 +297,24 @@ class LoadModel(SessionMessage, frozen=True):
     copies: Number
     max_batch: Number
     max_exec_ns: Number
-    earliest_ns: Number
-    latest_ns: Number
 
 
 class UnloadModel(SessionMessage, frozen=True):
     model_id: Number
 
 
-class LoadWeights(SessionMessage, frozen=True):
+class LoadWeights(TimedAction, frozen=True, kw_only=True):
     model_id: Number
     gpu_id: Number
-    earliest_ns: Number
-    latest_ns: Number
     expected_duration_ns: Number
 
 
-class EvictWeights(SessionMessage, frozen=True):
+class EvictWeights(TimedAction, frozen=True, kw_only=True):
     model_id: Number
     gpu_id: Number
-    earliest_ns: Number
-    latest_ns: Number
 
 
-class Infer(SessionMessage, frozen=True):
+class Infer(TimedAction, frozen=True, kw_only=True):
     """Run `request_count` inputs as one batch of the class `batch_size` (padded when smaller).
 
     `input_sizes` lists the bytes of the frames that follow, one per request; a size of 0 carries no
@@ -293,8 +323,6 @@ class Infer(SessionMessage, frozen=True):
 
     model_id: Number
     gpu_id: Number
-    earliest_ns: Number
-    latest_ns: Number
     expected_duration_ns: Number
     batch_size: Number
     request_count: Number
@@ -334,30 +362,28 @@ class GpuInfo(msgspec.Struct, frozen=True, array_like=True):
     resident: Annotated[tuple[Number, ...], msgspec.Meta(max_length=100_000)] = ()  # model ids
 
 
-class WorkerWelcome(Message, frozen=True):
-    """The worker's side of a session. `incarnation` is the session that actions must carry."""
+class WorkerWelcome(Message, frozen=True, kw_only=True):
+    """The worker's side of a session. Actions must carry its number, `session`."""
 
     protocol: Number
-    incarnation: Number
+    session: Number
     version: Name
     host: Name
     pid: Number
     device: Name
     gpus: Annotated[tuple[GpuInfo, ...], msgspec.Meta(max_length=1024)]
     loadable: Names
-    bundles: bool = False  # it takes bundles
-    #: (name, reason) of models that it does not offer, because they ended its process too often;
-    #: codec.py leaves an empty one out.
-    put_aside: Annotated[tuple[tuple[Words, Words], ...], msgspec.Meta(max_length=1024)] = ()
+    #: (name, reason) of models that it does not offer, because they ended its process too often.
+    put_aside: Annotated[tuple[tuple[Text, Text], ...], msgspec.Meta(max_length=1024)] = ()
 
 
 class WorkerRefused(Message, frozen=True):
     code: Number
-    reason: Words
+    reason: Text
 
 
-class GpuStats(msgspec.Struct, frozen=True, array_like=True):
-    """What the driver said of a GPU when it was last asked. -1: the card does not answer that."""
+class GpuStats(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """The driver's last report about a GPU. -1: the card does not report this value."""
 
     gpu_id: Number = 0
     name: Name = ""
@@ -372,24 +398,23 @@ class GpuStats(msgspec.Struct, frozen=True, array_like=True):
     temperature_c: Number = -1
     sm_clock_mhz: Number = -1
     memory_clock_mhz: Number = -1
-    throttle_reasons: Number = -1  # a bit mask of NVML's: why the clocks are below their most
+    throttle_reasons: Number = -1  # a bit mask of NVML's: why the clocks are below their maximum
 
 
-class Heartbeat(Message, frozen=True):
+class Heartbeat(Message, frozen=True, kw_only=True):
     """Sent every 200 ms, also while models are being prepared (`activity` then says which)."""
 
     session: Number
     sent_ns: Number  # worker's clock
     clock_offset_ns: Number  # add it to a controller time to get a worker time
     clock_error_ns: Number  # bound of that offset: half the least round trip seen
-    activity: Words = ""
-    pending: Number = 0
+    preparing: Number  # LoadModels taken and not answered
+    activity: Text = ""
+    pending: Number = 0  # actions taken and not answered
     errors: Number = 0
     dropped: Number = 0  # stale, malformed or oversized messages
-    preparing: Number = -1  # LoadModels taken and not answered; -1: it does not say
-    gpus: Annotated[
-        tuple[GpuStats, ...], msgspec.Meta(max_length=1024)
-    ] = ()  # only when they are new; codec.py leaves an empty one out
+    #: Empty unless the driver was asked since the last heartbeat.
+    gpus: Annotated[tuple[GpuStats, ...], msgspec.Meta(max_length=1024)] = ()
 
 
 class WorkerGoodbye(Message, frozen=True):
@@ -398,15 +423,20 @@ class WorkerGoodbye(Message, frozen=True):
     session: Number
 
 
-class ErrorResult(SessionMessage, frozen=True):
+class ActionResult(SessionMessage, frozen=True, kw_only=True):
+    """Base of results: when the action was received and when this result was sent."""
+
+    received_ns: Number
+    sent_ns: Number
+
+
+class ErrorResult(ActionResult, frozen=True, kw_only=True):
     action_type: Number
     code: Number
-    reason: Words
-    received_ns: Number = 0
-    sent_ns: Number = 0
+    reason: Text
 
 
-class LoadModelResult(SessionMessage, frozen=True):
+class LoadModelResult(ActionResult, frozen=True, kw_only=True):
     """`exec_ns[i]` is the profiled exec time of `batch_sizes[i]`."""
 
     span: Span
@@ -421,52 +451,44 @@ class LoadModelResult(SessionMessage, frozen=True):
     output_shape: Shape
     output_dtype: Name
     random_weights: bool
-    received_ns: Number
-    sent_ns: Number
     labels: Labels = ()
 
 
-class UnloadModelResult(SessionMessage, frozen=True):
-    received_ns: Number
-    sent_ns: Number
+class UnloadModelResult(ActionResult, frozen=True, kw_only=True):
+    pass
 
 
-class LoadWeightsResult(SessionMessage, frozen=True):
+class LoadWeightsResult(ActionResult, frozen=True, kw_only=True):
     span: Span
-    received_ns: Number
-    sent_ns: Number
 
 
-class EvictWeightsResult(SessionMessage, frozen=True):
+class EvictWeightsResult(ActionResult, frozen=True, kw_only=True):
     span: Span
-    received_ns: Number
-    sent_ns: Number
 
 
-class InferResult(SessionMessage, frozen=True):
-    """`output_sizes` lists the bytes of the frames that follow, one per request (none: inputs off)."""
+class InferResult(ActionResult, frozen=True, kw_only=True):
+    """`output_sizes` lists the bytes of the frames that follow, one per request (none: inputs off).
 
+    `pause_ns` is how long a segmented Infer stood still between its segments, within its `exec` span.
+    """
+
+    gpu_id: Number
     copy_input: Span
     exec: Span
     copy_output: Span
-    gpu_id: Number
     gpu_clock_before_mhz: Number
     gpu_clock_mhz: Number
-    received_ns: Number
-    sent_ns: Number
     output_sizes: PerRequest = ()
+    pause_ns: Number = 0
 
 
-class ClearCacheResult(SessionMessage, frozen=True):
-    received_ns: Number
-    sent_ns: Number
+class ClearCacheResult(ActionResult, frozen=True, kw_only=True):
+    pass
 
 
-class WorkerStateResult(SessionMessage, frozen=True):
+class WorkerStateResult(ActionResult, frozen=True, kw_only=True):
     gpus: tuple[GpuInfo, ...]
     models: tuple[tuple[Number, Name], ...]
-    received_ns: Number
-    sent_ns: Number
 
 
 Result = (

@@ -18,6 +18,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("cuda.bindings")
 
+from made_messages import an_infer  # noqa: E402
 from slosched.codes import Code  # noqa: E402
 from slosched.config import ModelSource, WorkerConfig  # noqa: E402
 from slosched.daemon.backends.cuda.backend import CudaBackend  # noqa: E402
@@ -96,14 +97,14 @@ def server() -> Iterator[WorkerServer]:
 @pytest.fixture
 def controller(server: WorkerServer) -> Iterator[BareController]:
     controller = BareController(server.port)
-    hello = ControllerHello(PROTOCOL_VERSION, incarnation=next(INCARNATIONS))
+    hello = ControllerHello(PROTOCOL_VERSION, incarnation=next(INCARNATIONS), times_lost=0)
     for _ in range(200):
         server._brain._link._heard_ns = 0  # the last test's controller is silent
         welcome = controller.ask(hello)
         if isinstance(welcome, WorkerWelcome):
             break
     assert isinstance(welcome, WorkerWelcome), welcome
-    controller.session = welcome.incarnation
+    controller.session = welcome.session
     yield controller
     controller.close()
 
@@ -113,22 +114,44 @@ def load(
 ) -> LoadModelResult:
     result = controller.ask(
         LoadModel(
-            controller.session, controller.action_id(), name, model_id, copies, max_batch, NS_PER_S,
-            0, FOREVER_NS,
+            controller.session,
+            controller.action_id(),
+            name=name,
+            model_id=model_id,
+            copies=copies,
+            max_batch=max_batch,
+            max_exec_ns=NS_PER_S,
+            earliest_ns=0,
+            latest_ns=FOREVER_NS,
         ),
         within_s=40.0,
-    )  # fmt: skip
+    )
     assert isinstance(result, LoadModelResult), result
     return result
 
 
 def load_weights(controller: BareController, model_id: int) -> None:
-    message = LoadWeights(controller.session, controller.action_id(), model_id, 0, 0, FOREVER_NS, 0)
+    message = LoadWeights(
+        controller.session,
+        controller.action_id(),
+        model_id=model_id,
+        gpu_id=0,
+        earliest_ns=0,
+        latest_ns=FOREVER_NS,
+        expected_duration_ns=0,
+    )
     assert isinstance(controller.ask(message), LoadWeightsResult)
 
 
 def evict(controller: BareController, model_id: int) -> None:
-    message = EvictWeights(controller.session, controller.action_id(), model_id, 0, 0, FOREVER_NS)
+    message = EvictWeights(
+        controller.session,
+        controller.action_id(),
+        model_id=model_id,
+        gpu_id=0,
+        earliest_ns=0,
+        latest_ns=FOREVER_NS,
+    )
     assert isinstance(controller.ask(message), EvictWeightsResult)
 
 
@@ -259,7 +282,15 @@ def test_a_model_that_mixes_its_rows_is_refused_with_what_was_seen(
     server: WorkerServer, controller: BareController
 ) -> None:
     message = LoadModel(
-        controller.session, controller.action_id(), "mixed_rows", 7, 1, 8, NS_PER_S, 0, FOREVER_NS
+        controller.session,
+        controller.action_id(),
+        name="mixed_rows",
+        model_id=7,
+        copies=1,
+        max_batch=8,
+        max_exec_ns=NS_PER_S,
+        earliest_ns=0,
+        latest_ns=FOREVER_NS,
     )
     failed = controller.ask(message, within_s=60.0)
     assert isinstance(failed, ErrorResult) and failed.code == Code.INVALID_MODEL_PATH
@@ -275,20 +306,30 @@ def test_starts_and_heartbeats_go_on_while_a_model_is_prepared(
     action = controller.action_id()
     controller.send(
         LoadModel(
-            controller.session, action, "resnet50", 100, 1, 16, NS_PER_S, 0, FOREVER_NS
+            controller.session,
+            action,
+            name="resnet50",
+            model_id=100,
+            copies=1,
+            max_batch=16,
+            max_exec_ns=NS_PER_S,
+            earliest_ns=0,
+            latest_ns=FOREVER_NS,
         )
-    )  # fmt: skip
+    )
     from slosched.clock import now_ns
-    from slosched.messages import Infer
 
     late, prepared = [], None
     for _ in range(4000):
         earliest = now_ns() + 3 * NS_PER_MS
         controller.send(
-            Infer(
-                controller.session, controller.action_id(), 0, 0, earliest, FOREVER_NS, 0, 1, 1, ()
+            an_infer(
+                controller.session,
+                controller.action_id(),
+                earliest_ns=earliest,
+                latest_ns=FOREVER_NS,
             )
-        )  # fmt: skip
+        )
         answer, _ = controller.receive()
         while not isinstance(answer, InferResult):
             assert isinstance(answer, LoadModelResult), answer
@@ -311,9 +352,16 @@ def test_more_than_the_gpu_has_is_refused_and_leaves_the_worker_as_it_was(
     load_weights(controller, 0)
     for model_id in (1, 2):
         message = LoadModel(
-            controller.session, controller.action_id(), "broken", model_id, 1, 4, NS_PER_S, 0,
-            FOREVER_NS,
-        )  # fmt: skip
+            controller.session,
+            controller.action_id(),
+            name="broken",
+            model_id=model_id,
+            copies=1,
+            max_batch=4,
+            max_exec_ns=NS_PER_S,
+            earliest_ns=0,
+            latest_ns=FOREVER_NS,
+        )
         failed = controller.ask(message, within_s=60.0)
         assert isinstance(failed, ErrorResult) and failed.code == Code.INVALID_MODEL_PATH
     inputs = np.random.default_rng(1).random((1, 3, 64, 64), dtype=np.float32)
@@ -350,13 +398,13 @@ def test_out_of_memory_fails_the_model_and_nothing_else(
         message = LoadModel(
             controller.session,
             controller.action_id(),
-            "resnet101",
-            50,
-            1,
-            8,
-            NS_PER_S,
-            0,
-            FOREVER_NS,
+            name="resnet101",
+            model_id=50,
+            copies=1,
+            max_batch=8,
+            max_exec_ns=NS_PER_S,
+            earliest_ns=0,
+            latest_ns=FOREVER_NS,
         )
         failed = controller.ask(message, within_s=60.0)
         assert isinstance(failed, ErrorResult) and failed.code == Code.RUNTIME_ERROR

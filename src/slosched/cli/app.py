@@ -114,7 +114,9 @@ def slosched(
 
 app.command("worker", short_help="Run a worker: one or more GPUs, real or emulated.")(worker.worker)
 app.command(
-    "controller", cls=PositionalCommand, short_help="Run the controller that plans every inference."
+    "controller",
+    cls=controller.ControllerCommand,
+    short_help="Run the controller that plans every inference.",
 )(controller.controller)
 app.add_typer(
     client.app,

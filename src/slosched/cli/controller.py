@@ -10,6 +10,7 @@ import typer
 
 from slosched.cli.config_options import Options, takes_options, values_of
 from slosched.cli.output import Announcer, warn
+from slosched.cli.positional import PositionalCommand
 from slosched.cli.values import (
     duration_ns,
     flag,
@@ -18,7 +19,7 @@ from slosched.cli.values import (
     worker_addresses,
 )
 from slosched.config import ControllerConfig, SchedulerConfig
-from slosched.errors import InvalidConfig, UnknownName
+from slosched.errors import InvalidConfig
 from slosched.options import ADDRESSES, row
 
 #: The positional options in the order of Clockwork's controller (controller.cpp), as fields of SchedulerConfig.
@@ -30,8 +31,9 @@ POSITIONAL_OPTIONS = (
     "max_exec_ns",
     "max_batch",
 )
-#: SMART has one more, which the published code does not heed either.
-_IGNORED_OPTIONS = {"SMART": ("action_telemetry_file",)}
+
+#: Stands in the help for the lines of the TYPEs.
+_TYPES = "{TYPES}"
 
 _Type = Annotated[
     str,
@@ -56,6 +58,17 @@ _Config = Annotated[
 ]
 
 
+class ControllerCommand(PositionalCommand):
+    """Its help lists the policies as they describe themselves; importing them costs too much otherwise."""
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        from slosched.core.scheduler.policies import summaries
+
+        lines = (f"{type_:<9}{summary}" for type_, summary in summaries())
+        self.help = (self.help or "").replace(_TYPES, "\n  ".join(lines))
+        super().format_help_text(ctx, formatter)
+
+
 @takes_options(ControllerConfig, SchedulerConfig)
 def controller(
     type_: _Type,
@@ -73,16 +86,7 @@ def controller(
 
     \b
     TYPEs:
-      INFER5   deadlines, batching, loading and eviction of weights: what you usually want
-      FIFO     first come, first served, with batches, no deadlines: a baseline
-      EDF      earliest deadline first, one at a time: a baseline
-      REJECT   admits at arrival what it can do in time, one at a time: a baseline
-      AIMD     batches that grow until the SLO is broken, as Clipper's, no deadlines: a baseline
-      ECHO     answers at once without a GPU: measures the network and the client
-      INFER4   Clockwork's scheduler before INFER5; max_exec defaults to 250ms, max_batch to 16
-      SMART    Clockwork's other scheduler: plans all requests anew every 1ms; same defaults
-      DIRECT   one Infer per request on worker 0, by request id: tests a worker and the wire
-      STRESS   loads workers by itself, prints what they did each second; serves no clients
+      {TYPES}
 
     \b
     Examples:
@@ -90,12 +94,14 @@ def controller(
       slosched controller INFER5 --workers gpu01:12345-12348 --default-slo 50ms --log-dir run1
       slosched controller INFER5 gpu01:12345,gpu02:12345 0 6 5000000    # Clockwork's own form
     """
-    _check_type(type_)
+    from slosched.core.scheduler.policies import about
+
+    ignored = about(type_).ignored_options  # an unknown TYPE is refused before anything else
     positional_workers, positional = _split_positionals(list(rest or []), bool(workers or config))
     addresses = worker_addresses([*positional_workers, *(workers or [])])
     base = _base_config(config)
     by_option = values_of(SchedulerConfig, options)
-    scheduler = _merged(_parse_positionals(type_, positional), by_option)
+    scheduler = _merged(_parse_positionals(positional, ignored), by_option)
     resolved = replace(
         base,
         scheduler=replace(base.scheduler, policy=type_, **scheduler),
@@ -108,14 +114,10 @@ def controller(
     raise typer.Exit(run_controller(resolved, announce=Announcer()))
 
 
-def _check_type(type_: str) -> None:
-    from slosched.core.scheduler.policies import POLICIES
-
-    if type_ not in POLICIES:
-        raise UnknownName("controller TYPE", type_, list(POLICIES))
-
-
 def _check(config: ControllerConfig) -> None:
+    from slosched.core.scheduler.policies import resolved
+
+    resolved(config.scheduler)
     if not config.workers:
         raise InvalidConfig("no worker is named; give --workers host:port[,host:port...]")
 
@@ -137,10 +139,13 @@ def _split_positionals(rest: list[str], workers_given: bool) -> tuple[list[str],
     return [], rest
 
 
-def _parse_positionals(type_: str, texts: list[str]) -> dict[str, Any]:
-    """Return SchedulerConfig's fields from the positional options; bare durations are in ns."""
+def _parse_positionals(texts: list[str], ignored: tuple[str, ...]) -> dict[str, Any]:
+    """Return SchedulerConfig's fields from the positional options; bare durations are in ns.
+
+    `ignored` are further options that TYPE accepts behind them.
+    """
     named = [row(SchedulerConfig, field) for field in POSITIONAL_OPTIONS]
-    known = (*(each.name for each in named), *_IGNORED_OPTIONS.get(type_, ()))
+    known = (*(each.name for each in named), *ignored)
     if len(texts) > len(known):
         raise InvalidConfig(
             f"{len(texts)} positional options; there are {len(known)}: {' '.join(known)}"

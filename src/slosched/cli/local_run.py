@@ -69,7 +69,9 @@ def _serve(children: Children, name: str, arguments: Sequence[str], directory: P
 
 def _controller(scheduler: SchedulerConfig, worker_port: int, run: Path) -> list[str]:
     """The command of a controller with exactly these options."""
-    scheduler = scheduler.resolved()
+    from slosched.core.scheduler.policies import resolved
+
+    scheduler = resolved(scheduler)
     return [
         "controller",
         scheduler.policy,

@@ -25,12 +25,6 @@ if TYPE_CHECKING:
 NONE_SUFFICES = 1
 
 _DURATION = "20s"
-#: TYPEs for which no number of GPUs is an answer, and why.
-_TESTS = {
-    "ECHO": "answers at once without running a model",
-    "DIRECT": "is a test of workers, and uses only the first",
-    "STRESS": "is a test of workers, and serves no clients",
-}
 _Models = Annotated[
     Path,
     typer.Option(
@@ -158,16 +152,16 @@ def _spec(
     warmup: str,
 ) -> PlanSpec:
     """The question that the options ask. Raises InvalidConfig with the option that is wrong."""
+    from slosched.core.scheduler.policies import about
     from slosched.sim.plan import PlanSpec
     from slosched.workloads.mix_file import load_mix
     from slosched.workloads.values import read_rate, read_slo, read_wait
 
     low, high = _range(gpus)
-    type_ = policy.partition(":")[0]
-    if type_ in _TESTS:
-        raise InvalidConfig(
-            f"--policy {policy}: {type_} {_TESTS[type_]}; plan with one that serves"
-        )
+    type_ = sim.scheduler(policy).policy
+    why_not = about(type_).not_planned
+    if why_not:
+        raise InvalidConfig(f"--policy {policy}: {type_} {why_not}; plan with one that serves")
     if "," in sim.profile or sim.profile.rpartition(":")[2].isdigit():
         raise InvalidConfig(
             f"--profile {sim.profile}: planning takes one profile, which all GPUs have"

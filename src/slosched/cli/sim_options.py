@@ -201,7 +201,7 @@ class SimOptions:
 
     def scheduler(self, type_: str) -> SchedulerConfig:
         """The scheduler's options. Raises UnknownName for a TYPE that there is not."""
-        from slosched.core.scheduler.policies import POLICIES
+        from slosched.core.scheduler.policies import POLICIES, resolved
 
         policy, _, fidelity = type_.partition(":")
         if policy not in POLICIES:
@@ -212,12 +212,14 @@ class SimOptions:
             raise InvalidConfig(f"TYPE {type_} and --fidelity {given} contradict each other")
         if fidelity:
             options["fidelity"] = fidelity
-        return SchedulerConfig(
+        config = SchedulerConfig(
             policy=policy,
             # Who simulates writes the clients, too: they are believed.
             max_client_weight=WEIGHT_RANGE[1],
             **values_of(SchedulerConfig, options),
         )
+        resolved(config)  # raises InvalidConfig for what the policy cannot heed
+        return config
 
     def _profiles(self) -> tuple[GpuProfile, ...]:
         from slosched.config_file import load_profile

@@ -114,6 +114,8 @@ class Validation:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts and lists, for JSON. Times in ns, differences in points."""
+        from slosched.core.scheduler.policies import resolved
+
         plan = self.plan
         return {
             "workload": plan.workload.describe(),
@@ -122,7 +124,7 @@ class Validation:
             "duration_ns": plan.duration_ns,
             "gpus": plan.cluster.gpus,
             "profile": plan.cluster.profile,
-            "scheduler": asdict(plan.cluster.scheduler.resolved()),
+            "scheduler": asdict(resolved(plan.cluster.scheduler)),
             "tolerance_points": plan.tolerance,
             "from_slo": plan.from_slo,
             "passed": self.passed,

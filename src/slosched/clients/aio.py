@@ -246,28 +246,28 @@ class AsyncClient(Session):
             )
         request_id = self._next_id
         self._next_id = request_id + 1
-        if frame is None:
-            if later and self.controller.bundles:
-                message = InferRequest(request_id, model_id, slo_factor, slo_ns, user_id)
-                self._later.append(message)
-                self._inferences[request_id] = on_reply
-                return request_id
+        if later and frame is None:
             message = InferRequest(
-                request_id, model_id, slo_factor, slo_ns, user_id, sent_ns=now_ns()
+                request_id=request_id,
+                model_id=model_id,
+                slo_ns=slo_ns,
+                slo_factor=slo_factor,
+                user_id=user_id,
             )
-            sent = self._dealer.send([encode(message)])
-        else:
-            message = InferRequest(
-                request_id,
-                model_id,
-                slo_factor,
-                slo_ns,
-                user_id,
-                info.input_shape,
-                info.input_dtype,
-                now_ns(),
-            )
-            sent = self._dealer.send([encode(message), frame])
+            self._later.append(message)
+            self._inferences[request_id] = on_reply
+            return request_id
+        message = InferRequest(
+            request_id=request_id,
+            model_id=model_id,
+            slo_ns=slo_ns,
+            slo_factor=slo_factor,
+            user_id=user_id,
+            sent_ns=now_ns(),
+            shape=() if frame is None else info.input_shape,
+            dtype="" if frame is None else info.input_dtype,
+        )
+        sent = self._dealer.send([encode(message)] if frame is None else [encode(message), frame])
         if not sent:
             raise ConnectionLost(
                 f"the controller at {self.address} takes no messages now: there is no connection, "

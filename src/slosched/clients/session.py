@@ -148,9 +148,7 @@ class Session:
         return len(self._inferences)
 
     def _hello(self) -> ClientHello:
-        return ClientHello(
-            PROTOCOL_VERSION, self._incarnation, self._name, self._weight, bundles=True
-        )
+        return ClientHello(PROTOCOL_VERSION, self._incarnation, self._name, self._weight)
 
     def _check_process(self) -> None:
         """Raise ConnectionLost in a fork of the process that made this client."""
@@ -252,7 +250,7 @@ class Session:
             if self._controller is None:
                 self._refusal = message.reason
                 self._greeted.set()
-            else:  # it may be another one by now, which does not take what this one said it takes
+            else:  # it may be another one by now, which does not know us
                 self._send(self._hello())
             return
         reason = f"the controller at {self.address} refuses: {message.reason}"

@@ -21,13 +21,13 @@ from slosched import clock
 from slosched.addresses import bracketed, parse_bind
 from slosched.config import CONTROLLER_PORT, ControllerConfig
 from slosched.core.scheduler.interface import (
-    Accepted,
     ActionDone,
     ClientLost,
     Drain,
     Effect,
     Event,
     FromWorker,
+    Keep,
     Note,
     RequestDone,
     SendFailed,
@@ -36,6 +36,7 @@ from slosched.core.scheduler.interface import (
 )
 from slosched.core.scheduler.report import health_report, status_parts
 from slosched.core.scheduler.scheduler import Scheduler
+from slosched.core.values import ValueStore
 from slosched.daemon.doorway import Doorway
 from slosched.daemon.http import HttpServer, probe_routes
 from slosched.daemon.in_slices import Slice, joined
@@ -59,7 +60,7 @@ from slosched.transport.codec import (
     is_long,
     pieces_of,
 )
-from slosched.transport.frames import Frames, random_input
+from slosched.transport.frames import random_input
 from slosched.transport.outbox import Outbox
 from slosched.transport.sockets import AsyncReader, BadMessages, Dealer, Router, finish_sending
 from slosched.units import NS_PER_S
@@ -109,10 +110,10 @@ class ControllerServer:
             health=lambda: health_report(self.scheduler),
         )
         self._http = HttpServer(self._routes)
-        self._frames: Frames[Frame] = Frames(random_input)
+        self._values: ValueStore[Frame] = ValueStore(random_input)
         self._long: set[asyncio.Task[None]] = set()  # long replies that are being encoded
         self._doorway = Doorway(
-            self.scheduler, self._router, self._frames, answer=self._tell_client, bad=self._bad
+            self.scheduler, self._router, self._values, answer=self._tell_client, bad=self._bad
         )
         self._backlog: list[Event] = []  # facts that performing effects brought to light
         self._stop = asyncio.Event()
@@ -310,7 +311,7 @@ class ControllerServer:
         for event in backlog:
             scheduler.handle(event, now_ns=now_ns)
         self._perform_all(scheduler.schedule(now_ns=now_ns))
-        self._frames.step_ended()
+        self._values.step_ended()
         heard, self._heard = self._heard, 0
         if heard >= _REST_FROM and not self.config.busy_poll and not self._router.unread:
             self._rested_ns = clock.now_ns() + min(heard * _REST_NS, _REST_AT_MOST_NS)
@@ -346,15 +347,14 @@ class ControllerServer:
                 except MalformedMessage as error:
                     self._bad.note(dealer.address.encode(), f"worker {dealer.address}: {error}")
                     continue
-                if len(frames) > 1:
-                    self._frames.outputs_came(message, frames[1:])
+                outputs = tuple([self._values.came(frame) for frame in frames[1:]])
                 now_ns = clock.now_ns()
                 said: tuple[WorkerToController, ...] = (
                     message.results if isinstance(message, ResultBundle) else (message,)
                 )
                 self._heard += len(said)
                 for each in said:
-                    self.scheduler.handle(FromWorker(worker_id, each), now_ns=now_ns)
+                    self.scheduler.handle(FromWorker(worker_id, each, outputs), now_ns=now_ns)
             if dealer.unread:
                 self._dealers_touched.add(worker_id)
         self._workers_wait.clear()
@@ -370,19 +370,19 @@ class ControllerServer:
             elif isinstance(effect, ToWorker):
                 self._to_worker(effect)
             elif isinstance(effect, RequestDone):
-                self._frames.drop(effect.record.key)
+                self._values.release(effect.record.key)
                 log.request(effect.record)
             elif isinstance(effect, ActionDone):
                 log.action(effect.record)
-            elif isinstance(effect, Accepted):
-                self._frames.accept(effect.input_key, effect.key)
+            elif isinstance(effect, Keep):
+                self._values.keep(effect.value_id, effect.owner)
             elif isinstance(effect, Note):
                 self._announce(effect.text if effect.level == "info" else f"warning: {effect.text}")
         self._to_workers.flush()
         self._to_clients.flush()
 
     def _to_client(self, effect: ToClient) -> None:
-        frames = [] if effect.output_of is None else self._frames.output(*effect.output_of)
+        frames = self._values.get(effect.output)
         if frames:
             self._to_clients.send(effect.client, effect.message, frames)
         else:
@@ -390,10 +390,8 @@ class ControllerServer:
 
     def _tell_client(self, peer: bytes, message: ForClients) -> None:
         if type(message) is InferReply:
-            client = self.scheduler.clients.get(peer)
-            if client is not None and client.bundles:
-                self._to_clients.put(peer, message)
-                return
+            self._to_clients.put(peer, message)
+            return
         if is_long(message):
             task = self._loop.create_task(self._send_long(peer, message))
             self._long.add(task)
@@ -422,13 +420,11 @@ class ControllerServer:
         message, worker_id = effect.message, effect.worker_id
         frames: list[Frame] = []
         if isinstance(message, Infer):
-            frames = self._frames.inputs(effect.requests, message.input_sizes)
+            frames = self._values.inputs(effect.inputs, message.input_sizes)
         if frames or isinstance(message, ControllerHello | HeartbeatAck):
             self._to_workers.send(worker_id, message, frames)
-        elif self.scheduler.cluster.workers[worker_id].bundles:
-            self._to_workers.put(worker_id, message)
         else:
-            self._to_workers.send(worker_id, message, frames)
+            self._to_workers.put(worker_id, message)
 
     def _send_to_client(self, client: bytes, frames: list[Frame]) -> bool:
         self._router_touched = True

@@ -14,8 +14,9 @@ from slosched.core.scheduler.door import NO_LIMIT, REASON, fair_parts
 from slosched.core.scheduler.interface import FromClient
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.state import Client
+from slosched.core.values import ValueStore
 from slosched.errors import MalformedMessage
-from slosched.messages import InferReply, InferRequest, Refused
+from slosched.messages import InferRequest, Refused
 from slosched.transport.bundles import (
     MAX_REFUSED,
     ForClients,
@@ -24,7 +25,6 @@ from slosched.transport.bundles import (
     RequestBundle,
 )
 from slosched.transport.codec import Frame, message_from_client
-from slosched.transport.frames import Frames
 from slosched.transport.sockets import BadMessages, Router
 
 _ASKS = (RequestBundle, InferRequest)
@@ -42,12 +42,12 @@ class Doorway:
         self,
         scheduler: Scheduler,
         router: Router,
-        frames: Frames[Frame],
+        values: ValueStore[Frame],
         *,
         answer: Callable[[bytes, ForClients], None],
         bad: BadMessages,
     ) -> None:
-        self._scheduler, self._router, self._frames = scheduler, router, frames
+        self._scheduler, self._router, self._values = scheduler, router, values
         self._door = scheduler.door
         self._answer = answer
         self._bad = bad
@@ -118,13 +118,11 @@ class Doorway:
         if isinstance(message, RequestBundle):
             known = peer in self._scheduler.clients
             for request in message.requests if known else message.requests[:1]:
-                handle(FromClient(peer, request, 0, 0, waited_ns), now_ns=now_ns)
+                handle(FromClient(peer, request, None, waited_ns), now_ns=now_ns)
             self._taken += len(message.requests)
             return len(message.requests)
-        input_bytes = input_key = 0
-        if len(frames) > 1:
-            input_key, input_bytes = self._frames.input_came(frames[1]), len(frames[1])
-        handle(FromClient(peer, message, input_bytes, input_key, waited_ns), now_ns=now_ns)
+        value = self._values.came(frames[1]) if len(frames) > 1 else None
+        handle(FromClient(peer, message, value, waited_ns), now_ns=now_ns)
         self._taken += isinstance(message, InferRequest)
         return 1
 
@@ -186,14 +184,9 @@ class Doorway:
     def _tell(self, client: Client, refused: list[int]) -> None:
         client.heard = True
         code = int(Code.CONTROLLER_OVERLOADED)
-        if client.bundles:
-            for first in range(0, len(refused), MAX_REFUSED):
-                ids = tuple(refused[first : first + MAX_REFUSED])
-                self._answer(client.identity, NotTaken(ids, code, REASON))
-            return
-        for request_id in refused:
-            answer = InferReply(request_id, code, REASON, -1, 0, 0, False)
-            self._answer(client.identity, answer)
+        for first in range(0, len(refused), MAX_REFUSED):
+            ids = tuple(refused[first : first + MAX_REFUSED])
+            self._answer(client.identity, NotTaken(ids, code, REASON))
 
 
 def _requests(message: FromClients) -> tuple[InferRequest, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from slosched import clock
 from slosched.config import ControllerConfig
 from slosched.core.scheduler.interface import ActionRecord, RequestRecord
+from slosched.core.scheduler.policies import resolved
 from slosched.telemetry import action_log, reason_log, request_log
 from slosched.telemetry.console import ControllerConsole
 from slosched.telemetry.manifest import ManifestNotWritten, finish_manifest, write_manifest
@@ -64,9 +65,9 @@ class RunLog:
     def open(cls, config: ControllerConfig, *, announce: Announce) -> RunLog:
         """Claim a directory for this run. Raises InvalidConfig when it cannot be made or written."""
         wanted = Path(config.log_dir) if config.log_dir else default_log_dir("controller")
+        options = {**asdict(config), "scheduler": asdict(resolved(config.scheduler))}
         directory = claim_run_dir(wanted)
-        resolved = {**asdict(config), "scheduler": asdict(config.scheduler.resolved())}
-        write_manifest(directory, "controller", resolved)
+        write_manifest(directory, "controller", options)
         rotation = Rotation(config.log_bytes, config.log_keep)
         return cls(directory, announce=announce, rotation=rotation)
 

@@ -340,7 +340,7 @@ class WorkerServer:
                 frames.extend(self._backend.take_outputs(effect.output_of, sizes))
             self._backend.glance()
             # A real device's results go out at once: what it does next may take longer than a send.
-            bundled = self._brain.bundles and not frames and not self._backend.exact
+            bundled = not frames and not self._backend.exact
             if bundled and isinstance(message, SessionMessage):
                 self._outbox.put(effect.peer, message)
             else:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from slosched.codes import Code
 from slosched.config import CLIENT_HEARTBEAT_NS
 from slosched.core.scheduler.interface import FromClient
+from slosched.core.scheduler.policies import about
 from slosched.errors import InvalidConfig, SloschedError
 from slosched.loadgen.driver import LoadDriver
 from slosched.loadgen.instances import copies_by_name, in_workload_order
@@ -193,7 +194,7 @@ class SimClient:
                     self._end_if_quiet()
         elif isinstance(message, Welcome):
             self._default_slo_ns = message.default_slo_ns
-            self._echoes = message.policy == "ECHO"
+            self._echoes = not about(message.policy).runs_models
             if self.phase is Phase.HELLO:
                 self._load_next()
         elif isinstance(message, LoadModelReply):
@@ -334,13 +335,13 @@ class SimClient:
         self._next_id = request_id + 1
         if self._brings_input(request_id, self._input_bytes, model.model_id):
             message = InferRequest(
-                request_id,
-                model.model_id,
-                arrival.slo_factor,
-                arrival.slo_ns,
-                arrival.user_id,
-                model.input_shape,
-                model.input_dtype,
+                request_id=request_id,
+                model_id=model.model_id,
+                slo_factor=arrival.slo_factor,
+                slo_ns=arrival.slo_ns,
+                user_id=arrival.user_id,
+                shape=model.input_shape,
+                dtype=model.input_dtype,
             )
             input_bytes = self._input_bytes[model.model_id]
             output_bytes = tensor_bytes(model.output_shape, model.output_dtype)
@@ -349,11 +350,11 @@ class SimClient:
             wire.send(framed, SMALL_MESSAGE_BYTES + input_bytes)
         else:
             message = InferRequest(
-                request_id,
-                model.model_id,
-                arrival.slo_factor,
-                arrival.slo_ns,
-                arrival.user_id,
+                request_id=request_id,
+                model_id=model.model_id,
+                slo_factor=arrival.slo_factor,
+                slo_ns=arrival.slo_ns,
+                user_id=arrival.user_id,
             )
             wire.send(FromClient(identity, message))
         return request_id

@@ -14,6 +14,7 @@ from typing import Any
 from slosched.codes import Code
 from slosched.config import CLIENT_HEARTBEAT_NS
 from slosched.core.scheduler.interface import FromClient
+from slosched.core.scheduler.policies import about
 from slosched.errors import ConnectionLost
 from slosched.loadgen.instances import copies_by_name, in_workload_order
 from slosched.messages import (
@@ -143,7 +144,7 @@ class EnduringClient(SimClient):
         before, self._controller = self._controller, message.incarnation
         self._greeting = False
         self._default_slo_ns = message.default_slo_ns
-        self._echoes = message.policy == "ECHO"
+        self._echoes = not about(message.policy).runs_models
         if before == message.incarnation:
             return
         if self.phase is Phase.HELLO or self.phase is Phase.LOADING:

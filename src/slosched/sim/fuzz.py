@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from slosched.config import PLACEMENTS
 from slosched.core.invariants import InvariantViolated
 from slosched.core.scheduler.interface import Note
+from slosched.core.scheduler.policies import about
 from slosched.core.scheduler.state import WorkerState
 from slosched.errors import SloschedError
 from slosched.sim.client import Phase
@@ -46,7 +47,6 @@ from slosched.workloads.engine import Engine
 
 #: Of the requests that are in time without faults, so many must be after them.
 LIVE_SHARE = 0.95
-_PUBLISHED = ("INFER4", "SMART", "DIRECT")
 #: A cluster that does worse without any faults has too much to do.
 _OVERLOADED = 0.9
 #: So good is good enough without looking at a run without faults.
@@ -152,7 +152,7 @@ def _wanted(spec: SimSpec, case: _Case) -> float:
     if twin.tail_share < _OVERLOADED:
         return 0.0
     config = spec.scheduler
-    published = config.policy in _PUBLISHED or config.fidelity == "paper"
+    published = about(config.policy).published or config.fidelity == "paper"
     if published or config.placement != PLACEMENTS[0]:
         return 1e-9
     # Requests that come together are late together: one bunch, or request, more or less says nothing.

@@ -14,6 +14,7 @@ from slosched.config import (
     SchedulerConfig,
     WeightRule,
 )
+from slosched.core.scheduler.policies import about
 from slosched.sim.faults import Fault, FaultPlan
 from slosched.sim.guests import AGAIN, BREAKS, DEAF, GOODBYE, SILENT, GuestPlan
 from slosched.sim.network import Network
@@ -161,11 +162,7 @@ def drawn_spec(seed: int, *, policy: str | None = None) -> SimSpec:
 def _placement(draw: Random, type_: str, fidelity: str) -> str:
     """A rule of placement, where the TYPE has none of its own."""
     rule = draw.choice((PLACEMENTS[0], *PLACEMENTS))
-    return (
-        rule
-        if type_ in ("INFER5", "FIFO", "EDF", "REJECT", "AIMD") and not fidelity
-        else PLACEMENTS[0]
-    )
+    return rule if about(type_).takes_placement and not fidelity else PLACEMENTS[0]
 
 
 def _long(draw: Random, workers: int) -> Fault:

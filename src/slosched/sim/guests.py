@@ -9,6 +9,7 @@ from typing import Any
 from slosched.config import CLIENT_HEARTBEAT_NS
 from slosched.core.invariants import InvariantViolated
 from slosched.core.scheduler.interface import FromClient
+from slosched.core.scheduler.policies import about
 from slosched.messages import (
     PROTOCOL_VERSION,
     ClientHeartbeat,
@@ -135,7 +136,7 @@ class Guest:
                 self._cluster.marks.without_output(self._mark, message, wanted=wanted)
         elif isinstance(message, Welcome):
             self._welcomed = True
-            self._echoes = message.policy == "ECHO"
+            self._echoes = not about(message.policy).runs_models
             if self._model is None:
                 self._say(LoadModelRequest(0, self._plan.model, 1))
         elif isinstance(message, LoadModelReply):
@@ -168,11 +169,23 @@ class Guest:
         self.sent += 1
         slo_ns = self._plan.slo_ns
         if not self._brings_input(request_id):
-            self._say(InferRequest(request_id, model.model_id, 0.0, slo_ns))
+            self._say(
+                InferRequest(
+                    request_id=request_id, model_id=model.model_id, slo_factor=0.0, slo_ns=slo_ns
+                )
+            )
             return
         shape, dtype = model.input_shape, model.input_dtype
         size = tensor_bytes(shape, dtype)
-        message = InferRequest(request_id, model.model_id, 0.0, slo_ns, 0, shape, dtype)
+        message = InferRequest(
+            request_id=request_id,
+            model_id=model.model_id,
+            slo_factor=0.0,
+            slo_ns=slo_ns,
+            user_id=0,
+            shape=shape,
+            dtype=dtype,
+        )
         output_size = tensor_bytes(model.output_shape, model.output_dtype)
         payload = self._cluster.marks.input(self._mark, request_id, size, output_size)
         framed = Framed(FromClient(self.identity, message), (payload,))

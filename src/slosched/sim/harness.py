@@ -191,8 +191,8 @@ class Simulation:
         self._next_request_id += 1
         self._say(
             InferRequest(
-                self._next_request_id,
-                model_id,
+                request_id=self._next_request_id,
+                model_id=model_id,
                 slo_factor=demand.slo_factor,
                 slo_ns=demand.slo_ns,
                 user_id=demand.index,

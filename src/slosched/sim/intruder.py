@@ -69,7 +69,7 @@ class Intruder:
 
     def _say_hello(self, _: Any) -> None:
         if not self._stopped and self._session is None:
-            self._say(ControllerHello(PROTOCOL_VERSION, self._incarnation, lost=0))
+            self._say(ControllerHello(PROTOCOL_VERSION, self._incarnation, times_lost=0))
             self._kernel.at(self._kernel.now_ns + _HELLO_EVERY_NS, self._say_hello)
 
     def _told(self, message: WorkerToController) -> None:
@@ -84,7 +84,7 @@ class Intruder:
     def _welcomed(self, message: WorkerWelcome) -> None:
         if self._stopped or self._session is not None:
             return
-        self._session = session = message.incarnation
+        self._session = session = message.session
         name = message.loadable[-1]  # ours begins with the first
         latest_ns = self._kernel.now_ns + NS_PER_S
         self._say(LoadModel(

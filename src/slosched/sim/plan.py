@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from slosched.config import EmulationNoise, GpuProfile
+from slosched.core.scheduler.policies import resolved
 from slosched.errors import InvalidConfig
 from slosched.field_types import check_types
 from slosched.loadgen.results import RunResult, StepResult
@@ -117,7 +118,7 @@ class PlanSpec:
 
     def guess(self) -> int:
         """GPUs that could do the work if every batch were as large as its SLO allows: a start."""
-        config = self.base.scheduler.resolved()
+        config = resolved(self.base.scheduler)
         assert config.max_batch is not None and config.max_exec_ns is not None
         busy = 0.0
         for entry in self.entries:

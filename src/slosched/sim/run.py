@@ -17,6 +17,7 @@ import msgspec
 
 from slosched.clock import now_ns
 from slosched.core.scheduler.interface import ActionRecord, Note, RequestRecord
+from slosched.core.scheduler.policies import resolved
 from slosched.loadgen.progress import ProgressMeter
 from slosched.loadgen.results import RunProgress, RunResult, StepTally, run_result
 from slosched.output_files import utf8_document
@@ -221,7 +222,7 @@ def spec_document(spec: SimSpec) -> dict[str, Any]:
     """
     document = _plain(spec)
     assert isinstance(document, dict)
-    document["scheduler"] = _plain(spec.scheduler.resolved())
+    document["scheduler"] = _plain(resolved(spec.scheduler))
     document["workload"] = {"name": spec.workload.name, "text": spec.workload.describe(),
                             "spec": _plain(spec.workload)}  # fmt: skip
     return document

@@ -119,7 +119,7 @@ class WorkerTruth:
         elif isinstance(effect, ToController):
             message = effect.message
             if isinstance(message, WorkerWelcome):
-                self._session = message.incarnation
+                self._session = message.session
             elif isinstance(message, Heartbeat):
                 if len(self._beats) >= _BEATS_KEPT:
                     del self._beats[next(iter(self._beats))]

@@ -1,7 +1,6 @@
-"""Bundles: one message for all that one peer is told at one wake-up.
+"""Bundles: one message for everything that one peer is sent at one wake-up.
 
-They hold what has no frames behind it, in order, and only go to a peer whose hello says that it takes them. A
-bundle with one wrong message in it is a wrong message.
+They hold messages without frames, in order. A bundle with one malformed message in it is malformed.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from slosched.messages import (
 #: No bundle is longer, and a longer one is malformed: what one message can hold up has a bound.
 MAX_BUNDLED = 64
 _Bound = msgspec.Meta(max_length=MAX_BUNDLED)
-#: A step's refusals are this many at most, save in a flood.
+#: Request ids in one NotTaken; a step refuses more only in a flood.
 MAX_REFUSED = 1024
 
 
@@ -35,7 +34,7 @@ class RequestBundle(Message, frozen=True):
     """Requests without an input that were due at one wake-up of a client, sent at `sent_ns` by its clock."""
 
     requests: Annotated[tuple[InferRequest, ...], _Bound]
-    sent_ns: Number = 0
+    sent_ns: Number
 
 
 class ReplyBundle(Message, frozen=True):

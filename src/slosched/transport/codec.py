@@ -9,13 +9,11 @@ import msgspec
 
 from slosched.errors import MalformedMessage
 from slosched.messages import (
-    Heartbeat,
     InferRequest,
     ListModelsReply,
     LoadModelReply,
     Message,
     StatusReply,
-    WorkerWelcome,
 )
 from slosched.transport.bundles import ForClients, ForWorkers, FromClients, FromWorkers
 
@@ -29,18 +27,8 @@ MAX_STRUCT_BYTES = 64 * 1024
 _MAX_WORKER_STRUCT_BYTES = 512 * 1024
 
 _encode: Callable[[object], bytes] = msgspec.msgpack.Encoder().encode
-
-
-def encode(message: Message) -> bytes:
-    """The message's bytes. A Heartbeat without statistics of GPUs, and a WorkerWelcome of a worker that put
-    no model aside, have their older, shorter form.
-    """
-    kind = type(message)
-    if kind is Heartbeat or kind is WorkerWelcome:
-        fields = msgspec.structs.astuple(message)
-        if not fields[-1]:
-            return _encode((kind.__name__, *fields[:-1]))
-    return _encode(message)
+#: The message's bytes.
+encode: Callable[[Message], bytes] = _encode
 
 
 #: Elements of a long list that are encoded between two looks at the time.

@@ -2,8 +2,8 @@
 
 A message costs its sender some tens of microseconds whatever its size: a wake-up of libzmq's thread, a
 system call, a wake-up of the peer. So messages without frames are gathered until the step ends and travel
-as a bundle. Order is kept for each peer: what has frames behind it, or goes to a peer that takes no bundles,
-goes out at once, behind what was gathered for that peer.
+as a bundle. Order is kept for each peer: a message with frames goes out at once, behind those gathered for
+that peer.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from slosched.codes import Code
 from slosched.core.scheduler.interface import Effect, RequestDone, RequestRecord, ToClient
 from slosched.core.scheduler.limits import Limits
 from slosched.core.scheduler.state import ActionState, Request, RequestState
+from slosched.core.values import Value
 from slosched.messages import InferReply
 
 
@@ -40,6 +41,69 @@ class Plan(NamedTuple):
 NO_PLAN = Plan()
 
 
+class Ended(NamedTuple):
+    """How a request ended. `cold`: no GPU had its weights when it came, and one had when it left."""
+
+    code: int
+    reason: str
+    now_ns: int
+    met: bool
+    departure_count: int
+    cold: bool
+
+
+def reply_to(request: Request, ended: Ended, plan: Plan) -> InferReply:
+    """Return the message for the client. By position: by keyword it takes 1.3 us more of some 40 a request."""
+    arrival_ns = request.arrival_ns
+    return InferReply(
+        request.request_id,
+        ended.code,
+        ended.reason,
+        request.model.model_id,
+        request.slo_ns,
+        ended.now_ns - arrival_ns,
+        ended.met,
+        plan.batch_size,
+        plan.worker_id,
+        plan.gpu_id,
+        ended.cold,
+        max(-1, plan.expected_start_ns - arrival_ns),
+        plan.expected_exec_ns,
+        max(-1, plan.start_ns - arrival_ns),
+        plan.exec_ns,
+        request.attempts,
+    )
+
+
+def record_of(request: Request, ended: Ended, plan: Plan) -> RequestRecord:
+    """Return what telemetry says of the request; by position, as the reply."""
+    arrival_ns = request.arrival_ns
+    return RequestRecord(
+        request.key,
+        request.request_id,
+        request.user_id,
+        request.model.model_id,
+        ended.code,
+        ended.reason,
+        request.slo_factor,
+        request.slo_ns,
+        arrival_ns,
+        ended.now_ns,
+        ended.met,
+        request.arrival_count,
+        ended.departure_count,
+        ended.cold,
+        plan.batch_size,
+        plan.worker_id,
+        plan.gpu_id,
+        request.attempts,
+        max(-1, plan.expected_start_ns - arrival_ns),
+        plan.expected_exec_ns,
+        max(-1, plan.start_ns - arrival_ns),
+        plan.exec_ns,
+    )
+
+
 class Answers:
     """Gives each request its one answer. `count` and `by_code` say how many so far."""
 
@@ -57,69 +121,27 @@ class Answers:
         plan: Plan,
         *,
         now_ns: int,
-        output_of: tuple[int, int] | None,
+        output: Value | None,
         tell: bool,
     ) -> bool:
         """End `request` at `now_ns`; `tell` its client unless that is gone. True if it was in time."""
         request.move(RequestState.ANSWERED)
-        code, arrival_ns, model = int(code), request.arrival_ns, request.model
+        code, model = int(code), request.model
         met = code == Code.OK and now_ns <= request.deadline_ns
         departure_count = len(model.resident_on)
         cold = request.arrival_count == 0 < departure_count
         self._take_off(request, code)
-        predicted_start_ns = max(-1, plan.expected_start_ns - arrival_ns)
-        started_ns = max(-1, plan.start_ns - arrival_ns)
+        ended = Ended(code, reason, now_ns, met, departure_count, cold)
         if tell and not request.client.gone:
-            reply = InferReply(
-                request.request_id,
-                code,
-                reason,
-                model.model_id,
-                request.slo_ns,
-                now_ns - arrival_ns,
-                met,
-                plan.batch_size,
-                plan.worker_id,
-                plan.gpu_id,
-                cold,
-                predicted_start_ns,
-                plan.expected_exec_ns,
-                started_ns,
-                plan.exec_ns,
-                request.attempts,
-            )
-            self._emit(ToClient(request.client.identity, reply, output_of))
-        record = RequestRecord(
-            request.key,
-            request.request_id,
-            request.user_id,
-            model.model_id,
-            code,
-            reason,
-            request.slo_factor,
-            request.slo_ns,
-            arrival_ns,
-            now_ns,
-            met,
-            request.arrival_count,
-            departure_count,
-            cold,
-            plan.batch_size,
-            plan.worker_id,
-            plan.gpu_id,
-            request.attempts,
-            predicted_start_ns,
-            plan.expected_exec_ns,
-            started_ns,
-            plan.exec_ns,
-        )
-        self._emit(RequestDone(record))
+            reply = reply_to(request, ended, plan)
+            self._emit(ToClient(request.client.identity, reply, output))
+        self._emit(RequestDone(record_of(request, ended, plan)))
         return met
 
     def _take_off(self, request: Request, code: int) -> None:
         """It does not wait any more."""
         del request.client.requests[request.request_id]
-        if request.input_bytes:
-            self._limits.answered(request.client, request.input_bytes)
+        if request.input is not None:
+            self._limits.answered(request.client, request.input.size)
         self.count += 1
         self.by_code[code] = self.by_code.get(code, 0) + 1

@@ -8,9 +8,10 @@ from itertools import islice
 
 from slosched.codes import Code
 from slosched.config import CLIENT_LOST_AFTER_NS
-from slosched.core.scheduler.interface import Effect, Note, ToClient
+from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.interface import Note, ToClient
 from slosched.core.scheduler.sessions import TICK_NS
-from slosched.core.scheduler.slices import ANSWER, Slices, Work
+from slosched.core.scheduler.slices import ANSWER, Work
 from slosched.core.scheduler.state import Client, Request, RequestState
 from slosched.core.scheduler.weights import Weights, what_is_wrong_with_weight
 from slosched.messages import PROTOCOL_VERSION, ClientHello, Refused, Welcome
@@ -28,19 +29,24 @@ class ClientSessions:
 
     def __init__(
         self,
+        cluster: Cluster,
         *,
-        emit: Callable[[Effect], None],
-        welcome: Welcome,
+        incarnation: int,
+        version: str,
         weights: Weights,
-        slices: Slices,
         end_request: Callable[[Request, str], None],
         cancel_request: Callable[[Request], None],
         release: Callable[[Client], Work],
     ) -> None:
-        self._emit = emit
-        self._welcome = welcome
+        self._emit, self._slices = cluster.emit, cluster.slices
         self._weights = weights
-        self._slices = slices
+        self._welcome = Welcome(
+            protocol=PROTOCOL_VERSION,
+            version=version,
+            incarnation=incarnation,
+            policy=cluster.config.policy,
+            default_slo_ns=cluster.config.default_slo_ns,
+        )
         self._end_request = end_request
         self._cancel_request = cancel_request
         self._release = release
@@ -69,8 +75,7 @@ class ClientSessions:
         if known is None:
             name = "".join(c for c in message.name[:_NAME_LENGTH] if c.isprintable())
             weight = self._weights.of_client(name, message.weight)
-            client = Client(identity, message.incarnation, name, weight, name or identity)
-            client.bundles = message.bundles
+            client = Client(identity, message.incarnation, name, weight)
             self.by_identity[identity] = client
         self._emit(ToClient(identity, self._welcome))
 

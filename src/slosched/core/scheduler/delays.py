@@ -16,7 +16,7 @@ _MOST_NS = 60 * NS_PER_S
 
 
 class Delays:
-    """Of one client's messages."""
+    """The delays of one client's messages."""
 
     __slots__ = ("_lately_ns", "_least_ns", "_since_ns")
 

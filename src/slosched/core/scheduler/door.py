@@ -77,7 +77,7 @@ class Door:
             change = min(_UP, max(_DOWN, wanted_ns / cost_ns))
             self._most = max(_LEAST, self._most * change)
         over = now_ns - self._needed_ns > _OVER_AFTER_NS
-        # What came during a pause of the process is no overload yet.
+        # What came during a pause of the process is not an overload yet.
         paused = min(_PAUSE_AT_MOST, max(1.0, gap_ns / _GAP_NS))
         self.limit = NO_LIMIT if over else int(self._most * paused)
 
@@ -114,13 +114,13 @@ class Door:
 def fair_parts(waiting: Mapping[P, int], most: int) -> dict[P, int]:
     """How many of each peer's `waiting` requests are taken, `most` in all (max-min fairness).
 
-    Who sends less than an equal part is taken whole; what that leaves is shared by the others.
+    A peer that sends less than an equal part is taken whole; the others share what that leaves.
     """
     parts: dict[P, int] = {}
     left = most
     by_count = sorted(waiting, key=waiting.__getitem__)
     for place, peer in enumerate(by_count):
-        # Rounded up, so that a limit below the number of peers still takes somebody's.
+        # Rounded up, so that a limit below the number of peers still takes one request.
         part = min(waiting[peer], -(-left // (len(by_count) - place)))
         parts[peer] = part
         left -= part

@@ -1,27 +1,25 @@
-"""The ways to and from the workers: what is learnt of them, and the shortest there is."""
+"""The latency to and from each worker, as predicted, and the least there is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from slosched.core.scheduler.changes import Changes
 from slosched.core.scheduler.state import Worker, WorkerState
 
 
 class Paths:
-    """Predictions of all ways. `on_change` callbacks run for each worker whose predicted latency changed."""
+    """Predicted latencies of all workers; a worker whose prediction moves goes into the change feed."""
 
-    def __init__(self, workers: dict[int, Worker]) -> None:
-        self._workers = workers
-        self.on_change: list[Callable[[Worker], None]] = []
-        #: The shortest expected way to a worker with GPUs in use, and back; 0 if there is none.
+    def __init__(self, workers: dict[int, Worker], changes: Changes) -> None:
+        self._workers, self._changes = workers, changes
+        #: The least expected latency to a worker with GPUs in use, and back; 0 if there is none.
         self.least_transit_ns = 0
         self.least_returns_ns = 0
-        self._nearest: Worker | None = None  # whose way there and
-        self._quickest: Worker | None = None  # whose way back these are
+        self._nearest: Worker | None = None  # the worker with the least latency to it,
+        self._quickest: Worker | None = None  # and the one with the least latency back
 
     def learn(self, worker: Worker, *, there_ns: int, back_ns: int) -> None:
-        """Take one measurement of the way to `worker` and of the way back."""
-        if not worker.learn_path(there_ns=there_ns, back_ns=back_ns):
+        """Take one measurement of the latency to `worker` and of the latency back."""
+        if not worker.learn_latency(there_ns=there_ns, back_ns=back_ns):
             return
         transit_ns, returns_ns = worker.transit.expected_ns, worker.returns.expected_ns
         if worker.gpus and transit_ns <= self.least_transit_ns:
@@ -32,8 +30,7 @@ class Paths:
             self.least_returns_ns, self._quickest = returns_ns, worker
         elif worker is self._quickest:
             self._find_quickest()
-        for told in self.on_change:
-            told(worker)
+        self._changes.path(worker)
 
     def workers_changed(self) -> None:
         """GPUs came or went."""

@@ -11,7 +11,7 @@ from slosched.units import format_duration
 
 #: Later than everything: where no GPU can start a request at all.
 NEVER_NS = 2**62
-#: At most so many GPUs are looked at for the one that would be the least late.
+#: Number of GPUs looked at, at most, for the one that would be the least late.
 _LOOKED_AT = 8
 
 #: Latest start that is likely in time, earliest start there is, exec.
@@ -86,10 +86,15 @@ def why_refused(request: Request, start_ns: int, exec_ns: int, now_ns: int) -> s
     )
 
 
-def why_given_up(request: Request, exec_ns: int, now_ns: int) -> tuple[Code, str]:
-    """The code and the words for a request that waited and needs `exec_ns`, which is too long by now."""
+def why_given_up(
+    request: Request, exec_ns: int, now_ns: int, *, stepped_over: bool
+) -> tuple[Code, str]:
+    """The code and the words for a request that waited and needs `exec_ns`, which is too long by now.
+
+    `stepped_over`: a larger batch was preferred that the request was too old for.
+    """
     code, why = Code.TIMED_OUT, "no GPU came free in time"
-    if request.stepped_over:
+    if stepped_over:
         code, why = Code.SKIPPED, "given up in favour of a better batch"
     return code, (
         f"{why}: waited {format_duration(now_ns - request.arrival_ns)}, needs "

@@ -25,7 +25,7 @@ from heapq import heapify, heappop, heappush
 
 from slosched.codes import Code, code_name
 from slosched.core.scheduler.cluster import Cluster
-from slosched.core.scheduler.openings import MAX_OUTSTANDING
+from slosched.core.scheduler.dispatch_windows import MAX_OUTSTANDING
 from slosched.core.scheduler.policies.base import LAST_ONE_LOST, is_offered
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request, RequestState
 from slosched.units import NS_PER_MS, NS_PER_S

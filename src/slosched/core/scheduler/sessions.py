@@ -13,7 +13,7 @@ from slosched.config import LOST_AFTER_NS
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToWorker
 from slosched.core.scheduler.state import ActionState, Gpu, Worker, WorkerState
-from slosched.core.scheduler.validation import put_aside_of, what_is_wrong_with_worker
+from slosched.core.scheduler.validation import put_aside_of, worker_error
 from slosched.messages import (
     PROTOCOL_VERSION,
     ControllerHello,
@@ -64,6 +64,9 @@ class Sessions:
         self._forgotten = forgotten
         self._next_gpu_index = 0
         self._room_ticks = 0  # how long spares could have been used
+        self._overdue_ticks: dict[
+            int, int
+        ] = {}  # GPU index -> how long its action has been overdue
         self._report_due_ns = 0
         for worker_id in range(worker_count):
             address = addresses[worker_id] if worker_id < len(addresses) else ""
@@ -80,19 +83,19 @@ class Sessions:
                 f"{PROTOCOL_VERSION}: install the same version of slosched on both",
             )
             return
-        wrong = what_is_wrong_with_worker(message)
+        wrong = worker_error(message)
         if wrong:
             self._note("warning", f"worker {worker.label} is not used: {wrong}")
             return
         if worker.state is WorkerState.JOINED:
-            if worker.session == message.incarnation:
+            if worker.session == message.session:
                 return
             self.lose(worker, "restarted", now_ns=now_ns)
         worker.state = WorkerState.JOINED
-        worker.session = message.incarnation
+        worker.session = message.session
         worker.host, worker.pid = message.host, message.pid
         worker.device, worker.version = message.device, message.version
-        worker.loadable, worker.bundles = message.loadable, message.bundles
+        worker.loadable = message.loadable
         worker.put_aside = put_aside_of(message)
         self._note_put_aside()
         worker.heard, worker.silent_ticks = True, 0
@@ -182,8 +185,8 @@ class Sessions:
                 HeartbeatAck(heartbeat_sent_ns=message.sent_ns, received_ns=now_ns, sent_ns=now_ns),
             )
         )
-        # A heartbeat's way here says what the wire and both loops cost when no Infer does, so that a
-        # path once found slow is not given up for good: nothing sent would mean nothing learnt.
+        # The latency of a heartbeat tells what the wire and both loops cost while no Infer does. Without it a
+        # path once found slow would stay so: nothing would be sent there, and nothing learnt.
         delay_ns = now_ns - (message.sent_ns - message.clock_offset_ns)
         if message.clock_error_ns < _TRUSTED_CLOCK_ERROR_NS:
             self._cluster.paths.learn(worker, there_ns=delay_ns, back_ns=delay_ns)
@@ -222,8 +225,11 @@ class Sessions:
         for gpu in worker.gpus:
             heads = [e.outstanding[0] for e in (gpu.exec, gpu.weights) if e.outstanding]
             late = [a for a in heads if now_ns > a.predicted_end_ns + a.expected_duration_ns]
-            gpu.overdue_ticks = gpu.overdue_ticks + 1 if late else 0
-            if gpu.overdue_ticks >= _OVERDUE_TICKS_UNTIL_LOST:
+            if not late:
+                self._overdue_ticks.pop(gpu.index, None)
+                continue
+            ticks = self._overdue_ticks[gpu.index] = self._overdue_ticks.get(gpu.index, 0) + 1
+            if ticks >= _OVERDUE_TICKS_UNTIL_LOST:
                 action_id = late[0].action_id
                 self.lose(worker, f"it does not report action {action_id}", now_ns=now_ns)
                 return
@@ -235,9 +241,7 @@ class Sessions:
         if now_ns < worker.hello_due_ns:
             return
         worker.hello_due_ns = now_ns + _HELLO_EVERY_NS
-        hello = ControllerHello(
-            PROTOCOL_VERSION, self._incarnation, bundles=True, lost=worker.times_lost
-        )
+        hello = ControllerHello(PROTOCOL_VERSION, self._incarnation, times_lost=worker.times_lost)
         self._cluster.emit(ToWorker(worker.worker_id, hello))
 
     def _report_silence(self, now_ns: int) -> None:
@@ -265,9 +269,8 @@ class Sessions:
         lost: list[ActionState] = []
         for gpu in worker.gpus:
             lost.extend(self._cluster.remove_gpu(gpu))
+            self._overdue_ticks.pop(gpu.index, None)
             self._on_gpu_removed(gpu)
-        for action in lost:
-            self._cluster.log_lost(action, now_ns=now_ns)
         worker.gpus, worker.spare = [], []
         worker.prepared.clear()
         worker.instances.clear()

@@ -2,7 +2,7 @@
 
 A client's account is the exec time that its requests were given lately, each an equal part of its batch,
 over its weight. While requests are being lost, a request of a client whose account stands at the part r of
-the highest one counts 1 / r^3 times what it is worth, up to `MOST`: it goes ahead of the others in its
+the highest one counts 1 / r^3 times what it is worth, up to `MAX_FACTOR`: it goes ahead of the others in its
 model's queue, and its batch ahead of other models' batches. Clients with lower accounts therefore
 catch up with the highest one; in steady state all overloaded clients receive GPU time in proportion to their
 weights (weighted max-min fairness), within a few `MEMORY_NS`.
@@ -21,7 +21,7 @@ from slosched.units import NS_PER_MS, NS_PER_S
 
 MEMORY_NS = NS_PER_S
 #: Enough for a single request to go ahead of any batch of those who have had their share.
-MOST = 64.0
+MAX_FACTOR = 64.0
 #: Steep, so that a light client comes before those that are just behind one another.
 _STEEPNESS = 3
 #: Below this share of losses nobody is in anybody's way.
@@ -38,7 +38,7 @@ class _Account:
         self.weight = weight
         self.given_ns = 0.0
         self.at_ns = 0
-        self.factor = MOST  # of what its requests are worth
+        self.factor = MAX_FACTOR  # of what its requests are worth
 
     def level(self, now_ns: int) -> float:
         if self.given_ns:
@@ -55,7 +55,7 @@ class Shares:
         self._look_again_ns = 0
 
     def _account(self, client: Client) -> _Account:
-        key = client.account
+        key = client.name or client.identity
         account = self._accounts.get(key)
         if account is None:
             account = self._accounts[key] = _Account(client.weight)
@@ -85,7 +85,7 @@ class Shares:
         highest = max(levels.values())
         for key, level in levels.items():
             account = self._accounts[key]
-            least = highest / MOST ** (1 / _STEEPNESS)
-            account.factor = MOST if level <= least else (highest / level) ** _STEEPNESS
+            least = highest / MAX_FACTOR ** (1 / _STEEPNESS)
+            account.factor = MAX_FACTOR if level <= least else (highest / level) ** _STEEPNESS
             if account.given_ns < 1.0:
                 del self._accounts[key]

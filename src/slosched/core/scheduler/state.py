@@ -16,11 +16,13 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 from slosched.codes import ActionType
 from slosched.config import LOST_AFTER_NS
 from slosched.core.scheduler.delays import Delays
 from slosched.core.scheduler.estimators import ExecTable, WindowEstimator
+from slosched.core.values import Value
 from slosched.messages import GpuInfo, GpuStats, LoadModelResult, ModelInfo
 from slosched.units import NS_PER_MS, NS_PER_S
 
@@ -59,18 +61,17 @@ class Request:
         "client",
         "deadline_ns",
         "excused",
-        "input_bytes",
+        "input",
         "key",
         "model",
         "place",
+        "policy_data",
         "request_id",
         "slo_factor",
         "slo_ns",
         "state",
-        "stepped_over",
         "tried_alone",
         "user_id",
-        "value",
         "weight",
     )
 
@@ -84,7 +85,7 @@ class Request:
         slo_factor: float,
         slo_ns: int,
         arrival_ns: int,
-        input_bytes: int,
+        input: Value | None = None,
         weight: float = 1.0,
     ) -> None:
         self.key = key
@@ -96,25 +97,23 @@ class Request:
         self.slo_ns = slo_ns
         self.arrival_ns = arrival_ns
         self.deadline_ns = arrival_ns + slo_ns
-        self.input_bytes = input_bytes
+        self.input = input
         self.arrival_count = len(model.resident_on)
         self.attempts = 0
-        self.excused = 0  # those of them that failed at the model's hands
-        #: A larger batch was preferred that this request was too old for.
-        self.stepped_over = False
+        self.excused = 0  # failed attempts that are not the request's fault
         #: Its action ended with its process: it is tried once more, alone (second_tries.py).
         self.tried_alone = False
         self.state = RequestState.QUEUED
-        self.place = 0  # in a queue that others append to (queues.py)
-        #: What it is worth beside a request of weight 1, and what it counts while it is queued.
-        self.weight = weight
-        self.value = 1.0
+        self.place = 0  # in a queue that is only appended to (queues.py)
+        self.weight = weight  # what it is worth, compared with a request of weight 1 (weights.py)
+        #: The policy's own notes about the request; only the policy reads, writes and types them.
+        self.policy_data: Any = None
 
     def move(self, state: RequestState) -> None:
         """Change state along the table; any other change is a bug in the scheduler."""
         if not _MAY_FOLLOW[self.state][state]:
             raise AssertionError(
-                f"request {self.key}: {self.state.name} -> {state.name} is no transition"
+                f"request {self.key}: {self.state.name} -> {state.name} is not a transition"
             )
         self.state = state
 
@@ -151,18 +150,17 @@ class ActionState:
 
     def __init__(
         self,
+        *,
         action_id: int,
         action_type: ActionType,
         gpu: Gpu,
         model: Model,
-        requests: tuple[Request, ...],
-        batch_class: int,
+        requests: tuple[Request, ...] = (),
+        batch_class: int = 1,
         sent_ns: int,
-        reaches_ns: int,
         expected_start_ns: int,
         expected_duration_ns: int,
         latest_ns: int,
-        requests_queued: int,
     ) -> None:
         self.action_id = action_id
         self.action_type = action_type
@@ -171,7 +169,7 @@ class ActionState:
         self.requests = requests
         self.batch_class = batch_class
         self.sent_ns = sent_ns
-        self.reaches_ns = reaches_ns  # predicted receipt at the worker
+        self.reaches_ns = sent_ns + gpu.worker.transit.expected_ns  # predicted receipt there
         #: What was expected when it was sent: kept for telemetry and for the answers.
         self.expected_start_ns = expected_start_ns
         self.expected_end_ns = expected_start_ns + expected_duration_ns
@@ -180,7 +178,7 @@ class ActionState:
         self.predicted_start_ns = expected_start_ns
         self.predicted_end_ns = self.expected_end_ns
         self.latest_ns = latest_ns
-        self.requests_queued = requests_queued
+        self.requests_queued = len(model.queue)
         self.copies_loaded = len(model.resident_on)
         #: How much longer than expected it may take, as a promise of what follows should allow for.
         self.spread_ns = 0
@@ -218,9 +216,15 @@ class Executor:
             previous_end_ns = waiting.predicted_end_ns
         self.busy_until_ns = previous_end_ns
 
+    def drain(self) -> list[ActionState]:
+        """Take everything off; returns what was outstanding."""
+        drained = list(self.outstanding)
+        self.outstanding.clear()
+        return drained
+
 
 class ExecTables(dict[str, ExecTable]):
-    """Of one GPU of `worker`: `tables[name]` is there for every model that the worker prepared."""
+    """The exec tables of one GPU of `worker`: `tables[name]` for every model that the worker prepared."""
 
     def __init__(self, worker: Worker) -> None:
         super().__init__()
@@ -254,7 +258,6 @@ class Gpu:
     transfers: dict[str, WindowEstimator] = field(default_factory=dict)
     busy_ns: int = 0  # exec time so far, for status
     held: bool = False  # kept free for what must run alone
-    overdue_ticks: int = 0  # how long an action has been due that was not reported
     #: What its driver said last, when that came, and its count of energy when the worker joined.
     stats: GpuStats | None = None
     stats_ns: int = 0
@@ -289,7 +292,11 @@ class Gpu:
         self.failed_loads[model.model_id] = (now_ns + pause_ns, pause_ns)
 
     def may_load(self, model: Model, now_ns: int) -> bool:
-        return now_ns >= self.failed_loads.get(model.model_id, (0, 0))[0]
+        return now_ns >= self.load_again_ns(model)
+
+    def load_again_ns(self, model: Model) -> int:
+        """When a load of `model` that failed here may be tried again; 0: none failed."""
+        return self.failed_loads.get(model.model_id, (0, 0))[0]
 
     def exec_table(self, model: Model) -> ExecTable:
         return self.tables[model.name]
@@ -302,6 +309,18 @@ class Gpu:
         return estimator
 
 
+def add_residency(gpu: Gpu, model: Model) -> None:
+    """`gpu` holds `model`'s weights from now on; the pages were taken when the load was sent."""
+    gpu.resident[model.model_id] = model
+    model.resident_on[gpu.index] = gpu
+
+
+def drop_residency(gpu: Gpu, model: Model) -> None:
+    """`gpu` does not hold `model`'s weights any more; the pages are the caller's to count."""
+    gpu.resident.pop(model.model_id, None)
+    model.resident_on.pop(gpu.index, None)
+
+
 class WorkerState(IntEnum):
     SILENT = 0  # never answered, or lost
     JOINED = 1
@@ -310,7 +329,7 @@ class WorkerState(IntEnum):
 #: Before anything was measured: a LAN's round trip and a busy event loop.
 _DEFAULT_TRANSIT_NS = 500_000
 _DEFAULT_RETURN_NS = 500_000
-#: A longer way than this was no way but a pause of one of the two; it would teach nothing else.
+#: A longer latency than this was a pause of one of the two processes, and would teach something wrong.
 _LONGEST_PATH_NS = LOST_AFTER_NS
 _FIRST_PAUSE_NS = 100 * NS_PER_MS
 _LONGEST_PAUSE_NS = 10 * NS_PER_S
@@ -354,13 +373,12 @@ class Worker:
     times_lost: int = 0
     clock_offset_ns: int = 0
     clock_error_ns: int = 0
-    bundles: bool = False  # it takes an ActionBundle
     leaving: bool = False  # it said goodbye
     put_aside: dict[str, str] = field(
         default_factory=dict
     )  # name -> why it does not offer the model
     activity: str = ""
-    preparing: int = -1  # LoadModels that it says it has; -1: it does not say
+    preparing: int = -1  # LoadModels that it holds; -1: no heartbeat of this session has come
     errors: int = 0
     dropped: int = 0
     #: Decision here until received there; exec end there until handled here.
@@ -373,7 +391,7 @@ class Worker:
 
     @property
     def label(self) -> str:
-        """For people: its number and where it is."""
+        """Human-readable: its number and where it is."""
         return f"{self.worker_id} ({self.address})" if self.address else str(self.worker_id)
 
     @property
@@ -381,8 +399,8 @@ class Worker:
         """True if an action of its GPUs is not reported yet."""
         return any(gpu.exec.outstanding or gpu.weights.outstanding for gpu in self.gpus)
 
-    def learn_path(self, *, there_ns: int, back_ns: int) -> bool:
-        """Take one measurement of each way. True if a prediction moved; paths.py tells of it."""
+    def learn_latency(self, *, there_ns: int, back_ns: int) -> bool:
+        """Take one measurement in each direction. True if a prediction moved (paths.py publishes that)."""
         moved = 0 <= there_ns < _LONGEST_PATH_NS and self.transit.add(there_ns)
         if 0 <= back_ns < _LONGEST_PATH_NS and self.returns.add(back_ns):
             moved = True
@@ -407,20 +425,12 @@ class Model:
     pages: int = 1
     result: LoadModelResult | None = None  # the first worker's answer: shapes and dtypes
     queue: list[Request] = field(default_factory=list)  # ascending (deadline, key)
-    #: Queued requests whose value is not 1 (INFER5), and, while there are any, the highest of them or 1.
-    weighted: int = 0
-    heaviest: float = 1.0
     resident_on: dict[int, Gpu] = field(default_factory=dict)  # by GPU index
     loading_on: dict[int, Gpu] = field(default_factory=dict)
     clients: dict[bytes, Client | None] = field(default_factory=dict)  # its users, by identity
     last_used_ns: int = 0
     unused_since_ns: int = 0  # when its last client left, if it has none
-    weights_ns: int = 0  # time of a load, and
-    cold_ns: int = 1  # of a load and the exec of one request; both frozen when loaded
-    #: Scores (popularity.py): requests lately, those by their need of weights, those lost for want of GPUs.
-    asked: float = 0.0
-    need: float = 0.0
-    shortage: float = 0.0
+    weights_ns: int = 0  # the time of a load, frozen when loaded
 
     def info(self) -> ModelInfo:
         loaded = self.result
@@ -452,10 +462,8 @@ class Client:
     incarnation: int
     name: str
     weight: float = 1.0
-    account: str | bytes = b""  # whom its share of the GPUs is counted with (shares.py)
     heard: bool = True
     silent_ticks: int = 0
-    bundles: bool = False  # it takes a ReplyBundle
     gone: bool = False  # it left; what is left of it goes in slices
     requests: dict[int, Request] = field(default_factory=dict)  # unanswered, by its request_id
     input_bytes: int = 0  # of these

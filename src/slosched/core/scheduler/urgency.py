@@ -78,10 +78,22 @@ class _Envelope:
         )
 
 
+class _Weighted:
+    """The queued requests of one model whose value is not 1."""
+
+    __slots__ = ("count", "highest")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.highest = 1.0  # the highest value since there were none, at least 1
+
+
 class Urgency:
     """The waiting models in order. The caller says when a queue changed, and what GPUs measure."""
 
     def __init__(self) -> None:
+        #: By model id: models with queued requests whose value is not 1.
+        self.weighted: dict[int, _Weighted] = {}
         self.waiting: dict[int, Model] = {}  # by model id, in the order in which they began to wait
         self.since: dict[int, int] = {}  # the same order as numbers: the tie-break
         self._next = 0
@@ -111,6 +123,22 @@ class Urgency:
         del self.waiting[model_id], self.since[model_id]
         self._stale.pop(model_id, None)
         self._drop(model_id)
+
+    def weighs(self, model: Model, value: float) -> None:
+        """A request was queued whose `value` is not 1."""
+        weighted = self.weighted.get(model.model_id)
+        if weighted is None:
+            weighted = self.weighted[model.model_id] = _Weighted()
+        weighted.count += 1
+        weighted.highest = max(value, weighted.highest)
+
+    def weighs_no_more(self, model: Model, count: int) -> None:
+        """`count` such requests left the queue."""
+        if count:
+            weighted = self.weighted[model.model_id]
+            weighted.count -= count
+            if not weighted.count:
+                del self.weighted[model.model_id]
 
     def measured(self, name: str, batch: int, time_ns: int) -> None:
         """Some GPU takes about `time_ns` for `batch` of `name`: the bounds must hold for it."""
@@ -179,9 +207,9 @@ class Urgency:
         queue = model.queue
         length = min(len(queue), len(bounds_ns) - 1)
         bound_ns = bounds_ns[length]
-        if model.weighted:
+        if self.weighted and (weighted := self.weighted.get(model.model_id)) is not None:
             envelope = self._envelopes[model.name]
-            bound_ns = envelope.bound_for(length, model.heaviest, self._losses)
+            bound_ns = envelope.bound_for(length, weighted.highest, self._losses)
         return (
             1.25 * queue[0].deadline_ns + bound_ns,
             self.since[model.model_id],

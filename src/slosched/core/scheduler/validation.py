@@ -1,4 +1,4 @@
-"""What peers may say: words for what is wrong with it, so that they can mend it, or nothing."""
+"""What peers may send. Each check returns a sentence that says what to mend, or an empty string."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from itertools import pairwise
 
 from slosched.config import MOST_PUT_ASIDE, PUT_ASIDE_CHARS
+from slosched.core.scheduler.foreign_text import printable
 from slosched.core.scheduler.state import Client, Model, ModelState
-from slosched.core.scheduler.words import printable
 from slosched.messages import InferRequest, LoadModelResult, Span, WorkerWelcome
 from slosched.units import NS_PER_S, tensor_bytes
 
@@ -15,10 +15,10 @@ from slosched.units import NS_PER_S, tensor_bytes
 _USUAL_FACTOR = 1e6
 
 
-def what_is_wrong(
+def request_error(
     client: Client, message: InferRequest, model: Model | None, bytes_behind: int
 ) -> str:
-    """Words for an impossible request; empty when it is fine."""
+    """Return what makes the request impossible; empty if nothing does."""
     if model is None or model.state is not ModelState.LOADED or model.result is None:
         return f"no model has the id {message.model_id}; load one first and use the id it gets"
     factor, slo_ns = message.slo_factor, message.slo_ns
@@ -49,8 +49,8 @@ _MAX_DIMENSIONS = 16
 _LONGEST_NS = 3600 * NS_PER_S
 
 
-def what_is_wrong_with_worker(message: WorkerWelcome) -> str:
-    """Words for a welcome that cannot be; empty when it is fine."""
+def worker_error(message: WorkerWelcome) -> str:
+    """Return what makes the welcome impossible; empty if nothing does."""
     ids = [gpu.gpu_id for gpu in message.gpus]
     if not 1 <= len(ids) <= _MAX_GPUS_PER_WORKER or len(set(ids)) != len(ids) or min(ids) < 0:
         return (
@@ -70,8 +70,8 @@ def put_aside_of(message: WorkerWelcome) -> dict[str, str]:
     }
 
 
-def what_is_wrong_with_model(result: LoadModelResult) -> str:
-    """Words for a loaded model that cannot be; empty when it is fine."""
+def model_error(result: LoadModelResult) -> str:
+    """Return what makes the prepared model impossible; empty if nothing does."""
     batches, exec_ns = result.batch_sizes, result.exec_ns
     if not 0 < len(batches) == len(exec_ns) <= _MAX_BATCH_CLASSES:
         return f"it lists {len(batches)} batch sizes and {len(exec_ns)} exec times"
@@ -83,9 +83,9 @@ def what_is_wrong_with_model(result: LoadModelResult) -> str:
         return f"its weights take {result.pages} pages, {result.weights_bytes} bytes"
     for shape in (result.input_shape, result.output_shape):
         if len(shape) > _MAX_DIMENSIONS or not all(0 < extent < 2**31 for extent in shape):
-            return f"{shape} is no shape"
+            return f"{shape} is not a shape"
     if tensor_bytes((), result.input_dtype) == 0 or tensor_bytes((), result.output_dtype) == 0:
-        return f"nobody knows the dtypes {result.input_dtype!r} and {result.output_dtype!r}"
+        return f"unknown dtypes {result.input_dtype!r} and {result.output_dtype!r}"
     return ""
 
 

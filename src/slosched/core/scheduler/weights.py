@@ -62,31 +62,65 @@ def what_is_wrong_with_weight(weight: float) -> str:
     return f"a client's weight must be within {least:g}..{most:g}, not {weight:g}"
 
 
+class Standing:
+    """What INFER5 notes about a request (`Request.policy_data`); a request without has these values.
+
+    Most requests have a value of 1 and are never stepped over, so most requests carry none.
+    """
+
+    __slots__ = ("stepped_over", "value")
+
+    def __init__(self) -> None:
+        self.value = 1.0  # how many requests of weight 1 it counts as while it is queued
+        #: A larger batch was preferred that this request was too old for.
+        self.stepped_over = False
+
+
+def standing_of(request: Request) -> Standing:
+    """The request's standing, which is made if it has none."""
+    standing: Standing | None = request.policy_data
+    if standing is None:
+        standing = request.policy_data = Standing()
+    return standing
+
+
+def value_of(request: Request) -> float:
+    """How many requests of weight 1 `request` counts as."""
+    standing: Standing | None = request.policy_data
+    return 1.0 if standing is None else standing.value
+
+
+def was_stepped_over(request: Request) -> bool:
+    """Whether a larger batch was preferred that `request` was too old for."""
+    standing: Standing | None = request.policy_data
+    return standing is not None and standing.stepped_over
+
+
 def worth_most(
-    queue: Sequence[Request], over: int, taken: int, credit_ns: float, loss: float
+    queue: Sequence[Request], skipped: int, taken: int, credit_ns: float, loss: float
 ) -> list[Request]:
-    """The `taken` requests behind the first `over` that a batch should carry, in the queue's order.
+    """The `taken` requests behind the first `skipped` that a batch should carry, in the queue's order.
 
     They are those whose deadline is soonest when each is moved ahead by `credit_ns` times its value, as far
     as values count at this `loss`: what the batch's key gains by it. All of equal value: the first ones.
     """
-    stop = min(len(queue), over + taken + _LOOKED_AT)
-    if stop - over == taken:
-        return list(queue[over:stop])
+    stop = min(len(queue), skipped + taken + _LOOKED_AT)
+    if stop - skipped == taken:
+        return list(queue[skipped:stop])
     ahead_ns = credit_ns * _emphasis(loss)
     places = nsmallest(
         taken,
-        range(over, stop),
-        key=lambda place: queue[place].deadline_ns - ahead_ns * queue[place].value,
+        range(skipped, stop),
+        key=lambda place: queue[place].deadline_ns - ahead_ns * value_of(queue[place]),
     )
     places.sort()
     return [queue[place] for place in places]
 
 
-def value_of(aboard: Sequence[Request], loss: float) -> float:
+def value_aboard(aboard: Sequence[Request], loss: float) -> float:
     """How many requests of value 1 a batch of `aboard` counts as, at this `loss`."""
     count = len(aboard)
-    return count + _emphasis(loss) * (sum(request.value for request in aboard) - count)
+    return count + _emphasis(loss) * (sum(value_of(request) for request in aboard) - count)
 
 
 def _emphasis(loss: float) -> float:
@@ -95,11 +129,11 @@ def _emphasis(loss: float) -> float:
 
 
 def take_worth_most(
-    queue: list[Request], over: int, taken: int, credit_ns: float, loss: float
+    queue: list[Request], skipped: int, taken: int, credit_ns: float, loss: float
 ) -> tuple[list[Request], int]:
     """Take `worth_most` out of the queue; and how many are left there that were passed over."""
-    requests = worth_most(queue, over, taken, credit_ns, loss)
+    requests = worth_most(queue, skipped, taken, credit_ns, loss)
     for request in requests:
-        over = bisect_left(queue, request)
-        del queue[over]
-    return requests, over
+        skipped = bisect_left(queue, request)
+        del queue[skipped]
+    return requests, skipped

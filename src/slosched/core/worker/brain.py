@@ -173,11 +173,6 @@ class WorkerBrain:
     # ---------------------------------------------------------------------------- questions
 
     @property
-    def bundles(self) -> bool:
-        """True if the controller takes a ResultBundle."""
-        return self._link.bundles
-
-    @property
     def idle(self) -> bool:
         """True if every action was answered and no device works."""
         return not self._ledger.unanswered and self._pipeline.idle
@@ -261,14 +256,13 @@ class WorkerBrain:
         identity = self._identity
         message = WorkerWelcome(
             protocol=PROTOCOL_VERSION,
-            incarnation=session,
+            session=session,
             version=identity.version,
             host=identity.host,
             pid=identity.pid,
             device=identity.device,
             gpus=self.gpu_reports(),
             loadable=identity.loadable,
-            bundles=True,
             put_aside=identity.put_aside,
         )
         self._ledger.effects.append(ToController(self._link.peer, message))

@@ -57,10 +57,9 @@ class Link:
         self._quick_left = 0
         self._heard_ns = 0
         self._controller = 0  # the incarnation that we serve, or will
-        self._lost = -1  # how often that had lost us when it said so
+        self._times_lost = 0  # the count in that controller's last hello
         self.session: int | None = None
         self.peer = b""
-        self.bundles = False  # the controller takes a ResultBundle
         self.clock = ClockSync()
         self.due_ns = 0
         self.handing_over = False
@@ -76,17 +75,18 @@ class Link:
                 f"protocol {PROTOCOL_VERSION}: install the same version on both",
             )
         known = self.session is not None or self.handing_over
-        if known and message.incarnation == self._controller and 0 <= message.lost <= self._lost:
+        ours = known and message.incarnation == self._controller
+        if ours and message.times_lost <= self._times_lost:
             # It was said before the Welcome came, and waited; or it is an old one that came late.
-            if message.lost == self._lost:
+            if message.times_lost == self._times_lost:
                 self.peer, self._heard_ns = peer, now_ns
             return HelloOutcome.REPEATED
-        if known and message.incarnation == self._controller:
+        if ours:
             # It says hello only when it has given our session up and everything that was queued in
             # it, so nothing of that may still run beside what it sends next.
             self.peer, self._heard_ns = peer, now_ns
-            self.session, self.bundles = None, message.bundles
-            self._lost = message.lost
+            self.session = None
+            self._times_lost = message.times_lost
             self.handing_over = True
             return HelloOutcome.RENEWED
         silent_ns = now_ns - self._heard_ns
@@ -98,8 +98,8 @@ class Link:
                 "goes silent",
             )
         self.peer, self._controller, self._heard_ns = peer, message.incarnation, now_ns
-        self.session, self.bundles = None, message.bundles
-        self._lost = message.lost
+        self.session = None
+        self._times_lost = message.times_lost
         self.handing_over = self.forgetting = True
         return HelloOutcome.TAKE_OVER
 

@@ -6,7 +6,7 @@ from slosched.config import ModelProfile
 from slosched.core.clock_sync import ClockSync
 from slosched.core.worker.state import ACTION_TYPES, Instance, PendingAction
 from slosched.messages import (
-    MOST_WORDS,
+    MAX_TEXT,
     ClearCacheResult,
     ErrorResult,
     EvictWeightsResult,
@@ -45,7 +45,7 @@ def failed(
         action_id=action.message.action_id,
         action_type=int(ACTION_TYPES[type(action.message)]),
         code=int(code),
-        reason=reason[:MOST_WORDS],
+        reason=reason[:MAX_TEXT],
         received_ns=clock.to_peer_ns(action.received_ns),
         sent_ns=clock.to_peer_ns(now_ns),
     )

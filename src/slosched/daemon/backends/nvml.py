@@ -125,7 +125,9 @@ class Nvml:
             except self._error as error:
                 if not self._note(error):
                     self._questions.remove(question)
-        return GpuStats(self.gpu_id, self.name, self.uuid, self.driver, **known)
+        return GpuStats(
+            gpu_id=self.gpu_id, name=self.name, uuid=self.uuid, driver=self.driver, **known
+        )
 
     def close(self) -> None:
         """Let NVML go; everything is unknown from then on. Idempotent."""

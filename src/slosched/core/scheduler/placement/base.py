@@ -27,9 +27,9 @@ class Loaders:
         self._able: dict[int, Gpu] = {}  # by index
         self._ending: list[tuple[int, int, Gpu]] = []  # one load: (when it is about to end, index)
         self._ends_ns: dict[int, int] = {}  # which entry of each index holds
-        cluster.on_load.append(self._changed)
+        self._changed = cluster.changes.follow_loads()
 
-    def _changed(self, gpu: Gpu) -> None:
+    def _place(self, gpu: Gpu) -> None:
         index = gpu.index
         self._able.pop(index, None)
         self._ends_ns.pop(index, None)
@@ -43,6 +43,10 @@ class Loaders:
 
     def able(self, now_ns: int) -> dict[int, Gpu]:
         """By index, in no order that means anything."""
+        if self._changed:
+            for gpu in self._changed.values():
+                self._place(gpu)
+            self._changed.clear()
         ending = self._ending
         while ending and ending[0][0] <= now_ns:
             ends_ns, index, gpu = heappop(ending)
@@ -67,6 +71,9 @@ class Placement:
     controller's clock.
     """
 
+    #: Whether instances that no client uses may be unloaded: the rule forgets one that is.
+    unloads_unused = True
+
     def __init__(self, cluster: Cluster, *, heeds_deadlines: bool = True) -> None:
         self._cluster = cluster
         self._heeds_deadlines = heeds_deadlines
@@ -76,7 +83,7 @@ class Placement:
         self._now_ns = 0  # of the last `plan`
         self._first: dict[int, deque[Model]] = {}  # GPU index -> models to copy into free pages
         self._unsettled: dict[int, dict[int, bool]] = {}  # model id -> GPU index -> still queued
-        cluster.on_unload.append(lambda model: self._unsettled.pop(model.model_id, None))
+        self._unloaded = cluster.changes.follow_unloaded()
 
     # --------------------------------------------------------------------------- what a rule is
 
@@ -153,6 +160,8 @@ class Placement:
     def plan(self, *, now_ns: int) -> None:
         """Send every load and eviction that should be sent by now."""
         self._now_ns = now_ns
+        while self._unloaded:
+            self._unsettled.pop(self._unloaded.popitem()[0], None)
         self._plan_loads(now_ns)
         if self._first:
             self._fill_free_pages(now_ns)
@@ -168,7 +177,7 @@ class Placement:
                 fits = gpu.free_pages >= model.pages and model.model_id in gpu.worker.instances
                 here = model.model_id in gpu.resident or model.model_id in gpu.loading
                 if fits and not here:
-                    if index not in able:
+                    if index not in self._loaders.able(now_ns):
                         break  # by the loads that were just sent
                     self._load(gpu, model, now_ns)
                 models.popleft()

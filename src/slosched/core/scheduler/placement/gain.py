@@ -1,7 +1,7 @@
 """`gain`: the load that lets the most requests be in time for each millisecond of PCIe (our rule).
 
 Two things make weights on a GPU worth having. Requests that wait for them now, and would be in time if the
-load were sent now, count one each. Requests to come count by `Model.need` (popularity.py): each by the
+load were sent now, count one each. Requests to come count by their model's `need` (popularity.py): each by the
 share of its SLO that loading first would take, since what has time for a load can be served either way.
 
 1. A model is *wished for* when it is asked for and resident nowhere; and once more (`more`) when its requests
@@ -25,7 +25,7 @@ share of its SLO that loading first would take, since what has time for a load c
 So two models in use never push each other out for nothing: each load over something serves somebody who
 waits, or raises what the GPU is worth by a margin. And whoever has time for a load does not wait in vain
 beside an idle GPU: there, everything is a victim. A copy that others hold too is worth as much of the model's
-need as keeps the others busy, or what was lost lately for want of one (`Model.shortage`).
+need as keeps the others busy, or what was lost lately for want of one (`Score.shortage`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from itertools import islice
 
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.placement.base import Placement
-from slosched.core.scheduler.placement.popularity import Popularity
+from slosched.core.scheduler.placement.popularity import Popularity, cold_ns
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 
 #: What is loaded for the future alone must be needed so much more than what it takes the place of.
@@ -215,10 +215,11 @@ class GainPlacement(Placement):
             if not self._heeds_deadlines:
                 waiting, first_ns = len(queue), queue[0].arrival_ns
             else:
-                left = bisect_left(queue, now_ns + model.cold_ns, key=_deadline_ns)
+                needs_ns = cold_ns(model)
+                left = bisect_left(queue, now_ns + needs_ns, key=_deadline_ns)
                 if left < len(queue):
                     waiting = len(queue) - left
-                    first_ns = queue[left].deadline_ns - model.cold_ns
+                    first_ns = queue[left].deadline_ns - needs_ns
         worth = self._worth(model, len(model.resident_on), now_ns)
         to_come = self._popularity.per_ns(worth, now_ns) * model.weights_ns
         return first_ns - _CREDIT * model.weights_ns * (waiting + to_come)
@@ -278,7 +279,7 @@ class GainPlacement(Placement):
         queue = model.queue
         if not queue or not self._heeds_deadlines:
             return bool(queue)
-        return queue[-1].deadline_ns >= now_ns + model.cold_ns
+        return queue[-1].deadline_ns >= now_ns + cold_ns(model)
 
     def _takes_ns(self, gpu: Gpu, model: Model) -> int:
         """From now until an answer of `model`, loaded on `gpu` with nothing else to do, would be here."""
@@ -298,10 +299,11 @@ class GainPlacement(Placement):
         """The score of what would be lost without one copy of `model` if `others` GPUs hold it."""
         if not model.clients:
             return 0.0
+        score = self._popularity.score(model)
         if others == 0:
-            return model.need
-        busy = self._popularity.per_ns(model.asked, now_ns) * model.b1_ns
-        return max(model.need * min(1.0, busy / others), model.shortage / others)
+            return score.need
+        busy = self._popularity.per_ns(score.asked, now_ns) * model.b1_ns
+        return max(score.need * min(1.0, busy / others), score.shortage / others)
 
     def _victims(self, gpu: Gpu, model: Model, now_ns: int) -> _Victims | None:
         """Who makes room for `model` on `gpu`; None if those that may go are too small together."""
@@ -310,7 +312,7 @@ class GainPlacement(Placement):
             order = self._order[gpu.index] = self._in_order(gpu, now_ns)
         free_pages = gpu.free_pages
         found = _Victims([], 0, 0.0, 0.0)
-        away_ns = model.cold_ns
+        away_ns = cold_ns(model)
         for victim in order:
             worth = self._worth(victim, len(victim.resident_on) - 1, now_ns)
             waiting = len(victim.queue) if len(victim.resident_on) == 1 else 0

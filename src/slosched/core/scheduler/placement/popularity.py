@@ -18,19 +18,44 @@ _LEAST_MEMORY = 200
 _TOO_LARGE = 1e100
 
 
+class Score:
+    """The scores of one model; `Popularity.per_ns` turns each into a rate."""
+
+    __slots__ = ("asked", "need", "shortage")
+
+    def __init__(self) -> None:
+        self.asked = 0.0  # recent requests
+        self.need = 0.0  # the same, each by the share of its SLO that loading first would take
+        self.shortage = 0.0  # requests lost for want of another GPU that holds the model
+
+
+#: The scores of a model that nobody has asked for.
+_NONE = Score()
+
+
+def cold_ns(model: Model) -> int:
+    """The time of a load and of the exec of one request (above 0)."""
+    return max(1, model.weights_ns + model.b1_ns)
+
+
 class Popularity:
-    """Scores of all models (`Model.asked`, `need` and `shortage`) and what one of them is per ns."""
+    """The scores of all models, and what one of them is per ns."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
+        self._scores: dict[int, Score] = {}  # by model id
+        self._unloaded = cluster.changes.follow_unloaded()
         self._unit = 1.0  # what the newest request counts
         self._elapsed = 0.0  # time between requests, ns, counted like these
         self._last_ns = -1
 
     def asked(self, request: Request, *, now_ns: int) -> None:
         """Count `request` by the share of its time that loading the model first would take."""
+        while self._unloaded:
+            self._scores.pop(self._unloaded.popitem()[0], None)
         model = request.model
-        cold_ns = model.cold_ns
+        score = self._score(model)
+        needs_ns = cold_ns(model)
         memory = _SAMPLES * len(self._cluster.models)
         unit = self._unit = self._unit * (
             1.0 + 1.0 / (memory if memory > _LEAST_MEMORY else _LEAST_MEMORY)
@@ -38,17 +63,27 @@ class Popularity:
         if self._last_ns >= 0:
             self._elapsed += unit * (now_ns - self._last_ns)
         else:  # as if one had come in the time of a load
-            self._elapsed = unit * cold_ns
+            self._elapsed = unit * needs_ns
         self._last_ns = now_ns
         slo_ns = request.slo_ns
-        model.asked += unit
-        model.need += unit if slo_ns <= cold_ns else unit * cold_ns / slo_ns
+        score.asked += unit
+        score.need += unit if slo_ns <= needs_ns else unit * needs_ns / slo_ns
         if unit > _TOO_LARGE:
             self._deflate()
 
     def short(self, model: Model) -> None:
         """A request was lost that one more GPU with `model` could have served."""
-        model.shortage += self._unit
+        self._score(model).shortage += self._unit
+
+    def _score(self, model: Model) -> Score:
+        score = self._scores.get(model.model_id)
+        if score is None:
+            score = self._scores[model.model_id] = Score()
+        return score
+
+    def score(self, model: Model) -> Score:
+        """The scores of `model`, to be read only."""
+        return self._scores.get(model.model_id, _NONE)
 
     def per_ns(self, score: float, now_ns: int) -> float:
         """A score as requests per ns, each by its weight."""
@@ -58,9 +93,9 @@ class Popularity:
 
     def _deflate(self) -> None:
         factor = 1.0 / self._unit
-        for model in self._cluster.models.values():
-            model.asked *= factor
-            model.need *= factor
-            model.shortage *= factor
+        for score in self._scores.values():
+            score.asked *= factor
+            score.need *= factor
+            score.shortage *= factor
         self._elapsed *= factor
         self._unit = 1.0

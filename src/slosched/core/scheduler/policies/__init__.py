@@ -1,9 +1,12 @@
-"""Scheduling policies by name. A new one is a file here and a line in `POLICIES`."""
+"""Scheduling policies by TYPE. A new one is a file, and its class in `_CLASSES`."""
 
 from __future__ import annotations
 
-from slosched.config import SchedulerConfig
+from dataclasses import replace
+
+from slosched.config import PLACEMENTS, SchedulerConfig
 from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import Policy, Refusals
 from slosched.core.scheduler.policies.baselines.aimd import Aimd
 from slosched.core.scheduler.policies.baselines.edf import Edf
@@ -11,32 +14,100 @@ from slosched.core.scheduler.policies.baselines.fifo import Fifo
 from slosched.core.scheduler.policies.baselines.reject import Reject
 from slosched.core.scheduler.policies.echo import Echo
 from slosched.core.scheduler.policies.infer5 import Infer5
+from slosched.core.scheduler.policies.placements import PLACEMENT_RULES
 from slosched.core.scheduler.policies.published.direct import Direct
 from slosched.core.scheduler.policies.published.infer4 import Infer4
 from slosched.core.scheduler.policies.published.infer5_paper import Infer5Paper
 from slosched.core.scheduler.policies.published.smart import Smart
 from slosched.core.scheduler.policies.published.stress import Stress
-from slosched.errors import UnknownName
+from slosched.errors import InvalidConfig, UnknownName
+from slosched.units import format_duration
+
+#: All policies, in the order of `slosched controller --help`.
+_CLASSES: tuple[type[Policy], ...] = (
+    Infer5, Infer5Paper, Fifo, Edf, Reject, Aimd, Echo, Infer4, Smart, Direct, Stress,
+)  # fmt: skip
+
+
+def _by_type(classes: tuple[type[Policy], ...]) -> dict[str, dict[str, type[Policy]]]:
+    found: dict[str, dict[str, type[Policy]]] = {}
+    for policy in classes:
+        for fidelity in policy.about.fidelities:
+            found.setdefault(policy.about.type, {})[fidelity] = policy
+    return found
+
 
 #: TYPE -> fidelity -> policy.
-POLICIES: dict[str, dict[str, type[Policy]]] = {
-    "INFER5": {"best": Infer5, "paper": Infer5Paper},
-    "ECHO": {"best": Echo, "paper": Echo},
-    "FIFO": {"best": Fifo, "paper": Fifo},
-    "EDF": {"best": Edf, "paper": Edf},
-    "REJECT": {"best": Reject, "paper": Reject},
-    "AIMD": {"best": Aimd, "paper": Aimd},
-    "INFER4": {"best": Infer4, "paper": Infer4},
-    "SMART": {"best": Smart, "paper": Smart},
-    "DIRECT": {"best": Direct, "paper": Direct},
-    "STRESS": {"best": Stress, "paper": Stress},
-}
+POLICIES = _by_type(_CLASSES)
+
+
+def policy_class(type_: str, fidelity: str = "best") -> type[Policy]:
+    """The class of a TYPE. Raises UnknownName, which lists those that exist."""
+    try:
+        by_fidelity = POLICIES[type_]
+    except KeyError:
+        raise UnknownName("controller TYPE", type_, list(POLICIES)) from None
+    return by_fidelity[fidelity]
+
+
+def about(type_: str, fidelity: str = "best") -> About:
+    """What the policy of a TYPE says about itself. Raises UnknownName."""
+    return policy_class(type_, fidelity).about
 
 
 def make_policy(config: SchedulerConfig, cluster: Cluster, refusals: Refusals) -> Policy:
-    """Return the policy that `config` names. Raises UnknownName, which lists those there are."""
-    try:
-        by_fidelity = POLICIES[config.policy]
-    except KeyError:
-        raise UnknownName("controller TYPE", config.policy, list(POLICIES)) from None
-    return by_fidelity[config.fidelity](cluster, refusals)
+    """Make the policy that `config` names. Raises UnknownName."""
+    return policy_class(config.policy, config.fidelity)(cluster, refusals)
+
+
+def resolved(config: SchedulerConfig) -> SchedulerConfig:
+    """Return the same options with every None replaced by its default.
+
+    Raises UnknownName for an unknown TYPE, InvalidConfig for an option that its policy cannot heed.
+    """
+    policy = about(config.policy, config.fidelity)
+    _check(config, policy)
+    defaults = policy.defaults_under(config.fidelity)
+    ahead_ns = defaults.schedule_ahead_ns
+    if config.generate_inputs:
+        ahead_ns = defaults.generated_ahead_ns
+    return replace(
+        config,
+        schedule_ahead_ns=_given(config.schedule_ahead_ns, ahead_ns),
+        max_exec_ns=_given(config.max_exec_ns, defaults.max_exec_ns),
+        max_batch=_given(config.max_batch, defaults.max_batch),
+    )
+
+
+def _given(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
+def _check(config: SchedulerConfig, policy: About) -> None:
+    places_itself = not policy.takes_placement or config.fidelity == "paper"
+    if config.placement != PLACEMENTS[0] and places_itself:
+        raise InvalidConfig(
+            f"placement {config.placement!r} has no effect under {config.policy} ({config.fidelity}), which "
+            "places weights in its own way; leave it out"
+        )
+    ahead_ns, least_ns = config.schedule_ahead_ns, policy.least_ahead_ns
+    if least_ns and ahead_ns is not None and ahead_ns <= least_ns:
+        raise InvalidConfig(
+            f"schedule_ahead must be above {format_duration(least_ns)} under {config.policy} "
+            f"({config.fidelity}), not {format_duration(ahead_ns)}: it lets nothing start sooner than that, so "
+            "nothing would ever be sent"
+        )
+
+
+def unloads_unused(config: SchedulerConfig) -> bool:
+    """Whether instances that no client uses may be unloaded under `config`; the published code keeps all."""
+    return (
+        config.fidelity == "best"
+        and about(config.policy).unloads_unused
+        and PLACEMENT_RULES[config.placement].unloads_unused
+    )
+
+
+def summaries() -> list[tuple[str, str]]:
+    """(TYPE, one line about it) of every TYPE, in the order of the help."""
+    return [(type_, about(type_).summary) for type_ in POLICIES]

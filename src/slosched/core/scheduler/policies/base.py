@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 
 
@@ -28,6 +29,8 @@ class Refusals(Protocol):
 class Policy(Protocol):
     """One way to schedule. All times in ns on the controller's clock."""
 
+    #: What it says about itself, on the class.
+    about: About
     #: Whether the requests of a failed action come back through `enqueue`.
     replans: bool
 

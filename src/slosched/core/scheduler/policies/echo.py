@@ -6,11 +6,20 @@ It measures everything but the GPUs: the clients, the wire and the controller's 
 from __future__ import annotations
 
 from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import Refusals
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 
 
 class Echo:
+    about = About(
+        type="ECHO",
+        summary="answers at once without a GPU: measures the network and the client",
+        takes_placement=False,
+        unloads_unused=False,
+        runs_models=False,
+        not_planned="answers at once without running a model",
+    )
     replans = True
 
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:

@@ -1,6 +1,6 @@
 """INFER5, our form: the GPU time that is about to be free goes to the most urgent *batch*.
 
-Decided when a request arrives or a GPU opens (openings.py), and at no other time. For the open GPU
+Decided when a request arrives or a GPU opens (dispatch_windows.py), and at no other time. For the open GPU
 that can start soonest, at s:
 
 1. every request that cannot be in time even alone, starting at s, is answered at once;
@@ -19,7 +19,7 @@ that can start soonest, at s:
 
 It is earliest virtual deadline first with credit for serving many at once. x is the share of requests
 lost lately: the more is lost, the more efficiency counts against urgency. A model that was passed over
-for long has a turn before all this (held_back.py).
+for long has a turn before all this (anti_starvation.py).
 
 A promise leaves the exec estimator's margin and the worker's return margin before the deadline; behind
 another inference also that one's margin, the two as independent errors add up (root of the squares). A
@@ -27,9 +27,9 @@ single request on an idle GPU needs no promise: it is sent when it is likely to 
 only when it is not. The worker gets the latest start at which half the batch would still be in time,
 and refuses the action after it.
 
-Nothing is rescanned: GPUs stand in the order in which they are free (free_order.py), waiting models in
+Nothing is rescanned: GPUs stand in the order in which they are free (gpus_by_free_time.py), waiting models in
 that of a bound on their keys (urgency.py), and a GPU that nothing could go to is asked again when
-something changed for it (openings.py). The decisions are those of a full scan.
+something changed for it (dispatch_windows.py). The decisions are those of a full scan.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from bisect import insort
 from collections.abc import Iterable
 
 from slosched.codes import Code
+from slosched.core.scheduler.anti_starvation import AntiStarvation
 from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.dispatch_windows import DispatchWindows
 from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.forecast import Forecast, why_refused_early
-from slosched.core.scheduler.held_back import HeldBack
-from slosched.core.scheduler.openings import Openings
 from slosched.core.scheduler.plans import (
     NEVER_NS,
     Plan,
@@ -52,6 +52,7 @@ from slosched.core.scheduler.plans import (
     why_given_up,
     why_refused,
 )
+from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import Refusals
 from slosched.core.scheduler.policies.placements import make_placement
 from slosched.core.scheduler.queues import first_from, take_by_deadline
@@ -68,7 +69,14 @@ from slosched.core.scheduler.urgency import (
     Entry,
     Urgency,
 )
-from slosched.core.scheduler.weights import take_worth_most, value_of, worth_most
+from slosched.core.scheduler.weights import (
+    standing_of,
+    take_worth_most,
+    value_aboard,
+    value_of,
+    was_stepped_over,
+    worth_most,
+)
 
 #: Weight of one request in the moving average of losses.
 _LOSS_WEIGHT = 0.012
@@ -89,19 +97,25 @@ _Choice = tuple[Model, int, int, int]
 class Infer5:
     """The default policy. See the head of this file."""
 
+    about = About(
+        type="INFER5",
+        fidelities=("best",),
+        summary="deadlines, batching, loading and eviction of weights: what you usually want",
+    )
+
     replans = True
 
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
         self._cluster = cluster
         self._refusals = refusals
-        self._openings = Openings(cluster)
+        self._windows = DispatchWindows(cluster)
         self._placement = make_placement(cluster)
         self._urgency = Urgency()
         self._waiting = self._urgency.waiting  # models with queued requests
         self._fresh: dict[int, Model] = {}  # with requests that no GPU was asked about yet
         self._expiry = ExpiryHeap()  # by the latest start that is likely in time
-        self._held_back = HeldBack()
-        cluster.on_unload.append(self._held_back.gone)
+        self._anti_starvation = AntiStarvation()
+        self._unloaded = cluster.changes.follow_unloaded()
         self._shares = Shares() if cluster.config.client_weights == "shares" else None
         early = cluster.config.early_refusal
         self._forecast = Forecast(early) if early else None
@@ -127,7 +141,9 @@ class Infer5:
         weight = request.weight
         if self._shares is not None:
             weight = self._shares.value(request, self._loss)
-        request.value = weight / self._unit
+        value = weight / self._unit
+        if value != 1.0 or request.policy_data is not None:
+            standing_of(request).value = value
         forecast = self._forecast
         if not (forecast is None or forecast.idle) and self._can_be_forecast(request):
             start_ns = forecast.hopeless_start_ns(request, latest_ns, now_ns=now_ns)
@@ -139,9 +155,8 @@ class Infer5:
             insort(queue, request)
         else:
             queue.append(request)
-        if request.value != 1.0:
-            model.heaviest = max(request.value, model.heaviest if model.weighted else 1.0)
-            model.weighted += 1
+        if value != 1.0:
+            self._urgency.weighs(model, value)
         self._urgency.grew(model)
         self._fresh[model.model_id] = model
         self._expiry.push(latest_ns, request)
@@ -149,7 +164,8 @@ class Infer5:
     def forget(self, request: Request) -> None:
         model = request.model
         take_by_deadline(model.queue, request)
-        model.weighted -= request.value != 1.0
+        if value_of(request) != 1.0:
+            self._urgency.weighs_no_more(model, 1)
         self._urgency.shrank(model)
 
     def action_done(
@@ -164,7 +180,7 @@ class Infer5:
             self._placement.action_done(action, code=code, end_ns=end_ns, duration_ns=duration_ns)
 
     def gpu_added(self, gpu: Gpu) -> None:
-        """Openings hears of it."""
+        """DispatchWindows learns it from the cluster."""
 
     def gpu_removed(self, gpu: Gpu) -> None:
         self._placement.gpu_removed(gpu)
@@ -186,7 +202,7 @@ class Infer5:
     def next_wakeup_ns(self) -> int | None:
         if not self._waiting:
             return None
-        wakeup_ns = self._openings.next_opening_ns(self._now_ns)
+        wakeup_ns = self._windows.next_opening_ns(self._now_ns)
         loads_ns = self._placement.next_wakeup_ns()
         if loads_ns is not None and (wakeup_ns is None or loads_ns < wakeup_ns):
             wakeup_ns = loads_ns
@@ -229,12 +245,12 @@ class Infer5:
         """False where the past says little: weights must be loaded first, an action failed, or the request
         is worth more than those that are lost, and goes before them.
         """
-        return bool(request.model.resident_on) and not request.attempts and request.value <= 1.0
+        return bool(request.model.resident_on) and not request.attempts and value_of(request) <= 1.0
 
     def _refuse_early(self, request: Request, start_ns: int, exec_ns: int, now_ns: int) -> None:
         reason = why_refused_early(request, start_ns, exec_ns, now_ns)
         self._lost(request, now_ns)
-        self._held_back.lost(request.model, now_ns=now_ns)
+        self._anti_starvation.lost(request.model, now_ns=now_ns)
         code = Code.COULD_NOT_START_IN_TIME
         self._refusals.refuse(request, code, reason, start_ns=start_ns, exec_ns=exec_ns)
 
@@ -264,10 +280,12 @@ class Infer5:
                 continue
             self.forget(request)
             self._lost(request, now_ns)
-            self._held_back.lost(request.model, now_ns=now_ns)
+            self._anti_starvation.lost(request.model, now_ns=now_ns)
             if self._forecast is not None:
                 self._forecast.lost(request.model, now_ns=now_ns)
-            code, reason = why_given_up(request, exec_ns, now_ns)
+            code, reason = why_given_up(
+                request, exec_ns, now_ns, stepped_over=was_stepped_over(request)
+            )
             best_ns = start_ns if start_ns < NEVER_NS else -1
             self._refusals.refuse(request, code, reason, start_ns=best_ns, exec_ns=exec_ns)
         due_ns = self._expiry.next_ns()
@@ -287,11 +305,11 @@ class Infer5:
         if not self._waiting:
             return
         self._answer_hopeless(now_ns)
-        openings = self._openings
-        openings.refresh(now_ns)
-        if not openings.open:
+        windows = self._windows
+        windows.refresh(now_ns)
+        if not windows.open:
             self._fresh.clear()  # each GPU is asked when it opens
-        elif self._waiting and (self._fresh or openings.unasked):
+        elif self._waiting and (self._fresh or windows.to_ask):
             sent = self._give_work(now_ns)
             self._fresh.clear()
             if sent and self._waiting:
@@ -299,23 +317,25 @@ class Infer5:
 
     def _give_work(self, now_ns: int) -> bool:
         """Ask every open GPU that something may go to, soonest first. True if anything was sent."""
-        openings, waiting = self._openings, self._waiting
-        wide: dict[int, Model] = {}  # fresh ones on many GPUs, each of which may have one for it
+        windows, waiting = self._windows, self._waiting
+        widely_held: dict[
+            int, Model
+        ] = {}  # fresh ones on many GPUs, each of which may have one for it
         for model_id, model in self._fresh.items():
             if model_id not in waiting:
                 continue
-            if not openings.ask_holders(model.resident_on):
-                wide[model_id] = model
+            if not windows.ask_holders(model.resident_on):
+                widely_held[model_id] = model
         sent = False
-        if wide:
-            for start_ns, index, gpu in openings.in_order(now_ns):
-                if index in openings.unasked or any(i in gpu.resident for i in wide):
+        if widely_held:
+            for start_ns, index, gpu in windows.in_order(now_ns):
+                if index in windows.to_ask or any(i in gpu.resident for i in widely_held):
                     sent |= self._ask(gpu, start_ns, now_ns)
-                    wide = {i: m for i, m in wide.items() if i in waiting}
-                    if not wide:
+                    widely_held = {i: m for i, m in widely_held.items() if i in waiting}
+                    if not widely_held:
                         break
-        if waiting and openings.unasked:
-            for start_ns, _, gpu in openings.unasked_in_order(now_ns):
+        if waiting and windows.to_ask:
+            for start_ns, _, gpu in windows.to_ask_in_order(now_ns):
                 sent |= self._ask(gpu, start_ns, now_ns)
                 if not waiting:
                     break
@@ -325,34 +345,36 @@ class Infer5:
         """Send what should run next on `gpu`, from `start_ns`; False if nothing that waits can."""
         self.gpus_asked += 1
         turn = self._turn(gpu, start_ns, now_ns)
-        choice, hindered = turn, False
+        choice, all_late = turn, False
         if choice is None:
-            choice, hindered = self._best_batch(gpu, start_ns)
+            choice, all_late = self._best_batch(gpu, start_ns)
             if choice is not None and self._loss > _FLOODED:
-                choice = self._spared(gpu, choice, start_ns)
-        self._openings.asked(gpu, hindered=hindered)
+                choice = self._with_time_to_spare(gpu, choice, start_ns)
+        self._windows.asked(gpu, retry_when_faster=all_late)
         if choice is None:
             return False
         expected_ns = self._commit(gpu, choice, start_ns, now_ns)
-        self._held_back.served(choice[0], expected_ns, turn=turn is not None)
+        self._anti_starvation.served(choice[0], expected_ns, turn=turn is not None)
         return True
 
-    def _spared(self, gpu: Gpu, choice: _Choice, start_ns: int) -> _Choice:
+    def _with_time_to_spare(self, gpu: Gpu, choice: _Choice, start_ns: int) -> _Choice:
         """A batch whose answers have a client's way to spare, if each takes little more exec time."""
         worker = gpu.worker
         to_spare_ns = worker.transit.expected_ns + worker.returns.expected_ns
-        spared, _ = self._best_batch(gpu, start_ns + to_spare_ns)
-        if spared is None:
+        sparing, _ = self._best_batch(gpu, start_ns + to_spare_ns)
+        if sparing is None:
             return choice
         cost_ns, other_ns = (
             gpu.tables[model.name].estimators[batch].expected_ns / taken
-            for model, _, taken, batch in (choice, spared)
+            for model, _, taken, batch in (choice, sparing)
         )
-        return choice if other_ns > cost_ns * _SPARE_COST else spared
+        return choice if other_ns > cost_ns * _SPARE_COST else sparing
 
     def _turn(self, gpu: Gpu, start_ns: int, now_ns: int) -> _Choice | None:
         """What must run next on `gpu` because it was held back for long; None is what is usual."""
-        due = self._held_back.due(now_ns)
+        while self._unloaded:
+            self._anti_starvation.gone(self._unloaded.popitem()[1])
+        due = self._anti_starvation.due(now_ns)
         if not due:
             return None
         for model in due:
@@ -360,7 +382,7 @@ class Infer5:
                 choice, _ = self._best_batch(gpu, start_ns, ((-_NO_KEY, 0, model),))
                 if choice is not None:
                     return choice
-        self._held_back.in_vain(due)
+        self._anti_starvation.in_vain(due)
         return None
 
     def _in_order(self, gpu: Gpu) -> Iterable[Entry]:
@@ -388,14 +410,14 @@ class Infer5:
         whose requests all are too old.
         """
         best: _Choice | None = None
-        best_key, best_since, hindered, looked_at = _NO_KEY, 0, False, 0
+        best_key, best_since, all_late, looked_at = _NO_KEY, 0, False, 0
         loss = self._loss
         credit = CREDIT + CREDIT_SLOPE * loss
         weight = WEIGHT + WEIGHT_SLOPE * loss
         penalty = PENALTY + PENALTY_SLOPE * loss
         returns = gpu.worker.returns
         floor_ns = start_ns + returns.margin_ns
-        resident, tables = gpu.resident, gpu.tables
+        resident, tables, weighted = gpu.resident, gpu.tables, self._urgency.weighted
         dearer = _PADDING_GAIN if len(self._waiting) == 1 else 1.0
         likely_floor_ns, spread_ns = self._before(gpu)
         for bound, since, model in self._in_order(gpu) if entries is None else entries:
@@ -412,7 +434,7 @@ class Infer5:
             if hopeless == waiting:
                 continue
             first_ns = head_ns = queue[hopeless].deadline_ns
-            left, over, smaller, smaller_ns = waiting - hopeless, hopeless, 0, 0
+            left, skipped, smaller, smaller_ns = waiting - hopeless, hopeless, 0, 0
             for batch, estimator in table.classes:
                 if left <= smaller:
                     break
@@ -425,45 +447,48 @@ class Infer5:
                 else:
                     needs_ns = floor_ns + estimator.margin_ns
                 if first_ns < needs_ns:
-                    over = first_from(queue, needs_ns, over + 1)
-                    first_ns = queue[over].deadline_ns if over < waiting else first_ns
-                left = waiting - over
+                    skipped = first_from(queue, needs_ns, skipped + 1)
+                    first_ns = queue[skipped].deadline_ns if skipped < waiting else first_ns
+                left = waiting - skipped
                 taken = left if left < batch else batch
                 # Padding must pay: at least as much served per millisecond as the full smaller class.
                 if taken > smaller and (
                     taken == batch or taken * smaller_ns >= expected_ns * smaller * dearer
                 ):
                     value, batch_ns = float(taken), first_ns
-                    if model.weighted:
-                        aboard = worth_most(queue, over, taken, credit * single_ns, loss)
-                        value, batch_ns = value_of(aboard, loss), aboard[0].deadline_ns
+                    if weighted and model.model_id in weighted:
+                        aboard = worth_most(queue, skipped, taken, credit * single_ns, loss)
+                        value, batch_ns = value_aboard(aboard, loss), aboard[0].deadline_ns
                     key = (
                         batch_ns
                         + head_ns / 4
                         + weight * expected_ns
-                        + (penalty * (over - hopeless) - credit * value) * single_ns
+                        + (penalty * (skipped - hopeless) - credit * value) * single_ns
                     )
                     if key < best_key or (key == best_key and since < best_since):
-                        best, best_key, best_since = (model, over, taken, batch), key, since
+                        best, best_key, best_since = (model, skipped, taken, batch), key, since
                 smaller, smaller_ns = batch, expected_ns
-            hindered |= over == waiting
+            all_late |= skipped == waiting
         self.models_looked_at += looked_at
-        return best, hindered
+        return best, all_late
 
     def _take(self, gpu: Gpu, choice: _Choice) -> list[Request]:
         """Take the batch's requests out of the queue, and mark those that it passed over."""
-        model, over, taken, _ = choice
+        model, skipped, taken, _ = choice
         queue = model.queue
-        if not model.weighted:
-            requests = queue[over : over + taken]
-            del queue[over : over + taken]
+        if model.model_id not in self._urgency.weighted:
+            requests = queue[skipped : skipped + taken]
+            del queue[skipped : skipped + taken]
         else:
             credit = CREDIT + CREDIT_SLOPE * self._loss
             single_ns = gpu.tables[model.name].single.expected_ns
-            requests, over = take_worth_most(queue, over, taken, credit * single_ns, self._loss)
-            model.weighted -= sum(request.value != 1.0 for request in requests)
-        for request in queue[self._hopeless(gpu, model) if self._hopeless_ns else 0 : over]:
-            request.stepped_over = True
+            requests, skipped = take_worth_most(
+                queue, skipped, taken, credit * single_ns, self._loss
+            )
+            weighted = sum(value_of(request) != 1.0 for request in requests)
+            self._urgency.weighs_no_more(model, weighted)
+        for request in queue[self._hopeless(gpu, model) if self._hopeless_ns else 0 : skipped]:
+            standing_of(request).stepped_over = True
         self._urgency.shrank(model)
         self._loss *= (1.0 - _LOSS_WEIGHT) ** taken
         return requests

@@ -1,4 +1,4 @@
-"""Rules by which weights go to GPUs, by name. A new one is a file and a line in `PLACEMENTS`."""
+"""Rules by which weights go to GPUs, by name. A new one is a file and a line in `PLACEMENT_RULES`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from slosched.core.scheduler.placement.gain import GainPlacement
 from slosched.core.scheduler.placement.lru import LruPlacement
 from slosched.core.scheduler.policies.published.demand_placement import DemandPlacement
 
-PLACEMENTS: dict[str, type[Placement]] = {
+PLACEMENT_RULES: dict[str, type[Placement]] = {
     "gain": GainPlacement,
     "demand": DemandPlacement,
     "lru": LruPlacement,
@@ -17,4 +17,4 @@ PLACEMENTS: dict[str, type[Placement]] = {
 
 def make_placement(cluster: Cluster, *, heeds_deadlines: bool = True) -> Placement:
     """Return the rule that the cluster's options name (`SchedulerConfig.placement`)."""
-    return PLACEMENTS[cluster.config.placement](cluster, heeds_deadlines=heeds_deadlines)
+    return PLACEMENT_RULES[cluster.config.placement](cluster, heeds_deadlines=heeds_deadlines)

@@ -23,11 +23,15 @@ from collections import OrderedDict
 
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
-from slosched.core.scheduler.openings import Openings
+from slosched.core.scheduler.dispatch_windows import DispatchWindows
+from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import NOT_OFFERED, Refusals, is_offered, soonest
 from slosched.core.scheduler.policies.baselines.queued import answer_unoffered, send_batch
 from slosched.core.scheduler.policies.baselines.turns import Turns
-from slosched.core.scheduler.policies.baselines.unbound import A_BINDING, Unbound
+from slosched.core.scheduler.policies.baselines.unassigned_requests import (
+    A_BINDING,
+    UnassignedRequests,
+)
 from slosched.core.scheduler.policies.placements import make_placement
 from slosched.core.scheduler.queues import append, take_appended
 from slosched.core.scheduler.slices import Work
@@ -53,17 +57,22 @@ class _Replicas:
 class Aimd:
     """See the head of this file."""
 
+    about = About(
+        type="AIMD",
+        summary="batches that grow until the SLO is broken, as Clipper's, no deadlines: a baseline",
+    )
+
     replans = True
 
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
         self._cluster = cluster
         self._refusals = refusals
-        self._openings = Openings(cluster)
+        self._windows = DispatchWindows(cluster)
         self._placement = make_placement(cluster, heeds_deadlines=False)
         self._turns = Turns(cluster)
         self._replicas: dict[int, _Replicas] = {}  # by GPU index
         self._bound: dict[int, int] = {}  # request key -> GPU index
-        self._unbound = Unbound()
+        self._unassigned = UnassignedRequests()
         self._now_ns = 0
 
     # -------------------------------------------------------------------------------- queues
@@ -80,7 +89,7 @@ class Aimd:
     def _bind(self, request: Request) -> None:
         model = request.model
         if not model.resident_on:
-            self._unbound.add(request)
+            self._unassigned.add(request)
             return
         holders = model.resident_on.values()
         gpu = min(holders, key=lambda gpu: (gpu.held, self._load(gpu), gpu.index))
@@ -103,7 +112,7 @@ class Aimd:
         model_id = request.model.model_id
         index = self._bound.pop(request.key, None)
         if index is None:
-            self._unbound.discard(request)
+            self._unassigned.discard(request)
             return
         replicas = self._replicas[index]
         queue = replicas.queues[model_id]
@@ -118,7 +127,7 @@ class Aimd:
         replicas.waiting -= len(queue)
         for request in queue.values():
             del self._bound[request.key]
-            self._unbound.add(request)
+            self._unassigned.add(request)
 
     # ----------------------------------------------------------------------------- decisions
 
@@ -128,18 +137,18 @@ class Aimd:
         self._serve_open(now_ns)
         if self._bind_ready():  # a GPU gave a model up, and others hold it
             self._serve_open(now_ns)
-        self._turns.plan(self._unbound.oldest(), now_ns=now_ns)
+        self._turns.plan(self._unassigned.oldest(), now_ns=now_ns)
         self._placement.plan(now_ns=now_ns)
 
     def _bind_ready(self) -> bool:
-        ready = self._unbound.take_ready(self._cluster.slices)
+        ready = self._unassigned.take_ready(self._cluster.slices)
         for request in ready:
             self._bind(request)
         return bool(ready)
 
     def _serve_open(self, now_ns: int) -> None:
         if self._bound:
-            for start_ns, _, gpu in self._openings.open_gpus(now_ns):
+            for start_ns, _, gpu in self._windows.open_gpus(now_ns):
                 self._serve(gpu, start_ns, now_ns)
 
     def _serve(self, gpu: Gpu, start_ns: int, now_ns: int) -> None:
@@ -169,10 +178,10 @@ class Aimd:
         send_batch(self._cluster, gpu, requests, start_ns=start_ns, now_ns=now_ns)
 
     def next_wakeup_ns(self) -> int | None:
-        if not self._bound and not self._unbound:
+        if not self._bound and not self._unassigned:
             return None
         return soonest(
-            self._openings.next_opening_ns(self._now_ns), self._placement.next_wakeup_ns()
+            self._windows.next_opening_ns(self._now_ns), self._placement.next_wakeup_ns()
         )
 
     # -------------------------------------------------------------------------------- facts
@@ -207,14 +216,14 @@ class Aimd:
         while queues:
             request = next(iter(next(iter(queues.values())).values()))
             self._leave(request)
-            self._unbound.add(request)
+            self._unassigned.add(request)
             yield A_BINDING
         del self._replicas[index]
-        yield from answer_unoffered(self._cluster, self, self._refusals, self._unbound.models())
+        yield from answer_unoffered(self._cluster, self, self._refusals, self._unassigned.models())
 
     def head(self, model: Model) -> Request | None:
         """The first request of `model` that is bound to no GPU."""
-        return self._unbound.head(model)
+        return self._unassigned.head(model)
 
     def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
         self._placement.model_loaded(model, gpus)

@@ -1,6 +1,6 @@
 """EDF: earliest deadline first, one request at a time. No batches, no execution times.
 
-For each GPU that may be given work (openings.py), in order of its predicted start s:
+For each GPU that may be given work (dispatch_windows.py), in order of its predicted start s:
 
 1. of the requests whose model it holds, the one with the earliest deadline is sent;
 2. one whose deadline is not after s is answered instead (code 4): a late start is useless;
@@ -20,6 +20,7 @@ from bisect import insort
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
+from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import Refusals, soonest
 from slosched.core.scheduler.policies.baselines.queued import QueuedByModel, send_single
 from slosched.core.scheduler.queues import first_from
@@ -30,6 +31,8 @@ from slosched.units import format_duration
 
 class Edf(QueuedByModel):
     """See the head of this file."""
+
+    about = About(type="EDF", summary="earliest deadline first, one at a time: a baseline")
 
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
         super().__init__(cluster, refusals)
@@ -46,7 +49,7 @@ class Edf(QueuedByModel):
         for request in self._expiry.pop_some(now_ns + 1, self._cluster.slices):
             self._time_out(request, now_ns)
         if self._waiting:
-            for start_ns, _, gpu in self._openings.open_gpus(now_ns):
+            for start_ns, _, gpu in self._windows.open_gpus(now_ns):
                 self._serve(gpu, start_ns, now_ns)
 
     def _serve(self, gpu: Gpu, start_ns: int, now_ns: int) -> None:
@@ -82,7 +85,7 @@ class Edf(QueuedByModel):
         if not self._waiting:
             return None
         return soonest(
-            self._openings.next_opening_ns(self._now_ns),
+            self._windows.next_opening_ns(self._now_ns),
             self._expiry.next_ns(),
             self._placement.next_wakeup_ns(),
         )

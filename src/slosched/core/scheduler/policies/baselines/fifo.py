@@ -2,12 +2,13 @@
 
 The baseline of a server that knows neither execution times nor deadlines: nothing is refused, and
 under overload everything is late. When an Infer may be sent, and which weights are loaded, is decided
-as for INFER5 (openings.py, placement/); models that do not fit together take turns (turns.py).
+as for INFER5 (dispatch_windows.py, placement/); models that do not fit together take turns (turns.py).
 """
 
 from __future__ import annotations
 
 from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import Refusals, soonest
 from slosched.core.scheduler.policies.baselines.queued import QueuedByModel, send_batch
 from slosched.core.scheduler.policies.baselines.turns import Turns
@@ -17,6 +18,10 @@ from slosched.core.scheduler.state import Gpu, Model, Request
 
 class Fifo(QueuedByModel):
     """See the head of this file."""
+
+    about = About(
+        type="FIFO", summary="first come, first served, with batches, no deadlines: a baseline"
+    )
 
     heeds_deadlines = False
     _take = staticmethod(take_by_key)
@@ -34,7 +39,7 @@ class Fifo(QueuedByModel):
     def plan(self, *, now_ns: int) -> None:
         self._now_ns = now_ns
         if self._waiting:
-            for start_ns, _, gpu in self._openings.open_gpus(now_ns):
+            for start_ns, _, gpu in self._windows.open_gpus(now_ns):
                 kept_for = self._turns.kept_for(gpu)
                 ready = [
                     model
@@ -60,5 +65,5 @@ class Fifo(QueuedByModel):
         if not self._waiting:
             return None
         return soonest(
-            self._openings.next_opening_ns(self._now_ns), self._placement.next_wakeup_ns()
+            self._windows.next_opening_ns(self._now_ns), self._placement.next_wakeup_ns()
         )

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
-from slosched.core.scheduler.openings import Openings
+from slosched.core.scheduler.dispatch_windows import DispatchWindows
 from slosched.core.scheduler.policies.base import (
     LAST_ONE_LOST,
     NOT_OFFERED,
@@ -48,7 +48,7 @@ class QueuedByModel:
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
         self._cluster = cluster
         self._refusals = refusals
-        self._openings = Openings(cluster)
+        self._windows = DispatchWindows(cluster)
         self._placement = make_placement(cluster, heeds_deadlines=self.heeds_deadlines)
         self._waiting: dict[int, Model] = {}  # models with queued requests
         self._now_ns = 0

@@ -6,7 +6,7 @@
    (code 8) with the prediction. On an idle GPU that is what is likely, also where the weights must be
    loaded first, behind others what the estimators' margins promise (as INFER5 does, and for the same
    reason: what is never tried is never found to be fast again).
-3. Each GPU works its line off in the order of admission, starting when openings.py says.
+3. Each GPU works its line off in the order of admission, starting when dispatch_windows.py says.
 
 Where nothing holds the model, the load that placement/ would send counts into the prediction, and
 the request is bound when the weights have arrived. It is bound anew, by the same rule, when its GPU is
@@ -23,11 +23,15 @@ from collections import OrderedDict
 
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.dispatch_windows import DispatchWindows
 from slosched.core.scheduler.expiry import ExpiryHeap
-from slosched.core.scheduler.openings import Openings
+from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import NOT_OFFERED, Refusals, is_offered, soonest
 from slosched.core.scheduler.policies.baselines.queued import answer_unoffered, send_single
-from slosched.core.scheduler.policies.baselines.unbound import A_BINDING, Unbound
+from slosched.core.scheduler.policies.baselines.unassigned_requests import (
+    A_BINDING,
+    UnassignedRequests,
+)
 from slosched.core.scheduler.policies.placements import make_placement
 from slosched.core.scheduler.queues import append, take_appended
 from slosched.core.scheduler.slices import ANSWER, Work
@@ -48,16 +52,21 @@ class _Line:
 class Reject:
     """See the head of this file."""
 
+    about = About(
+        type="REJECT",
+        summary="admits at arrival what it can do in time, one at a time: a baseline",
+    )
+
     replans = True
 
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
         self._cluster = cluster
         self._refusals = refusals
-        self._openings = Openings(cluster)
+        self._windows = DispatchWindows(cluster)
         self._placement = make_placement(cluster)
         self._lines: dict[int, _Line] = {}  # by GPU index
         self._bound: dict[int, tuple[int, int]] = {}  # request key -> (GPU index, exec ns)
-        self._unbound = Unbound()
+        self._unassigned = UnassignedRequests()
         self._expiry = ExpiryHeap()  # by deadline
         self._now_ns = 0
 
@@ -103,7 +112,7 @@ class Reject:
 
     def _bind(self, request: Request, gpu: Gpu) -> None:
         if not request.model.resident_on:
-            self._unbound.add(request)
+            self._unassigned.add(request)
             return
         exec_ns = gpu.exec_table(request.model).single.expected_ns
         line = self._lines[gpu.index]
@@ -143,7 +152,7 @@ class Reject:
         for request in self._expiry.pop_some(now_ns + 1, slices):
             self._time_out(request, now_ns)
         self._serve_open(now_ns)
-        ready = self._unbound.take_ready(slices)
+        ready = self._unassigned.take_ready(slices)
         for request in ready:
             self._bind_anew(request, now_ns)
         if ready:
@@ -151,7 +160,7 @@ class Reject:
 
     def _serve_open(self, now_ns: int) -> None:
         if self._bound:
-            for start_ns, _, gpu in self._openings.open_gpus(now_ns):
+            for start_ns, _, gpu in self._windows.open_gpus(now_ns):
                 self._serve(gpu, start_ns, now_ns)
 
     def _serve(self, gpu: Gpu, start_ns: int, now_ns: int) -> None:
@@ -163,7 +172,7 @@ class Reject:
                 if not spend(A_BINDING):
                     return
                 self._leave(request)
-                self._unbound.add(request)
+                self._unassigned.add(request)
                 continue
             if request.deadline_ns <= start_ns:
                 if not spend(ANSWER):
@@ -187,7 +196,7 @@ class Reject:
         """Take `request` off its line, or from those without one."""
         place = self._bound.pop(request.key, None)
         if place is None:
-            self._unbound.discard(request)
+            self._unassigned.discard(request)
             return
         index, exec_ns = place
         line = self._lines[index]
@@ -205,10 +214,10 @@ class Reject:
         self._refusals.refuse(request, Code.TIMED_OUT, reason)
 
     def next_wakeup_ns(self) -> int | None:
-        if not self._bound and not self._unbound:
+        if not self._bound and not self._unassigned:
             return None
         return soonest(
-            self._openings.next_opening_ns(self._now_ns),
+            self._windows.next_opening_ns(self._now_ns),
             self._expiry.next_ns(),
             self._placement.next_wakeup_ns(),
         )
@@ -233,14 +242,14 @@ class Reject:
         while requests:
             request = next(iter(requests.values()))
             self._leave(request)
-            self._unbound.add(request)
+            self._unassigned.add(request)
             yield A_BINDING
         del self._lines[index]
-        yield from answer_unoffered(self._cluster, self, self._refusals, self._unbound.models())
+        yield from answer_unoffered(self._cluster, self, self._refusals, self._unassigned.models())
 
     def head(self, model: Model) -> Request | None:
         """The first request of `model` that is bound to no GPU."""
-        return self._unbound.head(model)
+        return self._unassigned.head(model)
 
     def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
         self._placement.model_loaded(model, gpus)

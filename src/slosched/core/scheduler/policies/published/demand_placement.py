@@ -31,6 +31,8 @@ class _Asked:
 class DemandPlacement(Placement):
     """See the head of this file."""
 
+    unloads_unused = False  # the published loads keep what they know about each instance
+
     def __init__(self, cluster: Cluster, *, heeds_deadlines: bool = True) -> None:
         super().__init__(cluster, heeds_deadlines=heeds_deadlines)
         self._loads = PaperLoads(cluster, ahead_ns=self._ahead_ns)
@@ -38,8 +40,7 @@ class DemandPlacement(Placement):
         self._asked: dict[int, _Asked] = {}  # by request key
         self._deadlines: list[tuple[int, int]] = []  # a heap of (deadline, request key)
         self._sent: dict[int, dict[int, ActionState]] = {}  # GPU index -> Infers that run there
-        self._news: dict[int, Gpu] = {}
-        cluster.news.append(self._news)
+        self._changed = cluster.changes.follow_execs()
 
     # -------------------------------------------------------------------------------- facts
 
@@ -71,7 +72,7 @@ class DemandPlacement(Placement):
 
     def _follow(self, now_ns: int) -> None:
         """Take out what requests no longer ask for: loads when they are sent, exec when it ended."""
-        for index, gpu in self._news.items():
+        for index, gpu in self._changed.items():
             running = {a.action_id: a for a in gpu.exec.outstanding if a.requests}
             before = self._sent.get(index, {})
             for action_id, action in running.items():
@@ -82,7 +83,7 @@ class DemandPlacement(Placement):
                     for request in action.requests:
                         self._forget(request.key)
             self._sent[index] = running
-        self._news.clear()
+        self._changed.clear()
         while self._deadlines and self._deadlines[0][0] <= now_ns:
             self._forget(heappop(self._deadlines)[1])
 

@@ -18,6 +18,7 @@ from heapq import heapify, heappop, heappush, heapreplace
 
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import Refusals
 from slosched.core.scheduler.queues import append, take_appended
 from slosched.core.scheduler.slices import ANSWER, Work
@@ -60,6 +61,15 @@ def _by_arrival(groups: Iterable[_Group]) -> Iterator[Request]:
 
 class Direct:
     """See the head of this file."""
+
+    about = About(
+        type="DIRECT",
+        summary="one Infer per request on worker 0, by request id: tests a worker and the wire",
+        takes_placement=False,
+        unloads_unused=False,
+        published=True,
+        not_planned="is a test of workers, and uses only the first",
+    )
 
     replans = False
 

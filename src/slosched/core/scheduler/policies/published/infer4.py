@@ -31,6 +31,7 @@ from heapq import heappop, heappush
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
+from slosched.core.scheduler.policies.about import About, Defaults
 from slosched.core.scheduler.policies.base import Refusals
 from slosched.core.scheduler.policies.published.deadlines import internal_slos_ns
 from slosched.core.scheduler.policies.published.loads import PaperLoads, _ModelDemand
@@ -42,7 +43,7 @@ from slosched.core.scheduler.policies.published.tracker import (
 )
 from slosched.core.scheduler.queues import append, take_appended
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
-from slosched.units import NS_PER_US, format_duration
+from slosched.units import NS_PER_MS, NS_PER_US, format_duration
 
 _MAX_LOADS = 2  # outstanding per GPU
 _BETWEEN_LOADS_NS = 100 * NS_PER_US
@@ -168,6 +169,16 @@ class _Loads(PaperLoads):
 
 class Infer4:
     """See the head of this file."""
+
+    about = About(
+        type="INFER4",
+        summary="Clockwork's scheduler before INFER5; max_exec defaults to 250ms, max_batch to 16",
+        defaults=Defaults(max_exec_ns=250 * NS_PER_MS),
+        least_ahead_ns=FUTURE_NS,
+        takes_placement=False,
+        unloads_unused=False,
+        published=True,
+    )
 
     replans = False
 

@@ -18,6 +18,7 @@ from heapq import heappop, heappush
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
+from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import Refusals
 from slosched.core.scheduler.policies.published.deadlines import internal_slos_ns
 from slosched.core.scheduler.policies.published.loads import PaperLoads
@@ -107,6 +108,16 @@ class _ModelQueues:
 
 class Infer5Paper:
     """The published policy. See the head of this file."""
+
+    about = About(
+        type="INFER5",
+        fidelities=("paper",),
+        summary="Clockwork's scheduler as published",
+        least_ahead_ns=FUTURE_NS,
+        takes_placement=False,
+        unloads_unused=False,
+        published=True,
+    )
 
     replans = False
 

@@ -34,6 +34,7 @@ from math import ceil
 
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.policies.about import About, Defaults
 from slosched.core.scheduler.policies.base import LAST_ONE_LOST, NOT_OFFERED, Refusals, is_offered
 from slosched.core.scheduler.policies.published.smart_timetable import Batch, timetable
 from slosched.core.scheduler.queues import take_by_deadline
@@ -75,6 +76,16 @@ class _Durations:
 
 class Smart:
     """See the head of this file."""
+
+    about = About(
+        type="SMART",
+        summary="Clockwork's other scheduler: plans all requests anew every 1ms; same defaults",
+        defaults=Defaults(max_exec_ns=250 * NS_PER_MS),
+        takes_placement=False,
+        unloads_unused=False,
+        published=True,
+        ignored_options=("action_telemetry_file",),  # the published code does not heed it either
+    )
 
     replans = False
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 from slosched.codes import ActionType, Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note
+from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import Refusals
 from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
 from slosched.units import NS_PER_S, format_duration
@@ -87,6 +88,15 @@ class _StressedGpu:
 
 class Stress:
     """See the head of this file."""
+
+    about = About(
+        type="STRESS",
+        summary="loads workers by itself, prints what they did each second; serves no clients",
+        takes_placement=False,
+        unloads_unused=False,
+        published=True,
+        not_planned="is a test of workers, and serves no clients",
+    )
 
     replans = False
 
@@ -234,5 +244,5 @@ class Stress:
             # A load that failed is tried again after a pause.
             if stressed.absent and len(stressed.gpu.loading) < _MAX_LOADS:
                 model = stressed.absent[0]
-                times.append(stressed.gpu.failed_loads.get(model.model_id, (0, 0))[0])
+                times.append(stressed.gpu.load_again_ns(model))
         return min((t for t in times if t > self._now_ns), default=None)

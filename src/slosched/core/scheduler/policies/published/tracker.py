@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from collections import deque
 
-from slosched.config import PAPER_LEAD_NS
 from slosched.units import NS_PER_MS
 
 DEFAULT_CLOCK_MHZ = 1380
-FUTURE_NS = PAPER_LEAD_NS  # minimum lead of any predicted start
+FUTURE_NS = 1 * NS_PER_MS  # no start is predicted sooner than this
 LAG_NS = 10 * NS_PER_MS  # after which a stuck head is presumed finished
 _WINDOW = 10
 _PERCENTILE = 0.99

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from made_messages import a_heartbeat
 from scheduler_rig import MS, T0, Rig
 from slosched.codes import Code
 from slosched.config import GpuProfile, ModelProfile, SchedulerConfig
@@ -14,12 +15,14 @@ from slosched.messages import (
     EvictWeights,
     EvictWeightsResult,
     Goodbye,
-    Heartbeat,
+    InferReply,
     LoadModel,
     LoadModelReply,
     LoadModelRequest,
     Span,
     UnloadModel,
+    UnloadModelReply,
+    UnloadModelRequest,
 )
 from slosched.sim import fuzz
 from slosched.sim.faults import FaultPlan
@@ -33,7 +36,7 @@ S = NS_PER_S
 KEEP_S = 60
 
 
-def ready(policy: str = "INFER5", **limits: int) -> Rig:
+def ready(policy: str = "INFER5", **limits: object) -> Rig:
     config = SchedulerConfig(policy=policy, keep_unused_ns=KEEP_S * S, **limits)  # type: ignore[arg-type]
     rig = Rig(config)
     rig.hello()
@@ -46,11 +49,13 @@ def pass_time(rig: Rig, seconds: float) -> None:
     for _ in range(round(seconds * S / TICK_NS)):
         rig.now_ns += TICK_NS
         rig.handle(FromClient(b"c", ClientHeartbeat(rig.now_ns)))
-        rig.from_worker(Heartbeat(50, rig.now_ns, 0, 1000))
+        rig.from_worker(a_heartbeat(50, rig.now_ns))
         for evict in rig.to_worker(EvictWeights):
             if evict.action_id in rig.scheduler.cluster.actions:
                 span = Span(rig.now_ns, rig.now_ns, 0)
-                rig.from_worker(EvictWeightsResult(50, evict.action_id, span, 0, 0))
+                rig.from_worker(
+                    EvictWeightsResult(50, evict.action_id, span=span, received_ns=0, sent_ns=0)
+                )
         rig.step()
 
 
@@ -203,10 +208,83 @@ def test_a_preparation_that_is_lost_with_its_clients_is_found_out_in_seconds() -
     for _ in range(round(7 * S / TICK_NS)):
         rig.now_ns += TICK_NS
         rig.handle(FromClient(b"c", ClientHeartbeat(rig.now_ns)))
-        rig.handle(FromWorker(0, Heartbeat(50, rig.now_ns, 0, 1000, preparing=0)))
+        rig.handle(
+            FromWorker(
+                0,
+                a_heartbeat(50, rig.now_ns),
+            )
+        )
         rig.step()
     assert any(isinstance(e, Note) and "knows nothing of LoadModel" in e.text for e in rig.effects)
     rig.join(session=51)
     rig.prepared()
     rig.weights_loaded()
     assert rig.to_client(LoadModelReply), "an answer, not ten minutes of silence"
+
+
+# ------------------------------------------------------------------------------ a client unloads
+
+
+def unload(
+    rig: Rig, client: bytes = b"c", name: str = "net", *, force: bool = False
+) -> UnloadModelReply:
+    rig.handle(FromClient(client, UnloadModelRequest(77, name, force)))
+    pass_time(rig, 3)
+    return rig.to_client(UnloadModelReply)[-1]
+
+
+def test_what_a_client_unloads_leaves_the_workers_at_once() -> None:
+    rig = ready()
+    rig.load(3)
+    pass_time(rig, 1)
+    assert unload(rig) == UnloadModelReply(77, 0, "", unloaded=3, kept=0)
+    assert len(rig.to_worker(UnloadModel)) == 3 and not rig.scheduler.cluster.models
+    assert any(
+        "a client asked for it" in note.text for note in rig.effects if isinstance(note, Note)
+    )
+
+
+def test_instances_that_another_client_uses_stay() -> None:
+    rig = ready()
+    rig.hello(b"d")
+    rig.load(3)
+    rig.load(1, client=b"d")
+    pass_time(rig, 1)
+    assert unload(rig) == UnloadModelReply(77, 0, "", unloaded=2, kept=1)
+    assert [m.copy for m in rig.scheduler.cluster.models.values()] == [0]
+
+
+def test_only_an_operator_unloads_what_others_use() -> None:
+    rig = ready(operators=("d",))
+    rig.hello(b"d")
+    (model,) = rig.load()
+    pass_time(rig, 1)
+    refused = unload(rig, b"c", force=True)
+    assert refused.code == Code.INVALID_REQUEST and "--operators names d" in refused.reason
+    rig.infer(model, slo_ms=50)
+    assert unload(rig, b"d", force=True) == UnloadModelReply(77, 0, "", unloaded=1, kept=0)
+    assert not rig.scheduler.cluster.models
+
+
+def test_requests_that_wait_for_what_is_unloaded_are_answered() -> None:
+    rig = ready(operators=("d",))
+    rig.hello(b"d")
+    (model,) = rig.load()
+    rig.step()
+    waiting = [rig.infer(model, slo_ms=60_000) for _ in range(40)]
+    rig.step()
+    rig.handle(FromClient(b"d", UnloadModelRequest(77, "net", force=True)))
+    for _ in range(5):
+        rig.step()
+    codes = {reply.request_id: reply.code for reply in rig.to_client(InferReply)}
+    aboard = {r.request_id for a in rig.scheduler.cluster.actions.values() for r in a.requests}
+    assert aboard and codes == {i: Code.CANCELLED for i in waiting if i not in aboard}
+
+
+def test_unloading_says_why_it_cannot() -> None:
+    assert unload(ready(), name="nte").code == Code.UNKNOWN_MODEL
+    rig = ready("INFER4")
+    rig.load()
+    pass_time(rig, 1)
+    reply = unload(rig)
+    assert reply.code == Code.INVALID_REQUEST and "INFER4 keeps every instance" in reply.reason

@@ -1,4 +1,4 @@
-"""Words of others, made safe where they enter: terminals, logs, pages and labels show them later.
+"""Text from other processes, made safe where it enters: terminals, logs, pages and labels show it later.
 
 A control character could move a terminal's cursor, begin a new line of a log, or hide what stands beside it.
 """
@@ -29,7 +29,7 @@ def printable(text: str, most: int = 4000) -> str:
 
 
 def made_safe(message: WorkerToController) -> WorkerToController:
-    """`message`, with words that can be shown anywhere."""
+    """Return `message` with texts that can be shown anywhere."""
     mend = _MEND.get(type(message))
     return message if mend is None else mend(message)
 
@@ -40,7 +40,7 @@ def _welcome(message: WorkerWelcome) -> WorkerWelcome:
         version=printable(message.version),
         host=printable(message.host),
         device=printable(message.device),
-        # A changed name would be nobody's.
+        # A name that was changed would name no model.
         loadable=tuple(name for name in message.loadable if name.isprintable()),
         gpus=tuple(replace(gpu, name=printable(gpu.name)) for gpu in message.gpus),
     )

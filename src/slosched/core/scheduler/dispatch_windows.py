@@ -26,10 +26,10 @@ _LEAD_SLACK_NS = 50_000
 _FEW = 8
 
 
-class Openings:
+class DispatchWindows:
     """Which GPUs can be given an Infer now, and when the next one will be.
 
-    `unasked` are open GPUs that the policy has not asked since something about them changed. A policy
+    `to_ask` are open GPUs that the policy has not asked since something about them changed. A policy
     that only wants those takes them out (`asked`); one that asks all each time need not care.
     """
 
@@ -37,8 +37,7 @@ class Openings:
         self._cluster = cluster
         assert cluster.config.schedule_ahead_ns is not None
         self._ahead_ns = cluster.config.schedule_ahead_ns
-        self.unasked: dict[int, Gpu] = {}  # by index, as below
-        self._changed: dict[int, Gpu] = {}
+        self.to_ask: dict[int, Gpu] = {}  # by index, as below
         #: Open, and a start depends on nothing but the way there: (margin of the way, index).
         self._near: list[tuple[int, int, Gpu]] = []
         self._near_margin_ns: dict[int, int] = {}
@@ -47,9 +46,10 @@ class Openings:
         #: Opens by itself: when, by index; the heap has stale entries too.
         self._opens_ns: dict[int, int] = {}
         self._closed: list[tuple[int, int, Gpu]] = []
-        self._hindered: dict[int, None] = {}  # asked in vain, but for what is predicted of its ways
-        cluster.news.append(self._changed)
-        cluster.paths.on_change.append(self._path_changed)
+        #: Asked in vain, but for what is predicted of the latency.
+        self._until_faster: dict[int, None] = {}
+        self._changed = cluster.changes.follow_execs()
+        self._paths_changed = cluster.changes.follow_paths()
 
     # -------------------------------------------------------------------------------- facts
 
@@ -65,9 +65,9 @@ class Openings:
             elif listed_ns is not None and listed_ns != margin_ns:
                 self._unlist(index)
                 self._list(gpu, margin_ns)
-            if index in self._hindered:
-                del self._hindered[index]
-                self.unasked[index] = gpu
+            if index in self._until_faster:
+                del self._until_faster[index]
+                self.to_ask[index] = gpu
 
     def _list(self, gpu: Gpu, margin_ns: int) -> None:
         self._near_margin_ns[gpu.index] = margin_ns
@@ -93,7 +93,7 @@ class Openings:
             self._list(gpu, margin_ns)
         else:
             self._soon[gpu.index] = gpu
-        self.unasked[gpu.index] = gpu
+        self.to_ask[gpu.index] = gpu
 
     def _place(self, gpu: Gpu, now_ns: int) -> None:
         index = gpu.index
@@ -103,8 +103,8 @@ class Openings:
                 self._unlist(index)
             else:
                 del self._soon[index]
-            self._hindered.pop(index, None)
-            self.unasked.pop(index, None)
+            self._until_faster.pop(index, None)
+            self.to_ask.pop(index, None)
         else:
             self._opens_ns.pop(index, None)
         outstanding = len(gpu.exec.outstanding)
@@ -119,6 +119,10 @@ class Openings:
 
     def refresh(self, now_ns: int) -> None:
         """Bring everything up to `now_ns`."""
+        if self._paths_changed:
+            for worker in self._paths_changed.values():
+                self._path_changed(worker)
+            self._paths_changed.clear()
         changed = self._changed
         if changed:
             for gpu in changed.values():
@@ -155,27 +159,27 @@ class Openings:
             if self._cluster.reports(entry[2], now_ns):
                 yield entry
 
-    def unasked_in_order(self, now_ns: int) -> list[tuple[int, int, Gpu]]:
-        """Those of `open_gpus` that are `unasked`, after `refresh`."""
-        if len(self.unasked) == 1:
-            ((index, gpu),) = self.unasked.items()
+    def to_ask_in_order(self, now_ns: int) -> list[tuple[int, int, Gpu]]:
+        """Those of `open_gpus` that are `to_ask`, after `refresh`."""
+        if len(self.to_ask) == 1:
+            ((index, gpu),) = self.to_ask.items()
             if not self._cluster.reports(gpu, now_ns):
                 return []
             return [(self._cluster.earliest_start_ns(gpu, now_ns), index, gpu)]
         earliest_start_ns = self._cluster.earliest_start_ns
         found = [
             (earliest_start_ns(gpu, now_ns), index, gpu)
-            for index, gpu in self.unasked.items()
+            for index, gpu in self.to_ask.items()
             if self._cluster.reports(gpu, now_ns)
         ]
         found.sort()
         return found
 
-    def asked(self, gpu: Gpu, *, hindered: bool) -> None:
-        """Nothing that waits can go to `gpu`; if `hindered`, only because its ways are too long."""
-        self.unasked.pop(gpu.index, None)
-        if hindered:
-            self._hindered[gpu.index] = None
+    def asked(self, gpu: Gpu, *, retry_when_faster: bool) -> None:
+        """Nothing that waits can go to `gpu`; if `retry_when_faster`, only because its ways are too long."""
+        self.to_ask.pop(gpu.index, None)
+        if retry_when_faster:
+            self._until_faster[gpu.index] = None
 
     def ask_holders(self, holders: dict[int, Gpu]) -> bool:
         """Something new waits that `holders` could run. False, and nothing is done, if many are open.
@@ -189,14 +193,14 @@ class Openings:
             return False
         for index, gpu in few.items():
             if index in others:
-                self.unasked[index] = gpu
+                self.to_ask[index] = gpu
         return True
 
     def next_opening_ns(self, now_ns: int) -> int | None:
         """When the next GPU that is closed now opens by itself."""
         closed = self._closed
         # Not every policy looked at what opened meanwhile; a time that has passed would wake it at once.
-        if self._changed or (closed and closed[0][0] <= now_ns):
+        if self._changed or self._paths_changed or (closed and closed[0][0] <= now_ns):
             self.refresh(now_ns)
         while closed and self._opens_ns.get(closed[0][1]) != closed[0][0]:
             heappop(closed)

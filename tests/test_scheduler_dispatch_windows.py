@@ -10,21 +10,23 @@ import math
 
 import pytest
 
-from naive_infer5 import NaiveOpenings
+from naive_infer5 import NaiveDispatchWindows
 from scheduler_rig import EXEC_MS, MS, T0, Rig
-from slosched.core.scheduler.openings import Openings
+from slosched.core.scheduler.changes import Changes
+from slosched.core.scheduler.dispatch_windows import DispatchWindows
 from slosched.core.scheduler.paths import Paths
 from slosched.core.scheduler.state import Client, Gpu, Model, Request, Worker, WorkerState
 from slosched.core.scheduler.urgency import CREDIT, CREDIT_SLOPE, WEIGHT, WEIGHT_SLOPE, Urgency
 from slosched.messages import Infer
 
 
-def openings_of(rig: Rig) -> Openings:
+def windows_of(rig: Rig) -> DispatchWindows:
     """A second look at the rig's cluster, that has heard of every GPU."""
     cluster = rig.scheduler.cluster
-    openings = Openings(cluster)
-    cluster.news[-1].update(cluster.gpus)
-    return openings
+    windows = DispatchWindows(cluster)
+    for gpu in cluster.gpus.values():
+        cluster.changes.execs(gpu)
+    return windows
 
 
 def run_something(rig: Rig, gpu: Gpu, *, at_ms: float, start_ms: float, exec_ms: float = 2) -> None:
@@ -36,13 +38,13 @@ def run_something(rig: Rig, gpu: Gpu, *, at_ms: float, start_ms: float, exec_ms:
     )  # fmt: skip
 
 
-def assert_as_by_looking(rig: Rig, openings: Openings, at_ms: float) -> list[int]:
+def assert_as_by_looking(rig: Rig, windows: DispatchWindows, at_ms: float) -> list[int]:
     """All questions are answered as by looking at every GPU; returns the open ones, soonest first."""
     now_ns = T0 + round(at_ms * MS)
-    naive = NaiveOpenings(rig.scheduler.cluster)
-    found = openings.open_gpus(now_ns)
+    naive = NaiveDispatchWindows(rig.scheduler.cluster)
+    found = windows.open_gpus(now_ns)
     assert found == naive.open_gpus(now_ns)
-    assert openings.next_opening_ns(now_ns) == naive.next_opening_ns(now_ns)
+    assert windows.next_opening_ns(now_ns) == naive.next_opening_ns(now_ns)
     return [index for _, index, _ in found]
 
 
@@ -71,29 +73,29 @@ def test_with_a_shorter_way_a_gpu_opens_later(at_ms: float, what: str) -> None:
     rig, _ = Rig.ready()
     (worker,) = rig.scheduler.cluster.workers.values()
     (gpu,) = worker.gpus
-    openings = openings_of(rig)
+    windows = windows_of(rig)
     long_tail(worker)
     run_something(rig, gpu, at_ms=0, start_ms=2)
     # It ends at 4 ms; the lead is 2.05 ms.
-    assert assert_as_by_looking(rig, openings, 0) == []
-    assert assert_as_by_looking(rig, openings, at_ms) == ([] if what == "closed" else [0])
+    assert assert_as_by_looking(rig, windows, 0) == []
+    assert assert_as_by_looking(rig, windows, at_ms) == ([] if what == "closed" else [0])
     learn_short_way(rig)
     # The lead is 0.55 ms.
-    assert assert_as_by_looking(rig, openings, at_ms) == []
-    assert openings.next_opening_ns(T0 + round(at_ms * MS)) == T0 + round(3.45 * MS)
-    assert assert_as_by_looking(rig, openings, 3.44) == []
-    assert assert_as_by_looking(rig, openings, 3.46) == [0]
+    assert assert_as_by_looking(rig, windows, at_ms) == []
+    assert windows.next_opening_ns(T0 + round(at_ms * MS)) == T0 + round(3.45 * MS)
+    assert assert_as_by_looking(rig, windows, 3.44) == []
+    assert assert_as_by_looking(rig, windows, 3.46) == [0]
 
 
 def test_the_nearest_idle_gpu_comes_first_when_ways_change() -> None:
     rig, _ = Rig.ready(workers=2)
     first, second = rig.scheduler.cluster.workers.values()
-    openings = openings_of(rig)
-    assert assert_as_by_looking(rig, openings, 0) == [0, 1]
+    windows = windows_of(rig)
+    assert assert_as_by_looking(rig, windows, 0) == [0, 1]
     for _ in range(20):
         rig.scheduler.cluster.paths.learn(first, there_ns=MS, back_ns=MS // 4)
     assert first.transit.margin_ns == MS > second.transit.margin_ns
-    assert assert_as_by_looking(rig, openings, 1) == [1, 0]
+    assert assert_as_by_looking(rig, windows, 1) == [1, 0]
 
 
 def test_a_gpu_that_was_too_far_away_is_asked_again_when_its_ways_become_shorter() -> None:
@@ -128,23 +130,23 @@ def test_an_overdue_gpu_is_asked_again_when_reports_turn_out_to_take_longer() ->
     rig, _ = Rig.ready()
     (worker,) = rig.scheduler.cluster.workers.values()
     (gpu,) = worker.gpus
-    openings = openings_of(rig)
+    windows = windows_of(rig)
     run_something(rig, gpu, at_ms=0, start_ms=0.5)
     # It ends at 2.5; the report is overdue from 2.5 + 0.25 + 2 / 8 = 3 ms.
-    assert assert_as_by_looking(rig, openings, 2.9) == [0]
-    openings.asked(gpu, hindered=False)
-    assert assert_as_by_looking(rig, openings, 3.1) == []
-    assert openings.unasked_in_order(T0 + round(3.1 * MS)) == []
+    assert assert_as_by_looking(rig, windows, 2.9) == [0]
+    windows.asked(gpu, retry_when_faster=False)
+    assert assert_as_by_looking(rig, windows, 3.1) == []
+    assert windows.to_ask_in_order(T0 + round(3.1 * MS)) == []
     for _ in range(20):
         rig.scheduler.cluster.paths.learn(worker, there_ns=MS // 2, back_ns=MS)
     assert worker.returns.margin_ns == MS
-    assert assert_as_by_looking(rig, openings, 3.1) == [0]
-    assert [g for _, _, g in openings.unasked_in_order(T0 + round(3.1 * MS))] == [gpu]
+    assert assert_as_by_looking(rig, windows, 3.1) == [0]
+    assert [g for _, _, g in windows.to_ask_in_order(T0 + round(3.1 * MS))] == [gpu]
 
 
 def test_the_shortest_ways_are_those_of_the_workers_there_are() -> None:
     workers = {i: Worker(i, state=WorkerState.JOINED) for i in range(3)}
-    paths = Paths(workers)
+    paths = Paths(workers, Changes())
     for worker in list(workers.values())[:2]:
         worker.gpus.append(Gpu(worker.worker_id, 0, worker, 1, 1, 1))
     paths.workers_changed()
@@ -170,7 +172,7 @@ def waiting_model(model_id: int, name: str, count: int) -> Model:
     slo_ns = (10 + model_id) * MS
     for number in range(count):
         key = model_id * 100 + number
-        model.queue.append(Request(key, Client(b"c", 1, "c"), key, 0, model, 0.0, slo_ns, T0, 0))
+        model.queue.append(Request(key, Client(b"c", 1, "c"), key, 0, model, 0.0, slo_ns, T0))
     return model
 
 

@@ -30,7 +30,7 @@ OTHERS_PER_TURN = 20
 LOOKED_AT = 16
 
 
-class HeldBack:
+class AntiStarvation:
     """Which models wait for a turn, by the time of the first loss since their last batch.
 
     `turns` counts those that were given.

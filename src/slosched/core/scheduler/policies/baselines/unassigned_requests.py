@@ -9,7 +9,7 @@ from slosched.core.scheduler.state import Model, Request
 A_BINDING = 4
 
 
-class Unbound:
+class UnassignedRequests:
     """Queued requests by model, in the order in which they came."""
 
     __slots__ = ("_by_model",)

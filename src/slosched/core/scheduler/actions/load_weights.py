@@ -1,0 +1,72 @@
+"""LoadWeights: copy an instance's weights from host memory into pages of a GPU, on its load lane."""
+
+from __future__ import annotations
+
+import msgspec
+
+from slosched.codes import ActionType, Code
+from slosched.core.scheduler.actions.kind import Kind, Outcome
+from slosched.core.scheduler.changes import Changes
+from slosched.core.scheduler.state import ActionState, add_residency
+from slosched.core.scheduler.validation import plausible
+from slosched.messages import LoadWeights, LoadWeightsResult
+
+
+class LoadWeightsKind(Kind):
+    """Takes the load lane and the instance's pages; teaches the time of a load."""
+
+    action_type = ActionType.LOAD_WEIGHTS
+    result_type = LoadWeightsResult
+
+    def __init__(self, changes: Changes) -> None:
+        self._changes = changes
+
+    def message(self, action: ActionState) -> LoadWeights:
+        return LoadWeights(
+            session=action.gpu.worker.session,
+            action_id=action.action_id,
+            model_id=action.model.model_id,
+            gpu_id=action.gpu.gpu_id,
+            earliest_ns=action.sent_ns,
+            latest_ns=action.latest_ns,
+            expected_duration_ns=action.expected_duration_ns,
+        )
+
+    def reserve(self, action: ActionState) -> None:
+        gpu, model = action.gpu, action.model
+        assert gpu.free_pages >= model.pages, "a load needs free pages; evict first"
+        gpu.free_pages -= model.pages
+        gpu.loading[model.model_id] = model
+        model.loading_on[gpu.index] = gpu
+        gpu.weights.add(action)
+        self._changes.loads(gpu)
+
+    def outcome(self, action: ActionState, result: LoadWeightsResult, *, now_ns: int) -> Outcome:
+        span = plausible(result.span, sent_ns=action.sent_ns, now_ns=now_ns)
+        if span is not result.span:
+            result = msgspec.structs.replace(result, span=span)
+        return Outcome(Code.OK, "", span, result)
+
+    def finished(self, action: ActionState, outcome: Outcome, *, now_ns: int) -> None:
+        gpu, model = action.gpu, action.model
+        self._ended(action, end_ns=outcome.span.end_ns)
+        gpu.transfer(model).add(outcome.span.duration_ns)
+        gpu.failed_loads.pop(model.model_id, None)
+        add_residency(gpu, model)
+        self._changes.execs(gpu)
+
+    def failed(self, action: ActionState, outcome: Outcome, *, now_ns: int) -> None:
+        gpu, model = action.gpu, action.model
+        self._ended(action, end_ns=now_ns)
+        gpu.free_pages += model.pages
+        gpu.load_failed(model, now_ns=now_ns)
+
+    def _ended(self, action: ActionState, *, end_ns: int) -> None:
+        gpu, model = action.gpu, action.model
+        gpu.weights.finish(action, end_ns=end_ns)
+        gpu.loading.pop(model.model_id, None)
+        model.loading_on.pop(gpu.index, None)
+        self._changes.loads(gpu)
+
+    def goodput_ns(self, action: ActionState, outcome: Outcome, met: int) -> int:
+        return outcome.span.duration_ns

@@ -1,0 +1,101 @@
+"""How a request arrives: checked against its model and the limits, given its deadline, handed to the policy.
+
+What cannot be taken is answered here and never becomes a request: it has no key and no telemetry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from slosched.codes import Code
+from slosched.core.scheduler.answers import Answers
+from slosched.core.scheduler.catalog import Catalog
+from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.interface import FromClient, Keep, ToClient
+from slosched.core.scheduler.limits import Limits
+from slosched.core.scheduler.policies.base import Policy
+from slosched.core.scheduler.state import Client, Model, Request
+from slosched.core.scheduler.validation import request_error
+from slosched.core.scheduler.weights import Weights
+from slosched.messages import InferReply, InferRequest
+
+
+class Arrivals:
+    """Takes InferRequests. `answer` answers a request at once, with a code and a sentence."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        catalog: Catalog,
+        policy: Policy,
+        weights: Weights,
+        limits: Limits,
+        answers: Answers,
+        answer: Callable[[Request, int, str], None],
+    ) -> None:
+        self._cluster, self._catalog, self._policy = cluster, catalog, policy
+        self._weights, self._limits = weights, limits
+        self._answers, self._answer = answers, answer
+        self.count = 0  # requests that were taken; the next one's key
+        self.invalid = 0  # those that could not be taken
+        self.draining = False  # what still comes is answered with code 3
+
+    def infer(self, client: Client, event: FromClient, message: InferRequest, now_ns: int) -> None:
+        """Take the request that `event` brought, or answer it."""
+        if message.request_id in client.requests:
+            return  # it came twice, and is answered once
+        bytes_behind = 0 if event.input is None else event.input.size
+        model = self._cluster.models.get(message.model_id)
+        error = request_error(client, message, model, bytes_behind)
+        code = Code.INVALID_REQUEST
+        if self._cluster.put_aside and model is not None and not error:
+            error = self._cluster.put_aside.get(model.name, "")  # it would only time out
+            code = Code.PROCESS_ENDED
+        if error:
+            self._not_taken(client, message, code, error)
+            return
+        assert model is not None
+        slo_ns = self._slo_ns(message, model)
+        waiting = self.count - self._answers.count
+        error = self._limits.exceeded(client, slo_ns, bytes_behind, waiting=waiting)
+        if error:
+            self._not_taken(client, message, Code.LIMIT_REACHED, error)
+            return
+        key = self.count
+        self.count += 1
+        request = Request(
+            key=key,
+            client=client,
+            request_id=message.request_id,
+            user_id=message.user_id,
+            model=model,
+            slo_factor=message.slo_factor,
+            slo_ns=slo_ns,
+            arrival_ns=now_ns - event.waited_ns,
+            input=event.input,
+            weight=self._weights.of_request(client, slo_ns),
+        )
+        client.requests[message.request_id] = request
+        if model.model_id not in client.models:
+            self._catalog.used_by(
+                client, model
+            )  # it was forgotten once, or has the id from another
+        if event.input is not None:
+            self._limits.took(client, event.input.size)
+            self._cluster.emit(Keep(event.input.value_id, key))
+        if self.draining:
+            self._answer(request, Code.SHUTTING_DOWN, "the controller is shutting down")
+            return
+        self._policy.enqueue(request, now_ns=now_ns)
+
+    def _slo_ns(self, message: InferRequest, model: Model) -> int:
+        if message.slo_ns:
+            return message.slo_ns
+        if message.slo_factor > 0:
+            return round(model.b1_ns * message.slo_factor)
+        return self._cluster.config.default_slo_ns
+
+    def _not_taken(self, client: Client, message: InferRequest, code: int, reason: str) -> None:
+        self.invalid += 1
+        reply = InferReply(message.request_id, code, reason, message.model_id, 0, 0, False)
+        self._cluster.emit(ToClient(client.identity, reply))

@@ -1,0 +1,93 @@
+"""Records that are built by position for speed: every field is the one that its name says."""
+
+from __future__ import annotations
+
+from slosched.core.scheduler.answers import Ended, Plan, record_of, reply_to
+from slosched.core.scheduler.interface import RequestRecord
+from slosched.core.scheduler.state import Client, Model, Request
+from slosched.core.values import Value
+from slosched.messages import InferReply
+
+ARRIVAL_NS = 1_000
+PLAN = Plan(
+    expected_start_ns=ARRIVAL_NS + 21,
+    expected_exec_ns=22,
+    start_ns=ARRIVAL_NS + 23,
+    exec_ns=24,
+    worker_id=25,
+    gpu_id=26,
+    batch_size=27,
+)
+ENDED = Ended(
+    code=31, reason="why", now_ns=ARRIVAL_NS + 32, met=True, departure_count=33, cold=True
+)
+
+
+def a_request() -> Request:
+    request = Request(
+        key=11,
+        client=Client(b"c", 1, "c"),
+        request_id=12,
+        user_id=13,
+        model=Model(14, "m", 0),
+        slo_factor=1.5,
+        slo_ns=16,
+        arrival_ns=ARRIVAL_NS,
+        input=Value(7, 17),
+    )
+    request.attempts, request.arrival_count = 18, 19
+    return request
+
+
+def test_every_field_of_a_reply() -> None:
+    assert reply_to(a_request(), ENDED, PLAN) == InferReply(
+        request_id=12,
+        code=31,
+        reason="why",
+        model_id=14,
+        slo_ns=16,
+        latency_ns=32,
+        deadline_met=True,
+        batch_size=27,
+        worker_id=25,
+        gpu_id=26,
+        cold=True,
+        predicted_start_ns=21,
+        predicted_exec_ns=22,
+        start_ns=23,
+        exec_ns=24,
+        attempts=18,
+    )
+
+
+def test_every_field_of_a_requests_record() -> None:
+    assert record_of(a_request(), ENDED, PLAN) == RequestRecord(
+        key=11,
+        request_id=12,
+        user_id=13,
+        model_id=14,
+        code=31,
+        reason="why",
+        slo_factor=1.5,
+        slo_ns=16,
+        arrival_ns=ARRIVAL_NS,
+        departure_ns=ARRIVAL_NS + 32,
+        deadline_met=True,
+        arrival_count=19,
+        departure_count=33,
+        cold=True,
+        batch_size=27,
+        worker_id=25,
+        gpu_id=26,
+        attempts=18,
+        predicted_start_ns=21,
+        predicted_exec_ns=22,
+        start_ns=23,
+        exec_ns=24,
+    )
+
+
+def test_a_request_without_a_plan_says_so() -> None:
+    reply, record = reply_to(a_request(), ENDED, Plan()), record_of(a_request(), ENDED, Plan())
+    assert (reply.predicted_start_ns, reply.start_ns, reply.worker_id) == (-1, -1, -1)
+    assert (record.predicted_start_ns, record.start_ns, record.gpu_id) == (-1, -1, -1)
