@@ -32,7 +32,7 @@ TABLES = (*CONFIGS, EmulationNoise, ModelSource, WeightRule, GpuProfile, ModelPr
 
 @dataclass(frozen=True)
 class _Oven:
-    """A config that nobody wrote anything else for."""
+    """A config of which nothing else in the package knows."""
 
     heat_ns: Annotated[AtLeast1, Option(help="How long it heats.")] = 5_000_000
     size_bytes: Annotated[

@@ -214,7 +214,7 @@ class SimOptions:
             options["fidelity"] = fidelity
         config = SchedulerConfig(
             policy=policy,
-            # Who simulates writes the clients, too: they are believed.
+            # The user of a simulation also writes its clients, so what they say of themselves is trusted.
             max_client_weight=WEIGHT_RANGE[1],
             **values_of(SchedulerConfig, options),
         )
