@@ -8,7 +8,6 @@ killed, the kernel ends them (Linux).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import signal
@@ -24,7 +23,8 @@ from slosched.clock import now_ns
 from slosched.errors import SloschedError
 from slosched.units import NS_PER_S
 
-_PR_SET_PDEATHSIG = 1
+#: The module that a child runs (cli/child.py). It is named, not imported: it imports every command.
+_CHILD = "slosched.cli.child"
 _POLL_S = 0.1
 _READY = re.compile(r"ready on \S*:(\d+): ")
 
@@ -57,7 +57,7 @@ class Children:
         stop_within_s: float = 8.0,
     ) -> None:
         """`command` is what runs instead of slosched, for tests."""
-        self._command = command or (sys.executable, "-m", __name__, str(os.getpid()))
+        self._command = command or (sys.executable, "-m", _CHILD, str(os.getpid()))
         self._stop_within_s = stop_within_s
         self._children: list[Child] = []
 
@@ -174,28 +174,3 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         for number, old in previous.items():
             signal.signal(number, old)
-
-
-def _child_main(parent: int, arguments: list[str]) -> None:
-    """What a child runs: the command line, ended by the kernel when `parent` dies.
-
-    The child asks for that itself: code between fork and exec is no place for it, once torch has
-    started threads in the parent.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # Linux only
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:  # it died before we asked
-        raise SystemExit(1)
-    from slosched.cli.guard import guarded
-
-    def run() -> None:
-        from slosched.cli.app import app
-
-        app(arguments, prog_name="slosched")
-
-    sys.argv = ["slosched", *arguments]
-    guarded(run)
-
-
-if __name__ == "__main__":
-    _child_main(int(sys.argv[1]), sys.argv[2:])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from slosched.codes import code_name
 from slosched.core.scheduler.slices import A_PART, Work
 from slosched.core.scheduler.state import Client, Gpu, Instance, ModelState, Worker, WorkerState
+from slosched.options import status_options
 
 if TYPE_CHECKING:
     from slosched.core.scheduler.scheduler import Scheduler
@@ -57,16 +58,7 @@ def _head(scheduler: Scheduler, now_ns: int) -> dict[str, Any]:
         "incarnation": scheduler.incarnation,
         "policy": config.policy,
         "fidelity": config.fidelity,
-        "options": {
-            "generate_inputs": config.generate_inputs,
-            "max_gpus": config.max_gpus,
-            "schedule_ahead_ns": config.schedule_ahead_ns,
-            "default_slo_ns": config.default_slo_ns,
-            "max_exec_ns": config.max_exec_ns,
-            "max_batch": config.max_batch,
-            "placement": config.placement,
-            "early_refusal": config.early_refusal,
-        },
+        "options": status_options(config),
         "client_weights": config.client_weights,
         "weights": [
             {"client": r.client, "slo_max_ns": r.slo_max_ns, "weight": r.weight}
