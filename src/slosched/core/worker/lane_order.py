@@ -81,9 +81,15 @@ class LaneOrder(Generic[Work]):
         self.armed.remove(work)
         self.running.append(work)
 
-    def end(self, work: Work) -> None:
-        """Running `work` has ended: its slot is free."""
+    def end(self, work: Work, now_ns: int) -> Work | None:
+        """Running `work` has ended: its slot is free. Returns what `first` would, in one call."""
         self.running.remove(work)
+        armed = self.armed
+        if len(armed) == 1 and armed[0].due_ns <= now_ns:
+            return armed[
+                0
+            ]  # the usual case, without a call: the lane stands still until this returns
+        return self._first_due(now_ns)
 
     def boundary(self, work: Work, now_ns: int) -> bool:
         """A segment of running `work` has ended, and another segment follows. True: it starts now.
