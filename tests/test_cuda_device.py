@@ -51,10 +51,15 @@ class Rig:
             blocks.append(block)
         self.blocks = blocks
         self.device = CudaDevice(
-            self.driver, {"net": self.program}, {"net": blocks},
-            cache=self.driver.device_block(self.pages * PAGE), page_bytes=PAGE,
-            stream=self.driver.stream(-2), clock=self.clock, stay_bytes=self.stay_bytes,
-        )  # fmt: skip
+            self.driver,
+            {"net": self.program},
+            {"net": blocks},
+            cache=self.driver.device_block(self.pages * PAGE),
+            page_bytes=PAGE,
+            stream=self.driver.stream(-2),
+            clock=self.clock,
+            stay_bytes=self.stay_bytes,
+        )
         self.done: dict[int, OpDone] = {}
         self.next_op = 0
 
