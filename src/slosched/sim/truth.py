@@ -348,7 +348,7 @@ class ClientTruth:
             and (identity, message.request_id) not in self._loads
         ):
             raise InvariantViolated(
-                f"{identity.decode()} is told of load {message.request_id}, which it did not ask for"
+                f"{identity.decode()} gets an answer to load {message.request_id}, which it did not ask for"
             )
         if isinstance(message, InferReply | Refused) and message.request_id >= 0:
             key = (identity, message.request_id)
@@ -379,7 +379,7 @@ class ClientTruth:
             raise InvariantViolated(
                 f"request {reply.request_id} of {identity.decode()} is answered with code {reply.code}, "
                 f"{format_duration(abs(late_ns))} {'after' if late_ns > 0 else 'before'} its deadline, and "
-                f"told deadline_met={reply.deadline_met}"
+                f"with deadline_met={reply.deadline_met}"
             )
 
     def check_all_answered(self) -> None:

@@ -134,7 +134,7 @@ class WorkerBrain:
         return self._ledger.take_effects()
 
     def next_wakeup_ns(self) -> int | None:
-        """When `schedule` has something to do next, if no event comes before."""
+        """When `schedule` next has something to do, if no event comes before."""
         wake_ns = self._pipeline.next_wakeup_ns()
         if self._link.session is None:
             return wake_ns

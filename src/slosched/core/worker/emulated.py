@@ -113,9 +113,8 @@ class EmulatedGpu:
         self.slowdown = 1.0
         self.failing = self.ending = self.spoiling = 0.0
         self._gpu_id = gpu_id
-        self._instances: dict[
-            int, str
-        ] = {}  # name by model id, if its weights were ever loaded here
+        #: By model id: the name of each instance whose weights were ever loaded here.
+        self._instances: dict[int, str] = {}
         self._ended: dict[int, str] = {}  # model name by op id, for execs that end their process
         #: On a link, the end of a copy depends on the copies that share it.
         self.steady = self._link is None

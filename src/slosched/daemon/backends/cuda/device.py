@@ -116,7 +116,7 @@ class CudaDevice:
         return self._copies.active
 
     def spare_ns(self) -> int:
-        """For how long the exec lane can do without the thread."""
+        """For how long the exec lane can spare the thread."""
         quiet_ns = self._exec.quiet_until_ns()
         return _LONG_NS if quiet_ns is None else quiet_ns - self._clock()
 
