@@ -56,7 +56,9 @@ def test_an_op_of_a_batch_has_every_field_of_its_action() -> None:
     )
     kind = worker.brain._kinds[Infer]
     assert isinstance(kind, InferKind)
-    action = PendingAction(77, kind, message, b"", worker.session, 0)
+    action = PendingAction(
+        key=77, kind=kind, message=message, peer=b"", session=worker.session, received_ns=0
+    )
     action.gpu, action.instance = ledger.gpus[1], ledger.instances[1]
     action.earliest_ns, action.latest_ns = 11, 21  # on the worker's clock
     assert batch_op(9, OpKind.EXEC, action) == Op(
@@ -161,7 +163,17 @@ def test_the_emulated_gpu_gives_up_armed_execs_alone_and_reports_those_that_are_
     gpu = EmulatedGpu(VirtualWorker().profile)
 
     def launch(op_id: int, latest_ns: int = 10**12) -> None:
-        op = Op(op_id, OpKind.EXEC, 0, 0, op_id, 1, 1, (), "net", 0, latest_ns)
+        op = Op(
+            op_id=op_id,
+            kind=OpKind.EXEC,
+            gpu_id=0,
+            model_id=0,
+            action_id=op_id,
+            batch_size=1,
+            request_count=1,
+            model_name="net",
+            latest_ns=latest_ns,
+        )
         assert gpu.launch(op, now_ns=0) is None
 
     for op_id, latest_ns in ((1, 10**12), (2, 10**12), (3, 1), (4, 10**12)):

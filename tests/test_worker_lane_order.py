@@ -9,12 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slosched.core.worker.lane_order import ArmedWork, LaneOrder
+from slosched.core.worker.lanes import LaneSpec, Role
 
 
 @dataclass(slots=True, eq=False)
 class Work(ArmedWork):
     name: str = ""
     segments: list[int] = field(default_factory=lambda: [1])  # how long each takes
+
+
+def lane(width: int = 1, *, preemptive: bool = False) -> LaneSpec:
+    return LaneSpec(Role.EXEC, width, preemptive)
 
 
 def started(order: LaneOrder[Work], now_ns: int) -> list[str]:
@@ -27,7 +32,7 @@ def started(order: LaneOrder[Work], now_ns: int) -> list[str]:
 
 
 def test_work_starts_in_the_order_of_its_times_and_of_arming_where_these_agree() -> None:
-    order: LaneOrder[Work] = LaneOrder(width=4)
+    order: LaneOrder[Work] = LaneOrder(lane(4))
     for name, start_ns in (("late", 30), ("first", 10), ("second", 10), ("past", 0)):
         order.arm(Work(name), start_ns=start_ns, now_ns=5)
     assert order.next_due_ns() == 5
@@ -38,7 +43,7 @@ def test_work_starts_in_the_order_of_its_times_and_of_arming_where_these_agree()
 
 
 def test_a_higher_priority_goes_first_among_the_work_that_is_due() -> None:
-    order: LaneOrder[Work] = LaneOrder()
+    order: LaneOrder[Work] = LaneOrder(lane())
     order.arm(Work("low"), start_ns=0, now_ns=0)
     order.arm(Work("high"), start_ns=0, now_ns=0, priority=2)
     order.arm(Work("higher, later"), start_ns=9, now_ns=0, priority=3)
@@ -48,20 +53,20 @@ def test_a_higher_priority_goes_first_among_the_work_that_is_due() -> None:
 
 
 def test_no_more_runs_than_there_are_slots() -> None:
-    order: LaneOrder[Work] = LaneOrder(width=2)
+    order: LaneOrder[Work] = LaneOrder(lane(2))
     for name in "abc":
         order.arm(Work(name), start_ns=0, now_ns=0)
     assert started(order, 0) == ["a", "b"]
     following = order.end(order.running[1], 1)
     assert following is order.first(1) is order.armed[0] and following.name == "c"
     with pytest.raises(ValueError, match="at least one slot"):
-        LaneOrder(width=0)
+        lane(0)
 
 
 def test_at_a_boundary_higher_work_goes_first_and_what_it_interrupts_comes_before_its_equals() -> (
     None
 ):
-    order: LaneOrder[Work] = LaneOrder(preemptive=True)
+    order: LaneOrder[Work] = LaneOrder(lane(preemptive=True))
     order.arm(Work("long"), start_ns=0, now_ns=0)
     assert started(order, 0) == ["long"]
     long = order.running[0]
@@ -78,7 +83,7 @@ def test_at_a_boundary_higher_work_goes_first_and_what_it_interrupts_comes_befor
 
 
 def test_a_lane_that_is_not_preemptive_is_never_interrupted() -> None:
-    order: LaneOrder[Work] = LaneOrder()
+    order: LaneOrder[Work] = LaneOrder(lane())
     order.arm(Work("long"), start_ns=0, now_ns=0)
     assert started(order, 0) == ["long"]
     order.arm(Work("urgent"), start_ns=0, now_ns=1, priority=9)
@@ -86,7 +91,7 @@ def test_a_lane_that_is_not_preemptive_is_never_interrupted() -> None:
 
 
 def test_armed_work_can_be_given_up() -> None:
-    order: LaneOrder[Work] = LaneOrder()
+    order: LaneOrder[Work] = LaneOrder(lane())
     for name in "abc":
         order.arm(Work(name), start_ns=0, now_ns=0)
     order.disarm(order.armed[0])
@@ -114,7 +119,7 @@ class Simulated:
     """A lane in integer time, with the checks that hold at each start and each boundary."""
 
     def __init__(self, width: int, preemptive: bool) -> None:
-        self.order: LaneOrder[Work] = LaneOrder(width, preemptive=preemptive)
+        self.order: LaneOrder[Work] = LaneOrder(lane(width, preemptive=preemptive))
         self.width, self.preemptive = width, preemptive
         self.ends: list[tuple[int, Work]] = []
         self.starts: list[tuple[int, Work]] = []
@@ -169,9 +174,9 @@ class Simulated:
 def test_whatever_is_armed(
     works: list[tuple[int, int, int, list[int]]], width: int, preemptive: bool
 ) -> None:
-    lane = Simulated(width, preemptive)
-    lane.run(works)
-    assert len(lane.starts) == len(works) + lane.interrupted
+    simulated = Simulated(width, preemptive)
+    simulated.run(works)
+    assert len(simulated.starts) == len(works) + simulated.interrupted
 
 
 @given(WORKS, st.integers(1, 3), st.booleans())
@@ -179,15 +184,15 @@ def test_whatever_is_armed(
 def test_work_of_one_priority_starts_in_the_order_in_which_it_is_due(
     works: list[tuple[int, int, int, list[int]]], width: int, preemptive: bool
 ) -> None:
-    lane = Simulated(width, preemptive)
-    lane.run([(armed_at, offset, 1, segments) for armed_at, offset, _, segments in works])
-    places = [(work.due_ns, work.number) for _, work in lane.starts]
-    assert places == sorted(places) and lane.interrupted == 0
+    simulated = Simulated(width, preemptive)
+    simulated.run([(armed_at, offset, 1, segments) for armed_at, offset, _, segments in works])
+    places = [(work.due_ns, work.number) for _, work in simulated.starts]
+    assert places == sorted(places) and simulated.interrupted == 0
 
 
 @given(st.integers(1, 40), st.integers(0, 9))
 def test_no_stream_of_equals_starves_a_work_that_is_due(others: int, due_ns: int) -> None:
-    order: LaneOrder[Work] = LaneOrder()
+    order: LaneOrder[Work] = LaneOrder(lane())
     order.arm(Work("patient"), start_ns=due_ns, now_ns=0)
     behind = 0
     for now in range(others):

@@ -279,7 +279,15 @@ class BareController:
         """Prepare one instance and load it onto GPU 0."""
         result = self.ask(
             LoadModel(
-                self.session, self.action_id(), name, model_id, 1, 8, max_exec_ns, 0, FOREVER_NS
+                session=self.session,
+                action_id=self.action_id(),
+                name=name,
+                model_id=model_id,
+                copies=1,
+                max_batch=8,
+                max_exec_ns=max_exec_ns,
+                earliest_ns=0,
+                latest_ns=FOREVER_NS,
             ),
             within_s=60.0,
         )
@@ -292,7 +300,16 @@ class BareController:
 
     def infer_message(self, batch: int, *, sizes: tuple[int, ...] = (), model_id: int = 0) -> Infer:
         return Infer(
-            self.session, self.action_id(), model_id, 0, 0, FOREVER_NS, 0, batch, batch, sizes
+            session=self.session,
+            action_id=self.action_id(),
+            model_id=model_id,
+            gpu_id=0,
+            earliest_ns=0,
+            latest_ns=FOREVER_NS,
+            expected_duration_ns=0,
+            batch_size=batch,
+            request_count=batch,
+            input_sizes=sizes,
         )
 
     def close(self) -> None:

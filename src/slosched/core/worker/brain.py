@@ -72,7 +72,15 @@ class WorkerBrain:
         lanes: Sequence[LaneSpec] = GPU_LANES,
     ) -> None:
         names = tuple(sorted(set(loadable) - {name for name, _ in put_aside}))
-        self._identity = Identity(incarnation, version, host, pid, device, names, tuple(put_aside))
+        self._identity = Identity(
+            incarnation=incarnation,
+            version=version,
+            host=host,
+            pid=pid,
+            device=device,
+            loadable=names,
+            put_aside=tuple(put_aside),
+        )
         self._link = Link(incarnation, heartbeat_ns=heartbeat_ns)
         self._ledger = Ledger(gpus, self._link, lanes)
         self._pipeline = Pipeline(self._ledger)
@@ -294,7 +302,14 @@ class WorkerBrain:
         ledger = self._ledger
         kind = self._kinds[type(message)]
         key = ledger.next_seq()
-        action = PendingAction(key, kind, message, event.peer, message.session, now_ns)
+        action = PendingAction(
+            key=key,
+            kind=kind,
+            message=message,
+            peer=event.peer,
+            session=message.session,
+            received_ns=now_ns,
+        )
         ledger.unanswered[key] = action
         if self._lost:
             ledger.fail(action, Code.PROCESS_ENDED, self._lost, now_ns)

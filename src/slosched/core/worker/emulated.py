@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
+import msgspec
+
 from slosched.codes import Code
 from slosched.config import EmulationNoise, GpuProfile, ModelProfile
 from slosched.core.worker.interface import (
@@ -31,6 +33,7 @@ from slosched.core.worker.interface import (
     too_late,
 )
 from slosched.core.worker.lane_order import ArmedWork, LaneOrder
+from slosched.core.worker.lanes import EXEC_LANE
 from slosched.core.worker.pcie import PcieLink
 from slosched.errors import UnknownName
 from slosched.messages import Span
@@ -103,7 +106,7 @@ class EmulatedGpu:
         )
         self._random = SplitMix64(self._noise.seed * 0x10001 + gpu_id + 1)
         self._classes: dict[tuple[str, int], int] = {}  # (model, batch) -> exec ns
-        self._execs: LaneOrder[_Exec] = LaneOrder()
+        self._execs: LaneOrder[_Exec] = LaneOrder(EXEC_LANE)
         #: (end, seq, report, the exec that ends then).
         self._ends: list[tuple[int, int, OpDone, _Exec | None]] = []
         self._seq = 0
@@ -184,8 +187,7 @@ class EmulatedGpu:
 
         def ended(end_ns: int) -> None:
             span = Span(now_ns, end_ns, end_ns - now_ns)
-            clocks = done.clock_before_mhz, done.clock_mhz
-            self._push(OpDone(op.op_id, span, done.code, done.reason, *clocks))
+            self._push(msgspec.structs.replace(done, span=span))
 
         link.begin(done.span.duration_ns, now_ns=now_ns, on_end=ended)
         return None
@@ -247,7 +249,13 @@ class EmulatedGpu:
             output_sizes = tuple(size if given else 0 for given in op.input_sizes)
             duration_ns = self._copy_ns(sum(output_sizes))
         span = Span(now_ns, now_ns + duration_ns, duration_ns)
-        return OpDone(op.op_id, span, 0, "", clock_mhz, clock_mhz, output_sizes)
+        return OpDone(
+            op_id=op.op_id,
+            span=span,
+            clock_before_mhz=clock_mhz,
+            clock_mhz=clock_mhz,
+            output_sizes=output_sizes,
+        )
 
     def _copy_ns(self, size_bytes: int) -> int:
         """The time of a copy that has the link to itself."""

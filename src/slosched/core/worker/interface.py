@@ -99,10 +99,10 @@ def not_begun(op: Op, code: int, reason: str, now_ns: int) -> OpDone:
 
 def too_late(op: Op, now_ns: int) -> OpDone:
     """An armed EXEC, whose window is over, is given up by its device."""
-    return not_begun(op, Code.EXEC_TOO_LATE, late_words(now_ns - op.latest_ns), now_ns)
+    return not_begun(op, Code.EXEC_TOO_LATE, late_reason(now_ns - op.latest_ns), now_ns)
 
 
-def late_words(late_ns: int) -> str:
+def late_reason(late_ns: int) -> str:
     return f"it could only start {format_duration(late_ns)} after latest"
 
 

@@ -6,7 +6,7 @@ of the next. A lane on a CUDA device and a lane of an emulated GPU both follow t
 - Work is due from its start time, or from the time at which it was armed if that is later.
 - Among the work that is due, the highest priority goes first, then the work that was due first, then the work
   that was armed first.
-- No more than `width` run at a time.
+- No more run at a time than the lane is wide.
 - At a segment boundary in a preemptive lane, due work of a higher priority goes first. The interrupted work is
   armed again with the place that it had, so that it precedes everything of its own priority.
 
@@ -19,6 +19,8 @@ from __future__ import annotations
 from bisect import insort
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+
+from slosched.core.worker.lanes import LaneSpec
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +36,7 @@ Work = TypeVar("Work", bound=ArmedWork)
 
 
 class LaneOrder(Generic[Work]):
-    """The armed and the running work of one lane with `width` slots.
+    """The armed and the running work of one `lane`.
 
     `armed` is in the order in which the work is due, `running` in the order in which it began. Both are for
     reading; every change goes through the methods.
@@ -42,10 +44,8 @@ class LaneOrder(Generic[Work]):
 
     __slots__ = ("_number", "_preemptive", "_width", "armed", "running")
 
-    def __init__(self, width: int = 1, *, preemptive: bool = False) -> None:
-        if width < 1:
-            raise ValueError(f"a lane needs at least one slot, not {width}")
-        self._width, self._preemptive = width, preemptive
+    def __init__(self, lane: LaneSpec) -> None:
+        self._width, self._preemptive = lane.width, lane.preemptive
         self.armed: list[Work] = []
         self.running: list[Work] = []
         self._number = 0

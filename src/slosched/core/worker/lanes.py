@@ -25,12 +25,17 @@ class LaneSpec:
     width: int = 1
     preemptive: bool = False
 
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"a lane needs at least one slot, not {self.width}")
 
-#: A GPU runs one op of each role at a time (Clockwork §4.2), so each lane keeps one timeline.
+
+#: A GPU runs one op of each role at a time (Clockwork §4.2), so each of its lanes keeps one timeline.
+EXEC_LANE = LaneSpec(Role.EXEC)
 GPU_LANES: Sequence[LaneSpec] = (
     LaneSpec(Role.LOAD),
     LaneSpec(Role.INPUT),
-    LaneSpec(Role.EXEC),
+    EXEC_LANE,
     LaneSpec(Role.OUTPUT),
 )
 HOST_LANE = LaneSpec(Role.HOST)

@@ -17,7 +17,7 @@ from heapq import heappop, heappush
 from typing import Any
 
 from slosched.codes import Code
-from slosched.core.worker.interface import Launch, ModelPrepared, Op, OpDone, Withdraw, late_words
+from slosched.core.worker.interface import Launch, ModelPrepared, Op, OpDone, Withdraw, late_reason
 from slosched.core.worker.lanes import Role
 from slosched.core.worker.ledger import Ledger
 from slosched.core.worker.state import Lane, PendingAction, Step
@@ -95,7 +95,7 @@ class Pipeline:
         """True, and the action has failed, if its window is over."""
         if now_ns <= action.latest_ns:
             return False
-        self.ledger.fail(action, code, late_words(now_ns - action.latest_ns), now_ns)
+        self.ledger.fail(action, code, late_reason(now_ns - action.latest_ns), now_ns)
         return True
 
     # -------------------------------------------------------------------------------- ends
@@ -142,17 +142,17 @@ class Pipeline:
     def cancel_queued(self, reason: str, now_ns: int) -> None:
         """Fail what has not begun, and the preparations; take armed ops back."""
         ledger = self.ledger
-        words = f"cancelled: {reason}"
+        reason = f"cancelled: {reason}"
         for lane in self._lanes():
             if lane.spec.role is Role.OUTPUT:
                 continue  # it ran; only its answer is missing
             for action in lane.drain():
-                ledger.fail(action, Code.CANCELLED, words, now_ns)
+                ledger.fail(action, Code.CANCELLED, reason, now_ns)
             if lane.ahead_ns:
                 self._withdraw(lane)
         for action in ledger.host.started:
             if action.key in ledger.unanswered:
-                ledger.fail(action, Code.CANCELLED, words, now_ns)
+                ledger.fail(action, Code.CANCELLED, reason, now_ns)
 
     def _lanes(self) -> Iterator[Lane]:
         yield self.ledger.host

@@ -20,6 +20,7 @@ from slosched.clock import Clock
 from slosched.codes import Code
 from slosched.core.worker.interface import Op, OpDone, not_begun, too_late
 from slosched.core.worker.lane_order import ArmedWork, LaneOrder
+from slosched.core.worker.lanes import EXEC_LANE
 from slosched.daemon.backends.base import first_line
 from slosched.daemon.backends.cuda.driver import DeviceFault, Driver, Event, Stream
 from slosched.daemon.backends.cuda.program import BufferSet, Copies, Program, Use
@@ -57,7 +58,7 @@ class _Exec(ArmedWork):
     copies: bool = (
         True  # it was aimed to copy its weights; else they will be the active ones already
     )
-    over: Event = None
+    finished: Event = None  # recorded behind its launch
     key: tuple[int, int] = (-1, -1)  # whose weights, of which load
     launch: Callable[[BufferSet, Stream], None] = _unprepared
     begin_ns: int = 0
@@ -83,11 +84,11 @@ class ExecLane:
         self._blackbox = blackbox
         self._driver, self._stream, self._clock = driver, stream, clock
         self._read_clock_mhz = read_clock_mhz
-        self._order: LaneOrder[_Exec] = LaneOrder()
+        self._order: LaneOrder[_Exec] = LaneOrder(EXEC_LANE)
         self._armed, self._running = self._order.armed, self._order.running  # for reading
         self._ended: _Exec | None = None  # its end was noticed, and is not reported yet
         self._active: dict[str, tuple[int, int]] = {}  # by name: whose weights, of which load
-        self._over = deque(driver.event() for _ in range(2))
+        self._finish_events = deque(driver.event() for _ in range(2))
         self._last_ns: dict[tuple[str, int], int] = {}  # duration of the last run of (model, batch)
         self.done: list[OpDone] = []
 
@@ -162,7 +163,7 @@ class ExecLane:
         """Notice an end; start what is due; then report the end."""
         if self._running:
             running = self._running[0]
-            if self._driver.done(running.over):
+            if self._driver.done(running.finished):
                 self._notice(running, self._clock())
         elif self._armed:
             self._start_due(self._clock())
@@ -193,8 +194,8 @@ class ExecLane:
         driver_done, clock = self._driver.done, self._clock
         if self._running:
             running = self._running[0]
-            over = running.over
-            while not driver_done(over):
+            finished = running.finished
+            while not driver_done(finished):
                 if clock() >= until_ns:
                     return
             self._notice(running, clock())
@@ -238,13 +239,13 @@ class ExecLane:
                 self._blackbox.launching(item.model_number)
             launch(buffers, self._stream)
             self._blackbox.running(item.model_number)
-            item.over = self._over[0]
-            self._driver.record(item.over, self._stream)
+            item.finished = self._finish_events[0]
+            self._driver.record(item.finished, self._stream)
             self._order.begin(item)
         except DeviceFault:
             raise  # it is armed still, so `fail_all` reports it with the others
         except (Exception, SystemExit) as error:  # plain execution: a model may raise anything
-            self._driver.done(self._over[0])  # raises if it is the device that is lost
+            self._driver.done(self._finish_events[0])  # raises if it is the device that is lost
             self._order.disarm(item)
             self._blackbox.launching(0)
             self._active.pop(op.model_name, None)
@@ -253,7 +254,7 @@ class ExecLane:
             return True
         if item.plain:
             self._blackbox.launching(0)
-        self._over.rotate(-1)
+        self._finish_events.rotate(-1)
         self._active[op.model_name] = item.key
         if item.brings_inputs:
             buffers.use = Use.OUTPUTS
