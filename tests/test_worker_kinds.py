@@ -56,9 +56,7 @@ def test_an_op_of_a_batch_has_every_field_of_its_action() -> None:
     )
     kind = worker.brain._kinds[Infer]
     assert isinstance(kind, InferKind)
-    action = PendingAction(
-        key=77, kind=kind, message=message, peer=b"", session=worker.session, received_ns=0
-    )
+    action = PendingAction(77, kind, message, b"", 0)
     action.gpu, action.instance = ledger.gpus[1], ledger.instances[1]
     action.earliest_ns, action.latest_ns = 11, 21  # on the worker's clock
     assert batch_op(9, OpKind.EXEC, action) == Op(
@@ -100,7 +98,7 @@ class ProbeKind(ActionKind[ClearCache]):
 
     def _ended(self, action: PendingAction[ClearCache], done: OpDone, now_ns: int) -> None:
         result = ClearCacheResult(
-            action.session, action.message.action_id, done.span.begin_ns, now_ns
+            action.message.session, action.message.action_id, done.span.begin_ns, now_ns
         )
         self._ledger.answer(action, result)
 

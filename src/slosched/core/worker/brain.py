@@ -302,14 +302,7 @@ class WorkerBrain:
         ledger = self._ledger
         kind = self._kinds[type(message)]
         key = ledger.next_seq()
-        action = PendingAction(
-            key=key,
-            kind=kind,
-            message=message,
-            peer=event.peer,
-            session=message.session,
-            received_ns=now_ns,
-        )
+        action = PendingAction(key, kind, message, event.peer, now_ns)
         ledger.unanswered[key] = action
         if self._lost:
             ledger.fail(action, Code.PROCESS_ENDED, self._lost, now_ns)

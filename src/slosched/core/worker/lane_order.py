@@ -52,10 +52,14 @@ class LaneOrder(Generic[Work]):
 
     def arm(self, work: Work, *, start_ns: int, now_ns: int, priority: int = 0) -> None:
         """Take `work`, which may start from `start_ns`; a higher `priority` goes first."""
-        self._number += 1
-        work.due_ns = max(start_ns, now_ns)
-        work.priority, work.number = priority, self._number
-        insort(self.armed, work, key=_place)
+        self._number = work.number = self._number + 1
+        work.due_ns = due_ns = start_ns if start_ns > now_ns else now_ns
+        work.priority = priority
+        armed = self.armed
+        if not armed or armed[-1].due_ns <= due_ns:
+            armed.append(work)
+        else:
+            insort(armed, work, key=_place)
 
     def first(self, now_ns: int) -> Work | None:
         """The work that is to start now. None: none is due, or no slot is free."""

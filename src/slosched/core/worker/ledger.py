@@ -62,7 +62,7 @@ class Ledger:
             self.effects.append(DropInputs(action.key))
         clock = self.link.clock
         message = ErrorResult(
-            session=action.session,
+            session=action.message.session,
             action_id=action.message.action_id,
             action_type=int(action.kind.action_type),
             code=int(code),

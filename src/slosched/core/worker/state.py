@@ -61,7 +61,6 @@ class PendingAction(Generic[M]):
     kind: KindFacts
     message: M
     peer: bytes
-    session: int
     received_ns: int
     earliest_ns: int = NO_EARLIEST_NS
     latest_ns: int = NO_LATEST_NS

@@ -22,7 +22,7 @@ class ClearCacheKind(ActionKind[ClearCache]):
                 if gpu.cache.resident(model_id) and not gpu.in_use(model_id):
                     ledger.evict(gpu, model_id)
         result = ClearCacheResult(
-            session=action.session,
+            session=action.message.session,
             action_id=action.message.action_id,
             received_ns=clock.to_peer_ns(action.received_ns),
             sent_ns=clock.to_peer_ns(now_ns),

@@ -48,7 +48,7 @@ class EvictWeightsKind(ActionKind[EvictWeights]):
     def _answer(self, action: PendingAction[EvictWeights], now_ns: int) -> None:
         clock = self._clock
         result = EvictWeightsResult(
-            session=action.session,
+            session=action.message.session,
             action_id=action.message.action_id,
             span=peer_span(clock, Span(now_ns, now_ns, 0)),
             received_ns=clock.to_peer_ns(action.received_ns),

@@ -18,7 +18,7 @@ class GetWorkerStateKind(ActionKind[GetWorkerState]):
     def begin(self, action: PendingAction[GetWorkerState], now_ns: int) -> None:
         ledger, clock = self._ledger, self._clock
         result = WorkerStateResult(
-            session=action.session,
+            session=action.message.session,
             action_id=action.message.action_id,
             gpus=tuple(gpu.report() for gpu in ledger.gpus.values()),
             models=tuple((i.model_id, i.name) for i in ledger.instances.values()),

@@ -65,7 +65,7 @@ class InferKind(ActionKind[Infer]):
     def _copied_input(self, action: PendingAction[Infer], span: Span, now_ns: int) -> None:
         action.copy_input = span
         pipeline = self._pipeline
-        if pipeline.closing or action.session != self._ledger.link.session:
+        if pipeline.closing or action.message.session != self._ledger.link.session:
             reason = "cancelled before it could start"
             self._ledger.fail(action, Code.CANCELLED, reason, now_ns)
         else:
@@ -127,7 +127,7 @@ class InferKind(ActionKind[Infer]):
         assert action.gpu is not None
         clock = self._clock
         result = InferResult(
-            session=action.session,
+            session=action.message.session,
             action_id=action.message.action_id,
             copy_input=peer_span(clock, action.copy_input),
             exec=peer_span(clock, action.exec),

@@ -100,7 +100,7 @@ class LoadModelKind(ActionKind[LoadModel]):
         clock, message, profile = self._clock, action.message, instance.profile
         batches = offered_batches(profile, message.max_batch, message.max_exec_ns)
         result = LoadModelResult(
-            session=action.session,
+            session=action.message.session,
             action_id=message.action_id,
             span=peer_span(clock, span),
             copies=message.copies,

@@ -73,7 +73,7 @@ class LoadWeightsKind(ActionKind[LoadWeights]):
     def _answer(self, action: PendingAction[LoadWeights], done: OpDone, now_ns: int) -> None:
         clock = self._clock
         result = LoadWeightsResult(
-            session=action.session,
+            session=action.message.session,
             action_id=action.message.action_id,
             span=peer_span(clock, done.span),
             received_ns=clock.to_peer_ns(action.received_ns),

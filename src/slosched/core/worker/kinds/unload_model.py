@@ -29,7 +29,7 @@ class UnloadModelKind(ActionKind[UnloadModel]):
         ledger.forget(model_id)
         clock = self._clock
         result = UnloadModelResult(
-            session=action.session,
+            session=action.message.session,
             action_id=action.message.action_id,
             received_ns=clock.to_peer_ns(action.received_ns),
             sent_ns=clock.to_peer_ns(now_ns),
