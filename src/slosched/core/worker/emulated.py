@@ -29,7 +29,7 @@ from slosched.core.worker.interface import (
     OpKind,
     PrepareModel,
     WeightsLost,
-    not_begun,
+    op_failed,
     too_late,
 )
 from slosched.core.worker.lane_order import ArmedWork, LaneOrder
@@ -133,7 +133,7 @@ class EmulatedGpu:
         if work is None:
             return None
         self._execs.disarm(work)
-        return not_begun(work.op, Code.CANCELLED, "cancelled before it began", work.due_ns)
+        return op_failed(work.op, Code.CANCELLED, "cancelled before it began", work.due_ns)
 
     def launch(self, op: Op, *, now_ns: int) -> OpDone | None:
         if op.kind is not OpKind.EXEC:

@@ -92,14 +92,14 @@ def joined(segments: Sequence[Span]) -> tuple[Span, int]:
     return Span(begin_ns, end_ns, sum(each.duration_ns for each in segments)), pause_ns
 
 
-def not_begun(op: Op, code: int, reason: str, now_ns: int) -> OpDone:
-    """`op` fails without having run."""
+def op_failed(op: Op, code: int, reason: str, now_ns: int) -> OpDone:
+    """The end of an `op` that failed at `now_ns`, and that was not measured."""
     return OpDone(op.op_id, Span(now_ns, now_ns, 0), code, reason)
 
 
 def too_late(op: Op, now_ns: int) -> OpDone:
     """An armed EXEC, whose window is over, is given up by its device."""
-    return not_begun(op, Code.EXEC_TOO_LATE, late_reason(now_ns - op.latest_ns), now_ns)
+    return op_failed(op, Code.EXEC_TOO_LATE, late_reason(now_ns - op.latest_ns), now_ns)
 
 
 def late_reason(late_ns: int) -> str:

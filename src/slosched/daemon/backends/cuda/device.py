@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from slosched.clock import Clock, now_ns
 from slosched.codes import Code
-from slosched.core.worker.interface import Op, OpDone, OpKind, not_begun
+from slosched.core.worker.interface import Op, OpDone, OpKind, op_failed
 from slosched.daemon.backends.base import Frame
 from slosched.daemon.backends.cuda.copy_lanes import CopyLanes, batch_class
 from slosched.daemon.backends.cuda.driver import Block, DeviceFault, Driver, Stream
@@ -180,7 +180,7 @@ class CudaDevice:
         return None
 
     def _refused(self, op: Op, reason: str, code: Code = Code.RUNTIME_ERROR) -> OpDone:
-        return not_begun(op, code, reason, self._clock())
+        return op_failed(op, code, reason, self._clock())
 
     def _reports(self, op: Op) -> bool:
         return any(done.op_id == op.op_id for done in self._exec.done)

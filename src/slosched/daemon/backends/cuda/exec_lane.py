@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from slosched.clock import Clock
 from slosched.codes import Code
-from slosched.core.worker.interface import Op, OpDone, not_begun, too_late
+from slosched.core.worker.interface import Op, OpDone, op_failed, too_late
 from slosched.core.worker.lane_order import ArmedWork, LaneOrder
 from slosched.core.worker.lanes import EXEC_LANE
 from slosched.daemon.backends.base import first_line
@@ -156,7 +156,7 @@ class ExecLane:
             if item.op.op_id == op_id:
                 self._order.disarm(item)
                 reason = "cancelled before it began"
-                return not_begun(item.op, Code.CANCELLED, reason, self._clock())
+                return op_failed(item.op, Code.CANCELLED, reason, self._clock())
         return None
 
     def turn(self) -> None:
@@ -171,15 +171,15 @@ class ExecLane:
     def _notice(self, ended: _Exec, end_ns: int) -> None:
         self._ended = ended
         item = self._order.end(ended, end_ns)
-        if item is not None:
-            if item.buffers is ended.buffers:  # the next run records the same events
-                self._report(ended, end_ns)
-                self._ended = None
-            if self._start(item, end_ns):
-                self._start_due(self._clock())
-        if self._ended is not None:
-            self._report(ended, end_ns)
-            self._ended = None
+        if item is None:
+            self._report_ended(end_ns)
+            return
+        if item.buffers is ended.buffers:  # the next run records the same events
+            self._report_ended(end_ns)
+        failed = self._start(item, end_ns)
+        self._report_ended(end_ns)
+        if failed:
+            self._start_due(self._clock())
 
     def _start_due(self, now_ns: int) -> None:
         first = self._order.first
@@ -211,7 +211,7 @@ class ExecLane:
         items = [] if self._ended is None else [self._ended]
         self._ended = None
         items += self._order.clear()
-        self.done.extend(not_begun(each.op, Code.PROCESS_ENDED, reason, now_ns) for each in items)
+        self.done.extend(op_failed(each.op, Code.PROCESS_ENDED, reason, now_ns) for each in items)
 
     # ------------------------------------------------------------------------------- inside
 
@@ -250,7 +250,7 @@ class ExecLane:
             self._blackbox.launching(0)
             self._active.pop(op.model_name, None)
             reason = f"{op.model_name}: {type(error).__name__}: {first_line(error)}"
-            self.done.append(not_begun(op, Code.RUNTIME_ERROR, reason, self._clock()))
+            self.done.append(op_failed(op, Code.RUNTIME_ERROR, reason, self._clock()))
             return True
         if item.plain:
             self._blackbox.launching(0)
@@ -289,7 +289,11 @@ class ExecLane:
         free = [each for each in others or sets if each.use is Use.FREE]
         return next(iter(free or others or sets), None)
 
-    def _report(self, item: _Exec, end_ns: int) -> None:
+    def _report_ended(self, end_ns: int) -> None:
+        """Report the exec whose end was noticed at `end_ns`, unless it is reported already."""
+        item = self._ended
+        if item is None:
+            return
         assert item.buffers is not None
         if not self._running:
             self._blackbox.running(0)
@@ -303,3 +307,4 @@ class ExecLane:
                 clock_mhz=self._read_clock_mhz(),
             )
         )
+        self._ended = None
