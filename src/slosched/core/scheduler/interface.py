@@ -89,6 +89,14 @@ class ToWorker(_Fact, frozen=True, gc=False):
     requests: tuple[RequestKey, ...] = ()
 
 
+class StatusAsked(_Fact, frozen=True, gc=False):
+    """The client wants a StatusReply under `request_id`: the shell makes it, as a view of the scheduler."""
+
+    client: bytes
+    request_id: int
+    brief: bool
+
+
 class Accepted(_Fact, frozen=True, gc=False):
     """The request that brought the input `input_key` is `key` from now on.
 
@@ -175,7 +183,7 @@ class Note(_Fact, frozen=True, gc=False):
     text: str
 
 
-Effect = ToClient | ToWorker | Accepted | RequestDone | ActionDone | Note
+Effect = ToClient | ToWorker | StatusAsked | Accepted | RequestDone | ActionDone | Note
 
 __all__ = [
     "Accepted",
@@ -193,6 +201,7 @@ __all__ = [
     "RequestKey",
     "RequestRecord",
     "SendFailed",
+    "StatusAsked",
     "ToClient",
     "ToWorker",
 ]

@@ -13,8 +13,7 @@ that had arrived was handled. That batching is what keeps a busy controller chea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 
@@ -35,13 +34,13 @@ from slosched.core.scheduler.interface import (
     FromWorker,
     Note,
     SendFailed,
+    StatusAsked,
     ToClient,
 )
 from slosched.core.scheduler.limits import Limits
 from slosched.core.scheduler.overdue import Overdue
 from slosched.core.scheduler.policies import make_policy
 from slosched.core.scheduler.policies.base import LoadsByDemand
-from slosched.core.scheduler.report import status_parts
 from slosched.core.scheduler.second_tries import MODEL_FAILED, SecondTries
 from slosched.core.scheduler.sessions import TICK_NS, Sessions
 from slosched.core.scheduler.slices import ANSWER, Work
@@ -76,7 +75,6 @@ from slosched.messages import (
     LoadModelResult,
     LoadWeightsResult,
     Refused,
-    StatusReply,
     StatusRequest,
     Welcome,
     WorkerGoodbye,
@@ -161,8 +159,6 @@ class Scheduler:
         self.draining = False
         self._abandoned = False
         self.incarnation = incarnation
-        #: What the shell counts, for the status report.
-        self.counted: Callable[[], dict[str, Any]] = dict
         self._next_key = 0
         self._tick_due_ns = 0
         self._now_ns = 0  # of the current call: answers depart now
@@ -293,16 +289,10 @@ class Scheduler:
         elif isinstance(message, ListModelsRequest):
             self.catalog.list_models(client, message)
         elif isinstance(message, StatusRequest):
-            self._slices.begin(self._report(client, message, now_ns))
+            asked = StatusAsked(client.identity, message.request_id, message.brief)
+            self._effects.append(asked)
         elif isinstance(message, Goodbye):
             self._clients.drop(client.identity, "it left")
-
-    def _report(self, client: Client, message: StatusRequest, now_ns: int) -> Work:
-        report: dict[str, Any] = {}
-        yield from status_parts(report, self, now_ns=now_ns, brief=message.brief)
-        if not client.gone:
-            reply = StatusReply(message.request_id, report)
-            self._effects.append(ToClient(client.identity, reply))
 
     def _infer(self, client: Client, message: InferRequest, event: FromClient, now_ns: int) -> None:
         if message.request_id in client.requests:
