@@ -19,7 +19,6 @@ Alone it is a check of a machine: `.venv/bin/python benchmarks/stall_meter.py wa
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import gc
 import json
@@ -33,6 +32,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from slosched.child_processes import end_with_parent
 from slosched.cli.children import ChildFailed, Children
 from slosched.clock import now_ns, set_timer_slack
 from slosched.units import NS_PER_MS, NS_PER_S
@@ -42,7 +42,6 @@ TICK_NS = 2 * NS_PER_MS
 NOTED_NS = NS_PER_MS
 SAMPLE_EVERY_S = 0.5
 _READY_S = 10.0
-_PR_SET_PDEATHSIG = 1
 _KTHREADD = 2
 
 
@@ -368,7 +367,7 @@ def main(arguments: Sequence[str]) -> None:
             watch(float(seconds))
         case [("tick" | "sample") as verb, number]:
             # Whoever started us may be killed: the kernel then ends us too.
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+            end_with_parent(signal.SIGTERM)
             with contextlib.suppress(KeyboardInterrupt):
                 (tick if verb == "tick" else sample)(int(number))
         case _:
