@@ -450,12 +450,20 @@ def test_a_worker_that_knows_nothing_of_its_load_model_is_lost() -> None:
             rig.step()
 
     beats(60_000, preparing=1)  # however long it takes, it is at it
-    beats(120_000, preparing=-1)  # an old one does not say
     assert rig.scheduler.ready() and len(rig.to_worker(LoadModel)) == 1
     beats(121_000, preparing=0)
     assert not rig.scheduler.ready()
     assert any(f"it knows nothing of LoadModel {lost.action_id}" in n for n in notes(rig))
     rig.join(0, session=51)
+    assert rig.scheduler.ready()
+
+
+def test_a_negative_number_of_preparations_means_none() -> None:
+    rig, _ = Rig.ready()
+    for _ in range(100):
+        rig.now_ns += TICK_NS
+        rig.from_worker(a_heartbeat(50, rig.now_ns - MS // 10, preparing=-1))
+        rig.step()
     assert rig.scheduler.ready()
 
 
