@@ -251,8 +251,8 @@ def run_controller(config: ControllerConfig, *, announce: Announce) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, server.stop)
-        # What exists now lives for ever; the rest is young. Full collections would cost milliseconds, and one
-        # of 50,000 young objects, which a load of 10,000 copies makes, nearly three.
+        # What exists now lives for ever; the rest is young. A full collection would cost milliseconds, and a
+        # collection of the 50,000 young objects that a load of 10,000 copies makes nearly three.
         gc.collect()
         gc.freeze()
         gc.set_threshold(2_000, 5, 1_000)
