@@ -14,11 +14,13 @@ from slosched.core.scheduler.interface import (
     FromWorker,
     RequestDone,
     RequestRecord,
+    StatusAsked,
     ToClient,
     ToWorker,
 )
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.values import Value
+from slosched.daemon.status import status_report
 from slosched.messages import (
     PROTOCOL_VERSION,
     ClientHello,
@@ -36,6 +38,7 @@ from slosched.messages import (
     LoadWeightsResult,
     ModelInfo,
     Span,
+    StatusReply,
     WorkerToController,
 )
 from slosched.units import NS_PER_MS
@@ -80,6 +83,10 @@ class Rig:
         effects = self.scheduler.schedule(now_ns=self.now_ns)
         self.checker.check(effects, now_ns=self.now_ns)
         self.effects.extend(effects)
+        for asked in effects:
+            if isinstance(asked, StatusAsked):  # as the controller's shell does
+                report = status_report(self.scheduler, now_ns=self.now_ns, brief=asked.brief)
+                self.effects.append(ToClient(asked.client, StatusReply(asked.request_id, report)))
         return effects
 
     def steps(self) -> None:

@@ -351,7 +351,9 @@ def test_what_is_taken_keeps_its_own_input(tmp_path: Path) -> None:
                 handle(event, now_ns=now_ns)
 
             server.scheduler.handle = noted  # type: ignore[method-assign]
-            server._rested_ns = clock.now_ns() + 200 * NS_PER_MS  # so that one step reads all
+            server._steps._rested_ns = (
+                clock.now_ns() + 200 * NS_PER_MS
+            )  # so that one step reads all
             for request_id in range(20, 26):
                 request = InferRequest(
                     request_id=request_id,

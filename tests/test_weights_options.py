@@ -21,9 +21,9 @@ from slosched.config import ControllerConfig, SchedulerConfig, WeightRule
 from slosched.config_file import load_controller_config, load_profile
 from slosched.core.scheduler.interface import FromClient
 from slosched.core.scheduler.policies import resolved
-from slosched.core.scheduler.report import status_report
 from slosched.core.scheduler.state import Client
 from slosched.core.scheduler.weights import Weights
+from slosched.daemon.status import status_report
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.messages import PROTOCOL_VERSION, ClientHello, Refused, Welcome
 from slosched.sim.faults import FaultPlan

@@ -115,7 +115,9 @@ def test_a_new_kind_is_one_object_in_the_table() -> None:
     assert worker.answers() == []
     worker.run(20 * MS)
     answer = worker.answer()
-    assert answer == ClearCacheResult(worker.session, 99, received_ns=begin_ns, sent_ns=begin_ns + 8 * MS)
+    assert answer == ClearCacheResult(
+        worker.session, 99, received_ns=begin_ns, sent_ns=begin_ns + 8 * MS
+    )
     assert brain.idle
 
 

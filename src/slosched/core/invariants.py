@@ -285,7 +285,7 @@ class InvariantChecker:
     def _slack_ns(self, worker_id: int) -> int:
         if self._drift_ns is None:
             return 0
-        return self._drift_ns + 2 * self._scheduler.cluster.workers[worker_id].clock_error_ns
+        return self._drift_ns + 2 * self._scheduler.cluster.workers[worker_id].beat.clock_error_ns
 
     def _check_exec(
         self, infer: Infer, keys: tuple[int, ...], worker_id: int, result: InferResult

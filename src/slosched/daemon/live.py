@@ -350,12 +350,12 @@ def _worker(worker: Worker) -> dict[str, Any]:
         "state": "joined" if worker.state is WorkerState.JOINED else "silent",
         "device": worker.device,
         "gpus": len(worker.gpus),
-        "clock_error_us": worker.clock_error_ns / NS_PER_US,
+        "clock_error_us": worker.beat.clock_error_ns / NS_PER_US,
         "there_us": worker.transit.expected_ns / NS_PER_US,
         "back_us": worker.returns.expected_ns / NS_PER_US,
         "times_lost": worker.times_lost,
-        "errors": worker.errors,
-        "activity": worker.activity[:_LONGEST_TEXT],
+        "errors": worker.beat.errors,
+        "activity": worker.beat.activity[:_LONGEST_TEXT],
     }
 
 

@@ -38,7 +38,8 @@ from slosched.core.worker.interface import (
 )
 from slosched.core.worker.kinds import takes_inputs
 from slosched.core.worker.stepping import Stepper
-from slosched.daemon.backends.base import Backend, Frame, open_backend
+from slosched.daemon.backends.base import Backend, Frame
+from slosched.daemon.backends.opening import open_backend
 from slosched.daemon.blackbox import ENDED, READY, NoBlackbox
 from slosched.daemon.housekeeping import Collector, check_core, own_process
 from slosched.daemon.watchdog import Watchdog

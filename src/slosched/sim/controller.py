@@ -49,7 +49,8 @@ class SimController:
     """Drives `scheduler`. `to_workers` and `to_clients` are its wires, and may be filled later.
 
     The three `on_...` get every record and note, in the order of their rows. `checker` holds the
-    invariants at every step; a violation is raised as InvariantViolated.
+    invariants at every step; a violation is raised as InvariantViolated. StatusAsked is not answered: no
+    simulated client asks.
     """
 
     def __init__(

@@ -92,6 +92,14 @@ class ToWorker(_Fact, frozen=True, gc=False):
     inputs: tuple[Value | None, ...] = ()
 
 
+class StatusAsked(_Fact, frozen=True, gc=False):
+    """The client wants a StatusReply under `request_id`: the shell makes it, as a view of the scheduler."""
+
+    client: bytes
+    request_id: int
+    brief: bool
+
+
 class Keep(_Fact, frozen=True, gc=False):
     """The request `owner` owns a value that came in this step, until RequestDone (core/values.py)."""
 
@@ -175,7 +183,7 @@ class Note(_Fact, frozen=True, gc=False):
     text: str
 
 
-Effect = ToClient | ToWorker | Keep | RequestDone | ActionDone | Note
+Effect = ToClient | ToWorker | StatusAsked | Keep | RequestDone | ActionDone | Note
 
 __all__ = [
     "Action",
@@ -193,6 +201,7 @@ __all__ = [
     "RequestKey",
     "RequestRecord",
     "SendFailed",
+    "StatusAsked",
     "ToClient",
     "ToWorker",
 ]

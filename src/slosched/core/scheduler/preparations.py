@@ -249,8 +249,8 @@ class Preparations:
 
         It was lost, or its result was, with a connection that broke too briefly for anybody to notice.
         """
-        if worker.preparing < 0:
-            return None
+        if worker.beat.session != worker.session:
+            return None  # its first heartbeat has not come
         sent_before_ns = now_ns - _REACHES_WITHIN_NS
         old = [
             action_id
@@ -258,7 +258,7 @@ class Preparations:
             if preparation.worker is worker
             and preparation.latest_ns - _PREPARE_WITHIN_NS < sent_before_ns
         ]
-        return old[0] if len(old) > worker.preparing else None
+        return old[0] if len(old) > max(0, worker.beat.preparing) else None
 
     def measure(self, model: Instance) -> None:
         """The fastest GPU's profiled b1 becomes the unit of the model's SLO factors."""

@@ -13,8 +13,7 @@ that had arrived was handled. That batching is what keeps a busy controller chea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from slosched.codes import Code
 from slosched.config import SchedulerConfig
@@ -35,12 +34,12 @@ from slosched.core.scheduler.interface import (
     FromWorker,
     Note,
     SendFailed,
+    StatusAsked,
     ToClient,
 )
 from slosched.core.scheduler.limits import Limits
 from slosched.core.scheduler.overdue import Overdue
 from slosched.core.scheduler.policies import make_policy, resolved
-from slosched.core.scheduler.report import status_parts
 from slosched.core.scheduler.second_tries import SecondTries
 from slosched.core.scheduler.sessions import TICK_NS, Sessions
 from slosched.core.scheduler.slices import ANSWER, Work
@@ -66,7 +65,6 @@ from slosched.messages import (
     ListModelsRequest,
     LoadModelRequest,
     Refused,
-    StatusReply,
     StatusRequest,
     UnloadModelRequest,
     WorkerGoodbye,
@@ -147,8 +145,6 @@ class Scheduler:
         )
         self._abandoned = False
         self.incarnation = incarnation
-        #: What the shell counts, for the status report.
-        self.counted: Callable[[], dict[str, Any]] = dict
         self._tick_due_ns = 0
         self._now_ns = 0  # of the current call: answers depart now
 
@@ -300,16 +296,10 @@ class Scheduler:
         elif isinstance(message, ListModelsRequest):
             self.catalog.list_models(client, message)
         elif isinstance(message, StatusRequest):
-            self.cluster.slices.begin(self._report(client, message, now_ns))
+            asked = StatusAsked(client.identity, message.request_id, message.brief)
+            self._effects.append(asked)
         elif isinstance(message, Goodbye):
             self._clients.drop(client.identity, "it left")
-
-    def _report(self, client: Client, message: StatusRequest, now_ns: int) -> Work:
-        report: dict[str, Any] = {}
-        yield from status_parts(report, self, now_ns=now_ns, brief=message.brief)
-        if not client.gone:
-            reply = StatusReply(message.request_id, report)
-            self._effects.append(ToClient(client.identity, reply))
 
     # ----------------------------------------------------------------------------- workers
 

@@ -24,7 +24,7 @@ from slosched.config import LOST_AFTER_NS
 from slosched.core.scheduler.delays import Delays
 from slosched.core.scheduler.estimators import ExecTable, WindowEstimator
 from slosched.core.values import Value
-from slosched.messages import GpuInfo, GpuStats, LoadModelResult, ModelInfo
+from slosched.messages import NO_BEAT, GpuInfo, GpuStats, Heartbeat, LoadModelResult, ModelInfo
 from slosched.units import NS_PER_MS, NS_PER_S
 
 
@@ -401,16 +401,12 @@ class Worker:
     hello_due_ns: int = 0
     refusal_noted_ns: int = 0
     times_lost: int = 0
-    clock_offset_ns: int = 0
-    clock_error_ns: int = 0
     leaving: bool = False  # it said goodbye
     put_aside: dict[str, str] = field(
         default_factory=dict
     )  # name -> why it does not offer the model
-    activity: str = ""
-    preparing: int = -1  # LoadModels that it holds; -1: no heartbeat of this session has come
-    errors: int = 0
-    dropped: int = 0
+    #: Its last heartbeat, which may be of an earlier session.
+    beat: Heartbeat = NO_BEAT
     #: Decision here until received there; exec end there until handled here.
     transit: WindowEstimator = field(
         default_factory=lambda: WindowEstimator(_DEFAULT_TRANSIT_NS, percentile=0.9)
