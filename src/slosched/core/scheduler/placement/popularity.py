@@ -54,8 +54,8 @@ class Popularity:
         while self._unloaded:
             self._scores.pop(self._unloaded.popitem()[0], None)
         model = request.instance
-        score = self._score(model)
-        needs_ns = cold_ns(model)
+        score = self._scores.get(model.model_id) or self._score(model)
+        needs_ns = model.weights_ns + model.b1_ns or 1  # cold_ns, without the call
         memory = _SAMPLES * len(self._cluster.models)
         unit = self._unit = self._unit * (
             1.0 + 1.0 / (memory if memory > _LEAST_MEMORY else _LEAST_MEMORY)

@@ -146,7 +146,13 @@ class Infer5:
         if value != 1.0 or request.policy_data is not None:
             standing_of(request).value = value
         forecast = self._forecast
-        if not (forecast is None or forecast.idle) and self._can_be_forecast(request):
+        # A request that is worth more than lost ones goes before them: then the forecast does not apply.
+        if (
+            forecast is not None
+            and not forecast.idle
+            and value <= 1.0
+            and self._can_be_forecast(request)
+        ):
             start_ns = forecast.hopeless_start_ns(request, latest_ns, now_ns=now_ns)
             if start_ns:
                 self._refuse_early(request, start_ns, exec_ns, now_ns)
@@ -165,7 +171,7 @@ class Infer5:
     def forget(self, request: Request) -> None:
         queue = request.queue
         take_by_due(queue.requests, request)
-        if value_of(request) != 1.0:
+        if request.policy_data is not None and value_of(request) != 1.0:
             self._urgency.weighs_no_more(queue, 1)
         self._urgency.shrank(queue)
 
@@ -243,12 +249,8 @@ class Infer5:
         self._refusals.refuse(request, code, reason, start_ns=start_ns, exec_ns=exec_ns)
 
     def _can_be_forecast(self, request: Request) -> bool:
-        """False where the recent past does not apply: weights must be loaded first, an action failed, or the
-        request is worth more than lost requests are, and goes before them.
-        """
-        return (
-            bool(request.instance.resident_on) and not request.attempts and value_of(request) <= 1.0
-        )
+        """False where the recent past does not apply: weights must be loaded first, or an action failed."""
+        return bool(request.instance.resident_on) and not request.attempts
 
     def _refuse_early(self, request: Request, start_ns: int, exec_ns: int, now_ns: int) -> None:
         reason = why_refused_early(request, start_ns, exec_ns, now_ns)
@@ -491,7 +493,7 @@ class Infer5:
             weighted = sum(value_of(request) != 1.0 for request in requests)
             self._urgency.weighs_no_more(queue, weighted)
         for request in waiting[self._hopeless(gpu, queue) if self._hopeless_ns else 0 : skipped]:
-            standing_of(request).stepped_over = True
+            (request.policy_data or standing_of(request)).stepped_over = True
         self._urgency.shrank(queue)
         self._loss *= (1.0 - _LOSS_WEIGHT) ** taken
         return requests
