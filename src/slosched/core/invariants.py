@@ -33,6 +33,7 @@ from slosched.core.scheduler.interface import (
     Event,
     FromWorker,
     RequestDone,
+    StageDone,
     ToWorker,
 )
 from slosched.core.scheduler.scheduler import Scheduler
@@ -148,6 +149,8 @@ class InvariantChecker:
                     self._touch(effect.worker_id, effect.message.gpu_id)
             elif isinstance(effect, ActionDone):
                 self._action_done(effect, now_ns)
+            elif isinstance(effect, StageDone):
+                self._stage_done(effect, now_ns)
         if len(self._live) + scheduler.answered != scheduler.arrived:
             self._fail(
                 f"unanswered {len(self._live)} + answered {scheduler.answered} is not arrived "
@@ -243,6 +246,18 @@ class InvariantChecker:
             if ended:
                 self._ends[key] = self._ends.get(key, 0) + 1
             self._tell((key,), now_ns, "action {} came to nothing", record.action_id)
+
+    def _stage_done(self, effect: StageDone, now_ns: int) -> None:
+        """A stage ended; unless its output answers the request, that waits for its next one."""
+        key, stage = effect.record.key, effect.record.stage
+        place = self._live.get(key, _QUEUED)
+        if place not in self._ran:
+            self._fail(
+                f"stage {stage} of request {key} ends, and no action that ran has it", (key,)
+            )
+        if not effect.record.answers:
+            self._live[key] = _QUEUED
+            self._tell((key,), now_ns, "stage {} ended, and it goes on", stage)
 
     def _check_send(self, effect: ToWorker, infer: Infer, now_ns: int) -> None:
         action_id, keys, worker_id = infer.action_id, effect.requests, effect.worker_id

@@ -18,6 +18,7 @@ from slosched.core.scheduler.interface import (
     Note,
     RequestDone,
     SendFailed,
+    StageDone,
     StatusAsked,
     ToClient,
     ToWorker,
@@ -90,6 +91,8 @@ class Performer:
                 log.action(effect.record)
             elif isinstance(effect, Keep):
                 self._values.keep(effect.value_id, effect.owner)
+            elif isinstance(effect, StageDone):
+                log.stage(effect.record)
             elif isinstance(effect, Note):
                 self._announce(effect.text if effect.level == "info" else f"warning: {effect.text}")
             elif isinstance(effect, StatusAsked):

@@ -23,6 +23,8 @@ from slosched.core.scheduler.interface import (
     Note,
     RequestDone,
     RequestRecord,
+    StageDone,
+    StageRecord,
     ToClient,
     ToWorker,
 )
@@ -74,6 +76,8 @@ class SimController:
         #: Who wants to see each event that is handled, and each message to a client (truth.py).
         self.on_event: Callable[[Event], None] | None = None
         self.on_reply: Callable[[bytes, ControllerToClient], None] | None = None
+        #: Takes the record of each stage of a request that has more than one (stages.tsv).
+        self.on_stage: Callable[[StageRecord], None] | None = None
         #: Of clients that do not read, or are gone (0): how many messages are still taken for them. What is
         #: beyond that fails, as it does live.
         self.room: dict[bytes, int] = {}
@@ -245,6 +249,9 @@ class SimController:
                 self._values.keep(effect.value_id, effect.owner)  # type: ignore[union-attr]
             elif kind is ActionDone:
                 self._on_action(effect.record)  # type: ignore[union-attr, arg-type]
+            elif kind is StageDone:
+                if self.on_stage is not None:
+                    self.on_stage(effect.record)  # type: ignore[union-attr, arg-type]
             elif kind is Note:
                 self._on_note(effect)  # type: ignore[arg-type]
 

@@ -17,7 +17,8 @@ from slosched.core.scheduler.answers import Answers, Plan
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.policies.base import LoadsByDemand, Policy
 from slosched.core.scheduler.second_tries import MODEL_FAILED, SecondTries
-from slosched.core.scheduler.state import ActionState, Request, RequestState, Worker
+from slosched.core.scheduler.stages import Stages
+from slosched.core.scheduler.state import ActionState, GoOn, Request, RequestState, Worker
 from slosched.core.values import Value
 from slosched.messages import ErrorResult, Result
 
@@ -45,6 +46,9 @@ class ActionEnds:
         self._cluster, self._policy = cluster, policy
         self._second_tries = second_tries
         self._answers, self._answer = answers, answer
+        self._stages = Stages(
+            cluster.emit, lambda request, now_ns: policy.enqueue(request, now_ns=now_ns)
+        )
 
     def reported(
         self, worker: Worker, result: Result, outputs: Sequence[Value], *, now_ns: int
@@ -110,6 +114,12 @@ class ActionEnds:
                 taken += 1
             if request.state is RequestState.ANSWERED:  # cancelled meanwhile
                 continue
+            if request.queue.after is not None or request.stage:
+                follows = self._stages.ended(request, action, outcome, output, now_ns)
+                if isinstance(follows, GoOn):
+                    self._stages.go_on(request, follows, output, now_ns)
+                    continue
+                output = follows
             if request.input is None:
                 output = None
             met += self._answers.give(

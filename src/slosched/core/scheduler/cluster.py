@@ -165,7 +165,7 @@ class Cluster:
         self.actions[action.action_id] = action
         kind.reserve(action)
         keys = tuple([request.key for request in action.requests])
-        inputs = tuple([request.input for request in action.requests])
+        inputs = tuple([request.brings for request in action.requests])
         if not any(inputs):
             inputs = ()
         self.emit(ToWorker(action.gpu.worker.worker_id, kind.message(action), keys, inputs))

@@ -135,6 +135,33 @@ class RequestRecord(_Fact, frozen=True, gc=False):
     exec_ns: int = 0
 
 
+class StageRecord(_Fact, frozen=True, gc=False):
+    """One stage of a request that had more than one. Times on the controller's clock, ns.
+
+    `answers` is True of the stage whose output answers the request.
+    """
+
+    key: RequestKey
+    request_id: int  # the client's
+    user_id: int
+    stage: int  # from 0
+    model_id: int
+    program: str
+    queued_ns: int  # when it entered the stage's queue
+    due_ns: int
+    start_ns: int  # of the action's exec, on the controller's clock
+    exec_ns: int
+    end_ns: int  # when its result was handled
+    batch_size: int
+    worker_id: int
+    gpu_id: int
+    answers: bool
+
+
+class StageDone(_Fact, frozen=True, gc=False):
+    record: StageRecord
+
+
 class RequestDone(_Fact, frozen=True, gc=False):
     record: RequestRecord
 
@@ -183,7 +210,7 @@ class Note(_Fact, frozen=True, gc=False):
     text: str
 
 
-Effect = ToClient | ToWorker | StatusAsked | Keep | RequestDone | ActionDone | Note
+Effect = ToClient | ToWorker | StatusAsked | Keep | StageDone | RequestDone | ActionDone | Note
 
 __all__ = [
     "Action",
@@ -201,6 +228,8 @@ __all__ = [
     "RequestKey",
     "RequestRecord",
     "SendFailed",
+    "StageDone",
+    "StageRecord",
     "StatusAsked",
     "ToClient",
     "ToWorker",

@@ -43,6 +43,7 @@ from slosched.core.scheduler.policies import make_policy, resolved
 from slosched.core.scheduler.second_tries import SecondTries
 from slosched.core.scheduler.sessions import TICK_NS, Sessions
 from slosched.core.scheduler.slices import ANSWER, Work
+from slosched.core.scheduler.stages import best_instead
 from slosched.core.scheduler.state import (
     ActionState,
     Client,
@@ -398,7 +399,12 @@ class Scheduler:
         *,
         tell: bool = True,
     ) -> None:
-        self.answers.give(request, code, reason, plan, now_ns=self._now_ns, output=None, tell=tell)
+        output = None
+        if request.best_answer is not None:
+            code, reason, output = best_instead(request, code, reason)
+        self.answers.give(
+            request, code, reason, plan, now_ns=self._now_ns, output=output, tell=tell
+        )
 
     def _tick(self, now_ns: int) -> None:
         self.sessions.tick(now_ns=now_ns)

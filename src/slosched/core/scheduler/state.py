@@ -60,6 +60,7 @@ class Request:
         "arrival_ns",
         "attempts",
         "best_answer",
+        "brings",
         "client",
         "deadline_ns",
         "due_ns",
@@ -71,6 +72,7 @@ class Request:
         "place",
         "policy_data",
         "queue",
+        "queued_ns",
         "request_id",
         "slo_factor",
         "slo_ns",
@@ -109,9 +111,11 @@ class Request:
         #: Its place in its queue: the deadline less the expected rest, frozen while it is queued (stages.py).
         self.due_ns = self.deadline_ns - queue.rest_ns
         self.stage = 0  # stages that it has behind it
+        self.queued_ns = arrival_ns  # when it entered the queue of its stage
         self.parent = parent  # the call that made it, whose budget it inherits
         self.best_answer: BestAnswer | None = None
         self.input = input
+        self.brings = input  # the input of its next action: its own, or a stage's output
         self.arrival_count = len(queue.instance.resident_on)
         self.attempts = 0
         self.excused = 0  # failed attempts that are not the request's fault
@@ -482,8 +486,20 @@ class StageEnd(NamedTuple):
     scalars: tuple[float, ...] = ()
 
 
-#: What follows a stage of a request: an answer, or the queue of its next stage. Pure: no state, no clock.
-After = Callable[[Request, StageEnd], Reply | Queue]
+class GoOn(NamedTuple):
+    """The request goes on in `queue`, its next stage.
+
+    `keeps_output`: the output of the stage that ended is its best answer from now on. `passes_output`: that
+    output, and not the request's own input, is the input of the next stage.
+    """
+
+    queue: Queue
+    keeps_output: bool = True
+    passes_output: bool = False
+
+
+#: What follows a stage of a request. Pure: it keeps no state and reads no clock.
+After = Callable[[Request, StageEnd], Reply | GoOn]
 
 
 @dataclass(slots=True, eq=False)

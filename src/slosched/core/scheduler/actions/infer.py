@@ -35,8 +35,8 @@ class InferKind(Kind):
         gpu, requests, made_up = action.gpu, action.requests, -1
         sizes = []
         for request in requests:
-            if request.input is not None:
-                sizes.append(request.input.size)
+            if request.brings is not None:
+                sizes.append(request.brings.size)
             else:
                 made_up = self._generated_bytes(action.instance) if made_up < 0 else made_up
                 sizes.append(made_up)
