@@ -26,7 +26,7 @@ def big_controller(
             index, f"10.0.0.{index}:12345", WorkerState.JOINED, index + 1, f"host{index}", 100, "emulated"
         )  # fmt: skip
         gpu = Gpu(index, 0, worker, 512, 512, 1 << 24)
-        gpu.stats = GpuStats(
+        gpu.driver.stats = GpuStats(
             gpu_id=0,
             name="card",
             uuid="",

@@ -149,7 +149,7 @@ def test_weights_missing_at_the_worker_are_believed_and_loaded_again() -> None:
 def test_a_cold_model_goes_to_the_gpu_where_it_can_start_soonest() -> None:
     rig, models = tight(copies=3, pages=2, gpus=2)
     cluster = rig.scheduler.cluster
-    cluster.gpus[0].weights.busy_until_ns = rig.now_ns + 50 * MS
+    cluster.gpus[0].load.busy_until_ns = rig.now_ns + 50 * MS
     rig.infer(models[2], slo_ms=200)
     rig.step(0)
     (load,) = rig.to_worker(LoadWeights)

@@ -489,7 +489,7 @@ def test_a_worker_that_says_goodbye_gets_nothing_new_and_what_it_hands_back_cost
         for infer in rig.outstanding(1):
             if rig.now_ns >= infer.earliest_ns + 6 * MS:
                 rig.finish(infer, begin_ms=ms - 5.5, worker_id=1)
-        rig.scheduler.cluster.workers[1].heard = True
+        rig.scheduler.sessions.heard(rig.scheduler.cluster.workers[1])
     rig.step()
     assert [rig.reply(request).code for request in requests] == [0] * len(requests)
     assert len(rig.to_worker(Infer, 0)) == sent

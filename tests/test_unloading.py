@@ -103,7 +103,7 @@ def test_clients_that_come_and_go_leave_nothing_that_grows() -> None:
     worker = rig.scheduler.cluster.workers[0]
     assert not worker.instances and not worker.prepared and not rig.scheduler.catalog._by_name
     (gpu,) = worker.gpus
-    assert gpu.free_pages == gpu.pages and not gpu.failed_loads
+    assert gpu.free_pages == gpu.pages and not gpu.load_pauses
     prepared, unloaded = rig.to_worker(LoadModel), rig.to_worker(UnloadModel)
     assert sum(load.copies for load in prepared) == len(unloaded) == 80
     placement = rig.scheduler.policy._placement  # type: ignore[attr-defined]

@@ -234,18 +234,18 @@ class ControllerCollector(Collector):
             gpu
             for worker in self._scheduler.cluster.workers.values()
             for gpu in worker.gpus
-            if gpu.stats is not None
+            if gpu.driver.stats is not None
         ]
         for name, text, field, scale in _OF_DRIVERS:
             yield from family(
                 GaugeMetricFamily, name, text, _GPU,
                 ((_labels(gpu), value * scale)
-                 for gpu in gpus if (value := getattr(gpu.stats, field)) >= 0),
+                 for gpu in gpus if (value := getattr(gpu.driver.stats, field)) >= 0),
             )  # fmt: skip
         yield from family(
             CounterMetricFamily, "gpu_energy_joules", "Energy that the card used.", _GPU,
-            ((_labels(gpu), self._growing(("energy", *_labels(gpu)), gpu.stats.energy_mj / 1e3))
-             for gpu in gpus if gpu.stats is not None and gpu.stats.energy_mj >= 0),
+            ((_labels(gpu), self._growing(("energy", *_labels(gpu)), gpu.driver.stats.energy_mj / 1e3))
+             for gpu in gpus if gpu.driver.stats is not None and gpu.driver.stats.energy_mj >= 0),
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------- workers
@@ -378,7 +378,7 @@ _OF_GPUS: tuple[tuple[str, str, Callable[[Gpu], float]], ...] = (
     ("gpu_outstanding_inferences", "Inferences sent and not reported.",
      lambda g: len(g.exec.outstanding)),
     ("gpu_outstanding_loads", "Loads and evictions sent and not reported.",
-     lambda g: len(g.weights.outstanding)),
+     lambda g: len(g.load.outstanding)),
     ("gpu_resident_models", "Model instances whose weights are on the GPU.", lambda g: len(g.resident)),
     ("gpu_pages", "Pages for weights.", lambda g: g.pages),
     ("gpu_free_pages", "Pages that hold no weights.", lambda g: g.free_pages),

@@ -318,7 +318,7 @@ class Scheduler:
             return
         if worker.state is not WorkerState.JOINED or message.session != worker.session:
             return  # of a session that ended; what it was about was dealt with then
-        worker.heard = True
+        self.sessions.heard(worker)
         if isinstance(message, Heartbeat):
             self.sessions.heartbeat(worker, message, now_ns=now_ns)
         elif not self.catalog.ended(worker, message, now_ns=now_ns):

@@ -398,7 +398,7 @@ class SecondTries:
             return  # the rest is being loaded
         for victim in victims:
             self._cluster.send_evict(gpu, victim, now_ns=now_ns)
-        start_ns = max(now_ns + gpu.worker.transit.margin_ns, gpu.weights.busy_until_ns)
+        start_ns = max(now_ns + gpu.worker.transit.margin_ns, gpu.load.busy_until_ns)
         latest_ns = start_ns + _LOAD_WINDOW_NS
         self._cluster.send_load(gpu, model, now_ns=now_ns, start_ns=start_ns, latest_ns=latest_ns)
         for victim in victims:

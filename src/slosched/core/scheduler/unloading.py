@@ -186,7 +186,7 @@ class Unloading:
                 unload = UnloadModel(worker.session, cluster.next_action_id(), model.model_id)
                 cluster.emit(ToWorker(worker.worker_id, unload))
             for gpu in worker.gpus:
-                gpu.failed_loads.pop(model.model_id, None)
+                gpu.load_pauses.clear(model.model_id)
         cluster.changes.unloaded(model)
 
     def _has(self, worker: Worker, model: Instance) -> bool:
