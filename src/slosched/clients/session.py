@@ -1,6 +1,6 @@
 """A client's session with a controller: hello, liveness, and answers handed to whoever waits.
 
-The calls that people make are in `aio.py`, on top of this.
+The calls are in `questions.py` and, for inferences, `aio.py`, on top of this.
 """
 
 from __future__ import annotations
