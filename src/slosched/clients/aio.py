@@ -118,8 +118,8 @@ class AsyncClient(Questions):
         info = self._infos.get(model_id)
         if info is None:
             raise ConnectionLost(
-                f"model {model_id} is not loaded through this connection, or the controller at "
-                f"{self.address} was restarted since; load it again",
+                f"model {model_id} is not loaded through this connection, was unloaded, or the controller "
+                f"at {self.address} was restarted since; load it again",
                 code=Code.CANCELLED,
             )
         request_id = self._next_id
@@ -331,7 +331,15 @@ class AsyncClient(Questions):
             ) from None
 
     async def _current(self, model: Model, timeout_s: float | None) -> Model:
-        """`model`, or the same copy of it loaded again if the controller was restarted since."""
+        """`model`, or the same copy of it loaded again if the controller was restarted since.
+
+        Raises InvalidRequest for a model that this client unloaded, or never loaded.
+        """
+        if model.name in self._given_up:
+            raise InvalidRequest(
+                f"model {model.name!r} was unloaded through this client; load it again",
+                code=Code.INVALID_REQUEST,
+            )
         if model.incarnation == self.controller.incarnation:
             return model
         if model.incarnation not in self._loaded_through:

@@ -1,4 +1,4 @@
-"""What a client asks the controller beside inferences: loads, the list of models, the status.
+"""What a client asks the controller beside inferences: load and unload, the list of models, the status.
 
 Each question has one answer, and each wait for it an end.
 """
@@ -10,10 +10,17 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from slosched.clients.arguments import copy_count, flag, model_name, time_limit_s
-from slosched.clients.inference import Model
+from slosched.clients.inference import Model, Unloaded
 from slosched.clients.session import HELLO_EVERY_S, SEND_AGAIN_S, Session
 from slosched.codes import Code
-from slosched.errors import InvalidRequest, MalformedMessage, PeerUnreachable, RequestFailed
+from slosched.config import canonical_model
+from slosched.errors import (
+    InvalidRequest,
+    MalformedMessage,
+    PeerUnreachable,
+    RequestFailed,
+    shown_name,
+)
 from slosched.messages import (
     ListModelsReply,
     ListModelsRequest,
@@ -23,6 +30,8 @@ from slosched.messages import (
     ModelInfo,
     StatusReply,
     StatusRequest,
+    UnloadModelReply,
+    UnloadModelRequest,
 )
 from slosched.units import NS_PER_S, format_duration
 from slosched.workloads.zoo import profile_hint
@@ -38,6 +47,8 @@ class Questions(Session):
         self._next_id = 1
         #: Incarnations of the controllers through which this client has loaded models.
         self._loaded_through: set[int] = set()
+        #: Names that were unloaded, and not loaded again since: a restart must not load these again by itself.
+        self._given_up: set[str] = set()
 
     def _new_id(self) -> int:
         request_id = self._next_id
@@ -90,11 +101,9 @@ class Questions(Session):
         """
         name, copies, timeout_s = model_name(name), copy_count(copies), time_limit_s(timeout_s)
         reply = await self._load_when_ready(name, copies, timeout_s)
-        if reply.code in (Code.UNKNOWN_MODEL, Code.INVALID_REQUEST):
-            hint = profile_hint(name) if reply.code == Code.UNKNOWN_MODEL else ""
-            raise InvalidRequest(f"{reply.reason}{hint}", code=reply.code, reply=reply)
-        if reply.code != Code.OK:
-            raise RequestFailed(reply.reason, code=reply.code, reply=reply)
+        hint = profile_hint(name) if reply.code == Code.UNKNOWN_MODEL else ""
+        _raise_for_code(reply, f"{reply.reason}{hint}")
+        self._given_up.discard(canonical_model(name))
         self._infos.update((info.model_id, info) for info in reply.models)
         incarnation = self.controller.incarnation
         self._loaded_through.add(incarnation)
@@ -122,6 +131,37 @@ class Questions(Session):
                 break
         return reply
 
+    async def unload(self, name: str, *, force: bool = False, timeout_s: float = 60.0) -> Unloaded:
+        """Give up the use of the model `name`. Return how many instances are unloaded, and how many stay.
+
+        Instances that no other client uses leave the workers' host memory. With `force` other clients lose
+        theirs as well; only a client whose `name` the controller's option `--operators` lists may do that.
+        Requests that wait for the model fail with code 1, and those that are in flight are served. A later
+        `infer` on it raises InvalidRequest until the model is loaded again.
+
+        Raises InvalidRequest for a name of which no instance is loaded, for `force` without the right to it,
+        and where the controller's policy keeps every instance; PeerUnreachable without an answer for
+        `timeout_s`, ConnectionLost when the controller went away.
+        """
+        name, force = model_name(name), flag("force", force)
+        reply = await self._call(
+            lambda request_id: UnloadModelRequest(request_id, name, force),
+            UnloadModelReply,
+            f"unload {name!r}",
+            timeout_s,
+        )
+        if reply.code in (Code.OK, Code.UNKNOWN_MODEL):
+            self._give_up(canonical_model(name))
+        if reply.code == Code.UNKNOWN_MODEL:
+            _raise_for_code(reply, f"{reply.reason}; `slosched models` lists those that are")
+        _raise_for_code(reply, f"model {shown_name(name)} is not unloaded: {reply.reason}")
+        return Unloaded(reply.unloaded, reply.kept)
+
+    def _give_up(self, name: str) -> None:
+        self._given_up.add(name)
+        for model_id in [each for each, info in self._infos.items() if info.name == name]:
+            del self._infos[model_id]
+
     async def models(
         self, *, timeout_s: float = 5.0
     ) -> tuple[tuple[ModelInfo, ...], tuple[str, ...]]:
@@ -140,3 +180,11 @@ class Questions(Session):
             return StatusRequest(request_id, only_brief)
 
         return dict((await self._call(question, StatusReply, "status", timeout_s)).report)
+
+
+def _raise_for_code(reply: LoadModelReply | UnloadModelReply, text: str) -> None:
+    """Raise the error that `text` explains, unless the answer's code is 0."""
+    if reply.code in (Code.UNKNOWN_MODEL, Code.INVALID_REQUEST):
+        raise InvalidRequest(text, code=reply.code, reply=reply)
+    if reply.code != Code.OK:
+        raise RequestFailed(text, code=reply.code, reply=reply)

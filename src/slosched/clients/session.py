@@ -34,6 +34,7 @@ from slosched.messages import (
     ModelInfo,
     Refused,
     StatusReply,
+    UnloadModelReply,
     Welcome,
 )
 from slosched.transport.bundles import NotTaken, ReplyBundle
@@ -227,7 +228,7 @@ class Session:
     def _on_control(self, message: Message) -> None:
         if isinstance(message, Welcome):
             self._on_welcome(message)
-        elif isinstance(message, (LoadModelReply, ListModelsReply, StatusReply)):
+        elif isinstance(message, (LoadModelReply, UnloadModelReply, ListModelsReply, StatusReply)):
             future = self._futures.pop(message.request_id, None)
             if future is not None and not future.done():
                 future.set_result(message)
