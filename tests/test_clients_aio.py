@@ -328,7 +328,7 @@ def test_an_unload_that_is_refused_says_why_and_changes_nothing() -> None:
             async with connect(controller.address) as client:
                 [model] = await client.load("toy")
                 with pytest.raises(
-                    InvalidRequest, match="no instance of 'unknown' .*`slosched models`"
+                    InvalidRequest, match=r"no instance of 'unknown' .*`slosched models`"
                 ):
                     await client.unload("unknown")
                 controller.unload_code, controller.reason = 6, "--operators names none"

@@ -244,6 +244,20 @@ def test_what_a_client_unloads_leaves_the_workers_at_once() -> None:
     )
 
 
+def test_what_was_used_a_moment_ago_is_unloaded_as_well() -> None:
+    rig = ready()
+    rig.load(2)
+    pass_time(rig, 1)
+    rig.now_ns += TICK_NS // 2  # between two ticks: a copy is used, and another made
+    rig.infer(rig.load(3)[0], slo_ms=50)
+    rig.step()
+    (infer,) = rig.outstanding()
+    rig.now_ns += 4 * MS
+    rig.finish(infer, begin_ms=(rig.now_ns - T0) / MS - 2)
+    assert unload(rig) == UnloadModelReply(77, 0, "", unloaded=3, kept=0)
+    assert not rig.scheduler.cluster.models and not rig.scheduler.catalog._by_name
+
+
 def test_instances_that_another_client_uses_stay() -> None:
     rig = ready()
     rig.hello(b"d")
