@@ -263,7 +263,7 @@ def unload(
 
     A client that needs the model again loads it again, which takes as long as the first time. Exit code 0:
     done, even if every instance is kept; exit code 2: no instance of the model is loaded, this client is
-    not an operator, or the controller's policy unloads nothing (INFER4, SMART, --fidelity paper).
+    not an operator, or the controller keeps everything (INFER4, SMART, --fidelity paper, --placement demand).
 
     \b
     Examples:

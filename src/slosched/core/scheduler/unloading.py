@@ -85,8 +85,10 @@ class Unloading:
         """Take `client`'s use of a model away, with `force` everybody's, and answer it."""
         name, operators = canonical_model(message.name), self._cluster.config.operators
         if not self._unloads:
-            policy = self._cluster.config.policy
-            self._refuse(client, message, f"{policy} keeps every instance that was loaded")
+            config = self._cluster.config
+            options = f"--fidelity {config.fidelity} and --placement {config.placement}"
+            reason = f"{config.policy} keeps every instance that was loaded, with {options}"
+            self._refuse(client, message, reason)
         elif message.force and client.name not in operators:
             named = f"names {', '.join(operators)}" if operators else "names none"
             reason = f"only operators may unload what others use: --operators {named}"
