@@ -288,9 +288,9 @@ def test_what_clients_and_operators_unload_leaves_the_worker(tmp_path: Path) -> 
             assert refused.returncode == 2 and "--operators names ops" in refused.stderr
             done = await asyncio.to_thread(slosched, *words, "--name", "ops")
             assert (done.returncode, done.stdout) == (0, "resnet50_v2: 1 instance unloaded\n")
-            await left(one, 0)
             with pytest.raises(InvalidRequest, match="load one first"):
                 await other.infer(shared, slo="5s")
+            await left(one, 0)
             assert (await one.models())[0] == ()
             (again,) = await one.load("resnet50_v2")
             assert again.model_id > models[-1].model_id

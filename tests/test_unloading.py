@@ -280,6 +280,34 @@ def test_only_an_operator_unloads_what_others_use() -> None:
     assert not rig.scheduler.cluster.models
 
 
+def test_clients_that_keep_sending_do_not_keep_what_an_operator_unloads() -> None:
+    rig = ready(operators=("d",))
+    rig.hello(b"d")
+    (model,) = rig.load()
+    pass_time(rig, 1)
+    rig.handle(FromClient(b"d", UnloadModelRequest(77, "net", force=True)))
+    sent = []
+    for _ in range(3 * S // TICK_NS):
+        sent.append(rig.infer(model, slo_ms=500))
+        pass_time(rig, TICK_NS / S)
+    assert not rig.scheduler.cluster.models
+    assert {rig.reply(request).code for request in sent} == {Code.INVALID_REQUEST}
+
+
+def test_a_client_that_loads_again_keeps_what_an_operator_unloads() -> None:
+    rig = ready(operators=("d",))
+    rig.hello(b"d")
+    rig.load(2)
+    pass_time(rig, 1)
+    rig.handle(FromClient(b"d", UnloadModelRequest(77, "net", force=True)))
+    (model,) = rig.load(1)
+    pass_time(rig, 3)
+    assert list(rig.scheduler.cluster.models) == [model.model_id]
+    request = rig.infer(model, slo_ms=500)
+    rig.step()
+    assert request not in {reply.request_id for reply in rig.to_client(InferReply)}
+
+
 def test_requests_that_wait_for_what_is_unloaded_are_answered() -> None:
     rig = ready(operators=("d",))
     rig.hello(b"d")

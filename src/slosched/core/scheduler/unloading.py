@@ -113,6 +113,7 @@ class Unloading:
         users = {client.identity: client}
         for model in list(self._by_name[name]):
             if message.force:
+                model.taken = True  # else a client that goes on sending would use it again
                 users.update((i, user) for i, user in model.clients.items() if user is not None)
             for user in users.values():
                 if model.clients.pop(user.identity, None) is not None:
