@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from slosched.codes import ActionType, Code
-from slosched.config import SchedulerConfig
 from slosched.core.scheduler.actions.kind import Kind, Outcome
-from slosched.core.scheduler.changes import Changes
-from slosched.core.scheduler.paths import Paths
-from slosched.core.scheduler.state import ActionState, Instance, RequestState, drop_residency
+from slosched.core.scheduler.state import (
+    ActionState,
+    Instance,
+    Request,
+    RequestState,
+    drop_residency,
+)
 from slosched.core.scheduler.validation import plausible
+from slosched.core.values import Value
 from slosched.messages import Infer, InferResult
 from slosched.units import tensor_bytes
 
@@ -26,10 +32,6 @@ class InferKind(Kind):
     action_type = ActionType.INFER
     result_type = InferResult
     carries_requests = True
-
-    def __init__(self, config: SchedulerConfig, changes: Changes, paths: Paths) -> None:
-        self._generate_inputs = config.generate_inputs
-        self._changes, self._paths = changes, paths
 
     def message(self, action: ActionState) -> Infer:
         gpu, requests, made_up = action.gpu, action.requests, -1
@@ -55,7 +57,7 @@ class InferKind(Kind):
 
     def _generated_bytes(self, model: Instance) -> int:
         """Size of the input that the controller makes up, if it was told to (Clockwork, INFER5)."""
-        if not self._generate_inputs or model.result is None:
+        if not self._config.generate_inputs or model.result is None:
             return 0
         return tensor_bytes(model.result.input_shape, model.result.input_dtype)
 
@@ -108,3 +110,9 @@ class InferKind(Kind):
 
     def goodput_ns(self, action: ActionState, outcome: Outcome, met: int) -> int:
         return outcome.span.duration_ns * met // max(1, len(action.requests))
+
+
+def inputs_of(requests: Sequence[Request]) -> tuple[Value | None, ...]:
+    """The inputs that `requests` bring, in their order; empty if none brings one."""
+    inputs = [request.brings for request in requests]
+    return tuple(inputs) if any(inputs) else ()
