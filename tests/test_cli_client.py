@@ -1,4 +1,4 @@
-"""`slosched client` with and without an address; `models`, `status` and `infer` as text and JSON."""
+"""`slosched client` with and without an address; the questions to a controller as text and JSON."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import slosched.cli.ask
 import slosched.cli.run
 import slosched.clients.one_shot
 from slosched.cli.app import app
-from slosched.clients.inference import Inference, Model
+from slosched.clients.inference import Inference, Model, Unloaded
 from slosched.clients.one_shot import OneShot
-from slosched.errors import DeadlineExceeded
+from slosched.errors import DeadlineExceeded, InvalidRequest
 from slosched.loadgen.results import RunResult, StepResult
 from slosched.messages import InferReply, ModelInfo
 from slosched.workloads import WORKLOADS, Workload
@@ -102,7 +102,7 @@ def test_the_environment_turns_inputs_off(
         ),
         (
             ["slo-exp-9", "1"],
-            "(infer, max-rate, models and status are commands beside the workloads, and a file.toml may",
+            "(infer, max-rate, models, status and unload are commands beside the workloads, and a file.toml",
         ),
         (["127.0.0.1:12346", "spa"], "unknown workload 'spa'"),
         (["cluster02", *SEED], "'cluster02' is not a host:port"),
@@ -283,6 +283,65 @@ def test_status_of_a_controller_of_another_version_is_no_error(
     answers(monkeypatch, {"workers": [{}], "models": [{}]})
     result = CliRunner().invoke(app, ["status"])
     assert result.exit_code == 0, result.output
+
+
+# ------------------------------------------------------------------------------------- unload
+
+
+def unloads(
+    monkeypatch: pytest.MonkeyPatch, answer: Unloaded | InvalidRequest
+) -> list[tuple[Any, ...]]:
+    asked: list[tuple[Any, ...]] = []
+
+    def ask(address: str, question: str, model: str, **options: Any) -> Unloaded:
+        asked.append((address, question, model, options))
+        if isinstance(answer, Unloaded):
+            return answer
+        raise answer
+
+    monkeypatch.setattr(slosched.cli.ask, "_ask", ask)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (Unloaded(3, 1), "3 instances unloaded, 1 kept: other clients use it"),
+        (Unloaded(1, 2), "1 instance unloaded, 2 kept: other clients use them"),
+        (Unloaded(0, 1_200), "0 instances unloaded, 1,200 kept: other clients use them"),
+        (Unloaded(12, 0), "12 instances unloaded"),
+    ],
+)
+def test_unload_says_in_one_line_what_it_came_to(
+    monkeypatch: pytest.MonkeyPatch, answer: Unloaded, said: str
+) -> None:
+    unloads(monkeypatch, answer)
+    result = CliRunner().invoke(app, ["unload", "resnet50_v2"])
+    assert (result.exit_code, result.stdout) == (0, f"resnet50_v2: {said}\n")
+    document = json.loads(CliRunner().invoke(app, ["unload", "resnet50_v2", "--json"]).stdout)
+    assert document == {"model": "resnet50_v2", "unloaded": answer.unloaded, "kept": answer.kept}
+
+
+def test_unload_passes_its_words_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = unloads(monkeypatch, Unloaded(1, 0))
+    for words in (
+        ["unload", "m"],
+        ["unload", "m", "c:1", "--force", "--name", "ops"],
+        ["client", "d:2", "unload", "m", "--force"],
+    ):
+        assert CliRunner().invoke(app, words).exit_code == 0
+    assert asked == [
+        ("127.0.0.1:12346", "unload", "m", {"name": "", "force": False}),
+        ("c:1", "unload", "m", {"name": "ops", "force": True}),
+        ("d:2", "unload", "m", {"name": "", "force": True}),
+    ]
+
+
+def test_an_unload_that_is_refused_says_why_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    unloads(monkeypatch, InvalidRequest("only operators may", code=6))
+    result = CliRunner().invoke(app, ["unload", "m", "--force"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "slosched: error: only operators may\n"
 
 
 # ------------------------------------------------------------------------------------- infer

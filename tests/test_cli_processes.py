@@ -22,7 +22,7 @@ HEAVY = ("torch", "matplotlib", "zmq", "uvloop", "numpy", "transformers", "PIL")
 COMMANDS: tuple[list[str], ...] = (
     [], ["worker"], ["controller"], ["client"], ["client", "slo-exp-1"], ["client", "infer"], ["models"],
     ["status"], ["profile"], ["plot"], ["plot", "fig7"], ["doctor"], ["demo"], ["max-rate"],
-    ["client", "max-rate"],
+    ["client", "max-rate"], ["unload"],
 )  # fmt: skip
 
 

@@ -14,7 +14,13 @@ from fake_controller import FakeController
 from slosched.clients.aio import AsyncClient, connect
 from slosched.clients.blocking import Client
 from slosched.errors import ConnectionLost, InvalidConfig, InvalidRequest, PeerUnreachable
-from slosched.messages import InferRequest, ListModelsRequest, LoadModelRequest, StatusRequest
+from slosched.messages import (
+    InferRequest,
+    ListModelsRequest,
+    LoadModelRequest,
+    StatusRequest,
+    UnloadModelRequest,
+)
 
 _NO_NUMBERS: list[Any] = ["bob", None, 1.5, True, [1], Decimal(1), math.nan]
 
@@ -36,24 +42,30 @@ def test_wrong_types_are_refused_before_anything_is_sent() -> None:
         for name in (None, 5, b"toy", ["toy"], "", "\ud800", "x" * 5000):
             with pytest.raises(InvalidRequest, match="the model's name"):
                 client.load(name)  # type: ignore[arg-type]
+            with pytest.raises(InvalidRequest, match="the model's name"):
+                client.unload(name)  # type: ignore[arg-type]
         for other in ("toy", None, 0, model.info, [model]):
             with pytest.raises(InvalidRequest, match="model must be a Model"):
                 client.infer(other)  # type: ignore[arg-type]
         for brief in (None, 1, "no"):
             with pytest.raises(InvalidRequest, match="brief must be"):
                 client.status(brief=brief)  # type: ignore[arg-type]
+            with pytest.raises(InvalidRequest, match="force must be"):
+                client.unload("toy", force=brief)  # type: ignore[arg-type]
         for timeout_s in ("5", None, math.nan, math.inf, -1, 10**400, True):
             with pytest.raises(InvalidRequest, match="timeout_s must be"):
                 client.load("toy", timeout_s=timeout_s)  # type: ignore[arg-type]
             with pytest.raises(InvalidRequest, match="timeout_s must be"):
                 client.models(timeout_s=timeout_s)  # type: ignore[arg-type]
             with pytest.raises(InvalidRequest, match="timeout_s must be"):
+                client.unload("toy", timeout_s=timeout_s)  # type: ignore[arg-type]
+            with pytest.raises(InvalidRequest, match="timeout_s must be"):
                 client.status(timeout_s=timeout_s)  # type: ignore[arg-type]
             if timeout_s is not None:
                 with pytest.raises(InvalidRequest, match="timeout_s must be"):
                     client.infer(model, timeout_s=timeout_s)  # type: ignore[arg-type]
         assert len(controller.of(LoadModelRequest)) == sent
-        for kind in (InferRequest, StatusRequest, ListModelsRequest):
+        for kind in (InferRequest, StatusRequest, ListModelsRequest, UnloadModelRequest):
             assert not controller.of(kind)
 
 

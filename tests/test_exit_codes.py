@@ -73,6 +73,8 @@ UNKNOWN_MODEL = (
     "profile nonesuch --device cpu",
     f"client CONTROLLER {SWEEP.replace('resnet50_v2', 'unknown')}",
     "client CONTROLLER infer unknown",
+    "client CONTROLLER unload unknown",
+    "unload unknown CONTROLLER",
     "client CONTROLLER max-rate unknown --slo 25ms",
 )
 UNKNOWN_NAME = (
@@ -111,6 +113,7 @@ BAD_DURATION = (
 BAD_ADDRESS = (
     "client nonsense:x infer resnet50_v2",
     "models ::1:5",
+    "unload resnet50_v2 ::1:5",
     "status 127.0.0.1:99999",
     "controller INFER5 --workers nonsense",
     "controller INFER5 --workers 127.0.0.1:1 --bind not/a/host",
@@ -150,6 +153,7 @@ NO_ANSWER = (
     f"client {NOWHERE} max-rate resnet50_v2 --slo 25ms",
     f"models {NOWHERE}",
     f"status {NOWHERE}",
+    f"unload resnet50_v2 {NOWHERE}",
 )
 TABLE = {
     "a missing file": (2, MISSING_FILE),
@@ -264,7 +268,7 @@ def test_without_room_for_the_output_it_is_1(place: Path, command: str) -> None:
 @pytest.mark.parametrize(
     "command",
     [f"client {NOWHERE} {SWEEP}", f"client {NOWHERE} infer resnet50_v2", f"models {NOWHERE}",
-     f"status {NOWHERE}"],
+     f"status {NOWHERE}", f"unload resnet50_v2 {NOWHERE}"],
 )  # fmt: skip
 def test_ctrl_c_while_nobody_answers_is_130_at_once(tmp_path: Path, command: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:

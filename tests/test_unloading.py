@@ -244,6 +244,20 @@ def test_what_a_client_unloads_leaves_the_workers_at_once() -> None:
     )
 
 
+def test_what_was_used_a_moment_ago_is_unloaded_as_well() -> None:
+    rig = ready()
+    rig.load(2)
+    pass_time(rig, 1)
+    rig.now_ns += TICK_NS // 2  # between two ticks: a copy is used, and another made
+    rig.infer(rig.load(3)[0], slo_ms=50)
+    rig.step()
+    (infer,) = rig.outstanding()
+    rig.now_ns += 4 * MS
+    rig.finish(infer, begin_ms=(rig.now_ns - T0) / MS - 2)
+    assert unload(rig) == UnloadModelReply(77, 0, "", unloaded=3, kept=0)
+    assert not rig.scheduler.cluster.models and not rig.scheduler.catalog._by_name
+
+
 def test_instances_that_another_client_uses_stay() -> None:
     rig = ready()
     rig.hello(b"d")
@@ -264,6 +278,34 @@ def test_only_an_operator_unloads_what_others_use() -> None:
     rig.infer(model, slo_ms=50)
     assert unload(rig, b"d", force=True) == UnloadModelReply(77, 0, "", unloaded=1, kept=0)
     assert not rig.scheduler.cluster.models
+
+
+def test_clients_that_keep_sending_do_not_keep_what_an_operator_unloads() -> None:
+    rig = ready(operators=("d",))
+    rig.hello(b"d")
+    (model,) = rig.load()
+    pass_time(rig, 1)
+    rig.handle(FromClient(b"d", UnloadModelRequest(77, "net", force=True)))
+    sent = []
+    for _ in range(3 * S // TICK_NS):
+        sent.append(rig.infer(model, slo_ms=500))
+        pass_time(rig, TICK_NS / S)
+    assert not rig.scheduler.cluster.models
+    assert {rig.reply(request).code for request in sent} == {Code.INVALID_REQUEST}
+
+
+def test_a_client_that_loads_again_keeps_what_an_operator_unloads() -> None:
+    rig = ready(operators=("d",))
+    rig.hello(b"d")
+    rig.load(2)
+    pass_time(rig, 1)
+    rig.handle(FromClient(b"d", UnloadModelRequest(77, "net", force=True)))
+    (model,) = rig.load(1)
+    pass_time(rig, 3)
+    assert list(rig.scheduler.cluster.models) == [model.model_id]
+    request = rig.infer(model, slo_ms=500)
+    rig.step()
+    assert request not in {reply.request_id for reply in rig.to_client(InferReply)}
 
 
 def test_requests_that_wait_for_what_is_unloaded_are_answered() -> None:

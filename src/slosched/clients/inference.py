@@ -103,6 +103,17 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class Unloaded:
+    """The answer to `unload`: the number of instances that leave the workers, and of those that stay.
+
+    Instances stay because other clients use them.
+    """
+
+    unloaded: int
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
 class Inference:
     """The answer to one request: its outcome, and everything that the controller says about it.
 

@@ -1,6 +1,6 @@
 """A client's session with a controller: hello, liveness, and answers handed to whoever waits.
 
-The calls that people make are in `aio.py`, on top of this.
+The calls are in `questions.py` and, for inferences, `aio.py`, on top of this.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from slosched.messages import (
     ModelInfo,
     Refused,
     StatusReply,
+    UnloadModelReply,
     Welcome,
 )
 from slosched.transport.bundles import NotTaken, ReplyBundle
@@ -227,7 +228,7 @@ class Session:
     def _on_control(self, message: Message) -> None:
         if isinstance(message, Welcome):
             self._on_welcome(message)
-        elif isinstance(message, (LoadModelReply, ListModelsReply, StatusReply)):
+        elif isinstance(message, (LoadModelReply, UnloadModelReply, ListModelsReply, StatusReply)):
             future = self._futures.pop(message.request_id, None)
             if future is not None and not future.done():
                 future.set_result(message)

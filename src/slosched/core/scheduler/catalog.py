@@ -316,6 +316,7 @@ class Catalog:
 
     def used_by(self, client: Client, model: Instance) -> None:
         """`client` uses `model` until it leaves."""
+        model.taken = False
         model.clients[client.identity] = client
         client.models[model.model_id] = model
 

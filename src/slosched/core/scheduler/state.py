@@ -504,6 +504,9 @@ class Instance:
     last_used_ns: int = 0
     unused_since_ns: int = 0  # when its last client left, if it has none
     weights_ns: int = 0  # the time of a load, frozen when loaded
+    taken: bool = (
+        False  # an operator unloads it: requests are refused until a client loads it again
+    )
 
     def __post_init__(self) -> None:
         if not self.queues:

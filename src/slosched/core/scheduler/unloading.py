@@ -49,7 +49,9 @@ class Unloading:
     ) -> None:
         self._cluster, self._by_name, self._busy = cluster, by_name, busy
         self._end_request = end_request
-        self._asked_ns: dict[str, int] = {}  # names that were unloaded by a client, and when
+        #: Names that clients unloaded, and the first tick after it: what was unused at that time goes.
+        self._asked_ns: dict[str, int] = {}
+        self._just_asked: set[str] = set()  # since the last tick
         self._unloads = unloads_unused(cluster.config)
         self._due_ns = 0
         self._sweeping = False
@@ -62,6 +64,8 @@ class Unloading:
         if now_ns < self._due_ns or self._sweeping or not self._unloads:
             return
         self._due_ns = now_ns + _EVERY_NS
+        self._asked_ns |= dict.fromkeys(self._just_asked, now_ns)
+        self._just_asked.clear()
         keep_ns = 0 if self.crowded else self._cluster.config.keep_unused_ns
         names = {}
         for name, models in self._by_name.items():
@@ -81,8 +85,10 @@ class Unloading:
         """Take `client`'s use of a model away, with `force` everybody's, and answer it."""
         name, operators = canonical_model(message.name), self._cluster.config.operators
         if not self._unloads:
-            policy = self._cluster.config.policy
-            self._refuse(client, message, f"{policy} keeps every instance that was loaded")
+            config = self._cluster.config
+            options = f"--fidelity {config.fidelity} and --placement {config.placement}"
+            reason = f"{config.policy} keeps every instance that was loaded, with {options}"
+            self._refuse(client, message, reason)
         elif message.force and client.name not in operators:
             named = f"names {', '.join(operators)}" if operators else "names none"
             reason = f"only operators may unload what others use: --operators {named}"
@@ -107,6 +113,7 @@ class Unloading:
         users = {client.identity: client}
         for model in list(self._by_name[name]):
             if message.force:
+                model.taken = True  # else a client that goes on sending would use it again
                 users.update((i, user) for i, user in model.clients.items() if user is not None)
             for user in users.values():
                 if model.clients.pop(user.identity, None) is not None:
@@ -120,7 +127,8 @@ class Unloading:
             gone = len(models) - kept
             reply = UnloadModelReply(message.request_id, Code.OK, unloaded=gone, kept=kept)
             self._cluster.emit(ToClient(client.identity, reply))
-        self._asked_ns[name], self._due_ns = self.now_ns, 0
+        self._just_asked.add(name)
+        self._due_ns = 0
 
     def _end_waiting(self, user: Client, name: str) -> Work:
         """Answer the requests of `user` that wait for `name`; what is in flight will be served."""
