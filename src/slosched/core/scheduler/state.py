@@ -17,7 +17,7 @@ Who changes what, besides the constructors:
     Queue      its requests: the policy
     Instance   residency: the kinds of actions; users and state: catalog.py, preparations.py, unloading.py
     Lane, Gpu  lanes, pages and tables: the kinds of actions; held: second_tries.py; readings: sessions.py
-    Worker     the session and what it offers: sessions.py; what it prepared: preparations.py; latencies: paths.py
+    Worker     session and offers: sessions.py; what it prepared: preparations.py; latencies: paths.py
     Client     client_sessions.py; its requests: arrivals.py and answers.py
 """
 
