@@ -175,8 +175,12 @@ def spec_of(*entries: MixEntry, **more: object) -> PlanSpec:
         mix(entries, S), SchedulerConfig(policy="INFER5"), (load_profile("v100"),), gpus=1
     )
     values: dict[str, object] = {
-        "target": 0.95, "high": 8, "seeds": 2, "duration_ns": S // 2, "warmup_ns": S // 4,
-    }  # fmt: skip
+        "target": 0.95,
+        "high": 8,
+        "seeds": 2,
+        "duration_ns": S // 2,
+        "warmup_ns": S // 4,
+    }
     return PlanSpec(entries, base, **(values | more))  # type: ignore[arg-type]
 
 
@@ -338,11 +342,12 @@ def test_the_table_never_rounds_a_miss_away(shares: list[float]) -> None:
     low, point, high = shares
     share = {"satisfaction": point, "low": low, "high": high}
     document = {
-        "models": ["m"], "target": 0.99,
+        "models": ["m"],
+        "target": 0.99,
         "points": [
             {"gpus": 2, "sent": 10, **share, "judged": {"low": low, "point": point, "high": high}}
         ],
-    }  # fmt: skip
+    }
     row = plan_text(document).splitlines()[1].split()
     assert (row[2] == "100") == (point == 1)
     assert float(row[2]) <= 100 * point

@@ -21,10 +21,37 @@ from slosched.units import NS_PER_MS, format_duration, format_share
 
 #: Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom.
 _T95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+    2.201,
+    2.179,
+    2.160,
+    2.145,
+    2.131,
+    2.120,
+    2.110,
+    2.101,
+    2.093,
+    2.086,
+    2.080,
+    2.074,
+    2.069,
+    2.064,
+    2.060,
+    2.056,
+    2.052,
+    2.048,
+    2.045,
+    2.042,
+)
 
 #: The row of a table that sums up all steps.
 ALL_STEPS = "all"
@@ -344,9 +371,15 @@ def _draw_lines(ax: Any, comparison: Comparison, steps: Sequence[ComparedStep]) 
         colour, marker = _look(comparison, policy)
         xs, means = [x for x, _ in points], [share.mean for _, share in points]
         ax.plot(
-            xs, means, color=colour, marker=marker, markeredgecolor="white", markeredgewidth=0.7,
-            clip_on=False, zorder=3 + 1 / (1 + comparison.policies.index(policy)),
-        )  # fmt: skip
+            xs,
+            means,
+            color=colour,
+            marker=marker,
+            markeredgecolor="white",
+            markeredgewidth=0.7,
+            clip_on=False,
+            zorder=3 + 1 / (1 + comparison.policies.index(policy)),
+        )
         halves = [share.half or 0.0 for _, share in points]
         low = [max(0.0, mean - half) for mean, half in zip(means, halves, strict=True)]
         high = [min(1.0, mean + half) for mean, half in zip(means, halves, strict=True)]

@@ -27,9 +27,17 @@ from slosched.units import format_duration
 MOST_TOLD = 20
 
 _REQUEST_COLUMNS = (
-    "t", "request_id", "result", "model_id", "user_id", "latency", "deadline", "deadline_met", "is_coldstart",
+    "t",
+    "request_id",
+    "result",
+    "model_id",
+    "user_id",
+    "latency",
+    "deadline",
+    "deadline_met",
+    "is_coldstart",
     "arrival_count",
-)  # fmt: skip
+)
 
 _SCARCE = "add GPUs, allow more time, or send less (docs/planning.md)."
 _ADVICE = {

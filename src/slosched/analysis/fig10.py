@@ -25,9 +25,13 @@ from slosched.errors import InvalidConfig
 from slosched.units import NS_PER_MS
 
 COLUMNS = (
-    "action_type", "status", "expected_exec_duration", "worker_exec_duration",
-    "expected_exec_complete", "worker_exec_complete",
-)  # fmt: skip
+    "action_type",
+    "status",
+    "expected_exec_duration",
+    "worker_exec_duration",
+    "expected_exec_complete",
+    "worker_exec_complete",
+)
 _KINDS = {"INFER": ActionType.INFER, "LOAD": ActionType.LOAD_WEIGHTS}
 _ERRORS = {
     "duration": ("worker_exec_duration", "expected_exec_duration"),
@@ -163,10 +167,14 @@ def _text(numbers: list[dict[str, Any]]) -> str:
     headings = ("action", "error of its", "side", "actions", "share %")
     rows = [
         (
-            n["kind"], n["error"], n["side"], n["actions"], 100 * n["share"],
+            n["kind"],
+            n["error"],
+            n["side"],
+            n["actions"],
+            100 * n["share"],
             *(n["error_ms"].get(name) for name in named),
         )
         for n in numbers
-    ]  # fmt: skip
+    ]
     note = "under-predicted: it took longer, or ended later, than predicted; over-predicted: sooner"
     return columns_text((*headings, *(f"{name} ms" for name in named)), rows) + "\n" + note

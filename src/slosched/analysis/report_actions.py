@@ -23,14 +23,31 @@ from slosched.errors import InvalidConfig
 from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
 _TIMES = (
-    "t", "controller_result_enqueue", "action_type", "status", "worker_id", "gpu_id",
-    "worker_exec_duration", "worker_exec_complete",
-)  # fmt: skip
+    "t",
+    "controller_result_enqueue",
+    "action_type",
+    "status",
+    "worker_id",
+    "gpu_id",
+    "worker_exec_duration",
+    "worker_exec_complete",
+)
 _SHOWN = (
-    "t", "controller_result_enqueue", "action_id", "action_type", "status", "worker_id", "gpu_id",
-    "model_id", "batch_size", "expected_exec_duration", "worker_exec_duration",
-    "expected_exec_complete", "worker_exec_complete", "goodput",
-)  # fmt: skip
+    "t",
+    "controller_result_enqueue",
+    "action_id",
+    "action_type",
+    "status",
+    "worker_id",
+    "gpu_id",
+    "model_id",
+    "batch_size",
+    "expected_exec_duration",
+    "worker_exec_duration",
+    "expected_exec_complete",
+    "worker_exec_complete",
+    "goodput",
+)
 #: The timeline shows about so many inferences of a GPU, and at most so many actions and GPUs.
 _IN_A_ROW = 22
 _MOST_SHOWN = 3_000
@@ -176,9 +193,17 @@ def measure_actions(
     shown["t"] = shown["t"] - start_ns
     first, second = len(slowest), len(slowest) + len(mispredicted)
     numbers = ActionNumbers(
-        count, infers, loads, evictions, failed, used, errors, classes,
-        slowest=_table(shown, range(first)), mispredicted=_table(shown, range(first, second)),
-    )  # fmt: skip
+        count,
+        infers,
+        loads,
+        evictions,
+        failed,
+        used,
+        errors,
+        classes,
+        slowest=_table(shown, range(first)),
+        mispredicted=_table(shown, range(first, second)),
+    )
     if not len(rows):
         notices.append("there is no timeline: no action ran on a GPU after the first request")
         return numbers, None

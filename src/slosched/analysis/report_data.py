@@ -30,11 +30,23 @@ from slosched.units import NS_PER_MS, NS_PER_S
 
 _COLUMNS = frozenset(
     {
-        "t", "latency", "deadline", "result", "deadline_met", "is_coldstart",  # request log
-        "scheduled_ns", "latency_ns", "slo_ns", "code", "in_time", "cold",  # client log
-        "issue_delay_ns", "model_id", "slo_factor",
+        "t",
+        "latency",
+        "deadline",
+        "result",
+        "deadline_met",
+        "is_coldstart",  # request log
+        "scheduled_ns",
+        "latency_ns",
+        "slo_ns",
+        "code",
+        "in_time",
+        "cold",  # client log
+        "issue_delay_ns",
+        "model_id",
+        "slo_factor",
     }
-)  # fmt: skip
+)
 _FLAGS = frozenset({"deadline_met", "is_coldstart", "in_time", "cold"})
 #: At most so many windows of time in a figure.
 _MOST_WINDOWS = 120
@@ -165,12 +177,18 @@ def read_report(
     start_ns = judge_.judged["start_ns"]
     actions, excerpt = measure_actions(path, start_ns, window, notices, say)
     return RunReport(
-        path=path, label=judge_.label, policy=policy_of(path), workload=_workload(path),
-        steps=controller.steps + client.steps, tails=client.tails + controller.tails,
-        actions=actions, excerpt=excerpt, notices=notices,
+        path=path,
+        label=judge_.label,
+        policy=policy_of(path),
+        workload=_workload(path),
+        steps=controller.steps + client.steps,
+        tails=client.tails + controller.tails,
+        actions=actions,
+        excerpt=excerpt,
+        notices=notices,
         manifests=[(place.name, document) for place, document in manifests_of(path)],
         **judge_.judged,
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
@@ -417,8 +435,12 @@ def _models(view: View, ids: NDArray[np.int64], cold: NDArray[np.bool_]) -> list
         good = int(np.count_nonzero(view.satisfied[here]))
         rows.append(
             ModelRow(
-                model_id, int(np.count_nonzero(here)), good, float(p50), float(p99),
+                model_id,
+                int(np.count_nonzero(here)),
+                good,
+                float(p50),
+                float(p99),
                 int(np.count_nonzero(cold[here])),
             )
-        )  # fmt: skip
+        )
     return rows

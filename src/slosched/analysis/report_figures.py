@@ -116,9 +116,12 @@ def latency(tails: Sequence[Tail], slos_ms: Sequence[float], key: str, label: st
         ax = figure.subplots()
         for place, each in enumerate(tails):
             ax.plot(
-                each.quantiles_ms, each.nines, color=style.COLOURS[place], label=each.view,
+                each.quantiles_ms,
+                each.nines,
+                color=style.COLOURS[place],
+                label=each.view,
                 linestyle="-" if place == 0 else (0, (4, 1.8)),
-            )  # fmt: skip
+            )
         if len(slos_ms) <= _MOST_SLOS:
             for slo in slos_ms:
                 ax.axvline(slo, color=style.PALE, linewidth=0.9, linestyle=":", zorder=1)

@@ -147,9 +147,16 @@ def write_trace(
         counter_events(file, shown, asked, span)
         sampled = 0 if asked is None else request_events(file, asked, requests)
     return Traced(
-        out, *span, end_ns - start_ns, len(rows), of_actions, sampled, file.events, clipped,
+        out,
+        *span,
+        end_ns - start_ns,
+        len(rows),
+        of_actions,
+        sampled,
+        file.events,
+        clipped,
         shortened,
-    )  # fmt: skip
+    )
 
 
 def _requests_of(run_dir: Path) -> LogTable | None:

@@ -204,9 +204,12 @@ def _answer_rates(file: TraceFile, requests: Columns, edges: Column) -> None:
     )
     for at, good_rate, bad_rate in rates:
         _count(
-            file, CONTROLLER, "answers per second", at,
+            file,
+            CONTROLLER,
+            "answers per second",
+            at,
             f'"in time":{good_rate:.6g},"not in time":{bad_rate:.6g}',
-        )  # fmt: skip
+        )
 
 
 def _edges(span: tuple[int, int], step_ns: int) -> Column:

@@ -199,9 +199,23 @@ def compare(
 
 
 HEADINGS = (
-    "step", "sent", "in time live", "simulated", "points", "met live", "simulated", "points", "goodput",
-    "p50 live", "simulated", "p99 live", "simulated", "try", "held", "machine",
-)  # fmt: skip
+    "step",
+    "sent",
+    "in time live",
+    "simulated",
+    "points",
+    "met live",
+    "simulated",
+    "points",
+    "goodput",
+    "p50 live",
+    "simulated",
+    "p99 live",
+    "simulated",
+    "try",
+    "held",
+    "machine",
+)
 
 
 def row(difference: StepDifference) -> list[str]:
@@ -280,8 +294,12 @@ def _draw(
     x = [d.live.slo_factor if factors else float(d.live.index) for d in differences]
     solid: dict[str, Any] = {"color": colour}
     dashed: dict[str, Any] = {
-        "color": "#000000", "linestyle": "--", "marker": "x", "linewidth": 1.2, "zorder": 4,
-    }  # fmt: skip
+        "color": "#000000",
+        "linestyle": "--",
+        "marker": "x",
+        "linewidth": 1.2,
+        "zorder": 4,
+    }
     for name, look in (("live", solid), ("simulated", dashed)):
         steps: list[StepResult] = [getattr(d, name) for d in differences]
         p50, p99 = (
@@ -302,6 +320,10 @@ def _mark(
     for hollow in (False, True):
         places = [place for place, d in enumerate(of) if bool(d.disturbed) is hollow]
         ax.plot(
-            [x[place] for place in places], [y[place] for place in places], marker="o", linestyle="",
-            markerfacecolor="white" if hollow else colour, markeredgecolor=colour,
-        )  # fmt: skip
+            [x[place] for place in places],
+            [y[place] for place in places],
+            marker="o",
+            linestyle="",
+            markerfacecolor="white" if hollow else colour,
+            markeredgecolor=colour,
+        )

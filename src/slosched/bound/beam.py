@@ -291,10 +291,15 @@ class BeamSearch:
                 )
             kept.append(
                 _State(
-                    tuple(free), waiting, parent.following, parent.served + len(taken),
-                    parent.lost, move.value, link,
+                    tuple(free),
+                    waiting,
+                    parent.following,
+                    parent.served + len(taken),
+                    parent.lost,
+                    move.value,
+                    link,
                 )
-            )  # fmt: skip
+            )
             if len(kept) == self._width:
                 break
         return kept

@@ -40,8 +40,12 @@ class Effort:
 
     def __post_init__(self) -> None:
         for name, least in (
-            ("span_ns", 1), ("windows", 0), ("window_ns", 1), ("grid_ns", 1), ("width", 1),
-        ):  # fmt: skip
+            ("span_ns", 1),
+            ("windows", 0),
+            ("window_ns", 1),
+            ("grid_ns", 1),
+            ("width", 1),
+        ):
             value = getattr(self, name)
             if value < least:
                 raise InvalidConfig(f"bound: {name} must be at least {least}, not {value}")
@@ -138,10 +142,22 @@ def bound_cell(cell: CellProblem, effort: Effort, progress: Progress | None = No
     upper = share if exact or share >= min(1.0, capacity) else _upper(found, share)
     notes = _notes(cell, found)
     return CellBounds(
-        cell.step.index, cell.step.text, cell.step.slo_factor, cell.slo_ns,
-        cell.step.start_ns, cell.duration_ns, span_ns, counted, min(1.0, capacity), upper, share, exact,
-        covers, tuple(found), notes,
-    )  # fmt: skip
+        cell.step.index,
+        cell.step.text,
+        cell.step.slo_factor,
+        cell.slo_ns,
+        cell.step.start_ns,
+        cell.duration_ns,
+        span_ns,
+        counted,
+        min(1.0, capacity),
+        upper,
+        share,
+        exact,
+        covers,
+        tuple(found),
+        notes,
+    )
 
 
 def _check_grid(problem: Problem, grid_ns: int) -> None:

@@ -180,9 +180,14 @@ def read_image(path: Path, model: Model) -> Array:
             with Image.open(path) as opened:
                 image = _as_seen(opened)
     except (
-        UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning, OSError,
-        ValueError, SyntaxError, EOFError,
-    ) as error:  # fmt: skip
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+    ) as error:
         raise InvalidConfig(f"{str(path)!r} is not a readable image: {error}") from None
     # Resize only the visible part of the source: a whole image of 1 x 5,000 pixels would become huge.
     scale = _RESIZE_TO_CROP * max(height / image.height, width / image.width)

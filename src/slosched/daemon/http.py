@@ -294,8 +294,11 @@ async def _until_gone(reader: asyncio.StreamReader) -> None:
 
 def _head(answer: Answer, *more: tuple[str, str]) -> h11.Response:
     headers = [
-        ("content-type", answer.content_type), *more, ("connection", "close"), *answer.headers
-    ]  # fmt: skip
+        ("content-type", answer.content_type),
+        *more,
+        ("connection", "close"),
+        *answer.headers,
+    ]
     return h11.Response(status_code=answer.status, headers=headers)
 
 

@@ -277,9 +277,10 @@ class LiveState:
                     name.add(model)
             yield _PAUSE
         matching = [name for name in names.values() if wanted in name.name.lower()]
-        yield "models_in_all", {
-            "names": len(names), "instances": instances, "matching": len(matching)
-        }  # fmt: skip
+        yield (
+            "models_in_all",
+            {"names": len(names), "instances": instances, "matching": len(matching)},
+        )
         best: list[_Name] = []
         for at in range(0, len(matching), _MODELS_A_SLICE):
             best = heapq.nsmallest(

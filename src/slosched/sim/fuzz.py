@@ -94,9 +94,15 @@ def run_case(seed: int, spec: SimSpec) -> Outcome:
         failure = _words(error)
     case.sights.marks_compared = case.world.cluster.marks.compared
     return Outcome(
-        seed, spec, failure, tuple(case.log), case.sent, case.tail_share, case.world.kernel.events,
+        seed,
+        spec,
+        failure,
+        tuple(case.log),
+        case.sent,
+        case.tail_share,
+        case.world.kernel.events,
         case.sights,
-    )  # fmt: skip
+    )
 
 
 def _words(error: Exception) -> str:

@@ -39,9 +39,17 @@ TAIL_NS = 2 * NS_PER_S
 
 #: TYPEs that serve clients, and how often they are drawn. SMART is slow: it plans all anew each ms.
 TYPES = {
-    "INFER5": 16, "INFER5:paper": 4, "FIFO": 4, "EDF": 4, "REJECT": 4, "AIMD": 4, "INFER4": 4, "SMART": 1,
-    "DIRECT": 2, "ECHO": 1,
-}  # fmt: skip
+    "INFER5": 16,
+    "INFER5:paper": 4,
+    "FIFO": 4,
+    "EDF": 4,
+    "REJECT": 4,
+    "AIMD": 4,
+    "INFER4": 4,
+    "SMART": 1,
+    "DIRECT": 2,
+    "ECHO": 1,
+}
 
 _PAGE_BYTES = 2**24
 _INPUT_BYTES = 32
@@ -182,9 +190,13 @@ def _model(draw: Random, name: str) -> ModelProfile:
     exec_ns = {batch: single_ns * (1 + batch) // 2 for batch in (1, 2, 4, 8)}
     pages = draw.randint(1, 4)
     return ModelProfile(
-        name, exec_ns, draw.choice((1, 4, 8)) * NS_PER_MS, pages * _PAGE_BYTES,
-        input_shape=(8,), output_shape=(8 + 4 * int(name[-1]),),  # outputs tell which model ran
-    )  # fmt: skip
+        name,
+        exec_ns,
+        draw.choice((1, 4, 8)) * NS_PER_MS,
+        pages * _PAGE_BYTES,
+        input_shape=(8,),
+        output_shape=(8 + 4 * int(name[-1]),),  # outputs tell which model ran
+    )
 
 
 def _load(

@@ -64,9 +64,11 @@ class Network:
     def random(self) -> bool:
         """True if what a message takes depends on chance."""
         spreads = (
-            self.to_worker_spread_ns, self.from_worker_spread_ns,
-            self.from_client_spread_ns, self.to_client_spread_ns,
-        )  # fmt: skip
+            self.to_worker_spread_ns,
+            self.from_worker_spread_ns,
+            self.from_client_spread_ns,
+            self.to_client_spread_ns,
+        )
         return bool(self.jitter_ns) or any(spreads)
 
 
@@ -97,9 +99,19 @@ class Wire:
     """
 
     __slots__ = (
-        "_card", "_deliver", "_jitter_ns", "_kernel", "_last_ns", "_latency_ns", "_plain", "_random",
-        "_spread_ns", "bytes_sent", "disturb", "messages_sent",
-    )  # fmt: skip
+        "_card",
+        "_deliver",
+        "_jitter_ns",
+        "_kernel",
+        "_last_ns",
+        "_latency_ns",
+        "_plain",
+        "_random",
+        "_spread_ns",
+        "bytes_sent",
+        "disturb",
+        "messages_sent",
+    )
 
     def __init__(
         self,

@@ -225,8 +225,11 @@ def spec_document(spec: SimSpec) -> dict[str, Any]:
     document = _plain(spec)
     assert isinstance(document, dict)
     document["scheduler"] = _plain(resolved(spec.scheduler))
-    document["workload"] = {"name": spec.workload.name, "text": spec.workload.describe(),
-                            "spec": _plain(spec.workload)}  # fmt: skip
+    document["workload"] = {
+        "name": spec.workload.name,
+        "text": spec.workload.describe(),
+        "spec": _plain(spec.workload),
+    }
     return document
 
 

@@ -60,10 +60,24 @@ def has_row(record: RequestRecord) -> bool:
 def reason_of(record: RequestRecord) -> Reason:
     r = record
     return Reason(
-        r.departure_ns, r.request_id, r.user_id, r.model_id, int(r.code), r.reason[:_MOST_CHARACTERS],
-        r.slo_ns, r.departure_ns - r.arrival_ns, r.arrival_count, r.batch_size, r.worker_id, r.gpu_id,
-        r.attempts, r.predicted_start_ns, r.predicted_exec_ns, r.start_ns, r.exec_ns,
-    )  # fmt: skip
+        r.departure_ns,
+        r.request_id,
+        r.user_id,
+        r.model_id,
+        int(r.code),
+        r.reason[:_MOST_CHARACTERS],
+        r.slo_ns,
+        r.departure_ns - r.arrival_ns,
+        r.arrival_count,
+        r.batch_size,
+        r.worker_id,
+        r.gpu_id,
+        r.attempts,
+        r.predicted_start_ns,
+        r.predicted_exec_ns,
+        r.start_ns,
+        r.exec_ns,
+    )
 
 
 def reason_rows(records: Iterable[RequestRecord]) -> bytes:

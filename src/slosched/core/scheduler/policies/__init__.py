@@ -25,8 +25,18 @@ from slosched.units import format_duration
 
 #: All policies, in the order of `slosched controller --help`.
 _CLASSES: tuple[type[Policy], ...] = (
-    Infer5, Infer5Paper, Fifo, Edf, Reject, Aimd, Echo, Infer4, Smart, Direct, Stress,
-)  # fmt: skip
+    Infer5,
+    Infer5Paper,
+    Fifo,
+    Edf,
+    Reject,
+    Aimd,
+    Echo,
+    Infer4,
+    Smart,
+    Direct,
+    Stress,
+)
 
 
 def _by_type(classes: tuple[type[Policy], ...]) -> dict[str, dict[str, type[Policy]]]:

@@ -92,11 +92,15 @@ class CudaBackend:
         self._sampling = False
         self._fault = ""  # what ended the context in preparation
         self._gpu = CudaDevice(
-            self._driver, self._programs, self._images.images,
+            self._driver,
+            self._programs,
+            self._images.images,
             cache=self._cache,
-            page_bytes=config.page_bytes, stream=exec_stream,
-            read_clock_mhz=self._nvml.clock_mhz, blackbox=self._blackbox,
-        )  # fmt: skip
+            page_bytes=config.page_bytes,
+            stream=exec_stream,
+            read_clock_mhz=self._nvml.clock_mhz,
+            blackbox=self._blackbox,
+        )
         self.devices = {0: self._gpu}
         self._notes: list[str] = []
         self._background = Background(enter=self._enter, report=self._notes.append)
@@ -293,9 +297,12 @@ class CudaBackend:
             return profile
         batches = [batch for batch in BATCH_CLASSES if batch <= effect.max_batch]
         return self.measure(
-            name, batches, max_exec_ns=effect.max_exec_ns, copies=effect.copies,
+            name,
+            batches,
+            max_exec_ns=effect.max_exec_ns,
+            copies=effect.copies,
             max_batch=effect.max_batch,
-        )  # fmt: skip
+        )
 
     def measure(
         self,
@@ -320,9 +327,12 @@ class CudaBackend:
             )
         try:
             profile = self._bench.profile(
-                source, images.images[name][0], batches, max_exec_ns=max_exec_ns,
+                source,
+                images.images[name][0],
+                batches,
+                max_exec_ns=max_exec_ns,
                 note=note or _ignore,
-            )  # fmt: skip
+            )
         except BaseException:
             if name not in self._programs:
                 images.forget(name)
@@ -340,9 +350,13 @@ class CudaBackend:
                 "values that were loaded"
             )
         self._sources[name] = Source(
-            program, source.weights[:0], source.input_shape, source.input_dtype,
-            source.random_weights, (*source.labels, *_labels(program)),
-        )  # fmt: skip
+            program,
+            source.weights[:0],
+            source.input_shape,
+            source.input_dtype,
+            source.random_weights,
+            (*source.labels, *_labels(program)),
+        )
         self._profiles[name] = (profile, max_batch, max_exec_ns)
         self._made[name] = program
         return profile
