@@ -167,20 +167,20 @@ def test_a_file_is_a_workload(sweeps: list[dict[str, Any]], tmp_path: Path) -> N
 
 def sweep_result(**changed: Any) -> RunResult:
     step = StepResult(
-        0,
-        "2x",
-        "",
-        2.0,
-        5_200_000,
-        10**9,
-        100,
-        90,
-        95,
-        {"ok": 95, "timed out": 5},
-        3_000_000,
-        5_000_000,
-        1,
-        2,
+        index=0,
+        slo="2x",
+        group="",
+        slo_factor=2.0,
+        slo_ns=5_200_000,
+        duration_ns=10**9,
+        sent=100,
+        in_time=90,
+        met=95,
+        codes={"ok": 95, "timed out": 5},
+        latency_p50_ns=3_000_000,
+        latency_p99_ns=5_000_000,
+        issue_delay_p50_ns=1,
+        issue_delay_p99_ns=2,
     )
     fields: dict[str, Any] = {
         "workload": "w",
@@ -309,7 +309,14 @@ def test_status_of_a_controller_of_another_version_is_no_error(
 
 def one_shot(code: int, reason: str = "") -> Inference:
     reply = InferReply(
-        1, code, reason, 7, 25_000_000, 4_000_000, code == 0, predicted_exec_ns=2_600_000
+        request_id=1,
+        code=code,
+        reason=reason,
+        model_id=7,
+        slo_ns=25_000_000,
+        latency_ns=4_000_000,
+        deadline_met=code == 0,
+        predicted_exec_ns=2_600_000,
     )
     return Inference(Model(INFO, 1), None, reply, 5_000_000)
 

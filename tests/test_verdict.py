@@ -55,7 +55,9 @@ def test_without_a_late_one_459_requests_do() -> None:
     assert least_sent(0) == math.ceil(math.log(0.01) / math.log(0.99)) == 459
     assert judge(459, 0).outcome is Outcome.HOLDS
     # Summaries of its Server scenario: "Processed 21 queries. Would need to run at least 438 more".
-    assert judge(21, 0) == Verdict(Outcome.UNDECIDED, 21, 0, 438, 0.99, 0.99)
+    assert judge(21, 0) == Verdict(
+        outcome=Outcome.UNDECIDED, sent=21, late=0, needs=438, percentile=0.99, confidence=0.99
+    )
     assert judge(300, 0).needs == 159
 
 

@@ -439,8 +439,17 @@ def test_a_cuda_error_ends_the_worker_with_words_and_every_action_answered(tmp_p
     )
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": f"{here}:{os.environ.get('PYTHONPATH', '')}"}
-    options = "--device cuda:0 --bind 127.0.0.1 --port 0 --weights-cache 1GiB --config".split()
-    command = [sys.executable, "-m", "slosched", "worker", *options, str(config)]
+    options = [
+        "--device",
+        "cuda:0",
+        "--bind",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--weights-cache",
+        "1GiB",
+    ]
+    command = [sys.executable, "-m", "slosched", "worker", *options, "--config", str(config)]
     worker = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -243,7 +243,12 @@ def _step(place: _Place, shape: StepResult, tallied: _Tallied) -> ComparedStep:
         if here:
             cells.append(_cell(policy, here, base))
     return ComparedStep(
-        shape.index, shape.slo, shape.group, shape.slo_factor, shape.slo_ns, tuple(cells)
+        index=shape.index,
+        slo=shape.slo,
+        group=shape.group,
+        slo_factor=shape.slo_factor,
+        slo_ns=shape.slo_ns,
+        cells=tuple(cells),
     )
 
 
@@ -260,14 +265,16 @@ def _cell(policy: str, here: Mapping[int, StepResult], base: Mapping[int, StepRe
     assert satisfaction is not None and goodput is not None
     both = [seed for seed in here if seed in base]
     return Cell(
-        policy,
-        satisfaction,
-        Estimate.of([here[seed].satisfaction - base[seed].satisfaction for seed in both]),
-        goodput,
-        _ratio(goodput, over(base, lambda step: step.goodput_rps)),
-        p99(here),
-        _ratio(p99(here), p99(base)),
-        None if any(s.index < 0 for s in here.values()) else pooled_verdict(list(here.values())),
+        policy=policy,
+        satisfaction=satisfaction,
+        lead=Estimate.of([here[seed].satisfaction - base[seed].satisfaction for seed in both]),
+        goodput_rps=goodput,
+        goodput_ratio=_ratio(goodput, over(base, lambda step: step.goodput_rps)),
+        p99_ns=p99(here),
+        p99_ratio=_ratio(p99(here), p99(base)),
+        holds=None
+        if any(s.index < 0 for s in here.values())
+        else pooled_verdict(list(here.values())),
     )
 
 

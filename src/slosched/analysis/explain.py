@@ -172,7 +172,14 @@ def _of_reason(row: Reason, client: dict[str, Any] | None) -> Told:
     if late:
         advice = "Predictions were too short, or the answer waited: `slosched report` shows prediction errors."
     lines.append(f"  so         {advice or 'A worker could not run it; its log says more.'}")
-    return Told(row.request_id, row.model_id, row.code, False, row.reason, lines)
+    return Told(
+        request_id=row.request_id,
+        model_id=row.model_id,
+        code=row.code,
+        in_time=False,
+        reason=row.reason,
+        lines=lines,
+    )
 
 
 def _of_request(row: dict[str, Any], client: dict[str, Any] | None) -> Told:
@@ -185,7 +192,14 @@ def _of_request(row: dict[str, Any], client: dict[str, Any] | None) -> Told:
     ]
     if row["is_coldstart"]:
         lines.append(f"  weights    {_COLD}")
-    return Told(row["request_id"], row["model_id"], row["result"], met, "", lines)
+    return Told(
+        request_id=row["request_id"],
+        model_id=row["model_id"],
+        code=row["result"],
+        in_time=met,
+        reason="",
+        lines=lines,
+    )
 
 
 def _of_client(row: dict[str, Any]) -> Told:
@@ -196,7 +210,14 @@ def _of_client(row: dict[str, Any]) -> Told:
         *_client_lines(row),
         f"  so         {_OF_THE_DOOR.get(code, _ELSEWHERE)}",
     ]
-    return Told(row["request_id"], row["model_id"], code, bool(row["in_time"]), "", lines)
+    return Told(
+        request_id=row["request_id"],
+        model_id=row["model_id"],
+        code=code,
+        in_time=bool(row["in_time"]),
+        reason="",
+        lines=lines,
+    )
 
 
 def _client_lines(row: dict[str, Any] | None) -> list[str]:

@@ -93,7 +93,16 @@ def _sides(log: Mapping[str, NDArray[Any]], kind: str, error: str) -> list[Error
     ):
         if len(sizes):
             share = len(sizes) / len(errors_ms)
-            sides.append(ErrorSide(kind, error, name, len(sizes), share, sizes))
+            sides.append(
+                ErrorSide(
+                    kind=kind,
+                    error=error,
+                    side=name,
+                    actions=len(sizes),
+                    share=share,
+                    errors_ms=sizes,
+                )
+            )
     return sides
 
 

@@ -193,14 +193,14 @@ def measure_actions(
     shown["t"] = shown["t"] - start_ns
     first, second = len(slowest), len(slowest) + len(mispredicted)
     numbers = ActionNumbers(
-        count,
-        infers,
-        loads,
-        evictions,
-        failed,
-        used,
-        errors,
-        classes,
+        actions=count,
+        infers=infers,
+        loads=loads,
+        evictions=evictions,
+        failed=failed,
+        utilisation=used,
+        errors=errors,
+        classes=classes,
         slowest=_table(shown, range(first)),
         mispredicted=_table(shown, range(first, second)),
     )
@@ -240,13 +240,13 @@ def _utilisation(log: Columns, sent: Column) -> Utilisation:
     width = edges[1] - edges[0]
     exec_, loads = busy["exec"], busy["weights"]
     return Utilisation(
-        shown,
-        len(gpus),
-        (edges / NS_PER_S).tolist(),
-        exec_ / width,
-        loads / width,
-        (exec_.sum(axis=1) / (edges[-1] - edges[0])).tolist(),
-        (loads.sum(axis=1) / (edges[-1] - edges[0])).tolist(),
+        gpus=shown,
+        of_gpus=len(gpus),
+        edges_s=(edges / NS_PER_S).tolist(),
+        exec=exec_ / width,
+        loads=loads / width,
+        exec_share=(exec_.sum(axis=1) / (edges[-1] - edges[0])).tolist(),
+        load_share=(loads.sum(axis=1) / (edges[-1] - edges[0])).tolist(),
     )
 
 
@@ -312,7 +312,14 @@ def _excerpt(columns: Columns, window: tuple[int, int], chosen: bool, shortened:
         places, shortened = places[:_MOST_SHOWN], True
     columns = {name: column[places] for name, column in columns.items()}
     tracks = [(gpu, _lanes(columns, gpu)) for gpu in gpus[:_MOST_GPUS_SHOWN]]
-    return Excerpt(window[0], end_ns, chosen, tracks, len(gpus), shortened)
+    return Excerpt(
+        start_ns=window[0],
+        end_ns=end_ns,
+        chosen=chosen,
+        gpus=tracks,
+        of_gpus=len(gpus),
+        shortened=shortened,
+    )
 
 
 def _lanes(columns: Columns, gpu: Gpu) -> list[Lane]:

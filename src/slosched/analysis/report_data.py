@@ -220,7 +220,15 @@ def _read_side(path: Path, side: str, *, judges: bool) -> _Side:
     run = replace(run, requests=_smaller(run.requests), client=_smaller(run.client))
     log = run.client if side == "client" else run.requests
     if log is None or not len(log):
-        return _Side(0, log is not None, log is not None and bool(log.truncated), "", [], [], {})
+        return _Side(
+            rows=0,
+            there=log is not None,
+            truncated=log is not None and bool(log.truncated),
+            label="",
+            steps=[],
+            tails=[],
+            judged={},
+        )
     (view,) = views_of(run)
     steps = summarise_view(view)
     judged: dict[str, Any] = {}
@@ -236,7 +244,15 @@ def _read_side(path: Path, side: str, *, judges: bool) -> _Side:
             "models": _models(view, log["model_id"], cold),
             "of_models": len(np.unique(log["model_id"])),
         }
-    return _Side(len(log), True, bool(log.truncated), run.label, steps, _tails(view), judged)
+    return _Side(
+        rows=len(log),
+        there=True,
+        truncated=bool(log.truncated),
+        label=run.label,
+        steps=steps,
+        tails=_tails(view),
+        judged=judged,
+    )
 
 
 def _workload(path: Path) -> str:
@@ -435,12 +451,12 @@ def _models(view: View, ids: NDArray[np.int64], cold: NDArray[np.bool_]) -> list
         good = int(np.count_nonzero(view.satisfied[here]))
         rows.append(
             ModelRow(
-                model_id,
-                int(np.count_nonzero(here)),
-                good,
-                float(p50),
-                float(p99),
-                int(np.count_nonzero(cold[here])),
+                model_id=model_id,
+                requests=int(np.count_nonzero(here)),
+                in_time=good,
+                p50_ns=float(p50),
+                p99_ns=float(p99),
+                cold=int(np.count_nonzero(cold[here])),
             )
         )
     return rows

@@ -94,7 +94,16 @@ def open_run(
         str(m.get("kind", "")).startswith("client") and not m.get("complete", True)
         for m in manifests
     )
-    return Run(path, requests, client, copies, rate, stated, partial, invalid_verdict(path))
+    return Run(
+        path=path,
+        requests=requests,
+        client=client,
+        copies=copies,
+        rate=rate,
+        stated=stated,
+        partial=partial,
+        invalid=invalid_verdict(path),
+    )
 
 
 def invalid_verdict(path: Path) -> str:

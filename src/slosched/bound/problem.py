@@ -175,7 +175,16 @@ def cells_of(
             problem = Problem(gpus, classes, tuple(request for request, _ in pairs))
             offsets = tuple(at_ns - step.start_ns for _, at_ns in pairs)
             length_ns = ends_ns - step.start_ns
-            found.append(CellProblem(step, length_ns, slo_ns, problem, offsets, fit))
+            found.append(
+                CellProblem(
+                    step=step,
+                    duration_ns=length_ns,
+                    slo_ns=slo_ns,
+                    problem=problem,
+                    offsets_ns=offsets,
+                    weights_fit=fit,
+                )
+            )
     return found
 
 

@@ -95,7 +95,14 @@ def judge(
     else:
         outcome = Outcome.UNDECIDED
         needs = least_sent(late, percentile=percentile, confidence=confidence) - sent
-    return Verdict(outcome, sent, late, needs, percentile, confidence)
+    return Verdict(
+        outcome=outcome,
+        sent=sent,
+        late=late,
+        needs=needs,
+        percentile=percentile,
+        confidence=confidence,
+    )
 
 
 @functools.lru_cache(maxsize=4096)

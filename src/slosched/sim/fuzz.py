@@ -94,14 +94,14 @@ def run_case(seed: int, spec: SimSpec) -> Outcome:
         failure = _words(error)
     case.sights.marks_compared = case.world.cluster.marks.compared
     return Outcome(
-        seed,
-        spec,
-        failure,
-        tuple(case.log),
-        case.sent,
-        case.tail_share,
-        case.world.kernel.events,
-        case.sights,
+        seed=seed,
+        spec=spec,
+        failure=failure,
+        log=tuple(case.log),
+        sent=case.sent,
+        tail=case.tail_share,
+        events=case.world.kernel.events,
+        sights=case.sights,
     )
 
 

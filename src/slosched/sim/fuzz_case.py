@@ -190,10 +190,10 @@ def _model(draw: Random, name: str) -> ModelProfile:
     exec_ns = {batch: single_ns * (1 + batch) // 2 for batch in (1, 2, 4, 8)}
     pages = draw.randint(1, 4)
     return ModelProfile(
-        name,
-        exec_ns,
-        draw.choice((1, 4, 8)) * NS_PER_MS,
-        pages * _PAGE_BYTES,
+        name=name,
+        exec_ns=exec_ns,
+        weights_ns=draw.choice((1, 4, 8)) * NS_PER_MS,
+        weights_bytes=pages * _PAGE_BYTES,
         input_shape=(8,),
         output_shape=(8 + 4 * int(name[-1]),),  # outputs tell which model ran
     )

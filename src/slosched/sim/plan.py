@@ -282,12 +282,12 @@ def point_of(spec: PlanSpec, gpus: int, results: Sequence[RunResult]) -> Point:
                 codes[code] = codes.get(code, 0) + number
     seeds = [share_of(_blocks([steps], first)) for steps in counted]
     return Point(
-        gpus,
-        share_of(_blocks(counted, first)),
-        tuple(share_of(_blocks(counted, first, name)) for name in names),
-        tuple(share.point for share in seeds),
-        dict(sorted(codes.items(), key=lambda item: (-item[1], item[0]))),
-        tuple(result.run_dir for result in results),
+        gpus=gpus,
+        share=share_of(_blocks(counted, first)),
+        models=tuple(share_of(_blocks(counted, first, name)) for name in names),
+        by_seed=tuple(share.point for share in seeds),
+        codes=dict(sorted(codes.items(), key=lambda item: (-item[1], item[0]))),
+        run_dirs=tuple(result.run_dir for result in results),
     )
 
 

@@ -221,12 +221,14 @@ class LastMinutes:
 
         offered = in_order(self._offered)
         return Series(
-            self._second,
-            offered,
-            [of - missed for of, missed in zip(offered, in_order(self._missed), strict=True)],
-            {code: in_order(ring) for code, ring in self._misses.items()},
-            self._p50_us[first:] + self._p50_us[:first],
-            self._p99_us[first:] + self._p99_us[:first],
+            second=self._second,
+            offered=offered,
+            satisfied=[
+                of - missed for of, missed in zip(offered, in_order(self._missed), strict=True)
+            ],
+            misses={code: in_order(ring) for code, ring in self._misses.items()},
+            p50_us=self._p50_us[first:] + self._p50_us[:first],
+            p99_us=self._p99_us[first:] + self._p99_us[:first],
         )
 
     def actions(self, first: int, last: int) -> list[ActionRecord]:

@@ -132,7 +132,15 @@ class _Reader:
         client = str(model.get("client", ""))
         weight = self._value(model, place, "weight", read_positive) or 1.0
         try:
-            return MixEntry(name, copies, rate, slo or own or common, cv, client, weight)
+            return MixEntry(
+                model=name,
+                copies=copies,
+                rate_per_s=rate,
+                slo=slo or own or common,
+                cv=cv,
+                client=client,
+                weight=weight,
+            )
         except InvalidConfig as error:
             key = next((key for key in ("weight", "cv") if key in str(error)), "rate")
             raise self._wrong(place, key, str(error)) from None

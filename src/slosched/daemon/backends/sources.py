@@ -129,10 +129,10 @@ def _spec_in_float32(source: ModelSource) -> ModelSpec:
             spec, input_shape=source.input_shape or spec.input_shape, output=source.output
         )
     return ModelSpec(
-        source.name,
-        build,
-        source.input_shape,
-        source.input_dtype,
+        name=source.name,
+        build=build,
+        input_shape=source.input_shape,
+        input_dtype=source.input_dtype,
         random_weights=False,
         output=source.output,
     )

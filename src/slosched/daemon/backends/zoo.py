@@ -226,7 +226,14 @@ def _resnet_spec(
 
 
 def _text_spec(name: str, build: Callable[[], nn.Module], tokens: int, words: int) -> ModelSpec:
-    return ModelSpec(name, build, (tokens,), "int64", input_high=words, labels=("text",))
+    return ModelSpec(
+        name=name,
+        build=build,
+        input_shape=(tokens,),
+        input_dtype="int64",
+        input_high=words,
+        labels=("text",),
+    )
 
 
 _BASIC = [64, 128, 256, 512]

@@ -350,12 +350,12 @@ class CudaBackend:
                 "values that were loaded"
             )
         self._sources[name] = Source(
-            program,
-            source.weights[:0],
-            source.input_shape,
-            source.input_dtype,
-            source.random_weights,
-            (*source.labels, *_labels(program)),
+            program=program,
+            weights=source.weights[:0],
+            input_shape=source.input_shape,
+            input_dtype=source.input_dtype,
+            random_weights=source.random_weights,
+            labels=(*source.labels, *_labels(program)),
         )
         self._profiles[name] = (profile, max_batch, max_exec_ns)
         self._made[name] = program
