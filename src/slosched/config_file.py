@@ -197,7 +197,7 @@ def builtin_profiles() -> list[str]:
 def load_profile(name_or_path: str | Path) -> GpuProfile:
     """The built-in profile of that name, or the one in that file (a path, or a name ending in .toml).
 
-    Raises UnknownName for a name that is neither, InvalidConfig for a file that is no profile.
+    Raises UnknownName for a name that is neither, InvalidConfig for a file that is not a profile.
     """
     text = str(name_or_path)
     if text in builtin_profiles():

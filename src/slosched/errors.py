@@ -115,7 +115,7 @@ class ProtocolMismatch(SloschedError):
 
 
 class MalformedMessage(SloschedError):
-    """Bytes from a socket that are no message of ours. The daemon counts it and goes on."""
+    """Bytes from a socket that are not a valid message. The daemon counts them and continues."""
 
 
 class OutOfResources(SloschedError):

@@ -23,11 +23,11 @@ AtLeast0 = Annotated[int, Meta(ge=0)]
 AtLeast1 = Annotated[int, Meta(ge=1)]
 #: 0 takes a free one.
 Port = Annotated[int, Meta(ge=0, le=65535)]
-#: Of one request, without the batch.
+#: Shape of the tensor of one request, without the batch dimension.
 Shape = tuple[AtLeast1, ...]
 
 _WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
-#: What is no object with methods of its own.
+#: Types of plain values.
 _PLAIN = (str, bytes, int, float, tuple, list, dict, type(None))
 
 

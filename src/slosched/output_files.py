@@ -1,4 +1,4 @@
-"""Files that commands write: whole or not at all, and never in place of something that is no file.
+"""Files that commands write: whole or not at all, and never in place of something that is not a file.
 
 A file is written beside its name and renamed when it is complete, so a reader, a full disk or Ctrl-C never
 finds half of one. A rename replaces whatever has the name, also a device or a pipe; so only a regular file

@@ -182,7 +182,7 @@ class ControllerServer:
         self._stop.set()
 
     def _failed(self, error: Exception) -> None:
-        """A bug of ours left half of a step or a reply done: end loudly, without a drain."""
+        """An internal error left half of a step or a reply done: end loudly, without a drain."""
         self._failure = error
         self._stop_requests = 2
         self._stop.set()

@@ -1,4 +1,4 @@
-"""The live page at / and its data at /live.json (docs/live.md): what the controller knows, said for people.
+"""The live page at / and its data at /live.json (docs/live.md): the controller's state, human-readable.
 
 The page is three files beside this one, without a build step; it asks for the data once a second. Nothing is
 done between two questions. An answer is made in slices of at most some 0.5 ms, after each of which the
@@ -35,7 +35,7 @@ MOST_MODELS = 100
 MOST_CLIENTS = 50
 MOST_WORKERS = 100
 _LONGEST_TEXT = 300
-#: How busy a GPU is, is told as the mean of so many seconds.
+#: Seconds over which the share of busy time of a GPU is averaged.
 _MEAN_SECONDS = 10
 
 # Items of a slice: each is some 0.2 to 0.4 ms of work.

@@ -1,7 +1,7 @@
 """/metrics: what the controller counted and what it knows now, in Prometheus' text format.
 
 Everything is counted in one place, the controller, so the numbers are right with any number of workers and
-clients. The counting is telemetry/tally.py; here it is named, when somebody asks. Units are Prometheus'
+clients. telemetry/tally.py counts; this module names the counts when it is scraped. Units are Prometheus'
 base units; a `model` is an architecture and never one of its instances, of which there may be 10,000. The
 table of all metrics is in docs/operating.md, which a test holds to what is served.
 

@@ -21,9 +21,9 @@ from slosched.workloads.composed import Composed
 from slosched.workloads.rate_exp import rate_sweep
 from slosched.workloads.streams import Slo
 
-#: A rate is undecided after so many undisturbed windows.
+#: Number of undisturbed windows after which a rate is undecided.
 _LOOKS = 3
-#: A window is long enough for so many requests: some 20 late ones at 99 %.
+#: Least number of requests in a window: some 20 late ones at 99 %.
 LEAST_REQUESTS = 2_000
 #: Requests of the same rate go out this long before a window begins, and are not counted.
 LEAD_IN_NS = NS_PER_S

@@ -1,8 +1,8 @@
 """Whether an SLO holds, and how sure that is: the early-stopping rule of MLPerf's LoadGen. Pure.
 
-Of `sent` requests `late` were not in time: answered late, refused, failed, or never answered. If a
-request were late with probability 1 - p, and each one independently, how probable would it be that at
-most so many were? If 1 % or less, the SLO *holds*: the share in time is above p, with 99 %
+`late` of `sent` requests were not in time: answered late, refused, failed, or never answered. If each
+request were late with probability 1 - p, independently of the others, how probable would `late` or
+fewer be? If 1 % or less, the SLO *holds*: the share in time is above p, with 99 %
 confidence. If as many or more would have been as improbable, it *fails*, with the same confidence.
 Otherwise it is undecided, and the verdict says how many more requests would decide if none were late.
 
@@ -26,7 +26,7 @@ PERCENTILE = 0.99
 CONFIDENCE = 0.99
 #: Terms of a tail that are smaller than this part of its largest one change nothing.
 _NEGLIGIBLE = 1e-18
-#: A sentence says of so many undecided steps what would decide them, and lists so many places.
+#: Limits of a sentence: undecided steps for which it says what would decide them, and steps that it lists.
 _MOST_OPEN = 5
 _MOST_LISTED = 12
 

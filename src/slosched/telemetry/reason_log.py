@@ -1,6 +1,6 @@
 """`request_reasons.jsonl`: why each request that was not answered in time was not, in words and numbers.
 
-The published logs have no room for a reason or a prediction, so these stand in a file of ours beside them. Only
+The published logs have no room for a reason or a prediction, so these stand in our own file beside them. Only
 requests that were refused, failed or answered late have a row: what a run does well costs nothing here. The
 first line is the list of column names, each further line the list of a request's values, both as JSON: a
 reason may hold any text (a model's exception), and JSON keeps it on one line without control characters.

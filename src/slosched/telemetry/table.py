@@ -64,7 +64,7 @@ def read_table(
 
     Integers are of 64 bits. With `only` the other columns are neither read nor looked at. An empty
     file (a run killed before its first write) is a table without rows. Raises MalformedLog if the
-    file cannot be read, its header is another one, or a whole line is no row of it.
+    file cannot be read, its header is another one, or a whole line is not a row of it.
     """
     wanted = [name for name in columns if only is None or name in only]
     parts: dict[str, list[Column]] = {name: [] for name in wanted}
@@ -131,7 +131,7 @@ def _joined(parts: dict[str, list[Column]], name: str, kind: type) -> Column:
 
 
 def _explain(path: Path, text: bytes, columns: Mapping[str, type], first: int) -> MalformedLog:
-    """Name the first line that is no row; `first` is the number of the text's first line."""
+    """Name the first line that is not a row; `first` is the number of the text's first line."""
     for number, line in enumerate(text.split(b"\n")[:-1], start=first):
         cells = line.split(b"\t")
         where = f"{path}, line {number}"

@@ -1,7 +1,7 @@
 """What the controller counts of every request and action: plain integers, and nothing that grows with them.
 
-Whatever shows numbers reads this: /metrics, `slosched status --watch`, the console's lines. What can be
-derived, named or formatted is left to whoever asks.
+Everything that shows numbers reads this: /metrics, `slosched status --watch`, the console's lines. The
+readers derive, name and format.
 
 Counters only ever grow while the process lives, whatever becomes of workers, clients and models.
 """
@@ -161,7 +161,7 @@ class Tally:
         self.lanes: dict[tuple[int, int, int], Lane] = {}
         #: Actions that ended with another code than 0, by (kind, code).
         self.failures: dict[tuple[int, int], int] = {}
-        #: Of inferences that ended with code 0: requests aboard, and actual less predicted.
+        #: Inferences that ended with code 0: requests aboard, and actual less predicted.
         self.batch_sizes = Histogram(BATCH_BOUNDS)
         self.exec_errors = Histogram(ERROR_BOUNDS_NS)
         self.completion_errors = Histogram(ERROR_BOUNDS_NS)

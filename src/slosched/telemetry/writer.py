@@ -186,7 +186,7 @@ class LogWriter:
             return
         try:
             rows = self._make(taken)
-        except Exception as error:  # a bug of ours; the log must not end with it, nor its owner
+        except Exception as error:  # an internal error must end neither the log nor its owner
             self._lost += len(taken)
             self._report(f"{len(taken)} rows of {self.path} could not be made: {error!r}")
             return

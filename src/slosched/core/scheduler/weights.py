@@ -35,7 +35,7 @@ class Weights:
             if r.slo_max_ns
         )
         self._most = config.max_client_weight
-        #: With shares, a client's weight is no value of its requests.
+        #: With shares, a client's weight does not change the value of its requests.
         self._values = config.client_weights == "value"
 
     def of_client(self, name: str, asked: float) -> float:

@@ -22,7 +22,7 @@ class Backend(Protocol):
 
     @property
     def device_name(self) -> str:
-        """One of emulated, cpu and cuda:N, for people and for WorkerWelcome."""
+        """One of emulated, cpu and cuda:N: shown to users and sent in WorkerWelcome."""
 
     @property
     def exact(self) -> bool:
@@ -75,7 +75,7 @@ class Backend(Protocol):
         """Between two pieces of a turn: what the device must start first, it starts. At most 0.2 ms."""
 
     def take_notes(self) -> Sequence[str]:
-        """Lines for people since the last call."""
+        """Human-readable lines since the last call."""
 
     def wake_fds(self) -> Sequence[int]:
         """Descriptors, the same all its life, that become readable when a device has something to report."""

@@ -68,7 +68,7 @@ def open_specs(config: WorkerConfig) -> dict[str, ModelSpec]:
 def source_spec(source: ModelSource) -> ModelSpec:
     """The spec of one of the config's models. A library's is imported; no file is opened yet.
 
-    Raises InvalidConfig for a path that is no file, a shape that is not the model's, or a
+    Raises InvalidConfig for a path that is not a file, a shape that is not the model's, or a
     channels_last that it cannot have; MissingPackage; UnknownName for a name that is neither the zoo's
     nor its library's.
     """

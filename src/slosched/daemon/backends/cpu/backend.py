@@ -18,7 +18,7 @@ from slosched.errors import InvalidConfig, SloschedError
 from slosched.messages import GpuInfo, Span
 
 _GIB = 1024**3
-#: Lines for people that wait to be told.
+#: Human-readable lines that wait to be shown.
 _NOTES_AT_MOST = 200
 
 

@@ -3,8 +3,8 @@
 Nothing here waits: sockets are read when they have something, what cannot be sent now is kept (bounded),
 and one epoll descriptor says when there is something to do. No torch here, and no model.
 
-A child that hangs is ended by whoever waits for its answer (`kill`). Its end, of whatever kind, is told
-in words by the zygote, which reaps it and ends every process that it left behind.
+The caller that waits for the answer of a hung child ends it (`kill`). The zygote reaps each child, reports
+how it ended in words, and ends every process that it left behind.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Nursery:
         return self._process.pid if self._process is not None else 0
 
     def spawn(self, label: str) -> ChildRunner:
-        """A new child. It may end at any time, which `ended` says; `label` is for people."""
+        """A new child. It may end at any time, which `ended` says; `label` is human-readable."""
         if self._process is None:
             self._start()
         near, far = wire.pair()

@@ -1,8 +1,8 @@
 """Memory for one batch, which the worker shares with the process of a model: no row crosses a socket.
 
 A slot belongs to the worker from the input copy until the outputs were read, but for the time of the exec,
-when the model's process reads inputs and writes outputs. Its size is sealed: who shrank it would end
-whoever reads it with SIGBUS.
+when the model's process reads inputs and writes outputs. Its size is sealed: if a
+process could shrink it, its readers would end with SIGBUS.
 """
 
 from __future__ import annotations

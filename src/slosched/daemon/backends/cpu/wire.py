@@ -145,7 +145,7 @@ ToChild = Prepare | Classes | Load | Evict | AddSlot | DropSlot | Exec
 
 
 class Progress(Message, frozen=True):
-    """Preparation goes on: a step of it has ended; `words` are for people."""
+    """A step of the preparation has ended, and it continues; `words` are human-readable."""
 
     words: str = ""
 

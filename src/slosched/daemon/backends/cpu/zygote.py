@@ -33,7 +33,7 @@ from slosched.units import NS_PER_S
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PIPE_BYTES = 1 << 20
-#: Of one child: characters of a line, and lines of a second; what is more is dropped, and counted.
+#: Limits of one child's output: characters per line, and lines per second. The rest is dropped and counted.
 _LINE_AT_MOST = 400
 _LINES_PER_S = 20
 #: Children that end are killed first when memory runs out (0: like any process, 1000: always first).

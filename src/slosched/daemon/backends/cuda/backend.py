@@ -245,7 +245,7 @@ class CudaBackend:
         return self._gpu.take_outputs(action_id)
 
     def take_notes(self) -> list[str]:
-        """Lines for people since the last call."""
+        """Human-readable lines since the last call."""
         notes = self._notes[:]
         del self._notes[: len(notes)]
         return notes

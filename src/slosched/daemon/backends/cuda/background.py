@@ -49,7 +49,7 @@ class Background:
         self._enter, self._report, self._clock = enter, report, clock
         self._jobs: deque[Job] = deque()
         # Two locks as signals: each is released by one side exactly once before the other takes it
-        # again. They are single calls into C, so no Python of ours is cut in the middle of one.
+        # again. They are single calls into C, so an exception cannot interrupt our Python code inside one.
         self._go, self._stopped = threading.Lock(), threading.Lock()
         self._go.acquire()
         self._stopped.acquire()
