@@ -254,7 +254,7 @@ def dump_profile(profile: GpuProfile) -> str:
 
 
 def write_profile(path: Path, profile: GpuProfile, *, replacing: bool) -> None:
-    """Write `profile` to `path`, whole or not at all: who reads it meanwhile finds the old one.
+    """Write `profile` to `path`, whole or not at all: a reader finds the old one meanwhile.
 
     Without `replacing` the file must not be there. Raises InvalidConfig if it is, or cannot be written.
     """

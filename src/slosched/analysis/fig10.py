@@ -42,7 +42,7 @@ _UNDER, _OVER, EXACT = (
     "over-predicted (was sooner)",
     "exactly as predicted",
 )
-#: What is smaller is drawn at this: an axis of logarithms has no 0, and nobody asks about 100 ns.
+#: What is smaller is drawn at this: a logarithmic axis has no 0, and errors of 100 ns do not matter.
 _LEAST_MS = 1e-3
 
 

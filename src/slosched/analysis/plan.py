@@ -12,8 +12,8 @@ from slosched.analysis.drawn import Drawn, columns_text
 from slosched.errors import InvalidConfig
 from slosched.text_files import read_text
 
-#: The axis ends so many nines above the target, or above the best share that is no 1; a share of 1
-#: stands at its end.
+#: Nines between the end of the axis and the target, and between its end and the best share below 1. A share
+#: of 1 is drawn at the end.
 _ABOVE_TARGET, _ABOVE_POINTS = 1.0, 0.4
 
 

@@ -48,7 +48,7 @@ _SHOWN = (
     "worker_exec_complete",
     "goodput",
 )
-#: The timeline shows about so many inferences of a GPU, and at most so many actions and GPUs.
+#: Size of the timeline: inferences of a GPU (about), and limits of its actions and GPUs.
 _IN_A_ROW = 22
 _MOST_SHOWN = 3_000
 _MOST_GPUS_SHOWN = 10

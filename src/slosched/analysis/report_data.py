@@ -48,12 +48,12 @@ _COLUMNS = frozenset(
     }
 )
 _FLAGS = frozenset({"deadline_met", "is_coldstart", "in_time", "cold"})
-#: At most so many windows of time in a figure.
+#: Limit of windows of time in a figure.
 _MOST_WINDOWS = 120
 #: Reasons that have a line of their own over time; the others share one.
 _MOST_REASONS = 5
 _MOST_MODELS = 40
-#: Of more steps than this the whole run's issue delay counts, and not each one's.
+#: With more steps than this, the issue delay of the whole run is shown instead of each step's.
 _MOST_STEPS = 100
 
 Say = Callable[[str], None]
@@ -151,7 +151,7 @@ class RunReport:
 
     @property
     def is_sweep(self) -> bool:
-        """True if there are several SLOs to draw a curve of, and not so many that it says nothing."""
+        """True if there are several SLOs to draw a curve of, and few enough for it to be readable."""
         return (
             1 < len({(s.slo_factor, s.slo_ns if not s.slo_factor else 0) for s in self.steps}) <= 60
         )
@@ -447,7 +447,7 @@ def _models(view: View, ids: NDArray[np.int64], cold: NDArray[np.bool_]) -> list
         served = view.latency_ns[here & (view.code == 0)]
         p50, p99 = np.quantile(served, (0.5, 0.99)) if len(served) else (np.nan, np.nan)
         if len(served) < least_samples():
-            p99 = np.nan  # of so few none is told
+            p99 = np.nan  # too few for a p99
         good = int(np.count_nonzero(view.satisfied[here]))
         rows.append(
             ModelRow(

@@ -26,7 +26,7 @@ _LEVELS = 20
 _CHARACTER = 7.4
 _TIMES = "\u00d7"
 
-#: Of an exec lane: heights of the predicted and of the actual boxes; of a lane of loads likewise.
+#: Heights of the predicted and of the actual boxes of a lane.
 _HEIGHTS = {"exec": (9, 19), "weights": (6, 11)}
 _GAP = 14
 

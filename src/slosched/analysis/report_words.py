@@ -54,7 +54,7 @@ def _rate(value: float) -> str:
 
 
 def time(value_ns: float) -> str:
-    """A duration for people, with a space before its unit."""
+    """A human-readable duration, with a space before its unit."""
     text = format_duration(value_ns)
     digits = text.rstrip("nsumµ")
     return f"{digits} {text[len(digits) :]}".strip()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CONTROLLER_VIEW = "controller, from arrival"
 CLIENT_VIEW = "client, from the scheduled send"
 
-#: A step that comes again after so long a pause belongs to another sweep on the same controller.
+#: A step that comes again after a pause of this length belongs to another sweep on the same controller.
 _NEW_SWEEP_AFTER_NS = 5 * NS_PER_S
 
 Times = NDArray[np.int64]

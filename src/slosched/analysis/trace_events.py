@@ -30,7 +30,7 @@ from slosched.units import NS_PER_MS, NS_PER_S
 CONTROLLER = 1
 _FIRST_WORKER = 10
 
-#: Counters have a value for each of so many ns, or rarer ones: at most _MOST_SAMPLES.
+#: Time between two values of a counter; longer if there would be more than _MOST_SAMPLES.
 _QUEUE_STEP_NS = 10 * NS_PER_MS
 _RATE_STEP_NS = 100 * NS_PER_MS
 _MOST_SAMPLES = 5_000
@@ -257,7 +257,7 @@ def request_events(file: TraceFile, requests: Columns, most: int) -> int:
     rows = np.unique(np.linspace(0, total - 1, min(most, total)).astype(np.int64))
     arrived, answered = requests["arrived"][rows], requests["t"][rows]
     times = np.concatenate((arrived, answered))
-    # Of a request that was answered at once the beginning comes first.
+    # The sort is stable: a request that was answered at once begins before it ends.
     for place in np.argsort(times, kind="stable").tolist():
         begins = place < len(rows)
         row = int(rows[place if begins else place - len(rows)])

@@ -6,15 +6,15 @@ begins when its GPU is free and its requests are released, and ends by the first
 
 From each state the batches that look best are tried: by the index of the policy that the simulator runs,
 virtual deadline less a credit for each request, over the batches that can begin now and those worth a
-wait for a request which is known to come; and the one that can wait least. Of all that follow, `width`
+wait for a request which is known to come; and the one that can wait least. `width` of the resulting
 schedules are kept, those with the best
 
     price x served - (1 - price) x lost - nearly lost - per_ns x GPU time that has passed
 
 States are compared after equally many steps, some further in time than others: `per_ns` is what usually is
 gained in a ns of GPU time, so that being further is neither good nor bad. With price 0 it counts what is
-lost, with price 1 what is served; which is right depends on the load (achievable.py tries several). Who
-waits and has little time left is nearly lost.
+lost, with price 1 what is served; which is right depends on the load (achievable.py tries several). A
+waiting request with little time left is nearly lost.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from slosched.bound.window import useful_classes
 
 #: A batch that may come next: index, latest start, model, class, start, end, requests.
 _Found = tuple[float, int, int, int, int, int, tuple[int, ...]]
-#: Who waits and has no time left counts as lost by this much; it falls with the time left, by e for each
-#: so many usual execs.
+#: A waiting request without time left counts as _NEAR of a lost one; that falls with the time left, by a
+#: factor of e for each _NEAR_UNITS typical execs.
 _NEAR, _NEAR_UNITS = 0.3, 0.3
 #: If every candidate batch exceeds this multiple of a typical one, idling is also a candidate.
 _LONG = 3.0

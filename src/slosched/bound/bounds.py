@@ -23,7 +23,7 @@ Progress = Callable[[str, CellProblem, float], None]
 class Effort:
     """How much is looked at, and how closely.
 
-    Of each step the first `span_ns` count. The linear programme looks at `windows` windows of
+    The first `span_ns` of each step count. The linear programme looks at `windows` windows of
     `window_ns` in it, on a grid of `grid_ns`. One that would have more than `largest` coefficients is
     made smaller, and looser; one that takes longer than `time_limit_s` is given up. `width` schedules
     are kept in the search for one.

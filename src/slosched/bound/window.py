@@ -41,7 +41,7 @@ from slosched.bound.solver import Integers, Programme
 
 #: HiGHS is exact to about 1e-7 per row: this much above a whole number still counts as it.
 _ROUNDING = 1e-4
-#: Fluid work is put into blocks of so many slots.
+#: Slots in a block of fluid work.
 _BLOCK = 20
 
 

@@ -6,7 +6,7 @@
 | a SloschedError                    | that class's `exit_code` |
 | a usage error                      | 2         |
 | the system has no room (disk, open files, memory) | 1 |
-| an error that nobody foresaw       | 70 (the traceback goes into a file) |
+| an unexpected error                | 70 (the traceback goes into a file) |
 | Ctrl-C                             | 130       |
 | the reader of our output went away | 141, and silence |
 """

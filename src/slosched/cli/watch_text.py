@@ -26,7 +26,7 @@ def watch_text(
     """Return the block of one look. `rates` is None at the first, and after a restart.
 
     `height` are the lines there are (None: no terminal); `blocks` says that bars may be drawn with block
-    characters; `silent` is since when nobody answers.
+    characters; `silent` is since when the controller has not answered.
     """
     workers = [dict(w) for w in report.get("workers", ())]
     lines = [_head(address, report, workers)]

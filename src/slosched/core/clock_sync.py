@@ -54,7 +54,7 @@ class ClockSync:
         offset_ns = ((sent_ns - received_ns) + (returned_ns - answered_ns)) // 2
         half_ns = (round_trip_ns + 1) // 2
         if self._samples:
-            # The offset that was in use, as it should be by now if nobody set a clock.
+            # The offset that was in use, as it should be by now if neither clock was set.
             _, used_ns, used_at_ns = self._best(returned_ns)
             bound_ns = self._bound_ns + half_ns
             if returned_ns < used_at_ns or abs(offset_ns - used_ns) > bound_ns:

@@ -6,7 +6,7 @@ base units; a `model` is an architecture and never one of its instances, of whic
 table of all metrics is in docs/operating.md, which a test holds to what is served.
 
 A scrape is rendered in small parts (metric_parts.py), and the event loop has its turn in between: with 300
-GPUs the whole takes a tenth of a second, and requests must not wait for it. So a scrape is no snapshot;
+GPUs the whole takes a tenth of a second, and requests must not wait for it. So a scrape is not a snapshot;
 a counter further down may be a little younger.
 """
 

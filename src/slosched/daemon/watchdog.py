@@ -29,7 +29,7 @@ PERIOD_S = 10.0
 class Watchdog:
     """A context: while it lasts, `rounds()` must change within two periods, or `end` is called.
 
-    `end` is told in words, in this object's thread, and by default ends the process.
+    `end` is called with the reason, in this object's thread, and by default ends the process.
     """
 
     def __init__(

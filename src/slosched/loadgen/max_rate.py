@@ -208,7 +208,7 @@ class MaxRate:
 def find_max_rate(
     probe: Probe, search: Search, *, on_tried: Callable[[Tried], None] = lambda tried: None
 ) -> MaxRate:
-    """Look for the highest rate of `search` at which the SLO holds; `on_tried` hears of each rate.
+    """Look for the highest rate of `search` at which the SLO holds; `on_tried` is called for each rate.
 
     It takes for granted that what holds at a rate holds at lower ones. A rate that is undecided, or was
     disturbed too often, counts as one that does not hold.

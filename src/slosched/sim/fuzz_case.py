@@ -26,12 +26,12 @@ from slosched.workloads.streams import ClosedLoop, OpenLoop
 
 #: Faults begin at any time from the start on, and are over by then.
 FAULTS_END_NS = 3 * NS_PER_S
-#: In one of so many cases a worker or the client is not heard for longer than anybody waits.
+#: One case in this many silences a worker or the client for longer than every timeout.
 _LONG_CASES = 8
 _LONG_NS = (5_500 * NS_PER_MS, 7 * NS_PER_S)
-#: Within so much time after the last fault everything must be as if nothing had been.
+#: Time after the last fault by which the cluster must serve as if no fault had occurred.
 RECOVERY_NS = 8 * NS_PER_S
-#: A scheduler that sends nothing where it expects a long way learns of a short one at five
+#: A scheduler that sends nothing where it expects a long latency learns of a short one at five
 #: heartbeats a second, and its 90th percentile of up to 100 must turn over.
 SLOW_RECOVERY_NS = 30 * NS_PER_S
 #: What is sent in this time after the recovery is held against a run without faults.

@@ -166,7 +166,7 @@ class _Pool:
             self._give(ours)
         while self._running:
             heard = wait(list(self._running), timeout=_WAIT_S)
-            _interrupt_if(self._stop)  # first: what ended together with us is no failure
+            _interrupt_if(self._stop)  # first: a child that the same signal ended is not a failure
             for ready in heard:
                 assert isinstance(ready, Connection)
                 self._hear(ready)

@@ -3,7 +3,7 @@
 An input travels as a Payload: the size of the live frame, and its first MARK_BYTES. It goes where the live
 frame goes (a Value of the controller, the frames behind an Infer and its result), an emulated GPU repeats it
 in the output of the same row, and the client that gets an answer compares. So an output of another row, action,
-request or client is seen at once, and so is one that is missing or that nobody asked for.
+request or client is seen at once, and so is one that is missing or was not asked for.
 """
 
 from __future__ import annotations

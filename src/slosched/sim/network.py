@@ -1,7 +1,7 @@
 """The network between client, controller and workers: latency, jitter, bandwidth, order.
 
 A message leaves its host through that host's one network card, which sends one after the other at
-`bandwidth_bits_per_s`; it then takes the latency of its way, and a random jitter on top. Messages of one
+`bandwidth_bits_per_s`; it then takes the latency of its direction, and a random jitter on top. Messages of one
 connection never overtake each other (ZeroMQ over TCP): one that would, arrives with the one before it.
 What is not modelled: loss and retransmission (see faults), packets of several connections taking turns
 on a card, and a card that receives more than it can take.

@@ -316,14 +316,14 @@ def hopeless(spec: PlanSpec) -> list[str]:
             lost += entry.rate_per_s / rate
             reasons.append(
                 f"{name}: its SLO of {format_duration(slo_ns)} is below {format_duration(least_ns)}, "
-                f"which one request alone takes on an idle {spec.profile.name} with its way there and "
-                "back; a larger SLO, a faster GPU or a shorter way is needed"
+                f"which one request alone takes on an idle {spec.profile.name} and the "
+                "network's latency; a larger SLO, a faster GPU or a shorter latency is needed"
             )
     return reasons if lost > 1 - spec.target or (spec.each_model and reasons) else []
 
 
 def _least_ns(spec: PlanSpec, entry: MixEntry) -> int:
-    """The shortest time from send to answer: the way there, one request alone, the way back."""
+    """The shortest time from send to answer: one request alone, and the network in both directions."""
     network = spec.base.network
     ways_ns = (
         network.from_client_ns

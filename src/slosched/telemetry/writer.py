@@ -179,7 +179,7 @@ class LogWriter:
             self._write_lines(batch)
 
     def _form(self) -> None:
-        """Make rows of the records that are there. Whoever calls holds `_forming`."""
+        """Make rows of the records that are there. The caller holds `_forming`."""
         records = self._records
         taken = [records.popleft() for _ in range(len(records))]
         if not taken:

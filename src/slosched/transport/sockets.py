@@ -302,7 +302,7 @@ class AsyncReader:
 
 
 class BadMessages:
-    """Counts what peers sent that was no message, and says so once for each peer."""
+    """Counts what peers sent that was not a message, and says so once for each peer."""
 
     def __init__(self, log: Callable[[str], None]) -> None:
         self._log = log
@@ -324,7 +324,7 @@ def finish_sending(within_ms: int) -> None:
     For the last line of a process: pyzmq does not wait when the interpreter exits, so answers that
     are queued then would be lost. Every socket of the process must have been closed.
     """
-    # term() blocks until the sockets' linger is over; in a thread, so that a socket somebody forgot
+    # term() blocks until the sockets' linger is over; in a thread, so that a socket left open
     # cannot hold up the exit.
     thread = threading.Thread(target=zmq.Context.instance().term, daemon=True)
     thread.start()

@@ -15,7 +15,7 @@ from slosched.workloads.progression import check_progression, progression
 from slosched.workloads.values import read_count, read_flag, read_period, read_positive
 from slosched.workloads.zoo import PROFILE, zoo_models
 
-#: Of the published scale, for each worker (Clockwork, workload/example.h).
+#: Share of the published scale, for each worker (Clockwork, workload/example.h).
 LOAD_PER_WORKER = 0.125
 _HORIZON_NS = 8 * 3600 * NS_PER_S
 _INTERVAL_NS = 60 * NS_PER_S

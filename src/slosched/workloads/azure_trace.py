@@ -65,7 +65,7 @@ def compact(counts: Iterable[int]) -> Counts:
 
 
 def ordered(rows: Iterable[Counts]) -> Trace:
-    """The trace of `rows` in file order. Of equal totals the later row comes first, as published."""
+    """The trace of `rows` in file order. Among equal totals the later row comes first, as published."""
     held = list(rows)
     keys = sorted(((sum(row), index) for index, row in enumerate(held)), reverse=True)
     return Trace(tuple(held[index] for _, index in keys))

@@ -79,7 +79,7 @@ def _simple_parametric(args: Sequence[str]) -> Composed:
 # ------------------------------------------------------------------------------ simple-slo-factor
 
 _SLO_PERIOD_NS = 10 * NS_PER_S
-#: The factor that is multiplied passes a million then; nobody waits so long for an answer.
+#: The factor that is multiplied passes a million then: no SLO is that long.
 _SLO_STEPS = 56
 _SLO_GROUPS = ("multiplied", "added", "back and forth")
 

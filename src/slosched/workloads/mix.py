@@ -75,7 +75,7 @@ class MixEntry:
 
     @property
     def words(self) -> str:
-        """The entry for people: "8 x resnet50_v2 at 600/s within 25ms"."""
+        """The entry, human-readable: "8 x resnet50_v2 at 600/s within 25ms"."""
         factor, slo_ns = self.slo
         within = f" within {format_duration(slo_ns)}" if slo_ns else f" within {factor:g}x"
         cv = "" if self.cv is None else f" (cv {self.cv:g})"

@@ -46,7 +46,7 @@ def load_mix(
 
     Each model has a `rate`, or each a `share` of the file's `rate`. `rate_per_s` is the rate of all
     together instead of what the file says: each model keeps its proportion. `slo` is that of every
-    model instead of theirs. Raises InvalidConfig with the file and the line of what is wrong.
+    model instead of its own. Raises InvalidConfig with the file and the line of what is wrong.
     """
     file = Path(path)
     text, table = read_toml(file, "the models")

@@ -37,7 +37,7 @@ def rate_sweep(
 ) -> Composed:
     """The workload `name` whose steps are `stages`; `args` are its parameters as texts.
 
-    Raises UnknownName for a distribution that nobody knows.
+    Raises UnknownName for an unknown distribution.
     """
     if dist not in DISTRIBUTIONS:
         raise UnknownName("distribution", dist, list(DISTRIBUTIONS))

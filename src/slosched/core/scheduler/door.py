@@ -37,7 +37,7 @@ _LEAST = 4.0
 #: The limit follows the cost of one step by no more than this, since steps vary.
 _DOWN, _UP = 0.7, 1.2
 _PAUSE_AT_MOST = 4.0
-#: Without refusals for so long the overload is over.
+#: The overload is over after this time without refusals.
 _OVER_AFTER_NS = NS_PER_S
 NO_LIMIT = 1 << 30
 REASON = "requests come faster than the controller's core can take them"

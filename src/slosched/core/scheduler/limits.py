@@ -1,6 +1,6 @@
-"""How much is accepted: of one client and of all together. What is beyond it is answered at once, in words.
+"""How much is accepted: from one client and from all together. The rest is answered at once, in words.
 
-Without limits one client's queue is the memory of the controller, and of everybody.
+Without limits one client's queue could fill the controller's memory, at the expense of all clients.
 """
 
 from __future__ import annotations

@@ -247,7 +247,7 @@ class Preparations:
     def forgotten(self, worker: Worker, *, now_ns: int) -> int | None:
         """A LoadModel that was sent long ago and of which `worker` knows nothing; None: there is none.
 
-        It was lost, or its result was, with a connection that broke too briefly for anybody to notice.
+        It was lost, or its result was, with a connection that broke too briefly for either side to notice.
         """
         if worker.beat.session != worker.session:
             return None  # its first heartbeat has not come

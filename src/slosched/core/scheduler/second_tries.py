@@ -1,6 +1,6 @@
 """Requests whose model or process failed, and how they are tried again.
 
-Two kinds of failure say that one request may be to blame for what befell the others of its batch:
+Two kinds of failure say that one request may be to blame for the failure of its whole batch:
 
 - The action ended with its process (a crash, or its worker was lost): each of its requests is tried once
   more, alone on a GPU, and never again. A request that ends processes ends two at most.
@@ -174,7 +174,7 @@ class SecondTries:
         insort(lots, lot, key=_order_of)
 
     def forget(self, request: Request) -> bool:
-        """The request was answered by somebody else. True if it waited here."""
+        """The request was answered elsewhere. True if it waited here."""
         lot = self._lot_of.pop(request.key, None)
         if lot is None:
             return False

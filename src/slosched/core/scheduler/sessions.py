@@ -2,7 +2,7 @@
 
 A worker is lost after `_TICKS_UNTIL_LOST` ticks in a row without a word. Counting ticks that really
 happened, and not elapsed time, is what keeps a machine that stood still for seconds from declaring
-everybody dead when it wakes: one late tick is one tick.
+every worker dead when it wakes: one late tick is one tick.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from slosched.messages import GpuInfo, GpuStats
 Frame = bytes | memoryview
 #: The batch sizes that a worker measures and offers, as far as a model and a LoadModel allow them.
 BATCH_CLASSES = (1, 2, 4, 8, 16, 32)
-#: What is passed on of an exception of somebody else's, characters.
+#: Limit of characters of a foreign exception that are passed on.
 _WORDS_AT_MOST = 4000
 
 
@@ -113,13 +113,13 @@ class Plain:
 
 
 def first_line(error: BaseException) -> str:
-    """What somebody else's exception says, cut to a line."""
+    """What a foreign exception says, cut to a line."""
     lines = _said(error).strip().splitlines()
     return lines[0][:300] if lines else "no message"
 
 
 def in_words(error: BaseException) -> str:
-    """The class and the first line of somebody else's exception."""
+    """The class and the first line of a foreign exception."""
     return f"{type(error).__name__}: {first_line(error)}"
 
 

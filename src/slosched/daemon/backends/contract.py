@@ -45,7 +45,7 @@ def single_output(output: Any, batch: int, *, name: str, take: str = "") -> torc
     A tensor is taken, and so is the only one of a dict, dataclass, tuple, list or object (transformers'
     ModelOutput). `take` names one of several: its key, attribute or index, "1.0" for one within another; with
     "?" behind it, only if it is there.
-    It may be a view of an input or of the weights: who keeps it copies it. Raises ModelRefused for no
+    It may be a view of an input or of the weights: copy it to keep it. Raises ModelRefused for no
     tensor or several, another dimension 0 than `batch`, and for what cannot travel.
     """
     tensor = (

@@ -30,7 +30,7 @@ def from_safetensors(source: ModelSource) -> nn.Module:
     """The model of `source.config` with the weights of `source.safetensors`, float32, in eval mode.
 
     The weights are one file, or several that a model.safetensors.index.json lists. Raises InvalidConfig
-    for files that are no such checkpoint, and names weights that are missing, unknown or of another shape.
+    for files that are not such a checkpoint, and names weights that are missing, unknown or of another shape.
     """
     try:
         values = _read_json(source.config)

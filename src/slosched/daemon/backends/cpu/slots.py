@@ -31,7 +31,7 @@ class Slot:
         self._input_bytes = input_bytes
         self.outputs_at = -(-batch * input_bytes // _ALIGN) * _ALIGN
         self.nbytes = max(self.outputs_at + batch * output_bytes, 1)
-        #: An exec in the process uses it; `dropped`: nobody waits for what it answers.
+        #: An exec in the process uses it; `dropped`: its answer is not wanted any more.
         self.running = self.dropped = False
         self.shared = False  # the process knows it
         self.fd = os.memfd_create("slosched-batch", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

@@ -31,7 +31,7 @@ from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
 #: The priorities of what runs: an exec goes before whatever is prepared or copied beside it.
 _EXEC_PRIORITY = -2
 #: Closer than this to a start or an end the loop begins no turn, which may take as long (a message is
-#: 60 to 100 us), but spins until it has come: for so much longer at most.
+#: 60 to 100 us), but spins until it has come: this is the longest time it spins.
 _TURN_NS = 200 * NS_PER_US
 _OVERDUE_NS = 100 * NS_PER_US
 #: Nor, within a turn, the next piece of it: a message, a result.

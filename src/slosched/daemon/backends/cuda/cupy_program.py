@@ -72,8 +72,8 @@ class CupyProgram(RecordedProgram):
             key: self._view(self.active + begin, array.shape, array.dtype.name)
             for key, (begin, array) in self._places.items()
         }
-        # Intermediates come from a pool of their own, and go back to it alone: what a graph writes on
-        # its way must never be somebody else's array.
+        # Intermediates come from a pool of their own, and go back to it alone: an intermediate of a
+        # graph must never be memory of another array.
         self._pool = cupy.cuda.MemoryPool()
         self._streams: dict[int, Any] = {}  # CuPy's wrappers of the driver's streams
         # Eager work shares no stream with captures: cuBLAS keeps a workspace for each.

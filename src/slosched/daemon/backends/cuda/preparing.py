@@ -369,7 +369,7 @@ class Bench:
 
 
 def _cannot_run(program: Program, error: Exception, words: str = "") -> Exception:
-    """What a failure of batch 1 is told as. `words` say why, and what to do."""
+    """The error to report for a failure of batch 1. `words` say why, and what to do."""
     if isinstance(error, SloschedError):
         return error
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):  # CuPy's is the latter

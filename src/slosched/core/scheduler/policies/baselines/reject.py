@@ -130,7 +130,7 @@ class Reject(AssignedToGpus[_Line]):
         if (
             start_ns + exec_ns <= request.deadline_ns
         ):  # it is the margin of a promise that is too long
-            takes += f", or up to {format_duration(end_ns - start_ns)} with the way back"
+            takes += f", or up to {format_duration(end_ns - start_ns)} until the report is here"
         reason = (
             f"could start in {format_duration(start_ns - now_ns)} at the earliest{state} and {takes}; "
             "the deadline is in "
