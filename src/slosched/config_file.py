@@ -213,13 +213,13 @@ def _profile(where: str, table: Mapping[str, Any]) -> GpuProfile:
     values = _read(where, table, GpuProfile, {"interpolate": bool})
     models: dict[str, ModelProfile] = {}
     for name, model in values.get("models", {}).items():
-        here = f"{where}, model {name!r}"
+        place = f"{where}, model {name!r}"
         if not isinstance(model, dict):
-            raise InvalidConfig(f"{here}: must be a table [models.{name}]")
-        given = _read(here, model, ModelProfile)
+            raise InvalidConfig(f"{place}: must be a table [models.{name}]")
+        given = _read(place, model, ModelProfile)
         given["name"] = name
         given["exec_ns"] = dict(sorted(given.get("exec_ns", {}).items()))
-        models[name] = _build(here, ModelProfile, given)
+        models[name] = _build(place, ModelProfile, given)
     if not models:
         raise InvalidConfig(f"{where}: it has no [models.NAME] table")
     if values.pop("interpolate", False):

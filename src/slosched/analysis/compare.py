@@ -239,9 +239,9 @@ def _step(place: _Place, shape: StepResult, tallied: _Tallied) -> ComparedStep:
     base = {seed: steps[place] for seed, steps in first.items() if place in steps}
     cells = []
     for policy, by_seed in tallied.items():
-        here = {seed: steps[place] for seed, steps in by_seed.items() if place in steps}
-        if here:
-            cells.append(_cell(policy, here, base))
+        own = {seed: steps[place] for seed, steps in by_seed.items() if place in steps}
+        if own:
+            cells.append(_cell(policy, own, base))
     return ComparedStep(
         index=shape.index,
         slo=shape.slo,
@@ -252,29 +252,31 @@ def _step(place: _Place, shape: StepResult, tallied: _Tallied) -> ComparedStep:
     )
 
 
-def _cell(policy: str, here: Mapping[int, StepResult], base: Mapping[int, StepResult]) -> Cell:
-    def over(steps: Mapping[int, StepResult], of: Callable[[StepResult], float]) -> Estimate | None:
-        return Estimate.of([of(step) for step in steps.values()])
+def _cell(policy: str, own: Mapping[int, StepResult], base: Mapping[int, StepResult]) -> Cell:
+    def estimate(
+        steps: Mapping[int, StepResult], value_of: Callable[[StepResult], float]
+    ) -> Estimate | None:
+        return Estimate.of([value_of(step) for step in steps.values()])
 
     def p99(steps: Mapping[int, StepResult]) -> Estimate | None:
         claimed = [step.claimed_p99_ns for step in steps.values()]
         return Estimate.of([float(p99_ns) for p99_ns in claimed if p99_ns])
 
-    satisfaction = over(here, lambda step: step.satisfaction)
-    goodput = over(here, lambda step: step.goodput_rps)
+    satisfaction = estimate(own, lambda step: step.satisfaction)
+    goodput = estimate(own, lambda step: step.goodput_rps)
     assert satisfaction is not None and goodput is not None
-    both = [seed for seed in here if seed in base]
+    both = [seed for seed in own if seed in base]
     return Cell(
         policy=policy,
         satisfaction=satisfaction,
-        lead=Estimate.of([here[seed].satisfaction - base[seed].satisfaction for seed in both]),
+        lead=Estimate.of([own[seed].satisfaction - base[seed].satisfaction for seed in both]),
         goodput_rps=goodput,
-        goodput_ratio=_ratio(goodput, over(base, lambda step: step.goodput_rps)),
-        p99_ns=p99(here),
-        p99_ratio=_ratio(p99(here), p99(base)),
+        goodput_ratio=_ratio(goodput, estimate(base, lambda step: step.goodput_rps)),
+        p99_ns=p99(own),
+        p99_ratio=_ratio(p99(own), p99(base)),
         holds=None
-        if any(s.index < 0 for s in here.values())
-        else pooled_verdict(list(here.values())),
+        if any(s.index < 0 for s in own.values())
+        else pooled_verdict(list(own.values())),
     )
 
 

@@ -88,21 +88,21 @@ def explain(run_dir: Path, request_id: int) -> list[Told]:
     reasons = [row for row in _reasons(run_dir) if row.request_id == request_id]
     requests = _rows(run_dir, request_log.FILE_NAME, request_id)
     clients = _rows(run_dir, client_log.FILE_NAME, request_id)
-    told = [_of_reason(row, _client_of(clients, row.model_id)) for row in reasons]
+    found = [_of_reason(row, _client_of(clients, row.model_id)) for row in reasons]
     known = {(row.t, row.model_id) for row in reasons}
-    told += [
+    found += [
         _of_request(row, _client_of(clients, row["model_id"]))
         for row in requests
         if (row["t"], row["model_id"]) not in known
     ]
-    if not told:  # of a client's own directory, or never answered
-        told = [_of_client(row) for row in clients]
-    if not told:
+    if not found:  # of a client's own directory, or never answered
+        found = [_of_client(row) for row in clients]
+    if not found:
         raise InvalidConfig(
             f"{run_dir} has no request {request_id}; `slosched explain {run_dir}` lists the reasons with a "
             "request of each. A request that was wrong in itself (code 6) is not logged: its answer says why"
         )
-    return told[:MOST_TOLD]
+    return found[:MOST_TOLD]
 
 
 def summary(run_dir: Path) -> list[ReasonCount]:

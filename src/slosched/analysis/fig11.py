@@ -97,9 +97,9 @@ def _measure(path: Path, window_ns: int) -> Trial:
 
 def _gpus(path: Path, actions: LogTable) -> int:
     """How many GPUs the run had: what its manifest says, else how many did something."""
-    said = stated(path, "gpus")
-    if isinstance(said, int):
-        return said
+    gpus = stated(path, "gpus")
+    if isinstance(gpus, int):
+        return gpus
     return len(np.unique(actions["worker_id"] * 1_000_000 + actions["gpu_id"]))
 
 

@@ -125,9 +125,9 @@ def _label(path: Path, log: LogTable, background: NDArray[np.bool_]) -> str:
     copies, concurrency = stated(path, "copies_bg"), stated(path, "concurrency_bg")
     if copies is None:
         copies = len(np.unique(log["user_id"][background]))
-    words = f"M={copies}" + (f", C={concurrency}" if concurrency else "")
+    load = f"M={copies}" + (f", C={concurrency}" if concurrency else "")
     policy = policy_of(path)
-    return (f"{policy}: " if policy else "") + (words if copies else "no background")
+    return (f"{policy}: " if policy else "") + (load if copies else "no background")
 
 
 def _draw(curves: Sequence[Curves], out: Path) -> list[Path]:

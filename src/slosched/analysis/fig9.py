@@ -169,12 +169,12 @@ def _text(numbers: _Numbers, totals: dict[str, float]) -> str:
         numbers.coldstarts_per_s,
         strict=True,
     )
-    said = (
+    summary = (
         f"{totals['requests']} requests to {totals['models']} models, "
         f"{_share(totals['satisfaction'])} in time; {totals['not_served']} not served, "
         f"{totals['served_late']} served late"
     )
-    return f"{columns_text(headings, rows)}\n{said}"
+    return f"{columns_text(headings, rows)}\n{summary}"
 
 
 def _share(value: float) -> str:

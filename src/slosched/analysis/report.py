@@ -140,8 +140,8 @@ def _run(report: RunReport, prefix: str, figures: list[str]) -> Iterator[str]:
 
 
 def _titled(heading: str, note: str, content: tuple[Any, ...]) -> str:
-    said = f"<p>{escape(note)}</p>" if note else ""
-    return f"<h3>{escape(heading)}</h3>{said}{table(*content)}" if heading else table(*content)
+    paragraph = f"<p>{escape(note)}</p>" if note else ""
+    return f"<h3>{escape(heading)}</h3>{paragraph}{table(*content)}" if heading else table(*content)
 
 
 def _manifest(name: str, document: Mapping[str, Any]) -> str:

@@ -55,8 +55,8 @@ def page_svg(document: str, key: str, label: str) -> str:
     rest = _FONT.sub(r"font: \1\2 var(--font)", rest)
     rest = _COLOUR.sub(lambda found: f"var({_BY_LOWER[found.group().lower()]})", rest)
     rest = re.sub(r"\n\s*", "\n", rest)
-    said = escape(label)
-    return f'<svg class="drawn" {box.group()} role="img" aria-label="{said}"><title>{said}</title>{rest}'
+    title = escape(label)
+    return f'<svg class="drawn" {box.group()} role="img" aria-label="{title}"><title>{title}</title>{rest}'
 
 
 def sweep(runs: Sequence[tuple[str, Sequence[StepSummary]]], key: str, label: str) -> str:

@@ -115,8 +115,8 @@ def _bounds(report: RunReport) -> str:
 def judged(report: RunReport) -> str:
     """Who judges, and at which SLOs it holds."""
     side = report.headline.judge
-    said = f"Judged by the {side}"
-    said += (
+    judge = f"Judged by the {side}"
+    judge += (
         ": a request that its generator sent late is charged for it."
         if side == CLIENT_VIEW
         else "."
@@ -125,7 +125,7 @@ def judged(report: RunReport) -> str:
     if side != CLIENT_VIEW:
         verdict = verdict.replace("(client)", "(controller)")
     return (
-        f"{said} {verdict}. Bounds and verdicts follow MLPerf's early-stopping rule, which takes requests "
+        f"{judge} {verdict}. Bounds and verdicts follow MLPerf's early-stopping rule, which takes requests "
         "for independent of each other."
     )
 
@@ -321,8 +321,10 @@ def tables(report: RunReport) -> dict[str, list[Titled]]:
             note = "Actions that a worker refused or that failed; their requests were planned anew or lost."
             rows = [[name, f"{count:,}"] for name, count in numbers.failed]
             found["failed"] = [("Failed actions", note, (("reason", "actions"), rows, (0,)))]
-    of = f", the {len(report.models)} most wanted" if report.of_models > len(report.models) else ""
-    heading = f"Models ({report.of_models:,}{of})"
+    shown = (
+        f", the {len(report.models)} most wanted" if report.of_models > len(report.models) else ""
+    )
+    heading = f"Models ({report.of_models:,}{shown})"
     found["models"] = [
         (heading, "By the number that the logs give to an instance.", _models(report))
     ]

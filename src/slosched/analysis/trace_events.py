@@ -143,21 +143,21 @@ class _Track:
 
     def _args(self, row: int) -> str:
         rows = self._rows
-        said = (
+        document = (
             f'{{"action":{rows["action_id"][row]},"model":{rows["model_id"][row]}'
             f',"batch":{rows["batch_size"][row]},"outcome":"{OUTCOMES[self._at.outcome[row]]}"'
             f',"status":{rows["status"][row]},"sent_us":{us(int(rows["sent"][row]))}'
         )
         if self._at.ran[row]:
-            said += f',"exec_us":{us(int(self._at.took[row]))}'
+            document += f',"exec_us":{us(int(self._at.took[row]))}'
         if self._at.expects[row]:
-            said += f',"predicted_exec_us":{us(int(rows["expected_exec_duration"][row]))}'
+            document += f',"predicted_exec_us":{us(int(rows["expected_exec_duration"][row]))}'
         if self._at.ran[row] and self._at.expects[row]:
             behind = int(rows["sent"][row] + rows["worker_exec_complete"][row] - self._at.due[row])
-            said += f',"ended_after_prediction_us":{us(behind)}'
+            document += f',"ended_after_prediction_us":{us(behind)}'
         if self._at.clipped[row]:
-            said += f',"clipped_us":{us(int(self._at.clipped[row]))}'
-        return said + "}"
+            document += f',"clipped_us":{us(int(self._at.clipped[row]))}'
+        return document + "}"
 
 
 # ---------------------------------------------------------------------------------- counters

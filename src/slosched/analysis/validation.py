@@ -46,10 +46,10 @@ class Delays:
             "client": "client and back",
         }
         parts = []
-        for name, words in latencies.items():
+        for name, direction in latencies.items():
             tail_ns = self.medians_ns[name] + self._beyond_median_ns(name)
             median = format_duration(self.medians_ns[name])
-            parts.append(f"{words} {median} (p95 {format_duration(tail_ns)})")
+            parts.append(f"{direction} {median} (p95 {format_duration(tail_ns)})")
         return f"{', '.join(parts)}; from {self.actions} live actions"
 
     def _beyond_median_ns(self, name: str) -> int:
@@ -271,10 +271,10 @@ def plot_validation(differences: Sequence[StepDifference], out: Path, *, title: 
         for place, group in enumerate(groups):
             chosen = [d for d in differences if d.live.group == group]
             _draw(axes, chosen, group, style.COLOURS[2 * place % len(style.COLOURS)], factors)
-        for ax, words in zip(
+        for ax, heading in zip(
             axes, ("in time (client)", "goodput (requests/s)", "latency p50, p99 (ms)"), strict=True
         ):
-            ax.set_title(words)
+            ax.set_title(heading)
             ax.set_xlabel("SLO multiplier (times b1)" if factors else "step")
             if factors:
                 _scale_x(ax, sorted({d.live.slo_factor for d in differences}))
@@ -318,11 +318,15 @@ def _draw(
 
 
 def _mark(
-    ax: Any, x: Sequence[float], y: Sequence[float], of: Sequence[StepDifference], colour: str
+    ax: Any,
+    x: Sequence[float],
+    y: Sequence[float],
+    differences: Sequence[StepDifference],
+    colour: str,
 ) -> None:
     """Put the live side's marks: filled, and hollow where the machine disturbed the step."""
     for hollow in (False, True):
-        places = [place for place, d in enumerate(of) if bool(d.disturbed) is hollow]
+        places = [place for place, d in enumerate(differences) if bool(d.disturbed) is hollow]
         ax.plot(
             [x[place] for place in places],
             [y[place] for place in places],

@@ -112,9 +112,9 @@ def closing_rows(times: Times, width_ns: int) -> list[int]:
             part = times[at : at + _ROWS]
             lows = np.minimum(np.minimum.accumulate(part), low)
             highs = np.maximum(np.maximum.accumulate(part), high)
-            over = np.flatnonzero(highs - lows > width_ns)
-            if len(over):
-                closing.append(at + int(over[0]))
+            too_long = np.flatnonzero(highs - lows > width_ns)
+            if len(too_long):
+                closing.append(at + int(too_long[0]))
                 break
             low, high = lows[-1], highs[-1]
         else:

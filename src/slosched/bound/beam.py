@@ -211,22 +211,24 @@ class BeamSearch:
         """Batches of one model and class: the oldest that can be in time, now or with the next to come."""
         release_ns, due_ns = self._release_ns, self._due_ns
         ends_ns = now_ns + exec_ns
-        here = [i for i in members if release_ns[i] <= now_ns and due_ns[i] >= ends_ns]
-        if len(here) >= fewest:
-            self._found(here[:batch], batch, exec_ns, now_ns, now_ns, model, members, found)
-        if len(here) >= batch:
+        fitting = [i for i in members if release_ns[i] <= now_ns and due_ns[i] >= ends_ns]
+        if len(fitting) >= fewest:
+            self._found(fitting[:batch], batch, exec_ns, now_ns, now_ns, model, members, found)
+        if len(fitting) >= batch:
             return
-        had = len(here)
+        had = len(fitting)
         for coming in members:
             start_ns = release_ns[coming]
             if start_ns <= now_ns or start_ns > now_ns + self._most_wait_ns:
                 continue
             ends_ns = start_ns + exec_ns
-            here = [i for i in members if release_ns[i] <= start_ns and due_ns[i] >= ends_ns]
-            if len(here) > had and len(here) >= fewest:
-                had = len(here)
-                self._found(here[:batch], batch, exec_ns, start_ns, now_ns, model, members, found)
-            if len(here) >= batch:
+            fitting = [i for i in members if release_ns[i] <= start_ns and due_ns[i] >= ends_ns]
+            if len(fitting) > had and len(fitting) >= fewest:
+                had = len(fitting)
+                self._found(
+                    fitting[:batch], batch, exec_ns, start_ns, now_ns, model, members, found
+                )
+            if len(fitting) >= batch:
                 return
 
     def _found(

@@ -219,10 +219,10 @@ class _Build:
 
     def _occupy(self, starts: Integers, slot: Integers, exec_ns: int, flow: int) -> None:
         """What begins in `slot` runs until its exec time, cut to whole slots, is over."""
-        over = slot + exec_ns // self._grid_ns
+        ends = slot + exec_ns // self._grid_ns
         self._lp.put(flow + slot, starts, -1.0, equal=True)
-        inside = over < self._slots
-        self._lp.put(flow + over[inside], starts[inside], 1.0, equal=True)
+        inside = ends < self._slots
+        self._lp.put(flow + ends[inside], starts[inside], 1.0, equal=True)
 
     def _add_fluid(
         self, members: Sequence[tuple[int, Request]], table: Classes, blocks: int

@@ -83,7 +83,7 @@ def live_routes(scheduler: Scheduler, recent: LastMinutes, *, clock: Clock) -> d
         parts = live.parts(request.query, clock())
         return Answer(200, "application/json", await _joined(parts), _HEADERS)
 
-    return {path: _file(*of) for path, of in _FILES.items()} | {"/live.json": state}
+    return {path: _file(*source) for path, source in _FILES.items()} | {"/live.json": state}
 
 
 def _file(name: str, content_type: str) -> Handler:
@@ -167,7 +167,7 @@ class LiveState:
             "offered": series.offered,
             "satisfied": series.satisfied,
             "misses": [
-                {"code": code, "text": _words(code), "counts": counts}
+                {"code": code, "text": _code_text(code), "counts": counts}
                 for code, counts in series.misses.items()
             ],
             "p50_us": series.p50_us,
@@ -182,7 +182,7 @@ class LiveState:
             "model": self._instance(record.model_id),
             "slo_us": record.slo_ns // NS_PER_US,
             "left_us": (record.slo_ns - latency_ns) // NS_PER_US,
-            "what": _words(record.code),
+            "what": _code_text(record.code),
             "reason": record.reason[:_LONGEST_TEXT],
         }
 
@@ -340,7 +340,7 @@ class _Name:
         }
 
 
-def _words(code: int) -> str:
+def _code_text(code: int) -> str:
     return _WORDS.get(code) or code_name(code)
 
 

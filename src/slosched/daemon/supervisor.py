@@ -266,8 +266,8 @@ class _Supervisor:
         if self.alone and code != 0 and not why:
             return  # `verdict` says it
         left = sum(not other.ended for other in self._children)
-        of = f"; {left} of {len(self._children)} go on" if not self.alone else ""
-        self._announce(f"{child.name} ended with {how_it_ended(code)}{why}{of}")
+        others = f"; {left} of {len(self._children)} go on" if not self.alone else ""
+        self._announce(f"{child.name} ended with {how_it_ended(code)}{why}{others}")
 
     def _start_again(self, child: _Child) -> None:
         self._stop_listening(child)

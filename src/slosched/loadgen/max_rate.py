@@ -289,10 +289,10 @@ class _Looker:
 
 def window_workload(*, model: str, copies: int, slo: Slo, rate: float, length_ns: int) -> Composed:
     """The workload of one window: Poisson arrivals, a lead-in, then the step that counts."""
-    said = (model, str(copies), "poisson", f"{slo[0]:g}x" if slo[0] else f"{slo[1]}ns")
+    terms = (model, str(copies), "poisson", f"{slo[0]:g}x" if slo[0] else f"{slo[1]}ns")
     return rate_sweep(
         "max-rate",
-        (*said, f"{rate:.6g}", f"{length_ns}ns"),
+        (*terms, f"{rate:.6g}", f"{length_ns}ns"),
         model=model,
         copies=copies,
         dist="poisson",

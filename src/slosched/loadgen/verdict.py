@@ -169,7 +169,7 @@ def sentence(subject: str, steps: Iterable[tuple[str, Verdict | None]]) -> str:
     first = next((verdict for _, verdict in steps if verdict is not None), None)
     percentile = PERCENTILE if first is None else first.percentile
     confidence = CONFIDENCE if first is None else first.confidence
-    said = [
+    parts = [
         f"{words} {_listed([name for name, _ in steps], places)}"
         for words, places in (
             ("at", _places(steps, Outcome.HOLDS)),
@@ -179,16 +179,16 @@ def sentence(subject: str, steps: Iterable[tuple[str, Verdict | None]]) -> str:
     ]
     undecided = _places(steps, Outcome.UNDECIDED)
     if len(undecided) > _MOST_OPEN:
-        said.append(f"undecided at {_listed([name for name, _ in steps], undecided)}")
+        parts.append(f"undecided at {_listed([name for name, _ in steps], undecided)}")
     elif undecided:
-        said.append(f"undecided at {', '.join(_open(*steps[place]) for place in undecided)}")
+        parts.append(f"undecided at {', '.join(_open(*steps[place]) for place in undecided)}")
     late = [place for place, (_, verdict) in enumerate(steps) if verdict is None]
     if late:
         names = [name for name, _ in steps]
-        said.append(f"no verdict where sent late, at {_listed(names, late)}")
+        parts.append(f"no verdict where sent late, at {_listed(names, late)}")
     return (
         f"{subject + ': ' if subject else ''}{100 * percentile:g} % in time (client), with "
-        f"{100 * confidence:g} % confidence: {'; '.join(said)}"
+        f"{100 * confidence:g} % confidence: {'; '.join(parts)}"
     )
 
 

@@ -91,7 +91,7 @@ def run_case(seed: int, spec: SimSpec) -> Outcome:
         if case.tail_share < _GOOD:
             _hold_against_no_faults(spec, case)
     except (InvariantViolated, SloschedError, AssertionError, LookupError, ValueError) as error:
-        failure = _words(error)
+        failure = _failure_text(error)
     case.sights.marks_compared = case.world.cluster.marks.compared
     return Outcome(
         seed=seed,
@@ -105,7 +105,7 @@ def run_case(seed: int, spec: SimSpec) -> Outcome:
     )
 
 
-def _words(error: Exception) -> str:
+def _failure_text(error: Exception) -> str:
     """What failed; for an unexpected error also where."""
     if isinstance(error, InvariantViolated | SloschedError):
         return str(error)

@@ -298,8 +298,8 @@ def _blocks(
     blocks = []
     for steps in runs:
         for index in range(first, first + BLOCKS):
-            here = [s for s in steps if s.index == index and group in (None, s.group)]
-            blocks.append(Block(sum(s.sent for s in here), sum(s.in_time for s in here)))
+            own = [s for s in steps if s.index == index and group in (None, s.group)]
+            blocks.append(Block(sum(s.sent for s in own), sum(s.in_time for s in own)))
     return blocks
 
 

@@ -224,7 +224,7 @@ class LastMinutes:
             second=self._second,
             offered=offered,
             satisfied=[
-                of - missed for of, missed in zip(offered, in_order(self._missed), strict=True)
+                all_ - missed for all_, missed in zip(offered, in_order(self._missed), strict=True)
             ],
             misses={code: in_order(ring) for code, ring in self._misses.items()},
             p50_us=self._p50_us[first:] + self._p50_us[:first],

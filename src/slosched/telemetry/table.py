@@ -140,8 +140,8 @@ def _explain(path: Path, text: bytes, columns: Mapping[str, type], first: int) -
         for cell, (name, kind) in zip(cells, columns.items(), strict=True):
             problem = _problem(cell, kind)
             if problem:
-                said = cell.decode("ascii", "replace")
-                return MalformedLog(f"{where}: column {name} holds {said!r}, which is {problem}")
+                shown = cell.decode("ascii", "replace")
+                return MalformedLog(f"{where}: column {name} holds {shown!r}, which is {problem}")
     return MalformedLog(f"{path}: lines {first} and following hold something else than numbers")
 
 
@@ -149,8 +149,8 @@ def _problem(cell: bytes, kind: type) -> str:
     """What is wrong with `cell`; "" if nothing is."""
     if kind is int:
         if not _INTEGER.fullmatch(cell):
-            said = no_integer(cell.decode("ascii", "replace"))
-            return "not an integer" if said == "not a whole number" else said
+            problem = no_integer(cell.decode("ascii", "replace"))
+            return "not an integer" if problem == "not a whole number" else problem
         return "" if len(cell.lstrip(b"-")) < 20 and abs(int(cell)) < 2**63 else "out of range"
     try:
         if not re.search(rb"[\s_]", cell):

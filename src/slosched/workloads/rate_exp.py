@@ -48,8 +48,8 @@ def rate_sweep(
         steps.append(Step(index, start_ns, factor, slo_ns, f"{rate:.6g}/s"))
         start_ns += length_ns
     process: Process = (Pieces if dist == "poisson" else EvenPieces)(tuple(pieces))
-    said = Step(0, 0, factor, slo_ns).text
-    slo_words = said if said.endswith("SLO") else f"SLO {said}"
+    text = Step(0, 0, factor, slo_ns).text
+    slo_words = text if text.endswith("SLO") else f"SLO {text}"
     return Composed(
         name=name,
         args=tuple(args),

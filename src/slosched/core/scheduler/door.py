@@ -76,10 +76,10 @@ class Door:
             wanted_ns = min(_LONG_NS, max(_SHORT_NS, cost_ns * _GAP_NS // gap_ns))
             change = min(_UP, max(_DOWN, wanted_ns / cost_ns))
             self._most = max(_LEAST, self._most * change)
-        over = now_ns - self._needed_ns > _OVER_AFTER_NS
+        is_over = now_ns - self._needed_ns > _OVER_AFTER_NS
         # What came during a pause of the process is not an overload yet.
         paused = min(_PAUSE_AT_MOST, max(1.0, gap_ns / _GAP_NS))
-        self.limit = NO_LIMIT if over else int(self._most * paused)
+        self.limit = NO_LIMIT if is_over else int(self._most * paused)
 
     def choose(self, model_ids: Sequence[int], most: int) -> list[bool]:
         """Which of one client's requests are taken, `most` in all: for each whether it is.

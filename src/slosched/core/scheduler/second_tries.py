@@ -137,7 +137,7 @@ class SecondTries:
                 continue
             if request.tried_alone or not self._cluster.gpus:
                 again = f"; {ONCE_MORE}" if request.tried_alone else ""
-                self._end(request, code, _words(code, reason) + again)
+                self._end(request, code, _reason_text(code, reason) + again)
                 continue
             request.move(RequestState.ASIDE)
             request.tried_alone = True
@@ -149,7 +149,7 @@ class SecondTries:
         left = [each for each in action.requests if each.state is not RequestState.ANSWERED]
         if len(action.requests) == 1:
             for request in left:
-                self._end(request, code, _words(code, reason))
+                self._end(request, code, _reason_text(code, reason))
             return
         for request in left:
             request.move(RequestState.ASIDE)
@@ -438,5 +438,5 @@ def _needed_elsewhere(model: Instance) -> bool:
     return model.waits and not model.resident_on
 
 
-def _words(code: int, reason: str) -> str:
+def _reason_text(code: int, reason: str) -> str:
     return f"{code_name(code)}: {reason}" if reason else code_name(code)

@@ -55,7 +55,7 @@ class Weights:
         return weight
 
 
-def what_is_wrong_with_weight(weight: float) -> str:
+def weight_error(weight: float) -> str:
     """Why a client's weight is not accepted; "" if it is."""
     if is_weight(weight):
         return ""

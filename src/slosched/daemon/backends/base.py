@@ -114,7 +114,7 @@ class Plain:
 
 def first_line(error: BaseException) -> str:
     """What a foreign exception says, cut to a line."""
-    lines = _said(error).strip().splitlines()
+    lines = _exception_text(error).strip().splitlines()
     return lines[0][:300] if lines else "no message"
 
 
@@ -123,7 +123,7 @@ def in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _said(error: BaseException, say: Callable[[object], str] = str) -> str:
+def _exception_text(error: BaseException, say: Callable[[object], str] = str) -> str:
     try:
         return say(error)[:_WORDS_AT_MOST]
     except Exception:  # its own __str__ or __repr__ raises
@@ -135,7 +135,7 @@ def preparation_failed(error: BaseException) -> tuple[Code, str]:
     if isinstance(error, SystemExit):
         return (
             Code.RUNTIME_ERROR,
-            f"the model's code wants to end the process (exit code {_said(error)})",
+            f"the model's code wants to end the process (exit code {_exception_text(error)})",
         )
     code = Code.INVALID_MODEL_PATH if isinstance(error, InvalidConfig) else Code.RUNTIME_ERROR
-    return code, _said(error, str if isinstance(error, SloschedError) else repr)
+    return code, _exception_text(error, str if isinstance(error, SloschedError) else repr)

@@ -225,18 +225,18 @@ def explain_forward_error(error: BaseException, spec: Described) -> str:
     For whatever a forward of a made-up batch raised: it needs further inputs, other numbers or another
     shape than the worker's file says.
     """
-    said = f"{type(error).__name__}: {error}".strip().rstrip(":")
+    what = f"{type(error).__name__}: {error}".strip().rstrip(":")
     given = f"one tensor of {spec.input_dtype} (batch, {', '.join(map(str, spec.input_shape))})"
     text = str(error)
     if isinstance(error, TypeError | ValueError) and _WANTS_MORE.search(text):
         return (
-            f"model {spec.name!r} does not run on {given}: it wants more inputs ({said}). A request is one "
+            f"model {spec.name!r} does not run on {given}: it wants more inputs ({what}). A request is one "
             "tensor of one fixed shape: wrap the model in a module whose forward takes one tensor, and "
             "makes the others or splits them off it, and name it as a factory"
         )
     if _WANTS_INDICES.search(text):
         return (
-            f"model {spec.name!r} does not run on {given}: it takes indices, such as tokens ({said}); set "
+            f"model {spec.name!r} does not run on {given}: it takes indices, such as tokens ({what}); set "
             'input_dtype = "int64"'
         )
-    return f"model {spec.name!r} does not run on {given} ({said}); {_SHAPE_ADVICE}"
+    return f"model {spec.name!r} does not run on {given} ({what}); {_SHAPE_ADVICE}"

@@ -128,7 +128,7 @@ class Nursery:
         self._watched: dict[int, ChildRunner | None] = {}  # by descriptor; None: the zygote
         self._children: dict[int, ChildRunner] = {}
         self._labels: dict[int, str] = {}
-        self._news: dict[int, ChildRunner] = {}
+        self._changed: dict[int, ChildRunner] = {}
         self._next = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._end: socket.socket | None = None
@@ -149,11 +149,11 @@ class Nursery:
     @property
     def ready(self) -> bool:
         """True if `step` has something to do."""
-        return bool(self._news) or bool(self._epoll.poll(0, 1))
+        return bool(self._changed) or bool(self._epoll.poll(0, 1))
 
     def wait(self, at_most_s: float) -> None:
         """Return when `step` has something to do, or after `at_most_s`."""
-        if not self._news:
+        if not self._changed:
             self._epoll.poll(at_most_s, 1)
 
     @property
@@ -185,12 +185,12 @@ class Nursery:
                 child.step()
             elif fd in self._watched:
                 self._step_zygote()
-        news, self._news = list(self._news.values()), {}
-        return news
+        changed, self._changed = list(self._changed.values()), {}
+        return changed
 
     def note(self, child: ChildRunner) -> None:
         """There is news of the child."""
-        self._news[child.number] = child
+        self._changed[child.number] = child
 
     def close(self) -> None:
         """End the zygote and with it every child; idempotent, bounded by two seconds."""

@@ -102,8 +102,8 @@ class CupyProgram(RecordedProgram):
         with self._on_stream(self._preparing):
             for key, (begin, array) in self._places.items():
                 kept = self._view(source.address + begin, (array.nbytes,), "uint8")
-                here = self._view(self.active + begin, (array.nbytes,), "uint8")
-                if not bool((kept == here).all()):
+                active = self._view(self.active + begin, (array.nbytes,), "uint8")
+                if not bool((kept == active).all()):
                     changed.append(key)
         return tuple(changed)
 
