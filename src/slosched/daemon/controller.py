@@ -161,7 +161,7 @@ class ControllerServer:
         report: dict[str, Any] = {}
         slice_ = Slice()
         for _ in status_parts(report, self.scheduler, now_ns=clock.now_ns(), counted=self._counted):
-            if slice_.over():
+            if slice_.is_over():
                 await slice_.rest()
         return report
 

@@ -26,7 +26,7 @@ class Slice:
         self._now_ns = now_ns
         self._ends_ns = now_ns() + SLICE_NS
 
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether it is time to `rest`."""
         return self._now_ns() >= self._ends_ns
 
@@ -50,7 +50,7 @@ async def _parts(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
         if size >= PART_BYTES:
             yield b"".join(made)
             made, size = [], 0
-        if slice_.over():
+        if slice_.is_over():
             await slice_.rest()
     if made:
         yield b"".join(made)

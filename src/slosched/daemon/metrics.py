@@ -99,7 +99,7 @@ class ControllerCollector(Collector):
             if part is not None:
                 texts.append(text_of(part, first=part.name != before))
                 before = part.name
-            if slice_.over():
+            if slice_.is_over():
                 await slice_.rest()
         return b"".join(texts)
 

@@ -43,7 +43,7 @@ class Watchdog:
         self._rounds, self._period_s = rounds, period_s
         self._say = say or _say
         self._end = end or _end
-        self._over = threading.Event()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="slosched-watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
@@ -56,11 +56,11 @@ class Watchdog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._over.set()
+        self._ended.set()
 
     def _run(self) -> None:
         seen, still = self._rounds(), 0
-        while not self._over.wait(self._period_s):
+        while not self._ended.wait(self._period_s):
             rounds = self._rounds()
             seen, still = rounds, still + 1 if rounds == seen else 0
             if still == 1:

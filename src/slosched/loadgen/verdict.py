@@ -170,8 +170,8 @@ def sentence(subject: str, steps: Iterable[tuple[str, Verdict | None]]) -> str:
     percentile = PERCENTILE if first is None else first.percentile
     confidence = CONFIDENCE if first is None else first.confidence
     parts = [
-        f"{words} {_listed([name for name, _ in steps], places)}"
-        for words, places in (
+        f"{outcome} {_listed([name for name, _ in steps], places)}"
+        for outcome, places in (
             ("at", _places(steps, Outcome.HOLDS)),
             ("not at", _places(steps, Outcome.FAILS)),
         )

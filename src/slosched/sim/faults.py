@@ -135,18 +135,18 @@ class Fault:
 
     def text(self) -> str:
         """One human-readable line."""
-        words = [f"{self.at_ns / NS_PER_S:9.4f} s  {self.kind:9} {self.target}"]
+        parts = [f"{self.at_ns / NS_PER_S:9.4f} s  {self.kind:9} {self.target}"]
         needs = KINDS[self.kind].needs
         if "for" in needs:
-            words.append(f"for {format_duration(self.for_ns)}")
+            parts.append(f"for {format_duration(self.for_ns)}")
         if "factor" in needs:
-            words.append(f"factor {self.factor:g}")
+            parts.append(f"factor {self.factor:g}")
         if "probability" in needs:
-            words.append(f"probability {self.probability:g}")
+            parts.append(f"probability {self.probability:g}")
         if "by" in needs:
             sign = "-" if self.by_ns < 0 else ""
-            words.append(f"by {sign}{format_duration(abs(self.by_ns))}")
-        return " ".join(words)
+            parts.append(f"by {sign}{format_duration(abs(self.by_ns))}")
+        return " ".join(parts)
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,9 @@ def from_safetensors(source: ModelSource) -> nn.Module:
             f"model {source.name!r}: cannot build it from {source.config} and {source.safetensors}: "
             f"{type(error).__name__}: {error}"
         ) from None
-    if words := _misfits(info):
+    if misfits := _misfits(info):
         raise InvalidConfig(
-            f"model {source.name!r}: {source.safetensors} does not fit its config: {words}"
+            f"model {source.name!r}: {source.safetensors} does not fit its config: {misfits}"
         )
     return model.eval()
 

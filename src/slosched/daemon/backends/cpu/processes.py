@@ -356,16 +356,16 @@ class Processes:
         order: wire.Prepare,
         *,
         note: Callable[[str], None] | None = None,
-        over: Callable[[Preparation], None] | None = None,
+        when_over: Callable[[Preparation], None] | None = None,
     ) -> Preparation:
-        """Start a child that builds a model. It is heard in `step`, which calls `over` when it is over."""
+        """Start a child that builds a model. It is heard in `step`, which calls `when_over` when it is over."""
         preparation = Preparation(
             self.nursery.spawn(order.name),
             order,
             now_ns=self._clock(),
             silent_ns=self._silent_ns,
             note=note,
-            when_over=over,
+            when_over=when_over,
         )
         self.preparations.append(preparation)
         return preparation
@@ -397,10 +397,10 @@ class Processes:
         now = self._clock()
         for preparation in self.preparations:
             preparation.hear(now)
-        over = [each for each in self.preparations if each.over]
-        if over:
+        ended = [each for each in self.preparations if each.over]
+        if ended:
             self.preparations = [each for each in self.preparations if not each.over]
-        for preparation in over:
+        for preparation in ended:
             if preparation.when_over is not None:
                 preparation.when_over(preparation)
         events: list[DeviceEvent] = []
