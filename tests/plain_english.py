@@ -31,7 +31,7 @@ PHRASES = {
     r"(?<![Bb]oth )(?<!several )\bways\b|\ba way(?:'s| is\b| takes\b)": "latencies",
     r"\bfor people\b": "human-readable",
     r"(?<![tT]here )\b(?:is|are|was|were) no "
-    r"(?!longer|more|less|larger|later|earlier|other|reason|use|need)[a-z]": "is not a",
+    r"(?!longer|more|less|larger|later|earlier|other|reason|use|need)[a-zA-Z]": "is not a",
     r"\bof (?:ours|theirs)\b": "our, their",
     r"\bbefell\b|\blet alone\b|\bwhereof\b|\bthereof\b": "an everyday word",
     r"\bgoes on as\b|\bgoes on with its\b": "resumes, continues",

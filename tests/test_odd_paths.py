@@ -115,5 +115,5 @@ def test_stdout_takes_any_path(encoding: str, odd: Path) -> None:
 
 def test_a_worker_whose_paths_cannot_be_told_to_its_processes_says_so() -> None:
     source = ModelSource("m", pt2=os.fsdecode(b"/models/\xff.pt2"), input_shape=(1,))
-    with pytest.raises(InvalidConfig, match="is no UTF-8"):
+    with pytest.raises(InvalidConfig, match="is not UTF-8"):
         child_argv(WorkerConfig(models=(source,)))

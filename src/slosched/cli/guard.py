@@ -134,7 +134,7 @@ def guarded(run: Callable[[], Any]) -> Any:
 def _of_the_system(error: Exception) -> str | None:
     """What to say of an error of the system that no program can mend; None for any other.
 
-    libzmq's errors have a number as well, and are no OSError.
+    libzmq's errors have a number as well, and are not an OSError.
     """
     number = getattr(error, "errno", None)
     if number in (errno.EMFILE, errno.ENFILE):

@@ -87,8 +87,8 @@ def child_argv(config: WorkerConfig) -> list[str]:
         text = msgspec.json.encode(config).decode()
     except UnicodeEncodeError:
         raise InvalidConfig(
-            "a path in the worker's configuration is no UTF-8, which its processes cannot be told; move the "
-            "file to a directory whose name is"
+            "a path in the worker's configuration is not UTF-8, so it cannot be passed to its processes; "
+            "move the file to a directory whose name is"
         ) from None
     return [sys.executable, "-m", "slosched.daemon.supervisor", text]
 

@@ -38,7 +38,7 @@ _ENDING_NS = NS_PER_S
 _MOST_LOADS = 2
 #: How late a load may start.
 _LOAD_WINDOW_NS = NS_PER_S
-#: What the model itself, or its input, is at fault for: another try of the same batch would fail likewise.
+#: Codes of failures that the model itself or its input caused: the same batch would fail again.
 MODEL_FAILED = frozenset(
     {
         Code.RUNTIME_ERROR,
@@ -82,7 +82,7 @@ def _order_of(lot: Lot) -> tuple[int, int]:
 class _Holders:
     """The GPUs that hold one model's weights, as one step of `SecondTries` sees them: the soonest first.
 
-    `idle` and `busy` are what one that must run alone can get; `open` is for the others.
+    A lot that must run alone can get one of `idle` and `busy`; `open` is for the others.
     """
 
     __slots__ = ("busy", "idle", "open", "soonest_ns")
@@ -106,15 +106,14 @@ class SecondTries:
         self._cluster, self._end, self._wanted = cluster, end, wanted
         #: By queue id and whether alone; each in its order, and none is empty.
         self._lots: dict[tuple[int, bool], list[Lot]] = {}
-        self._held: dict[
-            int, Gpu
-        ] = {}  # GPUs kept free for what must run alone or be loaded, by index
+        #: GPUs kept free for lots that must run alone or whose weights must be loaded, by index.
+        self._held: dict[int, Gpu] = {}
         self._loading: dict[int, Gpu] = {}  # model id -> the one of these that its weights go to
         self._ending: dict[int, tuple[Gpu, int]] = {}  # GPU index -> until when it gets nothing
         self._leaving: dict[int, Gpu] = {}  # whose workers said goodbye
         self._shunned: dict[int, Gpu] = {}  # both; the former unless there are no others
         self._lot_of: dict[int, Lot] = {}  # by request key
-        #: What decisions cost: lots looked at, and GPUs.
+        #: The cost of decisions: lots and GPUs examined.
         self.lots_looked_at = 0
         self.gpus_looked_at = 0
 
@@ -215,7 +214,7 @@ class SecondTries:
         return min(ends, default=None)
 
     def _shun(self, now_ns: int) -> None:
-        """Find the GPUs that are about to go, or likely are."""
+        """Find the GPUs to avoid: their workers are leaving, or may be about to end."""
         gpus = self._cluster.gpus
         for index, (gpu, until_ns) in list(self._ending.items()):
             if now_ns >= until_ns or gpus.get(index) is not gpu:

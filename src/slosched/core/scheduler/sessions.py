@@ -171,7 +171,9 @@ class Sessions:
     def send_failed(self, worker: Worker, message: ControllerToWorker, *, now_ns: int) -> None:
         """A message could not be queued: the session it belongs to is over."""
         if isinstance(message, ControllerHello):
-            worker.hello_due_ns = now_ns  # it was not said; again as soon as there is a connection
+            worker.hello_due_ns = (
+                now_ns  # the hello was not sent: try again as soon as there is a connection
+            )
             return
         ours = getattr(message, "session", worker.session) == worker.session
         if worker.state is WorkerState.JOINED and ours:

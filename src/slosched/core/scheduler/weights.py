@@ -1,5 +1,4 @@
-"""What a request is worth: the weight of its client times that of its SLO's class; 1 unless something else is
-said.
+"""What a request is worth: the weight of its client times that of its SLO's class, 1 by default.
 
 INFER5 counts a request as its weight over that of the requests that are lost (their moving average): only
 ratios of weights matter, and requests that are lost anyway are served as efficiently as without weights.
