@@ -76,9 +76,8 @@ def _fitted(name: str, value: Any, kind: Any) -> Any:
         return value
     if kind is str and isinstance(value, os.PathLike):
         return os.fspath(value)
-    if getattr(
-        kind, "_is_protocol", False
-    ):  # only its user knows whether it is one; a plain value is none
+    # Only the user of a protocol knows whether a value implements it; a plain value never does.
+    if getattr(kind, "_is_protocol", False):
         if isinstance(value, _PLAIN):
             raise _wrong(name, value, f"a {kind.__name__}")
         return value

@@ -91,7 +91,7 @@ def _wait(report: Mapping[str, Any], workers: Sequence[Mapping[str, Any]]) -> li
 
 
 def _missing(workers: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each worker of which there is something to say, the first few."""
+    """A line for each worker that needs attention, the first few."""
     lines = [
         f"worker {w.get('worker_id')}   {w.get('state')}"
         + (f", lost {w['times_lost']} time(s)" if w.get("times_lost") else "")

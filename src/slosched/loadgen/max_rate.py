@@ -1,8 +1,8 @@
 """The highest rate at which an SLO holds, by bisection. Pure: a probe sends the requests, live or simulated.
 
 Each rate is judged by up to three windows together. A window that was disturbed counts only if the SLO
-holds in spite of it; else it is thrown away and repeated. Each look at the counts may leave only its part
-of the verdict's doubt, so that looking several times does not make it less sure.
+holds in spite of it; else it is thrown away and repeated. The verdict's error budget is divided among the
+looks at the counts, so that several looks do not make it less sure.
 """
 
 from __future__ import annotations

@@ -146,9 +146,8 @@ class LogWriter:
             self._thread.join(timeout_s)
             self._closed = True
             atexit.unregister(self.close)
-            if (
-                self._thread.is_alive()
-            ):  # its descriptor stays open: closing it could hit another file
+            # The thread's descriptor stays open: closing it could hit another file.
+            if self._thread.is_alive():
                 self._refused += len(self._rows) + len(self._records)
                 self._rows.clear()
                 self._records.clear()

@@ -68,9 +68,8 @@ def _context() -> zmq.Context[zmq.Socket[bytes]]:
 def _only_ipv6(name: str) -> bool:
     """Whether the host `name` has IPv6 addresses and no other. False for one that is not known by now."""
     interfaces = ("*", *(interface for _, interface in socket.if_nameindex()))
-    if (
-        _IPV4.fullmatch(name) or name in interfaces
-    ):  # a daemon may listen on an interface by its name
+    # A daemon may listen on an interface by its name.
+    if _IPV4.fullmatch(name) or name in interfaces:
         return False
     families: list[int] = []
 

@@ -178,7 +178,7 @@ class Nursery:
         self._order(wire.encode(wire.Kill(child.number)))
 
     def step(self) -> list[ChildRunner]:
-        """Do what is there to do. Returns the children of which `inbox` or `ended` has news."""
+        """Do what is due. Returns the children whose `inbox` or `ended` changed."""
         for fd, _ in self._epoll.poll(0):
             child = self._watched.get(fd)
             if child is not None:
@@ -189,7 +189,7 @@ class Nursery:
         return changed
 
     def note(self, child: ChildRunner) -> None:
-        """There is news of the child."""
+        """Something about the child has changed."""
         self._changed[child.number] = child
 
     def close(self) -> None:

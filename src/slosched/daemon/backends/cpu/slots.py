@@ -36,9 +36,8 @@ class Slot:
         self.shared = False  # the process knows it
         self.fd = os.memfd_create("slosched-batch", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.posix_fallocate(
-                self.fd, 0, self.nbytes
-            )  # else a write may end us, for want of memory
+            # Without this a later write could end the process, for want of memory.
+            os.posix_fallocate(self.fd, 0, self.nbytes)
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
             self._memory = mmap.mmap(self.fd, self.nbytes)
         except BaseException:
