@@ -1,4 +1,4 @@
-"""Finds phrases that ARCHITECTURE.md's words rule out, in comments, docstrings and messages of the package.
+"""Finds phrases and names that read badly, in the code, comments, docstrings and messages of the package.
 
     python tests/plain_english.py [FILE ...]
 
@@ -40,6 +40,9 @@ PHRASES = {
     r"\bout of turn\b|\bby itself alone\b": "alone",
 }
 
+#: Names that do not say what they hold.
+NAMES = re.compile(r"_?(?:said|told|here|hindered|unasked|news)$")
+
 #: Files that are not rewritten yet, or folders of them; relative to the package.
 NOT_DONE: tuple[str, ...] = ()
 
@@ -73,9 +76,16 @@ def _texts(path: Path) -> Iterator[tuple[int, str]]:
         yield began, " ".join(run)
 
 
+def _names(path: Path) -> Iterator[Finding]:
+    with path.open("rb") as source:
+        for token in tokenize.tokenize(source.readline):
+            if token.type == tokenize.NAME and NAMES.match(token.string):
+                yield Finding(path, token.start[0], token.string, "name what it holds")
+
+
 def findings(path: Path) -> list[Finding]:
-    """Every listed phrase in the comments, docstrings and strings of one Python file."""
-    found = []
+    """Every listed phrase in the comments, docstrings and strings of one Python file, and every listed name."""
+    found = list(_names(path))
     for began, text in _texts(path):
         flat = re.sub(r"\s+", " ", text)
         for pattern, advice in PHRASES.items():

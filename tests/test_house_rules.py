@@ -117,6 +117,7 @@ def test_the_package_is_in_plain_english() -> None:
         ("# A clock of ours.", "of ours"),
         ('raise ValueError("10 is no bandwidth")', "is no b"),
         ("# Kept whole: who reads it copies it.", ": who "),
+        ("said = words", "said"),
     ],
 )
 def test_a_planted_phrase_is_found(source: str, phrase: str, tmp_path: Path) -> None:
