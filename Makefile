@@ -91,6 +91,7 @@ format: install
 
 lint: install
 	@$(BIN)/ruff check .
+	@$(BIN)/python tests/plain_english.py
 
 types: install
 	@$(BIN)/mypy

@@ -195,12 +195,22 @@ class FakeController:
         slo_ns = message.slo_ns or round(message.slo_factor * B1_NS) or DEFAULT_SLO_NS
         ran = self.code == 0
         reply = InferReply(
-            message.request_id, self.code, self.reason, message.model_id, slo_ns, 3_000_000, ran,
-            batch_size=1 if ran else 0, worker_id=0 if ran else -1, gpu_id=0 if ran else -1,
-            predicted_start_ns=300_000, predicted_exec_ns=2_600_000,
-            start_ns=400_000 if ran else -1, exec_ns=self.exec_ns if ran else 0,
+            message.request_id,
+            self.code,
+            self.reason,
+            message.model_id,
+            slo_ns,
+            3_000_000,
+            ran,
+            batch_size=1 if ran else 0,
+            worker_id=0 if ran else -1,
+            gpu_id=0 if ran else -1,
+            predicted_start_ns=300_000,
+            predicted_exec_ns=2_600_000,
+            start_ns=400_000 if ran else -1,
+            exec_ns=self.exec_ns if ran else 0,
             attempts=1 if ran else 0,
-        )  # fmt: skip
+        )
         answer: list[Frame] = [encode(reply)]
         if frames and ran:
             values = np.frombuffer(frames[0], dtype=np.float32)[:2] * 2

@@ -80,8 +80,11 @@ def test_options_may_follow_or_precede_the_values(sweeps: list[dict[str, Any]]) 
     )
     assert after == before
     assert (after["inputs"], after["seed"], after["out"], after["json"]) == (
-        False, 3, Path("x"), True,
-    )  # fmt: skip
+        False,
+        3,
+        Path("x"),
+        True,
+    )
 
 
 def test_the_environment_turns_inputs_off(
@@ -164,26 +167,33 @@ def test_a_file_is_a_workload(sweeps: list[dict[str, Any]], tmp_path: Path) -> N
 
 def sweep_result(**changed: Any) -> RunResult:
     step = StepResult(
-        0,
-        "2x",
-        "",
-        2.0,
-        5_200_000,
-        10**9,
-        100,
-        90,
-        95,
-        {"ok": 95, "timed out": 5},
-        3_000_000,
-        5_000_000,
-        1,
-        2,
+        index=0,
+        slo="2x",
+        group="",
+        slo_factor=2.0,
+        slo_ns=5_200_000,
+        duration_ns=10**9,
+        sent=100,
+        in_time=90,
+        met=95,
+        codes={"ok": 95, "timed out": 5},
+        latency_p50_ns=3_000_000,
+        latency_p99_ns=5_000_000,
+        issue_delay_p50_ns=1,
+        issue_delay_p99_ns=2,
     )
     fields: dict[str, Any] = {
-        "workload": "w", "steps": (step,), "complete": True, "problem": "",
-        "issue_delay_p50_ns": 1, "issue_delay_p99_ns": 2, "inputs": False, "random_weights": True,
-        "elapsed_ns": 10**9, "run_dir": Path("runs/1"),
-    }  # fmt: skip
+        "workload": "w",
+        "steps": (step,),
+        "complete": True,
+        "problem": "",
+        "issue_delay_p50_ns": 1,
+        "issue_delay_p99_ns": 2,
+        "inputs": False,
+        "random_weights": True,
+        "elapsed_ns": 10**9,
+        "run_dir": Path("runs/1"),
+    }
     return RunResult(**{**fields, **changed})
 
 
@@ -254,17 +264,26 @@ def test_models_as_text_and_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 REPORT: dict[str, Any] = {
-    "policy": "INFER5", "fidelity": "best", "ready": True, "draining": False,
+    "policy": "INFER5",
+    "fidelity": "best",
+    "ready": True,
+    "draining": False,
     "options": {"max_gpus": 6, "schedule_ahead_ns": 5_000_000},
     "requests": {"arrived": 10, "answered": 9, "by_code": {"0 ok": 9}},
     "clients": [{"name": "me", "unanswered": 1}],
     "workers": [
-        {"worker_id": 0, "state": "joined", "host": "h", "device": "emulated", "activity": "",
-         "gpus": [{"gpu_id": 0, "pages": 100, "free_pages": 93, "busy_ns": 10**9}]},
+        {
+            "worker_id": 0,
+            "state": "joined",
+            "host": "h",
+            "device": "emulated",
+            "activity": "",
+            "gpus": [{"gpu_id": 0, "pages": 100, "free_pages": 93, "busy_ns": 10**9}],
+        },
         {"worker_id": 1, "state": "silent", "gpus": []},
     ],
     "models": [{"name": "resnet50", "state": "loaded", "b1_ns": 2_600_000, "queued": 3}] * 2,
-}  # fmt: skip
+}
 
 
 def test_status_as_text_and_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,7 +368,14 @@ def test_an_unload_that_is_refused_says_why_in_one_line(monkeypatch: pytest.Monk
 
 def one_shot(code: int, reason: str = "") -> Inference:
     reply = InferReply(
-        1, code, reason, 7, 25_000_000, 4_000_000, code == 0, predicted_exec_ns=2_600_000
+        request_id=1,
+        code=code,
+        reason=reason,
+        model_id=7,
+        slo_ns=25_000_000,
+        latency_ns=4_000_000,
+        deadline_met=code == 0,
+        predicted_exec_ns=2_600_000,
     )
     return Inference(Model(INFO, 1), None, reply, 5_000_000)
 

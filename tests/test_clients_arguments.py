@@ -72,12 +72,23 @@ def test_wrong_types_are_refused_before_anything_is_sent() -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        {"slo_factor": 1e308}, {"slo_factor": 10**400}, {"slo_factor": 1e13}, {"slo": 1e300},
-        {"slo": 10**400}, {"slo": "1e999999999s"}, {"slo": np.float32(1e38)}, {"slo": 2.0**62},
-        {"slo": np.timedelta64(1)}, {"slo": [1]}, {"slo_factor": np.ones(2)}, {"slo": 1j},
-        {"slo": -(10**400)}, {"slo": 10**5000}, {"slo_factor": -(10**5000)},
+        {"slo_factor": 1e308},
+        {"slo_factor": 10**400},
+        {"slo_factor": 1e13},
+        {"slo": 1e300},
+        {"slo": 10**400},
+        {"slo": "1e999999999s"},
+        {"slo": np.float32(1e38)},
+        {"slo": 2.0**62},
+        {"slo": np.timedelta64(1)},
+        {"slo": [1]},
+        {"slo_factor": np.ones(2)},
+        {"slo": 1j},
+        {"slo": -(10**400)},
+        {"slo": 10**5000},
+        {"slo_factor": -(10**5000)},
     ],
-)  # fmt: skip
+)
 def test_slos_at_the_edge_are_refused(given: dict[str, Any]) -> None:
     with FakeController() as controller, Client(controller.address) as client:
         [model] = client.load("toy")
@@ -130,10 +141,16 @@ def test_the_cheap_form_checks_as_well() -> None:
                 [model] = await client.load("toy")
                 fields: dict[str, Any]
                 for fields in (
-                    {"user_id": "bob"}, {"user_id": 2**70}, {"slo_ns": 1.5}, {"slo_ns": -1},
-                    {"slo_ns": 2**62}, {"slo_factor": "2"}, {"slo_factor": math.inf},
-                    {"slo_factor": -1}, {"slo_factor": math.nan},
-                ):  # fmt: skip
+                    {"user_id": "bob"},
+                    {"user_id": 2**70},
+                    {"slo_ns": 1.5},
+                    {"slo_ns": -1},
+                    {"slo_ns": 2**62},
+                    {"slo_factor": "2"},
+                    {"slo_factor": math.inf},
+                    {"slo_factor": -1},
+                    {"slo_factor": math.nan},
+                ):
                     with pytest.raises(InvalidRequest, match=next(iter(fields))):
                         client.submit(model.model_id, **fields, on_reply=_never)
                 with pytest.raises((InvalidRequest, ConnectionLost)):

@@ -62,10 +62,20 @@ class Cluster:
         addresses = ",".join(f"127.0.0.1:{p}" for p in self.ports)
         self.controller = children.start(
             "controller",
-            ["controller", "INFER5", "--workers", addresses, *LOOPBACK, "--port", "0", "--log-dir",
-             str(self.logs), *options],
+            [
+                "controller",
+                "INFER5",
+                "--workers",
+                addresses,
+                *LOOPBACK,
+                "--port",
+                "0",
+                "--log-dir",
+                str(self.logs),
+                *options,
+            ],
             directory / "c.log",
-        )  # fmt: skip
+        )
         self.address = f"127.0.0.1:{children.wait_ready(self.controller, within_s=30)}"
         ready_line = self.controller.log.read_text()
         self.http = ready_line.split("http://")[1].split(";")[0].strip()
@@ -347,10 +357,19 @@ def test_a_controller_without_workers_says_so_and_answers_clients(tmp_path: Path
     with Children() as children:
         controller = children.start(
             "controller",
-            ["controller", "FIFO", "--workers", "127.0.0.1:9", *LOOPBACK, "--port", "0", "--log-dir",
-             str(tmp_path / "run")],
+            [
+                "controller",
+                "FIFO",
+                "--workers",
+                "127.0.0.1:9",
+                *LOOPBACK,
+                "--port",
+                "0",
+                "--log-dir",
+                str(tmp_path / "run"),
+            ],
             tmp_path / "c.log",
-        )  # fmt: skip
+        )
         children.wait_ready(controller, within_s=30)
         eventually(
             lambda: (

@@ -233,9 +233,13 @@ class Cluster:
 
     def run(self, arguments: list[str], *, within_s: float = 60) -> str:
         done = subprocess.run(
-            arguments, cwd=self.directory, env=self.env, capture_output=True, text=True,
+            arguments,
+            cwd=self.directory,
+            env=self.env,
+            capture_output=True,
+            text=True,
             timeout=within_s,
-        )  # fmt: skip
+        )
         assert done.returncode == 0, f"{arguments}: {done.stdout}\n{done.stderr}"
         return done.stdout
 
@@ -316,9 +320,14 @@ def test_ones_own_model_is_served_and_refused_as_the_readme_says(tmp_path: Path)
     assert answer.startswith("(10,) ok after ") and "batch of 1 on worker 0 GPU 0" in answer
     shown = " ".join(README.split())
     for words in (
-        "left until the deadline", "started at", "model 'mine': could start in", "at the earliest and takes",
-        "the deadline is in 100us", "(code 8, could not start in time)", "deadline 100us after arrival",
-    ):  # fmt: skip
+        "left until the deadline",
+        "started at",
+        "model 'mine': could start in",
+        "at the earliest and takes",
+        "the deadline is in 100us",
+        "(code 8, could not start in time)",
+        "deadline 100us after arrival",
+    ):
         assert words in said and words in shown, words
     assert refusal.startswith("model 'mine': could start in ")
 

@@ -282,8 +282,12 @@ def test_a_second_gpu_takes_a_model_that_loses_requests_only_when_it_is_idle() -
     cluster = rig.scheduler.cluster
     rig.scheduler.cluster.send_evict(cluster.gpus[1], cluster.models[0], now_ns=rig.now_ns)
     rig.scheduler.cluster.send_load(
-        cluster.gpus[1], cluster.models[1], now_ns=rig.now_ns, start_ns=rig.now_ns, latest_ns=T0 + 99 * MS
-    )  # fmt: skip
+        cluster.gpus[1],
+        cluster.models[1],
+        now_ns=rig.now_ns,
+        start_ns=rig.now_ns,
+        latest_ns=T0 + 99 * MS,
+    )
     rig.step()
     rig.weights_loaded()
     rig.effects.clear()

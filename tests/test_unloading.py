@@ -150,10 +150,16 @@ def test_a_worker_forgets_what_a_guest_brought_in_the_simulator() -> None:
     guest = GuestPlan("guest", "other", S, 2 * S, 100 * MS, 4, S, GOODBYE)
     load = SmallLoad((ModelUse("net", 1),), (30.0,), 0, 100 * MS, guests=(guest,))
     spec = SimSpec(
-        workload=load, scheduler=SchedulerConfig(keep_unused_ns=3 * S), gpus=2, gpus_per_worker=2,
-        profiles=(GpuProfile("small", models, 2**28),), seed=5, duration_ns=60 * S, check=True,
+        workload=load,
+        scheduler=SchedulerConfig(keep_unused_ns=3 * S),
+        gpus=2,
+        gpus_per_worker=2,
+        profiles=(GpuProfile("small", models, 2**28),),
+        seed=5,
+        duration_ns=60 * S,
+        check=True,
         faults=FaultPlan(()),
-    )  # fmt: skip
+    )
     case = fuzz._Case(spec, faults_end_ns=3 * S)
     case.run()
     assert [line for line in case.log if "of 'other' are unloaded" in line]

@@ -206,7 +206,7 @@ class Inference:
         return f"worker {self.message.worker_id} GPU {self.message.gpu_id}"
 
     def explain(self) -> str:
-        """Everything the answer says, in one line for people."""
+        """Everything the answer says, in one human-readable line."""
         message = self.message
         slo = format_duration(message.slo_ns)
         parts = [f"{code_name(message.code)} after {format_duration(message.latency_ns)} of {slo}"]

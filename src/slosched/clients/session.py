@@ -1,4 +1,4 @@
-"""A client's session with a controller: hello, liveness, and answers handed to whoever waits.
+"""A client's session with a controller: hello, liveness, and answers handed to the calls that wait.
 
 The calls are in `questions.py` and, for inferences, `aio.py`, on top of this.
 """
@@ -66,7 +66,7 @@ class Session:
     """The connection to one controller, in the running event loop.
 
     `lost` says in words that the controller has fallen silent, and is empty while it answers.
-    `malformed` counts what it sent that was no message.
+    `malformed` counts bytes from it that were not a message.
     """
 
     def __init__(self, address: str, *, name: str = "", weight: float = 1.0) -> None:

@@ -39,7 +39,7 @@ WAYS = (GOODBYE, BREAKS, SILENT, AGAIN, DEAF)
 _AGAIN_NS = NS_PER_S
 #: A new process says hello so long after the old one died: what was under way to that is lost.
 _STARTS_NS = 5 * NS_PER_MS
-#: So many messages are kept for who does not read (live: 10,000, and what the kernel takes).
+#: Messages kept for a peer that does not read (live: 10,000, and what the kernel takes).
 _ROOM = 12
 _DEAF_NS = 800 * NS_PER_MS
 _STAYS_NS = NS_PER_S

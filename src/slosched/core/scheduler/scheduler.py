@@ -77,8 +77,8 @@ from slosched.messages import (
 class Scheduler:
     """One controller's decisions. `worker_count` workers are expected; `incarnation` is random.
 
-    Clients are told the incarnation, workers the `secret` (None: the incarnation): who says a worker the
-    number of its controller gets its session.
+    Clients get the incarnation, workers the `secret` (None: the incarnation): a peer that knows the number
+    which a worker's controller gave it can take over that worker's session.
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 
 A worker is lost after `_TICKS_UNTIL_LOST` ticks in a row without a word. Counting ticks that really
 happened, and not elapsed time, is what keeps a machine that stood still for seconds from declaring
-everybody dead when it wakes: one late tick is one tick.
+every worker dead when it wakes: one late tick is one tick.
 """
 
 from __future__ import annotations
@@ -188,9 +188,8 @@ class Sessions:
     def send_failed(self, worker: Worker, message: ControllerToWorker, *, now_ns: int) -> None:
         """A message could not be queued: the session it belongs to is over."""
         if isinstance(message, ControllerHello):
-            self._liveness[
-                worker.worker_id
-            ].hello_due_ns = now_ns  # it was not said; again as soon as there is a connection
+            # The hello was not sent: try again as soon as there is a connection.
+            self._liveness[worker.worker_id].hello_due_ns = now_ns
             return
         ours = getattr(message, "session", worker.session) == worker.session
         if worker.state is WorkerState.JOINED and ours:

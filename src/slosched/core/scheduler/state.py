@@ -379,9 +379,8 @@ class Worker:
     device: str = ""
     version: str = ""
     gpus: list[Gpu] = field(default_factory=list)
-    spare: list[GpuInfo] = field(
-        default_factory=list
-    )  # beyond `max_gpus`: used when others are gone
+    #: Beyond `max_gpus`: used when others are gone.
+    spare: list[GpuInfo] = field(default_factory=list)
     loadable: tuple[str, ...] = ()
     #: What LoadModel measured, by model name, and which instances are in its host memory.
     prepared: dict[str, LoadModelResult] = field(default_factory=dict)
@@ -390,9 +389,8 @@ class Worker:
     unlike: dict[str, Unlike] = field(default_factory=dict)
     times_lost: int = 0
     leaving: bool = False  # it said goodbye
-    put_aside: dict[str, str] = field(
-        default_factory=dict
-    )  # name -> why it does not offer the model
+    #: Name -> why it does not offer the model.
+    put_aside: dict[str, str] = field(default_factory=dict)
     #: Its last heartbeat, which may be of an earlier session.
     beat: Heartbeat = NO_BEAT
     #: Decision here until received there; exec end there until handled here.

@@ -82,7 +82,7 @@ class Unloading:
     # --------------------------------------------------------------------- a client unloads
 
     def unload(self, client: Client, message: UnloadModelRequest) -> None:
-        """Take `client`'s use of a model away, with `force` everybody's, and answer it."""
+        """Take `client`'s use of a model away, with `force` every client's, and answer it."""
         name, operators = canonical_model(message.name), self._cluster.config.operators
         if not self._unloads:
             config = self._cluster.config

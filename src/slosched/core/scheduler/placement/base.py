@@ -175,8 +175,8 @@ class Placement:
                     return  # the next step goes on
                 model = models[0]
                 fits = gpu.free_pages >= model.pages and model.model_id in gpu.worker.instances
-                here = model.model_id in gpu.resident or model.model_id in gpu.loading
-                if fits and not here:
+                is_held = model.model_id in gpu.resident or model.model_id in gpu.loading
+                if fits and not is_held:
                     if index not in self._loaders.able(now_ns):
                         break  # by the loads that were just sent
                     self._load(gpu, model, now_ns)
