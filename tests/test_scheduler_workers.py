@@ -393,6 +393,26 @@ def test_results_of_an_old_session_change_nothing() -> None:
     assert rig.answered(request)
 
 
+@pytest.mark.parametrize("session", [49, 51])
+def test_what_another_session_reports_is_not_believed_though_its_numbers_are_ours(
+    session: int,
+) -> None:
+    """A worker numbers nothing itself: the actions of two controllers have the same numbers."""
+    rig, (model,) = Rig.ready()
+    request = rig.infer(model, slo_ms=60_000)
+    rig.step(0)
+    (infer,) = rig.outstanding()
+    span = Span(T0 + MS, T0 + 3 * MS, 2 * MS)
+    rig.from_worker(an_infer_result(session, infer.action_id, span))
+    rig.from_worker(an_error(session, infer.action_id, Code.RUNTIME_ERROR, "theirs"))
+    rig.step(4)
+    assert rig.outstanding() == [infer] and not rig.answered(request)
+    for tick in range(1, 7):
+        beat(rig, session=session)
+        rig.step(4 + tick * TICK_MS)
+    assert not rig.scheduler.ready(), "nor do its heartbeats keep ours alive"
+
+
 def test_another_protocol_is_refused_in_words() -> None:
     rig = Rig()
     rig.from_worker(a_welcome(1, (), protocol=99, version="9", host="h", device="cpu", loadable=()))
@@ -487,6 +507,52 @@ def test_a_worker_that_says_goodbye_gets_nothing_new_and_what_it_hands_back_cost
     assert not any("lost" in text for text in notes(rig))
     rig.from_worker(WorkerGoodbye(49), 1)  # of an older session
     assert not rig.scheduler.cluster.workers[1].leaving
+
+
+@pytest.mark.parametrize("policy", ["INFER5", "FIFO", "EDF", "REJECT", "AIMD"])
+def test_a_worker_that_says_goodbye_gets_nothing_while_it_ends_what_runs(policy: str) -> None:
+    """It is there until then, and its GPU would often be free sooner than the other's."""
+    rig, (model,) = Rig.ready(SchedulerConfig(policy=policy), workers=2)
+    for _ in range(4):
+        rig.infer(model, slo_ms=5_000)
+    rig.step(0)
+    running = rig.outstanding(0)
+    assert running
+    rig.from_worker(WorkerGoodbye(50), 0)
+    later = []
+    for ms in range(1, 200):
+        if ms % 4 == 0:
+            later.append(rig.infer(model, slo_ms=5_000))
+        rig.step(ms)
+        for infer in rig.outstanding(1):
+            if rig.now_ns >= infer.earliest_ns + 6 * MS:
+                rig.finish(infer, begin_ms=ms - 5.5, worker_id=1)
+        if ms == 100:
+            for infer in running:
+                rig.finish(infer, begin_ms=0.5)
+        rig.scheduler.cluster.workers[0].heard = rig.scheduler.cluster.workers[1].heard = True
+    assert [infer.action_id for infer in rig.to_worker(Infer, 0)] == [a.action_id for a in running]
+    assert sum(rig.answered(request) for request in later) > 40
+    assert any("has left" in text for text in notes(rig))
+
+
+def test_a_request_that_is_handed_back_again_and_again_keeps_its_tries() -> None:
+    """Three failures end a request; that its workers leave is none."""
+    rig, (model,) = Rig.ready(workers=5)
+    request = rig.infer(model, slo_ms=5_000)
+    for ms in range(4):
+        rig.step(ms)
+        ((leaves, infer),) = [(w, a) for w in range(5) for a in rig.outstanding(w)]
+        session = 50 + leaves
+        rig.from_worker(WorkerGoodbye(session), leaves)
+        back = an_error(session, infer.action_id, Code.CANCELLED, "shutting down", action_type=2)
+        rig.from_worker(back, leaves)
+    rig.step(5)
+    ((last, infer),) = [(w, a) for w in range(5) for a in rig.outstanding(w)]
+    rig.step(9)
+    rig.finish(infer, begin_ms=5.5, worker_id=last)
+    rig.step()
+    assert (rig.reply(request).code, rig.reply(request).attempts) == (Code.OK, 5)
 
 
 @pytest.mark.parametrize("policy", ["INFER5", "FIFO"])

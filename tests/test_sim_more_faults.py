@@ -306,12 +306,22 @@ def test_a_planted_bug_is_noticed_by_a_case_made_for_it(
 def test_every_bug_of_the_list_can_be_planted(tmp_path: Path) -> None:
     bugs = mutants.bugs()
     assert len({bug.name for bug in bugs}) == len(bugs) > 40
+    lost = mutants.stale(bugs)
+    assert not lost, "\n".join(lost)
     for place, bug in enumerate(bugs):
-        source = tmp_path / str(place) / "slosched" / bug.file
-        source.parent.mkdir(parents=True)
-        shutil.copy(mutants.SOURCE / "slosched" / bug.file, source)
-        bug.plant(tmp_path / str(place))
-        ast.parse(source.read_text())
+        ((file, _),) = bug.places(mutants.SOURCE)
+        copy = tmp_path / str(place) / file.relative_to(mutants.SOURCE)
+        copy.parent.mkdir(parents=True)
+        shutil.copy(file, copy)
+        ast.parse(bug.plant(tmp_path / str(place)).read_text())
+
+
+def test_a_bug_whose_code_has_changed_is_told_with_the_place_where_it_was_looked_for() -> None:
+    gone = mutants.Bug("a bug", "no such code", "pass", within="core/worker")
+    common = mutants.Bug("another", "return", "pass", within="core/worker/link.py")
+    first, second = mutants.stale([*mutants.bugs(["padding"]), gone, common])
+    assert first == "a bug: 'no such code' is not to be found in src/slosched/core/worker"
+    assert second.startswith("another: 'return' stands ") and second.endswith("link.py")
 
 
 def test_cases_are_drawn_with_every_option() -> None:
