@@ -42,7 +42,8 @@ class Unloading:
     ) -> None:
         self._cluster, self._by_name, self._busy = cluster, by_name, busy
         self._end_request = end_request
-        self._asked_ns: dict[str, int] = {}  # names that were unloaded by a client, and when
+        #: Names that a client unloaded: their instances go however lately they were used.
+        self._asked: dict[str, None] = {}
         self._unloads = unloads_unused(cluster.config)
         self._due_ns = 0
         self._sweeping = False
@@ -58,11 +59,11 @@ class Unloading:
         keep_ns = 0 if self.crowded else self._cluster.config.keep_unused_ns
         names = {}
         for name, models in self._by_name.items():
-            before_ns = self._asked_ns.get(name, now_ns - keep_ns)
+            before_ns = now_ns if name in self._asked else now_ns - keep_ns
             if models and _goes(models[-1], before_ns):
                 names[name] = before_ns
-            else:
-                self._asked_ns.pop(name, None)
+            elif not models or models[-1].clients:
+                self._asked.pop(name, None)
         self.crowded = self.crowded and bool(names)
         if names:
             self._sweeping = True
@@ -113,7 +114,7 @@ class Unloading:
             gone = len(models) - kept
             reply = UnloadModelReply(message.request_id, Code.OK, unloaded=gone, kept=kept)
             self._cluster.emit(ToClient(client.identity, reply))
-        self._asked_ns[name], self._due_ns = self.now_ns, 0
+        self._asked[name], self._due_ns = None, 0
 
     def _end_waiting(self, user: Client, name: str) -> Work:
         """Answer the requests of `user` that wait for `name`; what is in flight will be served."""
@@ -131,7 +132,7 @@ class Unloading:
         for name, before_ns in names.items():
             yield 1
             models, count = self._by_name.get(name, []), 0
-            asked = name in self._asked_ns
+            asked = name in self._asked
             ends = True  # whether `place` is the last that is left
             place = len(models) - 1
             while 0 <= place < len(models) and _goes(models[place], before_ns):
@@ -193,7 +194,7 @@ class Unloading:
     def _forget(self, name: str) -> None:
         """Its last instance is unloaded: the workers have nothing of it any more."""
         del self._by_name[name]
-        self._asked_ns.pop(name, None)
+        self._asked.pop(name, None)
         for worker in self._cluster.joined():
             worker.prepared.pop(name, None)
             worker.unlike.pop(name, None)
