@@ -1,4 +1,4 @@
-"""What every test run begins with; tests/gpu is skipped where there is no GPU, and slow_tests.txt marks tests."""
+"""What every test run begins with: no test on a GPU where there is none, and slow_tests.txt marks slow ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def _mark_slow(items: list[pytest.Item], *, all_collected: bool) -> None:
         if not line or line.startswith("#"):
             continue
         name = line.removeprefix("but ")
-        named = {each for each in tests if each == name or each.startswith((f"{name}[", f"{name}::"))}
+        named = {
+            each for each in tests if each == name or each.startswith((f"{name}[", f"{name}::"))
+        }
         if all_collected and not named:
             raise pytest.UsageError(f"{_SLOW_TESTS.name} names a test that is not there: {line}")
         slow = slow | named if line == name else slow - named
