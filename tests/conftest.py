@@ -25,7 +25,7 @@ _SLOW_TESTS = Path(__file__).with_name("slow_tests.txt")
 
 def _mark_slow(items: list[pytest.Item], *, all_collected: bool) -> None:
     """Mark the tests that slow_tests.txt names. Raises UsageError for a line that names none."""
-    tests = {item.nodeid.rpartition("/")[2]: item for item in items}
+    tests = {f"{item.path.name}::{item.nodeid.partition('::')[2]}": item for item in items}
     slow: set[str] = set()
     for line in _SLOW_TESTS.read_text().splitlines():
         if not line or line.startswith("#"):
