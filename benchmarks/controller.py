@@ -36,7 +36,7 @@ from controller_tables import (
     TIGHT_STEPS,
 )
 from serving_core import machine_line, provenance
-from stall_meter import NOTED_NS, TICK_NS, Bounds, StallMeter
+from stall_meter import BOUNDS, NOTED_NS, TICK_NS, StallMeter
 from windows import SETTLE_NS, Recorder
 
 from slosched.cli.children import ended_by_signals
@@ -147,7 +147,7 @@ def main() -> int:
 
 
 def _run(name: str, directory: Path, options: argparse.Namespace) -> dict[str, Any]:
-    bounds = Bounds()
+    bounds = BOUNDS
     record = provenance() | {
         "settings": {
             "repeats": options.repeats,

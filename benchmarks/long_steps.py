@@ -183,8 +183,8 @@ class Bench:
         self._request_id = 0
         self._last_ns: int | None = None  # of the callback; None: none runs
         self._longest_ns = self._longest_step_ns = 0
-        self._step = server._step
-        server._step = self._timed_step  # type: ignore[method-assign]
+        self._step = server._steps._step
+        server._steps._step = self._timed_step  # type: ignore[method-assign]
 
     def _timed_step(self) -> None:
         began_ns = time.thread_time_ns()

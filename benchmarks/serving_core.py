@@ -28,7 +28,7 @@ import process_parts
 import tables
 from cluster import PROFILE, SCHEDULE_AHEAD
 from load_parts import Settings
-from stall_meter import NOTED_NS, TICK_NS, Bounds, StallMeter
+from stall_meter import BOUNDS, NOTED_NS, TICK_NS, StallMeter
 from windows import Recorder
 
 from slosched.cli.children import ended_by_signals
@@ -111,7 +111,7 @@ def _options() -> argparse.Namespace:
 def _run(
     name: str, directory: Path, settings: Settings, options: argparse.Namespace, until_ns: int
 ) -> dict[str, Any]:
-    bounds = Bounds()
+    bounds = BOUNDS
     record = provenance() | {
         "settings": asdict(settings) | {"profile": PROFILE, "schedule_ahead": SCHEDULE_AHEAD}
     }

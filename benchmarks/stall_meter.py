@@ -19,7 +19,6 @@ Alone it is a check of a machine: `.venv/bin/python benchmarks/stall_meter.py wa
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import gc
 import json
@@ -33,7 +32,9 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from slosched.child_processes import end_with_parent
 from slosched.cli.children import ChildFailed, Children
+from slosched.cli.machine import Bounds, Disturbance
 from slosched.clock import now_ns, set_timer_slack
 from slosched.units import NS_PER_MS, NS_PER_S
 
@@ -42,7 +43,6 @@ TICK_NS = 2 * NS_PER_MS
 NOTED_NS = NS_PER_MS
 SAMPLE_EVERY_S = 0.5
 _READY_S = 10.0
-_PR_SET_PDEATHSIG = 1
 _KTHREADD = 2
 
 
@@ -65,44 +65,8 @@ class Sample:
     ours_ns: dict[int, int]
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """What a window may suffer and still count. Shares are of one CPU, or of the window's length."""
-
-    longest_stall_ns: int = 10 * NS_PER_MS
-    stalled_share: float = 0.01  # of the window, on the CPU that stood still most
-    steal_cores: float = 0.02
-    foreign_cores: float = 0.10
-
-
-@dataclass(frozen=True)
-class Disturbance:
-    """What happened to the machine in one window."""
-
-    stalls: int
-    longest_stall_ns: int
-    stalled_share: float
-    steal_cores: float
-    foreign_cores: float
-
-    def beyond(self, bounds: Bounds) -> list[str]:
-        """In words, each bound that was passed; empty if the window counts."""
-        reasons = []
-        if self.longest_stall_ns > bounds.longest_stall_ns:
-            longest_ms = self.longest_stall_ns / NS_PER_MS
-            bound_ms = bounds.longest_stall_ns / NS_PER_MS
-            reasons.append(
-                f"the machine stood still for {longest_ms:.1f} ms (bound {bound_ms:g} ms)"
-            )
-        for name, what in (
-            ("stalled_share", "of the time lost to stalls"),
-            ("steal_cores", "of a CPU taken by the host"),
-            ("foreign_cores", "of a CPU used by other processes"),
-        ):
-            value, bound = getattr(self, name), getattr(bounds, name)
-            if value > bound:
-                reasons.append(f"{100 * value:.1f} % {what} (bound {100 * bound:.0f} %)")
-        return reasons
+#: A benchmark allows others less of a CPU than a command does.
+BOUNDS = Bounds(foreign_cores=0.10)
 
 
 @dataclass(frozen=True)
@@ -358,7 +322,7 @@ def watch(seconds: float) -> None:
     print(
         f"taken by the host {found.steal_cores:.3f} CPU, others used {found.foreign_cores:.3f} CPU"
     )
-    print("; ".join(found.beyond(Bounds())) or "a measurement in this stretch would count")
+    print("; ".join(found.reasons(BOUNDS)) or "a measurement in this stretch would count")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -368,7 +332,7 @@ def main(arguments: Sequence[str]) -> None:
             watch(float(seconds))
         case [("tick" | "sample") as verb, number]:
             # Whoever started us may be killed: the kernel then ends us too.
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+            end_with_parent(signal.SIGTERM)
             with contextlib.suppress(KeyboardInterrupt):
                 (tick if verb == "tick" else sample)(int(number))
         case _:

@@ -26,7 +26,7 @@ from typing import Any
 
 from cluster import PROFILE
 from serving_core import commit, machine_line
-from stall_meter import Bounds, StallMeter
+from stall_meter import BOUNDS, StallMeter
 from tables import table
 
 from slosched.analysis.validation import StepDifference
@@ -110,7 +110,7 @@ class _Watched:
 
     def reasons(self, start_ns: int, end_ns: int) -> tuple[str, ...]:
         readings = self._meter.readings(past_ns=end_ns)
-        return tuple(readings.disturbance(start_ns, end_ns).beyond(Bounds()))
+        return readings.disturbance(start_ns, end_ns).reasons(BOUNDS)
 
 
 @contextlib.contextmanager

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from cluster import Cluster, Load
 from numpy.typing import NDArray
-from stall_meter import Bounds, Disturbance, Readings, StallMeter
+from stall_meter import Readings, StallMeter
 
+from slosched.cli.machine import Bounds, Disturbance
 from slosched.clock import now_ns
 from slosched.codes import Code
 from slosched.telemetry.table import LogTable
@@ -205,7 +206,7 @@ def _window(
             name: readings.cpu_s(pid, step.start_ns, sent_until_ns) for name, pid in pids.items()
         },
         disturbance=disturbance,
-        void=disturbance.beyond(bounds),
+        void=list(disturbance.reasons(bounds)),
         late=int(len(served) - log["in_time"][rows].sum()),
         refusal_p50_ns=_percentile(refusals, 50),
         refusal_p99_ns=_percentile(refusals, 99),

@@ -6,7 +6,7 @@ from slosched.codes import ActionType
 from slosched.config import SchedulerConfig
 from slosched.core.scheduler.interface import ActionRecord, RequestRecord
 from slosched.core.scheduler.scheduler import Scheduler
-from slosched.core.scheduler.state import Gpu, Model, ModelState, Worker, WorkerState
+from slosched.core.scheduler.state import Gpu, Instance, ModelState, Worker, WorkerState
 from slosched.messages import GpuStats, Span
 from slosched.telemetry.tally import Tally
 
@@ -53,7 +53,7 @@ def big_controller(
                 )
             )  # fmt: skip
     for index in range(instances):
-        model = Model(
+        model = Instance(
             index, f"net{index % architectures}", index // architectures, ModelState.LOADED
         )
         cluster.models[index] = model

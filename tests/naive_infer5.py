@@ -18,7 +18,7 @@ from slosched.core.scheduler.forecast import WORTH_NS
 from slosched.core.scheduler.policies.base import Refusals
 from slosched.core.scheduler.policies.infer5 import Infer5
 from slosched.core.scheduler.shares import Shares
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.state import ActionState, Gpu, Instance, Request
 from slosched.units import format_duration
 
 MAX_OUTSTANDING = 2
@@ -30,7 +30,7 @@ _LOOKED_AT = 8
 _PATIENCE_NS = 250_000_000
 _OTHERS_PER_TURN = 20
 
-_Choice = tuple[Model, int, int, int]
+_Choice = tuple[Instance, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -127,12 +127,17 @@ class NaiveForecast:
         self._history: list[tuple[str, int, int, _Batch | None]] = []  # what, model id, when
 
     def note(
-        self, kind: str, model: Model, now_ns: int, requests: list[Request], gpu: Gpu | None = None
+        self,
+        kind: str,
+        model: Instance,
+        now_ns: int,
+        requests: list[Request],
+        gpu: Gpu | None = None,
     ) -> None:
         """A batch was sent ("batch"), or a request of `model` was lost late ("late") or early ("early")."""
         batch = None
         if gpu is not None:
-            table = gpu.exec_table(model)
+            table = gpu.exec_table(model.queue)
             exec_ns = {b: e.expected_ns for b, e in table.estimators.items()}
             room_ns = requests[0].slo_ns - exec_ns[1]
             full = max((b for b, ns in exec_ns.items() if ns <= room_ns), default=1)
@@ -173,16 +178,16 @@ class NaiveForecast:
                 count += 1
                 between_ns += max(1 / count, 0.03) * (ns - wanted_ns - between_ns)
                 last_ns = ns
-        about = known.get(request.model.model_id)
+        about = known.get(request.instance.model_id)
         if about is None or not about.batches:
             return None
         if now_ns - about.late_ns > 2 * max(request.slo_ns, about.gap_ns):
             return None
         if latest_ns - now_ns < WORTH_NS:
             return None
-        self._history.append(("asked", request.model.model_id, now_ns, None))
+        self._history.append(("asked", request.instance.model_id, now_ns, None))
         _count(known, about)
-        before = sum(other < request for other in request.model.queue)
+        before = sum(other < request for other in request.instance.queue.requests)
         all_asked = sum(each.asked for each in known.values())
         each_ns = between_ns * min(all_asked / about.asked, len(known)) / about.dear
         start_ns = max(about.last_ns + each_ns, now_ns) + before // about.full * each_ns
@@ -201,7 +206,7 @@ class NaiveInfer5:
         self._refusals = refusals
         self._windows = NaiveDispatchWindows(cluster)
         self._placement = NaivePlacement(cluster)
-        self._waiting: dict[int, Model] = {}  # models with queued requests
+        self._waiting: dict[int, Instance] = {}  # models with queued requests
         self._expiry = ExpiryHeap()  # by the latest start that is likely in time
         self._loss = 0.0
         self._forecast = NaiveForecast(cluster.config.early_refusal)
@@ -219,7 +224,7 @@ class NaiveInfer5:
     # -------------------------------------------------------------------------------- facts
 
     def enqueue(self, request: Request, *, now_ns: int) -> None:
-        model = request.model
+        model = request.instance
         self._placement.asked_for(request, now_ns=now_ns)
         latest_ns, start_ns, exec_ns = self._best_plan(request, now_ns)
         if start_ns > latest_ns:
@@ -234,14 +239,14 @@ class NaiveInfer5:
             if late_ns is not None:
                 self._refuse_early(request, late_ns, exec_ns, now_ns)
                 return
-        insort(model.queue, request)
+        insort(model.queue.requests, request)
         self._waiting[model.model_id] = model
         self._expiry.push(latest_ns, request)
 
     def forget(self, request: Request) -> None:
-        model = request.model
-        model.queue.remove(request)
-        if not model.queue:
+        model = request.instance
+        model.queue.requests.remove(request)
+        if not model.queue.requests:
             del self._waiting[model.model_id]
 
     def action_done(
@@ -256,10 +261,10 @@ class NaiveInfer5:
     def gpu_removed(self, gpu: Gpu) -> None:
         self._placement.gpu_removed(gpu)
 
-    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
+    def model_loaded(self, model: Instance, gpus: list[Gpu], *, now_ns: int) -> None:
         self._placement.model_loaded(model, gpus)
 
-    def settled(self, model: Model) -> bool:
+    def settled(self, model: Instance) -> bool:
         return self._placement.settled(model)
 
     def next_wakeup_ns(self) -> int | None:
@@ -281,7 +286,7 @@ class NaiveInfer5:
         least late of the first few. If none holds it: those that could load it, in order of their
         numbers, and if none will do the least late.
         """
-        model = request.model
+        model = request.instance
         if model.resident_on:
             return self._resident_plan(request, now_ns)
         best = (request.deadline_ns, _NEVER_NS, model.b1_ns)
@@ -289,7 +294,7 @@ class NaiveInfer5:
             start_ns = self._placement.load_ready_ns(gpu, model, now_ns)
             if start_ns is None:
                 continue
-            single_ns = gpu.exec_table(model).single.expected_ns
+            single_ns = gpu.exec_table(model.queue).single.expected_ns
             latest_ns = request.deadline_ns - single_ns - gpu.worker.returns.expected_ns
             if start_ns <= latest_ns:
                 return latest_ns, start_ns, single_ns
@@ -299,10 +304,10 @@ class NaiveInfer5:
 
     def _resident_plan(self, request: Request, now_ns: int) -> tuple[int, int, int]:
         plans = []
-        holders = request.model.resident_on.values()
+        holders = request.instance.resident_on.values()
         for gpu in sorted(holders, key=lambda g: (g.exec.busy_until_ns, g.index)):
             start_ns = self._cluster.likely_start_ns(gpu, now_ns)
-            single_ns = gpu.exec_table(request.model).single.expected_ns
+            single_ns = gpu.exec_table(request.queue).single.expected_ns
             latest_ns = request.deadline_ns - single_ns - gpu.worker.returns.expected_ns
             plans.append((latest_ns, start_ns, single_ns))
         for plan in plans:
@@ -316,7 +321,7 @@ class NaiveInfer5:
         elif start_ns >= _NEVER_NS:
             reason, start_ns = "no connected GPU has this model ready", -1
         else:
-            state = "" if request.model.resident_on else " after loading its weights"
+            state = "" if request.instance.resident_on else " after loading its weights"
             reason = (
                 f"could start in {format_duration(start_ns - now_ns)} at the earliest{state} and takes "
                 f"{format_duration(exec_ns)}; the deadline is in {format_duration(request.slo_ns)}"
@@ -328,7 +333,7 @@ class NaiveInfer5:
         self._refusals.refuse(request, code, reason, start_ns=start_ns, exec_ns=exec_ns)
 
     def _refuse_early(self, request: Request, start_ns: int, exec_ns: int, now_ns: int) -> None:
-        before = sum(other < request for other in request.model.queue)
+        before = sum(other < request for other in request.instance.queue.requests)
         first = f", behind {before} requests of its model" if before else ""
         reason = (
             f"refused on arrival: as the batches of its model came lately, it must expect to wait for "
@@ -336,16 +341,16 @@ class NaiveInfer5:
             f"the deadline is in {format_duration(request.slo_ns)}"
         )
         self._lost(request, now_ns)
-        self._forecast.note("early", request.model, now_ns, [])
-        self._anti_starvation.setdefault(request.model.model_id, now_ns)
+        self._forecast.note("early", request.instance, now_ns, [])
+        self._anti_starvation.setdefault(request.instance.model_id, now_ns)
         code = Code.COULD_NOT_START_IN_TIME
         self._refusals.refuse(request, code, reason, start_ns=start_ns, exec_ns=exec_ns)
 
     def _lost(self, request: Request, now_ns: int) -> None:
         self._loss += _LOSS_WEIGHT * (1.0 - self._loss)
         self._unit += _LOSS_WEIGHT * (request.weight - self._unit)
-        if request.model.resident_on:
-            self._placement.short_of(request.model, now_ns=now_ns)
+        if request.instance.resident_on:
+            self._placement.short_of(request.instance, now_ns=now_ns)
 
     def _soonest_start_ns(self, now_ns: int) -> int:
         """No GPU starts anything decided from now on before this."""
@@ -373,8 +378,8 @@ class NaiveInfer5:
                 continue
             self.forget(request)
             self._lost(request, now_ns)
-            self._anti_starvation.setdefault(request.model.model_id, now_ns)
-            self._forecast.note("late", request.model, now_ns, [])
+            self._anti_starvation.setdefault(request.instance.model_id, now_ns)
+            self._forecast.note("late", request.instance, now_ns, [])
             if request.key in self._stepped_over:
                 code, why = Code.SKIPPED, "given up in favour of a better batch"
             else:
@@ -422,7 +427,7 @@ class NaiveInfer5:
     def _each_ns(self, gpu: Gpu, choice: _Choice) -> float:
         """Exec time for each request that the batch serves."""
         model, _, taken, batch = choice
-        return gpu.exec_table(model).estimators[batch].expected_ns / taken
+        return gpu.exec_table(model.queue).estimators[batch].expected_ns / taken
 
     def _turn(self, gpu: Gpu, start_ns: int) -> _Choice | None:
         """The batch of the model that has been held back longest and can run here, if it is time."""
@@ -442,17 +447,17 @@ class NaiveInfer5:
         """Weights count in full from a tenth of losses on."""
         return min(1.0, self._loss / 0.1)
 
-    def _aboard(self, gpu: Gpu, model: Model, over: int, taken: int) -> list[Request]:
+    def _aboard(self, gpu: Gpu, model: Instance, over: int, taken: int) -> list[Request]:
         """The requests behind the first `over` whose virtual deadline, less what they are worth, is soonest."""
-        queue = model.queue
+        queue = model.queue.requests
         if all(self._value[request.key] == 1.0 for request in queue):
             return queue[over : over + taken]
-        credit_ns = self._credit() * gpu.exec_table(model).single.expected_ns * self._heed()
+        credit_ns = self._credit() * gpu.exec_table(model.queue).single.expected_ns * self._heed()
         some = queue[over : over + taken + 112]
         some.sort(key=lambda r: r.deadline_ns - credit_ns * self._value[r.key])
         return sorted(some[:taken])
 
-    def _best_batch(self, gpu: Gpu, start_ns: int, models: list[Model]) -> _Choice | None:
+    def _best_batch(self, gpu: Gpu, start_ns: int, models: list[Instance]) -> _Choice | None:
         """(model, requests stepped over, requests taken, class) of the smallest key."""
         best: _Choice | None = None
         best_key = 0.0
@@ -469,10 +474,10 @@ class NaiveInfer5:
         for model in models:
             if model.model_id not in resident:
                 continue
-            queue = model.queue
+            queue = model.queue.requests
             waiting = len(queue)
             head_ns = queue[0].deadline_ns
-            table = gpu.exec_table(model)
+            table = gpu.exec_table(model.queue)
             single_ns = table.single.expected_ns
             over, smaller, smaller_ns = 0, 0, 0
             for batch, estimator in table.classes:
@@ -507,7 +512,7 @@ class NaiveInfer5:
 
     def _commit(self, gpu: Gpu, choice: _Choice, start_ns: int, now_ns: int) -> int:
         model, over, taken, batch = choice
-        queue = model.queue
+        queue = model.queue.requests
         requests = self._aboard(gpu, model, over, taken)
         last = queue.index(requests[-1])
         for place, request in enumerate(queue):
@@ -517,7 +522,7 @@ class NaiveInfer5:
         if not queue:
             del self._waiting[model.model_id]
         self._loss *= (1.0 - _LOSS_WEIGHT) ** taken
-        expected_ns = gpu.exec_table(model).estimators[batch].expected_ns
+        expected_ns = gpu.exec_table(model.queue).estimators[batch].expected_ns
         # Half the batch would be late if it started after this; the others are worth replanning.
         middle_ns = requests[(taken - 1) // 2].deadline_ns
         latest_ns = max(start_ns, middle_ns - expected_ns - gpu.worker.returns.expected_ns)

@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from slosched.core.scheduler.cluster import Cluster
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.state import ActionState, Gpu, Instance, Request
 from slosched.units import NS_PER_MS, NS_PER_S
 
 _SAMPLES, _LEAST_MEMORY = 10, 200
@@ -20,7 +20,7 @@ _LOAD_LEAD_NS = NS_PER_MS
 
 @dataclass(slots=True, eq=False)
 class _Wish:
-    model: Model
+    model: Instance
     more: bool = False
     slo_ns: int = 2**62
     key: float | None = None  # None: to be found when a GPU can take a load
@@ -52,13 +52,13 @@ class NaivePlacement:
         self._goes_on_ns: int | None = None
         self._held: list[_Wish] = []  # found too many pages in use,
         self._full: list[tuple[Gpu, ActionState]] = []  # there, when this action ran
-        self._first: dict[int, deque[Model]] = {}  # GPU index -> models to copy into free pages
+        self._first: dict[int, deque[Instance]] = {}  # GPU index -> models to copy into free pages
         self._unsettled: dict[int, dict[int, bool]] = {}  # model id -> GPU index -> still queued
 
     # -------------------------------------------------------------------------------- facts
 
     def asked_for(self, request: Request, *, now_ns: int) -> None:
-        model = request.model
+        model = request.instance
         cold_ns = model.weights_ns + model.b1_ns
         fade = 1 / (1 + 1 / max(_LEAST_MEMORY, _SAMPLES * len(self._cluster.models)))
         for score in self._scores.values():
@@ -75,35 +75,35 @@ class NaivePlacement:
         score.need += min(1.0, cold_ns / request.slo_ns)
         if not model.resident_on:
             self._want(model, more=False, slo_ns=request.slo_ns)
-        elif len(model.queue) >= self._max_batch:
+        elif len(model.queue.requests) >= self._max_batch:
             self._want_more(model)
 
-    def short_of(self, model: Model, *, now_ns: int) -> None:
+    def short_of(self, model: Instance, *, now_ns: int) -> None:
         if len(model.resident_on) < len(self._cluster.gpus):
             self._score(model).short += 1
         self._want_more(model)
 
-    def _score(self, model: Model) -> _Score:
+    def _score(self, model: Instance) -> _Score:
         return self._scores.setdefault(model.model_id, _Score())
 
-    def _want_more(self, model: Model) -> None:
+    def _want_more(self, model: Instance) -> None:
         if len(model.resident_on) < len(self._cluster.gpus):
             self._want(model, more=True)
 
-    def _want(self, model: Model, *, more: bool, slo_ns: int = 2**62) -> None:
+    def _want(self, model: Instance, *, more: bool, slo_ns: int = 2**62) -> None:
         wish = self._wishes.setdefault(model.model_id, _Wish(model))
         wish.more, wish.slo_ns = more, min(wish.slo_ns, slo_ns)
         wish.key, wish.not_before_ns = None, 0
 
     def action_done(self, action: ActionState, *, code: int, end_ns: int, duration_ns: int) -> None:
         if code != 0:
-            self._want_those_without(action.model)
+            self._want_those_without(action.instance)
 
-    def _want_those_without(self, model: Model) -> None:
-        if model.queue and not model.resident_on:
+    def _want_those_without(self, model: Instance) -> None:
+        if model.queue.requests and not model.resident_on:
             self._want(model, more=False)
 
-    def model_loaded(self, model: Model, gpus: list[Gpu]) -> None:
+    def model_loaded(self, model: Instance, gpus: list[Gpu]) -> None:
         for gpu in gpus:
             if model.model_id not in gpu.resident and model.model_id not in gpu.loading:
                 self._first.setdefault(gpu.index, deque()).append(model)
@@ -115,7 +115,7 @@ class NaivePlacement:
         for model in self._cluster.models.values():
             self._want_those_without(model)
 
-    def settled(self, model: Model) -> bool:
+    def settled(self, model: Instance) -> bool:
         """True when the first copies of `model` have arrived, or cannot."""
         awaited = self._unsettled.get(model.model_id)
         if not awaited:
@@ -128,7 +128,7 @@ class NaivePlacement:
             del self._unsettled[model.model_id]
         return not awaited
 
-    def load_ready_ns(self, gpu: Gpu, model: Model, now_ns: int) -> int | None:
+    def load_ready_ns(self, gpu: Gpu, model: Instance, now_ns: int) -> int | None:
         """When `model` could start on `gpu` if its load were sent now; None if it is not prepared."""
         if model.model_id not in gpu.worker.instances:
             return None
@@ -203,7 +203,7 @@ class NaivePlacement:
         assert self._last_ns is not None
         return score / (self._elapsed_ns + now_ns - self._last_ns)
 
-    def _worth(self, model: Model, others: int, now_ns: int) -> float:
+    def _worth(self, model: Instance, others: int, now_ns: int) -> float:
         """What would be lost, as a score, without one copy if `others` GPUs hold it."""
         score = self._score(model)
         if not model.clients:
@@ -217,7 +217,7 @@ class NaivePlacement:
         model = wish.model
         cold_ns = model.weights_ns + model.b1_ns
         first_ns, waiting = now_ns + 2 * model.weights_ns, 0
-        makes = [r.deadline_ns for r in model.queue if r.deadline_ns >= now_ns + cold_ns]
+        makes = [r.deadline_ns for r in model.queue.requests if r.deadline_ns >= now_ns + cold_ns]
         if makes and not wish.more:
             first_ns, waiting = makes[0] - cold_ns, len(makes)
         worth = self._worth(model, len(model.resident_on), now_ns)
@@ -248,7 +248,7 @@ class NaivePlacement:
                 options.append((*option, ready_ns, index))
         if not options:
             cold_ns = model.weights_ns + model.b1_ns
-            hopes = any(r.deadline_ns >= now_ns + cold_ns for r in model.queue)
+            hopes = any(r.deadline_ns >= now_ns + cold_ns for r in model.queue.requests)
             return wish.more or not hopes
         index = min(options)[-1]
         gpu = self._cluster.gpus[index]
@@ -265,8 +265,8 @@ class NaivePlacement:
         model, worker = wish.model, gpu.worker
         if wish.more and gpu.exec.outstanding:
             return None
-        exec_ns = gpu.exec_table(model).single.expected_ns + worker.returns.expected_ns
-        served = sum(r.deadline_ns >= ready_ns + exec_ns for r in model.queue)
+        exec_ns = gpu.exec_table(model.queue).single.expected_ns + worker.returns.expected_ns
+        served = sum(r.deadline_ns >= ready_ns + exec_ns for r in model.queue.requests)
         served = 0 if wish.more else served
         ways_ns = 2 * worker.transit.margin_ns + worker.returns.margin_ns
         load_ns = gpu.transfer(model).margin_ns
@@ -284,7 +284,7 @@ class NaivePlacement:
         need, lost, waiting = 0.0, 0.0, 0
         for victim in victims:
             worth = self._worth(victim, len(victim.resident_on) - 1, now_ns)
-            waits = len(victim.queue) if len(victim.resident_on) == 1 else 0
+            waits = len(victim.queue.requests) if len(victim.resident_on) == 1 else 0
             away_ns = model.weights_ns + model.b1_ns + victim.weights_ns
             need, waiting = need + worth, waiting + waits
             lost += waits + self._per_ns(worth, now_ns) * away_ns
@@ -293,14 +293,14 @@ class NaivePlacement:
             return served == 0, True, lost - served
         return None
 
-    def _victims(self, gpu: Gpu, model: Model, now_ns: int) -> list[Model] | None:
+    def _victims(self, gpu: Gpu, model: Instance, now_ns: int) -> list[Instance] | None:
         """Nobody waits for them if possible, nor uses them, the least needed for each page first."""
         ranked = []
         for place, victim in enumerate(list(gpu.resident.values())[:_VICTIMS_LOOKED_AT]):
             others = len(victim.resident_on) - 1
             worth = self._worth(victim, others, now_ns) / victim.pages
             if not self._cluster.in_use(gpu, victim):
-                waits = others == 0 and bool(victim.queue)
+                waits = others == 0 and bool(victim.queue.requests)
                 ranked.append((waits, bool(victim.clients), worth, place, victim))
         free_pages, victims = gpu.free_pages, []
         for *_, victim in sorted(ranked, key=lambda entry: entry[:4]):
@@ -327,7 +327,7 @@ class NaivePlacement:
             if not models:
                 del self._first[index]
 
-    def _load(self, gpu: Gpu, model: Model, now_ns: int) -> None:
+    def _load(self, gpu: Gpu, model: Instance, now_ns: int) -> None:
         start_ns = max(now_ns + gpu.worker.transit.margin_ns, gpu.weights.busy_until_ns)
         # Nobody waits for a particular start of a load; the window only sheds what is long stale.
         latest_ns = start_ns + self._ahead_ns + NS_PER_S

@@ -14,10 +14,13 @@ from slosched.core.scheduler.interface import (
     FromWorker,
     RequestDone,
     RequestRecord,
+    StatusAsked,
     ToClient,
     ToWorker,
 )
 from slosched.core.scheduler.scheduler import Scheduler
+from slosched.core.values import Value
+from slosched.daemon.status import status_report
 from slosched.messages import (
     PROTOCOL_VERSION,
     ClientHello,
@@ -35,6 +38,7 @@ from slosched.messages import (
     LoadWeightsResult,
     ModelInfo,
     Span,
+    StatusReply,
     WorkerToController,
 )
 from slosched.units import NS_PER_MS
@@ -58,9 +62,15 @@ class Rig:
         self.checker = InvariantChecker(self.scheduler)
         self.effects: list[Effect] = []
         self._request_id = 0
+        self._values_made = 0
         self._sessions: dict[int, int] = {}
 
     # --------------------------------------------------------------------------- plumbing
+
+    def _input(self, size: int) -> Value | None:
+        """An input of `size` bytes, as a shell would name it."""
+        self._values_made += size > 0
+        return Value(self._values_made, size) if size else None
 
     def handle(self, event: Event) -> None:
         self.checker.saw(event, now_ns=self.now_ns)
@@ -73,6 +83,10 @@ class Rig:
         effects = self.scheduler.schedule(now_ns=self.now_ns)
         self.checker.check(effects, now_ns=self.now_ns)
         self.effects.extend(effects)
+        for asked in effects:
+            if isinstance(asked, StatusAsked):  # as the controller's shell does
+                report = status_report(self.scheduler, now_ns=self.now_ns, brief=asked.brief)
+                self.effects.append(ToClient(asked.client, StatusReply(asked.request_id, report)))
         return effects
 
     def steps(self) -> None:
@@ -132,7 +146,7 @@ class Rig:
             shape=shape,
             dtype=dtype,
         )
-        self.handle(FromClient(client, message, input_bytes))
+        self.handle(FromClient(client, message, self._input(input_bytes)))
         return request_id
 
     def reply(self, request_id: int) -> InferReply:

@@ -9,7 +9,8 @@ from slosched.config import SchedulerConfig
 from slosched.core.scheduler.answers import Answers, Ended, Plan, record_of, reply_to
 from slosched.core.scheduler.interface import Effect, RequestDone, RequestRecord, ToClient
 from slosched.core.scheduler.limits import Limits
-from slosched.core.scheduler.state import Client, Model, Request
+from slosched.core.scheduler.state import Client, Instance, Request
+from slosched.core.values import Value
 from slosched.messages import InferReply
 
 ARRIVAL_NS = 1_000
@@ -33,11 +34,11 @@ def a_request() -> Request:
         client=Client(b"c", 1, "c"),
         request_id=12,
         user_id=13,
-        model=Model(14, "m", 0),
+        queue=Instance(14, "m", 0).queue,
         slo_factor=1.5,
         slo_ns=16,
         arrival_ns=ARRIVAL_NS,
-        input_bytes=17,
+        input=Value(7, 17),
     )
     request.attempts, request.arrival_count = 18, 19
     return request
@@ -108,9 +109,10 @@ def test_in_time_is_at_the_deadline_or_before_and_with_success(
     answers = Answers(emit=effects.append, limits=Limits(SchedulerConfig()))
     request = a_request()
     request.client.requests[request.request_id] = request
-    request.client.input_bytes = request.input_bytes
+    assert request.input is not None
+    request.client.input_bytes = request.input.size
     now_ns = ARRIVAL_NS + request.slo_ns + late_ns
-    said = answers.give(request, code, "", PLAN, now_ns=now_ns, output_of=None, tell=True)
+    said = answers.give(request, code, "", PLAN, now_ns=now_ns, output=None, tell=True)
     told, recorded = effects
     assert isinstance(told, ToClient) and isinstance(told.message, InferReply)
     assert isinstance(recorded, RequestDone)

@@ -23,7 +23,7 @@ import stall_meter  # noqa: E402
 import tables  # noqa: E402
 import windows  # noqa: E402
 from cluster import Cluster, Load  # noqa: E402
-from stall_meter import Bounds, Readings, Sample, Stall, StallMeter  # noqa: E402
+from stall_meter import BOUNDS, Readings, Sample, Stall, StallMeter  # noqa: E402
 
 from slosched.clock import now_ns  # noqa: E402
 from slosched.telemetry import client_log  # noqa: E402
@@ -49,24 +49,24 @@ def readings(*stalls: Stall, foreign_ns: int = 0, steal_ns: int = 0) -> Readings
 def test_a_quiet_window_counts() -> None:
     found = readings(Stall(0, 2 * S, 2 * MS)).disturbance(1 * S, 4 * S)
     assert found.stalls == 1 and found.longest_stall_ns == 2 * MS
-    assert found.beyond(Bounds()) == []
+    assert found.reasons(BOUNDS) == ()
 
 
 @pytest.mark.parametrize(
     ("meter", "reason"),
     [
-        (readings(Stall(0, 2 * S, 25 * MS)), "stood still for 25.0 ms (bound 10 ms)"),
+        (readings(Stall(0, 2 * S, 25 * MS)), "the machine stood still for 25 ms"),
         (readings(*(Stall(1, i * 10 * MS, 5 * MS) for i in range(110, 150))), "lost to stalls"),
-        (readings(foreign_ns=1 * S), "20.0 % of a CPU used by other processes"),
-        (readings(steal_ns=S // 2), "10.0 % of a CPU taken by the host"),
+        (readings(foreign_ns=1 * S), "20 % of a CPU used by other processes"),
+        (readings(steal_ns=S // 2), "10 % of a CPU taken by the host"),
     ],
 )
 def test_each_disturbance_voids_the_window_it_overlaps_and_no_other(
     meter: Readings, reason: str
 ) -> None:
-    [found] = meter.disturbance(1 * S, 4 * S).beyond(Bounds())
+    [found] = meter.disturbance(1 * S, 4 * S).reasons(BOUNDS)
     assert reason in found
-    assert meter.disturbance(6 * S, 9 * S).beyond(Bounds()) == []
+    assert meter.disturbance(6 * S, 9 * S).reasons(BOUNDS) == ()
 
 
 def test_a_stall_across_an_edge_is_counted_for_the_part_inside() -> None:
@@ -183,7 +183,7 @@ class ScriptedRecorder(windows.Recorder):
     """A recorder whose runs come from a script: for each run, whether each of its steps is void."""
 
     def __init__(self, script: list[list[bool]], *, tries: int, until_ns: int) -> None:
-        super().__init__(cast(Any, None), Path(), Bounds(), tries=tries, until_ns=until_ns)
+        super().__init__(cast(Any, None), Path(), BOUNDS, tries=tries, until_ns=until_ns)
         self._script = script
         self.loads: list[Load] = []
 

@@ -218,6 +218,9 @@ def test_help_documents_every_type_and_the_units() -> None:
     assert [name for name, _ in summaries()] == list(POLICIES)
     for name, summary in summaries():
         assert f"  {name:<9}{summary}\n" in text
+    reference = Path(__file__).parents[1] / "docs" / "reference.md"
+    described = reference.read_text(encoding="utf-8")
+    assert all(f"`{name}`" in described for name in POLICIES)
     for fact in ("10ms", "100ms", "25ms", "Default 16", "in ns", "12346"):
         assert fact in " ".join(text.split())
 

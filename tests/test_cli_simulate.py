@@ -136,7 +136,8 @@ def test_options_become_a_spec() -> None:
     options = SimOptions(
         gpus=3, profile="v100:2,fig7", latency="1us,2us,3us,4us", jitter="5us", bandwidth="10Gbit",
         exec_sigma=0.01, stall="0.001:20ms", pcie="12.3GB", clock_offset="1ms", clock_drift=20.0,
-        schedule_ahead="5ms", default_slo="50ms", inputs=True, check=True, weights_cache="1GiB",
+        inputs=True, check=True, weights_cache="1GiB",
+        scheduler_options={"schedule_ahead": "5ms", "default_slo": "50ms"},
     )  # fmt: skip
     spec = sim_spec(SWEEP, "INFER5", options, seed=4, duration="2")
     assert [p.name for p in spec.profiles] == ["v100", "v100", "fig7"]
@@ -161,8 +162,15 @@ def test_options_by_their_names_as_texts() -> None:
     for name, text in (("gpus", "3"), ("exec-sigma", "0.5"), ("check", "yes"), ("latency", "1ms")):
         options = options.with_text(name, text)
     assert (options.gpus, options.exec_sigma, options.check) == (3, 0.5, True)
+    for name, text in (("schedule-ahead", "5ms"), ("max-batch", "4"), ("early_refusal", "0.5")):
+        options = options.with_text(name, text)
+    scheduler = options.scheduler("INFER5")
+    assert (scheduler.schedule_ahead_ns, scheduler.max_batch) == (5_000_000, 4)
+    assert scheduler.early_refusal == 0.5
     with pytest.raises(UnknownName):
         options.with_text("speed", "1")
+    with pytest.raises(UnknownName, match=r"'max_gpus'.*; known: client_weights, "):
+        SimOptions(scheduler_options={"max_gpus": 3})
     with pytest.raises(InvalidConfig, match="check cannot be 'perhaps'"):
         options.with_text("check", "perhaps")
 

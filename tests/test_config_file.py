@@ -129,7 +129,7 @@ def test_noise_may_be_measured_and_copies_take_time(tmp_path: Path) -> None:
     [
         ("[noise]\nexec_quantiles = 1", "must be a list of numbers"),
         ("[noise]\npcie_shared = true", "needs pcie_bytes_per_s"),
-        ("gpu = 2", r"unknown key 'gpu'; known: .*gpus"),
+        ("gpu = 2", r"unknown key 'gpu' \(did you mean gpus\?\); known: .*gpus"),
         ("gpus = 0", "at least 1"),
         ("gpus = 1.5", "gpus must be a whole number"),
         ("gpus = true", "gpus must be a whole number"),

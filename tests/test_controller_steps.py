@@ -13,8 +13,9 @@ import uvloop
 
 from slosched import clock
 from slosched.config import ControllerConfig, SchedulerConfig
-from slosched.core.scheduler.state import Model, ModelState
+from slosched.core.scheduler.state import Instance, ModelState
 from slosched.daemon.controller import ControllerServer
+from slosched.daemon.steps import Steps
 from slosched.messages import (
     PROTOCOL_VERSION,
     ClientHello,
@@ -72,14 +73,14 @@ def test_a_message_in_a_rest_waits_for_its_end_and_does_not_keep_the_loop_awake(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
-    said = ControllerServer._clients_said
+    said = Steps._clients_said
 
-    def counted(server: ControllerServer) -> None:
+    def counted(steps: Steps) -> None:
         nonlocal calls
         calls += 1
-        said(server)
+        said(steps)
 
-    monkeypatch.setattr(ControllerServer, "_clients_said", counted)
+    monkeypatch.setattr(Steps, "_clients_said", counted)
 
     async def work() -> None:
         nonlocal calls
@@ -87,7 +88,7 @@ def test_a_message_in_a_rest_waits_for_its_end_and_does_not_keep_the_loop_awake(
             await _send(dealer, encode(ClientHello(PROTOCOL_VERSION, 7)))
             assert isinstance(await _answer(dealer), Welcome)
             calls = 0
-            server._rested_ns = clock.now_ns() + _REST_NS
+            server._steps._rested_ns = clock.now_ns() + _REST_NS
             await _send(dealer, encode(ClientHello(PROTOCOL_VERSION, 7)))
             assert isinstance(await _answer(dealer), Welcome)
             assert 0 < calls < 20, "the loop was called again and again for one message"
@@ -115,7 +116,7 @@ def test_the_socket_is_looked_at_after_the_refusal_of_what_was_no_message(
             await _send(dealer, b"no message")
             assert isinstance(await _answer(dealer), Refused)
             await asyncio.sleep(0)
-            assert server._reader in looked_at
+            assert server._steps._client_reader in looked_at
 
     _run(work())
 
@@ -144,7 +145,7 @@ def test_long_replies_arrive_whole_and_what_is_asked_meanwhile_is_answered(tmp_p
                 sent_ns=0,
             )
             for number in range(3_000):
-                model = Model(number, "net", number, ModelState.LOADED, result=loaded)
+                model = Instance(number, "net", number, ModelState.LOADED, result=loaded)
                 server.scheduler.cluster.models[number] = model
             await _send(dealer, encode(ListModelsRequest(5)))
             await _send(dealer, encode(StatusRequest(6)))

@@ -51,10 +51,15 @@ class Rig:
             blocks.append(block)
         self.blocks = blocks
         self.device = CudaDevice(
-            self.driver, {"net": self.program}, {"net": blocks},
-            cache=self.driver.device_block(self.pages * PAGE), page_bytes=PAGE,
-            stream=self.driver.stream(-2), clock=self.clock, stay_bytes=self.stay_bytes,
-        )  # fmt: skip
+            self.driver,
+            {"net": self.program},
+            {"net": blocks},
+            cache=self.driver.device_block(self.pages * PAGE),
+            page_bytes=PAGE,
+            stream=self.driver.stream(-2),
+            clock=self.clock,
+            stay_bytes=self.stay_bytes,
+        )
         self.done: dict[int, OpDone] = {}
         self.next_op = 0
 
@@ -267,6 +272,19 @@ def test_one_that_could_only_start_after_latest_is_not_run_and_the_one_behind_it
     behind = rig.launch(OpKind.EXEC, 3, batch_size=1)
     assert rig.until(late).code == Code.EXEC_TOO_LATE and "after latest" in rig.done[late].reason
     assert rig.until(behind).code == 0 and len(rig.program.launches) == 2
+
+
+def test_an_exec_that_is_armed_later_and_due_sooner_starts_first_with_its_own_weights() -> None:
+    rig = Rig()
+    rig.load(0)
+    rig.load(1)
+    now_ns = rig.clock.now_ns
+    later = rig.launch(OpKind.EXEC, 1, 0, batch_size=1, earliest_ns=now_ns + 900_000)
+    sooner = rig.launch(OpKind.EXEC, 2, 1, batch_size=1, earliest_ns=now_ns + 500_000)
+    first, second = rig.until(sooner).span, rig.until(later).span
+    assert 0 <= first.begin_ns - (now_ns + 500_000) <= 3 * TICK_NS
+    assert 0 <= second.begin_ns - first.end_ns <= 5 * TICK_NS
+    assert rig.program.ran_with[-2:] == [rig.weights(1), rig.weights(0)]
 
 
 def test_what_has_not_begun_can_be_withdrawn() -> None:

@@ -75,13 +75,24 @@ class World:
                 block.host[:] = np.frombuffer(self.draw.randbytes(nbytes), np.uint8)  # type: ignore[index]
         cache = self.driver.device_block(PAGES * PAGE)
         self.device = CudaDevice(
-            self.driver, self.programs, self.images, cache=cache, page_bytes=PAGE,
-            stream=self.driver.stream(-2), clock=self.clock, stay_bytes=self.draw.choice((0, 2**62)),
-        )  # fmt: skip
+            self.driver,
+            self.programs,
+            self.images,
+            cache=cache,
+            page_bytes=PAGE,
+            stream=self.driver.stream(-2),
+            clock=self.clock,
+            stay_bytes=self.draw.choice((0, 2**62)),
+        )
         self.brain = WorkerBrain(
-            [GpuInfo(0, "fake", PAGES, PAGE)], list(MODELS), incarnation=5, version="test",
-            host="here", pid=1, device="cuda:0",
-        )  # fmt: skip
+            [GpuInfo(0, "fake", PAGES, PAGE)],
+            list(MODELS),
+            incarnation=5,
+            version="test",
+            host="here",
+            pid=1,
+            device="cuda:0",
+        )
         self.stepper = Stepper(self.brain, {0: self.device}, self.perform)
         self.answers: dict[int, tuple[object, list[bytes]]] = {}
         self.asked: dict[int, tuple[object, list[bytes]]] = {}
@@ -140,9 +151,16 @@ class World:
         self.run(MS)
         for name, (_, _, ids) in MODELS.items():
             self.give(
-                LoadModel, ids.start, [], name=name, copies=len(ids), max_batch=8,
-                max_exec_ns=FOREVER_NS, earliest_ns=0, latest_ns=FOREVER_NS,
-            )  # fmt: skip
+                LoadModel,
+                ids.start,
+                [],
+                name=name,
+                copies=len(ids),
+                max_batch=8,
+                max_exec_ns=FOREVER_NS,
+                earliest_ns=0,
+                latest_ns=FOREVER_NS,
+            )
         self.run(MS)
 
     def act(self) -> None:
@@ -170,9 +188,15 @@ class World:
         sizes = draw.choice((sizes, ()))
         frames = [draw.randbytes(size) for size in sizes if size]
         self.give(
-            Infer, model_id, frames, expected_duration_ns=0, batch_size=batch, request_count=count,
-            input_sizes=sizes, **window,
-        )  # fmt: skip
+            Infer,
+            model_id,
+            frames,
+            expected_duration_ns=0,
+            batch_size=batch,
+            request_count=count,
+            input_sizes=sizes,
+            **window,
+        )
 
     # ------------------------------------------------------------------------------- checks
 

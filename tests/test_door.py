@@ -20,7 +20,7 @@ from slosched.codes import Code
 from slosched.config import ControllerConfig, SchedulerConfig
 from slosched.core.scheduler.delays import Delays
 from slosched.core.scheduler.door import NO_LIMIT, Door, fair_parts
-from slosched.core.scheduler.state import Model, ModelState, Request
+from slosched.core.scheduler.state import Instance, ModelState, Request
 from slosched.daemon.controller import ControllerServer
 from slosched.messages import (
     PROTOCOL_VERSION,
@@ -225,7 +225,7 @@ async def _serving(directory: Path) -> AsyncIterator[ControllerServer]:
         received_ns=0,
         sent_ns=0,
     )
-    server.scheduler.cluster.models[3] = Model(3, "net", 0, ModelState.LOADED, result=loaded)
+    server.scheduler.cluster.models[3] = Instance(3, "net", 0, ModelState.LOADED, result=loaded)
     try:
         yield server
     finally:
@@ -266,7 +266,7 @@ def test_the_oldest_are_refused_in_one_message_and_what_else_came_is_handled(
             client = server.scheduler.clients[b"c-1"]
             client.heard = False
             model = server.scheduler.cluster.models[3]
-            waiting = Request(1, client, 11, 0, model, 0.0, _SLO_NS, 0, 0, 1.0)
+            waiting = Request(1, client, 11, 0, model.queue, 0.0, _SLO_NS, 0)
             client.requests[11] = waiting  # one that was taken before, and comes again
             dealer.send([_flood(10, 5)])
             refused = await _next(dealer)
@@ -346,12 +346,14 @@ def test_what_is_taken_keeps_its_own_input(tmp_path: Path) -> None:
 
             def noted(event: Any, *, now_ns: int) -> None:
                 if isinstance(getattr(event, "message", None), InferRequest):
-                    frame = server._frames._arrived[event.input_key]
+                    frame = server._values.get(event.input)[0]
                     kept[event.message.request_id] = bytes(frame)
                 handle(event, now_ns=now_ns)
 
             server.scheduler.handle = noted  # type: ignore[method-assign]
-            server._rested_ns = clock.now_ns() + 200 * NS_PER_MS  # so that one step reads all
+            server._steps._rested_ns = (
+                clock.now_ns() + 200 * NS_PER_MS
+            )  # so that one step reads all
             for request_id in range(20, 26):
                 request = InferRequest(
                     request_id=request_id,

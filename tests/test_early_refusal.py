@@ -13,7 +13,7 @@ from slosched.config import SchedulerConfig
 from slosched.config_file import load_controller_config, load_profile
 from slosched.core.scheduler.estimators import ExecTable
 from slosched.core.scheduler.forecast import Forecast, places_before, why_refused_early
-from slosched.core.scheduler.state import Client, Model, Request
+from slosched.core.scheduler.state import Client, Instance, Request
 from slosched.errors import InvalidConfig
 from slosched.sim.harness import Demand, Outcome, Simulation
 from slosched.units import NS_PER_MS, NS_PER_S
@@ -24,22 +24,22 @@ GPUS, COPIES = 2, 12
 TABLE = ExecTable({1: 2 * MS, 2: 3 * MS, 4: 5 * MS})
 
 
-def model(model_id: int = 1) -> Model:
-    return Model(model_id, "net", 0, b1_ns=2 * MS, pages=1)
+def model(model_id: int = 1) -> Instance:
+    return Instance(model_id, "net", 0, b1_ns=2 * MS, pages=1)
 
 
-def request(of: Model, key: int, at_ms: float, slo_ms: float = 20.0) -> Request:
+def request(of: Instance, key: int, at_ms: float, slo_ms: float = 20.0) -> Request:
     slo_ns = round(slo_ms * MS)
-    return Request(key, Client(b"c", 1, "c"), key, 0, of, 0.0, slo_ns, round(at_ms * MS), 0)
+    return Request(key, Client(b"c", 1, "c"), key, 0, of.queue, 0.0, slo_ns, round(at_ms * MS))
 
 
-def watched(batches: int = 4, each_ms: int = 10, early: float = 1.0) -> tuple[Forecast, Model]:
+def watched(batches: int = 4, each_ms: int = 10, early: float = 1.0) -> tuple[Forecast, Instance]:
     """A model that lost a request at 0 and got a full batch every `each_ms` since."""
     forecast, one = Forecast(early), model()
-    forecast.lost(one, now_ns=0)
+    forecast.lost(one.queue, now_ns=0)
     for batch in range(1, batches + 1):
         aboard = [request(one, 4 * batch + i, each_ms * (batch - 1)) for i in range(4)]
-        forecast.lost(one, now_ns=each_ms * batch * MS)
+        forecast.lost(one.queue, now_ns=each_ms * batch * MS)
         forecast.served(aboard, TABLE, 5 * MS, now_ns=each_ms * batch * MS)
     return forecast, one
 
@@ -53,7 +53,7 @@ def start_ms(forecast: Forecast, asked: Request, at_ms: float) -> float:
 def test_a_request_starts_with_the_batch_that_its_place_gives_it() -> None:
     forecast, one = watched()
     for waiting, expected_ms in ((3, 0), (4, 60), (8, 70)):
-        one.queue[:] = [request(one, 100 + i, 41) for i in range(waiting)]
+        one.queue.requests[:] = [request(one, 100 + i, 41) for i in range(waiting)]
         assert start_ms(forecast, request(one, 200, 41), 41) == expected_ms, waiting
     patient = request(one, 201, 41, slo_ms=40)
     assert places_before(patient) == 8
@@ -62,7 +62,7 @@ def test_a_request_starts_with_the_batch_that_its_place_gives_it() -> None:
 
 def test_a_request_is_not_behind_those_whose_deadlines_are_later() -> None:
     forecast, one = watched()
-    one.queue[:] = [request(one, 100 + i, 41, slo_ms=90) for i in range(20)]
+    one.queue.requests[:] = [request(one, 100 + i, 41, slo_ms=90) for i in range(20)]
     assert places_before(request(one, 200, 41)) == 0
     assert start_ms(forecast, request(one, 200, 41), 41) == 0
 
@@ -70,22 +70,22 @@ def test_a_request_is_not_behind_those_whose_deadlines_are_later() -> None:
 def test_the_earlier_the_setting_the_less_must_wait() -> None:
     for early, refused in ((0.4, False), (1.0, True), (3.0, True)):
         forecast, one = watched(early=early)
-        one.queue[:] = [request(one, 100 + i, 41) for i in range(4)]
+        one.queue.requests[:] = [request(one, 100 + i, 41) for i in range(4)]
         assert bool(start_ms(forecast, request(one, 200, 41), 41)) == refused
 
 
 def test_a_batch_that_is_overdue_is_expected_now() -> None:
     forecast, one = watched()
-    one.queue[:] = [request(one, 100 + i, 55) for i in range(8)]
+    one.queue.requests[:] = [request(one, 100 + i, 55) for i in range(8)]
     assert start_ms(forecast, request(one, 200, 55), 55) == 75
 
 
 def test_a_forecast_that_no_loss_confirms_is_none() -> None:
     forecast, one = watched()
-    one.queue[:] = [request(one, 100 + i, 41) for i in range(40)]
+    one.queue.requests[:] = [request(one, 100 + i, 41) for i in range(40)]
     assert start_ms(forecast, request(one, 200, 79), 79) > 0
     assert start_ms(forecast, request(one, 200, 81), 81) == 0
-    forecast.served(one.queue[:4], TABLE, 5 * MS, now_ns=90 * MS)
+    forecast.served(one.queue.requests[:4], TABLE, 5 * MS, now_ns=90 * MS)
     assert forecast.idle
 
 
@@ -93,28 +93,28 @@ def test_a_model_is_not_refused_more_because_it_was_served_less() -> None:
     """Of two that are alike one got no batch for long: it is forecast what turns would give it."""
     forecast, one = watched(batches=4)
     other = model(2)
-    forecast.lost(other, now_ns=0)
+    forecast.lost(other.queue, now_ns=0)
     forecast.served([request(other, 900, 0)], TABLE, 2 * MS, now_ns=200 * MS)
-    forecast.lost(other, now_ns=200 * MS)
+    forecast.lost(other.queue, now_ns=200 * MS)
     for at_ms in range(210, 900, 10):
-        forecast.lost(one, now_ns=at_ms * MS)
+        forecast.lost(one.queue, now_ns=at_ms * MS)
         forecast.served([request(one, at_ms, at_ms - 5)] * 4, TABLE, 5 * MS, now_ns=at_ms * MS)
-    forecast.lost(other, now_ns=900 * MS)
+    forecast.lost(other.queue, now_ns=900 * MS)
     assert start_ms(forecast, request(other, 901, 901), 901) == 0
 
 
 def test_batches_that_are_not_full_could_come_sooner() -> None:
     """Requests alone cost 1.6 times as much as in fours."""
     forecast, one = Forecast(1.0), model()
-    forecast.lost(one, now_ns=0)
+    forecast.lost(one.queue, now_ns=0)
     forecast.served([request(one, 1, 0)], TABLE, 2 * MS, now_ns=32 * MS)
-    one.queue[:] = [request(one, 100 + i, 33) for i in range(4)]
+    one.queue.requests[:] = [request(one, 100 + i, 33) for i in range(4)]
     assert start_ms(forecast, request(one, 200, 33), 33) == pytest.approx(32 + 2 * 32 / 1.6)
 
 
 def test_the_reason_names_the_forecast() -> None:
     one = model()
-    one.queue[:] = [request(one, 100 + i, 0) for i in range(40)]
+    one.queue.requests[:] = [request(one, 100 + i, 0) for i in range(40)]
     words = why_refused_early(request(one, 200, 10), 60 * MS, 2 * MS, 10 * MS)
     assert words == (
         "refused on arrival: as the batches of its model came lately, it must expect to wait for 50ms, "

@@ -21,7 +21,7 @@ from slosched.core.scheduler.anti_starvation import (
 )
 from slosched.core.scheduler.policies.infer5 import Infer5
 from slosched.core.scheduler.shares import Shares
-from slosched.core.scheduler.state import Client, Model, Request
+from slosched.core.scheduler.state import Client, Instance, Queue, Request
 from slosched.sim.harness import CLIENT, Demand, Outcome, Simulation
 from slosched.units import NS_PER_MS, NS_PER_S
 
@@ -262,11 +262,11 @@ def test_accounts_count_exec_time_and_not_requests() -> None:
             client=Client(name.encode(), 1, name),
             request_id=key,
             user_id=0,
-            model=Model(0, "m0", 0),
+            queue=Instance(0, "m0", 0).queue,
             slo_factor=0.0,
             slo_ns=100 * MS,
             arrival_ns=0,
-            input_bytes=0,
+            input=None,
         )
 
     long, short = request("long", 1), request("short", 2)
@@ -360,25 +360,25 @@ def test_who_loses_nothing_is_never_held_back() -> None:
 
 
 def test_of_many_that_are_held_back_each_is_looked_at_in_time() -> None:
-    held_back = AntiStarvation()
-    models = [Model(number, "net", number) for number in range(2 * LOOKED_AT + 3)]
-    for model in models:
-        held_back.lost(model, now_ns=model.model_id)
-        held_back.lost(model, now_ns=10**12)  # the first loss counts
-    assert held_back.due(PATIENCE_NS - 1) == []
-    assert held_back.due(PATIENCE_NS + 1) == models[:2], "two are due, the longest wait first"
+    anti_starvation = AntiStarvation()
+    queues = [Instance(number, "net", number).queue for number in range(2 * LOOKED_AT + 3)]
+    for queue in queues:
+        anti_starvation.lost(queue, now_ns=queue.queue_id)
+        anti_starvation.lost(queue, now_ns=10**12)  # the first loss counts
+    assert anti_starvation.due(PATIENCE_NS - 1) == []
+    assert anti_starvation.due(PATIENCE_NS + 1) == queues[:2], "two are due, the longest wait first"
     now_ns = 2 * PATIENCE_NS
-    seen: list[Model] = []
+    seen: list[Queue] = []
     for _ in range(3):
-        due = held_back.due(now_ns)
+        due = anti_starvation.due(now_ns)
         assert len(due) == LOOKED_AT
         seen += due
-        held_back.in_vain(due)
-    assert set(seen) == set(models)
-    turn = held_back.due(now_ns)[0]
-    held_back.served(turn, 5 * MS, turn=True)
-    assert held_back.due(now_ns) == [], "others come first"
-    held_back.served(models[0], OTHERS_PER_TURN * 5 * MS - 1, turn=False)
-    assert held_back.due(now_ns) == []
-    held_back.served(models[0], 1, turn=False)
-    assert turn not in held_back.due(now_ns) != []
+        anti_starvation.none_fits(due)
+    assert set(seen) == set(queues)
+    turn = anti_starvation.due(now_ns)[0]
+    anti_starvation.served(turn, 5 * MS, turn=True)
+    assert anti_starvation.due(now_ns) == [], "others come first"
+    anti_starvation.served(queues[0], OTHERS_PER_TURN * 5 * MS - 1, turn=False)
+    assert anti_starvation.due(now_ns) == []
+    anti_starvation.served(queues[0], 1, turn=False)
+    assert turn not in anti_starvation.due(now_ns) != []

@@ -10,7 +10,7 @@ from made_messages import a_heartbeat
 from scheduler_rig import MS, Rig
 from slosched.cli.status_text import status_text
 from slosched.config import HEARTBEAT_NS
-from slosched.core.scheduler.report import status_report
+from slosched.daemon.status import status_report
 from slosched.messages import PROTOCOL_VERSION, ControllerHello, GpuStats
 from slosched.units import NS_PER_S
 from worker_rig import VirtualWorker

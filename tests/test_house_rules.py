@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 import tomllib
@@ -114,6 +115,28 @@ def test_heavy_packages_stay_in_their_rooms() -> None:
         if not path.is_relative_to(PACKAGE / HOMES[name])
     ]
     assert not strays, strays
+
+
+def imported_modules(path: Path, known: set[str]) -> set[str]:
+    """Modules of `known` that `path` imports, also where only a type checker or a call needs them."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found.update(names & known or {node.module})
+    return found & known
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    paths = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    graph = {name: imported_modules(path, set(paths)) for name, path in paths.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 def test_only_the_clock_room_reads_a_clock() -> None:

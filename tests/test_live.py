@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from slosched.config import EmulationNoise, GpuProfile, ModelProfile, SchedulerConfig
-from slosched.core.scheduler.report import status_report
 from slosched.daemon.http import HttpServer
 from slosched.daemon.live import (
     MOST_ACTIONS,
@@ -22,6 +21,7 @@ from slosched.daemon.live import (
     LiveState,
     live_routes,
 )
+from slosched.daemon.status import status_report
 from slosched.sim.harness import Demand, Simulation
 from slosched.telemetry.recent import KEPT_ACTIONS, KEPT_MISSES, SECONDS, LastMinutes
 from synthetic_run import MS, START_NS, S, action, request

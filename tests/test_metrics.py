@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 
 import pytest
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -22,7 +23,7 @@ from slosched.daemon.metrics import (
     ControllerCollector,
     metrics_routes,
 )
-from slosched.messages import GpuStats, ModelInfo
+from slosched.messages import NO_BEAT, GpuStats, ModelInfo
 from slosched.telemetry.tally import Recent, Tally
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -147,7 +148,7 @@ def test_counters_survive_the_loss_and_the_return_of_a_worker(
     rig, _ = served
     collector = collector_of(rig)
     worker = rig.scheduler.cluster.workers[0]
-    worker.errors, worker.pid = 3, os.getpid()
+    worker.beat, worker.pid = replace(NO_BEAT, errors=3), os.getpid()
     worker.address = "127.0.0.1:12345"
     before = scrape(collector)
     gpu = {"worker": "0", "gpu": "0"}
@@ -159,9 +160,9 @@ def test_counters_survive_the_loss_and_the_return_of_a_worker(
     assert value(away, "worker_up", worker="0") == 0
     assert value(away, "worker_lost_total", worker="0") == 1
     assert value(away, "worker_gpus", worker="0") == 0
-    worker.errors = 0
+    worker.beat = NO_BEAT
     rig.join(session=51)
-    worker.errors = 1  # a new process, which counts from the beginning
+    worker.beat = replace(NO_BEAT, errors=1)  # a new process, which counts from the beginning
     back = scrape(collector)
     assert value(back, "worker_errors_total", worker="0") == 4
     for samples in (away, back):

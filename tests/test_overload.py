@@ -135,7 +135,7 @@ class Watched(Twins):
         self.refused += 1
 
     def queued(self) -> list[Request]:
-        return [r for model in self.twins[0].cluster.models.values() for r in model.queue]
+        return [r for model in self.twins[0].cluster.models.values() for r in model.queue.requests]
 
     def _schedule(self, due_ns: int) -> None:
         super()._schedule(due_ns)

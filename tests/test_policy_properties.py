@@ -44,7 +44,7 @@ class Witness:
         self.sent += 1
         gpu, worker = action.gpu, action.gpu.worker
         first_ns = min(r.deadline_ns for r in action.requests)
-        estimator = gpu.exec_table(action.model).estimators[action.batch_class]
+        estimator = gpu.exec_table(action.queue).estimators[action.batch_class]
         before = [a for a in gpu.exec.outstanding if a.action_id < action.action_id]
         if not before and len(action.requests) == 1:
             likely_ns = action.sent_ns + worker.transit.expected_ns + estimator.expected_ns
@@ -60,9 +60,9 @@ class Witness:
         """Nothing waits that this idle GPU could run in time."""
         soonest_ns = now_ns + gpu.worker.transit.expected_ns + gpu.worker.returns.expected_ns
         for model in gpu.resident.values():
-            if model.queue:
-                needs_ns = gpu.exec_table(model).single.expected_ns
-                assert model.queue[-1].deadline_ns < soonest_ns + needs_ns
+            if model.queue.requests:
+                needs_ns = gpu.exec_table(model.queue).single.expected_ns
+                assert model.queue.requests[-1].deadline_ns < soonest_ns + needs_ns
 
 
 def world(draw: Any) -> tuple[Simulation, list[Demand], int]:
@@ -119,7 +119,7 @@ def test_the_witness_sees_what_it_is_there_for() -> None:
     gpu = simulation.scheduler.cluster.gpus[0]
     model = next(iter(gpu.resident.values()))
     waiting = type("Waiting", (), {"deadline_ns": simulation.now_ns + NS_PER_S})()
-    model.queue.append(waiting)
+    model.queue.requests.append(waiting)
     try:
         witness._not_idle_for_nothing(gpu, simulation.now_ns)
     except AssertionError:

@@ -25,7 +25,6 @@ from slosched.clock import now_ns
 from slosched.codes import Code
 from slosched.config import MOST_PUT_ASIDE, PUT_ASIDE_CHARS, WorkerConfig
 from slosched.core.scheduler.interface import FromClient
-from slosched.core.scheduler.report import status_report
 from slosched.core.scheduler.validation import put_aside_of
 from slosched.daemon.blackbox import (
     ENDED,
@@ -39,6 +38,7 @@ from slosched.daemon.blackbox import (
     NoBlackbox,
 )
 from slosched.daemon.blame import Blame, can_be_mended, culprit, was_told_to_end
+from slosched.daemon.status import status_report
 from slosched.daemon.supervisor import child_argv, run_workers, supervise
 from slosched.errors import AddressInUse, InvalidConfig, RequestFailed
 from slosched.messages import (

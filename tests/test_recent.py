@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections import Counter
 
 import msgspec
@@ -16,9 +17,11 @@ from slosched.telemetry.recent import (
     KEPT_ACTIONS,
     KEPT_MISSES,
     LATE,
+    LATENCY_BOUNDS_NS,
     OTHER,
     SECONDS,
     LastMinutes,
+    bucket_of,
 )
 from synthetic_run import MS, START_NS, S, action, request
 
@@ -75,6 +78,13 @@ def test_counts_and_latencies_are_those_of_the_records() -> None:
                 assert abs(told_us * 1000 - exact_ns) <= half_ns + 1000
             else:
                 assert told_us * 1000 == pytest.approx(2**34, rel=0.001)
+
+
+def test_a_shift_finds_the_bucket_that_a_search_finds() -> None:
+    chance = random.Random(2)
+    edges = [bound + more for bound in LATENCY_BOUNDS_NS for more in (0, 1)]
+    for latency_ns in (0, *edges, *(round(10 ** chance.uniform(0, 11)) for _ in range(2_000))):
+        assert bucket_of(latency_ns) == bisect_left(LATENCY_BOUNDS_NS, latency_ns)
 
 
 @pytest.mark.parametrize("pause_s", [1, 7, SECONDS - 1, SECONDS, 10 * SECONDS])

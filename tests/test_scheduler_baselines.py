@@ -194,7 +194,7 @@ def test_fifo_keeps_the_place_of_a_request_whose_action_failed() -> None:
     rig.from_worker(
         an_error(infer.session, infer.action_id, Code.EXEC_TOO_LATE, "late", action_type=2)
     )
-    queue = rig.scheduler.cluster.models[first.model_id].queue
+    queue = rig.scheduler.cluster.models[first.model_id].queue.requests
     assert [r.key for r in queue] == sorted(r.key for r in queue)
     rig.step()
     run_out(rig, until_ms=30)
@@ -293,7 +293,7 @@ def test_reject_judges_an_idle_gpu_by_what_is_likely_and_a_busy_one_with_margins
     def code_at(slo_ms: float, *, busy: bool) -> int | None:
         rig, (model,) = ready("REJECT")
         (gpu,) = rig.scheduler.cluster.gpus.values()
-        single = gpu.exec_table(rig.scheduler.cluster.models[model.model_id]).single
+        single = gpu.exec_table(rig.scheduler.cluster.models[model.model_id].queue).single
         # Rarely it takes 3 ms and not 2: what is expected stays, what is allowed for does not.
         for duration_ms in (3, *[2] * 20):
             single.add(duration_ms * MS)
@@ -326,7 +326,7 @@ def test_reject_tries_a_cold_model_on_an_idle_gpu_that_was_slow_once() -> None:
     """Slow execs raise a margin for a hundred more; one that waits for it would never have them."""
     rig, models = ready("REJECT", copies=3, pages=2)
     (gpu,) = rig.scheduler.cluster.gpus.values()
-    single = gpu.exec_table(rig.scheduler.cluster.models[models[2].model_id]).single
+    single = gpu.exec_table(rig.scheduler.cluster.models[models[2].model_id].queue).single
     for duration_ms in (20, *[2] * 20):
         single.add(duration_ms * MS)
     admitted = rig.infer(models[2], slo_ms=15)
@@ -336,7 +336,7 @@ def test_reject_tries_a_cold_model_on_an_idle_gpu_that_was_slow_once() -> None:
     rig, models = ready("REJECT")
     (gpu,) = rig.scheduler.cluster.gpus.values()
     for duration_ms in (20, *[2] * 20):
-        gpu.exec_table(rig.scheduler.cluster.models[0]).single.add(duration_ms * MS)
+        gpu.exec_table(rig.scheduler.cluster.models[0].queue).single.add(duration_ms * MS)
     rig.infer(slo_ms=40)
     behind = rig.infer(slo_ms=15)
     rig.step(0)
@@ -396,7 +396,7 @@ def test_aimd_raises_no_limit_beyond_the_largest_batch() -> None:
     run_out(rig, until_ms=250)
     counts = [count for _, count in batches(rig)]
     assert max(counts) == 8 and counts[20:26] == [8] * 6  # `net` runs 8 at most
-    limits = rig.scheduler.policy._replicas[0].limits  # type: ignore[attr-defined]
+    limits = rig.scheduler.policy._queues[0].limits  # type: ignore[attr-defined]
     assert limits == {model.model_id: 8.0}  # so that one slow batch is felt at once
 
 

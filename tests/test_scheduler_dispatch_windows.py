@@ -15,7 +15,7 @@ from scheduler_rig import EXEC_MS, MS, T0, Rig
 from slosched.core.scheduler.changes import Changes
 from slosched.core.scheduler.dispatch_windows import DispatchWindows
 from slosched.core.scheduler.paths import Paths
-from slosched.core.scheduler.state import Client, Gpu, Model, Request, Worker, WorkerState
+from slosched.core.scheduler.state import Client, Gpu, Instance, Queue, Request, Worker, WorkerState
 from slosched.core.scheduler.urgency import CREDIT, CREDIT_SLOPE, WEIGHT, WEIGHT_SLOPE, Urgency
 from slosched.messages import Infer
 
@@ -34,7 +34,7 @@ def run_something(rig: Rig, gpu: Gpu, *, at_ms: float, start_ms: float, exec_ms:
     (model,) = rig.scheduler.cluster.models.values()
     rig.scheduler.cluster.send_infer(
         gpu, [], 1, now_ns=T0 + round(at_ms * MS), start_ns=T0 + round(start_ms * MS),
-        duration_ns=round(exec_ms * MS), latest_ns=T0 + 1000 * MS, model=model,
+        duration_ns=round(exec_ms * MS), latest_ns=T0 + 1000 * MS, queue=model.queue,
     )  # fmt: skip
 
 
@@ -167,18 +167,20 @@ def test_the_shortest_ways_are_those_of_the_workers_there_are() -> None:
 # ------------------------------------------------------------------------- an exec becomes shorter
 
 
-def waiting_model(model_id: int, name: str, count: int) -> Model:
-    model = Model(model_id, name, 0)
+def waiting_queue(model_id: int, name: str, count: int) -> Queue:
+    model = Instance(model_id, name, 0)
     slo_ns = (10 + model_id) * MS
     for number in range(count):
         key = model_id * 100 + number
-        model.queue.append(Request(key, Client(b"c", 1, "c"), key, 0, model, 0.0, slo_ns, T0, 0))
-    return model
+        model.queue.requests.append(
+            Request(key, Client(b"c", 1, "c"), key, 0, model.queue, 0.0, slo_ns, T0)
+        )
+    return model.queue
 
 
-def least_key(model: Model, exec_ns: dict[int, int], loss: float) -> float:
-    """The smallest key of a batch of the first requests of `model`, with these exec times."""
-    head_ns, waiting = model.queue[0].deadline_ns, len(model.queue)
+def least_key(queue: Queue, exec_ns: dict[int, int], loss: float) -> float:
+    """The smallest key of a batch of the first requests of `queue`, with these exec times."""
+    head_ns, waiting = queue.requests[0].due_ns, len(queue.requests)
     best, smaller = math.inf, 0
     for batch, batch_ns in exec_ns.items():
         if waiting <= smaller:
@@ -203,8 +205,8 @@ def test_the_bounds_of_what_waits_hold_for_each_new_exec_time(batch: int, models
         for b, batch_ns in exec_ns.items():
             urgency.measured(name, b, batch_ns)
     for model_id in range(models):
-        urgency.grew(waiting_model(model_id, ("net", "other")[model_id % 2], 5))
-    before = {m.model_id: bound for bound, _, m in urgency.in_order(0.0)}
+        urgency.grew(waiting_queue(model_id, ("net", "other")[model_id % 2], 5))
+    before = {q.queue_id: bound for bound, _, q in urgency.in_order(0.0)}
     factor = {1: 2.0, 4: 0.25}[
         batch
     ]  # the credit counts in times of batch 1: dearer is lower there
@@ -214,8 +216,8 @@ def test_the_bounds_of_what_waits_hold_for_each_new_exec_time(batch: int, models
     assert [(bound, since) for bound, since, _ in entries] == sorted(
         (bound, since) for bound, since, _ in entries
     )
-    for bound, _, model in entries:
-        if model.name == "net":
-            assert bound <= least_key(model, exec_ns, 0.0) < before[model.model_id]
+    for bound, _, queue in entries:
+        if queue.program == "net":
+            assert bound <= least_key(queue, exec_ns, 0.0) < before[queue.queue_id]
         else:
-            assert bound == before[model.model_id]
+            assert bound == before[queue.queue_id]

@@ -40,7 +40,7 @@ def test_a_padded_batch_goes_only_if_it_costs_less_per_request_than_the_full_sma
     for eight_ms, expected in ((9, (0, 4, 4)), (7, (0, 8, 7))):  # 4 take 5 ms: 1.25 each
         rig, (model,) = Rig.ready()
         (gpu,) = rig.scheduler.cluster.gpus.values()
-        table = gpu.exec_table(rig.scheduler.cluster.models[model.model_id])
+        table = gpu.exec_table(rig.scheduler.cluster.models[model.model_id].queue)
         for _ in range(100):
             table.add(8, eight_ms * MS)
         for _ in range(7):

@@ -14,7 +14,7 @@ from slosched.config import GpuProfile, ModelProfile, SchedulerConfig
 from slosched.config_file import load_profile
 from slosched.core.scheduler.policies.published.smart import _Durations
 from slosched.core.scheduler.policies.published.smart_timetable import Batch, timetable
-from slosched.core.scheduler.state import Model, add_residency
+from slosched.core.scheduler.state import Instance, add_residency
 from slosched.messages import (
     EvictWeights,
     Infer,
@@ -26,7 +26,7 @@ from slosched.units import NS_PER_S
 from slosched.workloads.slo_exp_1 import parse_slo_exp_1
 
 SMART = SchedulerConfig(policy="SMART")
-MODEL = Model(0, "net", 0)
+MODEL = Instance(0, "net", 0)
 
 
 # ------------------------------------------------------------------------------- the timetable
@@ -131,7 +131,7 @@ def test_batches_are_as_large_as_the_queue_and_go_by_deadline() -> None:
     rig.step(101)
     # 7 = 4 + 2 + 1; b is the most urgent. 103..105, then 105..110, and what starts after 108 waits.
     assert sent(rig) == [(b, 1, 104.5), (a, 4, 106.5)]
-    assert len(rig.scheduler.cluster.models[a].queue) == 3
+    assert len(rig.scheduler.cluster.models[a].queue.requests) == 3
 
 
 def test_a_batch_is_no_larger_than_its_first_deadline_allows() -> None:

@@ -16,11 +16,13 @@ from slosched.core.scheduler.interface import (
     FromClient,
     Note,
     SendFailed,
+    StatusAsked,
     ToClient,
     ToWorker,
 )
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.sessions import TICK_NS
+from slosched.daemon.status import status_report
 from slosched.messages import (
     PROTOCOL_VERSION,
     ClientHello,
@@ -466,12 +468,20 @@ def test_a_worker_that_knows_nothing_of_its_load_model_is_lost() -> None:
             rig.step()
 
     beats(60_000, preparing=1)  # however long it takes, it is at it
-    beats(120_000, preparing=-1)  # an old one does not say
     assert rig.scheduler.ready() and len(rig.to_worker(LoadModel)) == 1
     beats(121_000, preparing=0)
     assert not rig.scheduler.ready()
     assert any(f"it knows nothing of LoadModel {lost.action_id}" in n for n in notes(rig))
     rig.join(0, session=51)
+    assert rig.scheduler.ready()
+
+
+def test_a_negative_number_of_preparations_means_none() -> None:
+    rig, _ = Rig.ready()
+    for _ in range(100):
+        rig.now_ns += TICK_NS
+        rig.from_worker(a_heartbeat(50, rig.now_ns - MS // 10, preparing=-1))
+        rig.step()
     assert rig.scheduler.ready()
 
 
@@ -508,8 +518,11 @@ def test_workers_are_told_a_number_that_no_client_hears() -> None:
         told += scheduler.schedule(now_ns=10**18 + tick * TICK_NS)
     hellos = [e.message for e in told if isinstance(e, ToWorker)]
     assert {hello.incarnation for hello in hellos if isinstance(hello, ControllerHello)} == {11}
-    to_client = [e.message for e in told if isinstance(e, ToClient)]
-    assert len(to_client) == 2 and not re.search(r"\b11\b", repr(to_client))
+    to_client: list[Any] = [e.message for e in told if isinstance(e, ToClient)]
+    assert len(to_client) == 1
+    assert [e for e in told if isinstance(e, StatusAsked)] == [StatusAsked(b"c", 1, False)]
+    to_client.append(status_report(scheduler, now_ns=10**18))
+    assert not re.search(r"\b11\b", repr(to_client))
 
 
 def test_words_of_a_worker_are_safe_to_show() -> None:

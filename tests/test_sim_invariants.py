@@ -8,6 +8,7 @@ from made_messages import an_infer_result
 from scheduler_rig import MS, T0, Rig
 from slosched.core.invariants import InvariantViolated
 from slosched.core.scheduler.interface import RequestDone, ToWorker
+from slosched.core.timeline import Timeline
 from slosched.messages import Infer, InferResult, ModelInfo, Span
 
 
@@ -44,8 +45,8 @@ def test_a_restarted_worker_has_no_past_on_any_of_its_gpus() -> None:
     rig, (model,) = Rig.ready(gpus=2)
     ahead_ns = rig.now_ns + 10_000 * MS
     for gpu_id in (0, 1):  # a report far ahead of the clock, as after a restart with another clock
-        rig.checker._execs[0, gpu_id] = [(ahead_ns - MS, ahead_ns)]
-    rig.checker._execs[1, 0] = kept = [(rig.now_ns - MS, rig.now_ns)]
+        rig.checker._execs[0, gpu_id] = Timeline([(ahead_ns - MS, ahead_ns)])
+    rig.checker._execs[1, 0] = kept = Timeline([(rig.now_ns - MS, rig.now_ns)])
     rig.checker._session_of[0] = 49  # the process before this one
     run_one_on_each_gpu(rig, model.model_id, at_ms=0, begin_ms=1)
     assert rig.checker._execs[1, 0] == kept
@@ -153,7 +154,7 @@ def test_a_request_that_leaves_its_queue_unanswered_is_found() -> None:
         rig.infer(model, slo_ms=100)
     rig.step(0)
     rig.checker.recount()
-    rig.scheduler.cluster.models[model.model_id].queue.pop()
+    rig.scheduler.cluster.models[model.model_id].queue.requests.pop()
     with pytest.raises(InvariantViolated, match="is not arrived"):
         rig.checker.recount()
 

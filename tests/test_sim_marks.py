@@ -16,14 +16,15 @@ from slosched.core.scheduler.client_sessions import ClientSessions
 from slosched.core.scheduler.interface import Effect, ToClient
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.second_tries import SecondTries
+from slosched.core.values import Value, ValueStore
 from slosched.core.worker.emulated import MARK_BYTES, Echo
+from slosched.sim.controller import SimController
 from slosched.sim.faults import Fault, FaultPlan
 from slosched.sim.fuzz import Outcome, run_case, run_seed
 from slosched.sim.fuzz_case import SmallLoad, drawn_spec, with_plan
 from slosched.sim.marks import Marks, Payload
 from slosched.sim.run import simulate
 from slosched.sim.spec import SimSpec
-from slosched.transport.frames import Frames
 from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.workloads.base import ModelUse
 
@@ -136,19 +137,23 @@ def test_cases_have_requests_with_and_without_inputs_and_several_clients() -> No
 
 
 def first_output_for_all(patch: pytest.MonkeyPatch) -> None:
-    output = Frames.output
-    patch.setattr(Frames, "output", lambda self, action_id, index: output(self, action_id, 0))
+    rewritten(patch, ActionEnds, "_answer_all", "outputs[taken]", "outputs[0]")
 
 
 def outputs_reversed(patch: pytest.MonkeyPatch) -> None:
-    came = Frames.outputs_came
-    patch.setattr(
-        Frames, "outputs_came", lambda self, message, frames: came(self, message, frames[::-1])
+    rewritten(
+        patch, SimController, "_take_frames", "for frame in frames", "for frame in frames[::-1]"
     )
 
 
 def index_by_place(patch: pytest.MonkeyPatch) -> None:
-    rewritten(patch, ActionEnds, "_answer_all", "frames += 1 if size else 0", "frames += 1")
+    rewritten(
+        patch,
+        ActionEnds,
+        "_answer_all",
+        "outputs[taken] if taken < len(outputs)",
+        "outputs[place] if place < len(outputs)",
+    )
 
 
 def outputs_of_two_clients_swapped(patch: pytest.MonkeyPatch) -> None:
@@ -157,14 +162,14 @@ def outputs_of_two_clients_swapped(patch: pytest.MonkeyPatch) -> None:
     def swapping(self: Scheduler, *, now_ns: int) -> list[Effect]:
         effects = schedule(self, now_ns=now_ns)
         places = [
-            i for i, e in enumerate(effects) if isinstance(e, ToClient) and e.output_of is not None
+            i for i, e in enumerate(effects) if isinstance(e, ToClient) and e.output is not None
         ]
         for a, b in pairwise(places):
             one, other = effects[a], effects[b]
             assert isinstance(one, ToClient) and isinstance(other, ToClient)
             if one.client != other.client:
-                effects[a] = ToClient(one.client, one.message, other.output_of)
-                effects[b] = ToClient(other.client, other.message, one.output_of)
+                effects[a] = ToClient(one.client, one.message, other.output)
+                effects[b] = ToClient(other.client, other.message, one.output)
         return effects
 
     patch.setattr(Scheduler, "schedule", swapping)
@@ -177,44 +182,64 @@ def answer_to_another_client(patch: pytest.MonkeyPatch) -> None:
         effects = schedule(self, now_ns=now_ns)
         clients = list(self.clients)
         for place, effect in enumerate(effects):
-            if isinstance(effect, ToClient) and effect.output_of is not None and len(clients) > 1:
+            if isinstance(effect, ToClient) and effect.output is not None and len(clients) > 1:
                 other = next(c for c in clients if c != effect.client)
-                effects[place] = ToClient(other, effect.message, effect.output_of)
+                effects[place] = ToClient(other, effect.message, effect.output)
         return effects
 
     patch.setattr(Scheduler, "schedule", misdirecting)
 
 
 def latest_input_for_all(patch: pytest.MonkeyPatch) -> None:
-    def inputs(self: Frames[Payload], keys: Sequence[int], sizes: Sequence[int]) -> list[Payload]:
-        latest = list(self._inputs.values())[-1:]
+    def inputs(
+        self: ValueStore[Payload], values: Sequence[Value | None], sizes: Sequence[int]
+    ) -> list[Payload]:
+        latest = list(self._kept.values())[-1:]
         return [
-            (latest[0] if latest and len(latest[0]) == size else self._made(size))
+            (latest[0] if latest and len(latest[0]) == size else self._made_of(size))
             for size in sizes
             if size
         ]
 
-    patch.setattr(Frames, "inputs", inputs)
+    patch.setattr(ValueStore, "inputs", inputs)
 
 
 def output_of_another_action(patch: pytest.MonkeyPatch) -> None:
-    def output(self: Frames[Payload], action_id: int, index: int) -> list[Payload]:
-        others = [frames for other, frames in self._outputs.items() if other != action_id]
-        return [*(others or [self._outputs.get(action_id, ())])[0][index : index + 1]]
+    get = ValueStore.get
 
-    patch.setattr(Frames, "output", output)
+    def another(self: ValueStore[Payload], value: Value | None) -> list[Payload]:
+        if value is None or value.value_id not in self._passing:
+            return get(self, value)
+        others = [frame for i, frame in self._passing.items() if i != value.value_id]
+        return others[:1] or get(self, value)
+
+    patch.setattr(ValueStore, "get", another)
 
 
 def input_dropped_when_sent(patch: pytest.MonkeyPatch) -> None:
-    rewritten(patch, Frames, "inputs", "self._inputs.get(key)", "self._inputs.pop(key, None)")
+    def get(self: ValueStore[Payload], value: Value | None) -> list[Payload]:
+        if value is None:
+            return []
+        frames = [self._passing.get(value.value_id), self._kept.get(value.value_id)]
+        if value.value_id in self._kept:
+            self._kept[value.value_id] = None  # type: ignore[assignment]
+        return [frame for frame in frames if frame is not None]
+
+    patch.setattr(ValueStore, "get", get)
 
 
 def output_lost(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Frames, "output", lambda self, action_id, index: [])
+    get = ValueStore.get
+
+    def lost(self: ValueStore[Payload], value: Value | None) -> list[Payload]:
+        passing = value is not None and value.value_id in self._passing
+        return [] if passing else get(self, value)
+
+    patch.setattr(ValueStore, "get", lost)
 
 
 def inputs_kept_for_ever(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Frames, "drop", lambda self, key: None)
+    patch.setattr(ValueStore, "release", lambda self, owner: None)
 
 
 def inputs_of_failed_actions_kept(patch: pytest.MonkeyPatch) -> None:

@@ -21,10 +21,18 @@ from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.unloading import Unloading
 from slosched.core.worker.brain import WorkerBrain
 from slosched.core.worker.emulated import EmulatedGpu
-from slosched.core.worker.interface import EvictPages, Op, OpKind, ToController
+from slosched.core.worker.interface import (
+    DeviceEvent,
+    EvictPages,
+    Op,
+    OpDone,
+    OpKind,
+    ToController,
+    joined,
+)
 from slosched.core.worker.link import Link
 from slosched.core.worker.memory import WeightsCache
-from slosched.messages import HeartbeatAck, Infer
+from slosched.messages import HeartbeatAck, Infer, Span
 from slosched.sim.faults import Fault, FaultPlan
 from slosched.sim.fuzz import Outcome, run_case
 from slosched.sim.fuzz_case import SmallLoad, drawn_spec, with_plan
@@ -274,6 +282,54 @@ def test_the_truth_sees_weights_given_up_under_what_runs_but_for_a_reload() -> N
         else:
             with pytest.raises(InvariantViolated, match="were given up while action 1 ran"):
                 device.poll(now_ns=S + 9 * MS)
+
+
+class Interrupted(EmulatedGpu):
+    """Reports that its execs ran in `segments`, with `pause_ns` (the right one if None)."""
+
+    segments: tuple[Span, ...] = ()
+    pause_ns: int | None = None
+
+    def poll(self, *, now_ns: int) -> list[DeviceEvent]:
+        return [self._with_segments(event) for event in super().poll(now_ns=now_ns)]
+
+    def _with_segments(self, event: DeviceEvent) -> DeviceEvent:
+        if not isinstance(event, OpDone) or event.op_id == 1 or not self.segments:
+            return event
+        span, pause_ns = joined(self.segments)
+        if self.pause_ns is not None:
+            pause_ns = self.pause_ns
+        return OpDone(event.op_id, span, segments=self.segments, pause_ns=pause_ns)
+
+
+def test_the_truth_checks_a_timeline_by_segment() -> None:
+    """Loads, then runs an exec as one segment from S + 1 ms to S + 3 ms, then another one in segments."""
+
+    def second_exec(*begins_ms: float, pause_ns: int | None = None) -> None:
+        truth, time_ns, plain = watched()
+        gpu = Interrupted(plain._profile)
+        device = truth.devices({0: gpu})[0]
+        device.launch(op(1, OpKind.LOAD_WEIGHTS), now_ns=S)
+        device.poll(now_ns=S + MS)
+        for action_id, begin_ns in ((2, S + MS), (3, S + 3 * MS)):
+            truth.accepted(action_id, infer(2 * S), 0)
+            time_ns[0] = begin_ns
+            device.launch(op(action_id, OpKind.EXEC, action_id), now_ns=begin_ns)
+            if action_id == 3:
+                begins_ns = [S + round(begin * MS) for begin in begins_ms]
+                gpu.segments = tuple(Span(b, b + MS, MS) for b in begins_ns)
+                gpu.pause_ns = pause_ns
+            device.poll(now_ns=begin_ns + 2 * MS)
+
+    second_exec()
+    second_exec(3)
+    second_exec(3, 6)
+    with pytest.raises(InvariantViolated, match="before the one ahead of it ended"):
+        second_exec(2.5, 6)
+    with pytest.raises(InvariantViolated, match="before the one ahead of it ended"):
+        second_exec(4, 4.5)
+    with pytest.raises(InvariantViolated, match="and reports"):
+        second_exec(3, 6, pause_ns=0)
 
 
 def test_an_output_of_another_model_is_told_by_its_size() -> None:

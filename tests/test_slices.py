@@ -15,7 +15,6 @@ from big_controller import big_controller
 from scheduler_rig import MS, T0, Rig
 from slosched.codes import Code
 from slosched.config import SchedulerConfig
-from slosched.core.scheduler import report
 from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.interface import (
     ClientLost,
@@ -29,7 +28,8 @@ from slosched.core.scheduler.interface import (
 from slosched.core.scheduler.policies.published.direct import Direct
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.slices import A_PART, A_STEP, A_STEP_IN_ALL, ANSWER, Slices, Work
-from slosched.core.scheduler.state import Model, Request, RequestState
+from slosched.core.scheduler.state import Instance, Request, RequestState
+from slosched.daemon import status
 from slosched.daemon.in_slices import PART_BYTES, Slice, json_parts
 from slosched.messages import (
     PROTOCOL_VERSION,
@@ -46,7 +46,6 @@ from slosched.messages import (
     LoadModelRequest,
     ModelInfo,
     StatusReply,
-    StatusRequest,
 )
 from slosched.transport.codec import encode, is_long, pieces_of
 
@@ -287,7 +286,7 @@ def test_an_expiry_heap_is_rebuilt_some_entries_at_a_time() -> None:
     (client,) = rig.scheduler.clients.values()
     for key in range(20_000):
         due_ns = T0 + draw.randrange(10**9)
-        request = Request(key, client, key, 0, rig.scheduler.cluster.models[0], 0.0, 1, T0, 0)
+        request = Request(key, client, key, 0, rig.scheduler.cluster.models[0].queue, 0.0, 1, T0)
         requests.append((due_ns, key, request))
         heap.push(due_ns, request)
         if key % 3:
@@ -313,18 +312,18 @@ INSTANCES = 10_000
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One number, which grows by the instances that are described, for a status or for a client."""
     described = [0]
-    info, rows = Model.info, report._models
+    info, rows = Instance.info, status._models
 
-    def counted_info(model: Model) -> ModelInfo:
+    def counted_info(model: Instance) -> ModelInfo:
         described[0] += 1
         return info(model)
 
-    def counted_rows(models: Sequence[Model]) -> list[dict[str, Any]]:
+    def counted_rows(models: Sequence[Instance]) -> list[dict[str, Any]]:
         described[0] += len(models)
         return rows(models)
 
-    monkeypatch.setattr(Model, "info", counted_info)
-    monkeypatch.setattr(report, "_models", counted_rows)
+    monkeypatch.setattr(Instance, "info", counted_info)
+    monkeypatch.setattr(status, "_models", counted_rows)
     return described
 
 
@@ -356,13 +355,16 @@ def reply_in_slices(
     raise AssertionError("no reply")
 
 
-def test_a_status_of_10000_instances_is_made_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_status_of_10000_instances_is_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler, described = large(monkeypatch)
-    reply, most = reply_in_slices(scheduler, described, StatusRequest(5))
-    assert len(reply.report["models"]) == reply.report["model_instances"] == INSTANCES
-    assert most <= A_STEP + A_PART
-    brief, most = reply_in_slices(scheduler, described, StatusRequest(6, brief=True))
-    assert (brief.report["models"], most) == ([], 0)
+    for brief, wanted in ((False, INSTANCES), (True, 0)):
+        report: dict[str, Any] = {}
+        counts = [described[0]]
+        parts = status.status_parts(report, scheduler, now_ns=T0, brief=brief, counted=dict)
+        counts += [described[0] for _ in parts]
+        assert (len(report["models"]), report["model_instances"]) == (wanted, INSTANCES)
+        assert max(after - before for before, after in pairwise(counts)) <= status.A_PART
+        assert report == status.status_report(scheduler, now_ns=T0, brief=brief)
 
 
 def test_a_list_of_10000_models_is_made_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,7 +462,7 @@ def test_who_left_before_the_reply_was_made_is_told_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scheduler, _ = large(monkeypatch)
-    for message in (StatusRequest(5), ListModelsRequest(6), Goodbye()):
+    for message in (ListModelsRequest(6), Goodbye()):
         scheduler.handle(FromClient(b"c", message), now_ns=T0)
     effects: list[Effect] = []
     while scheduler.slicing:

@@ -12,16 +12,17 @@ from slosched.cli.rates import rates_between
 from slosched.cli.watch import Look
 from slosched.cli.watch_text import watch_text
 from slosched.core.scheduler.interface import FromClient, RequestRecord
-from slosched.core.scheduler.report import status_report
 from slosched.core.scheduler.scheduler import Scheduler
+from slosched.daemon.status import status_report
 from slosched.messages import StatusReply, StatusRequest
 from slosched.telemetry.tally import Tally
 
 S = 1_000 * MS
 
 
-def look(scheduler: Scheduler, at_s: float) -> dict[str, Any]:
-    return status_report(scheduler, now_ns=T0 + round(at_s * S), brief=True)
+def look(scheduler: Scheduler, tally: Tally, at_s: float) -> dict[str, Any]:
+    now_ns = T0 + round(at_s * S)
+    return status_report(scheduler, now_ns=now_ns, brief=True, counted=tally.report)
 
 
 def answer(scheduler: Scheduler, tally: Tally, code: int, latency_ms: float, met: bool) -> None:
@@ -36,15 +37,13 @@ def answer(scheduler: Scheduler, tally: Tally, code: int, latency_ms: float, met
 
 @pytest.fixture
 def two_gpus() -> tuple[Scheduler, Tally]:
-    scheduler, tally = big_controller(gpus=2, instances=3)
-    scheduler.counted = tally.report
-    return scheduler, tally
+    return big_controller(gpus=2, instances=3)
 
 
 def test_rates_are_of_the_time_between_two_reports(two_gpus: tuple[Scheduler, Tally]) -> None:
     scheduler, tally = two_gpus
     answer(scheduler, tally, 0, 4, True)
-    before = look(scheduler, 10)
+    before = look(scheduler, tally, 10)
     for _ in range(6):
         answer(scheduler, tally, 0, 9, True)
     answer(scheduler, tally, 0, 90, False)
@@ -52,7 +51,7 @@ def test_rates_are_of_the_time_between_two_reports(two_gpus: tuple[Scheduler, Ta
     answer(scheduler, tally, 8, 0, False)
     answer(scheduler, tally, 4, 5, False)
     scheduler.cluster.gpus[1].busy_ns += S
-    rates = rates_between(before, look(scheduler, 12))
+    rates = rates_between(before, look(scheduler, tally, 12))
     assert rates is not None
     assert rates["seconds"] == 2 and rates["offered_per_s"] == rates["answered_per_s"] == 5
     assert rates["admitted_per_s"] == 4 and rates["in_time_per_s"] == 3
@@ -68,30 +67,30 @@ def test_rates_are_of_the_time_between_two_reports(two_gpus: tuple[Scheduler, Ta
 def test_an_interval_in_which_nothing_happened_has_no_shares(
     two_gpus: tuple[Scheduler, Tally],
 ) -> None:
-    scheduler, _ = two_gpus
-    rates = rates_between(look(scheduler, 1), look(scheduler, 2))
+    scheduler, tally = two_gpus
+    rates = rates_between(look(scheduler, tally, 1), look(scheduler, tally, 2))
     assert rates is not None
     assert rates["offered_per_s"] == 0 and rates["rejected_per_s"] == {}
     assert rates["satisfaction"] is rates["latency_p50_ns"] is None
 
 
 def test_a_gpu_that_joined_anew_counts_from_nothing(two_gpus: tuple[Scheduler, Tally]) -> None:
-    scheduler, _ = two_gpus
+    scheduler, tally = two_gpus
     gpu = scheduler.cluster.gpus[0]
     gpu.busy_ns = 50 * S
-    before = look(scheduler, 1)
+    before = look(scheduler, tally, 1)
     gpu.busy_ns = S // 4
-    rates = rates_between(before, look(scheduler, 2))
+    rates = rates_between(before, look(scheduler, tally, 2))
     assert rates is not None and rates["gpus"][0]["utilisation"] == 0.25
 
 
 def test_reports_of_two_lives_or_of_one_instant_have_no_rates(
     two_gpus: tuple[Scheduler, Tally],
 ) -> None:
-    scheduler, _ = two_gpus
-    first = look(scheduler, 1)
-    assert rates_between(first, look(scheduler, 1)) is None
-    assert rates_between(first, look(scheduler, 2) | {"incarnation": 9}) is None
+    scheduler, tally = two_gpus
+    first = look(scheduler, tally, 1)
+    assert rates_between(first, look(scheduler, tally, 1)) is None
+    assert rates_between(first, look(scheduler, tally, 2) | {"incarnation": 9}) is None
     assert rates_between({}, first) is None
 
 
@@ -106,11 +105,11 @@ def test_an_older_controller_that_counts_less_is_shown_all_the_same() -> None:
 
 def test_the_text_says_what_the_rates_say(two_gpus: tuple[Scheduler, Tally]) -> None:
     scheduler, tally = two_gpus
-    before = look(scheduler, 0)
+    before = look(scheduler, tally, 0)
     for place in range(400):
         answer(scheduler, tally, 8 * (place % 4 == 0), 9 * (place % 4 > 0), place % 4 > 0)
     scheduler.cluster.gpus[1].busy_ns += S * 3 // 4
-    after = look(scheduler, 1)
+    after = look(scheduler, tally, 1)
     text = watch_text("a:1", after, rates_between(before, after))
     assert "a:1: INFER5 (best)" in text and "2 of 2 workers joined" in text
     assert "offered 400.0/s   in time 300.0/s   satisfaction 75.0 %" in text
@@ -129,27 +128,26 @@ def test_nearly_all_is_not_called_all() -> None:
 
 def test_a_large_cluster_fits_a_terminal() -> None:
     scheduler, tally = big_controller(gpus=300, instances=1000)
-    scheduler.counted = tally.report
     for worker_id in range(40):
         scheduler.cluster.workers[worker_id].times_lost = 1
-    rates = rates_between(look(scheduler, 1), look(scheduler, 2))
-    text = watch_text("a:1", look(scheduler, 2), rates, width=80, height=24)
+    rates = rates_between(look(scheduler, tally, 1), look(scheduler, tally, 2))
+    text = watch_text("a:1", look(scheduler, tally, 2), rates, width=80, height=24)
     lines = text.split("\n")
     assert len(lines) <= 24 and max(map(len, lines)) <= 80
     assert "and 35 more workers lost or busy" in text and "more GPUs" in lines[-1]
-    piped = watch_text("a:1", look(scheduler, 2), rates)
+    piped = watch_text("a:1", look(scheduler, tally, 2), rates)
     assert "and 284 more GPUs" in piped
 
 
 def test_silence_is_said_with_what_was_last_known(two_gpus: tuple[Scheduler, Tally]) -> None:
-    scheduler, _ = two_gpus
-    silent = Look(look(scheduler, 1), None, T0, "nobody there")
+    scheduler, tally = two_gpus
+    silent = Look(look(scheduler, tally, 1), None, T0, "nobody there")
     said = silent.silence(T0 + 7 * S)
     assert said.startswith("no answer since ") and said.endswith("(7 s)")
     assert said in watch_text("a:1", silent.report, None, silent=said)
     document = silent.document(T0)
     assert document["no_answer_since_ns"] == T0 and document["report"] is None
-    answered = Look(look(scheduler, 1), {"seconds": 1.0})
+    answered = Look(look(scheduler, tally, 1), {"seconds": 1.0})
     assert answered.silence(T0) == "" and answered.document(T0)["rates"] == {"seconds": 1.0}
 
 

@@ -9,14 +9,13 @@ import pytest
 from slosched.codes import ActionType, Code
 from slosched.core.scheduler.interface import ActionRecord, RequestRecord
 from slosched.messages import Span
+from slosched.telemetry.histogram import Histogram, quantile_ns
 from slosched.telemetry.tally import (
     BATCH_BOUNDS,
     ERROR_BOUNDS_NS,
     LATENCY_BOUNDS_NS,
-    Histogram,
     Recent,
     Tally,
-    quantile_ns,
 )
 
 START_NS = 1_600_000_000_000_000_000
@@ -52,6 +51,15 @@ def test_requests_are_counted_by_outcome_and_by_model() -> None:
     assert (tally.unserved.count, tally.unserved.total) == (2, 9 * MS)
     assert tally.models == {7: [3, 1], 9: [1, 0]}
     assert (tally.least_ns, tally.greatest_ns) == (4 * MS, 12 * MS)
+
+
+def test_the_middle_of_a_bucket_is_told_for_each_share() -> None:
+    histogram = Histogram((9, 19, 39))
+    assert histogram.middles(0.5, 0.99) == (None, None)
+    for value in (0, 9, 10, 10, 39, 1_000):
+        histogram.add(value)
+    assert histogram.counts == [2, 2, 1, 1]
+    assert histogram.middles(0.0, 0.33, 0.34, 0.6, 0.7, 1.0) == (5, 5, 15, 15, 30, 30)
 
 
 def test_a_value_on_a_bound_belongs_to_its_bucket() -> None:

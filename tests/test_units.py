@@ -10,7 +10,13 @@ from slosched.cli.controller import _parse_positionals
 from slosched.cli.values import duration_ns, weight_rules, weights_text
 from slosched.config_file import load_controller_config
 from slosched.errors import InvalidConfig, InvalidDuration
-from slosched.units import format_share, parse_bytes, parse_duration_ns
+from slosched.units import (
+    exact_bytes,
+    exact_duration,
+    format_share,
+    parse_bytes,
+    parse_duration_ns,
+)
 
 
 @pytest.mark.parametrize("unit", ["us", "\u00b5s", "\u03bcs"])
@@ -45,6 +51,22 @@ def test_the_error_names_the_unit_of_a_bare_number() -> None:
     assert duration_ns("--latency", "200000s") == duration_ns("--duration", "200000") == 2 * 10**14
     assert duration_ns("--duration", "5000000s") == 5_000_000 * 10**9
     assert parse_duration_ns("0", bare_unit="ns") == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0ns"), (7, "7ns"), (250_000, "250us"), (90 * 10**9, "90s"), (7200 * 10**9, "2h")],
+)
+def test_an_exact_duration_reads_back(number: int, text: str) -> None:
+    assert exact_duration(number) == text
+    assert number < 1000 or parse_duration_ns(text, bare_unit="ns") == number
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0"), (1000, "1000"), (2**24, "16MiB"), (3 * 2**30, "3GiB")]
+)
+def test_an_exact_size_reads_back(number: int, text: str) -> None:
+    assert exact_bytes(number) == text and parse_bytes(text) == number
 
 
 def test_bare_numbers_of_options_are_seconds_and_positional_ones_clockworks() -> None:

@@ -10,7 +10,7 @@ from slosched.cli.status_text import status_text
 from slosched.codes import Code
 from slosched.config import SchedulerConfig
 from slosched.core.scheduler.interface import FromClient, Note, SendFailed
-from slosched.core.scheduler.report import status_report
+from slosched.daemon.status import status_report
 from slosched.messages import (
     Infer,
     ListModelsReply,

@@ -21,9 +21,9 @@ from slosched.config import ControllerConfig, SchedulerConfig, WeightRule
 from slosched.config_file import load_controller_config, load_profile
 from slosched.core.scheduler.interface import FromClient
 from slosched.core.scheduler.policies import resolved
-from slosched.core.scheduler.report import status_report
 from slosched.core.scheduler.state import Client
 from slosched.core.scheduler.weights import Weights
+from slosched.daemon.status import status_report
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.messages import PROTOCOL_VERSION, ClientHello, Refused, Welcome
 from slosched.sim.faults import FaultPlan
@@ -73,7 +73,7 @@ def test_the_narrowest_class_of_slos_counts_and_multiplies() -> None:
         (lambda: WeightRule(1.0, "a", 5), "either client or slo_max"),
         (lambda: WeightRule(0.001, "a"), "weight must be within 0.01..100, not 0.001"),
         (lambda: WeightRule(float("nan"), "a"), "not NaN"),
-        (lambda: WeightRule(1.0, slo_max_ns=-1), "slo_max must be above 0"),
+        (lambda: WeightRule(1.0, slo_max_ns=-1), "slo_max_ns must be above 0, not -1"),
         (lambda: SchedulerConfig(max_client_weight=0.0), "max_client_weight must be within"),
         (lambda: MixEntry("m", 1, 5.0, client="a", weight=101), "weight must be within"),
         (lambda: MixEntry("m", 1, 5.0, weight=2.0), "say client, too"),

@@ -63,7 +63,10 @@ def test_the_golden_bytes_are_of_these_examples_and_no_others() -> None:
 
 def test_a_heartbeat_carries_what_a_card_answers_and_what_a_later_version_adds() -> None:
     more = plain(BEAT_WITH_STATS)
-    more[-1] = [[0], [1, *plain(m.GpuStats())[1:], "something new"]]
+    more[1 + m.Heartbeat.__struct_fields__.index("gpus")] = [
+        [0],
+        [1, *plain(m.GpuStats())[1:], "something new"],
+    ]
     newer = decode_from_worker(msgpack.packb(more))
     assert isinstance(newer, m.Heartbeat) and newer.gpus == (m.GpuStats(), m.GpuStats(gpu_id=1))
 

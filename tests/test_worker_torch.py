@@ -49,9 +49,13 @@ OWN = (
 @pytest.fixture(scope="module")
 def server() -> Iterator[WorkerServer]:
     config = WorkerConfig(
-        device="cpu", port=0, bind="127.0.0.1", models=OWN, page_bytes=2**20,
+        device="cpu",
+        port=0,
+        bind="127.0.0.1",
+        models=OWN,
+        page_bytes=2**20,
         weights_cache_bytes=64 * 2**20,
-    )  # fmt: skip
+    )
     with WorkerServer(config) as server:
         yield server
 
@@ -207,9 +211,14 @@ def test_a_model_of_lower_precision_still_answers_in_float32(controller: BareCon
 
 def test_a_workers_precision_and_format_hold_for_the_zoo() -> None:
     config = WorkerConfig(
-        device="cpu", port=0, bind="127.0.0.1", dtype="bfloat16", channels_last=True,
-        page_bytes=2**20, weights_cache_bytes=64 * 2**20,
-    )  # fmt: skip
+        device="cpu",
+        port=0,
+        bind="127.0.0.1",
+        dtype="bfloat16",
+        channels_last=True,
+        page_bytes=2**20,
+        weights_cache_bytes=64 * 2**20,
+    )
     with WorkerServer(config) as server:
         controller = BareController(server.port)
         welcome = controller.ask(

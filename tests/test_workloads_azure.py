@@ -13,7 +13,8 @@ from slosched.errors import InvalidConfig
 from slosched.units import NS_PER_S
 from slosched.workloads import parse_workload
 from slosched.workloads.azure import ScaleStep, TraceReplay, trace_pieces
-from slosched.workloads.azure_trace import DIRECTORY_VARIABLE, compact, ordered, read_trace
+from slosched.workloads.azure_source import DIRECTORY_VARIABLE
+from slosched.workloads.azure_trace import compact, ordered, read_trace
 from slosched.workloads.zoo import zoo_models
 
 SHORT = "invocations_per_function_md.anon.d01.csv"
@@ -283,7 +284,7 @@ def test_thousands_of_rare_functions_cost_nothing(monkeypatch: pytest.MonkeyPatc
     rows = [compact([0] * 1440) for _ in range(3000)] + [compact([0] * 1439 + [1])] * 1000
     trace = ordered([*rows, compact([600] * 1440)])
     monkeypatch.delenv(DIRECTORY_VARIABLE, raising=False)
-    monkeypatch.setattr("slosched.workloads.azure_trace._load", lambda source, stamp: trace)
+    monkeypatch.setattr("slosched.workloads.azure_source._load", lambda source, stamp: trace)
     workload = parse_workload("azure", ["8", "0", "1", "1", "60"])
     assert len(workload.streams(0)) == 1001
     arrivals = drain(workload, duration_ns=60 * NS_PER_S)

@@ -14,8 +14,8 @@ from slosched.config_file import load_profile
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.units import NS_PER_S
 from slosched.workloads import WORKLOADS, parse_workload, workload_from_table
+from slosched.workloads.azure_source import DIRECTORY_VARIABLE
 from slosched.workloads.azure_synthetic import write_trace
-from slosched.workloads.azure_trace import DIRECTORY_VARIABLE
 from slosched.workloads.engine import Engine
 from slosched.workloads.registry import KINDS, Kind
 from slosched.workloads.spec_file import load_workload

@@ -17,6 +17,7 @@ from slosched.core.worker.interface import (
     PrepareModel,
     ToController,
 )
+from slosched.core.worker.lanes import GPU_LANES, LaneSpec
 from slosched.core.worker.stepping import Stepper
 from slosched.messages import (
     PROTOCOL_VERSION,
@@ -66,7 +67,7 @@ class VirtualWorker:
     """A brain and its emulated GPUs in virtual time. `sent` has what went to controllers, in order,
     and `beats` the heartbeats.
 
-    With `prepares` off, a PrepareModel is only recorded; `deny_input` switches made-up inputs off.
+    With `prepares` off, a PrepareModel is only recorded; with `deny_input` the worker generates no inputs.
     """
 
     gpus: int = 1
@@ -75,6 +76,7 @@ class VirtualWorker:
     prepares: bool = True
     deny_input: bool = False
     put_aside: tuple[tuple[str, str], ...] = ()
+    lanes: Sequence[LaneSpec] = GPU_LANES
     now: int = NS_PER_S
     sent: list[tuple[bytes, WorkerToController]] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
@@ -95,6 +97,7 @@ class VirtualWorker:
             device="emulated",
             allow_zero_size_inputs=not self.deny_input,
             put_aside=self.put_aside,
+            lanes=self.lanes,
         )
         self.devices = {i: EmulatedGpu(profile, self.noise, i) for i in range(self.gpus)}
         self.stepper = Stepper(self.brain, self.devices, self._perform)
@@ -199,8 +202,8 @@ class VirtualWorker:
         frames: tuple[int, ...] | None = None,
     ) -> int | None:
         message = Infer(
-            self.session,
-            self.action_id(),
+            session=self.session,
+            action_id=self.action_id(),
             model_id=model_id,
             gpu_id=gpu_id,
             earliest_ns=earliest,
@@ -291,8 +294,8 @@ class BareController:
         """Prepare one instance and load it onto GPU 0."""
         result = self.ask(
             LoadModel(
-                self.session,
-                self.action_id(),
+                session=self.session,
+                action_id=self.action_id(),
                 name=name,
                 model_id=model_id,
                 copies=1,
@@ -322,8 +325,8 @@ class BareController:
 
     def infer_message(self, batch: int, *, sizes: tuple[int, ...] = (), model_id: int = 0) -> Infer:
         return Infer(
-            self.session,
-            self.action_id(),
+            session=self.session,
+            action_id=self.action_id(),
             model_id=model_id,
             gpu_id=0,
             earliest_ns=0,

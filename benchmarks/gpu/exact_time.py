@@ -49,7 +49,7 @@ import exact_sweep  # noqa: E402
 import exact_table  # noqa: E402
 from exact_rig import MODEL, WORKER_OPTIONS, NotHere, Rig, Row, Settings  # noqa: E402
 from serving_core import commit, machine_line  # noqa: E402
-from stall_meter import Bounds, StallMeter  # noqa: E402
+from stall_meter import BOUNDS, StallMeter  # noqa: E402
 
 from slosched.cli.children import ended_by_signals  # noqa: E402
 from slosched.clock import now_ns  # noqa: E402
@@ -275,7 +275,7 @@ def _disturbance(meter: StallMeter | None, begin_ns: int, end_ns: int) -> dict[s
         found = meter.readings(past_ns=end_ns).disturbance(begin_ns, end_ns)
     except Exception as error:  # a meter that died costs its words, not the row
         return {"void": [f"the stall meter: {error}"]}
-    return {"disturbance": vars(found), "void": found.beyond(Bounds())}
+    return {"disturbance": vars(found), "void": list(found.reasons(BOUNDS))}
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -1,18 +1,35 @@
 """Plain configuration: what a scheduler, a worker and a profile are told. No files are read here.
 
-`config_file.py` reads these from TOML. Every class checks itself when it is made and raises
-InvalidConfig with the name of the wrong field, for a wrong type as well.
+A field is an option: its one row in the table of `options.py`, from which the command line, the keys of TOML
+files (`config_file.py`) and what status shows follow. Every class checks itself when it is made and raises
+InvalidConfig with the name of the wrong field, for a wrong type or a number out of bounds as well.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
-from math import ceil
+from typing import Annotated
+
+from msgspec import Meta
 
 from slosched.addresses import parse_address, parse_bind
-from slosched.errors import InvalidConfig, UnknownName
-from slosched.field_types import check_types
+from slosched.errors import InvalidConfig
+from slosched.field_types import AtLeast0, AtLeast1, Port, Shape, check_types
+from slosched.gpu_profile import ALIASES as ALIASES
+from slosched.gpu_profile import PAGE_BYTES as PAGE_BYTES
+from slosched.gpu_profile import GpuProfile as GpuProfile
+from slosched.gpu_profile import ModelProfile as ModelProfile
+from slosched.gpu_profile import canonical_model as canonical_model
+from slosched.options import (
+    ADDRESSES,
+    ADMISSION,
+    MEMORY,
+    MODELS,
+    PROCESSOR,
+    SCHEDULER,
+    Option,
+)
 from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
 #: Clockwork's client and worker ports.
@@ -25,91 +42,12 @@ LOST_AFTER_NS = 800 * NS_PER_MS
 CLIENT_HEARTBEAT_NS = 1_000 * NS_PER_MS
 CLIENT_LOST_AFTER_NS = 5_000 * NS_PER_MS
 
-PAGE_BYTES = 16 * 1024 * 1024  # Clockwork: memory_settings.weights_cache_page_size
-
-#: The seeds' names for models, and the zoo's.
-ALIASES = {"resnet50_v2": "resnet50", "resnet18_v2": "resnet18"}
-
 #: Precisions of a model's weights.
 DTYPES = ("float32", "float16", "bfloat16")
 
 #: Libraries of models. One of theirs is named LIBRARY/NAME.
 LIBRARIES = ("torchvision", "timm")
 LIBRARY_PREFIXES = tuple(f"{library}/" for library in LIBRARIES)
-
-
-def canonical_model(name: str) -> str:
-    """Return the zoo's name for `name`: aliases are resolved, other names pass unchanged."""
-    return ALIASES.get(name, name)
-
-
-@dataclass(frozen=True)
-class ModelProfile:
-    """How long one model takes on one kind of GPU. Shapes are per request, without the batch."""
-
-    name: str
-    exec_ns: dict[int, int]  # batch size -> exec time
-    weights_ns: int
-    weights_bytes: int
-    input_shape: tuple[int, ...] = (3, 224, 224)
-    input_dtype: str = "float32"
-    output_shape: tuple[int, ...] = (1000,)
-    output_dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        if 1 not in self.exec_ns:
-            raise InvalidConfig(f"model {self.name!r}: exec_ns has no batch size 1")
-        if any(batch < 1 or ns <= 0 for batch, ns in self.exec_ns.items()):
-            raise InvalidConfig(f"model {self.name!r}: batch sizes and exec times must be > 0")
-        if self.weights_ns < 0 or self.weights_bytes < 0:
-            raise InvalidConfig(f"model {self.name!r}: weights_ns and weights_bytes must be >= 0")
-
-    def interpolated(self) -> ModelProfile:
-        """The same model with every batch size up to the largest, its time linear between neighbours.
-
-        For devices that run any size as it comes; without it a batch is padded to the next size listed.
-        """
-        sizes = sorted(self.exec_ns)
-        exec_ns = dict(self.exec_ns)
-        for low, high in pairwise(sizes):
-            step_ns = (self.exec_ns[high] - self.exec_ns[low]) / (high - low)
-            for size in range(low + 1, high):
-                exec_ns[size] = round(self.exec_ns[low] + (size - low) * step_ns)
-        return replace(self, exec_ns=dict(sorted(exec_ns.items())))
-
-    def pages(self, page_bytes: int) -> int:
-        """Pages of `page_bytes` that the weights take; at least 1."""
-        return max(1, ceil(self.weights_bytes / page_bytes))
-
-
-@dataclass(frozen=True)
-class GpuProfile:
-    """One kind of GPU: its weights cache and the models measured on it."""
-
-    name: str
-    models: dict[str, ModelProfile]
-    weights_cache_bytes: int
-    page_bytes: int = PAGE_BYTES
-    clock_mhz: int = 1380
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        if self.page_bytes <= 0 or self.weights_cache_bytes < self.page_bytes:
-            raise InvalidConfig(
-                f"profile {self.name!r}: the weights cache must hold one page or more"
-            )
-
-    @property
-    def pages(self) -> int:
-        return self.weights_cache_bytes // self.page_bytes
-
-    def model(self, name: str) -> ModelProfile:
-        """Return the profile of `name` (an alias is fine). Raises UnknownName."""
-        try:
-            return self.models[canonical_model(name)]
-        except KeyError:
-            raise UnknownName("model", name, list(self.models)) from None
 
 
 @dataclass(frozen=True)
@@ -123,21 +61,16 @@ class EmulationNoise:
     """
 
     seed: int = 0
-    exec_sigma: float = 0.0  # relative standard deviation of exec times (normal, cut at 3 sigma)
+    # Relative standard deviation of exec times (normal, cut at 3 sigma).
+    exec_sigma: Annotated[float, Meta(ge=0, lt=0.5)] = 0.0
     exec_quantiles: tuple[float, ...] = ()
-    stall_probability: float = 0.0  # per exec
-    stall_ns: int = 0
-    pcie_bytes_per_s: int = 0
+    stall_probability: Annotated[float, Meta(ge=0, le=1)] = 0.0  # per exec
+    stall_ns: Annotated[AtLeast0, Option(name="stall")] = 0
+    pcie_bytes_per_s: AtLeast0 = 0
     pcie_shared: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
-        if not 0 <= self.exec_sigma < 0.5 or not 0 <= self.stall_probability <= 1:
-            raise InvalidConfig(
-                "noise: exec_sigma must be in [0, 0.5), stall_probability in [0, 1]"
-            )
-        if self.stall_ns < 0 or self.pcie_bytes_per_s < 0:
-            raise InvalidConfig("noise: stall_ns and pcie_bytes_per_s must be at least 0")
         quantiles = self.exec_quantiles
         if quantiles and (
             len(quantiles) < 2 or quantiles[0] <= 0 or any(a > b for a, b in pairwise(quantiles))
@@ -163,20 +96,19 @@ class ModelSource:
     one of several outputs that is the answer: a key, an attribute or an index ("0").
     """
 
-    name: str
+    name: Annotated[str, Option(in_file=False)]  # the file has it in the heading
     factory: str = ""
     pt2: str = ""
     safetensors: str = ""
     config: str = ""
     cupy: str = ""
-    input_shape: tuple[int, ...] = ()
+    input_shape: Shape = ()
     input_dtype: str = "float32"
     dtype: str = "float32"  # of its weights, one of DTYPES; inputs and outputs travel as float32
     channels_last: bool = False  # of its weights and, on the device, inputs
     output: str = ""
-    folder: str = (
-        ""  # where modules are looked for that are not installed: beside the worker's file
-    )
+    #: Where modules are looked for that are not installed: beside the worker's file.
+    folder: Annotated[str, Option(in_file=False)] = ""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -194,6 +126,16 @@ PUT_ASIDE_CHARS = 300
 GC_MODES = ("idle", "auto", "off")
 
 
+Bind = Annotated[
+    str,
+    Option(
+        help="Address to listen on, as 127.0.0.1, ::1 or :: (all).",
+        metavar="ADDRESS",
+        panel=ADDRESSES,
+    ),
+]
+
+
 @dataclass(frozen=True)
 class WorkerConfig:
     """A worker process. `device` is "auto", "cuda:N", "cpu" or "emulated".
@@ -202,49 +144,131 @@ class WorkerConfig:
     that take images. `libraries` are those whose every classification model can be loaded by name.
     """
 
-    device: str = "auto"
-    gpus: int = 1
-    port: int = WORKER_PORT
-    bind: str = "0.0.0.0"
-    profile: str = "v100"  # name of a built-in profile or a file; used when emulated
-    weights_cache_bytes: int = 0  # 0: the profile's, or four fifths of the GPU's free memory
-    page_bytes: int = PAGE_BYTES
+    device: Annotated[
+        str,
+        Option(
+            help="auto, cuda:N, cpu or emulated. Default {default}: every GPU of the host, else the CPU.",
+            metavar="DEVICE",
+        ),
+    ] = "auto"
+    gpus: Annotated[
+        AtLeast1,
+        Option(
+            help="Number of GPUs. Emulated: all behind one address, default 1. Real: one process each, on "
+            "consecutive ports, default all."
+        ),
+    ] = 1
+    port: Annotated[
+        Port,
+        Option(
+            help="Port to listen on; the first of several for several real GPUs. Default {default}; 0 takes "
+            "a free one.",
+            panel=ADDRESSES,
+        ),
+    ] = WORKER_PORT
+    bind: Bind = "0.0.0.0"
+    profile: Annotated[
+        str,
+        Option(
+            help="The profile of an emulated GPU: a built-in one, or a TOML file of `slosched profile`.",
+            metavar="NAME|FILE",
+        ),
+    ] = "v100"
+    weights_cache_bytes: Annotated[
+        AtLeast0,  # 0: the default that its help names
+        Option(
+            help="GPU memory for weights, for example 10GiB. Default: the profile's, or four fifths of the "
+            "free memory.",
+            panel=MEMORY,
+        ),
+    ] = 0
+    page_bytes: AtLeast1 = PAGE_BYTES
     allow_zero_size_inputs: bool = True
-    dtype: str = "float32"  # one of DTYPES
-    channels_last: bool = False
-    libraries: tuple[str, ...] = ()  # of LIBRARIES
+    dtype: Annotated[
+        str,
+        Option(
+            help=f"Precision of the weights: {', '.join(DTYPES)}. Default {{default}}. Inputs and outputs "
+            "travel as float32 in any case. For models that --config does not name.",
+            metavar="DTYPE",
+            panel=MODELS,
+            one_of=DTYPES,
+        ),
+    ] = "float32"
+    channels_last: Annotated[
+        bool,
+        Option(
+            help="Memory format of models that take images; with float16, convolutions run faster in it. "
+            "For models that --config does not name.",
+            panel=MODELS,
+        ),
+    ] = False
+    libraries: Annotated[
+        tuple[str, ...],
+        Option(
+            help="torchvision, timm or torchvision,timm, where they are installed: their classifiers can be "
+            "loaded by name, as torchvision/resnet50 or timm/resnet10t.",
+            panel=MODELS,
+            one_of=LIBRARIES,
+            one_is="library",
+        ),
+    ] = ()
     models: tuple[ModelSource, ...] = ()
     noise: EmulationNoise = field(default_factory=EmulationNoise)
-    torch_threads: int = 1
-    host_cache_bytes: int = 0  # pinned host memory for models' weights; 0: what they take
-    host_images: int = 1  # pinned images of one model's weights, shared by its instances
-    #: The core that the loop's thread stays on, of several processes the first's; -1: any.
-    cpu: int = -1
-    gc: str = "idle"  # one of GC_MODES
+    torch_threads: Annotated[
+        AtLeast1,
+        Option(help="CPU threads of one inference on the device cpu.", panel=PROCESSOR),
+    ] = 1
+    host_cache_bytes: Annotated[
+        AtLeast0,  # 0: as much as the models need
+        Option(
+            help="Pinned host memory for models' weights, for example 8GiB; a model that does not fit is not "
+            "prepared. Default: as much as the models need.",
+            panel=MEMORY,
+        ),
+    ] = 0
+    host_images: Annotated[
+        AtLeast1,
+        Option(
+            help="Pinned copies of each model's weights, shared by its instances, so that loads come from "
+            "different memory.",
+            panel=MEMORY,
+        ),
+    ] = 1
+    cpu: Annotated[
+        int,
+        Meta(ge=-1, description="the number of a core, or -1 for any"),
+        Option(
+            help="Keep the loop on this core; with several real GPUs, theirs are this one and the next. "
+            "Other threads may run elsewhere. Default {default}: any core.",
+            panel=PROCESSOR,
+        ),
+    ] = -1
     #: Busy-poll instead of sleeping: saves one wake-up of latency on an idle worker, costs a whole core.
-    busy_poll: bool = False
-    #: (name, reason) of models that ended this worker's process too often: they are not offered. Said by
-    #: the supervisor alone, in no file.
-    put_aside: tuple[tuple[str, str], ...] = ()
+    busy_poll: Annotated[
+        bool,
+        Option(
+            help="Busy-poll in the loop of a real GPU: a request to an idle worker is served about 0.1 ms "
+            "sooner, at the cost of a whole core.",
+            flag="--busy-poll/--sleep",
+            panel=PROCESSOR,
+        ),
+    ] = False
+    gc: Annotated[
+        str,
+        Option(
+            help="When garbage is collected: idle (when nothing is due for 5 ms), auto (as Python does by "
+            "itself) or off (never; memory may grow).",
+            panel=PROCESSOR,
+            one_of=GC_MODES,
+        ),
+    ] = "idle"
+    #: (name, reason) of models that ended this worker's process too often: they are not offered. The
+    #: supervisor alone says it.
+    put_aside: Annotated[tuple[tuple[str, str], ...], Option(in_file=False)] = ()
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.host_images < 1 or self.host_cache_bytes < 0:
-            raise InvalidConfig("host_images must be at least 1, host_cache_bytes at least 0")
-        if self.gpus < 1:
-            raise InvalidConfig(f"gpus must be at least 1, not {self.gpus}")
-        if self.cpu < -1:
-            raise InvalidConfig(f"cpu must be the number of a core, or -1 for any, not {self.cpu}")
-        if self.gc not in GC_MODES:
-            raise UnknownName("gc", self.gc, list(GC_MODES))
         parse_bind(self.bind)
-        if not 0 <= self.port <= 65535:
-            raise InvalidConfig(f"port must be within 0..65535, not {self.port}")
-        if self.dtype not in DTYPES:
-            raise UnknownName("dtype", self.dtype, list(DTYPES))
-        for library in self.libraries:
-            if library not in LIBRARIES:
-                raise UnknownName("library", library, list(LIBRARIES))
 
 
 FIDELITIES = ("best", "paper")
@@ -252,13 +276,10 @@ FIDELITIES = ("best", "paper")
 #: Rules of which weights go to which GPU; core/scheduler/policies/placements.py has them.
 PLACEMENTS = ("gain", "demand", "lru")
 
-_LIMITS = (
-    "max_slo_ns", "max_client_requests", "max_requests", "max_client_bytes", "max_bytes", "max_client_loads",
-    "max_instances", "keep_unused_ns",
-)  # fmt: skip
 
 #: What a weight may be: above a hundred it would be a queue of its own in all but name.
 WEIGHT_RANGE = (0.01, 100.0)
+Weight = Annotated[float, Meta(ge=WEIGHT_RANGE[0], le=WEIGHT_RANGE[1])]
 CLIENT_WEIGHTS = ("value", "shares")
 
 
@@ -280,20 +301,19 @@ class WeightRule:
     for requests with an SLO of at most `slo_max_ns`. Exactly one of the two is given.
     """
 
-    weight: float
+    weight: Weight
     client: str = ""
-    slo_max_ns: int = 0
+    slo_max_ns: Annotated[int, Meta(ge=0, description="above 0"), Option(name="slo_max")] = 0
 
     def __post_init__(self) -> None:
         check_types(self)
         if bool(self.client) == bool(self.slo_max_ns):
             raise InvalidConfig("a weight is for either client or slo_max: give one of them")
-        if self.slo_max_ns < 0:
-            raise InvalidConfig(f"slo_max must be above 0, not {self.slo_max_ns}")
-        if not is_weight(self.weight):
-            raise InvalidConfig(
-                f"weight must be within {WEIGHT_RANGE[0]:g}..{WEIGHT_RANGE[1]:g}, not {self.weight:g}"
-            )
+
+
+def _admission(help_: str, *, name: str = "") -> Option:
+    """An option about what is accepted."""
+    return Option(help=help_, name=name, panel=ADMISSION, in_status=False, simulated=False)
 
 
 @dataclass(frozen=True)
@@ -304,65 +324,143 @@ class SchedulerConfig:
     in, and refuses what the policy cannot heed.
     """
 
-    policy: str = "INFER5"
-    generate_inputs: bool = False
-    max_gpus: int = 100
-    schedule_ahead_ns: int | None = None
-    default_slo_ns: int = 100 * NS_PER_MS
-    max_exec_ns: int | None = None
-    max_batch: int | None = None
-    fidelity: str = "best"
-    #: What requests are worth to INFER5 (docs/fairness.md); the first rule for a client that matches holds.
-    weights: tuple[WeightRule, ...] = ()
-    #: A client without a rule may say a weight up to this: by default it can only lower its own.
-    max_client_weight: float = 1.0
-    #: What a client's weight is: "value" of each of its requests, or its share of the GPUs ("shares").
-    client_weights: str = "value"
-    #: How early INFER5 refuses what a forecast of its queue gives no chance (core/scheduler/forecast.py): how
-    #: many times the wait that is forecast must fit before the deadline. 0: only when it is hopeless.
-    early_refusal: float = EARLY_REFUSAL
-    placement: str = "gain"  # of the policies that load by demand in our way; others have their own
+    policy: Annotated[str, Option(in_status=False)] = "INFER5"
+    generate_inputs: Annotated[
+        bool,
+        Option(
+            help="Generate inputs in the controller for requests without one, to load the network.",
+            panel=SCHEDULER,
+            simulated=False,
+        ),
+    ] = False
+    max_gpus: Annotated[
+        AtLeast1,
+        Option(help="Use at most this many GPUs.", panel=SCHEDULER, simulated=False),
+    ] = 100
+    schedule_ahead_ns: Annotated[
+        AtLeast1 | None,
+        Option(
+            help="How far ahead work is committed to a GPU, at most. A bare number is in seconds. "
+            "Default 10ms.",
+            panel=SCHEDULER,
+        ),
+    ] = None
+    default_slo_ns: Annotated[
+        AtLeast1,
+        Option(
+            help="The SLO of requests that name none. A bare number is in seconds.", panel=SCHEDULER
+        ),
+    ] = 100 * NS_PER_MS
+    max_exec_ns: Annotated[
+        AtLeast1 | None,
+        Option(
+            help="No batch above 1 that takes longer. A bare number is in seconds. "
+            "Default 25ms (paper: 250ms).",
+            panel=SCHEDULER,
+        ),
+    ] = None
+    max_batch: Annotated[
+        AtLeast1 | None,
+        Option(help="No larger batch. Default 16 (paper: 8).", panel=SCHEDULER),
+    ] = None
+    fidelity: Annotated[
+        str,
+        Option(
+            help="best, or paper: the published code's behaviour and constants.",
+            panel=SCHEDULER,
+            one_of=FIDELITIES,
+            in_status=False,
+        ),
+    ] = "best"
+    #: The first rule for a client that matches holds. In a file they are [[weights]] beside [scheduler].
+    weights: Annotated[
+        tuple[WeightRule, ...],
+        Option(
+            help="What requests are worth under overload (docs/fairness.md): by client, 'batch-*=0.2', and by "
+            "SLO, 'slo<=10ms=2'. Default 1 for all.",
+            metavar="NAME=WEIGHT,...",
+            panel=SCHEDULER,
+            in_file=False,
+            in_status=False,
+        ),
+    ] = ()
+    max_client_weight: Annotated[
+        Weight,
+        Option(
+            help="The highest weight that a client without a rule may give itself.",
+            panel=SCHEDULER,
+            in_status=False,
+            simulated=False,
+        ),
+    ] = 1.0
+    client_weights: Annotated[
+        str,
+        Option(
+            help="value: a client's weight is that of each of its requests; shares: its share of the GPUs, "
+            "which no other client can take.",
+            panel=SCHEDULER,
+            one_of=CLIENT_WEIGHTS,
+            in_status=False,
+        ),
+    ] = "value"
+    early_refusal: Annotated[
+        float,
+        Meta(ge=0, le=MOST_EARLY_REFUSAL),
+        Option(
+            help="How early INFER5 refuses what a forecast of its queue gives no chance: how many times the "
+            "wait that is forecast must fit before the deadline; 0: only when it is hopeless "
+            "(docs/policy.md).",
+            panel=SCHEDULER,
+        ),
+    ] = EARLY_REFUSAL
+    placement: Annotated[
+        str,
+        Option(
+            help="Which weights are loaded over which: gain (requests in time gained for each ms of PCIe), "
+            "demand (Clockwork's rule) or lru. Default {default}. Not for paper, nor for a TYPE with its own.",
+            panel=SCHEDULER,
+            one_of=PLACEMENTS,
+        ),
+    ] = "gain"
     #: What is accepted (core/scheduler/limits.py); Clockwork's Figures 7 and 8 have SLOs of a day.
-    max_slo_ns: int = 48 * 3600 * NS_PER_S
-    max_client_requests: int = 100_000  # unanswered, of one client; and of all
-    max_requests: int = 500_000
-    max_client_bytes: int = 2 * 2**30  # of the inputs of these
-    max_bytes: int = 8 * 2**30
-    max_client_loads: int = 256  # LoadModelRequests of one client that wait
-    max_instances: int = 200_000  # of all names together
-    #: Names of clients that may unload what others use.
-    operators: tuple[str, ...] = ()
-    keep_unused_ns: int = 3600 * NS_PER_S  # what no client has used for so long is unloaded
+    max_slo_ns: Annotated[
+        AtLeast1,
+        _admission("Refuse requests with a longer SLO."),
+    ] = 48 * 3600 * NS_PER_S
+    max_requests: Annotated[
+        AtLeast1,
+        _admission("Maximum number of unanswered requests; further ones are refused."),
+    ] = 500_000
+    max_client_requests: Annotated[
+        AtLeast1, _admission("Maximum number of unanswered requests of one client.")
+    ] = 100_000
+    max_bytes: Annotated[
+        AtLeast1,
+        _admission("Maximum total size of the inputs of unanswered requests.", name="max_bytes"),
+    ] = 8 * 2**30
+    max_client_bytes: Annotated[
+        AtLeast1, _admission("The same for one client.", name="max_client_bytes")
+    ] = 2 * 2**30
+    max_client_loads: Annotated[
+        AtLeast1, _admission("Maximum number of waiting loads of one client.")
+    ] = 256
+    max_instances: Annotated[
+        AtLeast1, _admission("Maximum number of model instances, of all names.")
+    ] = 200_000
+    operators: Annotated[
+        tuple[str, ...], _admission("Names of clients that may unload models that others use.")
+    ] = ()
+    keep_unused_ns: Annotated[
+        AtLeast1, _admission("Unload instances that no client has used for this long.")
+    ] = 3600 * NS_PER_S
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.fidelity not in FIDELITIES:
-            raise UnknownName("fidelity", self.fidelity, list(FIDELITIES))
-        if self.client_weights not in CLIENT_WEIGHTS:
-            raise UnknownName("client_weights", self.client_weights, list(CLIENT_WEIGHTS))
-        if not is_weight(self.max_client_weight):
-            raise InvalidConfig(
-                f"max_client_weight must be within {WEIGHT_RANGE[0]:g}..{WEIGHT_RANGE[1]:g}, not "
-                f"{self.max_client_weight:g}"
-            )
-        if not 0 <= self.early_refusal <= MOST_EARLY_REFUSAL:
-            raise InvalidConfig(
-                f"early_refusal must be within 0..{MOST_EARLY_REFUSAL:g}, not {self.early_refusal:g}"
-            )
-        if self.placement not in PLACEMENTS:
-            raise UnknownName("placement", self.placement, list(PLACEMENTS))
-        for name in ("max_gpus", "default_slo_ns", *_LIMITS):
-            if getattr(self, name) < 1:
-                raise InvalidConfig(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.default_slo_ns > self.max_slo_ns:
             raise InvalidConfig(
                 f"default_slo of {format_duration(self.default_slo_ns)} is above max_slo of "
                 f"{format_duration(self.max_slo_ns)}"
             )
-        for name in ("schedule_ahead_ns", "max_exec_ns", "max_batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidConfig(f"{name} must be at least 1, not {value}")
 
 
 @dataclass(frozen=True)
@@ -371,24 +469,50 @@ class ControllerConfig:
 
     scheduler: SchedulerConfig
     workers: tuple[str, ...]
-    port: int = CONTROLLER_PORT
-    bind: str = "0.0.0.0"
-    http_port: int = 0  # 0: port + 1 on loopback; -1: none
-    busy_poll: bool = (
-        False  # busy-poll instead of sleeping: a wake-up less for each message, for a whole core
-    )
-    log_dir: str = ""  # "": CLOCKWORK_LOG_DIR, else ./slosched-runs
-    log_bytes: int = 0  # a log that would be larger begins anew; 0: it grows for ever
-    log_keep: int = 8  # older parts of each log that stay
+    port: Annotated[
+        Port,
+        Option(help="Port for clients. Default {default}; 0 takes a free one.", panel=ADDRESSES),
+    ] = CONTROLLER_PORT
+    bind: Bind = "0.0.0.0"
+    http_port: Annotated[
+        int,
+        Meta(ge=-1, le=65535),
+        Option(
+            help="Loopback port of /healthz, /readyz and /status. Default {default}: "
+            f"{CONTROLLER_PORT + 1} beside the default --port, else a free one; -1: none.",
+            panel=ADDRESSES,
+        ),
+    ] = 0
+    busy_poll: Annotated[
+        bool,
+        Option(
+            help="Busy-poll: at light load a request is planned about 0.1 ms sooner, at the cost of a whole "
+            "core.",
+            flag="--busy-poll/--sleep",
+            panel=PROCESSOR,
+        ),
+    ] = False
+    log_dir: Annotated[
+        str,
+        Option(
+            help="Directory for the telemetry; a run in it is never overwritten. Default "
+            "$CLOCKWORK_LOG_DIR, else ./slosched-runs/<time>-controller.",
+            metavar="DIR",
+        ),
+    ] = ""
+    log_bytes: Annotated[
+        AtLeast0,  # 0: it grows for ever
+        Option(
+            help="Rotate each log at this size; the older file becomes NAME.1. Default: no rotation.",
+            name="log_size",
+        ),
+    ] = 0
+    log_keep: Annotated[
+        AtLeast0, Option(help="With --log-size: number of older files kept of each log.")
+    ] = 8
 
     def __post_init__(self) -> None:
         check_types(self)
         parse_bind(self.bind)
         for worker in self.workers:
             parse_address(worker)
-        if not 0 <= self.port <= 65535:
-            raise InvalidConfig(f"port must be within 0..65535, not {self.port}")
-        if not -1 <= self.http_port <= 65535:
-            raise InvalidConfig(f"http_port must be within -1..65535, not {self.http_port}")
-        if self.log_bytes < 0 or self.log_keep < 0:
-            raise InvalidConfig("log_bytes and log_keep must be at least 0")

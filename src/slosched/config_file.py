@@ -1,19 +1,23 @@
 """TOML to configuration, and profiles back to TOML.
 
-Every key is checked: one that nobody knows is an error that names the file, the key and the keys that
-exist. Sizes may be written 21.5GiB, durations "5ms"; bare numbers are bytes, and nanoseconds where the key
-ends in _ns (another key of a duration needs a unit).
+The keys of a table are the options of a config class (options.py), and msgspec holds each value to the type and
+the bounds of its field. An unknown key is an error that names the file, the key and the keys that exist. Sizes
+may be written 21.5GiB, durations "5ms"; bare numbers are bytes, and nanoseconds where the key ends in _ns
+(another key of a duration needs a unit).
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
+
+import msgspec
 
 from slosched.config import (
     ControllerConfig,
@@ -26,6 +30,7 @@ from slosched.config import (
     WorkerConfig,
 )
 from slosched.errors import InvalidConfig, UnknownName
+from slosched.options import Row, bounds_text, constraints, plain, rows
 from slosched.output_files import write_file
 from slosched.text_files import read_toml
 from slosched.units import parse_bytes, parse_duration_ns, tensor_bytes
@@ -33,168 +38,20 @@ from slosched.units import parse_bytes, parse_duration_ns, tensor_bytes
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 T = TypeVar("T")
-_Reader = Callable[[Any], Any]
 
-
-# ------------------------------------------------------------------------------ values of keys
-
-
-def _integer(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError("must be a whole number")
-    return value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("must be a number")
-    return float(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("must be a text in quotes")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("must be true or false")
-    return value
-
-
-def _size(value: Any) -> int:
-    """Bytes: 1024 or "21.5GiB"."""
-    if isinstance(value, str):
-        return parse_bytes(value)
-    size = _integer(value)
-    if size < 0:
-        raise ValueError("must be at least 0")
-    return size
-
-
-def _duration(value: Any) -> int:
-    """Nanoseconds: 5000000 or "5ms"."""
-    if isinstance(value, str):
-        if value.strip().isdecimal() and int(value):
-            raise ValueError('must have a unit where it is a text, as "5ms"')
-        return parse_duration_ns(value, bare_unit="ns")
-    duration = _integer(value)
-    if duration < 0:
-        raise ValueError("must be at least 0")
-    return duration
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list):
-        raise ValueError("must be a list of whole numbers")
-    shape = tuple(_integer(extent) for extent in value)
-    if any(extent < 1 for extent in shape):
-        raise ValueError("must hold numbers of at least 1")
-    return shape
-
-
-def _output(value: Any) -> str:
-    """The name or the index of an output."""
-    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
-        raise ValueError('must be the name of an output, or its index: "logits" or 0')
-    if isinstance(value, int) and value < 0:
-        raise ValueError("must be at least 0 where it is an index")
-    return str(value)
-
-
-def _numbers(value: Any) -> tuple[float, ...]:
-    if not isinstance(value, list):
-        raise ValueError("must be a list of numbers")
-    return tuple(_number(item) for item in value)
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise ValueError("must be a list of texts")
-    return tuple(_text(item) for item in value)
-
-
-def _exec_table(value: Any) -> dict[int, int]:
-    if not isinstance(value, dict):
-        raise ValueError('must be a table such as { 1 = "2.6ms", 2 = "3.8ms" }')
-    table: dict[int, int] = {}
-    for batch, duration in value.items():
-        if not batch.isdigit():
-            raise ValueError(f"has the batch size {batch!r}, which is not a whole number")
-        table[int(batch)] = _duration(duration)
-    return dict(sorted(table.items()))
-
-
-def _table(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("must be a table")
-    return value
-
-
-def _tables(value: Any) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise ValueError("must be tables of their own, each headed [[weights]]")
-    return value
-
-
-_MODEL: dict[str, _Reader] = {
-    "exec_ns": _exec_table, "weights_ns": _duration, "weights_bytes": _size,
-    "input_shape": _shape, "input_dtype": _text, "output_shape": _shape, "output_dtype": _text,
-}  # fmt: skip
-_PROFILE: dict[str, _Reader] = {
-    "name": _text, "weights_cache_bytes": _size, "page_bytes": _size, "clock_mhz": _integer,
-    "models": _table, "interpolate": _flag,
-}  # fmt: skip
-_NOISE: dict[str, _Reader] = {
-    "seed": _integer, "exec_sigma": _number, "exec_quantiles": _numbers,
-    "stall_probability": _number, "stall_ns": _duration,
-    "pcie_bytes_per_s": _size, "pcie_shared": _flag,
-}  # fmt: skip
-_SOURCE: dict[str, _Reader] = {
-    "factory": _text, "pt2": _text, "safetensors": _text, "config": _text, "cupy": _text,
-    "input_shape": _shape, "input_dtype": _text, "dtype": _text, "channels_last": _flag,
-    "output": _output,
-}  # fmt: skip
-_WORKER: dict[str, _Reader] = {
-    "device": _text, "gpus": _integer, "port": _integer, "bind": _text, "profile": _text,
-    "weights_cache_bytes": _size, "page_bytes": _size, "allow_zero_size_inputs": _flag,
-    "dtype": _text, "channels_last": _flag, "libraries": _texts,
-    "torch_threads": _integer, "host_cache_bytes": _size, "host_images": _integer,
-    "cpu": _integer, "gc": _text, "busy_poll": _flag, "noise": _table, "models": _table,
-}  # fmt: skip
-_SCHEDULER: dict[str, _Reader] = {
-    "policy": _text, "generate_inputs": _flag, "max_gpus": _integer, "schedule_ahead_ns": _duration,
-    "default_slo_ns": _duration, "max_exec_ns": _duration, "max_batch": _integer, "fidelity": _text,
-    "max_client_weight": _number, "client_weights": _text, "early_refusal": _number,
-    "placement": _text, "max_slo_ns": _duration, "max_client_requests": _integer, "max_requests": _integer,
-    "max_client_bytes": _size, "max_bytes": _size, "max_client_loads": _integer,
-    "max_instances": _integer, "keep_unused_ns": _duration,
-}  # fmt: skip
-_WEIGHT: dict[str, _Reader] = {"client": _text, "slo_max_ns": _duration, "weight": _number}
-_CONTROLLER: dict[str, _Reader] = {
-    "workers": _texts, "port": _integer, "bind": _text, "http_port": _integer, "log_dir": _text,
-    "busy_poll": _flag, "log_bytes": _size, "log_keep": _integer,
-    "scheduler": _table, "weights": _tables,
-}  # fmt: skip
-
-
-def _spellings(known: Mapping[str, _Reader]) -> dict[str, str]:
-    """Keys as people write them, to fields: a duration or a size with a unit needs no _ns or _bytes."""
-    spellings = {name: name for name in known}
-    for name in known:
-        for suffix in ("_ns", "_bytes"):
-            short = name.removesuffix(suffix)
-            if short not in known and short != "weights":  # that one would be two things
-                spellings[short] = name
-    return spellings
-
-
-#: Fields that people write as a text with a unit, under the name without _ns or _bytes.
-_WITH_A_UNIT = (
-    "schedule_ahead_ns", "default_slo_ns", "max_exec_ns", "max_slo_ns", "slo_max_ns", "stall_ns",
-    "weights_cache_bytes", "host_cache_bytes",
-)  # fmt: skip
+#: What a value of a type is in TOML, for an error about one that is not.
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text in quotes",
+    tuple[int, ...]: "a list of whole numbers",
+    tuple[float, ...]: "a list of numbers",
+    tuple[str, ...]: "a list of texts",
+    dict[int, int]: 'a table of times by batch size, such as { 1 = "2.6ms", 2 = "3.8ms" }',
+    dict[str, Any]: "a table",
+    list[dict[str, Any]]: "tables of their own, each headed [[weights]]",
+}
 
 
 class _Values(dict[str, Any]):
@@ -205,33 +62,97 @@ class _Values(dict[str, Any]):
         self.written: dict[str, str] = {}
 
 
-def _known_keys(known: Mapping[str, _Reader]) -> str:
-    """The known keys for an error, each as the files that come with slosched spell it."""
-    return ", ".join(
-        sorted(name.rpartition("_")[0] if name in _WITH_A_UNIT else name for name in known)
-    )
+def _spellings(known: Mapping[str, Row]) -> dict[str, str]:
+    """Keys as people write them, to fields: a duration or a size with a unit needs no _ns or _bytes."""
+    spellings = {row.name: field for field, row in known.items()}
+    spellings |= {field: field for field in known}
+    for field in known:
+        for suffix in ("_ns", "_bytes"):
+            short = field.removesuffix(suffix)
+            if short not in known and short != "weights":  # that one would be two things
+                spellings[short] = field
+    return spellings
 
 
-def _read(where: str, table: Mapping[str, Any], known: Mapping[str, _Reader]) -> _Values:
-    """The values of `table`, checked. `where` names the file and the table for errors."""
-    spellings = _spellings(known)
+def _read(
+    where: str, table: Mapping[str, Any], config: type, others: Mapping[str, Any] | None = None
+) -> _Values:
+    """The values of `table` for the fields of the class `config`, checked; a table inside is a dict.
+
+    `others` are further keys with their types. `where` names the file and the table for errors.
+    """
+    known = {row.field: row for row in rows(config) if row.option.in_file}
+    kinds = {field: _kind(row) for field, row in known.items()} | dict(others or {})
+    spellings = _spellings(known) | {key: key for key in others or {}}
     values = _Values()
     for key, value in table.items():
-        name = spellings.get(key)
-        if name is None:
-            raise InvalidConfig(f"{where}: unknown key {key!r}; known: {_known_keys(known)}")
-        if name.endswith("_ns") and key != name and type(value) is int and value:
+        field = spellings.get(key)
+        if field is None:
+            names = [*(row.name for row in known.values()), *(others or {})]
+            raise InvalidConfig(f"{where}: {UnknownName('key', key, names)}")
+        if field.endswith("_ns") and key != field and type(value) is int and value:
             raise InvalidConfig(
-                f'{where}: {key} = {value} has no unit; write {key} = "{value}ms", or {name} for nanoseconds'
+                f'{where}: {key} = {value} has no unit; write {key} = "{value}ms", or {field} for nanoseconds'
             )
-        if name in values:
-            raise InvalidConfig(f"{where}: {key!r} says {values.written[name]!r} a second time")
-        values.written[name] = key
+        if field in values:
+            raise InvalidConfig(f"{where}: {key!r} says {values.written[field]!r} a second time")
+        values.written[field] = key
+        unit = known[field].unit if field in known else ""
         try:
-            values[name] = known[name](value)
+            values[field] = _value(value, kinds[field], unit)
         except (ValueError, InvalidConfig) as error:
-            raise InvalidConfig(f"{where}: {key} {error} (it is {value!r})") from None
+            raise InvalidConfig(f"{where}: {key} {error}") from None
     return values
+
+
+def _kind(row: Row) -> Any:
+    """The type of an option's value in TOML: what is a config class of its own, or several, is a table."""
+    kind = row.plain
+    parts = (kind, *typing.get_args(kind))
+    return dict[str, Any] if any(is_dataclass(part) for part in parts) else row.kind
+
+
+def _value(value: Any, kind: Any, unit: str) -> Any:
+    """`value` as a `kind`. Raises ValueError and InvalidConfig with what it must be."""
+    number = _in_unit(value, unit)
+    try:
+        return msgspec.convert(number, kind, str_keys=True)
+    except msgspec.ValidationError:
+        raise ValueError(f"{_wanted(number, kind)}, not {value!r}") from None
+
+
+def _in_unit(value: Any, unit: str) -> Any:
+    """The number of nanoseconds or bytes that a text says, or each text of a table; another value as it is."""
+    if not unit:
+        return value
+    if isinstance(value, dict):
+        return {key: _in_unit(each, unit) for key, each in value.items()}
+    if not isinstance(value, str):
+        return value
+    if unit == "bytes":
+        return parse_bytes(value)
+    if value.strip().isdecimal() and int(value):
+        raise ValueError(f'must have a unit where it is a text, as "5ms", not {value!r}')
+    return parse_duration_ns(value, bare_unit="ns")
+
+
+def _wanted(value: Any, kind: Any) -> str:
+    """What `value` must be to be a `kind`, and is not: of another type, or within bounds."""
+    own = plain(kind)
+    try:
+        msgspec.convert(value, own, str_keys=True)
+    except msgspec.ValidationError:
+        return f"must be {_WORDS[own]}"
+    return f"must be {' and '.join(_bounds(kind))}"
+
+
+def _bounds(kind: Any) -> list[str]:
+    """The bounds on a number of this type, or on each number of a list."""
+    own, limits = constraints(kind)
+    found = [bounds_text(limit) for limit in limits if isinstance(limit, msgspec.Meta)]
+    listed = typing.get_origin(own) is tuple
+    inner = [each for part in typing.get_args(own) for each in _bounds(part)]
+    return found + ([f"a list of numbers, each {each}" for each in inner] if listed else inner)
 
 
 def _build(where: str, make: Callable[..., T], values: _Values) -> T:
@@ -243,11 +164,9 @@ def _build(where: str, make: Callable[..., T], values: _Values) -> T:
         raise
     except InvalidConfig as error:
         text = str(error)
-        for (
-            name,
-            key,
-        ) in values.written.items():  # the class knows the field, the reader the file's key
-            text = re.sub(rf"\b{name}\b", key, text)
+        # The class knows the field, the reader the file's key.
+        for field, key in values.written.items():
+            text = re.sub(rf"\b{field}\b", key, text)
         raise InvalidConfig(f"{where}: {text}") from None
 
 
@@ -260,10 +179,6 @@ def _missing(make: Callable[..., object], values: Mapping[str, Any]) -> str:
         if f.default is MISSING and f.default_factory is MISSING and f.name not in values
     ]
     return f"{', '.join(lacking)} must be given" if lacking else ""
-
-
-def _parse(path: Path) -> dict[str, Any]:
-    return read_toml(path, "")[1]
 
 
 # ------------------------------------------------------------------------------------ profiles
@@ -291,18 +206,19 @@ def load_profile(name_or_path: str | Path) -> GpuProfile:
     path = Path(name_or_path)
     if not (path.is_file() or path.suffix == ".toml" or "/" in text):
         raise UnknownName("profile", text, builtin_profiles())
-    return _profile(str(path), _parse(path))
+    return _profile(str(path), read_toml(path, "")[1])
 
 
 def _profile(where: str, table: Mapping[str, Any]) -> GpuProfile:
-    values = _read(where, table, _PROFILE)
+    values = _read(where, table, GpuProfile, {"interpolate": bool})
     models: dict[str, ModelProfile] = {}
     for name, model in values.get("models", {}).items():
         here = f"{where}, model {name!r}"
         if not isinstance(model, dict):
             raise InvalidConfig(f"{here}: must be a table [models.{name}]")
-        given = _read(here, model, _MODEL)
+        given = _read(here, model, ModelProfile)
         given["name"] = name
+        given["exec_ns"] = dict(sorted(given.get("exec_ns", {}).items()))
         models[name] = _build(here, ModelProfile, given)
     if not models:
         raise InvalidConfig(f"{where}: it has no [models.NAME] table")
@@ -369,10 +285,12 @@ def load_worker_config(path: str | Path, base: WorkerConfig | None = None) -> Wo
     [noise] is EmulationNoise; each [models.NAME] is a ModelSource. Raises InvalidConfig.
     """
     file = Path(path)
-    values = _read(str(file), _parse(file), _WORKER)
+    values = _read(str(file), read_toml(file, "")[1], WorkerConfig)
     if "noise" in values:
         where = f"{file}, [noise]"
-        values["noise"] = _build(where, EmulationNoise, _read(where, values["noise"], _NOISE))
+        values["noise"] = _build(
+            where, EmulationNoise, _read(where, values["noise"], EmulationNoise)
+        )
     if "models" in values:
         values["models"] = tuple(
             _model_source(file, name, table) for name, table in values["models"].items()
@@ -396,7 +314,7 @@ def _model_source(file: Path, name: str, table: Any) -> ModelSource:
             f"{where}: input_shape must be a list of sizes of at least 1, as [3, 224, 224], not {shape!r}. "
             f"{ONE_INPUT}"
         )
-    values = _read(where, table, _SOURCE)
+    values = _read(where, table | _output(where, table), ModelSource)
     given = [key for key in ("factory", "pt2", "safetensors", "cupy") if values.get(key)]
     if len(given) > 1:
         raise InvalidConfig(
@@ -439,6 +357,18 @@ def _model_source(file: Path, name: str, table: Any) -> ModelSource:
     return _build(where, ModelSource, values)
 
 
+def _output(where: str, table: Mapping[str, Any]) -> dict[str, str]:
+    """The key `output` as a text: the name of one of several outputs, or its index."""
+    value = table.get("output", "0")
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        wanted = 'must be the name of an output, or its index: "logits" or 0'
+    elif isinstance(value, int) and value < 0:
+        wanted = "must be at least 0 where it is an index"
+    else:
+        return {"output": str(value)} if "output" in table else {}
+    raise InvalidConfig(f"{where}: output {wanted} (it is {value!r})")
+
+
 def load_controller_config(
     path: str | Path, base: ControllerConfig | None = None
 ) -> ControllerConfig:
@@ -447,16 +377,17 @@ def load_controller_config(
     [scheduler] is SchedulerConfig, and each [[weights]] a WeightRule of it.
     """
     file = Path(path)
-    values = _read(str(file), _parse(file), _CONTROLLER)
+    tables = {"weights": list[dict[str, Any]]}
+    values = _read(str(file), read_toml(file, "")[1], ControllerConfig, tables)
     scheduler = base.scheduler if base is not None else SchedulerConfig()
     if "scheduler" in values:
         where = f"{file}, [scheduler]"
-        given = _read(where, values["scheduler"], _SCHEDULER)
+        given = _read(where, values["scheduler"], SchedulerConfig)
         start = scheduler
         scheduler = _build(where, lambda **more: replace(start, **more), given)
     if "weights" in values:
         rules = tuple(
-            _build(where, WeightRule, _read(where, table, _WEIGHT))
+            _build(where, WeightRule, _read(where, table, WeightRule))
             for place, table in enumerate(values.pop("weights"), start=1)
             for where in (f"{file}, [[weights]] {place}",)
         )

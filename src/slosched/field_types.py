@@ -1,6 +1,6 @@
-"""The types of a config's fields, checked when it is made: also one that a program builds, not a file.
+"""The types and bounds of a config's fields, checked when it is made: by a program as well as from a file.
 
-A value of another type would be found much later, in a daemon's loop or in a child process.
+A wrong value would be found much later, in a daemon's loop or in a child process.
 """
 
 from __future__ import annotations
@@ -12,9 +12,19 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from slosched.errors import InvalidConfig
+from msgspec import Meta
+
+from slosched.errors import InvalidConfig, UnknownName
+from slosched.options import Option, bounds_text, constraints, is_within
+
+AtLeast0 = Annotated[int, Meta(ge=0)]
+AtLeast1 = Annotated[int, Meta(ge=1)]
+#: 0 takes a free one.
+Port = Annotated[int, Meta(ge=0, le=65535)]
+#: Of one request, without the batch.
+Shape = tuple[AtLeast1, ...]
 
 _WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
 #: What is no object with methods of its own.
@@ -22,7 +32,8 @@ _PLAIN = (str, bytes, int, float, tuple, list, dict, type(None))
 
 
 def check_types(config: Any) -> None:
-    """Raise InvalidConfig unless each field of the dataclass `config` has the type that it declares.
+    """Raise InvalidConfig unless each field of the dataclass `config` has the type that it declares, and keeps
+    the bounds (`msgspec.Meta`) and is one of the texts (`Option.one_of`) that its type is annotated with.
 
     A whole number passes for a float, a path for a text and a list for a tuple; the field then holds what is
     declared. NaN is refused. To be called first in `__post_init__`.
@@ -39,13 +50,19 @@ def check_types(config: Any) -> None:
 
 @functools.cache
 def _declared(kind: Any) -> tuple[tuple[str, Any], ...]:
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     return tuple((field.name, hints[field.name]) for field in fields(kind))
 
 
 def _fitted(name: str, value: Any, kind: Any) -> Any:
     """`value` as a `kind`. Raises InvalidConfig."""
     origin = typing.get_origin(kind)
+    if origin is Annotated:
+        own, limits = constraints(kind)
+        fitted = _fitted(name, value, own)
+        for limit in limits:
+            _check_limit(name, fitted, limit)
+        return fitted
     if origin in (types.UnionType, typing.Union):
         wanted = [each for each in typing.get_args(kind) if each is not type(None)]
         return value if value is None else _fitted(name, value, wanted[0])
@@ -69,6 +86,18 @@ def _fitted(name: str, value: Any, kind: Any) -> Any:
         return value
     article = "an" if kind.__name__[0] in "AEIOU" else "a"
     raise _wrong(name, value, _WORDS.get(kind) or f"{article} {kind.__name__}")
+
+
+def _check_limit(name: str, value: Any, limit: Meta | Option) -> None:
+    """Raise InvalidConfig if `value`, whose type is right, is beyond `limit`."""
+    if isinstance(limit, Meta):
+        if not is_within(value, limit):
+            shown = f"{value:g}" if isinstance(value, float) else value
+            raise InvalidConfig(f"{name} must be {bounds_text(limit)}, not {shown}")
+    elif limit.one_of:
+        for text in (value,) if isinstance(value, str) else value:
+            if text not in limit.one_of:
+                raise UnknownName(limit.one_is or name, text, list(limit.one_of))
 
 
 def _sequence(name: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -417,6 +417,10 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     gpus: Annotated[tuple[GpuStats, ...], msgspec.Meta(max_length=1024)] = ()
 
 
+#: Before the first one: of no session.
+NO_BEAT = Heartbeat(session=-1, sent_ns=0, clock_offset_ns=0, clock_error_ns=0, preparing=0)
+
+
 class WorkerGoodbye(Message, frozen=True):
     """The worker ends in good order: it takes nothing new, and hands back what it has not begun."""
 

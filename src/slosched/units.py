@@ -29,6 +29,7 @@ _UNITS_NS = {
     "min": 60 * NS_PER_S,
     "h": 3600 * NS_PER_S,
 }
+_EXACT_UNITS = ("ns", "us", "ms", "s", "h")
 _DURATION = re.compile(
     r"^\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-z\u00b5\u03bc]*)\s*$"
 )
@@ -87,7 +88,7 @@ def has_unit(text: str) -> bool:
 
 
 def format_duration(duration_ns: int | float) -> str:
-    """Return a short form for people: 2.9ms, 250us, 30s. Three significant digits at most."""
+    """Return a short human-readable form: 2.9ms, 250us, 30s. Three significant digits at most."""
     if math.isnan(duration_ns):
         return "-"
     magnitude = abs(duration_ns)
@@ -97,6 +98,14 @@ def format_duration(duration_ns: int | float) -> str:
             text = f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
             return f"{text}{unit}"
     return f"{duration_ns:.0f}ns"
+
+
+def exact_duration(duration_ns: int) -> str:
+    """The duration in the largest unit that it is a whole number of, at least 1: 48h, 100ms, 250us."""
+    for unit, scale in reversed(_UNITS_NS.items()):
+        if unit in _EXACT_UNITS and duration_ns and duration_ns % scale == 0:
+            return f"{duration_ns // scale}{unit}"
+    return f"{duration_ns}ns"
 
 
 def format_share(share: float, digits: int = 2) -> str:
@@ -110,14 +119,30 @@ def format_share(share: float, digits: int = 2) -> str:
 
 
 _ITEM_BYTES = {
-    "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8,
-    "int8": 1, "uint8": 1, "int16": 2, "int32": 4, "int64": 8, "bool": 1,
-}  # fmt: skip
+    "float16": 2,
+    "bfloat16": 2,
+    "float32": 4,
+    "float64": 8,
+    "int8": 1,
+    "uint8": 1,
+    "int16": 2,
+    "int32": 4,
+    "int64": 8,
+    "bool": 1,
+}
 
 
 def tensor_bytes(shape: Sequence[int], dtype: str) -> int:
     """Bytes of one tensor of `shape` and `dtype` (numpy's names); 0 for a dtype nobody knows."""
     return math.prod(shape) * _ITEM_BYTES.get(dtype, 0)
+
+
+def exact_bytes(size: int) -> str:
+    """The size in the largest unit that it is a whole number of, at least 1: 8GiB, 16MiB; else in bytes."""
+    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if size and size % 1024**power == 0:
+            return f"{size // 1024**power}{unit}"
+    return str(size)
 
 
 def parse_bytes(text: str) -> int:

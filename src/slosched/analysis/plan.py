@@ -10,6 +10,7 @@ from typing import Any
 
 from slosched.analysis.drawn import Drawn, columns_text
 from slosched.errors import InvalidConfig
+from slosched.text_files import read_text
 
 #: The axis ends so many nines above the target, or above the best share that is no 1; a share of 1
 #: stands at its end.
@@ -19,10 +20,9 @@ _ABOVE_TARGET, _ABOVE_POINTS = 1.0, 0.4
 def read_plan(path: Path) -> dict[str, Any]:
     """The plan.json at `path`, or in that directory. Raises InvalidConfig."""
     at = path / "plan.json" if path.is_dir() else path
+    text = read_text(at, "")
     try:
-        document = json.loads(at.read_bytes())
-    except OSError as error:
-        raise InvalidConfig(f"cannot read {at}: {error.strerror}") from None
+        document = json.loads(text)
     except ValueError as error:
         raise InvalidConfig(f"{at} is not a JSON file: {error}") from None
     if not isinstance(document, dict) or "points" not in document or "target" not in document:

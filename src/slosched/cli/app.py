@@ -34,10 +34,28 @@ from slosched.cli.positional import PositionalCommand
 from slosched.version import __version__
 
 _ORDER = (
-    "demo", "worker", "controller", "client", "models", "status", "simulate", "compare", "max-rate", "bound",
-    "plan", "plot", "report", "explain", "trace", "profile", "validate", "azure-trace", "fuzz", "awake",
+    "demo",
+    "worker",
+    "controller",
+    "client",
+    "models",
+    "status",
+    "simulate",
+    "compare",
+    "max-rate",
+    "bound",
+    "plan",
+    "plot",
+    "report",
+    "explain",
+    "trace",
+    "profile",
+    "validate",
+    "azure-trace",
+    "fuzz",
+    "awake",
     "doctor",
-)  # fmt: skip
+)
 
 
 # Plain help: typer's boxes cost 0.1 s at each start and break the examples' lines.

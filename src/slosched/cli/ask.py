@@ -144,17 +144,35 @@ def _loadable_text(names: Sequence[str]) -> str:
 def _models_table(loaded: tuple[ModelInfo, ...]) -> str:
     rows = [
         (
-            m.model_id, m.name, m.copy, format_duration(m.b1_ns), format_duration(m.weights_ns),
-            f"{m.weights_bytes / 1e6:.1f} MB", ",".join(map(str, m.batch_sizes)),
-            f"{_shape(m.input_shape)} {m.input_dtype}", f"{_shape(m.output_shape)} {m.output_dtype}",
-            m.gpus_resident, m.clients, _weights(m),
+            m.model_id,
+            m.name,
+            m.copy,
+            format_duration(m.b1_ns),
+            format_duration(m.weights_ns),
+            f"{m.weights_bytes / 1e6:.1f} MB",
+            ",".join(map(str, m.batch_sizes)),
+            f"{_shape(m.input_shape)} {m.input_dtype}",
+            f"{_shape(m.output_shape)} {m.output_dtype}",
+            m.gpus_resident,
+            m.clients,
+            _weights(m),
         )
         for m in loaded
-    ]  # fmt: skip
+    ]
     headings = (
-        "id", "name", "copy", "b1", "transfer", "weights", "batches", "input", "output", "on GPUs",
-        "clients", "values",
-    )  # fmt: skip
+        "id",
+        "name",
+        "copy",
+        "b1",
+        "transfer",
+        "weights",
+        "batches",
+        "input",
+        "output",
+        "on GPUs",
+        "clients",
+        "values",
+    )
     return table_text(headings, rows)
 
 

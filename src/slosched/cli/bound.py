@@ -34,9 +34,16 @@ _REFUSED = {
 }
 #: Options that make a scheduler's life harder, and which the bounds leave out.
 _IGNORED = (
-    "jitter", "bandwidth", "stall", "pcie", "clock_offset", "clock_drift", "fidelity",
-    "schedule_ahead", "weights_cache",
-)  # fmt: skip
+    "jitter",
+    "bandwidth",
+    "stall",
+    "pcie",
+    "clock_offset",
+    "clock_drift",
+    "fidelity",
+    "schedule_ahead",
+    "weights_cache",
+)
 
 _Workload = Annotated[
     list[str],

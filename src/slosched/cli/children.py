@@ -1,32 +1,24 @@
-"""Child processes of a command: started with a log file each, and all ended, whatever happens.
-
-The children live in sessions of their own, so that a Ctrl-C on the terminal reaches only the
-command; it then ends them in order, and their files are complete. Should the command itself be
-killed, the kernel ends them (Linux).
-"""
+"""Child processes of a command: started with a log file each, and all ended, whatever happens."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import IO
 
+from slosched import child_processes
 from slosched.clock import now_ns
 from slosched.errors import SloschedError
 from slosched.units import NS_PER_S
 
-_PR_SET_PDEATHSIG = 1
 _POLL_S = 0.1
-_READY = re.compile(r"ready on \S*:(\d+): ")
+#: The module that a child runs.
+_CHILD = "slosched.cli.child"
 
 
 class ChildFailed(SloschedError):
@@ -57,7 +49,7 @@ class Children:
         stop_within_s: float = 8.0,
     ) -> None:
         """`command` is what runs instead of slosched, for tests."""
-        self._command = command or (sys.executable, "-m", __name__, str(os.getpid()))
+        self._command = command or (sys.executable, "-m", _CHILD, str(os.getpid()))
         self._stop_within_s = stop_within_s
         self._children: list[Child] = []
 
@@ -77,14 +69,8 @@ class Children:
         command = [*self._command, *arguments]
         with contextlib.ExitStack() as files:
             out = files.enter_context((stdout or log).open("wb"))
-            errors: IO[bytes] | int | None = subprocess.STDOUT if stdout is None else None
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=errors,
-                start_new_session=True,
-            )
+            errors = subprocess.STDOUT if stdout is None else None
+            process = child_processes.start(command, stdout=out.fileno(), stderr=errors)
         child = Child(name, process, stdout or log)
         self._children.append(child)
         return child
@@ -94,9 +80,10 @@ class Children:
         deadline_ns = now_ns() + int(within_s * NS_PER_S)
         while True:
             ended = child.process.poll() is not None
-            match = _READY.search(child.log.read_text(encoding="utf-8", errors="replace"))
-            if match is not None:
-                return int(match[1])
+            text = child.log.read_text(encoding="utf-8", errors="replace")
+            port = child_processes.ready_port(text)
+            if port is not None:
+                return port
             if ended:
                 raise ChildFailed(
                     f"the {child.name} ended with exit code {child.process.returncode}: "
@@ -132,14 +119,14 @@ class Children:
 
     def end(self, child: Child) -> None:
         """End this child: SIGTERM, and SIGKILL if that does not help in time."""
-        self._terminate(child)
+        child_processes.end(child.process, within_s=self._stop_within_s)
         self.forget(child)
 
     def stop(self) -> None:
         """End all: the last started first, SIGTERM and then SIGKILL. A Ctrl-C meanwhile kills at once."""
         try:
             while self._children:
-                self._terminate(self._children[-1])
+                child_processes.end(self._children[-1].process, within_s=self._stop_within_s)
                 self._children.pop()
         finally:
             for child in self._children:
@@ -150,52 +137,13 @@ class Children:
                     child.process.wait(self._stop_within_s)
             self._children.clear()
 
-    def _terminate(self, child: Child) -> None:
-        if child.process.poll() is not None:
-            return
-        child.process.terminate()
-        try:
-            child.process.wait(self._stop_within_s)
-        except subprocess.TimeoutExpired:
-            child.process.kill()
-            child.process.wait(self._stop_within_s)
-
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
     """SIGTERM and SIGHUP end the block as Ctrl-C does, with exit code 128 + their number."""
 
-    def handler(number: int, frame: FrameType | None) -> None:
+    def ended(number: int) -> None:
         raise SystemExit(128 + number)
 
-    previous = {n: signal.signal(n, handler) for n in (signal.SIGTERM, signal.SIGHUP)}
-    try:
+    with child_processes.on_signals((signal.SIGTERM, signal.SIGHUP), ended):
         yield
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
-
-
-def _child_main(parent: int, arguments: list[str]) -> None:
-    """What a child runs: the command line, ended by the kernel when `parent` dies.
-
-    The child asks for that itself: code between fork and exec is no place for it, once torch has
-    started threads in the parent.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # Linux only
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:  # it died before we asked
-        raise SystemExit(1)
-    from slosched.cli.guard import guarded
-
-    def run() -> None:
-        from slosched.cli.app import app
-
-        app(arguments, prog_name="slosched")
-
-    sys.argv = ["slosched", *arguments]
-    guarded(run)
-
-
-if __name__ == "__main__":
-    _child_main(int(sys.argv[1]), sys.argv[2:])

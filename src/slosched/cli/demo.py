@@ -44,19 +44,19 @@ class OutputsDiffer(SloschedError):
 
 
 def demo(
-    seconds: Annotated[
-        float, typer.Option(min=6, help="Length of each sweep, in seconds.")
-    ] = 60.0,
+    seconds: Annotated[float, typer.Option(min=6, help="Length of each sweep, in seconds.")] = 60.0,
     out: Annotated[
         Path | None,
         typer.Option(help="Directory to make. Default ./slosched-runs/demo-<time>."),
     ] = None,
     real: Annotated[
         bool,
-        typer.Option("--real/--no-real",
-                     help="Run the first phase, with a real model. Default yes, if torch is there."),
+        typer.Option(
+            "--real/--no-real",
+            help="Run the first phase, with a real model. Default yes, if torch is there.",
+        ),
     ] = True,
-) -> None:  # fmt: skip
+) -> None:
     """Run everything on this machine: a real model, then six emulated GPUs.
 
     Phase 1 serves a real torch model on the device that is there (a GPU, else the CPU with a small

@@ -64,17 +64,24 @@ def doctor(
     """
     gpus = _find_gpus()
     checks = [
-        Check("version", True, f"slosched {__version__}, Python {platform.python_version()}, "
-                               f"{platform.system()} {platform.release()}"),
+        Check(
+            "version",
+            True,
+            f"slosched {__version__}, Python {platform.python_version()}, "
+            f"{platform.system()} {platform.release()}",
+        ),
         *_limits(bool(gpus.names)),
         _cores(),
         *_timer(seconds / 2),
         _stalls(seconds / 2),
         _clock(),
         _gpu_check(gpus),
-        *(_port(port, whose) for port, whose in ((WORKER_PORT, "worker"), (CONTROLLER_PORT, "controller"))),
+        *(
+            _port(port, whose)
+            for port, whose in ((WORKER_PORT, "worker"), (CONTROLLER_PORT, "controller"))
+        ),
         *_packages(bool(gpus.names)),
-    ]  # fmt: skip
+    ]
     warnings = sum(not check.ok for check in checks)
     if json:
         print_json({"ok": warnings == 0, "checks": [asdict(check) for check in checks]})
@@ -93,29 +100,32 @@ def _limits(has_gpu: bool) -> Iterator[Check]:
         "open files",
         soft == resource.RLIM_INFINITY or soft >= _NOFILE_ENOUGH,
         f"NOFILE {_limit(soft)} (hard {_limit(hard)})",
-        "" if soft == resource.RLIM_INFINITY or soft >= _NOFILE_ENOUGH
+        ""
+        if soft == resource.RLIM_INFINITY or soft >= _NOFILE_ENOUGH
         else "a controller holds sockets for every peer: run `ulimit -n 65535` first",
-    )  # fmt: skip
+    )
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     locked = soft == resource.RLIM_INFINITY
     yield Check(
         "locked mem",
         locked or not has_gpu,
         f"MEMLOCK {_limit(soft)}{'' if locked else ' bytes'}",
-        "" if locked or not has_gpu
+        ""
+        if locked or not has_gpu
         else "pinned host memory may be refused: run `ulimit -l unlimited`, or set memlock in "
         "/etc/security/limits.conf",
-    )  # fmt: skip
+    )
     soft, _ = resource.getrlimit(resource.RLIMIT_RTPRIO)
     realtime = soft == resource.RLIM_INFINITY or soft > 0
     yield Check(
         "real time",
         realtime or not has_gpu,
         f"RTPRIO {_limit(soft)}{'' if realtime else ' (needed on shared machines only)'}",
-        "" if realtime or not has_gpu
+        ""
+        if realtime or not has_gpu
         else "on a machine that others use too, set rtprio in /etc/security/limits.conf and start "
         "workers under `chrt -r 1`",
-    )  # fmt: skip
+    )
 
 
 def _limit(value: int) -> str:
@@ -191,10 +201,11 @@ def _timer(seconds: float) -> Iterator[Check]:
         fine,
         f"wakes {format_duration(p50)} late (p99 {format_duration(p99)}, most "
         f"{format_duration(late[-1])}; {len(late)} times)",
-        "" if fine
+        ""
+        if fine
         else "the machine is busy, or its timers are coarse: end other work, or take a machine of "
         "your own; deadlines below 10 ms will suffer",
-    )  # fmt: skip
+    )
 
 
 def _stalls(seconds: float) -> Check:
@@ -219,10 +230,11 @@ def _stalls(seconds: float) -> Check:
         fine,
         f"longest {format_duration(longest)}; {gaps} above 1ms, {100 * lost / (last - start):.2f} % of "
         f"{format_duration(last - start)}",
-        "" if fine
+        ""
+        if fine
         else "a process that spins was stopped for that long: other work, a CPU quota or the "
         "hypervisor took the core; runs on this machine will miss short deadlines",
-    )  # fmt: skip
+    )
 
 
 def _clock() -> Check:
@@ -239,9 +251,10 @@ def _clock() -> Check:
         "clock",
         good and cost_ns < 2 * NS_PER_US,
         f"source {source or 'unknown'}, {format_duration(cost_ns)} for a reading",
-        "" if good and cost_ns < 2 * NS_PER_US
+        ""
+        if good and cost_ns < 2 * NS_PER_US
         else "readings go through the kernel; boot with clocksource=tsc if the CPU's is stable",
-    )  # fmt: skip
+    )
 
 
 # --------------------------------------------------------------------------------------- GPUs
@@ -293,8 +306,9 @@ def _gpu_check(gpus: _Gpus) -> Check:
         not gpus.not_persistent,
         f"{len(gpus.names)}: {', '.join(dict.fromkeys(gpus.names))}; driver {gpus.driver}",
         "the first use after a pause takes seconds: `sudo nvidia-smi -pm 1`"
-        if gpus.not_persistent else "",
-    )  # fmt: skip
+        if gpus.not_persistent
+        else "",
+    )
 
 
 # ------------------------------------------------------------------------- ports and packages
@@ -339,11 +353,19 @@ def _package_check(name: str, packages: tuple[str, ...], install: str, *, wanted
 def _torch_check(has_gpu: bool) -> Check:
     there = _version("torch")
     if not there:
-        return Check("[torch]", False, "missing: no real inference, emulated GPUs work",
-                     "pip install slosched[torch]")  # fmt: skip
+        return Check(
+            "[torch]",
+            False,
+            "missing: no real inference, emulated GPUs work",
+            "pip install slosched[torch]",
+        )
     if has_gpu and there.endswith("+cpu"):
-        return Check("[torch]", False, f"torch {there}, which sees no GPU",
-                     "install torch's CUDA build to use the GPU")  # fmt: skip
+        return Check(
+            "[torch]",
+            False,
+            f"torch {there}, which sees no GPU",
+            "install torch's CUDA build to use the GPU",
+        )
     return Check("[torch]", True, f"torch {there}")
 
 

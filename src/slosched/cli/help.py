@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import typer
 from typer.core import TyperCommand
 
+from slosched.options import PANELS
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _DURATION, _SIZE, _ADDRESSES = "DURATION", "SIZE", "HOST:PORT"
@@ -17,34 +19,19 @@ _DURATION, _SIZE, _ADDRESSES = "DURATION", "SIZE", "HOST:PORT"
 METAVARS = {
     "bandwidth": "BITS",
     "batches": "N,N-M",
-    "bind": "ADDRESS",
-    "client_weights": "value|shares",
     "clock_offset": _DURATION,
     "cores": "N,N-M",
-    "default_slo": _DURATION,
     "device": "DEVICE",
-    "dtype": "DTYPE",
     "duration": _DURATION,
     "faults": "FILE|random",
     "fidelity": "best|paper",
     "from_": _DURATION,
-    "gc": "idle|auto|off",
-    "host_cache": _SIZE,
     "interval": _DURATION,
     "jitter": _DURATION,
     "latency": _DURATION,
-    "libraries": "NAME,NAME",
-    "log_dir": "DIR",
     "margin": _DURATION,
-    "log_size": _SIZE,
-    "max_bytes": _SIZE,
-    "max_client_bytes": _SIZE,
-    "max_exec": _DURATION,
-    "max_slo": _DURATION,
     "name": "NAME",
-    "page_bytes": _SIZE,
     "pcie": "SIZE/s",
-    "placement": "gain|demand|lru",
     "profile": "NAME|FILE",
     "schedule_ahead": _DURATION,
     "skip": _DURATION,
@@ -54,43 +41,41 @@ METAVARS = {
     "to": _DURATION,
     "type_": "TYPE",
     "warmup": _DURATION,
-    "weights": "NAME=WEIGHT,...",
     "weights_cache": _SIZE,
     "window": _DURATION,
     "window_length": _DURATION,
     "workers": f"{_ADDRESSES},...",
 }
-#: What a value is called, by the name of its type: Click's names, then Typer's own since 0.29.
-_BY_TYPE = {"integer": "N", "integer range": "N", "float": "X", "float range": "X"}
-_BY_TYPE |= {"text": "TEXT", "path": "PATH", "file": "FILE", "filename": "FILE", "directory": "DIR"}
-_BY_TYPE |= {"<int>": "N", "<int range>": "N", "<float>": "X", "<float range>": "X"}
-_BY_TYPE |= {"<str>": "TEXT", "<path>": "PATH", "<file>": "FILE", "<directory>": "DIR"}
+#: What a value is called, by the name of its type: Click's names, then Typer's own.
+_BY_TYPE = {
+    "integer": "N",
+    "integer range": "N",
+    "float": "X",
+    "float range": "X",
+    "text": "TEXT",
+    "filename": "FILE",
+    "int": "N",
+    "int range": "N",
+    "str": "TEXT",
+    "path": "PATH",
+    "file": "FILE",
+    "directory": "DIR",
+}
 
 #: A command with fewer options lists them as one.
 _GROUPED_FROM = 12
 _GENERAL = "Options"
-_PANELS = {
-    "The scheduler": (
-        "schedule_ahead", "default_slo", "max_exec", "max_batch", "fidelity", "weights", "client_weights",
-        "max_client_weight", "early_refusal", "placement", "max_gpus", "generate_inputs",
-    ),
-    "Admission": (
-        "max_slo", "max_requests", "max_client_requests", "max_bytes", "max_client_bytes", "max_client_loads",
-    ),
-    "Addresses": ("workers", "bind", "port", "http_port"),
-    "Models": ("dtype", "channels_last", "libraries"),
-    "Memory": ("weights_cache", "host_cache", "page_bytes", "host_images"),
-    "The processor": ("busy_poll", "cpu", "gc", "torch_threads"),
-}  # fmt: skip
-_PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names}
 
 
 def _type_name(option: Any) -> str:
-    """What this version of Typer calls the type of an option's value; empty where it does not say."""
+    """What this version of Typer calls the type of an option's value; empty where it does not say.
+
+    Since 0.29 the name stands in <>.
+    """
     if hasattr(option, "type"):
         return str(option.type.name)
     display = getattr(option, "display_type", None)
-    return str(display(None)) if display is not None else ""
+    return str(display(None)).strip("<>") if display is not None else ""
 
 
 class SloschedCommand(TyperCommand):
@@ -106,7 +91,7 @@ class SloschedCommand(TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Arguments, the general options, then each group of options under its own heading."""
         arguments: list[tuple[str, str]] = []
-        groups: dict[str, list[tuple[str, str]]] = {_GENERAL: []}
+        groups: dict[str, list[tuple[str, str]]] = {each: [] for each in (_GENERAL, *PANELS)}
         options = [p for p in self.get_params(ctx) if p.param_type_name == "option"]
         grouped = len(options) >= _GROUPED_FROM
         for param in self.get_params(ctx):
@@ -116,7 +101,7 @@ class SloschedCommand(TyperCommand):
             if param.param_type_name == "argument":
                 arguments.append(record)
                 continue
-            panel = getattr(param, "rich_help_panel", None) or _PANEL_OF.get(str(param.name))
+            panel = getattr(param, "rich_help_panel", None)
             groups.setdefault(panel if grouped and panel else _GENERAL, []).append(record)
         for heading, records in [("Arguments", arguments), *groups.items()]:
             if records:

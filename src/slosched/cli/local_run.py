@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slosched.cli.children import Child, ChildFailed, Children
-from slosched.cli.values import weights_text
+from slosched.cli.config_options import command_line
 from slosched.config import SchedulerConfig
 from slosched.loadgen.results import RunResult
 from slosched.units import NS_PER_S
@@ -73,16 +73,17 @@ def _controller(scheduler: SchedulerConfig, worker_port: int, run: Path) -> list
 
     scheduler = resolved(scheduler)
     return [
-        "controller", scheduler.policy, "--workers", f"127.0.0.1:{worker_port}", *_LOOPBACK,
-        "--http-port", "-1", "--log-dir", str(run), "--fidelity", scheduler.fidelity,
-        "--placement", scheduler.placement,
-        "--max-gpus", str(scheduler.max_gpus), "--default-slo", f"{scheduler.default_slo_ns}ns",
-        "--schedule-ahead", f"{scheduler.schedule_ahead_ns}ns",
-        "--max-exec", f"{scheduler.max_exec_ns}ns", "--max-batch", str(scheduler.max_batch),
-        *(("--weights", weights_text(scheduler.weights)) if scheduler.weights else ()),
-        "--max-client-weight", repr(scheduler.max_client_weight),
-        "--client-weights", scheduler.client_weights, "--early-refusal", repr(scheduler.early_refusal),
-    ]  # fmt: skip
+        "controller",
+        scheduler.policy,
+        "--workers",
+        f"127.0.0.1:{worker_port}",
+        *_LOOPBACK,
+        "--http-port",
+        "-1",
+        "--log-dir",
+        str(run),
+        *command_line(scheduler),
+    ]
 
 
 def _await(children: Children, client: Child, within_s: float) -> None:

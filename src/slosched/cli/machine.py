@@ -23,11 +23,18 @@ _TICK_NS = 2 * NS_PER_MS
 _NOTED_NS = NS_PER_MS
 _SAMPLE_NS = NS_PER_S // 2
 
-#: What a stretch of time may suffer and still count.
-LONGEST_STALL_NS = 10 * NS_PER_MS
-STALLED_SHARE = 0.01
-STEAL_CORES = 0.02
-FOREIGN_CORES = 0.15
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a stretch of time may suffer and still count, in the units of Disturbance."""
+
+    longest_stall_ns: int = 10 * NS_PER_MS
+    stalled_share: float = 0.01
+    steal_cores: float = 0.02
+    foreign_cores: float = 0.15
+
+
+BOUNDS = Bounds()
 
 
 @dataclass(frozen=True)
@@ -41,18 +48,18 @@ class Disturbance:
     steal_cores: float
     foreign_cores: float
 
-    def reasons(self) -> tuple[str, ...]:
+    def reasons(self, bounds: Bounds = BOUNDS) -> tuple[str, ...]:
         """In words, each bound that was passed; empty if the stretch counts."""
         reasons = []
-        if self.longest_stall_ns > LONGEST_STALL_NS:
+        if self.longest_stall_ns > bounds.longest_stall_ns:
             reasons.append(
                 f"the machine stood still for {self.longest_stall_ns / NS_PER_MS:.0f} ms"
             )
-        if self.stalled_share > STALLED_SHARE:
+        if self.stalled_share > bounds.stalled_share:
             reasons.append(f"{100 * self.stalled_share:.1f} % of the time lost to stalls")
-        if self.steal_cores > STEAL_CORES:
+        if self.steal_cores > bounds.steal_cores:
             reasons.append(f"{100 * self.steal_cores:.0f} % of a CPU taken by the host")
-        if self.foreign_cores > FOREIGN_CORES:
+        if self.foreign_cores > bounds.foreign_cores:
             reasons.append(f"{100 * self.foreign_cores:.0f} % of a CPU used by other processes")
         return tuple(reasons)
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from slosched.cli.ask import Json
-from slosched.cli.model_options import ChannelsLast, Dtype, Libraries
+from slosched.cli.config_options import Options, takes_options, values_of
 from slosched.cli.output import print_json, say, table_text, warn
-from slosched.cli.values import check_device, given, library_names, size_bytes, whole_numbers
+from slosched.cli.values import check_device, given, size_bytes, whole_numbers
 from slosched.config import GpuProfile, WorkerConfig
 from slosched.errors import InvalidConfig, OutputExists
+from slosched.options import MEMORY, PROCESSOR
 from slosched.output_files import check_output
 from slosched.units import format_duration
 
@@ -66,26 +67,34 @@ _Name = Annotated[
 ]
 _WeightsCache = Annotated[
     str | None,
-    typer.Option(help="GPU memory for weights to state in the profile. Default 16GiB."),
+    typer.Option(
+        help="GPU memory for weights to state in the profile. Default 16GiB.",
+        rich_help_panel=MEMORY,
+    ),
 ]
 _TorchThreads = Annotated[
-    int, typer.Option(min=1, help="CPU threads of one inference on the device cpu.")
+    int,
+    typer.Option(
+        min=1,
+        help="CPU threads of one inference on the device cpu.",
+        rich_help_panel=PROCESSOR,
+    ),
 ]
 _Config = Annotated[Path | None, typer.Option(help="A worker.toml that names models of your own.")]
 
 
+@takes_options(WorkerConfig, only=("dtype", "channels_last", "libraries"))
 def profile(
     model: _Models = None,
     all_: _All = False,
+    *,
+    options: Options,
     device: _Device = "auto",
     batches: _Batches = "1,2,4,8,16",
     out: _Out = None,
     resume: _Resume = False,
     name: _Name = None,
     weights_cache: _WeightsCache = None,
-    dtype: Dtype = None,
-    channels_last: ChannelsLast = None,
-    libraries: Libraries = None,
     torch_threads: _TorchThreads = 1,
     config: _Config = None,
     json: Json = False,
@@ -126,11 +135,7 @@ def profile(
         _worker_config(config),
         device=device,
         torch_threads=torch_threads,
-        **given(
-            dtype=dtype,
-            channels_last=channels_last,
-            libraries=None if libraries is None else library_names(libraries),
-        ),
+        **values_of(WorkerConfig, options),
     )
     gpu = before or GpuProfile(
         name=out.stem if out is not None else _device_name(device),
@@ -214,9 +219,15 @@ def _worker_config(path: Path | None) -> WorkerConfig:
 
 def _table(models: list[ModelProfile]) -> str:
     rows = [
-        (m.name, batch, format_duration(ns), format_duration(ns / batch),
-         format_duration(m.weights_ns), f"{m.weights_bytes / 1e6:.1f} MB")
+        (
+            m.name,
+            batch,
+            format_duration(ns),
+            format_duration(ns / batch),
+            format_duration(m.weights_ns),
+            f"{m.weights_bytes / 1e6:.1f} MB",
+        )
         for m in models
         for batch, ns in sorted(m.exec_ns.items())
-    ]  # fmt: skip
+    ]
     return table_text(("model", "batch", "exec", "per request", "transfer", "weights"), rows)

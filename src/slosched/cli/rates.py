@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slosched.codes import REJECTIONS
-from slosched.telemetry.tally import quantile_ns
+from slosched.telemetry.histogram import quantile_ns
 from slosched.units import NS_PER_S
 
 

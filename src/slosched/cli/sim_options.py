@@ -5,38 +5,42 @@ A command takes them all by being decorated:
     @takes_sim_options
     def simulate(type_: ..., *, sim: SimOptions, seed: ... = 0) -> None: ...
 
-Typer then sees each field of `SimOptions` as an option of the command.
+Typer then sees each field of `SimOptions` as an option of the command, and each of the scheduler's options
+that holds for simulations (options.py).
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from slosched.cli.values import duration_ns, given, size_bytes, weight_rules
-from slosched.config import EARLY_REFUSAL, WEIGHT_RANGE
+from slosched.cli.config_options import (
+    Options,
+    command_rows,
+    declaration,
+    kind_written,
+    values_of,
+    with_parameters,
+)
+from slosched.cli.values import duration_ns, size_bytes
+from slosched.config import WEIGHT_RANGE, SchedulerConfig
 from slosched.errors import InvalidConfig, UnknownName
+from slosched.options import CLUSTER, NETWORK, NOISE, Row
 from slosched.units import NS_PER_S
 
 if TYPE_CHECKING:
-    from slosched.config import EmulationNoise, GpuProfile, SchedulerConfig
+    from slosched.config import EmulationNoise, GpuProfile
     from slosched.sim.faults import FaultPlan
     from slosched.sim.network import Network
     from slosched.sim.spec import SimSpec
     from slosched.workloads import Workload
 
-_CLUSTER = "The cluster"
-_SCHEDULER = "The scheduler"
-_NETWORK = "The network"
-_NOISE = "Disturbances"
 #: Random faults of a run that would never end come within this time.
 _FAULTS_FOR_NS = 30 * NS_PER_S
 _BITS = re.compile(r"^\s*(\d+\.?\d*)\s*([kKMGT]?)(bit|b)(?:/s|ps)?\s*$")
@@ -51,21 +55,21 @@ def _option(help_: str, panel: str) -> Any:
 class SimOptions:
     """What the command line says of a simulation, as texts. Defaults are what `--help` says."""
 
-    gpus: Annotated[int, _option("How many GPUs.", _CLUSTER)] = 6
+    gpus: Annotated[int, _option("How many GPUs.", CLUSTER)] = 6
     gpus_per_worker: Annotated[
-        int, _option("GPUs of one worker process. They have equal profiles.", _CLUSTER)
+        int, _option("GPUs of one worker process. They have equal profiles.", CLUSTER)
     ] = 1
     profile: Annotated[
         str,
         _option(
             "What the GPUs are: a built-in profile or a TOML file of `slosched profile`. Unequal GPUs: "
             "NAME:COUNT,... for example v100:4,fig7:2.",
-            _CLUSTER,
+            CLUSTER,
         ),
     ] = "v100"
     weights_cache: Annotated[
         str | None,
-        _option("GPU memory for weights, for example 10GiB. Default: the profile's.", _CLUSTER),
+        _option("GPU memory for weights, for example 10GiB. Default: the profile's.", CLUSTER),
     ] = None
     inputs: Annotated[
         bool,
@@ -73,99 +77,46 @@ class SimOptions:
             "--inputs/--no-inputs",
             help="Each request brings an input of its model's size, which --bandwidth and --pcie make "
             "cost time. Default: none travel.",
-            rich_help_panel=_CLUSTER,
+            rich_help_panel=CLUSTER,
         ),
     ] = False
-    fidelity: Annotated[
-        str | None,
-        _option(
-            "best, or paper: the published code's behaviour and constants. TYPE:paper is the same.",
-            _SCHEDULER,
-        ),
-    ] = None
-    placement: Annotated[
-        str | None,
-        _option(
-            "Which weights are loaded over which: gain (requests in time gained for each ms of PCIe), "
-            "demand (Clockwork's rule) or lru. Default gain.",
-            _SCHEDULER,
-        ),
-    ] = None
-    schedule_ahead: Annotated[
-        str | None,
-        _option(
-            "How far ahead work is committed to a GPU. A bare number is in seconds.", _SCHEDULER
-        ),
-    ] = None
-    default_slo: Annotated[
-        str | None,
-        _option("The SLO of requests that name none. A bare number is in seconds.", _SCHEDULER),
-    ] = None
-    max_exec: Annotated[
-        str | None,
-        _option("No batch above 1 that takes longer. A bare number is in seconds.", _SCHEDULER),
-    ] = None
-    max_batch: Annotated[int | None, _option("No larger batch.", _SCHEDULER)] = None
-    weights: Annotated[
-        str | None,
-        _option(
-            "What requests are worth under overload (docs/fairness.md): by client, 'batch-*=0.2', and by "
-            "SLO, 'slo<=10ms=2'.",
-            _SCHEDULER,
-        ),
-    ] = None
-    client_weights: Annotated[
-        str | None,
-        _option(
-            "value, or shares: a client's weight is its share of the GPUs. Default value.",
-            _SCHEDULER,
-        ),
-    ] = None
-    early_refusal: Annotated[
-        float | None,
-        _option(
-            "How early INFER5 refuses what a forecast of its queue gives no chance; 0: only when it is "
-            f"hopeless (docs/policy.md). Default {EARLY_REFUSAL:g}.",
-            _SCHEDULER,
-        ),
-    ] = None
     latency: Annotated[
         str,
         _option(
             "One way, between any two processes; or four, comma-separated: client to controller, back, "
             "controller to worker, back. A bare number is in seconds.",
-            _NETWORK,
+            NETWORK,
         ),
     ] = "200us"
     jitter: Annotated[
-        str, _option("Mean of an exponential delay on top, for each message.", _NETWORK)
+        str, _option("Mean of an exponential delay on top, for each message.", NETWORK)
     ] = "0"
     bandwidth: Annotated[
         str | None,
         _option(
             "Bandwidth of each host's network card, for example 10Gbit. Default: no limit.",
-            _NETWORK,
+            NETWORK,
         ),
     ] = None
     exec_sigma: Annotated[
-        float, _option("Relative standard deviation of exec times (normal, cut at 3).", _NOISE)
+        float, _option("Relative standard deviation of exec times (normal, cut at 3).", NOISE)
     ] = 0.0
     exec_like: Annotated[
         Path | None,
         _option(
             "Draw exec times as a run directory measured them: actual over usual, from its action log.",
-            _NOISE,
+            NOISE,
         ),
     ] = None
     stall: Annotated[
-        str | None, _option(f"Stalls of a GPU, per inference: {_STALL[12:]}.", _NOISE)
+        str | None, _option(f"Stalls of a GPU, per inference: {_STALL[12:]}.", NOISE)
     ] = None
     pcie: Annotated[
         str | None,
         _option(
             "Bytes/s from a host to its GPU, for example 12.3GB: copies take time then, and loads and "
             "inputs slow each other. Default: as the profile says, and inputs take none.",
-            _NOISE,
+            NOISE,
         ),
     ] = None
     pcie_shared: Annotated[
@@ -173,27 +124,35 @@ class SimOptions:
         typer.Option(
             "--pcie-shared",
             help="The GPUs of one worker share --pcie.",
-            rich_help_panel=_NOISE,
+            rich_help_panel=NOISE,
         ),
     ] = False
     clock_offset: Annotated[
-        str, _option("Workers' clocks are off by at most this, either way.", _NOISE)
+        str, _option("Workers' clocks are off by at most this, either way.", NOISE)
     ] = "0"
     clock_drift: Annotated[
-        float, _option("Workers' clocks drift by at most this many ppm, either way.", _NOISE)
+        float, _option("Workers' clocks drift by at most this many ppm, either way.", NOISE)
     ] = 0.0
     faults: Annotated[
         str | None,
         _option(
             "What breaks and when: a plan.toml, or random[:SEED] for one drawn over the whole run. "
             "docs/faults.md says what there is.",
-            _NOISE,
+            NOISE,
         ),
     ] = None
     check: Annotated[
         bool,
         typer.Option("--check", help="Hold every invariant at every step (slower)."),
     ] = False
+    #: The scheduler's options as texts and numbers, by their names; None for what is not given.
+    scheduler_options: Options = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = list(_shared_rows())
+        for name in self.scheduler_options:
+            if name not in known:
+                raise UnknownName("option", name, known)
 
     def spec(
         self, type_: str, workload: Workload, *, seed: int = 0, duration: str | None = None
@@ -242,31 +201,22 @@ class SimOptions:
 
     def scheduler(self, type_: str) -> SchedulerConfig:
         """The scheduler's options. Raises UnknownName for a TYPE that there is not."""
-        from slosched.config import SchedulerConfig
         from slosched.core.scheduler.policies import POLICIES, resolved
 
         policy, _, fidelity = type_.partition(":")
         if policy not in POLICIES:
             raise UnknownName("scheduler TYPE", policy, list(POLICIES))
-        if fidelity and self.fidelity and fidelity != self.fidelity:
-            raise InvalidConfig(
-                f"TYPE {type_} and --fidelity {self.fidelity} contradict each other"
-            )
+        options = dict(self.scheduler_options)
+        given = options.get("fidelity")
+        if fidelity and given and fidelity != given:
+            raise InvalidConfig(f"TYPE {type_} and --fidelity {given} contradict each other")
+        if fidelity:
+            options["fidelity"] = fidelity
         config = SchedulerConfig(
             policy=policy,
-            # Who simulates writes the clients, too: they are believed.
+            # The user of a simulation also writes its clients, so what they say of themselves is trusted.
             max_client_weight=WEIGHT_RANGE[1],
-            **given(
-                fidelity=fidelity or self.fidelity,
-                placement=self.placement,
-                schedule_ahead_ns=_maybe_ns("--schedule-ahead", self.schedule_ahead),
-                default_slo_ns=_maybe_ns("--default-slo", self.default_slo),
-                max_exec_ns=_maybe_ns("--max-exec", self.max_exec),
-                max_batch=self.max_batch,
-                weights=None if self.weights is None else weight_rules("--weights", self.weights),
-                client_weights=self.client_weights,
-                early_refusal=self.early_refusal,
-            ),
+            **values_of(SchedulerConfig, options),
         )
         resolved(config)  # raises InvalidConfig for what the policy cannot heed
         return config
@@ -340,25 +290,44 @@ class SimOptions:
 
     def with_text(self, name: str, text: str) -> SimOptions:
         """The same options but for one, written as on the command line. Raises UnknownName."""
-        field = name.removeprefix("--").replace("-", "_")
-        known = {f.name: f.default for f in fields(self)}
-        if field not in known:
+        known = _kinds()
+        option = name.removeprefix("--").replace("-", "_")
+        if option not in known:
             raise UnknownName("option", name, [key.replace("_", "-") for key in known])
-        kinds = get_type_hints(SimOptions)
-        kind = kinds[field]
+        kind = known[option]
         value: Any = text
         try:
             if kind in (int, int | None):
                 value = int(text)
             elif kind in (float, float | None):
                 value = float(text)
-            elif kind is bool:
+            elif kind in (bool, bool | None):
                 value = {"yes": True, "no": False, "true": True, "false": False}[text]
             elif kind == Path | None:
                 value = Path(text)
         except (ValueError, KeyError):
             raise InvalidConfig(f"{name} cannot be {text!r}") from None
-        return replace(self, **{field: value})
+        if option in _shared_rows():
+            return replace(self, scheduler_options={**self.scheduler_options, option: value})
+        return replace(self, **{option: value})
+
+    def by_name(self) -> dict[str, Any]:
+        """Every option and its value, the scheduler's among them."""
+        own = asdict(self)
+        scheduler: dict[str, Any] = own.pop("scheduler_options")
+        return own | scheduler
+
+
+def _shared_rows() -> dict[str, Row]:
+    """The scheduler's options that simulations take, by their names."""
+    return {row.name: row for row in command_rows(SchedulerConfig) if row.option.simulated}
+
+
+def _kinds() -> dict[str, Any]:
+    """The type of each option, by its name."""
+    kinds = get_type_hints(SimOptions)
+    del kinds["scheduler_options"]
+    return kinds | {name: kind_written(row) for name, row in _shared_rows().items()}
 
 
 def takes_sim_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -367,34 +336,17 @@ def takes_sim_options(command: Callable[..., None]) -> Callable[..., None]:
     A parameter of the command's own that is called like a field stands for it: the field then keeps its
     default.
     """
-    own = inspect.signature(command)
-    hints = get_type_hints(command, include_extras=True)
     declared = get_type_hints(SimOptions, include_extras=True)
-    shared = {name: hint for name, hint in declared.items() if name not in own.parameters}
-    defaults = {f.name: f.default for f in fields(SimOptions)}
+    del declared["scheduler_options"]
+    scheduler = {name: declaration(row) for name, row in _shared_rows().items()}
 
-    @functools.wraps(command)
-    def run(**values: Any) -> None:
-        sim = SimOptions(**{name: values.pop(name) for name in shared})
-        command(**values, sim=sim)
+    def made(values: dict[str, Any]) -> SimOptions:
+        options = {name: values.pop(name) for name in scheduler if name in values}
+        return SimOptions(**values, scheduler_options=options)
 
-    own_parameters = [
-        p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY)
-        for p in own.parameters.values()
-        if p.name != "sim"
-    ]
-    added = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=shared[name]
-        )
-        for name in shared
-    ]
-    run.__signature__ = own.replace(parameters=[*own_parameters, *added])  # type: ignore[attr-defined]
-    run.__annotations__ = {
-        **{name: hint for name, hint in hints.items() if name != "sim"},
-        **shared,
-    }
-    return run
+    return with_parameters(
+        command, declared | scheduler, SimOptions().by_name(), into="sim", make=made
+    )
 
 
 def sim_spec(
@@ -413,8 +365,8 @@ def sim_spec(
 
 def changed(sim: SimOptions) -> dict[str, Any]:
     """The options that differ from their defaults: what makes a run special, in words."""
-    defaults = asdict(SimOptions())
-    return {name: value for name, value in asdict(sim).items() if value != defaults[name]}
+    defaults = SimOptions().by_name()
+    return {name: value for name, value in sim.by_name().items() if value != defaults.get(name)}
 
 
 def bits_per_s(text: str) -> int:
@@ -445,7 +397,3 @@ def _pcie_bytes_per_s(text: str) -> int:
 def _time_ns(option: str, text: str) -> int:
     """A duration that may be 0."""
     return duration_ns(option, text.strip(), may_be_0=True)
-
-
-def _maybe_ns(option: str, text: str | None) -> int | None:
-    return None if text is None else duration_ns(option, text)

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from slosched.cli.output import table_text
-from slosched.units import NS_PER_S, format_duration
+from slosched.units import NS_PER_S, exact_bytes, format_duration
 
 
 def status_text(address: str, report: dict[str, Any]) -> str:
-    """Return the report in a few short blocks for people."""
+    """Return the report as a few short human-readable blocks."""
     workers = [dict(w) for w in report.get("workers", ())]
     blocks = [_head(address, report, workers)]
     if workers:
@@ -34,11 +34,12 @@ def status_text(address: str, report: dict[str, Any]) -> str:
     clients = report.get("clients", ())
     if clients:
         blocks.append(
-            "clients: " + ", ".join(
+            "clients: "
+            + ", ".join(
                 f"{c.get('name') or '(no name)'} ({c.get('unanswered', 0)} unanswered{_weight(c)})"
                 for c in clients
             )
-        )  # fmt: skip
+        )
     return "\n\n".join(blocks)
 
 
@@ -49,7 +50,7 @@ def _head(address: str, report: dict[str, Any], workers: list[dict[str, Any]]) -
     )
     requests = report.get("requests", {})
     options = ", ".join(
-        f"{name.removesuffix('_ns')} {format_duration(value) if name.endswith('_ns') else value}"
+        _option(name, value)
         for name, value in report.get("options", {}).items()
         if value is not None
     )
@@ -62,6 +63,13 @@ def _head(address: str, report: dict[str, Any], workers: list[dict[str, Any]]) -
         + "".join(f"; {code}: {count}" for code, count in requests.get("by_code", {}).items()),
     ]
     return "\n".join(lines)
+
+
+def _option(name: str, value: Any) -> str:
+    """An option of the scheduler and its value, whose unit its name ends in."""
+    if name.endswith("_ns"):
+        return f"{name.removesuffix('_ns')} {format_duration(value)}"
+    return f"{name} {exact_bytes(value) if name.endswith('_bytes') else value}"
 
 
 def _weight(client: Mapping[str, Any]) -> str:
@@ -84,15 +92,29 @@ def _rules(report: Mapping[str, Any]) -> list[str]:
 def _workers(workers: list[dict[str, Any]]) -> str:
     rows = [
         (
-            w.get("worker_id"), w.get("state"), w.get("host") or "-", w.get("device") or "-",
-            len(w.get("gpus", ())), w.get("activity") or "-", w.get("times_lost", 0),
-            format_duration(w.get("clock_offset_ns", 0)), format_duration(w.get("clock_error_ns", 0)),
+            w.get("worker_id"),
+            w.get("state"),
+            w.get("host") or "-",
+            w.get("device") or "-",
+            len(w.get("gpus", ())),
+            w.get("activity") or "-",
+            w.get("times_lost", 0),
+            format_duration(w.get("clock_offset_ns", 0)),
+            format_duration(w.get("clock_error_ns", 0)),
         )
         for w in workers
-    ]  # fmt: skip
+    ]
     headings = (
-        "worker", "state", "host", "device", "GPUs", "activity", "lost", "clock offset", "+-",
-    )  # fmt: skip
+        "worker",
+        "state",
+        "host",
+        "device",
+        "GPUs",
+        "activity",
+        "lost",
+        "clock offset",
+        "+-",
+    )
     return table_text(headings, rows)
 
 
@@ -101,11 +123,13 @@ def _gpus(gpus: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
         (
             f"{w.get('worker_id')}/{g.get('gpu_id')}",
             f"{g.get('pages', 0) - g.get('free_pages', 0)}/{g.get('pages', 0)}",
-            g.get("resident", 0), g.get("loading", 0), g.get("outstanding", 0),
+            g.get("resident", 0),
+            g.get("loading", 0),
+            g.get("outstanding", 0),
             f"{g.get('busy_ns', 0) / NS_PER_S:.1f} s",
         )
         for w, g in gpus
-    ]  # fmt: skip
+    ]
     return table_text(("GPU", "pages used", "resident", "loading", "in flight", "busy"), rows)
 
 
@@ -114,16 +138,28 @@ def _stats(gpus: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]) ->
     rows = [
         (
             f"{w.get('worker_id')}/{g.get('gpu_id')}",
-            _said(s, "sm_percent", "{:.0f} %"), _said(s, "memory_percent", "{:.0f} %"),
-            _memory(s), _said(s, "power_mw", "{:.0f} W", 1e3), _said(s, "energy_mj", "{:.3f} kJ", 1e6),
-            _said(s, "temperature_c", "{:.0f} C"), _said(s, "sm_clock_mhz", "{:.0f} MHz"),
+            _said(s, "sm_percent", "{:.0f} %"),
+            _said(s, "memory_percent", "{:.0f} %"),
+            _memory(s),
+            _said(s, "power_mw", "{:.0f} W", 1e3),
+            _said(s, "energy_mj", "{:.3f} kJ", 1e6),
+            _said(s, "temperature_c", "{:.0f} C"),
+            _said(s, "sm_clock_mhz", "{:.0f} MHz"),
             s.get("name") or "-",
         )
         for w, g, s in gpus
-    ]  # fmt: skip
+    ]
     headings = (
-        "GPU", "busy", "memory busy", "memory used", "power", "energy", "heat", "SM clock", "card",
-    )  # fmt: skip
+        "GPU",
+        "busy",
+        "memory busy",
+        "memory used",
+        "power",
+        "energy",
+        "heat",
+        "SM clock",
+        "card",
+    )
     return table_text(headings, rows)
 
 

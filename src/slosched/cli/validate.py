@@ -16,6 +16,7 @@ from slosched.cli.output import print_json, run_display, say, table_text, warn
 from slosched.cli.values import duration_ns
 from slosched.cli.workload import workload_of
 from slosched.errors import InvalidConfig
+from slosched.options import SCHEDULER
 from slosched.output_files import utf8_document, write_file
 
 if TYPE_CHECKING:
@@ -272,10 +273,18 @@ _Type = Annotated[
     str, typer.Option("--type", help="The scheduler: what `controller` takes; TYPE:paper too.")
 ]
 _Fidelity = Annotated[
-    str | None, typer.Option(help="best, or paper: the published code's behaviour. Default best.")
+    str | None,
+    typer.Option(
+        help="best, or paper: the published code's behaviour. Default best.",
+        rich_help_panel=SCHEDULER,
+    ),
 ]
 _ScheduleAhead = Annotated[
-    str | None, typer.Option(help="As `controller` takes it. Default 5ms, as in the experiments.")
+    str | None,
+    typer.Option(
+        help="As `controller` takes it. Default 5ms, as in the experiments.",
+        rich_help_panel=SCHEDULER,
+    ),
 ]
 _Gpus = Annotated[int, typer.Option(min=1, help="Emulated GPUs, all in one worker.")]
 _Profile = Annotated[str, typer.Option(help="Name or file of the GPUs' profile.")]
@@ -342,7 +351,7 @@ def validate(
     from slosched.telemetry.run_dir import claim_run_dir, default_log_dir
 
     workload = workload_of(words)
-    sim = SimOptions(fidelity=fidelity, schedule_ahead=schedule_ahead)
+    sim = SimOptions(scheduler_options={"fidelity": fidelity, "schedule_ahead": schedule_ahead})
     load_profile(profile)  # what is wrong with it is said before anything runs
     plan = Plan(
         words=tuple(words),

@@ -24,9 +24,16 @@ _SLO_CLASS = "slo<="
 
 #: Their bare numbers were nanoseconds up to version 0.1: a script that has one must not get an hour.
 _ONCE_IN_NS = (
-    "--schedule-ahead", "--default-slo", "--max-exec", "--latency", "--jitter", "--clock-offset",
-    "--stall", "--grid", "the SLO",
-)  # fmt: skip
+    "--schedule-ahead",
+    "--default-slo",
+    "--max-exec",
+    "--latency",
+    "--jitter",
+    "--clock-offset",
+    "--stall",
+    "--grid",
+    "the SLO",
+)
 
 LOCAL_CONTROLLER = f"127.0.0.1:{CONTROLLER_PORT}"
 
@@ -86,8 +93,8 @@ def whole_numbers(option: str, text: str, *, least: int = 1) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
-def library_names(text: str) -> tuple[str, ...]:
-    """The names of "torchvision,timm"; WorkerConfig checks them."""
+def names(text: str) -> tuple[str, ...]:
+    """The names of "torchvision,timm"."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 

@@ -53,13 +53,19 @@ class Look:
         """For programs: one object a look."""
         if self.silent_since_ns:
             return {
-                "time_ns": at_ns, "no_answer_since_ns": self.silent_since_ns, "why": self.why,
-                "report": None, "rates": None,
-            }  # fmt: skip
+                "time_ns": at_ns,
+                "no_answer_since_ns": self.silent_since_ns,
+                "why": self.why,
+                "report": None,
+                "rates": None,
+            }
         return {
-            "time_ns": at_ns, "no_answer_since_ns": None, "why": "", "report": self.report,
+            "time_ns": at_ns,
+            "no_answer_since_ns": None,
+            "why": "",
+            "report": self.report,
             "rates": self.rates,
-        }  # fmt: skip
+        }
 
 
 def run_watch(address: str, *, interval_ns: int, as_json: bool) -> None:
@@ -149,10 +155,14 @@ class _Screen:
         size = shutil.get_terminal_size((100, 40))
         on_terminal = self._live is not None
         text = watch_text(
-            self._address, look.report, look.rates, width=size.columns if on_terminal else 100,
-            height=size.lines if on_terminal else None, blocks=self._blocks,
+            self._address,
+            look.report,
+            look.rates,
+            width=size.columns if on_terminal else 100,
+            height=size.lines if on_terminal else None,
+            blocks=self._blocks,
             silent=look.silence(at_ns),
-        )  # fmt: skip
+        )
         if self._live is None:
             print(f"{_time_of_day(at_ns)}  {text}\n", flush=True)
             return

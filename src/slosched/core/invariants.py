@@ -2,26 +2,25 @@
 
 - Every request is answered exactly once, and queued + in flight + answered = arrived.
 - A request is in one place: in no two actions at once, and in none after its answer.
-- A GPU's exec timeline never overlaps, and every exec starts within its action's window.
+- A GPU's exec timeline never overlaps, segment by segment, and every exec starts within its action's window.
 - Pages used never exceed the pages there are, and every page is accounted for.
 - Nothing is sent to run on weights that are not resident.
-- A request whose action ended with its process runs once more at most, alone, and meanwhile its GPU gets
+- A request whose action ended with its process runs at most once more, alone, and meanwhile its GPU gets
   nothing else.
 - An Infer ends well only if its worker reported it, in the session that it was sent in.
-- A controller that drains takes nothing new: what comes then is answered in the same step.
+- A controller that drains takes nothing new: it answers each new request in the same step.
 
-A step costs as much as its effects touch: the checker keeps a ledger of its own from the effects, and
-compares all of it with the scheduler's state only every `RECOUNT_STEPS` steps (sooner after an action came
-to nothing or a client left) and in `recount`. Messages may be lost, late or doubled, and a controller may
-begin anew (with a checker of its own): a report is judged only if it is the first one of an action that this
-scheduler still waits for.
+The cost of a check grows with the effects of the step alone: the checker keeps a ledger of its own from the
+effects, and compares all of it with the scheduler's state only every `RECOUNT_STEPS` steps (sooner after an
+action failed or a client left) and in `recount`. Messages may be lost, late or doubled, and a controller may
+begin anew (with a checker of its own), so a report is judged only if it is the first one of an action that
+this scheduler still waits for.
 
 A failure prints the story of the request concerned: every fact and decision that touched it.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 
@@ -34,10 +33,12 @@ from slosched.core.scheduler.interface import (
     Event,
     FromWorker,
     RequestDone,
+    StageDone,
     ToWorker,
 )
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.state import Gpu, RequestState
+from slosched.core.timeline import Timeline
 from slosched.messages import (
     ErrorResult,
     EvictWeights,
@@ -47,20 +48,19 @@ from slosched.messages import (
     InferResult,
     LoadWeights,
     LoadWeightsResult,
+    Span,
 )
 
 RECOUNT_STEPS = 4096
-#: And so soon after an action came to nothing, or a client left: their requests must not be forgotten.
+#: Steps until the next one after an action failed or a client left: their requests must not be forgotten.
 _RECOUNT_SOON_STEPS = 64
 _STORY_LINES = 64
 #: Stories of answered requests are kept this long: a second answer would come soon.
 _ANSWERED_KEPT = 2048
-#: Execs kept for each GPU, so that late reports find their place among them.
-_EXECS_KEPT = 32
 
 #: action id of the Infer that a request is in; those that wait in a queue have none.
 _QUEUED = -1
-#: When, a template and what goes into it: put into words only if the story is told.
+#: A time, a template and its values. The template is formatted only when the story is printed.
 _Line = tuple[int, str, tuple[object, ...]]
 
 
@@ -71,10 +71,10 @@ class InvariantViolated(AssertionError):
 class InvariantChecker:
     """Watches one scheduler: call `saw` for each event and `check` after each `schedule`.
 
-    Reported times are the worker's, converted by its estimate of the offset between the clocks. Where
-    that is exact (`drift_ns` None: no jitter, no drift), so are the checks of them. Else two estimates may
-    differ by twice the error that the worker reports, and by `drift_ns`, what its clock can have
-    drifted since the exchange that it goes by.
+    Reported times are the worker's, converted by its estimate of the offset between the clocks. Where that
+    estimate is exact (`drift_ns` None: no jitter, no drift), so are the checks of these times. Otherwise two
+    estimates may differ by twice the error that the worker reports, and by `drift_ns`, the possible drift of
+    its clock since the exchange that it uses.
     """
 
     def __init__(self, scheduler: Scheduler, *, drift_ns: int | None = None) -> None:
@@ -84,30 +84,27 @@ class InvariantChecker:
         self._recount_at = RECOUNT_STEPS
         self._arrived = 0  # requests known; their keys are the numbers below
         self._live: dict[int, int] = {}  # unanswered request -> the action it is in, or _QUEUED
-        self._sent: dict[
-            int, tuple[Infer, tuple[int, ...], int]
-        ] = {}  # action -> what, who, worker
-        self._ends: dict[
-            int, int
-        ] = {}  # unanswered request -> its actions that ended with their process
-        self._aboard: dict[
-            tuple[int, int], dict[int, bool]
-        ] = {}  # (worker, GPU id) -> action -> alone
-        self._failed: set[int] = set()  # actions of this step that their workers say failed
-        self._ran: set[int] = set()  # and that they say ran
-        self._drains_from: int | None = None  # keys from there on came when it drained already
+        #: By action: the message, the keys of its requests, the worker.
+        self._sent: dict[int, tuple[Infer, tuple[int, ...], int]] = {}
+        #: By unanswered request: the number of its actions that ended with their process.
+        self._ends: dict[int, int] = {}
+        #: By (worker, GPU id): its actions, and whether each must be alone.
+        self._aboard: dict[tuple[int, int], dict[int, bool]] = {}
+        self._failed: set[int] = set()  # actions that their workers reported as failed in this step
+        self._ran: set[int] = set()  # and those reported as run
+        self._drains_from: int | None = None  # the first key that came after the drain began
         self._stories: dict[int, list[_Line]] = {}
-        self._answered: deque[int] = deque()  # whose stories are kept
-        #: (worker, GPU id) -> its last execs (begin, end), ascending; and of which session they are.
-        self._execs: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        self._session_of: dict[int, int] = {}
+        self._answered: deque[int] = deque()  # answered requests with a story, oldest first
+        #: By (worker, GPU id): its last execs, as they were reported.
+        self._execs: dict[tuple[int, int], Timeline] = {}
+        self._session_of: dict[int, int] = {}  # by worker: the session of these execs
         self._gpus: dict[tuple[int, int], Gpu] = {}
         self._touched: dict[int, Gpu] = {}  # GPUs whose pages changed, by index
 
     # ---------------------------------------------------------------------------- observing
 
     def saw(self, event: Event, *, now_ns: int) -> None:
-        """Note a fact before the scheduler handles it, and check what it says of a GPU's timeline."""
+        """Note a fact before the scheduler handles it, and check what it reports about a GPU's timeline."""
         if not isinstance(event, FromWorker):
             if isinstance(event, Drain) and self._drains_from is None:
                 self._drains_from = self._scheduler.arrived
@@ -118,14 +115,12 @@ class InvariantChecker:
         if isinstance(message, InferResult | ErrorResult):
             sent = self._sent.get(message.action_id)
             if isinstance(message, ErrorResult):
-                self._touch_action(
-                    message.action_id
-                )  # a load, or weights that turn out to be missing
+                self._touch_action(message.action_id)  # a load, or weights that are missing
             if sent is None:
                 return
             infer, keys, worker_id = sent
             if worker_id != event.worker_id or message.session != infer.session:
-                return  # of another life of the worker or of the controller
+                return  # from an earlier process, the worker's or the controller's
             if isinstance(message, ErrorResult):
                 self._failed.add(message.action_id)
                 self._tell(keys, now_ns, "action {} failed: {}", message.action_id, message.code)
@@ -154,6 +149,8 @@ class InvariantChecker:
                     self._touch(effect.worker_id, effect.message.gpu_id)
             elif isinstance(effect, ActionDone):
                 self._action_done(effect, now_ns)
+            elif isinstance(effect, StageDone):
+                self._stage_done(effect, now_ns)
         if len(self._live) + scheduler.answered != scheduler.arrived:
             self._fail(
                 f"unanswered {len(self._live)} + answered {scheduler.answered} is not arrived "
@@ -179,7 +176,7 @@ class InvariantChecker:
         self._recount_at = self._steps + RECOUNT_STEPS
         scheduler = self._scheduler
         cluster = scheduler.cluster
-        queued = sum(len(model.queue) for model in cluster.models.values())
+        queued = sum(model.queued for model in cluster.models.values())
         queued += scheduler.second_tries.waiting
         in_flight = sum(
             request.state is RequestState.IN_FLIGHT
@@ -231,7 +228,7 @@ class InvariantChecker:
         if sent is None:
             return
         del self._aboard[record.worker_id, record.gpu_id][record.action_id]
-        # What failed without a report was lost with its worker.
+        # An action that failed without a report was lost with its worker.
         ended = record.code in ENDED or record.action_id not in self._failed
         self._failed.discard(record.action_id)
         if record.code == 0 and record.action_id not in self._ran:
@@ -249,6 +246,18 @@ class InvariantChecker:
             if ended:
                 self._ends[key] = self._ends.get(key, 0) + 1
             self._tell((key,), now_ns, "action {} came to nothing", record.action_id)
+
+    def _stage_done(self, effect: StageDone, now_ns: int) -> None:
+        """A stage ended; unless its output answers the request, that waits for its next one."""
+        key, stage = effect.record.key, effect.record.stage
+        place = self._live.get(key, _QUEUED)
+        if place not in self._ran:
+            self._fail(
+                f"stage {stage} of request {key} ends, and no action that ran has it", (key,)
+            )
+        if not effect.record.answers:
+            self._live[key] = _QUEUED
+            self._tell((key,), now_ns, "stage {} ended, and it goes on", stage)
 
     def _check_send(self, effect: ToWorker, infer: Infer, now_ns: int) -> None:
         action_id, keys, worker_id = infer.action_id, effect.requests, effect.worker_id
@@ -274,7 +283,7 @@ class InvariantChecker:
             self._fail(f"action {action_id} carries more requests than its class", keys)
 
     def _check_company(self, infer: Infer, keys: tuple[int, ...], worker_id: int) -> None:
-        """What ended a process has its GPU to itself, and does so no third time."""
+        """A request that ended a process has its GPU to itself, and ends no third process."""
         ends = max((self._ends.get(key, 0) for key in keys), default=0)
         aboard = self._aboard.setdefault((worker_id, infer.gpu_id), {})
         what = f"action {infer.action_id}"
@@ -291,13 +300,13 @@ class InvariantChecker:
     def _slack_ns(self, worker_id: int) -> int:
         if self._drift_ns is None:
             return 0
-        return self._drift_ns + 2 * self._scheduler.cluster.workers[worker_id].clock_error_ns
+        return self._drift_ns + 2 * self._scheduler.cluster.workers[worker_id].beat.clock_error_ns
 
     def _check_exec(
         self, infer: Infer, keys: tuple[int, ...], worker_id: int, result: InferResult
     ) -> None:
-        """The exec lies in its window and overlaps none of the others that were reported."""
-        begin_ns, end_ns = result.exec.begin_ns, result.exec.end_ns
+        """The exec starts in its window, and no segment of it overlaps another reported one."""
+        begin_ns = result.exec.begin_ns
         what = f"exec of action {infer.action_id} began at {begin_ns}"
         slack_ns = self._slack_ns(worker_id)
         if not infer.earliest_ns - slack_ns <= begin_ns <= infer.latest_ns + slack_ns:
@@ -308,21 +317,14 @@ class InvariantChecker:
             for place in [p for p in self._execs if p[0] == worker_id]:
                 del self._execs[place]
         place = (worker_id, infer.gpu_id)
-        execs = self._execs.setdefault(place, [])
-        position = bisect_left(execs, (begin_ns, end_ns))
-        if position > 0 and begin_ns < execs[position - 1][1] - slack_ns:
-            ahead_ns = execs[position - 1][1]
-            self._fail(f"{what} on {place}, before the one ahead of it ended at {ahead_ns}", keys)
-        if position < len(execs) and execs[position][0] < end_ns - slack_ns:
-            behind_ns = execs[position][0]
-            words = f"{what} on {place} and ended at {end_ns}"
-            self._fail(f"{words}, after the one behind it began at {behind_ns}", keys)
-        execs.insert(position, (begin_ns, end_ns))
-        if len(execs) > _EXECS_KEPT:
-            del execs[0]
+        timeline = self._execs.setdefault(place, Timeline())
+        for segment in _segments(result):
+            overlap = timeline.add(segment.begin_ns, segment.end_ns, slack_ns=slack_ns)
+            if overlap:
+                self._fail(f"{what} on {place}, {overlap}", keys)
 
     def _gpu(self, worker_id: int, gpu_id: int) -> Gpu | None:
-        """The GPU in use under those numbers."""
+        """The GPU that is in use under these numbers."""
         cluster = self._scheduler.cluster
         gpu = self._gpus.get((worker_id, gpu_id))
         if gpu is None or cluster.gpus.get(gpu.index) is not gpu:
@@ -365,7 +367,7 @@ class InvariantChecker:
         raise InvariantViolated("\n".join([what, *self.stories(keys)]))
 
     def stories(self, keys: Sequence[int]) -> list[str]:
-        """The story of each of these requests, in words."""
+        """The story of each of these requests, as text."""
         stories = []
         for key in keys:
             lines = [
@@ -374,3 +376,8 @@ class InvariantChecker:
             ]
             stories.append(f"request {key}:\n  " + "\n  ".join(lines))
         return stories
+
+
+def _segments(result: InferResult) -> tuple[Span, ...]:
+    """The segments in which an Infer ran. A result reports one: no device interrupts an Infer."""
+    return (result.exec,)

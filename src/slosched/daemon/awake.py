@@ -9,18 +9,17 @@ it runs when nothing else wants the core, and leaves it at once when something d
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
 
+from slosched.child_processes import end_with_parent
 from slosched.clock import now_ns
 from slosched.daemon.housekeeping import usable_cores
 from slosched.errors import InvalidConfig, SloschedError
 from slosched.units import NS_PER_S
 
-_PR_SET_PDEATHSIG = 1
 _LOOK_S = 0.1
 _END_WITHIN_NS = 2 * NS_PER_S
 
@@ -62,7 +61,7 @@ def _start(core: int) -> int:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        end_with_parent(signal.SIGKILL)
         os.sched_setaffinity(0, {core})
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         while (

@@ -14,6 +14,7 @@ from slosched.core.scheduler.door import NO_LIMIT, REASON, fair_parts
 from slosched.core.scheduler.interface import FromClient
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.state import Client
+from slosched.core.values import ValueStore
 from slosched.errors import MalformedMessage
 from slosched.messages import InferRequest, Refused
 from slosched.transport.bundles import (
@@ -24,7 +25,6 @@ from slosched.transport.bundles import (
     RequestBundle,
 )
 from slosched.transport.codec import Frame, message_from_client
-from slosched.transport.frames import Frames
 from slosched.transport.sockets import BadMessages, Router
 
 _ASKS = (RequestBundle, InferRequest)
@@ -42,12 +42,12 @@ class Doorway:
         self,
         scheduler: Scheduler,
         router: Router,
-        frames: Frames[Frame],
+        values: ValueStore[Frame],
         *,
         answer: Callable[[bytes, ForClients], None],
         bad: BadMessages,
     ) -> None:
-        self._scheduler, self._router, self._frames = scheduler, router, frames
+        self._scheduler, self._router, self._values = scheduler, router, values
         self._door = scheduler.door
         self._answer = answer
         self._bad = bad
@@ -118,13 +118,11 @@ class Doorway:
         if isinstance(message, RequestBundle):
             known = peer in self._scheduler.clients
             for request in message.requests if known else message.requests[:1]:
-                handle(FromClient(peer, request, 0, 0, waited_ns), now_ns=now_ns)
+                handle(FromClient(peer, request, None, waited_ns), now_ns=now_ns)
             self._taken += len(message.requests)
             return len(message.requests)
-        input_bytes = input_key = 0
-        if len(frames) > 1:
-            input_key, input_bytes = self._frames.input_came(frames[1]), len(frames[1])
-        handle(FromClient(peer, message, input_bytes, input_key, waited_ns), now_ns=now_ns)
+        value = self._values.came(frames[1]) if len(frames) > 1 else None
+        handle(FromClient(peer, message, value, waited_ns), now_ns=now_ns)
         self._taken += isinstance(message, InferRequest)
         return 1
 

@@ -93,7 +93,7 @@ def sse(data: str, *, event: str | None = None) -> bytes:
 def probe_routes(
     *, status: Callable[[], dict[str, Any] | Awaitable[dict[str, Any]]], health: Report
 ) -> dict[str, Handler]:
-    """/healthz, /readyz and /status, from `status()` and `health()` (report.py).
+    """/healthz, /readyz and /status, from `status()` and `health()` (status.py).
 
     The text of /status is written in slices, and `status` may be made in slices, too.
     """

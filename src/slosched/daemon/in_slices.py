@@ -36,11 +36,6 @@ class Slice:
         self._ends_ns = self._now_ns() + SLICE_NS
 
 
-async def joined(pieces: Iterator[bytes]) -> bytes:
-    """All `pieces` as one, made in slices."""
-    return b"".join([part async for part in _parts(pieces)])
-
-
 async def json_parts(body: Any) -> list[bytes]:
     """`body` as indented JSON and a newline, made in slices, in parts that nobody need join."""
     return [part async for part in _parts(_json_pieces(body))]

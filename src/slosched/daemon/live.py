@@ -21,7 +21,7 @@ import msgspec
 from slosched.codes import ActionType, Code, code_name
 from slosched.core.scheduler.interface import ActionRecord, RequestRecord
 from slosched.core.scheduler.scheduler import Scheduler
-from slosched.core.scheduler.state import Gpu, Model, ModelState, Worker, WorkerState
+from slosched.core.scheduler.state import Gpu, Instance, ModelState, Worker, WorkerState
 from slosched.daemon.http import Answer, Handler, Request
 from slosched.telemetry.recent import KEPT_ACTIONS, LATE, OTHER, LastMinutes
 from slosched.units import NS_PER_US
@@ -318,10 +318,10 @@ class _Name:
     resident: int = 0
     b1_ns: int = 0
 
-    def add(self, model: Model) -> None:
+    def add(self, model: Instance) -> None:
         self.instances += 1
         self.loading += model.state is ModelState.LOADING
-        self.queued += len(model.queue)
+        self.queued += model.queued
         self.resident += len(model.resident_on)
         self.b1_ns = max(self.b1_ns, model.b1_ns)
 
@@ -350,12 +350,12 @@ def _worker(worker: Worker) -> dict[str, Any]:
         "state": "joined" if worker.state is WorkerState.JOINED else "silent",
         "device": worker.device,
         "gpus": len(worker.gpus),
-        "clock_error_us": worker.clock_error_ns / NS_PER_US,
+        "clock_error_us": worker.beat.clock_error_ns / NS_PER_US,
         "there_us": worker.transit.expected_ns / NS_PER_US,
         "back_us": worker.returns.expected_ns / NS_PER_US,
         "times_lost": worker.times_lost,
-        "errors": worker.errors,
-        "activity": worker.activity[:_LONGEST_TEXT],
+        "errors": worker.beat.errors,
+        "activity": worker.beat.activity[:_LONGEST_TEXT],
     }
 
 

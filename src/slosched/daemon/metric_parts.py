@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from slosched.codes import code_name
-from slosched.telemetry.tally import Histogram
+from slosched.telemetry.histogram import Histogram
 
 #: Samples rendered in one slice.
 PART_SAMPLES = 16

@@ -306,7 +306,7 @@ class ControllerCollector(Collector):
             if answered is not None:
                 totals[0] += answered[0]
                 totals[1] += answered[1]
-            totals[2] += len(model.queue)
+            totals[2] += model.queued
             totals[3] += len(model.resident_on)
             if place % PART_STEPS == 0:
                 yield None
@@ -399,9 +399,9 @@ _OF_WORKERS: tuple[tuple[str, str, Callable[[Worker], float]], ...] = (
     ("worker_up", "1 while the worker is joined.", lambda w: w.state is WorkerState.JOINED),
     ("worker_gpus", "GPUs of the worker that are in use.", lambda w: len(w.gpus)),
     ("worker_clock_offset_seconds", "The worker's clock less the controller's.",
-     lambda w: w.clock_offset_ns / NS_PER_S),
+     lambda w: w.beat.clock_offset_ns / NS_PER_S),
     ("worker_clock_error_seconds", "Bound of the error of the clock's offset.",
-     lambda w: w.clock_error_ns / NS_PER_S),
+     lambda w: w.beat.clock_error_ns / NS_PER_S),
     ("worker_transit_seconds", "Expected time from a decision to its receipt by the worker.",
      lambda w: w.transit.expected_ns / NS_PER_S),
     ("worker_return_seconds", "Expected time from the end of an inference to its report.",
@@ -409,9 +409,9 @@ _OF_WORKERS: tuple[tuple[str, str, Callable[[Worker], float]], ...] = (
 )  # fmt: skip
 _COUNTED_BY_WORKERS: tuple[tuple[str, str, Callable[[Worker], float]], ...] = (
     ("worker_lost", "Times that the worker was lost.", lambda w: w.times_lost),
-    ("worker_errors", "Actions that the worker answered with an error.", lambda w: w.errors),
+    ("worker_errors", "Actions that the worker answered with an error.", lambda w: w.beat.errors),
     ("worker_dropped_messages", "Messages that the worker dropped: stale or malformed.",
-     lambda w: w.dropped),
+     lambda w: w.beat.dropped),
 )  # fmt: skip
 _OF_MODELS: tuple[tuple[type[CounterMetricFamily | GaugeMetricFamily], str, str], ...] = (
     (CounterMetricFamily, "model_requests_answered", "Answered requests of the architecture."),

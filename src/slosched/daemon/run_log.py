@@ -9,9 +9,9 @@ from pathlib import Path
 
 from slosched import clock
 from slosched.config import ControllerConfig
-from slosched.core.scheduler.interface import ActionRecord, RequestRecord
+from slosched.core.scheduler.interface import ActionRecord, RequestRecord, StageRecord
 from slosched.core.scheduler.policies import resolved
-from slosched.telemetry import action_log, reason_log, request_log
+from slosched.telemetry import action_log, reason_log, request_log, stage_log
 from slosched.telemetry.console import ControllerConsole
 from slosched.telemetry.manifest import ManifestNotWritten, finish_manifest, write_manifest
 from slosched.telemetry.recent import LastMinutes
@@ -55,6 +55,8 @@ class RunLog:
             rotation=rotation,
             on_error=announce,
         )
+        self._stages: LogWriter | None = None  # made for the first request with a second stage
+        self._rotation = rotation
         self.tally = Tally()
         self.recent = Recent(self.tally)
         self._console = ControllerConsole(self.tally, now_ns=clock.now_ns())
@@ -78,6 +80,17 @@ class RunLog:
         self.tally.add_request(record)
         self.last_minutes.add_request(record)
 
+    def stage(self, record: StageRecord) -> None:
+        if self._stages is None:
+            self._stages = LogWriter(
+                self.directory / stage_log.FILE_NAME,
+                stage_log.HEADER,
+                rows=stage_log.stage_rows,
+                rotation=self._rotation,
+                on_error=self._announce,
+            )
+        self._stages.append(record)
+
     def action(self, record: ActionRecord) -> None:
         self._actions.append(record)
         self.tally.add_action(record)
@@ -90,8 +103,8 @@ class RunLog:
 
     def rows_dropped(self) -> int:
         """Rows of all logs that the disk did not take."""
-        logs = (self._requests, self._actions, self._reasons)
-        return sum(log.counts().dropped for log in logs)
+        logs = (self._requests, self._actions, self._reasons, self._stages)
+        return sum(log.counts().dropped for log in logs if log is not None)
 
     def close(
         self,
@@ -108,6 +121,7 @@ class RunLog:
         self._closed = True
         requests, actions = self._requests.close(), self._actions.close()
         reasons = self._reasons.close()
+        stages = {} if self._stages is None else {"stage_rows": self._stages.close().written}
         outcome = {
             "complete": arrived == answered
             and requests.dropped == actions.dropped == reasons.dropped == 0,
@@ -121,6 +135,7 @@ class RunLog:
             "action_rows_dropped": actions.dropped,
             "reason_rows": reasons.written,
             "reason_rows_dropped": reasons.dropped,
+            **stages,
             "bad_messages": bad_messages,
         }
         with suppress(ManifestNotWritten):

@@ -9,7 +9,6 @@ ended its worker twice is put aside: children started from then on do not offer 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import selectors
@@ -20,10 +19,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from types import FrameType
 
 import msgspec
 
+from slosched.child_processes import end, end_with_parent, on_signals, ready_port, start
 from slosched.clock import now_ns
 from slosched.config import WorkerConfig
 from slosched.daemon.backends.devices import count_gpus
@@ -54,8 +53,6 @@ __all__ = ["RestartRule", "child_argv", "run_workers", "supervise"]
 #: Children drain for at most 2 s; what is left after this is killed.
 _END_WITHIN_NS = 4 * NS_PER_S
 _LOOK_S = 0.2
-_PR_SET_PDEATHSIG = 1
-_READY = "slosched worker ready on "
 _ERROR = "error: "
 _READ_BYTES = 65536
 #: Of what an ended child still had to say, so much is read at most.
@@ -320,11 +317,10 @@ class _Supervisor:
         return bool(data)
 
     def _take_line(self, child: _Child, line: str) -> None:
-        if line.startswith(_READY):
+        port = ready_port(line)
+        if port is not None:
             child.ready = child.was_ready = True
-            port = line.removeprefix(_READY).partition(": ")[0].rpartition(":")[2]
-            if port.isdecimal() and int(port) < 65536:
-                child.config = replace(child.config, port=int(port))
+            child.config = replace(child.config, port=port)
         elif line.startswith(_ERROR):
             child.error = line.removeprefix(_ERROR)
             if self.alone:
@@ -356,26 +352,26 @@ class _Supervisor:
             if not self._selector.get_map():
                 break
         for child in children:
-            try:
-                child.process.wait(max(0.1, (give_up_ns - now_ns()) / NS_PER_S))
-            except subprocess.TimeoutExpired:
+            left_s = max(0.1, (give_up_ns - now_ns()) / NS_PER_S)
+            if not end(child.process, within_s=left_s, ask=False):
                 self._announce(f"{child.name} did not end in time and was killed")
-                child.process.kill()
-                child.process.wait(5)
             if child.process.stdout is not None:
                 child.process.stdout.close()
             child.box.close()
 
 
 def _start(argv: Sequence[str]) -> tuple[subprocess.Popen[bytes], Blackbox]:
-    """A child in a session of its own: a terminal's Ctrl-C reaches only us, who end it in order."""
+    """The child and the page into which it writes what it does."""
     box: Blackbox | None = None
     try:
         box = Blackbox.create()
-        process = subprocess.Popen(
-            list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True, pass_fds=[box.fd], env={**os.environ, VARIABLE: str(box.fd)},
-        )  # fmt: skip
+        process = start(
+            argv,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=[box.fd],
+            env={**os.environ, VARIABLE: str(box.fd)},
+        )
     except OSError as error:
         if box is not None:
             box.close()
@@ -389,24 +385,15 @@ def _signals_set(event: threading.Event) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        event.set()
-
-    previous = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with on_signals((signal.SIGINT, signal.SIGTERM), lambda number: event.set()):
         yield
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
 
 
 def _child_main(argv: Sequence[str]) -> int:
     """What `child_argv` starts. Lines go to stdout, which is a pipe to the parent."""
     from slosched.daemon.worker import run_worker
 
-    # Were the parent killed outright, nobody else would end us.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    end_with_parent(signal.SIGTERM)
     blackbox = Blackbox.inherited()
     config = msgspec.json.decode(argv[0], type=WorkerConfig)
 

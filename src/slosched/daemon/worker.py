@@ -1,11 +1,11 @@
-"""The worker process: one thread, one loop, round the brain (core/worker) and its devices.
+"""The worker process: one thread and one loop that drive the brain (core/worker) and its devices.
 
-The process that starts GPU work at exact times can afford one Python thread only: beside a second
-busy one the 99th percentile of start lateness was measured at 60 ms, alone at 23 us. So sockets are
-drained without blocking, devices are polled, and nothing in the loop may take longer than the time
-until the next start. What takes longer is cut up: a GPU's backend prepares models in slices and copies
-inputs in pieces, with the due start looked at in between. Between two turns the loop asks the backend
-to pass the time (a GPU's spins towards the next start), and sleeps where it does not.
+A process that starts GPU work at exact times can afford only one busy Python thread: with a second one the 99th
+percentile of start lateness was measured at 60 ms, alone at 23 us. So the loop drains sockets without blocking
+and polls devices, and nothing in it may take longer than the time until the next start. Longer work is divided:
+a GPU's backend prepares models in slices and copies inputs in pieces, and looks at the due start in between.
+Between two turns the loop asks the backend to pass the time (a GPU's backend spins towards the next start), and
+sleeps if it does not.
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ from slosched.core.worker.interface import (
     ReleaseModel,
     ToController,
 )
+from slosched.core.worker.kinds import takes_inputs
 from slosched.core.worker.stepping import Stepper
-from slosched.daemon.backends.base import Backend, Frame, open_backend
+from slosched.daemon.backends.base import Backend, Frame
+from slosched.daemon.backends.opening import open_backend
 from slosched.daemon.blackbox import ENDED, READY, NoBlackbox
 from slosched.daemon.housekeeping import Collector, check_core, own_process
 from slosched.daemon.watchdog import Watchdog
 from slosched.errors import DeviceLost, InvalidConfig, MalformedMessage, PeerUnreachable
-from slosched.messages import GpuStats, Infer, Result, SessionMessage
+from slosched.messages import GpuStats, Result, SessionMessage
 from slosched.transport.bundles import ActionBundle, ResultBundle
 from slosched.transport.codec import MAX_MESSAGE_BYTES, decode_for_worker, total_bytes
 from slosched.transport.outbox import Outbox
@@ -50,22 +52,22 @@ from slosched.transport.sockets import BadMessages, Router, finish_sending
 from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.version import __version__
 
-#: The loop looks round at least this often, whatever happens.
+#: The loop makes a turn at least this often.
 _SLEEP_AT_MOST_NS = 100 * NS_PER_MS
-#: What runs when the worker is told to end may run on this long.
+#: Running work may take this long after the worker was asked to stop.
 _DRAIN_NS = 2 * NS_PER_S
-#: For at least this long a draining worker refuses what was on its way to it (code 3).
+#: A draining worker refuses actions (code 3) for at least this long: some are still in flight.
 _REFUSE_NS = 100 * NS_PER_MS
 _LINGER_MS = 500
-_NOBODY_READS = NoBlackbox()
+_UNREAD = NoBlackbox()
 
 
 class WorkerServer:
     """A worker that listens on `config.port` (0: any; see `port`), in the caller's process.
 
-    Either call `run` in a thread of your own, or `start` and `stop`; as a context manager it does the
-    latter two. `announce` gets lines for people; into `blackbox` a backend writes whose code it runs.
-    Raises AddressInUse, InvalidConfig, MissingPackage or UnknownName at once if the worker cannot work.
+    Either call `run` in a thread of your own, or `start` and `stop`; a context manager calls the latter two.
+    `announce` gets human-readable lines; a backend writes into `blackbox` which model's code it runs. Raises
+    AddressInUse, InvalidConfig, MissingPackage or UnknownName at once if the worker cannot work.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class WorkerServer:
         announce: Callable[[str], None] | None = None,
         backend: Backend | None = None,
         clock: Clock = now_ns,
-        blackbox: NoBlackbox = _NOBODY_READS,
+        blackbox: NoBlackbox = _UNREAD,
     ) -> None:
         if not isinstance(config, WorkerConfig):
             raise InvalidConfig(f"config must be a WorkerConfig, not {config!r}")
@@ -89,7 +91,7 @@ class WorkerServer:
             self._router.close()
             raise
         backend = self._backend
-        self._told: tuple[GpuStats, ...] = ()
+        self._gpu_stats: tuple[GpuStats, ...] = ()  # the last that the brain has
         self.lost = ""  # why the devices are gone, once they are
         self._collector: Collector | None = None
         self.port = self._router.port
@@ -106,14 +108,14 @@ class WorkerServer:
             put_aside=config.put_aside,
         )
         self._stepper = Stepper(self._brain, self._backend.devices, self._perform)
-        # A controller that is gone, or reads nothing: it finds out by itself.
+        # A failed send needs no handling: a controller that is gone, or does not read, misses heartbeats.
         self._outbox: Outbox[bytes, Result] = Outbox(
             self._router.send, ResultBundle, failed=lambda peer, message: None
         )
         self._prepared: deque[ModelPrepared] = deque()
         self._bell = _Bell()
         self._stopping = False
-        self.rounds = 0  # of the loop, for who watches it
+        self.rounds = 0  # turns of the loop, for a watchdog
         self._running = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -133,7 +135,7 @@ class WorkerServer:
         return self
 
     def _run_in_thread(self) -> None:
-        with contextlib.suppress(DeviceLost):  # it was announced, and `lost` tells
+        with contextlib.suppress(DeviceLost):  # it was announced, and `lost` has the reason
             self.run()
 
     def stop(self, timeout_s: float = 5.0) -> None:
@@ -144,7 +146,7 @@ class WorkerServer:
         self.request_stop()
         thread = self._thread
         if thread is None:
-            if self._running.acquire(blocking=False):  # never ran: nobody else closes it
+            if self._running.acquire(blocking=False):  # it never ran, so no loop closes it
                 self._close()
             return
         thread.join(timeout_s)
@@ -174,8 +176,8 @@ class WorkerServer:
     ) -> None:
         """Serve until `request_stop`, or until `stop` is set (seen within 0.1 s); then drain.
 
-        A `collector` is offered the times at which nothing is due. Raises DeviceLost when the devices are
-        gone and everything was answered.
+        A `collector` may work while nothing is due. Raises DeviceLost when the devices are gone and everything
+        was answered.
         """
         if not self._running.acquire(blocking=False):
             raise RuntimeError("this worker runs already, or has ended; make a new WorkerServer")
@@ -203,10 +205,10 @@ class WorkerServer:
             self._watch()
 
     def _turn(self) -> None:
-        """What is due, what has arrived, what follows."""
+        """Do what is due, take in what has arrived, and do what follows from it."""
         stepper = self._stepper
-        # The clock after the socket: a message must not seem to have come before it did, or a
-        # heartbeat's way back looks shorter than it was, and the clocks further apart than they are.
+        # The clock is read after the socket: if a message seemed older than it is, the latency of a heartbeat's
+        # answer would look too short, and the clocks further apart than they are.
         arrived = list(self._router.receive())
         now = self._clock()
         if self._backend.exact:
@@ -259,12 +261,12 @@ class WorkerServer:
         self._stopping = True
 
     def _watch(self) -> None:
-        """Pass on what the backend tells of its GPUs. Raises DeviceLost if they are gone."""
+        """Pass on the backend's reports about its GPUs. Raises DeviceLost if they are gone."""
         if self._backend.lost:
             self._give_up(self._backend.lost)
         stats = self._backend.gpu_stats()
-        if stats is not self._told:
-            self._told = stats
+        if stats is not self._gpu_stats:
+            self._gpu_stats = stats
             self._brain.note_gpu_stats(stats)
 
     def _give_up(self, why: str) -> NoReturn:
@@ -277,8 +279,8 @@ class WorkerServer:
     def _answer_the_lost(self, waiter: Waiter) -> None:
         """Send what `_give_up` answered, without touching the devices, and fail what still comes.
 
-        For a moment only: no op will end. But a controller reads nothing of a connection that is closed at
-        once, so the answers must have been read by then.
+        It lasts 0.1 s, as no op will end. A connection that is closed at once loses its unread messages, so the
+        controller needs this time to read the answers.
         """
         now = self._clock()
         end_ns = now + _REFUSE_NS
@@ -312,7 +314,7 @@ class WorkerServer:
                 )
             message = decode_for_worker(frames[0])
             tensors = frames[1:]
-            if tensors and not isinstance(message, Infer):
+            if tensors and not takes_inputs(message):
                 raise MalformedMessage(
                     f"{type(message).__name__} with {len(tensors)} frame(s) behind it"
                 )
@@ -339,7 +341,7 @@ class WorkerServer:
                 sizes = getattr(message, "output_sizes", ())
                 frames.extend(self._backend.take_outputs(effect.output_of, sizes))
             self._backend.glance()
-            # A real device's results go out at once: what it does next may take longer than a send.
+            # A real device's results go out at once: its next operation may take longer than a send.
             bundled = not frames and not self._backend.exact
             if bundled and isinstance(message, SessionMessage):
                 self._outbox.put(effect.peer, message)
@@ -357,7 +359,7 @@ class WorkerServer:
             self._announce(effect.text)
 
     def _model_prepared(self, event: ModelPrepared) -> None:
-        """Called by whichever thread prepared the model; the loop takes it from there."""
+        """Called in the thread that prepared the model; the loop continues with it."""
         self._prepared.append(event)
         self._bell.ring()
 
@@ -374,7 +376,7 @@ class _Bell:
         return self._near.fileno()
 
     def ring(self) -> None:
-        with contextlib.suppress(OSError):  # full: it rings already; closed: nobody sleeps
+        with contextlib.suppress(OSError):  # full: it rings already; closed: the loop has ended
             self._far.send(b"!")
 
     def clear(self) -> None:
@@ -391,13 +393,13 @@ def run_worker(
     *,
     announce: Callable[[str], None],
     stop: threading.Event | None = None,
-    blackbox: NoBlackbox = _NOBODY_READS,
+    blackbox: NoBlackbox = _UNREAD,
 ) -> int:
     """Run a worker until SIGINT, SIGTERM or `stop`; returns 0 after a drain.
 
-    `announce` gets the ready line once the port listens and the backend is open, and a line for each
-    thing worth an operator's attention. Until then `config.cpu` and `config.gc` hold for this process.
-    Raises what WorkerServer and its `run` raise, and InvalidConfig if there is no core `config.cpu`.
+    `announce` gets the ready line once the port listens and the backend is open, and a line for each event that
+    needs an operator's attention. `config.cpu` and `config.gc` apply to this process until it returns. Raises
+    what WorkerServer and its `run` raise, and InvalidConfig if there is no core `config.cpu`.
     """
     check_core(config.cpu)  # before the slow part
     server = WorkerServer(config, announce=announce, blackbox=blackbox)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 from slosched.core.invariants import InvariantChecker, InvariantViolated
 from slosched.core.scheduler.interface import (
-    Accepted,
     ActionDone,
     ActionRecord,
     ClientLost,
@@ -19,18 +18,22 @@ from slosched.core.scheduler.interface import (
     Effect,
     Event,
     FromClient,
+    FromWorker,
+    Keep,
     Note,
     RequestDone,
     RequestRecord,
+    StageDone,
+    StageRecord,
     ToClient,
     ToWorker,
 )
 from slosched.core.scheduler.scheduler import Scheduler
+from slosched.core.values import ValueStore
 from slosched.messages import ControllerToClient, Infer
 from slosched.sim.kernel import Kernel
 from slosched.sim.marks import Framed, Payload, made_up
 from slosched.sim.network import SMALL_MESSAGE_BYTES, Wire
-from slosched.transport.frames import Frames
 
 #: So often in a row a scheduler may want to be woken at once.
 _MOST_RESTLESS = 100
@@ -48,7 +51,8 @@ class SimController:
     """Drives `scheduler`. `to_workers` and `to_clients` are its wires, and may be filled later.
 
     The three `on_...` get every record and note, in the order of their rows. `checker` holds the
-    invariants at every step; a violation is raised as InvariantViolated.
+    invariants at every step; a violation is raised as InvariantViolated. StatusAsked is not answered: no
+    simulated client asks.
     """
 
     def __init__(
@@ -72,10 +76,12 @@ class SimController:
         #: Who wants to see each event that is handled, and each message to a client (truth.py).
         self.on_event: Callable[[Event], None] | None = None
         self.on_reply: Callable[[bytes, ControllerToClient], None] | None = None
+        #: Takes the record of each stage of a request that has more than one (stages.tsv).
+        self.on_stage: Callable[[StageRecord], None] | None = None
         #: Of clients that do not read, or are gone (0): how many messages are still taken for them. What is
         #: beyond that fails, as it does live.
         self.room: dict[bytes, int] = {}
-        self._frames: Frames[Payload] = Frames(made_up)
+        self._values: ValueStore[Payload] = ValueStore(made_up)
         self._framed = False  # nothing with frames has come yet: most runs have none
         self._recent: deque[tuple[int, int]] = deque(maxlen=_ANSWERED_KEPT)  # request id, key
         self._restless = 0  # steps in a row that asked for a time that has passed
@@ -98,7 +104,7 @@ class SimController:
     @property
     def inputs_kept(self) -> int:
         """Inputs of requests that have no answer yet."""
-        return self._frames.kept
+        return self._values.owners
 
     def story(self, request_ids: Sequence[int]) -> str:
         """What is known of the requests that were answered lately under these ids, of any client."""
@@ -125,9 +131,10 @@ class SimController:
         """Keep what came behind the message of `event`; returns the event that the scheduler gets."""
         self._framed = True
         if isinstance(event, FromClient):
-            key = self._frames.input_came(frames[0])
-            return FromClient(event.client, event.message, len(frames[0]), key)
-        self._frames.outputs_came(getattr(event, "message", None), frames)
+            return FromClient(event.client, event.message, self._values.came(frames[0]))
+        if isinstance(event, FromWorker):
+            outputs = tuple([self._values.came(frame) for frame in frames])
+            return FromWorker(event.worker_id, event.message, outputs)
         return event
 
     # ------------------------------------------------------------------------------- faults
@@ -157,7 +164,7 @@ class SimController:
         self._lives += 1
         self._life = self._lives
         self._held = None
-        self._frames = Frames(made_up)
+        self._values = ValueStore(made_up)
         self._recent.clear()
         self.scheduler, self.checker = scheduler, checker
         self._arm(self._kernel.now_ns)
@@ -177,7 +184,7 @@ class SimController:
             if self.checker is not None:
                 self.checker.check(effects, now_ns=now_ns)
             self._perform_all(effects)
-            self._frames.step_ended()
+            self._values.step_ended()
             again = self.scheduler.slicing
 
     def recount(self) -> None:
@@ -207,7 +214,7 @@ class SimController:
         if effects:
             self._perform_all(effects)
         if self._framed:
-            self._frames.step_ended()
+            self._values.step_ended()
         wake_ns = scheduler.next_wakeup_ns()
         if wake_ns is None:
             self._due_ns = -1
@@ -238,15 +245,18 @@ class SimController:
                 if self._framed:
                     self._forget_input(record)  # type: ignore[arg-type]
                 self._on_request(record)  # type: ignore[arg-type]
-            elif kind is Accepted:
-                self._frames.accept(effect.input_key, effect.key)  # type: ignore[union-attr]
+            elif kind is Keep:
+                self._values.keep(effect.value_id, effect.owner)  # type: ignore[union-attr]
             elif kind is ActionDone:
                 self._on_action(effect.record)  # type: ignore[union-attr, arg-type]
+            elif kind is StageDone:
+                if self.on_stage is not None:
+                    self.on_stage(effect.record)  # type: ignore[union-attr, arg-type]
             elif kind is Note:
                 self._on_note(effect)  # type: ignore[arg-type]
 
     def _forget_input(self, record: RequestRecord) -> None:
-        self._frames.drop(record.key)
+        self._values.release(record.key)
         if self.checker is not None:
             self._recent.append((record.request_id, record.key))
 
@@ -264,7 +274,7 @@ class SimController:
         if wire is None:
             return
         message = effect.message
-        frames = [] if effect.output_of is None else self._frames.output(*effect.output_of)
+        frames = self._values.get(effect.output)
         if frames:
             wire.send(Framed(message, frames), SMALL_MESSAGE_BYTES + sum(map(len, frames)))
         else:
@@ -273,7 +283,7 @@ class SimController:
     def _to_worker(self, effect: ToWorker) -> None:
         message, wire = effect.message, self.to_workers[effect.worker_id]
         if type(message) is Infer and message.input_sizes:
-            frames = self._frames.inputs(effect.requests, message.input_sizes)
+            frames = self._values.inputs(effect.inputs, message.input_sizes)
             if frames:
                 wire.send(Framed(message, frames), SMALL_MESSAGE_BYTES + sum(map(len, frames)))
                 return

@@ -300,7 +300,7 @@ class _Case:
             "unanswered requests of clients": sum(
                 len(c.requests) for c in scheduler.clients.values()
             ),
-            "queued requests": sum(len(m.queue) for m in scheduler.cluster.models.values()),
+            "queued requests": sum(m.queued for m in scheduler.cluster.models.values()),
             "actions that are long overdue": sum(
                 now_ns - action.sent_ns > _QUIET_NS / 2
                 for action in scheduler.cluster.actions.values()

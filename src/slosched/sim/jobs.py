@@ -8,7 +8,6 @@ files, made by this very source, is read back and not run again.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -19,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from slosched.child_processes import end_with_parent
 from slosched.clock import now_ns
 from slosched.errors import InvalidConfig, SloschedError
 from slosched.loadgen.results import RunProgress, RunResult, StepResult
@@ -28,7 +28,6 @@ from slosched.telemetry.manifest import read_manifest
 from slosched.units import NS_PER_S
 from slosched.version import __version__
 
-_PR_SET_PDEATHSIG = 1
 _WAIT_S = 0.5
 #: A process that is told to stop writes its files and ends within this.
 _STOP_WITHIN_NS = 10 * NS_PER_S
@@ -241,8 +240,7 @@ def _serve(connection: Connection, parent: int) -> None:
     """Run the jobs that come, until None comes or the parent is gone."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the parent hears it and tells us
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    end_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         return  # it died before the kernel was told
     with contextlib.suppress(EOFError, OSError):

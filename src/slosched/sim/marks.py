@@ -1,8 +1,8 @@
 """Whose answer is it? Inputs and outputs of the simulator carry the request's own mark.
 
-An input travels as a Payload: the size of the live frame, and its first MARK_BYTES. It takes the way of the
-live frame (Accepted, the frames behind an Infer and its result, `output_of`), an emulated GPU repeats it in the
-output of the same row, and the client that gets an answer compares. So an output of another row, action,
+An input travels as a Payload: the size of the live frame, and its first MARK_BYTES. It goes where the live
+frame goes (a Value of the controller, the frames behind an Infer and its result), an emulated GPU repeats it
+in the output of the same row, and the client that gets an answer compares. So an output of another row, action,
 request or client is seen at once, and so is one that is missing or that nobody asked for.
 """
 

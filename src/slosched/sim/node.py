@@ -22,7 +22,7 @@ from slosched.sim.marks import Framed, Payload
 from slosched.units import NS_PER_S
 from slosched.version import __version__
 
-#: Whose worker this is.
+#: The peer name of the controller that the simulation is about.
 OURS = b"controller"
 
 
@@ -56,13 +56,13 @@ class WorkerClock:
 
 
 class WorkerWatch(Protocol):
-    """Whoever wants to see what a worker process really does (truth.py)."""
+    """An observer of what a worker process really does (truth.py)."""
 
     def devices(self, gpus: Mapping[int, EmulatedGpu]) -> Mapping[int, Device]:
         """What the worker drives instead of `gpus`."""
 
     def heard(self, message: ControllerToWorker, local_ns: int, clock_error_ns: int) -> None:
-        """`message` is about to be handled at `local_ns` of the worker's clock, which states that error."""
+        """`message` is about to be handled at `local_ns` of the worker's clock, which states this error."""
 
     def accepted(self, key: int, message: ControllerToWorker, clock_error_ns: int) -> None:
         """An action was taken; its ops have `key`, its window was converted with that error at most."""
@@ -91,7 +91,7 @@ class WorkerNode:
         self._profile = profile
         self._watch = watch
         self._sent: list[WorkerToController | Framed] = []
-        #: What other controllers than ours are told; whoever steps takes it out.
+        #: Messages to other controllers than ours; the caller of `step` takes them out.
         self.sent_elsewhere: list[tuple[bytes, WorkerToController]] = []
         self._echo = Echo()
         self.clock = clock
@@ -144,7 +144,7 @@ class WorkerNode:
             self._watch.jumped(by_ns)
 
     def leave(self, *, now_ns: int) -> None:
-        """It is told to end, at true time `now_ns`; `step` must follow."""
+        """The process is asked to end, at true time `now_ns`; `step` must follow."""
         if self.clock is not None:
             now_ns = self.clock.local_ns(now_ns)
         self.brain.shutdown(now_ns=now_ns)

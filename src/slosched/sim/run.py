@@ -97,6 +97,8 @@ class _Run:
             on_client=None if files is None else files.on_client,
         )
         self._kernel, self._cluster, self._client = world.kernel, world.cluster, world.client
+        if files is not None:
+            self._cluster.controller.on_stage = files.on_stage
         self._sent_until_ns: int | None = None
         self._meter: ProgressMeter | None = None
 

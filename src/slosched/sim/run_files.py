@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from slosched.core.scheduler.interface import RequestRecord
+from slosched.core.scheduler.interface import RequestRecord, StageRecord
 from slosched.errors import RunDirectoryInUse, SloschedError
 from slosched.output_files import write_error
-from slosched.telemetry import action_log, client_log, reason_log, request_log
+from slosched.telemetry import action_log, client_log, reason_log, request_log, stage_log
 
 _ROWS_PER_WRITE = 2048
 
@@ -100,6 +100,7 @@ class RunFiles:
         self.reasons = RowFile(
             directory / reason_log.FILE_NAME, reason_log.HEADER, reason_log.reason_rows
         )
+        self.stages: RowFile | None = None  # made for the first request with a second stage
         self.on_action = self.actions.append
         self.on_client = self.clients.append
 
@@ -108,8 +109,18 @@ class RunFiles:
         if reason_log.has_row(record):
             self.reasons.append(record)
 
+    def on_stage(self, record: StageRecord) -> None:
+        if self.stages is None:
+            path = self.directory / stage_log.FILE_NAME
+            self.stages = RowFile(path, stage_log.HEADER, stage_log.stage_rows)
+        self.stages.append(record)
+
     def close(self) -> dict[str, int]:
-        """Write everything; returns how many rows each log has."""
+        """Write everything. Returns the number of rows of each log."""
+        stages = {}
+        if self.stages is not None:
+            self.stages.close()
+            stages["stage_rows"] = self.stages.rows
         for log in (self.requests, self.actions, self.clients, self.reasons):
             log.close()
         return {
@@ -117,4 +128,5 @@ class RunFiles:
             "action_rows": self.actions.rows,
             "client_rows": self.clients.rows,
             "reason_rows": self.reasons.rows,
+            **stages,
         }

@@ -1,18 +1,18 @@
-"""What really happened, whatever anybody reports: checks that need no scheduler's view.
+"""What really happened, whatever the reports say: checks that need no scheduler's view.
 
 A WorkerTruth watches one worker process at its devices, in true time:
 
-- each executor of a GPU runs one op at a time;
+- each lane of a GPU holds no more ops than it has slots, and the segments of execs never overlap;
 - weights on a GPU never take more pages than it has, and no exec runs on weights that are not there;
-- an exec starts within its action's window, but for the error of the worker's clock: what it says itself,
-  what it can have drifted since, and what its clock was made to jump, until the next heartbeat was answered;
-- what runs has its weights until it ends, the worker counts its pages as they are, and it takes no action but
-  of the session that is open.
+- an exec starts within its action's window, except for the error of the worker's clock: the error that it
+  states, its possible drift since, and the jumps injected into it, until the next heartbeat was answered;
+- a running exec keeps its weights until it ends, the worker's count of its pages is right, and it takes only
+  actions of the open session.
 
-A ClientTruth watches the clients' connections: each request that reaches a controller is answered at most
-once, however often it comes before that, and once it is all over, exactly once, unless that controller died
-or had given the client up. What an answer says of its deadline is so, and nobody is told of a load that it did
-not ask for. It counts what it saw, so that a test can hold the fuzzer to cases that matter.
+A ClientTruth watches the clients' connections: each request that reaches a controller is answered at most once,
+however often it comes before that, and exactly once in the end, unless that controller died or had given the
+client up. An answer is right about its deadline, and no client gets the answer to a load that it did not ask
+for. It counts what it saw, so that a test can make sure that the fuzzer reaches the cases that matter.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from slosched.core.scheduler.interface import (
     FromWorker,
     RequestRecord,
 )
+from slosched.core.timeline import Timeline
 from slosched.core.worker.brain import WorkerBrain
 from slosched.core.worker.emulated import EmulatedGpu
 from slosched.core.worker.interface import (
@@ -45,6 +46,7 @@ from slosched.core.worker.interface import (
     OpKind,
     ToController,
     WeightsLost,
+    joined,
 )
 from slosched.messages import (
     ClientHello,
@@ -66,7 +68,7 @@ from slosched.messages import (
 from slosched.sim.cluster import SimCluster
 from slosched.units import NS_PER_S, format_duration
 
-#: Conversions of a window round by so much.
+#: The rounding error of a window's conversions.
 _ROUNDING_NS = 4
 #: A worker may go by a clock exchange this old.
 _EXCHANGES_KEPT_NS = 15 * NS_PER_S
@@ -84,9 +86,11 @@ class WorkerTruth:
         self.now_ns = now_ns
         self._profile = profile
         self._jumps_ns = 0  # in all
-        self._unnoticed_ns = 0  # as much of these as no exchange of heartbeats can have shown yet
-        self._beats: dict[int, None] = {}  # local times of heartbeats said since the last jump
-        self._session = -1  # that is open; -1: none was yet
+        self._unnoticed_ns = (
+            0  # the part of these that no exchange of heartbeats can have shown yet
+        )
+        self._beats: dict[int, None] = {}  # local times of heartbeats sent since the last jump
+        self._session = -1  # the open one; -1: none was opened yet
         self._drift_ns = abs(drift_ppb) * _EXCHANGES_KEPT_NS // NS_PER_S
         #: By key: the Infer, the error of the clock it was converted with, and the jumps until then.
         self._windows: dict[int, tuple[Infer, int, int]] = {}
@@ -128,7 +132,7 @@ class WorkerTruth:
                 self._beats[message.sent_ns] = None
 
     def stepped(self, brain: WorkerBrain) -> None:
-        """The worker's count of its pages is what its devices hold."""
+        """The worker's count of its pages agrees with its devices."""
         for gpu_id, gpu in self._gpus.items():
             if not gpu.changed:
                 continue
@@ -160,29 +164,35 @@ class WorkerTruth:
 
 
 class _WatchedGpu:
-    """An EmulatedGpu, looked at. `held` is what has pages: model id -> (pages, is it all there)."""
+    """An EmulatedGpu under observation. `held` has what holds pages: model id -> (pages, loaded)."""
 
     def __init__(
         self, truth: WorkerTruth, gpu_id: int, gpu: EmulatedGpu, profile: GpuProfile
     ) -> None:
         self.steady, self.free_copies = gpu.steady, gpu.free_copies
         self.arm_ahead_ns = gpu.arm_ahead_ns
-        self.withdraw = gpu.withdraw
         self.next_event_ns = gpu.next_event_ns
         self.held: dict[int, tuple[int, bool]] = {}
         self._truth, self._gpu_id, self._gpu, self._profile = truth, gpu_id, gpu, profile
-        self._running: dict[OpKind, Op] = {}
-        self.changed = False  # what is held has changed since the last step
+        self._launched: dict[int, Op] = {}  # by op id, until it is done
+        self._execs = Timeline()
+        self.changed = False  # `held` has changed since the last step
         self._given_up: Op | None = None  # runs on weights that were given up, and not loaded anew
 
+    def withdraw(self, op_id: int) -> OpDone | None:
+        done = self._gpu.withdraw(op_id)
+        if done is not None:
+            self._ended(done)
+        return done
+
     def launch(self, op: Op, *, now_ns: int) -> OpDone | None:
-        other = self._running.get(op.kind)
-        if other is not None:
+        others = [other for other in self._launched.values() if other.kind is op.kind]
+        if len(others) >= self._slots(op.kind):
             self._truth.fail(
                 f"{op.kind.name} of action {op.action_id} begins on GPU {self._gpu_id} while that of "
-                f"action {other.action_id} runs"
+                f"action {others[0].action_id} runs"
             )
-        self._running[op.kind] = op
+        self._launched[op.op_id] = op
         if op.kind is OpKind.LOAD_WEIGHTS:
             if self._given_up is not None and self._given_up.model_id == op.model_id:
                 self._given_up = None  # a reload: what runs is going to fail, and says so
@@ -209,6 +219,10 @@ class _WatchedGpu:
                 self._ended(event)
         return events
 
+    def _slots(self, kind: OpKind) -> int:
+        """How many ops of a kind the GPU may hold: one runs, and an exec may be armed behind it."""
+        return 1 + (kind is OpKind.EXEC and self.arm_ahead_ns > 0)
+
     def _take_pages(self, op: Op) -> None:
         profile = self._profile
         pages = profile.model(op.model_name).pages(profile.page_bytes)
@@ -226,13 +240,14 @@ class _WatchedGpu:
         """The weights of the instance are given up."""
         self.held.pop(model_id, None)
         self.changed = True
-        running = self._running.get(OpKind.EXEC)
-        if running is not None and running.model_id == model_id:
-            self._given_up = running
+        for op in self._launched.values():
+            if op.kind is OpKind.EXEC and op.model_id == model_id:
+                self._given_up = op
 
     def _ended(self, done: OpDone) -> None:
-        op = next(op for op in self._running.values() if op.op_id == done.op_id)
-        del self._running[op.kind]
+        op = self._launched.pop(done.op_id)
+        if op.kind is OpKind.EXEC:
+            self._ran(op, done)
         if op is self._given_up:
             self._truth.fail(
                 f"the weights of model {op.model_id} on GPU {self._gpu_id} were given up while action "
@@ -241,14 +256,25 @@ class _WatchedGpu:
         if op.kind is OpKind.LOAD_WEIGHTS and op.model_id in self.held and not done.code:
             self.held[op.model_id] = (self.held[op.model_id][0], True)
 
+    def _ran(self, op: Op, done: OpDone) -> None:
+        """No segment of an exec overlaps another one, and the exec's span is that of its segments."""
+        what = f"the exec of action {op.action_id} on GPU {self._gpu_id}"
+        if done.segments and joined(done.segments) != (done.span, done.pause_ns):
+            self._truth.fail(f"{what} ran in {done.segments}, and reports {done}")
+        for segment in done.segments or (done.span,):
+            if segment.duration_ns:
+                overlap = self._execs.add(segment.begin_ns, segment.end_ns)
+                if overlap:
+                    self._truth.fail(f"{what} began at {segment.begin_ns}, {overlap}")
+
 
 @dataclass
 class Sights:
-    """How often a run got into what is hard.
+    """How often a run reached the difficult cases.
 
     Answers whose mark was compared; results that brought outputs; requests that could still be served when
     their client said goodbye, when its connection broke and when it fell silent; Infers that were lost with
-    their worker, and those of them with several requests aboard; requests that succeeded at a second try;
+    their worker, and how many of these carried several requests; requests that succeeded at a second try;
     unloads that clients asked for and got, and the instances that went with them.
     """
 
@@ -283,12 +309,14 @@ class ClientTruth:
     def __init__(self, cluster: SimCluster) -> None:
         self._controller = cluster.controller
         self._kernel = cluster.kernel
-        self._left_ns: dict[bytes, int] = {}  # when who said goodbye, or could not be reached
-        #: (client, request id) -> copies that still have no answer: each with who answers for it.
+        #: By client: when it said goodbye, or could not be reached.
+        self._left_ns: dict[bytes, int] = {}
+        #: By (client, request id): copies that still have no answer, each as the client's session that
+        #: answers it.
         self._waiting: dict[tuple[bytes, int], list[object]] = {}
-        self._due_ns: dict[tuple[bytes, int], int] = {}  # of those that wait; -1: no SLO was said
-        self._loads: set[tuple[bytes, int]] = set()  # asked for so far
-        self._unloads: dict[tuple[bytes, int], str] = {}  # names, asked for so far
+        self._due_ns: dict[tuple[bytes, int], int] = {}  # of those that wait; -1: it named no SLO
+        self._loads: set[tuple[bytes, int]] = set()  # the loads that clients asked for
+        self._unloads: dict[tuple[bytes, int], str] = {}  # the names that clients want unloaded
         #: Instances that an unload kept, by the names that nobody has loaded since.
         self._kept: dict[str, int] = {}
         self.sights = Sights()
@@ -300,9 +328,7 @@ class ClientTruth:
             key = (event.client, event.message.request_id)
             known = self._controller.scheduler.clients.get(event.client)
             copies = self._waiting.setdefault(key, [])
-            if not any(
-                copy is known for copy in copies
-            ):  # a second copy of one is answered with it
+            if not any(copy is known for copy in copies):  # a second copy shares the answer
                 copies.append(known)
                 slo_ns = event.message.slo_ns
                 self._due_ns[key] = self._kernel.now_ns + slo_ns if slo_ns else -1
@@ -333,7 +359,7 @@ class ClientTruth:
             and (identity, message.request_id) not in self._loads
         ):
             raise InvariantViolated(
-                f"{identity.decode()} is told of load {message.request_id}, which it did not ask for"
+                f"{identity.decode()} gets an answer to load {message.request_id}, which it did not ask for"
             )
         if isinstance(message, UnloadModelReply):
             self._unloaded(identity, message)
@@ -344,7 +370,7 @@ class ClientTruth:
                 due_ns = self._due_ns[key]
                 if isinstance(message, InferReply) and len(copies) == 1 and due_ns >= 0:
                     self._check_verdict(identity, message, due_ns)
-                # Of copies before and after a restart, who answers now answers the one that it got.
+                # Where copies came before and after a restart, a controller answers the copy that it got.
                 known_now = self._controller.scheduler.clients.get(identity)
                 for known in (known_now, None, copies[0]):
                     if any(copy is known for copy in copies):
@@ -384,18 +410,18 @@ class ClientTruth:
                 )
 
     def _check_verdict(self, identity: bytes, reply: InferReply, due_ns: int) -> None:
-        """What an answer says of its deadline is so."""
+        """The answer is right about its deadline."""
         met = not reply.code and self._kernel.now_ns <= due_ns
         if reply.deadline_met != met:
             late_ns = self._kernel.now_ns - due_ns
             raise InvariantViolated(
                 f"request {reply.request_id} of {identity.decode()} is answered with code {reply.code}, "
                 f"{format_duration(abs(late_ns))} {'after' if late_ns > 0 else 'before'} its deadline, and "
-                f"told deadline_met={reply.deadline_met}"
+                f"with deadline_met={reply.deadline_met}"
             )
 
     def check_all_answered(self) -> None:
-        """Nothing is under way any more. Raises InvariantViolated for who was forgotten."""
+        """Nothing is in flight any more. Raises InvariantViolated if requests were forgotten."""
         clients = self._controller.scheduler.clients
         forgotten = [
             key[1]

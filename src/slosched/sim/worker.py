@@ -17,10 +17,10 @@ from slosched.sim.network import SMALL_MESSAGE_BYTES, Wire
 from slosched.sim.node import OURS, WorkerNode
 from slosched.units import NS_PER_MS
 
-#: A process that was told to end goes on to refuse for so long at least, as the live one.
+#: A process that was asked to end refuses actions for at least this long, as the live one does.
 _REFUSES_NS = 100 * NS_PER_MS
-#: A worker keeps a controller that it heard within a second, by its own clock: one that was heard so lately
-#: in true time, and by a clock that was not made to jump, it surely keeps.
+#: A worker keeps a controller that it heard within a second of its own clock. It certainly keeps one that it
+#: heard within this true time, unless its clock was made to jump.
 _SURELY_KEPT_NS = 700 * NS_PER_MS
 
 
@@ -34,20 +34,19 @@ class SimWorker:
         self.worker_id = worker_id
         self.node = node
         self.to_controller: Wire | None = None
-        #: Controllers other than ours that speak to it: who gets what it tells them.
+        #: By peer: what delivers the worker's messages to a controller other than ours.
         self.others: dict[bytes, Callable[[WorkerToController], None]] = {}
-        self._heard_ns = (
-            -1
-        )  # when ours answered a heartbeat of the session that is open; -1: it did not
+        #: When our controller answered a heartbeat of the open session; -1: it did not.
+        self._heard_ns = -1
         self._serves_ours = False
-        self._leaves_ns = -1  # it was told to end, and may from then on; -1: it was not
+        self._leaves_ns = -1  # from when it may end, if it was asked to; -1: it was not
         self._kernel = kernel
-        self._due_ns = -1  # of the armed wake-up; -1: none is
-        #: A list: the process stands still.
+        self._due_ns = -1  # time of the armed wake-up; -1: there is none
+        #: Messages that wait while the process is paused; None: it is not.
         self._held: list[tuple[ControllerToWorker | Framed, bytes]] | None = None
 
     def receive(self, message: ControllerToWorker | Framed, peer: bytes = OURS) -> None:
-        """A message of a controller arrives. Nobody hears it while no node runs."""
+        """A message of a controller arrives. It is lost while no node runs."""
         if self._held is not None:
             self._held.append((message, peer))
         elif self.node is not None:
@@ -61,14 +60,14 @@ class SimWorker:
         node.receive(message, now_ns=now_ns, peer=peer)
 
     def ours_silent_ns(self) -> int | None:
-        """How long ago our controller answered a heartbeat, if it has the worker and that is not long ago."""
+        """How long ago our controller answered a heartbeat. None: too long, or the worker serves another."""
         silent_ns = self._kernel.now_ns - self._heard_ns
         recent = self._serves_ours and self._heard_ns >= 0 and silent_ns < _SURELY_KEPT_NS
         return silent_ns if recent else None
 
     @property
     def answers(self) -> bool:
-        """True if a process runs here, and does not stand still."""
+        """True if a process runs here and is not paused."""
         return self.node is not None and self._held is None
 
     @property
@@ -82,7 +81,7 @@ class SimWorker:
         self._serves_ours = False
 
     def leave(self) -> None:
-        """The process is told to end: it says goodbye, and ends as soon as it has nothing left to do."""
+        """The process is asked to end: it says goodbye, and ends as soon as it has nothing left to do."""
         if self.node is None or self._leaves_ns >= 0:
             return
         self.node.leave(now_ns=self._kernel.now_ns)
@@ -96,7 +95,7 @@ class SimWorker:
             self.kill()
 
     def pause(self) -> WorkerNode | None:
-        """The process stands still, and what reaches it waits; its GPUs end what they run.
+        """Pause the process: messages to it wait, and its GPUs finish what they run.
 
         Returns it; None: there is none.
         """
@@ -105,7 +104,7 @@ class SimWorker:
         return self.node
 
     def resume(self, node: WorkerNode | None) -> None:
-        """The process `node` goes on, unless it has died or went on already."""
+        """The process `node` continues, unless it has died or was resumed already."""
         if node is None or node is not self.node or self._held is None:
             return
         held, self._held = self._held, None
@@ -148,10 +147,10 @@ class SimWorker:
             else:
                 wire.send(FromWorker(self.worker_id, message))  # type: ignore[arg-type]
         if node.sent_elsewhere:
-            told, node.sent_elsewhere = node.sent_elsewhere, []
-            for peer, said in told:
-                self.others[peer](said)
-                if type(said) is WorkerWelcome:
+            sent, node.sent_elsewhere = node.sent_elsewhere, []
+            for peer, message in sent:
+                self.others[peer](message)
+                if type(message) is WorkerWelcome:
                     self._serves_ours = False
         if 0 <= self._leaves_ns <= self._kernel.now_ns and node.brain.idle:
             self.kill()

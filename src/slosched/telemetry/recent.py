@@ -10,14 +10,12 @@ are of the same requests; refusals and latencies count in the second of the answ
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass
-from itertools import accumulate
 
 from slosched.codes import ActionType, Code
 from slosched.core.scheduler.interface import ActionRecord, RequestRecord
+from slosched.telemetry.histogram import Histogram
 from slosched.units import NS_PER_S, NS_PER_US
 
 #: Seconds that are kept of everything about requests, and of how busy each GPU was.
@@ -33,10 +31,14 @@ LATE = int(Code.OK)
 OTHER = -1
 _MOST_CODES = 16
 
-#: Latencies are counted in classes of 2**16 ns (66 us) up to 67 ms, of 2**20 ns (1 ms) up to 1.07 s, and of
-#: 2**24 ns (17 ms) up to 17 s, a thousand each: three shifts are cheaper than a logarithm.
+#: Buckets of latencies: of 2**16 ns (66 us) up to 67 ms, of 2**20 ns (1 ms) up to 1.07 s, and of 2**24 ns
+#: (17 ms) up to 17 s, some thousand each. A shift finds the bucket in a thirtieth of a search's time.
 _FINE_NS, _MIDDLE_NS, _COARSE_NS = 1 << 26, 1 << 30, 1 << 34
-_TIER = 1024
+LATENCY_BOUNDS_NS = tuple(
+    end_ns - 1
+    for shift, first in ((16, 0), (20, _FINE_NS), (24, _MIDDLE_NS))
+    for end_ns in range(first + (1 << shift), (1 << (shift + 10)) + 1, 1 << shift)
+)
 
 _EVICT = int(ActionType.EVICT_WEIGHTS)
 _LOAD = int(ActionType.LOAD_WEIGHTS)
@@ -126,7 +128,7 @@ class LastMinutes:
         self._misses: dict[int, list[int]] = {LATE: [0] * SECONDS}
         self._p50_us: list[int | None] = [None] * SECONDS
         self._p99_us: list[int | None] = [None] * SECONDS
-        self._latency = [0] * (3 * _TIER)  # of the open second
+        self._latency = Histogram(LATENCY_BOUNDS_NS)  # of the open second
         self._second = 0
         self._begins_ns = self._ends_ns = 0
         self._at = 0  # the open second's place
@@ -150,10 +152,8 @@ class LastMinutes:
         code = record.code
         if not code:
             latency_ns = departure_ns - arrival_ns
-            if latency_ns < _FINE_NS:
-                self._latency[latency_ns >> 16] += 1
-            else:
-                self._add_long(latency_ns)
+            place = latency_ns >> 16 if latency_ns < _FINE_NS else bucket_of(latency_ns)
+            self._latency.counts[place] += 1
             if record.deadline_met:
                 return
         self._missed[at] += 1
@@ -184,12 +184,6 @@ class LastMinutes:
         else:
             busy.add(max(begin_ns, end_ns - BUSY_SECONDS * NS_PER_S), end_ns)
 
-    def _add_long(self, latency_ns: int) -> None:
-        if latency_ns < _MIDDLE_NS:
-            self._latency[_TIER + (latency_ns >> 20)] += 1
-        else:
-            self._latency[2 * _TIER + (min(latency_ns, _COARSE_NS - 1) >> 24)] += 1
-
     def _place(self, arrival_ns: int) -> int:
         second = arrival_ns // NS_PER_S
         return second % SECONDS if second > self._second - SECONDS else SECONDS
@@ -200,8 +194,10 @@ class LastMinutes:
 
     def _open(self, now_ns: int) -> None:
         """Close the open second and begin that of `now_ns`, later than it."""
-        self._p50_us[self._at], self._p99_us[self._at] = _quantiles(self._latency, (0.5, 0.99))
-        self._latency = [0] * (3 * _TIER)
+        p50_ns, p99_ns = self._latency.middles(0.5, 0.99)
+        self._p50_us[self._at] = None if p50_ns is None else p50_ns // NS_PER_US
+        self._p99_us[self._at] = None if p99_ns is None else p99_ns // NS_PER_US
+        self._latency = Histogram(LATENCY_BOUNDS_NS)
         second = now_ns // NS_PER_S
         rings = (self._offered, self._missed, *self._misses.values())
         for passed in range(max(self._second, second - SECONDS) + 1, second + 1):
@@ -255,16 +251,13 @@ class LastMinutes:
         return both[0].mean_percent(now_ns, seconds), both[1].mean_percent(now_ns, seconds)
 
 
-def _quantiles(classes: list[int], shares: tuple[float, ...]) -> tuple[int | None, ...]:
-    """The middles, in us, of the classes in which these shares of the counted latencies are reached."""
-    reached = list(accumulate(classes))
-    total = reached[-1]
-    if not total:
-        return (None,) * len(shares)
-    return tuple(_middle_us(bisect_left(reached, math.ceil(share * total))) for share in shares)
-
-
-def _middle_us(at: int) -> int:
-    tier, place = divmod(at, _TIER)
-    shift = 16 + 4 * tier
-    return ((place << shift) + (1 << (shift - 1))) // NS_PER_US
+def bucket_of(latency_ns: int) -> int:
+    """The place of a latency in LATENCY_BOUNDS_NS."""
+    if latency_ns < _FINE_NS:
+        return latency_ns >> 16
+    # A coarser tier begins where the finer one ends: at the 64th of its own buckets.
+    if latency_ns < _MIDDLE_NS:
+        return 1024 + (latency_ns >> 20) - 64
+    if latency_ns < _COARSE_NS:
+        return 1024 + 960 + (latency_ns >> 24) - 64
+    return len(LATENCY_BOUNDS_NS)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
 from typing import Any
 
 from slosched.codes import ActionType
 from slosched.core.scheduler.interface import ActionRecord, RequestRecord
+from slosched.telemetry.histogram import Histogram
 from slosched.units import NS_PER_MS, NS_PER_S
 
 _INFER = int(ActionType.INFER)
@@ -40,28 +40,6 @@ ERROR_BOUNDS_NS: tuple[int, ...] = tuple(
 
 #: Requests of a batch.
 BATCH_BOUNDS: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-
-
-class Histogram:
-    """Counts by bucket: `counts[i]` of the values above `bounds[i - 1]` and up to `bounds[i]`.
-
-    The last count is of those beyond every bound. `total` is the sum of the values.
-    """
-
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: Sequence[int]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0
-
-    def add(self, value: int) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
-
-    @property
-    def count(self) -> int:
-        return sum(self.counts)
 
 
 class Lane:
@@ -255,23 +233,3 @@ class Recent:
         _, answered, in_time = self._looks[0]
         asked = self._tally.answered - answered
         return (self._tally.in_time - in_time) / asked if asked else None
-
-
-def quantile_ns(bounds: Sequence[int], counts: Sequence[int], share: float) -> float | None:
-    """The value below which `share` (0 to 1) of a histogram lies, straight within its bucket.
-
-    None without values. Beyond the last bound it is that bound, and below the first that one.
-    """
-    wanted = share * sum(counts)
-    if not any(counts):
-        return None
-    passed = 0.0
-    for place, count in enumerate(counts):
-        if count and passed + count >= wanted:
-            if place == len(bounds):
-                break
-            top = bounds[place]
-            bottom = bounds[place - 1] if place else min(0, top)
-            return bottom + (top - bottom) * max(0.0, wanted - passed) / count
-        passed += count
-    return bounds[-1]

@@ -23,7 +23,7 @@ Frame = bytes | memoryview
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 #: The struct of a message has no more bytes; only the controller's lists for clients do.
 MAX_STRUCT_BYTES = 64 * 1024
-#: Of a worker: its Welcome lists the names of whole libraries, and its errors say what a model said.
+#: A worker's struct may be longer: its Welcome lists whole libraries, and its errors quote a model's exception.
 _MAX_WORKER_STRUCT_BYTES = 512 * 1024
 
 _encode: Callable[[object], bytes] = msgspec.msgpack.Encoder().encode

@@ -23,7 +23,7 @@ class Outbox(Generic[Peer, M]):
     """`send` queues frames for a peer and says whether that could be done; `bundle` makes one message of
     those that may be bundled.
 
-    `failed` is told of every message that could not be queued, in order.
+    `failed` is called with every message that could not be queued, in order.
     """
 
     def __init__(

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from itertools import compress
 
 from slosched.units import format_duration
-from slosched.workloads.azure_trace import Counts, TraceSource
+from slosched.workloads.azure_source import TraceSource
+from slosched.workloads.azure_trace import Counts
 from slosched.workloads.base import ModelUse, Step, instance_seed
 from slosched.workloads.processes import Piece, poisson_pieces
 from slosched.workloads.streams import OpenLoop

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.workloads.azure import ScaleStep, TraceReplay
-from slosched.workloads.azure_trace import DIRECTORY_VARIABLE, SYNTHETIC_ROWS, TRACES, find_trace
+from slosched.workloads.azure_source import DIRECTORY_VARIABLE, find_trace
+from slosched.workloads.azure_trace import SYNTHETIC_ROWS, TRACES
 from slosched.workloads.base import ModelUse
 from slosched.workloads.composed import RESNET50
 from slosched.workloads.kinds import Kind, Parameter

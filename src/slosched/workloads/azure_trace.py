@@ -9,22 +9,19 @@ lack the `.svls`.
 from __future__ import annotations
 
 import csv
-import os
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
 from slosched.errors import InvalidConfig
 from slosched.text_files import no_integer, open_lines
 
-DIRECTORY_VARIABLE = "AZURE_TRACE_DIR"
 TRACES = 14
-LEADING_COLUMNS = ("HashOwner", "HashApp", "HashFunction", "Trigger")
 #: Without files, functions in the synthetic trace.
 SYNTHETIC_ROWS = 18_000
+LEADING_COLUMNS = ("HashOwner", "HashApp", "HashFunction", "Trigger")
 DAY_MINUTES = 1440
 _LEADING = len(LEADING_COLUMNS)
 _PATTERNS = (
@@ -50,7 +47,12 @@ class Trace:
 
 def file_name(trace: int) -> str:
     """The published name of trace file `trace` (1 to 14)."""
-    return _PATTERNS[-1].format(trace)
+    return file_names(trace)[-1]
+
+
+def file_names(trace: int) -> list[str]:
+    """Names that the file may have: Clockwork's, then the published one."""
+    return [pattern.format(trace) for pattern in _PATTERNS]
 
 
 def compact(counts: Iterable[int]) -> Counts:
@@ -148,52 +150,3 @@ def file_stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return stat.st_size, stat.st_mtime_ns
-
-
-@dataclass(frozen=True)
-class TraceSource:
-    """Where a trace comes from: the file at `path`, or, without one, the generator with seed `number`."""
-
-    number: int
-    path: Path | None = None
-
-    def load(self) -> Trace:
-        """The trace; the two used last are kept. Raises what read_trace raises."""
-        return _load(self, file_stamp(self.path) if self.path else None)
-
-    def describe(self) -> str:
-        """Where it comes from, in words."""
-        if self.path:
-            return f"trace {self.path}"
-        return (
-            f"a synthetic trace (seed {self.number}, {SYNTHETIC_ROWS} functions; "
-            f"{DIRECTORY_VARIABLE} names a directory of real ones)"
-        )
-
-
-@lru_cache(maxsize=2)
-def _load(source: TraceSource, stamp: object) -> Trace:
-    if source.path:
-        return read_trace(source.path)
-    from slosched.workloads.azure_synthetic import synthetic_trace
-
-    return synthetic_trace(rows=SYNTHETIC_ROWS, minutes=DAY_MINUTES, seed=source.number)
-
-
-def find_trace(number: int) -> TraceSource:
-    """Trace `number` of AZURE_TRACE_DIR, or a synthetic one where that is not set.
-
-    Raises InvalidConfig if the directory holds no such file.
-    """
-    directory = os.environ.get(DIRECTORY_VARIABLE, "")
-    if not directory:
-        return TraceSource(number)
-    names = [pattern.format(number) for pattern in _PATTERNS]
-    for name in names:
-        path = Path(directory) / name
-        if path.is_file():
-            return TraceSource(number, path)
-    raise InvalidConfig(
-        f"{DIRECTORY_VARIABLE} is {directory}, which holds neither {names[0]} nor {names[1]}; unset "
-        "it to replay a synthetic trace, or make one there (slosched azure-trace)"
-    )

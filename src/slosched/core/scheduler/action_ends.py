@@ -9,7 +9,7 @@ A request of an action that came to nothing is tried again while that can help; 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from slosched.codes import ENDED, Code, code_name
 from slosched.core.scheduler.actions.kind import Outcome
@@ -17,7 +17,9 @@ from slosched.core.scheduler.answers import Answers, Plan
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.policies.base import LoadsByDemand, Policy
 from slosched.core.scheduler.second_tries import MODEL_FAILED, SecondTries
-from slosched.core.scheduler.state import ActionState, Request, RequestState, Worker
+from slosched.core.scheduler.stages import Stages
+from slosched.core.scheduler.state import ActionState, GoOn, Request, RequestState, Worker
+from slosched.core.values import Value
 from slosched.messages import ErrorResult, Result
 
 #: A request whose actions keep failing is answered after this many, not counting those in which the model
@@ -44,8 +46,13 @@ class ActionEnds:
         self._cluster, self._policy = cluster, policy
         self._second_tries = second_tries
         self._answers, self._answer = answers, answer
+        self._stages = Stages(
+            cluster.emit, lambda request, now_ns: policy.enqueue(request, now_ns=now_ns)
+        )
 
-    def reported(self, worker: Worker, result: Result, *, now_ns: int) -> None:
+    def reported(
+        self, worker: Worker, result: Result, outputs: Sequence[Value], *, now_ns: int
+    ) -> None:
         """`worker` says how an action on one of its GPUs ended; what is not outstanding there is ignored."""
         cluster = self._cluster
         action = cluster.actions.get(result.action_id)
@@ -59,7 +66,7 @@ class ActionEnds:
             del cluster.actions[action.action_id]
             kind.finished(action, outcome, now_ns=now_ns)
             self._tell_policy(action, outcome, outcome.span.end_ns)
-            met = self._answer_all(action, outcome, now_ns) if action.requests else 0
+            met = self._answer_all(action, outcome, outputs, now_ns) if action.requests else 0
             cluster.record(action, outcome, now_ns=now_ns, met=met)
 
     def lost(self, worker: Worker, actions: list[ActionState], *, now_ns: int) -> None:
@@ -79,9 +86,9 @@ class ActionEnds:
         self._cluster.record(action, outcome, now_ns=now_ns)
         self._tell_policy(action, outcome, now_ns)
         self._try_again(action, outcome, now_ns)
-        model = action.model
-        if kind.carries_requests and not model.resident_on and model.queue:
-            self.weights_wanted(model.queue[0], now_ns)  # the weights went with the action
+        model = action.instance
+        if kind.carries_requests and not model.resident_on and model.waits:
+            self.weights_wanted(model.waiting()[0], now_ns)  # the weights went with the action
 
     def _tell_policy(self, action: ActionState, outcome: Outcome, end_ns: int) -> None:
         self._policy.action_done(
@@ -92,20 +99,31 @@ class ActionEnds:
             clock_mhz=outcome.clock_mhz,
         )
 
-    def _answer_all(self, action: ActionState, outcome: Outcome, now_ns: int) -> int:
+    def _answer_all(
+        self, action: ActionState, outcome: Outcome, outputs: Sequence[Value], now_ns: int
+    ) -> int:
         """Answer what an Infer carried; returns how many were in time."""
-        met = frames = 0
+        met = taken = 0
         sizes, span = outcome.result.output_sizes, outcome.span
         plan = Plan.of(action, start_ns=span.begin_ns, exec_ns=span.duration_ns)
         for place, request in enumerate(action.requests):
             size = sizes[place] if place < len(sizes) else 0
-            frame = frames
-            frames += 1 if size else 0  # an output of 0 bytes has no frame
+            output = None
+            if size:  # an output of 0 bytes has no frame
+                output = outputs[taken] if taken < len(outputs) else None
+                taken += 1
             if request.state is RequestState.ANSWERED:  # cancelled meanwhile
                 continue
-            output_of = (action.action_id, frame) if size and request.input_bytes else None
+            if request.queue.after is not None or request.stage:
+                follows = self._stages.ended(request, action, outcome, output, now_ns)
+                if isinstance(follows, GoOn):
+                    self._stages.go_on(request, follows, output, now_ns)
+                    continue
+                output = follows
+            if request.input is None:
+                output = None
             met += self._answers.give(
-                request, Code.OK, "", plan, now_ns=now_ns, output_of=output_of, tell=True
+                request, Code.OK, "", plan, now_ns=now_ns, output=output, tell=True
             )
         return met
 

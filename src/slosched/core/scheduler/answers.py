@@ -9,6 +9,7 @@ from slosched.codes import Code
 from slosched.core.scheduler.interface import Effect, RequestDone, RequestRecord, ToClient
 from slosched.core.scheduler.limits import Limits
 from slosched.core.scheduler.state import ActionState, Request, RequestState
+from slosched.core.values import Value
 from slosched.messages import InferReply
 
 
@@ -58,7 +59,7 @@ def reply_to(request: Request, ended: Ended, plan: Plan) -> InferReply:
         request.request_id,
         ended.code,
         ended.reason,
-        request.model.model_id,
+        request.instance.model_id,
         request.slo_ns,
         ended.now_ns - arrival_ns,
         ended.met,
@@ -81,7 +82,7 @@ def record_of(request: Request, ended: Ended, plan: Plan) -> RequestRecord:
         request.key,
         request.request_id,
         request.user_id,
-        request.model.model_id,
+        request.instance.model_id,
         ended.code,
         ended.reason,
         request.slo_factor,
@@ -120,12 +121,12 @@ class Answers:
         plan: Plan,
         *,
         now_ns: int,
-        output_of: tuple[int, int] | None,
+        output: Value | None,
         tell: bool,
     ) -> bool:
         """End `request` at `now_ns`; `tell` its client unless that is gone. True if it was in time."""
         request.move(RequestState.ANSWERED)
-        code, model = int(code), request.model
+        code, model = int(code), request.instance
         met = code == Code.OK and now_ns <= request.deadline_ns
         departure_count = len(model.resident_on)
         cold = request.arrival_count == 0 < departure_count
@@ -133,14 +134,14 @@ class Answers:
         ended = Ended(code, reason, now_ns, met, departure_count, cold)
         if tell and not request.client.gone:
             reply = reply_to(request, ended, plan)
-            self._emit(ToClient(request.client.identity, reply, output_of))
+            self._emit(ToClient(request.client.identity, reply, output))
         self._emit(RequestDone(record_of(request, ended, plan)))
         return met
 
     def _take_off(self, request: Request, code: int) -> None:
         """It does not wait any more."""
         del request.client.requests[request.request_id]
-        if request.input_bytes:
-            self._limits.answered(request.client, request.input_bytes)
+        if request.input is not None:
+            self._limits.answered(request.client, request.input.size)
         self.count += 1
         self.by_code[code] = self.by_code.get(code, 0) + 1

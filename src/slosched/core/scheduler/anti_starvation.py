@@ -1,11 +1,11 @@
-"""No model with feasible requests is starved: who was passed over for long gets a turn.
+"""No model with feasible requests is starved: one that was passed over for long gets a turn.
 
 A policy that serves the most urgent or the most efficient batch may never serve some model: one that takes
 50 ms for a request beside a flood for one that takes 2 ms. What is promised, for models with weights on a
 GPU:
 
     A model that loses a request which had waited, or had to be refused early (forecast.py), and gets no
-    batch for `PATIENCE_NS` after that, is *held back*. A GPU that opens then and could serve one of its
+    batch for `PATIENCE_NS` after that, is *starved*. A GPU that opens then and could serve one of its
     requests in time takes it before everything else; of several models the one that has been waiting
     longest.
     After a turn of exec time e the next one comes when other batches of `OTHERS_PER_TURN` e were sent: all
@@ -21,66 +21,66 @@ from __future__ import annotations
 
 from itertools import islice
 
-from slosched.core.scheduler.state import Model
+from slosched.core.scheduler.state import Queue
 from slosched.units import NS_PER_MS
 
 PATIENCE_NS = 250 * NS_PER_MS
 OTHERS_PER_TURN = 20
-#: So many are looked at for one GPU at one time; those in vain go behind the others.
+#: Number of starved models examined for one GPU at one time; those that do not fit go behind the others.
 LOOKED_AT = 16
 
 
 class AntiStarvation:
-    """Which models wait for a turn, by the time of the first loss since their last batch.
+    """Queues that wait for a turn, by the time of the first loss since their last batch.
 
-    `turns` counts those that were given.
+    `turns` counts the turns given.
     """
 
     __slots__ = ("_due", "_owed_ns", "_patient", "turns")
 
     def __init__(self) -> None:
-        self._patient: dict[int, tuple[int, Model]] = {}  # by model id, the longest wait first
-        self._due: dict[int, Model] = {}
+        self._patient: dict[int, tuple[int, Queue]] = {}  # by queue id, the longest wait first
+        self._due: dict[int, Queue] = {}
         self._owed_ns = 0  # exec time of other batches before the next turn
         self.turns = 0
 
-    def lost(self, model: Model, *, now_ns: int) -> None:
-        """A request of `model` that had waited was given up, or it was refused early."""
-        model_id = model.model_id
-        if model_id not in self._patient and model_id not in self._due:
-            self._patient[model_id] = (now_ns, model)
+    def lost(self, queue: Queue, *, now_ns: int) -> None:
+        """A request of `queue` that had waited was given up, or it was refused early."""
+        queue_id = queue.queue_id
+        if queue_id not in self._patient and queue_id not in self._due:
+            self._patient[queue_id] = (now_ns, queue)
 
-    def served(self, model: Model, exec_ns: int, *, turn: bool) -> None:
-        """A batch of `model` was sent; `turn`: because it was held back."""
-        self._patient.pop(model.model_id, None)
-        self._due.pop(model.model_id, None)
+    def served(self, queue: Queue, exec_ns: int, *, turn: bool) -> None:
+        """A batch of `queue` was sent; `turn`: because it was starved."""
+        self._patient.pop(queue.queue_id, None)
+        self._due.pop(queue.queue_id, None)
         if turn:
             self.turns += 1
             self._owed_ns = OTHERS_PER_TURN * exec_ns
         elif self._owed_ns:
             self._owed_ns = max(0, self._owed_ns - exec_ns)
 
-    def gone(self, model: Model) -> None:
-        """`model` is unloaded."""
-        self._patient.pop(model.model_id, None)
-        self._due.pop(model.model_id, None)
+    def gone(self, queue: Queue) -> None:
+        """`queue` is unloaded."""
+        self._patient.pop(queue.queue_id, None)
+        self._due.pop(queue.queue_id, None)
 
-    def due(self, now_ns: int) -> list[Model]:
-        """The models whose turn it is, the first before the others; at most `LOOKED_AT`."""
+    def due(self, now_ns: int) -> list[Queue]:
+        """The queues whose turn it is, the longest wait first; at most `LOOKED_AT`."""
         if self._owed_ns or not (self._patient or self._due):
             return []
         patient, due = self._patient, self._due
         while patient:
-            model_id = next(iter(patient))
-            since_ns, model = patient[model_id]
+            queue_id = next(iter(patient))
+            since_ns, queue = patient[queue_id]
             if now_ns - since_ns < PATIENCE_NS:
                 break
-            del patient[model_id]
-            due[model_id] = model
+            del patient[queue_id]
+            due[queue_id] = queue
         return list(islice(due.values(), LOOKED_AT))
 
-    def in_vain(self, models: list[Model]) -> None:
-        """None of `models` could go to the GPU that was looked at: let others be looked at next."""
+    def none_fits(self, queues: list[Queue]) -> None:
+        """None of `queues` could go to the GPU that was asked: examine others next."""
         if len(self._due) > LOOKED_AT:
-            for model in models:
-                self._due[model.model_id] = self._due.pop(model.model_id)
+            for queue in queues:
+                self._due[queue.queue_id] = self._due.pop(queue.queue_id)

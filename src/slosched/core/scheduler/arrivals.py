@@ -11,10 +11,10 @@ from slosched.codes import Code
 from slosched.core.scheduler.answers import Answers
 from slosched.core.scheduler.catalog import Catalog
 from slosched.core.scheduler.cluster import Cluster
-from slosched.core.scheduler.interface import Accepted, FromClient, ToClient
+from slosched.core.scheduler.interface import FromClient, Keep, ToClient
 from slosched.core.scheduler.limits import Limits
 from slosched.core.scheduler.policies.base import Policy
-from slosched.core.scheduler.state import Client, Model, Request
+from slosched.core.scheduler.state import Client, Instance, Request
 from slosched.core.scheduler.validation import request_error
 from slosched.core.scheduler.weights import Weights
 from slosched.messages import InferReply, InferRequest
@@ -44,7 +44,7 @@ class Arrivals:
         """Take the request that `event` brought, or answer it."""
         if message.request_id in client.requests:
             return  # it came twice, and is answered once
-        bytes_behind = event.input_bytes
+        bytes_behind = 0 if event.input is None else event.input.size
         model = self._cluster.models.get(message.model_id)
         error = request_error(client, message, model, bytes_behind)
         code = Code.INVALID_REQUEST
@@ -68,11 +68,11 @@ class Arrivals:
             client=client,
             request_id=message.request_id,
             user_id=message.user_id,
-            model=model,
+            queue=model.queue,
             slo_factor=message.slo_factor,
             slo_ns=slo_ns,
             arrival_ns=now_ns - event.waited_ns,
-            input_bytes=bytes_behind,
+            input=event.input,
             weight=self._weights.of_request(client, slo_ns),
         )
         client.requests[message.request_id] = request
@@ -80,15 +80,15 @@ class Arrivals:
             self._catalog.used_by(
                 client, model
             )  # it was forgotten once, or has the id from another
-        if bytes_behind:
-            self._limits.took(client, bytes_behind)
-            self._cluster.emit(Accepted(key, event.input_key))
+        if event.input is not None:
+            self._limits.took(client, event.input.size)
+            self._cluster.emit(Keep(event.input.value_id, key))
         if self.draining:
             self._answer(request, Code.SHUTTING_DOWN, "the controller is shutting down")
             return
         self._policy.enqueue(request, now_ns=now_ns)
 
-    def _slo_ns(self, message: InferRequest, model: Model) -> int:
+    def _slo_ns(self, message: InferRequest, model: Instance) -> int:
         if message.slo_ns:
             return message.slo_ns
         if message.slo_factor > 0:

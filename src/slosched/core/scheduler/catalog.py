@@ -17,7 +17,7 @@ from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToClient
 from slosched.core.scheduler.preparations import ModelLoaded, Preparations
 from slosched.core.scheduler.slices import A_PART, Work
-from slosched.core.scheduler.state import Client, Gpu, Model, ModelState, Request, Worker
+from slosched.core.scheduler.state import Client, Gpu, Instance, ModelState, Request, Worker
 from slosched.core.scheduler.unloading import Unloading
 from slosched.errors import known_names, shown_name
 from slosched.messages import (
@@ -49,7 +49,7 @@ class _Waiting:
 
     client: Client | None
     message: LoadModelRequest
-    models: list[Model]
+    models: list[Instance]
     give_up_ns: int
     loaded: bool = False  # all its models are LOADED; only first weights are awaited
     seen: int = -1  # the catalog's `news` when it was last looked at whether they are loaded
@@ -70,14 +70,14 @@ class Catalog:
         cluster: Cluster,
         *,
         on_loaded: ModelLoaded,
-        on_changed: Callable[[Model], None],
-        settled: Callable[[Model], bool],
+        on_changed: Callable[[Instance], None],
+        settled: Callable[[Instance], bool],
         end_request: Callable[[Request, int, str], None],
     ) -> None:
         self._cluster = cluster
         self._slices = cluster.slices
         self._settled = settled
-        self._by_name: dict[str, list[Model]] = {}
+        self._by_name: dict[str, list[Instance]] = {}
         self.waiting: list[_Waiting] = []  # loads that are not answered yet
         self._preparations = Preparations(
             cluster, self._by_name, on_loaded=on_loaded, on_changed=on_changed
@@ -250,7 +250,7 @@ class Catalog:
         return True
 
     def _tell(
-        self, client: Client | None, message: LoadModelRequest, models: list[Model], name: str
+        self, client: Client | None, message: LoadModelRequest, models: list[Instance], name: str
     ) -> Work:
         """Answer a load: its client uses these models from now on."""
         infos: list[ModelInfo] = []
@@ -314,12 +314,12 @@ class Catalog:
         self.waiting.clear()
         self.hurried = False
 
-    def used_by(self, client: Client, model: Model) -> None:
+    def used_by(self, client: Client, model: Instance) -> None:
         """`client` uses `model` until it leaves."""
         model.clients[client.identity] = client
         client.models[model.model_id] = model
 
-    def _instances(self, name: str, copies: int, *, now_ns: int) -> list[Model]:
+    def _instances(self, name: str, copies: int, *, now_ns: int) -> list[Instance]:
         """The first `copies` instances of `name`; makes what is missing on every worker.
 
         Empty while many are made: that takes several steps.
@@ -342,10 +342,10 @@ class Catalog:
         first_id = self._next_model_id  # all in a row: one LoadModel names them
         self._next_model_id += missing
         first_copy = len(self._by_name[name])
-        fresh: list[Model] = []
+        fresh: list[Instance] = []
         for at in range(0, missing, A_PART):
             some = [
-                Model(first_id + place, name, first_copy + place, unused_since_ns=now_ns)
+                Instance(first_id + place, name, first_copy + place, unused_since_ns=now_ns)
                 for place in range(at, min(at + A_PART, missing))
             ]
             fresh += some

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from slosched.core.scheduler.state import Gpu, Model, Worker
+from slosched.core.scheduler.state import Gpu, Instance, Worker
 
 _Thing = TypeVar("_Thing")
 
@@ -26,7 +26,7 @@ class Changes:
         self._execs: list[Dirty[Gpu]] = []
         self._loads: list[Dirty[Gpu]] = []
         self._paths: list[Dirty[Worker]] = []
-        self._unloaded: list[Dirty[Model]] = []
+        self._unloaded: list[Dirty[Instance]] = []
 
     # ----------------------------------------------------------------------------- consumers
 
@@ -42,7 +42,7 @@ class Changes:
         """Workers, by id, whose predicted latency changed."""
         return _followed(self._paths)
 
-    def follow_unloaded(self) -> Dirty[Model]:
+    def follow_unloaded(self) -> Dirty[Instance]:
         """Instances, by id, that left the workers' host memory."""
         return _followed(self._unloaded)
 
@@ -60,7 +60,7 @@ class Changes:
         for dirty in self._paths:
             dirty[worker.worker_id] = worker
 
-    def unloaded(self, model: Model) -> None:
+    def unloaded(self, model: Instance) -> None:
         for dirty in self._unloaded:
             dirty[model.model_id] = model
 

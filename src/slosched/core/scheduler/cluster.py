@@ -21,7 +21,8 @@ from slosched.core.scheduler.slices import Slices
 from slosched.core.scheduler.state import (
     ActionState,
     Gpu,
-    Model,
+    Instance,
+    Queue,
     Request,
     Worker,
     WorkerState,
@@ -42,7 +43,7 @@ class Cluster:
         self.changes = Changes()
         self.workers: dict[int, Worker] = {}
         self.gpus: dict[int, Gpu] = {}  # by index; only those of joined workers
-        self.models: dict[int, Model] = {}
+        self.models: dict[int, Instance] = {}
         self.actions: dict[int, ActionState] = {}
         #: Models that the policy itself has loaded, besides those of clients: name -> copies.
         self.own_models: dict[str, int] = {}
@@ -102,20 +103,21 @@ class Cluster:
         start_ns: int,
         duration_ns: int,
         latest_ns: int,
-        model: Model | None = None,
+        queue: Queue | None = None,
     ) -> ActionState:
-        """Commit `requests` (one model, all QUEUED) to one action of `batch_class` on `gpu`.
+        """Commit `requests` (of one queue, all QUEUED) to one action of `batch_class` on `gpu`.
 
-        Without requests it serves nobody: `model` says what runs, and the worker makes up the inputs
+        Without requests it serves no client: `queue` says what runs, and the worker makes up the inputs
         (a policy's own load; the worker must allow inputs of zero bytes).
         """
-        model = model or requests[0].model
+        queue = queue or requests[0].queue
         return self._send(
             ActionState(
                 action_id=self.next_action_id(),
                 action_type=ActionType.INFER,
                 gpu=gpu,
-                model=model,
+                instance=queue.instance,
+                queue=queue,
                 requests=tuple(requests),
                 batch_class=batch_class,
                 sent_ns=now_ns,
@@ -126,7 +128,7 @@ class Cluster:
         )
 
     def send_load(
-        self, gpu: Gpu, model: Model, *, now_ns: int, start_ns: int, latest_ns: int
+        self, gpu: Gpu, model: Instance, *, now_ns: int, start_ns: int, latest_ns: int
     ) -> ActionState:
         """Start to copy `model`'s weights to `gpu`. The pages must be free."""
         return self._send(
@@ -134,7 +136,7 @@ class Cluster:
                 action_id=self.next_action_id(),
                 action_type=ActionType.LOAD_WEIGHTS,
                 gpu=gpu,
-                model=model,
+                instance=model,
                 sent_ns=now_ns,
                 expected_start_ns=start_ns,
                 expected_duration_ns=gpu.transfer(model).expected_ns,
@@ -142,14 +144,14 @@ class Cluster:
             )
         )
 
-    def send_evict(self, gpu: Gpu, model: Model, *, now_ns: int) -> ActionState:
+    def send_evict(self, gpu: Gpu, model: Instance, *, now_ns: int) -> ActionState:
         """Give `model`'s pages on `gpu` back. No Infer of it may be outstanding there."""
         return self._send(
             ActionState(
                 action_id=self.next_action_id(),
                 action_type=ActionType.EVICT_WEIGHTS,
                 gpu=gpu,
-                model=model,
+                instance=model,
                 sent_ns=now_ns,
                 expected_start_ns=now_ns,
                 expected_duration_ns=0,
@@ -163,7 +165,10 @@ class Cluster:
         self.actions[action.action_id] = action
         kind.reserve(action)
         keys = tuple([request.key for request in action.requests])
-        self.emit(ToWorker(action.gpu.worker.worker_id, kind.message(action), keys))
+        inputs = tuple([request.brings for request in action.requests])
+        if not any(inputs):
+            inputs = ()
+        self.emit(ToWorker(action.gpu.worker.worker_id, kind.message(action), keys, inputs))
         return action
 
     def record(self, action: ActionState, outcome: Outcome, *, now_ns: int, met: int = 0) -> None:
@@ -171,9 +176,9 @@ class Cluster:
         kind = self.kinds[action.action_type]
         self.emit(ActionDone(kind.record(action, outcome, met, now_ns)))
 
-    def in_use(self, gpu: Gpu, model: Model) -> bool:
+    def in_use(self, gpu: Gpu, model: Instance) -> bool:
         """True if an Infer of `model` is outstanding on `gpu`."""
-        return any(a.model is model for a in gpu.exec.outstanding)
+        return any(a.instance is model for a in gpu.exec.outstanding)
 
     # ------------------------------------------------------------------- coming and going
 

@@ -6,8 +6,8 @@ costs 1.5 points per millisecond, because a later decision knows more arrivals. 
 while at most one action is outstanding, from the predicted end minus the lead; an overdue one is not,
 until it reports.
 
-Nothing is looked at that did not change: what the cluster reports is placed once, what opens by itself
-stands in a heap by the time at which it will.
+Only changes are examined: a GPU that the cluster reports is placed once, and one that opens by the passing of
+time stands in a heap by that time.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.state import Gpu, Worker
 
 MAX_OUTSTANDING = 2
-#: On top of the measured transit: timers fire a little late, decisions take a little time.
+#: Added to the measured latency: timers fire a little late, decisions take a little time.
 _LEAD_SLACK_NS = 50_000
 #: More open GPUs than this are not taken up one by one when a request arrives.
 _FEW = 8
 
 
 class DispatchWindows:
-    """Which GPUs can be given an Infer now, and when the next one will be.
+    """Which GPUs can be given an Infer now, and when the next one can.
 
     `to_ask` are open GPUs that the policy has not asked since something about them changed. A policy
-    that only wants those takes them out (`asked`); one that asks all each time need not care.
+    that asks only those reports each (`asked`); one that asks all each time can ignore it.
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -38,15 +38,15 @@ class DispatchWindows:
         assert cluster.config.schedule_ahead_ns is not None
         self._ahead_ns = cluster.config.schedule_ahead_ns
         self.to_ask: dict[int, Gpu] = {}  # by index, as below
-        #: Open, and a start depends on nothing but the way there: (margin of the way, index).
+        #: Open, and a start depends on the latency to the worker alone: (margin of that latency, index).
         self._near: list[tuple[int, int, Gpu]] = []
         self._near_margin_ns: dict[int, int] = {}
         self._soon: dict[int, Gpu] = {}  # open, and starts when the running one ends
         self.open: dict[int, Gpu] = {}  # both, after `refresh`
-        #: Opens by itself: when, by index; the heap has stale entries too.
+        #: When each closed GPU opens by the passing of time, by index; the heap also has stale entries.
         self._opens_ns: dict[int, int] = {}
         self._closed: list[tuple[int, int, Gpu]] = []
-        #: Asked in vain, but for what is predicted of the latency.
+        #: Asked in vain, but with lower latencies it might not be.
         self._until_faster: dict[int, None] = {}
         self._changed = cluster.changes.follow_execs()
         self._paths_changed = cluster.changes.follow_paths()
@@ -61,7 +61,7 @@ class DispatchWindows:
             if index in self._opens_ns:
                 self._close(gpu)
             elif index in self._soon or (listed_ns is not None and gpu.exec.outstanding):
-                self._changed[index] = gpu  # with a shorter way it need not be open yet
+                self._changed[index] = gpu  # with a lower latency it need not be open yet
             elif listed_ns is not None and listed_ns != margin_ns:
                 self._unlist(index)
                 self._list(gpu, margin_ns)
@@ -78,7 +78,7 @@ class DispatchWindows:
         del self._near[bisect_left(self._near, (margin_ns, index))]
 
     def _close(self, gpu: Gpu) -> int:
-        """`gpu` opens by itself, at the time returned."""
+        """`gpu` opens by the passing of time, at the time returned."""
         lead_ns = min(gpu.worker.transit.margin_ns + _LEAD_SLACK_NS, self._ahead_ns)
         opens_ns = gpu.exec.busy_until_ns - lead_ns
         if self._opens_ns.get(gpu.index) != opens_ns:
@@ -149,9 +149,9 @@ class DispatchWindows:
         return list(self.in_order(now_ns))
 
     def in_order(self, now_ns: int) -> Iterator[tuple[int, int, Gpu]]:
-        """The same one at a time, after `refresh`. Meanwhile the cluster may be told to send actions,
-        and nothing else. What does not report is placed anew when it does, or when the way back turns
-        out to be longer, and asked then.
+        """The same one at a time, after `refresh`. Between two of them the caller may send actions, and
+        nothing else. A GPU that does not report is placed anew, and asked, when it does, or when the
+        return latency turns out to be longer.
         """
         soon = sorted((g.exec.busy_until_ns, i, g) for i, g in self._soon.items())
         near = ((now_ns + margin_ns, index, gpu) for margin_ns, index, gpu in self._near)
@@ -176,7 +176,7 @@ class DispatchWindows:
         return found
 
     def asked(self, gpu: Gpu, *, retry_when_faster: bool) -> None:
-        """Nothing that waits can go to `gpu`; if `retry_when_faster`, only because its ways are too long."""
+        """`gpu` was asked. `retry_when_faster`: some requests failed only for the latencies of its worker."""
         self.to_ask.pop(gpu.index, None)
         if retry_when_faster:
             self._until_faster[gpu.index] = None
@@ -197,9 +197,9 @@ class DispatchWindows:
         return True
 
     def next_opening_ns(self, now_ns: int) -> int | None:
-        """When the next GPU that is closed now opens by itself."""
+        """When the next closed GPU opens by the passing of time."""
         closed = self._closed
-        # Not every policy looked at what opened meanwhile; a time that has passed would wake it at once.
+        # Not every policy has examined what opened since; a time in the past would wake it at once.
         if self._changed or self._paths_changed or (closed and closed[0][0] <= now_ns):
             self.refresh(now_ns)
         while closed and self._opens_ns.get(closed[0][1]) != closed[0][0]:

@@ -1,4 +1,4 @@
-"""Which queued request runs out of time first: a heap that forgets those that left the queue.
+"""Which queued request runs out of time first: a heap that skips requests that left the queue.
 
 An entry is skipped when it surfaces and its request is no longer queued. With long deadlines entries
 would not surface for hours, so the heap is rebuilt whenever most of it is dead: amortised, that costs
@@ -57,7 +57,7 @@ class ExpiryHeap:
             self._rebuild_at = max(_REBUILD_FROM, 2 * len(new))
 
     def first_ns(self) -> int | None:
-        """The time of the first entry, also if its request has left the queue. For a first look."""
+        """The time of the first entry, even if its request has left the queue: a cheap lower bound."""
         heap = self._first()
         return heap[0][0] if heap else None
 
@@ -67,8 +67,8 @@ class ExpiryHeap:
         return old if old and (not new or old[0] < new[0]) else new
 
     def next_ns(self) -> int | None:
-        """When the first request that is still queued runs out of time, or a time before that while the
-        entries of very many that left the queue are cleared away.
+        """When the first request that is still queued runs out of time; or an earlier time while many
+        entries of requests that left the queue are being cleared away.
         """
         heap, dead = self._first(), 0
         while heap and heap[0][2].state is not RequestState.QUEUED:
@@ -88,7 +88,7 @@ class ExpiryHeap:
         self._move(_MOVED_AT_A_LOOK)
 
     def pop_some(self, limit_ns: int, slices: Slices) -> Iterator[Request]:
-        """Take out queued requests whose time is before `limit_ns`: as many as this step may answer."""
+        """Take out queued requests whose time is before `limit_ns`, as many as this step may answer."""
         while (due_ns := self.next_ns()) is not None and due_ns < limit_ns:
             heap = self._first()
             if heap[0][2].state is not RequestState.QUEUED or not slices.spend(ANSWER):

@@ -1,4 +1,4 @@
-"""The GPUs in the order in which their exec lane is predicted to be free: O(log n) a change."""
+"""GPUs in the order of the time at which their exec is predicted to be free. A change costs O(log n)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class GpusByFreeTime:
 
     @property
     def entries(self) -> list[tuple[int, int, Gpu]]:
-        """(predicted end of all that was sent, index, GPU), ascending; read them, no more."""
+        """(predicted end of all that was sent, index, GPU), ascending; read only."""
         if self._changed:
             for gpu in self._changed.values():
                 self._place(gpu)

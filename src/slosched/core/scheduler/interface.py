@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import msgspec
 
+from slosched.core.values import Value
 from slosched.messages import (
     NO_SPAN,
     Action,
@@ -32,16 +33,14 @@ RequestKey = int
 
 
 class FromClient(_Fact, frozen=True, gc=False):
-    """A client's message. `input_bytes` counts the frame behind it (0: inputs off).
+    """A client's message. `input` is the frame behind it (None: inputs off).
 
-    `input_key` is the shell's name for that frame, one for each message; Accepted gives it back. `waited_ns` is
-    how long it waited before the shell read it, which its deadline does not wait for.
+    `waited_ns` is how long it waited before the shell read it, which its deadline does not wait for.
     """
 
     client: bytes
     message: ClientMessage
-    input_bytes: int = 0
-    input_key: int = 0
+    input: Value | None = None
     waited_ns: int = 0
 
 
@@ -52,11 +51,11 @@ class ClientLost(_Fact, frozen=True, gc=False):
 
 
 class FromWorker(_Fact, frozen=True, gc=False):
-    """A worker's message. `worker_id` is its place in --workers."""
+    """A worker's message. `worker_id` is its place in --workers; `outputs` are the frames behind it."""
 
     worker_id: int
     message: WorkerToController
-    output_bytes: int = 0
+    outputs: tuple[Value, ...] = ()
 
 
 class SendFailed(_Fact, frozen=True, gc=False):
@@ -74,29 +73,38 @@ Event = FromClient | ClientLost | FromWorker | SendFailed | Drain
 
 
 class ToClient(_Fact, frozen=True, gc=False):
-    """Send `message`. For an InferReply with an output, `output_of` is (action id, index in batch)."""
+    """Send `message`, and behind an InferReply its `output`."""
 
     client: bytes
     message: ControllerToClient
-    output_of: tuple[int, int] | None = None
+    output: Value | None = None
 
 
 class ToWorker(_Fact, frozen=True, gc=False):
-    """Send `message`. An Infer is followed by the input frames of `requests`, in that order."""
+    """Send `message`. An Infer carries `requests`, and is followed by their `inputs`, in that order.
+
+    None stands for an input that a request has not; all are left out where no request has one.
+    """
 
     worker_id: int
     message: ControllerToWorker
     requests: tuple[RequestKey, ...] = ()
+    inputs: tuple[Value | None, ...] = ()
 
 
-class Accepted(_Fact, frozen=True, gc=False):
-    """The request that brought the input `input_key` is `key` from now on.
+class StatusAsked(_Fact, frozen=True, gc=False):
+    """The client wants a StatusReply under `request_id`: the shell makes it, as a view of the scheduler."""
 
-    The shell keeps the input under that until RequestDone. Comes before any effect that needs it.
-    """
+    client: bytes
+    request_id: int
+    brief: bool
 
-    key: RequestKey
-    input_key: int
+
+class Keep(_Fact, frozen=True, gc=False):
+    """The request `owner` owns a value that came in this step, until RequestDone (core/values.py)."""
+
+    value_id: int
+    owner: RequestKey
 
 
 class RequestRecord(_Fact, frozen=True, gc=False):
@@ -125,6 +133,33 @@ class RequestRecord(_Fact, frozen=True, gc=False):
     predicted_exec_ns: int = 0
     start_ns: int = -1
     exec_ns: int = 0
+
+
+class StageRecord(_Fact, frozen=True, gc=False):
+    """One stage of a request that had more than one. Times on the controller's clock, ns.
+
+    `answers` is True of the stage whose output answers the request.
+    """
+
+    key: RequestKey
+    request_id: int  # the client's
+    user_id: int
+    stage: int  # from 0
+    model_id: int
+    program: str
+    queued_ns: int  # when it entered the stage's queue
+    due_ns: int
+    start_ns: int  # of the action's exec, on the controller's clock
+    exec_ns: int
+    end_ns: int  # when its result was handled
+    batch_size: int
+    worker_id: int
+    gpu_id: int
+    answers: bool
+
+
+class StageDone(_Fact, frozen=True, gc=False):
+    record: StageRecord
 
 
 class RequestDone(_Fact, frozen=True, gc=False):
@@ -175,10 +210,9 @@ class Note(_Fact, frozen=True, gc=False):
     text: str
 
 
-Effect = ToClient | ToWorker | Accepted | RequestDone | ActionDone | Note
+Effect = ToClient | ToWorker | StatusAsked | Keep | StageDone | RequestDone | ActionDone | Note
 
 __all__ = [
-    "Accepted",
     "Action",
     "ActionDone",
     "ActionRecord",
@@ -188,11 +222,15 @@ __all__ = [
     "Event",
     "FromClient",
     "FromWorker",
+    "Keep",
     "Note",
     "RequestDone",
     "RequestKey",
     "RequestRecord",
     "SendFailed",
+    "StageDone",
+    "StageRecord",
+    "StatusAsked",
     "ToClient",
     "ToWorker",
 ]

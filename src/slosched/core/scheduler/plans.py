@@ -24,8 +24,7 @@ def resident_plan(
     """The plan on a GPU that holds the model, in the order in which they are free: the first that
     will do, else the least late of the first few. And how many GPUs were looked at.
     """
-    model = request.model
-    holders, name = model.resident_on, model.name
+    holders, program = request.instance.resident_on, request.queue.program
     deadline_ns = request.deadline_ns
     order = cluster.free_order.entries
     if len(holders) * 4 < len(order):
@@ -41,7 +40,7 @@ def resident_plan(
         start_ns = now_ns + worker.transit.expected_ns
         if busy_ns > start_ns:
             start_ns = busy_ns
-        single_ns = gpu.tables[name].single.expected_ns
+        single_ns = gpu.tables[program].single.expected_ns
         latest_ns = deadline_ns - single_ns - worker.returns.expected_ns
         if start_ns <= latest_ns:
             return (latest_ns, start_ns, single_ns), looked_at
@@ -52,7 +51,7 @@ def resident_plan(
         else:
             paths = cluster.paths
             soonest_ns = max(busy_ns, now_ns + paths.least_transit_ns)
-            needs_ns = urgency.least_single_ns(name) + paths.least_returns_ns
+            needs_ns = urgency.least_single_ns(program) + paths.least_returns_ns
             if soonest_ns + needs_ns > deadline_ns:
                 return best, looked_at  # nor will any that is free later
     return best, len(order)
@@ -62,13 +61,13 @@ def loading_plan(cluster: Cluster, placement: Placement, request: Request, now_n
     """The plan on a GPU that could load the model, in order of their numbers: the first that will do,
     else the least late. With no GPU at all the start lies beyond every deadline.
     """
-    model = request.model
-    best = (request.deadline_ns, NEVER_NS, model.b1_ns)
+    instance, queue = request.instance, request.queue
+    best = (request.deadline_ns, NEVER_NS, instance.b1_ns)
     for gpu in cluster.gpus.values():
-        start_ns = placement.load_ready_ns(gpu, model, now_ns)
+        start_ns = placement.load_ready_ns(gpu, instance, now_ns)
         if start_ns is None:
             continue
-        single_ns = gpu.exec_table(model).single.expected_ns
+        single_ns = gpu.exec_table(queue).single.expected_ns
         latest_ns = request.deadline_ns - single_ns - gpu.worker.returns.expected_ns
         if start_ns <= latest_ns:
             return latest_ns, start_ns, single_ns
@@ -79,7 +78,7 @@ def loading_plan(cluster: Cluster, placement: Placement, request: Request, now_n
 
 def why_refused(request: Request, start_ns: int, exec_ns: int, now_ns: int) -> str:
     """In words: the best plan starts at `start_ns` and takes `exec_ns`, which is too late."""
-    state = "" if request.model.resident_on else " after loading its weights"
+    state = "" if request.instance.resident_on else " after loading its weights"
     return (
         f"could start in {format_duration(start_ns - now_ns)} at the earliest{state} and takes "
         f"{format_duration(exec_ns)}; the deadline is in {format_duration(request.slo_ns)}"

@@ -15,7 +15,7 @@ from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToWorker
 from slosched.core.scheduler.slices import Work
-from slosched.core.scheduler.state import Gpu, Model, ModelState, Unlike, Worker
+from slosched.core.scheduler.state import Gpu, Instance, ModelState, Unlike, Worker
 from slosched.core.scheduler.validation import model_error
 from slosched.messages import ErrorResult, LoadModel, LoadModelResult, Result
 from slosched.units import NS_PER_S
@@ -31,7 +31,7 @@ _REACHES_WITHIN_NS = 5 * NS_PER_S
 class ModelLoaded(Protocol):
     """Tells the policy that `model` is in the host memory of the worker of `gpus`."""
 
-    def __call__(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None: ...
+    def __call__(self, model: Instance, gpus: list[Gpu], *, now_ns: int) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -47,7 +47,7 @@ class _Preparation:
     """A LoadModel that one worker works on."""
 
     worker: Worker
-    models: list[Model]
+    models: list[Instance]
     latest_ns: int
 
 
@@ -61,10 +61,10 @@ class Preparations:
     def __init__(
         self,
         cluster: Cluster,
-        by_name: dict[str, list[Model]],
+        by_name: dict[str, list[Instance]],
         *,
         on_loaded: ModelLoaded,
-        on_changed: Callable[[Model], None],
+        on_changed: Callable[[Instance], None],
     ) -> None:
         self._cluster, self._by_name = cluster, by_name
         self._slices = cluster.slices
@@ -76,7 +76,7 @@ class Preparations:
 
     # ------------------------------------------------------------------------------ begin, end
 
-    def begin(self, worker: Worker, name: str, models: list[Model], *, now_ns: int) -> None:
+    def begin(self, worker: Worker, name: str, models: list[Instance], *, now_ns: int) -> None:
         """One LoadModel for each run of consecutive ids."""
         for run in _runs(models):
             action_id = self._cluster.next_action_id()
@@ -189,7 +189,7 @@ class Preparations:
         return next(found, None)
 
     def _take(
-        self, worker: Worker, result: LoadModelResult, models: list[Model], now_ns: int
+        self, worker: Worker, result: LoadModelResult, models: list[Instance], now_ns: int
     ) -> None:
         """`models` are used on `worker` from now on; they may be others than their last worker had."""
         name = models[0].name
@@ -199,7 +199,7 @@ class Preparations:
         self._slices.begin(self._take_some(taking, result, models, now_ns))
 
     def _take_some(
-        self, taking: _Taking, result: LoadModelResult, models: list[Model], now_ns: int
+        self, taking: _Taking, result: LoadModelResult, models: list[Instance], now_ns: int
     ) -> Work:
         worker = taking.worker
         for at in range(0, len(models), _TAKEN_AT_ONCE):
@@ -211,7 +211,7 @@ class Preparations:
         self._taking.remove(taking)
         self.changes += 1
 
-    def take_to(self, worker: Worker, gpus: list[Gpu], models: list[Model], now_ns: int) -> Work:
+    def take_to(self, worker: Worker, gpus: list[Gpu], models: list[Instance], now_ns: int) -> Work:
         """`models` are prepared, and GPUs of their worker are used that were not before."""
         for at in range(0, len(models), _TAKEN_AT_ONCE):
             if gpus[0] not in worker.gpus:
@@ -220,7 +220,9 @@ class Preparations:
                 self._on_loaded(model, gpus, now_ns=now_ns)
             yield _TAKEN_AT_ONCE * (_A_TAKING + len(gpus))
 
-    def _take_one(self, worker: Worker, result: LoadModelResult, model: Model, now_ns: int) -> None:
+    def _take_one(
+        self, worker: Worker, result: LoadModelResult, model: Instance, now_ns: int
+    ) -> None:
         before = model.result
         if before is None or _signature(before) != _signature(result):
             model.result, model.pages = result, result.pages
@@ -247,8 +249,8 @@ class Preparations:
 
         It was lost, or its result was, with a connection that broke too briefly for anybody to notice.
         """
-        if worker.preparing < 0:
-            return None
+        if worker.beat.session != worker.session:
+            return None  # its first heartbeat has not come
         sent_before_ns = now_ns - _REACHES_WITHIN_NS
         old = [
             action_id
@@ -256,9 +258,9 @@ class Preparations:
             if preparation.worker is worker
             and preparation.latest_ns - _PREPARE_WITHIN_NS < sent_before_ns
         ]
-        return old[0] if len(old) > worker.preparing else None
+        return old[0] if len(old) > max(0, worker.beat.preparing) else None
 
-    def measure(self, model: Model) -> None:
+    def measure(self, model: Instance) -> None:
         """The fastest GPU's profiled b1 becomes the unit of the model's SLO factors."""
         assert model.result is not None
         has = [w.prepared[model.name] for w in self._cluster.serving() if model.name in w.prepared]
@@ -275,7 +277,7 @@ def _tensors(result: LoadModelResult) -> tuple[object, ...]:
     return result.input_shape, result.input_dtype, result.output_shape, result.output_dtype
 
 
-def _runs(models: list[Model]) -> Iterator[list[Model]]:
+def _runs(models: list[Instance]) -> Iterator[list[Instance]]:
     """Split into runs of consecutive ids, which ascend: one LoadModel names a first id and a count."""
     start, places = 0, range(len(models))
     while start < len(models):

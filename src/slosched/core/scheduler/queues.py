@@ -1,6 +1,6 @@
-"""Taking one request out of the middle of a queue, without looking at all of them.
+"""Take one request out of the middle of a queue without examining all of them.
 
-A queue is a plain list that ascends in something, so its places are found by bisection and closed by one
+A queue is a plain list in ascending order of some key, so a request is found by bisection and removed by one
 move of memory. `list.remove` compares with each request before it: that made a client that leaves, many
 cancelled requests and a shutdown cost the square of what was queued.
 """
@@ -12,26 +12,26 @@ from operator import attrgetter
 
 from slosched.core.scheduler.state import Request
 
-_deadline_ns = attrgetter("deadline_ns")
+_due_ns = attrgetter("due_ns")
 _place = attrgetter("place")
 _key = attrgetter("key")
 
 
-#: The search looks at this number of requests one by one first: most requests are found there.
+#: The search examines this number of requests one by one first: most requests are found there.
 _NEAR = 8
 
 
-def first_from(queue: list[Request], deadline_ns: int, place: int = 0) -> int:
-    """The first place, from `place` on, of a request that is not due before `deadline_ns`."""
+def first_from(queue: list[Request], due_ns: int, place: int = 0) -> int:
+    """The first place, from `place` on, of a request that is not due before `due_ns`."""
     near = min(place + _NEAR, len(queue))
     for at in range(place, near):
-        if queue[at].deadline_ns >= deadline_ns:
+        if queue[at].due_ns >= due_ns:
             return at
-    return bisect_left(queue, deadline_ns, near, key=_deadline_ns)
+    return bisect_left(queue, due_ns, near, key=_due_ns)
 
 
-def take_by_deadline(queue: list[Request], request: Request) -> None:
-    """Take `request` out of a queue in the order of requests: by deadline, then by key."""
+def take_by_due(queue: list[Request], request: Request) -> None:
+    """Take `request` out of a queue in the order of requests: by due date, then by key."""
     if queue[0] is request:
         del queue[0]
     else:

@@ -13,8 +13,7 @@ that had arrived was handled. That batching is what keeps a busy controller chea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from slosched.codes import Code
 from slosched.config import SchedulerConfig
@@ -35,20 +34,21 @@ from slosched.core.scheduler.interface import (
     FromWorker,
     Note,
     SendFailed,
+    StatusAsked,
     ToClient,
 )
 from slosched.core.scheduler.limits import Limits
 from slosched.core.scheduler.overdue import Overdue
 from slosched.core.scheduler.policies import make_policy, resolved
-from slosched.core.scheduler.report import status_parts
 from slosched.core.scheduler.second_tries import SecondTries
 from slosched.core.scheduler.sessions import TICK_NS, Sessions
 from slosched.core.scheduler.slices import ANSWER, Work
+from slosched.core.scheduler.stages import best_instead
 from slosched.core.scheduler.state import (
     ActionState,
     Client,
     Gpu,
-    Model,
+    Instance,
     Request,
     RequestState,
     Worker,
@@ -66,12 +66,10 @@ from slosched.messages import (
     ListModelsRequest,
     LoadModelRequest,
     Refused,
-    StatusReply,
     StatusRequest,
     UnloadModelRequest,
     WorkerGoodbye,
     WorkerRefused,
-    WorkerToController,
     WorkerWelcome,
 )
 
@@ -133,7 +131,6 @@ class Scheduler:
         self.clients = self._clients.by_identity
         self.limits = Limits(config)
         self.door = Door()
-        self.leaving = self._clients.leaving
         self.answers = Answers(emit=self._effects.append, limits=self.limits)
         self._ends = ActionEnds(
             self.cluster, self.policy, self.second_tries, self.answers, self._answer
@@ -149,8 +146,6 @@ class Scheduler:
         )
         self._abandoned = False
         self.incarnation = incarnation
-        #: What the shell counts, for the status report.
-        self.counted: Callable[[], dict[str, Any]] = dict
         self._tick_due_ns = 0
         self._now_ns = 0  # of the current call: answers depart now
 
@@ -163,7 +158,7 @@ class Scheduler:
             self._from_client(event, now_ns)
         elif isinstance(event, FromWorker):
             worker = self.cluster.workers[event.worker_id]
-            self._from_worker(worker, event.message, now_ns)
+            self._from_worker(worker, event, now_ns)
             if worker.leaving and worker.state is WorkerState.JOINED and not worker.busy:
                 self.sessions.lose(worker, "it said goodbye", now_ns=now_ns)
         elif isinstance(event, SendFailed):
@@ -211,6 +206,11 @@ class Scheduler:
     def slicing(self) -> bool:
         """Long work is under way, and goes on with the next step."""
         return self.cluster.slices.under_way or self.catalog.hurried
+
+    @property
+    def leaving(self) -> list[Client]:
+        """Clients that are gone and have requests or models left."""
+        return self._clients.leaving
 
     @property
     def arrived(self) -> int:
@@ -297,21 +297,15 @@ class Scheduler:
         elif isinstance(message, ListModelsRequest):
             self.catalog.list_models(client, message)
         elif isinstance(message, StatusRequest):
-            self.cluster.slices.begin(self._report(client, message, now_ns))
+            asked = StatusAsked(client.identity, message.request_id, message.brief)
+            self._effects.append(asked)
         elif isinstance(message, Goodbye):
             self._clients.drop(client.identity, "it left")
 
-    def _report(self, client: Client, message: StatusRequest, now_ns: int) -> Work:
-        report: dict[str, Any] = {}
-        yield from status_parts(report, self, now_ns=now_ns, brief=message.brief)
-        if not client.gone:
-            reply = StatusReply(message.request_id, report)
-            self._effects.append(ToClient(client.identity, reply))
-
     # ----------------------------------------------------------------------------- workers
 
-    def _from_worker(self, worker: Worker, message: WorkerToController, now_ns: int) -> None:
-        message = made_safe(message)
+    def _from_worker(self, worker: Worker, event: FromWorker, now_ns: int) -> None:
+        message = made_safe(event.message)
         if isinstance(message, WorkerWelcome):
             self.sessions.welcome(worker, message, now_ns=now_ns)
             return
@@ -328,7 +322,7 @@ class Scheduler:
         if isinstance(message, Heartbeat):
             self.sessions.heartbeat(worker, message, now_ns=now_ns)
         elif not self.catalog.ended(worker, message, now_ns=now_ns):
-            self._ends.reported(worker, message, now_ns=now_ns)
+            self._ends.reported(worker, message, event.outputs, now_ns=now_ns)
 
     def _worker_joined(self, worker: Worker, gpus: list[Gpu], now_ns: int) -> None:
         for gpu in gpus:
@@ -343,11 +337,13 @@ class Scheduler:
             text = f"worker {worker.label} says goodbye: it gets nothing new"
             self._effects.append(Note("info", text))
 
-    def _model_changed(self, model: Model) -> None:
+    def _model_changed(self, model: Instance) -> None:
         """Its workers are gone, and the next one has it with other tensors: old inputs do not fit."""
-        self.cluster.slices.begin(self._end_unfit([r for r in model.queue if r.input_bytes], model))
+        self.cluster.slices.begin(
+            self._end_unfit([r for r in model.waiting() if r.input is not None], model)
+        )
 
-    def _end_unfit(self, requests: list[Request], model: Model) -> Work:
+    def _end_unfit(self, requests: list[Request], model: Instance) -> Work:
         for request in requests:
             if request.state is RequestState.QUEUED and model.result is not None:
                 loaded = model.result
@@ -403,8 +399,11 @@ class Scheduler:
         *,
         tell: bool = True,
     ) -> None:
+        output = None
+        if request.best_answer is not None:
+            code, reason, output = best_instead(request, code, reason)
         self.answers.give(
-            request, code, reason, plan, now_ns=self._now_ns, output_of=None, tell=tell
+            request, code, reason, plan, now_ns=self._now_ns, output=output, tell=tell
         )
 
     def _tick(self, now_ns: int) -> None:

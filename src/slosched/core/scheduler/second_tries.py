@@ -27,7 +27,7 @@ from slosched.codes import Code, code_name
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.dispatch_windows import MAX_OUTSTANDING
 from slosched.core.scheduler.policies.base import LAST_ONE_LOST, is_offered
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request, RequestState
+from slosched.core.scheduler.state import ActionState, Gpu, Instance, Queue, Request, RequestState
 from slosched.units import NS_PER_MS, NS_PER_S
 
 #: A lot that waits for a GPU or for weights is looked at again after this at the latest.
@@ -55,14 +55,14 @@ End = Callable[[Request, int, str], None]
 
 
 class Lot:
-    """`requests` of one model that go as one action. `alone`: a single one, with its GPU to itself."""
+    """`requests` of one queue that go as one action. `alone`: a single one, with its GPU to itself."""
 
-    __slots__ = ("alone", "model", "order", "requests")
+    __slots__ = ("alone", "order", "queue", "requests")
 
     def __init__(self, requests: Sequence[Request], *, alone: bool) -> None:
         self.requests = sorted(requests)
         self.alone = alone
-        self.model = self.requests[0].model
+        self.queue = self.requests[0].queue
         self.order = self._order()
 
     def _order(self) -> tuple[int, int]:
@@ -104,7 +104,7 @@ class SecondTries:
         self, cluster: Cluster, *, end: End, wanted: Callable[[Request, int], None]
     ) -> None:
         self._cluster, self._end, self._wanted = cluster, end, wanted
-        #: By model id and whether alone; each in its order, and none is empty.
+        #: By queue id and whether alone; each in its order, and none is empty.
         self._lots: dict[tuple[int, bool], list[Lot]] = {}
         self._held: dict[
             int, Gpu
@@ -170,7 +170,7 @@ class SecondTries:
             self._lot_of[request.key] = lot
 
     def _put(self, lot: Lot) -> None:
-        lots = self._lots.setdefault((lot.model.model_id, lot.alone), [])
+        lots = self._lots.setdefault((lot.queue.queue_id, lot.alone), [])
         insort(lots, lot, key=_order_of)
 
     def forget(self, request: Request) -> bool:
@@ -178,7 +178,7 @@ class SecondTries:
         lot = self._lot_of.pop(request.key, None)
         if lot is None:
             return False
-        key = (lot.model.model_id, lot.alone)
+        key = (lot.queue.queue_id, lot.alone)
         lots = self._lots[key]
         del lots[bisect_left(lots, lot.order, key=_order_of)]
         if not lots:
@@ -238,12 +238,12 @@ class SecondTries:
             self.lots_looked_at += 1
             holders = seen.get(key[0])
             if holders is None:
-                holders = seen[key[0]] = self._look(lot.model, holds, now_ns)
+                holders = seen[key[0]] = self._look(lot.queue, holds, now_ns)
             left = len(lot.requests)
             self._drop_hopeless(lot, holders, now_ns)
             if len(lot.requests) == left:
                 if holders.soonest_ns < 0:
-                    self._load(lot.model, holds, now_ns)
+                    self._load(lot.queue.instance, holds, now_ns)
                     continue
                 sent = self._try_alone if lot.alone else self._try
                 if not sent(lot, holders, holds, now_ns):
@@ -259,16 +259,17 @@ class SecondTries:
         if model is None:
             return False  # it is unloaded
         resident = model.resident_on.keys() - self._shunned.keys()
-        return not resident and any((model_id, alone) in self._lots for alone in (False, True))
+        keys = [(queue.queue_id, alone) for queue in model.queues for alone in (False, True)]
+        return not resident and any(key in self._lots for key in keys)
 
-    def _look(self, model: Model, holds: dict[int, Gpu], now_ns: int) -> _Holders:
+    def _look(self, queue: Queue, holds: dict[int, Gpu], now_ns: int) -> _Holders:
         cluster, found = self._cluster, _Holders()
         ranked = []
-        for index, gpu in model.resident_on.items():
+        for index, gpu in queue.instance.resident_on.items():
             self.gpus_looked_at += 1
             if index in self._shunned:
                 continue
-            ends_ns = self._ends_ns(gpu, model, now_ns)
+            ends_ns = self._ends_ns(gpu, queue, now_ns)
             if found.soonest_ns < 0 or ends_ns < found.soonest_ns:
                 found.soonest_ns = ends_ns
             if index not in holds and not gpu.runs_alone and self._cluster.reports(gpu, now_ns):
@@ -281,7 +282,8 @@ class SecondTries:
 
     def _drop_hopeless(self, lot: Lot, holders: _Holders, now_ns: int) -> None:
         """Answer those that could not be in time even alone, from now on, on the GPU that is best."""
-        if not lot.model.resident_on and not is_offered(self._cluster, lot.model):
+        instance = lot.queue.instance
+        if not instance.resident_on and not is_offered(self._cluster, instance):
             self._give_up(lot.requests, Code.CANCELLED, LAST_ONE_LOST)
             return
         soonest_ns = holders.soonest_ns if holders.soonest_ns >= 0 else now_ns
@@ -294,10 +296,10 @@ class SecondTries:
             self.forget(request)
             self._end(request, code, reason)
 
-    def _ends_ns(self, gpu: Gpu, model: Model, now_ns: int) -> int:
+    def _ends_ns(self, gpu: Gpu, queue: Queue, now_ns: int) -> int:
         """When one request sent now would likely be answered."""
         start_ns = self._cluster.likely_start_ns(gpu, now_ns)
-        return start_ns + gpu.exec_table(model).single.expected_ns + gpu.worker.returns.expected_ns
+        return start_ns + gpu.exec_table(queue).single.expected_ns + gpu.worker.returns.expected_ns
 
     def _try_alone(self, lot: Lot, holders: _Holders, holds: dict[int, Gpu], now_ns: int) -> bool:
         """Send the lot to a GPU where nothing is outstanding."""
@@ -343,7 +345,7 @@ class SecondTries:
 
     def _send(self, gpu: Gpu, lot: Lot, now_ns: int) -> ActionState | None:
         """Send those of the lot that can be in time together; None if none can on this GPU now."""
-        table = gpu.exec_table(lot.model)
+        table = gpu.exec_table(lot.queue)
         requests = lot.requests[: table.batches[-1]]
         returns_ns = gpu.worker.returns.expected_ns
         batch = expected_ns = 0
@@ -372,7 +374,7 @@ class SecondTries:
 
     # --------------------------------------------------------------------------------- weights
 
-    def _load(self, model: Model, holds: dict[int, Gpu], now_ns: int) -> None:
+    def _load(self, model: Instance, holds: dict[int, Gpu], now_ns: int) -> None:
         """No GPU holds `model`: keep one free, load it there over what was used longest ago."""
         gpu = self._loading.get(model.model_id)
         if gpu is None or not self._takes(gpu, model, holds, now_ns):
@@ -401,9 +403,9 @@ class SecondTries:
         self._cluster.send_load(gpu, model, now_ns=now_ns, start_ns=start_ns, latest_ns=latest_ns)
         for victim in victims:
             if _needed_elsewhere(victim):
-                self._wanted(victim.queue[0], now_ns)
+                self._wanted(victim.waiting()[0], now_ns)
 
-    def _takes(self, gpu: Gpu, model: Model, holds: dict[int, Gpu], now_ns: int) -> bool:
+    def _takes(self, gpu: Gpu, model: Instance, holds: dict[int, Gpu], now_ns: int) -> bool:
         return (
             self._cluster.gpus.get(gpu.index) is gpu
             and gpu.index not in holds
@@ -412,7 +414,7 @@ class SecondTries:
             and gpu.may_load(model, now_ns)
         )
 
-    def _choose(self, model: Model, holds: dict[int, Gpu], now_ns: int) -> Gpu | None:
+    def _choose(self, model: Instance, holds: dict[int, Gpu], now_ns: int) -> Gpu | None:
         able = [
             gpu
             for gpu in self._cluster.gpus.values()
@@ -428,12 +430,12 @@ class SecondTries:
         )
 
 
-def _needed_here(model: Model) -> bool:
-    return bool(model.queue) and len(model.resident_on) == 1
+def _needed_here(model: Instance) -> bool:
+    return model.waits and len(model.resident_on) == 1
 
 
-def _needed_elsewhere(model: Model) -> bool:
-    return bool(model.queue) and not model.resident_on
+def _needed_elsewhere(model: Instance) -> bool:
+    return model.waits and not model.resident_on
 
 
 def _words(code: int, reason: str) -> str:

@@ -99,7 +99,6 @@ class Sessions:
         worker.put_aside = put_aside_of(message)
         self._note_put_aside()
         worker.heard, worker.silent_ticks = True, 0
-        worker.preparing = -1
         worker.leaving = False
         worker.spare = list(message.gpus)
         self._use_spares(worker)
@@ -190,10 +189,7 @@ class Sessions:
         delay_ns = now_ns - (message.sent_ns - message.clock_offset_ns)
         if message.clock_error_ns < _TRUSTED_CLOCK_ERROR_NS:
             self._cluster.paths.learn(worker, there_ns=delay_ns, back_ns=delay_ns)
-        worker.clock_offset_ns = message.clock_offset_ns
-        worker.clock_error_ns = message.clock_error_ns
-        worker.activity, worker.preparing = message.activity, message.preparing
-        worker.errors, worker.dropped = message.errors, message.dropped
+        worker.beat = message
         for stats in message.gpus:
             for gpu in worker.gpus:
                 if gpu.gpu_id == stats.gpu_id:

@@ -8,7 +8,7 @@ catch up with the highest one; in steady state all overloaded clients receive GP
 weights (weighted max-min fairness), within a few `MEMORY_NS`.
 
 Clients of one name have one account (several processes of one service); those without a name each have
-their own. Nobody is authenticated, so whoever takes many names has many accounts.
+their own. Clients are not authenticated, so a client that uses many names has many accounts.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from slosched.core.scheduler.state import Client, Request
 from slosched.units import NS_PER_MS, NS_PER_S
 
 MEMORY_NS = NS_PER_S
-#: Enough for a single request to go ahead of any batch of those who have had their share.
+#: Largest factor: enough for one request to go ahead of any batch of clients that have had their share.
 MAX_FACTOR = 64.0
-#: Steep, so that a light client comes before those that are just behind one another.
+#: Steep, so that a client with little use comes well before clients of nearly equal use.
 _STEEPNESS = 3
-#: Below this share of losses nobody is in anybody's way.
+#: Below this share of lost requests clients do not compete.
 _OVERLOADED = 0.02
 _LOOK_AGAIN_NS = 20 * NS_PER_MS
 
@@ -38,7 +38,7 @@ class _Account:
         self.weight = weight
         self.given_ns = 0.0
         self.at_ns = 0
-        self.factor = MAX_FACTOR  # of what its requests are worth
+        self.factor = MAX_FACTOR  # multiplies the weight of its requests
 
     def level(self, now_ns: int) -> float:
         if self.given_ns:
@@ -63,7 +63,7 @@ class Shares:
         return account
 
     def value(self, request: Request, loss: float) -> float:
-        """What `request` counts from now on, with `loss` the share of requests lost lately."""
+        """The value of `request` from now on; `loss` is the share of requests lost lately."""
         if loss < _OVERLOADED:
             return request.weight
         return request.weight * self._account(request.client).factor
@@ -80,7 +80,7 @@ class Shares:
             self._compare(now_ns)
 
     def _compare(self, now_ns: int) -> None:
-        """Bring all factors up to date, and forget who was given nothing for long."""
+        """Update all factors, and forget accounts that were given nothing for long."""
         levels = {key: account.level(now_ns) for key, account in self._accounts.items()}
         highest = max(levels.values())
         for key, level in levels.items():

@@ -14,15 +14,17 @@ It is answered exactly once, because ANSWERED leads nowhere.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Any
+from enum import Enum, IntEnum
+from typing import Any, NamedTuple
 
 from slosched.codes import ActionType
 from slosched.config import LOST_AFTER_NS
 from slosched.core.scheduler.delays import Delays
 from slosched.core.scheduler.estimators import ExecTable, WindowEstimator
-from slosched.messages import GpuInfo, GpuStats, LoadModelResult, ModelInfo
+from slosched.core.values import Value
+from slosched.messages import NO_BEAT, GpuInfo, GpuStats, Heartbeat, LoadModelResult, ModelInfo
 from slosched.units import NS_PER_MS, NS_PER_S
 
 
@@ -57,17 +59,24 @@ class Request:
         "arrival_count",
         "arrival_ns",
         "attempts",
+        "best_answer",
+        "brings",
         "client",
         "deadline_ns",
+        "due_ns",
         "excused",
-        "input_bytes",
+        "input",
+        "instance",
         "key",
-        "model",
+        "parent",
         "place",
         "policy_data",
+        "queue",
+        "queued_ns",
         "request_id",
         "slo_factor",
         "slo_ns",
+        "stage",
         "state",
         "tried_alone",
         "user_id",
@@ -80,24 +89,34 @@ class Request:
         client: Client,
         request_id: int,
         user_id: int,
-        model: Model,
+        queue: Queue,
         slo_factor: float,
         slo_ns: int,
         arrival_ns: int,
-        input_bytes: int,
+        input: Value | None = None,
         weight: float = 1.0,
+        parent: Request | None = None,
     ) -> None:
         self.key = key
         self.client = client
         self.request_id = request_id
         self.user_id = user_id
-        self.model = model
+        self.queue = queue  # where it waits, or last waited
+        self.instance = queue.instance
         self.slo_factor = slo_factor
         self.slo_ns = slo_ns
         self.arrival_ns = arrival_ns
+        #: After this nothing helps: only the deadline makes a request hopeless.
         self.deadline_ns = arrival_ns + slo_ns
-        self.input_bytes = input_bytes
-        self.arrival_count = len(model.resident_on)
+        #: Its place in its queue: the deadline less the expected rest, frozen while it is queued (stages.py).
+        self.due_ns = self.deadline_ns - queue.rest_ns
+        self.stage = 0  # stages that it has behind it
+        self.queued_ns = arrival_ns  # when it entered the queue of its stage
+        self.parent = parent  # the call that made it, whose budget it inherits
+        self.best_answer: BestAnswer | None = None
+        self.input = input
+        self.brings = input  # the input of its next action: its own, or a stage's output
+        self.arrival_count = len(queue.instance.resident_on)
         self.attempts = 0
         self.excused = 0  # failed attempts that are not the request's fault
         #: Its action ended with its process: it is tried once more, alone (second_tries.py).
@@ -117,9 +136,9 @@ class Request:
         self.state = state
 
     def __lt__(self, other: Request) -> bool:
-        """Order of a model's queue: by deadline, then by arrival."""
-        if self.deadline_ns != other.deadline_ns:
-            return self.deadline_ns < other.deadline_ns
+        """Order of a queue: by due date, then by arrival."""
+        if self.due_ns != other.due_ns:
+            return self.due_ns < other.due_ns
         return self.key < other.key
 
 
@@ -136,10 +155,11 @@ class ActionState:
         "expected_end_ns",
         "expected_start_ns",
         "gpu",
+        "instance",
         "latest_ns",
-        "model",
         "predicted_end_ns",
         "predicted_start_ns",
+        "queue",
         "reaches_ns",
         "requests",
         "requests_queued",
@@ -153,7 +173,8 @@ class ActionState:
         action_id: int,
         action_type: ActionType,
         gpu: Gpu,
-        model: Model,
+        instance: Instance,
+        queue: Queue | None = None,
         requests: tuple[Request, ...] = (),
         batch_class: int = 1,
         sent_ns: int,
@@ -164,7 +185,8 @@ class ActionState:
         self.action_id = action_id
         self.action_type = action_type
         self.gpu = gpu
-        self.model = model
+        self.instance = instance
+        self.queue = queue if queue is not None else instance.queue  # of an Infer: what it serves
         self.requests = requests
         self.batch_class = batch_class
         self.sent_ns = sent_ns
@@ -177,20 +199,25 @@ class ActionState:
         self.predicted_start_ns = expected_start_ns
         self.predicted_end_ns = self.expected_end_ns
         self.latest_ns = latest_ns
-        self.requests_queued = len(model.queue)
-        self.copies_loaded = len(model.resident_on)
+        self.requests_queued = len(self.queue.requests)
+        self.copies_loaded = len(instance.resident_on)
         #: How much longer than expected it may take, as a promise of what follows should allow for.
         self.spread_ns = 0
         #: Nothing else is outstanding on its GPU until it ends.
         self.alone = False
 
 
-class Executor:
-    """The actions that one GPU executor (exec, or weights) has outstanding, in the order sent."""
+class Lane:
+    """The actions that one lane of a GPU has outstanding, in the order sent.
 
-    __slots__ = ("busy_until_ns", "outstanding")
+    The worker's lanes have roles exec, load, input, output and host; the scheduler plans exec and load, whose
+    width is 1, and the others follow from these.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("busy_until_ns", "outstanding", "preemptive", "role", "width")
+
+    def __init__(self, role: str, *, width: int = 1, preemptive: bool = False) -> None:
+        self.role, self.width, self.preemptive = role, width, preemptive
         self.outstanding: deque[ActionState] = deque()
         #: Predicted end of the last action sent; in the past when idle.
         self.busy_until_ns = 0
@@ -247,11 +274,11 @@ class Gpu:
     free_pages: int
     page_bytes: int
     clock_mhz: int = 0
-    exec: Executor = field(default_factory=Executor)
-    weights: Executor = field(default_factory=Executor)
+    exec: Lane = field(default_factory=lambda: Lane("exec"))
+    weights: Lane = field(default_factory=lambda: Lane("load"))
     #: Models whose weights are here -> when they were last used, least recently used first.
-    resident: dict[int, Model] = field(default_factory=dict)
-    loading: dict[int, Model] = field(default_factory=dict)
+    resident: dict[int, Instance] = field(default_factory=dict)
+    loading: dict[int, Instance] = field(default_factory=dict)
     #: Exec times by model name, seeded from what the worker measured when one is first asked for.
     tables: ExecTables = field(init=False)
     transfers: dict[str, WindowEstimator] = field(default_factory=dict)
@@ -284,23 +311,31 @@ class Gpu:
             self.joined_energy_mj = stats.energy_mj
         self.stats, self.stats_ns = stats, now_ns
 
-    def load_failed(self, model: Model, *, now_ns: int) -> None:
+    def load_failed(self, model: Instance, *, now_ns: int) -> None:
         """Wait before the next try, twice as long each time."""
         _, pause_ns = self.failed_loads.get(model.model_id, (0, _FIRST_PAUSE_NS // 2))
         pause_ns = min(2 * pause_ns, _LONGEST_PAUSE_NS)
         self.failed_loads[model.model_id] = (now_ns + pause_ns, pause_ns)
 
-    def may_load(self, model: Model, now_ns: int) -> bool:
+    def may_load(self, model: Instance, now_ns: int) -> bool:
         return now_ns >= self.load_again_ns(model)
 
-    def load_again_ns(self, model: Model) -> int:
+    def can_load(self, model: Instance, now_ns: int) -> bool:
+        """Whether `model` is in host memory here, would fit, and may be tried (again)."""
+        return (
+            model.model_id in self.worker.instances
+            and self.pages >= model.pages
+            and self.may_load(model, now_ns)
+        )
+
+    def load_again_ns(self, model: Instance) -> int:
         """When a load of `model` that failed here may be tried again; 0: none failed."""
         return self.failed_loads.get(model.model_id, (0, 0))[0]
 
-    def exec_table(self, model: Model) -> ExecTable:
-        return self.tables[model.name]
+    def exec_table(self, queue: Queue) -> ExecTable:
+        return self.tables[queue.program]
 
-    def transfer(self, model: Model) -> WindowEstimator:
+    def transfer(self, model: Instance) -> WindowEstimator:
         estimator = self.transfers.get(model.name)
         if estimator is None:
             seed_ns = max(1, self.worker.prepared[model.name].weights_ns)
@@ -308,13 +343,13 @@ class Gpu:
         return estimator
 
 
-def add_residency(gpu: Gpu, model: Model) -> None:
+def add_residency(gpu: Gpu, model: Instance) -> None:
     """`gpu` holds `model`'s weights from now on; the pages were taken when the load was sent."""
     gpu.resident[model.model_id] = model
     model.resident_on[gpu.index] = gpu
 
 
-def drop_residency(gpu: Gpu, model: Model) -> None:
+def drop_residency(gpu: Gpu, model: Instance) -> None:
     """`gpu` does not hold `model`'s weights any more; the pages are the caller's to count."""
     gpu.resident.pop(model.model_id, None)
     model.resident_on.pop(gpu.index, None)
@@ -339,7 +374,7 @@ class Unlike:
     """What a worker prepared under a name that other workers have with other tensors or pages."""
 
     result: LoadModelResult
-    models: list[Model]
+    models: list[Instance]
     reason: str
 
 
@@ -362,7 +397,7 @@ class Worker:
     loadable: tuple[str, ...] = ()
     #: What LoadModel measured, by model name, and which instances are in its host memory.
     prepared: dict[str, LoadModelResult] = field(default_factory=dict)
-    instances: dict[int, Model] = field(default_factory=dict)
+    instances: dict[int, Instance] = field(default_factory=dict)
     #: By name: models that differ from those of the workers that are used, and are not used here.
     unlike: dict[str, Unlike] = field(default_factory=dict)
     heard: bool = False  # since the last liveness tick
@@ -370,16 +405,12 @@ class Worker:
     hello_due_ns: int = 0
     refusal_noted_ns: int = 0
     times_lost: int = 0
-    clock_offset_ns: int = 0
-    clock_error_ns: int = 0
     leaving: bool = False  # it said goodbye
     put_aside: dict[str, str] = field(
         default_factory=dict
     )  # name -> why it does not offer the model
-    activity: str = ""
-    preparing: int = -1  # LoadModels that it holds; -1: no heartbeat of this session has come
-    errors: int = 0
-    dropped: int = 0
+    #: Its last heartbeat, which may be of an earlier session.
+    beat: Heartbeat = NO_BEAT
     #: Decision here until received there; exec end there until handled here.
     transit: WindowEstimator = field(
         default_factory=lambda: WindowEstimator(_DEFAULT_TRANSIT_NS, percentile=0.9)
@@ -412,9 +443,68 @@ class ModelState(IntEnum):
     FAILED = 2
 
 
+class Queue:
+    """The requests that wait for one program class of an instance, and by which exec table it is predicted.
+
+    A plain model has one queue. A length class, a stage and a function are each another queue, so that a policy
+    looks at queues alone. `after` decides what follows when an action of one of its requests ends (stages.py).
+    """
+
+    __slots__ = ("after", "instance", "program", "queue_id", "requests", "rest_ns")
+
+    def __init__(
+        self, queue_id: int, instance: Instance, program: str, after: After | None = None
+    ) -> None:
+        self.queue_id = queue_id
+        self.instance = instance
+        self.program = program  # names the exec tables (Gpu.tables)
+        self.requests: list[Request] = []  # ascending (due, key), or in the order of a policy's own
+        #: What a request expects to need after this stage, ns: it is due that much before its deadline.
+        self.rest_ns = 0
+        self.after = after  # None: a plain model answers
+
+
+class BestAnswer(NamedTuple):
+    """What a request is answered with when the rest no longer fits: the output of an earlier stage."""
+
+    output: Value | None
+    stage: int
+
+
+class Reply(Enum):
+    """How a request is answered when it goes no further."""
+
+    OUTPUT = "the output of the stage that ended"
+    BEST = "its best answer so far"
+
+
+class StageEnd(NamedTuple):
+    """What `after` is told: when the stage ended, its output, and the scalars that its result carries."""
+
+    now_ns: int
+    output: Value | None
+    scalars: tuple[float, ...] = ()
+
+
+class GoOn(NamedTuple):
+    """The request goes on in `queue`, its next stage.
+
+    `keeps_output`: the output of the stage that ended is its best answer from now on. `passes_output`: that
+    output, and not the request's own input, is the input of the next stage.
+    """
+
+    queue: Queue
+    keeps_output: bool = True
+    passes_output: bool = False
+
+
+#: What follows a stage of a request. Pure: it keeps no state and reads no clock.
+After = Callable[[Request, StageEnd], Reply | GoOn]
+
+
 @dataclass(slots=True, eq=False)
-class Model:
-    """One model instance: its weights, its queue, its users."""
+class Instance:
+    """One instance of a model: its weights, where they are, its queues and its users."""
 
     model_id: int
     name: str
@@ -423,13 +513,44 @@ class Model:
     b1_ns: int = 0  # frozen when loaded: the unit of SLO factors
     pages: int = 1
     result: LoadModelResult | None = None  # the first worker's answer: shapes and dtypes
-    queue: list[Request] = field(default_factory=list)  # ascending (deadline, key)
+    queues: list[Queue] = field(default_factory=list)  # the first is that of the whole model
     resident_on: dict[int, Gpu] = field(default_factory=dict)  # by GPU index
     loading_on: dict[int, Gpu] = field(default_factory=dict)
     clients: dict[bytes, Client | None] = field(default_factory=dict)  # its users, by identity
     last_used_ns: int = 0
     unused_since_ns: int = 0  # when its last client left, if it has none
     weights_ns: int = 0  # the time of a load, frozen when loaded
+
+    def __post_init__(self) -> None:
+        if not self.queues:
+            self.queues.append(Queue(self.model_id, self, self.name))
+
+    @property
+    def queue(self) -> Queue:
+        """The queue of the whole model; the only one of a plain model."""
+        return self.queues[0]
+
+    def add_queue(self, program: str, after: After | None = None) -> Queue:
+        """Make another queue, for `program`: a length class, a stage, a function."""
+        queue = Queue(self.model_id + (len(self.queues) << 40), self, program, after)
+        self.queues.append(queue)
+        return queue
+
+    @property
+    def waits(self) -> bool:
+        """True if a request waits in one of its queues."""
+        return any(queue.requests for queue in self.queues)
+
+    @property
+    def queued(self) -> int:
+        """Number of requests in its queues."""
+        return sum([len(queue.requests) for queue in self.queues])
+
+    def waiting(self) -> Sequence[Request]:
+        """The requests of its queues, each queue in its order."""
+        if len(self.queues) == 1:
+            return self.queues[0].requests
+        return sorted(request for queue in self.queues for request in queue.requests)
 
     def info(self) -> ModelInfo:
         loaded = self.result
@@ -467,4 +588,4 @@ class Client:
     requests: dict[int, Request] = field(default_factory=dict)  # unanswered, by its request_id
     input_bytes: int = 0  # of these
     delays: Delays = field(default_factory=Delays)  # of its messages
-    models: dict[int, Model] = field(default_factory=dict)
+    models: dict[int, Instance] = field(default_factory=dict)

@@ -19,7 +19,14 @@ from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToClient, ToWorker
 from slosched.core.scheduler.policies import unloads_unused
 from slosched.core.scheduler.slices import A_PART, ANSWER, Work
-from slosched.core.scheduler.state import Client, Model, ModelState, Request, RequestState, Worker
+from slosched.core.scheduler.state import (
+    Client,
+    Instance,
+    ModelState,
+    Request,
+    RequestState,
+    Worker,
+)
 from slosched.errors import shown_name
 from slosched.messages import UnloadModel, UnloadModelReply, UnloadModelRequest
 from slosched.units import NS_PER_S, format_duration
@@ -35,7 +42,7 @@ class Unloading:
     def __init__(
         self,
         cluster: Cluster,
-        by_name: dict[str, list[Model]],
+        by_name: dict[str, list[Instance]],
         *,
         busy: Callable[[str], bool],
         end_request: Callable[[Request, int, str], None],
@@ -122,7 +129,7 @@ class Unloading:
             if at % A_PART == 0:
                 yield A_PART // 4
             waits = request.state in (RequestState.QUEUED, RequestState.ASIDE)
-            if waits and request.model.name == name:
+            if waits and request.instance.name == name:
                 self._end_request(request, Code.CANCELLED, f"its model {name!r} was unloaded")
                 yield ANSWER
 
@@ -161,17 +168,17 @@ class Unloading:
                 self._cluster.emit(Note("info", text))
         self._sweeping = False
 
-    def _is_idle(self, model: Model) -> bool:
+    def _is_idle(self, model: Instance) -> bool:
         if model.resident_on or model.loading_on:
             return False
-        return not any(action.model is model for action in self._cluster.actions.values())
+        return not any(action.instance is model for action in self._cluster.actions.values())
 
-    def _evict(self, model: Model, now_ns: int) -> None:
+    def _evict(self, model: Instance, now_ns: int) -> None:
         for gpu in list(model.resident_on.values()):
             if not self._cluster.in_use(gpu, model):
                 self._cluster.send_evict(gpu, model, now_ns=now_ns)
 
-    def _unload(self, model: Model) -> None:
+    def _unload(self, model: Instance) -> None:
         cluster = self._cluster
         model.state = ModelState.FAILED
         del cluster.models[model.model_id]
@@ -183,7 +190,7 @@ class Unloading:
                 gpu.failed_loads.pop(model.model_id, None)
         cluster.changes.unloaded(model)
 
-    def _has(self, worker: Worker, model: Model) -> bool:
+    def _has(self, worker: Worker, model: Instance) -> bool:
         """Take `model` from what `worker` has. False if it has not."""
         unlike = worker.unlike.get(model.name)
         if unlike is not None and unlike.models and unlike.models[-1] is model:
@@ -200,10 +207,10 @@ class Unloading:
             worker.unlike.pop(name, None)
 
 
-def _goes(model: Model, before_ns: int) -> bool:
+def _goes(model: Instance, before_ns: int) -> bool:
     return (
         not model.clients
-        and not model.queue
+        and not model.waits
         and model.state is ModelState.LOADED
         and max(model.unused_since_ns, model.last_used_ns) <= before_ns
     )

@@ -1,4 +1,4 @@
-"""Models with queued requests, by a lower bound of the key of any batch that INFER5 could make of them.
+"""Queues with requests, by a lower bound of the key of any batch that INFER5 could make of them.
 
 The key of a batch (policies/infer5.py) is d_first + d_head / 4 + (l - 1) e + (delta i - g k) b1, and with
 d_first >= d_head and i >= 0 it is at least
@@ -6,12 +6,11 @@ d_first >= d_head and i >= 0 it is at least
     5/4 d_head + min over the classes b that n requests reach of ((l - 1) e_b - g min(b, n) b1)
 
 A request of value v counts as v requests in the credit term g k. If any queued request has a value other
-than 1, the model is bounded as if every request had the largest value.
+than 1, the queue is bounded as if every request had the largest value.
 
-Here e_b is the shortest and b1 the longest time that any GPU shows for the model's name, and g and l are
+Here e_b is the shortest and b1 the longest time that any GPU shows for the queue's program, and g and l are
 those of a whole interval of the loss x: both are kept with some slack, so that the order changes when a
-queue does and hardly otherwise. Whoever takes models in this order may stop where the bound passes the
-best key found.
+queue does and rarely otherwise. A search in this order may stop where the bound passes the best key found.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 
-from slosched.core.scheduler.state import Model
+from slosched.core.scheduler.state import Instance, Queue
 
 #: g, l - 1 and delta at a loss of 0, and how they change with it.
 CREDIT, CREDIT_SLOPE = 1.9, 3.45
@@ -32,11 +31,11 @@ _LOSS_SLACK = 0.125
 _EXEC_SLACK = 0.03
 _NEVER_NS = 2**62
 
-Entry = tuple[float, int, Model]
+Entry = tuple[float, int, Queue]
 
 
 class _Envelope:
-    """Bounds of the exec times that GPUs show for one model name, ns."""
+    """Bounds of the exec times that GPUs show for one program, ns."""
 
     __slots__ = ("bound_ns", "least_single_ns", "lowest_ns", "single_ns")
 
@@ -79,7 +78,7 @@ class _Envelope:
 
 
 class _Weighted:
-    """The queued requests of one model whose value is not 1."""
+    """The queued requests of one queue whose value is not 1."""
 
     __slots__ = ("count", "highest")
 
@@ -89,59 +88,59 @@ class _Weighted:
 
 
 class Urgency:
-    """The waiting models in order. The caller says when a queue changed, and what GPUs measure."""
+    """The waiting queues in order. The caller reports each change of a queue, and what GPUs measure."""
 
     def __init__(self) -> None:
-        #: By model id: models with queued requests whose value is not 1.
+        #: By queue id: queues with requests whose value is not 1.
         self.weighted: dict[int, _Weighted] = {}
-        self.waiting: dict[int, Model] = {}  # by model id, in the order in which they began to wait
+        self.waiting: dict[int, Queue] = {}  # by queue id, in the order in which they began to wait
         self.since: dict[int, int] = {}  # the same order as numbers: the tie-break
         self._next = 0
         self._entries: list[Entry] = []
         self._entry: dict[int, Entry] = {}
-        self._stale: dict[int, Model] = {}
+        self._stale: dict[int, Queue] = {}
         self._envelopes: dict[str, _Envelope] = {}
         self._losses = (-1.0, -1.0)
 
     # -------------------------------------------------------------------------------- facts
 
-    def grew(self, model: Model) -> None:
+    def grew(self, queue: Queue) -> None:
         """A request was queued."""
-        model_id = model.model_id
-        if model_id not in self.waiting:
-            self.waiting[model_id] = model
-            self.since[model_id] = self._next
+        queue_id = queue.queue_id
+        if queue_id not in self.waiting:
+            self.waiting[queue_id] = queue
+            self.since[queue_id] = self._next
             self._next += 1
-        self._stale[model_id] = model
+        self._stale[queue_id] = queue
 
-    def shrank(self, model: Model) -> None:
+    def shrank(self, queue: Queue) -> None:
         """Requests left the queue."""
-        model_id = model.model_id
-        if model.queue:
-            self._stale[model_id] = model
+        queue_id = queue.queue_id
+        if queue.requests:
+            self._stale[queue_id] = queue
             return
-        del self.waiting[model_id], self.since[model_id]
-        self._stale.pop(model_id, None)
-        self._drop(model_id)
+        del self.waiting[queue_id], self.since[queue_id]
+        self._stale.pop(queue_id, None)
+        self._drop(queue_id)
 
-    def weighs(self, model: Model, value: float) -> None:
+    def weighs(self, queue: Queue, value: float) -> None:
         """A request was queued whose `value` is not 1."""
-        weighted = self.weighted.get(model.model_id)
+        weighted = self.weighted.get(queue.queue_id)
         if weighted is None:
-            weighted = self.weighted[model.model_id] = _Weighted()
+            weighted = self.weighted[queue.queue_id] = _Weighted()
         weighted.count += 1
         weighted.highest = max(value, weighted.highest)
 
-    def weighs_no_more(self, model: Model, count: int) -> None:
+    def weighs_no_more(self, queue: Queue, count: int) -> None:
         """`count` such requests left the queue."""
         if count:
-            weighted = self.weighted[model.model_id]
+            weighted = self.weighted[queue.queue_id]
             weighted.count -= count
             if not weighted.count:
-                del self.weighted[model.model_id]
+                del self.weighted[queue.queue_id]
 
     def measured(self, name: str, batch: int, time_ns: int) -> None:
-        """Some GPU takes about `time_ns` for `batch` of `name`: the bounds must hold for it."""
+        """A GPU takes about `time_ns` for `batch` of `name`: widen the bounds to include it."""
         envelope = self._envelopes.get(name)
         if envelope is None:
             envelope = self._envelopes[name] = _Envelope()
@@ -149,7 +148,7 @@ class Urgency:
             envelope.least_single_ns = time_ns
         if envelope.widen(batch, time_ns):
             envelope.bound_ns.clear()
-            self._stale.update((i, m) for i, m in self.waiting.items() if m.name == name)
+            self._stale.update((i, q) for i, q in self.waiting.items() if q.program == name)
 
     # ---------------------------------------------------------------------------- questions
 
@@ -159,19 +158,24 @@ class Urgency:
         return envelope.least_single_ns if envelope is not None else 0
 
     def in_order(self, loss: float) -> list[Entry]:
-        """(bound, since, model) of all that wait, ascending; read it before anything changes."""
+        """(bound, since, queue) of all waiting queues, ascending; valid until anything changes."""
         self._refresh(loss)
         return self._entries
 
-    def among(self, models: Iterable[Model], loss: float) -> list[Entry]:
-        """The same for those of `models` that wait."""
+    def among(self, instances: Iterable[Instance], loss: float) -> list[Entry]:
+        """The same for those queues of `instances` that have requests."""
         self._refresh(loss)
-        return sorted(self._entry[m.model_id] for m in models if m.queue)
+        return sorted(
+            self._entry[queue.queue_id]
+            for instance in instances
+            for queue in instance.queues
+            if queue.requests
+        )
 
     # -------------------------------------------------------------------------------- upkeep
 
-    def _drop(self, model_id: int) -> None:
-        entry = self._entry.pop(model_id, None)
+    def _drop(self, queue_id: int) -> None:
+        entry = self._entry.pop(queue_id, None)
         if entry is not None:
             del self._entries[bisect_left(self._entries, entry)]
 
@@ -185,33 +189,33 @@ class Urgency:
         if not stale:
             return
         if len(stale) * 4 > len(self.waiting) > 8:
-            for model_id, model in stale.items():
-                self._entry[model_id] = self._entry_for(model)
+            for queue_id, queue in stale.items():
+                self._entry[queue_id] = self._entry_for(queue)
             self._entries = sorted(self._entry.values())
         else:
-            for model_id, model in stale.items():
-                entry = self._entry_for(model)
-                known = self._entry.get(model_id)
+            for queue_id, queue in stale.items():
+                entry = self._entry_for(queue)
+                known = self._entry.get(queue_id)
                 if known is None or known[0] != entry[0]:
-                    self._drop(model_id)
-                    self._entry[model_id] = entry
+                    self._drop(queue_id)
+                    self._entry[queue_id] = entry
                     insort(self._entries, entry)
         stale.clear()
 
-    def _entry_for(self, model: Model) -> Entry:
-        bounds_ns = self._envelopes[model.name].bound_ns
+    def _entry_for(self, queue: Queue) -> Entry:
+        bounds_ns = self._envelopes[queue.program].bound_ns
         if not bounds_ns:
-            envelope = self._envelopes[model.name]
+            envelope = self._envelopes[queue.program]
             envelope.tabulate(self._losses)
             bounds_ns = envelope.bound_ns
-        queue = model.queue
-        length = min(len(queue), len(bounds_ns) - 1)
+        requests = queue.requests
+        length = min(len(requests), len(bounds_ns) - 1)
         bound_ns = bounds_ns[length]
-        if self.weighted and (weighted := self.weighted.get(model.model_id)) is not None:
-            envelope = self._envelopes[model.name]
+        if self.weighted and (weighted := self.weighted.get(queue.queue_id)) is not None:
+            envelope = self._envelopes[queue.program]
             bound_ns = envelope.bound_for(length, weighted.highest, self._losses)
         return (
-            1.25 * queue[0].deadline_ns + bound_ns,
-            self.since[model.model_id],
-            model,
+            1.25 * requests[0].due_ns + bound_ns,
+            self.since[queue.queue_id],
+            queue,
         )

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from slosched.config import MOST_PUT_ASIDE, PUT_ASIDE_CHARS
 from slosched.core.scheduler.foreign_text import printable
-from slosched.core.scheduler.state import Client, Model, ModelState
+from slosched.core.scheduler.state import Client, Instance, ModelState
 from slosched.messages import InferRequest, LoadModelResult, Span, WorkerWelcome
 from slosched.units import NS_PER_S, tensor_bytes
 
@@ -16,7 +16,7 @@ _USUAL_FACTOR = 1e6
 
 
 def request_error(
-    client: Client, message: InferRequest, model: Model | None, bytes_behind: int
+    client: Client, message: InferRequest, model: Instance | None, bytes_behind: int
 ) -> str:
     """Return what makes the request impossible; empty if nothing does."""
     if model is None or model.state is not ModelState.LOADED or model.result is None:

@@ -1,10 +1,11 @@
-"""What a request is worth: the weight of its client times that of its SLO's class, 1 where nobody says more.
+"""What a request is worth: the weight of its client times that of its SLO's class; 1 unless something else is
+said.
 
 INFER5 counts a request as its weight over that of the requests that are lost (their moving average): only
-ratios of weights matter, and what is lost anyway is served as efficiently as without weights.
+ratios of weights matter, and requests that are lost anyway are served as efficiently as without weights.
 
-Nobody who connects is authenticated, so a client's own word counts only as far as the operator lets it:
-the first rule that matches its name, else what it says up to `max_client_weight`.
+Clients are not authenticated, so a client's own statement counts only as far as the operator lets it: the first
+rule that matches its name, else what it says up to `max_client_weight`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from heapq import nsmallest
 from slosched.config import WEIGHT_RANGE, SchedulerConfig, is_weight
 from slosched.core.scheduler.state import Client, Request
 
-#: From this share of losses on, weights count in full; with no losses nobody needs them.
+#: From this share of losses on, weights count in full; without losses they do not matter.
 _IN_FULL_AT = 0.1
 #: How many requests beyond the batch size are considered when the most valuable ones are chosen.
 _LOOKED_AT = 112
@@ -37,15 +38,15 @@ class Weights:
         #: With shares, a client's weight is no value of its requests.
         self._values = config.client_weights == "value"
 
-    def of_client(self, name: str, said: float) -> float:
-        """The weight of a client that is called `name` and said `said` (within WEIGHT_RANGE)."""
+    def of_client(self, name: str, asked: float) -> float:
+        """The weight of the client `name`, which asks for `asked` (within WEIGHT_RANGE)."""
         for pattern, weight in self._by_client:
             if fnmatchcase(name, pattern):
                 return weight
-        return min(said, self._most)
+        return min(asked, self._most)
 
     def of_request(self, client: Client, slo_ns: int) -> float:
-        """The weight of a request of `client`: that of the narrowest class its SLO is in counts."""
+        """The weight of a request of `client`; among SLO classes the narrowest that contains it counts."""
         weight = client.weight if self._values else 1.0
         for slo_max_ns, _, class_weight in self._by_slo:
             if slo_ns <= slo_max_ns:
@@ -55,7 +56,7 @@ class Weights:
 
 
 def what_is_wrong_with_weight(weight: float) -> str:
-    """In words what is wrong with the weight that a client says; "" if nothing is."""
+    """Why a client's weight is not accepted; "" if it is."""
     if is_weight(weight):
         return ""
     least, most = WEIGHT_RANGE
@@ -111,7 +112,7 @@ def worth_most(
     places = nsmallest(
         taken,
         range(skipped, stop),
-        key=lambda place: queue[place].deadline_ns - ahead_ns * value_of(queue[place]),
+        key=lambda place: queue[place].due_ns - ahead_ns * value_of(queue[place]),
     )
     places.sort()
     return [queue[place] for place in places]
@@ -124,14 +125,14 @@ def value_aboard(aboard: Sequence[Request], loss: float) -> float:
 
 
 def _emphasis(loss: float) -> float:
-    """How far values count while the share `loss` of requests is lost: 0 to 1."""
+    """How far values count at this `loss` (the share of requests lost): 0 to 1."""
     return loss / _IN_FULL_AT if loss < _IN_FULL_AT else 1.0
 
 
 def take_worth_most(
     queue: list[Request], skipped: int, taken: int, credit_ns: float, loss: float
 ) -> tuple[list[Request], int]:
-    """Take `worth_most` out of the queue; and how many are left there that were passed over."""
+    """Take `worth_most` out of the queue. Returns them, and the number of skipped requests left before them."""
     requests = worth_most(queue, skipped, taken, credit_ns, loss)
     for request in requests:
         skipped = bisect_left(queue, request)

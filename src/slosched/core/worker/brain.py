@@ -1,9 +1,9 @@
 """The worker's brain: what each GPU does, when, with the actions that the controller sent.
 
-It takes in what arrives, checks it and puts it on the ledger; the pipeline (pipeline.py) carries it out.
-Each accepted action is answered exactly once; an action of another session is dropped and counted.
-The class is pure: it is told the time, and a shell (daemon/worker.py live, sim/ in virtual time) carries
-its effects out. Times inside are on the worker's clock.
+The brain puts each action that arrives on the ledger and hands it to its kind (kinds/), which checks it and
+takes it through the lanes of the pipeline. Each accepted action is answered exactly once; an action of another
+session is dropped and counted. The class is pure: every call brings the time, and a shell (daemon/worker.py
+live, sim/ in virtual time) performs the effects. Times inside are on the worker's clock.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from slosched.codes import Code
-from slosched.config import HEARTBEAT_NS, canonical_model
-from slosched.core.worker import results
-from slosched.core.worker.checks import infer_fault, load_model_fault, window_fault
+from slosched.config import HEARTBEAT_NS
 from slosched.core.worker.interface import (
     Effect,
     Event,
@@ -24,43 +22,38 @@ from slosched.core.worker.interface import (
     ToController,
     WeightsLost,
 )
+from slosched.core.worker.kinds import kinds_of
+from slosched.core.worker.kinds.base import Acceptance
+from slosched.core.worker.lanes import GPU_LANES, LaneSpec, Role
 from slosched.core.worker.ledger import Ledger
 from slosched.core.worker.link import HelloOutcome, Identity, Link
 from slosched.core.worker.pipeline import Pipeline
-from slosched.core.worker.state import GpuState, Instance, PendingAction
+from slosched.core.worker.state import PendingAction
 from slosched.messages import (
     PROTOCOL_VERSION,
     Action,
-    ClearCache,
     ControllerHello,
-    EvictWeights,
-    GetWorkerState,
     GpuInfo,
     GpuStats,
     Heartbeat,
     HeartbeatAck,
-    Infer,
-    LoadModel,
-    LoadWeights,
-    UnloadModel,
     WorkerGoodbye,
     WorkerRefused,
     WorkerWelcome,
 )
-from slosched.units import NS_PER_MS, NS_PER_S
+from slosched.units import NS_PER_S
 
-#: Inputs may be copied this long before the exec may start (Clockwork, worker_api: 5 ms).
-COPY_INPUT_LEAD_NS = 5 * NS_PER_MS
-#: A controller that is refused is told of this often.
+#: A note about a controller that is refused comes at most this often.
 _REFUSAL_EVERY_NS = 60 * NS_PER_S
+_SHUTTING_DOWN = "the worker is shutting down"
 
 
 class WorkerBrain:
-    """Decides for `gpus`; `loadable` are the canonical names of models that can be prepared, less those of
-    `put_aside` (name, reason), which are refused with the reason.
+    """Decides for `gpus`, each with `lanes`.
 
-    `incarnation` is random, one per process start. A shell counts what it could not decode through
-    `note_bad_message`.
+    `loadable` has the canonical names of the models that can be prepared, except those in `put_aside` (name,
+    reason), which are refused with the reason. `incarnation` is random, one per process start. A shell calls
+    `note_bad_message` for each message that it could not decode.
     """
 
     def __init__(
@@ -76,14 +69,23 @@ class WorkerBrain:
         allow_zero_size_inputs: bool = True,
         heartbeat_ns: int = HEARTBEAT_NS,
         put_aside: Sequence[tuple[str, str]] = (),
+        lanes: Sequence[LaneSpec] = GPU_LANES,
     ) -> None:
         names = tuple(sorted(set(loadable) - {name for name, _ in put_aside}))
-        self._identity = Identity(incarnation, version, host, pid, device, names, tuple(put_aside))
+        self._identity = Identity(
+            incarnation=incarnation,
+            version=version,
+            host=host,
+            pid=pid,
+            device=device,
+            loadable=names,
+            put_aside=tuple(put_aside),
+        )
         self._link = Link(incarnation, heartbeat_ns=heartbeat_ns)
-        self._ledger = Ledger(gpus, self._link)
-        self._pipeline = Pipeline(self._ledger, names)
-        self._allow_zero_size_inputs = allow_zero_size_inputs
-        self._closing = False
+        self._ledger = Ledger(gpus, self._link, lanes)
+        self._pipeline = Pipeline(self._ledger)
+        acceptance = Acceptance(names, put_aside, allow_zero_size_inputs)
+        self._kinds = kinds_of(self._pipeline, acceptance)
         self._refusal_due_ns = 0
         self._lost = ""
         self._gpu_stats: tuple[GpuStats, ...] = ()
@@ -92,7 +94,7 @@ class WorkerBrain:
 
     def arm_ahead(self, gpu_id: int, ahead_ns: int) -> None:
         """The device of this GPU takes each EXEC `ahead_ns` before its time and starts it itself."""
-        self._ledger.gpus[gpu_id].exec.ahead_ns = ahead_ns
+        self._ledger.gpus[gpu_id].lanes[Role.EXEC].arm_ahead(ahead_ns)
 
     def skip_empty_copies(self, gpu_ids: Collection[int]) -> None:
         """The devices of these GPUs need not be asked for copies of nothing."""
@@ -104,12 +106,11 @@ class WorkerBrain:
     def handle(self, event: Event, *, now_ns: int) -> int | None:
         """Take in a fact. For an action that now waits or runs, returns its key.
 
-        Effects and ops name the action by that key (`action_id` there); the shell keeps the frames
-        that came behind the message under it until DropInputs, or until they were copied. None:
-        nothing will ask for the frames.
+        Effects and ops name the action by that key (`action_id` there); the shell keeps the frames that came
+        behind the message under it until DropInputs, or until they were copied. None: the frames can go.
         """
         if self._lost and not isinstance(event, FromController):
-            return None  # of a device whose work was given up
+            return None  # from a device whose work was given up
         if isinstance(event, OpDone):
             self._pipeline.op_done(event, now_ns)
             return None
@@ -141,7 +142,7 @@ class WorkerBrain:
         return self._ledger.take_effects()
 
     def next_wakeup_ns(self) -> int | None:
-        """When `schedule` has something to do next, if no event comes before."""
+        """When `schedule` next has something to do, if no event comes before."""
         wake_ns = self._pipeline.next_wakeup_ns()
         if self._link.session is None:
             return wake_ns
@@ -152,17 +153,16 @@ class WorkerBrain:
 
     def shutdown(self, *, now_ns: int) -> None:
         """Say goodbye, hand back what is queued (code 1), refuse what still comes (3); what runs may end."""
-        self._closing = True
+        self._pipeline.closing = True
         if self._link.session is not None:
             goodbye = WorkerGoodbye(self._link.session)
             self._ledger.effects.append(ToController(self._link.peer, goodbye))
-        self._pipeline.close()
-        self._pipeline.cancel_queued("the worker is shutting down", now_ns)
+        self._pipeline.cancel_queued(_SHUTTING_DOWN, now_ns)
 
     def devices_lost(self, reason: str, *, now_ns: int) -> int:
-        """The devices are gone: fail everything unanswered (code 100), also what runs; returns how many.
+        """The devices are gone: fail everything unanswered (code 100), also what runs; returns the number.
 
-        Nothing is launched any more, no end of an op is waited for, and what still comes fails too.
+        From now on nothing is launched, the ends of ops are ignored, and every new action fails too.
         """
         self._lost = reason
         waiting = list(self._ledger.unanswered.values())
@@ -199,7 +199,7 @@ class WorkerBrain:
 
     @property
     def clock_error_ns(self) -> int:
-        """How far the controller's times, once converted, are off at most."""
+        """A bound on the error of the controller's times, once converted."""
         return self._link.clock.error_ns
 
     def gpu_reports(self) -> tuple[GpuInfo, ...]:
@@ -214,18 +214,18 @@ class WorkerBrain:
         return self._ledger.instances.keys()
 
     def note_gpu_stats(self, stats: tuple[GpuStats, ...]) -> None:
-        """The driver was asked again: the next heartbeat says what it answered."""
+        """The driver was asked again: the next heartbeat carries its answer."""
         self._gpu_stats = stats
         self._stats_are_new = True
 
     def note_bad_message(self) -> None:
-        """A message was malformed or oversized; heartbeats tell the controller how many."""
+        """A message was malformed or oversized; heartbeats carry the count."""
         self.dropped += 1
 
     # ----------------------------------------------------------------------------- sessions
 
     def _hello(self, peer: bytes, message: ControllerHello, now_ns: int) -> None:
-        if self._closing:
+        if self._pipeline.closing:
             refused = WorkerRefused(Code.SHUTTING_DOWN, "this worker is shutting down")
             self._ledger.effects.append(ToController(peer, refused))
             return
@@ -233,7 +233,7 @@ class WorkerBrain:
         outcome = self._link.hello(peer, message, version=self._identity.version, now_ns=now_ns)
         if isinstance(outcome, WorkerRefused):
             self._ledger.effects.append(ToController(peer, outcome))
-            if now_ns >= self._refusal_due_ns:  # it says hello twice a second
+            if now_ns >= self._refusal_due_ns:  # a controller says hello twice a second
                 self._refusal_due_ns = now_ns + _REFUSAL_EVERY_NS
                 self._ledger.effects.append(
                     Note("warning", f"controller refused: {outcome.reason}")
@@ -245,16 +245,16 @@ class WorkerBrain:
             self._pipeline.cancel_queued("its session has ended", now_ns)
 
     def _open_session(self, now_ns: int) -> None:
-        # The controller counts pages from nothing; loading again costs milliseconds, a wrong count
-        # costs failed loads for ever.
+        # The controller counts pages from none in use; loading again costs milliseconds, a wrong count costs
+        # failed loads for ever.
         for gpu in self._ledger.gpus.values():
             for model_id in gpu.cache.model_ids():
                 self._ledger.evict(gpu, model_id)
         if self._link.forgetting:
-            # Model ids are the controller's, and a new one starts at 0: no model of the old may stay.
+            # Each controller numbers its models from 0, so no model of the old one may stay.
             for model_id in list(self._ledger.instances):
-                self._pipeline.forget(model_id)
-        self._stats_are_new = True  # to this controller
+                self._ledger.forget(model_id)
+        self._stats_are_new = True  # for this controller
         self._welcome(self._link.open(now_ns=now_ns))
 
     def _welcome(self, session: int) -> None:
@@ -298,139 +298,26 @@ class WorkerBrain:
             self.dropped += 1
             return None
         self._link.heard(now_ns)
-        key = self._ledger.next_seq()
-        action = PendingAction(key, message, event.peer, message.session, now_ns)
-        self._ledger.unanswered[key] = action
+        ledger = self._ledger
+        kind = self._kinds[type(message)]
+        key = ledger.next_seq()
+        action = PendingAction(key, kind, message, event.peer, now_ns)
+        ledger.unanswered[key] = action
         if self._lost:
-            self._ledger.fail(action, Code.PROCESS_ENDED, self._lost, now_ns)
-        elif self._closing:
-            self._ledger.fail(action, Code.SHUTTING_DOWN, "the worker is shutting down", now_ns)
-        elif isinstance(message, Infer):
-            self._accept_infer(action, message, event.input_sizes, now_ns)
-        elif isinstance(message, LoadWeights | EvictWeights):
-            self._accept_weights(action, message, now_ns)
-        elif isinstance(message, LoadModel):
-            self._accept_model(action, message, now_ns)
+            ledger.fail(action, Code.PROCESS_ENDED, self._lost, now_ns)
+        elif self._pipeline.closing:
+            ledger.fail(action, Code.SHUTTING_DOWN, _SHUTTING_DOWN, now_ns)
         else:
-            self._answer_at_once(action, now_ns)
-        return key if key in self._ledger.unanswered else None
-
-    def _set_window(
-        self,
-        action: PendingAction,
-        message: LoadModel | LoadWeights | EvictWeights | Infer,
-        now_ns: int,
-    ) -> bool:
-        """Convert the window to our clock. False, and the action has failed, if it is none."""
-        fault = window_fault(message.earliest_ns, message.latest_ns)
-        if fault is not None:
-            self._ledger.fail(action, *fault, now_ns)
-            return False
-        clock = self._link.clock
-        action.earliest_ns = clock.to_local_ns(message.earliest_ns)
-        action.latest_ns = clock.to_local_ns(message.latest_ns)
-        return True
-
-    def _locate(
-        self,
-        action: PendingAction,
-        message: LoadWeights | EvictWeights | Infer,
-        code: Code,
-        now_ns: int,
-    ) -> tuple[GpuState, Instance] | None:
-        """The GPU and the instance that the action names; None, and it has failed, if one is wrong."""
-        gpu = self._ledger.gpus.get(message.gpu_id)
-        if gpu is None:
-            known = ", ".join(str(gpu_id) for gpu_id in self._ledger.gpus)
-            self._ledger.fail(
-                action,
-                Code.INVALID_GPU,
-                f"no GPU {message.gpu_id}; this worker has {known}",
-                now_ns,
-            )
-            return None
-        instance = self._ledger.instances.get(message.model_id)
-        if instance is None:
-            self._ledger.fail(action, code, f"model id {message.model_id} was not loaded", now_ns)
-            return None
-        action.instance = instance
-        return gpu, instance
-
-    def _accept_infer(
-        self, action: PendingAction, message: Infer, frames: tuple[int, ...], now_ns: int
-    ) -> None:
-        located = self._locate(action, message, Code.COPY_INPUT_UNKNOWN_MODEL, now_ns)
-        if located is None or not self._set_window(action, message, now_ns):
-            return
-        gpu, instance = located
-        fault = infer_fault(
-            message, instance, frames, allow_zero_size_inputs=self._allow_zero_size_inputs
-        )
-        if fault is not None:
-            self._ledger.fail(action, *fault, now_ns)
-            return
-        action.uses = gpu
-        gpu.use(instance.model_id)
-        self._pipeline.enqueue(gpu.inputs, action.earliest_ns - COPY_INPUT_LEAD_NS, action)
-
-    def _accept_weights(
-        self, action: PendingAction, message: LoadWeights | EvictWeights, now_ns: int
-    ) -> None:
-        load = isinstance(message, LoadWeights)
-        unknown = Code.LOAD_WEIGHTS_UNKNOWN_MODEL if load else Code.EVICT_WEIGHTS_UNKNOWN_MODEL
-        located = self._locate(action, message, unknown, now_ns)
-        if located is not None and self._set_window(action, message, now_ns):
-            self._pipeline.enqueue(located[0].weights, action.earliest_ns, action)
-
-    def _accept_model(self, action: PendingAction, message: LoadModel, now_ns: int) -> None:
-        name = canonical_model(message.name)
-        identity = self._identity
-        fault = load_model_fault(
-            message, name, identity.loadable, self._ledger.instances, identity.put_aside
-        )
-        if fault is not None:
-            self._ledger.fail(action, *fault, now_ns)
-        elif self._set_window(action, message, now_ns):
-            self._pipeline.prepare_model(action)
-
-    def _answer_at_once(self, action: PendingAction, now_ns: int) -> None:
-        message = action.message
-        clock = self._link.clock
-        if isinstance(message, UnloadModel):
-            self._unload(action, message.model_id, now_ns)
-        elif isinstance(message, ClearCache):
-            for gpu in self._ledger.gpus.values():
-                for model_id in gpu.cache.model_ids():
-                    if gpu.cache.resident(model_id) and not gpu.in_use(model_id):
-                        self._ledger.evict(gpu, model_id)
-            self._ledger.answer(action, results.cache_cleared(action, clock, now_ns=now_ns))
-        elif isinstance(message, GetWorkerState):
-            models = tuple((i.model_id, i.name) for i in self._ledger.instances.values())
-            gpus = self.gpu_reports()
-            self._ledger.answer(
-                action, results.worker_state(action, clock, gpus, models, now_ns=now_ns)
-            )
+            fault = kind.check(action, event.input_sizes)
+            if fault is not None:
+                ledger.fail(action, *fault, now_ns)
+            else:
+                kind.begin(action, now_ns)
+        return key if key in ledger.unanswered else None
 
     def _weights_lost(self, event: WeightsLost) -> None:
-        """Their pages are free. The controller hears of it from the next Infer (code 82), and loads again."""
+        """Their pages are free. The controller learns it from the next Infer (code 82), and loads again."""
         gpu = self._ledger.gpus[event.gpu_id]
         for model_id in event.model_ids:
             if gpu.cache.resident(model_id):
                 self._ledger.evict(gpu, model_id)
-
-    def _unload(self, action: PendingAction, model_id: int, now_ns: int) -> None:
-        instance = self._ledger.instances.get(model_id)
-        if instance is None:
-            self._ledger.fail(
-                action, Code.UNKNOWN_MODEL, f"model id {model_id} was not loaded", now_ns
-            )
-            return
-        if any(other.instance is instance for other in self._ledger.unanswered.values()):
-            reason = f"model id {model_id} has work queued or running"
-            self._ledger.fail(action, Code.WEIGHTS_IN_USE, reason, now_ns)
-            return
-        for gpu in self._ledger.gpus.values():
-            if gpu.cache.holds(model_id):
-                self._ledger.evict(gpu, model_id)
-        self._pipeline.forget(model_id)
-        self._ledger.answer(action, results.unloaded(action, self._link.clock, now_ns=now_ns))

@@ -1,19 +1,23 @@
 """An emulated GPU: it takes exactly as long as a profile says, and computes nothing.
 
-An output row begins with the first MARK_BYTES of the same request's input row, and zeros follow: so a client
-that marks its inputs sees at once whose answer it got (`Echo`, which live emulation and the simulator share).
+An output row begins with the first MARK_BYTES of the same request's input row, and zeros follow. A client that
+marks its inputs therefore sees at once if it got another request's answer (`Echo`, which live emulation and the
+simulator share).
 
-It is pure, so the live worker and the simulator share it. Its timeline is exact: work starts at the
-`now_ns` it is launched with, and a shell that steps at each armed time in order (stepping.py) makes
-the next action start at the very nanosecond at which the previous one ended, however late the
-host process was woken. Noise and stalls are drawn per GPU from a generator of its own, so a GPU's
-sequence does not depend on what the others do; a shared PCIe link (pcie.py) is what couples them.
+It is pure, so the live worker and the simulator share it. Its timeline is exact: work starts at the `now_ns` of
+its launch, and a shell that steps at each armed time in order (stepping.py) makes the next action start at the
+very nanosecond at which the previous one ended, however late the host process was woken. Execs that are armed
+while another runs follow in the order of lane_order.py. Noise and stalls are drawn per GPU from a generator of
+its own, so a GPU's sequence does not depend on the other GPUs; only a shared PCIe link (pcie.py) couples them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from heapq import heappop, heappush
+
+import msgspec
 
 from slosched.codes import Code
 from slosched.config import EmulationNoise, GpuProfile, ModelProfile
@@ -25,7 +29,11 @@ from slosched.core.worker.interface import (
     OpKind,
     PrepareModel,
     WeightsLost,
+    op_failed,
+    too_late,
 )
+from slosched.core.worker.lane_order import ArmedWork, LaneOrder
+from slosched.core.worker.lanes import EXEC_LANE
 from slosched.core.worker.pcie import PcieLink
 from slosched.errors import UnknownName
 from slosched.messages import Span
@@ -65,13 +73,18 @@ class SplitMix64:
                 return total
 
 
+@dataclass(slots=True, eq=False)
+class _Exec(ArmedWork):
+    op: Op
+
+
 class EmulatedGpu:
     """Implements `Device`. Exec and weights take the profile's time.
 
-    Copies of inputs and outputs take none, unless `noise.pcie_bytes_per_s` is given: then they take
-    what their bytes need, and inputs and weights share `link` (the GPU's own, or its host's). Outputs go
-    the other way, which nothing else uses. `profile` must know every model by the `model_name` of its
-    ops; an op of another fails with code 2. `noise.seed` and `gpu_id` seed the disturbances.
+    Copies of inputs and outputs take none, unless `noise.pcie_bytes_per_s` is given: then they take what their
+    bytes need, and inputs and weights share `link` (the GPU's own, or its host's). Outputs travel in the other
+    direction, which nothing else uses. `profile` must know the `model_name` of every op; an op of another model
+    fails with code 2. `noise.seed` and `gpu_id` seed the disturbances.
     """
 
     def __init__(
@@ -93,7 +106,9 @@ class EmulatedGpu:
         )
         self._random = SplitMix64(self._noise.seed * 0x10001 + gpu_id + 1)
         self._classes: dict[tuple[str, int], int] = {}  # (model, batch) -> exec ns
-        self._running: list[tuple[int, int, OpDone]] = []  # (end, seq, what to report)
+        self._execs: LaneOrder[_Exec] = LaneOrder(EXEC_LANE)
+        #: (end, seq, report, the exec that ends then).
+        self._ends: list[tuple[int, int, OpDone, _Exec | None]] = []
         self._seq = 0
         #: Fault injection: a multiplier on exec times; the share of execs that fail as when a model raises,
         #: and the share that end with the model's process and the weights of all its instances; the share
@@ -101,21 +116,56 @@ class EmulatedGpu:
         self.slowdown = 1.0
         self.failing = self.ending = self.spoiling = 0.0
         self._gpu_id = gpu_id
-        self._instances: dict[int, str] = {}  # whose weights were loaded here: name by model id
-        self._ended: dict[int, str] = {}  # model name by op id, of execs that end so
-        #: Copies on a shared link end when others' do.
+        #: By model id: the name of each instance whose weights were ever loaded here.
+        self._instances: dict[int, str] = {}
+        self._ended: dict[int, str] = {}  # model name by op id, for execs that end their process
+        #: On a link, the end of a copy depends on the copies that share it.
         self.steady = self._link is None
         self.free_copies = self._link is None
 
     @property
     def arm_ahead_ns(self) -> int:
-        """0: in event time whoever decides at `earliest` is not late."""
+        """0: in event time a decision at `earliest` is not late."""
         return 0
 
     def withdraw(self, op_id: int) -> OpDone | None:
-        return None
+        work = next((each for each in self._execs.armed if each.op.op_id == op_id), None)
+        if work is None:
+            return None
+        self._execs.disarm(work)
+        return op_failed(work.op, Code.CANCELLED, "cancelled before it began", work.due_ns)
 
     def launch(self, op: Op, *, now_ns: int) -> OpDone | None:
+        if op.kind is not OpKind.EXEC:
+            return self._begin(op, now_ns)
+        work = _Exec(op)
+        self._execs.arm(work, start_ns=now_ns, now_ns=now_ns)
+        if self._execs.first(now_ns) is not work:
+            return None
+        return self._begin_exec(work, now_ns)
+
+    def _begin_exec(self, work: _Exec, now_ns: int) -> OpDone | None:
+        """Start the exec. One that took no time is reported at once."""
+        self._execs.begin(work)
+        done = self._begin(work.op, now_ns, work)
+        if done is not None:
+            self._execs.end(work, now_ns)
+        return done
+
+    def _follow(self, work: _Exec | None, now_ns: int, events: list[DeviceEvent]) -> None:
+        """The exec lane has become free: start `work`, or what comes behind it."""
+        while work is not None:
+            if now_ns > work.op.latest_ns:
+                self._execs.disarm(work)
+                events.append(too_late(work.op, now_ns))
+            elif (done := self._begin_exec(work, now_ns)) is None:
+                return
+            else:
+                events.append(done)
+            work = self._execs.first(now_ns)
+
+    def _begin(self, op: Op, now_ns: int, work: _Exec | None = None) -> OpDone | None:
+        """Start `op`. One that took no time is reported at once."""
         try:
             done = self._outcome(op, now_ns)
         except UnknownName as error:
@@ -132,13 +182,12 @@ class EmulatedGpu:
         if not done.span.duration_ns:
             return done
         if link is None or op.kind not in _TO_DEVICE:
-            self._push(done)
+            self._push(done, work)
             return None
 
         def ended(end_ns: int) -> None:
             span = Span(now_ns, end_ns, end_ns - now_ns)
-            clocks = done.clock_before_mhz, done.clock_mhz
-            self._push(OpDone(op.op_id, span, done.code, done.reason, *clocks))
+            self._push(msgspec.structs.replace(done, span=span))
 
         link.begin(done.span.duration_ns, now_ns=now_ns, on_end=ended)
         return None
@@ -155,27 +204,30 @@ class EmulatedGpu:
             return OpDone(op.op_id, done.span, Code.RUNTIME_ERROR, reason)
         return done
 
-    def _push(self, done: OpDone) -> None:
+    def _push(self, done: OpDone, work: _Exec | None = None) -> None:
         self._seq += 1
-        heappush(self._running, (done.span.end_ns, self._seq, done))
+        heappush(self._ends, (done.span.end_ns, self._seq, done, work))
 
     def poll(self, *, now_ns: int) -> list[DeviceEvent]:
         if self._link is not None:
             self._link.advance(now_ns)
         events: list[DeviceEvent] = []
-        while self._running and self._running[0][0] <= now_ns:
-            done = heappop(self._running)[2]
+        ends = self._ends
+        while ends and ends[0][0] <= now_ns:
+            end_ns, _, done, work = heappop(ends)
             events.append(done)
             if self._ended and (name := self._ended.pop(done.op_id, None)) is not None:
                 lost = tuple(i for i, each in self._instances.items() if each == name)
                 events.append(WeightsLost(self._gpu_id, lost))
+            if work is not None:
+                self._follow(self._execs.end(work, end_ns), end_ns, events)
         return events
 
     def next_event_ns(self) -> int | None:
-        due_ns = self._running[0][0] if self._running else None
+        due_ns = self._ends[0][0] if self._ends else None
         if self._link is None:
             return due_ns
-        # Another GPU's copy that ends on the shared link changes when ours does.
+        # A copy of another GPU on the shared link changes when this GPU's copy ends.
         copied_ns = self._link.next_event_ns()
         if due_ns is None or copied_ns is None:
             return copied_ns if due_ns is None else due_ns
@@ -197,10 +249,16 @@ class EmulatedGpu:
             output_sizes = tuple(size if given else 0 for given in op.input_sizes)
             duration_ns = self._copy_ns(sum(output_sizes))
         span = Span(now_ns, now_ns + duration_ns, duration_ns)
-        return OpDone(op.op_id, span, 0, "", clock_mhz, clock_mhz, output_sizes)
+        return OpDone(
+            op_id=op.op_id,
+            span=span,
+            clock_before_mhz=clock_mhz,
+            clock_mhz=clock_mhz,
+            output_sizes=output_sizes,
+        )
 
     def _copy_ns(self, size_bytes: int) -> int:
-        """What a copy takes alone."""
+        """The time of a copy that has the link to itself."""
         return size_bytes * NS_PER_S // self._bytes_per_s if self._bytes_per_s else 0
 
     def _exec_ns(self, op: Op) -> int:
@@ -232,15 +290,15 @@ def emulated_gpus(
 
 
 class Echo:
-    """What one emulated worker remembers of inputs, and answers with. A row is bytes in C order.
+    """The inputs that one emulated worker remembers, and answers with. A row is bytes in C order.
 
-    `keep` takes the input frames of an action, `drop` forgets them, `take` returns the beginning of each
-    output of the action: the first MARK_BYTES of its request's input, or as many as the output has.
-    Zeros fill the rest of the output.
+    `keep` takes the input frames of an action, and `drop` forgets them. `take` returns the beginning of each
+    output of the action: the first MARK_BYTES of its request's input, or fewer if the output is shorter. Zeros
+    fill the rest of the output.
     """
 
     def __init__(self) -> None:
-        self._marks: dict[int, list[bytes]] = {}  # by action: of each request with an input
+        self._marks: dict[int, list[bytes]] = {}  # by action: one for each request with an input
 
     @property
     def kept(self) -> int:

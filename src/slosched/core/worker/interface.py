@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from itertools import pairwise
 from typing import Protocol
 
 import msgspec
 
+from slosched.codes import Code
 from slosched.config import ModelProfile
 from slosched.messages import ControllerToWorker, Span, WorkerToController
+from slosched.units import format_duration
 
 
 class _Fact(msgspec.Struct, frozen=True, gc=False):
@@ -21,7 +24,7 @@ class _Fact(msgspec.Struct, frozen=True, gc=False):
 
 
 class OpKind(IntEnum):
-    """What a device does. Each kind has its own executor: one at a time per GPU and kind."""
+    """What a device does."""
 
     LOAD_WEIGHTS = 0
     COPY_INPUT = 1
@@ -45,7 +48,7 @@ class Op(_Fact, frozen=True, gc=False):
     request_count: int = 0
     input_sizes: tuple[int, ...] = ()
     model_name: str = ""  # what the backend knows the model by; its copies share one
-    earliest_ns: int = 0  # an EXEC of a device that arms: its window
+    earliest_ns: int = 0  # the window, for an EXEC on a device that arms
     latest_ns: int = 0
 
 
@@ -63,8 +66,12 @@ class FromController(_Fact, frozen=True, gc=False):
 class OpDone(_Fact, frozen=True, gc=False):
     """The device finished `op_id`. `code` other than 0 says that it failed, `reason` why.
 
-    `span` is on the worker's clock; clocks are the GPU's, in MHz. `output_sizes` comes with
-    COPY_OUTPUT: bytes for each request (empty: no outputs travel).
+    `span` is on the worker's clock, with the duration that the device measured; clocks are the GPU's, in MHz.
+    `output_sizes` comes with COPY_OUTPUT: bytes for each request (empty: no outputs travel).
+
+    An EXEC that ran in several segments reports each in `segments`, and its `span` reaches from the first begin
+    to the last end with the sum of their durations (`joined`). `pause_ns` is the time between the segments,
+    which other work had, so it is part of no estimate.
     """
 
     op_id: int
@@ -74,6 +81,29 @@ class OpDone(_Fact, frozen=True, gc=False):
     clock_before_mhz: int = 0
     clock_mhz: int = 0
     output_sizes: tuple[int, ...] = ()
+    pause_ns: int = 0
+    segments: tuple[Span, ...] = ()  # empty: `span` is the only one
+
+
+def joined(segments: Sequence[Span]) -> tuple[Span, int]:
+    """The span of a run that was measured in `segments` (one or more, in order), and its pause in ns."""
+    begin_ns, end_ns = segments[0].begin_ns, segments[-1].end_ns
+    pause_ns = sum(after.begin_ns - before.end_ns for before, after in pairwise(segments))
+    return Span(begin_ns, end_ns, sum(each.duration_ns for each in segments)), pause_ns
+
+
+def op_failed(op: Op, code: int, reason: str, now_ns: int) -> OpDone:
+    """The end of an `op` that failed at `now_ns`, and that was not measured."""
+    return OpDone(op.op_id, Span(now_ns, now_ns, 0), code, reason)
+
+
+def too_late(op: Op, now_ns: int) -> OpDone:
+    """An armed EXEC, whose window is over, is given up by its device."""
+    return op_failed(op, Code.EXEC_TOO_LATE, late_reason(now_ns - op.latest_ns), now_ns)
+
+
+def late_reason(late_ns: int) -> str:
+    return f"it could only start {format_duration(late_ns)} after latest"
 
 
 class WeightsLost(_Fact, frozen=True, gc=False):
@@ -179,19 +209,18 @@ class Device(Protocol):
 
     @property
     def free_copies(self) -> bool:
-        """True if it makes up inputs and keeps outputs in no time and without failing.
+        """True if it generates inputs and keeps outputs in no time and without failing.
 
-        It is not asked then for the copies of an Infer that brings no inputs.
+        The brain then asks for no copies of an Infer that brings no inputs.
         """
 
     @property
     def arm_ahead_ns(self) -> int:
         """How long before its `earliest` an EXEC is launched. 0: at `earliest`, when nothing runs.
 
-        A device that arms gets at most two EXECs, the second while the first runs or waits. It starts
-        each by itself at `earliest` or when the one before it has ended, whichever is later, without
-        a decision in between; one that could only start after `latest` is reported with code
-        EXEC_TOO_LATE.
+        A device that arms gets one EXEC more than it runs at a time. It starts each by itself, in the order
+        of lane_order.py: at `earliest`, or when the one before it has ended, whichever is later. One that
+        could only start after `latest` is reported with code EXEC_TOO_LATE.
         """
 
     def launch(self, op: Op, *, now_ns: int) -> OpDone | None:

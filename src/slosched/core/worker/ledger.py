@@ -1,28 +1,40 @@
-"""The book of a worker: its GPUs, its instances, what is not answered yet, and what goes out.
+"""The book of a worker: its GPUs, its instances, which actions are not answered yet, and what goes out.
 
-Every answer leaves through `answer` or `fail`, which take the action off the book, so an action cannot
-be answered twice, and what stands on the book when all is quiet was forgotten.
+An action has one end, `_end`: it releases the action's weights, takes it off the book and sends its one result.
+So no action is answered twice, and an action that is still on the book when all is quiet was forgotten.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from slosched.core.worker import results
-from slosched.core.worker.interface import DropInputs, Effect, EvictPages, ToController
+from slosched.config import canonical_model
+from slosched.core.worker.interface import (
+    DropInputs,
+    Effect,
+    EvictPages,
+    ReleaseModel,
+    ToController,
+)
+from slosched.core.worker.lanes import GPU_LANES, HOST_LANE, LaneSpec
 from slosched.core.worker.link import Link
-from slosched.core.worker.state import GpuState, Instance, PendingAction
-from slosched.messages import GpuInfo, Infer, Result
+from slosched.core.worker.state import GpuState, Instance, Lane, PendingAction
+from slosched.messages import MAX_TEXT, ErrorResult, GpuInfo, Result
 
 
 class Ledger:
-    """Shared by the brain, which accepts actions, and the pipeline, which carries them out."""
+    """Shared by the brain, which accepts actions, the kinds, which know their steps, and the pipeline."""
 
-    def __init__(self, gpus: Sequence[GpuInfo], link: Link) -> None:
+    def __init__(
+        self, gpus: Sequence[GpuInfo], link: Link, lanes: Sequence[LaneSpec] = GPU_LANES
+    ) -> None:
         self.link = link
-        self.gpus = {info.gpu_id: GpuState(info) for info in gpus}
+        self.gpus = {info.gpu_id: GpuState(info, lanes) for info in gpus}
+        self.host = Lane(HOST_LANE)
         self.instances: dict[int, Instance] = {}  # by model id
-        self.unanswered: dict[int, PendingAction] = {}  # by key, in the order of arrival
+        #: By key, in the order of arrival.
+        self.unanswered: dict[int, PendingAction[Any]] = {}
         self.effects: list[Effect] = []
         self.errors = 0
         self._seq = 0
@@ -36,22 +48,63 @@ class Ledger:
         effects, self.effects = self.effects, []
         return effects
 
-    def answer(self, action: PendingAction, message: Result, output_of: int | None = None) -> None:
+    # ------------------------------------------------------------------- the end of an action
+
+    def answer(
+        self, action: PendingAction[Any], message: Result, output_of: int | None = None
+    ) -> None:
+        """The action ended well. `output_of`: its key, if its outputs follow the message."""
+        self._end(action, message, output_of)
+
+    def fail(self, action: PendingAction[Any], code: int, reason: str, now_ns: int) -> None:
+        self.errors += 1
+        if action.kind.takes_inputs:
+            self.effects.append(DropInputs(action.key))
+        clock = self.link.clock
+        message = ErrorResult(
+            session=action.message.session,
+            action_id=action.message.action_id,
+            action_type=int(action.kind.action_type),
+            code=int(code),
+            reason=reason[:MAX_TEXT],
+            received_ns=clock.to_peer_ns(action.received_ns),
+            sent_ns=clock.to_peer_ns(now_ns),
+        )
+        self._end(action, message, None)
+
+    def _end(self, action: PendingAction[Any], message: Result, output_of: int | None) -> None:
+        if action.uses_weights:
+            self.release_weights(action)
         del self.unanswered[action.key]
         self.effects.append(ToController(action.peer, message, output_of))
 
-    def fail(self, action: PendingAction, code: int, reason: str, now_ns: int) -> None:
-        self.errors += 1
-        self.release_use(action)
-        if isinstance(action.message, Infer):
-            self.effects.append(DropInputs(action.key))
-        self.answer(action, results.failed(action, self.link.clock, code, reason, now_ns=now_ns))
+    # ---------------------------------------------------------------------------- weights
 
-    def release_use(self, action: PendingAction) -> None:
-        if action.uses is not None and action.instance is not None:
-            action.uses.release(action.instance.model_id)
-            action.uses = None
+    def use_weights(self, action: PendingAction[Any]) -> None:
+        """Keep the weights of the action's instance on its GPU until `release_weights`, or its end."""
+        assert action.gpu is not None and action.instance is not None
+        action.gpu.use(action.instance.model_id)
+        action.uses_weights = True
+
+    def release_weights(self, action: PendingAction[Any]) -> None:
+        assert action.gpu is not None and action.instance is not None
+        action.gpu.release(action.instance.model_id)
+        action.uses_weights = False
 
     def evict(self, gpu: GpuState, model_id: int) -> None:
         gpu.cache.evict(model_id)
         self.effects.append(EvictPages(gpu.gpu_id, model_id))
+
+    # -------------------------------------------------------------------------- instances
+
+    def forget(self, model_id: int) -> None:
+        """The instance is gone; the last one of its name frees the host memory."""
+        name = self.instances.pop(model_id).name
+        self.effects.append(ReleaseModel(model_id, name, last=not self.name_in_use(name)))
+
+    def name_in_use(self, name: str) -> bool:
+        """True if an instance of that canonical name is known, or being prepared."""
+        preparing = [*(entry[2] for entry in self.host.queue), *self.host.started]
+        return any(instance.name == name for instance in self.instances.values()) or any(
+            canonical_model(action.prepares) == name for action in preparing if action.prepares
+        )

@@ -1,12 +1,13 @@
-"""The worker's side of its one session: who the controller is, the heartbeat, the two clocks.
+"""The worker's side of its one session: its controller, the heartbeat, the two clocks.
 
-    nobody --hello--> serving A --the same hello again--> serving A (same session)
-    serving A --hello of A, which has lost us--> handing over --> serving A (a new session)
+    no session --hello--> serving A --the same hello again--> serving A (same session)
+    serving A --hello of A, which has lost this worker--> handing over --> serving A (a new session)
     serving A --hello of B, A heard within a second--> refused
     serving A --hello of B, A silent--> handing over (A's running work ends first) --> serving B
 
-A session's number is the worker's incarnation plus the count of sessions before it, so actions that
-were meant for an earlier session, or for an earlier life of the worker, cannot be taken for ours.
+A session's number is the worker's incarnation plus the count of sessions before it, so an action that was
+meant for an earlier session, or for an earlier process of this worker, is never taken for one of the open
+session.
 """
 
 from __future__ import annotations
@@ -25,19 +26,21 @@ _KEEP_NS = NS_PER_S
 #: A new session begins with quick exchanges, so that the clocks agree before the first action.
 _QUICK_EXCHANGES = 8
 _QUICK_NS = 5 * NS_PER_MS
-#: An answer to a heartbeat older than this is none of ours.
+#: An answer to an older heartbeat is ignored.
 _ACK_WITHIN_NS = 10 * NS_PER_S
 
 
 class HelloOutcome(Enum):
     REPEATED = auto()  # the session that is open, or about to be, is the one that it asks for
-    RENEWED = auto()  # the same controller lost us: end the old session, keep the prepared models
+    RENEWED = (
+        auto()
+    )  # the same controller lost this worker: end the session, keep the prepared models
     TAKE_OVER = auto()  # a new controller: end the old session, forget its models
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a worker says of itself in a Welcome."""
+    """How a worker describes itself in a Welcome."""
 
     incarnation: int
     version: str
@@ -49,15 +52,15 @@ class Identity:
 
 
 class Link:
-    """Sessions, heartbeat times and clock conversion. Times without a word are the worker's."""
+    """Sessions, heartbeat times and clock conversion. Times are on the worker's clock."""
 
     def __init__(self, incarnation: int, *, heartbeat_ns: int = HEARTBEAT_NS) -> None:
         self._next_session = incarnation
         self._heartbeat_ns = heartbeat_ns
         self._quick_left = 0
         self._heard_ns = 0
-        self._controller = 0  # the incarnation that we serve, or will
-        self._times_lost = 0  # the count in that controller's last hello
+        self._controller = 0  # incarnation of the controller that is served, or will be
+        self._times_lost = 0  # the largest count in its hellos: how often it has lost this worker
         self.session: int | None = None
         self.peer = b""
         self.clock = ClockSync()
@@ -75,15 +78,15 @@ class Link:
                 f"protocol {PROTOCOL_VERSION}: install the same version on both",
             )
         known = self.session is not None or self.handing_over
-        ours = known and message.incarnation == self._controller
-        if ours and message.times_lost <= self._times_lost:
-            # It was said before the Welcome came, and waited; or it is an old one that came late.
+        same = known and message.incarnation == self._controller
+        if same and message.times_lost <= self._times_lost:
+            # It was sent before the Welcome arrived, or it is an old hello that came late.
             if message.times_lost == self._times_lost:
                 self.peer, self._heard_ns = peer, now_ns
             return HelloOutcome.REPEATED
-        if ours:
-            # It says hello only when it has given our session up and everything that was queued in
-            # it, so nothing of that may still run beside what it sends next.
+        if same:
+            # It says hello only after it has given up the session and everything queued in it, so none of that
+            # may still run beside what it sends next.
             self.peer, self._heard_ns = peer, now_ns
             self.session = None
             self._times_lost = message.times_lost
@@ -104,7 +107,7 @@ class Link:
         return HelloOutcome.TAKE_OVER
 
     def open(self, *, now_ns: int) -> int:
-        """Nothing of the old session runs any more: begin the new one. Returns its number."""
+        """Begin a new session, as nothing of the old one runs any more. Returns its number."""
         self.handing_over = self.forgetting = False
         self.session = self._next_session
         self._next_session = (self._next_session + 1) & (2**63 - 1)
@@ -117,7 +120,7 @@ class Link:
         self._heard_ns = now_ns
 
     def acknowledge(self, peer: bytes, ack: HeartbeatAck, *, now_ns: int) -> bool:
-        """Take the answer to a heartbeat. False if it is none of this session's."""
+        """Take the answer to a heartbeat. False if it does not belong to this session."""
         age_ns = now_ns - ack.heartbeat_sent_ns
         if self.session is None or peer != self.peer or not 0 <= age_ns < _ACK_WITHIN_NS:
             return False
@@ -133,7 +136,7 @@ class Link:
         return None if self.session is None else self.due_ns
 
     def heartbeat_sent(self, *, now_ns: int) -> None:
-        """One heartbeat goes out now: when is the next?"""
+        """A heartbeat goes out now: set the time of the next one."""
         if self._quick_left > 0:
             self._quick_left -= 1
             self.due_ns = now_ns + _QUICK_NS

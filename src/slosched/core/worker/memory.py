@@ -3,10 +3,10 @@
     absent --load--> LOADING --loaded--> RESIDENT --evict--> absent
                         \\-- evicted or failed --> absent
 
-Pages are taken when a load starts and given back on eviction or failure; what a page's number is does
-not matter here, so only counts are kept (Clockwork keeps lists of non-contiguous 16 MiB pages, with
-evictions disabled: a shortage is an error of the controller's bookkeeping, code 53). Each change of an
-instance's weights draws a new version, so that work which ran across a change is found out (54, 84).
+Pages are taken when a load starts and given back on eviction or failure. The numbers of the pages do not matter
+here, so only counts are kept (Clockwork keeps lists of non-contiguous 16 MiB pages, with evictions disabled: a
+shortage is an error in the controller's bookkeeping, code 53). Each load of an instance's weights gets a new
+version, which reveals work that ran across a change (codes 54 and 84).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class WeightsCache:
         self._version = 0
 
     def holds(self, model_id: int) -> bool:
-        """True if the instance has pages: its weights are here, or on their way."""
+        """True if the instance has pages: its weights are resident or loading."""
         return model_id in self._held
 
     def resident(self, model_id: int) -> bool:
@@ -39,18 +39,18 @@ class WeightsCache:
         return held is not None and not held.loading
 
     def version(self, model_id: int) -> int:
-        """The version of the weights that are here; -1 if there are none."""
+        """The version of the resident weights; -1 if there are none."""
         held = self._held.get(model_id)
         return -1 if held is None or held.loading else held.version
 
     def model_ids(self) -> tuple[int, ...]:
-        """Everything that holds pages, oldest load first."""
+        """The instances that hold pages, oldest load first."""
         return tuple(self._held)
 
     def begin_load(self, model_id: int, pages: int) -> int | None:
         """Take `pages` for a load; returns the load's version, or None if too few are free.
 
-        Weights that are there already are given up first (a reload), also when the load then fails.
+        Weights that are there already are given up first (a reload), even if the load then fails.
         """
         self.evict(model_id)
         if pages > self.free_pages:
@@ -61,7 +61,7 @@ class WeightsCache:
         return self._version
 
     def finish_load(self, model_id: int, version: int) -> bool:
-        """The copy is complete. False if the pages were given to others meanwhile."""
+        """The copy is complete. False if its pages were given up meanwhile."""
         held = self._held.get(model_id)
         if held is None or held.version != version:
             return False

@@ -1,41 +1,23 @@
-"""What the worker's brain keeps about instances, actions, executors and GPUs."""
+"""What the worker's brain keeps about instances, actions, lanes and GPUs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from slosched.codes import ActionType
 from slosched.config import ModelProfile
-from slosched.core.worker.interface import OpKind
+from slosched.core.worker.lanes import GPU_LANES, LaneSpec, Role
 from slosched.core.worker.memory import WeightsCache
-from slosched.messages import (
-    NO_SPAN,
-    Action,
-    ClearCache,
-    EvictWeights,
-    GetWorkerState,
-    GpuInfo,
-    Infer,
-    LoadModel,
-    LoadWeights,
-    Span,
-    UnloadModel,
-)
+from slosched.messages import NO_SPAN, Action, GpuInfo, Span
 
-#: Priority of an op that need not wait.
+#: Start time of work that need not wait.
 NO_EARLIEST_NS = 0
 #: A window's end that never comes.
 NO_LATEST_NS = 2**63
 
-ACTION_TYPES: dict[type[Action], ActionType] = {
-    LoadModel: ActionType.LOAD_MODEL,
-    LoadWeights: ActionType.LOAD_WEIGHTS,
-    Infer: ActionType.INFER,
-    EvictWeights: ActionType.EVICT_WEIGHTS,
-    ClearCache: ActionType.CLEAR_CACHE,
-    GetWorkerState: ActionType.GET_WORKER_STATE,
-    UnloadModel: ActionType.UNLOAD_MODEL,
-}
+M = TypeVar("M", bound=Action)
 
 
 @dataclass(slots=True, eq=False)
@@ -45,52 +27,78 @@ class Instance:
     model_id: int
     name: str
     profile: ModelProfile
-    max_batch: int  # the largest class that the controller was told of
+    max_batch: int  # the largest class that LoadModelResult offered
     input_bytes: int
     pages: dict[int, int]  # gpu id -> pages of its weights there
     random_weights: bool = True
     labels: tuple[str, ...] = ()
 
 
+class KindFacts(Protocol):
+    """What the end of an action asks of its kind (kinds/base.py)."""
+
+    action_type: ActionType
+    takes_inputs: bool
+
+
+class Step(NamedTuple):
+    """One stop of an action in a lane.
+
+    `start(action, now_ns)` runs when the action's turn has come: it launches an op, or ends the action.
+    `ended(action, event, now_ns)` runs with the OpDone of that op (in the host lane with ModelPrepared).
+    """
+
+    role: Role
+    start: Callable[[PendingAction[Any], int], None]
+    ended: Callable[[PendingAction[Any], Any, int], None]
+
+
 @dataclass(slots=True, eq=False)
-class PendingAction:
+class PendingAction(Generic[M]):
     """An action between its arrival and its one result. Times are on the worker's clock."""
 
     key: int
-    message: Action
+    kind: KindFacts
+    message: M
     peer: bytes
-    session: int
     received_ns: int
     earliest_ns: int = NO_EARLIEST_NS
     latest_ns: int = NO_LATEST_NS
+    gpu: GpuState | None = None
     instance: Instance | None = None
+    step: Step = field(init=False)  # where it waits or runs
     copy_input: Span = NO_SPAN
     exec: Span = NO_SPAN
+    pause_ns: int = 0  # between the segments of `exec`; part of no estimate
     weights_version: int = -1
     clock_before_mhz: int = 0
     clock_mhz: int = 0
-    uses: GpuState | None = None  # set while the action keeps its instance's weights there in use
+    prepares: str = ""  # the model that it prepares on the host, named as the controller names it
+    uses_weights: bool = False  # it keeps its instance's weights on its GPU in use
 
 
 @dataclass(slots=True, eq=False)
-class Executor:
-    """One lane of a GPU: one op at a time, the others in a queue by (earliest, arrival)."""
+class Lane:
+    """One lane as the brain sees it: what has started there, and the queue by (earliest, arrival)."""
 
-    kind: OpKind | None  # None: the preparation of models, which belongs to no GPU
-    gpu: GpuState | None
-    queue: list[tuple[int, int, PendingAction]] = field(default_factory=list)
-    running: PendingAction | None = None
-    ahead: PendingAction | None = None  # armed behind `running`, on a device that arms
-    ahead_ns: int = 0  # an action is due so long before its earliest
-    armed_ns: int | None = None  # the earliest time for which it stands in the brain's wake heap
-    dirty: bool = False
+    spec: LaneSpec
+    gpu: GpuState | None = None  # None: the host lane
+    queue: list[tuple[int, int, PendingAction[Any]]] = field(default_factory=list)
+    started: list[PendingAction[Any]] = field(default_factory=list)  # in order, the armed ones too
+    slots: int = field(init=False)  # how many may have started: the width, and one that is armed
+    ahead_ns: int = 0  # an action starts at most this long before its earliest, and is armed
+    wake_ns: int | None = None  # for which it stands in the pipeline's wake heap
+    dirty: bool = False  # it may have something to start
 
-    @property
-    def has_room(self) -> bool:
-        """True if the device takes one more op."""
-        return self.running is None or (self.ahead_ns > 0 and self.ahead is None)
+    def __post_init__(self) -> None:
+        self.slots = self.spec.width
 
-    def drain(self) -> list[PendingAction]:
+    def arm_ahead(self, ahead_ns: int) -> None:
+        """The device takes one op more than it runs, `ahead_ns` before its time, and starts it itself."""
+        self.ahead_ns = ahead_ns
+        self.slots = self.spec.width + (ahead_ns > 0)
+
+    def drain(self) -> list[PendingAction[Any]]:
         """Empty the queue; returns what was in it, in order."""
         drained = [entry[2] for entry in sorted(self.queue, key=lambda entry: entry[:2])]
         self.queue.clear()
@@ -98,22 +106,15 @@ class Executor:
 
 
 class GpuState:
-    """One GPU: its cache, its four executors, and which instances are in use on it."""
+    """One GPU: its cache, its lanes, and which instances are in use on it."""
 
-    def __init__(self, info: GpuInfo) -> None:
+    def __init__(self, info: GpuInfo, lanes: Sequence[LaneSpec] = GPU_LANES) -> None:
         self.info = info
         self.gpu_id = info.gpu_id
         self.cache = WeightsCache(info.pages)
-        self.weights = Executor(OpKind.LOAD_WEIGHTS, self)
-        self.inputs = Executor(OpKind.COPY_INPUT, self)
-        self.exec = Executor(OpKind.EXEC, self)
-        self.outputs = Executor(OpKind.COPY_OUTPUT, self)
+        self.lanes = {spec.role: Lane(spec, self) for spec in lanes}
         self.free_copies = False  # an Infer without inputs needs no copies to the device and back
         self._uses: dict[int, int] = {}  # model id -> Infers between arrival and the end of exec
-
-    @property
-    def executors(self) -> tuple[Executor, Executor, Executor, Executor]:
-        return self.weights, self.inputs, self.exec, self.outputs
 
     def use(self, model_id: int) -> None:
         self._uses[model_id] = self._uses.get(model_id, 0) + 1
@@ -129,6 +130,6 @@ class GpuState:
         return model_id in self._uses
 
     def report(self) -> GpuInfo:
-        """The GPU as a message shows it. Weights on their way count: their pages are taken."""
+        """The GPU as a message shows it. Weights that are loading count: their pages are taken."""
         info = self.info
         return GpuInfo(info.gpu_id, info.name, info.pages, info.page_bytes, self.cache.model_ids())

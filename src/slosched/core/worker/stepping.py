@@ -1,9 +1,9 @@
-"""One step of a worker: what has finished, what is decided on it, what is started, until all is quiet.
+"""One step of a worker: take in what has finished, decide, start what follows, until nothing more follows.
 
-The live loop and the simulator both drive a brain and its devices through this class, and both in
-event time: `run_until` steps at each armed time in order with `now` = that time. An emulated GPU is
-therefore exact: what ended at t frees its executor at t, and the next action starts at t, also if the
-host process was woken a millisecond later. A real device's loop calls `step` with the clock's time.
+The live loop and the simulator both drive a brain and its devices through this class, and both in event time:
+`run_until` steps at each armed time in order with `now` = that time. An emulated GPU is therefore exact: an
+op that ended at t frees its slot at t, and the next action starts at t, even if the host process was woken a
+millisecond later. A real device's loop calls `step` with the clock's time.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from slosched.core.worker.interface import Device, Effect, Event, Launch, Withdr
 
 
 class Stepper:
-    """Drives `brain` and its `devices` (by GPU id). `perform` gets every effect other than Launch.
+    """Drives `brain` and its `devices` (by GPU id). `perform` gets every effect but Launch and Withdraw.
 
-    `perform(effect, now_ns)` may answer a PrepareModel at once by calling `handle`. A steady device is
-    asked for its next event when it was launched on or polled; any other one each time.
+    `perform(effect, now_ns)` may answer a PrepareModel at once by calling `handle`. A steady device is asked
+    for its next event only after a launch or a poll; any other device is asked each time.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Stepper:
         self._devices = tuple(devices.values())
         self._place = {gpu_id: place for place, gpu_id in enumerate(devices)}
         self._unsteady = [p for p, device in enumerate(self._devices) if not device.steady]
-        #: Next events of the steady ones: (time, place), and which entry of each place still holds.
+        #: Next events of the steady devices: (time, place), and the valid time of each place.
         self._events: list[tuple[int, int]] = []
         self._event_ns: list[int | None] = [None] * len(self._devices)
         self._perform = perform
@@ -74,7 +74,7 @@ class Stepper:
             due_ns = self.next_due_ns()
 
     def step(self, now_ns: int) -> None:
-        """Everything that can happen at `now_ns`, including what follows from it without delay."""
+        """Do everything that can happen at `now_ns`, including what follows from it without delay."""
         now_ns = self.now_ns = max(now_ns, self.now_ns)
         brain = self._brain
         again = True
@@ -117,7 +117,7 @@ class Stepper:
                 heappush(self._events, (event_ns, place))
 
     def _due_devices(self, now_ns: int) -> list[int]:
-        """Places of the devices that have something to report, ascending."""
+        """Places of the devices that have events to report, ascending."""
         events, due = self._events, []
         while events and events[0][0] <= now_ns:
             event_ns, place = heappop(events)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from slosched.daemon.backends.base import Backend, open_backend
-
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["Backend", "open_backend", "reference_forward"]
+__all__ = ["reference_forward"]
 
 
 def reference_forward(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:

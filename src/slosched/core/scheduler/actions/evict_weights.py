@@ -22,14 +22,14 @@ class EvictWeightsKind(Kind):
         return EvictWeights(
             session=action.gpu.worker.session,
             action_id=action.action_id,
-            model_id=action.model.model_id,
+            model_id=action.instance.model_id,
             gpu_id=action.gpu.gpu_id,
             earliest_ns=0,
             latest_ns=action.latest_ns,
         )
 
     def reserve(self, action: ActionState) -> None:
-        gpu, model = action.gpu, action.model
+        gpu, model = action.gpu, action.instance
         drop_residency(gpu, model)
         gpu.free_pages += model.pages
         gpu.weights.outstanding.append(action)  # takes no time: the prediction stays

@@ -9,7 +9,7 @@ from slosched.config import SchedulerConfig
 from slosched.core.scheduler.actions.kind import Kind, Outcome
 from slosched.core.scheduler.changes import Changes
 from slosched.core.scheduler.paths import Paths
-from slosched.core.scheduler.state import ActionState, Model, RequestState, drop_residency
+from slosched.core.scheduler.state import ActionState, Instance, RequestState, drop_residency
 from slosched.core.scheduler.validation import plausible
 from slosched.messages import Infer, InferResult
 from slosched.units import tensor_bytes
@@ -35,15 +35,15 @@ class InferKind(Kind):
         gpu, requests, made_up = action.gpu, action.requests, -1
         sizes = []
         for request in requests:
-            if request.input_bytes:
-                sizes.append(request.input_bytes)
+            if request.brings is not None:
+                sizes.append(request.brings.size)
             else:
-                made_up = self._generated_bytes(action.model) if made_up < 0 else made_up
+                made_up = self._generated_bytes(action.instance) if made_up < 0 else made_up
                 sizes.append(made_up)
         return Infer(
             session=gpu.worker.session,
             action_id=action.action_id,
-            model_id=action.model.model_id,
+            model_id=action.instance.model_id,
             gpu_id=gpu.gpu_id,
             earliest_ns=action.sent_ns,
             latest_ns=action.latest_ns,
@@ -53,15 +53,15 @@ class InferKind(Kind):
             input_sizes=tuple(sizes),
         )
 
-    def _generated_bytes(self, model: Model) -> int:
+    def _generated_bytes(self, model: Instance) -> int:
         """Size of the input that the controller makes up, if it was told to (Clockwork, INFER5)."""
         if not self._generate_inputs or model.result is None:
             return 0
         return tensor_bytes(model.result.input_shape, model.result.input_dtype)
 
     def reserve(self, action: ActionState) -> None:
-        gpu, model = action.gpu, action.model
-        estimator = gpu.tables[model.name].estimators.get(action.batch_class)
+        gpu, model = action.gpu, action.instance
+        estimator = gpu.tables[action.queue.program].estimators.get(action.batch_class)
         if estimator is not None:
             # No more than makes it overdue: a stall is for the worker's refusals and replanning.
             spread_ns = estimator.margin_ns - estimator.expected_ns
@@ -89,7 +89,7 @@ class InferKind(Kind):
         self._changes.execs(gpu)
         gpu.busy_ns += span.duration_ns
         gpu.clock_mhz = outcome.result.gpu_clock_mhz
-        gpu.tables[action.model.name].estimators[action.batch_class].add(span.duration_ns)
+        gpu.tables[action.queue.program].estimators[action.batch_class].add(span.duration_ns)
         # Loads come in bursts and wait behind one another on the wire: they would teach the wrong lesson.
         self._paths.learn(
             gpu.worker,
@@ -98,7 +98,7 @@ class InferKind(Kind):
         )
 
     def failed(self, action: ActionState, outcome: Outcome, *, now_ns: int) -> None:
-        gpu, model = action.gpu, action.model
+        gpu, model = action.gpu, action.instance
         gpu.exec.finish(action, end_ns=now_ns)
         self._changes.execs(gpu)
         if outcome.code in _WEIGHTS_GONE and model.model_id in gpu.resident:

@@ -71,7 +71,7 @@ class Kind(ABC):
             code=outcome.code,
             worker_id=action.gpu.worker.worker_id,
             gpu_id=action.gpu.gpu_id,
-            model_id=action.model.model_id,
+            model_id=action.instance.model_id,
             batch_size=len(action.requests) or 1,
             sent_ns=action.sent_ns,
             expected_duration_ns=action.expected_duration_ns,

@@ -25,7 +25,7 @@ class LoadWeightsKind(Kind):
         return LoadWeights(
             session=action.gpu.worker.session,
             action_id=action.action_id,
-            model_id=action.model.model_id,
+            model_id=action.instance.model_id,
             gpu_id=action.gpu.gpu_id,
             earliest_ns=action.sent_ns,
             latest_ns=action.latest_ns,
@@ -33,7 +33,7 @@ class LoadWeightsKind(Kind):
         )
 
     def reserve(self, action: ActionState) -> None:
-        gpu, model = action.gpu, action.model
+        gpu, model = action.gpu, action.instance
         assert gpu.free_pages >= model.pages, "a load needs free pages; evict first"
         gpu.free_pages -= model.pages
         gpu.loading[model.model_id] = model
@@ -48,7 +48,7 @@ class LoadWeightsKind(Kind):
         return Outcome(Code.OK, "", span, result)
 
     def finished(self, action: ActionState, outcome: Outcome, *, now_ns: int) -> None:
-        gpu, model = action.gpu, action.model
+        gpu, model = action.gpu, action.instance
         self._ended(action, end_ns=outcome.span.end_ns)
         gpu.transfer(model).add(outcome.span.duration_ns)
         gpu.failed_loads.pop(model.model_id, None)
@@ -56,13 +56,13 @@ class LoadWeightsKind(Kind):
         self._changes.execs(gpu)
 
     def failed(self, action: ActionState, outcome: Outcome, *, now_ns: int) -> None:
-        gpu, model = action.gpu, action.model
+        gpu, model = action.gpu, action.instance
         self._ended(action, end_ns=now_ns)
         gpu.free_pages += model.pages
         gpu.load_failed(model, now_ns=now_ns)
 
     def _ended(self, action: ActionState, *, end_ns: int) -> None:
-        gpu, model = action.gpu, action.model
+        gpu, model = action.gpu, action.instance
         gpu.weights.finish(action, end_ns=end_ns)
         gpu.loading.pop(model.model_id, None)
         model.loading_on.pop(gpu.index, None)

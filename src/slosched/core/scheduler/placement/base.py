@@ -1,7 +1,7 @@
 """What every placement rule has in common: sending loads and evictions, and first copies.
 
-A model that was just loaded into host memory is copied into free pages before anybody asks, so that
-first requests are warm. This never evicts anything and waits for whatever a rule wants to load.
+A model that was just loaded into host memory is copied into free pages before its first request, so that
+first requests are warm. This never evicts anything, and every load that a rule wants goes first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from heapq import heappop, heappush
 
 from slosched.codes import ActionType, Code
 from slosched.core.scheduler.cluster import Cluster
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.state import ActionState, Gpu, Instance, Request
 from slosched.units import NS_PER_MS, NS_PER_S
 
 #: The next load of a GPU is sent this long before the running one ends.
@@ -20,7 +20,7 @@ _LOAD_LEAD_NS = NS_PER_MS
 
 
 class Loaders:
-    """GPUs that a load can be sent to: none runs there, or the only one is about to end."""
+    """GPUs that a load can be sent to: no load runs there, or the only one is about to end."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -42,7 +42,7 @@ class Loaders:
             heappush(self._ending, (ends_ns, index, gpu))
 
     def able(self, now_ns: int) -> dict[int, Gpu]:
-        """By index, in no order that means anything."""
+        """By index; the order has no meaning."""
         if self._changed:
             for gpu in self._changed.values():
                 self._place(gpu)
@@ -56,7 +56,7 @@ class Loaders:
         return self._able
 
     def next_ns(self, now_ns: int) -> int | None:
-        """When the next GPU becomes able by itself."""
+        """When the next GPU becomes able by the passing of time."""
         self.able(now_ns)
         ending = self._ending
         while ending and self._ends_ns.get(ending[0][1]) != ending[0][0]:
@@ -81,17 +81,17 @@ class Placement:
         self._ahead_ns = cluster.config.schedule_ahead_ns
         self._loaders = Loaders(cluster)
         self._now_ns = 0  # of the last `plan`
-        self._first: dict[int, deque[Model]] = {}  # GPU index -> models to copy into free pages
+        self._first: dict[int, deque[Instance]] = {}  # GPU index -> models to copy into free pages
         self._unsettled: dict[int, dict[int, bool]] = {}  # model id -> GPU index -> still queued
         self._unloaded = cluster.changes.follow_unloaded()
 
     # --------------------------------------------------------------------------- what a rule is
 
     def asked_for(self, request: Request, *, now_ns: int) -> None:
-        """`request` arrived (whatever becomes of it), or came back from an action that failed."""
+        """`request` arrived (it may be refused later), or came back from a failed action."""
         raise NotImplementedError
 
-    def short_of(self, model: Model, *, now_ns: int) -> None:
+    def short_of(self, model: Instance, *, now_ns: int) -> None:
         """A request of `model` was lost although GPUs hold it: more of them could have served it."""
 
     def _load_done(self, action: ActionState, *, ok: bool, end_ns: int, duration_ns: int) -> None:
@@ -110,7 +110,7 @@ class Placement:
 
     # -------------------------------------------------------------------------------- facts
 
-    def model_loaded(self, model: Model, gpus: list[Gpu]) -> None:
+    def model_loaded(self, model: Instance, gpus: list[Gpu]) -> None:
         """`model` is in the host memory of the worker of `gpus`."""
         for gpu in gpus:
             if model.model_id not in gpu.resident and model.model_id not in gpu.loading:
@@ -128,7 +128,7 @@ class Placement:
             self._unsettled.get(model.model_id, {}).pop(gpu.index, None)
         self._gpu_removed(gpu)
 
-    def settled(self, model: Model) -> bool:
+    def settled(self, model: Instance) -> bool:
         """True when the first copies of `model` have arrived, or cannot."""
         awaited = self._unsettled.get(model.model_id)
         if not awaited:
@@ -141,7 +141,7 @@ class Placement:
             del self._unsettled[model.model_id]
         return not awaited
 
-    def load_ready_ns(self, gpu: Gpu, model: Model, now_ns: int) -> int | None:
+    def load_ready_ns(self, gpu: Gpu, model: Instance, now_ns: int) -> int | None:
         """When `model` could start on `gpu` if its load were sent now; None if it is not prepared."""
         if model.model_id not in gpu.worker.instances:
             return None
@@ -185,7 +185,7 @@ class Placement:
             if not models:
                 del self._first[index]
 
-    def _able_for(self, model: Model, now_ns: int) -> list[tuple[int, int, Gpu]]:
+    def _able_for(self, model: Instance, now_ns: int) -> list[tuple[int, int, Gpu]]:
         """GPUs that a load of `model` may be sent to as (when it could start, index, GPU), soonest first."""
         options = []
         for index, gpu in self._loaders.able(now_ns).items():
@@ -199,14 +199,29 @@ class Placement:
         options.sort()
         return options
 
-    def _swap(self, gpu: Gpu, victims: Iterable[Model], model: Model, now_ns: int) -> None:
+    def _swap(self, gpu: Gpu, victims: Iterable[Instance], model: Instance, now_ns: int) -> None:
         """Load `model` over `victims`."""
         for victim in victims:
             self._cluster.send_evict(gpu, victim, now_ns=now_ns)
         self._load(gpu, model, now_ns)
 
-    def _load(self, gpu: Gpu, model: Model, now_ns: int) -> None:
+    def _load(self, gpu: Gpu, model: Instance, now_ns: int) -> None:
         start_ns = max(now_ns + gpu.worker.transit.margin_ns, gpu.weights.busy_until_ns)
-        # Nobody waits for a particular start of a load; the window only sheds what is long stale.
+        # No plan depends on the exact start of a load; the window only drops loads that are long stale.
         latest_ns = start_ns + self._ahead_ns + NS_PER_S
         self._cluster.send_load(gpu, model, now_ns=now_ns, start_ns=start_ns, latest_ns=latest_ns)
+
+
+def least_recently_used(cluster: Cluster, gpu: Gpu, model: Instance) -> list[Instance] | None:
+    """Models to evict from `gpu` so that `model` fits, least recently used first and none that runs.
+
+    None if too few pages would become free.
+    """
+    free_pages, victims = gpu.free_pages, []
+    for victim in gpu.resident.values():
+        if free_pages >= model.pages:
+            break
+        if not cluster.in_use(gpu, victim):
+            victims.append(victim)
+            free_pages += victim.pages
+    return victims if free_pages >= model.pages else None

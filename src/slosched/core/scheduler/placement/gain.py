@@ -1,31 +1,32 @@
 """`gain`: the load that lets the most requests be in time for each millisecond of PCIe (our rule).
 
-Two things make weights on a GPU worth having. Requests that wait for them now, and would be in time if the
-load were sent now, count one each. Requests to come count by their model's `need` (popularity.py): each by the
-share of its SLO that loading first would take, since what has time for a load can be served either way.
+Weights on a GPU are worth having for two reasons. A request that waits for them now, and would be in time if
+the load were sent now, counts one. Future requests count by their model's `need` (popularity.py): each by the
+share of its SLO that loading first would take, because a request with time for a load can be served either way.
 
 1. A model is *wished for* when it is asked for and resident nowhere; and once more (`more`) when its requests
    are lost although GPUs hold it, or more of them wait than one batch takes. Wishes are tried in the order of
 
        key = first deadline that a load can make - load - exec - credit * load * (waiting + to come)
 
-   which is earliest deadline first with credit for those whom the same load serves. A wish that no deadline
-   is left for comes behind those that can still be met.
-2. It is tried on the GPUs that can take a load now. It goes where requests that wait can be in time, into
+   which is earliest deadline first with credit for the requests that the same load serves. A wish for which no
+   deadline is left comes behind those that can still be met.
+2. A wish is tried on the GPUs that can take a load now. It goes where waiting requests can be in time, into
    free pages if there are any, else where the most is gained: these requests, less what the victims lose.
-   Victims have no Infer outstanding; those with nobody waiting go first, of these those that no client uses,
-   then the least needed for each page. They lose the requests that wait for them, and those that will come
-   before they could be back: in the time of this load, one exec and their own load.
-3. What no load could serve in time, even on an idle GPU, is worth the future alone, and so is one copy more:
-   it is loaded over models that are needed clearly less and that nobody waits for, one copy more only on a GPU
-   that is idle. Anything else that nobody who waits would gain by is forgotten until it is asked for again.
+   Victims have no Infer outstanding; those without waiting requests go first, among these the ones that no
+   client uses, then the least needed for each page. A victim loses the requests that wait for it, and those
+   that will come before it could be back: in the time of this load, one exec and its own load.
+3. A model whose requests no load could serve in time, even on an idle GPU, is worth only its future, and so is
+   one more copy: it is loaded over models that are needed clearly less and have no waiting requests; one more
+   copy only on an idle GPU. Every other wish that helps no waiting request is forgotten until the model is
+   asked for again.
 4. A wish that is worth a load and found no room is tried again after a part of a load's time, and as soon as
    an Infer ends on a GPU that was full.
 
-So two models in use never push each other out for nothing: each load over something serves somebody who
-waits, or raises what the GPU is worth by a margin. And whoever has time for a load does not wait in vain
-beside an idle GPU: there, everything is a victim. A copy that others hold too is worth as much of the model's
-need as keeps the others busy, or what was lost lately for want of one (`Score.shortage`).
+So two models in use never evict each other for nothing: each load over another model serves a waiting request,
+or raises the worth of the GPU by a margin. A request with time for a load does not wait in vain beside an idle
+GPU: there, every model is a victim. A copy that other GPUs hold too is worth as much of the model's need as
+keeps the others busy, or the requests lost lately for want of one (`Score.shortage`).
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ from itertools import islice
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.placement.base import Placement
 from slosched.core.scheduler.placement.popularity import Popularity, cold_ns
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.state import ActionState, Gpu, Instance, Request
 
-#: What is loaded for the future alone must be needed so much more than what it takes the place of.
+#: A model loaded for its future alone must be needed more than its victims by this factor.
 _CLEARLY = 1.25
-#: Loads' times that each request served by the same load is worth against urgency.
+#: The credit of each request served by the same load, in load times.
 _CREDIT = 1.0
 #: A wish that found no room waits this share of its load's time.
 _AGAIN = 0.25
-#: In one step so many wishes are tried, on so many GPUs each, among so many victims.
+#: Limits of one step: wishes tried, GPUs tried for each, and victims examined on each.
 _WISHES_TRIED = 8
 _GPUS_TRIED = 8
 _VICTIMS_LOOKED_AT = 64
@@ -57,7 +58,7 @@ _NEVER_NS = 2**62
 class _Wish:
     """A model that should be loaded; `more`: although GPUs hold it already."""
 
-    model: Model
+    model: Instance
     more: bool
     slo_ns: int = _NEVER_NS  # the shortest that it was asked for with
     entry: int = 0  # its entry in a heap that holds; older ones are skipped
@@ -65,9 +66,9 @@ class _Wish:
 
 @dataclass(slots=True, eq=False)
 class _Victims:
-    """Who would go, how many requests wait for them, and what they are needed (a score)."""
+    """Models that would be evicted, the number of requests that wait for them, and their need (a score)."""
 
-    models: list[Model]
+    models: list[Instance]
     waiting: int
     need: float
     lost: float  # requests that wait and will come before they are back
@@ -91,30 +92,28 @@ class GainPlacement(Placement):
         #: Wishes that found too many pages in use, and where: GPU -> the action that ran there.
         self._held: dict[int, _Wish] = {}
         self._full: dict[int, tuple[Gpu, ActionState]] = {}
-        #: What decisions cost: wishes tried, and models looked at for who would make room.
+        #: The cost of decisions: wishes tried, and models examined as victims.
         self.wishes_tried = 0
         self.victims_looked_at = 0
-        self._order: dict[int, list[Model]] = {}  # GPU index -> victims, until anything is sent
+        self._order: dict[int, list[Instance]] = {}  # GPU index -> victims, until anything is sent
         self._goes_on_ns: int | None = None  # there is more to try, in the next step
 
     # -------------------------------------------------------------------------------- facts
 
     def asked_for(self, request: Request, *, now_ns: int) -> None:
         self._popularity.asked(request, now_ns=now_ns)
-        model = request.model
+        model = request.instance
         if not model.resident_on:
             self._want(model, more=False, slo_ns=request.slo_ns)
-        elif len(model.queue) >= self._max_batch and len(model.resident_on) < len(
-            self._cluster.gpus
-        ):
+        elif model.queued >= self._max_batch and len(model.resident_on) < len(self._cluster.gpus):
             self._want(model, more=True)
 
-    def short_of(self, model: Model, *, now_ns: int) -> None:
+    def short_of(self, model: Instance, *, now_ns: int) -> None:
         if len(model.resident_on) < len(self._cluster.gpus):
             self._popularity.short(model)
             self._want(model, more=True)
 
-    def _want(self, model: Model, *, more: bool, slo_ns: int = _NEVER_NS) -> None:
+    def _want(self, model: Instance, *, more: bool, slo_ns: int = _NEVER_NS) -> None:
         model_id = model.model_id
         wish = self._wishes.get(model_id)
         if wish is None:
@@ -125,13 +124,13 @@ class GainPlacement(Placement):
         self._fresh[model_id] = wish
 
     def _load_done(self, action: ActionState, *, ok: bool, end_ns: int, duration_ns: int) -> None:
-        model = action.model
-        if not ok and model.queue and not model.resident_on:
+        model = action.instance
+        if not ok and model.waits and not model.resident_on:
             self._want(model, more=False)
 
     def _gpu_removed(self, gpu: Gpu) -> None:
         for model in self._cluster.models.values():
-            if model.queue and not model.resident_on:
+            if model.waits and not model.resident_on:
                 self._want(model, more=False)
 
     # ----------------------------------------------------------------------------- decisions
@@ -176,7 +175,7 @@ class GainPlacement(Placement):
         self._goes_on_ns = now_ns + 1
 
     def _look_for_room(self) -> None:
-        """Try those again that found too many pages in use if anything ended there."""
+        """Try wishes again that found too many pages in use, if an Infer ended there."""
         for gpu, action in self._full.values():
             outstanding = gpu.exec.outstanding
             if not outstanding or outstanding[0] is not action:
@@ -209,7 +208,7 @@ class GainPlacement(Placement):
 
     def _key(self, wish: _Wish, now_ns: int) -> float:
         model = wish.model
-        waiting, queue = 0, model.queue
+        waiting, queue = 0, model.waiting()
         first_ns = now_ns + 2 * model.weights_ns
         if queue and not wish.more:
             if not self._heeds_deadlines:
@@ -229,9 +228,9 @@ class GainPlacement(Placement):
         model = wish.model
         self.wishes_tried += 1
         if (model.resident_on and not wish.more) or (model.loading_on and not model.resident_on):
-            return True  # it is there, or on its way
+            return True  # it is resident, or being loaded
         best: tuple[bool, bool, float, int, int] | None = None
-        choice: tuple[Gpu, list[Model]] | None = None
+        choice: tuple[Gpu, list[Instance]] | None = None
         for ready_ns, index, gpu in self._able_for(model, now_ns)[:_GPUS_TRIED]:
             if wish.more and gpu.exec.outstanding:
                 continue  # it would only bring the next GPU that is busy
@@ -262,40 +261,44 @@ class GainPlacement(Placement):
         self._swap(*choice, model, now_ns)
         self._order.clear()
         for victim in choice[1]:
-            if victim.queue and not victim.resident_on:
+            if victim.waits and not victim.resident_on:
                 self._want(victim, more=False)
         return True
 
-    def _served(self, model: Model, gpu: Gpu, ready_ns: int) -> int:
+    def _served(self, model: Instance, gpu: Gpu, ready_ns: int) -> int:
         """Requests that wait for `model` and could be in time on `gpu`, starting at `ready_ns`."""
-        queue = model.queue
+        queue = model.waiting()
         if not queue or not self._heeds_deadlines:
             return len(queue)
-        needs_ns = gpu.exec_table(model).single.expected_ns + gpu.worker.returns.expected_ns
+        needs_ns = gpu.exec_table(model.queue).single.expected_ns + gpu.worker.returns.expected_ns
         return len(queue) - bisect_left(queue, ready_ns + needs_ns, key=_deadline_ns)
 
-    def _hopes(self, model: Model, now_ns: int) -> bool:
-        """Whether some request that waits could be in time if nothing were in the way."""
-        queue = model.queue
+    def _hopes(self, model: Instance, now_ns: int) -> bool:
+        """Whether some waiting request could be in time on an idle GPU."""
+        queue = model.waiting()
         if not queue or not self._heeds_deadlines:
             return bool(queue)
         return queue[-1].deadline_ns >= now_ns + cold_ns(model)
 
-    def _takes_ns(self, gpu: Gpu, model: Model) -> int:
-        """From now until an answer of `model`, loaded on `gpu` with nothing else to do, would be here."""
+    def _takes_ns(self, gpu: Gpu, model: Instance) -> int:
+        """Time until an answer of `model` would be here if `gpu` were idle and loaded it now."""
         worker = gpu.worker
-        ways_ns = (
+        latencies_ns = (
             2 * worker.transit.margin_ns + worker.returns.margin_ns + worker.returns.expected_ns
         )
-        return ways_ns + gpu.transfer(model).margin_ns + gpu.exec_table(model).single.expected_ns
+        return (
+            latencies_ns
+            + gpu.transfer(model).margin_ns
+            + gpu.exec_table(model.queue).single.expected_ns
+        )
 
-    def _pays(self, model: Model, served: int, victims: _Victims, now_ns: int) -> bool:
+    def _pays(self, model: Instance, served: int, victims: _Victims, now_ns: int) -> bool:
         if served > victims.lost:
             return True
         worth = self._worth(model, len(model.resident_on), now_ns)
         return not victims.waiting and worth > _CLEARLY * victims.need
 
-    def _worth(self, model: Model, others: int, now_ns: int) -> float:
+    def _worth(self, model: Instance, others: int, now_ns: int) -> float:
         """The score of what would be lost without one copy of `model` if `others` GPUs hold it."""
         if not model.clients:
             return 0.0
@@ -305,8 +308,8 @@ class GainPlacement(Placement):
         busy = self._popularity.per_ns(score.asked, now_ns) * model.b1_ns
         return max(score.need * min(1.0, busy / others), score.shortage / others)
 
-    def _victims(self, gpu: Gpu, model: Model, now_ns: int) -> _Victims | None:
-        """Who makes room for `model` on `gpu`; None if those that may go are too small together."""
+    def _victims(self, gpu: Gpu, model: Instance, now_ns: int) -> _Victims | None:
+        """The models that make room for `model` on `gpu`; None if those that may go free too few pages."""
         order = self._order.get(gpu.index)
         if order is None:
             order = self._order[gpu.index] = self._in_order(gpu, now_ns)
@@ -315,7 +318,7 @@ class GainPlacement(Placement):
         away_ns = cold_ns(model)
         for victim in order:
             worth = self._worth(victim, len(victim.resident_on) - 1, now_ns)
-            waiting = len(victim.queue) if len(victim.resident_on) == 1 else 0
+            waiting = victim.queued if len(victim.resident_on) == 1 else 0
             found.models.append(victim)
             found.need += worth
             found.waiting += waiting
@@ -326,13 +329,13 @@ class GainPlacement(Placement):
                 return found
         return None
 
-    def _in_order(self, gpu: Gpu, now_ns: int) -> list[Model]:
+    def _in_order(self, gpu: Gpu, now_ns: int) -> list[Instance]:
         ranked = []
         for place, model in enumerate(islice(gpu.resident.values(), _VICTIMS_LOOKED_AT)):
             self.victims_looked_at += 1
             if self._cluster.in_use(gpu, model):
                 continue
-            waits = bool(model.queue) and len(model.resident_on) == 1
+            waits = model.waits and len(model.resident_on) == 1
             worth = self._worth(model, len(model.resident_on) - 1, now_ns) / model.pages
             ranked.append((waits, bool(model.clients), worth, place, model))
         ranked.sort(key=lambda entry: entry[:4])

@@ -1,8 +1,10 @@
 """What a scheduling policy is: it owns the queues, and decides through a `Cluster`'s verbs.
 
-A policy is one file and one line in `POLICIES`; published/ holds replicas, baselines/ what to compare with. It
-sees a request once through `enqueue` (and again after a failed action), and must end each one: put it into an
-action, or `refuse` it with a code and a reason.
+A policy is one file, and its class in the list of `policies/__init__.py`; published/ holds replicas, baselines/
+what to compare with. It receives a request once through `enqueue` (and again after a failed action), and must
+end each one: put it into an action, or `refuse` it with a code and a reason. What it notes about a request it
+keeps itself, by `Request.key`, or in `Request.policy_data`, which no other code touches and which goes with the
+request.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.policies.about import About
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.state import ActionState, Gpu, Instance, Request
 
 
 class Refusals(Protocol):
@@ -40,10 +42,10 @@ class Policy(Protocol):
         """A request arrived, or came back from a failed action. Queue it or refuse it."""
 
     def forget(self, request: Request) -> None:
-        """The request was answered by somebody else (cancelled, its client gone): unqueue it."""
+        """The request is answered from outside (cancelled, its client gone): unqueue it."""
 
     def plan(self, *, now_ns: int) -> None:
-        """Commit and refuse what should be by now."""
+        """Send and refuse everything that is due by now."""
 
     def next_wakeup_ns(self) -> int | None:
         """When `plan` must run although nothing happens."""
@@ -60,11 +62,11 @@ class Policy(Protocol):
 
     def gpu_removed(self, gpu: Gpu) -> None: ...
 
-    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
+    def model_loaded(self, model: Instance, gpus: list[Gpu], *, now_ns: int) -> None:
         """`model` is in the host memory of the worker of `gpus`, so its weights can go there."""
 
-    def settled(self, model: Model) -> bool:
-        """True when nothing that was begun for a newly loaded `model` is under way any more."""
+    def settled(self, model: Instance) -> bool:
+        """Whether everything that was begun for a newly loaded `model` has ended."""
 
 
 @runtime_checkable
@@ -72,14 +74,14 @@ class LoadsByDemand(Protocol):
     """A policy whose placement takes demand from outside the policy's queues."""
 
     def asked_for(self, request: Request, *, now_ns: int) -> None:
-        """`request` waits in the policy's queue, and its model's weights made way (second_tries.py)."""
+        """`request` waits in the policy's queue, and its model's weights were evicted (second_tries.py)."""
 
 
 NOT_OFFERED = "no connected GPU has this model ready"
 LAST_ONE_LOST = "the last GPU that had it was lost"
 
 
-def is_offered(cluster: Cluster, model: Model) -> bool:
+def is_offered(cluster: Cluster, model: Instance) -> bool:
     """True if a connected GPU has the model in its host memory and pages enough for its weights."""
     return any(
         model.model_id in gpu.worker.instances and gpu.pages >= model.pages
@@ -88,5 +90,5 @@ def is_offered(cluster: Cluster, model: Model) -> bool:
 
 
 def soonest(*times_ns: int | None) -> int | None:
-    """The first of those times that there are."""
+    """The earliest of the times that are not None; None if all are."""
     return min((ns for ns in times_ns if ns is not None), default=None)

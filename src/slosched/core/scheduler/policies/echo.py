@@ -1,6 +1,6 @@
 """ECHO: every inference is answered at once with success and an empty output (Clockwork).
 
-It measures everything but the GPUs: the clients, the wire and the controller's event loop.
+It measures everything except the GPUs: the clients, the wire and the controller's event loop.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import Refusals
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.state import ActionState, Gpu, Instance, Request
 
 
 class Echo:
@@ -48,8 +48,8 @@ class Echo:
     def gpu_removed(self, gpu: Gpu) -> None:
         """GPUs are not used."""
 
-    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
+    def model_loaded(self, model: Instance, gpus: list[Gpu], *, now_ns: int) -> None:
         """Weights are not moved."""
 
-    def settled(self, model: Model) -> bool:
+    def settled(self, model: Instance) -> bool:
         return True

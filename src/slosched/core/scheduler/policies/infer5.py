@@ -1,10 +1,10 @@
 """INFER5, our form: the GPU time that is about to be free goes to the most urgent *batch*.
 
-Decided when a request arrives or a GPU opens (dispatch_windows.py), and at no other time. For the open GPU
+It decides when a request arrives or a GPU opens (dispatch_windows.py), and at no other time. For the open GPU
 that can start soonest, at s:
 
 1. every request that cannot be in time even alone, starting at s, is answered at once;
-2. for each model and batch class b, step over the i oldest requests that are too old for b; the k
+2. for each model and batch class b, the i oldest requests that are too old for b are skipped; the k
    that follow are a candidate if k is more than the next smaller class holds, and if a padded batch
    (k < b) costs no more GPU time for each request than that class does when full;
 3. the smallest key goes, where e is the exec time of b, and everything is in units of the model's b1:
@@ -13,23 +13,23 @@ that can start soonest, at s:
        g = 1.9 + 3.45 x      l = 3.3 + 4 x      delta = 0.24 - 0.17 x
 
    d_first is the first deadline of the batch, d_head that of the model's oldest request, and k counts each
-   request as its weight once requests are lost (weights.py): a batch takes those that are worth most;
-4. those stepped over stay for smaller classes, until rule 1 answers them, with code 7;
+   request as its weight once requests are lost (weights.py): a batch takes the most valuable ones;
+4. skipped requests stay for smaller classes, until rule 1 answers them, with code 7;
 5. a request that arrives is refused at once if a forecast of its queue gives it no chance (forecast.py).
 
-It is earliest virtual deadline first with credit for serving many at once. x is the share of requests
-lost lately: the more is lost, the more efficiency counts against urgency. A model that was passed over
-for long has a turn before all this (anti_starvation.py).
+This is earliest virtual deadline first with credit for serving many at once. x is the share of requests
+lost lately: the more requests are lost, the more efficiency counts against urgency. A model that was starved
+has a turn before all this (anti_starvation.py).
 
-A promise leaves the exec estimator's margin and the worker's return margin before the deadline; behind
-another inference also that one's margin, the two as independent errors add up (root of the squares). A
+A promise leaves the exec estimator's margin and the margin of the worker's return latency before the deadline;
+behind another inference also that one's margin, the two as independent errors add up (root of the squares). A
 single request on an idle GPU needs no promise: it is sent when it is likely to be in time, and refused
 only when it is not. The worker gets the latest start at which half the batch would still be in time,
 and refuses the action after it.
 
-Nothing is rescanned: GPUs stand in the order in which they are free (gpus_by_free_time.py), waiting models in
-that of a bound on their keys (urgency.py), and a GPU that nothing could go to is asked again when
-something changed for it (dispatch_windows.py). The decisions are those of a full scan.
+Nothing is rescanned: GPUs are kept in the order in which they become free (gpus_by_free_time.py), waiting
+models in the order of a bound on their keys (urgency.py), and a GPU for which no batch was found is asked again
+only when something changed for it (dispatch_windows.py). The decisions are those of a full scan.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ from slosched.core.scheduler.plans import (
 from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import Refusals
 from slosched.core.scheduler.policies.placements import make_placement
-from slosched.core.scheduler.queues import first_from, take_by_deadline
+from slosched.core.scheduler.queues import first_from, take_by_due
 from slosched.core.scheduler.shares import Shares
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.state import ActionState, Gpu, Instance, Queue, Request
 from slosched.core.scheduler.urgency import (
     CREDIT,
     CREDIT_SLOPE,
@@ -86,12 +86,12 @@ _FLOODED, _SPARE_COST = 0.3, 1.25
 #: When no other model waits, splitting into a smaller full batch and a follow-up is possible, so a padded
 #: batch must beat it by this factor.
 _PADDING_GAIN = 1.07
-#: So few waiting models are looked at without putting them in order.
-_FEW_MODELS = 3
+#: Up to this number of waiting models are examined in any order.
+_FEW_QUEUES = 3
 _NO_KEY = math.inf
 
-#: A batch: model, requests stepped over, requests taken, class.
-_Choice = tuple[Model, int, int, int]
+#: A batch: queue, number of requests skipped, number taken, batch class.
+_Choice = tuple[Queue, int, int, int]
 
 
 class Infer5:
@@ -111,8 +111,8 @@ class Infer5:
         self._windows = DispatchWindows(cluster)
         self._placement = make_placement(cluster)
         self._urgency = Urgency()
-        self._waiting = self._urgency.waiting  # models with queued requests
-        self._fresh: dict[int, Model] = {}  # with requests that no GPU was asked about yet
+        self._waiting = self._urgency.waiting  # queues with requests
+        self._fresh: dict[int, Queue] = {}  # queues with requests that no GPU was offered yet
         self._expiry = ExpiryHeap()  # by the latest start that is likely in time
         self._anti_starvation = AntiStarvation()
         self._unloaded = cluster.changes.follow_unloaded()
@@ -120,11 +120,12 @@ class Infer5:
         early = cluster.config.early_refusal
         self._forecast = Forecast(early) if early else None
         self._loss = 0.0
-        self._unit = 1.0  # the weight of those that are lost: it counts as 1
+        self._unit = 1.0  # the average weight of lost requests, which counts as 1
         self._now_ns = 0
-        #: More are hopeless than a step answers: who cannot start from here on in time. 0: all are answered.
+        #: More requests are hopeless than one step answers: those that cannot be in time with a start from this
+        #: time on. 0: all are answered.
         self._hopeless_ns = 0
-        #: What decisions cost: GPUs looked at for a request, GPUs asked for a batch, and models for that.
+        #: The cost of decisions: GPUs examined for a request, GPUs asked for a batch, models examined for that.
         self.gpus_looked_at = 0
         self.gpus_asked = 0
         self.models_looked_at = 0
@@ -132,7 +133,7 @@ class Infer5:
     # -------------------------------------------------------------------------------- facts
 
     def enqueue(self, request: Request, *, now_ns: int) -> None:
-        model = request.model
+        queue = request.queue
         self._placement.asked_for(request, now_ns=now_ns)
         latest_ns, start_ns, exec_ns = self._best_plan(request, now_ns)
         if start_ns > latest_ns:
@@ -145,37 +146,43 @@ class Infer5:
         if value != 1.0 or request.policy_data is not None:
             standing_of(request).value = value
         forecast = self._forecast
-        if not (forecast is None or forecast.idle) and self._can_be_forecast(request):
+        # A request that is worth more than lost ones goes before them: then the forecast does not apply.
+        if (
+            forecast is not None
+            and not forecast.idle
+            and value <= 1.0
+            and self._can_be_forecast(request)
+        ):
             start_ns = forecast.hopeless_start_ns(request, latest_ns, now_ns=now_ns)
             if start_ns:
                 self._refuse_early(request, start_ns, exec_ns, now_ns)
                 return
-        queue = model.queue
-        if queue and request < queue[-1]:
-            insort(queue, request)
+        requests = queue.requests
+        if requests and request < requests[-1]:
+            insort(requests, request)
         else:
-            queue.append(request)
+            requests.append(request)
         if value != 1.0:
-            self._urgency.weighs(model, value)
-        self._urgency.grew(model)
-        self._fresh[model.model_id] = model
+            self._urgency.weighs(queue, value)
+        self._urgency.grew(queue)
+        self._fresh[queue.queue_id] = queue
         self._expiry.push(latest_ns, request)
 
     def forget(self, request: Request) -> None:
-        model = request.model
-        take_by_deadline(model.queue, request)
-        if value_of(request) != 1.0:
-            self._urgency.weighs_no_more(model, 1)
-        self._urgency.shrank(model)
+        queue = request.queue
+        take_by_due(queue.requests, request)
+        if request.policy_data is not None and value_of(request) != 1.0:
+            self._urgency.weighs_no_more(queue, 1)
+        self._urgency.shrank(queue)
 
     def action_done(
         self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
     ) -> None:
         """The cluster's own predictions are enough; the bounds on keys must hold for them."""
         if duration_ns and action.requests:
-            batch, name = action.batch_class, action.model.name
-            expected_ns = action.gpu.tables[name].estimators[batch].expected_ns
-            self._urgency.measured(name, batch, expected_ns)
+            batch, program = action.batch_class, action.queue.program
+            expected_ns = action.gpu.tables[program].estimators[batch].expected_ns
+            self._urgency.measured(program, batch, expected_ns)
         else:
             self._placement.action_done(action, code=code, end_ns=end_ns, duration_ns=duration_ns)
 
@@ -185,7 +192,7 @@ class Infer5:
     def gpu_removed(self, gpu: Gpu) -> None:
         self._placement.gpu_removed(gpu)
 
-    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
+    def model_loaded(self, model: Instance, gpus: list[Gpu], *, now_ns: int) -> None:
         if gpus:
             loaded = gpus[0].worker.prepared[model.name]
             exec_ns = dict(zip(loaded.batch_sizes, loaded.exec_ns, strict=True))
@@ -196,7 +203,7 @@ class Infer5:
     def asked_for(self, request: Request, *, now_ns: int) -> None:
         self._placement.asked_for(request, now_ns=now_ns)
 
-    def settled(self, model: Model) -> bool:
+    def settled(self, model: Instance) -> bool:
         return self._placement.settled(model)
 
     def next_wakeup_ns(self) -> int | None:
@@ -217,7 +224,7 @@ class Infer5:
     # ------------------------------------------------------------------------------ feasibility
 
     def _best_plan(self, request: Request, now_ns: int) -> Plan:
-        plan = self._resident_plan if request.model.resident_on else self._loading_plan
+        plan = self._resident_plan if request.instance.resident_on else self._loading_plan
         return plan(request, now_ns)
 
     def _loading_plan(self, request: Request, now_ns: int) -> Plan:
@@ -237,20 +244,18 @@ class Infer5:
             reason = why_refused(request, start_ns, exec_ns, now_ns)
         self._lost(request, now_ns)
         code = Code.COULD_NOT_START_IN_TIME
-        if request.attempts:  # it came back from an action that failed
+        if request.attempts:  # its first action failed
             code, reason = Code.TIMED_OUT, f"no second try fits: {reason}"
         self._refusals.refuse(request, code, reason, start_ns=start_ns, exec_ns=exec_ns)
 
     def _can_be_forecast(self, request: Request) -> bool:
-        """False where the past says little: weights must be loaded first, an action failed, or the request
-        is worth more than those that are lost, and goes before them.
-        """
-        return bool(request.model.resident_on) and not request.attempts and value_of(request) <= 1.0
+        """False where the recent past does not apply: weights must be loaded first, or an action failed."""
+        return bool(request.instance.resident_on) and not request.attempts
 
     def _refuse_early(self, request: Request, start_ns: int, exec_ns: int, now_ns: int) -> None:
         reason = why_refused_early(request, start_ns, exec_ns, now_ns)
         self._lost(request, now_ns)
-        self._anti_starvation.lost(request.model, now_ns=now_ns)
+        self._anti_starvation.lost(request.queue, now_ns=now_ns)
         code = Code.COULD_NOT_START_IN_TIME
         self._refusals.refuse(request, code, reason, start_ns=start_ns, exec_ns=exec_ns)
 
@@ -258,15 +263,15 @@ class Infer5:
         self._loss += _LOSS_WEIGHT * (1.0 - self._loss)
         if request.weight != self._unit:
             self._unit += _LOSS_WEIGHT * (request.weight - self._unit)
-        if request.model.resident_on:
-            self._placement.short_of(request.model, now_ns=now_ns)
+        if request.instance.resident_on:
+            self._placement.short_of(request.instance, now_ns=now_ns)
 
     def _answer_hopeless(self, now_ns: int) -> None:
-        """Rule 1, over all models: who cannot start in time anywhere is answered now, of very many some."""
+        """Rule 1: answer requests that cannot start in time anywhere; as many as one step may answer."""
         self._hopeless_ns = 0
         first_ns, order = self._expiry.first_ns(), self._cluster.free_order.entries
         soonest_ns = NEVER_NS
-        if order:  # no GPU starts anything decided from now on before this
+        if order:  # no GPU can start a new action before this
             soonest_ns = now_ns + self._cluster.paths.least_transit_ns
             if order[0][0] > soonest_ns:
                 soonest_ns = order[0][0]
@@ -275,14 +280,14 @@ class Infer5:
         for request in self._expiry.pop_some(soonest_ns, self._cluster.slices):
             latest_ns, start_ns, exec_ns = self._best_plan(request, now_ns)
             if start_ns <= latest_ns and latest_ns >= soonest_ns:
-                # The estimates moved since it was queued: it has hope again.
+                # Estimates have moved since it was queued: it may be in time again.
                 self._expiry.push(latest_ns, request)
                 continue
             self.forget(request)
             self._lost(request, now_ns)
-            self._anti_starvation.lost(request.model, now_ns=now_ns)
+            self._anti_starvation.lost(request.queue, now_ns=now_ns)
             if self._forecast is not None:
-                self._forecast.lost(request.model, now_ns=now_ns)
+                self._forecast.lost(request.queue, now_ns=now_ns)
             code, reason = why_given_up(
                 request, exec_ns, now_ns, stepped_over=was_stepped_over(request)
             )
@@ -292,10 +297,10 @@ class Infer5:
         if due_ns is not None and due_ns < soonest_ns:
             self._hopeless_ns = soonest_ns
 
-    def _hopeless(self, gpu: Gpu, model: Model) -> int:
-        """How many requests of `model` are hopeless and not answered yet, as `gpu` would have it."""
-        needs_ns = gpu.tables[model.name].single.expected_ns + gpu.worker.returns.expected_ns
-        return first_from(model.queue, self._hopeless_ns + needs_ns)
+    def _hopeless(self, gpu: Gpu, queue: Queue) -> int:
+        """The number of unanswered requests of `queue` that are hopeless by the times of `gpu`."""
+        needs_ns = gpu.tables[queue.program].single.expected_ns + gpu.worker.returns.expected_ns
+        return first_from(queue.requests, self._hopeless_ns + needs_ns - queue.rest_ns)
 
     # ------------------------------------------------------------------------------- decisions
 
@@ -316,22 +321,20 @@ class Infer5:
                 self._answer_hopeless(now_ns)
 
     def _give_work(self, now_ns: int) -> bool:
-        """Ask every open GPU that something may go to, soonest first. True if anything was sent."""
+        """Find work for each open GPU that may have some, soonest first. True if anything was sent."""
         windows, waiting = self._windows, self._waiting
-        widely_held: dict[
-            int, Model
-        ] = {}  # fresh ones on many GPUs, each of which may have one for it
-        for model_id, model in self._fresh.items():
-            if model_id not in waiting:
+        widely_held: dict[int, Queue] = {}  # fresh queues whose instances many GPUs hold
+        for queue_id, queue in self._fresh.items():
+            if queue_id not in waiting:
                 continue
-            if not windows.ask_holders(model.resident_on):
-                widely_held[model_id] = model
+            if not windows.ask_holders(queue.instance.resident_on):
+                widely_held[queue_id] = queue
         sent = False
         if widely_held:
             for start_ns, index, gpu in windows.in_order(now_ns):
-                if index in windows.to_ask or any(i in gpu.resident for i in widely_held):
+                if index in windows.to_ask or _holds_any(gpu, widely_held):
                     sent |= self._ask(gpu, start_ns, now_ns)
-                    widely_held = {i: m for i, m in widely_held.items() if i in waiting}
+                    widely_held = {i: q for i, q in widely_held.items() if i in waiting}
                     if not widely_held:
                         break
         if waiting and windows.to_ask:
@@ -358,38 +361,39 @@ class Infer5:
         return True
 
     def _with_time_to_spare(self, gpu: Gpu, choice: _Choice, start_ns: int) -> _Choice:
-        """A batch whose answers have a client's way to spare, if each takes little more exec time."""
+        """A batch whose answers leave time for the client's network latency, if it costs little more."""
         worker = gpu.worker
         to_spare_ns = worker.transit.expected_ns + worker.returns.expected_ns
         sparing, _ = self._best_batch(gpu, start_ns + to_spare_ns)
         if sparing is None:
             return choice
         cost_ns, other_ns = (
-            gpu.tables[model.name].estimators[batch].expected_ns / taken
-            for model, _, taken, batch in (choice, sparing)
+            gpu.tables[queue.program].estimators[batch].expected_ns / taken
+            for queue, _, taken, batch in (choice, sparing)
         )
         return choice if other_ns > cost_ns * _SPARE_COST else sparing
 
     def _turn(self, gpu: Gpu, start_ns: int, now_ns: int) -> _Choice | None:
-        """What must run next on `gpu` because it was held back for long; None is what is usual."""
+        """A batch of a starved model that must run next on `gpu`; None: decide as usual."""
         while self._unloaded:
-            self._anti_starvation.gone(self._unloaded.popitem()[1])
+            for queue in self._unloaded.popitem()[1].queues:
+                self._anti_starvation.gone(queue)
         due = self._anti_starvation.due(now_ns)
         if not due:
             return None
-        for model in due:
-            if model.queue:
-                choice, _ = self._best_batch(gpu, start_ns, ((-_NO_KEY, 0, model),))
+        for queue in due:
+            if queue.requests:
+                choice, _ = self._best_batch(gpu, start_ns, ((-_NO_KEY, 0, queue),))
                 if choice is not None:
                     return choice
-        self._anti_starvation.in_vain(due)
+        self._anti_starvation.none_fits(due)
         return None
 
     def _in_order(self, gpu: Gpu) -> Iterable[Entry]:
-        """Waiting models that `gpu` may hold, by the bound on their keys."""
+        """Waiting queues that `gpu` may serve, ascending by the bound on their keys."""
         waiting, urgency = self._waiting, self._urgency
-        if len(waiting) <= _FEW_MODELS:
-            return [(0.0, urgency.since[i], m) for i, m in waiting.items()]
+        if len(waiting) <= _FEW_QUEUES:
+            return [(0.0, urgency.since[i], q) for i, q in waiting.items()]
         if len(gpu.resident) * 4 < len(waiting):
             return urgency.among(gpu.resident.values(), self._loss)
         return urgency.in_order(self._loss)
@@ -406,8 +410,8 @@ class Infer5:
     def _best_batch(
         self, gpu: Gpu, start_ns: int, entries: Iterable[Entry] | None = None
     ) -> tuple[_Choice | None, bool]:
-        """The batch of the smallest key, of the models in `entries` if given; whether some model is here
-        whose requests all are too old.
+        """Return the batch of the smallest key (among `entries` if given), and whether some resident model
+        has only requests that are too old.
         """
         best: _Choice | None = None
         best_key, best_since, all_late, looked_at = _NO_KEY, 0, False, 0
@@ -420,20 +424,20 @@ class Infer5:
         resident, tables, weighted = gpu.resident, gpu.tables, self._urgency.weighted
         dearer = _PADDING_GAIN if len(self._waiting) == 1 else 1.0
         likely_floor_ns, spread_ns = self._before(gpu)
-        for bound, since, model in self._in_order(gpu) if entries is None else entries:
+        for bound, since, queue in self._in_order(gpu) if entries is None else entries:
             if bound > best_key + ROUNDING_NS:
                 break
             looked_at += 1
-            if model.model_id not in resident:
+            if queue.instance.model_id not in resident:
                 continue
-            queue = model.queue
-            waiting = len(queue)
-            table = tables[model.name]
+            requests, rest_ns = queue.requests, queue.rest_ns
+            waiting = len(requests)
+            table = tables[queue.program]
             single_ns = table.single.expected_ns
-            hopeless = self._hopeless(gpu, model) if self._hopeless_ns else 0
+            hopeless = self._hopeless(gpu, queue) if self._hopeless_ns else 0
             if hopeless == waiting:
                 continue
-            first_ns = head_ns = queue[hopeless].deadline_ns
+            first_ns = head_ns = requests[hopeless].due_ns
             left, skipped, smaller, smaller_ns = waiting - hopeless, hopeless, 0, 0
             for batch, estimator in table.classes:
                 if left <= smaller:
@@ -446,19 +450,20 @@ class Infer5:
                     needs_ns = floor_ns + expected_ns + spare_ns
                 else:
                     needs_ns = floor_ns + estimator.margin_ns
+                needs_ns -= rest_ns  # in time is what ends by the deadline, not by the due date
                 if first_ns < needs_ns:
-                    skipped = first_from(queue, needs_ns, skipped + 1)
-                    first_ns = queue[skipped].deadline_ns if skipped < waiting else first_ns
+                    skipped = first_from(requests, needs_ns, skipped + 1)
+                    first_ns = requests[skipped].due_ns if skipped < waiting else first_ns
                 left = waiting - skipped
                 taken = left if left < batch else batch
-                # Padding must pay: at least as much served per millisecond as the full smaller class.
+                # Padding must pay: as many requests per millisecond as the full smaller class, or more.
                 if taken > smaller and (
                     taken == batch or taken * smaller_ns >= expected_ns * smaller * dearer
                 ):
                     value, batch_ns = float(taken), first_ns
-                    if weighted and model.model_id in weighted:
-                        aboard = worth_most(queue, skipped, taken, credit * single_ns, loss)
-                        value, batch_ns = value_aboard(aboard, loss), aboard[0].deadline_ns
+                    if weighted and queue.queue_id in weighted:
+                        aboard = worth_most(requests, skipped, taken, credit * single_ns, loss)
+                        value, batch_ns = value_aboard(aboard, loss), aboard[0].due_ns
                     key = (
                         batch_ns
                         + head_ns / 4
@@ -466,39 +471,39 @@ class Infer5:
                         + (penalty * (skipped - hopeless) - credit * value) * single_ns
                     )
                     if key < best_key or (key == best_key and since < best_since):
-                        best, best_key, best_since = (model, skipped, taken, batch), key, since
+                        best, best_key, best_since = (queue, skipped, taken, batch), key, since
                 smaller, smaller_ns = batch, expected_ns
             all_late |= skipped == waiting
         self.models_looked_at += looked_at
         return best, all_late
 
     def _take(self, gpu: Gpu, choice: _Choice) -> list[Request]:
-        """Take the batch's requests out of the queue, and mark those that it passed over."""
-        model, skipped, taken, _ = choice
-        queue = model.queue
-        if model.model_id not in self._urgency.weighted:
-            requests = queue[skipped : skipped + taken]
-            del queue[skipped : skipped + taken]
+        """Take the batch's requests out of the queue, and mark those that it skipped."""
+        queue, skipped, taken, _ = choice
+        waiting = queue.requests
+        if queue.queue_id not in self._urgency.weighted:
+            requests = waiting[skipped : skipped + taken]
+            del waiting[skipped : skipped + taken]
         else:
             credit = CREDIT + CREDIT_SLOPE * self._loss
-            single_ns = gpu.tables[model.name].single.expected_ns
+            single_ns = gpu.tables[queue.program].single.expected_ns
             requests, skipped = take_worth_most(
-                queue, skipped, taken, credit * single_ns, self._loss
+                waiting, skipped, taken, credit * single_ns, self._loss
             )
             weighted = sum(value_of(request) != 1.0 for request in requests)
-            self._urgency.weighs_no_more(model, weighted)
-        for request in queue[self._hopeless(gpu, model) if self._hopeless_ns else 0 : skipped]:
-            standing_of(request).stepped_over = True
-        self._urgency.shrank(model)
+            self._urgency.weighs_no_more(queue, weighted)
+        for request in waiting[self._hopeless(gpu, queue) if self._hopeless_ns else 0 : skipped]:
+            (request.policy_data or standing_of(request)).stepped_over = True
+        self._urgency.shrank(queue)
         self._loss *= (1.0 - _LOSS_WEIGHT) ** taken
         return requests
 
     def _commit(self, gpu: Gpu, choice: _Choice, start_ns: int, now_ns: int) -> int:
-        """Send the batch; returns the exec time that is expected of it."""
-        model, _, taken, batch = choice
+        """Send the batch. Returns its expected exec time, ns."""
+        queue, _, taken, batch = choice
         requests = self._take(gpu, choice)
-        expected_ns = gpu.tables[model.name].estimators[batch].expected_ns
-        # Half the batch would be late if it started after this; the others are worth replanning.
+        expected_ns = gpu.tables[queue.program].estimators[batch].expected_ns
+        # After this start, half the batch would be late; it is better to plan the rest anew.
         middle_ns = requests[(taken - 1) // 2].deadline_ns
         latest_ns = max(start_ns, middle_ns - expected_ns - gpu.worker.returns.expected_ns)
         self._cluster.send_infer(
@@ -511,7 +516,11 @@ class Infer5:
             latest_ns=latest_ns,
         )
         if self._forecast is not None and not self._forecast.idle:
-            self._forecast.served(requests, gpu.tables[model.name], expected_ns, now_ns=now_ns)
+            self._forecast.served(requests, gpu.tables[queue.program], expected_ns, now_ns=now_ns)
         if self._shares is not None:
             self._shares.given(requests, expected_ns, now_ns=now_ns)
         return expected_ns
+
+
+def _holds_any(gpu: Gpu, queues: dict[int, Queue]) -> bool:
+    return any(queue.instance.model_id in gpu.resident for queue in queues.values())

@@ -9,7 +9,6 @@ in words by the zygote, which reaps it and ends every process that it left behin
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
@@ -21,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from slosched import errors
+from slosched import child_processes, errors
 from slosched.clock import anchor_ns, now_ns
 from slosched.config import WorkerConfig
 from slosched.daemon.backends.cpu import wire
@@ -221,11 +220,12 @@ class Nursery:
         with far:
             # No PDEATHSIG: it would come with the end of the thread that calls this. The zygote ends when
             # its socket does, and everything that it started with it.
-            self._process = subprocess.Popen(
+            self._process = child_processes.start(
                 [sys.executable, "-c", _START, str(far.fileno()), json.dumps(sys.path)],
-                pass_fds=(far.fileno(),), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                start_new_session=True,
-            )  # fmt: skip
+                stdout=subprocess.DEVNULL,
+                stderr=None,
+                pass_fds=(far.fileno(),),
+            )
         near.setblocking(False)
         self._end = near
         self._watched[near.fileno()] = None
@@ -323,12 +323,7 @@ class Nursery:
             return
         if kill:
             process.kill()
-        try:
-            process.wait(1.0)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(1.0)
+        child_processes.end(process, within_s=1.0, ask=False)
 
 
 def _again(known: object, words: str) -> SloschedError:

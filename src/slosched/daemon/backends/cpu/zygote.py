@@ -26,11 +26,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from slosched.child_processes import end_with_parent
 from slosched.clock import now_ns, take_anchor
 from slosched.daemon.backends.cpu import wire
 from slosched.units import NS_PER_S
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_CHILD_SUBREAPER = 36
 _PIPE_BYTES = 1 << 20
 #: Of one child: characters of a line, and lines of a second; what is more is dropped, and counted.
 _LINE_AT_MOST = 400
@@ -177,7 +178,7 @@ class Zygote:
         self._poll.register(output, select.POLLIN)
 
     def _become_child(self, parent: int, fd: int, output: int) -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with_parent(signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(0)
         with contextlib.suppress(OSError):

@@ -1,9 +1,9 @@
 """Copies beside inference: weights onto the device, inputs to it, outputs back.
 
-Each copy is a generator that is advanced once per turn of the loop and yields wherever the loop should
-look round. The one thing here that takes the host's time is moving an input from the message it came in
-to pinned memory: that goes in pieces of 256 KiB (11 us, H200), and none is begun unless the exec lane can
-spare the thread for so long.
+Each copy is a generator that the loop advances once per turn and that yields wherever the loop should look at
+the exec lane. The only work here that takes the host's time is moving an input from its message to pinned
+memory: it is done in pieces of 256 KiB (11 us, H200), each begun only if the exec lane can spare the thread
+for that long.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from slosched.daemon.backends.cuda.program import BufferSet, Program, Use
 from slosched.messages import Span
 from slosched.units import NS_PER_US
 
-#: Host copies are made in pieces of this size, each begun only with so much time to spare.
+#: Size of a piece of a host copy.
 PIECE_BYTES = 256 * 1024
+#: A piece is begun only if the exec lane can spare the thread for this long.
 PIECE_NS = 40 * NS_PER_US
 
 _Steps = Generator[None, None, OpDone]
@@ -51,7 +52,7 @@ class _Held:
 class CopyLanes:
     """Copies for the models in `programs`, whose host images are in `images` (by name, one or more).
 
-    `spare_ns()` says for how long the exec lane can do without the thread.
+    `spare_ns()` returns for how long the exec lane can spare the thread.
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class CopyLanes:
     # --------------------------------------------------------------------- what others ask
 
     def weights_of(self, model_id: int, active: int, *, stay: bool) -> Weights:
-        """How the instance's weights get to `active`. Raises KeyError if they are not loaded."""
+        """The copies that bring the instance's weights to `active`. Raises KeyError if they are not loaded."""
         held = self._held[model_id]
         if not held.loaded:
             raise KeyError(model_id)
@@ -146,7 +147,7 @@ class CopyLanes:
         return self._buffers.get(action_id)
 
     def evict(self, model_id: int) -> None:
-        # A load that is still on its way runs on: the next one into these pages is behind it.
+        # A load that is still running continues: the next load into these pages runs after it.
         held = self._held.pop(model_id, None)
         if held is not None:
             self.pages.give(held.runs)
@@ -155,7 +156,7 @@ class CopyLanes:
         self._frames[action_id] = frames
 
     def drop(self, action_id: int) -> None:
-        """The action has ended without an answer of ours: nothing of it stays."""
+        """The action has failed: give up its inputs, outputs and buffers."""
         self._frames.pop(action_id, None)
         self._outputs.pop(action_id, None)
         self._give_back(action_id)

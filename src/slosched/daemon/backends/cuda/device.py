@@ -6,23 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 
 from slosched.clock import Clock, now_ns
 from slosched.codes import Code
-from slosched.core.worker.interface import Op, OpDone, OpKind
+from slosched.core.worker.interface import Op, OpDone, OpKind, op_failed
 from slosched.daemon.backends.base import Frame
 from slosched.daemon.backends.cuda.copy_lanes import CopyLanes, batch_class
 from slosched.daemon.backends.cuda.driver import Block, DeviceFault, Driver, Stream
 from slosched.daemon.backends.cuda.exec_lane import ExecLane
 from slosched.daemon.backends.cuda.program import Program
 from slosched.daemon.blackbox import NoBlackbox
-from slosched.messages import Span
 from slosched.units import NS_PER_MS
 
-#: An exec is armed so long before its time; the loop's turn takes some 30 us.
+#: An exec is armed this long before its time; the loop's turn takes some 30 us.
 ARM_AHEAD_NS = 1 * NS_PER_MS
-_NOBODY_READS = NoBlackbox()
+_UNREAD = NoBlackbox()
 #: An only instance's weights are copied before each exec all the same, unless they are larger than this:
 #: 256 MiB take 0.15 ms (H200), and a model that changes its own buffers unseen starts from its own ones.
 STAY_BYTES = 256 * 2**20
-#: A look at the socket in between does no harm when the exec lane needs nothing for so long.
+#: The exec lane's spare time when it cannot tell: enough for a look at the socket.
 _LONG_NS = 10 * NS_PER_MS
 
 
@@ -49,17 +48,22 @@ class CudaDevice:
         clock: Clock = now_ns,
         read_clock_mhz: Callable[[], int] = lambda: 0,
         stay_bytes: int = STAY_BYTES,
-        blackbox: NoBlackbox = _NOBODY_READS,
+        blackbox: NoBlackbox = _UNREAD,
     ) -> None:
         self._programs, self._clock = programs, clock
         self._stay_bytes = stay_bytes
         self.lost = ""
         self._exec = ExecLane(driver, stream, clock, read_clock_mhz, blackbox)
         self._copies = CopyLanes(
-            driver, programs, images, cache=cache, page_bytes=page_bytes, clock=clock,
+            driver,
+            programs,
+            images,
+            cache=cache,
+            page_bytes=page_bytes,
+            clock=clock,
             spare_ns=self.spare_ns,
-        )  # fmt: skip
-        self.instances: dict[str, int] = {}  # how many the worker knows of, by name
+        )
+        self.instances: dict[str, int] = {}  # number of instances that the worker knows, by name
 
     # ------------------------------------------------------------------------ the protocol
 
@@ -68,7 +72,7 @@ class CudaDevice:
             return self._refused(op, self.lost, Code.PROCESS_ENDED)
         try:
             if op.kind is OpKind.EXEC:
-                return self._arm(op)
+                return self._arm(op, now_ns)
             self._copies.begin(op)
         except DeviceFault as fault:
             self._lose(fault)
@@ -112,7 +116,7 @@ class CudaDevice:
         return self._copies.active
 
     def spare_ns(self) -> int:
-        """For how long the exec lane can do without the thread."""
+        """For how long the exec lane can spare the thread."""
         quiet_ns = self._exec.quiet_until_ns()
         return _LONG_NS if quiet_ns is None else quiet_ns - self._clock()
 
@@ -144,7 +148,7 @@ class CudaDevice:
         return self._copies.pages.free_pages
 
     def overwritten(self, name: str) -> None:
-        """The active weights of `name` are no instance's any more (it was measured)."""
+        """The active weights of `name` are those of no instance any more (the model was measured)."""
         self._exec.overwritten(name)
 
     def uses(self, program: Program) -> bool:
@@ -153,7 +157,7 @@ class CudaDevice:
 
     # ------------------------------------------------------------------------------- inside
 
-    def _arm(self, op: Op) -> OpDone | None:
+    def _arm(self, op: Op, now_ns: int) -> OpDone | None:
         program = self._programs.get(op.model_name)
         if program is None:
             return self._refused(op, f"model {op.model_name!r} is not prepared")
@@ -172,12 +176,11 @@ class CudaDevice:
         if buffers is not None and buffers not in program.sets(batch):
             reason = f"{op.model_name} was prepared anew after its inputs came"
             return self._refused(op, reason, Code.CANCELLED)  # another try brings them again
-        self._exec.arm(op, program, batch, buffers, weights)
+        self._exec.arm(op, program, batch, buffers, weights, now_ns=now_ns)
         return None
 
     def _refused(self, op: Op, reason: str, code: Code = Code.RUNTIME_ERROR) -> OpDone:
-        now = self._clock()
-        return OpDone(op.op_id, Span(now, now, 0), code=code, reason=reason)
+        return op_failed(op, code, reason, self._clock())
 
     def _reports(self, op: Op) -> bool:
         return any(done.op_id == op.op_id for done in self._exec.done)

@@ -22,14 +22,14 @@ from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import Refusals, soonest
-from slosched.core.scheduler.policies.baselines.queued import QueuedByModel, send_single
+from slosched.core.scheduler.policies.baselines.queued import Queued, send_single
 from slosched.core.scheduler.queues import first_from
 from slosched.core.scheduler.slices import ANSWER
 from slosched.core.scheduler.state import Gpu, Request
 from slosched.units import format_duration
 
 
-class Edf(QueuedByModel):
+class Edf(Queued):
     """See the head of this file."""
 
     about = About(type="EDF", summary="earliest deadline first, one at a time: a baseline")
@@ -40,7 +40,7 @@ class Edf(QueuedByModel):
 
     def enqueue(self, request: Request, *, now_ns: int) -> None:
         if self._takes(request, now_ns):
-            insort(request.model.queue, request)
+            insort(request.queue.requests, request)
             self._expiry.push(request.deadline_ns, request)
 
     def plan(self, *, now_ns: int) -> None:
@@ -53,7 +53,7 @@ class Edf(QueuedByModel):
                 self._serve(gpu, start_ns, now_ns)
 
     def _serve(self, gpu: Gpu, start_ns: int, now_ns: int) -> None:
-        while ready := [m.queue[0] for m in self._waiting.values() if m.model_id in gpu.resident]:
+        while ready := [requests[0] for requests in self._resident(gpu)]:
             request = min(ready)
             if request.deadline_ns <= start_ns:
                 if self._cluster.slices.spend(ANSWER):
@@ -67,16 +67,20 @@ class Edf(QueuedByModel):
             send_single(self._cluster, gpu, request, start_ns=start_ns, now_ns=now_ns)
             return
 
+    def _resident(self, gpu: Gpu) -> list[list[Request]]:
+        """What waits in each queue whose instance `gpu` holds."""
+        waiting = self._waiting.values()
+        return [queue.requests for queue in waiting if queue.instance.model_id in gpu.resident]
+
     def _first_in_time(self, gpu: Gpu, start_ns: int) -> Request | None:
-        """Of more that are late than a step answers: the first request behind them."""
-        here = [model.queue for model in self._waiting.values() if model.model_id in gpu.resident]
-        found = ((queue, first_from(queue, start_ns + 1)) for queue in here)
+        """More requests are late than one step answers: the first request that is not late."""
+        found = ((queue, first_from(queue, start_ns + 1)) for queue in self._resident(gpu))
         return min((queue[at] for queue, at in found if at < len(queue)), default=None)
 
     def _time_out(self, request: Request, now_ns: int) -> None:
         self.forget(request)
-        if request.model.resident_on:
-            self._placement.short_of(request.model, now_ns=now_ns)
+        if request.instance.resident_on:
+            self._placement.short_of(request.instance, now_ns=now_ns)
         waited = format_duration(now_ns - request.arrival_ns)
         reason = f"no GPU came free before its deadline: waited {waited} in the queue"
         self._refusals.refuse(request, Code.TIMED_OUT, reason)

@@ -1,8 +1,7 @@
-"""What the simple policies share: requests queued at their models, weights loaded by demand.
+"""What the baselines share: refusing what no GPU offers, loading weights by demand, sending a choice.
 
-`QueuedByModel` is the part of a policy that decides nothing: who waits, whom nobody can serve any more,
-what placement must hear. FIFO and EDF are this and a rule. `send_single` and `send_batch` commit what a
-rule has chosen.
+FIFO and EDF are `Queued` and a rule. REJECT and AIMD assign requests to GPUs first (assigned.py).
+`send_single` and `send_batch` commit what a rule has chosen.
 """
 
 from __future__ import annotations
@@ -20,62 +19,84 @@ from slosched.core.scheduler.policies.base import (
     is_offered,
 )
 from slosched.core.scheduler.policies.placements import make_placement
-from slosched.core.scheduler.queues import take_by_deadline
+from slosched.core.scheduler.queues import take_by_due
 from slosched.core.scheduler.slices import ANSWER, Work
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.state import ActionState, Gpu, Instance, Queue, Request
 
-#: The latest start of what is worth doing however late.
+#: The latest start of a batch that is worth running however late.
 NEVER_NS = 2**62
 
 
-class Queues(Protocol):
-    """Of a policy: whose turn it is to be answered, and how it leaves the queue."""
+class Waiting(Protocol):
+    """A policy's requests: the next one of a queue, and how one leaves."""
 
-    def head(self, model: Model) -> Request | None: ...
+    def head(self, queue: Queue) -> Request | None: ...
 
     def forget(self, request: Request) -> None: ...
 
 
-class QueuedByModel:
-    """Queues and placement of a policy that keeps requests at their models."""
+class LoadedByDemand:
+    """The part of a baseline that decides nothing: dispatch windows, placement, what no GPU offers."""
 
     replans = True
     #: Whether a request is given up when its deadline has passed.
     heeds_deadlines = True
-    #: Takes a request out of its model's queue, whose order the subclass chose.
-    _take = staticmethod(take_by_deadline)
 
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
         self._cluster = cluster
         self._refusals = refusals
         self._windows = DispatchWindows(cluster)
         self._placement = make_placement(cluster, heeds_deadlines=self.heeds_deadlines)
-        self._waiting: dict[int, Model] = {}  # models with queued requests
         self._now_ns = 0
 
     def _takes(self, request: Request, now_ns: int) -> bool:
         """Note that `request` came; False if it was refused, because no GPU could ever serve it."""
-        if not is_offered(self._cluster, request.model):
+        if not is_offered(self._cluster, request.instance):
             self._refusals.refuse(request, Code.COULD_NOT_START_IN_TIME, NOT_OFFERED)
             return False
         self._placement.asked_for(request, now_ns=now_ns)
-        self._waiting[request.model.model_id] = request.model
         return True
-
-    def head(self, model: Model) -> Request | None:
-        """The first request that waits for `model`."""
-        return model.queue[0] if model.queue else None
-
-    def forget(self, request: Request) -> None:
-        model = request.model
-        self._take(model.queue, request)
-        if not model.queue:
-            del self._waiting[model.model_id]
 
     def action_done(
         self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
     ) -> None:
         self._placement.action_done(action, code=code, end_ns=end_ns, duration_ns=duration_ns)
+
+    def model_loaded(self, model: Instance, gpus: list[Gpu], *, now_ns: int) -> None:
+        self._placement.model_loaded(model, gpus)
+
+    def asked_for(self, request: Request, *, now_ns: int) -> None:
+        self._placement.asked_for(request, now_ns=now_ns)
+
+    def settled(self, model: Instance) -> bool:
+        return self._placement.settled(model)
+
+
+class Queued(LoadedByDemand):
+    """A policy that keeps requests in their queues."""
+
+    #: Takes a request out of its queue, whose order the subclass chose.
+    _take = staticmethod(take_by_due)
+
+    def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
+        super().__init__(cluster, refusals)
+        self._waiting: dict[int, Queue] = {}  # queues with requests, by queue id
+
+    def _takes(self, request: Request, now_ns: int) -> bool:
+        if not super()._takes(request, now_ns):
+            return False
+        self._waiting[request.queue.queue_id] = request.queue
+        return True
+
+    def head(self, queue: Queue) -> Request | None:
+        """The first request that waits in `queue`."""
+        return queue.requests[0] if queue.requests else None
+
+    def forget(self, request: Request) -> None:
+        queue = request.queue
+        self._take(queue.requests, request)
+        if not queue.requests:
+            del self._waiting[queue.queue_id]
 
     def gpu_added(self, gpu: Gpu) -> None:
         """Nothing is kept per GPU."""
@@ -86,24 +107,15 @@ class QueuedByModel:
             answer_unoffered(self._cluster, self, self._refusals, list(self._waiting.values()))
         )
 
-    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
-        self._placement.model_loaded(model, gpus)
-
-    def asked_for(self, request: Request, *, now_ns: int) -> None:
-        self._placement.asked_for(request, now_ns=now_ns)
-
-    def settled(self, model: Model) -> bool:
-        return self._placement.settled(model)
-
 
 def answer_unoffered(
-    cluster: Cluster, queues: Queues, refusals: Refusals, models: Sequence[Model]
+    cluster: Cluster, requests: Waiting, refusals: Refusals, queues: Sequence[Queue]
 ) -> Work:
-    """A GPU was lost: what waits for those of `models` that no other could serve is answered, in slices."""
-    for model in models:
+    """A GPU was lost: answer the requests of each of `queues` that no other GPU offers, in slices."""
+    for queue in queues:
         yield 1
-        while not is_offered(cluster, model) and (request := queues.head(model)) is not None:
-            queues.forget(request)
+        while not is_offered(cluster, queue.instance) and (request := requests.head(queue)):
+            requests.forget(request)
             refusals.refuse(request, Code.CANCELLED, LAST_ONE_LOST)
             yield ANSWER
 
@@ -112,7 +124,7 @@ def send_single(
     cluster: Cluster, gpu: Gpu, request: Request, *, start_ns: int, now_ns: int
 ) -> None:
     """Commit `request` alone; the worker refuses it once its deadline has passed."""
-    table = gpu.exec_table(request.model)
+    table = gpu.exec_table(request.queue)
     cluster.send_infer(
         gpu,
         (request,),
@@ -128,7 +140,7 @@ def send_batch(
     cluster: Cluster, gpu: Gpu, requests: Sequence[Request], *, start_ns: int, now_ns: int
 ) -> None:
     """Commit `requests` of one model in the smallest class that holds them, however late."""
-    table = gpu.exec_table(requests[0].model)
+    table = gpu.exec_table(requests[0].queue)
     batch_class = table.class_for(len(requests))
     cluster.send_infer(
         gpu,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from slosched.core.scheduler.cluster import Cluster
-from slosched.core.scheduler.state import Gpu, Model, Request
+from slosched.core.scheduler.state import Gpu, Instance, Request
 from slosched.units import NS_PER_S
 
 #: Some hundred times what a load takes, so that taking turns costs about one per cent of a GPU.
@@ -24,9 +24,9 @@ class Turns:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._turn: tuple[Gpu, Model] | None = None
+        self._turn: tuple[Gpu, Instance] | None = None
 
-    def kept_for(self, gpu: Gpu) -> Model | None:
+    def kept_for(self, gpu: Gpu) -> Instance | None:
         """The only model that may run on `gpu` now; None if any may."""
         return self._turn[1] if self._turn is not None and self._turn[0] is gpu else None
 
@@ -43,32 +43,26 @@ class Turns:
         if self._turn is not None:
             self._make_way(*self._turn, now_ns)
 
-    def _is_over(self, gpu: Gpu, model: Model, now_ns: int) -> bool:
+    def _is_over(self, gpu: Gpu, model: Instance, now_ns: int) -> bool:
         if self._cluster.gpus.get(gpu.index) is not gpu:
             return True
         if model.model_id in gpu.resident:
-            return not model.queue or self._cluster.in_use(gpu, model)
-        return not model.queue or bool(model.resident_on) or not gpu.may_load(model, now_ns)
+            return not model.waits or self._cluster.in_use(gpu, model)
+        return not model.waits or bool(model.resident_on) or not gpu.may_load(model, now_ns)
 
-    def _next_turn(self, oldest: Iterable[Request], now_ns: int) -> tuple[Gpu, Model] | None:
+    def _next_turn(self, oldest: Iterable[Request], now_ns: int) -> tuple[Gpu, Instance] | None:
         gpus = self._cluster.gpus.values()
         overdue = [r for r in oldest if now_ns - r.arrival_ns >= PATIENCE_NS]
         for request in sorted(overdue, key=lambda r: r.key):
-            model = request.model
+            model = request.instance
             if any(model.model_id in gpu.loading for gpu in gpus):
-                continue  # on its way
-            able = [
-                gpu
-                for gpu in gpus
-                if model.model_id in gpu.worker.instances
-                and gpu.pages >= model.pages
-                and gpu.may_load(model, now_ns)
-            ]
+                continue  # its load is under way
+            able = [gpu for gpu in gpus if gpu.can_load(model, now_ns)]
             if able:
                 return min(able, key=lambda gpu: (gpu.exec.busy_until_ns, gpu.index)), model
         return None
 
-    def _make_way(self, gpu: Gpu, model: Model, now_ns: int) -> None:
+    def _make_way(self, gpu: Gpu, model: Instance, now_ns: int) -> None:
         """Swap the weights as soon as nothing runs and nothing else is being loaded there."""
         if gpu.exec.outstanding or gpu.loading or model.model_id in gpu.resident:
             return

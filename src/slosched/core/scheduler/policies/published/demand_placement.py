@@ -14,7 +14,7 @@ from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.placement.base import Placement
 from slosched.core.scheduler.policies.published.deadlines import internal_slos_ns
 from slosched.core.scheduler.policies.published.loads import PaperLoads
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.state import ActionState, Gpu, Instance, Request
 
 
 class _Asked:
@@ -22,7 +22,7 @@ class _Asked:
 
     __slots__ = ("exec_ns", "model", "weights_ns")
 
-    def __init__(self, model: Model, exec_ns: int, weights_ns: int) -> None:
+    def __init__(self, model: Instance, exec_ns: int, weights_ns: int) -> None:
         self.model = model
         self.exec_ns = exec_ns
         self.weights_ns = weights_ns
@@ -45,7 +45,7 @@ class DemandPlacement(Placement):
     # -------------------------------------------------------------------------------- facts
 
     def asked_for(self, request: Request, *, now_ns: int) -> None:
-        model, key = request.model, request.key
+        model, key = request.instance, request.key
         if key in self._asked:
             return  # it came back from an action that failed
         exec_slo_ns, weights_slo_ns = internal_slos_ns(
@@ -63,7 +63,7 @@ class DemandPlacement(Placement):
     def _load_done(self, action: ActionState, *, ok: bool, end_ns: int, duration_ns: int) -> None:
         if action.gpu.index in self._gpus:
             self._loads.load_done(
-                action.gpu, action.model, action.action_id, end_ns, duration_ns, ok=ok
+                action.gpu, action.instance, action.action_id, end_ns, duration_ns, ok=ok
             )
 
     def _gpu_removed(self, gpu: Gpu) -> None:
@@ -88,7 +88,7 @@ class DemandPlacement(Placement):
             self._forget(heappop(self._deadlines)[1])
 
     def _is_sent(self, action: ActionState) -> None:
-        self._loads.used(action.model)
+        self._loads.used(action.instance)
         for request in action.requests:
             asked = self._asked.get(request.key)
             if asked is not None and asked.weights_ns:

@@ -1,4 +1,4 @@
-"""DIRECT: each request goes straight to the GPU that its number says (reference code, DirectController).
+"""DIRECT: each request goes straight to the GPU that its request id selects (reference code, DirectController).
 
 A test of workers and the wire, not a scheduler: worker 0 alone is used; even request ids go to its
 second GPU, odd ones to its first (all of them, if it has no other). A request whose weights are not
@@ -22,7 +22,7 @@ from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import Refusals
 from slosched.core.scheduler.queues import append, take_appended
 from slosched.core.scheduler.slices import ANSWER, Work
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.state import ActionState, Gpu, Instance, Request
 from slosched.units import NS_PER_MS, NS_PER_S
 
 _WORKER = 0
@@ -35,7 +35,7 @@ class _Group:
     """The requests that wait for one model on one GPU, by key: the first to come first."""
 
     gpu: Gpu
-    model: Model
+    model: Instance
     requests: dict[int, Request] = field(default_factory=dict)
 
     @property
@@ -44,12 +44,12 @@ class _Group:
 
 
 def _by_arrival(groups: Iterable[_Group]) -> Iterator[Request]:
-    """The requests of all `groups` in the order of their arrival. Who asks takes each out before the next."""
+    """The requests of all `groups` in order of arrival. The caller takes each out before the next one."""
     heads = [(next(iter(g.requests)), place, g) for place, g in enumerate(groups) if g.requests]
     heapify(heads)
     while heads:
         key, place, group = heads[0]
-        request = group.requests.get(key)  # others may have taken it out meanwhile
+        request = group.requests.get(key)  # the caller may have taken it out
         if request is not None:
             yield request
         following = next(iter(group.requests), None)
@@ -94,7 +94,7 @@ class Direct:
             self._refusals.refuse(request, Code.COULD_NOT_START_IN_TIME, reason)
             return
         gpu = gpus[1] if request.request_id % 2 == 0 and len(gpus) > 1 else gpus[0]
-        model = request.model
+        model = request.instance
         if model.model_id not in gpu.worker.instances:
             reason = f"worker {_WORKER}, which alone DIRECT uses, has not prepared this model"
             self._refusals.refuse(request, Code.COULD_NOT_START_IN_TIME, reason)
@@ -110,14 +110,14 @@ class Direct:
             return
         if not present:
             self._load(gpu, model, now_ns)
-        append(model.queue, request)
+        append(model.queue.requests, request)
         group = self._groups.setdefault((gpu.index, model.model_id), _Group(gpu, model))
         group.requests[request.key] = request
         self._group_of[request.key] = group
         if resident:
             self._there[group.place] = group
 
-    def _load(self, gpu: Gpu, model: Model, now_ns: int) -> None:
+    def _load(self, gpu: Gpu, model: Instance, now_ns: int) -> None:
         start_ns = max(now_ns + gpu.worker.transit.expected_ns, gpu.weights.busy_until_ns)
         latest_ns = now_ns + _START_WITHIN_NS
         self._cluster.send_load(gpu, model, now_ns=now_ns, start_ns=start_ns, latest_ns=latest_ns)
@@ -125,7 +125,7 @@ class Direct:
         heappush(self._becomes_available, now_ns + _ASSUMED_LOAD_NS)
 
     def forget(self, request: Request) -> None:
-        take_appended(request.model.queue, request)
+        take_appended(request.queue.requests, request)
         group = self._group_of.pop(request.key)
         del group.requests[request.key]
         if not group.requests and self._groups.get(group.place) is group:
@@ -137,7 +137,7 @@ class Direct:
     ) -> None:
         if action.requests:
             return
-        place = action.gpu.index, action.model.model_id
+        place = action.gpu.index, action.instance.model_id
         group = self._groups.get(place)
         if group is None:
             return
@@ -170,10 +170,10 @@ class Direct:
             self._refusals.refuse(request, code, reason)
             yield ANSWER
 
-    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
+    def model_loaded(self, model: Instance, gpus: list[Gpu], *, now_ns: int) -> None:
         """Weights move only by demand."""
 
-    def settled(self, model: Model) -> bool:
+    def settled(self, model: Instance) -> bool:
         return True
 
     # ----------------------------------------------------------------------------- decisions
@@ -200,7 +200,7 @@ class Direct:
             1,
             now_ns=now_ns,
             start_ns=self._cluster.likely_start_ns(gpu, now_ns),
-            duration_ns=gpu.exec_table(request.model).single.expected_ns,
+            duration_ns=gpu.exec_table(request.queue).single.expected_ns,
             latest_ns=now_ns + _START_WITHIN_NS,
         )
 

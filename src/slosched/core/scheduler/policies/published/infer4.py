@@ -12,15 +12,16 @@ schedule_ahead is outstanding). One that is popped runs if
    the larger batch.
 
 What runs are the first requests of the queue; those older than the strategy's that the batch is too
-long for leave the queue with code 7. Whoever could not even start in time leaves it with code 8. Both
-are told at their internal deadline, when all others that are still queued get code 4.
+long for leave the queue with code 7. Requests that could not even start in time leave it
+with code 8. Both kinds are answered at their internal deadline; all others that are still queued then get code
+4.
 
 Deadlines, estimates, trackers and demand are those of the published INFER5 (deadlines.py, tracker.py,
 loads.py), with its habit of copying a model that is asked for to every GPU. At most two loads are outstanding
 per GPU, and 100 us pass between any two.
 
 One plain mistake of the published code is not kept: rule 2 looked for the b newest by a comparison
-that is the wrong way round, and so never found them.
+that is inverted, and so never found them.
 """
 
 from __future__ import annotations
@@ -30,19 +31,16 @@ from heapq import heappop, heappush
 
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
-from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.policies.about import About, Defaults
 from slosched.core.scheduler.policies.base import Refusals
-from slosched.core.scheduler.policies.published.deadlines import internal_slos_ns
 from slosched.core.scheduler.policies.published.loads import PaperLoads, _ModelDemand
+from slosched.core.scheduler.policies.published.tracked import Tracked, estimators_of
 from slosched.core.scheduler.policies.published.tracker import (
     DEFAULT_CLOCK_MHZ,
     FUTURE_NS,
-    ExecutorTracker,
-    PaperEstimator,
 )
 from slosched.core.scheduler.queues import append, take_appended
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.state import Gpu, Instance, Request
 from slosched.units import NS_PER_MS, NS_PER_US, format_duration
 
 _MAX_LOADS = 2  # outstanding per GPU
@@ -66,7 +64,7 @@ class _Entry:
         self.exec_ns = exec_ns  # demand on the GPUs' exec time, and on loads
         self.weights_ns = weights_ns
         self.queued = True
-        self.code = Code.TIMED_OUT  # what it is told if nothing comes of it
+        self.code = Code.TIMED_OUT  # its answer if it never runs
 
 
 class _Strategy:
@@ -84,16 +82,14 @@ class _ModelQueue:
 
     __slots__ = ("batches", "entries", "estimators")
 
-    def __init__(self, model: Model) -> None:
-        assert model.result is not None
-        seeds = dict(zip(model.result.batch_sizes, model.result.exec_ns, strict=True))
-        self.batches = tuple(sorted(seeds))
-        self.estimators = {b: PaperEstimator(seeds[b]) for b in self.batches}
+    def __init__(self, model: Instance) -> None:
+        self.estimators = estimators_of(model)
+        self.batches = tuple(self.estimators)
         self.entries: list[_Entry] = []
 
-    def offered_by(self, gpu: Gpu, model: Model) -> tuple[int, ...]:
+    def offered_by(self, gpu: Gpu, model: Instance) -> tuple[int, ...]:
         """The batch sizes that `gpu` can run, ascending."""
-        offered = gpu.exec_table(model).batches
+        offered = gpu.exec_table(model.queue).batches
         return tuple(b for b in self.batches if b in offered)
 
     def position(self, entry: _Entry) -> int:
@@ -167,7 +163,7 @@ class _Loads(PaperLoads):
         return min((t for t in times if t is not None), default=None)
 
 
-class Infer4:
+class Infer4(Tracked[_ModelQueue]):
     """See the head of this file."""
 
     about = About(
@@ -180,49 +176,29 @@ class Infer4:
         published=True,
     )
 
-    replans = False
-
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
-        self._cluster = cluster
-        self._refusals = refusals
-        assert cluster.config.schedule_ahead_ns is not None
-        self._ahead_ns = cluster.config.schedule_ahead_ns
-        self._loads = _Loads(cluster, ahead_ns=self._ahead_ns)
-        self._queues: dict[int, _ModelQueue] = {}  # by model id
+        super().__init__(cluster, refusals)
         self._entries: dict[int, _Entry] = {}  # by request key; queued, skipped or in flight
-        self._timeouts = ExpiryHeap()  # by internal deadline
         # By GPU index, so that a lost GPU takes its own with it: (priority, sequence, strategy).
         self._strategies: dict[int, list[tuple[int, int, _Strategy]]] = {}
-        self._trackers: dict[int, ExecutorTracker] = {}
         self._sequence = 0
         self._turn = 0
-        self._now_ns = 0
+
+    def _make_loads(self) -> PaperLoads:
+        return _Loads(self._cluster, ahead_ns=self._ahead_ns)
 
     # -------------------------------------------------------------------------------- facts
 
     def enqueue(self, request: Request, *, now_ns: int) -> None:
-        model = request.model
+        model = request.instance
         queue = self._queues.get(model.model_id)
         if queue is None:
             queue = self._queues[model.model_id] = _ModelQueue(model)
-        single_ns = queue.estimators[1].estimate_ns()
-        exec_slo_ns, weights_slo_ns = internal_slos_ns(
-            request.slo_ns,
-            single_ns=single_ns,
-            transfer_ns=self._loads.transfer_ns(model),
-            ahead_ns=self._ahead_ns,
-        )
-        work_ns = single_ns * self._cluster.config.default_slo_ns
-        entry = _Entry(
-            request,
-            request.arrival_ns + exec_slo_ns,
-            work_ns // exec_slo_ns,
-            work_ns // weights_slo_ns,
-        )
+        entry = _Entry(request, *self._terms(request, queue))
         self._entries[request.key] = entry
         self._loads.add(model, entry.exec_ns, entry.weights_ns)
         self._timeouts.push(entry.deadline_ns, request)
-        append(model.queue, request)
+        append(model.queue.requests, request)
         queue.entries.append(entry)
         strategies = [_Strategy(entry, batch) for batch in queue.batches]
         for gpu in model.resident_on.values():
@@ -239,54 +215,31 @@ class Infer4:
 
     def _leave(self, request: Request) -> _Entry:
         """Take a queued or skipped request out of everything."""
-        take_appended(request.model.queue, request)
+        take_appended(request.queue.requests, request)
         entry = self._entries.pop(request.key)
-        self._loads.add(request.model, -entry.exec_ns, -entry.weights_ns)
+        self._loads.add(request.instance, -entry.exec_ns, -entry.weights_ns)
         if entry.queued:
-            self._queues[request.model.model_id].remove(entry)
+            self._queues[request.instance.model_id].remove(entry)
             entry.queued = False
         return entry
 
     def gpu_added(self, gpu: Gpu) -> None:
-        self._trackers[gpu.index] = ExecutorTracker()
+        super().gpu_added(gpu)
         self._strategies[gpu.index] = []
-        self._loads.gpu_added(gpu)
 
     def gpu_removed(self, gpu: Gpu) -> None:
-        self._trackers.pop(gpu.index, None)
+        super().gpu_removed(gpu)
         self._strategies.pop(gpu.index, None)
-        self._loads.gpu_removed(gpu)
 
-    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
-        """Weights move only by demand."""
+    def _demand_left(self, request: Request) -> int | None:
+        entry = self._entries.pop(request.key, None)
+        return None if entry is None else entry.exec_ns
 
-    def settled(self, model: Model) -> bool:
-        return True
-
-    def action_done(
-        self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
-    ) -> None:
-        gpu, model, ok = action.gpu, action.model, code == Code.OK
-        for request in action.requests:
-            entry = self._entries.pop(request.key, None)
-            if entry is not None:
-                self._loads.add(model, -entry.exec_ns, 0)
-        if gpu.index not in self._trackers:
-            return
-        if action.requests:
-            tracker = self._trackers[gpu.index]
-            tracker.done(action.action_id, end_ns, ok=ok)
-            if ok:
-                tracker.set_clock(gpu.clock_mhz)
-                estimator = self._queues[model.model_id].estimators[action.batch_class]
-                estimator.add(duration_ns, clock_mhz or DEFAULT_CLOCK_MHZ)
-        elif duration_ns > 0 or not ok:
-            self._loads.load_done(gpu, model, action.action_id, end_ns, duration_ns, ok=ok)
-            queue = self._queues.get(model.model_id)
-            if ok and queue is not None:
-                for entry in queue.entries:
-                    for batch in queue.batches:
-                        self._push(gpu, queue, _Strategy(entry, batch))
+    def _weights_arrived(self, gpu: Gpu, model: Instance) -> None:
+        queue = self._queues[model.model_id]
+        for entry in queue.entries:
+            for batch in queue.batches:
+                self._push(gpu, queue, _Strategy(entry, batch))
 
     # ----------------------------------------------------------------------------- decisions
 
@@ -314,7 +267,7 @@ class Infer4:
             if start_ns >= now_ns + self._ahead_ns:
                 return
             heappop(strategies)
-            model = strategy.owner.request.model
+            model = strategy.owner.request.instance
             if model.model_id not in gpu.resident:
                 continue
             queue = self._queues[model.model_id]
@@ -327,31 +280,19 @@ class Infer4:
                 self._send(gpu, model, choice, start_ns, now_ns)
 
     def _send(
-        self, gpu: Gpu, model: Model, choice: tuple[int, list[_Entry]], start_ns: int, now_ns: int
+        self,
+        gpu: Gpu,
+        model: Instance,
+        choice: tuple[int, list[_Entry]],
+        start_ns: int,
+        now_ns: int,
     ) -> None:
         batch, entries = choice
         for entry in entries:
-            take_appended(model.queue, entry.request)
+            take_appended(model.queue.requests, entry.request)
             self._loads.add(model, 0, -entry.weights_ns)
-        self._loads.used(model)
-        estimator = self._queues[model.model_id].estimators[batch]
-        duration_ns = estimator.estimate_ns(gpu.clock_mhz or DEFAULT_CLOCK_MHZ)
-        action = self._cluster.send_infer(
-            gpu,
-            [entry.request for entry in entries],
-            batch,
-            now_ns=now_ns,
-            start_ns=start_ns,
-            duration_ns=duration_ns,
-            latest_ns=max(now_ns + FUTURE_NS, start_ns) + self._ahead_ns,
-        )
-        self._trackers[gpu.index].add(action.action_id, duration_ns, now_ns)
+        requests = [entry.request for entry in entries]
+        self._commit(gpu, model, requests, batch, start_ns=start_ns, now_ns=now_ns)
 
     def next_wakeup_ns(self) -> int | None:
-        # What could have been done by now was done in `plan`: a past time is no reason to wake.
-        times = [self._timeouts.next_ns(), self._loads.next_wakeup_ns()]
-        for index, strategies in self._strategies.items():
-            if strategies:
-                opens_ns = self._trackers[index].opens_ns(self._ahead_ns)
-                times.append(opens_ns if opens_ns > self._now_ns else None)
-        return min((t for t in times if t is not None), default=None)
+        return self._next_ns({index: bool(each) for index, each in self._strategies.items()})

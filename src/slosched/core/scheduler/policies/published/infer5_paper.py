@@ -17,19 +17,15 @@ from heapq import heappop, heappush
 
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
-from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import Refusals
-from slosched.core.scheduler.policies.published.deadlines import internal_slos_ns
-from slosched.core.scheduler.policies.published.loads import PaperLoads
+from slosched.core.scheduler.policies.published.tracked import Tracked, estimators_of
 from slosched.core.scheduler.policies.published.tracker import (
     DEFAULT_CLOCK_MHZ,
     FUTURE_NS,
-    ExecutorTracker,
-    PaperEstimator,
 )
 from slosched.core.scheduler.queues import append, take_appended
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.state import Gpu, Instance, Request
 from slosched.units import format_duration
 
 
@@ -42,19 +38,17 @@ class _ModelQueues:
 
     __slots__ = ("batches", "estimators", "offsets", "requests")
 
-    def __init__(self, model: Model) -> None:
-        assert model.result is not None
-        seeds = dict(zip(model.result.batch_sizes, model.result.exec_ns, strict=True))
-        self.batches = tuple(sorted(seeds))
-        self.estimators = {b: PaperEstimator(seeds[b]) for b in self.batches}
+    def __init__(self, model: Instance) -> None:
+        self.estimators = estimators_of(model)
+        self.batches = tuple(self.estimators)
         self.offsets = dict.fromkeys(self.batches, 0)
         self.requests: list[tuple[int, Request]] = []  # (internal deadline, request)
 
-    def offered_by(self, gpu: Gpu, model: Model) -> tuple[int, ...]:
+    def offered_by(self, gpu: Gpu, model: Instance) -> tuple[int, ...]:
         """The batch sizes that `gpu` can run, ascending; none before its worker has the model."""
         if model.name not in gpu.worker.prepared:
             return ()
-        offered = gpu.exec_table(model).batches
+        offered = gpu.exec_table(model.queue).batches
         if offered == self.batches:
             return self.batches
         return tuple(b for b in self.batches if b in offered)
@@ -106,7 +100,7 @@ class _ModelQueues:
                     self.offsets[size] -= 1
 
 
-class Infer5Paper:
+class Infer5Paper(Tracked[_ModelQueues]):
     """The published policy. See the head of this file."""
 
     about = About(
@@ -119,56 +113,37 @@ class Infer5Paper:
         published=True,
     )
 
-    replans = False
-
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
-        self._cluster = cluster
-        self._refusals = refusals
-        assert cluster.config.schedule_ahead_ns is not None
-        self._ahead_ns = cluster.config.schedule_ahead_ns
-        self._loads = PaperLoads(cluster, ahead_ns=self._ahead_ns)
-        self._queues: dict[int, _ModelQueues] = {}
-        self._trackers: dict[int, ExecutorTracker] = {}
+        super().__init__(cluster, refusals)
         # All by GPU index, so that a lost GPU takes its own with it.
         # A heap of (latest start, batch, model id, version); stale versions are skipped.
         self._strategies: dict[int, list[tuple[int, int, int, int]]] = {}
         self._versions: dict[int, dict[int, int]] = {}  # model id -> version of its strategies
         self._active: dict[int, dict[int, bool]] = {}  # model id -> whether it has strategies
         self._visits = 0
-        self._now_ns = 0
-        self._timeouts = ExpiryHeap()  # by internal deadline
         self._internal_ns: dict[int, tuple[int, int, int]] = {}  # key -> deadline, demands
 
     # -------------------------------------------------------------------------------- facts
 
     def enqueue(self, request: Request, *, now_ns: int) -> None:
-        model = request.model
+        model = request.instance
         queues = self._queues.get(model.model_id)
         if queues is None:
             queues = self._queues[model.model_id] = _ModelQueues(model)
-        single_ns = queues.estimators[1].estimate_ns()
-        exec_slo_ns, weights_slo_ns = internal_slos_ns(
-            request.slo_ns,
-            single_ns=single_ns,
-            transfer_ns=self._loads.transfer_ns(model),
-            ahead_ns=self._ahead_ns,
-        )
-        internal_ns = request.arrival_ns + exec_slo_ns
-        work_ns = single_ns * self._cluster.config.default_slo_ns
-        demands = (work_ns // exec_slo_ns, work_ns // weights_slo_ns)
-        self._internal_ns[request.key] = (internal_ns, *demands)
-        self._loads.add(model, *demands)
+        internal_ns, exec_ns, weights_ns = self._terms(request, queues)
+        self._internal_ns[request.key] = (internal_ns, exec_ns, weights_ns)
+        self._loads.add(model, exec_ns, weights_ns)
         queues.requests.append((internal_ns, request))
-        append(model.queue, request)
+        append(model.queue.requests, request)
         self._timeouts.push(internal_ns, request)
         for gpu in self._cluster.gpus.values():
             self._activate(gpu, model)
 
-    def _activate(self, gpu: Gpu, model: Model) -> None:
+    def _activate(self, gpu: Gpu, model: Instance) -> None:
         if not self._active[gpu.index].get(model.model_id):
             self._add_strategies(gpu, model)
 
-    def _add_strategies(self, gpu: Gpu, model: Model, *, below: int = 2**30) -> None:
+    def _add_strategies(self, gpu: Gpu, model: Instance, *, below: int = 2**30) -> None:
         """Replace the instance's strategies by those for batches `below`; with none left it sleeps
         until its next request."""
         model_id, versions = model.model_id, self._versions[gpu.index]
@@ -181,54 +156,32 @@ class Infer5Paper:
             heappush(self._strategies[gpu.index], (latest_ns, batch, model_id, version))
 
     def forget(self, request: Request) -> None:
-        take_appended(request.model.queue, request)
-        self._queues[request.model.model_id].remove(request)
+        take_appended(request.queue.requests, request)
+        self._queues[request.instance.model_id].remove(request)
         self._leave(request, weights_too=True)
 
     def _leave(self, request: Request, *, weights_too: bool) -> None:
         _, exec_ns, weights_ns = self._internal_ns.pop(request.key)
-        self._loads.add(request.model, -exec_ns, -weights_ns if weights_too else 0)
+        self._loads.add(request.instance, -exec_ns, -weights_ns if weights_too else 0)
 
     def gpu_added(self, gpu: Gpu) -> None:
-        self._trackers[gpu.index] = ExecutorTracker()
+        super().gpu_added(gpu)
         self._strategies[gpu.index] = []
         self._versions[gpu.index] = {}
         self._active[gpu.index] = {}
-        self._loads.gpu_added(gpu)
 
     def gpu_removed(self, gpu: Gpu) -> None:
-        self._trackers.pop(gpu.index, None)
+        super().gpu_removed(gpu)
         self._strategies.pop(gpu.index, None)
         self._versions.pop(gpu.index, None)
         self._active.pop(gpu.index, None)
-        self._loads.gpu_removed(gpu)
 
-    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
-        """Weights move only by demand."""
+    def _demand_left(self, request: Request) -> int | None:
+        terms = self._internal_ns.pop(request.key, None)
+        return None if terms is None else terms[1]
 
-    def settled(self, model: Model) -> bool:
-        return True
-
-    def action_done(
-        self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
-    ) -> None:
-        gpu, model, ok = action.gpu, action.model, code == Code.OK
-        for request in action.requests:
-            if request.key in self._internal_ns:
-                _, exec_ns, _ = self._internal_ns.pop(request.key)
-                self._loads.add(model, -exec_ns, 0)
-        if gpu.index not in self._trackers:
-            return
-        if action.requests:
-            self._trackers[gpu.index].done(action.action_id, end_ns, ok=ok)
-            if ok:
-                self._trackers[gpu.index].set_clock(gpu.clock_mhz)
-                estimator = self._queues[model.model_id].estimators[action.batch_class]
-                estimator.add(duration_ns, clock_mhz or DEFAULT_CLOCK_MHZ)
-        elif duration_ns > 0 or not ok:
-            self._loads.load_done(gpu, model, action.action_id, end_ns, duration_ns, ok=ok)
-            if ok and model.model_id in self._queues:
-                self._activate(gpu, model)
+    def _weights_arrived(self, gpu: Gpu, model: Instance) -> None:
+        self._activate(gpu, model)
 
     # ----------------------------------------------------------------------------- decisions
 
@@ -247,8 +200,8 @@ class Infer5Paper:
 
     def _time_out(self, now_ns: int) -> None:
         while (request := self._timeouts.pop_before(now_ns + 1)) is not None:
-            take_appended(request.model.queue, request)
-            self._queues[request.model.model_id].remove(request)
+            take_appended(request.queue.requests, request)
+            self._queues[request.instance.model_id].remove(request)
             self._leave(request, weights_too=True)
             waited = format_duration(now_ns - request.arrival_ns)
             self._refusals.refuse(request, Code.TIMED_OUT, f"waited {waited} in the queue")
@@ -283,43 +236,20 @@ class Infer5Paper:
         return False
 
     def _send(
-        self, gpu: Gpu, model: Model, choice: tuple[int, list[Request]], start_ns: int, now_ns: int
+        self,
+        gpu: Gpu,
+        model: Instance,
+        choice: tuple[int, list[Request]],
+        start_ns: int,
+        now_ns: int,
     ) -> None:
         batch, requests = choice
-        duration_ns = (
-            self._queues[model.model_id]
-            .estimators[batch]
-            .estimate_ns(gpu.clock_mhz or DEFAULT_CLOCK_MHZ)
-        )
         for request in requests:
-            take_appended(model.queue, request)
+            take_appended(model.queue.requests, request)
             deadline_ns, exec_ns, weights_ns = self._internal_ns[request.key]
             self._internal_ns[request.key] = (deadline_ns, exec_ns, 0)
             self._loads.add(model, 0, -weights_ns)
-        self._loads.used(model)
-        action = self._cluster.send_infer(
-            gpu,
-            requests,
-            batch,
-            now_ns=now_ns,
-            start_ns=start_ns,
-            duration_ns=duration_ns,
-            latest_ns=max(now_ns + FUTURE_NS + self._ahead_ns, start_ns + self._ahead_ns),
-        )
-        self._trackers[gpu.index].add(action.action_id, duration_ns, now_ns)
+        self._commit(gpu, model, requests, batch, start_ns=start_ns, now_ns=now_ns)
 
     def next_wakeup_ns(self) -> int | None:
-        # What could have been done by now was done in `plan`: a past time is no reason to wake.
-        times = []
-        timeout_ns = self._timeouts.next_ns()
-        if timeout_ns is not None:
-            times.append(timeout_ns)
-        for index, strategies in self._strategies.items():
-            if strategies:
-                opens_ns = self._trackers[index].opens_ns(self._ahead_ns)
-                if opens_ns > self._now_ns:
-                    times.append(opens_ns)
-        loads_ns = self._loads.next_wakeup_ns()
-        if loads_ns is not None:
-            times.append(loads_ns)
-        return min(times, default=None)
+        return self._next_ns({index: bool(each) for index, each in self._strategies.items()})

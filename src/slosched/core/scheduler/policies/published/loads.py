@@ -15,7 +15,7 @@ from slosched.core.scheduler.policies.published.tracker import (
     ExecutorTracker,
     PaperEstimator,
 )
-from slosched.core.scheduler.state import Gpu, Model
+from slosched.core.scheduler.state import Gpu, Instance
 from slosched.units import NS_PER_MS
 
 _BASE_LOAD_NS = 1.0 * NS_PER_MS
@@ -23,7 +23,7 @@ _BASE_LOAD_NS = 1.0 * NS_PER_MS
 
 @dataclass(slots=True, eq=False)
 class _ModelDemand:
-    model: Model
+    model: Instance
     transfer: PaperEstimator
     exec_ns: float = 0
     loadweights_ns: float = 0
@@ -44,7 +44,7 @@ class PaperLoads:
         self._uses = 0
         self._now_ns = 0
 
-    def _demand(self, model: Model) -> _ModelDemand:
+    def _demand(self, model: Instance) -> _ModelDemand:
         demand = self._demands.get(model.model_id)
         if demand is None:
             assert model.result is not None
@@ -52,7 +52,7 @@ class PaperLoads:
             demand = self._demands[model.model_id] = _ModelDemand(model, estimator)
         return demand
 
-    def transfer_ns(self, model: Model) -> int:
+    def transfer_ns(self, model: Instance) -> int:
         return self._demand(model).transfer.estimate_ns()
 
     # -------------------------------------------------------------------------------- facts
@@ -67,7 +67,7 @@ class PaperLoads:
         for demand in self._demands.values():
             demand.shares_ns.pop(gpu.index, None)
 
-    def add(self, model: Model, exec_ns: float, loadweights_ns: float) -> None:
+    def add(self, model: Instance, exec_ns: float, loadweights_ns: float) -> None:
         """Change a model's demand. Give whole numbers, as published: rounding would leave a rest behind,
         and the least demand asks for a load."""
         demand = self._demand(model)
@@ -75,7 +75,7 @@ class PaperLoads:
         demand.loadweights_ns = max(0, demand.loadweights_ns + loadweights_ns)
         self._share(demand)
 
-    def used(self, model: Model) -> None:
+    def used(self, model: Instance) -> None:
         self._uses += 1
         self._demand(model).last_used = self._uses
 
@@ -102,7 +102,7 @@ class PaperLoads:
         return demand.loadweights_ns - served
 
     def load_done(
-        self, gpu: Gpu, model: Model, action_id: int, end_ns: int, duration_ns: int, *, ok: bool
+        self, gpu: Gpu, model: Instance, action_id: int, end_ns: int, duration_ns: int, *, ok: bool
     ) -> None:
         tracker = self._trackers.get(gpu.index)
         if tracker is not None:
@@ -154,7 +154,7 @@ class PaperLoads:
         tracker.add(action.action_id, self.transfer_ns(model), now_ns)
         return True
 
-    def _make_room(self, gpu: Gpu, model: Model, now_ns: int) -> bool:
+    def _make_room(self, gpu: Gpu, model: Instance, now_ns: int) -> bool:
         """Evict idle models first, then the least recently used, until `model` fits."""
         candidates = [m for m in gpu.resident.values() if not self._cluster.in_use(gpu, m)]
         candidates.sort(

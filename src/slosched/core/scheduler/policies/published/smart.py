@@ -2,13 +2,13 @@
 
 In each epoch of 1 ms in which anything is queued:
 
-1. a model with queued requests that is neither on a GPU nor on its way to one is loaded onto the GPU
+1. a model with queued requests that is neither on a GPU nor being loaded is loaded onto the GPU
    with the least load: when it will be idle, and the batch-1 time of what is queued for its models.
    The most asked-for model comes first, and the least recently used ones that are not running go;
-2. who could not be in time even if its weights were loaded now is answered with code 4;
-3. each model's requests are dealt out to the GPUs that hold it in turn. For each GPU, who cannot be in
-   time alone is answered with code 4; the others form the largest batches that the queue allows and
-   the first deadline leaves time for; the batches are given times as smart_timetable.py says;
+2. a request that could not be in time even if its weights were loaded now is answered with code 4;
+3. each model's requests are dealt out to the GPUs that hold it in turn. For each GPU, a request that
+   cannot be in time alone is answered with code 4; the others form the largest batches that the queue allows
+   and the first deadline leaves time for; the batches are given times as smart_timetable.py says;
 4. those without a place wait for the next epoch, or are answered with code 4 if that is too late;
 5. what starts within 5 ms is sent. It must start within 1.5 ms of its time.
 
@@ -17,12 +17,12 @@ of the last 100 durations x clock; until there are 100, the longest. schedule_ah
 the published code, which also has a routine that would replicate models and never calls it. So a model
 is on one GPU at a time. A failed action fails its requests.
 
-Plain mistakes of the published code are not kept: the test of rule 2 is the wrong way round; replicas
+Plain mistakes of the published code are not kept: the test of rule 2 is inverted; replicas
 are dealt out by their position instead of their GPU; the sort of the batches runs against the search
 for conflicts, and the loop over the stash ends after one round; batches are formed by number alone and
 may be planned past their deadline; the window of rule 5 moves on with each action sent, so that it
 never closes; a failed load leaves the model marked as loaded; inputs are thrown away. Weights that are
-still on their way get no Infer yet. At most 64 batches are placed on a GPU in one epoch, the most
+still being loaded get no Infer yet. At most 64 batches are placed on a GPU in one epoch, the most
 urgent ones: more could not be sent in it.
 """
 
@@ -34,11 +34,12 @@ from math import ceil
 
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.placement.base import least_recently_used
 from slosched.core.scheduler.policies.about import About, Defaults
 from slosched.core.scheduler.policies.base import LAST_ONE_LOST, NOT_OFFERED, Refusals, is_offered
 from slosched.core.scheduler.policies.published.smart_timetable import Batch, timetable
-from slosched.core.scheduler.queues import take_by_deadline
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.queues import take_by_due
+from slosched.core.scheduler.state import ActionState, Gpu, Instance, Request
 from slosched.units import NS_PER_MS, NS_PER_US, format_duration
 
 _EPOCH_NS = NS_PER_MS
@@ -92,7 +93,7 @@ class Smart:
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
         self._cluster = cluster
         self._refusals = refusals
-        self._waiting: dict[int, Model] = {}  # models with queued requests
+        self._waiting: dict[int, Instance] = {}  # models with queued requests
         self._deadlines_ns: dict[int, int] = {}  # by request key: internal
         self._durations: dict[int, dict[int, _Durations]] = {}  # model id -> batch
         self._arriving: dict[int, dict[int, int]] = {}  # model id -> GPU index -> weights there, ns
@@ -102,7 +103,7 @@ class Smart:
     # -------------------------------------------------------------------------------- facts
 
     def enqueue(self, request: Request, *, now_ns: int) -> None:
-        model = request.model
+        model = request.instance
         if not is_offered(self._cluster, model):
             self._refusals.refuse(request, Code.COULD_NOT_START_IN_TIME, NOT_OFFERED)
             return
@@ -110,20 +111,20 @@ class Smart:
         self._deadlines_ns[request.key] = request.deadline_ns - early_ns
         if not self._waiting:
             self._epoch_ns = max(self._epoch_ns, (now_ns // _EPOCH_NS + 1) * _EPOCH_NS)
-        insort(model.queue, request)
+        insort(model.queue.requests, request)
         self._waiting[model.model_id] = model
 
     def forget(self, request: Request) -> None:
-        model = request.model
-        take_by_deadline(model.queue, request)
+        model = request.instance
+        take_by_due(model.queue.requests, request)
         del self._deadlines_ns[request.key]
-        if not model.queue:
+        if not model.queue.requests:
             del self._waiting[model.model_id]
 
     def action_done(
         self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
     ) -> None:
-        gpu, model = action.gpu, action.model
+        gpu, model = action.gpu, action.instance
         if not action.requests:
             self._arrived(gpu, model)
         elif code == Code.OK:
@@ -131,7 +132,7 @@ class Smart:
             if durations is not None:
                 durations.add(duration_ns, gpu.clock_mhz or _CLOCK_MHZ)
 
-    def _arrived(self, gpu: Gpu, model: Model) -> None:
+    def _arrived(self, gpu: Gpu, model: Instance) -> None:
         """The load of `model` ended, well or badly; nothing if it was an eviction."""
         if model.model_id not in gpu.loading:
             self._expect_no_more(model.model_id, gpu)
@@ -152,14 +153,14 @@ class Smart:
         for model in list(self._waiting.values()):
             if is_offered(self._cluster, model):
                 continue
-            for request in list(model.queue):
+            for request in list(model.queue.requests):
                 self.forget(request)
                 self._refusals.refuse(request, Code.CANCELLED, LAST_ONE_LOST)
 
-    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
+    def model_loaded(self, model: Instance, gpus: list[Gpu], *, now_ns: int) -> None:
         """Weights move only by demand."""
 
-    def settled(self, model: Model) -> bool:
+    def settled(self, model: Instance) -> bool:
         return True
 
     def next_wakeup_ns(self) -> int | None:
@@ -167,7 +168,7 @@ class Smart:
 
     # ---------------------------------------------------------------------------- estimates
 
-    def _durations_of(self, model: Model) -> dict[int, _Durations]:
+    def _durations_of(self, model: Instance) -> dict[int, _Durations]:
         durations = self._durations.get(model.model_id)
         if durations is None:
             assert model.result is not None
@@ -175,18 +176,18 @@ class Smart:
             durations = self._durations[model.model_id] = {b: _Durations(ns) for b, ns in seeds}
         return durations
 
-    def _exec_ns(self, gpu: Gpu, model: Model, batch: int = 1) -> int:
+    def _exec_ns(self, gpu: Gpu, model: Instance, batch: int = 1) -> int:
         return self._durations_of(model)[batch].work // (gpu.clock_mhz or _CLOCK_MHZ)
 
     @staticmethod
-    def _weights_ns(model: Model) -> int:
+    def _weights_ns(model: Instance) -> int:
         assert model.result is not None
         return model.result.weights_ns
 
     def _idle_ns(self, gpu: Gpu, now_ns: int) -> int:
         return max(gpu.exec.busy_until_ns, now_ns + _NETWORK_NS)
 
-    def _holders(self, model: Model) -> list[Gpu]:
+    def _holders(self, model: Instance) -> list[Gpu]:
         """GPUs that have the model's weights or are getting them, by index."""
         arriving = self._arriving.get(model.model_id, {})
         indices = sorted({**model.resident_on, **arriving})
@@ -205,7 +206,7 @@ class Smart:
         for index, queues in self._deal_out(now_ns).items():
             self._schedule_gpu(self._cluster.gpus[index], queues, now_ns)
 
-    def _loads_by_gpu(self, now_ns: int) -> dict[int, list[Model]]:
+    def _loads_by_gpu(self, now_ns: int) -> dict[int, list[Instance]]:
         """Which models should be loaded onto which GPU, by GPU index: the most asked-for first."""
         gpus = self._cluster.gpus
         load_ns = {index: self._idle_ns(gpu, now_ns) for index, gpu in gpus.items()}
@@ -215,33 +216,23 @@ class Smart:
             if not holders:
                 absent.append(model)
             for gpu in holders:
-                load_ns[gpu.index] += self._exec_ns(gpu, model) * len(model.queue) // len(holders)
-        chosen: dict[int, list[Model]] = {}
-        for model in sorted(absent, key=lambda m: (-len(m.queue), m.model_id)):
-            takers = [
-                gpu
-                for gpu in gpus.values()
-                if model.model_id in gpu.worker.instances
-                and gpu.pages >= model.pages
-                and gpu.may_load(model, now_ns)
-            ]
+                load_ns[gpu.index] += (
+                    self._exec_ns(gpu, model) * len(model.queue.requests) // len(holders)
+                )
+        chosen: dict[int, list[Instance]] = {}
+        for model in sorted(absent, key=lambda m: (-len(m.queue.requests), m.model_id)):
+            takers = [gpu for gpu in gpus.values() if gpu.can_load(model, now_ns)]
             if takers:
                 gpu = min(takers, key=lambda g: (load_ns[g.index], g.index))
-                queued_ns = self._exec_ns(gpu, model) * len(model.queue)
+                queued_ns = self._exec_ns(gpu, model) * len(model.queue.requests)
                 load_ns[gpu.index] += self._weights_ns(model) + queued_ns
                 chosen.setdefault(gpu.index, []).append(model)
         return chosen
 
-    def _load(self, gpu: Gpu, model: Model, now_ns: int) -> bool:
+    def _load(self, gpu: Gpu, model: Instance, now_ns: int) -> bool:
         """Evict what must go and load `model`. False if no more fits into this epoch's window."""
-        free_pages, victims = gpu.free_pages, []
-        for victim in gpu.resident.values():
-            if free_pages >= model.pages:
-                break
-            if not self._cluster.in_use(gpu, victim):
-                victims.append(victim)
-                free_pages += victim.pages
-        if free_pages < model.pages:
+        victims = least_recently_used(self._cluster, gpu, model)
+        if victims is None:
             return True  # all are running; the next model may be smaller
         for victim in victims:
             if not self._pci_open(gpu, now_ns):
@@ -264,19 +255,19 @@ class Smart:
         self._pci_idle_ns[gpu.index] = idle_ns
         return idle_ns <= now_ns + _AHEAD_NS - _NETWORK_NS
 
-    def _deal_out(self, now_ns: int) -> dict[int, list[tuple[Model, list[Request]]]]:
+    def _deal_out(self, now_ns: int) -> dict[int, list[tuple[Instance, list[Request]]]]:
         """Each model's requests to its GPUs in turn, by GPU index; drops whom no load can help."""
-        dealt: dict[int, list[tuple[Model, list[Request]]]] = {}
+        dealt: dict[int, list[tuple[Instance, list[Request]]]] = {}
         for model in list(self._waiting.values()):
             holders = self._holders(model)
             for turn, gpu in enumerate(holders):
-                requests = model.queue[turn :: len(holders)]
+                requests = model.queue.requests[turn :: len(holders)]
                 if requests:
                     dealt.setdefault(gpu.index, []).append((model, requests))
             if not holders:
                 fastest_ns = min(self._exec_ns(g, model) for g in self._cluster.gpus.values())
                 ready_ns = now_ns + _NETWORK_NS + _SLACK_NS + self._weights_ns(model)
-                for request in list(model.queue):
+                for request in list(model.queue.requests):
                     if ready_ns + fastest_ns > self._deadlines_ns[request.key]:
                         self._drop(request, ready_ns, fastest_ns, now_ns)
         return dealt
@@ -291,7 +282,7 @@ class Smart:
         self._refusals.refuse(request, Code.TIMED_OUT, reason, start_ns=start_ns, exec_ns=exec_ns)
 
     def _schedule_gpu(
-        self, gpu: Gpu, queues: list[tuple[Model, list[Request]]], now_ns: int
+        self, gpu: Gpu, queues: list[tuple[Instance, list[Request]]], now_ns: int
     ) -> None:
         """Form batches, give them times, send what is due, and drop what has no hope."""
         idle_ns = self._idle_ns(gpu, now_ns)
@@ -315,7 +306,7 @@ class Smart:
                     self._drop(request, batch.earliest_ns, single_ns, now_ns)
 
     def _batches(
-        self, gpu: Gpu, model: Model, requests: list[Request], earliest_ns: int, now_ns: int
+        self, gpu: Gpu, model: Instance, requests: list[Request], earliest_ns: int, now_ns: int
     ) -> list[Batch]:
         """The largest batches that `requests` (by deadline) fill, each in time if started first."""
         single_ns = self._exec_ns(gpu, model)
@@ -325,7 +316,7 @@ class Smart:
                 self._drop(request, earliest_ns, single_ns, now_ns)
             else:
                 in_time.append(request)
-        offered = [b for b in gpu.exec_table(model).batches if b in self._durations_of(model)]
+        offered = [b for b in gpu.exec_table(model.queue).batches if b in self._durations_of(model)]
         classes = [(b, self._exec_ns(gpu, model, b)) for b in offered]
         batches = []
         first = 0

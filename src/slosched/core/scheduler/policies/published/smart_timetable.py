@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from slosched.core.scheduler.state import Model, Request
+from slosched.core.scheduler.state import Instance, Request
 
 
 @dataclass(slots=True, eq=False)
 class Batch:
     """Requests of one model that run together. Times in ns on the controller's clock."""
 
-    model: Model
+    model: Instance
     requests: list[Request]
     duration_ns: int
     earliest_ns: int

@@ -10,7 +10,7 @@ It serves no clients. Forty copies of resnet50 are prepared on each worker, and 
 Each second a line per GPU and kind says what was measured: the executors' own times, the times from
 decision to report, throughput, and which share of the second the executor worked.
 
-Its Infers carry no requests, so nobody is answered and the worker makes up their inputs. A GPU that
+Its Infers carry no requests, so no client is answered and the worker makes up their inputs. A GPU that
 cannot hold twenty copies has as many as fit, and runs the ones in their middle; the published code
 assumes that they fit, and two GPUs in every worker.
 """
@@ -22,7 +22,7 @@ from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note
 from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import Refusals
-from slosched.core.scheduler.state import ActionState, Gpu, Model, Request
+from slosched.core.scheduler.state import ActionState, Gpu, Instance, Request
 from slosched.units import NS_PER_S, format_duration
 
 _MODEL = "resnet50"
@@ -46,7 +46,7 @@ class _Measured:
         self.durations_ns: list[int] = []
         self.from_decision_ns: list[int] = []
 
-    def words(self, profiled_ns: int, elapsed_ns: int) -> str:
+    def line(self, profiled_ns: int, elapsed_ns: int) -> str:
         times_ns = self.durations_ns
         if not times_ns:
             return f"errors={self.errors} throughput=0"
@@ -73,8 +73,8 @@ class _StressedGpu:
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
-        self.present: list[Model] = []
-        self.absent: list[Model] = []
+        self.present: list[Instance] = []
+        self.absent: list[Instance] = []
         self.done: list[ActionState] = []  # reported, and not yet in `loads` or `infers`
         self.loads = _Measured()
         self.infers = _Measured()
@@ -124,14 +124,14 @@ class Stress:
     def gpu_removed(self, gpu: Gpu) -> None:
         self._gpus.pop(gpu.index, None)
 
-    def model_loaded(self, model: Model, gpus: list[Gpu], *, now_ns: int) -> None:
+    def model_loaded(self, model: Instance, gpus: list[Gpu], *, now_ns: int) -> None:
         if model.name != _MODEL or model.copy >= _COPIES:
-            return  # a client's: nobody can use it here
+            return  # a client's, which cannot be used here
         for gpu in gpus:
             if gpu.index in self._gpus:
                 self._gpus[gpu.index].absent.append(model)
 
-    def settled(self, model: Model) -> bool:
+    def settled(self, model: Instance) -> bool:
         return True
 
     def action_done(
@@ -145,16 +145,16 @@ class Stress:
         if code != Code.OK:
             measured.errors += 1
             if loaded:
-                stressed.absent.append(action.model)
+                stressed.absent.append(action.instance)
             elif (
-                action.model in stressed.present
-                and action.model.model_id not in action.gpu.resident
+                action.instance in stressed.present
+                and action.instance.model_id not in action.gpu.resident
             ):
-                stressed.present.remove(action.model)  # the worker did not have it
-                stressed.absent.append(action.model)
+                stressed.present.remove(action.instance)  # the worker did not have it
+                stressed.absent.append(action.instance)
             return
         if loaded:
-            stressed.present.append(action.model)
+            stressed.present.append(action.instance)
         measured.durations_ns.append(duration_ns)
         stressed.done.append(action)
 
@@ -216,9 +216,9 @@ class Stress:
             1,
             now_ns=now_ns,
             start_ns=self._cluster.likely_start_ns(gpu, now_ns),
-            duration_ns=gpu.exec_table(model).single.expected_ns,
+            duration_ns=gpu.exec_table(model.queue).single.expected_ns,
             latest_ns=now_ns + _START_WITHIN_NS,
-            model=model,
+            queue=model.queue,
         )
         return True
 
@@ -229,10 +229,10 @@ class Stress:
                 if prepared is None:
                     continue
                 if kind == "LoadWeights":
-                    text = stressed.loads.words(prepared.weights_ns, elapsed_ns)
+                    text = stressed.loads.line(prepared.weights_ns, elapsed_ns)
                     stressed.loads = _Measured()
                 else:
-                    text = stressed.infers.words(prepared.exec_ns[0], elapsed_ns)
+                    text = stressed.infers.line(prepared.exec_ns[0], elapsed_ns)
                     stressed.infers = _Measured()
                 self._cluster.emit(Note("info", f"{stressed.gpu.name} {kind} {text}"))
 

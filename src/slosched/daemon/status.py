@@ -1,37 +1,53 @@
-"""What `slosched status` shows: the scheduler's state as plain dicts and lists."""
+"""What `slosched status` shows: the scheduler's state as plain dicts and lists.
+
+A view: these functions read the scheduler and change nothing. `slosched status`, GET /status and GET /healthz
+are answered from here (long_replies.py, http.py).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from slosched.codes import code_name
-from slosched.core.scheduler.slices import A_PART, Work
-from slosched.core.scheduler.state import Client, Gpu, Model, ModelState, Worker, WorkerState
+from slosched.core.scheduler.scheduler import Scheduler
+from slosched.core.scheduler.state import Client, Gpu, Instance, ModelState, Worker, WorkerState
+from slosched.options import status_options
 
-if TYPE_CHECKING:
-    from slosched.core.scheduler.scheduler import Scheduler
+#: What the shell counted since it started (Tally.report), for the report's `counted`.
+Counted = Callable[[], dict[str, Any]]
+#: Clients, or model instances, in one part: some hundred microseconds.
+A_PART = 50
 
 
-def status_report(scheduler: Scheduler, *, now_ns: int, brief: bool = False) -> dict[str, Any]:
-    """Everything an operator asks first. Times in ns on the controller's clock.
+def status_report(
+    scheduler: Scheduler, *, now_ns: int, brief: bool = False, counted: Counted = dict
+) -> dict[str, Any]:
+    """The whole report. Times in ns on the controller's clock.
 
-    With `brief` it is without the list of models and says less of workers and GPUs, so that a large cluster's
-    costs little. `counted` is what the shell counted since it started
-    (telemetry/tally.py); nothing in virtual time.
+    A `brief` one leaves out the model instances and some fields of workers and GPUs, so that it costs little
+    for a large cluster.
     """
     report: dict[str, Any] = {}
-    for _ in status_parts(report, scheduler, now_ns=now_ns, brief=brief):
+    for _ in status_parts(report, scheduler, now_ns=now_ns, brief=brief, counted=counted):
         pass
     return report
 
 
 def status_parts(
-    report: dict[str, Any], scheduler: Scheduler, *, now_ns: int, brief: bool = False
-) -> Work:
-    """Fill `report` with what `status_report` returns, in parts, which differ in time if there are many."""
-    report.update(_head(scheduler, now_ns))
-    yield A_PART
+    report: dict[str, Any],
+    scheduler: Scheduler,
+    *,
+    now_ns: int,
+    brief: bool = False,
+    counted: Counted,
+) -> Iterator[None]:
+    """Fill `report` with what `status_report` returns, a part before each yield.
+
+    The scheduler may go on between two parts; each part then shows the state of its own moment.
+    """
+    report.update(_head(scheduler, now_ns), counted=counted())
+    yield
     clients: list[dict[str, Any]] = []
     workers: list[dict[str, Any]] = []
     models: list[dict[str, Any]] = []
@@ -39,15 +55,15 @@ def status_parts(
     everyone = list(scheduler.clients.values())
     for at in range(0, len(everyone), A_PART):
         clients += [_client(client) for client in everyone[at : at + A_PART]]
-        yield A_PART // 2
+        yield
     for worker in list(scheduler.cluster.workers.values()):
         workers.append(_brief_worker(worker) if brief else _worker(worker, now_ns))
-        yield 2 + 3 * len(worker.gpus)
+        yield
     instances = list(scheduler.cluster.models.values())
     report["model_instances"] = len(instances)
     for at in range(0, 0 if brief else len(instances), A_PART):
         models += _models(instances[at : at + A_PART])
-        yield A_PART
+        yield
 
 
 def _head(scheduler: Scheduler, now_ns: int) -> dict[str, Any]:
@@ -57,16 +73,7 @@ def _head(scheduler: Scheduler, now_ns: int) -> dict[str, Any]:
         "incarnation": scheduler.incarnation,
         "policy": config.policy,
         "fidelity": config.fidelity,
-        "options": {
-            "generate_inputs": config.generate_inputs,
-            "max_gpus": config.max_gpus,
-            "schedule_ahead_ns": config.schedule_ahead_ns,
-            "default_slo_ns": config.default_slo_ns,
-            "max_exec_ns": config.max_exec_ns,
-            "max_batch": config.max_batch,
-            "placement": config.placement,
-            "early_refusal": config.early_refusal,
-        },
+        "options": status_options(config),
         "client_weights": config.client_weights,
         "weights": [
             {"client": r.client, "slo_max_ns": r.slo_max_ns, "weight": r.weight}
@@ -75,7 +82,6 @@ def _head(scheduler: Scheduler, now_ns: int) -> dict[str, Any]:
         "draining": scheduler.draining,
         "ready": scheduler.ready(),
         "requests": _requests(scheduler, now_ns),
-        "counted": scheduler.counted(),
     }
 
 
@@ -89,7 +95,7 @@ def _client(client: Client) -> dict[str, Any]:
 
 
 def _requests(scheduler: Scheduler, now_ns: int) -> dict[str, Any]:
-    # Those whose action is under way count as in flight to its end, also when they were cancelled.
+    # A request counts as in flight until its action ends, also when it was cancelled meanwhile.
     in_flight = sum([len(action.requests) for action in scheduler.cluster.actions.values()])
     return {
         "arrived": scheduler.arrived,
@@ -103,7 +109,7 @@ def _requests(scheduler: Scheduler, now_ns: int) -> dict[str, Any]:
     }
 
 
-def _models(models: Iterable[Model]) -> list[dict[str, Any]]:
+def _models(models: Iterable[Instance]) -> list[dict[str, Any]]:
     return [
         {
             "model_id": m.model_id,
@@ -111,7 +117,7 @@ def _models(models: Iterable[Model]) -> list[dict[str, Any]]:
             "copy": m.copy,
             "state": m.state.name.lower(),
             "b1_ns": m.b1_ns,
-            "queued": len(m.queue),
+            "queued": m.queued,
             "gpus_resident": len(m.resident_on),
             "clients": len(m.clients),
         }
@@ -121,7 +127,7 @@ def _models(models: Iterable[Model]) -> list[dict[str, Any]]:
 
 
 def oldest_arrival_ns(scheduler: Scheduler, *, now_ns: int) -> int:
-    """When the request arrived that waits longest for its answer; `now_ns` without any."""
+    """Arrival of the request that has waited longest for its answer; `now_ns` without any."""
     oldest_ns = now_ns
     for client in scheduler.clients.values():
         for request in client.requests.values():  # in the order of their arrival
@@ -131,7 +137,7 @@ def oldest_arrival_ns(scheduler: Scheduler, *, now_ns: int) -> int:
 
 
 def health_report(scheduler: Scheduler) -> dict[str, Any]:
-    """What a probe asks: little enough to be built often, whatever the number of models."""
+    """The answer to a health probe. Its cost does not grow with the number of models."""
     workers = scheduler.cluster.workers.values()
     missing = [w.worker_id for w in workers if w.state is not WorkerState.JOINED]
     return {
@@ -151,16 +157,16 @@ def _worker(worker: Worker, now_ns: int) -> dict[str, Any]:
         "pid": worker.pid,
         "device": worker.device,
         "version": worker.version,
-        "activity": worker.activity,
+        "activity": worker.beat.activity,
         "times_lost": worker.times_lost,
-        "clock_offset_ns": worker.clock_offset_ns,
-        "clock_error_ns": worker.clock_error_ns,
+        "clock_offset_ns": worker.beat.clock_offset_ns,
+        "clock_error_ns": worker.beat.clock_error_ns,
         "transit_ns": worker.transit.expected_ns,
         "transit_margin_ns": worker.transit.margin_ns,
         "return_ns": worker.returns.expected_ns,
         "return_margin_ns": worker.returns.margin_ns,
-        "errors": worker.errors,
-        "dropped": worker.dropped,
+        "errors": worker.beat.errors,
+        "dropped": worker.beat.dropped,
         "put_aside": _not_used(worker),
         "leaving": worker.leaving,
         "spare_gpus": len(worker.spare),
@@ -169,7 +175,7 @@ def _worker(worker: Worker, now_ns: int) -> dict[str, Any]:
 
 
 def _not_used(worker: Worker) -> dict[str, str]:
-    """Models of the worker that are not used there, and why."""
+    """Models that are not used on this worker: name -> reason."""
     if not worker.unlike:
         return worker.put_aside
     return worker.put_aside | {name: each.reason for name, each in worker.unlike.items()}
@@ -180,9 +186,9 @@ def _brief_worker(worker: Worker) -> dict[str, Any]:
         "worker_id": worker.worker_id,
         "state": "joined" if worker.state is WorkerState.JOINED else "silent",
         "host": worker.host,
-        "activity": worker.activity,
+        "activity": worker.beat.activity,
         "times_lost": worker.times_lost,
-        "clock_error_ns": worker.clock_error_ns,
+        "clock_error_ns": worker.beat.clock_error_ns,
         "put_aside": _not_used(worker),
         "leaving": worker.leaving,
         "spare_gpus": len(worker.spare),
@@ -215,7 +221,7 @@ def _gpu(gpu: Gpu, now_ns: int) -> dict[str, Any]:
 
 
 def _stats(gpu: Gpu, now_ns: int) -> dict[str, Any] | None:
-    """What the GPU's driver said last, None where it does not answer; None for a GPU without a driver.
+    """The driver's last report, with None for a value that it does not report; None without a driver.
 
     `energy_mj` counts since the worker joined.
     """

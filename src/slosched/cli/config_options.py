@@ -1,0 +1,164 @@
+"""The rows of the option table (options.py) as options of a command, and as the command line of a child.
+
+A command takes those of a config class by being decorated:
+
+    @takes_options(WorkerConfig)
+    def worker(*, options: Options, config: ... = None) -> None:
+        replace(base, **values_of(WorkerConfig, options))
+
+Typer then sees each row as an option of the command, with None as its default: what is not given is left to a
+file, or to the default of the class.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Container, Mapping
+from typing import Annotated, Any, cast, get_type_hints
+
+import typer
+
+from slosched.cli.values import duration_ns, names, size_bytes, weight_rules, weights_text
+from slosched.config import WeightRule
+from slosched.options import Row, rows
+
+#: What the command line says, by the names of rows; None where it says nothing.
+Options = Mapping[str, Any]
+
+_WEIGHTS = tuple[WeightRule, ...]
+_TEXT = str | None
+#: Types that Typer reads by itself, as options that may be left out. The others are texts to it.
+_READ_BY_TYPER: dict[Any, Any] = {int: int | None, float: float | None, bool: bool | None}
+
+
+def takes_options(
+    *configs: type, only: Container[str] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of the classes `configs`; its parameter `options` gets what was given.
+
+    `only` are the fields that it takes, if these are not all.
+    """
+    shared = [row for config in configs for row in command_rows(config)]
+    shared = [row for row in shared if only is None or row.field in only]
+    hints = {row.name: declaration(row) for row in shared}
+    return lambda command: with_parameters(command, hints, {}, into="options", make=dict)
+
+
+def with_parameters(
+    command: Callable[..., None],
+    hints: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    *,
+    into: str,
+    make: Callable[[dict[str, Any]], Any],
+) -> Callable[..., None]:
+    """Give `command` further parameters, behind its own; `make` of their values is passed as the one `into`.
+
+    `hints` are their annotations by name; without a default it is None. A parameter of the command's own that
+    has such a name stands for it.
+    """
+    own = inspect.signature(command)
+    own_hints = get_type_hints(command, include_extras=True)
+    added = {name: hint for name, hint in hints.items() if name not in own.parameters}
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        taken = make({name: values.pop(name) for name in added})
+        command(**values, **{into: taken})
+
+    parameters = [
+        each.replace(annotation=own_hints[each.name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for each in own.parameters.values()
+        if each.name != into
+    ]
+    for name, hint in added.items():
+        default = defaults.get(name)
+        parameters.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint
+            )
+        )
+    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {
+        **{name: hint for name, hint in own_hints.items() if name != into},
+        **added,
+    }
+    return run
+
+
+def command_rows(config: type) -> list[Row]:
+    """The options of `config` that the command line has."""
+    return [row for row in rows(config) if row.on_command_line]
+
+
+def declaration(row: Row) -> Any:
+    """The row as the annotation of a command's parameter."""
+    option = typer.Option(
+        row.argument,
+        help=row.help,
+        metavar=_metavar(row),
+        rich_help_panel=row.option.panel or None,
+        show_default=False,
+    )
+    return cast(Any, Annotated)[kind_written(row), option]
+
+
+def kind_written(row: Row) -> Any:
+    """The type of what the command line says: a text where that has a unit, or is a list."""
+    return _TEXT if row.unit else _READ_BY_TYPER.get(row.plain, _TEXT)
+
+
+def _metavar(row: Row) -> str | None:
+    """What the value is called in `--help`; None for a number or a text, which help.py names."""
+    if row.option.metavar or row.plain is bool:
+        return row.option.metavar or None
+    if row.unit:
+        return {"ns": "DURATION", "bytes": "SIZE"}[row.unit]
+    if row.plain is str:
+        return "|".join(row.option.one_of) or None
+    return "NAME,NAME" if row.plain == tuple[str, ...] else None
+
+
+def values_of(config: type, options: Options) -> dict[str, Any]:
+    """The fields of `config` that `options` say. Raises InvalidConfig with the option that is wrong."""
+    return {
+        row.field: _value(row, options[row.name])
+        for row in command_rows(config)
+        if options.get(row.name) is not None
+    }
+
+
+def _value(row: Row, given: Any) -> Any:
+    """What the user wrote, as the field's value."""
+    if row.unit == "ns":
+        return duration_ns(row.argument, given)
+    if row.unit == "bytes":
+        return size_bytes(row.argument, given)
+    if row.plain == _WEIGHTS:
+        return weight_rules(row.argument, given)
+    return names(given) if row.plain == tuple[str, ...] else given
+
+
+def command_line(config: Any) -> list[str]:
+    """The options with which a command gets exactly the options of `config`. A value of None is left out."""
+    words: list[str] = []
+    for row in command_rows(type(config)):
+        value = getattr(config, row.field)
+        if value in (None, ()):
+            continue
+        if row.plain is bool:
+            on, _, off = row.argument.partition("/")
+            words.append(on if value else off)
+        else:
+            words += [row.argument, _text(row, value)]
+    return words
+
+
+def _text(row: Row, value: Any) -> str:
+    """The text of which `_value` makes `value`."""
+    if row.unit == "ns":
+        return f"{value}ns"
+    if row.plain == _WEIGHTS:
+        return weights_text(value)
+    return ",".join(value) if isinstance(value, tuple) else str(value)

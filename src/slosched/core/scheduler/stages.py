@@ -1,0 +1,114 @@
+"""What follows when a stage of a request ends: its answer, or its next stage.
+
+    QUEUED -> IN_FLIGHT --after()--> answered, with the output of this stage (Reply.OUTPUT)
+                          |          or of an earlier one (Reply.BEST)
+                          +--------> QUEUED, in the queue of its next stage (GoOn)
+
+A queue's `after` decides, and is pure; a plain model has none, and its output is the answer. A request with a
+best answer that comes too late for its rest gets that answer in place of a refusal (`best_instead`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from slosched.codes import Code, code_name
+from slosched.core.scheduler.actions.kind import Outcome
+from slosched.core.scheduler.interface import Effect, Keep, StageDone, StageRecord
+from slosched.core.scheduler.state import (
+    ActionState,
+    BestAnswer,
+    GoOn,
+    Reply,
+    Request,
+    RequestState,
+    StageEnd,
+)
+from slosched.core.values import Value
+
+#: A request that ends with one of these gets its best answer, if it has one: the rest did not fit, or failed.
+_BEST_INSTEAD = frozenset(
+    {
+        Code.TIMED_OUT,
+        Code.SKIPPED,
+        Code.COULD_NOT_START_IN_TIME,
+        Code.RUNTIME_ERROR,
+        Code.PROCESS_ENDED,
+    }
+)
+
+
+class Stages:
+    """Moves requests from stage to stage. `enqueue` hands one to the policy, at its new queue."""
+
+    def __init__(
+        self, emit: Callable[[Effect], None], enqueue: Callable[[Request, int], None]
+    ) -> None:
+        self._emit, self._enqueue = emit, enqueue
+
+    def ended(
+        self,
+        request: Request,
+        action: ActionState,
+        outcome: Outcome,
+        output: Value | None,
+        now_ns: int,
+    ) -> Value | GoOn | None:
+        """A stage of `request` ended with `output`. Return the value that answers it, or how it goes on."""
+        after = request.queue.after
+        follows = Reply.OUTPUT if after is None else after(request, StageEnd(now_ns, output))
+        goes_on = isinstance(follows, GoOn)
+        if request.stage or goes_on:
+            self._emit(
+                StageDone(_record(request, action, outcome, now_ns, follows is Reply.OUTPUT))
+            )
+        if isinstance(follows, GoOn):
+            return follows
+        if follows is Reply.BEST and request.best_answer is not None:
+            return request.best_answer.output
+        return output
+
+    def go_on(self, request: Request, goes: GoOn, output: Value | None, now_ns: int) -> None:
+        """Put `request`, whose action has ended, into the queue of its next stage."""
+        if goes.keeps_output:
+            request.best_answer = BestAnswer(output, request.stage)
+        if output is not None and (goes.keeps_output or goes.passes_output):
+            self._emit(Keep(output.value_id, request.key))
+        request.brings = output if goes.passes_output else request.input
+        request.stage += 1
+        request.queued_ns = now_ns
+        request.queue, request.instance = goes.queue, goes.queue.instance
+        request.due_ns = request.deadline_ns - goes.queue.rest_ns
+        request.move(RequestState.QUEUED)
+        self._enqueue(request, now_ns)
+
+
+def best_instead(request: Request, code: int, reason: str) -> tuple[int, str, Value | None]:
+    """Return (code, reason, output): of the request's best answer where `code` allows it, else as given."""
+    best = request.best_answer
+    if best is None or code not in _BEST_INSTEAD:
+        return code, reason, None
+    words = f"answered by stage {best.stage}: stage {request.stage} ended with {code_name(code)}"
+    return Code.OK, f"{words}: {reason}" if reason else words, best.output
+
+
+def _record(
+    request: Request, action: ActionState, outcome: Outcome, now_ns: int, answers: bool
+) -> StageRecord:
+    return StageRecord(
+        key=request.key,
+        request_id=request.request_id,
+        user_id=request.user_id,
+        stage=request.stage,
+        model_id=request.instance.model_id,
+        program=request.queue.program,
+        queued_ns=request.queued_ns,
+        due_ns=request.due_ns,
+        start_ns=outcome.span.begin_ns,
+        exec_ns=outcome.span.duration_ns,
+        end_ns=now_ns,
+        batch_size=len(action.requests),
+        worker_id=action.gpu.worker.worker_id,
+        gpu_id=action.gpu.gpu_id,
+        answers=answers,
+    )

@@ -1,0 +1,41 @@
+"""The lanes of a worker by role, and how many slots each has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Role(IntEnum):
+    """What a lane is for."""
+
+    LOAD = 0  # weights onto the GPU
+    INPUT = 1
+    EXEC = 2
+    OUTPUT = 3
+    HOST = 4  # preparing models in host memory; it belongs to the worker and to no GPU
+
+
+@dataclass(frozen=True, slots=True)
+class LaneSpec:
+    """`width`: how many ops run at a time. `preemptive`: an op may be interrupted between two segments."""
+
+    role: Role
+    width: int = 1
+    preemptive: bool = False
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"a lane needs at least one slot, not {self.width}")
+
+
+#: A GPU runs one op of each role at a time (Clockwork §4.2), so each of its lanes keeps one timeline.
+EXEC_LANE = LaneSpec(Role.EXEC)
+GPU_LANES: Sequence[LaneSpec] = (
+    LaneSpec(Role.LOAD),
+    LaneSpec(Role.INPUT),
+    EXEC_LANE,
+    LaneSpec(Role.OUTPUT),
+)
+HOST_LANE = LaneSpec(Role.HOST)
