@@ -429,8 +429,8 @@ def test_it_is_noticed_that_an_unload_leaves_something(
     plant(monkeypatch)
     spec = unloading()
     assert isinstance(spec.workload, SmallLoad)
-    (plan,) = spec.workload.guests  # it does not load again
-    plan = replace(plan, unloads_ns=plan.goes_ns - 10 * MS)
+    (plan,) = spec.workload.guests
+    plan = replace(plan, loads_again=False)
     failure = run_case(1, replace(spec, workload=replace(spec.workload, guests=(plan,)))).failure
     assert re.search(words, failure), failure
 

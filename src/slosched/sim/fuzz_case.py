@@ -241,6 +241,7 @@ def _with_unloads(draw: Random, load: SmallLoad, guests_model: bool) -> SmallLoa
                 copies=draw.choice((1, 1, 2, 5)),
                 unloads_ns=unloads_ns if draw.random() < 0.6 else -1,
                 force=draw.random() < 0.5 and not operates,
+                loads_again=draw.random() < 0.5,
             )
         )
     return replace(load, guests=tuple(guests))

@@ -56,8 +56,8 @@ class GuestPlan:
 
     It loads `copies` instances. From when they are loaded it sends bursts of `burst` requests with the SLO
     `slo_ns` to the last one, one burst each `every_ns`, and goes at `goes_ns` right after another, in `way`.
-    At `unloads_ns` (-1: never) it unloads the model right behind a burst, with `force` also from under other
-    clients, and loads it again a little later. Times are after the start.
+    At `unloads_ns` (-1: never), or when it has the model, it unloads it right behind a burst, with `force` also
+    from under other clients, and if it `loads_again`, does so a little later. Times are after the start.
     """
 
     name: str
@@ -72,6 +72,7 @@ class GuestPlan:
     copies: int = 1
     unloads_ns: int = -1
     force: bool = False
+    loads_again: bool = True
 
 
 class Guest:
@@ -216,13 +217,17 @@ class Guest:
 
     def _unload(self, _: Any) -> None:
         """Unload the model with requests for it unanswered."""
-        if self._gone or self._model is None or self._unread is not None:
+        if self._gone or self._unread is not None:
+            return
+        if self._model is None:
+            self._kernel.at(self._kernel.now_ns + _LOADS_AGAIN_NS, self._unload)
             return
         self._burst_now(self._model)
         self._log(f"{self._plan.name} unloads {self._plan.model!r}")
         self._say(UnloadModelRequest(0, self._plan.model, self._plan.force))
         self._model = None
-        self._kernel.at(self._kernel.now_ns + _LOADS_AGAIN_NS, self._come)
+        if self._plan.loads_again:
+            self._kernel.at(self._kernel.now_ns + _LOADS_AGAIN_NS, self._come)
 
     # ------------------------------------------------------------------------------- going
 
