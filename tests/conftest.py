@@ -24,7 +24,7 @@ _SLOW_TESTS = Path(__file__).with_name("slow_tests.txt")
 
 
 def _mark_slow(items: list[pytest.Item], *, all_collected: bool) -> None:
-    """Mark the tests that slow_tests.txt names. Raises UsageError for a line that names none."""
+    """Mark the tests that slow_tests.txt names. Raises UsageError for a line that names none of its file."""
     tests = {f"{item.path.name}::{item.nodeid.partition('::')[2]}": item for item in items}
     slow: set[str] = set()
     for line in _SLOW_TESTS.read_text().splitlines():
@@ -34,7 +34,8 @@ def _mark_slow(items: list[pytest.Item], *, all_collected: bool) -> None:
         named = {
             each for each in tests if each == name or each.startswith((f"{name}[", f"{name}::"))
         }
-        if all_collected and not named:
+        file = f"{name.partition('::')[0]}::"
+        if all_collected and not named and any(each.startswith(file) for each in tests):
             raise pytest.UsageError(f"{_SLOW_TESTS.name} names a test that is not there: {line}")
         slow = slow | named if line == name else slow - named
     for each in slow:
