@@ -85,3 +85,18 @@ def test_a_rare_stall_of_what_runs_does_not_close_its_gpu_to_others() -> None:
     first, second = rig.outstanding()
     assert (first.batch_size, second.batch_size) == (8, 1)
     assert not rig.answered(behind)
+
+
+def test_a_heartbeat_of_a_clock_that_is_not_known_yet_teaches_no_latency() -> None:
+    """A new session begins with such: its first heartbeats may be off by as much as a round trip of anything."""
+    rig, (model,) = Rig.ready()
+    for _ in range(200):
+        rig.from_worker(a_heartbeat(50, rig.now_ns - 40 * MS, clock_error_ns=20 * MS))
+    taken = rig.infer(model, slo_ms=10.0)
+    rig.step()
+    assert not rig.answered(taken) and len(rig.outstanding()) == 1
+    for _ in range(200):
+        rig.from_worker(a_heartbeat(50, rig.now_ns - 40 * MS, clock_error_ns=MS))
+    late = rig.infer(model, slo_ms=10.0)
+    rig.step()
+    assert rig.reply(late).code == Code.COULD_NOT_START_IN_TIME, "one that is known does"
