@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from slosched.codes import Code
 from slosched.config import SchedulerConfig
-from slosched.core.scheduler.answers import Answers, Ended, Plan, record_of, reply_to
+from slosched.core.scheduler.answers import Answers, Plan, reply_and_record
 from slosched.core.scheduler.interface import Effect, RequestDone, RequestRecord, ToClient
 from slosched.core.scheduler.limits import Limits
 from slosched.core.scheduler.state import Client, Instance, Request
@@ -23,9 +25,14 @@ PLAN = Plan(
     gpu_id=26,
     batch_size=27,
 )
-ENDED = Ended(
-    code=31, reason="why", now_ns=ARRIVAL_NS + 32, met=True, departure_count=33, cold=True
-)
+ENDED: dict[str, Any] = {
+    "code": 31,
+    "reason": "why",
+    "now_ns": ARRIVAL_NS + 32,
+    "met": True,
+    "departure_count": 33,
+    "cold": True,
+}
 
 
 def a_request() -> Request:
@@ -45,7 +52,7 @@ def a_request() -> Request:
 
 
 def test_every_field_of_a_reply() -> None:
-    assert reply_to(a_request(), ENDED, PLAN) == InferReply(
+    assert reply_and_record(a_request(), PLAN, **ENDED)[0] == InferReply(
         request_id=12,
         code=31,
         reason="why",
@@ -66,7 +73,7 @@ def test_every_field_of_a_reply() -> None:
 
 
 def test_every_field_of_a_requests_record() -> None:
-    assert record_of(a_request(), ENDED, PLAN) == RequestRecord(
+    assert reply_and_record(a_request(), PLAN, **ENDED)[1] == RequestRecord(
         key=11,
         request_id=12,
         user_id=13,
@@ -93,7 +100,7 @@ def test_every_field_of_a_requests_record() -> None:
 
 
 def test_a_request_without_a_plan_says_so() -> None:
-    reply, record = reply_to(a_request(), ENDED, Plan()), record_of(a_request(), ENDED, Plan())
+    reply, record = reply_and_record(a_request(), Plan(), **ENDED)
     assert (reply.predicted_start_ns, reply.start_ns, reply.worker_id) == (-1, -1, -1)
     assert (record.predicted_start_ns, record.start_ns, record.gpu_id) == (-1, -1, -1)
 

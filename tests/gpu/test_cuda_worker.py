@@ -469,6 +469,10 @@ def test_a_cuda_error_ends_the_worker_with_words_and_every_action_answered(tmp_p
         worker.terminate()
         worker.communicate(timeout=30)
         assert worker.returncode == 0
+    except AssertionError:
+        worker.kill()
+        print("the worker said:", worker.communicate(timeout=10)[0])  # noqa: T201
+        raise
     finally:
         at_most.cancel()
         worker.kill()

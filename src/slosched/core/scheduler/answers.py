@@ -41,67 +41,72 @@ class Plan(NamedTuple):
 NO_PLAN = Plan()
 
 
-class Ended(NamedTuple):
-    """How a request ended. `cold`: no GPU had its weights when it came, and one had when it left."""
+def reply_and_record(
+    request: Request,
+    plan: Plan,
+    *,
+    code: int,
+    reason: str,
+    now_ns: int,
+    met: bool,
+    departure_count: int,
+    cold: bool,
+) -> tuple[InferReply, RequestRecord]:
+    """Return the message for the client, and what telemetry says, of a request that ends now.
 
-    code: int
-    reason: str
-    now_ns: int
-    met: bool
-    departure_count: int
-    cold: bool
-
-
-def reply_to(request: Request, ended: Ended, plan: Plan) -> InferReply:
-    """Return the message for the client. By position: by keyword it takes 1.3 us more of some 40 a request."""
-    arrival_ns = request.arrival_ns
-    return InferReply(
+    `cold`: no GPU had its weights when it came, and one had when it left. By position: built by keyword the two
+    take 2 us more, of some 40 a request.
+    """
+    arrival_ns, model_id = request.arrival_ns, request.instance.model_id
+    predicted_ns = plan.expected_start_ns - arrival_ns
+    if predicted_ns < -1:
+        predicted_ns = -1
+    started_ns = plan.start_ns - arrival_ns
+    if started_ns < -1:
+        started_ns = -1
+    reply = InferReply(
         request.request_id,
-        ended.code,
-        ended.reason,
-        request.instance.model_id,
+        code,
+        reason,
+        model_id,
         request.slo_ns,
-        ended.now_ns - arrival_ns,
-        ended.met,
+        now_ns - arrival_ns,
+        met,
         plan.batch_size,
         plan.worker_id,
         plan.gpu_id,
-        ended.cold,
-        max(-1, plan.expected_start_ns - arrival_ns),
+        cold,
+        predicted_ns,
         plan.expected_exec_ns,
-        max(-1, plan.start_ns - arrival_ns),
+        started_ns,
         plan.exec_ns,
         request.attempts,
     )
-
-
-def record_of(request: Request, ended: Ended, plan: Plan) -> RequestRecord:
-    """Return what telemetry says of the request; by position, as the reply."""
-    arrival_ns = request.arrival_ns
-    return RequestRecord(
+    record = RequestRecord(
         request.key,
         request.request_id,
         request.user_id,
-        request.instance.model_id,
-        ended.code,
-        ended.reason,
+        model_id,
+        code,
+        reason,
         request.slo_factor,
         request.slo_ns,
         arrival_ns,
-        ended.now_ns,
-        ended.met,
+        now_ns,
+        met,
         request.arrival_count,
-        ended.departure_count,
-        ended.cold,
+        departure_count,
+        cold,
         plan.batch_size,
         plan.worker_id,
         plan.gpu_id,
         request.attempts,
-        max(-1, plan.expected_start_ns - arrival_ns),
+        predicted_ns,
         plan.expected_exec_ns,
-        max(-1, plan.start_ns - arrival_ns),
+        started_ns,
         plan.exec_ns,
     )
+    return reply, record
 
 
 class Answers:
@@ -126,16 +131,24 @@ class Answers:
     ) -> bool:
         """End `request` at `now_ns`; `tell` its client unless that is gone. True if it was in time."""
         request.move(RequestState.ANSWERED)
-        code, model = int(code), request.instance
+        code = int(code)
         met = code == Code.OK and now_ns <= request.deadline_ns
-        departure_count = len(model.resident_on)
+        departure_count = len(request.instance.resident_on)
         cold = request.arrival_count == 0 < departure_count
         self._take_off(request, code)
-        ended = Ended(code, reason, now_ns, met, departure_count, cold)
+        reply, record = reply_and_record(
+            request,
+            plan,
+            code=code,
+            reason=reason,
+            now_ns=now_ns,
+            met=met,
+            departure_count=departure_count,
+            cold=cold,
+        )
         if tell and not request.client.gone:
-            reply = reply_to(request, ended, plan)
             self._emit(ToClient(request.client.identity, reply, output))
-        self._emit(RequestDone(record_of(request, ended, plan)))
+        self._emit(RequestDone(record))
         return met
 
     def _take_off(self, request: Request, code: int) -> None:

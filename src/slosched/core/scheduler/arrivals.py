@@ -68,7 +68,7 @@ class Arrivals:
             client=client,
             request_id=message.request_id,
             user_id=message.user_id,
-            queue=model.queue,
+            queue=model.queues[0],  # that of the whole model
             slo_factor=message.slo_factor,
             slo_ns=slo_ns,
             arrival_ns=now_ns - event.waited_ns,

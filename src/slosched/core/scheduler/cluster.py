@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from slosched.codes import ActionType
 from slosched.config import SchedulerConfig
 from slosched.core.scheduler.actions import make_kinds
-from slosched.core.scheduler.actions.infer import OVERDUE_SHARE
+from slosched.core.scheduler.actions.infer import OVERDUE_SHARE, inputs_of
 from slosched.core.scheduler.actions.kind import Outcome
 from slosched.core.scheduler.changes import Changes
 from slosched.core.scheduler.gpus_by_free_time import GpusByFreeTime
@@ -164,11 +164,12 @@ class Cluster:
         kind = self.kinds[action.action_type]
         self.actions[action.action_id] = action
         kind.reserve(action)
-        keys = tuple([request.key for request in action.requests])
-        inputs = tuple([request.brings for request in action.requests])
-        if not any(inputs):
-            inputs = ()
-        self.emit(ToWorker(action.gpu.worker.worker_id, kind.message(action), keys, inputs))
+        worker_id, message = action.gpu.worker.worker_id, kind.message(action)
+        if action.requests:
+            keys = tuple([request.key for request in action.requests])
+            self.emit(ToWorker(worker_id, message, keys, inputs_of(action.requests)))
+        else:
+            self.emit(ToWorker(worker_id, message))
         return action
 
     def record(self, action: ActionState, outcome: Outcome, *, now_ns: int, met: int = 0) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from slosched.codes import ActionType, Code
@@ -9,8 +11,15 @@ from slosched.config import SchedulerConfig
 from slosched.core.scheduler.actions.kind import Kind, Outcome
 from slosched.core.scheduler.changes import Changes
 from slosched.core.scheduler.paths import Paths
-from slosched.core.scheduler.state import ActionState, Instance, RequestState, drop_residency
+from slosched.core.scheduler.state import (
+    ActionState,
+    Instance,
+    Request,
+    RequestState,
+    drop_residency,
+)
 from slosched.core.scheduler.validation import plausible
+from slosched.core.values import Value
 from slosched.messages import Infer, InferResult
 from slosched.units import tensor_bytes
 
@@ -108,3 +117,9 @@ class InferKind(Kind):
 
     def goodput_ns(self, action: ActionState, outcome: Outcome, met: int) -> int:
         return outcome.span.duration_ns * met // max(1, len(action.requests))
+
+
+def inputs_of(requests: Sequence[Request]) -> tuple[Value | None, ...]:
+    """The inputs that `requests` bring, in their order; empty if none brings one."""
+    inputs = [request.brings for request in requests]
+    return tuple(inputs) if any(inputs) else ()

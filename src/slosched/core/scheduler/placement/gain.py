@@ -105,7 +105,9 @@ class GainPlacement(Placement):
         model = request.instance
         if not model.resident_on:
             self._want(model, more=False, slo_ns=request.slo_ns)
-        elif model.queued >= self._max_batch and len(model.resident_on) < len(self._cluster.gpus):
+        elif len(request.queue.requests) >= self._max_batch and len(model.resident_on) < len(
+            self._cluster.gpus
+        ):
             self._want(model, more=True)
 
     def short_of(self, model: Instance, *, now_ns: int) -> None:
