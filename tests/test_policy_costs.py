@@ -88,7 +88,7 @@ def test_a_rare_stall_of_what_runs_does_not_close_its_gpu_to_others() -> None:
 
 
 def test_a_heartbeat_of_a_clock_that_is_not_known_yet_teaches_no_latency() -> None:
-    """A new session begins with such: its first heartbeats may be off by as much as a round trip of anything."""
+    """A new session begins with such: its first heartbeats may be off by any round trip."""
     rig, (model,) = Rig.ready()
     for _ in range(200):
         rig.from_worker(a_heartbeat(50, rig.now_ns - 40 * MS, clock_error_ns=20 * MS))
