@@ -113,7 +113,7 @@ class EnduringClient(SimClient):
         now_ns = self._kernel.now_ns
         self._kernel.at(now_ns + CLIENT_HEARTBEAT_NS, self._beat)
         if not self._controller:
-            return  # whoever does not know us would refuse it
+            return  # a controller that does not know us would refuse it
         self._say(ClientHeartbeat(now_ns))
         if self._greeting or not self._heard:
             self._hello()

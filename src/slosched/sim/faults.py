@@ -113,7 +113,7 @@ class Fault:
         return -1 if match is None else int(match.group(1))
 
     def text(self) -> str:
-        """One line for people."""
+        """One line, human-readable."""
         words = [f"{self.at_ns / NS_PER_S:9.4f} s  {self.kind:9} {self.target}"]
         needs = KINDS[self.kind].needs
         if "for" in needs:
@@ -192,7 +192,7 @@ class FaultPlan:
         from_ns: int = 0,
         kinds: Sequence[str] = tuple(KINDS),
     ) -> FaultPlan:
-        """A plan of random density for workers with so many GPUs; all is over at `until_ns`.
+        """A plan of random density for workers with these numbers of GPUs; all is over at `until_ns`.
 
         Raises InvalidConfig if that leaves no time.
         """

@@ -45,11 +45,11 @@ from slosched.telemetry.client_log import ClientRecord
 from slosched.units import NS_PER_S, format_duration
 from slosched.workloads.engine import Engine
 
-#: Of the requests that are in time without faults, so many must be after them.
+#: After the faults, this share of the requests that are in time without any must be in time.
 LIVE_SHARE = 0.95
 #: A cluster that does worse without any faults has too much to do.
 _OVERLOADED = 0.9
-#: So good is good enough without looking at a run without faults.
+#: A run with this share in time is good without a look at a run without faults.
 _GOOD = 0.98
 #: The rest of the last actions comes in within this time after the load.
 _QUIET_NS = 6 * NS_PER_S
@@ -94,13 +94,19 @@ def run_case(seed: int, spec: SimSpec) -> Outcome:
         failure = _words(error)
     case.sights.marks_compared = case.world.cluster.marks.compared
     return Outcome(
-        seed, spec, failure, tuple(case.log), case.sent, case.tail_share, case.world.kernel.events,
-        case.sights,
-    )  # fmt: skip
+        seed=seed,
+        spec=spec,
+        failure=failure,
+        log=tuple(case.log),
+        sent=case.sent,
+        tail=case.tail_share,
+        events=case.world.kernel.events,
+        sights=case.sights,
+    )
 
 
 def _words(error: Exception) -> str:
-    """What failed; of an error that nobody raised on purpose, also where."""
+    """What failed; for an error that no code raised on purpose, also where."""
     if isinstance(error, InvariantViolated | SloschedError):
         return str(error)
     place, trace = "", error.__traceback__

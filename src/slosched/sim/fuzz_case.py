@@ -26,12 +26,12 @@ from slosched.workloads.streams import ClosedLoop, OpenLoop
 
 #: Faults begin at any time from the start on, and are over by then.
 FAULTS_END_NS = 3 * NS_PER_S
-#: In one of so many cases a worker or the client is not heard for longer than anybody waits.
+#: One case in this many has a worker or the client silent for longer than the others wait.
 _LONG_CASES = 8
 _LONG_NS = (5_500 * NS_PER_MS, 7 * NS_PER_S)
-#: Within so much time after the last fault everything must be as if nothing had been.
+#: This long after the last fault everything must work as if there had been none.
 RECOVERY_NS = 8 * NS_PER_S
-#: A scheduler that sends nothing where it expects a long way learns of a short one at five
+#: A scheduler that sends nothing where it expects a long latency learns of a short one at five
 #: heartbeats a second, and its 90th percentile of up to 100 must turn over.
 SLOW_RECOVERY_NS = 30 * NS_PER_S
 #: What is sent in this time after the recovery is held against a run without faults.
@@ -39,9 +39,17 @@ TAIL_NS = 2 * NS_PER_S
 
 #: TYPEs that serve clients, and how often they are drawn. SMART is slow: it plans all anew each ms.
 TYPES = {
-    "INFER5": 16, "INFER5:paper": 4, "FIFO": 4, "EDF": 4, "REJECT": 4, "AIMD": 4, "INFER4": 4, "SMART": 1,
-    "DIRECT": 2, "ECHO": 1,
-}  # fmt: skip
+    "INFER5": 16,
+    "INFER5:paper": 4,
+    "FIFO": 4,
+    "EDF": 4,
+    "REJECT": 4,
+    "AIMD": 4,
+    "INFER4": 4,
+    "SMART": 1,
+    "DIRECT": 2,
+    "ECHO": 1,
+}
 
 _PAGE_BYTES = 2**24
 _INPUT_BYTES = 32
@@ -189,9 +197,13 @@ def _model(draw: Random, name: str) -> ModelProfile:
     exec_ns = {batch: single_ns * (1 + batch) // 2 for batch in (1, 2, 4, 8)}
     pages = draw.randint(1, 4)
     return ModelProfile(
-        name, exec_ns, draw.choice((1, 4, 8)) * NS_PER_MS, pages * _PAGE_BYTES,
-        input_shape=(8,), output_shape=(8 + 4 * int(name[-1]),),  # outputs tell which model ran
-    )  # fmt: skip
+        name,
+        exec_ns,
+        draw.choice((1, 4, 8)) * NS_PER_MS,
+        pages * _PAGE_BYTES,
+        input_shape=(8,),
+        output_shape=(8 + 4 * int(name[-1]),),  # outputs tell which model ran
+    )
 
 
 def _load(

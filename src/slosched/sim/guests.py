@@ -33,16 +33,16 @@ from slosched.sim.marks import Framed
 from slosched.sim.network import SMALL_MESSAGE_BYTES
 from slosched.units import NS_PER_MS, NS_PER_S, tensor_bytes
 
-#: How a guest goes: it says goodbye, its connection breaks, or it is heard of no more. The last two stay a
-#: while: its process is started again, with requests of the same numbers; it sends but does not read, until the
-#: controller can keep no more for it.
+#: How a guest goes: it says goodbye, its connection breaks, or it falls silent.
 GOODBYE, BREAKS, SILENT = "says goodbye", "breaks off", "falls silent"
+#: Or it stays a while: its process is started again, with requests of the same numbers; or it sends but does not
+#: read, until the controller can keep no more for it.
 AGAIN, DEAF = "is started again", "reads nothing"
 WAYS = (GOODBYE, BREAKS, SILENT, AGAIN, DEAF)
 _AGAIN_NS = NS_PER_S
-#: A new process says hello so long after the old one died: what was under way to that is lost.
+#: A new process says hello this long after the old one died: messages on their way to that one are lost.
 _STARTS_NS = 5 * NS_PER_MS
-#: So many messages are kept for who does not read (live: 10,000, and what the kernel takes).
+#: Messages that are kept for a client that does not read (live: 10,000, and what the kernel takes).
 _ROOM = 12
 _DEAF_NS = 800 * NS_PER_MS
 #: A guest that unloaded its model loads it again after this.

@@ -13,7 +13,7 @@ from slosched.sim.faults import Fault, FaultPlan
 from slosched.sim.intruder import Intruder
 from slosched.sim.node import WorkerNode
 
-#: Incarnations of second controllers begin here, far from those of ours.
+#: Incarnations of second controllers begin here, far from our own.
 _INTRUDERS = 1_000_000_000
 
 
@@ -104,7 +104,7 @@ class Injector:
 
         def end() -> None:
             if not life or controller.life != life:
-                return  # whoever killed it starts the next one
+                return  # the fault that killed it starts the next one
             if controller.answers:
                 controller.abandon()
                 left = controller.scheduler.arrived - controller.scheduler.answered

@@ -87,11 +87,27 @@ class Intruder:
         self._session = session = message.session
         name = message.loadable[-1]  # ours begins with the first
         latest_ns = self._kernel.now_ns + NS_PER_S
-        self._say(LoadModel(
-            session=session, action_id=1, name=name, model_id=_MODEL_ID, copies=2, max_batch=8,
-            max_exec_ns=NS_PER_S, earliest_ns=0, latest_ns=_NEVER_NS,
-        ))  # fmt: skip
-        self._say(LoadWeights(
-            session=session, action_id=2, model_id=_MODEL_ID, gpu_id=0, earliest_ns=0,
-            latest_ns=latest_ns, expected_duration_ns=NS_PER_MS,
-        ))  # fmt: skip
+        self._say(
+            LoadModel(
+                session=session,
+                action_id=1,
+                name=name,
+                model_id=_MODEL_ID,
+                copies=2,
+                max_batch=8,
+                max_exec_ns=NS_PER_S,
+                earliest_ns=0,
+                latest_ns=_NEVER_NS,
+            )
+        )
+        self._say(
+            LoadWeights(
+                session=session,
+                action_id=2,
+                model_id=_MODEL_ID,
+                gpu_id=0,
+                earliest_ns=0,
+                latest_ns=latest_ns,
+                expected_duration_ns=NS_PER_MS,
+            )
+        )

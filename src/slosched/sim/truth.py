@@ -388,7 +388,7 @@ class ClientTruth:
         name = self._unloads.pop((identity, reply.request_id), None)
         if name is None:
             raise InvariantViolated(
-                f"{identity.decode()} is told of unload {reply.request_id}, which it did not ask for"
+                f"{identity.decode()} gets an answer to unload {reply.request_id}, which it did not ask for"
             )
         if reply.code:
             return
