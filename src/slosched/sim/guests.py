@@ -35,8 +35,8 @@ from slosched.units import NS_PER_MS, NS_PER_S, tensor_bytes
 
 #: How a guest goes: it says goodbye, its connection breaks, or it falls silent.
 GOODBYE, BREAKS, SILENT = "says goodbye", "breaks off", "falls silent"
-#: Or it stays a while: its process is started again, with requests of the same numbers; or it sends but does not
-#: read, until the controller can keep no more for it.
+#: Or it stays a while: its process is started again, with requests of the same numbers; or it sends but does
+#: not read, until the controller can keep no more for it.
 AGAIN, DEAF = "is started again", "reads nothing"
 WAYS = (GOODBYE, BREAKS, SILENT, AGAIN, DEAF)
 _AGAIN_NS = NS_PER_S
