@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine:
 #
 #   make demo      set up, then run the whole system here and check its answers (about 3 minutes)
-#   make check     set up, then run every check: format, lint, floors, faults, types, tests
+#   make check     set up, then run every check: format, lint, floors, faults, types, tests (5 minutes)
 #
 # Both install into $(VENV) first, which is quick when nothing changed. Set PYTHON to choose an
 # interpreter (3.11 to 3.13), VENV to choose another environment: make check PYTHON=python3.12
@@ -16,20 +16,21 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CHECKS := format lint floors sim types test
 DEMO_ARGS ?=
-# Of make sim: which seeds, and in how many processes.
-SEEDS ?= 200
+# Of make sim: which seeds, and in how many processes. make check takes the first ones, make slow those behind them.
+SEEDS ?= 60
 FIRST ?= 0
+SLOW_SEEDS ?= 240
 JOBS ?= $(shell nproc)
 
 # -qq: pip's warnings about a machine's own pip.conf are not ours; its errors are shown.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
-.PHONY: help install demo check $(CHECKS) slow policy fix constraints clean
+.PHONY: help install demo check $(CHECKS) slow mutants policy fix constraints clean
 
 help:
 	@sed -n '/^[^#]/q;/^$$/q;s/^# \{0,1\}//p' Makefile
 	@echo
-	@echo 'Also: make install | $(CHECKS) | slow (more tests) | policy (its tables) | fix (format and lint what can be mended) | constraints | clean'
+	@echo 'Also: make install | $(CHECKS) | slow (more tests) | mutants (are the tests good enough?) | policy (its tables) | fix (format and lint what can be mended) | constraints | clean'
 
 # ------------------------------------------------------------------------------------ set-up
 
@@ -63,7 +64,7 @@ demo: install
 # Every check runs, also after one that failed; the last lines say how each ended and name each test that failed. The types take one core
 # for longer than all the short checks together, so they run beside those; the tests have the machine alone.
 check: install
-	@echo "make check: up to 15 minutes on two cores (make lint, for example, runs one of $(CHECKS))"; \
+	@echo "make check: 5 minutes on two quiet cores (make lint, for example, runs one of $(CHECKS))"; \
 	report=""; failed=0; began=$$SECONDS; types=$$(mktemp -d); trap 'rm -rf "$$types"' EXIT; \
 	ended() { \
 	  report+=$$(printf '%-8s %-6s %4d s' $$1 $$2 $$3)$$'\n'; \
@@ -113,13 +114,21 @@ else
 	exit $$failed
 endif
 
-# What takes too long for each check: the zoo's large networks on the CPU. Two minutes.
+# What takes too long for each check: the tests of tests/slow_tests.txt, the zoo's large networks, more seeds. Five minutes.
 slow: install
-	@$(BIN)/python -m pytest -m slow
+	@failed=0; \
+	$(BIN)/python -m pytest -m 'slow and not processes' -n auto --maxprocesses 2 || failed=1; \
+	$(BIN)/python -m pytest -m 'slow and processes' || failed=1; \
+	$(MAKE) --no-print-directory sim FIRST=$(SEEDS) SEEDS=$(SLOW_SEEDS) || failed=1; \
+	exit $$failed
 
 # Random clusters under random faults (docs/faults.md). Nightly: make sim SEEDS=5000
 sim: install
 	@$(BIN)/slosched fuzz --seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS)
+
+# Plants bugs, and says by which test or seed each is noticed (docs/faults.md).
+mutants: install
+	@$(BIN)/python tests/mutants.py --jobs $(JOBS) $(BUGS)
 
 # The tables and pictures of docs/policy.md: 13 minutes of two cores. Ends with 1 if a target is missed.
 policy: install

@@ -1,4 +1,4 @@
-"""What every test run begins with; and tests/gpu is skipped where there is no GPU."""
+"""What every test run begins with: no test on a GPU where there is none, and slow_tests.txt marks slow ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,31 @@ def _gpu_here() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+_SLOW_TESTS = Path(__file__).with_name("slow_tests.txt")
+
+
+def _mark_slow(items: list[pytest.Item], *, all_collected: bool) -> None:
+    """Mark the tests that slow_tests.txt names. Raises UsageError for a line that names none of its file."""
+    tests = {f"{item.path.name}::{item.nodeid.partition('::')[2]}": item for item in items}
+    slow: set[str] = set()
+    for line in _SLOW_TESTS.read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        name = line.removeprefix("but ")
+        named = {
+            each for each in tests if each == name or each.startswith((f"{name}[", f"{name}::"))
+        }
+        file = f"{name.partition('::')[0]}::"
+        if all_collected and not named and any(each.startswith(file) for each in tests):
+            raise pytest.UsageError(f"{_SLOW_TESTS.name} names a test that is not there: {line}")
+        slow = slow | named if line == name else slow - named
+    for each in slow:
+        tests[each].add_marker(pytest.mark.slow)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    all_collected = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    _mark_slow(items, all_collected=all_collected and not config.option.ignore)
     # All of them: `pytest tests/gpu`, under five minutes.
     folder = Path(__file__).parent / "gpu"
     on_gpu = [item for item in items if folder in item.path.parents]

@@ -1,11 +1,16 @@
-"""Records that are built by position for speed: every field is the one that its name says."""
+"""Where a request ends: what its reply and its record say, field by field, and when it was in time."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from slosched.core.scheduler.answers import Plan, reply_and_record
-from slosched.core.scheduler.interface import RequestRecord
+import pytest
+
+from slosched.codes import Code
+from slosched.config import SchedulerConfig
+from slosched.core.scheduler.answers import Answers, Plan, reply_and_record
+from slosched.core.scheduler.interface import Effect, RequestDone, RequestRecord, ToClient
+from slosched.core.scheduler.limits import Limits
 from slosched.core.scheduler.state import Client, Instance, Request
 from slosched.core.values import Value
 from slosched.messages import InferReply
@@ -98,3 +103,24 @@ def test_a_request_without_a_plan_says_so() -> None:
     reply, record = reply_and_record(a_request(), Plan(), **ENDED)
     assert (reply.predicted_start_ns, reply.start_ns, reply.worker_id) == (-1, -1, -1)
     assert (record.predicted_start_ns, record.start_ns, record.gpu_id) == (-1, -1, -1)
+
+
+@pytest.mark.parametrize(("late_ns", "code", "met"), [
+    (-1, Code.OK, True), (0, Code.OK, True), (1, Code.OK, False), (0, Code.CANCELLED, False),
+])  # fmt: skip
+def test_in_time_is_at_the_deadline_or_before_and_with_success(
+    late_ns: int, code: Code, met: bool
+) -> None:
+    """To the nanosecond; reply, record and the return value say the same."""
+    effects: list[Effect] = []
+    answers = Answers(emit=effects.append, limits=Limits(SchedulerConfig()))
+    request = a_request()
+    request.client.requests[request.request_id] = request
+    assert request.input is not None
+    request.client.input_bytes = request.input.size
+    now_ns = ARRIVAL_NS + request.slo_ns + late_ns
+    said = answers.give(request, code, "", PLAN, now_ns=now_ns, output=None, tell=True)
+    told, recorded = effects
+    assert isinstance(told, ToClient) and isinstance(told.message, InferReply)
+    assert isinstance(recorded, RequestDone)
+    assert (said, told.message.deadline_met, recorded.record.deadline_met) == (met, met, met)

@@ -20,7 +20,8 @@ from slosched.core.scheduler.anti_starvation import (
     AntiStarvation,
 )
 from slosched.core.scheduler.policies.infer5 import Infer5
-from slosched.core.scheduler.state import Instance, Queue
+from slosched.core.scheduler.shares import Shares
+from slosched.core.scheduler.state import Client, Instance, Queue, Request
 from slosched.sim.harness import CLIENT, Demand, Outcome, Simulation
 from slosched.units import NS_PER_MS, NS_PER_S
 
@@ -250,6 +251,30 @@ def test_floods_share_by_their_weights_and_not_by_their_rates(
     )
     ratio = given_ns(world, 0) / given_ns(world, 1)
     assert ratio == pytest.approx(weights[0] / weights[1], rel=0.2)
+
+
+def test_accounts_count_exec_time_and_not_requests() -> None:
+    """One client was given one request of 10 ms, the other one of 1 ms: the latter goes first."""
+    shares = Shares()
+
+    def request(name: str, key: int) -> Request:
+        return Request(
+            key=key,
+            client=Client(name.encode(), 1, name),
+            request_id=key,
+            user_id=0,
+            queue=Instance(0, "m0", 0).queue,
+            slo_factor=0.0,
+            slo_ns=100 * MS,
+            arrival_ns=0,
+            input=None,
+        )
+
+    long, short = request("long", 1), request("short", 2)
+    shares.given([long], 10 * MS, now_ns=NS_PER_S)
+    shares.given([short], MS, now_ns=NS_PER_S + 30 * MS)
+    assert shares.value(short, loss=0.5) > 10 * shares.value(long, loss=0.5)
+    assert shares.value(short, loss=0.0) == shares.value(long, loss=0.0)
 
 
 def test_shares_change_nothing_while_nothing_is_lost() -> None:

@@ -271,3 +271,13 @@ def test_constraints_pin_every_requirement() -> None:
     names = {text.partition(">")[0].strip().lower() for text in wanted}
     assert names <= pinned, f"not in constraints.txt: {names - pinned}; run make constraints"
     assert "torch==2.13.0" in pins and "slosched" not in pinned
+
+
+def test_the_slow_tests_that_are_listed_are_there() -> None:
+    """conftest.py holds cases to it as well, in a run of all tests that one process collects."""
+    lines = (ROOT / "tests" / "slow_tests.txt").read_text().splitlines()
+    for line in lines:
+        if line and not line.startswith("#"):
+            file, _, test = line.removeprefix("but ").partition("::")
+            text = (ROOT / "tests" / file).read_text()
+            assert f"def {test.partition('[')[0]}(" in text or not test, line

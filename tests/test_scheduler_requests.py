@@ -8,10 +8,12 @@ import pytest
 
 from scheduler_rig import MS, T0, Rig
 from slosched.codes import Code
-from slosched.config import SchedulerConfig
+from slosched.config import CLIENT_LOST_AFTER_NS, SchedulerConfig
 from slosched.core.scheduler.interface import ClientLost, Drain, FromClient
+from slosched.core.scheduler.sessions import TICK_NS
 from slosched.messages import (
     CancelRequest,
+    ClientHeartbeat,
     Goodbye,
     Infer,
     InferReply,
@@ -203,6 +205,19 @@ def test_cancelling_a_request_in_flight_answers_it_once() -> None:
     rig.step()
     assert rig.reply(request).code == Code.CANCELLED
     assert [r.code for r in rig.records()] == [Code.CANCELLED]
+
+
+def test_a_client_is_lost_after_five_seconds_of_ticks_without_a_word_and_not_before() -> None:
+    """As with workers, ticks that happened are counted: the one after its last word counts for that."""
+    rig, _ = Rig.ready()
+    rig.step(0)
+    rig.handle(FromClient(b"c", ClientHeartbeat(rig.now_ns)))
+    ticks = CLIENT_LOST_AFTER_NS // TICK_NS
+    for tick in range(1, ticks + 1):
+        rig.step(tick * TICK_NS / MS)
+        assert b"c" in rig.scheduler.clients, tick
+    rig.step((ticks + 1) * TICK_NS / MS)
+    assert b"c" not in rig.scheduler.clients
 
 
 @pytest.mark.parametrize("how", ["goodbye", "lost", "silent"])

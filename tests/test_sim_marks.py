@@ -122,6 +122,7 @@ def test_the_fuzzer_gets_into_what_is_hard() -> None:
     assert min(seen["left_by_goodbye"], seen["left_by_a_break"], seen["left_in_silence"]) > 50
     assert seen["second_tries"] > 5
     assert seen["infers_lost"] > 20 and seen["batches_lost"] > 10
+    assert seen["unloads"] > 5 and seen["unloaded"] > 5
 
 
 def test_cases_have_requests_with_and_without_inputs_and_several_clients() -> None:
@@ -133,6 +134,10 @@ def test_cases_have_requests_with_and_without_inputs_and_several_clients() -> No
     loads = [spec.workload for spec in specs if isinstance(spec.workload, SmallLoad)]
     assert sum(len(load.guests) > 0 for load in loads) > 100
     assert sum(load.bunch > 1 for load in loads) > 50
+    guests = [guest for load in loads for guest in load.guests]
+    assert sum(guest.unloads_ns >= 0 for guest in guests) > 80
+    assert sum(guest.force for guest in guests) > 30
+    assert sum(guest.copies > 1 for guest in guests) > 50
 
 
 # ------------------------------------------------------------------------------- planted bugs

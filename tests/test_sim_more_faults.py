@@ -16,7 +16,9 @@ from made_messages import a_heartbeat, a_welcome, an_infer
 from slosched.config import GpuProfile, ModelProfile, SchedulerConfig
 from slosched.core.clock_sync import ClockSync
 from slosched.core.invariants import InvariantViolated
+from slosched.core.scheduler.arrivals import Arrivals
 from slosched.core.scheduler.scheduler import Scheduler
+from slosched.core.scheduler.unloading import Unloading
 from slosched.core.worker.brain import WorkerBrain
 from slosched.core.worker.emulated import EmulatedGpu
 from slosched.core.worker.interface import (
@@ -155,6 +157,46 @@ def test_a_guest_that_reads_nothing_is_given_up_and_known_again_when_it_reads() 
     outcome = run_case(1, with_guest(DEAF))
     assert not outcome.failure and outcome.sights.left_by_a_break > 0
     assert told(outcome, "guest 0 reads nothing") and told(outcome, "guest 0 says goodbye")
+
+
+def unloading(*, force: bool = False, model: str = "net1") -> SimSpec:
+    """The guest loads four copies, of which the client uses two, and unloads them behind a burst."""
+    spec = with_guest(GOODBYE)
+    assert isinstance(spec.workload, SmallLoad)
+    (plan,) = spec.workload.guests
+    plan = replace(plan, copies=4, unloads_ns=600 * MS, force=force, model=model)
+    return replace(spec, workload=replace(spec.workload, guests=(plan,)))
+
+
+def test_a_guest_unloads_what_it_alone_uses_and_loads_it_again() -> None:
+    outcome = run_case(1, unloading())
+    assert not outcome.failure
+    assert told(outcome, "guest 0 unloads 'net1'") and told(outcome, "is told: 2 unloaded, 2 kept")
+    assert (outcome.sights.unloads, outcome.sights.unloaded) == (1, 2)
+    refused = run_case(1, unloading(force=True))
+    assert not refused.failure and refused.sights.unloads == 0
+    assert told(refused, "is told: only operators may unload what others use")
+
+
+def test_an_operators_unload_reaches_a_guest_that_sends() -> None:
+    """Its requests that wait are answered, the next ones are refused, and it loads the model again."""
+    spec = unloading(force=True, model="net2")
+    profile, load = spec.profiles[0], spec.workload
+    own = replace(profile.models["net1"], name="net2")
+    profiles = (replace(profile, models={**profile.models, "net2": own}),)
+    assert isinstance(load, SmallLoad)
+    (first,) = load.guests
+    second = replace(first, name="guest 1", unloads_ns=-1, goes_ns=2 * S)
+    spec = replace(
+        spec,
+        workload=replace(load, guests=(first, second)),
+        profiles=profiles,
+        scheduler=replace(spec.scheduler, operators=("guest 0",)),
+    )
+    outcome = run_case(1, spec)
+    assert not outcome.failure and outcome.sights.unloaded == 4
+    assert told(outcome, "guest 0 is told: 4 unloaded, 0 kept")
+    assert told(outcome, "guest 1 says goodbye with")
 
 
 # -------------------------------------------------------------------------- what is watched
@@ -307,7 +349,7 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 def takes_although_it_drains(patch: pytest.MonkeyPatch) -> None:
-    mutants.rewritten(patch, Scheduler, "_infer", "if self.draining:", "if False:")
+    mutants.rewritten(patch, Arrivals, "infer", "if self.draining:", "if False:")
 
 
 def forgets_requests_at_the_end(patch: pytest.MonkeyPatch) -> None:
@@ -326,6 +368,19 @@ def takes_any_session(patch: pytest.MonkeyPatch) -> None:
     mutants.rewritten(
         patch, WorkerBrain, "_accept", "message.session != self._link.session", "False"
     )
+
+
+def keeps_unloaded_instances_at_workers(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Unloading, "_has", lambda self, worker, model: False)
+
+
+def keeps_unloaded_instances(patch: pytest.MonkeyPatch) -> None:
+    mutants.rewritten(patch, Unloading, "tick", "if name in self._asked", "if False")
+
+
+def unloads_and_uses_on(patch: pytest.MonkeyPatch) -> None:
+    old = "user.models.pop(model.model_id, None)"
+    mutants.rewritten(patch, Unloading, "_give_up", old, "pass")
 
 
 def believes_old_exchanges(patch: pytest.MonkeyPatch) -> None:
@@ -368,15 +423,46 @@ def test_a_planted_bug_is_noticed_by_a_case_made_for_it(
     assert re.search(words, failure), failure
 
 
+@pytest.mark.parametrize(
+    ("plant", "words"),
+    [
+        (keeps_unloaded_instances_at_workers, "still holds models .* which were unloaded"),
+        (keeps_unloaded_instances, "4 instances of 'net1' are there; .* 2 were kept"),
+        (unloads_and_uses_on, "guest 0 unloaded 'net1' and still uses it"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_it_is_noticed_that_an_unload_leaves_something(
+    plant: Plant, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    spec = unloading()
+    assert isinstance(spec.workload, SmallLoad)
+    (plan,) = spec.workload.guests
+    plan = replace(plan, loads_again=False)
+    failure = run_case(1, replace(spec, workload=replace(spec.workload, guests=(plan,)))).failure
+    assert re.search(words, failure), failure
+
+
 def test_every_bug_of_the_list_can_be_planted(tmp_path: Path) -> None:
     bugs = mutants.bugs()
     assert len({bug.name for bug in bugs}) == len(bugs) > 40
+    lost = mutants.stale(bugs)
+    assert not lost, "\n".join(lost)
     for place, bug in enumerate(bugs):
-        source = tmp_path / str(place) / "slosched" / bug.file
-        source.parent.mkdir(parents=True)
-        shutil.copy(mutants.SOURCE / "slosched" / bug.file, source)
-        bug.plant(tmp_path / str(place))
-        ast.parse(source.read_text())
+        ((file, _),) = bug.places(mutants.SOURCE)
+        copy = tmp_path / str(place) / file.relative_to(mutants.SOURCE)
+        copy.parent.mkdir(parents=True)
+        shutil.copy(file, copy)
+        ast.parse(bug.plant(tmp_path / str(place)).read_text())
+
+
+def test_a_bug_whose_code_has_changed_is_told_with_the_place_where_it_was_looked_for() -> None:
+    gone = mutants.Bug("a bug", "no such code", "pass", within="core/worker")
+    common = mutants.Bug("another", "return", "pass", within="core/worker/link.py")
+    first, second = mutants.stale([*mutants.bugs(["padding"]), gone, common])
+    assert first == "a bug: 'no such code' is not to be found in src/slosched/core/worker"
+    assert second.startswith("another: 'return' stands ") and second.endswith("link.py")
 
 
 def test_cases_are_drawn_with_every_option() -> None:

@@ -264,6 +264,22 @@ def test_what_was_used_a_moment_ago_is_unloaded_as_well() -> None:
     assert not rig.scheduler.cluster.models and not rig.scheduler.catalog._by_name
 
 
+def test_what_ran_right_before_it_was_unloaded_goes_all_the_same() -> None:
+    rig = ready()
+    (model,) = rig.load()
+    pass_time(rig, 1)
+    rig.now_ns += 100 * MS  # the last tick is a while ago
+    request = rig.infer(model, slo_ms=500)
+    rig.step()
+    (infer,) = rig.outstanding()
+    rig.now_ns += 4 * MS
+    rig.finish(infer, begin_ms=(rig.now_ns - T0) / MS - 2)
+    rig.step()
+    assert rig.reply(request).code == Code.OK
+    assert unload(rig).unloaded == 1
+    assert not rig.scheduler.cluster.models and len(rig.to_worker(UnloadModel)) == 1
+
+
 def test_instances_that_another_client_uses_stay() -> None:
     rig = ready()
     rig.hello(b"d")

@@ -331,3 +331,23 @@ class _Case:
             raise NotLive(f"{format_duration(_QUIET_NS)} after the load: {', '.join(kept)}")
         if world.truth is not None:
             world.truth.check_all_answered()
+            world.truth.check_unloaded()
+        self._check_unloaded_at_workers()
+
+    def _check_unloaded_at_workers(self) -> None:
+        """Workers hold no instance that the controller does not have.
+
+        A worker that was away, or lost messages, may: the controller does not send an UnloadModel again.
+        """
+        assert self._spec.faults is not None
+        cluster = self.world.cluster.controller.scheduler.cluster
+        lossy = {f.worker_id for f in self._spec.faults.faults if f.kind in ("lose", "partition")}
+        for worker_id, worker in self.world.cluster.workers.items():
+            if worker_id in lossy or cluster.workers[worker_id].times_lost:
+                continue
+            there = () if worker.node is None else worker.node.brain.model_ids
+            kept = [model_id for model_id in there if model_id not in cluster.models]
+            if kept:
+                raise NotLive(
+                    f"worker {worker_id} still holds models {kept[:10]}, which were unloaded"
+                )

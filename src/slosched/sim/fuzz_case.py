@@ -55,6 +55,8 @@ _PAGE_BYTES = 2**24
 _INPUT_BYTES = 32
 _WEIGHTS = (WeightRule(5.0, client="guest 0"), WeightRule(0.5, slo_max_ns=200 * NS_PER_MS))
 _PACE_NS = 50 * NS_PER_MS
+#: A model that guests alone use.
+_GUESTS_MODEL = "guests9"
 
 
 class _PacedLoop(ClosedLoop):
@@ -142,9 +144,14 @@ def drawn_spec(seed: int, *, policy: str | None = None) -> SimSpec:
         client_weights=options.choice(("value", "shares")),
         max_client_requests=options.choice((100_000, 100_000, 40)),
         max_bytes=options.choice((2**33, 2**33, 100 * _INPUT_BYTES)),
+        operators=("guest 0",),
     )
+    load = _with_clients(more, _load(draw, models, uses, gpus), models, gpus)
+    unloads = Random(f"{seed}/unloads")
+    if load.guests and unloads.random() < 0.4:
+        profile.models[_GUESTS_MODEL] = _model(unloads, _GUESTS_MODEL)
     spec = SimSpec(
-        workload=_with_clients(more, _load(draw, models, uses, gpus), models, gpus),
+        workload=_with_unloads(unloads, load, _GUESTS_MODEL in profile.models),
         inputs=inputs,
         without_input=without_input,
         scheduler=config,
@@ -227,6 +234,29 @@ def _with_clients(
     # Half the rate, as what comes in bunches waits for longer: near overload no two runs are alike.
     rates_per_s = tuple(rate / 2 for rate in load.rates_per_s) if bunch > 1 else load.rates_per_s
     return replace(load, rates_per_s=rates_per_s, bunch=bunch, guests=guests)
+
+
+def _with_unloads(draw: Random, load: SmallLoad, guests_model: bool) -> SmallLoad:
+    """Guests load several copies and unload them again: those of the client that stays, or of their own model.
+
+    Only the latter are ever unloaded with the operator's right: nobody loads them again for that client.
+    """
+    guests = []
+    for plan in load.guests:
+        model = _GUESTS_MODEL if guests_model and draw.random() < 0.8 else plan.model
+        unloads_ns = draw.randrange(plan.comes_ns, max(plan.goes_ns, plan.comes_ns + 1))
+        operates = plan.name == "guest 0" and model != _GUESTS_MODEL
+        guests.append(
+            replace(
+                plan,
+                model=model,
+                copies=draw.choice((1, 1, 2, 5)),
+                unloads_ns=unloads_ns if draw.random() < 0.6 else -1,
+                force=draw.random() < 0.5 and not operates,
+                loads_again=draw.random() < 0.5,
+            )
+        )
+    return replace(load, guests=tuple(guests))
 
 
 def _guest(draw: Random, name: str, models: Sequence[ModelProfile], gpus: int) -> GuestPlan:

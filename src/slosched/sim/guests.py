@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from slosched.codes import Code
 from slosched.config import CLIENT_HEARTBEAT_NS
 from slosched.core.invariants import InvariantViolated
 from slosched.core.scheduler.interface import FromClient
@@ -23,6 +24,8 @@ from slosched.messages import (
     LoadModelRequest,
     ModelInfo,
     Refused,
+    UnloadModelReply,
+    UnloadModelRequest,
     Welcome,
 )
 from slosched.sim.cluster import SimCluster
@@ -30,18 +33,20 @@ from slosched.sim.marks import Framed
 from slosched.sim.network import SMALL_MESSAGE_BYTES
 from slosched.units import NS_PER_MS, NS_PER_S, tensor_bytes
 
-#: How a guest goes: it says goodbye, its connection breaks, or it is heard of no more. The last two stay a
-#: while: its process is started again, with requests of the same numbers; it sends but does not read, until the
-#: controller can keep no more for it.
+#: How a guest goes: it says goodbye, its connection breaks, or it falls silent.
 GOODBYE, BREAKS, SILENT = "says goodbye", "breaks off", "falls silent"
+#: Or it stays a while: its process is started again, with requests of the same numbers; or it sends but does
+#: not read, until the controller can keep no more for it.
 AGAIN, DEAF = "is started again", "reads nothing"
 WAYS = (GOODBYE, BREAKS, SILENT, AGAIN, DEAF)
 _AGAIN_NS = NS_PER_S
-#: A new process says hello so long after the old one died: what was under way to that is lost.
+#: A new process says hello this long after the old one died: messages on their way to that one are lost.
 _STARTS_NS = 5 * NS_PER_MS
 #: Messages kept for a peer that does not read (live: 10,000, and what the kernel takes).
 _ROOM = 12
 _DEAF_NS = 800 * NS_PER_MS
+#: A guest that unloaded its model loads it again after this.
+_LOADS_AGAIN_NS = 300 * NS_PER_MS
 _STAYS_NS = NS_PER_S
 
 
@@ -49,8 +54,10 @@ _STAYS_NS = NS_PER_S
 class GuestPlan:
     """A client called `name` comes at `comes_ns` for the model `model`.
 
-    From when that is loaded it sends bursts of `burst` requests with the SLO `slo_ns`, one each
-    `every_ns`, and goes at `goes_ns` right after another burst, in `way`. Times are after the start.
+    It loads `copies` instances. From when they are loaded it sends bursts of `burst` requests with the SLO
+    `slo_ns` to the last one, one burst each `every_ns`, and goes at `goes_ns` right after another, in `way`.
+    At `unloads_ns` (-1: never), or when it has the model, it unloads it right behind a burst, with `force` also
+    from under other clients, and if it `loads_again`, does so a little later. Times are after the start.
     """
 
     name: str
@@ -62,6 +69,10 @@ class GuestPlan:
     slo_ns: int
     way: str
     weight: float = 1.0
+    copies: int = 1
+    unloads_ns: int = -1
+    force: bool = False
+    loads_again: bool = True
 
 
 class Guest:
@@ -96,6 +107,8 @@ class Guest:
         start_ns = self._kernel.now_ns
         self._kernel.at(start_ns + plan.comes_ns, self._come)
         self._kernel.at(start_ns + plan.goes_ns, self._go)
+        if plan.unloads_ns >= 0:
+            self._kernel.at(start_ns + plan.unloads_ns, self._unload)
 
     def _say(self, message: ClientMessage) -> None:
         self._wire.send(FromClient(self.identity, message))
@@ -134,19 +147,28 @@ class Guest:
             if not message.code:
                 wanted = self._brings_input(message.request_id) and not self._echoes
                 self._cluster.marks.without_output(self._mark, message, wanted=wanted)
+            elif message.code == Code.INVALID_REQUEST and self._uses(message.model_id):
+                self._model = None  # another client has unloaded it
+                self._come(None)
         elif isinstance(message, Welcome):
             self._welcomed = True
             self._echoes = not about(message.policy).runs_models
             if self._model is None:
-                self._say(LoadModelRequest(0, self._plan.model, 1))
+                self._say(LoadModelRequest(0, self._plan.model, self._plan.copies))
         elif isinstance(message, LoadModelReply):
             if not message.code and self._model is None:
-                self._model = message.models[0]
+                self._model = message.models[-1]
                 self._beat(self._model)
                 self._burst(self._model)
+        elif isinstance(message, UnloadModelReply):
+            kept = f"{message.unloaded} unloaded, {message.kept} kept"
+            self._log(f"{self._plan.name} is told: {message.reason or kept}")
         elif isinstance(message, Refused) and self._model is not None:
             self._model = None  # a controller that does not know us: begin anew
             self._come(None)
+
+    def _uses(self, model_id: int) -> bool:
+        return self._model is not None and self._model.model_id == model_id
 
     # ------------------------------------------------------------------------------ sending
 
@@ -190,6 +212,22 @@ class Guest:
         payload = self._cluster.marks.input(self._mark, request_id, size, output_size)
         framed = Framed(FromClient(self.identity, message), (payload,))
         self._wire.send(framed, SMALL_MESSAGE_BYTES + size)
+
+    # ---------------------------------------------------------------------------- unloading
+
+    def _unload(self, _: Any) -> None:
+        """Unload the model with requests for it unanswered."""
+        if self._gone or self._unread is not None:
+            return
+        if self._model is None:
+            self._kernel.at(self._kernel.now_ns + _LOADS_AGAIN_NS, self._unload)
+            return
+        self._burst_now(self._model)
+        self._log(f"{self._plan.name} unloads {self._plan.model!r}")
+        self._say(UnloadModelRequest(0, self._plan.model, self._plan.force))
+        self._model = None
+        if self._plan.loads_again:
+            self._kernel.at(self._kernel.now_ns + _LOADS_AGAIN_NS, self._come)
 
     # ------------------------------------------------------------------------------- going
 

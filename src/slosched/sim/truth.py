@@ -61,6 +61,8 @@ from slosched.messages import (
     LoadModelReply,
     LoadModelRequest,
     Refused,
+    UnloadModelReply,
+    UnloadModelRequest,
     WorkerWelcome,
 )
 from slosched.sim.cluster import SimCluster
@@ -272,7 +274,8 @@ class Sights:
 
     Answers whose mark was compared; results that brought outputs; requests that could still be served when
     their client said goodbye, when its connection broke and when it fell silent; Infers that were lost with
-    their worker, and how many of these carried several requests; requests that succeeded at a second try.
+    their worker, and how many of these carried several requests; requests that succeeded at a second try;
+    unloads that clients asked for and got, and the instances that went with them.
     """
 
     marks_compared: int = 0
@@ -283,6 +286,8 @@ class Sights:
     infers_lost: int = 0
     batches_lost: int = 0
     second_tries: int = 0
+    unloads: int = 0
+    unloaded: int = 0
 
     def request_done(self, record: RequestRecord) -> None:
         self.second_tries += record.code == Code.OK and record.attempts > 1
@@ -311,6 +316,9 @@ class ClientTruth:
         self._waiting: dict[tuple[bytes, int], list[object]] = {}
         self._due_ns: dict[tuple[bytes, int], int] = {}  # of those that wait; -1: it named no SLO
         self._loads: set[tuple[bytes, int]] = set()  # the loads that clients asked for
+        self._unloads: dict[tuple[bytes, int], str] = {}  # the names that clients want unloaded
+        #: Instances that an unload kept, by the names that nobody has loaded since.
+        self._kept: dict[str, int] = {}
         self.sights = Sights()
         self._controller.on_event = self._arrived
         self._controller.on_reply = self._answered
@@ -326,6 +334,9 @@ class ClientTruth:
                 self._due_ns[key] = self._kernel.now_ns + slo_ns if slo_ns else -1
         elif isinstance(event, FromClient) and isinstance(event.message, LoadModelRequest):
             self._loads.add((event.client, event.message.request_id))
+            self._kept.pop(event.message.name, None)
+        elif isinstance(event, FromClient) and isinstance(event.message, UnloadModelRequest):
+            self._unloads[event.client, event.message.request_id] = event.message.name
         elif isinstance(event, ClientLost) or (
             isinstance(event, FromClient) and isinstance(event.message, Goodbye)
         ):
@@ -350,6 +361,8 @@ class ClientTruth:
             raise InvariantViolated(
                 f"{identity.decode()} gets an answer to load {message.request_id}, which it did not ask for"
             )
+        if isinstance(message, UnloadModelReply):
+            self._unloaded(identity, message)
         if isinstance(message, InferReply | Refused) and message.request_id >= 0:
             key = (identity, message.request_id)
             copies = self._waiting.get(key)
@@ -369,6 +382,31 @@ class ClientTruth:
                 raise InvariantViolated(
                     f"request {message.request_id} of {identity.decode()} is answered more often than it was "
                     f"asked: now with code {message.code} {message.reason}"
+                )
+
+    def _unloaded(self, identity: bytes, reply: UnloadModelReply) -> None:
+        name = self._unloads.pop((identity, reply.request_id), None)
+        if name is None:
+            raise InvariantViolated(
+                f"{identity.decode()} gets an answer to unload {reply.request_id}, which it did not ask for"
+            )
+        if reply.code:
+            return
+        self.sights.unloads += 1
+        self.sights.unloaded += reply.unloaded
+        self._kept[name] = reply.kept
+        client = self._controller.scheduler.clients.get(identity)
+        if client is not None and any(model.name == name for model in client.models.values()):
+            raise InvariantViolated(f"{identity.decode()} unloaded {name!r} and still uses it")
+
+    def check_unloaded(self) -> None:
+        """What was unloaded long ago is gone. Raises InvariantViolated if more is there than was kept."""
+        models = self._controller.scheduler.cluster.models.values()
+        for name, kept in self._kept.items():
+            there = sum(model.name == name for model in models)
+            if there > kept:
+                raise InvariantViolated(
+                    f"{there} instances of {name!r} are there; a client unloaded it long ago, {kept} were kept"
                 )
 
     def _check_verdict(self, identity: bytes, reply: InferReply, due_ns: int) -> None:

@@ -49,9 +49,8 @@ class Unloading:
     ) -> None:
         self._cluster, self._by_name, self._busy = cluster, by_name, busy
         self._end_request = end_request
-        #: Names that clients unloaded, and the first tick after it: what was unused at that time goes.
-        self._asked_ns: dict[str, int] = {}
-        self._just_asked: set[str] = set()  # since the last tick
+        #: Names that a client unloaded: their instances go however lately they were used.
+        self._asked: dict[str, None] = {}
         self._unloads = unloads_unused(cluster.config)
         self._due_ns = 0
         self._sweeping = False
@@ -64,16 +63,14 @@ class Unloading:
         if now_ns < self._due_ns or self._sweeping or not self._unloads:
             return
         self._due_ns = now_ns + _EVERY_NS
-        self._asked_ns |= dict.fromkeys(self._just_asked, now_ns)
-        self._just_asked.clear()
         keep_ns = 0 if self.crowded else self._cluster.config.keep_unused_ns
         names = {}
         for name, models in self._by_name.items():
-            before_ns = self._asked_ns.get(name, now_ns - keep_ns)
+            before_ns = now_ns if name in self._asked else now_ns - keep_ns
             if models and _goes(models[-1], before_ns):
                 names[name] = before_ns
-            else:
-                self._asked_ns.pop(name, None)
+            elif not models or models[-1].clients:
+                self._asked.pop(name, None)
         self.crowded = self.crowded and bool(names)
         if names:
             self._sweeping = True
@@ -127,8 +124,7 @@ class Unloading:
             gone = len(models) - kept
             reply = UnloadModelReply(message.request_id, Code.OK, unloaded=gone, kept=kept)
             self._cluster.emit(ToClient(client.identity, reply))
-        self._just_asked.add(name)
-        self._due_ns = 0
+        self._asked[name], self._due_ns = None, 0
 
     def _end_waiting(self, user: Client, name: str) -> Work:
         """Answer the requests of `user` that wait for `name`; what is in flight will be served."""
@@ -146,7 +142,7 @@ class Unloading:
         for name, before_ns in names.items():
             yield 1
             models, count = self._by_name.get(name, []), 0
-            asked = name in self._asked_ns
+            asked = name in self._asked
             ends = True  # whether `place` is the last that is left
             place = len(models) - 1
             while 0 <= place < len(models) and _goes(models[place], before_ns):
@@ -208,7 +204,7 @@ class Unloading:
     def _forget(self, name: str) -> None:
         """Its last instance is unloaded: the workers have nothing of it any more."""
         del self._by_name[name]
-        self._asked_ns.pop(name, None)
+        self._asked.pop(name, None)
         for worker in self._cluster.joined():
             worker.prepared.pop(name, None)
             worker.unlike.pop(name, None)

@@ -208,6 +208,11 @@ class WorkerBrain:
     def free_pages(self, gpu_id: int) -> int:
         return self._ledger.gpus[gpu_id].cache.free_pages
 
+    @property
+    def model_ids(self) -> Collection[int]:
+        """The instances that it has prepared."""
+        return self._ledger.instances.keys()
+
     def note_gpu_stats(self, stats: tuple[GpuStats, ...]) -> None:
         """The driver was asked again: the next heartbeat carries its answer."""
         self._gpu_stats = stats
