@@ -9,7 +9,7 @@ that may become the answer lives as long as an input.
     comes with a message -> PASSING --Keep--> KEPT by a request --RequestDone--> gone
                                +--- the step ends --> gone
 
-On a worker's host and on its GPUs memory is owned by actions and instances: docs/ownership.md.
+On a worker's host and on its GPUs, actions and instances own the memory (daemon/backends/cuda/recorded.py).
 """
 
 from __future__ import annotations

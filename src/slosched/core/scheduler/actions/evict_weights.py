@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from slosched.codes import ActionType, Code
 from slosched.core.scheduler.actions.kind import Kind, Outcome
-from slosched.core.scheduler.changes import Changes
 from slosched.core.scheduler.state import ActionState, drop_residency
 from slosched.messages import EvictWeights, EvictWeightsResult
 
@@ -14,9 +13,6 @@ class EvictWeightsKind(Kind):
 
     action_type = ActionType.EVICT_WEIGHTS
     result_type = EvictWeightsResult
-
-    def __init__(self, changes: Changes) -> None:
-        self._changes = changes
 
     def message(self, action: ActionState) -> EvictWeights:
         return EvictWeights(

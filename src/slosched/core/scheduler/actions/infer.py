@@ -7,10 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from slosched.codes import ActionType, Code
-from slosched.config import SchedulerConfig
 from slosched.core.scheduler.actions.kind import Kind, Outcome
-from slosched.core.scheduler.changes import Changes
-from slosched.core.scheduler.paths import Paths
 from slosched.core.scheduler.state import (
     ActionState,
     Instance,
@@ -36,10 +33,6 @@ class InferKind(Kind):
     result_type = InferResult
     carries_requests = True
 
-    def __init__(self, config: SchedulerConfig, changes: Changes, paths: Paths) -> None:
-        self._generate_inputs = config.generate_inputs
-        self._changes, self._paths = changes, paths
-
     def message(self, action: ActionState) -> Infer:
         gpu, requests, made_up = action.gpu, action.requests, -1
         sizes = []
@@ -64,7 +57,7 @@ class InferKind(Kind):
 
     def _generated_bytes(self, model: Instance) -> int:
         """Size of the input that the controller makes up, if it was told to (Clockwork, INFER5)."""
-        if not self._generate_inputs or model.result is None:
+        if not self._config.generate_inputs or model.result is None:
             return 0
         return tensor_bytes(model.result.input_shape, model.result.input_dtype)
 

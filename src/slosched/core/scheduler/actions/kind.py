@@ -9,7 +9,10 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
 from slosched.codes import ActionType, Code
+from slosched.config import SchedulerConfig
+from slosched.core.scheduler.changes import Changes
 from slosched.core.scheduler.interface import ActionRecord
+from slosched.core.scheduler.paths import Paths
 from slosched.core.scheduler.state import ActionState
 from slosched.messages import NO_SPAN, ControllerToWorker, ErrorResult, Span
 
@@ -38,6 +41,9 @@ class Kind(ABC):
     result_type: ClassVar[type]
     #: Its requests are answered when it ends, and its record says how many were in time.
     carries_requests: ClassVar[bool] = False
+
+    def __init__(self, config: SchedulerConfig, changes: Changes, paths: Paths) -> None:
+        self._config, self._changes, self._paths = config, changes, paths
 
     @abstractmethod
     def message(self, action: ActionState) -> ControllerToWorker:

@@ -6,7 +6,6 @@ import msgspec
 
 from slosched.codes import ActionType, Code
 from slosched.core.scheduler.actions.kind import Kind, Outcome
-from slosched.core.scheduler.changes import Changes
 from slosched.core.scheduler.state import ActionState, add_residency
 from slosched.core.scheduler.validation import plausible
 from slosched.messages import LoadWeights, LoadWeightsResult
@@ -17,9 +16,6 @@ class LoadWeightsKind(Kind):
 
     action_type = ActionType.LOAD_WEIGHTS
     result_type = LoadWeightsResult
-
-    def __init__(self, changes: Changes) -> None:
-        self._changes = changes
 
     def message(self, action: ActionState) -> LoadWeights:
         return LoadWeights(

@@ -1,4 +1,4 @@
-"""Scheduling policies by TYPE. A new one is a file, and its class in `_CLASSES`."""
+"""Scheduling policies by TYPE. A new one is a file here, in baselines/ or in published/."""
 
 from __future__ import annotations
 
@@ -8,37 +8,26 @@ from slosched.config import PLACEMENTS, SchedulerConfig
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import Policy, Refusals
-from slosched.core.scheduler.policies.baselines.aimd import Aimd
-from slosched.core.scheduler.policies.baselines.edf import Edf
-from slosched.core.scheduler.policies.baselines.fifo import Fifo
-from slosched.core.scheduler.policies.baselines.reject import Reject
-from slosched.core.scheduler.policies.echo import Echo
-from slosched.core.scheduler.policies.infer5 import Infer5
 from slosched.core.scheduler.policies.placements import PLACEMENT_RULES
-from slosched.core.scheduler.policies.published.direct import Direct
-from slosched.core.scheduler.policies.published.infer4 import Infer4
-from slosched.core.scheduler.policies.published.infer5_paper import Infer5Paper
-from slosched.core.scheduler.policies.published.smart import Smart
-from slosched.core.scheduler.policies.published.stress import Stress
+from slosched.discovery import classes_in
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.units import format_duration
 
-#: All policies, in the order of `slosched controller --help`.
-_CLASSES: tuple[type[Policy], ...] = (
-    Infer5, Infer5Paper, Fifo, Edf, Reject, Aimd, Echo, Infer4, Smart, Direct, Stress,
-)  # fmt: skip
 
-
-def _by_type(classes: tuple[type[Policy], ...]) -> dict[str, dict[str, type[Policy]]]:
+def _by_type() -> dict[str, dict[str, type[Policy]]]:
+    """Every class of these packages that says what it is, in the order of `slosched controller --help`."""
+    packages = (__name__, f"{__name__}.baselines", f"{__name__}.published")
+    classes = [each for name in packages for each in classes_in(name)]
+    policies: list[type[Policy]] = [c for c in classes if isinstance(vars(c).get("about"), About)]
     found: dict[str, dict[str, type[Policy]]] = {}
-    for policy in classes:
+    for policy in sorted(policies, key=lambda each: (each.about.rank, each.about.type)):
         for fidelity in policy.about.fidelities:
             found.setdefault(policy.about.type, {})[fidelity] = policy
     return found
 
 
 #: TYPE -> fidelity -> policy.
-POLICIES = _by_type(_CLASSES)
+POLICIES = _by_type()
 
 
 def policy_class(type_: str, fidelity: str = "best") -> type[Policy]:

@@ -32,6 +32,8 @@ class About:
     #: TYPE on the command line, and the fidelities that this class serves under it.
     type: str
     fidelities: tuple[str, ...] = FIDELITIES
+    #: Its place in lists of policies, the lowest first.
+    rank: int = 99
     #: One line for `slosched controller --help`.
     summary: str
     #: None: those of the fidelity.

@@ -14,6 +14,7 @@ from slosched.core.scheduler.state import ActionState, Gpu, Instance, Request
 class Echo:
     about = About(
         type="ECHO",
+        rank=20,
         summary="answers at once without a GPU: measures the network and the client",
         takes_placement=False,
         unloads_unused=False,

@@ -99,6 +99,7 @@ class Infer5:
 
     about = About(
         type="INFER5",
+        rank=0,
         fidelities=("best",),
         summary="deadlines, batching, loading and eviction of weights: what you usually want",
     )

@@ -1,30 +1,15 @@
-"""The kinds of actions that a worker carries out, each registered in one line of `KINDS`."""
+"""The kinds of actions that a worker carries out: each is a file here."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from slosched.core.worker.kinds.base import Acceptance, ActionKind
-from slosched.core.worker.kinds.clear_cache import ClearCacheKind
-from slosched.core.worker.kinds.evict_weights import EvictWeightsKind
-from slosched.core.worker.kinds.get_worker_state import GetWorkerStateKind
-from slosched.core.worker.kinds.infer import InferKind
-from slosched.core.worker.kinds.load_model import LoadModelKind
-from slosched.core.worker.kinds.load_weights import LoadWeightsKind
-from slosched.core.worker.kinds.unload_model import UnloadModelKind
 from slosched.core.worker.pipeline import Pipeline
+from slosched.discovery import classes_in
 
 KINDS: dict[type[object], type[ActionKind[Any]]] = {
-    kind.message: kind
-    for kind in (
-        LoadModelKind,
-        UnloadModelKind,
-        LoadWeightsKind,
-        EvictWeightsKind,
-        InferKind,
-        ClearCacheKind,
-        GetWorkerStateKind,
-    )
+    each.message: each for each in classes_in(__name__) if issubclass(each, ActionKind)
 }
 
 

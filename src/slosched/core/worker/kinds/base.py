@@ -2,7 +2,7 @@
 
 The brain calls `check` when the action arrives, then `begin`. `begin` answers at once, or lets the action wait
 for its first step; each step begins the next one or ends the action, through the ledger's `answer` or `fail`. A
-new kind is a file here and a line in `KINDS` (__init__.py); a device learns the operations that are new.
+new kind is a file here; a device learns the operations that are new.
 """
 
 from __future__ import annotations

@@ -138,6 +138,7 @@ class InferKind(ActionKind[Infer]):
             received_ns=clock.to_peer_ns(action.received_ns),
             sent_ns=clock.to_peer_ns(now_ns),
             output_sizes=output_sizes,
+            pause_ns=action.pause_ns,
         )
         self._ledger.answer(action, result, action.key if output_sizes else None)
 

@@ -69,6 +69,7 @@ class Aimd(AssignedToGpus[_Replicas]):
 
     about = About(
         type="AIMD",
+        rank=13,
         summary="batches that grow until the SLO is broken, as Clipper's, no deadlines: a baseline",
     )
     heeds_deadlines = False

@@ -32,7 +32,7 @@ from slosched.units import format_duration
 class Edf(Queued):
     """See the head of this file."""
 
-    about = About(type="EDF", summary="earliest deadline first, one at a time: a baseline")
+    about = About(type="EDF", rank=11, summary="earliest deadline first, one at a time: a baseline")
 
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
         super().__init__(cluster, refusals)

@@ -20,7 +20,9 @@ class Fifo(Queued):
     """See the head of this file."""
 
     about = About(
-        type="FIFO", summary="first come, first served, with batches, no deadlines: a baseline"
+        type="FIFO",
+        rank=10,
+        summary="first come, first served, with batches, no deadlines: a baseline",
     )
 
     heeds_deadlines = False

@@ -63,6 +63,7 @@ class Reject(AssignedToGpus[_Line]):
 
     about = About(
         type="REJECT",
+        rank=12,
         summary="admits at arrival what it can do in time, one at a time: a baseline",
     )
 

@@ -64,6 +64,7 @@ class Direct:
 
     about = About(
         type="DIRECT",
+        rank=32,
         summary="one Infer per request on worker 0, by request id: tests a worker and the wire",
         takes_placement=False,
         unloads_unused=False,

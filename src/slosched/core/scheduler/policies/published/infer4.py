@@ -168,6 +168,7 @@ class Infer4(Tracked[_ModelQueue]):
 
     about = About(
         type="INFER4",
+        rank=30,
         summary="Clockwork's scheduler before INFER5; max_exec defaults to 250ms, max_batch to 16",
         defaults=Defaults(max_exec_ns=250 * NS_PER_MS),
         least_ahead_ns=FUTURE_NS,

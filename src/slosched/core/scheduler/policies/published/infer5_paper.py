@@ -105,6 +105,7 @@ class Infer5Paper(Tracked[_ModelQueues]):
 
     about = About(
         type="INFER5",
+        rank=0,
         fidelities=("paper",),
         summary="Clockwork's scheduler as published",
         least_ahead_ns=FUTURE_NS,

@@ -80,6 +80,7 @@ class Smart:
 
     about = About(
         type="SMART",
+        rank=31,
         summary="Clockwork's other scheduler: plans all requests anew every 1ms; same defaults",
         defaults=Defaults(max_exec_ns=250 * NS_PER_MS),
         takes_placement=False,

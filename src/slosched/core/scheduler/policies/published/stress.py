@@ -91,6 +91,7 @@ class Stress:
 
     about = About(
         type="STRESS",
+        rank=33,
         summary="loads workers by itself, prints what they did each second; serves no clients",
         takes_placement=False,
         unloads_unused=False,
