@@ -92,6 +92,7 @@ format: install
 
 lint: install
 	@$(BIN)/ruff check .
+	@$(BIN)/python tests/plain_english.py
 
 types: install
 	@$(BIN)/mypy

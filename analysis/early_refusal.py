@@ -223,19 +223,33 @@ def draw(cells: Sequence[Cell], out: Path) -> Path:
         left.axhline(MAY_COST, color=style.PALE, linestyle=":")
         ages = [100 * p.mean_age for p in found]
         left.errorbar(
-            ages, [p.cost for p in found], yerr=[p.cost_interval for p in found],
-            color=style.COLOURS[0], marker="o", elinewidth=0.9, capsize=2.5,
-        )  # fmt: skip
+            ages,
+            [p.cost for p in found],
+            yerr=[p.cost_interval for p in found],
+            color=style.COLOURS[0],
+            marker="o",
+            elinewidth=0.9,
+            capsize=2.5,
+        )
         for age, p in zip(ages, found, strict=True):
             chosen = p.setting == DEFAULT
             left.annotate(
-                f"{p.setting:g}" + (" (default)" if chosen else ""), (age, p.cost), xytext=(7, 5),
-                textcoords="offset points", fontweight="bold" if chosen else "normal", color=style.INK,
-            )  # fmt: skip
+                f"{p.setting:g}" + (" (default)" if chosen else ""),
+                (age, p.cost),
+                xytext=(7, 5),
+                textcoords="offset points",
+                fontweight="bold" if chosen else "normal",
+                color=style.INK,
+            )
         left.text(
-            max(ages), MAY_COST, "what the default may cost", color=style.PALE,
-            fontsize=9, ha="right", va="bottom",
-        )  # fmt: skip
+            max(ages),
+            MAY_COST,
+            "what the default may cost",
+            color=style.PALE,
+            fontsize=9,
+            ha="right",
+            va="bottom",
+        )
         left.margins(x=0.12, y=0.18)
         left.set_xlabel("Mean age of refusals / SLO, %")
         left.set_ylabel("Goodput lost, points")
@@ -243,13 +257,20 @@ def draw(cells: Sequence[Cell], out: Path) -> Path:
         for place, load in enumerate(LOADS):
             group = [cell for cell in cells if cell.flood == load]
             right.plot(
-                SETTINGS, [100 * fmean(c.median_age[s] for c in group) for s in SETTINGS],
-                color=style.COLOURS[place], marker=style.MARKERS[place], label=f"{load}x, median",
-            )  # fmt: skip
+                SETTINGS,
+                [100 * fmean(c.median_age[s] for c in group) for s in SETTINGS],
+                color=style.COLOURS[place],
+                marker=style.MARKERS[place],
+                label=f"{load}x, median",
+            )
             right.plot(
-                SETTINGS, [100 * fmean(c.mean_age[s] for c in group) for s in SETTINGS],
-                color=style.COLOURS[place], linestyle=":", linewidth=1.4, label=f"{load}x, mean",
-            )  # fmt: skip
+                SETTINGS,
+                [100 * fmean(c.mean_age[s] for c in group) for s in SETTINGS],
+                color=style.COLOURS[place],
+                linestyle=":",
+                linewidth=1.4,
+                label=f"{load}x, mean",
+            )
         right.axvline(DEFAULT, color=style.PALE, linewidth=0.9, zorder=0)
         right.set_ylim(-4, 100)
         right.set_xlabel("early_refusal")

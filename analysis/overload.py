@@ -105,10 +105,14 @@ def draw(curves: Sequence[Curve], out: Path) -> Path:
             for c in (c for c in curves if c.profile == profile):
                 place = SLOS_MS.index(c.slo_ms)
                 ax.plot(
-                    LOADS, c.client, color=style.COLOURS[place], marker=style.MARKERS[place],
-                    markersize=4, linestyle="-" if c.copies == COPIES[0] else "--",
+                    LOADS,
+                    c.client,
+                    color=style.COLOURS[place],
+                    marker=style.MARKERS[place],
+                    markersize=4,
+                    linestyle="-" if c.copies == COPIES[0] else "--",
                     label=f"{c.slo_ms} ms, N={c.copies}",
-                )  # fmt: skip
+                )
             ax.set_xscale("log")
             ax.set_xticks(LOADS, [f"{load:g}" for load in LOADS])
             ax.minorticks_off()
@@ -126,8 +130,12 @@ def keep(curves: Sequence[Curve], text: str, png: Path, gpus: int, took_s: float
     place.mkdir(exist_ok=True)
     image = Image.open(png).convert("RGB").quantize(128, dither=Image.Dither.NONE)
     image.save(place / "overload.png", optimize=True)
-    document = {"version": __version__, "gpus": gpus, "loads": LOADS,
-                "curves": [asdict(c) for c in curves]}  # fmt: skip
+    document = {
+        "version": __version__,
+        "gpus": gpus,
+        "loads": LOADS,
+        "curves": [asdict(c) for c in curves],
+    }
     rounded = json.loads(json.dumps(document), parse_float=lambda number: round(float(number), 4))
     lines = [json.dumps(c) for c in rounded.pop("curves")]
     head = json.dumps(rounded).removesuffix("}")

@@ -208,17 +208,20 @@ class Row:
     def error(self, rule: str) -> float:
         """Standard error of the difference to `gain`, in points; of `gain`: of its own mean."""
         ours, theirs = self.outcomes[RULES[0]], self.outcomes[rule]
-        values = [a.in_time - (b.in_time if rule != RULES[0] else 0.0)
-                  for a, b in zip(ours, theirs, strict=True)]  # fmt: skip
+        values = [
+            a.in_time - (b.in_time if rule != RULES[0] else 0.0)
+            for a, b in zip(ours, theirs, strict=True)
+        ]
         return 100 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def verdict(row: Row) -> str:
     """Which rule is ahead by more than twice the standard error of the difference."""
     behind = [
-        rule for rule in RULES[1:]
+        rule
+        for rule in RULES[1:]
         if row.percent(rule) - row.percent(RULES[0]) > max(0.05, 2 * row.error(rule))
-    ]  # fmt: skip
+    ]
     return f"behind {', '.join(behind)}" if behind else ""
 
 

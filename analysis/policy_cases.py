@@ -123,39 +123,52 @@ def _lengths(rate: int, slo: str) -> str:
 
 CASES = (
     Case(
-        "zipf", "48 copies, popularity Zipf 0.9",
+        "zipf",
+        "48 copies, popularity Zipf 0.9",
         lambda rate, slo: f"zipf resnet50_v2 48 {rate} 0.9 60s {slo}ms",
-        ((1200, "10"), (2400, "10"), (2400, "25"), (4000, "10"), (4000, "25")), 2.5,
+        ((1200, "10"), (2400, "10"), (2400, "25"), (4000, "10"), (4000, "25")),
+        2.5,
     ),
     Case(
-        "bursts", "12 copies, Gamma gaps of CV 4",
+        "bursts",
+        "12 copies, Gamma gaps of CV 4",
         lambda rate, slo: f"gamma resnet50_v2 12 {rate} 4 60s {slo}ms",
-        ((1200, "10"), (2400, "10"), (2400, "25"), (4000, "25")), 3.0,
+        ((1200, "10"), (2400, "10"), (2400, "25"), (4000, "25")),
+        3.0,
     ),
     Case(
-        "classes", "SLOs of 5, 10, 25, 50, 100 and 250 ms together, 2 copies each",
+        "classes",
+        "SLOs of 5, 10, 25, 50, 100 and 250 ms together, 2 copies each",
         _classes,
-        tuple((rate, "5/10/25/50/100/250") for rate in (1200, 2400, 3200, 4800)), 2.5,
+        tuple((rate, "5/10/25/50/100/250") for rate in (1200, 2400, 3200, 4800)),
+        2.5,
     ),
     Case(
-        "unequal", "two GPUs of full and four of half speed, 12 copies",
+        "unequal",
+        "two GPUs of full and four of half speed, 12 copies",
         lambda rate, slo: f"zipf resnet50_v2 12 {rate} 0 60s {slo}ms",
-        ((800, "10"), (1600, "10"), (1600, "25"), (2800, "25")), 3.0,
+        ((800, "10"), (1600, "10"), (1600, "25"), (2800, "25")),
+        3.0,
         profiles=(FIG7, FIG7, HALF, HALF, HALF, HALF),
     ),
     Case(
-        "lengths", "6 copies of 2 ms beside 2 of 50 ms",
+        "lengths",
+        "6 copies of 2 ms beside 2 of 50 ms",
         _lengths,
-        ((1200, "10/150"), (2000, "10/150"), (2000, "25/500"), (4000, "25/500")), 4.0,
+        ((1200, "10/150"), (2000, "10/150"), (2000, "25/500"), (4000, "25/500")),
+        4.0,
         profiles=(LENGTHS,),
     ),
     Case(
-        "h200", "one GPU, 8 copies, exec times of CUDA graphs on an H200",
+        "h200",
+        "one GPU, 8 copies, exec times of CUDA graphs on an H200",
         lambda rate, slo: f"zipf resnet50_v2 8 {rate} 0 60s {slo}ms",
-        ((1500, "3"), (3000, "3"), (3000, "6"), (6000, "6"), (9000, "12")), 1.5,
-        profiles=(H200,), gpus=1,
+        ((1500, "3"), (3000, "3"), (3000, "6"), (6000, "6"), (9000, "12")),
+        1.5,
+        profiles=(H200,),
+        gpus=1,
     ),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

@@ -79,9 +79,15 @@ def draw_timeline() -> None:
             ax.barh(lane, end - begin, left=begin, height=0.5, color=colour, edgecolor="white")
             if FROM_MS < (begin + end) / 2 < TO_MS:
                 ax.text(
-                    (begin + end) / 2, lane, f"{action.batch_size}",
-                    ha="center", va="center", color="white", fontsize=10, fontweight="bold",
-                )  # fmt: skip
+                    (begin + end) / 2,
+                    lane,
+                    f"{action.batch_size}",
+                    ha="center",
+                    va="center",
+                    color="white",
+                    fontsize=10,
+                    fontweight="bold",
+                )
             sent = ms(action.sent_ns)
             ax.plot([sent, begin], [lane + 0.42, lane + 0.27], color=style.PALE, linewidth=0.9)
             ax.plot([sent], [lane + 0.42], marker="o", markersize=3.4, color=style.INK)
@@ -90,9 +96,13 @@ def draw_timeline() -> None:
             height = GPUS + 0.15 + 0.28 * (request.model_id - first_model)
             served = request.code == Code.OK
             ax.plot(
-                [at], [height], marker="v" if served else "x", linestyle="none", markersize=5.5,
+                [at],
+                [height],
+                marker="v" if served else "x",
+                linestyle="none",
+                markersize=5.5,
                 color=style.COLOURS[request.model_id - first_model],
-            )  # fmt: skip
+            )
         ax.set_xlim(FROM_MS, TO_MS)
         ax.set_ylim(-0.45, GPUS + 1.0)
         ax.set_yticks([*range(GPUS), GPUS + 0.43])
@@ -121,9 +131,12 @@ def draw_grid() -> None:
             if (copies, rate) in paper:
                 published = paper[copies, rate][1 : 1 + len(FACTORS)]
                 ax.plot(
-                    FACTORS, published, color=style.COLOURS[1], marker="s",
+                    FACTORS,
+                    published,
+                    color=style.COLOURS[1],
+                    marker="s",
                     label="as published (--fidelity paper)",
-                )  # fmt: skip
+                )
             ax.set_xscale("log")
             ax.xaxis.set_major_locator(style.FixedLocator(FACTORS))
             ax.xaxis.set_minor_locator(style.NullLocator())
@@ -150,9 +163,13 @@ def draw_cases() -> None:
                 width = 0.8 / len(POLICIES)
                 lefts = [i - 0.4 + (place + 0.5) * width for i in range(len(of_case))]
                 ax.bar(
-                    lefts, means, width, color=style.COLOURS[place], label=policy,
+                    lefts,
+                    means,
+                    width,
+                    color=style.COLOURS[place],
+                    label=policy,
                     alpha=1.0 if policy == OURS else 0.6,
-                )  # fmt: skip
+                )
             ax.set_xticks(range(len(of_case)))
             ax.set_xticklabels([_load(cell) for cell in of_case], fontsize=8)
             ax.set_title(name)

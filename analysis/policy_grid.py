@@ -108,9 +108,11 @@ def simulate_cell(row: Row, slo: float, seed: int, *, fidelity: str = "best") ->
     noise = None
     if row.noisy:
         noise = EmulationNoise(
-            seed=seed, exec_quantiles=NOISE.exec_quantiles, stall_ns=NOISE.stall_ns,
+            seed=seed,
+            exec_quantiles=NOISE.exec_quantiles,
+            stall_ns=NOISE.stall_ns,
             stall_probability=NOISE.stall_probability,
-        )  # fmt: skip
+        )
     simulation = Simulation(
         config, profile, gpus_per_worker=(gpus,), network=network, noise=noise, check=False
     )

@@ -53,8 +53,15 @@ def draw(curves: Mapping[str, Sequence[float]], out: Path) -> Path:
         figure = style.Figure(figsize=(7.6, 3.6), layout="constrained")
         ax = figure.subplots()
         ax.plot(RATES, RATES, color=style.PALE, linewidth=1.1, linestyle=(0, (4, 3)))
-        ax.annotate("all that is asked for", (RATES[2], RATES[2]), xytext=(-6, 8),
-                    textcoords="offset points", ha="right", color=style.PALE, fontsize=9)  # fmt: skip
+        ax.annotate(
+            "all that is asked for",
+            (RATES[2], RATES[2]),
+            xytext=(-6, 8),
+            textcoords="offset points",
+            ha="right",
+            color=style.PALE,
+            fontsize=9,
+        )
         for place, (policy, values) in enumerate(curves.items()):
             ax.plot(
                 RATES, values, color=style.COLOURS[place], marker=style.MARKERS[place], label=policy

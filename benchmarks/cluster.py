@@ -39,10 +39,20 @@ class Load:
     def arguments(self) -> list[str]:
         """The command's words after the controller's address."""
         return [
-            "slo-exp-1", "resnet50_v2", str(self.copies), "poisson", f"{self.rate:g}", self.slo_start,
-            self.slo_end, self.slo_factor, "mul", f"{self.period_s:g}s",
-            "--inputs" if self.inputs else "--no-inputs", "--seed", str(self.seed),
-        ]  # fmt: skip
+            "slo-exp-1",
+            "resnet50_v2",
+            str(self.copies),
+            "poisson",
+            f"{self.rate:g}",
+            self.slo_start,
+            self.slo_end,
+            self.slo_factor,
+            "mul",
+            f"{self.period_s:g}s",
+            "--inputs" if self.inputs else "--no-inputs",
+            "--seed",
+            str(self.seed),
+        ]
 
 
 @dataclass
@@ -110,6 +120,15 @@ def serving(directory: Path, *, gpus: int, profile: str = PROFILE) -> Iterator[C
 def controller_arguments(worker_port: int, log_dir: Path) -> list[str]:
     """The words of the controller that every part measures."""
     return [
-        "controller", "INFER5", "--workers", f"127.0.0.1:{worker_port}", *_LOOPBACK, "--http-port", "-1",
-        "--schedule-ahead", SCHEDULE_AHEAD, "--log-dir", str(log_dir),
-    ]  # fmt: skip
+        "controller",
+        "INFER5",
+        "--workers",
+        f"127.0.0.1:{worker_port}",
+        *_LOOPBACK,
+        "--http-port",
+        "-1",
+        "--schedule-ahead",
+        SCHEDULE_AHEAD,
+        "--log-dir",
+        str(log_dir),
+    ]

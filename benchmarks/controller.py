@@ -202,8 +202,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="of each window (default 3)")
     parser.add_argument("--window", type=float, default=6.0, help="length in s (default 6)")
     parser.add_argument("--tries", type=int, default=3, help="of a void window (default 3)")
-    parser.add_argument("--limit-minutes", type=float, default=10.0,
-                        help="void windows of a part are not run again after so long (default 10)")  # fmt: skip
+    parser.add_argument(
+        "--limit-minutes",
+        type=float,
+        default=10.0,
+        help="void windows of a part are not run again after so long (default 10)",
+    )
     parser.add_argument("--dry", action="store_true", help="write no results")
     parser.add_argument(
         "--render", action="store_true", help="only make the table from the results"

@@ -69,28 +69,55 @@ def profile(gpus: int, rate: int, seconds: float, directory: Path) -> Profile:
         worker = children.start(
             "worker",
             [
-                "worker", "--device", "emulated", "--gpus", str(gpus), "--profile", PROFILE, *_LOOPBACK
+                "worker",
+                "--device",
+                "emulated",
+                "--gpus",
+                str(gpus),
+                "--profile",
+                PROFILE,
+                *_LOOPBACK,
             ],
             directory / "worker.log",
-        )  # fmt: skip
+        )
         port = children.wait_ready(worker, within_s=_READY_S)
         controller = watched.start(
             "controller",
             [
-                "controller", "INFER5", "--workers", f"127.0.0.1:{port}", *_LOOPBACK, "--http-port", "-1",
-                "--schedule-ahead", SCHEDULE_AHEAD, "--log-dir", str(directory / "run"),
+                "controller",
+                "INFER5",
+                "--workers",
+                f"127.0.0.1:{port}",
+                *_LOOPBACK,
+                "--http-port",
+                "-1",
+                "--schedule-ahead",
+                SCHEDULE_AHEAD,
+                "--log-dir",
+                str(directory / "run"),
             ],
             directory / "controller.log",
-        )  # fmt: skip
+        )
         port = watched.wait_ready(controller, within_s=_READY_S)
         client = children.start(
             "client",
             [
-                "client", f"127.0.0.1:{port}", "slo-exp-1", "resnet50_v2", "12", "poisson", str(rate),
-                "100", "100", "1.5", "mul", f"{seconds:g}s", "--no-inputs",
+                "client",
+                f"127.0.0.1:{port}",
+                "slo-exp-1",
+                "resnet50_v2",
+                "12",
+                "poisson",
+                str(rate),
+                "100",
+                "100",
+                "1.5",
+                "mul",
+                f"{seconds:g}s",
+                "--no-inputs",
             ],
             directory / "client.log",
-        )  # fmt: skip
+        )
         if children.wait(client, seconds + _READY_S) != 0:
             raise ChildFailed(f"the client did not end well: {client.last_line()}")
         children.forget(client)

@@ -119,9 +119,13 @@ class _Node:
         self.sent: list[WorkerToController] = []
         brain = WorkerBrain(
             [GpuInfo(g, profile.name, profile.pages, profile.page_bytes) for g in range(gpus)],
-            list(profile.models), incarnation=incarnation, version="bench", host="bench", pid=1,
+            list(profile.models),
+            incarnation=incarnation,
+            version="bench",
+            host="bench",
+            pid=1,
             device="emulated",
-        )  # fmt: skip
+        )
         devices = {g: EmulatedGpu(profile, noise, gpu_id=g) for g in range(gpus)}
         self.stepper = Stepper(brain, devices, self._perform)
 

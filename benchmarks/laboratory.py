@@ -59,8 +59,14 @@ def simulator(document: dict[str, Any]) -> str:
             )
         )
     heads = (
-        "run", "against its limit", "virtual s per s", "wall s", "CPU s", "CPU us/request", "MiB",
-    )  # fmt: skip
+        "run",
+        "against its limit",
+        "virtual s per s",
+        "wall s",
+        "CPU s",
+        "CPU us/request",
+        "MiB",
+    )
     return f"{table(heads, rows)}\n\n*{document['date']}, {_machine(document['machine'])}.*"
 
 

@@ -287,9 +287,13 @@ async def started(directory: Path) -> AsyncIterator[tuple[Worker, Bench]]:
     """A controller and its worker, which has joined."""
     worker = Worker(pages=64)
     config = ControllerConfig(
-        SchedulerConfig(), bind="127.0.0.1", port=0, workers=(f"127.0.0.1:{worker.port}",),
-        http_port=0, log_dir=str(directory),
-    )  # fmt: skip
+        SchedulerConfig(),
+        bind="127.0.0.1",
+        port=0,
+        workers=(f"127.0.0.1:{worker.port}",),
+        http_port=0,
+        log_dir=str(directory),
+    )
     server = ControllerServer(config, announce=lambda line: None)
     await server.start()
     bench = Bench(server)
@@ -339,10 +343,14 @@ async def measured_in(bench: Bench, instances: int, queued: int) -> dict[str, di
         lambda: ask(owner, LoadModelRequest(bench.next_id(), "net", instances), LoadModelReply)
     )
     for name, message, kind in (
-        ("a load of what is there", LoadModelRequest(bench.next_id(), "net", instances), LoadModelReply),
+        (
+            "a load of what is there",
+            LoadModelRequest(bench.next_id(), "net", instances),
+            LoadModelReply,
+        ),
         ("slosched models", ListModelsRequest(bench.next_id()), ListModelsReply),
         ("slosched status", StatusRequest(bench.next_id()), StatusReply),
-    ):  # fmt: skip
+    ):
         found[name] = await bench.measured(lambda m=message, k=kind: ask(owner, m, k))  # type: ignore[misc]
     found["GET /status"] = await bench.measured(lambda: http_status(server._http.port))
     scheduler = server.scheduler

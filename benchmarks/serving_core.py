@@ -91,8 +91,12 @@ def _options() -> argparse.Namespace:
         "--window", type=float, default=5.0, help="length of a window in s (default 5)"
     )
     parser.add_argument("--tries", type=int, default=4, help="of a void window (default 4)")
-    parser.add_argument("--limit-minutes", type=float, default=14.0,
-                        help="void windows are not run again after so long (default 14)")  # fmt: skip
+    parser.add_argument(
+        "--limit-minutes",
+        type=float,
+        default=14.0,
+        help="void windows are not run again after so long (default 14)",
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="length of memory (default 10)")
     parser.add_argument(
         "--quick", action="store_true", help="each part for seconds; writes no results"
@@ -163,8 +167,12 @@ def commit() -> str:
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-            cwd=HERE, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
+            cwd=HERE,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return described.stdout.strip()

@@ -87,16 +87,26 @@ def _sweep(rate: int, period: str) -> tuple[str, ...]:
 
 CASES = (
     Case(
-        "sweep", "slo-exp-1, 12 copies, 2,400/s, 360 s on 6 GPUs", _sweep(2400, "30"),
-        limit_s=60.0, limit_mib=1024.0,
+        "sweep",
+        "slo-exp-1, 12 copies, 2,400/s, 360 s on 6 GPUs",
+        _sweep(2400, "30"),
+        limit_s=60.0,
+        limit_mib=1024.0,
     ),
     Case("light", "the same at 600/s", _sweep(600, "30")),
     Case("echo", "client, network and rows alone: ECHO, 36 s", _sweep(2400, "3"), policy="ECHO"),
     Case(
-        "azure", "4,026 models on 100 GPUs, Azure-like 9,600/s, 10 s", ("azure", "8"), gpus=100,
-        profile="zoo61", max_batch=8, duration_ns=10 * NS_PER_S, speed=0.1, limit_mib=4096.0,
+        "azure",
+        "4,026 models on 100 GPUs, Azure-like 9,600/s, 10 s",
+        ("azure", "8"),
+        gpus=100,
+        profile="zoo61",
+        max_batch=8,
+        duration_ns=10 * NS_PER_S,
+        speed=0.1,
+        limit_mib=4096.0,
     ),
-)  # fmt: skip
+)
 
 
 def quick(case: Case) -> Case:

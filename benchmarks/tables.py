@@ -159,17 +159,34 @@ def sweep(record: Record) -> str:
         from_factor, least = SWEEP_TARGETS.get(group.rate, (math.inf, 0.0))
         # The published steps are written 3.4x and 7.6x; ours are the exact powers of 1.5.
         aimed = group.factor >= from_factor - 0.01
-        rows.append([
-            f"{group.rate:g}", group.name, _ratio(client, original), _share(client),
-            _share(group.share("met")), _NONE if original is None else f"{original:.3f}",
-            f"≥ {least:g} {_verdict([_at_least(client, least)])}" if aimed else "",
-            _ms(group.median_ms("latency_p50_ns")), _ms(group.median_ms("latency_p99_ns")),
-            _ms(group.median_ms("issue_delay_p99_ns")), group.count,
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"{group.rate:g}",
+                group.name,
+                _ratio(client, original),
+                _share(client),
+                _share(group.share("met")),
+                _NONE if original is None else f"{original:.3f}",
+                f"≥ {least:g} {_verdict([_at_least(client, least)])}" if aimed else "",
+                _ms(group.median_ms("latency_p50_ns")),
+                _ms(group.median_ms("latency_p99_ns")),
+                _ms(group.median_ms("issue_delay_p99_ns")),
+                group.count,
+            ]
+        )
     headings = (
-        "R", "SLO", "ours / C++", "in time, client", "met, controller", "C++ original", "target",
-        "p50 ms", "p99 ms", "issue delay p99 ms", "windows",
-    )  # fmt: skip
+        "R",
+        "SLO",
+        "ours / C++",
+        "in time, client",
+        "met, controller",
+        "C++ original",
+        "target",
+        "p50 ms",
+        "p99 ms",
+        "issue delay p99 ms",
+        "windows",
+    )
     return table(headings, rows) + "\n\n" + _cpu(groups)
 
 
@@ -185,10 +202,13 @@ def _cpu(groups: Sequence[Group]) -> str:
             name: sum(window["cpu_s"][name] for window in clean)
             for name in ("controller", "worker", "client")
         }
-        rows.append([
-            f"{rate:g}", *(f"{1e6 * cpu_s / sent:.0f}" for cpu_s in used.values()),
-            f"{sum(used.values()) / seconds:.2f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"{rate:g}",
+                *(f"{1e6 * cpu_s / sent:.0f}" for cpu_s in used.values()),
+                f"{sum(used.values()) / seconds:.2f}",
+            ]
+        )
     headings = ("R", "controller CPU us/request", "worker", "client", "cores used by all three")
     return table(headings, rows)
 
@@ -203,16 +223,34 @@ def single(record: Record) -> str:
             if bound is not None:
                 wanted.append(f"{name} ≤ {bound:g} ms")
                 held.append(_at_most(value, bound))
-        rows.append([
-            group.name, _ratio(client, target.peer_share), _ratio(p50, PEER_P50_MS),
-            _ratio(p99, PEER_P99_MS), _share(client), _share(group.share("met")), _ms(p50), _ms(p99),
-            f"{target.peer_share:g}; {PEER_P50_MS:g}; {PEER_P99_MS:g}",
-            f"{', '.join(wanted)}: {_verdict(held)}", group.count,
-        ])  # fmt: skip
+        rows.append(
+            [
+                group.name,
+                _ratio(client, target.peer_share),
+                _ratio(p50, PEER_P50_MS),
+                _ratio(p99, PEER_P99_MS),
+                _share(client),
+                _share(group.share("met")),
+                _ms(p50),
+                _ms(p99),
+                f"{target.peer_share:g}; {PEER_P50_MS:g}; {PEER_P99_MS:g}",
+                f"{', '.join(wanted)}: {_verdict(held)}",
+                group.count,
+            ]
+        )
     headings = (
-        "SLO", "in time, ours / peer", "p50, ours / peer", "p99, ours / peer", "in time, client",
-        "met, controller", "p50 ms", "p99 ms", "best peer: in time; p50; p99", "target", "windows",
-    )  # fmt: skip
+        "SLO",
+        "in time, ours / peer",
+        "p50, ours / peer",
+        "p99, ours / peer",
+        "in time, client",
+        "met, controller",
+        "p50 ms",
+        "p99 ms",
+        "best peer: in time; p50; p99",
+        "target",
+        "windows",
+    )
     return table(headings, rows)
 
 
@@ -220,12 +258,17 @@ def issue_delay(record: Record) -> str:
     rows = []
     for group in groups_of(record["windows"]):
         p99 = group.median_ms("issue_delay_p99_ns")
-        rows.append([
-            f"{group.rate:g}", _ratio(p99, ISSUE_DELAY_P99_MS),
-            _ms(group.median_ms("issue_delay_p50_ns")), _ms(p99),
-            f"p99 < {ISSUE_DELAY_P99_MS:g} ms: {_verdict([None if p99 is None else p99 < ISSUE_DELAY_P99_MS])}",
-            group.count,
-        ])  # fmt: skip
+        verdict = _verdict([None if p99 is None else p99 < ISSUE_DELAY_P99_MS])
+        rows.append(
+            [
+                f"{group.rate:g}",
+                _ratio(p99, ISSUE_DELAY_P99_MS),
+                _ms(group.median_ms("issue_delay_p50_ns")),
+                _ms(p99),
+                f"p99 < {ISSUE_DELAY_P99_MS:g} ms: {verdict}",
+                group.count,
+            ]
+        )
     headings = ("R", "p99 / bound", "issue delay p50 ms", "p99 ms", "target", "windows")
     return table(headings, rows)
 
@@ -238,16 +281,30 @@ def inputs(record: Record) -> str:
         held = held and client >= INPUTS_SHARE and delay < ISSUE_DELAY_P99_MS  # type: ignore[operator]
         broken = broken or not held
         best = best if broken else group.rate
-        rows.append([
-            f"{group.rate:g}", "yes" if held else "no" if group.clean else "not measured",
-            f"{group.rate * INPUT_BYTES / 1e6:.0f}", _share(client), _share(group.share("met")),
-            _ms(group.median_ms("latency_p50_ns")), _ms(group.median_ms("latency_p99_ns")), _ms(delay),
-            group.count,
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"{group.rate:g}",
+                "yes" if held else "no" if group.clean else "not measured",
+                f"{group.rate * INPUT_BYTES / 1e6:.0f}",
+                _share(client),
+                _share(group.share("met")),
+                _ms(group.median_ms("latency_p50_ns")),
+                _ms(group.median_ms("latency_p99_ns")),
+                _ms(delay),
+                group.count,
+            ]
+        )
     headings = (
-        "R", "holds", "MB/s per hop", "in time, client", "met, controller", "p50 ms", "p99 ms",
-        "issue delay p99 ms", "windows",
-    )  # fmt: skip
+        "R",
+        "holds",
+        "MB/s per hop",
+        "in time, client",
+        "met, controller",
+        "p50 ms",
+        "p99 ms",
+        "issue delay p99 ms",
+        "windows",
+    )
     if best:
         words = f"**{best:g} requests/s hold ({best * INPUT_BYTES / 1e6:.0f} MB/s over each of the two hops).**"
     else:
@@ -261,16 +318,25 @@ def startup(record: Record) -> str:
     median = statistics.median(ready)
     torch = any(run["torch_is_loaded"] for run in runs)
     row = [
-        f"{median / STARTUP_S:.2f}", f"{median:.3f}", f"{min(ready):.3f} to {max(ready):.3f}",
+        f"{median / STARTUP_S:.2f}",
+        f"{median:.3f}",
+        f"{min(ready):.3f} to {max(ready):.3f}",
         f"{statistics.median(run['joined_s'] for run in runs):.3f}",
         f"{statistics.median(run['rss_bytes'] for run in runs) / 2**20:.0f}",
         "**yes**" if torch else "no",
-        f"< {STARTUP_S:g} s, no torch: {_verdict([median < STARTUP_S, not torch])}", str(len(runs)),
-    ]  # fmt: skip
+        f"< {STARTUP_S:g} s, no torch: {_verdict([median < STARTUP_S, not torch])}",
+        str(len(runs)),
+    ]
     headings = (
-        "ready / bound", "ready s (median)", "range s", "worker joined s", "RSS MiB", "torch loaded",
-        "target", "starts",
-    )  # fmt: skip
+        "ready / bound",
+        "ready s (median)",
+        "range s",
+        "worker joined s",
+        "RSS MiB",
+        "torch loaded",
+        "target",
+        "starts",
+    )
     return table(headings, [row])
 
 
@@ -287,19 +353,34 @@ def memory(record: Record) -> str:
             slope, first = fitted
             share = slope * (record["minutes"] - 1) / first
         # The load generator keeps every latency for its percentiles: it is shown, not judged.
-        target = "" if name == "client" else (
-            f"flat (< {100 * MEMORY_GROWTH:g} %): "
-            f"{_verdict([None if share is None else share < MEMORY_GROWTH])}"
-        )  # fmt: skip
-        rows.append([
-            name, _NONE if share is None else f"{100 * share:+.2f} %",
-            _NONE if fitted is None else f"{fitted[0] / 1024:+.1f}",
-            f"{sizes[0]:.1f}", f"{sizes[-1]:.1f}", f"{max(sizes):.1f}", target,
-        ])  # fmt: skip
+        target = (
+            ""
+            if name == "client"
+            else (
+                f"flat (< {100 * MEMORY_GROWTH:g} %): "
+                f"{_verdict([None if share is None else share < MEMORY_GROWTH])}"
+            )
+        )
+        rows.append(
+            [
+                name,
+                _NONE if share is None else f"{100 * share:+.2f} %",
+                _NONE if fitted is None else f"{fitted[0] / 1024:+.1f}",
+                f"{sizes[0]:.1f}",
+                f"{sizes[-1]:.1f}",
+                f"{max(sizes):.1f}",
+                target,
+            ]
+        )
     headings = (
-        "process", "growth after the first minute", "KiB/min", "first MiB", "last MiB", "most MiB",
+        "process",
+        "growth after the first minute",
+        "KiB/min",
+        "first MiB",
+        "last MiB",
+        "most MiB",
         "target",
-    )  # fmt: skip
+    )
     words = f"{record['minutes']:g} minutes at {record['rate']} requests/s."
     return f"{words}\n\n{table(headings, rows)}"
 

@@ -145,17 +145,38 @@ def rows_of(rate: int, document: dict[str, Any]) -> str:
         else:
             verdict = ""
         ratio = step["goodput_ratio"]
-        rows.append([
-            str(rate), step["step"], _percent(live, "in_time"), _percent(simulated, "in_time"),
-            f"{step['client_points']:+.2f}", _percent(live, "met"), _percent(simulated, "met"),
-            f"{step['controller_points']:+.2f}", "–" if ratio is None else f"{ratio:.3f}",  # noqa: RUF001
-            _pair_ms(live, simulated, "latency_p50_ns"), _pair_ms(live, simulated, "latency_p99_ns"),
-            str(step["attempt"]), verdict,
-        ])  # fmt: skip
+        rows.append(
+            [
+                str(rate),
+                step["step"],
+                _percent(live, "in_time"),
+                _percent(simulated, "in_time"),
+                f"{step['client_points']:+.2f}",
+                _percent(live, "met"),
+                _percent(simulated, "met"),
+                f"{step['controller_points']:+.2f}",
+                "–" if ratio is None else f"{ratio:.3f}",  # noqa: RUF001
+                _pair_ms(live, simulated, "latency_p50_ns"),
+                _pair_ms(live, simulated, "latency_p99_ns"),
+                str(step["attempt"]),
+                verdict,
+            ]
+        )
     headings = (
-        "R", "SLO", "in time, live %", "simulated", "points", "met, live %", "simulated", "points",
-        "goodput, simulated / live", "p50 ms, live / simulated", "p99 ms", "try", "bound",
-    )  # fmt: skip
+        "R",
+        "SLO",
+        "in time, live %",
+        "simulated",
+        "points",
+        "met, live %",
+        "simulated",
+        "points",
+        "goodput, simulated / live",
+        "p50 ms, live / simulated",
+        "p99 ms",
+        "try",
+        "bound",
+    )
     return table(headings, rows)
 
 

@@ -26,8 +26,10 @@ async def main() -> int:
     for step in result.steps:
         latencies = (step.latency_p50_ns, step.claimed_p99_ns)
         p50, p99 = (format_duration(ns) if ns else "-" for ns in latencies)
-        print(f"{step.slo:<8} {step.in_time:>6} of {step.sent:<6} {step.satisfaction:>8.2%}"
-              f" {p50:>21} {p99:>9}  {step.group}".rstrip())  # fmt: skip
+        print(
+            f"{step.slo:<8} {step.in_time:>6} of {step.sent:<6} {step.satisfaction:>8.2%}"
+            f" {p50:>21} {p99:>9}  {step.group}".rstrip()
+        )
     print(result.slo_verdict)
     print(result.verdict)
     return 0 if result.complete else 1

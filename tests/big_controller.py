@@ -23,10 +23,16 @@ def big_controller(
     cluster = scheduler.cluster
     for index in range(gpus):
         worker = Worker(
-            index, f"10.0.0.{index}:12345", WorkerState.JOINED, index + 1, f"host{index}", 100, "emulated"
-        )  # fmt: skip
+            index,
+            f"10.0.0.{index}:12345",
+            WorkerState.JOINED,
+            index + 1,
+            f"host{index}",
+            100,
+            "emulated",
+        )
         gpu = Gpu(index, 0, worker, 512, 512, 1 << 24)
-        gpu.stats = GpuStats(
+        gpu.driver.stats = GpuStats(
             gpu_id=0,
             name="card",
             uuid="",
@@ -48,10 +54,24 @@ def big_controller(
         for kind in (ActionType.INFER, ActionType.LOAD_WEIGHTS, ActionType.EVICT_WEIGHTS):
             tally.add_action(
                 ActionRecord(
-                    1, kind, 0, index, 0, 0, 4, T0, 6 * MS, T0, T0 + 6 * MS, T0 + 7 * MS, T0 + 7 * MS, 0, 1,
+                    1,
+                    kind,
+                    0,
+                    index,
+                    0,
+                    0,
+                    4,
+                    T0,
+                    6 * MS,
+                    T0,
+                    T0 + 6 * MS,
+                    T0 + 7 * MS,
+                    T0 + 7 * MS,
+                    0,
+                    1,
                     exec=Span(T0, T0 + 6 * MS, 6 * MS),
                 )
-            )  # fmt: skip
+            )
     for index in range(instances):
         model = Instance(
             index, f"net{index % architectures}", index // architectures, ModelState.LOADED

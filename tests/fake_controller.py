@@ -28,6 +28,8 @@ from slosched.messages import (
     Refused,
     StatusReply,
     StatusRequest,
+    UnloadModelReply,
+    UnloadModelRequest,
     Welcome,
 )
 from slosched.transport.bundles import RequestBundle
@@ -75,6 +77,8 @@ class FakeController:
         self.code = 0  # of inferences
         self.reason = ""
         self.load_code = 0
+        self.unload_code = 0
+        self.kept = 0  # of the three instances that a client unloads
         self.answer_after_ns = 0
         self.exec_ns = 2_600_000
         self.protocol = PROTOCOL_VERSION
@@ -149,6 +153,8 @@ class FakeController:
             self._infer(peer, message, frames[1:])
         elif isinstance(message, LoadModelRequest):
             self._load(peer, message)
+        elif isinstance(message, UnloadModelRequest):
+            self._unload(peer, message)
         elif isinstance(message, ListModelsRequest):
             reply = ListModelsReply(message.request_id, (model_info(0),), ("toy", "other"))
             self._send(peer, reply)
@@ -176,18 +182,35 @@ class FakeController:
             peer, LoadModelReply(message.request_id, code, reason, infos if not code else models)
         )
 
+    def _unload(self, peer: bytes, message: UnloadModelRequest) -> None:
+        code, reason = self.unload_code, self.reason
+        if message.name == "unknown":
+            code, reason = 10, "no instance of 'unknown' is loaded"
+        unloaded, kept = (0, 0) if code else (3 - self.kept, self.kept)
+        self._send(peer, UnloadModelReply(message.request_id, code, reason, unloaded, kept))
+
     def _infer(self, peer: bytes, message: InferRequest, frames: list[Frame]) -> None:
         if self.hold:
             return
         slo_ns = message.slo_ns or round(message.slo_factor * B1_NS) or DEFAULT_SLO_NS
         ran = self.code == 0
         reply = InferReply(
-            message.request_id, self.code, self.reason, message.model_id, slo_ns, 3_000_000, ran,
-            batch_size=1 if ran else 0, worker_id=0 if ran else -1, gpu_id=0 if ran else -1,
-            predicted_start_ns=300_000, predicted_exec_ns=2_600_000,
-            start_ns=400_000 if ran else -1, exec_ns=self.exec_ns if ran else 0,
+            message.request_id,
+            self.code,
+            self.reason,
+            message.model_id,
+            slo_ns,
+            3_000_000,
+            ran,
+            batch_size=1 if ran else 0,
+            worker_id=0 if ran else -1,
+            gpu_id=0 if ran else -1,
+            predicted_start_ns=300_000,
+            predicted_exec_ns=2_600_000,
+            start_ns=400_000 if ran else -1,
+            exec_ns=self.exec_ns if ran else 0,
             attempts=1 if ran else 0,
-        )  # fmt: skip
+        )
         answer: list[Frame] = [encode(reply)]
         if frames and ran:
             values = np.frombuffer(frames[0], dtype=np.float32)[:2] * 2

@@ -135,9 +135,9 @@ class NaivePlacement:
         worker = gpu.worker
         transit_ns = worker.transit.margin_ns
         if model.model_id in gpu.loading:
-            loaded_ns = gpu.weights.busy_until_ns
+            loaded_ns = gpu.load.busy_until_ns
         else:
-            begin_ns = max(now_ns + transit_ns, gpu.weights.busy_until_ns)
+            begin_ns = max(now_ns + transit_ns, gpu.load.busy_until_ns)
             loaded_ns = begin_ns + gpu.transfer(model).margin_ns
         # The Infer is sent when the load was reported.
         return max(loaded_ns + worker.returns.margin_ns + transit_ns, gpu.exec.busy_until_ns)
@@ -155,7 +155,7 @@ class NaivePlacement:
             return None
         times = [wish.not_before_ns for wish in self._wishes.values() if wish.not_before_ns]
         for gpu in self._cluster.gpus.values():
-            ends_ns = gpu.weights.busy_until_ns - _LOAD_LEAD_NS
+            ends_ns = gpu.load.busy_until_ns - _LOAD_LEAD_NS
             if len(gpu.loading) == 1 and ends_ns > now_ns:
                 times.append(ends_ns)
         if self._goes_on_ns is not None:
@@ -165,7 +165,7 @@ class NaivePlacement:
     def _can_load(self, gpu: Gpu, now_ns: int) -> bool:
         """One load runs; the next may be sent when that is about to end."""
         loads = len(gpu.loading)
-        return loads == 0 or (loads == 1 and gpu.weights.busy_until_ns - _LOAD_LEAD_NS <= now_ns)
+        return loads == 0 or (loads == 1 and gpu.load.busy_until_ns - _LOAD_LEAD_NS <= now_ns)
 
     def _any_can_load(self, now_ns: int) -> bool:
         return any(self._can_load(gpu, now_ns) for gpu in self._cluster.gpus.values())
@@ -328,7 +328,7 @@ class NaivePlacement:
                 del self._first[index]
 
     def _load(self, gpu: Gpu, model: Instance, now_ns: int) -> None:
-        start_ns = max(now_ns + gpu.worker.transit.margin_ns, gpu.weights.busy_until_ns)
+        start_ns = max(now_ns + gpu.worker.transit.margin_ns, gpu.load.busy_until_ns)
         # Nobody waits for a particular start of a load; the window only sheds what is long stale.
         latest_ns = start_ns + self._ahead_ns + NS_PER_S
         self._cluster.send_load(gpu, model, now_ns=now_ns, start_ns=start_ns, latest_ns=latest_ns)

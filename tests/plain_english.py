@@ -1,9 +1,9 @@
-"""Finds phrases that ARCHITECTURE.md's words rule out, in comments, docstrings and messages of the package.
+"""Finds phrases and names that read badly, in the code, comments, docstrings and messages of the package.
 
     python tests/plain_english.py [FILE ...]
 
-Prints each with its place; exits with 1 if there is any. Without files it reads the whole package, less the
-files that are not rewritten yet (`NOT_DONE`). That list only ever gets shorter.
+Prints each with its place; exits with 1 if there is any, which `make lint` reports. Without files it reads the
+whole package, less the files that are not rewritten yet (`NOT_DONE`). That list only ever gets shorter.
 """
 
 from __future__ import annotations
@@ -19,19 +19,29 @@ PACKAGE = Path(__file__).parent.parent / "src" / "slosched"
 
 #: What is looked for, and what to write instead.
 PHRASES = {
-    r"\bso many\b|\bso few\b": "say the number: 'number of', 'at most N'",
-    r"\bwhoever\b|\bnobody's\b|\banybody's\b|\bwho or what\b": "name the subject",
+    r"\b[Ss]o (?:many|few)\b": "say the number: 'number of', 'at most N'",
+    r"\bfor so long\b|\bafter so (?:long|much)\b|\bso much (?:longer|later|more|time)\b": "'for this time'",
+    r"\b[Ww]hoever\b|\b(?:nobody|anybody|everybody)'s\b|\bwho or what\b": "name the subject",
+    r"\b(?:[Nn]o|[Ss]ome|[Aa]ny|[Ee]very)body\b": "name the client, the process or the operator",
+    r"[:;] who (?!owns|may)|(?:^|\. )Who (?:waits and|says|sends,|wires|keeps|reads)\b": "name the subject",
     r"(?:^|[.!?:;] )Of (?!course)": "begin the sentence with its subject",
-    r"\btold of\b|\basked of\b|\bhears of it\b|\bheard of every\b": "say who tells what to whom",
-    r"\bways? (?:there|here|back)\b|\bways? to (?:and from|the worker|spare)|\bof its ways\b": "latency",
+    r"\btold of\b|\basked of\b|\bhears? of\b|\bheard of every\b": "say who tells what to whom",
+    r"\bis told (?:as(?! soon)|in words)\b|\bwhat it is told if\b|\bnone is told\b": "is reported as",
+    r"\bways? (?:there|here|back)\b|\bways? to (?:and from|the worker|spare)|\bof its ways?\b": "latency",
+    r"(?<![Bb]oth )(?<!several )\bways\b|\ba way(?:'s| is\b| takes\b)": "latencies",
     r"\bfor people\b": "human-readable",
-    r"(?<![tT]here )\bis no (?!longer|more|less|larger|later|earlier|other|reason|use|need)[a-z]": "is not a",
-    r"\bof ours\b": "our",
+    r"(?<![tT]here )\b(?:is|are|was|were) no "
+    r"(?!longer|more|less|larger|later|earlier|other|reason|use|need)[a-zA-Z]": "is not a",
+    r"\bof (?:ours|theirs)\b": "our, their",
+    r"\bbefell\b|\blet alone\b|\bwhereof\b|\bthereof\b": "an everyday word",
     r"\bgoes on as\b|\bgoes on with its\b": "resumes, continues",
     r"\bas it stands\b|\bas they stand\b": "unchanged",
     r"\bonce more to\b|\bis yet to\b": "again",
     r"\bout of turn\b|\bby itself alone\b": "alone",
 }
+
+#: Names that do not say what they hold.
+NAMES = re.compile(r"_?(?:said|told|here|hindered|unasked|news)$")
 
 #: Files that are not rewritten yet, or folders of them; relative to the package.
 NOT_DONE: tuple[str, ...] = ()
@@ -66,9 +76,16 @@ def _texts(path: Path) -> Iterator[tuple[int, str]]:
         yield began, " ".join(run)
 
 
+def _names(path: Path) -> Iterator[Finding]:
+    with path.open("rb") as source:
+        for token in tokenize.tokenize(source.readline):
+            if token.type == tokenize.NAME and NAMES.match(token.string):
+                yield Finding(path, token.start[0], token.string, "name what it holds")
+
+
 def findings(path: Path) -> list[Finding]:
-    """Every listed phrase in the comments, docstrings and strings of one Python file."""
-    found = []
+    """Every listed phrase in the comments, docstrings and strings of one Python file, and every listed name."""
+    found = list(_names(path))
     for began, text in _texts(path):
         flat = re.sub(r"\s+", " ", text)
         for pattern, advice in PHRASES.items():

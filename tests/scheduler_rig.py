@@ -163,9 +163,15 @@ class Rig:
         self.handle(FromWorker(worker_id, message))
 
     def join(
-        self, worker_id: int = 0, *, gpus: int = 1, pages: int = 100, session: int = 50,
-        resident: tuple[int, ...] = (), put_aside: tuple[tuple[str, str], ...] = (),
-    ) -> None:  # fmt: skip
+        self,
+        worker_id: int = 0,
+        *,
+        gpus: int = 1,
+        pages: int = 100,
+        session: int = 50,
+        resident: tuple[int, ...] = (),
+        put_aside: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         infos = tuple(GpuInfo(g, "gpu", pages, 2**24, resident) for g in range(gpus))
         self._sessions[worker_id] = session
         loadable = (
@@ -182,15 +188,25 @@ class Rig:
         for action in self.to_worker(LoadModel, worker_id):
             self.from_worker(
                 LoadModelResult(
-                    session=self._sessions[worker_id], action_id=action.action_id, span=Span(0, 0, 0),
-                    copies=action.copies, batch_sizes=tuple(EXEC_MS),
+                    session=self._sessions[worker_id],
+                    action_id=action.action_id,
+                    span=Span(0, 0, 0),
+                    copies=action.copies,
+                    batch_sizes=tuple(EXEC_MS),
                     exec_ns=tuple(round(ms * scale * MS) for ms in EXEC_MS.values()),
-                    weights_ns=8 * MS, weights_bytes=pages * 2**24, pages=pages,
-                    input_shape=(4,), input_dtype="float32", output_shape=(2,), output_dtype="float32",
-                    random_weights=True, received_ns=self.now_ns, sent_ns=self.now_ns,
+                    weights_ns=8 * MS,
+                    weights_bytes=pages * 2**24,
+                    pages=pages,
+                    input_shape=(4,),
+                    input_dtype="float32",
+                    output_shape=(2,),
+                    output_dtype="float32",
+                    random_weights=True,
+                    received_ns=self.now_ns,
+                    sent_ns=self.now_ns,
                 ),
                 worker_id,
-            )  # fmt: skip
+            )
         self.step()
 
     def weights_loaded(self, worker_id: int = 0, *, at_ms: float | None = None) -> int:
@@ -198,9 +214,10 @@ class Rig:
         count = 0
         for _ in range(100):
             waiting = [
-                a for a in self.to_worker(LoadWeights, worker_id)
+                a
+                for a in self.to_worker(LoadWeights, worker_id)
                 if a.action_id in self.scheduler.cluster.actions
-            ]  # fmt: skip
+            ]
             if not waiting:
                 return count
             for action in waiting:
@@ -240,9 +257,10 @@ class Rig:
 
     def outstanding(self, worker_id: int = 0) -> list[Infer]:
         return [
-            a for a in self.to_worker(Infer, worker_id)
+            a
+            for a in self.to_worker(Infer, worker_id)
             if a.action_id in self.scheduler.cluster.actions
-        ]  # fmt: skip
+        ]
 
     def finish(self, infer: Infer, *, begin_ms: float, worker_id: int = 0) -> None:
         """Report `infer` as run for its profiled time from T0 + `begin_ms`; handled now."""
@@ -263,9 +281,15 @@ class Rig:
 
     @classmethod
     def ready(
-        cls, config: SchedulerConfig | None = None, *, gpus: int = 1, copies: int = 1, workers: int = 1,
-        pages: int = 100, model_pages: int = 1,
-    ) -> tuple[Rig, tuple[ModelInfo, ...]]:  # fmt: skip
+        cls,
+        config: SchedulerConfig | None = None,
+        *,
+        gpus: int = 1,
+        copies: int = 1,
+        workers: int = 1,
+        pages: int = 100,
+        model_pages: int = 1,
+    ) -> tuple[Rig, tuple[ModelInfo, ...]]:
         """A rig with its workers joined, a client, and `copies` of `net` loaded and resident."""
         rig = cls(config, workers=workers)
         rig.hello()

@@ -55,14 +55,28 @@ def test_addresses(text: str, host: str, port: int) -> None:
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        ("gpu01", "host:port"), ("gpu01:", "host:port"), (":5", "host:port"), ("", "host:port"),
-        ("a:b", "host:port"), ("a:-1", "host:port"), ("a:\u0665", "host:port"), ("a b:5", "host:port"),
-        ("tcp://a:5", "host:port"), ("[zz]:1", "not a host"), ("[]:1", "not a host"),
-        ("[127.0.0.1]:1", "not a host"), ("[::1%]:1", "not a host"), ("-a:1", "not a host"),
-        ("::1", "brackets"), ("::1:12346", "brackets"), ("a:0", "1..65535"), ("a:65536", "1..65535"),
-        (f"a:{'9' * 5000}", "1..65535"), ("a:1-2", "host:port"),
+        ("gpu01", "host:port"),
+        ("gpu01:", "host:port"),
+        (":5", "host:port"),
+        ("", "host:port"),
+        ("a:b", "host:port"),
+        ("a:-1", "host:port"),
+        ("a:\u0665", "host:port"),
+        ("a b:5", "host:port"),
+        ("tcp://a:5", "host:port"),
+        ("[zz]:1", "not a host"),
+        ("[]:1", "not a host"),
+        ("[127.0.0.1]:1", "not a host"),
+        ("[::1%]:1", "not a host"),
+        ("-a:1", "not a host"),
+        ("::1", "brackets"),
+        ("::1:12346", "brackets"),
+        ("a:0", "1..65535"),
+        ("a:65536", "1..65535"),
+        (f"a:{'9' * 5000}", "1..65535"),
+        ("a:1-2", "host:port"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_address_is_refused_at_once(text: str, wrong: str) -> None:
     with pytest.raises(InvalidConfig, match=wrong):
         parse_address(text)

@@ -162,10 +162,14 @@ def bursty_run(directory: Path) -> Path:
         late = i % 5 == 0
         records.append(
             request(
-                at_ns, 150 * MS if late else 8 * MS, factor=0.0, slo_ns=100 * MS, user=user,
+                at_ns,
+                150 * MS if late else 8 * MS,
+                factor=0.0,
+                slo_ns=100 * MS,
+                user=user,
                 cold=i % 50 == 0,
             )
-        )  # fmt: skip
+        )
     actions = [
         action(20 * S + i * 100 * MS, 40 * MS, gpu=i % 2, in_time=0.5, batch=1 + i % 4)
         for i in range(300)
@@ -229,11 +233,14 @@ def foreground_run(directory: Path) -> Path:
     """Two foreground users, 20/s for 60 s, in time from the 30th s on; user 2 behind, 50/s in time."""
     records = [
         request(
-            i * 50 * MS, 3 * MS if i >= 600 else 9 * MS, factor=1.0 if i < 600 else 4.0,
-            slo_ns=5 * MS, user=i % 2,
+            i * 50 * MS,
+            3 * MS if i >= 600 else 9 * MS,
+            factor=1.0 if i < 600 else 4.0,
+            slo_ns=5 * MS,
+            user=i % 2,
         )
         for i in range(1_200)
-    ]  # fmt: skip
+    ]
     records += [request(i * 20 * MS, 3 * MS, factor=0.0, slo_ns=S, user=2) for i in range(3_000)]
     written(directory, records)
     write_manifest(directory, "simulation", {"foreground": {"copies": 2}, "copies_bg": 1})

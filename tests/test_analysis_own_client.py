@@ -21,17 +21,24 @@ BEGIN_NS = 1_800_000_000 * 10**9
 
 def request_row(request_id: int, at_ns: int, *, model_id: int = 0, slo_ns: int = 25 * MS) -> str:
     cells = dict.fromkeys(COLUMNS, "0") | {
-        "t": str(at_ns + 5 * MS), "request_id": str(request_id), "model_id": str(model_id),
-        "latency": str(5 * MS), "deadline": str(slo_ns), "deadline_met": "1",
-    }  # fmt: skip
+        "t": str(at_ns + 5 * MS),
+        "request_id": str(request_id),
+        "model_id": str(model_id),
+        "latency": str(5 * MS),
+        "deadline": str(slo_ns),
+        "deadline_met": "1",
+    }
     return "\t".join(cells.values())
 
 
 def client_row(request_id: int, at_ns: int) -> str:
     cells = dict.fromkeys(CLIENT_COLUMNS, "0") | {
-        "scheduled_ns": str(at_ns), "latency_ns": str(6 * MS), "request_id": str(request_id),
-        "slo_ns": str(25 * MS), "in_time": "1",
-    }  # fmt: skip
+        "scheduled_ns": str(at_ns),
+        "latency_ns": str(6 * MS),
+        "request_id": str(request_id),
+        "slo_ns": str(25 * MS),
+        "in_time": "1",
+    }
     return "\t".join(cells.values())
 
 

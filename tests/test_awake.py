@@ -62,6 +62,9 @@ def test_the_command_ends_by_itself_and_leaves_nothing() -> None:
     assert done.returncode == 0 and "keeping 1 core(s) awake" in done.stdout + done.stderr
     refused = subprocess.run(
         [sys.executable, "-m", "slosched", "awake", "--cores", "x"],
-        capture_output=True, text=True, timeout=30, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
     assert refused.returncode == 2 and "--cores" in refused.stderr

@@ -166,11 +166,19 @@ def words_of(pid: int) -> list[str]:
 def test_a_client_log_is_cut_into_its_steps_without_the_settling(tmp_path: Path) -> None:
     records = [
         ClientRecord(
-            scheduled_ns=i * 10 * MS, issue_delay_ns=1, latency_ns=2 * MS, request_id=i, user_id=0,
-            model_id=0, slo_factor=1.5 if i < 200 else 2.25, slo_ns=3_900_000, code=0, in_time=True,
+            scheduled_ns=i * 10 * MS,
+            issue_delay_ns=1,
+            latency_ns=2 * MS,
+            request_id=i,
+            user_id=0,
+            model_id=0,
+            slo_factor=1.5 if i < 200 else 2.25,
+            slo_ns=3_900_000,
+            code=0,
+            in_time=True,
         )
         for i in range(400)
-    ]  # fmt: skip
+    ]
     path = tmp_path / client_log.FILE_NAME
     path.write_text("\n".join([client_log.HEADER, *map(format_client, records)]) + "\n")
     first, second = windows.steps_of(client_log.read_client_log(path))
@@ -194,11 +202,18 @@ class ScriptedRecorder(windows.Recorder):
         return [
             windows.Window(
                 **window(slo_factor=first * 1.5**i, void=["a stall"] if void else []),
-                copies=12, gpus=6, inputs=False, seed=load.seed, repeat=repeat, attempt=attempt,
-                start_ns=0, codes={}, disturbance=readings().disturbance(1 * S, 2 * S),
+                copies=12,
+                gpus=6,
+                inputs=False,
+                seed=load.seed,
+                repeat=repeat,
+                attempt=attempt,
+                start_ns=0,
+                codes={},
+                disturbance=readings().disturbance(1 * S, 2 * S),
             )
             for i, void in enumerate(verdicts)
-        ]  # fmt: skip
+        ]
 
 
 SWEEP = Load(rate=600, copies=12, slo_start="1.5", slo_end="3.375", period_s=5, seed=2, steps=3)
@@ -209,8 +224,10 @@ def test_only_a_void_step_is_run_again_with_other_arrivals_until_it_is_clean() -
     recorder = ScriptedRecorder(script, tries=4, until_ns=now_ns() + 60 * S)
     last = recorder.record(cast(Any, None), SWEEP)
     assert [(w.slo_factor, w.attempt, w.void) for w in last] == [
-        (1.5, 1, []), (2.25, 3, []), (3.375, 1, []),
-    ]  # fmt: skip
+        (1.5, 1, []),
+        (2.25, 3, []),
+        (3.375, 1, []),
+    ]
     again = recorder.loads[1:]
     assert [(load.slo_start, load.slo_end, load.steps) for load in again] == [
         ("2.25", "2.25", 1)
@@ -231,11 +248,21 @@ def test_tries_and_time_bound_the_repetitions() -> None:
 
 def window(**changes: Any) -> dict[str, Any]:
     return {
-        "rate": 600, "slo": "3.38x", "slo_factor": 3.375, "slo_ns": 8_775_000, "duration_s": 5.0,
-        "sent": 3000, "in_time": 2997, "met": 3000, "latency_p50_ns": 4 * MS,
-        "latency_p99_ns": 8 * MS, "issue_delay_p50_ns": MS // 10, "issue_delay_p99_ns": MS,
-        "cpu_s": {"controller": 0.9, "worker": 0.6, "client": 0.3}, "void": [],
-    } | changes  # fmt: skip
+        "rate": 600,
+        "slo": "3.38x",
+        "slo_factor": 3.375,
+        "slo_ns": 8_775_000,
+        "duration_s": 5.0,
+        "sent": 3000,
+        "in_time": 2997,
+        "met": 3000,
+        "latency_p50_ns": 4 * MS,
+        "latency_p99_ns": 8 * MS,
+        "issue_delay_p50_ns": MS // 10,
+        "issue_delay_p99_ns": MS,
+        "cpu_s": {"controller": 0.9, "worker": 0.6, "client": 0.3},
+        "void": [],
+    } | changes
 
 
 def record(**data: Any) -> dict[str, Any]:
@@ -258,9 +285,18 @@ def test_void_windows_count_in_no_figure_but_are_told() -> None:
     void = window(in_time=0, met=0, latency_p99_ns=500 * MS, void=["the machine stood still"])
     text = tables.render("sweep", record(windows=[void, window()]))
     assert cells(text) == [
-        "600", "3.38x", "1.00", "0.9990", "1.0000", "0.999", "≥ 0.99 met", "4.00", "8.00", "1.00",
+        "600",
+        "3.38x",
+        "1.00",
+        "0.9990",
+        "1.0000",
+        "0.999",
+        "≥ 0.99 met",
+        "4.00",
+        "8.00",
+        "1.00",
         "1 (1 void)",
-    ]  # fmt: skip
+    ]
     assert "| 600 | 300 | 200 | 100 | 0.36 |" in text
     assert "2 windows of 5 s, 1 of them void" in text and "slosched 0.1 (abc)" in text
 
@@ -308,8 +344,10 @@ def test_growth_is_fitted_to_what_follows_the_first_minute() -> None:
 
 
 def test_memory_that_grows_misses_its_target() -> None:
-    sizes = [{"at_s": s, "controller_bytes": 5e7, "worker_bytes": 5e7 + 1e4 * s, "client_bytes": 1e6}
-             for s in range(0, 600, 5)]  # fmt: skip
+    sizes = [
+        {"at_s": s, "controller_bytes": 5e7, "worker_bytes": 5e7 + 1e4 * s, "client_bytes": 1e6}
+        for s in range(0, 600, 5)
+    ]
     text = tables.render("memory", record(minutes=10, rate=1200, samples=sizes))
     assert cells(text, 4)[-1].endswith("met") and cells(text, 5)[-1].endswith("**missed**")
 

@@ -39,10 +39,17 @@ US = 1_000
 def started(earliest_ms: float, begin_ns: int, end_ns: int, ahead_ms: float = 2) -> Any:
     earliest = round(earliest_ms * MS)
     result = InferResult(
-        session=1, action_id=1, copy_input=NO_SPAN, exec=Span(begin_ns, end_ns, end_ns - begin_ns),
-        copy_output=NO_SPAN, gpu_id=0, gpu_clock_before_mhz=0, gpu_clock_mhz=0,
-        received_ns=earliest - round(ahead_ms * MS), sent_ns=end_ns,
-    )  # fmt: skip
+        session=1,
+        action_id=1,
+        copy_input=NO_SPAN,
+        exec=Span(begin_ns, end_ns, end_ns - begin_ns),
+        copy_output=NO_SPAN,
+        gpu_id=0,
+        gpu_clock_before_mhz=0,
+        gpu_clock_mhz=0,
+        received_ns=earliest - round(ahead_ms * MS),
+        sent_ns=end_ns,
+    )
     return exact_bare.Started(earliest, result)
 
 
@@ -103,10 +110,15 @@ def write_requests(directory: Path, rows: list[dict[str, int]]) -> None:
 def infer(end_ns: int, exec_ns: int, **more: int) -> dict[str, int]:
     """An inference that was sent 5 ms before its end and whose result came at its end."""
     return {
-        "t": end_ns, "controller_result_enqueue": 5 * MS, "worker_exec_complete": 5 * MS,
-        "action_type": 2, "batch_size": 1, "worker_exec_duration": exec_ns,
-        "expected_exec_duration": exec_ns, "expected_exec_complete": 5 * MS,
-    } | more  # fmt: skip
+        "t": end_ns,
+        "controller_result_enqueue": 5 * MS,
+        "worker_exec_complete": 5 * MS,
+        "action_type": 2,
+        "batch_size": 1,
+        "worker_exec_duration": exec_ns,
+        "expected_exec_duration": exec_ns,
+        "expected_exec_complete": 5 * MS,
+    } | more
 
 
 def test_predictions_are_judged_after_ten_samples_of_a_model_and_batch(tmp_path: Path) -> None:
@@ -193,12 +205,23 @@ def test_noise_is_measured_over_profiled(tmp_path: Path) -> None:
 def result_of(*in_time: int) -> RunResult:
     steps = tuple(
         StepResult(
-            index=i, slo=f"{i}x", group="", slo_factor=float(i), slo_ns=i, duration_ns=1, sent=10_000,
-            in_time=n, met=n, codes={}, latency_p50_ns=0, latency_p99_ns=0, issue_delay_p50_ns=0,
+            index=i,
+            slo=f"{i}x",
+            group="",
+            slo_factor=float(i),
+            slo_ns=i,
+            duration_ns=1,
+            sent=10_000,
+            in_time=n,
+            met=n,
+            codes={},
+            latency_p50_ns=0,
+            latency_p99_ns=0,
+            issue_delay_p50_ns=0,
             issue_delay_p99_ns=0,
         )
         for i, n in enumerate(in_time)
-    )  # fmt: skip
+    )
     return RunResult("", steps, True, "", 0, 0, False, False, 0)
 
 
@@ -212,10 +235,14 @@ def test_a_sure_step_is_held_to_999_and_the_others_to_two_points() -> None:
 @pytest.mark.parametrize(
     ("value", "bound", "said"),
     [
-        (4.9, "< 5", "met"), (5.0, "< 5", "**missed**"), (0.3, "<= 0.3", "met"),
-        (89.9, ">= 90", "**missed**"), (None, "< 5", "n/a"), (7.0, "", ""),
+        (4.9, "< 5", "met"),
+        (5.0, "< 5", "**missed**"),
+        (0.3, "<= 0.3", "met"),
+        (89.9, ">= 90", "**missed**"),
+        (None, "< 5", "n/a"),
+        (7.0, "", ""),
     ],
-)  # fmt: skip
+)
 def test_a_bound_is_met_or_missed(value: float | None, bound: str, said: str) -> None:
     assert exact_table.verdict(exact_rig.check("it", value, "us", bound)) == said
 
@@ -236,12 +263,18 @@ def test_a_profile_survives_a_rows_json() -> None:
 
 def document(**more: Any) -> dict[str, Any]:
     return {
-        "format": 1, "ran_at": "2026-01-02T03:04:05", "seconds": 60.0,
+        "format": 1,
+        "ran_at": "2026-01-02T03:04:05",
+        "seconds": 60.0,
         "gpu": {"name": "a GPU", "driver_version": "1.2"},
         "machine": {"cpu_model": "C", "cpu_usable": 2, "platform": "L", "python": "3"},
-        "versions": {"slosched": "0 (abc)", "torch": ""}, "meter": {"priority": "real-time", "cpus": [1]},
-        "settings": {"device": "cuda:0", "scale": 1.0}, "rows": {}, "failed": {}, "skipped": {},
-    } | more  # fmt: skip
+        "versions": {"slosched": "0 (abc)", "torch": ""},
+        "meter": {"priority": "real-time", "cpus": [1]},
+        "settings": {"device": "cuda:0", "scale": 1.0},
+        "rows": {},
+        "failed": {},
+        "skipped": {},
+    } | more
 
 
 def test_the_page_says_what_was_missed_failed_and_left_out() -> None:
@@ -338,9 +371,19 @@ def _forever() -> int:
 @pytest.mark.processes
 def test_one_row_on_an_emulated_gpu_and_again(tmp_path: Path) -> None:
     command = [
-        sys.executable, str(GPU / "exact_time.py"), "--device", "emulated", "--scale", "0.01",
-        "--out", str(tmp_path), "--rows", "lateness", "--commit", "x",
-    ]  # fmt: skip
+        sys.executable,
+        str(GPU / "exact_time.py"),
+        "--device",
+        "emulated",
+        "--scale",
+        "0.01",
+        "--out",
+        str(tmp_path),
+        "--rows",
+        "lateness",
+        "--commit",
+        "x",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "exact_time.json").read_text())
@@ -357,17 +400,31 @@ def test_one_row_on_an_emulated_gpu_and_again(tmp_path: Path) -> None:
 def test_the_open_loop_client_and_the_asyncio_server_speak_http(tmp_path: Path) -> None:
     server = subprocess.Popen(
         [sys.executable, str(GPU / "peers" / "asyncio_server.py"), "emulated", "v100"],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert server.stdout is not None
         address = server.stdout.readline().split()[-1]
         out = tmp_path / "cells.json"
         done = subprocess.run(
-            [sys.executable, str(GPU / "peers" / "open_loop.py"), f"http://{address}/inference",
-             "--rates", "100", "--slos-ms", "1,1000", "--seconds", "0.5", "--out", str(out)],
-            capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+            [
+                sys.executable,
+                str(GPU / "peers" / "open_loop.py"),
+                f"http://{address}/inference",
+                "--rates",
+                "100",
+                "--slos-ms",
+                "1,1000",
+                "--seconds",
+                "0.5",
+                "--out",
+                str(out),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
     finally:
         server.kill()

@@ -17,9 +17,14 @@ def test_the_page_is_up_to_date() -> None:
 
 def test_limits_that_are_missed_are_said() -> None:
     case = {
-        "what": "a run", "limits": {"limit_s": 60.0, "speed": 0.1, "limit_mib": 10.0}, "wall_s": 90.0,
-        "cpu_s": 80.0, "cpu_us_per_request": 5.0, "speed": 0.3, "peak_mib": 20.0,
-    }  # fmt: skip
+        "what": "a run",
+        "limits": {"limit_s": 60.0, "speed": 0.1, "limit_mib": 10.0},
+        "wall_s": 90.0,
+        "cpu_s": 80.0,
+        "cpu_us_per_request": 5.0,
+        "speed": 0.3,
+        "peak_mib": 20.0,
+    }
     document = {"cases": {"run": case}, "date": "2026-01-01", "machine": "somewhere"}
     text = laboratory.simulator(document)
     assert "1.50 of 60 s: **missed**; 3.0 x the 0.1 asked: met; 2.00 of 10 MiB: **missed**" in text

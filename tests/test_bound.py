@@ -210,9 +210,12 @@ def test_mixed_models_slos_and_unequal_gpus() -> None:
     slow = GpuProfile("slow", {"short": halved}, 2**30)
     cluster = Cluster((fast, slow, slow), 200_000, 200_000, NS_PER_S)
     found = cell_of(
-        "mix", "short:3:1800:7ms,long:2:40:250ms", "300ms", cluster=cluster,
+        "mix",
+        "short:3:1800:7ms,long:2:40:250ms",
+        "300ms",
+        cluster=cluster,
         effort=replace(QUICK, largest=60_000),
-    )  # fmt: skip
+    )
     assert found.upper is not None and any(window.fluid for window in found.windows)
     assert 0.5 < found.achievable <= found.best_upper <= found.capacity
 

@@ -23,13 +23,26 @@ from slosched.daemon.backends.zoo import ModelSpec  # noqa: E402
 pytestmark = pytest.mark.torch
 
 _TEXT: dict[str, Any] = {
-    "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
-    "num_attention_heads": 2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-}  # fmt: skip
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 _IMAGE = {**_TEXT, "image_size": 32, "patch_size": 8, "num_labels": 5}
 _DISTIL = {"vocab_size": 64, "dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2}
-_GPT2 = {"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32,
-         "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+_GPT2 = {
+    "vocab_size": 64,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_positions": 32,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 _CONV = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_labels": 3}
 
 #: class -> config class and values. Tied and untied, text and images, decoders and encoders.

@@ -1,4 +1,4 @@
-"""`slosched client` with and without an address; `models`, `status` and `infer` as text and JSON."""
+"""`slosched client` with and without an address; the questions to a controller as text and JSON."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import slosched.cli.ask
 import slosched.cli.run
 import slosched.clients.one_shot
 from slosched.cli.app import app
-from slosched.clients.inference import Inference, Model
+from slosched.clients.inference import Inference, Model, Unloaded
 from slosched.clients.one_shot import OneShot
-from slosched.errors import DeadlineExceeded
+from slosched.errors import DeadlineExceeded, InvalidRequest
 from slosched.loadgen.results import RunResult, StepResult
 from slosched.messages import InferReply, ModelInfo
 from slosched.workloads import WORKLOADS, Workload
@@ -80,8 +80,11 @@ def test_options_may_follow_or_precede_the_values(sweeps: list[dict[str, Any]]) 
     )
     assert after == before
     assert (after["inputs"], after["seed"], after["out"], after["json"]) == (
-        False, 3, Path("x"), True,
-    )  # fmt: skip
+        False,
+        3,
+        Path("x"),
+        True,
+    )
 
 
 def test_the_environment_turns_inputs_off(
@@ -102,7 +105,7 @@ def test_the_environment_turns_inputs_off(
         ),
         (
             ["slo-exp-9", "1"],
-            "(infer, max-rate, models and status are commands beside the workloads, and a file.toml may",
+            "(infer, max-rate, models, status and unload are commands beside the workloads, and a file.toml",
         ),
         (["127.0.0.1:12346", "spa"], "unknown workload 'spa'"),
         (["cluster02", *SEED], "'cluster02' is not a host:port"),
@@ -164,26 +167,33 @@ def test_a_file_is_a_workload(sweeps: list[dict[str, Any]], tmp_path: Path) -> N
 
 def sweep_result(**changed: Any) -> RunResult:
     step = StepResult(
-        0,
-        "2x",
-        "",
-        2.0,
-        5_200_000,
-        10**9,
-        100,
-        90,
-        95,
-        {"ok": 95, "timed out": 5},
-        3_000_000,
-        5_000_000,
-        1,
-        2,
+        index=0,
+        slo="2x",
+        group="",
+        slo_factor=2.0,
+        slo_ns=5_200_000,
+        duration_ns=10**9,
+        sent=100,
+        in_time=90,
+        met=95,
+        codes={"ok": 95, "timed out": 5},
+        latency_p50_ns=3_000_000,
+        latency_p99_ns=5_000_000,
+        issue_delay_p50_ns=1,
+        issue_delay_p99_ns=2,
     )
     fields: dict[str, Any] = {
-        "workload": "w", "steps": (step,), "complete": True, "problem": "",
-        "issue_delay_p50_ns": 1, "issue_delay_p99_ns": 2, "inputs": False, "random_weights": True,
-        "elapsed_ns": 10**9, "run_dir": Path("runs/1"),
-    }  # fmt: skip
+        "workload": "w",
+        "steps": (step,),
+        "complete": True,
+        "problem": "",
+        "issue_delay_p50_ns": 1,
+        "issue_delay_p99_ns": 2,
+        "inputs": False,
+        "random_weights": True,
+        "elapsed_ns": 10**9,
+        "run_dir": Path("runs/1"),
+    }
     return RunResult(**{**fields, **changed})
 
 
@@ -254,17 +264,26 @@ def test_models_as_text_and_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 REPORT: dict[str, Any] = {
-    "policy": "INFER5", "fidelity": "best", "ready": True, "draining": False,
+    "policy": "INFER5",
+    "fidelity": "best",
+    "ready": True,
+    "draining": False,
     "options": {"max_gpus": 6, "schedule_ahead_ns": 5_000_000},
     "requests": {"arrived": 10, "answered": 9, "by_code": {"0 ok": 9}},
     "clients": [{"name": "me", "unanswered": 1}],
     "workers": [
-        {"worker_id": 0, "state": "joined", "host": "h", "device": "emulated", "activity": "",
-         "gpus": [{"gpu_id": 0, "pages": 100, "free_pages": 93, "busy_ns": 10**9}]},
+        {
+            "worker_id": 0,
+            "state": "joined",
+            "host": "h",
+            "device": "emulated",
+            "activity": "",
+            "gpus": [{"gpu_id": 0, "pages": 100, "free_pages": 93, "busy_ns": 10**9}],
+        },
         {"worker_id": 1, "state": "silent", "gpus": []},
     ],
     "models": [{"name": "resnet50", "state": "loaded", "b1_ns": 2_600_000, "queued": 3}] * 2,
-}  # fmt: skip
+}
 
 
 def test_status_as_text_and_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,12 +304,78 @@ def test_status_of_a_controller_of_another_version_is_no_error(
     assert result.exit_code == 0, result.output
 
 
+# ------------------------------------------------------------------------------------- unload
+
+
+def unloads(
+    monkeypatch: pytest.MonkeyPatch, answer: Unloaded | InvalidRequest
+) -> list[tuple[Any, ...]]:
+    asked: list[tuple[Any, ...]] = []
+
+    def ask(address: str, question: str, model: str, **options: Any) -> Unloaded:
+        asked.append((address, question, model, options))
+        if isinstance(answer, Unloaded):
+            return answer
+        raise answer
+
+    monkeypatch.setattr(slosched.cli.ask, "_ask", ask)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (Unloaded(3, 1), "3 instances unloaded, 1 kept: other clients use it"),
+        (Unloaded(1, 2), "1 instance unloaded, 2 kept: other clients use them"),
+        (Unloaded(0, 1_200), "0 instances unloaded, 1,200 kept: other clients use them"),
+        (Unloaded(12, 0), "12 instances unloaded"),
+    ],
+)
+def test_unload_says_in_one_line_what_it_came_to(
+    monkeypatch: pytest.MonkeyPatch, answer: Unloaded, said: str
+) -> None:
+    unloads(monkeypatch, answer)
+    result = CliRunner().invoke(app, ["unload", "resnet50_v2"])
+    assert (result.exit_code, result.stdout) == (0, f"resnet50_v2: {said}\n")
+    document = json.loads(CliRunner().invoke(app, ["unload", "resnet50_v2", "--json"]).stdout)
+    assert document == {"model": "resnet50_v2", "unloaded": answer.unloaded, "kept": answer.kept}
+
+
+def test_unload_passes_its_words_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = unloads(monkeypatch, Unloaded(1, 0))
+    for words in (
+        ["unload", "m"],
+        ["unload", "m", "c:1", "--force", "--name", "ops"],
+        ["client", "d:2", "unload", "m", "--force"],
+    ):
+        assert CliRunner().invoke(app, words).exit_code == 0
+    assert asked == [
+        ("127.0.0.1:12346", "unload", "m", {"name": "", "force": False}),
+        ("c:1", "unload", "m", {"name": "ops", "force": True}),
+        ("d:2", "unload", "m", {"name": "", "force": True}),
+    ]
+
+
+def test_an_unload_that_is_refused_says_why_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    unloads(monkeypatch, InvalidRequest("only operators may", code=6))
+    result = CliRunner().invoke(app, ["unload", "m", "--force"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "slosched: error: only operators may\n"
+
+
 # ------------------------------------------------------------------------------------- infer
 
 
 def one_shot(code: int, reason: str = "") -> Inference:
     reply = InferReply(
-        1, code, reason, 7, 25_000_000, 4_000_000, code == 0, predicted_exec_ns=2_600_000
+        request_id=1,
+        code=code,
+        reason=reason,
+        model_id=7,
+        slo_ns=25_000_000,
+        latency_ns=4_000_000,
+        deadline_met=code == 0,
+        predicted_exec_ns=2_600_000,
     )
     return Inference(Model(INFO, 1), None, reply, 5_000_000)
 

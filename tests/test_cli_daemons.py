@@ -100,9 +100,19 @@ def test_what_is_accepted_is_said_by_options_or_in_the_file(
     captured: Captured, tmp_path: Path
 ) -> None:
     options = (
-        "--max-slo", "1h", "--max-requests", "7", "--max-client-requests", "5", "--max-bytes", "2GiB",
-        "--max-client-bytes", "1MiB", "--max-client-loads", "3",
-    )  # fmt: skip
+        "--max-slo",
+        "1h",
+        "--max-requests",
+        "7",
+        "--max-client-requests",
+        "5",
+        "--max-bytes",
+        "2GiB",
+        "--max-client-bytes",
+        "1MiB",
+        "--max-client-loads",
+        "3",
+    )
     by_option = controller_config(captured, "INFER5", "a:1", *options).scheduler
     assert (by_option.max_slo_ns, by_option.max_bytes) == (3600 * 10**9, 2 * 2**30)
     file = tmp_path / "controller.toml"
@@ -122,18 +132,44 @@ def test_the_options_form_says_the_same(captured: Captured) -> None:
         captured, "INFER5", "a:1,b:1", "1", "6", "5000000", "40ms", "20ms", "8"
     )
     by_option = controller_config(
-        captured, "INFER5", "--workers", "a:1", "--workers", "b:1", "--generate-inputs",
-        "--max-gpus", "6", "--schedule-ahead", "5ms", "--default-slo", "40ms",
-        "--max-exec", "20ms", "--max-batch", "8",
-    )  # fmt: skip
+        captured,
+        "INFER5",
+        "--workers",
+        "a:1",
+        "--workers",
+        "b:1",
+        "--generate-inputs",
+        "--max-gpus",
+        "6",
+        "--schedule-ahead",
+        "5ms",
+        "--default-slo",
+        "40ms",
+        "--max-exec",
+        "20ms",
+        "--max-batch",
+        "8",
+    )
     assert by_option == by_position
 
 
 def test_options_may_stand_anywhere(captured: Captured) -> None:
     config = controller_config(
-        captured, "--port", "0", "FIFO", "0", "--workers", "a:1-2", "6", "--bind", "127.0.0.1",
-        "--http-port", "-1", "--log-dir", "logs",
-    )  # fmt: skip
+        captured,
+        "--port",
+        "0",
+        "FIFO",
+        "0",
+        "--workers",
+        "a:1-2",
+        "6",
+        "--bind",
+        "127.0.0.1",
+        "--http-port",
+        "-1",
+        "--log-dir",
+        "logs",
+    )
     assert config.workers == ("a:1", "a:2")
     assert (config.port, config.bind, config.http_port) == (0, "127.0.0.1", -1)
     assert (config.log_dir, config.scheduler.max_gpus) == ("logs", 6)
@@ -178,12 +214,15 @@ def test_the_placement_rule_is_an_option(captured: Captured) -> None:
         (["INFER5", "a:1", "0", "6", "5", "5", "5", "5", "7"], "there are 6"),
         (["INFER5", "a:1", "0", "6", "--max-gpus", "7"], "max_gpus is given twice"),
         (["INFER5", "a:1", "--fidelity", "worst"], "unknown fidelity 'worst'; known: best, paper"),
-        (["INFER5", "a:1", "--placement", "best"], "unknown placement 'best'; known: demand, gain, lru"),
+        (
+            ["INFER5", "a:1", "--placement", "best"],
+            "unknown placement 'best'; known: demand, gain, lru",
+        ),
         (["INFER5", "a:1", "--default-slo", "nan"], "--default-slo"),
         (["INFER5", "a:1", "--port", "70000"], "port must be within 0..65535"),
         (["INFER5", "a:1", "--config", "no-such.toml"], "no-such.toml"),
     ],
-)  # fmt: skip
+)
 def test_wrong_words_are_named_and_nothing_runs(
     captured: Captured, args: list[str], said: str
 ) -> None:
@@ -245,9 +284,20 @@ def worker_config(captured: Captured, *args: str) -> tuple[str, WorkerConfig]:
 
 def test_an_emulated_worker_is_one_process(captured: Captured) -> None:
     runner, config = worker_config(
-        captured, "--device", "emulated", "--gpus", "24", "--port", "0", "--bind", "127.0.0.1",
-        "--weights-cache", "10GiB", "--profile", "fig7",
-    )  # fmt: skip
+        captured,
+        "--device",
+        "emulated",
+        "--gpus",
+        "24",
+        "--port",
+        "0",
+        "--bind",
+        "127.0.0.1",
+        "--weights-cache",
+        "10GiB",
+        "--profile",
+        "fig7",
+    )
     assert runner == "worker"
     assert (config.gpus, config.port, config.bind) == (24, 0, "127.0.0.1")
     assert (config.weights_cache_bytes, config.profile) == (10 * 2**30, "fig7")

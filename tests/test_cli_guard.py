@@ -98,8 +98,19 @@ def test_an_announcer_outlives_its_reader(monkeypatch: pytest.MonkeyPatch) -> No
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"a": float("nan"), 1: [float("inf"), 2.5, "x"], "path": Path("p")})
     assert capsys.readouterr().out.split() == [
-        "{", '"a":', "null,", '"1":', "[", "null,", "2.5,", '"x"', "],", '"path":', '"p"', "}",
-    ]  # fmt: skip
+        "{",
+        '"a":',
+        "null,",
+        '"1":',
+        "[",
+        "null,",
+        "2.5,",
+        '"x"',
+        "],",
+        '"path":',
+        '"p"',
+        "}",
+    ]
 
 
 def test_numbers_stand_to_the_right_and_names_to_the_left() -> None:

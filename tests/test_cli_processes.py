@@ -20,10 +20,23 @@ pytestmark = pytest.mark.processes
 
 HEAVY = ("torch", "matplotlib", "zmq", "uvloop", "numpy", "transformers", "PIL")
 COMMANDS: tuple[list[str], ...] = (
-    [], ["worker"], ["controller"], ["client"], ["client", "slo-exp-1"], ["client", "infer"], ["models"],
-    ["status"], ["profile"], ["plot"], ["plot", "fig7"], ["doctor"], ["demo"], ["max-rate"],
+    [],
+    ["worker"],
+    ["controller"],
+    ["client"],
+    ["client", "slo-exp-1"],
+    ["client", "infer"],
+    ["models"],
+    ["status"],
+    ["profile"],
+    ["plot"],
+    ["plot", "fig7"],
+    ["doctor"],
+    ["demo"],
+    ["max-rate"],
     ["client", "max-rate"],
-)  # fmt: skip
+    ["unload"],
+)
 
 
 def slosched(
@@ -31,8 +44,12 @@ def slosched(
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "slosched", *args],
-        capture_output=True, text=True, timeout=timeout, cwd=cwd, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=cwd,
+        check=False,
+    )
 
 
 def test_version() -> None:
@@ -88,8 +105,9 @@ def test_errors_are_words_and_a_code(args: list[str], code: int, said: str) -> N
 def test_a_closed_pipe_is_quiet() -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "slosched", "doctor", "--seconds", "0.2"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as process:  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
         assert process.stdout is not None
         process.stdout.close()
         assert process.wait(60) == 141
@@ -147,9 +165,23 @@ def test_a_sweep_from_one_end_to_the_other(
 ) -> None:
     address, _, _ = cluster
     done = slosched(
-        "client", address, "slo-exp-1", "resnet50_v2", "2", "fixed-rate", "50", "20", "40", "2", "mul",
-        "0.5", "--no-inputs", "--json", "--out", str(tmp_path / "out"),
-    )  # fmt: skip
+        "client",
+        address,
+        "slo-exp-1",
+        "resnet50_v2",
+        "2",
+        "fixed-rate",
+        "50",
+        "20",
+        "40",
+        "2",
+        "mul",
+        "0.5",
+        "--no-inputs",
+        "--json",
+        "--out",
+        str(tmp_path / "out"),
+    )
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert [step["slo"] for step in document["steps"]] == ["20x", "40x"]
@@ -203,10 +235,30 @@ def test_ctrl_c_leaves_a_valid_partial_sweep(
 ) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen(
-        [sys.executable, "-m", "slosched", "client", cluster[0], "slo-exp-1", "resnet50_v2", "2",
-         "poisson", "50", "20", "100", "2", "mul", "60", "--no-inputs", "--out", str(out)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "slosched",
+            "client",
+            cluster[0],
+            "slo-exp-1",
+            "resnet50_v2",
+            "2",
+            "poisson",
+            "50",
+            "20",
+            "100",
+            "2",
+            "mul",
+            "60",
+            "--no-inputs",
+            "--out",
+            str(out),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stderr is not None
     try:
         line = next(line for line in process.stderr if "step 1/3" in line and " 0 r/s" not in line)
@@ -247,8 +299,14 @@ def test_demo_without_a_real_model(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     run = tmp_path / "demo" / "emulated"
-    for name in ("clockwork_request_log.tsv", "clockwork_action_log.tsv", "client_log.tsv",
-                 "manifest.json", "worker.log", "controller.log"):  # fmt: skip
+    for name in (
+        "clockwork_request_log.tsv",
+        "clockwork_action_log.tsv",
+        "client_log.tsv",
+        "manifest.json",
+        "worker.log",
+        "controller.log",
+    ):
         assert (run / name).is_file(), name
     assert "judged by the controller, from arrival" in done.stdout
     assert "judged by the client, from the scheduled send" in done.stdout
@@ -259,8 +317,10 @@ def test_demo_without_a_real_model(tmp_path: Path) -> None:
 def test_a_demo_that_is_interrupted_ends_its_children(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "slosched", "demo", "--no-real", "--out", str(tmp_path / "demo")],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stderr is not None
     try:
         next(line for line in process.stderr if "step 1/12" in line)

@@ -100,9 +100,15 @@ def test_all_is_the_zoo_and_the_configs_models_beside_those_named(job: Job, tmp_
     assert job.measured == [(name, (1, 2, 3, 8)) for name in (*ZOO, "mine", "timm/a")]
     assert (job.configs[0].dtype, job.configs[0].libraries) == ("bfloat16", ("timm",))
     profile(
-        "gpt2", "--config", str(file), "--dtype", "float16", "--channels-last", "--libraries",
+        "gpt2",
+        "--config",
+        str(file),
+        "--dtype",
+        "float16",
+        "--channels-last",
+        "--libraries",
         "torchvision, timm",
-    )  # fmt: skip
+    )
     assert job.configs[1] == WorkerConfig(
         device="cpu", dtype="float16", channels_last=True, libraries=("torchvision", "timm")
     )

@@ -121,9 +121,12 @@ def test_a_sweep_has_a_row_and_a_folder_for_each_run(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_is_refused_in_words(
-    args: tuple[str, ...], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    args: tuple[str, ...],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         app(["simulate", *args])
@@ -134,18 +137,31 @@ def test_what_cannot_be_is_refused_in_words(
 
 def test_options_become_a_spec() -> None:
     options = SimOptions(
-        gpus=3, profile="v100:2,fig7", latency="1us,2us,3us,4us", jitter="5us", bandwidth="10Gbit",
-        exec_sigma=0.01, stall="0.001:20ms", pcie="12.3GB", clock_offset="1ms", clock_drift=20.0,
-        inputs=True, check=True, weights_cache="1GiB",
+        gpus=3,
+        profile="v100:2,fig7",
+        latency="1us,2us,3us,4us",
+        jitter="5us",
+        bandwidth="10Gbit",
+        exec_sigma=0.01,
+        stall="0.001:20ms",
+        pcie="12.3GB",
+        clock_offset="1ms",
+        clock_drift=20.0,
+        inputs=True,
+        check=True,
+        weights_cache="1GiB",
         scheduler_options={"schedule_ahead": "5ms", "default_slo": "50ms"},
-    )  # fmt: skip
+    )
     spec = sim_spec(SWEEP, "INFER5", options, seed=4, duration="2")
     assert [p.name for p in spec.profiles] == ["v100", "v100", "fig7"]
     assert {p.weights_cache_bytes for p in spec.profiles} == {2**30}
     network = spec.network
     ways = (
-        network.from_client_ns, network.to_client_ns, network.to_worker_ns, network.from_worker_ns,
-    )  # fmt: skip
+        network.from_client_ns,
+        network.to_client_ns,
+        network.to_worker_ns,
+        network.from_worker_ns,
+    )
     assert ways == (1000, 2000, 3000, 4000) and network.jitter_ns == 5000
     assert network.bandwidth_bits_per_s == 10**10
     noise = spec.noise
@@ -192,11 +208,30 @@ def test_what_is_no_bandwidth(text: str) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_valid_part(tmp_path: Path, number: int, code: int) -> None:
     child = subprocess.Popen(
-        [sys.executable, "-m", "slosched", "simulate", "INFER5", "slo-exp-1", "resnet50_v2", "2",
-         "poisson", "400", "4", "4", "2", "mul", "3000", "--out", str(tmp_path / "run")],
-        env={**os.environ, "PYTHONPATH": "src"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [
+            sys.executable,
+            "-m",
+            "slosched",
+            "simulate",
+            "INFER5",
+            "slo-exp-1",
+            "resnet50_v2",
+            "2",
+            "poisson",
+            "400",
+            "4",
+            "4",
+            "2",
+            "mul",
+            "3000",
+            "--out",
+            str(tmp_path / "run"),
+        ],
+        env={**os.environ, "PYTHONPATH": "src"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-    )  # fmt: skip
+    )
     try:
         assert child.stderr is not None
         assert "step 1/1" in child.stderr.readline()
@@ -236,23 +271,32 @@ PLAN_MODELS = str(Path(__file__).parent.parent / "workloads" / "plan-example.tom
     ("command", "number", "code"),
     [
         pytest.param(
-            ["simulate", "INFER5", *LONG, "--seeds", "2", "--jobs", "1"], signal.SIGTERM, 143,
+            ["simulate", "INFER5", *LONG, "--seeds", "2", "--jobs", "1"],
+            signal.SIGTERM,
+            143,
             marks=pytest.mark.slow,
         ),
         (["simulate", "INFER5", *LONG, "--seeds", "2", "--jobs", "2"], signal.SIGTERM, 143),
         (["simulate", "INFER5", *LONG, "--seeds", "2", "--jobs", "2"], signal.SIGINT, 130),
         (["compare", "INFER5,FIFO", *LONG, "--jobs", "2"], signal.SIGTERM, 143),
-        (["plan", "--models", PLAN_MODELS, "--duration", "3000s", "--jobs", "2"], signal.SIGTERM, 143),
+        (
+            ["plan", "--models", PLAN_MODELS, "--duration", "3000s", "--jobs", "2"],
+            signal.SIGTERM,
+            143,
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_signal_ends_a_sweep_and_its_processes_and_leaves_valid_parts(
     tmp_path: Path, command: list[str], number: int, code: int
 ) -> None:
     child = subprocess.Popen(
         [sys.executable, "-m", "slosched", *command, "--out", str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": "src"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": "src"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
         assert child.stderr is not None
         started = 2 if command[-1] == "2" else 1

@@ -18,8 +18,13 @@ from slosched.errors import InvalidConfig, InvalidDuration
 def test_worker_lists_and_ranges_expand_in_order() -> None:
     given = ["a:12345,b:12345", "c:12345-12347", "[::1]:5"]
     assert worker_addresses(given) == (
-        "a:12345", "b:12345", "c:12345", "c:12346", "c:12347", "[::1]:5",
-    )  # fmt: skip
+        "a:12345",
+        "b:12345",
+        "c:12345",
+        "c:12346",
+        "c:12347",
+        "[::1]:5",
+    )
 
 
 def test_empty_parts_are_no_workers() -> None:

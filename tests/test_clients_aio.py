@@ -15,9 +15,10 @@ import uvloop
 
 from fake_controller import FakeController
 from slosched.clients.aio import connect
-from slosched.clients.inference import Inference
+from slosched.clients.inference import Inference, Unloaded
 from slosched.codes import Code
 from slosched.errors import (
+    ConnectionLost,
     DeadlineExceeded,
     InvalidConfig,
     InvalidRequest,
@@ -30,6 +31,8 @@ from slosched.messages import (
     ClientHello,
     Goodbye,
     InferRequest,
+    LoadModelRequest,
+    UnloadModelRequest,
 )
 
 Array = np.ndarray[Any, Any]
@@ -279,6 +282,70 @@ def test_an_unknown_model_and_a_failed_load() -> None:
                     await client.load("toy")
                 with pytest.raises(InvalidRequest, match="copies"):
                     await client.load("toy", copies=0)
+
+    run(work())
+
+
+def test_what_was_unloaded_is_refused_until_it_is_loaded_again() -> None:
+    async def work() -> None:
+        with FakeController() as controller:
+            async with connect(controller.address) as client:
+                models = await client.load("toy", copies=2)
+                controller.kept = 1
+                assert await client.unload("toy") == Unloaded(unloaded=2, kept=1)
+                assert controller.of(UnloadModelRequest) == [UnloadModelRequest(2, "toy")]
+                for model in models:
+                    with pytest.raises(InvalidRequest, match=r"was unloaded .*; load it again"):
+                        await client.infer(model)
+                with pytest.raises(ConnectionLost, match=r"was unloaded, .*; load it again"):
+                    client.submit(models[0].model_id, on_reply=lambda *_: None)
+                assert not controller.of(InferRequest)
+                assert (await client.infer((await client.load("toy"))[0])).ok
+                await client.unload("toy", force=True)
+                assert controller.of(UnloadModelRequest)[-1].force  # type: ignore[attr-defined]
+
+    run(work())
+
+
+def test_a_restarted_controller_does_not_load_again_what_was_unloaded() -> None:
+    async def work() -> None:
+        with FakeController() as controller:
+            async with connect(controller.address) as client:
+                [model] = await client.load("toy")
+                await client.unload("toy")
+                controller.incarnation += 1
+                await client.open()  # the hello tells the client of the new incarnation
+                with pytest.raises(InvalidRequest, match="load it again"):
+                    await client.infer(model)
+                assert len(controller.of(LoadModelRequest)) == 1
+
+    run(work())
+
+
+def test_an_unload_that_is_refused_says_why_and_changes_nothing() -> None:
+    async def work() -> None:
+        with FakeController() as controller:
+            async with connect(controller.address) as client:
+                [model] = await client.load("toy")
+                with pytest.raises(
+                    InvalidRequest, match=r"no instance of 'unknown' .*`slosched models`"
+                ):
+                    await client.unload("unknown")
+                controller.unload_code, controller.reason = 6, "--operators names none"
+                with pytest.raises(
+                    InvalidRequest, match="'toy' is not unloaded: --operators"
+                ) as caught:
+                    await client.unload("toy", force=True)
+                assert caught.value.code == Code.INVALID_REQUEST
+                controller.unload_code = 3
+                with pytest.raises(RequestFailed, match="'toy' is not unloaded"):
+                    await client.unload("toy")
+                assert (await client.infer(model)).ok
+                controller.deaf = True
+                with pytest.raises(
+                    PeerUnreachable, match="did not answer unload 'toy' within 50ms"
+                ):
+                    await client.unload("toy", timeout_s=0.05)
 
     run(work())
 

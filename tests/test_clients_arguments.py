@@ -14,7 +14,13 @@ from fake_controller import FakeController
 from slosched.clients.aio import AsyncClient, connect
 from slosched.clients.blocking import Client
 from slosched.errors import ConnectionLost, InvalidConfig, InvalidRequest, PeerUnreachable
-from slosched.messages import InferRequest, ListModelsRequest, LoadModelRequest, StatusRequest
+from slosched.messages import (
+    InferRequest,
+    ListModelsRequest,
+    LoadModelRequest,
+    StatusRequest,
+    UnloadModelRequest,
+)
 
 _NO_NUMBERS: list[Any] = ["bob", None, 1.5, True, [1], Decimal(1), math.nan]
 
@@ -36,36 +42,53 @@ def test_wrong_types_are_refused_before_anything_is_sent() -> None:
         for name in (None, 5, b"toy", ["toy"], "", "\ud800", "x" * 5000):
             with pytest.raises(InvalidRequest, match="the model's name"):
                 client.load(name)  # type: ignore[arg-type]
+            with pytest.raises(InvalidRequest, match="the model's name"):
+                client.unload(name)  # type: ignore[arg-type]
         for other in ("toy", None, 0, model.info, [model]):
             with pytest.raises(InvalidRequest, match="model must be a Model"):
                 client.infer(other)  # type: ignore[arg-type]
         for brief in (None, 1, "no"):
             with pytest.raises(InvalidRequest, match="brief must be"):
                 client.status(brief=brief)  # type: ignore[arg-type]
+            with pytest.raises(InvalidRequest, match="force must be"):
+                client.unload("toy", force=brief)  # type: ignore[arg-type]
         for timeout_s in ("5", None, math.nan, math.inf, -1, 10**400, True):
             with pytest.raises(InvalidRequest, match="timeout_s must be"):
                 client.load("toy", timeout_s=timeout_s)  # type: ignore[arg-type]
             with pytest.raises(InvalidRequest, match="timeout_s must be"):
                 client.models(timeout_s=timeout_s)  # type: ignore[arg-type]
             with pytest.raises(InvalidRequest, match="timeout_s must be"):
+                client.unload("toy", timeout_s=timeout_s)  # type: ignore[arg-type]
+            with pytest.raises(InvalidRequest, match="timeout_s must be"):
                 client.status(timeout_s=timeout_s)  # type: ignore[arg-type]
             if timeout_s is not None:
                 with pytest.raises(InvalidRequest, match="timeout_s must be"):
                     client.infer(model, timeout_s=timeout_s)  # type: ignore[arg-type]
         assert len(controller.of(LoadModelRequest)) == sent
-        for kind in (InferRequest, StatusRequest, ListModelsRequest):
+        for kind in (InferRequest, StatusRequest, ListModelsRequest, UnloadModelRequest):
             assert not controller.of(kind)
 
 
 @pytest.mark.parametrize(
     "given",
     [
-        {"slo_factor": 1e308}, {"slo_factor": 10**400}, {"slo_factor": 1e13}, {"slo": 1e300},
-        {"slo": 10**400}, {"slo": "1e999999999s"}, {"slo": np.float32(1e38)}, {"slo": 2.0**62},
-        {"slo": np.timedelta64(1)}, {"slo": [1]}, {"slo_factor": np.ones(2)}, {"slo": 1j},
-        {"slo": -(10**400)}, {"slo": 10**5000}, {"slo_factor": -(10**5000)},
+        {"slo_factor": 1e308},
+        {"slo_factor": 10**400},
+        {"slo_factor": 1e13},
+        {"slo": 1e300},
+        {"slo": 10**400},
+        {"slo": "1e999999999s"},
+        {"slo": np.float32(1e38)},
+        {"slo": 2.0**62},
+        {"slo": np.timedelta64(1)},
+        {"slo": [1]},
+        {"slo_factor": np.ones(2)},
+        {"slo": 1j},
+        {"slo": -(10**400)},
+        {"slo": 10**5000},
+        {"slo_factor": -(10**5000)},
     ],
-)  # fmt: skip
+)
 def test_slos_at_the_edge_are_refused(given: dict[str, Any]) -> None:
     with FakeController() as controller, Client(controller.address) as client:
         [model] = client.load("toy")
@@ -118,10 +141,16 @@ def test_the_cheap_form_checks_as_well() -> None:
                 [model] = await client.load("toy")
                 fields: dict[str, Any]
                 for fields in (
-                    {"user_id": "bob"}, {"user_id": 2**70}, {"slo_ns": 1.5}, {"slo_ns": -1},
-                    {"slo_ns": 2**62}, {"slo_factor": "2"}, {"slo_factor": math.inf},
-                    {"slo_factor": -1}, {"slo_factor": math.nan},
-                ):  # fmt: skip
+                    {"user_id": "bob"},
+                    {"user_id": 2**70},
+                    {"slo_ns": 1.5},
+                    {"slo_ns": -1},
+                    {"slo_ns": 2**62},
+                    {"slo_factor": "2"},
+                    {"slo_factor": math.inf},
+                    {"slo_factor": -1},
+                    {"slo_factor": math.nan},
+                ):
                     with pytest.raises(InvalidRequest, match=next(iter(fields))):
                         client.submit(model.model_id, **fields, on_reply=_never)
                 with pytest.raises((InvalidRequest, ConnectionLost)):

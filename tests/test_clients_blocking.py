@@ -35,6 +35,7 @@ def test_the_same_calls_without_an_event_loop() -> None:
             assert client.infer(model, slo_factor=4.0).slo_ns == 10_400_000
             assert client.models()[1] == ("toy", "other")
             assert client.status()["policy"] == "FAKE"
+            assert client.unload("toy", force=True) == slosched.Unloaded(unloaded=3, kept=0)
         controller.wait_for(Goodbye)
         hello = controller.of(ClientHello)[0]
         assert isinstance(hello, ClientHello) and hello.name == "tester"

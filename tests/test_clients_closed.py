@@ -106,11 +106,13 @@ def test_each_answer_is_followed_by_the_next_request(tmp_path: Path) -> None:
     ends = sorted(
         (s + latency, -1)
         for s, latency, user in zip(
-            log["scheduled_ns"].tolist(), log["latency_ns"].tolist(), log["user_id"].tolist(),
+            log["scheduled_ns"].tolist(),
+            log["latency_ns"].tolist(),
+            log["user_id"].tolist(),
             strict=True,
         )
         if user == 1
-    )  # fmt: skip
+    )
     outstanding = most = 0
     for _, change in sorted([*starts, *ends]):
         outstanding += change
@@ -138,9 +140,12 @@ def test_a_load_without_an_end_goes_on_until_it_is_stopped(tmp_path: Path) -> No
         controller.answer_after_ns = 5 * MS
         began = time.monotonic()
         result = run(
-            controller, Closed(), progress=progress, out=tmp_path,
+            controller,
+            Closed(),
+            progress=progress,
+            out=tmp_path,
             stop_when=lambda: bool(progress) and len(controller.of(InferRequest)) > 100,
-        )  # fmt: skip
+        )
         took_s = time.monotonic() - began
     assert (result.complete, result.problem) == (False, "stopped")
     assert all(math.isinf(p.total_s) for p in progress) and progress
@@ -177,8 +182,9 @@ def test_a_name_that_is_used_twice_is_loaded_once_and_shared_out() -> None:
         loads = controller.of(LoadModelRequest)
         requests = controller.of(InferRequest)
     assert [(m.name, m.copies) for m in loads if isinstance(m, LoadModelRequest)] == [
-        ("toy", 3), ("other", 1),
-    ]  # fmt: skip
+        ("toy", 3),
+        ("other", 1),
+    ]
     # The fake numbers each name's copies from 0: `many` uses toys 0 and 1, `one` other 0 and toy 2.
     by_user = {
         user: {m.model_id for m in requests if isinstance(m, InferRequest) and m.user_id == user}

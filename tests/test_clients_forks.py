@@ -48,8 +48,11 @@ def test_a_blocking_client_in_a_child() -> None:
 
         def work() -> None:
             for call in (
-                lambda: client.infer(model), lambda: client.load("toy"), client.models, client.status,
-            ):  # fmt: skip
+                lambda: client.infer(model),
+                lambda: client.load("toy"),
+                client.models,
+                client.status,
+            ):
                 with pytest.raises(ConnectionLost, match=r"before the process was forked.*spawn"):
                     call()
             client.close()
@@ -96,9 +99,12 @@ def test_an_asynchronous_client_in_a_child() -> None:
 
         def work() -> None:
             for call in (
-                lambda: client.infer(model), lambda: client.load("toy"), client.models, client.status,
+                lambda: client.infer(model),
+                lambda: client.load("toy"),
+                client.models,
+                client.status,
                 client.open,
-            ):  # fmt: skip
+            ):
                 with pytest.raises(ConnectionLost, match="forked"):
                     asyncio.run(call())
             with pytest.raises(ConnectionLost, match="forked"):

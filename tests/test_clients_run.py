@@ -123,8 +123,12 @@ def test_no_inputs_sends_no_frames() -> None:
 
 def test_stopping_leaves_a_valid_partial_run(tmp_path: Path) -> None:
     with FakeController() as controller:
-        result = run(controller, spec("toy 2 fixed-rate 100 1s 8s 2 mul 5"), out=tmp_path / "run",
-                     stop_after_sent=20)  # fmt: skip
+        result = run(
+            controller,
+            spec("toy 2 fixed-rate 100 1s 8s 2 mul 5"),
+            out=tmp_path / "run",
+            stop_after_sent=20,
+        )
     assert not result.complete and result.problem == "stopped"
     assert len(result.steps) == 1 and 0 < result.sent < 200
     assert result.steps[0].codes == {"ok": result.sent}
@@ -172,9 +176,11 @@ def test_a_controller_that_falls_silent_ends_the_run(
 
     async def work(controller: FakeController) -> RunResult:
         running = run_workload(
-            controller.address, spec("toy 1 fixed-rate 100 50ms 50ms 2 mul 20"), inputs=False,
+            controller.address,
+            spec("toy 1 fixed-rate 100 50ms 50ms 2 mul 20"),
+            inputs=False,
             out=tmp_path / "run",
-        )  # fmt: skip
+        )
         return await run_until(controller, 20, lambda: setattr(controller, "deaf", True), running)
 
     with FakeController() as controller:

@@ -26,23 +26,46 @@ from slosched.units import NS_PER_MS, NS_PER_S
 
 
 def step(
-    index: int, in_time: int, *, sent: int = 1000, p99_ms: float = 5.0, group: str = "",
-    factor: float | None = None, slo_ns: int = 10 * NS_PER_MS,
-) -> StepResult:  # fmt: skip
+    index: int,
+    in_time: int,
+    *,
+    sent: int = 1000,
+    p99_ms: float = 5.0,
+    group: str = "",
+    factor: float | None = None,
+    slo_ns: int = 10 * NS_PER_MS,
+) -> StepResult:
     factor = 1.5 ** (index + 1) if factor is None else factor
     return StepResult(
-        index=index, slo=f"{factor:.3g}x" if factor else "10ms", group=group, slo_factor=factor,
-        slo_ns=slo_ns, duration_ns=10 * NS_PER_S, sent=sent, in_time=in_time, met=in_time,
-        codes={"ok": in_time}, latency_p50_ns=NS_PER_MS, latency_p99_ns=round(p99_ms * NS_PER_MS),
-        issue_delay_p50_ns=0, issue_delay_p99_ns=0,
-    )  # fmt: skip
+        index=index,
+        slo=f"{factor:.3g}x" if factor else "10ms",
+        group=group,
+        slo_factor=factor,
+        slo_ns=slo_ns,
+        duration_ns=10 * NS_PER_S,
+        sent=sent,
+        in_time=in_time,
+        met=in_time,
+        codes={"ok": in_time},
+        latency_p50_ns=NS_PER_MS,
+        latency_p99_ns=round(p99_ms * NS_PER_MS),
+        issue_delay_p50_ns=0,
+        issue_delay_p99_ns=0,
+    )
 
 
 def run(*steps: StepResult, workload: str = "a workload") -> RunResult:
     return RunResult(
-        workload=workload, steps=steps, complete=True, problem="", issue_delay_p50_ns=0,
-        issue_delay_p99_ns=0, inputs=False, random_weights=True, elapsed_ns=1,
-    )  # fmt: skip
+        workload=workload,
+        steps=steps,
+        complete=True,
+        problem="",
+        issue_delay_p50_ns=0,
+        issue_delay_p99_ns=0,
+        inputs=False,
+        random_weights=True,
+        elapsed_ns=1,
+    )
 
 
 def two_policies() -> Comparison:

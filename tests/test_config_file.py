@@ -65,16 +65,21 @@ def test_an_unknown_profile_names_the_known() -> None:
     "text, words",
     [
         ("name = 'x'", "weights_cache_bytes|models"),
-        ("weights_cache_bytes = '1GiB'\n[models.a]\nweights_ns = 1\nweights_bytes = 1", "'a'.*exec_ns"),
-        ("name='x'\nweights_cache_bytes = 1\n[models.a]\nexec_ns={1='1ms'}\nweights_ns=1\nweights_bytes=1",
-         "one page"),
+        (
+            "weights_cache_bytes = '1GiB'\n[models.a]\nweights_ns = 1\nweights_bytes = 1",
+            "'a'.*exec_ns",
+        ),
+        (
+            "name='x'\nweights_cache_bytes = 1\n[models.a]\nexec_ns={1='1ms'}\nweights_ns=1\nweights_bytes=1",
+            "one page",
+        ),
         ("[models.a]\nexec_ns = { x = 1 }", "'x'"),
         ("[models.a]\nexec_ns = { 2 = 1 }\nweights_ns=1\nweights_bytes=1", "batch size 1"),
         ("[models.a]\nexec_ms = 3", "unknown key 'exec_ms'.*exec_ns"),
         ("[models.a]\nweights_ns = '5 parsecs'", "weights_ns"),
         ("= 3", "not a TOML"),
     ],
-)  # fmt: skip
+)
 def test_profiles_that_are_none(text: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match=f"(?s)it.toml.*({words})"):
         load_profile(write(tmp_path, text))
@@ -141,9 +146,18 @@ def test_noise_may_be_measured_and_copies_take_time(tmp_path: Path) -> None:
         ("[noise]\nexec_sigma = 2", r"\[noise\].*exec_sigma"),
         ("noise = 3", "noise must be a table"),
         ("[models.a]\nfactory='x:y'\npt2='z'\ninput_shape=[1]", "'a'.*factory and pt2"),
-        ("[models.a]\nfactory='x:y'\ncupy='x:y'\ninput_shape=[1]", "exactly one .*factory and cupy"),
-        ("[models.a]\ncupy='x'\ninput_shape=[1]", "'a': cupy must be package.module:function, not 'x'"),
-        ("[models.a]\nfactory='x:'\ninput_shape=[1]", "'a': factory must be package.module:function"),
+        (
+            "[models.a]\nfactory='x:y'\ncupy='x:y'\ninput_shape=[1]",
+            "exactly one .*factory and cupy",
+        ),
+        (
+            "[models.a]\ncupy='x'\ninput_shape=[1]",
+            "'a': cupy must be package.module:function, not 'x'",
+        ),
+        (
+            "[models.a]\nfactory='x:'\ninput_shape=[1]",
+            "'a': factory must be package.module:function",
+        ),
         ("[models.a]\ncupy='x:y'", "'a': input_shape must be given"),
         ("[models.a]\nfactory='x:y'\ninput_shape=[1]\ndtype='float8'", "'a'.*'float8' is none of"),
         ("[models.resnet50]\nchannels_last=1", "'resnet50': channels_last must be true or false"),
@@ -152,7 +166,7 @@ def test_noise_may_be_measured_and_copies_take_time(tmp_path: Path) -> None:
         ("[models.a]\nfactory='x:y'", "input_shape must be given"),
         ("[models.a]\nfactory='x:y'\ninput_shape=[0]", "at least 1"),
     ],
-)  # fmt: skip
+)
 def test_worker_files_that_are_wrong(text: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match=f"(?s)it.toml.*{words}"):
         load_worker_config(write(tmp_path, text))

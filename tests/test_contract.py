@@ -177,10 +177,16 @@ def test_sound_models_pass(forward: Callable[[Any], Any]) -> None:
         (lambda x: torch.rand(len(x), 2), "differently the second time"),
         (lambda x: torch.rand(len(x), 50).argmax(1), "differently the second time"),
         (lambda x: torch.where(x < x.mean(0), float("nan"), x), "NaN"),
-        (lambda x: torch.nn.functional.batch_norm(x, None, None, training=True)
-         if len(x) > 1 else x * 0, "a row beside|another order"),
+        (
+            lambda x: (
+                torch.nn.functional.batch_norm(x, None, None, training=True)
+                if len(x) > 1
+                else x * 0
+            ),
+            "a row beside|another order",
+        ),
     ],
-)  # fmt: skip
+)
 def test_models_whose_rows_do_not_follow_their_inputs_are_refused(
     forward: Callable[[Any], Any], words: str
 ) -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slosched import AsyncClient, connect
+from slosched import AsyncClient, Unloaded, connect
 from slosched.cli.children import Child, Children
 from slosched.codes import Code
-from slosched.errors import DeadlineExceeded, RequestFailed
+from slosched.errors import DeadlineExceeded, InvalidRequest, RequestFailed
 from slosched.messages import (
     PROTOCOL_VERSION,
     CancelRequest,
@@ -60,10 +62,20 @@ class Cluster:
         addresses = ",".join(f"127.0.0.1:{p}" for p in self.ports)
         self.controller = children.start(
             "controller",
-            ["controller", "INFER5", "--workers", addresses, *LOOPBACK, "--port", "0", "--log-dir",
-             str(self.logs), *options],
+            [
+                "controller",
+                "INFER5",
+                "--workers",
+                addresses,
+                *LOOPBACK,
+                "--port",
+                "0",
+                "--log-dir",
+                str(self.logs),
+                *options,
+            ],
             directory / "c.log",
-        )  # fmt: skip
+        )
         self.address = f"127.0.0.1:{children.wait_ready(self.controller, within_s=30)}"
         ready_line = self.controller.log.read_text()
         self.http = ready_line.split("http://")[1].split(";")[0].strip()
@@ -249,6 +261,59 @@ def test_a_client_that_dies_frees_its_copies_and_the_next_one_reuses_them(two: C
     assert ids == first and users == [1, 1, 1]
 
 
+def test_what_clients_and_operators_unload_leaves_the_worker(tmp_path: Path) -> None:
+    def slosched(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "slosched", *words],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    async def left(client: AsyncClient, instances: int) -> None:
+        for _ in range(1_000):
+            status = await client.status()
+            (worker,) = status["workers"]
+            (gpu,) = worker["gpus"]
+            assert worker["errors"] == 0
+            if status["model_instances"] == instances and (
+                instances or gpu["free_pages"] == gpu["pages"]
+            ):
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"not {instances} instances within 10 s: {status['models']}, {gpu}")
+
+    async def work(address: str) -> None:
+        async with connect(address) as one, connect(address) as other:
+            models = await one.load("resnet50_v2", copies=3)
+            for model in models:
+                assert (await one.infer(model, slo="5s")).ok
+            (shared,) = await other.load("resnet50_v2")
+            assert await one.unload("resnet50_v2") == Unloaded(unloaded=2, kept=1)
+            with pytest.raises(InvalidRequest, match="load it again"):
+                await one.infer(shared)
+            await left(one, 1)
+            assert (await other.infer(shared, slo="5s")).ok
+
+            words = ("unload", "resnet50_v2", address, "--force")
+            refused = await asyncio.to_thread(slosched, *words)
+            assert refused.returncode == 2 and "--operators names ops" in refused.stderr
+            done = await asyncio.to_thread(slosched, *words, "--name", "ops")
+            assert (done.returncode, done.stdout) == (0, "resnet50_v2: 1 instance unloaded\n")
+            with pytest.raises(InvalidRequest, match="load one first"):
+                await other.infer(shared, slo="5s")
+            await left(one, 0)
+            assert (await one.models())[0] == ()
+            (again,) = await one.load("resnet50_v2")
+            assert again.model_id > models[-1].model_id
+            assert (await one.infer(again, slo="5s")).ok
+
+    with Children() as children:
+        cluster = Cluster(children, tmp_path, 1, "--operators", "ops")
+        asyncio.run(work(cluster.address))
+        said = cluster.controller.log.read_text()
+        for count in (2, 1):
+            assert f"{count} instance(s) of 'resnet50' are unloaded: a client asked for it" in said
+
+
 def test_sigterm_finishes_what_is_in_flight_and_completes_the_files(two: Cluster) -> None:
     async def run() -> list[int]:
         async with connect(two.address) as client:
@@ -292,10 +357,19 @@ def test_a_controller_without_workers_says_so_and_answers_clients(tmp_path: Path
     with Children() as children:
         controller = children.start(
             "controller",
-            ["controller", "FIFO", "--workers", "127.0.0.1:9", *LOOPBACK, "--port", "0", "--log-dir",
-             str(tmp_path / "run")],
+            [
+                "controller",
+                "FIFO",
+                "--workers",
+                "127.0.0.1:9",
+                *LOOPBACK,
+                "--port",
+                "0",
+                "--log-dir",
+                str(tmp_path / "run"),
+            ],
             tmp_path / "c.log",
-        )  # fmt: skip
+        )
         children.wait_ready(controller, within_s=30)
         eventually(
             lambda: (

@@ -306,10 +306,20 @@ def test_under_load_every_request_is_answered_and_the_new_process_serves(tmp_pat
         with Children() as children:
             controller = children.start(
                 "controller",
-                ["controller", "INFER5", "--workers", f"127.0.0.1:{port}", "--bind", "127.0.0.1",
-                 "--port", "0", "--log-dir", str(tmp_path / "run")],
+                [
+                    "controller",
+                    "INFER5",
+                    "--workers",
+                    f"127.0.0.1:{port}",
+                    "--bind",
+                    "127.0.0.1",
+                    "--port",
+                    "0",
+                    "--log-dir",
+                    str(tmp_path / "run"),
+                ],
                 tmp_path / "c.log",
-            )  # fmt: skip
+            )
             address = f"127.0.0.1:{children.wait_ready(controller, within_s=30)}"
             codes = asyncio.run(load_until_it_is_back(address))
             log = controller.log.read_text()

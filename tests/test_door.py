@@ -201,9 +201,13 @@ def test_who_sends_little_is_taken_whole(
 async def _serving(directory: Path) -> AsyncIterator[ControllerServer]:
     """A controller without a worker whose door takes two requests in each step, and a model."""
     config = ControllerConfig(
-        SchedulerConfig(), bind="127.0.0.1", port=0, workers=("127.0.0.1:9",), http_port=-1,
+        SchedulerConfig(),
+        bind="127.0.0.1",
+        port=0,
+        workers=("127.0.0.1:9",),
+        http_port=-1,
         log_dir=str(directory / "run"),
-    )  # fmt: skip
+    )
     server = ControllerServer(config, announce=lambda line: None)
     await server.start()
     server.scheduler.door.limit = 2

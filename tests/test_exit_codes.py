@@ -59,9 +59,12 @@ MALFORMED_FILE = (
     ),
     "simulate INFER5 replay bad.toml",
     f"simulate INFER5 {SWEEP} --exec-like BAD",
-    *(f"{reader} {run}" for reader in ("plot fig7", "plot fig5", "report", "explain", "trace")
-      for run in ("BAD", "folder", "bad.toml")),
-)  # fmt: skip
+    *(
+        f"{reader} {run}"
+        for reader in ("plot fig7", "plot fig5", "report", "explain", "trace")
+        for run in ("BAD", "folder", "bad.toml")
+    ),
+)
 UNKNOWN_MODEL = (
     f"simulate INFER5 {NOT_A_MODEL}",
     f"simulate INFER5 {NOT_A_MODEL} --seeds 2 --jobs 2",
@@ -73,6 +76,8 @@ UNKNOWN_MODEL = (
     "profile nonesuch --device cpu",
     f"client CONTROLLER {SWEEP.replace('resnet50_v2', 'unknown')}",
     "client CONTROLLER infer unknown",
+    "client CONTROLLER unload unknown",
+    "unload unknown CONTROLLER",
     "client CONTROLLER max-rate unknown --slo 25ms",
 )
 UNKNOWN_NAME = (
@@ -111,6 +116,7 @@ BAD_DURATION = (
 BAD_ADDRESS = (
     "client nonsense:x infer resnet50_v2",
     "models ::1:5",
+    "unload resnet50_v2 ::1:5",
     "status 127.0.0.1:99999",
     "controller INFER5 --workers nonsense",
     "controller INFER5 --workers 127.0.0.1:1 --bind not/a/host",
@@ -150,6 +156,7 @@ NO_ANSWER = (
     f"client {NOWHERE} max-rate resnet50_v2 --slo 25ms",
     f"models {NOWHERE}",
     f"status {NOWHERE}",
+    f"unload resnet50_v2 {NOWHERE}",
 )
 TABLE = {
     "a missing file": (2, MISSING_FILE),
@@ -162,7 +169,7 @@ TABLE = {
     "a port in use": (4, IN_USE),
     "no answer": (5, NO_ANSWER),
     "an output that exists": (7, OUTPUT_EXISTS),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -243,9 +250,14 @@ def test_the_table_in_the_reference_has_every_code() -> None:
 @pytest.mark.processes
 @pytest.mark.parametrize(
     "command",
-    ["report GOOD --out new.html", "trace GOOD --out new.json", "plot fig7 GOOD --out new",
-     "azure-trace --out new-trace", f"simulate INFER5 {SWEEP} --out new-run"],
-)  # fmt: skip
+    [
+        "report GOOD --out new.html",
+        "trace GOOD --out new.json",
+        "plot fig7 GOOD --out new",
+        "azure-trace --out new-trace",
+        f"simulate INFER5 {SWEEP} --out new-run",
+    ],
+)
 def test_without_room_for_the_output_it_is_1(place: Path, command: str) -> None:
     def no_room() -> None:  # as on a full disk, for every file
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -253,9 +265,14 @@ def test_without_room_for_the_output_it_is_1(place: Path, command: str) -> None:
 
     ended = subprocess.run(
         [sys.executable, "-m", "slosched", *command.split()],
-        cwd=place, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False,
+        cwd=place,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
         preexec_fn=no_room,
-    )  # fmt: skip
+    )
     assert ended.returncode == 1, (ended.stdout, ended.stderr)
     assert ended.stderr.splitlines()[-1].startswith("slosched: error: ")
 
@@ -263,17 +280,26 @@ def test_without_room_for_the_output_it_is_1(place: Path, command: str) -> None:
 @pytest.mark.processes
 @pytest.mark.parametrize(
     "command",
-    [f"client {NOWHERE} {SWEEP}", f"client {NOWHERE} infer resnet50_v2", f"models {NOWHERE}",
-     f"status {NOWHERE}"],
-)  # fmt: skip
+    [
+        f"client {NOWHERE} {SWEEP}",
+        f"client {NOWHERE} infer resnet50_v2",
+        f"models {NOWHERE}",
+        f"status {NOWHERE}",
+        f"unload resnet50_v2 {NOWHERE}",
+    ],
+)
 def test_ctrl_c_while_nobody_answers_is_130_at_once(tmp_path: Path, command: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(60)
         words = command.replace(NOWHERE, f"127.0.0.1:{listener.getsockname()[1]}").split()
         process = subprocess.Popen(
             [sys.executable, "-m", "slosched", *words],
-            cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         listener.accept()  # it is connecting, and waits for an answer
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)

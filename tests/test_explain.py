@@ -27,10 +27,29 @@ def record(
     request_id: int, code: int, reason: str, *, met: bool = False, model_id: int = 3
 ) -> RequestRecord:
     return RequestRecord(
-        request_id, request_id, 1, model_id, code, reason, 0.0, 25 * NS_PER_MS, SECOND_NS,
-        SECOND_NS + (10 if code or met else 30) * NS_PER_MS, met, 0, 1, True, 2, 0, 1, 1,
-        4 * NS_PER_MS, 3 * NS_PER_MS, 5 * NS_PER_MS if not code else -1, 6 * NS_PER_MS if not code else 0,
-    )  # fmt: skip
+        request_id,
+        request_id,
+        1,
+        model_id,
+        code,
+        reason,
+        0.0,
+        25 * NS_PER_MS,
+        SECOND_NS,
+        SECOND_NS + (10 if code or met else 30) * NS_PER_MS,
+        met,
+        0,
+        1,
+        True,
+        2,
+        0,
+        1,
+        1,
+        4 * NS_PER_MS,
+        3 * NS_PER_MS,
+        5 * NS_PER_MS if not code else -1,
+        6 * NS_PER_MS if not code else 0,
+    )
 
 
 RECORDS = (

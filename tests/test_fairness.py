@@ -246,8 +246,9 @@ def test_floods_share_by_their_weights_and_not_by_their_rates(
     weights: tuple[float, float],
 ) -> None:
     loads = [Load(6 * CAPACITY, 30, 0, b"a"), Load(2 * CAPACITY, 30, 1, b"b")]
-    world = run(loads, copies=2, seconds=3.0, config=SHARES,
-                clients={b"a": weights[0], b"b": weights[1]})  # fmt: skip
+    world = run(
+        loads, copies=2, seconds=3.0, config=SHARES, clients={b"a": weights[0], b"b": weights[1]}
+    )
     ratio = given_ns(world, 0) / given_ns(world, 1)
     assert ratio == pytest.approx(weights[0] / weights[1], rel=0.2)
 
@@ -326,9 +327,13 @@ def test_no_model_with_feasible_requests_is_starved(
         slo_ns = round(loads[index].slo_ms * MS)
         # Until one is lost; patience; everybody's turn, with GPUs not quite busy; what runs already.
         bound_ns = (
-            slo_ns + PATIENCE_NS + 1.15 * turns_ns * (1 + OTHERS_PER_TURN) / gpus
-            + turns_ns + round(flood_ms * 8**0.72 * MS) + 20 * MS
-        )  # fmt: skip
+            slo_ns
+            + PATIENCE_NS
+            + 1.15 * turns_ns * (1 + OTHERS_PER_TURN) / gpus
+            + turns_ns
+            + round(flood_ms * 8**0.72 * MS)
+            + 20 * MS
+        )
         sent = [begin_ns, *[at_ns for at_ns, _ in each], end_ns]
         gaps = [after - before for before, after in pairwise(sent)]
         assert max(gaps) <= bound_ns, f"m{index}: {max(gaps) / MS:.0f} ms of {bound_ns / MS:.0f}"

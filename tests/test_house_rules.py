@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import plain_english
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "slosched"
 #: Everything a person wrote; benchmarks, examples and recipes keep the rules too.
@@ -94,6 +96,43 @@ def test_how_a_functions_lines_are_counted() -> None:
 def test_no_file_is_called_after_nothing() -> None:
     banned = {"utils.py", "util.py", "helpers.py", "misc.py", "common.py"}
     assert not [str(path) for path in sources() if path.name in banned]
+
+
+def test_the_package_is_in_plain_english() -> None:
+    found = [each for path in plain_english.done_files() for each in plain_english.findings(path)]
+    assert not found, found
+
+
+@pytest.mark.parametrize(
+    ("source", "phrase"),
+    [
+        ('"""Keeps rows. Of each GPU the first."""', "Of"),
+        ("#: Looks at this after so many rows.", "so many"),
+        ("# Ends with whoever called;\n# see below.", "whoever"),
+        ("x = 1  # nobody waits", "nobody"),
+        ("# The callbacks are told of\n# each worker.", "told of"),
+        ('text = f"{1} s for the way back"', "way back"),
+        ("# It has two\n# ways to the worker.", "ways to the worker"),
+        ('"""A line for people."""', "for people"),
+        ("# A clock of ours.", "of ours"),
+        ('raise ValueError("10 is no bandwidth")', "is no b"),
+        ("# Kept whole: who reads it copies it.", ": who "),
+        ("said = words", "said"),
+    ],
+)
+def test_a_planted_phrase_is_found(source: str, phrase: str, tmp_path: Path) -> None:
+    path = tmp_path / "planted.py"
+    path.write_text(source + "\n")
+    assert any(phrase in found.text for found in plain_english.findings(path))
+    assert plain_english.main([str(path)]) == 1
+
+
+def test_good_sentences_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "fine.py"
+    path.write_text(
+        "# Of course there is no longer a file. Both ways work; in flight: 3.\nx = 'so'\n"
+    )
+    assert plain_english.main([str(path)]) == 0
 
 
 def imported_packages(path: Path) -> set[str]:

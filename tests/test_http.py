@@ -25,8 +25,12 @@ from slosched.daemon.http import (
 from slosched.errors import AddressInUse, InvalidConfig
 
 HEALTHY: dict[str, Any] = {
-    "status": "ok", "ready": True, "draining": False, "workers_missing": [], "workers": 1,
-}  # fmt: skip
+    "status": "ok",
+    "ready": True,
+    "draining": False,
+    "workers_missing": [],
+    "workers": 1,
+}
 
 
 def exchange(
@@ -120,11 +124,24 @@ def test_a_path_that_is_not_there_is_told_which_are() -> None:
 @pytest.mark.parametrize(
     ("host", "code"),
     [
-        *((host, b"200") for host in ("localhost", "127.0.0.1:12347", "[::1]", "[::1]:1", "LOCALHOST:80")),
-        *((host, b"421") for host in ("evil.example", "evil.example:12347", "127.0.0.1.evil.example",
-                                      "localhost:x", "[::2]", "192.0.2.1", "")),
+        *(
+            (host, b"200")
+            for host in ("localhost", "127.0.0.1:12347", "[::1]", "[::1]:1", "LOCALHOST:80")
+        ),
+        *(
+            (host, b"421")
+            for host in (
+                "evil.example",
+                "evil.example:12347",
+                "127.0.0.1.evil.example",
+                "localhost:x",
+                "[::2]",
+                "192.0.2.1",
+                "",
+            )
+        ),
     ],
-)  # fmt: skip
+)
 def test_only_a_request_for_this_machine_is_answered(host: str, code: bytes) -> None:
     head, body, complaints = exchange(ask("GET", "/status", host))
     assert head.split()[1] == code and complaints == []

@@ -42,8 +42,16 @@ WORLDS = {
     "many-gpus-uneven": replace(
         MANY, jitter_us=500, sigma=0.2, deaths_s=0.2, failures=0.05, cancels=0.1
     ),
-    "one-by-one": World(gpus=(1,) * 14, speeds=(1.0,) * 14, ways_us=(200,) * 14, jitter_us=80,
-                        copies=30, rate=4000.0, max_batch=1, slos_ms=(5.0, 9.0, 25.0)),
+    "one-by-one": World(
+        gpus=(1,) * 14,
+        speeds=(1.0,) * 14,
+        ways_us=(200,) * 14,
+        jitter_us=80,
+        copies=30,
+        rate=4000.0,
+        max_batch=1,
+        slos_ms=(5.0, 9.0, 25.0),
+    ),
     "mixed": MIXED,
     "mixed-overload": replace(MIXED, rate=3500.0, copies=12),
     "few-pages": replace(MIXED, pages=9, rate=900.0, slos_ms=(15.0, 40.0, 90.0)),
@@ -54,13 +62,29 @@ WORLDS = {
     "deaths-overload": replace(MIXED, deaths_s=0.2, rate=4000.0, cancels=0.05),
     "weights": WEIGHTED,
     "weights-many": replace(WEIGHTED, copies=25, rate=6000.0, slos_ms=(6.0, 12.0, 40.0)),
-    "weights-mixed": replace(MIXED, clients=WEIGHTED.clients, rules=WEIGHTED.rules, rate=2500.0,
-                             copies=12, failures=0.03, cancels=0.05),
+    "weights-mixed": replace(
+        MIXED,
+        clients=WEIGHTED.clients,
+        rules=WEIGHTED.rules,
+        rate=2500.0,
+        copies=12,
+        failures=0.03,
+        cancels=0.05,
+    ),
     "shares": replace(WEIGHTED, client_weights="shares", copies=12),
     # So much of the large model that some are held back and get their turns.
-    "turns": replace(MIXED, gpus=(2,), speeds=(1.0,), ways_us=(300,), pages=100, rate=4000.0, skew=1.2,
-                     copies=4, slos_ms=(40.0, 90.0)),
-}  # fmt: skip
+    "turns": replace(
+        MIXED,
+        gpus=(2,),
+        speeds=(1.0,),
+        ways_us=(300,),
+        pages=100,
+        rate=4000.0,
+        skew=1.2,
+        copies=4,
+        slos_ms=(40.0, 90.0),
+    ),
+}
 
 
 #: A plan that gives up too soon shows with half of the seeds; this is one of them.

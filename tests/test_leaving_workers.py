@@ -38,7 +38,7 @@ def test_a_worker_that_says_goodbye_gets_nothing_new_and_what_it_hands_back_cost
         for infer in rig.outstanding(1):
             if rig.now_ns >= infer.earliest_ns + 6 * MS:
                 rig.finish(infer, begin_ms=ms - 5.5, worker_id=1)
-        rig.scheduler.cluster.workers[1].heard = True
+        rig.scheduler.sessions.heard(rig.scheduler.cluster.workers[1])
     rig.step()
     assert [rig.reply(request).code for request in requests] == [0] * len(requests)
     assert len(rig.to_worker(Infer, 0)) == sent
@@ -69,7 +69,8 @@ def test_a_worker_that_says_goodbye_gets_nothing_while_it_ends_what_runs(policy:
         if ms == 100:
             for infer in running:
                 rig.finish(infer, begin_ms=0.5)
-        rig.scheduler.cluster.workers[0].heard = rig.scheduler.cluster.workers[1].heard = True
+        for worker in rig.scheduler.cluster.workers.values():
+            rig.scheduler.sessions.heard(worker)
     assert [infer.action_id for infer in rig.to_worker(Infer, 0)] == [a.action_id for a in running]
     assert sum(rig.answered(request) for request in later) > 40
     assert any("has left" in text for text in notes(rig))

@@ -27,9 +27,11 @@ pytestmark = pytest.mark.torch
 
 def network(pixels: int) -> Any:
     return torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(1),
+        torch.nn.Conv2d(3, 4, 3),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(1),
         torch.nn.Linear(4, pixels),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -65,10 +67,12 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_named_library_offers_its_classifiers_and_builds_none(made: list[str]) -> None:
     specs = worker_specs(WorkerConfig(libraries=("torchvision", "timm")))
     assert {name: spec.input_shape for name, spec in specs.items() if name not in ZOO} == {
-        "torchvision/resnet50": (3, 224, 224), "torchvision/vit_b_16": (3, 224, 224),
-        "timm/eva_giant": (3, 336, 336), "timm/resnet10t": (3, 176, 176),
+        "torchvision/resnet50": (3, 224, 224),
+        "torchvision/vit_b_16": (3, 224, 224),
+        "timm/eva_giant": (3, 336, 336),
+        "timm/resnet10t": (3, 176, 176),
         "timm/test_vit": (3, 224, 224),
-    }  # fmt: skip
+    }
     assert made == [] and specs["timm/test_vit"].random_weights
     assert set(worker_specs(WorkerConfig())) == set(ZOO)
 
@@ -142,9 +146,12 @@ def test_without_transformers_a_worker_offers_what_is_left(
 def test_a_long_list_of_names_is_never_said_whole() -> None:
     known = [f"timm/model_{number}" for number in range(1300)] + list(ZOO)
     for name, nearest in (
-        ("timm/model_77", "timm/model_77"), ("model_9", "timm/model_9"),
-        ("resnt50", "resnet50"), ("RESNET", "and 1,3"), ("", "and 1,3"),
-    ):  # fmt: skip
+        ("timm/model_77", "timm/model_77"),
+        ("model_9", "timm/model_9"),
+        ("resnt50", "resnet50"),
+        ("RESNET", "and 1,3"),
+        ("", "and 1,3"),
+    ):
         text = known_names(name, known)
         assert nearest in text and len(text) < 250, text
         assert text.count(",") <= 8

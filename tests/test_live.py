@@ -43,9 +43,12 @@ def simulated(*, gpus: int = 2, models: int = 1, copies: int = 3) -> tuple[Simul
     }
     profile = GpuProfile("gpu", named, weights_cache_bytes=20 * PAGE, page_bytes=PAGE)
     simulation = Simulation(
-        SchedulerConfig(max_batch=8, max_gpus=gpus), profile,
-        gpus_per_worker=(gpus,), noise=EmulationNoise(), check=False,
-    )  # fmt: skip
+        SchedulerConfig(max_batch=8, max_gpus=gpus),
+        profile,
+        gpus_per_worker=(gpus,),
+        noise=EmulationNoise(),
+        check=False,
+    )
     for name in named:
         simulation.load(name, copies)
     return simulation, LastMinutes()

@@ -81,11 +81,22 @@ class Cluster:
         log = self._directory / f"c{time.monotonic_ns()}.log"
         self.controller = self._children.start(
             "controller",
-            ["controller", "INFER5", "--workers", f"127.0.0.1:{self._worker_port}", "--bind",
-             "127.0.0.1", "--port", str(self.port), "--http-port", str(self.http_port), "--log-dir",
-             str(log.with_suffix(""))],
+            [
+                "controller",
+                "INFER5",
+                "--workers",
+                f"127.0.0.1:{self._worker_port}",
+                "--bind",
+                "127.0.0.1",
+                "--port",
+                str(self.port),
+                "--http-port",
+                str(self.http_port),
+                "--log-dir",
+                str(log.with_suffix("")),
+            ],
             log,
-        )  # fmt: skip
+        )
         self.port = self._children.wait_ready(self.controller, within_s=30)
         self.http_port = int(log.read_text().split("http://127.0.0.1:")[1].split(";")[0])
         return self.controller

@@ -197,16 +197,33 @@ def test_what_is_wrong_with_a_search_is_named(values: tuple[float, ...], said: s
 def result(*, late_sends_ns: int = 0, problem: str = "") -> RunResult:
     def step(index: int, sent: int, in_time: int, delay_ns: int) -> StepResult:
         return StepResult(
-            index=index, slo="500/s", group="", slo_factor=0.0, slo_ns=25 * NS_PER_MS,
-            duration_ns=NS_PER_S, sent=sent, in_time=in_time, met=in_time, codes={"ok": in_time},
-            latency_p50_ns=1, latency_p99_ns=1, issue_delay_p50_ns=0, issue_delay_p99_ns=delay_ns,
-        )  # fmt: skip
+            index=index,
+            slo="500/s",
+            group="",
+            slo_factor=0.0,
+            slo_ns=25 * NS_PER_MS,
+            duration_ns=NS_PER_S,
+            sent=sent,
+            in_time=in_time,
+            met=in_time,
+            codes={"ok": in_time},
+            latency_p50_ns=1,
+            latency_p99_ns=1,
+            issue_delay_p50_ns=0,
+            issue_delay_p99_ns=delay_ns,
+        )
 
     return RunResult(
-        workload="w", steps=(step(0, 500, 0, NS_PER_S), step(1, 3000, 2990, late_sends_ns)),
-        complete=not problem, problem=problem, issue_delay_p50_ns=0, issue_delay_p99_ns=0,
-        inputs=False, random_weights=False, elapsed_ns=1,
-    )  # fmt: skip
+        workload="w",
+        steps=(step(0, 500, 0, NS_PER_S), step(1, 3000, 2990, late_sends_ns)),
+        complete=not problem,
+        problem=problem,
+        issue_delay_p50_ns=0,
+        issue_delay_p99_ns=0,
+        inputs=False,
+        random_weights=False,
+        elapsed_ns=1,
+    )
 
 
 def test_the_lead_in_is_not_counted() -> None:
@@ -291,8 +308,14 @@ def live(monkeypatch: pytest.MonkeyPatch, answer: RunResult) -> Any:
 
 def test_what_is_disturbed_too_often_is_exit_code_8(monkeypatch: pytest.MonkeyPatch) -> None:
     late = result(late_sends_ns=9 * NS_PER_MS)
-    worse = RunResult(**{**vars(late), "steps": tuple(
-        StepResult(**{**vars(step), "in_time": step.sent // 2}) for step in late.steps)})  # fmt: skip
+    worse = RunResult(
+        **{
+            **vars(late),
+            "steps": tuple(
+                StepResult(**{**vars(step), "in_time": step.sent // 2}) for step in late.steps
+            ),
+        }
+    )
     done = live(monkeypatch, worse)
     assert done.exit_code == 8 and "500 was disturbed too often" in done.stdout
     assert done.stderr.count("a disturbed window: sends were late") == 2

@@ -178,7 +178,7 @@ def test_what_a_driver_says_is_in_base_units_and_what_it_does_not_say_is_left_ou
     scheduler, tally = big_controller(gpus=2, instances=1)
     collector = ControllerCollector(scheduler, tally, Recent(tally))
     gpu = scheduler.cluster.gpus[1]
-    gpu.stats = GpuStats(
+    gpu.driver.stats = GpuStats(
         gpu_id=0, name="card", power_mw=300_000, energy_mj=5_000_000, sm_clock_mhz=1380
     )
     samples = scrape(collector)
@@ -187,7 +187,9 @@ def test_what_a_driver_says_is_in_base_units_and_what_it_does_not_say_is_left_ou
     assert value(samples, "gpu_sm_clock_hertz", worker="1", gpu="0") == 1.38e9
     assert value(samples, "gpu_sm_busy_ratio", worker="0", gpu="0") == 0.5
     assert ("slosched_gpu_sm_busy_ratio", frozenset({("worker", "1"), ("gpu", "0")})) not in samples
-    gpu.stats = GpuStats(gpu_id=0, name="card", energy_mj=1_000_000)  # the driver was loaded anew
+    gpu.driver.stats = GpuStats(
+        gpu_id=0, name="card", energy_mj=1_000_000
+    )  # the driver was loaded anew
     samples = scrape(collector)
     assert value(samples, "gpu_energy_joules_total", worker="1", gpu="0") == 6000
 

@@ -53,12 +53,28 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("simulate", "INFER5", "replay", "RUN/client_log.tsv", "--json", "--out", "ODD/again"),
         ("azure-trace", "--rows", "5", "--minutes", "5", "--out", "ODD/azure"),
         (
-            "plan", "--models", str(_MIX), "--rate", "500", "--slo", "50ms", "--gpus", "1..2",
-            "--target", "0.9", "--duration", "2s", "--seeds", "1", "--json", "--out", "ODD/plan",
+            "plan",
+            "--models",
+            str(_MIX),
+            "--rate",
+            "500",
+            "--slo",
+            "50ms",
+            "--gpus",
+            "1..2",
+            "--target",
+            "0.9",
+            "--duration",
+            "2s",
+            "--seeds",
+            "1",
+            "--json",
+            "--out",
+            "ODD/plan",
         ),
     ],
     ids=lambda words: words[0],
-)  # fmt: skip
+)
 def test_every_command_ends_in_order(words: tuple[str, ...], odd: Path) -> None:
     given = [word.replace("RUN", str(odd / "run")).replace("ODD", str(odd)) for word in words]
     result = CliRunner().invoke(app, given)
@@ -99,5 +115,5 @@ def test_stdout_takes_any_path(encoding: str, odd: Path) -> None:
 
 def test_a_worker_whose_paths_cannot_be_told_to_its_processes_says_so() -> None:
     source = ModelSource("m", pt2=os.fsdecode(b"/models/\xff.pt2"), input_shape=(1,))
-    with pytest.raises(InvalidConfig, match="is no UTF-8"):
+    with pytest.raises(InvalidConfig, match="is not UTF-8"):
         child_argv(WorkerConfig(models=(source,)))

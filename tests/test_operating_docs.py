@@ -137,9 +137,19 @@ def test_the_board_can_be_imported() -> None:
 
 @pytest.mark.parametrize(
     "wanted",
-    ["offered", "in time", "satisfaction", "reject", "latency", "prediction error", "utilisation", "queue",
-     "loads and evictions", "workers"],
-)  # fmt: skip
+    [
+        "offered",
+        "in time",
+        "satisfaction",
+        "reject",
+        "latency",
+        "prediction error",
+        "utilisation",
+        "queue",
+        "loads and evictions",
+        "workers",
+    ],
+)
 def test_the_board_shows_what_an_operator_asks_first(wanted: str) -> None:
     assert any(wanted in panel["title"].lower() for panel in board()["panels"])
 

@@ -54,10 +54,20 @@ class Operated:
         self.logs = self.directory / f"run{self.lives}"
         self.controller = self.children.start(
             "controller",
-            ["controller", "INFER5", "--workers", ",".join(f"127.0.0.1:{p}" for p in self.worker_ports),
-             "--bind", "127.0.0.1", "--port", str(self.port), "--log-dir", str(self.logs)],
+            [
+                "controller",
+                "INFER5",
+                "--workers",
+                ",".join(f"127.0.0.1:{p}" for p in self.worker_ports),
+                "--bind",
+                "127.0.0.1",
+                "--port",
+                str(self.port),
+                "--log-dir",
+                str(self.logs),
+            ],
             self.directory / f"controller{self.lives}.log",
-        )  # fmt: skip
+        )
         self.port = self.children.wait_ready(self.controller, within_s=30)
         self.address = f"127.0.0.1:{self.port}"
         self.http = self.controller.log.read_text().split("http://")[1].split(";")[0].strip()
@@ -71,10 +81,25 @@ class Operated:
         """A client process that sends for `seconds`: some of it tight, so that some is refused."""
         return self.children.start(
             name,
-            ["client", self.address, "slo-exp-1", "resnet50_v2", "2", "poisson", "150", "1.3", "25", "16",
-             "mul", str(seconds), "--no-inputs", "--out", str(self.directory / name)],
+            [
+                "client",
+                self.address,
+                "slo-exp-1",
+                "resnet50_v2",
+                "2",
+                "poisson",
+                "150",
+                "1.3",
+                "25",
+                "16",
+                "mul",
+                str(seconds),
+                "--no-inputs",
+                "--out",
+                str(self.directory / name),
+            ],
             self.directory / f"{name}.log",
-        )  # fmt: skip
+        )
 
     def scrape(self) -> Samples:
         with urllib.request.urlopen(f"http://{self.http}/metrics", timeout=5) as answer:
@@ -112,22 +137,25 @@ def test_the_counters_are_those_of_the_logs_with_two_workers_and_two_clients(
     operated.end(operated.workers[1], signal.SIGKILL)
     eventually(
         lambda: operated.scrape()["slosched_worker_up", frozenset({("worker", "1")})] == 0,
-        within_s=10, what="the loss is seen",
-    )  # fmt: skip
+        within_s=10,
+        what="the loss is seen",
+    )
     away = operated.scrape()
     operated.workers[1] = operated._worker(1, operated.worker_ports[1])
     operated.children.wait_ready(operated.workers[1], within_s=30)
     eventually(
         lambda: operated.scrape()["slosched_worker_up", frozenset({("worker", "1")})] == 1,
-        within_s=10, what="it is back",
-    )  # fmt: skip
+        within_s=10,
+        what="it is back",
+    )
     again = operated.load("client2", 1)
     assert again.process.wait(60) in (0, 1), again.last_line()
     operated.children.forget(again)
     eventually(
         lambda: operated.scrape()["slosched_requests_in_flight", frozenset()] == 0,
-        within_s=10, what="everything is answered",
-    )  # fmt: skip
+        within_s=10,
+        what="everything is answered",
+    )
     samples = operated.scrape()
     for earlier, later in ((before, away), (away, samples)):
         for key, count in earlier.items():
@@ -186,8 +214,10 @@ def _actions_are_those_of_the_log(samples: Samples, logs: Path) -> None:
 def test_watch_in_a_pipe_outlives_the_controller_and_ends_with_0(operated: Operated) -> None:
     watch = subprocess.Popen(
         [*SLOSCHED, "status", operated.address, "--watch", "--interval", "0.25", "--json"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert watch.stdout is not None
 
     def until(true: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -230,8 +260,12 @@ def test_watch_in_a_terminal_uses_its_other_screen_and_gives_it_back(operated: O
     environment = {**os.environ, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
     watch = subprocess.Popen(
         [*SLOSCHED, "status", operated.address, "--watch", "--interval", "200ms"],
-        stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True,
-    )  # fmt: skip
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        start_new_session=True,
+    )
     os.close(theirs)
     shown = b""
 

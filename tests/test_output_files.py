@@ -157,13 +157,23 @@ _COMMANDS = {
     "simulate": ("simulate", "INFER5", *_SWEEP, "--out"),
     "compare": ("compare", "INFER5,FIFO", *_SWEEP, "--seeds", "1", "--out"),
     "plan": (
-        "plan", "--models", str(_MIX), "--rate", "500", "--slo", "50ms", "--gpus", "1..2",
-        "--duration", "2s", "--out",
+        "plan",
+        "--models",
+        str(_MIX),
+        "--rate",
+        "500",
+        "--slo",
+        "50ms",
+        "--gpus",
+        "1..2",
+        "--duration",
+        "2s",
+        "--out",
     ),
     "azure-trace": ("azure-trace", "--rows", "5", "--minutes", "5", "--out"),
     "profile": ("profile", "resnet50", "--device", "cpu", "--out"),
     "demo": ("demo", "--seconds", "6", "--out"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("command", _COMMANDS)

@@ -175,8 +175,12 @@ def spec_of(*entries: MixEntry, **more: object) -> PlanSpec:
         mix(entries, S), SchedulerConfig(policy="INFER5"), (load_profile("v100"),), gpus=1
     )
     values: dict[str, object] = {
-        "target": 0.95, "high": 8, "seeds": 2, "duration_ns": S // 2, "warmup_ns": S // 4,
-    }  # fmt: skip
+        "target": 0.95,
+        "high": 8,
+        "seeds": 2,
+        "duration_ns": S // 2,
+        "warmup_ns": S // 4,
+    }
     return PlanSpec(entries, base, **(values | more))  # type: ignore[arg-type]
 
 
@@ -273,13 +277,38 @@ def test_blocks_are_counted_by_step_and_model_without_the_warm_up() -> None:
 
     def step(index: int, group: str, sent: int, in_time: int) -> StepResult:
         return StepResult(
-            index, "", group, 0.0, 0, 1, sent, in_time, in_time, {"ok": in_time}, 0, 0, 0, 0
+            index=index,
+            slo="",
+            group=group,
+            slo_factor=0.0,
+            slo_ns=0,
+            duration_ns=1,
+            sent=sent,
+            in_time=in_time,
+            met=in_time,
+            codes={"ok": in_time},
+            latency_p50_ns=0,
+            latency_p99_ns=0,
+            issue_delay_p50_ns=0,
+            issue_delay_p99_ns=0,
         )
 
     names = spec.workload().groups
     assert len(spec.workload().steps()) == BLOCKS + 1
     steps = (step(0, names[0], 99, 0), step(1, names[0], 10, 9), step(2, names[1], 5, 5))
-    runs = [RunResult("w", steps, True, "", 0, 0, False, False, 1)] * 2
+    runs = [
+        RunResult(
+            workload="w",
+            steps=steps,
+            complete=True,
+            problem="",
+            issue_delay_p50_ns=0,
+            issue_delay_p99_ns=0,
+            inputs=False,
+            random_weights=False,
+            elapsed_ns=1,
+        )
+    ] * 2
     point = point_of(spec, 3, runs)
     assert (point.share.sent, point.share.in_time) == (30, 28)
     assert [(share.sent, share.in_time) for share in point.models] == [(20, 18), (10, 10)]
@@ -338,11 +367,12 @@ def test_the_table_never_rounds_a_miss_away(shares: list[float]) -> None:
     low, point, high = shares
     share = {"satisfaction": point, "low": low, "high": high}
     document = {
-        "models": ["m"], "target": 0.99,
+        "models": ["m"],
+        "target": 0.99,
         "points": [
             {"gpus": 2, "sent": 10, **share, "judged": {"low": low, "point": point, "high": high}}
         ],
-    }  # fmt: skip
+    }
     row = plan_text(document).splitlines()[1].split()
     assert (row[2] == "100") == (point == 1)
     assert float(row[2]) <= 100 * point

@@ -18,9 +18,12 @@ import policy_grid
 BY_NAME = {row.name: row for row in policy_grid.GRID}
 #: Overload and one GPU; test_sim_clusters.py has the others.
 CELLS = (
-    ("12/4800", 2.25), ("12/4800", 5.0625), ("12/9600", 3.375), ("one GPU, 1/1200", 10),
+    ("12/4800", 2.25),
+    ("12/4800", 5.0625),
+    ("12/9600", 3.375),
+    ("one GPU, 1/1200", 10),
     ("one GPU, 1/1200", 25),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(("name", "slo"), CELLS)
@@ -41,9 +44,23 @@ def test_with_noise_few_are_late_although_both_batches_of_a_gpu_may_take_longer(
 
 def test_a_cell_below_its_target_says_so() -> None:
     cells = [
-        {"slo": 1.5, "satisfied": 70.99, "interval": 0.1, "late": 0.0, "requests": 9, "target": 71.0},
-        {"slo": 2.25, "satisfied": 87.2, "interval": 0.1, "late": 0.0, "requests": 9, "target": 87.0},
-    ]  # fmt: skip
+        {
+            "slo": 1.5,
+            "satisfied": 70.99,
+            "interval": 0.1,
+            "late": 0.0,
+            "requests": 9,
+            "target": 71.0,
+        },
+        {
+            "slo": 2.25,
+            "satisfied": 87.2,
+            "interval": 0.1,
+            "late": 0.0,
+            "requests": 9,
+            "target": 87.0,
+        },
+    ]
     line = policy_grid.line_of({"name": "12/2400", "one_gpu": False, "cells": cells})
     assert "70.99 ±0.10 / 71 MISSED" in line and "87.20 ±0.10 / 87 |" in line
     page = policy_grid.page([{"name": "12/2400", "one_gpu": False, "cells": cells}], 5)
@@ -77,9 +94,10 @@ def test_every_case_is_a_run_that_can_be_made() -> None:
 def test_the_timeline_shows_batches_and_refusals() -> None:
     outcome, start_ns = policy_figures.timeline_run()
     shown = [
-        r for r in outcome.requests
+        r
+        for r in outcome.requests
         if policy_figures.FROM_MS <= (r.arrival_ns - start_ns) / 1e6 <= policy_figures.TO_MS
-    ]  # fmt: skip
+    ]
     assert {0} < {r.code for r in shown}  # some are served, some are not
     assert max(a.batch_size for a in outcome.actions) >= 4
 

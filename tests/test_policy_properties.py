@@ -77,9 +77,12 @@ def world(draw: Any) -> tuple[Simulation, list[Demand], int]:
     )
     network = Network(jitter_ns=draw(st.sampled_from([0, 30 * NS_PER_US])))
     simulation = Simulation(
-        SchedulerConfig(schedule_ahead_ns=5 * NS_PER_MS, max_batch=16), load_profile("v100"),
-        gpus_per_worker=gpus, network=network, noise=noise,
-    )  # fmt: skip
+        SchedulerConfig(schedule_ahead_ns=5 * NS_PER_MS, max_batch=16),
+        load_profile("v100"),
+        gpus_per_worker=gpus,
+        network=network,
+        noise=noise,
+    )
     random = Random(draw(st.integers(0, 10**6)))
     rate = sum(gpus) * draw(st.sampled_from([100, 400, 900, 3000]))
     slos_ms = draw(st.lists(st.sampled_from(SLOS_MS), min_size=1, max_size=3))

@@ -354,10 +354,20 @@ def test_under_a_controller_the_others_are_served_and_status_says_it(tmp_path: P
         port = supervised.port()
         controller = children.start(
             "controller",
-            ["controller", "INFER5", "--workers", f"127.0.0.1:{port}", "--bind", "127.0.0.1",
-             "--port", "0", "--log-dir", str(tmp_path / "run")],
+            [
+                "controller",
+                "INFER5",
+                "--workers",
+                f"127.0.0.1:{port}",
+                "--bind",
+                "127.0.0.1",
+                "--port",
+                "0",
+                "--log-dir",
+                str(tmp_path / "run"),
+            ],
             tmp_path / "c.log",
-        )  # fmt: skip
+        )
         address = f"127.0.0.1:{children.wait_ready(controller, within_s=30)}"
         asyncio.run(crash_it_twice_and_be_served(address, supervised, controller))
 

@@ -135,10 +135,10 @@ def test_the_table_of_commands_is_complete() -> None:
         " ".join(w for w in row[0].strip("`").split()[1:] if w.islower())
         for row in table_of(REFERENCE, "command")
     }
-    # `client models` and `client status` are other ways to two commands that are listed; a row
+    # `client models`, `client status` and `client unload` are other ways to commands that are listed; a row
     # stands for all figures, and one for all workloads.
     there = {name.partition(" fig")[0] for name in command_names()} | {"client"}
-    assert listed == there - {"client models", "client status"}
+    assert listed == there - {"client models", "client status", "client unload"}
 
 
 def test_the_table_of_codes_is_complete() -> None:
@@ -233,9 +233,13 @@ class Cluster:
 
     def run(self, arguments: list[str], *, within_s: float = 60) -> str:
         done = subprocess.run(
-            arguments, cwd=self.directory, env=self.env, capture_output=True, text=True,
+            arguments,
+            cwd=self.directory,
+            env=self.env,
+            capture_output=True,
+            text=True,
             timeout=within_s,
-        )  # fmt: skip
+        )
         assert done.returncode == 0, f"{arguments}: {done.stdout}\n{done.stderr}"
         return done.stdout
 
@@ -316,9 +320,14 @@ def test_ones_own_model_is_served_and_refused_as_the_readme_says(tmp_path: Path)
     assert answer.startswith("(10,) ok after ") and "batch of 1 on worker 0 GPU 0" in answer
     shown = " ".join(README.split())
     for words in (
-        "left until the deadline", "started at", "model 'mine': could start in", "at the earliest and takes",
-        "the deadline is in 100us", "(code 8, could not start in time)", "deadline 100us after arrival",
-    ):  # fmt: skip
+        "left until the deadline",
+        "started at",
+        "model 'mine': could start in",
+        "at the earliest and takes",
+        "the deadline is in 100us",
+        "(code 8, could not start in time)",
+        "deadline 100us after arrival",
+    ):
         assert words in said and words in shown, words
     assert refusal.startswith("model 'mine': could start in ")
 
@@ -357,6 +366,9 @@ def test_questions_to_the_controller(cluster: Cluster) -> None:
     address = f"127.0.0.1:{cluster.controller_port}"
     assert "1 of 1 workers joined" in cluster.run(slosched(f"slosched status {address}"))
     assert "loadable: resnet50" in cluster.run(slosched(f"slosched models {address}"))
+    cluster.run(slosched(f"slosched client {address} infer resnet50_v2 --slo 10s"))
+    said = cluster.run(slosched(f"slosched unload resnet50_v2 {address}"))
+    assert re.fullmatch(r"resnet50_v2: [1-9]\d* instances? unloaded\n", said)
 
 
 def test_commands_that_are_said_to_take_json_do() -> None:
@@ -364,7 +376,7 @@ def test_commands_that_are_said_to_take_json_do() -> None:
     sentence = re.search(r"((?:`[a-z0-9 -]+`(?:, | and | ))+)take `--json`", one_line)
     assert sentence is not None
     names = re.findall(r"`([a-z0-9 -]+)`", sentence.group(1))
-    assert len(names) == 7
+    assert len(names) == 8
     for name in names:
         outcome = CliRunner().invoke(app, [*name.split(), "--help"])
         assert "--json" in outcome.output, name

@@ -152,8 +152,11 @@ def test_bounds_at_the_ends() -> None:
 
 def test_widths_are_round_and_cover_the_span() -> None:
     assert [nice_width_ns(span, 100) // MS for span in (1, 150 * MS, 48 * S, 3600 * S)] == [
-        1, 2, 500, 50_000,
-    ]  # fmt: skip
+        1,
+        2,
+        500,
+        50_000,
+    ]
 
 
 def test_utilisation_spreads_work_over_the_time_it_took(tmp_path: Path) -> None:
@@ -221,8 +224,15 @@ def test_a_page_holds_everything_and_asks_for_nothing(tmp_path: Path) -> None:
     assert written.path == tmp_path / "run" / "report.html"
     text = written.path.read_text()
     assert written.figures == [
-        "sweep", "over-time", "lost", "latency", "errors", "batches", "utilisation", "timeline",
-    ]  # fmt: skip
+        "sweep",
+        "over-time",
+        "lost",
+        "latency",
+        "errors",
+        "batches",
+        "utilisation",
+        "timeline",
+    ]
     for word in ("http:", "https:", "<script", "<link", "@import", "src="):
         assert word not in text, word
     assert text.count("<svg") == len(written.figures) == text.count('role="img"')

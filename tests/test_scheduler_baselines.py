@@ -340,7 +340,7 @@ def test_reject_tries_a_cold_model_on_an_idle_gpu_that_was_slow_once() -> None:
     rig.infer(slo_ms=40)
     behind = rig.infer(slo_ms=15)
     rig.step(0)
-    assert "takes 2ms, or up to 20.2ms with the way back" in rig.reply(behind).reason
+    assert "takes 2ms, or up to 20.2ms until the report is here" in rig.reply(behind).reason
 
 
 # ------------------------------------------------------------------------------------------ AIMD

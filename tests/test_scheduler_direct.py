@@ -33,8 +33,11 @@ def test_even_request_ids_go_to_the_second_gpu_of_worker_0_and_odd_ones_to_its_f
     rig.weights_loaded()
     sent = rig.to_worker(Infer)
     assert [(a.gpu_id, a.batch_size, a.request_count) for a in sent] == [
-        (1, 1, 1), (0, 1, 1), (1, 1, 1), (0, 1, 1),
-    ]  # fmt: skip
+        (1, 1, 1),
+        (0, 1, 1),
+        (1, 1, 1),
+        (0, 1, 1),
+    ]
     assert all(a.latest_ns - a.earliest_ns == 10 * NS_PER_S for a in sent)
 
 

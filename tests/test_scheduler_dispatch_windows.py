@@ -33,9 +33,15 @@ def run_something(rig: Rig, gpu: Gpu, *, at_ms: float, start_ms: float, exec_ms:
     """Send an Infer that serves nobody to `gpu` at T0 + `at_ms`, predicted to start at `start_ms`."""
     (model,) = rig.scheduler.cluster.models.values()
     rig.scheduler.cluster.send_infer(
-        gpu, [], 1, now_ns=T0 + round(at_ms * MS), start_ns=T0 + round(start_ms * MS),
-        duration_ns=round(exec_ms * MS), latest_ns=T0 + 1000 * MS, queue=model.queue,
-    )  # fmt: skip
+        gpu,
+        [],
+        1,
+        now_ns=T0 + round(at_ms * MS),
+        start_ns=T0 + round(start_ms * MS),
+        duration_ns=round(exec_ms * MS),
+        latest_ns=T0 + 1000 * MS,
+        queue=model.queue,
+    )
 
 
 def assert_as_by_looking(rig: Rig, windows: DispatchWindows, at_ms: float) -> list[int]:

@@ -141,14 +141,25 @@ def test_a_gpu_is_given_only_batches_that_its_worker_offers() -> None:
     for action in rig.to_worker(LoadModel, 1):
         rig.from_worker(
             LoadModelResult(
-                session=51, action_id=action.action_id, span=Span(0, 0, 0), copies=action.copies,
-                batch_sizes=(1, 2), exec_ns=(2 * MS, 3 * MS), weights_ns=8 * MS,
-                weights_bytes=2**24, pages=1, input_shape=(4,), input_dtype="float32",
-                output_shape=(2,), output_dtype="float32", random_weights=True,
-                received_ns=rig.now_ns, sent_ns=rig.now_ns,
+                session=51,
+                action_id=action.action_id,
+                span=Span(0, 0, 0),
+                copies=action.copies,
+                batch_sizes=(1, 2),
+                exec_ns=(2 * MS, 3 * MS),
+                weights_ns=8 * MS,
+                weights_bytes=2**24,
+                pages=1,
+                input_shape=(4,),
+                input_dtype="float32",
+                output_shape=(2,),
+                output_dtype="float32",
+                random_weights=True,
+                received_ns=rig.now_ns,
+                sent_ns=rig.now_ns,
             ),
             1,
-        )  # fmt: skip
+        )
     rig.step()
     (loaded,) = rig.to_client(LoadModelReply)
     (model,) = loaded.models

@@ -149,7 +149,7 @@ def test_weights_missing_at_the_worker_are_believed_and_loaded_again() -> None:
 def test_a_cold_model_goes_to_the_gpu_where_it_can_start_soonest() -> None:
     rig, models = tight(copies=3, pages=2, gpus=2)
     cluster = rig.scheduler.cluster
-    cluster.gpus[0].weights.busy_until_ns = rig.now_ns + 50 * MS
+    cluster.gpus[0].load.busy_until_ns = rig.now_ns + 50 * MS
     rig.infer(models[2], slo_ms=200)
     rig.step(0)
     (load,) = rig.to_worker(LoadWeights)
@@ -282,8 +282,12 @@ def test_a_second_gpu_takes_a_model_that_loses_requests_only_when_it_is_idle() -
     cluster = rig.scheduler.cluster
     rig.scheduler.cluster.send_evict(cluster.gpus[1], cluster.models[0], now_ns=rig.now_ns)
     rig.scheduler.cluster.send_load(
-        cluster.gpus[1], cluster.models[1], now_ns=rig.now_ns, start_ns=rig.now_ns, latest_ns=T0 + 99 * MS
-    )  # fmt: skip
+        cluster.gpus[1],
+        cluster.models[1],
+        now_ns=rig.now_ns,
+        start_ns=rig.now_ns,
+        latest_ns=T0 + 99 * MS,
+    )
     rig.step()
     rig.weights_loaded()
     rig.effects.clear()

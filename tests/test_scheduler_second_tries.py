@@ -167,7 +167,7 @@ def test_requests_of_a_lost_worker_go_once_more_alone_and_never_a_third_time() -
         for _ in range(6):  # the others are heard
             rig.now_ns += TICK_NS
             for other in others:
-                rig.scheduler.cluster.workers[other].heard = True
+                rig.scheduler.sessions.heard(rig.scheduler.cluster.workers[other])
             rig.step()
         rig.step()
         if rig.answered(request):
@@ -417,7 +417,7 @@ def serve(
         rig.now_ns += MS
         rig.step()
         for worker_id, worker in cluster.workers.items():
-            worker.heard = True
+            rig.scheduler.sessions.heard(worker)
             for sent in rig.to_worker(EvictWeights, worker_id):
                 if sent.action_id in cluster.actions:
                     span = Span(rig.now_ns, rig.now_ns, 0)

@@ -113,8 +113,11 @@ def test_each_second_a_line_per_gpu_and_kind_says_what_was_measured() -> None:
     simulation.run_until(simulation.now_ns + 2 * NS_PER_S)
     lines = simulation.outcome.notes
     assert [line.split(" errors")[0] for line in lines] == [
-        "W0-GPU0 LoadWeights", "W0-GPU1 LoadWeights", "W0-GPU0 Infer", "W0-GPU1 Infer",
-    ] * 2  # fmt: skip
+        "W0-GPU0 LoadWeights",
+        "W0-GPU1 LoadWeights",
+        "W0-GPU0 Infer",
+        "W0-GPU1 Infer",
+    ] * 2
     profile = load_profile("v100").model("resnet50")
     for line in lines:
         found = re.search(

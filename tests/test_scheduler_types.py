@@ -48,9 +48,16 @@ def poisson(copies: int, rate: float, factor: float, seed: int) -> list[Demand]:
     seed=st.integers(0, 3),
 )
 def test_the_invariants_hold_whatever_happens(
-    policy: str, gpus: list[int], copies: int, pages: int, rate: int, factor: float, sigma: float,
-    kill_at_ms: int | None, seed: int,
-) -> None:  # fmt: skip
+    policy: str,
+    gpus: list[int],
+    copies: int,
+    pages: int,
+    rate: int,
+    factor: float,
+    sigma: float,
+    kill_at_ms: int | None,
+    seed: int,
+) -> None:
     profile = profile_of(pages)
     noise = EmulationNoise(
         seed=seed, exec_sigma=sigma, stall_probability=sigma / 10, stall_ns=20 * MS
@@ -91,9 +98,13 @@ def test_the_same_run_gives_the_same_bytes_under_any_hash_seed() -> None:
     program = "from test_scheduler_types import digest; print(digest())"
     found = {
         subprocess.run(
-            [sys.executable, "-c", program], env={"PYTHONHASHSEED": seed, "PYTHONPATH": "tests:src"},
-            capture_output=True, text=True, timeout=60, check=True,
+            [sys.executable, "-c", program],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": "tests:src"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         ).stdout.strip()
         for seed in ("0", "4242")
-    }  # fmt: skip
+    }
     assert found == {digest()}

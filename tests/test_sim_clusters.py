@@ -159,9 +159,16 @@ def test_cold_models_are_swapped_within_the_pages_there_are() -> None:
     seed=st.integers(0, 3),
 )
 def test_the_invariants_hold_whatever_happens(
-    policy: tuple[str, str], gpus: list[int], copies: int, pages: int, rate: int, factor: float,
-    sigma: float, kill_at_ms: int | None, seed: int,
-) -> None:  # fmt: skip
+    policy: tuple[str, str],
+    gpus: list[int],
+    copies: int,
+    pages: int,
+    rate: int,
+    factor: float,
+    sigma: float,
+    kill_at_ms: int | None,
+    seed: int,
+) -> None:
     net = ModelProfile("net", {1: 2 * MS, 2: 3 * MS, 4: 5 * MS}, 4 * MS, 2**24)
     profile = GpuProfile("tiny", {"net": net}, weights_cache_bytes=pages * 2**24)
     noise = EmulationNoise(
@@ -201,11 +208,15 @@ def test_the_same_run_gives_the_same_bytes_under_any_hash_seed() -> None:
     program = "from test_sim_clusters import digest; print(digest())"
     found = {
         subprocess.run(
-            [sys.executable, "-c", program], env={"PYTHONHASHSEED": seed, "PYTHONPATH": "tests:src"},
-            capture_output=True, text=True, timeout=60, check=True,
+            [sys.executable, "-c", program],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": "tests:src"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         ).stdout.strip()
         for seed in ("0", "4242")
-    }  # fmt: skip
+    }
     assert found == {digest()}
 
 

@@ -81,11 +81,13 @@ def test_a_plan_survives_its_file(tmp_path: Path) -> None:
         ('kind = "crash"\ntarget = "worker 0"\nfor = "1s"', "at is missing"),
         ('kind = "crash"\ntarget = "worker 0"\nat = 1\nfor = "1s"', "at must be a text"),
         ('kind = "crash"\ntarget = "worker 0"\nat = "1 y"\nfor = "1s"', "unknown unit"),
-        ('kind = "lose"\ntarget = "to worker 0"\nat = "1s"\nfor = "1s"\nprobability = 2',
-         "needs probability"),
+        (
+            'kind = "lose"\ntarget = "to worker 0"\nat = "1s"\nfor = "1s"\nprobability = 2',
+            "needs probability",
+        ),
         ('kind = "crash"\nwhen = "1s"', "a fault has no when"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_fault_is_named_with_its_line(lines: str, words: str, tmp_path: Path) -> None:
     file = tmp_path / "plan.toml"
     good = '[[fault]]\nkind = "restart"\ntarget = "controller"\nat = "1s"\nfor = "1s"\n'
@@ -166,9 +168,16 @@ def test_what_began_on_a_slow_gpu_is_waited_for() -> None:
     load = SmallLoad((ModelUse("net", 1),), (100.0,), 0, 400 * MS, bunch=8)
     faults = FaultPlan((Fault("slow", "worker 0 GPU 0", 2900 * MS, 100 * MS, factor=100.0),))
     spec = SimSpec(
-        workload=load, scheduler=SchedulerConfig(policy="FIFO", max_exec_ns=S), profiles=(profile,), gpus=1,
-        gpus_per_worker=1, seed=SEED, duration_ns=60 * S, check=True, faults=faults,
-    )  # fmt: skip
+        workload=load,
+        scheduler=SchedulerConfig(policy="FIFO", max_exec_ns=S),
+        profiles=(profile,),
+        gpus=1,
+        gpus_per_worker=1,
+        seed=SEED,
+        duration_ns=60 * S,
+        check=True,
+        faults=faults,
+    )
     outcome = run_case(SEED, spec)
     assert told(outcome, "worker 0 lost (it does not report") and not outcome.failure
 
@@ -236,9 +245,16 @@ def test_the_truth_counts_pages() -> None:
         device.launch(op(3, OpKind.LOAD_WEIGHTS, 3), now_ns=S + 9 * MS)
 
 
-@pytest.mark.parametrize(("late_ns", "jumps_ns", "fails"), [
-    (0, 0, False), (100, 0, True), (100, 200, False), (100, 50, True), (0, 0, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("late_ns", "jumps_ns", "fails"),
+    [
+        (0, 0, False),
+        (100, 0, True),
+        (100, 200, False),
+        (100, 50, True),
+        (0, 0, False),
+    ],
+)
 def test_the_truth_holds_windows_but_for_what_the_clock_was_made_to_jump(
     late_ns: int, jumps_ns: int, fails: bool
 ) -> None:
@@ -323,10 +339,12 @@ def test_shrinking_leaves_only_what_is_needed(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(fuzz, "run_case", run)
     spec = spec_with(
-        Fault("restart", "controller", S, MS), Fault("crash", "worker 0", S, MS),
-        Fault("jump", "worker 0", S, by_ns=MS), Fault("slow", "worker 0 GPU 0", S, MS, factor=2.0),
+        Fault("restart", "controller", S, MS),
+        Fault("crash", "worker 0", S, MS),
+        Fault("jump", "worker 0", S, by_ns=MS),
+        Fault("slow", "worker 0 GPU 0", S, MS, factor=2.0),
         Fault("crash", "worker 1", S, MS),
-    )  # fmt: skip
+    )
     smallest = shrink(run(1, spec))
     assert smallest.spec.faults is not None
     assert {fault.kind for fault in smallest.spec.faults.faults} == needed
@@ -340,11 +358,15 @@ def test_a_seed_tells_the_same_under_any_hash_seed() -> None:
     )
     found = {
         subprocess.run(
-            [sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True, text=True, timeout=120, check=True,
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
         ).stdout
         for seed in ("0", "4242")
-    }  # fmt: skip
+    }
     assert len(found) == 1
 
 

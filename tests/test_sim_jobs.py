@@ -145,9 +145,12 @@ def started(tmp_path: Path) -> subprocess.Popen[str]:
     program.write_text(textwrap.dedent(_LONG))
     child = subprocess.Popen(
         [sys.executable, str(program), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": "tests:src"}, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True, start_new_session=True,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": "tests:src"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
     assert child.stdout is not None
     assert child.stdout.readline().startswith("both run")
     return child

@@ -78,9 +78,15 @@ def batches(*, inputs: bool = True, without_input: int = 3, duration_ns: int = N
     model = ModelProfile("net", exec_ns, NS_PER_MS, 2**24, input_shape=(8,), output_shape=(8,))
     load = SmallLoad((ModelUse("net", 1),), (300.0,), 0, 100 * NS_PER_MS, bunch=8)
     return SimSpec(
-        load, SchedulerConfig(), (GpuProfile("one", {"net": model}, 2**28),), gpus=2, inputs=inputs,
-        without_input=without_input, duration_ns=duration_ns, check=True,
-    )  # fmt: skip
+        load,
+        SchedulerConfig(),
+        (GpuProfile("one", {"net": model}, 2**28),),
+        gpus=2,
+        inputs=inputs,
+        without_input=without_input,
+        duration_ns=duration_ns,
+        check=True,
+    )
 
 
 def test_a_simulated_run_with_inputs_compares_each_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,18 +265,29 @@ def requests_of_who_left_kept(patch: pytest.MonkeyPatch) -> None:
 
 def all_but_one_of_a_lost_batch_forgotten(patch: pytest.MonkeyPatch) -> None:
     rewritten(
-        patch, SecondTries, "process_ended", "for request in action.requests:",
+        patch,
+        SecondTries,
+        "process_ended",
+        "for request in action.requests:",
         "for request in action.requests[:1]:",
-    )  # fmt: skip
+    )
 
 
 MIX_UPS: list[Plant] = [
-    first_output_for_all, outputs_reversed, index_by_place, outputs_of_two_clients_swapped,
-    answer_to_another_client, latest_input_for_all, output_of_another_action, output_lost,
-]  # fmt: skip
+    first_output_for_all,
+    outputs_reversed,
+    index_by_place,
+    outputs_of_two_clients_swapped,
+    answer_to_another_client,
+    latest_input_for_all,
+    output_of_another_action,
+    output_lost,
+]
 FORGOTTEN: list[Plant] = [
-    inputs_kept_for_ever, requests_of_who_left_kept, all_but_one_of_a_lost_batch_forgotten,
-]  # fmt: skip
+    inputs_kept_for_ever,
+    requests_of_who_left_kept,
+    all_but_one_of_a_lost_batch_forgotten,
+]
 
 
 def first_failure() -> Outcome:
@@ -319,10 +336,16 @@ def test_it_notices_what_goes_wrong_at_a_second_try_alone(
     for seed in range(FEW_SEEDS):
         spec = drawn_spec(seed, policy="INFER5")
         late = [
-            Fault("late", f"to worker {w}", NS_PER_S + w * 3 * NS_PER_MS, 2 * NS_PER_S,
-                  probability=0.1, by_ns=100 * NS_PER_MS)
+            Fault(
+                "late",
+                f"to worker {w}",
+                NS_PER_S + w * 3 * NS_PER_MS,
+                2 * NS_PER_S,
+                probability=0.1,
+                by_ns=100 * NS_PER_MS,
+            )
             for w in range(len(spec.worker_profiles()))
-        ]  # fmt: skip
+        ]
         failures.append(run_case(seed, with_plan(spec, FaultPlan(tuple(late)))).failure)
         if words in failures[-1]:
             return

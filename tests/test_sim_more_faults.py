@@ -93,10 +93,12 @@ def test_a_controller_that_drains_answers_everything_and_is_followed_by_another(
 
 def test_a_drain_that_a_death_cuts_short_is_nobodys_failure() -> None:
     faults = (
-        Fault("drain", "controller", S, 300 * MS), Fault("restart", "controller", S + 50 * MS, 500 * MS),
-        Fault("drain", "controller", S + 100 * MS, 10 * MS), Fault("pause", "controller", 2 * S, S),
+        Fault("drain", "controller", S, 300 * MS),
+        Fault("restart", "controller", S + 50 * MS, 500 * MS),
+        Fault("drain", "controller", S + 100 * MS, 10 * MS),
+        Fault("pause", "controller", 2 * S, S),
         Fault("drain", "controller", 2 * S + MS, 10 * MS),
-    )  # fmt: skip
+    )
     outcome = run_case(1, case(*faults))
     assert not outcome.failure and outcome.tail > 0.98
 
@@ -395,15 +397,22 @@ HELD = (
 @pytest.mark.parametrize(
     ("plant", "faults", "words"),
     [
-        (takes_although_it_drains, (Fault("drain", "controller", S, S),), "when the controller drained"),
-        (forgets_requests_at_the_end, (Fault("drain", "controller", S + 15 * MS, 2 * MS),),
-         "leaves .* unanswered"),
+        (
+            takes_although_it_drains,
+            (Fault("drain", "controller", S, S),),
+            "when the controller drained",
+        ),
+        (
+            forgets_requests_at_the_end,
+            (Fault("drain", "controller", S + 15 * MS, 2 * MS),),
+            "leaves .* unanswered",
+        ),
         (keeps_pages_of_failed_loads, (SPOILT,), "it counts .* free pages on GPU 0"),
         (serves_whoever_asks, (Fault("intrude", "worker 0", S, S),), "takes another controller"),
         (believes_old_exchanges, (Fault("jump", "worker 0", S, by_ns=-300 * MS),), "outside"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
-)  # fmt: skip
+)
 def test_a_planted_bug_is_noticed_by_a_case_made_for_it(
     plant: Plant, faults: tuple[Fault, ...], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

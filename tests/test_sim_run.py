@@ -336,11 +336,16 @@ def test_a_model_that_the_profile_lacks_is_named() -> None:
 def test_a_digest_tells_specs_apart_and_nothing_else() -> None:
     assert spec_digest(SPEC) == spec_digest(replace(SPEC))
     changes: list[dict[str, Any]] = [
-        {"seed": 1}, {"gpus": 3}, {"inputs": True}, {"check": False}, {"duration_ns": 10**8},
-        {"network": Network(jitter_ns=1)}, {"noise": EmulationNoise(exec_sigma=0.1)},
+        {"seed": 1},
+        {"gpus": 3},
+        {"inputs": True},
+        {"check": False},
+        {"duration_ns": 10**8},
+        {"network": Network(jitter_ns=1)},
+        {"noise": EmulationNoise(exec_sigma=0.1)},
         {"scheduler": SchedulerConfig(schedule_ahead_ns=6 * MS)},
         {"workload": slo_exp_1("resnet50_v2 3 poisson 801 3 4 2 mul 1")},
-    ]  # fmt: skip
+    ]
     digests = [spec_digest(replace(SPEC, **change)) for change in changes]
     assert len({spec_digest(SPEC), *digests}) == len(changes) + 1
     # What a default means is part of the spec, not whether it was written down.

@@ -21,13 +21,30 @@ from slosched.daemon.backends.sources import source_spec  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
-TEXT = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "intermediate_size": 64}  # fmt: skip
-IMAGE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
-         "image_size": 32, "patch_size": 8}  # fmt: skip
+TEXT = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
+IMAGE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+}
 #: Architectures whose weights are tied, whose keys were renamed, and plain ones: (class, its config).
 SAVED: dict[str, dict[str, Any]] = {
-    "GPT2LMHeadModel": {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 100, "n_positions": 16},
+    "GPT2LMHeadModel": {
+        "n_layer": 2,
+        "n_head": 2,
+        "n_embd": 32,
+        "vocab_size": 100,
+        "n_positions": 16,
+    },
     "LlamaForCausalLM": TEXT | {"tie_word_embeddings": True},
     "Qwen2ForCausalLM": TEXT | {"num_key_value_heads": 2, "tie_word_embeddings": True},
     "BertForMaskedLM": TEXT,
@@ -35,15 +52,22 @@ SAVED: dict[str, dict[str, Any]] = {
     "RobertaForMaskedLM": TEXT | {"max_position_embeddings": 40},
     "AlbertForMaskedLM": TEXT | {"embedding_size": 16},
     "DistilBertForSequenceClassification": {
-        "vocab_size": 100, "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64,
+        "vocab_size": 100,
+        "dim": 32,
+        "n_layers": 2,
+        "n_heads": 2,
+        "hidden_dim": 64,
     },
     "ViTForImageClassification": IMAGE,
     "DeiTForImageClassification": IMAGE,
     "ResNetForImageClassification": {
-        "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic",
+        "embedding_size": 8,
+        "hidden_sizes": [8, 16],
+        "depths": [1, 1],
+        "layer_type": "basic",
     },
     "ConvNextForImageClassification": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2},
-}  # fmt: skip
+}
 
 
 def saved(name: str, folder: Path, **more: Any) -> tuple[Any, ModelSource, Any]:
@@ -56,9 +80,12 @@ def saved(name: str, folder: Path, **more: Any) -> tuple[Any, ModelSource, Any]:
     shape = (3, 32, 32) if images else (8,)
     inputs = torch.rand(2, *shape) if images else torch.randint(3, 100, (2, *shape))
     source = ModelSource(
-        "mine", safetensors=str(folder / "model.safetensors"), config=str(folder / "config.json"),
-        input_shape=shape, input_dtype="float32" if images else "int64",
-    )  # fmt: skip
+        "mine",
+        safetensors=str(folder / "model.safetensors"),
+        config=str(folder / "config.json"),
+        input_shape=shape,
+        input_dtype="float32" if images else "int64",
+    )
     return model, source, inputs
 
 

@@ -146,10 +146,15 @@ def test_a_spare_takes_over_in_the_simulator() -> None:
     profile = GpuProfile("small", {"net": ModelProfile("net", exec_ns, NS_PER_MS, 2**24)}, 2**28)
     spec = SimSpec(
         workload=SmallLoad((ModelUse("net", 2),), (30.0, 30.0), 0, 100 * NS_PER_MS),
-        scheduler=SchedulerConfig(policy="INFER5", max_gpus=2), profiles=(profile,), gpus=3,
-        gpus_per_worker=1, seed=5, duration_ns=60 * S, check=True,
+        scheduler=SchedulerConfig(policy="INFER5", max_gpus=2),
+        profiles=(profile,),
+        gpus=3,
+        gpus_per_worker=1,
+        seed=5,
+        duration_ns=60 * S,
+        check=True,
         faults=FaultPlan((Fault("crash", "worker 0", S, 20 * S),)),
-    )  # fmt: skip
+    )
     case = fuzz._Case(spec)
     world = case.world
     world.client.start()

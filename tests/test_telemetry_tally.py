@@ -26,18 +26,38 @@ S = 1_000 * MS
 def request(code: int, latency_ns: int, met: bool, *, model: int = 0) -> RequestRecord:
     return RequestRecord(
         1, 1, 0, model, code, "", 1.0, 10 * MS, START_NS, START_NS + latency_ns, met, 1, 1, False
-    )  # fmt: skip
+    )
 
 
 def action(
-    kind: int, exec_ns: int, *, predicted_ns: int = 0, late_ns: int = 0, batch: int = 1, gpu: int = 0,
+    kind: int,
+    exec_ns: int,
+    *,
+    predicted_ns: int = 0,
+    late_ns: int = 0,
+    batch: int = 1,
+    gpu: int = 0,
     code: int = 0,
-) -> ActionRecord:  # fmt: skip
+) -> ActionRecord:
     end_ns = START_NS + exec_ns
     return ActionRecord(
-        1, kind, code, 0, gpu, 0, batch, START_NS, predicted_ns, START_NS, end_ns - late_ns,
-        end_ns + MS, end_ns + MS, 0, 1, exec=Span(START_NS, end_ns, exec_ns),
-    )  # fmt: skip
+        1,
+        kind,
+        code,
+        0,
+        gpu,
+        0,
+        batch,
+        START_NS,
+        predicted_ns,
+        START_NS,
+        end_ns - late_ns,
+        end_ns + MS,
+        end_ns + MS,
+        0,
+        1,
+        exec=Span(START_NS, end_ns, exec_ns),
+    )
 
 
 def test_requests_are_counted_by_outcome_and_by_model() -> None:

@@ -32,9 +32,11 @@ _WORKLOADS = Path(__file__).parent.parent / "workloads"
 _REQUESTS = "".join(
     "\t".join(row.split()) + "\n"
     for row in (
-        "t latency user_id model_id slo_factor deadline", "5000 1000 1 0 2.5 0", "9000 1000 1 3 0 70",
+        "t latency user_id model_id slo_factor deadline",
+        "5000 1000 1 0 2.5 0",
+        "9000 1000 1 3 0 70",
     )
-)  # fmt: skip
+)
 _READERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "controller": (
         load_controller_config,
@@ -98,10 +100,14 @@ def test_a_log_in_utf_16_is_no_log(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cell", "words"),
     [
-        ("1,00E+18", "decimal comma"), ("1,5", "decimal comma"), ("1.000,5", "decimal comma"),
-        ("1.00E+18", "spreadsheet rounded"), ("5000.0", "spreadsheet rounded"), ("5e3", "spreadsheet rounded"),
+        ("1,00E+18", "decimal comma"),
+        ("1,5", "decimal comma"),
+        ("1.000,5", "decimal comma"),
+        ("1.00E+18", "spreadsheet rounded"),
+        ("5000.0", "spreadsheet rounded"),
+        ("5e3", "spreadsheet rounded"),
     ],
-)  # fmt: skip
+)
 def test_numbers_of_a_spreadsheet_are_named_alike(cell: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "log.tsv"
     path.write_text(_REQUESTS.replace("5000\t", f"{cell}\t"))

@@ -37,9 +37,12 @@ def action(number: int, type_: int, sent_ms: float, result_ms: float, **more: fl
     values = dict.fromkeys(action_log.COLUMNS, 0)
     sent, result = round(sent_ms * MS), round(result_ms * MS)
     values |= {
-        "t": START_NS + result, "action_id": number, "action_type": type_, "batch_size": 1,
+        "t": START_NS + result,
+        "action_id": number,
+        "action_type": type_,
+        "batch_size": 1,
         "controller_result_enqueue": result - sent,
-    }  # fmt: skip
+    }
     whole = ("status", "worker_id", "gpu_id", "model_id", "batch_size", "requests_queued")
     for name, value in more.items():
         values[name] = round(value) if name in whole else round(value * MS)
@@ -48,9 +51,12 @@ def action(number: int, type_: int, sent_ms: float, result_ms: float, **more: fl
 
 def infer(number: int, sent_ms: float, end_ms: float, took_ms: float, **more: float) -> str:
     told: dict[str, float] = {
-        "expected_exec_duration": took_ms, "worker_exec_duration": took_ms, "goodput": took_ms,
-        "expected_exec_complete": end_ms - sent_ms, "worker_exec_complete": end_ms - sent_ms,
-    }  # fmt: skip
+        "expected_exec_duration": took_ms,
+        "worker_exec_duration": took_ms,
+        "goodput": took_ms,
+        "expected_exec_complete": end_ms - sent_ms,
+        "worker_exec_complete": end_ms - sent_ms,
+    }
     return action(number, 2, sent_ms, end_ms + 0.25, **(told | more))
 
 
@@ -63,8 +69,14 @@ def run_of(path: Path, *rows: str) -> Path:
 
 SMALL = (
     action(
-        1, 1, 0, 9, worker_exec_duration=8.33, worker_exec_complete=8.5,
-        expected_exec_duration=8, expected_exec_complete=8.2,
+        1,
+        1,
+        0,
+        9,
+        worker_exec_duration=8.33,
+        worker_exec_complete=8.5,
+        expected_exec_duration=8,
+        expected_exec_complete=8.2,
     ),  # a load
     infer(2, 9, 12, 2.6, requests_queued=1),
     infer(3, 9, 15.8, 3.8, batch_size=2, goodput=1.9, requests_queued=4),
@@ -74,7 +86,7 @@ SMALL = (
     ),  # refused by the worker: too late
     action(6, 3, 20, 20.5, model_id=1),  # an eviction
     infer(7, 20, 23, 2.6, worker_id=1, model_id=2),
-)  # fmt: skip
+)
 
 
 def check_format(events: list[Event]) -> None:
@@ -143,9 +155,14 @@ def test_slices_say_what_the_rows_say(tmp_path: Path) -> None:
     events = events_of(write_trace(run_of(tmp_path / "r", *SMALL), tmp_path / "trace.json").path)
     done = {e["args"]["action"]: e for e in events if e.get("cat") == "actual"}
     assert [done[n]["name"] for n in range(1, 8)] == [
-        "model 0", "model 0, batch 1", "model 0, batch 2 partly late", "model 0, batch 1 late",
-        "model 1, batch 1 failed: exec too late", "evict model 1", "model 2, batch 1",
-    ]  # fmt: skip
+        "model 0",
+        "model 0, batch 1",
+        "model 0, batch 2 partly late",
+        "model 0, batch 1 late",
+        "model 1, batch 1 failed: exec too late",
+        "evict model 1",
+        "model 2, batch 1",
+    ]
     late = done[4]
     assert (late["ts"], late["dur"], late["cname"]) == (15_800, 2_600, "bad")
     assert late["args"]["ended_after_prediction_us"] == 400

@@ -105,10 +105,15 @@ def test_sizes_that_are_none(text: str) -> None:
 @pytest.mark.parametrize(
     ("good", "count", "text"),
     [
-        (999_999, 1_000_000, "99.99 %"), (1, 1, "100.00 %"), (57, 100, "57.00 %"), (29, 100, "29.00 %"),
-        (9_899, 10_000, "98.99 %"), (2, 3, "66.66 %"), (0, 5, "0.00 %"),
+        (999_999, 1_000_000, "99.99 %"),
+        (1, 1, "100.00 %"),
+        (57, 100, "57.00 %"),
+        (29, 100, "29.00 %"),
+        (9_899, 10_000, "98.99 %"),
+        (2, 3, "66.66 %"),
+        (0, 5, "0.00 %"),
     ],
-)  # fmt: skip
+)
 def test_a_share_is_rounded_down(good: int, count: int, text: str) -> None:
     assert format_share(good / count) == text
     assert all(format_share(k / 100, 0) == f"{k} %" for k in range(101))

@@ -27,22 +27,38 @@ OLD, NEW = (4,), (8,)
 
 
 def prepared(
-    rig: Rig, worker_id: int, session: int, *, shape: tuple[int, ...] = OLD, pages: int = 1, scale: float = 1.0
-) -> None:  # fmt: skip
+    rig: Rig,
+    worker_id: int,
+    session: int,
+    *,
+    shape: tuple[int, ...] = OLD,
+    pages: int = 1,
+    scale: float = 1.0,
+) -> None:
     """Answer every LoadModel of this session of the worker, with inputs of `shape`."""
     for action in rig.to_worker(LoadModel, worker_id):
         if action.session == session:
             rig.from_worker(
                 LoadModelResult(
-                    session=session, action_id=action.action_id, span=Span(0, 0, 0),
-                    copies=action.copies, batch_sizes=tuple(EXEC_MS),
+                    session=session,
+                    action_id=action.action_id,
+                    span=Span(0, 0, 0),
+                    copies=action.copies,
+                    batch_sizes=tuple(EXEC_MS),
                     exec_ns=tuple(round(ms * scale * MS) for ms in EXEC_MS.values()),
-                    weights_ns=8 * MS, weights_bytes=pages * 2**24, pages=pages,
-                    input_shape=shape, input_dtype="float32", output_shape=(2,), output_dtype="float32",
-                    random_weights=True, received_ns=rig.now_ns, sent_ns=rig.now_ns,
+                    weights_ns=8 * MS,
+                    weights_bytes=pages * 2**24,
+                    pages=pages,
+                    input_shape=shape,
+                    input_dtype="float32",
+                    output_shape=(2,),
+                    output_dtype="float32",
+                    random_weights=True,
+                    received_ns=rig.now_ns,
+                    sent_ns=rig.now_ns,
                 ),
                 worker_id,
-            )  # fmt: skip
+            )
     rig.step()
 
 

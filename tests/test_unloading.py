@@ -103,7 +103,7 @@ def test_clients_that_come_and_go_leave_nothing_that_grows() -> None:
     worker = rig.scheduler.cluster.workers[0]
     assert not worker.instances and not worker.prepared and not rig.scheduler.catalog._by_name
     (gpu,) = worker.gpus
-    assert gpu.free_pages == gpu.pages and not gpu.failed_loads
+    assert gpu.free_pages == gpu.pages and not gpu.load_pauses
     prepared, unloaded = rig.to_worker(LoadModel), rig.to_worker(UnloadModel)
     assert sum(load.copies for load in prepared) == len(unloaded) == 80
     placement = rig.scheduler.policy._placement  # type: ignore[attr-defined]
@@ -150,10 +150,16 @@ def test_a_worker_forgets_what_a_guest_brought_in_the_simulator() -> None:
     guest = GuestPlan("guest", "other", S, 2 * S, 100 * MS, 4, S, GOODBYE)
     load = SmallLoad((ModelUse("net", 1),), (30.0,), 0, 100 * MS, guests=(guest,))
     spec = SimSpec(
-        workload=load, scheduler=SchedulerConfig(keep_unused_ns=3 * S), gpus=2, gpus_per_worker=2,
-        profiles=(GpuProfile("small", models, 2**28),), seed=5, duration_ns=60 * S, check=True,
+        workload=load,
+        scheduler=SchedulerConfig(keep_unused_ns=3 * S),
+        gpus=2,
+        gpus_per_worker=2,
+        profiles=(GpuProfile("small", models, 2**28),),
+        seed=5,
+        duration_ns=60 * S,
+        check=True,
         faults=FaultPlan(()),
-    )  # fmt: skip
+    )
     case = fuzz._Case(spec, faults_end_ns=3 * S)
     case.run()
     assert [line for line in case.log if "of 'other' are unloaded" in line]
@@ -244,6 +250,20 @@ def test_what_a_client_unloads_leaves_the_workers_at_once() -> None:
     )
 
 
+def test_what_was_used_a_moment_ago_is_unloaded_as_well() -> None:
+    rig = ready()
+    rig.load(2)
+    pass_time(rig, 1)
+    rig.now_ns += TICK_NS // 2  # between two ticks: a copy is used, and another made
+    rig.infer(rig.load(3)[0], slo_ms=50)
+    rig.step()
+    (infer,) = rig.outstanding()
+    rig.now_ns += 4 * MS
+    rig.finish(infer, begin_ms=(rig.now_ns - T0) / MS - 2)
+    assert unload(rig) == UnloadModelReply(77, 0, "", unloaded=3, kept=0)
+    assert not rig.scheduler.cluster.models and not rig.scheduler.catalog._by_name
+
+
 def test_what_ran_right_before_it_was_unloaded_goes_all_the_same() -> None:
     rig = ready()
     (model,) = rig.load()
@@ -280,6 +300,34 @@ def test_only_an_operator_unloads_what_others_use() -> None:
     rig.infer(model, slo_ms=50)
     assert unload(rig, b"d", force=True) == UnloadModelReply(77, 0, "", unloaded=1, kept=0)
     assert not rig.scheduler.cluster.models
+
+
+def test_clients_that_keep_sending_do_not_keep_what_an_operator_unloads() -> None:
+    rig = ready(operators=("d",))
+    rig.hello(b"d")
+    (model,) = rig.load()
+    pass_time(rig, 1)
+    rig.handle(FromClient(b"d", UnloadModelRequest(77, "net", force=True)))
+    sent = []
+    for _ in range(3 * S // TICK_NS):
+        sent.append(rig.infer(model, slo_ms=500))
+        pass_time(rig, TICK_NS / S)
+    assert not rig.scheduler.cluster.models
+    assert {rig.reply(request).code for request in sent} == {Code.INVALID_REQUEST}
+
+
+def test_a_client_that_loads_again_keeps_what_an_operator_unloads() -> None:
+    rig = ready(operators=("d",))
+    rig.hello(b"d")
+    rig.load(2)
+    pass_time(rig, 1)
+    rig.handle(FromClient(b"d", UnloadModelRequest(77, "net", force=True)))
+    (model,) = rig.load(1)
+    pass_time(rig, 3)
+    assert list(rig.scheduler.cluster.models) == [model.model_id]
+    request = rig.infer(model, slo_ms=500)
+    rig.step()
+    assert request not in {reply.request_id for reply in rig.to_client(InferReply)}
 
 
 def test_requests_that_wait_for_what_is_unloaded_are_answered() -> None:

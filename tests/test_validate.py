@@ -51,9 +51,12 @@ US, MS = 1_000, 1_000_000
 HELD = [False, False, True]  # of WORDS, from 3.4x up
 WORDS = ("slo-exp-1", "resnet50_v2", "2", "poisson", "200", "1.5", "3.375", "1.5", "mul", "1")
 WAYS = Network(
-    to_worker_ns=250 * US, from_worker_ns=250 * US, from_client_ns=40 * US, to_client_ns=60 * US,
+    to_worker_ns=250 * US,
+    from_worker_ns=250 * US,
+    from_client_ns=40 * US,
+    to_client_ns=60 * US,
     jitter_ns=50 * US,
-)  # fmt: skip
+)
 
 
 def spec(network: Network = WAYS) -> SimSpec:

@@ -55,7 +55,9 @@ def test_without_a_late_one_459_requests_do() -> None:
     assert least_sent(0) == math.ceil(math.log(0.01) / math.log(0.99)) == 459
     assert judge(459, 0).outcome is Outcome.HOLDS
     # Summaries of its Server scenario: "Processed 21 queries. Would need to run at least 438 more".
-    assert judge(21, 0) == Verdict(Outcome.UNDECIDED, 21, 0, 438, 0.99, 0.99)
+    assert judge(21, 0) == Verdict(
+        outcome=Outcome.UNDECIDED, sent=21, late=0, needs=438, percentile=0.99, confidence=0.99
+    )
     assert judge(300, 0).needs == 159
 
 
@@ -221,19 +223,37 @@ def test_a_day_of_short_steps_is_still_a_sentence() -> None:
 
 def step(**changed: object) -> StepResult:
     base = StepResult(
-        index=0, slo="300/s", group="", slo_factor=0.0, slo_ns=25 * NS_PER_MS, duration_ns=NS_PER_S,
-        sent=1000, in_time=1000, met=1000, codes={"ok": 1000}, latency_p50_ns=NS_PER_MS,
-        latency_p99_ns=2 * NS_PER_MS, issue_delay_p50_ns=0, issue_delay_p99_ns=0,
+        index=0,
+        slo="300/s",
+        group="",
+        slo_factor=0.0,
+        slo_ns=25 * NS_PER_MS,
+        duration_ns=NS_PER_S,
+        sent=1000,
+        in_time=1000,
+        met=1000,
+        codes={"ok": 1000},
+        latency_p50_ns=NS_PER_MS,
+        latency_p99_ns=2 * NS_PER_MS,
+        issue_delay_p50_ns=0,
+        issue_delay_p99_ns=0,
         latency_p99_bound_ns=3 * NS_PER_MS,
-    )  # fmt: skip
+    )
     return replace(base, **changed)  # type: ignore[arg-type]
 
 
 def result(*steps: StepResult) -> RunResult:
     return RunResult(
-        workload="w", steps=steps, complete=True, problem="", issue_delay_p50_ns=0,
-        issue_delay_p99_ns=0, inputs=False, random_weights=False, elapsed_ns=1,
-    )  # fmt: skip
+        workload="w",
+        steps=steps,
+        complete=True,
+        problem="",
+        issue_delay_p50_ns=0,
+        issue_delay_p99_ns=0,
+        inputs=False,
+        random_weights=False,
+        elapsed_ns=1,
+    )
 
 
 def test_a_p99_of_661_answers_is_not_told() -> None:
@@ -248,17 +268,23 @@ def test_a_p99_of_661_answers_is_not_told() -> None:
 
 def test_the_table_says_yes_no_or_how_many_more() -> None:
     rows = run_table(
-        result(step(), step(index=1, in_time=500), step(index=2, sent=100, in_time=100),
-               step(index=3, issue_delay_p99_ns=3 * NS_PER_MS))
-    ).splitlines()  # fmt: skip
+        result(
+            step(),
+            step(index=1, in_time=500),
+            step(index=2, sent=100, in_time=100),
+            step(index=3, issue_delay_p99_ns=3 * NS_PER_MS),
+        )
+    ).splitlines()
     for row, words in zip(rows[1:], ("yes", "no", "undecided: 359 more", "sent late"), strict=True):
         assert f"  {words}  " in row
 
 
 def test_a_sweep_of_rates_names_the_highest_that_holds() -> None:
     swept = result(
-        step(), step(index=1, slo="600/s"), step(index=2, slo="900/s", in_time=700),
-    )  # fmt: skip
+        step(),
+        step(index=1, slo="600/s"),
+        step(index=2, slo="900/s", in_time=700),
+    )
     assert swept.slo_verdict == (
         "SLO 25ms: 99 % in time (client), with 99 % confidence: at 300/s and 600/s; not at 900/s. "
         "The highest rate that holds: 600/s"

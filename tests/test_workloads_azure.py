@@ -273,9 +273,12 @@ def test_pieces_skip_what_is_never_called() -> None:
     pieces = list(trace_pieces(counts, interval_ns=10, scales=scales, offset_ns=15))
     # 15 ns into the trace: the rest of the second interval is due at once.
     assert pieces == [
-        (0, 5, 3.0), (25, 35, 5.0), (45, 55, 3.0),
-        (75, 85, 10.0), (95, 100, 6.0),
-    ]  # fmt: skip
+        (0, 5, 3.0),
+        (25, 35, 5.0),
+        (45, 55, 3.0),
+        (75, 85, 10.0),
+        (95, 100, 6.0),
+    ]
     none = trace_pieces(compact([0, 0]), interval_ns=10, scales=scales)
     assert list(none) == []
 

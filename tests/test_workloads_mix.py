@@ -55,8 +55,9 @@ def test_the_file_and_the_command_line_say_the_same(tmp_path: Path) -> None:
     assert loaded == parse_workload("mix", ["a:2:750:30ms,b:1:250:5:2", "4s"])
     scaled = load_mix(path, rate_per_s=400, slo=(0.0, MS)).entries
     assert [(entry.rate_per_s, entry.slo) for entry in scaled] == [
-        (300, (0.0, MS)), (100, (0.0, MS)),
-    ]  # fmt: skip
+        (300, (0.0, MS)),
+        (100, (0.0, MS)),
+    ]
 
 
 @pytest.mark.parametrize(

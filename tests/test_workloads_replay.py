@@ -181,8 +181,10 @@ def test_a_csv_of_arrivals_is_sent_as_it_says(tmp_path: Path) -> None:
     assert workload.models() == (ModelUse("bert"), ModelUse("resnet"))
     sent = drain(workload)
     assert [(a.at_ns, a.instance, a.slo_ns) for a in sent] == [
-        (0, 1, 0), (250_000_000, 0, 100_000_000), (500_000_000, 0, 25_000_000),
-    ]  # fmt: skip
+        (0, 1, 0),
+        (250_000_000, 0, 100_000_000),
+        (500_000_000, 0, 25_000_000),
+    ]
     other = parse_workload("replay", [str(path), "resnet50_v2"])
     assert other.models() == (ModelUse("resnet50_v2", 2),)
 

@@ -34,8 +34,19 @@ def test_the_seeds_sweep_has_twelve_steps_and_lasts_360_s() -> None:
     sweep = spec("resnet50_v2 12 poisson 600 1 100 1.5 mul 30")
     steps = sweep.steps()
     assert [round(step.slo_factor, 2) for step in steps] == [
-        1, 1.5, 2.25, 3.38, 5.06, 7.59, 11.39, 17.09, 25.63, 38.44, 57.67, 86.50,
-    ]  # fmt: skip
+        1,
+        1.5,
+        2.25,
+        3.38,
+        5.06,
+        7.59,
+        11.39,
+        17.09,
+        25.63,
+        38.44,
+        57.67,
+        86.50,
+    ]
     assert [step.start_ns for step in steps] == [i * 30 * 10**9 for i in range(12)]
     assert sweep.duration_ns == 360 * 10**9
 

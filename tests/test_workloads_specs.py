@@ -23,11 +23,27 @@ from slosched.workloads.spec_file import load_workload
 ROOT = Path(__file__).parent.parent
 SPECS = sorted((ROOT / "workloads").glob("*.toml"))
 PUBLISHED = (
-    "example", "fill_memory", "spam", "single-spam", "simple", "simple-slo-factor",
-    "simple-parametric", "poisson-open-loop", "scalability-exp-1", "slo-exp-1", "slo-exp-2",
-    "comparison_experiment", "comparison_experiment2", "azure", "azure_scalability_exp",
-    "bursty_experiment", "azure_half", "azure_small", "azure_single", "azure_fast",
-)  # fmt: skip
+    "example",
+    "fill_memory",
+    "spam",
+    "single-spam",
+    "simple",
+    "simple-slo-factor",
+    "simple-parametric",
+    "poisson-open-loop",
+    "scalability-exp-1",
+    "slo-exp-1",
+    "slo-exp-2",
+    "comparison_experiment",
+    "comparison_experiment2",
+    "azure",
+    "azure_scalability_exp",
+    "bursty_experiment",
+    "azure_half",
+    "azure_small",
+    "azure_single",
+    "azure_fast",
+)
 OURS = ("rate-exp", "rate-list", "gamma", "ramp", "on-off", "zipf", "mix", "replay")
 
 

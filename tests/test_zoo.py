@@ -37,9 +37,12 @@ def tiny_net() -> Any:
 def tiny_convolution() -> Any:
     torch.manual_seed(4)
     return torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
-        torch.nn.Flatten(1), torch.nn.Linear(8, 2),
-    )  # fmt: skip
+        torch.nn.Conv2d(3, 8, 3),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(1),
+        torch.nn.Linear(8, 2),
+    )
 
 
 def no_net() -> str:
@@ -182,9 +185,13 @@ def test_safetensors_beside_a_config(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     config = transformers.ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3,
+        embedding_size=8,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        layer_type="basic",
+        num_labels=3,
         architectures=["ResNetForImageClassification"],
-    )  # fmt: skip
+    )
     net = transformers.ResNetForImageClassification(config).eval()
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     state = {key: value.contiguous() for key, value in net.state_dict().items()}

@@ -395,11 +395,21 @@ class Twins:
             self._name_of[model_id] = action.name
         batches = tuple(b for b in table if b <= action.max_batch)
         result = LoadModelResult(
-            session=action.session, action_id=action.action_id, span=Span(0, 0, 0),
-            copies=action.copies, batch_sizes=batches,
+            session=action.session,
+            action_id=action.action_id,
+            span=Span(0, 0, 0),
+            copies=action.copies,
+            batch_sizes=batches,
             exec_ns=tuple(round(table[b] * self.world.speeds[worker]) for b in batches),
-            weights_ns=8 * MS, weights_bytes=pages * 2**24, pages=pages,
-            input_shape=(4,), input_dtype="float32", output_shape=(2,), output_dtype="float32",
-            random_weights=True, received_ns=self.now_ns, sent_ns=self.now_ns,
-        )  # fmt: skip
+            weights_ns=8 * MS,
+            weights_bytes=pages * 2**24,
+            pages=pages,
+            input_shape=(4,),
+            input_dtype="float32",
+            output_shape=(2,),
+            output_dtype="float32",
+            random_weights=True,
+            received_ns=self.now_ns,
+            sent_ns=self.now_ns,
+        )
         self._answer(worker, self.now_ns, result)

@@ -189,9 +189,14 @@ class Comparer:
 
 
 async def _phase(
-    client: AsyncClient, models: list[Any], comparer: Comparer, rate: float, seconds: float,
-    slo_ns: int, draw: random.Random,
-) -> None:  # fmt: skip
+    client: AsyncClient,
+    models: list[Any],
+    comparer: Comparer,
+    rate: float,
+    seconds: float,
+    slo_ns: int,
+    draw: random.Random,
+) -> None:
     due_ns = now_ns()
     end_ns = due_ns + round(seconds * NS_PER_S)
     waiting = 0
@@ -273,18 +278,37 @@ def answers(rig: Rig) -> dict[str, Any]:
     options = rig.settings.worker_options
     dtype = options[options.index("--dtype") + 1] if "--dtype" in options else "float32"
     making = [
-        sys.executable, __file__, "references", str(file), "--models", ",".join(_MODELS), "--dtype",
-        dtype, "--device", rig.settings.device,
-    ]  # fmt: skip
+        sys.executable,
+        __file__,
+        "references",
+        str(file),
+        "--models",
+        ",".join(_MODELS),
+        "--dtype",
+        dtype,
+        "--device",
+        rig.settings.device,
+    ]
     subprocess.run(making, check=True, timeout=_REFERENCES_S, stdout=subprocess.DEVNULL)
     seconds = rig.settings.seconds(5)
     rates = f"{100 / _CLIENTS:g}:{seconds:g},{1200 / _CLIENTS:g}:{seconds:g},{4500 / _CLIENTS:g}:{seconds:g}"
     with rig.serving("answers") as served:
         loads = [
-            [sys.executable, __file__, "load", served.address, str(file), "--rates", rates, "--copies",
-             "3", "--seed", str(number)]
+            [
+                sys.executable,
+                __file__,
+                "load",
+                served.address,
+                str(file),
+                "--rates",
+                rates,
+                "--copies",
+                "3",
+                "--seed",
+                str(number),
+            ]
             for number in range(_CLIENTS)
-        ]  # fmt: skip
+        ]
         processes = [subprocess.Popen(each, stdout=subprocess.PIPE, text=True) for each in loads]
         try:
             said = [each.communicate(timeout=_ANSWERS_S)[0] for each in processes]
@@ -300,12 +324,20 @@ def answers(rig: Rig) -> dict[str, Any]:
     return {
         "figures": found,
         "checks": [
-            check("answers compared with a direct forward pass, mixed load", found["compared"], "", ">= 10000"),
+            check(
+                "answers compared with a direct forward pass, mixed load",
+                found["compared"],
+                "",
+                ">= 10000",
+            ),
             check("answers that were wrong", found["wrong"], "", "<= 0"),
-            check("largest difference of a right one, of its largest value",
-                  100 * max(found["worst"].values()), "%"),
+            check(
+                "largest difference of a right one, of its largest value",
+                100 * max(found["worst"].values()),
+                "%",
+            ),
         ],
-    }  # fmt: skip
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -330,9 +362,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.part == "references":
         write_references(
-            options.out, options.models.split(","), options.config, options.dtype, options.device,
+            options.out,
+            options.models.split(","),
+            options.config,
+            options.dtype,
+            options.device,
             options.seed,
-        )  # fmt: skip
+        )
         return 0
     rates = [
         (float(rate), float(seconds))

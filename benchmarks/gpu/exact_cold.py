@@ -32,8 +32,15 @@ def cold(rig: Rig) -> dict[str, Any]:
     with rig.serving("cold") as served:
         for name, (rate, seconds_meant) in _RUNS.items():
             seconds, sent_rate = rig.settings.seconds(seconds_meant), rig.rate(rate)
-            words = ["zipf", rig.settings.model, str(instances), f"{sent_rate:g}", _EXPONENT,
-                     f"{seconds:g}s", _SLO]  # fmt: skip
+            words = [
+                "zipf",
+                rig.settings.model,
+                str(instances),
+                f"{sent_rate:g}",
+                _EXPONENT,
+                f"{seconds:g}s",
+                _SLO,
+            ]
             result = rig.client(served, words, seconds, log=name)
             figures[name] = {
                 "rate": sent_rate,
@@ -55,7 +62,7 @@ def cold(rig: Rig) -> dict[str, Any]:
             check(f"{where}: GPU busy", 100 * found["gpu_busy"], "%"),
             check(f"{where}: cold requests served", float(found["cold_served"]), ""),
             check(f"{where}: in time at 100 ms, of all", 100 * found["satisfaction"], "%"),
-        ]  # fmt: skip
+        ]
     return {"figures": figures, "checks": checks}
 
 

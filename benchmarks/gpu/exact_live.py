@@ -85,12 +85,27 @@ def prediction(rig: Rig) -> dict[str, Any]:
     return {
         "figures": figures,
         "checks": [
-            check("exec prediction error, graph models, p50", scaled(exec_error["p50"], 0.01), "%", "<= 0.3"),
-            check("exec prediction error, graph models, p99", scaled(exec_error["p99"], 0.01), "%", "<= 2"),
-            check("completion prediction error, p99", scaled(complete["p99"], NS_PER_MS), "ms", "< 0.3"),
+            check(
+                "exec prediction error, graph models, p50",
+                scaled(exec_error["p50"], 0.01),
+                "%",
+                "<= 0.3",
+            ),
+            check(
+                "exec prediction error, graph models, p99",
+                scaled(exec_error["p99"], 0.01),
+                "%",
+                "<= 2",
+            ),
+            check(
+                "completion prediction error, p99",
+                scaled(complete["p99"], NS_PER_MS),
+                "ms",
+                "< 0.3",
+            ),
             check("completion prediction error, p50", scaled(complete["p50"], NS_PER_MS), "ms"),
         ],
-    }  # fmt: skip
+    }
 
 
 def prediction_errors(actions: LogTable, sizes: Mapping[int, int]) -> dict[str, Any]:
@@ -159,10 +174,15 @@ def client_overhead(rig: Rig) -> dict[str, Any]:
             "not_served": int((log["code"] != 0).sum()),
         },
         "checks": [
-            check(f"client latency less exec, batch 1, {input_bytes / 1e3:.0f} kB in, p50", p50, "ms", "< 1"),
+            check(
+                f"client latency less exec, batch 1, {input_bytes / 1e3:.0f} kB in, p50",
+                p50,
+                "ms",
+                "< 1",
+            ),
             check("the same latency less exec, p99", p99, "ms", "< 2"),
         ],
-    }  # fmt: skip
+    }
 
 
 # -------------------------------------------------------------------------------------- goodput
@@ -187,11 +207,13 @@ def goodput(rig: Rig) -> dict[str, Any]:
         checks += [
             check(
                 f"goodput at SLO {slo} over the back-to-back graph rate ({reference['of']})",
-                scaled(found["of_graph_rate"], 0.01), "%", ">= 90" if bound else "",
+                scaled(found["of_graph_rate"], 0.01),
+                "%",
+                ">= 90" if bound else "",
             ),
             check(f"GPU busy at SLO {slo}", 100 * found["gpu_busy"], "%", ">= 95" if bound else ""),
             check(f"goodput at SLO {slo}", found["goodput_per_s"], "/s"),
-        ]  # fmt: skip
+        ]
     return {"figures": figures, "checks": checks}
 
 

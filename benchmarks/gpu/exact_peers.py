@@ -98,10 +98,16 @@ def _grid(rig: Rig, target: str, directory: Path) -> dict[str, Any]:
     slos_ms = [ms / slower for ms in SLOS_MS]
     out = directory / "cells.json"
     arguments = [
-        target, "--rates", ",".join(f"{rate:g}" for rate in rates),
-        "--slos-ms", ",".join(f"{ms:g}" for ms in slos_ms), "--seconds", f"{seconds:g}",
-        "--out", str(out),
-    ]  # fmt: skip
+        target,
+        "--rates",
+        ",".join(f"{rate:g}" for rate in rates),
+        "--slos-ms",
+        ",".join(f"{ms:g}" for ms in slos_ms),
+        "--seconds",
+        f"{seconds:g}",
+        "--out",
+        str(out),
+    ]
     within_s = 60 + len(rates) * len(SLOS_MS) * (seconds + 6)
     with Children((sys.executable, str(_PEERS / "open_loop.py"))) as children:
         child = children.start("open-loop client", arguments, directory / "open_loop.log")
@@ -130,11 +136,23 @@ def _mosec(rig: Rig, directory: Path) -> Iterator[int]:
     log = directory / "server.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, str(_PEERS / "mosec_server.py"), "--address", "127.0.0.1",
-             "--port", str(port), "--log-level", "warning"],
-            stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-            start_new_session=True, env=environment, cwd=directory,
-        )  # fmt: skip
+            [
+                sys.executable,
+                str(_PEERS / "mosec_server.py"),
+                "--address",
+                "127.0.0.1",
+                "--port",
+                str(port),
+                "--log-level",
+                "warning",
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environment,
+            cwd=directory,
+        )
     try:
         _await_answer(process, port, log)
         yield port

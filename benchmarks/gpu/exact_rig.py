@@ -218,12 +218,22 @@ class Rig:
             controller = children.start(
                 "controller",
                 [
-                    "controller", "INFER5", "--workers", f"127.0.0.1:{port}", *_LOOPBACK,
-                    "--http-port", "-1", "--schedule-ahead", SCHEDULE_AHEAD, *self._polling(),
-                    "--log-dir", str(directory / "run"), *options,
+                    "controller",
+                    "INFER5",
+                    "--workers",
+                    f"127.0.0.1:{port}",
+                    *_LOOPBACK,
+                    "--http-port",
+                    "-1",
+                    "--schedule-ahead",
+                    SCHEDULE_AHEAD,
+                    *self._polling(),
+                    "--log-dir",
+                    str(directory / "run"),
+                    *options,
                 ],
                 directory / "controller.log",
-            )  # fmt: skip
+            )
             port = children.wait_ready(controller, within_s=_READY_S)
             yield Served(f"127.0.0.1:{port}", directory, directory / "run", children)
 
@@ -246,9 +256,16 @@ class Rig:
         """
         summary = served.directory / f"{log}.client.json"
         arguments = [
-            "client", served.address, *words, "--inputs" if inputs else "--no-inputs",
-            "--duration", f"{seconds:g}s", "--json", "--out", str(served.directory / log),
-        ]  # fmt: skip
+            "client",
+            served.address,
+            *words,
+            "--inputs" if inputs else "--no-inputs",
+            "--duration",
+            f"{seconds:g}s",
+            "--json",
+            "--out",
+            str(served.directory / log),
+        ]
         children = served.children
         client = children.start("client", arguments, summary, stdout=summary)
         give_up_ns = now_ns() + round((seconds + _CLIENT_EXTRA_S) * NS_PER_S)
@@ -288,8 +305,11 @@ def worker_help() -> str:
     try:
         done = subprocess.run(
             [sys.executable, "-m", "slosched", "worker", "--help"],
-            capture_output=True, text=True, timeout=_HELP_S, check=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=_HELP_S,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout

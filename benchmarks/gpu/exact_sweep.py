@@ -43,9 +43,14 @@ def live(rig: Rig, rate: int) -> dict[str, Any]:
     """Row "slo_exp_R": the sweep at one rate, live; starts its simulation."""
     period_s, sent_rate = rig.settings.seconds(5), rig.rate(rate)
     words = [
-        "slo-exp-1", rig.settings.model, str(_COPIES), "poisson", f"{sent_rate:g}", *_SWEEP,
+        "slo-exp-1",
+        rig.settings.model,
+        str(_COPIES),
+        "poisson",
+        f"{sent_rate:g}",
+        *_SWEEP,
         f"{period_s:g}s",
-    ]  # fmt: skip
+    ]
     with rig.serving(f"slo-exp-1-{rate}") as served:
         result = rig.client(served, words, period_s * _STEPS)
     actions = actions_of(served.run_dir)
@@ -117,9 +122,10 @@ def _simulate_beside(rig: Rig, rate: int, live_file: Path) -> Child:
     out = _simulated_file(rig, rate)
     out.unlink(missing_ok=True)
     return rig.background.start(
-        f"simulation of {rate}/s", [str(Path(__file__).resolve()), str(live_file), str(out)],
+        f"simulation of {rate}/s",
+        [str(Path(__file__).resolve()), str(live_file), str(out)],
         rig.directory / f"slo-exp-1-{rate}.simulation.log",
-    )  # fmt: skip
+    )
 
 
 def simulate(found: Mapping[str, Any]) -> RunResult:

@@ -41,9 +41,11 @@ def verdict(check: Mapping[str, Any]) -> str:
         return "n/a"
     sign, _, limit = bound.partition(" ")
     holds = {
-        "<": value < float(limit), "<=": value <= float(limit),
-        ">": value > float(limit), ">=": value >= float(limit),
-    }[sign]  # fmt: skip
+        "<": value < float(limit),
+        "<=": value <= float(limit),
+        ">": value > float(limit),
+        ">=": value >= float(limit),
+    }[sign]
     return "met" if holds else "**missed**"
 
 
@@ -102,14 +104,26 @@ def profile(document: Mapping[str, Any]) -> str:
     for size, ns in model["exec_ns"].items():
         alone = figures["exec_alone_ns"].get(size, {})
         queued, plain = figures["back_to_back_ns"].get(size), graphs.get(size)
-        lines.append((
-            size, _ms(ns), _ms(alone.get("p50")), _ms(alone.get("p99")), _ms(queued), _ms(plain),
-            "n/a" if not queued else number(int(size) * 1e9 / queued),
-        ))  # fmt: skip
+        lines.append(
+            (
+                size,
+                _ms(ns),
+                _ms(alone.get("p50")),
+                _ms(alone.get("p99")),
+                _ms(queued),
+                _ms(plain),
+                "n/a" if not queued else number(int(size) * 1e9 / queued),
+            )
+        )
     heads = (
-        "batch", "profile ms", "alone p50", "alone p99", "back to back through the worker",
-        "plain graph back to back", "images/s through the worker",
-    )  # fmt: skip
+        "batch",
+        "profile ms",
+        "alone p50",
+        "alone p99",
+        "back to back through the worker",
+        "plain graph back to back",
+        "images/s through the worker",
+    )
     return table(heads, lines)
 
 
@@ -124,18 +138,32 @@ def sweep(document: Mapping[str, Any]) -> str:
         return ""
     lines = [
         (
-            rate, step["slo"], f"{100 * step['live']:.2f}", f"{100 * step['simulated']:.2f}",
-            f"{step['points']:+.2f}", step["rule"], "met" if step["holds"] else "**missed**",
-            f"{100 * step['live_controller']:.2f}", str(step["sent"]),
+            rate,
+            step["slo"],
+            f"{100 * step['live']:.2f}",
+            f"{100 * step['simulated']:.2f}",
+            f"{step['points']:+.2f}",
+            step["rule"],
+            "met" if step["holds"] else "**missed**",
+            f"{100 * step['live_controller']:.2f}",
+            str(step["sent"]),
             _ms(step["issue_delay_p99_ns"]),
         )
         for rate, found in row["figures"].items()
         for step in found["steps"]
-    ]  # fmt: skip
+    ]
     heads = (
-        "R", "SLO", "in time, live %", "simulated %", "points", "rule", "verdict",
-        "met, controller %", "sent", "issue delay p99 ms",
-    )  # fmt: skip
+        "R",
+        "SLO",
+        "in time, live %",
+        "simulated %",
+        "points",
+        "rule",
+        "verdict",
+        "met, controller %",
+        "sent",
+        "issue delay p99 ms",
+    )
     return table(heads, lines)
 
 
@@ -162,9 +190,11 @@ def peers(document: Mapping[str, Any]) -> str:
             line.append(f"{_ms(p50)} / {_ms(p99)}")
         lines.append(line)
     heads = [
-        "R", "SLO ms", *(f"{words}: in time %" for words in found),
+        "R",
+        "SLO ms",
+        *(f"{words}: in time %" for words in found),
         *(f"{words}: p50 / p99 ms" for words in found),
-    ]  # fmt: skip
+    ]
     return table(heads, lines)
 
 

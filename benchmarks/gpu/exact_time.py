@@ -295,8 +295,11 @@ def gpu_facts(settings: Settings) -> dict[str, str]:
     try:
         done = subprocess.run(
             ["nvidia-smi", "-i", index, f"--query-gpu={','.join(names)}", "--format=csv,noheader"],
-            capture_output=True, text=True, timeout=_SMI_S, check=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=_SMI_S,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return {}
     values = [value.strip() for value in done.stdout.strip().split(",")]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from slosched import errors as errors
     from slosched.clients.aio import AsyncClient, connect
     from slosched.clients.blocking import Client
-    from slosched.clients.inference import Inference, Model
+    from slosched.clients.inference import Inference, Model, Unloaded
     from slosched.config import ControllerConfig, SchedulerConfig, WorkerConfig
     from slosched.daemon.controller import ControllerServer as Controller
     from slosched.daemon.worker import WorkerServer as Worker
@@ -49,6 +49,7 @@ _PUBLIC = {
     "RequestFailed": ("slosched.errors", "RequestFailed"),
     "SchedulerConfig": ("slosched.config", "SchedulerConfig"),
     "SloschedError": ("slosched.errors", "SloschedError"),
+    "Unloaded": ("slosched.clients.inference", "Unloaded"),
     "Worker": ("slosched.daemon.worker", "WorkerServer"),
     "WorkerConfig": ("slosched.config", "WorkerConfig"),
     "connect": ("slosched.clients.aio", "connect"),
@@ -69,6 +70,7 @@ __all__ = [
     "RequestFailed",
     "SchedulerConfig",
     "SloschedError",
+    "Unloaded",
     "Worker",
     "WorkerConfig",
     "__version__",

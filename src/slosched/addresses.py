@@ -33,7 +33,7 @@ def is_ipv6(host: str) -> bool:
 
 
 def bracketed(host: str) -> str:
-    """`host` as it stands before a port."""
+    """`host` in the form that precedes a port: an IPv6 address in brackets."""
     return f"[{host}]" if is_ipv6(host) else host
 
 

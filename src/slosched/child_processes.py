@@ -62,8 +62,8 @@ def end(process: subprocess.Popen[bytes], *, within_s: float, ask: bool = True) 
 def end_with_parent(number: int) -> None:
     """Have the kernel send this process signal `number` when its parent dies. Elsewhere than on Linux nothing.
 
-    The child asks for that itself: code between fork and exec is no place for it, once torch has started
-    threads in the parent. A parent that died before is not noticed; compare os.getppid().
+    The child asks for that itself: it cannot be done between fork and exec once torch has started threads
+    in the parent. A parent that died before is not noticed; compare os.getppid().
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)

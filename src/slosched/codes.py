@@ -95,7 +95,7 @@ REJECTIONS = (
 
 
 def code_name(code: int) -> str:
-    """Return the code in words ("exec too late"), or "code N" for a number nobody defined."""
+    """Return the code in words ("exec too late"), or "code N" for an unknown number."""
     try:
         return Code(code).name.lower().replace("_", " ")
     except ValueError:

@@ -45,7 +45,7 @@ CLIENT_LOST_AFTER_NS = 5_000 * NS_PER_MS
 #: Precisions of a model's weights.
 DTYPES = ("float32", "float16", "bfloat16")
 
-#: Libraries of models. One of theirs is named LIBRARY/NAME.
+#: Libraries of models. Their models are named LIBRARY/NAME.
 LIBRARIES = ("torchvision", "timm")
 LIBRARY_PREFIXES = tuple(f"{library}/" for library in LIBRARIES)
 

@@ -197,7 +197,7 @@ def builtin_profiles() -> list[str]:
 def load_profile(name_or_path: str | Path) -> GpuProfile:
     """The built-in profile of that name, or the one in that file (a path, or a name ending in .toml).
 
-    Raises UnknownName for a name that is neither, InvalidConfig for a file that is no profile.
+    Raises UnknownName for a name that is neither, InvalidConfig for a file that is not a profile.
     """
     text = str(name_or_path)
     if text in builtin_profiles():
@@ -213,13 +213,13 @@ def _profile(where: str, table: Mapping[str, Any]) -> GpuProfile:
     values = _read(where, table, GpuProfile, {"interpolate": bool})
     models: dict[str, ModelProfile] = {}
     for name, model in values.get("models", {}).items():
-        here = f"{where}, model {name!r}"
+        place = f"{where}, model {name!r}"
         if not isinstance(model, dict):
-            raise InvalidConfig(f"{here}: must be a table [models.{name}]")
-        given = _read(here, model, ModelProfile)
+            raise InvalidConfig(f"{place}: must be a table [models.{name}]")
+        given = _read(place, model, ModelProfile)
         given["name"] = name
         given["exec_ns"] = dict(sorted(given.get("exec_ns", {}).items()))
-        models[name] = _build(here, ModelProfile, given)
+        models[name] = _build(place, ModelProfile, given)
     if not models:
         raise InvalidConfig(f"{where}: it has no [models.NAME] table")
     if values.pop("interpolate", False):
@@ -254,7 +254,7 @@ def dump_profile(profile: GpuProfile) -> str:
 
 
 def write_profile(path: Path, profile: GpuProfile, *, replacing: bool) -> None:
-    """Write `profile` to `path`, whole or not at all: who reads it meanwhile finds the old one.
+    """Write `profile` to `path`, whole or not at all: a reader finds the old one meanwhile.
 
     Without `replacing` the file must not be there. Raises InvalidConfig if it is, or cannot be written.
     """

@@ -46,7 +46,7 @@ class InvalidDuration(InvalidConfig):
 
 
 class UnknownName(InvalidConfig):
-    """A policy, workload, model, profile or figure that nobody here knows."""
+    """A policy, workload, model, profile or figure that is not known here."""
 
     def __init__(self, kind: str, name: str, known: list[str]) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
@@ -59,7 +59,7 @@ class UnknownName(InvalidConfig):
 
 
 def shown_name(name: str) -> str:
-    """`name` in quotes, for an error about it; what somebody else sent may be very long."""
+    """`name` in quotes, for an error about it; a name from a peer may be very long."""
     if len(name) <= _LONGEST_NAME:
         return repr(name)
     return f"{name[:_LONGEST_NAME]!r}... ({len(name):,} characters)"
@@ -103,7 +103,7 @@ class AddressInUse(SloschedError):
 
 
 class PeerUnreachable(SloschedError):
-    """Nobody answered at the other end within the time allowed."""
+    """The peer did not answer within the time allowed."""
 
     exit_code = 5
 
@@ -115,7 +115,7 @@ class ProtocolMismatch(SloschedError):
 
 
 class MalformedMessage(SloschedError):
-    """Bytes from a socket that are no message of ours. The daemon counts it and goes on."""
+    """Bytes from a socket that are not a valid message. The daemon counts them and continues."""
 
 
 class OutOfResources(SloschedError):

@@ -23,11 +23,11 @@ AtLeast0 = Annotated[int, Meta(ge=0)]
 AtLeast1 = Annotated[int, Meta(ge=1)]
 #: 0 takes a free one.
 Port = Annotated[int, Meta(ge=0, le=65535)]
-#: Of one request, without the batch.
+#: Shape of the tensor of one request, without the batch dimension.
 Shape = tuple[AtLeast1, ...]
 
 _WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
-#: What is no object with methods of its own.
+#: Types of plain values.
 _PLAIN = (str, bytes, int, float, tuple, list, dict, type(None))
 
 
@@ -76,9 +76,8 @@ def _fitted(name: str, value: Any, kind: Any) -> Any:
         return value
     if kind is str and isinstance(value, os.PathLike):
         return os.fspath(value)
-    if getattr(
-        kind, "_is_protocol", False
-    ):  # only its user knows whether it is one; a plain value is none
+    # Only the user of a protocol knows whether a value implements it; a plain value never does.
+    if getattr(kind, "_is_protocol", False):
         if isinstance(value, _PLAIN):
             raise _wrong(name, value, f"a {kind.__name__}")
         return value

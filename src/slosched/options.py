@@ -107,12 +107,12 @@ class Row:
     @property
     def help(self) -> str:
         """Its line in `--help`."""
-        said = self.option.help
-        if "{default}" in said:
-            return said.replace("{default}", self.text(self.default))
-        if "default" in said.lower() or self.default in (None, ()):
-            return said
-        return f"{said} Default {self.text(self.default)}."
+        text = self.option.help
+        if "{default}" in text:
+            return text.replace("{default}", self.text(self.default))
+        if "default" in text.lower() or self.default in (None, ()):
+            return text
+        return f"{text} Default {self.text(self.default)}."
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Files that commands write: whole or not at all, and never in place of something that is no file.
+"""Files that commands write: whole or not at all, and never in place of something that is not a file.
 
 A file is written beside its name and renamed when it is complete, so a reader, a full disk or Ctrl-C never
 finds half of one. A rename replaces whatever has the name, also a device or a pipe; so only a regular file
@@ -20,8 +20,14 @@ from slosched.errors import InvalidConfig, OutOfResources, OutputExists, Slosche
 
 #: What the system says when it has no room left, whatever the file is called.
 _NO_ROOM = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE,
-)  # fmt: skip
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ENOMEM,
+    errno.EMFILE,
+    errno.ENFILE,
+)
 
 #: What os.link says on a file system without links.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
@@ -148,9 +154,12 @@ def utf8_document(value: Any) -> Any:
 
 def _kind(mode: int) -> str:
     kinds = (
-        (stat.S_ISDIR, "a directory"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
-        (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"),
-    )  # fmt: skip
+        (stat.S_ISDIR, "a directory"),
+        (stat.S_ISCHR, "a device"),
+        (stat.S_ISBLK, "a device"),
+        (stat.S_ISFIFO, "a pipe"),
+        (stat.S_ISSOCK, "a socket"),
+    )
     return next((name for test, name in kinds if test(mode)), "no regular file")
 
 

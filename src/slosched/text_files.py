@@ -38,7 +38,7 @@ def read_text(path: Path, what: str) -> str:
     """The text of the file at `path`, with "\\n" at each line's end. `what` it is ("the log") stands before
     its name in errors; empty, the name is enough.
 
-    Raises InvalidConfig if it cannot be read or is no text.
+    Raises InvalidConfig if it cannot be read or is not text.
     """
     with reading(path, what), path.open("rb") as file:
         return _wrapped(file).read()

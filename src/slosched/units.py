@@ -133,7 +133,7 @@ _ITEM_BYTES = {
 
 
 def tensor_bytes(shape: Sequence[int], dtype: str) -> int:
-    """Bytes of one tensor of `shape` and `dtype` (numpy's names); 0 for a dtype nobody knows."""
+    """Bytes of one tensor of `shape` and `dtype` (numpy's names); 0 for an unknown dtype."""
     return math.prod(shape) * _ITEM_BYTES.get(dtype, 0)
 
 

@@ -68,8 +68,11 @@ class _View:
 
     def __init__(self, block: Block) -> None:
         self.__cuda_array_interface__ = {
-            "shape": (block.nbytes,), "typestr": "|u1", "data": (block.address, False), "version": 3,
-        }  # fmt: skip
+            "shape": (block.nbytes,),
+            "typestr": "|u1",
+            "data": (block.address, False),
+            "version": 3,
+        }
 
 
 def poison(backend: CudaBackend) -> None:
@@ -87,9 +90,13 @@ def poison(backend: CudaBackend) -> None:
 @pytest.fixture(scope="module")
 def server() -> Iterator[WorkerServer]:
     config = WorkerConfig(
-        device="cuda:0", port=0, bind="127.0.0.1", models=HALF, weights_cache_bytes=6 * 2**30,
+        device="cuda:0",
+        port=0,
+        bind="127.0.0.1",
+        models=HALF,
+        weights_cache_bytes=6 * 2**30,
         host_images=2,
-    )  # fmt: skip
+    )
     with WorkerServer(config, announce=print) as server:
         yield server
 
@@ -193,9 +200,16 @@ def direct(server: WorkerServer, name: str, inputs: Array) -> Array:
 
 
 ZOO_NAMES = (
-    "resnet_tiny", "resnet18", "resnet50", "mobilenet_v2", "vit_base", "bert_base", "gpt2",
-    "whisper", "half",
-)  # fmt: skip
+    "resnet_tiny",
+    "resnet18",
+    "resnet50",
+    "mobilenet_v2",
+    "vit_base",
+    "bert_base",
+    "gpt2",
+    "whisper",
+    "half",
+)
 
 
 @pytest.mark.parametrize("name", ZOO_NAMES)
@@ -425,10 +439,17 @@ def test_a_cuda_error_ends_the_worker_with_words_and_every_action_answered(tmp_p
     )
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": f"{here}:{os.environ.get('PYTHONPATH', '')}"}
-    command = [
-        sys.executable, "-m", "slosched", "worker", "--device", "cuda:0", "--bind", "127.0.0.1",
-        "--port", "0", "--config", str(config), "--weights-cache", "1GiB",
-    ]  # fmt: skip
+    options = [
+        "--device",
+        "cuda:0",
+        "--bind",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--weights-cache",
+        "1GiB",
+    ]
+    command = [sys.executable, "-m", "slosched", "worker", *options, "--config", str(config)]
     worker = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -73,20 +73,37 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
         workers = [
             children.start(
                 f"worker {number}",
-                ["worker", "--device", "cuda:0", *loopback, "--config", str(config),
-                 "--weights-cache", _CACHE],
+                [
+                    "worker",
+                    "--device",
+                    "cuda:0",
+                    *loopback,
+                    "--config",
+                    str(config),
+                    "--weights-cache",
+                    _CACHE,
+                ],
                 tmp_path / f"worker-{number}.log",
             )
             for number in range(2)
-        ]  # fmt: skip
+        ]
         ports = [children.wait_ready(worker, within_s=120.0) for worker in workers]
         addresses = ",".join(f"127.0.0.1:{port}" for port in ports)
         controller = children.start(
             "controller",
-            ["controller", "INFER5", "--workers", addresses, *loopback, "--http-port", "-1",
-             "--log-dir", str(tmp_path / "run")],
+            [
+                "controller",
+                "INFER5",
+                "--workers",
+                addresses,
+                *loopback,
+                "--http-port",
+                "-1",
+                "--log-dir",
+                str(tmp_path / "run"),
+            ],
             tmp_path / "controller.log",
-        )  # fmt: skip
+        )
         yield f"127.0.0.1:{children.wait_ready(controller, within_s=30.0)}", config, tmp_path
     for number in range(2):
         print((tmp_path / f"worker-{number}.log").read_text(encoding="utf-8")[-3000:])  # noqa: T201
@@ -95,9 +112,15 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
 def references(config: Path, folder: Path) -> Path:
     out = folder / "references.npz"
     command = [
-        sys.executable, str(PROGRAM), "references", str(out), "--config", str(config),
-        "--models", ",".join((*OWN, *ZOO)),
-    ]  # fmt: skip
+        sys.executable,
+        str(PROGRAM),
+        "references",
+        str(out),
+        "--config",
+        str(config),
+        "--models",
+        ",".join((*OWN, *ZOO)),
+    ]
     subprocess.run(command, check=True, timeout=200)
     return out
 
@@ -105,10 +128,23 @@ def references(config: Path, folder: Path) -> Path:
 def load(address: str, file: Path, rates: str, seed: int) -> dict[str, Any]:
     """What `_LOADS` clients found together."""
     commands = [
-        [sys.executable, str(PROGRAM), "load", address, str(file), "--rates", rates, "--copies",
-         str(COPIES), "--slo-ms", "250", "--seed", str(seed + number)]
+        [
+            sys.executable,
+            str(PROGRAM),
+            "load",
+            address,
+            str(file),
+            "--rates",
+            rates,
+            "--copies",
+            str(COPIES),
+            "--slo-ms",
+            "250",
+            "--seed",
+            str(seed + number),
+        ]
         for number in range(_LOADS)
-    ]  # fmt: skip
+    ]
     processes = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands
     ]

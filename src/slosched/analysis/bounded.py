@@ -60,14 +60,14 @@ def hold_against(
                     policy,
                     bound["index"],
                     share,
-                    _over(share, bound["achievable"]),
-                    _over(share, bound["best_upper"]),
+                    _share_of(share, bound["achievable"]),
+                    _share_of(share, bound["best_upper"]),
                 )
             )
     return found
 
 
-def _over(share: float, bound: float) -> float | None:
+def _share_of(share: float, bound: float) -> float | None:
     return share / bound if bound else None
 
 
@@ -92,7 +92,13 @@ def held_text(held: Sequence[Held], bounds: Sequence[Mapping[str, Any]]) -> str:
         upper, achievable = bound["best_upper"], bound["achievable"]
         rows.append(["upper bound", *place, _percent(upper), "-", "-"])
         rows.append(
-            ["achievable", *place, _percent(achievable), "-", _percent(_over(achievable, upper))]
+            [
+                "achievable",
+                *place,
+                _percent(achievable),
+                "-",
+                _percent(_share_of(achievable, upper)),
+            ]
         )
         rows += [
             [

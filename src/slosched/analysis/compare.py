@@ -21,10 +21,37 @@ from slosched.units import NS_PER_MS, format_duration, format_share
 
 #: Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom.
 _T95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+    2.201,
+    2.179,
+    2.160,
+    2.145,
+    2.131,
+    2.120,
+    2.110,
+    2.101,
+    2.093,
+    2.086,
+    2.080,
+    2.074,
+    2.069,
+    2.064,
+    2.060,
+    2.056,
+    2.052,
+    2.048,
+    2.045,
+    2.042,
+)
 
 #: The row of a table that sums up all steps.
 ALL_STEPS = "all"
@@ -212,35 +239,44 @@ def _step(place: _Place, shape: StepResult, tallied: _Tallied) -> ComparedStep:
     base = {seed: steps[place] for seed, steps in first.items() if place in steps}
     cells = []
     for policy, by_seed in tallied.items():
-        here = {seed: steps[place] for seed, steps in by_seed.items() if place in steps}
-        if here:
-            cells.append(_cell(policy, here, base))
+        own = {seed: steps[place] for seed, steps in by_seed.items() if place in steps}
+        if own:
+            cells.append(_cell(policy, own, base))
     return ComparedStep(
-        shape.index, shape.slo, shape.group, shape.slo_factor, shape.slo_ns, tuple(cells)
+        index=shape.index,
+        slo=shape.slo,
+        group=shape.group,
+        slo_factor=shape.slo_factor,
+        slo_ns=shape.slo_ns,
+        cells=tuple(cells),
     )
 
 
-def _cell(policy: str, here: Mapping[int, StepResult], base: Mapping[int, StepResult]) -> Cell:
-    def over(steps: Mapping[int, StepResult], of: Callable[[StepResult], float]) -> Estimate | None:
-        return Estimate.of([of(step) for step in steps.values()])
+def _cell(policy: str, own: Mapping[int, StepResult], base: Mapping[int, StepResult]) -> Cell:
+    def estimate(
+        steps: Mapping[int, StepResult], value_of: Callable[[StepResult], float]
+    ) -> Estimate | None:
+        return Estimate.of([value_of(step) for step in steps.values()])
 
     def p99(steps: Mapping[int, StepResult]) -> Estimate | None:
         claimed = [step.claimed_p99_ns for step in steps.values()]
         return Estimate.of([float(p99_ns) for p99_ns in claimed if p99_ns])
 
-    satisfaction = over(here, lambda step: step.satisfaction)
-    goodput = over(here, lambda step: step.goodput_rps)
+    satisfaction = estimate(own, lambda step: step.satisfaction)
+    goodput = estimate(own, lambda step: step.goodput_rps)
     assert satisfaction is not None and goodput is not None
-    both = [seed for seed in here if seed in base]
+    both = [seed for seed in own if seed in base]
     return Cell(
-        policy,
-        satisfaction,
-        Estimate.of([here[seed].satisfaction - base[seed].satisfaction for seed in both]),
-        goodput,
-        _ratio(goodput, over(base, lambda step: step.goodput_rps)),
-        p99(here),
-        _ratio(p99(here), p99(base)),
-        None if any(s.index < 0 for s in here.values()) else pooled_verdict(list(here.values())),
+        policy=policy,
+        satisfaction=satisfaction,
+        lead=Estimate.of([own[seed].satisfaction - base[seed].satisfaction for seed in both]),
+        goodput_rps=goodput,
+        goodput_ratio=_ratio(goodput, estimate(base, lambda step: step.goodput_rps)),
+        p99_ns=p99(own),
+        p99_ratio=_ratio(p99(own), p99(base)),
+        holds=None
+        if any(s.index < 0 for s in own.values())
+        else pooled_verdict(list(own.values())),
     )
 
 
@@ -344,9 +380,15 @@ def _draw_lines(ax: Any, comparison: Comparison, steps: Sequence[ComparedStep]) 
         colour, marker = _look(comparison, policy)
         xs, means = [x for x, _ in points], [share.mean for _, share in points]
         ax.plot(
-            xs, means, color=colour, marker=marker, markeredgecolor="white", markeredgewidth=0.7,
-            clip_on=False, zorder=3 + 1 / (1 + comparison.policies.index(policy)),
-        )  # fmt: skip
+            xs,
+            means,
+            color=colour,
+            marker=marker,
+            markeredgecolor="white",
+            markeredgewidth=0.7,
+            clip_on=False,
+            zorder=3 + 1 / (1 + comparison.policies.index(policy)),
+        )
         halves = [share.half or 0.0 for _, share in points]
         low = [max(0.0, mean - half) for mean, half in zip(means, halves, strict=True)]
         high = [min(1.0, mean + half) for mean, half in zip(means, halves, strict=True)]

@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure. `numbers` are what was drawn, fit for JSON; `text` is a table of them for people."""
+    """A figure. `numbers` are what was drawn, fit for JSON; `text` is a human-readable table of them."""
 
     files: list[Path]
     numbers: dict[str, Any]

@@ -27,9 +27,17 @@ from slosched.units import format_duration
 MOST_TOLD = 20
 
 _REQUEST_COLUMNS = (
-    "t", "request_id", "result", "model_id", "user_id", "latency", "deadline", "deadline_met", "is_coldstart",
+    "t",
+    "request_id",
+    "result",
+    "model_id",
+    "user_id",
+    "latency",
+    "deadline",
+    "deadline_met",
+    "is_coldstart",
     "arrival_count",
-)  # fmt: skip
+)
 
 _SCARCE = "add GPUs, allow more time, or send less (docs/planning.md)."
 _ADVICE = {
@@ -80,21 +88,21 @@ def explain(run_dir: Path, request_id: int) -> list[Told]:
     reasons = [row for row in _reasons(run_dir) if row.request_id == request_id]
     requests = _rows(run_dir, request_log.FILE_NAME, request_id)
     clients = _rows(run_dir, client_log.FILE_NAME, request_id)
-    told = [_of_reason(row, _client_of(clients, row.model_id)) for row in reasons]
+    found = [_of_reason(row, _client_of(clients, row.model_id)) for row in reasons]
     known = {(row.t, row.model_id) for row in reasons}
-    told += [
+    found += [
         _of_request(row, _client_of(clients, row["model_id"]))
         for row in requests
         if (row["t"], row["model_id"]) not in known
     ]
-    if not told:  # of a client's own directory, or never answered
-        told = [_of_client(row) for row in clients]
-    if not told:
+    if not found:  # of a client's own directory, or never answered
+        found = [_of_client(row) for row in clients]
+    if not found:
         raise InvalidConfig(
             f"{run_dir} has no request {request_id}; `slosched explain {run_dir}` lists the reasons with a "
             "request of each. A request that was wrong in itself (code 6) is not logged: its answer says why"
         )
-    return told[:MOST_TOLD]
+    return found[:MOST_TOLD]
 
 
 def summary(run_dir: Path) -> list[ReasonCount]:
@@ -164,7 +172,14 @@ def _of_reason(row: Reason, client: dict[str, Any] | None) -> Told:
     if late:
         advice = "Predictions were too short, or the answer waited: `slosched report` shows prediction errors."
     lines.append(f"  so         {advice or 'A worker could not run it; its log says more.'}")
-    return Told(row.request_id, row.model_id, row.code, False, row.reason, lines)
+    return Told(
+        request_id=row.request_id,
+        model_id=row.model_id,
+        code=row.code,
+        in_time=False,
+        reason=row.reason,
+        lines=lines,
+    )
 
 
 def _of_request(row: dict[str, Any], client: dict[str, Any] | None) -> Told:
@@ -177,7 +192,14 @@ def _of_request(row: dict[str, Any], client: dict[str, Any] | None) -> Told:
     ]
     if row["is_coldstart"]:
         lines.append(f"  weights    {_COLD}")
-    return Told(row["request_id"], row["model_id"], row["result"], met, "", lines)
+    return Told(
+        request_id=row["request_id"],
+        model_id=row["model_id"],
+        code=row["result"],
+        in_time=met,
+        reason="",
+        lines=lines,
+    )
 
 
 def _of_client(row: dict[str, Any]) -> Told:
@@ -188,7 +210,14 @@ def _of_client(row: dict[str, Any]) -> Told:
         *_client_lines(row),
         f"  so         {_OF_THE_DOOR.get(code, _ELSEWHERE)}",
     ]
-    return Told(row["request_id"], row["model_id"], code, bool(row["in_time"]), "", lines)
+    return Told(
+        request_id=row["request_id"],
+        model_id=row["model_id"],
+        code=code,
+        in_time=bool(row["in_time"]),
+        reason="",
+        lines=lines,
+    )
 
 
 def _client_lines(row: dict[str, Any] | None) -> list[str]:

@@ -25,9 +25,13 @@ from slosched.errors import InvalidConfig
 from slosched.units import NS_PER_MS
 
 COLUMNS = (
-    "action_type", "status", "expected_exec_duration", "worker_exec_duration",
-    "expected_exec_complete", "worker_exec_complete",
-)  # fmt: skip
+    "action_type",
+    "status",
+    "expected_exec_duration",
+    "worker_exec_duration",
+    "expected_exec_complete",
+    "worker_exec_complete",
+)
 _KINDS = {"INFER": ActionType.INFER, "LOAD": ActionType.LOAD_WEIGHTS}
 _ERRORS = {
     "duration": ("worker_exec_duration", "expected_exec_duration"),
@@ -38,7 +42,7 @@ _UNDER, _OVER, EXACT = (
     "over-predicted (was sooner)",
     "exactly as predicted",
 )
-#: What is smaller is drawn at this: an axis of logarithms has no 0, and nobody asks about 100 ns.
+#: What is smaller is drawn at this: a logarithmic axis has no 0, and errors of 100 ns do not matter.
 _LEAST_MS = 1e-3
 
 
@@ -89,7 +93,16 @@ def _sides(log: Mapping[str, NDArray[Any]], kind: str, error: str) -> list[Error
     ):
         if len(sizes):
             share = len(sizes) / len(errors_ms)
-            sides.append(ErrorSide(kind, error, name, len(sizes), share, sizes))
+            sides.append(
+                ErrorSide(
+                    kind=kind,
+                    error=error,
+                    side=name,
+                    actions=len(sizes),
+                    share=share,
+                    errors_ms=sizes,
+                )
+            )
     return sides
 
 
@@ -116,8 +129,8 @@ def _draw_panel(ax: Any, sides: list[ErrorSide]) -> None:
     if all(side.side == EXACT for side in sides):
         # An axis with nothing on it would look like a figure that failed.
         ax.set_axis_off()
-        said = f"all {sum(side.actions for side in sides)} exactly as predicted"
-        ax.text(0.5, 0.5, said, ha="center", va="center", color=PALE, transform=ax.transAxes)
+        text = f"all {sum(side.actions for side in sides)} exactly as predicted"
+        ax.text(0.5, 0.5, text, ha="center", va="center", color=PALE, transform=ax.transAxes)
         return
     for side in sides:
         if side.side == EXACT:
@@ -163,10 +176,14 @@ def _text(numbers: list[dict[str, Any]]) -> str:
     headings = ("action", "error of its", "side", "actions", "share %")
     rows = [
         (
-            n["kind"], n["error"], n["side"], n["actions"], 100 * n["share"],
+            n["kind"],
+            n["error"],
+            n["side"],
+            n["actions"],
+            100 * n["share"],
             *(n["error_ms"].get(name) for name in named),
         )
         for n in numbers
-    ]  # fmt: skip
+    ]
     note = "under-predicted: it took longer, or ended later, than predicted; over-predicted: sooner"
     return columns_text((*headings, *(f"{name} ms" for name in named)), rows) + "\n" + note

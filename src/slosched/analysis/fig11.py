@@ -97,9 +97,9 @@ def _measure(path: Path, window_ns: int) -> Trial:
 
 def _gpus(path: Path, actions: LogTable) -> int:
     """How many GPUs the run had: what its manifest says, else how many did something."""
-    said = stated(path, "gpus")
-    if isinstance(said, int):
-        return said
+    gpus = stated(path, "gpus")
+    if isinstance(gpus, int):
+        return gpus
     return len(np.unique(actions["worker_id"] * 1_000_000 + actions["gpu_id"]))
 
 
@@ -160,14 +160,23 @@ def _draw_best(ax: Any, trials: Sequence[Trial]) -> None:
     ax.plot(
         [trial.gpus for trial in trials],
         [trial.best_goodput_rps for trial in trials],
-        linestyle="", marker="o", markersize=4, color=COLOURS[0], alpha=0.4, label="each trial",
-    )  # fmt: skip
+        linestyle="",
+        marker="o",
+        markersize=4,
+        color=COLOURS[0],
+        alpha=0.4,
+        label="each trial",
+    )
     ax.plot(numbers, medians, color=COLOURS[0], marker="D", label="median of trials")
     # What the fewest GPUs did, as if it went on like that.
     ax.plot(
-        [0, numbers[-1]], [0, medians[0] / numbers[0] * numbers[-1]],
-        color=PALE, linewidth=1.0, linestyle=":", label=f"N = {numbers[0]} in proportion",
-    )  # fmt: skip
+        [0, numbers[-1]],
+        [0, medians[0] / numbers[0] * numbers[-1]],
+        color=PALE,
+        linewidth=1.0,
+        linestyle=":",
+        label=f"N = {numbers[0]} in proportion",
+    )
     ax.set_xlim(0, numbers[-1] * 1.05)
     ax.set_ylim(0, 1.35 * max(trial.best_goodput_rps for trial in trials) or 1.0)
     ax.set_xlabel("GPUs (N)")

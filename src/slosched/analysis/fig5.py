@@ -1,6 +1,6 @@
 """Figure 5: goodput and latency of one GPU under closed loops, for several SLOs (OSDI'20, §6.1).
 
-One run for each SLO, and for each scheduler that is compared. Of each run the published ten minutes
+One run for each SLO, and for each scheduler that is compared. The published ten minutes of each run
 count, which end one minute before its last answer. Goodput is what was in time per second; latency
 quantiles are of *all* requests, refused and failed ones with the time until they were told.
 """
@@ -51,7 +51,7 @@ def plot_fig5(
 ) -> Drawn:
     """Draw the runs into the directory `out` as fig5.png and .pdf.
 
-    Of each run the `window_ns` count that end `margin_ns` before the last answer. Raises
+    The `window_ns` of each run count that end `margin_ns` before its last answer. Raises
     InvalidConfig if a run is shorter or has no request log, MalformedLog, MissingPackage.
     """
     if not run_dirs:

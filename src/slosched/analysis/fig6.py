@@ -24,8 +24,15 @@ from slosched.units import NS_PER_MS, NS_PER_S
 
 WINDOW_NS = 10 * NS_PER_S
 _REQUESTS = (
-    "t", "user_id", "model_id", "result", "latency", "deadline", "deadline_met", "is_coldstart",
-)  # fmt: skip
+    "t",
+    "user_id",
+    "model_id",
+    "result",
+    "latency",
+    "deadline",
+    "deadline_met",
+    "is_coldstart",
+)
 _ACTIONS = ("t", "action_type", "status", "worker_id", "gpu_id", "worker_exec_duration", "goodput")
 _NAN = float("nan")
 
@@ -172,12 +179,26 @@ def _panels(numbers: _Numbers, slo_ms: float) -> list[Panel]:
 
 def _text(numbers: _Numbers) -> str:
     headings = (
-        "from s", "major r/s", "minor r/s", "p50 ms", "max ms", "cold %", "PCIe %", "GPU %",
+        "from s",
+        "major r/s",
+        "minor r/s",
+        "p50 ms",
+        "max ms",
+        "cold %",
+        "PCIe %",
+        "GPU %",
         "models",
-    )  # fmt: skip
+    )
     rows = zip(
-        numbers.start_s, numbers.goodput_major_rps, numbers.goodput_minor_rps,
-        numbers.latency_p50_ms, numbers.latency_max_ms, numbers.coldstart_percent,
-        numbers.pci_percent, numbers.gpu_percent, numbers.major_models_so_far, strict=True,
-    )  # fmt: skip
+        numbers.start_s,
+        numbers.goodput_major_rps,
+        numbers.goodput_minor_rps,
+        numbers.latency_p50_ms,
+        numbers.latency_max_ms,
+        numbers.coldstart_percent,
+        numbers.pci_percent,
+        numbers.gpu_percent,
+        numbers.major_models_so_far,
+        strict=True,
+    )
     return columns_text(headings, rows)

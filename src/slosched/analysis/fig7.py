@@ -77,7 +77,7 @@ def sweep_figure(runs: Sequence[tuple[str, Sequence[StepSummary]]]) -> Any:
     _draw_goodput(axes["goodput"], curves, factors)
     _draw_latency(axes["latency"], curves, factors)
     for ax in axes.values():
-        _scale_x(ax, curves, factors, wide=ax is axes["satisfaction"])
+        _scale_x(ax, curves, factors, full_width=ax is axes["satisfaction"])
     _legend(figure, curves)
     return figure
 
@@ -200,14 +200,14 @@ def _same_b1(steps: Sequence[StepSummary], factors: bool) -> bool:
     return max(units) < 1.05 * min(units)
 
 
-def _scale_x(ax: Any, curves: Sequence[_Curve], factors: bool, *, wide: bool) -> None:
+def _scale_x(ax: Any, curves: Sequence[_Curve], factors: bool, *, full_width: bool) -> None:
     from slosched.analysis.style import FixedLocator, FuncFormatter, NullLocator
 
     places = sorted({_x(step, factors) for curve in curves for step in curve.steps})
     ax.set_xscale("log")
     margin = (places[-1] / places[0]) ** 0.025 if places[0] < places[-1] else 2.0
     ax.set_xlim(places[0] / margin, places[-1] * margin)
-    ticks = _thin(places, _MOST_TICKS if wide else _MOST_TICKS // 2)
+    ticks = _thin(places, _MOST_TICKS if full_width else _MOST_TICKS // 2)
     ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))

@@ -125,9 +125,9 @@ def _label(path: Path, log: LogTable, background: NDArray[np.bool_]) -> str:
     copies, concurrency = stated(path, "copies_bg"), stated(path, "concurrency_bg")
     if copies is None:
         copies = len(np.unique(log["user_id"][background]))
-    words = f"M={copies}" + (f", C={concurrency}" if concurrency else "")
+    load = f"M={copies}" + (f", C={concurrency}" if concurrency else "")
     policy = policy_of(path)
-    return (f"{policy}: " if policy else "") + (words if copies else "no background")
+    return (f"{policy}: " if policy else "") + (load if copies else "no background")
 
 
 def _draw(curves: Sequence[Curves], out: Path) -> list[Path]:
@@ -145,10 +145,15 @@ def _draw(curves: Sequence[Curves], out: Path) -> list[Path]:
         for place, curve in enumerate(curves):
             colour = style.COLOURS[place % len(style.COLOURS)]
             ax.plot(
-                curve.foreground_at_s, curve.satisfaction, color=colour, label=curve.label,
-                marker=style.MARKERS[place % len(style.MARKERS)], markersize=4,
-                linewidth=1.6, clip_on=False,
-            )  # fmt: skip
+                curve.foreground_at_s,
+                curve.satisfaction,
+                color=colour,
+                label=curve.label,
+                marker=style.MARKERS[place % len(style.MARKERS)],
+                markersize=4,
+                linewidth=1.6,
+                clip_on=False,
+            )
             if curve.background_at_s:
                 behind.fill_between(
                     curve.background_at_s,
@@ -158,9 +163,13 @@ def _draw(curves: Sequence[Curves], out: Path) -> list[Path]:
                     linewidth=0,
                 )
                 behind.plot(
-                    curve.background_at_s, curve.background_rps, color=colour, linewidth=1.1,
-                    linestyle=(0, (2, 1.5)), alpha=0.8,
-                )  # fmt: skip
+                    curve.background_at_s,
+                    curve.background_rps,
+                    color=colour,
+                    linewidth=1.1,
+                    linestyle=(0, (2, 1.5)),
+                    alpha=0.8,
+                )
         ax.set_ylim(0, 1.03)
         ax.set_ylabel("Foreground satisfaction")
         top = max((rate for c in curves for rate in c.background_rps), default=1.0)
@@ -197,6 +206,11 @@ def _text(curves: Sequence[Curves]) -> str:
         for c in curves
     ]
     headings = (
-        "run", "FG requests", "in time %", "worst window", "BG in time", "BG median r/s",
-    )  # fmt: skip
+        "run",
+        "FG requests",
+        "in time %",
+        "worst window",
+        "BG in time",
+        "BG median r/s",
+    )
     return columns_text(headings, rows)

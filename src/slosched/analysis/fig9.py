@@ -147,20 +147,34 @@ def _panels(numbers: _Numbers, slo_ms: float) -> list[Panel]:
 
 def _text(numbers: _Numbers, totals: dict[str, float]) -> str:
     headings = (
-        "from s", "answered r/s", "goodput r/s", "p50 ms", "p99 ms", "max ms", "batch",
-        "cold models", "cold/s",
-    )  # fmt: skip
+        "from s",
+        "answered r/s",
+        "goodput r/s",
+        "p50 ms",
+        "p99 ms",
+        "max ms",
+        "batch",
+        "cold models",
+        "cold/s",
+    )
     rows = zip(
-        numbers.start_s, numbers.throughput_rps, numbers.goodput_rps, numbers.latency_p50_ms,
-        numbers.latency_p99_ms, numbers.latency_max_ms, numbers.batch_size, numbers.cold_models,
-        numbers.coldstarts_per_s, strict=True,
-    )  # fmt: skip
-    said = (
+        numbers.start_s,
+        numbers.throughput_rps,
+        numbers.goodput_rps,
+        numbers.latency_p50_ms,
+        numbers.latency_p99_ms,
+        numbers.latency_max_ms,
+        numbers.batch_size,
+        numbers.cold_models,
+        numbers.coldstarts_per_s,
+        strict=True,
+    )
+    summary = (
         f"{totals['requests']} requests to {totals['models']} models, "
         f"{_share(totals['satisfaction'])} in time; {totals['not_served']} not served, "
         f"{totals['served_late']} served late"
     )
-    return f"{columns_text(headings, rows)}\n{said}"
+    return f"{columns_text(headings, rows)}\n{summary}"
 
 
 def _share(value: float) -> str:

@@ -41,8 +41,8 @@ def of_client(requests: LogTable, client: LogTable) -> LogTable:
     arrival_ns: _Integers = requests["t"][rows] - requests["latency"][rows]
     apart_ns = np.abs(arrival_ns - client["scheduled_ns"][partner[rows]])
     nearest = np.lexsort((apart_ns, partner[rows]))
-    of = partner[rows][nearest]
-    first = np.concatenate([[True], of[1:] != of[:-1]])
+    partners = partner[rows][nearest]
+    first = np.concatenate([[True], partners[1:] != partners[:-1]])
     rows = np.sort(rows[nearest[first]])
     if len(rows) == len(requests):
         return requests

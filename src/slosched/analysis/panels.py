@@ -94,9 +94,16 @@ def _draw(ax: Any, panel: Panel, times: Sequence[float]) -> None:
         height, name = panel.level
         ax.axhline(height, color=PALE, linewidth=1.0, linestyle=":", zorder=1)
         ax.annotate(
-            name, (1, height), xycoords=("axes fraction", "data"), xytext=(-2, -2),
-            textcoords="offset points", ha="right", va="top", color=PALE, fontsize=8,
-        )  # fmt: skip
+            name,
+            (1, height),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, -2),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color=PALE,
+            fontsize=8,
+        )
     if panel.log:
         ax.set_yscale("log")
         low, high = ax.get_ylim()
@@ -114,6 +121,11 @@ def _draw(ax: Any, panel: Panel, times: Sequence[float]) -> None:
     if len(panel.series) > 1:
         # Beside the title, where no line can be.
         ax.legend(
-            loc="lower right", bbox_to_anchor=(1, 0.98), ncols=len(panel.series), fontsize=8.5,
-            borderaxespad=0.1, handlelength=1.6, columnspacing=1.2,
-        )  # fmt: skip
+            loc="lower right",
+            bbox_to_anchor=(1, 0.98),
+            ncols=len(panel.series),
+            fontsize=8.5,
+            borderaxespad=0.1,
+            handlelength=1.6,
+            columnspacing=1.2,
+        )

@@ -12,8 +12,8 @@ from slosched.analysis.drawn import Drawn, columns_text
 from slosched.errors import InvalidConfig
 from slosched.text_files import read_text
 
-#: The axis ends so many nines above the target, or above the best share that is no 1; a share of 1
-#: stands at its end.
+#: Nines between the end of the axis and the target, and between its end and the best share below 1. A share
+#: of 1 is drawn at the end.
 _ABOVE_TARGET, _ABOVE_POINTS = 1.0, 0.4
 
 
@@ -96,21 +96,35 @@ def _curve(ax: Any, document: Mapping[str, Any], top: float) -> None:
         if found["point"] == 1:
             ax.plot([x], [top], color=COLOURS[0], marker="^", markersize=9, clip_on=False, zorder=4)
             ax.annotate(
-                "all", (x, top), xytext=(8, -14), textcoords="offset points",
-                color=COLOURS[0], fontsize=9,
-            )  # fmt: skip
+                "all",
+                (x, top),
+                xytext=(8, -14),
+                textcoords="offset points",
+                color=COLOURS[0],
+                fontsize=9,
+            )
     target = _nines(document["target"])
     ax.axhline(target, color=PALE, linewidth=1.0, linestyle=":", zorder=1)
     ax.annotate(
-        f"target {document['target']:g}", (0, target), xycoords=("axes fraction", "data"),
-        xytext=(4, 3), textcoords="offset points", color=PALE, fontsize=9,
-    )  # fmt: skip
+        f"target {document['target']:g}",
+        (0, target),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 3),
+        textcoords="offset points",
+        color=PALE,
+        fontsize=9,
+    )
     if document["gpus"] is not None:
         ax.axvline(document["gpus"], color=INK, linewidth=1.0, linestyle=(0, (4, 2)), zorder=1)
         ax.annotate(
-            f"{document['gpus']} GPUs", (document["gpus"], 0), xycoords=("data", "axes fraction"),
-            xytext=(4, 6), textcoords="offset points", color=INK, fontsize=9.5,
-        )  # fmt: skip
+            f"{document['gpus']} GPUs",
+            (document["gpus"], 0),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, 6),
+            textcoords="offset points",
+            color=INK,
+            fontsize=9.5,
+        )
 
 
 def _nines(share: float) -> float:

@@ -22,7 +22,7 @@ from slosched.analysis.runs import distinct_names
 from slosched.errors import InvalidConfig, OutputExists
 from slosched.output_files import check_output, utf8, utf8_document, write_file
 
-#: Where the page goes if nobody says otherwise, within the first run directory.
+#: Default place of the page within the first run directory.
 FILE_NAME = "report.html"
 #: A manifest that is longer is cut: it may list thousands of models.
 _MANIFEST_CHARACTERS = 60_000
@@ -140,8 +140,8 @@ def _run(report: RunReport, prefix: str, figures: list[str]) -> Iterator[str]:
 
 
 def _titled(heading: str, note: str, content: tuple[Any, ...]) -> str:
-    said = f"<p>{escape(note)}</p>" if note else ""
-    return f"<h3>{escape(heading)}</h3>{said}{table(*content)}" if heading else table(*content)
+    paragraph = f"<p>{escape(note)}</p>" if note else ""
+    return f"<h3>{escape(heading)}</h3>{paragraph}{table(*content)}" if heading else table(*content)
 
 
 def _manifest(name: str, document: Mapping[str, Any]) -> str:

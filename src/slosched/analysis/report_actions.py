@@ -23,15 +23,32 @@ from slosched.errors import InvalidConfig
 from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
 _TIMES = (
-    "t", "controller_result_enqueue", "action_type", "status", "worker_id", "gpu_id",
-    "worker_exec_duration", "worker_exec_complete",
-)  # fmt: skip
+    "t",
+    "controller_result_enqueue",
+    "action_type",
+    "status",
+    "worker_id",
+    "gpu_id",
+    "worker_exec_duration",
+    "worker_exec_complete",
+)
 _SHOWN = (
-    "t", "controller_result_enqueue", "action_id", "action_type", "status", "worker_id", "gpu_id",
-    "model_id", "batch_size", "expected_exec_duration", "worker_exec_duration",
-    "expected_exec_complete", "worker_exec_complete", "goodput",
-)  # fmt: skip
-#: The timeline shows about so many inferences of a GPU, and at most so many actions and GPUs.
+    "t",
+    "controller_result_enqueue",
+    "action_id",
+    "action_type",
+    "status",
+    "worker_id",
+    "gpu_id",
+    "model_id",
+    "batch_size",
+    "expected_exec_duration",
+    "worker_exec_duration",
+    "expected_exec_complete",
+    "worker_exec_complete",
+    "goodput",
+)
+#: Size of the timeline: inferences of a GPU (about), and limits of its actions and GPUs.
 _IN_A_ROW = 22
 _MOST_SHOWN = 3_000
 _MOST_GPUS_SHOWN = 10
@@ -176,9 +193,17 @@ def measure_actions(
     shown["t"] = shown["t"] - start_ns
     first, second = len(slowest), len(slowest) + len(mispredicted)
     numbers = ActionNumbers(
-        count, infers, loads, evictions, failed, used, errors, classes,
-        slowest=_table(shown, range(first)), mispredicted=_table(shown, range(first, second)),
-    )  # fmt: skip
+        actions=count,
+        infers=infers,
+        loads=loads,
+        evictions=evictions,
+        failed=failed,
+        utilisation=used,
+        errors=errors,
+        classes=classes,
+        slowest=_table(shown, range(first)),
+        mispredicted=_table(shown, range(first, second)),
+    )
     if not len(rows):
         notices.append("there is no timeline: no action ran on a GPU after the first request")
         return numbers, None
@@ -215,13 +240,13 @@ def _utilisation(log: Columns, sent: Column) -> Utilisation:
     width = edges[1] - edges[0]
     exec_, loads = busy["exec"], busy["weights"]
     return Utilisation(
-        shown,
-        len(gpus),
-        (edges / NS_PER_S).tolist(),
-        exec_ / width,
-        loads / width,
-        (exec_.sum(axis=1) / (edges[-1] - edges[0])).tolist(),
-        (loads.sum(axis=1) / (edges[-1] - edges[0])).tolist(),
+        gpus=shown,
+        of_gpus=len(gpus),
+        edges_s=(edges / NS_PER_S).tolist(),
+        exec=exec_ / width,
+        loads=loads / width,
+        exec_share=(exec_.sum(axis=1) / (edges[-1] - edges[0])).tolist(),
+        load_share=(loads.sum(axis=1) / (edges[-1] - edges[0])).tolist(),
     )
 
 
@@ -287,7 +312,14 @@ def _excerpt(columns: Columns, window: tuple[int, int], chosen: bool, shortened:
         places, shortened = places[:_MOST_SHOWN], True
     columns = {name: column[places] for name, column in columns.items()}
     tracks = [(gpu, _lanes(columns, gpu)) for gpu in gpus[:_MOST_GPUS_SHOWN]]
-    return Excerpt(window[0], end_ns, chosen, tracks, len(gpus), shortened)
+    return Excerpt(
+        start_ns=window[0],
+        end_ns=end_ns,
+        chosen=chosen,
+        gpus=tracks,
+        of_gpus=len(gpus),
+        shortened=shortened,
+    )
 
 
 def _lanes(columns: Columns, gpu: Gpu) -> list[Lane]:

@@ -30,18 +30,30 @@ from slosched.units import NS_PER_MS, NS_PER_S
 
 _COLUMNS = frozenset(
     {
-        "t", "latency", "deadline", "result", "deadline_met", "is_coldstart",  # request log
-        "scheduled_ns", "latency_ns", "slo_ns", "code", "in_time", "cold",  # client log
-        "issue_delay_ns", "model_id", "slo_factor",
+        "t",
+        "latency",
+        "deadline",
+        "result",
+        "deadline_met",
+        "is_coldstart",  # request log
+        "scheduled_ns",
+        "latency_ns",
+        "slo_ns",
+        "code",
+        "in_time",
+        "cold",  # client log
+        "issue_delay_ns",
+        "model_id",
+        "slo_factor",
     }
-)  # fmt: skip
+)
 _FLAGS = frozenset({"deadline_met", "is_coldstart", "in_time", "cold"})
-#: At most so many windows of time in a figure.
+#: Limit of windows of time in a figure.
 _MOST_WINDOWS = 120
 #: Reasons that have a line of their own over time; the others share one.
 _MOST_REASONS = 5
 _MOST_MODELS = 40
-#: Of more steps than this the whole run's issue delay counts, and not each one's.
+#: With more steps than this, the issue delay of the whole run is shown instead of each step's.
 _MOST_STEPS = 100
 
 Say = Callable[[str], None]
@@ -139,7 +151,7 @@ class RunReport:
 
     @property
     def is_sweep(self) -> bool:
-        """True if there are several SLOs to draw a curve of, and not so many that it says nothing."""
+        """True if there are several SLOs to draw a curve of, and few enough for it to be readable."""
         return (
             1 < len({(s.slo_factor, s.slo_ns if not s.slo_factor else 0) for s in self.steps}) <= 60
         )
@@ -165,12 +177,18 @@ def read_report(
     start_ns = judge_.judged["start_ns"]
     actions, excerpt = measure_actions(path, start_ns, window, notices, say)
     return RunReport(
-        path=path, label=judge_.label, policy=policy_of(path), workload=_workload(path),
-        steps=controller.steps + client.steps, tails=client.tails + controller.tails,
-        actions=actions, excerpt=excerpt, notices=notices,
+        path=path,
+        label=judge_.label,
+        policy=policy_of(path),
+        workload=_workload(path),
+        steps=controller.steps + client.steps,
+        tails=client.tails + controller.tails,
+        actions=actions,
+        excerpt=excerpt,
+        notices=notices,
         manifests=[(place.name, document) for place, document in manifests_of(path)],
         **judge_.judged,
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
@@ -202,7 +220,15 @@ def _read_side(path: Path, side: str, *, judges: bool) -> _Side:
     run = replace(run, requests=_smaller(run.requests), client=_smaller(run.client))
     log = run.client if side == "client" else run.requests
     if log is None or not len(log):
-        return _Side(0, log is not None, log is not None and bool(log.truncated), "", [], [], {})
+        return _Side(
+            rows=0,
+            there=log is not None,
+            truncated=log is not None and bool(log.truncated),
+            label="",
+            steps=[],
+            tails=[],
+            judged={},
+        )
     (view,) = views_of(run)
     steps = summarise_view(view)
     judged: dict[str, Any] = {}
@@ -218,55 +244,63 @@ def _read_side(path: Path, side: str, *, judges: bool) -> _Side:
             "models": _models(view, log["model_id"], cold),
             "of_models": len(np.unique(log["model_id"])),
         }
-    return _Side(len(log), True, bool(log.truncated), run.label, steps, _tails(view), judged)
+    return _Side(
+        rows=len(log),
+        there=True,
+        truncated=bool(log.truncated),
+        label=run.label,
+        steps=steps,
+        tails=_tails(view),
+        judged=judged,
+    )
 
 
 def _workload(path: Path) -> str:
     """The workload in words, where a manifest has them."""
     for key in ("workload", "text"):
-        said = stated(path, key)
-        if isinstance(said, str):
-            return said
-        if isinstance(said, Mapping) and isinstance(said.get("text"), str):
-            return str(said["text"])
+        stated_value = stated(path, key)
+        if isinstance(stated_value, str):
+            return stated_value
+        if isinstance(stated_value, Mapping) and isinstance(stated_value.get("text"), str):
+            return str(stated_value["text"])
     return ""
 
 
 def _notices(path: Path, controller: _Side, client: _Side) -> list[str]:
     """What a reader has to know before believing the numbers."""
-    said: list[str] = []
+    found: list[str] = []
     manifests = manifests_of(path)
     for place, document in manifests:
         if not document:
-            said.append(
+            found.append(
                 f"{place.name} is empty or damaged, so the report cannot say what was run; the numbers "
                 "are from the logs"
             )
         elif document.get("ended_at") is None:
-            said.append(
+            found.append(
                 f"the run had not ended when {place.name} was last written: this is a part of it"
             )
         elif not document.get("complete", True):
             problem = (document.get("outcome") or {}).get("problem") or "see its outcome"
-            said.append(f"the run is not complete by its {place.name} ({problem})")
+            found.append(f"the run is not complete by its {place.name} ({problem})")
     if not manifests:
-        said.append("there is no manifest, so the report cannot say what was run")
+        found.append("there is no manifest, so the report cannot say what was run")
     for side, name in ((controller, "request log"), (client, "client log")):
         if side.truncated:
-            said.append(f"the {name} ends within a line, which was left out")
+            found.append(f"the {name} ends within a line, which was left out")
     if not client.rows:
         what = "an empty client log" if client.there else "no client log"
-        said.append(f"there is {what}: the controller judges, from the arrival of a request there")
+        found.append(f"there is {what}: the controller judges, from the arrival of a request there")
     elif not controller.rows:
-        said.append("there is no request log of the controller: the client judges alone")
+        found.append("there is no request log of the controller: the client judges alone")
     for _, document in manifests:
         outcome = document.get("outcome") or {}
         if isinstance(outcome, Mapping):
             verdict = outcome.get("verdict")
             if isinstance(verdict, str) and verdict.startswith("INVALID"):
-                said.append(verdict)
-            said += [str(warning) for warning in outcome.get("warnings") or []][:10]
-    return said
+                found.append(verdict)
+            found += [str(warning) for warning in outcome.get("warnings") or []][:10]
+    return found
 
 
 # ----------------------------------------------------------------------------------- numbers
@@ -322,12 +356,12 @@ def _verdicts(
     def sent_late(step: StepSummary) -> bool:
         if delays is None:
             return False  # the controller judges
-        here = np.ones(len(delays), bool)
+        counted = np.ones(len(delays), bool)
         if len(steps) <= _MOST_STEPS:
             end_ns = step.start_ns + step.duration_ns
-            here = (view.at_ns >= step.start_ns) & (view.at_ns <= end_ns)
-            here &= view.slo_factor == step.slo_factor
-        return float(np.quantile(delays[here], 0.99)) > ISSUE_DELAY_BOUND_NS
+            counted = (view.at_ns >= step.start_ns) & (view.at_ns <= end_ns)
+            counted &= view.slo_factor == step.slo_factor
+        return float(np.quantile(delays[counted], 0.99)) > ISSUE_DELAY_BOUND_NS
 
     return [
         (step, None if sent_late(step) else judge(step.requests, step.requests - step.satisfied))
@@ -409,16 +443,20 @@ def _models(view: View, ids: NDArray[np.int64], cold: NDArray[np.bool_]) -> list
     chosen = distinct[np.lexsort((distinct, -counts))][:_MOST_MODELS]
     rows = []
     for model_id in chosen.tolist():
-        here = ids == model_id
-        served = view.latency_ns[here & (view.code == 0)]
+        own = ids == model_id
+        served = view.latency_ns[own & (view.code == 0)]
         p50, p99 = np.quantile(served, (0.5, 0.99)) if len(served) else (np.nan, np.nan)
         if len(served) < least_samples():
-            p99 = np.nan  # of so few none is told
-        good = int(np.count_nonzero(view.satisfied[here]))
+            p99 = np.nan  # too few for a p99
+        good = int(np.count_nonzero(view.satisfied[own]))
         rows.append(
             ModelRow(
-                model_id, int(np.count_nonzero(here)), good, float(p50), float(p99),
-                int(np.count_nonzero(cold[here])),
+                model_id=model_id,
+                requests=int(np.count_nonzero(own)),
+                in_time=good,
+                p50_ns=float(p50),
+                p99_ns=float(p99),
+                cold=int(np.count_nonzero(cold[own])),
             )
-        )  # fmt: skip
+        )
     return rows

@@ -55,8 +55,8 @@ def page_svg(document: str, key: str, label: str) -> str:
     rest = _FONT.sub(r"font: \1\2 var(--font)", rest)
     rest = _COLOUR.sub(lambda found: f"var({_BY_LOWER[found.group().lower()]})", rest)
     rest = re.sub(r"\n\s*", "\n", rest)
-    said = escape(label)
-    return f'<svg class="drawn" {box.group()} role="img" aria-label="{said}"><title>{said}</title>{rest}'
+    title = escape(label)
+    return f'<svg class="drawn" {box.group()} role="img" aria-label="{title}"><title>{title}</title>{rest}'
 
 
 def sweep(runs: Sequence[tuple[str, Sequence[StepSummary]]], key: str, label: str) -> str:
@@ -116,9 +116,12 @@ def latency(tails: Sequence[Tail], slos_ms: Sequence[float], key: str, label: st
         ax = figure.subplots()
         for place, each in enumerate(tails):
             ax.plot(
-                each.quantiles_ms, each.nines, color=style.COLOURS[place], label=each.view,
+                each.quantiles_ms,
+                each.nines,
+                color=style.COLOURS[place],
+                label=each.view,
                 linestyle="-" if place == 0 else (0, (4, 1.8)),
-            )  # fmt: skip
+            )
         if len(slos_ms) <= _MOST_SLOS:
             for slo in slos_ms:
                 ax.axvline(slo, color=style.PALE, linewidth=0.9, linestyle=":", zorder=1)

@@ -26,7 +26,7 @@ _LEVELS = 20
 _CHARACTER = 7.4
 _TIMES = "\u00d7"
 
-#: Of an exec lane: heights of the predicted and of the actual boxes; of a lane of loads likewise.
+#: Heights of the predicted and of the actual boxes of a lane.
 _HEIGHTS = {"exec": (9, 19), "weights": (6, 11)}
 _GAP = 14
 
@@ -92,10 +92,10 @@ def utilisation_svg(used: Utilisation) -> str:
     for place, gpu in enumerate(used.gpus):
         y = top + place * pitch
         share, load_share = used.exec_share[place], used.load_share[place]
-        said = f"{gpu}: executing {100 * share:.1f} % of the run"
+        title = f"{gpu}: executing {100 * share:.1f} % of the run"
         if loads:
-            said += f", copying weights {100 * load_share:.1f} %"
-        parts.append(f"<g><title>{said}</title>")
+            title += f", copying weights {100 * load_share:.1f} %"
+        parts.append(f"<g><title>{title}</title>")
         parts.append(_strip(scale, used.edges_s, used.exec[place], y, height, "c0"))
         if loads:
             parts.append(_strip(scale, used.edges_s, used.loads[place], y + height, thin, "c1"))
@@ -193,7 +193,7 @@ def _lane(
     for row in range(len(at.ran)):
         model = int(rows["model_id"][row])
         colour = f"m{colours[model]}" if model in colours else "mx"
-        parts = [f"<g class={colour}><title>{_said(lane, gpu, row)}</title>"]
+        parts = [f"<g class={colour}><title>{_tooltip(lane, gpu, row)}</title>"]
         if at.expects[row] and place(at.due[row]) > place(at.due_begin[row]):
             parts.append(_box(place(at.due_begin[row]), place(at.due[row]), y, predicted, "due"))
         x, until = place(at.begin[row]), place(at.end[row])
@@ -226,26 +226,26 @@ def _label(x: float, until: float, y: float, model: int, batch: int) -> str:
     return _text((x + until) / 2, y, text, anchor="middle", kind="in") if text else ""
 
 
-def _said(lane: Lane, gpu: Gpu, row: int) -> str:
+def _tooltip(lane: Lane, gpu: Gpu, row: int) -> str:
     """What the browser shows of an action."""
     at, rows = lane.intervals, lane.rows
     kind = int(rows["action_type"][row])
     what = {ActionType.LOAD_WEIGHTS: "load of ", ActionType.EVICT_WEIGHTS: "eviction of "}
-    said = [f"{what.get(kind, '')}model {rows['model_id'][row]}"]  # type: ignore[call-overload]
+    parts = [f"{what.get(kind, '')}model {rows['model_id'][row]}"]  # type: ignore[call-overload]
     if kind == ActionType.INFER:
-        said.append(f"batch {rows['batch_size'][row]}")
-    said.append(str(gpu))
+        parts.append(f"batch {rows['batch_size'][row]}")
+    parts.append(str(gpu))
     if at.expects[row]:
-        said.append(f"predicted {format_duration(int(rows['expected_exec_duration'][row]))}")
+        parts.append(f"predicted {format_duration(int(rows['expected_exec_duration'][row]))}")
     if at.ran[row]:
-        said.append(f"took {format_duration(int(at.took[row]))}")
+        parts.append(f"took {format_duration(int(at.took[row]))}")
         if at.expects[row]:
             behind = int(rows["worker_exec_complete"][row] - rows["expected_exec_complete"][row])
             word = "after" if behind >= 0 else "before"
-            said.append(f"ended {format_duration(abs(behind))} {word} its predicted end")
+            parts.append(f"ended {format_duration(abs(behind))} {word} its predicted end")
     outcome = int(at.outcome[row])
     if outcome == FAILED:
-        said.append(f"failed: {code_name(int(rows['status'][row]))}")
+        parts.append(f"failed: {code_name(int(rows['status'][row]))}")
     elif outcome != DONE:
-        said.append(OUTCOMES[outcome])
-    return escape(", ".join(said))
+        parts.append(OUTCOMES[outcome])
+    return escape(", ".join(parts))

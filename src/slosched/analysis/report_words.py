@@ -54,7 +54,7 @@ def _rate(value: float) -> str:
 
 
 def time(value_ns: float) -> str:
-    """A duration for people, with a space before its unit."""
+    """A human-readable duration, with a space before its unit."""
     text = format_duration(value_ns)
     digits = text.rstrip("nsumµ")
     return f"{digits} {text[len(digits) :]}".strip()
@@ -115,8 +115,8 @@ def _bounds(report: RunReport) -> str:
 def judged(report: RunReport) -> str:
     """Who judges, and at which SLOs it holds."""
     side = report.headline.judge
-    said = f"Judged by the {side}"
-    said += (
+    judge = f"Judged by the {side}"
+    judge += (
         ": a request that its generator sent late is charged for it."
         if side == CLIENT_VIEW
         else "."
@@ -125,7 +125,7 @@ def judged(report: RunReport) -> str:
     if side != CLIENT_VIEW:
         verdict = verdict.replace("(client)", "(controller)")
     return (
-        f"{said} {verdict}. Bounds and verdicts follow MLPerf's early-stopping rule, which takes requests "
+        f"{judge} {verdict}. Bounds and verdicts follow MLPerf's early-stopping rule, which takes requests "
         "for independent of each other."
     )
 
@@ -133,18 +133,32 @@ def judged(report: RunReport) -> str:
 def runs_table(reports: Sequence[RunReport]) -> Content:
     """A row for each run."""
     headings = (
-        "run", "scheduler", "requests", "offered", "in time", "bounds (99 %)", "goodput", "p50", "p99",
+        "run",
+        "scheduler",
+        "requests",
+        "offered",
+        "in time",
+        "bounds (99 %)",
+        "goodput",
+        "p50",
+        "p99",
         "judge",
-    )  # fmt: skip
+    )
     rows = [
         [
-            r.name, r.policy or "-", f"{h.requests:,}", _rate(h.offered_rps),
-            share(h.in_time, h.requests), f"{format_share(h.low)} to {_upper(h.high)}",
-            _rate(h.goodput_rps), time(h.latency_ns.get("p50", math.nan)),
-            time(h.latency_ns["p99"]) if h.served >= _LEAST["p99"] else "-", h.judge.partition(",")[0],
+            r.name,
+            r.policy or "-",
+            f"{h.requests:,}",
+            _rate(h.offered_rps),
+            share(h.in_time, h.requests),
+            f"{format_share(h.low)} to {_upper(h.high)}",
+            _rate(h.goodput_rps),
+            time(h.latency_ns.get("p50", math.nan)),
+            time(h.latency_ns["p99"]) if h.served >= _LEAST["p99"] else "-",
+            h.judge.partition(",")[0],
         ]
         for r, h in ((report, report.headline) for report in reports)
-    ]  # fmt: skip
+    ]
     return headings, rows, (0, 1, 9)
 
 
@@ -307,8 +321,10 @@ def tables(report: RunReport) -> dict[str, list[Titled]]:
             note = "Actions that a worker refused or that failed; their requests were planned anew or lost."
             rows = [[name, f"{count:,}"] for name, count in numbers.failed]
             found["failed"] = [("Failed actions", note, (("reason", "actions"), rows, (0,)))]
-    of = f", the {len(report.models)} most wanted" if report.of_models > len(report.models) else ""
-    heading = f"Models ({report.of_models:,}{of})"
+    shown = (
+        f", the {len(report.models)} most wanted" if report.of_models > len(report.models) else ""
+    )
+    heading = f"Models ({report.of_models:,}{shown})"
     found["models"] = [
         (heading, "By the number that the logs give to an instance.", _models(report))
     ]
@@ -323,17 +339,30 @@ _CLASSES_NOTE = (
 
 def _steps(report: RunReport) -> Content:
     headings = (
-        "SLO", "deadline", "requests", "offered", "in time", "99 % hold", "goodput", "p50", "p99",
-    )  # fmt: skip
+        "SLO",
+        "deadline",
+        "requests",
+        "offered",
+        "in time",
+        "99 % hold",
+        "goodput",
+        "p50",
+        "p99",
+    )
     rows = [
         [
-            s.slo_text, time(s.slo_ns), f"{s.requests:,}", _rate(s.offered_rps),
-            share(s.satisfied, s.requests), verdict.short if verdict else "sent late",
-            _rate(s.goodput_rps), time(s.p50_ns),
+            s.slo_text,
+            time(s.slo_ns),
+            f"{s.requests:,}",
+            _rate(s.offered_rps),
+            share(s.satisfied, s.requests),
+            verdict.short if verdict else "sent late",
+            _rate(s.goodput_rps),
+            time(s.p50_ns),
             time(s.p99_ns) if s.requests - sum(s.by_code.values()) >= least_samples() else "-",
         ]
         for s, verdict in report.verdicts[:200]
-    ]  # fmt: skip
+    ]
     return headings, rows, ()
 
 
@@ -352,15 +381,28 @@ def _meaning(code: int | None) -> str:
 
 def _classes(numbers: ActionNumbers) -> Content:
     headings = (
-        "action", "count", "predicted", "took", "duration off p50", "p99", "completion off p50", "p99",
-    )  # fmt: skip
+        "action",
+        "count",
+        "predicted",
+        "took",
+        "duration off p50",
+        "p99",
+        "completion off p50",
+        "p99",
+    )
     rows = [
         [
-            c.name, f"{c.actions:,}", time(c.predicted_ns), time(c.took_ns), time(c.duration_p50_ns),
-            time(c.duration_p99_ns), time(c.completion_p50_ns), time(c.completion_p99_ns),
+            c.name,
+            f"{c.actions:,}",
+            time(c.predicted_ns),
+            time(c.took_ns),
+            time(c.duration_p50_ns),
+            time(c.duration_p99_ns),
+            time(c.completion_p50_ns),
+            time(c.completion_p99_ns),
         ]
         for c in numbers.classes
-    ]  # fmt: skip
+    ]
     return headings, rows, (0,)
 
 
@@ -376,11 +418,16 @@ def _actions(actions: Sequence[ActionRow]) -> Content:
     )
     rows = [
         [
-            str(a.action_id), a.what, str(a.gpu), f"{a.at_ns / NS_PER_S:.3f} s", time(a.predicted_ns),
-            time(a.took_ns), f"{a.behind_ns / NS_PER_MS:+.3f} ms",
+            str(a.action_id),
+            a.what,
+            str(a.gpu),
+            f"{a.at_ns / NS_PER_S:.3f} s",
+            time(a.predicted_ns),
+            time(a.took_ns),
+            f"{a.behind_ns / NS_PER_MS:+.3f} ms",
         ]
         for a in actions
-    ]  # fmt: skip
+    ]
     return headings, rows, (1, 2)
 
 
@@ -388,9 +435,13 @@ def _models(report: RunReport) -> Content:
     headings = ("model", "requests", "in time", "p50", "p99", "cold starts")
     rows = [
         [
-            str(m.model_id), f"{m.requests:,}", share(m.in_time, m.requests), time(m.p50_ns),
-            time(m.p99_ns), f"{m.cold:,}",
+            str(m.model_id),
+            f"{m.requests:,}",
+            share(m.in_time, m.requests),
+            time(m.p50_ns),
+            time(m.p99_ns),
+            f"{m.cold:,}",
         ]
         for m in report.models
-    ]  # fmt: skip
+    ]
     return headings, rows, ()

@@ -62,7 +62,7 @@ def open_run(
 ) -> Run:
     """Read the logs of a run directory, or one request log by its file name.
 
-    Of a directory with both logs, `requests` are those of that client alone. With `only` nothing but the
+    If the directory has both logs, `requests` are those of that client alone. With `only` nothing but the
     columns of these names (and those by which the two logs are compared) is read, in either log;
     "model_id", and the times of the requests, have to be among them. A log whose side is not in `sides` is
     left alone. Raises InvalidConfig if there is no such run, MalformedLog if a file of it is damaged.
@@ -94,7 +94,16 @@ def open_run(
         str(m.get("kind", "")).startswith("client") and not m.get("complete", True)
         for m in manifests
     )
-    return Run(path, requests, client, copies, rate, stated, partial, invalid_verdict(path))
+    return Run(
+        path=path,
+        requests=requests,
+        client=client,
+        copies=copies,
+        rate=rate,
+        stated=stated,
+        partial=partial,
+        invalid=invalid_verdict(path),
+    )
 
 
 def invalid_verdict(path: Path) -> str:
@@ -130,7 +139,7 @@ def read_requests(
 ) -> LogTable:
     """Return the request log of a run directory, or the one at `path` itself, which holds rows.
 
-    Of a directory with a client's log these are that client's requests alone, unless `everyone`'s are
+    If the directory has a client's log, these are that client's requests alone, unless `everyone`'s are
     asked for. Raises InvalidConfig if there is none or it is empty, MalformedLog if it is damaged.
     """
     if path.is_file():

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CONTROLLER_VIEW = "controller, from arrival"
 CLIENT_VIEW = "client, from the scheduled send"
 
-#: A step that comes again after so long a pause belongs to another sweep on the same controller.
+#: A step that comes again after a pause of this length belongs to another sweep on the same controller.
 _NEW_SWEEP_AFTER_NS = 5 * NS_PER_S
 
 Times = NDArray[np.int64]
@@ -100,26 +100,26 @@ def views_of(run: Run) -> list[View]:
         t = run.requests
         views.append(
             View(
-                CONTROLLER_VIEW,
-                t["t"] - t["latency"],
-                t["latency"],
-                t["slo_factor"],
-                t["deadline"],
-                t["result"],
-                t["deadline_met"],
+                name=CONTROLLER_VIEW,
+                at_ns=t["t"] - t["latency"],
+                latency_ns=t["latency"],
+                slo_factor=t["slo_factor"],
+                slo_ns=t["deadline"],
+                code=t["result"],
+                satisfied=t["deadline_met"],
             )
         )
     if run.client is not None:
         t = run.client
         views.append(
             View(
-                CLIENT_VIEW,
-                t["scheduled_ns"],
-                t["latency_ns"],
-                t["slo_factor"],
-                t["slo_ns"],
-                t["code"],
-                t["in_time"],
+                name=CLIENT_VIEW,
+                at_ns=t["scheduled_ns"],
+                latency_ns=t["latency_ns"],
+                slo_factor=t["slo_factor"],
+                slo_ns=t["slo_ns"],
+                code=t["code"],
+                satisfied=t["in_time"],
             )
         )
     return views

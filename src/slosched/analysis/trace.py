@@ -31,7 +31,7 @@ from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
 #: More actions than this are hard going for a viewer: without --from and --to the trace ends with them.
 MOST_ACTIONS = 100_000
-#: So many requests are shown, evenly taken from those of the window.
+#: Number of requests that are shown, evenly taken from those of the window.
 SAMPLED_REQUESTS = 200
 
 _ROUND_NS = 100 * NS_PER_MS
@@ -147,9 +147,16 @@ def write_trace(
         counter_events(file, shown, asked, span)
         sampled = 0 if asked is None else request_events(file, asked, requests)
     return Traced(
-        out, *span, end_ns - start_ns, len(rows), of_actions, sampled, file.events, clipped,
+        out,
+        *span,
+        end_ns - start_ns,
+        len(rows),
+        of_actions,
+        sampled,
+        file.events,
+        clipped,
         shortened,
-    )  # fmt: skip
+    )
 
 
 def _requests_of(run_dir: Path) -> LogTable | None:

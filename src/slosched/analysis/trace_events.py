@@ -30,7 +30,7 @@ from slosched.units import NS_PER_MS, NS_PER_S
 CONTROLLER = 1
 _FIRST_WORKER = 10
 
-#: Counters have a value for each of so many ns, or rarer ones: at most _MOST_SAMPLES.
+#: Time between two values of a counter; longer if there would be more than _MOST_SAMPLES.
 _QUEUE_STEP_NS = 10 * NS_PER_MS
 _RATE_STEP_NS = 100 * NS_PER_MS
 _MOST_SAMPLES = 5_000
@@ -143,21 +143,21 @@ class _Track:
 
     def _args(self, row: int) -> str:
         rows = self._rows
-        said = (
+        document = (
             f'{{"action":{rows["action_id"][row]},"model":{rows["model_id"][row]}'
             f',"batch":{rows["batch_size"][row]},"outcome":"{OUTCOMES[self._at.outcome[row]]}"'
             f',"status":{rows["status"][row]},"sent_us":{us(int(rows["sent"][row]))}'
         )
         if self._at.ran[row]:
-            said += f',"exec_us":{us(int(self._at.took[row]))}'
+            document += f',"exec_us":{us(int(self._at.took[row]))}'
         if self._at.expects[row]:
-            said += f',"predicted_exec_us":{us(int(rows["expected_exec_duration"][row]))}'
+            document += f',"predicted_exec_us":{us(int(rows["expected_exec_duration"][row]))}'
         if self._at.ran[row] and self._at.expects[row]:
             behind = int(rows["sent"][row] + rows["worker_exec_complete"][row] - self._at.due[row])
-            said += f',"ended_after_prediction_us":{us(behind)}'
+            document += f',"ended_after_prediction_us":{us(behind)}'
         if self._at.clipped[row]:
-            said += f',"clipped_us":{us(int(self._at.clipped[row]))}'
-        return said + "}"
+            document += f',"clipped_us":{us(int(self._at.clipped[row]))}'
+        return document + "}"
 
 
 # ---------------------------------------------------------------------------------- counters
@@ -204,9 +204,12 @@ def _answer_rates(file: TraceFile, requests: Columns, edges: Column) -> None:
     )
     for at, good_rate, bad_rate in rates:
         _count(
-            file, CONTROLLER, "answers per second", at,
+            file,
+            CONTROLLER,
+            "answers per second",
+            at,
             f'"in time":{good_rate:.6g},"not in time":{bad_rate:.6g}',
-        )  # fmt: skip
+        )
 
 
 def _edges(span: tuple[int, int], step_ns: int) -> Column:
@@ -254,7 +257,7 @@ def request_events(file: TraceFile, requests: Columns, most: int) -> int:
     rows = np.unique(np.linspace(0, total - 1, min(most, total)).astype(np.int64))
     arrived, answered = requests["arrived"][rows], requests["t"][rows]
     times = np.concatenate((arrived, answered))
-    # Of a request that was answered at once the beginning comes first.
+    # The sort is stable: a request that was answered at once begins before it ends.
     for place in np.argsort(times, kind="stable").tolist():
         begins = place < len(rows)
         row = int(rows[place if begins else place - len(rows)])

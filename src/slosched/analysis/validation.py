@@ -17,16 +17,16 @@ from slosched.telemetry import action_log, client_log
 from slosched.units import NS_PER_MS, format_duration, format_share
 from slosched.workloads.base import Step
 
-#: So many evenly spaced quantiles tell how a way's delays are spread.
+#: Number of evenly spaced quantiles that describe the spread of a latency.
 _QUANTILES = 201
 
 
 @dataclass(frozen=True)
 class Delays:
-    """The ways of a live run, ns: what is constant of each, and how the rest is spread.
+    """The network latencies of a live run, ns: the constant part of each, and the spread of the rest.
 
     `client_round_trip_ns` is what a request takes besides the controller's own latency. Spreads are evenly
-    spaced quantiles of what a way takes on top of its constant part. `medians_ns` are the measured ones, and
+    spaced quantiles of a latency less its constant part. `medians_ns` are the measured ones, and
     `actions` how many they are of.
     """
 
@@ -40,12 +40,16 @@ class Delays:
     @property
     def text(self) -> str:
         """The delays in one line."""
-        ways = {"to_worker": "to the worker", "from_worker": "back", "client": "client and back"}
+        latencies = {
+            "to_worker": "to the worker",
+            "from_worker": "back",
+            "client": "client and back",
+        }
         parts = []
-        for name, words in ways.items():
+        for name, direction in latencies.items():
             tail_ns = self.medians_ns[name] + self._beyond_median_ns(name)
             median = format_duration(self.medians_ns[name])
-            parts.append(f"{words} {median} (p95 {format_duration(tail_ns)})")
+            parts.append(f"{direction} {median} (p95 {format_duration(tail_ns)})")
         return f"{', '.join(parts)}; from {self.actions} live actions"
 
     def _beyond_median_ns(self, name: str) -> int:
@@ -69,7 +73,7 @@ def spread_of(values_ns: Sequence[int] | np.ndarray[Any, Any]) -> tuple[int, tup
 
 
 def measure_delays(run_dir: Path) -> Delays:
-    """Measure the ways of the live run in `run_dir` from its action log and client log.
+    """Measure the latencies of the live run in `run_dir` from its action log and client log.
 
     To a worker: `worker_action_received` (its clock is brought in line by heartbeats). Back: from the
     end of the exec to `controller_result_enqueue`. The clocks are brought in line as if both ways were
@@ -83,7 +87,7 @@ def measure_delays(run_dir: Path) -> Delays:
     served = client["code"] == 0
     if not infers.any() or not served.any():
         raise InvalidConfig(f"{run_dir}: no request was served, so there are no delays to measure")
-    ways = {
+    latencies = {
         "to_worker": actions["worker_action_received"][infers],
         "from_worker": (actions["controller_result_enqueue"] - actions["worker_exec_complete"])[
             infers
@@ -92,13 +96,13 @@ def measure_delays(run_dir: Path) -> Delays:
             client["latency_ns"] - client["issue_delay_ns"] - client["controller_latency_ns"]
         )[served],
     }
-    found = {name: spread_of(values) for name, values in ways.items()}
+    found = {name: spread_of(values) for name, values in latencies.items()}
     return Delays(
         to_worker_ns=found["to_worker"][0],
         from_worker_ns=found["from_worker"][0],
         client_round_trip_ns=found["client"][0],
         spreads_ns={name: spread_ns for name, (_, spread_ns) in found.items()},
-        medians_ns={name: round(float(np.median(values))) for name, values in ways.items()},
+        medians_ns={name: round(float(np.median(values))) for name, values in latencies.items()},
         actions=int(np.count_nonzero(infers)),
     )
 
@@ -199,9 +203,23 @@ def compare(
 
 
 HEADINGS = (
-    "step", "sent", "in time live", "simulated", "points", "met live", "simulated", "points", "goodput",
-    "p50 live", "simulated", "p99 live", "simulated", "try", "held", "machine",
-)  # fmt: skip
+    "step",
+    "sent",
+    "in time live",
+    "simulated",
+    "points",
+    "met live",
+    "simulated",
+    "points",
+    "goodput",
+    "p50 live",
+    "simulated",
+    "p99 live",
+    "simulated",
+    "try",
+    "held",
+    "machine",
+)
 
 
 def row(difference: StepDifference) -> list[str]:
@@ -253,10 +271,10 @@ def plot_validation(differences: Sequence[StepDifference], out: Path, *, title: 
         for place, group in enumerate(groups):
             chosen = [d for d in differences if d.live.group == group]
             _draw(axes, chosen, group, style.COLOURS[2 * place % len(style.COLOURS)], factors)
-        for ax, words in zip(
+        for ax, heading in zip(
             axes, ("in time (client)", "goodput (requests/s)", "latency p50, p99 (ms)"), strict=True
         ):
-            ax.set_title(words)
+            ax.set_title(heading)
             ax.set_xlabel("SLO multiplier (times b1)" if factors else "step")
             if factors:
                 _scale_x(ax, sorted({d.live.slo_factor for d in differences}))
@@ -280,8 +298,12 @@ def _draw(
     x = [d.live.slo_factor if factors else float(d.live.index) for d in differences]
     solid: dict[str, Any] = {"color": colour}
     dashed: dict[str, Any] = {
-        "color": "#000000", "linestyle": "--", "marker": "x", "linewidth": 1.2, "zorder": 4,
-    }  # fmt: skip
+        "color": "#000000",
+        "linestyle": "--",
+        "marker": "x",
+        "linewidth": 1.2,
+        "zorder": 4,
+    }
     for name, look in (("live", solid), ("simulated", dashed)):
         steps: list[StepResult] = [getattr(d, name) for d in differences]
         p50, p99 = (
@@ -296,12 +318,20 @@ def _draw(
 
 
 def _mark(
-    ax: Any, x: Sequence[float], y: Sequence[float], of: Sequence[StepDifference], colour: str
+    ax: Any,
+    x: Sequence[float],
+    y: Sequence[float],
+    differences: Sequence[StepDifference],
+    colour: str,
 ) -> None:
     """Put the live side's marks: filled, and hollow where the machine disturbed the step."""
     for hollow in (False, True):
-        places = [place for place, d in enumerate(of) if bool(d.disturbed) is hollow]
+        places = [place for place, d in enumerate(differences) if bool(d.disturbed) is hollow]
         ax.plot(
-            [x[place] for place in places], [y[place] for place in places], marker="o", linestyle="",
-            markerfacecolor="white" if hollow else colour, markeredgecolor=colour,
-        )  # fmt: skip
+            [x[place] for place in places],
+            [y[place] for place in places],
+            marker="o",
+            linestyle="",
+            markerfacecolor="white" if hollow else colour,
+            markeredgecolor=colour,
+        )

@@ -23,7 +23,7 @@ class Windows:
 
     `at_ns` are the rows' times, and no window lasts longer than until `end_ns`, but for a thirtieth: the
     last request of a minute comes a little before it is over. Raises InvalidConfig if there is no window,
-    or so many that nobody could read them.
+    or more than a reader could use.
     """
 
     def __init__(self, at_ns: Times, width_ns: int, start_ns: int, end_ns: int) -> None:
@@ -102,7 +102,7 @@ def closing_rows(times: Times, width_ns: int) -> list[int]:
     """Return the last row of each window, windowed as the published plotters do it.
 
     Rows come in file order. A window closes with the first row that makes its times span more than
-    `width_ns`, and the next row opens the next; what follows the last closing row is no window.
+    `width_ns`, and the next row opens the next; what follows the last closing row is not a window.
     """
     closing: list[int] = []
     first = 0
@@ -112,9 +112,9 @@ def closing_rows(times: Times, width_ns: int) -> list[int]:
             part = times[at : at + _ROWS]
             lows = np.minimum(np.minimum.accumulate(part), low)
             highs = np.maximum(np.maximum.accumulate(part), high)
-            over = np.flatnonzero(highs - lows > width_ns)
-            if len(over):
-                closing.append(at + int(over[0]))
+            too_long = np.flatnonzero(highs - lows > width_ns)
+            if len(too_long):
+                closing.append(at + int(too_long[0]))
                 break
             low, high = lows[-1], highs[-1]
         else:

@@ -18,8 +18,8 @@ _NARROW = 4
 _FIRST_PRICE = 0.6
 #: A wide search gains more than that one; measured, a little too much is better than too little.
 _MORE = 0.06
-#: A state with many that wait takes longer: beyond so many on average the search is narrower, but not
-#: narrower than that.
+#: A state with many waiting requests takes longer: beyond the first number on average the search is
+#: narrower, but never narrower than the second.
 _USUALLY_WAITING, _LEAST_WIDTH = 60, 4
 
 

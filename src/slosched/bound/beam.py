@@ -6,15 +6,15 @@ begins when its GPU is free and its requests are released, and ends by the first
 
 From each state the batches that look best are tried: by the index of the policy that the simulator runs,
 virtual deadline less a credit for each request, over the batches that can begin now and those worth a
-wait for a request which is known to come; and the one that can wait least. Of all that follow, `width`
+wait for a request which is known to come; and the one that can wait least. `width` of the resulting
 schedules are kept, those with the best
 
     price x served - (1 - price) x lost - nearly lost - per_ns x GPU time that has passed
 
 States are compared after equally many steps, some further in time than others: `per_ns` is what usually is
 gained in a ns of GPU time, so that being further is neither good nor bad. With price 0 it counts what is
-lost, with price 1 what is served; which is right depends on the load (achievable.py tries several). Who
-waits and has little time left is nearly lost.
+lost, with price 1 what is served; which is right depends on the load (achievable.py tries several). A
+waiting request with little time left is nearly lost.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from slosched.bound.window import useful_classes
 
 #: A batch that may come next: index, latest start, model, class, start, end, requests.
 _Found = tuple[float, int, int, int, int, int, tuple[int, ...]]
-#: Who waits and has no time left counts as lost by this much; it falls with the time left, by e for each
-#: so many usual execs.
+#: A waiting request without time left counts as _NEAR of a lost one; that falls with the time left, by a
+#: factor of e for each _NEAR_UNITS typical execs.
 _NEAR, _NEAR_UNITS = 0.3, 0.3
 #: If every candidate batch exceeds this multiple of a typical one, idling is also a candidate.
 _LONG = 3.0
@@ -211,22 +211,24 @@ class BeamSearch:
         """Batches of one model and class: the oldest that can be in time, now or with the next to come."""
         release_ns, due_ns = self._release_ns, self._due_ns
         ends_ns = now_ns + exec_ns
-        here = [i for i in members if release_ns[i] <= now_ns and due_ns[i] >= ends_ns]
-        if len(here) >= fewest:
-            self._found(here[:batch], batch, exec_ns, now_ns, now_ns, model, members, found)
-        if len(here) >= batch:
+        fitting = [i for i in members if release_ns[i] <= now_ns and due_ns[i] >= ends_ns]
+        if len(fitting) >= fewest:
+            self._found(fitting[:batch], batch, exec_ns, now_ns, now_ns, model, members, found)
+        if len(fitting) >= batch:
             return
-        had = len(here)
+        had = len(fitting)
         for coming in members:
             start_ns = release_ns[coming]
             if start_ns <= now_ns or start_ns > now_ns + self._most_wait_ns:
                 continue
             ends_ns = start_ns + exec_ns
-            here = [i for i in members if release_ns[i] <= start_ns and due_ns[i] >= ends_ns]
-            if len(here) > had and len(here) >= fewest:
-                had = len(here)
-                self._found(here[:batch], batch, exec_ns, start_ns, now_ns, model, members, found)
-            if len(here) >= batch:
+            fitting = [i for i in members if release_ns[i] <= start_ns and due_ns[i] >= ends_ns]
+            if len(fitting) > had and len(fitting) >= fewest:
+                had = len(fitting)
+                self._found(
+                    fitting[:batch], batch, exec_ns, start_ns, now_ns, model, members, found
+                )
+            if len(fitting) >= batch:
                 return
 
     def _found(
@@ -291,10 +293,15 @@ class BeamSearch:
                 )
             kept.append(
                 _State(
-                    tuple(free), waiting, parent.following, parent.served + len(taken),
-                    parent.lost, move.value, link,
+                    tuple(free),
+                    waiting,
+                    parent.following,
+                    parent.served + len(taken),
+                    parent.lost,
+                    move.value,
+                    link,
                 )
-            )  # fmt: skip
+            )
             if len(kept) == self._width:
                 break
         return kept

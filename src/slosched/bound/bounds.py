@@ -23,7 +23,7 @@ Progress = Callable[[str, CellProblem, float], None]
 class Effort:
     """How much is looked at, and how closely.
 
-    Of each step the first `span_ns` count. The linear programme looks at `windows` windows of
+    The first `span_ns` of each step count. The linear programme looks at `windows` windows of
     `window_ns` in it, on a grid of `grid_ns`. One that would have more than `largest` coefficients is
     made smaller, and looser; one that takes longer than `time_limit_s` is given up. `width` schedules
     are kept in the search for one.
@@ -40,8 +40,12 @@ class Effort:
 
     def __post_init__(self) -> None:
         for name, least in (
-            ("span_ns", 1), ("windows", 0), ("window_ns", 1), ("grid_ns", 1), ("width", 1),
-        ):  # fmt: skip
+            ("span_ns", 1),
+            ("windows", 0),
+            ("window_ns", 1),
+            ("grid_ns", 1),
+            ("width", 1),
+        ):
             value = getattr(self, name)
             if value < least:
                 raise InvalidConfig(f"bound: {name} must be at least {least}, not {value}")
@@ -138,10 +142,22 @@ def bound_cell(cell: CellProblem, effort: Effort, progress: Progress | None = No
     upper = share if exact or share >= min(1.0, capacity) else _upper(found, share)
     notes = _notes(cell, found)
     return CellBounds(
-        cell.step.index, cell.step.text, cell.step.slo_factor, cell.slo_ns,
-        cell.step.start_ns, cell.duration_ns, span_ns, counted, min(1.0, capacity), upper, share, exact,
-        covers, tuple(found), notes,
-    )  # fmt: skip
+        index=cell.step.index,
+        slo=cell.step.text,
+        slo_factor=cell.step.slo_factor,
+        slo_ns=cell.slo_ns,
+        start_ns=cell.step.start_ns,
+        duration_ns=cell.duration_ns,
+        span_ns=span_ns,
+        requests=counted,
+        capacity=min(1.0, capacity),
+        upper=upper,
+        achievable=share,
+        exact=exact,
+        in_every_window=covers,
+        windows=tuple(found),
+        notes=notes,
+    )
 
 
 def _check_grid(problem: Problem, grid_ns: int) -> None:
@@ -214,7 +230,14 @@ def _window(
     requests: list[Request] = [r for r, yes in zip(problem.requests, inside, strict=True) if yes]
     achieved = sum(yes and done for yes, done in zip(inside, served, strict=True))
     if achieved == len(requests):  # nothing can be better than all
-        return Window(start_ns, length_ns, len(requests), achieved, achieved, 0)
+        return Window(
+            start_ns=start_ns,
+            length_ns=length_ns,
+            requests=len(requests),
+            upper=achieved,
+            achieved=achieved,
+            size=0,
+        )
     bound = window_bound(
         problem,
         requests,
@@ -223,7 +246,13 @@ def _window(
         time_limit_s=effort.time_limit_s,
     )
     return Window(
-        start_ns, length_ns, len(requests), bound.served, achieved, bound.size, bound.fluid
+        start_ns=start_ns,
+        length_ns=length_ns,
+        requests=len(requests),
+        upper=bound.served,
+        achieved=achieved,
+        size=bound.size,
+        fluid=bound.fluid,
     )
 
 

@@ -17,7 +17,7 @@ _TIME_LIMIT_S = 60.0
 
 
 def capacity_bound(problem: Problem) -> float:
-    """At most so many requests of `problem` can be served; a number with fractions, not above theirs.
+    """An upper bound of the requests of `problem` that can be served; a fraction, at most their number.
 
     Raises MissingPackage without scipy.
     """
@@ -33,7 +33,7 @@ def capacity_bound(problem: Problem) -> float:
         )
         counts[costs] = counts.get(costs, 0) + 1
     lp = Programme()
-    # Rows: each sort of request is there so often; each kind of GPU has so much time, as a share of it.
+    # Rows: how often each sort of request occurs, and the time of each kind of GPU as a share of its total.
     lp.add_rows([float(count) for count in counts.values()])
     time_rows = lp.add_rows([1.0] * len(problem.kinds))
     for sort, (costs, count) in enumerate(counts.items()):

@@ -1,13 +1,13 @@
 """One GPU, one model, one SLO: the most requests that any scheduler can serve, exactly.
 
-Releases and dues are agreeable then: who is released first is due first. That gives two exchanges.
+Releases and dues are agreeable then: the request that is released first is due first. That gives two exchanges.
 
 1. Batches run one after the other, so of two batches A before B, A begins and ends sooner. If B serves a
    request that is older than one of A's, swap the two: the older one was released before A's younger one,
    hence before A begins, and is due after B ends, hence after A; the younger one was released before A
    begins, hence before B, and is due no sooner than the older one. So the served ones may be taken
    in order of release, each batch serving neighbours among them.
-2. If a batch leaves out a request between its first and its last, and nobody serves that one, let it take
+2. If a batch leaves out a request between its first and its last, and no batch serves that one, let it take
    the place of the batch's first: it was released before the last one was, and is due after the first.
    So each batch serves requests that are next to one another among all.
 

@@ -1,8 +1,8 @@
 """What a clairvoyant scheduler is asked: every request with its times, and GPUs that take exact times.
 
-A request counts if its answer is at the client within its SLO of its scheduled send. Whoever schedules
-pays the ways from client to controller to worker before the exec (`lead`) and those back after it
-(`tail`), and nothing else is sure: so an exec may begin at arrival + lead at the earliest and must end by
+A request counts if its answer is at the client within its SLO of its scheduled send. The scheduler pays the
+latencies from client to controller to worker before the exec (`lead`), and those of the answer after it
+(`tail`); nothing else is sure. So an exec may begin at arrival + lead at the earliest and must end by
 arrival + SLO - tail. The bounds leave out everything that a scheduler *may* have to pay besides: copies,
 jitter, stalls, clocks that differ, loads of weights, and not knowing the future.
 """
@@ -83,7 +83,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the bound is for: GPUs, and the ways that every request goes, in ns.
+    """The cluster of the bound: GPUs, and the network latencies of every request, in ns.
 
     `profiles` has one entry for each GPU. `default_slo_ns` is that of requests which name none. Classes
     above `max_batch`, and those above 1 that take longer than `max_exec_ns`, are not used.
@@ -129,7 +129,7 @@ class CellProblem:
 
 
 def check_open(workload: Workload, seed: int) -> None:
-    """Raises InvalidConfig for a workload with closed loops, of which nobody can know the arrivals."""
+    """Raises InvalidConfig for a workload with closed loops, whose arrivals are not known beforehand."""
     for stream in workload.streams(seed):
         if isinstance(stream, ClosedLoop | BurstyClosedLoop):
             raise InvalidConfig(
@@ -175,7 +175,16 @@ def cells_of(
             problem = Problem(gpus, classes, tuple(request for request, _ in pairs))
             offsets = tuple(at_ns - step.start_ns for _, at_ns in pairs)
             length_ns = ends_ns - step.start_ns
-            found.append(CellProblem(step, length_ns, slo_ns, problem, offsets, fit))
+            found.append(
+                CellProblem(
+                    step=step,
+                    duration_ns=length_ns,
+                    slo_ns=slo_ns,
+                    problem=problem,
+                    offsets_ns=offsets,
+                    weights_fit=fit,
+                )
+            )
     return found
 
 

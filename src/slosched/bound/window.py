@@ -41,7 +41,7 @@ from slosched.bound.solver import Integers, Programme
 
 #: HiGHS is exact to about 1e-7 per row: this much above a whole number still counts as it.
 _ROUNDING = 1e-4
-#: Fluid work is put into blocks of so many slots.
+#: Slots in a block of fluid work.
 _BLOCK = 20
 
 
@@ -219,10 +219,10 @@ class _Build:
 
     def _occupy(self, starts: Integers, slot: Integers, exec_ns: int, flow: int) -> None:
         """What begins in `slot` runs until its exec time, cut to whole slots, is over."""
-        over = slot + exec_ns // self._grid_ns
+        ends = slot + exec_ns // self._grid_ns
         self._lp.put(flow + slot, starts, -1.0, equal=True)
-        inside = over < self._slots
-        self._lp.put(flow + over[inside], starts[inside], 1.0, equal=True)
+        inside = ends < self._slots
+        self._lp.put(flow + ends[inside], starts[inside], 1.0, equal=True)
 
     def _add_fluid(
         self, members: Sequence[tuple[int, Request]], table: Classes, blocks: int

@@ -40,6 +40,7 @@ _ORDER = (
     "client",
     "models",
     "status",
+    "unload",
     "simulate",
     "compare",
     "max-rate",
@@ -126,6 +127,7 @@ app.add_typer(
 )
 app.command("models", short_help="List the models of a controller.")(ask.models)
 app.command("status", short_help="Show a controller's state.")(ask.status)
+app.command("unload", short_help="Unload a model from the workers.")(ask.unload)
 app.command("profile", short_help="Measure models on a device.")(profile.profile)
 app.command("simulate", cls=PositionalCommand, short_help="Run a workload in virtual time.")(
     simulate.simulate

@@ -1,4 +1,4 @@
-"""One question to a controller, one answer: `infer`, `models` and `status`."""
+"""One question to a controller, one answer: `infer`, `models`, `status` and `unload`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from slosched.errors import InvalidConfig, RequestFailed
 from slosched.units import NS_PER_MS, format_duration
 
 if TYPE_CHECKING:
+    from slosched.clients.inference import Unloaded
     from slosched.messages import ModelInfo
 
 #: Names of one library's models that `models` prints; more of them it counts.
@@ -230,14 +231,73 @@ def status(
     say(status_text(where, report))
 
 
-def _ask(address: str, question: str) -> Any:
-    """Connect, call the client's method `question`, and return its answer. Bounded: 5 s each."""
+# ------------------------------------------------------------------------------------- unload
+
+
+def unload(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="A model's name; `slosched models` lists them.")],
+    address: Address = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Take the model from clients that use it. Operators only; see above."
+        ),
+    ] = False,
+    name: Annotated[
+        str,
+        typer.Option(
+            "--name",
+            help="Name of this client at the controller; for --force, one of its --operators. "
+            "Default: slosched unload.",
+            show_default=False,
+        ),
+    ] = "",
+    json: Json = False,
+) -> None:
+    """Unload a model: its instances leave the workers' host memory.
+
+    Without --force the instances that no client uses are unloaded, and the others are kept. With --force
+    all are: clients that use the model lose it, and their waiting requests are answered with code 1; what
+    runs already is served. The controller must list this client's name in its option --operators.
+
+    A client that needs the model again loads it again, which takes as long as the first time. Exit code 0:
+    done, even if every instance is kept; exit code 2: no instance of the model is loaded, this client is
+    not an operator, or the controller keeps everything (INFER4, SMART, --fidelity paper, --placement demand).
+
+    \b
+    Examples:
+      slosched unload resnet50_v2
+      slosched unload resnet50_v2 cluster02:12346 --force --name ops
+      slosched client cluster02:12346 unload bert_base --json
+    """
+    where = controller_address(ctx, address)
+    answer: Unloaded = _ask(where, "unload", model, name=name, force=force)
+    if json:
+        print_json({"model": model, "unloaded": answer.unloaded, "kept": answer.kept})
+        return
+    say(f"{model}: {_outcome(answer)}")
+
+
+def _outcome(answer: Unloaded) -> str:
+    noun = "instance" if answer.unloaded == 1 else "instances"
+    text = f"{answer.unloaded:,} {noun} unloaded"
+    if not answer.kept:
+        return text
+    return f"{text}, {answer.kept:,} kept: other clients use {'it' if answer.kept == 1 else 'them'}"
+
+
+def _ask(address: str, question: str, *values: Any, name: str = "", **options: Any) -> Any:
+    """Connect as `name`, call the client's method `question` with the rest, and return its answer.
+
+    The method's own time limit bounds the wait, and that for a connection is 5 s.
+    """
     import uvloop
 
     from slosched.clients.aio import connect
 
     async def main() -> Any:
-        async with connect(address, name=f"slosched {question}") as client:
-            return await getattr(client, question)()
+        async with connect(address, name=name or f"slosched {question}") as client:
+            return await getattr(client, question)(*values, **options)
 
     return uvloop.run(main())

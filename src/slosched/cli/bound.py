@@ -60,7 +60,7 @@ _Duration = Annotated[
         "workload that never ends."
     ),
 ]
-_Span = Annotated[str, typer.Option(help="Of each step, what is sent in its first so much counts.")]
+_Span = Annotated[str, typer.Option(help="Requests sent in this first part of each step count.")]
 _Windows = Annotated[
     int,
     typer.Option(min=0, help="Windows of each step's span for the linear programme; 0: none."),
@@ -68,7 +68,8 @@ _Windows = Annotated[
 _Length = Annotated[
     str,
     typer.Option(
-        "--window-length", help="Of each window. Longer: tighter, and more than that much slower."
+        "--window-length",
+        help="Length of a window. Longer: tighter, but disproportionately slower.",
     ),
 ]
 _Grid = Annotated[
@@ -108,7 +109,7 @@ def bound(
 ) -> None:
     """Say how many requests in time any scheduler could reach, for each step of a workload.
 
-    Whoever schedules here knows every arrival beforehand, finds all weights loaded, and pays nothing but
+    This scheduler knows every arrival beforehand, finds all weights loaded, and pays nothing but
     exec times and the latencies to the GPU and back (--latency). The table has, as shares of the requests:
 
     \b
@@ -151,10 +152,10 @@ def bound(
 
 
 def cluster_of(spec: SimSpec, sim: SimOptions, judge: str) -> Cluster:
-    """What the simulation's options say of GPUs and ways. Raises InvalidConfig for what has no bounds.
+    """The GPUs and latencies of the simulation's options. Raises InvalidConfig if there is no bound for them.
 
-    `judge` says whose deadlines count, "client" or "controller"; for the latter the client's ways are no
-    part of it.
+    `judge` says whose deadlines count, "client" or "controller"; for the latter the latency between client
+    and controller does not count.
     """
     from slosched.bound.problem import Cluster
 

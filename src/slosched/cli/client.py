@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slosched.cli.ask import Json, controller_address, infer, models, status
+from slosched.cli.ask import Json, controller_address, infer, models, status, unload
 from slosched.cli.guard import SloschedGroup
 from slosched.cli.help import SloschedTyper
 from slosched.cli.max_rate import max_rate_live
@@ -96,7 +96,7 @@ app = SloschedTyper(
     name="client",
     rich_markup_mode=None,
     no_args_is_help=True,
-    subcommand_metavar="WORKLOAD|FILE.toml|infer|max-rate|models|status [ARGS]...",
+    subcommand_metavar="WORKLOAD|FILE.toml|infer|max-rate|models|status|unload [ARGS]...",
 )
 
 
@@ -120,6 +120,7 @@ app.command("infer")(infer)
 app.command("max-rate", short_help="The highest rate at which an SLO holds.")(max_rate_live)
 app.command("models")(models)
 app.command("status")(status)
+app.command("unload")(unload)
 
 
 # ----------------------------------------------------------------------------------- workloads

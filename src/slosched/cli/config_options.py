@@ -142,17 +142,17 @@ def _value(row: Row, given: Any) -> Any:
 
 def command_line(config: Any) -> list[str]:
     """The options with which a command gets exactly the options of `config`. A value of None is left out."""
-    words: list[str] = []
+    arguments: list[str] = []
     for row in command_rows(type(config)):
         value = getattr(config, row.field)
         if value in (None, ()):
             continue
         if row.plain is bool:
             on, _, off = row.argument.partition("/")
-            words.append(on if value else off)
+            arguments.append(on if value else off)
         else:
-            words += [row.argument, _text(row, value)]
-    return words
+            arguments += [row.argument, _text(row, value)]
+    return arguments
 
 
 def _text(row: Row, value: Any) -> str:

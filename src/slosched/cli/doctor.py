@@ -209,7 +209,7 @@ def _timer(seconds: float) -> Iterator[Check]:
 
 
 def _stalls(seconds: float) -> Check:
-    """The longest gap in a loop that does nothing but read the clock: somebody else had the CPU."""
+    """The longest gap in a loop that does nothing but read the clock: another process had the CPU."""
     from slosched.clock import now_ns
 
     last = start = now_ns()

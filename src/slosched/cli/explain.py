@@ -49,11 +49,11 @@ def explain(run_dir: _RunDir, request: _Request = None, *, json: Json = False) -
     from slosched.analysis.explain import printable, summary
 
     if request is not None:
-        told = explained(run_dir, request)
+        requests = explained(run_dir, request)
         if json:
-            print_json([vars(each) for each in told])
+            print_json([vars(each) for each in requests])
             return
-        say("\n\n".join("\n".join(each.lines) for each in told))
+        say("\n\n".join("\n".join(each.lines) for each in requests))
         return
     reasons = summary(run_dir)
     if json:

@@ -34,7 +34,7 @@ _Verbose = Annotated[
 
 _SHOWN_EVERY_NS = 5 * NS_PER_S
 _WAIT_S = 1.0
-#: After so many failures the rest is not run: they rarely differ.
+#: Number of failures after which the rest is not run: they rarely differ.
 _MOST_FAILURES = 5
 
 

@@ -6,7 +6,7 @@
 | a SloschedError                    | that class's `exit_code` |
 | a usage error                      | 2         |
 | the system has no room (disk, open files, memory) | 1 |
-| an error that nobody foresaw       | 70 (the traceback goes into a file) |
+| an unexpected error                | 70 (the traceback goes into a file) |
 | Ctrl-C                             | 130       |
 | the reader of our output went away | 141, and silence |
 """
@@ -134,7 +134,7 @@ def guarded(run: Callable[[], Any]) -> Any:
 def _of_the_system(error: Exception) -> str | None:
     """What to say of an error of the system that no program can mend; None for any other.
 
-    libzmq's errors have a number as well, and are no OSError.
+    libzmq's errors have a number as well, and are not an OSError.
     """
     number = getattr(error, "errno", None)
     if number in (errno.EMFILE, errno.ENFILE):

@@ -1,6 +1,6 @@
 """A live run on this machine: a worker with emulated GPUs, a controller and a client, all children.
 
-Only free ports of 127.0.0.1 are used, and every process is ended by whoever called.
+Only free ports of 127.0.0.1 are used, and the caller ends every process.
 """
 
 from __future__ import annotations

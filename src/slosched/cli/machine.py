@@ -134,7 +134,7 @@ def _sample(at_ns: int) -> _Sample:
     try:
         fields = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0].split()
         user, nice, system, steal = (int(fields[place]) for place in (1, 2, 3, 8))
-        # What waits for interrupts is nobody's; threads of the kernel mostly work for whoever loads it.
+        # Time in interrupts belongs to no process; kernel threads mostly work for the process that loads them.
         foreign = user + nice + system - _ours(os.getpid())
     except (OSError, ValueError, IndexError):
         return _Sample(at_ns, 0, 0)

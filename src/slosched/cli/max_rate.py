@@ -118,7 +118,7 @@ def max_rate_live(
             )
 
         found = _found(asked.probe(send), search)
-    raise typer.Exit(_told(found, stopping, json=json, cut_short=PeerUnreachable.exit_code))
+    raise typer.Exit(_report(found, stopping, json=json, cut_short=PeerUnreachable.exit_code))
 
 
 @takes_sim_options
@@ -163,7 +163,7 @@ def max_rate_simulated(
             return simulate(spec, stop=stopping), ()
 
         found = _found(asked.probe(send), search)
-    raise typer.Exit(_told(found, stopping, json=json, cut_short=_FAILED))
+    raise typer.Exit(_report(found, stopping, json=json, cut_short=_FAILED))
 
 
 # ------------------------------------------------------------------------------------ in common
@@ -217,7 +217,7 @@ def _found(probe: Probe, search: Search) -> MaxRate:
     return find_max_rate(probe, search, on_tried=lambda tried: warn(f"max-rate: {tried.text}"))
 
 
-def _told(found: MaxRate, stopping: Stopping, *, json: bool, cut_short: int) -> int:
+def _report(found: MaxRate, stopping: Stopping, *, json: bool, cut_short: int) -> int:
     """Print the answer; return the exit code."""
     from slosched.loadgen.max_rate import End
 

@@ -176,15 +176,15 @@ def _spec(
     else:
         counted_ns = duration_ns("--duration", duration)
     return PlanSpec(
-        mix.entries,
-        sim.spec(policy, mix.workload(), seed=seed),
-        target,
-        low,
-        high,
-        seeds,
-        counted_ns,
-        read_wait("--warmup", warmup),
-        each_model,
+        entries=mix.entries,
+        base=sim.spec(policy, mix.workload(), seed=seed),
+        target=target,
+        low=low,
+        high=high,
+        seeds=seeds,
+        duration_ns=counted_ns,
+        warmup_ns=read_wait("--warmup", warmup),
+        each_model=each_model,
     )
 
 

@@ -108,8 +108,8 @@ def fig5(
 ) -> None:
     """Goodput and latency of closed loops for several SLOs (OSDI'20, Figure 5).
 
-    One run for each SLO; runs of several schedulers are drawn side by side. Of each the 10 minutes
-    count that end one minute before its end. Latencies are those of all requests, refused ones too.
+    One run for each SLO; runs of several schedulers are drawn side by side. The 10 minutes
+    of each run count that end one minute before its end. Latencies are those of all requests, refused ones too.
 
     \b
     Examples:

@@ -248,10 +248,10 @@ class SimOptions:
     def _network(self) -> Network:
         from slosched.sim.network import Network
 
-        ways = [_time_ns("--latency", text) for text in self.latency.split(",")]
-        if len(ways) not in (1, 4):
-            raise InvalidConfig(f"--latency takes one time or four, not {len(ways)}")
-        from_client_ns, to_client_ns, to_worker_ns, from_worker_ns = (ways * 4)[:4]
+        latencies = [_time_ns("--latency", text) for text in self.latency.split(",")]
+        if len(latencies) not in (1, 4):
+            raise InvalidConfig(f"--latency takes one time or four, not {len(latencies)}")
+        from_client_ns, to_client_ns, to_worker_ns, from_worker_ns = (latencies * 4)[:4]
         return Network(
             to_worker_ns=to_worker_ns,
             from_worker_ns=from_worker_ns,

@@ -60,7 +60,7 @@ _Duration = Annotated[
 _Out = Annotated[
     Path | None,
     typer.Option(
-        help="Run directory; of several runs, the folder of theirs, where complete ones are not run "
+        help="Run directory; for several runs, the folder of all, where complete ones are not run "
         "again. Default ./slosched-runs/<time>-simulation."
     ),
 ]

@@ -19,9 +19,9 @@ def status_text(address: str, report: dict[str, Any]) -> str:
         gpus = [(w, dict(g)) for w in workers for g in w.get("gpus", ())]
         if gpus:
             blocks.append(_gpus(gpus))
-            told = [(w, g, dict(g["stats"])) for w, g in gpus if g.get("stats")]
-            if told:
-                blocks.append(_stats(told))
+            reporting = [(w, g, dict(g["stats"])) for w, g in gpus if g.get("stats")]
+            if reporting:
+                blocks.append(_stats(reporting))
         aside = [
             f"worker {w.get('worker_id')} put {name} aside: {reason}"
             for w in workers
@@ -138,13 +138,13 @@ def _stats(gpus: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]) ->
     rows = [
         (
             f"{w.get('worker_id')}/{g.get('gpu_id')}",
-            _said(s, "sm_percent", "{:.0f} %"),
-            _said(s, "memory_percent", "{:.0f} %"),
+            _reading(s, "sm_percent", "{:.0f} %"),
+            _reading(s, "memory_percent", "{:.0f} %"),
             _memory(s),
-            _said(s, "power_mw", "{:.0f} W", 1e3),
-            _said(s, "energy_mj", "{:.3f} kJ", 1e6),
-            _said(s, "temperature_c", "{:.0f} C"),
-            _said(s, "sm_clock_mhz", "{:.0f} MHz"),
+            _reading(s, "power_mw", "{:.0f} W", 1e3),
+            _reading(s, "energy_mj", "{:.3f} kJ", 1e6),
+            _reading(s, "temperature_c", "{:.0f} C"),
+            _reading(s, "sm_clock_mhz", "{:.0f} MHz"),
             s.get("name") or "-",
         )
         for w, g, s in gpus
@@ -163,14 +163,14 @@ def _stats(gpus: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]) ->
     return table_text(headings, rows)
 
 
-def _said(stats: Mapping[str, Any], name: str, form: str, scale: float = 1.0) -> str:
+def _reading(stats: Mapping[str, Any], name: str, form: str, scale: float = 1.0) -> str:
     value = stats.get(name)
     return "-" if value is None else form.format(value / scale)
 
 
 def _memory(stats: Mapping[str, Any]) -> str:
-    used = _said(stats, "memory_used_bytes", "{:.1f}", 2**30)
-    total = _said(stats, "memory_total_bytes", "{:.1f} GiB", 2**30)
+    used = _reading(stats, "memory_used_bytes", "{:.1f}", 2**30)
+    total = _reading(stats, "memory_total_bytes", "{:.1f} GiB", 2**30)
     return "-" if used == total == "-" else f"{used}/{total}"
 
 

@@ -224,9 +224,9 @@ def _disturbed(plan: Plan, live: RunResult, meter: Meter) -> list[tuple[str, ...
 
 
 def network_like(delays: Delays) -> Network:
-    """A network whose ways take what those of a live run took.
+    """A network with the latencies of a live run.
 
-    Only the sum of the client's two ways is known: what varies of it is put on the way back.
+    Only the sum of the client's two latencies is known; its variation is put into the second, to the client.
     """
     from slosched.sim.network import Network
 

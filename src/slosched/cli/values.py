@@ -46,7 +46,7 @@ def given(**values: object) -> dict[str, Any]:
 def duration_ns(option: str, text: str, *, bare_unit: str = "s", may_be_0: bool = False) -> int:
     """Return a duration above 0 in ns. `option` is named in the error.
 
-    A bare number is in seconds; Clockwork's positional options ask for "ns". Of the options in
+    A bare number is in seconds; Clockwork's positional options ask for "ns". For the options in
     `_ONCE_IN_NS`, a bare number of 1,000 s or more is refused.
     """
     try:

@@ -23,7 +23,7 @@ from slosched.units import NS_PER_S
 if TYPE_CHECKING:
     from slosched.clients.aio import AsyncClient
 
-#: An answer is waited for so long, or an interval if that is longer.
+#: Time for an answer; an interval if that is longer.
 _ANSWER_WITHIN_S = 1.0
 _UNANSWERED = (ConnectionLost, MalformedMessage, PeerUnreachable, RequestFailed)
 
@@ -69,7 +69,7 @@ class Look:
 
 
 def run_watch(address: str, *, interval_ns: int, as_json: bool) -> None:
-    """Show `address` until Ctrl-C. Raises PeerUnreachable if nobody answers the first question."""
+    """Show `address` until Ctrl-C. Raises PeerUnreachable if the first question gets no answer."""
     import uvloop
 
     with _Screen(address, as_json=as_json) as screen:

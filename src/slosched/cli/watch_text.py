@@ -26,7 +26,7 @@ def watch_text(
     """Return the block of one look. `rates` is None at the first, and after a restart.
 
     `height` are the lines there are (None: no terminal); `blocks` says that bars may be drawn with block
-    characters; `silent` is since when nobody answers.
+    characters; `silent` is since when the controller has not answered.
     """
     workers = [dict(w) for w in report.get("workers", ())]
     lines = [_head(address, report, workers)]
@@ -91,16 +91,16 @@ def _wait(report: Mapping[str, Any], workers: Sequence[Mapping[str, Any]]) -> li
 
 
 def _missing(workers: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each worker of which there is something to say, the first few."""
-    told = [
+    """A line for each worker that needs attention, the first few."""
+    lines = [
         f"worker {w.get('worker_id')}   {w.get('state')}"
         + (f", lost {w['times_lost']} time(s)" if w.get("times_lost") else "")
         + (f", {w['activity']}" if w.get("activity") else "")
         for w in workers
         if w.get("state") != "joined" or w.get("times_lost") or w.get("activity")
     ]
-    more = [f"and {len(told) - 5} more workers lost or busy"] if len(told) > 5 else []
-    return told[:5] + more
+    more = [f"and {len(lines) - 5} more workers lost or busy"] if len(lines) > 5 else []
+    return lines[:5] + more
 
 
 def _gpus(

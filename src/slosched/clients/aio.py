@@ -13,52 +13,39 @@ also fails when the controller has been silent for 5 s.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from slosched.clients.arguments import (
     check_fields,
     check_model,
-    copy_count,
-    flag,
     known_slo_ns,
-    model_name,
     slo_fields,
     time_limit_s,
     user_number,
 )
 from slosched.clients.forks import generation
 from slosched.clients.inference import Array, Inference, Model
-from slosched.clients.session import HELLO_EVERY_S, SEND_AGAIN_S, OnReply, Session, not_served
+from slosched.clients.questions import Questions
+from slosched.clients.session import OnReply, not_served
 from slosched.clock import now_ns
 from slosched.codes import Code
 from slosched.config import CONTROLLER_PORT
 from slosched.errors import (
     ConnectionLost,
     InvalidRequest,
-    MalformedMessage,
-    PeerUnreachable,
     RequestFailed,
 )
 from slosched.messages import (
     CancelRequest,
     InferReply,
     InferRequest,
-    ListModelsReply,
-    ListModelsRequest,
-    LoadModelReply,
-    LoadModelRequest,
-    Message,
-    ModelInfo,
-    StatusReply,
-    StatusRequest,
 )
 from slosched.transport.bundles import MAX_BUNDLED, RequestBundle
 from slosched.transport.codec import Frame, encode
 from slosched.units import NS_PER_S, format_duration
-from slosched.workloads.zoo import profile_hint
 
 DEFAULT_ADDRESS = f"127.0.0.1:{CONTROLLER_PORT}"
 
@@ -70,10 +57,8 @@ _HELLO_AGAIN_S = 5.0
 _GATHER_S = 0.002
 _LOAD_AGAIN_S = 60.0
 
-_Reply = TypeVar("_Reply", bound=Message)
 
-
-class AsyncClient(Session):
+class AsyncClient(Questions):
     """A session with a controller. Made by `connect`; `close` (or `async with`) ends it.
 
     Not safe to share between threads or loops; in a fork of the process each call raises ConnectionLost.
@@ -86,12 +71,9 @@ class AsyncClient(Session):
         self, address: str = DEFAULT_ADDRESS, *, name: str = "", weight: float = 1.0
     ) -> None:
         super().__init__(address, name=name, weight=weight)
-        self._next_id = 1
         self._later: list[InferRequest] = []  # submitted, not sent yet
         self._gathering: asyncio.TimerHandle | None = None  # they leave together, when it rings
-        #: Controllers through which this client has loaded models; and what took the place of handles of one
-        #: that was restarted, by name and copy.
-        self._loaded_through: set[int] = set()
+        #: What took the place of handles of a controller that was restarted, by name and copy.
         self._renewed: dict[tuple[str, int], Model] = {}
         self._renewing = asyncio.Lock()
 
@@ -105,110 +87,6 @@ class AsyncClient(Session):
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
-
-    # --------------------------------------------------------------------------------- calls
-
-    def _new_id(self) -> int:
-        request_id = self._next_id
-        self._next_id += 1
-        return request_id
-
-    async def _call(
-        self, make: Callable[[int], Message], kind: type[_Reply], what: str, timeout_s: float
-    ) -> _Reply:
-        """Send `make(request_id)` and return the answer. Raises PeerUnreachable after `timeout_s`."""
-        self._check_process()
-        timeout_s = time_limit_s(timeout_s)
-        try:
-            async with asyncio.timeout(timeout_s):
-                try:
-                    reply = await self._ask(make)
-                except InvalidRequest:  # forgotten, after a silence; the hello went ahead of this
-                    reply = await self._ask(make)
-        except TimeoutError:
-            raise PeerUnreachable(
-                f"the controller at {self.address} did not answer {what} within "
-                f"{format_duration(timeout_s * NS_PER_S)}"
-            ) from None
-        if not isinstance(reply, kind):
-            raise MalformedMessage(
-                f"the controller at {self.address} answered {what} with a {type(reply).__name__}"
-            )
-        return reply
-
-    async def _ask(self, make: Callable[[int], Message]) -> Message:
-        request_id = self._new_id()
-        future: asyncio.Future[Message] = self._loop.create_future()
-        self._futures[request_id] = future
-        self._until_silence[request_id] = None
-        try:
-            while not self._send(make(request_id)):
-                await asyncio.sleep(SEND_AGAIN_S)
-            return await future
-        finally:
-            self._futures.pop(request_id, None)
-            self._until_silence.pop(request_id, None)
-
-    async def load(self, name: str, copies: int = 1, *, timeout_s: float = 60.0) -> list[Model]:
-        """Load `copies` instances of the model `name` and return their handles.
-
-        Instances that are there already are shared. While no worker is connected the call waits
-        for one. Raises InvalidRequest for a name that no worker offers, RequestFailed when loading
-        fails or no worker came, PeerUnreachable without an answer for `timeout_s`, ConnectionLost
-        when the controller went away.
-        """
-        name, copies, timeout_s = model_name(name), copy_count(copies), time_limit_s(timeout_s)
-        reply = await self._load_when_ready(name, copies, timeout_s)
-        if reply.code in (Code.UNKNOWN_MODEL, Code.INVALID_REQUEST):
-            hint = profile_hint(name) if reply.code == Code.UNKNOWN_MODEL else ""
-            raise InvalidRequest(f"{reply.reason}{hint}", code=reply.code, reply=reply)
-        if reply.code != Code.OK:
-            raise RequestFailed(reply.reason, code=reply.code, reply=reply)
-        self._infos.update((info.model_id, info) for info in reply.models)
-        incarnation = self.controller.incarnation
-        self._loaded_through.add(incarnation)
-        return [Model(info, incarnation) for info in reply.models[:copies]]
-
-    async def _load_when_ready(self, name: str, copies: int, timeout_s: float) -> LoadModelReply:
-        """Ask until the answer is another than INITIALIZING; after `timeout_s`, return the last."""
-        ends_s = self._loop.time() + timeout_s
-        reply: LoadModelReply | None = None
-        while reply is None or self._loop.time() + HELLO_EVERY_S < ends_s:
-            if reply is not None:
-                await asyncio.sleep(HELLO_EVERY_S)
-            try:
-                reply = await self._call(
-                    lambda request_id: LoadModelRequest(request_id, name, copies),
-                    LoadModelReply,
-                    f"load {name!r}",
-                    timeout_s if reply is None else max(0.001, ends_s - self._loop.time()),
-                )
-            except PeerUnreachable:
-                if reply is None:
-                    raise
-                break  # what it said before tells more: no worker was there
-            if reply.code != Code.INITIALIZING:
-                break
-        return reply
-
-    async def models(
-        self, *, timeout_s: float = 5.0
-    ) -> tuple[tuple[ModelInfo, ...], tuple[str, ...]]:
-        """Return the instances that are loaded, and the names that can be."""
-        reply = await self._call(ListModelsRequest, ListModelsReply, "models", timeout_s)
-        return reply.models, reply.loadable
-
-    async def status(self, *, brief: bool = False, timeout_s: float = 5.0) -> dict[str, Any]:
-        """Return the controller's report: plain dicts and lists, times in ns.
-
-        A `brief` one is without the list of models, and costs the controller little.
-        """
-        only_brief = flag("brief", brief)
-
-        def question(request_id: int) -> StatusRequest:
-            return StatusRequest(request_id, only_brief)
-
-        return dict((await self._call(question, StatusReply, "status", timeout_s)).report)
 
     # ----------------------------------------------------------------------------- inference
 
@@ -240,8 +118,8 @@ class AsyncClient(Session):
         info = self._infos.get(model_id)
         if info is None:
             raise ConnectionLost(
-                f"model {model_id} is not loaded through this connection, or the controller at "
-                f"{self.address} was restarted since; load it again",
+                f"model {model_id} is not loaded through this connection, was unloaded, or the controller "
+                f"at {self.address} was restarted since; load it again",
                 code=Code.CANCELLED,
             )
         request_id = self._next_id
@@ -453,7 +331,15 @@ class AsyncClient(Session):
             ) from None
 
     async def _current(self, model: Model, timeout_s: float | None) -> Model:
-        """`model`, or the same copy of it loaded again if the controller was restarted since."""
+        """`model`, or the same copy of it loaded again if the controller was restarted since.
+
+        Raises InvalidRequest for a model that this client unloaded, or never loaded.
+        """
+        if model.name in self._given_up:
+            raise InvalidRequest(
+                f"model {model.name!r} was unloaded through this client; load it again",
+                code=Code.INVALID_REQUEST,
+            )
         if model.incarnation == self.controller.incarnation:
             return model
         if model.incarnation not in self._loaded_through:

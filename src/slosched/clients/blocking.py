@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from slosched.clients.aio import DEFAULT_ADDRESS, connect
 from slosched.clients.forks import forked_error, generation
-from slosched.clients.inference import Array, Inference, Model
+from slosched.clients.inference import Array, Inference, Model, Unloaded
 from slosched.codes import Code
 from slosched.errors import ConnectionLost
 from slosched.messages import ModelInfo, Welcome
@@ -116,6 +116,10 @@ class Client:
     def load(self, name: str, copies: int = 1, *, timeout_s: float = 60.0) -> list[Model]:
         """Load `copies` instances of the model `name`; see AsyncClient.load."""
         return self._call(lambda: self._client.load(name, copies, timeout_s=timeout_s))
+
+    def unload(self, name: str, *, force: bool = False, timeout_s: float = 60.0) -> Unloaded:
+        """Give up the use of the model `name`; see AsyncClient.unload."""
+        return self._call(lambda: self._client.unload(name, force=force, timeout_s=timeout_s))
 
     def models(self, *, timeout_s: float = 5.0) -> tuple[tuple[ModelInfo, ...], tuple[str, ...]]:
         """Return the instances that are loaded, and the names that can be."""

@@ -103,6 +103,17 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class Unloaded:
+    """The answer to `unload`: the number of instances that leave the workers, and of those that stay.
+
+    Instances stay because other clients use them.
+    """
+
+    unloaded: int
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
 class Inference:
     """The answer to one request: its outcome, and everything that the controller says about it.
 
@@ -195,7 +206,7 @@ class Inference:
         return f"worker {self.message.worker_id} GPU {self.message.gpu_id}"
 
     def explain(self) -> str:
-        """Everything the answer says, in one line for people."""
+        """Everything the answer says, in one human-readable line."""
         message = self.message
         slo = format_duration(message.slo_ns)
         parts = [f"{code_name(message.code)} after {format_duration(message.latency_ns)} of {slo}"]

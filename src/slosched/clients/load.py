@@ -118,7 +118,7 @@ class LiveLoad:
         """Send everything, then wait for the answers. Return why it ended early ("" if it did not).
 
         Setting `stop` ends the sending. `on_poll` is called about five times a second; words from it
-        end the sending too, and so does an error that nobody foresaw, in words. Answers are awaited
+        end the sending too, and so does an unexpected error, in words. Answers are awaited
         for the largest SLO sent and 2 s, unless `on_poll` had words.
         """
         driver = self.driver

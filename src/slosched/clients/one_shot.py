@@ -43,7 +43,7 @@ class OneShot:
     top: tuple[ClassScore, ...]
 
     def render(self) -> str:
-        """Everything for people, in a few lines."""
+        """The result in a few human-readable lines."""
         info, output = self.answer.model.info, self.answer.output
         lines = []
         width = max((len(score.label) for score in self.top), default=0)
@@ -141,7 +141,7 @@ async def _read_beside(path: Path, model: Model) -> Array:
 def read_input(path: Path, model: Model) -> Array:
     """Return the file as an input of `model`: an .npy array as it is, an image prepared for it.
 
-    Raises InvalidConfig if the file cannot be read, InvalidRequest if it is no input of the model.
+    Raises InvalidConfig if the file cannot be read, InvalidRequest if it is not an input of the model.
     """
     array = read_array(path) if path.suffix.lower() == ".npy" else read_image(path, model)
     model.check_input(array)
@@ -165,7 +165,7 @@ def read_image(path: Path, model: Model) -> Array:
     It is turned as its EXIF orientation says, shown on white where it is transparent, and scaled to 8 bit if
     it has 16; of an animation the first picture is taken. The shorter side is scaled to 8/7 of the crop, the
     middle is cut out, and ImageNet's mean and deviation are taken off. A model of (1, H, W) gets grey in 0..1.
-    Raises InvalidConfig if it is no image, a larger one than Pillow takes, or the model takes none.
+    Raises InvalidConfig if it is not an image, a larger one than Pillow takes, or the model takes none.
     """
     shape = model.input_shape
     if len(shape) != 3 or shape[0] not in (1, 3) or model.input_dtype != "float32":
@@ -180,9 +180,14 @@ def read_image(path: Path, model: Model) -> Array:
             with Image.open(path) as opened:
                 image = _as_seen(opened)
     except (
-        UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning, OSError,
-        ValueError, SyntaxError, EOFError,
-    ) as error:  # fmt: skip
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+    ) as error:
         raise InvalidConfig(f"{str(path)!r} is not a readable image: {error}") from None
     # Resize only the visible part of the source: a whole image of 1 x 5,000 pixels would become huge.
     scale = _RESIZE_TO_CROP * max(height / image.height, width / image.width)

@@ -1,6 +1,6 @@
-"""A client's session with a controller: hello, liveness, and answers handed to whoever waits.
+"""A client's session with a controller: hello, liveness, and answers handed to the calls that wait.
 
-The calls that people make are in `aio.py`, on top of this.
+The calls are in `questions.py` and, for inferences, `aio.py`, on top of this.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from slosched.messages import (
     ModelInfo,
     Refused,
     StatusReply,
+    UnloadModelReply,
     Welcome,
 )
 from slosched.transport.bundles import NotTaken, ReplyBundle
@@ -65,7 +66,7 @@ class Session:
     """The connection to one controller, in the running event loop.
 
     `lost` says in words that the controller has fallen silent, and is empty while it answers.
-    `malformed` counts what it sent that was no message.
+    `malformed` counts bytes from it that were not a message.
     """
 
     def __init__(self, address: str, *, name: str = "", weight: float = 1.0) -> None:
@@ -227,7 +228,7 @@ class Session:
     def _on_control(self, message: Message) -> None:
         if isinstance(message, Welcome):
             self._on_welcome(message)
-        elif isinstance(message, (LoadModelReply, ListModelsReply, StatusReply)):
+        elif isinstance(message, (LoadModelReply, UnloadModelReply, ListModelsReply, StatusReply)):
             future = self._futures.pop(message.request_id, None)
             if future is not None and not future.done():
                 future.set_result(message)

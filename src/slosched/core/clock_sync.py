@@ -45,7 +45,7 @@ class ClockSync:
     def add(self, *, sent_ns: int, received_ns: int, answered_ns: int, returned_ns: int) -> bool:
         """Take one exchange: `sent_ns` and `returned_ns` on our clock, the others on the peer's.
 
-        Afterwards `offset_ns` is what to add to a time of the peer to get one of ours, and `error_ns`
+        Afterwards `offset_ns` is the number to add to a time of the peer to get a local one, and `error_ns`
         bounds its error. Returns False, and changes nothing, for an impossible exchange.
         """
         round_trip_ns = (returned_ns - sent_ns) - (answered_ns - received_ns)
@@ -54,7 +54,7 @@ class ClockSync:
         offset_ns = ((sent_ns - received_ns) + (returned_ns - answered_ns)) // 2
         half_ns = (round_trip_ns + 1) // 2
         if self._samples:
-            # The offset that was in use, as it should be by now if nobody set a clock.
+            # The offset that was in use, as it should be by now if neither clock was set.
             _, used_ns, used_at_ns = self._best(returned_ns)
             bound_ns = self._bound_ns + half_ns
             if returned_ns < used_at_ns or abs(offset_ns - used_ns) > bound_ns:
@@ -80,5 +80,5 @@ class ClockSync:
         return max(0, peer_ns + self.offset_ns)
 
     def to_peer_ns(self, local_ns: int) -> int:
-        """A time of ours on the peer's clock; never below 0."""
+        """A local time on the peer's clock; never below 0."""
         return max(0, local_ns - self.offset_ns)

@@ -64,9 +64,8 @@ def _start(core: int) -> int:
         end_with_parent(signal.SIGKILL)
         os.sched_setaffinity(0, {core})
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        while (
-            os.getppid() == parent
-        ):  # a call into the kernel, so that it can be preempted anywhere
+        # getppid is a call into the kernel, so this loop can be preempted anywhere.
+        while os.getppid() == parent:
             for _ in range(100_000):
                 pass
         status = 0

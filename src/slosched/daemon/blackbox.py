@@ -1,7 +1,7 @@
 """What a worker was doing when its process ended: a page of memory that its supervisor can still read.
 
 A process that ends with a segmentation fault says nothing any more. So the child writes beforehand, at each
-step that runs somebody else's code, whose code it is; one item of a shared page, well under a microsecond.
+step that runs foreign code, whose code it is; one item of a shared page, well under a microsecond.
 
     slot 0  STARTING, READY, or ENDED (in good order: it was told to end)
     slot 1  the model that is being prepared: built, captured, measured
@@ -9,9 +9,9 @@ step that runs somebody else's code, whose code it is; one item of a shared page
     slot 3  the model whose exec runs on the device
     then    `MOST_NAMES` names of at most `NAME_BYTES` - 1 bytes
 
-A slot holds a name's number, from 1; 0: nobody is at work there.
+A slot holds a name's number, from 1; 0: no model is at work there.
 
-Who wires a backend calls `index` once for each model when it is adopted, keeps the number, and then
+The owner of a backend calls `index` once for each model when it is adopted, keeps the number, and then
 
     blackbox.preparing(name)   before a model's code or kernels run in preparation; preparing("") after it
     blackbox.launching(index)  before a forward runs as Python in this process; launching(0) after it
@@ -50,7 +50,7 @@ class AtWork:
 
 
 class NoBlackbox:
-    """That of a worker without a supervisor: nobody reads it, so nothing is written."""
+    """The blackbox of a worker without a supervisor: it has no reader, so nothing is written."""
 
     def index(self, name: str) -> int:
         """The number of `name`, 0 if there is none: it cannot be blamed then."""

@@ -2,10 +2,10 @@
 
 A model is to blame when its code was at work: one that runs in the worker's process (a plain launch) before
 one whose kernels ran on the device, and that only for an end that a device's fault brings about, before one
-that was being prepared. With none at work nobody is blamed. A model that was to blame twice is *put aside*:
+that was being prepared. With none at work no model is blamed. A model that was to blame twice is *put aside*:
 workers started from then on do not offer it.
 
-A signal that an operator sends says nothing of a model: SIGTERM, SIGINT and SIGHUP blame nobody, and
+A signal that an operator sends says nothing about a model: SIGTERM, SIGINT and SIGHUP blame none, and
 SIGKILL only if the kernel counted a kill for want of memory during that life.
 """
 
@@ -55,7 +55,7 @@ class RestartRule:
 
 
 def was_told_to_end(code: int, work: AtWork) -> bool:
-    """True if somebody asked this child to end, and it did: it is not started again."""
+    """True if this child was asked to end, and did: it is not started again."""
     return code in _OPERATORS or work.state == ENDED
 
 

@@ -161,7 +161,7 @@ class ControllerServer:
         report: dict[str, Any] = {}
         slice_ = Slice()
         for _ in status_parts(report, self.scheduler, now_ns=clock.now_ns(), counted=self._counted):
-            if slice_.over():
+            if slice_.is_over():
                 await slice_.rest()
         return report
 
@@ -182,7 +182,7 @@ class ControllerServer:
         self._stop.set()
 
     def _failed(self, error: Exception) -> None:
-        """A bug of ours left half of a step or a reply done: end loudly, without a drain."""
+        """An internal error left half of a step or a reply done: end loudly, without a drain."""
         self._failure = error
         self._stop_requests = 2
         self._stop.set()

@@ -2,7 +2,7 @@
 
 A collection in front of a due start makes it late. So automatic ones are off (`gc = "idle"`), and the loop
 offers the collector the times at which nothing is due. Only a process that is a worker's own may be
-treated so: run_worker does it, a WorkerServer in somebody's process does not.
+treated so: run_worker does it, a WorkerServer in an application's process does not.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from slosched.config import WorkerConfig
 from slosched.errors import InvalidConfig
 from slosched.units import NS_PER_MS, NS_PER_S
 
-#: Nothing may be due for so long, nor for twice what the last collection took.
+#: Nothing may be due for this time, nor for twice the time of the last collection.
 _FREE_NS = 5 * NS_PER_MS
 _EVERY_NS = NS_PER_S
 _LOOK_AGAIN_NS = NS_PER_MS
-#: So many more objects are collected without waiting: a loop that is never idle must not grow for ever.
+#: Number of new objects at which a collection does not wait: a loop that is never idle must not grow for ever.
 _OBJECTS_AT_MOST = 200_000
-#: Without models for so long, the worker is idle, and may take its time.
+#: After this time without models the worker is idle, and may take its time.
 _LONG_IDLE_NS = 10 * NS_PER_S
 #: Memory grew: by a quarter, and by at least this. It is looked at this often.
 _GROWTH_BYTES = 512 * 2**20

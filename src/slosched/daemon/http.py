@@ -38,7 +38,7 @@ _REQUEST_WITHIN_S = 5.0
 #: A stream's reader takes what was written to it within this, or is dropped.
 _PART_TAKEN_WITHIN_S = 5.0
 _MAX_CONNECTIONS = 64
-#: Of these connections at most so many are streams: a probe finds a place whoever watches.
+#: Limit of streams among the connections, so that a probe always finds a free one.
 MAX_STREAMS = 16
 #: Bytes that wait in a stream's connection before the next part is not asked for.
 _STREAM_BUFFER = 64 * 1024
@@ -74,7 +74,7 @@ Routes = Mapping[str, Handler]
 
 
 def json_answer(status: int, body: Mapping[str, Any]) -> Answer:
-    """An answer in JSON, indented for people."""
+    """An answer in indented, human-readable JSON."""
     return Answer(status, "application/json", json.dumps(body, indent=1).encode() + b"\n")
 
 
@@ -294,8 +294,11 @@ async def _until_gone(reader: asyncio.StreamReader) -> None:
 
 def _head(answer: Answer, *more: tuple[str, str]) -> h11.Response:
     headers = [
-        ("content-type", answer.content_type), *more, ("connection", "close"), *answer.headers
-    ]  # fmt: skip
+        ("content-type", answer.content_type),
+        *more,
+        ("connection", "close"),
+        *answer.headers,
+    ]
     return h11.Response(status_code=answer.status, headers=headers)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from slosched import clock
 
-#: Long work lets others run after so long, and the part that it is at: in all about half a millisecond.
+#: Long work lets others run after this time and the end of its current part: about 0.5 ms in all.
 SLICE_NS = 200_000
 #: Bytes of a long text that are kept, and written, together.
 PART_BYTES = 64 * 1024
@@ -26,7 +26,7 @@ class Slice:
         self._now_ns = now_ns
         self._ends_ns = now_ns() + SLICE_NS
 
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether it is time to `rest`."""
         return self._now_ns() >= self._ends_ns
 
@@ -37,7 +37,7 @@ class Slice:
 
 
 async def json_parts(body: Any) -> list[bytes]:
-    """`body` as indented JSON and a newline, made in slices, in parts that nobody need join."""
+    """`body` as indented JSON and a newline, made in slices, in parts that need not be joined."""
     return [part async for part in _parts(_json_pieces(body))]
 
 
@@ -50,7 +50,7 @@ async def _parts(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
         if size >= PART_BYTES:
             yield b"".join(made)
             made, size = [], 0
-        if slice_.over():
+        if slice_.is_over():
             await slice_.rest()
     if made:
         yield b"".join(made)

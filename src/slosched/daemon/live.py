@@ -1,4 +1,4 @@
-"""The live page at / and its data at /live.json (docs/live.md): what the controller knows, said for people.
+"""The live page at / and its data at /live.json (docs/live.md): the controller's state, human-readable.
 
 The page is three files beside this one, without a build step; it asks for the data once a second. Nothing is
 done between two questions. An answer is made in slices of at most some 0.5 ms, after each of which the
@@ -35,7 +35,7 @@ MOST_MODELS = 100
 MOST_CLIENTS = 50
 MOST_WORKERS = 100
 _LONGEST_TEXT = 300
-#: How busy a GPU is, is told as the mean of so many seconds.
+#: Seconds over which the share of busy time of a GPU is averaged.
 _MEAN_SECONDS = 10
 
 # Items of a slice: each is some 0.2 to 0.4 ms of work.
@@ -83,7 +83,7 @@ def live_routes(scheduler: Scheduler, recent: LastMinutes, *, clock: Clock) -> d
         parts = live.parts(request.query, clock())
         return Answer(200, "application/json", await _joined(parts), _HEADERS)
 
-    return {path: _file(*of) for path, of in _FILES.items()} | {"/live.json": state}
+    return {path: _file(*source) for path, source in _FILES.items()} | {"/live.json": state}
 
 
 def _file(name: str, content_type: str) -> Handler:
@@ -167,7 +167,7 @@ class LiveState:
             "offered": series.offered,
             "satisfied": series.satisfied,
             "misses": [
-                {"code": code, "text": _words(code), "counts": counts}
+                {"code": code, "text": _code_text(code), "counts": counts}
                 for code, counts in series.misses.items()
             ],
             "p50_us": series.p50_us,
@@ -182,7 +182,7 @@ class LiveState:
             "model": self._instance(record.model_id),
             "slo_us": record.slo_ns // NS_PER_US,
             "left_us": (record.slo_ns - latency_ns) // NS_PER_US,
-            "what": _words(record.code),
+            "what": _code_text(record.code),
             "reason": record.reason[:_LONGEST_TEXT],
         }
 
@@ -277,9 +277,10 @@ class LiveState:
                     name.add(model)
             yield _PAUSE
         matching = [name for name in names.values() if wanted in name.name.lower()]
-        yield "models_in_all", {
-            "names": len(names), "instances": instances, "matching": len(matching)
-        }  # fmt: skip
+        yield (
+            "models_in_all",
+            {"names": len(names), "instances": instances, "matching": len(matching)},
+        )
         best: list[_Name] = []
         for at in range(0, len(matching), _MODELS_A_SLICE):
             best = heapq.nsmallest(
@@ -339,7 +340,7 @@ class _Name:
         }
 
 
-def _words(code: int) -> str:
+def _code_text(code: int) -> str:
     return _WORDS.get(code) or code_name(code)
 
 

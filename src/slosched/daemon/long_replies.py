@@ -73,7 +73,7 @@ class LongReplies:
                     self._works.popleft()
                 else:
                     self._works.rotate(-1)
-                if slice_.over():
+                if slice_.is_over():
                     await slice_.rest()
         except Exception as error:
             self._failed(error)

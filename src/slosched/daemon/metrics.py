@@ -1,12 +1,12 @@
 """/metrics: what the controller counted and what it knows now, in Prometheus' text format.
 
 Everything is counted in one place, the controller, so the numbers are right with any number of workers and
-clients. The counting is telemetry/tally.py; here it is named, when somebody asks. Units are Prometheus'
+clients. telemetry/tally.py counts; this module names the counts when it is scraped. Units are Prometheus'
 base units; a `model` is an architecture and never one of its instances, of which there may be 10,000. The
 table of all metrics is in docs/operating.md, which a test holds to what is served.
 
 A scrape is rendered in small parts (metric_parts.py), and the event loop has its turn in between: with 300
-GPUs the whole takes a tenth of a second, and requests must not wait for it. So a scrape is no snapshot;
+GPUs the whole takes a tenth of a second, and requests must not wait for it. So a scrape is not a snapshot;
 a counter further down may be a little younger.
 """
 
@@ -99,7 +99,7 @@ class ControllerCollector(Collector):
             if part is not None:
                 texts.append(text_of(part, first=part.name != before))
                 before = part.name
-            if slice_.over():
+            if slice_.is_over():
                 await slice_.rest()
         return b"".join(texts)
 
@@ -126,36 +126,45 @@ class ControllerCollector(Collector):
         )
         always = (Code.OK, Code.CANCELLED, *REJECTIONS)
         yield counter(
-            "requests_invalid", "Requests that could not be taken; not among the offered.",
+            "requests_invalid",
+            "Requests that could not be taken; not among the offered.",
             scheduler.invalid,
-        )  # fmt: skip
+        )
         yield counter(
             "requests_refused_at_door",
             "Requests refused since the controller's core was short; not among the offered.",
             scheduler.door.refused,
-        )  # fmt: skip
+        )
         answers = {int(code): 0 for code in always} | by_code
         yield from family(
-            CounterMetricFamily, "requests_answered", "Answered requests by code.", ("code",),
+            CounterMetricFamily,
+            "requests_answered",
+            "Answered requests by code.",
+            ("code",),
             (((label(code),), n) for code, n in sorted(answers.items())),
-        )  # fmt: skip
+        )
         yield from family(
-            CounterMetricFamily, "requests_rejected",
-            "Requests that the controller decided not to serve, by reason.", ("reason",),
+            CounterMetricFamily,
+            "requests_rejected",
+            "Requests that the controller decided not to serve, by reason.",
+            ("reason",),
             (((label(code),), by_code.get(code, 0)) for code in REJECTIONS),
-        )  # fmt: skip
+        )
         yield counter("requests_in_time", "Requests served within their deadline.", in_time)
         satisfaction = self._recent.satisfaction()
         yield from family(
-            GaugeMetricFamily, "satisfaction_ratio",
-            "Share in time of what was answered in the last minute; absent when nothing was.", (),
+            GaugeMetricFamily,
+            "satisfaction_ratio",
+            "Share in time of what was answered in the last minute; absent when nothing was.",
+            (),
             [] if satisfaction is None else [((), satisfaction)],
-        )  # fmt: skip
+        )
         for outcome, histogram in (("served", tally.served), ("not_served", tally.unserved)):
             latency = HistogramMetricFamily(
-                "slosched_request_latency_seconds", "Arrival to answer, at the controller.",
+                "slosched_request_latency_seconds",
+                "Arrival to answer, at the controller.",
                 labels=["outcome"],
-            )  # fmt: skip
+            )
             latency.add_metric([outcome], *buckets(histogram, NS_PER_S))
             yield from cut(latency)
 
@@ -183,30 +192,43 @@ class ControllerCollector(Collector):
             "requests_queued", "Requests that wait for an action.", max(0, unanswered - running)
         )
         yield gauge(
-            "oldest_unanswered_seconds", "Age of the oldest request that has no answer.",
+            "oldest_unanswered_seconds",
+            "Age of the oldest request that has no answer.",
             (now_ns - oldest_ns) / NS_PER_S,
-        )  # fmt: skip
+        )
         yield gauge("clients", "Clients connected.", len(scheduler.clients))
 
     def _predictions(self) -> Iterator[Part]:
         tally = self._tally
         for name, text, histogram, unit in (
-            ("exec_prediction_error_seconds", "Actual less predicted duration of an inference.",
-             tally.exec_errors, NS_PER_S),
-            ("completion_prediction_error_seconds", "Actual less predicted end of an inference.",
-             tally.completion_errors, NS_PER_S),
+            (
+                "exec_prediction_error_seconds",
+                "Actual less predicted duration of an inference.",
+                tally.exec_errors,
+                NS_PER_S,
+            ),
+            (
+                "completion_prediction_error_seconds",
+                "Actual less predicted end of an inference.",
+                tally.completion_errors,
+                NS_PER_S,
+            ),
             ("batch_size_requests", "Requests aboard a finished inference.", tally.batch_sizes, 1),
-        ):  # fmt: skip
+        ):
             counts, total = buckets(histogram, unit)
             yield from cut(
                 HistogramMetricFamily(f"slosched_{name}", text, buckets=counts, sum_value=total)
             )
         yield from family(
-            CounterMetricFamily, "actions_failed", "Actions that a worker did not do, by reason.",
+            CounterMetricFamily,
+            "actions_failed",
+            "Actions that a worker did not do, by reason.",
             ("action", "reason"),
-            (((ActionType(kind).name.lower(), label(code)), n)
-             for (kind, code), n in sorted(tally.failures.items())),
-        )  # fmt: skip
+            (
+                ((ActionType(kind).name.lower(), label(code)), n)
+                for (kind, code), n in sorted(tally.failures.items())
+            ),
+        )
 
     # ---------------------------------------------------------------------------------- GPUs
 
@@ -220,9 +242,12 @@ class ControllerCollector(Collector):
         yield None
         for name, text, kind, value in _OF_LANES:
             yield from family(
-                CounterMetricFamily, name, text, _GPU,
+                CounterMetricFamily,
+                name,
+                text,
+                _GPU,
                 (((str(w), str(g)), value(lanes.get((w, g, kind), nothing))) for w, g in names),
-            )  # fmt: skip
+            )
         for name, text, now in _OF_GPUS:
             yield from family(
                 GaugeMetricFamily, name, text, _GPU, ((_labels(gpu), now(gpu)) for gpu in gpus)
@@ -234,19 +259,34 @@ class ControllerCollector(Collector):
             gpu
             for worker in self._scheduler.cluster.workers.values()
             for gpu in worker.gpus
-            if gpu.stats is not None
+            if gpu.driver.stats is not None
         ]
         for name, text, field, scale in _OF_DRIVERS:
             yield from family(
-                GaugeMetricFamily, name, text, _GPU,
-                ((_labels(gpu), value * scale)
-                 for gpu in gpus if (value := getattr(gpu.stats, field)) >= 0),
-            )  # fmt: skip
+                GaugeMetricFamily,
+                name,
+                text,
+                _GPU,
+                (
+                    (_labels(gpu), value * scale)
+                    for gpu in gpus
+                    if (value := getattr(gpu.driver.stats, field)) >= 0
+                ),
+            )
         yield from family(
-            CounterMetricFamily, "gpu_energy_joules", "Energy that the card used.", _GPU,
-            ((_labels(gpu), self._growing(("energy", *_labels(gpu)), gpu.stats.energy_mj / 1e3))
-             for gpu in gpus if gpu.stats is not None and gpu.stats.energy_mj >= 0),
-        )  # fmt: skip
+            CounterMetricFamily,
+            "gpu_energy_joules",
+            "Energy that the card used.",
+            _GPU,
+            (
+                (
+                    _labels(gpu),
+                    self._growing(("energy", *_labels(gpu)), gpu.driver.stats.energy_mj / 1e3),
+                )
+                for gpu in gpus
+                if gpu.driver.stats is not None and gpu.driver.stats.energy_mj >= 0
+            ),
+        )
 
     # ------------------------------------------------------------------------------- workers
 
@@ -254,21 +294,34 @@ class ControllerCollector(Collector):
         workers = list(self._scheduler.cluster.workers.values())
         for name, text, value in _OF_WORKERS:
             yield from family(
-                GaugeMetricFamily, name, text, ("worker",),
+                GaugeMetricFamily,
+                name,
+                text,
+                ("worker",),
                 (((str(w.worker_id),), value(w)) for w in workers),
-            )  # fmt: skip
+            )
         for name, text, total in _COUNTED_BY_WORKERS:
             yield from family(
-                CounterMetricFamily, name, text, ("worker",),
-                (((str(w.worker_id),), self._growing((name, str(w.worker_id)), total(w)))
-                 for w in workers),
-            )  # fmt: skip
+                CounterMetricFamily,
+                name,
+                text,
+                ("worker",),
+                (
+                    ((str(w.worker_id),), self._growing((name, str(w.worker_id)), total(w)))
+                    for w in workers
+                ),
+            )
         yield from family(
-            GaugeMetricFamily, "worker_info", "1; what a worker said of itself when it joined.",
+            GaugeMetricFamily,
+            "worker_info",
+            "1; what a worker said of itself when it joined.",
             ("worker", "host", "device", "version", "pid"),
-            (((str(w.worker_id), w.host, w.device, w.version, str(w.pid)), 1)
-             for w in workers if w.pid),
-        )  # fmt: skip
+            (
+                ((str(w.worker_id), w.host, w.device, w.version, str(w.pid)), 1)
+                for w in workers
+                if w.pid
+            ),
+        )
         # The processes of this machine can be looked at; a worker elsewhere has an exporter of its own.
         cpu: list[Row] = []
         memory: list[Row] = []
@@ -281,13 +334,19 @@ class ControllerCollector(Collector):
                     memory.append(((name,), found[1]))
                 yield None
         yield from family(
-            CounterMetricFamily, "worker_cpu_seconds", "CPU time of a worker on this machine.",
-            ("worker",), cpu,
-        )  # fmt: skip
+            CounterMetricFamily,
+            "worker_cpu_seconds",
+            "CPU time of a worker on this machine.",
+            ("worker",),
+            cpu,
+        )
         yield from family(
-            GaugeMetricFamily, "worker_resident_memory_bytes",
-            "Resident memory of a worker on this machine.", ("worker",), memory,
-        )  # fmt: skip
+            GaugeMetricFamily,
+            "worker_resident_memory_bytes",
+            "Resident memory of a worker on this machine.",
+            ("worker",),
+            memory,
+        )
 
     # -------------------------------------------------------------------------------- models
 
@@ -312,13 +371,19 @@ class ControllerCollector(Collector):
                 yield None
         for place, (kind, name, text) in enumerate(_OF_MODELS):
             yield from family(
-                kind, name, text, ("model",),
+                kind,
+                name,
+                text,
+                ("model",),
                 (((model,), totals[place]) for model, totals in sums.items()),
-            )  # fmt: skip
+            )
         yield from family(
-            GaugeMetricFamily, "model_instances", "Model instances, by what they are ready for.",
-            ("model", "state"), instances.items(),
-        )  # fmt: skip
+            GaugeMetricFamily,
+            "model_instances",
+            "Model instances, by what they are ready for.",
+            ("model", "state"),
+            instances.items(),
+        )
 
     # ----------------------------------------------------------------------------- controller
 
@@ -328,17 +393,22 @@ class ControllerCollector(Collector):
         yield gauge("ready", "1 while at least one GPU can be given work.", scheduler.ready())
         yield gauge("draining", "1 once the controller was told to end.", scheduler.draining)
         yield counter(
-            "bad_messages", "Messages that could not be read, of clients and workers.",
+            "bad_messages",
+            "Messages that could not be read, of clients and workers.",
             self._bad_messages(),
-        )  # fmt: skip
+        )
         yield counter(
-            "log_rows_dropped", "Rows of the logs that the disk did not take in time.",
+            "log_rows_dropped",
+            "Rows of the logs that the disk did not take in time.",
             self._rows_dropped(),
-        )  # fmt: skip
+        )
         yield from family(
-            GaugeMetricFamily, "controller_info", "1; which policy runs.",
-            ("policy", "fidelity", "version"), [((config.policy, config.fidelity, __version__), 1)],
-        )  # fmt: skip
+            GaugeMetricFamily,
+            "controller_info",
+            "1; which policy runs.",
+            ("policy", "fidelity", "version"),
+            [((config.policy, config.fidelity, __version__), 1)],
+        )
         yield from self._process.collect()
 
     def _growing(self, key: tuple[str, ...], value: float) -> float:
@@ -366,59 +436,108 @@ _INFER, _LOAD, _EVICT = (
 )
 _OfLane = tuple[str, str, int, Callable[[Lane], float]]
 _OF_LANES: tuple[_OfLane, ...] = (
-    ("gpu_busy_seconds", "Exec time of finished inferences.", _INFER, lambda lane: lane.exec_ns / NS_PER_S),
+    (
+        "gpu_busy_seconds",
+        "Exec time of finished inferences.",
+        _INFER,
+        lambda lane: lane.exec_ns / NS_PER_S,
+    ),
     ("gpu_inferences", "Finished inferences (batches).", _INFER, lambda lane: lane.count),
     ("gpu_requests", "Requests aboard finished inferences.", _INFER, lambda lane: lane.requests),
     ("gpu_loads", "Weights copied to the GPU.", _LOAD, lambda lane: lane.count),
-    ("gpu_load_seconds", "Time of copying weights to the GPU.", _LOAD, lambda lane: lane.exec_ns / NS_PER_S),
+    (
+        "gpu_load_seconds",
+        "Time of copying weights to the GPU.",
+        _LOAD,
+        lambda lane: lane.exec_ns / NS_PER_S,
+    ),
     ("gpu_evictions", "Weights whose pages were given back.", _EVICT, lambda lane: lane.count),
-    ("gpu_eviction_seconds", "Time of giving pages back.", _EVICT, lambda lane: lane.exec_ns / NS_PER_S),
-)  # fmt: skip
+    (
+        "gpu_eviction_seconds",
+        "Time of giving pages back.",
+        _EVICT,
+        lambda lane: lane.exec_ns / NS_PER_S,
+    ),
+)
 _OF_GPUS: tuple[tuple[str, str, Callable[[Gpu], float]], ...] = (
-    ("gpu_outstanding_inferences", "Inferences sent and not reported.",
-     lambda g: len(g.exec.outstanding)),
-    ("gpu_outstanding_loads", "Loads and evictions sent and not reported.",
-     lambda g: len(g.weights.outstanding)),
-    ("gpu_resident_models", "Model instances whose weights are on the GPU.", lambda g: len(g.resident)),
+    (
+        "gpu_outstanding_inferences",
+        "Inferences sent and not reported.",
+        lambda g: len(g.exec.outstanding),
+    ),
+    (
+        "gpu_outstanding_loads",
+        "Loads and evictions sent and not reported.",
+        lambda g: len(g.load.outstanding),
+    ),
+    (
+        "gpu_resident_models",
+        "Model instances whose weights are on the GPU.",
+        lambda g: len(g.resident),
+    ),
     ("gpu_pages", "Pages for weights.", lambda g: g.pages),
     ("gpu_free_pages", "Pages that hold no weights.", lambda g: g.free_pages),
     ("gpu_page_bytes", "Size of a page.", lambda g: g.page_bytes),
-)  # fmt: skip
+)
 #: Name, text, field of GpuStats, and what makes it base units.
 _OF_DRIVERS: tuple[tuple[str, str, str, float], ...] = (
     ("gpu_power_watts", "Power draw.", "power_mw", 1e-3),
-    ("gpu_sm_busy_ratio", "Share of the last second or less in which a kernel ran.", "sm_percent", 1e-2),
-    ("gpu_memory_busy_ratio", "Share of the last second or less in which memory was accessed.",
-     "memory_percent", 1e-2),
+    (
+        "gpu_sm_busy_ratio",
+        "Share of the last second or less in which a kernel ran.",
+        "sm_percent",
+        1e-2,
+    ),
+    (
+        "gpu_memory_busy_ratio",
+        "Share of the last second or less in which memory was accessed.",
+        "memory_percent",
+        1e-2,
+    ),
     ("gpu_memory_used_bytes", "Device memory in use.", "memory_used_bytes", 1),
     ("gpu_memory_size_bytes", "Device memory there is.", "memory_total_bytes", 1),
     ("gpu_temperature_celsius", "Temperature.", "temperature_c", 1),
     ("gpu_sm_clock_hertz", "Clock of the SMs.", "sm_clock_mhz", 1e6),
-)  # fmt: skip
+)
 _OF_WORKERS: tuple[tuple[str, str, Callable[[Worker], float]], ...] = (
     ("worker_up", "1 while the worker is joined.", lambda w: w.state is WorkerState.JOINED),
     ("worker_gpus", "GPUs of the worker that are in use.", lambda w: len(w.gpus)),
-    ("worker_clock_offset_seconds", "The worker's clock less the controller's.",
-     lambda w: w.beat.clock_offset_ns / NS_PER_S),
-    ("worker_clock_error_seconds", "Bound of the error of the clock's offset.",
-     lambda w: w.beat.clock_error_ns / NS_PER_S),
-    ("worker_transit_seconds", "Expected time from a decision to its receipt by the worker.",
-     lambda w: w.transit.expected_ns / NS_PER_S),
-    ("worker_return_seconds", "Expected time from the end of an inference to its report.",
-     lambda w: w.returns.expected_ns / NS_PER_S),
-)  # fmt: skip
+    (
+        "worker_clock_offset_seconds",
+        "The worker's clock less the controller's.",
+        lambda w: w.beat.clock_offset_ns / NS_PER_S,
+    ),
+    (
+        "worker_clock_error_seconds",
+        "Bound of the error of the clock's offset.",
+        lambda w: w.beat.clock_error_ns / NS_PER_S,
+    ),
+    (
+        "worker_transit_seconds",
+        "Expected time from a decision to its receipt by the worker.",
+        lambda w: w.transit.expected_ns / NS_PER_S,
+    ),
+    (
+        "worker_return_seconds",
+        "Expected time from the end of an inference to its report.",
+        lambda w: w.returns.expected_ns / NS_PER_S,
+    ),
+)
 _COUNTED_BY_WORKERS: tuple[tuple[str, str, Callable[[Worker], float]], ...] = (
     ("worker_lost", "Times that the worker was lost.", lambda w: w.times_lost),
     ("worker_errors", "Actions that the worker answered with an error.", lambda w: w.beat.errors),
-    ("worker_dropped_messages", "Messages that the worker dropped: stale or malformed.",
-     lambda w: w.beat.dropped),
-)  # fmt: skip
+    (
+        "worker_dropped_messages",
+        "Messages that the worker dropped: stale or malformed.",
+        lambda w: w.beat.dropped,
+    ),
+)
 _OF_MODELS: tuple[tuple[type[CounterMetricFamily | GaugeMetricFamily], str, str], ...] = (
     (CounterMetricFamily, "model_requests_answered", "Answered requests of the architecture."),
     (CounterMetricFamily, "model_requests_in_time", "Requests of it served within their deadline."),
     (GaugeMetricFamily, "model_requests_queued", "Requests that wait for an action."),
     (GaugeMetricFamily, "model_resident", "Copies of weights on GPUs, over all instances."),
-)  # fmt: skip
+)
 
 
 def _labels(gpu: Gpu) -> tuple[str, str]:

@@ -97,7 +97,7 @@ class RunLog:
         self.last_minutes.add_action(record)
 
     def console_lines(self, now_ns: int) -> list[str]:
-        """What happened since the last call, for people; empty when nothing did. Called every 10 s."""
+        """Human-readable lines about the time since the last call; often none. Called every 10 s."""
         self.recent.note(now_ns)
         return self._console.lines(now_ns)
 

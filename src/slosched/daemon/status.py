@@ -225,7 +225,7 @@ def _stats(gpu: Gpu, now_ns: int) -> dict[str, Any] | None:
 
     `energy_mj` counts since the worker joined.
     """
-    stats = gpu.stats
+    stats = gpu.driver.stats
     if stats is None:
         return None
     numbers = {
@@ -234,7 +234,9 @@ def _stats(gpu: Gpu, now_ns: int) -> dict[str, Any] | None:
         "memory_used_bytes": stats.memory_used_bytes,
         "memory_total_bytes": stats.memory_total_bytes,
         "power_mw": stats.power_mw,
-        "energy_mj": -1 if stats.energy_mj < 0 else stats.energy_mj - max(0, gpu.joined_energy_mj),
+        "energy_mj": -1
+        if stats.energy_mj < 0
+        else stats.energy_mj - max(0, gpu.driver.joined_energy_mj),
         "temperature_c": stats.temperature_c,
         "sm_clock_mhz": stats.sm_clock_mhz,
         "memory_clock_mhz": stats.memory_clock_mhz,
@@ -244,6 +246,6 @@ def _stats(gpu: Gpu, now_ns: int) -> dict[str, Any] | None:
         "name": stats.name,
         "uuid": stats.uuid,
         "driver": stats.driver,
-        "age_ns": now_ns - gpu.stats_ns,
+        "age_ns": now_ns - gpu.driver.stats_ns,
         **{field: None if value < 0 else value for field, value in numbers.items()},
     }

@@ -63,7 +63,7 @@ class Steps:
         self._due = True  # a message came or the timer rang: time to decide
         self._clients_wait = False  # the clients' socket has input,
         self._workers_wait: set[int] = set()  # and the sockets of these workers
-        self._over = False
+        self._ended = False
         self._timer: clock.Timer | None = None
         self._readers: list[AsyncReader] = []
 
@@ -85,7 +85,7 @@ class Steps:
 
     def close(self) -> None:
         """No further step. Idempotent."""
-        self._over = True
+        self._ended = True
         for reader in self._readers:
             reader.close()
         if self._timer is not None:
@@ -101,7 +101,7 @@ class Steps:
 
     def sent_between(self) -> None:
         """A message was sent between two steps: its socket may have input, or the send may have failed."""
-        if self._over:
+        if self._ended:
             return
         self._look_again()
         if self._performer.backlog:
@@ -141,7 +141,7 @@ class Steps:
 
     def _poll(self) -> None:
         """Look at the sockets once per round of the event loop, which then never sleeps."""
-        if self._over:
+        if self._ended:
             return
         for reader in self._readers:
             reader.recheck()
@@ -151,12 +151,12 @@ class Steps:
 
     def _step(self) -> None:
         self._scheduled = self._resting = False
-        if self._over:
+        if self._ended:
             return
         try:
             self._turn()
         except Exception as error:
-            self._over = True  # half of a step was done: going on could break any promise
+            self._ended = True  # half of a step was done: going on could break any promise
             self._failed(error)
 
     def _turn(self) -> None:

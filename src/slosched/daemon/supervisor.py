@@ -55,7 +55,7 @@ _END_WITHIN_NS = 4 * NS_PER_S
 _LOOK_S = 0.2
 _ERROR = "error: "
 _READ_BYTES = 65536
-#: Of what an ended child still had to say, so much is read at most.
+#: Limit of reads from the pipe of a child that has ended.
 _LAST_READS = 64
 _ERRORS = {
     kind.exit_code: kind for kind in (InvalidConfig, MissingPackage, AddressInUse, DeviceLost)
@@ -87,8 +87,8 @@ def child_argv(config: WorkerConfig) -> list[str]:
         text = msgspec.json.encode(config).decode()
     except UnicodeEncodeError:
         raise InvalidConfig(
-            "a path in the worker's configuration is no UTF-8, which its processes cannot be told; move the "
-            "file to a directory whose name is"
+            "a path in the worker's configuration is not UTF-8, so it cannot be passed to its processes; "
+            "move the file to a directory whose name is"
         ) from None
     return [sys.executable, "-m", "slosched.daemon.supervisor", text]
 
@@ -266,8 +266,8 @@ class _Supervisor:
         if self.alone and code != 0 and not why:
             return  # `verdict` says it
         left = sum(not other.ended for other in self._children)
-        of = f"; {left} of {len(self._children)} go on" if not self.alone else ""
-        self._announce(f"{child.name} ended with {how_it_ended(code)}{why}{of}")
+        others = f"; {left} of {len(self._children)} go on" if not self.alone else ""
+        self._announce(f"{child.name} ended with {how_it_ended(code)}{why}{others}")
 
     def _start_again(self, child: _Child) -> None:
         self._stop_listening(child)
@@ -310,7 +310,7 @@ class _Supervisor:
         """False at the end of what the child says."""
         data = os.read(fd, _READ_BYTES)
         *lines, child.partial = (child.partial + data).split(b"\n")
-        if len(child.partial) > _READ_BYTES:  # no line of ours
+        if len(child.partial) > _READ_BYTES:  # not a line that a worker prints
             lines, child.partial = [*lines, child.partial], b""
         for line in lines:
             self._take_line(child, line.decode(errors="replace"))
@@ -408,7 +408,7 @@ def _child_main(argv: Sequence[str]) -> int:
         if isinstance(error, DeviceLost):
             os._exit(error.exit_code)  # taking a dead CUDA context down may never end
         return error.exit_code
-    except Exception as error:  # a bug of ours, or of a model's
+    except Exception as error:  # a bug of slosched or of a model
         where = keep_traceback()
         text = " ".join(str(error).split())
         say(f"{_ERROR}internal error: {type(error).__name__}: {text}; {where}")

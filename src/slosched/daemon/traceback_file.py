@@ -1,4 +1,4 @@
-"""The traceback of an error that nobody foresaw goes into a file: no traceback reaches a user."""
+"""The traceback of an unexpected error goes into a file: no traceback reaches a user."""
 
 from __future__ import annotations
 

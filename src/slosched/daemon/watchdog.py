@@ -29,7 +29,7 @@ PERIOD_S = 10.0
 class Watchdog:
     """A context: while it lasts, `rounds()` must change within two periods, or `end` is called.
 
-    `end` is told in words, in this object's thread, and by default ends the process.
+    `end` is called with the reason, in this object's thread, and by default ends the process.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Watchdog:
         self._rounds, self._period_s = rounds, period_s
         self._say = say or _say
         self._end = end or _end
-        self._over = threading.Event()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="slosched-watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
@@ -56,11 +56,11 @@ class Watchdog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._over.set()
+        self._ended.set()
 
     def _run(self) -> None:
         seen, still = self._rounds(), 0
-        while not self._over.wait(self._period_s):
+        while not self._ended.wait(self._period_s):
             rounds = self._rounds()
             seen, still = rounds, still + 1 if rounds == seen else 0
             if still == 1:

@@ -25,7 +25,7 @@ from slosched.workloads.engine import Engine
 Clock = Callable[[], int]
 #: Requests sent in one go after a stall, before answers are read again.
 _BURST = 256
-#: When a closed loop goes on after a request that failed and whose deadline nobody knows.
+#: A closed loop continues after this time if a request failed whose deadline is not known.
 _RETRY_NS = 100 * NS_PER_MS
 
 
@@ -237,7 +237,7 @@ class LoadDriver:
             )
 
     def lost(self, request_id: int) -> None:
-        """Nobody will answer it any more: it counts as NO_ANSWER, and a closed loop goes on."""
+        """It will not be answered any more: it counts as NO_ANSWER, and a closed loop continues."""
         pending = self._outstanding.pop(request_id, None)
         if pending is None:
             return

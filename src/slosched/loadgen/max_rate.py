@@ -1,8 +1,8 @@
 """The highest rate at which an SLO holds, by bisection. Pure: a probe sends the requests, live or simulated.
 
 Each rate is judged by up to three windows together. A window that was disturbed counts only if the SLO
-holds in spite of it; else it is thrown away and repeated. Each look at the counts may leave only its part
-of the verdict's doubt, so that looking several times does not make it less sure.
+holds in spite of it; else it is thrown away and repeated. The verdict's error budget is divided among the
+looks at the counts, so that several looks do not make it less sure.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from slosched.workloads.composed import Composed
 from slosched.workloads.rate_exp import rate_sweep
 from slosched.workloads.streams import Slo
 
-#: A rate is undecided after so many undisturbed windows.
+#: Number of undisturbed windows after which a rate is undecided.
 _LOOKS = 3
-#: A window is long enough for so many requests: some 20 late ones at 99 %.
+#: Least number of requests in a window: some 20 late ones at 99 %.
 LEAST_REQUESTS = 2_000
 #: Requests of the same rate go out this long before a window begins, and are not counted.
 LEAD_IN_NS = NS_PER_S
@@ -208,7 +208,7 @@ class MaxRate:
 def find_max_rate(
     probe: Probe, search: Search, *, on_tried: Callable[[Tried], None] = lambda tried: None
 ) -> MaxRate:
-    """Look for the highest rate of `search` at which the SLO holds; `on_tried` hears of each rate.
+    """Look for the highest rate of `search` at which the SLO holds; `on_tried` is called for each rate.
 
     It takes for granted that what holds at a rate holds at lower ones. A rate that is undecided, or was
     disturbed too often, counts as one that does not hold.
@@ -289,10 +289,10 @@ class _Looker:
 
 def window_workload(*, model: str, copies: int, slo: Slo, rate: float, length_ns: int) -> Composed:
     """The workload of one window: Poisson arrivals, a lead-in, then the step that counts."""
-    said = (model, str(copies), "poisson", f"{slo[0]:g}x" if slo[0] else f"{slo[1]}ns")
+    terms = (model, str(copies), "poisson", f"{slo[0]:g}x" if slo[0] else f"{slo[1]}ns")
     return rate_sweep(
         "max-rate",
-        (*said, f"{rate:.6g}", f"{length_ns}ns"),
+        (*terms, f"{rate:.6g}", f"{length_ns}ns"),
         model=model,
         copies=copies,
         dist="poisson",

@@ -10,7 +10,7 @@ from slosched.loadgen.results import RunProgress
 from slosched.units import NS_PER_S
 from slosched.workloads.engine import Engine
 
-#: The end of a run that has none: a hundred years. Whoever starts one stops it.
+#: The end of a run that has none: a hundred years. Its caller stops it.
 FOREVER_NS = 100 * 365 * 86_400 * NS_PER_S
 _RATE_OVER_NS = 11 * NS_PER_S // 10
 

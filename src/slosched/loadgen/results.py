@@ -304,7 +304,7 @@ def run_result(
 
 
 def _highest_rate(steps: Sequence[StepResult]) -> str:
-    """Of a sweep whose steps are called by their rates: the highest that holds, in words."""
+    """The highest rate that holds, in words, for a sweep whose steps are named by their rates."""
     rates = {step.index: _rate(step.slo) for step in steps}
     known = [(rate, index) for index, rate in rates.items() if rate is not None]
     if len(known) < 2 or len(known) < len(rates) or any(step.group for step in steps):

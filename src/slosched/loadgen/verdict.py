@@ -1,8 +1,8 @@
 """Whether an SLO holds, and how sure that is: the early-stopping rule of MLPerf's LoadGen. Pure.
 
-Of `sent` requests `late` were not in time: answered late, refused, failed, or never answered. If a
-request were late with probability 1 - p, and each one independently, how probable would it be that at
-most so many were? If 1 % or less, the SLO *holds*: the share in time is above p, with 99 %
+`late` of `sent` requests were not in time: answered late, refused, failed, or never answered. If each
+request were late with probability 1 - p, independently of the others, how probable would `late` or
+fewer be? If 1 % or less, the SLO *holds*: the share in time is above p, with 99 %
 confidence. If as many or more would have been as improbable, it *fails*, with the same confidence.
 Otherwise it is undecided, and the verdict says how many more requests would decide if none were late.
 
@@ -26,7 +26,7 @@ PERCENTILE = 0.99
 CONFIDENCE = 0.99
 #: Terms of a tail that are smaller than this part of its largest one change nothing.
 _NEGLIGIBLE = 1e-18
-#: A sentence says of so many undecided steps what would decide them, and lists so many places.
+#: Limits of a sentence: undecided steps for which it says what would decide them, and steps that it lists.
 _MOST_OPEN = 5
 _MOST_LISTED = 12
 
@@ -95,7 +95,14 @@ def judge(
     else:
         outcome = Outcome.UNDECIDED
         needs = least_sent(late, percentile=percentile, confidence=confidence) - sent
-    return Verdict(outcome, sent, late, needs, percentile, confidence)
+    return Verdict(
+        outcome=outcome,
+        sent=sent,
+        late=late,
+        needs=needs,
+        percentile=percentile,
+        confidence=confidence,
+    )
 
 
 @functools.lru_cache(maxsize=4096)
@@ -162,9 +169,9 @@ def sentence(subject: str, steps: Iterable[tuple[str, Verdict | None]]) -> str:
     first = next((verdict for _, verdict in steps if verdict is not None), None)
     percentile = PERCENTILE if first is None else first.percentile
     confidence = CONFIDENCE if first is None else first.confidence
-    said = [
-        f"{words} {_listed([name for name, _ in steps], places)}"
-        for words, places in (
+    parts = [
+        f"{outcome} {_listed([name for name, _ in steps], places)}"
+        for outcome, places in (
             ("at", _places(steps, Outcome.HOLDS)),
             ("not at", _places(steps, Outcome.FAILS)),
         )
@@ -172,16 +179,16 @@ def sentence(subject: str, steps: Iterable[tuple[str, Verdict | None]]) -> str:
     ]
     undecided = _places(steps, Outcome.UNDECIDED)
     if len(undecided) > _MOST_OPEN:
-        said.append(f"undecided at {_listed([name for name, _ in steps], undecided)}")
+        parts.append(f"undecided at {_listed([name for name, _ in steps], undecided)}")
     elif undecided:
-        said.append(f"undecided at {', '.join(_open(*steps[place]) for place in undecided)}")
+        parts.append(f"undecided at {', '.join(_open(*steps[place]) for place in undecided)}")
     late = [place for place, (_, verdict) in enumerate(steps) if verdict is None]
     if late:
         names = [name for name, _ in steps]
-        said.append(f"no verdict where sent late, at {_listed(names, late)}")
+        parts.append(f"no verdict where sent late, at {_listed(names, late)}")
     return (
         f"{subject + ': ' if subject else ''}{100 * percentile:g} % in time (client), with "
-        f"{100 * confidence:g} % confidence: {'; '.join(said)}"
+        f"{100 * confidence:g} % confidence: {'; '.join(parts)}"
     )
 
 

@@ -68,9 +68,12 @@ class SimCluster:
         }
         for worker_id, worker in self.workers.items():
             self.controller.to_workers[worker_id] = self._wire(
-                worker.receive, network.to_worker_ns, network.to_worker_spread_ns, self._card,
+                worker.receive,
+                network.to_worker_ns,
+                network.to_worker_spread_ns,
+                self._card,
                 f"to worker {worker_id}",
-            )  # fmt: skip
+            )
             worker.to_controller = self._wire(
                 self.controller.receive,
                 network.from_worker_ns,
@@ -119,9 +122,12 @@ class SimCluster:
             receive, network.to_client_ns, network.to_client_spread_ns, self._card, f"to {name}"
         )
         return self._wire(
-            self._from_client, network.from_client_ns, network.from_client_spread_ns, self._new_card(),
+            self._from_client,
+            network.from_client_ns,
+            network.from_client_spread_ns,
+            self._new_card(),
             f"from {name}",
-        )  # fmt: skip
+        )
 
     def traffic(self) -> dict[str, dict[str, int]]:
         """Messages and bytes sent so far, by connection and direction."""

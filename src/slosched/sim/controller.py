@@ -41,7 +41,7 @@ _MOST_RESTLESS = 100
 #: A violation of the marks tells the stories of requests answered as recently as this.
 _ANSWERED_KEPT = 2048
 
-#: Of a row, or a line for the operator.
+#: Take a row, or a line for the operator.
 OnRequest = Callable[[RequestRecord], None]
 OnAction = Callable[[ActionRecord], None]
 OnNote = Callable[[Note], None]
@@ -78,8 +78,8 @@ class SimController:
         self.on_reply: Callable[[bytes, ControllerToClient], None] | None = None
         #: Takes the record of each stage of a request that has more than one (stages.tsv).
         self.on_stage: Callable[[StageRecord], None] | None = None
-        #: Of clients that do not read, or are gone (0): how many messages are still taken for them. What is
-        #: beyond that fails, as it does live.
+        #: Room in the queues of clients that do not read, or are gone (0), in messages. Messages beyond that
+        #: fail, as they do live.
         self.room: dict[bytes, int] = {}
         self._values: ValueStore[Payload] = ValueStore(made_up)
         self._framed = False  # nothing with frames has come yet: most runs have none

@@ -37,7 +37,7 @@ from slosched.workloads.base import Arrival
 
 _INCARNATION = 7
 _HELLO_EVERY_NS = 500 * NS_PER_MS
-#: A load is asked for again when it failed, and when it was not answered for so long.
+#: A load is asked for again when it failed, and when it was not answered within this time.
 _LOAD_AGAIN_NS = 500 * NS_PER_MS
 _LOAD_PATIENCE_NS = 4 * NS_PER_S
 _GRACE_NS = 2 * NS_PER_S
@@ -113,7 +113,7 @@ class EnduringClient(SimClient):
         now_ns = self._kernel.now_ns
         self._kernel.at(now_ns + CLIENT_HEARTBEAT_NS, self._beat)
         if not self._controller:
-            return  # a controller that does not know us would refuse it
+            return  # a controller that does not know this client would refuse it
         self._say(ClientHeartbeat(now_ns))
         if self._greeting or not self._heard:
             self._hello()
@@ -220,7 +220,7 @@ class EnduringClient(SimClient):
     # -------------------------------------------------------------------------------- requests
 
     def _lost(self, request_id: int) -> None:
-        """Nobody will answer it."""
+        """It will not be answered."""
         del self._give_up_ns[request_id]
         if self.driver is not None:
             self.driver.lost(request_id)

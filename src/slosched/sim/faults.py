@@ -30,31 +30,52 @@ _LINK = r"(to|from) (client|worker \d+)"
 #: Every kind. A link is one direction of one connection, as the controller sees it.
 KINDS: dict[str, Kind] = {
     "crash": Kind("the process dies; a new one, with empty memory, follows", _WORKER, ("for",)),
-    "leave": Kind("the process is told to end: it hands back what it has not begun; a new one follows",
-                  _WORKER, ("for",)),
-    "intrude": Kind("a second controller asks for the worker, and acts where it gets it", _WORKER,
-                    ("for",)),
-    "restart": Kind("the controller dies; a new one, which knows nothing, follows", "controller",
-                    ("for",)),
-    "drain": Kind("the controller is told to end, and does; a new one follows", "controller", ("for",)),
-    "pause": Kind("the process stands still: what reaches it waits",
-                  f"{_WORKER}|controller|client", ("for",)),
+    "leave": Kind(
+        "the process is told to end: it hands back what it has not begun; a new one follows",
+        _WORKER,
+        ("for",),
+    ),
+    "intrude": Kind(
+        "a second controller asks for the worker, and acts where it gets it", _WORKER, ("for",)
+    ),
+    "restart": Kind(
+        "the controller dies; a new one, which knows nothing, follows", "controller", ("for",)
+    ),
+    "drain": Kind(
+        "the controller is told to end, and does; a new one follows", "controller", ("for",)
+    ),
+    "pause": Kind(
+        "the process stands still: what reaches it waits", f"{_WORKER}|controller|client", ("for",)
+    ),
     "slow": Kind("a GPU's exec times are `factor` times as long", _GPU, ("for", "factor")),
-    "raise": Kind("an exec fails with `probability`, as when its model raises", _GPU,
-                  ("for", "probability")),
-    "end": Kind("an exec ends with its model's process with `probability`", _GPU,
-                ("for", "probability")),
-    "spoil": Kind("a load of weights fails with `probability`, when its time is over", _GPU,
-                  ("for", "probability")),
+    "raise": Kind(
+        "an exec fails with `probability`, as when its model raises", _GPU, ("for", "probability")
+    ),
+    "end": Kind(
+        "an exec ends with its model's process with `probability`", _GPU, ("for", "probability")
+    ),
+    "spoil": Kind(
+        "a load of weights fails with `probability`, when its time is over",
+        _GPU,
+        ("for", "probability"),
+    ),
     "jump": Kind("a worker's clock is put forward `by` (or back)", _WORKER, ("by",)),
-    "partition": Kind("nothing passes, either way; all of it is lost", f"{_WORKER}|client", ("for",)),
+    "partition": Kind(
+        "nothing passes, either way; all of it is lost", f"{_WORKER}|client", ("for",)
+    ),
     "hold": Kind("nothing passes this way; all of it arrives afterwards", _LINK, ("for",)),
     "lose": Kind("a message is lost with `probability`", _LINK, ("for", "probability")),
-    "late": Kind("a message is late by up to `by` with `probability`, and what follows it waits",
-                 _LINK, ("for", "probability", "by")),
-    "twice": Kind("a message comes a second time, up to `by` later, with `probability`", _LINK,
-                  ("for", "probability", "by")),
-}  # fmt: skip
+    "late": Kind(
+        "a message is late by up to `by` with `probability`, and what follows it waits",
+        _LINK,
+        ("for", "probability", "by"),
+    ),
+    "twice": Kind(
+        "a message comes a second time, up to `by` later, with `probability`",
+        _LINK,
+        ("for", "probability", "by"),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -113,19 +134,19 @@ class Fault:
         return -1 if match is None else int(match.group(1))
 
     def text(self) -> str:
-        """One line, human-readable."""
-        words = [f"{self.at_ns / NS_PER_S:9.4f} s  {self.kind:9} {self.target}"]
+        """One human-readable line."""
+        parts = [f"{self.at_ns / NS_PER_S:9.4f} s  {self.kind:9} {self.target}"]
         needs = KINDS[self.kind].needs
         if "for" in needs:
-            words.append(f"for {format_duration(self.for_ns)}")
+            parts.append(f"for {format_duration(self.for_ns)}")
         if "factor" in needs:
-            words.append(f"factor {self.factor:g}")
+            parts.append(f"factor {self.factor:g}")
         if "probability" in needs:
-            words.append(f"probability {self.probability:g}")
+            parts.append(f"probability {self.probability:g}")
         if "by" in needs:
             sign = "-" if self.by_ns < 0 else ""
-            words.append(f"by {sign}{format_duration(abs(self.by_ns))}")
-        return " ".join(words)
+            parts.append(f"by {sign}{format_duration(abs(self.by_ns))}")
+        return " ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -192,7 +213,7 @@ class FaultPlan:
         from_ns: int = 0,
         kinds: Sequence[str] = tuple(KINDS),
     ) -> FaultPlan:
-        """A plan of random density for workers with these numbers of GPUs; all is over at `until_ns`.
+        """A plan of random density for workers with these numbers of GPUs; every fault is over at `until_ns`.
 
         Raises InvalidConfig if that leaves no time.
         """

@@ -5,7 +5,7 @@ workers and the client. Once they are over, within RECOVERY_NS:
 
 - every worker has joined the controller, which knows its clients and their models;
 - requests sent from then on are answered in time as often as without faults (LIVE_SHARE, less one or a bunch;
-  baselines may take SLOW_RECOVERY_NS, since nothing but heartbeats tells them a way is short again). Published
+  baselines may take SLOW_RECOVERY_NS, since only heartbeats show them that a latency is short again). Published
   schedulers keep their published defects, among them estimates that a single slow action spoils for
   long, and under rules of placement other than ours what was loaded first decides for long: some must be
   in time. A cluster that is overloaded without faults is not held to it: backlogs last;
@@ -45,11 +45,11 @@ from slosched.telemetry.client_log import ClientRecord
 from slosched.units import NS_PER_S, format_duration
 from slosched.workloads.engine import Engine
 
-#: After the faults, this share of the requests that are in time without any must be in time.
+#: Least share in time after the faults, compared with the same run without faults.
 LIVE_SHARE = 0.95
 #: A cluster that does worse without any faults has too much to do.
 _OVERLOADED = 0.9
-#: A run with this share in time is good without a look at a run without faults.
+#: A share in time that needs no comparison with a run without faults.
 _GOOD = 0.98
 #: The rest of the last actions comes in within this time after the load.
 _QUIET_NS = 6 * NS_PER_S
@@ -91,7 +91,7 @@ def run_case(seed: int, spec: SimSpec) -> Outcome:
         if case.tail_share < _GOOD:
             _hold_against_no_faults(spec, case)
     except (InvariantViolated, SloschedError, AssertionError, LookupError, ValueError) as error:
-        failure = _words(error)
+        failure = _failure_text(error)
     case.sights.marks_compared = case.world.cluster.marks.compared
     return Outcome(
         seed=seed,
@@ -105,8 +105,8 @@ def run_case(seed: int, spec: SimSpec) -> Outcome:
     )
 
 
-def _words(error: Exception) -> str:
-    """What failed; for an error that no code raised on purpose, also where."""
+def _failure_text(error: Exception) -> str:
+    """What failed; for an unexpected error also where."""
     if isinstance(error, InvariantViolated | SloschedError):
         return str(error)
     place, trace = "", error.__traceback__
@@ -281,7 +281,7 @@ class _Case:
             raise NotLive(f"models {used[:10]} are used by clients that are gone")
         kept = scheduler.limits.input_bytes
         if kept:
-            raise NotLive(f"{kept} bytes of inputs are counted, and nobody waits")
+            raise NotLive(f"{kept} bytes of inputs are counted, and no request waits")
 
     def _check_joined(self) -> None:
         scheduler = self.world.cluster.controller.scheduler

@@ -26,10 +26,10 @@ from slosched.workloads.streams import ClosedLoop, OpenLoop
 
 #: Faults begin at any time from the start on, and are over by then.
 FAULTS_END_NS = 3 * NS_PER_S
-#: One case in this many has a worker or the client silent for longer than the others wait.
+#: One case in this many silences a worker or the client for longer than every timeout.
 _LONG_CASES = 8
 _LONG_NS = (5_500 * NS_PER_MS, 7 * NS_PER_S)
-#: This long after the last fault everything must work as if there had been none.
+#: Time after the last fault by which the cluster must serve as if no fault had occurred.
 RECOVERY_NS = 8 * NS_PER_S
 #: A scheduler that sends nothing where it expects a long latency learns of a short one at five
 #: heartbeats a second, and its 90th percentile of up to 100 must turn over.
@@ -197,10 +197,10 @@ def _model(draw: Random, name: str) -> ModelProfile:
     exec_ns = {batch: single_ns * (1 + batch) // 2 for batch in (1, 2, 4, 8)}
     pages = draw.randint(1, 4)
     return ModelProfile(
-        name,
-        exec_ns,
-        draw.choice((1, 4, 8)) * NS_PER_MS,
-        pages * _PAGE_BYTES,
+        name=name,
+        exec_ns=exec_ns,
+        weights_ns=draw.choice((1, 4, 8)) * NS_PER_MS,
+        weights_bytes=pages * _PAGE_BYTES,
         input_shape=(8,),
         output_shape=(8 + 4 * int(name[-1]),),  # outputs tell which model ran
     )

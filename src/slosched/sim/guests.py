@@ -42,7 +42,7 @@ WAYS = (GOODBYE, BREAKS, SILENT, AGAIN, DEAF)
 _AGAIN_NS = NS_PER_S
 #: A new process says hello this long after the old one died: messages on their way to that one are lost.
 _STARTS_NS = 5 * NS_PER_MS
-#: Messages that are kept for a client that does not read (live: 10,000, and what the kernel takes).
+#: Messages kept for a peer that does not read (live: 10,000, and what the kernel takes).
 _ROOM = 12
 _DEAF_NS = 800 * NS_PER_MS
 #: A guest that unloaded its model loads it again after this.

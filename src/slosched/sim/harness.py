@@ -68,7 +68,7 @@ class Simulation:
     """A controller, workers with emulated GPUs, and a client, in virtual time.
 
     `gpus_per_worker` lists the GPUs of each worker; `more_clients` are others with their weights, for
-    demands of theirs. Checks the invariants after each step unless `check` is off. Times are ns.
+    their own demands. Checks the invariants after each step unless `check` is off. Times are ns.
     """
 
     def __init__(

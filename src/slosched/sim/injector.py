@@ -13,7 +13,7 @@ from slosched.sim.faults import Fault, FaultPlan
 from slosched.sim.intruder import Intruder
 from slosched.sim.node import WorkerNode
 
-#: Incarnations of second controllers begin here, far from our own.
+#: Incarnations of second controllers begin here, far from the first controller's.
 _INTRUDERS = 1_000_000_000
 
 

@@ -42,7 +42,7 @@ class Intruder:
         self._session: int | None = None
         self._stopped = self._refused = False
         self._taken = 0
-        worker.others[self._peer] = self._told
+        worker.others[self._peer] = self._receive
         self._say_hello(None)
 
     def stop(self) -> None:
@@ -72,7 +72,7 @@ class Intruder:
             self._say(ControllerHello(PROTOCOL_VERSION, self._incarnation, times_lost=0))
             self._kernel.at(self._kernel.now_ns + _HELLO_EVERY_NS, self._say_hello)
 
-    def _told(self, message: WorkerToController) -> None:
+    def _receive(self, message: WorkerToController) -> None:
         if isinstance(message, WorkerRefused):
             self._refused = True
         elif isinstance(message, WorkerWelcome):

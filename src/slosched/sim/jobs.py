@@ -166,7 +166,7 @@ class _Pool:
             self._give(ours)
         while self._running:
             heard = wait(list(self._running), timeout=_WAIT_S)
-            _interrupt_if(self._stop)  # first: what ended together with us is no failure
+            _interrupt_if(self._stop)  # first: a child that the same signal ended is not a failure
             for ready in heard:
                 assert isinstance(ready, Connection)
                 self._hear(ready)
@@ -186,18 +186,18 @@ class _Pool:
     def _hear(self, connection: Connection) -> None:
         index = self._running[connection]
         try:
-            said = connection.recv()
+            message = connection.recv()
         except (EOFError, OSError):
             raise self._ended(connection) from None
-        if isinstance(said, RunProgress):
-            self._where[index] = said
+        if isinstance(message, RunProgress):
+            self._where[index] = message
             return
         self._where.pop(index, None)
-        if isinstance(said, RunResult):
-            self._results[index] = said
+        if isinstance(message, RunResult):
+            self._results[index] = message
             self._give(connection)
             return
-        text, exit_code = said
+        text, exit_code = message
         raise JobFailed(f"run {index + 1} of {len(self._jobs)}: {text}", exit_code)
 
     def _ended(self, connection: Connection) -> JobFailed:

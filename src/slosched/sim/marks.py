@@ -3,7 +3,7 @@
 An input travels as a Payload: the size of the live frame, and its first MARK_BYTES. It goes where the live
 frame goes (a Value of the controller, the frames behind an Infer and its result), an emulated GPU repeats it
 in the output of the same row, and the client that gets an answer compares. So an output of another row, action,
-request or client is seen at once, and so is one that is missing or that nobody asked for.
+request or client is seen at once, and so is one that is missing or was not asked for.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Marks:
         if len(frames) == 1:
             mark, size = frames[0].mark, frames[0].size
             due = int.from_bytes(mark[_TAG + _ID :], "big")
-            got = self._words(mark)
+            got = self._text_of(mark)
             if mark[: _TAG + _ID] == wanted[:size]:
                 if not awaited or due in (0, size) or len(mark) < MARK_BYTES:
                     return
@@ -106,7 +106,7 @@ class Marks:
                 f"{name} got no output for its request {reply.request_id}, which had an input\n{story}"
             )
 
-    def _words(self, mark: bytes) -> str:
+    def _text_of(self, mark: bytes) -> str:
         who = self._who.get(mark[:_TAG])
         if who is None or len(mark) < MARK_BYTES:
             return f"an output of no request ({mark!r})"

@@ -1,7 +1,7 @@
 """The network between client, controller and workers: latency, jitter, bandwidth, order.
 
 A message leaves its host through that host's one network card, which sends one after the other at
-`bandwidth_bits_per_s`; it then takes the latency of its way, and a random jitter on top. Messages of one
+`bandwidth_bits_per_s`; it then takes the latency of its direction, and a random jitter on top. Messages of one
 connection never overtake each other (ZeroMQ over TCP): one that would, arrives with the one before it.
 What is not modelled: loss and retransmission (see faults), packets of several connections taking turns
 on a card, and a card that receives more than it can take.
@@ -64,9 +64,11 @@ class Network:
     def random(self) -> bool:
         """True if what a message takes depends on chance."""
         spreads = (
-            self.to_worker_spread_ns, self.from_worker_spread_ns,
-            self.from_client_spread_ns, self.to_client_spread_ns,
-        )  # fmt: skip
+            self.to_worker_spread_ns,
+            self.from_worker_spread_ns,
+            self.from_client_spread_ns,
+            self.to_client_spread_ns,
+        )
         return bool(self.jitter_ns) or any(spreads)
 
 
@@ -97,9 +99,19 @@ class Wire:
     """
 
     __slots__ = (
-        "_card", "_deliver", "_jitter_ns", "_kernel", "_last_ns", "_latency_ns", "_plain", "_random",
-        "_spread_ns", "bytes_sent", "disturb", "messages_sent",
-    )  # fmt: skip
+        "_card",
+        "_deliver",
+        "_jitter_ns",
+        "_kernel",
+        "_last_ns",
+        "_latency_ns",
+        "_plain",
+        "_random",
+        "_spread_ns",
+        "bytes_sent",
+        "disturb",
+        "messages_sent",
+    )
 
     def __init__(
         self,

@@ -282,12 +282,12 @@ def point_of(spec: PlanSpec, gpus: int, results: Sequence[RunResult]) -> Point:
                 codes[code] = codes.get(code, 0) + number
     seeds = [share_of(_blocks([steps], first)) for steps in counted]
     return Point(
-        gpus,
-        share_of(_blocks(counted, first)),
-        tuple(share_of(_blocks(counted, first, name)) for name in names),
-        tuple(share.point for share in seeds),
-        dict(sorted(codes.items(), key=lambda item: (-item[1], item[0]))),
-        tuple(result.run_dir for result in results),
+        gpus=gpus,
+        share=share_of(_blocks(counted, first)),
+        models=tuple(share_of(_blocks(counted, first, name)) for name in names),
+        by_seed=tuple(share.point for share in seeds),
+        codes=dict(sorted(codes.items(), key=lambda item: (-item[1], item[0]))),
+        run_dirs=tuple(result.run_dir for result in results),
     )
 
 
@@ -298,8 +298,8 @@ def _blocks(
     blocks = []
     for steps in runs:
         for index in range(first, first + BLOCKS):
-            here = [s for s in steps if s.index == index and group in (None, s.group)]
-            blocks.append(Block(sum(s.sent for s in here), sum(s.in_time for s in here)))
+            own = [s for s in steps if s.index == index and group in (None, s.group)]
+            blocks.append(Block(sum(s.sent for s in own), sum(s.in_time for s in own)))
     return blocks
 
 
@@ -316,14 +316,14 @@ def hopeless(spec: PlanSpec) -> list[str]:
             lost += entry.rate_per_s / rate
             reasons.append(
                 f"{name}: its SLO of {format_duration(slo_ns)} is below {format_duration(least_ns)}, "
-                f"which one request alone takes on an idle {spec.profile.name} with its way there and "
-                "back; a larger SLO, a faster GPU or a shorter way is needed"
+                f"which one request alone takes on an idle {spec.profile.name} and the "
+                "network's latency; a larger SLO, a faster GPU or a shorter latency is needed"
             )
     return reasons if lost > 1 - spec.target or (spec.each_model and reasons) else []
 
 
 def _least_ns(spec: PlanSpec, entry: MixEntry) -> int:
-    """The shortest time from send to answer: the way there, one request alone, the way back."""
+    """The shortest time from send to answer: one request alone, and the network in both directions."""
     network = spec.base.network
     ways_ns = (
         network.from_client_ns

@@ -225,8 +225,11 @@ def spec_document(spec: SimSpec) -> dict[str, Any]:
     document = _plain(spec)
     assert isinstance(document, dict)
     document["scheduler"] = _plain(resolved(spec.scheduler))
-    document["workload"] = {"name": spec.workload.name, "text": spec.workload.describe(),
-                            "spec": _plain(spec.workload)}  # fmt: skip
+    document["workload"] = {
+        "name": spec.workload.name,
+        "text": spec.workload.describe(),
+        "spec": _plain(spec.workload),
+    }
     return document
 
 
@@ -248,7 +251,7 @@ def source_digest() -> str:
 
 
 def _file_sha256(path: Path) -> str | None:
-    """None for what cannot be read: whoever needs it says so, and no finished run is like it."""
+    """None if it cannot be read: the reader that needs it reports that, and no finished run matches None."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

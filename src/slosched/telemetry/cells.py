@@ -48,7 +48,7 @@ class Block:
         self._words = np.ndarray((len(self._bytes) - 7,), "V8", self._bytes.data, 0, (1,))
 
     def integers(self, column: int) -> NDArray[np.int64]:
-        """Return an int64 for each row. Raises NotNumbers if a cell is no integer of 64 bits."""
+        """Return an int64 for each row. Raises NotNumbers if a cell is not an integer of 64 bits."""
         starts, ends = self._starts(column), self._ends[column]
         negative = self._bytes[starts] == _MINUS
         signed = bool(negative.any())
@@ -90,7 +90,7 @@ class Block:
         return (words * np.uint64(10_000 * 2**32 + 1)) >> np.uint64(32)
 
     def floats(self, column: int) -> NDArray[np.float64]:
-        """Return a float64 for each row. Raises NotNumbers if a cell is no number.
+        """Return a float64 for each row. Raises NotNumbers if a cell is not a number.
 
         Made for columns of few distinct values: each distinct text is parsed once.
         """

@@ -125,7 +125,7 @@ def _memory_bytes() -> int:
 
 
 def _date() -> str:
-    # The date of a run, for people; the program's own times come from its clock.
+    # The human-readable date of a run; the program's own times come from its clock.
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 

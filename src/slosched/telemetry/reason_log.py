@@ -1,6 +1,6 @@
 """`request_reasons.jsonl`: why each request that was not answered in time was not, in words and numbers.
 
-The published logs have no room for a reason or a prediction, so these stand in a file of ours beside them. Only
+The published logs have no room for a reason or a prediction, so these stand in our own file beside them. Only
 requests that were refused, failed or answered late have a row: what a run does well costs nothing here. The
 first line is the list of column names, each further line the list of a request's values, both as JSON: a
 reason may hold any text (a model's exception), and JSON keeps it on one line without control characters.
@@ -60,10 +60,24 @@ def has_row(record: RequestRecord) -> bool:
 def reason_of(record: RequestRecord) -> Reason:
     r = record
     return Reason(
-        r.departure_ns, r.request_id, r.user_id, r.model_id, int(r.code), r.reason[:_MOST_CHARACTERS],
-        r.slo_ns, r.departure_ns - r.arrival_ns, r.arrival_count, r.batch_size, r.worker_id, r.gpu_id,
-        r.attempts, r.predicted_start_ns, r.predicted_exec_ns, r.start_ns, r.exec_ns,
-    )  # fmt: skip
+        t=r.departure_ns,
+        request_id=r.request_id,
+        user_id=r.user_id,
+        model_id=r.model_id,
+        code=int(r.code),
+        reason=r.reason[:_MOST_CHARACTERS],
+        deadline=r.slo_ns,
+        latency=r.departure_ns - r.arrival_ns,
+        arrival_count=r.arrival_count,
+        batch_size=r.batch_size,
+        worker_id=r.worker_id,
+        gpu_id=r.gpu_id,
+        attempts=r.attempts,
+        predicted_start=r.predicted_start_ns,
+        predicted_exec=r.predicted_exec_ns,
+        start=r.start_ns,
+        exec=r.exec_ns,
+    )
 
 
 def reason_rows(records: Iterable[RequestRecord]) -> bytes:

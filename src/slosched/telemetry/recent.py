@@ -1,7 +1,7 @@
-"""The last minutes of a controller in memory, for whoever looks at it while it runs (docs/live.md).
+"""The last minutes of a controller in memory, for the pages that show it while it runs (docs/live.md).
 
 A pure accumulator of constant size. Records go in where the logs are written, at some 0.4 us each, and are
-kept as they are; whatever costs more (words, JSON) is done by who asks. Seconds are those of the records'
+kept as they are; the reader does what costs more (words, JSON). Seconds are those of the records'
 clock, and a ring has a place for each of the last `SECONDS`, the last one still open.
 
 What was asked for is counted in the second in which it *arrived*, so that offered and satisfied of a second
@@ -221,12 +221,14 @@ class LastMinutes:
 
         offered = in_order(self._offered)
         return Series(
-            self._second,
-            offered,
-            [of - missed for of, missed in zip(offered, in_order(self._missed), strict=True)],
-            {code: in_order(ring) for code, ring in self._misses.items()},
-            self._p50_us[first:] + self._p50_us[:first],
-            self._p99_us[first:] + self._p99_us[:first],
+            second=self._second,
+            offered=offered,
+            satisfied=[
+                all_ - missed for all_, missed in zip(offered, in_order(self._missed), strict=True)
+            ],
+            misses={code: in_order(ring) for code, ring in self._misses.items()},
+            p50_us=self._p50_us[first:] + self._p50_us[:first],
+            p99_us=self._p99_us[first:] + self._p99_us[:first],
         )
 
     def actions(self, first: int, last: int) -> list[ActionRecord]:
@@ -244,7 +246,7 @@ class LastMinutes:
     def busy_mean(
         self, worker_id: int, gpu_id: int, now_ns: int, *, seconds: int
     ) -> tuple[float, float]:
-        """Percent of the last so many whole seconds (at most BUSY_SECONDS): exec, weight loads."""
+        """Percent of the last `seconds` whole seconds (at most BUSY_SECONDS): exec, weight loads."""
         both = self._busy.get((worker_id, gpu_id))
         if both is None:
             return 0.0, 0.0

@@ -47,7 +47,7 @@ def _cells(r: RequestRecord) -> Cells:
     """The columns, in order.
 
     `deadline` is -1 for a request that never had one (an unknown model). A cold start is one whose
-    model was on no GPU at arrival and on some at departure, whoever loaded it.
+    model was on no GPU at arrival and on some GPU at departure, whichever request loaded it.
     """
     departure_ns, slo_ns, arrival_count = r.departure_ns, r.slo_ns, r.arrival_count
     departure_count = r.departure_count

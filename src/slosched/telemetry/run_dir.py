@@ -24,7 +24,7 @@ def default_log_dir(kind: str = "run") -> Path:
     from_environment = os.environ.get("CLOCKWORK_LOG_DIR", "")
     if from_environment:
         return Path(from_environment)
-    # A date for people to recognise a directory by; nothing is timed with it.
+    # A human-readable date that names the directory; nothing is timed with it.
     return Path("slosched-runs") / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{kind}"
 
 

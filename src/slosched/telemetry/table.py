@@ -64,7 +64,7 @@ def read_table(
 
     Integers are of 64 bits. With `only` the other columns are neither read nor looked at. An empty
     file (a run killed before its first write) is a table without rows. Raises MalformedLog if the
-    file cannot be read, its header is another one, or a whole line is no row of it.
+    file cannot be read, its header is another one, or a whole line is not a row of it.
     """
     wanted = [name for name in columns if only is None or name in only]
     parts: dict[str, list[Column]] = {name: [] for name in wanted}
@@ -131,7 +131,7 @@ def _joined(parts: dict[str, list[Column]], name: str, kind: type) -> Column:
 
 
 def _explain(path: Path, text: bytes, columns: Mapping[str, type], first: int) -> MalformedLog:
-    """Name the first line that is no row; `first` is the number of the text's first line."""
+    """Name the first line that is not a row; `first` is the number of the text's first line."""
     for number, line in enumerate(text.split(b"\n")[:-1], start=first):
         cells = line.split(b"\t")
         where = f"{path}, line {number}"
@@ -140,8 +140,8 @@ def _explain(path: Path, text: bytes, columns: Mapping[str, type], first: int) -
         for cell, (name, kind) in zip(cells, columns.items(), strict=True):
             problem = _problem(cell, kind)
             if problem:
-                said = cell.decode("ascii", "replace")
-                return MalformedLog(f"{where}: column {name} holds {said!r}, which is {problem}")
+                shown = cell.decode("ascii", "replace")
+                return MalformedLog(f"{where}: column {name} holds {shown!r}, which is {problem}")
     return MalformedLog(f"{path}: lines {first} and following hold something else than numbers")
 
 
@@ -149,8 +149,8 @@ def _problem(cell: bytes, kind: type) -> str:
     """What is wrong with `cell`; "" if nothing is."""
     if kind is int:
         if not _INTEGER.fullmatch(cell):
-            said = no_integer(cell.decode("ascii", "replace"))
-            return "not an integer" if said == "not a whole number" else said
+            problem = no_integer(cell.decode("ascii", "replace"))
+            return "not an integer" if problem == "not a whole number" else problem
         return "" if len(cell.lstrip(b"-")) < 20 and abs(int(cell)) < 2**63 else "out of range"
     try:
         if not re.search(rb"[\s_]", cell):

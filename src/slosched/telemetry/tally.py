@@ -1,7 +1,7 @@
 """What the controller counts of every request and action: plain integers, and nothing that grows with them.
 
-Whatever shows numbers reads this: /metrics, `slosched status --watch`, the console's lines. What can be
-derived, named or formatted is left to whoever asks.
+Everything that shows numbers reads this: /metrics, `slosched status --watch`, the console's lines. The
+readers derive, name and format.
 
 Counters only ever grow while the process lives, whatever becomes of workers, clients and models.
 """
@@ -27,10 +27,45 @@ NORM_CLOCK_MHZ = 1380
 LATENCY_BOUNDS_NS: tuple[int, ...] = tuple(
     int(ms * NS_PER_MS)
     for ms in (
-        0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 7.5, 10, 12.5, 15, 20, 25, 30, 40, 50, 60, 75,
-        100, 125, 150, 200, 250, 300, 400, 500, 750, 1000, 1500, 2500, 5000, 10000,
+        0.1,
+        0.25,
+        0.5,
+        0.75,
+        1,
+        1.5,
+        2,
+        2.5,
+        3,
+        4,
+        5,
+        6,
+        7.5,
+        10,
+        12.5,
+        15,
+        20,
+        25,
+        30,
+        40,
+        50,
+        60,
+        75,
+        100,
+        125,
+        150,
+        200,
+        250,
+        300,
+        400,
+        500,
+        750,
+        1000,
+        1500,
+        2500,
+        5000,
+        10000,
     )
-)  # fmt: skip
+)
 
 _ERRORS_MS = (0.001, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 #: The same of the errors of predictions, which have a sign: actual less predicted.
@@ -49,9 +84,19 @@ class Lane:
     """
 
     __slots__ = (
-        "clock_greatest", "clock_least", "clocked", "count", "e2e_greatest", "e2e_ns", "exec_ns",
-        "greatest", "least", "norm_greatest", "norm_ns", "requests",
-    )  # fmt: skip
+        "clock_greatest",
+        "clock_least",
+        "clocked",
+        "count",
+        "e2e_greatest",
+        "e2e_ns",
+        "exec_ns",
+        "greatest",
+        "least",
+        "norm_greatest",
+        "norm_ns",
+        "requests",
+    )
 
     def __init__(self) -> None:
         self.count = self.requests = self.exec_ns = self.e2e_ns = 0
@@ -86,9 +131,19 @@ class Tally:
     """Fed with every record that the scheduler gives out."""
 
     __slots__ = (
-        "batch_sizes", "completion_errors", "exec_errors", "failures", "greatest_ns", "in_time", "lanes",
-        "least_ns", "models", "refused_at_arrival", "served", "unserved",
-    )  # fmt: skip
+        "batch_sizes",
+        "completion_errors",
+        "exec_errors",
+        "failures",
+        "greatest_ns",
+        "in_time",
+        "lanes",
+        "least_ns",
+        "models",
+        "refused_at_arrival",
+        "served",
+        "unserved",
+    )
 
     def __init__(self) -> None:
         self.in_time = 0
@@ -106,7 +161,7 @@ class Tally:
         self.lanes: dict[tuple[int, int, int], Lane] = {}
         #: Actions that ended with another code than 0, by (kind, code).
         self.failures: dict[tuple[int, int], int] = {}
-        #: Of inferences that ended with code 0: requests aboard, and actual less predicted.
+        #: Inferences that ended with code 0: requests aboard, and actual less predicted.
         self.batch_sizes = Histogram(BATCH_BOUNDS)
         self.exec_errors = Histogram(ERROR_BOUNDS_NS)
         self.completion_errors = Histogram(ERROR_BOUNDS_NS)

@@ -146,9 +146,8 @@ class LogWriter:
             self._thread.join(timeout_s)
             self._closed = True
             atexit.unregister(self.close)
-            if (
-                self._thread.is_alive()
-            ):  # its descriptor stays open: closing it could hit another file
+            # The thread's descriptor stays open: closing it could hit another file.
+            if self._thread.is_alive():
                 self._refused += len(self._rows) + len(self._records)
                 self._rows.clear()
                 self._records.clear()
@@ -179,14 +178,14 @@ class LogWriter:
             self._write_lines(batch)
 
     def _form(self) -> None:
-        """Make rows of the records that are there. Whoever calls holds `_forming`."""
+        """Make rows of the records that are there. The caller holds `_forming`."""
         records = self._records
         taken = [records.popleft() for _ in range(len(records))]
         if not taken:
             return
         try:
             rows = self._make(taken)
-        except Exception as error:  # a bug of ours; the log must not end with it, nor its owner
+        except Exception as error:  # an internal error must end neither the log nor its owner
             self._lost += len(taken)
             self._report(f"{len(taken)} rows of {self.path} could not be made: {error!r}")
             return

@@ -91,7 +91,7 @@ def _decoder(union: Any, most_bytes: int) -> Callable[[Frame], Any]:
     return checked
 
 
-#: Each raises MalformedMessage for bytes that are no message of its direction.
+#: Each raises MalformedMessage for bytes that are not a message of its direction.
 decode_from_client = cast(Callable[[Frame], FromClients], _decoder(FromClients, MAX_STRUCT_BYTES))
 decode_from_worker = cast(
     Callable[[Frame], FromWorkers], _decoder(FromWorkers, _MAX_WORKER_STRUCT_BYTES)

@@ -68,9 +68,8 @@ def _context() -> zmq.Context[zmq.Socket[bytes]]:
 def _only_ipv6(name: str) -> bool:
     """Whether the host `name` has IPv6 addresses and no other. False for one that is not known by now."""
     interfaces = ("*", *(interface for _, interface in socket.if_nameindex()))
-    if (
-        _IPV4.fullmatch(name) or name in interfaces
-    ):  # a daemon may listen on an interface by its name
+    # A daemon may listen on an interface by its name.
+    if _IPV4.fullmatch(name) or name in interfaces:
         return False
     families: list[int] = []
 
@@ -302,7 +301,7 @@ class AsyncReader:
 
 
 class BadMessages:
-    """Counts what peers sent that was no message, and says so once for each peer."""
+    """Counts what peers sent that was not a message, and says so once for each peer."""
 
     def __init__(self, log: Callable[[str], None]) -> None:
         self._log = log
@@ -324,7 +323,7 @@ def finish_sending(within_ms: int) -> None:
     For the last line of a process: pyzmq does not wait when the interpreter exits, so answers that
     are queued then would be lost. Every socket of the process must have been closed.
     """
-    # term() blocks until the sockets' linger is over; in a thread, so that a socket somebody forgot
+    # term() blocks until the sockets' linger is over; in a thread, so that a socket left open
     # cannot hold up the exit.
     thread = threading.Thread(target=zmq.Context.instance().term, daemon=True)
     thread.start()

@@ -30,7 +30,7 @@ def workload_from_table(table: Mapping[str, object]) -> Workload:
 
     `workload` is its name; the other keys are its parameters in lower case (`slo-start`, or
     `slo_start`), and their values what the command takes. Any workload may have a `duration` beside
-    them, after which it ends. Raises UnknownName for a name or key that nobody knows, InvalidConfig for
+    them, after which it ends. Raises UnknownName for an unknown name or key, InvalidConfig for
     a missing one, and what the workload's parser raises.
     """
     values: dict[str, str] = {}

@@ -15,7 +15,7 @@ from slosched.workloads.progression import check_progression, progression
 from slosched.workloads.values import read_count, read_flag, read_period, read_positive
 from slosched.workloads.zoo import PROFILE, zoo_models
 
-#: Of the published scale, for each worker (Clockwork, workload/example.h).
+#: Share of the published scale, for each worker (Clockwork, workload/example.h).
 LOAD_PER_WORKER = 0.125
 _HORIZON_NS = 8 * 3600 * NS_PER_S
 _INTERVAL_NS = 60 * NS_PER_S
@@ -69,12 +69,12 @@ def _azure(args: Sequence[str]) -> TraceReplay:
         else (ModelUse(RESNET50, _RESNET_COPIES[factor]),)
     )
     return TraceReplay(
-        "azure",
-        tuple(args),
-        find_trace(read_count("trace", trace, high=TRACES)),
-        uses,
-        read_period("interval", interval, low_ns=_MIN_INTERVAL_NS),
-        _lasting(scale * read_count("num-workers", workers)),
+        name="azure",
+        args=tuple(args),
+        source=find_trace(read_count("trace", trace, high=TRACES)),
+        uses=uses,
+        interval_ns=read_period("interval", interval, low_ns=_MIN_INTERVAL_NS),
+        scales=_lasting(scale * read_count("num-workers", workers)),
         random_start=read_flag("randomise", randomise),
     )
 
@@ -91,12 +91,12 @@ def _azure_scalability_exp(args: Sequence[str]) -> TraceReplay:
     unit = LOAD_PER_WORKER * read_count("num-workers", workers)
     factors = [float(factor) for factor in progression(start, end, by, "mul")]
     return TraceReplay(
-        "azure_scalability_exp",
-        tuple(args),
-        find_trace(1),
-        _zoo(_ZOO_COPIES[_memory_factor(memory)]),
-        _INTERVAL_NS,
-        tuple(
+        name="azure_scalability_exp",
+        args=tuple(args),
+        source=find_trace(1),
+        uses=_zoo(_ZOO_COPIES[_memory_factor(memory)]),
+        interval_ns=_INTERVAL_NS,
+        scales=tuple(
             ScaleStep(i * period_ns, (i + 1) * period_ns, factor * unit, f"load {factor:.4g}")
             for i, factor in enumerate(factors)
         ),
@@ -105,29 +105,48 @@ def _azure_scalability_exp(args: Sequence[str]) -> TraceReplay:
 
 def _azure_half(args: Sequence[str]) -> TraceReplay:
     return TraceReplay(
-        "azure_half", (), find_trace(1), _zoo_shared(_HALF_MODELS), _INTERVAL_NS, _lasting(1.0)
+        name="azure_half",
+        args=(),
+        source=find_trace(1),
+        uses=_zoo_shared(_HALF_MODELS),
+        interval_ns=_INTERVAL_NS,
+        scales=_lasting(1.0),
     )
 
 
 def _azure_small(args: Sequence[str]) -> TraceReplay:
     return TraceReplay(
-        "azure_small", (), find_trace(1), _zoo(3), _INTERVAL_NS, _lasting(1.0), striped=True
+        name="azure_small",
+        args=(),
+        source=find_trace(1),
+        uses=_zoo(3),
+        interval_ns=_INTERVAL_NS,
+        scales=_lasting(1.0),
+        striped=True,
     )
 
 
 def _azure_single(args: Sequence[str]) -> TraceReplay:
     one = (ModelUse(RESNET50),)
-    return TraceReplay("azure_single", (), find_trace(1), one, NS_PER_S, _lasting(1.0), functions=1)
+    return TraceReplay(
+        name="azure_single",
+        args=(),
+        source=find_trace(1),
+        uses=one,
+        interval_ns=NS_PER_S,
+        scales=_lasting(1.0),
+        functions=1,
+    )
 
 
 def _azure_fast(args: Sequence[str]) -> TraceReplay:
     return TraceReplay(
-        "azure_fast",
-        (),
-        find_trace(1),
-        _zoo(3),
-        NS_PER_S,
-        _lasting(1.0),
+        name="azure_fast",
+        args=(),
+        source=find_trace(1),
+        uses=_zoo(3),
+        interval_ns=NS_PER_S,
+        scales=_lasting(1.0),
         random_start=True,
         striped=True,
     )
@@ -135,9 +154,9 @@ def _azure_fast(args: Sequence[str]) -> TraceReplay:
 
 KINDS = (
     Kind(
-        "azure",
-        "Replay a trace of function invocations on thousands of models (Clockwork, Figure 9).",
-        (
+        name="azure",
+        summary="Replay a trace of function invocations on thousands of models (Clockwork, Figure 9).",
+        parameters=(
             _WORKERS,
             Parameter("USE-ALL-MODELS", "1 for the whole zoo, 0 for resnet50_v2 alone", "1"),
             Parameter("LOAD-FACTOR", "1 is about what the workers can bear", "1.0"),
@@ -146,15 +165,15 @@ KINDS = (
             Parameter("TRACE", f"which trace file, 1 to {TRACES}", "1"),
             Parameter("RANDOMISE", "1: each function starts somewhere else in the trace", "0"),
         ),
-        _azure,
-        "Counts are multiplied by LOAD-FACTOR x 0.125 x NUM-WORKERS. The most invoked functions share "
+        make=_azure,
+        text="Counts are multiplied by LOAD-FACTOR x 0.125 x NUM-WORKERS. The most invoked functions share "
         "the first models, in alphabetical order. " + _TRACE_TEXT,
-        ("8", "6 1 1.0 2 60 1 0"),
+        examples=("8", "6 1 1.0 2 60 1 0"),
     ),
     Kind(
-        "azure_scalability_exp",
-        "The azure trace with a load that grows step by step (Clockwork, Figure 11).",
-        (
+        name="azure_scalability_exp",
+        summary="The azure trace with a load that grows step by step (Clockwork, Figure 11).",
+        parameters=(
             Parameter(_WORKERS.name, _WORKERS.help),
             Parameter("LOAD-FACTOR-MIN", "first load factor"),
             Parameter("LOAD-FACTOR-MAX", "last load factor, included"),
@@ -162,41 +181,42 @@ KINDS = (
             Parameter("LOAD-FACTOR-PERIOD", "time between changes; a bare number is in seconds"),
             Parameter(_MEMORY.name, _MEMORY.help),
         ),
-        _azure_scalability_exp,
-        "All six values must be given (Clockwork's help promises defaults that its code lacks). The "
+        make=_azure_scalability_exp,
+        text="All six values must be given (Clockwork's help promises defaults that its code lacks). The "
         "client ends when the load would pass LOAD-FACTOR-MAX. " + _TRACE_TEXT,
-        ("40 0.1 4 1.5 60 4",),
+        examples=("40 0.1 4 1.5 60 4",),
     ),
     Kind(
-        "azure_half",
-        "The azure trace at scale 1 on 3100 models of the zoo.",
-        (),
-        _azure_half,
-        _TRACE_TEXT,
-        ("",),
+        name="azure_half",
+        summary="The azure trace at scale 1 on 3100 models of the zoo.",
+        parameters=(),
+        make=_azure_half,
+        text=_TRACE_TEXT,
+        examples=("",),
     ),
     Kind(
-        "azure_small",
-        "The azure trace at scale 1 on 3 copies of each model of the zoo.",
-        (),
-        _azure_small,
-        "Functions are dealt to models in turn. " + _TRACE_TEXT,
-        ("",),
+        name="azure_small",
+        summary="The azure trace at scale 1 on 3 copies of each model of the zoo.",
+        parameters=(),
+        make=_azure_small,
+        text="Functions are dealt to models in turn. " + _TRACE_TEXT,
+        examples=("",),
     ),
     Kind(
-        "azure_single",
-        "The most invoked function of the azure trace on one resnet50_v2, a second for each minute.",
-        (),
-        _azure_single,
-        "Its rate is that of the trace; only its changes are 60 times as fast. " + _TRACE_TEXT,
-        ("",),
+        name="azure_single",
+        summary="The most invoked function of the azure trace on one resnet50_v2, a second for each minute.",
+        parameters=(),
+        make=_azure_single,
+        text="Its rate is that of the trace; only its changes are 60 times as fast. " + _TRACE_TEXT,
+        examples=("",),
     ),
     Kind(
-        "azure_fast",
-        "azure_small with a second for each minute, each function starting somewhere else.",
-        (),
-        _azure_fast,
-        "Rates are those of the trace; only their changes are 60 times as fast. " + _TRACE_TEXT,
-        ("",),
+        name="azure_fast",
+        summary="azure_small with a second for each minute, each function starting somewhere else.",
+        parameters=(),
+        make=_azure_fast,
+        text="Rates are those of the trace; only their changes are 60 times as fast. "
+        + _TRACE_TEXT,
+        examples=("",),
     ),
 )

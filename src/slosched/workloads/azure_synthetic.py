@@ -46,7 +46,7 @@ _HOT_PER_MINUTE = 600.0
 _TIMER_SHARE, _BURSTY_SHARE = 0.2, 0.25
 _TIMER_MINUTES = (1, 5, 10, 15, 30, 60, 120, 240, 480, 1440)
 _PEAK_MINUTE, _PEAK_SIGMA = 14 * 60, 180.0
-#: Of those that are no timers.
+#: Shares of the triggers other than timers.
 _TRIGGERS = {"http": 0.65, "queue": 0.18, "event": 0.03, "orchestration": 0.08, "storage": 0.03}
 
 
@@ -153,7 +153,7 @@ class _Day:
         """Poisson counts of mean `rate` a minute over the trace, risen and fallen by `rises`."""
         np, minutes = self._np, self._minutes
         total = rises.sum()
-        if total <= 0:  # never on within so few minutes
+        if total <= 0:  # never on within this few minutes
             rises, total = np.ones(minutes), float(minutes)
         if rate > 1.0:
             return draws.poisson(rises * (rate * minutes / total))
@@ -163,7 +163,7 @@ class _Day:
         return np.bincount(at, minlength=minutes)
 
     def timer(self, draws: Any, rate: float) -> Any:
-        """One call every so many minutes: the usual period that is nearest to 1 / `rate`."""
+        """One call per period: the usual number of minutes that is nearest to 1 / `rate`."""
         period = min(_TIMER_MINUTES, key=lambda p: abs(math.log(p * rate)))
         phase = int(draws.randint(period)) if draws.random_sample() < 0.5 else 0
         counts = self._np.zeros(self._minutes, dtype=int)

@@ -57,15 +57,15 @@ def file_names(trace: int) -> list[str]:
 
 def compact(counts: Iterable[int]) -> Counts:
     """`counts` in the smallest unsigned items that hold them. Raises OverflowError beyond 32 bits."""
-    wide = array("I", counts)
-    highest = max(wide, default=0)
+    wide_counts = array("I", counts)
+    highest = max(wide_counts, default=0)
     if highest < 1 << 8:
-        return array("B", wide)
-    return array("H", wide) if highest < 1 << 16 else wide
+        return array("B", wide_counts)
+    return array("H", wide_counts) if highest < 1 << 16 else wide_counts
 
 
 def ordered(rows: Iterable[Counts]) -> Trace:
-    """The trace of `rows` in file order. Of equal totals the later row comes first, as published."""
+    """The trace of `rows` in file order. Among equal totals the later row comes first, as published."""
     held = list(rows)
     keys = sorted(((sum(row), index) for index, row in enumerate(held)), reverse=True)
     return Trace(tuple(held[index] for _, index in keys))
@@ -137,9 +137,11 @@ def _wrong_cell(cells: list[str]) -> str:
 
 
 def _no_count(cell: str) -> str:
-    said = no_integer(cell)
+    problem = no_integer(cell)
     return (
-        "not a count (0, 1, 2, ...)" if said == "not a whole number" or cell.isdecimal() else said
+        "not a count (0, 1, 2, ...)"
+        if problem == "not a whole number" or cell.isdecimal()
+        else problem
     )
 
 

@@ -49,7 +49,7 @@ class Step:
 
     @property
     def text(self) -> str:
-        """The step for people: its label, else its SLO ("2.25x", "10ms", "default SLO")."""
+        """The step, human-readable: its label, else its SLO ("2.25x", "10ms", "default SLO")."""
         if self.label:
             return self.label
         if self.slo_ns:

@@ -52,13 +52,13 @@ def parse_bursty_experiment(args: Sequence[str]) -> Composed:
     if not lead_in_ns:
         steps = [Step(0, 0, label=joining)]
     return Composed(
-        NAME,
-        tuple(args),
-        f"{count} + 1 x {RESNET50}, minor poisson {_MINOR_RATE:g}/s, from "
+        name=NAME,
+        args=tuple(args),
+        sent=f"{count} + 1 x {RESNET50}, minor poisson {_MINOR_RATE:g}/s, from "
         f"{format_duration(lead_in_ns)} on major poisson {_MAJOR_RATE:g}/s in total, one more model "
         f"each {format_duration(_JOIN_NS)}",
-        (ModelUse(RESNET50, count + 1),),
-        (*major, minor),
+        uses=(ModelUse(RESNET50, count + 1),),
+        parts=(*major, minor),
         duration_ns=lead_in_ns + count * _JOIN_NS,
         groups=GROUPS,
         all_steps=tuple(steps),
@@ -66,17 +66,17 @@ def parse_bursty_experiment(args: Sequence[str]) -> Composed:
 
 
 KIND = Kind(
-    NAME,
-    "Thousands of models that become active one by one (Clockwork, Figure 6).",
-    (
+    name=NAME,
+    summary="Thousands of models that become active one by one (Clockwork, Figure 6).",
+    parameters=(
         Parameter("NUM-MODELS", "number of major models, all copies of resnet50_v2", "3600"),
         Parameter("LEAD-IN", "time before the first of them; a bare number is in seconds", "300"),
     ),
-    parse_bursty_experiment,
-    "A minor model gets 200 requests/s throughout. After LEAD-IN one more major model becomes active "
+    make=parse_bursty_experiment,
+    text="A minor model gets 200 requests/s throughout. After LEAD-IN one more major model becomes active "
     "each second; all active ones share 1000 requests/s. The client ends when the last has been "
     "active for a second (the published code begins anew). LEAD-IN is 300 s as in the published "
     "code, whose notes say 15 minutes. Results are counted for each group. All requests have the "
     "controller's default SLO.",
-    ("", "3600", "400 10s"),
+    examples=("", "3600", "400 10s"),
 )

@@ -79,7 +79,7 @@ def _simple_parametric(args: Sequence[str]) -> Composed:
 # ------------------------------------------------------------------------------ simple-slo-factor
 
 _SLO_PERIOD_NS = 10 * NS_PER_S
-#: The factor that is multiplied passes a million then; nobody waits so long for an answer.
+#: The factor that is multiplied passes a million then: no SLO is that long.
 _SLO_STEPS = 56
 _SLO_GROUPS = ("multiplied", "added", "back and forth")
 
@@ -100,77 +100,77 @@ def _simple_slo_factor(args: Sequence[str]) -> Composed:
         for step in range(_SLO_STEPS)
     )
     return Composed(
-        "simple-slo-factor",
-        tuple(args),
-        f"3 x {RESNET50}, closed loops of 1, SLO from 4x times 1.25, from 4x plus 1, and 10x or 1x",
-        (ModelUse(RESNET50, 3),),
-        tuple(ClosedPart(1, (i,), 0, group=i, slos=slos[i]) for i in range(3)),
+        name="simple-slo-factor",
+        args=tuple(args),
+        sent=f"3 x {RESNET50}, closed loops of 1, SLO from 4x times 1.25, from 4x plus 1, and 10x or 1x",
+        uses=(ModelUse(RESNET50, 3),),
+        parts=tuple(ClosedPart(1, (i,), 0, group=i, slos=slos[i]) for i in range(3)),
         groups=_SLO_GROUPS,
         all_steps=steps,
     )
 
 
 SPAM = Kind(
-    "spam",
-    "100 copies of a model, each in a closed loop of 100.",
-    (Parameter("MODEL", "a model's name", RESNET50),),
-    _spam,
-    "All requests have the controller's default SLO. " + _NEVER_ENDS + _REFUSED,
-    ("", "resnet50_v2"),
+    name="spam",
+    summary="100 copies of a model, each in a closed loop of 100.",
+    parameters=(Parameter("MODEL", "a model's name", RESNET50),),
+    make=_spam,
+    text="All requests have the controller's default SLO. " + _NEVER_ENDS + _REFUSED,
+    examples=("", "resnet50_v2"),
 )
 SINGLE_SPAM = Kind(
-    "single-spam",
-    "100 copies of resnet50_v2, each in a closed loop of 1000.",
-    (),
-    _single_spam,
-    "Clockwork's help speaks of one copy; its code loads 100, and so does this. "
+    name="single-spam",
+    summary="100 copies of resnet50_v2, each in a closed loop of 1000.",
+    parameters=(),
+    make=_single_spam,
+    text="Clockwork's help speaks of one copy; its code loads 100, and so does this. "
     + _NEVER_ENDS
     + _REFUSED,
-    ("",),
+    examples=("",),
 )
 SIMPLE = Kind(
-    "simple",
-    "2 copies of resnet50_v2, each in a closed loop of 1.",
-    (),
-    _simple,
-    _NEVER_ENDS + _REFUSED,
-    ("",),
+    name="simple",
+    summary="2 copies of resnet50_v2, each in a closed loop of 1.",
+    parameters=(),
+    make=_simple,
+    text=_NEVER_ENDS + _REFUSED,
+    examples=("",),
 )
 SIMPLE_SLO_FACTOR = Kind(
-    "simple-slo-factor",
-    "3 copies in closed loops of 1, whose SLO factors change every 10 s.",
-    (),
-    _simple_slo_factor,
-    "One copy's factor starts at 4 and is multiplied by 1.25, one's starts at 4 and grows by 1, one's "
+    name="simple-slo-factor",
+    summary="3 copies in closed loops of 1, whose SLO factors change every 10 s.",
+    parameters=(),
+    make=_simple_slo_factor,
+    text="One copy's factor starts at 4 and is multiplied by 1.25, one's starts at 4 and grows by 1, one's "
     "goes back and forth between 10 and 1 (the published code meant that, but stays at 1 after "
     "the first change). After 56 steps they stay. Results are counted for each copy. "
     + _NEVER_ENDS,
-    ("",),
+    examples=("",),
 )
 SIMPLE_PARAMETRIC = Kind(
-    "simple-parametric",
-    "Copies of resnet50_v2 divided among closed-loop clients.",
-    (
+    name="simple-parametric",
+    summary="Copies of resnet50_v2 divided among closed-loop clients.",
+    parameters=(
         Parameter("MODELS", "number of copies"),
         Parameter("CLIENTS", "number of clients that share them; each takes its own in turn"),
         Parameter("CONCURRENCY", "outstanding requests of each client"),
         Parameter("REQUESTS", "requests of each client, after which it stops"),
     ),
-    _simple_parametric,
-    "Each client gets the same number of copies, rounded up; clients left without any are not "
+    make=_simple_parametric,
+    text="Each client gets the same number of copies, rounded up; clients left without any are not "
     "started. The run ends soon after every client has stopped. " + _REFUSED,
-    ("12 4 8 1000",),
+    examples=("12 4 8 1000",),
 )
 COMPARISON_EXPERIMENT_2 = Kind(
-    "comparison_experiment2",
-    "Copies of resnet50_v2, each in a closed loop (Clockwork, Figure 5).",
-    (
+    name="comparison_experiment2",
+    summary="Copies of resnet50_v2, each in a closed loop (Clockwork, Figure 5).",
+    parameters=(
         Parameter("NUM-MODELS", "number of copies", "15"),
         Parameter("CONCURRENCY", "outstanding requests of each copy", "16"),
     ),
-    _comparison_experiment_2,
-    "All requests have the controller's default SLO, which is what the figure varies. "
+    make=_comparison_experiment_2,
+    text="All requests have the controller's default SLO, which is what the figure varies. "
     + _NEVER_ENDS
     + _REFUSED,
-    ("", "15 16"),
+    examples=("", "15 16"),
 )

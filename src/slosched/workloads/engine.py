@@ -1,6 +1,6 @@
 """A running workload: its streams merged in time order. The same for live and simulated runs.
 
-Pure: it knows no clock. `next_ns` says when something is due; whoever drives it calls `take` then, at
+Pure: it knows no clock. `next_ns` says when something is due; the driver calls `take` then, at
 the scheduled time or late, and `answered` for each answer. Times are ns after the start of the run.
 """
 

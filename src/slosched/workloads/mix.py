@@ -75,7 +75,7 @@ class MixEntry:
 
     @property
     def words(self) -> str:
-        """The entry for people: "8 x resnet50_v2 at 600/s within 25ms"."""
+        """The entry, human-readable: "8 x resnet50_v2 at 600/s within 25ms"."""
         factor, slo_ns = self.slo
         within = f" within {format_duration(slo_ns)}" if slo_ns else f" within {factor:g}x"
         cv = "" if self.cv is None else f" (cv {self.cv:g})"
@@ -122,11 +122,11 @@ def mix(
             parts.append(OpenPart(process, len(parts), len(parts), group, entry.slo))
     duration = () if duration_ns is None else (f"{duration_ns}ns",)
     return Composed(
-        NAME,
-        (",".join(entry.text for entry in entries), *duration),
-        ", ".join(entry.words for entry in entries),
-        tuple(ModelUse(entry.model, entry.copies) for entry in entries),
-        tuple(parts),
+        name=NAME,
+        args=(",".join(entry.text for entry in entries), *duration),
+        sent=", ".join(entry.words for entry in entries),
+        uses=tuple(ModelUse(entry.model, entry.copies) for entry in entries),
+        parts=tuple(parts),
         duration_ns=duration_ns,
         groups=group_names(entries),
         all_steps=steps,
@@ -153,16 +153,19 @@ def _parse(args: Sequence[str]) -> Composed:
 
 
 KIND = Kind(
-    NAME,
-    "Several models, each with its own copies, rate, SLO and burstiness.",
-    (
+    name=NAME,
+    summary="Several models, each with its own copies, rate, SLO and burstiness.",
+    parameters=(
         Parameter(
             "MODELS", f"{_FORM},... with the rate over all copies; CV: of the gaps, else Poisson"
         ),
         Parameter("DURATION", "how long; a bare number is in seconds", "60s"),
     ),
-    _parse,
-    "Results are counted for each model. In a TOML file each model may be a [[models]] table instead, and "
+    make=_parse,
+    text="Results are counted for each model. In a TOML file each model may be a [[models]] table instead, and "
     "may name the client that sends it, with its weight.",
-    ("resnet50_v2:8:600:25ms,resnet50_v2:4:100:5:4 20s", "resnet50_v2:1:50,resnet18_v2:2:80:10"),
+    examples=(
+        "resnet50_v2:8:600:25ms,resnet50_v2:4:100:5:4 20s",
+        "resnet50_v2:1:50,resnet18_v2:2:80:10",
+    ),
 )

@@ -46,7 +46,7 @@ def load_mix(
 
     Each model has a `rate`, or each a `share` of the file's `rate`. `rate_per_s` is the rate of all
     together instead of what the file says: each model keeps its proportion. `slo` is that of every
-    model instead of theirs. Raises InvalidConfig with the file and the line of what is wrong.
+    model instead of its own. Raises InvalidConfig with the file and the line of what is wrong.
     """
     file = Path(path)
     text, table = read_toml(file, "the models")
@@ -132,7 +132,15 @@ class _Reader:
         client = str(model.get("client", ""))
         weight = self._value(model, place, "weight", read_positive) or 1.0
         try:
-            return MixEntry(name, copies, rate, slo or own or common, cv, client, weight)
+            return MixEntry(
+                model=name,
+                copies=copies,
+                rate_per_s=rate,
+                slo=slo or own or common,
+                cv=cv,
+                client=client,
+                weight=weight,
+            )
         except InvalidConfig as error:
             key = next((key for key in ("weight", "cv") if key in str(error)), "rate")
             raise self._wrong(place, key, str(error)) from None

@@ -46,30 +46,30 @@ def _fill_memory(args: Sequence[str]) -> Composed:
 
 
 POISSON_OPEN_LOOP = Kind(
-    "poisson-open-loop",
-    "Copies of resnet50_v2, each with Poisson arrivals.",
-    (_COPIES, Parameter("RATE", "requests/s in total, over all copies")),
-    _poisson_open_loop,
-    "All requests have the controller's default SLO. " + _NEVER_ENDS,
-    ("12 600",),
+    name="poisson-open-loop",
+    summary="Copies of resnet50_v2, each with Poisson arrivals.",
+    parameters=(_COPIES, Parameter("RATE", "requests/s in total, over all copies")),
+    make=_poisson_open_loop,
+    text="All requests have the controller's default SLO. " + _NEVER_ENDS,
+    examples=("12 600",),
 )
 COMPARISON_EXPERIMENT = Kind(
-    "comparison_experiment",
-    "Copies of resnet50_v2 that share a Poisson rate.",
-    (
+    name="comparison_experiment",
+    summary="Copies of resnet50_v2 that share a Poisson rate.",
+    parameters=(
         Parameter(_COPIES.name, _COPIES.help, "15"),
         Parameter("TOTAL-REQUESTS", "requests/s in total, over all copies", "1000"),
     ),
-    _comparison_experiment,
-    "All requests have the controller's default SLO. " + _NEVER_ENDS,
-    ("", "15 1000"),
+    make=_comparison_experiment,
+    text="All requests have the controller's default SLO. " + _NEVER_ENDS,
+    examples=("", "15 1000"),
 )
 FILL_MEMORY = Kind(
-    "fill_memory",
-    "411 copies of resnet50_v2, more than fit in the memory of one GPU.",
-    (),
-    _fill_memory,
-    "One copy gets 1000/s, ten get 10/s each and 400 get 1/s each, all Poisson (Clockwork's help "
+    name="fill_memory",
+    summary="411 copies of resnet50_v2, more than fit in the memory of one GPU.",
+    parameters=(),
+    make=_fill_memory,
+    text="One copy gets 1000/s, ten get 10/s each and 400 get 1/s each, all Poisson (Clockwork's help "
     "speaks of 500 copies and closed loops; this is its code). " + _NEVER_ENDS,
-    ("",),
+    examples=("",),
 )

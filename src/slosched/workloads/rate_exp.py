@@ -37,7 +37,7 @@ def rate_sweep(
 ) -> Composed:
     """The workload `name` whose steps are `stages`; `args` are its parameters as texts.
 
-    Raises UnknownName for a distribution that nobody knows.
+    Raises UnknownName for an unknown distribution.
     """
     if dist not in DISTRIBUTIONS:
         raise UnknownName("distribution", dist, list(DISTRIBUTIONS))
@@ -48,14 +48,14 @@ def rate_sweep(
         steps.append(Step(index, start_ns, factor, slo_ns, f"{rate:.6g}/s"))
         start_ns += length_ns
     process: Process = (Pieces if dist == "poisson" else EvenPieces)(tuple(pieces))
-    said = Step(0, 0, factor, slo_ns).text
-    slo_words = said if said.endswith("SLO") else f"SLO {said}"
+    text = Step(0, 0, factor, slo_ns).text
+    slo_words = text if text.endswith("SLO") else f"SLO {text}"
     return Composed(
-        name,
-        tuple(args),
-        f"{copies} x {model}, {dist} {_rates_text(stages)}, {slo_words}",
-        (ModelUse(model, copies),),
-        tuple(OpenPart(process, copy, copy) for copy in range(copies)),
+        name=name,
+        args=tuple(args),
+        sent=f"{copies} x {model}, {dist} {_rates_text(stages)}, {slo_words}",
+        uses=(ModelUse(model, copies),),
+        parts=tuple(OpenPart(process, copy, copy) for copy in range(copies)),
         duration_ns=start_ns,
         all_steps=tuple(steps),
     )
@@ -123,9 +123,9 @@ _TEXT = (
 
 KINDS = (
     Kind(
-        "rate-exp",
-        "Sweep the rate over copies of one model at a fixed SLO, with an open loop.",
-        (
+        name="rate-exp",
+        summary="Sweep the rate over copies of one model at a fixed SLO, with an open loop.",
+        parameters=(
             *_FIRST,
             Parameter("RATE-START", "first rate: requests/s in total, over all copies"),
             Parameter("RATE-END", "last rate, included"),
@@ -133,26 +133,26 @@ KINDS = (
             Parameter("RATE-OP", "mul or add"),
             _PERIOD,
         ),
-        _rate_exp,
-        f"Every PERIOD the rate is multiplied by RATE-CHANGE, or grows by it, until it would pass "
+        make=_rate_exp,
+        text=f"Every PERIOD the rate is multiplied by RATE-CHANGE, or grows by it, until it would pass "
         f"RATE-END. {_TEXT}",
-        (
+        examples=(
             "resnet50_v2 1 poisson 25ms 400 1000 50 add 10",
             "resnet50_v2 12 poisson 5.1 100 3200 2 mul 30s",
         ),
     ),
     Kind(
-        "rate-list",
-        "The rates of a list over copies of one model at a fixed SLO, with an open loop.",
-        (
+        name="rate-list",
+        summary="The rates of a list over copies of one model at a fixed SLO, with an open loop.",
+        parameters=(
             *_FIRST,
             Parameter(
                 "RATES", "requests/s in total, over all copies; a step for each: 300,600,790"
             ),
             _PERIOD,
         ),
-        _rate_list,
-        _TEXT,
-        ("resnet50_v2 1 poisson 25ms 300,600,790,820,850 10",),
+        make=_rate_list,
+        text=_TEXT,
+        examples=("resnet50_v2 1 poisson 25ms 300,600,790,820,850 10",),
     ),
 )

@@ -268,9 +268,9 @@ def parse_replay(args: Sequence[str]) -> Replay:
 
 
 KIND = Kind(
-    NAME,
-    "Send the requests of an earlier run once more, from its log.",
-    (
+    name=NAME,
+    summary="Send the requests of an earlier run once more, from its log.",
+    parameters=(
         Parameter(
             "LOG",
             "a clockwork_request_log.tsv or client_log.tsv, a run's directory, or a CSV of your own",
@@ -283,13 +283,13 @@ KIND = Kind(
         ),
         Parameter("SPEED", "how many times as fast; SLOs stay as they are", "1"),
     ),
-    parse_replay,
-    "Requests keep their gaps, user ids and SLOs (the factor where one was given, else the SLO in ns), "
+    make=parse_replay,
+    text="Requests keep their gaps, user ids and SLOs (the factor where one was given, else the SLO in ns), "
     "and the log's model ids become instances of MODEL. From a request log they are as they arrived at "
     "the controller, from a client log as they were due; of a directory with both, the client's. A CSV has the "
     "columns timestamp[,model][,slo]: seconds or ISO 8601, any text, and a duration "
     "(docs/replay_my_arrivals.md).",
-    (
+    examples=(
         "slosched-runs/run/client_log.tsv",
         "slosched-runs/run resnet50_v2 2",
         "arrivals.csv recorded",

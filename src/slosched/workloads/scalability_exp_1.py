@@ -29,12 +29,12 @@ def parse_scalability_exp_1(args: Sequence[str]) -> Composed:
         for index, total in enumerate(totals)
     )
     return Composed(
-        NAME,
-        tuple(args),
-        f"{copies} x {RESNET50}, poisson {totals[0]:.4g}/s to {totals[-1]:.4g}/s in total, in "
+        name=NAME,
+        args=tuple(args),
+        sent=f"{copies} x {RESNET50}, poisson {totals[0]:.4g}/s to {totals[-1]:.4g}/s in total, in "
         f"{len(totals)} steps of {format_duration(period_ns)}",
-        (ModelUse(RESNET50, copies),),
-        tuple(OpenPart(Pieces(pieces), i, i) for i in range(copies)),
+        uses=(ModelUse(RESNET50, copies),),
+        parts=tuple(OpenPart(Pieces(pieces), i, i) for i in range(copies)),
         duration_ns=len(totals) * period_ns,
         all_steps=tuple(
             Step(index, index * period_ns, label=f"{total:.4g}/s")
@@ -44,9 +44,9 @@ def parse_scalability_exp_1(args: Sequence[str]) -> Composed:
 
 
 KIND = Kind(
-    NAME,
-    "Sweep the rate over copies of resnet50_v2, with an open loop.",
-    (
+    name=NAME,
+    summary="Sweep the rate over copies of resnet50_v2, with an open loop.",
+    parameters=(
         Parameter("NUM-MODELS", "number of copies, each with its own stream of arrivals"),
         Parameter("RATE-MIN", "first rate: requests/s in total, over all copies"),
         Parameter("RATE-MAX", "last rate, included"),
@@ -54,10 +54,10 @@ KIND = Kind(
         Parameter("RATE-OP", "add or mul"),
         Parameter("PERIOD", "time between changes; a bare number is in seconds"),
     ),
-    parse_scalability_exp_1,
-    "Arrivals are Poisson; every PERIOD the total rate is multiplied by RATE-FACTOR, or grows by it, "
+    make=parse_scalability_exp_1,
+    text="Arrivals are Poisson; every PERIOD the total rate is multiplied by RATE-FACTOR, or grows by it, "
     "until it would pass RATE-MAX. The client then ends by itself. A gap that spans a change is "
     "rescaled at it, so that each step has its exact rate. All requests have the controller's "
     "default SLO.",
-    ("12 100 3200 2 mul 30", "12 500 5000 500 add 10s"),
+    examples=("12 100 3200 2 mul 30", "12 500 5000 500 add 10s"),
 )

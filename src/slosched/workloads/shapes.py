@@ -42,11 +42,11 @@ def _composed(
     model, copies = read_model("MODEL", args[0]), read_count("copies", args[1])
     duration_ns, (factor, slo_ns) = read_period("duration", args[-2]), read_slo("slo", args[-1])
     return Composed(
-        name,
-        tuple(args),
-        f"{copies} x {model}, {sent}",
-        (ModelUse(model, copies),),
-        tuple(OpenPart(process(i), i, i) for i in range(copies)),
+        name=name,
+        args=tuple(args),
+        sent=f"{copies} x {model}, {sent}",
+        uses=(ModelUse(model, copies),),
+        parts=tuple(OpenPart(process(i), i, i) for i in range(copies)),
         duration_ns=duration_ns,
         all_steps=tuple(
             Step(i, duration_ns * i // len(labels), factor, slo_ns, label)
@@ -110,9 +110,9 @@ def _zipf(args: Sequence[str]) -> Composed:
 
 KINDS = (
     Kind(
-        "gamma",
-        "Copies of one model with Gamma-distributed gaps: regular or bursty, by their CV.",
-        (
+        name="gamma",
+        summary="Copies of one model with Gamma-distributed gaps: regular or bursty, by their CV.",
+        parameters=(
             _MODEL,
             _COPIES,
             _RATE,
@@ -120,14 +120,14 @@ KINDS = (
             _DURATION,
             _SLO,
         ),
-        _gamma,
-        "CV is that of each copy's own gaps; the copies together are less bursty than one.",
-        ("resnet50_v2 12 600 4", "resnet50_v2 1 200 0.5 30s 25ms"),
+        make=_gamma,
+        text="CV is that of each copy's own gaps; the copies together are less bursty than one.",
+        examples=("resnet50_v2 12 600 4", "resnet50_v2 1 200 0.5 30s 25ms"),
     ),
     Kind(
-        "ramp",
-        "Copies of one model with a Poisson rate that goes linearly from one value to another.",
-        (
+        name="ramp",
+        summary="Copies of one model with a Poisson rate that goes linearly from one value to another.",
+        parameters=(
             _MODEL,
             _COPIES,
             Parameter("RATE-START", "requests/s in total at the start; may be 0"),
@@ -135,14 +135,14 @@ KINDS = (
             _DURATION,
             _SLO,
         ),
-        _ramp,
-        "Results are counted for each tenth of the way.",
-        ("resnet50_v2 12 100 3000 120s 25ms",),
+        make=_ramp,
+        text="Results are counted for each tenth of the way.",
+        examples=("resnet50_v2 12 100 3000 120s 25ms",),
     ),
     Kind(
-        "on-off",
-        "Copies of one model that are on and off at random, Poisson while on.",
-        (
+        name="on-off",
+        summary="Copies of one model that are on and off at random, Poisson while on.",
+        parameters=(
             _MODEL,
             _COPIES,
             Parameter("RATE", "requests/s in total, when all copies are on"),
@@ -151,14 +151,14 @@ KINDS = (
             _DURATION,
             _SLO,
         ),
-        _on_off,
-        "The mean rate is RATE x ON / (ON + OFF). Copies are on and off independently.",
-        ("resnet50_v2 12 2400 2s 4s", "resnet50_v2 48 4800 500ms 2s 120s 5"),
+        make=_on_off,
+        text="The mean rate is RATE x ON / (ON + OFF). Copies are on and off independently.",
+        examples=("resnet50_v2 12 2400 2s 4s", "resnet50_v2 48 4800 500ms 2s 120s 5"),
     ),
     Kind(
-        "zipf",
-        "Copies of one model whose popularity is skewed, each with Poisson arrivals.",
-        (
+        name="zipf",
+        summary="Copies of one model whose popularity is skewed, each with Poisson arrivals.",
+        parameters=(
             _MODEL,
             _COPIES,
             _RATE,
@@ -166,8 +166,8 @@ KINDS = (
             _DURATION,
             _SLO,
         ),
-        _zipf,
-        "Copies are numbered by popularity: instance 0 has the most.",
-        ("resnet50_v2 400 1200 1.1", "resnet50_v2 4000 600 0.9 120s 100ms"),
+        make=_zipf,
+        text="Copies are numbered by popularity: instance 0 has the most.",
+        examples=("resnet50_v2 400 1200 1.1", "resnet50_v2 4000 600 0.9 120s 100ms"),
     ),
 )

@@ -203,10 +203,10 @@ def _slo(name: str, text: str, is_time: bool) -> float:
 
 
 KIND = Kind(
-    NAME,
-    "Sweep the SLO over copies of one model, with an open loop (Clockwork, Figure 7).",
-    PARAMETERS,
-    parse_slo_exp_1,
-    TEXT,
-    EXAMPLES,
+    name=NAME,
+    summary="Sweep the SLO over copies of one model, with an open loop (Clockwork, Figure 7).",
+    parameters=PARAMETERS,
+    make=parse_slo_exp_1,
+    text=TEXT,
+    examples=EXAMPLES,
 )

@@ -105,19 +105,19 @@ def _foreground(parameter: Parameter) -> Parameter:
 
 
 KIND = Kind(
-    NAME,
-    "A sweep of SLOs in the foreground beside closed loops (Clockwork, Figure 8).",
-    (
+    name=NAME,
+    summary="A sweep of SLOs in the foreground beside closed loops (Clockwork, Figure 8).",
+    parameters=(
         *(_foreground(parameter) for parameter in PARAMETERS),
         Parameter("COPIES-BG", "number of background instances; 0 for none"),
         Parameter("CONCURRENCY-BG", "outstanding requests of each background instance"),
         Parameter("SLO-BG", "their SLO: a multiple, a duration, or 0 for the controller's default"),
     ),
-    parse_slo_exp_2,
-    "The foreground is slo-exp-1, and RATE-FG is the rate of all its copies together. The background's "
+    make=parse_slo_exp_2,
+    text="The foreground is slo-exp-1, and RATE-FG is the rate of all its copies together. The background's "
     "closed loops start 10 s later and end with it; what is refused early is followed at its "
     "deadline. Results are counted for each group.",
-    (
+    examples=(
         "resnet50_v2 2 poisson 200 2 32 2 mul 7 4 1 100",
         "resnet50_v2 6 poisson 200 1 100 1.5 mul 30 12 16 0",
     ),

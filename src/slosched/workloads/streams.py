@@ -1,4 +1,4 @@
-"""The kinds of stream: open loops, which wait for nobody, and closed loops, which wait for answers."""
+"""The kinds of stream: open loops, which never wait, and closed loops, which wait for answers."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class ClosedLoop(_Source):
     Clockwork's ClosedLoop: success or error, the next one goes out at once. Its controller answers
     what it cannot serve when the deadline comes; ours refuses at once, and a loop that followed
     refusals at once would turn as fast as the network. So after a refusal the next request is due when
-    the refused one's deadline has come. `requests` > 0 ends the stream after so many; it begins
+    the refused one's deadline has come. `requests` > 0 ends the stream after that number; it begins
     `delay_ns` after the start.
     """
 

@@ -7,10 +7,10 @@ import math
 from slosched.errors import InvalidConfig, InvalidDuration
 from slosched.units import NS_PER_S, format_duration, has_unit, parse_duration_ns
 
-#: The most instances, streams or outstanding requests that anybody means.
+#: Limit of instances, streams or outstanding requests; a larger number is a slip.
 MAX_COUNT = 100_000
 _MAX_RATE = 1e9
-#: The longest SLO that anybody means, in batch-1 times; an exec time of hours still fits 64 bits of ns.
+#: Limit of an SLO, in batch-1 times; a longer one is a slip: an exec time of hours still fits 64 bits of ns.
 MAX_SLO_FACTOR = 1e9
 _MAX_PERIOD_NS = 10**6 * NS_PER_S
 

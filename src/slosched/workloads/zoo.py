@@ -57,13 +57,13 @@ def _example(args: Sequence[str]) -> Composed:
 
 
 EXAMPLE = Kind(
-    "example",
-    "Every model of the zoo, each with five kinds of arrivals.",
-    (),
-    _example,
-    "Each of zoo61's 61 models gets a fixed rate of 5/s, Poisson arrivals of 10/s, Poisson bursts of "
+    name="example",
+    summary="Every model of the zoo, each with five kinds of arrivals.",
+    parameters=(),
+    make=_example,
+    text="Each of zoo61's 61 models gets a fixed rate of 5/s, Poisson arrivals of 10/s, Poisson bursts of "
     "10/s (10 s on, 20 s off on average), a closed loop of 1, and a closed loop of 1 in bursts (10 s on "
     "and, as in the published code, 10 s off on average). Run it where all these models are: with the "
     "profile zoo61. It never ends by itself: say how long it runs (--duration 60s).",
-    ("",),
+    examples=("",),
 )

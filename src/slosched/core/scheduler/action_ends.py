@@ -159,8 +159,8 @@ class ActionEnds:
             or not self._policy.replans
         )
         if hopeless:
-            words = f"{code_name(code)}: {reason}" if reason else code_name(code)
-            self._answer(request, code, words, Plan.of(action))
+            text = f"{code_name(code)}: {reason}" if reason else code_name(code)
+            self._answer(request, code, text, Plan.of(action))
         elif request.tried_alone:
             self._second_tries.again(request)
         else:

@@ -77,9 +77,8 @@ class Arrivals:
         )
         client.requests[message.request_id] = request
         if model.model_id not in client.models:
-            self._catalog.used_by(
-                client, model
-            )  # it was forgotten once, or has the id from another
+            # The client was forgotten once, or has the id from another client.
+            self._catalog.used_by(client, model)
         if event.input is not None:
             self._limits.took(client, event.input.size)
             self._cluster.emit(Keep(event.input.value_id, key))

@@ -110,7 +110,7 @@ class Catalog:
             self.unloading.crowded = True
             reason = (
                 f"--max-instances allows {most}, and there are {len(self._cluster.models)} already; those "
-                "that nobody uses are unloaded now, so ask once more"
+                "that no client uses are unloaded now, so ask once more"
             )
             self._reply(client, message, Code.LIMIT_REACHED, reason)
             return
@@ -185,7 +185,7 @@ class Catalog:
         return self._preparations.forgotten(worker, now_ns=now_ns)
 
     def _under_way(self, name: str) -> bool:
-        """Whether somebody waits for instances of `name`, or they are made or prepared."""
+        """Whether a client waits for instances of `name`, or they are made or prepared."""
         return (
             name in self._making
             or name in self._telling
@@ -316,6 +316,7 @@ class Catalog:
 
     def used_by(self, client: Client, model: Instance) -> None:
         """`client` uses `model` until it leaves."""
+        model.taken = False
         model.clients[client.identity] = client
         client.models[model.model_id] = model
 

@@ -13,7 +13,7 @@ from slosched.core.scheduler.interface import Note, ToClient
 from slosched.core.scheduler.sessions import TICK_NS
 from slosched.core.scheduler.slices import ANSWER, Work
 from slosched.core.scheduler.state import Client, Request, RequestState
-from slosched.core.scheduler.weights import Weights, what_is_wrong_with_weight
+from slosched.core.scheduler.weights import Weights, weight_error
 from slosched.messages import PROTOCOL_VERSION, ClientHello, Refused, Welcome
 
 _NAME_LENGTH = 64
@@ -64,7 +64,7 @@ class ClientSessions:
             )
             self._emit(ToClient(identity, Refused(-1, Code.INVALID_REQUEST, reason)))
             return
-        wrong = what_is_wrong_with_weight(message.weight)
+        wrong = weight_error(message.weight)
         if wrong:
             self._emit(ToClient(identity, Refused(-1, Code.INVALID_REQUEST, wrong)))
             return

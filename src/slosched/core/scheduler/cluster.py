@@ -190,7 +190,7 @@ class Cluster:
 
     def remove_gpu(self, gpu: Gpu) -> list[ActionState]:
         """Forget a GPU whose worker was lost; returns the actions that were outstanding there."""
-        lost = [*gpu.exec.drain(), *gpu.weights.drain()]
+        lost = [*gpu.exec.drain(), *gpu.load.drain()]
         for action in lost:
             self.actions.pop(action.action_id, None)
         self.gpus.pop(gpu.index, None)

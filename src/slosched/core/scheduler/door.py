@@ -1,4 +1,4 @@
-"""How many requests a step of the controller takes, when the controller's own core is what is short.
+"""How many requests a step of the controller takes, when the controller's own core is the bottleneck.
 
 A loop that cannot keep up finds more requests at each step than at the one before, takes them all, and
 answers none of them in time. So the door watches how long requests wait before they are read (delays.py). It
@@ -32,12 +32,12 @@ _GAP_NS = 15 * NS_PER_MS
 _SHORT_NS, _LONG_NS = NS_PER_MS, 4 * NS_PER_MS
 #: What a controller that has not learned yet starts from; a request costs 50 us.
 _FIRST = 64
-#: With fewer a step does little but begin: what it costs besides is as much as some sixteen requests.
+#: Least limit: the fixed cost of a step is that of some sixteen requests.
 _LEAST = 4.0
 #: The limit follows the cost of one step by no more than this, since steps vary.
 _DOWN, _UP = 0.7, 1.2
 _PAUSE_AT_MOST = 4.0
-#: Without refusals for so long the overload is over.
+#: The overload is over after this time without refusals.
 _OVER_AFTER_NS = NS_PER_S
 NO_LIMIT = 1 << 30
 REASON = "requests come faster than the controller's core can take them"
@@ -51,7 +51,7 @@ class Door:
         self._kept_up_ns = 0  # when requests were last read as they came
         self._needed_ns = 0  # when the limit last kept a request out, or should have
         self._ended_ns = 0  # when the last step ended
-        self._cpu_ns = 0  # as it was told then
+        self._cpu_ns = 0  # the CPU time that was reported then
         self._next_model = 0  # whose turn it is
         self.limit = NO_LIMIT
         self.refused = 0  # requests, so far; not among those that arrived
@@ -76,10 +76,10 @@ class Door:
             wanted_ns = min(_LONG_NS, max(_SHORT_NS, cost_ns * _GAP_NS // gap_ns))
             change = min(_UP, max(_DOWN, wanted_ns / cost_ns))
             self._most = max(_LEAST, self._most * change)
-        over = now_ns - self._needed_ns > _OVER_AFTER_NS
+        is_over = now_ns - self._needed_ns > _OVER_AFTER_NS
         # What came during a pause of the process is not an overload yet.
         paused = min(_PAUSE_AT_MOST, max(1.0, gap_ns / _GAP_NS))
-        self.limit = NO_LIMIT if over else int(self._most * paused)
+        self.limit = NO_LIMIT if is_over else int(self._most * paused)
 
     def choose(self, model_ids: Sequence[int], most: int) -> list[bool]:
         """Which of one client's requests are taken, `most` in all: for each whether it is.

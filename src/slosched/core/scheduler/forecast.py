@@ -28,7 +28,7 @@ from slosched.core.scheduler.estimators import ExecTable
 from slosched.core.scheduler.state import Queue, Request
 from slosched.units import NS_PER_MS, format_duration
 
-#: Weight of the latest batch in the moving averages, once there were as many as that needs.
+#: Weight of the latest batch in the moving averages, once 1 / _NEWEST batches were seen.
 _NEWEST = 0.15
 #: Number of requests of a model that determine its part of all.
 _REMEMBERED = 50

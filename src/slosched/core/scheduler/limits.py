@@ -1,6 +1,6 @@
-"""How much is accepted: of one client and of all together. What is beyond it is answered at once, in words.
+"""How much is accepted: from one client and from all together. The rest is answered at once, in words.
 
-Without limits one client's queue is the memory of the controller, and of everybody.
+Without limits one client's queue could fill the controller's memory, at the expense of all clients.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Limits:
                 f"{format_duration(config.max_slo_ns)}"
             )
         if len(client.requests) >= config.max_client_requests:
-            return _words("this client", len(client.requests), "max-client-requests")
+            return _refusal("this client", len(client.requests), "max-client-requests")
         if waiting >= config.max_requests:
-            return _words("all clients", waiting, "max-requests")
+            return _refusal("all clients", waiting, "max-requests")
         if not input_bytes:
             return ""
         if client.input_bytes + input_bytes > config.max_client_bytes:
@@ -56,7 +56,7 @@ class Limits:
         self._bytes -= input_bytes
 
 
-def _words(who: str, count: int, option: str) -> str:
+def _refusal(who: str, count: int, option: str) -> str:
     return f"{count} requests of {who} wait for their answers already, as many as --{option} allows"
 
 

@@ -1,4 +1,4 @@
-"""What one request can expect of the GPUs that have its model, or can, and what it is told if too late."""
+"""What one request can expect of the GPUs that have its model, or can load it, and the reason if too late."""
 
 from __future__ import annotations
 

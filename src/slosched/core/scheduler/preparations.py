@@ -245,9 +245,9 @@ class Preparations:
                     self._take(worker, unlike.result, unlike.models, now_ns)
 
     def forgotten(self, worker: Worker, *, now_ns: int) -> int | None:
-        """A LoadModel that was sent long ago and of which `worker` knows nothing; None: there is none.
+        """A LoadModel that was sent long ago and that `worker` does not know; None: there is none.
 
-        It was lost, or its result was, with a connection that broke too briefly for anybody to notice.
+        It was lost, or its result was, with a connection that broke too briefly for either side to notice.
         """
         if worker.beat.session != worker.session:
             return None  # its first heartbeat has not come

@@ -77,8 +77,8 @@ from slosched.messages import (
 class Scheduler:
     """One controller's decisions. `worker_count` workers are expected; `incarnation` is random.
 
-    Clients are told the incarnation, workers the `secret` (None: the incarnation): who says a worker the
-    number of its controller gets its session.
+    Clients get the incarnation, workers the `secret` (None: the incarnation): a peer that knows the number
+    which a worker's controller gave it can take over that worker's session.
     """
 
     def __init__(
@@ -318,7 +318,7 @@ class Scheduler:
             return
         if worker.state is not WorkerState.JOINED or message.session != worker.session:
             return  # of a session that ended; what it was about was dealt with then
-        worker.heard = True
+        self.sessions.heard(worker)
         if isinstance(message, Heartbeat):
             self.sessions.heartbeat(worker, message, now_ns=now_ns)
         elif not self.catalog.ended(worker, message, now_ns=now_ns):

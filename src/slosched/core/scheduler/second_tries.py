@@ -1,6 +1,6 @@
 """Requests whose model or process failed, and how they are tried again.
 
-Two kinds of failure say that one request may be to blame for what befell the others of its batch:
+Two kinds of failure say that one request may be to blame for the failure of its whole batch:
 
 - The action ended with its process (a crash, or its worker was lost): each of its requests is tried once
   more, alone on a GPU, and never again. A request that ends processes ends two at most.
@@ -38,7 +38,7 @@ _ENDING_NS = NS_PER_S
 _MOST_LOADS = 2
 #: How late a load may start.
 _LOAD_WINDOW_NS = NS_PER_S
-#: What the model itself, or its input, is at fault for: another try of the same batch would fail likewise.
+#: Codes of failures that the model itself or its input caused: the same batch would fail again.
 MODEL_FAILED = frozenset(
     {
         Code.RUNTIME_ERROR,
@@ -82,7 +82,7 @@ def _order_of(lot: Lot) -> tuple[int, int]:
 class _Holders:
     """The GPUs that hold one model's weights, as one step of `SecondTries` sees them: the soonest first.
 
-    `idle` and `busy` are what one that must run alone can get; `open` is for the others.
+    A lot that must run alone can get one of `idle` and `busy`; `open` is for the others.
     """
 
     __slots__ = ("busy", "idle", "open", "soonest_ns")
@@ -106,15 +106,14 @@ class SecondTries:
         self._cluster, self._end, self._wanted = cluster, end, wanted
         #: By queue id and whether alone; each in its order, and none is empty.
         self._lots: dict[tuple[int, bool], list[Lot]] = {}
-        self._held: dict[
-            int, Gpu
-        ] = {}  # GPUs kept free for what must run alone or be loaded, by index
+        #: GPUs kept free for lots that must run alone or whose weights must be loaded, by index.
+        self._held: dict[int, Gpu] = {}
         self._loading: dict[int, Gpu] = {}  # model id -> the one of these that its weights go to
         self._ending: dict[int, tuple[Gpu, int]] = {}  # GPU index -> until when it gets nothing
         self._leaving: dict[int, Gpu] = {}  # whose workers said goodbye
         self._shunned: dict[int, Gpu] = {}  # both; the former unless there are no others
         self._lot_of: dict[int, Lot] = {}  # by request key
-        #: What decisions cost: lots looked at, and GPUs.
+        #: The cost of decisions: lots and GPUs examined.
         self.lots_looked_at = 0
         self.gpus_looked_at = 0
 
@@ -137,7 +136,7 @@ class SecondTries:
                 continue
             if request.tried_alone or not self._cluster.gpus:
                 again = f"; {ONCE_MORE}" if request.tried_alone else ""
-                self._end(request, code, _words(code, reason) + again)
+                self._end(request, code, _reason_text(code, reason) + again)
                 continue
             request.move(RequestState.ASIDE)
             request.tried_alone = True
@@ -149,7 +148,7 @@ class SecondTries:
         left = [each for each in action.requests if each.state is not RequestState.ANSWERED]
         if len(action.requests) == 1:
             for request in left:
-                self._end(request, code, _words(code, reason))
+                self._end(request, code, _reason_text(code, reason))
             return
         for request in left:
             request.move(RequestState.ASIDE)
@@ -174,7 +173,7 @@ class SecondTries:
         insort(lots, lot, key=_order_of)
 
     def forget(self, request: Request) -> bool:
-        """The request was answered by somebody else. True if it waited here."""
+        """The request was answered elsewhere. True if it waited here."""
         lot = self._lot_of.pop(request.key, None)
         if lot is None:
             return False
@@ -215,7 +214,7 @@ class SecondTries:
         return min(ends, default=None)
 
     def _shun(self, now_ns: int) -> None:
-        """Find the GPUs that are about to go, or likely are."""
+        """Find the GPUs to avoid: their workers are leaving, or may be about to end."""
         gpus = self._cluster.gpus
         for index, (gpu, until_ns) in list(self._ending.items()):
             if now_ns >= until_ns or gpus.get(index) is not gpu:
@@ -398,7 +397,7 @@ class SecondTries:
             return  # the rest is being loaded
         for victim in victims:
             self._cluster.send_evict(gpu, victim, now_ns=now_ns)
-        start_ns = max(now_ns + gpu.worker.transit.margin_ns, gpu.weights.busy_until_ns)
+        start_ns = max(now_ns + gpu.worker.transit.margin_ns, gpu.load.busy_until_ns)
         latest_ns = start_ns + _LOAD_WINDOW_NS
         self._cluster.send_load(gpu, model, now_ns=now_ns, start_ns=start_ns, latest_ns=latest_ns)
         for victim in victims:
@@ -438,5 +437,5 @@ def _needed_elsewhere(model: Instance) -> bool:
     return model.waits and not model.resident_on
 
 
-def _words(code: int, reason: str) -> str:
+def _reason_text(code: int, reason: str) -> str:
     return f"{code_name(code)}: {reason}" if reason else code_name(code)

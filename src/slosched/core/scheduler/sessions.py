@@ -2,12 +2,13 @@
 
 A worker is lost after `_TICKS_UNTIL_LOST` ticks in a row without a word. Counting ticks that really
 happened, and not elapsed time, is what keeps a machine that stood still for seconds from declaring
-everybody dead when it wakes: one late tick is one tick.
+every worker dead when it wakes: one late tick is one tick.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from slosched.config import LOST_AFTER_NS
 from slosched.core.scheduler.cluster import Cluster
@@ -37,6 +38,16 @@ _SPARE_AFTER_NS = 10 * NS_PER_S
 _TICKS_UNTIL_REPLACED = _SPARE_AFTER_NS // TICK_NS
 
 
+@dataclass(slots=True)
+class _Liveness:
+    """What is known of one worker's being there, by the ticks of this file."""
+
+    heard: bool = False  # since the last tick
+    silent_ticks: int = 0
+    hello_due_ns: int = 0
+    refusal_noted_ns: int = 0
+
+
 class Sessions:
     """Who is there. `on_lost` gets the actions that were outstanding on a lost worker, and `on_joined` the
     GPUs that a worker brings into use: when it joins, or when it takes the place of one that is lost.
@@ -64,15 +75,19 @@ class Sessions:
         self._forgotten = forgotten
         self._next_gpu_index = 0
         self._room_ticks = 0  # how long spares could have been used
-        self._overdue_ticks: dict[
-            int, int
-        ] = {}  # GPU index -> how long its action has been overdue
+        #: By GPU index: how long its action has been overdue.
+        self._overdue_ticks: dict[int, int] = {}
+        self._liveness = {worker_id: _Liveness() for worker_id in range(worker_count)}
         self._report_due_ns = 0
         for worker_id in range(worker_count):
             address = addresses[worker_id] if worker_id < len(addresses) else ""
             cluster.workers[worker_id] = Worker(worker_id, address)
 
     # ------------------------------------------------------------------------------ facts
+
+    def heard(self, worker: Worker) -> None:
+        """A message of `worker`'s session came: it is alive."""
+        self._liveness[worker.worker_id].heard = True
 
     def welcome(self, worker: Worker, message: WorkerWelcome, *, now_ns: int) -> None:
         """A worker answered our hello: take its GPUs into the cluster."""
@@ -98,7 +113,8 @@ class Sessions:
         worker.loadable = message.loadable
         worker.put_aside = put_aside_of(message)
         self._note_put_aside()
-        worker.heard, worker.silent_ticks = True, 0
+        self.heard(worker)
+        self._liveness[worker.worker_id].silent_ticks = 0
         worker.leaving = False
         worker.spare = list(message.gpus)
         self._use_spares(worker)
@@ -164,14 +180,16 @@ class Sessions:
         }
 
     def refused(self, worker: Worker, message: WorkerRefused, *, now_ns: int) -> None:
-        if now_ns >= worker.refusal_noted_ns:
-            worker.refusal_noted_ns = now_ns + _REPORT_SILENCE_EVERY_NS
+        live = self._liveness[worker.worker_id]
+        if now_ns >= live.refusal_noted_ns:
+            live.refusal_noted_ns = now_ns + _REPORT_SILENCE_EVERY_NS
             self._note("warning", f"worker {worker.label} cannot be used: {message.reason}")
 
     def send_failed(self, worker: Worker, message: ControllerToWorker, *, now_ns: int) -> None:
         """A message could not be queued: the session it belongs to is over."""
         if isinstance(message, ControllerHello):
-            worker.hello_due_ns = now_ns  # it was not said; again as soon as there is a connection
+            # The hello was not sent: try again as soon as there is a connection.
+            self._liveness[worker.worker_id].hello_due_ns = now_ns
             return
         ours = getattr(message, "session", worker.session) == worker.session
         if worker.state is WorkerState.JOINED and ours:
@@ -193,21 +211,22 @@ class Sessions:
         for stats in message.gpus:
             for gpu in worker.gpus:
                 if gpu.gpu_id == stats.gpu_id:
-                    gpu.note_stats(stats, now_ns=now_ns)
+                    gpu.driver.note(stats, now_ns=now_ns)
 
     # ------------------------------------------------------------------------------- time
 
     def tick(self, *, now_ns: int) -> None:
         """Called each TICK_NS: greet the silent, lose the dead, say who does not answer."""
         for worker in self._cluster.workers.values():
+            live = self._liveness[worker.worker_id]
             if worker.state is WorkerState.SILENT:
                 self._greet(worker, now_ns=now_ns)
-            elif worker.heard:
-                worker.heard, worker.silent_ticks = False, 0
+            elif live.heard:
+                live.heard, live.silent_ticks = False, 0
                 self._watch(worker, now_ns=now_ns)
             else:
-                worker.silent_ticks += 1
-                if worker.silent_ticks >= _TICKS_UNTIL_LOST:
+                live.silent_ticks += 1
+                if live.silent_ticks >= _TICKS_UNTIL_LOST:
                     self.lose(worker, "silent", now_ns=now_ns)
         self._report_silence(now_ns)
         self._replace_lost(now_ns)
@@ -219,7 +238,7 @@ class Sessions:
         the action's requests unanswered for ever. Counted in ticks, as silence is.
         """
         for gpu in worker.gpus:
-            heads = [e.outstanding[0] for e in (gpu.exec, gpu.weights) if e.outstanding]
+            heads = [e.outstanding[0] for e in (gpu.exec, gpu.load) if e.outstanding]
             late = [a for a in heads if now_ns > a.predicted_end_ns + a.expected_duration_ns]
             if not late:
                 self._overdue_ticks.pop(gpu.index, None)
@@ -234,9 +253,10 @@ class Sessions:
             self.lose(worker, f"it knows nothing of LoadModel {forgotten}", now_ns=now_ns)
 
     def _greet(self, worker: Worker, *, now_ns: int) -> None:
-        if now_ns < worker.hello_due_ns:
+        live = self._liveness[worker.worker_id]
+        if now_ns < live.hello_due_ns:
             return
-        worker.hello_due_ns = now_ns + _HELLO_EVERY_NS
+        live.hello_due_ns = now_ns + _HELLO_EVERY_NS
         hello = ControllerHello(PROTOCOL_VERSION, self._incarnation, times_lost=worker.times_lost)
         self._cluster.emit(ToWorker(worker.worker_id, hello))
 
@@ -261,7 +281,7 @@ class Sessions:
         """Drop the worker's GPUs; its outstanding actions go to `on_lost`. It may come back."""
         worker.state = WorkerState.SILENT
         worker.times_lost += 1
-        worker.hello_due_ns = 0
+        self._liveness[worker.worker_id].hello_due_ns = 0
         lost: list[ActionState] = []
         for gpu in worker.gpus:
             lost.extend(self._cluster.remove_gpu(gpu))

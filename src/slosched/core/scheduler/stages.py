@@ -88,8 +88,8 @@ def best_instead(request: Request, code: int, reason: str) -> tuple[int, str, Va
     best = request.best_answer
     if best is None or code not in _BEST_INSTEAD:
         return code, reason, None
-    words = f"answered by stage {best.stage}: stage {request.stage} ended with {code_name(code)}"
-    return Code.OK, f"{words}: {reason}" if reason else words, best.output
+    text = f"answered by stage {best.stage}: stage {request.stage} ended with {code_name(code)}"
+    return Code.OK, f"{text}: {reason}" if reason else text, best.output
 
 
 def _record(

@@ -9,6 +9,16 @@ A request moves only along `TRANSITIONS`:
                    +-> ANSWERED   refused, timed out, given up, cancelled
 
 It is answered exactly once, because ANSWERED leads nowhere.
+
+Who changes what, besides the constructors:
+
+    Request    its state: `move`; its stage, queue and due date: stages.py; attempts: actions/infer.py;
+               second tries: second_tries.py; policy_data: the policy
+    Queue      its requests: the policy
+    Instance   residency: the kinds of actions; users and state: catalog.py, preparations.py, unloading.py
+    Lane, Gpu  lanes, pages and tables: the kinds of actions; held: second_tries.py; readings: sessions.py
+    Worker     session and offers: sessions.py; what it prepared: preparations.py; latencies: paths.py
+    Client     client_sessions.py; its requests: arrivals.py and answers.py
 """
 
 from __future__ import annotations
@@ -22,10 +32,11 @@ from typing import Any, NamedTuple
 from slosched.codes import ActionType
 from slosched.config import LOST_AFTER_NS
 from slosched.core.scheduler.delays import Delays
+from slosched.core.scheduler.driver_readings import DriverReadings
 from slosched.core.scheduler.estimators import ExecTable, WindowEstimator
+from slosched.core.scheduler.load_pauses import LoadPauses
 from slosched.core.values import Value
-from slosched.messages import NO_BEAT, GpuInfo, GpuStats, Heartbeat, LoadModelResult, ModelInfo
-from slosched.units import NS_PER_MS, NS_PER_S
+from slosched.messages import NO_BEAT, GpuInfo, Heartbeat, LoadModelResult, ModelInfo
 
 
 class RequestState(IntEnum):
@@ -275,7 +286,7 @@ class Gpu:
     page_bytes: int
     clock_mhz: int = 0
     exec: Lane = field(default_factory=lambda: Lane("exec"))
-    weights: Lane = field(default_factory=lambda: Lane("load"))
+    load: Lane = field(default_factory=lambda: Lane("load"))
     #: Models whose weights are here -> when they were last used, least recently used first.
     resident: dict[int, Instance] = field(default_factory=dict)
     loading: dict[int, Instance] = field(default_factory=dict)
@@ -284,12 +295,8 @@ class Gpu:
     transfers: dict[str, WindowEstimator] = field(default_factory=dict)
     busy_ns: int = 0  # exec time so far, for status
     held: bool = False  # kept free for what must run alone
-    #: What its driver said last, when that came, and its count of energy when the worker joined.
-    stats: GpuStats | None = None
-    stats_ns: int = 0
-    joined_energy_mj: int = -1
-    #: Model id -> (not before, pause): loads that failed here are tried again after a pause.
-    failed_loads: dict[int, tuple[int, int]] = field(default_factory=dict)
+    driver: DriverReadings = field(default_factory=DriverReadings)
+    load_pauses: LoadPauses = field(default_factory=LoadPauses)
 
     def __post_init__(self) -> None:
         self.tables = ExecTables(self.worker)
@@ -304,21 +311,8 @@ class Gpu:
     def name(self) -> str:
         return f"W{self.worker.worker_id}-GPU{self.gpu_id}"
 
-    def note_stats(self, stats: GpuStats, *, now_ns: int) -> None:
-        last_mj = self.stats.energy_mj if self.stats is not None else -1
-        # A counter that went back was reset, with the driver: count from there.
-        if self.joined_energy_mj < 0 or 0 <= stats.energy_mj < last_mj:
-            self.joined_energy_mj = stats.energy_mj
-        self.stats, self.stats_ns = stats, now_ns
-
-    def load_failed(self, model: Instance, *, now_ns: int) -> None:
-        """Wait before the next try, twice as long each time."""
-        _, pause_ns = self.failed_loads.get(model.model_id, (0, _FIRST_PAUSE_NS // 2))
-        pause_ns = min(2 * pause_ns, _LONGEST_PAUSE_NS)
-        self.failed_loads[model.model_id] = (now_ns + pause_ns, pause_ns)
-
     def may_load(self, model: Instance, now_ns: int) -> bool:
-        return now_ns >= self.load_again_ns(model)
+        return now_ns >= self.load_pauses.until_ns(model.model_id)
 
     def can_load(self, model: Instance, now_ns: int) -> bool:
         """Whether `model` is in host memory here, would fit, and may be tried (again)."""
@@ -327,10 +321,6 @@ class Gpu:
             and self.pages >= model.pages
             and self.may_load(model, now_ns)
         )
-
-    def load_again_ns(self, model: Instance) -> int:
-        """When a load of `model` that failed here may be tried again; 0: none failed."""
-        return self.failed_loads.get(model.model_id, (0, 0))[0]
 
     def exec_table(self, queue: Queue) -> ExecTable:
         return self.tables[queue.program]
@@ -365,8 +355,6 @@ _DEFAULT_TRANSIT_NS = 500_000
 _DEFAULT_RETURN_NS = 500_000
 #: A longer latency than this was a pause of one of the two processes, and would teach something wrong.
 _LONGEST_PATH_NS = LOST_AFTER_NS
-_FIRST_PAUSE_NS = 100 * NS_PER_MS
-_LONGEST_PAUSE_NS = 10 * NS_PER_S
 
 
 @dataclass(slots=True, eq=False)
@@ -391,24 +379,18 @@ class Worker:
     device: str = ""
     version: str = ""
     gpus: list[Gpu] = field(default_factory=list)
-    spare: list[GpuInfo] = field(
-        default_factory=list
-    )  # beyond `max_gpus`: used when others are gone
+    #: Beyond `max_gpus`: used when others are gone.
+    spare: list[GpuInfo] = field(default_factory=list)
     loadable: tuple[str, ...] = ()
     #: What LoadModel measured, by model name, and which instances are in its host memory.
     prepared: dict[str, LoadModelResult] = field(default_factory=dict)
     instances: dict[int, Instance] = field(default_factory=dict)
     #: By name: models that differ from those of the workers that are used, and are not used here.
     unlike: dict[str, Unlike] = field(default_factory=dict)
-    heard: bool = False  # since the last liveness tick
-    silent_ticks: int = 0
-    hello_due_ns: int = 0
-    refusal_noted_ns: int = 0
     times_lost: int = 0
     leaving: bool = False  # it said goodbye
-    put_aside: dict[str, str] = field(
-        default_factory=dict
-    )  # name -> why it does not offer the model
+    #: Name -> why it does not offer the model.
+    put_aside: dict[str, str] = field(default_factory=dict)
     #: Its last heartbeat, which may be of an earlier session.
     beat: Heartbeat = NO_BEAT
     #: Decision here until received there; exec end there until handled here.
@@ -427,7 +409,7 @@ class Worker:
     @property
     def busy(self) -> bool:
         """True if an action of its GPUs is not reported yet."""
-        return any(gpu.exec.outstanding or gpu.weights.outstanding for gpu in self.gpus)
+        return any(gpu.exec.outstanding or gpu.load.outstanding for gpu in self.gpus)
 
     def learn_latency(self, *, there_ns: int, back_ns: int) -> bool:
         """Take one measurement in each direction. True if a prediction moved (paths.py publishes that)."""
@@ -520,6 +502,9 @@ class Instance:
     last_used_ns: int = 0
     unused_since_ns: int = 0  # when its last client left, if it has none
     weights_ns: int = 0  # the time of a load, frozen when loaded
+    taken: bool = (
+        False  # an operator unloads it: requests are refused until a client loads it again
+    )
 
     def __post_init__(self) -> None:
         if not self.queues:

@@ -79,11 +79,13 @@ class Unloading:
     # --------------------------------------------------------------------- a client unloads
 
     def unload(self, client: Client, message: UnloadModelRequest) -> None:
-        """Take `client`'s use of a model away, with `force` everybody's, and answer it."""
+        """Take `client`'s use of a model away, with `force` every client's, and answer it."""
         name, operators = canonical_model(message.name), self._cluster.config.operators
         if not self._unloads:
-            policy = self._cluster.config.policy
-            self._refuse(client, message, f"{policy} keeps every instance that was loaded")
+            config = self._cluster.config
+            options = f"--fidelity {config.fidelity} and --placement {config.placement}"
+            reason = f"{config.policy} keeps every instance that was loaded, with {options}"
+            self._refuse(client, message, reason)
         elif message.force and client.name not in operators:
             named = f"names {', '.join(operators)}" if operators else "names none"
             reason = f"only operators may unload what others use: --operators {named}"
@@ -108,6 +110,7 @@ class Unloading:
         users = {client.identity: client}
         for model in list(self._by_name[name]):
             if message.force:
+                model.taken = True  # else a client that goes on sending would use it again
                 users.update((i, user) for i, user in model.clients.items() if user is not None)
             for user in users.values():
                 if model.clients.pop(user.identity, None) is not None:
@@ -187,7 +190,7 @@ class Unloading:
                 unload = UnloadModel(worker.session, cluster.next_action_id(), model.model_id)
                 cluster.emit(ToWorker(worker.worker_id, unload))
             for gpu in worker.gpus:
-                gpu.failed_loads.pop(model.model_id, None)
+                gpu.load_pauses.clear(model.model_id)
         cluster.changes.unloaded(model)
 
     def _has(self, worker: Worker, model: Instance) -> bool:

@@ -19,7 +19,7 @@ def request_error(
     client: Client, message: InferRequest, model: Instance | None, bytes_behind: int
 ) -> str:
     """Return what makes the request impossible; empty if nothing does."""
-    if model is None or model.state is not ModelState.LOADED or model.result is None:
+    if model is None or model.state is not ModelState.LOADED or model.result is None or model.taken:
         return f"no model has the id {message.model_id}; load one first and use the id it gets"
     factor, slo_ns = message.slo_factor, message.slo_ns
     without_input = not bytes_behind and not message.shape

@@ -1,5 +1,4 @@
-"""What a request is worth: the weight of its client times that of its SLO's class; 1 unless something else is
-said.
+"""What a request is worth: the weight of its client times that of its SLO's class, 1 by default.
 
 INFER5 counts a request as its weight over that of the requests that are lost (their moving average): only
 ratios of weights matter, and requests that are lost anyway are served as efficiently as without weights.
@@ -35,7 +34,7 @@ class Weights:
             if r.slo_max_ns
         )
         self._most = config.max_client_weight
-        #: With shares, a client's weight is no value of its requests.
+        #: With shares, a client's weight does not change the value of its requests.
         self._values = config.client_weights == "value"
 
     def of_client(self, name: str, asked: float) -> float:
@@ -55,7 +54,7 @@ class Weights:
         return weight
 
 
-def what_is_wrong_with_weight(weight: float) -> str:
+def weight_error(weight: float) -> str:
     """Why a client's weight is not accepted; "" if it is."""
     if is_weight(weight):
         return ""

@@ -31,11 +31,12 @@ _ACK_WITHIN_NS = 10 * NS_PER_S
 
 
 class HelloOutcome(Enum):
-    REPEATED = auto()  # the session that is open, or about to be, is the one that it asks for
-    RENEWED = (
-        auto()
-    )  # the same controller lost this worker: end the session, keep the prepared models
-    TAKE_OVER = auto()  # a new controller: end the old session, forget its models
+    #: The session that is open, or about to be, is the one that it asks for.
+    REPEATED = auto()
+    #: The same controller lost this worker: end the session, keep the prepared models.
+    RENEWED = auto()
+    #: A new controller: end the old session, forget its models.
+    TAKE_OVER = auto()
 
 
 @dataclass(frozen=True, slots=True)

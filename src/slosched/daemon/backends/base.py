@@ -13,7 +13,7 @@ from slosched.messages import GpuInfo, GpuStats
 Frame = bytes | memoryview
 #: The batch sizes that a worker measures and offers, as far as a model and a LoadModel allow them.
 BATCH_CLASSES = (1, 2, 4, 8, 16, 32)
-#: What is passed on of an exception of somebody else's, characters.
+#: Limit of characters of a foreign exception that are passed on.
 _WORDS_AT_MOST = 4000
 
 
@@ -22,7 +22,7 @@ class Backend(Protocol):
 
     @property
     def device_name(self) -> str:
-        """One of emulated, cpu and cuda:N, for people and for WorkerWelcome."""
+        """One of emulated, cpu and cuda:N: shown to users and sent in WorkerWelcome."""
 
     @property
     def exact(self) -> bool:
@@ -75,7 +75,7 @@ class Backend(Protocol):
         """Between two pieces of a turn: what the device must start first, it starts. At most 0.2 ms."""
 
     def take_notes(self) -> Sequence[str]:
-        """Lines for people since the last call."""
+        """Human-readable lines since the last call."""
 
     def wake_fds(self) -> Sequence[int]:
         """Descriptors, the same all its life, that become readable when a device has something to report."""
@@ -113,17 +113,17 @@ class Plain:
 
 
 def first_line(error: BaseException) -> str:
-    """What somebody else's exception says, cut to a line."""
-    lines = _said(error).strip().splitlines()
+    """What a foreign exception says, cut to a line."""
+    lines = _exception_text(error).strip().splitlines()
     return lines[0][:300] if lines else "no message"
 
 
 def in_words(error: BaseException) -> str:
-    """The class and the first line of somebody else's exception."""
+    """The class and the first line of a foreign exception."""
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _said(error: BaseException, say: Callable[[object], str] = str) -> str:
+def _exception_text(error: BaseException, say: Callable[[object], str] = str) -> str:
     try:
         return say(error)[:_WORDS_AT_MOST]
     except Exception:  # its own __str__ or __repr__ raises
@@ -135,7 +135,7 @@ def preparation_failed(error: BaseException) -> tuple[Code, str]:
     if isinstance(error, SystemExit):
         return (
             Code.RUNTIME_ERROR,
-            f"the model's code wants to end the process (exit code {_said(error)})",
+            f"the model's code wants to end the process (exit code {_exception_text(error)})",
         )
     code = Code.INVALID_MODEL_PATH if isinstance(error, InvalidConfig) else Code.RUNTIME_ERROR
-    return code, _said(error, str if isinstance(error, SloschedError) else repr)
+    return code, _exception_text(error, str if isinstance(error, SloschedError) else repr)

@@ -45,7 +45,7 @@ def single_output(output: Any, batch: int, *, name: str, take: str = "") -> torc
     A tensor is taken, and so is the only one of a dict, dataclass, tuple, list or object (transformers'
     ModelOutput). `take` names one of several: its key, attribute or index, "1.0" for one within another; with
     "?" behind it, only if it is there.
-    It may be a view of an input or of the weights: who keeps it copies it. Raises ModelRefused for no
+    It may be a view of an input or of the weights: copy it to keep it. Raises ModelRefused for no
     tensor or several, another dimension 0 than `batch`, and for what cannot travel.
     """
     tensor = (
@@ -203,11 +203,11 @@ def check_rows(
     tries = 1
     seed = 0
     while True:
-        words, ran, integers = _check_once(run, sample, name, precision, sorted(sizes), seed)
-        if not words:
+        difference, ran, integers = _check_once(run, sample, name, precision, sorted(sizes), seed)
+        if not difference:
             return ran
         if not integers or tries == _TRIES_OF_INTEGERS:
-            raise ModelRefused(words)
+            raise ModelRefused(difference)
         tries, seed = tries + 1, seed + 100
 
 
@@ -225,8 +225,8 @@ def _check_once(
     run(sample(sizes[0], seed + 1))
     again = run(rows[: sizes[0]])
     integers = first.dtype.kind != "f"
-    if words := differ(again, first, precision):
-        return _unsteady(name, words), (), integers
+    if difference := differ(again, first, precision):
+        return _unsteady(name, difference), (), integers
     whole, ran = first, [sizes[0]]
     for size in sizes[1:]:
         try:
@@ -243,15 +243,15 @@ def _check_once(
                 "flatten(1) for flatten(), squeeze(dim) for squeeze(), and no sizes made of the batch"
             )
         when = f"for {size} rows in another order"
-        words = differ(permuted, whole[_permutation(size)], precision)
-        if not words:
+        difference = differ(permuted, whole[_permutation(size)], precision)
+        if not difference:
             when = f"for a row beside {size - sizes[0]} other(s)"
-            words = differ(whole[: sizes[0]], first, precision)
-        if words:
+            difference = differ(whole[: sizes[0]], first, precision)
+        if difference:
             # A model that draws may have drawn the same twice for the one row above; more rows tell.
             unsteady = _repeats(run, rows[:size], whole, precision)
             return (
-                (_unsteady(name, unsteady) if unsteady else _mixed(name, when, words)),
+                (_unsteady(name, unsteady) if unsteady else _mixed(name, when, difference)),
                 (),
                 integers,
             )
@@ -262,7 +262,12 @@ def _check_once(
 def _repeats(run: Callable[[Array], Array], rows: Array, answer: Array, precision: str) -> str:
     """How an answer to the same rows differs from `answer`, in words; empty if it did not, several times."""
     return next(
-        (words for _ in range(_REPEATS) if (words := differ(run(rows), answer, precision))), ""
+        (
+            difference
+            for _ in range(_REPEATS)
+            if (difference := differ(run(rows), answer, precision))
+        ),
+        "",
     )
 
 
@@ -271,17 +276,17 @@ def _permutation(size: int) -> list[int]:
     return [*range(1, size), 0]
 
 
-def _unsteady(name: str, words: str) -> str:
+def _unsteady(name: str, difference: str) -> str:
     return (
-        f"model {name!r} answers the same input differently the second time ({words}). Something in it "
+        f"model {name!r} answers the same input differently the second time ({difference}). Something in it "
         "is drawn anew or kept from the run before: put it into eval mode (dropout), seed nothing in "
         "forward, and keep no state of a request in the module"
     )
 
 
-def _mixed(name: str, when: str, words: str) -> str:
+def _mixed(name: str, when: str, difference: str) -> str:
     return (
-        f"model {name!r} answers otherwise {when} ({words}), so requests in one batch would change each "
+        f"model {name!r} answers otherwise {when} ({difference}), so requests in one batch would change each "
         "other's answers. Put it into eval mode (batch normalisation), reduce and normalise over "
         "dimensions from 1 on, and flatten with flatten(1)"
     )

@@ -30,7 +30,7 @@ def from_safetensors(source: ModelSource) -> nn.Module:
     """The model of `source.config` with the weights of `source.safetensors`, float32, in eval mode.
 
     The weights are one file, or several that a model.safetensors.index.json lists. Raises InvalidConfig
-    for files that are no such checkpoint, and names weights that are missing, unknown or of another shape.
+    for files that are not such a checkpoint, and names weights that are missing, unknown or of another shape.
     """
     try:
         values = _read_json(source.config)
@@ -50,9 +50,9 @@ def from_safetensors(source: ModelSource) -> nn.Module:
             f"model {source.name!r}: cannot build it from {source.config} and {source.safetensors}: "
             f"{type(error).__name__}: {error}"
         ) from None
-    if words := _misfits(info):
+    if misfits := _misfits(info):
         raise InvalidConfig(
-            f"model {source.name!r}: {source.safetensors} does not fit its config: {words}"
+            f"model {source.name!r}: {source.safetensors} does not fit its config: {misfits}"
         )
     return model.eval()
 

@@ -68,7 +68,7 @@ def open_specs(config: WorkerConfig) -> dict[str, ModelSpec]:
 def source_spec(source: ModelSource) -> ModelSpec:
     """The spec of one of the config's models. A library's is imported; no file is opened yet.
 
-    Raises InvalidConfig for a path that is no file, a shape that is not the model's, or a
+    Raises InvalidConfig for a path that is not a file, a shape that is not the model's, or a
     channels_last that it cannot have; MissingPackage; UnknownName for a name that is neither the zoo's
     nor its library's.
     """
@@ -129,10 +129,10 @@ def _spec_in_float32(source: ModelSource) -> ModelSpec:
             spec, input_shape=source.input_shape or spec.input_shape, output=source.output
         )
     return ModelSpec(
-        source.name,
-        build,
-        source.input_shape,
-        source.input_dtype,
+        name=source.name,
+        build=build,
+        input_shape=source.input_shape,
+        input_dtype=source.input_dtype,
         random_weights=False,
         output=source.output,
     )
@@ -225,18 +225,18 @@ def explain_forward_error(error: BaseException, spec: Described) -> str:
     For whatever a forward of a made-up batch raised: it needs further inputs, other numbers or another
     shape than the worker's file says.
     """
-    said = f"{type(error).__name__}: {error}".strip().rstrip(":")
+    what = f"{type(error).__name__}: {error}".strip().rstrip(":")
     given = f"one tensor of {spec.input_dtype} (batch, {', '.join(map(str, spec.input_shape))})"
     text = str(error)
     if isinstance(error, TypeError | ValueError) and _WANTS_MORE.search(text):
         return (
-            f"model {spec.name!r} does not run on {given}: it wants more inputs ({said}). A request is one "
+            f"model {spec.name!r} does not run on {given}: it wants more inputs ({what}). A request is one "
             "tensor of one fixed shape: wrap the model in a module whose forward takes one tensor, and "
             "makes the others or splits them off it, and name it as a factory"
         )
     if _WANTS_INDICES.search(text):
         return (
-            f"model {spec.name!r} does not run on {given}: it takes indices, such as tokens ({said}); set "
+            f"model {spec.name!r} does not run on {given}: it takes indices, such as tokens ({what}); set "
             'input_dtype = "int64"'
         )
-    return f"model {spec.name!r} does not run on {given} ({said}); {_SHAPE_ADVICE}"
+    return f"model {spec.name!r} does not run on {given} ({what}); {_SHAPE_ADVICE}"

@@ -70,13 +70,18 @@ def import_zoo() -> None:
 
 
 _CLASSES = (
-    "ResNetConfig", "ResNetForImageClassification",
-    "MobileNetV2Config", "MobileNetV2ForImageClassification",
-    "ViTConfig", "ViTForImageClassification",
-    "BertConfig", "BertForSequenceClassification",
-    "GPT2Config", "GPT2LMHeadModel",
+    "ResNetConfig",
+    "ResNetForImageClassification",
+    "MobileNetV2Config",
+    "MobileNetV2ForImageClassification",
+    "ViTConfig",
+    "ViTForImageClassification",
+    "BertConfig",
+    "BertForSequenceClassification",
+    "GPT2Config",
+    "GPT2LMHeadModel",
     "WhisperConfig",
-)  # fmt: skip
+)
 
 
 # A CUDA graph holds no step that waits for a value on the device. Attention masks are where
@@ -197,9 +202,12 @@ def _whisper_encoder_class() -> Any:
 def _whisper(name: str) -> nn.Module:
     """The encoder of the size "base": 6 layers, width 512, 20.6 million parameters."""
     config = import_transformers().WhisperConfig(
-        d_model=512, encoder_layers=6, encoder_attention_heads=8, encoder_ffn_dim=2048,
+        d_model=512,
+        encoder_layers=6,
+        encoder_attention_heads=8,
+        encoder_ffn_dim=2048,
         attn_implementation=_ATTENTION,
-    )  # fmt: skip
+    )
     return seeded(name, lambda: _EncodedSpeech(_whisper_encoder_class()(config)))
 
 
@@ -218,15 +226,24 @@ def _resnet_spec(
 
 
 def _text_spec(name: str, build: Callable[[], nn.Module], tokens: int, words: int) -> ModelSpec:
-    return ModelSpec(name, build, (tokens,), "int64", input_high=words, labels=("text",))
+    return ModelSpec(
+        name=name,
+        build=build,
+        input_shape=(tokens,),
+        input_dtype="int64",
+        input_high=words,
+        labels=("text",),
+    )
 
 
 _BASIC = [64, 128, 256, 512]
 _BOTTLENECK = [256, 512, 1024, 2048]
 _BERT_LARGE = {
-    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
     "intermediate_size": 4096,
-}  # fmt: skip
+}
 
 ZOO: dict[str, ModelSpec] = {
     spec.name: spec

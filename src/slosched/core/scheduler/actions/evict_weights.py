@@ -28,13 +28,13 @@ class EvictWeightsKind(Kind):
         gpu, model = action.gpu, action.instance
         drop_residency(gpu, model)
         gpu.free_pages += model.pages
-        gpu.weights.outstanding.append(action)  # takes no time: the prediction stays
+        gpu.load.outstanding.append(action)  # takes no time: the prediction stays
 
     def outcome(self, action: ActionState, result: EvictWeightsResult, *, now_ns: int) -> Outcome:
         return Outcome(Code.OK, "", result.span, result)
 
     def finished(self, action: ActionState, outcome: Outcome, *, now_ns: int) -> None:
-        action.gpu.weights.outstanding.remove(action)
+        action.gpu.load.outstanding.remove(action)
 
     def failed(self, action: ActionState, outcome: Outcome, *, now_ns: int) -> None:
-        action.gpu.weights.outstanding.remove(action)
+        action.gpu.load.outstanding.remove(action)

@@ -34,7 +34,7 @@ class LoadWeightsKind(Kind):
         gpu.free_pages -= model.pages
         gpu.loading[model.model_id] = model
         model.loading_on[gpu.index] = gpu
-        gpu.weights.add(action)
+        gpu.load.add(action)
         self._changes.loads(gpu)
 
     def outcome(self, action: ActionState, result: LoadWeightsResult, *, now_ns: int) -> Outcome:
@@ -47,7 +47,7 @@ class LoadWeightsKind(Kind):
         gpu, model = action.gpu, action.instance
         self._ended(action, end_ns=outcome.span.end_ns)
         gpu.transfer(model).add(outcome.span.duration_ns)
-        gpu.failed_loads.pop(model.model_id, None)
+        gpu.load_pauses.clear(model.model_id)
         add_residency(gpu, model)
         self._changes.execs(gpu)
 
@@ -55,11 +55,11 @@ class LoadWeightsKind(Kind):
         gpu, model = action.gpu, action.instance
         self._ended(action, end_ns=now_ns)
         gpu.free_pages += model.pages
-        gpu.load_failed(model, now_ns=now_ns)
+        gpu.load_pauses.failed(model.model_id, now_ns=now_ns)
 
     def _ended(self, action: ActionState, *, end_ns: int) -> None:
         gpu, model = action.gpu, action.instance
-        gpu.weights.finish(action, end_ns=end_ns)
+        gpu.load.finish(action, end_ns=end_ns)
         gpu.loading.pop(model.model_id, None)
         model.loading_on.pop(gpu.index, None)
         self._changes.loads(gpu)

@@ -38,7 +38,7 @@ class Loaders:
         if not gpu.loading:
             self._able[index] = gpu
         elif len(gpu.loading) == 1:
-            ends_ns = self._ends_ns[index] = gpu.weights.busy_until_ns - _LOAD_LEAD_NS
+            ends_ns = self._ends_ns[index] = gpu.load.busy_until_ns - _LOAD_LEAD_NS
             heappush(self._ending, (ends_ns, index, gpu))
 
     def able(self, now_ns: int) -> dict[int, Gpu]:
@@ -148,9 +148,9 @@ class Placement:
         worker = gpu.worker
         transit_ns = worker.transit.margin_ns
         if model.model_id in gpu.loading:
-            loaded_ns = gpu.weights.busy_until_ns
+            loaded_ns = gpu.load.busy_until_ns
         else:
-            begin_ns = max(now_ns + transit_ns, gpu.weights.busy_until_ns)
+            begin_ns = max(now_ns + transit_ns, gpu.load.busy_until_ns)
             loaded_ns = begin_ns + gpu.transfer(model).margin_ns
         # The Infer is sent when the load was reported.
         return max(loaded_ns + worker.returns.margin_ns + transit_ns, gpu.exec.busy_until_ns)
@@ -175,8 +175,8 @@ class Placement:
                     return  # the next step goes on
                 model = models[0]
                 fits = gpu.free_pages >= model.pages and model.model_id in gpu.worker.instances
-                here = model.model_id in gpu.resident or model.model_id in gpu.loading
-                if fits and not here:
+                is_held = model.model_id in gpu.resident or model.model_id in gpu.loading
+                if fits and not is_held:
                     if index not in self._loaders.able(now_ns):
                         break  # by the loads that were just sent
                     self._load(gpu, model, now_ns)
@@ -206,7 +206,7 @@ class Placement:
         self._load(gpu, model, now_ns)
 
     def _load(self, gpu: Gpu, model: Instance, now_ns: int) -> None:
-        start_ns = max(now_ns + gpu.worker.transit.margin_ns, gpu.weights.busy_until_ns)
+        start_ns = max(now_ns + gpu.worker.transit.margin_ns, gpu.load.busy_until_ns)
         # No plan depends on the exact start of a load; the window only drops loads that are long stale.
         latest_ns = start_ns + self._ahead_ns + NS_PER_S
         self._cluster.send_load(gpu, model, now_ns=now_ns, start_ns=start_ns, latest_ns=latest_ns)

@@ -18,7 +18,7 @@ from slosched.errors import InvalidConfig, SloschedError
 from slosched.messages import GpuInfo, Span
 
 _GIB = 1024**3
-#: Lines for people that wait to be told.
+#: Human-readable lines that wait to be shown.
 _NOTES_AT_MOST = 200
 
 
@@ -79,7 +79,7 @@ class CpuBackend(Plain):
             wire.Prepare(name, batches, effect.max_exec_ns) if known is None else known.order(name)
         )
 
-        def over(preparation: Preparation) -> None:
+        def ended(preparation: Preparation) -> None:
             result = preparation.result
             if result is None:
                 span = self._span(begin_ns)
@@ -98,7 +98,7 @@ class CpuBackend(Plain):
                 preparation.cancel()
             done(self._prepared(effect, found, begin_ns))
 
-        self._processes.prepare(order, over=over)
+        self._processes.prepare(order, when_over=ended)
 
     def _prepared(self, effect: PrepareModel, known: Known, begin_ns: int) -> ModelPrepared:
         return ModelPrepared(

@@ -3,8 +3,8 @@
 Nothing here waits: sockets are read when they have something, what cannot be sent now is kept (bounded),
 and one epoll descriptor says when there is something to do. No torch here, and no model.
 
-A child that hangs is ended by whoever waits for its answer (`kill`). Its end, of whatever kind, is told
-in words by the zygote, which reaps it and ends every process that it left behind.
+The caller that waits for the answer of a hung child ends it (`kill`). The zygote reaps each child, reports
+how it ended in words, and ends every process that it left behind.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Nursery:
         self._watched: dict[int, ChildRunner | None] = {}  # by descriptor; None: the zygote
         self._children: dict[int, ChildRunner] = {}
         self._labels: dict[int, str] = {}
-        self._news: dict[int, ChildRunner] = {}
+        self._changed: dict[int, ChildRunner] = {}
         self._next = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._end: socket.socket | None = None
@@ -149,11 +149,11 @@ class Nursery:
     @property
     def ready(self) -> bool:
         """True if `step` has something to do."""
-        return bool(self._news) or bool(self._epoll.poll(0, 1))
+        return bool(self._changed) or bool(self._epoll.poll(0, 1))
 
     def wait(self, at_most_s: float) -> None:
         """Return when `step` has something to do, or after `at_most_s`."""
-        if not self._news:
+        if not self._changed:
             self._epoll.poll(at_most_s, 1)
 
     @property
@@ -161,7 +161,7 @@ class Nursery:
         return self._process.pid if self._process is not None else 0
 
     def spawn(self, label: str) -> ChildRunner:
-        """A new child. It may end at any time, which `ended` says; `label` is for people."""
+        """A new child. It may end at any time, which `ended` says; `label` is human-readable."""
         if self._process is None:
             self._start()
         near, far = wire.pair()
@@ -178,19 +178,19 @@ class Nursery:
         self._order(wire.encode(wire.Kill(child.number)))
 
     def step(self) -> list[ChildRunner]:
-        """Do what is there to do. Returns the children of which `inbox` or `ended` has news."""
+        """Do what is due. Returns the children whose `inbox` or `ended` changed."""
         for fd, _ in self._epoll.poll(0):
             child = self._watched.get(fd)
             if child is not None:
                 child.step()
             elif fd in self._watched:
                 self._step_zygote()
-        news, self._news = list(self._news.values()), {}
-        return news
+        changed, self._changed = list(self._changed.values()), {}
+        return changed
 
     def note(self, child: ChildRunner) -> None:
-        """There is news of the child."""
-        self._news[child.number] = child
+        """Something about the child has changed."""
+        self._changed[child.number] = child
 
     def close(self) -> None:
         """End the zygote and with it every child; idempotent, bounded by two seconds."""

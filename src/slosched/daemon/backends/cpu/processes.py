@@ -23,13 +23,13 @@ from slosched.daemon.backends.cpu.slots import Slot
 from slosched.messages import Span
 from slosched.units import NS_PER_S, tensor_bytes
 
-#: A preparation that says nothing for so long hangs. Building a large model takes a minute or two.
+#: A preparation that is silent for this time hangs. Building a large model takes a minute or two.
 SILENT_NS = 120 * NS_PER_S
-#: An op hangs that takes so much longer than four times what was measured.
+#: An op hangs that takes four times what was measured and this time more.
 _OVERDUE_NS = 4 * NS_PER_S
 #: Slots of one batch class that are kept for the next batch.
 _SPARE_SLOTS = 4
-#: A process that lived for so long is started again at once; else after as long as it took to build, so that
+#: A process that lived for this time is started again at once; else after as long as it took to build, so that
 #: no more than half of the time goes into that. One that cannot be built waits twice as long each time.
 _STEADY_NS = 10 * NS_PER_S
 _FIRST_PAUSE_NS = NS_PER_S // 2
@@ -184,7 +184,7 @@ class ModelProcess:
         return Slot(self._next_slot, batch, self._input_bytes, self._output_bytes, self.generation)
 
     def give_back(self, slot: Slot) -> None:
-        """Nobody needs the slot any more, once what runs on it has ended."""
+        """The slot is not needed any more, once what runs on it has ended."""
         if slot.running:
             slot.dropped = True
             return
@@ -356,16 +356,16 @@ class Processes:
         order: wire.Prepare,
         *,
         note: Callable[[str], None] | None = None,
-        over: Callable[[Preparation], None] | None = None,
+        when_over: Callable[[Preparation], None] | None = None,
     ) -> Preparation:
-        """Start a child that builds a model. It is heard in `step`, which calls `over` when it is over."""
+        """Start a child that builds a model. It is heard in `step`, which calls `when_over` when it is over."""
         preparation = Preparation(
             self.nursery.spawn(order.name),
             order,
             now_ns=self._clock(),
             silent_ns=self._silent_ns,
             note=note,
-            when_over=over,
+            when_over=when_over,
         )
         self.preparations.append(preparation)
         return preparation
@@ -397,10 +397,10 @@ class Processes:
         now = self._clock()
         for preparation in self.preparations:
             preparation.hear(now)
-        over = [each for each in self.preparations if each.over]
-        if over:
+        ended = [each for each in self.preparations if each.over]
+        if ended:
             self.preparations = [each for each in self.preparations if not each.over]
-        for preparation in over:
+        for preparation in ended:
             if preparation.when_over is not None:
                 preparation.when_over(preparation)
         events: list[DeviceEvent] = []

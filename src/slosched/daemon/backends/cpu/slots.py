@@ -1,8 +1,8 @@
 """Memory for one batch, which the worker shares with the process of a model: no row crosses a socket.
 
 A slot belongs to the worker from the input copy until the outputs were read, but for the time of the exec,
-when the model's process reads inputs and writes outputs. Its size is sealed: who shrank it would end
-whoever reads it with SIGBUS.
+when the model's process reads inputs and writes outputs. Its size is sealed: if a
+process could shrink it, its readers would end with SIGBUS.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ class Slot:
         self._input_bytes = input_bytes
         self.outputs_at = -(-batch * input_bytes // _ALIGN) * _ALIGN
         self.nbytes = max(self.outputs_at + batch * output_bytes, 1)
-        #: An exec in the process uses it; `dropped`: nobody waits for what it answers.
+        #: An exec in the process uses it; `dropped`: its answer is not wanted any more.
         self.running = self.dropped = False
         self.shared = False  # the process knows it
         self.fd = os.memfd_create("slosched-batch", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.posix_fallocate(
-                self.fd, 0, self.nbytes
-            )  # else a write may end us, for want of memory
+            # Without this a later write could end the process, for want of memory.
+            os.posix_fallocate(self.fd, 0, self.nbytes)
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
             self._memory = mmap.mmap(self.fd, self.nbytes)
         except BaseException:

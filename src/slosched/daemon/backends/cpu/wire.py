@@ -128,7 +128,7 @@ class DropSlot(Message, frozen=True):
 class Exec(Message, frozen=True):
     """Run `batch` rows. Those of `rows` are in the slot's inputs, and the others are made up.
 
-    The first `answers` rows of the output are written into the slot; 0: nobody asks for them.
+    The first `answers` rows of the output are written into the slot; 0: none is needed.
     """
 
     op_id: int
@@ -145,7 +145,7 @@ ToChild = Prepare | Classes | Load | Evict | AddSlot | DropSlot | Exec
 
 
 class Progress(Message, frozen=True):
-    """Preparation goes on: a step of it has ended; `words` are for people."""
+    """A step of the preparation has ended, and it continues; `words` are human-readable."""
 
     words: str = ""
 
@@ -193,7 +193,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def send(end: socket.socket, packet: bytes, fds: Sequence[int] = ()) -> bool:
-    """Send one packet. False: there is no room now. Raises OSError if nobody is there any more."""
+    """Send one packet. False: there is no room now. Raises OSError if the peer has ended."""
     if len(packet) > MAX_PACKET_BYTES:
         raise ValueError(f"a packet of {len(packet)} bytes; {MAX_PACKET_BYTES} are allowed")
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []

@@ -33,7 +33,7 @@ from slosched.units import NS_PER_S
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PIPE_BYTES = 1 << 20
-#: Of one child: characters of a line, and lines of a second; what is more is dropped, and counted.
+#: Limits of one child's output: characters per line, and lines per second. The rest is dropped and counted.
 _LINE_AT_MOST = 400
 _LINES_PER_S = 20
 #: Children that end are killed first when memory runs out (0: like any process, 1000: always first).
@@ -54,7 +54,7 @@ class Lines:
     def __init__(self) -> None:
         self._rest = b""
         self._second = -1
-        self._said = self._dropped = 0
+        self._lines_passed = self._dropped = 0
 
     def feed(self, data: bytes, *, now_ns: int, last: bool = False) -> list[str]:
         """The lines that `data` completes; `last`: and what is left."""
@@ -64,15 +64,15 @@ class Lines:
         self._rest = b"" if last else pieces.pop()[: 4 * _LINE_AT_MOST]
         lines: list[str] = []
         if now_ns // NS_PER_S != self._second:
-            self._second, self._said = now_ns // NS_PER_S, 0
+            self._second, self._lines_passed = now_ns // NS_PER_S, 0
             lines += self._dropped_words()
         for place, piece in enumerate(pieces):
-            if self._said >= _LINES_PER_S:
+            if self._lines_passed >= _LINES_PER_S:
                 self._dropped += sum(1 for each in pieces[place:] if each)
                 break
             if text := plain(piece.decode(errors="replace")):
                 lines.append(text)
-                self._said += 1
+                self._lines_passed += 1
         if last:
             lines += self._dropped_words()
         return lines

@@ -31,7 +31,7 @@ from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
 #: The priorities of what runs: an exec goes before whatever is prepared or copied beside it.
 _EXEC_PRIORITY = -2
 #: Closer than this to a start or an end the loop begins no turn, which may take as long (a message is
-#: 60 to 100 us), but spins until it has come: for so much longer at most.
+#: 60 to 100 us), but spins until it has come: this is the longest time it spins.
 _TURN_NS = 200 * NS_PER_US
 _OVERDUE_NS = 100 * NS_PER_US
 #: Nor, within a turn, the next piece of it: a message, a result.
@@ -92,11 +92,15 @@ class CudaBackend:
         self._sampling = False
         self._fault = ""  # what ended the context in preparation
         self._gpu = CudaDevice(
-            self._driver, self._programs, self._images.images,
+            self._driver,
+            self._programs,
+            self._images.images,
             cache=self._cache,
-            page_bytes=config.page_bytes, stream=exec_stream,
-            read_clock_mhz=self._nvml.clock_mhz, blackbox=self._blackbox,
-        )  # fmt: skip
+            page_bytes=config.page_bytes,
+            stream=exec_stream,
+            read_clock_mhz=self._nvml.clock_mhz,
+            blackbox=self._blackbox,
+        )
         self.devices = {0: self._gpu}
         self._notes: list[str] = []
         self._background = Background(enter=self._enter, report=self._notes.append)
@@ -241,7 +245,7 @@ class CudaBackend:
         return self._gpu.take_outputs(action_id)
 
     def take_notes(self) -> list[str]:
-        """Lines for people since the last call."""
+        """Human-readable lines since the last call."""
         notes = self._notes[:]
         del self._notes[: len(notes)]
         return notes
@@ -293,9 +297,12 @@ class CudaBackend:
             return profile
         batches = [batch for batch in BATCH_CLASSES if batch <= effect.max_batch]
         return self.measure(
-            name, batches, max_exec_ns=effect.max_exec_ns, copies=effect.copies,
+            name,
+            batches,
+            max_exec_ns=effect.max_exec_ns,
+            copies=effect.copies,
             max_batch=effect.max_batch,
-        )  # fmt: skip
+        )
 
     def measure(
         self,
@@ -320,9 +327,12 @@ class CudaBackend:
             )
         try:
             profile = self._bench.profile(
-                source, images.images[name][0], batches, max_exec_ns=max_exec_ns,
+                source,
+                images.images[name][0],
+                batches,
+                max_exec_ns=max_exec_ns,
                 note=note or _ignore,
-            )  # fmt: skip
+            )
         except BaseException:
             if name not in self._programs:
                 images.forget(name)
@@ -340,9 +350,13 @@ class CudaBackend:
                 "values that were loaded"
             )
         self._sources[name] = Source(
-            program, source.weights[:0], source.input_shape, source.input_dtype,
-            source.random_weights, (*source.labels, *_labels(program)),
-        )  # fmt: skip
+            program=program,
+            weights=source.weights[:0],
+            input_shape=source.input_shape,
+            input_dtype=source.input_dtype,
+            random_weights=source.random_weights,
+            labels=(*source.labels, *_labels(program)),
+        )
         self._profiles[name] = (profile, max_batch, max_exec_ns)
         self._made[name] = program
         return profile

@@ -1,7 +1,7 @@
 """One thread for everything slow, which runs only in the slices that the loop gives it.
 
 Beside a second busy Python thread the loop's starts were late by 60 ms at the 99th percentile (H200),
-and models are built by other people's Python, which nobody can cut into pieces by hand. So the thread runs
+and models are built by foreign Python code, which cannot be cut into pieces by hand. So the thread runs
 under a profile hook, which Python calls at every call and return: once its slice is over the hook stops
 it there, holding nothing but its own stack, until the loop gives it the next one. Whatever is built,
 captured or measured is cut up that way; starts beside it were late by 0.5 us (p50) and 9 us (p99).
@@ -49,7 +49,7 @@ class Background:
         self._enter, self._report, self._clock = enter, report, clock
         self._jobs: deque[Job] = deque()
         # Two locks as signals: each is released by one side exactly once before the other takes it
-        # again. They are single calls into C, so no Python of ours is cut in the middle of one.
+        # again. They are single calls into C, so an exception cannot interrupt our Python code inside one.
         self._go, self._stopped = threading.Lock(), threading.Lock()
         self._go.acquire()
         self._stopped.acquire()

@@ -178,8 +178,8 @@ def _checked(answer: tuple[Any, ...], what: str) -> Any:
 
 def _fault(error: Any, what: str) -> DeviceFault | OutOfDeviceMemory:
     code, text = _cuda.cudaGetErrorString(error)
-    words = text.decode() if code == _OK and isinstance(text, bytes) else str(text)
+    problem = text.decode() if code == _OK and isinstance(text, bytes) else str(text)
     if error == _NO_MEMORY:
         _cuda.cudaGetLastError()  # this one leaves the context as it was
-        return OutOfDeviceMemory(f"the GPU could not {what}: {words}")
-    return DeviceFault(f"the GPU could not {what}: {words} ({error.name})")
+        return OutOfDeviceMemory(f"the GPU could not {what}: {problem}")
+    return DeviceFault(f"the GPU could not {what}: {problem} ({error.name})")

@@ -178,8 +178,8 @@ class CopyLanes:
         for run in held.runs:
             nbytes = min(run.count * self._page_bytes, left_bytes)
             paged = self._cache.address + run.first * self._page_bytes
-            here = flat + done_bytes
-            pieces.append((here, paged, nbytes) if from_cache else (paged, here, nbytes))
+            at_device = flat + done_bytes
+            pieces.append((at_device, paged, nbytes) if from_cache else (paged, at_device, nbytes))
             done_bytes, left_bytes = done_bytes + nbytes, left_bytes - nbytes
         return pieces
 

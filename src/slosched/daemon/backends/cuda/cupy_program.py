@@ -72,8 +72,8 @@ class CupyProgram(RecordedProgram):
             key: self._view(self.active + begin, array.shape, array.dtype.name)
             for key, (begin, array) in self._places.items()
         }
-        # Intermediates come from a pool of their own, and go back to it alone: what a graph writes on
-        # its way must never be somebody else's array.
+        # Intermediates come from a pool of their own, and go back to it alone: an intermediate of a
+        # graph must never be memory of another array.
         self._pool = cupy.cuda.MemoryPool()
         self._streams: dict[int, Any] = {}  # CuPy's wrappers of the driver's streams
         # Eager work shares no stream with captures: cuBLAS keeps a workspace for each.
@@ -102,8 +102,8 @@ class CupyProgram(RecordedProgram):
         with self._on_stream(self._preparing):
             for key, (begin, array) in self._places.items():
                 kept = self._view(source.address + begin, (array.nbytes,), "uint8")
-                here = self._view(self.active + begin, (array.nbytes,), "uint8")
-                if not bool((kept == here).all()):
+                active = self._view(self.active + begin, (array.nbytes,), "uint8")
+                if not bool((kept == active).all()):
                     changed.append(key)
         return tuple(changed)
 

@@ -72,10 +72,19 @@ def mlp() -> CupyModel:
             result = cupy.empty((len(batch), outside), cupy.float32)
             threads = len(batch) * outside * 32
             kernel(
-                (-(-threads // 256),), (256,),
-                (batch, arrays[f"w{i}"], arrays[f"b{i}"], result, np.int32(len(batch)),
-                 np.int32(inside), np.int32(outside), np.int32(i < last)),
-            )  # fmt: skip
+                (-(-threads // 256),),
+                (256,),
+                (
+                    batch,
+                    arrays[f"w{i}"],
+                    arrays[f"b{i}"],
+                    result,
+                    np.int32(len(batch)),
+                    np.int32(inside),
+                    np.int32(outside),
+                    np.int32(i < last),
+                ),
+            )
             batch = result
         return batch
 

@@ -94,4 +94,4 @@ class Driver(Protocol):
         """Give a block back; nothing may use it any more. May wait for the device."""
 
     def free_bytes(self) -> int:
-        """Device memory that nobody has."""
+        """Free device memory."""

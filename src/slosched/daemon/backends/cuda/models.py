@@ -46,12 +46,12 @@ class Models:
         spec = self._specs[name]
         template = Template(spec)
         return Source(
-            TorchProgram(template, self._streams, place),
-            template.host.numpy(),
-            spec.input_shape,
-            spec.input_dtype,
-            spec.random_weights,
-            spec.labels,
+            program=TorchProgram(template, self._streams, place),
+            weights=template.host.numpy(),
+            input_shape=spec.input_shape,
+            input_dtype=spec.input_dtype,
+            random_weights=spec.random_weights,
+            labels=spec.labels,
         )
 
     def _build_cupy(self, name: str, place: Block) -> Source:
@@ -68,7 +68,12 @@ class Models:
         program = CupyProgram(name, model, self._driver, self._capture, place)
         weights = program.image().astype(np.uint8, copy=False)
         return Source(
-            program, weights, model.input_shape, model.input_dtype, model.random_weights, ("cupy",)
+            program=program,
+            weights=weights,
+            input_shape=model.input_shape,
+            input_dtype=model.input_dtype,
+            random_weights=model.random_weights,
+            labels=("cupy",),
         )
 
 

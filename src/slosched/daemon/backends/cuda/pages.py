@@ -57,7 +57,7 @@ class PageMap:
         return Run(run.first, count)
 
     def give(self, runs: list[Run]) -> None:
-        """Take pages back. Raises ValueError for pages that are free already, or none of ours."""
+        """Take pages back. Raises ValueError for pages that are free already or do not exist here."""
         for run in runs:
             self._check(run)
             insort(self._free, run)

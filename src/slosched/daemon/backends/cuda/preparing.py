@@ -224,8 +224,8 @@ class Bench:
             except Exception as error:  # an exported program may have a fixed batch
                 if batch == 1:
                     raise _cannot_run(program, error) from error
-                words = f"{type(error).__name__}: {first_line(error)}"
-                note(f"{program.name} batch {batch} is left out: {words}")
+                reason = f"{type(error).__name__}: {first_line(error)}"
+                note(f"{program.name} batch {batch} is left out: {reason}")
                 break
             if batch > 1 and spent_ns > max_exec_ns:
                 program.drop_class(batch)
@@ -266,9 +266,11 @@ class Bench:
         """
         classes = program.classes
         for batch in classes:
-            words = self._differs(program, batch, scratch)
-            if words and program.captured(batch):
-                program.not_captured = f"batch {batch}: its CUDA graph answered wrongly ({words})"
+            difference = self._differs(program, batch, scratch)
+            if difference and program.captured(batch):
+                program.not_captured = (
+                    f"batch {batch}: its CUDA graph answered wrongly ({difference})"
+                )
                 for each in classes:
                     program.drop_class(each)
                 program.restore_weights(scratch[0])
@@ -276,17 +278,17 @@ class Bench:
                     program.add_class(each, capture=False)
                 break
         for batch in classes:
-            words = self._differs(program, batch, scratch)
-            if not words:
+            difference = self._differs(program, batch, scratch)
+            if not difference:
                 continue
             program.drop_class(batch)
             if batch == 1:
                 raise ModelRefused(
-                    f"model {program.name!r} answers wrongly when it is served ({words}), so it is not; "
+                    f"model {program.name!r} answers wrongly when it is served ({difference}), so it is not; "
                     "does it keep tensors of a run in attributes, or depend on what ran before?"
                 )
             program.left_out = (*program.left_out, f"batch {batch} answers wrongly")
-            note(f"{program.name} batch {batch} is not offered: {words}")
+            note(f"{program.name} batch {batch} is not offered: {difference}")
 
     def _differs(self, program: Preparable, batch: int, scratch: Sequence[Block]) -> str:
         """How the answers of a class differ from plain execution's, in words; empty if they do not."""
@@ -300,8 +302,8 @@ class Bench:
                     break
             answers = self._served(program, buffers, rows, scratch)
             found = answers.view(wanted.dtype).reshape(wanted.shape)
-            if words := differ(found, wanted, program.precision):
-                return f"buffers {index}: {words}"
+            if difference := differ(found, wanted, program.precision):
+                return f"buffers {index}: {difference}"
         return ""
 
     def _served(
@@ -368,11 +370,11 @@ class Bench:
             self._background.pause()
 
 
-def _cannot_run(program: Program, error: Exception, words: str = "") -> Exception:
-    """What a failure of batch 1 is told as. `words` say why, and what to do."""
+def _cannot_run(program: Program, error: Exception, reason: str = "") -> Exception:
+    """The error to report for a failure of batch 1. `reason` says why, and what to do."""
     if isinstance(error, SloschedError):
         return error
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):  # CuPy's is the latter
         return OutOfDeviceMemory(first_line(error))
-    words = words or f"{type(error).__name__}: {first_line(error)}"
-    return InvalidConfig(f"model {program.name!r} does not run: {words}")
+    reason = reason or f"{type(error).__name__}: {first_line(error)}"
+    return InvalidConfig(f"model {program.name!r} does not run: {reason}")

@@ -20,7 +20,7 @@ Copies = Sequence[tuple[int, int, int]]
 
 
 class Use(Enum):
-    """Whose data a buffer set holds: nobody's, inputs that wait for their exec, outputs of one."""
+    """What a buffer set holds: nothing, inputs that wait for their exec, or outputs of an exec."""
 
     FREE = 0
     INPUTS = 1

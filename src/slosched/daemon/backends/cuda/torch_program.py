@@ -93,8 +93,11 @@ class _Memory:
 
     def __init__(self, address: int, shape: tuple[int, ...], dtype: str) -> None:
         self.__cuda_array_interface__ = {
-            "shape": shape, "typestr": np.dtype(dtype).str, "data": (address, False), "version": 3,
-        }  # fmt: skip
+            "shape": shape,
+            "typestr": np.dtype(dtype).str,
+            "data": (address, False),
+            "version": 3,
+        }
 
 
 def device_view(

@@ -128,10 +128,9 @@ class Reject(AssignedToGpus[_Line]):
         state = "" if model.resident_on else " after loading its weights"
         exec_ns = gpu.exec_table(request.queue).single.expected_ns
         takes = f"takes {format_duration(exec_ns)}"
-        if (
-            start_ns + exec_ns <= request.deadline_ns
-        ):  # it is the margin of a promise that is too long
-            takes += f", or up to {format_duration(end_ns - start_ns)} with the way back"
+        # It would likely be in time: only the margin of a promise makes it too late.
+        if start_ns + exec_ns <= request.deadline_ns:
+            takes += f", or up to {format_duration(end_ns - start_ns)} until the report is here"
         reason = (
             f"could start in {format_duration(start_ns - now_ns)} at the earliest{state} and {takes}; "
             "the deadline is in "

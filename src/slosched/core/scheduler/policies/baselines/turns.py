@@ -70,7 +70,7 @@ class Turns:
             if gpu.free_pages >= model.pages:
                 break
             self._cluster.send_evict(gpu, victim, now_ns=now_ns)
-        start_ns = max(now_ns + gpu.worker.transit.margin_ns, gpu.weights.busy_until_ns)
+        start_ns = max(now_ns + gpu.worker.transit.margin_ns, gpu.load.busy_until_ns)
         self._cluster.send_load(
             gpu, model, now_ns=now_ns, start_ns=start_ns, latest_ns=start_ns + PATIENCE_NS
         )

@@ -1,4 +1,4 @@
-"""`demand`: Clockwork's rule (loads.py) under a policy of ours, for comparison.
+"""`demand`: Clockwork's rule (loads.py) under one of our policies, for comparison.
 
 Each request that waits asks for exec time, and for loads until it is sent, as published: b1 x capacity /
 SLO each, where the capacity is the default SLO. The model with the most demand that no GPU serves is

@@ -119,7 +119,7 @@ class Direct:
             self._there[group.place] = group
 
     def _load(self, gpu: Gpu, model: Instance, now_ns: int) -> None:
-        start_ns = max(now_ns + gpu.worker.transit.expected_ns, gpu.weights.busy_until_ns)
+        start_ns = max(now_ns + gpu.worker.transit.expected_ns, gpu.load.busy_until_ns)
         latest_ns = now_ns + _START_WITHIN_NS
         self._cluster.send_load(gpu, model, now_ns=now_ns, start_ns=start_ns, latest_ns=latest_ns)
         self._available_ns[gpu.index, model.model_id] = now_ns + _ASSUMED_LOAD_NS

@@ -136,11 +136,12 @@ class PaperLoads:
         if available_ns >= now_ns + self._ahead_ns:
             return False
         absent = [
-            d for d in wanting
+            d
+            for d in wanting
             if d.model.model_id not in gpu.resident
             and d.model.model_id not in gpu.loading
             and d.model.model_id in gpu.worker.instances
-        ]  # fmt: skip
+        ]
         if not absent:
             return False
         best = min(absent, key=lambda d: (-self._priority(d), -d.last_used, d.model.model_id))

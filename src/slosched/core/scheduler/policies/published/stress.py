@@ -199,7 +199,7 @@ class Stress:
         if gpu.free_pages < model.pages or not gpu.may_load(model, now_ns):
             return False
         del stressed.absent[0]
-        start_ns = max(now_ns + gpu.worker.transit.expected_ns, gpu.weights.busy_until_ns)
+        start_ns = max(now_ns + gpu.worker.transit.expected_ns, gpu.load.busy_until_ns)
         latest_ns = now_ns + _START_WITHIN_NS
         self._cluster.send_load(gpu, model, now_ns=now_ns, start_ns=start_ns, latest_ns=latest_ns)
         return True
@@ -245,5 +245,5 @@ class Stress:
             # A load that failed is tried again after a pause.
             if stressed.absent and len(stressed.gpu.loading) < _MAX_LOADS:
                 model = stressed.absent[0]
-                times.append(stressed.gpu.load_again_ns(model))
+                times.append(stressed.gpu.load_pauses.until_ns(model.model_id))
         return min((t for t in times if t > self._now_ns), default=None)
