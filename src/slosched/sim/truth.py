@@ -317,7 +317,7 @@ class ClientTruth:
         self._due_ns: dict[tuple[bytes, int], int] = {}  # of those that wait; -1: it named no SLO
         self._loads: set[tuple[bytes, int]] = set()  # the loads that clients asked for
         self._unloads: dict[tuple[bytes, int], str] = {}  # the names that clients want unloaded
-        #: Instances that an unload kept, by the names that nobody has loaded since.
+        #: Instances that an unload kept, by the names that no client has loaded since.
         self._kept: dict[str, int] = {}
         self.sights = Sights()
         self._controller.on_event = self._arrived
