@@ -19,7 +19,7 @@ DEMO_ARGS ?=
 # Of make sim: which seeds, and in how many processes. make check takes the first ones, make slow those behind them.
 SEEDS ?= 60
 FIRST ?= 0
-SLOW_SEEDS ?= 240
+SLOW_SEEDS ?= 140
 JOBS ?= $(shell nproc)
 
 # -qq: pip's warnings about a machine's own pip.conf are not ours; its errors are shown.
@@ -114,7 +114,7 @@ else
 	exit $$failed
 endif
 
-# What takes too long for each check: the tests of tests/slow_tests.txt, the zoo's large networks, more seeds. Five minutes.
+# What takes too long for each check: the tests of tests/slow_tests.txt, the zoo's large networks, more seeds. Nine minutes.
 slow: install
 	@failed=0; \
 	$(BIN)/python -m pytest -m 'slow and not processes' -n auto --maxprocesses 2 || failed=1; \

@@ -239,7 +239,7 @@ def _with_clients(
 def _with_unloads(draw: Random, load: SmallLoad, guests_model: bool) -> SmallLoad:
     """Guests load several copies and unload them again: those of the client that stays, or of their own model.
 
-    Only the latter are ever unloaded with the operator's right: no load brings them back for that client.
+    Only the latter are ever unloaded with the operator's right: the client that stays does not load again.
     """
     guests = []
     for plan in load.guests:
