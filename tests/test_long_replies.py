@@ -85,7 +85,7 @@ def test_all_replies_share_the_slices_of_the_loop(monkeypatch: pytest.MonkeyPatc
             await asyncio.sleep(0)
 
     monkeypatch.setattr(long_replies, "status_parts", counted)
-    monkeypatch.setattr(Slice, "over", lambda slice_: True)
+    monkeypatch.setattr(Slice, "is_over", lambda slice_: True)
     tickers: list[asyncio.Task[None]] = []
 
     def begin(replies: LongReplies) -> None:

@@ -509,7 +509,7 @@ def test_json_in_slices_is_the_same_text_and_lets_others_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     body = {"models": [{"model_id": n, "name": "nét", "b1_ns": 1.5} for n in range(2_000)], "e": []}
-    monkeypatch.setattr(Slice, "over", lambda slice_: True)
+    monkeypatch.setattr(Slice, "is_over", lambda slice_: True)
 
     async def written() -> tuple[list[bytes], int]:
         turns = 0
