@@ -20,9 +20,9 @@ import exact_bare  # noqa: E402
 import exact_cold  # noqa: E402
 import exact_live  # noqa: E402
 import exact_rig  # noqa: E402
-import exact_sweep  # noqa: E402
 import exact_table  # noqa: E402
 import exact_time  # noqa: E402
+import live_and_simulated  # noqa: E402
 
 from slosched.config_file import load_profile  # noqa: E402
 from slosched.loadgen.results import RunResult, StepResult  # noqa: E402
@@ -182,7 +182,7 @@ def test_a_cold_requests_latency_loses_its_exec_and_its_own_load(tmp_path: Path)
 def test_noise_is_measured_over_profiled(tmp_path: Path) -> None:
     rows = [infer(i * MS, round(MS * (0.99 + 0.0002 * i))) for i in range(1, 101)]
     write_actions(tmp_path, rows)
-    noise = exact_sweep.noise_of(exact_live.actions_of(tmp_path), {1: MS})
+    noise = live_and_simulated.noise_of(exact_live.actions_of(tmp_path), {1: MS})
     assert len(noise) == 201 and noise == sorted(noise)
     assert noise[100] == pytest.approx(1.0, abs=0.001) and noise[0] == pytest.approx(0.9902)
 
@@ -204,7 +204,7 @@ def result_of(*in_time: int) -> RunResult:
 
 def test_a_sure_step_is_held_to_999_and_the_others_to_two_points() -> None:
     live, simulated = result_of(9_990, 9_989, 9_700, 9_000), result_of(9_995, 9_995, 9_900, 9_300)
-    steps = exact_sweep.compare(live, simulated)
+    steps = live_and_simulated.compare(live, simulated)
     assert [step["holds"] for step in steps] == [True, False, True, False]
     assert [step["rule"] for step in steps] == [">= 99.9 %"] * 2 + ["within 2 points"] * 2
 
