@@ -119,6 +119,7 @@ class Rig:
         self.settings, self.directory, self.rows = settings, directory, rows
         self.background = Children((sys.executable,))
         self.options_not_offered: list[str] = []
+        self.until_ns = 2**63  # when the row that is measured must have ended
         self._workers = Children()
         self._awake = Children()
         self._running: dict[int, Worker] = {}  # by GPU

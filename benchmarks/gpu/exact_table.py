@@ -103,7 +103,7 @@ def profile(document: Mapping[str, Any]) -> str:
         alone = figures["exec_alone_ns"].get(size, {})
         queued, plain = figures["back_to_back_ns"].get(size), graphs.get(size)
         lines.append((
-            size, _ms(ns), _ms(alone.get("p50")), _ms(alone.get("p99")), _ms(queued), _ms(plain),
+            size, ms(ns), ms(alone.get("p50")), ms(alone.get("p99")), ms(queued), ms(plain),
             "n/a" if not queued else number(int(size) * 1e9 / queued),
         ))  # fmt: skip
     heads = (
@@ -113,7 +113,7 @@ def profile(document: Mapping[str, Any]) -> str:
     return table(heads, lines)
 
 
-def _ms(ns: float | None) -> str:
+def ms(ns: float | None) -> str:
     return "n/a" if ns is None else f"{ns / 1e6:.3f}"
 
 
@@ -127,7 +127,7 @@ def sweep(document: Mapping[str, Any]) -> str:
             rate, step["slo"], f"{100 * step['live']:.2f}", f"{100 * step['simulated']:.2f}",
             f"{step['points']:+.2f}", step["rule"], "met" if step["holds"] else "**missed**",
             f"{100 * step['live_controller']:.2f}", str(step["sent"]),
-            _ms(step["issue_delay_p99_ns"]),
+            ms(step["issue_delay_p99_ns"]),
         )
         for rate, found in row["figures"].items()
         for step in found["steps"]
@@ -159,7 +159,7 @@ def peers(document: Mapping[str, Any]) -> str:
         for cells in found.values():
             cell = cells.get((rate, slo)) or {}
             p50, p99 = cell.get("latency_p50_ns"), cell.get("latency_p99_ns")
-            line.append(f"{_ms(p50)} / {_ms(p99)}")
+            line.append(f"{ms(p50)} / {ms(p99)}")
         lines.append(line)
     heads = [
         "R", "SLO ms", *(f"{words}: in time %" for words in found),
@@ -168,7 +168,7 @@ def peers(document: Mapping[str, Any]) -> str:
     return table(heads, lines)
 
 
-def _origin(document: Mapping[str, Any]) -> str:
+def origin(document: Mapping[str, Any]) -> str:
     gpu, host, versions = document["gpu"], document["machine"], document["versions"]
     what = gpu.get("name") or f"device {document['settings']['device']}"
     driver = f", driver {gpu['driver_version']}" if gpu.get("driver_version") else ""
@@ -224,7 +224,7 @@ def page(document: Mapping[str, Any]) -> str:
         "",
         targets(document),
         "",
-        _origin(document),
+        origin(document),
     ]
     for note in _notes(document):
         parts += ["", note]

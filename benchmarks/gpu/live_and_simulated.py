@@ -23,7 +23,7 @@ from exact_rig import Rig, RowFailed, Served, read_profile
 
 from slosched.analysis.validation import Delays, measure_delays
 from slosched.cli.children import Child
-from slosched.config import EmulationNoise, GpuProfile, SchedulerConfig
+from slosched.config import EmulationNoise, SchedulerConfig
 from slosched.loadgen.results import RunResult, StepResult
 from slosched.output_files import write_file
 from slosched.telemetry import client_log
@@ -48,15 +48,11 @@ def run_live(
     *,
     inputs: bool = False,
     beside: Beside | None = None,
-    profile: GpuProfile | None = None,
 ) -> dict[str, Any]:
-    """Serve the workload `words`, which takes `seconds`; return what was found, and all that a simulation needs.
-
-    `beside` runs meanwhile. The simulation takes `profile`; None means what the row "profile" measured.
-    """
+    """Serve the workload `words`, which takes `seconds`; return what `describe` says. `beside` runs meanwhile."""
     with rig.serving(name) as served, (beside or _nothing)(served):
         result = rig.client(served, words, seconds, inputs=inputs)
-    return describe(rig, served.run_dir, words, result, inputs=inputs, profile=profile)
+    return describe(rig, served.run_dir, words, result, inputs=inputs)
 
 
 def _nothing(served: Served) -> contextlib.AbstractContextManager[None]:
@@ -70,12 +66,11 @@ def describe(
     result: RunResult,
     *,
     inputs: bool = False,
-    profile: GpuProfile | None = None,
 ) -> dict[str, Any]:
-    """What the run in `run_dir` came to, and all that a simulation of it needs."""
+    """What the run in `run_dir` came to, and all that a simulation of it with the rig's profile needs."""
     actions = actions_of(run_dir)
-    taken = profile or rig.profile()
-    exec_ns = taken.model(rig.settings.model).exec_ns
+    profile = rig.profile()
+    exec_ns = profile.model(rig.settings.model).exec_ns
     sent_ns = client_log.read_client_log(run_dir / client_log.FILE_NAME)["scheduled_ns"]
     return {
         "words": list(words),
@@ -85,7 +80,7 @@ def describe(
         "first_sent_ns": int(sent_ns.min()),
         "delays": asdict(measure_delays(run_dir)),
         "noise": noise_of(actions, exec_ns),
-        "profile": asdict(taken),
+        "profile": asdict(profile),
         "gpu_busy": busy(actions) / rig.settings.gpus,
         "prediction": _prediction(actions, exec_ns),
     }
@@ -146,7 +141,7 @@ def simulate_beside(rig: Rig, name: str, found: Mapping[str, Any]) -> Child:
 
 
 def simulation_of(rig: Rig, name: str, found: Mapping[str, Any]) -> Child:
-    """The simulation of the live run `name`, which runs or has ended. One of an earlier command is begun anew."""
+    """The simulation of the live run `name`, begun by this command or now."""
     for child in list(rig.background._children):
         if child.name == f"simulation of {name}":
             return child
@@ -167,8 +162,8 @@ def await_simulation(
 def simulate(found: Mapping[str, Any]) -> RunResult:
     """The live run in virtual time: same arrivals, this run's profile, noise and delays.
 
-    Each GPU has a worker and a PCIe link of its own. Inputs take time on the link; on their way through the host
-    they are in the measured delays.
+    Each GPU has a worker and a PCIe link of its own. Inputs take time on the link, if its speed is given; their
+    time on the way through the host is in the measured delays.
     """
     from slosched.cli.validate import network_like
     from slosched.sim.faults import Fault, FaultPlan

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -45,11 +45,15 @@ _SMI_S = 15.0
 
 @dataclass(frozen=True)
 class Plan:
-    """A row: what measures it, how long that takes on a GPU, and how long it may take at most (s)."""
+    """A row: what measures it, how long that takes on a GPU, and how long it may take at most (s).
+
+    The rows before it leave it `kept_s` of the budget, whatever becomes of them.
+    """
 
     run: Row
     needs_s: float
     limit_s: float
+    kept_s: float = 0.0
 
 
 class OutOfTime(Exception):
@@ -135,7 +139,7 @@ class Bench(ABC):
                 if name in self.rows:
                     print(f"{name}: there already", flush=True)
                     continue
-                left_s = self.options.budget_s - _RESERVE_S - self.spent_s
+                left_s = self._left_s(name, wanted)
                 if left_s < plan.needs_s * min(1.0, self.settings.scale):
                     self.skipped[name] = (
                         f"{left_s:.0f} s of the budget were left, and it takes about {plan.needs_s:g} s"
@@ -146,13 +150,22 @@ class Bench(ABC):
                 self.options_not_offered = rig.options_not_offered
                 self.write()
 
+    def _left_s(self, name: str, wanted: Collection[str]) -> float:
+        """What the row `name` may take of the budget."""
+        names = list(self.plans)
+        later = [other for other in names[names.index(name) + 1 :] if other in wanted]
+        kept_s = sum(self.plans[other].kept_s for other in later if other not in self.rows)
+        return float(self.options.budget_s - _RESERVE_S - self.spent_s - kept_s)
+
     def _measure(
         self, rig: Rig, meter: StallMeter | None, name: str, plan: Plan, left_s: float
     ) -> None:
         print(f"\n{name} (at {self.spent_s:.0f} s)", flush=True)
         begin_ns = now_ns()
         try:
-            with limited(min(plan.limit_s, left_s)):
+            limit_s = min(plan.limit_s, left_s)
+            rig.until_ns = begin_ns + round(limit_s * NS_PER_S)
+            with limited(limit_s):
                 found = plan.run(rig)
         except (KeyboardInterrupt, SystemExit):
             raise

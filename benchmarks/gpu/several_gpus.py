@@ -1,0 +1,165 @@
+"""Figure 7 on several GPUs of one host, beside the simulator, in one command, in less than nine minutes.
+
+    python3 benchmarks/gpu/several_gpus.py --out DIR                      # all GPUs: 1, 2, 4, or 6 of 8
+    python3 benchmarks/gpu/several_gpus.py --gpus 1 --out DIR             # the first one
+    python3 benchmarks/gpu/several_gpus.py --out DIR --rows profile,kill
+    python3 benchmarks/gpu/several_gpus.py --emulated 2 --scale 0.1 --out DIR      # a dry run, without a GPU
+    python3 benchmarks/gpu/several_gpus.py --table                        # several_gpus.md from the results
+
+Each row is written as soon as it is measured; a row that is there already (in DIR, or in --resume FILE) is not
+measured again. One that fails says why, and the others go on; one that no longer fits the budget is skipped
+and said. All processes are ended. several_gpus.md says what the rows are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import checkout_path  # noqa: F401  (before everything that lies in this checkout)
+import exact_answers
+import exact_bare
+import exact_table
+import row_bench
+import several_bare
+import several_cold
+import several_kill
+import several_sweeps
+import several_table
+from exact_rig import Rig, Row, Settings
+from row_bench import Plan
+from several_rig import SeveralRig
+from several_sweeps import Run
+
+from slosched.config_file import write_profile
+from slosched.daemon.backends.devices import count_gpus
+from slosched.output_files import write_file
+
+#: How many GPUs of a host are used: the most of these that it has.
+NUMBERS = (6, 4, 2, 1)
+_LIMIT_S = 30.0  # beyond what a sweep needs
+#: What other rows leave to the last simulations.
+_KEPT_S = 30.0
+
+
+def _row_of(run: Run) -> Row:
+    return lambda rig: several_sweeps.live(rig, run)
+
+
+def _plan_of(run: Run) -> Plan:
+    return Plan(_row_of(run), run.needs_s, run.needs_s + _LIMIT_S)
+
+
+def ordered_rows() -> dict[str, Plan]:
+    """Every row, what shows most first. The simulations run meanwhile; their row waits for them."""
+    rows = {
+        "profile": Plan(exact_bare.profile, 40, 150),
+        "lateness": Plan(several_bare.lateness, 15, 60),
+        "loads": Plan(several_bare.loads, 22, 60),
+        **{run.name: _plan_of(run) for run in several_sweeps.FIRST},
+        "kill": Plan(several_kill.kill, 42, 90),
+    }
+    first, rest = several_sweeps.SECOND[:3], several_sweeps.SECOND[3:]
+    rows |= {run.name: _plan_of(run) for run in first}
+    rows["cold"] = Plan(several_cold.cold, 35, 90)
+    rows |= {run.name: _plan_of(run) for run in rest}
+    rows["answers"] = Plan(exact_answers.answers, 60, 140)
+    rows["simulated"] = Plan(several_sweeps.judge, 1, 3600, kept_s=_KEPT_S)
+    return rows
+
+
+ROWS = ordered_rows()
+
+
+class Bench(row_bench.Bench):
+    """The rows of this program, and the profile that they measured as a file."""
+
+    NAME = "several_gpus"
+
+    def __init__(self, options: argparse.Namespace, settings: Settings) -> None:
+        super().__init__(options, settings)
+        self.simulated: dict[str, dict[str, Any]] = {}
+
+    @property
+    def plans(self) -> Mapping[str, Plan]:
+        return ROWS
+
+    def page(self, document: Mapping[str, Any]) -> str:
+        return several_table.page(document)
+
+    def take_up(self) -> None:
+        """Runs that were added since are to be judged: only the simulations of the others are kept."""
+        super().take_up()
+        before = self.rows.pop("simulated", None)
+        if before is not None:
+            self.simulated = before["figures"]["runs"]
+
+    def open_rig(self) -> Rig:
+        return SeveralRig(self.settings, self.work / "logs", self.rows, self.simulated)
+
+    def write(self) -> None:
+        super().write()
+        if "profile" in self.rows:
+            profile = self.open_rig().profile()
+            file = self.options.out / f"{self.NAME}.profile.toml"
+            write_profile(file, profile, replacing=True)
+
+
+def number_of_gpus(there: int) -> int:
+    """How many GPUs of a host with `there` are used; 0 of none."""
+    return next((number for number in NUMBERS if number <= there), 0)
+
+
+def settings_of(options: argparse.Namespace, gpus_there: int) -> Settings:
+    """What is measured on. Raises ValueError for more GPUs than there are."""
+    emulated = options.emulated is not None
+    gpus = options.emulated if emulated else options.gpus or number_of_gpus(gpus_there)
+    if gpus < 1:
+        raise ValueError("this host has no GPU; --emulated N emulates some")
+    if not emulated and gpus > gpus_there:
+        raise ValueError(f"--gpus {gpus}, but this host has {gpus_there}")
+    return Settings(
+        device="emulated" if emulated else "cuda",
+        profile=options.profile,
+        scale=options.scale,
+        worker_options=tuple(options.worker_options.split()),
+        config=options.config,
+        model=options.model,
+        gpus=gpus,
+        own_cpus=True,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--gpus", type=int, default=0, help="the first so many (default: 6, 4, 2 or 1)"
+    )
+    parser.add_argument("--emulated", type=int, metavar="N", help="N emulated GPUs instead")
+    row_bench.add_options(parser, Bench.NAME, ROWS)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    row_bench.check_options(parser, options, ROWS)
+    if options.table:
+        results = several_table.RESULTS
+        document = exact_table.read_results(results) if results.exists() else None
+        write_file(several_table.PAGE, several_table.page(document).encode())
+        return 0
+    try:
+        settings = settings_of(options, 0 if options.emulated is not None else count_gpus())
+    except ValueError as error:
+        parser.error(str(error))
+    row_bench.place_files(options)
+    return row_bench.run_and_print(Bench(options, settings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

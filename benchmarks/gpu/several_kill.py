@@ -1,0 +1,185 @@
+"""Row "kill": one worker's process is killed under load; what becomes of its requests, and when it is back."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from exact_rig import Rig, RowFailed, Served, check, scaled
+from live_and_simulated import describe, simulate_beside
+from numpy.typing import NDArray
+from several_rig import Compared, SeveralRig
+from several_sweeps import compared_checks, several
+
+from slosched.clock import now_ns
+from slosched.codes import ActionType, code_name
+from slosched.telemetry import action_log, client_log
+from slosched.telemetry.client_log import NO_ANSWER
+from slosched.telemetry.table import LogTable
+from slosched.units import NS_PER_MS, NS_PER_S
+
+_COPIES = 12
+_RATE = 1200
+_SLO = "100ms"
+_SECONDS = 32.0
+_KILL_AFTER_S = 4.0
+#: Until the client sends: it has the copies loaded first.
+_BEGINS_WITHIN_S = 60.0
+_LOOK_S = 0.05
+_BIN_NS = 100 * NS_PER_MS
+#: Served as before once every later bin has at least this share in time.
+_REGAINED = 0.99
+
+
+class Killer:
+    """Kills the worker of the last GPU a while after the client's first requests. `killed_ns` says when."""
+
+    def __init__(self, rig: SeveralRig, after_s: float) -> None:
+        self.rig, self.after_s = rig, after_s
+        self.killed_ns: int | None = None
+        self.error: BaseException | None = None
+        self._ended = threading.Event()
+
+    @contextlib.contextmanager
+    def beside(self, served: Served) -> Iterator[None]:
+        """Kill while the block runs."""
+        thread = threading.Thread(target=self._run, args=(served,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            thread.join(_BEGINS_WITHIN_S)
+
+    def _run(self, served: Served) -> None:
+        log = served.run_dir / client_log.FILE_NAME
+        give_up_ns = now_ns() + round(_BEGINS_WITHIN_S * NS_PER_S)
+        try:
+            while not _has_rows(log):
+                if self._ended.wait(_LOOK_S) or now_ns() > give_up_ns:
+                    return
+            time.sleep(self.after_s)
+            if not self._ended.is_set():
+                self.killed_ns = self.rig.kill(self.rig.workers()[-1])
+        except BaseException as error:  # a thread's errors would be lost
+            self.error = error
+
+
+def _has_rows(log: Any) -> bool:
+    try:
+        return bool(log.stat().st_size > len(client_log.HEADER) + 1)
+    except OSError:
+        return False
+
+
+def kill(rig: Rig) -> dict[str, Any]:
+    """The row: copies under Poisson arrivals on all GPUs, and one worker killed after some seconds."""
+    rig = several(rig)
+    seconds, victim = rig.settings.seconds(_SECONDS), rig.settings.gpus - 1
+    rate = rig.rate_for(_RATE, as_meant=True)
+    words = ["mix", f"{rig.settings.model}:{_COPIES}:{rate:g}:{_SLO}", f"{seconds:g}s"]
+    killer = Killer(rig, rig.settings.seconds(_KILL_AFTER_S))
+    compared = Compared(rig, rate, seconds, _COPIES)
+    with rig.serving("kill") as served, compared.beside(served), killer.beside(served):
+        result = rig.client(served, words, seconds)
+    if killer.killed_ns is None:
+        raise RowFailed(f"no worker was killed: {killer.error or 'the run was too short'}")
+    actions = action_log.read_action_log(served.run_dir / action_log.FILE_NAME)
+    requests = client_log.read_client_log(served.run_dir / client_log.FILE_NAME)
+    figures = describe(rig, served.run_dir, words, result)
+    found = fate(requests, actions, killer.killed_ns, victim)
+    figures |= {"fate": found, "victim": victim, "sent_rate": rate, "compared": compared.found}
+    figures["faults"] = [as_fault(found, victim, figures["first_sent_ns"], seconds)]
+    simulate_beside(rig, "kill", figures)
+    return {"figures": figures, "checks": _checks(found, result.satisfaction, compared.found)}
+
+
+def as_fault(found: dict[str, Any], victim: int, first_ns: int, seconds: float) -> dict[str, Any]:
+    """The same for the simulator: down until the worker's first inference after the kill."""
+    at_ns = max(0, found["killed_ns"] - first_ns)
+    down_ns = found["back_after_ns"] or max(1, round(seconds * NS_PER_S) - at_ns)
+    return {"kind": "crash", "target": f"worker {victim}", "at_ns": at_ns, "for_ns": down_ns}
+
+
+def fate(requests: LogTable, actions: LogTable, killed_ns: int, victim: int) -> dict[str, Any]:
+    """What became of the requests, and when things were as before (ns after the kill; None: not in this run).
+
+    `in_flight` has the outcomes of those that were sent before the kill and not answered at it, `failed` those
+    of all that failed from then on.
+    """
+    sent, latency, codes = (requests[name] for name in ("scheduled_ns", "latency_ns", "code"))
+    answered = sent + latency
+    flying = (sent <= killed_ns) & ((answered > killed_ns) | (codes == NO_ANSWER))
+    later = flying | (sent > killed_ns)
+    begun = actions["t"] - actions["controller_result_enqueue"]
+    served = (
+        (actions["worker_id"] == victim) & (actions["status"] == 0) & (begun > killed_ns)
+        & (actions["action_type"] == int(ActionType.INFER))
+    )  # fmt: skip
+    back = actions["t"][served]
+    return {
+        "killed_ns": killed_ns,
+        "in_flight": outcomes(codes[flying]),
+        "failed": outcomes(codes[later & (codes != 0)]),
+        "never_answered": int((codes == NO_ANSWER).sum()),
+        "late": int((later & (codes == 0) & (requests["in_time"] == 0)).sum()),
+        "after": int(later.sum()),
+        "back_after_ns": int(back.min()) - killed_ns if len(back) else None,
+        "regained_after_ns": regained_after_ns(sent, requests["in_time"] == 1, killed_ns),
+        "in_time_before": _share(requests["in_time"][sent <= killed_ns - NS_PER_S]),
+    }
+
+
+def outcomes(codes: NDArray[np.int64]) -> dict[str, int]:
+    """Number of requests by what their code says."""
+    counts = Counter(codes.tolist())
+    return {
+        "not answered" if code == NO_ANSWER else code_name(code): number
+        for code, number in sorted(counts.items())
+    }
+
+
+def _share(in_time: NDArray[np.int64]) -> float | None:
+    return float((in_time == 1).mean()) if len(in_time) else None
+
+
+def regained_after_ns(
+    sent: NDArray[np.int64], in_time: NDArray[np.bool_], killed_ns: int
+) -> int | None:
+    """From the kill to the end of the last bin of sends of which too few were in time; 0 if there is none.
+
+    None if that is the last bin there is.
+    """
+    later = sent > killed_ns
+    bins = (sent[later] - killed_ns) // _BIN_NS
+    if not len(bins):
+        return None
+    good = np.bincount(bins, weights=in_time[later])
+    number = np.bincount(bins)
+    bad = np.flatnonzero((number > 0) & (good < _REGAINED * number))
+    if not len(bad):
+        return 0
+    return None if bad[-1] == bins.max() else int((bad[-1] + 1) * _BIN_NS)
+
+
+def _checks(
+    found: dict[str, Any], satisfaction: float, compared: dict[str, Any]
+) -> list[dict[str, Any]]:
+    flying = found["in_flight"]
+    ok = flying.get(code_name(0), 0)
+    failed = sum(found["failed"].values())
+    return [
+        check("kill: requests that were never answered", float(found["never_answered"]), "", "<= 0"),
+        check("kill: in flight then", float(sum(flying.values())), ""),
+        check("kill: served of these all the same", float(ok), ""),
+        check(f"kill: failed from then on, of {found['after']}", float(failed), ""),
+        check("kill: served as before after", scaled(found["regained_after_ns"], NS_PER_S), "s"),
+        check("kill: the worker's first inference after", scaled(found["back_after_ns"], NS_PER_S), "s"),
+        check("kill: in time of all", 100 * satisfaction, "%"),
+        *compared_checks("kill", compared),
+    ]  # fmt: skip
