@@ -23,6 +23,7 @@ import exact_rig  # noqa: E402
 import exact_table  # noqa: E402
 import exact_time  # noqa: E402
 import live_and_simulated  # noqa: E402
+import row_bench  # noqa: E402
 
 from slosched.config_file import load_profile  # noqa: E402
 from slosched.loadgen.results import RunResult, StepResult  # noqa: E402
@@ -309,10 +310,10 @@ def test_a_row_that_fails_or_takes_too_long_leaves_the_others(
         return {"figures": {}, "checks": [exact_rig.check("it", 1.0, "s")]}
 
     rows = {
-        "breaks": exact_time.Plan(breaks, 1, 5),
-        "hangs": exact_time.Plan(hangs, 1, 0.2),
-        "works": exact_time.Plan(works, 1, 5),
-        "long": exact_time.Plan(works, 1000, 2000),
+        "breaks": row_bench.Plan(breaks, 1, 5),
+        "hangs": row_bench.Plan(hangs, 1, 0.2),
+        "works": row_bench.Plan(works, 1, 5),
+        "long": row_bench.Plan(works, 1000, 2000),
     }
     monkeypatch.setattr(exact_time, "ROWS", rows)
     first = bench(tmp_path)
@@ -322,7 +323,7 @@ def test_a_row_that_fails_or_takes_too_long_leaves_the_others(
     assert list(found["rows"]) == ["works"] and list(found["skipped"]) == ["long"]
     assert found["failed"]["breaks"] == "ValueError: broken"
     assert found["failed"]["hangs"].startswith("OutOfTime")
-    rows["works"] = exact_time.Plan(breaks, 1, 5)
+    rows["works"] = row_bench.Plan(breaks, 1, 5)
     again = bench(tmp_path)
     again.run()
     assert "works" in again.rows and "works" not in again.failed

@@ -26,15 +26,12 @@ _TICK_S = 0.005
 
 
 def loads(bare: BareController, copies: int, seconds: float) -> dict[str, Any]:
-    """Load all copies, evict them, and so on for `seconds`: when each load began and ended (worker's clock, ns)."""
+    """Load and evict all copies for `seconds`: when each load began and ended, on the worker's clock (ns)."""
     end_ns = now_ns() + round(seconds * NS_PER_S)
     spans = []
     while now_ns() < end_ns:
         spans += [result.span for result in bare.reload_all(copies)]
-    return {
-        "spans": [[span.begin_ns, span.end_ns, span.duration_ns] for span in spans],
-        "clock_offset_ns": bare.clock_offsets_ns[-1] if bare.clock_offsets_ns else 0,
-    }
+    return {"spans": [[span.begin_ns, span.end_ns, span.duration_ns] for span in spans]}
 
 
 def perform(

@@ -1,4 +1,4 @@
-"""Which CPUs serve what on a host of several GPUs: every worker, the controller and the client have their own."""
+"""Which CPUs serve what on a host of GPUs: each worker, the controller and the client have their own."""
 
 from __future__ import annotations
 

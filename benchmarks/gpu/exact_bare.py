@@ -105,12 +105,12 @@ class BareController:
                 time.sleep(0.0002)
         return found
 
-    def hello(self) -> WorkerWelcome:
+    def hello(self, answer_s: float = _ANSWER_S) -> WorkerWelcome:
         """Open a session; a worker whose last controller left a moment ago refuses at first."""
         give_up_ns = now_ns() + round(_CONNECT_S * NS_PER_S)
         while True:
             self.send(ControllerHello(PROTOCOL_VERSION, now_ns() & 0x7FFFFFFF, times_lost=0))
-            for message in self.await_all(1, _ANSWER_S):
+            for message in self.await_all(1, answer_s):
                 if isinstance(message, WorkerWelcome):
                     self.session = message.session
                     return message

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -31,6 +32,8 @@ _LOOPBACK = ("--bind", "127.0.0.1", "--port", "0")
 #: A worker imports torch and opens the GPU before it says that it is ready.
 _WORKER_READY_S = 120.0
 _READY_S = 20.0
+#: A worker takes another controller after a second of silence.
+_JOINED_S = 8.0
 #: Loading the copies, awaiting the last answers, leaving.
 _CLIENT_EXTRA_S = 60.0
 _HELP_S = 60.0
@@ -252,7 +255,18 @@ class Rig:
                     directory / "controller.log",
                 )  # fmt: skip
             port = children.wait_ready(controller, within_s=_READY_S)
+            if self.settings.gpus > 1:
+                self._await_joined(controller.log)
             yield Served(f"127.0.0.1:{port}", directory, directory / "run", children)
+
+    def _await_joined(self, log: Path) -> None:
+        """Until every worker has joined the controller; a while at most: rows say which workers ran nothing."""
+        give_up_ns = now_ns() + round(_JOINED_S * NS_PER_S)
+        while log.read_text(encoding="utf-8").count(" joined: ") < self.settings.gpus:
+            if now_ns() > give_up_ns:
+                print("  NOT EVERY WORKER HAS JOINED", flush=True)
+                return
+            time.sleep(0.02)
 
     def _polling(self) -> list[str]:
         """A controller on a real GPU's host has a core to itself, and uses it."""

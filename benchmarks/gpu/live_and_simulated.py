@@ -49,7 +49,7 @@ def run_live(
     inputs: bool = False,
     beside: Beside | None = None,
 ) -> dict[str, Any]:
-    """Serve the workload `words`, which takes `seconds`; return what `describe` says. `beside` runs meanwhile."""
+    """Serve the workload `words` for `seconds`; return what `describe` says of it. `beside` runs meanwhile."""
     with rig.serving(name) as served, (beside or _nothing)(served):
         result = rig.client(served, words, seconds, inputs=inputs)
     return describe(rig, served.run_dir, words, result, inputs=inputs)
@@ -82,6 +82,7 @@ def describe(
         "noise": noise_of(actions, exec_ns),
         "profile": asdict(profile),
         "gpu_busy": busy(actions) / rig.settings.gpus,
+        "workers_that_ran": len(np.unique(actions["worker_id"][infers_of(actions)])),
         "prediction": _prediction(actions, exec_ns),
     }
 

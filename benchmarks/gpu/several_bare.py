@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from exact_bare import LATENESS_COPIES
 from exact_rig import Rig, RowFailed, check, percentile, scaled, spread
 
 from slosched.clock import now_ns
+from slosched.gpu_profile import GpuProfile
 from slosched.units import NS_PER_MS
 
 _DRIVER = Path(__file__).resolve().parent / "bare_driver.py"
@@ -127,12 +129,13 @@ def _lateness_checks(gpus: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def loads(rig: Rig) -> dict[str, Any]:
     """Row "loads": how long a load takes while no other GPU loads, and while 2, 4, ... and all do."""
     copies, seconds = _LOAD_COPIES, rig.settings.seconds(_LOADS_S)
-    alone, together = [], {}
+    together = {}
     with drivers(rig, copies) as all_drivers:
         for driver in all_drivers:
             driver.answer()
-        for driver in all_drivers:
-            alone.append(durations(at_once([driver], do="loads", seconds=seconds)))
+        alone = [
+            durations(at_once([driver], do="loads", seconds=seconds)) for driver in all_drivers
+        ]
         for number in numbers_at_once(len(all_drivers)):
             found = at_once(all_drivers[:number], do="loads", seconds=seconds)
             together[number] = durations(found)
@@ -154,17 +157,11 @@ def numbers_at_once(gpus: int) -> list[int]:
 
 
 def durations(found: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Durations of the loads that lie wholly in the time in which every driver loaded.
+    """Durations (ns) of the loads that lie wholly in the time in which every driver loaded.
 
-    Each worker's clock is brought in line with this host's, though they are one here.
+    Raises RowFailed if a GPU loaded nothing.
     """
-    spans = [
-        [
-            (begin - each["clock_offset_ns"], end - each["clock_offset_ns"], ns)
-            for begin, end, ns in each["spans"]
-        ]
-        for each in found
-    ]
+    spans = [each["spans"] for each in found]
     if not all(spans):
         raise RowFailed("a GPU loaded nothing")
     first = max(min(begin for begin, _, _ in each) for each in spans)
@@ -192,9 +189,19 @@ def load_checks(
     return checks
 
 
-def contended_weights_ns(row: Mapping[str, Any]) -> int | None:
-    """The usual load while all GPUs load, as the row "loads" found it; None where it does not say."""
-    figures = row["figures"]
+def with_loads(profile: GpuProfile, rows: Mapping[str, Mapping[str, Any]], name: str) -> GpuProfile:
+    """`profile`, in which the weights of `name` take as long as the row "loads" found while all GPUs load."""
+    if "loads" not in rows:
+        return profile
+    weights_ns = contended_weights_ns(rows["loads"]["figures"])
+    if weights_ns is None:
+        return profile
+    model = replace(profile.model(name), weights_ns=weights_ns)
+    return replace(profile, models={**profile.models, name: model})
+
+
+def contended_weights_ns(figures: Mapping[str, Any]) -> int | None:
+    """The usual load while all GPUs load; None where the figures do not say."""
     numbers = sorted(figures["together_ns"], key=int)
     chosen = figures["together_ns"][numbers[-1]] if numbers else figures["alone_ns"][0]
     return round(chosen["p50"]) if chosen["p50"] else None

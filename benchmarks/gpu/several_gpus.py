@@ -4,6 +4,7 @@
     python3 benchmarks/gpu/several_gpus.py --gpus 1 --out DIR             # the first one
     python3 benchmarks/gpu/several_gpus.py --out DIR --rows profile,kill
     python3 benchmarks/gpu/several_gpus.py --emulated 2 --scale 0.1 --out DIR      # a dry run, without a GPU
+    python3 benchmarks/gpu/several_gpus.py --simulate DIR/several_gpus.json        # afterwards, without a GPU
     python3 benchmarks/gpu/several_gpus.py --table                        # several_gpus.md from the results
 
 Each row is written as soon as it is measured; a row that is there already (in DIR, or in --resume FILE) is not
@@ -14,8 +15,11 @@ and said. All processes are ended. several_gpus.md says what the rows are.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import checkout_path  # noqa: F401  (before everything that lies in this checkout)
@@ -28,8 +32,9 @@ import several_cold
 import several_kill
 import several_sweeps
 import several_table
-from exact_rig import Rig, Row, Settings
+from exact_rig import Rig, Row, Settings, read_profile
 from row_bench import Plan
+from several_bare import with_loads
 from several_rig import SeveralRig
 from several_sweeps import Run
 
@@ -56,10 +61,10 @@ def ordered_rows() -> dict[str, Plan]:
     """Every row, what shows most first. The simulations run meanwhile; their row waits for them."""
     rows = {
         "profile": Plan(exact_bare.profile, 40, 150),
-        "lateness": Plan(several_bare.lateness, 15, 60),
+        "lateness": Plan(several_bare.lateness, 25, 90),
         "loads": Plan(several_bare.loads, 22, 60),
         **{run.name: _plan_of(run) for run in several_sweeps.FIRST},
-        "kill": Plan(several_kill.kill, 42, 90),
+        "kill": Plan(several_kill.kill, 42, 100),
     }
     first, rest = several_sweeps.SECOND[:3], several_sweeps.SECOND[3:]
     rows |= {run.name: _plan_of(run) for run in first}
@@ -80,7 +85,7 @@ class Bench(row_bench.Bench):
 
     def __init__(self, options: argparse.Namespace, settings: Settings) -> None:
         super().__init__(options, settings)
-        self.simulated: dict[str, dict[str, Any]] = {}
+        self.judged: dict[str, Any] | None = None  # by an earlier command
 
     @property
     def plans(self) -> Mapping[str, Plan]:
@@ -92,19 +97,55 @@ class Bench(row_bench.Bench):
     def take_up(self) -> None:
         """Runs that were added since are to be judged: only the simulations of the others are kept."""
         super().take_up()
-        before = self.rows.pop("simulated", None)
-        if before is not None:
-            self.simulated = before["figures"]["runs"]
+        self.judged = self.rows.pop("simulated", None)
+
+    def document(self) -> dict[str, Any]:
+        """All that is known so far; what was judged before stands until it is judged again."""
+        document = super().document()
+        if self.judged is not None:
+            document["rows"].setdefault("simulated", self.judged)
+        return document
 
     def open_rig(self) -> Rig:
-        return SeveralRig(self.settings, self.work / "logs", self.rows, self.simulated)
+        judged = {} if self.judged is None else self.judged["figures"]["runs"]
+        return SeveralRig(self.settings, self.work / "logs", self.rows, judged)
 
     def write(self) -> None:
         super().write()
         if "profile" in self.rows:
-            profile = self.open_rig().profile()
+            measured = read_profile(self.rows["profile"]["figures"]["profile"])
+            profile = with_loads(measured, self.rows, self.settings.model)
             file = self.options.out / f"{self.NAME}.profile.toml"
             write_profile(file, profile, replacing=True)
+
+
+def simulate_results(path: Path) -> None:
+    """Judge the runs in `path`, a several_gpus.json, simulating what is not simulated yet; no GPU is needed.
+
+    The file and the page beside it are brought up to date. Raises BadResults for another kind of file.
+    """
+    document = exact_table.read_results(path)
+    rows, said = document["rows"], document["settings"]
+    settings = Settings(
+        device=said["device"],
+        profile=said["profile"],
+        scale=said["scale"],
+        worker_options=tuple(said["worker_options"]),
+        config=None,
+        model=said["model"],
+        gpus=said["gpus"],
+    )
+    judged = rows.pop("simulated", {"figures": {"runs": {}}})
+    with (
+        tempfile.TemporaryDirectory(prefix="slosched-simulated-") as directory,
+        SeveralRig(settings, Path(directory), rows, judged["figures"]["runs"]) as rig,
+    ):
+        found = several_sweeps.judge(rig)
+    rows["simulated"] = {**judged, **found}
+    document["skipped"].pop("simulated", None)
+    document["failed"].pop("simulated", None)
+    write_file(path, (json.dumps(document, indent=1) + "\n").encode())
+    write_file(path.with_suffix(".md"), several_table.page(document).encode())
 
 
 def number_of_gpus(there: int) -> int:
@@ -140,6 +181,10 @@ def _parser() -> argparse.ArgumentParser:
         "--gpus", type=int, default=0, help="the first so many (default: 6, 4, 2 or 1)"
     )
     parser.add_argument("--emulated", type=int, metavar="N", help="N emulated GPUs instead")
+    parser.add_argument(
+        "--simulate", type=Path, metavar="FILE",
+        help="only simulate what a several_gpus.json lacks, and judge; needs no GPU",
+    )  # fmt: skip
     row_bench.add_options(parser, Bench.NAME, ROWS)
     return parser
 
@@ -147,6 +192,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.simulate is not None:
+        simulate_results(options.simulate.resolve())
+        return 0
     row_bench.check_options(parser, options, ROWS)
     if options.table:
         results = several_table.RESULTS

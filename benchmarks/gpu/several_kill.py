@@ -31,9 +31,11 @@ _KILL_AFTER_S = 4.0
 #: Until the client sends: it has the copies loaded first.
 _BEGINS_WITHIN_S = 60.0
 _LOOK_S = 0.05
-_BIN_NS = 100 * NS_PER_MS
+#: What the next row needs may take longer than the run.
+_BACK_WITHIN_S = 25.0
+_BIN_NS = 200 * NS_PER_MS
 #: Served as before once every later bin has at least this share in time.
-_REGAINED = 0.99
+_REGAINED = 0.97
 
 
 class Killer:
@@ -91,6 +93,7 @@ def kill(rig: Rig) -> dict[str, Any]:
         raise RowFailed(f"no worker was killed: {killer.error or 'the run was too short'}")
     actions = action_log.read_action_log(served.run_dir / action_log.FILE_NAME)
     requests = client_log.read_client_log(served.run_dir / client_log.FILE_NAME)
+    rig.await_workers(_BACK_WITHIN_S)
     figures = describe(rig, served.run_dir, words, result)
     found = fate(requests, actions, killer.killed_ns, victim)
     figures |= {"fate": found, "victim": victim, "sent_rate": rate, "compared": compared.found}

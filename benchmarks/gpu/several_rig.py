@@ -9,15 +9,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import exact_answers
 import numpy as np
 from cpu_plan import on_cpus
+from exact_bare import BareController
 from exact_rig import Rig, RowFailed, Served, Settings, Worker
-from several_bare import contended_weights_ns
+from several_bare import with_loads
 
 from slosched.clock import now_ns
 from slosched.config_file import load_profile
@@ -36,6 +36,8 @@ _SLO_MS = "500"
 #: This share of the rate is compared besides, and at least so many a second.
 _SHARE, _LEAST_PER_S = 0.005, 20.0
 _SEED = 7
+#: A worker that serves answers a hello in this time.
+_HELLO_S = 3.0
 
 
 class SeveralRig(Rig):
@@ -67,14 +69,7 @@ class SeveralRig(Rig):
 
     def profile(self) -> GpuProfile:
         """What the row "profile" measured on GPU 0, with loads as long as the row "loads" found them."""
-        profile = super().profile()
-        row = self.rows.get("loads")
-        weights_ns = None if row is None else contended_weights_ns(row)
-        if weights_ns is None:
-            return profile
-        name = self.settings.model
-        model = replace(profile.model(name), weights_ns=weights_ns)
-        return replace(profile, models={**profile.models, name: model})
+        return with_loads(super().profile(), self.rows, self.settings.model)
 
     def rate_for(self, rate: float, *, as_meant: bool) -> float:
         """`rate`; or as much more as these GPUs are faster and more than those that it was meant for."""
@@ -141,6 +136,26 @@ class SeveralRig(Rig):
             worker.child.process.wait()
             self.workers()
         return killed_ns
+
+    def await_workers(self, within_s: float) -> None:
+        """Until every worker serves. If one does not in time, all are ended, and the next row starts them anew."""
+        give_up_ns = min(now_ns() + round(within_s * NS_PER_S), self.until_ns - NS_PER_S)
+        for worker in self.workers():
+            while not _serves(worker.port):
+                if now_ns() > give_up_ns:
+                    print(f"  worker {worker.gpu} is not back; all are started anew", flush=True)
+                    self.stop_workers()
+                    return
+
+
+def _serves(port: int) -> bool:
+    """Whether a controller is welcome there."""
+    try:
+        with BareController(port) as bare:
+            bare.hello(_HELLO_S)
+    except RowFailed:
+        return False
+    return True
 
 
 def write_marks(path: Path, model: ModelProfile) -> None:

@@ -27,7 +27,7 @@ from slosched.loadgen.results import RunResult
 from slosched.units import NS_PER_S
 
 SHORT = ("3.4", "60", "2.25", "mul")
-_STEPS = {SWEEP: 10, SHORT: 4}
+_STEPS: dict[tuple[str, ...], int] = {SWEEP: 10, SHORT: 4}
 PERIOD_S = 5.0
 #: From this multiple of batch 1 up, live and simulated must agree.
 HELD_FROM = 3.37
@@ -143,6 +143,8 @@ def live_checks(name: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
     late_ns = max((step.issue_delay_p99_ns for step in steps), default=None)
     return [
         check(f"{name} ({found['sent_rate']:g}/s): GPUs busy", 100 * found["gpu_busy"], "%"),
+        check(f"{name}: workers that ran inferences", float(found["workers_that_ran"]), "",
+              f">= {found['gpus']}"),
         check(f"{name}: the client's issue delay p99, worst step",
               None if late_ns is None else late_ns / 1e6, "ms", "< 2"),
         *compared_checks(name, found["compared"]),
