@@ -280,9 +280,11 @@ class Rig:
         *,
         inputs: bool = False,
         log: str = "run",
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> RunResult:
         """Run a workload to its end; its log goes to the folder `log`. Raises ChildFailed.
 
+        `meanwhile` is called every 0.2 s.
         The default is the controller's own run directory, as a reader of both wants it.
         """
         summary = served.directory / f"{log}.client.json"
@@ -299,6 +301,7 @@ class Rig:
             code = children.wait(client, 0.2)
             if code is None:
                 children.check()
+                meanwhile()
         if code is None:
             raise ChildFailed(f"the client did not end within {seconds + _CLIENT_EXTRA_S:.0f} s")
         children.forget(client)

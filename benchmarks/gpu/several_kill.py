@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-import time
 from collections import Counter
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from exact_rig import Rig, RowFailed, Served, check, scaled
+from exact_rig import Rig, RowFailed, check, scaled
 from live_and_simulated import describe, simulate_beside
 from numpy.typing import NDArray
 from several_rig import Compared, SeveralRig
@@ -28,9 +25,6 @@ _RATE = 1200
 _SLO = "100ms"
 _SECONDS = 32.0
 _KILL_AFTER_S = 4.0
-#: Until the client sends: it has the copies loaded first.
-_BEGINS_WITHIN_S = 60.0
-_LOOK_S = 0.05
 #: What the next row needs may take longer than the run.
 _BACK_WITHIN_S = 25.0
 _BIN_NS = 200 * NS_PER_MS
@@ -39,40 +33,27 @@ _REGAINED = 0.97
 
 
 class Killer:
-    """Kills the worker of the last GPU a while after the client's first requests. `killed_ns` says when."""
+    """Kills the worker of the last GPU a while after the client's first requests. `killed_ns` says when.
 
-    def __init__(self, rig: SeveralRig, after_s: float) -> None:
-        self.rig, self.after_s = rig, after_s
+    It has no thread: the kernel ends a worker with the thread that started it (PR_SET_PDEATHSIG).
+    """
+
+    def __init__(self, rig: SeveralRig, log: Path, after_s: float) -> None:
+        """`log` is the client's."""
+        self.rig, self.log, self.after_ns = rig, log, round(after_s * NS_PER_S)
         self.killed_ns: int | None = None
-        self.error: BaseException | None = None
-        self._ended = threading.Event()
+        self._begun_ns: int | None = None
 
-    @contextlib.contextmanager
-    def beside(self, served: Served) -> Iterator[None]:
-        """Kill while the block runs."""
-        thread = threading.Thread(target=self._run, args=(served,), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._ended.set()
-            thread.join(_BEGINS_WITHIN_S)
-
-    def _run(self, served: Served) -> None:
-        log = served.run_dir / client_log.FILE_NAME
-        give_up_ns = now_ns() + round(_BEGINS_WITHIN_S * NS_PER_S)
-        try:
-            while not _has_rows(log):
-                if self._ended.wait(_LOOK_S) or now_ns() > give_up_ns:
-                    return
-            time.sleep(self.after_s)
-            if not self._ended.is_set():
-                self.killed_ns = self.rig.kill(self.rig.workers()[-1])
-        except BaseException as error:  # a thread's errors would be lost
-            self.error = error
+    def look(self) -> None:
+        """Kill if it is time."""
+        if self._begun_ns is None and _has_rows(self.log):
+            self._begun_ns = now_ns()
+        due = self._begun_ns is not None and now_ns() >= self._begun_ns + self.after_ns
+        if due and self.killed_ns is None:
+            self.killed_ns = self.rig.kill(self.rig.workers()[-1])
 
 
-def _has_rows(log: Any) -> bool:
+def _has_rows(log: Path) -> bool:
     try:
         return bool(log.stat().st_size > len(client_log.HEADER) + 1)
     except OSError:
@@ -85,12 +66,13 @@ def kill(rig: Rig) -> dict[str, Any]:
     seconds, victim = rig.settings.seconds(_SECONDS), rig.settings.gpus - 1
     rate = rig.rate_for(_RATE, as_meant=True)
     words = ["mix", f"{rig.settings.model}:{_COPIES}:{rate:g}:{_SLO}", f"{seconds:g}s"]
-    killer = Killer(rig, rig.settings.seconds(_KILL_AFTER_S))
     compared = Compared(rig, rate, seconds, _COPIES)
-    with rig.serving("kill") as served, compared.beside(served), killer.beside(served):
-        result = rig.client(served, words, seconds)
+    with rig.serving("kill") as served, compared.beside(served):
+        log = served.run_dir / client_log.FILE_NAME
+        killer = Killer(rig, log, rig.settings.seconds(_KILL_AFTER_S))
+        result = rig.client(served, words, seconds, meanwhile=killer.look)
     if killer.killed_ns is None:
-        raise RowFailed(f"no worker was killed: {killer.error or 'the run was too short'}")
+        raise RowFailed("no worker was killed: the run was too short")
     actions = action_log.read_action_log(served.run_dir / action_log.FILE_NAME)
     requests = client_log.read_client_log(served.run_dir / client_log.FILE_NAME)
     rig.await_workers(_BACK_WITHIN_S)

@@ -138,7 +138,7 @@ class SeveralRig(Rig):
         return killed_ns
 
     def await_workers(self, within_s: float) -> None:
-        """Until every worker serves. If one does not in time, all are ended, and the next row starts them anew."""
+        """Until every worker serves. If one does not in time, all are ended; the next row starts them anew."""
         give_up_ns = min(now_ns() + round(within_s * NS_PER_S), self.until_ns - NS_PER_S)
         for worker in self.workers():
             while not _serves(worker.port):

@@ -20,7 +20,7 @@ _ABOUT = """\
     benchmarks/gpu/several_gpus.sh OUT                    # every GPU of the host: 1, 2, 4 or 6 of them
     benchmarks/gpu/several_gpus.sh OUT --gpus 1           # the first one alone
     benchmarks/gpu/several_gpus.sh OUT --rows profile,n12_r2400_scaled,simulated
-    benchmarks/gpu/several_gpus.sh OUT --resume FILE      # go on where the run of this several_gpus.json stopped
+    benchmarks/gpu/several_gpus.sh OUT --resume FILE      # go on where the run of that several_gpus.json ended
     benchmarks/gpu/several_gpus.sh OUT --emulated 2 --scale 0.1    # a dry run, without a GPU
 
 A run takes nine minutes at most (`--budget-s`). It writes each row as soon as it is measured, and measures no
@@ -33,18 +33,19 @@ and the client. Everything else (the benchmark, the right answers, simulations) 
 
 - `profile`: exec and load times of ResNet-50 on GPU 0, which the simulator takes.
 - `lateness`: how late 5,000 planned inferences start on each GPU, on all at once, each 85 % busy.
-- `loads`: loads of weights over PCIe: each GPU alone, then 2, 4 and all at once. What a load takes while all GPUs
-  load is the load time of the profile.
+- `loads`: loads of weights over PCIe: each GPU alone, then 2, 4 and all at once. The profile takes what a load
+  takes while all GPUs load.
 - `nN_rR`: slo-exp-1 with N copies at R requests/s, 5 s a step. `scaled`: R is for six V100s, and is sent times
-  GPUs / 6 and times the ratio of batch-1 speeds. `inputs`: each request brings its input. `n12_r2400_scaled` has
-  ten steps, from 1.5 to 58 times batch 1; the others have four, from 3.4 to 39 times.
+  GPUs / 6 and times the ratio of batch-1 speeds. `inputs`: each request brings its input.
+  `n12_r2400_scaled` has ten steps, from 1.5 to 58 times batch 1; the others have four, from 3.4 to 39 times.
 - `kill`: 12 copies at R = 1,200 scaled, SLO 100 ms; after 4 s the process of the last GPU's worker is killed
   (SIGKILL). The simulator crashes the same worker for as long as the real one served nothing.
 - `cold`: 3,000 instances, Zipf popularity with exponent 0.9, 300 requests/s for each GPU, SLO 100 ms.
 - `answers`: all answers of a mixed load of six models compared with a direct forward pass, as in
   [exact_time.md](exact_time.md); it runs last, where time is left.
-- `simulated`: each run beside the simulator with this run's profile, noise and delays. A step holds with 99.9 % in
-  time where the simulator says 99.95 % or more; elsewhere within 2 points of it, from 3.4 times batch 1 up.
+- `simulated`: each run beside the simulator with this run's profile, noise and delays. A step holds with
+  99.9 % in time where the simulator says 99.95 % or more; elsewhere within 2 points of it, from 3.4 times
+  batch 1 up.
 
 Beside each live run a second client sends 0.5 % of the rate (at least 20 requests/s) with inputs whose right
 answers are known, from a direct forward pass in float32 on the CPU, and compares every answer. The simulations
