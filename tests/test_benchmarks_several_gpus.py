@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ sys.path[:0] = [str(GPU.parent), str(GPU)]  # its programs import one another as
 
 import cpu_plan  # noqa: E402
 import exact_rig  # noqa: E402
+import exact_sweep  # noqa: E402
 import exact_table  # noqa: E402
 import live_and_simulated  # noqa: E402
 import row_bench  # noqa: E402
@@ -27,6 +29,8 @@ import several_rig  # noqa: E402
 import several_sweeps  # noqa: E402
 import several_table  # noqa: E402
 
+from slosched.cli.children import Child  # noqa: E402
+from slosched.clock import now_ns  # noqa: E402
 from slosched.config_file import load_profile  # noqa: E402
 from slosched.loadgen.results import RunResult, StepResult  # noqa: E402
 from slosched.telemetry import action_log, client_log  # noqa: E402
@@ -76,12 +80,12 @@ def test_every_run_of_the_experiment_is_there_once() -> None:
     assert len(several_sweeps.RUNS) == len(several_sweeps.FIRST) + len(several_sweeps.SECOND)
 
 
-@pytest.mark.parametrize("sweep", [several_sweeps.SHORT, several_sweeps.SWEEP])
+@pytest.mark.parametrize("sweep", [several_sweeps.SHORT, exact_sweep.SWEEP])
 def test_a_sweep_has_as_many_steps_as_its_time_is_planned_for(sweep: tuple[str, ...]) -> None:
     from slosched.workloads import parse_workload
 
     workload = parse_workload("slo-exp-1", ["resnet50", "12", "poisson", "600", *sweep, "5s"])
-    run = several_sweeps.Run(12, 600, scaled=False, whole=sweep == several_sweeps.SWEEP)
+    run = several_sweeps.Run(12, 600, scaled=False, whole=sweep == exact_sweep.SWEEP)
     assert len(workload.steps()) == run.steps and run.sweep == sweep
     assert run.needs_s > run.steps * several_sweeps.PERIOD_S
 
@@ -111,7 +115,7 @@ def test_rows_leave_the_last_one_its_time(tmp_path: Path) -> None:
 
     def noting(name: str) -> exact_rig.Row:
         def row(rig: exact_rig.Rig) -> dict[str, Any]:
-            left[name] = (rig.until_ns - several_kill.now_ns()) / S
+            left[name] = (rig.until_ns - now_ns()) / S
             return {"figures": {}, "checks": []}
 
         return row
@@ -179,6 +183,16 @@ def test_each_process_has_cpus_of_its_own(cpus: int, gpus: int) -> None:
 def test_too_few_cpus_are_not_divided() -> None:
     plan = cpu_plan.plan_cpus(range(2), 2)
     assert plan == cpu_plan.CpuPlan() and plan.of_worker(1) == ()
+
+
+def test_a_process_stays_on_the_cpus_that_it_was_started_on() -> None:
+    ours = os.sched_getaffinity(0)
+    command = [sys.executable, "-c", "import os; print(sorted(os.sched_getaffinity(0)))"]
+    with cpu_plan.on_cpus([min(ours)]):
+        said = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+    assert json.loads(said) == [min(ours)] and os.sched_getaffinity(0) == ours
+    with cpu_plan.on_cpus(()):
+        assert os.sched_getaffinity(0) == ours
 
 
 def test_rates_are_scaled_by_the_gpus_and_their_speed(tmp_path: Path) -> None:
@@ -274,6 +288,24 @@ def test_service_that_never_recovers_is_not_regained() -> None:
     sent, in_time = np.array([S, 2 * S, 3 * S]), np.array([True, True, False])
     assert several_kill.regained_after_ns(sent, in_time, 1) is None
     assert several_kill.regained_after_ns(sent[:2], in_time[:2], 1) == 0
+
+
+def test_the_process_under_a_supervisor_is_killed_and_not_the_supervisor(tmp_path: Path) -> None:
+    child = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
+    parent = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE)
+    try:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        worker = exact_rig.Worker(Child("w", parent, tmp_path / "log"), 1, gpu=0)
+        assert rig(tmp_path, 2).process_of(worker) == pid
+        before_ns = now_ns()
+        assert rig(tmp_path, 2).kill(worker) >= before_ns
+        assert parent.wait(10) == 0  # it saw its child end
+    finally:
+        parent.kill()
+        parent.communicate()
+    with pytest.raises(exact_rig.RowFailed, match="no process"):
+        rig(tmp_path, 2).process_of(worker)
 
 
 # ---------------------------------------------------------------------------------- the page

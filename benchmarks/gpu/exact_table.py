@@ -168,14 +168,15 @@ def peers(document: Mapping[str, Any]) -> str:
     return table(heads, lines)
 
 
-def origin(document: Mapping[str, Any]) -> str:
+def origin(document: Mapping[str, Any], *, awake_where: str = "where everything runs") -> str:
+    """What was measured on, in one paragraph."""
     gpu, host, versions = document["gpu"], document["machine"], document["versions"]
     what = gpu.get("name") or f"device {document['settings']['device']}"
     driver = f", driver {gpu['driver_version']}" if gpu.get("driver_version") else ""
     libraries = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     meter = document.get("meter") or {}
     awake = document.get("awake_cpus") or []
-    held = f" `slosched awake` on {len(awake)} CPUs, where everything runs." if awake else ""
+    held = f" `slosched awake` on {len(awake)} CPUs, {awake_where}." if awake else ""
     scale = document["settings"]["scale"]
     dry = "" if scale == 1 else f" **A dry run at scale {scale:g}: its figures mean nothing.**"
     return (

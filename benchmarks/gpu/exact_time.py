@@ -1,4 +1,4 @@
-"""Exact time on a GPU: what issue 5 promises, measured in one command, in less than nine minutes.
+"""Exact time on a GPU, measured in one command, in less than nine minutes.
 
     python3 benchmarks/gpu/exact_time.py --device cuda:0 --out DIR        # everything
     python3 benchmarks/gpu/exact_time.py --device cuda:0 --out DIR --rows profile,lateness

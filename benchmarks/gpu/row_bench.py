@@ -141,9 +141,8 @@ class Bench(ABC):
                     continue
                 left_s = self._left_s(name, wanted)
                 if left_s < plan.needs_s * min(1.0, self.settings.scale):
-                    self.skipped[name] = (
-                        f"{left_s:.0f} s of the budget were left, and it takes about {plan.needs_s:g} s"
-                    )
+                    left = f"{max(0.0, left_s):.0f} s of the budget were left"
+                    self.skipped[name] = f"{left}, and it takes about {plan.needs_s:g} s"
                     print(f"{name}: skipped, {self.skipped[name]}", flush=True)
                     continue
                 self._measure(rig, meter, name, plan, left_s)

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -44,9 +46,10 @@ from slosched.output_files import write_file
 
 #: How many GPUs of a host are used: the most of these that it has.
 NUMBERS = (6, 4, 2, 1)
-_LIMIT_S = 30.0  # beyond what a sweep needs
+_LIMIT_S = 45.0  # beyond what a sweep needs: the workers may have to be started anew
 #: What other rows leave to the last simulations.
 _KEPT_S = 30.0
+_SMI_S = 15.0
 
 
 def _row_of(run: Run) -> Row:
@@ -86,6 +89,7 @@ class Bench(row_bench.Bench):
     def __init__(self, options: argparse.Namespace, settings: Settings) -> None:
         super().__init__(options, settings)
         self.judged: dict[str, Any] | None = None  # by an earlier command
+        self.topology = "" if settings.emulated else topology()
 
     @property
     def plans(self) -> Mapping[str, Plan]:
@@ -101,7 +105,7 @@ class Bench(row_bench.Bench):
 
     def document(self) -> dict[str, Any]:
         """All that is known so far; what was judged before stands until it is judged again."""
-        document = super().document()
+        document = super().document() | {"topology": self.topology}
         if self.judged is not None:
             document["rows"].setdefault("simulated", self.judged)
         return document
@@ -146,6 +150,17 @@ def simulate_results(path: Path) -> None:
     document["failed"].pop("simulated", None)
     write_file(path, (json.dumps(document, indent=1) + "\n").encode())
     write_file(path.with_suffix(".md"), several_table.page(document).encode())
+
+
+def topology() -> str:
+    """How the GPUs are linked, as nvidia-smi draws it; "" without it."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "topo", "-m"], capture_output=True, text=True, timeout=_SMI_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).strip()
 
 
 def number_of_gpus(there: int) -> int:

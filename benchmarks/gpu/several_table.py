@@ -57,7 +57,8 @@ def page(document: Mapping[str, Any] | None) -> str:
     """The whole page; without results, what will be measured."""
     if document is None:
         return _ABOUT + "\nNothing has been measured yet.\n"
-    parts = [_ABOUT, "## What was found", "", targets(document), "", origin(document)]
+    parts = [_ABOUT, "## What was found", "", targets(document), ""]
+    parts.append(origin(document, awake_where="those that serve"))
     parts += ["", f"*{document['settings']['gpus']} GPU(s).*"]
     for heading, text in (
         ("GPUs at once", gpus_at_once(document)),
@@ -105,13 +106,15 @@ def loads(document: Mapping[str, Any]) -> str:
     figures = _figures(document, "loads")
     if not figures:
         return ""
+    topology = document.get("topology", "")
     named = [(f"GPU {gpu} alone", found) for gpu, found in enumerate(figures["alone_ns"])]
     named += [(f"{count} at once", found) for count, found in figures["together_ns"].items()]
     lines = [
         (name, ms(found["p50"]), ms(found["p99"]), ms(found["max"]), str(found["n"]))
         for name, found in named
     ]
-    return table(("loading", "p50 ms", "p99 ms", "greatest ms", "loads"), lines)
+    text = table(("loading", "p50 ms", "p99 ms", "greatest ms", "loads"), lines)
+    return f"{text}\n\n```\n{topology}\n```" if topology else text
 
 
 def sweeps(document: Mapping[str, Any]) -> str:
