@@ -34,7 +34,7 @@ _ANSWERS_S = 30.0
 #: The compared requests' own SLO. They are no part of the satisfaction of a row.
 _SLO_MS = "500"
 #: This share of the rate is compared besides, and at least so many a second.
-_SHARE, _LEAST_PER_S = 0.005, 20.0
+_SHARE, _LEAST_PER_S = 0.005, 5.0
 _SEED = 7
 #: A worker that serves answers a hello in this time.
 _HELLO_S = 3.0
