@@ -34,6 +34,8 @@ _WORKER_READY_S = 120.0
 _READY_S = 20.0
 #: A worker takes another controller after a second of silence.
 _JOINED_S = 8.0
+#: Workers finish what runs and free their GPUs within this; what is left is killed.
+_END_S = 6.0
 #: Loading the copies, awaiting the last answers, leaving.
 _CLIENT_EXTRA_S = 60.0
 _HELP_S = 60.0
@@ -125,6 +127,7 @@ class Rig:
         self.until_ns = 2**63  # when the row that is measured must have ended
         self._workers = Children()
         self._awake = Children()
+        self._started: list[Child] = []  # workers, ready or not
         self._running: dict[int, Worker] = {}  # by GPU
         self.cpus = CpuPlan()
         self._numbers = count()
@@ -136,7 +139,7 @@ class Rig:
 
     def __exit__(self, *error: object) -> None:
         try:
-            self._workers.stop()
+            self.stop_workers()
         finally:
             self._awake.stop()
             self.background.stop()
@@ -187,6 +190,7 @@ class Rig:
         before = self._running.pop(gpu, None)
         if before is not None:
             self._workers.forget(before.child)
+            self._started.remove(before.child)
         cpus = self.cpus.of_worker(gpu)
         arguments = [
             "worker", "--device", self.settings.device_of(gpu), "--bind", "127.0.0.1",
@@ -195,12 +199,23 @@ class Rig:
         ]  # fmt: skip
         name = "worker" if self.settings.gpus == 1 else f"worker-{gpu}"
         with on_cpus(cpus):
-            return self._workers.start(name, arguments, self.new_directory(name) / "worker.log")
+            child = self._workers.start(name, arguments, self.new_directory(name) / "worker.log")
+        self._started.append(child)
+        return child
 
     def stop_workers(self) -> None:
-        """End the workers, if there are any: their GPUs are free afterwards."""
-        self._workers.stop()
-        self._running.clear()
+        """End the workers, if there are any, all at once: their GPUs are free afterwards."""
+        give_up_ns = now_ns() + round(_END_S * NS_PER_S)
+        try:
+            for child in self._started:
+                if child.process.poll() is None:
+                    child.process.terminate()
+            for child in self._started:
+                self._workers.wait(child, max(0.0, (give_up_ns - now_ns()) / NS_PER_S))
+        finally:
+            self._workers.stop()
+            self._running.clear()
+            self._started.clear()
 
     def tails(self) -> str:
         """The last lines of the workers' logs and of those in the newest folder: for a row that failed."""

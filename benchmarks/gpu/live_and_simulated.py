@@ -31,7 +31,8 @@ from slosched.telemetry.table import LogTable
 from slosched.units import NS_PER_MS
 from slosched.workloads import parse_workload
 
-#: From which predicted satisfaction on the live one must reach which; else it may differ by so many points.
+#: Where the simulator predicts _SURE or more, the live share must be _HELD or more; elsewhere the two may differ
+#: by _POINTS points.
 _SURE, _HELD, _POINTS = 0.9995, 0.999, 2.0
 _QUANTILES = 201
 _SIMULATED_WITHIN_S = 120.0

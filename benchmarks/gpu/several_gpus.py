@@ -61,7 +61,7 @@ def _plan_of(run: Run) -> Plan:
 
 
 def ordered_rows() -> dict[str, Plan]:
-    """Every row, what shows most first. The simulations run meanwhile; their row waits for them."""
+    """Every row, the most telling first. Simulations run in the background; the last row waits for them."""
     rows = {
         "profile": Plan(exact_bare.profile, 40, 150),
         "lateness": Plan(several_bare.lateness, 25, 90),
@@ -193,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "--gpus", type=int, default=0, help="the first so many (default: 6, 4, 2 or 1)"
+        "--gpus", type=int, default=0, help="how many GPUs, from cuda:0 (default: 6, 4, 2 or 1)"
     )
     parser.add_argument("--emulated", type=int, metavar="N", help="N emulated GPUs instead")
     parser.add_argument(

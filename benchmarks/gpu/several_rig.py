@@ -33,7 +33,7 @@ _REFERENCES_S = 60.0
 _ANSWERS_S = 30.0
 #: The compared requests' own SLO. They are no part of the satisfaction of a row.
 _SLO_MS = "500"
-#: This share of the rate is compared besides, and at least so many a second.
+#: Requests whose answers are compared: this share of the rate, on top of it, and at least this many a second.
 _SHARE, _LEAST_PER_S = 0.005, 5.0
 _SEED = 7
 #: A worker that serves answers a hello in this time.

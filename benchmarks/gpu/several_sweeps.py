@@ -1,7 +1,7 @@
 """slo-exp-1 on all GPUs, live and simulated: which runs there are, in which order, and how they compare.
 
 A run is N copies, a rate, whether it is scaled to these GPUs, and whether requests bring inputs. The whole
-sweep has ten steps; a short one has the four from 3.4x up that are most told apart.
+sweep has ten steps; a short one has four, from 3.4x up.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Run:
         return self.steps * PERIOD_S + 7.0
 
 
-#: What shows most comes first. The two of the second list that come last are more than one client can send
-#: with inputs on fast GPUs: what they show is the host.
+#: The most telling runs come first. With inputs, the scaled rates that come last are more than one client can
+#: send to several fast GPUs: they show the limit of the host.
 FIRST = (
     Run(12, 2400, scaled=True, whole=True),
     Run(12, 1200, scaled=True),
