@@ -31,8 +31,8 @@ from slosched.telemetry.table import LogTable
 from slosched.units import NS_PER_MS
 from slosched.workloads import parse_workload
 
-#: Where the simulator predicts _SURE or more, the live share must be _HELD or more; elsewhere the two may differ
-#: by _POINTS points.
+#: Where the simulator predicts _SURE or more, the live share must be _HELD or more; elsewhere the two may
+#: differ by _POINTS points.
 _SURE, _HELD, _POINTS = 0.9995, 0.999, 2.0
 _QUANTILES = 201
 _SIMULATED_WITHIN_S = 120.0
