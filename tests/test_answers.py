@@ -105,9 +105,15 @@ def test_a_request_without_a_plan_says_so() -> None:
     assert (record.predicted_start_ns, record.start_ns, record.gpu_id) == (-1, -1, -1)
 
 
-@pytest.mark.parametrize(("late_ns", "code", "met"), [
-    (-1, Code.OK, True), (0, Code.OK, True), (1, Code.OK, False), (0, Code.CANCELLED, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("late_ns", "code", "met"),
+    [
+        (-1, Code.OK, True),
+        (0, Code.OK, True),
+        (1, Code.OK, False),
+        (0, Code.CANCELLED, False),
+    ],
+)
 def test_in_time_is_at_the_deadline_or_before_and_with_success(
     late_ns: int, code: Code, met: bool
 ) -> None:

@@ -20,9 +20,10 @@ import exact_bare  # noqa: E402
 import exact_cold  # noqa: E402
 import exact_live  # noqa: E402
 import exact_rig  # noqa: E402
-import exact_sweep  # noqa: E402
 import exact_table  # noqa: E402
 import exact_time  # noqa: E402
+import live_and_simulated  # noqa: E402
+import row_bench  # noqa: E402
 
 from slosched.config_file import load_profile  # noqa: E402
 from slosched.loadgen.results import RunResult, StepResult  # noqa: E402
@@ -194,7 +195,7 @@ def test_a_cold_requests_latency_loses_its_exec_and_its_own_load(tmp_path: Path)
 def test_noise_is_measured_over_profiled(tmp_path: Path) -> None:
     rows = [infer(i * MS, round(MS * (0.99 + 0.0002 * i))) for i in range(1, 101)]
     write_actions(tmp_path, rows)
-    noise = exact_sweep.noise_of(exact_live.actions_of(tmp_path), {1: MS})
+    noise = live_and_simulated.noise_of(exact_live.actions_of(tmp_path), {1: MS})
     assert len(noise) == 201 and noise == sorted(noise)
     assert noise[100] == pytest.approx(1.0, abs=0.001) and noise[0] == pytest.approx(0.9902)
 
@@ -227,7 +228,7 @@ def result_of(*in_time: int) -> RunResult:
 
 def test_a_sure_step_is_held_to_999_and_the_others_to_two_points() -> None:
     live, simulated = result_of(9_990, 9_989, 9_700, 9_000), result_of(9_995, 9_995, 9_900, 9_300)
-    steps = exact_sweep.compare(live, simulated)
+    steps = live_and_simulated.compare(live, simulated)
     assert [step["holds"] for step in steps] == [True, False, True, False]
     assert [step["rule"] for step in steps] == [">= 99.9 %"] * 2 + ["within 2 points"] * 2
 
@@ -342,10 +343,10 @@ def test_a_row_that_fails_or_takes_too_long_leaves_the_others(
         return {"figures": {}, "checks": [exact_rig.check("it", 1.0, "s")]}
 
     rows = {
-        "breaks": exact_time.Plan(breaks, 1, 5),
-        "hangs": exact_time.Plan(hangs, 1, 0.2),
-        "works": exact_time.Plan(works, 1, 5),
-        "long": exact_time.Plan(works, 1000, 2000),
+        "breaks": row_bench.Plan(breaks, 1, 5),
+        "hangs": row_bench.Plan(hangs, 1, 0.2),
+        "works": row_bench.Plan(works, 1, 5),
+        "long": row_bench.Plan(works, 1000, 2000),
     }
     monkeypatch.setattr(exact_time, "ROWS", rows)
     first = bench(tmp_path)
@@ -355,7 +356,7 @@ def test_a_row_that_fails_or_takes_too_long_leaves_the_others(
     assert list(found["rows"]) == ["works"] and list(found["skipped"]) == ["long"]
     assert found["failed"]["breaks"] == "ValueError: broken"
     assert found["failed"]["hangs"].startswith("OutOfTime")
-    rows["works"] = exact_time.Plan(breaks, 1, 5)
+    rows["works"] = row_bench.Plan(breaks, 1, 5)
     again = bench(tmp_path)
     again.run()
     assert "works" in again.rows and "works" not in again.failed

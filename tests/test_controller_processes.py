@@ -265,8 +265,11 @@ def test_what_clients_and_operators_unload_leaves_the_worker(tmp_path: Path) -> 
     def slosched(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "slosched", *words],
-            capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
 
     async def left(client: AsyncClient, instances: int) -> None:
         for _ in range(1_000):

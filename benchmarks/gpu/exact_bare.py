@@ -21,6 +21,7 @@ from slosched.messages import (
     ControllerHello,
     ControllerToWorker,
     ErrorResult,
+    EvictWeights,
     GpuStats,
     Heartbeat,
     HeartbeatAck,
@@ -48,6 +49,7 @@ _AHEAD_NS = 3 * NS_PER_MS
 _LEAST_AHEAD_NS = NS_PER_MS
 _BUSY = 0.85
 _MOST_OUTSTANDING = 64
+LATENESS_COPIES = 4
 
 
 class BareController:
@@ -103,12 +105,12 @@ class BareController:
                 time.sleep(0.0002)
         return found
 
-    def hello(self) -> WorkerWelcome:
+    def hello(self, answer_s: float = _ANSWER_S) -> WorkerWelcome:
         """Open a session; a worker whose last controller left a moment ago refuses at first."""
         give_up_ns = now_ns() + round(_CONNECT_S * NS_PER_S)
         while True:
             self.send(ControllerHello(PROTOCOL_VERSION, now_ns() & 0x7FFFFFFF, times_lost=0))
-            for message in self.await_all(1, _ANSWER_S):
+            for message in self.await_all(1, answer_s):
                 if isinstance(message, WorkerWelcome):
                     self.session = message.session
                     return message
@@ -160,6 +162,24 @@ class BareController:
             for i in range(copies)
         ]
         return prepared, loads
+
+    def reload_all(self, copies: int) -> list[LoadWeightsResult]:
+        """Evict the first `copies` instances, then load them all, one behind the other. Raises RowFailed."""
+        window = {"gpu_id": 0, "earliest_ns": 0, "latest_ns": FOREVER_NS}
+        for i in range(copies):
+            self.send(EvictWeights(self.session, self.action_id(), model_id=i, **window))
+        self.await_all(copies, _ANSWER_S)
+        for i in range(copies):
+            self.send(
+                LoadWeights(
+                    self.session, self.action_id(), model_id=i, expected_duration_ns=0, **window
+                )
+            )
+        results = self.await_all(copies, _ANSWER_S)
+        wrong = [result for result in results if not isinstance(result, LoadWeightsResult)]
+        if wrong:
+            raise RowFailed(f"a load of weights gave {wrong[0]}")
+        return results
 
     def infer(self, model_id: int, batch: int, earliest_ns: int = 0) -> int:
         """Send an inference without inputs; return its action id."""
@@ -261,10 +281,15 @@ def lateness(rig: Rig) -> dict[str, Any]:
     count = rig.settings.number(10_000, least=50)
     with BareController(rig.worker_port()) as bare:
         bare.hello()
-        prepared, _ = bare.load(rig.settings.model, 4)
-        exec_ns = dict(zip(prepared.batch_sizes, prepared.exec_ns, strict=True))
-        started, errors, begin_ns = _offer(bare, exec_ns, count)
-        end_ns = now_ns()
+        prepared, _ = bare.load(rig.settings.model, LATENESS_COPIES)
+        return planned_starts(bare, prepared, count)
+
+
+def planned_starts(bare: BareController, prepared: LoadModelResult, count: int) -> dict[str, Any]:
+    """How late `count` inferences of the first LATENESS_COPIES instances start."""
+    exec_ns = dict(zip(prepared.batch_sizes, prepared.exec_ns, strict=True))
+    started, errors, begin_ns = _offer(bare, exec_ns, count)
+    end_ns = now_ns()
     judged = judge_starts(started, errors, least=count)
     judged["figures"]["clock_offsets_ns"] = spread(bare.clock_offsets_ns)
     judged["figures"]["gpu"] = gpu_meanwhile(bare.gpu_stats)
@@ -300,7 +325,7 @@ def _offer(
         while next_ns - _AHEAD_NS <= now and len(plan) < min(_MOST_OUTSTANDING, count - counted):
             next_ns = max(next_ns, now + _AHEAD_NS - NS_PER_MS)
             batch = chance.choice(batches)
-            plan[bare.infer(chance.randrange(4), batch, next_ns)] = next_ns
+            plan[bare.infer(chance.randrange(LATENESS_COPIES), batch, next_ns)] = next_ns
             next_ns += round(exec_ns[batch] / _BUSY)
         got = bare.drain()
         for message in got:

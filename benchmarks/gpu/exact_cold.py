@@ -15,18 +15,18 @@ from slosched.telemetry import client_log
 from slosched.telemetry.table import LogTable
 from slosched.units import NS_PER_MS, NS_PER_S
 
-_INSTANCES = 3000
+INSTANCES = 3000
 #: Requests/s and seconds: a light load, and one whose loads keep PCIe nearly as busy as they may (30 %).
 _RUNS = {"light": (150, 18), "heavy": (500, 12)}
-_EXPONENT = "0.9"
-_SLO = "100ms"
+EXPONENT = "0.9"
+SLO = "100ms"
 #: What fills the free pages at first is no cold start of a full cache.
 _SETTLE_NS = 3 * NS_PER_S
 
 
 def cold(rig: Rig) -> dict[str, Any]:
     """Latency of cold requests less exec and load, and how busy PCIe was with loads, at two rates."""
-    instances = rig.settings.number(_INSTANCES, least=250)
+    instances = rig.settings.number(INSTANCES, least=250)
     figures: dict[str, Any] = {"instances": instances}
     checks = []
     with rig.serving("cold") as served:
@@ -37,9 +37,9 @@ def cold(rig: Rig) -> dict[str, Any]:
                 rig.settings.model,
                 str(instances),
                 f"{sent_rate:g}",
-                _EXPONENT,
+                EXPONENT,
                 f"{seconds:g}s",
-                _SLO,
+                SLO,
             ]
             result = rig.client(served, words, seconds, log=name)
             figures[name] = {

@@ -37,7 +37,7 @@ def graphs(rig: Rig) -> dict[str, Any]:
     """Row "graphs": the back-to-back rate of plain CUDA graphs, which goodput is compared with."""
     if rig.settings.emulated:
         raise NotHere("an emulated GPU has no graphs")
-    rig.stop_worker()
+    rig.stop_workers()
     directory = rig.new_directory("graphs")
     out = directory / "graphs.json"
     with Children((sys.executable, str(_PEERS / "graph_rate.py"))) as children:
@@ -71,7 +71,7 @@ def of_slosched(rig: Rig) -> dict[str, Any]:
 def of_asyncio(rig: Rig) -> dict[str, Any]:
     """Row "peer_asyncio": the batching server of an afternoon."""
     rig.model()  # said before anything starts
-    rig.stop_worker()
+    rig.stop_workers()
     directory = rig.new_directory("peer-asyncio")
     with Children((sys.executable, str(_PEERS / "asyncio_server.py"))) as children:
         server = children.start(
@@ -84,7 +84,7 @@ def of_asyncio(rig: Rig) -> dict[str, Any]:
 def of_mosec(rig: Rig) -> dict[str, Any]:
     """Row "peer_mosec": mosec."""
     rig.model()
-    rig.stop_worker()
+    rig.stop_workers()
     directory = rig.new_directory("peer-mosec")
     with _mosec(rig, directory) as port:
         return _grid(rig, f"http://127.0.0.1:{port}/inference", directory)

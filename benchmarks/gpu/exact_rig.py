@@ -1,6 +1,6 @@
-"""What the rows of exact_time.py share: one worker, controllers and clients beside it, and what a row says.
+"""What rows share: a worker for each GPU, controllers and clients beside them, and what a row says.
 
-One worker serves all rows, because starting one costs ten seconds on a GPU; one that has died is started
+The same workers serve all rows, because starting one costs ten seconds on a GPU; one that has died is started
 again by the next row that needs it. Every controller and client belongs to its row and is ended by it.
 """
 
@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -19,12 +20,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from cpu_plan import CpuPlan, first_siblings, on_cpus, plan_cpus
 
 from slosched.cli.children import Child, ChildFailed, Children
-from slosched.cli.values import whole_numbers
 from slosched.clock import now_ns
 from slosched.config import GpuProfile, ModelProfile
-from slosched.errors import SloschedError
 from slosched.loadgen.results import RunResult
 from slosched.units import NS_PER_S
 
@@ -32,6 +32,10 @@ _LOOPBACK = ("--bind", "127.0.0.1", "--port", "0")
 #: A worker imports torch and opens the GPU before it says that it is ready.
 _WORKER_READY_S = 120.0
 _READY_S = 20.0
+#: A worker takes another controller after a second of silence.
+_JOINED_S = 8.0
+#: Workers finish what runs and free their GPUs within this; what is left is killed.
+_END_S = 6.0
 #: Loading the copies, awaiting the last answers, leaving.
 _CLIENT_EXTRA_S = 60.0
 _HELP_S = 60.0
@@ -47,22 +51,6 @@ WORKER_OPTIONS = (
 _MEANT_FOR_B1_NS = 900_000
 
 
-def first_siblings(cpus: Sequence[int]) -> list[int]:
-    """Of each physical core's `cpus` the first; all of them where the kernel does not tell."""
-    taken: set[int] = set()
-    first = []
-    for cpu in cpus:
-        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            siblings = whole_numbers(str(path), path.read_text(encoding="utf-8").strip(), least=0)
-        except (OSError, SloschedError):
-            siblings = (cpu,)
-        if not taken.intersection(siblings):
-            first.append(cpu)
-        taken.update(siblings)
-    return first
-
-
 class RowFailed(Exception):
     """A row cannot be measured; the message says why."""
 
@@ -73,7 +61,10 @@ class NotHere(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """How everything is measured. `scale` below 1 shortens runs and shrinks counts, for a dry run."""
+    """How everything is measured. `scale` below 1 shortens runs and shrinks counts, for a dry run.
+
+    `device` is cuda:N, or for several GPUs cuda: the first `gpus` of the host.
+    """
 
     device: str
     profile: str  # of an emulated device
@@ -81,6 +72,12 @@ class Settings:
     worker_options: tuple[str, ...]
     config: Path | None
     model: str = MODEL
+    gpus: int = 1
+    own_cpus: bool = False  # each worker, the controller and the client have CPUs of their own
+
+    def device_of(self, gpu: int) -> str:
+        """What the worker of the GPU with this number, from 0, is told."""
+        return f"cuda:{gpu}" if self.device == "cuda" else self.device
 
     @property
     def emulated(self) -> bool:
@@ -96,6 +93,15 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Worker:
+    """A worker that serves GPU number `gpu` on `port`."""
+
+    child: Child
+    port: int
+    gpu: int
+
+
+@dataclass(frozen=True)
 class Served:
     """A controller that serves, and where its logs go."""
 
@@ -106,7 +112,7 @@ class Served:
 
 
 class Rig:
-    """Processes for the rows. A context: leaving it ends the worker and the simulations.
+    """Processes for the rows. A context: leaving it ends the workers and the simulations.
 
     `rows` holds what the rows that were measured gave, by name. Files go to `directory`, one folder for
     each start.
@@ -118,9 +124,12 @@ class Rig:
         self.settings, self.directory, self.rows = settings, directory, rows
         self.background = Children((sys.executable,))
         self.options_not_offered: list[str] = []
+        self.until_ns = 2**63  # when the row that is measured must have ended
         self._workers = Children()
         self._awake = Children()
-        self._worker: tuple[Child, int] | None = None
+        self._started: list[Child] = []  # workers, ready or not
+        self._running: dict[int, Worker] = {}  # by GPU
+        self.cpus = CpuPlan()
         self._numbers = count()
         self._options: list[str] | None = None
 
@@ -130,53 +139,94 @@ class Rig:
 
     def __exit__(self, *error: object) -> None:
         try:
-            self._workers.stop()
+            self.stop_workers()
         finally:
             self._awake.stop()
             self.background.stop()
 
     def keep_awake(self) -> list[int]:
-        """Stay on one CPU of each physical core, and keep those from halting. Returns them.
+        """Stay on one CPU of each physical core, and keep those that serve from halting. Returns these.
 
-        Not their siblings: a loop there would slow down whoever works beside it.
+        Not their siblings: a loop there would slow down whatever works beside it.
         """
         cpus = first_siblings(sorted(os.sched_getaffinity(0)))
         os.sched_setaffinity(0, cpus)
-        arguments = ["awake", "--cores", ",".join(map(str, cpus))]
-        self._awake.start("awake", arguments, self.new_directory("awake") / "awake.log")
-        return cpus
+        self.divide_cpus()
+        awake = sorted(self.cpus.serving) or cpus
+        arguments = ["awake", "--cores", ",".join(map(str, awake))]
+        with on_cpus(cpus):
+            self._awake.start("awake", arguments, self.new_directory("awake") / "awake.log")
+        return awake
 
-    # ------------------------------------------------------------------------------- the worker
+    def divide_cpus(self) -> None:
+        """Give each worker, the controller and the client CPUs of their own, if the settings say so."""
+        if self.settings.own_cpus and not self.cpus.rest:
+            self.cpus = plan_cpus(sorted(os.sched_getaffinity(0)), self.settings.gpus)
+            if self.cpus.rest:
+                os.sched_setaffinity(0, self.cpus.rest)
+
+    # ------------------------------------------------------------------------------- the workers
 
     def worker_port(self) -> int:
-        """The port of a worker that lives. Raises ChildFailed if none becomes ready."""
-        if self._worker is not None and self._worker[0].process.poll() is None:
-            return self._worker[1]
-        self.stop_worker()
+        """The port of GPU 0's worker, which lives. Raises ChildFailed if none becomes ready."""
+        return self.workers()[0].port
+
+    def workers(self) -> list[Worker]:
+        """A worker that lives for each GPU, in order. Raises ChildFailed if one does not become ready."""
+        dead = [
+            gpu
+            for gpu in range(self.settings.gpus)
+            if gpu not in self._running or self._running[gpu].child.process.poll() is not None
+        ]
+        starting = {gpu: self._start_worker(gpu) for gpu in dead}
+        for gpu, child in starting.items():
+            port = self._workers.wait_ready(child, within_s=_WORKER_READY_S)
+            print(f"  {child.last_line()}", flush=True)
+            self._running[gpu] = Worker(child, port, gpu)
+        return [self._running[gpu] for gpu in range(self.settings.gpus)]
+
+    def _start_worker(self, gpu: int) -> Child:
+        """On the port that it had before, if it had one: controllers know it there."""
+        before = self._running.pop(gpu, None)
+        if before is not None:
+            self._workers.forget(before.child)
+            self._started.remove(before.child)
+        cpus = self.cpus.of_worker(gpu)
         arguments = [
             "worker",
             "--device",
-            self.settings.device,
-            *_LOOPBACK,
+            self.settings.device_of(gpu),
+            "--bind",
+            "127.0.0.1",
+            "--port",
+            str(before.port if before is not None else 0),
             *self._worker_options(),
+            *(["--cpu", str(cpus[0])] if cpus else []),
         ]
-        child = self._workers.start(
-            "worker", arguments, self.new_directory("worker") / "worker.log"
-        )
-        port = self._workers.wait_ready(child, within_s=_WORKER_READY_S)
-        print(f"  {child.last_line()}", flush=True)
-        self._worker = (child, port)
-        return port
+        name = "worker" if self.settings.gpus == 1 else f"worker-{gpu}"
+        with on_cpus(cpus):
+            child = self._workers.start(name, arguments, self.new_directory(name) / "worker.log")
+        self._started.append(child)
+        return child
 
-    def stop_worker(self) -> None:
-        """End the worker, if there is one: its GPU is free afterwards."""
-        self._workers.stop()
-        self._worker = None
+    def stop_workers(self) -> None:
+        """End the workers, if there are any, all at once: their GPUs are free afterwards."""
+        give_up_ns = now_ns() + round(_END_S * NS_PER_S)
+        try:
+            for child in self._started:
+                if child.process.poll() is None:
+                    child.process.terminate()
+            for child in self._started:
+                self._workers.wait(child, max(0.0, (give_up_ns - now_ns()) / NS_PER_S))
+        finally:
+            self._workers.stop()
+            self._running.clear()
+            self._started.clear()
 
     def tails(self) -> str:
-        """The last lines of the worker's log and of those in the newest folder: for a row that failed."""
+        """The last lines of the workers' logs and of those in the newest folder: for a row that failed."""
         folders = sorted(path for path in self.directory.iterdir() if path.is_dir())
-        logs = [] if self._worker is None else [self._worker[0].log]
+        logs = [worker.child.log for worker in self._running.values()]
         logs += [log for folder in folders[-1:] for log in sorted(folder.glob("*.log"))]
         return "\n".join(
             f"    {log.parent.name}/{log.name}: {line}"
@@ -211,31 +261,43 @@ class Rig:
 
     @contextlib.contextmanager
     def serving(self, name: str, *options: str) -> Iterator[Served]:
-        """A controller before the worker, ended at the end; its logs are complete then."""
+        """A controller before the workers, ended at the end; its logs are complete then."""
         directory = self.new_directory(name)
-        port = self.worker_port()
+        workers = ",".join(f"127.0.0.1:{worker.port}" for worker in self.workers())
         with Children() as children:
-            controller = children.start(
-                "controller",
-                [
+            with on_cpus(self.cpus.controller):
+                controller = children.start(
                     "controller",
-                    "INFER5",
-                    "--workers",
-                    f"127.0.0.1:{port}",
-                    *_LOOPBACK,
-                    "--http-port",
-                    "-1",
-                    "--schedule-ahead",
-                    SCHEDULE_AHEAD,
-                    *self._polling(),
-                    "--log-dir",
-                    str(directory / "run"),
-                    *options,
-                ],
-                directory / "controller.log",
-            )
+                    [
+                        "controller",
+                        "INFER5",
+                        "--workers",
+                        workers,
+                        *_LOOPBACK,
+                        "--http-port",
+                        "-1",
+                        "--schedule-ahead",
+                        SCHEDULE_AHEAD,
+                        *self._polling(),
+                        "--log-dir",
+                        str(directory / "run"),
+                        *options,
+                    ],
+                    directory / "controller.log",
+                )
             port = children.wait_ready(controller, within_s=_READY_S)
+            if self.settings.gpus > 1:
+                self._await_joined(controller.log)
             yield Served(f"127.0.0.1:{port}", directory, directory / "run", children)
+
+    def _await_joined(self, log: Path) -> None:
+        """Until every worker has joined the controller; a while at most: rows say which workers ran nothing."""
+        give_up_ns = now_ns() + round(_JOINED_S * NS_PER_S)
+        while log.read_text(encoding="utf-8").count(" joined: ") < self.settings.gpus:
+            if now_ns() > give_up_ns:
+                print("  NOT EVERY WORKER HAS JOINED", flush=True)
+                return
+            time.sleep(0.02)
 
     def _polling(self) -> list[str]:
         """A controller on a real GPU's host has a core to itself, and uses it."""
@@ -249,9 +311,11 @@ class Rig:
         *,
         inputs: bool = False,
         log: str = "run",
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> RunResult:
         """Run a workload to its end; its log goes to the folder `log`. Raises ChildFailed.
 
+        `meanwhile` is called every 0.2 s.
         The default is the controller's own run directory, as a reader of both wants it.
         """
         summary = served.directory / f"{log}.client.json"
@@ -267,13 +331,15 @@ class Rig:
             str(served.directory / log),
         ]
         children = served.children
-        client = children.start("client", arguments, summary, stdout=summary)
+        with on_cpus(self.cpus.client):
+            client = children.start("client", arguments, summary, stdout=summary)
         give_up_ns = now_ns() + round((seconds + _CLIENT_EXTRA_S) * NS_PER_S)
         code = None
         while code is None and now_ns() < give_up_ns:
             code = children.wait(client, 0.2)
             if code is None:
                 children.check()
+                meanwhile()
         if code is None:
             raise ChildFailed(f"the client did not end within {seconds + _CLIENT_EXTRA_S:.0f} s")
         children.forget(client)

@@ -107,11 +107,11 @@ def profile(document: Mapping[str, Any]) -> str:
         lines.append(
             (
                 size,
-                _ms(ns),
-                _ms(alone.get("p50")),
-                _ms(alone.get("p99")),
-                _ms(queued),
-                _ms(plain),
+                ms(ns),
+                ms(alone.get("p50")),
+                ms(alone.get("p99")),
+                ms(queued),
+                ms(plain),
                 "n/a" if not queued else number(int(size) * 1e9 / queued),
             )
         )
@@ -127,7 +127,7 @@ def profile(document: Mapping[str, Any]) -> str:
     return table(heads, lines)
 
 
-def _ms(ns: float | None) -> str:
+def ms(ns: float | None) -> str:
     return "n/a" if ns is None else f"{ns / 1e6:.3f}"
 
 
@@ -147,7 +147,7 @@ def sweep(document: Mapping[str, Any]) -> str:
             "met" if step["holds"] else "**missed**",
             f"{100 * step['live_controller']:.2f}",
             str(step["sent"]),
-            _ms(step["issue_delay_p99_ns"]),
+            ms(step["issue_delay_p99_ns"]),
         )
         for rate, found in row["figures"].items()
         for step in found["steps"]
@@ -187,7 +187,7 @@ def peers(document: Mapping[str, Any]) -> str:
         for cells in found.values():
             cell = cells.get((rate, slo)) or {}
             p50, p99 = cell.get("latency_p50_ns"), cell.get("latency_p99_ns")
-            line.append(f"{_ms(p50)} / {_ms(p99)}")
+            line.append(f"{ms(p50)} / {ms(p99)}")
         lines.append(line)
     heads = [
         "R",
@@ -198,14 +198,15 @@ def peers(document: Mapping[str, Any]) -> str:
     return table(heads, lines)
 
 
-def _origin(document: Mapping[str, Any]) -> str:
+def origin(document: Mapping[str, Any], *, awake_where: str = "where everything runs") -> str:
+    """What was measured on, in one paragraph."""
     gpu, host, versions = document["gpu"], document["machine"], document["versions"]
     what = gpu.get("name") or f"device {document['settings']['device']}"
     driver = f", driver {gpu['driver_version']}" if gpu.get("driver_version") else ""
     libraries = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     meter = document.get("meter") or {}
     awake = document.get("awake_cpus") or []
-    held = f" `slosched awake` on {len(awake)} CPUs, where everything runs." if awake else ""
+    held = f" `slosched awake` on {len(awake)} CPUs, {awake_where}." if awake else ""
     scale = document["settings"]["scale"]
     dry = "" if scale == 1 else f" **A dry run at scale {scale:g}: its figures mean nothing.**"
     return (
@@ -254,7 +255,7 @@ def page(document: Mapping[str, Any]) -> str:
         "",
         targets(document),
         "",
-        _origin(document),
+        origin(document),
     ]
     for note in _notes(document):
         parts += ["", note]
