@@ -135,9 +135,9 @@ def test_cases_have_requests_with_and_without_inputs_and_several_clients() -> No
     assert sum(len(load.guests) > 0 for load in loads) > 100
     assert sum(load.bunch > 1 for load in loads) > 50
     guests = [guest for load in loads for guest in load.guests]
-    assert sum(guest.unloads_ns >= 0 for guest in guests) > 80
-    assert sum(guest.force for guest in guests) > 30
-    assert sum(guest.copies > 1 for guest in guests) > 50
+    assert sum(guest.unloads_ns >= 0 for guest in guests) > 40
+    assert sum(guest.force for guest in guests) > 15
+    assert sum(guest.copies > 1 for guest in guests) > 25
 
 
 # ------------------------------------------------------------------------------- planted bugs

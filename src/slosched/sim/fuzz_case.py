@@ -31,6 +31,8 @@ _LONG_CASES = 8
 _LONG_NS = (5_500 * NS_PER_MS, 7 * NS_PER_S)
 #: Time after the last fault by which the cluster must serve as if no fault had occurred.
 RECOVERY_NS = 8 * NS_PER_S
+#: The share of the cases with guests in which these unload their models.
+_UNLOADING_CASES = 0.5
 #: A scheduler that sends nothing where it expects a long latency learns of a short one at five
 #: heartbeats a second, and its 90th percentile of up to 100 must turn over.
 SLOW_RECOVERY_NS = 30 * NS_PER_S
@@ -148,10 +150,13 @@ def drawn_spec(seed: int, *, policy: str | None = None) -> SimSpec:
     )
     load = _with_clients(more, _load(draw, models, uses, gpus), models, gpus)
     unloads = Random(f"{seed}/unloads")
-    if load.guests and unloads.random() < 0.4:
-        profile.models[_GUESTS_MODEL] = _model(unloads, _GUESTS_MODEL)
+    # In the other cases guests that go leave more behind: requests, and batches that are lost with a worker.
+    if load.guests and unloads.random() < _UNLOADING_CASES:
+        if unloads.random() < 0.4:
+            profile.models[_GUESTS_MODEL] = _model(unloads, _GUESTS_MODEL)
+        load = _with_unloads(unloads, load, _GUESTS_MODEL in profile.models)
     spec = SimSpec(
-        workload=_with_unloads(unloads, load, _GUESTS_MODEL in profile.models),
+        workload=load,
         inputs=inputs,
         without_input=without_input,
         scheduler=config,
