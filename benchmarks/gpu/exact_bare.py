@@ -34,6 +34,7 @@ from slosched.messages import (
     WorkerRefused,
     WorkerWelcome,
 )
+from slosched.transport.bundles import ResultBundle
 from slosched.transport.codec import decode_from_worker, encode
 from slosched.transport.sockets import Dealer
 from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
@@ -78,7 +79,7 @@ class BareController:
 
     def drain(self) -> list[Any]:
         """What waits, without the heartbeats, which are answered."""
-        found = []
+        found: list[Any] = []
         for frames in self.dealer.receive():
             message = decode_from_worker(frames[0])
             if isinstance(message, Heartbeat):
@@ -86,6 +87,8 @@ class BareController:
                 self.send(HeartbeatAck(message.sent_ns, received_ns, now_ns()))
                 self.clock_offsets_ns.append(message.clock_offset_ns)
                 self.gpu_stats += message.gpus
+            elif isinstance(message, ResultBundle):
+                found += message.results
             else:
                 found.append(message)
         return found
