@@ -62,7 +62,7 @@ demo: install
 # ------------------------------------------------------------------------------------ checks
 
 # Every check runs, also after one that failed; the last lines say how each ended and name each test that failed. The types take one core
-# for longer than all the short checks together, so they run beside those; the tests have the machine alone.
+# for longer than all the short checks together, so they run beside those and the first tests, which wait for nothing but the processor.
 check: install
 	@echo "make check: 5 minutes on two quiet cores (make lint, for example, runs one of $(CHECKS))"; \
 	report=""; failed=0; began=$$SECONDS; types=$$(mktemp -d); trap 'rm -rf "$$types"' EXIT; \
@@ -73,13 +73,11 @@ check: install
 	  $(MAKE) --no-print-directory types > "$$types/said" 2>&1 || verdict=FAILED; \
 	  echo $$verdict $$((SECONDS - start)) > "$$types/verdict" ) & \
 	for check in $(filter-out types,$(CHECKS)); do \
-	  if [ $$check = test ]; then \
-	    wait; echo "== types"; cat "$$types/said"; ended types $$(cat "$$types/verdict"); \
-	  fi; \
 	  echo "== $$check"; start=$$SECONDS; verdict=ok; \
 	  $(MAKE) --no-print-directory $$check || verdict=FAILED; \
 	  ended $$check $$verdict $$((SECONDS - start)); \
 	done; \
+	wait; echo "== types"; cat "$$types/said"; ended types $$(cat "$$types/verdict"); \
 	printf '\n%s' "$$report"; \
 	if [ -s $(VENV)/.pytest-summary ]; then \
 	  grep -E '^(FAILED|ERROR) ' $(VENV)/.pytest-summary || true; \

@@ -12,23 +12,42 @@ from dataclasses import dataclass
 
 from naive_placement import NaivePlacement
 from slosched.codes import Code
+from slosched.core.scheduler.actions.infer import OVERDUE_SHARE
+from slosched.core.scheduler.anti_starvation import OTHERS_PER_TURN, PATIENCE_NS
 from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.dispatch_windows import _LEAD_SLACK_NS, MAX_OUTSTANDING
 from slosched.core.scheduler.expiry import ExpiryHeap
-from slosched.core.scheduler.forecast import WORTH_NS
+from slosched.core.scheduler.forecast import (
+    _CONFIRMED,
+    _NEWEST,
+    _NEWEST_OF_ALL,
+    _REMEMBERED,
+    WORTH_NS,
+)
+from slosched.core.scheduler.plans import _LOOKED_AT
 from slosched.core.scheduler.policies.base import Refusals
-from slosched.core.scheduler.policies.infer5 import Infer5
+from slosched.core.scheduler.policies.infer5 import (
+    _FLOODED,
+    _LOSS_WEIGHT,
+    _PADDING_GAIN,
+    _SPARE_COST,
+    Infer5,
+)
 from slosched.core.scheduler.shares import Shares
 from slosched.core.scheduler.state import ActionState, Gpu, Instance, Request
+from slosched.core.scheduler.urgency import (
+    CREDIT,
+    CREDIT_SLOPE,
+    PENALTY,
+    PENALTY_SLOPE,
+    WEIGHT,
+    WEIGHT_SLOPE,
+)
+from slosched.core.scheduler.weights import _IN_FULL_AT
+from slosched.core.scheduler.weights import _LOOKED_AT as _WORTH_LOOKED_AT
 from slosched.units import format_duration
 
-MAX_OUTSTANDING = 2
-_LEAD_SLACK_NS = 50_000
 _NEVER_NS = 2**62
-_LOSS_WEIGHT = 0.012
-_PADDING_GAIN = 1.07
-_LOOKED_AT = 8
-_PATIENCE_NS = 250_000_000
-_OTHERS_PER_TURN = 20
 
 _Choice = tuple[Instance, int, int, int]
 
@@ -58,7 +77,7 @@ class _Known:
 
     def sent(self, batch: _Batch, ns: int) -> None:
         self.batches += 1
-        share = max(1 / self.batches, 0.15)
+        share = max(1 / self.batches, _NEWEST)
         wanted_ns = self.last_ns if self.turned_away else max(self.last_ns, batch.oldest_ns)
         self.gap_ns += share * (ns - wanted_ns - self.gap_ns)
         self.dear += share * (batch.dear - self.dear)
@@ -68,7 +87,7 @@ class _Known:
 def _count(known: dict[int, _Known], about: _Known) -> None:
     """One more request of a model; half of what is remembered goes once that is much."""
     about.asked += 1
-    if sum(each.asked for each in known.values()) > 50 * len(known):
+    if sum(each.asked for each in known.values()) > _REMEMBERED * len(known):
         for each in known.values():
             each.asked -= each.asked // 2
 
@@ -91,7 +110,12 @@ class NaiveDispatchWindows:
         worker = gpu.worker
         end_ns = gpu.exec.busy_until_ns
         # Its report is later than nine in ten are: something is wrong there, send nothing more.
-        if now_ns > end_ns + worker.returns.margin_ns + outstanding[0].expected_duration_ns // 8:
+        if (
+            now_ns
+            > end_ns
+            + worker.returns.margin_ns
+            + outstanding[0].expected_duration_ns // OVERDUE_SHARE
+        ):
             return None
         return end_ns - min(worker.transit.margin_ns + _LEAD_SLACK_NS, self._ahead_ns)
 
@@ -170,18 +194,18 @@ class NaiveForecast:
             elif batch is None:
                 about.turned_away = True
                 about.late_ns = ns if kind == "late" else about.late_ns
-            elif ns - about.late_ns > 2 * max(batch.slo_ns, about.gap_ns):
+            elif ns - about.late_ns > _CONFIRMED * max(batch.slo_ns, about.gap_ns):
                 del known[model_id]  # all was well for long: nothing is known until the next loss
             else:
                 wanted_ns = last_ns if about.turned_away else max(last_ns, batch.oldest_ns)
                 about.sent(batch, ns)
                 count += 1
-                between_ns += max(1 / count, 0.03) * (ns - wanted_ns - between_ns)
+                between_ns += max(1 / count, _NEWEST_OF_ALL) * (ns - wanted_ns - between_ns)
                 last_ns = ns
         about = known.get(request.instance.model_id)
         if about is None or not about.batches:
             return None
-        if now_ns - about.late_ns > 2 * max(request.slo_ns, about.gap_ns):
+        if now_ns - about.late_ns > _CONFIRMED * max(request.slo_ns, about.gap_ns):
             return None
         if latest_ns - now_ns < WORTH_NS:
             return None
@@ -408,18 +432,18 @@ class NaiveInfer5:
             if choice is None:
                 choice = self._best_batch(gpu, start_ns, everybody)
                 ways_ns = gpu.worker.transit.expected_ns + gpu.worker.returns.expected_ns
-                if choice is not None and self._loss > 0.3:
+                if choice is not None and self._loss > _FLOODED:
                     spared = self._best_batch(gpu, start_ns + ways_ns, everybody)
-                    if spared is not None and self._each_ns(gpu, spared) <= 1.25 * self._each_ns(
-                        gpu, choice
-                    ):
+                    if spared is not None and self._each_ns(
+                        gpu, spared
+                    ) <= _SPARE_COST * self._each_ns(gpu, choice):
                         choice = spared
             if choice is not None:
                 exec_ns = self._commit(gpu, choice, start_ns, now_ns)
                 self._anti_starvation.pop(choice[0].model_id, None)
                 self._others_ns += exec_ns
                 if turn is not None:
-                    self._others_ns, self._others_needed_ns = 0, _OTHERS_PER_TURN * exec_ns
+                    self._others_ns, self._others_needed_ns = 0, OTHERS_PER_TURN * exec_ns
                 sent = True
         if sent and self._waiting:
             self._answer_hopeless(now_ns)
@@ -434,18 +458,18 @@ class NaiveInfer5:
         if self._others_ns < self._others_needed_ns:
             return None
         for model_id, since_ns in sorted(self._anti_starvation.items(), key=lambda item: item[1]):
-            if self._now_ns - since_ns >= _PATIENCE_NS and model_id in self._waiting:
+            if self._now_ns - since_ns >= PATIENCE_NS and model_id in self._waiting:
                 choice = self._best_batch(gpu, start_ns, [self._waiting[model_id]])
                 if choice is not None:
                     return choice
         return None
 
     def _credit(self) -> float:
-        return 1.9 + 3.45 * self._loss
+        return CREDIT + CREDIT_SLOPE * self._loss
 
     def _heed(self) -> float:
         """Weights count in full from a tenth of losses on."""
-        return min(1.0, self._loss / 0.1)
+        return min(1.0, self._loss / _IN_FULL_AT)
 
     def _aboard(self, gpu: Gpu, model: Instance, over: int, taken: int) -> list[Request]:
         """The requests behind the first `over` whose virtual deadline, less what they are worth, is soonest."""
@@ -453,7 +477,7 @@ class NaiveInfer5:
         if all(self._value[request.key] == 1.0 for request in queue):
             return queue[over : over + taken]
         credit_ns = self._credit() * gpu.exec_table(model.queue).single.expected_ns * self._heed()
-        some = queue[over : over + taken + 112]
+        some = queue[over : over + taken + _WORTH_LOOKED_AT]
         some.sort(key=lambda r: r.deadline_ns - credit_ns * self._value[r.key])
         return sorted(some[:taken])
 
@@ -462,7 +486,8 @@ class NaiveInfer5:
         best: _Choice | None = None
         best_key = 0.0
         loss = self._loss
-        credit, weight, penalty = self._credit(), 2.3 + 4.0 * loss, 0.24 - 0.17 * loss
+        credit, weight = self._credit(), WEIGHT + WEIGHT_SLOPE * loss
+        penalty = PENALTY + PENALTY_SLOPE * loss
         returns = gpu.worker.returns
         floor_ns = start_ns + returns.margin_ns
         resident = gpu.resident

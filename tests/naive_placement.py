@@ -9,13 +9,18 @@ from collections import deque
 from dataclasses import dataclass
 
 from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.placement.base import _LOAD_LEAD_NS
+from slosched.core.scheduler.placement.gain import (
+    _AGAIN,
+    _CLEARLY,
+    _CREDIT,
+    _GPUS_TRIED,
+    _VICTIMS_LOOKED_AT,
+    _WISHES_TRIED,
+)
+from slosched.core.scheduler.placement.popularity import _LEAST_MEMORY, _SAMPLES
 from slosched.core.scheduler.state import ActionState, Gpu, Instance, Request
-from slosched.units import NS_PER_MS, NS_PER_S
-
-_SAMPLES, _LEAST_MEMORY = 10, 200
-_CLEARLY, _CREDIT, _AGAIN = 1.25, 1.0, 0.25
-_WISHES_TRIED, _GPUS_TRIED, _VICTIMS_LOOKED_AT = 8, 8, 64
-_LOAD_LEAD_NS = NS_PER_MS
+from slosched.units import NS_PER_S
 
 
 @dataclass(slots=True, eq=False)
