@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from made_messages import an_infer_result
 from scheduler_rig import EXEC_MS, MS, T0, Rig
 from slosched.codes import Code
-from slosched.core.scheduler.interface import StageDone, StageRecord
-from slosched.core.scheduler.state import After, GoOn, Queue, Reply, Request, StageEnd
-from slosched.messages import Infer, InferReply, ModelInfo
+from slosched.core.scheduler.interface import FromWorker, Keep, StageDone, StageRecord, ToClient
+from slosched.core.scheduler.state import After, GoOn, Instance, Queue, Reply, Request, StageEnd
+from slosched.core.values import Value
+from slosched.messages import Infer, InferReply, ModelInfo, Span
+from slosched.sim.fuzz_case import SmallLoad
+from slosched.sim.run import simulate
 from slosched.sim.run_files import RunFiles
 from slosched.telemetry.stage_log import read_stage_log
+from slosched.workloads.base import ModelUse
+from test_sim_marks import batches
 
 _REST_MS = 8
 
@@ -97,6 +106,29 @@ def test_what_cannot_go_on_in_time_gets_its_best_answer() -> None:
     assert reply.reason.startswith("answered by stage 0: stage 1 ended with")
 
 
+def test_the_output_of_a_stage_lives_until_its_request_is_answered_with_it() -> None:
+    heavy: list[Queue] = []
+    rig, light, second = two_stages(go_to(heavy, passes=True))
+    heavy.append(second)
+    info: ModelInfo = light.instance.info()
+    rig.infer(info, slo_ms=4, shape=(4,), dtype="float32", input_bytes=16)
+    rig.step()
+    infer = rig.to_worker(Infer)[-1]
+    rig.now_ns += round(EXEC_MS[1] * MS)
+    span = Span(rig.now_ns - round(EXEC_MS[1] * MS), rig.now_ns, round(EXEC_MS[1] * MS))
+    result = an_infer_result(
+        infer.session, infer.action_id, span, received_ns=T0, sent_ns=rig.now_ns, output_sizes=(16,)
+    )
+    output = Value(99, 16)
+    rig.handle(FromWorker(0, result, (output,)))
+    rig.step()
+    (answer,) = [e for e in rig.effects if isinstance(e, ToClient) and e.output is not None]
+    assert answer.output == output, "too late for its rest: the best answer, and its own"
+    (record,) = [e.record for e in rig.effects if isinstance(e, StageDone)]
+    kept = [e.owner for e in rig.effects if isinstance(e, Keep) and e.value_id == 99]
+    assert kept == [record.key]
+
+
 def test_without_a_best_answer_it_is_refused() -> None:
     heavy: list[Queue] = []
     rig, light, second = two_stages(go_to(heavy, keeps=False))
@@ -106,6 +138,36 @@ def test_without_a_best_answer_it_is_refused() -> None:
     run_last(rig)
     (reply,) = rig.to_client(InferReply)
     assert reply.code == Code.TIMED_OUT or reply.code == Code.COULD_NOT_START_IN_TIME
+
+
+@pytest.mark.parametrize(("slo_ms", "seen"), [(6, {0}), (100, {0, 1})])
+def test_under_load_each_request_gets_its_own_answer_through_both_stages(
+    slo_ms: int, seen: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The light stage's output is the heavy one's input: a mark that comes back went through both.
+
+    The simulated client compares the mark of every answer with its request's.
+    """
+    copies: dict[int, Instance] = {}
+    made = Instance.__post_init__
+
+    def after(request: Request, end: StageEnd) -> Reply | GoOn:
+        if request.instance.copy or len(copies) < 2:
+            return Reply.OUTPUT
+        return GoOn(copies[1].queue, passes_output=True)
+
+    def noted(instance: Instance) -> None:
+        made(instance)
+        copies[instance.copy] = instance
+        instance.queue.after = after
+
+    monkeypatch.setattr(Instance, "__post_init__", noted)
+    spec = batches(without_input=0)
+    load = SmallLoad((ModelUse("net", 2),), (300.0,), 0, slo_ms * MS, bunch=8)
+    result = simulate(replace(spec, workload=load), out=tmp_path / "run")
+    stages = read_stage_log(tmp_path / "run" / "stages.tsv")
+    assert result.complete and sum(step.sent for step in result.steps) > 200
+    assert set(stages["stage"].tolist()) == seen, "with 6 ms the rest never fits: the best answers"
 
 
 def test_a_stage_log_is_made_for_requests_of_several_stages_alone(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def on_cpus(cpus: Sequence[int]) -> Iterator[None]:
 
 
 def first_siblings(cpus: Sequence[int]) -> list[int]:
-    """Of each physical core's `cpus` the first; all of them where the kernel does not tell."""
+    """The first of `cpus` on each physical core; all of them where the kernel does not tell."""
     taken: set[int] = set()
     first = []
     for cpu in cpus:

@@ -408,9 +408,7 @@ class SecondTries:
         return (
             self._cluster.gpus.get(gpu.index) is gpu
             and gpu.index not in holds
-            and model.model_id in gpu.worker.instances
-            and gpu.pages >= model.pages
-            and gpu.may_load(model, now_ns)
+            and gpu.can_load(model, now_ns)
         )
 
     def _choose(self, model: Instance, holds: dict[int, Gpu], now_ns: int) -> Gpu | None:
