@@ -2,9 +2,9 @@
 
 A request's inputs travel as one frame, and its outputs as another: its tensors in the order of the signature,
 each in C order and beginning at a multiple of `ALIGN_BYTES`. So the frame of a single tensor is the tensor.
-A dimension of -1 is the request's *length*: the same number for all its tensors. A model with such a dimension
-has *length classes*; a request runs in one that is at least as long as itself, its inputs padded and its outputs
-cut.
+A dimension of -1 is the request's *length*, the same number for all its tensors. A model with such a dimension
+has *length classes*; a request runs in one that is at least as long as itself, its inputs padded and its
+outputs cut.
 
 A tensor of BYTES has elements of any size: each is four bytes, little endian, that say its size, and the bytes
 themselves. Its shape is fixed, and all its elements together take at most `max_bytes`.
