@@ -143,8 +143,8 @@ def cells_of(
 ) -> list[CellProblem]:
     """A problem for each step, with the requests that the client sends with that seed.
 
-    Raises InvalidConfig for closed loops and workloads without an end, UnknownName for models that no
-    GPU's profile has.
+    Raises InvalidConfig for closed loops, workloads without an end and models with length classes,
+    UnknownName for models that no GPU's profile has.
     """
     check_open(workload, seed)
     engine = Engine(workload, seed=seed, duration_ns=duration_ns)
@@ -190,9 +190,15 @@ def cells_of(
 
 def _classes(profile: GpuProfile, name: str, cluster: Cluster) -> dict[int, int]:
     try:
-        table = profile.model(name).exec_ns
+        model = profile.model(name)
     except UnknownName:
         return {}
+    if model.lengths:
+        raise InvalidConfig(
+            f"model {name!r} has length classes, and requests of several may share a batch: bounds know one "
+            "program for each model"
+        )
+    table = model.exec_ns
     return {
         batch: exec_ns
         for batch, exec_ns in sorted(table.items())
