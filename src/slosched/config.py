@@ -182,6 +182,13 @@ class WorkerConfig:
             panel=MEMORY,
         ),
     ] = 0
+    preempt: Annotated[
+        bool,
+        Option(
+            help="A long inference can be interrupted for an urgent one (the controller needs --preempt too).",
+            panel=MODELS,
+        ),
+    ] = False
     page_bytes: AtLeast1 = PAGE_BYTES
     allow_zero_size_inputs: bool = True
     dtype: Annotated[
@@ -413,6 +420,14 @@ class SchedulerConfig:
             panel=SCHEDULER,
         ),
     ] = EARLY_REFUSAL
+    preempt: Annotated[
+        bool,
+        Option(
+            help="INFER5: a request that would be late may interrupt a long inference, on workers with "
+            "--preempt, where more is in time then.",
+            panel=SCHEDULER,
+        ),
+    ] = False
     mix_lengths: Annotated[
         bool,
         Option(

@@ -125,6 +125,10 @@ class GpuProfile:
     weights_cache_bytes: int
     page_bytes: int = PAGE_BYTES
     clock_mhz: int = 1380
+    #: With `preempt`: how far apart the boundaries of an exec are, and the batch-1 time up to which a model is
+    #: urgent.
+    boundary_ns: AtLeast0 = 300_000
+    urgent_at_most_ns: AtLeast0 = 5_000_000
 
     def __post_init__(self) -> None:
         check_types(self)

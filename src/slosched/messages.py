@@ -331,7 +331,8 @@ class Infer(TimedAction, frozen=True, kw_only=True):
 
     `input_sizes` lists the bytes of the frames that follow, one per request; a size of 0 carries no
     frame and the worker generates that input. `length` is the length class that runs, and `lengths` has the
-    length of each request; 0 and empty for a model without length classes.
+    length of each request; 0 and empty for a model without length classes. In a preemptive exec lane the
+    Infer goes first at the next boundary of a running one with a lower `priority`.
     """
 
     model_id: Number
@@ -342,6 +343,7 @@ class Infer(TimedAction, frozen=True, kw_only=True):
     input_sizes: PerRequest = ()
     length: Number = 0
     lengths: PerRequest = ()
+    priority: Number = 0
 
 
 class ClearCache(SessionMessage, frozen=True):
@@ -466,7 +468,8 @@ class LengthClass(msgspec.Struct, frozen=True, array_like=True):
 class LoadModelResult(ActionResult, frozen=True, kw_only=True):
     """`exec_ns[i]` is the profiled exec time of `batch_sizes[i]`, in the longest of the `length_classes` if
     there are any; these ascend. `inputs` and `outputs` are the signature, `input_*` and `output_*` its first
-    tensors at the greatest length.
+    tensors at the greatest length. `boundary_ns` is the longest time until a run of it can be interrupted; 0:
+    it cannot be. `urgent`: an Infer of it may interrupt others.
     """
 
     span: Span
@@ -485,6 +488,8 @@ class LoadModelResult(ActionResult, frozen=True, kw_only=True):
     inputs: Tensors = ()
     outputs: Tensors = ()
     length_classes: Annotated[tuple[LengthClass, ...], msgspec.Meta(max_length=MOST_LENGTHS)] = ()
+    boundary_ns: Number = 0
+    urgent: bool = False
 
 
 class UnloadModelResult(ActionResult, frozen=True, kw_only=True):
@@ -502,7 +507,8 @@ class EvictWeightsResult(ActionResult, frozen=True, kw_only=True):
 class InferResult(ActionResult, frozen=True, kw_only=True):
     """`output_sizes` lists the bytes of the frames that follow, one per request (none: inputs off).
 
-    `pause_ns` is how long a segmented Infer stood still between its segments, within its `exec` span.
+    `pause_ns` is how long an interrupted Infer stood still, within its `exec` span; `segments` are the parts
+    that it ran in, and empty where it was not interrupted.
     """
 
     gpu_id: Number
@@ -513,6 +519,7 @@ class InferResult(ActionResult, frozen=True, kw_only=True):
     gpu_clock_mhz: Number
     output_sizes: PerRequest = ()
     pause_ns: Number = 0
+    segments: Annotated[tuple[Span, ...], msgspec.Meta(max_length=1024)] = ()
 
 
 class ClearCacheResult(ActionResult, frozen=True, kw_only=True):

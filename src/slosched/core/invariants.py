@@ -381,5 +381,5 @@ class InvariantChecker:
 
 
 def _segments(result: InferResult) -> tuple[Span, ...]:
-    """The segments in which an Infer ran. A result reports one: no device interrupts an Infer."""
-    return (result.exec,)
+    """The segments in which an Infer ran."""
+    return result.segments or (result.exec,)

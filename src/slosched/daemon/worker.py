@@ -37,6 +37,7 @@ from slosched.core.worker.interface import (
     ToController,
 )
 from slosched.core.worker.kinds import takes_inputs
+from slosched.core.worker.lanes import gpu_lanes
 from slosched.core.worker.stepping import Stepper
 from slosched.daemon.backends.base import Backend, Frame
 from slosched.daemon.backends.opening import open_backend
@@ -106,6 +107,7 @@ class WorkerServer:
             device=self._backend.device_name,
             allow_zero_size_inputs=config.allow_zero_size_inputs,
             put_aside=config.put_aside,
+            lanes=gpu_lanes(preemptive=config.preempt),
         )
         self._stepper = Stepper(self._brain, self._backend.devices, self._perform)
         # A failed send needs no handling: a controller that is gone, or does not read, misses heartbeats.

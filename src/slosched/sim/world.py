@@ -111,6 +111,7 @@ class _Nodes:
             incarnation=100 + worker_id + crashes * _INCARNATIONS_APART,
             clock=clock,
             watch=watch,
+            preemptive=spec.scheduler.preempt,
         )
 
 

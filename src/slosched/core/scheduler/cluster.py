@@ -104,12 +104,13 @@ class Cluster:
         duration_ns: int,
         latest_ns: int,
         queue: Queue | None = None,
+        priority: int = 0,
     ) -> ActionState:
         """Commit `requests` (all QUEUED) to one action of `batch_class` on `gpu`.
 
         They are of one queue; `queue` says what runs if they are of several length classes of an instance, and
         where there are none: then it serves no client, and the worker makes up the inputs (a policy's own
-        load; the worker must allow inputs of zero bytes).
+        load; the worker must allow inputs of zero bytes). With a `priority` above 0 it interrupts what runs.
         """
         queue = queue or requests[0].queue
         return self._send(
@@ -125,6 +126,7 @@ class Cluster:
                 expected_start_ns=start_ns,
                 expected_duration_ns=duration_ns,
                 latest_ns=latest_ns,
+                priority=priority,
             )
         )
 

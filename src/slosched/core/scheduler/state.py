@@ -171,8 +171,10 @@ class ActionState:
         "gpu",
         "instance",
         "latest_ns",
+        "paused_ns",
         "predicted_end_ns",
         "predicted_start_ns",
+        "priority",
         "queue",
         "reaches_ns",
         "requests",
@@ -195,6 +197,7 @@ class ActionState:
         expected_start_ns: int,
         expected_duration_ns: int,
         latest_ns: int,
+        priority: int = 0,
     ) -> None:
         self.action_id = action_id
         self.action_type = action_type
@@ -213,6 +216,8 @@ class ActionState:
         self.predicted_start_ns = expected_start_ns
         self.predicted_end_ns = self.expected_end_ns
         self.latest_ns = latest_ns
+        self.priority = priority  # above 0: it interrupts what runs
+        self.paused_ns = 0  # expected pauses, for urgent actions that were sent after it
         self.requests_queued = len(self.queue.requests)
         self.copies_loaded = len(instance.resident_on)
         #: How much longer than expected it may take, as a promise of what follows should allow for.

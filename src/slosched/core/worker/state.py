@@ -32,6 +32,8 @@ class Instance:
     pages: dict[int, int]  # gpu id -> pages of its weights there
     random_weights: bool = True
     labels: tuple[str, ...] = ()
+    boundary_ns: int = 0  # the longest time until a run can be interrupted; 0: it cannot be
+    urgent: bool = False  # a run may interrupt others
 
 
 class KindFacts(Protocol):
@@ -70,6 +72,8 @@ class PendingAction(Generic[M]):
     copy_input: Span = NO_SPAN
     exec: Span = NO_SPAN
     pause_ns: int = 0  # between the segments of `exec`; part of no estimate
+    segments: tuple[Span, ...] = ()  # of `exec`; empty where it was not interrupted
+    priority: int = 0
     weights_version: int = -1
     clock_before_mhz: int = 0
     clock_mhz: int = 0

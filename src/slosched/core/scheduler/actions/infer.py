@@ -61,6 +61,7 @@ class InferKind(Kind):
             input_sizes=tuple(sizes),
             length=length,
             lengths=tuple([request.length or length for request in requests]) if length else (),
+            priority=action.priority,
         )
 
     def _generated_bytes(self, model: Instance, length: int) -> int:

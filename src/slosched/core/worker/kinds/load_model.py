@@ -98,6 +98,8 @@ class LoadModelKind(ActionKind[LoadModel]):
                 pages=pages,
                 random_weights=event.random_weights,
                 labels=event.labels,
+                boundary_ns=event.boundary_ns,
+                urgent=event.urgent,
             )
         self._answer(action, ledger.instances[message.model_id], event.span, now_ns)
 
@@ -130,6 +132,8 @@ class LoadModelKind(ActionKind[LoadModel]):
                 _offered_class(length, exec_ns, message)
                 for length, exec_ns in profile.exec_ns_at.items()
             ),
+            boundary_ns=instance.boundary_ns,
+            urgent=instance.urgent,
         )
         self._ledger.answer(action, result)
 
