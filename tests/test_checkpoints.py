@@ -211,7 +211,7 @@ def test_shapes_that_cannot_be_served_say_what_can(shape: str, tmp_path: Path) -
     file.write_text(f'[models.own]\nfactory = "a:b"\ninput_shape = {shape}\n')
     with pytest.raises(
         InvalidConfig,
-        match=r"(?s)input_shape must be a list.*one fixed shape and dtype.*wrapper with one input, and lengths",
+        match=r"(?s)input_shape must be a list.*one fixed shape and dtype.*several inputs.*lengths = ",
     ):
         load_worker_config(file)
 
@@ -259,7 +259,7 @@ def test_what_a_failing_forward_wanted() -> None:
     spec = ModelSpec("own", TwoInputs, (4,))
     batch = torch.rand(1, 4)
     two = explain_forward_error(failing(TwoInputs, batch), spec)
-    assert "wants more inputs" in two and "'b'" in two and "wrap the model" in two
+    assert "wants more inputs" in two and "'b'" in two and "[models.own.inputs.INPUT]" in two
     exported = torch.export.export(TwoInputs(), (batch, batch)).module
     assert "wants more inputs" in explain_forward_error(failing(exported, batch), spec)
     tokens = explain_forward_error(failing(lambda: torch.nn.Embedding(9, 3), batch), spec)
