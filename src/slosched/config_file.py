@@ -225,7 +225,11 @@ def load_profile(name_or_path: str | Path) -> GpuProfile:
 
 
 #: What a model's table in a profile has beside the fields of ModelProfile.
-_PROFILE_TABLES: dict[str, Any] = {"inputs": dict[str, Any], "outputs": dict[str, Any], "exec_at": dict[int, Any]}
+_PROFILE_TABLES: dict[str, Any] = {
+    "inputs": dict[str, Any],
+    "outputs": dict[str, Any],
+    "exec_at": dict[int, Any],
+}
 
 
 def _profile(where: str, table: Mapping[str, Any]) -> GpuProfile:

@@ -5,6 +5,7 @@ their inputs, its outputs are found, and what a request is padded with does not 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol
 
@@ -20,7 +21,7 @@ from slosched.daemon.backends.contract import (
 )
 from slosched.daemon.backends.layout import Layout, made_up
 from slosched.errors import SloschedError
-from slosched.signature import BYTES, ONLY_OUTPUT, VARIES, Tensor, single
+from slosched.signature import BYTES, ONLY_INPUT, ONLY_OUTPUT, VARIES, Tensor, single
 
 #: The batches that are compared in length classes after the first.
 _FEWER_SIZES = (1, 3)
@@ -56,6 +57,25 @@ class Checked(Protocol):
 
     @property
     def input_high(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class OneTensor:
+    """A model of which no more is said than the shape and dtype of its only input."""
+
+    name: str
+    input_shape: tuple[int, ...]
+    input_dtype: str = "float32"
+    inputs: tuple[Tensor, ...] = ()
+    outputs: tuple[Tensor, ...] = ()
+    lengths: tuple[int, ...] = ()
+    pads: Mapping[str, float] = field(default_factory=dict)
+    padding_changes_answers: bool = False
+    input_high: int = 0
+
+    @property
+    def takes(self) -> tuple[Tensor, ...]:
+        return (Tensor(ONLY_INPUT, self.input_dtype, self.input_shape),)
 
 
 def check_model(run: Run, model: Checked, *, precision: str) -> tuple[Tensor, ...]:

@@ -120,6 +120,19 @@ class Layout:
             parts.append(_cut(tensor, whole, length).tobytes())
         return joined(parts)
 
+    def answer(self, row: Array, length: int) -> tuple[memoryview, Iterator[tuple[Array, Array]]]:
+        """The same where no tensor is of BYTES, to be filled in pieces: the frame, and (to, from) of each."""
+        frame = np.zeros(row_bytes(self.tensors, length), np.uint8)
+        begins = [begin for begin, _ in places(self.tensors, length)]
+
+        def pieces() -> Iterator[tuple[Array, Array]]:
+            for (tensor, at, shape, dtype), begin in zip(self.parts(), begins, strict=True):
+                whole: Array = np.ndarray(shape, dtype, row.data, at)
+                to: Array = np.ndarray(tensor.shape_at(length), dtype, frame.data, begin)
+                yield from _pieces(to, _cut(tensor, whole, length))
+
+        return frame.data, pieces()
+
     # -------------------------------------------------------------------------------- arrays
 
     def pack(self, arrays: Arrays, memory: Array | None = None) -> Array:
