@@ -171,7 +171,7 @@ class WrongInLargeBatches(FakeProgram):
 
 
 def profiled(
-    kind: type[FakeProgram] = FakeProgram, **how: bool
+    kind: type[FakeProgram] = FakeProgram, **how: Any
 ) -> tuple[FakeProgram, dict[int, int], list[str]]:
     clock = VirtualClock()
     driver = FakeDriver(clock)

@@ -20,7 +20,7 @@ from slosched.daemon.backends.contract import (
     differing,
 )
 from slosched.daemon.backends.layout import Layout, made_up
-from slosched.errors import SloschedError
+from slosched.errors import InvalidConfig, SloschedError
 from slosched.signature import BYTES, ONLY_INPUT, ONLY_OUTPUT, VARIES, Tensor, single
 
 #: The batches that are compared in length classes after the first.
@@ -61,7 +61,7 @@ class Checked(Protocol):
 
 @dataclass(frozen=True)
 class OneTensor:
-    """A model of which no more is said than the shape and dtype of its only input."""
+    """A model of which no more need be said than the shape and dtype of its only input."""
 
     name: str
     input_shape: tuple[int, ...]
@@ -75,7 +75,7 @@ class OneTensor:
 
     @property
     def takes(self) -> tuple[Tensor, ...]:
-        return (Tensor(ONLY_INPUT, self.input_dtype, self.input_shape),)
+        return self.inputs or (Tensor(ONLY_INPUT, self.input_dtype, self.input_shape),)
 
 
 def check_model(run: Run, model: Checked, *, precision: str) -> tuple[Tensor, ...]:
@@ -104,6 +104,16 @@ def check_model(run: Run, model: Checked, *, precision: str) -> tuple[Tensor, ..
             if difference := _padding_changes(run, model, gives, short, long, precision):
                 raise ModelRefused(_padding_matters(model.name, short, long, difference))
     return gives
+
+
+def refuse_texts(model: Checked) -> None:
+    """Raises InvalidConfig for a model of texts, on a GPU."""
+    texts = [str(each) for each in (*model.takes, *model.outputs) if each.dtype == BYTES]
+    if texts:
+        raise InvalidConfig(
+            f"model {model.name!r} takes or gives texts ({', '.join(texts)}), which are not for a GPU: serve it "
+            "by a worker on the CPU (--device cpu), or make numbers of them in the client (a tokenizer)"
+        )
 
 
 def profile_of(

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from slosched.config import ModelSource, WorkerConfig, canonical_model
-from slosched.daemon.backends.checking import OneTensor
+from slosched.daemon.backends.checking import OneTensor, refuse_texts
 from slosched.daemon.backends.cuda.bindings import CudaDriver
 from slosched.daemon.backends.cuda.driver import Block, Stream
 from slosched.daemon.backends.cuda.preparing import Source
@@ -16,7 +16,6 @@ from slosched.daemon.backends.cuda.torch_program import TorchProgram, TorchStrea
 from slosched.daemon.backends.sources import imported, open_specs
 from slosched.daemon.backends.templates import Template
 from slosched.errors import InvalidConfig
-from slosched.signature import BYTES
 
 
 class Models:
@@ -46,12 +45,7 @@ class Models:
         if name in self._cupy:
             return self._build_cupy(name, place)
         spec = self._specs[name]
-        texts = [str(each) for each in (*spec.takes, *spec.outputs) if each.dtype == BYTES]
-        if texts:
-            raise InvalidConfig(
-                f"model {name!r} takes or gives texts ({', '.join(texts)}), which are not for a GPU: serve it "
-                "by a worker on the CPU (--device cpu), or make numbers of them in the client (a tokenizer)"
-            )
+        refuse_texts(spec)
         template = Template(spec)
         return Source(
             program=TorchProgram(template, self._streams, place),
