@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 
 from slosched.daemon.backends.cuda.driver import Block, DeviceFault, Event, Stream
-from slosched.daemon.backends.cuda.program import BufferSet
-from slosched.daemon.backends.cuda.recorded import Array, RecordedProgram
+from slosched.daemon.backends.cuda.program import BufferSet, Class
+from slosched.daemon.backends.cuda.recorded import Array, Arrays, RecordedProgram
+from slosched.daemon.backends.layout import made_up
+from slosched.signature import ONLY_INPUT, ONLY_OUTPUT, Tensor
 
 MS = 1_000_000
 #: A reading of the clock takes this long, so that whoever spins gets on.
@@ -225,6 +227,11 @@ class FakeDriver:
 
 
 ROW_IN, ROW_OUT = 16, 4
+TAKES = (Tensor(ONLY_INPUT, "uint8", (ROW_IN,)),)
+GIVES = (Tensor(ONLY_OUTPUT, "uint8", (ROW_OUT,)),)
+#: Two inputs and two outputs, one of each with a dimension that varies.
+TEXT_TAKES = (Tensor("ids", "int32", (-1,)), Tensor("kind", "uint8", (3,)))
+TEXT_GIVES = (GIVES[0], Tensor("echo", "int32", (-1,)))
 
 
 def expected_row(weights: bytes, row: bytes) -> bytes:
@@ -232,10 +239,28 @@ def expected_row(weights: bytes, row: bytes) -> bytes:
     return zlib.crc32(row, zlib.crc32(weights)).to_bytes(4, "little")
 
 
+@dataclass(frozen=True)
+class FakeView:
+    """An array of the fake device's memory."""
+
+    driver: FakeDriver
+    address: int
+    shape: tuple[int, ...]
+    dtype: str
+    strides: tuple[int, ...]
+
+    def array(self) -> Array:
+        spans = [(n - 1) * step for n, step in zip(self.shape, self.strides, strict=True)]
+        size = sum(spans) + np.dtype(self.dtype).itemsize
+        memory = self.driver.at(self.address, size)
+        return np.ndarray(self.shape, self.dtype, memory.data, 0, self.strides)
+
+
 class FakeProgram(RecordedProgram):
     """Answers with a checksum of the active weights and each input row, after `exec_ns[batch]`.
 
-    Its result lies in the pool that all runs share. `capture`: as a graph; else each run is put together
+    A program of `lengths` takes TEXT_TAKES and gives TEXT_GIVES: also its first input again.
+    Its results lie in the pool that all runs share. `capture`: as a graph; else each run is put together
     anew. `spoils`: it changes the first byte of its weights in each run; `remembers`: what its graphs
     answer depends on something that was put into the pool when they were captured.
     """
@@ -250,9 +275,13 @@ class FakeProgram(RecordedProgram):
         capture: bool = True,
         spoils: bool = False,
         remembers: bool = False,
+        lengths: tuple[int, ...] = (),
     ) -> None:
         place = driver.device_block(weights_bytes)
-        super().__init__(name, driver, driver.stream(-2), place, weights_bytes)
+        self.takes = TEXT_TAKES if lengths else TAKES
+        stream = driver.stream(-2)
+        super().__init__(name, driver, stream, place, weights_bytes, takes=self.takes)
+        self.answers_with(TEXT_GIVES if lengths else GIVES)
         self.driver = driver
         self.exec_ns = dict(exec_ns)
         self.active = driver.device_block(weights_bytes + 1024).address
@@ -264,7 +293,8 @@ class FakeProgram(RecordedProgram):
         self._preparing = driver.stream(0)
         self._stream = self._preparing
         for batch in sorted(exec_ns):
-            self.add_class(batch, capture=capture)
+            for length in lengths or (0,):
+                self.add_class(Class(batch, length), capture=capture)
         self.ran_with.clear()
 
     def launch(self, buffers: BufferSet, stream: Stream) -> None:
@@ -275,20 +305,29 @@ class FakeProgram(RecordedProgram):
 
     # ------------------------------------------------------------------- what a library does
 
-    def sample_rows(self, batch: int, seed: int) -> Array:
-        return np.random.default_rng(seed).integers(0, 256, (batch, ROW_IN), dtype=np.uint8)
+    def sample_rows(self, batch: int, seed: int, length: int = 0) -> Arrays:
+        return made_up(self.takes, batch, seed, length=length, high=256)
 
-    def run_rows(self, rows: Array) -> Array:
-        block = self.driver.device_block(rows.nbytes)
-        self.driver.at(block.address, rows.nbytes)[:] = rows.ravel()
-        answer = self._answer(self._forward((block.address, rows.shape)), len(rows))
-        self.driver.free(block)
-        return answer
+    def run_rows(self, rows: Arrays) -> Arrays:
+        inputs = []
+        for tensor in self.takes:
+            array = rows[tensor.name]
+            block = self.driver.device_block(array.nbytes)
+            self.driver.at(block.address, array.nbytes)[:] = np.frombuffer(
+                array.tobytes(), np.uint8
+            )
+            inputs.append(
+                FakeView(self.driver, block.address, array.shape, str(array.dtype), array.strides)
+            )
+        answers = self._answers(self._forward(inputs))
+        for view in inputs:
+            self.driver.free(Block(view.address, 0))
+        return {tensor.name: answer for tensor, answer in zip(self.gives, answers, strict=True)}
 
-    def _answer(self, result: int, batch: int) -> Array:
+    def _answers(self, results: Sequence[FakeView]) -> list[Array]:
         self.driver.clock.now_ns = max(self.driver.clock.now_ns, self._stream.free_ns)
         self.driver.check()
-        return self.driver.at(result, batch * ROW_OUT).copy().reshape(batch, ROW_OUT)
+        return [result.array().copy() for result in results]
 
     def changed_weights(self, source: Block) -> tuple[str, ...]:
         here = self.driver.at(self.active, self.weights_bytes)
@@ -304,13 +343,21 @@ class FakeProgram(RecordedProgram):
         self.driver.pollute(stream)
 
     def _view(
-        self, address: int, shape: tuple[int, ...], dtype: str
-    ) -> tuple[int, tuple[int, ...]]:
-        return address, shape
+        self, address: int, shape: tuple[int, ...], dtype: str, strides: tuple[int, ...]
+    ) -> FakeView:
+        return FakeView(self.driver, address, shape, dtype, strides)
 
-    def _forward(self, inputs: Any) -> int:
-        address, (batch, row_in) = inputs
-        result = self.driver.pool(batch * ROW_OUT)
+    def _in_pool(self, shape: tuple[int, ...], dtype: str) -> FakeView:
+        whole = np.empty(shape, dtype)
+        address = self.driver.pool(whole.nbytes)
+        return FakeView(self.driver, address, shape, dtype, whole.strides)
+
+    def _forward(self, inputs: Sequence[FakeView]) -> list[FakeView]:
+        batch = inputs[0].shape[0]
+        result = self._in_pool((batch, ROW_OUT), "uint8")
+        results = [result]
+        if len(self.gives) > 1:
+            results.append(self._in_pool(inputs[0].shape, inputs[0].dtype))
         note = self.driver.pool(1)
         captured = self._stream is self._capture_stream
         if captured:
@@ -319,24 +366,32 @@ class FakeProgram(RecordedProgram):
         def action() -> None:
             weights = self.driver.at(self.active, self.weights_bytes).tobytes()
             self.ran_with.append(weights)
-            rows = self.driver.at(address, batch * row_in)
-            outputs = self.driver.at(result, batch * ROW_OUT)
+            arrays = [view.array() for view in inputs]
+            outputs = result.array()
             for row in range(batch):
-                answer = expected_row(weights, rows[row * row_in : (row + 1) * row_in].tobytes())
-                outputs[row * ROW_OUT : (row + 1) * ROW_OUT] = np.frombuffer(answer, np.uint8)
+                given = b"".join(array[row].tobytes() for array in arrays)
+                outputs[row] = np.frombuffer(expected_row(weights, given), np.uint8)
+            if len(results) > 1:
+                results[1].array()[...] = arrays[0]
             if self.remembers and captured:
-                outputs[:] ^= self.driver.at(note, 1) ^ 1
+                outputs ^= self.driver.at(note, 1) ^ 1
             if self.spoils:
                 self.driver.at(self.active, 1)[:] += 1
 
         self.driver.enqueue(self._stream, self.exec_ns.get(batch, MS), action)
-        return result
+        return results
 
-    def _address(self, result: Any) -> int:
-        return int(result)
+    def _address(self, result: FakeView) -> int:
+        return result.address
 
-    def _warm_up(self, inputs: Any) -> Array:
-        return self._answer(self._forward(inputs), inputs[1][0])
+    def _store(self, result: FakeView, view: FakeView) -> None:
+        def action() -> None:
+            view.array()[...] = result.array()
+
+        self.driver.enqueue(self._stream, 1, action)
+
+    def _warm_up(self, inputs: Sequence[FakeView]) -> list[Array]:
+        return self._answers(self._forward(inputs))
 
     @contextmanager
     def _on_stream(self, stream: Stream) -> Iterator[None]:

@@ -16,10 +16,11 @@ from slosched.errors import InvalidConfig
 torch = pytest.importorskip("torch")
 
 from slosched.daemon.backends.contract import (  # noqa: E402
-    Array,
+    Arrays,
     ModelRefused,
     check_rows,
     differ,
+    named_outputs,
     single_output,
     tolerance_of,
 )
@@ -35,15 +36,15 @@ class Answer:
     loss: Any = None
 
 
-def rows(batch: int, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).random((batch, 4), dtype=np.float32)
+def rows(batch: int, seed: int = 0) -> Arrays:
+    return {"x": np.random.default_rng(seed).random((batch, 4), dtype=np.float32)}
 
 
 def check(forward: Callable[[Any], Any], *, precision: str = "float32") -> tuple[int, ...]:
-    def run(given: Array) -> Array:
-        output = forward(torch.from_numpy(given.copy()))
-        answer: Array = single_output(output, len(given), name="mine").numpy().copy()
-        return answer
+    def run(given: Arrays) -> Arrays:
+        output = forward(torch.from_numpy(given["x"].copy()))
+        found = named_outputs(output, len(given["x"]), name="mine")
+        return {name: tensor.numpy().copy() for name, tensor in found.items()}
 
     return check_rows(run, rows, name="mine", precision=precision, sizes=(1, 2, 3, 4))
 

@@ -30,6 +30,7 @@ from slosched.options import (
     SCHEDULER,
     Option,
 )
+from slosched.signature import Tensor
 from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
 #: Clockwork's client and worker ports.
@@ -90,15 +91,21 @@ class ModelSource:
     say this.
 
     Exactly one of `factory` ("package.module:function", called without arguments, returns an
-    nn.Module), `pt2` (torch.export file), `safetensors` (weights beside a transformers `config` file) and
-    `cupy` ("package.module:function", for the CuPy backend) is set; none means the zoo's, or the
-    library's, own of that name. `input_shape` is one request's; these last know theirs. `output` names the
-    one of several outputs that is the answer: a key, an attribute or an index ("0").
+    nn.Module), `pt2` (torch.export file), `transformers` (a folder that its save_pretrained wrote),
+    `safetensors` (weights beside a transformers `config` file, or such a folder) and `cupy`
+    ("package.module:function", for the CuPy backend) is set; none means the zoo's, or the library's, own of
+    that name.
+
+    What one request gives is `inputs` (signature.py), or in short `input_shape` and `input_dtype`; models of
+    the zoo, of libraries and of pt2 files know it themselves. `lengths` are the length classes of a dimension
+    of -1; what is shorter is padded with `pads`, by input (0 where there is none). `output` names the one
+    of several outputs that is the answer: a key, an attribute or an index ("0"); `outputs` name several.
     """
 
     name: Annotated[str, Option(in_file=False)]  # the file has it in the heading
     factory: str = ""
     pt2: str = ""
+    transformers: str = ""
     safetensors: str = ""
     config: str = ""
     cupy: str = ""
@@ -107,6 +114,12 @@ class ModelSource:
     dtype: str = "float32"  # of its weights, one of DTYPES; inputs and outputs travel as float32
     channels_last: bool = False  # of its weights and, on the device, inputs
     output: str = ""
+    lengths: tuple[AtLeast1, ...] = ()
+    #: The answer may depend on the class that a request runs in; without this such a model is refused.
+    padding_changes_answers: bool = False
+    inputs: Annotated[tuple[Tensor, ...], Option(in_file=False)] = ()
+    outputs: Annotated[tuple[Tensor, ...], Option(in_file=False)] = ()
+    pads: Annotated[dict[str, float], Option(in_file=False)] = field(default_factory=dict)
     #: Where modules are looked for that are not installed: beside the worker's file.
     folder: Annotated[str, Option(in_file=False)] = ""
 

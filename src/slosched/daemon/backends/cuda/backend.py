@@ -217,9 +217,9 @@ class CudaBackend:
         program = self._made.get(name)
         if program is None:
             return
-        for batch in program.classes:
-            if not program.captured(batch):
-                buffers = program.sets(batch)[0]
+        for each in program.classes:
+            if not program.captured(each):
+                buffers = program.sets(each)[0]
                 program.aim(buffers, ())
                 self._blackbox.launching(self._blackbox.index(name))
                 program.launch(buffers, self._exec_stream)
@@ -352,8 +352,7 @@ class CudaBackend:
         self._sources[name] = Source(
             program=program,
             weights=source.weights[:0],
-            input_shape=source.input_shape,
-            input_dtype=source.input_dtype,
+            model=source.model,
             random_weights=source.random_weights,
             labels=(*source.labels, *_labels(program)),
         )

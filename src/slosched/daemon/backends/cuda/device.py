@@ -8,7 +8,7 @@ from slosched.clock import Clock, now_ns
 from slosched.codes import Code
 from slosched.core.worker.interface import Op, OpDone, OpKind, op_failed
 from slosched.daemon.backends.base import Frame
-from slosched.daemon.backends.cuda.copy_lanes import CopyLanes, batch_class
+from slosched.daemon.backends.cuda.copy_lanes import CopyLanes
 from slosched.daemon.backends.cuda.driver import Block, DeviceFault, Driver, Stream
 from slosched.daemon.backends.cuda.exec_lane import ExecLane
 from slosched.daemon.backends.cuda.program import Program
@@ -171,12 +171,15 @@ class CudaDevice:
         except KeyError:
             reason = f"the weights of model id {op.model_id} are not here"
             return self._refused(op, reason, Code.EXEC_WEIGHTS_MISSING)
-        batch = batch_class(self._programs, op)
+        try:
+            of = program.class_of(op.batch_size, op.length)
+        except ValueError as error:
+            return self._refused(op, str(error))
         buffers = self._copies.buffers_of(op.action_id)
-        if buffers is not None and buffers not in program.sets(batch):
+        if buffers is not None and buffers not in program.sets(of):
             reason = f"{op.model_name} was prepared anew after its inputs came"
             return self._refused(op, reason, Code.CANCELLED)  # another try brings them again
-        self._exec.arm(op, program, batch, buffers, weights, now_ns=now_ns)
+        self._exec.arm(op, program, of, buffers, weights, now_ns=now_ns)
         return None
 
     def _refused(self, op: Op, reason: str, code: Code = Code.RUNTIME_ERROR) -> OpDone:

@@ -23,7 +23,7 @@ from slosched.core.worker.lane_order import ArmedWork, LaneOrder
 from slosched.core.worker.lanes import EXEC_LANE
 from slosched.daemon.backends.base import first_line
 from slosched.daemon.backends.cuda.driver import DeviceFault, Driver, Event, Stream
-from slosched.daemon.backends.cuda.program import BufferSet, Copies, Program, Use
+from slosched.daemon.backends.cuda.program import BufferSet, Class, Copies, Program, Use
 from slosched.daemon.blackbox import NoBlackbox
 from slosched.messages import Span
 
@@ -50,7 +50,7 @@ def _unprepared(buffers: BufferSet, stream: Stream) -> None:
 class _Exec(ArmedWork):
     op: Op
     program: Program
-    batch: int
+    of: Class
     buffers: BufferSet | None  # None: it brings no inputs, and every set still held outputs
     weights: Weights
     clock_before_mhz: int
@@ -89,7 +89,9 @@ class ExecLane:
         self._ended: _Exec | None = None  # its end was noticed, and is not reported yet
         self._active: dict[str, tuple[int, int]] = {}  # by name: whose weights, of which load
         self._finish_events = deque(driver.event() for _ in range(2))
-        self._last_ns: dict[tuple[str, int], int] = {}  # duration of the last run of (model, batch)
+        self._last_ns: dict[
+            tuple[str, Class], int
+        ] = {}  # duration of the last run, by model and class
         self.done: list[OpDone] = []
 
     # ---------------------------------------------------------------------------- questions
@@ -124,21 +126,21 @@ class ExecLane:
         self,
         op: Op,
         program: Program,
-        batch: int,
+        of: Class,
         buffers: BufferSet | None,
         weights: Weights,
         *,
         now_ns: int,
     ) -> None:
-        """Take `op`; `turn` and `spin` start it. `batch` is the class of `program` that runs.
+        """Take `op`; `turn` and `spin` start it. `of` is the class of `program` that runs.
 
         Raises DeviceFault, as does every method here that touches the device.
         """
-        item = _Exec(op, program, batch, buffers, weights, self._read_clock_mhz())
+        item = _Exec(op, program, of, buffers, weights, self._read_clock_mhz())
         item.brings_inputs = buffers is not None
         item.key, item.launch = (weights.model_id, weights.load), program.launch
         item.model_number = self._blackbox.index(op.model_name)
-        item.plain = not program.captured(batch)
+        item.plain = not program.captured(of)
         if buffers is None:
             item.buffers = self._without_outputs(item)
         if item.buffers is not None:
@@ -258,7 +260,7 @@ class ExecLane:
         self._active[op.model_name] = item.key
         if item.brings_inputs:
             buffers.use = Use.OUTPUTS
-        last_ns = self._last_ns.get((op.model_name, item.batch), 0)
+        last_ns = self._last_ns.get((op.model_name, item.of), 0)
         item.expected_end_ns = item.begin_ns + last_ns if last_ns else 0
         return False
 
@@ -282,7 +284,7 @@ class ExecLane:
         taken = [each.buffers for each in self._armed if each.brings_inputs]
         sets = [
             each
-            for each in item.program.sets(item.batch)
+            for each in item.program.sets(item.of)
             if each.use is not Use.OUTPUTS and each not in taken
         ]
         others = [each for each in sets if last is None or each is not last.buffers]
@@ -298,7 +300,7 @@ class ExecLane:
         if not self._running:
             self._blackbox.running(0)
         duration_ns = self._driver.elapsed_ns(item.buffers.started, item.buffers.ended)
-        self._last_ns[item.op.model_name, item.batch] = duration_ns
+        self._last_ns[item.op.model_name, item.of] = duration_ns
         self.done.append(
             OpDone(
                 item.op.op_id,

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from slosched.config import ModelSource, WorkerConfig, canonical_model
+from slosched.daemon.backends.checking import OneTensor, refuse_texts
 from slosched.daemon.backends.cuda.bindings import CudaDriver
 from slosched.daemon.backends.cuda.driver import Block, Stream
 from slosched.daemon.backends.cuda.preparing import Source
@@ -44,12 +45,12 @@ class Models:
         if name in self._cupy:
             return self._build_cupy(name, place)
         spec = self._specs[name]
+        refuse_texts(spec)
         template = Template(spec)
         return Source(
             program=TorchProgram(template, self._streams, place),
             weights=template.host.numpy(),
-            input_shape=spec.input_shape,
-            input_dtype=spec.input_dtype,
+            model=template.spec,
             random_weights=spec.random_weights,
             labels=spec.labels,
         )
@@ -70,8 +71,7 @@ class Models:
         return Source(
             program=program,
             weights=weights,
-            input_shape=model.input_shape,
-            input_dtype=model.input_dtype,
+            model=OneTensor(name, tuple(model.input_shape), model.input_dtype),
             random_weights=model.random_weights,
             labels=("cupy",),
         )
