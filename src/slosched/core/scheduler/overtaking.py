@@ -1,19 +1,20 @@
 """When an urgent request may interrupt what runs on a GPU (option `preempt`).
 
-A long inference stops at its next boundary, an urgent batch runs, and the long one goes on. So everything ordinary
-on that GPU, aboard or waiting, is delayed by the urgent batch's exec time D. The batch is sent if the sum over its
-requests that would be late otherwise, of value times batch-1 time, exceeds
+A long inference stops at its next boundary, an urgent batch runs, and the long one goes on. So everything
+ordinary on that GPU, aboard or waiting, is delayed by the urgent batch's exec time D. The batch is sent if
+the sum over its requests that would be late otherwise, of value times batch-1 time, exceeds
 
     the same sum over the ordinary requests aboard that its pause would make late
     + D u / U
 
-where u is the largest share of its SLO that an ordinary request of this GPU needs with the pause, aboard or last in
-its queue. Requests count by their GPU time, because a long one would never be worth more than the short ones that
-fit into its place; and while ordinary requests need less than a share U of their SLOs, there is time to spare.
+where u is the largest share of its SLO that an ordinary request of this GPU needs with the pause, aboard or
+last in its queue. Requests count by their GPU time, because a long one would never be worth more than the
+short ones that fit into its place; and while ordinary requests need less than a share U of their SLOs, there
+is time to spare.
 
 What is promised to long requests: the urgent batches sent behind an action pause it for no longer than the
-action's own expected exec time, all together. So an action of exec time e, sent when its GPU is free, ends after
-2 e at the latest.
+action's own expected exec time, all together. So an action of exec time e, sent when its GPU is free, ends
+after 2 e at the latest.
 
 Urgent are models whose worker says so: short ones, which it has captured for that.
 """
@@ -33,7 +34,8 @@ from slosched.core.scheduler.weights import value_of
 _MAX_URGENT = 2
 #: Waiting queues, and GPUs for each, that one decision looks at.
 _QUEUES, _GPUS = 16, 8
-#: U: the share of their SLOs that ordinary requests may need before interruptions must gain more than they cost.
+#: U: the share of their SLOs that ordinary requests may need before an interruption must gain more than it
+#: takes.
 _SHARE_TO_SPARE = 0.6
 
 
@@ -151,7 +153,7 @@ class Overtaking:
         return min([self._cluster.likely_start_ns(gpu, now_ns) for gpu in holders])
 
     def _used(self, gpu: Gpu, paused: Sequence[ActionState], now_ns: int) -> list[tuple[int, int]]:
-        """(time needed, SLO) of the ordinary requests aboard, and of the last in each queue that waits for `gpu`."""
+        """(time needed, SLO) of the ordinary requests aboard, and of the last in each queue for `gpu`."""
         returns_ns = gpu.worker.returns.expected_ns
         used: list[tuple[int, int]] = []
         for action in paused:

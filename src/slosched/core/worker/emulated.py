@@ -230,7 +230,7 @@ class EmulatedGpu:
     # --------------------------------------------------------------------------- preemption
 
     def _stop_at_boundary(self, priority: int, now_ns: int) -> None:
-        """Have the running exec stop at its next boundary, if that precedes its end and its priority is lower."""
+        """Have the running exec stop at its next boundary, if its priority is lower."""
         work = self._execs.running[0]
         every_ns = self._profile.boundary_ns
         if work.priority >= priority or not every_ns:
