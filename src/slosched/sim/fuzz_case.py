@@ -57,6 +57,8 @@ _PAGE_BYTES = 2**24
 _INPUT_BYTES = 32
 _WEIGHTS = (WeightRule(5.0, client="guest 0"), WeightRule(0.5, slo_max_ns=200 * NS_PER_MS))
 _PACE_NS = 50 * NS_PER_MS
+#: Of all cases: those in which urgent requests interrupt long ones (under a TYPE that does so).
+_PREEMPTING_CASES = 0.4
 #: A model that guests alone use.
 _GUESTS_MODEL = "guests9"
 
@@ -147,6 +149,7 @@ def drawn_spec(seed: int, *, policy: str | None = None) -> SimSpec:
         max_client_requests=options.choice((100_000, 100_000, 40)),
         max_bytes=options.choice((2**33, 2**33, 100 * _INPUT_BYTES)),
         operators=("guest 0",),
+        preempt=Random(f"{seed}/preempt").random() < _PREEMPTING_CASES,
     )
     load = _with_clients(more, _load(draw, models, uses, gpus), models, gpus)
     unloads = Random(f"{seed}/unloads")

@@ -48,6 +48,7 @@ from slosched.core.worker.interface import (
     WeightsLost,
     joined,
 )
+from slosched.core.worker.pipeline import URGENT_AT_ONCE
 from slosched.messages import (
     ClientHello,
     ControllerToWorker,
@@ -187,7 +188,7 @@ class _WatchedGpu:
 
     def launch(self, op: Op, *, now_ns: int) -> OpDone | None:
         others = [other for other in self._launched.values() if other.kind is op.kind]
-        if len(others) >= self._slots(op.kind):
+        if len(others) >= self._slots(op.kind) + self._urgent_slots(op):
             self._truth.fail(
                 f"{op.kind.name} of action {op.action_id} begins on GPU {self._gpu_id} while that of "
                 f"action {others[0].action_id} runs"
@@ -222,6 +223,10 @@ class _WatchedGpu:
     def _slots(self, kind: OpKind) -> int:
         """How many ops of a kind the GPU may hold: one runs, and an exec may be armed behind it."""
         return 1 + (kind is OpKind.EXEC and self.arm_ahead_ns > 0)
+
+    def _urgent_slots(self, op: Op) -> int:
+        """How many more a preemptive lane is given, each more urgent than what it has begun."""
+        return URGENT_AT_ONCE if op.priority and self._gpu.preemptive else 0
 
     def _take_pages(self, op: Op) -> None:
         profile = self._profile

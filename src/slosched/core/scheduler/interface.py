@@ -197,6 +197,7 @@ class ActionRecord(_Fact, frozen=True, gc=False):
     gpu_clock_expected_mhz: int = 0
     gpu_clock_before_mhz: int = 0
     gpu_clock_mhz: int = 0
+    segments: tuple[Span, ...] = ()  # of an Infer that was interrupted
 
 
 class ActionDone(_Fact, frozen=True, gc=False):

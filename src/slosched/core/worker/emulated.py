@@ -115,7 +115,7 @@ class EmulatedGpu:
         #: (model, batch, length) -> exec ns
         self._classes: dict[tuple[str, int, int], int] = {}
         self._execs: LaneOrder[_Exec] = LaneOrder(PREEMPTIVE_EXEC_LANE if preemptive else EXEC_LANE)
-        self._preemptive = preemptive
+        self.preemptive = preemptive
         #: (end, seq, report, the exec that ends then); without a report the exec reaches a boundary.
         self._ends: list[tuple[int, int, OpDone | None, _Exec | None]] = []
         self._seq = 0
@@ -150,7 +150,7 @@ class EmulatedGpu:
         work = _Exec(op)
         self._execs.arm(work, start_ns=now_ns, now_ns=now_ns, priority=op.priority)
         if self._execs.first(now_ns) is not work:
-            if self._preemptive:
+            if self.preemptive:
                 self._stop_at_boundary(op.priority, now_ns)
             return None
         return self._begin_exec(work, now_ns)
