@@ -49,11 +49,16 @@ def worker(*, options: Options, config: _Config = None) -> None:
 
 def _serve(config: WorkerConfig, gpus: int | None) -> int:
     from slosched.daemon.backends.opening import DEVICES, device_kind, device_name
-    from slosched.daemon.supervisor import run_workers
 
-    device_kind(config.device)  # an unknown device is refused before anything starts
+    kind = device_kind(config.device)  # an unknown device is refused before anything starts
     announce = Announcer()
     origin = DEVICES.origin(device_name(config.device))
     if origin is not None:
         announce(f"device {config.device}: {origin.target} of {origin.text}")
+    if not kind.process_each:
+        from slosched.daemon.worker import run_worker
+
+        return run_worker(config, announce=announce)
+    from slosched.daemon.supervisor import run_workers
+
     return run_workers(config, announce=announce, gpus=gpus)

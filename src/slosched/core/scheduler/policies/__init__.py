@@ -54,9 +54,12 @@ def _from_outside(type_: str, thing: object) -> Mapping[str, type[Policy]]:
         raise ExtensionError(f"lacks the methods {', '.join(missing)} of a policy")
     if type_ and described.type != type_:
         raise ExtensionError(f"calls itself {described.type!r}; name the entry point after it")
-    wrong = [each for each in described.fidelities if each not in FIDELITIES]
-    if wrong or not described.fidelities:
-        raise ExtensionError(f"names the fidelities {described.fidelities}; there are {FIDELITIES}")
+    if FIDELITIES[0] not in described.fidelities or not set(described.fidelities) <= set(
+        FIDELITIES
+    ):
+        raise ExtensionError(
+            f"names the fidelities {described.fidelities}; write {FIDELITIES[:1]} or {FIDELITIES}"
+        )
     return dict.fromkeys(described.fidelities, policy)
 
 
