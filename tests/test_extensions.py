@@ -170,8 +170,7 @@ def test_names_of_a_package_stand_behind_the_built_in_ones(mine: Site) -> None:
 def test_asking_for_a_built_in_name_reads_and_imports_nothing(
     mine: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slosched.extensions.entry_points", None)
-    monkeypatch.setattr("slosched.extensions.distributions", None)
+    monkeypatch.setattr("slosched.extensions._installed", None)
     assert about("INFER5") and WORKLOAD_KINDS.get("spam") and type_and_fidelity("INFER5:paper")
     assert all(device_kind(each) for each in ("auto", "cpu", "cuda", "cuda:3", "emulated"))
     assert POLICY_TYPES.origin("FIFO") is None and DEVICES.origin("cuda:N") is None

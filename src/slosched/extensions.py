@@ -14,12 +14,14 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from slosched.discovery import imported
 from slosched.errors import ExtensionError, UnknownName, shown_name
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution, EntryPoint
 
 #: The groups of entry points.
 _GROUPS = ("slosched.policies", "slosched.workloads", "slosched.backends")
@@ -233,6 +235,8 @@ class _Installed:
 
 @functools.cache
 def _installed(group: str) -> _Installed:
+    from importlib.metadata import distributions, entry_points  # 20 ms, which few commands need
+
     try:
         return _Installed(entry_points(group=group))
     except Exception:  # one package's file, whatever its group; so the packages are read one by one
