@@ -170,10 +170,11 @@ def test_names_of_a_package_stand_behind_the_built_in_ones(mine: Site) -> None:
 def test_asking_for_a_built_in_name_reads_and_imports_nothing(
     mine: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slosched.extensions._installed", None)
-    assert about("INFER5") and WORKLOAD_KINDS.get("spam") and type_and_fidelity("INFER5:paper")
-    assert all(device_kind(each) for each in ("auto", "cpu", "cuda", "cuda:3", "emulated"))
-    assert POLICY_TYPES.origin("FIFO") is None and DEVICES.origin("cuda:N") is None
+    with monkeypatch.context() as nothing:
+        nothing.setattr("slosched.extensions._installed", None)
+        assert about("INFER5") and WORKLOAD_KINDS.get("spam") and type_and_fidelity("INFER5:paper")
+        assert all(device_kind(each) for each in ("auto", "cpu", "cuda", "cuda:3", "emulated"))
+        assert POLICY_TYPES.origin("FIFO") is None and DEVICES.origin("cuda:N") is None
 
 
 def test_one_name_imports_its_package_alone(site: Site) -> None:
