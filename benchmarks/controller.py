@@ -206,7 +206,7 @@ def _options() -> argparse.Namespace:
         "--limit-minutes",
         type=float,
         default=10.0,
-        help="void windows of a part are not run again after so long (default 10)",
+        help="void windows of a part are run again for at most this time (default 10)",
     )
     parser.add_argument("--dry", action="store_true", help="write no results")
     parser.add_argument(

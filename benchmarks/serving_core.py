@@ -95,7 +95,7 @@ def _options() -> argparse.Namespace:
         "--limit-minutes",
         type=float,
         default=14.0,
-        help="void windows are not run again after so long (default 14)",
+        help="void windows are run again for at most this time (default 14)",
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="length of memory (default 10)")
     parser.add_argument(
