@@ -1,4 +1,4 @@
-"""What the machine did while something ran on it: how often it stood still, who else worked on it.
+"""What the machine did while something ran on it: how often it stalled, and which other processes used it.
 
 A thread sleeps to every 2nd ms and notes when it wakes late; it asks for the real-time class, so that
 it does not wait behind the processes that are measured. Twice a second it reads in /proc what the host

@@ -1,4 +1,4 @@
-"""The options that every command shares that simulates, and the SimSpec that they describe.
+"""The options that all simulating commands share, and the SimSpec that they describe.
 
 A command takes them all by being decorated:
 

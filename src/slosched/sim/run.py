@@ -37,7 +37,7 @@ KIND = "simulation"
 
 #: `progress` and `stop` are asked each time that this much virtual time has passed.
 _SLICE_NS = 50 * NS_PER_MS
-#: After the client has left, the cluster goes on this long, so that the last actions have their rows.
+#: After the client has left, the cluster runs for this time, so that the last actions have their rows.
 _SETTLE_NS = NS_PER_S // 2
 #: `progress` is called at most this often, in wall time.
 _PROGRESS_EVERY_NS = NS_PER_S // 5
