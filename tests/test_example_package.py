@@ -116,6 +116,7 @@ def test_a_live_run(tmp_path: Path) -> None:
             status = client.status()
         text = run("status", address, folder=tmp_path)
     assert status["policy_package"] == "slosched-example 1.0"
+    assert [each["device"] for each in status["workers"]] == ["sums (slosched-example 1.0)"]
     assert "NEWEST (best, from slosched-example 1.0)" in text
     assert "device sums: slosched_example.backend:SumsBackend of slosched-example 1.0" in (
         (tmp_path / "w.log").read_text()

@@ -98,6 +98,12 @@ def device_kind(device: str) -> DeviceKind:
     return DEVICES.get(device_name(device))
 
 
+def shown_device(config: WorkerConfig, backend: Backend) -> str:
+    """What a controller and its status call the device of `config`: with the package, if it is another's."""
+    origin = DEVICES.origin(device_name(config.device))
+    return backend.device_name if origin is None else f"{backend.device_name} ({origin.text})"
+
+
 def open_backend(config: WorkerConfig, blackbox: NoBlackbox | None = None) -> Backend:
     """Open what `config.device` names: "auto" is cuda:0 where torch sees a GPU, else the CPU.
 
