@@ -28,10 +28,11 @@ import process_parts
 import tables
 from cluster import PROFILE, SCHEDULE_AHEAD
 from load_parts import Settings
-from stall_meter import BOUNDS, NOTED_NS, TICK_NS, StallMeter
+from stall_meter import BOUNDS, StallMeter
 from windows import Recorder
 
 from slosched.cli.children import ended_by_signals
+from slosched.cli.machine import NOTED_NS, TICK_NS
 from slosched.clock import now_ns
 from slosched.errors import SloschedError
 from slosched.telemetry.manifest import describe_host

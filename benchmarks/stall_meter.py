@@ -34,14 +34,10 @@ from pathlib import Path
 
 from slosched.child_processes import end_with_parent
 from slosched.cli.children import ChildFailed, Children
-from slosched.cli.machine import Bounds, Disturbance
+from slosched.cli.machine import NOTED_NS, SAMPLE_NS, TICK_NS, Bounds, Disturbance
 from slosched.clock import now_ns, set_timer_slack
 from slosched.units import NS_PER_MS, NS_PER_S
 
-TICK_NS = 2 * NS_PER_MS
-#: A wake-up this late is noted; less is the ordinary cost of waking.
-NOTED_NS = NS_PER_MS
-SAMPLE_EVERY_S = 0.5
 _READY_S = 10.0
 _KTHREADD = 2
 
@@ -243,7 +239,7 @@ def sample(root: int) -> None:
     counter = CpuCounter(root)
     while True:
         print(json.dumps(asdict(counter.sample())), flush=True)
-        time.sleep(SAMPLE_EVERY_S)
+        time.sleep(SAMPLE_NS / NS_PER_S)
 
 
 class CpuCounter:
