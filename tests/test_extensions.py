@@ -281,6 +281,36 @@ def test_a_name_that_two_packages_offer_needs_one_of_them_named(mine: Site) -> N
     assert {each.problem != "" for each in POLICY_TYPES.outside()} == {True}
 
 
+@pytest.mark.parametrize(
+    "target", ["ext_policy", "ext policy!:", "ext_policy:Odd", ":X", "ext_policy:Mine.x"]
+)
+def test_an_entry_point_that_names_nothing_usable(site: Site, target: str) -> None:
+    odd = """
+class Odd(type):
+    @property
+    def about(cls): raise RuntimeError("not now")
+    def __getattr__(cls, name): raise RuntimeError("never")
+class Odd(metaclass=Odd):
+    pass
+"""
+    site.install("odd", f"[slosched.policies]\nX = {target}\n", ext_policy=POLICY + odd)
+    with pytest.raises(ExtensionError, match=r"'X' of the package odd 1.0 cannot be used"):
+        about("X")
+    assert [each.name for each in POLICY_TYPES.outside() if each.problem] == ["X"]
+    assert about("INFER5") and dict(summaries())["X"].startswith("CANNOT BE USED")
+
+
+def test_a_current_folder_that_is_gone(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(ExtensionError, match="cannot be imported"):
+        about("no_such_module:X")
+
+
 def test_a_package_whose_entry_points_cannot_be_read_costs_only_itself(mine: Site) -> None:
     mine.install("torn", "[console_scripts]\nno equals sign\n")
     found = list(POLICY_TYPES.outside())

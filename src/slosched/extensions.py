@@ -141,26 +141,41 @@ class Registry(Generic[_Thing]):
 
     def _load(self, name: str) -> _Thing:
         if is_target(name) and name not in self:
-            folder = str(Path.cwd())
+            folder = _current_folder()
             looked_in = f"; looked in the current folder, too, {folder}"
             try:
-                thing = imported(name, folder, looked_in=looked_in)
-                return self._check("", thing)
+                return self._checked("", imported(name, folder, looked_in=looked_in))
             except ExtensionError as error:
                 raise ExtensionError(f"{self.kind} {name!r} {error}") from None
         entry = self._entry(name)
-        target = f"{entry.module}:{entry.attr}"
+        target = _target(entry)
         try:
             if not _NAME.fullmatch(name):
                 raise ExtensionError(
                     "its name must be letters, digits, '.', '_' and '-', 64 at most"
                 )
-            return self._check(name, imported(target, "", looked_in=""))
+            return self._checked(name, imported(target, "", looked_in=""))
         except ExtensionError as error:
             raise ExtensionError(
                 f"{self.kind} {shown_name(name)} of the package {_origin(entry).text} cannot be used: "
                 f"{target} {error}"
             ) from None
+
+    def _checked(self, name: str, thing: object) -> _Thing:
+        try:
+            return self._check(name, thing)
+        except ExtensionError:
+            raise
+        except Exception as error:  # an attribute of another's class may raise anything
+            raise ExtensionError(f"cannot be looked at ({type(error).__name__}: {error})") from None
+
+
+def _current_folder() -> str:
+    """Empty if the folder was deleted."""
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return ""
 
 
 def outside_row(each: Outside[Any], summary: str) -> tuple[str, str]:
@@ -197,16 +212,15 @@ def missing_from(protocol: type[Any], thing: object) -> list[str]:
 
 def origin_of(module_or_target: str) -> Origin | None:
     """Where the code of a module comes from; None for slosched's own and Python's."""
-    if module_or_target.startswith(
-        "__mp_main__"
-    ):  # a spawned process calls its parent's main module so
-        module_or_target = module_or_target.replace("__mp_main__", "__main__", 1)
+    spawned = "__mp_main__"  # what a spawned process calls the main module of its parent
+    if module_or_target.startswith(spawned):
+        module_or_target = module_or_target.replace(spawned, "__main__", 1)
     top = module_or_target.partition(":")[0].partition(".")[0]
     if top in ("slosched", "builtins"):
         return None
     for group in _GROUPS:
         for entry in _installed(group).entries:
-            if entry.module.partition(".")[0] == top:
+            if _target(entry).partition(":")[0].partition(".")[0] == top:
                 found = _origin(entry)
                 return Origin(found.package, found.version, module_or_target)
     return Origin(top, "", module_or_target)
@@ -214,7 +228,12 @@ def origin_of(module_or_target: str) -> Origin | None:
 
 def _origin(entry: EntryPoint) -> Origin:
     package, version = _package(entry.dist) if entry.dist is not None else ("unknown package", "")
-    return Origin(package, version, f"{entry.module}:{entry.attr}")
+    return Origin(package, version, _target(entry))
+
+
+def _target(entry: EntryPoint) -> str:
+    """What the entry point names, without the extras that it may ask for; it may be no module:attribute."""
+    return entry.value.partition("[")[0].replace(" ", "")
 
 
 def _package(distribution: Distribution) -> tuple[str, str]:
