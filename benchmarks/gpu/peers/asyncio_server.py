@@ -1,7 +1,7 @@
 """The batching server that one writes in an afternoon: asyncio, eager torch, no deadlines.
 
-`asyncio_server.py DEVICE PROFILE` says in its ready line at which port. Every POST is one inference; up to 16, or
-what came within 2 ms, make a batch; one thread runs them.
+`asyncio_server.py DEVICE PROFILE` says in its ready line at which port. Every POST is one inference; up to 16,
+or what came within 2 ms, make a batch; one thread runs them.
 """
 
 from __future__ import annotations
