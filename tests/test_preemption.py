@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 
 from slosched.analysis.trace import write_trace
+from slosched.bound.capacity import capacity_bound
+from slosched.bound.problem import Cluster, GpuKind, Problem, cells_of
+from slosched.bound.problem import Request as BoundRequest
+from slosched.bound.window import window_bound
 from slosched.config import EmulationNoise, SchedulerConfig
 from slosched.core.scheduler.lane import Lane
 from slosched.core.worker.emulated import EmulatedGpu
@@ -278,3 +282,37 @@ def test_faults_while_an_inference_is_interrupted_break_nothing(seed: int) -> No
         faults=plan,
     )
     assert simulate(run).sent > 500
+
+
+# ------------------------------------------------------------------------------------ the bound
+
+
+def most_served(*, preempt: bool) -> int | None:
+    """Short requests each 5 ms, which must start within 8 ms, and one long request that has time enough."""
+    long = BoundRequest(1, 0, 120 * MS)
+    short = [BoundRequest(0, at * 5 * MS, (at * 5 + 10) * MS) for at in range(50)]
+    requests = (long, *short)
+    problem = Problem(
+        kinds=(GpuKind("one", 1),),
+        classes=(({1: 2 * MS},), ({1: 50 * MS},)),
+        requests=requests,
+        interruptible=frozenset({1} if preempt else ()),
+    )
+    return window_bound(problem, requests, grid_ns=MS, largest=200_000, time_limit_s=60.0).served
+
+
+def test_the_bound_of_schedules_that_interrupt_is_above_that_of_those_that_do_not() -> None:
+    assert most_served(preempt=True) == 51
+    without = most_served(preempt=False)
+    assert without is not None and 40 < without < 51
+
+
+def test_no_run_that_interrupts_exceeds_its_bound() -> None:
+    run = spec(load=1.5)
+    network = run.network
+    cluster = Cluster(
+        (PROFILE,), network.to_worker_ns, network.from_worker_ns, 100 * MS, preempt=True
+    )
+    (cell,) = cells_of(run.workload, cluster)
+    result = simulate(run)
+    assert result.controller_satisfaction <= capacity_bound(cell.problem) / cell.requests + 0.01
