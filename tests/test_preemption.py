@@ -288,9 +288,9 @@ def test_faults_while_an_inference_is_interrupted_break_nothing(seed: int) -> No
 
 
 def most_served(*, preempt: bool) -> int | None:
-    """Short requests each 5 ms, which must start within 8 ms, and one long request that has time enough."""
+    """Short requests each 5 ms that must start at once, and one long request that has time enough."""
     long = BoundRequest(1, 0, 120 * MS)
-    short = [BoundRequest(0, at * 5 * MS, (at * 5 + 10) * MS) for at in range(50)]
+    short = [BoundRequest(0, at * 5 * MS, (at * 5 + 2) * MS) for at in range(50)]
     requests = (long, *short)
     problem = Problem(
         kinds=(GpuKind("one", 1),),
