@@ -260,7 +260,7 @@ def test_no_long_action_is_paused_for_longer_than_it_runs(tmp_path: Path) -> Non
     ):
         ran[action] = ran.get(action, 0) + end - begin
         pause[action] = pause_ns
-    # A boundary's wait is no pause, and each urgent batch takes what was expected of it, exactly.
+    # The wait for a boundary is not a pause, and each urgent batch takes what was expected of it, exactly.
     assert all(pause[action] <= ran[action] for action in ran)
     traced = write_trace(directory, tmp_path / "trace.json")
     assert traced.clipped == 0 and traced.events > len(log)

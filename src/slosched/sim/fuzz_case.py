@@ -57,7 +57,7 @@ _PAGE_BYTES = 2**24
 _INPUT_BYTES = 32
 _WEIGHTS = (WeightRule(5.0, client="guest 0"), WeightRule(0.5, slo_max_ns=200 * NS_PER_MS))
 _PACE_NS = 50 * NS_PER_MS
-#: Of all cases: those in which urgent requests interrupt long ones (under a TYPE that does so).
+#: The share of the cases in which urgent requests may interrupt long ones.
 _PREEMPTING_CASES = 0.4
 #: A model that guests alone use.
 _GUESTS_MODEL = "guests9"

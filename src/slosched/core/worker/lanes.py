@@ -39,7 +39,7 @@ GPU_LANES: Sequence[LaneSpec] = (
     LaneSpec(Role.OUTPUT),
 )
 HOST_LANE = LaneSpec(Role.HOST)
-#: Of a GPU whose execs are interrupted for urgent ones.
+#: The exec lane of a GPU whose execs are interrupted for urgent ones.
 PREEMPTIVE_EXEC_LANE = LaneSpec(Role.EXEC, preemptive=True)
 PREEMPTIVE_LANES: Sequence[LaneSpec] = tuple(
     PREEMPTIVE_EXEC_LANE if lane is EXEC_LANE else lane for lane in GPU_LANES
