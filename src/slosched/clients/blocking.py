@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from slosched.clients.aio import DEFAULT_ADDRESS, connect
 from slosched.clients.forks import forked_error, generation
 from slosched.clients.inference import Array, Inference, Model, Unloaded
+from slosched.clients.session import OnRestart
 from slosched.codes import Code
 from slosched.errors import ConnectionLost
 from slosched.messages import ModelInfo, Welcome
@@ -32,7 +33,8 @@ class Client:
     (Ctrl-C) cancels its request. `close`, or `with`, ends it. `weight` is what its requests are worth
     beside others' of 1, as far as the operator lets it say so. Raises PeerUnreachable when no controller
     answers within `timeout_s`, ProtocolMismatch when it speaks another version, InvalidConfig for a weight
-    that cannot be.
+    that cannot be. `on_restart` is called, in the loop's thread, with words when the controller was restarted
+    (without one, a RuntimeWarning says so).
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Client:
         timeout_s: float = 5.0,
         name: str = "",
         weight: float = 1.0,
+        on_restart: OnRestart | None = None,
     ) -> None:
         self._generation = generation()
         self._lock = threading.Lock()
@@ -51,7 +54,9 @@ class Client:
         self._thread = threading.Thread(target=self._run, name="slosched client", daemon=True)
         self._thread.start()
         try:
-            connecting = connect(address, timeout_s=timeout_s, name=name, weight=weight)
+            connecting = connect(
+                address, timeout_s=timeout_s, name=name, weight=weight, on_restart=on_restart
+            )
             self._client = self._call(connecting.open)
         except BaseException:
             self._end_loop()
@@ -112,6 +117,16 @@ class Client:
     def controller(self) -> Welcome:
         """What the controller said of itself: its version, policy and incarnation."""
         return self._client.controller
+
+    @property
+    def restarts(self) -> int:
+        """How often another controller process has answered here."""
+        return self._client.restarts
+
+    @property
+    def lost_requests(self) -> int:
+        """Requests that were in flight when their controller was restarted: each has failed by name."""
+        return self._client.lost_requests
 
     def load(self, name: str, copies: int = 1, *, timeout_s: float = 60.0) -> list[Model]:
         """Load `copies` instances of the model `name`; see AsyncClient.load."""

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slosched.codes import Code, code_name
+from slosched.core.client.interface import HeldModel
 from slosched.errors import DeadlineExceeded, InvalidRequest, RequestFailed
 from slosched.messages import InferReply, ModelInfo
 from slosched.transport.codec import MAX_MESSAGE_BYTES, Frame
@@ -19,12 +20,42 @@ Array = npt.NDArray[Any]
 _DEADLINE_CODES = (Code.TIMED_OUT, Code.SKIPPED, Code.COULD_NOT_START_IN_TIME)
 
 
-@dataclass(frozen=True, slots=True)
 class Model:
-    """One loaded instance of a model. `incarnation` is that of the controller that loaded it."""
+    """One loaded instance of a model, as its caller holds it.
 
-    info: ModelInfo
-    incarnation: int
+    It follows a controller that is restarted: the client loads the model again by itself, and `info` and
+    `incarnation` are then of the new process.
+    """
+
+    __slots__ = ("held",)
+
+    def __init__(self, info: ModelInfo, incarnation: int) -> None:
+        self.held = HeldModel(info, incarnation)
+
+    @classmethod
+    def of(cls, held: HeldModel) -> Model:
+        """The handle of what a client's brain holds."""
+        model = cls.__new__(cls)
+        model.held = held
+        return model
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Model) and self.held is other.held
+
+    def __hash__(self) -> int:
+        return id(self.held)
+
+    def __repr__(self) -> str:
+        return f"Model({self.info.name!r}, copy={self.info.copy}, model_id={self.model_id})"
+
+    @property
+    def info(self) -> ModelInfo:
+        return self.held.info
+
+    @property
+    def incarnation(self) -> int:
+        """The incarnation of the controller that loaded it."""
+        return self.held.incarnation
 
     @property
     def model_id(self) -> int:

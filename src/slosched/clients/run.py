@@ -30,6 +30,8 @@ from slosched.workloads.composed import senders_of
 from slosched.workloads.engine import Engine
 
 _LOAD_TIMEOUT_S = 120.0
+#: Restarts of the controller that a result tells one by one.
+_RESTARTS_TOLD = 10
 
 _T = TypeVar("_T")
 
@@ -62,7 +64,9 @@ async def run_workload(
     client by `name` (the workload's if empty) and `weight`.
 
     Raises PeerUnreachable, ProtocolMismatch, InvalidRequest (unknown model), RequestFailed and
-    InvalidConfig before anything is sent; once it runs, a lost controller ends it with a `problem`.
+    InvalidConfig before anything is sent; once it runs, a controller that falls silent ends it with a `problem`.
+    A restarted one is told among the warnings: its models are loaded again and the run goes on, and requests
+    that were in flight count as not answered.
     """
     stop = stop or asyncio.Event()
     names = dict.fromkeys(sender.name for sender in senders_of(workload))
@@ -74,11 +78,19 @@ async def run_workload(
     if duration_ns is None and workload.duration_ns is None:
         duration_ns = FOREVER_NS
     engine = Engine(workload, seed=seed, duration_ns=duration_ns)
+    restarts: list[str] = []
     try:
-        connecting = connect(address, name=name or workload.name, weight=weight)
+        # SLOs of workloads count from arrival at the controller, as Clockwork's do.
+        connecting = connect(
+            address,
+            name=name or workload.name,
+            weight=weight,
+            slo_from_send=False,
+            on_restart=restarts.append,
+        )
         async with await _unless_stopped(connecting.open(), stop) as client:
             models = await _unless_stopped(_load(client, workload), stop)
-            run = _Run(client, models, workload, engine, inputs, seed, out, progress)
+            run = _Run(client, models, workload, engine, inputs, seed, out, progress, restarts)
             return await run.run(stop)
     except _Stopped:
         nothing = [StepTally()] * (len(engine.steps) * len(engine.groups))
@@ -124,7 +136,9 @@ class _Run:
         seed: int,
         out: Path | None,
         progress: Callable[[RunProgress], None] | None,
+        restarts: list[str],
     ) -> None:
+        self._restarts = restarts
         self._client, self._models = client, models
         self._workload, self._engine = workload, engine
         self._inputs, self._seed, self._progress = inputs, seed, progress
@@ -136,7 +150,7 @@ class _Run:
         infos = [model.info for model in models]
         self._load = LiveLoad(
             client,
-            infos,
+            models,
             engine,
             inputs=InputPool(infos, seed=seed) if inputs else None,
             on_record=self._on_record,
@@ -207,7 +221,7 @@ class _Run:
             elapsed_ns=elapsed_ns,
             sent_until_ns=self._load.sent_until_ns,
             run_dir=self._run_dir,
-            warnings=tuple(self._warnings),
+            warnings=(*self._restarts[:_RESTARTS_TOLD], *self._warnings),
         )
         if self._run_dir is not None:
             try:
@@ -220,6 +234,4 @@ class _Run:
         """Report progress; return words if the run cannot go on."""
         if self._progress is not None:
             self._progress(self._meter.at(now_ns()))
-        if self._client.controller.incarnation != self._models[0].incarnation:
-            return "the controller was restarted during the run"
         return self._client.lost
