@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from slosched.messages import (
     CancelRequest,
     ClientHeartbeat,
     ClientHello,
+    InferReply,
     InferRequest,
     LoadModelRequest,
 )
@@ -32,6 +34,10 @@ Array = np.ndarray[Any, Any]
 
 def run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(work, 30))
+
+
+def _into(future: asyncio.Future[InferReply], reply: InferReply, output: object) -> None:
+    future.set_result(reply)
 
 
 def array() -> Array:
@@ -221,9 +227,7 @@ def test_a_restarted_controller_fails_what_waits_and_the_models_are_loaded_again
                 assert model.incarnation == 8 and client.restarts == client.lost_requests == 1
                 for frame in (None, array().tobytes()):  # the cheap form goes on as well
                     answered = asyncio.get_running_loop().create_future()
-                    client.submit(
-                        model, frame=frame, on_reply=lambda reply, _, done=answered: done.set_result(reply)
-                    )
+                    client.submit(model, frame=frame, on_reply=partial(_into, answered))
                     assert (await answered).code == 0
                 async with connect(controller.address) as other:
                     with pytest.raises(InvalidRequest, match="through another client"):

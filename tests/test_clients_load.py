@@ -10,8 +10,8 @@ import pytest
 
 from fake_controller import B1_NS, FakeController, model_info
 from slosched.clients.aio import connect
-from slosched.clients.load import LiveLoad, steady_process
 from slosched.clients.inference import Model
+from slosched.clients.load import LiveLoad, steady_process
 from slosched.clients.session import OnLost, OnReply
 from slosched.errors import ConnectionLost, InvalidConfig
 from slosched.loadgen.driver import LoadDriver
@@ -58,7 +58,12 @@ class FakeClient:
         if self.bug is not None:
             raise self.bug
         request_id = len(self.sent) + 1
-        fields = {"model_id": model.model_id, "slo_factor": slo_factor, "slo_ns": slo_ns, "frame": frame}
+        fields = {
+            "model_id": model.model_id,
+            "slo_factor": slo_factor,
+            "slo_ns": slo_ns,
+            "frame": frame,
+        }
         self.sent.append((self.now_ns, request_id, fields))
         self._on_reply[request_id] = on_reply
         self.now_ns += self.send_ns

@@ -332,9 +332,13 @@ def test_the_client_hears_it_and_sends_less_often(tmp_path: Path) -> None:
             codes = [reply.code for reply in answers]
             assert codes.count(Code.CONTROLLER_OVERLOADED) == 4
             submit(3)
-            assert client.flush() == [] and client._brain.requests.gathered == 3  # they wait for others
+            assert (
+                client.flush() == [] and client._brain.requests.gathered == 3
+            )  # they wait for others
             submit(61)
-            assert client.flush() == [] and not client._brain.requests.gathered  # no more fit into one message
+            assert (
+                client.flush() == [] and not client._brain.requests.gathered
+            )  # no more fit into one message
             while len(answers) < 70:
                 await asyncio.sleep(0.002)
             await client.close()

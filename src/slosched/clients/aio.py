@@ -77,9 +77,9 @@ class AsyncClient(Questions):
 
         `frame` is the input's bytes in C order, of the shape and dtype of the model. It may be sent without a
         copy: leave it unchanged until the answer. `on_reply` runs in the event loop, once, or never if the
-        controller is lost: then `on_lost` hears of it, if it is set. Raises ConnectionLost if nothing can be sent
-        now, the model was unloaded, or is not loaded again yet after a restart of the controller; InvalidRequest
-        for a value that cannot travel.
+        controller is lost: then `on_lost` is called with its id, if it is set. Raises ConnectionLost if nothing
+        can be sent now, the model was unloaded, or is not loaded again yet after a restart of the controller;
+        InvalidRequest for a value that cannot travel.
         """
         self._check_open()
         check_model(model)
@@ -200,7 +200,9 @@ class AsyncClient(Questions):
         )
         assert request_id is not None
         if array is not None:
-            self._inputs[request_id] = array.tobytes()  # a copy: the caller may use the array again at once
+            self._inputs[request_id] = (
+                array.tobytes()
+            )  # a copy: the caller may use the array again at once
         reply, output = await self._answer_to(request_id, sent_ns)
         answer = Inference(
             model,

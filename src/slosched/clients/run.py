@@ -64,9 +64,9 @@ async def run_workload(
     client by `name` (the workload's if empty) and `weight`.
 
     Raises PeerUnreachable, ProtocolMismatch, InvalidRequest (unknown model), RequestFailed and
-    InvalidConfig before anything is sent; once it runs, a controller that falls silent ends it with a `problem`.
-    A restarted one is told among the warnings: its models are loaded again and the run goes on, and requests
-    that were in flight count as not answered.
+    InvalidConfig before anything is sent; once it runs, a controller that falls silent ends it with a
+    `problem`. A restarted one is told among the warnings: its models are loaded again and the run goes on, and
+    requests that were in flight count as not answered.
     """
     stop = stop or asyncio.Event()
     names = dict.fromkeys(sender.name for sender in senders_of(workload))

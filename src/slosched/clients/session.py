@@ -1,7 +1,8 @@
 """The live shell of a client's brain (core/client): a socket, one timer, and the callers that wait.
 
-What a client does and when is the brain's decision; here events come from the socket, the timer and the callers,
-and effects become sends, answers and exceptions. The calls are in `questions.py` and, for inferences, `aio.py`.
+What a client does and when is the brain's decision; here events come from the socket, the timer and the
+callers, and effects become sends, answers and exceptions. The calls are in `questions.py` and, for
+inferences, `aio.py`.
 """
 
 from __future__ import annotations
@@ -214,7 +215,7 @@ class Session:
         for effect in effects:
             kind = type(effect)
             if kind is Answered:
-                self._answer(effect.request_id, effect.reply)  # type: ignore[union-attr]
+                self._answer(effect.request_id, effect.reply)  # type: ignore[union-attr, arg-type]
             elif kind is Send:
                 message = effect.message  # type: ignore[union-attr]
                 if type(message) is InferRequest and not message.sent_ns:
@@ -333,5 +334,3 @@ def _error(failed: Failed) -> Exception:
         return RequestFailed(failed.reason, code=failed.code)
     code = Code.INVALID_REQUEST if failed.why is Why.WITHDRAWN else failed.code
     return InvalidRequest(failed.reason, code=code)
-
-

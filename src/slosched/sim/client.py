@@ -114,7 +114,8 @@ class SimClient:
     says why it ended early.
     """
 
-    #: Whether requests end at their SLO and a grace without an answer (EnduringClient).
+    #: Whether requests end at their SLO and a grace without an answer, and each second one waits while its
+    #: model is loaded again (EnduringClient).
     bounded = False
 
     def __init__(
@@ -144,8 +145,7 @@ class SimClient:
         self._held: list[HeldModel] = []  # as `models`
         self._inputs = inputs
         self._without_input = without_input
-        self._bringing: ModelInfo | None = None  # of the request that is being sent with an input
-        self._wants_output: set[int] = set()  # unanswered requests whose answer brings one
+        self._bringing: dict[int, HeldModel] = {}  # models of the unanswered requests with inputs
         self._on_record = on_record
         self._on_done = on_done
         self._on_reply: Callable[[InferReply], None] | None = None
@@ -212,8 +212,9 @@ class SimClient:
             self._load_next()
 
     def _send(self, sender: _Sender, message: ClientMessage) -> None:
-        info = self._bringing
-        if info is not None and type(message) is InferRequest:
+        held = self._bringing.get(message.request_id) if type(message) is InferRequest else None
+        if held is not None and isinstance(message, InferRequest):
+            info = held.info
             input_bytes = tensor_bytes(info.input_shape, info.input_dtype)
             output_bytes = tensor_bytes(info.output_shape, info.output_dtype)
             payload = self._marks.input(
@@ -226,25 +227,23 @@ class SimClient:
 
     def _arrived(self, sender: _Sender, message: ControllerToClient | Framed) -> None:
         """Something came over the connection of `sender`: hold an answer to its request's mark."""
-        if self._inputs:
-            if isinstance(message, Framed):
-                reply: InferReply = message.message
-                awaited = sender.brain.requests.awaits(reply.request_id)
-                self._marks.compare(
-                    sender.identity, reply.request_id, message.frames, awaited=awaited
-                )
-                message = reply
-            elif type(message) is InferReply and not message.code and self._runs_models():
-                wanted = message.request_id in self._wants_output
-                self._marks.without_output(sender.identity, message, wanted=wanted)
-        elif isinstance(message, Framed):
-            message = message.message
+        if isinstance(message, Framed):
+            reply: InferReply = message.message
+            awaited = sender.brain.requests.awaits(reply.request_id)
+            self._marks.compare(sender.identity, reply.request_id, message.frames, awaited=awaited)
+            self._do(sender, FromController(reply))
+            return
+        if self._bringing and type(message) is InferReply and not message.code:
+            held = self._bringing.get(message.request_id)
+            wanted = held is not None and self._has_output(held.info)
+            self._marks.without_output(sender.identity, message, wanted=wanted)
         self._do(sender, FromController(message))
 
-    def _runs_models(self) -> bool:
+    def _has_output(self, info: ModelInfo) -> bool:
         """False under a controller that answers without running anything: no outputs come."""
         welcome = self.brain.controller
-        return welcome is not None and about(welcome.policy).runs_models
+        runs_models = welcome is not None and about(welcome.policy).runs_models
+        return runs_models and tensor_bytes(info.output_shape, info.output_dtype) > 0
 
     def _fail(self, error: SloschedError) -> None:
         self.failure = error
@@ -351,14 +350,14 @@ class SimClient:
             self._do(sender, Close())
 
     def _answered(self, reply: InferReply) -> None:
-        self._wants_output.discard(reply.request_id)
+        self._bringing.pop(reply.request_id, None)
         if self._on_reply is not None and self.phase is not Phase.DONE:
             self._on_reply(reply)
             self._after_an_end()
 
     def _failed(self, failed: Failed) -> None:
         """A request is lost. (A load without an answer has failed.)"""
-        self._wants_output.discard(failed.request_id)
+        self._bringing.pop(failed.request_id, None)
         if self.phase is Phase.LOADING:
             self._fail(LoadFailed(failed.reason))
         elif self.driver is not None:
@@ -385,15 +384,15 @@ class SimClient:
             sender = self._senders[self._engine.group(arrival)]
             sender.brain.next_id = self._next_id()
         brain, held = sender.brain, self._held[arrival.instance]
+        waits = self.bounded and brain.next_id % 2 == 0
         not_now = brain.unready(held)
-        if not_now:
+        if not_now and not waits:
             raise ConnectionLost(not_now, code=Code.CANCELLED)
-        shape, dtype = (), ""
+        shape: tuple[int, ...] = ()
+        dtype = ""
         if self._brings_input(brain.next_id, held.info):
-            info = self._bringing = held.info
-            shape, dtype = info.input_shape, info.input_dtype
-            if self._runs_models() and tensor_bytes(info.output_shape, info.output_dtype):
-                self._wants_output.add(brain.next_id)
+            self._bringing[brain.next_id] = held
+            shape, dtype = held.info.input_shape, held.info.input_dtype
         request_id = self._do(
             sender,
             Infer(
@@ -405,9 +404,9 @@ class SimClient:
                 dtype,
                 bundled=True,
                 bounded=self.bounded,
+                waits=waits,
             ),
         )
-        self._bringing = None
         assert request_id is not None
         return request_id
 
@@ -425,7 +424,7 @@ class SimClient:
 
     def cancel(self, request_id: int) -> None:
         """Tell the controller that the answer is not wanted any more."""
-        self._wants_output.discard(request_id)
+        self._bringing.pop(request_id, None)
         for sender in self._sessions:
             if sender.brain.requests.awaits(request_id):
                 self._do(sender, Cancel(request_id))

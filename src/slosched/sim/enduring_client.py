@@ -2,7 +2,10 @@
 
 Its session is the live one (core/client), which says hello again, loads its models again after a controller's
 restart and names lost what was in flight. On top it does what an application would that must go on: it asks
-again for a first load that failed, and gives a request up when its SLO and a grace have passed without an answer.
+again for a first load that failed, and gives a request up when its SLO and a grace have passed.
+
+Its requests are counted: each ends once for its caller, with an answer or as lost, and at the end nothing is
+kept of any (`check_quiet`).
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ from typing import Any
 
 from slosched.codes import Code
 from slosched.core.client.interface import Failed, HeldModel
-from slosched.messages import ControllerToClient, LoadModelReply
+from slosched.core.invariants import InvariantViolated
+from slosched.messages import ControllerToClient, InferReply, LoadModelReply, ModelInfo
 from slosched.sim.client import Phase, SimClient
 from slosched.sim.marks import Framed
 from slosched.units import NS_PER_MS
+from slosched.workloads.base import Arrival
 
 #: A load that failed is asked for again after this time.
 _LOAD_AGAIN_NS = 500 * NS_PER_MS
@@ -28,7 +33,10 @@ class EnduringClient(SimClient):
 
     def __init__(self, *args: Any, **given: Any) -> None:
         super().__init__(*args, **given)
-        self._standing: list[tuple[Callable[[Any], None], Any]] | None = None  # a list: it stands still
+        self._unended: set[int] = set()  # requests that were submitted and have no end yet
+        self._standing: list[tuple[Callable[[Any], None], Any]] | None = (
+            None  # a list: it stands still
+        )
 
     # ------------------------------------------------------------------------- standing still
 
@@ -70,6 +78,48 @@ class EnduringClient(SimClient):
     def _read(self, waited: tuple[Any, ControllerToClient | Framed]) -> None:
         self._arrived(*waited)
 
+    # ------------------------------------------------------------------------------ the truth
+
+    def submit(
+        self, model: ModelInfo, arrival: Arrival, on_reply: Callable[[InferReply], None]
+    ) -> int:
+        request_id = super().submit(model, arrival, on_reply)
+        self._unended.add(request_id)
+        return request_id
+
+    def cancel(self, request_id: int) -> None:
+        self._unended.discard(request_id)
+        super().cancel(request_id)
+
+    def _ended(self, request_id: int) -> None:
+        if request_id not in self._unended:
+            raise InvariantViolated(f"the client's request {request_id} ends a second time")
+        self._unended.remove(request_id)
+
+    def _answered(self, reply: InferReply) -> None:
+        self._ended(reply.request_id)
+        super()._answered(reply)
+
+    def check_models(self) -> None:
+        """Raise InvariantViolated unless each model that is held is one of the present controller's."""
+        dangling = [why for held in self._held if (why := self.brain.unready(held))]
+        if dangling:
+            raise InvariantViolated(f"{len(dangling)} models are held and not loaded: {dangling[0]}")
+
+    def check_quiet(self) -> None:
+        """Raise InvariantViolated if anything is kept of requests, while none is in flight."""
+        brain = self.brain
+        kept = {
+            "requests without an end": len(self._unended),
+            "requests of the session": len(brain.requests),
+            "questions": len(brain.questions),
+            "alarms": max(0, brain.alarms - 1),  # its heartbeat
+            "models beyond those of the workload": len(brain.held) - len(set(self._held)),
+        }
+        left = [f"{count} {what}" for what, count in kept.items() if count]
+        if left:
+            raise InvariantViolated(f"the client keeps {', '.join(left)}")
+
     # ------------------------------------------------------------------------------- loading
 
     def _load_reply(self, reply: LoadModelReply, models: tuple[HeldModel, ...]) -> None:
@@ -82,6 +132,7 @@ class EnduringClient(SimClient):
         if self.phase is Phase.LOADING:
             self._load_later()
         else:
+            self._ended(failed.request_id)
             super()._failed(failed)
 
     def _load_later(self) -> None:

@@ -67,7 +67,7 @@ from slosched.messages import (
     UnloadModelRequest,
     Welcome,
 )
-from slosched.units import NS_PER_MS, NS_PER_S, format_duration
+from slosched.units import NS_PER_MS, format_duration
 
 #: The heartbeat, and the pause between two looks at whether the controller lives.
 TICK_NS = CLIENT_HEARTBEAT_NS
@@ -88,8 +88,8 @@ class ClientBrain:
     sends to its receipts, else from arrival at the controller. `grace_ns` replaces requests.GRACE_NS.
 
     `controller` is what the controller said of itself (None before its Welcome), `lost` says in words that it
-    has fallen silent. `restarts` counts other controllers that answered here, `lost_requests` what was in flight
-    then.
+    has fallen silent. `restarts` counts other controllers that answered here, `lost_requests` what was in
+    flight then.
     """
 
     def __init__(
@@ -174,6 +174,11 @@ class ClientBrain:
     def greeted(self) -> bool:
         """True if the controller knows this client, as far as that is known here."""
         return self._greeted
+
+    @property
+    def alarms(self) -> int:
+        """Times that are set: the heartbeat, and the limits of what is not answered."""
+        return len(self._alarms)
 
     def unready(self, model: HeldModel) -> str:
         """Why an Infer on `model` cannot be sent now; empty if it can."""
@@ -277,9 +282,7 @@ class ClientBrain:
         # Each tick from then on: a request made during the silence ends as well.
         if self._silent_ticks >= LOST_AFTER_TICKS:
             silent_ns = LOST_AFTER_TICKS * CLIENT_HEARTBEAT_NS
-            self.lost = (
-                f"the controller at {self._address} has been silent for {format_duration(silent_ns)}"
-            )
+            self.lost = f"the controller at {self._address} has been silent for {format_duration(silent_ns)}"
             self.questions.fail_all(self.lost)
             self.requests.silent(self.lost)
 
@@ -335,12 +338,13 @@ class ClientBrain:
             models = self.held.loaded(question.name, infos, self._there)
             self.requests.sendable_again(self._ready, now_ns)
         elif isinstance(question, Unload) and isinstance(reply, UnloadModelReply):
-            if reply.code in (Code.OK, Code.UNKNOWN_MODEL):
-                self._unloaded(canonical_model(question.name))
+            self._unloaded(canonical_model(question.name), reply.code)
         if not open_.own:
             self._emit(Replied(open_.number, reply, models))
 
-    def _unloaded(self, name: str) -> None:
+    def _unloaded(self, name: str, code: int) -> None:
+        if code not in (Code.OK, Code.UNKNOWN_MODEL):
+            return
         self.held.unloaded(name)
         self.questions.drop_own(name)
         reason = f"model {name!r} was unloaded through this client; load it again"

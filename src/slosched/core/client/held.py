@@ -13,7 +13,9 @@ class Held:
     """All that was loaded through this client. A name's copies are loaded again together."""
 
     def __init__(self) -> None:
-        self._models: dict[str, dict[int, HeldModel]] = {}  # by name and copy, in the order of loading
+        self._models: dict[
+            str, dict[int, HeldModel]
+        ] = {}  # by name and copy, in the order of loading
         self._asked_as: dict[str, str] = {}  # the name that the caller gave
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
-"""What goes into the client's brain and what comes out of it: events and effects. Times are the client's, in ns.
+"""What goes into the client's brain and what comes out of it. Times are the client's, in ns.
 
-A shell (clients/ live, sim/ in virtual time) turns its callers' wishes and the controller's messages into events,
-and effects into sends and answers. Tensors stay with the shell, by the id of their request.
+A shell (clients/ live, sim/ in virtual time) turns its callers' wishes and the controller's messages into
+events, and effects into sends and answers. Tensors stay with the shell, by the id of their request.
 """
 
 from __future__ import annotations
@@ -127,9 +127,7 @@ class Cancel(_Fact, frozen=True, gc=False):
     request_id: int
 
 
-Event = (
-    Open | Close | FromController | Overloaded | SendFailed | Question | Infer | Cancel
-)
+Event = Open | Close | FromController | Overloaded | SendFailed | Question | Infer | Cancel
 
 # ------------------------------------------------------------------------------------ effects
 
@@ -183,7 +181,10 @@ class NotWelcome(_Fact, frozen=True, gc=False):
 
 
 class Restarted(_Fact, frozen=True, gc=False):
-    """Another controller process answers: `lost` requests failed with the one before, models are loaded again."""
+    """Another controller process answers: `lost` requests failed with the one before.
+
+    The models that callers hold are being loaded again.
+    """
 
     lost: int
 

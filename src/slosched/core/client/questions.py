@@ -3,7 +3,7 @@
     asked --reply--> Replied                asked --its time is over--> Failed (UNANSWERED)
     asked --INITIALIZING--> asked again after 0.5 s, until its time is over
     asked --nothing for 4, 8, 16 s ...--> asked again
-    asked --refused (forgotten by the controller)--> asked again behind the next Welcome; twice: Failed (REFUSED)
+    asked --refused (the controller forgot us)--> asked again after its Welcome; twice: Failed (REFUSED)
     asked --another controller says Welcome--> asked again
     asked --five silent ticks--> Failed (LOST)
 
@@ -51,7 +51,17 @@ _SEND_AGAIN_NS = 20 * NS_PER_MS
 class Open:
     """One question that is not answered yet."""
 
-    __slots__ = ("again_ns", "ends_ns", "last", "number", "own", "patience_ns", "question", "refused", "wire_id")
+    __slots__ = (
+        "again_ns",
+        "ends_ns",
+        "last",
+        "number",
+        "own",
+        "patience_ns",
+        "question",
+        "refused",
+        "wire_id",
+    )
 
     def __init__(self, number: int, question: Question, ends_ns: int, own: bool) -> None:
         self.number = number  # what the caller knows it by
@@ -85,7 +95,9 @@ class Questions:
         self._answered = answered
         self._open: dict[int, Open] = {}  # by number
         self._by_wire_id: dict[int, Open] = {}
-        self.why_not_loaded = ""  # the controller's last words about a load of our own, behind a colon
+        self.why_not_loaded = (
+            ""  # the controller's last words about a load of our own, behind a colon
+        )
 
     def __len__(self) -> int:
         return len(self._open)
@@ -185,7 +197,9 @@ class Questions:
         within = format_duration(open_.question.within_ns)
         what = _words(open_.question)
         self._fail(
-            open_, Why.UNANSWERED, f"the controller at {self._address} did not answer {what} within {within}"
+            open_,
+            Why.UNANSWERED,
+            f"the controller at {self._address} did not answer {what} within {within}",
         )
 
     def cancel(self, number: int) -> bool:

@@ -1,12 +1,12 @@
 """Inferences of a client, from the caller's wish to its one end.
 
-    waiting --its model is loaded again, or the controller knows us again--> sent
-    sent --reply--> Answered                     a repeated reply finds nothing, and is counted
-    sent --refused, and it `waits`--> waiting    once: no model saw it, the controller had forgotten us
-    sent --refused--> Answered, with the code of the refusal
-    sent --the controller was restarted, or could not be reached--> Failed (LOST): it may have run already
-    waiting or sent --its limit has passed--> Failed, and cancelled
-    waiting or sent --five silent ticks, and its SLO is unknown--> Failed (LOST)
+waiting --its model is loaded again, or the controller knows us again--> sent
+sent --reply--> Answered                     a repeated reply finds nothing, and is counted
+sent --refused, and it `waits`--> waiting    once: no model saw it, the controller had forgotten us
+sent --refused--> Answered, with the code of the refusal
+sent --the controller was restarted, or could not be reached--> Failed (LOST): it may have run already
+waiting or sent --its limit has passed--> Failed, and cancelled
+waiting or sent --five silent ticks, and its SLO is unknown--> Failed (LOST)
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ class Requests:
         self._later: list[InferRequest] = []  # they leave together
         self._crowded_until_ns = 0
         self._gathering = False
-        self._round_trip_ns = 0  # of the last answer, less its time at the controller; 0: it was told
+        self._round_trip_ns = (
+            0  # of the last answer, less its time at the controller; 0: it was told
+        )
         self.default_slo_ns = 0
         self.repeated = 0  # replies to what is not waited for
 
@@ -237,17 +239,23 @@ class Requests:
         name = event.model.info.name
         if event.within_ns and self._ends_ns[request_id] <= now_ns:
             within = format_duration(event.within_ns)
-            why, text = Why.LIMIT, f"no answer within timeout_s, {within}; the request was cancelled"
+            why, text = (
+                Why.LIMIT,
+                f"no answer within timeout_s, {within}; the request was cancelled",
+            )
         elif request_id in self._waiting:
             why, text = Why.LOST, f"model {name!r} was not loaded again within "
             text += f"{format_duration(LOAD_AGAIN_NS)}{why_waiting}"
         else:
             limit_ns = self._limit_ns(event)
             known = bool(_slo_ns(event) or self.default_slo_ns)
-            why, text = Why.LOST, (
-                f"the controller at {self._address} did not answer within {format_duration(limit_ns)}"
-                f"{f', the SLO and {format_duration(self._grace())}' if known else ''}; it is gone or "
-                "stands still"
+            why, text = (
+                Why.LOST,
+                (
+                    f"the controller at {self._address} did not answer within {format_duration(limit_ns)}"
+                    f"{f', the SLO and {format_duration(self._grace())}' if known else ''}; it is gone or "
+                    "stands still"
+                ),
             )
         self.cancel(request_id)
         self._emit(Failed(request_id, why, text, int(Code.CANCELLED)))
