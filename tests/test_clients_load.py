@@ -50,6 +50,7 @@ class FakeClient:
         slo_ns: int,
         user_id: int,
         frame: Frame | None,
+        length: int,
         on_reply: OnReply,
         later: bool,
     ) -> int:

@@ -24,9 +24,11 @@ from slosched.clients.arguments import (
     slo_fields,
     user_number,
 )
-from slosched.clients.inference import Array, Inference, Model
+from slosched.clients.forks import generation
+from slosched.clients.inference import Inference, Model
 from slosched.clients.questions import Questions, limit_ns
 from slosched.clients.session import OnReply, OnRestart
+from slosched.clients.tensors import Inputs, pack, unpack
 from slosched.clock import now_ns
 from slosched.codes import Code
 from slosched.config import CONTROLLER_PORT
@@ -68,6 +70,7 @@ class AsyncClient(Questions):
         slo_ns: int = 0,
         user_id: int = 0,
         frame: Frame | None = None,
+        length: int = 0,
         on_reply: OnReply,
         later: bool = False,
     ) -> int:
@@ -75,36 +78,23 @@ class AsyncClient(Questions):
 
         With `later` it may wait for `flush`, which sends what has no input as one message.
 
-        `frame` is the input's bytes in C order, of the shape and dtype of the model. It may be sent without a
-        copy: leave it unchanged until the answer. `on_reply` runs in the event loop, once, or never if the
-        controller is lost: then `on_lost` is called with its id, if it is set. Raises ConnectionLost if nothing
-        can be sent now, the model was unloaded, or is not loaded again yet after a restart of the controller;
+        `frame` has the inputs' bytes as signature.py lays them out, for a request of `length` where a
+        dimension varies; that of a single input is its bytes in C order. It may be sent without a copy: leave
+        it unchanged until the answer. `on_reply` runs in the event loop, once, or never if the controller is
+        lost: then `on_lost` is called with its id, if it is set. Raises ConnectionLost if nothing can be sent
+        now, the model was unloaded, or is not loaded again yet after a restart of the controller;
         InvalidRequest for a value that cannot travel.
         """
-        self._check_open()
+        if self._closed or self._generation != generation():
+            self._check_open()
         check_model(model)
         check_fields(slo_factor, slo_ns, user_id)
-        held = model.held
-        brain = self._brain
-        not_now = brain.unready(held)
-        if not_now:
-            raise ConnectionLost(not_now, code=Code.CANCELLED)
-        info = held.info
-        now = now_ns()
+        held, now = model.held, now_ns()
         bundled = later and frame is None
-        request_id = brain.handle(
-            Infer(
-                held,
-                slo_ns,
-                slo_factor,
-                user_id,
-                () if frame is None else info.input_shape,
-                "" if frame is None else info.input_dtype,
-                bundled=bundled,
-            ),
-            now_ns=now,
-        )
-        assert request_id is not None
+        event = Infer(held, slo_ns, slo_factor, user_id, frame is not None, length, bundled)
+        request_id = self._brain.handle(event, now_ns=now)
+        if not request_id:
+            raise ConnectionLost(self._brain.unready(held), code=Code.CANCELLED)
         self._on_reply[request_id] = on_reply
         if bundled:
             return request_id
@@ -144,7 +134,7 @@ class AsyncClient(Questions):
     async def infer(
         self,
         model: Model,
-        array: Array | None = None,
+        inputs: Inputs | None = None,
         *,
         slo: float | str | None = None,
         slo_factor: float | None = None,
@@ -153,12 +143,13 @@ class AsyncClient(Questions):
     ) -> Inference:
         """Run one inference and return its answer.
 
-        `array` has the model's `input_shape` and `input_dtype` exactly; without one the worker
-        makes the input and no output returns. `slo` is the time from this call's send to the receipt of its
-        answer, in seconds or as text ("25ms"); `slo_factor` gives it as a multiple of the
-        model's b1; with neither the controller's default holds. Cancelling the awaiting task
-        cancels the request; so does `timeout_s`, an own limit of the wait. Without one, the wait
-        ends 5 s after the SLO, or after 60 s where the SLO is unknown.
+        `inputs` maps each input's name to an array of its dtype and shape exactly (for BYTES: a text, bytes,
+        or a list or array of them); a single input may be given itself. A dimension of -1 is the request's
+        length, the same for all. Without inputs the worker makes them, and no output returns. `slo` is the
+        time from this call's send to the receipt of its answer, in seconds or as text ("25ms"); `slo_factor`
+        gives it as a multiple of the model's b1; with neither the controller's default holds. Cancelling the
+        awaiting task cancels the request; so does `timeout_s`, an own limit of the wait. Without one, the
+        wait ends 5 s after the SLO, or after 60 s where the SLO is unknown.
 
         While the client loads the model again, after a restart of the controller, the request waits (within
         `timeout_s`, else 60 s). One that was in flight when the controller went fails with ConnectionLost: it
@@ -173,48 +164,43 @@ class AsyncClient(Questions):
         factor, slo_ns = slo_fields(slo, slo_factor)
         known_slo_ns(model, factor, slo_ns)  # raises before anything is sent
         user_id = user_number(user_id)
-        within_ns = 0 if timeout_s is None else limit_ns(timeout_s)
         if not self._brain.held.has(model.held):
             raise InvalidRequest(
                 f"model {model.name!r} was loaded through another client or controller; load it through "
                 "this one",
                 code=Code.INVALID_REQUEST,
             )
-        if array is not None:
-            model.check_input(array)
         info = model.info
+        packed = None if inputs is None else pack(info, inputs)
+        length = 0 if packed is None else packed.length
         sent_ns = now_ns()
-        request_id = self._brain.handle(
-            Infer(
-                model=model.held,
-                slo_ns=slo_ns,
-                slo_factor=factor,
-                user_id=user_id,
-                shape=() if array is None else info.input_shape,
-                dtype="" if array is None else info.input_dtype,
-                bounded=True,
-                waits=True,
-                within_ns=within_ns,
-            ),
-            now_ns=sent_ns,
+        event = Infer(
+            model=model.held,
+            slo_ns=slo_ns,
+            slo_factor=factor,
+            user_id=user_id,
+            has_input=packed is not None,
+            length=length,
+            bounded=True,
+            waits=True,
+            within_ns=0 if timeout_s is None else limit_ns(timeout_s),
         )
-        assert request_id is not None
-        if array is not None:
-            self._inputs[request_id] = (
-                array.tobytes()
-            )  # a copy: the caller may use the array again at once
-        reply, output = await self._answer_to(request_id, sent_ns)
-        answer = Inference(
-            model,
-            model.read_output(output) if output is not None and reply.code == Code.OK else None,
-            reply,
-            now_ns() - sent_ns,
-        )
+        frame = None if packed is None else packed.frame
+        reply, output = await self._answer_to(event, frame, sent_ns)
+        served = output is not None and reply.code == Code.OK
+        outputs = unpack(info, output, length) if served and output is not None else {}
+        answer = Inference(model, outputs, reply, now_ns() - sent_ns)
         answer.raise_for_code()
         return answer
 
-    async def _answer_to(self, request_id: int, sent_ns: int) -> tuple[InferReply, Frame | None]:
-        """Have the request sent, and wait for its answer."""
+    async def _answer_to(
+        self, event: Infer, frame: Frame | None, sent_ns: int
+    ) -> tuple[InferReply, Frame | None]:
+        """Have a request sent that waits, and wait for its answer."""
+        request_id = self._brain.handle(event, now_ns=sent_ns)
+        assert request_id  # one that waits is always taken
+        if frame is not None:
+            self._inputs[request_id] = frame
         future: asyncio.Future[tuple[InferReply, Frame | None]] = self._loop.create_future()
 
         def on_reply(message: InferReply, output: Frame | None) -> None:

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 from slosched.clients.aio import DEFAULT_ADDRESS, connect
 from slosched.clients.forks import forked_error, generation
-from slosched.clients.inference import Array, Inference, Model, Unloaded
+from slosched.clients.inference import Inference, Model, Unloaded
 from slosched.clients.session import OnRestart
+from slosched.clients.tensors import Inputs
 from slosched.codes import Code
 from slosched.errors import ConnectionLost
 from slosched.messages import ModelInfo, Welcome
@@ -147,7 +148,7 @@ class Client:
     def infer(
         self,
         model: Model,
-        array: Array | None = None,
+        inputs: Inputs | None = None,
         *,
         slo: float | str | None = None,
         slo_factor: float | None = None,
@@ -158,7 +159,7 @@ class Client:
         return self._call(
             lambda: self._client.infer(
                 model,
-                array,
+                inputs,
                 slo=slo,
                 slo_factor=slo_factor,
                 timeout_s=timeout_s,

@@ -50,6 +50,7 @@ class InferClient(Protocol):
         slo_ns: int,
         user_id: int,
         frame: Frame | None,
+        length: int,
         on_reply: OnReply,
         later: bool,
     ) -> int: ...
@@ -79,6 +80,7 @@ class _Submitter:
             slo_ns=arrival.slo_ns,
             user_id=arrival.user_id,
             frame=None if inputs is None else inputs.frame(model.model_id, arrival.seq),
+            length=0 if inputs is None or not model.lengths else model.lengths[-1],
             on_reply=on_reply,
             later=True,
         )

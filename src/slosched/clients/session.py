@@ -19,20 +19,17 @@ from slosched.clock import now_ns
 from slosched.codes import Code
 from slosched.core.client.brain import ClientBrain
 from slosched.core.client.interface import (
-    Answered,
     Cancel,
     Close,
     Effect,
     Event,
     Failed,
-    FromController,
     Greeted,
     NotWelcome,
     Open,
     Overloaded,
     Replied,
     Restarted,
-    Send,
     SendFailed,
     Why,
 )
@@ -44,7 +41,7 @@ from slosched.errors import (
     ProtocolMismatch,
     RequestFailed,
 )
-from slosched.messages import ClientMessage, InferReply, InferRequest, Welcome
+from slosched.messages import ClientMessage, InferReply, InferRequest, Message, Welcome
 from slosched.transport.bundles import MAX_BUNDLED, NotTaken, ReplyBundle, RequestBundle
 from slosched.transport.codec import Frame, decode_for_client, encode
 from slosched.transport.sockets import AsyncReader, Dealer
@@ -63,8 +60,8 @@ _LINGER_MS = 500
 class Session:
     """The connection to one controller, in the running event loop.
 
-    `malformed` counts bytes from it that were not a message. `on_lost` hears of each request of `submit` that
-    ends without an answer.
+    `malformed` counts bytes from it that were not a message. `on_lost` is called for each request of `submit`
+    that ends without an answer.
     """
 
     def __init__(
@@ -214,17 +211,15 @@ class Session:
         failed = False
         for effect in effects:
             kind = type(effect)
-            if kind is Answered:
-                self._answer(effect.request_id, effect.reply)  # type: ignore[union-attr, arg-type]
-            elif kind is Send:
-                message = effect.message  # type: ignore[union-attr]
-                if type(message) is InferRequest and not message.sent_ns:
-                    together.append(message)
-                    if len(together) == MAX_BUNDLED:
-                        failed |= self._send_together(together)
-                        together = []
-                else:
-                    failed |= not self._send(message)
+            if kind is InferReply:
+                self._answer(effect)  # type: ignore[arg-type]
+            elif kind is InferRequest and not effect.sent_ns:  # type: ignore[union-attr]
+                together.append(effect)  # type: ignore[arg-type]
+                if len(together) == MAX_BUNDLED:
+                    failed |= self._send_together(together)
+                    together = []
+            elif isinstance(effect, Message):
+                failed |= not self._send(effect)  # type: ignore[arg-type]
             else:
                 self._seldom(effect)
         if together:
@@ -247,7 +242,8 @@ class Session:
             self._brain.handle(SendFailed(request), now_ns=sent_ns)
         return True
 
-    def _answer(self, request_id: int, reply: InferReply) -> None:
+    def _answer(self, reply: InferReply) -> None:
+        request_id = reply.request_id
         on_reply = self._on_reply.pop(request_id, None)
         if self._inputs:
             self._inputs.pop(request_id, None)
@@ -313,13 +309,13 @@ class Session:
                 continue
             if type(message) is ReplyBundle:
                 for reply in message.replies:
-                    handle(FromController(reply), now_ns=now)
+                    handle(reply, now_ns=now)
             elif type(message) is NotTaken:
                 handle(Overloaded(message.request_ids, message.code, message.reason), now_ns=now)
             else:
                 if type(message) is InferReply and len(frames) > 1:
                     outputs.setdefault(message.request_id, frames[1])
-                handle(FromController(message), now_ns=now)  # type: ignore[arg-type]
+                handle(message, now_ns=now)  # type: ignore[arg-type]
         self._step(now)
         outputs.clear()
 

@@ -13,13 +13,11 @@ from enum import Enum, auto
 from slosched.codes import Code
 from slosched.core.client.brain import ClientBrain
 from slosched.core.client.interface import (
-    Answered,
     Cancel,
     Close,
     Effect,
     Event,
     Failed,
-    FromController,
     Greeted,
     HeldModel,
     Infer,
@@ -27,7 +25,6 @@ from slosched.core.client.interface import (
     NotWelcome,
     Open,
     Replied,
-    Send,
 )
 from slosched.core.scheduler.interface import FromClient
 from slosched.core.scheduler.policies import about
@@ -40,6 +37,7 @@ from slosched.messages import (
     InferReply,
     InferRequest,
     LoadModelReply,
+    Message,
     ModelInfo,
 )
 from slosched.sim.cluster import SimCluster
@@ -195,10 +193,10 @@ class SimClient:
             self._step(sender)
 
     def _perform(self, sender: _Sender, effect: Effect) -> None:
-        if isinstance(effect, Send):
-            self._send(sender, effect.message)
-        elif isinstance(effect, Answered):
-            self._answered(effect.reply)
+        if isinstance(effect, InferReply):
+            self._answered(effect)
+        elif isinstance(effect, Message):
+            self._send(sender, effect)
         elif self.phase is Phase.DONE:
             return
         elif isinstance(effect, Failed):
@@ -231,13 +229,13 @@ class SimClient:
             reply: InferReply = message.message
             awaited = sender.brain.requests.awaits(reply.request_id)
             self._marks.compare(sender.identity, reply.request_id, message.frames, awaited=awaited)
-            self._do(sender, FromController(reply))
+            self._do(sender, reply)
             return
         if self._bringing and type(message) is InferReply and not message.code:
             held = self._bringing.get(message.request_id)
             wanted = held is not None and self._has_output(held.info)
             self._marks.without_output(sender.identity, message, wanted=wanted)
-        self._do(sender, FromController(message))
+        self._do(sender, message)
 
     def _has_output(self, info: ModelInfo) -> bool:
         """False under a controller that answers without running anything: no outputs come."""
@@ -385,14 +383,9 @@ class SimClient:
             sender.brain.next_id = self._next_id()
         brain, held = sender.brain, self._held[arrival.instance]
         waits = self.bounded and brain.next_id % 2 == 0
-        not_now = brain.unready(held)
-        if not_now and not waits:
-            raise ConnectionLost(not_now, code=Code.CANCELLED)
-        shape: tuple[int, ...] = ()
-        dtype = ""
-        if self._brings_input(brain.next_id, held.info):
+        has_input = self._brings_input(brain.next_id, held.info)
+        if has_input:
             self._bringing[brain.next_id] = held
-            shape, dtype = held.info.input_shape, held.info.input_dtype
         request_id = self._do(
             sender,
             Infer(
@@ -400,14 +393,15 @@ class SimClient:
                 arrival.slo_ns,
                 arrival.slo_factor,
                 arrival.user_id,
-                shape,
-                dtype,
+                has_input,
                 bundled=True,
                 bounded=self.bounded,
                 waits=waits,
             ),
         )
-        assert request_id is not None
+        if not request_id:
+            self._bringing.pop(brain.next_id, None)
+            raise ConnectionLost(brain.unready(held), code=Code.CANCELLED)
         return request_id
 
     def _next_id(self) -> int:

@@ -104,7 +104,9 @@ class EnduringClient(SimClient):
         """Raise InvariantViolated unless each model that is held is one of the present controller's."""
         dangling = [why for held in self._held if (why := self.brain.unready(held))]
         if dangling:
-            raise InvariantViolated(f"{len(dangling)} models are held and not loaded: {dangling[0]}")
+            raise InvariantViolated(
+                f"{len(dangling)} models are held and not loaded: {dangling[0]}"
+            )
 
     def check_quiet(self) -> None:
         """Raise InvariantViolated if anything is kept of requests, while none is in flight."""

@@ -11,8 +11,8 @@ workers and the client. Once they are over, within RECOVERY_NS:
   in time. A cluster that is overloaded without faults is not held to it: backlogs last;
 - and when the load ends everything is answered and nothing is kept of it.
 
-The client is the one that people run (core/client): each of its requests ends once for its caller, after the faults
-each model that it holds is one of the present controller's, and nothing of it grows.
+The client is the one that people run (core/client): each of its requests ends once for its caller, after the
+faults each model that it holds is one of the present controller's, and nothing of it grows.
 
 In most cases requests bring inputs, and every answer is held to its request's mark (marks.py); further
 clients come and go with requests unanswered (guests.py).

@@ -12,43 +12,42 @@ _SLACK = 64
 class Alarms:
     """A heap of (time, key). Taking one back costs nothing; the heap never grows beyond twice what is set."""
 
-    __slots__ = ("_at_ns", "_heap", "_seq")
+    __slots__ = ("_heap", "_seq", "_set")
 
     def __init__(self) -> None:
-        self._at_ns: dict[Hashable, tuple[int, int]] = {}
+        self._set: dict[Hashable, int] = {}  # the sequence number of its entry in the heap
         self._heap: list[tuple[int, int, Hashable]] = []
         self._seq = 0
 
     def __len__(self) -> int:
-        return len(self._at_ns)
+        return len(self._set)
 
     def set(self, key: Hashable, at_ns: int) -> None:
         """`key` is due at `at_ns`, and at no other time."""
         self._seq = seq = self._seq + 1
-        self._at_ns[key] = (at_ns, seq)
-        heap = self._heap
-        if len(heap) > 2 * len(self._at_ns) + _SLACK:
-            heap[:] = [(at_ns, seq, key) for key, (at_ns, seq) in self._at_ns.items()]
+        heap, current = self._heap, self._set
+        current[key] = seq
+        heappush(heap, (at_ns, seq, key))
+        if len(heap) > 2 * len(current) + _SLACK:
+            heap[:] = [entry for entry in heap if current.get(entry[2]) == entry[1]]
             heapify(heap)
-        else:
-            heappush(heap, (at_ns, seq, key))
 
     def unset(self, key: Hashable) -> None:
-        self._at_ns.pop(key, None)
+        self._set.pop(key, None)
 
     def due(self, now_ns: int) -> Iterator[Hashable]:
         """Take out, one after the other, the keys whose time has come."""
         while (at_ns := self.next_ns()) is not None and at_ns <= now_ns:
             key = heappop(self._heap)[2]
-            del self._at_ns[key]
+            del self._set[key]
             yield key
 
     def next_ns(self) -> int | None:
         """When the next one is due. None: none is set."""
-        heap, current = self._heap, self._at_ns
+        heap, current = self._heap, self._set
         while heap:
             at_ns, seq, key = heap[0]
-            if current.get(key) == (at_ns, seq):
+            if current.get(key) == seq:
                 return at_ns
             heappop(heap)
         return None

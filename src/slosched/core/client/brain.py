@@ -27,7 +27,6 @@ from slosched.core.client.interface import (
     Effect,
     Event,
     Failed,
-    FromController,
     Greeted,
     HeldModel,
     Infer,
@@ -40,7 +39,6 @@ from slosched.core.client.interface import (
     QuestionReply,
     Replied,
     Restarted,
-    Send,
     SendFailed,
     Status,
     Unload,
@@ -129,7 +127,6 @@ class ClientBrain:
         self._heard = False
         self._silent_ticks = 0
         self._handlers: dict[type, Callable[[Any, int], int | None]] = {
-            FromController: self._from_controller,
             Infer: self._infer,
             Cancel: self._cancel,
             Overloaded: self._overloaded,
@@ -137,21 +134,21 @@ class ClientBrain:
             Open: self._open,
             Close: self._close,
             **dict.fromkeys((Load, Unload, ListModels, Status), self._ask),
-        }
-        self._messages: dict[type, Callable[[Any, int], None]] = {
             InferReply: self.requests.replied,
             Welcome: self._welcome,
             Refused: self._refused,
             **dict.fromkeys(
-                (LoadModelReply, UnloadModelReply, ListModelsReply, StatusReply),
-                self.questions.replied,
+                (LoadModelReply, UnloadModelReply, ListModelsReply, StatusReply), self._replied
             ),
         }
 
     # ------------------------------------------------------------------------- three verbs
 
     def handle(self, event: Event, *, now_ns: int) -> int | None:
-        """Take in a fact. For an Infer or a question, returns the number that its end is told under."""
+        """Take in a fact. For an Infer or a question, returns the number that its end is told under.
+
+        0 for an Infer that does not wait and cannot be sent now: `unready` says why.
+        """
         return self._handlers[type(event)](event, now_ns)
 
     def schedule(self, *, now_ns: int) -> list[Effect]:
@@ -160,8 +157,9 @@ class ClientBrain:
         if next_ns is not None and next_ns <= now_ns:
             for key in self._alarms.due(now_ns):
                 self._ring(key, now_ns)
-        self.requests.send_gathered(now_ns)
         effects, self._effects = self._effects, []
+        if self.requests.gathered:
+            effects += self.requests.take_gathered(now_ns)
         return effects
 
     def next_wakeup_ns(self) -> int | None:
@@ -185,6 +183,8 @@ class ClientBrain:
         if model.incarnation == self._there and not model.unloaded:
             return ""
         name = model.info.name
+        if self._closed:
+            return CLOSED
         if model.unloaded:
             return f"model {name!r} was unloaded through this client; load it again"
         return (
@@ -204,19 +204,23 @@ class ClientBrain:
         return self._greeted and model.incarnation == self._there
 
     def _infer(self, event: Infer, now_ns: int) -> int:
-        request_id = self.next_id
-        self.next_id = request_id + 1
         model = event.model
-        if model.incarnation == self._there and not model.unloaded and not self._closed:
+        request_id = self.next_id
+        if model.incarnation == self._there and not model.unloaded:
+            self.next_id = request_id + 1
             if self._greeted or not event.waits:
-                self.requests.infer(request_id, event, now_ns)
-                return request_id
-        elif self._closed or model.unloaded or not event.waits:
-            why = Why.WITHDRAWN if model.unloaded else Why.LOST
-            reason = CLOSED if self._closed else self.unready(model)
-            self._emit(Failed(request_id, why, reason, int(Code.CANCELLED)))
+                self.requests.send(request_id, event, now_ns)
+            else:
+                self.requests.wait(request_id, event, now_ns)
             return request_id
-        self.requests.wait(request_id, event, now_ns)
+        if not event.waits or self._closed:
+            return 0
+        self.next_id = request_id + 1
+        if model.unloaded:
+            reason = self.unready(model)
+            self._emit(Failed(request_id, Why.WITHDRAWN, reason, int(Code.CANCELLED)))
+        else:
+            self.requests.wait(request_id, event, now_ns)
         return request_id
 
     def _ask(self, event: Question, now_ns: int) -> int:
@@ -236,7 +240,7 @@ class ClientBrain:
         self._say_hello(now_ns)
 
     def _say_hello(self, now_ns: int) -> None:
-        self._emit(Send(self._hello))
+        self._emit(self._hello)
         if not self._there:  # later the tick repeats it
             self._alarms.set("hello", now_ns + _HELLO_EVERY_NS)
 
@@ -244,7 +248,8 @@ class ClientBrain:
         if self._closed:
             return
         self._closed = True
-        self._emit(Send(Goodbye()))
+        self._there = 0  # nothing is ready any more
+        self._emit(Goodbye())
         self._alarms.unset("tick")
         self._alarms.unset("hello")
         self.questions.drop_own()
@@ -255,7 +260,7 @@ class ClientBrain:
         if key == "tick":
             self._tick(now_ns)
         elif key == "gather":
-            self.requests.send_gathered(now_ns, rung=True)
+            self.requests.gather_no_longer()
         elif key == "hello":
             if not self._there:
                 self._say_hello(now_ns)
@@ -271,9 +276,10 @@ class ClientBrain:
         self._alarms.set("tick", now_ns + TICK_NS)
         if not self._there:
             return  # one that does not know us yet would refuse a heartbeat that is ahead of our hello
-        self._emit(Send(ClientHeartbeat(now_ns)))
-        if self._heard:
-            self._heard, self._silent_ticks = False, 0
+        self._emit(ClientHeartbeat(now_ns))
+        if self._heard or self.requests.heard:
+            self._heard = self.requests.heard = False
+            self._silent_ticks = 0
             if not self._greeted:
                 self._say_hello(now_ns)
             return
@@ -288,17 +294,14 @@ class ClientBrain:
 
     # ------------------------------------------------------------------- from the controller
 
-    def _from_controller(self, event: FromController, now_ns: int) -> None:
-        self._heard = True
-        message = event.message
-        if not self._closed:
-            self._messages[type(message)](message, now_ns)
-
     def _overloaded(self, event: Overloaded, now_ns: int) -> None:
         self._heard = True
         self.requests.overloaded(event.request_ids, event.code, event.reason, now_ns)
 
     def _welcome(self, message: Welcome, now_ns: int) -> None:
+        if self._closed:
+            return
+        self._heard = True
         before, self._there = self._there, message.incarnation
         self.controller = message
         self.requests.default_slo_ns = message.default_slo_ns
@@ -350,7 +353,14 @@ class ClientBrain:
         reason = f"model {name!r} was unloaded through this client; load it again"
         self.requests.withdrawn(name, reason)
 
+    def _replied(self, reply: QuestionReply, now_ns: int) -> None:
+        self._heard = True
+        self.questions.replied(reply, now_ns)
+
     def _refused(self, message: Refused, now_ns: int) -> None:
+        if self._closed:
+            return
+        self._heard = True
         if not self._there:
             if message.request_id < 0:
                 self._alarms.unset("hello")

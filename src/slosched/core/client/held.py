@@ -36,7 +36,8 @@ class Held:
             model = copies.get(info.copy)
             if model is None:
                 model = copies[info.copy] = HeldModel(info, incarnation)
-            model.info, model.incarnation, model.unloaded = info, incarnation, False
+            else:
+                model.loaded(info, incarnation)
             models.append(model)
         return tuple(models)
 

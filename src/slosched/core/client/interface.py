@@ -1,5 +1,9 @@
 """What goes into the client's brain and what comes out of it. Times are the client's, in ns.
 
+Messages come in and go out as they are: a ControllerToClient is an event, a ClientMessage among the effects is
+to be sent (behind an InferRequest its input, if it has one), and an InferReply among them is the answer to its
+request.
+
 A shell (clients/ live, sim/ in virtual time) turns its callers' wishes and the controller's messages into
 events, and effects into sends and answers. Tensors stay with the shell, by the id of their request.
 """
@@ -20,6 +24,7 @@ from slosched.messages import (
     StatusReply,
     UnloadModelReply,
 )
+from slosched.signature import digest, single
 
 QuestionReply = LoadModelReply | UnloadModelReply | ListModelsReply | StatusReply
 
@@ -31,12 +36,24 @@ class HeldModel:
     has given the model up.
     """
 
-    __slots__ = ("incarnation", "info", "unloaded")
+    __slots__ = ("dtype", "incarnation", "info", "shape", "signature", "unloaded")
 
     def __init__(self, info: ModelInfo, incarnation: int) -> None:
+        self.loaded(info, incarnation)
+
+    def loaded(self, info: ModelInfo, incarnation: int) -> None:
+        """The controller `incarnation` has it, as `info` says."""
         self.info = info
         self.incarnation = incarnation
         self.unloaded = False
+        #: How an InferRequest describes its inputs: shape and dtype of a single fixed one, else a digest.
+        self.shape: tuple[int, ...] = ()
+        self.dtype = ""
+        self.signature = 0
+        if not info.inputs or single(info.inputs) is not None:
+            self.shape, self.dtype = info.input_shape, info.input_dtype
+        else:
+            self.signature = digest(info.inputs)
 
 
 class _Fact(msgspec.Struct, frozen=True, gc=False):
@@ -52,10 +69,6 @@ class Open(_Fact, frozen=True, gc=False):
 
 class Close(_Fact, frozen=True, gc=False):
     """Say goodbye. What is unanswered fails, and nothing is sent any more."""
-
-
-class FromController(_Fact, frozen=True, gc=False):
-    message: ControllerToClient
 
 
 class Overloaded(_Fact, frozen=True, gc=False):
@@ -99,22 +112,21 @@ Question = Load | Unload | ListModels | Status
 
 
 class Infer(_Fact, frozen=True, gc=False):
-    """One inference on `model`. Ends with Answered or Failed, unless it is cancelled.
+    """One inference on `model`. Ends with an InferReply or Failed, unless it is cancelled.
 
-    `bundled`: it may travel with others that are asked for before the next `schedule`. `bounded`: it ends when
-    there is no answer within its SLO and a grace; without a known SLO also when the controller falls silent.
-    `waits`: until its model is loaded again, if the controller was restarted; others fail then, and need not be
-    asked for (`ClientBrain.unready`). `within_ns`: the caller's own limit, of a bounded one (0: none).
+    `has_input`: its inputs follow in a frame. `length`: of its varying dimensions. `bundled`: it may travel
+    with others that are asked for before the next `schedule`. `bounded`: it ends when there is no answer within its
+    SLO and a grace; without a known SLO also when the controller falls silent. `waits`: until its model is
+    loaded again, if the controller was restarted; others are not taken then. `within_ns`: the caller's own
+    limit, of a bounded one (0: none).
     """
 
     model: HeldModel
     slo_ns: int = 0
     slo_factor: float = 0.0
     user_id: int = 0
-    shape: tuple[int, ...] = ()
-    dtype: str = ""
+    has_input: bool = False
     length: int = 0
-    signature: int = 0
     bundled: bool = False
     bounded: bool = False
     waits: bool = False
@@ -127,7 +139,7 @@ class Cancel(_Fact, frozen=True, gc=False):
     request_id: int
 
 
-Event = Open | Close | FromController | Overloaded | SendFailed | Question | Infer | Cancel
+Event = Open | Close | ControllerToClient | Overloaded | SendFailed | Question | Infer | Cancel
 
 # ------------------------------------------------------------------------------------ effects
 
@@ -142,19 +154,8 @@ class Why(IntEnum):
     WITHDRAWN = 4  # its model was unloaded
 
 
-class Send(_Fact, frozen=True, gc=False):
-    """Send the message; behind an InferRequest goes its input, if it has one."""
-
-    message: ClientMessage
-
-
-class Answered(_Fact, frozen=True, gc=False):
-    request_id: int
-    reply: InferReply
-
-
 class Failed(_Fact, frozen=True, gc=False):
-    """A request or question ends without an answer."""
+    """Instead of an InferReply or Replied: a request or question ends without an answer."""
 
     request_id: int
     why: Why
@@ -189,4 +190,4 @@ class Restarted(_Fact, frozen=True, gc=False):
     lost: int
 
 
-Effect = Send | Answered | Failed | Replied | Greeted | NotWelcome | Restarted
+Effect = ClientMessage | InferReply | Failed | Replied | Greeted | NotWelcome | Restarted

@@ -23,7 +23,6 @@ from slosched.core.client.interface import (
     Load,
     Question,
     QuestionReply,
-    Send,
     Status,
     Unload,
     Why,
@@ -116,7 +115,7 @@ class Questions:
     def _send(self, open_: Open, wire_id: int, now_ns: int) -> None:
         open_.wire_id = wire_id
         self._by_wire_id[wire_id] = open_
-        self._emit(Send(_message(open_.question, wire_id)))
+        self._emit(_message(open_.question, wire_id))
         self._alarms.set(("ask", open_.number), now_ns + open_.patience_ns)
         open_.patience_ns *= 2
 
@@ -165,7 +164,7 @@ class Questions:
             open_.again_ns = min(2 * open_.again_ns, _OWN_AGAIN_NS)
 
     def refused(self, wire_id: int, code: int, reason: str, now_ns: int) -> bool:
-        """The controller did not take the message `wire_id`. False if it is no question's."""
+        """The controller did not take the message `wire_id`. False if no question sent it."""
         open_ = self._by_wire_id.pop(wire_id, None)
         if open_ is None:
             return False

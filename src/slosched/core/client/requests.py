@@ -1,9 +1,9 @@
 """Inferences of a client, from the caller's wish to its one end.
 
 waiting --its model is loaded again, or the controller knows us again--> sent
-sent --reply--> Answered                     a repeated reply finds nothing, and is counted
+sent --reply--> answered                     a repeated reply finds nothing, and is counted
 sent --refused, and it `waits`--> waiting    once: no model saw it, the controller had forgotten us
-sent --refused--> Answered, with the code of the refusal
+sent --refused--> answered, with the code of the refusal
 sent --the controller was restarted, or could not be reached--> Failed (LOST): it may have run already
 waiting or sent --its limit has passed--> Failed, and cancelled
 waiting or sent --five silent ticks, and its SLO is unknown--> Failed (LOST)
@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from slosched.codes import Code
 from slosched.core.client.alarms import Alarms
-from slosched.core.client.interface import Answered, Effect, Failed, HeldModel, Infer, Send, Why
+from slosched.core.client.interface import Effect, Failed, HeldModel, Infer, Why
 from slosched.messages import CancelRequest, InferReply, InferRequest
 from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
@@ -64,11 +64,12 @@ class Requests:
         self._until_silence: dict[int, None] = {}
         self._later: list[InferRequest] = []  # they leave together
         self._crowded_until_ns = 0
-        self._gathering = False
+        self._gathering = self._rung = False
         self._round_trip_ns = (
             0  # of the last answer, less its time at the controller; 0: it was told
         )
         self.default_slo_ns = 0
+        self.heard = False  # the controller has replied; the brain clears it
         self.repeated = 0  # replies to what is not waited for
 
     def __len__(self) -> int:
@@ -84,12 +85,6 @@ class Requests:
         return len(self._later)
 
     # ------------------------------------------------------------------------------ sending
-
-    def infer(self, request_id: int, event: Infer, now_ns: int) -> None:
-        """Send an inference: its model is loaded."""
-        if event.bounded:
-            self._bound(request_id, event, now_ns, ready=True)
-        self._send(request_id, event, now_ns)
 
     def wait(self, request_id: int, event: Infer, now_ns: int) -> None:
         """Keep an inference until its model is loaded again, or the controller knows us again."""
@@ -113,59 +108,74 @@ class Requests:
     def _grace(self) -> int:
         return GRACE_NS if self._grace_ns is None else self._grace_ns
 
-    def _send(self, request_id: int, event: Infer, now_ns: int) -> None:
+    def send(self, request_id: int, event: Infer, now_ns: int) -> None:
+        """Send an inference: its model is loaded."""
+        self._sent[request_id] = event
+        if event.bounded:
+            self._bound(request_id, event, now_ns, ready=True)
         round_trip_ns = 0
         if self._from_send:
             self._sent_ns[request_id] = now_ns
             round_trip_ns, self._round_trip_ns = self._round_trip_ns, 0
+        elif event.bundled and not event.has_input and not event.length:
+            self._later.append(  # the cheap case: each further field costs
+                InferRequest(
+                    request_id=request_id,
+                    model_id=event.model.info.model_id,
+                    slo_ns=event.slo_ns,
+                    slo_factor=event.slo_factor,
+                    user_id=event.user_id,
+                )
+            )
+            return
+        model = event.model
         message = InferRequest(
             request_id=request_id,
-            model_id=event.model.info.model_id,
+            model_id=model.info.model_id,
             slo_ns=event.slo_ns,
             slo_factor=event.slo_factor,
             user_id=event.user_id,
             sent_ns=0 if event.bundled else now_ns,
-            shape=event.shape,
-            dtype=event.dtype,
+            shape=model.shape if event.has_input else (),
+            dtype=model.dtype if event.has_input else "",
             length=event.length,
-            signature=event.signature,
+            signature=model.signature if event.has_input else 0,
             round_trip_ns=round_trip_ns,
         )
-        self._sent[request_id] = event
         if event.bundled:
             self._later.append(message)
         else:
-            self._emit(Send(message))
+            self._emit(message)
 
-    def send_gathered(self, now_ns: int, *, rung: bool = False) -> None:
-        """Let what may travel together leave, unless the controller is crowded and more may come."""
+    def take_gathered(self, now_ns: int) -> list[InferRequest]:
+        """What travels together and leaves now: nothing while the controller is crowded and more may come."""
         later = self._later
-        if not later:
-            return
-        if self._crowded_until_ns and not rung and len(later) < self._full:
+        if self._crowded_until_ns and not self._rung and len(later) < self._full:
             if now_ns < self._crowded_until_ns:
-                if not self._gathering:
+                if not self._gathering and later:
                     self._gathering = True
                     self._alarms.set("gather", now_ns + _GATHER_NS)
-                return
+                return []
             self._crowded_until_ns = 0
-        self._gathering = False
+        self._gathering = self._rung = False
         self._later = []
-        for message in later:
-            self._emit(Send(message))
+        return later
+
+    def gather_no_longer(self) -> None:
+        """What has gathered leaves with the next `take_gathered`."""
+        self._rung = True
 
     def sendable_again(self, ready: Callable[[HeldModel], bool], now_ns: int) -> None:
         """Send what waits and can be sent by now."""
         for request_id, event in [*self._waiting.items()]:
             if ready(event.model):
                 del self._waiting[request_id]
-                if event.bounded:
-                    self._bound(request_id, event, now_ns, ready=True)
-                self._send(request_id, event, now_ns)
+                self.send(request_id, event, now_ns)
 
     # ------------------------------------------------------------------------------- ends
 
     def replied(self, reply: InferReply, now_ns: int) -> None:
+        self.heard = True
         request_id = reply.request_id
         event = self._sent.pop(request_id, None)
         if event is None:
@@ -177,7 +187,7 @@ class Requests:
                 self._round_trip_ns = round_trip_ns
         if event.bounded:
             self._forget(request_id)
-        self._emit(Answered(request_id, reply))
+        self._emit(reply)
 
     def _forget(self, request_id: int) -> None:
         self._alarms.unset(("limit", request_id))
@@ -207,8 +217,7 @@ class Requests:
         if self._sent.pop(request_id, None) is None:
             return False
         self._forget(request_id)
-        reply = InferReply(request_id, code, reason, -1, 0, 0, False)
-        self._emit(Answered(request_id, reply))
+        self._emit(InferReply(request_id, code, reason, -1, 0, 0, False))
         return True
 
     def send_failed(self, request_id: int) -> None:
@@ -230,7 +239,7 @@ class Requests:
         waiting = len(self._later)
         self._later = [each for each in self._later if each.request_id != request_id]
         if len(self._later) == waiting:
-            self._emit(Send(CancelRequest(request_id)))
+            self._emit(CancelRequest(request_id))
 
     def limit_passed(self, request_id: int, now_ns: int, why_waiting: str) -> None:
         event = self._waiting.get(request_id) or self._sent.get(request_id)
@@ -261,7 +270,7 @@ class Requests:
         self._emit(Failed(request_id, why, text, int(Code.CANCELLED)))
 
     def silent(self, reason: str) -> None:
-        """The controller has fallen silent: who does not know their time limit waits no longer."""
+        """The controller has fallen silent: requests without a time limit of their own end."""
         for request_id in [*self._until_silence]:
             self._fail(request_id, Why.LOST, reason)
 
