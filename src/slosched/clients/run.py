@@ -52,6 +52,7 @@ async def run_workload(
     stop: asyncio.Event | None = None,
     name: str = "",
     weight: float = 1.0,
+    slo_from_send: bool = False,
 ) -> RunResult:
     """Run `workload` against the controller at `address` and return what came of it.
 
@@ -61,7 +62,8 @@ async def run_workload(
     directory with `client_log.tsv` and a manifest; one that holds a run is not overwritten, a
     numbered one in it is taken (see `RunResult.run_dir`). `progress` is called about five times a
     second. Setting `stop` ends the run early and leaves a valid partial run. The controller knows the
-    client by `name` (the workload's if empty) and `weight`.
+    client by `name` (the workload's if empty) and `weight`. SLOs count from arrival at the controller, as
+    Clockwork's do, or with `slo_from_send` from the client's send to its receipt, as the library's do.
 
     Raises PeerUnreachable, ProtocolMismatch, InvalidRequest (unknown model), RequestFailed and
     InvalidConfig before anything is sent; once it runs, a controller that falls silent ends it with a
@@ -80,12 +82,11 @@ async def run_workload(
     engine = Engine(workload, seed=seed, duration_ns=duration_ns)
     restarts: list[str] = []
     try:
-        # SLOs of workloads count from arrival at the controller, as Clockwork's do.
         connecting = connect(
             address,
             name=name or workload.name,
             weight=weight,
-            slo_from_send=False,
+            slo_from_send=slo_from_send,
             on_restart=restarts.append,
         )
         async with await _unless_stopped(connecting.open(), stop) as client:

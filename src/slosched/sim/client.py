@@ -91,6 +91,8 @@ class _Sender:
         identity: bytes,
         use: ClientUse,
         arrived: Callable[[_Sender, ControllerToClient | Framed], None],
+        *,
+        from_send: bool,
     ) -> None:
         self.identity = identity
         self.brain = ClientBrain(
@@ -98,6 +100,7 @@ class _Sender:
             incarnation=_INCARNATION,
             name=use.name,
             weight=use.weight,
+            from_send=from_send,
             grace_ns=GRACE_NS,
         )
         self.wire = cluster.add_client(identity, lambda message: arrived(self, message))
@@ -115,6 +118,8 @@ class SimClient:
     #: Whether requests end at their SLO and a grace without an answer, and each second one waits while its
     #: model is loaded again (EnduringClient).
     bounded = False
+    #: Whether SLOs count from the client's send to its receipt; a workload's count from arrival.
+    slo_from_send = False
 
     def __init__(
         self,
@@ -133,7 +138,7 @@ class SimClient:
         self._kernel = cluster.kernel
         self._marks = cluster.marks
         self._engine = engine
-        self._own = _Sender(cluster, IDENTITY, ClientUse("simulation"), self._arrived)
+        self._own = self._new_sender(cluster, IDENTITY, ClientUse("simulation"))
         #: Every session, and who sends each group of the workload (empty: this client does).
         self._sessions = [self._own]
         self._senders = self._join_senders(cluster, senders_of(workload))
@@ -152,12 +157,15 @@ class SimClient:
 
     # ------------------------------------------------------------------------------- session
 
+    def _new_sender(self, cluster: SimCluster, identity: bytes, use: ClientUse) -> _Sender:
+        return _Sender(cluster, identity, use, self._arrived, from_send=self.slo_from_send)
+
     def _join_senders(self, cluster: SimCluster, uses: Sequence[ClientUse]) -> list[_Sender]:
         joined = {"": self._own}
         for use in uses:
             if use.name not in joined:
                 identity = f"client {use.name}".encode()
-                joined[use.name] = _Sender(cluster, identity, use, self._arrived)
+                joined[use.name] = self._new_sender(cluster, identity, use)
                 self._sessions.append(joined[use.name])
         return [joined[use.name] for use in uses]
 

@@ -30,6 +30,7 @@ class EnduringClient(SimClient):
     """A SimClient that outlives faults. `pause` and `resume` make its process stand still."""
 
     bounded = True
+    slo_from_send = True
 
     def __init__(self, *args: Any, **given: Any) -> None:
         super().__init__(*args, **given)

@@ -115,10 +115,10 @@ class Infer(_Fact, frozen=True, gc=False):
     """One inference on `model`. Ends with an InferReply or Failed, unless it is cancelled.
 
     `has_input`: its inputs follow in a frame. `length`: of its varying dimensions. `bundled`: it may travel
-    with others that are asked for before the next `schedule`. `bounded`: it ends when there is no answer within its
-    SLO and a grace; without a known SLO also when the controller falls silent. `waits`: until its model is
-    loaded again, if the controller was restarted; others are not taken then. `within_ns`: the caller's own
-    limit, of a bounded one (0: none).
+    with others that are asked for before the next `schedule`. `bounded`: it ends when there is no answer
+    within its SLO and a grace; without a known SLO also when the controller falls silent. `waits`: until its
+    model is loaded again, if the controller was restarted; others are not taken then. `within_ns`: the
+    caller's own limit, of a bounded one (0: none).
     """
 
     model: HeldModel
