@@ -2,10 +2,11 @@
 
     .venv/bin/python benchmarks/client_deadlines.py [--rounds 5] [--seconds 8]
 
-One emulated GPU with the linear profile serves Poisson arrivals. Each round runs the same load three times, in
-turn: with an SLO from arrival at the controller (Clockwork's meaning), with one that is 0.5 ms shorter by hand,
-and with one from the client's send, which the controller shortens by what it forecasts of the client's latencies.
-All are judged alike: an answer is in time if it is here within the SLO, from its scheduled send.
+One emulated GPU with the linear profile serves Poisson arrivals. Each round runs the same load three times,
+in turn: with an SLO from arrival at the controller (Clockwork's meaning), with one that is 0.5 ms shorter
+by hand, and with one from the client's send, which the controller shortens by what it forecasts of the
+client's latencies. All are judged alike: an answer is in time if it is here within the SLO, from its
+scheduled send.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def share_in_time(directory: Path, slo_ns: int) -> float:
         code == 0 and latency_ns <= slo_ns
         for code, latency_ns in zip(log["code"], log["latency_ns"], strict=True)
     ]
-    return 100 * sum(good) / max(1, len(good))
+    return 100.0 * float(sum(good)) / max(1, len(good))
 
 
 def measure(

@@ -124,8 +124,8 @@ class ListModelsRequest(Message, frozen=True):
 class InferRequest(Message, frozen=True, kw_only=True):
     """One inference. Its inputs, if any, are the one frame that follows (signature.py).
 
-    The deadline is `slo_ns` after arrival at the controller if that is > 0, else `slo_factor` x b1 if
-    that is > 0, else the controller's default SLO. `shape` and `dtype` describe the input of a model with
+    The deadline is `slo_ns` after arrival at the controller (after the client's send, if its hello said so) if
+    that is > 0, else `slo_factor` x b1 if that is > 0, else the controller's default SLO. `shape` and `dtype` describe the input of a model with
     one input of a fixed shape, and are empty when inputs are off. Inputs of another model come with
     `signature`, the digest of those that the client knows (signature.digest), and where a dimension varies
     with `length`. A length without inputs is that of the input which the worker makes up (0: the longest).

@@ -156,7 +156,7 @@ class Inference:
 
     @property
     def slo_ns(self) -> int:
-        """The deadline, counted from arrival at the controller."""
+        """The SLO: from the client's send to the receipt of the answer."""
         return self.message.slo_ns
 
     @property
@@ -166,7 +166,7 @@ class Inference:
 
     @property
     def remaining_ns(self) -> int:
-        """Time left until the deadline when the controller answered; below 0 if it had passed.
+        """Time left of the SLO when the controller answered, from arrival there; below 0 if it had passed.
 
         After an early refusal nothing that this request competes for can change much sooner, so a
         retry that waits a part of this does not spin.
@@ -249,7 +249,7 @@ class Inference:
         text = f"model {self.model.name!r}: {why} (code {code}, {code_name(code)})"
         if code in _DEADLINE_CODES:
             text += (
-                f"; deadline {format_duration(self.slo_ns)} after arrival, "
+                f"; deadline {format_duration(self.slo_ns)} after the send, "
                 f"{format_duration(max(0, self.remaining_ns))} left when it was answered"
             )
             raise DeadlineExceeded(text, code=code, reply=self)

@@ -289,7 +289,7 @@ class Session:
             warnings.warn(text, RuntimeWarning, stacklevel=2)
 
     def _cancel(self, request_id: int) -> None:
-        """Its caller gives a request or question up. Of no effect on one that has ended."""
+        """Its caller gives a request or question up, which may have ended."""
         self._on_reply.pop(request_id, None)
         self._inputs.pop(request_id, None)
         self._futures.pop(request_id, None)
