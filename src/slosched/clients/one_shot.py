@@ -29,6 +29,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 #: The shorter side is scaled to this much more than the crop, as torchvision does (256 for 224).
 _RESIZE_TO_CROP = 256 / 224
 _TOP = 5
+#: A word that ends so is a file and not a text.
+_FILES = (".npy", ".npz", ".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +133,10 @@ def infer_once(
             inputs = await _read_beside(words, handle) if words else None
             return await client.infer(handle, inputs, slo=slo)
 
-    if isinstance(given, Path) and not given.is_file():
-        raise InvalidConfig(f"no file {str(given)!r}; give an image or a .npy array")
+    for word in words:  # before a connection is made
+        path = Path(word.partition("=")[2] or word)
+        if path.suffix.lower() in _FILES and not (path.is_file() or Path(word).is_file()):
+            raise InvalidConfig(f"no file {str(path)!r}; give an image or a .npy array")
     answer = asyncio.run(once())
     outputs = answer.outputs
     output = next(iter(outputs.values())) if len(outputs) == 1 else None
