@@ -326,7 +326,7 @@ def test_ones_own_model_is_served_and_refused_as_the_readme_says(tmp_path: Path)
         "at the earliest and takes",
         "the deadline is in 100us",
         "(code 8, could not start in time)",
-        "deadline 100us after arrival",
+        "deadline 100us after the send",
     ):
         assert words in said and words in shown, words
     assert refusal.startswith("model 'mine': could start in ")

@@ -76,13 +76,15 @@ class ClientHello(Message, frozen=True):
     """The first message of a client. `incarnation` is random, one per process start.
 
     `weight` is what its requests are worth beside those of weight 1; the controller's operator may cap
-    it or set another (docs/fairness.md).
+    it or set another (docs/fairness.md). With `slo_from_send` an SLO counts from the client's send to its
+    receipt, else from arrival at the controller, as Clockwork's do.
     """
 
     protocol: Number
     incarnation: Number
     name: Name = ""
     weight: float = 1.0
+    slo_from_send: bool = False
 
 
 class ClientHeartbeat(Message, frozen=True):
@@ -122,13 +124,16 @@ class ListModelsRequest(Message, frozen=True):
 class InferRequest(Message, frozen=True, kw_only=True):
     """One inference. Its inputs, if any, are the one frame that follows (signature.py).
 
-    The deadline is `slo_ns` after arrival at the controller if that is > 0, else `slo_factor` x b1 if
-    that is > 0, else the controller's default SLO. `shape` and `dtype` describe the input of a model with
-    one input of a fixed shape, and are empty when inputs are off. Inputs of another model come with
-    `signature`, the digest of those that the client knows (signature.digest), and where a dimension varies
-    with `length`. A length without inputs is that of the input which the worker makes up (0: the longest).
-    `sent_ns` is the client's clock; only differences of it are used, to measure how long the request waited
-    in queues. 0: not measured, or a RequestBundle carries it.
+    The deadline is `slo_ns` after arrival at the controller (after the client's send, if its hello said so)
+    if that is > 0, else `slo_factor` x b1 if that is > 0, else the controller's default SLO. `shape` and
+    `dtype` describe the input of a model with one input of a fixed shape, and are empty when inputs are off.
+    Inputs of another model come with `signature`, the digest of those that the client knows
+    (signature.digest), and where a dimension varies with `length`. A length without inputs is that of the
+    input which the worker makes up (0: the longest). `sent_ns` is the client's clock; only differences of it
+    are used, to measure how long the request waited in queues. 0: not measured, or a RequestBundle carries
+    it. `round_trip_ns` is what the client saw of an earlier request, from its send to the receipt of its
+    answer, less the answer's `latency_ns`: both network latencies together (0: nothing new). It comes from
+    clients with `slo_from_send`.
     """
 
     request_id: Number
@@ -141,6 +146,7 @@ class InferRequest(Message, frozen=True, kw_only=True):
     dtype: Name = ""
     length: Number = 0
     signature: Number = 0
+    round_trip_ns: Number = 0
 
 
 class CancelRequest(Message, frozen=True):

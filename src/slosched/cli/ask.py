@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -48,12 +47,14 @@ def controller_address(ctx: typer.Context, given: str | None) -> str:
 def infer(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="A model's name; `slosched models` lists them.")],
-    input_path: Annotated[
-        Path | None,
+    inputs: Annotated[
+        list[str] | None,
         typer.Argument(
-            metavar="[IMAGE|ARRAY.npy]",
-            help="An image, scaled and normalised as for ImageNet, or one input as a numpy array. "
-            "If left out, the worker generates an input, and no output is returned.",
+            metavar="[IMAGE|ARRAY.npy|ARRAYS.npz|TEXT|NAME=FILE|NAME=TEXT]...",
+            help="The inputs: an image, scaled and normalised as for ImageNet; a numpy array, or an .npz file "
+            "with one for each input; a text, or a file of it, where the model takes BYTES. Several inputs: "
+            "each as NAME=FILE or NAME=TEXT. If left out, the worker generates an input, and no output is "
+            "returned.",
             show_default=False,
         ),
     ] = None,
@@ -61,8 +62,8 @@ def infer(
         str | None,
         typer.Option(
             metavar="DURATION",
-            help="Deadline after arrival at the controller, for example 25ms; a bare number is in "
-            "seconds. Default: the controller's.",
+            help="From the request's send to the receipt of its answer, for example 25ms; a bare number is "
+            "in seconds. Default: the controller's.",
         ),
     ] = None,
     json: Json = False,
@@ -76,6 +77,7 @@ def infer(
     Examples:
       slosched client infer resnet50_v2 cat.jpg --slo 25ms
       slosched client cluster02:12346 infer bert_base tokens.npy --json
+      slosched client infer sentences input_ids=ids.npy attention_mask=mask.npy
     """
     if slo is not None:
         duration_ns("--slo", slo)
@@ -83,7 +85,7 @@ def infer(
     from slosched.clients.one_shot import OneShot, infer_once
 
     try:
-        result = infer_once(controller_address(ctx, None), model, input_path, slo)
+        result = infer_once(controller_address(ctx, None), model, inputs, slo)
     except RequestFailed as error:
         answer = error.reply
         if not isinstance(answer, Inference):

@@ -18,7 +18,7 @@ from slosched.errors import MissingPackage, SloschedError
 from slosched.units import NS_PER_S, format_duration, format_share
 
 if TYPE_CHECKING:
-    from slosched.clients.inference import Array
+    from slosched.clients.tensors import Array
     from slosched.messages import ModelInfo
 
 _STEPS = 12  # of the published sweep, 1 100 1.5 mul

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 from slosched.codes import ActionType
 from slosched.config import LOST_AFTER_NS
+from slosched.core.scheduler.client_latency import ClientLatency
 from slosched.core.scheduler.delays import Delays
 from slosched.core.scheduler.driver_readings import DriverReadings
 from slosched.core.scheduler.estimators import ExecTable, WindowEstimator
@@ -109,6 +110,7 @@ class Request:
         weight: float = 1.0,
         parent: Request | None = None,
         length: int = 0,
+        early_ns: int = 0,
     ) -> None:
         self.key = key
         self.client = client
@@ -119,8 +121,9 @@ class Request:
         self.slo_factor = slo_factor
         self.slo_ns = slo_ns
         self.arrival_ns = arrival_ns
-        #: After this nothing helps: only the deadline makes a request hopeless.
-        self.deadline_ns = arrival_ns + slo_ns
+        #: After this nothing helps: only the deadline makes a request hopeless. An SLO that counts from the
+        #: client's send leaves `early_ns` for the network (client_latency.py).
+        self.deadline_ns = arrival_ns + slo_ns - early_ns
         #: Its place in its queue: the deadline less the expected rest, frozen while it is queued (stages.py).
         self.due_ns = self.deadline_ns - queue.rest_ns
         self.stage = 0  # stages that it has behind it
@@ -564,4 +567,5 @@ class Client:
     requests: dict[int, Request] = field(default_factory=dict)  # unanswered, by its request_id
     input_bytes: int = 0  # of these
     delays: Delays = field(default_factory=Delays)  # of its messages
+    latency: ClientLatency | None = None  # None: its SLOs count from arrival here
     models: dict[int, Instance] = field(default_factory=dict)
