@@ -14,9 +14,10 @@ from slosched.cli.app import app
 from slosched.cli.local_run import _controller
 from slosched.cli.sim_options import SimOptions
 from slosched.cli.status_text import status_text
-from slosched.cli.values import weight_rules, weights_text
+from slosched.cli.values import weight_rules
 from slosched.clients.aio import AsyncClient
 from slosched.clients.run import run_workload
+from slosched.command_line import weights_text
 from slosched.config import ControllerConfig, SchedulerConfig, WeightRule
 from slosched.config_file import load_controller_config, load_profile
 from slosched.core.scheduler.interface import FromClient
