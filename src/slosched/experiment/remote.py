@@ -15,6 +15,7 @@ are killed before it exits, so that its own end says that all of it has ended.
 from __future__ import annotations
 
 import ctypes
+import gzip
 import os
 import select
 import shutil
@@ -191,7 +192,10 @@ def children_of(parent: int) -> list[int]:
 def _pack(folder: Path) -> None:
     out = sys.stdout.buffer
     out.write(PACK)
-    with tarfile.open(fileobj=out, mode="w|gz", compresslevel=1) as tar:
+    with (
+        gzip.GzipFile(fileobj=out, mode="wb", compresslevel=1) as packed,
+        tarfile.open(fileobj=packed, mode="w|") as tar,
+    ):
         if folder.is_dir():
             for path in sorted(folder.rglob("*")):
                 if path.is_file() and not path.is_symlink():

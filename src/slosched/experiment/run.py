@@ -33,6 +33,8 @@ _JOINED_S = 60.0
 #: Loading all copies, awaiting the last answers, leaving.
 _CLIENT_EXTRA_S = 180.0
 _POLL_S = 0.25
+#: How often the files of a complete run are asked for.
+_FETCH_TRIES = 3
 #: What a far end needs at most to end its command: both of its waits, and a little.
 _STOP_WITHIN_S = 18.0
 
@@ -270,14 +272,26 @@ class _Run:
             if host.name in self._lost:
                 continue
             try:
-                fetch(host, self._folder(host), self._directory)
-            except SloschedError as error:
+                self._fetch(host, tries=1 if best_effort else _FETCH_TRIES)
+            except PeerUnreachable as error:
+                text = f"{error}; they stay in {self._folder(host)} there"
                 if not best_effort:
-                    raise
-                self._show(f"the files of {host.name} could not be fetched: {error}")
+                    raise PeerUnreachable(text) from None
+                self._show(text)
                 continue
             with suppress(SloschedError):
                 remove(host, session_folder(host, self._session))
+
+    def _fetch(self, host: Host, *, tries: int) -> None:
+        """Fetch a host's files, over another connection if one failed."""
+        for left in reversed(range(tries)):
+            try:
+                fetch(host, self._folder(host), self._directory)
+                return
+            except PeerUnreachable as error:
+                if not left:
+                    raise
+                self._show(f"{error}; trying again")
 
     def clean_up(self) -> None:
         """Remove what the hosts wrote, as far as they can be reached."""
