@@ -1,7 +1,7 @@
 """A real OpenSSH server on loopback, with keys of its own, and the hosts.toml of three hosts that it serves.
 
-The hosts are names of loopback addresses: `one` 127.0.0.1, `two` 127.0.0.2, `three` 127.0.0.3. Nothing outside the
-test's folder is read or written, but for the empty folder /run/sshd, which the server demands.
+The hosts are names of loopback addresses: `one` 127.0.0.1, `two` 127.0.0.2, `three` 127.0.0.3. Nothing outside
+the test's folder is read or written, but for the empty folder /run/sshd, which the server demands.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Server:
         own: Mapping[str, str] | None = None,
         python: str = sys.executable,
     ) -> Path:
-        """A hosts.toml: `one` is the client, `two` the controller; `own` has further lines for a host's table."""
+        """A hosts.toml: `one` is the client, `two` the controller; `own` has further lines for a table."""
         runs = self.folder / "there"
         lines = [
             'client = "one"',

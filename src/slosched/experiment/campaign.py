@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +129,14 @@ def run_experiment(experiment: Experiment, say: Say) -> Drawn:
             if directory is not None:
                 say(f"{label} is there already and is kept")
             else:
-                directory = _make(
-                    experiment, part, lambda line, at=label: say(f"{at} {line}"), clock
-                )
+                directory = _make(experiment, part, partial(_labelled, say, label), clock)
             runs.append(directory / RUN)
         drawn = _draw(experiment, runs, began_ns, sum(path is not None for path in kept.values()))
     return drawn
+
+
+def _labelled(say: Say, label: str, line: str) -> None:
+    say(f"{label} {line}")
 
 
 def _make(experiment: Experiment, part: Part, say: Say, clock: _TimeLeft) -> Path:

@@ -114,7 +114,7 @@ def chosen_parts(figure: Figure, scale: str, names: Sequence[str] = ()) -> list[
     wanted = [name.lower() for name in names]
     for place, name in enumerate(wanted):
         if name not in known:
-            raise UnknownName(f"configuration of {figure.name}", names[place], known)
+            raise UnknownName(f"configuration of {figure.name}", name, known)
         if name in wanted[:place]:
             raise InvalidConfig(f"the configuration {name} is named twice")
     return [part for part in parts if not wanted or part.name in wanted]

@@ -100,16 +100,15 @@ def ports_of(hosts: Hosts, host: Host) -> list[tuple[str, int]]:
 
 def _ask(hosts: Hosts, host: Host) -> Asked:
     asked = {"folder": host.folder, "ports": ports_of(hosts, host)}
-    text = f"ASKED = {asked!r}\n{inspect.getsource(probe)}"
     process = child_processes.start(
-        python_on(host, "-"),
+        python_on(host, "-", json.dumps(asked)),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
     assert process.stdin is not None
     with suppress(OSError):  # that it has ended shows below
-        process.stdin.write(text.encode())
+        process.stdin.write(inspect.getsource(probe).encode())
         process.stdin.close()
     process.stdin = None
     return Asked(host, process)

@@ -1,8 +1,11 @@
 """What preflight runs on a host: this text on the standard input of its Python, which may lack slosched.
 
-`ASKED`, a dict, is set before it. It prints one line of JSON behind a mark: a shell's start-up files may print
-too. Nothing of slosched is imported before it is known to be there, and nothing newer than Python 3.6 is used.
+Its argument is JSON: the `folder` to write in, and the `ports` to listen on as [bind, port]. It prints one line
+of JSON behind a mark, as a shell's start-up files may print too. Nothing of slosched is imported before it is
+known to be there, and Python 3.7 understands all of it.
 """
+
+from __future__ import annotations
 
 import json
 import os
@@ -13,10 +16,9 @@ import sys
 from pathlib import Path
 
 MARK = "SLOSCHED PROBE "
-ASKED = globals().get("ASKED", {"folder": "", "ports": []})
 
 
-def port_problem(bind, port):  # type: ignore[no-untyped-def]
+def port_problem(bind: str, port: int) -> str:
     """Why nothing can listen there; "" if it can."""
     host = bind.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -29,8 +31,8 @@ def port_problem(bind, port):  # type: ignore[no-untyped-def]
     return ""
 
 
-def folder_problem(folder):  # type: ignore[no-untyped-def]
-    """Why nothing can be written there; "" if it can."""
+def folder_problem(folder: Path) -> str:
+    """Why nothing can be written there; "" if it can. It is made if it is missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -38,7 +40,7 @@ def folder_problem(folder):  # type: ignore[no-untyped-def]
     return "" if os.access(folder, os.W_OK) else "not writable"
 
 
-def version():  # type: ignore[no-untyped-def]
+def version() -> tuple[str, str]:
     """(slosched's version, why it cannot be imported); one of them is ""."""
     try:
         import slosched.experiment.remote
@@ -49,9 +51,10 @@ def version():  # type: ignore[no-untyped-def]
     return __version__, ""
 
 
-def main():  # type: ignore[no-untyped-def]
+def main() -> None:
+    asked = json.loads(sys.argv[1])
     found, missing = version()
-    folder = Path(ASKED["folder"]).expanduser()
+    folder = Path(asked["folder"]).expanduser()
     problem = folder_problem(folder)
     answer = {
         "python": platform.python_version(),
@@ -59,8 +62,8 @@ def main():  # type: ignore[no-untyped-def]
         "slosched": found,
         "missing": missing,
         "folder": problem,
-        "free_bytes": 0 if problem else shutil.disk_usage(folder).free,
-        "ports": {str(port): port_problem(bind, port) for bind, port in ASKED["ports"]},
+        "free_bytes": 0 if problem else shutil.disk_usage(str(folder)).free,
+        "ports": {str(port): port_problem(bind, port) for bind, port in asked["ports"]},
         "cores": os.cpu_count() or 0,
         "hostname": socket.gethostname(),
     }
