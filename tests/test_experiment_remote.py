@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -182,9 +183,17 @@ def test_children_with_lifelines_end_together_and_say_why_they_failed(tmp_path: 
     assert [child.process.returncode for child in made] == [0, 0]
 
 
-def test_a_client_that_fails_ends_the_run(tmp_path: Path) -> None:
-    from dataclasses import replace
+def test_a_worker_that_its_controller_does_not_reach_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slosched.experiment.run._JOINED_S", 2.0)
+    here = this_host()
+    hosts = replace(here, workers=(replace(here.client, reach="127.0.0.9"),))
+    with pytest.raises(PeerUnreachable, match=r"only 0 of 1 worker processes joined .*check reach"):
+        run_part(FIGURES[7].parts("smoke")[0], hosts, tmp_path)
 
+
+def test_a_client_that_fails_ends_the_run(tmp_path: Path) -> None:
     part = replace(
         FIGURES[7].parts("smoke")[0], workload="slo-exp-1 nonesuch 1 poisson 1 1 1 2 mul 1"
     )
