@@ -22,7 +22,7 @@ from slosched.errors import (
     UnknownName,
 )
 from slosched.experiment import preflight
-from slosched.experiment.campaign import Experiment, claim, finished
+from slosched.experiment.campaign import Experiment, alone_in, claim, finished
 from slosched.experiment.fetch import _unpack
 from slosched.experiment.figures import FIGURES, Part, chosen_parts, figure_named
 from slosched.experiment.hosts import Host, Hosts, load_hosts, this_host
@@ -356,6 +356,14 @@ def test_an_experiment_is_never_overwritten_and_only_complete_runs_are_kept(tmp_
     other = experiment(made.out, hosts=workers(0, 0))
     with pytest.raises(InvalidConfig, match="finished run with another hosts"):
         finished(other, one)
+
+
+def test_one_directory_has_one_experiment_at_a_time(tmp_path: Path) -> None:
+    busy = pytest.raises(RunDirectoryInUse, match="another process runs an experiment in")
+    with alone_in(tmp_path), busy, alone_in(tmp_path):
+        pass
+    with alone_in(tmp_path):
+        pass
 
 
 def test_a_folder_of_something_else_is_not_resumed(tmp_path: Path) -> None:

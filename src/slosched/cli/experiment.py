@@ -195,7 +195,7 @@ def _hosts_of(engine: str, path: Path | None) -> Hosts:
 
 def _run_live(experiment: Experiment, *, background: bool) -> None:
     from slosched.experiment.background import detach
-    from slosched.experiment.campaign import LOG, claim, finished
+    from slosched.experiment.campaign import LOG, alone_in, claim, finished
     from slosched.experiment.children import ended_by_signals
     from slosched.experiment.run import worker_shares
 
@@ -206,17 +206,18 @@ def _run_live(experiment: Experiment, *, background: bool) -> None:
         _check(experiment.hosts)
     claim(experiment)
     log = experiment.out / LOG
-    if background:
-        pid = detach(log)
-        if pid:
-            say(f"running in the background as process {pid}; everything goes to {experiment.out}")
-            say(f"follow it: tail -f {log}    (it is over when the last line is Exiting)")
-            say(f"stop it:   kill {pid}")
+    with alone_in(experiment.out):
+        if not background:
+            with _also_in(log) as tell:
+                _work(experiment, tell)
             return
-        _work(experiment, say)
-        return
-    with _also_in(log) as tell:
-        _work(experiment, tell)
+        pid = detach(log)
+        if not pid:
+            _work(experiment, say)
+            return
+    say(f"running in the background as process {pid}; everything goes to {experiment.out}")
+    say(f"follow it: tail -f {log}    (it is over when the last line is Exiting)")
+    say(f"stop it:   kill {pid}")
 
 
 def _check(hosts: Hosts) -> None:

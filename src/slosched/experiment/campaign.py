@@ -11,7 +11,9 @@ one that is not complete is left where it is, and made again in NAME/run-002.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,6 +75,24 @@ class Experiment:
         }
         made: dict[str, Any] = json.loads(json.dumps(spec))
         return made
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Hold the directory of an experiment for this process and those that it forks.
+
+    Raises RunDirectoryInUse while another process has it.
+    """
+    log = os.open(out / LOG, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(log)
+        raise RunDirectoryInUse(f"another process runs an experiment in {out}") from None
+    try:
+        yield
+    finally:
+        os.close(log)  # not unlocked: a process in the background keeps it
 
 
 def claim(experiment: Experiment) -> None:

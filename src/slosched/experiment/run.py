@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
+from slosched.clock import now_ns
 from slosched.command_line import command_line
 from slosched.config import SchedulerConfig
 from slosched.errors import InvalidConfig, PeerUnreachable, SloschedError
@@ -105,7 +107,11 @@ def run_part(
     except BaseException:
         run.clean_up()
         raise
-    run.bring_back()
+    try:
+        run.bring_back()
+    except (KeyboardInterrupt, SystemExit):
+        show("stopped while files were fetched; those that are missing stay on their hosts")
+        raise
     return replace(result, run_dir=directory / RUN)
 
 
@@ -179,7 +185,9 @@ class _Run:
 
     def _await_joined(self, controller: Child, workers: int) -> None:
         """Until the controller has every worker. Raises PeerUnreachable with those that it does not reach."""
-        for _ in range(int(_JOINED_S / _POLL_S)):
+        deadline_ns = now_ns() + int(_JOINED_S * NS_PER_S)
+        joined = 0
+        while now_ns() < deadline_ns:
             joined = controller.text().count(" joined: ")
             if joined >= workers:
                 self._show(f"{workers} worker process(es) joined")
@@ -209,20 +217,18 @@ class _Run:
     def _follow(self, client: Child) -> None:
         """Wait for the client's end, show its progress, and see that the others serve."""
         within_s = self._part.duration_ns / NS_PER_S + _CLIENT_EXTRA_S
-        shown = 0
-        for _ in range(int(within_s / _POLL_S)):
-            code = self._children.wait(client, _POLL_S)
-            lines = client.text().splitlines(keepends=True)
-            if lines and not lines[-1].endswith("\n"):
-                lines.pop()
-            if len(lines) > shown:
-                shown = len(lines)
-                self._show(lines[-1].strip())
-            if code is not None:
-                break
-            self._children.check()
-        else:
-            raise ChildFailed(f"the {client.name} did not end within {within_s:.0f} s", client)
+        deadline_ns = now_ns() + int(within_s * NS_PER_S)
+        with client.log.open("rb") as log:
+            code = None
+            while code is None:
+                code = self._children.wait(client, _POLL_S)
+                self._show_last_line(log)
+                if code is None:
+                    self._children.check()
+                    if now_ns() > deadline_ns:
+                        raise ChildFailed(
+                            f"the {client.name} did not end within {within_s:.0f} s", client
+                        )
         if code != 0:
             raise ChildFailed(
                 f"the {client.name} ended with exit code {code}: {client.last_line()} "
@@ -231,6 +237,15 @@ class _Run:
                 code,
             )
         self._children.forget(client)
+
+    def _show_last_line(self, log: BinaryIO) -> None:
+        """Show the last whole line that was added to `log`; a torn one waits for its end."""
+        start = log.tell()
+        whole, newline, _ = log.read().rpartition(b"\n")
+        log.seek(start + len(whole) + len(newline))
+        line = whole.rpartition(b"\n")[2].decode(errors="replace").strip()
+        if line:
+            self._show(line)
 
     def _start(
         self, host: Host, name: str, log: str, words: Sequence[str], *, stdout: Path | None = None
@@ -273,10 +288,10 @@ class _Run:
                 continue
             try:
                 self._fetch(host, tries=1 if best_effort else _FETCH_TRIES)
-            except PeerUnreachable as error:
-                text = f"{error}; they stay in {self._folder(host)} there"
+            except SloschedError as error:
+                text = f"{error}; the run's files stay in {self._folder(host)} there"
                 if not best_effort:
-                    raise PeerUnreachable(text) from None
+                    raise type(error)(text) from None
                 self._show(text)
                 continue
             with suppress(SloschedError):
