@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
+import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,9 +31,11 @@ from slosched.experiment.hosts import Host, Hosts, load_hosts, this_host
 from slosched.experiment.preflight import Answer, NotFit, ports_of
 from slosched.experiment.run import controller_words, session_folder, worker_shares
 from slosched.experiment.ssh import failure, far_end
+from slosched.options import rows
 from slosched.telemetry.manifest import finish_manifest, write_manifest
 from slosched.units import NS_PER_S
 from slosched.version import __version__
+from test_readme import blocks, table_of
 
 GOOD = """
 client = "a"
@@ -122,6 +126,30 @@ def test_each_mistake_is_named_with_its_place(
 ) -> None:
     with pytest.raises(InvalidConfig, match=error):
         hosts_of(GOOD.replace(*change, 1), tmp_path)
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_example_and_the_page_have_every_key() -> None:
+    hosts = load_hosts(ROOT / "analysis" / "hosts.toml")
+    assert len(hosts.workers) == 6 and hosts.client.name == "cluster01"
+    keys = {each.name for each in rows(Host) if each.option.in_file}
+    text = (ROOT / "analysis" / "hosts.toml").read_text()
+    assert keys <= set(re.findall(r"^#? ?(\w+) = ", text, re.MULTILINE))
+    page = (ROOT / "docs" / "experiment.md").read_text()
+    listed = [re.findall(r"`(\w+)`", row[0]) for row in table_of(page, "key")]
+    assert {key for keys_ in listed for key in keys_} == keys
+    assert load_hosts(ROOT / "analysis" / "hosts.toml").controller.worker_port == 12345
+    defaults = {each.name: each.default for each in rows(Host) if each.option.in_file}
+    given = tomllib.loads(text)["defaults"]
+    assert given == {key: defaults[key] for key in given}
+
+
+def test_the_file_on_the_page_loads(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "experiment.md").read_text()
+    hosts = hosts_of(blocks(page, "toml")[0], tmp_path)
+    assert hosts.workers[-1].device == "cuda:1" and hosts.client.user == "alice"
 
 
 def test_a_file_that_is_not_there_is_an_error() -> None:
@@ -399,6 +427,15 @@ def test_a_hosts_folder_is_named_for_session_and_host() -> None:
 def test_what_cannot_be_run_is_said_before_anything_starts(words: str, error: str) -> None:
     outcome = CliRunner().invoke(app, ["experiment", *words.split()], prog_name="slosched")
     assert outcome.exit_code == 2 and error in outcome.stderr
+
+
+def test_the_help_lists_every_figure_as_the_table_has_it() -> None:
+    shown = CliRunner().invoke(app, ["experiment", "--help"], prog_name="slosched").stdout
+    for figure in FIGURES.values():
+        assert re.search(rf"^ +{figure.name} +{re.escape(figure.text)}$", shown, re.MULTILINE)
+    with_inputs = [f.name for f in FIGURES.values() if f.inputs_on_hosts]
+    assert with_inputs == ["fig5", "fig7"]
+    assert [f.name for f in FIGURES.values() if f.parts("quick")[0].inputs] == ["fig5"]
 
 
 def test_an_experiment_in_virtual_time_leaves_runs_figure_and_numbers(tmp_path: Path) -> None:

@@ -73,8 +73,8 @@ _Inputs = Annotated[
     bool | None,
     typer.Option(
         "--inputs/--no-inputs",
-        help="Send an input with each request. Default over ssh: as published (fig5 and fig7 do); else as "
-        "analysis/README.md says.",
+        help="Send an input with each request. Default over ssh: as published, on for fig5 and fig7; "
+        "else on for fig5 alone.",
     ),
 ]
 _Fewer = Annotated[
@@ -102,6 +102,16 @@ def experiment(
     Each run starts workers, a controller and a client on the hosts that FILE names, follows the client to
     its end, ends them all and copies their logs and telemetry into one directory. Figure 7 has six runs,
     n12-r600 to n48-r2400: about 40 minutes. The last line is Exiting.
+
+    \b
+    FIGURE:
+      fig5    Goodput and latency of one GPU under closed loops, by SLO.
+      fig6    Thousands of models that wake one by one on one GPU.
+      fig7    Satisfaction by SLO, six runs.
+      fig8    Deadlines in the foreground beside closed loops.
+      fig9    A cluster under a trace of thousands of functions.
+      fig10   How far predictions of loads and inferences were off.
+      fig11   How much load one controller carries.
 
     \b
     hosts.toml:
