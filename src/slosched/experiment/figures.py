@@ -239,7 +239,7 @@ def _fig7_table(steps: dict[str, list[StepSummary]]) -> str:
 _BACKGROUNDS = ((0, 0), (12, 16), (48, 4))
 #: How the SLO grows, number of steps, seconds of a step and of a window.
 _FIG8_SWEEPS = {
-    "smoke": ("3", 5, 2, 1),
+    "smoke": ("3", 5, 4, 1),
     "quick": ("1.5", 12, 6, 2),
     "published": ("1.5", 12, 30, 5),
 }
