@@ -42,6 +42,7 @@ class Server:
     folder: Path
     port: int
     process: subprocess.Popen[bytes]
+    there: Path  # where the hosts keep a run's files
     environment: dict[str, str] = field(default_factory=dict)
 
     def hosts_toml(
@@ -53,7 +54,6 @@ class Server:
         python: str = sys.executable,
     ) -> Path:
         """A hosts.toml: `one` is the client, `two` the controller; `own` has further lines for a table."""
-        runs = self.folder / "there"
         lines = [
             'client = "one"',
             'controller = "two"',
@@ -61,7 +61,7 @@ class Server:
             "[defaults]",
             'ssh_config = "ssh_config"',
             f'python = "{python}"',
-            f'folder = "{runs}"',
+            f'folder = "{self.there}"',
             'device = "emulated"',
             "worker_port = 0",
             "controller_port = 0",
@@ -82,7 +82,7 @@ class Server:
 
     def left_there(self) -> list[Path]:
         """Folders of experiments that are still on the hosts."""
-        return list((self.folder / "there").glob("slosched-experiment-*"))
+        return list(self.there.glob("slosched-experiment-*"))
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def server(folder: Path) -> Iterator[Server]:
         )
     try:
         _await_port(process, port, folder / "sshd.log")
-        made = Server(folder, port, process)
+        made = Server(folder, port, process, folder / "there")
         # A checkout that is not installed is found as it is found here.
         if "PYTHONPATH" in os.environ:
             made.environment["PYTHONPATH"] = os.environ["PYTHONPATH"]

@@ -54,9 +54,10 @@ def mark() -> Iterator[Marked]:
 
 
 @pytest.fixture
-def server(sshd: ssh_rig.Server, mark: Marked) -> Iterator[ssh_rig.Server]:
-    """The server, whose hosts' processes carry the mark."""
+def server(sshd: ssh_rig.Server, mark: Marked, tmp_path: Path) -> Iterator[ssh_rig.Server]:
+    """The server, whose hosts' processes carry the mark and keep their files in the test's folder."""
     sshd.environment.update(mark.variables)
+    sshd.there = tmp_path / "there"
     yield sshd
 
 
@@ -206,6 +207,9 @@ def test_a_connection_that_breaks_ends_everything(
     assert len(errors.strip().splitlines()[-1]) < 400 and "Traceback" not in errors
     mark.assert_none(within_s=ENDED_WITHIN_S)
     assert log_of(out)[-1] == "Exiting"
+    # What is left there is where the lines say, and nowhere else.
+    [left] = server.left_there()
+    assert f"host {host}: the run's files stay in {left}/n12-r600 there" in printed
     assert (out / "n12-r600" / "controller.log").stat().st_size > 0
 
 

@@ -284,7 +284,9 @@ class _Run:
     def bring_back(self, *, best_effort: bool = False) -> None:
         """Fetch what the hosts wrote, and remove it there. Raises SloschedError unless `best_effort`."""
         for host in self._used_hosts():
-            if host.name in self._lost:
+            if host.name in self._lost:  # what runs there may still be writing
+                place = self._folder(host)
+                self._show(f"host {host.name}: the run's files stay in {place} there")
                 continue
             try:
                 self._fetch(host, tries=1 if best_effort else _FETCH_TRIES)
