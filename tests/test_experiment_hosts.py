@@ -97,10 +97,18 @@ def await_line(out: Path, text: str, *, within_s: float = 90.0) -> None:
 # --------------------------------------------------------------------------------- the whole figure
 
 
+def noisy_python(folder: Path) -> str:
+    path = folder / "noisy-python"
+    path.write_text(f'#!/bin/sh\necho "Welcome {{you}}"\nexec {sys.executable} "$@"\n')
+    path.chmod(0o755)
+    return f'python = "{path}"'
+
+
 def test_two_configurations_of_figure_7_from_three_hosts(
     server: ssh_rig.Server, mark: Marked, tmp_path: Path
 ) -> None:
-    out, hosts = tmp_path / "out", server.hosts_toml()
+    noisy = noisy_python(server.folder)  # as start-up files of a shell that print
+    out, hosts = tmp_path / "out", server.hosts_toml(own={"one": noisy, "two": noisy})
     words = (*SMOKE, "--hosts", str(hosts), "--configs", "N12-R600,n48-r600", "--out", str(out))
     done = run(mark, *words)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -118,7 +126,12 @@ def test_two_configurations_of_figure_7_from_three_hosts(
             assert (place / file).stat().st_size > 0, file
         requests = read_requests(place / "run", only=("user_id", "deadline_met"))
         assert len(set(requests["user_id"].tolist())) == copies
-        sent = json.loads((place / "client.json").read_text())["sent"]
+        greeting, _, result = (place / "client.json").read_text().partition("\n")
+        assert (
+            greeting == "Welcome {you}"
+            and "Welcome {you}" in (place / "controller.log").read_text()
+        )
+        sent = json.loads(result)["sent"]
         assert (
             len(read_client_log(place / "run" / "client" / "client_log.tsv")["scheduled_ns"])
             == sent

@@ -7,6 +7,7 @@ lifeline, and its output comes here while it runs. What a host of its own wrote 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -273,9 +274,11 @@ class _Run:
 
     def _result(self) -> RunResult:
         text = self._summary.read_text(encoding="utf-8")
-        start = text.find("{")  # a shell's start-up files may print before it
+        start = re.search(
+            r"^\{", text, re.MULTILINE
+        )  # a shell's start-up files may print before it
         try:
-            return RunResult.from_dict(json.loads(text[max(start, 0) :]))
+            return RunResult.from_dict(json.loads(text[start.start() if start else 0 :]))
         except (ValueError, KeyError, TypeError) as error:
             raise ChildFailed(
                 f"the client printed no result that can be read ({error}): {self._summary}"

@@ -32,6 +32,7 @@ _OPTIONS = (
     "ControlMaster=no",
     "ControlPath=none",
     "RequestTTY=no",
+    "RemoteCommand=none",
     "EscapeChar=none",
 )
 #: What ssh prints for a reason, and what to do about it.
