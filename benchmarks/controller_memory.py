@@ -9,9 +9,9 @@ from typing import Any
 from cluster import Load, serving
 from process_parts import rss_bytes
 
-from slosched.cli.children import ChildFailed
 from slosched.clients.aio import connect
 from slosched.clock import now_ns
+from slosched.experiment.children import ChildFailed
 from slosched.units import NS_PER_S
 
 INSTANCES = 10_000

@@ -84,6 +84,9 @@ def test_every_command_is_understood(
         "slosched.analysis.trace.write_trace",
         "slosched.daemon.profiler.profile_model",
         "slosched.cli.demo._run_phases",
+        "slosched.experiment.hosts.load_hosts",
+        "slosched.cli.experiment._run_live",
+        "slosched.experiment.simulated.simulate_parts",
     ):
         monkeypatch.setattr(target, _reached)
     monkeypatch.chdir(tmp_path)

@@ -65,6 +65,7 @@ _WORDS: dict[Any, str] = {
     dict[int, int]: 'a table of times by batch size, such as { 1 = "2.6ms", 2 = "3.8ms" }',
     dict[int, Any]: 'a table of times by length, such as { 64 = { 1 = "1ms", 2 = "1.5ms" } }',
     dict[str, Any]: "a table",
+    dict[str, str]: "a table of texts",
     list[dict[str, Any]]: "tables of their own, each headed [[weights]]",
 }
 
@@ -183,6 +184,18 @@ def _build(where: str, make: Callable[..., T], values: _Values) -> T:
         for field, key in values.written.items():
             text = re.sub(rf"\b{field}\b", key, text)
         raise InvalidConfig(f"{where}: {text}") from None
+
+
+def with_table(where: str, base: T, table: Mapping[str, Any]) -> T:
+    """The config `base` with what a table of a file says; `where` names both for errors.
+
+    Raises InvalidConfig.
+    """
+
+    def make(**given: Any) -> T:
+        return replace(base, **given)  # type: ignore[type-var]
+
+    return _build(where, make, _read(where, table, type(base)))
 
 
 def _missing(make: Callable[..., object], values: Mapping[str, Any]) -> str:
@@ -550,5 +563,6 @@ __all__ = [
     "load_controller_config",
     "load_profile",
     "load_worker_config",
+    "with_table",
     "write_profile",
 ]

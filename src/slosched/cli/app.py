@@ -16,6 +16,7 @@ from slosched.cli import (
     controller,
     demo,
     doctor,
+    experiment,
     explain,
     fuzz,
     max_rate,
@@ -46,6 +47,7 @@ _ORDER = (
     "max-rate",
     "bound",
     "plan",
+    "experiment",
     "plot",
     "report",
     "explain",
@@ -142,6 +144,9 @@ app.command("bound", cls=PositionalCommand, short_help="How good any scheduler c
     bound.bound
 )
 app.command("plan", short_help="How many GPUs a mix of models needs.")(plan.plan)
+app.command("experiment", short_help="All runs of a published figure, on many hosts.")(
+    experiment.experiment
+)
 app.add_typer(plot.app, name="plot", short_help="Draw a published figure from run directories.")
 app.command("report", short_help="Write what a run came to as one HTML page.")(report.report)
 app.command("explain", short_help="Why a request was refused, failed or late.")(explain.explain)

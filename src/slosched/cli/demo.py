@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slosched.cli.children import Child, Children, ended_by_signals
 from slosched.cli.output import say, warn
 from slosched.errors import MissingPackage, SloschedError
+from slosched.experiment.children import Child, Children, ended_by_signals
 from slosched.units import NS_PER_S, format_duration, format_share
 
 if TYPE_CHECKING:
