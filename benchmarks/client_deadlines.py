@@ -1,4 +1,4 @@
-"""What an SLO that counts from the client's send is worth: three ways to ask for the same, side by side.
+"""What an SLO that counts from the client's send is worth: three forms of the same question, side by side.
 
     .venv/bin/python benchmarks/client_deadlines.py [--rounds 5] [--seconds 8]
 
@@ -47,7 +47,7 @@ def share_in_time(directory: Path, slo_ns: int) -> float:
 def measure(
     address: str, out: Path, *, rate: float, slo_ms: float, seconds: float, seed: int
 ) -> list[float]:
-    """One round: the shares in time of the three ways, in their order."""
+    """One round: the shares in time of the three forms, in their order."""
     shares = []
     for name, shorter_ms, from_send in _WAYS:
         slo = f"{slo_ms - shorter_ms:g}ms"

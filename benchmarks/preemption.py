@@ -1,4 +1,4 @@
-"""What interrupting long inferences is worth, in virtual time: the same requests with it, without, under others.
+"""What interrupting long inferences is worth, in virtual time: the same requests with it and without.
 
     .venv/bin/python benchmarks/preemption.py            # writes preemption.md beside this file
     .venv/bin/python benchmarks/preemption.py --quick    # does it work? figures mean little

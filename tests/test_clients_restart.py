@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from slosched import AsyncClient, connect
-from slosched.cli.children import Child, Children
 from slosched.clients.inference import Inference, Model
 from slosched.errors import ConnectionLost, RequestFailed
+from slosched.experiment.children import Child, Children
 
 pytestmark = pytest.mark.processes
 

@@ -3,7 +3,7 @@
     benchmarks/gpu/lengths.py --out DIR                                   # on cuda:0, about four minutes
     benchmarks/gpu/lengths.py --out DIR --device emulated --profile P     # does it work?
 
-BERT with token ids and a mask, log-normal lengths, an open loop at rising rates and one SLO, three ways: one
+BERT with token ids and a mask, log-normal lengths, an open loop at rising rates and one SLO, in three forms: one
 class of 512 tokens (padded), a queue for each of the classes 64, 128, 256 and 512 (apart), and batches that may
 hold several of these (mixed, the default). Meanwhile a second client sends texts of known answers, which are
 compared with a direct forward pass in float32. Beside each row stands the simulator with that GPU's profile.
@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.cli.children import Children
 from slosched.clients.aio import AsyncClient, connect
 from slosched.config import SchedulerConfig
 from slosched.config_file import load_profile
 from slosched.errors import SloschedError
+from slosched.experiment.children import Children
 from slosched.gpu_profile import GpuProfile
 from slosched.output_files import write_file
 from slosched.sim.run import simulate
@@ -45,7 +45,7 @@ LENGTHS = Lengths(median=60, sigma=1.0, least=5, most=512)
 CLASSES = (64, 128, 256, 512)
 #: Each way: its length classes, and whether batches may hold several of them.
 WAYS = {"padded": ((512,), True), "apart": (CLASSES, False), "mixed": (CLASSES, True)}
-#: Of what the GPU could do with full batches, each request in its own class.
+#: Parts of the rate that full batches would carry, each request in its own class.
 LOADS = (0.2, 0.5, 0.8, 1.1)
 #: Texts of known answers, and how many a second are asked.
 TEXTS, TEXTS_PER_S = 64, 40
@@ -191,7 +191,7 @@ async def measure(address: str, row: Row, options: argparse.Namespace, folder: P
         try:
             process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
             try:
-                said, _ = await asyncio.wait_for(process.communicate(), _READY_S)
+                printed, _ = await asyncio.wait_for(process.communicate(), _READY_S)
             finally:
                 if process.returncode is None:
                     process.kill()
@@ -199,7 +199,7 @@ async def measure(address: str, row: Row, options: argparse.Namespace, folder: P
         finally:
             stop.set()
         await comparing
-    found = json.loads(said)
+    found = json.loads(printed)
     (step,) = found["steps"]
     row.sent, row.in_time = step["sent"], step["in_time"] / max(1, step["sent"])
     row.p99_ms = (step.get("latency_p99_ns") or 0) / NS_PER_MS
