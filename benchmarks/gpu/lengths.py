@@ -3,10 +3,11 @@
     benchmarks/gpu/lengths.py --out DIR                                   # on cuda:0, about four minutes
     benchmarks/gpu/lengths.py --out DIR --device emulated --profile P     # does it work?
 
-BERT with token ids and a mask, log-normal lengths, an open loop at rising rates and one SLO, in three forms: one
-class of 512 tokens (padded), a queue for each of the classes 64, 128, 256 and 512 (apart), and batches that may
-hold several of these (mixed, the default). Meanwhile a second client sends texts of known answers, which are
-compared with a direct forward pass in float32. Beside each row stands the simulator with that GPU's profile.
+BERT with token ids and a mask, log-normal lengths, an open loop at rising rates and one SLO, in three forms:
+one class of 512 tokens (padded), a queue for each of the classes 64, 128, 256 and 512 (apart), and batches
+that may hold several of these (mixed, the default). Meanwhile a second client sends texts of known answers,
+which are compared with a direct forward pass in float32. Beside each row stands the simulator with that GPU's
+profile.
 DIR gets lengths.json, lengths.md, and the profile. A machine needs what exact_time.sh says.
 """
 
