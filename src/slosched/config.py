@@ -426,6 +426,14 @@ class SchedulerConfig:
             panel=SCHEDULER,
         ),
     ] = EARLY_REFUSAL
+    mix_lengths: Annotated[
+        bool,
+        Option(
+            help="INFER5: a batch may hold requests of several length classes of a model, where that takes "
+            "less GPU time than batches apart.",
+            panel=SCHEDULER,
+        ),
+    ] = True
     placement: Annotated[
         str,
         Option(

@@ -13,6 +13,7 @@ from slosched.cli.output import print_json, say, table_text
 from slosched.cli.values import LOCAL_CONTROLLER, duration_ns, one_address
 from slosched.codes import code_name
 from slosched.errors import InvalidConfig, RequestFailed
+from slosched.signature import Tensor, described, single
 from slosched.units import NS_PER_MS, format_duration
 
 if TYPE_CHECKING:
@@ -152,8 +153,8 @@ def _models_table(loaded: tuple[ModelInfo, ...]) -> str:
             format_duration(m.weights_ns),
             f"{m.weights_bytes / 1e6:.1f} MB",
             ",".join(map(str, m.batch_sizes)),
-            f"{_shape(m.input_shape)} {m.input_dtype}",
-            f"{_shape(m.output_shape)} {m.output_dtype}",
+            _tensors(m.inputs, m.input_shape, m.input_dtype, m.lengths),
+            _tensors(m.outputs, m.output_shape, m.output_dtype),
             m.gpus_resident,
             m.clients,
             _weights(m),
@@ -183,8 +184,14 @@ def _weights(model: ModelInfo) -> str:
     return "random" if model.random_weights else "given"
 
 
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "scalar"
+def _tensors(
+    tensors: Sequence[Tensor], shape: Sequence[int], dtype: str, lengths: Sequence[int] = ()
+) -> str:
+    """The tensors with their names; a single one of a fixed shape without: "3x224x224 float32"."""
+    if not tensors or single(tensors) is not None:
+        return f"{'x'.join(map(str, shape)) or 'scalar'} {dtype}"
+    classes = f" at {'/'.join(map(str, lengths))}" if lengths else ""
+    return f"{described(tensors)}{classes}"
 
 
 # ------------------------------------------------------------------------------------- status

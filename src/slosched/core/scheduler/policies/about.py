@@ -46,6 +46,8 @@ class About:
     unloads_unused: bool = True
     #: Whether it keeps the published code's defects, so that less is promised under faults.
     published: bool = False
+    #: False: it knows one queue of each model, so that every request runs in the longest length class.
+    length_classes: bool = True
     #: False: requests are answered without running a model, and without an output.
     runs_models: bool = True
     #: Why no number of GPUs answers `slosched plan`; "": some number may.
