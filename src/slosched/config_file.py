@@ -35,6 +35,7 @@ from slosched.options import Row, bounds_text, constraints, plain, rows
 from slosched.output_files import write_file
 from slosched.signature import (
     BYTES,
+    MOST_TENSORS,
     ONLY_INPUT,
     Tensor,
     described,
@@ -477,8 +478,14 @@ def _tensors(
 ) -> tuple[Tensor, ...]:
     """The tensors that the tables describe, in the order of the file. The pads of inputs go into `pads`."""
     found = []
+    if len(tables) > MOST_TENSORS:
+        raise InvalidConfig(
+            f"{where}: {len(tables)} tables, and at most {MOST_TENSORS} are possible"
+        )
     for name, table in tables.items():
         place = f"{where}, {name!r}"
+        if not name.isprintable():
+            raise InvalidConfig(f"{place}: a name must be printable")
         try:
             read = msgspec.convert(table, _TensorTable)
             max_bytes = read.max_bytes

@@ -229,11 +229,11 @@ class Exported(KnowsInputs):
     def __init__(self, program: torch.export.ExportedProgram, name: str) -> None:
         super().__init__()
         self.program = program.module()
-        arguments, keywords = program.call_spec.in_spec.children()
+        arguments, keywords = _children(program.call_spec.in_spec)
         self._positional = arguments.num_children
         made = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
         values: list[Any] = [made.get(str(key)) for key in program.graph_signature.user_inputs]
-        leaves = [*arguments.children(), *keywords.children()]
+        leaves = [*_children(arguments), *_children(keywords)]
         plain = len(leaves) == len(values) and all(leaf.is_leaf() for leaf in leaves)
         if not plain or not all(isinstance(value, torch.Tensor) for value in values):
             raise InvalidConfig(
@@ -254,6 +254,12 @@ class Exported(KnowsInputs):
         names = [tensor.name for tensor in self.inputs[self._positional :]]
         rest = dict(zip(names, given[self._positional :], strict=True))
         return self.program(*given[: self._positional], **rest)
+
+
+def _children(tree: Any) -> list[Any]:
+    """The parts of a torch TreeSpec, which torch before 2.9 has as an attribute."""
+    method = getattr(tree, "children", None)
+    return list(method() if callable(method) else tree.children_specs)
 
 
 def _input_of(name: str, value: torch.Tensor) -> Tensor:
