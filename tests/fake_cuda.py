@@ -25,7 +25,7 @@ from slosched.daemon.backends.layout import made_up
 from slosched.signature import ONLY_INPUT, ONLY_OUTPUT, Tensor
 
 MS = 1_000_000
-#: A reading of the clock takes this long, so that whoever spins gets on.
+#: A reading of the clock takes this long, so that a loop that waits for a time reaches it.
 TICK_NS = 100
 
 
@@ -151,7 +151,7 @@ class FakeDriver:
         self.pending.append((stream.free_ns, self._seq, action))
 
     def at(self, address: int, nbytes: int) -> np.ndarray:
-        """The memory there; fails if it is none of ours."""
+        """The memory there; fails if none of our allocations has it."""
         base = self._bases[bisect_right(self._bases, address) - 1]
         memory = self._memory[base]
         assert address - base + nbytes <= len(memory), "outside its block"

@@ -122,7 +122,7 @@ def test_a_model_that_no_worker_has_any_more_is_an_error_and_not_the_end() -> No
     ask(rig, 900)
     prepared(rig, 0, 50)
     for worker in rig.scheduler.cluster.workers.values():
-        worker.prepared.clear()  # by any fault of ours
+        worker.prepared.clear()  # by any fault in the controller
     for model in rig.scheduler.cluster.models.values():
         model.state = model.state.LOADING
     ask(rig, 901)

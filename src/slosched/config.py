@@ -160,7 +160,8 @@ class WorkerConfig:
     device: Annotated[
         str,
         Option(
-            help="auto, cuda:N, cpu or emulated. Default {default}: every GPU of the host, else the CPU.",
+            help="auto, cuda:N, cpu, emulated, or one of another package. Default {default}: every GPU of the "
+            "host, else the CPU.",
             metavar="DEVICE",
         ),
     ] = "auto"

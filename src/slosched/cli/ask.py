@@ -88,7 +88,7 @@ def infer(
         answer = error.reply
         if not isinstance(answer, Inference):
             raise
-        # The controller answered: all it said is worth as much as a success, and is said once.
+        # The controller answered: its details matter as much as a success's, and are printed once.
         if json:
             print_json(OneShot(answer, ()).as_dict())
         else:
@@ -123,7 +123,7 @@ def models(ctx: typer.Context, address: Address = None, json: Json = False) -> N
     if json:
         import msgspec
 
-        # A ModelInfo is an array on the wire; people's programs want names.
+        # A ModelInfo is an array on the wire; programs that read this want names.
         documents = [{f: getattr(m, f) for f in m.__struct_fields__} for m in loaded]
         print_json({"models": msgspec.to_builtins(documents), "loadable": list(loadable)})
         return
@@ -135,7 +135,7 @@ def models(ctx: typer.Context, address: Address = None, json: Json = False) -> N
 
 
 def _loadable_text(names: Sequence[str]) -> str:
-    """The names, but of a library that offers hundreds only how many there are."""
+    """The names; of a library that offers hundreds, only their number."""
     counts = Counter(name.partition("/")[0] for name in names if "/" in name)
     many = {library: count for library, count in counts.items() if count > _OF_A_LIBRARY_AT_MOST}
     shown = [name for name in names if name.partition("/")[0] not in many]

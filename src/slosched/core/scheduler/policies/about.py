@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from slosched.config import FIDELITIES
 from slosched.units import NS_PER_MS
 
+#: The version of what a policy of another package relies on: `About`, `Policy`, `Refusals` (base.py) and what
+#: they name. It rises when a policy that was written for the old version would no longer work.
+POLICY_INTERFACE = 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
@@ -32,6 +36,8 @@ class About:
     #: TYPE on the command line, and the fidelities that this class serves under it.
     type: str
     fidelities: tuple[str, ...] = FIDELITIES
+    #: The POLICY_INTERFACE that it is written for; a policy of another package must say it.
+    interface: int | None = None
     #: Its place in lists of policies, the lowest first.
     rank: int = 99
     #: One line for `slosched controller --help`.
