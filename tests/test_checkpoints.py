@@ -270,6 +270,11 @@ IDS = "[models.own.inputs.ids]\nshape = [-1]\ndtype = 'int64'\n"
             "has a dimension of -1, and no input has one",
         ),
         ("inputs = 3\n", "inputs must be a table"),
+        ('[models.own.inputs."a\\u0007"]\nshape = [2]\n', "must be printable"),
+        (
+            "".join(f"[models.own.inputs.a{i}]\nshape = [2]\n" for i in range(65)),
+            "65 tables, and at most 64",
+        ),
     ],
 )
 def test_tables_that_are_wrong(text: str, words: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ MIXED = (IDS, MASK, TEXT, PAIRS, FIXED)
 
 
 def frame_of(tensors: tuple[Tensor, ...], row: dict[str, np.ndarray]) -> bytes:
-    """Of one request, by hand."""
+    """The frame of one request, made by hand."""
     parts: list[bytes | memoryview] = [
         element_bytes(list(row[t.name])) if t.dtype == BYTES else row[t.name].tobytes()
         for t in tensors

@@ -14,7 +14,7 @@ import pytest
 from slosched.config import ModelProfile, ModelSource, WorkerConfig
 from slosched.errors import InvalidConfig, MissingPackage, UnknownName
 
-torch = pytest.importorskip("torch")
+torch: Any = pytest.importorskip("torch")
 transformers: Any = pytest.importorskip("transformers")
 
 from slosched.daemon.backends import reference_forward  # noqa: E402

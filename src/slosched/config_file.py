@@ -35,6 +35,7 @@ from slosched.options import Row, bounds_text, constraints, plain, rows
 from slosched.output_files import write_file
 from slosched.signature import (
     BYTES,
+    MOST_TENSORS,
     ONLY_INPUT,
     Tensor,
     described,
@@ -348,10 +349,8 @@ def _quoted(text: str) -> str:
 #: What a model of one's own can take.
 INPUT_FORMS = (
     "input_shape is the short form, for one tensor of one fixed shape and dtype. A model with several inputs, "
-    "or with "
-    "a dimension that varies, has a table [models.NAME.inputs.INPUT] with shape and dtype for each; -1 there "
-    "is a "
-    "dimension that varies, and lengths = [64, 128] beside it are the lengths that are served"
+    "or with a dimension that varies, has a table [models.NAME.inputs.INPUT] with shape and dtype for each; "
+    "-1 there is a dimension that varies, and lengths = [64, 128] beside it are the lengths that are served"
 )
 #: The largest message there is (transport/codec.py, which files of configuration do not know).
 _INPUT_AT_MOST_BYTES = 64 * 1024 * 1024
@@ -441,8 +440,7 @@ def _check_signature(where: str, values: _Values) -> None:
     if cupy and (inputs or values["outputs"] or values.get("output") or lengths):
         raise InvalidConfig(
             f"{where}: a cupy model takes one array of input_shape and returns one array; leave inputs, "
-            "outputs, "
-            "output and lengths out"
+            "outputs, output and lengths out"
         )
     if inputs and values.get("input_shape"):
         raise InvalidConfig(f"{where}: give input_shape or the tables of inputs, not both")
@@ -493,24 +491,29 @@ def _tensors(
 ) -> tuple[Tensor, ...]:
     """The tensors that the tables describe, in the order of the file. The pads of inputs go into `pads`."""
     found = []
+    if len(tables) > MOST_TENSORS:
+        raise InvalidConfig(
+            f"{where}: {len(tables)} tables, and at most {MOST_TENSORS} are possible"
+        )
     for name, table in tables.items():
         place = f"{where}, {name!r}"
+        if not name.isprintable():
+            raise InvalidConfig(f"{place}: a name must be printable")
         try:
-            told = msgspec.convert(table, _TensorTable)
-            max_bytes = told.max_bytes
+            read = msgspec.convert(table, _TensorTable)
+            max_bytes = read.max_bytes
             size = parse_bytes(max_bytes) if isinstance(max_bytes, str) else max_bytes
-            tensor = msgspec.convert([name, told.dtype, told.shape, size], Tensor)
+            tensor = msgspec.convert([name, read.dtype, read.shape, size], Tensor)
         except (msgspec.ValidationError, InvalidConfig) as error:
             raise InvalidConfig(f"{place}: {error}; {_TENSOR_KEYS}") from None
-        least = 4 * math.prod(told.shape)
-        if told.dtype == BYTES and size < least and min(told.shape, default=1) > 0:
+        least = 4 * math.prod(read.shape)
+        if read.dtype == BYTES and size < least and min(read.shape, default=1) > 0:
             raise InvalidConfig(
                 f"{place}: BYTES need max_bytes, for all elements together, with 4 bytes for the size of "
-                "each: at "
-                f"least {least}, not {size}"
+                f"each: at least {least}, not {size}"
             )
-        if told.pad and pads is not None:
-            pads[name] = told.pad
+        if read.pad and pads is not None:
+            pads[name] = read.pad
         found.append(tensor)
     return tuple(found)
 

@@ -111,8 +111,8 @@ def refuse_texts(model: Checked) -> None:
     texts = [str(each) for each in (*model.takes, *model.outputs) if each.dtype == BYTES]
     if texts:
         raise InvalidConfig(
-            f"model {model.name!r} takes or gives texts ({', '.join(texts)}), which are not for a GPU: serve it "
-            "by a worker on the CPU (--device cpu), or make numbers of them in the client (a tokenizer)"
+            f"model {model.name!r} takes or gives texts ({', '.join(texts)}), which are not for a GPU: serve "
+            "it by a worker on the CPU (--device cpu), or make numbers of them in the client (a tokenizer)"
         )
 
 
@@ -169,8 +169,7 @@ def _outputs(model: Checked, answers: Mapping[int, Arrays]) -> tuple[Tensor, ...
         if arrays.keys() != first.keys():
             raise ModelRefused(
                 f"model {model.name!r} answers with {', '.join(first)} at one length, and at length {length} "
-                "with "
-                f"{', '.join(arrays)}; each request needs the same outputs"
+                f"with {', '.join(arrays)}; each request needs the same outputs"
             )
     declared = {tensor.name: tensor for tensor in model.outputs}
     return tuple(
@@ -216,8 +215,8 @@ def _shape(model: str, name: str, shapes: Mapping[int, tuple[int, ...]]) -> tupl
             if len(shapes) == 1:
                 raise ModelRefused(
                     f"{_varies(model, name, shapes)}, and the model runs at no other length, so that nothing "
-                    "tells "
-                    f"whether it varies: declare it in a table [models.{model}.outputs.{name}] with its shape"
+                    f"tells whether it varies: declare it in a table [models.{model}.outputs.{name}] with its "
+                    "shape"
                 )
             found.append(VARIES)
         elif all(shape[axis] == extent for shape in shapes.values()):
@@ -225,8 +224,7 @@ def _shape(model: str, name: str, shapes: Mapping[int, tuple[int, ...]]) -> tupl
         else:
             raise ModelRefused(
                 f"{_varies(model, name, shapes)}; a dimension that varies must be the length itself: pad or "
-                "cut it "
-                "in the model"
+                "cut it in the model"
             )
     return tuple(found)
 
@@ -265,10 +263,8 @@ def _padding_changes(
 def _padding_matters(name: str, short: int, long: int, difference: str) -> str:
     return (
         f"model {name!r} answers a request of length {short} otherwise when it is padded to {long} "
-        f"({difference}), so "
-        "an answer would depend on the class that its request runs in. Let the model take a mask as a further "
-        "input, "
-        "which is padded with 0, and leave out what lies behind; or choose what an input is padded with (pad, "
-        "in its "
-        "table). If the answers are right all the same, say padding_changes_answers = true"
+        f"({difference}), so an answer would depend on the class that its request runs in. Let the model take "
+        "a mask as a further input, which is padded with 0, and leave out what lies behind; or choose what an "
+        "input is padded with (pad, in its table). If the answers are right all the same, say "
+        "padding_changes_answers = true"
     )

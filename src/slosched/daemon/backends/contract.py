@@ -104,8 +104,7 @@ def _by_name(found: Mapping[str, Any], name: str) -> dict[str, Any]:
     if len(named) < len(found) or odd:
         raise ModelRefused(
             f"model {name!r} answers with tensors whose names cannot be served: {_listed(found)}; give each "
-            "one of "
-            f"its own, printable and of at most {_NAME_AT_MOST} characters"
+            f"one of its own, printable and of at most {_NAME_AT_MOST} characters"
         )
     return named
 
@@ -152,8 +151,7 @@ def _texts(value: Any, batch: int, whose: str) -> Array:
     if not shape or shape[0] != batch or len(leaves) != int(np.prod(shape)):
         raise ModelRefused(
             f"{whose} answers a batch of {batch} with texts of the shape {shape}: return a list of as many "
-            "lists as the "
-            "batch has rows, all of one length"
+            "lists as the batch has rows, all of one length"
         )
     if not all(isinstance(leaf, bytes | str) for leaf in leaves):
         raise ModelRefused(f"{whose} answers with lists that hold other things than bytes and str")
@@ -391,9 +389,8 @@ def _check_shapes(name: str, first: Arrays, whole: Arrays, least: int, size: int
             which = f"{key}: " if len(whole) > 1 else ""
             raise ModelRefused(
                 f"model {name!r} answers a batch of {least} with rows of {which}{one} and one of {size} with "
-                "rows of "
-                f"{other}; each request needs the same shape: use flatten(1) for flatten(), squeeze(dim) for "
-                "squeeze(), and no sizes made of the batch"
+                f"rows of {other}; each request needs the same shape: use flatten(1) for flatten(), "
+                "squeeze(dim) for squeeze(), and no sizes made of the batch"
             )
 
 

@@ -52,7 +52,7 @@ class Layout:
         self.row_bytes = size if len(self.tensors) == 1 else aligned(size)
 
     def strides(self, tensor: Tensor) -> tuple[int, ...]:
-        """Of the view of the batch's block that is `tensor`, in bytes."""
+        """The strides, in bytes, of the view of a batch's block that is `tensor`."""
         shape, item = self._stored(tensor)
         inner, step = [], np.dtype(item).itemsize
         for extent in reversed(shape):
@@ -235,7 +235,7 @@ def made_up(
     return found
 
 
-#: A made-up text has at most so many letters.
+#: Letters of a made-up text, at most.
 _LETTERS = 16
 
 

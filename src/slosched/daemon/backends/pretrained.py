@@ -42,8 +42,7 @@ def in_folder(source: ModelSource) -> ModelSource:
     if not (folder / "config.json").is_file() or not weights:
         raise InvalidConfig(
             f"model {source.name!r}: {folder} is not a folder as transformers' save_pretrained writes it: it "
-            "needs "
-            f"config.json, and model.safetensors or {files[1].name}"
+            f"needs config.json, and model.safetensors or {files[1].name}"
         )
     texts = tuple(Tensor(name, "int64", (VARIES,)) for name in _TEXT_INPUTS)
     return replace(

@@ -107,9 +107,8 @@ def _zoo_spec(source: ModelSource) -> ModelSpec:
     spec = ZOO.get(canonical_model(source.name))
     if spec is None:
         raise InvalidConfig(
-            f"model {source.name!r}: say where it comes from: factory, pt2, transformers, safetensors or "
-            "cupy; or "
-            f"name one of the zoo: {', '.join(ZOO)}"
+            f"model {source.name!r}: say where it comes from: factory, pt2, transformers, safetensors or cupy; "
+            f"or name one of the zoo: {', '.join(ZOO)}"
         )
     _refuse_inputs(source, spec)
     if source.input_shape not in ((), spec.input_shape):
@@ -159,7 +158,7 @@ def _of_library(source: ModelSource) -> ModelSpec:
     spec = library_spec(source.name)
     _refuse_inputs(source, spec)
     if source.lengths:
-        taking(spec, spec.takes, source.lengths)  # raises: no dimension of theirs varies
+        taking(spec, spec.takes, source.lengths)  # raises: the shapes of images are fixed
     shape = source.input_shape or spec.input_shape
     return replace(spec, input_shape=shape, output=source.output, outputs=source.outputs)
 
@@ -208,17 +207,16 @@ class Exported(KnowsInputs):
     def __init__(self, program: torch.export.ExportedProgram, name: str) -> None:
         super().__init__()
         self.program = program.module()
-        arguments, keywords = program.call_spec.in_spec.children()
+        arguments, keywords = _children(program.call_spec.in_spec)
         self._positional = arguments.num_children
         made = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
         values: list[Any] = [made.get(str(key)) for key in program.graph_signature.user_inputs]
-        leaves = [*arguments.children(), *keywords.children()]
+        leaves = [*_children(arguments), *_children(keywords)]
         plain = len(leaves) == len(values) and all(leaf.is_leaf() for leaf in leaves)
         if not plain or not all(isinstance(value, torch.Tensor) for value in values):
             raise InvalidConfig(
                 f"model {name!r}: its program takes other things than tensors ({program.call_spec.in_spec}); "
-                "export "
-                "a module whose forward takes one tensor for each parameter"
+                "export a module whose forward takes one tensor for each parameter"
             )
         names = [str(each) for each in program.graph_signature.user_inputs[: self._positional]]
         self.inputs = tuple(
@@ -236,8 +234,14 @@ class Exported(KnowsInputs):
         return self.program(*given[: self._positional], **rest)
 
 
+def _children(tree: Any) -> list[Any]:
+    """The parts of a torch TreeSpec, which torch before 2.9 has as an attribute."""
+    method = getattr(tree, "children", None)
+    return list(method() if callable(method) else tree.children_specs)
+
+
 def _input_of(name: str, value: torch.Tensor) -> Tensor:
-    """One input of a program, without its batch; a dimension that is no number there varies."""
+    """One input of a program, without its batch; a dimension of -1 is one that is not fixed there."""
     shape = tuple(int(each) if isinstance(each, int) else VARIES for each in value.shape[1:])
     return Tensor(name, str(value.dtype).removeprefix("torch."), shape)
 
@@ -284,14 +288,12 @@ def explain_forward_error(error: BaseException, spec: Described) -> str:
     if isinstance(error, TypeError | ValueError) and _WANTS_MORE.search(text):
         return (
             f"{begin}: it wants more inputs ({what}). Give each of its inputs a table {tables} with shape and "
-            "dtype, "
-            "by the names of forward's parameters; -1 in a shape is a dimension that varies"
+            "dtype, by the names of forward's parameters; -1 in a shape is a dimension that varies"
         )
     if isinstance(error, TypeError) and _WANTS_OTHERS.search(text):
         return (
             f"{begin}: its forward does not take these names ({what}). The names of the tables {tables} must "
-            "be those "
-            "of forward's parameters"
+            "be those of forward's parameters"
         )
     if _WANTS_INDICES.search(text):
         where = (

@@ -203,8 +203,7 @@ def _settled(spec: ModelSpec, found: Sequence[Tensor]) -> ModelSpec:
         if set(spec.inputs) != set(found):
             raise InvalidConfig(
                 f"model {spec.name!r} takes {described(found)}, and the worker's file says "
-                f"{described(spec.inputs)}; "
-                "leave the tables of inputs out"
+                f"{described(spec.inputs)}; leave the tables of inputs out"
             )
         return spec
     if spec.input_shape:  # the short form

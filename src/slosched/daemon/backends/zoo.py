@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from slosched.errors import InvalidConfig, MissingPackage
-from slosched.signature import ONLY_INPUT, VARIES, Tensor, signature_error
+from slosched.signature import MOST_TENSORS, ONLY_INPUT, VARIES, Tensor, signature_error
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ def taking(
     """`spec` with these inputs, and these length classes if they are given. Raises InvalidConfig."""
     chosen = spec.lengths if lengths is None else tuple(lengths)
     wrong = signature_error(inputs, spec.outputs, chosen)
+    if not 1 <= len(inputs) <= MOST_TENSORS:
+        wrong = f"{len(inputs)} inputs; a model has 1 to {MOST_TENSORS}"
     if wrong:
         raise InvalidConfig(f"model {spec.name!r}: {wrong}")
     longest = max(chosen, default=0)

@@ -57,8 +57,7 @@ class Rows:
                 which = f"{tensor.name}: " if len(gives) > 1 else ""
                 raise ModelRefused(
                     f"the model answers with {which}{list(shape)} of {kind} for each request; when it was "
-                    "prepared, "
-                    f"it answered with {list(expected)} of {tensor.dtype}"
+                    f"prepared, it answered with {list(expected)} of {tensor.dtype}"
                 )
         first = {tensor.name: outputs[tensor.name][:count] for tensor in gives}
         try:

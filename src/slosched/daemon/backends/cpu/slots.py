@@ -55,10 +55,17 @@ class Slot:
 
     def write(self, row: int, frame: bytes | memoryview, length: int) -> None:
         """Set the inputs of `row` from a frame of `length`. Raises ValueError for another frame."""
-        self._takes.write(self._row(row, self._takes, 0), frame, length)
+        size = self._takes.row_bytes
+        if self._takes.plain and len(frame) == size:
+            self._memory[row * size : (row + 1) * size] = frame
+        else:
+            self._takes.write(self._row(row, self._takes, 0), frame, length)
 
     def read(self, row: int, length: int) -> bytes | memoryview:
         """The frame of the outputs of `row`, for a request of `length`. Raises ValueError for broken texts."""
+        size = self._gives.row_bytes
+        if self._gives.plain:
+            return self._memory[self.outputs_at + row * size : self.outputs_at + (row + 1) * size]
         return self._gives.read(self._row(row, self._gives, self.outputs_at), length)
 
     def _row(self, row: int, layout: Layout, at: int) -> Array:
