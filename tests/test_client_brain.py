@@ -302,6 +302,20 @@ def test_questions_are_asked_again_after_a_refusal_a_silence_and_a_restart() -> 
     assert rig.brain.alarms == 1
 
 
+def test_a_load_that_is_asked_again_may_be_answered_under_any_of_its_ids() -> None:
+    rig = Rig().opened()
+    number = rig.do(Load("toy", 1, 60 * NS_PER_S))
+    rig.passes(4 * NS_PER_S)
+    first, second = rig.take(LoadModelRequest)
+    rig.hears(LoadModelReply(second.request_id, Code.LIMIT_REACHED, "too many loads"))
+    assert not rig.take(Replied)  # the first message is one of those
+    rig.hears(LoadModelReply(first.request_id, 0, "", infos(0, 1)))
+    rig.hears(LoadModelReply(second.request_id, 0, "", infos(0, 1)))
+    [replied] = rig.take(Replied)
+    assert replied.request_id == number and rig.brain.alarms == 1
+    assert not rig.brain.questions._by_wire_id
+
+
 def test_a_question_ends_when_its_time_has_passed() -> None:
     rig = Rig().opened()
     number = rig.do(Status(False, NS_PER_S))

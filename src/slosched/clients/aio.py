@@ -221,7 +221,9 @@ class AsyncClient(Questions):
 class connect:  # noqa: N801 - used as a function: `async with connect(...)`, `await connect(...)`
     """Connect to a controller: `async with connect(address) as client`, or `await connect(address)`.
 
-    `address` is "host:port", `timeout_s` how long to try, `name` what `slosched status` shows.
+    `address` is "host:port", `timeout_s` how long to try, `name` what `slosched status` shows. SLOs count from
+    the client's send, or without `slo_from_send` from arrival at the controller. `on_restart` is called with
+    words when another controller process answers (without one, a RuntimeWarning says so).
     Raises InvalidConfig for an address that is malformed, PeerUnreachable when no controller answers,
     ProtocolMismatch when it speaks another version of the protocol.
     """

@@ -283,10 +283,8 @@ class Session:
         text = f"the controller at {self.address} was restarted: its models are loaded again"
         if effect.lost:
             text += f", and {effect.lost} requests that were in flight are lost"
-        if self._on_restart is not None:
-            self._on_restart(text)
-        else:
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        # Not now: an error in it must not cost the other effects.
+        self._loop.call_soon(self._on_restart or _warn, text)
 
     def _cancel(self, request_id: int) -> None:
         """Its caller gives a request or question up, which may have ended."""
@@ -318,6 +316,10 @@ class Session:
                 handle(message, now_ns=now)  # type: ignore[arg-type]
         self._step(now)
         outputs.clear()
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 def _error(failed: Failed) -> Exception:

@@ -2,7 +2,7 @@
 
     asked --reply--> Replied                asked --its time is over--> Failed (UNANSWERED)
     asked --INITIALIZING--> asked again after 0.5 s, until its time is over
-    asked --nothing for 4, 8, 16 s ...--> asked again
+    asked --nothing for 4, 8, 16 s ...--> asked again; the first answer to any of its messages counts
     asked --refused (the controller forgot us)--> asked again after its Welcome; twice: Failed (REFUSED)
     asked --another controller says Welcome--> asked again
     asked --five silent ticks--> Failed (LOST)
@@ -52,6 +52,7 @@ class Open:
 
     __slots__ = (
         "again_ns",
+        "asked",
         "ends_ns",
         "last",
         "number",
@@ -59,7 +60,7 @@ class Open:
         "patience_ns",
         "question",
         "refused",
-        "wire_id",
+        "wire_ids",
     )
 
     def __init__(self, number: int, question: Question, ends_ns: int, own: bool) -> None:
@@ -67,7 +68,9 @@ class Open:
         self.question = question
         self.ends_ns = ends_ns
         self.own = own  # the brain's, not a caller's
-        self.wire_id = 0  # of its last message; 0: it waits for a Welcome
+        #: Of its messages that may still be answered; empty: it waits for a Welcome, or for its next turn.
+        self.wire_ids: list[int] = []
+        self.asked = False
         self.patience_ns = _PATIENCE_NS
         self.again_ns = AGAIN_NS
         self.refused = False
@@ -109,11 +112,13 @@ class Questions:
         if not own:
             self._alarms.set(("end", number), open_.ends_ns)
         if greeted:
-            self._send(open_, number, now_ns)
+            self._send(open_, now_ns)
         return number
 
-    def _send(self, open_: Open, wire_id: int, now_ns: int) -> None:
-        open_.wire_id = wire_id
+    def _send(self, open_: Open, now_ns: int) -> None:
+        wire_id = self._new_id() if open_.asked else open_.number
+        open_.asked = True
+        open_.wire_ids.append(wire_id)
         self._by_wire_id[wire_id] = open_
         self._emit(_message(open_.question, wire_id))
         self._alarms.set(("ask", open_.number), now_ns + open_.patience_ns)
@@ -123,25 +128,31 @@ class Questions:
         """The pause of a question is over."""
         open_ = self._open.get(number)
         if open_ is not None:
-            self._by_wire_id.pop(open_.wire_id, None)
-            self._send(open_, self._new_id(), now_ns)
+            self._send(open_, now_ns)
 
     def welcomed(self, now_ns: int, *, anew: bool) -> None:
         """The controller knows us (again): ask what it refused, or, if it is `anew` another one, everything."""
         for open_ in [*self._open.values()]:
-            if anew or not open_.wire_id:
+            if anew:
+                self._forget_messages(open_)
+            if not open_.wire_ids:
                 open_.patience_ns, open_.again_ns = _PATIENCE_NS, AGAIN_NS
-                first = not open_.wire_id and not open_.refused
-                self._by_wire_id.pop(open_.wire_id, None)
-                self._send(open_, open_.number if first else self._new_id(), now_ns)
+                self._send(open_, now_ns)
+
+    def _forget_messages(self, open_: Open) -> None:
+        for wire_id in open_.wire_ids:
+            del self._by_wire_id[wire_id]
+        open_.wire_ids.clear()
 
     # ------------------------------------------------------------------------------- answers
 
     def replied(self, reply: QuestionReply, now_ns: int) -> None:
-        open_ = self._by_wire_id.pop(reply.request_id, None)
+        open_ = self._taken(reply.request_id)
         if open_ is None:
             return  # answered before, or given up
         if isinstance(reply, LoadModelReply) and reply.code:
+            if reply.code == Code.LIMIT_REACHED and open_.wire_ids:
+                return  # too many loads are waited for, and an earlier message of this one is among them
             if open_.own:
                 self.why_not_loaded = f": {reply.reason}"
             if open_.own or self._comes_up(open_, reply, now_ns):
@@ -149,6 +160,13 @@ class Questions:
                 return
         self._take_off(open_)
         self._answered(open_, reply, now_ns)
+
+    def _taken(self, wire_id: int) -> Open | None:
+        """Whose message `wire_id` was; it is answered by now."""
+        open_ = self._by_wire_id.pop(wire_id, None)
+        if open_ is not None:
+            open_.wire_ids.remove(wire_id)
+        return open_
 
     def _comes_up(self, open_: Open, reply: LoadModelReply, now_ns: int) -> bool:
         """No worker is there yet, and the caller has time to wait for one."""
@@ -165,7 +183,7 @@ class Questions:
 
     def refused(self, wire_id: int, code: int, reason: str, now_ns: int) -> bool:
         """The controller did not take the message `wire_id`. False if no question sent it."""
-        open_ = self._by_wire_id.pop(wire_id, None)
+        open_ = self._taken(wire_id)
         if open_ is None:
             return False
         if open_.own:
@@ -173,12 +191,13 @@ class Questions:
         elif open_.refused:
             self._fail(open_, Why.REFUSED, reason, code)
         else:
-            open_.refused, open_.wire_id = True, 0
+            open_.refused = True
+            self._forget_messages(open_)
             self._alarms.unset(("ask", open_.number))
         return True
 
     def send_failed(self, wire_id: int, now_ns: int) -> None:
-        open_ = self._by_wire_id.get(wire_id)
+        open_ = self._taken(wire_id)
         if open_ is not None:
             open_.patience_ns = _PATIENCE_NS
             self._alarms.set(("ask", open_.number), now_ns + _SEND_AGAIN_NS)
@@ -226,7 +245,7 @@ class Questions:
 
     def _take_off(self, open_: Open) -> None:
         del self._open[open_.number]
-        self._by_wire_id.pop(open_.wire_id, None)
+        self._forget_messages(open_)
         self._alarms.unset(("ask", open_.number))
         self._alarms.unset(("end", open_.number))
 
