@@ -17,7 +17,7 @@ from typing import Annotated
 
 import msgspec
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 # A value from outside is bounded where it is decoded, before any code computes with it or shows it.
 #: A number, or a time in ns: within 146 years.
@@ -142,6 +142,17 @@ class StatusRequest(Message, frozen=True):
     brief: bool = False  # without the list of models, which may be 10,000 long
 
 
+class DrainWorkerRequest(Message, frozen=True):
+    """Take `worker` (its name, number or address) out of use once what it holds has ended, or back with `undo`.
+
+    Only the clients that the controller's option `operators` names may do that.
+    """
+
+    request_id: Number
+    worker: Name
+    undo: bool = False
+
+
 ClientMessage = (
     ClientHello
     | ClientHeartbeat
@@ -152,6 +163,7 @@ ClientMessage = (
     | InferRequest
     | CancelRequest
     | StatusRequest
+    | DrainWorkerRequest
 )
 
 # --------------------------------------------------------------------------- controller -> client
@@ -239,6 +251,16 @@ class StatusReply(Message, frozen=True):
     report: dict[str, object]
 
 
+class DrainWorkerReply(Message, frozen=True):
+    """`code` 0, the worker's number and its state from now on, or the code and the reason in words."""
+
+    request_id: int
+    code: int
+    reason: str = ""
+    worker_id: int = -1
+    state: str = ""
+
+
 ControllerToClient = (
     Welcome
     | Refused
@@ -247,7 +269,53 @@ ControllerToClient = (
     | ListModelsReply
     | InferReply
     | StatusReply
+    | DrainWorkerReply
 )
+
+# ------------------------------------------------------- membership: worker -> controller, and back
+# A worker registers over the port that clients use; the controller then connects to the worker.
+
+#: A nonce, or an HMAC-SHA256.
+Secret = Annotated[bytes, msgspec.Meta(max_length=64)]
+
+
+class Register(Message, frozen=True, kw_only=True):
+    """A worker asks for a place under `name`. The controller reaches it at `host`:`port`.
+
+    `host` is an IP address; empty: the address that this message comes from. `incarnation` is random, one
+    per process start. `proof` answers the Challenge `nonce` (core/join_proof.py); both are empty at first.
+    """
+
+    protocol: Number
+    incarnation: Number
+    name: Name
+    host: Name
+    port: Number
+    nonce: Secret = b""
+    proof: Secret = b""
+
+
+class Challenge(Message, frozen=True):
+    """The controller wants proof of the join key: register again with this `nonce`, which holds once."""
+
+    nonce: Secret
+
+
+class Registered(Message, frozen=True):
+    """The worker has the place `worker_id`. `drained`: an operator keeps it out of use."""
+
+    worker_id: Number
+    drained: bool = False
+
+
+class RegistrationRefused(Message, frozen=True):
+    """The worker gets no place. With the code INITIALIZING it may get one within seconds."""
+
+    code: Number
+    reason: Text
+
+
+MembershipReply = Challenge | Registered | RegistrationRefused
 
 # --------------------------------------------------------------------------- controller -> worker
 

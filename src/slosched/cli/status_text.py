@@ -44,7 +44,8 @@ def status_text(address: str, report: dict[str, Any]) -> str:
 
 
 def _head(address: str, report: dict[str, Any], workers: list[dict[str, Any]]) -> str:
-    joined = sum(w.get("state") == "joined" for w in workers)
+    joined = sum(w.get("state") in ("joined", "draining") for w in workers)
+    present = sum(w.get("state") != "left" for w in workers)
     state = (
         "draining" if report.get("draining") else "ready" if report.get("ready") else "not ready"
     )
@@ -56,7 +57,7 @@ def _head(address: str, report: dict[str, Any], workers: list[dict[str, Any]]) -
     )
     lines = [
         f"{address}: {report.get('policy', '?')} ({report.get('fidelity', '?')}), {state}, "
-        f"{joined} of {len(workers)} workers joined",
+        f"{joined} of {present} workers joined",
         f"options: {options}",
         *_rules(report),
         f"requests: {requests.get('arrived', 0)} arrived, {requests.get('answered', 0)} answered"
@@ -93,6 +94,7 @@ def _workers(workers: list[dict[str, Any]]) -> str:
     rows = [
         (
             w.get("worker_id"),
+            w.get("name") or "-",
             w.get("state"),
             w.get("host") or "-",
             w.get("device") or "-",
@@ -106,6 +108,7 @@ def _workers(workers: list[dict[str, Any]]) -> str:
     ]
     headings = (
         "worker",
+        "name",
         "state",
         "host",
         "device",

@@ -22,6 +22,8 @@ from slosched.errors import (
     shown_name,
 )
 from slosched.messages import (
+    DrainWorkerReply,
+    DrainWorkerRequest,
     ListModelsReply,
     ListModelsRequest,
     LoadModelReply,
@@ -162,6 +164,24 @@ class Questions(Session):
         for model_id in [each for each, info in self._infos.items() if info.name == name]:
             del self._infos[model_id]
 
+    async def drain_worker(
+        self, worker: str, *, undo: bool = False, timeout_s: float = 5.0
+    ) -> tuple[int, str]:
+        """Take a worker (its name, number or address) out of use, or back with `undo`: its number and state.
+
+        Raises InvalidRequest if there is no such worker, or the controller does not list this client's name in
+        its option `--operators`; PeerUnreachable without an answer for `timeout_s`.
+        """
+        back = flag("undo", undo)
+        reply = await self._call(
+            lambda request_id: DrainWorkerRequest(request_id, worker, back),
+            DrainWorkerReply,
+            f"drain {worker!r}",
+            timeout_s,
+        )
+        _raise_for_code(reply, f"worker {shown_name(worker)} is not drained: {reply.reason}")
+        return reply.worker_id, reply.state
+
     async def models(
         self, *, timeout_s: float = 5.0
     ) -> tuple[tuple[ModelInfo, ...], tuple[str, ...]]:
@@ -182,7 +202,7 @@ class Questions(Session):
         return dict((await self._call(question, StatusReply, "status", timeout_s)).report)
 
 
-def _raise_for_code(reply: LoadModelReply | UnloadModelReply, text: str) -> None:
+def _raise_for_code(reply: LoadModelReply | UnloadModelReply | DrainWorkerReply, text: str) -> None:
     """Raise the error that `text` explains, unless the answer's code is 0."""
     if reply.code in (Code.UNKNOWN_MODEL, Code.INVALID_REQUEST):
         raise InvalidRequest(text, code=reply.code, reply=reply)

@@ -26,6 +26,7 @@ from slosched.messages import (
     PROTOCOL_VERSION,
     ClientHeartbeat,
     ClientHello,
+    DrainWorkerReply,
     Goodbye,
     InferReply,
     ListModelsReply,
@@ -60,6 +61,9 @@ _LOST_AFTER_TICKS = 5
 _LINGER_MS = 500
 #: So long after its last refusal at the door a controller counts as crowded.
 _CROWDED_NS = NS_PER_S
+
+#: Answers to questions, by their request ids.
+_ANSWERS = (LoadModelReply, UnloadModelReply, ListModelsReply, StatusReply, DrainWorkerReply)
 
 
 class Session:
@@ -228,7 +232,7 @@ class Session:
     def _on_control(self, message: Message) -> None:
         if isinstance(message, Welcome):
             self._on_welcome(message)
-        elif isinstance(message, (LoadModelReply, UnloadModelReply, ListModelsReply, StatusReply)):
+        elif isinstance(message, _ANSWERS):
             future = self._futures.pop(message.request_id, None)
             if future is not None and not future.done():
                 future.set_result(message)

@@ -139,7 +139,7 @@ def oldest_arrival_ns(scheduler: Scheduler, *, now_ns: int) -> int:
 def health_report(scheduler: Scheduler) -> dict[str, Any]:
     """The answer to a health probe. Its cost does not grow with the number of models."""
     workers = scheduler.cluster.workers.values()
-    missing = [w.worker_id for w in workers if w.state is not WorkerState.JOINED]
+    missing = [w.worker_id for w in workers if w.state is WorkerState.SILENT]
     return {
         "status": "degraded" if missing else "ok",
         "ready": scheduler.ready(),
@@ -152,7 +152,9 @@ def health_report(scheduler: Scheduler) -> dict[str, Any]:
 def _worker(worker: Worker, now_ns: int) -> dict[str, Any]:
     return {
         "worker_id": worker.worker_id,
-        "state": "joined" if worker.state is WorkerState.JOINED else "silent",
+        "name": worker.name,
+        "address": worker.address,
+        "state": worker.standing,
         "host": worker.host,
         "pid": worker.pid,
         "device": worker.device,
@@ -184,7 +186,8 @@ def _not_used(worker: Worker) -> dict[str, str]:
 def _brief_worker(worker: Worker) -> dict[str, Any]:
     return {
         "worker_id": worker.worker_id,
-        "state": "joined" if worker.state is WorkerState.JOINED else "silent",
+        "name": worker.name,
+        "state": worker.standing,
         "host": worker.host,
         "activity": worker.beat.activity,
         "times_lost": worker.times_lost,

@@ -30,7 +30,7 @@ from slosched.core.scheduler.interface import (
 )
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.values import ValueStore
-from slosched.messages import ControllerToClient, Infer
+from slosched.messages import ControllerToClient, Infer, MembershipReply
 from slosched.sim.kernel import Kernel
 from slosched.sim.marks import Framed, Payload, made_up
 from slosched.sim.network import SMALL_MESSAGE_BYTES, Wire
@@ -75,7 +75,7 @@ class SimController:
         self.checker = checker
         #: Who wants to see each event that is handled, and each message to a client (truth.py).
         self.on_event: Callable[[Event], None] | None = None
-        self.on_reply: Callable[[bytes, ControllerToClient], None] | None = None
+        self.on_reply: Callable[[bytes, ControllerToClient | MembershipReply], None] | None = None
         #: Takes the record of each stage of a request that has more than one (stages.tsv).
         self.on_stage: Callable[[StageRecord], None] | None = None
         #: Room in the queues of clients that do not read, or are gone (0), in messages. Messages beyond that

@@ -32,12 +32,14 @@ from slosched.core.scheduler.interface import (
     Event,
     FromClient,
     FromWorker,
+    Joining,
     Note,
     SendFailed,
     StatusAsked,
     ToClient,
 )
 from slosched.core.scheduler.limits import Limits
+from slosched.core.scheduler.membership import JoinRules, Membership
 from slosched.core.scheduler.overdue import Overdue
 from slosched.core.scheduler.policies import make_policy, resolved
 from slosched.core.scheduler.second_tries import SecondTries
@@ -60,6 +62,7 @@ from slosched.messages import (
     ClientHeartbeat,
     ClientHello,
     ClientMessage,
+    DrainWorkerRequest,
     Goodbye,
     Heartbeat,
     InferRequest,
@@ -73,9 +76,13 @@ from slosched.messages import (
     WorkerWelcome,
 )
 
+#: Workers of this host alone may register.
+NO_KEY = JoinRules()
+
 
 class Scheduler:
-    """One controller's decisions. `worker_count` workers are expected; `incarnation` is random.
+    """One controller's decisions. `worker_count` workers are expected, and others may register by the rules
+    `join`; `incarnation` is random.
 
     Clients get the incarnation, workers the `secret` (None: the incarnation): a peer that knows the number
     which a worker's controller gave it can take over that worker's session.
@@ -90,6 +97,7 @@ class Scheduler:
         secret: int | None = None,
         version: str,
         worker_addresses: Sequence[str] = (),
+        join: JoinRules = NO_KEY,
     ) -> None:
         self._effects: list[Effect] = []
         self.cluster = Cluster(resolved(config), emit=self._effects.append)
@@ -104,6 +112,7 @@ class Scheduler:
             on_lost=self._worker_lost,
             forgotten=lambda worker, now_ns: self.catalog.forgotten(worker, now_ns=now_ns),
         )
+        self.membership = Membership(self.cluster, self.sessions, join)
         self.catalog = Catalog(
             self.cluster,
             on_loaded=self.policy.model_loaded,
@@ -157,13 +166,17 @@ class Scheduler:
         if isinstance(event, FromClient):
             self._from_client(event, now_ns)
         elif isinstance(event, FromWorker):
-            worker = self.cluster.workers[event.worker_id]
-            self._from_worker(worker, event, now_ns)
-            if worker.leaving and worker.state is WorkerState.JOINED and not worker.busy:
-                self.sessions.lose(worker, "it said goodbye", now_ns=now_ns)
+            worker = self.cluster.workers.get(event.worker_id)
+            if worker is not None:
+                self._from_worker(worker, event, now_ns)
+                if worker.leaving or worker.retired:
+                    self.sessions.end_if_idle(worker, now_ns=now_ns)
         elif isinstance(event, SendFailed):
-            worker = self.cluster.workers[event.worker_id]
-            self.sessions.send_failed(worker, event.message, now_ns=now_ns)
+            worker = self.cluster.workers.get(event.worker_id)
+            if worker is not None:
+                self.sessions.send_failed(worker, event.message, now_ns=now_ns)
+        elif isinstance(event, Joining):
+            self.membership.register(event, now_ns=now_ns)
         elif isinstance(event, ClientLost):
             self._clients.drop(event.client, "its connection broke")
         elif isinstance(event, Drain):
@@ -296,6 +309,8 @@ class Scheduler:
             self.catalog.unloading.unload(client, message)
         elif isinstance(message, ListModelsRequest):
             self.catalog.list_models(client, message)
+        elif isinstance(message, DrainWorkerRequest):
+            self.membership.drain(client, message, now_ns=now_ns)
         elif isinstance(message, StatusRequest):
             asked = StatusAsked(client.identity, message.request_id, message.brief)
             self._effects.append(asked)

@@ -295,6 +295,7 @@ class Gpu:
     transfers: dict[str, WindowEstimator] = field(default_factory=dict)
     busy_ns: int = 0  # exec time so far, for status
     held: bool = False  # kept free for what must run alone
+    retired: bool = False  # off the books: what is outstanding ends, and nothing follows
     driver: DriverReadings = field(default_factory=DriverReadings)
     load_pauses: LoadPauses = field(default_factory=LoadPauses)
 
@@ -346,8 +347,10 @@ def drop_residency(gpu: Gpu, model: Instance) -> None:
 
 
 class WorkerState(IntEnum):
-    SILENT = 0  # never answered, or lost
+    SILENT = 0  # never answered, or lost: it is greeted
     JOINED = 1
+    DRAINED = 2  # out of use until an operator takes it back, or a new process of it registers
+    LEFT = 3  # it registered and said goodbye, or was away for long: only its name is kept
 
 
 #: Before anything was measured: a LAN's round trip and a busy event loop.
@@ -389,6 +392,14 @@ class Worker:
     unlike: dict[str, Unlike] = field(default_factory=dict)
     times_lost: int = 0
     leaving: bool = False  # it said goodbye
+    draining: bool = False  # an operator takes it out of use
+    retired: bool = False  # its GPUs take nothing new, and its session ends with what they hold
+    listed: bool = (
+        False  # on the controller's list of addresses: it is waited for as long as that lives
+    )
+    #: Of a worker that registered: its name, and which process has it.
+    name: str = ""
+    incarnation: int = 0
     #: Name -> why it does not offer the model.
     put_aside: dict[str, str] = field(default_factory=dict)
     #: Its last heartbeat, which may be of an earlier session.
@@ -403,8 +414,16 @@ class Worker:
 
     @property
     def label(self) -> str:
-        """Human-readable: its number and where it is."""
-        return f"{self.worker_id} ({self.address})" if self.address else str(self.worker_id)
+        """Human-readable: its number, its name and where it is."""
+        where = ", ".join(text for text in (self.name, self.address) if text)
+        return f"{self.worker_id} ({where})" if where else str(self.worker_id)
+
+    @property
+    def standing(self) -> str:
+        """One word for an operator: joined, silent, draining, drained or left."""
+        if self.state is WorkerState.JOINED and self.draining:
+            return "draining"
+        return self.state.name.lower()
 
     @property
     def busy(self) -> bool:

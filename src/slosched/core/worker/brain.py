@@ -202,6 +202,10 @@ class WorkerBrain:
         """A bound on the error of the controller's times, once converted."""
         return self._link.clock.error_ns
 
+    def is_served(self, *, now_ns: int) -> bool:
+        """True if a controller has this worker, and was heard within two heartbeats and some."""
+        return self._link.is_served(now_ns=now_ns)
+
     def gpu_reports(self) -> tuple[GpuInfo, ...]:
         return tuple(gpu.report() for gpu in self._ledger.gpus.values())
 

@@ -23,6 +23,8 @@ from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
 #: A controller heard within this time keeps its worker.
 _KEEP_NS = NS_PER_S
+#: A controller that was not heard for this long, two heartbeats and some, may be gone.
+_SERVED_NS = 500 * NS_PER_MS
 #: A new session begins with quick exchanges, so that the clocks agree before the first action.
 _QUICK_EXCHANGES = 8
 _QUICK_NS = 5 * NS_PER_MS
@@ -116,6 +118,10 @@ class Link:
         self._quick_left = _QUICK_EXCHANGES
         self.due_ns = now_ns
         return self.session
+
+    def is_served(self, *, now_ns: int) -> bool:
+        known = self.session is not None or self.handing_over
+        return known and now_ns - self._heard_ns < _SERVED_NS
 
     def heard(self, now_ns: int) -> None:
         self._heard_ns = now_ns

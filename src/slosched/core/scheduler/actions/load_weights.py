@@ -48,7 +48,8 @@ class LoadWeightsKind(Kind):
         self._ended(action, end_ns=outcome.span.end_ns)
         gpu.transfer(model).add(outcome.span.duration_ns)
         gpu.load_pauses.clear(model.model_id)
-        add_residency(gpu, model)
+        if not gpu.retired:
+            add_residency(gpu, model)
         self._changes.execs(gpu)
 
     def failed(self, action: ActionState, outcome: Outcome, *, now_ns: int) -> None:
