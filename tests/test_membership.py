@@ -11,7 +11,14 @@ from scheduler_rig import MS, T0, Rig
 from slosched.codes import Code
 from slosched.config import SchedulerConfig
 from slosched.core.join_proof import proof_of
-from slosched.core.scheduler.interface import ConnectWorker, FromClient, Joining, Note, SendFailed
+from slosched.core.scheduler.interface import (
+    ConnectWorker,
+    FromClient,
+    Joining,
+    Note,
+    SendFailed,
+    ToClient,
+)
 from slosched.core.scheduler.membership import JoinRules
 from slosched.core.scheduler.state import WorkerState
 from slosched.messages import (
@@ -53,11 +60,8 @@ class Joins(Rig):
         before = len(self.effects)
         self.handle(Joining(peer, source, message or a_registration()))
         self.step()
-        answers = [
-            effect.message
-            for effect in self.effects[before:]
-            if getattr(effect, "client", None) == peer
-        ]
+        sent = [effect for effect in self.effects[before:] if isinstance(effect, ToClient)]
+        answers = [effect.message for effect in sent if effect.client == peer]
         assert len(answers) == 1, answers
         return answers[0]
 

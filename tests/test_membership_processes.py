@@ -1,4 +1,4 @@
-"""Real processes: workers register with a controller without a list, prove themselves, return and are drained."""
+"""Real processes: workers register without a list, prove themselves, return and are drained."""
 
 from __future__ import annotations
 

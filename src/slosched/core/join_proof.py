@@ -37,5 +37,5 @@ def is_proven(key: bytes, message: Register) -> bool:
 
 
 def nth_nonce(seed: bytes, number: int) -> bytes:
-    """A nonce that nobody without `seed` can foresee; another one for each `number`."""
+    """A nonce for each `number`; only the holder of `seed` can foresee it."""
     return hmac.digest(seed, number.to_bytes(8, "big"), hashlib.sha256)

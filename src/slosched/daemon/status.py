@@ -138,7 +138,7 @@ def oldest_arrival_ns(scheduler: Scheduler, *, now_ns: int) -> int:
 
 def health_report(scheduler: Scheduler) -> dict[str, Any]:
     """The answer to a health probe. Its cost does not grow with the number of models."""
-    workers = scheduler.cluster.workers.values()
+    workers = scheduler.cluster.present()
     missing = [w.worker_id for w in workers if w.state is WorkerState.SILENT]
     return {
         "status": "degraded" if missing else "ok",

@@ -117,8 +117,7 @@ class Steps:
 
     def _listen(self, worker_id: int) -> None:
         dealer = self._dealers[worker_id]
-        said = partial(self._worker_said, worker_id)
-        self._worker_readers[worker_id] = AsyncReader(dealer, said)
+        self._worker_readers[worker_id] = AsyncReader(dealer, partial(self._worker_said, worker_id))
 
     def _readers(self) -> list[AsyncReader]:
         clients = [self._client_reader] if self._client_reader is not None else []

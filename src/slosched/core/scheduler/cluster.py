@@ -82,6 +82,10 @@ class Cluster:
         """Workers with a session, in the order of their numbers."""
         return [w for w in self.workers.values() if w.state is WorkerState.JOINED]
 
+    def present(self) -> list[Worker]:
+        """Workers that have not left, in the order of their numbers."""
+        return [w for w in self.workers.values() if w.state is not WorkerState.LEFT]
+
     def serving(self) -> list[Worker]:
         """Joined workers with GPUs in use; one beyond `max_gpus` has none, and one that drains gives its up."""
         return [worker for worker in self.joined() if worker.gpus and not worker.retired]

@@ -147,8 +147,7 @@ class Membership:
     def _make_room(self) -> str:
         """Why there is no room for another worker; empty if there is."""
         workers, most = self._cluster.workers, self._cluster.config.max_workers
-        there = [w for w in workers.values() if w.state is not WorkerState.LEFT]
-        if len(there) >= most:
+        if len(self._cluster.present()) >= most:
             return f"--max-workers allows {most}, and there are as many"
         if len(workers) >= 2 * most:
             self._sessions.forget_left()
@@ -165,7 +164,9 @@ class Membership:
             named = f"names {', '.join(operators)}" if operators else "names none"
             reason = f"only operators may drain workers: --operators {named}"
         elif worker is None:
-            known = ", ".join(w.name or w.address or str(w.worker_id) for w in self._present())
+            known = ", ".join(
+                w.name or w.address or str(w.worker_id) for w in self._cluster.present()
+            )
             shown = printable(message.worker, _NAME_CHARS)
             reason = f"there is no worker {shown!r}; there are: {known or 'none'}"
         else:
@@ -182,12 +183,9 @@ class Membership:
             reply = DrainWorkerReply(message.request_id, Code.INVALID_REQUEST, reason)
         self._cluster.emit(ToClient(client.identity, reply))
 
-    def _present(self) -> list[Worker]:
-        return [w for w in self._cluster.workers.values() if w.state is not WorkerState.LEFT]
-
     def _named(self, text: str) -> Worker | None:
         """The worker of this name, number or address."""
-        present = self._present()
+        present = self._cluster.present()
         for field in ("name", "address"):
             for worker in present:
                 if text and getattr(worker, field) == text:

@@ -397,7 +397,7 @@ class Worker:
     listed: bool = (
         False  # on the controller's list of addresses: it is waited for as long as that lives
     )
-    #: Of a worker that registered: its name, and which process has it.
+    #: A worker that registered has a name, and the number of the process that has it.
     name: str = ""
     incarnation: int = 0
     #: Name -> why it does not offer the model.

@@ -24,8 +24,8 @@ from slosched.units import NS_PER_MS, NS_PER_S
 
 #: The pause between two tries doubles from the first to the second of these.
 _FIRST_PAUSE_NS, _LONGEST_PAUSE_NS = 200 * NS_PER_MS, 2 * NS_PER_S
-#: What lasts less than this is no news: a controller or another process of this name may be about to go.
-_NEWS_AFTER_NS = 2 * NS_PER_S
+#: A silence or a refusal that passes within this time is not reported.
+_REPORTED_AFTER_NS = 2 * NS_PER_S
 
 
 class Registrar:
@@ -37,7 +37,7 @@ class Registrar:
     def __init__(self, controller: str, message: Register, key: bytes) -> None:
         self._controller, self._message, self._key = controller, message, key
         self._since_ns = -1  # from when it has not been served; -1: it is
-        self._told = ""  # the last line for the operator
+        self._last_line = ""  # of the operator's
         self._pause_ns = _FIRST_PAUSE_NS
         self._asked_ns = -1  # of a try that has no answer; -1: there is none
         self.due_ns = 0  # of the next `schedule`
@@ -61,12 +61,12 @@ class Registrar:
             place = f"worker {message.worker_id} ({self._message.name})"
             if message.drained:
                 self._pause_ns = _LONGEST_PAUSE_NS
-                return [], self._news(
+                return [], self._change(
                     f"{place} is drained by an operator: it waits to be taken back"
                 )
             where = f"registered with the controller at {self._controller} as {place}"
-            return [], self._news(where)
-        lasts = self._since_ns >= 0 and now_ns - self._since_ns > _NEWS_AFTER_NS
+            return [], self._change(where)
+        lasts = self._since_ns >= 0 and now_ns - self._since_ns > _REPORTED_AFTER_NS
         if message.code == Code.INITIALIZING and not lasts:
             return [], []
         return [], self._refused(message.reason)
@@ -76,15 +76,15 @@ class Registrar:
         if served:
             self._since_ns = -1
             self._pause_ns, self._asked_ns = _FIRST_PAUSE_NS, -1
-            self._told = ""
+            self._last_line = ""
             self.due_ns = now_ns + _FIRST_PAUSE_NS // 2
             return [], []
         if self._since_ns < 0:
             self._since_ns = now_ns
         notes: list[Note] = []
-        if self.waits and now_ns - self._since_ns > _NEWS_AFTER_NS:
+        if self.waits and now_ns - self._since_ns > _REPORTED_AFTER_NS:
             text = f"the controller at {self._controller} does not answer; trying again"
-            notes = self._news(text, level="warning")
+            notes = self._change(text, level="warning")
         self._asked_ns = now_ns
         self.due_ns = now_ns + self._pause_ns
         self._pause_ns = min(2 * self._pause_ns, _LONGEST_PAUSE_NS)
@@ -92,10 +92,10 @@ class Registrar:
 
     def _refused(self, reason: str) -> list[Note]:
         text = f"the controller at {self._controller} refuses this worker: {reason}; trying again"
-        return self._news(text, level="warning")
+        return self._change(text, level="warning")
 
-    def _news(self, text: str, level: str = "info") -> list[Note]:
-        if text == self._told:
+    def _change(self, text: str, level: str = "info") -> list[Note]:
+        if text == self._last_line:
             return []
-        self._told = text
+        self._last_line = text
         return [Note(level, text)]
