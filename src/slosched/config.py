@@ -532,6 +532,15 @@ class ControllerConfig:
         ),
     ] = 0
     join_key: JoinKey = ""
+    cluster_id: Annotated[
+        str,
+        Option(
+            help="Name or number of the cluster. A controller that is started again with the same one takes "
+            "over what the workers hold. Default: another one at each start.",
+            metavar="ID",
+            panel=ADDRESSES,
+        ),
+    ] = ""
     busy_poll: Annotated[
         bool,
         Option(
@@ -565,3 +574,5 @@ class ControllerConfig:
         parse_bind(self.bind)
         for worker in self.workers:
             parse_address(worker)
+        if len(self.cluster_id) > 128 or not self.cluster_id.isprintable():
+            raise InvalidConfig("cluster_id must be at most 128 printable characters")

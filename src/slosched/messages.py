@@ -325,11 +325,16 @@ class ControllerHello(Message, frozen=True):
 
     `incarnation` is random and known to workers alone. `times_lost` is how often this controller has lost
     the worker: a hello with the count of the open session is a repetition and changes nothing.
+
+    A worker that holds models of the same `cluster` keeps them and tells its inventory; with `keeps_weights`
+    the weights on its GPUs stay as well. Empty: it begins empty, or with what this controller had it prepare.
     """
 
     protocol: Number
     incarnation: Number
     times_lost: Number
+    cluster: Name = ""
+    keeps_weights: bool = False
 
 
 class HeartbeatAck(Message, frozen=True):
@@ -430,6 +435,19 @@ class GpuInfo(msgspec.Struct, frozen=True, array_like=True):
     resident: Annotated[tuple[Number, ...], msgspec.Meta(max_length=100_000)] = ()  # model ids
 
 
+class Prepared(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """Instances of `name` that a worker holds in host memory: runs of ids, each (first id, count), ascending.
+
+    `result` is what it answered to the last LoadModel of the name, which had `max_batch` and `max_exec_ns`.
+    """
+
+    name: Name
+    runs: Annotated[tuple[tuple[Number, Number], ...], msgspec.Meta(max_length=100_000)]
+    max_batch: Number
+    max_exec_ns: Number
+    result: LoadModelResult
+
+
 class WorkerWelcome(Message, frozen=True, kw_only=True):
     """The worker's side of a session. Actions must carry its number, `session`."""
 
@@ -443,6 +461,11 @@ class WorkerWelcome(Message, frozen=True, kw_only=True):
     loadable: Names
     #: (name, reason) of models that it does not offer, because they ended its process too often.
     put_aside: Annotated[tuple[tuple[Text, Text], ...], msgspec.Meta(max_length=1024)] = ()
+    #: What it holds of the hello's cluster; the weights on its GPUs are of these instances.
+    inventory: Annotated[tuple[Prepared, ...], msgspec.Meta(max_length=10_000)] = ()
+    #: Those of the hello that it answers; 0 and -1: it does not say.
+    incarnation: Number = 0
+    times_lost: Number = -1
 
 
 class WorkerRefused(Message, frozen=True):

@@ -275,7 +275,8 @@ class Sights:
     Answers whose mark was compared; results that brought outputs; requests that could still be served when
     their client said goodbye, when its connection broke and when it fell silent; Infers that were lost with
     their worker, and how many of these carried several requests; requests that succeeded at a second try;
-    unloads that clients asked for and got, and the instances that went with them.
+    unloads that clients asked for and got, and the instances that went with them; workers that joined with
+    models, and with weights on their GPUs.
     """
 
     marks_compared: int = 0
@@ -288,6 +289,8 @@ class Sights:
     second_tries: int = 0
     unloads: int = 0
     unloaded: int = 0
+    taken_over: int = 0
+    weights_kept: int = 0
 
     def request_done(self, record: RequestRecord) -> None:
         self.second_tries += record.code == Code.OK and record.attempts > 1
@@ -343,6 +346,9 @@ class ClientTruth:
             self._left_ns[event.client] = self._kernel.now_ns
         elif isinstance(event, FromClient) and isinstance(event.message, ClientHello):
             self._left_ns.pop(event.client, None)
+        elif isinstance(event, FromWorker) and isinstance(event.message, WorkerWelcome):
+            self.sights.taken_over += bool(event.message.inventory)
+            self.sights.weights_kept += any(gpu.resident for gpu in event.message.gpus)
         elif isinstance(event, FromWorker) and isinstance(event.message, InferResult):
             self.sights.results_with_outputs += any(event.message.output_sizes)
 

@@ -17,6 +17,7 @@ from slosched.core.scheduler.changes import Changes
 from slosched.core.scheduler.gpus_by_free_time import GpusByFreeTime
 from slosched.core.scheduler.interface import ActionDone, Effect, ToWorker
 from slosched.core.scheduler.paths import Paths
+from slosched.core.scheduler.residency import drop_residency
 from slosched.core.scheduler.slices import Slices
 from slosched.core.scheduler.state import (
     ActionState,
@@ -26,7 +27,6 @@ from slosched.core.scheduler.state import (
     Request,
     Worker,
     WorkerState,
-    drop_residency,
 )
 
 #: Evictions have no deadline.

@@ -41,7 +41,7 @@ from slosched.core.scheduler.interface import (
 from slosched.core.scheduler.limits import Limits
 from slosched.core.scheduler.membership import JoinRules, Membership
 from slosched.core.scheduler.overdue import Overdue
-from slosched.core.scheduler.policies import make_policy, resolved
+from slosched.core.scheduler.policies import adopts_weights, make_policy, resolved
 from slosched.core.scheduler.second_tries import SecondTries
 from slosched.core.scheduler.sessions import TICK_NS, Sessions
 from slosched.core.scheduler.slices import ANSWER, Work
@@ -82,7 +82,8 @@ NO_KEY = JoinRules()
 
 class Scheduler:
     """One controller's decisions. `worker_count` workers are expected, and others may register by the rules
-    `join`; `incarnation` is random.
+    `join`; `incarnation` is random. A controller with the `cluster_id` of the one before it takes over what the
+    workers hold (inventory.py); empty: it finds them empty.
 
     Clients get the incarnation, workers the `secret` (None: the incarnation): a peer that knows the number
     which a worker's controller gave it can take over that worker's session.
@@ -98,6 +99,7 @@ class Scheduler:
         version: str,
         worker_addresses: Sequence[str] = (),
         join: JoinRules = NO_KEY,
+        cluster_id: str = "",
     ) -> None:
         self._effects: list[Effect] = []
         self.cluster = Cluster(resolved(config), emit=self._effects.append)
@@ -106,6 +108,8 @@ class Scheduler:
             self.cluster,
             worker_count=worker_count,
             incarnation=incarnation if secret is None else secret,
+            cluster_id=cluster_id,
+            keeps_weights=adopts_weights(self.cluster.config),
             addresses=worker_addresses,
             on_joined=self._worker_joined,
             on_gpu_removed=self.policy.gpu_removed,
@@ -154,7 +158,7 @@ class Scheduler:
             self._answer,
         )
         self._abandoned = False
-        self.incarnation = incarnation
+        self.incarnation, self.cluster_id = incarnation, cluster_id
         self._tick_due_ns = 0
         self._now_ns = 0  # of the current call: answers depart now
 

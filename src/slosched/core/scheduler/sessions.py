@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from slosched.config import LOST_AFTER_NS
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import ConnectWorker, Note, ToWorker
+from slosched.core.scheduler.inventory import brought_weights
 from slosched.core.scheduler.state import ActionState, Gpu, Worker, WorkerState
 from slosched.core.scheduler.validation import put_aside_of, worker_error
 from slosched.messages import (
@@ -55,7 +56,7 @@ class Sessions:
     """Who is there. `on_lost` gets the actions that were outstanding on a lost worker, and `on_joined` the
     GPUs that a worker brings into use: when it joins, or when it takes the place of one that is lost.
 
-    `forgotten(worker, now_ns)` returns the action id of a LoadModel that the worker has lost, or None.
+    `forgotten(worker, now_ns)` returns, in words, what was sent to the worker and lost; empty: nothing.
     """
 
     def __init__(
@@ -64,14 +65,17 @@ class Sessions:
         *,
         worker_count: int,
         incarnation: int,
+        cluster_id: str = "",
+        keeps_weights: bool = False,
         addresses: Sequence[str] = (),
         on_joined: Callable[[Worker, list[Gpu], int], None],
         on_gpu_removed: Callable[[Gpu], None],
         on_lost: Callable[[Worker, list[ActionState], int], None],
-        forgotten: Callable[[Worker, int], int | None],
+        forgotten: Callable[[Worker, int], str],
     ) -> None:
         self._cluster = cluster
-        self._incarnation = incarnation
+        self._incarnation, self._cluster_id = incarnation, cluster_id
+        self._keeps_weights = keeps_weights
         self._on_joined = on_joined
         self._on_gpu_removed = on_gpu_removed
         self._on_lost = on_lost
@@ -164,6 +168,8 @@ class Sessions:
                 f"{PROTOCOL_VERSION}: install the same version of slosched on both",
             )
             return
+        if not self._answers_us(worker, message):
+            return
         wrong = worker_error(message)
         if wrong:
             self._note("warning", f"worker {worker.label} is not used: {wrong}")
@@ -182,7 +188,7 @@ class Sessions:
         self.heard(worker)
         self._liveness[worker.worker_id].silent_ticks = 0
         worker.leaving = False
-        worker.spare = list(message.gpus)
+        worker.spare, worker.inventory = list(message.gpus), message.inventory
         self._use_spares(worker)
         spare = f", {len(worker.spare)} kept as spare(s)" if worker.spare else ""
         again = f" (back after {worker.times_lost} loss(es))" if worker.times_lost else ""
@@ -194,6 +200,13 @@ class Sessions:
         for name, reason in worker.put_aside.items():
             self._note("warning", f"worker {worker.label} put {name!r} aside: {reason}")
         self._on_joined(worker, worker.gpus, now_ns)
+
+    def _answers_us(self, worker: Worker, message: WorkerWelcome) -> bool:
+        """False for a Welcome that comes late: what it says of the worker's memory is not so any more."""
+        return message.incarnation in (0, self._incarnation) and message.times_lost in (
+            -1,
+            worker.times_lost,
+        )
 
     def _has_two_places(self, worker: Worker, message: WorkerWelcome, now_ns: int) -> bool:
         """True if `worker` is the second place of a process: it is listed and registered another address.
@@ -232,13 +245,15 @@ class Sessions:
     def _new_gpu(self, worker: Worker, info: GpuInfo) -> Gpu:
         index = self._next_gpu_index
         self._next_gpu_index += 1
+        brought = brought_weights(worker, info.resident)
         return Gpu(
             index=index,
             gpu_id=info.gpu_id,
             worker=worker,
             pages=info.pages,
-            free_pages=info.pages,
+            free_pages=info.pages - sum(brought.values()),
             page_bytes=info.page_bytes,
+            brought=brought,
         )
 
     def _replace_lost(self, now_ns: int) -> None:
@@ -342,8 +357,8 @@ class Sessions:
                 self.lose(worker, f"it does not report action {action_id}", now_ns=now_ns)
                 return
         forgotten = self._forgotten(worker, now_ns)
-        if forgotten is not None:
-            self.lose(worker, f"it knows nothing of LoadModel {forgotten}", now_ns=now_ns)
+        if forgotten:
+            self.lose(worker, f"it knows nothing of {forgotten}", now_ns=now_ns)
 
     def _wait_for(self, worker: Worker, live: _Liveness, *, now_ns: int) -> None:
         """Greet a silent worker; one that registered is given up in the end."""
@@ -357,7 +372,13 @@ class Sessions:
 
     def _greet(self, worker: Worker, live: _Liveness, *, now_ns: int) -> None:
         live.hello_due_ns = now_ns + _HELLO_EVERY_NS
-        hello = ControllerHello(PROTOCOL_VERSION, self._incarnation, times_lost=worker.times_lost)
+        hello = ControllerHello(
+            protocol=PROTOCOL_VERSION,
+            incarnation=self._incarnation,
+            times_lost=worker.times_lost,
+            cluster=self._cluster_id,
+            keeps_weights=self._keeps_weights,
+        )
         self._cluster.emit(ToWorker(worker.worker_id, hello))
 
     def _report_silence(self, now_ns: int) -> None:
@@ -391,6 +412,7 @@ class Sessions:
                 self._on_gpu_removed(gpu)
         worker.gpus, worker.spare = [], []
         worker.prepared.clear()
+        worker.inventory = ()
         worker.instances.clear()
         worker.unlike.clear()
         self._note_put_aside()

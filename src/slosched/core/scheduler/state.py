@@ -36,7 +36,7 @@ from slosched.core.scheduler.driver_readings import DriverReadings
 from slosched.core.scheduler.estimators import ExecTable, WindowEstimator
 from slosched.core.scheduler.load_pauses import LoadPauses
 from slosched.core.values import Value
-from slosched.messages import NO_BEAT, GpuInfo, Heartbeat, LoadModelResult, ModelInfo
+from slosched.messages import NO_BEAT, GpuInfo, Heartbeat, LoadModelResult, ModelInfo, Prepared
 
 
 class RequestState(IntEnum):
@@ -296,6 +296,8 @@ class Gpu:
     busy_ns: int = 0  # exec time so far, for status
     held: bool = False  # kept free for what must run alone
     retired: bool = False  # off the books: what is outstanding ends, and nothing follows
+    #: Pages of weights that the worker brought along and that are not adopted, by model id (inventory.py).
+    brought: dict[int, int] = field(default_factory=dict)
     driver: DriverReadings = field(default_factory=DriverReadings)
     load_pauses: LoadPauses = field(default_factory=LoadPauses)
 
@@ -332,18 +334,6 @@ class Gpu:
             seed_ns = max(1, self.worker.prepared[model.name].weights_ns)
             estimator = self.transfers[model.name] = WindowEstimator(seed_ns)
         return estimator
-
-
-def add_residency(gpu: Gpu, model: Instance) -> None:
-    """`gpu` holds `model`'s weights from now on; the pages were taken when the load was sent."""
-    gpu.resident[model.model_id] = model
-    model.resident_on[gpu.index] = gpu
-
-
-def drop_residency(gpu: Gpu, model: Instance) -> None:
-    """`gpu` does not hold `model`'s weights any more; the pages are the caller's to count."""
-    gpu.resident.pop(model.model_id, None)
-    model.resident_on.pop(gpu.index, None)
 
 
 class WorkerState(IntEnum):
@@ -388,6 +378,8 @@ class Worker:
     #: What LoadModel measured, by model name, and which instances are in its host memory.
     prepared: dict[str, LoadModelResult] = field(default_factory=dict)
     instances: dict[int, Instance] = field(default_factory=dict)
+    #: What it brought along and is not looked at yet.
+    inventory: tuple[Prepared, ...] = ()
     #: By name: models that differ from those of the workers that are used, and are not used here.
     unlike: dict[str, Unlike] = field(default_factory=dict)
     times_lost: int = 0
@@ -524,6 +516,7 @@ class Instance:
     taken: bool = (
         False  # an operator unloads it: requests are refused until a client loads it again
     )
+    adopted: bool = False  # a worker brought it along, and no client has loaded it since
 
     def __post_init__(self) -> None:
         if not self.queues:

@@ -10,7 +10,7 @@ from slosched.codes import ActionType
 from slosched.config import ModelProfile
 from slosched.core.worker.lanes import GPU_LANES, LaneSpec, Role
 from slosched.core.worker.memory import WeightsCache
-from slosched.messages import NO_SPAN, Action, GpuInfo, Span
+from slosched.messages import NO_SPAN, Action, GpuInfo, LoadModel, LoadModelResult, Span
 
 #: Start time of work that need not wait.
 NO_EARLIEST_NS = 0
@@ -32,6 +32,9 @@ class Instance:
     pages: dict[int, int]  # gpu id -> pages of its weights there
     random_weights: bool = True
     labels: tuple[str, ...] = ()
+    #: The last LoadModel of it, and the answer: what its worker tells the next controller of the cluster.
+    request: LoadModel | None = None
+    result: LoadModelResult | None = None
 
 
 class KindFacts(Protocol):

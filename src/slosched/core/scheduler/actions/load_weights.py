@@ -6,7 +6,8 @@ import msgspec
 
 from slosched.codes import ActionType, Code
 from slosched.core.scheduler.actions.kind import Kind, Outcome
-from slosched.core.scheduler.state import ActionState, add_residency
+from slosched.core.scheduler.residency import add_residency
+from slosched.core.scheduler.state import ActionState
 from slosched.core.scheduler.validation import plausible
 from slosched.messages import LoadWeights, LoadWeightsResult
 

@@ -118,6 +118,10 @@ class LoadModelKind(ActionKind[LoadModel]):
             sent_ns=clock.to_peer_ns(now_ns),
             labels=instance.labels,
         )
+        for model_id in range(message.model_id, message.model_id + message.copies):
+            prepared = self._ledger.instances[model_id]
+            prepared.request, prepared.result = message, result
+            prepared.max_batch = max(batches)
         self._ledger.answer(action, result)
 
     def _fault(self, message: LoadModel, name: str) -> Fault | None:
