@@ -72,6 +72,7 @@ class ControllerServer:
             secret=int.from_bytes(os.urandom(7), "little"),
             version=__version__,
             worker_addresses=config.workers,
+            takes_over=bool(config.cluster_id),
             cluster_id=config.cluster_id or f"random-{os.urandom(8).hex()}",
             join=JoinRules(key, nonce_seed=os.urandom(KEY_BYTES)),
         )

@@ -92,6 +92,7 @@ class SimCluster:
             incarnation=self._incarnation,
             version=__version__,
             cluster_id=self._cluster_id,
+            takes_over=bool(self._cluster_id),
         )
 
     def start_controller(self) -> None:

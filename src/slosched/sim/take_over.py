@@ -16,7 +16,7 @@ from slosched.sim.node import WorkerNode
 
 
 class TakeOverTruth:
-    """Watches what the controllers of `cluster` send. Without `keeps_models` a worker's session begins empty."""
+    """Watches what the controllers of `cluster` send. Without `keeps_models` each session begins empty."""
 
     def __init__(self, cluster: SimCluster, *, keeps_models: bool) -> None:
         self._cluster, self._keeps_models = cluster, keeps_models

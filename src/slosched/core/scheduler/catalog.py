@@ -68,6 +68,7 @@ class Catalog:
         self,
         cluster: Cluster,
         *,
+        takes_over: bool,
         on_loaded: ModelLoaded,
         on_changed: Callable[[Instance], None],
         settled: Callable[[Instance], bool],
@@ -82,7 +83,9 @@ class Catalog:
         self._preparations = Preparations(
             cluster, self._by_name, self._ids, on_loaded=on_loaded, on_changed=on_changed
         )
-        self.inventory = Inventory(cluster, self._by_name, self._ids, self._preparations)
+        self.inventory = Inventory(
+            cluster, self._by_name, self._ids, self._preparations, takes_over=takes_over
+        )
         self._making: dict[str, None] = {}  # names of which many instances are made, in slices
         self._telling: list[str] = []  # names of loads that are being answered
         self.hurried = False  # `advance` stopped before it had to wait for anything
@@ -157,13 +160,15 @@ class Catalog:
     def worker_joined(self, worker: Worker, gpus: list[Gpu], *, now_ns: int) -> None:
         """`gpus` of the worker are used from now on: give it every model that exists, or has it already."""
         self._preparations.changes += 1
+        self.inventory.awaits_workers(now_ns=now_ns)  # from the first one on
         if len(gpus) < len(worker.gpus):
             there = list(worker.instances.values())
             self._slices.begin(self._preparations.take_to(worker, gpus, there, now_ns))
+        elif gpus and worker.inventory:
+            self.inventory.begin(worker, now_ns=now_ns)
         elif gpus:
-            told = self.inventory.begin(worker, now_ns=now_ns)
             for name, models in self._by_name.items():
-                if models and name in worker.loadable and name not in told:
+                if models and name in worker.loadable:
                     self._preparations.begin(worker, name, models, now_ns=now_ns)
         for name, copies in self._cluster.own_models.items():
             wish = LoadModelRequest(-1, name, copies)
@@ -287,7 +292,8 @@ class Catalog:
             waiting.answered = True
             return False
         if not waiting.models:
-            if self.inventory.under_way(name):
+            if self.inventory.under_way(name) or self.inventory.awaits_workers(now_ns=now_ns):
+                waiting.seen = -1  # time passes without a change
                 return False
             waiting.models = self._instances(name, message.copies, now_ns=now_ns)
             if not waiting.models:
@@ -367,7 +373,7 @@ class Catalog:
         del self._making[name]
         self._preparations.changes += 1
         for worker in self._cluster.serving():
-            if name in worker.loadable:
+            if name in worker.loadable and not self.inventory.looks_at(worker):
                 self._preparations.begin(worker, name, fresh, now_ns=now_ns)
 
     def _reply(

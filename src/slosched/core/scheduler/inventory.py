@@ -29,10 +29,12 @@ from slosched.core.scheduler.preparations import (
     Taking,
 )
 from slosched.core.scheduler.slices import Work
-from slosched.core.scheduler.state import Instance, ModelState, Worker
+from slosched.core.scheduler.state import Instance, ModelState, Worker, WorkerState
 from slosched.messages import ErrorResult, Prepared, Result, UnloadModel, UnloadModelResult
 from slosched.units import NS_PER_S
 
+#: A worker leaves its controller after a second of silence, and is greeted twice a second.
+_AWAITED_NS = 2 * NS_PER_S
 #: An UnloadModel is answered at once: it was lost if it is not by then.
 _ANSWERED_WITHIN_NS = 5 * NS_PER_S
 
@@ -59,7 +61,10 @@ class _Clearing:
 
 
 class Inventory:
-    """Adopts what workers bring along. `by_name` are the catalog's instances."""
+    """Adopts what workers bring along. `by_name` are the catalog's instances.
+
+    `takes_over`: this controller may follow another one of its cluster.
+    """
 
     def __init__(
         self,
@@ -67,23 +72,42 @@ class Inventory:
         by_name: dict[str, list[Instance]],
         ids: ModelIds,
         preparations: Preparations,
+        *,
+        takes_over: bool,
     ) -> None:
         self._cluster, self._by_name, self._ids = cluster, by_name, ids
         self._preparations = preparations
         self._adopting: list[Taking] = []  # names of workers that are not looked at yet
         self._clearing: dict[int, _Clearing] = {}  # by action id
+        self._takes_over = takes_over
+        self._until_ns = -1  # workers are awaited until then
         self.adopted = 0  # pairs of an instance and a worker, so far
 
     # -------------------------------------------------------------------------------- facts
 
-    def begin(self, worker: Worker, *, now_ns: int) -> set[str]:
-        """Look at what `worker` told, in slices. Returns the names: it is asked for these when that is done."""
+    def begin(self, worker: Worker, *, now_ns: int) -> None:
+        """Look at what `worker` told, in slices. When that is done, it is asked to prepare what it lacks."""
         told, worker.inventory = worker.inventory, ()
+        for each in told:
+            self._ids.saw(max(first + count for first, count in each.runs) - 1)
         takings = [self._preparations.take_name(worker, each.name) for each in told]
         self._adopting += takings
-        if told:
-            self._cluster.slices.begin(self._adopt_all(told, takings, now_ns))
-        return {each.name for each in told}
+        self._cluster.slices.begin(self._adopt_all(told, takings, now_ns))
+
+    def looks_at(self, worker: Worker) -> bool:
+        """Whether what `worker` told is still looked at: it gets no LoadModel, as ids may be in use there."""
+        return any(taking.worker is worker for taking in self._adopting)
+
+    def awaits_workers(self, *, now_ns: int) -> bool:
+        """True at the start of a controller of a cluster while a worker is silent that may bring models along.
+
+        Until then no instances are made for clients: their numbers may be in use on that worker.
+        """
+        if self._until_ns < 0:
+            self._until_ns = now_ns + (_AWAITED_NS if self._takes_over else 0)
+        return now_ns < self._until_ns and any(
+            worker.state is WorkerState.SILENT for worker in self._cluster.workers.values()
+        )
 
     def under_way(self, name: str) -> bool:
         """Whether instances of `name` are still to be adopted: none is made anew meanwhile."""
@@ -123,10 +147,21 @@ class Inventory:
 
     def _adopt_all(self, told: tuple[Prepared, ...], takings: list[Taking], now_ns: int) -> Work:
         worker, before = takings[0].worker, self.adopted
+        made: list[str] = []
         for each, taking in zip(told, takings, strict=True):
+            known = len(self._by_name.get(each.name, ()))
+            yield from self._adopt(each, taking, now_ns)
             if not self._preparations.still(taking):
                 return  # the worker was lost
-            yield from self._adopt(each, taking, now_ns)
+            if len(self._by_name.get(each.name, ())) > known:
+                made.append(each.name)
+        self._adopting = [taking for taking in self._adopting if taking not in takings]
+        for name in list(self._by_name):
+            self._preparations.begin_missing(worker, name, now_ns=now_ns)
+        for name in made:
+            self._have_others_prepare(worker, name, now_ns)
+        for taking in takings:
+            self._preparations.taken(taking)
         count = self.adopted - before
         if count:
             weights = sum(len(gpu.resident) for gpu in worker.gpus)
@@ -136,21 +171,18 @@ class Inventory:
             self._cluster.emit(Note("info", text))
 
     def _adopt(self, told: Prepared, taking: Taking, now_ns: int) -> Work:
-        """Use what can be used of one name, unload the rest, and have prepared what lacks."""
+        """Use what can be used of one name, and unload the rest."""
         worker, name, result = taking.worker, told.name, told.result
         preparations = self._preparations
         used: list[Instance] = []
-        made = False
         usable = self._is_usable(told, worker)
         for some in _parts(told):
             if not preparations.still(taking):
                 return
             for model_id in some:
-                self._ids.saw(model_id)
                 model = self._cluster.models.get(model_id)
                 if usable and model is None and self._may_make(name, model_id):
                     model = self._make(told, model_id, now_ns)
-                    made = True
                 if usable and model is not None and model.name == name:
                     used.append(model)
                 else:
@@ -174,12 +206,6 @@ class Inventory:
                 self._clear(worker, model.model_id, now_ns)
         elif used:
             preparations.keep_unlike(worker, result, used)
-        self._adopting.remove(taking)
-        if self._by_name.get(name):
-            preparations.begin_missing(worker, name, now_ns=now_ns)
-        if made:
-            self._have_others_prepare(worker, name, now_ns)
-        preparations.taken(taking)
 
     def _is_usable(self, told: Prepared, worker: Worker) -> bool:
         """Whether it was prepared as this controller would have it prepared."""
@@ -223,8 +249,7 @@ class Inventory:
         if not self._by_name.get(name):
             return
         for other in self._cluster.serving():
-            adopting = any(each.worker is other and each.name == name for each in self._adopting)
-            if other is not worker and not adopting:
+            if other is not worker and not self.looks_at(other):
                 self._preparations.begin_missing(other, name, now_ns=now_ns)
 
 

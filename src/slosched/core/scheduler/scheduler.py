@@ -83,7 +83,7 @@ NO_KEY = JoinRules()
 class Scheduler:
     """One controller's decisions. `worker_count` workers are expected, and others may register by the rules
     `join`; `incarnation` is random. A controller with the `cluster_id` of the one before it takes over what the
-    workers hold (inventory.py); empty: it finds them empty.
+    workers hold (inventory.py); empty: it finds them empty. With `takes_over` there may have been one before.
 
     Clients get the incarnation, workers the `secret` (None: the incarnation): a peer that knows the number
     which a worker's controller gave it can take over that worker's session.
@@ -100,6 +100,7 @@ class Scheduler:
         worker_addresses: Sequence[str] = (),
         join: JoinRules = NO_KEY,
         cluster_id: str = "",
+        takes_over: bool = False,
     ) -> None:
         self._effects: list[Effect] = []
         self.cluster = Cluster(resolved(config), emit=self._effects.append)
@@ -119,6 +120,7 @@ class Scheduler:
         self.membership = Membership(self.cluster, self.sessions, join)
         self.catalog = Catalog(
             self.cluster,
+            takes_over=takes_over,
             on_loaded=self.policy.model_loaded,
             on_changed=self._model_changed,
             settled=self.policy.settled,
