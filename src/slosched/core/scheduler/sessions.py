@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from slosched.codes import Code
 from slosched.config import LOST_AFTER_NS
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import ConnectWorker, Note, ToWorker
@@ -290,6 +291,8 @@ class Sessions:
         if now_ns >= live.refusal_noted_ns:
             live.refusal_noted_ns = now_ns + _REPORT_SILENCE_EVERY_NS
             self._note("warning", f"worker {worker.label} cannot be used: {message.reason}")
+        if message.code == Code.INITIALIZING:  # another controller is about to lose it, perhaps
+            live.hello_due_ns = min(live.hello_due_ns, now_ns + TICK_NS)
 
     def send_failed(self, worker: Worker, message: ControllerToWorker, *, now_ns: int) -> None:
         """A message could not be queued: the session it belongs to is over."""
