@@ -57,6 +57,15 @@ def test_it_asks_again_and_again_with_growing_pauses_and_says_so_once() -> None:
     assert set(tried.sent) == {MESSAGE}
 
 
+def test_without_a_connection_it_looks_often_and_asks_as_soon_as_there_is_one() -> None:
+    tried = Tried()
+    for _ in range(200):
+        tried.run(60)
+        tried.registrar.not_sent(now_ns=tried.now_ns)
+    assert tried.notes == ["the controller at ctl:12346 does not answer; trying again"]
+    assert tried.run(1_500) == 4  # with the first pauses, now that it is answered by nothing
+
+
 def test_it_is_quiet_while_a_controller_is_heard_and_asks_soon_when_it_is_not() -> None:
     tried = Tried()
     tried.run(10_000)

@@ -59,16 +59,17 @@ class Registration:
                 message = decode_membership(frames[0] if frames else b"")
             except MalformedMessage:
                 continue  # a Refused: its port is not a controller's, or an older one
-            self._perform(*registrar.handle(message, now_ns=now_ns))
+            self._perform(*registrar.handle(message, now_ns=now_ns), now_ns)
         if now_ns >= registrar.due_ns:
-            self._perform(*registrar.schedule(served=served, now_ns=now_ns))
+            self._perform(*registrar.schedule(served=served, now_ns=now_ns), now_ns)
         self.due_ns = registrar.due_ns
         if registrar.waits:
             self.due_ns = min(self.due_ns, now_ns + _LOOK_NS)
 
-    def _perform(self, messages: list[Register], notes: list[Note]) -> None:
+    def _perform(self, messages: list[Register], notes: list[Note], now_ns: int) -> None:
         for message in messages:
-            self._dealer.send([encode(message)])  # without a connection it is lost, and sent again
+            if not self._dealer.send([encode(message)]):
+                self._registrar.not_sent(now_ns=now_ns)
         for note in notes:
             self._announce(note.text if note.level == "info" else f"warning: {note.text}")
 

@@ -25,7 +25,8 @@ class TakeOverTruth:
         cluster.controller.on_action_sent = self._sent
 
     def _sent(self, worker_id: int, message: ControllerToWorker) -> None:
-        node = self._cluster.workers[worker_id].node
+        worker = self._cluster.workers[worker_id]
+        node = worker.node
         if not isinstance(message, LoadModel | LoadWeights | UnloadModel):
             return
         session, unloaded = self._unloaded.get(worker_id, (-1, set()))
@@ -34,7 +35,7 @@ class TakeOverTruth:
             self._unloaded[worker_id] = message.session, unloaded
         if isinstance(message, UnloadModel):
             unloaded.add(message.model_id)
-        elif node is None or node.brain.session != message.session:
+        elif node is None or node.brain.session != message.session or worker.leaves:
             return  # it will not be taken
         elif isinstance(message, LoadWeights):
             self._check_load(node, worker_id, message)

@@ -24,6 +24,8 @@ from slosched.units import NS_PER_MS, NS_PER_S
 
 #: The pause between two tries doubles from the first to the second of these.
 _FIRST_PAUSE_NS, _LONGEST_PAUSE_NS = 200 * NS_PER_MS, 2 * NS_PER_S
+#: A look whether the connection is there costs microseconds, and the controller nothing.
+_CONNECTED_SOON_NS = 50 * NS_PER_MS
 #: A silence or a refusal that passes within this time is not reported.
 _REPORTED_AFTER_NS = 2 * NS_PER_S
 
@@ -89,6 +91,11 @@ class Registrar:
         self.due_ns = now_ns + self._pause_ns
         self._pause_ns = min(2 * self._pause_ns, _LONGEST_PAUSE_NS)
         return [self._message], notes
+
+    def not_sent(self, *, now_ns: int) -> None:
+        """There is no connection: nothing was asked. Once there is one, the controller is asked soon."""
+        self._pause_ns = _FIRST_PAUSE_NS
+        self.due_ns = now_ns + _CONNECTED_SOON_NS
 
     def _refused(self, reason: str) -> list[Note]:
         text = f"the controller at {self._controller} refuses this worker: {reason}; trying again"
