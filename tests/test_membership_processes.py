@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from slosched.cli.children import Child, Children
+from slosched.codes import ActionType
 from slosched.join_key import write_join_key
+from slosched.telemetry.action_log import FILE_NAME, read_action_log
 
 pytestmark = pytest.mark.processes
 
@@ -119,3 +121,49 @@ def test_workers_without_the_key_or_with_another_are_refused(members: Members) -
     right = members.worker("right", "--join-key", members.key)
     soon(lambda: members.state("right") == "joined", "the key does not help")
     assert right.process.poll() is None
+
+
+def test_a_controller_that_was_killed_is_followed_by_one_that_takes_over(
+    members: Members,
+) -> None:
+    """The workers prepare nothing again, and the new controller loads nothing again."""
+    port = members.address.rpartition(":")[2]
+
+    def life(number: int, cluster: str) -> Child:
+        members.children.end(members.controller)
+        log = members.directory / f"life{number}.log"
+        run = str(members.directory / f"life{number}")
+        text = ["controller", "INFER5", "--join-key", str(members.key), "--cluster-id", cluster]
+        text += ["--bind", "127.0.0.1", "--port", port, "--http-port", "-1", "--log-dir", run]
+        members.controller = members.children.start("controller", text, log)
+        members.children.wait_ready(members.controller, within_s=30)
+        return members.controller
+
+    life(1, "42")
+    for name in ("alpha", "beta"):
+        members.worker(name, "--join-key", members.key, "--gpus", "2")
+    soon(lambda: "joined" == members.state("alpha") == members.state("beta"), "they do not join")
+    assert members.ask("infer", "resnet50_v2").returncode == 0
+    before = json.loads(members.ask("models", "--json").stdout)["models"]
+    assert before[0]["gpus_resident"] == 4
+
+    os.kill(members.controller.process.pid, signal.SIGKILL)
+    members.controller.process.wait(10)
+    second = life(2, "42")
+    soon(
+        lambda: second.log.read_text().count("weights of 2 along") == 2, "nothing is brought along"
+    )
+    after = json.loads(members.ask("models", "--json").stdout)["models"]
+    assert [model | {"clients": 0} for model in after] == [
+        model | {"clients": 0} for model in before
+    ]
+    assert members.ask("infer", "resnet50_v2").returncode == 0
+
+    third = life(3, "43")  # another cluster
+    soon(lambda: "joined" == members.state("alpha") == members.state("beta"), "they do not join")
+    assert not json.loads(members.ask("models", "--json").stdout)["models"]
+    assert members.ask("infer", "resnet50_v2").returncode == 0
+    assert "along" not in third.log.read_text()
+    table = read_action_log(members.directory / "life2" / FILE_NAME)
+    assert ActionType.INFER in table["action_type"]
+    assert ActionType.LOAD_WEIGHTS not in table["action_type"]
