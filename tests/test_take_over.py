@@ -341,12 +341,13 @@ def test_the_same_controller_keeps_weights_over_a_loss_of_the_worker() -> None:
 
 
 @pytest.mark.parametrize("late", [{"times_lost": 0}, {"incarnation": 9}])
-def test_a_welcome_that_comes_late_is_of_no_use(late: dict[str, int]) -> None:
+def test_a_welcome_that_comes_late_is_of_no_use(late: dict[str, Any]) -> None:
     rig = Restarted()
     rig.bring(prepared("net", (0, 1)), incarnation=1, times_lost=0)
     worker = rig.scheduler.cluster.workers[0]
     rig.scheduler.sessions.lose(worker, "a partition", now_ns=rig.now_ns)
-    rig.bring(prepared("net", (0, 1)), resident=(0,), **{"incarnation": 1, "times_lost": 1} | late)
+    fields: dict[str, Any] = {"incarnation": 1, "times_lost": 1} | late
+    rig.bring(prepared("net", (0, 1)), resident=(0,), **fields)
     assert worker.state is WorkerState.SILENT
 
 

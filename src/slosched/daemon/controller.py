@@ -136,6 +136,8 @@ class ControllerServer:
         host = bracketed(parse_bind(config.bind))
         count = len(config.workers)
         workers = f"{count} worker address(es)" if count else "waits for workers to register"
+        if config.cluster_id:
+            workers += f", cluster {config.cluster_id}"
         self._announce(
             f"slosched controller ready on {host}:{self.port}: {config.scheduler.policy}"
             f"{' (paper)' if config.scheduler.fidelity == 'paper' else ''}, "

@@ -71,6 +71,7 @@ def _head(scheduler: Scheduler, now_ns: int) -> dict[str, Any]:
     return {
         "now_ns": now_ns,
         "incarnation": scheduler.incarnation,
+        "cluster_id": scheduler.cluster_id,
         "policy": config.policy,
         "fidelity": config.fidelity,
         "options": status_options(config),

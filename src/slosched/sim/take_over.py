@@ -54,8 +54,8 @@ class TakeOverTruth:
             return
         for action in self._cluster.controller.scheduler.cluster.actions.values():
             gpu, evicts = action.gpu, action.action_type is ActionType.EVICT_WEIGHTS
-            here = gpu.worker.worker_id == worker_id and gpu.gpu_id == gpu_id
-            if here and evicts and action.instance.model_id == model_id:
+            is_this_gpu = gpu.worker.worker_id == worker_id and gpu.gpu_id == gpu_id
+            if is_this_gpu and evicts and action.instance.model_id == model_id:
                 return  # it is being evicted
         raise InvariantViolated(
             f"worker {worker_id} is to load weights of model {model_id} onto GPU {gpu_id}, which holds them"
@@ -64,7 +64,7 @@ class TakeOverTruth:
     def check_agreement(self, *, weights_may_be_lost: bool) -> None:
         """Nothing is under way. Raises InvariantViolated if controller and workers disagree.
 
-        `weights_may_be_lost`: processes of models ended, and the controller hears of it from the next Infer.
+        `weights_may_be_lost`: processes of models ended, and only the next Infer shows that to the controller.
         """
         for worker in self._cluster.controller.scheduler.cluster.workers.values():
             node = self._cluster.workers[worker.worker_id].node

@@ -2,7 +2,7 @@
 
 An instance is named by its cluster and its number. A worker keeps what it prepared for a cluster, and tells the
 next controller of it, or the same one after a loss, in its Welcome (`Prepared`): state comes from the workers,
-and there is no journal to trust. Of each instance that is told,
+and there is no journal to trust. For each instance:
 
 - one that this controller knows is used where it is;
 - one that it does not know is made, with its number, unless this controller unloaded it;
@@ -86,16 +86,16 @@ class Inventory:
     # -------------------------------------------------------------------------------- facts
 
     def begin(self, worker: Worker, *, now_ns: int) -> None:
-        """Look at what `worker` told, in slices. When that is done, it is asked to prepare what it lacks."""
-        told, worker.inventory = worker.inventory, ()
-        for each in told:
+        """Look at what `worker` brought along, in slices. When that is done, it is asked to prepare what it lacks."""
+        entries, worker.inventory = worker.inventory, ()
+        for each in entries:
             self._ids.saw(max(first + count for first, count in each.runs) - 1)
-        takings = [self._preparations.take_name(worker, each.name) for each in told]
+        takings = [self._preparations.take_name(worker, each.name) for each in entries]
         self._adopting += takings
-        self._cluster.slices.begin(self._adopt_all(told, takings, now_ns))
+        self._cluster.slices.begin(self._adopt_all(entries, takings, now_ns))
 
     def looks_at(self, worker: Worker) -> bool:
-        """Whether what `worker` told is still looked at: it gets no LoadModel, as ids may be in use there."""
+        """Whether what `worker` brought is still looked at. It gets no LoadModel: ids may be in use there."""
         return any(taking.worker is worker for taking in self._adopting)
 
     def awaits_workers(self, *, now_ns: int) -> bool:
@@ -145,10 +145,10 @@ class Inventory:
 
     # ------------------------------------------------------------------------------ adopting
 
-    def _adopt_all(self, told: tuple[Prepared, ...], takings: list[Taking], now_ns: int) -> Work:
+    def _adopt_all(self, entries: tuple[Prepared, ...], takings: list[Taking], now_ns: int) -> Work:
         worker, before = takings[0].worker, self.adopted
         made: list[str] = []
-        for each, taking in zip(told, takings, strict=True):
+        for each, taking in zip(entries, takings, strict=True):
             known = len(self._by_name.get(each.name, ()))
             yield from self._adopt(each, taking, now_ns)
             if not self._preparations.still(taking):
@@ -170,19 +170,19 @@ class Inventory:
             )
             self._cluster.emit(Note("info", text))
 
-    def _adopt(self, told: Prepared, taking: Taking, now_ns: int) -> Work:
+    def _adopt(self, entry: Prepared, taking: Taking, now_ns: int) -> Work:
         """Use what can be used of one name, and unload the rest."""
-        worker, name, result = taking.worker, told.name, told.result
+        worker, name, result = taking.worker, entry.name, entry.result
         preparations = self._preparations
         used: list[Instance] = []
-        usable = self._is_usable(told, worker)
-        for some in _parts(told):
+        usable = self._is_usable(entry, worker)
+        for some in _parts(entry):
             if not preparations.still(taking):
                 return
             for model_id in some:
                 model = self._cluster.models.get(model_id)
                 if usable and model is None and self._may_make(name, model_id):
-                    model = self._make(told, model_id, now_ns)
+                    model = self._make(entry, model_id, now_ns)
                 if usable and model is not None and model.name == name:
                     used.append(model)
                 else:
@@ -207,25 +207,25 @@ class Inventory:
         elif used:
             preparations.keep_unlike(worker, result, used)
 
-    def _is_usable(self, told: Prepared, worker: Worker) -> bool:
+    def _is_usable(self, entry: Prepared, worker: Worker) -> bool:
         """Whether it was prepared as this controller would have it prepared."""
         config = self._cluster.config
-        same = (told.max_batch, told.max_exec_ns) == (config.max_batch, config.max_exec_ns)
-        return same and told.name in worker.loadable
+        same = (entry.max_batch, entry.max_exec_ns) == (config.max_batch, config.max_exec_ns)
+        return same and entry.name in worker.loadable
 
     def _may_make(self, name: str, model_id: int) -> bool:
-        """Whether an instance that is told and not known exists from now on."""
+        """Whether an instance that a worker brings and that is not known exists from now on."""
         crowded = len(self._cluster.models) >= self._cluster.config.max_instances
         # What is being prepared was made by this controller, and stands behind all that it knew.
         making = any(m.state is ModelState.LOADING for m in self._by_name.get(name, ())[-1:])
         return not (crowded or making or self._ids.is_retired(model_id))
 
-    def _make(self, told: Prepared, model_id: int, now_ns: int) -> Instance:
-        have = self._by_name.setdefault(told.name, [])
-        result = self._preparations.reference(told.name) or told.result
+    def _make(self, entry: Prepared, model_id: int, now_ns: int) -> Instance:
+        have = self._by_name.setdefault(entry.name, [])
+        result = self._preparations.reference(entry.name) or entry.result
         model = Instance(
             model_id=model_id,
-            name=told.name,
+            name=entry.name,
             copy=len(have),
             state=ModelState.LOADED,
             pages=result.pages,
@@ -245,7 +245,7 @@ class Inventory:
         self._cluster.emit(ToWorker(worker.worker_id, unload))
 
     def _have_others_prepare(self, worker: Worker, name: str, now_ns: int) -> None:
-        """Instances of `name` were made from what `worker` told: the other workers prepare what they lack."""
+        """Instances of `name` were made as `worker` has them: the other workers prepare what they lack."""
         if not self._by_name.get(name):
             return
         for other in self._cluster.serving():
@@ -253,8 +253,8 @@ class Inventory:
                 self._preparations.begin_missing(other, name, now_ns=now_ns)
 
 
-def _parts(told: Prepared) -> Iterator[range]:
+def _parts(entry: Prepared) -> Iterator[range]:
     """The ids of its instances, some at a time."""
-    for first, count in told.runs:
+    for first, count in entry.runs:
         for at in range(first, first + count, TAKEN_AT_ONCE):
             yield range(at, min(at + TAKEN_AT_ONCE, first + count))

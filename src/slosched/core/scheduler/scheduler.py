@@ -134,15 +134,7 @@ class Scheduler:
             wanted=lambda request, now_ns: self._ends.weights_wanted(request, now_ns),
         )
         weights = Weights(config)
-        self._clients = ClientSessions(
-            self.cluster,
-            incarnation=incarnation,
-            version=version,
-            weights=weights,
-            end_request=self._client_gone,
-            cancel_request=self._cancel,
-            release=self.catalog.release,
-        )
+        self._clients = self._client_sessions(incarnation, version, weights)
         self.clients = self._clients.by_identity
         self.limits = Limits(config)
         self.door = Door()
@@ -163,6 +155,17 @@ class Scheduler:
         self.incarnation, self.cluster_id = incarnation, cluster_id
         self._tick_due_ns = 0
         self._now_ns = 0  # of the current call: answers depart now
+
+    def _client_sessions(self, incarnation: int, version: str, weights: Weights) -> ClientSessions:
+        return ClientSessions(
+            self.cluster,
+            incarnation=incarnation,
+            version=version,
+            weights=weights,
+            end_request=self._client_gone,
+            cancel_request=self._cancel,
+            release=self.catalog.release,
+        )
 
     # ------------------------------------------------------------------------------- verbs
 

@@ -270,16 +270,16 @@ class WorkerBrain:
         self._welcome(link.open(now_ns=now_ns))
 
     def _give_up_weights(self, kept: Collection[int]) -> None:
-        """Evict all weights but those of the instances `kept`, which the controller is told of.
+        """Evict all weights but those of the instances `kept`, which the Welcome lists.
 
         It counts pages by the Welcome. To load again costs milliseconds, a wrong count costs failed loads for
         ever.
         """
-        told = 0
+        count = 0
         for gpu in self._ledger.gpus.values():
             for model_id in gpu.cache.model_ids():
-                if model_id in kept and told < MOST_RESIDENT:
-                    told += 1
+                if model_id in kept and count < MOST_RESIDENT:
+                    count += 1
                 else:
                     self._ledger.evict(gpu, model_id)
 

@@ -28,7 +28,7 @@ def inventory_of(
     by_name: dict[str, list[Instance]] = {}
     for instance in instances:
         by_name.setdefault(instance.name, []).append(instance)
-    told: list[Prepared] = []
+    entries: list[Prepared] = []
     for name, held in by_name.items():
         last = held[-1]
         if last.request is None or last.result is None:
@@ -43,8 +43,8 @@ def inventory_of(
         most_bytes -= len(_encode(entry))
         if most_bytes < 0:
             break
-        told.append(entry)
-    return tuple(told)
+        entries.append(entry)
+    return tuple(entries)
 
 
 def _runs(ids: list[int]) -> tuple[tuple[int, int], ...]:
