@@ -86,7 +86,7 @@ class Inventory:
     # -------------------------------------------------------------------------------- facts
 
     def begin(self, worker: Worker, *, now_ns: int) -> None:
-        """Look at what `worker` brought along, in slices. When that is done, it is asked to prepare what it lacks."""
+        """Look at what `worker` brought along, in slices; then it is asked to prepare what it lacks."""
         entries, worker.inventory = worker.inventory, ()
         for each in entries:
             self._ids.saw(max(first + count for first, count in each.runs) - 1)
