@@ -125,7 +125,11 @@ class Client:
             if message.code:
                 self._dealer.send([encode(LoadModelRequest(0, MODEL, COPIES))])
             self._ids = tuple(model.model_id for model in message.models)
-        elif isinstance(message, InferReply | Refused) and message.request_id in self.sent:
+        elif isinstance(message, Refused):  # it has forgotten us, or never knew us
+            self._heard_ns = 0
+            if message.request_id in self.sent:
+                self._answered(message.request_id, message.code, now)
+        elif isinstance(message, InferReply):
             self._answered(message.request_id, message.code, now)
         elif isinstance(message, NotTaken):
             for request_id in message.request_ids:
@@ -251,8 +255,9 @@ def settle(client: Client, controller: Child) -> None:
             client.run(_STEADY_S)
             return
         if now_ns() > give_up_ns:
+            answers = _answers(latest[-_IN_A_ROW:])
             raise ChildFailed(
-                f"{joined} joined, {share:.2f} in time, {_answers(latest[-_IN_A_ROW:])}: {controller.last_line()}"
+                f"{joined} joined, {share:.2f} in time, {answers}: {controller.last_line()}"
             )
 
 
