@@ -404,6 +404,7 @@ def test_spares_that_brought_models_are_looked_at_when_they_are_used() -> None:
         ((prepared("net", (0, 1)), prepared("net", (5, 1))), (), "each name once"),
         ((prepared("", (0, 1)),), (), "each name once"),
         ((prepared("a\nb", (0, 1)),), (), "each name once"),
+        ((prepared("net"),), (), "without instances"),
         ((prepared("net", (-1, 1)),), (), "cannot be"),
         ((prepared("net", (0, 0)),), (), "cannot be"),
         ((prepared("net", (2**40, 1)),), (), "cannot be"),
@@ -425,6 +426,22 @@ def test_an_inventory_that_cannot_be_is_refused(
     rig.bring(*inventory, resident=resident)
     assert rig.scheduler.cluster.workers[0].state is WorkerState.SILENT
     assert any("is not used" in text and said in text for text in rig.notes()), rig.notes()
+
+
+def test_a_worker_that_is_drained_while_it_is_looked_at_is_not_used() -> None:
+    rig = Restarted(workers=2, config=SchedulerConfig(operators=("c",)))
+    rig.bring(worker_id=0, session=60)
+    gpu = GpuInfo(0, "gpu", 5000, 2**24, tuple(range(4000)))
+    welcome = a_welcome(61, (gpu,), inventory=(prepared("net", (0, 4000)),))
+    rig.from_worker(welcome, 1)
+    rig.scheduler.schedule(now_ns=rig.now_ns)
+    assert rig.scheduler.slicing
+    worker = rig.scheduler.cluster.workers[1]
+    rig.scheduler.sessions.drain(worker, now_ns=rig.now_ns)
+    for _ in range(200):
+        rig.scheduler.schedule(now_ns=rig.now_ns)
+    models = rig.scheduler.cluster.models.values()
+    assert not any(model.resident_on for model in models) and worker.state is WorkerState.DRAINED
 
 
 def test_the_number_of_instances_stays_within_its_bound() -> None:

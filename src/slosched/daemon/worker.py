@@ -245,7 +245,7 @@ class WorkerServer:
         for note in self._backend.take_notes():
             self._announce(note)
         registration = self._registration
-        if registration is not None and now >= registration.due_ns and not self._stopping:
+        if registration is not None and now >= registration.due_ns and not self._brain.closing:
             registration.turn(served=self._brain.is_served(now_ns=now), now_ns=now)
 
     def _wait(self, waiter: Waiter) -> None:

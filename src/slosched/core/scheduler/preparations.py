@@ -178,8 +178,8 @@ class Preparations:
         return taking
 
     def still(self, taking: Taking) -> bool:
-        """False once the worker was lost."""
-        return taking in self._taking
+        """False once the worker was lost, or drains."""
+        return taking in self._taking and not taking.worker.retired
 
     def taken(self, taking: Taking) -> None:
         """What was being taken into use is."""
@@ -260,8 +260,8 @@ class Preparations:
     def take_to(self, worker: Worker, gpus: list[Gpu], models: list[Instance], now_ns: int) -> Work:
         """`models` are prepared, and GPUs of their worker are used that were not before."""
         for at in range(0, len(models), TAKEN_AT_ONCE):
-            if gpus[0] not in worker.gpus:
-                return  # the worker was lost
+            if gpus[0] not in worker.gpus or worker.retired:
+                return  # the worker was lost, or drains
             for model in models[at : at + TAKEN_AT_ONCE]:
                 self._use_on(gpus, model, now_ns)
             yield TAKEN_AT_ONCE * (A_TAKING + len(gpus))

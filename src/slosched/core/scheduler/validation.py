@@ -72,6 +72,8 @@ def _inventory_error(message: WorkerWelcome) -> str:
     names = [each.name for each in message.inventory]
     if len(set(names)) != len(names) or not all(name and name.isprintable() for name in names):
         return "its inventory does not have each name once"
+    if not all(each.runs for each in message.inventory):
+        return "its inventory has a name without instances"
     runs = sorted((*run, each.result.pages) for each in message.inventory for run in each.runs)
     if any(
         not (0 <= first < _IDS_BELOW and 0 < count <= _MOST_INSTANCES) for first, count, _ in runs

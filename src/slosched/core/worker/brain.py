@@ -179,6 +179,11 @@ class WorkerBrain:
         return not self._ledger.unanswered and self._pipeline.idle
 
     @property
+    def closing(self) -> bool:
+        """True once `shutdown` was called."""
+        return self._pipeline.closing
+
+    @property
     def unused(self) -> bool:
         """True if it is idle and knows no model."""
         return not self._ledger.instances and self.idle
