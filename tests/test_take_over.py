@@ -11,7 +11,7 @@ from made_messages import a_heartbeat, a_welcome, an_error
 from scheduler_rig import EXEC_MS, MS, Rig
 from slosched.codes import Code
 from slosched.config import SchedulerConfig
-from slosched.core.scheduler.interface import FromClient, Note, SendFailed
+from slosched.core.scheduler.interface import FromClient, Note, SendFailed, ToWorker
 from slosched.core.scheduler.sessions import TICK_NS
 from slosched.core.scheduler.state import WorkerState
 from slosched.core.worker.inventory import inventory_of
@@ -306,6 +306,21 @@ def test_an_id_that_means_another_model_is_unloaded_before_anything_is_prepared_
     names = {model_id: model.name for model_id, model in rig.scheduler.cluster.models.items()}
     # Number 4 stays out: instances of its name are being made, behind all numbers that were known.
     assert names == {0: "other", 1: "other", 2: "net", 3: "net"}
+
+
+def test_what_is_made_while_a_worker_is_looked_at_is_prepared_there_afterwards() -> None:
+    rig = Restarted(workers=2)
+    rig.bring(worker_id=0, session=60)
+    rig.now_ns += 3 * NS_PER_S
+    rig.scheduler.sessions.heard(rig.scheduler.cluster.workers[0])
+    rig.handle(FromClient(b"c", LoadModelRequest(77, "other", 2_000)))
+    rig.effects.clear()
+    rig.bring(prepared("net", (0, 4_000)), worker_id=1, session=61)
+    sent = [e.message for e in rig.effects if isinstance(e, ToWorker) and e.worker_id == 1]
+    kinds = [type(message).__name__ for message in sent]
+    assert kinds.index("LoadModel") > len(kinds) - 1 - kinds[::-1].index("UnloadModel")
+    assert kinds.count("UnloadModel") == 2_000
+    assert [message.copies for message in rig.to_worker(LoadModel, 1)] == [2_000]
 
 
 def test_workers_that_hold_different_models_under_a_name_are_settled_as_ever() -> None:
