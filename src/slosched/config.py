@@ -516,7 +516,7 @@ class ControllerConfig:
     """A controller process. `workers` are "host:port"; others may register."""
 
     scheduler: SchedulerConfig
-    workers: tuple[str, ...]
+    workers: tuple[str, ...] = ()
     port: Annotated[
         Port,
         Option(help="Port for clients. Default {default}; 0 takes a free one.", panel=ADDRESSES),
