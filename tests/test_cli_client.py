@@ -105,7 +105,7 @@ def test_the_environment_turns_inputs_off(
         ),
         (
             ["slo-exp-9", "1"],
-            "(infer, max-rate, models, status and unload are commands beside the workloads, and a file.toml",
+            "(drain, infer, max-rate, models, status and unload are commands beside the workloads, and a file",
         ),
         (["127.0.0.1:12346", "spa"], "unknown workload 'spa'"),
         (["cluster02", *SEED], "'cluster02' is not a host:port"),

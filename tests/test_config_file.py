@@ -265,7 +265,7 @@ def test_a_controllers_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("port = 7", "workers must be given"),
+        ("port = 70000", "port must be within"),
         ("workers = 'a:1'", "workers must be a list"),
         ("workers = []\n[scheduler]\nslo = 3", r"\[scheduler\]: unknown key 'slo'.*default_slo, "),
         ("workers = []\n[scheduler]\nmax_batch = 0", r"\[scheduler\].*max_batch"),

@@ -120,7 +120,11 @@ def test_several_outputs_of_which_one_cannot_be_served(output: Any, words: str) 
 
 def test_texts_are_found_where_they_are_declared() -> None:
     texts = Tensor("texts", BYTES, (2,), 64)
-    for output in ([["a", b"b"], ["c", ""]], {"texts": [("a", "b"), ("c", "")], "other": ONE}):
+    answers: tuple[Any, ...] = (
+        [["a", b"b"], ["c", ""]],
+        {"texts": [("a", "b"), ("c", "")], "other": ONE},
+    )
+    for output in answers:
         (found,) = named_outputs(output, 2, name="mine", declared=(texts,)).values()
         assert found.tolist() == [[b"a", b"b"], [b"c", b""]]
     for output, words in (

@@ -141,7 +141,7 @@ def test_the_table_of_commands_is_complete() -> None:
     # `client models`, `client status` and `client unload` are other names of commands that are listed; a row
     # stands for all figures, and one for all workloads.
     there = {name.partition(" fig")[0] for name in command_names()} | {"client"}
-    assert listed == there - {"client models", "client status", "client unload"}
+    assert listed == there - {"client drain", "client models", "client status", "client unload"}
 
 
 def test_the_table_of_codes_is_complete() -> None:

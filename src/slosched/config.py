@@ -148,6 +148,16 @@ Bind = Annotated[
     ),
 ]
 
+JoinKey = Annotated[
+    str,
+    Option(
+        help="File with the cluster's join key (`slosched keys join FILE` writes one), the same for "
+        "controller and workers. Needed for workers that register from another host.",
+        metavar="FILE",
+        panel=ADDRESSES,
+    ),
+]
+
 
 @dataclass(frozen=True)
 class WorkerConfig:
@@ -181,6 +191,34 @@ class WorkerConfig:
         ),
     ] = WORKER_PORT
     bind: Bind = "0.0.0.0"
+    controller: Annotated[
+        str,
+        Option(
+            help="Register with the controller at this address, which then needs no --workers list, and go on "
+            "trying. Default: wait to be greeted.",
+            metavar="HOST:PORT",
+            panel=ADDRESSES,
+        ),
+    ] = ""
+    name: Annotated[
+        str,
+        Option(
+            help="Name under which it registers, one for each worker of the cluster; several real GPUs get "
+            "-0, -1, ... behind it. Default: HOST/cuda:N, or HOST/DEVICE:PORT without a real GPU.",
+            metavar="NAME",
+            panel=ADDRESSES,
+        ),
+    ] = ""
+    advertise: Annotated[
+        str,
+        Option(
+            help="Host or address at which the controller reaches this worker. Default: that from which it "
+            "registers.",
+            metavar="HOST",
+            panel=ADDRESSES,
+        ),
+    ] = ""
+    join_key: JoinKey = ""
     profile: Annotated[
         str,
         Option(
@@ -290,6 +328,12 @@ class WorkerConfig:
     def __post_init__(self) -> None:
         check_types(self)
         parse_bind(self.bind)
+        if self.controller:
+            parse_address(self.controller)
+        elif self.name or self.advertise or self.join_key:
+            raise InvalidConfig(
+                "name, advertise and join_key are for a worker that registers: give controller"
+            )
 
 
 FIDELITIES = ("best", "paper")
@@ -484,8 +528,12 @@ class SchedulerConfig:
     max_instances: Annotated[
         AtLeast1, _admission("Maximum number of model instances, of all names.")
     ] = 200_000
+    max_workers: Annotated[
+        AtLeast1, _admission("Maximum number of workers, those of --workers included.")
+    ] = 1000
     operators: Annotated[
-        tuple[str, ...], _admission("Names of clients that may unload models that others use.")
+        tuple[str, ...],
+        _admission("Names of clients that may unload models that others use, and drain workers."),
     ] = ()
     keep_unused_ns: Annotated[
         AtLeast1, _admission("Unload instances that no client has used for this long.")
@@ -502,10 +550,10 @@ class SchedulerConfig:
 
 @dataclass(frozen=True)
 class ControllerConfig:
-    """A controller process. `workers` are "host:port"."""
+    """A controller process. `workers` are "host:port"; others may register."""
 
     scheduler: SchedulerConfig
-    workers: tuple[str, ...]
+    workers: tuple[str, ...] = ()
     port: Annotated[
         Port,
         Option(help="Port for clients. Default {default}; 0 takes a free one.", panel=ADDRESSES),
@@ -520,6 +568,16 @@ class ControllerConfig:
             panel=ADDRESSES,
         ),
     ] = 0
+    join_key: JoinKey = ""
+    cluster_id: Annotated[
+        str,
+        Option(
+            help="Name or number of the cluster. A controller that is started again with the same one takes "
+            "over what the workers hold. Default: another one at each start.",
+            metavar="ID",
+            panel=ADDRESSES,
+        ),
+    ] = ""
     busy_poll: Annotated[
         bool,
         Option(
@@ -553,3 +611,5 @@ class ControllerConfig:
         parse_bind(self.bind)
         for worker in self.workers:
             parse_address(worker)
+        if len(self.cluster_id) > 128 or not self.cluster_id.isprintable():
+            raise InvalidConfig("cluster_id must be at most 128 printable characters")

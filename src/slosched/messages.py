@@ -160,6 +160,17 @@ class StatusRequest(Message, frozen=True):
     brief: bool = False  # without the list of models, which may be 10,000 long
 
 
+class DrainWorkerRequest(Message, frozen=True):
+    """Take `worker` (its name, number or address) out of use once what it holds has ended, or back with `undo`.
+
+    Only the clients that the controller's option `operators` names may do that.
+    """
+
+    request_id: Number
+    worker: Name
+    undo: bool = False
+
+
 ClientMessage = (
     ClientHello
     | ClientHeartbeat
@@ -170,6 +181,7 @@ ClientMessage = (
     | InferRequest
     | CancelRequest
     | StatusRequest
+    | DrainWorkerRequest
 )
 
 # --------------------------------------------------------------------------- controller -> client
@@ -257,6 +269,16 @@ class StatusReply(Message, frozen=True):
     report: dict[str, object]
 
 
+class DrainWorkerReply(Message, frozen=True):
+    """`code` 0, the worker's number and its state from now on, or the code and the reason in words."""
+
+    request_id: int
+    code: int
+    reason: str = ""
+    worker_id: int = -1
+    state: str = ""
+
+
 ControllerToClient = (
     Welcome
     | Refused
@@ -265,7 +287,53 @@ ControllerToClient = (
     | ListModelsReply
     | InferReply
     | StatusReply
+    | DrainWorkerReply
 )
+
+# ------------------------------------------------------- membership: worker -> controller, and back
+# A worker registers over the port that clients use; the controller then connects to the worker.
+
+#: A nonce, or an HMAC-SHA256.
+Secret = Annotated[bytes, msgspec.Meta(max_length=64)]
+
+
+class Register(Message, frozen=True, kw_only=True):
+    """A worker asks for a place under `name`. The controller reaches it at `host`:`port`.
+
+    `host` is an IP address; empty: the address that this message comes from. `incarnation` is random, one
+    per process start. `proof` answers the Challenge `nonce` (core/join_proof.py); both are empty at first.
+    """
+
+    protocol: Number
+    incarnation: Number
+    name: Name
+    host: Name
+    port: Number
+    nonce: Secret = b""
+    proof: Secret = b""
+
+
+class Challenge(Message, frozen=True):
+    """The controller wants proof of the join key: register again with this `nonce`, which holds once."""
+
+    nonce: Secret
+
+
+class Registered(Message, frozen=True):
+    """The worker has the place `worker_id`. `drained`: an operator keeps it out of use."""
+
+    worker_id: Number
+    drained: bool = False
+
+
+class RegistrationRefused(Message, frozen=True):
+    """The worker gets no place. With the code INITIALIZING it may get one within seconds."""
+
+    code: Number
+    reason: Text
+
+
+MembershipReply = Challenge | Registered | RegistrationRefused
 
 # --------------------------------------------------------------------------- controller -> worker
 
@@ -275,11 +343,16 @@ class ControllerHello(Message, frozen=True):
 
     `incarnation` is random and known to workers alone. `times_lost` is how often this controller has lost
     the worker: a hello with the count of the open session is a repetition and changes nothing.
+
+    A worker that holds models of the same `cluster` keeps them and tells its inventory; with `keeps_weights`
+    the weights on its GPUs stay as well. Empty: it begins empty, or with what this controller had it prepare.
     """
 
     protocol: Number
     incarnation: Number
     times_lost: Number
+    cluster: Name = ""
+    keeps_weights: bool = False
 
 
 class HeartbeatAck(Message, frozen=True):
@@ -385,6 +458,19 @@ class GpuInfo(msgspec.Struct, frozen=True, array_like=True):
     resident: Annotated[tuple[Number, ...], msgspec.Meta(max_length=100_000)] = ()  # model ids
 
 
+class Prepared(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """Instances of `name` that a worker holds in host memory: runs of ids, each (first id, count), ascending.
+
+    `result` is what it answered to the last LoadModel of the name, which had `max_batch` and `max_exec_ns`.
+    """
+
+    name: Name
+    runs: Annotated[tuple[tuple[Number, Number], ...], msgspec.Meta(max_length=100_000)]
+    max_batch: Number
+    max_exec_ns: Number
+    result: LoadModelResult
+
+
 class WorkerWelcome(Message, frozen=True, kw_only=True):
     """The worker's side of a session. Actions must carry its number, `session`."""
 
@@ -398,6 +484,11 @@ class WorkerWelcome(Message, frozen=True, kw_only=True):
     loadable: Names
     #: (name, reason) of models that it does not offer, because they ended its process too often.
     put_aside: Annotated[tuple[tuple[Text, Text], ...], msgspec.Meta(max_length=1024)] = ()
+    #: What it holds of the hello's cluster; the weights on its GPUs are of these instances.
+    inventory: Annotated[tuple[Prepared, ...], msgspec.Meta(max_length=10_000)] = ()
+    #: Those of the hello that it answers; 0 and -1: it does not say.
+    incarnation: Number = 0
+    times_lost: Number = -1
 
 
 class WorkerRefused(Message, frozen=True):

@@ -19,6 +19,7 @@ from slosched.cli import (
     experiment,
     explain,
     fuzz,
+    keys,
     max_rate,
     plan,
     plot,
@@ -42,6 +43,8 @@ _ORDER = (
     "models",
     "status",
     "unload",
+    "drain",
+    "keys",
     "simulate",
     "compare",
     "max-rate",
@@ -130,6 +133,8 @@ app.add_typer(
 app.command("models", short_help="List the models of a controller.")(ask.models)
 app.command("status", short_help="Show a controller's state.")(ask.status)
 app.command("unload", short_help="Unload a model from the workers.")(ask.unload)
+app.command("drain", short_help="Take a worker out of use, or back.")(ask.drain)
+app.add_typer(keys.app, name="keys", short_help="Make the cluster's join key.")
 app.command("profile", short_help="Measure models on a device.")(profile.profile)
 app.command("simulate", cls=PositionalCommand, short_help="Run a workload in virtual time.")(
     simulate.simulate

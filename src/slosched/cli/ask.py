@@ -1,4 +1,4 @@
-"""One question to a controller, one answer: `infer`, `models`, `status` and `unload`."""
+"""One question to a controller, one answer: `infer`, `models`, `status`, `unload` and `drain`."""
 
 from __future__ import annotations
 
@@ -294,6 +294,47 @@ def _outcome(answer: Unloaded) -> str:
     if not answer.kept:
         return text
     return f"{text}, {answer.kept:,} kept: other clients use {'it' if answer.kept == 1 else 'them'}"
+
+
+# -------------------------------------------------------------------------------------- drain
+
+
+def drain(
+    ctx: typer.Context,
+    worker: Annotated[
+        str,
+        typer.Argument(help="A worker's name, number or address; `slosched status` shows them."),
+    ],
+    address: Address = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Take the worker back into use.")] = False,
+    name: Annotated[
+        str,
+        typer.Option(
+            "--name",
+            help="Name of this client at the controller: one of its --operators. Default: slosched drain.",
+            show_default=False,
+        ),
+    ] = "",
+    json: Json = False,
+) -> None:
+    """Take a worker out of use: it gets no new work, and what it holds ends first.
+
+    `slosched status` shows it as draining, then as drained; its process may then be ended. Its models stay in
+    its memory for --undo. A new process that registers under its name is used again. The controller must list
+    this client's name in its option --operators.
+
+    \b
+    Examples:
+      slosched drain gpu01/cuda:0 --name ops
+      slosched drain 2 cluster02:12346 --name ops
+      slosched drain gpu01/cuda:0 --undo --name ops
+    """
+    where = controller_address(ctx, address)
+    worker_id, state = _ask(where, "drain_worker", worker, name=name or "slosched drain", undo=undo)
+    if json:
+        print_json({"worker": worker, "worker_id": worker_id, "state": state})
+        return
+    say(f"worker {worker_id} ({worker}): {state}")
 
 
 def _ask(address: str, question: str, *values: Any, name: str = "", **options: Any) -> Any:

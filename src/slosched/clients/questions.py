@@ -13,6 +13,7 @@ from slosched.clients.inference import Model, Unloaded
 from slosched.clients.session import Session
 from slosched.codes import Code
 from slosched.core.client.interface import (
+    Drain,
     HeldModel,
     ListModels,
     Load,
@@ -23,6 +24,7 @@ from slosched.core.client.interface import (
 )
 from slosched.errors import InvalidRequest, MalformedMessage, RequestFailed, shown_name
 from slosched.messages import (
+    DrainWorkerReply,
     ListModelsReply,
     LoadModelReply,
     Message,
@@ -99,6 +101,19 @@ class Questions(Session):
         _raise_for_code(reply, f"model {shown_name(name)} is not unloaded: {reply.reason}")
         return Unloaded(reply.unloaded, reply.kept)
 
+    async def drain_worker(
+        self, worker: str, *, undo: bool = False, timeout_s: float = 5.0
+    ) -> tuple[int, str]:
+        """Take a worker (its name, number or address) out of use, or back with `undo`: its number and state.
+
+        Raises InvalidRequest if there is no such worker, or the controller does not list this client's name in
+        its option `--operators`; PeerUnreachable without an answer for `timeout_s`.
+        """
+        question = Drain(worker, flag("undo", undo), limit_ns(timeout_s))
+        reply, _ = await self._ask(question, DrainWorkerReply, f"drain {worker!r}")
+        _raise_for_code(reply, f"worker {shown_name(worker)} is not drained: {reply.reason}")
+        return reply.worker_id, reply.state
+
     async def models(
         self, *, timeout_s: float = 5.0
     ) -> tuple[tuple[ModelInfo, ...], tuple[str, ...]]:
@@ -121,7 +136,7 @@ def limit_ns(timeout_s: float) -> int:
     return max(_LEAST_NS, round(time_limit_s(timeout_s) * NS_PER_S))
 
 
-def _raise_for_code(reply: LoadModelReply | UnloadModelReply, text: str) -> None:
+def _raise_for_code(reply: LoadModelReply | UnloadModelReply | DrainWorkerReply, text: str) -> None:
     """Raise the error that `text` explains, unless the answer's code is 0."""
     if reply.code in (Code.UNKNOWN_MODEL, Code.INVALID_REQUEST):
         raise InvalidRequest(text, code=reply.code, reply=reply)

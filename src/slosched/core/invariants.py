@@ -352,6 +352,7 @@ class InvariantChecker:
         held = sum(m.pages for m in gpu.resident.values()) + sum(
             m.pages for m in gpu.loading.values()
         )
+        held += sum(gpu.brought.values())
         if gpu.free_pages < 0 or gpu.free_pages + held != gpu.pages:
             self._fail(
                 f"{gpu.name}: {gpu.free_pages} free + {held} held is not {gpu.pages} pages", ()

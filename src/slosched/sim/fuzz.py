@@ -341,6 +341,10 @@ class _Case:
         if world.truth is not None:
             world.truth.check_all_answered()
             world.truth.check_unloaded()
+        if world.take_over is not None:
+            assert self._spec.faults is not None
+            ended = any(fault.kind == "end" for fault in self._spec.faults.faults)
+            world.take_over.check_agreement(weights_may_be_lost=ended)
         self._check_unloaded_at_workers()
 
     def _check_unloaded_at_workers(self) -> None:

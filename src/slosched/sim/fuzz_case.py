@@ -174,6 +174,7 @@ def drawn_spec(seed: int, *, policy: str | None = None) -> SimSpec:
         seed=seed,
         duration_ns=60 * NS_PER_S,
         check=True,
+        cluster_id=Random(f"{seed}/cluster").choice(("", "fuzz", "fuzz")),
     )
     counts = [len(each) for each in spec.worker_profiles()]
     plan = FaultPlan.random(seed, counts, until_ns=FAULTS_END_NS)

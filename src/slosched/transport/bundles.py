@@ -16,9 +16,11 @@ from slosched.messages import (
     ControllerToWorker,
     InferReply,
     InferRequest,
+    MembershipReply,
     Message,
     Name,
     Number,
+    Register,
     Result,
     WorkerToController,
 )
@@ -65,6 +67,7 @@ class ResultBundle(Message, frozen=True):
 
 # What a frame may hold, by direction.
 FromClients = ClientMessage | RequestBundle
-ForClients = ControllerToClient | ReplyBundle | NotTaken
+AtTheDoor = FromClients | Register  # the port of clients
+ForClients = ControllerToClient | ReplyBundle | NotTaken | MembershipReply
 ForWorkers = ControllerToWorker | ActionBundle
 FromWorkers = WorkerToController | ResultBundle

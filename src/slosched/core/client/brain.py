@@ -24,6 +24,7 @@ from slosched.core.client.held import Held
 from slosched.core.client.interface import (
     Cancel,
     Close,
+    Drain,
     Effect,
     Event,
     Failed,
@@ -51,6 +52,8 @@ from slosched.messages import (
     PROTOCOL_VERSION,
     ClientHeartbeat,
     ClientHello,
+    DrainWorkerReply,
+    DrainWorkerRequest,
     Goodbye,
     InferReply,
     InferRequest,
@@ -73,7 +76,13 @@ TICK_NS = CLIENT_HEARTBEAT_NS
 LOST_AFTER_TICKS = 5
 _HELLO_EVERY_NS = 500 * NS_PER_MS
 _SEND_AGAIN_NS = 20 * NS_PER_MS
-_ASKS = (LoadModelRequest, UnloadModelRequest, ListModelsRequest, StatusRequest)
+_ASKS = (
+    LoadModelRequest,
+    UnloadModelRequest,
+    ListModelsRequest,
+    StatusRequest,
+    DrainWorkerRequest,
+)
 #: Within: of loads that the brain asks for itself, which have no end.
 _NO_LIMIT_NS = 2**62
 CLOSED = "the client was closed"
@@ -133,12 +142,13 @@ class ClientBrain:
             SendFailed: self._send_failed,
             Open: self._open,
             Close: self._close,
-            **dict.fromkeys((Load, Unload, ListModels, Status), self._ask),
+            **dict.fromkeys((Load, Unload, ListModels, Status, Drain), self._ask),
             InferReply: self.requests.replied,
             Welcome: self._welcome,
             Refused: self._refused,
             **dict.fromkeys(
-                (LoadModelReply, UnloadModelReply, ListModelsReply, StatusReply), self._replied
+                (LoadModelReply, UnloadModelReply, ListModelsReply, StatusReply, DrainWorkerReply),
+                self._replied,
             ),
         }
 

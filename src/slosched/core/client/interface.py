@@ -17,6 +17,7 @@ import msgspec
 from slosched.messages import (
     ClientMessage,
     ControllerToClient,
+    DrainWorkerReply,
     InferReply,
     ListModelsReply,
     LoadModelReply,
@@ -26,7 +27,7 @@ from slosched.messages import (
 )
 from slosched.signature import digest, single
 
-QuestionReply = LoadModelReply | UnloadModelReply | ListModelsReply | StatusReply
+QuestionReply = LoadModelReply | UnloadModelReply | ListModelsReply | StatusReply | DrainWorkerReply
 
 
 class HeldModel:
@@ -108,7 +109,15 @@ class Status(_Fact, frozen=True, gc=False):
     within_ns: int
 
 
-Question = Load | Unload | ListModels | Status
+class Drain(_Fact, frozen=True, gc=False):
+    """Take the worker of that name, number or address out of use; with `undo` back."""
+
+    worker: str
+    undo: bool
+    within_ns: int
+
+
+Question = Load | Unload | ListModels | Status | Drain
 
 
 class Infer(_Fact, frozen=True, gc=False):

@@ -18,6 +18,7 @@ from slosched.codes import Code
 from slosched.config import canonical_model
 from slosched.core.client.alarms import Alarms
 from slosched.core.client.interface import (
+    Drain,
     Effect,
     Failed,
     Load,
@@ -29,6 +30,7 @@ from slosched.core.client.interface import (
 )
 from slosched.messages import (
     ClientMessage,
+    DrainWorkerRequest,
     ListModelsRequest,
     LoadModelReply,
     LoadModelRequest,
@@ -257,6 +259,8 @@ def _message(question: Question, wire_id: int) -> ClientMessage:
         return UnloadModelRequest(wire_id, question.name, question.force)
     if isinstance(question, Status):
         return StatusRequest(wire_id, question.brief)
+    if isinstance(question, Drain):
+        return DrainWorkerRequest(wire_id, question.worker, question.undo)
     return ListModelsRequest(wire_id)
 
 
@@ -265,4 +269,6 @@ def _words(question: Question) -> str:
         return f"load {question.name!r}"
     if isinstance(question, Unload):
         return f"unload {question.name!r}"
+    if isinstance(question, Drain):
+        return f"drain {question.worker!r}"
     return "status" if isinstance(question, Status) else "models"

@@ -8,12 +8,12 @@ import msgspec
 
 from slosched.codes import ActionType, Code
 from slosched.core.scheduler.actions.kind import Kind, Outcome
+from slosched.core.scheduler.residency import drop_residency
 from slosched.core.scheduler.state import (
     ActionState,
     Instance,
     Request,
     RequestState,
-    drop_residency,
 )
 from slosched.core.scheduler.validation import plausible
 from slosched.core.values import Value

@@ -197,6 +197,8 @@ class Infer5:
 
     def gpu_added(self, gpu: Gpu) -> None:
         """DispatchWindows learns it from the cluster."""
+        if gpu.brought and self._forecast is not None:
+            self._forecast.forget()
 
     def gpu_removed(self, gpu: Gpu) -> None:
         self._placement.gpu_removed(gpu)
