@@ -206,7 +206,7 @@ def test_a_restarted_controller_loses_what_it_had_and_the_models_follow() -> Non
     assert not rig.take(InferRequest) and "not loaded again yet" in rig.brain.unready(second)
     assert rig.infer(first) == 0  # it does not wait
     rig.hears(LoadModelReply(load.request_id, 0, "", infos(40, 2)))
-    assert not rig.take(Replied)  # nobody asked
+    assert not rig.take(Replied)  # no caller asked
     [request] = rig.take(InferRequest)
     assert (request.request_id, request.model_id) == (waits, 41)
     assert first.info.model_id == 40 and not rig.brain.unready(first)

@@ -225,7 +225,7 @@ def test_a_restarted_controller_fails_what_waits_and_the_models_are_loaded_again
                 assert all(answer.ok and answer.model.incarnation == 8 for answer in answers)
                 assert len(controller.of(LoadModelRequest)) == 2  # once for all of them
                 assert model.incarnation == 8 and client.restarts == client.lost_requests == 1
-                for frame in (None, array().tobytes()):  # the cheap form goes on as well
+                for frame in (None, array().tobytes()):  # the cheap form continues as well
                     answered = asyncio.get_running_loop().create_future()
                     client.submit(model, frame=frame, on_reply=partial(_into, answered))
                     assert (await answered).code == 0
@@ -246,7 +246,7 @@ def test_a_forgotten_client_is_told_and_says_hello_again() -> None:
                     await client.infer(model, array(), slo=1)
                 ).ok  # the second time, after a hello
                 controller.greeted.clear()
-                controller.incarnation = 9  # it was restarted, and nobody has noticed yet
+                controller.incarnation = 9  # it was restarted, and the client has not noticed yet
                 answer = await client.infer(model, array(), slo=1)
                 assert answer.ok and answer.model.incarnation == 9
 

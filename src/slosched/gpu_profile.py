@@ -27,9 +27,9 @@ def canonical_model(name: str) -> str:
 class ModelProfile:
     """How long one model takes on one kind of GPU. Shapes are per request, without the batch.
 
-    `inputs` and `outputs` are the signature (signature.py); without them it is one tensor each, by `input_*` and
-    `output_*`, which otherwise repeat the first ones at the greatest length. A model with a dimension that varies
-    has `exec_ns_at`: exec times by length class and batch size; `exec_ns` are those of the longest class.
+    `inputs` and `outputs` are the signature (signature.py); without them it is one tensor each, by `input_*`
+    and `output_*`, which otherwise repeat the first ones at the greatest length. A model with a dimension
+    that varies has `exec_ns_at`: exec times by length class and batch size; `exec_ns` are those of the longest.
     """
 
     name: Annotated[str, Option(in_file=False)]  # the file has it in the heading

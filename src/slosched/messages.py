@@ -470,9 +470,9 @@ class LengthClass(msgspec.Struct, frozen=True, array_like=True):
 
 
 class LoadModelResult(ActionResult, frozen=True, kw_only=True):
-    """`exec_ns[i]` is the profiled exec time of `batch_sizes[i]`, in the longest of the `length_classes` if there
-    are any; these ascend. `inputs` and `outputs` are the signature, `input_*` and `output_*` its first tensors
-    at the greatest length.
+    """`exec_ns[i]` is the profiled exec time of `batch_sizes[i]`, in the longest of the `length_classes` if
+    there are any; these ascend. `inputs` and `outputs` are the signature, `input_*` and `output_*` its first
+    tensors at the greatest length.
     """
 
     span: Span

@@ -1,9 +1,10 @@
 """What a model takes and gives: named tensors, and how those of one request lie in one frame.
 
-A request's inputs travel as one frame, and its outputs as another: its tensors in the order of the signature, each
-in C order and beginning at a multiple of `ALIGN_BYTES`. So the frame of a single tensor is the tensor. A dimension
-of -1 is the request's *length*: the same number for all its tensors. A model with such a dimension has *length
-classes*; a request runs in one that is at least as long as itself, its inputs padded and its outputs cut.
+A request's inputs travel as one frame, and its outputs as another: its tensors in the order of the signature,
+each in C order and beginning at a multiple of `ALIGN_BYTES`. So the frame of a single tensor is the tensor.
+A dimension of -1 is the request's *length*, the same number for all its tensors. A model with such a dimension
+has *length classes*; a request runs in one that is at least as long as itself, its inputs padded and its
+outputs cut.
 
 A tensor of BYTES has elements of any size: each is four bytes, little endian, that say its size, and the bytes
 themselves. Its shape is fixed, and all its elements together take at most `max_bytes`.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated
 
 import msgspec
@@ -197,7 +199,7 @@ def signature_error(
         )
     if any(tensor.varies for tensor in outputs) and not lengths:
         return f"{described(outputs)} has a dimension of -1, and no input has one"
-    rising = all(a < b for a, b in zip(lengths, lengths[1:], strict=False))
+    rising = all(a < b for a, b in pairwise(lengths))
     if lengths and (lengths[0] < 1 or not rising or len(lengths) > MOST_LENGTHS):
         return f"lengths must rise from 1 or more, at most {MOST_LENGTHS} of them, not {list(lengths)[:8]}"
     if lengths and lengths[-1] > MOST_ALONG:

@@ -40,11 +40,12 @@ from slosched.messages import (
     Message,
     ModelInfo,
 )
+from slosched.signature import row_bytes
 from slosched.sim.cluster import SimCluster
 from slosched.sim.marks import Framed
 from slosched.sim.network import SMALL_MESSAGE_BYTES
 from slosched.telemetry.client_log import ClientRecord
-from slosched.units import NS_PER_MS, NS_PER_S, tensor_bytes
+from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.workloads.base import Arrival, ClientUse, Workload
 from slosched.workloads.composed import senders_of
 from slosched.workloads.engine import Engine
@@ -220,9 +221,9 @@ class SimClient:
     def _send(self, sender: _Sender, message: ClientMessage) -> None:
         held = self._bringing.get(message.request_id) if type(message) is InferRequest else None
         if held is not None and isinstance(message, InferRequest):
-            info = held.info
-            input_bytes = tensor_bytes(info.input_shape, info.input_dtype)
-            output_bytes = tensor_bytes(info.output_shape, info.output_dtype)
+            length = message.length or _longest(held.info)
+            input_bytes = row_bytes(held.info.inputs, length)
+            output_bytes = row_bytes(held.info.outputs, length)
             payload = self._marks.input(
                 sender.identity, message.request_id, input_bytes, output_bytes
             )
@@ -249,7 +250,7 @@ class SimClient:
         """False under a controller that answers without running anything: no outputs come."""
         welcome = self.brain.controller
         runs_models = welcome is not None and about(welcome.policy).runs_models
-        return runs_models and tensor_bytes(info.output_shape, info.output_dtype) > 0
+        return runs_models and row_bytes(info.outputs, _longest(info)) > 0
 
     def _fail(self, error: SloschedError) -> None:
         self.failure = error
@@ -402,6 +403,7 @@ class SimClient:
                 arrival.slo_factor,
                 arrival.user_id,
                 has_input,
+                arrival.length,
                 bundled=True,
                 bounded=self.bounded,
                 waits=waits,
@@ -421,7 +423,7 @@ class SimClient:
         return (
             self._inputs
             and (not every or request_id % every != 0)
-            and tensor_bytes(info.input_shape, info.input_dtype) > 0
+            and row_bytes(info.inputs, _longest(info)) > 0
         )
 
     def cancel(self, request_id: int) -> None:
@@ -430,3 +432,8 @@ class SimClient:
         for sender in self._sessions:
             if sender.brain.requests.awaits(request_id):
                 self._do(sender, Cancel(request_id))
+
+
+def _longest(info: ModelInfo) -> int:
+    """The greatest length of the model's inputs; 0 where no dimension varies."""
+    return info.lengths[-1] if info.lengths else 0
