@@ -1,4 +1,4 @@
-"""What an SLO that counts from the client's send is worth: three forms of the same question, side by side.
+"""What an SLO that counts from the client's send is worth: three SLOs that ask for the same, side by side.
 
     .venv/bin/python benchmarks/client_deadlines.py [--rounds 5] [--seconds 8]
 
@@ -27,7 +27,7 @@ from slosched.workloads import parse_workload
 _PROFILE = "v100-linear"
 _BY_HAND_MS = 0.5
 #: Name, milliseconds taken off the SLO, and whether the SLO counts from the client's send.
-_WAYS = (
+_SLOS = (
     ("from arrival", 0.0, False),
     ("0.5 ms shorter", _BY_HAND_MS, False),
     ("from the send", 0.0, True),
@@ -47,9 +47,9 @@ def share_in_time(directory: Path, slo_ns: int) -> float:
 def measure(
     address: str, out: Path, *, rate: float, slo_ms: float, seconds: float, seed: int
 ) -> list[float]:
-    """One round: the shares in time of the three forms, in their order."""
+    """One round: the shares in time under the three SLOs, in their order."""
     shares = []
-    for name, shorter_ms, from_send in _WAYS:
+    for name, shorter_ms, from_send in _SLOS:
         slo = f"{slo_ms - shorter_ms:g}ms"
         words = ["resnet50_v2", "1", "poisson", f"{rate:g}", slo, slo, "2", "mul", f"{seconds:g}"]
         directory = out / name.replace(" ", "-")
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8, help="of each run")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
-    names = [name for name, _, _ in _WAYS]
+    names = [name for name, _, _ in _SLOS]
     print(f"{_PROFILE}, {given.rate:g}/s, SLO {given.slo_ms:g} ms: per cent in time at the client")
     print("".join(f"{name:>18}" for name in ("round", *names)))
     with tempfile.TemporaryDirectory() as directory:

@@ -8,7 +8,6 @@ InvalidConfig with the name of the wrong field, for a wrong type or a number out
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Annotated
 
 from msgspec import Meta
@@ -18,6 +17,7 @@ from slosched.errors import InvalidConfig
 from slosched.field_types import AtLeast0, AtLeast1, Port, Shape, check_types
 from slosched.gpu_profile import ALIASES as ALIASES
 from slosched.gpu_profile import PAGE_BYTES as PAGE_BYTES
+from slosched.gpu_profile import EmulationNoise as EmulationNoise
 from slosched.gpu_profile import GpuProfile as GpuProfile
 from slosched.gpu_profile import ModelProfile as ModelProfile
 from slosched.gpu_profile import canonical_model as canonical_model
@@ -49,40 +49,6 @@ DTYPES = ("float32", "float16", "bfloat16")
 #: Libraries of models. Their models are named LIBRARY/NAME.
 LIBRARIES = ("torchvision", "timm")
 LIBRARY_PREFIXES = tuple(f"{library}/" for library in LIBRARIES)
-
-
-@dataclass(frozen=True)
-class EmulationNoise:
-    """Seeded disturbances of an emulated GPU. All zero: everything takes what the profile says.
-
-    Exec times are multiplied by a normal factor of mean 1, or by one drawn from `exec_quantiles`: evenly
-    spaced quantiles of measured / expected, from the least to the greatest. With `pcie_bytes_per_s`
-    copies of inputs and outputs take time, and inputs and weights on their way to a GPU slow each other;
-    with `pcie_shared` also those of the other GPUs of the worker.
-    """
-
-    seed: int = 0
-    # Relative standard deviation of exec times (normal, cut at 3 sigma).
-    exec_sigma: Annotated[float, Meta(ge=0, lt=0.5)] = 0.0
-    exec_quantiles: tuple[float, ...] = ()
-    stall_probability: Annotated[float, Meta(ge=0, le=1)] = 0.0  # per exec
-    stall_ns: Annotated[AtLeast0, Option(name="stall")] = 0
-    pcie_bytes_per_s: AtLeast0 = 0
-    pcie_shared: bool = False
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        quantiles = self.exec_quantiles
-        if quantiles and (
-            len(quantiles) < 2 or quantiles[0] <= 0 or any(a > b for a, b in pairwise(quantiles))
-        ):
-            raise InvalidConfig(
-                "noise: exec_quantiles must be two or more numbers above 0 that never decrease"
-            )
-        if quantiles and self.exec_sigma:
-            raise InvalidConfig("noise: give exec_sigma or exec_quantiles, not both")
-        if self.pcie_shared and not self.pcie_bytes_per_s:
-            raise InvalidConfig("noise: pcie_shared needs pcie_bytes_per_s")
 
 
 @dataclass(frozen=True)

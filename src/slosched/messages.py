@@ -1,4 +1,4 @@
-"""Every struct that crosses a process, and nothing else.
+"""The structs that cross a process, and nothing else; those of membership_messages.py are apart.
 
 On the wire a message is one MessagePack array whose first element is the struct's name, so any
 language can speak it. Tensors travel as further frames behind it and never enter the core. Shells send
@@ -289,51 +289,6 @@ ControllerToClient = (
     | StatusReply
     | DrainWorkerReply
 )
-
-# ------------------------------------------------------- membership: worker -> controller, and back
-# A worker registers over the port that clients use; the controller then connects to the worker.
-
-#: A nonce, or an HMAC-SHA256.
-Secret = Annotated[bytes, msgspec.Meta(max_length=64)]
-
-
-class Register(Message, frozen=True, kw_only=True):
-    """A worker asks for a place under `name`. The controller reaches it at `host`:`port`.
-
-    `host` is an IP address; empty: the address that this message comes from. `incarnation` is random, one
-    per process start. `proof` answers the Challenge `nonce` (core/join_proof.py); both are empty at first.
-    """
-
-    protocol: Number
-    incarnation: Number
-    name: Name
-    host: Name
-    port: Number
-    nonce: Secret = b""
-    proof: Secret = b""
-
-
-class Challenge(Message, frozen=True):
-    """The controller wants proof of the join key: register again with this `nonce`, which holds once."""
-
-    nonce: Secret
-
-
-class Registered(Message, frozen=True):
-    """The worker has the place `worker_id`. `drained`: an operator keeps it out of use."""
-
-    worker_id: Number
-    drained: bool = False
-
-
-class RegistrationRefused(Message, frozen=True):
-    """The worker gets no place. With the code INITIALIZING it may get one within seconds."""
-
-    code: Number
-    reason: Text
-
-
-MembershipReply = Challenge | Registered | RegistrationRefused
 
 # --------------------------------------------------------------------------- controller -> worker
 

@@ -73,14 +73,17 @@ class _Submitter:
         self.flush = client.flush
 
     def submit(self, model: ModelInfo, arrival: Arrival, on_reply: Answered) -> int:
-        inputs = self._inputs
+        inputs, length, frame = self._inputs, arrival.length, None
+        if inputs is not None:
+            length = length or max(model.lengths, default=0)
+            frame = inputs.frame(model.model_id, arrival.seq, length)
         return self._client.submit(
             self._handles[model.model_id],
             slo_factor=arrival.slo_factor,
             slo_ns=arrival.slo_ns,
             user_id=arrival.user_id,
-            frame=None if inputs is None else inputs.frame(model.model_id, arrival.seq),
-            length=0 if inputs is None or not model.lengths else model.lengths[-1],
+            frame=frame,
+            length=length,
             on_reply=on_reply,
             later=True,
         )

@@ -221,9 +221,9 @@ class SimClient:
     def _send(self, sender: _Sender, message: ClientMessage) -> None:
         held = self._bringing.get(message.request_id) if type(message) is InferRequest else None
         if held is not None and isinstance(message, InferRequest):
-            info = held.info
-            input_bytes = row_bytes(info.inputs, message.length)
-            output_bytes = row_bytes(info.outputs, message.length)
+            length = message.length or _longest(held.info)
+            input_bytes = row_bytes(held.info.inputs, length)
+            output_bytes = row_bytes(held.info.outputs, length)
             payload = self._marks.input(
                 sender.identity, message.request_id, input_bytes, output_bytes
             )
@@ -435,4 +435,5 @@ class SimClient:
 
 
 def _longest(info: ModelInfo) -> int:
+    """The greatest length of the model's inputs; 0 where no dimension varies."""
     return info.lengths[-1] if info.lengths else 0
