@@ -273,11 +273,45 @@ WELCOME_WITHOUT_BAD = m.WorkerWelcome(
     put_aside=(("bad", "it crashed"),),
 )
 
+HELLO_OF_A_CLUSTER = m.ControllerHello(
+    protocol=m.PROTOCOL_VERSION,
+    incarnation=2**60,
+    times_lost=1,
+    cluster="gpu-hall-2",
+    keeps_weights=True,
+)
+
+LOADED = next(example for example in EXAMPLES if isinstance(example, m.LoadModelResult))
+
+WELCOME_WITH_INVENTORY = m.WorkerWelcome(
+    protocol=m.PROTOCOL_VERSION,
+    session=5,
+    version="0.1.0",
+    host="host",
+    pid=77,
+    device="cuda:0",
+    gpus=(_GPU,),
+    loadable=("resnet50",),
+    inventory=(
+        m.Prepared(
+            name="resnet50",
+            runs=((3, 2), (9, 1)),
+            max_batch=16,
+            max_exec_ns=25_000_000,
+            result=LOADED,
+        ),
+    ),
+    incarnation=2**60,
+    times_lost=1,
+)
+
 #: By the name in the golden file.
 NAMED: dict[str, m.Message] = {
     **{type(example).__name__: example for example in EXAMPLES},
     "Heartbeat with gpus": BEAT_WITH_STATS,
     "WorkerWelcome with put_aside": WELCOME_WITHOUT_BAD,
+    "ControllerHello of a cluster": HELLO_OF_A_CLUSTER,
+    "WorkerWelcome with inventory": WELCOME_WITH_INVENTORY,
 }
 
 
