@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CHECKS := format lint floors sim types test
 DEMO_ARGS ?=
-# Of make sim: which seeds, and in how many processes. make check takes the first ones, make slow those behind them.
+# For make sim: which seeds, and in how many processes. make check takes the first ones, make slow those behind them.
 SEEDS ?= 60
 FIRST ?= 0
 SLOW_SEEDS ?= 140

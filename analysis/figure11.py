@@ -23,7 +23,7 @@ from slosched.analysis.drawn import Drawn
 from slosched.analysis.fig11 import plot_fig11
 from slosched.units import NS_PER_MS, NS_PER_S
 
-#: Load factor 1 is about so many requests/s for each GPU.
+#: Requests/s for each GPU at load factor 1, about.
 _RATE_PER_GPU = 1200
 _QUICK_MOST_RPS = 9600
 WINDOWS_S = {"quick": 2, "published": 60}

@@ -8,8 +8,8 @@ N models resident on all of them, Poisson arrivals at rate R in all, exec times 
 times 3 seeds. This recipe runs the same cells through the product's own scheduler and worker in virtual
 time, prints both tables with their difference, and writes them to analysis/oracle/.
 
-The 0.25 ms are the way back. Of the 0.9 ms only the same 0.25 ms can be the way there: a worker learns the
-controller's clock by halving round trips, so unequal ways would put every time that it reports off by
+The 0.25 ms are the latency back. Only the same 0.25 ms of the 0.9 ms can be latency: a worker learns the
+controller's clock by halving round trips, so unequal latencies would put every time that it reports off by
 half of the difference, and prediction would not be exact. The other 0.65 ms are the input's.
 """
 

@@ -117,7 +117,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one run: requests counted, shares in time and answered late or not, loads, PCIe in use."""
+    """One run: requests counted, shares in time and answered late or not, loads, PCIe in use."""
 
     requests: int
     in_time: float
@@ -146,7 +146,7 @@ def cells() -> list[Cell]:
 
 
 def profile_that_holds(copies: int) -> GpuProfile:
-    """A v100 with memory for so many copies of the model."""
+    """A v100 with memory for `copies` copies of the model."""
     profile = load_profile("v100")
     pages = -(-profile.models[MODEL].weights_bytes // profile.page_bytes)
     return replace(profile, weights_cache_bytes=copies * pages * profile.page_bytes)
@@ -322,12 +322,12 @@ def draw(document: dict[str, Any], out: Path) -> None:
         for line, rate in enumerate(rates):
             for column, fit in enumerate(fits):
                 panel = panels[line][column]
-                here = [
+                measured = [
                     row for row in rows if (row["cell"]["fit"], row["cell"]["rate"]) == (fit, rate)
                 ]
-                slos_ms = [row["cell"]["slo_ms"] for row in here]
+                slos_ms = [row["cell"]["slo_ms"] for row in measured]
                 for place, rule in enumerate(RULES):
-                    shares = [row["percent_in_time"][rule] for row in here]
+                    shares = [row["percent_in_time"][rule] for row in measured]
                     panel.plot(
                         slos_ms, shares, color=style.COLOURS[place], marker=style.MARKERS[place]
                     )

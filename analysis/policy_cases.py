@@ -241,7 +241,7 @@ def run_cases(cases: list[Case], seeds: int, jobs: int) -> list[Cell]:
 def of_achievable(name: str, rate: int, slo: str) -> float:
     """INFER5's requests in time over those of a clairvoyant schedule, of the requests of a second.
 
-    Both by the controller's count: no scheduler is told of the client's ways.
+    Both by the controller's count: no scheduler knows the latencies of the clients.
     """
     [case] = [case for case in CASES if case.name == name]
     spec = replace(case.spec(rate, slo, OURS, 1), duration_ns=NS_PER_S)

@@ -33,7 +33,7 @@ FROM_MS, TO_MS = 60.0, 92.0
 def capacity_rps(factor: float, gpus: int = 6) -> float:
     """Requests/s that GPUs of the grid serve in batches of the best size that fits an SLO of `factor` b1.
 
-    No schedule serves more: a batch needs its exec time, and the ways before and after it.
+    No schedule serves more: a batch needs its exec time, and the latencies before and after it.
     """
     exec_ns = load_profile("fig7").model("resnet50").exec_ns
     room_ns = factor * exec_ns[1] - BEFORE_NS - AFTER_NS

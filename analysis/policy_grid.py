@@ -185,7 +185,7 @@ def missed(cell: dict[str, float]) -> bool:
 
 
 def line_of(row: dict[str, object]) -> str:
-    """One row for people: measured / target of each cell."""
+    """One row, human-readable: measured / target of each cell."""
     shown = []
     cells_found: list[dict[str, float]] = row["cells"]  # type: ignore[assignment]
     for cell in cells_found:

@@ -158,12 +158,12 @@ def _default_out(recipe: Recipe, scale: str, live: bool) -> Path:
 
 
 def _simulated(parts: Sequence[Part], jobs: Sequence[Job], processes: int) -> list[Path]:
-    said: set[int] = set()
+    shown: set[int] = set()
 
     def show(progress: JobsProgress) -> None:
         for place, run in progress.running.items():
-            if place not in said:
-                said.add(place)
+            if place not in shown:
+                shown.add(place)
                 print(f"{parts[place].name}: {run.total_s:.0f} s to simulate", flush=True)
 
     results = run_many(jobs, processes=processes, progress=show)
@@ -188,7 +188,7 @@ def _spec(part: Part) -> SimSpec:
 def _live(parts: Sequence[Part], out: Path) -> list[Path]:
     """One run after the other; only one at a time has the machine for itself."""
     out = claim_run_dir(out)
-    write_manifest(out, "recipe", {"runs": [_said(part) for part in parts]})
+    write_manifest(out, "recipe", {"runs": [_described(part) for part in parts]})
     runs = []
     for part in parts:
         result = run_locally(
@@ -215,7 +215,7 @@ def _directory(part: Part, result: RunResult) -> Path:
 # --------------------------------------------------------------------------------- what is left
 
 
-def _said(part: Part) -> dict[str, Any]:
+def _described(part: Part) -> dict[str, Any]:
     scheduler = part.scheduler
     return {
         "name": part.name,
@@ -236,7 +236,7 @@ def _document(recipe: Recipe, scale: str, live: bool, drawn: Drawn) -> dict[str,
         "scale": scale,
         "version": __version__,
         "host": {k: v for k, v in describe_host().items() if k != "hostname"},
-        "runs": [_said(part) for part in recipe.parts(scale)],
+        "runs": [_described(part) for part in recipe.parts(scale)],
         "numbers": numbers,
     }
 

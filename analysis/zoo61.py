@@ -12,7 +12,7 @@ has as many networks, of the same families and the same spread, and is NOT measu
   6.04 for 1 to 16) to the family's power: below 1 it gains more by batching, above 1 less.
 
 Times per layer and powers were chosen so that the families come out about as fast, and gain about as much,
-as Clockwork's paper says of theirs. `resnet50` (the alias resnet50_v2) is v100's, to the digit.
+as Clockwork's paper says of its own. `resnet50` (the alias resnet50_v2) is v100's, to the digit.
 """
 
 from __future__ import annotations

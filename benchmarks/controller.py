@@ -36,10 +36,11 @@ from controller_tables import (
     TIGHT_STEPS,
 )
 from serving_core import machine_line, provenance
-from stall_meter import BOUNDS, NOTED_NS, TICK_NS, StallMeter
+from stall_meter import BOUNDS, StallMeter
 from windows import SETTLE_NS, Recorder
 
 from slosched.cli.children import ended_by_signals
+from slosched.cli.machine import NOTED_NS, TICK_NS
 from slosched.clock import now_ns
 from slosched.errors import SloschedError
 from slosched.telemetry.manifest import describe_host
@@ -206,7 +207,7 @@ def _options() -> argparse.Namespace:
         "--limit-minutes",
         type=float,
         default=10.0,
-        help="void windows of a part are not run again after so long (default 10)",
+        help="void windows of a part are run again for at most this time (default 10)",
     )
     parser.add_argument("--dry", action="store_true", help="write no results")
     parser.add_argument(

@@ -17,7 +17,7 @@ from slosched.units import NS_PER_S
 INSTANCES = 10_000
 #: Some are served while the others are sent: at least 100,000 wait in the end.
 QUEUED = 107_000
-#: Long enough that nothing is given up, and that nobody is refused: capacity is 1,019 requests/s.
+#: Long enough that nothing is given up, and that no request is refused: capacity is 1,019 requests/s.
 _SLO_NS = 1_000 * NS_PER_S
 OVERLOAD_RATE = 10_190
 OVERLOAD_S = 20.0

@@ -148,7 +148,7 @@ def _room(file: str, name: str, callers: dict[tuple[str, int, str], object]) -> 
     for part, room in _ROOMS:
         if part in file:
             return room
-    if file == "~":  # a function of C belongs to whoever calls it most
+    if file == "~":  # a function of C belongs to the room that calls it most
         if "msgspec" in name or "encode" in name or "decode" in name:
             return "encoding and decoding"
         for caller, _, _ in callers:

@@ -21,7 +21,7 @@ PAGE = HERE / "controller.md"
 Window = dict[str, Any]
 
 #: GPUs and requests/s: satisfied, controller cores and CPU us a request of Clockwork's C++ controller, measured
-#: on such a machine; what is asked of ours in time; and, if not None, the cores that it may take.
+#: on such a machine; what ours must have in time; and, if not None, the cores that it may take.
 RATE_CELLS: dict[tuple[int, int], tuple[float, float, float, float, float | None]] = {
     (6, 600): (0.997, 0.67, 1121.0, 0.995, 0.15),
     (6, 2400): (0.976, 0.78, 326.0, 0.995, None),

@@ -84,8 +84,10 @@ def _await_text(process: subprocess.Popen[bytes], text: bytes, since_ns: int) ->
         readable, _, _ = select.select([fd], [], [], max(0.0, left_s))
         chunk = os.read(fd, 65536) if readable else b""
         if not chunk:
-            said = seen.decode(errors="replace").strip() or "nothing"
-            raise ChildFailed(f"the controller did not say {text.decode()!r}; it said: {said}")
+            printed = seen.decode(errors="replace").strip() or "nothing"
+            raise ChildFailed(
+                f"the controller did not say {text.decode()!r}; it printed: {printed}"
+            )
         seen += chunk
     return now_ns() - since_ns
 

@@ -135,7 +135,7 @@ def _gpus(quick: bool, *, spread: bool) -> list[Record]:
         models = rig.load("resnet50", copies)
         point = {"gpus": gpus, "models": copies}
         points.append(Point(point, rig, models, 250 * gpus, 100 if spread else 25))
-    # Warm: every worker's ways are known from a full window of samples.
+    # Warm: every worker's latencies are known from a full window of samples.
     return curve(points, warm_s=0.6, requests=12_288, quick=quick)
 
 

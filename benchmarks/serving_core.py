@@ -28,10 +28,11 @@ import process_parts
 import tables
 from cluster import PROFILE, SCHEDULE_AHEAD
 from load_parts import Settings
-from stall_meter import BOUNDS, NOTED_NS, TICK_NS, StallMeter
+from stall_meter import BOUNDS, StallMeter
 from windows import Recorder
 
 from slosched.cli.children import ended_by_signals
+from slosched.cli.machine import NOTED_NS, TICK_NS
 from slosched.clock import now_ns
 from slosched.errors import SloschedError
 from slosched.telemetry.manifest import describe_host
@@ -95,7 +96,7 @@ def _options() -> argparse.Namespace:
         "--limit-minutes",
         type=float,
         default=14.0,
-        help="void windows are not run again after so long (default 14)",
+        help="void windows are run again for at most this time (default 14)",
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="length of memory (default 10)")
     parser.add_argument(

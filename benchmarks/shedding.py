@@ -167,7 +167,7 @@ def page(runs: Sequence[dict[str, list[Row]]], options: argparse.Namespace) -> s
     stamp = f"{datetime.now(UTC):%Y-%m-%d}, {platform.platform()}"
     lines += [
         "",
-        f"Of {len(shares)} runs beyond the peak, {enough} keep {_ENOUGH} of it or more; the median is "
+        f"In {len(shares)} runs beyond the peak, {enough} keep {_ENOUGH} of it or more; the median is "
         f"{median(shares):.2f}. A process that is stopped 100 times each second, with cold caches after "
         "each stop, gets a quarter more or less done from run to run.",
         "",

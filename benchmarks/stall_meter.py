@@ -11,7 +11,7 @@ time what disturbed it, so that a disturbed window can be voided by a rule that 
   A ticker costs about 1 % of its CPU.
 - One *sampler*, at the lowest priority, reads /proc twice a second: stolen time, the CPU time of each
   of our processes, and that of every process that is not ours (kernel threads, which mostly work for
-  whoever makes the load, are left out). A process that ended is not lost: its time is in its parent's.
+  the process that makes the load, are left out). A process that ended is not lost: its time is in its parent's.
 
 Alone it is a check of a machine: `.venv/bin/python benchmarks/stall_meter.py watch 10`. Linux only.
 """
@@ -34,14 +34,10 @@ from pathlib import Path
 
 from slosched.child_processes import end_with_parent
 from slosched.cli.children import ChildFailed, Children
-from slosched.cli.machine import Bounds, Disturbance
+from slosched.cli.machine import NOTED_NS, SAMPLE_NS, TICK_NS, Bounds, Disturbance
 from slosched.clock import now_ns, set_timer_slack
 from slosched.units import NS_PER_MS, NS_PER_S
 
-TICK_NS = 2 * NS_PER_MS
-#: A wake-up this late is noted; less is the ordinary cost of waking.
-NOTED_NS = NS_PER_MS
-SAMPLE_EVERY_S = 0.5
 _READY_S = 10.0
 _KTHREADD = 2
 
@@ -57,7 +53,7 @@ class Stall:
 
 @dataclass(frozen=True)
 class Sample:
-    """Cumulative times at `at_ns`: stolen by the host, of foreign processes, of ours by process id."""
+    """Cumulative times at `at_ns`: stolen by the host; foreign processes'; our processes', by process id."""
 
     at_ns: int
     steal_ns: int
@@ -224,7 +220,7 @@ def tick(cpu: int) -> None:
         woke_ns = now_ns()
         if woke_ns - due_ns > NOTED_NS:
             print(woke_ns, woke_ns - due_ns, flush=True)
-            due_ns = now_ns()  # a slow disk under this line is no stall
+            due_ns = now_ns()  # a slow disk under this line does not count as a stall
 
 
 def _raise_priority() -> str:
@@ -243,7 +239,7 @@ def sample(root: int) -> None:
     counter = CpuCounter(root)
     while True:
         print(json.dumps(asdict(counter.sample())), flush=True)
-        time.sleep(SAMPLE_EVERY_S)
+        time.sleep(SAMPLE_NS / NS_PER_S)
 
 
 class CpuCounter:
@@ -326,12 +322,12 @@ def watch(seconds: float) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """`tick CPU` and `sample PID` are the meter's children; `watch SECONDS` is for people."""
+    """`tick CPU` and `sample PID` are the meter's children; `watch SECONDS` prints for a reader."""
     match list(arguments):
         case ["watch", seconds]:
             watch(float(seconds))
         case [("tick" | "sample") as verb, number]:
-            # Whoever started us may be killed: the kernel then ends us too.
+            # The process that started us may be killed: the kernel then ends us too.
             end_with_parent(signal.SIGTERM)
             with contextlib.suppress(KeyboardInterrupt):
                 (tick if verb == "tick" else sample)(int(number))

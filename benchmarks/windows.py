@@ -220,7 +220,7 @@ def _percentile(values: NDArray[Any], percent: float) -> int:
 
 
 def line_of(window: Window) -> str:
-    """One line for people, while the benchmark runs."""
+    """One human-readable line, while the benchmark runs."""
     verdict = f"VOID: {'; '.join(window.void)}" if window.void else ""
     return (
         f"  R={window.rate:g} SLO {window.slo}: client {window.in_time / window.sent:.4f}, controller "

@@ -23,7 +23,7 @@ from slosched.daemon.backends.cuda.program import BufferSet
 from slosched.daemon.backends.cuda.recorded import Array, RecordedProgram
 
 MS = 1_000_000
-#: A reading of the clock takes this long, so that whoever spins gets on.
+#: A reading of the clock takes this long, so that a loop that waits for a time reaches it.
 TICK_NS = 100
 
 
@@ -149,7 +149,7 @@ class FakeDriver:
         self.pending.append((stream.free_ns, self._seq, action))
 
     def at(self, address: int, nbytes: int) -> np.ndarray:
-        """The memory there; fails if it is none of ours."""
+        """The memory there; fails if none of our allocations has it."""
         base = self._bases[bisect_right(self._bases, address) - 1]
         memory = self._memory[base]
         assert address - base + nbytes <= len(memory), "outside its block"

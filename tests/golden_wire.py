@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from slosched import join_messages as j
 from slosched import messages as m
 from slosched.output_files import write_file
 from slosched.transport import bundles as b
@@ -58,7 +59,7 @@ EXAMPLES: tuple[m.Message, ...] = (
     m.CancelRequest(9),
     m.StatusRequest(10),
     m.DrainWorkerRequest(11, "gpu01/cuda:0", undo=True),
-    m.Register(
+    j.Register(
         protocol=m.PROTOCOL_VERSION,
         incarnation=2**60,
         name="gpu01/cuda:0",
@@ -67,9 +68,9 @@ EXAMPLES: tuple[m.Message, ...] = (
         nonce=b"n" * 32,
         proof=b"p" * 32,
     ),
-    m.Challenge(b"n" * 32),
-    m.Registered(3, drained=True),
-    m.RegistrationRefused(5, "the name is in use"),
+    j.Challenge(b"n" * 32),
+    j.Registered(3, drained=True),
+    j.RegistrationRefused(5, "the name is in use"),
     m.DrainWorkerReply(11, 0, "", 3, "draining"),
     m.Welcome(m.PROTOCOL_VERSION, 2**60, "0.1.0", "INFER5", 100_000_000),
     m.Refused(-1, 6, "say hello first"),

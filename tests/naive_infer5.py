@@ -392,7 +392,7 @@ class NaiveInfer5:
         return max(expiry_ns - transit_ns + 1, self._now_ns + 1)
 
     def _answer_hopeless(self, now_ns: int) -> None:
-        """Rule 1, over all models: who cannot start in time anywhere is answered now."""
+        """Rule 1, over all models: requests that cannot start in time anywhere are answered now."""
         soonest_ns = self._soonest_start_ns(now_ns)
         while (request := self._expiry.pop_before(soonest_ns)) is not None:
             latest_ns, start_ns, exec_ns = self._best_plan(request, now_ns)

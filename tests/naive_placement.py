@@ -34,7 +34,7 @@ class _Wish:
 
 @dataclass(slots=True, eq=False)
 class _Score:
-    """Of one model, faded to the last request of anybody."""
+    """One model's score, faded to the time of the last request of any model."""
 
     asked: float = 0.0
     need: float = 0.0
@@ -266,7 +266,7 @@ class NaivePlacement:
     def _option(
         self, wish: _Wish, gpu: Gpu, ready_ns: int, now_ns: int
     ) -> tuple[bool, bool, float] | None:
-        """(serves nobody who waits, evicts, what is lost less what is served) if the load is worth it."""
+        """(serves no waiting request, evicts, what is lost less what is served) if the load is worth it."""
         model, worker = wish.model, gpu.worker
         if wish.more and gpu.exec.outstanding:
             return None
@@ -299,7 +299,7 @@ class NaivePlacement:
         return None
 
     def _victims(self, gpu: Gpu, model: Instance, now_ns: int) -> list[Instance] | None:
-        """Nobody waits for them if possible, nor uses them, the least needed for each page first."""
+        """Models without waiting requests and actions if possible, the least needed for each page first."""
         ranked = []
         for place, victim in enumerate(list(gpu.resident.values())[:_VICTIMS_LOOKED_AT]):
             others = len(victim.resident_on) - 1
@@ -334,6 +334,6 @@ class NaivePlacement:
 
     def _load(self, gpu: Gpu, model: Instance, now_ns: int) -> None:
         start_ns = max(now_ns + gpu.worker.transit.margin_ns, gpu.load.busy_until_ns)
-        # Nobody waits for a particular start of a load; the window only sheds what is long stale.
+        # No request waits for a particular start of a load; the window only sheds loads that are long stale.
         latest_ns = start_ns + self._ahead_ns + NS_PER_S
         self._cluster.send_load(gpu, model, now_ns=now_ns, start_ns=start_ns, latest_ns=latest_ns)

@@ -1,9 +1,10 @@
-"""Finds phrases and names that read badly, in the code, comments, docstrings and messages of the package.
+"""Finds phrases and names that read badly, in every kind of text: code, comments, messages, help and documents.
 
     python tests/plain_english.py [FILE ...]
 
-Prints each with its place; exits with 1 if there is any, which `make lint` reports. Without files it reads the
-whole package, less the files that are not rewritten yet (`NOT_DONE`). That list only ever gets shorter.
+Prints each with its place; exits with 1 if there is any, which `make lint` reports. Without files it reads all
+that `texts_of_the_tree` names, less the files that are not rewritten yet (`NOT_DONE`). That list only ever gets
+shorter.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-PACKAGE = Path(__file__).parent.parent / "src" / "slosched"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "slosched"
+TESTS = ROOT / "tests"
+#: Folders with Python files; all others have documents and settings only.
+_PROGRAMS = (PACKAGE, TESTS, ROOT / "benchmarks", ROOT / "analysis", ROOT / "clients")
+#: Folders with settings whose comments a person reads.
+_SETTINGS = (ROOT / "workloads", ROOT / "daemon", ROOT / "clients", PACKAGE / "profiles")
+#: They quote the phrases that they look for.
+_QUOTE = (TESTS / "plain_english.py", TESTS / "test_house_rules.py")
 
 #: What is looked for, and what to write instead.
 PHRASES = {
@@ -43,7 +52,7 @@ PHRASES = {
 #: Names that do not say what they hold.
 NAMES = re.compile(r"_?(?:said|told|here|hindered|unasked|news)$")
 
-#: Files that are not rewritten yet, or folders of them; relative to the package.
+#: Files that are not rewritten yet, or folders of them; relative to the repository.
 NOT_DONE: tuple[str, ...] = ()
 
 
@@ -54,10 +63,11 @@ class Finding(NamedTuple):
     advice: str
 
 
-def _texts(path: Path) -> Iterator[tuple[int, str]]:
-    """Each run of comment lines, and each string, with the line on which it begins."""
+def _texts(path: Path, *, all_strings: bool) -> Iterator[tuple[int, str]]:
+    """Each run of comment lines, and each string or docstring, with the line on which it begins."""
     run: list[str] = []
     began = last = 0
+    begins_a_line = True
     with path.open("rb") as source:
         for token in tokenize.tokenize(source.readline):
             if token.type == tokenize.COMMENT:
@@ -68,12 +78,42 @@ def _texts(path: Path) -> Iterator[tuple[int, str]]:
                     began = token.start[0]
                 run.append(token.string.lstrip("#: "))
                 last = token.start[0]
-            elif token.type == tokenize.STRING or token.type == getattr(
-                tokenize, "FSTRING_MIDDLE", -1
-            ):
+            elif token.type in _STRINGS and (all_strings or begins_a_line):
                 yield token.start[0], token.string.strip("\"'rbf")
+            begins_a_line = token.type in _BEFORE_A_LINE
     if run:
         yield began, " ".join(run)
+
+
+#: The second is that of an f-string's text, from Python 3.12 on.
+_STRINGS = (tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", -1))
+#: A string behind one of these begins a line, so it is a docstring or a part of a longer text.
+_BEFORE_A_LINE = (
+    tokenize.ENCODING,
+    tokenize.NEWLINE,
+    tokenize.NL,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.COMMENT,
+)
+_CODE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+_QUOTED = re.compile(r"`[^`\n]+`")
+_PARAGRAPH = re.compile(r"(?:[^\n]*\S[^\n]*\n?)+")
+
+
+def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
+    """Each paragraph of a document without its code, with the line on which it begins."""
+    text = _CODE.sub(lambda block: "\n" * block[0].count("\n"), text)
+    text = re.sub(r"^    .*$", "", text, flags=re.MULTILINE)
+    for each in _PARAGRAPH.finditer(text):
+        yield text.count("\n", 0, each.start()) + 1, _QUOTED.sub("CODE", each[0])
+
+
+def _remarks(text: str) -> Iterator[tuple[int, str]]:
+    """Each run of comment lines of a file of settings, with the line on which it begins."""
+    for each in re.finditer(r"(?:^ *#.*\n?)+", text, re.MULTILINE):
+        comment = re.sub(r"^ *#:? ?", "", each[0], flags=re.MULTILINE)
+        yield text.count("\n", 0, each.start()) + 1, _QUOTED.sub("CODE", comment)
 
 
 def _names(path: Path) -> Iterator[Finding]:
@@ -84,9 +124,20 @@ def _names(path: Path) -> Iterator[Finding]:
 
 
 def findings(path: Path) -> list[Finding]:
-    """Every listed phrase in the comments, docstrings and strings of one Python file, and every listed name."""
-    found = list(_names(path))
-    for began, text in _texts(path):
+    """Every listed phrase in one file, and in code other than tests every listed name.
+
+    In a test the comments and docstrings count; its other strings are what it feeds and expects.
+    """
+    in_tests = TESTS in path.parents
+    found: list[Finding] = []
+    if path.suffix == ".py":
+        found += [] if in_tests else _names(path)
+        texts = _texts(path, all_strings=not in_tests)
+    elif path.suffix == ".md":
+        texts = _paragraphs(path.read_text(encoding="utf-8"))
+    else:
+        texts = _remarks(path.read_text(encoding="utf-8"))
+    for began, text in texts:
         flat = re.sub(r"\s+", " ", text)
         for pattern, advice in PHRASES.items():
             for match in re.finditer(pattern, flat):
@@ -95,12 +146,29 @@ def findings(path: Path) -> list[Finding]:
     return found
 
 
-def done_files(package: Path = PACKAGE) -> list[Path]:
-    """The package's files that must be free of the phrases."""
+def texts_of_the_tree(root: Path = ROOT) -> list[Path]:
+    """Every file with words that a person reads: programs, documents and comments of settings."""
+    files = [path for folder in _PROGRAMS for path in folder.rglob("*.py")]
+    files += [path for folder in _SETTINGS for path in folder.rglob("*.toml")]
+    files += [
+        path for folder in root.iterdir() if _holds_texts(folder) for path in folder.rglob("*.md")
+    ]
+    files += [*root.glob("*.md"), root / "Makefile", root / "pyproject.toml"]
+    return sorted(set(files) - set(_QUOTE))
+
+
+def _holds_texts(folder: Path) -> bool:
+    """False for files, and for what tools leave behind."""
+    left_behind = ("shared", "build", "dist", "slosched-runs")
+    return folder.is_dir() and folder.name not in left_behind and not folder.name.startswith(".")
+
+
+def done_files(root: Path = ROOT) -> list[Path]:
+    """The files that must be free of the phrases."""
     return [
         path
-        for path in sorted(package.rglob("*.py"))
-        if not any(path.is_relative_to(package / each) for each in NOT_DONE)
+        for path in texts_of_the_tree(root)
+        if not any(path.is_relative_to(root / each) for each in NOT_DONE)
     ]
 
 

@@ -54,7 +54,7 @@ def test_windows_count_what_a_loop_counts() -> None:
     values = [chance.randrange(500) for _ in times]
     chosen = [chance.random() < 0.5 for _ in times]
     windows = Windows(np.array(times), 700, 1_000, 9_000)
-    assert windows.count == 11  # 8,000 / 700, the rest is no window
+    assert windows.count == 11  # 8,000 / 700; the rest is less than a window
     assert Windows(np.array(times), 700, 1_000, 9_390).count == 12  # that much is
     mask, numbers = np.array(chosen), np.array(values)
     (median,) = windows.quantiles(numbers, [0.5], mask)

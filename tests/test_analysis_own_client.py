@@ -1,4 +1,4 @@
-"""Figures of a run show the requests of its own client, whoever else used the controller."""
+"""Figures of a run show the requests of its own client, whichever other clients used the controller."""
 
 from __future__ import annotations
 

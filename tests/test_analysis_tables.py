@@ -59,7 +59,7 @@ def test_a_step_by_hand(tmp_path: Path) -> None:
     assert step.satisfied == 7
     assert step.satisfaction == pytest.approx(7 / 11)
     assert step.goodput_rps == pytest.approx(7 / 1.1)
-    # Of the eight successes 0.5, 1, ..., 3.5 and 9 ms, linearly interpolated.
+    # Percentiles of the eight successes 0.5, 1, ..., 3.5 and 9 ms, linearly interpolated.
     assert step.p50_ns == pytest.approx(2.25 * MS)
     assert step.p99_ns == pytest.approx((3.5 + 0.93 * 5.5) * MS)
     assert step.by_code == {4: 1, 8: 2}

@@ -59,7 +59,7 @@ def test_no_baseline_is_ahead_of_infer5(cell: Cell) -> None:
 
 @pytest.mark.parametrize(
     ("rate", "factor", "expected"),
-    # Of a separate model of the same rule, six GPUs and twelve models.
+    # From a separate model of the same rule, six GPUs and twelve models.
     [(1200, 1.5, 94.2), (2400, 1.5, 71.6), (2400, 2.25, 84.1), (2400, 5.0625, 86.5)],
 )
 def test_reject_serves_what_batch_1_can(rate: float, factor: float, expected: float) -> None:

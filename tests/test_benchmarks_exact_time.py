@@ -25,6 +25,7 @@ import exact_time  # noqa: E402
 import live_and_simulated  # noqa: E402
 import row_bench  # noqa: E402
 
+from slosched.child_processes import ready_port  # noqa: E402
 from slosched.config_file import load_profile  # noqa: E402
 from slosched.loadgen.results import RunResult, StepResult  # noqa: E402
 from slosched.messages import NO_SPAN, GpuStats, InferResult, Span  # noqa: E402
@@ -406,7 +407,9 @@ def test_the_open_loop_client_and_the_asyncio_server_speak_http(tmp_path: Path) 
     )
     try:
         assert server.stdout is not None
-        address = server.stdout.readline().split()[-1]
+        port = ready_port(server.stdout.readline())
+        assert port is not None, "the benchmark waits for this line"
+        address = f"127.0.0.1:{port}"
         out = tmp_path / "cells.json"
         done = subprocess.run(
             [

@@ -102,7 +102,7 @@ time.sleep(60)
 
 
 def _is_running(pid: int) -> bool:
-    """False for a process that is gone, or is a zombie that nobody has reaped yet."""
+    """False for a process that is gone, or is a zombie that no process has reaped yet."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

@@ -206,7 +206,7 @@ def test_the_placement_rule_is_an_option(captured: Captured) -> None:
     [
         (
             ["INFER9", "a:1"],
-            "unknown controller TYPE 'INFER9' (did you mean INFER5?); known: "
+            "unknown scheduler TYPE 'INFER9' (did you mean INFER5?); known: "
             + ", ".join(sorted(POLICIES)),
         ),
         (["INFER5", "0", "6"], "'0' is not a host:port"),

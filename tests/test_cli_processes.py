@@ -79,7 +79,7 @@ print([name for name in {HEAVY!r} if name in sys.modules])
     ("args", "code", "said"),
     [
         (["no-such-command"], 2, "unknown command 'no-such-command'; known: "),
-        (["controller", "INFER9", "a:1"], 2, "unknown controller TYPE 'INFER9'"),
+        (["controller", "INFER9", "a:1"], 2, "unknown scheduler TYPE 'INFER9'"),
         (["client", "no-such-workload"], 2, "unknown workload 'no-such-workload'"),
         (["worker", "--device", "emulated", "--profile", "p999"], 2, "unknown profile 'p999'"),
         (

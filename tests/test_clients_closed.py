@@ -98,7 +98,7 @@ def test_each_answer_is_followed_by_the_next_request(tmp_path: Path) -> None:
     assert result.complete and result.problem == ""
     many, one = result.steps
     assert (many.group, one.group) == ("many", "one")
-    # Nobody waits for another: about 400 / (10 to 13) each, and three at a time are thrice as many.
+    # No loop waits for another: about 400 / (10 to 13) each, and three at a time are thrice as many.
     assert 15 <= one.sent <= 41 and 2.5 * one.sent < many.sent < 3.5 * one.sent
     assert many.codes == {"ok": many.sent} and many.duration_ns == 400 * MS
     log = read_client_log(tmp_path / "client_log.tsv")

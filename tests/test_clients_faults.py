@@ -239,7 +239,7 @@ def test_a_forgotten_client_is_told_and_says_hello_again() -> None:
                     await client.infer(model, array(), slo=1)
                 ).ok  # the second time, after a hello
                 controller.greeted.clear()
-                controller.incarnation = 9  # it was restarted, and nobody has noticed yet
+                controller.incarnation = 9  # it was restarted, and the client has not noticed yet
                 answer = await client.infer(model, array(), slo=1)
                 assert answer.ok and answer.model.incarnation == 9
 

@@ -127,7 +127,7 @@ def two(tmp_path: Path) -> Iterator[Cluster]:
 async def spray(
     client: AsyncClient, model: object, seconds: float, slo: str, *, each_s: float = 0.005
 ) -> list[int]:
-    """Requests each so many seconds for a while; the codes of all answers."""
+    """Requests at equal intervals for a while; the codes of all answers."""
     tasks = []
 
     async def one() -> int:

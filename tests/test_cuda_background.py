@@ -109,7 +109,7 @@ def test_what_is_timed_is_not_cut(background: Background) -> None:
     background.submit(job)
     while background.pending:
         background.slice(NS_PER_MS)
-        time.sleep(0.02)  # what is cut takes at least so much longer
+        time.sleep(0.02)  # what is cut takes at least this much more time
     assert len(gaps) == 8 and sorted(gaps)[4] < 20 * NS_PER_MS
 
 

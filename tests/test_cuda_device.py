@@ -365,7 +365,7 @@ def test_when_the_device_is_lost_every_op_is_reported_once(after_ns: int) -> Non
     for op_id in ops:
         rig.until(op_id)
     last = rig.launch(OpKind.EXEC, 4, batch_size=1)
-    # Whoever was served when the device was lost is tried again elsewhere: it is no fault of its model.
+    # What was served when the device was lost is tried again elsewhere: its model is not to blame.
     assert {rig.done[op_id].code for op_id in ops} <= {0, Code.PROCESS_ENDED}
     assert rig.until(last).code == Code.PROCESS_ENDED
     assert rig.device.lost == rig.done[last].reason == "an illegal address"

@@ -90,7 +90,7 @@ def test_a_forecast_that_no_loss_confirms_is_none() -> None:
 
 
 def test_a_model_is_not_refused_more_because_it_was_served_less() -> None:
-    """Of two that are alike one got no batch for long: it is forecast what turns would give it."""
+    """When two are alike, one got no batch for long: it is forecast what turns would give it."""
     forecast, one = watched(batches=4)
     other = model(2)
     forecast.lost(other.queue, now_ns=0)

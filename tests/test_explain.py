@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 
@@ -133,3 +134,26 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("[2,", "[true,") + "\n")
     with pytest.raises(MalformedLog, match="line"):
         list(read_reasons(path))
+
+
+@pytest.mark.parametrize("block_bytes", [1, 40, 1 << 20])
+def test_rows_are_read_in_blocks_of_any_size(
+    block_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slosched.telemetry.log_lines._BLOCK_BYTES", block_bytes)
+    simulated(tmp_path / "run")
+    path = tmp_path / "run" / FILE_NAME
+    rows = list(read_reasons(path))
+    whole = path.read_bytes()
+    assert len(rows) == 4
+    path.write_bytes(codecs.BOM_UTF8 + whole.replace(b"\n", b"\r\n") + b"[1,")
+    assert list(read_reasons(path)) == rows
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], b"[]\n", *lines[3:]]))
+    with pytest.raises(MalformedLog, match="line 4:"):
+        list(read_reasons(path))
+    path.write_bytes(b"".join(lines[1:]))
+    with pytest.raises(MalformedLog, match="line 1: this is not the header"):
+        list(read_reasons(path))
+    path.write_bytes(lines[0][:-3])  # killed within the header
+    assert list(read_reasons(path)) == []

@@ -175,7 +175,7 @@ def test_a_small_weight_gives_way() -> None:
 
 
 def test_only_ratios_of_weights_matter() -> None:
-    """Once some are lost: who is lost counts as 1."""
+    """Once some are lost, each lost request counts as 1."""
     loads = [Load(CAPACITY * 1.5, 30, 0, b"a"), Load(CAPACITY * 1.5, 30, 1, b"b")]
 
     def of(a: float, b: float) -> World:
@@ -325,7 +325,7 @@ def test_no_model_with_feasible_requests_is_starved(
         begin_ns = world.outcome.requests[0].arrival_ns
         end_ns = begin_ns + round(seconds * NS_PER_S)
         slo_ns = round(loads[index].slo_ms * MS)
-        # Until one is lost; patience; everybody's turn, with GPUs not quite busy; what runs already.
+        # Until one is lost; patience; the turns of all models, with GPUs not quite busy; what runs already.
         bound_ns = (
             slo_ns
             + PATIENCE_NS

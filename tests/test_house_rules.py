@@ -98,8 +98,19 @@ def test_no_file_is_called_after_nothing() -> None:
     assert not [str(path) for path in sources() if path.name in banned]
 
 
-def test_the_package_is_in_plain_english() -> None:
-    found = [each for path in plain_english.done_files() for each in plain_english.findings(path)]
+def test_everything_is_in_plain_english() -> None:
+    files = plain_english.done_files()
+    for each in (
+        "src/slosched/errors.py",
+        "tests/conftest.py",
+        "benchmarks/scaling.py",
+        "docs/faults.md",
+    ):
+        assert ROOT / each in files
+    for each in ("README.md", "docs/adr", "clients/README.md", "daemon/worker.toml", "Makefile"):
+        assert any(path.is_relative_to(ROOT / each) for path in files), each
+    assert not plain_english.NOT_DONE
+    found = [each for path in files for each in plain_english.findings(path)]
     assert not found, found
 
 
@@ -125,6 +136,28 @@ def test_a_planted_phrase_is_found(source: str, phrase: str, tmp_path: Path) -> 
     path.write_text(source + "\n")
     assert any(phrase in found.text for found in plain_english.findings(path))
     assert plain_english.main([str(path)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("page.md", "A sentence.\n\n| a | b |\n| - | - |\n| 1 | so many\n"),
+        ("page.md", "It ends\nwith whoever called `it`.\n"),
+        ("worker.toml", "x = 1\n# One line,\n# and what nobody\n# reads.\n"),
+        ("Makefile", "all:\n# Of all targets the first.\n"),
+    ],
+)
+def test_documents_and_settings_are_read_too(name: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    assert len(plain_english.findings(path)) == 1
+
+
+def test_code_in_a_document_and_what_a_test_feeds_are_not_sentences() -> None:
+    blocks = "Text.\n\n```sh\necho so many\n```\n\n    so many\n\nA `so many` b.\n"
+    assert "so many" not in " ".join(text for _, text in plain_english._paragraphs(blocks))
+    path = ROOT / "tests" / "test_bound.py"  # names a model 'nobody'
+    assert "nobody" in path.read_text() and not plain_english.findings(path)
 
 
 def test_good_sentences_are_left_alone(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Workers that say goodbye: they get nothing new, and what they hand back is no failure."""
+"""Workers that say goodbye: they get nothing new, and what they hand back does not count as failed."""
 
 from __future__ import annotations
 

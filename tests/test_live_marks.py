@@ -16,7 +16,7 @@ from slosched.clients.inference import Model
 pytestmark = pytest.mark.processes
 
 LOOPBACK = ("--bind", "127.0.0.1", "--port", "0")
-#: Of each client; so many of them are under way at once, and every third brings no input.
+#: Each client's requests; how many of them are in flight at once; every third brings no input.
 REQUESTS, AT_ONCE, WITHOUT = 2000, 64, 3
 #: Small inputs, so that the marks are what travels. An output is as long as its mark and a zero.
 PROFILE = """

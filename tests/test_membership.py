@@ -21,17 +21,14 @@ from slosched.core.scheduler.interface import (
 )
 from slosched.core.scheduler.membership import JoinRules
 from slosched.core.scheduler.state import WorkerState
+from slosched.join_messages import Challenge, Register, Registered, RegistrationRefused
 from slosched.messages import (
     PROTOCOL_VERSION,
-    Challenge,
     ControllerHello,
     DrainWorkerReply,
     DrainWorkerRequest,
     Infer,
     LoadModel,
-    Register,
-    Registered,
-    RegistrationRefused,
     WorkerGoodbye,
 )
 

@@ -1,4 +1,4 @@
-"""Outputs into a directory whose name is no UTF-8, as file systems allow: every command, to its end."""
+"""Outputs into a directory whose name is not UTF-8, as file systems allow: every command, to its end."""
 
 from __future__ import annotations
 

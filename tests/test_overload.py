@@ -76,7 +76,7 @@ def test_under_a_flood_an_answer_has_the_clients_way_to_spare_where_there_is_a_c
         rig, (running, urgent, patient) = Rig.ready(copies=3)
         rig.infer(running, slo_ms=40)
         rig.step(0)
-        # The GPU is free at 2.5 ms: 4.75 ms is the soonest answer, and the ways there and back are 0.75.
+        # The GPU is free at 2.5 ms: 4.75 ms is the soonest answer, and the two latencies are 0.75 together.
         rig.infer(urgent, slo_ms=4.9)
         if not alone:
             rig.infer(patient, slo_ms=6)

@@ -21,7 +21,7 @@ from slosched.telemetry.reason_log import Reason
 from test_readme import MINE, README, blocks, served, slosched, table_of
 
 DOCS = Path(__file__).parent.parent / "docs"
-SIMULATED = ("replay_my_arrivals", "why_refused")
+SIMULATED = ("replay_my_arrivals", "why_refused", "my_own_policy")
 
 
 def page(name: str) -> str:
@@ -75,6 +75,14 @@ def test_a_simulated_page_prints_what_it_says(name: str, tmp_path: Path) -> None
     for command, printed in shown:
         said = run(command, tmp_path)
         assert re.fullmatch(pattern(printed), said), f"{command} prints now:\n{said}"
+
+
+def test_the_policy_of_the_page_is_the_example_packages() -> None:
+    package = Path(__file__).parent.parent / "clients" / "example_package"
+    (program,) = blocks(page("my_own_policy"), "python")
+    assert program == "# my_policy.py\n" + (package / "slosched_example" / "policy.py").read_text()
+    (entry_points,) = blocks(page("my_own_policy"), "toml")
+    assert entry_points in (package / "pyproject.toml").read_text()
 
 
 @pytest.mark.processes

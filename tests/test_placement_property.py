@@ -1,4 +1,4 @@
-"""What `gain` promises whatever comes: nobody waits in vain beside an idle GPU, and no load is for nothing.
+"""What `gain` promises whatever comes: no request waits in vain beside an idle GPU, and no load is for nothing.
 
 Small clusters in virtual time with the invariants on (pages, residency, windows).
 """
@@ -198,7 +198,7 @@ class Rounds:
     ("copies", "loops", "fit"), [(2, 1, 1), (2, 2, 1), (5, 2, 2), (9, 3, 2), (7, 3, 4)]
 )
 def test_models_that_take_turns_are_all_in_time(copies: int, loops: int, fit: int) -> None:
-    """A turn takes a load, an exec and the ways between; the others have theirs in between."""
+    """A turn takes a load, an exec and the latencies between; the others have theirs in between."""
     turn_ns = round((LOAD_MS + EXEC_MS + WAYS_MS) * MS)
     spec = SimSpec(
         workload=Rounds(copies, loops, (loops + 1) * turn_ns),

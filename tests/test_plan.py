@@ -226,7 +226,7 @@ def test_an_slo_below_the_exec_time_is_hopeless_and_nothing_is_simulated(tmp_pat
     answer = plan(spec_of(fine, short), out=tmp_path)
     assert answer.verdict.gpus is None and answer.points == () and answer.complete
     (why,) = answer.why_none
-    # 2.6 ms and four ways of 0.2 ms.
+    # 2.6 ms and four latencies of 0.2 ms.
     assert why.startswith("resnet50_v2 #2: its SLO of 3ms is below 3.4ms, which one request alone")
     # A share that may be missed is no reason, unless each model counts.
     assert hopeless(spec_of(fine, short, target=0.85)) == []

@@ -9,7 +9,7 @@ from scheduler_rig import EXEC_MS, MS, Rig
 from slosched.codes import Code
 from slosched.messages import Infer, LoadWeights
 
-#: Of the rig: the ways there and back, and a load.
+#: The rig's latencies to the worker and back, and its time for a load.
 THERE_MS, BACK_MS, LOAD_MS = 0.5, 0.25, 8.0
 
 

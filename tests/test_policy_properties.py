@@ -66,7 +66,7 @@ class Witness:
 
 
 def world(draw: Any) -> tuple[Simulation, list[Demand], int]:
-    """A cluster with some models resident everywhere, and what will be asked of it."""
+    """A cluster with some models resident everywhere, and what clients will request."""
     gpus = draw(st.sampled_from([(1,), (3,), (1, 1), (2, 2)]))
     copies = draw(st.integers(1, 6))
     noise = EmulationNoise(

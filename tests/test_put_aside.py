@@ -270,7 +270,7 @@ class Supervised:
         raise AssertionError(f"{words!r} is not there {times} times: {self.lines}")
 
     def port(self, *, life: int = 1) -> int:
-        """Of the worker that was ready as number `life`."""
+        """The port of the worker that was ready as number `life`."""
         ready = self.wait_for("slosched worker ready on ", times=life)
         return int(ready.partition(" ready on ")[2].partition(": ")[0].rpartition(":")[2])
 
@@ -387,7 +387,7 @@ async def crash_it_twice_and_be_served(
             return 0
 
         async def served() -> None:
-            """Prepared again by the controller alone: nobody asks for a load."""
+            """Prepared again by the controller alone: no client asks for a load."""
             give_up_ns = now_ns() + 60 * NS_PER_S
             while await code_of(good):
                 assert now_ns() < give_up_ns, controller.log.read_text()

@@ -50,7 +50,7 @@ def commands(text: str) -> list[str]:
 README_COMMANDS = commands(README)
 PAGE_COMMANDS = [command for page in PAGES for command in commands(page)]
 FOLDER_COMMANDS = [
-    # The comment behind a command, and the usage form's "...", are for people.
+    # The comment behind a command, and the usage form's "...", are for the reader.
     command.partition("  #")[0].replace("...", "").strip()
     for folder in _FOLDERS
     for command in commands((ROOT / folder / "README.md").read_text())
@@ -135,7 +135,7 @@ def test_the_table_of_commands_is_complete() -> None:
         " ".join(w for w in row[0].strip("`").split()[1:] if w.islower())
         for row in table_of(REFERENCE, "command")
     }
-    # `client models`, `client status` and `client unload` are other ways to commands that are listed; a row
+    # `client models`, `client status` and `client unload` are other names of commands that are listed; a row
     # stands for all figures, and one for all workloads.
     there = {name.partition(" fig")[0] for name in command_names()} | {"client"}
     assert listed == there - {"client drain", "client models", "client status", "client unload"}
@@ -308,7 +308,7 @@ def test_the_readme_is_one_page() -> None:
 @pytest.mark.processes
 @pytest.mark.torch
 def test_ones_own_model_is_served_and_refused_as_the_readme_says(tmp_path: Path) -> None:
-    """The first screen, as it stands: its files, its commands, its program, its answers."""
+    """The first screen, unchanged: its files, its commands, its program, its answers."""
     module, program = blocks(README, "python")
     (tmp_path / "my_model.py").write_text(module)
     (tmp_path / "worker.toml").write_text(blocks(README, "toml")[0])

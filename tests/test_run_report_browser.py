@@ -98,7 +98,7 @@ def test_figures_are_there_fit_and_can_be_read(
 
 
 def _axes(figure_id: str) -> list[str]:
-    """Of a run among several the id has a prefix: r1-sweep."""
+    """For a run among several, the id has a prefix: r1-sweep."""
     return AXES[figure_id if figure_id in AXES else figure_id.partition("-")[2]]
 
 

@@ -21,7 +21,7 @@ from slosched.messages import Infer
 
 
 def windows_of(rig: Rig) -> DispatchWindows:
-    """A second look at the rig's cluster, that has heard of every GPU."""
+    """Dispatch windows of their own on the rig's cluster, which know every GPU."""
     cluster = rig.scheduler.cluster
     windows = DispatchWindows(cluster)
     for gpu in cluster.gpus.values():
@@ -30,7 +30,7 @@ def windows_of(rig: Rig) -> DispatchWindows:
 
 
 def run_something(rig: Rig, gpu: Gpu, *, at_ms: float, start_ms: float, exec_ms: float = 2) -> None:
-    """Send an Infer that serves nobody to `gpu` at T0 + `at_ms`, predicted to start at `start_ms`."""
+    """Send an Infer without a request to `gpu` at T0 + `at_ms`, predicted to start at `start_ms`."""
     (model,) = rig.scheduler.cluster.models.values()
     rig.scheduler.cluster.send_infer(
         gpu,
@@ -113,7 +113,7 @@ def test_a_gpu_that_was_too_far_away_is_asked_again_when_its_ways_become_shorter
         run_something(rig, gpu, at_ms=0, start_ms=0.5, exec_ms=4)
         run_something(rig, gpu, at_ms=0, start_ms=4.5, exec_ms=2)
     for way_ns in [5 * MS] * 50 + [MS // 2] * 50:
-        far.transit.add(way_ns)  # half of the ways: the next short one moves the median
+        far.transit.add(way_ns)  # half of the latencies: the next short one moves the median
     assert far.transit.expected_ns == 5 * MS
     # From 0 ms: near, behind the two, 6.5 + 2 + 0.25 = 8.75; far 5 + 2 + 0.25 = 7.25. From 3 ms: 10.25.
     request = rig.infer(model, slo_ms=7)
@@ -157,7 +157,7 @@ def test_the_shortest_ways_are_those_of_the_workers_there_are() -> None:
         worker.gpus.append(Gpu(worker.worker_id, 0, worker, 1, 1, 1))
     paths.workers_changed()
     for there_ms, back_ms in ((0.3, 0.2), (0.9, 0.8), (0.4, 0.3), (1.5, 0.1), (0.2, 2.0)):
-        for number in (0, 2, 1):  # the last has no GPU: its ways do not count
+        for number in (0, 2, 1):  # the last has no GPU: its latencies do not count
             scale = 1 + number / 8 if number < 2 else 0.1
             for _ in range(60):
                 paths.learn(

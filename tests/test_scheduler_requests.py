@@ -238,7 +238,7 @@ def test_a_client_that_goes_ends_its_requests_and_frees_its_models(how: str) -> 
     assert rig.scheduler.idle
     assert {r.code for r in rig.records()} == {Code.CANCELLED}
     assert all(not m.clients for m in rig.scheduler.cluster.models.values())
-    # The copies are there for whoever comes next.
+    # The copies are there for the next client.
     if how != "silent":  # there the other one fell silent too
         before = len(rig.to_worker(LoadModel))
         rig.handle(FromClient(b"other", LoadModelRequest(900, "net", 3)))

@@ -27,7 +27,7 @@ from slosched.messages import (
     Span,
 )
 
-#: Of requests aboard an action, by id at the client: what becomes of it.
+#: The code that an action ends with, by its requests' ids at the client.
 Judge = Callable[[list[int]], int]
 
 

@@ -507,7 +507,7 @@ def test_a_request_aboard_a_worker_that_falls_silent_is_answered_when_it_is_hope
 
 
 def test_workers_are_told_a_number_that_no_client_hears() -> None:
-    """Who says a worker the number of its controller gets its session."""
+    """A worker's hello has the number of its controller gets its session."""
     scheduler = Scheduler(
         SchedulerConfig(), worker_count=1, incarnation=7, secret=11, version="test"
     )

@@ -390,7 +390,7 @@ def test_the_drawn_faults_leave_time_for_the_recovery() -> None:
     for seed in range(50):
         faults = drawn_spec(seed).faults
         assert faults is not None
-        # A case may have one that is longer than anybody waits, beside those that are over by then.
+        # A case may have one that is longer than any peer waits, beside those that are over by then.
         assert sum(fault.end_ns > FAULTS_END_NS for fault in faults.faults) <= 1
         assert faults.end_ns <= FAULTS_END_NS + 5 * S
 
@@ -406,7 +406,7 @@ def test_an_unforeseen_error_is_told_with_its_place(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_scheduler_that_never_rests_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A window that opened while nobody looked was such a time: REJECT kept a core busy over loads."""
+    """A window that opened unnoticed was such a time: REJECT kept a core busy over loads."""
     plain = with_plan(drawn_spec(1, policy="REJECT"), FaultPlan())
     assert run_case(1, plain).events < 40_000
     monkeypatch.setattr(Scheduler, "next_wakeup_ns", lambda self: 5)

@@ -1,4 +1,4 @@
-"""Faults that end a process well, second controllers, failing loads, guests that stay: who notices what."""
+"""Faults that end a process well, second controllers, failing loads, guests that stay: each is noticed."""
 
 from __future__ import annotations
 

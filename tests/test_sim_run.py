@@ -85,7 +85,7 @@ def test_the_manifest_is_the_same_but_for_the_host(tmp_path: Path) -> None:
 
 
 def test_latency_is_the_sum_of_its_ways() -> None:
-    """One request at a time on an idle GPU: four ways, exec, and the outputs' bits on a card."""
+    """One request at a time on an idle GPU: four latencies, exec, and the outputs' bits on a card."""
     workload = slo_exp_1("resnet50_v2 1 fixed-rate 20 1s 1s 1s add 1")
     network = Network(10 * US, 20 * US, 40 * US, 80 * US)
     spec = replace(SPEC, workload=workload, network=network, gpus=1)

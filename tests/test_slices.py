@@ -522,4 +522,4 @@ def test_json_in_slices_is_the_same_text_and_lets_others_run(
     parts, turns = asyncio.run(written())
     assert b"".join(parts) == json.dumps(body, indent=1).encode() + b"\n"
     assert turns > 200
-    assert len(parts) > 2 and max(map(len, parts)) < 2 * PART_BYTES  # nobody joins them
+    assert len(parts) > 2 and max(map(len, parts)) < 2 * PART_BYTES  # they are not joined

@@ -1,4 +1,4 @@
-"""What a peer can send has bounds at the socket: parts of a message are taken so many at a time."""
+"""What a peer can send has bounds at the socket: parts of a message are taken a bounded number at a time."""
 
 from __future__ import annotations
 

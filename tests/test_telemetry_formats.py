@@ -301,7 +301,7 @@ _NUMBERS = st.integers(-(2**63) + 1, 2**63 - 1) | st.integers(-1000, 1000)
 def test_any_numbers_in_blocks_of_any_size(rows: list[tuple[int, float, int]], size: int) -> None:
     text = "".join(f"{a}\t{b!r}\t{c}\n" for a, b, c in rows)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("slosched.telemetry.table._BLOCK_BYTES", size)
+        patch.setattr("slosched.telemetry.log_lines._BLOCK_BYTES", size)
         path = Path(folder) / "log.tsv"
         path.write_text(header_of(_CELLS) + "\n" + text + "12\t0.")
         table = read_table(path, _CELLS)
@@ -323,7 +323,7 @@ def test_a_cell_is_a_number_or_an_error(cell: bytes) -> None:
 
 
 def test_a_line_in_a_later_block_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slosched.telemetry.table._BLOCK_BYTES", 100)
+    monkeypatch.setattr("slosched.telemetry.log_lines._BLOCK_BYTES", 100)
     lines = ["number\tshare\tflag", *(f"{i}\t0.5\t1" for i in range(500)), ""]
     lines[301] = "300\thalf\t1"
     (tmp_path / "log.tsv").write_text("\n".join(lines))

@@ -122,7 +122,7 @@ def test_a_model_that_no_worker_has_any_more_is_an_error_and_not_the_end() -> No
     ask(rig, 900)
     prepared(rig, 0, 50)
     for worker in rig.scheduler.cluster.workers.values():
-        worker.prepared.clear()  # by any fault of ours
+        worker.prepared.clear()  # by any fault in the controller
     for model in rig.scheduler.cluster.models.values():
         model.state = model.state.LOADING
     ask(rig, 901)
@@ -176,7 +176,9 @@ def test_while_both_shapes_are_there_the_later_one_is_not_used_and_status_says_w
     assert loaded(rig, 901).input_shape == OLD
     report = status_report(rig.scheduler, now_ns=rig.now_ns)
     words = report["workers"][0]["put_aside"]["net"]
-    assert "(8,)" in words and "(4,)" in words and report["workers"][1]["put_aside"] == {}
+    assert (
+        "float32[8]" in words and "float32[4]" in words and report["workers"][1]["put_aside"] == {}
+    )
     assert "worker 0 put net aside: it offers another" in status_text("a:1", report)
     assert any("offers another 'net'" in e.text for e in rig.effects if isinstance(e, Note))
 
@@ -187,7 +189,7 @@ def test_once_the_last_worker_with_the_old_shape_is_gone_the_new_one_is_taken() 
     lose(rig, 1, 51)
     rig.weights_loaded(0)
     queued = [request for request in waiting if rig.reply(request).code == Code.INVALID_REQUEST]
-    assert len(queued) >= 10 and "takes float32 of shape (8,)" in rig.reply(queued[0]).reason
+    assert len(queued) >= 10 and "takes input float32[8]" in rig.reply(queued[0]).reason
     ask(rig, 901)
     info = loaded(rig, 901)
     assert (info.input_shape, info.b1_ns, info.model_id) == (NEW, 4 * MS, 0)

@@ -1,4 +1,4 @@
-"""Clients come and go with ever new names and copies: what nobody uses is unloaded, and loads have bounds."""
+"""Clients come and go with ever new names and copies: unused models are unloaded, and loads have bounds."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_a_worker_forgets_what_a_guest_brought_in_the_simulator() -> None:
         assert gpu.cache.pages - gpu.cache.free_pages == 1
 
 
-# ------------------------------------------------------------------- whoever asked has left
+# ------------------------------------------------------------------- the client that asked has left
 
 
 @pytest.mark.parametrize("copies", [3, 5_000])

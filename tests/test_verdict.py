@@ -110,7 +110,7 @@ def test_borders_are_where_scipy_has_them(late: int, percentile: float, confiden
     doubt, chance = 1 - confidence, 1 - percentile
     assert binom.cdf(late, least, chance) <= doubt * (1 + 1e-7)
     assert binom.cdf(late, least - 1, chance) > doubt * (1 - 1e-7)
-    # The inverse: so many may be late of `least`, and not of one less.
+    # The inverse: this number may be late out of `least`, and not out of one less.
     assert most_late(least, percentile=percentile, confidence=confidence) == late
     assert most_late(least - 1, percentile=percentile, confidence=confidence) == late - 1
 
@@ -162,7 +162,7 @@ def test_wrong_verdicts_are_as_rare_as_promised() -> None:
 
 
 def test_the_bound_of_p99_is_above_it() -> None:
-    """Of evenly drawn latencies, p99 is known: the bound is below it at most once in a hundred."""
+    """The p99 of evenly drawn latencies is known: the bound is below it at most once in a hundred."""
     draw = random.Random(11)
     trials, count = 400, 1500
     rank = rank_of_bound(count)

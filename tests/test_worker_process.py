@@ -276,7 +276,7 @@ def test_the_supervisor_reports_a_death_goes_on_and_ends_everybody() -> None:
             controller = BareController(port)
             pids.append(controller.hello().pid)
             controller.close()
-        os.kill(pids[1], signal.SIGKILL)  # as an operator may: nobody is to blame
+        os.kill(pids[1], signal.SIGKILL)  # as an operator may: no model is to blame
         assert str(ports[1]) in wait_for("signal 9")
         assert "starts again at once" in wait_for("signal 9")
         controller = BareController(ports[1])

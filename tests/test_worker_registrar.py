@@ -7,12 +7,9 @@ from msgspec.structs import replace
 from slosched.codes import Code
 from slosched.core.join_proof import is_proven
 from slosched.core.worker.registrar import Registrar
+from slosched.join_messages import Challenge, Register, Registered, RegistrationRefused
 from slosched.messages import (
     PROTOCOL_VERSION,
-    Challenge,
-    Register,
-    Registered,
-    RegistrationRefused,
 )
 from slosched.units import NS_PER_MS, NS_PER_S
 

@@ -186,7 +186,7 @@ def test_the_heartbeat_goes_on_while_a_forward_takes_a_second(controller: BareCo
 def longest_silence_ns(controller: BareController) -> int:
     """Between two heartbeats. They are due each 200 ms, and a worker silent for 800 is given up.
 
-    What the machine holds up for everybody (two cores, other tests beside us) is not the worker's doing.
+    When the machine holds up every process (two cores, other tests beside us), the worker is not at fault.
     """
     times = [beat.sent_ns for _, beat in controller.beats]
     return max(later - earlier for earlier, later in pairwise(times))

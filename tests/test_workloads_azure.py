@@ -223,7 +223,7 @@ def test_counts_follow_the_trace_and_wrap_round(
     rows = ([6000, 0, 600], [0, 3000, 0], [0, 0, 0])
     workload = azure(monkeypatch, tmp_path, "azure 8 0 1 1 10s", *rows)
     streams = workload.streams(0)
-    assert [stream.user_id for stream in streams] == [0, 1]  # nobody calls the third
+    assert [stream.user_id for stream in streams] == [0, 1]  # no client calls the third
     arrivals = drain(workload, duration_ns=120 * NS_PER_S)
     counts = Counter((a.user_id, a.at_ns // (10 * NS_PER_S) % 3) for a in arrivals)
     # A count is a rate per minute, whatever an interval lasts; 120 s are four passes of 30 s.

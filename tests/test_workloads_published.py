@@ -142,7 +142,7 @@ def test_simple_parametric_divides_its_copies_and_stops() -> None:
     assert shares == {0: {0, 1, 2}, 1: {3, 4, 5}, 2: {6}}  # three each, rounded up
     turns = [a.instance for a, _, _ in sent if a.user_id == 0]
     assert turns == [i % 3 for i in range(50)]
-    # Nobody is left for the last two of five clients.
+    # No instance is left for the last two of five clients.
     sent = serve(made("simple-parametric 3 5 1 4"), in_10_ms, duration_ns=NS_PER_S)
     assert Counter(a.user_id for a, _, _ in sent) == {0: 4, 1: 4, 2: 4}
     # A cap below the concurrency is kept too.

@@ -1,6 +1,6 @@
 """One random cluster that two schedulers run in lockstep: the same facts, and each step's effects compared.
 
-The workers' side is spoken here: unequal GPUs, ways and models, batches that fail or start too late,
+This file plays the workers: unequal GPUs, latencies and models, batches that fail or start too late,
 workers that die and come back, requests that are cancelled. Everything follows from the seed.
 """
 

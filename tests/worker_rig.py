@@ -249,7 +249,7 @@ class BareController:
             time.sleep(0.01)
 
     def receive(self, *, within_s: float = 20.0) -> tuple[Any, list[bytes]]:
-        """The next message that is no heartbeat, and the frames behind it."""
+        """The next message other than a heartbeat, and the frames behind it."""
         found = self.wait_for(self._take, within_s=within_s)
         assert found is not None, "no answer within the time"
         return found

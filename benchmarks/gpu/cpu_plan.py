@@ -54,7 +54,7 @@ def plan_cpus(cpus: Sequence[int], gpus: int) -> CpuPlan:
 
 @contextlib.contextmanager
 def on_cpus(cpus: Sequence[int]) -> Iterator[None]:
-    """A process that is started in this block may run on `cpus` only; on any of ours if there are none."""
+    """A process that is started in this block may run on `cpus` only; if there are none, on any CPU."""
     if not cpus:
         yield
         return

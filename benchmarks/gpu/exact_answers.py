@@ -312,14 +312,14 @@ def answers(rig: Rig) -> dict[str, Any]:
         ]
         processes = [subprocess.Popen(each, stdout=subprocess.PIPE, text=True) for each in loads]
         try:
-            said = [each.communicate(timeout=_ANSWERS_S)[0] for each in processes]
+            printed = [each.communicate(timeout=_ANSWERS_S)[0] for each in processes]
         finally:
             for each in processes:
                 each.kill()
                 each.wait(10)
         if any(each.returncode for each in processes):
-            raise RowFailed(f"a client failed: {said}")
-    found = added([json.loads(text.strip().splitlines()[-1]) for text in said])
+            raise RowFailed(f"a client failed: {printed}")
+    found = added([json.loads(text.strip().splitlines()[-1]) for text in printed])
     if not found["compared"]:
         raise RowFailed("no answer was compared")
     return {

@@ -357,8 +357,8 @@ def judge_starts(started: Sequence[Started], errors: int, *, least: int) -> dict
             short += 1
             continue
         late.append(result.exec.begin_ns - due_ns)
-        # The device has no clock of ours: what it took, back from when its end was noticed. So the time
-        # it took to notice counts as lateness.
+        # The device does not read our clock: its start is the time at which its end was noticed, less its
+        # duration. So the time it took to notice counts as lateness.
         device_late.append(result.exec.end_ns - result.exec.duration_ns - due_ns)
     first, last = ordered[0].result.exec.begin_ns, ordered[-1].result.exec.end_ns
     busy = sum(each.result.exec.duration_ns for each in ordered) / max(1, last - first)

@@ -20,7 +20,7 @@ INSTANCES = 3000
 _RUNS = {"light": (150, 18), "heavy": (500, 12)}
 EXPONENT = "0.9"
 SLO = "100ms"
-#: What fills the free pages at first is no cold start of a full cache.
+#: The first loads fill free pages: they are not cold starts of a full cache.
 _SETTLE_NS = 3 * NS_PER_S
 
 

@@ -55,7 +55,7 @@ def clocks_of(actions: LogTable) -> dict[str, int]:
 
 
 def classes_of(batches: NDArray[np.int64], sizes: Mapping[int, int]) -> NDArray[np.int64]:
-    """The batch size that ran for so many requests: the smallest of `sizes` that holds them."""
+    """The batch size that ran for each number of requests: the smallest of `sizes` that holds them."""
     known = np.array(sorted(sizes))
     return np.asarray(known[np.minimum(np.searchsorted(known, batches), len(known) - 1)])
 

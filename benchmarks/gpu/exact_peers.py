@@ -174,20 +174,22 @@ def _await_answer(process: subprocess.Popen[bytes], port: int, log: Path) -> Non
         b"POST /inference HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
     )
     while True:
-        said = "it does not listen"
+        answer = "it does not listen"
         with (
             contextlib.suppress(OSError),
             socket.create_connection(("127.0.0.1", port), 2.0) as peer,
         ):
             peer.settimeout(5.0)
             peer.sendall(request)
-            said = peer.recv(4096).partition(b"\r\n")[0].decode(errors="replace")
-            if " 200" in said:
+            answer = peer.recv(4096).partition(b"\r\n")[0].decode(errors="replace")
+            if " 200" in answer:
                 return
         if process.poll() is not None:
             raise ChildFailed(f"mosec ended with {process.returncode}: {_tail(log)}")
         if now_ns() > give_up_ns:
-            raise ChildFailed(f"mosec did not serve within {_READY_S:.0f} s ({said}): {_tail(log)}")
+            raise ChildFailed(
+                f"mosec did not serve within {_READY_S:.0f} s ({answer}): {_tail(log)}"
+            )
         time.sleep(0.3)
 
 

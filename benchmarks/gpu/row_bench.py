@@ -174,8 +174,8 @@ class Bench(ABC):
         except Exception as error:
             # Whatever is wrong with a row, the others are worth the machine's time.
             traceback.print_exc(file=sys.stdout)
-            said = str(error).replace(str(self.work), "WORK")
-            self.failed[name] = f"{type(error).__name__}: {said}"
+            reason = str(error).replace(str(self.work), "WORK")
+            self.failed[name] = f"{type(error).__name__}: {reason}"
             print(rig.tails(), flush=True)
             rig.stop_workers()  # one may be what failed, or be full of what nothing waits for
             return
@@ -193,8 +193,8 @@ class Bench(ABC):
         _write_json(self.work / "rows" / f"{name}.json", row)
         for check in row["checks"]:
             bound = f" (target {check['bound']} {check['unit']})" if check["bound"] else ""
-            said = f"{exact_table.number(check['value'])} {check['unit']}"
-            print(f"  {check['what']}: {said}{bound} {exact_table.verdict(check)}", flush=True)
+            value = f"{exact_table.number(check['value'])} {check['unit']}"
+            print(f"  {check['what']}: {value}{bound} {exact_table.verdict(check)}", flush=True)
 
     @contextlib.contextmanager
     def _metered(self) -> Iterator[StallMeter | None]:
@@ -319,7 +319,7 @@ def add_options(parser: argparse.ArgumentParser, name: str, rows: Mapping[str, P
         help="`slosched awake` on one CPU of each core, where everything runs (default: on a real GPU)",
     )
     parser.add_argument("--config", type=Path, help="a worker.toml for the worker")
-    parser.add_argument("--commit", default="", help="what was measured, where it is no checkout")
+    parser.add_argument("--commit", default="", help="what was measured, outside a checkout")
     parser.add_argument("--table", action="store_true", help=f"only write {name}.md")
 
 

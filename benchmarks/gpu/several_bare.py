@@ -98,13 +98,13 @@ def lateness(rig: Rig) -> dict[str, Any]:
     gpus = [
         {
             "gpu": driver.gpu,
-            "exec_1_ns": said["exec_ns"]["1"],
+            "exec_1_ns": hello["exec_ns"]["1"],
             "late_ns": each["figures"]["late_ns"],
             "busy": each["figures"]["gpu_busy"],
             "failed": each["figures"]["failed"],
             "window_ns": each["window_ns"],
         }
-        for driver, said, each in zip(all_drivers, ready, found, strict=True)
+        for driver, hello, each in zip(all_drivers, ready, found, strict=True)
     ]
     return {"figures": {"gpus": gpus}, "checks": _lateness_checks(gpus)}
 

@@ -129,15 +129,15 @@ def simulate_results(path: Path) -> None:
     The file and the page beside it are brought up to date. Raises BadResults for another kind of file.
     """
     document = exact_table.read_results(path)
-    rows, said = document["rows"], document["settings"]
+    rows, given = document["rows"], document["settings"]
     settings = Settings(
-        device=said["device"],
-        profile=said["profile"],
-        scale=said["scale"],
-        worker_options=tuple(said["worker_options"]),
+        device=given["device"],
+        profile=given["profile"],
+        scale=given["scale"],
+        worker_options=tuple(given["worker_options"]),
         config=None,
-        model=said["model"],
-        gpus=said["gpus"],
+        model=given["model"],
+        gpus=given["gpus"],
     )
     judged = rows.pop("simulated", {"figures": {"runs": {}}})
     with (

@@ -31,7 +31,7 @@ _MEANT_FOR = "v100"
 _REFERENCES_S = 60.0
 #: After the client's end, until the last compared answers are there.
 _ANSWERS_S = 30.0
-#: The compared requests' own SLO. They are no part of the satisfaction of a row.
+#: The compared requests' own SLO. They do not count in a row's satisfaction.
 _SLO_MS = "500"
 #: Requests whose answers are compared: this share of the rate, on top of it, and at least this many a second.
 _SHARE, _LEAST_PER_S = 0.005, 5.0

@@ -166,8 +166,8 @@ def sweeps(document: Mapping[str, Any]) -> str:
 def _beside(step: Mapping[str, Any] | None) -> tuple[str, str, str, str]:
     if step is None:
         return ("n/a", "n/a", "", "")
-    said = "" if not step["rule"] else "met" if step["holds"] else "**missed**"
-    return f"{100 * step['simulated']:.2f}", f"{step['points']:+.2f}", step["rule"], said
+    verdict = "" if not step["rule"] else "met" if step["holds"] else "**missed**"
+    return f"{100 * step['simulated']:.2f}", f"{step['points']:+.2f}", step["rule"], verdict
 
 
 def killed(document: Mapping[str, Any]) -> str:

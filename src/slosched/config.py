@@ -157,7 +157,8 @@ class WorkerConfig:
     device: Annotated[
         str,
         Option(
-            help="auto, cuda:N, cpu or emulated. Default {default}: every GPU of the host, else the CPU.",
+            help="auto, cuda:N, cpu, emulated, or one of another package. Default {default}: every GPU of the "
+            "host, else the CPU.",
             metavar="DEVICE",
         ),
     ] = "auto"
@@ -457,6 +458,14 @@ class SchedulerConfig:
             panel=SCHEDULER,
         ),
     ] = EARLY_REFUSAL
+    mix_lengths: Annotated[
+        bool,
+        Option(
+            help="INFER5: a batch may hold requests of several length classes of a model, where that takes "
+            "less GPU time than batches apart.",
+            panel=SCHEDULER,
+        ),
+    ] = True
     placement: Annotated[
         str,
         Option(

@@ -41,6 +41,10 @@ class InvalidConfig(SloschedError):
     exit_code = 2
 
 
+class ExtensionError(InvalidConfig):
+    """A policy, workload or device of another package, or of a module:attribute, cannot be used."""
+
+
 class InvalidDuration(InvalidConfig):
     """A text that should be a duration is none."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import ceil
 from typing import Annotated
@@ -10,6 +10,7 @@ from typing import Annotated
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.field_types import AtLeast0, Shape, check_types
 from slosched.options import Option
+from slosched.signature import ONLY_INPUT, ONLY_OUTPUT, Tensor, signature_error
 
 PAGE_BYTES = 16 * 1024 * 1024  # Clockwork: memory_settings.weights_cache_page_size
 
@@ -24,7 +25,12 @@ def canonical_model(name: str) -> str:
 
 @dataclass(frozen=True)
 class ModelProfile:
-    """How long one model takes on one kind of GPU. Shapes are per request, without the batch."""
+    """How long one model takes on one kind of GPU. Shapes are per request, without the batch.
+
+    `inputs` and `outputs` are the signature (signature.py); without them it is one tensor each, by `input_*`
+    and `output_*`, which otherwise repeat the first ones at the greatest length. A model with a dimension
+    that varies has `exec_ns_at`: exec times by length class and batch size; `exec_ns` are those of the longest.
+    """
 
     name: Annotated[str, Option(in_file=False)]  # the file has it in the heading
     exec_ns: dict[int, int]  # batch size -> exec time
@@ -34,33 +40,80 @@ class ModelProfile:
     input_dtype: str = "float32"
     output_shape: Shape = (1000,)
     output_dtype: str = "float32"
+    inputs: Annotated[tuple[Tensor, ...], Option(in_file=False)] = ()
+    outputs: Annotated[tuple[Tensor, ...], Option(in_file=False)] = ()
+    exec_ns_at: Annotated[dict[int, dict[int, int]], Option(in_file=False)] = field(
+        default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         try:
             check_types(self)
+            self._settle()
         except InvalidConfig as error:
             raise InvalidConfig(f"model {self.name!r}: {error}") from None
-        if 1 not in self.exec_ns:
-            raise InvalidConfig(f"model {self.name!r}: exec_ns has no batch size 1")
-        if any(batch < 1 or ns <= 0 for batch, ns in self.exec_ns.items()):
-            raise InvalidConfig(f"model {self.name!r}: batch sizes and exec times must be > 0")
+        wrong = signature_error(self.takes, self.gives, self.lengths)
+        if wrong:
+            raise InvalidConfig(f"model {self.name!r}: {wrong}")
+        for exec_ns in (self.exec_ns, *self.exec_ns_at.values()):
+            if 1 not in exec_ns:
+                raise InvalidConfig(f"model {self.name!r}: exec_ns has no batch size 1")
+            if any(batch < 1 or ns <= 0 for batch, ns in exec_ns.items()):
+                raise InvalidConfig(f"model {self.name!r}: batch sizes and exec times must be > 0")
+
+    def _settle(self) -> None:
+        """Fill in what follows from the rest: the first tensors of the signature, and the longest class."""
+        settled: dict[str, object] = {}
+        longest = max(self.exec_ns_at, default=0)
+        if longest:
+            settled["exec_ns_at"] = dict(sorted(self.exec_ns_at.items()))
+            settled["exec_ns"] = self.exec_ns_at[longest]
+        for kind, tensors in (("input", self.inputs), ("output", self.outputs)):
+            if tensors:
+                settled[f"{kind}_shape"] = tensors[0].shape_at(longest)
+                settled[f"{kind}_dtype"] = tensors[0].dtype
+        for name, value in settled.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def takes(self) -> tuple[Tensor, ...]:
+        """The inputs, whether the profile names them or not."""
+        return self.inputs or (Tensor(ONLY_INPUT, self.input_dtype, self.input_shape),)
+
+    @property
+    def gives(self) -> tuple[Tensor, ...]:
+        """The outputs, whether the profile names them or not."""
+        return self.outputs or (Tensor(ONLY_OUTPUT, self.output_dtype, self.output_shape),)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The length classes, ascending; empty if no dimension varies."""
+        return tuple(self.exec_ns_at)
+
+    def times(self, length: int) -> dict[int, int]:
+        """Exec times by batch size, in the length class `length` (0: there is none)."""
+        return self.exec_ns_at[length] if length else self.exec_ns
 
     def interpolated(self) -> ModelProfile:
         """The same model with every batch size up to the largest, its time linear between neighbours.
 
         For devices that run any size as it comes; without it a batch is padded to the next size listed.
         """
-        sizes = sorted(self.exec_ns)
-        exec_ns = dict(self.exec_ns)
-        for low, high in pairwise(sizes):
-            step_ns = (self.exec_ns[high] - self.exec_ns[low]) / (high - low)
-            for size in range(low + 1, high):
-                exec_ns[size] = round(self.exec_ns[low] + (size - low) * step_ns)
-        return replace(self, exec_ns=dict(sorted(exec_ns.items())))
+        at = {length: _interpolated(exec_ns) for length, exec_ns in self.exec_ns_at.items()}
+        return replace(self, exec_ns=_interpolated(self.exec_ns), exec_ns_at=at)
 
     def pages(self, page_bytes: int) -> int:
         """Pages of `page_bytes` that the weights take; at least 1."""
         return max(1, ceil(self.weights_bytes / page_bytes))
+
+
+def _interpolated(exec_ns: dict[int, int]) -> dict[int, int]:
+    found = dict(exec_ns)
+    for low, high in pairwise(sorted(exec_ns)):
+        step_ns = (exec_ns[high] - exec_ns[low]) / (high - low)
+        for size in range(low + 1, high):
+            found[size] = round(exec_ns[low] + (size - low) * step_ns)
+    return dict(sorted(found.items()))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from typing import Annotated
 
 import msgspec
 
+from slosched.signature import MOST_LENGTHS, Tensors
+
 PROTOCOL_VERSION = 3
 
 # A value from outside is bounded where it is decoded, before any code computes with it or shows it.
@@ -41,8 +43,10 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
 class ModelInfo(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """One model instance, as the controller shows it.
 
-    `b1_ns` is the unit of SLO factors: the fastest GPU's profiled batch-1 exec time, frozen when the
-    model is loaded. Shapes are those of one request, without the batch dimension.
+    `b1_ns` is the unit of SLO factors: the fastest GPU's profiled batch-1 exec time (of the longest length
+    class), frozen when the model is loaded. Shapes are those of one request, without the batch dimension.
+    `inputs` and `outputs` are the signature; `input_*` and `output_*` repeat its first tensors, at the greatest
+    length. `lengths` are the length classes, ascending; empty if no dimension varies.
     """
 
     model_id: int
@@ -60,6 +64,9 @@ class ModelInfo(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     gpus_resident: int
     clients: int
     labels: tuple[str, ...]
+    inputs: Tensors = ()
+    outputs: Tensors = ()
+    lengths: tuple[int, ...] = ()
 
 
 # --------------------------------------------------------------------------- client -> controller
@@ -113,12 +120,15 @@ class ListModelsRequest(Message, frozen=True):
 
 
 class InferRequest(Message, frozen=True, kw_only=True):
-    """One inference. Its input, if any, is the one frame that follows, C order.
+    """One inference. Its inputs, if any, are the one frame that follows (signature.py).
 
     The deadline is `slo_ns` after arrival at the controller if that is > 0, else `slo_factor` x b1 if
-    that is > 0, else the controller's default SLO. `shape` and `dtype` describe the input frame and
-    are empty when inputs are off. `sent_ns` is the client's clock; only differences of it are used, to
-    measure how long the request waited in queues. 0: not measured, or a RequestBundle carries it.
+    that is > 0, else the controller's default SLO. `shape` and `dtype` describe the input of a model with
+    one input of a fixed shape, and are empty when inputs are off. Inputs of another model come with
+    `signature`, the digest of those that the client knows (signature.digest), and where a dimension varies
+    with `length`. A length without inputs is that of the input which the worker makes up (0: the longest).
+    `sent_ns` is the client's clock; only differences of it are used, to measure how long the request waited
+    in queues. 0: not measured, or a RequestBundle carries it.
     """
 
     request_id: Number
@@ -129,6 +139,8 @@ class InferRequest(Message, frozen=True, kw_only=True):
     sent_ns: Number = 0
     shape: Shape = ()
     dtype: Name = ""
+    length: Number = 0
+    signature: Number = 0
 
 
 class CancelRequest(Message, frozen=True):
@@ -272,51 +284,6 @@ ControllerToClient = (
     | DrainWorkerReply
 )
 
-# ------------------------------------------------------- membership: worker -> controller, and back
-# A worker registers over the port that clients use; the controller then connects to the worker.
-
-#: A nonce, or an HMAC-SHA256.
-Secret = Annotated[bytes, msgspec.Meta(max_length=64)]
-
-
-class Register(Message, frozen=True, kw_only=True):
-    """A worker asks for a place under `name`. The controller reaches it at `host`:`port`.
-
-    `host` is an IP address; empty: the address that this message comes from. `incarnation` is random, one
-    per process start. `proof` answers the Challenge `nonce` (core/join_proof.py); both are empty at first.
-    """
-
-    protocol: Number
-    incarnation: Number
-    name: Name
-    host: Name
-    port: Number
-    nonce: Secret = b""
-    proof: Secret = b""
-
-
-class Challenge(Message, frozen=True):
-    """The controller wants proof of the join key: register again with this `nonce`, which holds once."""
-
-    nonce: Secret
-
-
-class Registered(Message, frozen=True):
-    """The worker has the place `worker_id`. `drained`: an operator keeps it out of use."""
-
-    worker_id: Number
-    drained: bool = False
-
-
-class RegistrationRefused(Message, frozen=True):
-    """The worker gets no place. With the code INITIALIZING it may get one within seconds."""
-
-    code: Number
-    reason: Text
-
-
-MembershipReply = Challenge | Registered | RegistrationRefused
-
 # --------------------------------------------------------------------------- controller -> worker
 
 
@@ -391,7 +358,8 @@ class Infer(TimedAction, frozen=True, kw_only=True):
     """Run `request_count` inputs as one batch of the class `batch_size` (padded when smaller).
 
     `input_sizes` lists the bytes of the frames that follow, one per request; a size of 0 carries no
-    frame and the worker generates that input.
+    frame and the worker generates that input. `length` is the length class that runs, and `lengths` has the
+    length of each request; 0 and empty for a model without length classes.
     """
 
     model_id: Number
@@ -400,6 +368,8 @@ class Infer(TimedAction, frozen=True, kw_only=True):
     batch_size: Number
     request_count: Number
     input_sizes: PerRequest = ()
+    length: Number = 0
+    lengths: PerRequest = ()
 
 
 class ClearCache(SessionMessage, frozen=True):
@@ -531,8 +501,19 @@ class ErrorResult(ActionResult, frozen=True, kw_only=True):
     reason: Text
 
 
+class LengthClass(msgspec.Struct, frozen=True, array_like=True):
+    """The batch sizes of one length class; `exec_ns[i]` is the profiled exec time of `batch_sizes[i]`."""
+
+    length: Number
+    batch_sizes: PerRequest
+    exec_ns: PerRequest
+
+
 class LoadModelResult(ActionResult, frozen=True, kw_only=True):
-    """`exec_ns[i]` is the profiled exec time of `batch_sizes[i]`."""
+    """`exec_ns[i]` is the profiled exec time of `batch_sizes[i]`, in the longest of the `length_classes` if
+    there are any; these ascend. `inputs` and `outputs` are the signature, `input_*` and `output_*` its first
+    tensors at the greatest length.
+    """
 
     span: Span
     copies: Number
@@ -547,6 +528,9 @@ class LoadModelResult(ActionResult, frozen=True, kw_only=True):
     output_dtype: Name
     random_weights: bool
     labels: Labels = ()
+    inputs: Tensors = ()
+    outputs: Tensors = ()
+    length_classes: Annotated[tuple[LengthClass, ...], msgspec.Meta(max_length=MOST_LENGTHS)] = ()
 
 
 class UnloadModelResult(ActionResult, frozen=True, kw_only=True):

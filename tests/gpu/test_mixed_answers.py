@@ -36,7 +36,7 @@ OWN = {
     "branching_net": "[4]",
     "several": '[64]\noutput = "scores"',
 }
-#: Of the zoo: convolutions, transformers, CuPy captured and not.
+#: From the zoo: convolutions, transformers, CuPy captured and not.
 ZOO = (
     "resnet_tiny",
     "resnet18",

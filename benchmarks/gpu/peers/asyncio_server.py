@@ -1,7 +1,7 @@
 """The batching server that one writes in an afternoon: asyncio, eager torch, no deadlines.
 
-`asyncio_server.py DEVICE PROFILE` says "ready on 127.0.0.1:PORT". Every POST is one inference; up to 16, or
-what came within 2 ms, make a batch; one thread runs them.
+`asyncio_server.py DEVICE PROFILE` says in its ready line at which port. Every POST is one inference; up to 16,
+or what came within 2 ms, make a batch; one thread runs them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ async def batches(queue: asyncio.Queue[asyncio.Event], device: str, profile: str
         await answer(reader, writer, queue)
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0, backlog=4096)
-    print(f"ready on 127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+    # The form that `Children.wait_ready` looks for.
+    port = server.sockets[0].getsockname()[1]
+    print(f"slosched peer ready on 127.0.0.1:{port}: a plain asyncio server", flush=True)
     while True:
         batch = [await queue.get()]
         ends_s = loop.time() + WAIT_S

@@ -84,11 +84,11 @@ def _t95(degrees: int) -> float:
 
 @dataclass(frozen=True)
 class Cell:
-    """What one policy made of one step (and group). Shares and latencies are the client's.
+    """The results of one policy in one step (and group). Shares and latencies are the client's.
 
     `lead` is the share in time less the first policy's; ratios are of means, to the first policy's.
     `p99_ns` is of successes, from seeds with enough of them. `holds` is from all seeds' requests
-    together; no verdict is of all steps. None where there is nothing to say it of.
+    together; no verdict is of all steps. None where there is no data.
     """
 
     policy: str

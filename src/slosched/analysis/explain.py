@@ -23,7 +23,7 @@ from slosched.telemetry.reason_log import Reason
 from slosched.telemetry.table import LogTable
 from slosched.units import format_duration
 
-#: Requests of one number that are told; a number that more clients share says little.
+#: Limit of requests shown for one number; a number that more clients share says little.
 MOST_TOLD = 20
 
 _REQUEST_COLUMNS = (
@@ -60,7 +60,7 @@ _COLD = "No GPU had the model's weights when it arrived, so they had to be copie
 
 @dataclass(frozen=True)
 class Told:
-    """One request: its number, model, code and what there is to say of it, a line each."""
+    """One request: its number, model and code, and what the logs say about it, a line each."""
 
     request_id: int
     model_id: int

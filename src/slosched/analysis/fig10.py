@@ -3,8 +3,8 @@
 Two errors of each load and inference that succeeded: of its *duration* (measured - expected), and of
 its *completion* (when it ended - when it was expected to end, both from its sending). Above 0 it took
 longer than predicted: the controller **under**-predicted. The artifact's plotter labels that side
-"Overpredict"; here each side is named for what the prediction was. What was exactly as predicted (an
-emulated load) is on neither side, and its share is said.
+"Overpredict"; here each side is named after the prediction. An action that was exactly as predicted (an
+emulated load) is on neither side; its share is printed.
 """
 
 from __future__ import annotations

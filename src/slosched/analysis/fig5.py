@@ -2,7 +2,7 @@
 
 One run for each SLO, and for each scheduler that is compared. The published ten minutes of each run
 count, which end one minute before its last answer. Goodput is what was in time per second; latency
-quantiles are of *all* requests, refused and failed ones with the time until they were told.
+quantiles are of *all* requests, refused and failed ones with the time until their answer.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Figure 6: thousands of models that wake one after another on one GPU (OSDI'20, §6.2).
 
-One model, the *minor*, is asked for all the time; the *major* ones join second by second until
+One model, the *minor*, is requested all the time; the *major* ones join second by second until
 their weights fill the GPU's memory and then have to be loaded for nearly every request. Time counts
 from the first request to a major model; windows are 10 s long.
 """
@@ -59,8 +59,8 @@ def plot_fig6(
     """Draw the run into the directory `out` as fig6.png and .pdf.
 
     `minor` is the user id of the minor stream; without it that of the first request, since the minor
-    one is alone until the others join. Raises InvalidConfig if the run has not both logs or nothing
-    but one stream, MalformedLog, MissingPackage.
+    one is alone until the others join. Raises InvalidConfig if the run lacks one of the two logs or has only
+    one stream, MalformedLog, MissingPackage.
     """
     requests = read_requests(run_dir, only=_REQUESTS)
     actions = read_actions(run_dir, only=_ACTIONS)
@@ -132,7 +132,7 @@ def _utilisation(
 
 
 def _models_so_far(requests: LogTable, major: Mask, ends_ns: Any) -> list[int]:
-    """How many major models were asked for until each window's end."""
+    """How many major models had been requested by each window's end."""
     models = requests["model_id"][major]
     arrivals = (requests["t"] - requests["latency"])[major]
     order = np.argsort(arrivals, kind="stable")

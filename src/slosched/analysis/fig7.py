@@ -28,7 +28,7 @@ _DASHED: dict[str, Any] = {"linestyle": (0, (4, 1.8)), "linewidth": 1.3}
 def plot_fig7(run_dirs: Sequence[Path], out: Path, *, published: bool = False) -> list[Path]:
     """Draw the runs into the directory `out` as PNG and PDF; return the paths written.
 
-    A run directory holds a request log, a client log or both; a request log's own path will do too.
+    A run directory holds a request log, a client log or both; the path of a request log is accepted too.
     The published form also writes the two TSV files of the published plotter. Raises InvalidConfig
     if a directory holds no run or nothing can be drawn, MissingPackage without matplotlib.
     """

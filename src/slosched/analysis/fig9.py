@@ -46,8 +46,8 @@ def plot_fig9(
 ) -> Drawn:
     """Draw the run into the directory `out` as fig9.png and .pdf.
 
-    The first `skip_ns` after the first answer are left out. Raises InvalidConfig if the run is not
-    longer than that and a window or has not both logs, MalformedLog, MissingPackage.
+    The first `skip_ns` after the first answer are left out. Raises InvalidConfig if the run is not longer
+    than that and a window, or lacks one of the two logs, MalformedLog, MissingPackage.
     """
     requests = read_requests(run_dir, only=_REQUESTS)
     actions = read_actions(run_dir, only=_ACTIONS)

@@ -45,8 +45,8 @@ class Intervals:
 
     `rows` are columns of the action log, and `sent`, when each was sent, on the scale of `t`. `begin` and
     `end` hold where `ran`; what did not run (a refusal, an eviction) has both where its result came in.
-    `due_begin` and `due` hold where `expects`. `outcome` is a place in OUTCOMES. `clipped` is how much
-    later than its worker said an action is taken to begin, since the one ahead of it had not ended.
+    `due_begin` and `due` hold where `expects`. `outcome` is a place in OUTCOMES. `clipped` is by how much the
+    begin of an action was moved, because its worker reported one before the end of the action ahead.
     Predictions whose `lane` is the same do not overlap; there are `lanes` of them.
     """
 
@@ -85,7 +85,7 @@ class Intervals:
 def _lanes(begin: Column, end: Column, there: Column) -> Column:
     """Lanes for intervals so that none overlap in a lane; -1 where there is no interval.
 
-    Predictions are of different moments, and a later one knows better: they may overlap.
+    Predictions were made at different moments, later ones with more knowledge, so they may overlap.
     """
     lanes = np.full(len(begin), -1)
     free: list[int] = []

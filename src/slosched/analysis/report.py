@@ -52,8 +52,8 @@ def write_report(
 ) -> Written:
     """Write the report of one run or several to `out`, else report.html in the first directory.
 
-    `window`, (start, length) in ns after a run's first request, is what its timeline shows; `say` is told
-    what is being done. Raises InvalidConfig if a directory holds no run or no request or the page cannot
+    `window`, (start, length) in ns after a run's first request, is what its timeline shows; `say` is called
+    with what is being done. Raises InvalidConfig if a directory holds no run or no request or the page cannot
     be written, OutputExists if the file is there and `force` is not given, MalformedLog for a
     damaged log, MissingPackage without matplotlib.
     """

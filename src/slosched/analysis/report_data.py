@@ -113,7 +113,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class ModelRow:
-    """What one model instance was asked for, and got."""
+    """One model instance: its requests and their outcomes."""
 
     model_id: int
     requests: int
@@ -162,7 +162,7 @@ def read_report(
 ) -> RunReport:
     """Read a run directory. `window`, (start, length) in ns, is what the timeline shows; None: the busiest.
 
-    `say` is told what is being done. Raises InvalidConfig if the directory holds no run or no request,
+    `say` is called with what is being done. Raises InvalidConfig if the directory holds no run or no request,
     or if nothing happened in the window; MalformedLog if a log is damaged.
     """
     say = say or (lambda text: None)
@@ -205,7 +205,7 @@ class _Side:
 
 
 def _smaller(log: LogTable | None) -> LogTable | None:
-    """The log with its flags in a byte each: of ten million rows that is 70 MB less for each of them."""
+    """The log with each flag in one byte: for ten million rows that saves 70 MB per flag."""
     if log is None:
         return None
     columns = {
@@ -438,7 +438,7 @@ def _reasons(view: View) -> list[Reason]:
 
 
 def _models(view: View, ids: NDArray[np.int64], cold: NDArray[np.bool_]) -> list[ModelRow]:
-    """The models that were asked for most."""
+    """The models with the most requests."""
     distinct, counts = np.unique(ids, return_counts=True)
     chosen = distinct[np.lexsort((distinct, -counts))][:_MOST_MODELS]
     rows = []

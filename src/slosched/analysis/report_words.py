@@ -35,7 +35,7 @@ _MEANINGS: dict[int | None, str] = {
     Code.SKIPPED: "It was given up in favour of a better batch of the same model.",
     Code.COULD_NOT_START_IN_TIME: "It was refused at arrival: no plan could meet its deadline.",
 }
-#: How many have to be served before a quantile is told.
+#: The least number of served requests for which a quantile is shown.
 _LEAST = {"p50": 1, "p99": least_samples(), "p99.9": least_samples(0.999)}
 
 
@@ -113,7 +113,7 @@ def _bounds(report: RunReport) -> str:
 
 
 def judged(report: RunReport) -> str:
-    """Who judges, and at which SLOs it holds."""
+    """Whether client or controller judges, and at which SLOs it holds."""
     side = report.headline.judge
     judge = f"Judged by the {side}"
     judge += (
@@ -174,7 +174,7 @@ def compared_figure(reports: Sequence[RunReport]) -> Figure:
 
 
 def figures(report: RunReport, prefix: str) -> Iterator[Figure]:
-    """Every figure that there is something to draw for."""
+    """Every figure for which there is data."""
     if report.is_sweep:
         yield _sweep(report, f"{prefix}sweep")
     if report.over_time is not None:

@@ -1,4 +1,4 @@
-"""A run as its files tell it: the logs, the manifest, and what to call it in a figure."""
+"""A run as its files describe it: the logs, the manifest, and what to call it in a figure."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def invalid_verdict(path: Path) -> str:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """Return one label for each run; runs alike are told apart by their directories' names."""
+    """Return one label for each run; runs of the same label get their directories' names as well."""
     plain = [run.label for run in runs]
     return [
         label if plain.count(label) == 1 else f"{label} · {name}"
@@ -125,7 +125,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Return what to call each run directory: its name, with as many folders before it as tell all apart."""
+    """Return a name for each run directory: its own, with as many parent folders as make all distinct."""
     parts = [path.resolve().parts for path in paths]
     for count in range(1, max((len(each) for each in parts), default=1) + 1):
         names = ["/".join(each[-count:]) for each in parts]
@@ -167,9 +167,9 @@ def read_actions(path: Path, *, only: Collection[str] | None = None) -> LogTable
 def read_rows(
     path: Path, rows: NDArray[np.intp], names: Sequence[str]
 ) -> dict[str, NDArray[np.int64]]:
-    """Return the columns `names` of the action log, but of these `rows` only.
+    """Return the columns `names` of the action log, but for these `rows` only.
 
-    The log is read piece by piece, so that few of its columns are ever there at once. Raises as
+    The log is read piece by piece, so that few of its columns are in memory at a time. Raises as
     `read_actions` does.
     """
     taken: dict[str, NDArray[np.int64]] = {}
@@ -194,7 +194,7 @@ def _not_empty(log: LogTable, what: str) -> LogTable:
 
 
 def stated(path: Path, *names: str) -> Any:
-    """Return what the run's manifests say under the first of `names` that they have; else None."""
+    """Return the value of the first of `names` that the run's manifests contain; else None."""
     sections = [s for document in _manifests(path) for s in _sections(document)]
     for name in names:
         for section in sections:

@@ -59,7 +59,7 @@ Columns = dict[str, Column]
 class Window:
     """What is shown: from `start_ns` until before `end_ns` after the start of the run, on some GPUs.
 
-    `end_ns` None: as far as a viewer can be expected to follow. `gpus` empty: all of them.
+    `end_ns` None: as much as a viewer can handle. `gpus` empty: all of them.
     """
 
     start_ns: int = 0
@@ -194,7 +194,7 @@ def _end_of(window: Window, sent: Column, run_ns: int, most_actions: int) -> tup
 
 
 def _asked(log: LogTable, start_ns: int, span: tuple[int, int]) -> Columns:
-    """The requests that were there in the window, in the order of their arrival."""
+    """The requests that were in progress during the window, in the order of their arrival."""
     answered = log["t"] - start_ns
     arrived = answered - log["latency"]
     rows = np.flatnonzero((answered >= span[0]) & (arrived < span[1]))

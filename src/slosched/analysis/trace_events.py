@@ -168,8 +168,8 @@ def counter_events(
 ) -> None:
     """Add the controller's process and the counters, over `span` (ns after the start).
 
-    What is queued is what the actions saw: each says how many requests of its model waited when it was
-    made, and the last words of all models are added up. Goodput is exec time that was spent on requests
+    The queue length comes from the actions: each states how many requests of its model waited when it was
+    made, and the latest numbers of all models are added up. Goodput is exec time that was spent on requests
     in time, over the time that passed: how many GPUs did useful work.
     """
     _name_process(file, CONTROLLER, "controller")

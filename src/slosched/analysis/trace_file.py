@@ -1,7 +1,7 @@
 """Writing a trace: one JSON object whose events go to the file as they come.
 
 An event is a line. Times are in us with three decimals, so nothing is lost of a ns. The file appears under
-its name when it is whole; what an error leaves is taken away.
+its name when it is whole; after an error nothing is left of it.
 """
 
 from __future__ import annotations

@@ -76,8 +76,8 @@ def measure_delays(run_dir: Path) -> Delays:
     """Measure the latencies of the live run in `run_dir` from its action log and client log.
 
     To a worker: `worker_action_received` (its clock is brought in line by heartbeats). Back: from the
-    end of the exec to `controller_result_enqueue`. The clocks are brought in line as if both ways were
-    equally long, so that only their sum is certain. Client: its latency from the real send, less the
+    end of the exec to `controller_result_enqueue`. The clocks are brought in line as if both latencies were
+    equal, so that only their sum is certain. Client: its latency from the real send, less the
     controller's. Raises InvalidConfig for a run in which nothing was inferred, MalformedLog for a damaged
     log.
     """

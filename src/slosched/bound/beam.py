@@ -56,7 +56,7 @@ class _State:
 
 @dataclass(frozen=True)
 class _Move:
-    """One way to go on from a state."""
+    """One possible next step of a state."""
 
     value: float
     parent: int
@@ -103,7 +103,7 @@ class BeamSearch:
         self._most_wait_ns = round(0.6 * self._unit_ns)
 
     def run(self, progress: Callable[[float], None] | None = None) -> list[Batch]:
-        """The best schedule found, by start. `progress` gets the share of requests that is behind."""
+        """The best schedule found, by start. `progress` gets the share of requests that are decided."""
         start = _State((0,) * self._problem.gpus, [], 0, 0, 0, 0.0, None)
         beam, best = [start], start
         steps = 0

@@ -15,7 +15,7 @@ from slosched.bound.window import window_bound
 from slosched.errors import InvalidConfig
 from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
-#: What is being done, of which step, and how much of it is done (0..1).
+#: What is being done, for which step, and the share of it that is done (0..1).
 Progress = Callable[[str, CellProblem, float], None]
 
 
@@ -70,7 +70,7 @@ class Window:
 class CellBounds:
     """One step. Shares are of the `requests` that are sent in its first `span_ns`.
 
-    `capacity` and `upper` are upper bounds, `achievable` is of a schedule that there is. With `exact`
+    `capacity` and `upper` are upper bounds, `achievable` is a found schedule's share. With `exact`
     that schedule is the best there is, and `upper` is its share. `upper` is None where no window could
     be solved. `in_every_window` says that the windows cover the whole span: `upper` is then a strict
     bound, else an estimate of it (achievable, and how far the windows' bounds are above it).

@@ -165,7 +165,7 @@ class _Build:
         return lp
 
     def _reach(self, members: Sequence[tuple[int, Request]], exec_ns: int, fewest: int) -> _Reach:
-        """Who can be in a batch that begins in which slot, where at least `fewest` can."""
+        """Which requests can be in a batch that begins in each slot; slots with fewer than `fewest` are out."""
         fitting = [(i, r) for i, r in members if r.due_ns - r.release_ns >= exec_ns]
         requests = np.array([i for i, _ in fitting], dtype=np.int64)
         first = np.array([self._slot(r.release_ns) for _, r in fitting], dtype=np.int64)
@@ -190,7 +190,7 @@ class _Build:
         fewest: int,
         flow: int,
     ) -> None:
-        """Starts of one model's batches of one class on one kind, and whom they serve."""
+        """Starts of one model's batches of one class on one kind, and which requests they serve."""
         reach = self._reach(members, exec_ns, fewest)
         who, slot = reach.who, reach.slot
         if not len(who):
@@ -265,7 +265,7 @@ class _Build:
 def useful_classes(table: Classes) -> dict[int, int]:
     """Each class, and the fewest requests with which it can be of use.
 
-    With fewer, a smaller class does the same sooner. A class that a larger one is as fast as is left out.
+    With fewer, a smaller class does the same sooner. A class is left out if a larger one is as fast.
     """
     kept = [
         batch

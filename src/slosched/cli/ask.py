@@ -13,6 +13,7 @@ from slosched.cli.output import print_json, say, table_text
 from slosched.cli.values import LOCAL_CONTROLLER, duration_ns, one_address
 from slosched.codes import code_name
 from slosched.errors import InvalidConfig, RequestFailed
+from slosched.signature import Tensor, described, single
 from slosched.units import NS_PER_MS, format_duration
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def infer(
         answer = error.reply
         if not isinstance(answer, Inference):
             raise
-        # The controller answered: all it said is worth as much as a success, and is said once.
+        # The controller answered: its details matter as much as a success's, and are printed once.
         if json:
             print_json(OneShot(answer, ()).as_dict())
         else:
@@ -122,7 +123,7 @@ def models(ctx: typer.Context, address: Address = None, json: Json = False) -> N
     if json:
         import msgspec
 
-        # A ModelInfo is an array on the wire; people's programs want names.
+        # A ModelInfo is an array on the wire; programs that read this want names.
         documents = [{f: getattr(m, f) for f in m.__struct_fields__} for m in loaded]
         print_json({"models": msgspec.to_builtins(documents), "loadable": list(loadable)})
         return
@@ -134,7 +135,7 @@ def models(ctx: typer.Context, address: Address = None, json: Json = False) -> N
 
 
 def _loadable_text(names: Sequence[str]) -> str:
-    """The names, but of a library that offers hundreds only how many there are."""
+    """The names; of a library that offers hundreds, only their number."""
     counts = Counter(name.partition("/")[0] for name in names if "/" in name)
     many = {library: count for library, count in counts.items() if count > _OF_A_LIBRARY_AT_MOST}
     shown = [name for name in names if name.partition("/")[0] not in many]
@@ -152,8 +153,8 @@ def _models_table(loaded: tuple[ModelInfo, ...]) -> str:
             format_duration(m.weights_ns),
             f"{m.weights_bytes / 1e6:.1f} MB",
             ",".join(map(str, m.batch_sizes)),
-            f"{_shape(m.input_shape)} {m.input_dtype}",
-            f"{_shape(m.output_shape)} {m.output_dtype}",
+            _tensors(m.inputs, m.input_shape, m.input_dtype, m.lengths),
+            _tensors(m.outputs, m.output_shape, m.output_dtype),
             m.gpus_resident,
             m.clients,
             _weights(m),
@@ -183,8 +184,14 @@ def _weights(model: ModelInfo) -> str:
     return "random" if model.random_weights else "given"
 
 
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "scalar"
+def _tensors(
+    tensors: Sequence[Tensor], shape: Sequence[int], dtype: str, lengths: Sequence[int] = ()
+) -> str:
+    """The tensors with their names; a single one of a fixed shape without: "3x224x224 float32"."""
+    if not tensors or single(tensors) is not None:
+        return f"{'x'.join(map(str, shape)) or 'scalar'} {dtype}"
+    classes = f" at {'/'.join(map(str, lengths))}" if lengths else ""
+    return f"{described(tensors)}{classes}"
 
 
 # ------------------------------------------------------------------------------------- status

@@ -23,6 +23,7 @@ from slosched.cli.values import (
 )
 from slosched.cli.workload import announce_trace, is_spec, workload_of
 from slosched.errors import InvalidConfig, SloschedError, UnknownName
+from slosched.extensions import is_target, outside_row
 
 if TYPE_CHECKING:
     from slosched.workloads import Workload
@@ -43,9 +44,10 @@ class ClientGroup(SloschedGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         commands = self.list_commands(ctx)
         if args and not (args[0] in commands or args[0].startswith("-") or is_spec(args[0])):
+            next_is_workload = len(args) > 1 and (args[1] in commands or is_spec(args[1]))
             if looks_like_address(args[0]):
                 ctx.obj, args = one_address(args[0]), args[1:]
-            elif ":" in args[0] or (len(args) > 1 and (args[1] in commands or is_spec(args[1]))):
+            elif next_is_workload or (":" in args[0] and not is_target(args[0])):
                 raise InvalidConfig(
                     f"{args[0]!r} is not a host:port; write the controller's address as "
                     f"{LOCAL_CONTROLLER}, or leave it out"
@@ -53,27 +55,34 @@ class ClientGroup(SloschedGroup):
         return list(super().parse_args(ctx, args))
 
     def list_commands(self, ctx: Any) -> list[str]:
-        from slosched.workloads import WORKLOADS
+        from slosched.workloads import WORKLOAD_KINDS
 
-        return [*WORKLOADS, *self.commands]
+        return [*WORKLOAD_KINDS.names(), *self.commands]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        from slosched.workloads import WORKLOADS
+        from slosched.workloads import WORKLOAD_KINDS
 
-        if cmd_name in WORKLOADS:
-            kind = WORKLOADS[cmd_name]
-            return workload_command(cmd_name, _metavar(kind), _help(kind), kind.parse)
         if is_spec(cmd_name):
             return _spec_command(cmd_name)
-        return super().get_command(ctx, cmd_name)
+        if cmd_name in self.commands or not (is_target(cmd_name) or cmd_name in WORKLOAD_KINDS):
+            return super().get_command(ctx, cmd_name)
+        kind = WORKLOAD_KINDS.get(cmd_name)
+        return workload_command(cmd_name, _metavar(kind), _help(kind, cmd_name), kind.parse)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """The workloads and the commands beside them, each with its whole summary."""
-        from slosched.workloads import WORKLOADS
+        from slosched.workloads import WORKLOAD_KINDS, WORKLOADS
 
         rows = [(name, kind.summary) for name, kind in WORKLOADS.items()]
         with formatter.section("Workloads (WORKLOAD --help says what each takes)"):
             formatter.write_dl(rows)
+        rows = [
+            outside_row(each, each.thing.summary if each.thing else "")
+            for each in WORKLOAD_KINDS.outside()
+        ]
+        if rows:
+            with formatter.section("Workloads of other packages"):
+                formatter.write_dl(rows)
         rows = [
             (name, command.get_short_help_str(limit=200)) for name, command in self.commands.items()
         ]
@@ -81,10 +90,10 @@ class ClientGroup(SloschedGroup):
             formatter.write_dl(rows)
 
     def unknown(self, ctx: Any, name: str) -> SloschedError:
-        from slosched.workloads import WORKLOADS
+        from slosched.workloads import WORKLOAD_KINDS
 
         *others, last = sorted(self.commands)
-        error = UnknownName(self.noun, name, list(WORKLOADS))
+        error = UnknownName(self.noun, name, WORKLOAD_KINDS.names())
         return InvalidConfig(
             f"{error} ({', '.join(others)} and {last} are commands beside the workloads, and a "
             "file.toml may describe one)"
@@ -215,8 +224,8 @@ def _metavar(kind: Kind) -> str:
     return " ".join(p.name if p.default is None else f"[{p.name}]" for p in kind.parameters)
 
 
-def _help(kind: Kind) -> str:
-    """The help of a workload's command, from what the registry says of it."""
+def _help(kind: Kind, name: str) -> str:
+    """The help of the command `name`, which runs the workload, from what the registry says of it."""
     blocks = [kind.summary]
     if kind.text:
         blocks.append(kind.text)
@@ -233,7 +242,7 @@ def _help(kind: Kind) -> str:
             )
         blocks.append("\n".join(lines))
     if kind.examples:
-        examples = [f"  slosched client {kind.name} {text}".rstrip() for text in kind.examples]
+        examples = [f"  slosched client {name} {text}".rstrip() for text in kind.examples]
         blocks.append("\n".join(["\b", "Examples:", *examples]))
     return "\n\n".join(blocks)
 

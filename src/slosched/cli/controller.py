@@ -15,6 +15,7 @@ from slosched.cli.values import (
     duration_ns,
     flag,
     looks_like_address,
+    scheduler_type,
     whole_number,
     worker_addresses,
 )
@@ -37,7 +38,10 @@ _TYPES = "{TYPES}"
 
 _Type = Annotated[
     str,
-    typer.Argument(metavar="TYPE", help="The scheduler: INFER5 (use this), or one of those below."),
+    typer.Argument(
+        metavar="TYPE",
+        help="The scheduler: INFER5 (use this), or one of those below; TYPE:paper for that fidelity.",
+    ),
 ]
 _Rest = Annotated[
     list[str] | None,
@@ -89,6 +93,9 @@ def controller(
     TYPEs:
       {TYPES}
 
+    An installed package may offer more, and module:class names a policy in the current folder
+    (docs/my_own_policy.md).
+
     \b
     Examples:
       slosched controller INFER5 --workers gpu01:12345,gpu02:12345 --schedule-ahead 5ms
@@ -98,15 +105,17 @@ def controller(
     """
     from slosched.core.scheduler.policies import about
 
-    ignored = about(type_).ignored_options  # an unknown TYPE is refused before anything else
+    # A TYPE that cannot be used is refused before anything else.
+    policy, fidelity = scheduler_type(type_, options["fidelity"])
+    ignored = about(policy).ignored_options
     positional_workers, positional = _split_positionals(list(rest or []), bool(workers or config))
     addresses = worker_addresses([*positional_workers, *(workers or [])])
     base = _base_config(config)
-    by_option = values_of(SchedulerConfig, options)
+    by_option = values_of(SchedulerConfig, {**options, **fidelity})
     scheduler = _merged(_parse_positionals(positional, ignored), by_option)
     resolved = replace(
         base,
-        scheduler=replace(base.scheduler, policy=type_, **scheduler),
+        scheduler=replace(base.scheduler, policy=policy, **scheduler),
         workers=addresses or worker_addresses(list(base.workers)),
         **values_of(ControllerConfig, options),
     )

@@ -93,8 +93,8 @@ def _closing(runs: list[Path], directory: Path) -> str:
         lines.append(line + ("the sweep counts" if document["valid"] else "the sweep is INVALID"))
     if invalid:
         lines += [
-            "  INVALID: the client sent late, so the numbers say more of this machine than of slosched. All",
-            "  parts work. Close other programs, or ask `slosched doctor`, and run the demo again.",
+            "  INVALID: the client sent late, so the numbers say more about this machine than about slosched.",
+            "  All parts work. Close other programs, or ask `slosched doctor`, and run the demo again.",
         ]
     else:
         lines.append(
@@ -103,7 +103,7 @@ def _closing(runs: list[Path], directory: Path) -> str:
     lines += [
         "",
         "next",
-        f"  slosched report {runs[-1]}    # what the last sweep came to, as a page",
+        f"  slosched report {runs[-1]}    # the last sweep's results, as a page",
         f"  slosched explain {runs[-1]}   # why requests were refused",
         "  README.md, 'Serve your model under a deadline', then docs/will_my_model_make_it.md",
         "",

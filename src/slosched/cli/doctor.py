@@ -52,7 +52,7 @@ def doctor(
     ] = 1.0,
     json: Json = False,
 ) -> None:
-    """Check limits, cores, timer, clock, GPUs, ports and packages of this machine.
+    """Check limits, cores, timer, clock, GPUs, ports, packages and their extensions of this machine.
 
     Nothing is changed. Each line begins with ok or warn; a warning says what to do. The exit code is 0
     even with warnings: everything still runs, but with less exact timing. Measure on an idle machine.
@@ -81,6 +81,7 @@ def doctor(
             for port, whose in ((WORKER_PORT, "worker"), (CONTROLLER_PORT, "controller"))
         ),
         *_packages(bool(gpus.names)),
+        *_extensions(),
     ]
     warnings = sum(not check.ok for check in checks)
     if json:
@@ -340,6 +341,20 @@ def _packages(has_gpu: bool) -> Iterator[Check]:
         "gpu", ("cupy-cuda13x", "nvidia-ml-py"), "pip install slosched[gpu]", wanted=has_gpu
     )
     yield _package_check("plot", ("matplotlib",), "pip install slosched[plot]", wanted=True)
+
+
+def _extensions() -> Iterator[Check]:
+    """What other packages add; each is imported."""
+    from slosched.core.scheduler.policies import POLICY_TYPES
+    from slosched.daemon.backends.opening import DEVICES
+    from slosched.workloads import WORKLOAD_KINDS
+
+    for registry in (POLICY_TYPES, WORKLOAD_KINDS, DEVICES):
+        for each in registry.outside():
+            value = f"{registry.kind} {each.name} from {each.origin.text}"
+            advice = f"mend or uninstall {each.origin.package}" if each.problem else ""
+            problem = f" cannot be used: {each.problem}" if each.problem else ""
+            yield Check("extension", not each.problem, value + problem, advice)
 
 
 def _package_check(name: str, packages: tuple[str, ...], install: str, *, wanted: bool) -> Check:

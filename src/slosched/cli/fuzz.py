@@ -88,10 +88,15 @@ def fuzz(
 
 
 def _check_policy(policy: str | None) -> None:
+    from slosched.core.scheduler.policies import POLICIES, policy_class, type_and_fidelity
     from slosched.sim.fuzz_case import TYPES
 
-    if policy is not None and policy not in TYPES:
+    if policy is None or policy in TYPES:
+        return
+    type_, fidelity = type_and_fidelity(policy)
+    if type_ in POLICIES:
         raise UnknownName("TYPE that can be fuzzed", policy, list(TYPES))
+    policy_class(type_, fidelity or "best")  # raises UnknownName, ExtensionError
 
 
 def _outcomes(seeds: range, jobs: int, policy: str | None) -> Iterator[Outcome]:

@@ -1,4 +1,4 @@
-"""What the machine did while something ran on it: how often it stood still, who else worked on it.
+"""What the machine did while something ran on it: how often it stalled, and which other processes used it.
 
 A thread sleeps to every 2nd ms and notes when it wakes late; it asks for the real-time class, so that
 it does not wait behind the processes that are measured. Twice a second it reads in /proc what the host
@@ -18,10 +18,10 @@ from typing import NamedTuple
 from slosched.clock import Waiter, now_ns, set_timer_slack
 from slosched.units import NS_PER_MS, NS_PER_S
 
-_TICK_NS = 2 * NS_PER_MS
+TICK_NS = 2 * NS_PER_MS
 #: A wake-up this late is noted; less is the ordinary cost of waking.
-_NOTED_NS = NS_PER_MS
-_SAMPLE_NS = NS_PER_S // 2
+NOTED_NS = NS_PER_MS
+SAMPLE_NS = NS_PER_S // 2
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,14 @@ class MachineWatch:
         waiter = Waiter()
         due_ns = sample_ns = now_ns()
         while not self._stop.is_set():
-            due_ns += _TICK_NS
+            due_ns += TICK_NS
             waiter.wait(due_ns, at_most_ns=NS_PER_S)
             woke_ns = now_ns()
-            if woke_ns - due_ns > _NOTED_NS:
+            if woke_ns - due_ns > NOTED_NS:
                 self._stalls.append((woke_ns, woke_ns - due_ns))
                 due_ns = woke_ns
             if woke_ns >= sample_ns:
-                sample_ns = woke_ns + _SAMPLE_NS
+                sample_ns = woke_ns + SAMPLE_NS
                 self._samples.append(_sample(woke_ns))
         waiter.close()
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 #: Exit code: no rate met the SLO, or the search was interrupted without a signal.
 _FAILED = 1
-#: The machine was disturbed, and not everything is decided: as of `validate`.
+#: Exit code, as that of `validate`: the machine was disturbed, and not everything is decided.
 _DISTURBED = 8
 _POLL_S = 0.1
 #: A live load's first request is due this long after its run begins, at most.
@@ -172,7 +172,7 @@ _Send = Callable[["Workload", int], "tuple[RunResult, tuple[str, ...]]"]
 
 
 class _Asked:
-    """Whose rate is looked for. Raises InvalidConfig for what cannot be."""
+    """The model whose rate is looked for. Raises InvalidConfig for what cannot be."""
 
     def __init__(self, model: str, copies: int, slo: str) -> None:
         self._model = read_model("MODEL", model)

@@ -105,7 +105,7 @@ def _is_number(text: str) -> bool:
 
 
 def print_result(result: RunResult) -> None:
-    """Print the table of a run, live or simulated, and what is to be said about it."""
+    """Print the table of a run, live or simulated, and the remarks on it."""
     say(run_table(result))
     if result.slo_verdict:
         say(result.slo_verdict)
@@ -158,7 +158,7 @@ def _p99(step: StepResult) -> str:
 
 
 class RunDisplay(Protocol):
-    """Shows how a run goes on; called about five times a second."""
+    """Shows the progress of a run; called about five times a second."""
 
     def __enter__(self) -> RunDisplay: ...
 

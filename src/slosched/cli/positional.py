@@ -14,7 +14,7 @@ import typer
 
 from slosched.cli.help import SloschedCommand
 
-#: An option is no longer; a comparison costs the product of both lengths.
+#: Longer words are not compared with options: a comparison costs the product of both lengths.
 _LONGEST = 64
 _OPTION = re.compile(r"^--?[A-Za-z]")
 

@@ -11,7 +11,7 @@ import typer
 from slosched.cli.ask import Json
 from slosched.cli.config_options import Options, takes_options, values_of
 from slosched.cli.output import print_json, say, table_text, warn
-from slosched.cli.values import check_device, given, size_bytes, whole_numbers
+from slosched.cli.values import given, size_bytes, whole_numbers
 from slosched.config import GpuProfile, WorkerConfig
 from slosched.errors import InvalidConfig, OutputExists
 from slosched.options import MEMORY, PROCESSOR
@@ -121,7 +121,7 @@ def profile(
             "an emulated GPU has nothing to measure: leave --device out to measure on this machine's "
             "GPU, or on its CPU if there is none"
         )
-    check_device(device, "auto", "cuda:N", "cpu")
+    _check_device(device)
     sizes = tuple(sorted({1, *whole_numbers("--batches", batches)}))
     cache_bytes = None if weights_cache is None else size_bytes("--weights-cache", weights_cache)
     before = _resumed(out) if resume else None
@@ -155,6 +155,19 @@ def profile(
     if failed:
         warn(f"{len(failed)} failed: {', '.join(failed)}")
         raise typer.Exit(1)
+
+
+def _check_device(device: str) -> None:
+    """Raise UnknownName for a device that there is not, InvalidConfig for another package's."""
+    from slosched.daemon.backends.opening import DEVICES, device_kind, device_name
+
+    device_kind(device)
+    origin = DEVICES.origin(device_name(device))
+    if origin is not None:
+        raise InvalidConfig(
+            f"slosched cannot measure the device {device!r} of {origin.text}: the backend says itself how "
+            "long its models take"
+        )
 
 
 def _device_name(device: str) -> str:

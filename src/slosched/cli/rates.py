@@ -13,8 +13,8 @@ from slosched.units import NS_PER_S
 def rates_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any] | None:
     """What happened from one report to the next; None if they are not of one life of a controller.
 
-    Rates are per second, shares and utilisations 0 to 1, times in ns. What cannot be said is None: a
-    quantile of nothing, or a count that an older controller does not tell.
+    Rates are per second, shares and utilisations 0 to 1, times in ns. What is unknown is None: a quantile
+    without values, or a count that an older controller does not report.
     """
     span_ns = after.get("now_ns", 0) - before.get("now_ns", 0)
     if span_ns <= 0 or before.get("incarnation") != after.get("incarnation"):

@@ -1,4 +1,4 @@
-"""`slosched report`: what runs came to, as one HTML page."""
+"""`slosched report`: the results of runs, as one HTML page."""
 
 from __future__ import annotations
 

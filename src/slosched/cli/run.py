@@ -13,7 +13,7 @@ from slosched.telemetry.run_dir import default_log_dir
 from slosched.units import format_duration
 from slosched.workloads.base import Workload
 
-#: Exit code of a run that the controller's end cut short: what PeerUnreachable has.
+#: Exit code of a run that the controller's end cut short: that of PeerUnreachable.
 _CUT_SHORT = 5
 
 
@@ -29,7 +29,7 @@ def run_live(
     name: str = "",
     weight: float = 1.0,
 ) -> int:
-    """Run `workload`, print what came of it, and return the exit code.
+    """Run `workload`, print its results, and return the exit code.
 
     SIGINT and SIGTERM end the run early; the partial run is written and printed, and the code is
     128 + the signal's number. A second one ends the process at once.

@@ -1,4 +1,4 @@
-"""The options that every command shares that simulates, and the SimSpec that they describe.
+"""The options that all simulating commands share, and the SimSpec that they describe.
 
 A command takes them all by being decorated:
 
@@ -28,7 +28,7 @@ from slosched.cli.config_options import (
     values_of,
     with_parameters,
 )
-from slosched.cli.values import duration_ns, size_bytes
+from slosched.cli.values import duration_ns, scheduler_type, size_bytes
 from slosched.config import WEIGHT_RANGE, SchedulerConfig
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.options import CLUSTER, NETWORK, NOISE, Row
@@ -200,18 +200,11 @@ class SimOptions:
         return FaultPlan.random(int(text or seed), counts, until_ns=until_ns)
 
     def scheduler(self, type_: str) -> SchedulerConfig:
-        """The scheduler's options. Raises UnknownName for a TYPE that there is not."""
-        from slosched.core.scheduler.policies import POLICIES, resolved
+        """The scheduler's options. Raises UnknownName, or ExtensionError, for a TYPE that cannot be used."""
+        from slosched.core.scheduler.policies import resolved
 
-        policy, _, fidelity = type_.partition(":")
-        if policy not in POLICIES:
-            raise UnknownName("scheduler TYPE", policy, list(POLICIES))
-        options = dict(self.scheduler_options)
-        given = options.get("fidelity")
-        if fidelity and given and fidelity != given:
-            raise InvalidConfig(f"TYPE {type_} and --fidelity {given} contradict each other")
-        if fidelity:
-            options["fidelity"] = fidelity
+        policy, fidelity = scheduler_type(type_, self.scheduler_options.get("fidelity"))
+        options = {**self.scheduler_options, **fidelity}
         config = SchedulerConfig(
             policy=policy,
             # The user of a simulation also writes its clients, so what they say of themselves is trusted.

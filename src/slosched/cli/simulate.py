@@ -25,7 +25,7 @@ _Type = Annotated[
     str,
     typer.Argument(
         metavar="TYPE",
-        help="The scheduler, as of `slosched controller`; TYPE:paper for that fidelity.",
+        help="The scheduler, as `slosched controller` takes it.",
     ),
 ]
 _Workload = Annotated[

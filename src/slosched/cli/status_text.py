@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slosched.cli.output import table_text
@@ -44,11 +44,6 @@ def status_text(address: str, report: dict[str, Any]) -> str:
 
 
 def _head(address: str, report: dict[str, Any], workers: list[dict[str, Any]]) -> str:
-    joined = sum(w.get("state") in ("joined", "draining") for w in workers)
-    present = sum(w.get("state") != "left" for w in workers)
-    state = (
-        "draining" if report.get("draining") else "ready" if report.get("ready") else "not ready"
-    )
     requests = report.get("requests", {})
     options = ", ".join(
         _option(name, value)
@@ -56,14 +51,29 @@ def _head(address: str, report: dict[str, Any], workers: list[dict[str, Any]]) -
         if value is not None
     )
     lines = [
-        f"{address}: {report.get('policy', '?')} ({report.get('fidelity', '?')}), {state}, "
-        f"{joined} of {present} workers joined",
+        first_line(address, report, workers),
         f"options: {options}",
         *_rules(report),
         f"requests: {requests.get('arrived', 0)} arrived, {requests.get('answered', 0)} answered"
         + "".join(f"; {code}: {count}" for code, count in requests.get("by_code", {}).items()),
     ]
     return "\n".join(lines)
+
+
+def first_line(
+    address: str, report: Mapping[str, Any], workers: Sequence[Mapping[str, Any]]
+) -> str:
+    """Which policy serves, of which package if that is not slosched, and how many workers it has."""
+    joined = sum(w.get("state") in ("joined", "draining") for w in workers)
+    present = sum(w.get("state") != "left" for w in workers)
+    state = (
+        "draining" if report.get("draining") else "ready" if report.get("ready") else "not ready"
+    )
+    package = report.get("policy_package")
+    return (
+        f"{address}: {report.get('policy', '?')} ({report.get('fidelity', '?')}"
+        f"{f', from {package}' if package else ''}), {state}, {joined} of {present} workers joined"
+    )
 
 
 def _option(name: str, value: Any) -> str:

@@ -73,10 +73,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Validation:
-    """What came of a plan: of each step the first undisturbed try, else the one that differs least.
+    """The results of a plan: for each step the first undisturbed try, else the one that differs least.
 
-    Only an undisturbed try counts: a machine that stood still can part the two, and can hide that they
-    are apart. A step that is held and was disturbed each time is not decided.
+    Only an undisturbed try counts: a machine that stalled can make the two differ, and can hide a difference.
+    A step that is held and was disturbed each time is not decided.
     """
 
     plan: Plan
@@ -146,8 +146,8 @@ def run_plan(
 ) -> Validation:
     """Run `plan` both ways, in folders of `directory`; `watching` gives a meter for one live run.
 
-    Raises ChildFailed if a process fails, InvalidConfig if nothing would be held or the live run is none
-    to compare with.
+    Raises ChildFailed if a process fails, InvalidConfig if nothing would be held or the live run cannot be
+    compared.
     """
     plan.held()
     best: dict[tuple[int, str], StepDifference] = {}

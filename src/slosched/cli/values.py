@@ -12,7 +12,7 @@ from typing import Any
 
 from slosched.addresses import parse_address
 from slosched.config import CONTROLLER_PORT, WORKER_PORT, WeightRule
-from slosched.errors import InvalidConfig, InvalidDuration, UnknownName
+from slosched.errors import InvalidConfig, InvalidDuration
 from slosched.units import parse_bytes, parse_duration_ns
 
 #: The largest range that an option may name.
@@ -98,12 +98,19 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def check_device(device: str, *known: str) -> None:
-    """Raise UnknownName unless `device` is one of `known`, where "cuda:N" also stands for "cuda"."""
-    kind, _, number = device.partition(":")
-    cuda = device == "cuda" or (kind == "cuda" and number.isdigit())
-    if not (device in known or (cuda and "cuda:N" in known)):
-        raise UnknownName("device", device, list(known))
+def scheduler_type(text: str, given_fidelity: str | None) -> tuple[str, dict[str, str]]:
+    """The TYPE that `text` names, TYPE or TYPE:paper, and the option `fidelity` if either of the two says it.
+
+    Raises UnknownName or ExtensionError for a TYPE that cannot be used, before anything else is looked at.
+    """
+    from slosched.core.scheduler.policies import POLICY_TYPES, type_and_fidelity
+
+    type_, fidelity = type_and_fidelity(text)
+    POLICY_TYPES.get(type_)
+    if fidelity and given_fidelity and fidelity != given_fidelity:
+        raise InvalidConfig(f"TYPE {text} and --fidelity {given_fidelity} contradict each other")
+    either = fidelity or given_fidelity
+    return type_, {"fidelity": either} if either else {}
 
 
 def flag(option: str, text: str) -> bool:

@@ -50,7 +50,7 @@ class Look:
         return f"no answer since {since} ({seconds:.0f} s)"
 
     def document(self, at_ns: int) -> dict[str, Any]:
-        """For programs: one object a look."""
+        """For programs: one object per look."""
         if self.silent_since_ns:
             return {
                 "time_ns": at_ns,

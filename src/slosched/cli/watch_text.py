@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from slosched.cli.status_text import first_line
 from slosched.units import format_duration, format_share
 
 _CELL = 26
@@ -40,14 +41,7 @@ def watch_text(
 
 
 def _head(address: str, report: Mapping[str, Any], workers: Sequence[Mapping[str, Any]]) -> str:
-    joined = sum(w.get("state") == "joined" for w in workers)
-    state = (
-        "draining" if report.get("draining") else "ready" if report.get("ready") else "not ready"
-    )
-    return (
-        f"{address}: {report.get('policy', '?')} ({report.get('fidelity', '?')}), {state}, "
-        f"{joined} of {len(workers)} workers joined, {len(report.get('clients', ()))} clients"
-    )
+    return f"{first_line(address, report, workers)}, {len(report.get('clients', ()))} clients"
 
 
 def _traffic(report: Mapping[str, Any], rates: Mapping[str, Any] | None) -> list[str]:

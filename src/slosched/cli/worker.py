@@ -10,7 +10,6 @@ import typer
 
 from slosched.cli.config_options import Options, takes_options, values_of
 from slosched.cli.output import Announcer
-from slosched.cli.values import check_device
 from slosched.config import WorkerConfig
 
 _Config = Annotated[
@@ -50,13 +49,18 @@ def worker(*, options: Options, config: _Config = None) -> None:
         from slosched.join_key import read_join_key
 
         read_join_key(resolved.join_key)  # before a GPU's process is started
-    check_device(resolved.device, "auto", "cuda:N", "cpu", "emulated")
     raise typer.Exit(_serve(resolved, options["gpus"]))
 
 
 def _serve(config: WorkerConfig, gpus: int | None) -> int:
+    from slosched.daemon.backends.opening import DEVICES, device_kind, device_name
+
+    kind = device_kind(config.device)  # an unknown device is refused before anything starts
     announce = Announcer()
-    if config.device in ("cpu", "emulated"):
+    origin = DEVICES.origin(device_name(config.device))
+    if origin is not None:
+        announce(f"device {config.device}: {origin.target} of {origin.text}")
+    if not kind.process_each:
         from slosched.daemon.worker import run_worker
 
         return run_worker(config, announce=announce)

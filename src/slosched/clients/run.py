@@ -24,10 +24,12 @@ from slosched.telemetry.manifest import (
     write_manifest,
 )
 from slosched.telemetry.run_dir import CLIENT_MANIFEST, MANIFEST, claim_run_dir
+from slosched.telemetry.source import code_from_outside
 from slosched.telemetry.writer import LogWriter
 from slosched.workloads.base import Workload
 from slosched.workloads.composed import senders_of
 from slosched.workloads.engine import Engine
+from slosched.workloads.registry import origins
 
 _LOAD_TIMEOUT_S = 120.0
 
@@ -162,6 +164,7 @@ class _Run:
                 "version": self._client.controller.version,
                 "policy": self._client.controller.policy,
             },
+            **code_from_outside(origins(self._workload)),
             "inputs": self._inputs,
             "random_weights": self._random_weights,
             "b1_ns": {model.name: model.b1_ns for model in self._models},

@@ -281,6 +281,8 @@ class InvariantChecker:
             self._fail(f"action {action_id} has an empty window", keys)
         if len(keys) > infer.batch_size:
             self._fail(f"action {action_id} carries more requests than its class", keys)
+        if any(length > infer.length for length in infer.lengths):
+            self._fail(f"action {action_id} carries a request that is longer than its class", keys)
 
     def _check_company(self, infer: Infer, keys: tuple[int, ...], worker_id: int) -> None:
         """A request that ended a process has its GPU to itself, and ends no third process."""

@@ -10,12 +10,13 @@ from pathlib import Path
 from slosched import clock
 from slosched.config import ControllerConfig
 from slosched.core.scheduler.interface import ActionRecord, RequestRecord, StageRecord
-from slosched.core.scheduler.policies import resolved
+from slosched.core.scheduler.policies import POLICY_TYPES, resolved
 from slosched.telemetry import action_log, reason_log, request_log, stage_log
 from slosched.telemetry.console import ControllerConsole
 from slosched.telemetry.manifest import ManifestNotWritten, finish_manifest, write_manifest
 from slosched.telemetry.recent import LastMinutes
 from slosched.telemetry.run_dir import claim_run_dir, default_log_dir
+from slosched.telemetry.source import code_from_outside
 from slosched.telemetry.tally import Recent, Tally
 from slosched.telemetry.writer import LogWriter, Rotation
 
@@ -69,7 +70,8 @@ class RunLog:
         wanted = Path(config.log_dir) if config.log_dir else default_log_dir("controller")
         options = {**asdict(config), "scheduler": asdict(resolved(config.scheduler))}
         directory = claim_run_dir(wanted)
-        write_manifest(directory, "controller", options)
+        outside = code_from_outside([POLICY_TYPES.origin(config.scheduler.policy)])
+        write_manifest(directory, "controller", options, extra=outside)
         rotation = Rotation(config.log_bytes, config.log_keep)
         return cls(directory, announce=announce, rotation=rotation)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from slosched.codes import code_name
+from slosched.core.scheduler.policies import POLICY_TYPES
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.state import Client, Gpu, Instance, ModelState, Worker, WorkerState
 from slosched.options import status_options
@@ -68,11 +69,13 @@ def status_parts(
 
 def _head(scheduler: Scheduler, now_ns: int) -> dict[str, Any]:
     config = scheduler.cluster.config
+    origin = POLICY_TYPES.origin(config.policy)
     return {
         "now_ns": now_ns,
         "incarnation": scheduler.incarnation,
         "cluster_id": scheduler.cluster_id,
         "policy": config.policy,
+        "policy_package": "" if origin is None else origin.text,
         "fidelity": config.fidelity,
         "options": status_options(config),
         "client_weights": config.client_weights,

@@ -26,6 +26,7 @@ from slosched.child_processes import end, end_with_parent, on_signals, ready_por
 from slosched.clock import now_ns
 from slosched.config import WorkerConfig
 from slosched.daemon.backends.devices import count_gpus
+from slosched.daemon.backends.opening import device_kind
 from slosched.daemon.blackbox import VARIABLE, Blackbox
 from slosched.daemon.blame import (
     ENDS_ALLOWED,
@@ -105,20 +106,21 @@ def run_workers(
 
     Device auto or cuda: a child per GPU, on `config.port`, +1, ... (port 0: any ports), and on the cores
     `config.cpu`, +1, ... if that is given. `gpus` says how many; None means `config.gpus` if that is above
-    1, else all. Device cuda:N: one child. The devices cpu and emulated, and auto without a GPU, which takes
-    the CPU, are served in this process. Raises what run_worker and supervise raise, and InvalidConfig if
+    1, else all. Device cuda:N: one child. All other devices, and auto without a GPU, which takes the CPU,
+    are served in this process. Raises what run_worker and supervise raise, and InvalidConfig if
     there are fewer GPUs, or cores, than were asked for. Returns 1 if each of several children died by itself.
     """
-    kind = config.device.partition(":")[0]
+    kind = device_kind(config.device)
     there = count_gpus() if config.device in ("auto", "cuda") else 0
     wanted = gpus if gpus is not None else (config.gpus if config.gpus > 1 else max(there, 1))
-    if kind in ("cpu", "emulated") or (config.device == "auto" and not there and wanted == 1):
+    if not kind.process_each or (config.device == "auto" and not there and wanted == 1):
         from slosched.daemon.worker import run_worker
 
         return run_worker(replace(config, gpus=wanted), announce=announce, stop=stop)
     if wanted > max(there, 1):
+        found = max(there, int(":" in config.device))  # cuda:N is one
         raise InvalidConfig(
-            f"{wanted} GPUs were asked for and {max(there, int(kind != config.device))} found; take fewer "
+            f"{wanted} GPUs were asked for and {found} found; take fewer "
             "--gpus, or --device emulated"
         )
     if wanted == 1:

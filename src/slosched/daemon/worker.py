@@ -39,7 +39,7 @@ from slosched.core.worker.interface import (
 from slosched.core.worker.kinds import takes_inputs
 from slosched.core.worker.stepping import Stepper
 from slosched.daemon.backends.base import Backend, Frame
-from slosched.daemon.backends.opening import open_backend
+from slosched.daemon.backends.opening import open_backend, shown_device
 from slosched.daemon.blackbox import ENDED, READY, NoBlackbox
 from slosched.daemon.housekeeping import Collector, check_core, own_process
 from slosched.daemon.registration import Registration
@@ -105,7 +105,7 @@ class WorkerServer:
             version=__version__,
             host=socket.gethostname(),
             pid=os.getpid(),
-            device=self._backend.device_name,
+            device=shown_device(config, self._backend),
             allow_zero_size_inputs=config.allow_zero_size_inputs,
             put_aside=config.put_aside,
         )

@@ -123,7 +123,7 @@ class LoadDriver:
                 sent_ns = self._clock()
                 if due_ns > sent_ns:
                     break
-                # It is taken before it is sent: an error on the way must not send it for ever.
+                # It is removed before it is sent, so that an error while sending cannot repeat it for ever.
                 self._issue(self._engine.take(), due_ns, sent_ns)
         finally:
             for request_id in self._submitter.flush():
@@ -177,7 +177,7 @@ class LoadDriver:
         tally.codes[code] = tally.codes.get(code, 0) + 1
         tally.in_time += in_time
         tally.met += reply.deadline_met
-        if not tally.slo_ns:  # the controller's default, told by its answer
+        if not tally.slo_ns:  # the controller's default, as its answer states
             tally.slo_ns = slo_ns
         if slo_ns > self.max_slo_ns:
             self.max_slo_ns = slo_ns

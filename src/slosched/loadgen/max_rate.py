@@ -32,9 +32,9 @@ _MAX_RATES = 10_000
 
 @dataclass(frozen=True)
 class Window:
-    """What one stretch of requests came to. `late` were not in time, for whatever reason.
+    """The outcome of one stretch of requests. `late` were not in time, for whatever reason.
 
-    `disturbed` says what makes it count for nothing, in words; `problem` why the search cannot go on.
+    `disturbed` says in words why it does not count; `problem` why the search cannot go on.
     """
 
     sent: int
@@ -86,7 +86,7 @@ class Search:
 
     @property
     def confidence(self) -> float:
-        """What each look asks for, so that all looks at one rate together leave 1 - CONFIDENCE."""
+        """The confidence of each look, so that all looks at one rate together leave 1 - CONFIDENCE."""
         return 1 - (1 - CONFIDENCE) / (_LOOKS + self.repeats + 1)
 
     @property

@@ -1,4 +1,4 @@
-"""What a run of load came to: counts and percentiles for each step. The same live and simulated.
+"""The results of a run of load: counts and percentiles for each step. The same live and simulated.
 
 Two judges, and every figure says which: the *client* counts a request as in time when its answer
 came within the SLO of the scheduled send; the *controller* counts from the request's arrival there
@@ -29,7 +29,7 @@ ISSUE_DELAY_BOUND_NS = 2 * NS_PER_MS
 
 
 _OK = code_name(0)
-#: What a step is called of a sweep of the rate.
+#: The label of a step in a sweep of the rate.
 _RATE = re.compile(r"([0-9.e+]+)/s")
 
 
@@ -104,7 +104,7 @@ class StepResult:
 
     @property
     def claimed_p99_ns(self) -> int | None:
-        """The p99 that may be told; None where there are too few successes for one."""
+        """The p99 that may be reported; None where there are too few successes for one."""
         return self.latency_p99_ns if self.succeeded >= least_samples() else None
 
     @property
@@ -232,7 +232,7 @@ class RunResult:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> RunResult:
-        """The result that `as_dict` gave, read back. Raises MalformedResult if it is another thing."""
+        """The result that `as_dict` gave, read back. Raises MalformedResult if it is something else."""
         try:
             run_dir = document["run_dir"]
             values = _own_fields(cls, document) | {
@@ -246,7 +246,7 @@ class RunResult:
 
 
 class MalformedResult(SloschedError):
-    """A document that should be a run's result is none, or another version's."""
+    """A document is not a run's result, or was written by another version."""
 
 
 def _own_fields(cls: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def most_late(sent: int, *, percentile: float = PERCENTILE, confidence: float = 
 
 @functools.lru_cache(maxsize=64)
 def least_samples(percentile: float = PERCENTILE, confidence: float = CONFIDENCE) -> int:
-    """The fewest latencies from which LoadGen tells a percentile: 662 for p99, 64 for p90."""
+    """The fewest latencies from which LoadGen reports a percentile: 662 for p99, 64 for p90."""
     return least_sent(1, percentile=percentile, confidence=confidence)
 
 

@@ -35,11 +35,12 @@ from slosched.messages import (
     Refused,
     Welcome,
 )
+from slosched.signature import digest, row_bytes
 from slosched.sim.cluster import SimCluster
 from slosched.sim.marks import Framed
 from slosched.sim.network import SMALL_MESSAGE_BYTES, Wire
 from slosched.telemetry.client_log import ClientRecord
-from slosched.units import NS_PER_MS, NS_PER_S, tensor_bytes
+from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.workloads.base import Arrival, ClientUse, Workload
 from slosched.workloads.composed import senders_of
 from slosched.workloads.engine import Engine
@@ -118,7 +119,7 @@ class SimClient:
         self._on_record = on_record
         self._on_done = on_done
         self._on_reply: Callable[[InferReply], None] | None = None
-        self._input_bytes: dict[int, int] = {}  # by model id
+        self._input_bytes: dict[int, int] = {}  # by model id, at the greatest length
         self._default_slo_ns = 0
         self._echoes = False  # a controller that answers without running anything: no outputs
         self._next_id = 1
@@ -259,10 +260,11 @@ class SimClient:
         self._armed_until(due_ns)
 
     def _sizes(self, models: Sequence[ModelInfo]) -> dict[int, int]:
-        sizes = {i.model_id: tensor_bytes(i.input_shape, i.input_dtype) for i in models}
+        longest = {i.model_id: i.lengths[-1] if i.lengths else 0 for i in models}
+        sizes = {i.model_id: row_bytes(i.inputs, longest[i.model_id]) for i in models}
         if self._inputs and not self._echoes:
             self._output_bytes.update(
-                (i.model_id, tensor_bytes(i.output_shape, i.output_dtype)) for i in models
+                (i.model_id, row_bytes(i.outputs, longest[i.model_id])) for i in models
             )
         return sizes if self._inputs else dict.fromkeys(sizes, 0)
 
@@ -342,9 +344,14 @@ class SimClient:
                 user_id=arrival.user_id,
                 shape=model.input_shape,
                 dtype=model.input_dtype,
+                length=arrival.length,
+                signature=digest(model.inputs) if arrival.length else 0,
             )
             input_bytes = self._input_bytes[model.model_id]
-            output_bytes = tensor_bytes(model.output_shape, model.output_dtype)
+            output_bytes = self._output_bytes.get(model.model_id, 0)
+            if arrival.length:
+                input_bytes = row_bytes(model.inputs, arrival.length)
+                output_bytes = row_bytes(model.outputs, arrival.length)
             payload = self._marks.input(identity, request_id, input_bytes, output_bytes)
             framed = Framed(FromClient(identity, message), (payload,))
             wire.send(framed, SMALL_MESSAGE_BYTES + input_bytes)
@@ -355,6 +362,7 @@ class SimClient:
                 slo_factor=arrival.slo_factor,
                 slo_ns=arrival.slo_ns,
                 user_id=arrival.user_id,
+                length=arrival.length,
             )
             wire.send(FromClient(identity, message))
         return request_id

@@ -20,7 +20,7 @@ from slosched.sim.worker import SimWorker
 from slosched.units import NS_PER_S
 from slosched.version import __version__
 
-#: A worker goes by the best of the clock exchanges of this long.
+#: A worker uses the best clock exchange of this last stretch of time.
 _EXCHANGES_KEPT_NS = WINDOW * HEARTBEAT_NS
 
 

@@ -30,12 +30,13 @@ from slosched.core.scheduler.interface import (
 )
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.values import ValueStore
-from slosched.messages import ControllerToClient, ControllerToWorker, Infer, MembershipReply
+from slosched.join_messages import MembershipReply
+from slosched.messages import ControllerToClient, ControllerToWorker, Infer
 from slosched.sim.kernel import Kernel
 from slosched.sim.marks import Framed, Payload, made_up
 from slosched.sim.network import SMALL_MESSAGE_BYTES, Wire
 
-#: So often in a row a scheduler may want to be woken at once.
+#: Limit of consecutive times that a scheduler may ask to be woken at once.
 _MOST_RESTLESS = 100
 
 #: A violation of the marks tells the stories of requests answered as recently as this.
@@ -73,7 +74,7 @@ class SimController:
         self._on_action = on_action
         self._on_note = on_note
         self.checker = checker
-        #: Who wants to see each event that is handled, and each message to a client (truth.py).
+        #: Observers of each event that is handled, and of each message to a client (truth.py).
         self.on_event: Callable[[Event], None] | None = None
         self.on_reply: Callable[[bytes, ControllerToClient | MembershipReply], None] | None = None
         #: Wants to see each message to a worker (take_over.py).
@@ -95,7 +96,7 @@ class SimController:
 
     @property
     def life(self) -> int:
-        """Which life of it goes on: 1, 2, ...; 0 while no process runs."""
+        """The number of its current life: 1, 2, ...; 0 while no process runs."""
         return self._life
 
     @property
@@ -142,13 +143,13 @@ class SimController:
     # ------------------------------------------------------------------------------- faults
 
     def pause(self) -> int:
-        """The process stands still: what reaches it waits. Returns which life of it that is."""
+        """The process stands still: what reaches it waits. Returns the number of its life."""
         if self._held is None:
             self._held = []
         return self._life
 
     def resume(self, life: int) -> None:
-        """It goes on, unless it has died since `life`."""
+        """It continues, unless it has died since `life`."""
         if life == self._life and self._life and self._held is not None:
             held, self._held = self._held, None
             for event in held:

@@ -14,7 +14,7 @@ from slosched.config import (
     SchedulerConfig,
     WeightRule,
 )
-from slosched.core.scheduler.policies import about
+from slosched.core.scheduler.policies import about, type_and_fidelity
 from slosched.sim.faults import Fault, FaultPlan
 from slosched.sim.guests import AGAIN, BREAKS, DEAF, GOODBYE, SILENT, GuestPlan
 from slosched.sim.network import Network
@@ -120,7 +120,7 @@ def drawn_spec(seed: int, *, policy: str | None = None) -> SimSpec:
     """The spec of `seed`, with checks and faults; `policy` takes the place of the TYPE drawn."""
     draw = Random(f"{seed}/fuzz")
     (drawn_type,) = Random(f"{seed}/type").choices(list(TYPES), list(TYPES.values()))
-    type_, _, fidelity = (policy or drawn_type).partition(":")
+    type_, fidelity = type_and_fidelity(policy or drawn_type)
     gpus_per_worker = draw.randint(1, 3)
     workers = draw.randint(1, 4)
     gpus = max(1, gpus_per_worker * workers - draw.randrange(gpus_per_worker))

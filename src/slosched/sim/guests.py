@@ -33,7 +33,7 @@ from slosched.sim.marks import Framed
 from slosched.sim.network import SMALL_MESSAGE_BYTES
 from slosched.units import NS_PER_MS, NS_PER_S, tensor_bytes
 
-#: How a guest goes: it says goodbye, its connection breaks, or it falls silent.
+#: How a guest leaves: it says goodbye, its connection breaks, or it falls silent.
 GOODBYE, BREAKS, SILENT = "says goodbye", "breaks off", "falls silent"
 #: Or it stays a while: its process is started again, with requests of the same numbers; or it sends but does
 #: not read, until the controller can keep no more for it.
@@ -264,7 +264,7 @@ class Guest:
         self._kernel.at(now_ns + _STAYS_NS, self._says_goodbye)
 
     def _read_again(self, _: Any) -> None:
-        """It reads what was kept for it; whether it is still known it finds out by its next request."""
+        """It reads what was kept for it; its next request shows whether it is still known."""
         unread, self._unread = self._unread or [], None
         self._cluster.controller.room.pop(self.identity, None)
         for message in unread:

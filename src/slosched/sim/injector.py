@@ -175,7 +175,7 @@ class Injector:
         return end
 
     def _disturb_gpu(self, worker_id: int, gpu_id: int) -> None:
-        """The GPU is what is at fault, so the process that comes next has it no better."""
+        """The fault is the GPU's, so the process that comes next has it too."""
         node = self._cluster.workers[worker_id].node
         if node is None:
             return

@@ -2,7 +2,7 @@
 
 It says hello as ours does, until it is welcomed, and then behaves as a controller of its own: it loads a model
 under an id that ours uses for another, brings its weights to a GPU, and answers heartbeats. What it sends
-is of its own session. A worker that ours was heard by within the last second must refuse it.
+is of its own session. A worker that heard our controller within the last second must refuse it.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Kernel:
         self.now_ns = start_ns
         self._heap: list[tuple[int, int, Callable[[Any], None], Any]] = []
         self._seq = 0
-        self._run = 0  # how often `run_until` was called: halts of earlier calls are of no effect
+        self._run = 0  # how often `run_until` was called: halts of earlier calls have no effect
 
     @property
     def events(self) -> int:

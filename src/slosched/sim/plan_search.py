@@ -46,7 +46,7 @@ class Share:
 
 
 class Judged(NamedTuple):
-    """What the search knows of a number of GPUs: the share that is judged, and its bounds."""
+    """What the search knows about a number of GPUs: the share that is judged, and its bounds."""
 
     low: float
     point: float
@@ -158,7 +158,7 @@ class Verdict:
 
 
 def conclude(known: Mapping[int, Judged], *, low: int, high: int, target: float) -> Verdict:
-    """What the numbers that were tried say."""
+    """The verdict from the numbers that were tried."""
     gpus = smallest(known, "low", target)
     doubts = []
     if gpus is not None:

@@ -17,7 +17,7 @@ import msgspec
 
 from slosched.clock import now_ns
 from slosched.core.scheduler.interface import ActionRecord, Note, RequestRecord
-from slosched.core.scheduler.policies import resolved
+from slosched.core.scheduler.policies import POLICY_TYPES, resolved
 from slosched.loadgen.progress import ProgressMeter
 from slosched.loadgen.results import RunProgress, RunResult, StepTally, run_result
 from slosched.output_files import utf8_document
@@ -28,14 +28,16 @@ from slosched.sim.world import World
 from slosched.telemetry.client_log import ClientRecord
 from slosched.telemetry.manifest import finish_manifest, write_manifest
 from slosched.telemetry.run_dir import claim_run_dir
+from slosched.telemetry.source import code_from_outside, file_sha256, folder_sha256
 from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.workloads.engine import Engine
+from slosched.workloads.registry import origins
 
 KIND = "simulation"
 
 #: `progress` and `stop` are asked each time that this much virtual time has passed.
 _SLICE_NS = 50 * NS_PER_MS
-#: After the client has left, the cluster goes on this long, so that the last actions have their rows.
+#: After the client has left, the cluster runs for this time, so that the last actions have their rows.
 _SETTLE_NS = NS_PER_S // 2
 #: `progress` is called at most this often, in wall time.
 _PROGRESS_EVERY_NS = NS_PER_S // 5
@@ -220,7 +222,8 @@ def _few_collections() -> Iterator[None]:
 def spec_document(spec: SimSpec) -> dict[str, Any]:
     """The spec as plain dicts and lists: what the manifest says, and what tells two specs apart.
 
-    A file that the workload reads stands there with its path and the SHA-256 of its bytes.
+    A file that the workload reads stands there with its path and the SHA-256 of its bytes, and code of another
+    package with its version and the SHA-256 of its source.
     """
     document = _plain(spec)
     assert isinstance(document, dict)
@@ -230,7 +233,8 @@ def spec_document(spec: SimSpec) -> dict[str, Any]:
         "text": spec.workload.describe(),
         "spec": _plain(spec.workload),
     }
-    return document
+    policy = POLICY_TYPES.origin(spec.scheduler.policy)
+    return document | code_from_outside([policy, *origins(spec.workload)])
 
 
 def spec_digest(spec: SimSpec) -> str:
@@ -243,20 +247,7 @@ def spec_digest(spec: SimSpec) -> str:
 @functools.cache
 def source_digest() -> str:
     """SHA-256 over the package's own source files, names and bytes, as they were when first asked for."""
-    package = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(f"{path.relative_to(package).as_posix()} {_file_sha256(path)}\n".encode())
-    return digest.hexdigest()
-
-
-def _file_sha256(path: Path) -> str | None:
-    """None if it cannot be read: the reader that needs it reports that, and no finished run matches None."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
+    return folder_sha256(Path(__file__).parents[1])
 
 
 def _plain(value: object) -> object:
@@ -269,7 +260,7 @@ def _plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, Path):
-        return {"path": str(value), "sha256": _file_sha256(value)}
+        return {"path": str(value), "sha256": file_sha256(value)}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return type(value).__name__

@@ -35,12 +35,12 @@ class SimSpec:
     """Everything that a simulated run depends on.
 
     `profiles` holds one profile for all GPUs, or one for each; the GPUs of one worker are equal.
-    `duration_ns` ends the workload sooner, and is needed for one that never ends. With `inputs` each
-    request brings an input of its model's size, which takes time on the network's cards. Each
-    `without_input`-th request then brings none all the same (0: all bring one). `check` holds
-    the invariants at every step. `faults` break things; the client is then one that goes on whatever
-    fails. Controllers of one `cluster_id` take over from each other; without one, each finds the workers
-    empty. Raises InvalidConfig for what cannot be.
+    `duration_ns` ends the workload sooner, and is needed for one that never ends. With `inputs`
+    each request brings an input of its model's size, which takes time on the network's cards. Each
+    `without_input`-th request then brings none all the same (0: all bring one). `check` holds the
+    invariants at every step. `faults` break things; the client then continues whatever fails.
+    Controllers of one `cluster_id` take over from each other; without one, each finds the workers empty.
+    Raises InvalidConfig for what cannot be.
     """
 
     workload: Workload

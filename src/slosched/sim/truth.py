@@ -70,7 +70,7 @@ from slosched.units import NS_PER_S, format_duration
 
 #: The rounding error of a window's conversions.
 _ROUNDING_NS = 4
-#: A worker may go by a clock exchange this old.
+#: A worker may use a clock exchange of this age.
 _EXCHANGES_KEPT_NS = 15 * NS_PER_S
 #: First the weights of an instance are evicted and then it is unloaded, each by a look once a second.
 _UNLOADS_TAKE_NS = 3 * NS_PER_S

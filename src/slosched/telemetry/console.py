@@ -1,7 +1,7 @@
 """The lines that a controller prints every ten seconds (Clockwork, docs/telemetry.md).
 
 `lines` gives the text of an interval, from what the controller's tally counted in it, and starts the next one.
-The published lines call every answered request a success; what was asked for is that the deadline was met, so
+The published lines call every answered request a success; what a client wants is that its deadline is met, so
 the first line also says that, and who judged it.
 """
 

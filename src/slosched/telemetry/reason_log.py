@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from slosched.core.scheduler.interface import RequestRecord
-from slosched.telemetry.table import MalformedLog
+from slosched.telemetry.log_lines import LogLines, MalformedLog
 
 FILE_NAME = "request_reasons.jsonl"
 
@@ -90,17 +90,9 @@ def read_reasons(path: Path) -> Iterator[Reason]:
 
     Raises MalformedLog if the file cannot be read, or holds something else.
     """
-    try:
-        with path.open("rb") as lines:
-            header: Any = next(lines, b"")
-            if header.endswith(b"\n") and header[:-1] != HEADER.encode():
-                raise MalformedLog(f"{path}, line 1: this is not the header of such a log")
-            for number, line in enumerate(lines, start=2):
-                if not line.endswith(b"\n"):
-                    return
-                try:
-                    yield _decoder.decode(line)
-                except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                    raise MalformedLog(f"{path}, line {number}: {error}") from None
-    except OSError as error:
-        raise MalformedLog(f"cannot read the log {path}: {error.strerror}") from error
+    for first, text in LogLines(path, HEADER):
+        for number, line in enumerate(text.split(b"\n")[:-1], start=first):
+            try:
+                yield _decoder.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise MalformedLog(f"{path}, line {number}: {error}") from None

@@ -4,8 +4,8 @@ A pure accumulator of constant size. Records go in where the logs are written, a
 kept as they are; the reader does what costs more (words, JSON). Seconds are those of the records'
 clock, and a ring has a place for each of the last `SECONDS`, the last one still open.
 
-What was asked for is counted in the second in which it *arrived*, so that offered and satisfied of a second
-are of the same requests; refusals and latencies count in the second of the answer.
+A request is counted in the second in which it *arrived*, so that offered and satisfied of a second count the
+same requests; refusals and latencies count in the second of the answer.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class _Busy:
 
 
 class LastMinutes:
-    """What happened lately: `add_request` and `add_action` take the records, the rest tells."""
+    """What happened lately: `add_request` and `add_action` take the records, the other methods report."""
 
     def __init__(self) -> None:
         # One place more than seconds: what arrived before the first of them goes there, unread.

@@ -1,37 +1,24 @@
-"""Tab-separated logs: one header row, then one row of numbers per line, read in blocks.
-
-A line is whole only with its newline, so what a killed process left of its last line is dropped and
-counted, never guessed at.
-"""
+"""Tab-separated logs: one header row, then one row of numbers per line, read in blocks (log_lines.py)."""
 
 from __future__ import annotations
 
-import codecs
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.errors import SloschedError
 from slosched.telemetry.cells import Block, NotNumbers
-from slosched.text_files import encoding_of, no_integer, no_number
-
-#: Bytes that are parsed at once: large enough for numpy, small beside the columns they become.
-_BLOCK_BYTES = 1 << 21
+from slosched.telemetry.log_lines import LogLines
+from slosched.telemetry.log_lines import MalformedLog as MalformedLog
+from slosched.text_files import no_integer, no_number
 
 _INTEGER = re.compile(rb"-?[0-9]+")
 
 Column = NDArray[Any]
-
-
-class MalformedLog(SloschedError):
-    """A log file is not what its name says; the message names the file and the line."""
-
-    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -68,60 +55,18 @@ def read_table(
     """
     wanted = [name for name in columns if only is None or name in only]
     parts: dict[str, list[Column]] = {name: [] for name in wanted}
-    try:
-        with path.open("rb") as file:
-            header = _plain(file.readline())
-            _check_header(path, header, columns)
-            line, torn = 2, bool(header) and not header.endswith(b"\n")
-            for block_text in _blocks(file):
-                text = block_text.replace(b"\r\n", b"\n") if b"\r" in block_text else block_text
-                if not text.endswith(b"\n"):
-                    torn = True
-                    break
-                try:
-                    block = Block(text, len(columns))
-                    for place, (name, kind) in enumerate(columns.items()):
-                        if name in parts:
-                            parse = block.floats if kind is float else block.integers
-                            parts[name].append(parse(place))
-                except NotNumbers:
-                    raise _explain(path, text, columns, line) from None
-                line += block.rows
-    except OSError as error:
-        raise MalformedLog(f"cannot read the log {path}: {error.strerror}") from error
-    return LogTable(path, {n: _joined(parts, n, columns[n]) for n in wanted}, int(torn))
-
-
-def _plain(header: bytes) -> bytes:
-    """The header without the marks of other systems."""
-    if encoding_of(header).startswith("utf-16"):
-        return header  # is none
-    header = header.removeprefix(codecs.BOM_UTF8)
-    if header.endswith(b"\r\n"):
-        return header[:-2] + b"\n"
-    return header
-
-
-def _check_header(path: Path, header: bytes, columns: Mapping[str, type]) -> None:
-    if header.endswith(b"\n") and header[:-1] != header_of(columns).encode():
-        raise MalformedLog(
-            f"{path}, line 1: this is not the header of such a log; expected the {len(columns)} "
-            f"columns {', '.join(columns)}"
-        )
-
-
-def _blocks(file: IO[bytes]) -> Iterator[bytes]:
-    """Yield the text in blocks of whole lines; last, if there is one, the line without an end."""
-    rest = b""
-    while data := file.read(_BLOCK_BYTES):
-        whole, newline, after = data.rpartition(b"\n")
-        if newline:
-            yield rest + whole + newline
-            rest = after
-        else:
-            rest += data
-    if rest:
-        yield rest
+    expected = f"the {len(columns)} columns {', '.join(columns)}"
+    lines = LogLines(path, header_of(columns), expected)
+    for first, text in lines:
+        try:
+            block = Block(text, len(columns))
+            for place, (name, kind) in enumerate(columns.items()):
+                if name in parts:
+                    parse = block.floats if kind is float else block.integers
+                    parts[name].append(parse(place))
+        except NotNumbers:
+            raise _explain(path, text, columns, first) from None
+    return LogTable(path, {n: _joined(parts, n, columns[n]) for n in wanted}, int(lines.torn))
 
 
 def _joined(parts: dict[str, list[Column]], name: str, kind: type) -> Column:

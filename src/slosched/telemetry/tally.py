@@ -100,7 +100,7 @@ class Lane:
 
     def __init__(self) -> None:
         self.count = self.requests = self.exec_ns = self.e2e_ns = 0
-        #: At the reference clock. Kept apart only once an action told a clock.
+        #: At the reference clock. Kept apart only once an action reported a clock.
         self.clocked = False
         self.norm_ns: float = 0
         self.forget_extremes()
@@ -115,7 +115,7 @@ class Lane:
     def add_clocks(self, exec_ns: int, before_mhz: int, after_mhz: int) -> None:
         """Count an exec as if at the reference clock, before it is counted; 0 MHz: not known."""
         if not self.clocked:
-            # Those before told no clock, and count as they were.
+            # Earlier actions reported no clock, and count unscaled.
             self.clocked = True
             self.norm_ns, self.norm_greatest = self.exec_ns, self.greatest
         seen = [mhz for mhz in (before_mhz, after_mhz) if mhz > 0]
@@ -240,7 +240,7 @@ class Tally:
             ends.total += error_ns
 
     def report(self) -> dict[str, Any]:
-        """The counters that `status` tells, as plain lists: two of them give what was in between.
+        """The counters that `status` shows, as plain lists; two of them differ by what happened in between.
 
         Times in ns. A histogram is its counts, one more than it has bounds.
         """

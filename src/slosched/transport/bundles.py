@@ -9,6 +9,7 @@ from typing import Annotated
 
 import msgspec
 
+from slosched.join_messages import MembershipReply, Register
 from slosched.messages import (
     Action,
     ClientMessage,
@@ -16,11 +17,9 @@ from slosched.messages import (
     ControllerToWorker,
     InferReply,
     InferRequest,
-    MembershipReply,
     Message,
     Name,
     Number,
-    Register,
     Result,
     WorkerToController,
 )

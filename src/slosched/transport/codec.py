@@ -8,11 +8,11 @@ from typing import Any, cast
 import msgspec
 
 from slosched.errors import MalformedMessage
+from slosched.join_messages import MembershipReply
 from slosched.messages import (
     InferRequest,
     ListModelsReply,
     LoadModelReply,
-    MembershipReply,
     Message,
     StatusReply,
 )

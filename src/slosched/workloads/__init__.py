@@ -1,6 +1,7 @@
 """Workloads: which requests are due when. The same for live and simulated runs.
 
-A workload is a file with a `Kind` in `registry.KINDS`; base.py says what one is, engine.py runs it.
+A workload is a file with a `Kind` in `registry.KINDS`, or a `Kind` of another package. base.py says what one
+is, engine.py runs it.
 """
 
 from __future__ import annotations
@@ -10,19 +11,15 @@ from collections.abc import Mapping, Sequence
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.workloads.base import Workload
 from slosched.workloads.composed import Bounded
-from slosched.workloads.registry import WORKLOADS
+from slosched.workloads.registry import WORKLOAD_KINDS, WORKLOADS
 from slosched.workloads.values import read_period
 
-__all__ = ["WORKLOADS", "Workload", "parse_workload", "workload_from_table"]
+__all__ = ["WORKLOADS", "WORKLOAD_KINDS", "Workload", "parse_workload", "workload_from_table"]
 
 
 def parse_workload(name: str, args: Sequence[str]) -> Workload:
-    """Return the workload `name` with `args`. Raises UnknownName, and what its parser raises."""
-    try:
-        kind = WORKLOADS[name]
-    except KeyError:
-        raise UnknownName("workload", name, list(WORKLOADS)) from None
-    return kind.parse(args)
+    """Return the workload `name` with `args`. Raises UnknownName, ExtensionError and what its parser raises."""
+    return WORKLOAD_KINDS.get(name).parse(args)
 
 
 def workload_from_table(table: Mapping[str, object]) -> Workload:
@@ -42,9 +39,7 @@ def workload_from_table(table: Mapping[str, object]) -> Workload:
         spelled[name] = key
         values[name] = _text(value)
     name = values.pop("workload", "")
-    if name not in WORKLOADS:
-        raise UnknownName("workload", name, list(WORKLOADS))
-    kind = WORKLOADS[name]
+    kind = WORKLOAD_KINDS.get(name)
     keys = [parameter.key for parameter in kind.parameters]
     limit = None if "duration" in keys else values.pop("duration", None)
     for key in values:

@@ -127,7 +127,7 @@ def _counts(path: Path, number: int, line: str, columns: int) -> Counts:
 
 
 def _wrong_cell(cells: list[str]) -> str:
-    """Which count is none. Slow, and only reached when there is one."""
+    """The error that names the cell which is not a count. Slow, and only reached when there is one."""
     for minute, cell in enumerate(cells[_LEADING:], start=1):
         try:
             array("I", (int(cell),))

@@ -7,7 +7,7 @@ on chance comes from a seed, so both send the same requests.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -72,6 +72,7 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
     slo_ns: int
     step: int
     stream: int
+    length: int = 0  # of its inputs, where a dimension of the model's varies
 
 
 class Stream(Protocol):
@@ -80,6 +81,8 @@ class Stream(Protocol):
     #: What telemetry calls the sender, and the group whose results are counted together.
     user_id: int
     group: int
+    #: Draws the length of each request; None where the model's inputs have a fixed shape.
+    lengths: Iterator[int] | None
 
     def first(self) -> Sequence[int]:
         """When the requests are due that wait for nothing but the start; ascending."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from slosched.errors import InvalidConfig
 from slosched.units import format_duration
 from slosched.workloads.base import ClientUse, ModelUse, Step, Stream, Workload, instance_seed
+from slosched.workloads.lengths import Lengths
 from slosched.workloads.processes import Process
 from slosched.workloads.streams import BurstyClosedLoop, ClosedLoop, OpenLoop, Slo
 
@@ -26,6 +27,7 @@ class OpenPart:
     user_id: int
     group: int = 0
     slo: Slo | None = None
+    lengths: Lengths | None = None
 
     def stream(self, seed: int) -> Stream:
         """A new stream for one run."""
@@ -35,6 +37,7 @@ class OpenPart:
             user_id=self.user_id,
             group=self.group,
             slo=self.slo,
+            lengths=None if self.lengths is None else self.lengths.draws(seed),
         )
 
 

@@ -79,7 +79,17 @@ class Engine:
             heapreplace(due, following_ns << bits | index)
         seq = self._seq
         self._seq = seq + 1
-        return Arrival(at_ns, seq, stream.user_id, instance, slo_factor, slo_ns, step.index, index)
+        return Arrival(
+            at_ns,
+            seq,
+            stream.user_id,
+            instance,
+            slo_factor,
+            slo_ns,
+            step.index,
+            index,
+            next(stream.lengths) if stream.lengths is not None else 0,
+        )
 
     def answered(self, arrival: Arrival, *, at_ns: int, ok: bool, deadline_ns: int) -> int | None:
         """`arrival` was answered at `at_ns`; returns when the request that waited for it is due."""

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from slosched.errors import InvalidConfig
 from slosched.workloads.base import Workload
 
+#: The version of what a workload of another package relies on: `Kind`, `Parameter`, `Workload`, `Stream` and
+#: the rest of base.py. It rises when a workload that was written for the old version would no longer work.
+WORKLOAD_INTERFACE = 1
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -33,7 +37,8 @@ class Kind:
     """One workload: its name, a line and a text about it, its parameters, and what makes it.
 
     `make` gets one text for each parameter, in order. `examples` are argument lists as one would
-    type them, without the name.
+    type them, without the name. `interface` is the WORKLOAD_INTERFACE that it is written for; a workload of
+    another package must say it.
     """
 
     name: str
@@ -42,6 +47,7 @@ class Kind:
     make: Callable[[Sequence[str]], Workload]
     text: str = ""
     examples: tuple[str, ...] = ()
+    interface: int | None = None
 
     def parse(self, args: Sequence[str]) -> Workload:
         """Return the workload of the positional texts `args`; those left out take their defaults.

@@ -12,6 +12,7 @@ from slosched.units import format_duration
 from slosched.workloads.base import ClientUse, ModelUse, Step
 from slosched.workloads.composed import DEFAULT_SLO, ONE_STEP, Composed, OpenPart
 from slosched.workloads.kinds import Kind, Parameter
+from slosched.workloads.lengths import Lengths, read_lengths
 from slosched.workloads.processes import Gamma, Poisson, Process
 from slosched.workloads.streams import Slo
 from slosched.workloads.values import (
@@ -25,7 +26,7 @@ from slosched.workloads.values import (
 )
 
 NAME = "mix"
-_FORM = "NAME:COPIES:RATE[:SLO[:CV]]"
+_FORM = "NAME:COPIES:RATE[:SLO[:CV[:LENGTHS]]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class MixEntry:
     cv: float | None = None
     client: str = ""
     weight: float = 1.0
+    lengths: Lengths | None = None
 
     def __post_init__(self) -> None:
         if not is_weight(self.weight):
@@ -71,6 +73,8 @@ class MixEntry:
         factor, slo_ns = self.slo
         slo = f"{slo_ns}ns" if slo_ns else f"{factor!r}"
         cv = "" if self.cv is None else f":{self.cv!r}"
+        if self.lengths is not None:
+            cv = f"{cv or ':'}:{self.lengths.text}"
         return f"{self.model}:{self.copies}:{self.rate_per_s!r}:{slo}{cv}"
 
     @property
@@ -79,6 +83,8 @@ class MixEntry:
         factor, slo_ns = self.slo
         within = f" within {format_duration(slo_ns)}" if slo_ns else f" within {factor:g}x"
         cv = "" if self.cv is None else f" (cv {self.cv:g})"
+        if self.lengths is not None:
+            cv += f", lengths {self.lengths.text}"
         by = ""
         if self.client:
             by = f" by {self.client}" + (f" (weight {self.weight:g})" if self.weight != 1.0 else "")
@@ -119,7 +125,8 @@ def mix(
     for group, entry in enumerate(entries):
         process = entry.process()
         for _ in range(entry.copies):
-            parts.append(OpenPart(process, len(parts), len(parts), group, entry.slo))
+            place = len(parts)
+            parts.append(OpenPart(process, place, place, group, entry.slo, entry.lengths))
     duration = () if duration_ns is None else (f"{duration_ns}ns",)
     return Composed(
         name=NAME,
@@ -136,14 +143,15 @@ def mix(
 
 def _entry(text: str) -> MixEntry:
     values = text.split(":")
-    if not 3 <= len(values) <= 5:
+    if not 3 <= len(values) <= 6:
         raise InvalidConfig(f"models: {text!r} is not a model; write it as {_FORM}")
     return MixEntry(
         read_model("models", values[0]),
         read_count("copies", values[1]),
         read_rate("rate", values[2]),
         read_slo("slo", values[3]) if len(values) > 3 else DEFAULT_SLO,
-        read_positive("cv", values[4]) if len(values) > 4 else None,
+        read_positive("cv", values[4]) if len(values) > 4 and values[4] else None,
+        lengths=read_lengths("lengths", values[5]) if len(values) > 5 else None,
     )
 
 
@@ -157,7 +165,9 @@ KIND = Kind(
     summary="Several models, each with its own copies, rate, SLO and burstiness.",
     parameters=(
         Parameter(
-            "MODELS", f"{_FORM},... with the rate over all copies; CV: of the gaps, else Poisson"
+            "MODELS",
+            f"{_FORM},... with the rate over all copies; CV: of the gaps, else Poisson; LENGTHS of the "
+            "inputs, log-normal within bounds: MEDIAN~SIGMA~LEAST~MOST",
         ),
         Parameter("DURATION", "how long; a bare number is in seconds", "60s"),
     ),

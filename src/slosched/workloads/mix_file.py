@@ -11,6 +11,7 @@ from typing import Any
 from slosched.errors import InvalidConfig
 from slosched.text_files import read_toml
 from slosched.workloads.composed import DEFAULT_SLO, Composed
+from slosched.workloads.lengths import read_lengths
 from slosched.workloads.mix import NAME, MixEntry, mix
 from slosched.workloads.streams import Slo
 from slosched.workloads.values import (
@@ -23,7 +24,18 @@ from slosched.workloads.values import (
 )
 
 _TOP = ("workload", "duration", "rate", "slo", "models")
-_OF_A_MODEL = ("name", "copies", "share", "rate", "slo", "arrivals", "cv", "client", "weight")
+_OF_A_MODEL = (
+    "name",
+    "copies",
+    "share",
+    "rate",
+    "slo",
+    "arrivals",
+    "cv",
+    "client",
+    "weight",
+    "lengths",
+)
 _ARRIVALS = ("poisson", "gamma")
 
 
@@ -131,6 +143,7 @@ class _Reader:
         cv = self._value(model, place, "cv", read_positive)
         client = str(model.get("client", ""))
         weight = self._value(model, place, "weight", read_positive) or 1.0
+        lengths = self._value(model, place, "lengths", read_lengths)
         try:
             return MixEntry(
                 model=name,
@@ -140,6 +153,7 @@ class _Reader:
                 cv=cv,
                 client=client,
                 weight=weight,
+                lengths=lengths,
             )
         except InvalidConfig as error:
             key = next((key for key in ("weight", "cv") if key in str(error)), "rate")

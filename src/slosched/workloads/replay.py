@@ -167,6 +167,7 @@ class _Recording:
     def __init__(self, recorded: Recorded, speed: float) -> None:
         self.user_id = 0
         self.group = 0
+        self.lengths: Iterator[int] | None = None
         self._recorded = recorded
         self._speed = speed
         self._next = 0  # the request that is due next

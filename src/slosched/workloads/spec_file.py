@@ -10,7 +10,7 @@ from slosched.text_files import read_toml
 from slosched.workloads import mix
 from slosched.workloads.base import Workload
 from slosched.workloads.mix_file import load_mix
-from slosched.workloads.registry import WORKLOADS
+from slosched.workloads.registry import WORKLOAD_KINDS
 
 _KEY = re.compile(r"""^\s*["']?([A-Za-z0-9_-]+)["']?\s*=""")
 
@@ -27,7 +27,7 @@ def load_workload(path: str | Path) -> Workload:
     text, table = read_toml(file, "the workload")
     if "workload" not in table:
         raise InvalidConfig(
-            f"{file}: the key workload is missing; it names one of {', '.join(sorted(WORKLOADS))}"
+            f"{file}: the key workload is missing; it names one of {', '.join(sorted(WORKLOAD_KINDS.names()))}"
         )
     if table["workload"] == mix.NAME and not isinstance(table.get("models"), str):
         return load_mix(file).workload()
@@ -36,11 +36,10 @@ def load_workload(path: str | Path) -> Workload:
             raise InvalidConfig(
                 f"{_where(file, text, key)}: {key} must be one value, not a list or a table"
             )
-    kind = WORKLOADS.get(str(table["workload"]))
-    for parameter in kind.parameters if kind is not None else ():
-        if parameter.is_path and parameter.key in table:
-            table[parameter.key] = str(file.parent / str(table[parameter.key]))
     try:
+        for parameter in WORKLOAD_KINDS.get(str(table["workload"])).parameters:
+            if parameter.is_path and parameter.key in table:
+                table[parameter.key] = str(file.parent / str(table[parameter.key]))
         return workload_from_table(table)
     except UnknownName as error:
         raise InvalidConfig(f"{_where(file, text, error.name)}: {error}") from None

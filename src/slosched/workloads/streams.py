@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import log
 
 from slosched.errors import InvalidConfig
@@ -19,7 +19,7 @@ class _Source:
     The SLO is each step's own, or `slo` throughout, or `slos` by the step's index.
     """
 
-    __slots__ = ("_instances", "_last", "_slo", "_slos", "_turn", "group", "user_id")
+    __slots__ = ("_instances", "_last", "_slo", "_slos", "_turn", "group", "lengths", "user_id")
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class _Source:
             raise InvalidConfig("a stream needs at least one model instance")
         self.user_id = user_id
         self.group = group
+        self.lengths: Iterator[int] | None = None
         self._instances = instances
         self._last = len(instances) - 1
         self._turn = 0
@@ -68,8 +69,10 @@ class OpenLoop(_Source):
         group: int = 0,
         slo: Slo | None = None,
         slos: Sequence[Slo] = (),
+        lengths: Iterator[int] | None = None,
     ) -> None:
         super().__init__(instances, user_id=user_id, group=group, slo=slo, slos=slos)
+        self.lengths = lengths
         self._times = iter(arrivals)
 
     def first(self) -> Sequence[int]:

@@ -36,6 +36,7 @@ class Arrivals:
         self._cluster, self._catalog, self._policy = cluster, catalog, policy
         self._weights, self._limits = weights, limits
         self._answers, self._answer = answers, answer
+        self._by_length = policy.about.length_classes
         self.count = 0  # requests that were taken; the next one's key
         self.invalid = 0  # those that could not be taken
         self.draining = False  # what still comes is answered with code 3
@@ -68,12 +69,13 @@ class Arrivals:
             client=client,
             request_id=message.request_id,
             user_id=message.user_id,
-            queue=model.queues[0],  # that of the whole model
+            queue=model.queue_for(message.length) if self._by_length else model.queue,
             slo_factor=message.slo_factor,
             slo_ns=slo_ns,
             arrival_ns=now_ns - event.waited_ns,
             input=event.input,
             weight=self._weights.of_request(client, slo_ns),
+            length=message.length,
         )
         client.requests[message.request_id] = request
         if model.model_id not in client.models:

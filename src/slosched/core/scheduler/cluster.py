@@ -109,10 +109,11 @@ class Cluster:
         latest_ns: int,
         queue: Queue | None = None,
     ) -> ActionState:
-        """Commit `requests` (of one queue, all QUEUED) to one action of `batch_class` on `gpu`.
+        """Commit `requests` (all QUEUED) to one action of `batch_class` on `gpu`.
 
-        Without requests it serves no client: `queue` says what runs, and the worker makes up the inputs
-        (a policy's own load; the worker must allow inputs of zero bytes).
+        They are of one queue; `queue` says what runs if they are of several length classes of an instance, and
+        where there are none: then it serves no client, and the worker makes up the inputs (a policy's own
+        load; the worker must allow inputs of zero bytes).
         """
         queue = queue or requests[0].queue
         return self._send(

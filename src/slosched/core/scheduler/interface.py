@@ -13,14 +13,13 @@ from __future__ import annotations
 import msgspec
 
 from slosched.core.values import Value
+from slosched.join_messages import MembershipReply, Register
 from slosched.messages import (
     NO_SPAN,
     Action,
     ClientMessage,
     ControllerToClient,
     ControllerToWorker,
-    MembershipReply,
-    Register,
     Span,
     WorkerToController,
 )

@@ -23,15 +23,17 @@ from slosched.core.scheduler.interface import Joining, Note, ToClient
 from slosched.core.scheduler.sessions import Sessions
 from slosched.core.scheduler.state import Client, Worker, WorkerState
 from slosched.errors import InvalidConfig
-from slosched.messages import (
-    PROTOCOL_VERSION,
+from slosched.join_messages import (
     Challenge,
-    DrainWorkerReply,
-    DrainWorkerRequest,
     MembershipReply,
     Register,
     Registered,
     RegistrationRefused,
+)
+from slosched.messages import (
+    PROTOCOL_VERSION,
+    DrainWorkerReply,
+    DrainWorkerRequest,
 )
 from slosched.units import NS_PER_S
 

@@ -14,6 +14,7 @@ from typing import Protocol
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToWorker
+from slosched.core.scheduler.length_classes import lengths_of, with_signature
 from slosched.core.scheduler.model_ids import ModelIds
 from slosched.core.scheduler.residency import adopt_residency
 from slosched.core.scheduler.slices import Work
@@ -26,6 +27,7 @@ from slosched.core.scheduler.state import (
 )
 from slosched.core.scheduler.validation import model_error
 from slosched.messages import ErrorResult, LoadModel, LoadModelResult, Result
+from slosched.signature import described
 from slosched.units import NS_PER_S
 
 #: Instances that are taken into use between two looks at what a step has left, and units of each beside
@@ -127,6 +129,7 @@ class Preparations:
     def _prepared(self, preparation: _Preparation, result: LoadModelResult, now_ns: int) -> None:
         worker = preparation.worker
         name = preparation.models[0].name
+        result = with_signature(result)
         wrong = model_error(result)
         if wrong:
             self._cluster.emit(
@@ -150,8 +153,8 @@ class Preparations:
         reference = self.reference(name)
         assert reference is not None
         differs = (
-            f"it offers another {name!r} than the others (tensors, pages: "
-            f"{_signature(result)} against {_signature(reference)})"
+            f"it offers another {name!r} than the others ({_described(result)} against "
+            f"{_described(reference)})"
         )
         text = f"worker {worker.label}: {differs}: it is not used there until they are gone"
         self._cluster.emit(Note("warning", text))
@@ -276,6 +279,7 @@ class Preparations:
                 self.measure(model)
             if before is not None and _tensors(before) != _tensors(result):
                 self._on_changed(model)
+            model.set_lengths(lengths_of(result))
         worker.instances[model.model_id] = model
         self._use_on(worker.gpus, model, now_ns)
 
@@ -321,13 +325,19 @@ class Preparations:
         model.weights_ns = model.result.weights_ns
 
 
+def _described(result: LoadModelResult) -> str:
+    lengths = lengths_of(result)
+    classes = f", lengths {', '.join(map(str, lengths))}" if lengths else ""
+    return f"{described(result.inputs, result.outputs)}{classes}, {result.pages} page(s)"
+
+
 def _signature(result: LoadModelResult) -> tuple[object, ...]:
     """What must be the same on all workers: the tensors, and the pages the weights take."""
     return (*_tensors(result), result.pages)
 
 
 def _tensors(result: LoadModelResult) -> tuple[object, ...]:
-    return result.input_shape, result.input_dtype, result.output_shape, result.output_dtype
+    return result.inputs, result.outputs, lengths_of(result)
 
 
 def _runs(models: list[Instance]) -> Iterator[list[Instance]]:

@@ -38,6 +38,7 @@ from slosched.core.scheduler.interface import (
     StatusAsked,
     ToClient,
 )
+from slosched.core.scheduler.length_classes import lengths_of
 from slosched.core.scheduler.limits import Limits
 from slosched.core.scheduler.membership import JoinRules, Membership
 from slosched.core.scheduler.overdue import Overdue
@@ -75,6 +76,7 @@ from slosched.messages import (
     WorkerRefused,
     WorkerWelcome,
 )
+from slosched.signature import described
 
 #: Workers of this host alone may register.
 NO_KEY = JoinRules()
@@ -363,15 +365,20 @@ class Scheduler:
 
     def _model_changed(self, model: Instance) -> None:
         """Its workers are gone, and the next one has it with other tensors: old inputs do not fit."""
-        self.cluster.slices.begin(
-            self._end_unfit([r for r in model.waiting() if r.input is not None], model)
-        )
+        assert model.result is not None
+        if lengths_of(model.result) == model.lengths:
+            unfit = [each for each in model.waiting() if each.input is not None]
+            self.cluster.slices.begin(self._end_unfit(unfit, model))
+            return
+        # Its queues end with this step, so that no request may be left in one.
+        for _ in self._end_unfit([*model.waiting(), *self.second_tries.of(model)], model):
+            pass
 
     def _end_unfit(self, requests: list[Request], model: Instance) -> Work:
         for request in requests:
-            if request.state is RequestState.QUEUED and model.result is not None:
-                loaded = model.result
-                takes = f"{loaded.input_dtype} of shape {loaded.input_shape}"
+            waits = request.state in (RequestState.QUEUED, RequestState.ASIDE)
+            if waits and model.result is not None:
+                takes = described(model.result.inputs)
                 reason = (
                     f"model {model.name!r} was changed and takes {takes} now; load it once more"
                 )

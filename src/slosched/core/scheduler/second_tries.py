@@ -55,14 +55,15 @@ End = Callable[[Request, int, str], None]
 
 
 class Lot:
-    """`requests` of one queue that go as one action. `alone`: a single one, with its GPU to itself."""
+    """`requests` of one instance that go as one action. `alone`: a single one, with its GPU to itself."""
 
     __slots__ = ("alone", "order", "queue", "requests")
 
     def __init__(self, requests: Sequence[Request], *, alone: bool) -> None:
         self.requests = sorted(requests)
         self.alone = alone
-        self.queue = self.requests[0].queue
+        #: The longest of its length classes, where requests of several ran together.
+        self.queue = max([each.queue for each in self.requests], key=lambda queue: queue.length)
         self.order = self._order()
 
     def _order(self) -> tuple[int, int]:
@@ -121,6 +122,11 @@ class SecondTries:
     def waiting(self) -> int:
         """Requests that wait here."""
         return len(self._lot_of)
+
+    def of(self, model: Instance) -> list[Request]:
+        """The requests for `model` that wait here."""
+        lots = [lot for each in self._lots.values() for lot in each]
+        return [r for lot in lots if lot.queue.instance is model for r in lot.requests]
 
     # -------------------------------------------------------------------------------- facts
 
@@ -369,6 +375,7 @@ class SecondTries:
             start_ns=start_ns,
             duration_ns=expected_ns,
             latest_ns=max(start_ns, last_ns),
+            queue=lot.queue,
         )
 
     # --------------------------------------------------------------------------------- weights

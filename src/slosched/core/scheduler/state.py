@@ -23,7 +23,6 @@ Who changes what, besides the constructors:
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
@@ -34,6 +33,8 @@ from slosched.config import LOST_AFTER_NS
 from slosched.core.scheduler.delays import Delays
 from slosched.core.scheduler.driver_readings import DriverReadings
 from slosched.core.scheduler.estimators import ExecTable, WindowEstimator
+from slosched.core.scheduler.lane import Lane
+from slosched.core.scheduler.length_classes import class_for, program_of, program_times
 from slosched.core.scheduler.load_pauses import LoadPauses
 from slosched.core.values import Value
 from slosched.messages import NO_BEAT, GpuInfo, Heartbeat, LoadModelResult, ModelInfo, Prepared
@@ -55,7 +56,6 @@ TRANSITIONS: dict[tuple[RequestState, RequestState], str] = {
     (RequestState.QUEUED, RequestState.ANSWERED): "answered from the queue",
     (RequestState.IN_FLIGHT, RequestState.ANSWERED): "answered with its action's outcome",
 }
-
 
 #: The table as rows of booleans: looked at two times for every request.
 _MAY_FOLLOW = tuple(
@@ -79,6 +79,7 @@ class Request:
         "input",
         "instance",
         "key",
+        "length",
         "parent",
         "place",
         "policy_data",
@@ -107,6 +108,7 @@ class Request:
         input: Value | None = None,
         weight: float = 1.0,
         parent: Request | None = None,
+        length: int = 0,
     ) -> None:
         self.key = key
         self.client = client
@@ -126,6 +128,7 @@ class Request:
         self.parent = parent  # the call that made it, whose budget it inherits
         self.best_answer: BestAnswer | None = None
         self.input = input
+        self.length = length  # of its inputs, where a dimension of the model's varies
         self.brings = input  # the input of its next action: its own, or a stage's output
         self.arrival_count = len(queue.instance.resident_on)
         self.attempts = 0
@@ -218,59 +221,15 @@ class ActionState:
         self.alone = False
 
 
-class Lane:
-    """The actions that one lane of a GPU has outstanding, in the order sent.
-
-    The worker's lanes have roles exec, load, input, output and host; the scheduler plans exec and load, whose
-    width is 1, and the others follow from these.
-    """
-
-    __slots__ = ("busy_until_ns", "outstanding", "preemptive", "role", "width")
-
-    def __init__(self, role: str, *, width: int = 1, preemptive: bool = False) -> None:
-        self.role, self.width, self.preemptive = role, width, preemptive
-        self.outstanding: deque[ActionState] = deque()
-        #: Predicted end of the last action sent; in the past when idle.
-        self.busy_until_ns = 0
-
-    def add(self, action: ActionState) -> None:
-        self.outstanding.append(action)
-        self.busy_until_ns = action.predicted_end_ns
-
-    def finish(self, action: ActionState, *, end_ns: int) -> None:
-        """Take `action` off; it ended at `end_ns`. What stands behind it is predicted anew."""
-        was_head = self.outstanding[0] is action
-        if was_head:
-            self.outstanding.popleft()
-        else:
-            self.outstanding.remove(action)
-        previous_end_ns = end_ns
-        for waiting in self.outstanding:
-            if was_head:
-                # It starts when the one before it ends, unless it is still on its way.
-                waiting.predicted_start_ns = max(previous_end_ns, waiting.reaches_ns)
-                waiting.predicted_end_ns = waiting.predicted_start_ns + waiting.expected_duration_ns
-            previous_end_ns = waiting.predicted_end_ns
-        self.busy_until_ns = previous_end_ns
-
-    def drain(self) -> list[ActionState]:
-        """Take everything off; returns what was outstanding."""
-        drained = list(self.outstanding)
-        self.outstanding.clear()
-        return drained
-
-
 class ExecTables(dict[str, ExecTable]):
-    """The exec tables of one GPU of `worker`: `tables[name]` for every model that the worker prepared."""
+    """The exec tables of one GPU of `worker`, by program, of every model that the worker prepared."""
 
     def __init__(self, worker: Worker) -> None:
         super().__init__()
         self._worker = worker
 
     def __missing__(self, name: str) -> ExecTable:
-        loaded = self._worker.prepared[name]
-        table = ExecTable(dict(zip(loaded.batch_sizes, loaded.exec_ns, strict=True)))
-        self[name] = table
+        table = self[name] = ExecTable(program_times(self._worker.prepared, name))
         return table
 
 
@@ -285,8 +244,8 @@ class Gpu:
     free_pages: int
     page_bytes: int
     clock_mhz: int = 0
-    exec: Lane = field(default_factory=lambda: Lane("exec"))
-    load: Lane = field(default_factory=lambda: Lane("load"))
+    exec: Lane[ActionState] = field(default_factory=lambda: Lane("exec"))
+    load: Lane[ActionState] = field(default_factory=lambda: Lane("load"))
     #: Models whose weights are here -> when they were last used, least recently used first.
     resident: dict[int, Instance] = field(default_factory=dict)
     loading: dict[int, Instance] = field(default_factory=dict)
@@ -443,14 +402,20 @@ class Queue:
     looks at queues alone. `after` decides what follows when an action of one of its requests ends (stages.py).
     """
 
-    __slots__ = ("after", "instance", "program", "queue_id", "requests", "rest_ns")
+    __slots__ = ("after", "instance", "length", "program", "queue_id", "requests", "rest_ns")
 
     def __init__(
-        self, queue_id: int, instance: Instance, program: str, after: After | None = None
+        self,
+        queue_id: int,
+        instance: Instance,
+        program: str,
+        after: After | None = None,
+        length: int = 0,
     ) -> None:
         self.queue_id = queue_id
         self.instance = instance
         self.program = program  # names the exec tables (Gpu.tables)
+        self.length = length  # the length class of its program; 0: the model has none
         self.requests: list[Request] = []  # ascending (due, key), or in the order of a policy's own
         #: What a request expects to need after this stage, ns: it is due that much before its deadline.
         self.rest_ns = 0
@@ -506,16 +471,18 @@ class Instance:
     b1_ns: int = 0  # frozen when loaded: the unit of SLO factors
     pages: int = 1
     result: LoadModelResult | None = None  # the first worker's answer: shapes and dtypes
-    queues: list[Queue] = field(default_factory=list)  # the first is that of the whole model
+    #: The first is that of the whole model; then those of length classes, the shortest first.
+    queues: list[Queue] = field(default_factory=list)
+    lengths: tuple[int, ...] = ()  # of the length classes, ascending
     resident_on: dict[int, Gpu] = field(default_factory=dict)  # by GPU index
     loading_on: dict[int, Gpu] = field(default_factory=dict)
     clients: dict[bytes, Client | None] = field(default_factory=dict)  # its users, by identity
     last_used_ns: int = 0
     unused_since_ns: int = 0  # when its last client left, if it has none
     weights_ns: int = 0  # the time of a load, frozen when loaded
-    taken: bool = (
-        False  # an operator unloads it: requests are refused until a client loads it again
-    )
+    queues_made: int = 0  # besides the first
+    #: An operator unloads it: requests are refused until a client loads it again.
+    taken: bool = False
     adopted: bool = False  # a worker brought it along, and no client has loaded it since
 
     def __post_init__(self) -> None:
@@ -524,14 +491,30 @@ class Instance:
 
     @property
     def queue(self) -> Queue:
-        """The queue of the whole model; the only one of a plain model."""
+        """The queue of the whole model."""
         return self.queues[0]
 
-    def add_queue(self, program: str, after: After | None = None) -> Queue:
+    def add_queue(self, program: str, after: After | None = None, *, length: int = 0) -> Queue:
         """Make another queue, for `program`: a length class, a stage, a function."""
-        queue = Queue(self.model_id + (len(self.queues) << 40), self, program, after)
+        self.queues_made += 1
+        queue = Queue(self.model_id + (self.queues_made << 40), self, program, after, length)
         self.queues.append(queue)
         return queue
+
+    def set_lengths(self, lengths: Sequence[int]) -> None:
+        """Have a queue for each length class. Nothing may wait in those of other lengths."""
+        if self.lengths == lengths:
+            return
+        self.lengths = tuple(lengths)
+        self.queues[0].length = lengths[-1] if lengths else 0
+        del self.queues[1:]
+        for length in lengths[:-1]:
+            self.add_queue(program_of(self.name, length), length=length)
+
+    def queue_for(self, length: int) -> Queue:
+        """The queue of the shortest length class that takes a request of `length`."""
+        place = class_for(self.lengths, length) + 1
+        return self.queues[place if place < len(self.lengths) else 0]
 
     @property
     def waits(self) -> bool:
@@ -568,6 +551,9 @@ class Instance:
             gpus_resident=len(self.resident_on),
             clients=len(self.clients),
             labels=loaded.labels,
+            inputs=loaded.inputs,
+            outputs=loaded.outputs,
+            lengths=self.lengths,
         )
 
 

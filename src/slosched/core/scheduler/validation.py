@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Sequence
 from itertools import pairwise
 
 from slosched.config import MOST_PUT_ASIDE, PUT_ASIDE_CHARS
 from slosched.core.scheduler.foreign_text import printable
+from slosched.core.scheduler.length_classes import input_error, lengths_of
 from slosched.core.scheduler.state import Client, Instance, ModelState
 from slosched.messages import InferRequest, LoadModelResult, Span, WorkerWelcome
-from slosched.units import NS_PER_S, tensor_bytes
+from slosched.signature import BYTES, Tensor, described, row_bytes, signature_error, single
+from slosched.units import NS_PER_S
 
 #: A multiple of any b1 that is taken (`_LONGEST_NS`) is then 114 years at most.
 _USUAL_FACTOR = 1e6
@@ -24,29 +27,45 @@ def request_error(
         return f"no model has the id {message.model_id}; load one first and use the id it gets"
     factor, slo_ns = message.slo_factor, message.slo_ns
     without_input = not bytes_behind and not message.shape
-    if without_input and 0.0 <= factor <= _USUAL_FACTOR and 0 <= slo_ns < 2**62:
+    usual = 0.0 <= factor <= _USUAL_FACTOR and 0 <= slo_ns < 2**62
+    if without_input and usual and not message.length:
         return ""  # the common case: all is said by the SLO
     if not 0.0 <= factor < math.inf:  # nor a NaN
         return f"the SLO factor must be a finite number >= 0, not {factor}"
     if not 0 <= slo_ns < 2**62 or factor * model.b1_ns >= 2**62:
         return f"the SLO must be within 0..146 years, not {message.slo_ns} ns"
+    inputs, length = model.result.inputs, message.length
+    tensor = single(inputs)
+    if tensor is None or length:
+        wrong = input_error(model.result, model.name, length, message.signature, bytes_behind)
+        if wrong or without_input:
+            return wrong
+        return _frame_error(inputs, length, bytes_behind)
     if without_input:
         return ""
-    loaded = model.result
-    if message.shape != loaded.input_shape or message.dtype != loaded.input_dtype:
+    if message.shape != tensor.shape or message.dtype != tensor.dtype:
         return (
-            f"model {model.name!r} takes {loaded.input_dtype} of shape {loaded.input_shape}, "
+            f"model {model.name!r} takes {tensor.dtype} of shape {tensor.shape}, "
             f"not {printable(message.dtype) or 'an unnamed dtype'} of shape {message.shape}"
         )
-    expected = tensor_bytes(loaded.input_shape, loaded.input_dtype)
+    expected = tensor.bytes_at(0)
     if bytes_behind != expected:
-        return f"the input has {bytes_behind} bytes; {loaded.input_shape} has {expected}"
+        return f"the input has {bytes_behind} bytes; {tensor.shape} has {expected}"
     return ""
+
+
+def _frame_error(inputs: Sequence[Tensor], length: int, bytes_behind: int) -> str:
+    expected = row_bytes(inputs, length)
+    of_any_size = any(tensor.dtype == BYTES for tensor in inputs)
+    if bytes_behind == expected or (of_any_size and bytes_behind < expected):
+        return ""
+    most = "at most " if of_any_size else ""
+    at = f" at length {length}" if length else ""
+    return f"the inputs have {bytes_behind} bytes; {described(inputs)}{at} has {most}{expected}"
 
 
 _MAX_GPUS_PER_WORKER = 1024
 _MAX_BATCH_CLASSES = 1024
-_MAX_DIMENSIONS = 16
 _LONGEST_NS = 3600 * NS_PER_S
 
 
@@ -110,19 +129,33 @@ def put_aside_of(message: WorkerWelcome) -> dict[str, str]:
 def model_error(result: LoadModelResult) -> str:
     """Return what makes the prepared model impossible; empty if nothing does."""
     batches, exec_ns = result.batch_sizes, result.exec_ns
-    if not 0 < len(batches) == len(exec_ns) <= _MAX_BATCH_CLASSES:
-        return f"it lists {len(batches)} batch sizes and {len(exec_ns)} exec times"
-    if batches[0] != 1 or any(a >= b for a, b in pairwise(batches)):
-        return f"its batch sizes must rise from 1, not be {batches[:8]}"
-    if not all(0 < ns < _LONGEST_NS for ns in exec_ns) or not 0 <= result.weights_ns < _LONGEST_NS:
+    wrong = _times_error(batches, exec_ns)
+    if wrong:
+        return wrong
+    if not 0 <= result.weights_ns < _LONGEST_NS:
         return "its times must be above 0 and below an hour"
     if not (0 < result.pages < 2**40 and 0 <= result.weights_bytes < 2**60):
         return f"its weights take {result.pages} pages, {result.weights_bytes} bytes"
-    for shape in (result.input_shape, result.output_shape):
-        if len(shape) > _MAX_DIMENSIONS or not all(0 < extent < 2**31 for extent in shape):
-            return f"{shape} is not a shape"
-    if tensor_bytes((), result.input_dtype) == 0 or tensor_bytes((), result.output_dtype) == 0:
-        return f"unknown dtypes {result.input_dtype!r} and {result.output_dtype!r}"
+    wrong = signature_error(result.inputs, result.outputs, lengths_of(result))
+    if wrong:
+        return wrong
+    for each in result.length_classes:
+        wrong = _times_error(each.batch_sizes, each.exec_ns)
+        if wrong:
+            return f"at length {each.length} {wrong}"
+    longest = result.length_classes[-1:]
+    if longest and (longest[0].batch_sizes, longest[0].exec_ns) != (batches, exec_ns):
+        return "its longest length class has other times than the model"
+    return ""
+
+
+def _times_error(batches: Sequence[int], exec_ns: Sequence[int]) -> str:
+    if not 0 < len(batches) == len(exec_ns) <= _MAX_BATCH_CLASSES:
+        return f"it lists {len(batches)} batch sizes and {len(exec_ns)} exec times"
+    if batches[0] != 1 or any(a >= b for a, b in pairwise(batches)):
+        return f"its batch sizes must rise from 1, not be {tuple(batches[:8])}"
+    if not all(0 < ns < _LONGEST_NS for ns in exec_ns):
+        return "its times must be above 0 and below an hour"
     return ""
 
 

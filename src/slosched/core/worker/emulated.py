@@ -13,14 +13,14 @@ its own, so a GPU's sequence does not depend on the other GPUs; only a shared PC
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
 import msgspec
 
 from slosched.codes import Code
-from slosched.config import EmulationNoise, GpuProfile, ModelProfile
+from slosched.config import EmulationNoise, GpuProfile
 from slosched.core.worker.interface import (
     DeviceEvent,
     ModelPrepared,
@@ -37,7 +37,8 @@ from slosched.core.worker.lanes import EXEC_LANE
 from slosched.core.worker.pcie import PcieLink
 from slosched.errors import UnknownName
 from slosched.messages import Span
-from slosched.units import NS_PER_S, tensor_bytes
+from slosched.signature import row_bytes
+from slosched.units import NS_PER_S
 
 #: The first bytes of an input, which the output of the same request repeats.
 MARK_BYTES = 16
@@ -105,7 +106,8 @@ class EmulatedGpu:
             or bool(self._noise.exec_quantiles)
         )
         self._random = SplitMix64(self._noise.seed * 0x10001 + gpu_id + 1)
-        self._classes: dict[tuple[str, int], int] = {}  # (model, batch) -> exec ns
+        #: (model, batch, length) -> exec ns
+        self._classes: dict[tuple[str, int, int], int] = {}
         self._execs: LaneOrder[_Exec] = LaneOrder(EXEC_LANE)
         #: (end, seq, report, the exec that ends then).
         self._ends: list[tuple[int, int, OpDone, _Exec | None]] = []
@@ -245,8 +247,11 @@ class EmulatedGpu:
         output_sizes: tuple[int, ...] = ()
         if kind is OpKind.COPY_OUTPUT and any(op.input_sizes):
             model = self._profile.model(op.model_name)
-            size = tensor_bytes(model.output_shape, model.output_dtype)
-            output_sizes = tuple(size if given else 0 for given in op.input_sizes)
+            lengths = op.lengths or (0,) * len(op.input_sizes)
+            output_sizes = tuple(
+                row_bytes(model.gives, length) if given else 0
+                for given, length in zip(op.input_sizes, lengths, strict=True)
+            )
             duration_ns = self._copy_ns(sum(output_sizes))
         span = Span(now_ns, now_ns + duration_ns, duration_ns)
         return OpDone(
@@ -262,10 +267,11 @@ class EmulatedGpu:
         return size_bytes * NS_PER_S // self._bytes_per_s if self._bytes_per_s else 0
 
     def _exec_ns(self, op: Op) -> int:
-        key = (op.model_name, op.batch_size)
+        key = (op.model_name, op.batch_size, op.length)
         duration_ns = self._classes.get(key)
         if duration_ns is None:
-            duration_ns = class_exec_ns(self._profile.model(op.model_name), op.batch_size)
+            model = self._profile.model(op.model_name)
+            duration_ns = class_exec_ns(model.times(op.length), op.batch_size)
             self._classes[key] = duration_ns
         if self.slowdown != 1.0:
             duration_ns = max(1, round(duration_ns * self.slowdown))
@@ -325,10 +331,10 @@ def _quantile(quantiles: Sequence[float], share: float) -> float:
     return quantiles[low] + (quantiles[low + 1] - quantiles[low]) * (place - low)
 
 
-def class_exec_ns(model: ModelProfile, batch_size: int) -> int:
+def class_exec_ns(exec_ns: Mapping[int, int], batch_size: int) -> int:
     """Exec time of the smallest batch class that holds `batch_size`; of the largest if none does."""
-    fitting = [batch for batch in model.exec_ns if batch >= batch_size]
-    return model.exec_ns[min(fitting) if fitting else max(model.exec_ns)]
+    fitting = [batch for batch in exec_ns if batch >= batch_size]
+    return exec_ns[min(fitting) if fitting else max(exec_ns)]
 
 
 def prepare_emulated(profile: GpuProfile, effect: PrepareModel, *, now_ns: int) -> ModelPrepared:

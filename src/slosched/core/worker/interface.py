@@ -50,6 +50,8 @@ class Op(_Fact, frozen=True, gc=False):
     model_name: str = ""  # what the backend knows the model by; its copies share one
     earliest_ns: int = 0  # the window, for an EXEC on a device that arms
     latest_ns: int = 0
+    length: int = 0  # the length class that runs; 0: the model has none
+    lengths: tuple[int, ...] = ()  # of each request, where there are length classes
 
 
 # ------------------------------------------------------------------------------------- events

@@ -27,8 +27,8 @@ class Instance:
     model_id: int
     name: str
     profile: ModelProfile
-    max_batch: int  # the largest class that LoadModelResult offered
-    input_bytes: int
+    largest: dict[int, int]  # by length class (0: it has none), the largest batch that was offered
+    input_bytes: int  # of each request's frame; -1: that depends on the request
     pages: dict[int, int]  # gpu id -> pages of its weights there
     random_weights: bool = True
     labels: tuple[str, ...] = ()

@@ -1,4 +1,8 @@
-"""A backend: the devices of one worker process and the models they can run, behind one protocol."""
+"""A backend: the devices of one worker process and the models they can run, behind one protocol.
+
+`Backend`, `Plain`, `Frame` and what they name (as `Device` of core/worker/interface.py) are the stable
+interface of backends, in the version `BACKEND_INTERFACE`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,10 @@ from slosched.codes import Code
 from slosched.core.worker.interface import Device, ModelPrepared, PrepareModel, ReleaseModel
 from slosched.errors import InvalidConfig, SloschedError
 from slosched.messages import GpuInfo, GpuStats
+
+#: The version of what a backend of another package relies on. It rises when a backend that was written for the
+#: old version would no longer work.
+BACKEND_INTERFACE = 1
 
 Frame = bytes | memoryview
 #: The batch sizes that a worker measures and offers, as far as a model and a LoadModel allow them.

@@ -6,9 +6,7 @@ Only the operator's config leads here. Nothing that comes over the network is im
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +15,13 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from slosched import discovery
 from slosched.config import LIBRARY_PREFIXES, ModelSource, WorkerConfig, canonical_model
 from slosched.daemon.backends.formats import in_format, takes_images
 from slosched.daemon.backends.libraries import library_spec, library_specs
 from slosched.daemon.backends.pretrained import from_safetensors
 from slosched.daemon.backends.zoo import ZOO, ModelSpec, import_zoo
-from slosched.errors import InvalidConfig, MissingPackage
+from slosched.errors import ExtensionError, InvalidConfig, MissingPackage
 
 #: What transformers' models with a head call their answer; taken if there is one and nothing else is named.
 _LOGITS = "logits?"
@@ -144,35 +143,14 @@ def imported(source: ModelSource, named: str) -> Any:
     A module that is not installed is looked for beside the worker's file, last of all, so that no file there
     takes the place of an installed one.
     """
-    module_name, _, function = named.partition(":")
-    if source.folder and source.folder not in sys.path:
-        sys.path.append(source.folder)
+    folder = source.folder
+    beside = f"; looked beside the worker's file, too, in {folder}" if folder else ""
     try:
-        return getattr(importlib.import_module(module_name), function)
-    except (Exception, SystemExit) as error:  # the module's own code may raise anything
-        beside = (
-            f"; looked beside the worker's file, too, in {source.folder}" if source.folder else ""
-        )
-        beside = _taken_elsewhere(module_name, source.folder) or beside
+        return discovery.imported(named, folder, looked_in=beside)
+    except ExtensionError as error:
         raise InvalidConfig(
-            f"model {source.name!r}: {named!r} cannot be imported ({type(error).__name__}: {error})"
-            f"{beside}; write package.module:function"
+            f"model {source.name!r}: {named!r} {error}; write package.module:function"
         ) from None
-
-
-def _taken_elsewhere(module_name: str, folder: str) -> str:
-    """A note for an error, where another module of that name was found before the one in `folder`."""
-    top = module_name.partition(".")[0]
-    module = sys.modules.get(top)
-    if not folder or module is None:
-        return ""
-    there = [path for path in (Path(folder, f"{top}.py"), Path(folder, top)) if path.exists()]
-    taken = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
-    files = [Path(path).resolve() for path in taken if path]
-    if not there or any(file.is_relative_to(Path(folder).resolve()) for file in files):
-        return ""
-    found = files[0] if files else "a module built into Python"
-    return f"; the module {top!r} was taken from {found}, not from {there[0]}: rename yours"
 
 
 def _from_factory(source: ModelSource) -> nn.Module:

@@ -18,7 +18,7 @@ from slosched.core.scheduler.state import (
 from slosched.core.scheduler.validation import plausible
 from slosched.core.values import Value
 from slosched.messages import Infer, InferResult
-from slosched.units import tensor_bytes
+from slosched.signature import row_bytes
 
 #: An action is overdue when it takes longer than expected by this part of it.
 OVERDUE_SHARE = 8
@@ -35,12 +35,18 @@ class InferKind(Kind):
 
     def message(self, action: ActionState) -> Infer:
         gpu, requests, made_up = action.gpu, action.requests, -1
+        length = action.queue.length
         sizes = []
         for request in requests:
             if request.brings is not None:
                 sizes.append(request.brings.size)
             else:
-                made_up = self._generated_bytes(action.instance) if made_up < 0 else made_up
+                # With length classes these differ from request to request.
+                made_up = (
+                    self._generated_bytes(action.instance, request.length or length)
+                    if made_up < 0 or length
+                    else made_up
+                )
                 sizes.append(made_up)
         return Infer(
             session=gpu.worker.session,
@@ -53,13 +59,15 @@ class InferKind(Kind):
             batch_size=action.batch_class,
             request_count=len(requests) or action.batch_class,
             input_sizes=tuple(sizes),
+            length=length,
+            lengths=tuple([request.length or length for request in requests]) if length else (),
         )
 
-    def _generated_bytes(self, model: Instance) -> int:
-        """Size of the input that the controller makes up, if it was told to (Clockwork, INFER5)."""
+    def _generated_bytes(self, model: Instance, length: int) -> int:
+        """Size of the inputs that the controller makes up, if it was told to (Clockwork, INFER5)."""
         if not self._config.generate_inputs or model.result is None:
             return 0
-        return tensor_bytes(model.result.input_shape, model.result.input_dtype)
+        return row_bytes(model.result.inputs, length)
 
     def reserve(self, action: ActionState) -> None:
         gpu, model = action.gpu, action.instance

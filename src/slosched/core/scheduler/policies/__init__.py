@@ -1,16 +1,24 @@
-"""Scheduling policies by TYPE. A new one is a file here, in baselines/ or in published/."""
+"""Scheduling policies by TYPE. A new one is a file here, in baselines/ or in published/, or another package's.
+
+`POLICY_TYPES` is the one place where a TYPE becomes a policy. A package offers its own as entry points of the
+group `slosched.policies` (docs/my_own_policy.md). Looking one up imports its module, and decides nothing.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import cast
 
-from slosched.config import PLACEMENTS, SchedulerConfig
+from slosched.config import FIDELITIES, PLACEMENTS, SchedulerConfig
 from slosched.core.scheduler.cluster import Cluster
-from slosched.core.scheduler.policies.about import About
+from slosched.core.scheduler.policies.about import POLICY_INTERFACE, About
 from slosched.core.scheduler.policies.base import Policy, Refusals
 from slosched.core.scheduler.policies.placements import PLACEMENT_RULES
 from slosched.discovery import classes_in
-from slosched.errors import InvalidConfig, UnknownName
+from slosched.errors import ExtensionError, InvalidConfig
+from slosched.extensions import Registry, check_interface, missing_from, outside_row
 from slosched.units import format_duration
 
 
@@ -26,26 +34,69 @@ def _by_type() -> dict[str, dict[str, type[Policy]]]:
     return found
 
 
-#: TYPE -> fidelity -> policy.
+#: The built-in ones: TYPE -> fidelity -> policy.
 POLICIES = _by_type()
 
 
+def _from_outside(type_: str, thing: object) -> Mapping[str, type[Policy]]:
+    """The policy that a package offers as `type_` ("": as module:class), by fidelity. Raises ExtensionError."""
+    if not inspect.isclass(thing):
+        raise ExtensionError("is not a class")
+    policy = cast(type[Policy], thing)
+    described = vars(policy).get("about")
+    if not isinstance(described, About):
+        raise ExtensionError(
+            "has no `about` of its own (slosched.core.scheduler.policies.about.About)"
+        )
+    check_interface(described.interface, POLICY_INTERFACE)
+    missing = missing_from(Policy, policy)
+    if missing:
+        raise ExtensionError(f"lacks the methods {', '.join(missing)} of a policy")
+    if type_ and described.type != type_:
+        raise ExtensionError(f"calls itself {described.type!r}; name the entry point after it")
+    if FIDELITIES[0] not in described.fidelities or not set(described.fidelities) <= set(
+        FIDELITIES
+    ):
+        raise ExtensionError(
+            f"names the fidelities {described.fidelities}; write {FIDELITIES[:1]} or {FIDELITIES}"
+        )
+    return dict.fromkeys(described.fidelities, policy)
+
+
+#: Every TYPE: the built-in ones, those of installed packages, and module:class.
+POLICY_TYPES: Registry[Mapping[str, type[Policy]]] = Registry(
+    "scheduler TYPE", "slosched.policies", lambda: POLICIES, _from_outside
+)
+
+
 def policy_class(type_: str, fidelity: str = "best") -> type[Policy]:
-    """The class of a TYPE. Raises UnknownName, which lists those that exist."""
-    try:
-        by_fidelity = POLICIES[type_]
-    except KeyError:
-        raise UnknownName("controller TYPE", type_, list(POLICIES)) from None
+    """The class of a TYPE. Raises UnknownName, which lists those that exist, or ExtensionError."""
+    by_fidelity = POLICY_TYPES.get(type_)
+    if fidelity not in by_fidelity:
+        raise InvalidConfig(
+            f"{type_} has no fidelity {fidelity!r}; it has {' and '.join(by_fidelity)}"
+        )
     return by_fidelity[fidelity]
 
 
+def type_and_fidelity(text: str) -> tuple[str, str]:
+    """The TYPE and the fidelity of "INFER5", "INFER5:paper", "module:class" or "module:class:paper".
+
+    The fidelity is empty where `text` has none.
+    """
+    head, colon, last = text.rpartition(":")
+    if colon and (last in FIDELITIES or head in POLICY_TYPES):
+        return head, last
+    return text, ""
+
+
 def about(type_: str, fidelity: str = "best") -> About:
-    """What the policy of a TYPE says about itself. Raises UnknownName."""
+    """What the policy of a TYPE says about itself. Raises UnknownName, ExtensionError."""
     return policy_class(type_, fidelity).about
 
 
 def make_policy(config: SchedulerConfig, cluster: Cluster, refusals: Refusals) -> Policy:
-    """Make the policy that `config` names. Raises UnknownName."""
+    """Make the policy that `config` names. Raises UnknownName, ExtensionError."""
     return policy_class(config.policy, config.fidelity)(cluster, refusals)
 
 
@@ -103,5 +154,12 @@ def adopts_weights(config: SchedulerConfig) -> bool:
 
 
 def summaries() -> list[tuple[str, str]]:
-    """(TYPE, one line about it) of every TYPE, in the order of the help."""
-    return [(type_, about(type_).summary) for type_ in POLICIES]
+    """(TYPE, one line about it) of every TYPE, in the order of the help; then those of packages.
+
+    Imports every package that offers a policy; one that cannot be used says why in its line.
+    """
+    lines = [(type_, about(type_).summary) for type_ in POLICIES]
+    for each in POLICY_TYPES.outside():
+        classes = list(each.thing.values()) if each.thing else []
+        lines.append(outside_row(each, classes[0].about.summary if classes else ""))
+    return lines

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from slosched.config import FIDELITIES
 from slosched.units import NS_PER_MS
 
+#: The version of what a policy of another package relies on: `About`, `Policy`, `Refusals` (base.py) and what
+#: they name. It rises when a policy that was written for the old version would no longer work.
+POLICY_INTERFACE = 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
@@ -32,6 +36,8 @@ class About:
     #: TYPE on the command line, and the fidelities that this class serves under it.
     type: str
     fidelities: tuple[str, ...] = FIDELITIES
+    #: The POLICY_INTERFACE that it is written for; a policy of another package must say it.
+    interface: int | None = None
     #: Its place in lists of policies, the lowest first.
     rank: int = 99
     #: One line for `slosched controller --help`.
@@ -46,6 +52,8 @@ class About:
     unloads_unused: bool = True
     #: Whether it keeps the published code's defects, so that less is promised under faults.
     published: bool = False
+    #: False: it knows one queue of each model, so that every request runs in the longest length class.
+    length_classes: bool = True
     #: False: requests are answered without running a model, and without an output.
     runs_models: bool = True
     #: Why no number of GPUs answers `slosched plan`; "": some number may.

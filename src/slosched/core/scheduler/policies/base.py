@@ -1,10 +1,14 @@
 """What a scheduling policy is: it owns the queues, and decides through a `Cluster`'s verbs.
 
-A policy is one file, and its class in the list of `policies/__init__.py`; published/ holds replicas, baselines/
-what to compare with. It receives a request once through `enqueue` (and again after a failed action), and must
-end each one: put it into an action, or `refuse` it with a code and a reason. What it notes about a request it
-keeps itself, by `Request.key`, or in `Request.policy_data`, which no other code touches and which goes with the
-request.
+A policy is one file here, or a class of another package; published/ holds replicas, baselines/ what to
+compare with.
+
+`Policy`, `Refusals`, `About` and what they name are the stable interface of policies, in the version
+`POLICY_INTERFACE` (about.py).
+
+A policy receives a request once through `enqueue` (and again after a failed action), and must end each one: put
+it into an action, or `refuse` it with a code and a reason. What it notes about a request it keeps itself, by
+`Request.key`, or in `Request.policy_data`, which no other code touches and which goes with the request.
 """
 
 from __future__ import annotations

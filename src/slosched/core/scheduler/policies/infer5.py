@@ -44,6 +44,8 @@ from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.dispatch_windows import DispatchWindows
 from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.forecast import Forecast, why_refused_early
+from slosched.core.scheduler.joint_batches import Joint, joint_batch
+from slosched.core.scheduler.length_classes import programs
 from slosched.core.scheduler.plans import (
     NEVER_NS,
     Plan,
@@ -120,6 +122,7 @@ class Infer5:
         self._shares = Shares() if cluster.config.client_weights == "shares" else None
         early = cluster.config.early_refusal
         self._forecast = Forecast(early) if early else None
+        self._mixes_lengths = cluster.config.mix_lengths
         self._loss = 0.0
         self._unit = 1.0  # the average weight of lost requests, which counts as 1
         self._now_ns = 0
@@ -197,10 +200,10 @@ class Infer5:
 
     def model_loaded(self, model: Instance, gpus: list[Gpu], *, now_ns: int) -> None:
         if gpus:
-            loaded = gpus[0].worker.prepared[model.name]
-            exec_ns = dict(zip(loaded.batch_sizes, loaded.exec_ns, strict=True))
-            for batch, batch_ns in exec_ns.items():
-                self._urgency.measured(model.name, batch, batch_ns)
+            prepared = gpus[0].worker.prepared[model.name]
+            for program, exec_ns in programs(prepared, model.name).items():
+                for batch, batch_ns in exec_ns.items():
+                    self._urgency.measured(program, batch, batch_ns)
         self._placement.model_loaded(model, gpus)
 
     def asked_for(self, request: Request, *, now_ns: int) -> None:
@@ -506,6 +509,13 @@ class Infer5:
         queue, _, taken, batch = choice
         requests = self._take(gpu, choice)
         expected_ns = gpu.tables[queue.program].estimators[batch].expected_ns
+        if queue.length and self._mixes_lengths:
+            weighted = self._urgency.weighted
+            joint = joint_batch(gpu, queue, requests, batch, start_ns, weighted)
+            if joint.riders:
+                requests = self._take_riders(requests, joint)
+                queue, batch, expected_ns = joint.queue, joint.batch, joint.expected_ns
+                taken = len(requests)
         # After this start, half the batch would be late; it is better to plan the rest anew.
         middle_ns = requests[(taken - 1) // 2].deadline_ns
         latest_ns = max(start_ns, middle_ns - expected_ns - gpu.worker.returns.expected_ns)
@@ -517,12 +527,35 @@ class Infer5:
             start_ns=start_ns,
             duration_ns=expected_ns,
             latest_ns=latest_ns,
+            queue=queue,
         )
         if self._forecast is not None and not self._forecast.idle:
-            self._forecast.served(requests, gpu.tables[queue.program], expected_ns, now_ns=now_ns)
+            for part in _by_queue(requests) if queue.length else (requests,):
+                part_ns = expected_ns * len(part) // len(requests)
+                table = gpu.tables[part[0].queue.program]
+                self._forecast.served(part, table, part_ns, now_ns=now_ns)
         if self._shares is not None:
             self._shares.given(requests, expected_ns, now_ns=now_ns)
         return expected_ns
+
+    def _take_riders(self, requests: list[Request], joint: Joint) -> list[Request]:
+        """Take those that join out of their queues. Returns all aboard, in the order of their due dates."""
+        aboard = list(requests)
+        for other, first, count in joint.riders:
+            riders = other.requests[first : first + count]
+            del other.requests[first : first + count]
+            self._urgency.shrank(other)
+            self._anti_starvation.served(other, 0, turn=False)
+            aboard += riders
+        self._loss *= (1.0 - _LOSS_WEIGHT) ** (len(aboard) - len(requests))
+        return sorted(aboard)
+
+
+def _by_queue(requests: list[Request]) -> Iterable[list[Request]]:
+    parts: dict[int, list[Request]] = {}
+    for request in requests:
+        parts.setdefault(request.queue.queue_id, []).append(request)
+    return parts.values()
 
 
 def _holds_any(gpu: Gpu, queues: dict[int, Queue]) -> bool:

@@ -12,6 +12,7 @@ from slosched.core.worker.lanes import Role
 from slosched.core.worker.pipeline import Pipeline
 from slosched.core.worker.state import Instance, PendingAction, Step
 from slosched.messages import Infer, InferResult, Span
+from slosched.signature import BYTES, row_bytes
 from slosched.units import NS_PER_MS
 
 #: Inputs may be copied this long before the exec may start (Clockwork, worker_api: 5 ms).
@@ -165,6 +166,8 @@ def batch_op(op_id: int, kind: OpKind, action: PendingAction[Infer]) -> Op:
         instance.name,
         action.earliest_ns,
         action.latest_ns,
+        message.length,
+        message.lengths,
     )
 
 
@@ -177,11 +180,22 @@ def infer_fault(
             Code.INVALID_BATCH_SIZE,
             f"a batch of {message.batch_size} cannot carry {message.request_count} request(s)",
         )
-    if message.batch_size > instance.max_batch:
+    largest = instance.largest.get(message.length, 0)
+    if message.batch_size > largest:
+        if not largest:
+            known = ", ".join(map(str, instance.largest))
+            reason = f"{instance.name!r} has no length class {message.length}; it has {known}"
+            return Code.COPY_INPUT_INVALID_INPUT, reason
         return (
             Code.COPY_INPUT_INVALID_BATCH_SIZE,
             f"{instance.name!r} has no batch size {message.batch_size} or more; the largest is "
-            f"{instance.max_batch}",
+            f"{largest}",
+        )
+    if (message.length or message.lengths) and not _lengths_fit(message):
+        return (
+            Code.COPY_INPUT_INVALID_INPUT,
+            f"lengths {list(message.lengths)} for {message.request_count} request(s) at length "
+            f"{message.length}",
         )
     sizes = message.input_sizes
     if sizes and len(sizes) != message.request_count:
@@ -197,12 +211,11 @@ def infer_fault(
             Code.COPY_INPUT_BAD_SIZES,
             f"input_sizes says {list(expected)} bytes, the frames have {list(frames)}",
         )
-    for size in expected:
-        if size != instance.input_bytes:
-            return (
-                Code.COPY_INPUT_INVALID_INPUT,
-                f"an input of {instance.name!r} has {instance.input_bytes} bytes, not {size}",
-            )
+    for place, size in enumerate(sizes):
+        if size != instance.input_bytes and size:
+            wrong = _size_fault(instance, message.lengths[place] if message.length else 0, size)
+            if wrong:
+                return Code.COPY_INPUT_INVALID_INPUT, wrong
     if len(expected) < message.request_count and not zero_size_inputs:
         return (
             Code.COPY_INPUT_INVALID_INPUT,
@@ -210,3 +223,21 @@ def infer_fault(
             "(allow_zero_size_inputs is off)",
         )
     return None
+
+
+def _lengths_fit(message: Infer) -> bool:
+    lengths = message.lengths
+    served = message.request_count if message.length else 0
+    return len(lengths) == served and all(1 <= each <= message.length for each in lengths)
+
+
+def _size_fault(instance: Instance, length: int, size: int) -> str:
+    """What is wrong with a frame of `size` bytes of a request of `length`; empty if nothing is."""
+    takes = instance.profile.takes
+    most = row_bytes(takes, length)
+    of_any_size = any(tensor.dtype == BYTES for tensor in takes)
+    if size == most or (of_any_size and size < most):
+        return ""
+    at = f" of length {length}" if length else ""
+    most_text = f"at most {most}" if of_any_size else f"{most}"
+    return f"an input{at} of {instance.name!r} has {most_text} bytes, not {size}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from slosched.codes import ActionType, Code
 from slosched.config import ModelProfile, canonical_model
 from slosched.core.worker.interface import ModelPrepared, PrepareModel, ReleaseModel
@@ -10,8 +12,8 @@ from slosched.core.worker.lanes import Role
 from slosched.core.worker.pipeline import Pipeline
 from slosched.core.worker.state import Instance, PendingAction, Step
 from slosched.errors import known_names, shown_name
-from slosched.messages import LoadModel, LoadModelResult, Span
-from slosched.units import tensor_bytes
+from slosched.messages import LengthClass, LoadModel, LoadModelResult, Span
+from slosched.signature import BYTES, row_bytes
 
 #: More copies than any controller makes; a bound on what one message can ask for.
 MAX_COPIES = 100_000
@@ -78,15 +80,16 @@ class LoadModelKind(ActionKind[LoadModel]):
             code = event.code or Code.RUNTIME_ERROR
             ledger.fail(action, code, event.reason or f"cannot prepare {name!r}", now_ns)
             return
-        offered = offered_batches(profile, message.max_batch, message.max_exec_ns)
+        largest = _largest(profile, message)
+        plain = not profile.lengths and all(each.dtype != BYTES for each in profile.takes)
+        input_bytes = row_bytes(profile.takes, 0) if plain else -1
         pages = {g.gpu_id: profile.pages(g.info.page_bytes) for g in ledger.gpus.values()}
-        input_bytes = tensor_bytes(profile.input_shape, profile.input_dtype)
         for model_id in range(message.model_id, message.model_id + message.copies):
             ledger.instances[model_id] = Instance(
                 model_id=model_id,
                 name=name,
                 profile=profile,
-                max_batch=max(offered),
+                largest=largest,
                 input_bytes=input_bytes,
                 pages=pages,
                 random_weights=event.random_weights,
@@ -98,7 +101,7 @@ class LoadModelKind(ActionKind[LoadModel]):
         self, action: PendingAction[LoadModel], instance: Instance, span: Span, now_ns: int
     ) -> None:
         clock, message, profile = self._clock, action.message, instance.profile
-        batches = offered_batches(profile, message.max_batch, message.max_exec_ns)
+        batches = offered_batches(profile.exec_ns, message.max_batch, message.max_exec_ns)
         result = LoadModelResult(
             session=action.message.session,
             action_id=message.action_id,
@@ -117,11 +120,17 @@ class LoadModelKind(ActionKind[LoadModel]):
             received_ns=clock.to_peer_ns(action.received_ns),
             sent_ns=clock.to_peer_ns(now_ns),
             labels=instance.labels,
+            inputs=profile.takes,
+            outputs=profile.gives,
+            length_classes=tuple(
+                _offered_class(length, exec_ns, message)
+                for length, exec_ns in profile.exec_ns_at.items()
+            ),
         )
         for model_id in range(message.model_id, message.model_id + message.copies):
             prepared = self._ledger.instances[model_id]
             prepared.request, prepared.result = message, result
-            prepared.max_batch = max(batches)
+            prepared.largest = _largest(profile, message)
         self._ledger.answer(action, result)
 
     def _fault(self, message: LoadModel, name: str) -> Fault | None:
@@ -152,10 +161,26 @@ class LoadModelKind(ActionKind[LoadModel]):
         return None
 
 
-def offered_batches(profile: ModelProfile, max_batch: int, max_exec_ns: int) -> tuple[int, ...]:
+def offered_batches(
+    exec_ns: Mapping[int, int], max_batch: int, max_exec_ns: int
+) -> tuple[int, ...]:
     """Batch sizes up to `max_batch` that take at most `max_exec_ns`, ascending; 1 always."""
     return tuple(
         batch
-        for batch in sorted(profile.exec_ns)
-        if batch == 1 or (batch <= max_batch and profile.exec_ns[batch] <= max_exec_ns)
+        for batch in sorted(exec_ns)
+        if batch == 1 or (batch <= max_batch and exec_ns[batch] <= max_exec_ns)
     )
+
+
+def _largest(profile: ModelProfile, message: LoadModel) -> dict[int, int]:
+    """By length class (0: it has none), the largest batch that is offered."""
+    classes = profile.exec_ns_at or {0: profile.exec_ns}
+    return {
+        length: max(offered_batches(exec_ns, message.max_batch, message.max_exec_ns))
+        for length, exec_ns in classes.items()
+    }
+
+
+def _offered_class(length: int, exec_ns: Mapping[int, int], message: LoadModel) -> LengthClass:
+    batches = offered_batches(exec_ns, message.max_batch, message.max_exec_ns)
+    return LengthClass(length, batches, tuple(exec_ns[batch] for batch in batches))

@@ -70,6 +70,7 @@ class Direct:
         unloads_unused=False,
         published=True,
         not_planned="is a test of workers, and uses only the first",
+        length_classes=False,
     )
 
     replans = False

@@ -175,6 +175,7 @@ class Infer4(Tracked[_ModelQueue]):
         takes_placement=False,
         unloads_unused=False,
         published=True,
+        length_classes=False,
     )
 
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:

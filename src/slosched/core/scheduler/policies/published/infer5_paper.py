@@ -112,6 +112,7 @@ class Infer5Paper(Tracked[_ModelQueues]):
         takes_placement=False,
         unloads_unused=False,
         published=True,
+        length_classes=False,
     )
 
     def __init__(self, cluster: Cluster, refusals: Refusals) -> None:

@@ -87,6 +87,7 @@ class Smart:
         unloads_unused=False,
         published=True,
         ignored_options=("action_telemetry_file",),  # the published code does not heed it either
+        length_classes=False,
     )
 
     replans = False

@@ -97,6 +97,7 @@ class Stress:
         unloads_unused=False,
         published=True,
         not_planned="is a test of workers, and serves no clients",
+        length_classes=False,
     )
 
     replans = False

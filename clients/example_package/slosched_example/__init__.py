@@ -1,0 +1,1 @@
+"""Adds the policy NEWEST, the workload waves and the device sums to slosched."""
