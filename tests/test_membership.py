@@ -21,7 +21,7 @@ from slosched.core.scheduler.interface import (
 )
 from slosched.core.scheduler.membership import JoinRules
 from slosched.core.scheduler.state import WorkerState
-from slosched.membership_messages import Challenge, Register, Registered, RegistrationRefused
+from slosched.join_messages import Challenge, Register, Registered, RegistrationRefused
 from slosched.messages import (
     PROTOCOL_VERSION,
     ControllerHello,

@@ -20,6 +20,7 @@ from slosched.messages import (
     ControllerHello,
     EvictWeights,
     GpuInfo,
+    LengthClass,
     LoadModel,
     LoadModelReply,
     LoadModelRequest,
@@ -33,6 +34,7 @@ from slosched.messages import (
     WorkerRefused,
     WorkerWelcome,
 )
+from slosched.signature import Tensor
 from slosched.units import NS_PER_S
 from worker_rig import WEIGHTS_NS, VirtualWorker
 
@@ -222,6 +224,18 @@ def test_instances_are_there_with_their_numbers_and_nothing_is_prepared_or_loade
     rig.finish(rig.outstanding()[0], begin_ms=0)
     rig.step()
     assert rig.reply(request).code == 0
+
+
+def test_an_instance_has_a_queue_for_each_length_class_that_its_worker_prepared() -> None:
+    batches, exec_ns = RESULT.batch_sizes, RESULT.exec_ns
+    classes = tuple(LengthClass(length, batches, exec_ns) for length in (8, 16))
+    varies = (Tensor("ids", "int64", (-1,)),)
+    fields = {"inputs": varies, "input_shape": (-1,), "input_dtype": "int64"}
+    rig = Restarted()
+    rig.bring(prepared("net", (0, 1), length_classes=classes, **fields))
+    (model,) = rig.scheduler.cluster.models.values()
+    assert model.lengths == (8, 16) and [queue.length for queue in model.queues] == [16, 8]
+    assert not rig.to_worker(LoadModel)
 
 
 def test_new_numbers_go_on_beyond_those_that_are_known() -> None:

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from slosched.codes import Code
 from slosched.core.join_proof import is_proven
 from slosched.core.worker.registrar import Registrar
-from slosched.membership_messages import Challenge, Register, Registered, RegistrationRefused
+from slosched.join_messages import Challenge, Register, Registered, RegistrationRefused
 from slosched.messages import (
     PROTOCOL_VERSION,
 )

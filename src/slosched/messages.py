@@ -1,4 +1,4 @@
-"""The structs that cross a process, and nothing else; those of membership_messages.py are apart.
+"""The structs that cross a process, and nothing else; those of join_messages.py are apart.
 
 On the wire a message is one MessagePack array whose first element is the struct's name, so any
 language can speak it. Tensors travel as further frames behind it and never enter the core. Shells send

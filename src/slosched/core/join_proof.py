@@ -12,7 +12,7 @@ import hmac
 
 import msgspec
 
-from slosched.membership_messages import Register
+from slosched.join_messages import Register
 
 _encode = msgspec.msgpack.Encoder().encode
 _PURPOSE = "slosched join 1"

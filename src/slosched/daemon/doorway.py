@@ -16,11 +16,8 @@ from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.state import Client
 from slosched.core.values import ValueStore
 from slosched.errors import MalformedMessage
-from slosched.membership_messages import Register
-from slosched.messages import (
-    InferRequest,
-    Refused,
-)
+from slosched.join_messages import Register
+from slosched.messages import InferRequest, Refused
 from slosched.transport.bundles import (
     MAX_REFUSED,
     ForClients,

@@ -14,10 +14,8 @@ from slosched.core.worker.interface import Note
 from slosched.core.worker.registrar import Registrar
 from slosched.errors import InvalidConfig, MalformedMessage
 from slosched.join_key import read_join_key
-from slosched.membership_messages import Register
-from slosched.messages import (
-    PROTOCOL_VERSION,
-)
+from slosched.join_messages import Register
+from slosched.messages import PROTOCOL_VERSION
 from slosched.transport.codec import decode_membership, encode
 from slosched.transport.sockets import JOINS, Dealer
 from slosched.units import NS_PER_MS

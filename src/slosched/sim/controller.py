@@ -30,12 +30,8 @@ from slosched.core.scheduler.interface import (
 )
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.values import ValueStore
-from slosched.membership_messages import MembershipReply
-from slosched.messages import (
-    ControllerToClient,
-    ControllerToWorker,
-    Infer,
-)
+from slosched.join_messages import MembershipReply
+from slosched.messages import ControllerToClient, ControllerToWorker, Infer
 from slosched.sim.kernel import Kernel
 from slosched.sim.marks import Framed, Payload, made_up
 from slosched.sim.network import SMALL_MESSAGE_BYTES, Wire

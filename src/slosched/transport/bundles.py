@@ -9,7 +9,7 @@ from typing import Annotated
 
 import msgspec
 
-from slosched.membership_messages import MembershipReply, Register
+from slosched.join_messages import MembershipReply, Register
 from slosched.messages import (
     Action,
     ClientMessage,

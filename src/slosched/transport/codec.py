@@ -8,7 +8,7 @@ from typing import Any, cast
 import msgspec
 
 from slosched.errors import MalformedMessage
-from slosched.membership_messages import MembershipReply
+from slosched.join_messages import MembershipReply
 from slosched.messages import (
     InferRequest,
     ListModelsReply,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import msgspec
 
 from slosched.core.values import Value
-from slosched.membership_messages import MembershipReply, Register
+from slosched.join_messages import MembershipReply, Register
 from slosched.messages import (
     NO_SPAN,
     Action,

@@ -18,6 +18,8 @@ from bisect import bisect_right, insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToWorker
@@ -31,7 +33,14 @@ from slosched.core.scheduler.preparations import (
 )
 from slosched.core.scheduler.slices import Work
 from slosched.core.scheduler.state import Instance, ModelState, Worker, WorkerState
-from slosched.messages import ErrorResult, Prepared, Result, UnloadModel, UnloadModelResult
+from slosched.messages import (
+    ErrorResult,
+    Prepared,
+    Result,
+    UnloadModel,
+    UnloadModelResult,
+    WorkerWelcome,
+)
 from slosched.units import NS_PER_S
 
 #: A worker leaves its controller after a second of silence, and is greeted twice a second.
@@ -50,6 +59,14 @@ def brought_weights(worker: Worker, resident: tuple[int, ...]) -> dict[int, int]
         return {i: known[i].pages for i in resident if i in known}
     runs = sorted((first, each.result.pages) for each in worker.inventory for first, _ in each.runs)
     return {i: runs[bisect_right(runs, (i, 2**62)) - 1][1] for i in resident}
+
+
+def with_signatures(message: WorkerWelcome) -> WorkerWelcome:
+    """`message` with the signature of each model that the worker brings along."""
+    if not message.inventory:
+        return message
+    entries = [replace(e, result=with_signature(e.result)) for e in message.inventory]
+    return replace(message, inventory=tuple(entries))
 
 
 @dataclass(slots=True, eq=False)

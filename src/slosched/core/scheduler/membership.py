@@ -23,7 +23,7 @@ from slosched.core.scheduler.interface import Joining, Note, ToClient
 from slosched.core.scheduler.sessions import Sessions
 from slosched.core.scheduler.state import Client, Worker, WorkerState
 from slosched.errors import InvalidConfig
-from slosched.membership_messages import (
+from slosched.join_messages import (
     Challenge,
     MembershipReply,
     Register,

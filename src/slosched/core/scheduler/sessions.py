@@ -14,7 +14,7 @@ from slosched.codes import Code
 from slosched.config import LOST_AFTER_NS
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import ConnectWorker, Note, ToWorker
-from slosched.core.scheduler.inventory import brought_weights
+from slosched.core.scheduler.inventory import brought_weights, with_signatures
 from slosched.core.scheduler.state import ActionState, Gpu, Worker, WorkerState
 from slosched.core.scheduler.validation import put_aside_of, worker_error
 from slosched.messages import (
@@ -171,6 +171,7 @@ class Sessions:
             return
         if not self._answers_us(worker, message):
             return
+        message = with_signatures(message)
         wrong = worker_error(message)
         if wrong:
             self._note("warning", f"worker {worker.label} is not used: {wrong}")

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from slosched.codes import Code
 from slosched.core.join_proof import proof_of
 from slosched.core.worker.interface import Note
-from slosched.membership_messages import Challenge, MembershipReply, Register, Registered
+from slosched.join_messages import Challenge, MembershipReply, Register, Registered
 from slosched.units import NS_PER_MS, NS_PER_S
 
 #: The pause between two tries doubles from the first to the second of these.

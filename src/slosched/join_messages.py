@@ -1,6 +1,7 @@
-"""How a worker gets a place in a cluster: it registers over the port that clients use.
+"""What a worker that registers and its controller say, over the port that clients use (membership.py).
 
-The controller then connects to the worker. The rules for change are those of messages.py.
+The rules for change are those of messages.py. After a registration the controller connects to the worker, and
+the two speak as with a worker of its list.
 """
 
 from __future__ import annotations
