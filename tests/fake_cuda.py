@@ -4,8 +4,8 @@ A copy or a run takes effect as a whole at the moment at which it ends on its st
 then. So overwriting what is still to be read, or reading what has not arrived, gives wrong bytes.
 
 What a run allocates comes from one pool that all graphs share, as torch's do. Each run begins by writing over
-all of the pool, since another program's run may: nothing that lies there outlives the next run. A run in segments
-does so in its first alone. Captures on a stream of another pool share that one.
+all of the pool, since another program's run may: nothing that lies there outlives the next run. A run in
+segments does so in its first alone. Captures on a stream of another pool share that one.
 """
 
 from __future__ import annotations
@@ -295,12 +295,12 @@ class FakeView:
 class FakeProgram(RecordedProgram):
     """Answers with a checksum of the active weights and each input row, after `exec_ns[batch]`.
 
-    A program of `lengths` takes TEXT_TAKES and gives TEXT_GIVES: also its first input again.
-    Its results lie in the pool that all runs share, or in another one for a `stream` of that. Its forward is one
-    node for each of `shares`, which takes that share of the time: they work on the result one after another, with
-    the active weights. `capture`: as a graph; else each run is put together
-    anew. `spoils`: it changes the first byte of its weights in each run; `remembers`: what its graphs
-    answer depends on something that was put into the pool when they were captured.
+    A program of `lengths` takes TEXT_TAKES and gives TEXT_GIVES: also its first input again. Its results lie
+    in the pool that all runs share, or in another one for a `stream` of that. Its forward is one node for
+    each of `shares`, which takes that share of the time: they work on the result one after another, with the
+    active weights. `capture`: as a graph; else each run is put together anew. `spoils`: it changes the first
+    byte of its weights in each run; `remembers`: what its graphs answer depends on something that was put
+    into the pool when they were captured.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from slosched.core.worker.interface import (
     PrepareModel,
     ToController,
 )
+from slosched.core.worker.lanes import gpu_lanes
 from slosched.core.worker.stepping import Stepper
 from slosched.daemon.backends.cuda.device import CudaDevice
 from slosched.daemon.backends.cuda.pages import PageMap, Run
@@ -74,6 +76,7 @@ class World:
             for block in self.images[name]:
                 block.host[:] = np.frombuffer(self.draw.randbytes(nbytes), np.uint8)  # type: ignore[index]
         cache = self.driver.device_block(PAGES * PAGE)
+        self.lanes = gpu_lanes(preemptive=False)
         self.device = CudaDevice(
             self.driver,
             self.programs,
@@ -83,6 +86,7 @@ class World:
             stream=self.driver.stream(-2),
             clock=self.clock,
             stay_bytes=self.draw.choice((0, 2**62)),
+            **self.preemption(),
         )
         self.brain = WorkerBrain(
             [GpuInfo(0, "fake", PAGES, PAGE)],
@@ -92,6 +96,7 @@ class World:
             host="here",
             pid=1,
             device="cuda:0",
+            lanes=self.lanes,
         )
         self.stepper = Stepper(self.brain, {0: self.device}, self.perform)
         self.answers: dict[int, tuple[object, list[bytes]]] = {}
@@ -99,6 +104,14 @@ class World:
         self.next_action = 0
         self.session = -1
         self.resident_now: set[int] = set()
+
+    def preemption(self) -> dict[str, Any]:
+        """What the device gets besides; the programs are there already."""
+        return {}
+
+    def priority(self, name: str) -> int:
+        """Of the next Infer of the model."""
+        return 0
 
     def perform(self, effect: Effect, now_ns: int) -> None:
         if isinstance(effect, ToController):
@@ -195,6 +208,7 @@ class World:
             batch_size=batch,
             request_count=count,
             input_sizes=sizes,
+            priority=self.priority(name),
             **window,
         )
 

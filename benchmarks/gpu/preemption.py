@@ -27,14 +27,12 @@ from typing import Any
 
 import checkout_path  # noqa: F401  (before everything that lies in this checkout)
 import numpy as np
-import torch
 from exact_rig import percentile
 
 from slosched.clock import now_ns
 from slosched.config import ModelSource, WorkerConfig
 from slosched.core.worker.interface import Op, OpDone, OpKind
 from slosched.daemon.backends.contract import differing
-from slosched.daemon.backends.cuda.backend import CudaBackend
 from slosched.daemon.backends.cuda.exec_lane import ExecLane
 from slosched.daemon.backends.cuda.program import BufferSet, Class, Copies, Cut
 from slosched.daemon.backends.cuda.recorded import RecordedProgram
@@ -124,6 +122,10 @@ class Bed:
     """The worker's device with its models, without the worker."""
 
     def __init__(self, models: Sequence[str]) -> None:
+        import torch
+
+        from slosched.daemon.backends.cuda.backend import CudaBackend
+
         config = WorkerConfig(
             device="cuda:0",
             preempt=True,
@@ -132,6 +134,7 @@ class Bed:
             weights_cache_bytes=4 * 2**30,
         )
         self.backend = CudaBackend(config, torch.device("cuda:0"))
+        self.facts = {"gpu": torch.cuda.get_device_name(0), "torch": torch.__version__}
         self.device = self.backend._gpu
         self.notes: list[str] = []
         self.ids: dict[str, int] = {}
@@ -247,12 +250,13 @@ class OnStreams:
 
     def step(self, until_ns: int) -> list[OpDone]:
         done: list[OpDone] = []
-        while not done and now_ns() < until_ns:
+        while True:
             for lane in self._lanes:
                 lane.turn()
                 done += lane.done
                 lane.done.clear()
-        return done
+            if done or now_ns() >= until_ns:
+                return done
 
     def close(self) -> None:
         self._whole.close()
@@ -299,7 +303,8 @@ def beside(lanes: Lanes, count: int, long_ns: int) -> dict[str, Any]:
         if urgent < 0 and now >= arrival_ns and not stop:
             urgent = lanes.urgent()
         until_ns = now + _SLICE_NS
-        for done in lanes.step(min(arrival_ns, until_ns) if urgent < 0 else until_ns):
+        awaited = urgent < 0 and not stop
+        for done in lanes.step(min(arrival_ns, until_ns) if awaited else until_ns):
             if done.code:
                 raise Failed(f"an exec failed: {done.reason}")
             if done.op_id == urgent:
@@ -414,7 +419,7 @@ def samples(
         for kind in (OpKind.COPY_INPUT, OpKind.EXEC, OpKind.COPY_OUTPUT):
             bed.until(bed.launch(kind, name, action_id=action, **shape))
         sample.answers = [bytes(frame) for frame in bed.device.take_outputs(action)]
-        wanted = {key: array[:rows] for key, array in program.run_rows(inputs).items()}
+        wanted = {key: array[:rows] for key, array in runs.run_rows(inputs).items()}
         tensor = program.gives[0]
         array = wanted[tensor.name]
         served = _as_rows(sample.answers, array)
@@ -513,6 +518,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="where preemption.json goes")
     parser.add_argument("--work", type=Path, help="not needed: nothing else is written")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the usual counts")
+    parser.add_argument(
+        "--answers", type=int, default=10_000, help="of each long model (default 10000)"
+    )
     parser.add_argument("--models", default=",".join(LONG), help="long models (default: both)")
     options = parser.parse_args(arguments)
     names = options.models.split(",")
@@ -520,8 +528,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"{', '.join(sorted(unknown))} is not one of {', '.join(LONG)}")
     began = time.monotonic()
     bed = Bed(names)
-    found: dict[str, Any] = {"gpu": torch.cuda.get_device_name(0), "torch": torch.__version__}
-    found |= {"notes": bed.notes, "models": {}}
+    found: dict[str, Any] = {**bed.facts, "notes": bed.notes, "models": {}}
     print("\n".join(bed.notes), flush=True)
     gc.collect()
     gc.freeze()
@@ -531,7 +538,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         row: dict[str, Any] = {}
         try:
             row |= measure(bed, LONG[name], options.scale)
-            row["answers"] = answers(bed, LONG[name], round(10_000 * options.scale))
+            row["answers"] = answers(bed, LONG[name], options.answers)
             wrong += row["answers"]["wrong"]
         except Failed as error:  # the other model is measured all the same
             row["failed"] = str(error)
@@ -540,7 +547,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(found, indent=1) + "\n"
         write_file(options.out / "preemption.json", text.encode(), replacing=True)
-    print(table(found), flush=True)
+        print(table(found), flush=True)
     print(f"{found['seconds']:.0f} s, {wrong} wrong answers", flush=True)
     bed.backend.close()
     failed = any("failed" in row for row in found["models"].values())

@@ -81,9 +81,8 @@ def halved(groups: Sequence[Group], longest_ns: int) -> list[tuple[int, int]]:
     places: list[tuple[int, int]] = []
     last = groups[-1].end - _TAIL
     for group in groups:
-        middle = (group.begin + group.end) // 2
-        inside = max(group.begin + 1, _HEAD) <= middle <= min(group.end - 1, last)
-        if group.ns > longest_ns and inside:
+        middle = min(max((group.begin + group.end) // 2, _HEAD), last)
+        if group.ns > longest_ns and group.begin < middle < group.end:
             places += [(group.begin, middle), (middle, group.end)]
         else:
             places.append((group.begin, group.end))
