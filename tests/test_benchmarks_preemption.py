@@ -58,10 +58,14 @@ def test_every_figure_of_a_model(bed: FakeBed) -> None:
 
 
 def test_answers_are_compared_and_a_table_is_made(bed: FakeBed) -> None:
-    found = preemption.answers(bed, LONG, 60)
-    assert found["wrong"] == 0 and found["long"] >= 60 and found["urgent"] >= 6
+    found = preemption.answers(bed, LONG, 30)
+    assert found["wrong"] == 0 and found["long"] >= 30 and found["urgent"] >= 3
     assert found["different_answers"] == preemption._BATCHES + preemption._SINGLES
-    row = preemption.measure(bed, LONG, 0.5) | {"answers": found}
+    shown = {"p50": 1, "p99": 2}
+    more = {"p99_wanted_at_most_ns": 3, "run_ns": 4, "whole_ns": 4, "slower": 0.0, "interrupted": 1}
+    row: dict[str, Any] = {"alone": shown, "streams": shown, "answers": found, "segments": 9}
+    row |= {"longest_segment_ns": 1, "tuned_in_flight": 2}
+    row |= {"in_flight_1": shown | more, "in_flight_2": shown | more}
     lines = preemption.table({"models": {"long": row, "other": {"failed": "not cut"}}}).splitlines()
     assert len(lines) == 2 + 5 + 1 and "not cut" in lines[-1]
 

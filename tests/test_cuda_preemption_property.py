@@ -57,6 +57,17 @@ class Preempting(World):
             **window,
         )
 
+    def act_in_favour(self) -> None:
+        """Load or run the long and the short model, whatever their windows."""
+        window = {"earliest_ns": 0, "latest_ns": FOREVER_NS, "gpu_id": 0}
+        name = self.draw.choice((LONG, SHORT))
+        if self.draw.random() < 0.3:
+            first = MODELS[name][2].start
+            self.give(LoadWeights, first, [], expected_duration_ns=0, **window)
+        else:
+            urgent = name == SHORT
+            self.give_infer(name, 1 if urgent else 4, priority=int(urgent))
+
     def interrupted(self) -> tuple[int, int]:
         """(the long action, the urgent one that runs in its place); both models are loaded."""
         self.start()
@@ -80,6 +91,8 @@ def test_any_order_of_actions(seed: int) -> None:
     world.start()
     for _ in range(100):
         world.act()
+        if world.draw.random() < 0.5:  # else a run is interrupted too seldom
+            world.act_in_favour()
         if world.draw.random() < 0.6:
             world.run(world.draw.choice((10_000, MS // 3, 2 * MS)))
     world.run(2_000 * MS)

@@ -46,6 +46,7 @@ from slosched.messages import (
     LoadWeights,
     LoadWeightsResult,
     Span,
+    WorkerGoodbye,
     WorkerWelcome,
 )
 
@@ -133,7 +134,7 @@ class World:
         message = effect.message
         if isinstance(message, WorkerWelcome):
             self.session = message.session
-        elif not isinstance(message, Heartbeat):
+        elif not isinstance(message, Heartbeat | WorkerGoodbye):
             action_id = message.action_id  # type: ignore[union-attr]
             assert action_id not in self.answers, "answered twice"
             frames = [] if effect.output_of is None else self.device.take_outputs(effect.output_of)

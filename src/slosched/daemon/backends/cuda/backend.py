@@ -74,13 +74,8 @@ class CudaBackend:
         capture = self._driver.stream(_EXEC_PRIORITY)
         self._streams = TorchStreams(self._driver, device, exec_stream, capture)
         self._streams.make_disturbance()
-        urgent_stream: Stream | None = None
-        self._urgent_streams: TorchStreams | None = None
-        if config.preempt:
-            urgent_stream = self._driver.stream(_URGENT_PRIORITY)
-            urgent_capture = self._driver.stream(_URGENT_PRIORITY)
-            self._urgent_streams = TorchStreams(self._driver, device, urgent_stream, urgent_capture)
-            self._urgent_streams.make_disturbance()
+        urgent_stream = self._driver.stream(_URGENT_PRIORITY) if config.preempt else None
+        self._urgent_streams = self._make_urgent(urgent_stream)
         gate = Gate(now_ns)
         self._models = Models(config, self._driver, self._streams, self._urgent_streams)
         self.loadable = self._models.loadable
@@ -127,6 +122,15 @@ class CudaBackend:
         self._ids: dict[str, set[int]] = {}
         self._sliced_ns = 0
         self._never_sleeps = config.busy_poll
+
+    def _make_urgent(self, stream: Stream | None) -> TorchStreams | None:
+        """Torch's streams of what interrupts others, with a graph pool of their own."""
+        if stream is None:
+            return None
+        capture = self._driver.stream(_URGENT_PRIORITY)
+        streams = TorchStreams(self._driver, self._torch_device, stream, capture)
+        streams.make_disturbance()
+        return streams
 
     def _make_bench(self, urgent_stream: Stream | None, gate: Gate) -> Bench:
         driver, background, stream = self._driver, self._background, self._exec_stream
