@@ -422,6 +422,17 @@ def test_the_lane_begins_no_run_in_segments_while_a_preparation_launches(segment
     assert rig.until(whole).code == 0
 
 
+def test_a_start_is_exact_again_once_the_preparation_is_over() -> None:
+    rig = Rig()
+    with rig.gate.alone(lambda: None, segments=False):
+        waiting = rig.exec(1, 0, input_sizes=())
+        rig.run(US)
+        assert rig.device.withdraw(waiting) is not None
+    due_ns = rig.clock.now_ns + MS
+    rig.exec(2, 0, input_sizes=(), earliest_ns=due_ns)
+    assert rig.device.spare_ns() <= MS
+
+
 def test_a_preparation_that_waited_for_long_is_next() -> None:
     rig = Rig()
     ops = [rig.exec(number, 0, input_sizes=()) for number in range(1, 40)]

@@ -57,7 +57,7 @@ class PreemptiveExecLane(ExecLane):
     # ---------------------------------------------------------------------------- questions
 
     def quiet_until_ns(self) -> int | None:
-        if self._waits_at_gate and not self._running:
+        if self._waits_at_gate and self._gate.preparing and not self._running:
             return None  # the preparation needs the thread
         return super().quiet_until_ns()
 
