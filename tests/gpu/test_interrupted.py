@@ -23,7 +23,7 @@ LONG = "resnet50"
 @pytest.fixture(scope="module")
 def bed() -> Iterator[Any]:
     """ResNet-50 prepared with --preempt: batch 64 in segments, batch 1 with a twin."""
-    import preemption
+    import gpu_preemption as preemption
 
     bed = preemption.Bed([LONG])
     yield bed
@@ -58,7 +58,7 @@ def test_an_interrupted_run_reports_the_stretches_it_ran_in(bed: Any) -> None:
 
 
 def test_no_answer_of_either_is_wrong(bed: Any) -> None:
-    import preemption
+    import gpu_preemption as preemption
 
     found = preemption.answers(bed, preemption.LONG[LONG], 1500)
     assert found["wrong"] == 0 and found["interrupted"] > 20, found

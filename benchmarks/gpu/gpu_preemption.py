@@ -1,7 +1,7 @@
 """Urgent inferences beside a long model on one GPU: latency, what segments cost, and every answer compared.
 
-    python3 benchmarks/gpu/preemption.py --out DIR             # about two minutes; writes DIR/preemption.json
-    python3 benchmarks/gpu/preemption.py --out DIR --scale 0.1 --models resnet50
+    python3 benchmarks/gpu/gpu_preemption.py --out DIR         # about two minutes; writes DIR/preemption.json
+    python3 benchmarks/gpu/gpu_preemption.py --out DIR --scale 0.1 --models resnet50
 
 An urgent ResNet-50 of batch 1 arrives at random while a long model runs back to back: ResNet-50 of batch 64,
 ViT-L/16 of batch 32. Both run on the worker's own device (its exec lane, its programs, as `--preempt` prepares

@@ -1,4 +1,4 @@
-"""benchmarks/gpu/preemption.py: its loops end and its figures are right, on a GPU in virtual time."""
+"""benchmarks/gpu/gpu_preemption.py: its loops end and its figures are right, on a GPU in virtual time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 GPU = Path(__file__).parent.parent / "benchmarks" / "gpu"
 sys.path[:0] = [str(GPU.parent), str(GPU)]  # its programs import one another as neighbours
 
-import preemption  # noqa: E402
+import gpu_preemption as preemption  # noqa: E402
 
 from test_cuda_preemption import LONG_NS, SHORT_NS, Rig  # noqa: E402
 
