@@ -85,6 +85,11 @@ class ModelSource:
     padding_changes_answers: bool = False
     inputs: Annotated[tuple[Tensor, ...], Option(in_file=False)] = ()
     outputs: Annotated[tuple[Tensor, ...], Option(in_file=False)] = ()
+    #: With `preempt`, on a GPU: it may interrupt others however long it takes; the length of its own segments,
+    #: and how many of them are in flight (1 or 2). 0: both are chosen by measurement.
+    urgent: bool = False
+    boundary_ns: AtLeast0 = 0
+    in_flight: Annotated[int, Meta(ge=0, le=2)] = 0
     pads: Annotated[dict[str, float], Option(in_file=False)] = field(default_factory=dict)
     #: Where modules are looked for that are not installed: beside the worker's file.
     folder: Annotated[str, Option(in_file=False)] = ""

@@ -20,7 +20,7 @@ from slosched.daemon.backends.base import Frame, first_line
 from slosched.daemon.backends.cuda.driver import Block, DeviceFault, Driver, Event, Stream
 from slosched.daemon.backends.cuda.exec_lane import Weights
 from slosched.daemon.backends.cuda.pages import PageMap, Run
-from slosched.daemon.backends.cuda.program import BufferSet, Program, Use
+from slosched.daemon.backends.cuda.program import BufferSet, Program, Use, side_of
 from slosched.daemon.backends.layout import PIECE_BYTES, Array
 from slosched.messages import Span
 from slosched.units import NS_PER_US
@@ -206,7 +206,7 @@ class CopyLanes:
 
     def _copy_input(self, op: Op) -> _Steps:
         begin_ns = self._clock()
-        program = self._programs[op.model_name]
+        program = side_of(self._programs[op.model_name], op.priority)
         sets = program.sets(program.class_of(op.batch_size, op.length))
         while (buffers := _free(sets)) is None:
             yield

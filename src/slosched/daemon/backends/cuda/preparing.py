@@ -10,7 +10,8 @@ plain execution does, also when other programs run between its run and the copy 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Protocol
@@ -25,14 +26,17 @@ from slosched.daemon.backends.base import first_line
 from slosched.daemon.backends.checking import Checked, check_model, profile_of
 from slosched.daemon.backends.contract import Arrays, ModelRefused, differing
 from slosched.daemon.backends.cuda.background import Background
+from slosched.daemon.backends.cuda.cutting import Wish
 from slosched.daemon.backends.cuda.driver import (
     Block,
     DeviceFault,
     Driver,
+    Event,
     OutOfDeviceMemory,
     Stream,
 )
-from slosched.daemon.backends.cuda.program import BufferSet, Class, Program
+from slosched.daemon.backends.cuda.program import BufferSet, Class, Copies, Program
+from slosched.daemon.backends.cuda.segments import Gate
 from slosched.daemon.backends.sources import explain_forward_error
 from slosched.errors import InvalidConfig, SloschedError
 from slosched.signature import Tensor
@@ -52,6 +56,9 @@ _COLD_BYTES = 128 * 1024 * 1024
 _PIECE_BYTES = 4 * 1024 * 1024
 
 
+_NO_WISH = Wish()
+
+
 class Preparable(Program, Protocol):
     """A program whose classes can be added; recorded.py says what its methods do."""
 
@@ -59,6 +66,8 @@ class Preparable(Program, Protocol):
     precision: str
     changed: tuple[str, ...]
     left_out: tuple[str, ...]
+    preemption: str
+    boundary_ns: int
     gives: tuple[Tensor, ...]
     not_captured: str
 
@@ -91,10 +100,25 @@ class Source:
     model: Checked
     random_weights: bool
     labels: tuple[str, ...]
+    #: Makes the program that interrupts others in its place, and what the worker's file says of interruptions.
+    twin: Callable[[], Preparable] | None = None
+    wish: Wish = _NO_WISH
 
     @property
     def name(self) -> str:
         return self.program.name
+
+
+class Preempting(Protocol):
+    """What adds what a model needs for interruptions: preemption.py."""
+
+    def add(
+        self,
+        source: Source,
+        exec_ns: Mapping[Class, int],
+        scratch: Sequence[Block],
+        note: Callable[[str], None],
+    ) -> None: ...
 
 
 class HostImages:
@@ -141,7 +165,7 @@ class HostImages:
 
 
 class Bench:
-    """Measures programs on the exec stream."""
+    """Measures programs on the exec stream. With `preemption`, launches pass the `gate`."""
 
     def __init__(
         self,
@@ -150,8 +174,11 @@ class Bench:
         exec_stream: Stream,
         *,
         clock: Clock = now_ns,
+        preemption: Preempting | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._driver, self._background, self._clock = driver, background, clock
+        self._preemption, self._gate = preemption, gate
         self._stream = exec_stream
         self._started, self._ended = driver.event(), driver.event()
         self._load_stream = driver.stream(0)
@@ -180,7 +207,10 @@ class Bench:
                 weights_ns = self._load(image, block)
             self._check_model(source, scratch[0])
             self._add_classes(source, batches, scratch, max_exec_ns=max_exec_ns, note=note)
-            self._check_answers(program, scratch, note)
+            self.check_answers(program, scratch, note)
+            if self._preemption is not None:
+                spent = {each: self._exec(program, each, scratch) for each in program.classes}
+                self._preemption.add(source, spent, scratch, note)
             exec_ns: dict[int, dict[int, int]] = {}
             # Once more, now that everything is there: captured alone, ResNet-50 ran its batch of 1 in
             # 0.78 ms, and in 0.88 once the larger classes had been captured too (H200).
@@ -253,7 +283,7 @@ class Bench:
             raise _cannot_run(program, error, reason) from error
         program.keeps_weights = not program.changed
 
-    def _check_answers(
+    def check_answers(
         self, program: Preparable, scratch: Sequence[Block], note: Callable[[str], None]
     ) -> None:
         """Compare each class with plain execution, and drop those that differ.
@@ -313,16 +343,16 @@ class Bench:
         assert host is not None and buffers.staged_out.host is not None
         nbytes = buffers.takes.pack(rows, host).nbytes
         driver.copy(buffers.input, buffers.staged_in.address, nbytes, stream)
-        program.disturb(stream)
-        with self._background.uncut():
-            program.aim(buffers, [(program.active, scratch[-1].address, program.weights_bytes)])
-            program.launch(buffers, stream)
-        program.disturb(stream)
-        for other in (Class(buffers.batch, buffers.takes.length), *others):
+        of = Class(buffers.batch, buffers.takes.length)
+        self._disturb(program)
+        copies = [(program.active, scratch[-1].address, program.weights_bytes)]
+        self._launch(program, of, buffers, copies)
+        self._disturb(program)
+        for other in (of, *others):
             for each in program.sets(other):
                 if each is not buffers:
-                    program.aim(each, [(program.active, scratch[0].address, program.weights_bytes)])
-                    program.launch(each, stream)
+                    copies = [(program.active, scratch[0].address, program.weights_bytes)]
+                    self._launch(program, other, each, copies)
         nbytes = buffers.row_out * buffers.batch
         driver.copy(buffers.staged_out.address, buffers.output, nbytes, stream)
         driver.record(self._ended, stream)
@@ -350,10 +380,8 @@ class Bench:
         for run in range(_WARM_UPS + _RUNS):
             self._background.until_idle(last_ns)
             buffers, source = sets[run % len(sets)], scratch[run % len(scratch)]
-            with self._background.uncut():
-                program.aim(buffers, [(program.active, source.address, source.nbytes)])
-                program.launch(buffers, self._stream)
-                self._driver.record(self._ended, self._stream)
+            copies = [(program.active, source.address, source.nbytes)]
+            self._launch(program, of, buffers, copies, self._ended)
             self._finish()
             last_ns = self._driver.elapsed_ns(buffers.started, buffers.ended)
             enough = self._clock() - begin_ns > _CLASS_AT_MOST_NS
@@ -361,7 +389,36 @@ class Bench:
                 times.append(last_ns)
             if enough and run:
                 break
-        return max(1, round(median(times)))
+        cut = program.cut_of(of)
+        return max(1, round(median(times)) + (cut.bubbles_ns if cut is not None else 0))
+
+    def _launch(
+        self,
+        program: Program,
+        of: Class,
+        buffers: BufferSet,
+        copies: Copies,
+        ended: Event = None,
+    ) -> None:
+        """Run a buffer set of a class, and record `ended` behind it."""
+        with self._alone(segments=program.cut_of(of) is not None), self._background.uncut():
+            program.aim(buffers, copies)
+            program.launch(buffers, self._stream)
+            if ended is not None:
+                self._driver.record(ended, self._stream)
+
+    def _disturb(self, program: Preparable) -> None:
+        with self._alone(segments=False):
+            program.disturb(self._stream)
+
+    @contextmanager
+    def _alone(self, *, segments: bool) -> Iterator[None]:
+        """Within it, launches are not mixed with those of a served run in segments."""
+        if self._gate is None:
+            yield
+            return
+        with self._gate.alone(self._background.pause, segments=segments):
+            yield
 
     def _finish(self) -> None:
         while not self._driver.done(self._ended):

@@ -30,6 +30,31 @@ class Class(NamedTuple):
         return f"batch {self.batch}" + (f" length {self.length}" if self.length else "")
 
 
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a captured class runs in segments: cut before the nodes `bounds`, `in_flight` launched at a time.
+
+    `segment_ns` is the measured time of each segment; `bubble_ns` is how long the GPU waits for the host at
+    each boundary (0 where the next segment is launched already).
+    """
+
+    bounds: tuple[int, ...]
+    segment_ns: tuple[int, ...]
+    in_flight: int
+    bubble_ns: int = 0
+
+    @property
+    def boundary_ns(self) -> int:
+        """The longest time until a run can be interrupted."""
+        times, ahead = self.segment_ns, self.in_flight
+        return max(sum(times[i : i + ahead]) for i in range(len(times)))
+
+    @property
+    def bubbles_ns(self) -> int:
+        """Of a whole run."""
+        return self.bubble_ns * len(self.bounds)
+
+
 class Use(Enum):
     """What a buffer set holds: nothing, inputs that wait for their exec, or outputs of an exec."""
 
@@ -61,6 +86,12 @@ class BufferSet:
     ended: Event
     use: Use = Use.FREE
     aimed_for: object = None  # whose weights its next run copies: the last `aim` holds
+
+
+def side_of(program: Program, priority: int) -> Program:
+    """What runs an exec of this priority: the program, or its urgent twin if it has one."""
+    twin = program.urgent if priority else None
+    return program if twin is None else twin
 
 
 class Program(Protocol):
@@ -104,3 +135,13 @@ class Program(Protocol):
 
     def launch(self, buffers: BufferSet, stream: Stream) -> None:
         """Begin to run `buffers` on `stream`, copies first. May raise what a model raises."""
+
+    @property
+    def urgent(self) -> Program | None:
+        """What runs in its place where a run interrupts another; its memory is all its own."""
+
+    def cut_of(self, of: Class) -> Cut | None:
+        """How a class is cut into segments; None: it runs as a whole."""
+
+    def launch_segment(self, buffers: BufferSet, stream: Stream, index: int = 0) -> None:
+        """Begin to run one segment; `launch` begins them all."""

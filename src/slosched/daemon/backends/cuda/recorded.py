@@ -14,7 +14,13 @@ Who owns what, and until when. Memory that must outlive a run never lies where a
                                     All graphs of a process share one pool, and the next one writes over it
     pinned images                   the model's name; loads read them
 
-All runs of a process go to one stream, the exec lane's, so one run is under way at a time. What prepares a
+A run in segments (segments.py) is under way until its last segment has ended, also while it is interrupted.
+What interrupts it writes none of the above but its own: an urgent run is one of the program's twin
+(`urgent`), which has active weights, buffer sets and a stream of its own, and shares a graph pool with other
+urgent runs alone. Those are never interrupted. A preparation's runs wait until no run in segments is open
+(`Gate`).
+
+All ordinary runs of a process go to one stream, the exec lane's, so one is under way at a time. What prepares a
 model eagerly beside them has a stream of its own, and with it its own workspaces of cuBLAS and its own part
 of torch's caching allocator.
 """
@@ -37,8 +43,9 @@ from slosched.daemon.backends.cuda.driver import (
     OutOfDeviceMemory,
     Stream,
 )
-from slosched.daemon.backends.cuda.program import BufferSet, Class, Copies
+from slosched.daemon.backends.cuda.program import BufferSet, Class, Copies, Cut
 from slosched.daemon.backends.cuda.runs import GraphRun, PlainRun, Run
+from slosched.daemon.backends.cuda.segments import SegmentedRun
 from slosched.daemon.backends.layout import Layout, Layouts
 from slosched.signature import Tensor
 
@@ -88,6 +95,13 @@ class RecordedProgram(ABC):
         self._batches: dict[int, tuple[int, ...]] = {}  # ascending, by length
         self._runs: dict[int, Run] = {}  # by id of the buffer set
         self._graphs: dict[Class, bool] = {}
+        self._cuts: dict[Class, Cut] = {}
+        self._segments: dict[int, SegmentedRun] = {}  # by id of the buffer set
+        #: What it has for interruptions, and what that cost, in words; the longest time until a run can be
+        #: interrupted (0: none can).
+        self.preemption = ""
+        self.boundary_ns = 0
+        self.urgent: RecordedProgram | None = None
         self._class_blocks: dict[Class, list[Block]] = {}  # of the driver's memory, by class
         self.gives: tuple[Tensor, ...] = ()
         self._kept: list[Any] = []  # what graphs need for as long as they live
@@ -117,6 +131,12 @@ class RecordedProgram(ABC):
 
     def launch(self, buffers: BufferSet, stream: Stream) -> None:
         self._runs[id(buffers)].launch(stream)
+
+    def cut_of(self, of: Class) -> Cut | None:
+        return self._cuts.get(of)
+
+    def launch_segment(self, buffers: BufferSet, stream: Stream, index: int = 0) -> None:
+        self._segments[id(buffers)].launches[index](stream)
 
     # ------------------------------------------------------------------- what a library does
 
@@ -303,7 +323,8 @@ class RecordedProgram(ABC):
                 raise
             captured = self._end_capture(token)
         self._kept += [captured, token]
-        return GraphRun(driver, captured, self.active, self.weights_bytes, started, ended)
+        graph = driver.graph(captured, self.active)
+        return GraphRun(driver, graph, captured, self.active, self.weights_bytes, started, ended)
 
     def _plain(self, buffers: BufferSet) -> PlainRun:
         def run(stream: Stream) -> None:
@@ -312,16 +333,32 @@ class RecordedProgram(ABC):
 
         return PlainRun(self._driver, run)
 
+    def whole_runs(self, of: Class) -> list[GraphRun]:
+        """The captured run of each buffer set of a class that is not cut; empty if it was not captured."""
+        runs = [self._runs[id(buffers)] for buffers in self._sets[of]]
+        return [run for run in runs if isinstance(run, GraphRun)]
+
+    def run_in_segments(self, of: Class, cut: Cut, runs: Sequence[SegmentedRun]) -> None:
+        """From now on each buffer set of a class runs by one of `runs`; the whole graphs are given up."""
+        for buffers, run in zip(self._sets[of], runs, strict=True):
+            self._runs[id(buffers)].close()
+            self._runs[id(buffers)] = self._segments[id(buffers)] = run
+        self._cuts[of] = cut
+
     def drop_class(self, of: Class) -> None:
         """The class is not offered after all; nothing of it runs."""
         for buffers in self._sets.pop(of):
             self._runs.pop(id(buffers)).close()
+            self._segments.pop(id(buffers), None)
         self._index_classes()
+        self._cuts.pop(of, None)
         del self._graphs[of]
         self._free_class(of)
 
     def release(self) -> None:
         """See Preparable."""
+        if self.urgent is not None:
+            self.urgent.release()
         for each in self.classes:
             self.drop_class(each)
         self._kept.clear()
