@@ -111,7 +111,7 @@ class World:
         return {}
 
     def priority(self, name: str) -> int:
-        """Of the next Infer of the model."""
+        """The priority of the next Infer of the model."""
         return 0
 
     def perform(self, effect: Effect, now_ns: int) -> None:

@@ -41,7 +41,7 @@ class Block:
 class Graph(Protocol):
     """A captured graph that can be launched, and whose one copy to the active weights can be aimed.
 
-    Of the segments of a graph the first alone has that copy.
+    The first segment of a graph alone has that copy.
     """
 
     def aim(self, to: int, source: int, nbytes: int) -> None:
@@ -81,7 +81,7 @@ class Driver(Protocol):
         """Make `captured` ready to be launched. Raises DeviceFault if it has no copy to `active`."""
 
     def chain(self, captured: Any) -> Sequence[Any] | None:
-        """The nodes of what was captured, in the order in which they run. None: they are no chain."""
+        """The nodes of what was captured, in the order in which they run. None where they do not form a chain."""
 
     def segment(
         self, captured: Any, chain: Sequence[Any], begin: int, end: int, active: int

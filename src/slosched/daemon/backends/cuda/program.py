@@ -51,7 +51,7 @@ class Cut:
 
     @property
     def bubbles_ns(self) -> int:
-        """Of a whole run."""
+        """The sum over the boundaries of a whole run."""
         return self.bubble_ns * len(self.bounds)
 
 
