@@ -91,7 +91,7 @@ class CudaDriver:
         return CudaGraph(captured, node)
 
     def chain(self, captured: Any) -> Sequence[Any] | None:
-        """The nodes of what was captured, in the order in which they run. None where they do not form a chain."""
+        """The nodes of what was captured, in the order in which they run; None where that is not a chain."""
         nodes = {int(node): node for node in _nodes(captured)}
         # Newer bindings also give the kinds of edges, in between.
         count = int(_whole(_cuda.cudaGraphGetEdges(captured), "list a graph's edges")[-1])

@@ -81,7 +81,7 @@ class Driver(Protocol):
         """Make `captured` ready to be launched. Raises DeviceFault if it has no copy to `active`."""
 
     def chain(self, captured: Any) -> Sequence[Any] | None:
-        """The nodes of what was captured, in the order in which they run. None where they do not form a chain."""
+        """The nodes of what was captured, in the order in which they run; None where that is not a chain."""
 
     def segment(
         self, captured: Any, chain: Sequence[Any], begin: int, end: int, active: int
