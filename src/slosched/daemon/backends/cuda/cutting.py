@@ -259,15 +259,12 @@ class Cutter:
     ) -> bool:
         """True if segments answer byte for byte as the whole graphs do.
 
-        A graph that does not repeat its own answers is left to the comparison with plain execution.
+        A graph that does not repeat its own answers is therefore not cut.
         """
-        for buffers, whole, run in zip(sets, wholes, runs, strict=True):
-            wanted = self._answer(buffers, whole, copies)
-            if self._answer(buffers, run, copies) != wanted:
-                again = self._answer(buffers, whole, copies)
-                if again == wanted:
-                    return False
-        return True
+        return all(
+            self._answer(buffers, whole, copies) == self._answer(buffers, run, copies)
+            for buffers, whole, run in zip(sets, wholes, runs, strict=True)
+        )
 
     def _answer(
         self,
