@@ -29,8 +29,6 @@ from random import Random
 from statistics import median
 from typing import Any
 
-from slosched.cli.children import Child, ChildFailed, Children
-
 from slosched.clock import now_ns
 from slosched.codes import ActionType, code_name
 from slosched.config import WorkerConfig
@@ -38,6 +36,7 @@ from slosched.core.worker.interface import PrepareModel
 from slosched.daemon.backends.opening import open_backend
 from slosched.daemon.blackbox import NoBlackbox
 from slosched.daemon.worker import WorkerServer
+from slosched.experiment.children import Child, ChildFailed, Children
 from slosched.messages import (
     PROTOCOL_VERSION,
     ClientHeartbeat,

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slosched.cli.children import Child, Children
 
 from slosched.codes import ActionType
+from slosched.experiment.children import Child, Children
 from slosched.join_key import write_join_key
 from slosched.telemetry.action_log import FILE_NAME, read_action_log
 
