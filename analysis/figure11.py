@@ -14,50 +14,9 @@ Published: N of 10 to 150, `azure_scalability_exp N 0.1 4 1.5 60 4`, three trial
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from recipes import main
 
-from recipes import Part, Recipe, infer5, main
-
-from slosched.analysis.drawn import Drawn
-from slosched.analysis.fig11 import plot_fig11
-from slosched.units import NS_PER_MS, NS_PER_S
-
-#: Requests/s for each GPU at load factor 1, about.
-_RATE_PER_GPU = 1200
-_QUICK_MOST_RPS = 9600
-WINDOWS_S = {"quick": 2, "published": 60}
-
-
-def parts(scale: str) -> list[Part]:
-    if scale == "published":
-        return [
-            _part(gpus, trial, 4.0, 60, 4) for gpus in range(10, 151, 10) for trial in (1, 2, 3)
-        ]
-    return [
-        _part(gpus, 1, min(4.0, _QUICK_MOST_RPS / (_RATE_PER_GPU * gpus)), 2, 1)
-        for gpus in (1, 2, 4, 8)
-    ]
-
-
-def _part(gpus: int, trial: int, most: float, step_s: int, memory: int) -> Part:
-    steps, factor = 0, 0.1
-    while factor <= most:
-        steps, factor = steps + 1, factor * 1.5
-    return Part(
-        f"n{gpus}-trial{trial}",
-        f"azure_scalability_exp {gpus} 0.1 {most:g} 1.5 {step_s} {memory}",
-        infer5(max_exec_ns=25 * NS_PER_MS),
-        steps * step_s * NS_PER_S,
-        gpus=gpus,
-        profile="zoo61",
-        seed=trial,
-    )
-
-
-def draw(runs: Sequence[Path], scale: str, out: Path) -> Drawn:
-    return plot_fig11(runs, out, window_ns=WINDOWS_S[scale] * NS_PER_S)
-
+from slosched.experiment.figures import FIGURES
 
 if __name__ == "__main__":
-    main(Recipe(11, "How much load one controller carries.", parts, draw, live_only=True))
+    main(FIGURES[11])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from slosched.cli.children import Child, ChildFailed, Children
+from slosched.experiment.children import Child, ChildFailed, Children
 from slosched.telemetry.client_log import FILE_NAME, read_client_log
 from slosched.telemetry.table import LogTable
 

@@ -9,9 +9,9 @@ from typing import Any
 from cluster import Load, serving
 from process_parts import rss_bytes
 
-from slosched.cli.children import ChildFailed
 from slosched.clients.aio import connect
 from slosched.clock import now_ns
+from slosched.experiment.children import ChildFailed
 from slosched.units import NS_PER_S
 
 INSTANCES = 10_000
@@ -51,7 +51,7 @@ async def measure(directory: Path) -> dict[str, Any]:
                 [model] = await sender.load("resnet50_v2", 1)
                 for first in range(0, QUEUED, _BURST):
                     for _ in range(first, min(QUEUED, first + _BURST)):
-                        sender.submit(model.model_id, slo_ns=_SLO_NS, on_reply=_ignored, later=True)
+                        sender.submit(model, slo_ns=_SLO_NS, on_reply=_ignored, later=True)
                     if sender.flush():
                         raise ChildFailed("the controller took no more requests")
                     await asyncio.sleep(_BURST_EVERY_S)

@@ -21,8 +21,8 @@ from pathlib import Path
 from cluster import PROFILE, SCHEDULE_AHEAD
 from serving_core import commit, machine_line
 
-from slosched.cli.children import ChildFailed, Children, ended_by_signals
 from slosched.errors import SloschedError
+from slosched.experiment.children import ChildFailed, Children, ended_by_signals
 from slosched.telemetry.manifest import describe_host
 
 HERE = Path(__file__).resolve().parent

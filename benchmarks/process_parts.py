@@ -12,8 +12,8 @@ from typing import Any
 from cluster import Load, controller_arguments, serving
 from load_parts import COPIES, GPUS
 
-from slosched.cli.children import Child, ChildFailed
 from slosched.clock import now_ns
+from slosched.experiment.children import Child, ChildFailed
 from slosched.units import NS_PER_S
 
 _LINE_WITHIN_S = 20.0

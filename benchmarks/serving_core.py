@@ -31,10 +31,10 @@ from load_parts import Settings
 from stall_meter import BOUNDS, StallMeter
 from windows import Recorder
 
-from slosched.cli.children import ended_by_signals
 from slosched.cli.machine import NOTED_NS, TICK_NS
 from slosched.clock import now_ns
 from slosched.errors import SloschedError
+from slosched.experiment.children import ended_by_signals
 from slosched.telemetry.manifest import describe_host
 from slosched.units import NS_PER_S
 from slosched.version import __version__

@@ -33,9 +33,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from slosched.child_processes import end_with_parent
-from slosched.cli.children import ChildFailed, Children
 from slosched.cli.machine import NOTED_NS, SAMPLE_NS, TICK_NS, Bounds, Disturbance
 from slosched.clock import now_ns, set_timer_slack
+from slosched.experiment.children import ChildFailed, Children
 from slosched.units import NS_PER_MS, NS_PER_S
 
 _READY_S = 10.0

@@ -30,11 +30,11 @@ from stall_meter import BOUNDS, StallMeter
 from tables import table
 
 from slosched.analysis.validation import StepDifference
-from slosched.cli.children import ended_by_signals
 from slosched.cli.local_run import Cluster
 from slosched.cli.validate import Meter, Plan, Validation, run_plan
 from slosched.config import SchedulerConfig
 from slosched.errors import SloschedError
+from slosched.experiment.children import ended_by_signals
 from slosched.telemetry.manifest import describe_host
 from slosched.units import NS_PER_MS
 from slosched.version import __version__

@@ -73,6 +73,52 @@ class Several(nn.Module):
         return x, x * 2
 
 
+class Pooled(nn.Module):
+    """Means over tokens that a mask shows, and what each token is: two inputs, two outputs, one that varies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(21)
+        self.table = nn.Embedding(1000, 16)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        tokens = self.table(ids) * mask[:, :, None]
+        return {"mean": tokens.sum(1) / mask.sum(1, keepdim=True), "tokens": tokens.cumsum(1)}
+
+
+class Unmasked(nn.Module):
+    """Its answer depends on how far its input is padded."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(1)
+
+
+class Pairs(nn.Module):
+    """Three inputs of three dtypes and fixed shapes; a tuple."""
+
+    def forward(
+        self, image: torch.Tensor, place: torch.Tensor, on: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return image.flatten(1) * place.float()[:, None], on.logical_not()
+
+
+class Halves(nn.Module):
+    """Its output is half as long as its input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, ::2]
+
+
+class Shouts(nn.Module):
+    """Texts to texts, and their lengths."""
+
+    def forward(self, texts: list[list[bytes]]) -> dict[str, object]:
+        return {
+            "loud": [[text.decode().upper() for text in row] for row in texts],
+            "sizes": torch.tensor([[len(text) for text in row] for row in texts]),
+        }
+
+
 class Swapped(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.transpose(0, 1)

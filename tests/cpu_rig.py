@@ -85,13 +85,26 @@ class CpuRig:
         action: int = 0,
         sizes: tuple[int, ...] = (),
         *,
+        length: int = 0,
+        lengths: tuple[int, ...] = (),
         within_s: float = 30,
     ) -> OpDone:
         """Run one op to its end."""
         op_id, count = self.number(), max(1, len(sizes))
-        self.device.launch(
-            Op(op_id, kind, 0, model_id, action, count, count, sizes, name), now_ns=0
+        op = Op(
+            op_id=op_id,
+            kind=kind,
+            gpu_id=0,
+            model_id=model_id,
+            action_id=action,
+            batch_size=count,
+            request_count=count,
+            input_sizes=sizes,
+            model_name=name,
+            length=length,
+            lengths=lengths,
         )
+        self.device.launch(op, now_ns=0)
         give_up_ns = now_ns() + round(within_s * NS_PER_S)
         while now_ns() < give_up_ns:
             for done in self.poll():
@@ -114,6 +127,27 @@ class CpuRig:
         copied = self.run(OpKind.COPY_OUTPUT, name, model_id, action, sizes)
         frames = self.backend.take_outputs(action, copied.output_sizes)
         return done, [np.frombuffer(frame, np.float32) for frame in frames]
+
+    def ask(
+        self,
+        name: str,
+        frames: Sequence[bytes],
+        model_id: int = 0,
+        *,
+        length: int = 0,
+        lengths: tuple[int, ...] = (),
+    ) -> tuple[OpDone, list[bytes]]:
+        """The same with frames of any signature: what the last op reported, and the frames of the answers."""
+        action, sizes = self.number(), tuple(len(frame) for frame in frames)
+        self.backend.keep_inputs(action, [frame for frame in frames if frame])
+        for kind in (OpKind.COPY_INPUT, OpKind.EXEC, OpKind.COPY_OUTPUT):
+            done = self.run(kind, name, model_id, action, sizes, length=length, lengths=lengths)
+            if done.code:
+                self.backend.drop_inputs(action)
+                return done, []
+        answers = [bytes(each) for each in self.backend.take_outputs(action, done.output_sizes)]
+        assert done.output_sizes == tuple(map(len, answers)) or 0 in sizes
+        return done, answers
 
     def wait_served(self, name: str, model_id: int = 0, *, within_s: float = 30) -> None:
         """Load the weights, as often as the model's process is not there yet."""

@@ -4,23 +4,27 @@ A copy or a run takes effect as a whole at the moment at which it ends on its st
 then. So overwriting what is still to be read, or reading what has not arrived, gives wrong bytes.
 
 What a run allocates comes from one pool that all graphs share, as torch's do. Each run begins by writing over
-all of the pool, since another program's run may: nothing that lies there outlives the next run.
+all of the pool, since another program's run may: nothing that lies there outlives the next run. A run in
+segments does so in its first alone. Captures on a stream of another pool share that one.
 """
 
 from __future__ import annotations
 
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from slosched.daemon.backends.cuda.driver import Block, DeviceFault, Event, Stream
-from slosched.daemon.backends.cuda.program import BufferSet
-from slosched.daemon.backends.cuda.recorded import Array, RecordedProgram
+from slosched.daemon.backends.cuda.program import BufferSet, Class
+from slosched.daemon.backends.cuda.recorded import Array, Arrays, RecordedProgram
+from slosched.daemon.backends.layout import made_up
+from slosched.signature import ONLY_INPUT, ONLY_OUTPUT, Tensor
 
 MS = 1_000_000
 #: A reading of the clock takes this long, so that a loop that waits for a time reaches it.
@@ -40,6 +44,7 @@ class VirtualClock:
 class FakeStream:
     priority: int
     free_ns: int = 0  # when everything given so far has ended
+    pool: int = 0  # where captures on it allocate
 
 
 @dataclass(eq=False)
@@ -52,27 +57,46 @@ Step = tuple[int, Callable[[], None]]
 POOL_BYTES = 4096
 
 
+class FakeCapture(list[object]):
+    """What was captured on `stream`: one chain of steps, unless `branched`."""
+
+    branched = False
+
+    def __init__(self, stream: FakeStream) -> None:
+        super().__init__()
+        self.stream = stream
+
+
 @dataclass(eq=False)
 class FakeGraph:
-    """Recorded steps; the first copy to `active` can be aimed."""
+    """Recorded steps; the first copy to `active` can be aimed. A `later` segment goes on in the pool."""
 
     driver: FakeDriver
     steps: list[object]
     active: int
+    captured_on: FakeStream
+    later: bool = False
 
     def __post_init__(self) -> None:
         copies = [
             i for i, s in enumerate(self.steps) if isinstance(s, list) and s[0] == self.active
         ]
-        assert copies, "no copy of the weights"
-        self._aimed = copies[0]
+        assert copies or self.later, "no copy of the weights"
+        self._aimed = copies[0] if copies else -1
+        self.driver.graphs += 1
 
     def aim(self, to: int, source: int, nbytes: int) -> None:
+        assert self._aimed >= 0, "it has no copy"
         self.steps[self._aimed] = [to, source, nbytes]
 
     def launch(self, stream: FakeStream) -> None:
+        assert self.steps, "it was given up"
+        assert stream.priority == self.captured_on.priority, "its nodes keep another priority"
         self.driver.check()
-        self.driver.pollute(stream)
+        if self.driver.gap_ns:
+            self.driver.enqueue(stream, self.driver.gap_ns, lambda: None)
+        if not self.later:
+            self.driver.pollute(stream, self.captured_on.pool)
         for step in self.steps:
             if isinstance(step, FakeEvent):
                 self.driver.record(step, stream)
@@ -85,15 +109,21 @@ class FakeGraph:
 
     def close(self) -> None:
         self.steps.clear()
+        self.driver.graphs -= 1
 
 
 @dataclass(eq=False)
 class FakeDriver:
-    """`ns_per_kb` is what a copy takes; after `fault` is set every call fails with it."""
+    """`ns_per_kb` is what a copy takes, `gap_ns` what begins each launch of a graph.
+
+    After `fault` is set every call fails with it. `graphs` are those that are not given up.
+    """
 
     clock: VirtualClock
     ns_per_kb: int = 1_000
     fault: str = ""
+    gap_ns: int = 0
+    graphs: int = 0
     pending: list[tuple[int, int, Callable[[], None]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -101,31 +131,31 @@ class FakeDriver:
         self._memory: dict[int, np.ndarray] = {}
         self._next = 1 << 20
         self._seq = 0
-        self._captures: dict[FakeStream, list[object]] = {}
-        self._pool = self._block(POOL_BYTES)
-        self._pool_used = 0
+        self._captures: dict[FakeStream, FakeCapture] = {}
+        self._pools = [self._block(POOL_BYTES) for _ in range(2)]
+        self._pool_used = [0, 0]
         self._runs = 0
 
     def check(self) -> None:
         """Fail as every call does after `fault`; do what has come to its end."""
         self._check()
 
-    def pool(self, nbytes: int) -> int:
+    def pool(self, nbytes: int, pool: int = 0) -> int:
         """Memory for a result or whatever else a run needs: the same for the next program's runs."""
         assert nbytes <= POOL_BYTES
-        if self._pool_used + nbytes > POOL_BYTES:
-            self._pool_used = 0
-        address = self._pool + self._pool_used
-        self._pool_used += nbytes
+        if self._pool_used[pool] + nbytes > POOL_BYTES:
+            self._pool_used[pool] = 0
+        address = self._pools[pool] + self._pool_used[pool]
+        self._pool_used[pool] += nbytes
         return address
 
-    def pollute(self, stream: FakeStream) -> None:
+    def pollute(self, stream: FakeStream, pool: int = 0) -> None:
         """A run begins: what lies in the pool is another's no more."""
         self._runs += 1
         junk = self._runs % 251
 
         def action() -> None:
-            self.at(self._pool, POOL_BYTES)[:] = junk
+            self.at(self._pools[pool], POOL_BYTES)[:] = junk
 
         self.enqueue(stream, 0, action)
 
@@ -171,14 +201,22 @@ class FakeDriver:
         self._captures[stream].append(event)
 
     def begin_capture(self, stream: Stream) -> None:
-        self._captures[stream] = []
-        self._pool_used = 0
+        self._captures[stream] = FakeCapture(stream)
+        self._pool_used[stream.pool] = 0
 
     def end_capture(self, stream: Stream) -> Any:
         return self._captures.pop(stream)
 
     def graph(self, captured: Any, active: int) -> FakeGraph:
-        return FakeGraph(self, captured, active)
+        return FakeGraph(self, list(captured), active, captured.stream)
+
+    def chain(self, captured: Any) -> Sequence[Any] | None:
+        return None if captured.branched else range(len(captured))
+
+    def segment(
+        self, captured: Any, chain: Sequence[Any], begin: int, end: int, active: int
+    ) -> FakeGraph:
+        return FakeGraph(self, captured[begin:end], active, captured.stream, later=begin > 0)
 
     def done(self, event: Event) -> bool:
         now_ns = self.clock()
@@ -225,6 +263,11 @@ class FakeDriver:
 
 
 ROW_IN, ROW_OUT = 16, 4
+TAKES = (Tensor(ONLY_INPUT, "uint8", (ROW_IN,)),)
+GIVES = (Tensor(ONLY_OUTPUT, "uint8", (ROW_OUT,)),)
+#: Two inputs and two outputs, one of each with a dimension that varies.
+TEXT_TAKES = (Tensor("ids", "int32", (-1,)), Tensor("kind", "uint8", (3,)))
+TEXT_GIVES = (GIVES[0], Tensor("echo", "int32", (-1,)))
 
 
 def expected_row(weights: bytes, row: bytes) -> bytes:
@@ -232,12 +275,32 @@ def expected_row(weights: bytes, row: bytes) -> bytes:
     return zlib.crc32(row, zlib.crc32(weights)).to_bytes(4, "little")
 
 
+@dataclass(frozen=True)
+class FakeView:
+    """An array of the fake device's memory."""
+
+    driver: FakeDriver
+    address: int
+    shape: tuple[int, ...]
+    dtype: str
+    strides: tuple[int, ...]
+
+    def array(self) -> Array:
+        spans = [(n - 1) * step for n, step in zip(self.shape, self.strides, strict=True)]
+        size = sum(spans) + np.dtype(self.dtype).itemsize
+        memory = self.driver.at(self.address, size)
+        return np.ndarray(self.shape, self.dtype, memory.data, 0, self.strides)
+
+
 class FakeProgram(RecordedProgram):
     """Answers with a checksum of the active weights and each input row, after `exec_ns[batch]`.
 
-    Its result lies in the pool that all runs share. `capture`: as a graph; else each run is put together
-    anew. `spoils`: it changes the first byte of its weights in each run; `remembers`: what its graphs
-    answer depends on something that was put into the pool when they were captured.
+    A program of `lengths` takes TEXT_TAKES and gives TEXT_GIVES: also its first input again. Its results lie
+    in the pool that all runs share, or in another one for a `stream` of that. Its forward is one node for
+    each of `shares`, which takes that share of the time: they work on the result one after another, with the
+    active weights. `capture`: as a graph; else each run is put together anew. `spoils`: it changes the first
+    byte of its weights in each run; `remembers`: what its graphs answer depends on something that was put
+    into the pool when they were captured.
     """
 
     def __init__(
@@ -250,9 +313,16 @@ class FakeProgram(RecordedProgram):
         capture: bool = True,
         spoils: bool = False,
         remembers: bool = False,
+        lengths: tuple[int, ...] = (),
+        shares: tuple[float, ...] = (1.0,),
+        stream: FakeStream | None = None,
     ) -> None:
         place = driver.device_block(weights_bytes)
-        super().__init__(name, driver, driver.stream(-2), place, weights_bytes)
+        self.takes = TEXT_TAKES if lengths else TAKES
+        stream = stream or driver.stream(-2)
+        self.shares, self.pool = shares, stream.pool
+        super().__init__(name, driver, stream, place, weights_bytes, takes=self.takes)
+        self.answers_with(TEXT_GIVES if lengths else GIVES)
         self.driver = driver
         self.exec_ns = dict(exec_ns)
         self.active = driver.device_block(weights_bytes + 1024).address
@@ -264,7 +334,8 @@ class FakeProgram(RecordedProgram):
         self._preparing = driver.stream(0)
         self._stream = self._preparing
         for batch in sorted(exec_ns):
-            self.add_class(batch, capture=capture)
+            for length in lengths or (0,):
+                self.add_class(Class(batch, length), capture=capture)
         self.ran_with.clear()
 
     def launch(self, buffers: BufferSet, stream: Stream) -> None:
@@ -273,22 +344,39 @@ class FakeProgram(RecordedProgram):
         super().launch(buffers, stream)
         self.launches.append((stream.free_ns - self.exec_ns[buffers.batch], stream.free_ns))
 
+    def launch_segment(self, buffers: BufferSet, stream: Stream, index: int = 0) -> None:
+        if self.raises is not None:
+            raise self.raises
+        super().launch_segment(buffers, stream, index)
+        cut = self.cut_of(Class(buffers.batch, buffers.takes.length))
+        assert cut is not None
+        self.launches.append((stream.free_ns - cut.segment_ns[index], stream.free_ns))
+
     # ------------------------------------------------------------------- what a library does
 
-    def sample_rows(self, batch: int, seed: int) -> Array:
-        return np.random.default_rng(seed).integers(0, 256, (batch, ROW_IN), dtype=np.uint8)
+    def sample_rows(self, batch: int, seed: int, length: int = 0) -> Arrays:
+        return made_up(self.takes, batch, seed, length=length, high=256)
 
-    def run_rows(self, rows: Array) -> Array:
-        block = self.driver.device_block(rows.nbytes)
-        self.driver.at(block.address, rows.nbytes)[:] = rows.ravel()
-        answer = self._answer(self._forward((block.address, rows.shape)), len(rows))
-        self.driver.free(block)
-        return answer
+    def run_rows(self, rows: Arrays) -> Arrays:
+        inputs = []
+        for tensor in self.takes:
+            array = rows[tensor.name]
+            block = self.driver.device_block(array.nbytes)
+            self.driver.at(block.address, array.nbytes)[:] = np.frombuffer(
+                array.tobytes(), np.uint8
+            )
+            inputs.append(
+                FakeView(self.driver, block.address, array.shape, str(array.dtype), array.strides)
+            )
+        answers = self._answers(self._forward(inputs))
+        for view in inputs:
+            self.driver.free(Block(view.address, 0))
+        return {tensor.name: answer for tensor, answer in zip(self.gives, answers, strict=True)}
 
-    def _answer(self, result: int, batch: int) -> Array:
+    def _answers(self, results: Sequence[FakeView]) -> list[Array]:
         self.driver.clock.now_ns = max(self.driver.clock.now_ns, self._stream.free_ns)
         self.driver.check()
-        return self.driver.at(result, batch * ROW_OUT).copy().reshape(batch, ROW_OUT)
+        return [result.array().copy() for result in results]
 
     def changed_weights(self, source: Block) -> tuple[str, ...]:
         here = self.driver.at(self.active, self.weights_bytes)
@@ -301,17 +389,25 @@ class FakeProgram(RecordedProgram):
         self.driver.at(self.active, self.weights_bytes)[:] = there
 
     def disturb(self, stream: Stream) -> None:
-        self.driver.pollute(stream)
+        self.driver.pollute(stream, self.pool)
 
     def _view(
-        self, address: int, shape: tuple[int, ...], dtype: str
-    ) -> tuple[int, tuple[int, ...]]:
-        return address, shape
+        self, address: int, shape: tuple[int, ...], dtype: str, strides: tuple[int, ...]
+    ) -> FakeView:
+        return FakeView(self.driver, address, shape, dtype, strides)
 
-    def _forward(self, inputs: Any) -> int:
-        address, (batch, row_in) = inputs
-        result = self.driver.pool(batch * ROW_OUT)
-        note = self.driver.pool(1)
+    def _in_pool(self, shape: tuple[int, ...], dtype: str) -> FakeView:
+        whole = np.empty(shape, dtype)
+        address = self.driver.pool(whole.nbytes, self.pool)
+        return FakeView(self.driver, address, shape, dtype, whole.strides)
+
+    def _forward(self, inputs: Sequence[FakeView]) -> list[FakeView]:
+        batch = inputs[0].shape[0]
+        result = self._in_pool((batch, ROW_OUT), "uint8")
+        results = [result]
+        if len(self.gives) > 1:
+            results.append(self._in_pool(inputs[0].shape, inputs[0].dtype))
+        note = self.driver.pool(1, self.pool)
         captured = self._stream is self._capture_stream
         if captured:
             self.driver.at(note, 1)[:] = 1
@@ -319,24 +415,42 @@ class FakeProgram(RecordedProgram):
         def action() -> None:
             weights = self.driver.at(self.active, self.weights_bytes).tobytes()
             self.ran_with.append(weights)
-            rows = self.driver.at(address, batch * row_in)
-            outputs = self.driver.at(result, batch * ROW_OUT)
+            arrays = [view.array() for view in inputs]
+            outputs = result.array()
             for row in range(batch):
-                answer = expected_row(weights, rows[row * row_in : (row + 1) * row_in].tobytes())
-                outputs[row * ROW_OUT : (row + 1) * ROW_OUT] = np.frombuffer(answer, np.uint8)
+                given = b"".join(array[row].tobytes() for array in arrays)
+                outputs[row] = np.frombuffer(expected_row(weights, given), np.uint8)
+            if len(results) > 1:
+                results[1].array()[...] = arrays[0]
             if self.remembers and captured:
-                outputs[:] ^= self.driver.at(note, 1) ^ 1
+                outputs ^= self.driver.at(note, 1) ^ 1
+            for step in range(1, len(self.shares)):
+                outputs ^= self.driver.at(self.active + step % self.weights_bytes, 1)
             if self.spoils:
                 self.driver.at(self.active, 1)[:] += 1
 
-        self.driver.enqueue(self._stream, self.exec_ns.get(batch, MS), action)
-        return result
+        def later(step: int) -> None:
+            outputs = result.array()
+            outputs ^= self.driver.at(self.active + step % self.weights_bytes, 1)
 
-    def _address(self, result: Any) -> int:
-        return int(result)
+        exec_ns = self.exec_ns.get(batch, MS)
+        self.driver.enqueue(self._stream, round(exec_ns * self.shares[0]), action)
+        for step in range(1, len(self.shares)):
+            takes_ns = round(exec_ns * self.shares[step])
+            self.driver.enqueue(self._stream, takes_ns, partial(later, step))
+        return results
 
-    def _warm_up(self, inputs: Any) -> Array:
-        return self._answer(self._forward(inputs), inputs[1][0])
+    def _address(self, result: FakeView) -> int:
+        return result.address
+
+    def _store(self, result: FakeView, view: FakeView) -> None:
+        def action() -> None:
+            view.array()[...] = result.array()
+
+        self.driver.enqueue(self._stream, 1, action)
+
+    def _warm_up(self, inputs: Sequence[FakeView]) -> list[Array]:
+        return self._answers(self._forward(inputs))
 
     @contextmanager
     def _on_stream(self, stream: Stream) -> Iterator[None]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from slosched import join_messages as j
 from slosched import messages as m
 from slosched.output_files import write_file
 from slosched.transport import bundles as b
@@ -57,6 +58,20 @@ EXAMPLES: tuple[m.Message, ...] = (
     ),
     m.CancelRequest(9),
     m.StatusRequest(10),
+    m.DrainWorkerRequest(11, "gpu01/cuda:0", undo=True),
+    j.Register(
+        protocol=m.PROTOCOL_VERSION,
+        incarnation=2**60,
+        name="gpu01/cuda:0",
+        host="10.0.0.1",
+        port=12345,
+        nonce=b"n" * 32,
+        proof=b"p" * 32,
+    ),
+    j.Challenge(b"n" * 32),
+    j.Registered(3, drained=True),
+    j.RegistrationRefused(5, "the name is in use"),
+    m.DrainWorkerReply(11, 0, "", 3, "draining"),
     m.Welcome(m.PROTOCOL_VERSION, 2**60, "0.1.0", "INFER5", 100_000_000),
     m.Refused(-1, 6, "say hello first"),
     m.LoadModelReply(7, 0, "", (_INFO,)),
@@ -259,11 +274,45 @@ WELCOME_WITHOUT_BAD = m.WorkerWelcome(
     put_aside=(("bad", "it crashed"),),
 )
 
+HELLO_OF_A_CLUSTER = m.ControllerHello(
+    protocol=m.PROTOCOL_VERSION,
+    incarnation=2**60,
+    times_lost=1,
+    cluster="gpu-hall-2",
+    keeps_weights=True,
+)
+
+LOADED = next(example for example in EXAMPLES if isinstance(example, m.LoadModelResult))
+
+WELCOME_WITH_INVENTORY = m.WorkerWelcome(
+    protocol=m.PROTOCOL_VERSION,
+    session=5,
+    version="0.1.0",
+    host="host",
+    pid=77,
+    device="cuda:0",
+    gpus=(_GPU,),
+    loadable=("resnet50",),
+    inventory=(
+        m.Prepared(
+            name="resnet50",
+            runs=((3, 2), (9, 1)),
+            max_batch=16,
+            max_exec_ns=25_000_000,
+            result=LOADED,
+        ),
+    ),
+    incarnation=2**60,
+    times_lost=1,
+)
+
 #: By the name in the golden file.
 NAMED: dict[str, m.Message] = {
     **{type(example).__name__: example for example in EXAMPLES},
     "Heartbeat with gpus": BEAT_WITH_STATS,
     "WorkerWelcome with put_aside": WELCOME_WITHOUT_BAD,
+    "ControllerHello of a cluster": HELLO_OF_A_CLUSTER,
+    "WorkerWelcome with inventory": WELCOME_WITH_INVENTORY,
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from made_messages import a_welcome, an_infer_result
 from slosched.config import SchedulerConfig
@@ -54,10 +54,16 @@ W = TypeVar("W", bound=ControllerToWorker)
 class Rig:
     """One scheduler; time moves only when the test says so. Invariants are checked all along."""
 
-    def __init__(self, config: SchedulerConfig | None = None, *, workers: int = 1) -> None:
+    def __init__(
+        self, config: SchedulerConfig | None = None, *, workers: int = 1, **more: Any
+    ) -> None:
         self.now_ns = T0
         self.scheduler = Scheduler(
-            config or SchedulerConfig(), worker_count=workers, incarnation=1, version="test"
+            config or SchedulerConfig(),
+            worker_count=workers,
+            incarnation=1,
+            version="test",
+            **more,
         )
         self.checker = InvariantChecker(self.scheduler)
         self.effects: list[Effect] = []

@@ -14,11 +14,11 @@ import zmq
 
 from fake_controller import FakeController
 from slosched.addresses import parse_address, parse_bind
-from slosched.cli.children import Children
 from slosched.cli.values import looks_like_address, worker_addresses
 from slosched.clients.blocking import Client
 from slosched.daemon.http import HttpServer, json_answer
 from slosched.errors import AddressInUse, InvalidConfig
+from slosched.experiment.children import Children
 from slosched.transport import sockets
 from slosched.transport.sockets import Dealer, Router
 

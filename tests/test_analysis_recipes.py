@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from collections.abc import Sequence
@@ -15,36 +14,40 @@ ANALYSIS = Path(__file__).parent.parent / "analysis"
 sys.path.insert(0, str(ANALYSIS))  # its programs import one another as a program's neighbours
 
 import recipes  # noqa: E402
-from recipes import Part, Recipe, infer5  # noqa: E402
 
 from slosched.analysis.drawn import Drawn  # noqa: E402
 from slosched.analysis.fig5 import plot_fig5  # noqa: E402
+from slosched.experiment.figures import FIGURES, SCALES, Figure, Part, infer5  # noqa: E402
+from slosched.experiment.simulated import spec_of  # noqa: E402
 from slosched.units import NS_PER_S  # noqa: E402
 from slosched.workloads import parse_workload  # noqa: E402
 
-FIGURES = range(5, 12)
 RUNS = {5: 24, 6: 1, 7: 6, 8: 3, 9: 1, 10: 1, 11: 4}
 
 
 @pytest.mark.parametrize("figure", FIGURES)
-@pytest.mark.parametrize("scale", recipes.SCALES)
+@pytest.mark.parametrize("scale", SCALES)
 def test_every_run_of_a_recipe_can_be_made(figure: int, scale: str) -> None:
-    parts: Sequence[Part] = importlib.import_module(f"figure{figure}").parts(scale)
-    assert len(parts) == (45 if (figure, scale) == (11, "published") else RUNS[figure])
+    parts = FIGURES[figure].parts(scale)
+    others = {(11, "published"): 45, (11, "smoke"): 2}
+    assert len(parts) == others.get((figure, scale), RUNS[figure])
     assert len({part.name for part in parts}) == len(parts)
     for part in parts[:6]:
         name, *values = part.workload.split()
         duration_ns = parse_workload(name, values).duration_ns
         # What ends by itself is not cut short.
         assert duration_ns is None or duration_ns >= part.duration_ns
-        assert recipes._spec(part).gpus == part.gpus
+        assert spec_of(part).gpus == part.gpus
 
 
 def _small(scale: str) -> list[Part]:
-    return [Part("closed", "simple-parametric 2 2 4 40", infer5(), 2 * NS_PER_S, gpus=1)]
+    workload = "simple-parametric 2 2 4 40"
+    return [
+        Part(name="closed", workload=workload, scheduler=infer5(), duration_ns=2 * NS_PER_S, gpus=1)
+    ]
 
 
-def _draw(runs: Sequence[Path], scale: str, out: Path) -> Drawn:
+def _draw(parts: Sequence[Part], runs: Sequence[Path], scale: str, out: Path) -> Drawn:
     return plot_fig5(runs, out, window_ns=NS_PER_S // 20, margin_ns=0)
 
 
@@ -53,7 +56,7 @@ def test_a_recipe_leaves_its_tables(
 ) -> None:
     monkeypatch.setattr(recipes, "HERE", tmp_path / "analysis")
     monkeypatch.setattr(sys, "argv", ["figure5.py", "--out", str(tmp_path / "runs"), "--tables"])
-    recipe = Recipe(5, "A small one.", _small, _draw, left_out=("nines",))
+    recipe = Figure(number=5, text="A small one.", parts=_small, draw=_draw, left_out=("nines",))
     recipes.main(recipe)
     kept = tmp_path / "analysis" / "figure5"
     assert sorted(path.name for path in kept.iterdir()) == [
@@ -74,7 +77,7 @@ def test_a_recipe_leaves_its_tables(
     text = (kept / "figure5.md").read_text()
     assert text.startswith("# Figure 5, simulated, scale quick") and "INFER5" in text
     assert Image.open(kept / "fig5.png").mode == "P"
-    assert "wrote" in capsys.readouterr().out
+    assert "kept in" in capsys.readouterr().out
     recipes.main(recipe)  # the run is there; only the figure is drawn again
     again = json.loads((kept / "figure5.json").read_text())
     assert again["runs_reused"] == 1 and again["numbers"] == document["numbers"]
@@ -85,8 +88,8 @@ def test_a_figure_that_cannot_be_drawn_ends_with_its_reason(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["figure5.py", "--out", str(tmp_path / "runs")])
 
-    def draw(runs: Sequence[Path], scale: str, out: Path) -> Drawn:
+    def draw(parts: Sequence[Part], runs: Sequence[Path], scale: str, out: Path) -> Drawn:
         return plot_fig5(runs, out)
 
     with pytest.raises(SystemExit, match=r"figure 5: .* lasted .* For a short run give --window"):
-        recipes.main(Recipe(5, "Too short.", _small, draw))
+        recipes.main(Figure(number=5, text="Too short.", parts=_small, draw=draw))

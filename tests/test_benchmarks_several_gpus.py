@@ -29,9 +29,9 @@ import several_rig  # noqa: E402
 import several_sweeps  # noqa: E402
 import several_table  # noqa: E402
 
-from slosched.cli.children import Child  # noqa: E402
 from slosched.clock import now_ns  # noqa: E402
 from slosched.config_file import load_profile  # noqa: E402
+from slosched.experiment.children import Child  # noqa: E402
 from slosched.loadgen.results import RunResult, StepResult  # noqa: E402
 from slosched.telemetry import action_log, client_log  # noqa: E402
 from slosched.telemetry.table import LogTable  # noqa: E402

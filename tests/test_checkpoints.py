@@ -19,6 +19,7 @@ transformers: Any = pytest.importorskip("transformers")
 
 from slosched.daemon.backends.sources import explain_forward_error, source_spec  # noqa: E402
 from slosched.daemon.backends.zoo import ModelSpec  # noqa: E402
+from slosched.signature import Tensor  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -181,6 +182,137 @@ def test_code_beside_a_checkpoint_is_never_run(tmp_path: Path) -> None:
     assert source_spec(source).build() is not None
 
 
+# ------------------------------------------------------------------------ a folder
+
+
+def folder_of(path: Path, **more: Any) -> ModelSource:
+    return ModelSource("mine", transformers=str(path), **more)
+
+
+def test_a_folder_is_served_with_ids_and_a_mask_of_any_length(tmp_path: Path) -> None:
+    from slosched.daemon.backends.cpu.measuring import check_model
+    from slosched.daemon.backends.templates import Template
+
+    model = original("BertModel")
+    model.save_pretrained(tmp_path, max_shard_size="8KB")
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    template = Template(source_spec(folder_of(tmp_path, lengths=(8, 16))))
+    ids, mask = (Tensor(name, "int64", (-1,)) for name in ("input_ids", "attention_mask"))
+    assert template.spec.takes == (ids, mask) and template.spec.input_shape == (16,)
+    assert check_model(template) == (
+        Tensor("last_hidden_state", "float32", (-1, 16)),
+        Tensor("pooler_output", "float32", (16,)),
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["GPT2LMHeadModel", "ViTForImageClassification", "BertForMaskedLM"]
+)
+def test_a_folder_of_tied_weights_and_of_renamed_keys(name: str, tmp_path: Path) -> None:
+    model = original(name)
+    source = saved(model, tmp_path)
+    batch = batch_for(source)
+    whole = folder_of(tmp_path, input_shape=source.input_shape, input_dtype=source.input_dtype)
+    with torch.inference_mode():
+        assert torch.allclose(
+            source_spec(whole).build()(batch).logits, model(batch).logits, atol=1e-6
+        )
+
+
+def test_a_folder_whose_config_names_no_architectures(tmp_path: Path) -> None:
+    source = saved(original("BertModel"), tmp_path)
+    edit_config(source, architectures=None)
+    built = source_spec(folder_of(tmp_path, lengths=(8,))).build()
+    assert type(built).__name__ == "BertModel"
+
+
+def test_folders_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match=r"needs config\.json, and model\.safetensors or"):
+        source_spec(folder_of(tmp_path, lengths=(8,)))
+    file = tmp_path / "worker.toml"
+    file.write_text('[models.own]\nsafetensors = "."\nlengths = [8]\n')
+    (source,) = load_worker_config(file).models
+    assert source.transformers == str(tmp_path) and not source.safetensors
+    file.write_text('[models.own]\ntransformers = "."\n')
+    with pytest.raises(InvalidConfig, match="input_shape must be given"):
+        load_worker_config(file)
+
+
+# ------------------------------------------------------------------------ tables of inputs and outputs
+
+IDS = "[models.own.inputs.ids]\nshape = [-1]\ndtype = 'int64'\n"
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (IDS, r"ids int64\[-1\] has a dimension of -1, and no lengths are given"),
+        ("input_shape = [4]\nlengths = [4]\n", "no input has a dimension of -1"),
+        ("lengths = [8, 4]\n" + IDS, "lengths must rise"),
+        ("lengths = [0]\n" + IDS, "lengths must be"),
+        ("input_shape = [4]\nlengths = [8]\n" + IDS, "input_shape or the tables of inputs"),
+        ("lengths = [8]\n" + IDS.replace("int64", "string"), r"ids string\[-1\] is none of"),
+        ("lengths = [8]\n" + IDS.replace("-1", "-2"), r"'ids': .*it has shape"),
+        ("lengths = [8]\n" + IDS + "size = 3\n", "'ids': .*unknown field `size`.*it has shape"),
+        ("lengths = [8]\n" + IDS.replace("shape = [-1]", ""), "'ids': .*field `shape`"),
+        ("lengths = [100000000]\n" + IDS, "at length 100000000 has 800,000,000 bytes"),
+        (
+            "[models.own.inputs.a]\nshape = [2]\ndtype = 'BYTES'\nmax_bytes = 4\n",
+            "at least 8, not 4",
+        ),
+        ("[models.own.inputs.a]\nshape = [2]\ndtype = 'BYTES'\n", "BYTES need max_bytes"),
+        (
+            "input_shape = [4]\noutput = 'a'\n[models.own.outputs.a]\nshape = [2]\n",
+            "output or the tables of outputs",
+        ),
+        (
+            "input_shape = [4]\n[models.own.outputs.a]\nshape = [-1]\n",
+            "has a dimension of -1, and no input has one",
+        ),
+        ("inputs = 3\n", "inputs must be a table"),
+        ('[models.own.inputs."a\\u0007"]\nshape = [2]\n', "must be printable"),
+        (
+            "".join(f"[models.own.inputs.a{i}]\nshape = [2]\n" for i in range(65)),
+            "65 tables, and at most 64",
+        ),
+    ],
+)
+def test_tables_that_are_wrong(text: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "worker.toml"
+    file.write_text(f'[models.own]\nfactory = "a:b"\n{text}')
+    with pytest.raises(InvalidConfig, match=words):
+        load_worker_config(file)
+
+
+def test_what_the_tables_say(tmp_path: Path) -> None:
+    file = tmp_path / "worker.toml"
+    file.write_text(
+        f'[models.own]\nfactory = "a:b"\nlengths = [8, 16]\n{IDS}pad = 7\n'
+        "[models.own.inputs.text]\nshape = [2]\ndtype = 'BYTES'\nmax_bytes = '1KiB'\n"
+        "[models.own.outputs.scores]\nshape = [-1, 3]\n"
+    )
+    (source,) = load_worker_config(file).models
+    assert source.inputs == (Tensor("ids", "int64", (-1,)), Tensor("text", "BYTES", (2,), 1024))
+    assert source.outputs == (Tensor("scores", "float32", (-1, 3)),)
+    assert (source.lengths, source.pads) == ((8, 16), {"ids": 7.0})
+
+
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        (ModelSource("resnet_tiny", lengths=(8,)), "no input has a dimension of -1"),
+        (
+            ModelSource("bert_masked", inputs=(Tensor("a", "int64", (4,)),)),
+            r"takes input_ids int64\[-1\], attention_mask int64\[-1\]; leave the tables",
+        ),
+    ],
+)
+def test_a_model_of_the_zoo_knows_its_inputs(source: ModelSource, words: str) -> None:
+    with pytest.raises(InvalidConfig, match=words):
+        source_spec(source)
+    assert source_spec(ModelSource("bert_masked", lengths=(7, 9))).lengths == (7, 9)
+
+
 # ------------------------------------------------------------------------ beside the worker's file
 
 
@@ -211,7 +343,7 @@ def test_shapes_that_cannot_be_served_say_what_can(shape: str, tmp_path: Path) -
     file.write_text(f'[models.own]\nfactory = "a:b"\ninput_shape = {shape}\n')
     with pytest.raises(
         InvalidConfig,
-        match=r"(?s)input_shape must be a list.*one fixed shape and dtype.*wrapper with one input, and lengths",
+        match=r"(?s)input_shape must be a list.*one fixed shape and dtype.*several inputs.*lengths = ",
     ):
         load_worker_config(file)
 
@@ -259,7 +391,7 @@ def test_what_a_failing_forward_wanted() -> None:
     spec = ModelSpec("own", TwoInputs, (4,))
     batch = torch.rand(1, 4)
     two = explain_forward_error(failing(TwoInputs, batch), spec)
-    assert "wants more inputs" in two and "'b'" in two and "wrap the model" in two
+    assert "wants more inputs" in two and "'b'" in two and "[models.own.inputs.INPUT]" in two
     exported = torch.export.export(TwoInputs(), (batch, batch)).module
     assert "wants more inputs" in explain_forward_error(failing(exported, batch), spec)
     tokens = explain_forward_error(failing(lambda: torch.nn.Embedding(9, 3), batch), spec)

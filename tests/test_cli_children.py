@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from slosched.cli.children import ChildFailed, Children
+from slosched.experiment.children import ChildFailed, Children
 
 pytestmark = pytest.mark.processes
 
@@ -78,7 +78,7 @@ def test_a_child_ends_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     parent_code = f"""
 import time
 from pathlib import Path
-from slosched.cli.children import Children
+from slosched.experiment.children import Children
 children = Children()
 arguments = ["worker", "--device", "emulated", "--bind", "127.0.0.1", "--port", "0"]
 child = children.start("worker", arguments, Path({str(tmp_path / "log")!r}))

@@ -105,7 +105,7 @@ def test_the_environment_turns_inputs_off(
         ),
         (
             ["slo-exp-9", "1"],
-            "(infer, max-rate, models, status and unload are commands beside the workloads, and a file.toml",
+            "(drain, infer, max-rate, models, status and unload are commands beside the workloads, and a file",
         ),
         (["127.0.0.1:12346", "spa"], "unknown workload 'spa'"),
         (["cluster02", *SEED], "'cluster02' is not a host:port"),
@@ -377,7 +377,7 @@ def one_shot(code: int, reason: str = "") -> Inference:
         deadline_met=code == 0,
         predicted_exec_ns=2_600_000,
     )
-    return Inference(Model(INFO, 1), None, reply, 5_000_000)
+    return Inference(Model(INFO, 1), {}, reply, 5_000_000)
 
 
 def test_infer_passes_its_words_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,7 +392,7 @@ def test_infer_passes_its_words_on(monkeypatch: pytest.MonkeyPatch) -> None:
         app, ["client", "c:1", "infer", "resnet50_v2", "cat.jpg", "--slo", "25ms"]
     )
     assert result.exit_code == 0, result.output
-    assert asked == [("c:1", "resnet50_v2", Path("cat.jpg"), "25ms")]
+    assert asked == [("c:1", "resnet50_v2", ["cat.jpg"], "25ms")]
     assert "4ms of 25ms" in result.stdout
     document = json.loads(CliRunner().invoke(app, ["client", "infer", "m", "--json"]).stdout)
     assert document["deadline_met"] is True

@@ -74,6 +74,11 @@ def test_the_seeds_positional_form(captured: Captured) -> None:
     assert scheduler.default_slo_ns == 100_000_000
 
 
+def test_a_controller_needs_no_list_as_workers_may_register(captured: Captured) -> None:
+    config = controller_config(captured, "INFER5", "--join-key", "cluster.key")
+    assert (config.workers, config.join_key) == ((), "cluster.key")
+
+
 def test_all_six_positional_options_in_the_seeds_order(captured: Captured) -> None:
     config = controller_config(
         captured, "INFER5", "a:1", "1", "2", "3ms", "40ms", "50000000", "4"
@@ -204,7 +209,6 @@ def test_the_placement_rule_is_an_option(captured: Captured) -> None:
             "unknown scheduler TYPE 'INFER9' (did you mean INFER5?); known: "
             + ", ".join(sorted(POLICIES)),
         ),
-        (["INFER5"], "no worker is named"),
         (["INFER5", "0", "6"], "'0' is not a host:port"),
         (["INFER5", "a:1", "0", "6", "5 parsecs"], "schedule_ahead"),
         (["INFER5", "a:1", "0", "-6"], "max_gpus must be at least 1, not -6"),

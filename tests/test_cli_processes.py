@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from slosched.cli.children import Child, Children
+from slosched.experiment.children import Child, Children
 from slosched.version import __version__
 
 pytestmark = pytest.mark.processes

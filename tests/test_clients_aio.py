@@ -297,8 +297,8 @@ def test_what_was_unloaded_is_refused_until_it_is_loaded_again() -> None:
                 for model in models:
                     with pytest.raises(InvalidRequest, match=r"was unloaded .*; load it again"):
                         await client.infer(model)
-                with pytest.raises(ConnectionLost, match=r"was unloaded, .*; load it again"):
-                    client.submit(models[0].model_id, on_reply=lambda *_: None)
+                with pytest.raises(ConnectionLost, match=r"was unloaded .*; load it again"):
+                    client.submit(models[0], on_reply=lambda *_: None)
                 assert not controller.of(InferRequest)
                 assert (await client.infer((await client.load("toy"))[0])).ok
                 await client.unload("toy", force=True)
@@ -402,7 +402,7 @@ def test_requests_that_wait_for_a_flush_go_together_and_one_that_was_cancelled_d
                     answered.append(reply.request_id)
 
                 ids = [
-                    client.submit(model.model_id, slo_ns=10**9, on_reply=on_reply, later=True)
+                    client.submit(model, slo_ns=10**9, on_reply=on_reply, later=True)
                     for _ in range(3)
                 ]
                 client.cancel(ids[1])

@@ -152,7 +152,7 @@ def test_the_cheap_form_checks_as_well() -> None:
                     {"slo_factor": math.nan},
                 ):
                     with pytest.raises(InvalidRequest, match=next(iter(fields))):
-                        client.submit(model.model_id, **fields, on_reply=_never)
+                        client.submit(model, **fields, on_reply=_never)
                 with pytest.raises((InvalidRequest, ConnectionLost)):
                     client.submit(None, on_reply=_never)  # type: ignore[arg-type]
                 assert client.unanswered == 0

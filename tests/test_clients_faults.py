@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
-import slosched.clients.aio as aio
+import slosched.core.client.requests as requests
 from fake_controller import FakeController
 from slosched.clients.aio import connect
 from slosched.errors import (
@@ -23,6 +24,7 @@ from slosched.messages import (
     CancelRequest,
     ClientHeartbeat,
     ClientHello,
+    InferReply,
     InferRequest,
     LoadModelRequest,
 )
@@ -32,6 +34,10 @@ Array = np.ndarray[Any, Any]
 
 def run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(work, 30))
+
+
+def _into(future: asyncio.Future[InferReply], reply: InferReply, output: object) -> None:
+    future.set_result(reply)
 
 
 def array() -> Array:
@@ -86,8 +92,8 @@ def test_an_answered_request_is_not_cancelled() -> None:
 def test_a_silent_controller_ends_the_request(
     slo: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aio, "_GRACE_S", 0.3)
-    monkeypatch.setattr("slosched.clients.session._TICK_S", 0.05)
+    monkeypatch.setattr(requests, "GRACE_NS", 300_000_000)
+    monkeypatch.setattr("slosched.core.client.brain.TICK_NS", 50_000_000)
 
     async def work() -> None:
         with FakeController() as controller:
@@ -112,7 +118,7 @@ def test_a_silent_controller_ends_the_request(
 def test_a_request_made_after_the_silence_was_noticed_ends_as_well(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("slosched.clients.session._TICK_S", 0.05)
+    monkeypatch.setattr("slosched.core.client.brain.TICK_NS", 50_000_000)
 
     async def work() -> None:
         with FakeController() as controller:
@@ -133,8 +139,8 @@ def test_a_request_made_after_the_silence_was_noticed_ends_as_well(
 def test_a_request_without_an_slo_ends_though_the_controller_lives(
     default_slo_ns: int, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aio, "_GRACE_S", 0.1)
-    monkeypatch.setattr(aio, "_UNKNOWN_SLO_LIMIT_S", 0.2)
+    monkeypatch.setattr(requests, "GRACE_NS", 100_000_000)
+    monkeypatch.setattr(requests, "UNKNOWN_SLO_LIMIT_NS", 200_000_000)
 
     async def work() -> None:
         with FakeController() as controller:
@@ -152,7 +158,7 @@ def test_a_request_without_an_slo_ends_though_the_controller_lives(
 
 
 def test_a_controller_that_is_slow_but_alive_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slosched.clients.session._TICK_S", 0.05)
+    monkeypatch.setattr("slosched.core.client.brain.TICK_NS", 50_000_000)
 
     async def work() -> None:
         with FakeController() as controller:
@@ -168,7 +174,7 @@ def test_a_controller_that_is_slow_but_alive_is_waited_for(monkeypatch: pytest.M
 
 
 def test_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slosched.clients.session._TICK_S", 0.02)
+    monkeypatch.setattr("slosched.core.client.brain.TICK_NS", 20_000_000)
 
     async def work() -> None:
         with FakeController() as controller:
@@ -184,7 +190,7 @@ def test_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_heartbeat_is_ahead_of_the_hello(monkeypatch: pytest.MonkeyPatch) -> None:
     """A controller that has just come up would refuse it, and the client would take that for itself."""
-    monkeypatch.setattr("slosched.clients.session._TICK_S", 0.02)
+    monkeypatch.setattr("slosched.core.client.brain.TICK_NS", 20_000_000)
 
     async def work() -> None:
         with FakeController() as controller:
@@ -200,7 +206,7 @@ def test_no_heartbeat_is_ahead_of_the_hello(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_restarted_controller_fails_what_waits_and_the_models_are_loaded_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("slosched.clients.session._TICK_S", 0.05)
+    monkeypatch.setattr("slosched.core.client.brain.TICK_NS", 50_000_000)
 
     async def work() -> None:
         with FakeController() as controller:
@@ -212,16 +218,17 @@ def test_a_restarted_controller_fails_what_waits_and_the_models_are_loaded_again
                 controller.incarnation = 8
                 with pytest.raises(ConnectionLost, match="was restarted"):
                     await task
-                for frame in (None, array().tobytes()):
-                    with pytest.raises(ConnectionLost, match=r"model 0 .*load it again"):
-                        client.submit(model.model_id, frame=frame, on_reply=lambda *_: None)
                 controller.hold = False
-                before = len(controller.of(LoadModelRequest))
                 answers = await asyncio.gather(
                     *(client.infer(model, array(), slo=1) for _ in range(5))
                 )
                 assert all(answer.ok and answer.model.incarnation == 8 for answer in answers)
-                assert len(controller.of(LoadModelRequest)) == before + 1  # once for all of them
+                assert len(controller.of(LoadModelRequest)) == 2  # once for all of them
+                assert model.incarnation == 8 and client.restarts == client.lost_requests == 1
+                for frame in (None, array().tobytes()):  # the cheap form continues as well
+                    answered = asyncio.get_running_loop().create_future()
+                    client.submit(model, frame=frame, on_reply=partial(_into, answered))
+                    assert (await answered).code == 0
                 async with connect(controller.address) as other:
                     with pytest.raises(InvalidRequest, match="through another client"):
                         await other.infer(model, array(), slo=1)

@@ -108,7 +108,7 @@ def test_an_asynchronous_client_in_a_child() -> None:
                 with pytest.raises(ConnectionLost, match="forked"):
                     asyncio.run(call())
             with pytest.raises(ConnectionLost, match="forked"):
-                client.submit(model.model_id, on_reply=lambda *_: None)
+                client.submit(model, on_reply=lambda *_: None)
             with pytest.raises(ConnectionLost, match="forked"):
                 client.flush()
             asyncio.run(client.close())

@@ -10,8 +10,9 @@ import pytest
 
 from fake_controller import B1_NS, FakeController, model_info
 from slosched.clients.aio import connect
+from slosched.clients.inference import Model
 from slosched.clients.load import LiveLoad, steady_process
-from slosched.clients.session import OnReply
+from slosched.clients.session import OnLost, OnReply
 from slosched.errors import ConnectionLost, InvalidConfig
 from slosched.loadgen.driver import LoadDriver
 from slosched.loadgen.inputs import InputPool
@@ -29,6 +30,7 @@ class FakeClient:
     """Takes requests; answers when told to. Each send takes `send_ns` on the clock."""
 
     def __init__(self) -> None:
+        self.on_lost: OnLost | None = None
         self.now_ns = START
         self.send_ns = 0
         self.broken = False
@@ -42,12 +44,13 @@ class FakeClient:
 
     def submit(
         self,
-        model_id: int,
+        model: Model,
         *,
         slo_factor: float,
         slo_ns: int,
         user_id: int,
         frame: Frame | None,
+        length: int,
         on_reply: OnReply,
         later: bool,
     ) -> int:
@@ -56,7 +59,12 @@ class FakeClient:
         if self.bug is not None:
             raise self.bug
         request_id = len(self.sent) + 1
-        fields = {"model_id": model_id, "slo_factor": slo_factor, "slo_ns": slo_ns, "frame": frame}
+        fields = {
+            "model_id": model.model_id,
+            "slo_factor": slo_factor,
+            "slo_ns": slo_ns,
+            "frame": frame,
+        }
         self.sent.append((self.now_ns, request_id, fields))
         self._on_reply[request_id] = on_reply
         self.now_ns += self.send_ns
@@ -80,7 +88,7 @@ def make(
     infos = [model_info(i) for i in range(spec.copies)]
     return LiveLoad(
         client,
-        infos,
+        [Model(info, 7) for info in infos],
         Engine(spec),
         inputs=InputPool(infos) if inputs else None,
         on_record=records.append,
@@ -204,7 +212,7 @@ def test_no_error_leaves_the_timer_callback_and_what_was_sent_counts() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, what: unhandled.append(what))
         spec = parse_slo_exp_1(["m", "1", "fixed-rate", "100", "10ms", "10ms", "2", "mul", "20"])
         live = LiveLoad(
-            client, [model_info(0)], Engine(spec), inputs=None, on_record=records.append
+            client, [Model(model_info(0), 7)], Engine(spec), inputs=None, on_record=records.append
         )
         problem = await asyncio.wait_for(live.run(asyncio.Event()), 10)
         driver = live.driver
@@ -259,7 +267,7 @@ def test_the_driver_over_real_sockets() -> None:
                 infos = [model.info for model in models]
                 live = LiveLoad(
                     client,
-                    infos,
+                    models,
                     Engine(spec, seed=1),
                     inputs=InputPool(infos),
                     on_record=records.append,
@@ -285,8 +293,8 @@ def test_more_arrivals_at_one_instant_than_a_burst_holds() -> None:
         spec = parse_slo_exp_1(["toy", "700", "fixed-rate", "7000", "2s", "2s", "2", "mul", "0.25"])
         with FakeController() as controller:
             async with connect(controller.address) as client:
-                infos = [model.info for model in await client.load("toy", 700)]
-                live = LiveLoad(client, infos, Engine(spec), inputs=None)
+                models = await client.load("toy", 700)
+                live = LiveLoad(client, models, Engine(spec), inputs=None)
                 assert await live.run(asyncio.Event()) == ""
         assert live.driver.tallies[0].codes == {0: 1400}
 

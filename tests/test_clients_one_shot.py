@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,9 +16,16 @@ from PIL import Image
 from fake_controller import FakeController, model_info
 from slosched.clients import one_shot
 from slosched.clients.inference import Model
-from slosched.clients.one_shot import infer_once, read_image, read_input, top_classes
+from slosched.clients.one_shot import infer_once, read_image, read_inputs, top_classes
 from slosched.errors import DeadlineExceeded, InvalidConfig, InvalidRequest
 from slosched.messages import ClientHeartbeat, InferRequest
+from slosched.signature import Tensor
+
+
+def read_input(path: Path, model: Model) -> Any:
+    """The only input that the file at `path` gives."""
+    [value] = read_inputs([str(path)], model).values()
+    return value
 
 
 def image_model(height: int = 8, width: int = 8, channels: int = 3) -> Model:
@@ -175,14 +183,14 @@ def test_a_client_beats_while_its_input_is_read(
 
     with FakeController() as controller:
 
-        def slow(path: Path, model: Model) -> Any:
+        def slow(words: list[str], model: Model) -> Any:
             give_up = time.monotonic() + 20
             while not controller.of(ClientHeartbeat) and time.monotonic() < give_up:
                 time.sleep(0.02)
             beaten.append(bool(controller.of(ClientHeartbeat)))
-            return read_input(path, model)
+            return read_inputs(words, model)
 
-        monkeypatch.setattr(one_shot, "read_input", slow)
+        monkeypatch.setattr(one_shot, "read_inputs", slow)
         infer_once(controller.address, "toy", path, "25ms")
     assert beaten == [True]
 
@@ -192,12 +200,12 @@ def test_an_input_that_takes_too_long_to_read_says_so(
 ) -> None:
     released = threading.Event()
 
-    def slow(path: Path, model: Model) -> Any:
+    def slow(words: list[str], model: Model) -> Any:
         released.wait(20)
 
     path = tmp_path / "input.npy"
     np.save(path, np.zeros((3, 4), np.float32))
-    monkeypatch.setattr(one_shot, "read_input", slow)
+    monkeypatch.setattr(one_shot, "read_inputs", slow)
     monkeypatch.setattr(one_shot, "_READ_WITHIN_S", 0.05)
     threading.Timer(0.5, released.set).start()
     with FakeController() as controller, pytest.raises(InvalidConfig, match="was not read within"):
@@ -253,3 +261,41 @@ def test_a_broken_image_and_one_that_is_too_large_are_refused(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9_000)
     with pytest.raises(InvalidConfig, match=r"is not a readable image.*exceeds limit"):
         read_image(large, image_model())
+
+
+SENTENCES = Model(
+    msgspec.structs.replace(
+        model_info(0),
+        inputs=(Tensor("ids", "int64", (-1,)), Tensor("text", "BYTES", (1,), 40)),
+        outputs=(Tensor("pooled", "float32", (4,)),),
+        lengths=(8, 16),
+    ),
+    7,
+)
+
+
+def test_several_inputs_by_name(tmp_path: Path) -> None:
+    ids = tmp_path / "ids.npy"
+    np.save(ids, np.arange(5))
+    inputs = read_inputs([f"ids={ids}", "text=a = b"], SENTENCES)
+    assert [*inputs["ids"]] == [0, 1, 2, 3, 4] and [*inputs["text"]] == ["a = b"]
+    (tmp_path / "words.txt").write_bytes(b"from a file")
+    inputs = read_inputs([f"ids={ids}", f"text={tmp_path / 'words.txt'}"], SENTENCES)
+    assert [*inputs["text"]] == [b"from a file"]
+    both = tmp_path / "both.npz"
+    np.savez(both, ids=np.arange(5), text=np.array([b"x"]))
+    assert sorted(read_inputs([str(both)], SENTENCES)) == ["ids", "text"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["text=x"], "it lacks ids"),
+        (["ids=nowhere.npy", "text=x"], "no file 'nowhere.npy'"),
+        (["nonsense", "text=x"], "'nonsense' is not NAME=FILE"),
+        (["nowhere.npz"], "not a readable .npz file"),
+    ],
+)
+def test_wrong_words_for_inputs(words: list[str], said: str) -> None:
+    with pytest.raises((InvalidConfig, InvalidRequest), match=said):
+        read_inputs(words, SENTENCES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from slosched.config import (
     ControllerConfig,
     EmulationNoise,
+    ModelProfile,
     ModelSource,
     SchedulerConfig,
     WorkerConfig,
@@ -22,6 +24,7 @@ from slosched.config_file import (
 )
 from slosched.core.scheduler.policies import resolved
 from slosched.errors import InvalidConfig, UnknownName
+from slosched.signature import Tensor
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -52,6 +55,46 @@ def test_a_dumped_profile_keeps_awkward_names(tmp_path: Path) -> None:
     profile = load_profile(write(tmp_path, text))
     assert list(profile.models) == ['a/b "c"']
     assert load_profile(write(tmp_path, dump_profile(profile))) == profile
+
+
+def test_a_profile_of_signatures_and_times_by_length_reads_back_equal(tmp_path: Path) -> None:
+    ids, text = Tensor("input ids", "int64", (-1,)), Tensor("text", "BYTES", (2,), 100)
+    model = ModelProfile(
+        name="a b",
+        exec_ns={},
+        weights_ns=1_000,
+        weights_bytes=2_000,
+        inputs=(ids, text),
+        outputs=(Tensor("states", "float32", (-1, 3)), Tensor("sizes", "int64", ())),
+        exec_ns_at={128: {1: 900}, 64: {1: 500, 2: 600}},
+    )
+    v100 = load_profile("v100")
+    profile = replace(v100, models={**v100.models, model.name: model})
+    path = write(tmp_path, dump_profile(profile))
+    assert load_profile(path) == profile and model.lengths == (64, 128)
+    text_file = path.read_text()
+    assert (
+        '[models."a b".exec_at]' in text_file and '[models."a b".inputs."input ids"]' in text_file
+    )
+
+
+@pytest.mark.parametrize(
+    "table, words",
+    [
+        ('exec = { 1 = "2ms" }\nexec_at = { 64 = { 1 = "1ms" } }', "exec or exec_at"),
+        ("exec_at = { 64 = { 1 = 1.5 } }", "exec_at, length 64: must be a table of times by batch"),
+        (
+            'exec_at = { 64 = { 2 = "1ms" } }\n[models.a.inputs.ids]\nshape = [-1]',
+            "no batch size 1",
+        ),
+        ('exec_at = { 64 = { 1 = "1ms" } }', "no input has a dimension of -1"),
+        ("exec_at = 3", "exec_at must be a table of times by length"),
+    ],
+)
+def test_times_by_length_that_are_wrong(table: str, words: str, tmp_path: Path) -> None:
+    text = 'name = "x"\nweights_cache = "1GiB"\n[models.a]\nweights_ns = 1\nweights_bytes = 1\n'
+    with pytest.raises(InvalidConfig, match=words):
+        load_profile(write(tmp_path, text + table))
 
 
 def test_an_unknown_profile_names_the_known() -> None:
@@ -94,12 +137,26 @@ def test_the_examples_models_are_valid_when_uncommented(tmp_path: Path) -> None:
     begin = lines.index("# [models.my_resnet]")
     text = "\n".join(lines[:begin] + [line.removeprefix("# ").strip("#") for line in lines[begin:]])
     config = load_worker_config(write(tmp_path, text))
-    names = ["my_resnet", "exported", "classifier", "kernels", "resnet50"]
-    assert [source.name for source in config.models] == names
-    assert config.models[1].pt2 == str(tmp_path / "models" / "exported.pt2")
-    assert (config.models[2].input_dtype, config.models[2].dtype) == ("int64", "float16")
-    assert config.models[3].cupy == "my_package.kernels:make_chain"
-    assert config.models[4] == ModelSource("resnet50", dtype="float16", channels_last=True)
+    names = ["my_resnet", "exported", "sentences", "two_inputs", "texts"]
+    assert [source.name for source in config.models] == [
+        *names,
+        "classifier",
+        "kernels",
+        "resnet50",
+    ]
+    by_name = {source.name: source for source in config.models}
+    assert by_name["exported"].pt2 == str(tmp_path / "models" / "exported.pt2")
+    assert by_name["sentences"].transformers == str(tmp_path / "models" / "minilm")
+    two = by_name["two_inputs"]
+    assert [str(each) for each in two.inputs] == ["ids int64[-1]", "mask int64[-1]"]
+    assert (two.lengths, two.pads) == ((64, 128, 256), {"ids": 1.0})
+    assert [str(each) for each in two.outputs] == ["scores float32[-1, 2]"]
+    assert by_name["texts"].inputs[0].max_bytes == 64 * 1024
+    classifier = by_name["classifier"]
+    assert (classifier.input_dtype, classifier.dtype) == ("int64", "float16")
+    assert by_name["kernels"].cupy == "my_package.kernels:make_chain"
+    resnet = ModelSource("resnet50", dtype="float16", channels_last=True)
+    assert by_name["resnet50"] == resnet
 
 
 def test_sizes_and_durations_with_units_and_a_base_below(tmp_path: Path) -> None:
@@ -208,7 +265,7 @@ def test_a_controllers_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("port = 7", "workers must be given"),
+        ("port = 70000", "port must be within"),
         ("workers = 'a:1'", "workers must be a list"),
         ("workers = []\n[scheduler]\nslo = 3", r"\[scheduler\]: unknown key 'slo'.*default_slo, "),
         ("workers = []\n[scheduler]\nmax_batch = 0", r"\[scheduler\].*max_batch"),

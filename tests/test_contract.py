@@ -16,13 +16,15 @@ from slosched.errors import InvalidConfig
 torch = pytest.importorskip("torch")
 
 from slosched.daemon.backends.contract import (  # noqa: E402
-    Array,
+    Arrays,
     ModelRefused,
     check_rows,
     differ,
+    named_outputs,
     single_output,
     tolerance_of,
 )
+from slosched.signature import BYTES, Tensor  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -35,15 +37,15 @@ class Answer:
     loss: Any = None
 
 
-def rows(batch: int, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).random((batch, 4), dtype=np.float32)
+def rows(batch: int, seed: int = 0) -> Arrays:
+    return {"x": np.random.default_rng(seed).random((batch, 4), dtype=np.float32)}
 
 
 def check(forward: Callable[[Any], Any], *, precision: str = "float32") -> tuple[int, ...]:
-    def run(given: Array) -> Array:
-        output = forward(torch.from_numpy(given.copy()))
-        answer: Array = single_output(output, len(given), name="mine").numpy().copy()
-        return answer
+    def run(given: Arrays) -> Arrays:
+        output = forward(torch.from_numpy(given["x"].copy()))
+        found = named_outputs(output, len(given["x"]), name="mine")
+        return {name: tensor.numpy().copy() for name, tensor in found.items()}
 
     return check_rows(run, rows, name="mine", precision=precision, sizes=(1, 2, 3, 4))
 
@@ -79,6 +81,61 @@ def test_several_tensors_are_refused_with_their_names_unless_one_is_named(
     assert torch.equal(single_output(output, 2, name="mine", take=take), ONE * 2)
     with pytest.raises(ModelRefused, match=f"no output 'absent'; it has .*{listed}"):
         single_output(output, 2, name="mine", take="absent")
+
+
+@pytest.mark.parametrize(
+    "output, names",
+    [
+        (ONE, ["output"]),
+        ((ONE,), ["output_0"]),
+        ((ONE, ONE), ["output_0", "output_1"]),
+        ((ONE, {"a": ONE, "b": [ONE]}), ["output_0", "output_1.a", "output_1.b.0"]),
+        (Pair(ONE, None), ["logits"]),
+        (Answer(ONE, ONE), ["logits", "loss"]),
+        ({"x": ONE, "y": (ONE, ONE)}, ["x", "y.0", "y.1"]),
+    ],
+)
+def test_several_outputs_are_all_served_by_name(output: Any, names: list[str]) -> None:
+    assert list(named_outputs(output, 2, name="mine")) == names
+    first = Tensor(names[-1], "float32", (3,))
+    assert list(named_outputs(output, 2, name="mine", declared=(first,))) == names[-1:]
+    if len(names) > 1:
+        assert list(named_outputs(output, 2, name="mine", take=names[0])) == names[:1]
+
+
+@pytest.mark.parametrize(
+    "output, words",
+    [
+        ([ONE] * 65, r"65 tensors: .*at most 64 are served: name one with output = "),
+        ({"output_0": ONE, 0: ONE}, "names cannot be served"),
+        ({"a\x07": ONE}, "names cannot be served"),
+        ({"a": ONE, "loss": torch.tensor(1.0)}, r"output 'loss', answers .*without this one"),
+        ({"a": ONE, "b": torch.zeros(3, 2)}, r"output 'b', answers .*shape \[3, 2\].*movedim"),
+    ],
+)
+def test_several_outputs_of_which_one_cannot_be_served(output: Any, words: str) -> None:
+    with pytest.raises(ModelRefused, match=words):
+        named_outputs(output, 2, name="mine")
+
+
+def test_texts_are_found_where_they_are_declared() -> None:
+    texts = Tensor("texts", BYTES, (2,), 64)
+    answers: tuple[Any, ...] = (
+        [["a", b"b"], ["c", ""]],
+        {"texts": [("a", "b"), ("c", "")], "other": ONE},
+    )
+    for output in answers:
+        (found,) = named_outputs(output, 2, name="mine", declared=(texts,)).values()
+        assert found.tolist() == [[b"a", b"b"], [b"c", b""]]
+    for output, words in (
+        ([["a"], ["b", "c"]], "all of one length"),
+        ([["a", "b"]], r"batch of 2 with texts of the shape \[1, 2\]"),
+        ([["a", 3], ["b", "c"]], "other things than bytes and str"),
+    ):
+        with pytest.raises(ModelRefused, match=words):
+            named_outputs(output, 2, name="mine", declared=(texts,))
+    with pytest.raises(ModelRefused, match=r"holds no tensor.*declare texts in a table"):
+        named_outputs([["a"], ["b"]], 2, name="mine")
 
 
 def test_a_name_for_a_model_with_one_output_only() -> None:

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from slosched import AsyncClient, Unloaded, connect
-from slosched.cli.children import Child, Children
 from slosched.codes import Code
 from slosched.errors import DeadlineExceeded, InvalidRequest, RequestFailed
+from slosched.experiment.children import Child, Children
 from slosched.messages import (
     PROTOCOL_VERSION,
     CancelRequest,

@@ -91,7 +91,6 @@ def test_100000_answers_in_batches_are_their_own_requests() -> None:
 @pytest.mark.parametrize(
     ("factory", "words"),
     [
-        ("cpu_models:Several", r"answers with 2 tensors: 0 \[1, 8\], 1 \[1, 8\].*output ="),
         ("cpu_models:Swapped", r"a batch of 1 with the shape \[8, 1\].*movedim"),
         ("cpu_models:Squeezed", r"a batch of 1 with the shape \[8\].*squeeze\(dim\)"),
         ("cpu_models:Replaces", "replaces 'runs' in its forward"),

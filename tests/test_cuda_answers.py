@@ -16,11 +16,14 @@ import torch
 
 from fake_cuda import MS, ROW_IN, FakeDriver, FakeProgram, VirtualClock, expected_row
 from slosched.core.worker.interface import OpKind
+from slosched.daemon.backends.checking import OneTensor
 from slosched.daemon.backends.contract import ModelRefused
 from slosched.daemon.backends.cuda.driver import OutOfDeviceMemory, Stream
 from slosched.daemon.backends.cuda.preparing import Bench, Source
-from slosched.daemon.backends.cuda.program import BufferSet
+from slosched.daemon.backends.cuda.program import BufferSet, Class
+from slosched.daemon.backends.cuda.recorded import Arrays
 from slosched.errors import InvalidConfig
+from slosched.signature import ONLY_OUTPUT
 from test_cuda_device import EXEC_NS, PAGE, Rig, rows_of
 
 Array = Any
@@ -29,8 +32,9 @@ Array = Any
 class OutputInPool(FakeProgram):
     """Its set's output is the result as the model made it, in the pool: as programs once were."""
 
-    def _steps(self, buffers: BufferSet, rows: Array, stream: Stream) -> None:
-        buffers.output = self._forward(self._view(buffers.input, rows.shape, rows.dtype.name))
+    def _steps(self, buffers: BufferSet, stream: Stream) -> None:
+        (result,) = self._forward(self._inputs(buffers))
+        buffers.output = result.address
 
 
 def overlapped(program: FakeProgram, rig: Rig) -> tuple[list[bytes], list[bytes]]:
@@ -150,24 +154,24 @@ class _AlwaysOn:
 class Mixing(FakeProgram):
     """A model whose rows depend on the whole batch."""
 
-    def run_rows(self, rows: Array) -> Array:
+    def run_rows(self, rows: Arrays) -> Arrays:
         answers = super().run_rows(rows)
-        answers[0] ^= len(rows)
+        answers[ONLY_OUTPUT][0] ^= len(answers[ONLY_OUTPUT])
         return answers
 
 
 class WrongInLargeBatches(FakeProgram):
     """Served batches above 1 differ from plain execution, captured or not."""
 
-    def _steps(self, buffers: BufferSet, rows: Array, stream: Stream) -> None:
-        super()._steps(buffers, rows, stream)
+    def _steps(self, buffers: BufferSet, stream: Stream) -> None:
+        super()._steps(buffers, stream)
         if buffers.batch > 1:
             junk = self.driver.pool(1)
             self._driver.copy(buffers.output, junk, 1, stream)
 
 
 def profiled(
-    kind: type[FakeProgram] = FakeProgram, **how: bool
+    kind: type[FakeProgram] = FakeProgram, **how: Any
 ) -> tuple[FakeProgram, dict[int, int], list[str]]:
     clock = VirtualClock()
     driver = FakeDriver(clock)
@@ -177,7 +181,7 @@ def profiled(
     assert image.host is not None
     image.host[:] = np.random.default_rng(1).integers(0, 256, PAGE)
     bench = Bench(driver, _AlwaysOn(), driver.stream(-2), clock=clock)  # type: ignore[arg-type]
-    source = Source(program, image.host, (ROW_IN,), "uint8", True, ())
+    source = Source(program, image.host, OneTensor("net", (ROW_IN,), "uint8"), True, ())
     notes: list[str] = []
     profile = bench.profile(source, image, [1, 2, 4], max_exec_ns=10**9, note=notes.append)
     return program, dict(profile.exec_ns), notes
@@ -185,13 +189,13 @@ def profiled(
 
 def test_a_model_that_answers_rightly_is_offered_in_all_classes_as_graphs() -> None:
     program, exec_ns, _ = profiled()
-    assert list(exec_ns) == [1, 2, 4] and all(program.captured(batch) for batch in exec_ns)
+    assert list(exec_ns) == [1, 2, 4] and all(map(program.captured, program.classes))
     assert program.keeps_weights and not program.changed and not program.left_out
 
 
 def test_a_graph_that_keeps_something_in_the_pool_is_found_and_run_by_plain_execution() -> None:
     program, exec_ns, notes = profiled(remembers=True)
-    assert list(exec_ns) == [1, 2, 4] and not any(program.captured(batch) for batch in exec_ns)
+    assert list(exec_ns) == [1, 2, 4] and not any(map(program.captured, program.classes))
     assert "answered wrongly" in program.not_captured
     assert sum("plain execution" in note for note in notes) == 3
 
@@ -204,7 +208,7 @@ def test_own_state_is_found_and_named() -> None:
 
 def test_a_class_that_differs_from_plain_execution_is_not_offered() -> None:
     program, exec_ns, notes = profiled(WrongInLargeBatches)
-    assert list(exec_ns) == [1] == list(program.classes)
+    assert list(exec_ns) == [1] and program.classes == (Class(1),)
     assert program.left_out == ("batch 2 answers wrongly", "batch 4 answers wrongly")
     assert any("batch 4 is not offered" in note for note in notes)
 
@@ -216,7 +220,7 @@ def test_a_model_whose_rows_depend_on_the_batch_is_refused() -> None:
 
 def test_a_model_that_raises_is_refused_with_its_words_and_no_memory_is_memory() -> None:
     class Raising(FakeProgram):
-        def run_rows(self, rows: Array) -> Array:
+        def run_rows(self, rows: Arrays) -> Arrays:
             raise self.kind
 
         kind: Exception = ValueError("shapes do not fit")
@@ -244,7 +248,7 @@ def test_a_class_that_fails_gives_its_memory_back() -> None:
 
     program._warm_up = fail  # type: ignore[method-assign]
     with pytest.raises(ValueError, match="no such batch"):
-        program.add_class(2)
-    assert len(rig.driver._memory) == before and program.classes == (1,)
-    program.drop_class(1)
+        program.add_class(Class(2))
+    assert len(rig.driver._memory) == before and program.classes == (Class(1),)
+    program.drop_class(Class(1))
     assert len(rig.driver._memory) < before

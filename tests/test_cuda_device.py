@@ -23,7 +23,7 @@ from slosched.codes import Code
 from slosched.core.worker.interface import Op, OpDone, OpKind
 from slosched.daemon.backends.cuda.device import CudaDevice
 from slosched.daemon.backends.cuda.driver import Block
-from slosched.daemon.backends.cuda.program import Use
+from slosched.daemon.backends.cuda.program import Class, Use
 
 PAGE = 4096
 EXEC_NS = {1: 2 * MS, 2: 3 * MS, 4: 5 * MS}
@@ -190,7 +190,7 @@ def test_a_batch_without_inputs_leaves_inputs_and_outputs_of_others_alone() -> N
         rig.until(rig.launch(OpKind.EXEC, action_id, batch_size=1))
     rig.until(rig.launch(OpKind.COPY_OUTPUT, 1, **shape))
     assert rig.device.take_outputs(1) == [expected_row(rig.weights(0), rows[0])]
-    assert all(buffers.use is Use.FREE for buffers in rig.program.sets(1))
+    assert all(buffers.use is Use.FREE for buffers in rig.program.sets(Class(1)))
 
 
 def test_each_armed_exec_runs_with_its_own_weights_though_they_share_a_buffer_set() -> None:
@@ -308,7 +308,7 @@ def test_no_piece_of_an_input_is_copied_when_a_start_is_near() -> None:
     rows = rows_of(1, seed=1)
     rig.device.keep_inputs(2, rows)
     copying = rig.launch(OpKind.COPY_INPUT, 2, batch_size=1, request_count=1, input_sizes=(ROW_IN,))
-    staged = rig.program.sets(1)[0].staged_in.host
+    staged = rig.program.sets(Class(1))[0].staged_in.host
     assert staged is not None
     before = staged.tobytes()
     assert before != rows[0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from slosched.core.worker.interface import (
     PrepareModel,
     ToController,
 )
+from slosched.core.worker.lanes import gpu_lanes
 from slosched.core.worker.stepping import Stepper
 from slosched.daemon.backends.cuda.device import CudaDevice
 from slosched.daemon.backends.cuda.pages import PageMap, Run
@@ -44,6 +46,7 @@ from slosched.messages import (
     LoadWeights,
     LoadWeightsResult,
     Span,
+    WorkerGoodbye,
     WorkerWelcome,
 )
 
@@ -74,6 +77,7 @@ class World:
             for block in self.images[name]:
                 block.host[:] = np.frombuffer(self.draw.randbytes(nbytes), np.uint8)  # type: ignore[index]
         cache = self.driver.device_block(PAGES * PAGE)
+        self.lanes = gpu_lanes(preemptive=False)
         self.device = CudaDevice(
             self.driver,
             self.programs,
@@ -83,6 +87,7 @@ class World:
             stream=self.driver.stream(-2),
             clock=self.clock,
             stay_bytes=self.draw.choice((0, 2**62)),
+            **self.preemption(),
         )
         self.brain = WorkerBrain(
             [GpuInfo(0, "fake", PAGES, PAGE)],
@@ -92,6 +97,7 @@ class World:
             host="here",
             pid=1,
             device="cuda:0",
+            lanes=self.lanes,
         )
         self.stepper = Stepper(self.brain, {0: self.device}, self.perform)
         self.answers: dict[int, tuple[object, list[bytes]]] = {}
@@ -99,6 +105,14 @@ class World:
         self.next_action = 0
         self.session = -1
         self.resident_now: set[int] = set()
+
+    def preemption(self) -> dict[str, Any]:
+        """What the device gets besides; the programs are there already."""
+        return {}
+
+    def priority(self, name: str) -> int:
+        """The priority of the next Infer of the model."""
+        return 0
 
     def perform(self, effect: Effect, now_ns: int) -> None:
         if isinstance(effect, ToController):
@@ -120,7 +134,7 @@ class World:
         message = effect.message
         if isinstance(message, WorkerWelcome):
             self.session = message.session
-        elif not isinstance(message, Heartbeat):
+        elif not isinstance(message, Heartbeat | WorkerGoodbye):
             action_id = message.action_id  # type: ignore[union-attr]
             assert action_id not in self.answers, "answered twice"
             frames = [] if effect.output_of is None else self.device.take_outputs(effect.output_of)
@@ -195,6 +209,7 @@ class World:
             batch_size=batch,
             request_count=count,
             input_sizes=sizes,
+            priority=self.priority(name),
             **window,
         )
 

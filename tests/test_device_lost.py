@@ -18,7 +18,6 @@ from losing_worker import WHY, LosingBackend
 from made_messages import an_infer
 from slosched import connect
 from slosched.cli.app import app
-from slosched.cli.children import Children
 from slosched.clock import now_ns
 from slosched.codes import Code
 from slosched.config import WorkerConfig
@@ -27,6 +26,7 @@ from slosched.daemon.blackbox import NoBlackbox
 from slosched.daemon.supervisor import RestartRule, supervise
 from slosched.daemon.worker import WorkerServer, run_worker
 from slosched.errors import DeviceLost, RequestFailed
+from slosched.experiment.children import Children
 from slosched.messages import NO_SPAN, ErrorResult, GpuStats, LoadModel
 from slosched.units import NS_PER_MS, NS_PER_S
 from worker_rig import FOREVER_NS, BareController, VirtualWorker

@@ -16,6 +16,7 @@ import pytest
 
 from slosched import clock
 from slosched.clients.aio import AsyncClient
+from slosched.clients.inference import Model
 from slosched.codes import Code
 from slosched.config import ControllerConfig, SchedulerConfig
 from slosched.core.scheduler.delays import Delays
@@ -318,11 +319,11 @@ def test_the_client_hears_it_and_sends_less_often(tmp_path: Path) -> None:
 
             from fake_controller import model_info
 
-            client._infos[3] = model_info(3)
+            model = Model(model_info(3), client.controller.incarnation)
 
             def submit(count: int) -> None:
                 for _ in range(count):
-                    client.submit(3, slo_ns=_SLO_NS, on_reply=on_reply, later=True)
+                    client.submit(model, slo_ns=_SLO_NS, on_reply=on_reply, later=True)
 
             submit(6)
             assert client.flush() == []
@@ -331,9 +332,13 @@ def test_the_client_hears_it_and_sends_less_often(tmp_path: Path) -> None:
             codes = [reply.code for reply in answers]
             assert codes.count(Code.CONTROLLER_OVERLOADED) == 4
             submit(3)
-            assert client.flush() == [] and len(client._later) == 3  # they wait for others
+            assert (
+                client.flush() == [] and client._brain.requests.gathered == 3
+            )  # they wait for others
             submit(61)
-            assert client.flush() == [] and client._later == []  # no more fit into one message
+            assert (
+                client.flush() == [] and not client._brain.requests.gathered
+            )  # no more fit into one message
             while len(answers) < 70:
                 await asyncio.sleep(0.002)
             await client.close()

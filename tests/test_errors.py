@@ -78,7 +78,9 @@ def test_errors_survive_pickling_and_copying(kind: type[SloschedError]) -> None:
 
 def _refused() -> None:
     reply = InferReply(3, 8, "no opening", 1, 10_000_000, 3_000_000, False)
-    answer = Inference(Model(model_info(1), 7), np.ones(2, np.float32), reply, 4_000_000)
+    answer = Inference(
+        Model(model_info(1), 7), {"output": np.ones(2, np.float32)}, reply, 4_000_000
+    )
     answer.raise_for_code()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import slosched
-from slosched.cli.children import Children
+from slosched.experiment.children import Children
 from slosched.telemetry.manifest import read_manifest
 
 PACKAGE = Path(__file__).parent.parent / "clients" / "example_package"

@@ -49,6 +49,7 @@ MISSING_FILE = (
     "explain none",
     "trace none",
     "profile --all --config none.toml",
+    "experiment fig7 --hosts none.toml",
 )
 MALFORMED_FILE = (
     *(
@@ -92,6 +93,8 @@ UNKNOWN_NAME = (
     "worker --device emulated --profile nonesuch",
     "profile resnet50 --device nonesuch",
     "plot nonesuch GOOD",
+    "experiment nonesuch --engine sim",
+    "experiment fig7 --engine sim --configs nonesuch",
     "status --nonesuch",
 )
 BAD_DURATION = (

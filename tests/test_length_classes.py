@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from scheduler_rig import MS, T0, Rig
+from slosched.bound.problem import Cluster, cells_of
 from slosched.codes import Code
 from slosched.config import SchedulerConfig
 from slosched.core.scheduler.interface import FromClient
@@ -459,3 +460,9 @@ def test_a_mix_says_its_lengths_on_the_command_line_and_in_a_file(tmp_path: Path
         'duration = "2s"\n[[models]]\nname = "net"\nrate = 50\nslo = "30ms"\nlengths = "9~1~1~32"\n'
     )
     assert load_mix(file).workload().parts == made.parts
+
+
+def test_there_is_no_bound_for_models_with_length_classes() -> None:
+    spec = simulated()
+    with pytest.raises(InvalidConfig, match="has length classes"):
+        cells_of(spec.workload, Cluster(spec.profiles, 0, 0, 100 * MS))

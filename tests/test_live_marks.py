@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from slosched import AsyncClient, connect
-from slosched.cli.children import Children
 from slosched.clients.inference import Model
+from slosched.experiment.children import Children
 
 pytestmark = pytest.mark.processes
 

@@ -19,9 +19,9 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from browser import browser, page
 from slosched import Client
-from slosched.cli.children import Child, Children
 from slosched.codes import ActionType
 from slosched.errors import RequestFailed
+from slosched.experiment.children import Child, Children
 from slosched.telemetry.recent import KEPT_ACTIONS
 from synthetic_run import MS, START_NS, S, action, request
 from test_live import simulated, told

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 import slosched.clients.run
 from slosched.cli.app import app
-from slosched.cli.children import Children
 from slosched.errors import InvalidConfig
+from slosched.experiment.children import Children
 from slosched.loadgen.max_rate import (
     LEAD_IN_NS,
     LEAST_REQUESTS,

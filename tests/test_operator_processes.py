@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from slosched.cli.children import Child, Children
+from slosched.experiment.children import Child, Children
 from slosched.telemetry.action_log import read_action_log
 from slosched.telemetry.request_log import read_request_log
 

@@ -11,7 +11,8 @@ from msgspec import Meta
 from typer.testing import CliRunner
 
 from slosched.cli.app import app
-from slosched.cli.config_options import Options, command_line, takes_options, values_of
+from slosched.cli.config_options import Options, takes_options, values_of
+from slosched.command_line import command_line
 from slosched.config import (
     ControllerConfig,
     EmulationNoise,

@@ -19,7 +19,6 @@ from crashing_worker import HOWS
 from made_messages import a_welcome
 from scheduler_rig import Rig
 from slosched import connect
-from slosched.cli.children import Child, Children
 from slosched.cli.status_text import status_text
 from slosched.clock import now_ns
 from slosched.codes import Code
@@ -41,6 +40,7 @@ from slosched.daemon.blame import Blame, can_be_mended, culprit, was_told_to_end
 from slosched.daemon.status import status_report
 from slosched.daemon.supervisor import child_argv, run_workers, supervise
 from slosched.errors import AddressInUse, InvalidConfig, RequestFailed
+from slosched.experiment.children import Child, Children
 from slosched.messages import (
     ErrorResult,
     LoadModel,

@@ -84,6 +84,9 @@ def test_every_command_is_understood(
         "slosched.analysis.trace.write_trace",
         "slosched.daemon.profiler.profile_model",
         "slosched.cli.demo._run_phases",
+        "slosched.experiment.hosts.load_hosts",
+        "slosched.cli.experiment._run_live",
+        "slosched.experiment.simulated.simulate_parts",
     ):
         monkeypatch.setattr(target, _reached)
     monkeypatch.chdir(tmp_path)
@@ -138,7 +141,7 @@ def test_the_table_of_commands_is_complete() -> None:
     # `client models`, `client status` and `client unload` are other names of commands that are listed; a row
     # stands for all figures, and one for all workloads.
     there = {name.partition(" fig")[0] for name in command_names()} | {"client"}
-    assert listed == there - {"client models", "client status", "client unload"}
+    assert listed == there - {"client drain", "client models", "client status", "client unload"}
 
 
 def test_the_table_of_codes_is_complete() -> None:
@@ -202,7 +205,7 @@ def test_worker_files_load(tmp_path: Path) -> None:
     assert load_worker_config(ROOT / "daemon" / "worker.toml").models == ()
     examples = re.sub(r"^# ?(?=\[models|\w+ = |$)", "", commented, flags=re.MULTILINE)
     (tmp_path / "all.toml").write_text(examples)
-    assert len(load_worker_config(tmp_path / "all.toml").models) == 5
+    assert len(load_worker_config(tmp_path / "all.toml").models) == 8
 
 
 # ------------------------------------------------------------------------------ the experiment
@@ -326,7 +329,7 @@ def test_ones_own_model_is_served_and_refused_as_the_readme_says(tmp_path: Path)
         "at the earliest and takes",
         "the deadline is in 100us",
         "(code 8, could not start in time)",
-        "deadline 100us after arrival",
+        "deadline 100us after the send",
     ):
         assert words in said and words in shown, words
     assert refusal.startswith("model 'mine': could start in ")

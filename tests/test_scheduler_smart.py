@@ -14,7 +14,8 @@ from slosched.config import GpuProfile, ModelProfile, SchedulerConfig
 from slosched.config_file import load_profile
 from slosched.core.scheduler.policies.published.smart import _Durations
 from slosched.core.scheduler.policies.published.smart_timetable import Batch, timetable
-from slosched.core.scheduler.state import Instance, add_residency
+from slosched.core.scheduler.residency import add_residency
+from slosched.core.scheduler.state import Instance
 from slosched.messages import (
     EvictWeights,
     Infer,

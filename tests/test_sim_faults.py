@@ -39,7 +39,7 @@ SEED = 13
 
 
 def spec_with(*faults: Fault, seed: int = SEED, policy: str | None = None) -> SimSpec:
-    spec = replace(drawn_spec(seed, policy=policy), network=Network())
+    spec = replace(drawn_spec(seed, policy=policy), network=Network(), cluster_id="")
     return with_plan(spec, FaultPlan(faults))
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from slosched.cli.controller import _parse_positionals
-from slosched.cli.values import duration_ns, weight_rules, weights_text
+from slosched.cli.values import duration_ns, weight_rules
+from slosched.command_line import weights_text
 from slosched.config_file import load_controller_config
 from slosched.errors import InvalidConfig, InvalidDuration
 from slosched.units import (

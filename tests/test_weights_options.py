@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from scheduler_rig import Rig
 from slosched.cli.app import app
-from slosched.cli.local_run import _controller
 from slosched.cli.sim_options import SimOptions
 from slosched.cli.status_text import status_text
-from slosched.cli.values import weight_rules, weights_text
+from slosched.cli.values import weight_rules
 from slosched.clients.aio import AsyncClient
 from slosched.clients.run import run_workload
+from slosched.command_line import weights_text
 from slosched.config import ControllerConfig, SchedulerConfig, WeightRule
 from slosched.config_file import load_controller_config, load_profile
 from slosched.core.scheduler.interface import FromClient
@@ -25,6 +25,7 @@ from slosched.core.scheduler.state import Client
 from slosched.core.scheduler.weights import Weights
 from slosched.daemon.status import status_report
 from slosched.errors import InvalidConfig, UnknownName
+from slosched.experiment.run import controller_words
 from slosched.messages import PROTOCOL_VERSION, ClientHello, Refused, Welcome
 from slosched.sim.faults import FaultPlan
 from slosched.sim.run import simulate
@@ -166,7 +167,8 @@ def test_the_controllers_options_and_its_child_form_say_the_same(
     scheduler = taken[0].scheduler
     assert scheduler.weights == RULES
     assert (scheduler.max_client_weight, scheduler.client_weights) == (3.0, "shares")
-    assert CliRunner().invoke(app, _controller(scheduler, 7, Path("run"))).exit_code == 0
+    words = controller_words(scheduler, ["127.0.0.1:7"], gpus=scheduler.max_gpus)
+    assert CliRunner().invoke(app, words).exit_code == 0
     assert taken[1].scheduler == resolved(scheduler)
 
 

@@ -26,7 +26,7 @@ from slosched.transport.codec import (
 )
 
 DIRECTIONS: tuple[tuple[Any, Any], ...] = (
-    (b.FromClients, decode_from_client),
+    (b.AtTheDoor, decode_from_client),
     (b.ForClients, decode_for_client),
     (b.ForWorkers, decode_for_worker),
     (b.FromWorkers, decode_from_worker),

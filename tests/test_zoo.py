@@ -14,16 +14,19 @@ import pytest
 from slosched.config import ModelProfile, ModelSource, WorkerConfig
 from slosched.errors import InvalidConfig, MissingPackage, UnknownName
 
-torch = pytest.importorskip("torch")
+torch: Any = pytest.importorskip("torch")
 transformers: Any = pytest.importorskip("transformers")
 
 from slosched.daemon.backends import reference_forward  # noqa: E402
 from slosched.daemon.backends.contract import single_output  # noqa: E402
+from slosched.daemon.backends.cpu.measuring import check_model  # noqa: E402
 from slosched.daemon.backends.devices import cuda_device, on_cpu  # noqa: E402
 from slosched.daemon.backends.sources import source_spec, worker_specs  # noqa: E402
 from slosched.daemon.backends.templates import DeviceWeights, Template  # noqa: E402
-from slosched.daemon.backends.zoo import ZOO  # noqa: E402
+from slosched.daemon.backends.zoo import ZOO, _MaskedBert  # noqa: E402
 from slosched.daemon.profiler import Profiler, profile_model  # noqa: E402
+from slosched.signature import Tensor  # noqa: E402
+from template_answers import answer, sample  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -104,9 +107,9 @@ def test_a_template_runs_as_the_module_does_and_without_weights_not_at_all() -> 
     weights = DeviceWeights(template.host.clone())
     while not template.add_views(weights):
         pass
-    batch = torch.from_numpy(template.sample_input(3))
+    batch = torch.from_numpy(sample(template, 3))
     expected = reference_forward("resnet_tiny", batch.numpy())
-    assert np.abs(template.forward(weights, batch).numpy() - expected).max() < 1e-4
+    assert np.abs(answer(template, weights, batch).numpy() - expected).max() < 1e-4
     template.forget(weights)
     with torch.inference_mode(), pytest.raises(RuntimeError):
         template._module(batch)
@@ -118,12 +121,12 @@ def test_copies_of_a_model_have_weights_of_their_own() -> None:
     for weights in (first, second):
         while not template.add_views(weights):
             pass
-    batch = torch.from_numpy(template.sample_input(1))
-    expected = template.forward(first, batch)
+    batch = torch.from_numpy(sample(template, 1))
+    expected = answer(template, first, batch)
     for view in second.views:
         view.zero_()
-    assert template.forward(second, batch).abs().max() == 0
-    assert torch.equal(template.forward(first, batch), expected)
+    assert answer(template, second, batch).abs().max() == 0
+    assert torch.equal(answer(template, first, batch), expected)
 
 
 def test_only_the_zoo_and_the_config_can_be_loaded() -> None:
@@ -151,7 +154,79 @@ def test_an_exported_program(tmp_path: Path) -> None:
     weights = DeviceWeights(template.host.clone())
     while not template.add_views(weights):
         pass
-    assert torch.allclose(template.forward(weights, batch), net(batch))
+    assert torch.allclose(answer(template, weights, batch), net(batch))
+
+
+class Weighted(torch.nn.Module):  # type: ignore[misc]
+    """Two inputs of any length, one of them by keyword alone."""
+
+    def forward(self, x: Any, *, mask: Any) -> dict[str, Any]:
+        return {"mean": (x * mask).sum(1) / mask.sum(1), "doubled": x * 2}
+
+
+def exported(path: Path, length: Any) -> None:
+    dim = torch.export.Dim
+    extents = {0: dim("batch", min=1, max=64), 1: length}
+    given = torch.rand(3, 8)
+    program = torch.export.export(
+        Weighted(),
+        (given,),
+        {"mask": torch.ones(3, 8)},
+        dynamic_shapes={"x": extents, "mask": extents},
+    )
+    torch.export.save(program, path)
+
+
+def test_an_exported_program_says_its_inputs_and_which_dimensions_vary(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt2"
+    exported(path, torch.export.Dim("length", min=2, max=32))
+    template = Template(source_spec(ModelSource("mine", pt2=str(path), lengths=(8, 16))))
+    assert template.spec.takes == tuple(Tensor(n, "float32", (-1,)) for n in ("x", "mask"))
+    assert check_model(template) == (
+        Tensor("mean", "float32", ()),
+        Tensor("doubled", "float32", (-1,)),
+    )
+    for more, words in (
+        ({}, r"x float32\[-1\], mask float32\[-1\] has a dimension of -1, and no lengths"),
+        (
+            {"input_shape": (4,)},
+            r"takes x float32\[-1\], mask float32\[-1\]: leave input_shape out",
+        ),
+        (
+            {"inputs": (Tensor("y", "float32", (4,)),)},
+            r"takes x float32.*says y float32\[4\]; leave",
+        ),
+    ):
+        with pytest.raises(InvalidConfig, match=words):
+            Template(source_spec(ModelSource("mine", pt2=str(path), **more)))
+    too_long = ModelSource("mine", pt2=str(path), lengths=(8, 64))
+    with pytest.raises(InvalidConfig, match=r"does not run on x float32.*or lengths"):
+        check_model(Template(source_spec(too_long)))
+    exported(path, None)  # of one length alone
+    fixed = Template(source_spec(ModelSource("mine", pt2=str(path))))
+    assert fixed.spec.takes == tuple(Tensor(name, "float32", (8,)) for name in ("x", "mask"))
+    assert check_model(fixed)[1] == Tensor("doubled", "float32", (8,))
+
+
+def test_bert_with_a_mask_answers_as_the_library_does_at_any_length() -> None:
+    small: Any = transformers.BertConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        attn_implementation="sdpa",
+    )
+    torch.manual_seed(7)
+    bert = transformers.BertForSequenceClassification(small).eval()
+    ids = torch.randint(0, 50, (2, 9))
+    mask = torch.ones_like(ids)
+    mask[0, 4:] = 0
+    with torch.inference_mode():
+        found = _MaskedBert(bert)(ids, mask).logits
+        assert torch.allclose(found, bert(ids, attention_mask=mask).logits, atol=1e-6)
+        alone = bert(ids[:1, :4]).logits
+        assert torch.allclose(found[:1], alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype, off", [("float32", 1e-5), ("bfloat16", 1e-2)])
@@ -173,7 +248,7 @@ def test_an_operators_images_in_channels_last(tmp_path: Path, dtype: str, off: f
         weights = DeviceWeights(template.host.clone())
         while not template.add_views(weights):
             pass
-        assert (template.forward(weights, batch) - expected).abs().max() < off
+        assert (answer(template, weights, batch) - expected).abs().max() < off
         kernel = next(view for view in weights.views if view.ndim == 4)
         assert not kernel.is_contiguous() and str(kernel.dtype) == f"torch.{dtype}"
     config = WorkerConfig(device="cpu", models=sources)

@@ -220,7 +220,7 @@ async def _phase(
             rows = comparer.references[f"{model.name}/inputs"]
             try:
                 client.submit(
-                    model.model_id,
+                    model,
                     slo_ns=slo_ns,
                     frame=rows[place].tobytes(),
                     on_reply=answered(model.name, place),

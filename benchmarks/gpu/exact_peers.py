@@ -19,8 +19,8 @@ from typing import Any
 
 from exact_rig import NotHere, Rig, RowFailed, check
 
-from slosched.cli.children import ChildFailed, Children
 from slosched.clock import now_ns
+from slosched.experiment.children import ChildFailed, Children
 from slosched.units import NS_PER_S
 
 _PEERS = Path(__file__).resolve().parent / "peers"

@@ -22,9 +22,9 @@ import msgspec
 import numpy as np
 from cpu_plan import CpuPlan, first_siblings, on_cpus, plan_cpus
 
-from slosched.cli.children import Child, ChildFailed, Children
 from slosched.clock import now_ns
 from slosched.config import GpuProfile, ModelProfile
+from slosched.experiment.children import Child, ChildFailed, Children
 from slosched.loadgen.results import RunResult
 from slosched.units import NS_PER_S
 

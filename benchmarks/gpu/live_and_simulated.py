@@ -22,8 +22,8 @@ from exact_live import actions_of, classes_of, exec_ends, infers_of, prediction_
 from exact_rig import Rig, RowFailed, Served, read_profile
 
 from slosched.analysis.validation import Delays, measure_delays
-from slosched.cli.children import Child
 from slosched.config import EmulationNoise, SchedulerConfig
+from slosched.experiment.children import Child
 from slosched.loadgen.results import RunResult, StepResult
 from slosched.output_files import write_file
 from slosched.telemetry import client_log

@@ -30,8 +30,8 @@ from exact_rig import MODEL, WORKER_OPTIONS, NotHere, Rig, Row, Settings
 from serving_core import commit, machine_line
 from stall_meter import BOUNDS, StallMeter
 
-from slosched.cli.children import ended_by_signals
 from slosched.clock import now_ns
+from slosched.experiment.children import ended_by_signals
 from slosched.output_files import write_file
 from slosched.telemetry.manifest import describe_host
 from slosched.units import NS_PER_S

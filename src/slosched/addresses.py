@@ -63,6 +63,26 @@ def parse_address(text: str, *, ranges: bool = False) -> Address:
         raise InvalidConfig(f"{text!r} is not a host:port: {host!r} is not a host") from None
 
 
+def network_address(host: str, port: int) -> str:
+    """host:port of an IP address, so that reaching it asks no name server. Raises InvalidConfig."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        raise InvalidConfig(f"{host!r} is not an IP address") from None
+    mapped = getattr(address, "ipv4_mapped", None)
+    return parse_address(f"{bracketed(str(mapped or address))}:{port}").texts()[0]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an IP address is of this host alone. False for a name."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
 def parse_bind(text: str) -> str:
     """The host of what a daemon is to listen on: an address, with or without brackets, or a name.
 

@@ -2,7 +2,7 @@
 
 A terminal's Ctrl-C reaches only the parent, which then ends its children in order, so that their files are
 complete. Should the parent be killed, the kernel ends them (Linux). Whether a child starts again, and what its
-lines mean, the parents decide: cli/children.py, daemon/supervisor.py and daemon/backends/cpu/children.py.
+lines mean, the parents decide: experiment/children.py, daemon/supervisor.py, daemon/backends/cpu/children.py.
 """
 
 from __future__ import annotations
@@ -25,13 +25,17 @@ def start(
     *,
     stdout: int,
     stderr: int | None,
+    stdin: int = subprocess.DEVNULL,
     pass_fds: Sequence[int] = (),
     env: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start `argv` without an input, in a session of its own. Raises OSError if it cannot be started."""
+    """Start `argv` in a session of its own, without an input unless `stdin` gives one.
+
+    Raises OSError if it cannot be started.
+    """
     return subprocess.Popen(
         list(argv),
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=stdout,
         stderr=stderr,
         start_new_session=True,

@@ -8,7 +8,6 @@ InvalidConfig with the name of the wrong field, for a wrong type or a number out
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Annotated
 
 from msgspec import Meta
@@ -18,6 +17,7 @@ from slosched.errors import InvalidConfig
 from slosched.field_types import AtLeast0, AtLeast1, Port, Shape, check_types
 from slosched.gpu_profile import ALIASES as ALIASES
 from slosched.gpu_profile import PAGE_BYTES as PAGE_BYTES
+from slosched.gpu_profile import EmulationNoise as EmulationNoise
 from slosched.gpu_profile import GpuProfile as GpuProfile
 from slosched.gpu_profile import ModelProfile as ModelProfile
 from slosched.gpu_profile import canonical_model as canonical_model
@@ -30,6 +30,7 @@ from slosched.options import (
     SCHEDULER,
     Option,
 )
+from slosched.signature import Tensor
 from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
 #: Clockwork's client and worker ports.
@@ -51,54 +52,26 @@ LIBRARY_PREFIXES = tuple(f"{library}/" for library in LIBRARIES)
 
 
 @dataclass(frozen=True)
-class EmulationNoise:
-    """Seeded disturbances of an emulated GPU. All zero: everything takes what the profile says.
-
-    Exec times are multiplied by a normal factor of mean 1, or by one drawn from `exec_quantiles`: evenly
-    spaced quantiles of measured / expected, from the least to the greatest. With `pcie_bytes_per_s`
-    copies of inputs and outputs take time, and inputs and weights on their way to a GPU slow each other;
-    with `pcie_shared` also those of the other GPUs of the worker.
-    """
-
-    seed: int = 0
-    # Relative standard deviation of exec times (normal, cut at 3 sigma).
-    exec_sigma: Annotated[float, Meta(ge=0, lt=0.5)] = 0.0
-    exec_quantiles: tuple[float, ...] = ()
-    stall_probability: Annotated[float, Meta(ge=0, le=1)] = 0.0  # per exec
-    stall_ns: Annotated[AtLeast0, Option(name="stall")] = 0
-    pcie_bytes_per_s: AtLeast0 = 0
-    pcie_shared: bool = False
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        quantiles = self.exec_quantiles
-        if quantiles and (
-            len(quantiles) < 2 or quantiles[0] <= 0 or any(a > b for a, b in pairwise(quantiles))
-        ):
-            raise InvalidConfig(
-                "noise: exec_quantiles must be two or more numbers above 0 that never decrease"
-            )
-        if quantiles and self.exec_sigma:
-            raise InvalidConfig("noise: give exec_sigma or exec_quantiles, not both")
-        if self.pcie_shared and not self.pcie_bytes_per_s:
-            raise InvalidConfig("noise: pcie_shared needs pcie_bytes_per_s")
-
-
-@dataclass(frozen=True)
 class ModelSource:
     """Where a worker may take one model from, and in which precision. Only the worker's own config can
     say this.
 
     Exactly one of `factory` ("package.module:function", called without arguments, returns an
-    nn.Module), `pt2` (torch.export file), `safetensors` (weights beside a transformers `config` file) and
-    `cupy` ("package.module:function", for the CuPy backend) is set; none means the zoo's, or the
-    library's, own of that name. `input_shape` is one request's; these last know theirs. `output` names the
-    one of several outputs that is the answer: a key, an attribute or an index ("0").
+    nn.Module), `pt2` (torch.export file), `transformers` (a folder that its save_pretrained wrote),
+    `safetensors` (weights beside a transformers `config` file, or such a folder) and `cupy`
+    ("package.module:function", for the CuPy backend) is set; none means the zoo's, or the library's, own of
+    that name.
+
+    What one request gives is `inputs` (signature.py), or in short `input_shape` and `input_dtype`; models of
+    the zoo, of libraries and of pt2 files know it themselves. `lengths` are the length classes of a dimension
+    of -1; what is shorter is padded with `pads`, by input (0 where there is none). `output` names the one
+    of several outputs that is the answer: a key, an attribute or an index ("0"); `outputs` name several.
     """
 
     name: Annotated[str, Option(in_file=False)]  # the file has it in the heading
     factory: str = ""
     pt2: str = ""
+    transformers: str = ""
     safetensors: str = ""
     config: str = ""
     cupy: str = ""
@@ -107,6 +80,17 @@ class ModelSource:
     dtype: str = "float32"  # of its weights, one of DTYPES; inputs and outputs travel as float32
     channels_last: bool = False  # of its weights and, on the device, inputs
     output: str = ""
+    lengths: tuple[AtLeast1, ...] = ()
+    #: The answer may depend on the class that a request runs in; without this such a model is refused.
+    padding_changes_answers: bool = False
+    inputs: Annotated[tuple[Tensor, ...], Option(in_file=False)] = ()
+    outputs: Annotated[tuple[Tensor, ...], Option(in_file=False)] = ()
+    #: With `preempt`, on a GPU: it may interrupt others however long it takes; the length of its own segments,
+    #: and how many of them are in flight (1 or 2). 0: both are chosen by measurement.
+    urgent: bool = False
+    boundary_ns: AtLeast0 = 0
+    in_flight: Annotated[int, Meta(ge=0, le=2)] = 0
+    pads: Annotated[dict[str, float], Option(in_file=False)] = field(default_factory=dict)
     #: Where modules are looked for that are not installed: beside the worker's file.
     folder: Annotated[str, Option(in_file=False)] = ""
 
@@ -131,6 +115,16 @@ Bind = Annotated[
     Option(
         help="Address to listen on, as 127.0.0.1, ::1 or :: (all).",
         metavar="ADDRESS",
+        panel=ADDRESSES,
+    ),
+]
+
+JoinKey = Annotated[
+    str,
+    Option(
+        help="File with the cluster's join key (`slosched keys join FILE` writes one), the same for "
+        "controller and workers. Needed for workers that register from another host.",
+        metavar="FILE",
         panel=ADDRESSES,
     ),
 ]
@@ -168,6 +162,34 @@ class WorkerConfig:
         ),
     ] = WORKER_PORT
     bind: Bind = "0.0.0.0"
+    controller: Annotated[
+        str,
+        Option(
+            help="Register with the controller at this address, which then needs no --workers list, and go on "
+            "trying. Default: wait to be greeted.",
+            metavar="HOST:PORT",
+            panel=ADDRESSES,
+        ),
+    ] = ""
+    name: Annotated[
+        str,
+        Option(
+            help="Name under which it registers, one for each worker of the cluster; several real GPUs get "
+            "-0, -1, ... behind it. Default: HOST/cuda:N, or HOST/DEVICE:PORT without a real GPU.",
+            metavar="NAME",
+            panel=ADDRESSES,
+        ),
+    ] = ""
+    advertise: Annotated[
+        str,
+        Option(
+            help="Host or address at which the controller reaches this worker. Default: that from which it "
+            "registers.",
+            metavar="HOST",
+            panel=ADDRESSES,
+        ),
+    ] = ""
+    join_key: JoinKey = ""
     profile: Annotated[
         str,
         Option(
@@ -183,6 +205,13 @@ class WorkerConfig:
             panel=MEMORY,
         ),
     ] = 0
+    preempt: Annotated[
+        bool,
+        Option(
+            help="A long inference can be interrupted for an urgent one (the controller needs --preempt too).",
+            panel=MODELS,
+        ),
+    ] = False
     page_bytes: AtLeast1 = PAGE_BYTES
     allow_zero_size_inputs: bool = True
     dtype: Annotated[
@@ -270,6 +299,12 @@ class WorkerConfig:
     def __post_init__(self) -> None:
         check_types(self)
         parse_bind(self.bind)
+        if self.controller:
+            parse_address(self.controller)
+        elif self.name or self.advertise or self.join_key:
+            raise InvalidConfig(
+                "name, advertise and join_key are for a worker that registers: give controller"
+            )
 
 
 FIDELITIES = ("best", "paper")
@@ -414,6 +449,14 @@ class SchedulerConfig:
             panel=SCHEDULER,
         ),
     ] = EARLY_REFUSAL
+    preempt: Annotated[
+        bool,
+        Option(
+            help="INFER5: a request that would be late may interrupt a long inference, on workers with "
+            "--preempt, where more is in time then.",
+            panel=SCHEDULER,
+        ),
+    ] = False
     mix_lengths: Annotated[
         bool,
         Option(
@@ -456,8 +499,12 @@ class SchedulerConfig:
     max_instances: Annotated[
         AtLeast1, _admission("Maximum number of model instances, of all names.")
     ] = 200_000
+    max_workers: Annotated[
+        AtLeast1, _admission("Maximum number of workers, those of --workers included.")
+    ] = 1000
     operators: Annotated[
-        tuple[str, ...], _admission("Names of clients that may unload models that others use.")
+        tuple[str, ...],
+        _admission("Names of clients that may unload models that others use, and drain workers."),
     ] = ()
     keep_unused_ns: Annotated[
         AtLeast1, _admission("Unload instances that no client has used for this long.")
@@ -474,10 +521,10 @@ class SchedulerConfig:
 
 @dataclass(frozen=True)
 class ControllerConfig:
-    """A controller process. `workers` are "host:port"."""
+    """A controller process. `workers` are "host:port"; others may register."""
 
     scheduler: SchedulerConfig
-    workers: tuple[str, ...]
+    workers: tuple[str, ...] = ()
     port: Annotated[
         Port,
         Option(help="Port for clients. Default {default}; 0 takes a free one.", panel=ADDRESSES),
@@ -492,6 +539,16 @@ class ControllerConfig:
             panel=ADDRESSES,
         ),
     ] = 0
+    join_key: JoinKey = ""
+    cluster_id: Annotated[
+        str,
+        Option(
+            help="Name or number of the cluster. A controller that is started again with the same one takes "
+            "over what the workers hold. Default: another one at each start.",
+            metavar="ID",
+            panel=ADDRESSES,
+        ),
+    ] = ""
     busy_poll: Annotated[
         bool,
         Option(
@@ -525,3 +582,5 @@ class ControllerConfig:
         parse_bind(self.bind)
         for worker in self.workers:
             parse_address(worker)
+        if len(self.cluster_id) > 128 or not self.cluster_id.isprintable():
+            raise InvalidConfig("cluster_id must be at most 128 printable characters")

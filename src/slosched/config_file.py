@@ -8,6 +8,7 @@ may be written 21.5GiB, durations "5ms"; bare numbers are bytes, and nanoseconds
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 import typing
@@ -32,9 +33,23 @@ from slosched.config import (
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.options import Row, bounds_text, constraints, plain, rows
 from slosched.output_files import write_file
+from slosched.signature import (
+    BYTES,
+    MOST_TENSORS,
+    ONLY_INPUT,
+    Tensor,
+    described,
+    row_bytes,
+    signature_error,
+)
 from slosched.text_files import read_toml
-from slosched.units import parse_bytes, parse_duration_ns, tensor_bytes
+from slosched.units import parse_bytes, parse_duration_ns
 
+#: The keys of a tensor's table, for an error about one.
+_TENSOR_KEYS = (
+    'it has shape, as [-1] or [3, 224, 224] (one request), dtype, as "int64", and where they are needed pad '
+    "(a number) and max_bytes"
+)
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 T = TypeVar("T")
@@ -49,7 +64,9 @@ _WORDS: dict[Any, str] = {
     tuple[float, ...]: "a list of numbers",
     tuple[str, ...]: "a list of texts",
     dict[int, int]: 'a table of times by batch size, such as { 1 = "2.6ms", 2 = "3.8ms" }',
+    dict[int, Any]: 'a table of times by length, such as { 64 = { 1 = "1ms", 2 = "1.5ms" } }',
     dict[str, Any]: "a table",
+    dict[str, str]: "a table of texts",
     list[dict[str, Any]]: "tables of their own, each headed [[weights]]",
 }
 
@@ -170,6 +187,18 @@ def _build(where: str, make: Callable[..., T], values: _Values) -> T:
         raise InvalidConfig(f"{where}: {text}") from None
 
 
+def with_table(where: str, base: T, table: Mapping[str, Any]) -> T:
+    """The config `base` with what a table of a file says; `where` names both for errors.
+
+    Raises InvalidConfig.
+    """
+
+    def make(**given: Any) -> T:
+        return replace(base, **given)  # type: ignore[type-var]
+
+    return _build(where, make, _read(where, table, type(base)))
+
+
 def _missing(make: Callable[..., object], values: Mapping[str, Any]) -> str:
     if not is_dataclass(make):
         return ""
@@ -209,6 +238,14 @@ def load_profile(name_or_path: str | Path) -> GpuProfile:
     return _profile(str(path), read_toml(path, "")[1])
 
 
+#: What a model's table in a profile has beside the fields of ModelProfile.
+_PROFILE_TABLES: dict[str, Any] = {
+    "inputs": dict[str, Any],
+    "outputs": dict[str, Any],
+    "exec_at": dict[int, Any],
+}
+
+
 def _profile(where: str, table: Mapping[str, Any]) -> GpuProfile:
     values = _read(where, table, GpuProfile, {"interpolate": bool})
     models: dict[str, ModelProfile] = {}
@@ -216,9 +253,20 @@ def _profile(where: str, table: Mapping[str, Any]) -> GpuProfile:
         place = f"{where}, model {name!r}"
         if not isinstance(model, dict):
             raise InvalidConfig(f"{place}: must be a table [models.{name}]")
-        given = _read(place, model, ModelProfile)
+        given = _read(place, model, ModelProfile, _PROFILE_TABLES)
         given["name"] = name
         given["exec_ns"] = dict(sorted(given.get("exec_ns", {}).items()))
+        for kind in ("inputs", "outputs"):
+            given[kind] = _tensors(f"{place}, {kind}", given.get(kind, {}))
+        at = given.pop("exec_at", {})
+        given["exec_ns_at"] = {
+            length: dict(sorted(_exec_times(place, length, times).items()))
+            for length, times in at.items()
+        }
+        if at and given["exec_ns"]:
+            raise InvalidConfig(
+                f"{place}: give exec or exec_at, the times of each length, not both"
+            )
         models[name] = _build(place, ModelProfile, given)
     if not models:
         raise InvalidConfig(f"{where}: it has no [models.NAME] table")
@@ -226,6 +274,14 @@ def _profile(where: str, table: Mapping[str, Any]) -> GpuProfile:
         models = {name: model.interpolated() for name, model in models.items()}
     values["models"] = models
     return _build(where, GpuProfile, values)
+
+
+def _exec_times(place: str, length: int, times: Any) -> dict[int, int]:
+    try:
+        found: dict[int, int] = _value(times, dict[int, int], "ns")
+    except (ValueError, InvalidConfig) as error:
+        raise InvalidConfig(f"{place}: exec_at, length {length}: {error}") from None
+    return found
 
 
 def dump_profile(profile: GpuProfile) -> str:
@@ -238,19 +294,40 @@ def dump_profile(profile: GpuProfile) -> str:
     ]
     for name in sorted(profile.models):
         model = profile.models[name]
-        batches = ", ".join(f"{b} = {ns:_}" for b, ns in sorted(model.exec_ns.items()))
+        heading = f"models.{_key(name)}"
+        lines += ["", f"[{heading}]"]
+        if not model.lengths:
+            lines.append(f"exec_ns = {_times(model.exec_ns)}")
         lines += [
-            "",
-            f"[models.{name if _BARE_KEY.fullmatch(name) else _quoted(name)}]",
-            f"exec_ns = {{ {batches} }}",
             f"weights_ns = {model.weights_ns:_}",
             f"weights_bytes = {model.weights_bytes}",
-            f"input_shape = {list(model.input_shape)}",
-            f"input_dtype = {_quoted(model.input_dtype)}",
-            f"output_shape = {list(model.output_shape)}",
-            f"output_dtype = {_quoted(model.output_dtype)}",
         ]
+        for kind, tensors in (("input", model.inputs), ("output", model.outputs)):
+            if not tensors:
+                lines += [
+                    f"{kind}_shape = {list(getattr(model, f'{kind}_shape'))}",
+                    f"{kind}_dtype = {_quoted(getattr(model, f'{kind}_dtype'))}",
+                ]
+        if model.lengths:
+            lines.append(f"[{heading}.exec_at]")
+            lines += [f"{length} = {_times(model.exec_ns_at[length])}" for length in model.lengths]
+        for kind, tensors in (("inputs", model.inputs), ("outputs", model.outputs)):
+            for tensor in tensors:
+                lines += [f"[{heading}.{kind}.{_key(tensor.name)}]", *_tensor_lines(tensor)]
     return "\n".join(lines) + "\n"
+
+
+def _key(name: str) -> str:
+    return name if _BARE_KEY.fullmatch(name) else _quoted(name)
+
+
+def _times(exec_ns: Mapping[int, int]) -> str:
+    return "{ " + ", ".join(f"{batch} = {ns:_}" for batch, ns in sorted(exec_ns.items())) + " }"
+
+
+def _tensor_lines(tensor: Tensor) -> list[str]:
+    lines = [f"shape = {list(tensor.shape)}", f"dtype = {_quoted(tensor.dtype)}"]
+    return [*lines, f"max_bytes = {tensor.max_bytes}"] if tensor.max_bytes else lines
 
 
 def write_profile(path: Path, profile: GpuProfile, *, replacing: bool) -> None:
@@ -270,13 +347,15 @@ def _quoted(text: str) -> str:
 # ------------------------------------------------------------------------------------- daemons
 
 #: What a model of one's own can take.
-ONE_INPUT = (
-    "A model takes one tensor of one fixed shape and dtype for each request: give one that takes more a "
-    "wrapper with one input, and lengths that vary a model each, padded to its length"
+INPUT_FORMS = (
+    "input_shape is the short form, for one tensor of one fixed shape and dtype. A model with several inputs, "
+    "or with a dimension that varies, has a table [models.NAME.inputs.INPUT] with shape and dtype for each; "
+    "-1 there is a dimension that varies, and lengths = [64, 128] beside it are the lengths that are served"
 )
 #: The largest message there is (transport/codec.py, which files of configuration do not know).
 _INPUT_AT_MOST_BYTES = 64 * 1024 * 1024
 INPUT_DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+_SOURCES = ("factory", "pt2", "transformers", "safetensors", "cupy")
 
 
 def load_worker_config(path: str | Path, base: WorkerConfig | None = None) -> WorkerConfig:
@@ -312,49 +391,131 @@ def _model_source(file: Path, name: str, table: Any) -> ModelSource:
     if not whole:
         raise InvalidConfig(
             f"{where}: input_shape must be a list of sizes of at least 1, as [3, 224, 224], not {shape!r}. "
-            f"{ONE_INPUT}"
+            f"{INPUT_FORMS}"
         )
-    values = _read(where, table | _output(where, table), ModelSource)
-    given = [key for key in ("factory", "pt2", "safetensors", "cupy") if values.get(key)]
-    if len(given) > 1:
-        raise InvalidConfig(
-            f"{where}: exactly one of factory, pt2, safetensors and cupy must be given, not "
-            f"{' and '.join(given)}"
-        )
-    if given == ["safetensors"] and not values.get("config"):
-        raise InvalidConfig(
-            f"{where}: safetensors needs config, the transformers config.json of it"
-        )
-    # Without a source it is one of the zoo's or a library's, which the worker looks up: they know their own.
-    if given and not values.get("input_shape"):
-        raise InvalidConfig(
-            f"{where}: input_shape must be given, such as [3, 224, 224] (one request)"
-        )
-    if values.get("input_dtype", "float32") not in INPUT_DTYPES:
-        raise InvalidConfig(
-            f"{where}: input_dtype {values['input_dtype']!r} is none of {', '.join(INPUT_DTYPES)}"
-        )
-    size = tensor_bytes(values.get("input_shape", ()), values.get("input_dtype", "float32"))
-    if size > _INPUT_AT_MOST_BYTES:
-        raise InvalidConfig(
-            f"{where}: an input of input_shape {shape} has {size:,} bytes, and at most "
-            f"{_INPUT_AT_MOST_BYTES:,} travel; it is the shape of one request, without the batch"
-        )
-    if values.get("output") and values.get("cupy"):
-        raise InvalidConfig(f"{where}: a cupy model returns one array; leave `output` out")
+    tables: dict[str, Any] = {"inputs": dict[str, Any], "outputs": dict[str, Any]}
+    values = _read(where, table | _output(where, table), ModelSource, tables)
+    values["pads"] = {}
+    for kind in tables:
+        values[kind] = _tensors(f"{where}, {kind}", values.get(kind, {}), values["pads"])
+    for key in ("pt2", "transformers", "safetensors", "config"):
+        if values.get(key):
+            values[key] = str(file.parent / values[key])
+    _settle_source(where, values)
+    _check_signature(where, values)
     for key in ("factory", "cupy"):
         module, colon, function = values.get(key, ":").partition(":")
         if values.get(key) and not (colon and module and function):
             raise InvalidConfig(
                 f"{where}: {key} must be package.module:function, not {values[key]!r}"
             )
-    for key in ("pt2", "safetensors", "config"):
-        if values.get(key):
-            values[key] = str(file.parent / values[key])
     if values.get("factory") or values.get("cupy"):
         values["folder"] = str(file.parent.resolve())
     values["name"] = name
     return _build(where, ModelSource, values)
+
+
+def _settle_source(where: str, values: _Values) -> None:
+    """Check that one source is given, with what it needs; a folder of safetensors is one of transformers."""
+    given = [key for key in _SOURCES if values.get(key)]
+    if len(given) > 1:
+        raise InvalidConfig(
+            f"{where}: exactly one of {', '.join(_SOURCES[:-1])} and {_SOURCES[-1]} must be given, not "
+            f"{' and '.join(given)}"
+        )
+    if values.get("safetensors") and not values.get("config"):
+        if not Path(values["safetensors"]).is_dir():
+            raise InvalidConfig(
+                f"{where}: safetensors needs config, the transformers config.json of it; or name the folder "
+                "of both"
+            )
+        values["transformers"] = values.pop("safetensors")
+    if values.get("config") and not values.get("safetensors"):
+        raise InvalidConfig(f"{where}: config goes with safetensors alone")
+
+
+def _check_signature(where: str, values: _Values) -> None:
+    inputs, lengths = values["inputs"], values.get("lengths", ())
+    factory, cupy = values.get("factory"), values.get("cupy")
+    if cupy and (inputs or values["outputs"] or values.get("output") or lengths):
+        raise InvalidConfig(
+            f"{where}: a cupy model takes one array of input_shape and returns one array; leave inputs, "
+            "outputs, output and lengths out"
+        )
+    if inputs and values.get("input_shape"):
+        raise InvalidConfig(f"{where}: give input_shape or the tables of inputs, not both")
+    if values.get("output") and values["outputs"]:
+        raise InvalidConfig(f"{where}: give output or the tables of outputs, not both")
+    # The others know their own inputs, or are known by their names.
+    needed = factory or cupy or values.get("safetensors")
+    needed = needed or (values.get("transformers") and not lengths)
+    if needed and not (inputs or values.get("input_shape")):
+        raise InvalidConfig(
+            f"{where}: input_shape must be given, such as [3, 224, 224] (one request). {INPUT_FORMS}"
+        )
+    if values.get("input_dtype", "float32") not in INPUT_DTYPES:
+        raise InvalidConfig(
+            f"{where}: input_dtype {values['input_dtype']!r} is none of {', '.join(INPUT_DTYPES)}"
+        )
+    one = Tensor(
+        ONLY_INPUT, values.get("input_dtype", "float32"), tuple(values.get("input_shape", ()))
+    )
+    takes = inputs or ((one,) if one.shape else ())
+    for tensor in inputs:
+        if tensor.dtype not in (*INPUT_DTYPES, BYTES):
+            known = ", ".join((*INPUT_DTYPES, BYTES))
+            raise InvalidConfig(f"{where}: dtype of input {tensor} is none of {known}")
+    wrong = signature_error(takes, values["outputs"], lengths) if takes else ""
+    if wrong:
+        raise InvalidConfig(f"{where}: {wrong}")
+    size = row_bytes(takes, max(lengths, default=0))
+    if size > _INPUT_AT_MOST_BYTES:
+        at = f" at length {max(lengths)}" if lengths else ""
+        raise InvalidConfig(
+            f"{where}: an input of {described(takes)}{at} has {size:,} bytes, and at most "
+            f"{_INPUT_AT_MOST_BYTES:,} travel; it is the shape of one request, without the batch"
+        )
+
+
+class _TensorTable(msgspec.Struct, forbid_unknown_fields=True):
+    """What [models.NAME.inputs.INPUT] says, and [models.NAME.outputs.OUTPUT] without `pad`."""
+
+    shape: list[int]
+    dtype: str = "float32"
+    pad: float = 0
+    max_bytes: int | str = 0
+
+
+def _tensors(
+    where: str, tables: Mapping[str, Any], pads: dict[str, float] | None = None
+) -> tuple[Tensor, ...]:
+    """The tensors that the tables describe, in the order of the file. The pads of inputs go into `pads`."""
+    found = []
+    if len(tables) > MOST_TENSORS:
+        raise InvalidConfig(
+            f"{where}: {len(tables)} tables, and at most {MOST_TENSORS} are possible"
+        )
+    for name, table in tables.items():
+        place = f"{where}, {name!r}"
+        if not name.isprintable():
+            raise InvalidConfig(f"{place}: a name must be printable")
+        try:
+            read = msgspec.convert(table, _TensorTable)
+            max_bytes = read.max_bytes
+            size = parse_bytes(max_bytes) if isinstance(max_bytes, str) else max_bytes
+            tensor = msgspec.convert([name, read.dtype, read.shape, size], Tensor)
+        except (msgspec.ValidationError, InvalidConfig) as error:
+            raise InvalidConfig(f"{place}: {error}; {_TENSOR_KEYS}") from None
+        least = 4 * math.prod(read.shape)
+        if read.dtype == BYTES and size < least and min(read.shape, default=1) > 0:
+            raise InvalidConfig(
+                f"{place}: BYTES need max_bytes, for all elements together, with 4 bytes for the size of "
+                f"each: at least {least}, not {size}"
+            )
+        if read.pad and pads is not None:
+            pads[name] = read.pad
+        found.append(tensor)
+    return tuple(found)
 
 
 def _output(where: str, table: Mapping[str, Any]) -> dict[str, str]:
@@ -405,5 +566,6 @@ __all__ = [
     "load_controller_config",
     "load_profile",
     "load_worker_config",
+    "with_table",
     "write_profile",
 ]

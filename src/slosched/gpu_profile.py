@@ -1,4 +1,4 @@
-"""How long a model takes on a kind of GPU, and how much memory that GPU has: what profiler and files say."""
+"""How long a model takes on a kind of GPU, how much memory that has, and what disturbs one that is emulated."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import ceil
 from typing import Annotated
+
+from msgspec import Meta
 
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.field_types import AtLeast0, Shape, check_types
@@ -125,6 +127,10 @@ class GpuProfile:
     weights_cache_bytes: int
     page_bytes: int = PAGE_BYTES
     clock_mhz: int = 1380
+    #: With `preempt`: how far apart the boundaries of an exec are, and the batch-1 time up to which a model is
+    #: urgent.
+    boundary_ns: AtLeast0 = 300_000
+    urgent_at_most_ns: AtLeast0 = 5_000_000
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -143,3 +149,37 @@ class GpuProfile:
             return self.models[canonical_model(name)]
         except KeyError:
             raise UnknownName("model", name, list(self.models)) from None
+
+
+@dataclass(frozen=True)
+class EmulationNoise:
+    """Seeded disturbances of an emulated GPU. All zero: everything takes what the profile says.
+
+    Exec times are multiplied by a normal factor of mean 1, or by one drawn from `exec_quantiles`: evenly
+    spaced quantiles of measured / expected, from the least to the greatest. With `pcie_bytes_per_s`
+    copies of inputs and outputs take time, and inputs and weights on their way to a GPU slow each other;
+    with `pcie_shared` also those of the other GPUs of the worker.
+    """
+
+    seed: int = 0
+    # Relative standard deviation of exec times (normal, cut at 3 sigma).
+    exec_sigma: Annotated[float, Meta(ge=0, lt=0.5)] = 0.0
+    exec_quantiles: tuple[float, ...] = ()
+    stall_probability: Annotated[float, Meta(ge=0, le=1)] = 0.0  # per exec
+    stall_ns: Annotated[AtLeast0, Option(name="stall")] = 0
+    pcie_bytes_per_s: AtLeast0 = 0
+    pcie_shared: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        quantiles = self.exec_quantiles
+        if quantiles and (
+            len(quantiles) < 2 or quantiles[0] <= 0 or any(a > b for a, b in pairwise(quantiles))
+        ):
+            raise InvalidConfig(
+                "noise: exec_quantiles must be two or more numbers above 0 that never decrease"
+            )
+        if quantiles and self.exec_sigma:
+            raise InvalidConfig("noise: give exec_sigma or exec_quantiles, not both")
+        if self.pcie_shared and not self.pcie_bytes_per_s:
+            raise InvalidConfig("noise: pcie_shared needs pcie_bytes_per_s")

@@ -1,4 +1,4 @@
-"""Every struct that crosses a process, and nothing else.
+"""The structs that cross a process, and nothing else; those of join_messages.py are apart.
 
 On the wire a message is one MessagePack array whose first element is the struct's name, so any
 language can speak it. Tensors travel as further frames behind it and never enter the core. Shells send
@@ -76,13 +76,15 @@ class ClientHello(Message, frozen=True):
     """The first message of a client. `incarnation` is random, one per process start.
 
     `weight` is what its requests are worth beside those of weight 1; the controller's operator may cap
-    it or set another (docs/fairness.md).
+    it or set another (docs/fairness.md). With `slo_from_send` an SLO counts from the client's send to its
+    receipt, else from arrival at the controller, as Clockwork's do.
     """
 
     protocol: Number
     incarnation: Number
     name: Name = ""
     weight: float = 1.0
+    slo_from_send: bool = False
 
 
 class ClientHeartbeat(Message, frozen=True):
@@ -122,13 +124,16 @@ class ListModelsRequest(Message, frozen=True):
 class InferRequest(Message, frozen=True, kw_only=True):
     """One inference. Its inputs, if any, are the one frame that follows (signature.py).
 
-    The deadline is `slo_ns` after arrival at the controller if that is > 0, else `slo_factor` x b1 if
-    that is > 0, else the controller's default SLO. `shape` and `dtype` describe the input of a model with
-    one input of a fixed shape, and are empty when inputs are off. Inputs of another model come with
-    `signature`, the digest of those that the client knows (signature.digest), and where a dimension varies
-    with `length`. A length without inputs is that of the input which the worker makes up (0: the longest).
-    `sent_ns` is the client's clock; only differences of it are used, to measure how long the request waited
-    in queues. 0: not measured, or a RequestBundle carries it.
+    The deadline is `slo_ns` after arrival at the controller (after the client's send, if its hello said so)
+    if that is > 0, else `slo_factor` x b1 if that is > 0, else the controller's default SLO. `shape` and
+    `dtype` describe the input of a model with one input of a fixed shape, and are empty when inputs are off.
+    Inputs of another model come with `signature`, the digest of those that the client knows
+    (signature.digest), and where a dimension varies with `length`. A length without inputs is that of the
+    input which the worker makes up (0: the longest). `sent_ns` is the client's clock; only differences of it
+    are used, to measure how long the request waited in queues. 0: not measured, or a RequestBundle carries
+    it. `round_trip_ns` is what the client saw of an earlier request, from its send to the receipt of its
+    answer, less the answer's `latency_ns`: both network latencies together (0: nothing new). It comes from
+    clients with `slo_from_send`.
     """
 
     request_id: Number
@@ -141,6 +146,7 @@ class InferRequest(Message, frozen=True, kw_only=True):
     dtype: Name = ""
     length: Number = 0
     signature: Number = 0
+    round_trip_ns: Number = 0
 
 
 class CancelRequest(Message, frozen=True):
@@ -154,6 +160,17 @@ class StatusRequest(Message, frozen=True):
     brief: bool = False  # without the list of models, which may be 10,000 long
 
 
+class DrainWorkerRequest(Message, frozen=True):
+    """Take `worker` (its name, number or address) out of use once what it holds has ended, or back with `undo`.
+
+    Only the clients that the controller's option `operators` names may do that.
+    """
+
+    request_id: Number
+    worker: Name
+    undo: bool = False
+
+
 ClientMessage = (
     ClientHello
     | ClientHeartbeat
@@ -164,6 +181,7 @@ ClientMessage = (
     | InferRequest
     | CancelRequest
     | StatusRequest
+    | DrainWorkerRequest
 )
 
 # --------------------------------------------------------------------------- controller -> client
@@ -251,6 +269,16 @@ class StatusReply(Message, frozen=True):
     report: dict[str, object]
 
 
+class DrainWorkerReply(Message, frozen=True):
+    """`code` 0, the worker's number and its state from now on, or the code and the reason in words."""
+
+    request_id: int
+    code: int
+    reason: str = ""
+    worker_id: int = -1
+    state: str = ""
+
+
 ControllerToClient = (
     Welcome
     | Refused
@@ -259,6 +287,7 @@ ControllerToClient = (
     | ListModelsReply
     | InferReply
     | StatusReply
+    | DrainWorkerReply
 )
 
 # --------------------------------------------------------------------------- controller -> worker
@@ -269,11 +298,16 @@ class ControllerHello(Message, frozen=True):
 
     `incarnation` is random and known to workers alone. `times_lost` is how often this controller has lost
     the worker: a hello with the count of the open session is a repetition and changes nothing.
+
+    A worker that holds models of the same `cluster` keeps them and tells its inventory; with `keeps_weights`
+    the weights on its GPUs stay as well. Empty: it begins empty, or with what this controller had it prepare.
     """
 
     protocol: Number
     incarnation: Number
     times_lost: Number
+    cluster: Name = ""
+    keeps_weights: bool = False
 
 
 class HeartbeatAck(Message, frozen=True):
@@ -331,7 +365,8 @@ class Infer(TimedAction, frozen=True, kw_only=True):
 
     `input_sizes` lists the bytes of the frames that follow, one per request; a size of 0 carries no
     frame and the worker generates that input. `length` is the length class that runs, and `lengths` has the
-    length of each request; 0 and empty for a model without length classes.
+    length of each request; 0 and empty for a model without length classes. In a preemptive exec lane the
+    Infer goes first at the next boundary of a running one with a lower `priority`.
     """
 
     model_id: Number
@@ -342,6 +377,7 @@ class Infer(TimedAction, frozen=True, kw_only=True):
     input_sizes: PerRequest = ()
     length: Number = 0
     lengths: PerRequest = ()
+    priority: Number = 0
 
 
 class ClearCache(SessionMessage, frozen=True):
@@ -377,6 +413,19 @@ class GpuInfo(msgspec.Struct, frozen=True, array_like=True):
     resident: Annotated[tuple[Number, ...], msgspec.Meta(max_length=100_000)] = ()  # model ids
 
 
+class Prepared(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """Instances of `name` that a worker holds in host memory: runs of ids, each (first id, count), ascending.
+
+    `result` is what it answered to the last LoadModel of the name, which had `max_batch` and `max_exec_ns`.
+    """
+
+    name: Name
+    runs: Annotated[tuple[tuple[Number, Number], ...], msgspec.Meta(max_length=100_000)]
+    max_batch: Number
+    max_exec_ns: Number
+    result: LoadModelResult
+
+
 class WorkerWelcome(Message, frozen=True, kw_only=True):
     """The worker's side of a session. Actions must carry its number, `session`."""
 
@@ -390,6 +439,11 @@ class WorkerWelcome(Message, frozen=True, kw_only=True):
     loadable: Names
     #: (name, reason) of models that it does not offer, because they ended its process too often.
     put_aside: Annotated[tuple[tuple[Text, Text], ...], msgspec.Meta(max_length=1024)] = ()
+    #: What it holds of the hello's cluster; the weights on its GPUs are of these instances.
+    inventory: Annotated[tuple[Prepared, ...], msgspec.Meta(max_length=10_000)] = ()
+    #: Those of the hello that it answers; 0 and -1: it does not say.
+    incarnation: Number = 0
+    times_lost: Number = -1
 
 
 class WorkerRefused(Message, frozen=True):
@@ -466,7 +520,8 @@ class LengthClass(msgspec.Struct, frozen=True, array_like=True):
 class LoadModelResult(ActionResult, frozen=True, kw_only=True):
     """`exec_ns[i]` is the profiled exec time of `batch_sizes[i]`, in the longest of the `length_classes` if
     there are any; these ascend. `inputs` and `outputs` are the signature, `input_*` and `output_*` its first
-    tensors at the greatest length.
+    tensors at the greatest length. `boundary_ns` is the longest time until a run of it can be interrupted; 0:
+    it cannot be. `urgent`: an Infer of it may interrupt others.
     """
 
     span: Span
@@ -485,6 +540,8 @@ class LoadModelResult(ActionResult, frozen=True, kw_only=True):
     inputs: Tensors = ()
     outputs: Tensors = ()
     length_classes: Annotated[tuple[LengthClass, ...], msgspec.Meta(max_length=MOST_LENGTHS)] = ()
+    boundary_ns: Number = 0
+    urgent: bool = False
 
 
 class UnloadModelResult(ActionResult, frozen=True, kw_only=True):
@@ -502,7 +559,8 @@ class EvictWeightsResult(ActionResult, frozen=True, kw_only=True):
 class InferResult(ActionResult, frozen=True, kw_only=True):
     """`output_sizes` lists the bytes of the frames that follow, one per request (none: inputs off).
 
-    `pause_ns` is how long a segmented Infer stood still between its segments, within its `exec` span.
+    `pause_ns` is how long an interrupted Infer stood still, within its `exec` span; `segments` are the parts
+    that it ran in, and empty where it was not interrupted.
     """
 
     gpu_id: Number
@@ -513,6 +571,7 @@ class InferResult(ActionResult, frozen=True, kw_only=True):
     gpu_clock_mhz: Number
     output_sizes: PerRequest = ()
     pause_ns: Number = 0
+    segments: Annotated[tuple[Span, ...], msgspec.Meta(max_length=1024)] = ()
 
 
 class ClearCacheResult(ActionResult, frozen=True, kw_only=True):

@@ -164,10 +164,11 @@ def _wrong_size(tensors: Sequence[Tensor], length: int, size: int) -> str:
     return f"{size:,} bytes came, and {described(tensors)}{at} has {row_bytes(tensors, length):,}"
 
 
-def elements(part: bytes | memoryview) -> list[bytes]:
-    """The elements of a BYTES tensor, whose bytes `split` has checked."""
-    found, at = [], 0
-    while at < len(part):
+def elements(part: bytes | memoryview, count: int = MOST_BYTES) -> list[bytes]:
+    """The elements of a BYTES tensor, whose bytes `split` has checked: `count`, where more lies behind."""
+    found: list[bytes] = []
+    at = 0
+    while at < len(part) and len(found) < count:
         size = int.from_bytes(part[at : at + 4], "little")
         found.append(bytes(part[at + 4 : at + 4 + size]))
         at += 4 + size

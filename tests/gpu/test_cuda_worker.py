@@ -23,6 +23,7 @@ from slosched.codes import Code  # noqa: E402
 from slosched.config import ModelSource, WorkerConfig  # noqa: E402
 from slosched.daemon.backends.cuda.backend import CudaBackend  # noqa: E402
 from slosched.daemon.backends.cuda.driver import Block  # noqa: E402
+from slosched.daemon.backends.cuda.program import Class  # noqa: E402
 from slosched.daemon.backends.cuda.torch_program import TorchProgram  # noqa: E402
 from slosched.daemon.backends.sources import worker_specs  # noqa: E402
 from slosched.daemon.worker import WorkerServer  # noqa: E402
@@ -261,8 +262,8 @@ def test_cupys_models(server: WorkerServer, controller: BareController) -> None:
                     wanted = np.maximum(wanted, 0) if i < 2 else wanted
             assert np.abs(outputs - wanted).max() < 1e-2 * np.abs(wanted).max(), name
     programs = backend_of(server)._programs
-    assert programs["cupy_mlp"].captured(8)
-    assert not programs["cupy_matmul"].captured(8) and programs["cupy_matmul"].not_captured
+    assert programs["cupy_mlp"].captured(Class(8))
+    assert not programs["cupy_matmul"].captured(Class(8)) and programs["cupy_matmul"].not_captured
 
 
 def test_what_cannot_be_captured_runs_and_says_so(

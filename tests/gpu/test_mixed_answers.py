@@ -20,7 +20,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("cuda.bindings")
 
-from slosched.cli.children import Children
+from slosched.experiment.children import Children
 
 HERE = Path(__file__).resolve().parent
 PROGRAM = HERE.parents[1] / "benchmarks" / "gpu" / "exact_answers.py"

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from slosched.clients.aio import AsyncClient, connect
+from slosched.clients.inference import Model
 from slosched.clock import Timer, now_ns, set_timer_slack
 from slosched.errors import ConnectionLost
 from slosched.messages import InferReply
@@ -55,15 +56,15 @@ class Slosched:
 
     needs_slo = True
 
-    def __init__(self, client: AsyncClient, model_id: int) -> None:
-        self._client, self._model_id = client, model_id
+    def __init__(self, client: AsyncClient, model: Model) -> None:
+        self._client, self._model = client, model
 
     def submit(self, slo_ns: int, done: Done) -> None:
         def on_reply(message: InferReply, output: object) -> None:
             done(message.code == 0)
 
         try:
-            self._client.submit(self._model_id, slo_ns=slo_ns, on_reply=on_reply)
+            self._client.submit(self._model, slo_ns=slo_ns, on_reply=on_reply)
         except ConnectionLost:
             done(False)
 
@@ -294,7 +295,7 @@ async def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     address, _, name = options.target.removeprefix("slosched://").partition("/")
     async with connect(address, name="open-loop") as client:
         (model,) = await client.load(name, 1, timeout_s=_LOAD_S)
-        return await measure(Slosched(client, model.model_id), options)
+        return await measure(Slosched(client, model), options)
 
 
 def main() -> int:

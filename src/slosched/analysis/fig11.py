@@ -153,7 +153,7 @@ def _draw_load(load: Any, batch: Any, shown: Trial) -> None:
 
 
 def _draw_best(ax: Any, trials: Sequence[Trial]) -> None:
-    from slosched.analysis.style import COLOURS, PALE
+    from slosched.analysis.style import COLOURS, PALE, WholeLocator
 
     numbers = sorted({trial.gpus for trial in trials})
     medians = [_median(trials, n) for n in numbers]
@@ -178,6 +178,7 @@ def _draw_best(ax: Any, trials: Sequence[Trial]) -> None:
         label=f"N = {numbers[0]} in proportion",
     )
     ax.set_xlim(0, numbers[-1] * 1.05)
+    ax.xaxis.set_major_locator(WholeLocator(integer=True))
     ax.set_ylim(0, 1.35 * max(trial.best_goodput_rps for trial in trials) or 1.0)
     ax.set_xlabel("GPUs (N)")
     ax.set_ylabel("Requests/s in time")

@@ -117,6 +117,7 @@ def _draw(bars: Sequence[Bar], out: Path) -> list[Path]:
         most = max(max(bar.quantiles_ms[-1], bar.slo_ns / NS_PER_MS) for bar in bars)
         # Refusals take next to no time; what is of interest begins with the medians.
         least = min(bar.latency_ms["p50"] for bar in bars) / 4
+        least = min(least, 0.8 * min(bar.slo_ns for bar in bars) / NS_PER_MS)
         for place, policy in zip(places, policies, strict=True):
             _draw_tails(axes[place], bars, policy, legend=place == places[0])
             axes[place].set_xlim(max(least, 0.05), most * 1.4)
@@ -154,7 +155,7 @@ def _draw_goodput(ax: Any, bars: Sequence[Bar]) -> None:
 
 
 def _draw_tails(ax: Any, bars: Sequence[Bar], policy: str, *, legend: bool) -> None:
-    from slosched.analysis.style import FuncFormatter, shade
+    from slosched.analysis.style import FuncFormatter, LogLocator, NullLocator, shade
 
     slos = _slos(bars)
     chosen = [bar for bar in bars if bar.policy == policy]
@@ -164,6 +165,8 @@ def _draw_tails(ax: Any, bars: Sequence[Bar], policy: str, *, legend: bool) -> N
         ax.plot(bar.quantiles_ms, bar.nines, color=colour, label=label, linewidth=1.7)
         ax.axvline(bar.slo_ns / NS_PER_MS, color=colour, linewidth=0.9, linestyle=":", zorder=1)
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     tail_axis(ax, max(bar.nines[-1] for bar in bars))
     ax.set_xlabel("Latency of all requests (ms); SLOs dotted")

@@ -180,10 +180,12 @@ def _draw(
     ax: Any, logs: Sequence[tuple[Run, LogTable, Curve]], ticks: Sequence[tuple[int, str]]
 ) -> None:
     others = iter(_OTHER_COLOURS * len(logs))
+    ends: list[int] = []
     for run, log, _ in logs:
         known = _RATES.get(round(run.rate, -1))
         colour, line = known if known is not None else (next(others), "solid")
         drawn = published_windows(log, drawn_width_ns(log))
+        ends += drawn.at_ns[-1:]
         ax.plot(
             drawn.middles_ns,
             drawn.satisfaction,
@@ -196,7 +198,7 @@ def _draw(
         ax.axvline(t, color="grey", linestyle="dashed", linewidth=0.5, zorder=0.5)
     ax.set_xticks([t for t, _ in ticks], [text for _, text in ticks], rotation=90)
     start = ticks[0][0] if ticks else 0
-    ax.set_xlim(start, max(t for _, _, curve in logs for t in curve.at_ns))
+    ax.set_xlim(start, max(ends))
     ax.set_xlabel("SLO Multiplier")
     ax.set_ylabel("Workload Satisfaction")
     # What the published figure shows; left to itself the axis would magnify a run that is all 1.

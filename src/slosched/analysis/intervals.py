@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,10 +47,11 @@ class Intervals:
     `end` hold where `ran`; what did not run (a refusal, an eviction) has both where its result came in.
     `due_begin` and `due` hold where `expects`. `outcome` is a place in OUTCOMES. `clipped` is by how much the
     begin of an action was moved, because its worker reported one before the end of the action ahead.
-    Predictions whose `lane` is the same do not overlap; there are `lanes` of them.
+    Predictions whose `lane` is the same do not overlap; there are `lanes` of them. Actions whose ids are in
+    `interrupted` ran in segments between which others ran: they are not clipped, and clip nothing.
     """
 
-    def __init__(self, rows: Columns) -> None:
+    def __init__(self, rows: Columns, interrupted: Collection[int] = ()) -> None:
         sent, status = rows["sent"], rows["status"]
         self.took = took = rows["worker_exec_duration"]
         self.ran = (took > 0) & (rows["worker_exec_complete"] > 0)
@@ -64,13 +65,16 @@ class Intervals:
         self.outcome[(rows["goodput"] <= 0) & self.ran] = LATE
         self.outcome[rows["action_type"] != ActionType.INFER] = DONE
         self.outcome[status != 0] = FAILED
-        self._clip()
+        whole = self.ran
+        if interrupted:
+            whole = whole & ~np.isin(rows["action_id"], list(interrupted))
+        self._clip(whole)
         self.lane = _lanes(self.due_begin, self.due, self.expects)
         self.lanes = int(self.lane.max()) + 1
 
-    def _clip(self) -> None:
-        """One executor does one thing at a time, whatever the clocks say."""
-        slices = np.flatnonzero(self.ran)
+    def _clip(self, whole: Column) -> None:
+        """One executor does one thing at a time, whatever the clocks say; for the rows in `whole`."""
+        slices = np.flatnonzero(whole)
         slices = slices[np.argsort(self.begin[slices], kind="stable")]
         begin, end = self.begin[slices], self.end[slices]
         self.clipped = np.zeros(len(self.begin), np.int64)

@@ -115,7 +115,8 @@ def _draw(ax: Any, panel: Panel, times: Sequence[float]) -> None:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     else:
         known = [v for s in panel.series for v in s.values if v == v]
-        ax.set_ylim(0, panel.top or max(1.12 * max(known, default=0.0), 1e-9))
+        # All zeros stand on an axis that reads as such, and not on one to a billionth.
+        ax.set_ylim(0, panel.top or 1.12 * max(known, default=0.0) or 1.0)
     ax.set_ylabel(panel.unit)
     ax.set_title(panel.title)
     if len(panel.series) > 1:

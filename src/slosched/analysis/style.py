@@ -33,6 +33,7 @@ FixedLocator: Any = matplotlib.ticker.FixedLocator
 FuncFormatter: Any = matplotlib.ticker.FuncFormatter
 LogLocator: Any = matplotlib.ticker.LogLocator
 NullLocator: Any = matplotlib.ticker.NullLocator
+WholeLocator: Any = matplotlib.ticker.MaxNLocator
 _rc_context: Any = matplotlib.rc_context
 
 #: Okabe and Ito's palette, which the colour-blind can tell apart; its yellow is too pale for lines.

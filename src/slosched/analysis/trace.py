@@ -26,6 +26,7 @@ from slosched.analysis.trace_events import action_events, counter_events, reques
 from slosched.analysis.trace_file import TraceFile
 from slosched.errors import InvalidConfig
 from slosched.output_files import check_output
+from slosched.telemetry import segment_log
 from slosched.telemetry.table import LogTable
 from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
@@ -142,7 +143,8 @@ def write_trace(
     span = (window.start_ns, until_ns)
     about = _about(run_dir, start_ns, span, len(rows), of_actions)
     with TraceFile(out, about) as file:
-        clipped = action_events(file, shown, flows=flows)
+        segments = _segments(run_dir, shown)
+        clipped = action_events(file, shown, flows=flows, segments=segments)
         asked = None if log is None else _asked(log, start_ns, span)
         counter_events(file, shown, asked, span)
         sampled = 0 if asked is None else request_events(file, asked, requests)
@@ -164,6 +166,23 @@ def _requests_of(run_dir: Path) -> LogTable | None:
         return read_requests(run_dir, only=_REQUEST_COLUMNS, everyone=True)
     except InvalidConfig:
         return None  # the actions say enough
+
+
+def _segments(run_dir: Path, actions: Columns) -> dict[int, list[tuple[int, int]]]:
+    """The segments of the `actions` that were interrupted; empty for a run without any."""
+    path = run_dir / segment_log.FILE_NAME
+    if not path.is_file():
+        return {}
+    log = segment_log.read_segment_log(path)
+    sent = dict(zip(actions["action_id"].tolist(), actions["sent"].tolist(), strict=True))
+    found: dict[int, list[tuple[int, int]]] = {}
+    for action_id, begin, end in zip(
+        log["action_id"].tolist(), log["begin"].tolist(), log["end"].tolist(), strict=True
+    ):
+        if action_id in sent:
+            at_ns = sent[action_id]
+            found.setdefault(action_id, []).append((at_ns + begin, at_ns + end))
+    return found
 
 
 def _on_gpus(actions: LogTable, gpus: Collection[Gpu], path: Path) -> Column:

@@ -6,7 +6,7 @@ Within a track the events are in the order of their times.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -42,16 +42,20 @@ _PREDICTED_COLOUR = "grey"
 
 Column = NDArray[Any]
 Columns = Mapping[str, Column]
+#: (begin, end) of each segment, by action id; times are ns after the start of the run.
+Segments = Mapping[int, Sequence[tuple[int, int]]]
 
 
 # ----------------------------------------------------------------------------------- actions
 
 
-def action_events(file: TraceFile, actions: Columns, *, flows: bool) -> int:
+def action_events(
+    file: TraceFile, actions: Columns, *, flows: bool, segments: Segments | None = None
+) -> int:
     """Add the workers' processes and the tracks of their GPUs.
 
-    Returns how many actions were clipped: their worker said that they began before the one ahead of
-    them had ended, which is the error of its clock.
+    An action in `segments` was interrupted, and is drawn as these. Returns how many actions were clipped: their
+    worker said that they began before the one ahead of them had ended, which is the error of its clock.
     """
     clipped = 0
     tracks: dict[int, count[int]] = {}
@@ -64,7 +68,8 @@ def action_events(file: TraceFile, actions: Columns, *, flows: bool) -> int:
         for executor, types in EXECUTORS:
             rows = np.flatnonzero(on_gpu & np.isin(actions["action_type"], types))
             if len(rows):
-                track = _Track(file, {n: column[rows] for n, column in actions.items()}, flows)
+                chosen = {name: column[rows] for name, column in actions.items()}
+                track = _Track(file, chosen, flows, segments or {})
                 name = f"GPU{gpu.gpu_id} {executor}"
                 clipped += track.actual(pid, next(tracks[pid]), name)
                 for lane in range(track.lanes):
@@ -76,10 +81,10 @@ def action_events(file: TraceFile, actions: Columns, *, flows: bool) -> int:
 class _Track:
     """What one executor of one GPU did, and what was predicted of it."""
 
-    def __init__(self, file: TraceFile, rows: Columns, flows: bool) -> None:
-        self._file = file
+    def __init__(self, file: TraceFile, rows: Columns, flows: bool, segments: Segments) -> None:
+        self._file, self._segments = file, segments
         self._rows = rows
-        self._at = at = Intervals(rows)
+        self._at = at = Intervals(rows, segments)
         self.lanes = at.lanes
         self._flows = at.expects & at.ran if flows else np.zeros(len(at.ran), bool)
 
@@ -87,18 +92,33 @@ class _Track:
         """Add the track of what was done; returns how many slices were clipped."""
         _name_track(self._file, pid, tid, name)
         where = f'"pid":{pid},"tid":{tid}'
-        for row in np.argsort(self._at.begin, kind="stable").tolist():
-            begin, end = int(self._at.begin[row]), int(self._at.end[row])
+        clipped = 0
+        for begin, end, row, number in self._pieces():
             text, colour = self._named(row)
             head = f'{{"name":"{text}","cat":"actual",{where},"ts":{us(begin)}'
             tail = f'"cname":"{colour}","args":{self._args(row)}}}'
-            if self._at.ran[row]:
-                self._file.add(f'{head},"ph":"X","dur":{us(end - begin)},{tail}')
-                if self._flows[row]:
-                    self._flow(row, where, begin, int(self._at.due_begin[row]), first=False)
-            else:
+            if not self._at.ran[row]:
                 self._file.add(f'{head},"ph":"i","s":"t",{tail}')
-        return int(np.count_nonzero(self._at.clipped))
+                continue
+            self._file.add(f'{head},"ph":"X","dur":{us(end - begin)},{tail}')
+            if self._flows[row] and not number:
+                self._flow(row, where, begin, int(self._at.due_begin[row]), first=False)
+            clipped += bool(self._at.clipped[row])
+        return clipped
+
+    def _interrupted(self, row: int) -> Sequence[tuple[int, int]]:
+        return self._segments.get(int(self._rows["action_id"][row]), ())
+
+    def _pieces(self) -> list[tuple[int, int, int, int]]:
+        """(begin, end, row, number of the segment) of everything that was done, in the order of time."""
+        at, pieces = self._at, []
+        for row in np.argsort(at.begin, kind="stable").tolist():
+            whole = ((int(at.begin[row]), int(at.end[row])),)
+            for number, (begin, end) in enumerate(self._interrupted(row) or whole):
+                pieces.append((begin, end, row, number))
+        if self._segments:
+            pieces.sort(key=lambda piece: piece[0])
+        return pieces
 
     def predicted(self, pid: int, tid: int, name: str, lane: int) -> None:
         """Add the track of those predictions that are in `lane`."""

@@ -32,10 +32,11 @@ _Link = tuple[tuple[int, int, int], "_Link | None"]
 
 
 def is_exactly_solvable(problem: Problem) -> bool:
-    """True for one GPU, requests of one model, and dues in the order of releases."""
+    """True for one GPU, requests of one model that nothing interrupts, and dues in the order of releases."""
     requests = problem.requests
     return (
         problem.gpus == 1
+        and not problem.interruptible
         and len({request.model for request in requests}) <= 1
         and all(a.due_ns <= b.due_ns for a, b in pairwise(requests))
     )

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from slosched.config import GpuProfile
+from slosched.config import GpuProfile, canonical_model
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.workloads.base import Step, Workload
 from slosched.workloads.engine import Engine
@@ -55,12 +55,14 @@ class Problem:
     """`classes[model][kind]` are the batch classes there ({}: that kind cannot run the model).
 
     Requests are ordered by release, then due. A batch of k requests of one model runs as a class of at
-    least k, on one GPU, without a pause; a GPU runs one batch at a time. All weights are everywhere.
+    least k, on one GPU, without a pause unless the model is in `interruptible`; a GPU runs one batch at a
+    time. All weights are everywhere.
     """
 
     kinds: tuple[GpuKind, ...]
     classes: tuple[tuple[Classes, ...], ...]
     requests: tuple[Request, ...]
+    interruptible: frozenset[int] = frozenset()
 
     @property
     def gpus(self) -> int:
@@ -86,7 +88,8 @@ class Cluster:
     """The cluster of the bound: GPUs, and the network latencies of every request, in ns.
 
     `profiles` has one entry for each GPU. `default_slo_ns` is that of requests which name none. Classes
-    above `max_batch`, and those above 1 that take longer than `max_exec_ns`, are not used.
+    above `max_batch`, and those above 1 that take longer than `max_exec_ns`, are not used. With `preempt` the
+    runs of models that are longer than their profile's `boundary_ns` can be interrupted.
     """
 
     profiles: tuple[GpuProfile, ...]
@@ -95,6 +98,7 @@ class Cluster:
     default_slo_ns: int
     max_batch: int | None = None
     max_exec_ns: int | None = None
+    preempt: bool = False
 
     def kinds(self) -> tuple[tuple[GpuProfile, int], ...]:
         """The distinct profiles, in order of their first GPU, and how many GPUs have each."""
@@ -143,8 +147,8 @@ def cells_of(
 ) -> list[CellProblem]:
     """A problem for each step, with the requests that the client sends with that seed.
 
-    Raises InvalidConfig for closed loops and workloads without an end, UnknownName for models that no
-    GPU's profile has.
+    Raises InvalidConfig for closed loops, workloads without an end and models with length classes,
+    UnknownName for models that no GPU's profile has.
     """
     check_open(workload, seed)
     engine = Engine(workload, seed=seed, duration_ns=duration_ns)
@@ -172,7 +176,8 @@ def cells_of(
         last = following >= len(engine.steps)
         ends_ns = engine.end_ns if last else min(engine.end_ns, engine.steps[following].start_ns)
         if pairs:
-            problem = Problem(gpus, classes, tuple(request for request, _ in pairs))
+            asked = tuple(request for request, _ in pairs)
+            problem = Problem(gpus, classes, asked, _interruptible(names, cluster))
             offsets = tuple(at_ns - step.start_ns for _, at_ns in pairs)
             length_ns = ends_ns - step.start_ns
             found.append(
@@ -188,11 +193,30 @@ def cells_of(
     return found
 
 
+def _interruptible(names: Sequence[str], cluster: Cluster) -> frozenset[int]:
+    """The places of the models that some GPU can interrupt."""
+    if not cluster.preempt:
+        return frozenset()
+    able = {
+        name
+        for profile, _ in cluster.kinds()
+        for name, model in profile.models.items()
+        if profile.boundary_ns and max(model.exec_ns.values()) > profile.boundary_ns
+    }
+    return frozenset(place for place, name in enumerate(names) if canonical_model(name) in able)
+
+
 def _classes(profile: GpuProfile, name: str, cluster: Cluster) -> dict[int, int]:
     try:
-        table = profile.model(name).exec_ns
+        model = profile.model(name)
     except UnknownName:
         return {}
+    if model.lengths:
+        raise InvalidConfig(
+            f"model {name!r} has length classes, and requests of several may share a batch: bounds know one "
+            "program for each model"
+        )
+    table = model.exec_ns
     return {
         batch: exec_ns
         for batch, exec_ns in sorted(table.items())

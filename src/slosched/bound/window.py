@@ -20,6 +20,7 @@ too large, the largest such models become *fluid*: each of their requests takes 
 time, in any slots from its release to its due. The share is exec / k for the class where that is least,
 k being the class or, if fewer, the number of the model's requests that could be in one batch with
 it. A real batch of j such requests runs no shorter than the sum of their shares, so this only adds, too.
+Models whose runs can be interrupted are fluid always: a share may lie in any slots, with pauses between them.
 
 Window edges: all requests that *arrive* in the window are counted, and nothing else is: the GPUs are free
 when it begins, and stay free for these requests after it ends. Whatever a scheduler does with the rest
@@ -77,7 +78,8 @@ def window_bound(
     lp = build.programme(fluid)
     value = lp.solve(time_limit_s=time_limit_s) if lp.size <= largest else None
     served = None if value is None else min(len(requests), math.floor(value + _ROUNDING))
-    return WindowBound(len(requests), served, lp.size, len(fluid))
+    smaller = [model for model in fluid if model not in problem.interruptible]
+    return WindowBound(len(requests), served, lp.size, len(smaller))
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,9 @@ class _Build:
         return (at_ns - self._base_ns) // self._grid_ns
 
     def choose_fluid(self, largest: int) -> list[int]:
-        """The models to be treated as fluid so that there are at most `largest` coefficients."""
+        """The models to be treated as fluid: those that can be interrupted, and more where there would be more
+        than `largest` coefficients.
+        """
         sizes = []
         for model, members in self._by_model.items():
             exactly = sum(
@@ -125,12 +129,15 @@ class _Build:
         total = sum(size for size, _ in sizes)
         total += sum(self._fluid_size(members) for members in self._by_model.values())
         total += 3 * self._slots * len(self._problem.kinds)  # what runs, whatever begins
-        fluid = []
+        interruptible = self._problem.interruptible
+        fluid = [model for _, model in sizes if model in interruptible]
+        total -= sum(saved for saved, model in sizes if model in interruptible)
         for saved, model in sorted(sizes, reverse=True):
             if total <= largest or saved <= 0:
                 break
-            fluid.append(model)
-            total -= saved
+            if model not in interruptible:
+                fluid.append(model)
+                total -= saved
         return fluid
 
     def _fluid_size(self, members: Sequence[tuple[int, Request]]) -> int:

@@ -16,8 +16,10 @@ from slosched.cli import (
     controller,
     demo,
     doctor,
+    experiment,
     explain,
     fuzz,
+    keys,
     max_rate,
     plan,
     plot,
@@ -41,11 +43,14 @@ _ORDER = (
     "models",
     "status",
     "unload",
+    "drain",
+    "keys",
     "simulate",
     "compare",
     "max-rate",
     "bound",
     "plan",
+    "experiment",
     "plot",
     "report",
     "explain",
@@ -128,6 +133,8 @@ app.add_typer(
 app.command("models", short_help="List the models of a controller.")(ask.models)
 app.command("status", short_help="Show a controller's state.")(ask.status)
 app.command("unload", short_help="Unload a model from the workers.")(ask.unload)
+app.command("drain", short_help="Take a worker out of use, or back.")(ask.drain)
+app.add_typer(keys.app, name="keys", short_help="Make the cluster's join key.")
 app.command("profile", short_help="Measure models on a device.")(profile.profile)
 app.command("simulate", cls=PositionalCommand, short_help="Run a workload in virtual time.")(
     simulate.simulate
@@ -142,6 +149,9 @@ app.command("bound", cls=PositionalCommand, short_help="How good any scheduler c
     bound.bound
 )
 app.command("plan", short_help="How many GPUs a mix of models needs.")(plan.plan)
+app.command("experiment", short_help="All runs of a published figure, on many hosts.")(
+    experiment.experiment
+)
 app.add_typer(plot.app, name="plot", short_help="Draw a published figure from run directories.")
 app.command("report", short_help="Write what a run came to as one HTML page.")(report.report)
 app.command("explain", short_help="Why a request was refused, failed or late.")(explain.explain)

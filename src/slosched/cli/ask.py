@@ -1,10 +1,9 @@
-"""One question to a controller, one answer: `infer`, `models`, `status` and `unload`."""
+"""One question to a controller, one answer: `infer`, `models`, `status`, `unload` and `drain`."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -48,12 +47,14 @@ def controller_address(ctx: typer.Context, given: str | None) -> str:
 def infer(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="A model's name; `slosched models` lists them.")],
-    input_path: Annotated[
-        Path | None,
+    inputs: Annotated[
+        list[str] | None,
         typer.Argument(
-            metavar="[IMAGE|ARRAY.npy]",
-            help="An image, scaled and normalised as for ImageNet, or one input as a numpy array. "
-            "If left out, the worker generates an input, and no output is returned.",
+            metavar="[IMAGE|ARRAY.npy|ARRAYS.npz|TEXT|NAME=FILE|NAME=TEXT]...",
+            help="The inputs: an image, scaled and normalised as for ImageNet; a numpy array, or an .npz file "
+            "with one for each input; a text, or a file of it, where the model takes BYTES. Several inputs: "
+            "each as NAME=FILE or NAME=TEXT. If left out, the worker generates an input, and no output is "
+            "returned.",
             show_default=False,
         ),
     ] = None,
@@ -61,8 +62,8 @@ def infer(
         str | None,
         typer.Option(
             metavar="DURATION",
-            help="Deadline after arrival at the controller, for example 25ms; a bare number is in "
-            "seconds. Default: the controller's.",
+            help="From the request's send to the receipt of its answer, for example 25ms; a bare number is "
+            "in seconds. Default: the controller's.",
         ),
     ] = None,
     json: Json = False,
@@ -76,6 +77,7 @@ def infer(
     Examples:
       slosched client infer resnet50_v2 cat.jpg --slo 25ms
       slosched client cluster02:12346 infer bert_base tokens.npy --json
+      slosched client infer sentences input_ids=ids.npy attention_mask=mask.npy
     """
     if slo is not None:
         duration_ns("--slo", slo)
@@ -83,7 +85,7 @@ def infer(
     from slosched.clients.one_shot import OneShot, infer_once
 
     try:
-        result = infer_once(controller_address(ctx, None), model, input_path, slo)
+        result = infer_once(controller_address(ctx, None), model, inputs, slo)
     except RequestFailed as error:
         answer = error.reply
         if not isinstance(answer, Inference):
@@ -292,6 +294,47 @@ def _outcome(answer: Unloaded) -> str:
     if not answer.kept:
         return text
     return f"{text}, {answer.kept:,} kept: other clients use {'it' if answer.kept == 1 else 'them'}"
+
+
+# -------------------------------------------------------------------------------------- drain
+
+
+def drain(
+    ctx: typer.Context,
+    worker: Annotated[
+        str,
+        typer.Argument(help="A worker's name, number or address; `slosched status` shows them."),
+    ],
+    address: Address = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Take the worker back into use.")] = False,
+    name: Annotated[
+        str,
+        typer.Option(
+            "--name",
+            help="Name of this client at the controller: one of its --operators. Default: slosched drain.",
+            show_default=False,
+        ),
+    ] = "",
+    json: Json = False,
+) -> None:
+    """Take a worker out of use: it gets no new work, and what it holds ends first.
+
+    `slosched status` shows it as draining, then as drained; its process may then be ended. Its models stay in
+    its memory for --undo. A new process that registers under its name is used again. The controller must list
+    this client's name in its option --operators.
+
+    \b
+    Examples:
+      slosched drain gpu01/cuda:0 --name ops
+      slosched drain 2 cluster02:12346 --name ops
+      slosched drain gpu01/cuda:0 --undo --name ops
+    """
+    where = controller_address(ctx, address)
+    worker_id, state = _ask(where, "drain_worker", worker, name=name or "slosched drain", undo=undo)
+    if json:
+        print_json({"worker": worker, "worker_id": worker_id, "state": state})
+        return
+    say(f"worker {worker_id} ({worker}): {state}")
 
 
 def _ask(address: str, question: str, *values: Any, name: str = "", **options: Any) -> Any:

@@ -172,6 +172,7 @@ def cluster_of(spec: SimSpec, sim: SimOptions, judge: str) -> Cluster:
         default_slo_ns=spec.scheduler.default_slo_ns,
         max_batch=spec.scheduler.max_batch,
         max_exec_ns=spec.scheduler.max_exec_ns,
+        preempt=spec.scheduler.preempt,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a child of cli/children.py runs: `python -m slosched.cli.child PARENT ARGUMENTS`."""
+"""What a child of experiment/children.py runs: `python -m slosched.cli.child PARENT ARGUMENTS`."""
 
 from __future__ import annotations
 

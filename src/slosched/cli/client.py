@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slosched.cli.ask import Json, controller_address, infer, models, status, unload
+from slosched.cli.ask import Json, controller_address, drain, infer, models, status, unload
 from slosched.cli.guard import SloschedGroup
 from slosched.cli.help import SloschedTyper
 from slosched.cli.max_rate import max_rate_live
@@ -105,7 +105,7 @@ app = SloschedTyper(
     name="client",
     rich_markup_mode=None,
     no_args_is_help=True,
-    subcommand_metavar="WORKLOAD|FILE.toml|infer|max-rate|models|status|unload [ARGS]...",
+    subcommand_metavar="WORKLOAD|FILE.toml|infer|max-rate|models|status|unload|drain [ARGS]...",
 )
 
 
@@ -130,6 +130,7 @@ app.command("max-rate", short_help="The highest rate at which an SLO holds.")(ma
 app.command("models")(models)
 app.command("status")(status)
 app.command("unload")(unload)
+app.command("drain")(drain)
 
 
 # ----------------------------------------------------------------------------------- workloads

@@ -1,4 +1,4 @@
-"""The rows of the option table (options.py) as options of a command, and as the command line of a child.
+"""The rows of the option table (options.py) as options of a command.
 
 A command takes those of a config class by being decorated:
 
@@ -19,14 +19,13 @@ from typing import Annotated, Any, cast, get_type_hints
 
 import typer
 
-from slosched.cli.values import duration_ns, names, size_bytes, weight_rules, weights_text
-from slosched.config import WeightRule
-from slosched.options import Row, rows
+from slosched.cli.values import duration_ns, names, size_bytes, weight_rules
+from slosched.command_line import WEIGHTS, command_rows
+from slosched.options import Row
 
 #: What the command line says, by the names of rows; None where it says nothing.
 Options = Mapping[str, Any]
 
-_WEIGHTS = tuple[WeightRule, ...]
 _TEXT = str | None
 #: Types that Typer reads by itself, as options that may be left out. The others are texts to it.
 _READ_BY_TYPER: dict[Any, Any] = {int: int | None, float: float | None, bool: bool | None}
@@ -87,11 +86,6 @@ def with_parameters(
     return run
 
 
-def command_rows(config: type) -> list[Row]:
-    """The options of `config` that the command line has."""
-    return [row for row in rows(config) if row.on_command_line]
-
-
 def declaration(row: Row) -> Any:
     """The row as the annotation of a command's parameter."""
     option = typer.Option(
@@ -135,30 +129,6 @@ def _value(row: Row, given: Any) -> Any:
         return duration_ns(row.argument, given)
     if row.unit == "bytes":
         return size_bytes(row.argument, given)
-    if row.plain == _WEIGHTS:
+    if row.plain == WEIGHTS:
         return weight_rules(row.argument, given)
     return names(given) if row.plain == tuple[str, ...] else given
-
-
-def command_line(config: Any) -> list[str]:
-    """The options with which a command gets exactly the options of `config`. A value of None is left out."""
-    arguments: list[str] = []
-    for row in command_rows(type(config)):
-        value = getattr(config, row.field)
-        if value in (None, ()):
-            continue
-        if row.plain is bool:
-            on, _, off = row.argument.partition("/")
-            arguments.append(on if value else off)
-        else:
-            arguments += [row.argument, _text(row, value)]
-    return arguments
-
-
-def _text(row: Row, value: Any) -> str:
-    """The text of which `_value` makes `value`."""
-    if row.unit == "ns":
-        return f"{value}ns"
-    if row.plain == _WEIGHTS:
-        return weights_text(value)
-    return ",".join(value) if isinstance(value, tuple) else str(value)

@@ -54,7 +54,8 @@ _Rest = Annotated[
 _Workers = Annotated[
     list[str] | None,
     typer.Option(
-        help="host:port,... or host:12345-12348; may be repeated.", rich_help_panel=ADDRESSES
+        help="host:port,... or host:12345-12348; may be repeated. Other workers may register.",
+        rich_help_panel=ADDRESSES,
     ),
 ]
 _Config = Annotated[
@@ -100,6 +101,7 @@ def controller(
       slosched controller INFER5 --workers gpu01:12345,gpu02:12345 --schedule-ahead 5ms
       slosched controller INFER5 --workers gpu01:12345-12348 --default-slo 50ms --log-dir run1
       slosched controller INFER5 gpu01:12345,gpu02:12345 0 6 5000000    # Clockwork's own form
+      slosched controller INFER5 --join-key cluster.key    # workers register: worker --controller HOST:PORT
     """
     from slosched.core.scheduler.policies import about
 
@@ -127,8 +129,6 @@ def _check(config: ControllerConfig) -> None:
     from slosched.core.scheduler.policies import resolved
 
     resolved(config.scheduler)
-    if not config.workers:
-        raise InvalidConfig("no worker is named; give --workers host:port[,host:port...]")
 
 
 def _base_config(path: Path | None) -> ControllerConfig:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slosched.cli.children import Child, Children, ended_by_signals
 from slosched.cli.output import say, warn
 from slosched.errors import MissingPackage, SloschedError
+from slosched.experiment.children import Child, Children, ended_by_signals
 from slosched.units import NS_PER_S, format_duration, format_share
 
 if TYPE_CHECKING:
-    from slosched.clients.inference import Array
+    from slosched.clients.tensors import Array
     from slosched.messages import ModelInfo
 
 _STEPS = 12  # of the published sweep, 1 100 1.5 mul

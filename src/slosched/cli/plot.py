@@ -39,7 +39,7 @@ def plot() -> None:
 
     Figures are drawn from the telemetry files alone, live or simulated. Windows of time are the
     published ones; a run that is too short for them says so, and takes shorter ones by option.
-    analysis/figureN.py makes the runs of a figure and draws it. This needs matplotlib: pip install
+    `slosched experiment` makes the runs of a figure and draws it. This needs matplotlib: pip install
     slosched[plot].
     """
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec import structs
 
 from slosched.cli.ask import Json
 from slosched.cli.config_options import Options, takes_options, values_of
@@ -147,7 +148,7 @@ def profile(
     book = _Book(gpu, out, replacing=before is not None)
     failed = _measure(book, worker, model or [], all_, sizes)
     if json:
-        print_json(asdict(book.gpu))
+        print_json(_as_json(book.gpu))
     elif book.gpu.models:
         say(_table(list(book.gpu.models.values())))
         if out is not None:
@@ -230,10 +231,20 @@ def _worker_config(path: Path | None) -> WorkerConfig:
     return load_worker_config(path, WorkerConfig())
 
 
+def _as_json(gpu: GpuProfile) -> dict[str, Any]:
+    document = asdict(gpu)
+    for model in document["models"].values():
+        for kind in ("inputs", "outputs"):
+            model[kind] = [structs.asdict(tensor) for tensor in model[kind]]
+    return document
+
+
 def _table(models: list[ModelProfile]) -> str:
+    by_length = any(model.lengths for model in models)
     rows = [
         (
             m.name,
+            *((length or "",) if by_length else ()),
             batch,
             format_duration(ns),
             format_duration(ns / batch),
@@ -241,6 +252,8 @@ def _table(models: list[ModelProfile]) -> str:
             f"{m.weights_bytes / 1e6:.1f} MB",
         )
         for m in models
-        for batch, ns in sorted(m.exec_ns.items())
+        for length in m.lengths or (0,)
+        for batch, ns in sorted(m.times(length).items())
     ]
-    return table_text(("model", "batch", "exec", "per request", "transfer", "weights"), rows)
+    heads = ("model", *(("length",) if by_length else ()), "batch", "exec", "per request")
+    return table_text((*heads, "transfer", "weights"), rows)

@@ -22,13 +22,13 @@ import typer
 
 from slosched.cli.config_options import (
     Options,
-    command_rows,
     declaration,
     kind_written,
     values_of,
     with_parameters,
 )
 from slosched.cli.values import duration_ns, scheduler_type, size_bytes
+from slosched.command_line import command_rows
 from slosched.config import WEIGHT_RANGE, SchedulerConfig
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.options import CLUSTER, NETWORK, NOISE, Row

@@ -64,14 +64,15 @@ def first_line(
     address: str, report: Mapping[str, Any], workers: Sequence[Mapping[str, Any]]
 ) -> str:
     """Which policy serves, of which package if that is not slosched, and how many workers it has."""
-    joined = sum(w.get("state") == "joined" for w in workers)
+    joined = sum(w.get("state") in ("joined", "draining") for w in workers)
+    present = sum(w.get("state") != "left" for w in workers)
     state = (
         "draining" if report.get("draining") else "ready" if report.get("ready") else "not ready"
     )
     package = report.get("policy_package")
     return (
         f"{address}: {report.get('policy', '?')} ({report.get('fidelity', '?')}"
-        f"{f', from {package}' if package else ''}), {state}, {joined} of {len(workers)} workers joined"
+        f"{f', from {package}' if package else ''}), {state}, {joined} of {present} workers joined"
     )
 
 
@@ -103,6 +104,7 @@ def _workers(workers: list[dict[str, Any]]) -> str:
     rows = [
         (
             w.get("worker_id"),
+            w.get("name") or "-",
             w.get("state"),
             w.get("host") or "-",
             w.get("device") or "-",
@@ -116,6 +118,7 @@ def _workers(workers: list[dict[str, Any]]) -> str:
     ]
     headings = (
         "worker",
+        "name",
         "state",
         "host",
         "device",

@@ -343,10 +343,10 @@ def validate(
       slosched validate slo-exp-1 resnet50_v2 12 poisson 300 2 32 2 mul 4 --out checked --json
       slosched validate workloads/fig7-quick.toml --fidelity paper --schedule-ahead 10ms
     """
-    from slosched.cli.children import ended_by_signals
     from slosched.cli.local_run import Cluster
     from slosched.cli.sim_options import SimOptions
     from slosched.config_file import load_profile
+    from slosched.experiment.children import ended_by_signals
     from slosched.telemetry.manifest import write_manifest
     from slosched.telemetry.run_dir import claim_run_dir, default_log_dir
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from slosched.addresses import parse_address
+from slosched.command_line import SLO_CLASS
 from slosched.config import CONTROLLER_PORT, WORKER_PORT, WeightRule
 from slosched.errors import InvalidConfig, InvalidDuration
 from slosched.units import parse_bytes, parse_duration_ns
@@ -18,9 +18,6 @@ from slosched.units import parse_bytes, parse_duration_ns
 #: The largest range that an option may name.
 _MAX_RANGE = 1024
 _NUMBERS = re.compile(r"^(\d{1,9})(?:-(\d{1,9}))?$")
-
-#: Before the SLO of a class of requests that has a weight.
-_SLO_CLASS = "slo<="
 
 #: Their bare numbers were nanoseconds up to version 0.1: a script that has one must not get an hour.
 _ONCE_IN_NS = (
@@ -170,8 +167,8 @@ def weight_rules(option: str, text: str) -> tuple[WeightRule, ...]:
             if not (equals and whom):
                 raise InvalidConfig("write it as NAME=WEIGHT or slo<=DURATION=WEIGHT")
             weight = float(number)
-            if whom.startswith(_SLO_CLASS):
-                slo_max_ns = duration_ns("the SLO", whom.removeprefix(_SLO_CLASS))
+            if whom.startswith(SLO_CLASS):
+                slo_max_ns = duration_ns("the SLO", whom.removeprefix(SLO_CLASS))
                 rules.append(WeightRule(weight, slo_max_ns=slo_max_ns))
             else:
                 rules.append(WeightRule(weight, client=whom))
@@ -180,13 +177,6 @@ def weight_rules(option: str, text: str) -> tuple[WeightRule, ...]:
         except ValueError:
             raise InvalidConfig(f"{option} {part.strip()!r}: {number!r} is not a number") from None
     return tuple(rules)
-
-
-def weights_text(rules: Sequence[WeightRule]) -> str:
-    """What `weight_rules` reads."""
-    return ",".join(
-        f"{rule.client or f'{_SLO_CLASS}{rule.slo_max_ns}ns'}={rule.weight!r}" for rule in rules
-    )
 
 
 def inputs_enabled(option: bool | None) -> bool:

@@ -37,6 +37,7 @@ def worker(*, options: Options, config: _Config = None) -> None:
       slosched worker --dtype float16 --channels-last  # half the weights, and faster images
       slosched worker --libraries torchvision,timm     # and then: slosched client infer timm/resnet10t
       slosched worker --config worker.toml             # own models; see daemon/worker.toml
+      slosched worker --controller gpu01:12346 --join-key cluster.key    # no list at the controller needed
     """
     base = WorkerConfig()
     if config is not None:
@@ -44,6 +45,10 @@ def worker(*, options: Options, config: _Config = None) -> None:
 
         base = load_worker_config(config, base)
     resolved = replace(base, **values_of(WorkerConfig, options))
+    if resolved.join_key:
+        from slosched.join_key import read_join_key
+
+        read_join_key(resolved.join_key)  # before a GPU's process is started
     raise typer.Exit(_serve(resolved, options["gpus"]))
 
 

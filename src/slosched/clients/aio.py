@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
-from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -23,39 +22,22 @@ from slosched.clients.arguments import (
     check_model,
     known_slo_ns,
     slo_fields,
-    time_limit_s,
     user_number,
 )
 from slosched.clients.forks import generation
-from slosched.clients.inference import Array, Inference, Model
-from slosched.clients.questions import Questions
-from slosched.clients.session import OnReply, not_served
+from slosched.clients.inference import Inference, Model
+from slosched.clients.questions import Questions, limit_ns
+from slosched.clients.session import OnReply, OnRestart
+from slosched.clients.tensors import Inputs, pack, unpack
 from slosched.clock import now_ns
 from slosched.codes import Code
 from slosched.config import CONTROLLER_PORT
-from slosched.errors import (
-    ConnectionLost,
-    InvalidRequest,
-    RequestFailed,
-)
-from slosched.messages import (
-    CancelRequest,
-    InferReply,
-    InferRequest,
-)
-from slosched.transport.bundles import MAX_BUNDLED, RequestBundle
-from slosched.transport.codec import Frame, encode
-from slosched.units import NS_PER_S, format_duration
+from slosched.core.client.interface import Infer
+from slosched.errors import ConnectionLost, InvalidRequest
+from slosched.messages import InferReply
+from slosched.transport.codec import Frame
 
 DEFAULT_ADDRESS = f"127.0.0.1:{CONTROLLER_PORT}"
-
-_GRACE_S = 5.0  # beyond a request's SLO
-#: The whole limit of a request whose SLO this client does not know: an older controller's default.
-_UNKNOWN_SLO_LIMIT_S = 60.0
-#: After a controller's restart: until it has said hello again, and until a model is loaded again.
-_HELLO_AGAIN_S = 5.0
-_GATHER_S = 0.002
-_LOAD_AGAIN_S = 60.0
 
 
 class AsyncClient(Questions):
@@ -66,16 +48,6 @@ class AsyncClient(Questions):
     `weight` is what its requests are worth beside others' of 1, within 0.01..100 and as far as the
     operator lets it say so; InvalidConfig for another.
     """
-
-    def __init__(
-        self, address: str = DEFAULT_ADDRESS, *, name: str = "", weight: float = 1.0
-    ) -> None:
-        super().__init__(address, name=name, weight=weight)
-        self._later: list[InferRequest] = []  # submitted, not sent yet
-        self._gathering: asyncio.TimerHandle | None = None  # they leave together, when it rings
-        #: What took the place of handles of a controller that was restarted, by name and copy.
-        self._renewed: dict[tuple[str, int], Model] = {}
-        self._renewing = asyncio.Lock()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -92,12 +64,13 @@ class AsyncClient(Questions):
 
     def submit(
         self,
-        model_id: int,
+        model: Model,
         *,
         slo_factor: float = 0.0,
         slo_ns: int = 0,
         user_id: int = 0,
         frame: Frame | None = None,
+        length: int = 0,
         on_reply: OnReply,
         later: bool = False,
     ) -> int:
@@ -105,110 +78,63 @@ class AsyncClient(Questions):
 
         With `later` it may wait for `flush`, which sends what has no input as one message.
 
-        `frame` is the input's bytes in C order, of the shape and dtype of a model that this client
-        has loaded. It may be sent without a copy: leave it unchanged until the answer. `on_reply`
-        runs in the event loop, once, or never if the controller is lost. Raises ConnectionLost if
-        nothing can be sent now, or the model's id is not known (any more): a restarted controller
-        may give it to another model. Raises InvalidRequest for a value that cannot travel.
+        `frame` has the inputs' bytes as signature.py lays them out, for a request of `length` where a
+        dimension varies; that of a single input is its bytes in C order. It may be sent without a copy: leave
+        it unchanged until the answer. `on_reply` runs in the event loop, once, or never if the controller is
+        lost: then `on_lost` is called with its id, if it is set. Raises ConnectionLost if nothing can be sent
+        now, the model was unloaded, or is not loaded again yet after a restart of the controller;
+        InvalidRequest for a value that cannot travel.
         """
-        self._check_process()
-        if self._closed:
-            raise ConnectionLost("this client is closed", code=Code.CANCELLED)
-        check_fields(model_id, slo_factor, slo_ns, user_id)
-        info = self._infos.get(model_id)
-        if info is None:
-            raise ConnectionLost(
-                f"model {model_id} is not loaded through this connection, was unloaded, or the controller "
-                f"at {self.address} was restarted since; load it again",
-                code=Code.CANCELLED,
-            )
-        request_id = self._next_id
-        self._next_id = request_id + 1
-        if later and frame is None:
-            message = InferRequest(
-                request_id=request_id,
-                model_id=model_id,
-                slo_ns=slo_ns,
-                slo_factor=slo_factor,
-                user_id=user_id,
-            )
-            self._later.append(message)
-            self._inferences[request_id] = on_reply
+        if self._closed or self._generation != generation():
+            self._check_open()
+        check_model(model)
+        check_fields(slo_factor, slo_ns, user_id)
+        held, now = model.held, now_ns()
+        bundled = later and frame is None
+        event = Infer(held, slo_ns, slo_factor, user_id, frame is not None, length, bundled)
+        request_id = self._brain.handle(event, now_ns=now)
+        if not request_id:
+            raise ConnectionLost(self._brain.unready(held), code=Code.CANCELLED)
+        self._on_reply[request_id] = on_reply
+        if bundled:
             return request_id
-        message = InferRequest(
-            request_id=request_id,
-            model_id=model_id,
-            slo_ns=slo_ns,
-            slo_factor=slo_factor,
-            user_id=user_id,
-            sent_ns=now_ns(),
-            shape=() if frame is None else info.input_shape,
-            dtype="" if frame is None else info.input_dtype,
-        )
-        sent = self._dealer.send([encode(message)] if frame is None else [encode(message), frame])
-        if not sent:
-            raise ConnectionLost(
-                f"the controller at {self.address} takes no messages now: there is no connection, "
-                "or too many of them wait to be sent",
-                code=Code.CANCELLED,
-            )
-        self._inferences[request_id] = on_reply
-        self._reader.recheck()
+        if frame is not None:
+            self._inputs[request_id] = frame
+        failed = self._step_now(now)
+        if request_id in failed:
+            raise ConnectionLost(failed[request_id], code=Code.CANCELLED)
         return request_id
 
     def flush(self) -> list[int]:
         """Send what `submit` kept for later. Returns the ids of those that could not be sent.
 
-        While the controller refuses requests at its door, a message leaves only every 2 ms, with all that came
-        meanwhile: it takes a message's cost from what the controller could serve.
+        While the controller refuses requests at its door, the brain lets a message leave only every 2 ms, with
+        all that came meanwhile.
         """
         self._check_process()
-        if not self._later:
+        if not self._brain.requests.gathered:
             return []
-        if self._crowded_until_ns and len(self._later) < MAX_BUNDLED:
-            if now_ns() < self._crowded_until_ns:
-                if self._gathering is None:
-                    self._gathering = self._loop.call_later(_GATHER_S, self._gathered)
-                return []
-            self._crowded_until_ns = 0
-        lost = self._send_later()
-        for request_id in lost:
-            self._inferences.pop(request_id, None)
-        return lost
+        return list(self._step_now(now_ns()))
 
-    def _gathered(self) -> None:
-        self._gathering = None
-        for request_id in self._send_later():
-            on_reply = self._inferences.pop(request_id, None)
-            if on_reply is not None:
-                on_reply(not_served(request_id, Code.CANCELLED, "it could not be sent"), None)
-
-    def _send_later(self) -> list[int]:
-        later, self._later = self._later, []
-        if self._closed:
-            return [request.request_id for request in later]
-        lost = []
-        for first in range(0, len(later), MAX_BUNDLED):
-            requests = later[first : first + MAX_BUNDLED]
-            message = RequestBundle(tuple(requests), now_ns())
-            if not self._dealer.send([encode(message)]):
-                lost += [request.request_id for request in requests]
-        self._reader.recheck()
-        return lost
+    def _step_now(self, now: int) -> dict[int, str]:
+        """One step; returns the requests of `submit` that failed in it, with words."""
+        failed = self._failed_now = {}
+        try:
+            self._step(now)
+        finally:
+            self._failed_now = None
+        return failed
 
     def cancel(self, request_id: int) -> None:
         """Give up a request of `submit`: its answer, if there is one, is not heard any more."""
-        if self._inferences.pop(request_id, None) is None:
-            return
-        waiting = len(self._later)
-        self._later = [request for request in self._later if request.request_id != request_id]
-        if len(self._later) == waiting:  # it was sent
-            self._send(CancelRequest(request_id))
+        self._check_process()
+        if request_id in self._on_reply:
+            self._cancel(request_id)
 
     async def infer(
         self,
         model: Model,
-        array: Array | None = None,
+        inputs: Inputs | None = None,
         *,
         slo: float | str | None = None,
         slo_factor: float | None = None,
@@ -217,152 +143,87 @@ class AsyncClient(Questions):
     ) -> Inference:
         """Run one inference and return its answer.
 
-        `array` has the model's `input_shape` and `input_dtype` exactly; without one the worker
-        makes the input and no output returns. `slo` is the deadline after arrival at the
-        controller, in seconds or as text ("25ms"); `slo_factor` gives it as a multiple of the
-        model's b1; with neither the controller's default holds. Cancelling the awaiting task
-        cancels the request; so does `timeout_s`, an own limit of the wait. Without one, the wait
-        ends 5 s after the SLO, or after 60 s where the SLO is unknown.
+        `inputs` maps each input's name to an array of its dtype and shape exactly (for BYTES: a text, bytes,
+        or a list or array of them); a single input may be given itself. A dimension of -1 is the request's
+        length, the same for all. Without inputs the worker makes them, and no output returns. `slo` is the
+        time from this call's send to the receipt of its answer, in seconds or as text ("25ms"); `slo_factor`
+        gives it as a multiple of the model's b1; with neither the controller's default holds. Cancelling the
+        awaiting task cancels the request; so does `timeout_s`, an own limit of the wait. Without one, the
+        wait ends 5 s after the SLO, or after 60 s where the SLO is unknown.
 
-        After a restart of the controller the model is loaded again first, once for all requests that
-        need it (within `timeout_s`, else 60 s); the answer's `model` is the new handle. A request that was
-        on its way when the controller went fails with ConnectionLost: it may have run already.
+        While the client loads the model again, after a restart of the controller, the request waits (within
+        `timeout_s`, else 60 s). One that was in flight when the controller went fails with ConnectionLost: it
+        may have run already.
 
         Raises DeadlineExceeded when it was refused, given up or timed out (`.reply.remaining_s`
         then tells the time left until the deadline), InvalidRequest for an impossible SLO, shape or
         dtype, ConnectionLost when the controller went away, RequestFailed for anything else.
         """
-        self._check_process()
+        self._check_open()
         check_model(model)
         factor, slo_ns = slo_fields(slo, slo_factor)
         known_slo_ns(model, factor, slo_ns)  # raises before anything is sent
         user_id = user_number(user_id)
-        timeout_s = None if timeout_s is None else time_limit_s(timeout_s)
-        ends_s = self._loop.time() + timeout_s if timeout_s is not None else None
-
-        def left_s() -> float | None:
-            return None if ends_s is None else max(0.001, ends_s - self._loop.time())
-
-        current = await self._current(model, left_s())
-        try:
-            return await self._infer(current, array, factor, slo_ns, left_s(), user_id)
-        except InvalidRequest as error:
-            # No model saw the request: a controller that was just started does not know this client.
-            reply = error.reply
-            if not isinstance(reply, Inference) or reply.message.model_id >= 0:
-                raise
-        with suppress(TimeoutError):
-            async with asyncio.timeout(min(_HELLO_AGAIN_S, left_s() or _HELLO_AGAIN_S)):
-                await self._greeted.wait()
-        current = await self._current(model, left_s())
-        return await self._infer(current, array, factor, slo_ns, left_s(), user_id)
-
-    async def _infer(
-        self,
-        model: Model,
-        array: Array | None,
-        factor: float,
-        slo_ns: int,
-        timeout_s: float | None,
-        user_id: int,
-    ) -> Inference:
-        known_ns = known_slo_ns(model, factor, slo_ns)
-        frame = None
-        if array is not None:
-            model.check_input(array)
-            frame = array.tobytes()  # a copy: the caller may use the array again at once
-        self._infos.setdefault(model.model_id, model.info)
-        sent_ns = now_ns()
-        future: asyncio.Future[Any] = self._loop.create_future()
-
-        def on_reply(message: InferReply, output: Frame | None) -> None:
-            if not future.done():
-                future.set_result((message, output))
-
-        request_id = self.submit(
-            model.model_id,
-            slo_factor=factor,
-            slo_ns=slo_ns,
-            user_id=user_id,
-            frame=frame,
-            on_reply=on_reply,
-        )
-        self._futures[request_id] = future
-        if not known_ns:
-            self._until_silence[request_id] = None
-            known_ns = self.controller.default_slo_ns
-        try:
-            reply, output = await self._answer(future, known_ns, timeout_s)
-        finally:
-            self._futures.pop(request_id, None)
-            self._until_silence.pop(request_id, None)
-            if not self._closed and self._generation == generation():
-                self.cancel(request_id)  # of no effect once it was answered
-        answer = Inference(
-            model,
-            model.read_output(output) if output is not None and reply.code == Code.OK else None,
-            reply,
-            now_ns() - sent_ns,
-        )
-        answer.raise_for_code()
-        return answer
-
-    async def _answer(
-        self, future: asyncio.Future[Any], slo_ns: int, timeout_s: float | None
-    ) -> tuple[InferReply, Frame | None]:
-        """Wait for an inference's answer. `slo_ns` is 0 when only the controller knows it."""
-        limit_s = slo_ns / NS_PER_S + _GRACE_S if slo_ns else _UNKNOWN_SLO_LIMIT_S
-        own = timeout_s is not None and timeout_s < limit_s
-        if timeout_s is not None:
-            limit_s = min(limit_s, timeout_s)
-        try:
-            async with asyncio.timeout(limit_s):
-                answer: tuple[InferReply, Frame | None] = await future
-                return answer
-        except TimeoutError:
-            waited = format_duration(limit_s * NS_PER_S)
-            if own:
-                text = f"no answer within timeout_s, {waited}; the request was cancelled"
-                raise RequestFailed(text, code=Code.CANCELLED) from None
-            raise ConnectionLost(
-                f"the controller at {self.address} did not answer within {waited}"
-                f"{f', the SLO and {_GRACE_S:.0f} s' if slo_ns else ''}; it is gone or stands still",
-                code=Code.CANCELLED,
-            ) from None
-
-    async def _current(self, model: Model, timeout_s: float | None) -> Model:
-        """`model`, or the same copy of it loaded again if the controller was restarted since.
-
-        Raises InvalidRequest for a model that this client unloaded, or never loaded.
-        """
-        if model.name in self._given_up:
-            raise InvalidRequest(
-                f"model {model.name!r} was unloaded through this client; load it again",
-                code=Code.INVALID_REQUEST,
-            )
-        if model.incarnation == self.controller.incarnation:
-            return model
-        if model.incarnation not in self._loaded_through:
+        if not self._brain.held.has(model.held):
             raise InvalidRequest(
                 f"model {model.name!r} was loaded through another client or controller; load it through "
                 "this one",
                 code=Code.INVALID_REQUEST,
             )
-        key = (model.name, model.info.copy)
-        async with self._renewing:
-            renewed = self._renewed.get(key)
-            if renewed is None or renewed.incarnation != self.controller.incarnation:
-                limit_s = _LOAD_AGAIN_S if timeout_s is None else min(timeout_s, _LOAD_AGAIN_S)
-                models = await self.load(model.name, model.info.copy + 1, timeout_s=limit_s)
-                self._renewed |= {(model.name, each.info.copy): each for each in models}
-                renewed = models[-1]
-            return renewed
+        info = model.info
+        packed = None if inputs is None else pack(info, inputs)
+        length = 0 if packed is None else packed.length
+        sent_ns = now_ns()
+        event = Infer(
+            model=model.held,
+            slo_ns=slo_ns,
+            slo_factor=factor,
+            user_id=user_id,
+            has_input=packed is not None,
+            length=length,
+            bounded=True,
+            waits=True,
+            within_ns=0 if timeout_s is None else limit_ns(timeout_s),
+        )
+        frame = None if packed is None else packed.frame
+        reply, output = await self._answer_to(event, frame, sent_ns)
+        served = output is not None and reply.code == Code.OK
+        outputs = unpack(info, output, length) if served and output is not None else {}
+        answer = Inference(model, outputs, reply, now_ns() - sent_ns)
+        answer.raise_for_code()
+        return answer
+
+    async def _answer_to(
+        self, event: Infer, frame: Frame | None, sent_ns: int
+    ) -> tuple[InferReply, Frame | None]:
+        """Have a request sent that waits, and wait for its answer."""
+        request_id = self._brain.handle(event, now_ns=sent_ns)
+        assert request_id  # one that waits is always taken
+        if frame is not None:
+            self._inputs[request_id] = frame
+        future: asyncio.Future[tuple[InferReply, Frame | None]] = self._loop.create_future()
+
+        def on_reply(message: InferReply, output: Frame | None) -> None:
+            if not future.done():
+                future.set_result((message, output))
+
+        self._on_reply[request_id] = on_reply
+        self._futures[request_id] = future
+        try:
+            self._step(sent_ns)
+            return await future
+        finally:
+            self._futures.pop(request_id, None)
+            if request_id in self._on_reply:
+                self._cancel(request_id)
 
 
 class connect:  # noqa: N801 - used as a function: `async with connect(...)`, `await connect(...)`
     """Connect to a controller: `async with connect(address) as client`, or `await connect(address)`.
 
-    `address` is "host:port", `timeout_s` how long to try, `name` what `slosched status` shows.
+    `address` is "host:port", `timeout_s` how long to try, `name` what `slosched status` shows. SLOs count from
+    the client's send, or without `slo_from_send` from arrival at the controller. `on_restart` is called with
+    words when another controller process answers (without one, a RuntimeWarning says so).
     Raises InvalidConfig for an address that is malformed, PeerUnreachable when no controller answers,
     ProtocolMismatch when it speaks another version of the protocol.
     """
@@ -374,13 +235,22 @@ class connect:  # noqa: N801 - used as a function: `async with connect(...)`, `a
         timeout_s: float = 5.0,
         name: str = "",
         weight: float = 1.0,
+        slo_from_send: bool = True,
+        on_restart: OnRestart | None = None,
     ) -> None:
         self._address, self._timeout_s = address, timeout_s
         self._name, self._weight = name, weight
+        self._slo_from_send, self._on_restart = slo_from_send, on_restart
         self._client: AsyncClient | None = None
 
     async def open(self) -> AsyncClient:
-        client = AsyncClient(self._address, name=self._name, weight=self._weight)
+        client = AsyncClient(
+            self._address,
+            name=self._name,
+            weight=self._weight,
+            slo_from_send=self._slo_from_send,
+            on_restart=self._on_restart,
+        )
         try:
             await client.open(timeout_s=self._timeout_s)
         except BaseException:

@@ -146,17 +146,16 @@ def time_limit_s(timeout_s: object) -> float:
     return seconds
 
 
-def check_fields(model_id: Any, slo_factor: Any, slo_ns: Any, user_id: Any) -> None:
+def check_fields(slo_factor: Any, slo_ns: Any, user_id: Any) -> None:
     """Raise InvalidRequest unless these can travel as an InferRequest's fields; cheap where they can."""
     if (
-        type(model_id) is type(slo_ns) is type(user_id) is int
+        type(slo_ns) is type(user_id) is int
         and type(slo_factor) in (float, int)
         and 0 <= slo_ns < MAX_SLO_NS
         and 0 <= slo_factor < math.inf
         and -_NUMBER <= user_id < _NUMBER
     ):
         return
-    _whole("model_id", model_id, 0, _NUMBER - 1)
     _whole("slo_ns", slo_ns, 0, MAX_SLO_NS - 1)
     user_number(user_id)
     factor = _number("slo_factor", slo_factor)

@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 
 from slosched.clients.aio import DEFAULT_ADDRESS, connect
 from slosched.clients.forks import forked_error, generation
-from slosched.clients.inference import Array, Inference, Model, Unloaded
+from slosched.clients.inference import Inference, Model, Unloaded
+from slosched.clients.session import OnRestart
+from slosched.clients.tensors import Inputs
 from slosched.codes import Code
 from slosched.errors import ConnectionLost
 from slosched.messages import ModelInfo, Welcome
@@ -32,7 +34,8 @@ class Client:
     (Ctrl-C) cancels its request. `close`, or `with`, ends it. `weight` is what its requests are worth
     beside others' of 1, as far as the operator lets it say so. Raises PeerUnreachable when no controller
     answers within `timeout_s`, ProtocolMismatch when it speaks another version, InvalidConfig for a weight
-    that cannot be.
+    that cannot be. `on_restart` is called, in the loop's thread, with words when the controller was restarted
+    (without one, a RuntimeWarning says so).
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Client:
         timeout_s: float = 5.0,
         name: str = "",
         weight: float = 1.0,
+        on_restart: OnRestart | None = None,
     ) -> None:
         self._generation = generation()
         self._lock = threading.Lock()
@@ -51,7 +55,9 @@ class Client:
         self._thread = threading.Thread(target=self._run, name="slosched client", daemon=True)
         self._thread.start()
         try:
-            connecting = connect(address, timeout_s=timeout_s, name=name, weight=weight)
+            connecting = connect(
+                address, timeout_s=timeout_s, name=name, weight=weight, on_restart=on_restart
+            )
             self._client = self._call(connecting.open)
         except BaseException:
             self._end_loop()
@@ -113,6 +119,16 @@ class Client:
         """What the controller said of itself: its version, policy and incarnation."""
         return self._client.controller
 
+    @property
+    def restarts(self) -> int:
+        """How often another controller process has answered here."""
+        return self._client.restarts
+
+    @property
+    def lost_requests(self) -> int:
+        """Requests that were in flight when their controller was restarted: each has failed by name."""
+        return self._client.lost_requests
+
     def load(self, name: str, copies: int = 1, *, timeout_s: float = 60.0) -> list[Model]:
         """Load `copies` instances of the model `name`; see AsyncClient.load."""
         return self._call(lambda: self._client.load(name, copies, timeout_s=timeout_s))
@@ -132,7 +148,7 @@ class Client:
     def infer(
         self,
         model: Model,
-        array: Array | None = None,
+        inputs: Inputs | None = None,
         *,
         slo: float | str | None = None,
         slo_factor: float | None = None,
@@ -143,7 +159,7 @@ class Client:
         return self._call(
             lambda: self._client.infer(
                 model,
-                array,
+                inputs,
                 slo=slo,
                 slo_factor=slo_factor,
                 timeout_s=timeout_s,

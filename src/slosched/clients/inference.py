@@ -3,28 +3,54 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from slosched.clients.tensors import Array, inputs_of, outputs_of, signature_text
 from slosched.codes import Code, code_name
+from slosched.core.client.interface import HeldModel
 from slosched.errors import DeadlineExceeded, InvalidRequest, RequestFailed
 from slosched.messages import InferReply, ModelInfo
-from slosched.transport.codec import MAX_MESSAGE_BYTES, Frame
+from slosched.signature import Tensor
 from slosched.units import NS_PER_S, format_duration
-
-Array = npt.NDArray[Any]
 
 _DEADLINE_CODES = (Code.TIMED_OUT, Code.SKIPPED, Code.COULD_NOT_START_IN_TIME)
 
 
-@dataclass(frozen=True, slots=True)
 class Model:
-    """One loaded instance of a model. `incarnation` is that of the controller that loaded it."""
+    """One loaded instance of a model, as its caller holds it.
 
-    info: ModelInfo
-    incarnation: int
+    It follows a controller that is restarted: the client loads the model again by itself, and `info` and
+    `incarnation` are then of the new process.
+    """
+
+    __slots__ = ("held",)
+
+    def __init__(self, info: ModelInfo, incarnation: int) -> None:
+        self.held = HeldModel(info, incarnation)
+
+    @classmethod
+    def of(cls, held: HeldModel) -> Model:
+        """The handle of what a client's brain holds."""
+        model = cls.__new__(cls)
+        model.held = held
+        return model
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Model) and self.held is other.held
+
+    def __hash__(self) -> int:
+        return id(self.held)
+
+    def __repr__(self) -> str:
+        return f"Model({self.info.name!r}, copy={self.info.copy}, model_id={self.model_id})"
+
+    @property
+    def info(self) -> ModelInfo:
+        return self.held.info
+
+    @property
+    def incarnation(self) -> int:
+        """The incarnation of the controller that loaded it."""
+        return self.held.incarnation
 
     @property
     def model_id(self) -> int:
@@ -53,53 +79,25 @@ class Model:
         """Batch-1 exec time on the fastest GPU, in ns: what an SLO factor multiplies."""
         return self.info.b1_ns
 
-    def check_input(self, array: Array) -> None:
-        """Raise InvalidRequest unless `array` has exactly the model's shape and dtype.
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Its inputs: names, dtypes and shapes of one request; -1 is the request's length."""
+        return inputs_of(self.info)
 
-        Nothing is converted on the way: a silent cast would hide a mistake and cost time.
-        """
-        info = self.info
-        if not isinstance(array, np.ndarray):
-            raise _invalid(
-                f"the input must be a numpy array, not {type(array).__name__}; numpy.asarray(...) "
-                f"makes one of dtype {info.input_dtype} and shape {info.input_shape}"
-            )
-        if array.shape != info.input_shape:
-            hint = ""
-            if array.shape == (1, *info.input_shape):
-                hint = "; send one input without its batch dimension (array[0])"
-            raise _invalid(
-                f"model {info.name!r} takes an input of shape {info.input_shape}, "
-                f"not {array.shape}{hint}"
-            )
-        try:
-            wanted = np.dtype(info.input_dtype)
-        except TypeError:
-            raise _invalid(
-                f"model {info.name!r} takes {info.input_dtype}, a dtype that numpy has not"
-            ) from None
-        if array.dtype != wanted:
-            raise _invalid(
-                f"model {info.name!r} takes {info.input_dtype} of shape {info.input_shape}, not "
-                f"{array.dtype}; convert it first with array.astype('{info.input_dtype}')"
-            )
-        if array.nbytes > MAX_MESSAGE_BYTES:
-            raise _invalid(
-                f"the input has {array.nbytes} bytes; at most {MAX_MESSAGE_BYTES} travel"
-            )
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """Its outputs, as `inputs`."""
+        return outputs_of(self.info)
 
-    def read_output(self, frame: Frame) -> Array:
-        """Return an output's bytes as an array of its own. Raises RequestFailed if they do not fit."""
-        info = self.info
-        try:
-            flat = np.frombuffer(frame, dtype=np.dtype(info.output_dtype))
-            return flat.reshape(info.output_shape).copy()
-        except (TypeError, ValueError) as error:
-            raise RequestFailed(
-                f"the output of model {info.name!r} has {len(frame)} bytes, which are no "
-                f"{info.output_dtype} of shape {info.output_shape}: {error}",
-                code=Code.RUNTIME_ERROR,
-            ) from None
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Its length classes, ascending; empty if no dimension varies."""
+        return self.info.lengths
+
+    @property
+    def signature(self) -> str:
+        """Inputs and outputs as people read them."""
+        return signature_text(self.info)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +115,25 @@ class Unloaded:
 class Inference:
     """The answer to one request: its outcome, and everything that the controller says about it.
 
-    `output` is None when the request failed or inputs are off. Times are in ns; those of `message`
-    are relative to the request's arrival at the controller. `round_trip_ns` is the client's own
-    measure, from the call to the answer.
+    `outputs` has an array for each output, by name and at the request's own length; it is empty when the
+    request failed or inputs are off. Times are in ns; those of `message` are relative to the request's arrival
+    at the controller. `round_trip_ns` is the client's own measure, from the call to the answer.
     """
 
     model: Model
-    output: Array | None
+    outputs: dict[str, Array]
     message: InferReply
     round_trip_ns: int
+
+    @property
+    def output(self) -> Array | None:
+        """The only output; None without one. Raises AttributeError, with the names, for several."""
+        if len(self.outputs) > 1:
+            raise AttributeError(
+                f"model {self.model.name!r} has several outputs, {', '.join(self.outputs)}: take one from "
+                ".outputs"
+            )
+        return next(iter(self.outputs.values()), None)
 
     @property
     def ok(self) -> bool:
@@ -148,17 +156,17 @@ class Inference:
 
     @property
     def slo_ns(self) -> int:
-        """The deadline, counted from arrival at the controller."""
+        """The SLO: from the client's send to the receipt of the answer."""
         return self.message.slo_ns
 
     @property
     def deadline_met(self) -> bool:
-        """In time by the controller's clock, from arrival to departure."""
+        """In time by the controller's clock, from arrival to departure; `round_trip_ns` judges it here."""
         return self.message.deadline_met
 
     @property
     def remaining_ns(self) -> int:
-        """Time left until the deadline when the controller answered; below 0 if it had passed.
+        """Time left of the SLO when the controller answered, from arrival there; below 0 if it had passed.
 
         After an early refusal nothing that this request competes for can change much sooner, so a
         retry that waits a part of this does not spin.
@@ -241,7 +249,7 @@ class Inference:
         text = f"model {self.model.name!r}: {why} (code {code}, {code_name(code)})"
         if code in _DEADLINE_CODES:
             text += (
-                f"; deadline {format_duration(self.slo_ns)} after arrival, "
+                f"; deadline {format_duration(self.slo_ns)} after the send, "
                 f"{format_duration(max(0, self.remaining_ns))} left when it was answered"
             )
             raise DeadlineExceeded(text, code=code, reply=self)
@@ -254,7 +262,3 @@ def _against(actual_ns: int, predicted_ns: int | None) -> str:
     if predicted_ns is None:
         return format_duration(actual_ns)
     return f"{format_duration(actual_ns)} (predicted {format_duration(predicted_ns)})"
-
-
-def _invalid(text: str) -> InvalidRequest:
-    return InvalidRequest(text, code=Code.INVALID_REQUEST)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from slosched.clients.session import OnReply
+from slosched.clients.inference import Model
+from slosched.clients.session import OnLost, OnReply
 from slosched.clock import Clock, Timer, now_ns, set_timer_slack
 from slosched.loadgen.driver import Answered, LoadDriver
 from slosched.loadgen.inputs import InputPool
@@ -37,16 +38,19 @@ _DRAIN_POLL_S = 0.02
 
 
 class InferClient(Protocol):
-    """The cheap path of AsyncClient: `submit`, `flush` and `cancel`."""
+    """The cheap path of AsyncClient: `submit`, `flush` and `cancel`, and who hears what is lost."""
+
+    on_lost: OnLost | None
 
     def submit(
         self,
-        model_id: int,
+        model: Model,
         *,
         slo_factor: float,
         slo_ns: int,
         user_id: int,
         frame: Frame | None,
+        length: int,
         on_reply: OnReply,
         later: bool,
     ) -> int: ...
@@ -59,19 +63,27 @@ class InferClient(Protocol):
 class _Submitter:
     """Puts a workload's request into the client's words."""
 
-    def __init__(self, client: InferClient, inputs: InputPool | None) -> None:
+    def __init__(
+        self, client: InferClient, models: Sequence[Model], inputs: InputPool | None
+    ) -> None:
         self._client, self._inputs = client, inputs
+        #: The handles by the ids that the driver knows, which a restarted controller may give to others.
+        self._handles = {model.model_id: model for model in models}
         self.cancel = client.cancel
         self.flush = client.flush
 
     def submit(self, model: ModelInfo, arrival: Arrival, on_reply: Answered) -> int:
-        inputs = self._inputs
+        inputs, length, frame = self._inputs, arrival.length, None
+        if inputs is not None:
+            length = length or max(model.lengths, default=0)
+            frame = inputs.frame(model.model_id, arrival.seq, length)
         return self._client.submit(
-            model.model_id,
+            self._handles[model.model_id],
             slo_factor=arrival.slo_factor,
             slo_ns=arrival.slo_ns,
             user_id=arrival.user_id,
-            frame=None if inputs is None else inputs.frame(model.model_id, arrival.seq),
+            frame=frame,
+            length=length,
             on_reply=on_reply,
             later=True,
         )
@@ -88,7 +100,7 @@ class LiveLoad:
     def __init__(
         self,
         client: InferClient,
-        models: Sequence[ModelInfo],
+        models: Sequence[Model],
         engine: Engine,
         *,
         inputs: InputPool | None,
@@ -100,13 +112,14 @@ class LiveLoad:
         self._default_slo_ns = default_slo_ns
         self._endless = engine.end_ns >= FOREVER_NS
         self.driver = LoadDriver(
-            _Submitter(client, inputs),
-            models,
+            _Submitter(client, models, inputs),
+            [model.info for model in models],
             engine,
             clock=clock,
             on_record=on_record,
             on_due=self._on_due,
         )
+        client.on_lost = lambda request_id, reason: self.driver.lost(request_id)
         #: When the sending ended, after the start; None: at the workload's own end.
         self.sent_until_ns: int | None = None
         self._timer: Timer | None = None

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from slosched.clients.aio import connect
-from slosched.clients.inference import Array, Inference, Model
+from slosched.clients.inference import Inference, Model
+from slosched.clients.tensors import Array, Inputs, Value, pack
 from slosched.codes import code_name
 from slosched.errors import InvalidConfig
+from slosched.signature import BYTES, Tensor, described
 from slosched.units import format_duration
 
 _READ_WITHIN_S = 60.0
@@ -24,6 +29,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 #: The shorter side is scaled to this much more than the crop, as torchvision does (256 for 224).
 _RESIZE_TO_CROP = 256 / 224
 _TOP = 5
+#: A word that ends so is a file and not a text.
+_FILES = (".npy", ".npz", ".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +51,20 @@ class OneShot:
 
     def render(self) -> str:
         """The result in a few human-readable lines."""
-        info, output = self.answer.model.info, self.answer.output
+        info, outputs = self.answer.model.info, self.answer.outputs
         lines = []
         width = max((len(score.label) for score in self.top), default=0)
         for score in self.top:
             label = f"{score.label:<{width}}  " if width else ""
             lines.append(f"{score.index:>6}  {label}{100 * score.probability:6.2f} %")
-        if output is None:
+        if not outputs:
             lines.append("no input was given, so the worker generated one and returned no output")
         elif not self.top:
-            lines.append(f"output: {output.dtype} of shape {output.shape}")
+            named = len(outputs) > 1
+            lines += [
+                f"output{f' {name}' if named else ''}: {output.dtype} of shape {output.shape}"
+                for name, output in outputs.items()
+            ]
         if info.random_weights:
             lines.append("random weights: outputs are meaningless, timings are real")
         elif "emulated" in info.labels:
@@ -66,6 +77,7 @@ class OneShot:
         """Plain dicts and lists, for JSON. Times in ns."""
         answer = self.answer
         message = answer.message
+        first = next(iter(answer.outputs.values()), None)
         return {
             "model": answer.model.name,
             "model_id": answer.model.model_id,
@@ -87,8 +99,12 @@ class OneShot:
             "exec_ns": message.exec_ns,
             "attempts": message.attempts,
             "random_weights": answer.model.info.random_weights,
-            "output_shape": None if answer.output is None else list(answer.output.shape),
-            "output_dtype": None if answer.output is None else str(answer.output.dtype),
+            "output_shape": None if first is None else list(first.shape),
+            "output_dtype": None if first is None else str(first.dtype),
+            "outputs": {
+                name: {"shape": list(output.shape), "dtype": str(output.dtype)}
+                for name, output in answer.outputs.items()
+            },
             "top": [
                 {"index": s.index, "label": s.label, "probability": s.probability} for s in self.top
             ],
@@ -98,54 +114,109 @@ class OneShot:
 def infer_once(
     address: str,
     model: str,
-    input_path: Path | None = None,
+    given: Path | Sequence[str] | None = None,
     slo: float | str | None = None,
     *,
     timeout_s: float = 60.0,
 ) -> OneShot:
-    """Load `model`, run one inference of the file `input_path`, and return the answer.
+    """Load `model`, run one inference of what is `given`, and return the answer.
 
-    The file is an image or one input as .npy; without one the worker makes an input. `slo` is in
+    `given` is one file, or the words of `read_inputs`; without any the worker makes an input. `slo` is in
     seconds or a duration text; None takes the controller's default. `timeout_s` bounds loading the
     model. Raises InvalidConfig for a file that cannot be used, and what `AsyncClient.infer` raises.
     """
+    words = [str(given)] if isinstance(given, Path) else [*(given or ())]
 
     async def once() -> Inference:
         async with connect(address, name="slosched client infer") as client:
             [handle] = await client.load(model, timeout_s=timeout_s)
-            array = None
-            if (
-                input_path is not None
-            ):  # beside the loop, which says meanwhile that the client lives
-                array = await _read_beside(input_path, handle)
-            return await client.infer(handle, array, slo=slo)
+            inputs = await _read_beside(words, handle) if words else None
+            return await client.infer(handle, inputs, slo=slo)
 
-    if input_path is not None and not input_path.is_file():
-        raise InvalidConfig(f"no file {str(input_path)!r}; give an image or a .npy array")
+    for word in words:  # before a connection is made
+        path = Path(word.partition("=")[2] or word)
+        if path.suffix.lower() in _FILES and not (path.is_file() or Path(word).is_file()):
+            raise InvalidConfig(f"no file {str(path)!r}; give an image or a .npy array")
     answer = asyncio.run(once())
-    return OneShot(answer, top_classes(answer.output, answer.model.info.labels))
+    outputs = answer.outputs
+    output = next(iter(outputs.values())) if len(outputs) == 1 else None
+    return OneShot(answer, top_classes(output, answer.model.info.labels))
 
 
-async def _read_beside(path: Path, model: Model) -> Array:
-    """`read_input` in a thread: the loop says meanwhile that the client lives. Raises InvalidConfig."""
-    reading = asyncio.to_thread(read_input, path, model)
+async def _read_beside(words: Sequence[str], model: Model) -> Inputs:
+    """`read_inputs` in a thread: the loop says meanwhile that the client lives. Raises InvalidConfig."""
+    reading = asyncio.to_thread(read_inputs, words, model)
     try:
         return await asyncio.wait_for(reading, _READ_WITHIN_S)
     except TimeoutError:
         raise InvalidConfig(
-            f"{str(path)!r} was not read within {_READ_WITHIN_S:.0f} s; copy it to a quick disk, or scale "
-            "it down first"
+            f"{', '.join(map(repr, words))} was not read within {_READ_WITHIN_S:.0f} s; copy it to a quick "
+            "disk, or scale it down first"
         ) from None
 
 
-def read_input(path: Path, model: Model) -> Array:
-    """Return the file as an input of `model`: an .npy array as it is, an image prepared for it.
+def read_inputs(words: Sequence[str], model: Model) -> dict[str, Value]:
+    """Return the inputs that `words` name, checked against the signature of `model`.
 
-    Raises InvalidConfig if the file cannot be read, InvalidRequest if it is not an input of the model.
+    A word is NAME=FILE, or for an input of BYTES NAME=TEXT, for one of the model's inputs. A single word may be
+    an .npz file with an array for each input, or without a name the file or text of the only input: an .npy
+    array as it is, an image prepared for the model. Raises InvalidConfig for what cannot be read,
+    InvalidRequest for inputs that the model does not take.
     """
-    array = read_array(path) if path.suffix.lower() == ".npy" else read_image(path, model)
-    model.check_input(array)
+    tensors = {tensor.name: tensor for tensor in model.inputs}
+    inputs: dict[str, Value] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if len(words) == 1 and word.lower().endswith(".npz"):
+            inputs |= _read_arrays(Path(word))
+        elif equals and name in tensors:
+            inputs[name] = _read_value(value, tensors[name], model)
+        elif len(words) == len(tensors) == 1:
+            [only] = tensors.values()
+            inputs[only.name] = _read_value(word, only, model)
+        else:
+            raise InvalidConfig(
+                f"{word!r} is not NAME=FILE for an input of model {model.name!r}, which takes "
+                f"{described(model.inputs)}"
+            )
+    pack(model.info, inputs)  # before anything else is done with them
+    return inputs
+
+
+def _read_value(value: str, tensor: Tensor, model: Model) -> Value:
+    """One input: from a file, or for BYTES the text itself where there is no such file."""
+    path = Path(value)
+    if tensor.dtype != BYTES:
+        if not path.is_file():
+            raise InvalidConfig(f"no file {value!r}; give an image or a .npy array")
+        return read_array(path) if path.suffix.lower() == ".npy" else read_image(path, model)
+    if path.suffix.lower() == ".npy" and path.is_file():
+        return read_array(path)
+    try:
+        content = path.read_bytes() if path.is_file() else value
+    except OSError as error:  # also a text that is too long for a path
+        raise InvalidConfig(f"{value!r} cannot be read: {error}") from None
+    if math.prod(tensor.shape) != 1:
+        raise InvalidConfig(
+            f"{tensor.name} takes {math.prod(tensor.shape)} texts; give them as an .npy array of bytes"
+        )
+    return _alone(content, tensor.shape)
+
+
+def _alone(content: bytes | str, shape: tuple[int, ...]) -> Array:
+    """The one element of a BYTES tensor, in its shape."""
+    array = np.empty(shape, dtype=object)
+    array[...] = content
     return array
+
+
+def _read_arrays(path: Path) -> dict[str, Array]:
+    """The arrays of an .npz file. Pickled objects are refused. Raises InvalidConfig."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, MemoryError, AttributeError, BadZipFile) as error:
+        raise InvalidConfig(f"{str(path)!r} is not a readable .npz file: {error}") from None
 
 
 def read_array(path: Path) -> Array:

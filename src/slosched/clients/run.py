@@ -32,6 +32,8 @@ from slosched.workloads.engine import Engine
 from slosched.workloads.registry import origins
 
 _LOAD_TIMEOUT_S = 120.0
+#: Restarts of the controller that a result tells one by one.
+_RESTARTS_TOLD = 10
 
 _T = TypeVar("_T")
 
@@ -52,6 +54,7 @@ async def run_workload(
     stop: asyncio.Event | None = None,
     name: str = "",
     weight: float = 1.0,
+    slo_from_send: bool = False,
 ) -> RunResult:
     """Run `workload` against the controller at `address` and return what came of it.
 
@@ -61,10 +64,13 @@ async def run_workload(
     directory with `client_log.tsv` and a manifest; one that holds a run is not overwritten, a
     numbered one in it is taken (see `RunResult.run_dir`). `progress` is called about five times a
     second. Setting `stop` ends the run early and leaves a valid partial run. The controller knows the
-    client by `name` (the workload's if empty) and `weight`.
+    client by `name` (the workload's if empty) and `weight`. SLOs count from arrival at the controller, as
+    Clockwork's do, or with `slo_from_send` from the client's send to its receipt, as the library's do.
 
     Raises PeerUnreachable, ProtocolMismatch, InvalidRequest (unknown model), RequestFailed and
-    InvalidConfig before anything is sent; once it runs, a lost controller ends it with a `problem`.
+    InvalidConfig before anything is sent; once it runs, a controller that falls silent ends it with a
+    `problem`. A restarted one is told among the warnings: its models are loaded again and the run goes on, and
+    requests that were in flight count as not answered.
     """
     stop = stop or asyncio.Event()
     names = dict.fromkeys(sender.name for sender in senders_of(workload))
@@ -76,11 +82,18 @@ async def run_workload(
     if duration_ns is None and workload.duration_ns is None:
         duration_ns = FOREVER_NS
     engine = Engine(workload, seed=seed, duration_ns=duration_ns)
+    restarts: list[str] = []
     try:
-        connecting = connect(address, name=name or workload.name, weight=weight)
+        connecting = connect(
+            address,
+            name=name or workload.name,
+            weight=weight,
+            slo_from_send=slo_from_send,
+            on_restart=restarts.append,
+        )
         async with await _unless_stopped(connecting.open(), stop) as client:
             models = await _unless_stopped(_load(client, workload), stop)
-            run = _Run(client, models, workload, engine, inputs, seed, out, progress)
+            run = _Run(client, models, workload, engine, inputs, seed, out, progress, restarts)
             return await run.run(stop)
     except _Stopped:
         nothing = [StepTally()] * (len(engine.steps) * len(engine.groups))
@@ -126,7 +139,9 @@ class _Run:
         seed: int,
         out: Path | None,
         progress: Callable[[RunProgress], None] | None,
+        restarts: list[str],
     ) -> None:
+        self._restarts = restarts
         self._client, self._models = client, models
         self._workload, self._engine = workload, engine
         self._inputs, self._seed, self._progress = inputs, seed, progress
@@ -138,7 +153,7 @@ class _Run:
         infos = [model.info for model in models]
         self._load = LiveLoad(
             client,
-            infos,
+            models,
             engine,
             inputs=InputPool(infos, seed=seed) if inputs else None,
             on_record=self._on_record,
@@ -210,7 +225,7 @@ class _Run:
             elapsed_ns=elapsed_ns,
             sent_until_ns=self._load.sent_until_ns,
             run_dir=self._run_dir,
-            warnings=tuple(self._warnings),
+            warnings=(*self._restarts[:_RESTARTS_TOLD], *self._warnings),
         )
         if self._run_dir is not None:
             try:
@@ -223,6 +238,4 @@ class _Run:
         """Report progress; return words if the run cannot go on."""
         if self._progress is not None:
             self._progress(self._meter.at(now_ns()))
-        if self._client.controller.incarnation != self._models[0].incarnation:
-            return "the controller was restarted during the run"
         return self._client.lost

@@ -1,12 +1,15 @@
-"""A client's session with a controller: hello, liveness, and answers handed to the calls that wait.
+"""The live shell of a client's brain (core/client): a socket, one timer, and the callers that wait.
 
-The calls are in `questions.py` and, for inferences, `aio.py`, on top of this.
+What a client does and when is the brain's decision; here events come from the socket, the timer and the
+callers, and effects become sends, answers and exceptions. The calls are in `questions.py` and, for
+inferences, `aio.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,87 +17,92 @@ from slosched.clients.arguments import client_name, client_weight, time_limit_s
 from slosched.clients.forks import forked_error, generation
 from slosched.clock import now_ns
 from slosched.codes import Code
-from slosched.config import CLIENT_HEARTBEAT_NS
+from slosched.core.client.brain import ClientBrain
+from slosched.core.client.interface import (
+    Cancel,
+    Close,
+    Effect,
+    Event,
+    Failed,
+    Greeted,
+    NotWelcome,
+    Open,
+    Overloaded,
+    Replied,
+    Restarted,
+    SendFailed,
+    Why,
+)
 from slosched.errors import (
     ConnectionLost,
     InvalidRequest,
     MalformedMessage,
     PeerUnreachable,
     ProtocolMismatch,
+    RequestFailed,
 )
-from slosched.messages import (
-    PROTOCOL_VERSION,
-    ClientHeartbeat,
-    ClientHello,
-    Goodbye,
-    InferReply,
-    ListModelsReply,
-    LoadModelReply,
-    Message,
-    ModelInfo,
-    Refused,
-    StatusReply,
-    UnloadModelReply,
-    Welcome,
-)
-from slosched.transport.bundles import NotTaken, ReplyBundle
+from slosched.messages import ClientMessage, InferReply, InferRequest, Message, Welcome
+from slosched.transport.bundles import MAX_BUNDLED, NotTaken, ReplyBundle, RequestBundle
 from slosched.transport.codec import Frame, decode_for_client, encode
 from slosched.transport.sockets import AsyncReader, Dealer
 from slosched.units import NS_PER_S, format_duration
 
 #: Called with an inference's answer and its output frame, if it has one.
 OnReply = Callable[[InferReply, Frame | None], None]
+#: Called with a request's id and words when it will not be answered any more.
+OnLost = Callable[[int, str], None]
+#: Called with words when another controller process answers; the models are being loaded again.
+OnRestart = Callable[[str], None]
 
-
-def not_served(request_id: int, code: int, reason: str) -> InferReply:
-    """The answer that a message stands for which refuses a request without one."""
-    return InferReply(request_id, code, reason, -1, 0, 0, False)
-
-
-HELLO_EVERY_S = 0.5
-SEND_AGAIN_S = 0.02  # while there is no connection yet
-_TICK_S = CLIENT_HEARTBEAT_NS / NS_PER_S
-#: Ticks in a row without a word after which the controller counts as lost. Ticks that happened are
-#: counted, not time, so that a machine that stood still does not declare its peer dead.
-_LOST_AFTER_TICKS = 5
 _LINGER_MS = 500
-#: So long after its last refusal at the door a controller counts as crowded.
-_CROWDED_NS = NS_PER_S
 
 
 class Session:
     """The connection to one controller, in the running event loop.
 
-    `lost` says in words that the controller has fallen silent, and is empty while it answers.
-    `malformed` counts bytes from it that were not a message.
+    `malformed` counts bytes from it that were not a message. `on_lost` is called for each request of `submit`
+    that ends without an answer.
     """
 
-    def __init__(self, address: str, *, name: str = "", weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        name: str = "",
+        weight: float = 1.0,
+        slo_from_send: bool = True,
+        on_restart: OnRestart | None = None,
+    ) -> None:
         name, weight = client_name(name), client_weight(weight)
         self._generation = generation()
         self.address = address
         self.malformed = 0
-        self.lost = ""
+        self.on_lost: OnLost | None = None
+        self._on_restart = on_restart
         self._loop = asyncio.get_running_loop()
-        self._name, self._weight = name, weight
-        self._incarnation = secrets.randbits(62)
-        self._controller: Welcome | None = None
+        incarnation = secrets.randbits(62)
+        self._brain = ClientBrain(
+            address=address,
+            incarnation=incarnation,
+            name=name,
+            weight=weight,
+            full=MAX_BUNDLED,
+            from_send=slo_from_send,
+        )
         self._refusal = ""
         self._greeted = asyncio.Event()
-        self._heard = False
-        self._crowded_until_ns = 0  # the controller refuses requests at its door
-        self._silent_ticks = 0
         self._closed = False
-        #: The models that this client has loaded, by id.
-        self._infos: dict[int, ModelInfo] = {}
-        self._inferences: dict[int, OnReply] = {}
+        self._on_reply: dict[int, OnReply] = {}
         self._futures: dict[int, asyncio.Future[Any]] = {}
-        #: Requests without an SLO of their own, and questions; they end when it falls silent.
-        self._until_silence: dict[int, None] = {}
+        self._inputs: dict[int, Frame] = {}  # of unanswered requests
+        self._outputs: dict[int, Frame] = {}  # of the answers that are being handed on
+        #: Requests of `submit` that failed within the call that goes on, with words; None outside of one.
+        self._failed_now: dict[int, str] | None = None
         # An identity of our own survives a reconnect, so answers still find us.
-        self._dealer = Dealer(address, identity=b"c" + self._incarnation.to_bytes(8, "big"))
+        self._dealer = Dealer(address, identity=b"c" + incarnation.to_bytes(8, "big"))
         self._reader = AsyncReader(self._dealer, self._on_readable)
-        self._ticker = self._loop.call_later(_TICK_S, self._tick)
+        self._timer: asyncio.TimerHandle | None = None
+        self._armed_ns = 0
 
     async def open(self, *, timeout_s: float = 5.0) -> None:
         """Say hello until the controller answers.
@@ -103,22 +111,17 @@ class Session:
         """
         self._check_process()
         timeout_s = time_limit_s(timeout_s)
-        ends_s = self._loop.time() + timeout_s
         self._greeted.clear()
-        while not self._greeted.is_set():
-            left_s = ends_s - self._loop.time()
-            if left_s <= 0:
-                raise PeerUnreachable(
-                    f"no controller answered at {self.address} within "
-                    f"{format_duration(timeout_s * NS_PER_S)}; start one with `slosched controller` "
-                    "or give the host:port where it listens for clients"
-                )
-            sent = self._send(self._hello())
-            try:
-                async with asyncio.timeout(min(left_s, HELLO_EVERY_S if sent else SEND_AGAIN_S)):
-                    await self._greeted.wait()
-            except TimeoutError:
-                continue
+        self._do(Open())
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._greeted.wait()
+        except TimeoutError:
+            raise PeerUnreachable(
+                f"no controller answered at {self.address} within "
+                f"{format_duration(timeout_s * NS_PER_S)}; start one with `slosched controller` "
+                "or give the host:port where it listens for clients"
+            ) from None
         if self._refusal:
             raise ProtocolMismatch(f"the controller at {self.address} refuses: {self._refusal}")
 
@@ -129,138 +132,203 @@ class Session:
         if self._generation != generation():  # the session and its sockets are the parent's
             self._closed = True
             return
-        self._send(Goodbye())
+        self._do(Close())
         self._closed = True
-        self._ticker.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self._reader.close()
-        self._fail_all("the client was closed")
         self._dealer.close_after(_LINGER_MS)
 
     @property
     def controller(self) -> Welcome:
         """What the controller said of itself: its version, policy and incarnation."""
-        if self._controller is None:
+        if self._brain.controller is None:
             raise PeerUnreachable(f"not connected to {self.address} yet; await open() first")
-        return self._controller
+        return self._brain.controller
 
     @property
     def unanswered(self) -> int:
         """Inferences on their way."""
-        return len(self._inferences)
+        return len(self._brain.requests)
 
-    def _hello(self) -> ClientHello:
-        return ClientHello(PROTOCOL_VERSION, self._incarnation, self._name, self._weight)
+    @property
+    def lost(self) -> str:
+        """Says in words that the controller has fallen silent; empty while it answers."""
+        return self._brain.lost
+
+    @property
+    def restarts(self) -> int:
+        """How often another controller process has answered here."""
+        return self._brain.restarts
+
+    @property
+    def lost_requests(self) -> int:
+        """Requests that were in flight when their controller was restarted: each has failed by name."""
+        return self._brain.lost_requests
 
     def _check_process(self) -> None:
         """Raise ConnectionLost in a fork of the process that made this client."""
         if self._generation != generation():
             raise forked_error()
 
-    def _send(self, message: Message) -> bool:
+    def _check_open(self) -> None:
+        """Raise ConnectionLost if nothing can be asked for (any more)."""
         self._check_process()
         if self._closed:
             raise ConnectionLost("this client is closed", code=Code.CANCELLED)
-        sent = self._dealer.send([encode(message)])
+
+    # -------------------------------------------------------------------------- the brain's
+
+    def _do(self, event: Event) -> int | None:
+        """One event and all that follows from it."""
+        now = now_ns()
+        number = self._brain.handle(event, now_ns=now)
+        self._step(now)
+        return number
+
+    def _step(self, now: int) -> None:
+        """Have the brain decide, and perform its effects."""
+        brain = self._brain
+        effects = brain.schedule(now_ns=now)
+        while effects and self._perform(effects):
+            effects = brain.schedule(now_ns=now_ns())
         self._reader.recheck()
+        wake_ns = brain.next_wakeup_ns()
+        if wake_ns is not None and (self._timer is None or wake_ns < self._armed_ns):
+            if self._timer is not None:
+                self._timer.cancel()
+            self._armed_ns = wake_ns
+            self._timer = self._loop.call_later(max(0, wake_ns - now) / NS_PER_S, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if not self._closed and self._generation == generation():
+            self._step(now_ns())
+
+    def _perform(self, effects: list[Effect]) -> bool:
+        """Do what the brain decided. True if a message could not be sent: the brain has more to say."""
+        together: list[InferRequest] = []
+        failed = False
+        for effect in effects:
+            kind = type(effect)
+            if kind is InferReply:
+                self._answer(effect)  # type: ignore[arg-type]
+            elif kind is InferRequest and not effect.sent_ns:  # type: ignore[union-attr]
+                together.append(effect)  # type: ignore[arg-type]
+                if len(together) == MAX_BUNDLED:
+                    failed |= self._send_together(together)
+                    together = []
+            elif isinstance(effect, Message):
+                failed |= not self._send(effect)  # type: ignore[arg-type]
+            else:
+                self._seldom(effect)
+        if together:
+            failed |= self._send_together(together)
+        return failed
+
+    def _send(self, message: ClientMessage) -> bool:
+        frame = self._inputs.get(message.request_id) if type(message) is InferRequest else None
+        sent = self._dealer.send([encode(message)] if frame is None else [encode(message), frame])
+        if not sent:
+            self._brain.handle(SendFailed(message), now_ns=now_ns())
         return sent
 
-    def _tick(self) -> None:
-        """Each second: tell the controller that we live, and find out whether it does."""
-        self._ticker = self._loop.call_later(_TICK_S, self._tick)
-        if self._controller is None:
-            return  # one that does not know us yet would refuse a heartbeat that is ahead of our hello
-        self._send(ClientHeartbeat(now_ns()))
-        if self._heard:
-            self._heard, self._silent_ticks = False, 0
-            if not self._greeted.is_set():
-                self._send(self._hello())
-            return
-        self._silent_ticks += 1
-        self._send(self._hello())  # it answers with its incarnation, so a restart shows as well
-        # Each tick from then on: a request made during the silence ends as well.
-        if self._silent_ticks >= _LOST_AFTER_TICKS:
-            self.lost = (
-                f"the controller at {self.address} has been silent for {_LOST_AFTER_TICKS} s"
-            )
-            for request_id in [*self._until_silence]:
-                self._fail(request_id, self.lost)
+    def _send_together(self, requests: list[InferRequest]) -> bool:
+        """Send requests without inputs as one message. True if that failed."""
+        sent_ns = now_ns()
+        if self._dealer.send([encode(RequestBundle(tuple(requests), sent_ns))]):
+            return False
+        for request in requests:
+            self._brain.handle(SendFailed(request), now_ns=sent_ns)
+        return True
 
-    def _fail(self, request_id: int, reason: str) -> None:
-        self._inferences.pop(request_id, None)
+    def _answer(self, reply: InferReply) -> None:
+        request_id = reply.request_id
+        on_reply = self._on_reply.pop(request_id, None)
+        if self._inputs:
+            self._inputs.pop(request_id, None)
+        if on_reply is not None:
+            on_reply(reply, self._outputs.get(request_id))
+
+    def _seldom(self, effect: Effect) -> None:
+        if isinstance(effect, Failed):
+            self._fail(effect)
+        elif isinstance(effect, Replied):
+            future = self._futures.pop(effect.request_id, None)
+            if future is not None and not future.done():
+                future.set_result(effect)
+        elif isinstance(effect, Greeted):
+            self._refusal = ""
+            self._greeted.set()
+        elif isinstance(effect, NotWelcome):
+            self._refusal = effect.reason
+            self._greeted.set()
+        elif isinstance(effect, Restarted):
+            self._restarted(effect)
+
+    def _fail(self, failed: Failed) -> None:
+        request_id = failed.request_id
+        submitted = self._on_reply.pop(request_id, None) is not None
+        self._inputs.pop(request_id, None)
         future = self._futures.pop(request_id, None)
-        if future is not None and not future.done():
-            future.set_exception(ConnectionLost(reason, code=Code.CANCELLED))
+        if future is not None:
+            if not future.done():
+                future.set_exception(_error(failed))
+        elif self._failed_now is not None:
+            self._failed_now[request_id] = failed.reason
+        elif submitted and self.on_lost is not None:
+            self.on_lost(request_id, failed.reason)
 
-    def _fail_all(self, reason: str) -> None:
-        for request_id in [*self._futures, *self._inferences]:
-            self._fail(request_id, reason)
+    def _restarted(self, effect: Restarted) -> None:
+        text = f"the controller at {self.address} was restarted: its models are loaded again"
+        if effect.lost:
+            text += f", and {effect.lost} requests that were in flight are lost"
+        # Not now: an error in it must not cost the other effects.
+        self._loop.call_soon(self._on_restart or _warn, text)
+
+    def _cancel(self, request_id: int) -> None:
+        """Its caller gives a request or question up, which may have ended."""
+        self._on_reply.pop(request_id, None)
+        self._inputs.pop(request_id, None)
+        self._futures.pop(request_id, None)
+        if not self._closed and self._generation == generation():
+            self._do(Cancel(request_id))
 
     # ----------------------------------------------------------------------------- receiving
 
     def _on_readable(self) -> None:
-        inferences = self._inferences
+        now, handle = now_ns(), self._brain.handle
+        outputs = self._outputs
         for frames in self._dealer.receive():
             try:
                 message = decode_for_client(frames[0])
             except (MalformedMessage, IndexError):
                 self.malformed += 1
                 continue
-            self._heard = True
             if type(message) is ReplyBundle:
                 for reply in message.replies:
-                    on_reply = inferences.pop(reply.request_id, None)
-                    if on_reply is not None:
-                        on_reply(reply, None)
-            elif type(message) is InferReply:
-                on_reply = inferences.pop(message.request_id, None)
-                if on_reply is not None:
-                    on_reply(message, frames[1] if len(frames) > 1 else None)
+                    handle(reply, now_ns=now)
             elif type(message) is NotTaken:
-                self._crowded_until_ns = now_ns() + _CROWDED_NS
-                for request_id in message.request_ids:
-                    on_reply = inferences.pop(request_id, None)
-                    if on_reply is not None:
-                        on_reply(not_served(request_id, message.code, message.reason), None)
+                handle(Overloaded(message.request_ids, message.code, message.reason), now_ns=now)
             else:
-                self._on_control(message)
-        self._reader.recheck()
+                if type(message) is InferReply and len(frames) > 1:
+                    outputs.setdefault(message.request_id, frames[1])
+                handle(message, now_ns=now)  # type: ignore[arg-type]
+        self._step(now)
+        outputs.clear()
 
-    def _on_control(self, message: Message) -> None:
-        if isinstance(message, Welcome):
-            self._on_welcome(message)
-        elif isinstance(message, (LoadModelReply, UnloadModelReply, ListModelsReply, StatusReply)):
-            future = self._futures.pop(message.request_id, None)
-            if future is not None and not future.done():
-                future.set_result(message)
-        elif isinstance(message, Refused):
-            self._on_refused(message)
 
-    def _on_welcome(self, message: Welcome) -> None:
-        before = self._controller
-        self._controller = message
-        self._refusal = self.lost = ""
-        self._greeted.set()
-        if before is not None and before.incarnation != message.incarnation:
-            self._infos.clear()
-            self._fail_all(
-                f"the controller at {self.address} was restarted; send the request again"
-            )
+def _warn(text: str) -> None:
+    warnings.warn(text, RuntimeWarning, stacklevel=2)
 
-    def _on_refused(self, message: Refused) -> None:
-        if message.request_id < 0:
-            if self._controller is None:
-                self._refusal = message.reason
-                self._greeted.set()
-            else:  # it may be another one by now, which does not know us
-                self._send(self._hello())
-            return
-        reason = f"the controller at {self.address} refuses: {message.reason}"
-        on_reply = self._inferences.pop(message.request_id, None)
-        if on_reply is not None:
-            on_reply(not_served(message.request_id, message.code, reason), None)
-        future = self._futures.pop(message.request_id, None)
-        if future is not None and not future.done():
-            future.set_exception(InvalidRequest(reason, code=message.code))
-        if self._greeted.is_set():  # it may have forgotten us, after a restart or a long silence
-            self._greeted.clear()
-            self._send(self._hello())
+
+def _error(failed: Failed) -> Exception:
+    """What a caller gets for a request or question that ends without an answer."""
+    if failed.why is Why.LOST:
+        return ConnectionLost(failed.reason, code=failed.code)
+    if failed.why is Why.UNANSWERED:
+        return PeerUnreachable(failed.reason)
+    if failed.why is Why.LIMIT:
+        return RequestFailed(failed.reason, code=failed.code)
+    code = Code.INVALID_REQUEST if failed.why is Why.WITHDRAWN else failed.code
+    return InvalidRequest(failed.reason, code=code)

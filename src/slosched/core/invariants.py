@@ -352,6 +352,7 @@ class InvariantChecker:
         held = sum(m.pages for m in gpu.resident.values()) + sum(
             m.pages for m in gpu.loading.values()
         )
+        held += sum(gpu.brought.values())
         if gpu.free_pages < 0 or gpu.free_pages + held != gpu.pages:
             self._fail(
                 f"{gpu.name}: {gpu.free_pages} free + {held} held is not {gpu.pages} pages", ()
@@ -381,5 +382,5 @@ class InvariantChecker:
 
 
 def _segments(result: InferResult) -> tuple[Span, ...]:
-    """The segments in which an Infer ran. A result reports one: no device interrupts an Infer."""
-    return (result.exec,)
+    """The segments in which an Infer ran."""
+    return result.segments or (result.exec,)

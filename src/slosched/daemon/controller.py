@@ -27,6 +27,7 @@ from slosched import clock
 from slosched.addresses import bracketed, parse_bind
 from slosched.config import CONTROLLER_PORT, ControllerConfig
 from slosched.core.scheduler.interface import Drain
+from slosched.core.scheduler.membership import JoinRules
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.values import ValueStore
 from slosched.daemon.doorway import Doorway
@@ -38,7 +39,8 @@ from slosched.daemon.performer import Performer
 from slosched.daemon.run_log import Announce, RunLog
 from slosched.daemon.status import Counted, health_report, status_parts
 from slosched.daemon.steps import Steps
-from slosched.errors import AddressInUse, InvalidConfig
+from slosched.errors import AddressInUse
+from slosched.join_key import KEY_BYTES, read_join_key
 from slosched.transport.codec import Frame
 from slosched.transport.frames import random_input
 from slosched.transport.sockets import BadMessages, Dealer, Router, finish_sending
@@ -55,12 +57,12 @@ _CONSOLE_EVERY_S = 10.0
 class ControllerServer:
     """A controller in the running event loop: `await start()`, then `await run()` until stopped.
 
-    `announce` gets each line for the operator. Raises AddressInUse, InvalidConfig, UnknownName.
+    `announce` gets each line for the operator. Workers that `config` does not name may register. Raises
+    AddressInUse, InvalidConfig, UnknownName.
     """
 
     def __init__(self, config: ControllerConfig, *, announce: Announce) -> None:
-        if not config.workers:
-            raise InvalidConfig("no worker is named; give --workers host:port[,host:port...]")
+        key = read_join_key(config.join_key) if config.join_key else b""
         self.config = config
         self._announce = announce
         self.scheduler = Scheduler(
@@ -70,10 +72,13 @@ class ControllerServer:
             secret=int.from_bytes(os.urandom(7), "little"),
             version=__version__,
             worker_addresses=config.workers,
+            takes_over=bool(config.cluster_id),
+            cluster_id=config.cluster_id or f"random-{os.urandom(8).hex()}",
+            join=JoinRules(key, nonce_seed=os.urandom(KEY_BYTES)),
         )
         self._router = Router(config.bind, config.port)
         self.port = self._router.port
-        self._dealers = [Dealer(address) for address in config.workers]
+        self._dealers = {number: Dealer(address) for number, address in enumerate(config.workers)}
         self._bad = BadMessages(announce)
         self._values: ValueStore[Frame] = ValueStore(random_input)
         self._performer = Performer(
@@ -82,6 +87,7 @@ class ControllerServer:
             self._dealers,
             self._values,
             announce=announce,
+            connect=lambda worker_id, address: self._steps.connect(worker_id, address),
             after_long=self._sent_long,
             failed=self._failed,
         )
@@ -101,6 +107,7 @@ class ControllerServer:
             performer=self._performer,
             bad=self._bad,
             busy_poll=config.busy_poll,
+            announce=announce,
             failed=self._failed,
         )
         self._counted: Counted = dict
@@ -127,10 +134,14 @@ class ControllerServer:
         self._steps.begin()
         http = f"; http://127.0.0.1:{self._http.port}" if self._http.port else ""
         host = bracketed(parse_bind(config.bind))
+        count = len(config.workers)
+        workers = f"{count} worker address(es)" if count else "waits for workers to register"
+        if config.cluster_id:
+            workers += f", cluster {config.cluster_id}"
         self._announce(
             f"slosched controller ready on {host}:{self.port}: {config.scheduler.policy}"
             f"{' (paper)' if config.scheduler.fidelity == 'paper' else ''}, "
-            f"{len(config.workers)} worker address(es){http}; telemetry in {log.directory}"
+            f"{workers}{http}; telemetry in {log.directory}"
         )
 
     async def _start_http(self) -> None:
@@ -220,7 +231,7 @@ class ControllerServer:
         self._performer.long_replies.close()
         self._steps.close()
         self._router.close_after(_LAST_ANSWERS_MS)
-        for dealer in self._dealers:
+        for dealer in self._dealers.values():
             dealer.close()
         await self._http.close()
         if self.run_log is not None:

@@ -11,11 +11,12 @@ from itertools import islice
 from slosched import clock
 from slosched.codes import Code
 from slosched.core.scheduler.door import NO_LIMIT, REASON, fair_parts
-from slosched.core.scheduler.interface import FromClient
+from slosched.core.scheduler.interface import FromClient, Joining
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.state import Client
 from slosched.core.values import ValueStore
 from slosched.errors import MalformedMessage
+from slosched.join_messages import Register
 from slosched.messages import InferRequest, Refused
 from slosched.transport.bundles import (
     MAX_REFUSED,
@@ -25,7 +26,7 @@ from slosched.transport.bundles import (
     RequestBundle,
 )
 from slosched.transport.codec import Frame, message_from_client
-from slosched.transport.sockets import BadMessages, Router
+from slosched.transport.sockets import JOINS, BadMessages, Router
 
 _ASKS = (RequestBundle, InferRequest)
 Arrival = tuple[bytes, FromClients, list[Frame]]
@@ -99,8 +100,13 @@ class Doorway:
         return client.delays.queued_ns(sent_ns=sent_ns, now_ns=self._read_ns)
 
     def _decoded(self, peer: bytes, frames: list[Frame]) -> FromClients | None:
+        source = bytes(frames.pop()).decode() if frames and peer.startswith(JOINS) else ""
         try:
             message = message_from_client(frames)
+            if isinstance(message, Register):
+                event = Joining(peer, source, message)
+                self._scheduler.handle(event, now_ns=clock.now_ns())
+                return None
         except MalformedMessage as error:
             self._bad.note(peer, str(error))
             refused = Refused(-1, Code.INVALID_REQUEST, f"message not taken: {error}")

@@ -348,7 +348,7 @@ def _worker(worker: Worker) -> dict[str, Any]:
     return {
         "worker": worker.worker_id,
         "address": worker.address,
-        "state": "joined" if worker.state is WorkerState.JOINED else "silent",
+        "state": worker.standing,
         "device": worker.device,
         "gpus": len(worker.gpus),
         "clock_error_us": worker.beat.clock_error_ns / NS_PER_US,

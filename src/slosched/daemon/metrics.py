@@ -257,7 +257,7 @@ class ControllerCollector(Collector):
         """What NVML says; what a card does not answer has no sample."""
         gpus = [
             gpu
-            for worker in self._scheduler.cluster.workers.values()
+            for worker in self._scheduler.cluster.present()
             for gpu in worker.gpus
             if gpu.driver.stats is not None
         ]
@@ -291,7 +291,7 @@ class ControllerCollector(Collector):
     # ------------------------------------------------------------------------------- workers
 
     def _workers(self) -> Iterator[Part]:
-        workers = list(self._scheduler.cluster.workers.values())
+        workers = self._scheduler.cluster.present()
         for name, text, value in _OF_WORKERS:
             yield from family(
                 GaugeMetricFamily,

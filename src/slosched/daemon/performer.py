@@ -7,11 +7,12 @@ the next step, in `backlog`; the performer never calls the scheduler.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from slosched.core.scheduler.interface import (
     ActionDone,
     ClientLost,
+    ConnectWorker,
     Effect,
     Event,
     Keep,
@@ -42,8 +43,11 @@ from slosched.transport.sockets import Dealer, Router
 
 
 class Performer:
-    """`log` must be set before the first effect. `after_long` is called after a send between two steps, and
-    `failed` with an exception from there.
+    """`log` must be set before the first effect.
+
+    `dealers` are the workers' sockets by their numbers, and `connect` opens the one of a worker at another
+    address (or closes it: ""). `after_long` is called after a send between two steps, and `failed` with an
+    exception from there.
 
     `router_touched` and `dealers_touched` say what was sent to: a send can take the edge of a socket's
     descriptor (transport/sockets.py). Steps clears them.
@@ -53,15 +57,16 @@ class Performer:
         self,
         scheduler: Scheduler,
         router: Router,
-        dealers: Sequence[Dealer],
+        dealers: Mapping[int, Dealer],
         values: ValueStore[Frame],
         *,
         announce: Announce,
+        connect: Callable[[int, str], None],
         after_long: Callable[[], None],
         failed: Callable[[Exception], None],
     ) -> None:
         self._router, self._dealers, self._values = router, dealers, values
-        self._announce, self._after_long = announce, after_long
+        self._announce, self._connect, self._after_long = announce, connect, after_long
         self._to_clients: Outbox[bytes, InferReply] = Outbox(
             self._send_to_client, ReplyBundle, failed=self._client_failed
         )
@@ -95,6 +100,8 @@ class Performer:
                 log.stage(effect.record)
             elif isinstance(effect, Note):
                 self._announce(effect.text if effect.level == "info" else f"warning: {effect.text}")
+            elif isinstance(effect, ConnectWorker):
+                self._connect(effect.worker_id, effect.address)
             elif isinstance(effect, StatusAsked):
                 self.long_replies.status(effect)
         self._to_workers.flush()
@@ -135,8 +142,11 @@ class Performer:
         return self._router.send(client, frames)
 
     def _send_to_worker(self, worker_id: int, frames: list[Frame]) -> bool:
+        dealer = self._dealers.get(worker_id)
+        if dealer is None:  # it has left
+            return False
         self.dealers_touched.add(worker_id)
-        return self._dealers[worker_id].send(frames)
+        return dealer.send(frames)
 
     def _worker_failed(self, worker_id: int, message: ControllerToWorker) -> None:
         self.backlog.append(SendFailed(worker_id, message))

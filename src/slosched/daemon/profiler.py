@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -94,13 +94,17 @@ class Profiler:
             raise InvalidConfig(f"batch sizes must be at least 1, not {wanted[0]}")
         if self._known:
             known = self._known[canonical]
-            times = {batch: ns for batch, ns in known.exec_ns.items() if batch in wanted}
-            return replace(known, exec_ns=times)
+            by_length = {length: _only(known.times(length), wanted) for length in known.exec_ns_at}
+            return replace(known, exec_ns=_only(known.exec_ns, wanted), exec_ns_at=by_length)
         assert self._bench is not None
         measured = self._bench.measure(
             canonical, wanted, max_exec_ns=_ANY_EXEC_NS, progress=progress
         )
         return replace(measured, name=canonical)  # a config may name a model by its alias
+
+
+def _only(exec_ns: Mapping[int, int], batches: Sequence[int]) -> dict[int, int]:
+    return {batch: ns for batch, ns in exec_ns.items() if batch in batches}
 
 
 def _of_library(name: str) -> bool:

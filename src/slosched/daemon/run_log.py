@@ -11,7 +11,7 @@ from slosched import clock
 from slosched.config import ControllerConfig
 from slosched.core.scheduler.interface import ActionRecord, RequestRecord, StageRecord
 from slosched.core.scheduler.policies import POLICY_TYPES, resolved
-from slosched.telemetry import action_log, reason_log, request_log, stage_log
+from slosched.telemetry import action_log, reason_log, request_log, segment_log, stage_log
 from slosched.telemetry.console import ControllerConsole
 from slosched.telemetry.manifest import ManifestNotWritten, finish_manifest, write_manifest
 from slosched.telemetry.recent import LastMinutes
@@ -57,6 +57,7 @@ class RunLog:
             on_error=announce,
         )
         self._stages: LogWriter | None = None  # made for the first request with a second stage
+        self._segments: LogWriter | None = None  # made for the first Infer that was interrupted
         self._rotation = rotation
         self.tally = Tally()
         self.recent = Recent(self.tally)
@@ -95,8 +96,21 @@ class RunLog:
 
     def action(self, record: ActionRecord) -> None:
         self._actions.append(record)
+        if record.segments:
+            self._interrupted(record)
         self.tally.add_action(record)
         self.last_minutes.add_action(record)
+
+    def _interrupted(self, record: ActionRecord) -> None:
+        if self._segments is None:
+            self._segments = LogWriter(
+                self.directory / segment_log.FILE_NAME,
+                segment_log.HEADER,
+                rows=segment_log.segment_rows,
+                rotation=self._rotation,
+                on_error=self._announce,
+            )
+        self._segments.append(record)
 
     def console_lines(self, now_ns: int) -> list[str]:
         """Human-readable lines about the time since the last call; often none. Called every 10 s."""
@@ -105,7 +119,7 @@ class RunLog:
 
     def rows_dropped(self) -> int:
         """Rows of all logs that the disk did not take."""
-        logs = (self._requests, self._actions, self._reasons, self._stages)
+        logs = (self._requests, self._actions, self._reasons, self._stages, self._segments)
         return sum(log.counts().dropped for log in logs if log is not None)
 
     def close(
@@ -124,6 +138,8 @@ class RunLog:
         requests, actions = self._requests.close(), self._actions.close()
         reasons = self._reasons.close()
         stages = {} if self._stages is None else {"stage_rows": self._stages.close().written}
+        if self._segments is not None:
+            stages["interrupted_actions"] = self._segments.close().written
         outcome = {
             "complete": arrived == answered
             and requests.dropped == actions.dropped == reasons.dropped == 0,

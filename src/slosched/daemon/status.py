@@ -73,6 +73,7 @@ def _head(scheduler: Scheduler, now_ns: int) -> dict[str, Any]:
     return {
         "now_ns": now_ns,
         "incarnation": scheduler.incarnation,
+        "cluster_id": scheduler.cluster_id,
         "policy": config.policy,
         "policy_package": "" if origin is None else origin.text,
         "fidelity": config.fidelity,
@@ -141,8 +142,8 @@ def oldest_arrival_ns(scheduler: Scheduler, *, now_ns: int) -> int:
 
 def health_report(scheduler: Scheduler) -> dict[str, Any]:
     """The answer to a health probe. Its cost does not grow with the number of models."""
-    workers = scheduler.cluster.workers.values()
-    missing = [w.worker_id for w in workers if w.state is not WorkerState.JOINED]
+    workers = scheduler.cluster.present()
+    missing = [w.worker_id for w in workers if w.state is WorkerState.SILENT]
     return {
         "status": "degraded" if missing else "ok",
         "ready": scheduler.ready(),
@@ -155,7 +156,9 @@ def health_report(scheduler: Scheduler) -> dict[str, Any]:
 def _worker(worker: Worker, now_ns: int) -> dict[str, Any]:
     return {
         "worker_id": worker.worker_id,
-        "state": "joined" if worker.state is WorkerState.JOINED else "silent",
+        "name": worker.name,
+        "address": worker.address,
+        "state": worker.standing,
         "host": worker.host,
         "pid": worker.pid,
         "device": worker.device,
@@ -187,7 +190,8 @@ def _not_used(worker: Worker) -> dict[str, str]:
 def _brief_worker(worker: Worker) -> dict[str, Any]:
     return {
         "worker_id": worker.worker_id,
-        "state": "joined" if worker.state is WorkerState.JOINED else "silent",
+        "name": worker.name,
+        "state": worker.standing,
         "host": worker.host,
         "activity": worker.beat.activity,
         "times_lost": worker.times_lost,

@@ -22,7 +22,8 @@ from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.values import ValueStore
 from slosched.daemon.doorway import Doorway
 from slosched.daemon.performer import Performer
-from slosched.errors import MalformedMessage
+from slosched.daemon.run_log import Announce
+from slosched.errors import MalformedMessage, SloschedError
 from slosched.messages import WorkerToController
 from slosched.transport.bundles import FromWorkers, ResultBundle
 from slosched.transport.codec import Frame, decode_from_worker
@@ -44,18 +45,20 @@ class Steps:
         self,
         scheduler: Scheduler,
         router: Router,
-        dealers: Sequence[Dealer],
+        dealers: dict[int, Dealer],
         values: ValueStore[Frame],
         *,
         doorway: Doorway,
         performer: Performer,
         bad: BadMessages,
         busy_poll: bool,
+        announce: Announce,
         failed: Callable[[Exception], None],
     ) -> None:
         self._scheduler, self._router, self._dealers = scheduler, router, dealers
         self._values, self._doorway, self._performer = values, doorway, performer
         self._bad, self._busy_poll, self._failed = bad, busy_poll, failed
+        self._announce = announce
         self._scheduled = False  # a step follows soon
         self._heard = 0  # messages of this step
         self._rested_ns = 0  # no message wakes the loop before this
@@ -65,7 +68,8 @@ class Steps:
         self._workers_wait: set[int] = set()  # and the sockets of these workers
         self._ended = False
         self._timer: clock.Timer | None = None
-        self._readers: list[AsyncReader] = []
+        self._client_reader: AsyncReader | None = None
+        self._worker_readers: dict[int, AsyncReader] = {}
 
     def begin(self) -> None:
         """Listen to the sockets and the timer in the running event loop, and take the first step."""
@@ -73,12 +77,8 @@ class Steps:
         self._timer = clock.Timer()
         loop.add_reader(self._timer.fileno(), self._on_timer)
         self._client_reader = AsyncReader(self._router, self._clients_said)
-        self._readers.append(self._client_reader)
-        self._worker_readers = [
-            AsyncReader(dealer, partial(self._worker_said, worker_id))
-            for worker_id, dealer in enumerate(self._dealers)
-        ]
-        self._readers += self._worker_readers
+        for worker_id in self._dealers:
+            self._listen(worker_id)
         self._wake()
         if self._busy_poll:
             loop.call_soon(self._poll)
@@ -86,13 +86,42 @@ class Steps:
     def close(self) -> None:
         """No further step. Idempotent."""
         self._ended = True
-        for reader in self._readers:
+        for reader in self._readers():
             reader.close()
         if self._timer is not None:
             with suppress(ValueError, OSError):
                 self._loop.remove_reader(self._timer.fileno())
             self._timer.close()
             self._timer = None
+
+    def connect(self, worker_id: int, address: str) -> None:
+        """Reach a worker at `address` from now on, and no longer where it was; "": nowhere."""
+        reader, dealer = (
+            self._worker_readers.pop(worker_id, None),
+            self._dealers.pop(worker_id, None),
+        )
+        if reader is not None:
+            reader.close()
+        if dealer is not None:
+            dealer.close()
+        self._workers_wait.discard(worker_id)
+        self._performer.dealers_touched.discard(worker_id)
+        if not address:
+            return
+        try:
+            self._dealers[worker_id] = Dealer(address)
+        except SloschedError as error:
+            self._announce(f"warning: worker {worker_id} at {address} cannot be reached: {error}")
+            return
+        self._listen(worker_id)
+
+    def _listen(self, worker_id: int) -> None:
+        dealer = self._dealers[worker_id]
+        self._worker_readers[worker_id] = AsyncReader(dealer, partial(self._worker_said, worker_id))
+
+    def _readers(self) -> list[AsyncReader]:
+        clients = [self._client_reader] if self._client_reader is not None else []
+        return [*clients, *self._worker_readers.values()]
 
     def take(self, event: Event) -> None:
         """Hand this fact to the scheduler in a step that follows soon."""
@@ -134,16 +163,19 @@ class Steps:
             self._router.has_input()  # takes the edge off, or the loop would call again and again
 
     def _worker_said(self, worker_id: int) -> None:
+        dealer = self._dealers.get(worker_id)
+        if dealer is None:  # it has left
+            return
         self._workers_wait.add(worker_id)
         self._wake()
         if self._resting:
-            self._dealers[worker_id].has_input()
+            dealer.has_input()
 
     def _poll(self) -> None:
         """Look at the sockets once per round of the event loop, which then never sleeps."""
         if self._ended:
             return
-        for reader in self._readers:
+        for reader in self._readers():
             reader.recheck()
         self._loop.call_soon(self._poll)
 
@@ -193,6 +225,7 @@ class Steps:
         performer = self._performer
         if performer.router_touched or self._router.unread:
             performer.router_touched = False
+            assert self._client_reader is not None
             self._client_reader.recheck()
         if performer.dealers_touched:
             for worker_id in performer.dealers_touched:

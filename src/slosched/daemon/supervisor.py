@@ -134,6 +134,7 @@ def run_workers(
             device=f"cuda:{i}",
             port=config.port + i if config.port else 0,
             cpu=config.cpu + i if config.cpu >= 0 else -1,
+            name=f"{config.name}-{i}" if config.name else "",
         )
         for i in range(wanted)
     ]

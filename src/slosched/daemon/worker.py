@@ -37,11 +37,13 @@ from slosched.core.worker.interface import (
     ToController,
 )
 from slosched.core.worker.kinds import takes_inputs
+from slosched.core.worker.lanes import gpu_lanes
 from slosched.core.worker.stepping import Stepper
 from slosched.daemon.backends.base import Backend, Frame
 from slosched.daemon.backends.opening import open_backend, shown_device
 from slosched.daemon.blackbox import ENDED, READY, NoBlackbox
 from slosched.daemon.housekeeping import Collector, check_core, own_process
+from slosched.daemon.registration import Registration
 from slosched.daemon.watchdog import Watchdog
 from slosched.errors import DeviceLost, InvalidConfig, MalformedMessage, PeerUnreachable
 from slosched.messages import GpuStats, Result, SessionMessage
@@ -96,28 +98,47 @@ class WorkerServer:
         self._collector: Collector | None = None
         self.port = self._router.port
         self._bad = BadMessages(self._announce)
+        incarnation = random.SystemRandom().getrandbits(62)
         self._brain = WorkerBrain(
             self._backend.gpus,
             self._backend.loadable,
-            incarnation=random.SystemRandom().getrandbits(62),
+            incarnation=incarnation,
             version=__version__,
             host=socket.gethostname(),
             pid=os.getpid(),
             device=shown_device(config, self._backend),
             allow_zero_size_inputs=config.allow_zero_size_inputs,
             put_aside=config.put_aside,
+            lanes=gpu_lanes(preemptive=config.preempt),
         )
         self._stepper = Stepper(self._brain, self._backend.devices, self._perform)
         # A failed send needs no handling: a controller that is gone, or does not read, misses heartbeats.
         self._outbox: Outbox[bytes, Result] = Outbox(
             self._router.send, ResultBundle, failed=lambda peer, message: None
         )
+        self._registration: Registration | None = None
+        if config.controller:
+            self._registration = self._register(incarnation)
         self._prepared: deque[ModelPrepared] = deque()
         self._bell = _Bell()
         self._stopping = False
         self.rounds = 0  # turns of the loop, for a watchdog
         self._running = threading.Lock()
         self._thread: threading.Thread | None = None
+
+    def _register(self, incarnation: int) -> Registration:
+        try:
+            return Registration(
+                self.config,
+                port=self.port,
+                incarnation=incarnation,
+                device=self._backend.device_name,
+                announce=self._announce,
+            )
+        except BaseException:
+            self._backend.close()
+            self._router.close()
+            raise
 
     @property
     def ready_line(self) -> str:
@@ -225,6 +246,9 @@ class WorkerServer:
             stepper.step(now)
         for note in self._backend.take_notes():
             self._announce(note)
+        registration = self._registration
+        if registration is not None and now >= registration.due_ns and not self._brain.closing:
+            registration.turn(served=self._brain.is_served(now_ns=now), now_ns=now)
 
     def _wait(self, waiter: Waiter) -> None:
         if self._prepared or self._stopping:
@@ -299,6 +323,8 @@ class WorkerServer:
     def _close(self) -> None:
         self._backend.close()
         self._router.close_after(_LINGER_MS)
+        if self._registration is not None:
+            self._registration.close()
         self._bell.close()
 
     # ---------------------------------------------------------------------------- messages

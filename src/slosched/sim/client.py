@@ -1,44 +1,49 @@
-"""The load-generating client in virtual time: the live client's session round the same load driver.
+"""The load-generating client in virtual time: the client's brain round the same load driver as live.
 
 It says hello, loads the workload's models one kind after the other and waits for each (the controller
-answers when their first weights are where they will be), sends what the driver says is due, a heartbeat
-each second, and goodbye. Its clock is the world's.
+answers when their first weights are where they will be), sends what the driver says is due, and goodbye.
+Its session is core/client's, as the live one's is; its clock is the world's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
-from functools import partial
-from typing import NamedTuple
 
 from slosched.codes import Code
-from slosched.config import CLIENT_HEARTBEAT_NS
+from slosched.core.client.brain import ClientBrain
+from slosched.core.client.interface import (
+    Cancel,
+    Close,
+    Effect,
+    Event,
+    Failed,
+    Greeted,
+    HeldModel,
+    Infer,
+    Load,
+    NotWelcome,
+    Open,
+    Replied,
+)
 from slosched.core.scheduler.interface import FromClient
 from slosched.core.scheduler.policies import about
-from slosched.errors import InvalidConfig, SloschedError
+from slosched.errors import ConnectionLost, InvalidConfig, SloschedError
 from slosched.loadgen.driver import LoadDriver
 from slosched.loadgen.instances import copies_by_name, in_workload_order
 from slosched.messages import (
-    PROTOCOL_VERSION,
-    CancelRequest,
-    ClientHeartbeat,
-    ClientHello,
     ClientMessage,
     ControllerToClient,
-    Goodbye,
     InferReply,
     InferRequest,
     LoadModelReply,
-    LoadModelRequest,
+    Message,
     ModelInfo,
-    Refused,
-    Welcome,
 )
-from slosched.signature import digest, row_bytes
+from slosched.signature import row_bytes
 from slosched.sim.cluster import SimCluster
 from slosched.sim.marks import Framed
-from slosched.sim.network import SMALL_MESSAGE_BYTES, Wire
+from slosched.sim.network import SMALL_MESSAGE_BYTES
 from slosched.telemetry.client_log import ClientRecord
 from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.workloads.base import Arrival, ClientUse, Workload
@@ -51,15 +56,9 @@ _INCARNATION = 7
 #: The first request may be due this long after the models are loaded, as live.
 _START_AFTER_NS = 50 * NS_PER_MS
 #: Answers are awaited for the largest SLO sent and this much longer, as live.
-_GRACE_NS = 2 * NS_PER_S
-
-
-class _Sender(NamedTuple):
-    """One of the clients that share a workload."""
-
-    identity: bytes
-    wire: Wire
-    use: ClientUse
+GRACE_NS = 2 * NS_PER_S
+#: A load has no end of its own: the run ends, or its faults do.
+_NO_LIMIT_NS = 2**61
 
 
 class LoadFailed(SloschedError):
@@ -82,6 +81,33 @@ class Phase(Enum):
     DONE = auto()
 
 
+class _Sender:
+    """One session: the client's own, or one of the clients that share a workload."""
+
+    __slots__ = ("armed_ns", "brain", "identity", "wire")
+
+    def __init__(
+        self,
+        cluster: SimCluster,
+        identity: bytes,
+        use: ClientUse,
+        arrived: Callable[[_Sender, ControllerToClient | Framed], None],
+        *,
+        from_send: bool,
+    ) -> None:
+        self.identity = identity
+        self.brain = ClientBrain(
+            address="the controller's",
+            incarnation=_INCARNATION,
+            name=use.name,
+            weight=use.weight,
+            from_send=from_send,
+            grace_ns=GRACE_NS,
+        )
+        self.wire = cluster.add_client(identity, lambda message: arrived(self, message))
+        self.armed_ns = -1  # of the brain's wake-up; -1: none is armed
+
+
 class SimClient:
     """One client of `cluster`. `on_record` gets every request once; `on_done` is called at its end.
 
@@ -89,6 +115,12 @@ class SimClient:
     is held to it. `phase` says where it stands, `driver` counts (None while models are loading), `problem`
     says why it ended early.
     """
+
+    #: Whether requests end at their SLO and a grace without an answer, and each second one waits while its
+    #: model is loaded again (EnduringClient).
+    bounded = False
+    #: Whether SLOs count from the client's send to its receipt; a workload's count from arrival.
+    slo_from_send = False
 
     def __init__(
         self,
@@ -106,102 +138,119 @@ class SimClient:
         self.models: list[ModelInfo] = []
         self._kernel = cluster.kernel
         self._marks = cluster.marks
-        self._wire = cluster.add_client(IDENTITY, self._arrived if inputs else self._receive)
         self._engine = engine
-        #: Who sends each group of the workload, as identity, wire and hello; empty: this client does.
+        self._own = self._new_sender(cluster, IDENTITY, ClientUse("simulation"))
+        #: Every session, and who sends each group of the workload (empty: this client does).
+        self._sessions = [self._own]
         self._senders = self._join_senders(cluster, senders_of(workload))
         self._uses = workload.models()
         self._to_load = list(copies_by_name(self._uses).items())
-        self._loaded: dict[str, tuple[ModelInfo, ...]] = {}
+        self._loaded: dict[str, tuple[HeldModel, ...]] = {}
+        self._held: list[HeldModel] = []  # as `models`
         self._inputs = inputs
         self._without_input = without_input
-        self._output_bytes: dict[int, int] = {}  # by model id; empty where none come
+        self._bringing: dict[int, HeldModel] = {}  # models of the unanswered requests with inputs
         self._on_record = on_record
         self._on_done = on_done
         self._on_reply: Callable[[InferReply], None] | None = None
-        self._input_bytes: dict[int, int] = {}  # by model id, at the greatest length
-        self._default_slo_ns = 0
-        self._echoes = False  # a controller that answers without running anything: no outputs
-        self._next_id = 1
         self._due_ns = -1  # of the armed wake-up; -1: none is
         self.failure: SloschedError | None = None
 
     # ------------------------------------------------------------------------------- session
 
+    def _new_sender(self, cluster: SimCluster, identity: bytes, use: ClientUse) -> _Sender:
+        return _Sender(cluster, identity, use, self._arrived, from_send=self.slo_from_send)
+
     def _join_senders(self, cluster: SimCluster, uses: Sequence[ClientUse]) -> list[_Sender]:
-        joined = {"": _Sender(IDENTITY, self._wire, ClientUse("simulation"))}
+        joined = {"": self._own}
         for use in uses:
             if use.name not in joined:
                 identity = f"client {use.name}".encode()
-                joined[use.name] = _Sender(
-                    identity,
-                    cluster.add_client(identity, partial(self._arrived, client=identity)),
-                    use,
-                )
+                joined[use.name] = self._new_sender(cluster, identity, use)
+                self._sessions.append(joined[use.name])
         return [joined[use.name] for use in uses]
+
+    @property
+    def brain(self) -> ClientBrain:
+        """That of the client's own session."""
+        return self._own.brain
 
     def start(self) -> None:
         """Say hello; the rest follows from the answers."""
-        self._say(ClientHello(PROTOCOL_VERSION, _INCARNATION, "simulation"))
-        for identity, wire, (name, weight) in self._others():
-            hello = ClientHello(PROTOCOL_VERSION, _INCARNATION, name, weight)
-            wire.send(FromClient(identity, hello))
-        self._kernel.at(self._kernel.now_ns + CLIENT_HEARTBEAT_NS, self._beat)
+        for sender in self._sessions:
+            self._do(sender, Open())
 
-    def _others(self) -> list[_Sender]:
-        """The senders beside this client itself, each once."""
-        return [s for s in dict.fromkeys(self._senders) if s.identity != IDENTITY]
+    def _do(self, sender: _Sender, event: Event) -> int | None:
+        """One event, and all that follows from it."""
+        number = sender.brain.handle(event, now_ns=self._kernel.now_ns)
+        self._step(sender)
+        return number
 
-    def _say(self, message: ClientMessage) -> None:
-        self._wire.send(FromClient(IDENTITY, message))
+    def _step(self, sender: _Sender) -> None:
+        brain, now_ns = sender.brain, self._kernel.now_ns
+        for effect in brain.schedule(now_ns=now_ns):
+            self._perform(sender, effect)
+        wake_ns = brain.next_wakeup_ns()
+        if wake_ns is not None and not 0 <= sender.armed_ns <= wake_ns:
+            sender.armed_ns = wake_ns
+            self._kernel.at(wake_ns, self._ring, (sender, wake_ns))
 
-    def _say_for_all(self, message: ClientMessage) -> None:
-        self._say(message)
-        for identity, wire, _ in self._others():
-            wire.send(FromClient(identity, message))
+    def _ring(self, armed: tuple[_Sender, int]) -> None:
+        sender, wake_ns = armed
+        if sender.armed_ns == wake_ns:  # else an earlier one came in between
+            sender.armed_ns = -1
+            self._step(sender)
 
-    def _beat(self, _: None) -> None:
-        if self.phase is not Phase.DONE:
-            self._say_for_all(ClientHeartbeat(self._kernel.now_ns))
-            self._kernel.at(self._kernel.now_ns + CLIENT_HEARTBEAT_NS, self._beat)
+    def _perform(self, sender: _Sender, effect: Effect) -> None:
+        if isinstance(effect, InferReply):
+            self._answered(effect)
+        elif isinstance(effect, Message):
+            self._send(sender, effect)
+        elif self.phase is Phase.DONE:
+            return
+        elif isinstance(effect, Failed):
+            self._failed(effect)
+        elif isinstance(effect, Replied):
+            if isinstance(effect.reply, LoadModelReply):
+                self._load_reply(effect.reply, effect.models)
+        elif isinstance(effect, NotWelcome):
+            self._fail(LoadFailed(effect.reason))
+        elif isinstance(effect, Greeted) and sender is self._own and self.phase is Phase.HELLO:
+            self._load_next()
 
-    def _arrived(self, message: ControllerToClient | Framed, client: bytes = IDENTITY) -> None:
-        """Something came over the connection of `client`: hold an answer to its request's mark."""
+    def _send(self, sender: _Sender, message: ClientMessage) -> None:
+        held = self._bringing.get(message.request_id) if type(message) is InferRequest else None
+        if held is not None and isinstance(message, InferRequest):
+            length = message.length or _longest(held.info)
+            input_bytes = row_bytes(held.info.inputs, length)
+            output_bytes = row_bytes(held.info.outputs, length)
+            payload = self._marks.input(
+                sender.identity, message.request_id, input_bytes, output_bytes
+            )
+            framed = Framed(FromClient(sender.identity, message), (payload,))
+            sender.wire.send(framed, SMALL_MESSAGE_BYTES + input_bytes)
+        else:
+            sender.wire.send(FromClient(sender.identity, message))
+
+    def _arrived(self, sender: _Sender, message: ControllerToClient | Framed) -> None:
+        """Something came over the connection of `sender`: hold an answer to its request's mark."""
         if isinstance(message, Framed):
             reply: InferReply = message.message
-            awaited = self._awaits(reply.request_id)
-            self._marks.compare(client, reply.request_id, message.frames, awaited=awaited)
-            self._receive(reply)
+            awaited = sender.brain.requests.awaits(reply.request_id)
+            self._marks.compare(sender.identity, reply.request_id, message.frames, awaited=awaited)
+            self._do(sender, reply)
             return
-        if self._output_bytes and type(message) is InferReply and not message.code:
-            wanted = self._brings_input(message.request_id, self._output_bytes, message.model_id)
-            self._marks.without_output(client, message, wanted=wanted)
-        self._receive(message)
+        if self._bringing and type(message) is InferReply and not message.code:
+            held = self._bringing.get(message.request_id)
+            wanted = held is not None and self._has_output(held.info)
+            self._marks.without_output(sender.identity, message, wanted=wanted)
+        self._do(sender, message)
 
-    def _awaits(self, request_id: int) -> bool:
-        """False if an answer to the request is thrown away."""
-        return True
-
-    def _brings_input(self, request_id: int, sizes: dict[int, int], model_id: int) -> bool:
-        """True if the request brings an input, and `sizes` has bytes for its model."""
-        every = self._without_input
-        return (not every or request_id % every != 0) and sizes.get(model_id, 0) > 0
-
-    def _receive(self, message: ControllerToClient | Framed) -> None:
-        if type(message) is InferReply:
-            if self._on_reply is not None:
-                self._on_reply(message)
-                if self.phase is Phase.DRAINING or self._due_ns < 0:
-                    self._end_if_quiet()
-        elif isinstance(message, Welcome):
-            self._default_slo_ns = message.default_slo_ns
-            self._echoes = not about(message.policy).runs_models
-            if self.phase is Phase.HELLO:
-                self._load_next()
-        elif isinstance(message, LoadModelReply):
-            self._load_reply(message)
-        elif isinstance(message, Refused):
-            self._fail(LoadFailed(message.reason))
+    def _has_output(self, info: ModelInfo) -> bool:
+        """False under a controller that answers without running anything: no outputs come."""
+        welcome = self.brain.controller
+        runs_models = welcome is not None and about(welcome.policy).runs_models
+        return runs_models and row_bytes(info.outputs, _longest(info)) > 0
 
     def _fail(self, error: SloschedError) -> None:
         self.failure = error
@@ -217,34 +266,30 @@ class SimClient:
         self.phase = Phase.LOADING
         if self._to_load:
             name, copies = self._to_load[0]
-            self._say(LoadModelRequest(self._new_id(), name, copies))
+            self._do(self._own, Load(name, copies, _NO_LIMIT_NS))
         else:
-            self.models = in_workload_order(self._uses, self._loaded)
             self._send_from_now()
 
-    def _load_reply(self, reply: LoadModelReply) -> None:
-        name, copies = self._to_load.pop(0)
+    def _load_reply(self, reply: LoadModelReply, models: tuple[HeldModel, ...]) -> None:
+        name, _ = self._to_load[0]
         if reply.code:
             hint = profile_hint(name) if reply.code == Code.UNKNOWN_MODEL else ""
             wrong = reply.code in (Code.UNKNOWN_MODEL, Code.INVALID_REQUEST)
             kind = UnknownModel if wrong else LoadFailed
             self._fail(kind(f"cannot load {name!r}: {reply.reason}{hint}"))
             return
-        self._loaded[name] = reply.models[:copies]
+        self._to_load.pop(0)
+        self._loaded[name] = models
         self._load_next()
-
-    def _new_id(self) -> int:
-        request_id = self._next_id
-        self._next_id = request_id + 1
-        return request_id
 
     # ------------------------------------------------------------------------------- sending
 
     def _send_from_now(self) -> None:
+        self._held = in_workload_order(self._uses, self._loaded)
+        self.models = [held.info for held in self._held]
         if not self.models:
             self._fail(InvalidConfig("the workload uses no model"))
             return
-        self._input_bytes = self._sizes(self.models)
         self.phase = Phase.SENDING
         kernel = self._kernel
         driver = self.driver = LoadDriver(
@@ -258,15 +303,6 @@ class SimClient:
         due_ns = driver.start(kernel.now_ns + _START_AFTER_NS)
         kernel.at_end_of(driver.end_ns, self._stop_sending)
         self._armed_until(due_ns)
-
-    def _sizes(self, models: Sequence[ModelInfo]) -> dict[int, int]:
-        longest = {i.model_id: i.lengths[-1] if i.lengths else 0 for i in models}
-        sizes = {i.model_id: row_bytes(i.inputs, longest[i.model_id]) for i in models}
-        if self._inputs and not self._echoes:
-            self._output_bytes.update(
-                (i.model_id, row_bytes(i.outputs, longest[i.model_id])) for i in models
-            )
-        return sizes if self._inputs else dict.fromkeys(sizes, 0)
 
     def _arm(self, due_ns: int) -> None:
         if self.phase is Phase.SENDING and (self._due_ns < 0 or due_ns < self._due_ns):
@@ -292,8 +328,8 @@ class SimClient:
             return
         assert self.driver is not None
         self.phase = Phase.DRAINING
-        slo_ns = max(self.driver.max_slo_ns, self._default_slo_ns)
-        self._kernel.at(self._kernel.now_ns + slo_ns + _GRACE_NS, self._give_up)
+        slo_ns = max(self.driver.max_slo_ns, self.brain.requests.default_slo_ns)
+        self._kernel.at(self._kernel.now_ns + slo_ns + GRACE_NS, self._give_up)
         self._end_if_quiet()
 
     def end_sending(self) -> None:
@@ -317,7 +353,27 @@ class SimClient:
         self.phase = Phase.DONE
         if self.driver is not None:
             self.driver.give_up()
-        self._say_for_all(Goodbye())
+        for sender in self._sessions:
+            self._do(sender, Close())
+
+    def _answered(self, reply: InferReply) -> None:
+        self._bringing.pop(reply.request_id, None)
+        if self._on_reply is not None and self.phase is not Phase.DONE:
+            self._on_reply(reply)
+            self._after_an_end()
+
+    def _failed(self, failed: Failed) -> None:
+        """A request is lost. (A load without an answer has failed.)"""
+        self._bringing.pop(failed.request_id, None)
+        if self.phase is Phase.LOADING:
+            self._fail(LoadFailed(failed.reason))
+        elif self.driver is not None:
+            self.driver.lost(failed.request_id)
+            self._after_an_end()
+
+    def _after_an_end(self) -> None:
+        if self.phase is Phase.DRAINING or self._due_ns < 0:
+            self._end_if_quiet()
 
     # ----------------------------------------------------------------- the driver's submitter
 
@@ -328,45 +384,56 @@ class SimClient:
     def submit(
         self, model: ModelInfo, arrival: Arrival, on_reply: Callable[[InferReply], None]
     ) -> int:
-        """Send one request now; returns its id."""
+        """Send one request now; returns its id. Raises ConnectionLost while its model is loaded again."""
         self._on_reply = on_reply
-        identity, wire = IDENTITY, self._wire
+        sender = self._own
         if self._senders:
-            identity, wire, _ = self._senders[self._engine.group(arrival)]
-        request_id = self._next_id
-        self._next_id = request_id + 1
-        if self._brings_input(request_id, self._input_bytes, model.model_id):
-            message = InferRequest(
-                request_id=request_id,
-                model_id=model.model_id,
-                slo_factor=arrival.slo_factor,
-                slo_ns=arrival.slo_ns,
-                user_id=arrival.user_id,
-                shape=model.input_shape,
-                dtype=model.input_dtype,
-                length=arrival.length,
-                signature=digest(model.inputs) if arrival.length else 0,
-            )
-            input_bytes = self._input_bytes[model.model_id]
-            output_bytes = self._output_bytes.get(model.model_id, 0)
-            if arrival.length:
-                input_bytes = row_bytes(model.inputs, arrival.length)
-                output_bytes = row_bytes(model.outputs, arrival.length)
-            payload = self._marks.input(identity, request_id, input_bytes, output_bytes)
-            framed = Framed(FromClient(identity, message), (payload,))
-            wire.send(framed, SMALL_MESSAGE_BYTES + input_bytes)
-        else:
-            message = InferRequest(
-                request_id=request_id,
-                model_id=model.model_id,
-                slo_factor=arrival.slo_factor,
-                slo_ns=arrival.slo_ns,
-                user_id=arrival.user_id,
-                length=arrival.length,
-            )
-            wire.send(FromClient(identity, message))
+            sender = self._senders[self._engine.group(arrival)]
+            sender.brain.next_id = self._next_id()
+        brain, held = sender.brain, self._held[arrival.instance]
+        waits = self.bounded and brain.next_id % 2 == 0
+        has_input = self._brings_input(brain.next_id, held.info)
+        if has_input:
+            self._bringing[brain.next_id] = held
+        request_id = self._do(
+            sender,
+            Infer(
+                held,
+                arrival.slo_ns,
+                arrival.slo_factor,
+                arrival.user_id,
+                has_input,
+                arrival.length,
+                bundled=True,
+                bounded=self.bounded,
+                waits=waits,
+            ),
+        )
+        if not request_id:
+            self._bringing.pop(brain.next_id, None)
+            raise ConnectionLost(brain.unready(held), code=Code.CANCELLED)
         return request_id
+
+    def _next_id(self) -> int:
+        """All sessions of one client draw their ids from one row."""
+        return max(sender.brain.next_id for sender in self._sessions)
+
+    def _brings_input(self, request_id: int, info: ModelInfo) -> bool:
+        every = self._without_input
+        return (
+            self._inputs
+            and (not every or request_id % every != 0)
+            and row_bytes(info.inputs, _longest(info)) > 0
+        )
 
     def cancel(self, request_id: int) -> None:
         """Tell the controller that the answer is not wanted any more."""
-        self._say(CancelRequest(request_id))
+        self._bringing.pop(request_id, None)
+        for sender in self._sessions:
+            if sender.brain.requests.awaits(request_id):
+                self._do(sender, Cancel(request_id))
+
+
+def _longest(info: ModelInfo) -> int:
+    """The greatest length of the model's inputs; 0 where no dimension varies."""
+    return info.lengths[-1] if info.lengths else 0

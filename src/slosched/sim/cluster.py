@@ -25,7 +25,8 @@ _EXCHANGES_KEPT_NS = WINDOW * HEARTBEAT_NS
 
 
 class SimCluster:
-    """`nodes` are the workers, by place. `seed` is that of the network's jitter.
+    """`nodes` are the workers, by place. `seed` is that of the network's jitter. Each controller has the
+    `cluster_id`.
 
     `controller` and `workers` are its parts; `add_client` joins a client to it.
     """
@@ -42,12 +43,13 @@ class SimCluster:
         on_note: OnNote,
         seed: int = 0,
         check: bool = False,
+        cluster_id: str = "",
     ) -> None:
         self.kernel = kernel
         self.network = network
         self._seed = seed
         self.wires: dict[str, Wire] = {}  # by name ("to worker 0"), in the order of their making
-        self._config = config
+        self._config, self._cluster_id = config, cluster_id
         self._incarnation = 0
         self._slack_ns = self._report_slack_ns(nodes)
         self._check = check
@@ -89,10 +91,12 @@ class SimCluster:
             worker_count=worker_count,
             incarnation=self._incarnation,
             version=__version__,
+            cluster_id=self._cluster_id,
+            takes_over=bool(self._cluster_id),
         )
 
     def start_controller(self) -> None:
-        """A new controller process, which knows nothing of the one before."""
+        """A new controller process. It takes over what the workers hold if there is a cluster id."""
         scheduler = self._new_scheduler(len(self.workers))
         self.controller.start(scheduler, self._checker(scheduler))
 

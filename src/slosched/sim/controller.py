@@ -30,7 +30,8 @@ from slosched.core.scheduler.interface import (
 )
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.values import ValueStore
-from slosched.messages import ControllerToClient, Infer
+from slosched.join_messages import MembershipReply
+from slosched.messages import ControllerToClient, ControllerToWorker, Infer
 from slosched.sim.kernel import Kernel
 from slosched.sim.marks import Framed, Payload, made_up
 from slosched.sim.network import SMALL_MESSAGE_BYTES, Wire
@@ -75,7 +76,9 @@ class SimController:
         self.checker = checker
         #: Observers of each event that is handled, and of each message to a client (truth.py).
         self.on_event: Callable[[Event], None] | None = None
-        self.on_reply: Callable[[bytes, ControllerToClient], None] | None = None
+        self.on_reply: Callable[[bytes, ControllerToClient | MembershipReply], None] | None = None
+        #: Wants to see each message to a worker (take_over.py).
+        self.on_action_sent: Callable[[int, ControllerToWorker], None] | None = None
         #: Takes the record of each stage of a request that has more than one (stages.tsv).
         self.on_stage: Callable[[StageRecord], None] | None = None
         #: Room in the queues of clients that do not read, or are gone (0), in messages. Messages beyond that
@@ -282,6 +285,8 @@ class SimController:
 
     def _to_worker(self, effect: ToWorker) -> None:
         message, wire = effect.message, self.to_workers[effect.worker_id]
+        if self.on_action_sent is not None:
+            self.on_action_sent(effect.worker_id, message)
         if type(message) is Infer and message.input_sizes:
             frames = self._values.inputs(effect.inputs, message.input_sizes)
             if frames:

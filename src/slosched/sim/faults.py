@@ -42,7 +42,9 @@ KINDS: dict[str, Kind] = {
         "the controller dies; a new one, which knows nothing, follows", "controller", ("for",)
     ),
     "drain": Kind(
-        "the controller is told to end, and does; a new one follows", "controller", ("for",)
+        "the controller is told to end, and does; a new one follows. A worker: an operator drains it",
+        rf"controller|{_WORKER}",
+        ("for",),
     ),
     "pause": Kind(
         "the process stands still: what reaches it waits", f"{_WORKER}|controller|client", ("for",)
@@ -251,7 +253,11 @@ def _drawn(
     """One fault of `kind`. Lengths are spread over orders of magnitude, as real ones are."""
     worker = draw.randrange(len(gpus_per_worker))
     target = f"worker {worker}"
-    if kind in ("restart", "drain") or (kind == "pause" and draw.random() < 0.3):
+    if (
+        kind == "restart"
+        or (kind == "drain" and draw.random() < 0.5)
+        or (kind == "pause" and draw.random() < 0.3)
+    ):
         target = "controller"
     elif kind in ("pause", "partition") and draw.random() < 0.2:
         target = "client"

@@ -11,6 +11,9 @@ workers and the client. Once they are over, within RECOVERY_NS:
   in time. A cluster that is overloaded without faults is not held to it: backlogs last;
 - and when the load ends everything is answered and nothing is kept of it.
 
+The client is the one that people run (core/client): each of its requests ends once for its caller, after the
+faults each model that it holds is one of the present controller's, and nothing of it grows.
+
 In most cases requests bring inputs, and every answer is held to its request's mark (marks.py); further
 clients come and go with requests unanswered (guests.py).
 
@@ -28,6 +31,7 @@ from slosched.core.scheduler.policies import about
 from slosched.core.scheduler.state import WorkerState
 from slosched.errors import SloschedError
 from slosched.sim.client import Phase
+from slosched.sim.enduring_client import EnduringClient
 from slosched.sim.faults import FaultPlan
 from slosched.sim.fuzz_case import (
     RECOVERY_NS,
@@ -294,8 +298,11 @@ class _Case:
             missing = [m for m in scheduler.cluster.models if m not in worker.instances]
             if missing:
                 raise NotLive(f"worker {worker.worker_id} has not prepared models {missing[:10]}")
-        if self.world.client.phase is not Phase.SENDING:
-            raise NotLive(f"the client is {self.world.client.phase.name}, not sending")
+        client = self.world.client
+        if client.phase is not Phase.SENDING:
+            raise NotLive(f"the client is {client.phase.name}, not sending")
+        if isinstance(client, EnduringClient):
+            client.check_models()
 
     def _check_quiet(self) -> None:
         """The load is over: what is left?"""
@@ -329,9 +336,15 @@ class _Case:
         kept = [f"{count} {what}" for what, count in left.items() if count]
         if kept:
             raise NotLive(f"{format_duration(_QUIET_NS)} after the load: {', '.join(kept)}")
+        if isinstance(world.client, EnduringClient):
+            world.client.check_quiet()
         if world.truth is not None:
             world.truth.check_all_answered()
             world.truth.check_unloaded()
+        if world.take_over is not None:
+            assert self._spec.faults is not None
+            ended = any(fault.kind == "end" for fault in self._spec.faults.faults)
+            world.take_over.check_agreement(weights_may_be_lost=ended)
         self._check_unloaded_at_workers()
 
     def _check_unloaded_at_workers(self) -> None:

@@ -15,6 +15,7 @@ from slosched.config import (
     WeightRule,
 )
 from slosched.core.scheduler.policies import about, type_and_fidelity
+from slosched.signature import Tensor
 from slosched.sim.faults import Fault, FaultPlan
 from slosched.sim.guests import AGAIN, BREAKS, DEAF, GOODBYE, SILENT, GuestPlan
 from slosched.sim.network import Network
@@ -22,6 +23,7 @@ from slosched.sim.spec import SimSpec, WorkerClocks
 from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US, format_duration
 from slosched.workloads.arrivals import PoissonArrivals
 from slosched.workloads.base import ModelUse, Step, Stream, instance_seed
+from slosched.workloads.lengths import Lengths
 from slosched.workloads.streams import ClosedLoop, OpenLoop
 
 #: Faults begin at any time from the start on, and are over by then.
@@ -57,6 +59,10 @@ _PAGE_BYTES = 2**24
 _INPUT_BYTES = 32
 _WEIGHTS = (WeightRule(5.0, client="guest 0"), WeightRule(0.5, slo_max_ns=200 * NS_PER_MS))
 _PACE_NS = 50 * NS_PER_MS
+#: The share of the cases whose models have length classes, and the lengths of their requests.
+_LENGTH_CASES, _LENGTHS = 0.25, Lengths(median=3, sigma=0.7, least=1, most=8)
+#: The share of the cases in which urgent requests may interrupt long ones.
+_PREEMPTING_CASES = 0.4
 #: A model that guests alone use.
 _GUESTS_MODEL = "guests9"
 
@@ -74,7 +80,7 @@ class SmallLoad:
     """Poisson arrivals at `rates_per_s` by instance, and a closed loop of `loops` over all instances.
 
     Every request has the SLO `slo_ns`. The Poisson arrivals come `bunch` at a time. `guests` are further
-    clients (fuzz.py has them come).
+    clients (fuzz.py has them come). `lengths` are those of all requests, where the models have length classes.
     """
 
     uses: tuple[ModelUse, ...]
@@ -86,6 +92,7 @@ class SmallLoad:
     groups: tuple[str, ...] = ("",)
     bunch: int = 1
     guests: tuple[GuestPlan, ...] = ()
+    lengths: Lengths | None = None
 
     def models(self) -> tuple[ModelUse, ...]:
         return self.uses
@@ -101,6 +108,9 @@ class SmallLoad:
         if self.loops:
             instances = range(len(self.rates_per_s))
             streams.append(_PacedLoop(self.loops, instances, user_id=len(streams)))
+        if self.lengths is not None:
+            for index, stream in enumerate(streams):
+                stream.lengths = self.lengths.draws(instance_seed(seed, index))
         return streams
 
     def _times(self, rate: float, seed: int) -> Iterator[int]:
@@ -147,13 +157,18 @@ def drawn_spec(seed: int, *, policy: str | None = None) -> SimSpec:
         max_client_requests=options.choice((100_000, 100_000, 40)),
         max_bytes=options.choice((2**33, 2**33, 100 * _INPUT_BYTES)),
         operators=("guest 0",),
+        preempt=Random(f"{seed}/preempt").random() < _PREEMPTING_CASES,
     )
     load = _with_clients(more, _load(draw, models, uses, gpus), models, gpus)
+    if Random(f"{seed}/lengths").random() < _LENGTH_CASES:
+        load = replace(load, lengths=_LENGTHS)
+        profile.models.update({name: _with_lengths(each) for name, each in profile.models.items()})
     unloads = Random(f"{seed}/unloads")
     # In the other cases guests that go leave more behind: requests, and batches that are lost with a worker.
     if load.guests and unloads.random() < _UNLOADING_CASES:
         if unloads.random() < 0.4:
-            profile.models[_GUESTS_MODEL] = _model(unloads, _GUESTS_MODEL)
+            model = _model(unloads, _GUESTS_MODEL)
+            profile.models[_GUESTS_MODEL] = model if load.lengths is None else _with_lengths(model)
         load = _with_unloads(unloads, load, _GUESTS_MODEL in profile.models)
     spec = SimSpec(
         workload=load,
@@ -171,6 +186,7 @@ def drawn_spec(seed: int, *, policy: str | None = None) -> SimSpec:
         seed=seed,
         duration_ns=60 * NS_PER_S,
         check=True,
+        cluster_id=Random(f"{seed}/cluster").choice(("", "fuzz", "fuzz")),
     )
     counts = [len(each) for each in spec.worker_profiles()]
     plan = FaultPlan.random(seed, counts, until_ns=FAULTS_END_NS)
@@ -209,6 +225,17 @@ def _model(draw: Random, name: str) -> ModelProfile:
         input_shape=(8,),
         output_shape=(8 + 4 * int(name[-1]),),  # outputs tell which model ran
     )
+
+
+def _with_lengths(model: ModelProfile) -> ModelProfile:
+    """The same model with two inputs, an output and a time that depend on the length."""
+    at = {
+        length: {batch: max(1, ns * (1 + length) // 9) for batch, ns in model.exec_ns.items()}
+        for length in (2, 4, 8)
+    }
+    outputs = (Tensor("numbers", "float32", (-1, 8 + int(model.name[-1]))),)
+    inputs = (Tensor("ids", "int64", (-1,)), Tensor("mask", "float32", (-1, 2)))
+    return replace(model, inputs=inputs, outputs=outputs, exec_ns_at=at)
 
 
 def _load(

@@ -28,10 +28,11 @@ from slosched.messages import (
     UnloadModelRequest,
     Welcome,
 )
+from slosched.signature import digest, row_bytes
 from slosched.sim.cluster import SimCluster
 from slosched.sim.marks import Framed
 from slosched.sim.network import SMALL_MESSAGE_BYTES
-from slosched.units import NS_PER_MS, NS_PER_S, tensor_bytes
+from slosched.units import NS_PER_MS, NS_PER_S
 
 #: How a guest leaves: it says goodbye, its connection breaks, or it falls silent.
 GOODBYE, BREAKS, SILENT = "says goodbye", "breaks off", "falls silent"
@@ -197,18 +198,21 @@ class Guest:
                 )
             )
             return
-        shape, dtype = model.input_shape, model.input_dtype
-        size = tensor_bytes(shape, dtype)
+        # With length classes a guest asks at all lengths in turn.
+        length = request_id % model.lengths[-1] + 1 if model.lengths else 0
+        size = row_bytes(model.inputs, length)
         message = InferRequest(
             request_id=request_id,
             model_id=model.model_id,
             slo_factor=0.0,
             slo_ns=slo_ns,
             user_id=0,
-            shape=shape,
-            dtype=dtype,
+            shape=() if length else model.input_shape,
+            dtype="" if length else model.input_dtype,
+            length=length,
+            signature=digest(model.inputs) if length else 0,
         )
-        output_size = tensor_bytes(model.output_shape, model.output_dtype)
+        output_size = row_bytes(model.outputs, length)
         payload = self._cluster.marks.input(self._mark, request_id, size, output_size)
         framed = Framed(FromClient(self.identity, message), (payload,))
         self._wire.send(framed, SMALL_MESSAGE_BYTES + size)

@@ -7,12 +7,15 @@ from random import Random
 from typing import Any
 
 from slosched.core.invariants import InvariantViolated
+from slosched.core.scheduler.interface import FromClient
+from slosched.messages import PROTOCOL_VERSION, ClientHello, DrainWorkerRequest, Goodbye
 from slosched.sim.cluster import SimCluster
 from slosched.sim.enduring_client import EnduringClient
 from slosched.sim.faults import Fault, FaultPlan
 from slosched.sim.intruder import Intruder
 from slosched.sim.node import WorkerNode
 
+_OPERATOR = b"operator"
 #: Incarnations of second controllers begin here, far from the first controller's.
 _INTRUDERS = 1_000_000_000
 
@@ -97,7 +100,10 @@ class Injector:
         return Intruder(self._kernel, self._cluster.workers[fault.worker_id], incarnation).stop
 
     def _drain(self, fault: Fault) -> Callable[[], None]:
-        """It ends well, unless it dies before."""
+        """It ends well, unless it dies before. A worker is drained by an operator, and taken back."""
+        if fault.worker_id >= 0:
+            self._operate(fault.worker_id, undo=False)
+            return lambda: self._operate(fault.worker_id, undo=True)
         controller = self._cluster.controller
         life = controller.life
         controller.drain()
@@ -116,6 +122,17 @@ class Injector:
             self._cluster.start_controller()
 
         return end
+
+    def _operate(self, worker_id: int, *, undo: bool) -> None:
+        """An operator is there for this one question. One whose controller is gone says nothing to the next."""
+        controller = self._cluster.controller
+        operators = controller.scheduler.cluster.config.operators
+        for message in (
+            ClientHello(PROTOCOL_VERSION, 1, operators[0] if operators else ""),
+            DrainWorkerRequest(1, str(worker_id), undo),
+            Goodbye(),
+        ):
+            controller.receive(FromClient(_OPERATOR, message))
 
     def _restart(self, fault: Fault) -> Callable[[], None]:
         self._cluster.controller.kill()

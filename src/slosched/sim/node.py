@@ -16,6 +16,7 @@ from slosched.core.worker.interface import (
     PrepareModel,
     ToController,
 )
+from slosched.core.worker.lanes import gpu_lanes
 from slosched.core.worker.stepping import Stepper
 from slosched.messages import ControllerToWorker, GpuInfo, WorkerToController
 from slosched.sim.marks import Framed, Payload
@@ -87,8 +88,9 @@ class WorkerNode:
         incarnation: int = 1,
         clock: WorkerClock | None = None,
         watch: WorkerWatch | None = None,
+        preemptive: bool = False,
     ) -> None:
-        self._profile = profile
+        self._profile, self._preemptive = profile, preemptive
         self._watch = watch
         self._sent: list[WorkerToController | Framed] = []
         #: Messages to other controllers than ours; the caller of `step` takes them out.
@@ -103,8 +105,9 @@ class WorkerNode:
             host="virtual",
             pid=incarnation,
             device="emulated",
+            lanes=gpu_lanes(preemptive=preemptive),
         )
-        self.gpus = emulated_gpus(profile, noise, gpus)
+        self.gpus = emulated_gpus(profile, noise, gpus, preemptive=preemptive)
         devices: Mapping[int, Device] = self.gpus if watch is None else watch.devices(self.gpus)
         self._stepper = Stepper(self.brain, devices, self._perform)
 
@@ -120,7 +123,9 @@ class WorkerNode:
                 frames = self._outputs(effect.output_of, getattr(message, "output_sizes", ()))
             self._sent.append(Framed(message, frames) if frames else message)
         elif isinstance(effect, PrepareModel):
-            prepared = prepare_emulated(self._profile, effect, now_ns=now_ns)
+            prepared = prepare_emulated(
+                self._profile, effect, now_ns=now_ns, preemptive=self._preemptive
+            )
             self._stepper.handle(prepared, now_ns=now_ns)
         elif isinstance(effect, DropInputs):
             self._echo.drop(effect.action_id)

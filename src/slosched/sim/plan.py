@@ -331,7 +331,8 @@ def _least_ns(spec: PlanSpec, entry: MixEntry) -> int:
         + network.from_worker_ns
         + network.to_client_ns
     )
-    exec_ns = spec.profile.model(entry.model).exec_ns[1]
+    model = spec.profile.model(entry.model)
+    exec_ns = min(model.times(length)[1] for length in model.lengths or (0,))
     return ways_ns + math.floor(exec_ns * _fastest(spec.base.noise))
 
 

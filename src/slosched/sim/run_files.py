@@ -11,10 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from slosched.core.scheduler.interface import RequestRecord, StageRecord
+from slosched.core.scheduler.interface import ActionRecord, RequestRecord, StageRecord
 from slosched.errors import RunDirectoryInUse, SloschedError
 from slosched.output_files import write_error
-from slosched.telemetry import action_log, client_log, reason_log, request_log, stage_log
+from slosched.telemetry import (
+    action_log,
+    client_log,
+    reason_log,
+    request_log,
+    segment_log,
+    stage_log,
+)
 
 _ROWS_PER_WRITE = 2048
 
@@ -101,13 +108,21 @@ class RunFiles:
             directory / reason_log.FILE_NAME, reason_log.HEADER, reason_log.reason_rows
         )
         self.stages: RowFile | None = None  # made for the first request with a second stage
-        self.on_action = self.actions.append
+        self.segments: RowFile | None = None  # made for the first Infer that was interrupted
         self.on_client = self.clients.append
 
     def on_request(self, record: RequestRecord) -> None:
         self.requests.append(record)
         if reason_log.has_row(record):
             self.reasons.append(record)
+
+    def on_action(self, record: ActionRecord) -> None:
+        self.actions.append(record)
+        if record.segments:
+            if self.segments is None:
+                path = self.directory / segment_log.FILE_NAME
+                self.segments = RowFile(path, segment_log.HEADER, segment_log.segment_rows)
+            self.segments.append(record)
 
     def on_stage(self, record: StageRecord) -> None:
         if self.stages is None:
@@ -121,6 +136,9 @@ class RunFiles:
         if self.stages is not None:
             self.stages.close()
             stages["stage_rows"] = self.stages.rows
+        if self.segments is not None:
+            self.segments.close()
+            stages["interrupted_actions"] = self.segments.rows
         for log in (self.requests, self.actions, self.clients, self.reasons):
             log.close()
         return {

@@ -39,6 +39,7 @@ class SimSpec:
     each request brings an input of its model's size, which takes time on the network's cards. Each
     `without_input`-th request then brings none all the same (0: all bring one). `check` holds the
     invariants at every step. `faults` break things; the client then continues whatever fails.
+    Controllers of one `cluster_id` take over from each other; without one, each finds the workers empty.
     Raises InvalidConfig for what cannot be.
     """
 
@@ -56,6 +57,7 @@ class SimSpec:
     without_input: int = 0
     check: bool = False
     faults: FaultPlan | None = None
+    cluster_id: str = ""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -48,6 +48,7 @@ from slosched.core.worker.interface import (
     WeightsLost,
     joined,
 )
+from slosched.core.worker.pipeline import URGENT_AT_ONCE
 from slosched.messages import (
     ClientHello,
     ControllerToWorker,
@@ -72,6 +73,8 @@ from slosched.units import NS_PER_S, format_duration
 _ROUNDING_NS = 4
 #: A worker may use a clock exchange of this age.
 _EXCHANGES_KEPT_NS = 15 * NS_PER_S
+#: First the weights of an instance are evicted and then it is unloaded, each by a look once a second.
+_UNLOADS_TAKE_NS = 3 * NS_PER_S
 #: Heartbeats that may still be answered.
 _BEATS_KEPT = 64
 
@@ -187,7 +190,7 @@ class _WatchedGpu:
 
     def launch(self, op: Op, *, now_ns: int) -> OpDone | None:
         others = [other for other in self._launched.values() if other.kind is op.kind]
-        if len(others) >= self._slots(op.kind):
+        if len(others) >= self._slots(op.kind) + self._urgent_slots(op):
             self._truth.fail(
                 f"{op.kind.name} of action {op.action_id} begins on GPU {self._gpu_id} while that of "
                 f"action {others[0].action_id} runs"
@@ -222,6 +225,10 @@ class _WatchedGpu:
     def _slots(self, kind: OpKind) -> int:
         """How many ops of a kind the GPU may hold: one runs, and an exec may be armed behind it."""
         return 1 + (kind is OpKind.EXEC and self.arm_ahead_ns > 0)
+
+    def _urgent_slots(self, op: Op) -> int:
+        """How many more a preemptive lane is given, each more urgent than what it has begun."""
+        return URGENT_AT_ONCE if op.priority and self._gpu.preemptive else 0
 
     def _take_pages(self, op: Op) -> None:
         profile = self._profile
@@ -275,7 +282,8 @@ class Sights:
     Answers whose mark was compared; results that brought outputs; requests that could still be served when
     their client said goodbye, when its connection broke and when it fell silent; Infers that were lost with
     their worker, and how many of these carried several requests; requests that succeeded at a second try;
-    unloads that clients asked for and got, and the instances that went with them.
+    unloads that clients asked for and got, and the instances that went with them; workers that joined with
+    models, and with weights on their GPUs.
     """
 
     marks_compared: int = 0
@@ -288,6 +296,8 @@ class Sights:
     second_tries: int = 0
     unloads: int = 0
     unloaded: int = 0
+    taken_over: int = 0
+    weights_kept: int = 0
 
     def request_done(self, record: RequestRecord) -> None:
         self.second_tries += record.code == Code.OK and record.attempts > 1
@@ -317,13 +327,15 @@ class ClientTruth:
         self._due_ns: dict[tuple[bytes, int], int] = {}  # of those that wait; -1: it named no SLO
         self._loads: set[tuple[bytes, int]] = set()  # the loads that clients asked for
         self._unloads: dict[tuple[bytes, int], str] = {}  # the names that clients want unloaded
-        #: Instances that an unload kept, by the names that no client has loaded since.
-        self._kept: dict[str, int] = {}
+        #: Instances that an unload kept, and when, by the names that no client has loaded since.
+        self._kept: dict[str, tuple[int, int]] = {}
+        self._life, self._event_ns = 1, 0  # of the controller, and its last event
         self.sights = Sights()
         self._controller.on_event = self._arrived
         self._controller.on_reply = self._answered
 
     def _arrived(self, event: Event) -> None:
+        self._note_life()
         if isinstance(event, FromClient) and isinstance(event.message, InferRequest):
             key = (event.client, event.message.request_id)
             known = self._controller.scheduler.clients.get(event.client)
@@ -343,8 +355,22 @@ class ClientTruth:
             self._left_ns[event.client] = self._kernel.now_ns
         elif isinstance(event, FromClient) and isinstance(event.message, ClientHello):
             self._left_ns.pop(event.client, None)
+        elif isinstance(event, FromWorker) and isinstance(event.message, WorkerWelcome):
+            self.sights.taken_over += bool(event.message.inventory)
+            self.sights.weights_kept += any(gpu.resident for gpu in event.message.gpus)
         elif isinstance(event, FromWorker) and isinstance(event.message, InferResult):
             self.sights.results_with_outputs += any(event.message.output_sizes)
+
+    def _note_life(self) -> None:
+        """A new controller takes back what was still to be unloaded when the one before it died."""
+        life = self._controller.life
+        if life and life != self._life:
+            self._life, last_ns = life, self._event_ns
+            done = {
+                n: each for n, each in self._kept.items() if each[1] < last_ns - _UNLOADS_TAKE_NS
+            }
+            self._kept = done
+        self._event_ns = self._kernel.now_ns
 
     def _answered(self, identity: bytes, message: Any) -> None:
         now_ns = self._kernel.now_ns
@@ -394,7 +420,7 @@ class ClientTruth:
             return
         self.sights.unloads += 1
         self.sights.unloaded += reply.unloaded
-        self._kept[name] = reply.kept
+        self._kept[name] = reply.kept, self._kernel.now_ns
         client = self._controller.scheduler.clients.get(identity)
         if client is not None and any(model.name == name for model in client.models.values()):
             raise InvariantViolated(f"{identity.decode()} unloaded {name!r} and still uses it")
@@ -402,7 +428,7 @@ class ClientTruth:
     def check_unloaded(self) -> None:
         """What was unloaded long ago is gone. Raises InvariantViolated if more is there than was kept."""
         models = self._controller.scheduler.cluster.models.values()
-        for name, kept in self._kept.items():
+        for name, (kept, _) in self._kept.items():
             there = sum(model.name == name for model in models)
             if there > kept:
                 raise InvariantViolated(

@@ -71,6 +71,11 @@ class SimWorker:
         return self.node is not None and self._held is None
 
     @property
+    def leaves(self) -> bool:
+        """True if the process was asked to end: it refuses every action."""
+        return self._leaves_ns >= 0
+
+    @property
     def gpu_count(self) -> int:
         return 0 if self.node is None else len(self.node.gpus)
 

@@ -14,6 +14,7 @@ from slosched.sim.injector import Injector
 from slosched.sim.kernel import Kernel
 from slosched.sim.node import WorkerClock, WorkerNode
 from slosched.sim.spec import SimSpec, sub_seed
+from slosched.sim.take_over import TakeOverTruth
 from slosched.sim.truth import ClientTruth, WorkerTruth
 from slosched.telemetry.client_log import ClientRecord
 from slosched.workloads.composed import senders_of
@@ -26,7 +27,8 @@ _INCARNATIONS_APART = 1_000_000
 class World:
     """What `spec` describes, at rest: `client.start` sets it going. `log` gets a line for each fault.
 
-    `truth` watches the client's end if the spec has faults and wants checks; else it is None.
+    `truth` watches the client's end, and `take_over` the workers', if the spec has faults and wants checks;
+    else they are None.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class World:
             on_note=on_note,
             seed=spec.seeds()["network"],
             check=spec.check,
+            cluster_id=spec.cluster_id,
         )
         if spec.faults is not None and senders_of(spec.workload):
             raise InvalidConfig(
@@ -69,9 +72,13 @@ class World:
             on_done=self.kernel.stop,
         )
         self.truth: ClientTruth | None = None
+        self.take_over: TakeOverTruth | None = None
         if isinstance(self.client, EnduringClient) and spec.faults is not None:
             self.cluster.trust_no_reported_time()
             self.truth = ClientTruth(self.cluster) if spec.check else None
+            if spec.check:
+                keeps_models = bool(spec.cluster_id)
+                self.take_over = TakeOverTruth(self.cluster, keeps_models=keeps_models)
             Injector(spec.faults, self.cluster, self.client, new_node=nodes.again, log=log)
 
 
@@ -111,6 +118,7 @@ class _Nodes:
             incarnation=100 + worker_id + crashes * _INCARNATIONS_APART,
             clock=clock,
             watch=watch,
+            preemptive=spec.scheduler.preempt,
         )
 
 

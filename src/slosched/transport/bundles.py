@@ -9,6 +9,7 @@ from typing import Annotated
 
 import msgspec
 
+from slosched.join_messages import MembershipReply, Register
 from slosched.messages import (
     Action,
     ClientMessage,
@@ -65,6 +66,7 @@ class ResultBundle(Message, frozen=True):
 
 # What a frame may hold, by direction.
 FromClients = ClientMessage | RequestBundle
-ForClients = ControllerToClient | ReplyBundle | NotTaken
+AtTheDoor = FromClients | Register  # the port of clients
+ForClients = ControllerToClient | ReplyBundle | NotTaken | MembershipReply
 ForWorkers = ControllerToWorker | ActionBundle
 FromWorkers = WorkerToController | ResultBundle

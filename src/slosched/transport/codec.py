@@ -8,6 +8,7 @@ from typing import Any, cast
 import msgspec
 
 from slosched.errors import MalformedMessage
+from slosched.join_messages import MembershipReply
 from slosched.messages import (
     InferRequest,
     ListModelsReply,
@@ -15,7 +16,7 @@ from slosched.messages import (
     Message,
     StatusReply,
 )
-from slosched.transport.bundles import ForClients, ForWorkers, FromClients, FromWorkers
+from slosched.transport.bundles import AtTheDoor, ForClients, ForWorkers, FromWorkers
 
 Frame = bytes | memoryview
 
@@ -92,15 +93,19 @@ def _decoder(union: Any, most_bytes: int) -> Callable[[Frame], Any]:
 
 
 #: Each raises MalformedMessage for bytes that are not a message of its direction.
-decode_from_client = cast(Callable[[Frame], FromClients], _decoder(FromClients, MAX_STRUCT_BYTES))
+decode_from_client = cast(Callable[[Frame], AtTheDoor], _decoder(AtTheDoor, MAX_STRUCT_BYTES))
 decode_from_worker = cast(
     Callable[[Frame], FromWorkers], _decoder(FromWorkers, _MAX_WORKER_STRUCT_BYTES)
 )
 decode_for_worker = cast(Callable[[Frame], ForWorkers], _decoder(ForWorkers, MAX_STRUCT_BYTES))
 decode_for_client = cast(Callable[[Frame], ForClients], _decoder(ForClients, MAX_MESSAGE_BYTES))
+#: What a worker gets back that registers.
+decode_membership = cast(
+    Callable[[Frame], MembershipReply], _decoder(MembershipReply, MAX_STRUCT_BYTES)
+)
 
 
-def message_from_client(frames: list[Frame]) -> FromClients:
+def message_from_client(frames: list[Frame]) -> AtTheDoor:
     """The message of a client's frames. Raises MalformedMessage if it is none that is taken."""
     if len(frames) == 1 and len(frames[0]) <= MAX_MESSAGE_BYTES:
         return decode_from_client(frames[0])

@@ -53,6 +53,10 @@ _ASKED_FOR = 3
 #: A smaller frame is handed on as bytes; a tensor stays in libzmq's buffer and is only viewed.
 _AS_BYTES = 65536
 
+#: How the identity of a worker begins that registers. Behind a message of such a peer its Router puts a frame
+#: with the address that it comes from, as the kernel says it.
+JOINS = b"join/"
+
 #: A host's name is looked up for this long before a socket takes it for IPv4.
 _LOOK_UP_WITHIN_S = 1.0
 _IPV4 = re.compile(r"[0-9.]+")
@@ -84,8 +88,18 @@ def _only_ipv6(name: str) -> bool:
     return socket.AF_INET6 in families and socket.AF_INET not in families
 
 
+def _source_of(frame: zmq.Frame) -> bytes:
+    """The IP address that a frame comes from; empty if libzmq does not know it."""
+    try:
+        return str(frame.get("Peer-Address")).encode()
+    except (zmq.ZMQError, LookupError, TypeError):
+        return b""
+
+
 class _Port:
     """What both socket kinds share."""
+
+    tells_sources = False  # of peers that register
 
     def __init__(self, kind: int) -> None:
         require_descriptors(SOCKET_NEEDS)
@@ -133,12 +147,15 @@ class _Port:
         except zmq.Again:
             return None
         parts: list[Frame] = [frame.bytes if len(frame) < _AS_BYTES else frame.buffer]
+        joins = parts[0][:5] == JOINS
         while frame.more:
             if len(parts) > MAX_PARTS:
                 self._discarding = True
                 break
             frame = self._take(_NOBLOCK, False)
             parts.append(frame.bytes if len(frame) < _AS_BYTES else frame.buffer)
+        if joins and self.tells_sources:
+            parts.append(_source_of(frame))
         return parts
 
     def _discard(self) -> bool:
@@ -196,6 +213,8 @@ class Router(_Port):
 
     Raises AddressInUse when the port is taken, InvalidConfig when the address is none.
     """
+
+    tells_sources = True
 
     def __init__(self, bind: str, port: int) -> None:
         super().__init__(zmq.ROUTER)

@@ -62,6 +62,11 @@ class Arrivals:
         if error:
             self._not_taken(client, message, Code.LIMIT_REACHED, error)
             return
+        early_ns = 0
+        if client.latency is not None:
+            if message.round_trip_ns > 0:
+                client.latency.learn(message.round_trip_ns)
+            early_ns = client.latency.early_ns(slo_ns)
         key = self.count
         self.count += 1
         request = Request(
@@ -76,6 +81,7 @@ class Arrivals:
             input=event.input,
             weight=self._weights.of_request(client, slo_ns),
             length=message.length,
+            early_ns=early_ns,
         )
         client.requests[message.request_id] = request
         if model.model_id not in client.models:

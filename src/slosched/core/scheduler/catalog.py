@@ -15,6 +15,8 @@ from slosched.codes import Code
 from slosched.config import canonical_model
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToClient
+from slosched.core.scheduler.inventory import Inventory
+from slosched.core.scheduler.model_ids import ModelIds
 from slosched.core.scheduler.preparations import ModelLoaded, Preparations
 from slosched.core.scheduler.slices import A_PART, Work
 from slosched.core.scheduler.state import Client, Gpu, Instance, ModelState, Request, Worker
@@ -33,9 +35,6 @@ from slosched.units import NS_PER_S
 MAX_COPIES = 100_000
 #: Models of one load that a step looks at, of those that it awaits.
 _LOOKED_AT = 300
-#: Instances that are taken into use between two looks at what a step has left, and units of each beside
-#: those for its GPUs.
-_TAKEN_AT_ONCE, _A_TAKING = 10, 4
 #: A load asked for before any worker joined is held this long (Clockwork holds 12 s).
 _HOLD_NS = 12 * NS_PER_S
 _PREPARE_WITHIN_NS = 600 * NS_PER_S
@@ -69,6 +68,7 @@ class Catalog:
         self,
         cluster: Cluster,
         *,
+        takes_over: bool,
         on_loaded: ModelLoaded,
         on_changed: Callable[[Instance], None],
         settled: Callable[[Instance], bool],
@@ -79,15 +79,18 @@ class Catalog:
         self._settled = settled
         self._by_name: dict[str, list[Instance]] = {}
         self.waiting: list[_Waiting] = []  # loads that are not answered yet
+        self._ids = ModelIds()
         self._preparations = Preparations(
-            cluster, self._by_name, on_loaded=on_loaded, on_changed=on_changed
+            cluster, self._by_name, self._ids, on_loaded=on_loaded, on_changed=on_changed
+        )
+        self.inventory = Inventory(
+            cluster, self._by_name, self._ids, self._preparations, takes_over=takes_over
         )
         self._making: dict[str, None] = {}  # names of which many instances are made, in slices
         self._telling: list[str] = []  # names of loads that are being answered
-        self._next_model_id = 0
         self.hurried = False  # `advance` stopped before it had to wait for anything
         self.unloading = Unloading(
-            cluster, self._by_name, busy=self._under_way, end_request=end_request
+            cluster, self._by_name, self._ids, busy=self._under_way, end_request=end_request
         )
 
     # --------------------------------------------------------------------- clients' wishes
@@ -157,9 +160,12 @@ class Catalog:
     def worker_joined(self, worker: Worker, gpus: list[Gpu], *, now_ns: int) -> None:
         """`gpus` of the worker are used from now on: give it every model that exists, or has it already."""
         self._preparations.changes += 1
+        self.inventory.awaits_workers(now_ns=now_ns)  # from the first one on
         if len(gpus) < len(worker.gpus):
             there = list(worker.instances.values())
             self._slices.begin(self._preparations.take_to(worker, gpus, there, now_ns))
+        elif gpus and worker.inventory:
+            self.inventory.begin(worker, now_ns=now_ns)
         elif gpus:
             for name, models in self._by_name.items():
                 if models and name in worker.loadable:
@@ -170,19 +176,24 @@ class Catalog:
         self.advance(now_ns=now_ns)
 
     def worker_lost(self, worker: Worker, *, now_ns: int) -> None:
+        self.inventory.worker_lost(worker, now_ns=now_ns)
         self._preparations.worker_lost(worker, now_ns=now_ns)
         self.advance(now_ns=now_ns)
 
     def ended(self, worker: Worker, result: Result, *, now_ns: int) -> bool:
-        """Take in the end of a LoadModel; False if `result` is about something else."""
+        """Take in the end of a LoadModel, or of an unload of what a worker brought along; False: of neither."""
+        if self.inventory.ended(worker, result):
+            return True
         if not self._preparations.ended(worker, result, now_ns=now_ns):
             return False
         self.advance(now_ns=now_ns)
         return True
 
-    def forgotten(self, worker: Worker, *, now_ns: int) -> int | None:
-        """The action id of a LoadModel that `worker` lost, or None (preparations.py)."""
-        return self._preparations.forgotten(worker, now_ns=now_ns)
+    def forgotten(self, worker: Worker, *, now_ns: int) -> str:
+        """A LoadModel, or an unload, that `worker` lost, in words; empty: there is none."""
+        return self._preparations.forgotten(worker, now_ns=now_ns) or self.inventory.forgotten(
+            worker, now_ns=now_ns
+        )
 
     def _under_way(self, name: str) -> bool:
         """Whether a client waits for instances of `name`, or they are made or prepared."""
@@ -233,9 +244,9 @@ class Catalog:
             if model.state is ModelState.FAILED:  # the last worker was lost in between
                 waiting.loaded, waiting.seen = False, -1
                 return False
-            if model.state is not ModelState.LOADED:
+            if model.state is not ModelState.LOADED or model.adopted:
                 self._preparations.measure(model)
-                model.state = ModelState.LOADED
+                model.state, model.adopted = ModelState.LOADED, False
             waiting.measured += 1
         if waiting.measured < len(models):
             self.hurried = True
@@ -281,6 +292,9 @@ class Catalog:
             waiting.answered = True
             return False
         if not waiting.models:
+            if self.inventory.under_way(name) or self.inventory.awaits_workers(now_ns=now_ns):
+                waiting.seen = -1  # time passes without a change
+                return False
             waiting.models = self._instances(name, message.copies, now_ns=now_ns)
             if not waiting.models:
                 return False
@@ -340,8 +354,7 @@ class Catalog:
             pass
 
     def _make(self, name: str, missing: int, now_ns: int) -> Work:
-        first_id = self._next_model_id  # all in a row: one LoadModel names them
-        self._next_model_id += missing
+        first_id = self._ids.take(missing)  # all in a row: one LoadModel names them
         first_copy = len(self._by_name[name])
         fresh: list[Instance] = []
         for at in range(0, missing, A_PART):
@@ -360,7 +373,7 @@ class Catalog:
         del self._making[name]
         self._preparations.changes += 1
         for worker in self._cluster.serving():
-            if name in worker.loadable:
+            if name in worker.loadable and not self.inventory.looks_at(worker):
                 self._preparations.begin(worker, name, fresh, now_ns=now_ns)
 
     def _reply(

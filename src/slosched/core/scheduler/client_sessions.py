@@ -8,6 +8,7 @@ from itertools import islice
 
 from slosched.codes import Code
 from slosched.config import CLIENT_LOST_AFTER_NS
+from slosched.core.scheduler.client_latency import ClientLatency
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToClient
 from slosched.core.scheduler.sessions import TICK_NS
@@ -76,6 +77,8 @@ class ClientSessions:
             name = "".join(c for c in message.name[:_NAME_LENGTH] if c.isprintable())
             weight = self._weights.of_client(name, message.weight)
             client = Client(identity, message.incarnation, name, weight)
+            if message.slo_from_send:
+                client.latency = ClientLatency()
             self.by_identity[identity] = client
         self._emit(ToClient(identity, self._welcome))
 

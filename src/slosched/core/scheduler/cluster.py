@@ -17,6 +17,7 @@ from slosched.core.scheduler.changes import Changes
 from slosched.core.scheduler.gpus_by_free_time import GpusByFreeTime
 from slosched.core.scheduler.interface import ActionDone, Effect, ToWorker
 from slosched.core.scheduler.paths import Paths
+from slosched.core.scheduler.residency import drop_residency
 from slosched.core.scheduler.slices import Slices
 from slosched.core.scheduler.state import (
     ActionState,
@@ -26,7 +27,6 @@ from slosched.core.scheduler.state import (
     Request,
     Worker,
     WorkerState,
-    drop_residency,
 )
 
 #: Evictions have no deadline.
@@ -82,9 +82,13 @@ class Cluster:
         """Workers with a session, in the order of their numbers."""
         return [w for w in self.workers.values() if w.state is WorkerState.JOINED]
 
+    def present(self) -> list[Worker]:
+        """Workers that have not left, in the order of their numbers."""
+        return [w for w in self.workers.values() if w.state is not WorkerState.LEFT]
+
     def serving(self) -> list[Worker]:
-        """Joined workers with GPUs in use; one beyond `max_gpus` has none."""
-        return [worker for worker in self.joined() if worker.gpus]
+        """Joined workers with GPUs in use; one beyond `max_gpus` has none, and one that drains gives its up."""
+        return [worker for worker in self.joined() if worker.gpus and not worker.retired]
 
     def next_action_id(self) -> int:
         action_id = self._next_action_id
@@ -104,12 +108,13 @@ class Cluster:
         duration_ns: int,
         latest_ns: int,
         queue: Queue | None = None,
+        priority: int = 0,
     ) -> ActionState:
         """Commit `requests` (all QUEUED) to one action of `batch_class` on `gpu`.
 
         They are of one queue; `queue` says what runs if they are of several length classes of an instance, and
         where there are none: then it serves no client, and the worker makes up the inputs (a policy's own
-        load; the worker must allow inputs of zero bytes).
+        load; the worker must allow inputs of zero bytes). With a `priority` above 0 it interrupts what runs.
         """
         queue = queue or requests[0].queue
         return self._send(
@@ -125,6 +130,7 @@ class Cluster:
                 expected_start_ns=start_ns,
                 expected_duration_ns=duration_ns,
                 latest_ns=latest_ns,
+                priority=priority,
             )
         )
 
@@ -194,6 +200,16 @@ class Cluster:
         lost = [*gpu.exec.drain(), *gpu.load.drain()]
         for action in lost:
             self.actions.pop(action.action_id, None)
+        if not gpu.retired:
+            self._take_off(gpu)
+        return lost
+
+    def retire_gpu(self, gpu: Gpu) -> None:
+        """Take a GPU off the books: nothing new is sent there. What is outstanding will be reported."""
+        gpu.retired = True
+        self._take_off(gpu)
+
+    def _take_off(self, gpu: Gpu) -> None:
         self.gpus.pop(gpu.index, None)
         for model in list(gpu.resident.values()):
             drop_residency(gpu, model)
@@ -201,7 +217,6 @@ class Cluster:
             model.loading_on.pop(gpu.index, None)
         gpu.loading.clear()
         self._came_or_went(gpu)
-        return lost
 
     def _came_or_went(self, gpu: Gpu) -> None:
         self.paths.workers_changed()

@@ -77,6 +77,11 @@ class Forecast:
         """True while no model is watched: reports and questions can be left out."""
         return not self._watched
 
+    def forget(self) -> None:
+        """GPUs came that can serve at once: how batches came lately says nothing of what follows."""
+        self._watched.clear()
+        self._asked = 0
+
     def lost(self, queue: Queue, *, now_ns: int) -> None:
         """A request of `queue` that had waited was given up."""
         watched = self._watched.get(queue.queue_id)

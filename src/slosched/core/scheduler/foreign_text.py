@@ -43,6 +43,7 @@ def _welcome(message: WorkerWelcome) -> WorkerWelcome:
         # A name that was changed would name no model.
         loadable=tuple(name for name in message.loadable if name.isprintable()),
         gpus=tuple(replace(gpu, name=printable(gpu.name)) for gpu in message.gpus),
+        inventory=tuple(replace(each, result=_loaded(each.result)) for each in message.inventory),
     )
 
 

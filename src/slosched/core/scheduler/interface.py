@@ -13,6 +13,7 @@ from __future__ import annotations
 import msgspec
 
 from slosched.core.values import Value
+from slosched.join_messages import MembershipReply, Register
 from slosched.messages import (
     NO_SPAN,
     Action,
@@ -51,7 +52,7 @@ class ClientLost(_Fact, frozen=True, gc=False):
 
 
 class FromWorker(_Fact, frozen=True, gc=False):
-    """A worker's message. `worker_id` is its place in --workers; `outputs` are the frames behind it."""
+    """A message of the worker `worker_id`. `outputs` are the frames behind it."""
 
     worker_id: int
     message: WorkerToController
@@ -65,18 +66,26 @@ class SendFailed(_Fact, frozen=True, gc=False):
     message: ControllerToWorker
 
 
+class Joining(_Fact, frozen=True, gc=False):
+    """A worker registers. `peer` names its connection, `source` the address that this comes from, if known."""
+
+    peer: bytes
+    source: str
+    message: Register
+
+
 class Drain(_Fact, frozen=True, gc=False):
     """SIGTERM: take no new requests, finish those in flight, answer the rest."""
 
 
-Event = FromClient | ClientLost | FromWorker | SendFailed | Drain
+Event = FromClient | ClientLost | FromWorker | SendFailed | Joining | Drain
 
 
 class ToClient(_Fact, frozen=True, gc=False):
     """Send `message`, and behind an InferReply its `output`."""
 
     client: bytes
-    message: ControllerToClient
+    message: ControllerToClient | MembershipReply  # the latter to a worker that registers
     output: Value | None = None
 
 
@@ -90,6 +99,13 @@ class ToWorker(_Fact, frozen=True, gc=False):
     message: ControllerToWorker
     requests: tuple[RequestKey, ...] = ()
     inputs: tuple[Value | None, ...] = ()
+
+
+class ConnectWorker(_Fact, frozen=True, gc=False):
+    """Reach the worker `worker_id` at `address` from now on, and no longer where it was; "": nowhere."""
+
+    worker_id: int
+    address: str
 
 
 class StatusAsked(_Fact, frozen=True, gc=False):
@@ -197,6 +213,7 @@ class ActionRecord(_Fact, frozen=True, gc=False):
     gpu_clock_expected_mhz: int = 0
     gpu_clock_before_mhz: int = 0
     gpu_clock_mhz: int = 0
+    segments: tuple[Span, ...] = ()  # of an Infer that was interrupted
 
 
 class ActionDone(_Fact, frozen=True, gc=False):
@@ -210,18 +227,30 @@ class Note(_Fact, frozen=True, gc=False):
     text: str
 
 
-Effect = ToClient | ToWorker | StatusAsked | Keep | StageDone | RequestDone | ActionDone | Note
+Effect = (
+    ToClient
+    | ToWorker
+    | ConnectWorker
+    | StatusAsked
+    | Keep
+    | StageDone
+    | RequestDone
+    | ActionDone
+    | Note
+)
 
 __all__ = [
     "Action",
     "ActionDone",
     "ActionRecord",
     "ClientLost",
+    "ConnectWorker",
     "Drain",
     "Effect",
     "Event",
     "FromClient",
     "FromWorker",
+    "Joining",
     "Keep",
     "Note",
     "RequestDone",

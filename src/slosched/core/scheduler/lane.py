@@ -13,34 +13,76 @@ class Outstanding(Protocol):
     predicted_end_ns: int
     expected_duration_ns: int
     reaches_ns: int
+    priority: int
+    paused_ns: int
 
 
 A = TypeVar("A", bound=Outstanding)
 
 
 class Lane(Generic[A]):
-    """The actions that one lane of a GPU has outstanding, in the order sent.
+    """The actions that one lane of a GPU has outstanding: urgent ones first, then in the order sent.
+
+    An urgent action interrupts the others. So each of these is expected to end that much later.
 
     The worker's lanes have roles exec, load, input, output and host; the scheduler plans exec and load, whose
     width is 1, and the others follow from these.
     """
 
-    __slots__ = ("busy_until_ns", "outstanding", "preemptive", "role", "width")
+    __slots__ = ("busy_until_ns", "outstanding", "role", "width")
 
-    def __init__(self, role: str, *, width: int = 1, preemptive: bool = False) -> None:
-        self.role, self.width, self.preemptive = role, width, preemptive
+    def __init__(self, role: str, *, width: int = 1) -> None:
+        self.role, self.width = role, width
         self.outstanding: deque[A] = deque()
         #: Predicted end of the last action sent; in the past when idle.
         self.busy_until_ns = 0
 
     def add(self, action: A) -> None:
+        if action.priority:
+            self._overtake(action)
+            return
         self.outstanding.append(action)
         self.busy_until_ns = action.predicted_end_ns
 
+    @property
+    def urgent(self) -> int:
+        """Number of urgent actions outstanding."""
+        return sum([action.priority > 0 for action in self.outstanding])
+
+    def ordinary(self) -> A | None:
+        """The first that is not urgent: what runs, or is interrupted."""
+        return next((action for action in self.outstanding if not action.priority), None)
+
+    def _overtake(self, action: A) -> None:
+        place = self.urgent
+        self.outstanding.insert(place, action)
+        duration_ns = action.expected_duration_ns
+        for waiting in list(self.outstanding)[place + 1 :]:
+            waiting.paused_ns += duration_ns
+            if waiting.predicted_start_ns >= action.predicted_start_ns:
+                waiting.predicted_start_ns += duration_ns
+            waiting.predicted_end_ns += duration_ns
+        self.busy_until_ns = self.outstanding[-1].predicted_end_ns
+
+    def _urgent_ended(self, action: A, end_ns: int) -> None:
+        """What it had interrupted, or stands behind it, is expected that much later, or sooner."""
+        later_ns = end_ns - action.predicted_end_ns
+        self.outstanding.remove(action)
+        self.busy_until_ns = end_ns
+        for waiting in self.outstanding:
+            if waiting.predicted_start_ns >= action.predicted_start_ns:
+                waiting.predicted_start_ns += later_ns
+            waiting.predicted_end_ns += later_ns
+            self.busy_until_ns = waiting.predicted_end_ns
+
     def finish(self, action: A, *, end_ns: int) -> None:
         """Take `action` off; it ended at `end_ns`. What stands behind it is predicted anew."""
-        was_head = self.outstanding[0] is action
-        if was_head:
+        if action.priority:
+            self._urgent_ended(action, end_ns)
+            return
+        head = self.outstanding[0]
+        was_head = head is action or (head.priority > 0 and self.ordinary() is action)
+        if head is action:
             self.outstanding.popleft()
         else:
             self.outstanding.remove(action)

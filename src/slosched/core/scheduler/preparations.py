@@ -15,8 +15,16 @@ from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToWorker
 from slosched.core.scheduler.length_classes import lengths_of, with_signature
+from slosched.core.scheduler.model_ids import ModelIds
+from slosched.core.scheduler.residency import adopt_residency
 from slosched.core.scheduler.slices import Work
-from slosched.core.scheduler.state import Gpu, Instance, ModelState, Unlike, Worker
+from slosched.core.scheduler.state import (
+    Gpu,
+    Instance,
+    ModelState,
+    Unlike,
+    Worker,
+)
 from slosched.core.scheduler.validation import model_error
 from slosched.messages import ErrorResult, LoadModel, LoadModelResult, Result
 from slosched.signature import described
@@ -24,7 +32,7 @@ from slosched.units import NS_PER_S
 
 #: Instances that are taken into use between two looks at what a step has left, and units of each beside
 #: those for its GPUs.
-_TAKEN_AT_ONCE, _A_TAKING = 10, 4
+TAKEN_AT_ONCE, A_TAKING = 10, 4
 _PREPARE_WITHIN_NS = 600 * NS_PER_S
 #: A LoadModel is with its worker by then, and heartbeats count it, or it was lost on the way.
 _REACHES_WITHIN_NS = 5 * NS_PER_S
@@ -37,7 +45,7 @@ class ModelLoaded(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class _Taking:
+class Taking:
     """A worker has prepared instances of `name`, which are taken into use in slices."""
 
     worker: Worker
@@ -64,15 +72,16 @@ class Preparations:
         self,
         cluster: Cluster,
         by_name: dict[str, list[Instance]],
+        ids: ModelIds,
         *,
         on_loaded: ModelLoaded,
         on_changed: Callable[[Instance], None],
     ) -> None:
-        self._cluster, self._by_name = cluster, by_name
+        self._cluster, self._by_name, self._ids = cluster, by_name, ids
         self._slices = cluster.slices
         self._on_loaded, self._on_changed = on_loaded, on_changed
         self._preparing: dict[int, _Preparation] = {}  # by action id
-        self._taking: list[_Taking] = []
+        self._taking: list[Taking] = []
         self.failures: dict[str, tuple[int, str]] = {}  # by name: the last worker's code and reason
         self.changes = 0  # counts what may have changed whether instances are loaded
 
@@ -128,19 +137,57 @@ class Preparations:
             )
             self.give_up(name, Code.RUNTIME_ERROR, wrong)
             return
-        reference = self.reference(name)
-        if reference is None or _signature(reference) == _signature(result):
+        if self.is_like(name, result):
             self._take(worker, result, preparation.models, now_ns)
         else:
-            differs = (
-                f"it offers another {name!r} than the others ({_described(result)} against "
-                f"{_described(reference)})"
-            )
-            text = f"worker {worker.label}: {differs}: it is not used there until they are gone"
-            self._cluster.emit(Note("warning", text))
-            reason = f"{differs}; it is used when no worker with the other is left"
-            unlike = worker.unlike.setdefault(name, Unlike(result, [], reason))
-            unlike.models.extend(preparation.models)
+            self.keep_unlike(worker, result, preparation.models)
+
+    def is_like(self, name: str, result: LoadModelResult) -> bool:
+        """Whether `result` is what `name` means on the workers where it is used, or none uses it."""
+        reference = self.reference(name)
+        return reference is None or _signature(reference) == _signature(result)
+
+    def keep_unlike(self, worker: Worker, result: LoadModelResult, models: list[Instance]) -> None:
+        """`models` are prepared on `worker`, and are not used there: they differ from those of the others."""
+        name = models[0].name
+        reference = self.reference(name)
+        assert reference is not None
+        differs = (
+            f"it offers another {name!r} than the others ({_described(result)} against "
+            f"{_described(reference)})"
+        )
+        text = f"worker {worker.label}: {differs}: it is not used there until they are gone"
+        self._cluster.emit(Note("warning", text))
+        reason = f"{differs}; it is used when no worker with the other is left"
+        unlike = worker.unlike.setdefault(name, Unlike(result, [], reason))
+        unlike.models.extend(models)
+
+    def begin_missing(self, worker: Worker, name: str, *, now_ns: int) -> None:
+        """Have `worker` prepare the instances of `name` that it neither has nor prepares."""
+        there = set(worker.instances)
+        if name in worker.unlike:
+            there.update(model.model_id for model in worker.unlike[name].models)
+        for each in self._preparing.values():
+            if each.worker is worker:
+                there.update(model.model_id for model in each.models)
+        missing = [model for model in self._by_name[name] if model.model_id not in there]
+        if missing and name in worker.loadable:
+            self.begin(worker, name, missing, now_ns=now_ns)
+
+    def take_name(self, worker: Worker, name: str) -> Taking:
+        """Instances of `name` are about to be taken into use on `worker`, in slices."""
+        taking = Taking(worker, name)
+        self._taking.append(taking)
+        return taking
+
+    def still(self, taking: Taking) -> bool:
+        """False once the worker was lost, or drains."""
+        return taking in self._taking and not taking.worker.retired
+
+    def taken(self, taking: Taking) -> None:
+        """What was being taken into use is."""
+        self._taking.remove(taking)
+        self.changes += 1
 
     def under_way(self, name: str) -> bool:
         return any(p.models[0].name == name for p in self._preparing.values()) or any(
@@ -181,6 +228,7 @@ class Preparations:
         for model in failed:
             model.state = ModelState.FAILED
             self._cluster.models.pop(model.model_id, None)
+            self._ids.retire(model.model_id)
         if failed:
             self._by_name[name] = [m for m in self._by_name[name] if m.state is ModelState.LOADED]
 
@@ -197,33 +245,31 @@ class Preparations:
         """`models` are used on `worker` from now on; they may be others than their last worker had."""
         name = models[0].name
         worker.prepared[name] = result
-        taking = _Taking(worker, name)
-        self._taking.append(taking)
+        taking = self.take_name(worker, name)
         self._slices.begin(self._take_some(taking, result, models, now_ns))
 
     def _take_some(
-        self, taking: _Taking, result: LoadModelResult, models: list[Instance], now_ns: int
+        self, taking: Taking, result: LoadModelResult, models: list[Instance], now_ns: int
     ) -> Work:
         worker = taking.worker
-        for at in range(0, len(models), _TAKEN_AT_ONCE):
-            if taking not in self._taking:
+        for at in range(0, len(models), TAKEN_AT_ONCE):
+            if not self.still(taking):
                 return  # the worker was lost
-            for model in models[at : at + _TAKEN_AT_ONCE]:
-                self._take_one(worker, result, model, now_ns)
-            yield _TAKEN_AT_ONCE * (_A_TAKING + len(worker.gpus))
-        self._taking.remove(taking)
-        self.changes += 1
+            for model in models[at : at + TAKEN_AT_ONCE]:
+                self.take_one(worker, result, model, now_ns)
+            yield TAKEN_AT_ONCE * (A_TAKING + len(worker.gpus))
+        self.taken(taking)
 
     def take_to(self, worker: Worker, gpus: list[Gpu], models: list[Instance], now_ns: int) -> Work:
         """`models` are prepared, and GPUs of their worker are used that were not before."""
-        for at in range(0, len(models), _TAKEN_AT_ONCE):
-            if gpus[0] not in worker.gpus:
-                return  # the worker was lost
-            for model in models[at : at + _TAKEN_AT_ONCE]:
-                self._on_loaded(model, gpus, now_ns=now_ns)
-            yield _TAKEN_AT_ONCE * (_A_TAKING + len(gpus))
+        for at in range(0, len(models), TAKEN_AT_ONCE):
+            if gpus[0] not in worker.gpus or worker.retired:
+                return  # the worker was lost, or drains
+            for model in models[at : at + TAKEN_AT_ONCE]:
+                self._use_on(gpus, model, now_ns)
+            yield TAKEN_AT_ONCE * (A_TAKING + len(gpus))
 
-    def _take_one(
+    def take_one(
         self, worker: Worker, result: LoadModelResult, model: Instance, now_ns: int
     ) -> None:
         before = model.result
@@ -235,7 +281,14 @@ class Preparations:
                 self._on_changed(model)
             model.set_lengths(lengths_of(result))
         worker.instances[model.model_id] = model
-        self._on_loaded(model, worker.gpus, now_ns=now_ns)
+        self._use_on(worker.gpus, model, now_ns)
+
+    def _use_on(self, gpus: list[Gpu], model: Instance, now_ns: int) -> None:
+        """`model` is prepared for `gpus`; some may hold its weights already."""
+        for gpu in gpus:
+            if adopt_residency(gpu, model):
+                self._cluster.changes.execs(gpu)
+        self._on_loaded(model, gpus, now_ns=now_ns)
 
     def _take_unlike(self, now_ns: int) -> None:
         """A worker was lost: what was kept from use because of its models may be used now."""
@@ -248,13 +301,13 @@ class Preparations:
                     self._cluster.emit(Note("info", text))
                     self._take(worker, unlike.result, unlike.models, now_ns)
 
-    def forgotten(self, worker: Worker, *, now_ns: int) -> int | None:
-        """A LoadModel that was sent long ago and that `worker` does not know; None: there is none.
+    def forgotten(self, worker: Worker, *, now_ns: int) -> str:
+        """A LoadModel that was sent long ago and that `worker` does not know, in words; empty: there is none.
 
         It was lost, or its result was, with a connection that broke too briefly for either side to notice.
         """
         if worker.beat.session != worker.session:
-            return None  # its first heartbeat has not come
+            return ""  # its first heartbeat has not come
         sent_before_ns = now_ns - _REACHES_WITHIN_NS
         old = [
             action_id
@@ -262,7 +315,7 @@ class Preparations:
             if preparation.worker is worker
             and preparation.latest_ns - _PREPARE_WITHIN_NS < sent_before_ns
         ]
-        return old[0] if len(old) > max(0, worker.beat.preparing) else None
+        return f"LoadModel {old[0]}" if len(old) > max(0, worker.beat.preparing) else ""
 
     def measure(self, model: Instance) -> None:
         """The fastest GPU's profiled b1 becomes the unit of the model's SLO factors."""

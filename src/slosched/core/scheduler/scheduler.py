@@ -32,6 +32,7 @@ from slosched.core.scheduler.interface import (
     Event,
     FromClient,
     FromWorker,
+    Joining,
     Note,
     SendFailed,
     StatusAsked,
@@ -39,8 +40,9 @@ from slosched.core.scheduler.interface import (
 )
 from slosched.core.scheduler.length_classes import lengths_of
 from slosched.core.scheduler.limits import Limits
+from slosched.core.scheduler.membership import JoinRules, Membership
 from slosched.core.scheduler.overdue import Overdue
-from slosched.core.scheduler.policies import make_policy, resolved
+from slosched.core.scheduler.policies import adopts_weights, make_policy, resolved
 from slosched.core.scheduler.second_tries import SecondTries
 from slosched.core.scheduler.sessions import TICK_NS, Sessions
 from slosched.core.scheduler.slices import ANSWER, Work
@@ -61,6 +63,7 @@ from slosched.messages import (
     ClientHeartbeat,
     ClientHello,
     ClientMessage,
+    DrainWorkerRequest,
     Goodbye,
     Heartbeat,
     InferRequest,
@@ -75,9 +78,14 @@ from slosched.messages import (
 )
 from slosched.signature import described
 
+#: Workers of this host alone may register.
+NO_KEY = JoinRules()
+
 
 class Scheduler:
-    """One controller's decisions. `worker_count` workers are expected; `incarnation` is random.
+    """One controller's decisions. `worker_count` workers are expected, and others may register by the rules
+    `join`; `incarnation` is random. A controller with the `cluster_id` of the one before it takes over what the
+    workers hold (inventory.py); empty: it finds them empty. With `takes_over` there may have been one before.
 
     Clients get the incarnation, workers the `secret` (None: the incarnation): a peer that knows the number
     which a worker's controller gave it can take over that worker's session.
@@ -92,6 +100,9 @@ class Scheduler:
         secret: int | None = None,
         version: str,
         worker_addresses: Sequence[str] = (),
+        join: JoinRules = NO_KEY,
+        cluster_id: str = "",
+        takes_over: bool = False,
     ) -> None:
         self._effects: list[Effect] = []
         self.cluster = Cluster(resolved(config), emit=self._effects.append)
@@ -100,14 +111,18 @@ class Scheduler:
             self.cluster,
             worker_count=worker_count,
             incarnation=incarnation if secret is None else secret,
+            cluster_id=cluster_id,
+            keeps_weights=adopts_weights(self.cluster.config),
             addresses=worker_addresses,
             on_joined=self._worker_joined,
             on_gpu_removed=self.policy.gpu_removed,
             on_lost=self._worker_lost,
             forgotten=lambda worker, now_ns: self.catalog.forgotten(worker, now_ns=now_ns),
         )
+        self.membership = Membership(self.cluster, self.sessions, join)
         self.catalog = Catalog(
             self.cluster,
+            takes_over=takes_over,
             on_loaded=self.policy.model_loaded,
             on_changed=self._model_changed,
             settled=self.policy.settled,
@@ -121,15 +136,7 @@ class Scheduler:
             wanted=lambda request, now_ns: self._ends.weights_wanted(request, now_ns),
         )
         weights = Weights(config)
-        self._clients = ClientSessions(
-            self.cluster,
-            incarnation=incarnation,
-            version=version,
-            weights=weights,
-            end_request=self._client_gone,
-            cancel_request=self._cancel,
-            release=self.catalog.release,
-        )
+        self._clients = self._client_sessions(incarnation, version, weights)
         self.clients = self._clients.by_identity
         self.limits = Limits(config)
         self.door = Door()
@@ -147,9 +154,20 @@ class Scheduler:
             self._answer,
         )
         self._abandoned = False
-        self.incarnation = incarnation
+        self.incarnation, self.cluster_id = incarnation, cluster_id
         self._tick_due_ns = 0
         self._now_ns = 0  # of the current call: answers depart now
+
+    def _client_sessions(self, incarnation: int, version: str, weights: Weights) -> ClientSessions:
+        return ClientSessions(
+            self.cluster,
+            incarnation=incarnation,
+            version=version,
+            weights=weights,
+            end_request=self._client_gone,
+            cancel_request=self._cancel,
+            release=self.catalog.release,
+        )
 
     # ------------------------------------------------------------------------------- verbs
 
@@ -159,13 +177,17 @@ class Scheduler:
         if isinstance(event, FromClient):
             self._from_client(event, now_ns)
         elif isinstance(event, FromWorker):
-            worker = self.cluster.workers[event.worker_id]
-            self._from_worker(worker, event, now_ns)
-            if worker.leaving and worker.state is WorkerState.JOINED and not worker.busy:
-                self.sessions.lose(worker, "it said goodbye", now_ns=now_ns)
+            worker = self.cluster.workers.get(event.worker_id)
+            if worker is not None:
+                self._from_worker(worker, event, now_ns)
+                if worker.leaving or worker.retired:
+                    self.sessions.end_if_idle(worker, now_ns=now_ns)
         elif isinstance(event, SendFailed):
-            worker = self.cluster.workers[event.worker_id]
-            self.sessions.send_failed(worker, event.message, now_ns=now_ns)
+            worker = self.cluster.workers.get(event.worker_id)
+            if worker is not None:
+                self.sessions.send_failed(worker, event.message, now_ns=now_ns)
+        elif isinstance(event, Joining):
+            self.membership.register(event, now_ns=now_ns)
         elif isinstance(event, ClientLost):
             self._clients.drop(event.client, "its connection broke")
         elif isinstance(event, Drain):
@@ -298,6 +320,8 @@ class Scheduler:
             self.catalog.unloading.unload(client, message)
         elif isinstance(message, ListModelsRequest):
             self.catalog.list_models(client, message)
+        elif isinstance(message, DrainWorkerRequest):
+            self.membership.drain(client, message, now_ns=now_ns)
         elif isinstance(message, StatusRequest):
             asked = StatusAsked(client.identity, message.request_id, message.brief)
             self._effects.append(asked)

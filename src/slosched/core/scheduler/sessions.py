@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from slosched.codes import Code
 from slosched.config import LOST_AFTER_NS
 from slosched.core.scheduler.cluster import Cluster
-from slosched.core.scheduler.interface import Note, ToWorker
+from slosched.core.scheduler.interface import ConnectWorker, Note, ToWorker
+from slosched.core.scheduler.inventory import brought_weights, with_signatures
 from slosched.core.scheduler.state import ActionState, Gpu, Worker, WorkerState
 from slosched.core.scheduler.validation import put_aside_of, worker_error
 from slosched.messages import (
@@ -36,6 +38,9 @@ _REPORT_SILENCE_EVERY_NS = 3 * NS_PER_S
 #: A lost worker has this long to return before a spare takes its place: most return, with models prepared.
 _SPARE_AFTER_NS = 10 * NS_PER_S
 _TICKS_UNTIL_REPLACED = _SPARE_AFTER_NS // TICK_NS
+#: A worker that registered, and is silent for this long, is not waited for any more.
+_WAITED_FOR_NS = 600 * NS_PER_S
+_TICKS_UNTIL_FORGOTTEN = _WAITED_FOR_NS // TICK_NS
 
 
 @dataclass(slots=True)
@@ -52,7 +57,7 @@ class Sessions:
     """Who is there. `on_lost` gets the actions that were outstanding on a lost worker, and `on_joined` the
     GPUs that a worker brings into use: when it joins, or when it takes the place of one that is lost.
 
-    `forgotten(worker, now_ns)` returns the action id of a LoadModel that the worker has lost, or None.
+    `forgotten(worker, now_ns)` returns, in words, what was sent to the worker and lost; empty: nothing.
     """
 
     def __init__(
@@ -61,14 +66,17 @@ class Sessions:
         *,
         worker_count: int,
         incarnation: int,
+        cluster_id: str = "",
+        keeps_weights: bool = False,
         addresses: Sequence[str] = (),
         on_joined: Callable[[Worker, list[Gpu], int], None],
         on_gpu_removed: Callable[[Gpu], None],
         on_lost: Callable[[Worker, list[ActionState], int], None],
-        forgotten: Callable[[Worker, int], int | None],
+        forgotten: Callable[[Worker, int], str],
     ) -> None:
         self._cluster = cluster
-        self._incarnation = incarnation
+        self._incarnation, self._cluster_id = incarnation, cluster_id
+        self._keeps_weights = keeps_weights
         self._on_joined = on_joined
         self._on_gpu_removed = on_gpu_removed
         self._on_lost = on_lost
@@ -77,11 +85,70 @@ class Sessions:
         self._room_ticks = 0  # how long spares could have been used
         #: By GPU index: how long its action has been overdue.
         self._overdue_ticks: dict[int, int] = {}
-        self._liveness = {worker_id: _Liveness() for worker_id in range(worker_count)}
+        self._liveness: dict[int, _Liveness] = {}
+        self._next_worker_id = 0
         self._report_due_ns = 0
         for worker_id in range(worker_count):
             address = addresses[worker_id] if worker_id < len(addresses) else ""
-            cluster.workers[worker_id] = Worker(worker_id, address)
+            self._add(Worker(worker_id, address, listed=True))
+
+    # --------------------------------------------------------------------------- places
+
+    def _add(self, worker: Worker) -> None:
+        self._next_worker_id = worker.worker_id + 1
+        self._cluster.workers[worker.worker_id] = worker
+        self._liveness[worker.worker_id] = _Liveness()
+
+    def new_place(self, name: str, incarnation: int, address: str) -> Worker:
+        """A worker registered that this controller does not know."""
+        worker = Worker(self._next_worker_id, address, name=name, incarnation=incarnation)
+        self._add(worker)
+        self._cluster.emit(ConnectWorker(worker.worker_id, address))
+        return worker
+
+    def take_place(self, worker: Worker, name: str, incarnation: int, address: str) -> None:
+        """The process that registers has the place of `worker` from now on. It must not be joined."""
+        moved = worker.state is WorkerState.LEFT or worker.address != address
+        worker.name, worker.incarnation, worker.address = name, incarnation, address
+        worker.state = WorkerState.SILENT
+        worker.draining = worker.leaving = False
+        self._liveness[worker.worker_id] = _Liveness()
+        if moved:
+            self._cluster.emit(ConnectWorker(worker.worker_id, address))
+
+    def forget_left(self) -> None:
+        """Give up the names of workers that have left, so that what is kept of them has a bound."""
+        left = [w for w in self._cluster.workers.values() if w.state is WorkerState.LEFT]
+        for worker in left:
+            del self._cluster.workers[worker.worker_id], self._liveness[worker.worker_id]
+
+    def drain(self, worker: Worker, *, now_ns: int) -> None:
+        """Give the worker nothing new; it is out of use once it has ended what it holds."""
+        worker.draining = True
+        if worker.state is WorkerState.SILENT:
+            worker.state = WorkerState.DRAINED
+        elif worker.state is WorkerState.JOINED and not worker.retired:
+            worker.retired = True
+            for gpu in worker.gpus:
+                self._cluster.retire_gpu(gpu)
+                self._on_gpu_removed(gpu)
+            self.end_if_idle(worker, now_ns=now_ns)
+
+    def undrain(self, worker: Worker) -> None:
+        """Greet a drained worker again. One that still drains comes back when that has ended."""
+        worker.draining = False
+        if worker.state is WorkerState.DRAINED:
+            worker.state = WorkerState.SILENT
+            self._liveness[worker.worker_id].hello_due_ns = 0
+
+    def end_if_idle(self, worker: Worker, *, now_ns: int) -> None:
+        """End the session of a worker that said goodbye, or drains, and has nothing left to do."""
+        if worker.state is not WorkerState.JOINED or worker.busy:
+            return
+        if worker.leaving:
+            self.lose(worker, "it said goodbye", now_ns=now_ns)
+        elif worker.retired:
+            self.lose(worker, "it is drained", now_ns=now_ns)
 
     # ------------------------------------------------------------------------------ facts
 
@@ -91,6 +158,10 @@ class Sessions:
 
     def welcome(self, worker: Worker, message: WorkerWelcome, *, now_ns: int) -> None:
         """A worker answered our hello: take its GPUs into the cluster."""
+        if worker.state in (WorkerState.DRAINED, WorkerState.LEFT):
+            return  # the hello was sent before
+        if self._has_two_places(worker, message, now_ns):
+            return
         if message.protocol != PROTOCOL_VERSION:
             self._note(
                 "warning",
@@ -98,6 +169,9 @@ class Sessions:
                 f"{PROTOCOL_VERSION}: install the same version of slosched on both",
             )
             return
+        if not self._answers_us(worker, message):
+            return
+        message = with_signatures(message)
         wrong = worker_error(message)
         if wrong:
             self._note("warning", f"worker {worker.label} is not used: {wrong}")
@@ -116,7 +190,7 @@ class Sessions:
         self.heard(worker)
         self._liveness[worker.worker_id].silent_ticks = 0
         worker.leaving = False
-        worker.spare = list(message.gpus)
+        worker.spare, worker.inventory = list(message.gpus), message.inventory
         self._use_spares(worker)
         spare = f", {len(worker.spare)} kept as spare(s)" if worker.spare else ""
         again = f" (back after {worker.times_lost} loss(es))" if worker.times_lost else ""
@@ -128,6 +202,37 @@ class Sessions:
         for name, reason in worker.put_aside.items():
             self._note("warning", f"worker {worker.label} put {name!r} aside: {reason}")
         self._on_joined(worker, worker.gpus, now_ns)
+
+    def _answers_us(self, worker: Worker, message: WorkerWelcome) -> bool:
+        """False for a Welcome that comes late: what it says of the worker's memory is not so any more."""
+        return message.incarnation in (0, self._incarnation) and message.times_lost in (
+            -1,
+            worker.times_lost,
+        )
+
+    def _has_two_places(self, worker: Worker, message: WorkerWelcome, now_ns: int) -> bool:
+        """True if `worker` is the second place of a process: it is listed and registered another address.
+
+        The process answers where it was greeted last, so its other place is lost in any case.
+        """
+        for other in self._cluster.joined():
+            if other is worker or other.session != message.session or other.listed == worker.listed:
+                continue
+            text = (
+                f"worker {worker.label} and worker {other.label} are one process: it is used once"
+            )
+            self._note("warning", text)
+            if other.listed:
+                self._leave_place(worker)
+                return True
+            self.lose(other, f"it is worker {worker.label}", now_ns=now_ns)
+            self._leave_place(other)
+        return False
+
+    def _leave_place(self, worker: Worker) -> None:
+        worker.state = WorkerState.LEFT
+        worker.draining = False
+        self._cluster.emit(ConnectWorker(worker.worker_id, ""))
 
     def _use_spares(self, worker: Worker) -> list[Gpu]:
         """Take as many of the worker's spare GPUs into use as `max_gpus` allows."""
@@ -142,19 +247,22 @@ class Sessions:
     def _new_gpu(self, worker: Worker, info: GpuInfo) -> Gpu:
         index = self._next_gpu_index
         self._next_gpu_index += 1
+        brought = brought_weights(worker, info.resident)
         return Gpu(
             index=index,
             gpu_id=info.gpu_id,
             worker=worker,
             pages=info.pages,
-            free_pages=info.pages,
+            free_pages=info.pages - sum(brought.values()),
             page_bytes=info.page_bytes,
+            brought=brought,
         )
 
     def _replace_lost(self, now_ns: int) -> None:
         """Spares take the place of GPUs that were lost and do not come back; those are spares then."""
         room = self._cluster.config.max_gpus > len(self._cluster.gpus)
-        spares = [w for w in self._cluster.joined() if w.spare and not w.leaving] if room else []
+        joined = self._cluster.joined() if room else []
+        spares = [w for w in joined if w.spare and not w.leaving and not w.retired]
         self._room_ticks = self._room_ticks + 1 if spares else 0
         if self._room_ticks < _TICKS_UNTIL_REPLACED:
             return
@@ -184,6 +292,8 @@ class Sessions:
         if now_ns >= live.refusal_noted_ns:
             live.refusal_noted_ns = now_ns + _REPORT_SILENCE_EVERY_NS
             self._note("warning", f"worker {worker.label} cannot be used: {message.reason}")
+        if message.code == Code.INITIALIZING:  # another controller is about to lose it, perhaps
+            live.hello_due_ns = min(live.hello_due_ns, now_ns + TICK_NS)
 
     def send_failed(self, worker: Worker, message: ControllerToWorker, *, now_ns: int) -> None:
         """A message could not be queued: the session it belongs to is over."""
@@ -220,7 +330,9 @@ class Sessions:
         for worker in self._cluster.workers.values():
             live = self._liveness[worker.worker_id]
             if worker.state is WorkerState.SILENT:
-                self._greet(worker, now_ns=now_ns)
+                self._wait_for(worker, live, now_ns=now_ns)
+            elif worker.state is not WorkerState.JOINED:
+                continue
             elif live.heard:
                 live.heard, live.silent_ticks = False, 0
                 self._watch(worker, now_ns=now_ns)
@@ -249,15 +361,28 @@ class Sessions:
                 self.lose(worker, f"it does not report action {action_id}", now_ns=now_ns)
                 return
         forgotten = self._forgotten(worker, now_ns)
-        if forgotten is not None:
-            self.lose(worker, f"it knows nothing of LoadModel {forgotten}", now_ns=now_ns)
+        if forgotten:
+            self.lose(worker, f"it knows nothing of {forgotten}", now_ns=now_ns)
 
-    def _greet(self, worker: Worker, *, now_ns: int) -> None:
-        live = self._liveness[worker.worker_id]
-        if now_ns < live.hello_due_ns:
-            return
+    def _wait_for(self, worker: Worker, live: _Liveness, *, now_ns: int) -> None:
+        """Greet a silent worker; one that registered is given up in the end."""
+        live.silent_ticks += 1
+        if not worker.listed and live.silent_ticks >= _TICKS_UNTIL_FORGOTTEN:
+            away = format_duration(_WAITED_FOR_NS)
+            self._note("warning", f"worker {worker.label} was silent for {away}: it has left")
+            self._leave_place(worker)
+        elif now_ns >= live.hello_due_ns:
+            self._greet(worker, live, now_ns=now_ns)
+
+    def _greet(self, worker: Worker, live: _Liveness, *, now_ns: int) -> None:
         live.hello_due_ns = now_ns + _HELLO_EVERY_NS
-        hello = ControllerHello(PROTOCOL_VERSION, self._incarnation, times_lost=worker.times_lost)
+        hello = ControllerHello(
+            protocol=PROTOCOL_VERSION,
+            incarnation=self._incarnation,
+            times_lost=worker.times_lost,
+            cluster=self._cluster_id,
+            keeps_weights=self._keeps_weights,
+        )
         self._cluster.emit(ToWorker(worker.worker_id, hello))
 
     def _report_silence(self, now_ns: int) -> None:
@@ -268,35 +393,42 @@ class Sessions:
         self._report_due_ns = now_ns + _REPORT_SILENCE_EVERY_NS
         silent = [w for w in self._cluster.workers.values() if w.state is WorkerState.SILENT]
         if silent:
-            workers = len(self._cluster.workers)
+            workers = len(silent) + len(self._cluster.joined())
             names = ", ".join(w.label for w in silent)
             silence = f"worker {names} does" if len(silent) == 1 else f"workers {names} do"
             self._note(
                 "warning",
-                f"{silence} not answer; {workers - len(silent)} of {workers} joined; trying again every "
+                f"{silence} not answer; {len(self._cluster.joined())} of {workers} joined; trying again every "
                 f"{format_duration(_HELLO_EVERY_NS)}",
             )
 
     def lose(self, worker: Worker, why: str, *, now_ns: int) -> None:
         """Drop the worker's GPUs; its outstanding actions go to `on_lost`. It may come back."""
-        worker.state = WorkerState.SILENT
+        worker.state = WorkerState.DRAINED if worker.draining else WorkerState.SILENT
+        worker.retired = False
         worker.times_lost += 1
-        self._liveness[worker.worker_id].hello_due_ns = 0
+        self._liveness[worker.worker_id] = _Liveness()
         lost: list[ActionState] = []
         for gpu in worker.gpus:
             lost.extend(self._cluster.remove_gpu(gpu))
             self._overdue_ticks.pop(gpu.index, None)
-            self._on_gpu_removed(gpu)
+            if not gpu.retired:
+                self._on_gpu_removed(gpu)
         worker.gpus, worker.spare = [], []
         worker.prepared.clear()
+        worker.inventory = ()
         worker.instances.clear()
         worker.unlike.clear()
         self._note_put_aside()
         if worker.leaving and not lost:
             self._note("info", f"worker {worker.label} has left")
+        elif worker.state is WorkerState.DRAINED and not lost:
+            self._note("info", f"worker {worker.label} is drained: it is out of use")
         else:
             again = f"{len(lost)} action(s) of it are planned anew or answered"
             self._note("warning", f"worker {worker.label} lost ({why}); {again}")
+        if worker.leaving and not worker.listed:
+            self._leave_place(worker)
         self._on_lost(worker, lost, now_ns)
 
     def _note(self, level: str, text: str) -> None:

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 from slosched.codes import ActionType
 from slosched.config import LOST_AFTER_NS
+from slosched.core.scheduler.client_latency import ClientLatency
 from slosched.core.scheduler.delays import Delays
 from slosched.core.scheduler.driver_readings import DriverReadings
 from slosched.core.scheduler.estimators import ExecTable, WindowEstimator
@@ -37,7 +38,7 @@ from slosched.core.scheduler.lane import Lane
 from slosched.core.scheduler.length_classes import class_for, program_of, program_times
 from slosched.core.scheduler.load_pauses import LoadPauses
 from slosched.core.values import Value
-from slosched.messages import NO_BEAT, GpuInfo, Heartbeat, LoadModelResult, ModelInfo
+from slosched.messages import NO_BEAT, GpuInfo, Heartbeat, LoadModelResult, ModelInfo, Prepared
 
 
 class RequestState(IntEnum):
@@ -109,6 +110,7 @@ class Request:
         weight: float = 1.0,
         parent: Request | None = None,
         length: int = 0,
+        early_ns: int = 0,
     ) -> None:
         self.key = key
         self.client = client
@@ -119,8 +121,9 @@ class Request:
         self.slo_factor = slo_factor
         self.slo_ns = slo_ns
         self.arrival_ns = arrival_ns
-        #: After this nothing helps: only the deadline makes a request hopeless.
-        self.deadline_ns = arrival_ns + slo_ns
+        #: After this nothing helps: only the deadline makes a request hopeless. An SLO that counts from the
+        #: client's send leaves `early_ns` for the network (client_latency.py).
+        self.deadline_ns = arrival_ns + slo_ns - early_ns
         #: Its place in its queue: the deadline less the expected rest, frozen while it is queued (stages.py).
         self.due_ns = self.deadline_ns - queue.rest_ns
         self.stage = 0  # stages that it has behind it
@@ -171,8 +174,10 @@ class ActionState:
         "gpu",
         "instance",
         "latest_ns",
+        "paused_ns",
         "predicted_end_ns",
         "predicted_start_ns",
+        "priority",
         "queue",
         "reaches_ns",
         "requests",
@@ -195,6 +200,7 @@ class ActionState:
         expected_start_ns: int,
         expected_duration_ns: int,
         latest_ns: int,
+        priority: int = 0,
     ) -> None:
         self.action_id = action_id
         self.action_type = action_type
@@ -213,6 +219,8 @@ class ActionState:
         self.predicted_start_ns = expected_start_ns
         self.predicted_end_ns = self.expected_end_ns
         self.latest_ns = latest_ns
+        self.priority = priority  # above 0: it interrupts what runs
+        self.paused_ns = 0  # expected pauses, for urgent actions that were sent after it
         self.requests_queued = len(self.queue.requests)
         self.copies_loaded = len(instance.resident_on)
         #: How much longer than expected it may take, as a promise of what follows should allow for.
@@ -254,6 +262,9 @@ class Gpu:
     transfers: dict[str, WindowEstimator] = field(default_factory=dict)
     busy_ns: int = 0  # exec time so far, for status
     held: bool = False  # kept free for what must run alone
+    retired: bool = False  # off the books: what is outstanding ends, and nothing follows
+    #: Pages of weights that the worker brought along and that are not adopted, by model id (inventory.py).
+    brought: dict[int, int] = field(default_factory=dict)
     driver: DriverReadings = field(default_factory=DriverReadings)
     load_pauses: LoadPauses = field(default_factory=LoadPauses)
 
@@ -292,21 +303,11 @@ class Gpu:
         return estimator
 
 
-def add_residency(gpu: Gpu, model: Instance) -> None:
-    """`gpu` holds `model`'s weights from now on; the pages were taken when the load was sent."""
-    gpu.resident[model.model_id] = model
-    model.resident_on[gpu.index] = gpu
-
-
-def drop_residency(gpu: Gpu, model: Instance) -> None:
-    """`gpu` does not hold `model`'s weights any more; the pages are the caller's to count."""
-    gpu.resident.pop(model.model_id, None)
-    model.resident_on.pop(gpu.index, None)
-
-
 class WorkerState(IntEnum):
-    SILENT = 0  # never answered, or lost
+    SILENT = 0  # never answered, or lost: it is greeted
     JOINED = 1
+    DRAINED = 2  # out of use until an operator takes it back, or a new process of it registers
+    LEFT = 3  # it registered and said goodbye, or was away for long: only its name is kept
 
 
 #: Before anything was measured: a LAN's round trip and a busy event loop.
@@ -344,10 +345,20 @@ class Worker:
     #: What LoadModel measured, by model name, and which instances are in its host memory.
     prepared: dict[str, LoadModelResult] = field(default_factory=dict)
     instances: dict[int, Instance] = field(default_factory=dict)
+    #: What it brought along and is not looked at yet.
+    inventory: tuple[Prepared, ...] = ()
     #: By name: models that differ from those of the workers that are used, and are not used here.
     unlike: dict[str, Unlike] = field(default_factory=dict)
     times_lost: int = 0
     leaving: bool = False  # it said goodbye
+    draining: bool = False  # an operator takes it out of use
+    retired: bool = False  # its GPUs take nothing new, and its session ends with what they hold
+    listed: bool = (
+        False  # on the controller's list of addresses: it is waited for as long as that lives
+    )
+    #: A worker that registered has a name, and the number of the process that has it.
+    name: str = ""
+    incarnation: int = 0
     #: Name -> why it does not offer the model.
     put_aside: dict[str, str] = field(default_factory=dict)
     #: Its last heartbeat, which may be of an earlier session.
@@ -362,8 +373,16 @@ class Worker:
 
     @property
     def label(self) -> str:
-        """Human-readable: its number and where it is."""
-        return f"{self.worker_id} ({self.address})" if self.address else str(self.worker_id)
+        """Human-readable: its number, its name and where it is."""
+        where = ", ".join(text for text in (self.name, self.address) if text)
+        return f"{self.worker_id} ({where})" if where else str(self.worker_id)
+
+    @property
+    def standing(self) -> str:
+        """One word for an operator: joined, silent, draining, drained or left."""
+        if self.state is WorkerState.JOINED and self.draining:
+            return "draining"
+        return self.state.name.lower()
 
     @property
     def busy(self) -> bool:
@@ -472,6 +491,7 @@ class Instance:
     queues_made: int = 0  # besides the first
     #: An operator unloads it: requests are refused until a client loads it again.
     taken: bool = False
+    adopted: bool = False  # a worker brought it along, and no client has loaded it since
 
     def __post_init__(self) -> None:
         if not self.queues:
@@ -559,4 +579,5 @@ class Client:
     requests: dict[int, Request] = field(default_factory=dict)  # unanswered, by its request_id
     input_bytes: int = 0  # of these
     delays: Delays = field(default_factory=Delays)  # of its messages
+    latency: ClientLatency | None = None  # None: its SLOs count from arrival here
     models: dict[int, Instance] = field(default_factory=dict)

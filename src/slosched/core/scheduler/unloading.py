@@ -17,6 +17,7 @@ from slosched.codes import Code
 from slosched.config import canonical_model
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToClient, ToWorker
+from slosched.core.scheduler.model_ids import ModelIds
 from slosched.core.scheduler.policies import unloads_unused
 from slosched.core.scheduler.slices import A_PART, ANSWER, Work
 from slosched.core.scheduler.state import (
@@ -43,11 +44,12 @@ class Unloading:
         self,
         cluster: Cluster,
         by_name: dict[str, list[Instance]],
+        ids: ModelIds,
         *,
         busy: Callable[[str], bool],
         end_request: Callable[[Request, int, str], None],
     ) -> None:
-        self._cluster, self._by_name, self._busy = cluster, by_name, busy
+        self._cluster, self._by_name, self._ids, self._busy = cluster, by_name, ids, busy
         self._end_request = end_request
         #: Names that a client unloaded: their instances go however lately they were used.
         self._asked: dict[str, None] = {}
@@ -185,6 +187,7 @@ class Unloading:
         cluster = self._cluster
         model.state = ModelState.FAILED
         del cluster.models[model.model_id]
+        self._ids.retire(model.model_id)
         for worker in cluster.joined():
             if self._has(worker, model):
                 unload = UnloadModel(worker.session, cluster.next_action_id(), model.model_id)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
 from slosched.config import MOST_PUT_ASIDE, PUT_ASIDE_CHARS
 from slosched.core.scheduler.foreign_text import printable
-from slosched.core.scheduler.length_classes import input_error, lengths_of
+from slosched.core.scheduler.length_classes import input_error, lengths_of, with_signature
 from slosched.core.scheduler.state import Client, Instance, ModelState
 from slosched.messages import InferRequest, LoadModelResult, Span, WorkerWelcome
 from slosched.signature import BYTES, Tensor, described, row_bytes, signature_error, single
@@ -78,6 +79,42 @@ def worker_error(message: WorkerWelcome) -> str:
     for gpu in message.gpus:
         if not (0 < gpu.pages < 2**40 and 0 < gpu.page_bytes < 2**40):
             return f"GPU {gpu.gpu_id} has {gpu.pages} pages of {gpu.page_bytes} bytes"
+    return _inventory_error(message)
+
+
+#: An id of an instance is below this: the numbers of its queues stand above (state.py).
+_IDS_BELOW = 2**39
+_MOST_INSTANCES = 200_000
+
+
+def _inventory_error(message: WorkerWelcome) -> str:
+    names = [each.name for each in message.inventory]
+    if len(set(names)) != len(names) or not all(name and name.isprintable() for name in names):
+        return "its inventory does not have each name once"
+    if not all(each.runs for each in message.inventory):
+        return "its inventory has a name without instances"
+    runs = sorted((*run, each.result.pages) for each in message.inventory for run in each.runs)
+    if any(
+        not (0 <= first < _IDS_BELOW and 0 < count <= _MOST_INSTANCES) for first, count, _ in runs
+    ):
+        return "its inventory has ids or counts that cannot be"
+    if sum(count for _, count, _ in runs) > _MOST_INSTANCES:
+        return f"its inventory has more than {_MOST_INSTANCES} instances"
+    if any(a[0] + a[1] > b[0] for a, b in pairwise(runs)):
+        return "its inventory has an id twice"
+    for each in message.inventory:
+        wrong = model_error(with_signature(each.result))
+        if wrong:
+            return f"it holds {each.name!r}, but {wrong}"
+    for gpu in message.gpus:
+        pages = 0
+        for model_id in set(gpu.resident):
+            place = bisect_right(runs, (model_id, _IDS_BELOW, 0)) - 1
+            if place < 0 or model_id >= runs[place][0] + runs[place][1]:
+                return f"GPU {gpu.gpu_id} has weights of model {model_id}, which it does not hold"
+            pages += runs[place][2]
+        if len(set(gpu.resident)) != len(gpu.resident) or pages > gpu.pages:
+            return f"the weights on GPU {gpu.gpu_id} take {pages} of {gpu.pages} pages, or are there twice"
     return ""
 
 

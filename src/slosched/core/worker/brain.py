@@ -22,6 +22,7 @@ from slosched.core.worker.interface import (
     ToController,
     WeightsLost,
 )
+from slosched.core.worker.inventory import MOST_RESIDENT, ids_of, inventory_of
 from slosched.core.worker.kinds import kinds_of
 from slosched.core.worker.kinds.base import Acceptance
 from slosched.core.worker.lanes import GPU_LANES, LaneSpec, Role
@@ -178,9 +179,19 @@ class WorkerBrain:
         return not self._ledger.unanswered and self._pipeline.idle
 
     @property
+    def closing(self) -> bool:
+        """True once `shutdown` was called."""
+        return self._pipeline.closing
+
+    @property
     def unused(self) -> bool:
         """True if it is idle and knows no model."""
         return not self._ledger.instances and self.idle
+
+    @property
+    def session(self) -> int | None:
+        """The number of the open session; None: there is none."""
+        return self._link.session
 
     @property
     def pending(self) -> int:
@@ -201,6 +212,10 @@ class WorkerBrain:
     def clock_error_ns(self) -> int:
         """A bound on the error of the controller's times, once converted."""
         return self._link.clock.error_ns
+
+    def is_served(self, *, now_ns: int) -> bool:
+        """True if a controller has this worker, and was heard within two heartbeats and some."""
+        return self._link.is_served(now_ns=now_ns)
 
     def gpu_reports(self) -> tuple[GpuInfo, ...]:
         return tuple(gpu.report() for gpu in self._ledger.gpus.values())
@@ -245,20 +260,38 @@ class WorkerBrain:
             self._pipeline.cancel_queued("its session has ended", now_ns)
 
     def _open_session(self, now_ns: int) -> None:
-        # The controller counts pages from none in use; loading again costs milliseconds, a wrong count costs
-        # failed loads for ever.
+        """Begin a session. Nothing of the old one runs any more, so what the caches say is so."""
+        link, ledger = self._link, self._ledger
+        kept: Collection[int] = ledger.instances.keys()
+        if link.forgetting:
+            # Another cluster numbers its models as it likes, so none of the old one may stay.
+            kept = ()
+        elif link.tells_inventory:
+            kept = ids_of(inventory_of(ledger.instances.values()))
+        self._give_up_weights(kept if link.keeps_weights else ())
+        for model_id in [i for i in ledger.instances if i not in kept]:
+            ledger.forget(model_id)
+        self._stats_are_new = True  # for this controller
+        self._welcome(link.open(now_ns=now_ns))
+
+    def _give_up_weights(self, kept: Collection[int]) -> None:
+        """Evict all weights but those of the instances `kept`, which the Welcome lists.
+
+        It counts pages by the Welcome. To load again costs milliseconds, a wrong count costs failed loads for
+        ever.
+        """
+        count = 0
         for gpu in self._ledger.gpus.values():
             for model_id in gpu.cache.model_ids():
-                self._ledger.evict(gpu, model_id)
-        if self._link.forgetting:
-            # Each controller numbers its models from 0, so no model of the old one may stay.
-            for model_id in list(self._ledger.instances):
-                self._ledger.forget(model_id)
-        self._stats_are_new = True  # for this controller
-        self._welcome(self._link.open(now_ns=now_ns))
+                if model_id in kept and count < MOST_RESIDENT:
+                    count += 1
+                else:
+                    self._ledger.evict(gpu, model_id)
 
     def _welcome(self, session: int) -> None:
-        identity = self._identity
+        identity, link = self._identity, self._link
+        incarnation, times_lost = link.answers
+        tells = link.tells_inventory
         message = WorkerWelcome(
             protocol=PROTOCOL_VERSION,
             session=session,
@@ -269,6 +302,9 @@ class WorkerBrain:
             gpus=self.gpu_reports(),
             loadable=identity.loadable,
             put_aside=identity.put_aside,
+            inventory=inventory_of(self._ledger.instances.values()) if tells else (),
+            incarnation=incarnation,
+            times_lost=times_lost,
         )
         self._ledger.effects.append(ToController(self._link.peer, message))
 

@@ -14,8 +14,8 @@ its own, so a GPU's sequence does not depend on the other GPUs; only a shared PC
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from heapq import heappop, heappush
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 
 import msgspec
 
@@ -29,11 +29,12 @@ from slosched.core.worker.interface import (
     OpKind,
     PrepareModel,
     WeightsLost,
+    joined,
     op_failed,
     too_late,
 )
 from slosched.core.worker.lane_order import ArmedWork, LaneOrder
-from slosched.core.worker.lanes import EXEC_LANE
+from slosched.core.worker.lanes import EXEC_LANE, PREEMPTIVE_EXEC_LANE
 from slosched.core.worker.pcie import PcieLink
 from slosched.errors import UnknownName
 from slosched.messages import Span
@@ -77,6 +78,10 @@ class SplitMix64:
 @dataclass(slots=True, eq=False)
 class _Exec(ArmedWork):
     op: Op
+    done: OpDone | None = None  # how it ends, once it has begun
+    begun_ns: int = 0  # of the segment that runs
+    left_ns: int = 0  # of its time, when that segment began
+    segments: list[Span] = field(default_factory=list)  # those that were interrupted
 
 
 class EmulatedGpu:
@@ -95,6 +100,7 @@ class EmulatedGpu:
         gpu_id: int = 0,
         *,
         link: PcieLink | None = None,
+        preemptive: bool = False,
     ) -> None:
         self._profile = profile
         self._noise = noise or EmulationNoise()
@@ -108,9 +114,10 @@ class EmulatedGpu:
         self._random = SplitMix64(self._noise.seed * 0x10001 + gpu_id + 1)
         #: (model, batch, length) -> exec ns
         self._classes: dict[tuple[str, int, int], int] = {}
-        self._execs: LaneOrder[_Exec] = LaneOrder(EXEC_LANE)
-        #: (end, seq, report, the exec that ends then).
-        self._ends: list[tuple[int, int, OpDone, _Exec | None]] = []
+        self._execs: LaneOrder[_Exec] = LaneOrder(PREEMPTIVE_EXEC_LANE if preemptive else EXEC_LANE)
+        self.preemptive = preemptive
+        #: (end, seq, report, the exec that ends then); without a report the exec reaches a boundary.
+        self._ends: list[tuple[int, int, OpDone | None, _Exec | None]] = []
         self._seq = 0
         #: Fault injection: a multiplier on exec times; the share of execs that fail as when a model raises,
         #: and the share that end with the model's process and the weights of all its instances; the share
@@ -132,7 +139,7 @@ class EmulatedGpu:
 
     def withdraw(self, op_id: int) -> OpDone | None:
         work = next((each for each in self._execs.armed if each.op.op_id == op_id), None)
-        if work is None:
+        if work is None or work.segments:
             return None
         self._execs.disarm(work)
         return op_failed(work.op, Code.CANCELLED, "cancelled before it began", work.due_ns)
@@ -141,14 +148,19 @@ class EmulatedGpu:
         if op.kind is not OpKind.EXEC:
             return self._begin(op, now_ns)
         work = _Exec(op)
-        self._execs.arm(work, start_ns=now_ns, now_ns=now_ns)
+        self._execs.arm(work, start_ns=now_ns, now_ns=now_ns, priority=op.priority)
         if self._execs.first(now_ns) is not work:
+            if self.preemptive:
+                self._stop_at_boundary(op.priority, now_ns)
             return None
         return self._begin_exec(work, now_ns)
 
     def _begin_exec(self, work: _Exec, now_ns: int) -> OpDone | None:
-        """Start the exec. One that took no time is reported at once."""
+        """Start the exec, or go on with it. One that took no time is reported at once."""
         self._execs.begin(work)
+        if work.segments:
+            self._go_on(work, now_ns)
+            return None
         done = self._begin(work.op, now_ns, work)
         if done is not None:
             self._execs.end(work, now_ns)
@@ -157,7 +169,7 @@ class EmulatedGpu:
     def _follow(self, work: _Exec | None, now_ns: int, events: list[DeviceEvent]) -> None:
         """The exec lane has become free: start `work`, or what comes behind it."""
         while work is not None:
-            if now_ns > work.op.latest_ns:
+            if now_ns > work.op.latest_ns and not work.segments:
                 self._execs.disarm(work)
                 events.append(too_late(work.op, now_ns))
             elif (done := self._begin_exec(work, now_ns)) is None:
@@ -207,8 +219,52 @@ class EmulatedGpu:
         return done
 
     def _push(self, done: OpDone, work: _Exec | None = None) -> None:
+        if work is not None:
+            work.done, work.begun_ns, work.left_ns = done, done.span.begin_ns, done.span.duration_ns
+        self._push_at(done.span.end_ns, done, work)
+
+    def _push_at(self, at_ns: int, done: OpDone | None, work: _Exec | None) -> None:
         self._seq += 1
-        heappush(self._ends, (done.span.end_ns, self._seq, done, work))
+        heappush(self._ends, (at_ns, self._seq, done, work))
+
+    # --------------------------------------------------------------------------- preemption
+
+    def _stop_at_boundary(self, priority: int, now_ns: int) -> None:
+        """Have the running exec stop at its next boundary, if its priority is lower."""
+        work = self._execs.running[0]
+        every_ns = self._profile.boundary_ns
+        if work.priority >= priority or not every_ns:
+            return
+        pieces = max(1, -(-(now_ns - work.begun_ns) // every_ns))
+        boundary_ns = work.begun_ns + pieces * every_ns
+        if boundary_ns < work.begun_ns + work.left_ns:
+            self._ends = [entry for entry in self._ends if entry[3] is not work]
+            heapify(self._ends)
+            self._push_at(boundary_ns, None, work)
+
+    def _at_boundary(self, work: _Exec, now_ns: int, events: list[DeviceEvent]) -> None:
+        """`work` has reached the boundary at which it was to stop: what is urgent goes first."""
+        if self._execs.boundary(work, now_ns):  # what was urgent was withdrawn
+            self._push_at(work.begun_ns + work.left_ns, self._ended_at(work), work)
+            return
+        ran_ns = now_ns - work.begun_ns
+        work.segments.append(Span(work.begun_ns, now_ns, ran_ns))
+        work.left_ns -= ran_ns
+        self._follow(self._execs.first(now_ns), now_ns, events)
+
+    def _go_on(self, work: _Exec, now_ns: int) -> None:
+        work.begun_ns = now_ns
+        self._push_at(now_ns + work.left_ns, self._ended_at(work), work)
+
+    def _ended_at(self, work: _Exec) -> OpDone:
+        """How `work` ends, if it is not interrupted again."""
+        assert work.done is not None
+        if not work.segments:
+            return work.done
+        begun_ns, left_ns = work.begun_ns, work.left_ns
+        segments = (*work.segments, Span(begun_ns, begun_ns + left_ns, left_ns))
+        span, pause_ns = joined(segments)
+        return msgspec.structs.replace(work.done, span=span, pause_ns=pause_ns, segments=segments)
 
     def poll(self, *, now_ns: int) -> list[DeviceEvent]:
         if self._link is not None:
@@ -217,6 +273,11 @@ class EmulatedGpu:
         ends = self._ends
         while ends and ends[0][0] <= now_ns:
             end_ns, _, done, work = heappop(ends)
+            if done is None:
+                assert work is not None
+                self._at_boundary(work, end_ns, events)
+                ends = self._ends
+                continue
             events.append(done)
             if self._ended and (name := self._ended.pop(done.op_id, None)) is not None:
                 lost = tuple(i for i, each in self._instances.items() if each == name)
@@ -288,11 +349,13 @@ class EmulatedGpu:
 
 
 def emulated_gpus(
-    profile: GpuProfile, noise: EmulationNoise | None, count: int
+    profile: GpuProfile, noise: EmulationNoise | None, count: int, *, preemptive: bool = False
 ) -> dict[int, EmulatedGpu]:
     """The `count` GPUs of one worker, by id; they share one PCIe link if `noise.pcie_shared`."""
     shared = PcieLink() if noise is not None and noise.pcie_shared else None
-    return {g: EmulatedGpu(profile, noise, g, link=shared) for g in range(count)}
+    return {
+        g: EmulatedGpu(profile, noise, g, link=shared, preemptive=preemptive) for g in range(count)
+    }
 
 
 class Echo:
@@ -337,7 +400,9 @@ def class_exec_ns(exec_ns: Mapping[int, int], batch_size: int) -> int:
     return exec_ns[min(fitting) if fitting else max(exec_ns)]
 
 
-def prepare_emulated(profile: GpuProfile, effect: PrepareModel, *, now_ns: int) -> ModelPrepared:
+def prepare_emulated(
+    profile: GpuProfile, effect: PrepareModel, *, now_ns: int, preemptive: bool = False
+) -> ModelPrepared:
     """Answer a PrepareModel from the profile, at once: there is nothing to build."""
     span = Span(now_ns, now_ns, 0)
     try:
@@ -346,4 +411,14 @@ def prepare_emulated(profile: GpuProfile, effect: PrepareModel, *, now_ns: int) 
         return ModelPrepared(
             effect.action_id, None, span, code=Code.UNKNOWN_MODEL, reason=str(error)
         )
-    return ModelPrepared(effect.action_id, model, span, random_weights=False, labels=("emulated",))
+    boundary_ns = profile.boundary_ns if preemptive else 0
+    shortest_ns = min(model.times(length)[1] for length in model.lengths or (0,))
+    return ModelPrepared(
+        action_id=effect.action_id,
+        profile=model,
+        span=span,
+        random_weights=False,
+        labels=("emulated",),
+        boundary_ns=boundary_ns if max(model.exec_ns.values()) > boundary_ns else 0,
+        urgent=preemptive and shortest_ns <= profile.urgent_at_most_ns,
+    )

@@ -52,6 +52,7 @@ class Op(_Fact, frozen=True, gc=False):
     latest_ns: int = 0
     length: int = 0  # the length class that runs; 0: the model has none
     lengths: tuple[int, ...] = ()  # of each request, where there are length classes
+    priority: int = 0  # of an EXEC: in a preemptive lane a higher one goes first at a boundary
 
 
 # ------------------------------------------------------------------------------------- events
@@ -125,6 +126,8 @@ class ModelPrepared(_Fact, frozen=True, gc=False):
     reason: str = ""
     random_weights: bool = True
     labels: tuple[str, ...] = ()
+    boundary_ns: int = 0  # the longest time until a run can be interrupted; 0: it cannot be
+    urgent: bool = False  # a run may interrupt others
 
 
 #: What a device reports.

@@ -95,15 +95,19 @@ class LaneOrder(Generic[Work]):
             ]  # the usual case, without a call: the lane stands still until this returns
         return self._first_due(now_ns)
 
+    def rival(self, work: Work, now_ns: int) -> Work | None:
+        """The due work that goes first at the next boundary of running `work`; None: `work` goes on."""
+        if not self._preemptive:
+            return None
+        rival = self._first_due(now_ns)
+        return rival if rival is not None and rival.priority > work.priority else None
+
     def boundary(self, work: Work, now_ns: int) -> bool:
         """A segment of running `work` has ended, and another segment follows. True: it starts now.
 
         False: due work of a higher priority goes first, and `work` is armed again.
         """
-        if not self._preemptive:
-            return True
-        rival = self._first_due(now_ns)
-        if rival is None or rival.priority <= work.priority:
+        if self.rival(work, now_ns) is None:
             return True
         self.running.remove(work)
         insort(self.armed, work, key=_place)

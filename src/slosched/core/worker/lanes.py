@@ -39,3 +39,13 @@ GPU_LANES: Sequence[LaneSpec] = (
     LaneSpec(Role.OUTPUT),
 )
 HOST_LANE = LaneSpec(Role.HOST)
+#: The exec lane of a GPU whose execs are interrupted for urgent ones.
+PREEMPTIVE_EXEC_LANE = LaneSpec(Role.EXEC, preemptive=True)
+PREEMPTIVE_LANES: Sequence[LaneSpec] = tuple(
+    PREEMPTIVE_EXEC_LANE if lane is EXEC_LANE else lane for lane in GPU_LANES
+)
+
+
+def gpu_lanes(*, preemptive: bool) -> Sequence[LaneSpec]:
+    """The lanes of a GPU, the exec lane `preemptive` or not."""
+    return PREEMPTIVE_LANES if preemptive else GPU_LANES

@@ -5,6 +5,9 @@
     serving A --hello of B, A heard within a second--> refused
     serving A --hello of B, A silent--> handing over (A's running work ends first) --> serving B
 
+What the worker holds belongs to a cluster, which a controller names in its hello: the next controller of that
+cluster finds it as it was, and any other one finds the worker empty.
+
 A session's number is the worker's incarnation plus the count of sessions before it, so an action that was
 meant for an earlier session, or for an earlier process of this worker, is never taken for one of the open
 session.
@@ -23,6 +26,8 @@ from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
 #: A controller heard within this time keeps its worker.
 _KEEP_NS = NS_PER_S
+#: A controller that was not heard for this long, two heartbeats and some, may be gone.
+_SERVED_NS = 500 * NS_PER_MS
 #: A new session begins with quick exchanges, so that the clocks agree before the first action.
 _QUICK_EXCHANGES = 8
 _QUICK_NS = 5 * NS_PER_MS
@@ -35,7 +40,7 @@ class HelloOutcome(Enum):
     REPEATED = auto()
     #: The same controller lost this worker: end the session, keep the prepared models.
     RENEWED = auto()
-    #: A new controller: end the old session, forget its models.
+    #: A new controller: end the old session; forget its models unless both are of one cluster.
     TAKE_OVER = auto()
 
 
@@ -67,7 +72,10 @@ class Link:
         self.clock = ClockSync()
         self.due_ns = 0
         self.handing_over = False
-        self.forgetting = False  # the next session is another controller's
+        self.forgetting = False  # the next session is of another cluster
+        self.keeps_weights = False  # the next session begins with the weights that are there
+        self._cluster = ""  # of the controller that is served, or will be
+        self._held_cluster = ""  # of what the worker holds
 
     def hello(
         self, peer: bytes, message: ControllerHello, *, version: str, now_ns: int
@@ -91,7 +99,7 @@ class Link:
             self.peer, self._heard_ns = peer, now_ns
             self.session = None
             self._times_lost = message.times_lost
-            self.handing_over = True
+            self._hands_over_to(message)
             return HelloOutcome.RENEWED
         silent_ns = now_ns - self._heard_ns
         if known and silent_ns < _KEEP_NS:
@@ -104,18 +112,39 @@ class Link:
         self.peer, self._controller, self._heard_ns = peer, message.incarnation, now_ns
         self.session = None
         self._times_lost = message.times_lost
-        self.handing_over = self.forgetting = True
+        self.forgetting = not message.cluster or message.cluster != self._held_cluster
+        self._hands_over_to(message)
         return HelloOutcome.TAKE_OVER
+
+    def _hands_over_to(self, message: ControllerHello) -> None:
+        self.handing_over = True
+        self._cluster = message.cluster
+        self.keeps_weights = bool(message.cluster) and message.keeps_weights
+
+    @property
+    def tells_inventory(self) -> bool:
+        """The controller is of a cluster, and takes over what the worker holds of it."""
+        return bool(self._cluster)
+
+    @property
+    def answers(self) -> tuple[int, int]:
+        """Incarnation and `times_lost` of the hello that the open session answers."""
+        return self._controller, self._times_lost
 
     def open(self, *, now_ns: int) -> int:
         """Begin a new session, as nothing of the old one runs any more. Returns its number."""
         self.handing_over = self.forgetting = False
+        self._held_cluster = self._cluster
         self.session = self._next_session
         self._next_session = (self._next_session + 1) & (2**63 - 1)
         self.clock = ClockSync()
         self._quick_left = _QUICK_EXCHANGES
         self.due_ns = now_ns
         return self.session
+
+    def is_served(self, *, now_ns: int) -> bool:
+        known = self.session is not None or self.handing_over
+        return known and now_ns - self._heard_ns < _SERVED_NS
 
     def heard(self, now_ns: int) -> None:
         self._heard_ns = now_ns

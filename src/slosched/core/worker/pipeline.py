@@ -13,7 +13,7 @@ decision.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 from slosched.codes import Code
@@ -21,6 +21,9 @@ from slosched.core.worker.interface import Launch, ModelPrepared, Op, OpDone, Wi
 from slosched.core.worker.lanes import Role
 from slosched.core.worker.ledger import Ledger
 from slosched.core.worker.state import Lane, PendingAction, Step
+
+#: Urgent ops that a device is given beside those that its slots hold.
+URGENT_AT_ONCE = 1
 
 
 class Pipeline:
@@ -63,6 +66,8 @@ class Pipeline:
         """Start what may start; arrange a wake-up for what may not yet."""
         queue, started = lane.queue, lane.started
         due_ns = now_ns + lane.ahead_ns
+        if lane.spec.preemptive:
+            self._run_urgent(lane, now_ns)
         while queue and queue[0][0] <= due_ns and len(started) < lane.slots:
             action = heappop(queue)[2]
             action.step.start(action, now_ns)
@@ -71,6 +76,19 @@ class Pipeline:
             if lane.wake_ns is None or earliest_ns < lane.wake_ns:
                 lane.wake_ns = earliest_ns
                 heappush(self._wake, (earliest_ns, self.ledger.next_seq(), lane))
+
+    def _run_urgent(self, lane: Lane, now_ns: int) -> None:
+        """Hand the device what may interrupt what runs, beside what the slots hold, the most urgent first."""
+        queue, started, due_ns = lane.queue, lane.started, now_ns + lane.ahead_ns
+        while len(started) < lane.slots + URGENT_AT_ONCE:
+            running = max([each.priority for each in started], default=0)
+            due = [entry for entry in queue if entry[0] <= due_ns and entry[2].priority > running]
+            if not due:
+                return
+            entry = min(due, key=lambda each: (-each[2].priority, each[0], each[1]))
+            queue.remove(entry)
+            heapify(queue)
+            entry[2].step.start(entry[2], now_ns)
 
     def _touch(self, lane: Lane) -> None:
         if not lane.dirty:

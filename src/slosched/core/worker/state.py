@@ -10,7 +10,7 @@ from slosched.codes import ActionType
 from slosched.config import ModelProfile
 from slosched.core.worker.lanes import GPU_LANES, LaneSpec, Role
 from slosched.core.worker.memory import WeightsCache
-from slosched.messages import NO_SPAN, Action, GpuInfo, Span
+from slosched.messages import NO_SPAN, Action, GpuInfo, LoadModel, LoadModelResult, Span
 
 #: Start time of work that need not wait.
 NO_EARLIEST_NS = 0
@@ -32,6 +32,11 @@ class Instance:
     pages: dict[int, int]  # gpu id -> pages of its weights there
     random_weights: bool = True
     labels: tuple[str, ...] = ()
+    boundary_ns: int = 0  # the longest time until a run can be interrupted; 0: it cannot be
+    urgent: bool = False  # a run may interrupt others
+    #: The last LoadModel of it, and the answer: what its worker tells the next controller of the cluster.
+    request: LoadModel | None = None
+    result: LoadModelResult | None = None
 
 
 class KindFacts(Protocol):
@@ -70,6 +75,8 @@ class PendingAction(Generic[M]):
     copy_input: Span = NO_SPAN
     exec: Span = NO_SPAN
     pause_ns: int = 0  # between the segments of `exec`; part of no estimate
+    segments: tuple[Span, ...] = ()  # of `exec`; empty where it was not interrupted
+    priority: int = 0
     weights_version: int = -1
     clock_before_mhz: int = 0
     clock_mhz: int = 0

@@ -39,7 +39,8 @@ class EmulatedBackend(Plain):
             GpuInfo(i, profile.name, profile.pages, profile.page_bytes) for i in range(config.gpus)
         )
         noise = replace(config.noise, seed=config.noise.seed * _PORTS + config.port)
-        self.devices = emulated_gpus(profile, noise, config.gpus)
+        self.devices = emulated_gpus(profile, noise, config.gpus, preemptive=config.preempt)
+        self._preemptive = config.preempt
         self.loadable = tuple(sorted(profile.models))
         self._echo = Echo()
 
@@ -50,7 +51,7 @@ class EmulatedBackend(Plain):
         )
 
     def prepare(self, effect: PrepareModel, *, done: Callable[[ModelPrepared], None]) -> None:
-        done(prepare_emulated(self._profile, effect, now_ns=now_ns()))
+        done(prepare_emulated(self._profile, effect, now_ns=now_ns(), preemptive=self._preemptive))
 
     def warm_up(self, event: ModelPrepared) -> bool:
         return True

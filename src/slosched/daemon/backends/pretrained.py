@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,39 @@ from torch import nn
 from slosched.config import ModelSource
 from slosched.daemon.backends.zoo import import_transformers
 from slosched.errors import InvalidConfig, SloschedError
+from slosched.signature import VARIES, Tensor
 from slosched.text_files import read_text
 
 #: More names of weights or classes than this are not listed.
 _LISTED_AT_MOST = 3
 _CLASSES_AT_MOST = 12
 _INDEX_SUFFIX = ".index.json"
+#: What a model for texts takes.
+_TEXT_INPUTS = ("input_ids", "attention_mask")
+
+
+def in_folder(source: ModelSource) -> ModelSource:
+    """`source`, of a folder that save_pretrained wrote, with the files in it; a text's inputs, unless they are
+    given.
+
+    Raises InvalidConfig for a folder that is not such a one.
+    """
+    folder = Path(source.transformers)
+    files = [folder / name for name in ("model.safetensors", f"model.safetensors{_INDEX_SUFFIX}")]
+    weights = [file for file in files if file.is_file()]
+    if not (folder / "config.json").is_file() or not weights:
+        raise InvalidConfig(
+            f"model {source.name!r}: {folder} is not a folder as transformers' save_pretrained writes it: it "
+            f"needs config.json, and model.safetensors or {files[1].name}"
+        )
+    texts = tuple(Tensor(name, "int64", (VARIES,)) for name in _TEXT_INPUTS)
+    return replace(
+        source,
+        transformers="",
+        safetensors=str(weights[0]),
+        config=str(folder / "config.json"),
+        inputs=source.inputs or (() if source.input_shape else texts),
+    )
 
 
 def from_safetensors(source: ModelSource) -> nn.Module:
@@ -50,7 +78,10 @@ def from_safetensors(source: ModelSource) -> nn.Module:
             f"model {source.name!r}: cannot build it from {source.config} and {source.safetensors}: "
             f"{type(error).__name__}: {error}"
         ) from None
-    if misfits := _misfits(info):
+    misfits = _misfits(info)
+    if misfits and not values.get("architectures"):
+        raise InvalidConfig(f"model {source.name!r}: {_no_architectures(values['model_type'])}")
+    if misfits:
         raise InvalidConfig(
             f"model {source.name!r}: {source.safetensors} does not fit its config: {misfits}"
         )
@@ -97,13 +128,10 @@ def _model_class(transformers: Any, values: dict[str, Any]) -> Any:
             "save_pretrained writes"
         )
     named = values.get("architectures")
-    if not (isinstance(named, list) and named and isinstance(named[0], str)):
-        known = _classes_of(kind)
-        raise InvalidConfig(
-            "its config names no architectures, the class that was saved; save it with save_pretrained, or add "
-            f'"architectures": ["{(known or ["BertForMaskedLM"])[0]}"]'
-            + (f"; of model_type {kind!r} are {', '.join(known)}" if known else "")
-        )
+    if not named:
+        return _bare_class(transformers, kind)
+    if not (isinstance(named, list) and isinstance(named[0], str)):
+        raise InvalidConfig(f'its config says "architectures": {named!r}, not a list of one name')
     found = getattr(transformers, named[0], None)
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise InvalidConfig(
@@ -112,6 +140,27 @@ def _model_class(transformers: Any, values: dict[str, Any]) -> Any:
             "for a class of your own write a factory"
         )
     return found
+
+
+def _bare_class(transformers: Any, kind: str) -> Any:
+    """The class of a model_type without a head, for a config that names none. Raises InvalidConfig."""
+    from transformers.models.auto import modeling_auto
+
+    name = modeling_auto.MODEL_MAPPING_NAMES.get(kind)
+    found = getattr(transformers, name, None) if isinstance(name, str) else None
+    if found is None:
+        raise InvalidConfig(_no_architectures(kind))
+    return found
+
+
+def _no_architectures(kind: str) -> str:
+    known = _classes_of(kind)
+    return (
+        "its config names no architectures, the class that was saved, and the weights are not those of one "
+        "without a "
+        f'head; save it with save_pretrained, or add "architectures": ["{(known or ["BertForMaskedLM"])[0]}"]'
+        + (f"; of model_type {kind!r} are {', '.join(known)}" if known else "")
+    )
 
 
 def _classes_of(kind: str) -> list[str]:

@@ -4,6 +4,7 @@ serving path but the builder.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +18,7 @@ from slosched.daemon.backends.contract import single_output
 from slosched.daemon.backends.libraries import library_spec
 from slosched.daemon.backends.zoo import ZOO, ModelSpec
 from slosched.errors import InvalidConfig, UnknownName
+from slosched.signature import described
 
 
 @lru_cache(maxsize=2)
@@ -49,4 +51,21 @@ def forward(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
             _model(spec.name)(batch), len(batch), name=spec.name, take=spec.output
         ).numpy()
     result: npt.NDArray[Any] = output[0] if single else output
+    return result
+
+
+def forward_named(name: str, inputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """See slosched.daemon.backends.reference_forward: the same for one request of several inputs, by name."""
+    spec = _spec(name)
+    takes = {tensor.name: tensor for tensor in spec.takes}
+    if inputs.keys() != takes.keys():
+        raise InvalidConfig(f"{name!r} takes {described(spec.takes)}, not {', '.join(inputs)}")
+    given = {
+        key: torch.from_numpy(np.array(inputs[key], dtype=tensor.dtype)[None])
+        for key, tensor in takes.items()
+    }
+    with torch.inference_mode():
+        found = _model(spec.name)(**given)
+        answer = single_output(found, 1, name=spec.name, take=spec.output)[0].numpy()
+    result: npt.NDArray[Any] = answer
     return result

@@ -8,20 +8,25 @@ cannot run by mistake.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from slosched.daemon.backends.contract import ModelRefused, single_output
-from slosched.daemon.backends.zoo import ModelSpec
+from slosched.daemon.backends.contract import ModelRefused, named_outputs
+from slosched.daemon.backends.layout import made_up
+from slosched.daemon.backends.zoo import KnowsInputs, ModelSpec, taking
+from slosched.errors import InvalidConfig
+from slosched.signature import Tensor, described
 
 #: Tensors within a block begin at multiples of this (CUDA's own allocations do, kernels like it).
 _ALIGN = 256
 _VIEWS_PER_STEP = 16
+#: Dimensions of a batch of images: a memory format is for these alone.
+_IMAGES_DIMENSIONS = 4
 
 Array = npt.NDArray[Any]
 
@@ -48,14 +53,16 @@ class Template:
     """Build `spec` and flatten its weights.
 
     Takes seconds for large models, so it is done by the preparation thread. Raises what the spec's
-    `build` raises.
+    `build` raises, and InvalidConfig for a program that takes other inputs than the spec says.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        self.spec = spec
-        self.batch_sizes: tuple[int, ...] = ()  # classes that were measured, ascending
         self.own_state: tuple[str, ...] = ()  # what a forward was seen to change
         self._module: nn.Module = spec.build()
+        if isinstance(self._module, KnowsInputs):
+            spec = _settled(spec, self._module.inputs)
+        self.spec = spec
+        self._names_of_inputs = [tensor.name for tensor in spec.takes]
         for parameter in self._module.parameters():
             parameter.requires_grad_(False)
         named = [*self._module.named_parameters(), *self._module.named_buffers()]
@@ -111,24 +118,37 @@ class Template:
             for name, place, size in zip(self._names, self._places, sizes, strict=True)
         ]
 
-    def forward(self, weights: DeviceWeights, batch: torch.Tensor) -> torch.Tensor:
-        """Run the model with `weights` on a copy of `batch` (batch, *input_shape); float32 or integers.
+    def forward(self, weights: DeviceWeights, inputs: Sequence[Any]) -> dict[str, Any]:
+        """Run the model with `weights` on copies of `inputs`, in the order of the signature; its outputs by
+        name.
 
-        The copy, in the model's precision and memory format, is the model's: it may work on it in place.
-        The answer may be a view of that copy or of the weights. Raises ModelRefused (contract.py).
+        An input is a tensor (batch, *shape), or of BYTES a list of lists of bytes. The copies, in the model's
+        precision and memory format, are the model's: it may work on them in place. Outputs are (batch,
+        *output_shape), float32 or integers; they may be views of these copies or of the weights. Raises
+        ModelRefused (contract.py).
         """
         if self._bound is not weights:
             for tensor, view in zip(self._tensors, weights.views, strict=True):
                 tensor.data = view
             self._bound = weights
-        rows = batch.shape[0]
+        rows = len(inputs[0])
+        spec = self.spec
         with torch.inference_mode():
-            if batch.is_floating_point():
-                batch = batch.to(self._dtype, memory_format=self._memory_format, copy=True)
+            own = [self._own(each) for each in inputs]
+            if len(own) == 1:
+                output = self._module(own[0])
             else:
-                batch = batch.clone()
-            output = self._module(batch)
-        return single_output(output, rows, name=self.spec.name, take=self.spec.output)
+                output = self._module(**dict(zip(self._names_of_inputs, own, strict=True)))
+        return named_outputs(output, rows, name=spec.name, take=spec.output, declared=spec.outputs)
+
+    def _own(self, given: Any) -> Any:
+        if not isinstance(given, torch.Tensor):
+            return given
+        if given.is_floating_point():
+            images = given.ndim == _IMAGES_DIMENSIONS
+            memory_format = self._memory_format if images else torch.preserve_format
+            return given.to(self._dtype, memory_format=memory_format, copy=True)
+        return given.clone()
 
     def check_bound(self) -> None:
         """Raises ModelRefused if a forward put another tensor in the place of a parameter or buffer.
@@ -171,18 +191,28 @@ class Template:
         for tensor in self._tensors:
             tensor.data = torch.empty(0, dtype=tensor.dtype)
 
-    def sample_input(self, batch: int) -> Array:
-        """A made-up input of (batch, *input_shape), the same each time."""
-        return self.sample_rows(batch, 0)
+    def sample_rows(self, batch: int, seed: int, length: int = 0) -> dict[str, Array]:
+        """Made-up inputs (batch, *shape) by name, the same for the same seed (layout.made_up)."""
+        spec = self.spec
+        return made_up(spec.takes, batch, seed, length=length, high=spec.input_high)
 
-    def sample_rows(self, batch: int, seed: int) -> Array:
-        """Random rows (batch, *input_shape): floats in 0..1, integers below the spec's `input_high`."""
-        random = np.random.default_rng(seed)
-        shape = (batch, *self.spec.input_shape)
-        dtype = np.dtype(self.spec.input_dtype)
-        if dtype.kind == "f":
-            return random.random(shape, dtype=np.float32).astype(dtype)
-        return random.integers(0, max(2, self.spec.input_high), shape).astype(dtype)
+
+def _settled(spec: ModelSpec, found: Sequence[Tensor]) -> ModelSpec:
+    """`spec` with the inputs that its program was found to take. Raises InvalidConfig if it says others."""
+    if spec.inputs:
+        if set(spec.inputs) != set(found):
+            raise InvalidConfig(
+                f"model {spec.name!r} takes {described(found)}, and the worker's file says "
+                f"{described(spec.inputs)}; leave the tables of inputs out"
+            )
+        return spec
+    if spec.input_shape:  # the short form
+        if len(found) > 1:
+            raise InvalidConfig(
+                f"model {spec.name!r} takes {described(found)}: leave input_shape out"
+            )
+        return spec
+    return taking(spec, found)
 
 
 def _strides(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -8,22 +8,24 @@ Nothing is downloaded. Operators add models of their own in the worker's config 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from slosched.errors import MissingPackage
+from slosched.errors import InvalidConfig, MissingPackage
+from slosched.signature import MOST_TENSORS, ONLY_INPUT, VARIES, Tensor, signature_error
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """How to make one model. Shapes are those of one request, without the batch dimension.
 
-    `build` returns a module in eval mode on the CPU that maps one input tensor (batch, *input_shape)
-    to one output tensor (batch, *output_shape), or to something with `logits`.
+    `build` returns a module in eval mode on the CPU that maps its inputs (batch, *shape) to outputs (batch,
+    *shape): an only input by position, several by name. `inputs` are named; without them there is one, of
+    `input_shape` and `input_dtype`, which otherwise repeat the first one's at the greatest of `lengths`.
     """
 
     name: str
@@ -37,6 +39,44 @@ class ModelSpec:
         False  # its inputs, of (channels, height, width), are wanted in that format
     )
     output: str = ""  # which of several outputs is the answer: its key, attribute or index
+    inputs: tuple[Tensor, ...] = ()
+    outputs: tuple[Tensor, ...] = ()  # those to answer with; empty: as `output` says, or all
+    lengths: tuple[int, ...] = ()  # the length classes, ascending; empty: no dimension varies
+    pads: Mapping[str, float] = field(
+        default_factory=dict
+    )  # what inputs are padded with, if not with 0
+    padding_changes_answers: bool = False  # it is accepted that the answer depends on the class
+
+    @property
+    def takes(self) -> tuple[Tensor, ...]:
+        """The inputs, whether they are named or not."""
+        return self.inputs or (Tensor(ONLY_INPUT, self.input_dtype, self.input_shape),)
+
+
+def taking(
+    spec: ModelSpec, inputs: Sequence[Tensor], lengths: Sequence[int] | None = None
+) -> ModelSpec:
+    """`spec` with these inputs, and these length classes if they are given. Raises InvalidConfig."""
+    chosen = spec.lengths if lengths is None else tuple(lengths)
+    wrong = signature_error(inputs, spec.outputs, chosen)
+    if not 1 <= len(inputs) <= MOST_TENSORS:
+        wrong = f"{len(inputs)} inputs; a model has 1 to {MOST_TENSORS}"
+    if wrong:
+        raise InvalidConfig(f"model {spec.name!r}: {wrong}")
+    longest = max(chosen, default=0)
+    return replace(
+        spec,
+        inputs=tuple(inputs),
+        lengths=chosen,
+        input_shape=inputs[0].shape_at(longest),
+        input_dtype=inputs[0].dtype,
+    )
+
+
+class KnowsInputs(nn.Module):
+    """A module that says itself what it takes, as an exported program does."""
+
+    inputs: tuple[Tensor, ...] = ()
 
 
 def import_transformers() -> Any:
@@ -86,7 +126,8 @@ _CLASSES = (
 
 # A CUDA graph holds no step that waits for a value on the device. Attention masks are where
 # transformers takes such steps, so no model here is given one to look at: "sdpa" needs none for attention
-# over everything, and GPT-2's is made once, in the four dimensions that are passed on unseen.
+# over everything; GPT-2's is made once, and that of a text of any length from its mask, both in the four
+# dimensions that are passed on unseen.
 _ATTENTION = "sdpa"
 
 
@@ -147,6 +188,21 @@ def _bert(name: str, **sizes: int) -> nn.Module:
     transformers = import_transformers()
     config = transformers.BertConfig(num_labels=2, attn_implementation=_ATTENTION, **sizes)
     return seeded(name, lambda: transformers.BertForSequenceClassification(config))
+
+
+class _MaskedBert(nn.Module):
+    """BERT for texts of any length: token ids and a mask (batch, tokens), 1 where there is a token."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        dtype = self.model.dtype
+        hidden = (attention_mask == 0).to(dtype) * torch.finfo(dtype).min
+        tokens = input_ids.shape[1]
+        unseen = hidden[:, None, None, :].expand(-1, 1, tokens, -1)
+        return self.model(input_ids, attention_mask=unseen)
 
 
 class _LastLogits(nn.Module):
@@ -236,6 +292,20 @@ def _text_spec(name: str, build: Callable[[], nn.Module], tokens: int, words: in
     )
 
 
+def _masked_spec(name: str, model: str, words: int) -> ModelSpec:
+    ids, mask = (Tensor(each, "int64", (VARIES,)) for each in ("input_ids", "attention_mask"))
+    spec = ModelSpec(
+        name=name,
+        build=lambda: _MaskedBert(_bert(model)).eval(),
+        input_shape=(),
+        input_high=words,
+        labels=("text",),
+    )
+    return taking(spec, (ids, mask), _TEXT_LENGTHS)
+
+
+#: The length classes of texts, unless the worker's file says others; BERT's positions end there.
+_TEXT_LENGTHS = (64, 128, 256, 512)
 _BASIC = [64, 128, 256, 512]
 _BOTTLENECK = [256, 512, 1024, 2048]
 _BERT_LARGE = {
@@ -259,6 +329,7 @@ ZOO: dict[str, ModelSpec] = {
         ModelSpec("vit_base", lambda: _vit("vit_base"), (3, 224, 224), labels=("image",)),
         _text_spec("bert_base", lambda: _bert("bert_base"), 128, 30_000),
         _text_spec("bert_large", lambda: _bert("bert_large", **_BERT_LARGE), 128, 30_000),
+        _masked_spec("bert_masked", "bert_base", 30_000),
         _text_spec("gpt2", lambda: _gpt2("gpt2", 64), 64, 50_000),
         ModelSpec("whisper", lambda: _whisper("whisper"), (80, 3000), labels=("audio",)),
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from slosched.codes import ActionType, Code
 from slosched.core.scheduler.actions.kind import Kind, Outcome
-from slosched.core.scheduler.state import ActionState, drop_residency
+from slosched.core.scheduler.residency import drop_residency
+from slosched.core.scheduler.state import ActionState
 from slosched.messages import EvictWeights, EvictWeightsResult
 
 

@@ -8,12 +8,12 @@ import msgspec
 
 from slosched.codes import ActionType, Code
 from slosched.core.scheduler.actions.kind import Kind, Outcome
+from slosched.core.scheduler.residency import drop_residency
 from slosched.core.scheduler.state import (
     ActionState,
     Instance,
     Request,
     RequestState,
-    drop_residency,
 )
 from slosched.core.scheduler.validation import plausible
 from slosched.core.values import Value
@@ -61,6 +61,7 @@ class InferKind(Kind):
             input_sizes=tuple(sizes),
             length=length,
             lengths=tuple([request.length or length for request in requests]) if length else (),
+            priority=action.priority,
         )
 
     def _generated_bytes(self, model: Instance, length: int) -> int:

@@ -95,6 +95,7 @@ class Kind(ABC):
             gpu_clock_expected_mhz=action.gpu.clock_mhz,
             gpu_clock_before_mhz=result.gpu_clock_before_mhz if infer else 0,
             gpu_clock_mhz=result.gpu_clock_mhz if infer else 0,
+            segments=result.segments if infer else (),
         )
 
     def goodput_ns(self, action: ActionState, outcome: Outcome, met: int) -> int:

@@ -6,7 +6,8 @@ import msgspec
 
 from slosched.codes import ActionType, Code
 from slosched.core.scheduler.actions.kind import Kind, Outcome
-from slosched.core.scheduler.state import ActionState, add_residency
+from slosched.core.scheduler.residency import add_residency
+from slosched.core.scheduler.state import ActionState
 from slosched.core.scheduler.validation import plausible
 from slosched.messages import LoadWeights, LoadWeightsResult
 
@@ -48,7 +49,8 @@ class LoadWeightsKind(Kind):
         self._ended(action, end_ns=outcome.span.end_ns)
         gpu.transfer(model).add(outcome.span.duration_ns)
         gpu.load_pauses.clear(model.model_id)
-        add_residency(gpu, model)
+        if not gpu.retired:
+            add_residency(gpu, model)
         self._changes.execs(gpu)
 
     def failed(self, action: ActionState, outcome: Outcome, *, now_ns: int) -> None:

@@ -148,6 +148,11 @@ def unloads_unused(config: SchedulerConfig) -> bool:
     )
 
 
+def adopts_weights(config: SchedulerConfig) -> bool:
+    """Whether weights that a worker brings along are used under `config`: published code has its own books."""
+    return config.fidelity == "best" and not about(config.policy).published
+
+
 def summaries() -> list[tuple[str, str]]:
     """(TYPE, one line about it) of every TYPE, in the order of the help; then those of packages.
 

@@ -46,6 +46,7 @@ from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.forecast import Forecast, why_refused_early
 from slosched.core.scheduler.joint_batches import Joint, joint_batch
 from slosched.core.scheduler.length_classes import programs
+from slosched.core.scheduler.overtaking import Overtaking
 from slosched.core.scheduler.plans import (
     NEVER_NS,
     Plan,
@@ -123,6 +124,8 @@ class Infer5:
         early = cluster.config.early_refusal
         self._forecast = Forecast(early) if early else None
         self._mixes_lengths = cluster.config.mix_lengths
+        preempts = cluster.config.preempt
+        self._overtaking = Overtaking(cluster, self._waiting) if preempts else None
         self._loss = 0.0
         self._unit = 1.0  # the average weight of lost requests, which counts as 1
         self._now_ns = 0
@@ -170,6 +173,8 @@ class Infer5:
             self._urgency.weighs(queue, value)
         self._urgency.grew(queue)
         self._fresh[queue.queue_id] = queue
+        if self._overtaking is not None:
+            self._overtaking.queued(request)
         self._expiry.push(latest_ns, request)
 
     def forget(self, request: Request) -> None:
@@ -192,6 +197,8 @@ class Infer5:
 
     def gpu_added(self, gpu: Gpu) -> None:
         """DispatchWindows learns it from the cluster."""
+        if gpu.brought and self._forecast is not None:
+            self._forecast.forget()
 
     def gpu_removed(self, gpu: Gpu) -> None:
         self._placement.gpu_removed(gpu)
@@ -228,8 +235,14 @@ class Infer5:
     # ------------------------------------------------------------------------------ feasibility
 
     def _best_plan(self, request: Request, now_ns: int) -> Plan:
-        plan = self._resident_plan if request.instance.resident_on else self._loading_plan
-        return plan(request, now_ns)
+        if not request.instance.resident_on:
+            return self._loading_plan(request, now_ns)
+        latest_ns, start_ns, exec_ns = self._resident_plan(request, now_ns)
+        if start_ns > latest_ns and self._overtaking is not None:
+            urgent_ns = self._overtaking.start_ns(request, now_ns)
+            if urgent_ns is not None and urgent_ns < start_ns:
+                start_ns = urgent_ns
+        return latest_ns, start_ns, exec_ns
 
     def _loading_plan(self, request: Request, now_ns: int) -> Plan:
         return loading_plan(self._cluster, self._placement, request, now_ns)
@@ -277,7 +290,7 @@ class Infer5:
         soonest_ns = NEVER_NS
         if order:  # no GPU can start a new action before this
             soonest_ns = now_ns + self._cluster.paths.least_transit_ns
-            if order[0][0] > soonest_ns:
+            if order[0][0] > soonest_ns and self._overtaking is None:
                 soonest_ns = order[0][0]
         if first_ns is None or first_ns >= soonest_ns:
             return
@@ -323,6 +336,8 @@ class Infer5:
             self._fresh.clear()
             if sent and self._waiting:
                 self._answer_hopeless(now_ns)
+        if self._overtaking is not None and self._waiting:
+            self._send_urgent(self._overtaking, now_ns)
 
     def _give_work(self, now_ns: int) -> bool:
         """Find work for each open GPU that may have some, soonest first. True if anything was sent."""
@@ -347,6 +362,13 @@ class Infer5:
                 if not waiting:
                     break
         return sent
+
+    def _send_urgent(self, overtaking: Overtaking, now_ns: int) -> None:
+        """Have urgent batches interrupt what runs, while that gains."""
+        while (urgent := overtaking.best(now_ns)) is not None:
+            choice = (urgent.queue, urgent.first, urgent.taken, urgent.batch)
+            self._commit(urgent.gpu, choice, urgent.start_ns, now_ns, priority=1)
+            self._anti_starvation.served(urgent.queue, urgent.expected_ns, turn=False)
 
     def _ask(self, gpu: Gpu, start_ns: int, now_ns: int) -> bool:
         """Send what should run next on `gpu`, from `start_ns`; False if nothing that waits can."""
@@ -502,12 +524,14 @@ class Infer5:
         self._loss *= (1.0 - _LOSS_WEIGHT) ** taken
         return requests
 
-    def _commit(self, gpu: Gpu, choice: _Choice, start_ns: int, now_ns: int) -> int:
+    def _commit(
+        self, gpu: Gpu, choice: _Choice, start_ns: int, now_ns: int, *, priority: int = 0
+    ) -> int:
         """Send the batch. Returns its expected exec time, ns."""
         queue, _, taken, batch = choice
         requests = self._take(gpu, choice)
         expected_ns = gpu.tables[queue.program].estimators[batch].expected_ns
-        if queue.length and self._mixes_lengths:
+        if queue.length and self._mixes_lengths and not priority:
             weighted = self._urgency.weighted
             joint = joint_batch(gpu, queue, requests, batch, start_ns, weighted)
             if joint.riders:
@@ -526,6 +550,7 @@ class Infer5:
             duration_ns=expected_ns,
             latest_ns=latest_ns,
             queue=queue,
+            priority=priority,
         )
         if self._forecast is not None and not self._forecast.idle:
             for part in _by_queue(requests) if queue.length else (requests,):

@@ -41,6 +41,7 @@ class InferKind(ActionKind[Infer]):
 
     def begin(self, action: PendingAction[Infer], now_ns: int) -> None:
         assert action.gpu is not None
+        action.priority = action.message.priority
         self._ledger.use_weights(action)
         earliest_ns = action.earliest_ns - COPY_INPUT_LEAD_NS
         self._pipeline.enqueue(action.gpu.lanes[Role.INPUT], earliest_ns, action, self._input)
@@ -99,7 +100,7 @@ class InferKind(ActionKind[Infer]):
             reason = f"the weights of model id {instance.model_id} were changed while it ran"
             self._ledger.fail(action, Code.EXEC_CONCURRENT_WEIGHTS_MODIFICATION, reason, now_ns)
             return
-        action.exec, action.pause_ns = done.span, done.pause_ns
+        action.exec, action.pause_ns, action.segments = done.span, done.pause_ns, done.segments
         action.clock_before_mhz, action.clock_mhz = done.clock_before_mhz, done.clock_mhz
         output = gpu.lanes[Role.OUTPUT]
         if gpu.free_copies and not output.started and not any(action.message.input_sizes):
@@ -140,6 +141,7 @@ class InferKind(ActionKind[Infer]):
             sent_ns=clock.to_peer_ns(now_ns),
             output_sizes=output_sizes,
             pause_ns=action.pause_ns,
+            segments=tuple([peer_span(clock, each) for each in action.segments]),
         )
         self._ledger.answer(action, result, action.key if output_sizes else None)
 
@@ -168,6 +170,7 @@ def batch_op(op_id: int, kind: OpKind, action: PendingAction[Infer]) -> Op:
         action.latest_ns,
         message.length,
         message.lengths,
+        message.priority,
     )
 
 

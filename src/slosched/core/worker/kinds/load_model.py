@@ -80,11 +80,6 @@ class LoadModelKind(ActionKind[LoadModel]):
             code = event.code or Code.RUNTIME_ERROR
             ledger.fail(action, code, event.reason or f"cannot prepare {name!r}", now_ns)
             return
-        classes = profile.exec_ns_at or {0: profile.exec_ns}
-        largest = {
-            length: max(offered_batches(exec_ns, message.max_batch, message.max_exec_ns))
-            for length, exec_ns in classes.items()
-        }
         plain = not profile.lengths and all(each.dtype != BYTES for each in profile.takes)
         input_bytes = row_bytes(profile.takes, 0) if plain else -1
         pages = {g.gpu_id: profile.pages(g.info.page_bytes) for g in ledger.gpus.values()}
@@ -93,11 +88,13 @@ class LoadModelKind(ActionKind[LoadModel]):
                 model_id=model_id,
                 name=name,
                 profile=profile,
-                largest=largest,
+                largest={},  # as each LoadModel of it says (`_answer`)
                 input_bytes=input_bytes,
                 pages=pages,
                 random_weights=event.random_weights,
                 labels=event.labels,
+                boundary_ns=event.boundary_ns,
+                urgent=event.urgent,
             )
         self._answer(action, ledger.instances[message.model_id], event.span, now_ns)
 
@@ -106,6 +103,11 @@ class LoadModelKind(ActionKind[LoadModel]):
     ) -> None:
         clock, message, profile = self._clock, action.message, instance.profile
         batches = offered_batches(profile.exec_ns, message.max_batch, message.max_exec_ns)
+        classes = tuple(
+            _offered_class(length, exec_ns, message)
+            for length, exec_ns in profile.exec_ns_at.items()
+        )
+        largest = {each.length: each.batch_sizes[-1] for each in classes} or {0: batches[-1]}
         result = LoadModelResult(
             session=action.message.session,
             action_id=message.action_id,
@@ -126,11 +128,14 @@ class LoadModelKind(ActionKind[LoadModel]):
             labels=instance.labels,
             inputs=profile.takes,
             outputs=profile.gives,
-            length_classes=tuple(
-                _offered_class(length, exec_ns, message)
-                for length, exec_ns in profile.exec_ns_at.items()
-            ),
+            length_classes=classes,
+            boundary_ns=instance.boundary_ns,
+            urgent=instance.urgent,
         )
+        for model_id in range(message.model_id, message.model_id + message.copies):
+            prepared = self._ledger.instances[model_id]
+            prepared.request, prepared.result = message, result
+            prepared.largest = largest
         self._ledger.answer(action, result)
 
     def _fault(self, message: LoadModel, name: str) -> Fault | None:

@@ -77,15 +77,14 @@ class Child:
             return  # it could not be built: the worker knows
         elif isinstance(message, wire.AddSlot):
             memory = mmap.mmap(fds[0], message.nbytes)
-            spec = self._model.template.spec
-            rows = Rows(memory, message.batch, message.outputs_at, spec)
+            layouts = self._model.layouts
+            rows = Rows(memory, message.batch, message.length, message.outputs_at, layouts)
             self._slots[message.slot] = (memory, rows)
         elif isinstance(message, wire.DropSlot):
             self._slots.pop(message.slot, None)
         elif isinstance(message, wire.Evict):
             self._model.evict(message.model_id)
         elif isinstance(message, wire.Classes):
-            self._model.template.batch_sizes = tuple(message.profile.exec_ns)
             self._model.template.own_state = message.own_state
 
     # ------------------------------------------------------------------------ preparation
@@ -106,14 +105,19 @@ class Child:
                 )
             else:
                 template.own_state = message.own_state
-                template.batch_sizes = tuple(profile.exec_ns)
-                model.output = (profile.output_shape, profile.output_dtype)
+                model.answers_with(profile.gives)
         except BaseException as error:  # the model's code may raise anything
             code, words = preparation_failed(error)
             return wire.PrepareFailed(code, words)
         self._model = model
         own = ("own state restored after each run",) if template.own_state else ()
-        return wire.Prepared(profile, spec.random_weights, spec.labels + own, template.own_state)
+        return wire.Prepared(
+            profile=profile,
+            random_weights=spec.random_weights,
+            labels=spec.labels + own,
+            own_state=template.own_state,
+            pads=dict(spec.pads),
+        )
 
     def _progress(self, words: str) -> None:
         self._tell(wire.Progress(words))
@@ -139,5 +143,5 @@ class Child:
         if not model.holds(message.model_id):
             return Code.EXEC_WEIGHTS_MISSING, f"no weights of model id {message.model_id} are here"
         _, rows = self._slots[message.slot]
-        model.run(message.model_id, rows, message.batch, message.rows, message.answers)
+        model.run(message.model_id, rows, message.rows, message.answers)
         return 0, ""

@@ -23,12 +23,12 @@ from slosched.messages import Span
 
 @dataclass(slots=True)
 class _Copy:
-    """An input copy that goes on: `rows` are those still to write, with their frames."""
+    """An input copy that goes on: `rows` are those still to write, with their frames and lengths."""
 
     op: Op
     begin_ns: int
     slot: Slot
-    rows: Iterator[tuple[int, Frame]]
+    rows: Iterator[tuple[int, Frame, int]]
 
 
 class CpuDevice:
@@ -102,13 +102,15 @@ class CpuDevice:
 
     def _copy_input(self, op: Op, process: ModelProcess, begin_ns: int) -> None:
         try:
-            slot = process.take_slot(process.batch_class(op.batch_size))
+            batch = process.batch_class(op.batch_size, op.length)
+            slot = process.take_slot(batch, op.length)
         except (OSError, ValueError) as error:
             self._fail(op, begin_ns, Code.COPY_INPUT_HOST_ALLOC, f"no memory for a batch: {error}")
             return
         self._slots[op.action_id] = process, slot
         given = [row for row, size in enumerate(op.input_sizes) if size]
-        rows = zip(given, self._frames.pop(op.action_id, ()), strict=False)
+        lengths = [op.lengths[row] if op.lengths else 0 for row in given]
+        rows = zip(given, self._frames.pop(op.action_id, ()), lengths, strict=False)
         self._copies.append(_Copy(op, begin_ns, slot, iter(rows)))
 
     def _write_row(self, copy: _Copy) -> bool:
@@ -140,10 +142,20 @@ class CpuDevice:
         sizes: tuple[int, ...] = ()
         if any(op.input_sizes):
             _, slot = self._slots[op.action_id]
-            sizes = tuple(slot.output_bytes if size else 0 for size in op.input_sizes)
-            self._outputs[op.action_id] = [
-                slot.read(row) for row, size in enumerate(sizes) if op.input_sizes[row]
-            ]
+            try:
+                frames = {
+                    row: slot.read(row, op.lengths[row] if op.lengths else 0)
+                    for row, size in enumerate(op.input_sizes)
+                    if size
+                }
+            except ValueError as error:
+                self._free(op.action_id)
+                self._fail(op, begin_ns, Code.RUNTIME_ERROR, f"{op.model_name}: {error}")
+                return
+            sizes = tuple(
+                len(frames[row]) if row in frames else 0 for row in range(len(op.input_sizes))
+            )
+            self._outputs[op.action_id] = list(frames.values())
         self._free(op.action_id)
         end_ns = self._clock()
         span = Span(begin_ns, end_ns, end_ns - begin_ns)

@@ -9,16 +9,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 
-import torch
-
 from slosched.clock import now_ns
 from slosched.config import ModelProfile
-from slosched.daemon.backends.contract import check_rows
-from slosched.daemon.backends.cpu.serving import Rows, ServedModel
+from slosched.daemon.backends import checking
+from slosched.daemon.backends.checking import profile_of
+from slosched.daemon.backends.contract import Arrays
+from slosched.daemon.backends.cpu.serving import Rows, ServedModel, as_arrays, as_inputs
+from slosched.daemon.backends.cpu.slots import outputs_begin
 from slosched.daemon.backends.sources import explain_forward_error
-from slosched.daemon.backends.templates import Array, DeviceWeights, Template
+from slosched.daemon.backends.templates import DeviceWeights, Template
 from slosched.errors import InvalidConfig, SloschedError
-from slosched.units import tensor_bytes
+from slosched.signature import Tensor
 
 _WARM_UPS = 3
 _RUNS = 10
@@ -36,9 +37,9 @@ def measure_model(
     max_exec_ns: int,
     progress: Callable[[str], None],
 ) -> ModelProfile:
-    """Check `model` and measure it on the CPU; `template.batch_sizes` are the classes that were measured.
+    """Check `model` and measure it on the CPU, in each of its length classes.
 
-    Ascending classes of 1 and `batches`; it ends at the first, other than 1, that is slower than
+    Ascending batch sizes of 1 and `batches`; they end at the first, other than 1, that is slower than
     `max_exec_ns` or fails (an exported program may have a fixed batch). `progress` gets a line for each, and an
     empty one for each other step that has ended.
     Raises ModelRefused, or InvalidConfig for a model that does not run.
@@ -47,74 +48,79 @@ def measure_model(
     spec = template.spec
     step = partial(progress, "")  # one forward may take long: it goes on
     step()
-    answer = check_model(template, step)
-    model.output = (answer.shape[1:], str(answer.dtype))
+    model.answers_with(check_model(template, step))
     weights_ns = _load_ns(model)
+    exec_ns = {
+        length: _class_ns(model, length, batches, max_exec_ns, progress)
+        for length in spec.lengths or (0,)
+    }
+    model.evict(_OWN)
+    return profile_of(spec, model.gives, exec_ns, weights_ns, template.weights_bytes)
+
+
+def _class_ns(
+    model: ServedModel,
+    length: int,
+    batches: Sequence[int],
+    max_exec_ns: int,
+    progress: Callable[[str], None],
+) -> dict[int, int]:
+    """Exec time of each batch size of one length class, ns; see `measure_model`."""
+    spec = model.template.spec
     exec_ns: dict[int, int] = {}
     for batch in sorted({1, *batches}):
         try:
-            spent_ns = _exec_ns(model, batch, step)
+            spent_ns = _exec_ns(model, batch, length, partial(progress, ""))
         except (
             Exception
         ) as error:  # a size that the model does not know; or a model that runs at times
             if batch == 1:
-                raise InvalidConfig(
-                    f"model {spec.name!r} does not run: {explain_forward_error(error, spec)}"
-                ) from None
+                raise InvalidConfig(explain_forward_error(error, spec)) from None
             break
         if batch > 1 and spent_ns > max_exec_ns:
             break
         exec_ns[batch] = spent_ns
-        progress(f"{spec.name} batch {batch}: {spent_ns / 1e6:.3f} ms")
-    template.batch_sizes = tuple(exec_ns)
-    model.evict(_OWN)
-    return ModelProfile(
-        name=spec.name,
-        exec_ns=exec_ns,
-        weights_ns=weights_ns,
-        weights_bytes=template.weights_bytes,
-        input_shape=spec.input_shape,
-        input_dtype=spec.input_dtype,
-        output_shape=model.output[0],
-        output_dtype=model.output[1],
-    )
+        at = f" length {length}" if length else ""
+        progress(f"{spec.name}{at} batch {batch}: {spent_ns / 1e6:.3f} ms")
+    return exec_ns
 
 
-def check_model(template: Template, step: Callable[[], object] = lambda: None) -> Array:
+def check_model(
+    template: Template, step: Callable[[], object] = lambda: None
+) -> tuple[Tensor, ...]:
     """Refuse a model whose rows do not follow their inputs; note which of its weights a forward changes.
 
     Each run starts from the weights as they were loaded, as each served one does; after it `step` is called.
-    Returns the answer to a batch of 1. Raises ModelRefused, or InvalidConfig for one that does not run at all.
+    Returns its outputs. Raises ModelRefused, or InvalidConfig for one that does not run at all.
     """
-    name = template.spec.name
+    spec = template.spec
     weights = DeviceWeights(template.host.clone())
     while not template.add_views(weights):
         pass
 
-    def run(rows: Array) -> Array:
+    def run(rows: Arrays) -> Arrays:
         weights.block.copy_(template.host)
-        answer: Array = (
-            template.forward(weights, torch.from_numpy(rows)).contiguous().numpy().copy()
-        )
+        outputs = as_arrays(template.forward(weights, as_inputs(spec.takes, rows)))
+        answer = {name: array.copy() for name, array in outputs.items()}
         template.check_bound()
         step()
         return answer
 
+    longest = max(spec.lengths, default=0)
     try:
-        check_rows(run, template.sample_rows, name=name, precision=template.precision)
-        answer = run(template.sample_rows(1, 0))
+        gives = checking.check_model(run, spec, precision=template.precision)
+        run(template.sample_rows(1, 0, longest))
         for seed in range(_WARM_UPS):
-            template.forward(weights, torch.from_numpy(template.sample_rows(1, seed)))
+            template.forward(weights, as_inputs(spec.takes, template.sample_rows(1, seed, longest)))
             step()
     except SloschedError:
         raise
     except Exception as error:  # a model may raise anything
-        why = explain_forward_error(error, template.spec)
-        raise InvalidConfig(f"model {name!r} does not run: {why}") from None
+        raise InvalidConfig(explain_forward_error(error, spec)) from None
     finally:
         template.forget(weights)
     template.own_state = template.changed(weights)
-    return answer
+    return gives
 
 
 def _load_ns(model: ServedModel) -> int:
@@ -128,19 +134,19 @@ def _load_ns(model: ServedModel) -> int:
     return max(1, round(median(times)))
 
 
-def _exec_ns(model: ServedModel, batch: int, step: Callable[[], object]) -> int:
-    """Median exec time of `batch`, ns."""
-    spec = model.template.spec
-    outputs_at = batch * tensor_bytes(spec.input_shape, spec.input_dtype)
-    size = outputs_at + batch * tensor_bytes(*model.output)
-    rows = Rows(bytearray(size), batch, outputs_at, spec)
-    rows.inputs[:] = torch.from_numpy(model.template.sample_input(batch))
+def _exec_ns(model: ServedModel, batch: int, length: int, step: Callable[[], object]) -> int:
+    """Median exec time of the class (`batch`, `length`), ns."""
+    takes, gives = model.layouts.at(length)
+    outputs_at = outputs_begin(batch * takes.row_bytes)
+    memory = bytearray(outputs_at + batch * gives.row_bytes)
+    rows = Rows(memory, batch, length, outputs_at, model.layouts)
+    rows.input_rows[:] = model.made_up(rows)[:batch]
     everything = range(batch)
     times: list[int] = []
     first_ns = now_ns()
     for run in range(_WARM_UPS + _RUNS):
         begin_ns = now_ns()
-        model.run(_OWN, rows, batch, everything, batch)
+        model.run(_OWN, rows, everything, batch)
         end_ns = now_ns()
         step()
         enough = end_ns - first_ns > _CLASS_AT_MOST_NS

@@ -20,8 +20,9 @@ from slosched.core.worker.interface import DeviceEvent, Op, OpDone, OpKind, Weig
 from slosched.daemon.backends.cpu import wire
 from slosched.daemon.backends.cpu.children import ChildRunner, Nursery
 from slosched.daemon.backends.cpu.slots import Slot
+from slosched.daemon.backends.layout import Layouts
 from slosched.messages import Span
-from slosched.units import NS_PER_S, tensor_bytes
+from slosched.units import NS_PER_S
 
 #: A preparation that is silent for this time hangs. Building a large model takes a minute or two.
 SILENT_NS = 120 * NS_PER_S
@@ -142,11 +143,10 @@ class ModelProcess:
         self._build_ns = 0  # what the last build of a process took
         self._held: set[int] = set()  # model ids
         self._running: dict[int, _Running] = {}  # by op id
-        self._spare: dict[int, list[Slot]] = {}  # by batch class
+        self._spare: dict[tuple[int, int], list[Slot]] = {}  # by batch size and length
         self._next_slot = 0
         profile = known.profile
-        self._input_bytes = tensor_bytes(profile.input_shape, profile.input_dtype)
-        self._output_bytes = tensor_bytes(profile.output_shape, profile.output_dtype)
+        self._layouts = Layouts(profile.takes, profile.gives, known.prepared.pads)
 
     # ------------------------------------------------------------------------------ questions
 
@@ -169,26 +169,30 @@ class ModelProcess:
             "again"
         )
 
-    def batch_class(self, batch_size: int) -> int:
-        fitting = [batch for batch in self.known.profile.exec_ns if batch >= batch_size]
+    def batch_class(self, batch_size: int, length: int) -> int:
+        """The batch size that runs, in the class of `length`. Raises ValueError if there is no such class."""
+        profile = self.known.profile
+        if length not in (profile.lengths or (0,)):
+            raise ValueError(f"{self.name!r} has no length class {length}")
+        fitting = [batch for batch in profile.times(length) if batch >= batch_size]
         return min(fitting, default=batch_size)
 
     # ----------------------------------------------------------------------------------- slots
 
-    def take_slot(self, batch: int) -> Slot:
+    def take_slot(self, batch: int, length: int) -> Slot:
         """Memory for a batch of this class. Raises OSError or ValueError if there is none."""
-        spare = self._spare.get(batch)
+        spare = self._spare.get((batch, length))
         if spare:
             return spare.pop()
         self._next_slot += 1
-        return Slot(self._next_slot, batch, self._input_bytes, self._output_bytes, self.generation)
+        return Slot(self._next_slot, batch, self._layouts.at(length), self.generation)
 
     def give_back(self, slot: Slot) -> None:
         """The slot is not needed any more, once what runs on it has ended."""
         if slot.running:
             slot.dropped = True
             return
-        spare = self._spare.setdefault(slot.batch, [])
+        spare = self._spare.setdefault((slot.batch, slot.length), [])
         if slot.generation == self.generation and len(spare) < _SPARE_SLOTS:
             spare.append(slot)
             return
@@ -206,17 +210,17 @@ class ModelProcess:
     def execute(self, op: Op, slot: Slot, *, now_ns: int) -> None:
         """Begin an EXEC on the rows in `slot`; `step` reports its end. The process must be ready."""
         if not slot.shared:
-            message = wire.AddSlot(slot.number, slot.batch, slot.outputs_at, slot.nbytes)
+            message = wire.AddSlot(
+                slot.number, slot.batch, slot.length, slot.outputs_at, slot.nbytes
+            )
             self.child.send(wire.encode(message), (slot.fd,))
             slot.shared = True
         slot.running = True
-        expected_ns = self.known.profile.exec_ns.get(slot.batch, _OVERDUE_NS)
+        expected_ns = self.known.profile.times(slot.length).get(slot.batch, _OVERDUE_NS)
         self._begin(op, expected_ns, slot, now_ns)
         given = tuple(row for row, size in enumerate(op.input_sizes) if size)
         answers = op.request_count if given else 0
-        self.child.send(
-            wire.encode(wire.Exec(op.op_id, op.model_id, slot.number, slot.batch, given, answers))
-        )
+        self.child.send(wire.encode(wire.Exec(op.op_id, op.model_id, slot.number, given, answers)))
 
     def _begin(self, op: Op, expected_ns: int, slot: Slot | None, now_ns: int) -> None:
         limit_ns = now_ns + 4 * expected_ns + _OVERDUE_NS

@@ -11,26 +11,35 @@ import fcntl
 import mmap
 import os
 
+import numpy as np
+
+from slosched.daemon.backends.layout import Array, Layout
+
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 #: Outputs begin at a multiple of this: as each row of both kinds of numbers may need.
 _ALIGN = 64
 
 
-class Slot:
-    """Memory for `batch` rows of `input_bytes`, and behind them as many of `output_bytes`.
+def outputs_begin(inputs_bytes: int) -> int:
+    """Where the outputs of a batch lie, behind its inputs."""
+    return -(-inputs_bytes // _ALIGN) * _ALIGN
 
-    `generation` is that of the process it is shared with (processes.py). Raises OSError or ValueError
-    if there is no memory.
+
+class Slot:
+    """Memory for `batch` rows of inputs, and behind them as many of outputs.
+
+    `layouts` are those of both, in its length class. `generation` is that of the process it is shared with
+    (processes.py). Raises OSError or ValueError if there is no memory.
     """
 
     def __init__(
-        self, number: int, batch: int, input_bytes: int, output_bytes: int, generation: int
+        self, number: int, batch: int, layouts: tuple[Layout, Layout], generation: int
     ) -> None:
         self.number, self.batch, self.generation = number, batch, generation
-        self.output_bytes = output_bytes
-        self._input_bytes = input_bytes
-        self.outputs_at = -(-batch * input_bytes // _ALIGN) * _ALIGN
-        self.nbytes = max(self.outputs_at + batch * output_bytes, 1)
+        self._takes, self._gives = layouts
+        self.length = self._takes.length
+        self.outputs_at = outputs_begin(batch * self._takes.row_bytes)
+        self.nbytes = max(self.outputs_at + batch * self._gives.row_bytes, 1)
         #: An exec in the process uses it; `dropped`: its answer is not wanted any more.
         self.running = self.dropped = False
         self.shared = False  # the process knows it
@@ -44,17 +53,25 @@ class Slot:
             os.close(self.fd)
             raise
 
-    def write(self, row: int, data: bytes | memoryview) -> None:
-        """Set the input of `row`. Raises ValueError for another size than an input's."""
-        if len(data) != self._input_bytes:
-            raise ValueError(f"an input of {len(data)} bytes; {self._input_bytes} are expected")
-        begin = row * self._input_bytes
-        self._memory[begin : begin + self._input_bytes] = data
+    def write(self, row: int, frame: bytes | memoryview, length: int) -> None:
+        """Set the inputs of `row` from a frame of `length`. Raises ValueError for another frame."""
+        size = self._takes.row_bytes
+        if self._takes.plain and len(frame) == size:
+            self._memory[row * size : (row + 1) * size] = frame
+        else:
+            self._takes.write(self._row(row, self._takes, 0), frame, length)
 
-    def read(self, row: int) -> bytes:
-        """The output of `row`."""
-        begin = self.outputs_at + row * self.output_bytes
-        return self._memory[begin : begin + self.output_bytes]
+    def read(self, row: int, length: int) -> bytes | memoryview:
+        """The frame of the outputs of `row`, for a request of `length`. Raises ValueError for broken texts."""
+        size = self._gives.row_bytes
+        if self._gives.plain:
+            return self._memory[self.outputs_at + row * size : self.outputs_at + (row + 1) * size]
+        return self._gives.read(self._row(row, self._gives, self.outputs_at), length)
+
+    def _row(self, row: int, layout: Layout, at: int) -> Array:
+        size = layout.row_bytes
+        whole: Array = np.frombuffer(self._memory, np.uint8, size, at + row * size)
+        return whole
 
     def close(self) -> None:
         self._memory.close()

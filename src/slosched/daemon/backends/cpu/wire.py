@@ -113,10 +113,12 @@ class Evict(Message, frozen=True):
 
 
 class AddSlot(Message, frozen=True):
-    """Memory for batches of `batch`: inputs, then outputs. Its descriptor comes with this."""
+    """Memory for batches of the class (`batch`, `length`): inputs, then outputs. Its descriptor comes with
+    this."""
 
     slot: int
     batch: int
+    length: int
     outputs_at: int
     nbytes: int
 
@@ -126,7 +128,7 @@ class DropSlot(Message, frozen=True):
 
 
 class Exec(Message, frozen=True):
-    """Run `batch` rows. Those of `rows` are in the slot's inputs, and the others are made up.
+    """Run the batch of a slot. Those of `rows` are in its inputs, and the others are made up.
 
     The first `answers` rows of the output are written into the slot; 0: none is needed.
     """
@@ -134,7 +136,6 @@ class Exec(Message, frozen=True):
     op_id: int
     model_id: int
     slot: int
-    batch: int
     rows: tuple[int, ...]
     answers: int
 
@@ -151,10 +152,13 @@ class Progress(Message, frozen=True):
 
 
 class Prepared(Message, frozen=True):
+    """`pads` are what inputs are padded with, by name, where that is not 0."""
+
     profile: ModelProfile
     random_weights: bool
     labels: tuple[str, ...]
     own_state: tuple[str, ...] = ()
+    pads: dict[str, float] = {}
 
 
 class PrepareFailed(Message, frozen=True):

@@ -17,10 +17,13 @@ from slosched.core.worker.interface import ModelPrepared, PrepareModel, ReleaseM
 from slosched.daemon.backends.base import BATCH_CLASSES, Frame, preparation_failed
 from slosched.daemon.backends.cuda.background import HANDOVER_NS, LEAST_NS, SLICE_NS, Background
 from slosched.daemon.backends.cuda.bindings import CudaDriver
+from slosched.daemon.backends.cuda.cutting import Cutter
 from slosched.daemon.backends.cuda.device import CudaDevice
-from slosched.daemon.backends.cuda.driver import DeviceFault, OutOfDeviceMemory
+from slosched.daemon.backends.cuda.driver import DeviceFault, OutOfDeviceMemory, Stream
 from slosched.daemon.backends.cuda.models import Models
+from slosched.daemon.backends.cuda.preemption import Preemption
 from slosched.daemon.backends.cuda.preparing import Bench, HostImages, Preparable, Source
+from slosched.daemon.backends.cuda.segments import Gate
 from slosched.daemon.backends.cuda.torch_program import TorchStreams
 from slosched.daemon.backends.nvml import Nvml
 from slosched.daemon.blackbox import NoBlackbox
@@ -30,6 +33,8 @@ from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
 #: The priorities of what runs: an exec goes before whatever is prepared or copied beside it.
 _EXEC_PRIORITY = -2
+#: And an urgent run before what is left of the run that it interrupts.
+_URGENT_PRIORITY = -5
 #: Closer than this to a start or an end the loop begins no turn, which may take as long (a message is
 #: 60 to 100 us), but spins until it has come: this is the longest time it spins.
 _TURN_NS = 200 * NS_PER_US
@@ -69,7 +74,10 @@ class CudaBackend:
         capture = self._driver.stream(_EXEC_PRIORITY)
         self._streams = TorchStreams(self._driver, device, exec_stream, capture)
         self._streams.make_disturbance()
-        self._models = Models(config, self._driver, self._streams, capture)
+        urgent_stream = self._driver.stream(_URGENT_PRIORITY) if config.preempt else None
+        self._urgent_streams = self._make_urgent(urgent_stream)
+        gate = Gate(now_ns)
+        self._models = Models(config, self._driver, self._streams, self._urgent_streams)
         self.loadable = self._models.loadable
         self._programs: dict[str, Preparable] = {}
         self._made: dict[str, Preparable] = {}  # prepared, and not yet the loop's
@@ -100,11 +108,13 @@ class CudaBackend:
             stream=exec_stream,
             read_clock_mhz=self._nvml.clock_mhz,
             blackbox=self._blackbox,
+            urgent_stream=urgent_stream,
+            gate=gate,
         )
         self.devices = {0: self._gpu}
         self._notes: list[str] = []
         self._background = Background(enter=self._enter, report=self._notes.append)
-        self._bench = Bench(self._driver, self._background, exec_stream)
+        self._bench = self._make_bench(urgent_stream, gate)
         self._profiles: dict[str, tuple[ModelProfile, int, int]] = {}  # with max batch, max exec
         self._sources: dict[str, Source] = {}
         self._ordered: dict[int, PrepareModel] = {}  # until it is warmed up
@@ -112,6 +122,24 @@ class CudaBackend:
         self._ids: dict[str, set[int]] = {}
         self._sliced_ns = 0
         self._never_sleeps = config.busy_poll
+
+    def _make_urgent(self, stream: Stream | None) -> TorchStreams | None:
+        """Torch's streams of what interrupts others, with a graph pool of their own."""
+        if stream is None:
+            return None
+        capture = self._driver.stream(_URGENT_PRIORITY)
+        streams = TorchStreams(self._driver, self._torch_device, stream, capture)
+        streams.make_disturbance()
+        return streams
+
+    def _make_bench(self, urgent_stream: Stream | None, gate: Gate) -> Bench:
+        driver, background, stream = self._driver, self._background, self._exec_stream
+        if urgent_stream is None:
+            return Bench(driver, background, stream)
+        cutter = Cutter(driver, background, stream, gate)
+        twins = Bench(driver, background, urgent_stream)
+        preemption = Preemption(driver, cutter, twins)
+        return Bench(driver, background, stream, preemption=preemption, gate=gate)
 
     def _enter(self) -> None:
         self._driver.use_in_this_thread()
@@ -217,9 +245,9 @@ class CudaBackend:
         program = self._made.get(name)
         if program is None:
             return
-        for batch in program.classes:
-            if not program.captured(batch):
-                buffers = program.sets(batch)[0]
+        for each in program.classes:
+            if not program.captured(each):
+                buffers = program.sets(each)[0]
                 program.aim(buffers, ())
                 self._blackbox.launching(self._blackbox.index(name))
                 program.launch(buffers, self._exec_stream)
@@ -276,6 +304,7 @@ class CudaBackend:
             self._blackbox.preparing("")
         end_ns = now_ns()
         source = self._sources.get(effect.name)
+        program = source.program if source is not None and profile is not None else None
         done(
             ModelPrepared(
                 effect.action_id,
@@ -285,6 +314,8 @@ class CudaBackend:
                 reason=reason,
                 random_weights=source is None or source.random_weights,
                 labels=source.labels if source is not None else (),
+                boundary_ns=program.boundary_ns if program is not None else 0,
+                urgent=program is not None and program.urgent is not None,
             )
         )
 
@@ -352,8 +383,7 @@ class CudaBackend:
         self._sources[name] = Source(
             program=program,
             weights=source.weights[:0],
-            input_shape=source.input_shape,
-            input_dtype=source.input_dtype,
+            model=source.model,
             random_weights=source.random_weights,
             labels=(*source.labels, *_labels(program)),
         )
@@ -399,7 +429,8 @@ def _labels(program: Preparable) -> tuple[str, ...]:
     """What status says of how a model runs, where it is not as usual."""
     plain = ("plain execution",) if program.not_captured else ()
     restored = ("own state restored before each run",) if program.changed else ()
-    return (*plain, *restored, *program.left_out)
+    preemption = (program.preemption,) if program.preemption else ()
+    return (*plain, *restored, *preemption, *program.left_out)
 
 
 def _ignore(line: str) -> None:

@@ -7,6 +7,7 @@ they keep each their own idea of the current stream; addresses and streams are t
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,43 @@ class CudaDriver:
         return _checked(_cuda.cudaStreamEndCapture(stream), "capture")
 
     def graph(self, captured: Any, active: int) -> CudaGraph:
-        return CudaGraph(captured, active)
+        node = _copy_node(captured, active)
+        if node is None:
+            raise DeviceFault("a captured graph has lost the copy of its weights")
+        return CudaGraph(captured, node)
+
+    def chain(self, captured: Any) -> Sequence[Any] | None:
+        """The nodes of what was captured, in the order in which they run; None where that is not a chain."""
+        nodes = {int(node): node for node in _nodes(captured)}
+        # Newer bindings also give the kinds of edges, in between.
+        count = int(_whole(_cuda.cudaGraphGetEdges(captured), "list a graph's edges")[-1])
+        _, begins, ends, *_ = _whole(
+            _cuda.cudaGraphGetEdges(captured, count), "list a graph's edges"
+        )
+        follows = {int(a): int(b) for a, b in zip(begins[:count], ends[:count], strict=True)}
+        if count != len(nodes) - 1 or len(follows) != count:
+            return None
+        roots = nodes.keys() - follows.values()
+        ordered: list[Any] = []
+        place = roots.pop() if len(roots) == 1 else None
+        while place is not None:
+            ordered.append(nodes[place])
+            place = follows.get(place)
+        return ordered if len(ordered) == len(nodes) else None
+
+    def segment(
+        self, captured: Any, chain: Sequence[Any], begin: int, end: int, active: int
+    ) -> CudaGraph:
+        clone = _checked(_cuda.cudaGraphClone(captured), "clone a graph")
+        for place, node in enumerate(chain):
+            if not begin <= place < end:
+                twin = _checked(_cuda.cudaGraphNodeFindInClone(node, clone), "find a node")
+                _checked(_cuda.cudaGraphDestroyNode(twin), "take a node out of a graph")
+        copy = _copy_node(clone, active) if not begin else None
+        if copy is None and not begin:
+            _checked(_cuda.cudaGraphDestroy(clone), "give up a graph")
+            raise ValueError("its first segment has no copy of the weights")
+        return CudaGraph(clone, copy, own=True)
 
     def done(self, event: Event) -> bool:
         error = _cuda.cudaEventQuery(event)[0]
@@ -124,16 +161,16 @@ class CudaDriver:
 
 
 class CudaGraph:
-    """A captured graph that can be launched, and whose one copy to `to` can be aimed elsewhere.
+    """A captured graph that can be launched, and whose copy `node` (if it has one) can be aimed elsewhere.
 
-    Raises DeviceFault if `graph` cannot be instantiated, or has no such copy.
+    `own`: `graph` is used for nothing else. Raises DeviceFault if it cannot be instantiated.
     """
 
-    def __init__(self, graph: Any, to: int) -> None:
+    def __init__(self, graph: Any, node: Any, *, own: bool = False) -> None:
         # Priorities are kept per node (from the capture stream) only if asked for.
         flags = _cuda.cudaGraphInstantiateFlags.cudaGraphInstantiateFlagUseNodePriority
-        self._graph = graph  # its nodes name what is changed
-        self._node = _copy_node(graph, to)
+        self._graph, self._node = graph, node  # the node names what is changed
+        self._own = own
         self._executable = _checked(_cuda.cudaGraphInstantiate(graph, flags), "make a graph")
 
     def aim(self, to: int, source: int, nbytes: int) -> None:
@@ -147,6 +184,8 @@ class CudaGraph:
     def close(self) -> None:
         """It is launched no more: give back what it holds on the device (some 6 MB)."""
         _checked(_cuda.cudaGraphExecDestroy(self._executable), "give up a graph")
+        if self._own:
+            _checked(_cuda.cudaGraphDestroy(self._graph), "give up a graph")
 
     def launch(self, stream: Stream) -> None:
         error = _cuda.cudaGraphLaunch(self._executable, stream)[0]
@@ -154,20 +193,28 @@ class CudaGraph:
             raise _fault(error, "launch a graph")
 
 
+def _nodes(graph: Any) -> list[Any]:
+    count = int(_whole(_cuda.cudaGraphGetNodes(graph), "list a graph's nodes")[-1])
+    nodes = _whole(_cuda.cudaGraphGetNodes(graph, count), "list a graph's nodes")[1]
+    return list(nodes[:count])
+
+
 def _copy_node(graph: Any, to: int) -> Any:
-    error, _, count = _cuda.cudaGraphGetNodes(graph)
-    if error != _OK:
-        raise _fault(error, "list a graph's nodes")
-    error, nodes, _ = _cuda.cudaGraphGetNodes(graph, count)
-    if error != _OK:
-        raise _fault(error, "list a graph's nodes")
-    for node in nodes[:count]:
+    """The node that copies to `to`; None if there is none."""
+    for node in _nodes(graph):
         kind = _checked(_cuda.cudaGraphNodeGetType(node), "look at a node")
         if kind == _cuda.cudaGraphNodeType.cudaGraphNodeTypeMemcpy:
             params = _checked(_cuda.cudaGraphMemcpyNodeGetParams(node), "look at a copy")
             if int(params.dstPtr.ptr) == to:
                 return node
-    raise DeviceFault("a captured graph has lost the copy of its weights")
+    return None
+
+
+def _whole(answer: tuple[Any, ...], what: str) -> tuple[Any, ...]:
+    """An answer of several parts."""
+    if answer[0] != _OK:
+        raise _fault(answer[0], what)
+    return answer
 
 
 def _checked(answer: tuple[Any, ...], what: str) -> Any:

@@ -8,7 +8,7 @@ for that long.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,12 +20,11 @@ from slosched.daemon.backends.base import Frame, first_line
 from slosched.daemon.backends.cuda.driver import Block, DeviceFault, Driver, Event, Stream
 from slosched.daemon.backends.cuda.exec_lane import Weights
 from slosched.daemon.backends.cuda.pages import PageMap, Run
-from slosched.daemon.backends.cuda.program import BufferSet, Program, Use
+from slosched.daemon.backends.cuda.program import BufferSet, Program, Use, side_of
+from slosched.daemon.backends.layout import PIECE_BYTES, Array
 from slosched.messages import Span
 from slosched.units import NS_PER_US
 
-#: Size of a piece of a host copy.
-PIECE_BYTES = 256 * 1024
 #: A piece is begun only if the exec lane can spare the thread for this long.
 PIECE_NS = 40 * NS_PER_US
 
@@ -140,7 +139,7 @@ class CopyLanes:
         return Weights(model_id, held.load, copies, stay)
 
     def uses(self, program: Program) -> bool:
-        sets = [each for batch in program.classes for each in program.sets(batch)]
+        sets = [buffers for each in program.classes for buffers in program.sets(each)]
         return any(each.use is not Use.FREE for each in sets)
 
     def buffers_of(self, action_id: int) -> BufferSet | None:
@@ -207,7 +206,8 @@ class CopyLanes:
 
     def _copy_input(self, op: Op) -> _Steps:
         begin_ns = self._clock()
-        sets = self._programs[op.model_name].sets(batch_class(self._programs, op))
+        program = side_of(self._programs[op.model_name], op.priority)
+        sets = program.sets(program.class_of(op.batch_size, op.length))
         while (buffers := _free(sets)) is None:
             yield
         buffers.use = Use.INPUTS
@@ -221,19 +221,37 @@ class CopyLanes:
         for row, size in enumerate(op.input_sizes):
             if not size:  # it runs on what lies there, as the padding does
                 continue
-            frame = np.frombuffer(next(frames), np.uint8)
+            frame = next(frames)
             at = row * buffers.row_in
-            for begin in range(0, size, PIECE_BYTES):
-                while self._spare_ns() < PIECE_NS:
-                    yield
-                end = min(begin + PIECE_BYTES, size)
-                staged.host[at + begin : at + end] = frame[begin:end]
+            if buffers.takes.plain:
+                source = np.frombuffer(frame, np.uint8)
+                for begin in range(0, size, PIECE_BYTES):
+                    while self._spare_ns() < PIECE_NS:
+                        yield
+                    end = min(begin + PIECE_BYTES, size)
+                    staged.host[at + begin : at + end] = source[begin:end]
+            else:
+                to = staged.host[at : at + buffers.row_in]
+                length = op.lengths[row] if op.lengths else 0
+                try:
+                    yield from self._copied(buffers.takes.copies(to, frame, length))
+                except ValueError as error:
+                    now_ns, reason = self._clock(), f"{op.model_name}: {error}"
+                    span = Span(begin_ns, now_ns, 0)
+                    return OpDone(op.op_id, span, Code.COPY_INPUT_BAD_SIZES, reason)
             self._driver.copy(buffers.input + at, staged.address + at, buffers.row_in, stream)
             yield
         self._driver.record(ended, stream)
         while not self._driver.done(ended):
             yield
         return OpDone(op.op_id, Span(begin_ns, self._clock(), self._took_ns(started, ended)))
+
+    def _copied(self, pieces: Iterator[tuple[Array, Array]]) -> Generator[None, None, None]:
+        """Copy on the host, piece by piece, each begun only if the exec lane can spare the thread."""
+        for to, source in pieces:
+            while self._spare_ns() < PIECE_NS:
+                yield
+            to[...] = source
 
     # ---------------------------------------------------------------------------- outputs
 
@@ -254,12 +272,21 @@ class CopyLanes:
             yield
         frames: list[Frame] = []
         for row, size in enumerate(op.input_sizes):
-            if size:
-                frames.append(staged.host[row * row_out : (row + 1) * row_out].tobytes())
+            if not size:
+                continue
+            answer = staged.host[row * row_out : (row + 1) * row_out]
+            if buffers.gives.plain:
+                frames.append(answer.tobytes())
+            else:
+                frame, pieces = buffers.gives.answer(answer, op.lengths[row] if op.lengths else 0)
+                yield from self._copied(pieces)
+                frames.append(frame)
+                yield
         self._outputs[op.action_id] = frames
         self._give_back(op.action_id)
         span = Span(begin_ns, self._clock(), self._took_ns(started, ended))
-        sizes = tuple(row_out if size else 0 for size in op.input_sizes)
+        own = iter(frames)
+        sizes = tuple(len(next(own)) if size else 0 for size in op.input_sizes)
         return OpDone(op.op_id, span, output_sizes=sizes)
 
     # ------------------------------------------------------------------------------ events
@@ -275,9 +302,3 @@ class CopyLanes:
 
 def _free(sets: Sequence[BufferSet]) -> BufferSet | None:
     return next((buffers for buffers in sets if buffers.use is Use.FREE), None)
-
-
-def batch_class(programs: Mapping[str, Program], op: Op) -> int:
-    """The smallest class that holds the op's batch; the largest if none does."""
-    classes = programs[op.model_name].classes
-    return next((batch for batch in classes if batch >= op.batch_size), classes[-1])

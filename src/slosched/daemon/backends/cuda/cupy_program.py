@@ -8,7 +8,7 @@ says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +19,11 @@ import numpy.typing as npt
 from slosched.daemon.backends.contract import ModelRefused
 from slosched.daemon.backends.cuda.bindings import CudaDriver
 from slosched.daemon.backends.cuda.driver import Block, Stream
-from slosched.daemon.backends.cuda.recorded import WARM_UPS, RecordedProgram, made_up_rows
+from slosched.daemon.backends.cuda.recorded import WARM_UPS, Arrays, RecordedProgram
 from slosched.daemon.backends.cuda.runs import PAD_BYTES
+from slosched.daemon.backends.layout import made_up
 from slosched.errors import MissingPackage
+from slosched.signature import ONLY_INPUT, ONLY_OUTPUT, Tensor
 
 try:
     import cupy as _imported
@@ -64,12 +66,13 @@ class CupyProgram(RecordedProgram):
             begin = -(-end // _ALIGN) * _ALIGN
             self._places[key] = (begin, array)
             end = begin + array.nbytes
-        super().__init__(name, driver, capture, place, max(end, 1))
+        takes = (Tensor(ONLY_INPUT, model.input_dtype, tuple(model.input_shape)),)
+        super().__init__(name, driver, capture, place, max(end, 1), takes=takes)
         self._model = model
         self._active_block = driver.device_block(self.weights_bytes + PAD_BYTES)
         self.active = self._active_block.address
         self._weights = {
-            key: self._view(self.active + begin, array.shape, array.dtype.name)
+            key: self._contiguous(self.active + begin, array.shape, array.dtype.name)
             for key, (begin, array) in self._places.items()
         }
         # Intermediates come from a pool of their own, and go back to it alone: an intermediate of a
@@ -88,21 +91,20 @@ class CupyProgram(RecordedProgram):
 
     # ------------------------------------------------------------------- what a library does
 
-    def sample_rows(self, batch: int, seed: int) -> Array:
-        model = self._model
-        return made_up_rows((batch, *model.input_shape), model.input_dtype, seed)
+    def sample_rows(self, batch: int, seed: int, length: int = 0) -> Arrays:
+        return made_up(self._takes, batch, seed)
 
-    def run_rows(self, rows: Array) -> Array:
+    def run_rows(self, rows: Arrays) -> Arrays:
         with self._on_stream(self._preparing):
-            found: Array = cupy.asnumpy(self._forward(cupy.asarray(rows)))
-        return found
+            (found,) = self._forward([cupy.asarray(rows[ONLY_INPUT])])
+            return {ONLY_OUTPUT: cupy.asnumpy(found)}
 
     def changed_weights(self, source: Block) -> tuple[str, ...]:
         changed = []
         with self._on_stream(self._preparing):
             for key, (begin, array) in self._places.items():
-                kept = self._view(source.address + begin, (array.nbytes,), "uint8")
-                active = self._view(self.active + begin, (array.nbytes,), "uint8")
+                kept = self._contiguous(source.address + begin, (array.nbytes,), "uint8")
+                active = self._contiguous(self.active + begin, (array.nbytes,), "uint8")
                 if not bool((kept == active).all()):
                     changed.append(key)
         return tuple(changed)
@@ -126,33 +128,38 @@ class CupyProgram(RecordedProgram):
         with self._wrapped(stream):
             yield
 
-    def _forward(self, inputs: Any) -> Any:
+    def _forward(self, inputs: Sequence[Any]) -> list[Any]:
+        (batch,) = inputs
         with cupy.cuda.using_allocator(self._pool.malloc):
-            output = self._model.run(self._weights, inputs.copy())
+            output = self._model.run(self._weights, batch.copy())
             if not isinstance(output, cupy.ndarray):
                 raise ModelRefused(
                     f"model {self.name!r} returned a {type(output).__name__}; return one cupy array"
                 )
-            if output.ndim == 0 or len(output) != len(inputs):
+            if output.ndim == 0 or len(output) != len(batch):
                 raise ModelRefused(
-                    f"model {self.name!r} answers a batch of {len(inputs)} with the shape "
+                    f"model {self.name!r} answers a batch of {len(batch)} with the shape "
                     f"{list(output.shape)}: dimension 0 must be the batch"
                 )
-            return cupy.ascontiguousarray(output.astype(cupy.float32, copy=False))
+            return [cupy.ascontiguousarray(output.astype(cupy.float32, copy=False))]
 
     def _address(self, result: Any) -> int:
         return int(result.data.ptr)
 
-    def _warm_up(self, inputs: Any) -> Array:
+    def _warm_up(self, inputs: Sequence[Any]) -> list[Array]:
         # On the stream of captures: CuPy's pool keeps memory by stream, and none can be had in a capture.
         # What is captured uses no cuBLAS, so there is no workspace to share.
         with self._on_stream(self._capture_stream):
             for _ in range(WARM_UPS):
-                output = self._forward(inputs)
-            found: Array = cupy.asnumpy(output)
-        return found
+                (output,) = self._forward(inputs)
+            return [cupy.asnumpy(output)]
 
-    def _view(self, address: int, shape: tuple[int, ...], dtype: str) -> Any:
+    def _view(
+        self, address: int, shape: tuple[int, ...], dtype: str, strides: tuple[int, ...]
+    ) -> Any:
+        return self._contiguous(address, shape, dtype)  # as an only input of a fixed shape is
+
+    def _contiguous(self, address: int, shape: tuple[int, ...], dtype: str) -> Any:
         nbytes = max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
         memory = cupy.cuda.UnownedMemory(address, nbytes, self)
         return cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, 0))

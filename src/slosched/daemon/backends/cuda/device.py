@@ -8,10 +8,12 @@ from slosched.clock import Clock, now_ns
 from slosched.codes import Code
 from slosched.core.worker.interface import Op, OpDone, OpKind, op_failed
 from slosched.daemon.backends.base import Frame
-from slosched.daemon.backends.cuda.copy_lanes import CopyLanes, batch_class
+from slosched.daemon.backends.cuda.copy_lanes import CopyLanes
 from slosched.daemon.backends.cuda.driver import Block, DeviceFault, Driver, Stream
 from slosched.daemon.backends.cuda.exec_lane import ExecLane
-from slosched.daemon.backends.cuda.program import Program
+from slosched.daemon.backends.cuda.preemptive_lane import PreemptiveExecLane
+from slosched.daemon.backends.cuda.program import Program, side_of
+from slosched.daemon.backends.cuda.segments import Gate
 from slosched.daemon.blackbox import NoBlackbox
 from slosched.units import NS_PER_MS
 
@@ -30,6 +32,7 @@ class CudaDevice:
 
     `cache` is the weights cache on the device, given out in pages of `page_bytes`. Errors are reported
     through OpDone; after one that leaves no CUDA context, `lost` says so in words and every op fails.
+    With an `urgent_stream`, urgent execs interrupt long ones (preemptive_lane.py); preparations pass `gate`.
     """
 
     steady = False
@@ -49,11 +52,24 @@ class CudaDevice:
         read_clock_mhz: Callable[[], int] = lambda: 0,
         stay_bytes: int = STAY_BYTES,
         blackbox: NoBlackbox = _UNREAD,
+        urgent_stream: Stream | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._programs, self._clock = programs, clock
         self._stay_bytes = stay_bytes
         self.lost = ""
-        self._exec = ExecLane(driver, stream, clock, read_clock_mhz, blackbox)
+        if urgent_stream is None:
+            self._exec = ExecLane(driver, stream, clock, read_clock_mhz, blackbox)
+        else:
+            self._exec = PreemptiveExecLane(
+                driver,
+                stream,
+                clock,
+                read_clock_mhz,
+                blackbox,
+                urgent_stream=urgent_stream,
+                gate=gate or Gate(clock),
+            )
         self._copies = CopyLanes(
             driver,
             programs,
@@ -152,15 +168,19 @@ class CudaDevice:
         self._exec.overwritten(name)
 
     def uses(self, program: Program) -> bool:
-        """True if something of `program` runs, is armed, or is copied to or from its buffers."""
+        """True if something of `program` or its twin runs, is armed, or is copied to or from their buffers."""
+        twin = program.urgent
+        if twin is not None and self.uses(twin):
+            return True
         return self._exec.uses(program) or self._copies.uses(program)
 
     # ------------------------------------------------------------------------------- inside
 
     def _arm(self, op: Op, now_ns: int) -> OpDone | None:
-        program = self._programs.get(op.model_name)
-        if program is None:
+        prepared = self._programs.get(op.model_name)
+        if prepared is None:
             return self._refused(op, f"model {op.model_name!r} is not prepared")
+        program = side_of(prepared, op.priority)
         stay = (
             program.keeps_weights
             and program.weights_bytes > self._stay_bytes
@@ -171,12 +191,16 @@ class CudaDevice:
         except KeyError:
             reason = f"the weights of model id {op.model_id} are not here"
             return self._refused(op, reason, Code.EXEC_WEIGHTS_MISSING)
-        batch = batch_class(self._programs, op)
+        try:
+            of = program.class_of(op.batch_size, op.length)
+        except ValueError as error:
+            return self._refused(op, str(error))
         buffers = self._copies.buffers_of(op.action_id)
-        if buffers is not None and buffers not in program.sets(batch):
+        if buffers is not None and buffers not in program.sets(of):
             reason = f"{op.model_name} was prepared anew after its inputs came"
             return self._refused(op, reason, Code.CANCELLED)  # another try brings them again
-        self._exec.arm(op, program, batch, buffers, weights, now_ns=now_ns)
+        urgent = program is not prepared
+        self._exec.arm(op, program, of, buffers, weights, now_ns=now_ns, urgent=urgent)
         return None
 
     def _refused(self, op: Op, reason: str, code: Code = Code.RUNTIME_ERROR) -> OpDone:

@@ -6,6 +6,7 @@ the time at which they would end: what overwrites a buffer too early is found ou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,7 +39,10 @@ class Block:
 
 
 class Graph(Protocol):
-    """A captured graph that can be launched, and whose one copy to the active weights can be aimed."""
+    """A captured graph that can be launched, and whose one copy to the active weights can be aimed.
+
+    The first segment of a graph alone has that copy.
+    """
 
     def aim(self, to: int, source: int, nbytes: int) -> None:
         """The next launch copies these. One that runs is not changed."""
@@ -75,6 +79,17 @@ class Driver(Protocol):
 
     def graph(self, captured: Any, active: int) -> Graph:
         """Make `captured` ready to be launched. Raises DeviceFault if it has no copy to `active`."""
+
+    def chain(self, captured: Any) -> Sequence[Any] | None:
+        """The nodes of what was captured, in the order in which they run; None where that is not a chain."""
+
+    def segment(
+        self, captured: Any, chain: Sequence[Any], begin: int, end: int, active: int
+    ) -> Graph:
+        """A graph of the nodes from `begin` to `end` of what was captured; it stays as it is.
+
+        Raises ValueError if `begin` is 0 and there is no copy to `active`; OutOfDeviceMemory.
+        """
 
     def done(self, event: Event) -> bool: ...
 

@@ -20,10 +20,11 @@ from slosched.clock import Clock
 from slosched.codes import Code
 from slosched.core.worker.interface import Op, OpDone, op_failed, too_late
 from slosched.core.worker.lane_order import ArmedWork, LaneOrder
-from slosched.core.worker.lanes import EXEC_LANE
+from slosched.core.worker.lanes import EXEC_LANE, LaneSpec
 from slosched.daemon.backends.base import first_line
 from slosched.daemon.backends.cuda.driver import DeviceFault, Driver, Event, Stream
-from slosched.daemon.backends.cuda.program import BufferSet, Copies, Program, Use
+from slosched.daemon.backends.cuda.program import BufferSet, Class, Copies, Program, Use
+from slosched.daemon.backends.cuda.segments import Progress
 from slosched.daemon.blackbox import NoBlackbox
 from slosched.messages import Span
 
@@ -50,10 +51,12 @@ def _unprepared(buffers: BufferSet, stream: Stream) -> None:
 class _Exec(ArmedWork):
     op: Op
     program: Program
-    batch: int
+    of: Class
     buffers: BufferSet | None  # None: it brings no inputs, and every set still held outputs
     weights: Weights
     clock_before_mhz: int
+    stream: Stream
+    place: tuple[str, bool]  # whose active weights: a model's name, and whether its urgent twin's
     brings_inputs: bool = False
     copies: bool = (
         True  # it was aimed to copy its weights; else they will be the active ones already
@@ -65,6 +68,7 @@ class _Exec(ArmedWork):
     expected_end_ns: int = 0
     model_number: int = 0  # in the black box
     plain: bool = False
+    progress: Progress | None = None  # of a run in segments
 
 
 class ExecLane:
@@ -80,16 +84,21 @@ class ExecLane:
         clock: Clock,
         read_clock_mhz: Callable[[], int],
         blackbox: NoBlackbox,
+        *,
+        lane: LaneSpec = EXEC_LANE,
     ) -> None:
         self._blackbox = blackbox
         self._driver, self._stream, self._clock = driver, stream, clock
         self._read_clock_mhz = read_clock_mhz
-        self._order: LaneOrder[_Exec] = LaneOrder(EXEC_LANE)
+        self._order: LaneOrder[_Exec] = LaneOrder(lane)
         self._armed, self._running = self._order.armed, self._order.running  # for reading
         self._ended: _Exec | None = None  # its end was noticed, and is not reported yet
-        self._active: dict[str, tuple[int, int]] = {}  # by name: whose weights, of which load
+        #: By place: whose weights are the active ones, of which load.
+        self._active: dict[tuple[str, bool], tuple[int, int]] = {}
         self._finish_events = deque(driver.event() for _ in range(2))
-        self._last_ns: dict[tuple[str, int], int] = {}  # duration of the last run of (model, batch)
+        self._last_ns: dict[
+            tuple[str, Class], int
+        ] = {}  # duration of the last run, by model and class
         self.done: list[OpDone] = []
 
     # ---------------------------------------------------------------------------- questions
@@ -124,36 +133,46 @@ class ExecLane:
         self,
         op: Op,
         program: Program,
-        batch: int,
+        of: Class,
         buffers: BufferSet | None,
         weights: Weights,
         *,
         now_ns: int,
+        urgent: bool = False,
     ) -> None:
-        """Take `op`; `turn` and `spin` start it. `batch` is the class of `program` that runs.
+        """Take `op`; `turn` and `spin` start it. `of` is the class of `program` that runs.
 
-        Raises DeviceFault, as does every method here that touches the device.
+        `urgent`: `program` is a model's urgent twin. Raises DeviceFault, as does every method here that touches
+        the device.
         """
-        item = _Exec(op, program, batch, buffers, weights, self._read_clock_mhz())
+        place = (op.model_name, urgent)
+        clock_mhz = self._read_clock_mhz()
+        item = _Exec(op, program, of, buffers, weights, clock_mhz, self._stream, place)
         item.brings_inputs = buffers is not None
         item.key, item.launch = (weights.model_id, weights.load), program.launch
         item.model_number = self._blackbox.index(op.model_name)
-        item.plain = not program.captured(batch)
+        item.plain = not program.captured(of)
         if buffers is None:
             item.buffers = self._without_outputs(item)
         if item.buffers is not None:
             self._aim(item, self._armed[-1] if self._armed else None)
-        self._order.arm(item, start_ns=op.earliest_ns, now_ns=now_ns)
+        priority = self._settle(item)
+        self._order.arm(item, start_ns=op.earliest_ns, now_ns=now_ns, priority=priority)
         self.turn()
+
+    def _settle(self, item: _Exec) -> int:
+        """Decide how `item` will run; returns its priority."""
+        return 0
 
     def overwritten(self, name: str) -> None:
         """The active weights of `name` are those of no instance any more (the model was measured)."""
-        self._active.pop(name, None)
+        for urgent in (False, True):
+            self._active.pop((name, urgent), None)
 
     def withdraw(self, op_id: int) -> OpDone | None:
         """Take an armed op back. None if it has begun, or is not here."""
         for item in self._armed:
-            if item.op.op_id == op_id:
+            if item.op.op_id == op_id and not item.begin_ns:
                 self._order.disarm(item)
                 reason = "cancelled before it began"
                 return op_failed(item.op, Code.CANCELLED, reason, self._clock())
@@ -226,21 +245,21 @@ class ExecLane:
         if (
             buffers is None
             or buffers.aimed_for is not item  # another was armed on the same set since
-            or (not item.copies and self._active.get(op.model_name) != item.key)
+            or (not item.copies and self._active.get(item.place) != item.key)
         ):
             buffers = item.buffers = buffers or self._without_outputs(item)
             if buffers is None:  # both sets' outputs are being copied out, for microseconds
                 return False
             self._aim(item, None)
-        launch = item.launch
+        launch, stream = item.launch, item.stream
         item.begin_ns = self._clock()
         try:
             if item.plain:
                 self._blackbox.launching(item.model_number)
-            launch(buffers, self._stream)
+            launch(buffers, stream)
             self._blackbox.running(item.model_number)
             item.finished = self._finish_events[0]
-            self._driver.record(item.finished, self._stream)
+            self._driver.record(item.finished, stream)
             self._order.begin(item)
         except DeviceFault:
             raise  # it is armed still, so `fail_all` reports it with the others
@@ -248,25 +267,25 @@ class ExecLane:
             self._driver.done(self._finish_events[0])  # raises if it is the device that is lost
             self._order.disarm(item)
             self._blackbox.launching(0)
-            self._active.pop(op.model_name, None)
+            self._active.pop(item.place, None)
             reason = f"{op.model_name}: {type(error).__name__}: {first_line(error)}"
             self.done.append(op_failed(op, Code.RUNTIME_ERROR, reason, self._clock()))
             return True
         if item.plain:
             self._blackbox.launching(0)
         self._finish_events.rotate(-1)
-        self._active[op.model_name] = item.key
+        self._active[item.place] = item.key
         if item.brings_inputs:
             buffers.use = Use.OUTPUTS
-        last_ns = self._last_ns.get((op.model_name, item.batch), 0)
+        last_ns = self._last_ns.get((op.model_name, item.of), 0)
         item.expected_end_ns = item.begin_ns + last_ns if last_ns else 0
         return False
 
     def _aim(self, item: _Exec, before: _Exec | None) -> None:
         """Have the weights copied, unless they will be the active ones. `before`: the exec ahead of it."""
-        name, weights = item.op.model_name, item.weights
-        active = self._active.get(name)
-        if before is not None and before.op.model_name == name:
+        place, weights = item.place, item.weights
+        active = self._active.get(place)
+        if before is not None and before.place == place:
             active = before.key
         item.copies = not (weights.stay and active == item.key)
         assert item.buffers is not None
@@ -282,7 +301,7 @@ class ExecLane:
         taken = [each.buffers for each in self._armed if each.brings_inputs]
         sets = [
             each
-            for each in item.program.sets(item.batch)
+            for each in item.program.sets(item.of)
             if each.use is not Use.OUTPUTS and each not in taken
         ]
         others = [each for each in sets if last is None or each is not last.buffers]
@@ -297,14 +316,16 @@ class ExecLane:
         assert item.buffers is not None
         if not self._running:
             self._blackbox.running(0)
-        duration_ns = self._driver.elapsed_ns(item.buffers.started, item.buffers.ended)
-        self._last_ns[item.op.model_name, item.batch] = duration_ns
-        self.done.append(
-            OpDone(
-                item.op.op_id,
-                Span(item.begin_ns, end_ns, duration_ns),
-                clock_before_mhz=item.clock_before_mhz,
-                clock_mhz=self._read_clock_mhz(),
-            )
-        )
+        done = self._outcome(item, item.buffers, end_ns)
+        self._last_ns[item.op.model_name, item.of] = done.span.duration_ns
+        self.done.append(done)
         self._ended = None
+
+    def _outcome(self, item: _Exec, buffers: BufferSet, end_ns: int) -> OpDone:
+        duration_ns = self._driver.elapsed_ns(buffers.started, buffers.ended)
+        return OpDone(
+            item.op.op_id,
+            Span(item.begin_ns, end_ns, duration_ns),
+            clock_before_mhz=item.clock_before_mhz,
+            clock_mhz=self._read_clock_mhz(),
+        )

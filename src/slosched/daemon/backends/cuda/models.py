@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
 
 from slosched.config import ModelSource, WorkerConfig, canonical_model
+from slosched.daemon.backends.checking import OneTensor, refuse_texts
 from slosched.daemon.backends.cuda.bindings import CudaDriver
-from slosched.daemon.backends.cuda.driver import Block, Stream
-from slosched.daemon.backends.cuda.preparing import Source
+from slosched.daemon.backends.cuda.cutting import Wish
+from slosched.daemon.backends.cuda.driver import Block
+from slosched.daemon.backends.cuda.preparing import Preparable, Source
 from slosched.daemon.backends.cuda.torch_program import TorchProgram, TorchStreams
 from slosched.daemon.backends.sources import imported, open_specs
 from slosched.daemon.backends.templates import Template
@@ -18,12 +21,20 @@ from slosched.errors import InvalidConfig
 
 
 class Models:
-    """Builds models by name, for the device of `streams`."""
+    """Builds models by name, for the device of `streams`, and twins for `urgent` ones."""
 
     def __init__(
-        self, config: WorkerConfig, driver: CudaDriver, streams: TorchStreams, capture: Stream
+        self,
+        config: WorkerConfig,
+        driver: CudaDriver,
+        streams: TorchStreams,
+        urgent: TorchStreams | None = None,
     ) -> None:
-        self._driver, self._streams, self._capture = driver, streams, capture
+        self._driver, self._streams, self._urgent = driver, streams, urgent
+        self._wishes = {
+            canonical_model(each.name): Wish(each.boundary_ns, each.in_flight, each.urgent)
+            for each in config.models
+        }
         self._specs = open_specs(config)
         self._cupy: dict[str, ModelSource | None] = {
             canonical_model(each.name): each for each in config.models if each.cupy
@@ -44,14 +55,19 @@ class Models:
         if name in self._cupy:
             return self._build_cupy(name, place)
         spec = self._specs[name]
+        refuse_texts(spec)
         template = Template(spec)
+        twin: Callable[[], Preparable] | None = None
+        if self._urgent is not None:
+            twin = partial(TorchProgram, template, self._urgent, place)
         return Source(
             program=TorchProgram(template, self._streams, place),
             weights=template.host.numpy(),
-            input_shape=spec.input_shape,
-            input_dtype=spec.input_dtype,
+            model=template.spec,
             random_weights=spec.random_weights,
             labels=spec.labels,
+            twin=twin,
+            wish=self._wishes.get(name, Wish()),
         )
 
     def _build_cupy(self, name: str, place: Block) -> Source:
@@ -65,15 +81,20 @@ class Models:
             raise InvalidConfig(
                 f"model {name!r}: {source.cupy} returned a {type(model).__name__}, no CupyModel"
             )
-        program = CupyProgram(name, model, self._driver, self._capture, place)
+        streams, urgent = self._streams, self._urgent
+        program = CupyProgram(name, model, self._driver, streams.capture_stream, place)
+        twin: Callable[[], Preparable] | None = None
+        if urgent is not None:
+            twin = partial(CupyProgram, name, model, self._driver, urgent.capture_stream, place)
         weights = program.image().astype(np.uint8, copy=False)
         return Source(
             program=program,
             weights=weights,
-            input_shape=model.input_shape,
-            input_dtype=model.input_dtype,
+            model=OneTensor(name, tuple(model.input_shape), model.input_dtype),
             random_weights=model.random_weights,
             labels=("cupy",),
+            twin=twin,
+            wish=self._wishes.get(name, Wish()),
         )
 
 

@@ -10,10 +10,11 @@ plain execution does, also when other programs run between its run and the copy 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,18 +23,23 @@ import torch
 from slosched.clock import Clock, now_ns
 from slosched.config import ModelProfile
 from slosched.daemon.backends.base import first_line
-from slosched.daemon.backends.contract import ModelRefused, check_rows, differ
+from slosched.daemon.backends.checking import Checked, check_model, profile_of
+from slosched.daemon.backends.contract import Arrays, ModelRefused, differing
 from slosched.daemon.backends.cuda.background import Background
+from slosched.daemon.backends.cuda.cutting import Wish
 from slosched.daemon.backends.cuda.driver import (
     Block,
     DeviceFault,
     Driver,
+    Event,
     OutOfDeviceMemory,
     Stream,
 )
-from slosched.daemon.backends.cuda.program import BufferSet, Program
+from slosched.daemon.backends.cuda.program import BufferSet, Class, Copies, Program
+from slosched.daemon.backends.cuda.segments import Gate
 from slosched.daemon.backends.sources import explain_forward_error
 from slosched.errors import InvalidConfig, SloschedError
+from slosched.signature import Tensor
 from slosched.units import NS_PER_MS
 
 _LOADS = 5
@@ -43,12 +49,14 @@ _RUNS = 15
 _CLASS_AT_MOST_NS = 1_500 * NS_PER_MS
 #: What a first run is taken to need of an idle device.
 _GUESS_NS = 5 * NS_PER_MS
+#: Other classes that run between a run and the look at its answer, at most: as many as there are batch sizes.
+_OTHERS = 6
 #: More than the caches of any GPU (an H200 has 60 MB).
 _COLD_BYTES = 128 * 1024 * 1024
 _PIECE_BYTES = 4 * 1024 * 1024
 
 
-Rows = npt.NDArray[Any]
+_NO_WISH = Wish()
 
 
 class Preparable(Program, Protocol):
@@ -58,17 +66,20 @@ class Preparable(Program, Protocol):
     precision: str
     changed: tuple[str, ...]
     left_out: tuple[str, ...]
-    output_shape: tuple[int, ...]
-    output_dtype: str
+    preemption: str
+    boundary_ns: int
+    gives: tuple[Tensor, ...]
     not_captured: str
 
-    def add_class(self, batch: int, *, capture: bool = True) -> None: ...
+    def answers_with(self, gives: Sequence[Tensor]) -> None: ...
 
-    def drop_class(self, batch: int) -> None: ...
+    def add_class(self, of: Class, *, capture: bool = True) -> None: ...
 
-    def sample_rows(self, batch: int, seed: int) -> Rows: ...
+    def drop_class(self, of: Class) -> None: ...
 
-    def run_rows(self, rows: Rows) -> Rows: ...
+    def sample_rows(self, batch: int, seed: int, length: int = 0) -> Arrays: ...
+
+    def run_rows(self, rows: Arrays) -> Arrays: ...
 
     def changed_weights(self, source: Block) -> tuple[str, ...]: ...
 
@@ -82,18 +93,32 @@ class Preparable(Program, Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """One model as it was built: its program, its weights, and what a request looks like."""
+    """One model as it was built: its program, its weights, and what is said of it."""
 
     program: Preparable
     weights: npt.NDArray[np.uint8]
-    input_shape: tuple[int, ...]
-    input_dtype: str
+    model: Checked
     random_weights: bool
     labels: tuple[str, ...]
+    #: Makes the program that interrupts others in its place, and what the worker's file says of interruptions.
+    twin: Callable[[], Preparable] | None = None
+    wish: Wish = _NO_WISH
 
     @property
     def name(self) -> str:
         return self.program.name
+
+
+class Preempting(Protocol):
+    """What adds what a model needs for interruptions: preemption.py."""
+
+    def add(
+        self,
+        source: Source,
+        exec_ns: Mapping[Class, int],
+        scratch: Sequence[Block],
+        note: Callable[[str], None],
+    ) -> None: ...
 
 
 class HostImages:
@@ -140,7 +165,7 @@ class HostImages:
 
 
 class Bench:
-    """Measures programs on the exec stream."""
+    """Measures programs on the exec stream. With `preemption`, launches pass the `gate`."""
 
     def __init__(
         self,
@@ -149,8 +174,11 @@ class Bench:
         exec_stream: Stream,
         *,
         clock: Clock = now_ns,
+        preemption: Preempting | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._driver, self._background, self._clock = driver, background, clock
+        self._preemption, self._gate = preemption, gate
         self._stream = exec_stream
         self._started, self._ended = driver.event(), driver.event()
         self._load_stream = driver.stream(0)
@@ -164,10 +192,10 @@ class Bench:
         max_exec_ns: int,
         note: Callable[[str], None],
     ) -> ModelProfile:
-        """Add classes of `batches`, ascending, and measure each; weights lie in `image`.
+        """Add classes of `batches`, ascending, for each length, and measure each; weights lie in `image`.
 
-        Ends at the first class, other than 1, that takes longer than `max_exec_ns` or does not run or
-        fit. `note` gets a line for each. Raises InvalidConfig if batch 1 fails.
+        The classes of a length end at the first, other than batch 1, that takes longer than `max_exec_ns` or
+        does not run or fit. `note` gets a line for each. Raises InvalidConfig if batch 1 fails.
         """
         program = source.program
         # As many copies of the weights as do not fit into the GPU's cache together: those that are served
@@ -178,60 +206,57 @@ class Bench:
             for block in scratch:
                 weights_ns = self._load(image, block)
             self._check_model(source, scratch[0])
-            exec_ns = self._add_classes(
-                program, batches, scratch, max_exec_ns=max_exec_ns, note=note
-            )
-            self._check_answers(program, scratch, note)
-            exec_ns = {batch: exec_ns[batch] for batch in program.classes}
+            self._add_classes(source, batches, scratch, max_exec_ns=max_exec_ns, note=note)
+            self.check_answers(program, scratch, note)
+            if self._preemption is not None:
+                spent = {each: self._exec(program, each, scratch) for each in program.classes}
+                self._preemption.add(source, spent, scratch, note)
+            exec_ns: dict[int, dict[int, int]] = {}
             # Once more, now that everything is there: captured alone, ResNet-50 ran its batch of 1 in
             # 0.78 ms, and in 0.88 once the larger classes had been captured too (H200).
-            for batch in exec_ns:
-                exec_ns[batch] = self._exec(program, batch, scratch)
-                how = "CUDA graph" if program.captured(batch) else "plain execution"
-                note(f"{program.name} batch {batch}: {exec_ns[batch] / NS_PER_MS:.3f} ms, {how}")
+            for each in sorted(program.classes, key=lambda each: (each.length, each.batch)):
+                spent_ns = self._exec(program, each, scratch)
+                exec_ns.setdefault(each.length, {})[each.batch] = spent_ns
+                how = "CUDA graph" if program.captured(each) else "plain execution"
+                note(f"{program.name} {each}: {spent_ns / NS_PER_MS:.3f} ms, {how}")
         finally:
             for block in scratch:
                 self._driver.free(block)
-        return ModelProfile(
-            name=program.name,
-            exec_ns=exec_ns,
-            weights_ns=weights_ns,
-            weights_bytes=program.weights_bytes,
-            input_shape=source.input_shape,
-            input_dtype=source.input_dtype,
-            output_shape=program.output_shape,
-            output_dtype=program.output_dtype,
-        )
+        return profile_of(source.model, program.gives, exec_ns, weights_ns, program.weights_bytes)
 
     def _add_classes(
         self,
-        program: Preparable,
+        source: Source,
         batches: Sequence[int],
         scratch: Sequence[Block],
         *,
         max_exec_ns: int,
         note: Callable[[str], None],
-    ) -> dict[int, int]:
-        """Make the classes that run, and say how long each takes; see `profile`."""
-        exec_ns: dict[int, int] = {}
+    ) -> None:
+        """Make the classes that run; see `profile`. Batch 1 of each length is the first, to have room."""
+        program = source.program
+        ended: set[int] = set()  # lengths
         for batch in sorted({1, *batches}):
-            try:
-                program.restore_weights(scratch[0])
-                program.add_class(batch)
-                spent_ns = self._exec(program, batch, scratch)
-            except DeviceFault:
-                raise
-            except Exception as error:  # an exported program may have a fixed batch
-                if batch == 1:
-                    raise _cannot_run(program, error) from error
-                reason = f"{type(error).__name__}: {first_line(error)}"
-                note(f"{program.name} batch {batch} is left out: {reason}")
-                break
-            if batch > 1 and spent_ns > max_exec_ns:
-                program.drop_class(batch)
-                break
-            exec_ns[batch] = spent_ns
-        return exec_ns
+            for length in source.model.lengths or (0,):
+                if length in ended:
+                    continue
+                of = Class(batch, length)
+                try:
+                    program.restore_weights(scratch[0])
+                    program.add_class(of)
+                    spent_ns = self._exec(program, of, scratch)
+                except DeviceFault:
+                    raise
+                except Exception as error:  # an exported program may have a fixed batch
+                    if batch == 1:
+                        raise _cannot_run(program, error) from error
+                    reason = f"{type(error).__name__}: {first_line(error)}"
+                    note(f"{program.name} {of} is left out: {reason}")
+                    ended.add(length)
+                    continue
+                if batch > 1 and spent_ns > max_exec_ns:
+                    program.drop_class(of)
+                    ended.add(length)
 
     # ------------------------------------------------------------------------- right answers
 
@@ -242,21 +267,23 @@ class Bench:
         """
         program = source.program
 
-        def run(rows: Rows) -> Rows:
+        def run(rows: Arrays) -> Arrays:
             program.restore_weights(weights)
             return program.run_rows(rows)
 
+        longest = max(source.model.lengths, default=0)
         try:
-            check_rows(run, program.sample_rows, name=program.name, precision=program.precision)
+            program.answers_with(check_model(run, source.model, precision=program.precision))
             program.restore_weights(weights)
             for seed in range(_WARM_UPS):
-                program.run_rows(program.sample_rows(1, seed))
+                program.run_rows(program.sample_rows(1, seed, longest))
             program.changed = program.changed_weights(weights)
         except Exception as error:
-            raise _cannot_run(program, error, explain_forward_error(error, source)) from error
+            reason = explain_forward_error(error, source.model)
+            raise _cannot_run(program, error, reason) from error
         program.keeps_weights = not program.changed
 
-    def _check_answers(
+    def check_answers(
         self, program: Preparable, scratch: Sequence[Block], note: Callable[[str], None]
     ) -> None:
         """Compare each class with plain execution, and drop those that differ.
@@ -265,71 +292,72 @@ class Bench:
         may spoil the others at another time. Raises ModelRefused if batch 1 differs all the same.
         """
         classes = program.classes
-        for batch in classes:
-            difference = self._differs(program, batch, scratch)
-            if difference and program.captured(batch):
-                program.not_captured = (
-                    f"batch {batch}: its CUDA graph answered wrongly ({difference})"
-                )
-                for each in classes:
-                    program.drop_class(each)
+        for each in classes:
+            difference = self._differs(program, each, scratch)
+            if difference and program.captured(each):
+                program.not_captured = f"{each}: its CUDA graph answered wrongly ({difference})"
+                for other in classes:
+                    program.drop_class(other)
                 program.restore_weights(scratch[0])
-                for each in classes:
-                    program.add_class(each, capture=False)
+                for other in classes:
+                    program.add_class(other, capture=False)
                 break
-        for batch in classes:
-            difference = self._differs(program, batch, scratch)
+        for each in classes:
+            difference = self._differs(program, each, scratch)
             if not difference:
                 continue
-            program.drop_class(batch)
-            if batch == 1:
+            program.drop_class(each)
+            if each.batch == 1:
                 raise ModelRefused(
                     f"model {program.name!r} answers wrongly when it is served ({difference}), so it is not; "
                     "does it keep tensors of a run in attributes, or depend on what ran before?"
                 )
-            program.left_out = (*program.left_out, f"batch {batch} answers wrongly")
-            note(f"{program.name} batch {batch} is not offered: {difference}")
+            program.left_out = (*program.left_out, f"{each} answers wrongly")
+            note(f"{program.name} {each} is not offered: {difference}")
 
-    def _differs(self, program: Preparable, batch: int, scratch: Sequence[Block]) -> str:
+    def _differs(self, program: Preparable, of: Class, scratch: Sequence[Block]) -> str:
         """How the answers of a class differ from plain execution's, in words; empty if they do not."""
-        for index, buffers in enumerate(program.sets(batch)):
-            rows = program.sample_rows(batch, 1 + 2 * batch + index)
+        others = _others(program, of)
+        for index, buffers in enumerate(program.sets(of)):
+            rows = program.sample_rows(of.batch, 1 + 2 * of.batch + index, of.length)
             program.restore_weights(scratch[0])
-            wanted = np.ascontiguousarray(program.run_rows(rows))
-            for other in program.classes:
-                if other != batch:  # what the model keeps for this size, it drops now
-                    program.run_rows(program.sample_rows(other, 0))
-                    break
-            answers = self._served(program, buffers, rows, scratch)
-            found = answers.view(wanted.dtype).reshape(wanted.shape)
-            if difference := differ(found, wanted, program.precision):
+            wanted = program.run_rows(rows)
+            for other in others[:1]:  # what the model keeps for this size, it drops now
+                program.run_rows(program.sample_rows(other.batch, 0, other.length))
+            answers = self._served(program, buffers, rows, others, scratch)
+            if difference := differing(answers, wanted, program.precision):
                 return f"buffers {index}: {difference}"
         return ""
 
     def _served(
-        self, program: Preparable, buffers: BufferSet, rows: Rows, scratch: Sequence[Block]
-    ) -> npt.NDArray[np.uint8]:
-        """What a run of `buffers` answers to `rows` when others run before its output is fetched: bytes."""
+        self,
+        program: Preparable,
+        buffers: BufferSet,
+        rows: Arrays,
+        others: Sequence[Class],
+        scratch: Sequence[Block],
+    ) -> Arrays:
+        """What a run of `buffers` answers to `rows` when `others` run before its output is fetched."""
         driver, stream = self._driver, self._stream
         host = buffers.staged_in.host
         assert host is not None and buffers.staged_out.host is not None
-        host[: rows.nbytes] = np.frombuffer(rows.tobytes(), np.uint8)
-        driver.copy(buffers.input, buffers.staged_in.address, rows.nbytes, stream)
-        program.disturb(stream)
-        with self._background.uncut():
-            program.aim(buffers, [(program.active, scratch[-1].address, program.weights_bytes)])
-            program.launch(buffers, stream)
-        program.disturb(stream)
-        for other in program.classes:
+        nbytes = buffers.takes.pack(rows, host).nbytes
+        driver.copy(buffers.input, buffers.staged_in.address, nbytes, stream)
+        of = Class(buffers.batch, buffers.takes.length)
+        self._disturb(program)
+        copies = [(program.active, scratch[-1].address, program.weights_bytes)]
+        self._launch(program, of, buffers, copies)
+        self._disturb(program)
+        for other in (of, *others):
             for each in program.sets(other):
                 if each is not buffers:
-                    program.aim(each, [(program.active, scratch[0].address, program.weights_bytes)])
-                    program.launch(each, stream)
+                    copies = [(program.active, scratch[0].address, program.weights_bytes)]
+                    self._launch(program, other, each, copies)
         nbytes = buffers.row_out * buffers.batch
         driver.copy(buffers.staged_out.address, buffers.output, nbytes, stream)
         driver.record(self._ended, stream)
         self._finish()
-        return buffers.staged_out.host[:nbytes].copy()
+        return buffers.gives.unpack(buffers.staged_out.host, buffers.batch)
 
     # ------------------------------------------------------------------------------- times
 
@@ -344,18 +372,16 @@ class Bench:
             times.append(self._driver.elapsed_ns(self._started, self._ended))
         return max(1, round(median(times)))
 
-    def _exec(self, program: Program, batch: int, scratch: Sequence[Block]) -> int:
-        """Median exec time of `batch` with the copy of its weights, ns."""
+    def _exec(self, program: Program, of: Class, scratch: Sequence[Block]) -> int:
+        """Median exec time of a class with the copy of its weights, ns."""
         times: list[int] = []
         begin_ns, last_ns = self._clock(), _GUESS_NS
-        sets = program.sets(batch)
+        sets = program.sets(of)
         for run in range(_WARM_UPS + _RUNS):
             self._background.until_idle(last_ns)
             buffers, source = sets[run % len(sets)], scratch[run % len(scratch)]
-            with self._background.uncut():
-                program.aim(buffers, [(program.active, source.address, source.nbytes)])
-                program.launch(buffers, self._stream)
-                self._driver.record(self._ended, self._stream)
+            copies = [(program.active, source.address, source.nbytes)]
+            self._launch(program, of, buffers, copies, self._ended)
             self._finish()
             last_ns = self._driver.elapsed_ns(buffers.started, buffers.ended)
             enough = self._clock() - begin_ns > _CLASS_AT_MOST_NS
@@ -363,11 +389,47 @@ class Bench:
                 times.append(last_ns)
             if enough and run:
                 break
-        return max(1, round(median(times)))
+        cut = program.cut_of(of)
+        return max(1, round(median(times)) + (cut.bubbles_ns if cut is not None else 0))
+
+    def _launch(
+        self,
+        program: Program,
+        of: Class,
+        buffers: BufferSet,
+        copies: Copies,
+        ended: Event = None,
+    ) -> None:
+        """Run a buffer set of a class, and record `ended` behind it."""
+        with self._alone(segments=program.cut_of(of) is not None), self._background.uncut():
+            program.aim(buffers, copies)
+            program.launch(buffers, self._stream)
+            if ended is not None:
+                self._driver.record(ended, self._stream)
+
+    def _disturb(self, program: Preparable) -> None:
+        with self._alone(segments=False):
+            program.disturb(self._stream)
+
+    @contextmanager
+    def _alone(self, *, segments: bool) -> Iterator[None]:
+        """Within it, launches are not mixed with those of a served run in segments."""
+        if self._gate is None:
+            yield
+            return
+        with self._gate.alone(self._background.pause, segments=segments):
+            yield
 
     def _finish(self) -> None:
         while not self._driver.done(self._ended):
             self._background.pause()
+
+
+def _others(program: Program, of: Class) -> list[Class]:
+    """Classes of `program` beside one: all, or those that follow it where there are many."""
+    classes = list(program.classes)
+    place = classes.index(of)
+    return [*classes[place + 1 :], *classes[:place]][:_OTHERS]
 
 
 def _cannot_run(program: Program, error: Exception, reason: str = "") -> Exception:
@@ -376,5 +438,5 @@ def _cannot_run(program: Program, error: Exception, reason: str = "") -> Excepti
         return error
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):  # CuPy's is the latter
         return OutOfDeviceMemory(first_line(error))
-    reason = reason or f"{type(error).__name__}: {first_line(error)}"
-    return InvalidConfig(f"model {program.name!r} does not run: {reason}")
+    what = f"{type(error).__name__}: {first_line(error)}"
+    return InvalidConfig(reason or f"model {program.name!r} does not run: {what}")

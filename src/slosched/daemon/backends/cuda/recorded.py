@@ -1,11 +1,11 @@
-"""What torch's and CuPy's programs share: the memory of each batch class, and what a run does with it.
+"""What torch's and CuPy's programs share: the memory of each class, and what a run does with it.
 
 Who owns what, and until when. Memory that must outlive a run never lies where another run may write:
 
     a set's `input`, `staged_in`    the action whose inputs are copied there, from COPY_INPUT until its exec
                                     has ended; a run reads `input` and writes neither
     a set's `output`, `staged_out`  the same action, from the start of its exec until its rows were copied to
-                                    the host; only the last node of the set's own run writes `output`
+                                    the host; only the last nodes of the set's own run write `output`
     `active` (weights)              the run under way. Each run begins with a copy of its instance's weights,
                                     so what a model writes there is gone at the next. The one exception
                                     (`Program.keeps_weights`) was compared byte by byte after its first runs
@@ -14,7 +14,13 @@ Who owns what, and until when. Memory that must outlive a run never lies where a
                                     All graphs of a process share one pool, and the next one writes over it
     pinned images                   the model's name; loads read them
 
-All runs of a process go to one stream, the exec lane's, so one run is under way at a time. What prepares a
+A run in segments (segments.py) is under way until its last segment has ended, also while it is interrupted.
+What interrupts it writes none of the above but its own: an urgent run is one of the program's twin
+(`urgent`), which has active weights, buffer sets and a stream of its own, and shares a graph pool with other
+urgent runs alone. Those are never interrupted. A preparation's runs wait until no run in segments is open
+(`Gate`).
+
+All ordinary runs of a process go to one stream, the exec lane's, so one is under way at a time. What prepares a
 model eagerly beside them has a stream of its own, and with it its own workspaces of cuBLAS and its own part
 of torch's caching allocator.
 """
@@ -22,14 +28,14 @@ of torch's caching allocator.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from slosched.daemon.backends.base import first_line
+from slosched.daemon.backends.contract import ModelRefused
 from slosched.daemon.backends.cuda.driver import (
     Block,
     DeviceFault,
@@ -37,19 +43,25 @@ from slosched.daemon.backends.cuda.driver import (
     OutOfDeviceMemory,
     Stream,
 )
-from slosched.daemon.backends.cuda.program import BufferSet, Copies
+from slosched.daemon.backends.cuda.program import BufferSet, Class, Copies, Cut
 from slosched.daemon.backends.cuda.runs import GraphRun, PlainRun, Run
+from slosched.daemon.backends.cuda.segments import SegmentedRun
+from slosched.daemon.backends.layout import Layout, Layouts
+from slosched.signature import Tensor
 
 #: Buffer sets of a class: one batch's inputs arrive, and another's outputs leave, while a third runs.
 SETS = 2
 WARM_UPS = 3
 
 Array = npt.NDArray[Any]
+#: Inputs or outputs of a batch by name, (batch, *shape) each, on the host.
+Arrays = Mapping[str, Array]
 
 
 class RecordedProgram(ABC):
     """One architecture that runs from `active`, `weights_bytes` long. `add_class` makes a class.
 
+    It takes tensors as `takes`, padded with `pads`; `answers_with` says what it gives, before a class is added.
     `place` is device memory that graphs are captured to copy weights from; a launch says from where.
     `capture` is the stream that captures are made on, of the exec lane's priority, since a graph's nodes
     keep the priority of that stream whatever they are replayed on. Nothing else runs on it.
@@ -59,9 +71,19 @@ class RecordedProgram(ABC):
     precision = "float32"
 
     def __init__(
-        self, name: str, driver: Driver, capture: Stream, place: Block, weights_bytes: int
+        self,
+        name: str,
+        driver: Driver,
+        capture: Stream,
+        place: Block,
+        weights_bytes: int,
+        *,
+        takes: Sequence[Tensor],
+        pads: Mapping[str, float] | None = None,
     ) -> None:
         self.name, self.weights_bytes = name, weights_bytes
+        self._takes, self._pads = takes, pads or {}
+        self._layouts = Layouts(takes, (), self._pads)
         self._driver, self._capture_stream, self._place = driver, capture, place
         self._filling = driver.stream(0)
         self.active = 0
@@ -69,27 +91,40 @@ class RecordedProgram(ABC):
         #: Names of weights and buffers that a forward was seen to change, and what is not offered, and why.
         self.changed: tuple[str, ...] = ()
         self.left_out: tuple[str, ...] = ()
-        self._sets: dict[int, tuple[BufferSet, ...]] = {}
+        self._sets: dict[Class, tuple[BufferSet, ...]] = {}
+        self._batches: dict[int, tuple[int, ...]] = {}  # ascending, by length
         self._runs: dict[int, Run] = {}  # by id of the buffer set
-        self._graphs: dict[int, bool] = {}
-        self._class_blocks: dict[int, list[Block]] = {}  # of the driver's memory, by class
+        self._graphs: dict[Class, bool] = {}
+        self._cuts: dict[Class, Cut] = {}
+        self._segments: dict[int, SegmentedRun] = {}  # by id of the buffer set
+        #: What it has for interruptions, and what that cost, in words; the longest time until a run can be
+        #: interrupted (0: none can).
+        self.preemption = ""
+        self.boundary_ns = 0
+        self.urgent: RecordedProgram | None = None
+        self._class_blocks: dict[Class, list[Block]] = {}  # of the driver's memory, by class
+        self.gives: tuple[Tensor, ...] = ()
         self._kept: list[Any] = []  # what graphs need for as long as they live
-        self.output_shape: tuple[int, ...] = ()
-        self.output_dtype = "float32"
         #: Why a class is run by plain execution, in words; empty if every class was captured.
         self.not_captured = ""
 
     # ------------------------------------------------------------------------- the protocol
 
     @property
-    def classes(self) -> tuple[int, ...]:
+    def classes(self) -> tuple[Class, ...]:
         return tuple(sorted(self._sets))
 
-    def sets(self, batch: int) -> tuple[BufferSet, ...]:
-        return self._sets[batch]
+    def class_of(self, batch_size: int, length: int) -> Class:
+        batches = self._batches.get(length)
+        if not batches:
+            raise ValueError(f"{self.name} has no length class {length}")
+        return Class(next((each for each in batches if each >= batch_size), batches[-1]), length)
 
-    def captured(self, batch: int) -> bool:
-        return self._graphs[batch]
+    def sets(self, of: Class) -> tuple[BufferSet, ...]:
+        return self._sets[of]
+
+    def captured(self, of: Class) -> bool:
+        return self._graphs[of]
 
     def aim(self, buffers: BufferSet, copies: Copies) -> None:
         self._runs[id(buffers)].aim(copies)
@@ -97,15 +132,21 @@ class RecordedProgram(ABC):
     def launch(self, buffers: BufferSet, stream: Stream) -> None:
         self._runs[id(buffers)].launch(stream)
 
+    def cut_of(self, of: Class) -> Cut | None:
+        return self._cuts.get(of)
+
+    def launch_segment(self, buffers: BufferSet, stream: Stream, index: int = 0) -> None:
+        self._segments[id(buffers)].launches[index](stream)
+
     # ------------------------------------------------------------------- what a library does
 
     @abstractmethod
-    def sample_rows(self, batch: int, seed: int) -> Array:
-        """Made-up rows (batch, *input_shape); the same for the same seed."""
+    def sample_rows(self, batch: int, seed: int, length: int = 0) -> Arrays:
+        """Made-up inputs (batch, *shape) by name; the same for the same seed."""
 
     @abstractmethod
-    def run_rows(self, rows: Array) -> Array:
-        """A plain forward of `rows` with the active weights, beside whatever runs: (batch, *output_shape).
+    def run_rows(self, rows: Arrays) -> Arrays:
+        """A plain forward of `rows` with the active weights, beside whatever runs: outputs (batch, *shape).
 
         Waits for its end. Raises what the model raises, and ModelRefused.
         """
@@ -119,22 +160,29 @@ class RecordedProgram(ABC):
         """Make the active weights those at `source`, before the next `run_rows`."""
 
     @abstractmethod
-    def _view(self, address: int, shape: tuple[int, ...], dtype: str) -> Any:
-        """The library's array of memory that is not its own."""
+    def _view(
+        self, address: int, shape: tuple[int, ...], dtype: str, strides: tuple[int, ...]
+    ) -> Any:
+        """The library's array of memory that is not its own; `strides` in bytes."""
 
     @abstractmethod
-    def _forward(self, inputs: Any) -> Any:
+    def _forward(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """Run the model with the active weights on the library's current stream.
 
-        It never writes `inputs`. The result is contiguous, (batch, *output_shape), and belongs to the pool.
+        It never writes `inputs`. The results are contiguous, (batch, *shape), in the order of what the model
+        gives, and belong to the pool. Raises ModelRefused if one is missing.
         """
 
     @abstractmethod
     def _address(self, result: Any) -> int: ...
 
+    def _store(self, result: Any, view: Any) -> None:
+        """Copy a result into a view of a set's output, on the library's current stream."""
+        raise NotImplementedError(f"{self.name}: one output alone")
+
     @abstractmethod
-    def _warm_up(self, inputs: Any) -> Array:
-        """Run `_forward` a few times on the stream of preparation; returns the last result's copy."""
+    def _warm_up(self, inputs: Sequence[Any]) -> Sequence[Array]:
+        """Run `_forward` a few times on the stream of preparation; returns copies of the last results."""
 
     def disturb(self, stream: Stream) -> None:  # noqa: B027 - a library without shared memory has nothing to do
         """Do to memory that runs share what other programs' runs may do to it (for the self-check)."""
@@ -158,70 +206,108 @@ class RecordedProgram(ABC):
 
     # ------------------------------------------------------------------------ preparation
 
-    def add_class(self, batch: int, *, capture: bool = True) -> None:
-        """Make `batch` runnable. Raises what the model raises, ModelRefused or OutOfDeviceMemory.
+    def answers_with(self, gives: Sequence[Tensor]) -> None:
+        """The outputs are known from now on."""
+        self.gives = tuple(gives)
+        self._layouts = Layouts(self._takes, gives, self._pads)
+
+    def add_class(self, of: Class, *, capture: bool = True) -> None:
+        """Make a class runnable. Raises what the model raises, ModelRefused or OutOfDeviceMemory.
 
         What cannot be captured is run by plain execution, and `not_captured` says why.
         """
-        rows = self.sample_rows(batch, 0)
         try:
-            self._add_class(batch, rows, capture=capture)
+            self._add_class(of, capture=capture)
         except BaseException:
-            self._free_class(batch)
+            self._free_class(of)
             raise
 
-    def _add_class(self, batch: int, rows: Array, *, capture: bool) -> None:
-        sets = [self._set_for(batch, rows) for _ in range(SETS)]
-        output = self._warm_up(self._view(sets[0].input, rows.shape, rows.dtype.name))
-        self.output_shape, self.output_dtype = tuple(output.shape[1:]), output.dtype.name
-        for buffers in sets:
-            buffers.row_out = output.nbytes // batch
-            buffers.output = self._block(batch, buffers.row_out * batch).address
-            buffers.staged_out = self._pinned(batch, buffers.row_out * batch)
+    def _add_class(self, of: Class, *, capture: bool) -> None:
+        takes, _ = self._layouts.at(of.length)
+        rows = takes.pack(self.sample_rows(of.batch, 0, of.length))
+        sets = [self._set_for(of, rows) for _ in range(SETS)]
+        self._check_results(of, self._warm_up(self._inputs(sets[0])))
         runs: list[Run] = []
         if capture and not self.not_captured:
             try:
-                runs = [self._captured(each, rows) for each in sets]
+                runs = [self._captured(each) for each in sets]
             except OutOfDeviceMemory:
                 raise
             except Exception as error:  # each library has its own kinds, and NotImplementedError
-                self.not_captured = f"batch {batch}: {first_line(error)}"
-        self._graphs[batch] = bool(runs)
-        for buffers, run in zip(sets, runs or [self._plain(e, rows) for e in sets], strict=True):
+                self.not_captured = f"{of}: {first_line(error)}"
+        self._graphs[of] = bool(runs)
+        for buffers, run in zip(sets, runs or [self._plain(each) for each in sets], strict=True):
             buffers.started, buffers.ended = run.started, run.ended
             self._runs[id(buffers)] = run
-        self._sets[batch] = tuple(sets)
+        self._sets[of] = tuple(sets)
+        self._index_classes()
 
-    def _set_for(self, batch: int, rows: Array) -> BufferSet:
-        """A set whose inputs are `rows`; its output is not known yet."""
-        staged = self._pinned(batch, rows.nbytes)
+    def _index_classes(self) -> None:
+        lengths = {each.length for each in self._sets}
+        self._batches = {
+            length: tuple(sorted(each.batch for each in self._sets if each.length == length))
+            for length in lengths
+        }
+
+    def _check_results(self, of: Class, results: Sequence[Array]) -> None:
+        """Raises ModelRefused unless a class answers as the model did when it was checked."""
+        for tensor, result in zip(self.gives, results, strict=True):
+            expected = (of.batch, *tensor.shape_at(of.length))
+            if (result.shape, str(result.dtype)) != (expected, tensor.dtype):
+                raise ModelRefused(
+                    f"model {self.name!r} answers {of} with {tensor.name} of {list(result.shape)} in "
+                    f"{result.dtype}, and not of {list(expected)} in {tensor.dtype}, as in other batches"
+                )
+
+    def _set_for(self, of: Class, rows: Array) -> BufferSet:
+        """A set whose inputs are `rows`, (batch, row_in) bytes."""
+        takes, gives = self._layouts.at(of.length)
+        staged = self._pinned(of, rows.nbytes)
         assert staged.host is not None
-        staged.host[: rows.nbytes] = np.frombuffer(rows.tobytes(), np.uint8)
-        block = self._block(batch, rows.nbytes)
+        staged.host[: rows.nbytes] = rows.reshape(-1)
+        block = self._block(of, rows.nbytes)
+        output = self._block(of, gives.row_bytes * of.batch)
         ended = self._driver.event()
         self._driver.copy(block.address, staged.address, rows.nbytes, self._filling)
         self._driver.record(ended, self._filling)
         while not self._driver.done(ended):
             pass
         return BufferSet(
-            batch=batch,
+            batch=of.batch,
+            takes=takes,
+            gives=gives,
             input=block.address,
-            output=0,
-            row_in=rows.nbytes // batch,
-            row_out=0,
+            output=output.address,
+            row_in=takes.row_bytes,
+            row_out=gives.row_bytes,
             staged_in=staged,
-            staged_out=staged,
+            staged_out=self._pinned(of, gives.row_bytes * of.batch),
             started=ended,
             ended=ended,
         )
 
-    def _steps(self, buffers: BufferSet, rows: Array, stream: Stream) -> None:
-        """The model's part of a run, captured or not: from the set's input to its output."""
-        result = self._forward(self._view(buffers.input, rows.shape, rows.dtype.name))
-        nbytes = buffers.row_out * buffers.batch
-        self._driver.copy(buffers.output, self._address(result), nbytes, stream)
+    def _inputs(self, buffers: BufferSet) -> list[Any]:
+        return self._views(buffers.takes, buffers.input, buffers.batch)
 
-    def _captured(self, buffers: BufferSet, rows: Array) -> GraphRun:
+    def _views(self, layout: Layout, address: int, batch: int) -> list[Any]:
+        """Each tensor (batch, *shape) of the block at `address`."""
+        return [
+            self._view(address + at, (batch, *shape), dtype, layout.strides(tensor))
+            for tensor, at, shape, dtype in layout.parts()
+        ]
+
+    def _steps(self, buffers: BufferSet, stream: Stream) -> None:
+        """The model's part of a run, captured or not: from the set's input to its output."""
+        results = self._forward(self._inputs(buffers))
+        if len(results) == 1:
+            nbytes = buffers.row_out * buffers.batch
+            self._driver.copy(buffers.output, self._address(results[0]), nbytes, stream)
+            return
+        views = self._views(buffers.gives, buffers.output, buffers.batch)
+        for result, view in zip(results, views, strict=True):
+            self._store(result, view)
+
+    def _captured(self, buffers: BufferSet) -> GraphRun:
         driver, stream = self._driver, self._capture_stream
         started, ended = driver.event(), driver.event()
         with self._on_stream(stream):
@@ -230,62 +316,69 @@ class RecordedProgram(ABC):
                 driver.record_inside(started, stream)
                 nbytes = min(self.weights_bytes, self._place.nbytes)
                 driver.copy(self.active, self._place.address, nbytes, stream)
-                self._steps(buffers, rows, stream)
+                self._steps(buffers, stream)
                 driver.record_inside(ended, stream)
             except BaseException:
                 self._abandon(token)
                 raise
             captured = self._end_capture(token)
         self._kept += [captured, token]
-        return GraphRun(driver, captured, self.active, self.weights_bytes, started, ended)
+        graph = driver.graph(captured, self.active)
+        return GraphRun(driver, graph, captured, self.active, self.weights_bytes, started, ended)
 
-    def _plain(self, buffers: BufferSet, rows: Array) -> PlainRun:
+    def _plain(self, buffers: BufferSet) -> PlainRun:
         def run(stream: Stream) -> None:
             with self._on_stream(stream):
-                self._steps(buffers, rows, stream)
+                self._steps(buffers, stream)
 
         return PlainRun(self._driver, run)
 
-    def drop_class(self, batch: int) -> None:
+    def whole_runs(self, of: Class) -> list[GraphRun]:
+        """The captured run of each buffer set of a class that is not cut; empty if it was not captured."""
+        runs = [self._runs[id(buffers)] for buffers in self._sets[of]]
+        return [run for run in runs if isinstance(run, GraphRun)]
+
+    def run_in_segments(self, of: Class, cut: Cut, runs: Sequence[SegmentedRun]) -> None:
+        """From now on each buffer set of a class runs by one of `runs`; the whole graphs are given up."""
+        for buffers, run in zip(self._sets[of], runs, strict=True):
+            self._runs[id(buffers)].close()
+            self._runs[id(buffers)] = self._segments[id(buffers)] = run
+        self._cuts[of] = cut
+
+    def drop_class(self, of: Class) -> None:
         """The class is not offered after all; nothing of it runs."""
-        for buffers in self._sets.pop(batch):
+        for buffers in self._sets.pop(of):
             self._runs.pop(id(buffers)).close()
-        del self._graphs[batch]
-        self._free_class(batch)
+            self._segments.pop(id(buffers), None)
+        self._index_classes()
+        self._cuts.pop(of, None)
+        del self._graphs[of]
+        self._free_class(of)
 
     def release(self) -> None:
         """See Preparable."""
-        for batch in self.classes:
-            self.drop_class(batch)
+        if self.urgent is not None:
+            self.urgent.release()
+        for each in self.classes:
+            self.drop_class(each)
         self._kept.clear()
 
     # ------------------------------------------------------------------------------- memory
 
-    def _block(self, batch: int, nbytes: int) -> Block:
+    def _block(self, of: Class, nbytes: int) -> Block:
         block = self._driver.device_block(max(1, nbytes))
-        self._class_blocks.setdefault(batch, []).append(block)
+        self._class_blocks.setdefault(of, []).append(block)
         return block
 
-    def _pinned(self, batch: int, nbytes: int) -> Block:
+    def _pinned(self, of: Class, nbytes: int) -> Block:
         block = self._driver.pinned_block(max(1, nbytes))
-        self._class_blocks.setdefault(batch, []).append(block)
+        self._class_blocks.setdefault(of, []).append(block)
         return block
 
-    def _free_class(self, batch: int) -> None:
-        blocks = self._class_blocks.pop(batch, [])
+    def _free_class(self, of: Class) -> None:
+        blocks = self._class_blocks.pop(of, [])
         try:
             for block in blocks:
                 self._driver.free(block)
         except DeviceFault:
             pass  # the context is gone, and its memory with it
-
-
-def made_up_rows(
-    shape: tuple[int, ...], dtype: str, seed: int, *, high: int = 2
-) -> npt.NDArray[Any]:
-    """Random inputs of `shape` with the batch in front: floats in 0..1, integers in 0..high-1."""
-    random = np.random.default_rng(seed)
-    kind = np.dtype(dtype)
-    if kind.kind == "f":
-        return random.random(shape, dtype=np.float32).astype(kind)
-    return random.integers(0, max(2, high), shape).astype(kind)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from slosched.daemon.backends.cuda.driver import Driver, Event, Stream
+from slosched.daemon.backends.cuda.driver import Driver, Event, Graph, Stream
 from slosched.daemon.backends.cuda.program import Copies
 
 _PAD = 256
@@ -40,14 +40,16 @@ class GraphRun:
     def __init__(
         self,
         driver: Driver,
+        graph: Graph,
         captured: Any,
         active: int,
         weights_bytes: int,
         started: Event,
         ended: Event,
     ) -> None:
-        self._driver = driver
-        self._graph = driver.graph(captured, active)
+        self._driver, self._graph = driver, graph
+        #: What the graph was made of, of which segments can be made too.
+        self.captured, self.active, self.weights_bytes = captured, active, weights_bytes
         self.started, self.ended = started, ended
         end = active + weights_bytes
         begin = -(-end // _PAD) * _PAD

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from slosched.daemon.backends.base import first_line
+from slosched.daemon.backends.contract import ModelRefused
 from slosched.daemon.backends.cuda.bindings import CudaDriver
 from slosched.daemon.backends.cuda.driver import Block, OutOfDeviceMemory, Stream
-from slosched.daemon.backends.cuda.recorded import WARM_UPS, Array, RecordedProgram
+from slosched.daemon.backends.cuda.program import Class
+from slosched.daemon.backends.cuda.recorded import WARM_UPS, Array, Arrays, RecordedProgram
 from slosched.daemon.backends.cuda.runs import PAD_BYTES
 from slosched.daemon.backends.templates import DeviceWeights, Template
 
@@ -91,22 +93,29 @@ class TorchStreams:
 class _Memory:
     """Memory that is not torch's, as torch can see it."""
 
-    def __init__(self, address: int, shape: tuple[int, ...], dtype: str) -> None:
+    def __init__(
+        self, address: int, shape: tuple[int, ...], dtype: str, strides: tuple[int, ...] | None
+    ) -> None:
         self.__cuda_array_interface__ = {
             "shape": shape,
             "typestr": np.dtype(dtype).str,
             "data": (address, False),
+            "strides": strides,
             "version": 3,
         }
 
 
 def device_view(
-    address: int, shape: tuple[int, ...], dtype: str, device: torch.device
+    address: int,
+    shape: tuple[int, ...],
+    dtype: str,
+    device: torch.device,
+    strides: tuple[int, ...] | None = None,
 ) -> torch.Tensor:
-    """A tensor of memory that the driver gave; it must outlive the tensor."""
+    """A tensor of memory that the driver gave; it must outlive the tensor. `strides` are in bytes."""
     if 0 in shape:
         return torch.empty(shape, dtype=getattr(torch, dtype), device=device)
-    return torch.as_tensor(_Memory(address, shape, dtype), device=device)
+    return torch.as_tensor(_Memory(address, shape, dtype, strides), device=device)
 
 
 class TorchProgram(RecordedProgram):
@@ -122,6 +131,8 @@ class TorchProgram(RecordedProgram):
             streams.capture_stream,
             place,
             template.weights_bytes,
+            takes=template.spec.takes,
+            pads=template.spec.pads,
         )
         self._template, self._streams = template, streams
         self.precision = template.precision
@@ -135,13 +146,15 @@ class TorchProgram(RecordedProgram):
 
     # ------------------------------------------------------------------- what a library does
 
-    def sample_rows(self, batch: int, seed: int) -> Array:
-        return self._template.sample_rows(batch, seed)
+    def sample_rows(self, batch: int, seed: int, length: int = 0) -> Arrays:
+        return self._template.sample_rows(batch, seed, length)
 
-    def run_rows(self, rows: Array) -> Array:
+    def run_rows(self, rows: Arrays) -> Arrays:
         with self._prepared():
-            inputs = torch.from_numpy(rows).to(self._streams.device)
-            found: Array = self._forward(inputs).cpu().numpy()
+            names = [tensor.name for tensor in self._template.spec.takes]
+            inputs = [torch.from_numpy(rows[name]).to(self._streams.device) for name in names]
+            outputs = self._template.forward(self._weights, inputs)
+            found = {name: output.cpu().contiguous().numpy() for name, output in outputs.items()}
         self._template.check_bound()
         return found
 
@@ -175,9 +188,9 @@ class TorchProgram(RecordedProgram):
         del spoilt
         self._streams.disturb()
 
-    def add_class(self, batch: int, *, capture: bool = True) -> None:
+    def add_class(self, of: Class, *, capture: bool = True) -> None:
         try:
-            super().add_class(batch, capture=capture)
+            super().add_class(of, capture=capture)
         except torch.cuda.OutOfMemoryError as error:
             raise OutOfDeviceMemory(first_line(error)) from None
 
@@ -188,21 +201,30 @@ class TorchProgram(RecordedProgram):
             yield
             self._streams.prepare.synchronize()
 
-    def _view(self, address: int, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
-        return device_view(address, shape, dtype, self._streams.device)
+    def _view(
+        self, address: int, shape: tuple[int, ...], dtype: str, strides: tuple[int, ...]
+    ) -> torch.Tensor:
+        return device_view(address, shape, dtype, self._streams.device, strides)
 
-    def _forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self._template.forward(self._weights, inputs).contiguous()
+    def _forward(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        outputs = self._template.forward(self._weights, inputs)
+        lacking = [tensor.name for tensor in self.gives if tensor.name not in outputs]
+        if lacking:
+            raise ModelRefused(f"model {self.name!r} answers this class without {lacking[0]!r}")
+        return [outputs[tensor.name].contiguous() for tensor in self.gives]
 
     def _address(self, result: torch.Tensor) -> int:
         return result.data_ptr()
 
-    def _warm_up(self, inputs: torch.Tensor) -> Array:
+    def _store(self, result: torch.Tensor, view: torch.Tensor) -> None:
+        with torch.inference_mode():
+            view.copy_(result)
+
+    def _warm_up(self, inputs: Sequence[torch.Tensor]) -> list[Array]:
         with self._prepared():
             for _ in range(WARM_UPS):
-                output = self._forward(inputs)
-            found: Array = output.cpu().numpy()
-        return found
+                outputs = self._forward(inputs)
+            return [output.cpu().numpy() for output in outputs]
 
     @contextmanager
     def _on_stream(self, stream: Stream) -> Iterator[None]:

@@ -173,6 +173,8 @@ class Aimd(AssignedToGpus[_Replicas]):
         if not action.requests or code != Code.OK:
             return
         gpu, queue_id = action.gpu, action.queue.queue_id
+        if gpu.retired:
+            return
         limits = self._queues[gpu.index].limits
         limit = limits.get(queue_id, 1.0)
         took_ns = end_ns + gpu.worker.returns.expected_ns - action.sent_ns

@@ -90,7 +90,7 @@ class Direct:
 
     def enqueue(self, request: Request, *, now_ns: int) -> None:
         worker = self._cluster.workers.get(_WORKER)
-        gpus = worker.gpus if worker is not None else []
+        gpus = worker.gpus if worker is not None and not worker.retired else []
         if not gpus:
             reason = f"DIRECT uses worker {_WORKER} alone, and it is not connected"
             self._refusals.refuse(request, Code.COULD_NOT_START_IN_TIME, reason)

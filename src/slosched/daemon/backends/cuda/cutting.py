@@ -1,0 +1,286 @@
+"""Where a captured class is cut into segments, and how many of them are in flight: measured in preparation.
+
+Equal numbers of nodes are not equal times, so groups of nodes are timed first, and those that take long are
+halved. Segments are then put together from groups, none longer than tau (but for a group of one node). What
+the boundaries cost is measured on the segments themselves: back to back, as with two in flight, and with the
+host in between, as with one. The smallest tau is taken whose run is slower than the whole graph by at most
+`SLOWER`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Any, NamedTuple
+
+from slosched.daemon.backends.cuda.background import Background
+from slosched.daemon.backends.cuda.driver import Block, Driver, Graph, Stream
+from slosched.daemon.backends.cuda.program import BufferSet, Class, Cut
+from slosched.daemon.backends.cuda.recorded import RecordedProgram
+from slosched.daemon.backends.cuda.runs import GraphRun
+from slosched.daemon.backends.cuda.segments import Gate, SegmentedRun
+from slosched.units import NS_PER_US
+
+#: How much slower a run in segments may be than the whole graph; and where a boundary costs the GPU so much
+#: that useful segments would exceed it.
+SLOWER, SLOWER_WHERE_COSTLY, COSTLY_NS = 0.02, 0.03, 6 * NS_PER_US
+#: The lengths of segments that are tried, shortest first.
+TAUS_NS = tuple(us * NS_PER_US for us in (130, 180, 260, 370, 520, 740, 1_050, 1_500, 3_000))
+#: A model with a class that takes longer is cut, unless its table says a boundary: then one of four boundaries.
+CUT_FROM_NS = 1_000 * NS_PER_US
+BOUNDARIES = 4
+
+_GROUPS, _MOST_GROUPS, _ROUNDS = 48, 192, 3
+#: `started` and the copy of the weights belong to the first segment, the copy of the output and `ended` to
+#: the last.
+_HEAD, _TAIL = 2, 2
+_RUNS = 5
+#: Segments that are launched one by one to measure what a boundary costs with the host in between.
+_ONE_BY_ONE, _ONE_BY_ONE_NS = 4, 1_000 * NS_PER_US
+
+
+class Wish(NamedTuple):
+    """What the worker's file says of a model; 0: it is chosen by measurement."""
+
+    boundary_ns: int = 0
+    in_flight: int = 0
+    urgent: bool = False
+
+    @property
+    def cut_from_ns(self) -> int:
+        """Classes that take longer are cut."""
+        return BOUNDARIES * self.boundary_ns or CUT_FROM_NS
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Nodes from `begin` to `end` of a chain, and what they take."""
+
+    begin: int
+    end: int
+    ns: int
+
+
+def bounds_of(groups: Sequence[Group], tau_ns: int) -> tuple[int, ...]:
+    """The nodes before which to cut, so that no segment of several groups takes longer than `tau_ns`."""
+    bounds: list[int] = []
+    length_ns = 0
+    for group in groups:
+        if length_ns and length_ns + group.ns > tau_ns:
+            bounds.append(group.begin)
+            length_ns = 0
+        length_ns += group.ns
+    return tuple(bounds)
+
+
+def halved(groups: Sequence[Group], longest_ns: int) -> list[tuple[int, int]]:
+    """The places (begin, end) of `groups`, those halved that take longer than `longest_ns` and can be."""
+    places: list[tuple[int, int]] = []
+    last = groups[-1].end - _TAIL
+    for group in groups:
+        middle = min(max((group.begin + group.end) // 2, _HEAD), last)
+        if group.ns > longest_ns and group.begin < middle < group.end:
+            places += [(group.begin, middle), (middle, group.end)]
+        else:
+            places.append((group.begin, group.end))
+    return places
+
+
+def chosen(
+    bounds: tuple[int, ...], times: Sequence[int], bubble_ns: int, wish: Wish, *, whole_ns: int
+) -> Cut | None:
+    """How segments that took `times` back to back are to run; None if they are too slow.
+
+    A boundary costs `bubble_ns` more with one in flight. One is enough unless that makes the run too slow. A
+    boundary that was asked for is had in any case.
+    """
+    behind_ns = (sum(times) - whole_ns) / len(bounds)
+    slower = SLOWER_WHERE_COSTLY if behind_ns >= COSTLY_NS else SLOWER
+    for in_flight, bubble in ((1, bubble_ns), (2, 0)):
+        asked = wish.in_flight in (0, in_flight)
+        forced = wish.boundary_ns and in_flight == (wish.in_flight or 2)
+        if asked and (forced or (behind_ns + bubble) * len(bounds) <= slower * whole_ns):
+            return Cut(bounds, tuple(times), in_flight, bubble)
+    return None
+
+
+class Cutter:
+    """Cuts classes of programs that run on `stream`. In the background thread."""
+
+    def __init__(self, driver: Driver, background: Background, stream: Stream, gate: Gate) -> None:
+        self._driver, self._background, self._stream = driver, background, stream
+        self._gate = gate
+        self._events = [driver.event() for _ in range(_MOST_GROUPS + 1)]
+
+    def cut(
+        self, program: RecordedProgram, of: Class, wish: Wish, weights: Block, *, whole_ns: int
+    ) -> str:
+        """Make a captured class run in segments; returns why it does not, empty if it does.
+
+        `weights` are those that it is measured with; `whole_ns` is its exec time. Raises OutOfDeviceMemory.
+        """
+        wholes = program.whole_runs(of)
+        chains = [self._driver.chain(whole.captured) for whole in wholes]
+        first = chains[0] if chains else None
+        if first is None or any(each is None or len(each) != len(first) for each in chains):
+            return "its graph is not one chain"
+        copies = [(program.active, weights.address, program.weights_bytes)]
+        try:
+            groups = self._groups(wholes[0], first, whole_ns)
+            cut = self._chosen(wholes[0], first, groups, wish, copies, whole_ns)
+            if cut is None:
+                return f"boundaries would slow it down by more than {SLOWER:.0%}"
+            runs: list[SegmentedRun] = []
+            for whole, chain in zip(wholes, chains, strict=True):
+                assert chain is not None
+                runs.append(SegmentedRun(self._driver, whole, chain, cut.bounds))
+        except ValueError as error:
+            return str(error)
+        if not self._same(program.sets(of), wholes, runs, copies):
+            for run in runs:
+                run.close()
+            return "its segments answer otherwise than the whole graph"
+        program.run_in_segments(of, cut, runs)
+        return ""
+
+    # ----------------------------------------------------------------------------- measuring
+
+    def _groups(self, whole: GraphRun, chain: Sequence[Any], whole_ns: int) -> list[Group]:
+        """Groups of nodes with their times, the long ones halved."""
+        size = max(1, -(-len(chain) // _GROUPS))
+        last = len(chain) - max(size, _TAIL)
+        places = list(pairwise((0, *range(max(size, _HEAD), last + 1, size), len(chain))))
+        made: dict[tuple[int, int], Graph] = {}
+        try:
+            for turn in range(_ROUNDS):
+                for place in places:
+                    if place not in made:
+                        made[place] = self._driver.segment(
+                            whole.captured, chain, *place, whole.active
+                        )
+                times = self._timed([made[place].launch for place in places], whole_ns)
+                boundary_ns = max(0, sum(times) - whole_ns) // len(places)
+                groups = [
+                    Group(*place, max(1, ns - boundary_ns))
+                    for place, ns in zip(places, times, strict=True)
+                ]
+                finer = halved(groups, TAUS_NS[0] // 2)
+                if finer == places or len(finer) > _MOST_GROUPS or turn == _ROUNDS - 1:
+                    break
+                places = finer
+            return groups
+        finally:
+            for graph in made.values():
+                graph.close()
+
+    def _chosen(
+        self,
+        whole: GraphRun,
+        chain: Sequence[Any],
+        groups: Sequence[Group],
+        wish: Wish,
+        copies: Sequence[tuple[int, int, int]],
+        whole_ns: int,
+    ) -> Cut | None:
+        bubble_ns: int | None = None
+        for tau_ns in (wish.boundary_ns,) if wish.boundary_ns else TAUS_NS:
+            bounds = bounds_of(groups, tau_ns)
+            if not bounds:
+                return None
+            run = SegmentedRun(self._driver, whole, chain, bounds)
+            try:
+                run.aim(copies)
+                whole.aim(copies)
+                (alone_ns,) = self._timed([whole.launch], whole_ns)
+                times = self._timed(run.launches, whole_ns)
+                if bubble_ns is None:  # it is the host's, so one measurement serves all
+                    bubble_ns = self._bubble_ns(run.launches, times, whole_ns)
+            finally:
+                run.close()
+            cut = chosen(bounds, times, bubble_ns, wish, whole_ns=alone_ns)
+            if cut is not None:
+                return cut
+        return None
+
+    def _timed(self, launches: Sequence[Callable[[Stream], None]], for_ns: int) -> list[int]:
+        """Median time of each when all are launched one behind the other, ns."""
+        events, driver = self._events, self._driver
+        taken: list[list[int]] = []
+        for _ in range(_RUNS):
+            self._background.until_idle(for_ns)
+            with self._alone():
+                driver.record(events[0], self._stream)
+                for launch, event in zip(launches, events[1:], strict=False):
+                    launch(self._stream)
+                    driver.record(event, self._stream)
+            used = events[: len(launches) + 1]
+            while not driver.done(used[-1]):
+                self._background.pause()
+            taken.append([driver.elapsed_ns(a, b) for a, b in pairwise(used)])
+        return [max(1, round(median(times))) for times in zip(*taken, strict=True)]
+
+    def _bubble_ns(
+        self, launches: Sequence[Callable[[Stream], None]], times: Sequence[int], for_ns: int
+    ) -> int:
+        """What a boundary costs more when the next segment is launched once the one before has ended."""
+        driver, events = self._driver, self._events
+        count = max(2, min(_ONE_BY_ONE, len(launches), _ONE_BY_ONE_NS // max(times)))
+        costs = []
+        for _ in range(_RUNS):
+            self._background.until_idle(for_ns)
+            with self._alone():
+                driver.record(events[0], self._stream)
+                for launch, event in zip(launches[:count], events[1:], strict=False):
+                    launch(self._stream)
+                    driver.record(event, self._stream)
+                    while not driver.done(event):
+                        pass
+            took_ns = driver.elapsed_ns(events[0], events[count])
+            costs.append((took_ns - sum(times[:count])) / (count - 1))
+        return max(0, round(median(costs)))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        background = self._background
+        with self._gate.alone(background.pause, segments=True), background.uncut():
+            yield
+
+    # -------------------------------------------------------------------------- right answers
+
+    def _same(
+        self,
+        sets: Sequence[BufferSet],
+        wholes: Sequence[GraphRun],
+        runs: Sequence[SegmentedRun],
+        copies: Sequence[tuple[int, int, int]],
+    ) -> bool:
+        """True if segments answer byte for byte as the whole graphs do.
+
+        A graph that does not repeat its own answers is therefore not cut.
+        """
+        return all(
+            self._answer(buffers, whole, copies) == self._answer(buffers, run, copies)
+            for buffers, whole, run in zip(sets, wholes, runs, strict=True)
+        )
+
+    def _answer(
+        self,
+        buffers: BufferSet,
+        run: GraphRun | SegmentedRun,
+        copies: Sequence[tuple[int, int, int]],
+    ) -> bytes:
+        driver, stream, ended = self._driver, self._stream, self._events[0]
+        host = buffers.staged_out.host
+        assert host is not None
+        nbytes = buffers.row_out * buffers.batch
+        with self._alone():
+            run.aim(copies)
+            run.launch(stream)
+            driver.copy(buffers.staged_out.address, buffers.output, nbytes, stream)
+            driver.record(ended, stream)
+        while not driver.done(ended):
+            self._background.pause()
+        return host[:nbytes].tobytes()
