@@ -292,7 +292,7 @@ def test_what_clients_and_operators_unload_leaves_the_worker(tmp_path: Path) -> 
             (shared,) = await other.load("resnet50_v2")
             assert await one.unload("resnet50_v2") == Unloaded(unloaded=2, kept=1)
             with pytest.raises(InvalidRequest, match="load it again"):
-                await one.infer(shared)
+                await one.infer(models[0])
             await left(one, 1)
             assert (await other.infer(shared, slo="5s")).ok
 
