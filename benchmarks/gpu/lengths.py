@@ -256,10 +256,13 @@ def measured_profile(options: argparse.Namespace) -> GpuProfile:
 
 
 def page(rows: list[Row], options: argparse.Namespace, capacity: float) -> str:
+    where = options.device
+    if options.profile is not None:
+        where += f" with the profile {options.profile.name}"
     lines = [
         "# Texts of 5 to 512 tokens on one GPU",
         "",
-        f"Written by [lengths.py](lengths.py): {MODEL}, {options.dtype}, {options.device}, log-normal lengths "
+        f"Written by [lengths.py](lengths.py): {MODEL}, {options.dtype}, {where}, log-normal lengths "
         f"({LENGTHS.text}: median, sigma, least, most), SLO {options.slo_ms} ms, {options.seconds} s a row. "
         "Per cent in time by the client. Full batches, each request in its own class, would be "
         f"{capacity:,.0f} requests/s.",
