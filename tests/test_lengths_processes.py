@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,9 +80,11 @@ def test_a_load_runs_each_request_in_the_class_of_its_length(tmp_path: Path) -> 
 
 
 def test_answers_to_named_inputs_are_those_of_the_model_at_their_own_length(tmp_path: Path) -> None:
+    # The worker finds the module beside its file.
+    shutil.copy(Path(cpu_models.__file__), tmp_path / "pooled_models.py")
     config = tmp_path / "worker.toml"
     config.write_text(
-        "[models.pooled]\nfactory = 'cpu_models:Pooled'\nlengths = [4, 16]\n"
+        "[models.pooled]\nfactory = 'pooled_models:Pooled'\nlengths = [4, 16]\n"
         "[models.pooled.inputs.ids]\nshape = [-1]\ndtype = 'int64'\n"
         "[models.pooled.inputs.mask]\nshape = [-1]\ndtype = 'int64'\n",
         encoding="utf-8",
