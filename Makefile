@@ -68,7 +68,7 @@ demo: install
 # Every check runs, also after one that failed; the last lines say how each ended and name each test that failed. The types take one core
 # for longer than all the short checks together, so they run beside those and the first tests, which wait for nothing but the processor.
 check: install
-	@echo "make check: 5 minutes on two quiet cores (make lint, for example, runs one of $(CHECKS))"; \
+	@echo "make check: 8 minutes on two quiet cores (make lint, for example, runs one of $(CHECKS))"; \
 	report=""; failed=0; began=$$SECONDS; types=$$(mktemp -d); trap 'rm -rf "$$types"' EXIT; \
 	ended() { \
 	  report+=$$(printf '%-8s %-6s %4d s' $$1 $$2 $$3)$$'\n'; \
