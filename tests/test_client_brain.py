@@ -198,7 +198,7 @@ def test_a_restarted_controller_loses_what_it_had_and_the_models_follow() -> Non
     rig.take(InferRequest)
     rig.welcome(incarnation=8)
     assert {f.request_id for f in rig.take(Failed)} == set(lost)
-    assert rig.take(Restarted) == [Restarted(2)]
+    assert rig.take(Restarted) == [Restarted(lost=2, models=2)]
     assert (rig.brain.restarts, rig.brain.lost_requests) == (1, 2)
     [load] = rig.take(LoadModelRequest)
     assert (load.name, load.copies) == ("toy", 2)

@@ -280,11 +280,19 @@ class Session:
             self.on_lost(request_id, failed.reason)
 
     def _restarted(self, effect: Restarted) -> None:
-        text = f"the controller at {self.address} was restarted: its models are loaded again"
+        text = f"the controller at {self.address} was restarted"
+        if effect.models:
+            text += ": the models of this client are loaded again"
         if effect.lost:
             text += f", and {effect.lost} requests that were in flight are lost"
+        if self._on_restart is not None:
+            tell = self._on_restart
+        elif effect.models or effect.lost:
+            tell = _warn
+        else:
+            return  # it costs this client nothing
         # Not now: an error in it must not cost the other effects.
-        self._loop.call_soon(self._on_restart or _warn, text)
+        self._loop.call_soon(tell, text)
 
     def _cancel(self, request_id: int) -> None:
         """Its caller gives a request or question up, which may have ended."""

@@ -334,7 +334,7 @@ class ClientBrain:
             f"the controller at {self._address} was restarted; send the request again"
         )
         self.lost_requests += lost
-        self._emit(Restarted(lost))
+        self._emit(Restarted(lost, self.held.missing(self._there)))
 
     def _load_again(self, now_ns: int) -> None:
         self.questions.why_not_loaded = ""

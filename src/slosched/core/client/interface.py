@@ -193,10 +193,11 @@ class NotWelcome(_Fact, frozen=True, gc=False):
 class Restarted(_Fact, frozen=True, gc=False):
     """Another controller process answers: `lost` requests failed with the one before.
 
-    The models that callers hold are being loaded again.
+    The `models` (their number) that callers hold are being loaded again.
     """
 
     lost: int
+    models: int
 
 
 Effect = ClientMessage | InferReply | Failed | Replied | Greeted | NotWelcome | Restarted

@@ -73,7 +73,7 @@ class Overtaking:
         starts = [
             start_ns
             for gpu in islice(request.instance.resident_on.values(), _GPUS)
-            if (start_ns := self._start_ns(gpu, now_ns, promised=False)) is not None
+            if (start_ns := self._start_ns(gpu, request.queue, now_ns, promised=False)) is not None
         ]
         return min(starts, default=None)
 
@@ -88,11 +88,15 @@ class Overtaking:
                 urgent = self._on(gpu, queue, now_ns)
                 if urgent is not None and (found is None or urgent.gain > found.gain):
                     found = urgent
+            if len(self._waiting) > _QUEUES:  # next time the others are looked at
+                self._waiting[queue_id] = self._waiting.pop(queue_id)
         return found
 
-    def _start_ns(self, gpu: Gpu, now_ns: int, *, promised: bool) -> int | None:
-        """When an urgent batch sent now would start on `gpu`; None: it cannot interrupt there."""
+    def _start_ns(self, gpu: Gpu, queue: Queue, now_ns: int, *, promised: bool) -> int | None:
+        """When an urgent batch of `queue` sent now would start on `gpu`; None: it cannot interrupt there."""
         lane, worker = gpu.exec, gpu.worker
+        if not worker.prepared[queue.instance.name].urgent:
+            return None  # others may have it so
         running = lane.ordinary()
         if running is None or gpu.held or gpu.runs_alone or lane.urgent >= _MAX_URGENT:
             return None
@@ -110,7 +114,7 @@ class Overtaking:
 
     def _on(self, gpu: Gpu, queue: Queue, now_ns: int) -> Urgent | None:
         """The urgent batch of `queue` on `gpu` that gains most."""
-        start_ns = self._start_ns(gpu, now_ns, promised=True)
+        start_ns = self._start_ns(gpu, queue, now_ns, promised=True)
         if start_ns is None:
             return None
         requests, table, returns = queue.requests, gpu.exec_table(queue), gpu.worker.returns
