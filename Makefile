@@ -120,7 +120,7 @@ endif
 slow: install
 	@failed=0; \
 	$(BIN)/python -m pytest -m 'slow and not processes' -n auto --maxprocesses 2 || failed=1; \
-	$(BIN)/python -m pytest -m 'slow and processes' || failed=1; \
+	$(BIN)/python -m pytest -m 'slow and processes' -n auto --maxprocesses 2 --dist loadfile || failed=1; \
 	$(MAKE) --no-print-directory sim FIRST=$(SEEDS) SEEDS=$(SLOW_SEEDS) || failed=1; \
 	exit $$failed
 
