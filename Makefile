@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine:
 #
 #   make demo      set up, then run the whole system here and check its answers (about 3 minutes)
-#   make check     set up, then run every check: format, lint, floors, faults, types, tests (5 minutes)
+#   make check     set up, then run every check: format, lint, floors, faults, types, tests (8 minutes)
 #
 # Both install into $(VENV) first, which is quick when nothing changed. Set PYTHON to choose an
 # interpreter (3.11 to 3.13), VENV to choose another environment: make check PYTHON=python3.12

@@ -88,7 +88,7 @@ class Cell:
 
     `lead` is the share in time less the first policy's; ratios are of means, to the first policy's.
     `p99_ns` is of successes, from seeds with enough of them. `holds` is from all seeds' requests
-    together; no verdict is of all steps. None where there is no data.
+    together; there is no verdict over all steps. None where there is no data.
     """
 
     policy: str
