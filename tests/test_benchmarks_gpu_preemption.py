@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,10 +65,18 @@ def test_answers_are_compared_and_a_table_is_made(bed: FakeBed) -> None:
     shown = {"p50": 1, "p99": 2}
     more = {"p99_wanted_at_most_ns": 3, "run_ns": 4, "whole_ns": 4, "slower": 0.0, "interrupted": 1}
     row: dict[str, Any] = {"alone": shown, "streams": shown, "answers": found, "segments": 9}
-    row |= {"longest_segment_ns": 1, "tuned_in_flight": 2}
+    row |= {"longest_segment_ns": 1, "tuned_in_flight": 2, "slower_wanted_at_most": 0.02}
     row |= {"in_flight_1": shown | more, "in_flight_2": shown | more}
-    lines = preemption.table({"models": {"long": row, "other": {"failed": "not cut"}}}).splitlines()
-    assert len(lines) == 2 + 5 + 1 and "not cut" in lines[-1]
+    document = {"models": {"long": row, "other": {"failed": "not cut"}}, "notes": ["a note"]}
+    lines = preemption.table(document).splitlines()
+    assert len(lines) == 2 + 4 + 1 and "not cut" in lines[-1]
+    page = preemption.page(document | {"measured_on": "a GPU", "seconds": 1.0})
+    assert f"| long | {found['long']} | {found['urgent']} | 0 |" in page and "    a note\n" in page
+
+
+def test_the_committed_page_is_that_of_the_results() -> None:
+    document = json.loads(preemption.RESULTS.read_text(encoding="utf-8"))
+    assert preemption.page(document) == preemption.PAGE.read_text(encoding="utf-8")
 
 
 def test_a_class_that_was_not_cut_is_said(bed: FakeBed) -> None:

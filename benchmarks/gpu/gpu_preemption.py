@@ -1,7 +1,8 @@
 """Urgent inferences beside a long model on one GPU: latency, what segments cost, and every answer compared.
 
-    python3 benchmarks/gpu/gpu_preemption.py --out DIR         # about two minutes; writes DIR/preemption.json
+    python3 benchmarks/gpu/gpu_preemption.py --out DIR    # two minutes; writes DIR/preemption.json and .md
     python3 benchmarks/gpu/gpu_preemption.py --out DIR --scale 0.1 --models resnet50
+    python3 benchmarks/gpu/gpu_preemption.py --table           # preemption.md from the results
 
 An urgent ResNet-50 of batch 1 arrives at random while a long model runs back to back: ResNet-50 of batch 64,
 ViT-L/16 of batch 32. Both run on the worker's own device (its exec lane, its programs, as `--preempt` prepares
@@ -20,7 +21,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from typing import Any
 import checkout_path  # noqa: F401  (before everything that lies in this checkout)
 import numpy as np
 from exact_rig import percentile
+from measured_on import measured_on
 
 from slosched.clock import now_ns
 from slosched.config import ModelSource, WorkerConfig
@@ -42,6 +44,8 @@ from slosched.output_files import write_file
 from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
 FOREVER_NS = 2**62
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "gpu_preemption.json"
+PAGE = Path(__file__).resolve().parent / "preemption.md"
 _PREPARE_S = 120.0
 _WAIT_S = 20.0
 _SLICE_NS = 100 * NS_PER_US
@@ -134,7 +138,6 @@ class Bed:
             weights_cache_bytes=4 * 2**30,
         )
         self.backend = CudaBackend(config, torch.device("cuda:0"))
-        self.facts = {"gpu": torch.cuda.get_device_name(0), "torch": torch.__version__}
         self.device = self.backend._gpu
         self.notes: list[str] = []
         self.ids: dict[str, int] = {}
@@ -357,6 +360,7 @@ def measure(bed: Bed, long: Long, scale: float) -> dict[str, Any]:
         "longest_segment_ns": max(cut.segment_ns),
         "tuned_in_flight": cut.in_flight,
         "bubble_ns": cut.bubble_ns,
+        "slower_wanted_at_most": long.slower,
         "alone": alone(device, arrivals),
     }
     streams = OnStreams(bed, long)
@@ -483,28 +487,67 @@ def answers(bed: Bed, long: Long, wanted: int) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------- table
 
 
-def table(found: dict[str, Any]) -> str:
+def table(found: Mapping[str, Any]) -> str:
     lines = [
-        "| long model | how | urgent p50 / p99 ms | wanted p99 | long alone ms | slower | interrupted |",
-        "|---|---|---|---|---|---|---|",
+        "| long model | how | urgent p50 / p99 ms | wanted | long alone ms | slower | wanted | interrupted |",
+        "| :-- | :-- | --: | --: | --: | --: | --: | --: |",
     ]
     for name, row in found["models"].items():
         if "answers" not in row:
-            lines.append(f"| {name} | {row['failed']} | | | | | |")
+            lines.append(f"| {name} | {row['failed']} | | | | | | |")
             continue
-        lines.append(f"| {name} | urgent alone | {_ms(row['alone'])} | | | | |")
-        lines.append(f"| {name} | priority streams alone | {_ms(row['streams'])} | | | | |")
+        lines.append(f"| {name} | urgent alone | {_ms(row['alone'])} | | | | | |")
+        lines.append(f"| {name} | priority streams alone | {_ms(row['streams'])} | | | | | |")
         for in_flight in (1, 2):
             each = row[f"in_flight_{in_flight}"]
             tuned = " (tuned)" if row["tuned_in_flight"] == in_flight else ""
             lines.append(
                 f"| {name} | {row['segments']} segments of at most {row['longest_segment_ns'] / 1e6:.3f} ms, "
-                f"{in_flight} in flight{tuned} | {_ms(each)} | {each['p99_wanted_at_most_ns'] / 1e6:.3f} | "
+                f"{in_flight} in flight{tuned} | {_ms(each)} | <= {each['p99_wanted_at_most_ns'] / 1e6:.3f} | "
                 f"{each['run_ns'] / 1e6:.3f} (whole {each['whole_ns'] / 1e6:.3f}) | {each['slower']:+.2%} | "
-                f"{each['interrupted']} |"
+                f"<= {row['slower_wanted_at_most']:.0%} | {each['interrupted']} |"
             )
-        lines.append(f"| {name} | answers | {json.dumps(row['answers'])} | | | | |")
     return "\n".join(lines)
+
+
+def answers_table(found: Mapping[str, Any]) -> str:
+    lines = [
+        "| long model | answers compared | urgent ones | wrong | runs interrupted | different answers |",
+        "| :-- | --: | --: | --: | --: | --: |",
+    ]
+    for name, row in found["models"].items():
+        if "answers" in row:
+            of = row["answers"]
+            lines.append(
+                f"| {name} | {of['long']:,} | {of['urgent']:,} | {of['wrong']} | {of['interrupted']} | "
+                f"{of['different_answers']} |"
+            )
+    return "\n".join(lines)
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """The results as Markdown."""
+    return f"""# Urgent inferences beside a long model on one GPU
+
+Written by [gpu_preemption.py](gpu_preemption.py), which [preemption.sh](preemption.sh) runs. An urgent
+ResNet-50 of batch 1 arrives at random while ResNet-50 of batch 64 or ViT-L/16 of batch 32 runs back to back
+(float16, on the worker's own device, no worker's loop). Latency counts from the arrival to the noticed end. The
+wanted p99 is the one alone, the segments in flight and {_SPARE_NS / NS_PER_MS:g} ms. *Slower* is the long model
+alone in segments, beside whole graphs measured before and after. *Priority streams alone*: whole graphs of both
+on two streams of different priority.
+
+{table(found)}
+
+Answers, byte for byte those of the same program when it runs alone, which are compared with plain execution:
+
+{answers_table(found)}
+
+What preparing said:
+
+{chr(10).join(f"    {note}" for note in found["notes"])}
+
+*{found["measured_on"]}. {found["seconds"]:.0f} s in all.*
+"""
 
 
 def _ms(row: dict[str, Any]) -> str:
@@ -515,7 +558,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="where preemption.json goes")
+    parser.add_argument("--out", type=Path, help="where preemption.json and .md go")
+    parser.add_argument("--table", action="store_true", help="only write preemption.md")
+    parser.add_argument("--commit", default="", help="what was measured, outside a checkout")
     parser.add_argument("--work", type=Path, help="not needed: nothing else is written")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the usual counts")
     parser.add_argument(
@@ -523,12 +568,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--models", default=",".join(LONG), help="long models (default: both)")
     options = parser.parse_args(arguments)
+    if options.table:
+        document = json.loads(RESULTS.read_text(encoding="utf-8"))
+        write_file(PAGE, page(document).encode())
+        return 0
+    if options.out is None:
+        parser.error("--out is missing")
     names = options.models.split(",")
     if unknown := set(names) - LONG.keys():
         parser.error(f"{', '.join(sorted(unknown))} is not one of {', '.join(LONG)}")
     began = time.monotonic()
     bed = Bed(names)
-    found: dict[str, Any] = {**bed.facts, "notes": bed.notes, "models": {}}
+    found: dict[str, Any] = {
+        "measured_on": measured_on("cuda:0", options.commit),
+        "notes": bed.notes,
+        "models": {},
+    }
     print("\n".join(bed.notes), flush=True)
     gc.collect()
     gc.freeze()
@@ -546,8 +601,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found["seconds"] = time.monotonic() - began
         options.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(found, indent=1) + "\n"
-        write_file(options.out / "preemption.json", text.encode(), replacing=True)
-        print(table(found), flush=True)
+        write_file(options.out / "preemption.json", text.encode())
+        write_file(options.out / "preemption.md", page(found).encode())
+        print(f"{table(found)}\n\n{answers_table(found)}", flush=True)
     print(f"{found['seconds']:.0f} s, {wrong} wrong answers", flush=True)
     bed.backend.close()
     failed = any("failed" in row for row in found["models"].values())

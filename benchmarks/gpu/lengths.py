@@ -2,6 +2,7 @@
 
     benchmarks/gpu/lengths.py --out DIR                                   # on cuda:0, about four minutes
     benchmarks/gpu/lengths.py --out DIR --device emulated --profile P     # does it work?
+    benchmarks/gpu/lengths.py --table                                     # lengths.md from the results
 
 BERT with token ids and a mask, log-normal lengths, an open loop at rising rates and one SLO, in three forms:
 one class of 512 tokens (padded), a queue for each of the classes 64, 128, 256 and 512 (apart), and batches
@@ -19,13 +20,15 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import checkout_path  # noqa: F401  (before everything that lies in this checkout)
 import numpy as np
+from measured_on import measured_on
 from numpy.typing import NDArray
 
 from slosched.clients.aio import AsyncClient, connect
@@ -55,6 +58,9 @@ _READY_S, _REFERENCES_S = 300.0, 120.0
 #: How far an answer in float16 may be from one in float32, of its largest value.
 _TOLERANCE = 3e-2
 _SEED = 3
+
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "lengths.json"
+PAGE = Path(__file__).resolve().parent / "lengths.md"
 
 Array = NDArray[Any]
 
@@ -255,27 +261,30 @@ def measured_profile(options: argparse.Namespace) -> GpuProfile:
 # --------------------------------------------------------------------------------------- the page
 
 
-def page(rows: list[Row], options: argparse.Namespace, capacity: float) -> str:
-    where = options.device
-    if options.profile is not None:
-        where += f" with the profile {options.profile.name}"
+def page(document: Mapping[str, Any]) -> str:
+    """The results as Markdown."""
+    given, rows = document["settings"], [Row(**each) for each in document["rows"]]
+    where = given["device"]
+    if given["profile"]:
+        where += f" with the profile {given['profile']}"
     lines = [
         "# Texts of 5 to 512 tokens on one GPU",
         "",
-        f"Written by [lengths.py](lengths.py): {MODEL}, {options.dtype}, {where}, log-normal lengths "
-        f"({LENGTHS.text}: median, sigma, least, most), SLO {options.slo_ms} ms, {options.seconds} s a row. "
+        f"Written by [lengths.py](lengths.py): {MODEL}, {given['dtype']}, {where}, log-normal lengths "
+        f"({LENGTHS.text}: median, sigma, least, most), SLO {given['slo_ms']} ms, {given['seconds']} s a row. "
         "Per cent in time by the client. Full batches, each request in its own class, would be "
-        f"{capacity:,.0f} requests/s.",
+        f"{document['capacity_per_s']:,.0f} requests/s. *padded*: every text to 512 tokens; *apart*: a queue "
+        "for each length class; *mixed*: batches may hold several classes (the default).",
         "",
         "| requests/s | way | in time | simulated | p99 ms | answers compared | wrong | largest difference |",
         "| --: | :-- | --: | --: | --: | --: | --: | --: |",
     ]
     lines += [
         f"| {row.rate_per_s:,.0f} | {row.way} | {100 * row.in_time:.2f} % | {100 * row.simulated:.2f} % | "
-        f"{row.p99_ms:.1f} | {row.compared:,} | {row.wrong} | {100 * row.worst:.2f} % |"
+        f"{row.p99_ms:.1f} | {row.compared:,} | {row.wrong} | {100 * row.worst:.4f} % |"
         for row in sorted(rows, key=lambda each: (each.rate_per_s, list(WAYS).index(each.way)))
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", f"*{document['measured_on']}.*"]) + "\n"
 
 
 def run(options: argparse.Namespace, work: Path) -> list[Row]:
@@ -288,6 +297,17 @@ def run(options: argparse.Namespace, work: Path) -> list[Row]:
         command += ["--device", options.device, "--out", str(options.out)]
         subprocess.run(command, check=True, timeout=_REFERENCES_S)
     rows: list[Row] = []
+    document: dict[str, Any] = {
+        "settings": {
+            "device": options.device,
+            "profile": options.profile.name if options.profile else "",
+            "dtype": options.dtype,
+            "slo_ms": options.slo_ms,
+            "seconds": options.seconds,
+        },
+        "measured_on": measured_on(options.device, options.commit),
+        "capacity_per_s": capacity,
+    }
     for way in WAYS:
         with served(options, work / way, way) as address:
             for load in LOADS:
@@ -296,25 +316,34 @@ def run(options: argparse.Namespace, work: Path) -> list[Row]:
                 row.simulated = simulated(profile, row, options)
                 rows.append(row)
                 print(row, flush=True)
-                document = {"rows": [asdict(each) for each in rows], "capacity_per_s": capacity}
-                write_file(options.out / "lengths.json", json.dumps(document, indent=1).encode())
-                write_file(options.out / "lengths.md", page(rows, options, capacity).encode())
+                document["rows"] = [asdict(each) for each in rows]
+                text = json.dumps(document, indent=1) + "\n"
+                write_file(options.out / "lengths.json", text.encode())
+                write_file(options.out / "lengths.md", page(document).encode())
     return rows
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Length classes beside padding, on one GPU.")
-    parser.add_argument("--out", type=Path, required=True, help="a folder for the results")
+    parser.add_argument("--out", type=Path, help="a folder for the results")
+    parser.add_argument("--table", action="store_true", help="only write lengths.md from results/")
+    parser.add_argument("--commit", default="", help="what was measured, outside a checkout")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--profile", type=Path, help="of the GPU; default: measured now")
-    parser.add_argument("--dtype", default="float16")
-    parser.add_argument("--slo-ms", type=int, default=25)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--slo-ms", type=int, default=50)
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--references", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.references is not None:
         write_references(options.references, options.device)
         return 0
+    if options.table:
+        document = json.loads(RESULTS.read_text(encoding="utf-8"))
+        write_file(PAGE, page(document).encode(), replacing=True)
+        return 0
+    if options.out is None:
+        parser.error("--out is missing")
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         rows = run(options, Path(work))

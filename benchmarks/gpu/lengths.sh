@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# lengths.py on a machine where nothing is installed from this repository: PYTHONPATH says where the rest is.
+# lengths.py on a machine where nothing is installed from this repository: PYTHONPATH must hold pyzmq and msgspec.
 #
 #   benchmarks/gpu/lengths.sh OUT_DIR [OPTIONS of lengths.py]
 out=${1:?usage: $0 OUT_DIR [OPTIONS]}

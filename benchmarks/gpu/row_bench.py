@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import traceback
@@ -20,13 +19,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
 
 import exact_table
 from exact_rig import MODEL, WORKER_OPTIONS, NotHere, Rig, Row, Settings
+from measured_on import gpu_facts, version_of
 from serving_core import commit, machine_line
 from stall_meter import BOUNDS, StallMeter
 
@@ -40,7 +39,6 @@ from slosched.version import __version__
 _LIBRARIES = ("torch", "transformers", "pyzmq", "msgspec", "uvloop", "numpy", "mosec")
 #: Ending the workers and writing the results takes this long at most.
 _RESERVE_S = 12.0
-_SMI_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ class Bench(ABC):
         self.rows: dict[str, dict[str, Any]] = {}
         self.failed: dict[str, str] = {}
         self.skipped: dict[str, str] = {}
-        self.gpu = gpu_facts(settings)
+        self.gpu = {} if settings.emulated else gpu_facts(settings.device)
         self.host = {k: v for k, v in describe_host().items() if k != "hostname"}
         self.commit: str = options.commit or commit() or "no checkout"
         self.meter: dict[str, Any] = {}
@@ -226,7 +224,7 @@ class Bench(ABC):
             "machine": self.host,
             "versions": {
                 "slosched": f"{__version__} ({self.commit})",
-                **{name: _version(name) for name in _LIBRARIES},
+                **{name: version_of(name) for name in _LIBRARIES},
             },
             "settings": {
                 "device": self.settings.device,
@@ -266,34 +264,6 @@ def _disturbance(meter: StallMeter | None, begin_ns: int, end_ns: int) -> dict[s
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:
     write_file(path, (json.dumps(document, indent=1) + "\n").encode())
-
-
-def gpu_facts(settings: Settings) -> dict[str, str]:
-    """Name, driver, clocks and limits as nvidia-smi tells them; {} without one."""
-    if settings.emulated:
-        return {}
-    fields = "name driver_version memory.total clocks.sm clocks.max.sm clocks.mem power.limit temperature.gpu"
-    names = fields.split()
-    index = settings.device.partition(":")[2] or "0"
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", "-i", index, f"--query-gpu={','.join(names)}", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=_SMI_S,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    values = [value.strip() for value in done.stdout.strip().split(",")]
-    return dict(zip(names, values, strict=False))
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
 
 
 # ------------------------------------------------------------------------------- the command
