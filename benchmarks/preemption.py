@@ -5,25 +5,31 @@
 
 Each cell is one mix of short and long models at a load (of the GPU time, one request at a time), simulated with
 the same seed under INFER5 with and without --preempt, EDF and FIFO; the bound is the capacity bound of
-slosched.bound, which no schedule exceeds. Shares are the controller's, p99 the client's latency.
+slosched.bound, which no schedule exceeds. Shares are the controller's, p99 the client's latency. Under overload
+the GPU time of each class is shown as well, with weights of clients, as values and as shares.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from slosched.bound.capacity import capacity_bound
 from slosched.bound.problem import Cluster, cells_of
+from slosched.codes import ActionType
 from slosched.config import SchedulerConfig
 from slosched.gpu_profile import GpuProfile, ModelProfile
 from slosched.output_files import write_file
 from slosched.sim.run import simulate
 from slosched.sim.spec import SimSpec
+from slosched.telemetry import action_log
 from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.workloads.mix import MixEntry, mix
 
@@ -31,6 +37,9 @@ PAGE = Path(__file__).parent / "preemption.md"
 LOADS = (0.3, 0.5, 0.7, 0.9, 1.0, 1.2)
 #: (TYPE, preempt), in the order of the columns.
 RUNS = (("INFER5", False), ("INFER5", True), ("EDF", False), ("FIFO", False))
+#: Of the clients of short and long requests, under twice and three times what one GPU can do.
+WEIGHTS = ((1.0, 1.0), (4.0, 1.0), (1.0, 4.0))
+OVERLOADS = (2.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,9 @@ class Cell:
     gpus: int
     load: float
     seconds: int
+    #: How weights of clients count ("": there are none), and those of the classes.
+    counts_as: str = ""
+    weights: tuple[float, ...] = ()
 
     def spec(self, policy: str, preempt: bool) -> SimSpec:
         entries = [
@@ -107,12 +119,22 @@ class Cell:
                 1,
                 self.gpus * self.load * each.part * 1000 / each.b1_ms,
                 (0.0, round(each.slo_ms * NS_PER_MS)),
+                client=each.name if self.weights else "",
+                weight=weight,
             )
-            for each in self.mix.classes
+            for each, weight in zip(
+                self.mix.classes, self.weights or [1.0] * len(self.mix.classes), strict=True
+            )
         ]
         return SimSpec(
             workload=mix(entries, self.seconds * NS_PER_S),
-            scheduler=SchedulerConfig(policy=policy, max_exec_ns=10 * NS_PER_S, preempt=preempt),
+            scheduler=SchedulerConfig(
+                policy=policy,
+                max_exec_ns=10 * NS_PER_S,
+                preempt=preempt,
+                client_weights=self.counts_as or "value",
+                max_client_weight=100.0,
+            ),
             profiles=(self.mix.profile,),
             gpus=self.gpus,
         )
@@ -128,6 +150,43 @@ def measured(job: tuple[Cell, str, bool]) -> list[str]:
         p99 = f"{step.latency_p99_ns / NS_PER_MS:.1f}" if step.latency_p99_ns else "-"
         texts.append(f"{100 * step.met / max(1, step.sent):.2f} ({p99})")
     return texts
+
+
+def gpu_time(job: tuple[Cell, bool]) -> list[float]:
+    """The part of the GPU time that was spent on answers in time, of each class; and on late ones, of all."""
+    cell, preempt = job
+    with tempfile.TemporaryDirectory() as directory:
+        run = simulate(cell.spec("INFER5", preempt), out=Path(directory) / "run")
+        assert run.run_dir is not None
+        log = action_log.read_action_log(Path(run.run_dir) / action_log.FILE_NAME)
+    infers = log["action_type"] == int(ActionType.INFER)
+    whole_ns = cell.gpus * cell.seconds * NS_PER_S
+    # A controller numbers the instances in the order of the classes.
+    parts = [
+        float(log["goodput"][infers & (log["model_id"] == model)].sum()) / whole_ns
+        for model in np.unique(log["model_id"][infers])
+    ]
+    return [*parts, float(log["worker_exec_duration"][infers].sum()) / whole_ns - sum(parts)]
+
+
+def weighted(cells: list[Cell], found: dict[tuple[Cell, bool], list[float]]) -> list[str]:
+    """A line for each cell: how the GPU time is split."""
+    lines = [
+        "| load | weights | count as | short / long | late | short / long, --preempt | late | served |",
+        "| --: | :-- | :-- | --: | --: | --: | --: | --: |",
+    ]
+    for cell in cells:
+        texts, served = [], []
+        for preempt in (False, True):
+            *parts, late = found[cell, preempt]
+            texts.append(f"{' / '.join(f'{100 * part:.1f}' for part in parts)} | {abs(100 * late):.1f}")
+            served.append(sum(parts))
+        weights = ":".join(f"{weight:g}" for weight in cell.weights)
+        lines.append(
+            f"| {cell.load:g} | {weights} | {cell.counts_as} | {' | '.join(texts)} | "
+            f"{100 * served[1] / served[0]:.1f} |"
+        )
+    return lines
 
 
 def bound(cell: Cell) -> float:
@@ -163,12 +222,20 @@ def main(arguments: list[str] | None = None) -> int:
     loads, seconds = ((0.5, 1.2), 1) if options.quick else (LOADS, 12)
     cells = [Cell(m, g, load, seconds) for m in MIXES for g in (1, 6) for load in loads]
     jobs = [(cell, policy, preempt) for cell in cells for policy, preempt in RUNS]
+    overloaded = [
+        Cell(two_classes(0.5), 1, load, seconds, counts_as, weights)
+        for counts_as in ("value", "shares")
+        for load in OVERLOADS
+        for weights in WEIGHTS
+    ]
+    splits = [(cell, preempt) for cell in overloaded for preempt in (False, True)]
     found = {}
     with ProcessPoolExecutor(options.jobs) as pool:
         for done, (job, texts) in enumerate(zip(jobs, pool.map(measured, jobs), strict=True), 1):
             found[job] = texts
-            print(f"\r{done} of {len(jobs)} runs", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+            if sys.stderr.isatty():
+                print(f"\r{done} of {len(jobs)} runs", end="", file=sys.stderr, flush=True)
+        split = dict(zip(splits, pool.map(gpu_time, splits), strict=True))
     lines = [
         "# What interrupting long inferences is worth",
         "",
@@ -185,6 +252,16 @@ def main(arguments: list[str] | None = None) -> int:
                 "| --: | :-- | --: | --: | --: | --: | --: |",
                 *rows(chosen, found),
             ]
+    lines += [
+        "",
+        "## Above: how the GPU time is split",
+        "",
+        f"{two_classes(0.5).title}, 1 GPU: per cent of the GPU time that answers in time took, of each "
+        "class, and that late answers took. *Served*: with --preempt over without, in per cent. The weights "
+        "are those of the clients, short to long.",
+        "",
+        *weighted(overloaded, split),
+    ]
     write_file(options.out, ("\n".join(lines) + "\n").encode())
     return 0
 

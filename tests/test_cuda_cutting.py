@@ -136,8 +136,8 @@ def test_a_long_class_is_cut_at_the_smallest_tau_and_a_short_model_gets_a_twin()
     assert cut.in_flight == 1 and max(cut.segment_ns) >= 0.2 * 8 * MS  # a node of a fifth of it
     small = sorted(cut.segment_ns)[:-2]
     assert small and max(small) <= 0.05 * 8 * MS + 20 * US  # no two of the other nodes fit into tau
-    assert program.urgent is not None and side_of(program, 1) is program.urgent
-    assert side_of(program, 0) is program
+    assert program.urgent is not None and side_of(program, 1, Class(1)) is program.urgent
+    assert side_of(program, 0, Class(1)) is program
     assert program.boundary_ns == cut.boundary_ns
     assert made.profile[4] == pytest.approx(8 * MS, rel=0.02)
     assert "1 of 2 classes in segments and a twin for urgent runs" in program.preemption

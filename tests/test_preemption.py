@@ -15,6 +15,7 @@ from slosched.bound.capacity import capacity_bound
 from slosched.bound.problem import Cluster, GpuKind, Problem, cells_of
 from slosched.bound.problem import Request as BoundRequest
 from slosched.bound.window import window_bound
+from slosched.codes import ActionType
 from slosched.config import EmulationNoise, SchedulerConfig
 from slosched.core.scheduler.lane import Lane
 from slosched.core.worker.emulated import EmulatedGpu
@@ -24,6 +25,7 @@ from slosched.messages import Span
 from slosched.sim.faults import FaultPlan
 from slosched.sim.run import simulate
 from slosched.sim.spec import SimSpec
+from slosched.telemetry import action_log
 from slosched.telemetry.segment_log import FILE_NAME, read_segment_log
 from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.workloads.mix import MixEntry, mix
@@ -191,10 +193,35 @@ def test_an_urgent_action_delays_what_it_interrupts_and_what_stands_behind_it() 
     assert list(lane.outstanding) == [urgent, running, behind]
     assert (running.predicted_end_ns, behind.predicted_start_ns) == (52 * MS, 52 * MS)
     assert lane.busy_until_ns == 102 * MS and running.paused_ns == 2 * MS
-    lane.finish(urgent, end_ns=13 * MS)  # a millisecond later than expected
+    lane.finish(urgent, end_ns=13 * MS, took_ns=3 * MS)  # a millisecond longer than expected
     assert (running.predicted_end_ns, lane.busy_until_ns) == (53 * MS, 103 * MS)
     lane.finish(running, end_ns=53 * MS)
     assert (behind.predicted_start_ns, lane.busy_until_ns) == (53 * MS, 103 * MS)
+
+
+@pytest.mark.parametrize("end_ms", [11.7, 12.3])
+def test_a_boundary_that_comes_sooner_or_later_changes_no_pause(end_ms: float) -> None:
+    lane: Lane[Sent] = Lane("exec")
+    running, first, second = Sent(0, 50), Sent(10, 2, priority=1), Sent(12, 2, priority=1)
+    for each in (running, first, second):
+        lane.add(each)
+    assert running.predicted_end_ns == 54 * MS
+    lane.finish(first, end_ns=round(end_ms * MS), took_ns=2 * MS)
+    assert second.predicted_end_ns == round((end_ms + 2) * MS)
+    assert running.predicted_end_ns == 54 * MS
+    lane.finish(second, end_ns=second.predicted_end_ns)  # it failed, and took nothing
+    assert running.predicted_end_ns == lane.busy_until_ns == 52 * MS
+
+
+def test_what_waits_behind_an_urgent_action_that_interrupted_nothing_starts_at_its_end() -> None:
+    lane: Lane[Sent] = Lane("exec")
+    urgent, waiting = Sent(10, 2, priority=1), Sent(11, 50)
+    waiting.predicted_start_ns, waiting.predicted_end_ns = 12 * MS, 62 * MS
+    lane.add(waiting)
+    lane.outstanding.appendleft(urgent)
+    lane.finish(urgent, end_ns=round(12.5 * MS), took_ns=2 * MS)
+    assert waiting.predicted_start_ns == round(12.5 * MS)
+    assert lane.busy_until_ns == round(62.5 * MS)
 
 
 def test_a_long_action_may_end_while_an_urgent_one_is_on_its_way() -> None:
@@ -211,11 +238,29 @@ def test_a_long_action_may_end_while_an_urgent_one_is_on_its_way() -> None:
 # ------------------------------------------------------------------------------------ whole runs
 
 
-def spec(*, load: float = 0.7, share: float = 0.5, seed: int = 0, **options: Any) -> SimSpec:
-    """Short and long requests for `load` of one GPU, of which the short ones take `share`."""
+def spec(
+    *,
+    load: float = 0.7,
+    share: float = 0.5,
+    seed: int = 0,
+    short_weight: float = 0.0,
+    **options: Any,
+) -> SimSpec:
+    """Short and long requests for `load` of one GPU, of which the short ones take `share`.
+
+    With a `short_weight` two clients send them; that of the short ones has it.
+    """
+    clients = ("short", "long") if short_weight else ("", "")
     entries = [
-        MixEntry("short", 1, load * share * 500, (0.0, 10 * MS)),
-        MixEntry("long", 1, load * (1 - share) * 20, (0.0, 250 * MS)),
+        MixEntry(
+            "short",
+            1,
+            load * share * 500,
+            (0.0, 10 * MS),
+            client=clients[0],
+            weight=short_weight or 1.0,
+        ),
+        MixEntry("long", 1, load * (1 - share) * 20, (0.0, 250 * MS), client=clients[1]),
     ]
     config: dict[str, Any] = {"max_exec_ns": NS_PER_S, "preempt": True} | options
     return SimSpec(
@@ -236,6 +281,19 @@ def shares(run: SimSpec, out: Path | None = None) -> tuple[float, float]:
     return by_group["short"], by_group["long"]
 
 
+def gpu_time(run: SimSpec, out: Path) -> tuple[list[float], float]:
+    """The parts of the GPU time that short and long answers in time took, and that late ones took."""
+    simulate(run, out=out)
+    log = action_log.read_action_log(out / action_log.FILE_NAME)
+    infers = log["action_type"] == int(ActionType.INFER)
+    served = [
+        float(log["goodput"][infers & (log["model_id"] == model)].sum()) / (4 * NS_PER_S)
+        for model in sorted(set(log["model_id"][infers].tolist()))
+    ]
+    all_of_it = float(log["worker_exec_duration"][infers].sum()) / (4 * NS_PER_S)
+    return served, all_of_it - sum(served)
+
+
 @pytest.mark.parametrize("share", [0.9, 0.5])
 @pytest.mark.parametrize("load", [0.3, 0.7, 0.9])
 def test_short_requests_gain_and_long_ones_lose_a_point_at_most(load: float, share: float) -> None:
@@ -245,6 +303,21 @@ def test_short_requests_gain_and_long_ones_lose_a_point_at_most(load: float, sha
     if without[0] < 0.99:
         assert with_it[0] > without[0]
     assert with_it[1] >= without[1] - 0.01
+
+
+@pytest.mark.parametrize("counts_as", ["value", "shares"])
+def test_under_overload_no_gpu_time_is_wasted_and_the_split_follows_the_weights(
+    counts_as: str, tmp_path: Path
+) -> None:
+    """What pauses make late has been computed for nothing, whatever the weights of the urgent ones are."""
+    splits = []
+    for weight in (0.25, 1.0, 4.0):
+        run = spec(load=3.0, short_weight=weight, client_weights=counts_as, max_client_weight=4.0)
+        parts, late = gpu_time(run, tmp_path / f"{weight:g}")
+        assert late <= 0.01 and sum(parts) >= 0.95
+        splits.append(parts[0] / sum(parts))
+    assert splits[0] < splits[1] < splits[2]
+    assert splits[0] < 0.3 and splits[2] > 0.4
 
 
 def test_no_long_action_is_paused_for_longer_than_it_runs(tmp_path: Path) -> None:

@@ -521,7 +521,8 @@ class LoadModelResult(ActionResult, frozen=True, kw_only=True):
     """`exec_ns[i]` is the profiled exec time of `batch_sizes[i]`, in the longest of the `length_classes` if
     there are any; these ascend. `inputs` and `outputs` are the signature, `input_*` and `output_*` its first
     tensors at the greatest length. `boundary_ns` is the longest time until a run of it can be interrupted; 0:
-    it cannot be. `urgent`: an Infer of it may interrupt others.
+    it cannot be. An Infer of a class whose profiled exec time is at most `urgent_ns` may interrupt others; 0:
+    none may.
     """
 
     span: Span
@@ -541,7 +542,7 @@ class LoadModelResult(ActionResult, frozen=True, kw_only=True):
     outputs: Tensors = ()
     length_classes: Annotated[tuple[LengthClass, ...], msgspec.Meta(max_length=MOST_LENGTHS)] = ()
     boundary_ns: Number = 0
-    urgent: bool = False
+    urgent_ns: Number = 0
 
 
 class UnloadModelResult(ActionResult, frozen=True, kw_only=True):

@@ -64,21 +64,29 @@ class Lane(Generic[A]):
             waiting.predicted_end_ns += duration_ns
         self.busy_until_ns = self.outstanding[-1].predicted_end_ns
 
-    def _urgent_ended(self, action: A, end_ns: int) -> None:
-        """What it had interrupted, or stands behind it, is expected that much later, or sooner."""
+    def _urgent_ended(self, action: A, took_ns: int, end_ns: int) -> None:
+        """What stands behind it is predicted anew.
+
+        What it had interrupted is delayed by what it took, no matter when the boundary came.
+        """
         later_ns = end_ns - action.predicted_end_ns
+        longer_ns = took_ns - action.expected_duration_ns
         self.outstanding.remove(action)
         self.busy_until_ns = end_ns
+        interrupted = self.ordinary()
+        if interrupted is None or interrupted.predicted_start_ns >= action.predicted_start_ns:
+            longer_ns = later_ns
         for waiting in self.outstanding:
+            change_ns = later_ns if waiting.priority else longer_ns
             if waiting.predicted_start_ns >= action.predicted_start_ns:
-                waiting.predicted_start_ns += later_ns
-            waiting.predicted_end_ns += later_ns
+                waiting.predicted_start_ns += change_ns
+            waiting.predicted_end_ns += change_ns
             self.busy_until_ns = waiting.predicted_end_ns
 
-    def finish(self, action: A, *, end_ns: int) -> None:
-        """Take `action` off; it ended at `end_ns`. What stands behind it is predicted anew."""
+    def finish(self, action: A, *, end_ns: int, took_ns: int = 0) -> None:
+        """Take `action` off, which took `took_ns` and ended at `end_ns`; predict what stands behind it anew."""
         if action.priority:
-            self._urgent_ended(action, end_ns)
+            self._urgent_ended(action, took_ns, end_ns)
             return
         head = self.outstanding[0]
         was_head = head is action or (head.priority > 0 and self.ordinary() is action)

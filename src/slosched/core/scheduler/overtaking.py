@@ -4,7 +4,8 @@ A long inference stops at its next boundary, an urgent batch runs, and the long 
 ordinary on that GPU, aboard or waiting, is delayed by the urgent batch's exec time D. The batch is sent if
 the sum over its requests that would be late otherwise, of value times batch-1 time, exceeds
 
-    the same sum over the ordinary requests aboard that its pause would make late
+    the same sum over the ordinary requests aboard that its pause would make late, each of a value no less than
+    the urgent ones' (their GPU time would be wasted, and could have served those)
     + D u / U
 
 where u is the largest share of its SLO that an ordinary request of this GPU needs with the pause, aboard or
@@ -16,7 +17,7 @@ What is promised to long requests: the urgent batches sent behind an action paus
 action's own expected exec time, all together. So an action of exec time e, sent when its GPU is free, ends
 after 2 e at the latest.
 
-Urgent are models whose worker says so: short ones, which it has captured for that.
+Urgent are models whose worker says so, in the batch sizes that it has captured for that: short ones.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class Overtaking:
     def _start_ns(self, gpu: Gpu, queue: Queue, now_ns: int, *, promised: bool) -> int | None:
         """When an urgent batch of `queue` sent now would start on `gpu`; None: it cannot interrupt there."""
         lane, worker = gpu.exec, gpu.worker
-        if not worker.prepared[queue.instance.name].urgent:
+        if not worker.prepared[queue.instance.name].urgent_ns:
             return None  # others may have it so
         running = lane.ordinary()
         if running is None or gpu.held or gpu.runs_alone or lane.urgent >= _MAX_URGENT:
@@ -118,6 +119,7 @@ class Overtaking:
         if start_ns is None:
             return None
         requests, table, returns = queue.requests, gpu.exec_table(queue), gpu.worker.returns
+        urgent_ns = gpu.worker.prepared[queue.instance.name].urgent_ns
         ordinary_ns = self._ordinary_start_ns(queue, now_ns)
         paused = [action for action in gpu.exec.outstanding if not action.priority]
         used = self._used(gpu, paused, now_ns)
@@ -125,7 +127,7 @@ class Overtaking:
         best: Urgent | None = None
         for batch, estimator in table.classes:
             expected_ns = estimator.expected_ns
-            if not _may_pause(paused, expected_ns):
+            if table.profiled_ns[batch] > urgent_ns or not _may_pause(paused, expected_ns):
                 break
             first = first_from(requests, start_ns + estimator.margin_ns + returns.margin_ns)
             aboard = requests[first : first + batch]
@@ -133,7 +135,9 @@ class Overtaking:
                 break
             late_ns = ordinary_ns + expected_ns + returns.expected_ns
             late = [value_of(each) for each in aboard if each.deadline_ns < late_ns]
-            gain = sum(late) * single_ns - self._lost_ns(paused, expected_ns)
+            if not late:
+                continue
+            gain = sum(late) * single_ns - self._lost_ns(paused, expected_ns, max(late))
             most = max(
                 [(needs_ns + expected_ns) / slo_ns for needs_ns, slo_ns in used], default=0.0
             )
@@ -172,14 +176,18 @@ class Overtaking:
             used.append((ends_ns - last.arrival_ns, last.slo_ns))
         return used
 
-    def _lost_ns(self, paused: Sequence[ActionState], pause_ns: int) -> float:
-        """What the requests aboard count that would be in time, and are late with a pause."""
+    def _lost_ns(self, paused: Sequence[ActionState], pause_ns: int, value: float) -> float:
+        """What the requests aboard count that would be in time, and are late with a pause.
+
+        Each has a value of at least `value`, the urgent ones' greatest: the GPU time that it took could have
+        served those.
+        """
         lost = 0.0
         for action in paused:
             gpu = action.gpu
             ends_ns = action.predicted_end_ns + gpu.worker.returns.expected_ns
             late = [
-                value_of(request)
+                max(value, value_of(request))
                 for request in action.requests
                 if ends_ns <= request.deadline_ns < ends_ns + pause_ns
             ]
@@ -197,7 +205,7 @@ def _work_ns(gpu: Gpu, queue: Queue) -> int:
 
 def _is_urgent(queue: Queue) -> bool:
     result = queue.instance.result
-    return result is not None and result.urgent
+    return result is not None and result.urgent_ns > 0
 
 
 def _may_pause(paused: Sequence[ActionState], pause_ns: int) -> bool:

@@ -420,5 +420,7 @@ def prepare_emulated(
         random_weights=False,
         labels=("emulated",),
         boundary_ns=boundary_ns if max(model.exec_ns.values()) > boundary_ns else 0,
-        urgent=preemptive and shortest_ns <= profile.urgent_at_most_ns,
+        urgent_ns=profile.urgent_at_most_ns
+        if preemptive and shortest_ns <= profile.urgent_at_most_ns
+        else 0,
     )

@@ -127,7 +127,7 @@ class ModelPrepared(_Fact, frozen=True, gc=False):
     random_weights: bool = True
     labels: tuple[str, ...] = ()
     boundary_ns: int = 0  # the longest time until a run can be interrupted; 0: it cannot be
-    urgent: bool = False  # a run may interrupt others
+    urgent_ns: int = 0  # a run of a class that takes no longer may interrupt others; 0: none may
 
 
 #: What a device reports.

@@ -33,7 +33,7 @@ class Instance:
     random_weights: bool = True
     labels: tuple[str, ...] = ()
     boundary_ns: int = 0  # the longest time until a run can be interrupted; 0: it cannot be
-    urgent: bool = False  # a run may interrupt others
+    urgent_ns: int = 0  # a run of a class that takes no longer may interrupt others; 0: none may
     #: The last LoadModel of it, and the answer: what its worker tells the next controller of the cluster.
     request: LoadModel | None = None
     result: LoadModelResult | None = None

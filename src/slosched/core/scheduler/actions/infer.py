@@ -96,7 +96,7 @@ class InferKind(Kind):
 
     def finished(self, action: ActionState, outcome: Outcome, *, now_ns: int) -> None:
         gpu, span = action.gpu, outcome.span
-        gpu.exec.finish(action, end_ns=span.end_ns)
+        gpu.exec.finish(action, end_ns=span.end_ns, took_ns=span.duration_ns)
         self._changes.execs(gpu)
         gpu.busy_ns += span.duration_ns
         gpu.clock_mhz = outcome.result.gpu_clock_mhz

@@ -94,7 +94,7 @@ class LoadModelKind(ActionKind[LoadModel]):
                 random_weights=event.random_weights,
                 labels=event.labels,
                 boundary_ns=event.boundary_ns,
-                urgent=event.urgent,
+                urgent_ns=event.urgent_ns,
             )
         self._answer(action, ledger.instances[message.model_id], event.span, now_ns)
 
@@ -130,7 +130,7 @@ class LoadModelKind(ActionKind[LoadModel]):
             outputs=profile.gives,
             length_classes=classes,
             boundary_ns=instance.boundary_ns,
-            urgent=instance.urgent,
+            urgent_ns=instance.urgent_ns,
         )
         for model_id in range(message.model_id, message.model_id + message.copies):
             prepared = self._ledger.instances[model_id]

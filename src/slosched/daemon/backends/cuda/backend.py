@@ -21,7 +21,7 @@ from slosched.daemon.backends.cuda.cutting import Cutter
 from slosched.daemon.backends.cuda.device import CudaDevice
 from slosched.daemon.backends.cuda.driver import DeviceFault, OutOfDeviceMemory, Stream
 from slosched.daemon.backends.cuda.models import Models
-from slosched.daemon.backends.cuda.preemption import Preemption
+from slosched.daemon.backends.cuda.preemption import Preemption, urgent_ns
 from slosched.daemon.backends.cuda.preparing import Bench, HostImages, Preparable, Source
 from slosched.daemon.backends.cuda.segments import Gate
 from slosched.daemon.backends.cuda.torch_program import TorchStreams
@@ -315,7 +315,7 @@ class CudaBackend:
                 random_weights=source is None or source.random_weights,
                 labels=source.labels if source is not None else (),
                 boundary_ns=program.boundary_ns if program is not None else 0,
-                urgent=program is not None and program.urgent is not None,
+                urgent_ns=0 if program is None or profile is None else urgent_ns(program, profile),
             )
         )
 

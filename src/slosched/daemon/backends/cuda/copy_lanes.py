@@ -206,8 +206,9 @@ class CopyLanes:
 
     def _copy_input(self, op: Op) -> _Steps:
         begin_ns = self._clock()
-        program = side_of(self._programs[op.model_name], op.priority)
-        sets = program.sets(program.class_of(op.batch_size, op.length))
+        prepared = self._programs[op.model_name]
+        of = prepared.class_of(op.batch_size, op.length)
+        sets = side_of(prepared, op.priority, of).sets(of)
         while (buffers := _free(sets)) is None:
             yield
         buffers.use = Use.INPUTS

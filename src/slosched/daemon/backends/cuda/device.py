@@ -180,7 +180,11 @@ class CudaDevice:
         prepared = self._programs.get(op.model_name)
         if prepared is None:
             return self._refused(op, f"model {op.model_name!r} is not prepared")
-        program = side_of(prepared, op.priority)
+        try:
+            of = prepared.class_of(op.batch_size, op.length)
+        except ValueError as error:
+            return self._refused(op, str(error))
+        program = side_of(prepared, op.priority, of)
         stay = (
             program.keeps_weights
             and program.weights_bytes > self._stay_bytes
@@ -191,10 +195,6 @@ class CudaDevice:
         except KeyError:
             reason = f"the weights of model id {op.model_id} are not here"
             return self._refused(op, reason, Code.EXEC_WEIGHTS_MISSING)
-        try:
-            of = program.class_of(op.batch_size, op.length)
-        except ValueError as error:
-            return self._refused(op, str(error))
         buffers = self._copies.buffers_of(op.action_id)
         if buffers is not None and buffers not in program.sets(of):
             reason = f"{op.model_name} was prepared anew after its inputs came"

@@ -1,9 +1,10 @@
 """What a model needs for interruptions beyond its classes, made in preparation (`--preempt`).
 
-Long classes are cut into segments (cutting.py). Short models, and those whose table says `urgent = true`, get
-a twin: the same classes, captured on a stream of higher priority into a pool of their own, with active
-weights and buffers of its own. The twin is checked like the program itself. Either costs memory and
-preparation time, which a note and the model's labels say; a model that cannot have it runs without.
+Long classes are cut into segments (cutting.py). The short classes of short models, and all classes of those
+whose table says `urgent = true`, are captured once more in a twin: on a stream of higher priority, into a pool
+of their own, with active weights and buffers of its own. The twin is checked like the program itself. Either
+costs memory and preparation time, which a note and the model's labels say; a model that cannot have it runs
+without.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from slosched.daemon.backends.cuda.driver import Block, DeviceFault, Driver, Out
 from slosched.daemon.backends.cuda.preparing import Bench, Preparable, Source
 from slosched.daemon.backends.cuda.program import Class
 from slosched.daemon.backends.cuda.recorded import RecordedProgram
+from slosched.gpu_profile import ModelProfile
 from slosched.units import NS_PER_MS
 
-#: A model whose batch of 1 takes no longer may interrupt others.
+#: A class that takes no longer may interrupt others, if batch 1 of its model takes no longer.
 URGENT_AT_MOST_NS = 3 * NS_PER_MS
 _MB = 1_000_000
 
@@ -49,15 +51,16 @@ class Preemption:
         assert isinstance(program, RecordedProgram)
         before_ns, free_bytes = self._clock(), self._driver.free_bytes()
         self._cut_long(program, wish, exec_ns, scratch, note)
-        single_ns = min(ns for of, ns in exec_ns.items() if of.batch == 1)
-        if twin is not None and (wish.urgent or single_ns <= URGENT_AT_MOST_NS):
-            self._add_twin(program, twin, scratch, note)
+        classes = urgent_classes(exec_ns, wish)
+        if twin is not None and classes:
+            self._add_twin(program, twin, classes, scratch, note)
         cut = [of for of in program.classes if program.cut_of(of) is not None]
         if cut or program.urgent is not None:
             took_ns = self._clock() - before_ns
             megabytes = max(0, free_bytes - self._driver.free_bytes()) / _MB
             what = [f"{len(cut)} of {len(program.classes)} classes in segments"] * bool(cut)
-            what += ["a twin for urgent runs"] * (program.urgent is not None)
+            if program.urgent is not None:
+                what += [f"{len(program.urgent.classes)} in a twin for urgent runs"]
             cost = f"{megabytes:.0f} MB, {took_ns / NS_PER_MS:.0f} ms"
             program.boundary_ns = boundary_ns(program, exec_ns)
             program.preemption = f"{' and '.join(what)} ({cost})"
@@ -92,6 +95,7 @@ class Preemption:
         self,
         program: RecordedProgram,
         twin: Callable[[], Preparable],
+        classes: Sequence[Class],
         scratch: Sequence[Block],
         note: Note,
     ) -> None:
@@ -105,12 +109,12 @@ class Preemption:
             made = built
             made.answers_with(program.gives)
             made.keeps_weights = program.keeps_weights
-            for of in program.classes:
+            for of in classes:
                 made.restore_weights(scratch[0])
                 made.add_class(of)
             self._bench.check_answers(made, scratch, note)
             why_not = made.not_captured
-            if not why_not and made.classes != program.classes:
+            if not why_not and made.classes != tuple(sorted(classes)):
                 why_not = ", ".join(made.left_out)
         except DeviceFault:
             raise
@@ -122,6 +126,23 @@ class Preemption:
                 made.release()
             return
         program.urgent = made
+
+
+def urgent_classes(exec_ns: Mapping[Class, int], wish: Wish) -> list[Class]:
+    """Classes that may interrupt others: all of a model whose table says so, the short ones of a short one."""
+    if wish.urgent:
+        return list(exec_ns)
+    single_ns = min(ns for of, ns in exec_ns.items() if of.batch == 1)
+    if single_ns > URGENT_AT_MOST_NS:
+        return []
+    return [of for of, ns in exec_ns.items() if ns <= URGENT_AT_MOST_NS]
+
+
+def urgent_ns(program: Preparable, profile: ModelProfile) -> int:
+    """The longest exec time of a class of the twin; 0 if there is no twin."""
+    twin = program.urgent
+    classes = () if twin is None else twin.classes
+    return max((profile.times(of.length)[of.batch] for of in classes), default=0)
 
 
 def boundary_ns(program: RecordedProgram, exec_ns: Mapping[Class, int]) -> int:

@@ -88,10 +88,10 @@ class BufferSet:
     aimed_for: object = None  # whose weights its next run copies: the last `aim` holds
 
 
-def side_of(program: Program, priority: int) -> Program:
-    """What runs an exec of this priority: the program, or its urgent twin if it has one."""
+def side_of(program: Program, priority: int, of: Class) -> Program:
+    """What runs an exec of this priority: the program, or its urgent twin if that has the class."""
     twin = program.urgent if priority else None
-    return program if twin is None else twin
+    return program if twin is None or of not in twin.classes else twin
 
 
 class Program(Protocol):
