@@ -179,7 +179,9 @@ def weighted(cells: list[Cell], found: dict[tuple[Cell, bool], list[float]]) -> 
         texts, served = [], []
         for preempt in (False, True):
             *parts, late = found[cell, preempt]
-            texts.append(f"{' / '.join(f'{100 * part:.1f}' for part in parts)} | {abs(100 * late):.1f}")
+            texts.append(
+                f"{' / '.join(f'{100 * part:.1f}' for part in parts)} | {abs(100 * late):.1f}"
+            )
             served.append(sum(parts))
         weights = ":".join(f"{weight:g}" for weight in cell.weights)
         lines.append(

@@ -30,6 +30,7 @@ from slosched.core.client.interface import (
 )
 from slosched.core.client.requests import GRACE_NS, LOAD_AGAIN_NS
 from slosched.messages import (
+    PROTOCOL_VERSION,
     CancelRequest,
     ClientHeartbeat,
     ClientHello,
@@ -121,7 +122,7 @@ def test_hello_goes_out_until_it_is_answered() -> None:
     rig = Rig(name="me", weight=2.0)
     rig.do(Open())
     rig.passes(1200 * MS)
-    assert rig.take(ClientHello) == [ClientHello(3, 5, "me", 2.0)] * 3
+    assert rig.take(ClientHello) == [ClientHello(PROTOCOL_VERSION, 5, "me", 2.0)] * 3
     assert not rig.take(ClientHeartbeat)
     rig.welcome()
     assert rig.take(Greeted) and rig.brain.greeted

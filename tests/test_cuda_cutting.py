@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,21 @@ from fake_cuda import MS, ROW_IN, FakeDriver, FakeProgram, FakeStream, VirtualCl
 from slosched.daemon.backends.checking import OneTensor
 from slosched.daemon.backends.cuda.cutting import (
     TAUS_NS,
+    Aim,
     Cutter,
     Group,
     Wish,
     bounds_of,
     chosen,
     halved,
+    waiting_ns,
 )
 from slosched.daemon.backends.cuda.driver import OutOfDeviceMemory
-from slosched.daemon.backends.cuda.preemption import Preemption
+from slosched.daemon.backends.cuda.preemption import Preemption, urgent_ns
 from slosched.daemon.backends.cuda.preparing import Bench, Source
 from slosched.daemon.backends.cuda.program import Class, Cut, side_of
 from slosched.daemon.backends.cuda.segments import Gate
+from slosched.gpu_profile import ModelProfile
 from test_cuda_answers import _AlwaysOn
 from test_cuda_preemption import PAGE, SHARES, US
 
@@ -58,14 +62,56 @@ def test_one_segment_in_flight_unless_the_host_makes_that_too_slow(
     behind_ns: int, bubble_ns: int, wish: Wish, in_flight: int | None
 ) -> None:
     times = [100_000 + behind_ns] * 11
-    cut = chosen(tuple(range(10)), times, bubble_ns, wish, whole_ns=sum(times) - 10 * behind_ns)
-    assert (cut.in_flight if cut else None) == in_flight
+    bounds, whole_ns = tuple(range(10)), sum(times) - 10 * behind_ns
+    found = chosen(bounds, times, bubble_ns, wish, whole_ns=whole_ns, aim=Aim())
+    assert (found.cut.in_flight if found else None) == in_flight
 
 
 def test_a_costly_boundary_may_slow_a_run_by_three_percent() -> None:
-    times = [300_000] * 11
-    assert chosen(tuple(range(10)), times, 0, Wish(), whole_ns=sum(times) - 80_000) is not None
-    assert chosen(tuple(range(10)), times, 0, Wish(), whole_ns=sum(times) - 110_000) is None
+    times, bounds = [300_000] * 11, tuple(range(10))
+    for whole_ns, had in ((sum(times) - 80_000, True), (sum(times) - 110_000, False)):
+        found = chosen(bounds, times, 0, Wish(), whole_ns=whole_ns, aim=Aim())
+        assert (found is not None) == had
+
+
+def test_the_mean_wait_is_that_of_a_random_moment() -> None:
+    assert waiting_ns([10, 10, 10], 1) == 5
+    assert waiting_ns([10, 10, 10], 2) == pytest.approx((15 + 15 + 5) / 3)
+    uneven, draw = [3, 20, 1, 7], Random(1)
+    for in_flight in (1, 2):
+        total = 0.0
+        for _ in range(20_000):
+            at = draw.uniform(0, sum(uneven))
+            place, end = 0, uneven[0]
+            while end < at:
+                place += 1
+                end += uneven[place]
+            total += sum(uneven[: place + in_flight]) - at
+        assert waiting_ns(uneven, in_flight) == pytest.approx(total / 20_000, rel=0.03)
+
+
+def test_tau_follows_the_urgent_requests_share_and_slo() -> None:
+    """Short SLOs and much urgent work: short segments. Long SLOs, or little: few boundaries."""
+    lengths = []
+    for aim in (Aim(0.9, 2 * MS), Aim(0.5, 10 * MS), Aim(0.05, 10 * MS), Aim(0.5, 1000 * MS)):
+        cut = Prepared({1: 20 * MS}, gap_ns=3_000, aim=aim, shares=(1 / 200,) * 200).program.cut_of(
+            Class(1)
+        )
+        assert cut is not None
+        assert (len(cut.segment_ns) - 1) * 3_000 <= 0.021 * 20 * MS
+        lengths.append(len(cut.segment_ns))
+    assert lengths[0] > lengths[1] > lengths[2] >= lengths[3]
+
+
+def test_one_in_flight_where_waiting_counts_and_two_where_boundaries_do() -> None:
+    times, bounds = [300_000] * 11, tuple(range(10))
+    whole_ns = sum(times) - 10_000
+    found = {}
+    for slo_ns in (MS, 100 * MS):
+        choice = chosen(bounds, times, 4_000, Wish(), whole_ns=whole_ns, aim=Aim(0.5, slo_ns))
+        assert choice is not None
+        found[slo_ns] = choice.cut.in_flight
+    assert found == {MS: 1, 100 * MS: 2}
 
 
 class _Waiting(_AlwaysOn):
@@ -85,6 +131,8 @@ class Prepared:
     exec_ns: dict[int, int]
     gap_ns: int = 0
     wish: Wish = field(default_factory=Wish)
+    aim: Aim = field(default_factory=Aim)
+    shares: tuple[float, ...] = SHARES
     kind: type[FakeProgram] = FakeProgram
     twin_kind: type[FakeProgram] = FakeProgram
     options: dict[str, Any] = field(default_factory=dict)
@@ -92,7 +140,7 @@ class Prepared:
     def __post_init__(self) -> None:
         clock = VirtualClock()
         driver = self.driver = FakeDriver(clock, gap_ns=self.gap_ns)
-        program = self.kind("net", driver, PAGE, {}, shares=SHARES, **self.options)
+        program = self.kind("net", driver, PAGE, {}, shares=self.shares, **self.options)
         program.exec_ns = self.exec_ns
         self.program = program
         image = driver.pinned_block(PAGE)
@@ -102,7 +150,7 @@ class Prepared:
         urgent = Bench(driver, background, FakeStream(-5, pool=1), clock=clock)  # type: ignore[arg-type]
         preemption = Preemption(
             driver,
-            Cutter(driver, background, stream, gate),  # type: ignore[arg-type]
+            Cutter(driver, background, stream, gate, self.aim),  # type: ignore[arg-type]
             urgent,
             clock=clock,
         )
@@ -123,7 +171,7 @@ class Prepared:
 
     def _twin(self) -> FakeProgram:
         stream = FakeStream(-5, pool=1)
-        program = self.twin_kind("net", self.driver, PAGE, {}, shares=SHARES, stream=stream)
+        program = self.twin_kind("net", self.driver, PAGE, {}, shares=self.shares, stream=stream)
         program.exec_ns = self.exec_ns
         return program
 
@@ -138,9 +186,11 @@ def test_a_long_class_is_cut_at_the_smallest_tau_and_a_short_model_gets_a_twin()
     assert small and max(small) <= 0.05 * 8 * MS + 20 * US  # no two of the other nodes fit into tau
     assert program.urgent is not None and side_of(program, 1, Class(1)) is program.urgent
     assert side_of(program, 0, Class(1)) is program
+    assert program.urgent.classes == (Class(1),) and side_of(program, 1, Class(4)) is program
+    assert urgent_ns(program, ModelProfile("net", made.profile, 1, 1)) == made.profile[1]
     assert program.boundary_ns == cut.boundary_ns
     assert made.profile[4] == pytest.approx(8 * MS, rel=0.02)
-    assert "1 of 2 classes in segments and a twin for urgent runs" in program.preemption
+    assert "1 of 2 classes in segments and 1 in a twin for urgent runs" in program.preemption
     program.release()
     assert made.driver.graphs == 0
 
@@ -165,7 +215,8 @@ def test_a_boundary_that_the_file_gives_is_had() -> None:
 
 def test_a_long_model_has_a_twin_only_if_its_table_says_so() -> None:
     assert Prepared({1: 8 * MS}).program.urgent is None
-    assert Prepared({1: 8 * MS}, wish=Wish(urgent=True)).program.urgent is not None
+    declared = Prepared({1: 8 * MS, 4: 12 * MS}, wish=Wish(urgent=True)).program
+    assert declared.urgent is not None and declared.urgent.classes == declared.classes
 
 
 def test_what_is_no_chain_and_what_is_not_captured_runs_as_today() -> None:

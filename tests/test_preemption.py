@@ -18,6 +18,7 @@ from slosched.bound.window import window_bound
 from slosched.codes import ActionType
 from slosched.config import EmulationNoise, SchedulerConfig
 from slosched.core.scheduler.lane import Lane
+from slosched.core.scheduler.overtaking import Overtaking, Urgent
 from slosched.core.worker.emulated import EmulatedGpu
 from slosched.core.worker.interface import Op, OpDone, OpKind
 from slosched.gpu_profile import GpuProfile, ModelProfile
@@ -303,6 +304,26 @@ def test_short_requests_gain_and_long_ones_lose_a_point_at_most(load: float, sha
     if without[0] < 0.99:
         assert with_it[0] > without[0]
     assert with_it[1] >= without[1] - 0.01
+
+
+def test_only_batches_that_the_worker_has_ready_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Urgent] = []
+    best = Overtaking.best
+
+    def watched(self: Overtaking, now_ns: int) -> Urgent | None:
+        urgent = best(self, now_ns)
+        found.extend([urgent] if urgent is not None else [])
+        return urgent
+
+    monkeypatch.setattr(Overtaking, "best", watched)
+    sizes = {}
+    for most_ms in (2, 5):
+        found.clear()
+        profile = replace(PROFILE, urgent_at_most_ns=most_ms * MS)
+        simulate(replace(spec(load=0.9), profiles=(profile,)))
+        sizes[most_ms] = {urgent.batch for urgent in found}
+        assert all(PROFILE.model("short").exec_ns[b] <= most_ms * MS for b in sizes[most_ms])
+    assert sizes[2] == {1} and len(sizes[5]) > 1
 
 
 @pytest.mark.parametrize("counts_as", ["value", "shares"])

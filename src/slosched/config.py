@@ -212,6 +212,22 @@ class WorkerConfig:
             panel=MODELS,
         ),
     ] = False
+    urgent_share: Annotated[
+        float,
+        Meta(gt=0, lt=1),
+        Option(
+            help="With --preempt on a GPU: the part of its time that urgent requests are expected to take. "
+            "Long models are cut where boundaries and waiting for them cost the least then. Default {default}.",
+            panel=MODELS,
+        ),
+    ] = 0.5
+    urgent_slo_ns: Annotated[
+        AtLeast1,
+        Option(
+            help="And their SLO: the shorter, the closer the boundaries. A bare number is in seconds.",
+            panel=MODELS,
+        ),
+    ] = 10 * NS_PER_MS
     page_bytes: AtLeast1 = PAGE_BYTES
     allow_zero_size_inputs: bool = True
     dtype: Annotated[

@@ -19,7 +19,7 @@ import msgspec
 
 from slosched.signature import MOST_LENGTHS, Tensors
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 # A value from outside is bounded where it is decoded, before any code computes with it or shows it.
 #: A number, or a time in ns: within 146 years.

@@ -17,7 +17,7 @@ from slosched.core.worker.interface import ModelPrepared, PrepareModel, ReleaseM
 from slosched.daemon.backends.base import BATCH_CLASSES, Frame, preparation_failed
 from slosched.daemon.backends.cuda.background import HANDOVER_NS, LEAST_NS, SLICE_NS, Background
 from slosched.daemon.backends.cuda.bindings import CudaDriver
-from slosched.daemon.backends.cuda.cutting import Cutter
+from slosched.daemon.backends.cuda.cutting import Aim, Cutter
 from slosched.daemon.backends.cuda.device import CudaDevice
 from slosched.daemon.backends.cuda.driver import DeviceFault, OutOfDeviceMemory, Stream
 from slosched.daemon.backends.cuda.models import Models
@@ -114,7 +114,9 @@ class CudaBackend:
         self.devices = {0: self._gpu}
         self._notes: list[str] = []
         self._background = Background(enter=self._enter, report=self._notes.append)
-        self._bench = self._make_bench(urgent_stream, gate)
+        self._bench = self._make_bench(
+            urgent_stream, gate, Aim(config.urgent_share, config.urgent_slo_ns)
+        )
         self._profiles: dict[str, tuple[ModelProfile, int, int]] = {}  # with max batch, max exec
         self._sources: dict[str, Source] = {}
         self._ordered: dict[int, PrepareModel] = {}  # until it is warmed up
@@ -132,11 +134,11 @@ class CudaBackend:
         streams.make_disturbance()
         return streams
 
-    def _make_bench(self, urgent_stream: Stream | None, gate: Gate) -> Bench:
+    def _make_bench(self, urgent_stream: Stream | None, gate: Gate, aim: Aim) -> Bench:
         driver, background, stream = self._driver, self._background, self._exec_stream
         if urgent_stream is None:
             return Bench(driver, background, stream)
-        cutter = Cutter(driver, background, stream, gate)
+        cutter = Cutter(driver, background, stream, gate, aim)
         twins = Bench(driver, background, urgent_stream)
         preemption = Preemption(driver, cutter, twins)
         return Bench(driver, background, stream, preemption=preemption, gate=gate)

@@ -3,8 +3,15 @@
 Equal numbers of nodes are not equal times, so groups of nodes are timed first, and those that take long are
 halved. Segments are then put together from groups, none longer than tau (but for a group of one node). What
 the boundaries cost is measured on the segments themselves: back to back, as with two in flight, and with the
-host in between, as with one. The smallest tau is taken whose run is slower than the whole graph by at most
-`SLOWER`.
+host in between, as with one. A run may be slower than the whole graph by at most `SLOWER`; within that, the tau
+and the number in flight are taken that cost the least:
+
+    (1 - S) slower + S waiting / SLO
+
+where S is the part of the GPU time that urgent requests are expected to take (their rate times their exec
+time), SLO is theirs (`Aim`), `slower` is the part by which the run is slower, and `waiting` is the mean time
+from a random moment of the run until it can be interrupted. So both terms are parts of the GPU time: what the
+boundaries take from the long model, and what urgent requests lose as far as waiting uses up their SLOs.
 """
 
 from __future__ import annotations
@@ -22,7 +29,7 @@ from slosched.daemon.backends.cuda.program import BufferSet, Class, Cut
 from slosched.daemon.backends.cuda.recorded import RecordedProgram
 from slosched.daemon.backends.cuda.runs import GraphRun
 from slosched.daemon.backends.cuda.segments import Gate, SegmentedRun
-from slosched.units import NS_PER_US
+from slosched.units import NS_PER_MS, NS_PER_US
 
 #: How much slower a run in segments may be than the whole graph; and where a boundary costs the GPU so much
 #: that useful segments would exceed it.
@@ -37,7 +44,8 @@ _GROUPS, _MOST_GROUPS, _ROUNDS = 48, 192, 3
 #: `started` and the copy of the weights belong to the first segment, the copy of the output and `ended` to
 #: the last.
 _HEAD, _TAIL = 2, 2
-_RUNS = 5
+#: How often each is measured; and what takes so long that fewer times must do.
+_RUNS, _LONG_NS, _RUNS_OF_LONG = 5, 30 * NS_PER_MS, 3
 #: Segments that are launched one by one to measure what a boundary costs with the host in between.
 _ONE_BY_ONE, _ONE_BY_ONE_NS = 4, 1_000 * NS_PER_US
 
@@ -89,30 +97,68 @@ def halved(groups: Sequence[Group], longest_ns: int) -> list[tuple[int, int]]:
     return places
 
 
-def chosen(
-    bounds: tuple[int, ...], times: Sequence[int], bubble_ns: int, wish: Wish, *, whole_ns: int
-) -> Cut | None:
-    """How segments that took `times` back to back are to run; None if they are too slow.
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What is expected of urgent requests: their part of the GPU time (0 to 1), and their SLO."""
 
-    A boundary costs `bubble_ns` more with one in flight. One is enough unless that makes the run too slow. A
-    boundary that was asked for is had in any case.
+    share: float = 0.5
+    slo_ns: int = 10 * NS_PER_MS
+
+    def loss(self, slower: float, wait_ns: float) -> float:
+        """What boundaries cost; see the head of this file."""
+        return (1 - self.share) * slower + self.share * wait_ns / self.slo_ns
+
+
+class Choice(NamedTuple):
+    """A cut, and what its boundaries cost."""
+
+    loss: float
+    cut: Cut
+
+
+def waiting_ns(segment_ns: Sequence[int], in_flight: int) -> float:
+    """The mean time from a random moment of a run until those of its segments have ended that are in flight."""
+    whole_ns = sum(segment_ns)
+    waits = 0.0
+    for place, ns in enumerate(segment_ns):
+        waits += ns * (ns / 2 + sum(segment_ns[place + 1 : place + in_flight]))
+    return waits / whole_ns
+
+
+def chosen(
+    bounds: tuple[int, ...],
+    times: Sequence[int],
+    bubble_ns: int,
+    wish: Wish,
+    *,
+    whole_ns: int,
+    aim: Aim,
+) -> Choice | None:
+    """How segments that took `times` back to back are best run; None if they are too slow.
+
+    A boundary costs `bubble_ns` more with one in flight. A boundary that was asked for is had in any case.
     """
     behind_ns = (sum(times) - whole_ns) / len(bounds)
-    slower = SLOWER_WHERE_COSTLY if behind_ns >= COSTLY_NS else SLOWER
+    most = SLOWER_WHERE_COSTLY if behind_ns >= COSTLY_NS else SLOWER
+    found: list[Choice] = []
     for in_flight, bubble in ((1, bubble_ns), (2, 0)):
         asked = wish.in_flight in (0, in_flight)
         forced = wish.boundary_ns and in_flight == (wish.in_flight or 2)
-        if asked and (forced or (behind_ns + bubble) * len(bounds) <= slower * whole_ns):
-            return Cut(bounds, tuple(times), in_flight, bubble)
-    return None
+        slower = (behind_ns + bubble) * len(bounds) / whole_ns
+        if asked and (forced or slower <= most):
+            cut = Cut(bounds, tuple(times), in_flight, bubble)
+            found.append(Choice(aim.loss(slower, waiting_ns(times, in_flight)), cut))
+    return min(found, key=lambda choice: choice.loss, default=None)
 
 
 class Cutter:
     """Cuts classes of programs that run on `stream`. In the background thread."""
 
-    def __init__(self, driver: Driver, background: Background, stream: Stream, gate: Gate) -> None:
+    def __init__(
+        self, driver: Driver, background: Background, stream: Stream, gate: Gate, aim: Aim
+    ) -> None:
         self._driver, self._background, self._stream = driver, background, stream
-        self._gate = gate
+        self._gate, self._aim = gate, aim
         self._events = [driver.event() for _ in range(_MOST_GROUPS + 1)]
 
     def cut(
@@ -186,10 +232,15 @@ class Cutter:
         whole_ns: int,
     ) -> Cut | None:
         bubble_ns: int | None = None
+        best: Choice | None = None
+        tried: set[tuple[int, ...]] = set()
         for tau_ns in (wish.boundary_ns,) if wish.boundary_ns else TAUS_NS:
             bounds = bounds_of(groups, tau_ns)
             if not bounds:
-                return None
+                break
+            if bounds in tried:
+                continue
+            tried.add(bounds)
             run = SegmentedRun(self._driver, whole, chain, bounds)
             try:
                 run.aim(copies)
@@ -200,16 +251,18 @@ class Cutter:
                     bubble_ns = self._bubble_ns(run.launches, times, whole_ns)
             finally:
                 run.close()
-            cut = chosen(bounds, times, bubble_ns, wish, whole_ns=alone_ns)
-            if cut is not None:
-                return cut
-        return None
+            choice = chosen(bounds, times, bubble_ns, wish, whole_ns=alone_ns, aim=self._aim)
+            if choice is not None and (best is None or choice.loss < best.loss):
+                best = choice
+            if best is not None and self._aim.loss(0.0, waiting_ns(times, 1)) >= best.loss:
+                break  # longer segments mean longer waiting
+        return best.cut if best is not None else None
 
     def _timed(self, launches: Sequence[Callable[[Stream], None]], for_ns: int) -> list[int]:
         """Median time of each when all are launched one behind the other, ns."""
         events, driver = self._events, self._driver
         taken: list[list[int]] = []
-        for _ in range(_RUNS):
+        for _ in range(_RUNS if for_ns < _LONG_NS else _RUNS_OF_LONG):
             self._background.until_idle(for_ns)
             with self._alone():
                 driver.record(events[0], self._stream)
