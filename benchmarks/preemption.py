@@ -26,6 +26,7 @@ from slosched.bound.problem import Cluster, cells_of
 from slosched.codes import ActionType
 from slosched.config import SchedulerConfig
 from slosched.gpu_profile import GpuProfile, ModelProfile
+from slosched.loadgen.results import RunResult
 from slosched.output_files import write_file
 from slosched.sim.run import simulate
 from slosched.sim.spec import SimSpec
@@ -37,7 +38,7 @@ PAGE = Path(__file__).parent / "preemption.md"
 LOADS = (0.3, 0.5, 0.7, 0.9, 1.0, 1.2)
 #: (TYPE, preempt), in the order of the columns.
 RUNS = (("INFER5", False), ("INFER5", True), ("EDF", False), ("FIFO", False))
-#: Of the clients of short and long requests, under twice and three times what one GPU can do.
+#: Weights of the clients of short and long requests, under twice and three times what one GPU can do.
 WEIGHTS = ((1.0, 1.0), (4.0, 1.0), (1.0, 4.0))
 OVERLOADS = (2.0, 3.0)
 
@@ -51,10 +52,12 @@ class Class:
     each_more: float
     slo_ms: float
     part: float
+    #: Measured exec times, ns, by batch size; they take the place of the two above.
+    measured_ns: tuple[tuple[int, int], ...] = ()
 
     @property
     def model(self) -> ModelProfile:
-        times = {
+        times = dict(self.measured_ns) or {
             batch: round(self.b1_ms * NS_PER_MS * (1 + (batch - 1) * self.each_more))
             for batch in (1, 2, 4, 8, 16)
         }
@@ -68,6 +71,7 @@ class Mix:
     title: str
     classes: tuple[Class, ...]
     urgent_at_most_ms: float = 5.0
+    boundary_ns: int = 300_000
 
     @property
     def profile(self) -> GpuProfile:
@@ -76,6 +80,7 @@ class Mix:
             {each.name: each.model for each in self.classes},
             weights_cache_bytes=8 * 2**30,
             urgent_at_most_ns=round(self.urgent_at_most_ms * NS_PER_MS),
+            boundary_ns=self.boundary_ns,
         )
 
 
@@ -143,12 +148,20 @@ class Cell:
 def measured(job: tuple[Cell, str, bool]) -> list[str]:
     """The text of each class of the cell: the share in time, and p99."""
     cell, policy, preempt = job
-    steps = {each.group: each for each in simulate(cell.spec(policy, preempt)).steps}
+    return texts_of(simulate(cell.spec(policy, preempt)), cell.mix)
+
+
+def texts_of(result: RunResult, classes: Mix) -> list[str]:
+    """The share in time of each class by the controller, and p99, of a run in virtual time or a live one."""
+    steps = {each.group: each for each in result.steps}
     texts = []
-    for each in cell.mix.classes:
-        step = steps[each.name]
+    for each in classes.classes:
+        step = steps.get(each.name)
+        if step is None or not step.sent:
+            texts.append("-")
+            continue
         p99 = f"{step.latency_p99_ns / NS_PER_MS:.1f}" if step.latency_p99_ns else "-"
-        texts.append(f"{100 * step.met / max(1, step.sent):.2f} ({p99})")
+        texts.append(f"{100 * step.met / step.sent:.2f} ({p99})")
     return texts
 
 
