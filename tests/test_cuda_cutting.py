@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -205,6 +206,24 @@ def test_the_more_a_boundary_costs_the_longer_the_segments() -> None:
         counts.append(len(cut.segment_ns))
     assert counts[0] >= counts[1] > counts[2]
     assert Prepared({1: 2 * MS}, gap_ns=200_000).program.cut_of(Class(1)) is None
+
+
+def test_a_gpu_that_becomes_slower_meanwhile_is_cut_as_finely(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By 3 % every 100 ms, as one does that becomes warm: more than all boundaries cost."""
+    fine = {"gap_ns": 2_000, "shares": (1 / 400,) * 400}
+    counts = []
+    for slower_per_ns in (0.0, 0.3e-9):
+
+        def elapsed_ns(self: FakeDriver, start: Any, end: Any, by: float = slower_per_ns) -> int:
+            return round((end.at_ns - start.at_ns) * math.exp(by * end.at_ns))
+
+        monkeypatch.setattr(FakeDriver, "elapsed_ns", elapsed_ns)
+        cut = Prepared({1: 20 * MS}, **fine).program.cut_of(Class(1))
+        assert cut is not None
+        counts.append(len(cut.segment_ns))
+    assert counts[1] >= 0.7 * counts[0] > 20
 
 
 def test_a_boundary_that_the_file_gives_is_had() -> None:

@@ -20,10 +20,10 @@ class Images(nn.Module):
     def __init__(self, net: nn.Module, images: int) -> None:
         super().__init__()
         self.net = net
-        self.register_buffer("brightness", torch.linspace(0.5, 1.5, images).reshape(1, -1, 1, 1, 1))
+        self.register_buffer("brightness", torch.linspace(0.5, 1.5, images))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        many = image.unsqueeze(1) * self.brightness.to(image.dtype)
+        many = image.unsqueeze(1) * self.brightness.to(image.dtype).reshape(-1, 1, 1, 1)
         answers: torch.Tensor = self.net(many.flatten(0, 1))
         return answers.reshape(*many.shape[:2], -1).mean(dim=1)
 

@@ -45,7 +45,7 @@ _GROUPS, _MOST_GROUPS, _ROUNDS = 48, 192, 3
 #: the last.
 _HEAD, _TAIL = 2, 2
 #: How often each is measured; and what takes so long that fewer times must do.
-_RUNS, _LONG_NS, _RUNS_OF_LONG = 5, 30 * NS_PER_MS, 3
+_RUNS, _LONG_NS, _RUNS_OF_LONG = 7, 30 * NS_PER_MS, 3
 #: Segments that are launched one by one to measure what a boundary costs with the host in between.
 _ONE_BY_ONE, _ONE_BY_ONE_NS = 4, 1_000 * NS_PER_US
 
@@ -151,6 +151,15 @@ def chosen(
     return min(found, key=lambda choice: choice.loss, default=None)
 
 
+def medians(rows: Sequence[Sequence[int]]) -> list[int]:
+    """The median of each column; at least 1."""
+    return [max(1, round(median(column))) for column in zip(*rows, strict=True)]
+
+
+def _runs(for_ns: int) -> int:
+    return _RUNS if for_ns < _LONG_NS else _RUNS_OF_LONG
+
+
 class Cutter:
     """Cuts classes of programs that run on `stream`. In the background thread."""
 
@@ -245,8 +254,7 @@ class Cutter:
             try:
                 run.aim(copies)
                 whole.aim(copies)
-                (alone_ns,) = self._timed([whole.launch], whole_ns)
-                times = self._timed(run.launches, whole_ns)
+                alone_ns, times = self._compared(whole, run, whole_ns)
                 if bubble_ns is None:  # it is the host's, so one measurement serves all
                     bubble_ns = self._bubble_ns(run.launches, times, whole_ns)
             finally:
@@ -260,20 +268,35 @@ class Cutter:
 
     def _timed(self, launches: Sequence[Callable[[Stream], None]], for_ns: int) -> list[int]:
         """Median time of each when all are launched one behind the other, ns."""
+        return medians([self._timed_once(launches, for_ns) for _ in range(_runs(for_ns))])
+
+    def _timed_once(self, launches: Sequence[Callable[[Stream], None]], for_ns: int) -> list[int]:
         events, driver = self._events, self._driver
-        taken: list[list[int]] = []
-        for _ in range(_RUNS if for_ns < _LONG_NS else _RUNS_OF_LONG):
-            self._background.until_idle(for_ns)
-            with self._alone():
-                driver.record(events[0], self._stream)
-                for launch, event in zip(launches, events[1:], strict=False):
-                    launch(self._stream)
-                    driver.record(event, self._stream)
-            used = events[: len(launches) + 1]
-            while not driver.done(used[-1]):
-                self._background.pause()
-            taken.append([driver.elapsed_ns(a, b) for a, b in pairwise(used)])
-        return [max(1, round(median(times))) for times in zip(*taken, strict=True)]
+        self._background.until_idle(for_ns)
+        with self._alone():
+            driver.record(events[0], self._stream)
+            for launch, event in zip(launches, events[1:], strict=False):
+                launch(self._stream)
+                driver.record(event, self._stream)
+        used = events[: len(launches) + 1]
+        while not driver.done(used[-1]):
+            self._background.pause()
+        return [driver.elapsed_ns(a, b) for a, b in pairwise(used)]
+
+    def _compared(self, whole: GraphRun, run: SegmentedRun, whole_ns: int) -> tuple[int, list[int]]:
+        """What the whole graph takes, and each segment, ns, as if the GPU's clock were the same for both.
+
+        They run by turns: a GPU that becomes warmer, and slower, within a second would hide what boundaries
+        cost, which is about as much.
+        """
+        wholes = [sum(self._timed_once([whole.launch], whole_ns))]
+        segments, longer = [], []
+        for _ in range(_runs(whole_ns)):
+            segments.append(self._timed_once(run.launches, whole_ns))
+            wholes.append(sum(self._timed_once([whole.launch], whole_ns)))
+            longer.append(sum(segments[-1]) - (wholes[-1] + wholes[-2]) / 2)
+        times = medians(segments)
+        return max(1, sum(times) - round(median(longer))), times
 
     def _bubble_ns(
         self, launches: Sequence[Callable[[Stream], None]], times: Sequence[int], for_ns: int
