@@ -24,7 +24,7 @@ from slosched.daemon.backends.cuda.cutting import (
     waiting_ns,
 )
 from slosched.daemon.backends.cuda.driver import OutOfDeviceMemory
-from slosched.daemon.backends.cuda.preemption import Preemption, urgent_ns
+from slosched.daemon.backends.cuda.preemption import Preemption, boundaries_ns, urgent_ns
 from slosched.daemon.backends.cuda.preparing import Bench, Source
 from slosched.daemon.backends.cuda.program import Class, Cut, side_of
 from slosched.daemon.backends.cuda.segments import Gate
@@ -169,6 +169,7 @@ class Prepared:
         batches = list(self.exec_ns)
         profile = bench.profile(source, image, batches, max_exec_ns=10**9, note=self.notes.append)
         self.profile = dict(profile.exec_ns)
+        self.boundaries_ns = boundaries_ns(source.program, profile)
 
     def _twin(self) -> FakeProgram:
         stream = FakeStream(-5, pool=1)
@@ -189,7 +190,8 @@ def test_a_long_class_is_cut_at_the_smallest_tau_and_a_short_model_gets_a_twin()
     assert side_of(program, 0, Class(1)) is program
     assert program.urgent.classes == (Class(1),) and side_of(program, 1, Class(4)) is program
     assert urgent_ns(program, ModelProfile("net", made.profile, 1, 1)) == made.profile[1]
-    assert program.boundary_ns == cut.boundary_ns
+    single_ns = made.profile[1]
+    assert made.boundaries_ns == {0: {1: single_ns, 4: cut.boundary_ns}}
     assert made.profile[4] == pytest.approx(8 * MS, rel=0.02)
     assert "1 of 2 classes in segments and 1 in a twin for urgent runs" in program.preemption
     program.release()
@@ -212,15 +214,16 @@ def test_a_gpu_that_becomes_slower_meanwhile_is_cut_as_finely(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By 3 % every 100 ms, as one does that becomes warm: more than all boundaries cost."""
-    fine = {"gap_ns": 2_000, "shares": (1 / 400,) * 400}
     counts = []
     for slower_per_ns in (0.0, 0.3e-9):
 
         def elapsed_ns(self: FakeDriver, start: Any, end: Any, by: float = slower_per_ns) -> int:
-            return round((end.at_ns - start.at_ns) * math.exp(by * end.at_ns))
+            took_ns: int = end.at_ns - start.at_ns
+            return round(took_ns * math.exp(by * end.at_ns))
 
         monkeypatch.setattr(FakeDriver, "elapsed_ns", elapsed_ns)
-        cut = Prepared({1: 20 * MS}, **fine).program.cut_of(Class(1))
+        made = Prepared({1: 20 * MS}, gap_ns=2_000, shares=(1 / 400,) * 400)
+        cut = made.program.cut_of(Class(1))
         assert cut is not None
         counts.append(len(cut.segment_ns))
     assert counts[1] >= 0.7 * counts[0] > 20
@@ -246,7 +249,7 @@ def test_what_is_no_chain_and_what_is_not_captured_runs_as_today() -> None:
             return captured
 
     made = Prepared({1: 8 * MS}, kind=Branched)
-    assert made.program.cut_of(Class(1)) is None and made.program.boundary_ns == 0
+    assert made.program.cut_of(Class(1)) is None and made.boundaries_ns == {}
     assert any("not one chain" in note for note in made.notes)
     plain = Prepared({1: MS}, options={"remembers": True})
     assert plain.program.urgent is None and not plain.program.preemption

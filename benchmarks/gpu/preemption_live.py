@@ -173,7 +173,7 @@ class Bench:
         self.ports: dict[bool, int] = {}  # by --preempt
         self.prepared: dict[bool, dict[str, LoadModelResult]] = {}
         self.references = work / "references.npz"
-        self.notes: list[str] = []
+        self.began = time.monotonic()
         write_file(self.config, config_text().encode())
         write_profile(self.profile, emulated_profile(), replacing=True)
 
@@ -196,12 +196,11 @@ class Bench:
             worker = self.children.start(name, arguments, self.work / f"{name}.log")
             self.ports[preempt] = self.children.wait_ready(worker, within_s=_READY_S)
             self.prepared[preempt] = self._prepare(self.ports[preempt])
-            self.notes += [
-                line.partition("slosched: ")[2]
-                for line in worker.text().splitlines()
-                if "segments" in line or "interrupt" in line
-            ]
-            print(f"{name} is ready", *self.notes, sep="\n  ", flush=True)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the worker with --preempt says of each model."""
+        return [f"{key}: {'; '.join(each.labels)}" for key, each in self.prepared[True].items()]
 
     def _prepare(self, port: int) -> dict[str, LoadModelResult]:
         """Have every model prepared, and return what the worker says of each class."""
@@ -223,6 +222,7 @@ class Bench:
                 result = bare.ask(message, _PREPARE_S)
                 assert isinstance(result, LoadModelResult)
                 found[key] = result
+                print(f"  {name} is ready at {time.monotonic() - self.began:.0f} s", flush=True)
         return found
 
     @contextmanager
@@ -240,7 +240,7 @@ class Bench:
         """The mixes with the times that the worker without --preempt measured."""
         return mixes_of(
             {key: _times(result) for key, result in self.prepared[False].items()},
-            {key: result.boundary_ns for key, result in self.prepared[True].items()},
+            {key: _boundaries(result) for key, result in self.prepared[True].items()},
         )
 
 
@@ -248,8 +248,17 @@ def _times(result: LoadModelResult) -> list[list[int]]:
     return [list(each) for each in zip(result.batch_sizes, result.exec_ns, strict=True)]
 
 
-def mixes_of(times: Mapping[str, list[list[int]]], boundary_ns: Mapping[str, int]) -> list[Mix]:
-    """The mixes of preemption.py with measured `times` (ns by batch size) and boundaries of each class."""
+def _boundaries(result: LoadModelResult) -> list[list[int]]:
+    return [list(each) for each in zip(result.batch_sizes, result.boundaries_ns, strict=False)]
+
+
+def mixes_of(
+    times: Mapping[str, list[list[int]]], boundaries: Mapping[str, list[list[int]]]
+) -> list[Mix]:
+    """The mixes of preemption.py with measured `times` (ns by batch size) and boundaries of each class.
+
+    A simulated GPU has one time between boundaries: the greatest of the classes' at batch 1.
+    """
     found = []
     for nominal in (two_classes(0.9), two_classes(0.5), simulated.MIXES[-1]):
         classes = [
@@ -260,7 +269,8 @@ def mixes_of(times: Mapping[str, list[list[int]]], boundary_ns: Mapping[str, int
             )
             for each in nominal.classes
         ]
-        longest_ns = max(boundary_ns[each.name] for each in classes) or nominal.boundary_ns
+        single_ns = [boundaries[each.name][0][1] for each in classes if boundaries[each.name]]
+        longest_ns = max(single_ns, default=nominal.boundary_ns)
         found.append(replace(nominal, classes=tuple(classes), boundary_ns=longest_ns))
     return found
 
@@ -317,7 +327,7 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
             "notes": bench.notes,
             "times_ns": {key: _times(each) for key, each in bench.prepared[False].items()},
             "cut_times_ns": {key: _times(each) for key, each in bench.prepared[True].items()},
-            "boundary_ns": {key: each.boundary_ns for key, each in bench.prepared[True].items()},
+            "boundaries_ns": {key: _boundaries(each) for key, each in bench.prepared[True].items()},
         }
         for number, mix in enumerate(mixes):
             for policy, preempt in simulated.RUNS:
@@ -346,7 +356,7 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 def page(document: Mapping[str, Any]) -> str:
     """The results as Markdown, beside simulations of every cell with the measured times."""
-    times, boundaries = document["times_ns"], document["boundary_ns"]
+    times, boundaries = document["times_ns"], document["boundaries_ns"]
     mixes = mixes_of(times, boundaries)
     cells = [
         Cell(mix, 1, load, max(1, round(document["seconds"])))
@@ -372,7 +382,7 @@ def page(document: Mapping[str, Any]) -> str:
         f"requests together. {compared:,} answers were compared with a direct forward pass in float32; {wrong} "
         "were wrong.",
         "",
-        "| model | exec ms by batch size | in segments | boundary ms |",
+        "| model | exec ms by batch size | in segments | interrupted after at most ms |",
         "| :-- | --: | --: | --: |",
     ]
     for key, measured in times.items():
@@ -380,7 +390,8 @@ def page(document: Mapping[str, Any]) -> str:
             ", ".join(f"{batch}: {ns / NS_PER_MS:.3g}" for batch, ns in each)
             for each in (measured, document["cut_times_ns"][key])
         )
-        lines.append(f"| {key} | {whole} | {cut} | {boundaries[key] / NS_PER_MS:.2f} |")
+        within = ", ".join(f"{batch}: {ns / NS_PER_MS:.2f}" for batch, ns in boundaries[key])
+        lines.append(f"| {key} | {whole} | {cut} | {within or '-'} |")
     for number, mix in enumerate(mixes):
         lines += [
             "",

@@ -510,19 +510,23 @@ class ErrorResult(ActionResult, frozen=True, kw_only=True):
 
 
 class LengthClass(msgspec.Struct, frozen=True, array_like=True):
-    """The batch sizes of one length class; `exec_ns[i]` is the profiled exec time of `batch_sizes[i]`."""
+    """The batch sizes of one length class; `exec_ns[i]` is the profiled exec time of `batch_sizes[i]`.
+
+    `boundaries_ns` as in LoadModelResult.
+    """
 
     length: Number
     batch_sizes: PerRequest
     exec_ns: PerRequest
+    boundaries_ns: PerRequest = ()
 
 
 class LoadModelResult(ActionResult, frozen=True, kw_only=True):
     """`exec_ns[i]` is the profiled exec time of `batch_sizes[i]`, in the longest of the `length_classes` if
     there are any; these ascend. `inputs` and `outputs` are the signature, `input_*` and `output_*` its first
-    tensors at the greatest length. `boundary_ns` is the longest time until a run of it can be interrupted; 0:
-    it cannot be. An Infer of a class whose profiled exec time is at most `urgent_ns` may interrupt others; 0:
-    none may.
+    tensors at the greatest length. `boundaries_ns[i]` is the longest time until a run of `batch_sizes[i]` can
+    be interrupted; empty: none can be. An Infer of a class whose profiled exec time is at most `urgent_ns` may
+    interrupt others; 0: none may.
     """
 
     span: Span
@@ -541,7 +545,7 @@ class LoadModelResult(ActionResult, frozen=True, kw_only=True):
     inputs: Tensors = ()
     outputs: Tensors = ()
     length_classes: Annotated[tuple[LengthClass, ...], msgspec.Meta(max_length=MOST_LENGTHS)] = ()
-    boundary_ns: Number = 0
+    boundaries_ns: PerRequest = ()
     urgent_ns: Number = 0
 
 

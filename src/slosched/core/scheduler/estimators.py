@@ -76,11 +76,15 @@ class WindowEstimator:
 class ExecTable:
     """Exec times of one model on one GPU, by batch class; ascending. Seeded from the profile."""
 
-    __slots__ = ("batches", "classes", "estimators", "profiled_ns", "single")
+    __slots__ = ("batches", "boundaries_ns", "classes", "estimators", "profiled_ns", "single")
 
-    def __init__(self, seeds_ns: dict[int, int]) -> None:
+    def __init__(
+        self, seeds_ns: dict[int, int], boundaries_ns: dict[int, int] | None = None
+    ) -> None:
+        """`boundaries_ns`: the longest time until a run of a class can be interrupted; None: none can be."""
         self.batches = tuple(sorted(seeds_ns))
         self.profiled_ns = seeds_ns
+        self.boundaries_ns = boundaries_ns or {}
         self.estimators = {b: WindowEstimator(seeds_ns[b]) for b in self.batches}
         #: The same estimators as (class, estimator) pairs, for the planner's inner loop.
         self.classes = tuple((b, self.estimators[b]) for b in self.batches)

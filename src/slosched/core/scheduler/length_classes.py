@@ -47,6 +47,16 @@ def program_times(prepared: Mapping[str, LoadModelResult], program: str) -> dict
     return programs(prepared[name], name)[program]
 
 
+def program_boundaries(prepared: Mapping[str, LoadModelResult], program: str) -> dict[int, int]:
+    """The longest time until a run of `program` can be interrupted, by batch size; {}: none can be."""
+    name = program if program in prepared else program.rpartition("@")[0]
+    result = prepared[name]
+    for each in result.length_classes[:-1]:
+        if program_of(name, each.length) == program:
+            return dict(zip(each.batch_sizes, each.boundaries_ns, strict=False))
+    return dict(zip(result.batch_sizes, result.boundaries_ns, strict=False))
+
+
 def class_for(lengths: Sequence[int], length: int) -> int:
     """The place in `lengths` (ascending) of the shortest class that takes `length`; the last for 0."""
     return bisect_left(lengths, length) if length else len(lengths) - 1

@@ -101,7 +101,7 @@ class Overtaking:
         running = lane.ordinary()
         if running is None or gpu.held or gpu.runs_alone or lane.urgent >= _MAX_URGENT:
             return None
-        boundary_ns = worker.prepared[running.instance.name].boundary_ns
+        boundary_ns = gpu.exec_table(running.queue).boundaries_ns.get(running.batch_class, 0)
         if not boundary_ns or not self._cluster.reports(gpu, now_ns):
             return None
         transit = worker.transit

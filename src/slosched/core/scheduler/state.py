@@ -35,7 +35,12 @@ from slosched.core.scheduler.delays import Delays
 from slosched.core.scheduler.driver_readings import DriverReadings
 from slosched.core.scheduler.estimators import ExecTable, WindowEstimator
 from slosched.core.scheduler.lane import Lane
-from slosched.core.scheduler.length_classes import class_for, program_of, program_times
+from slosched.core.scheduler.length_classes import (
+    class_for,
+    program_boundaries,
+    program_of,
+    program_times,
+)
 from slosched.core.scheduler.load_pauses import LoadPauses
 from slosched.core.values import Value
 from slosched.messages import NO_BEAT, GpuInfo, Heartbeat, LoadModelResult, ModelInfo, Prepared
@@ -237,7 +242,10 @@ class ExecTables(dict[str, ExecTable]):
         self._worker = worker
 
     def __missing__(self, name: str) -> ExecTable:
-        table = self[name] = ExecTable(program_times(self._worker.prepared, name))
+        prepared = self._worker.prepared
+        table = self[name] = ExecTable(
+            program_times(prepared, name), program_boundaries(prepared, name)
+        )
         return table
 
 

@@ -20,7 +20,7 @@ from heapq import heapify, heappop, heappush
 import msgspec
 
 from slosched.codes import Code
-from slosched.config import EmulationNoise, GpuProfile
+from slosched.config import EmulationNoise, GpuProfile, ModelProfile
 from slosched.core.worker.interface import (
     DeviceEvent,
     ModelPrepared,
@@ -411,7 +411,6 @@ def prepare_emulated(
         return ModelPrepared(
             effect.action_id, None, span, code=Code.UNKNOWN_MODEL, reason=str(error)
         )
-    boundary_ns = profile.boundary_ns if preemptive else 0
     shortest_ns = min(model.times(length)[1] for length in model.lengths or (0,))
     return ModelPrepared(
         action_id=effect.action_id,
@@ -419,8 +418,19 @@ def prepare_emulated(
         span=span,
         random_weights=False,
         labels=("emulated",),
-        boundary_ns=boundary_ns if max(model.exec_ns.values()) > boundary_ns else 0,
+        boundaries_ns=_boundaries_ns(profile, model) if preemptive else {},
         urgent_ns=profile.urgent_at_most_ns
         if preemptive and shortest_ns <= profile.urgent_at_most_ns
         else 0,
     )
+
+
+def _boundaries_ns(profile: GpuProfile, model: ModelProfile) -> dict[int, dict[int, int]]:
+    """How long each class runs until it can be interrupted, if one of them runs for longer than that."""
+    every_ns = profile.boundary_ns
+    if max(model.exec_ns.values()) <= every_ns:
+        return {}
+    return {
+        length: {batch: min(every_ns, ns) for batch, ns in model.times(length).items()}
+        for length in model.lengths or (0,)
+    }

@@ -126,7 +126,9 @@ class ModelPrepared(_Fact, frozen=True, gc=False):
     reason: str = ""
     random_weights: bool = True
     labels: tuple[str, ...] = ()
-    boundary_ns: int = 0  # the longest time until a run can be interrupted; 0: it cannot be
+    #: By length class (0: it has none) and batch size, the longest time until a run can be interrupted; empty:
+    #: none can be.
+    boundaries_ns: dict[int, dict[int, int]] = {}
     urgent_ns: int = 0  # a run of a class that takes no longer may interrupt others; 0: none may
 
 

@@ -32,7 +32,8 @@ class Instance:
     pages: dict[int, int]  # gpu id -> pages of its weights there
     random_weights: bool = True
     labels: tuple[str, ...] = ()
-    boundary_ns: int = 0  # the longest time until a run can be interrupted; 0: it cannot be
+    #: By length class and batch size, the longest time until a run can be interrupted; empty: none can be.
+    boundaries_ns: dict[int, dict[int, int]] = field(default_factory=dict)
     urgent_ns: int = 0  # a run of a class that takes no longer may interrupt others; 0: none may
     #: The last LoadModel of it, and the answer: what its worker tells the next controller of the cluster.
     request: LoadModel | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from slosched.codes import ActionType, Code
 from slosched.config import canonical_model
@@ -93,7 +93,7 @@ class LoadModelKind(ActionKind[LoadModel]):
                 pages=pages,
                 random_weights=event.random_weights,
                 labels=event.labels,
-                boundary_ns=event.boundary_ns,
+                boundaries_ns=event.boundaries_ns,
                 urgent_ns=event.urgent_ns,
             )
         self._answer(action, ledger.instances[message.model_id], event.span, now_ns)
@@ -104,7 +104,7 @@ class LoadModelKind(ActionKind[LoadModel]):
         clock, message, profile = self._clock, action.message, instance.profile
         batches = offered_batches(profile.exec_ns, message.max_batch, message.max_exec_ns)
         classes = tuple(
-            _offered_class(length, exec_ns, message)
+            _offered_class(instance, length, exec_ns, message)
             for length, exec_ns in profile.exec_ns_at.items()
         )
         largest = {each.length: each.batch_sizes[-1] for each in classes} or {0: batches[-1]}
@@ -129,7 +129,7 @@ class LoadModelKind(ActionKind[LoadModel]):
             inputs=profile.takes,
             outputs=profile.gives,
             length_classes=classes,
-            boundary_ns=instance.boundary_ns,
+            boundaries_ns=_offered_boundaries(instance, max(profile.lengths, default=0), batches),
             urgent_ns=instance.urgent_ns,
         )
         for model_id in range(message.model_id, message.model_id + message.copies):
@@ -177,6 +177,14 @@ def offered_batches(
     )
 
 
-def _offered_class(length: int, exec_ns: Mapping[int, int], message: LoadModel) -> LengthClass:
+def _offered_class(
+    instance: Instance, length: int, exec_ns: Mapping[int, int], message: LoadModel
+) -> LengthClass:
     batches = offered_batches(exec_ns, message.max_batch, message.max_exec_ns)
-    return LengthClass(length, batches, tuple(exec_ns[batch] for batch in batches))
+    boundaries_ns = _offered_boundaries(instance, length, batches)
+    return LengthClass(length, batches, tuple(exec_ns[batch] for batch in batches), boundaries_ns)
+
+
+def _offered_boundaries(instance: Instance, length: int, batches: Sequence[int]) -> tuple[int, ...]:
+    known = instance.boundaries_ns.get(length)
+    return tuple(known[batch] for batch in batches) if known else ()

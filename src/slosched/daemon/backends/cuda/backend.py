@@ -21,7 +21,7 @@ from slosched.daemon.backends.cuda.cutting import Aim, Cutter
 from slosched.daemon.backends.cuda.device import CudaDevice
 from slosched.daemon.backends.cuda.driver import DeviceFault, OutOfDeviceMemory, Stream
 from slosched.daemon.backends.cuda.models import Models
-from slosched.daemon.backends.cuda.preemption import Preemption, urgent_ns
+from slosched.daemon.backends.cuda.preemption import Preemption, boundaries_ns, urgent_ns
 from slosched.daemon.backends.cuda.preparing import Bench, HostImages, Preparable, Source
 from slosched.daemon.backends.cuda.segments import Gate
 from slosched.daemon.backends.cuda.torch_program import TorchStreams
@@ -306,7 +306,7 @@ class CudaBackend:
             self._blackbox.preparing("")
         end_ns = now_ns()
         source = self._sources.get(effect.name)
-        program = source.program if source is not None and profile is not None else None
+        known = (source.program, profile) if source is not None and profile is not None else None
         done(
             ModelPrepared(
                 effect.action_id,
@@ -316,8 +316,8 @@ class CudaBackend:
                 reason=reason,
                 random_weights=source is None or source.random_weights,
                 labels=source.labels if source is not None else (),
-                boundary_ns=program.boundary_ns if program is not None else 0,
-                urgent_ns=0 if program is None or profile is None else urgent_ns(program, profile),
+                boundaries_ns={} if known is None else boundaries_ns(*known),
+                urgent_ns=0 if known is None else urgent_ns(*known),
             )
         )
 

@@ -62,7 +62,6 @@ class Preemption:
             if program.urgent is not None:
                 what += [f"{len(program.urgent.classes)} in a twin for urgent runs"]
             cost = f"{megabytes:.0f} MB, {took_ns / NS_PER_MS:.0f} ms"
-            program.boundary_ns = boundary_ns(program, exec_ns)
             program.preemption = f"{' and '.join(what)} ({cost})"
             note(f"{program.name}: {program.preemption}")
 
@@ -145,9 +144,11 @@ def urgent_ns(program: Preparable, profile: ModelProfile) -> int:
     return max((profile.times(of.length)[of.batch] for of in classes), default=0)
 
 
-def boundary_ns(program: RecordedProgram, exec_ns: Mapping[Class, int]) -> int:
-    """The longest time until a run of `program` can be interrupted; 0 if no class of it is cut."""
+def boundaries_ns(program: Preparable, profile: ModelProfile) -> dict[int, dict[int, int]]:
+    """By length and batch size, the longest time until a run can be interrupted; empty if no class is cut."""
     cuts = {of: program.cut_of(of) for of in program.classes}
-    if not any(cuts.values()):
-        return 0
-    return max(exec_ns[of] if cut is None else cut.boundary_ns for of, cut in cuts.items())
+    found: dict[int, dict[int, int]] = {}
+    for of, cut in cuts.items() if any(cuts.values()) else ():
+        whole_ns = profile.times(of.length)[of.batch]
+        found.setdefault(of.length, {})[of.batch] = whole_ns if cut is None else cut.boundary_ns
+    return found

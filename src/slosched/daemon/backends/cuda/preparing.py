@@ -67,7 +67,6 @@ class Preparable(Program, Protocol):
     changed: tuple[str, ...]
     left_out: tuple[str, ...]
     preemption: str
-    boundary_ns: int
     gives: tuple[Tensor, ...]
     not_captured: str
 

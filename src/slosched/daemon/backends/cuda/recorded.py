@@ -100,7 +100,6 @@ class RecordedProgram(ABC):
         #: What it has for interruptions, and what that cost, in words; the longest time until a run can be
         #: interrupted (0: none can).
         self.preemption = ""
-        self.boundary_ns = 0
         self.urgent: RecordedProgram | None = None
         self._class_blocks: dict[Class, list[Block]] = {}  # of the driver's memory, by class
         self.gives: tuple[Tensor, ...] = ()
