@@ -11,8 +11,9 @@ from pathlib import Path
 from slosched.cli.values import whole_numbers
 from slosched.errors import SloschedError
 
-#: For the controller: its loop, and the threads of its sockets and logs. As many for the client.
-_CONTROL = 2
+#: For the controller: its loop, and the threads of its sockets and logs. As many for the client. The second
+#: number where the workers have enough all the same: inputs of 0.6 MB keep several threads busy.
+_CONTROL, _CONTROL_OF_MANY = 2, 4
 #: For everything that serves no request: the benchmark itself, references, simulations.
 _REST = 2
 _LEAST_PER_WORKER = 2
@@ -43,11 +44,13 @@ class CpuPlan:
 
 def plan_cpus(cpus: Sequence[int], gpus: int) -> CpuPlan:
     """Divide `cpus` among the workers of `gpus` GPUs, the controller, the client and the rest."""
-    each = min(_MOST_PER_WORKER, (len(cpus) - 2 * _CONTROL - _REST) // gpus)
+    enough = (len(cpus) - 2 * _CONTROL_OF_MANY - _REST) // gpus >= _MOST_PER_WORKER
+    control = _CONTROL_OF_MANY if enough else _CONTROL
+    each = min(_MOST_PER_WORKER, (len(cpus) - 2 * control - _REST) // gpus)
     if each < _LEAST_PER_WORKER:
         return CpuPlan()
     left = iter(cpus)
-    controller, client = (tuple(next(left) for _ in range(_CONTROL)) for _ in range(2))
+    controller, client = (tuple(next(left) for _ in range(control)) for _ in range(2))
     workers = tuple(tuple(next(left) for _ in range(each)) for _ in range(gpus))
     return CpuPlan(workers, controller, client, tuple(left))
 

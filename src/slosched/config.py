@@ -574,6 +574,15 @@ class ControllerConfig:
             panel=PROCESSOR,
         ),
     ] = False
+    io_threads: Annotated[
+        int,
+        Meta(ge=0, le=16),  # 0: the default that its help names
+        Option(
+            help="Threads that move inputs and outputs between sockets and memory. Default: 1 on up to 3 CPUs, "
+            "else one for every 2, at most 4.",
+            panel=PROCESSOR,
+        ),
+    ] = 0
     log_dir: Annotated[
         str,
         Option(

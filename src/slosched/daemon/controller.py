@@ -43,7 +43,13 @@ from slosched.errors import AddressInUse
 from slosched.join_key import KEY_BYTES, read_join_key
 from slosched.transport.codec import Frame
 from slosched.transport.frames import random_input
-from slosched.transport.sockets import BadMessages, Dealer, Router, finish_sending
+from slosched.transport.sockets import (
+    BadMessages,
+    Dealer,
+    Router,
+    finish_sending,
+    use_io_threads,
+)
 from slosched.units import NS_PER_S
 from slosched.version import __version__
 
@@ -52,6 +58,11 @@ _DRAIN_WITHIN_S = 5.0
 _LONG_REPLIES_WITHIN_S = 1.0
 _LAST_ANSWERS_MS = 500
 _CONSOLE_EVERY_S = 10.0
+
+
+def io_threads_for(cpus: int) -> int:
+    """The usual number of IO threads on so many CPUs: few enough not to take any from the loop."""
+    return 1 if cpus < 4 else min(4, cpus // 2)
 
 
 class ControllerServer:
@@ -76,6 +87,7 @@ class ControllerServer:
             cluster_id=config.cluster_id or f"random-{os.urandom(8).hex()}",
             join=JoinRules(key, nonce_seed=os.urandom(KEY_BYTES)),
         )
+        use_io_threads(config.io_threads or io_threads_for(len(os.sched_getaffinity(0))))
         self._router = Router(config.bind, config.port)
         self.port = self._router.port
         self._dealers = {number: Dealer(address) for number, address in enumerate(config.workers)}

@@ -65,8 +65,17 @@ Message = list[Frame]
 
 
 def _context() -> zmq.Context[zmq.Socket[bytes]]:
-    # One IO thread in each process: the loops here are single-threaded and small.
+    # One IO thread in each process, unless `use_io_threads` says otherwise: the loops are single-threaded.
     return zmq.Context.instance()
+
+
+def use_io_threads(number: int) -> None:
+    """Have `number` threads of this process move bytes between sockets and memory, from its first socket on.
+
+    Each connection stays with one of them, so a process needs more than one only if it has several connections
+    with much to carry.
+    """
+    _context().set(zmq.IO_THREADS, number)
 
 
 def _only_ipv6(name: str) -> bool:
