@@ -7,7 +7,7 @@ import time
 import pytest
 
 from slosched.transport.codec import Frame
-from slosched.transport.sockets import MAX_PARTS, Dealer, Router
+from slosched.transport.sockets import MAX_PARTS, Dealer, Router, _whole
 
 pytestmark = pytest.mark.processes
 
@@ -34,6 +34,35 @@ def test_a_message_of_many_parts_holds_the_loop_for_some_of_them_at_a_time() -> 
     finally:
         dealer.close()
         router.close()
+
+
+def test_a_tensor_is_passed_on_as_the_message_that_it_came_in() -> None:
+    """No copy of it is made, however often it is sent; each receiver has its bytes."""
+    router = Router("127.0.0.1", 0)
+    address = f"127.0.0.1:{router.port}"
+    source, sink = Dealer(address, b"source"), Dealer(address, b"sink")
+    tensor = bytes(range(256)) * 2400
+    try:
+        until(lambda: source.send([b"one", tensor]) and sink.send([b"hello"]))
+        taken: dict[bytes, list[Frame]] = {}
+        while len(taken) < 2:
+            until(router.has_input)
+            taken |= dict(router.receive())
+        (_, came) = taken[b"source"]
+        assert isinstance(came, memoryview) and _whole(came) is came.obj
+        assert _whole(came[1:]) is not came.obj and _whole(tensor) is tensor
+        for number in range(3):
+            assert router.send(b"sink", [b"%d" % number, came])
+        del came, taken
+        found: list[list[Frame]] = []
+        while len(found) < 3:
+            until(sink.has_input)
+            found += sink.receive()
+        assert [bytes(head) for head, _ in found] == [b"0", b"1", b"2"]
+        assert all(bytes(body) == tensor for _, body in found)
+    finally:
+        for each in (source, sink, router):
+            each.close()
 
 
 def until(done: object) -> None:

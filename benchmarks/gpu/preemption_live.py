@@ -1,6 +1,7 @@
 """Short and long models served together on one GPU, with --preempt and without, beside the simulator.
 
-    python3 benchmarks/gpu/preemption_live.py --out DIR                    # on cuda:0, less than nine minutes
+    python3 benchmarks/gpu/preemption_live.py --out DIR                    # on cuda:0, ten minutes
+    python3 benchmarks/gpu/preemption_live.py --out DIR --mixes 2          # the last mix alone, in five
     python3 benchmarks/gpu/preemption_live.py --out DIR --device emulated --seconds 1 --loads 0.5
     python3 benchmarks/gpu/preemption_live.py --table                      # preemption_live.md from the results
 
@@ -56,6 +57,8 @@ MODELS = {
     "vit_l": ("middle", 'factory = "long_models:middle"', "urgent = true"),
     "huge": ("huge", 'factory = "long_models:huge"'),
 }
+#: The mixes as the simulator has them; they are chosen by number.
+NOMINAL = (two_classes(0.9), two_classes(0.5), simulated.MIXES[-1])
 _MAX_BATCH, _MAX_EXEC_MS = 4, 250
 _TOLERANCE = 3e-2
 #: Requests of known answers: inputs of each model, and the part of the GPU time that they may take together.
@@ -88,7 +91,7 @@ def inputs_of(name: str) -> Array:
     return draw.random((_INPUTS, 3, 224, 224), dtype=np.float32)
 
 
-def write_references(path: Path, config: Path, device: str) -> None:
+def write_references(path: Path, names: Sequence[str], config: Path, device: str) -> None:
     """Answers of direct forward passes in float32, into `path`. Raises SystemExit if they are alike."""
     import torch
 
@@ -99,7 +102,7 @@ def write_references(path: Path, config: Path, device: str) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     specs, found = worker_specs(load_worker_config(config)), {}
-    for name, *_ in MODELS.values():
+    for name in names:
         net = specs[name].build().float().to(device).eval()
         with torch.inference_mode():
             rows = [net(torch.from_numpy(row[None]).to(device)) for row in inputs_of(name)]
@@ -168,6 +171,8 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, work: Path, children: Children) -> None:
         self.options, self.work, self.children = options, work, children
+        wanted = {each.name for number in options.mixes for each in NOMINAL[number].classes}
+        self.models = {key: MODELS[key] for key in MODELS if key in wanted}
         self.emulated = options.device == "emulated"
         self.config, self.profile = work / "worker.toml", work / "profile.toml"
         self.ports: dict[bool, int] = {}  # by --preempt
@@ -180,6 +185,7 @@ class Bench:
     def make_references(self) -> None:
         command = [sys.executable, __file__, "--references", str(self.references)]
         command += ["--config", str(self.config), "--device", self.options.device]
+        command += ["--models", ",".join(name for name, *_ in self.models.values())]
         subprocess.run(command, check=True, timeout=_REFERENCES_S)
 
     def start(self) -> None:
@@ -207,7 +213,7 @@ class Bench:
         found = {}
         with BareController(port) as bare:
             bare.hello()
-            for number, (key, (name, *_)) in enumerate(MODELS.items()):
+            for number, (key, (name, *_)) in enumerate(self.models.items()):
                 message = LoadModel(
                     bare.session,
                     bare.action_id(),
@@ -236,12 +242,13 @@ class Bench:
             child: Child = children.start("controller", arguments, folder / "controller.log")
             yield f"127.0.0.1:{children.wait_ready(child, within_s=_READY_S)}"
 
-    def mixes(self) -> list[Mix]:
-        """The mixes with the times that the worker without --preempt measured."""
-        return mixes_of(
+    def mixes(self) -> dict[int, Mix]:
+        """The mixes that are run, with the times that the worker without --preempt measured."""
+        found = mixes_of(
             {key: _times(result) for key, result in self.prepared[False].items()},
             {key: _boundaries(result) for key, result in self.prepared[True].items()},
         )
+        return {number: found[number] for number in self.options.mixes}
 
 
 def _times(result: LoadModelResult) -> list[list[int]]:
@@ -254,13 +261,16 @@ def _boundaries(result: LoadModelResult) -> list[list[int]]:
 
 def mixes_of(
     times: Mapping[str, list[list[int]]], boundaries: Mapping[str, list[list[int]]]
-) -> list[Mix]:
+) -> dict[int, Mix]:
     """The mixes of preemption.py with measured `times` (ns by batch size) and boundaries of each class.
 
-    A simulated GPU has one time between boundaries: the greatest of the classes' at batch 1.
+    By number, those whose classes were all measured. A simulated GPU has one time between boundaries: the
+    greatest of the classes' at batch 1.
     """
-    found = []
-    for nominal in (two_classes(0.9), two_classes(0.5), simulated.MIXES[-1]):
+    found = {}
+    for number, nominal in enumerate(NOMINAL):
+        if any(each.name not in times for each in nominal.classes):
+            continue
         classes = [
             replace(
                 each,
@@ -271,7 +281,7 @@ def mixes_of(
         ]
         single_ns = [boundaries[each.name][0][1] for each in classes if boundaries[each.name]]
         longest_ns = max(single_ns, default=nominal.boundary_ns)
-        found.append(replace(nominal, classes=tuple(classes), boundary_ns=longest_ns))
+        found[number] = replace(nominal, classes=tuple(classes), boundary_ns=longest_ns)
     return found
 
 
@@ -329,7 +339,7 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
             "cut_times_ns": {key: _times(each) for key, each in bench.prepared[True].items()},
             "boundaries_ns": {key: _boundaries(each) for key, each in bench.prepared[True].items()},
         }
-        for number, mix in enumerate(mixes):
+        for number, mix in mixes.items():
             for policy, preempt in simulated.RUNS:
                 folder = work / f"{number}-{policy}{'-preempt' if preempt else ''}"
                 folder.mkdir()
@@ -354,34 +364,43 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------- the page
 
 
-def page(document: Mapping[str, Any]) -> str:
-    """The results as Markdown, beside simulations of every cell with the measured times."""
-    times, boundaries = document["times_ns"], document["boundaries_ns"]
-    mixes = mixes_of(times, boundaries)
-    cells = [
-        Cell(mix, 1, load, max(1, round(document["seconds"])))
-        for mix in mixes
-        for load in document["loads"]
-    ]
-    jobs = [(cell, policy, preempt) for cell in cells for policy, preempt in simulated.RUNS]
-    with ProcessPoolExecutor(2) as pool:
-        in_virtual_time = dict(zip(jobs, pool.map(simulated.measured, jobs), strict=True))
-        bounds = dict(zip(cells, pool.map(simulated.bound, cells), strict=True))
-    live = {
-        (each["mix"], each["load"], each["policy"], each["preempt"]): each
-        for each in document["rows"]
-    }
-    rows = document["rows"]
+def page(documents: Sequence[Mapping[str, Any]]) -> str:
+    """The results of some runs as Markdown, beside simulations of every cell with the measured times."""
+    rows = [row for document in documents for row in document["rows"]]
     compared, wrong = sum(row["compared"] for row in rows), sum(row["wrong"] for row in rows)
     lines = [
         "# Short and long models on one GPU",
         "",
         "Written by [preemption_live.py](preemption_live.py): per cent of the requests in time (controller), "
-        f"and p99 of the latency in ms, {document['seconds']:g} s a cell. *sim*: the simulator with the "
-        "measured times and the same arrivals. The bound is that of [preemption.py](../preemption.py), of all "
-        f"requests together. {compared:,} answers were compared with a direct forward pass in float32; {wrong} "
-        "were wrong.",
-        "",
+        "and p99 of the latency in ms. *sim*: the simulator with the measured times and the same arrivals. The "
+        "bound is that of [preemption.py](../preemption.py), of all requests together. "
+        f"{compared:,} answers were compared with a direct forward pass in float32; {wrong} were wrong.",
+    ]
+    for document in documents:
+        lines += _run_lines(document)
+    return "\n".join(lines) + "\n"
+
+
+def _run_lines(document: Mapping[str, Any]) -> list[str]:
+    """One run: what was measured of the models, and its mixes."""
+    times, boundaries = document["times_ns"], document["boundaries_ns"]
+    live = {
+        (each["mix"], each["load"], each["policy"], each["preempt"]): each
+        for each in document["rows"]
+    }
+    seconds = document["seconds"]
+    cells = [
+        (number, Cell(mix, 1, load, max(1, round(seconds))))
+        for number, mix in mixes_of(times, boundaries).items()
+        for load in document["loads"]
+        if any(key[:2] == (number, load) for key in live)
+    ]
+    jobs = [(cell, policy, preempt) for _, cell in cells for policy, preempt in simulated.RUNS]
+    with ProcessPoolExecutor(2) as pool:
+        in_virtual_time = dict(zip(jobs, pool.map(simulated.measured, jobs), strict=True))
+        bounds = list(pool.map(simulated.bound, [cell for _, cell in cells]))
+    lines = ["", f"*{document['measured_on']}; {seconds:g} s a cell.*", ""]
+    lines += [
         "| model | exec ms by batch size | in segments | interrupted after at most ms |",
         "| :-- | --: | --: | --: |",
     ]
@@ -392,19 +411,19 @@ def page(document: Mapping[str, Any]) -> str:
         )
         within = ", ".join(f"{batch}: {ns / NS_PER_MS:.2f}" for batch, ns in boundaries[key])
         lines.append(f"| {key} | {whole} | {cut} | {within or '-'} |")
-    for number, mix in enumerate(mixes):
-        lines += [
-            "",
-            f"## {mix.title}",
-            "",
-            "| load | model | INFER5 | sim | INFER5 --preempt | sim | EDF | sim | FIFO | sim | bound |",
-            "| --: | :-- | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
-        ]
-        for cell in (cell for cell in cells if cell.mix is mix):
-            lines += _cell_lines(number, cell, live, in_virtual_time, bounds[cell])
-    lines += ["", "What preparing said:", "", *(f"    {note}" for note in document["notes"])]
-    lines += ["", f"*{document['measured_on']}.*"]
-    return "\n".join(lines) + "\n"
+    before: Mix | None = None
+    for (number, cell), bound in zip(cells, bounds, strict=True):
+        if cell.mix is not before:
+            before = cell.mix
+            lines += [
+                "",
+                f"{cell.mix.title}:",
+                "",
+                "| load | model | INFER5 | sim | INFER5 --preempt | sim | EDF | sim | FIFO | sim | bound |",
+                "| --: | :-- | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
+            ]
+        lines += _cell_lines(number, cell, live, in_virtual_time, bound)
+    return [*lines, *(f"\n{note}" for note in document["notes"])]
 
 
 def _cell_lines(
@@ -436,20 +455,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--seconds", type=float, default=6.0, help="of a cell (default 6)")
     parser.add_argument("--loads", default=",".join(map(str, LOADS)), help="with commas")
+    numbers = ",".join(str(number) for number in range(len(NOMINAL)))
+    parser.add_argument("--mixes", default=numbers, help=f"of {numbers} (default: all)")
     parser.add_argument("--work", type=Path, help="the folder for logs (default: a temporary one)")
     parser.add_argument("--table", action="store_true", help="only write preemption_live.md")
     parser.add_argument("--no-page", action="store_true", help="only preemption_live.json")
     parser.add_argument("--commit", default="", help="what was measured, outside a checkout")
     parser.add_argument("--references", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--config", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--models", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.loads = [float(load) for load in options.loads.split(",")]
+    chosen = options.mixes.split(",")
+    if not set(chosen) <= set(numbers.split(",")):
+        parser.error(f"--mixes {options.mixes}: choose from {numbers}, with commas")
+    options.mixes = [int(number) for number in chosen]
     if options.references is not None:
-        write_references(options.references, options.config, options.device)
+        names = options.models.split(",")
+        write_references(options.references, names, options.config, options.device)
         return 0
     if options.table:
-        document = json.loads(RESULTS.read_text(encoding="utf-8"))
-        write_file(PAGE, page(document).encode())
+        documents = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"]
+        write_file(PAGE, page(documents).encode())
         return 0
     if options.out is None:
         parser.error("--out is missing")
@@ -457,7 +484,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         document = run(options, options.work or Path(temporary))
     if not options.no_page:
-        write_file(options.out / "preemption_live.md", page(document).encode())
+        write_file(options.out / "preemption_live.md", page([document]).encode())
     return 1 if any(row["wrong"] for row in document["rows"]) else 0
 
 

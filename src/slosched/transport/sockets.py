@@ -78,6 +78,18 @@ def use_io_threads(number: int) -> None:
     _context().set(zmq.IO_THREADS, number)
 
 
+def _whole(frame: Frame) -> Frame:
+    """What libzmq is given to send: the very message that `frame` views, if it came in one and views all of it.
+
+    That is sent on without a copy and without a callback: the message is counted, and freed by its last user.
+    """
+    if isinstance(frame, memoryview):
+        received = frame.obj
+        if isinstance(received, zmq.Frame) and len(received) == frame.nbytes:
+            return received  # type: ignore[return-value]
+    return frame
+
+
 def _only_ipv6(name: str) -> bool:
     """Whether the host `name` has IPv6 addresses and no other. False for one that is not known by now."""
     interfaces = ("*", *(interface for _, interface in socket.if_nameindex()))
@@ -203,8 +215,10 @@ class _Port:
         put, last = self._put, frames[-1]
         try:
             for frame in frames[:-1]:
-                put(frame, _MORE, len(frame) < _ZERO_COPY_BYTES)
-            put(last, _NOBLOCK, len(last) < _ZERO_COPY_BYTES)
+                size = len(frame)
+                put(frame if size < _AS_BYTES else _whole(frame), _MORE, size < _ZERO_COPY_BYTES)
+            size = len(last)
+            put(last if size < _AS_BYTES else _whole(last), _NOBLOCK, size < _ZERO_COPY_BYTES)
         except zmq.ZMQError as error:
             if error.errno in _NOW_UNSENDABLE:
                 return False

@@ -44,8 +44,10 @@ _GROUPS, _MOST_GROUPS, _ROUNDS = 48, 192, 3
 #: `started` and the copy of the weights belong to the first segment, the copy of the output and `ended` to
 #: the last.
 _HEAD, _TAIL = 2, 2
+#: Taus that cost more than the best one, after which no longer one is tried.
+_WORSE = 2
 #: How often each is measured; and what takes so long that fewer times must do.
-_RUNS, _LONG_NS, _RUNS_OF_LONG = 7, 30 * NS_PER_MS, 3
+_RUNS, _LONG_NS, _RUNS_OF_LONG = 5, 20 * NS_PER_MS, 3
 #: Segments that are launched one by one to measure what a boundary costs with the host in between.
 _ONE_BY_ONE, _ONE_BY_ONE_NS = 4, 1_000 * NS_PER_US
 
@@ -242,6 +244,7 @@ class Cutter:
     ) -> Cut | None:
         bubble_ns: int | None = None
         best: Choice | None = None
+        worse = 0
         tried: set[tuple[int, ...]] = set()
         for tau_ns in (wish.boundary_ns,) if wish.boundary_ns else TAUS_NS:
             bounds = bounds_of(groups, tau_ns)
@@ -260,10 +263,15 @@ class Cutter:
             finally:
                 run.close()
             choice = chosen(bounds, times, bubble_ns, wish, whole_ns=alone_ns, aim=self._aim)
-            if choice is not None and (best is None or choice.loss < best.loss):
-                best = choice
-            if best is not None and self._aim.loss(0.0, waiting_ns(times, 1)) >= best.loss:
-                break  # longer segments mean longer waiting
+            if choice is None:
+                continue
+            if best is None or choice.loss < best.loss:
+                best, worse = choice, 0
+            else:
+                worse += 1
+            # Longer segments mean fewer boundaries and longer waiting: past the best they cost more and more.
+            if worse == _WORSE or self._aim.loss(0.0, waiting_ns(times, 1)) >= best.loss:
+                break
         return best.cut if best is not None else None
 
     def _timed(self, launches: Sequence[Callable[[Stream], None]], for_ns: int) -> list[int]:
