@@ -217,7 +217,8 @@ def origin(document: Mapping[str, Any], *, awake_where: str = "where everything 
     )
 
 
-def _notes(document: Mapping[str, Any]) -> list[str]:
+def notes_of(document: Mapping[str, Any]) -> list[str]:
+    """What else a reader should know of the rows: other commits, missing options, clocks."""
     notes = []
     missing = document.get("options_not_offered")
     if missing:
@@ -257,7 +258,7 @@ def page(document: Mapping[str, Any]) -> str:
         "",
         origin(document),
     ]
-    for note in _notes(document):
+    for note in notes_of(document):
         parts += ["", note]
     for heading, text in (
         ("The model, by batch size", profile(document)),

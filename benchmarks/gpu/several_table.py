@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from exact_table import ms, number, origin, targets
+from exact_table import ms, number, notes_of, origin, targets
 from tables import table
 
 HERE = Path(__file__).resolve().parent
@@ -60,6 +60,8 @@ def page(document: Mapping[str, Any] | None) -> str:
     parts = [_ABOUT, "## What was found", "", targets(document), ""]
     parts.append(origin(document, awake_where="those that serve"))
     parts += ["", f"*{document['settings']['gpus']} GPU(s).*"]
+    for note in notes_of(document):
+        parts += ["", note]
     for heading, text in (
         ("GPUs at once", gpus_at_once(document)),
         ("Loads of weights", loads(document)),
