@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from exact_table import ms, number, notes_of, origin, targets
+from exact_table import ms, notes_of, number, origin, targets
 from tables import table
 
 HERE = Path(__file__).resolve().parent
