@@ -237,6 +237,9 @@ def test_a_boundary_that_the_file_gives_is_had() -> None:
 
 def test_a_long_model_has_a_twin_only_if_its_table_says_so() -> None:
     assert Prepared({1: 8 * MS}).program.urgent is None
+    program = Prepared({1: MS, 2: 2 * MS, 4: 4 * MS}).program  # and measured otherwise afterwards:
+    exec_ns = {1: MS, 2: 3 * MS, 4: 2_900_000}
+    assert urgent_ns(program, ModelProfile("net", exec_ns, 1, 1)) == MS
     declared = Prepared({1: 8 * MS, 4: 12 * MS}, wish=Wish(urgent=True)).program
     assert declared.urgent is not None and declared.urgent.classes == declared.classes
 

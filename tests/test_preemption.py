@@ -8,8 +8,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
+from scheduler_rig import Rig
 from slosched.analysis.trace import write_trace
 from slosched.bound.capacity import capacity_bound
 from slosched.bound.problem import Cluster, GpuKind, Problem, cells_of
@@ -23,12 +25,14 @@ from slosched.core.worker.emulated import EmulatedGpu
 from slosched.core.worker.interface import Op, OpDone, OpKind
 from slosched.gpu_profile import GpuProfile, ModelProfile
 from slosched.messages import Span
+from slosched.signature import Tensor
 from slosched.sim.faults import FaultPlan
 from slosched.sim.run import simulate
 from slosched.sim.spec import SimSpec
 from slosched.telemetry import action_log
 from slosched.telemetry.segment_log import FILE_NAME, read_segment_log
 from slosched.units import NS_PER_MS, NS_PER_S
+from slosched.workloads.lengths import Lengths
 from slosched.workloads.mix import MixEntry, mix
 
 MS = NS_PER_MS
@@ -214,6 +218,16 @@ def test_a_boundary_that_comes_sooner_or_later_changes_no_pause(end_ms: float) -
     assert running.predicted_end_ns == lane.busy_until_ns == 52 * MS
 
 
+def test_an_urgent_action_that_is_refused_leaves_the_next_one_its_boundary() -> None:
+    lane: Lane[Sent] = Lane("exec")
+    running, first, second = Sent(0, 50), Sent(10, 2, priority=1), Sent(12, 2, priority=1)
+    for each in (running, first, second):
+        lane.add(each)
+    lane.finish(first, end_ns=3 * MS)
+    assert (second.predicted_start_ns, second.predicted_end_ns) == (10 * MS, 12 * MS)
+    assert running.predicted_end_ns == 52 * MS
+
+
 def test_what_waits_behind_an_urgent_action_that_interrupted_nothing_starts_at_its_end() -> None:
     lane: Lane[Sent] = Lane("exec")
     urgent, waiting = Sent(10, 2, priority=1), Sent(11, 50)
@@ -324,6 +338,57 @@ def test_only_batches_that_the_worker_has_ready_interrupt(monkeypatch: pytest.Mo
         sizes[most_ms] = {urgent.batch for urgent in found}
         assert all(PROFILE.model("short").exec_ns[b] <= most_ms * MS for b in sizes[most_ms])
     assert sizes[2] == {1} and len(sizes[5]) > 1
+
+
+def test_a_long_program_of_a_model_whose_short_one_is_urgent_plans_with_no_interruption() -> None:
+    """Its requests are refused at once where no ordinary plan serves them, as those of a long model are."""
+    texts = ModelProfile(
+        "texts",
+        {},
+        4 * MS,
+        2**26,
+        inputs=(Tensor("ids", "int64", (-1,)),),
+        outputs=(Tensor("hidden", "float32", (-1, 4)),),
+        exec_ns_at={8: {1: MS}, 512: {1: 20 * MS, 2: 38 * MS}},
+    )
+    entries = [
+        MixEntry("texts", 1, 8, (0.0, 60 * MS), lengths=Lengths(512, 0.01, 500, 512)),
+        MixEntry("long", 1, 2.5, (0.0, 2000 * MS)),
+    ]
+    outcomes = []
+    for single_ms in (1, 6):  # the second makes no program of the model urgent
+        short = {8: {1: single_ms * MS}, 512: texts.exec_ns_at[512]}
+        models = {"texts": replace(texts, exec_ns_at=short), "long": model("long", 200)}
+        run = SimSpec(
+            workload=mix(entries, 8 * NS_PER_S),
+            scheduler=SchedulerConfig(max_exec_ns=NS_PER_S, preempt=True),
+            profiles=(replace(PROFILE, models=models),),
+            gpus=1,
+        )
+        (step,) = [each for each in simulate(run).steps if each.group == "texts"]
+        outcomes.append(step.codes)
+    assert outcomes[0] == outcomes[1] and outcomes[0]["could not start in time"] > 5
+
+
+def test_a_worker_that_is_restarted_with_preemption_is_used_for_it() -> None:
+    rig = Rig(SchedulerConfig(preempt=True))
+    rig.hello()
+    rig.join()
+    rig.load()
+    (loaded,) = rig.scheduler.cluster.models.values()
+    assert loaded.result is not None and loaded.result.urgent_ns == 0
+    (gpu,) = rig.scheduler.cluster.gpus.values()
+    table = gpu.exec_table(loaded.queue)
+    assert table.boundaries_ns == {}
+    bounds = (MS,) * len(loaded.result.batch_sizes)
+    anew = msgspec.structs.replace(loaded.result, urgent_ns=2 * MS, boundaries_ns=bounds)
+    gpu.worker.has_prepared("net", anew)  # more copies of what is there: what was learned is kept
+    assert gpu.exec_table(loaded.queue) is table
+    del gpu.worker.prepared["net"]
+    gpu.worker.has_prepared("net", anew)
+    assert set(gpu.exec_table(loaded.queue).boundaries_ns.values()) == {MS}
+    rig.scheduler.catalog._preparations.take_one(gpu.worker, anew, loaded, rig.now_ns)
+    assert loaded.result.urgent_ns == 2 * MS
 
 
 @pytest.mark.parametrize("counts_as", ["value", "shares"])

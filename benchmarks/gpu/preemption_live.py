@@ -31,6 +31,7 @@ from typing import Any
 import checkout_path  # noqa: F401  (before everything that lies in this checkout)
 import numpy as np
 import preemption as simulated
+from exact_answers import LEAST_TOLERANCE
 from exact_bare import FOREVER_NS, BareController
 from measured_on import measured_on
 from numpy.typing import NDArray
@@ -92,7 +93,10 @@ def inputs_of(name: str) -> Array:
 
 
 def write_references(path: Path, names: Sequence[str], config: Path, device: str) -> None:
-    """Answers of direct forward passes in float32, into `path`. Raises SystemExit if they are alike."""
+    """Answers of direct forward passes in float32, into `path`.
+
+    Raises SystemExit for a model whose answers to different inputs are alike.
+    """
     import torch
 
     from slosched.config_file import load_worker_config
@@ -116,6 +120,8 @@ def write_references(path: Path, names: Sequence[str], config: Path, device: str
         found[name] = np.stack(outputs)
         found[f"{name}/tolerance"] = np.array(min(_TOLERANCE, apart / 3))
         print(f"{name}: answers {apart:.3g} apart", flush=True)
+        if apart / 3 < LEAST_TOLERANCE:
+            raise SystemExit(f"{name}: its answers to different inputs are alike")
         del net
         torch.cuda.empty_cache()
     np.savez(path, **found)  # type: ignore[arg-type]
@@ -247,6 +253,7 @@ class Bench:
         found = mixes_of(
             {key: _times(result) for key, result in self.prepared[False].items()},
             {key: _boundaries(result) for key, result in self.prepared[True].items()},
+            {key: result.urgent_ns for key, result in self.prepared[True].items()},
         )
         return {number: found[number] for number in self.options.mixes}
 
@@ -260,12 +267,14 @@ def _boundaries(result: LoadModelResult) -> list[list[int]]:
 
 
 def mixes_of(
-    times: Mapping[str, list[list[int]]], boundaries: Mapping[str, list[list[int]]]
+    times: Mapping[str, list[list[int]]],
+    boundaries: Mapping[str, list[list[int]]],
+    urgent_ns: Mapping[str, int],
 ) -> dict[int, Mix]:
-    """The mixes of preemption.py with measured `times` (ns by batch size) and boundaries of each class.
+    """The mixes of preemption.py with measured `times` and boundaries (ns by batch size) of each class.
 
-    By number, those whose classes were all measured. A simulated GPU has one time between boundaries: the
-    greatest of the classes' at batch 1.
+    By number, those whose classes were all measured. `urgent_ns` says up to which exec time a class may
+    interrupt. A simulated GPU has one time between boundaries: the greatest of the classes' at batch 1.
     """
     found = {}
     for number, nominal in enumerate(NOMINAL):
@@ -281,7 +290,12 @@ def mixes_of(
         ]
         single_ns = [boundaries[each.name][0][1] for each in classes if boundaries[each.name]]
         longest_ns = max(single_ns, default=nominal.boundary_ns)
-        found[number] = replace(nominal, classes=tuple(classes), boundary_ns=longest_ns)
+        found[number] = replace(
+            nominal,
+            classes=tuple(classes),
+            boundary_ns=longest_ns,
+            urgent_at_most_ms=max(urgent_ns[each.name] for each in classes) / NS_PER_MS,
+        )
     return found
 
 
@@ -337,6 +351,7 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
             "notes": bench.notes,
             "times_ns": {key: _times(each) for key, each in bench.prepared[False].items()},
             "cut_times_ns": {key: _times(each) for key, each in bench.prepared[True].items()},
+            "urgent_ns": {key: each.urgent_ns for key, each in bench.prepared[True].items()},
             "boundaries_ns": {key: _boundaries(each) for key, each in bench.prepared[True].items()},
         }
         for number, mix in mixes.items():
@@ -391,7 +406,7 @@ def _run_lines(document: Mapping[str, Any]) -> list[str]:
     seconds = document["seconds"]
     cells = [
         (number, Cell(mix, 1, load, max(1, round(seconds))))
-        for number, mix in mixes_of(times, boundaries).items()
+        for number, mix in mixes_of(times, boundaries, document["urgent_ns"]).items()
         for load in document["loads"]
         if any(key[:2] == (number, load) for key in live)
     ]

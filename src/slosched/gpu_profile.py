@@ -127,8 +127,8 @@ class GpuProfile:
     weights_cache_bytes: int
     page_bytes: int = PAGE_BYTES
     clock_mhz: int = 1380
-    #: With `preempt`: how far apart the boundaries of an exec are, and the batch-1 time up to which a model is
-    #: urgent.
+    #: With `preempt`: how far apart the boundaries of an exec are, and the exec time up to which a class is
+    #: urgent, of a model whose batch of 1 takes no longer.
     boundary_ns: AtLeast0 = 300_000
     urgent_at_most_ns: AtLeast0 = 5_000_000
 

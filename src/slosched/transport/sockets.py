@@ -85,7 +85,7 @@ def _whole(frame: Frame) -> Frame:
     """
     if isinstance(frame, memoryview):
         received = frame.obj
-        if isinstance(received, zmq.Frame) and len(received) == frame.nbytes:
+        if isinstance(received, zmq.Frame) and len(received) == frame.nbytes and frame.c_contiguous:
             return received  # type: ignore[return-value]
     return frame
 

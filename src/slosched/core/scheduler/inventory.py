@@ -207,7 +207,7 @@ class Inventory:
                     self._clear(worker, model_id, now_ns)
             yield len(some) * A_TAKING
         if used and preparations.is_like(name, result):
-            worker.prepared[name] = result
+            worker.has_prepared(name, result)
             for at in range(0, len(used), TAKEN_AT_ONCE):
                 if not preparations.still(taking):
                     return

@@ -69,7 +69,9 @@ class Lane(Generic[A]):
 
         What it had interrupted is delayed by what it took, no matter when the boundary came.
         """
-        later_ns = end_ns - action.predicted_end_ns
+        # One that never ran leaves what waits behind it for the boundary that it waited for itself.
+        free_ns = end_ns if took_ns else max(end_ns, action.predicted_start_ns)
+        later_ns = free_ns - action.predicted_end_ns
         longer_ns = took_ns - action.expected_duration_ns
         self.outstanding.remove(action)
         self.busy_until_ns = end_ns

@@ -96,8 +96,8 @@ class Overtaking:
     def _start_ns(self, gpu: Gpu, queue: Queue, now_ns: int, *, promised: bool) -> int | None:
         """When an urgent batch of `queue` sent now would start on `gpu`; None: it cannot interrupt there."""
         lane, worker = gpu.exec, gpu.worker
-        if not worker.prepared[queue.instance.name].urgent_ns:
-            return None  # others may have it so
+        if not _may_interrupt(gpu, queue):
+            return None  # a shorter program of the model may, or on other workers
         running = lane.ordinary()
         if running is None or gpu.held or gpu.runs_alone or lane.urgent >= _MAX_URGENT:
             return None
@@ -169,7 +169,7 @@ class Overtaking:
             used += [(ends_ns - each.arrival_ns, each.slo_ns) for each in action.requests]
         ends_ns = max(now_ns, gpu.exec.busy_until_ns) + returns_ns
         for queue in islice(self._all_waiting.values(), _QUEUES):
-            if _is_urgent(queue) or queue.instance.model_id not in gpu.resident:
+            if queue.instance.model_id not in gpu.resident or _may_interrupt(gpu, queue):
                 continue
             ends_ns += _work_ns(gpu, queue)
             last = queue.requests[-1]
@@ -203,7 +203,15 @@ def _work_ns(gpu: Gpu, queue: Queue) -> int:
     return whole_ns // len(queue.instance.resident_on)
 
 
+def _may_interrupt(gpu: Gpu, queue: Queue) -> bool:
+    """True if `gpu` has a class of the queue's program ready for that."""
+    table = gpu.exec_table(queue)
+    urgent_ns = gpu.worker.prepared[queue.instance.name].urgent_ns
+    return urgent_ns > 0 and table.profiled_ns[table.batches[0]] <= urgent_ns
+
+
 def _is_urgent(queue: Queue) -> bool:
+    """False if no worker has its model ready for that."""
     result = queue.instance.result
     return result is not None and result.urgent_ns > 0
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from slosched.codes import Code
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToWorker
@@ -244,7 +246,7 @@ class Preparations:
     ) -> None:
         """`models` are used on `worker` from now on; they may be others than their last worker had."""
         name = models[0].name
-        worker.prepared[name] = result
+        worker.has_prepared(name, result)
         taking = self.take_name(worker, name)
         self._slices.begin(self._take_some(taking, result, models, now_ns))
 
@@ -280,6 +282,8 @@ class Preparations:
             if before is not None and _tensors(before) != _tensors(result):
                 self._on_changed(model)
             model.set_lengths(lengths_of(result))
+        elif result.urgent_ns > before.urgent_ns:  # its first worker may be without --preempt
+            model.result = msgspec.structs.replace(before, urgent_ns=result.urgent_ns)
         worker.instances[model.model_id] = model
         self._use_on(worker.gpus, model, now_ns)
 

@@ -40,6 +40,7 @@ from slosched.core.scheduler.length_classes import (
     program_boundaries,
     program_of,
     program_times,
+    programs,
 )
 from slosched.core.scheduler.load_pauses import LoadPauses
 from slosched.core.values import Value
@@ -378,6 +379,14 @@ class Worker:
     returns: WindowEstimator = field(
         default_factory=lambda: WindowEstimator(_DEFAULT_RETURN_NS, percentile=0.9)
     )
+
+    def has_prepared(self, name: str, result: LoadModelResult) -> None:
+        """The model `name` is in its host memory. What was known of an earlier preparation is forgotten."""
+        if name not in self.prepared:
+            for gpu in self.gpus:
+                for program in programs(result, name):
+                    gpu.tables.pop(program, None)
+        self.prepared[name] = result
 
     @property
     def label(self) -> str:

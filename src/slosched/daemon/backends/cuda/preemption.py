@@ -58,9 +58,12 @@ class Preemption:
         if cut or program.urgent is not None:
             took_ns = self._clock() - before_ns
             megabytes = max(0, free_bytes - self._driver.free_bytes()) / _MB
-            what = [f"{len(cut)} of {len(program.classes)} classes in segments"] * bool(cut)
+            number = len(program.classes)
+            what = [f"{len(cut)} of {number} classes in segments"] * bool(cut)
             if program.urgent is not None:
-                what += [f"{len(program.urgent.classes)} in a twin for urgent runs"]
+                twins = len(program.urgent.classes)
+                of = "" if cut else f" of {number} classes"
+                what += [f"{twins}{of} in a twin for urgent runs"]
             cost = f"{megabytes:.0f} MB, {took_ns / NS_PER_MS:.0f} ms"
             program.preemption = f"{' and '.join(what)} ({cost})"
             note(f"{program.name}: {program.preemption}")
@@ -138,10 +141,17 @@ def urgent_classes(exec_ns: Mapping[Class, int], wish: Wish) -> list[Class]:
 
 
 def urgent_ns(program: Preparable, profile: ModelProfile) -> int:
-    """The longest exec time of a class of the twin; 0 if there is no twin."""
-    twin = program.urgent
-    classes = () if twin is None else twin.classes
-    return max((profile.times(of.length)[of.batch] for of in classes), default=0)
+    """The longest exec time up to which every class is in the twin; 0 if there is no twin.
+
+    Classes were chosen by times that were measured before, so one outside may be as short as one inside.
+    """
+    if program.urgent is None:
+        return 0
+    inside = set(program.urgent.classes)
+    times_ns = {of: profile.times(of.length)[of.batch] for of in program.classes}
+    limit_ns = min((ns for of, ns in times_ns.items() if of not in inside), default=None)
+    within = [ns for of, ns in times_ns.items() if of in inside]
+    return max([ns for ns in within if limit_ns is None or ns < limit_ns], default=0)
 
 
 def boundaries_ns(program: Preparable, profile: ModelProfile) -> dict[int, dict[int, int]]:

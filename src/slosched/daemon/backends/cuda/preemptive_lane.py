@@ -6,7 +6,7 @@ those in flight have ended the urgent work starts, on a stream of its own. The i
 it. So one run at a time is on the GPU, and each measured time is that run's alone.
 
 What is urgent runs as its program's twin, which shares no memory with ordinary runs (recorded.py). An exec with
-a priority whose model has no twin is an ordinary one: it waits for its turn.
+a priority whose class is in no twin is an ordinary one: it waits for its turn.
 
 The measured time of an interrupted run is the sum of its stretches. A stretch ends with the event behind its
 last segment; one that is resumed begins with an event before its first, which comes a launch (some 7 us,

@@ -97,8 +97,7 @@ class RecordedProgram(ABC):
         self._graphs: dict[Class, bool] = {}
         self._cuts: dict[Class, Cut] = {}
         self._segments: dict[int, SegmentedRun] = {}  # by id of the buffer set
-        #: What it has for interruptions, and what that cost, in words; the longest time until a run can be
-        #: interrupted (0: none can).
+        #: What it has for interruptions, and what that cost, in words.
         self.preemption = ""
         self.urgent: RecordedProgram | None = None
         self._class_blocks: dict[Class, list[Block]] = {}  # of the driver's memory, by class
