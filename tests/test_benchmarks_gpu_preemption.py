@@ -14,6 +14,7 @@ GPU = Path(__file__).parent.parent / "benchmarks" / "gpu"
 sys.path[:0] = [str(GPU.parent), str(GPU)]  # its programs import one another as neighbours
 
 import gpu_preemption as preemption  # noqa: E402
+import preemption_page as pages  # noqa: E402
 
 from test_cuda_preemption import LONG_NS, SHORT_NS, Rig  # noqa: E402
 
@@ -68,15 +69,15 @@ def test_answers_are_compared_and_a_table_is_made(bed: FakeBed) -> None:
     row |= {"longest_segment_ns": 1, "tuned_in_flight": 2, "slower_wanted_at_most": 0.02}
     row |= {"in_flight_1": shown | more, "in_flight_2": shown | more}
     document = {"models": {"long": row, "other": {"failed": "not cut"}}, "notes": ["a note"]}
-    lines = preemption.table(document).splitlines()
+    lines = pages.table(document).splitlines()
     assert len(lines) == 2 + 4 + 1 and "not cut" in lines[-1]
-    page = preemption.page(document | {"measured_on": "a GPU", "seconds": 1.0})
+    page = pages.page(document | {"measured_on": "a GPU", "seconds": 1.0})
     assert f"| long | {found['long']} | {found['urgent']} | 0 |" in page and "    a note\n" in page
 
 
 def test_the_committed_page_is_that_of_the_results() -> None:
-    document = json.loads(preemption.RESULTS.read_text(encoding="utf-8"))
-    assert preemption.page(document) == preemption.PAGE.read_text(encoding="utf-8")
+    document = json.loads(pages.RESULTS.read_text(encoding="utf-8"))
+    assert pages.page(document) == pages.PAGE.read_text(encoding="utf-8")
 
 
 def test_a_class_that_was_not_cut_is_said(bed: FakeBed) -> None:

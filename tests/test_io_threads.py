@@ -11,13 +11,18 @@ import pytest
 from slosched.daemon.controller import io_threads_for
 
 _COUNT = """
-import threading, os, sys
+import os, sys, time
 from slosched.transport.sockets import Dealer, Router, use_io_threads
 use_io_threads(int(sys.argv[1]))
 router = Router("127.0.0.1", 0)
 dealer = Dealer(f"127.0.0.1:{router.port}")
-names = [open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")]
-print(sum(name.startswith("ZMQbg/IO") for name in names))
+give_up, counted = time.monotonic() + 20, 0
+while counted < int(sys.argv[1]) and time.monotonic() < give_up:  # a thread names itself once it runs
+    time.sleep(0.05)
+    tasks = os.listdir("/proc/self/task")
+    names = [open(f"/proc/self/task/{task}/comm").read() for task in tasks]
+    counted = sum(name.startswith("ZMQbg/IO") for name in names)
+print(counted)
 dealer.close(); router.close()
 """
 

@@ -14,13 +14,17 @@ from msgspec import Meta
 
 from slosched.addresses import parse_address, parse_bind
 from slosched.errors import InvalidConfig
-from slosched.field_types import AtLeast0, AtLeast1, Port, Shape, check_types
+from slosched.field_types import AtLeast0, AtLeast1, Port, check_types
 from slosched.gpu_profile import ALIASES as ALIASES
 from slosched.gpu_profile import PAGE_BYTES as PAGE_BYTES
 from slosched.gpu_profile import EmulationNoise as EmulationNoise
 from slosched.gpu_profile import GpuProfile as GpuProfile
 from slosched.gpu_profile import ModelProfile as ModelProfile
 from slosched.gpu_profile import canonical_model as canonical_model
+from slosched.model_source import DTYPES as DTYPES
+from slosched.model_source import LIBRARIES as LIBRARIES
+from slosched.model_source import LIBRARY_PREFIXES as LIBRARY_PREFIXES
+from slosched.model_source import ModelSource as ModelSource
 from slosched.options import (
     ADDRESSES,
     ADMISSION,
@@ -30,7 +34,6 @@ from slosched.options import (
     SCHEDULER,
     Option,
 )
-from slosched.signature import Tensor
 from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
 #: Clockwork's client and worker ports.
@@ -42,65 +45,6 @@ HEARTBEAT_NS = 200 * NS_PER_MS
 LOST_AFTER_NS = 800 * NS_PER_MS
 CLIENT_HEARTBEAT_NS = 1_000 * NS_PER_MS
 CLIENT_LOST_AFTER_NS = 5_000 * NS_PER_MS
-
-#: Precisions of a model's weights.
-DTYPES = ("float32", "float16", "bfloat16")
-
-#: Libraries of models. Their models are named LIBRARY/NAME.
-LIBRARIES = ("torchvision", "timm")
-LIBRARY_PREFIXES = tuple(f"{library}/" for library in LIBRARIES)
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Where a worker may take one model from, and in which precision. Only the worker's own config can
-    say this.
-
-    Exactly one of `factory` ("package.module:function", called without arguments, returns an
-    nn.Module), `pt2` (torch.export file), `transformers` (a folder that its save_pretrained wrote),
-    `safetensors` (weights beside a transformers `config` file, or such a folder) and `cupy`
-    ("package.module:function", for the CuPy backend) is set; none means the zoo's, or the library's, own of
-    that name.
-
-    What one request gives is `inputs` (signature.py), or in short `input_shape` and `input_dtype`; models of
-    the zoo, of libraries and of pt2 files know it themselves. `lengths` are the length classes of a dimension
-    of -1; what is shorter is padded with `pads`, by input (0 where there is none). `output` names the one
-    of several outputs that is the answer: a key, an attribute or an index ("0"); `outputs` name several.
-    """
-
-    name: Annotated[str, Option(in_file=False)]  # the file has it in the heading
-    factory: str = ""
-    pt2: str = ""
-    transformers: str = ""
-    safetensors: str = ""
-    config: str = ""
-    cupy: str = ""
-    input_shape: Shape = ()
-    input_dtype: str = "float32"
-    dtype: str = "float32"  # of its weights, one of DTYPES; inputs and outputs travel as float32
-    channels_last: bool = False  # of its weights and, on the device, inputs
-    output: str = ""
-    lengths: tuple[AtLeast1, ...] = ()
-    #: The answer may depend on the class that a request runs in; without this such a model is refused.
-    padding_changes_answers: bool = False
-    inputs: Annotated[tuple[Tensor, ...], Option(in_file=False)] = ()
-    outputs: Annotated[tuple[Tensor, ...], Option(in_file=False)] = ()
-    #: With `preempt`, on a GPU: it may interrupt others however long it takes; the length of its own segments,
-    #: and how many of them are in flight (1 or 2). 0: both are chosen by measurement.
-    urgent: bool = False
-    boundary_ns: AtLeast0 = 0
-    in_flight: Annotated[int, Meta(ge=0, le=2)] = 0
-    pads: Annotated[dict[str, float], Option(in_file=False)] = field(default_factory=dict)
-    #: Where modules are looked for that are not installed: beside the worker's file.
-    folder: Annotated[str, Option(in_file=False)] = ""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        if self.dtype not in DTYPES:
-            raise InvalidConfig(
-                f"model {self.name!r}: dtype {self.dtype!r} is none of {', '.join(DTYPES)}"
-            )
-
 
 #: The number of models that can be put aside (`WorkerConfig.put_aside`), and the longest name and reason.
 MOST_PUT_ASIDE = 64

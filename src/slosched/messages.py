@@ -510,10 +510,7 @@ class ErrorResult(ActionResult, frozen=True, kw_only=True):
 
 
 class LengthClass(msgspec.Struct, frozen=True, array_like=True):
-    """The batch sizes of one length class; `exec_ns[i]` is the profiled exec time of `batch_sizes[i]`.
-
-    `boundaries_ns` as in LoadModelResult.
-    """
+    """The batch sizes of one length class, with the times that LoadModelResult has of the longest."""
 
     length: Number
     batch_sizes: PerRequest

@@ -61,7 +61,7 @@ _CONSOLE_EVERY_S = 10.0
 
 
 def io_threads_for(cpus: int) -> int:
-    """The usual number of IO threads on so many CPUs: the loop keeps a CPU to itself."""
+    """The usual number of IO threads on this number of CPUs: the loop keeps one to itself."""
     return 1 if cpus < 4 else min(4, cpus // 2)
 
 

@@ -381,11 +381,10 @@ class Worker:
     )
 
     def has_prepared(self, name: str, result: LoadModelResult) -> None:
-        """The model `name` is in its host memory. What was known of an earlier preparation is forgotten."""
-        if name not in self.prepared:
-            for gpu in self.gpus:
-                for program in programs(result, name):
-                    gpu.tables.pop(program, None)
+        """The model `name` is in its host memory; what an earlier preparation taught is forgotten."""
+        for gpu in self.gpus if name not in self.prepared else ():
+            for program in programs(result, name):
+                gpu.tables.pop(program, None)
         self.prepared[name] = result
 
     @property
