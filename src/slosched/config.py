@@ -168,7 +168,8 @@ class WorkerConfig:
     urgent_slo_ns: Annotated[
         AtLeast1,
         Option(
-            help="And their SLO: the shorter, the closer the boundaries. A bare number is in seconds.",
+            help="With --preempt on a GPU: the SLO of urgent requests. The shorter it is, the closer the "
+            "boundaries. A bare number is in seconds.",
             panel=MODELS,
         ),
     ] = 10 * NS_PER_MS
