@@ -152,7 +152,8 @@ class WorkerConfig:
     preempt: Annotated[
         bool,
         Option(
-            help="A long inference can be interrupted for an urgent one (the controller needs --preempt too).",
+            help="On a GPU, real or emulated, urgent inferences may interrupt long ones (the controller needs "
+            "--preempt too).",
             panel=MODELS,
         ),
     ] = False
@@ -160,7 +161,7 @@ class WorkerConfig:
         float,
         Meta(gt=0, lt=1),
         Option(
-            help="With --preempt on a GPU: the part of its time that urgent requests are expected to take. "
+            help="With --preempt on a CUDA GPU: the part of its time that urgent requests are expected to take. "
             "Long models are cut where boundaries and waiting for them cost the least then. Default {default}.",
             panel=MODELS,
         ),
@@ -168,7 +169,7 @@ class WorkerConfig:
     urgent_slo_ns: Annotated[
         AtLeast1,
         Option(
-            help="With --preempt on a GPU: the SLO of urgent requests. The shorter it is, the closer the "
+            help="With --preempt on a CUDA GPU: the SLO of urgent requests. The shorter it is, the closer the "
             "boundaries. A bare number is in seconds.",
             panel=MODELS,
         ),
