@@ -162,7 +162,8 @@ class WorkerConfig:
         Meta(gt=0, lt=1),
         Option(
             help="With --preempt on a CUDA GPU: the part of its time that urgent requests are expected to "
-            "take. Long models are cut where boundaries and waiting for them cost the least then. Default {default}.",
+            "take. Long models are cut where boundaries and waiting for them cost the least then. "
+            "Default {default}.",
             panel=MODELS,
         ),
     ] = 0.5
