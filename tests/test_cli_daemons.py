@@ -13,7 +13,7 @@ import slosched.daemon.supervisor
 import slosched.daemon.worker
 from slosched.cli.app import app
 from slosched.config import ControllerConfig, SchedulerConfig, WorkerConfig
-from slosched.core.scheduler.policies import POLICIES, resolved, summaries
+from slosched.core.scheduler.policies import CASCADE_POLICIES, POLICIES, resolved, summaries
 
 Run = Callable[..., ControllerConfig]
 
@@ -207,7 +207,7 @@ def test_the_placement_rule_is_an_option(captured: Captured) -> None:
         (
             ["INFER9", "a:1"],
             "unknown scheduler TYPE 'INFER9' (did you mean INFER5?); known: "
-            + ", ".join(sorted(POLICIES)),
+            + ", ".join(sorted(POLICIES | CASCADE_POLICIES)),
         ),
         (["INFER5", "0", "6"], "'0' is not a host:port"),
         (["INFER5", "a:1", "0", "6", "5 parsecs"], "schedule_ahead"),
@@ -258,12 +258,12 @@ def test_options_win_over_the_file(captured: Captured, tmp_path: Path) -> None:
 
 def test_help_documents_every_type_and_the_units() -> None:
     text = CliRunner().invoke(app, ["controller", "--help"]).output
-    assert [name for name, _ in summaries()] == list(POLICIES)
+    assert [name for name, _ in summaries()] == [*POLICIES, *CASCADE_POLICIES]
     for name, summary in summaries():
-        assert f"  {name:<9}{summary}\n" in text
+        assert f"  {name:<17}{summary}\n" in text
     reference = Path(__file__).parents[1] / "docs" / "reference.md"
     described = reference.read_text(encoding="utf-8")
-    assert all(f"`{name}`" in described for name in POLICIES)
+    assert all(f"`{name}`" in described for name in (*POLICIES, *CASCADE_POLICIES))
     for fact in ("10ms", "100ms", "25ms", "Default 16", "in ns", "12346"):
         assert fact in " ".join(text.split())
 

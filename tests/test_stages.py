@@ -10,8 +10,9 @@ import pytest
 from made_messages import an_infer_result
 from scheduler_rig import EXEC_MS, MS, T0, Rig
 from slosched.codes import Code
+from slosched.core.scheduler.after import GoOn, Reply
 from slosched.core.scheduler.interface import FromWorker, Keep, StageDone, StageRecord, ToClient
-from slosched.core.scheduler.state import After, GoOn, Instance, Queue, Reply, Request, StageEnd
+from slosched.core.scheduler.state import After, Instance, Queue, Request, StageEnd
 from slosched.core.values import Value
 from slosched.messages import Infer, InferReply, ModelInfo, Span
 from slosched.sim.fuzz_case import SmallLoad
@@ -197,4 +198,4 @@ def test_a_stage_log_is_made_for_requests_of_several_stages_alone(tmp_path: Path
     assert files.close()["stage_rows"] == 1
     table = read_stage_log(tmp_path / "staged" / "stages.tsv")
     (row,) = zip(*(column.tolist() for column in table.columns.values()), strict=True)
-    assert row == (T0 + 20, 2, 3, 1, 4, 20, 5, 6, 7, 8, 9, 10, 1)
+    assert row == (T0 + 20, 2, 3, 1, 4, 20, 5, 6, 7, 8, 9, 10, 1, 0, -1.0, -1.0)

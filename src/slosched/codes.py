@@ -21,6 +21,23 @@ class ActionType(IntEnum):
     UNLOAD_MODEL = 6  # ours: Clockwork never gives a model back
 
 
+class Verdict(IntEnum):
+    """How a stage of a cascade ended for one request: what was decided, and whether by the judge's score."""
+
+    NONE = 0
+    ACCEPTED = 1  # the score is at or above the threshold: the light answer
+    DEFERRED = 2  # below it: the heavy program is next
+    FORCED = 3  # below it, but the heavy program could not be in time: the light answer
+    INSTEAD = (
+        4  # it was deferred, and gets the light answer because the heavy program no longer fits
+    )
+    HEAVY = 5  # the heavy program's answer
+    BLIND_LIGHT = 6  # a policy that asks no judge chose the light program
+    BLIND_HEAVY = 7  # the same, the heavy one
+    #: It was deferred, and gets the light answer: all that went to the heavy program before it scored lower.
+    OUTRANKED = 8
+
+
 class Code(IntEnum):
     """The outcome of an action, or of a request."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from slosched.cascade_spec import CascadeSpec
 from slosched.config import WeightRule
 from slosched.options import Row, rows
 
@@ -12,6 +13,7 @@ from slosched.options import Row, rows
 SLO_CLASS = "slo<="
 
 WEIGHTS = tuple[WeightRule, ...]
+CASCADES = tuple[CascadeSpec, ...]
 
 
 def command_rows(config: type) -> list[Row]:

@@ -13,6 +13,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from slosched.addresses import parse_address, parse_bind
+from slosched.cascade_spec import CascadeOptions, CascadeSpec
 from slosched.errors import InvalidConfig
 from slosched.field_types import AtLeast0, AtLeast1, Port, check_types
 from slosched.gpu_profile import ALIASES as ALIASES
@@ -383,6 +384,21 @@ class SchedulerConfig:
             in_status=False,
         ),
     ] = ()
+    #: In a file they are `cascades`, names and files, and the table [cascade] beside [scheduler].
+    cascades: Annotated[
+        tuple[CascadeSpec, ...],
+        Option(
+            help="Cascades to serve (docs/cascades.md): built-in names (sdturbo), or TOML files.",
+            name="cascade",
+            metavar="NAME|FILE,...",
+            panel=SCHEDULER,
+            in_file=False,
+            in_status=False,
+        ),
+    ] = ()
+    cascade: Annotated[CascadeOptions, Option(in_file=False, in_status=False)] = field(
+        default_factory=CascadeOptions
+    )
     max_client_weight: Annotated[
         Weight,
         Option(
@@ -475,6 +491,9 @@ class SchedulerConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        names = [cascade.name for cascade in self.cascades]
+        if len(set(names)) != len(names):
+            raise InvalidConfig(f"each cascade needs a name of its own, not {names}")
         if self.default_slo_ns > self.max_slo_ns:
             raise InvalidConfig(
                 f"default_slo of {format_duration(self.default_slo_ns)} is above max_slo of "

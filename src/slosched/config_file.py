@@ -44,6 +44,7 @@ from slosched.signature import (
 )
 from slosched.text_files import read_toml
 from slosched.units import parse_bytes, parse_duration_ns
+from slosched.workloads.cascades import is_cascade_path, load_cascade
 
 #: The keys of a tensor's table, for an error about one.
 _TENSOR_KEYS = (
@@ -535,10 +536,15 @@ def load_controller_config(
 ) -> ControllerConfig:
     """`base` (if given) with what the file says. Raises InvalidConfig.
 
-    [scheduler] is SchedulerConfig, and each [[weights]] a WeightRule of it.
+    [scheduler] is SchedulerConfig, each [[weights]] a WeightRule of it, and [cascade] its CascadeOptions.
+    `cascades` are built-in names, and files relative to this one.
     """
     file = Path(path)
-    tables = {"weights": list[dict[str, Any]]}
+    tables = {
+        "weights": list[dict[str, Any]],
+        "cascades": tuple[str, ...],
+        "cascade": dict[str, Any],
+    }
     values = _read(str(file), read_toml(file, "")[1], ControllerConfig, tables)
     scheduler = base.scheduler if base is not None else SchedulerConfig()
     if "scheduler" in values:
@@ -553,6 +559,15 @@ def load_controller_config(
             for where in (f"{file}, [[weights]] {place}",)
         )
         scheduler = replace(scheduler, weights=rules)
+    if "cascades" in values:
+        names = values.pop("cascades")
+        beside = [file.parent / each if is_cascade_path(each) else each for each in names]
+        scheduler = replace(scheduler, cascades=tuple(map(load_cascade, beside)))
+    if "cascade" in values:
+        where = f"{file}, [cascade]"
+        scheduler = replace(
+            scheduler, cascade=with_table(where, scheduler.cascade, values.pop("cascade"))
+        )
     values["scheduler"] = scheduler
     if base is not None:
         start_config = base

@@ -17,56 +17,22 @@ from typing import Annotated
 
 import msgspec
 
+from slosched.message_types import MAX_TEXT as MAX_TEXT
+from slosched.message_types import NO_SPAN as NO_SPAN
+from slosched.message_types import Labels, Names, PerRequest, Shape
+from slosched.message_types import ModelInfo as ModelInfo
+from slosched.message_types import Name as Name
+from slosched.message_types import Number as Number
+from slosched.message_types import Span as Span
+from slosched.message_types import StageReply as StageReply
+from slosched.message_types import Text as Text
 from slosched.signature import MOST_LENGTHS, Tensors
 
 PROTOCOL_VERSION = 4
 
-# A value from outside is bounded where it is decoded, before any code computes with it or shows it.
-#: A number, or a time in ns: within 146 years.
-Number = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
-#: A name of a model, a dtype, a host, a device.
-Name = Annotated[str, msgspec.Meta(max_length=256)]
-#: A human-readable text. A sender cuts its texts at MAX_TEXT characters; a receiver takes twice that.
-MAX_TEXT = 4000
-Text = Annotated[str, msgspec.Meta(max_length=2 * MAX_TEXT)]
-Shape = Annotated[tuple[Number, ...], msgspec.Meta(max_length=16)]
-#: One number for each request of a batch, or for each batch class.
-PerRequest = Annotated[tuple[Number, ...], msgspec.Meta(max_length=1024)]
-Labels = Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)]
-Names = Annotated[tuple[Name, ...], msgspec.Meta(max_length=10_000)]
-
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Base of everything on the wire."""
-
-
-class ModelInfo(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    """One model instance, as the controller shows it.
-
-    `b1_ns` is the unit of SLO factors: the fastest GPU's profiled batch-1 exec time (of the longest length
-    class), frozen when the model is loaded. Shapes are those of one request, without the batch dimension.
-    `inputs` and `outputs` are the signature; `input_*` and `output_*` repeat its first tensors, at the greatest
-    length. `lengths` are the length classes, ascending; empty if no dimension varies.
-    """
-
-    model_id: int
-    name: str
-    copy: int
-    batch_sizes: tuple[int, ...]
-    b1_ns: int
-    weights_ns: int
-    weights_bytes: int
-    input_shape: tuple[int, ...]
-    input_dtype: str
-    output_shape: tuple[int, ...]
-    output_dtype: str
-    random_weights: bool
-    gpus_resident: int
-    clients: int
-    labels: tuple[str, ...]
-    inputs: Tensors = ()
-    outputs: Tensors = ()
-    lengths: tuple[int, ...] = ()
 
 
 # --------------------------------------------------------------------------- client -> controller
@@ -260,6 +226,7 @@ class InferReply(Message, frozen=True):
     start_ns: int = -1
     exec_ns: int = 0
     attempts: int = 0  # actions that carried it; > 1 after a replan
+    stages: tuple[StageReply, ...] = ()  # of a cascade, in order
 
 
 class StatusReply(Message, frozen=True):
@@ -392,17 +359,6 @@ Action = LoadModel | UnloadModel | LoadWeights | EvictWeights | Infer | ClearCac
 ControllerToWorker = ControllerHello | HeartbeatAck | Action
 
 # --------------------------------------------------------------------------- worker -> controller
-
-
-class Span(msgspec.Struct, frozen=True, array_like=True):
-    """When something ran. `duration_ns` is the device's own measure, not `end_ns - begin_ns`."""
-
-    begin_ns: Number
-    end_ns: Number
-    duration_ns: Number
-
-
-NO_SPAN = Span(0, 0, 0)
 
 
 class GpuInfo(msgspec.Struct, frozen=True, array_like=True):
@@ -562,7 +518,7 @@ class InferResult(ActionResult, frozen=True, kw_only=True):
     """`output_sizes` lists the bytes of the frames that follow, one per request (none: inputs off).
 
     `pause_ns` is how long an interrupted Infer stood still, within its `exec` span; `segments` are the parts
-    that it ran in, and empty where it was not interrupted.
+    that it ran in, and empty where it was not interrupted. `scores` are those of a model with a judge.
     """
 
     gpu_id: Number
@@ -574,6 +530,7 @@ class InferResult(ActionResult, frozen=True, kw_only=True):
     output_sizes: PerRequest = ()
     pause_ns: Number = 0
     segments: Annotated[tuple[Span, ...], msgspec.Meta(max_length=1024)] = ()
+    scores: Annotated[tuple[float, ...], msgspec.Meta(max_length=1024)] = ()  # one per request
 
 
 class ClearCacheResult(ActionResult, frozen=True, kw_only=True):

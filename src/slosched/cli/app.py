@@ -11,6 +11,7 @@ from slosched.cli import (
     awake,
     azure_trace,
     bound,
+    cascade,
     client,
     compare,
     controller,
@@ -51,6 +52,7 @@ _ORDER = (
     "bound",
     "plan",
     "experiment",
+    "cascade",
     "plot",
     "report",
     "explain",
@@ -152,6 +154,7 @@ app.command("plan", short_help="How many GPUs a mix of models needs.")(plan.plan
 app.command("experiment", short_help="All runs of a published figure, on many hosts.")(
     experiment.experiment
 )
+app.add_typer(cascade.app, name="cascade", short_help="Model cascades: DiffServe's experiments.")
 app.add_typer(plot.app, name="plot", short_help="Draw a published figure from run directories.")
 app.command("report", short_help="Write what a run came to as one HTML page.")(report.report)
 app.command("explain", short_help="Why a request was refused, failed or late.")(explain.explain)

@@ -19,8 +19,8 @@ from typing import Annotated, Any, cast, get_type_hints
 
 import typer
 
-from slosched.cli.values import duration_ns, names, size_bytes, weight_rules
-from slosched.command_line import WEIGHTS, command_rows
+from slosched.cli.values import cascades, duration_ns, names, size_bytes, weight_rules
+from slosched.command_line import CASCADES, WEIGHTS, command_rows
 from slosched.options import Row
 
 #: What the command line says, by the names of rows; None where it says nothing.
@@ -131,4 +131,6 @@ def _value(row: Row, given: Any) -> Any:
         return size_bytes(row.argument, given)
     if row.plain == WEIGHTS:
         return weight_rules(row.argument, given)
+    if row.plain == CASCADES:
+        return cascades(given)
     return names(given) if row.plain == tuple[str, ...] else given

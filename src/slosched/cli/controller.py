@@ -69,7 +69,7 @@ class ControllerCommand(PositionalCommand):
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         from slosched.core.scheduler.policies import summaries
 
-        lines = (f"{type_:<9}{summary}" for type_, summary in summaries())
+        lines = (f"{type_:<17}{summary}" for type_, summary in summaries())
         self.help = (self.help or "").replace(_TYPES, "\n  ".join(lines))
         super().format_help_text(ctx, formatter)
 

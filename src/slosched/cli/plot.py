@@ -301,3 +301,57 @@ def fig11(
     place = _directory(out, run_dirs)
     window_ns = _span_ns("--window", window, WINDOW_NS)
     _print(plot_fig11(run_dirs, place, window_ns=window_ns, at=at), table=table, json=json)
+
+
+@app.command("cascade")
+def cascade(
+    run_dirs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RUN_DIR]...",
+            help="Runs of `slosched cascade`. Default: the last one of the artifact's commands, in logs/.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str,
+        typer.Option("--cascade", metavar="NAME|FILE", help="The cascade that the runs served."),
+    ] = "sdturbo",
+    published: Annotated[
+        bool,
+        typer.Option(
+            "--published",
+            help="Draw with the transformations of the artifact's plotter; the titles say so.",
+        ),
+    ] = False,
+    out: Out = None,
+    table: Table = True,
+    json: Json = False,
+) -> None:
+    """Threshold, violations and FID of cascades over time (DiffServe, MLSys'25, Figure 5).
+
+    Three graphs of what was measured, and the two averages: violations of all requests, and FID by the
+    table at the share of light answers of the whole run. The artifact's plotter scales the threshold to
+    0..1 and divides the heavy share by its maximum before it reads a FID; --published does that too.
+
+    \b
+    Examples:
+      slosched plot cascade --cascade sdturbo
+      slosched plot cascade --cascade sdxs runs/cascade/seed=0 runs/diffserve/seed=0 --out figures
+      slosched plot cascade --cascade sdturbo runs/diffserve --published
+    """
+    from slosched.cascade.drawing import draw_directories
+    from slosched.workloads.cascades import load_cascade
+
+    spec = load_cascade(name)
+    chosen = run_dirs or [_last_run(Path("logs"))]
+    place = _directory(out, chosen)
+    _print(draw_directories(chosen, spec, place, published=published), table=table, json=json)
+
+
+def _last_run(logs: Path) -> Path:
+    """The last run of `slosched cascade controller`. Raises InvalidConfig if there is none."""
+    runs = sorted(logs.glob("run_*"), key=lambda path: float(path.name.removeprefix("run_")))
+    if not runs:
+        raise InvalidConfig(f"{logs} holds no run of `slosched cascade controller`; name a RUN_DIR")
+    return runs[-1]

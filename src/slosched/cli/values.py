@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from slosched.addresses import parse_address
+from slosched.cascade_spec import CascadeSpec
 from slosched.command_line import SLO_CLASS
 from slosched.config import CONTROLLER_PORT, WORKER_PORT, WeightRule
 from slosched.errors import InvalidConfig, InvalidDuration
@@ -156,6 +157,13 @@ def worker_addresses(texts: list[str]) -> tuple[str, ...]:
         if address in addresses[:index]:
             raise InvalidConfig(f"the worker {address} is named twice")
     return tuple(addresses)
+
+
+def cascades(text: str) -> tuple[CascadeSpec, ...]:
+    """The cascades of a list with commas: built-in names and TOML files. Raises InvalidConfig, UnknownName."""
+    from slosched.workloads.cascades import load_cascade
+
+    return tuple(load_cascade(name) for name in names(text))
 
 
 def weight_rules(option: str, text: str) -> tuple[WeightRule, ...]:

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from slosched.codes import ENDED, ActionType
+from slosched.codes import ENDED, ActionType, Verdict
 from slosched.core.scheduler.interface import (
     ActionDone,
     ClientLost,
@@ -52,6 +52,8 @@ from slosched.messages import (
 )
 
 RECOUNT_STEPS = 4096
+#: Of a stage that never ran: its request gets an earlier answer.
+_WAITED_IN_VAIN = (Verdict.INSTEAD, Verdict.OUTRANKED)
 #: Steps until the next one after an action failed or a client left: their requests must not be forgotten.
 _RECOUNT_SOON_STEPS = 64
 _STORY_LINES = 64
@@ -251,6 +253,9 @@ class InvariantChecker:
         """A stage ended; unless its output answers the request, that waits for its next one."""
         key, stage = effect.record.key, effect.record.stage
         place = self._live.get(key, _QUEUED)
+        if effect.record.verdict in _WAITED_IN_VAIN:
+            self._tell((key,), now_ns, "stage {} is given up: the light answer", stage)
+            return
         if place not in self._ran:
             self._fail(
                 f"stage {stage} of request {key} ends, and no action that ran has it", (key,)

@@ -9,9 +9,16 @@ from pathlib import Path
 
 from slosched import clock
 from slosched.config import ControllerConfig
-from slosched.core.scheduler.interface import ActionRecord, RequestRecord, StageRecord
+from slosched.core.scheduler.interface import ActionRecord, PlanRecord, RequestRecord, StageRecord
 from slosched.core.scheduler.policies import POLICY_TYPES, resolved
-from slosched.telemetry import action_log, reason_log, request_log, segment_log, stage_log
+from slosched.telemetry import (
+    action_log,
+    plan_log,
+    reason_log,
+    request_log,
+    segment_log,
+    stage_log,
+)
 from slosched.telemetry.console import ControllerConsole
 from slosched.telemetry.manifest import ManifestNotWritten, finish_manifest, write_manifest
 from slosched.telemetry.recent import LastMinutes
@@ -57,6 +64,7 @@ class RunLog:
             on_error=announce,
         )
         self._stages: LogWriter | None = None  # made for the first request with a second stage
+        self._plans: LogWriter | None = None  # made for the first plan of a cascade
         self._segments: LogWriter | None = None  # made for the first Infer that was interrupted
         self._rotation = rotation
         self.tally = Tally()
@@ -94,6 +102,17 @@ class RunLog:
             )
         self._stages.append(record)
 
+    def plan(self, record: PlanRecord) -> None:
+        if self._plans is None:
+            self._plans = LogWriter(
+                self.directory / plan_log.FILE_NAME,
+                plan_log.HEADER,
+                rows=plan_log.plan_rows,
+                rotation=self._rotation,
+                on_error=self._announce,
+            )
+        self._plans.append(record)
+
     def action(self, record: ActionRecord) -> None:
         self._actions.append(record)
         if record.segments:
@@ -119,7 +138,14 @@ class RunLog:
 
     def rows_dropped(self) -> int:
         """Rows of all logs that the disk did not take."""
-        logs = (self._requests, self._actions, self._reasons, self._stages, self._segments)
+        logs = (
+            self._requests,
+            self._actions,
+            self._reasons,
+            self._stages,
+            self._plans,
+            self._segments,
+        )
         return sum(log.counts().dropped for log in logs if log is not None)
 
     def close(
@@ -138,6 +164,8 @@ class RunLog:
         requests, actions = self._requests.close(), self._actions.close()
         reasons = self._reasons.close()
         stages = {} if self._stages is None else {"stage_rows": self._stages.close().written}
+        if self._plans is not None:
+            stages["plan_rows"] = self._plans.close().written
         if self._segments is not None:
             stages["interrupted_actions"] = self._segments.close().written
         outcome = {

@@ -21,6 +21,8 @@ from slosched.core.scheduler.interface import (
     FromWorker,
     Keep,
     Note,
+    PlanMade,
+    PlanRecord,
     RequestDone,
     RequestRecord,
     StageDone,
@@ -81,6 +83,8 @@ class SimController:
         self.on_action_sent: Callable[[int, ControllerToWorker], None] | None = None
         #: Takes the record of each stage of a request that has more than one (stages.tsv).
         self.on_stage: Callable[[StageRecord], None] | None = None
+        #: Takes each plan for a cascade (cascade_plans.tsv).
+        self.on_plan: Callable[[PlanRecord], None] | None = None
         #: Room in the queues of clients that do not read, or are gone (0), in messages. Messages beyond that
         #: fail, as they do live.
         self.room: dict[bytes, int] = {}
@@ -255,6 +259,9 @@ class SimController:
             elif kind is StageDone:
                 if self.on_stage is not None:
                     self.on_stage(effect.record)  # type: ignore[union-attr, arg-type]
+            elif kind is PlanMade:
+                if self.on_plan is not None:
+                    self.on_plan(effect.record)  # type: ignore[union-attr, arg-type]
             elif kind is Note:
                 self._on_note(effect)  # type: ignore[arg-type]
 

@@ -101,6 +101,7 @@ class _Run:
         self._kernel, self._cluster, self._client = world.kernel, world.cluster, world.client
         if files is not None:
             self._cluster.controller.on_stage = files.on_stage
+            self._cluster.controller.on_plan = files.on_plan
         self._sent_until_ns: int | None = None
         self._meter: ProgressMeter | None = None
 

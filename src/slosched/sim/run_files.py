@@ -11,12 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from slosched.core.scheduler.interface import ActionRecord, RequestRecord, StageRecord
+from slosched.core.scheduler.interface import ActionRecord, PlanRecord, RequestRecord, StageRecord
 from slosched.errors import RunDirectoryInUse, SloschedError
 from slosched.output_files import write_error
 from slosched.telemetry import (
     action_log,
     client_log,
+    plan_log,
     reason_log,
     request_log,
     segment_log,
@@ -108,6 +109,7 @@ class RunFiles:
             directory / reason_log.FILE_NAME, reason_log.HEADER, reason_log.reason_rows
         )
         self.stages: RowFile | None = None  # made for the first request with a second stage
+        self.plans: RowFile | None = None  # made for the first plan of a cascade
         self.segments: RowFile | None = None  # made for the first Infer that was interrupted
         self.on_client = self.clients.append
 
@@ -130,9 +132,18 @@ class RunFiles:
             self.stages = RowFile(path, stage_log.HEADER, stage_log.stage_rows)
         self.stages.append(record)
 
+    def on_plan(self, record: PlanRecord) -> None:
+        if self.plans is None:
+            path = self.directory / plan_log.FILE_NAME
+            self.plans = RowFile(path, plan_log.HEADER, plan_log.plan_rows)
+        self.plans.append(record)
+
     def close(self) -> dict[str, int]:
         """Write everything. Returns the number of rows of each log."""
         stages = {}
+        if self.plans is not None:
+            self.plans.close()
+            stages["plan_rows"] = self.plans.rows
         if self.stages is not None:
             self.stages.close()
             stages["stage_rows"] = self.stages.rows

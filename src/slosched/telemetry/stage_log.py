@@ -3,7 +3,9 @@
 The published logs know one action per request, so the stages stand in a file of their own, made when the first
 such request ends a stage. `t` is when the controller handled the stage's result, in wall-clock ns. `waited`
 (until then), `due` and `start` are ns after the request entered the queue of that stage, and may be negative;
-`exec` is a duration in ns; `answers` is 1 for the stage whose output is the answer.
+`exec` is a duration in ns; `answers` is 1 for the stage whose output is the answer. Of a cascade `verdict` is a
+codes.Verdict, beside the `score` and the `threshold` (-1: no judge was asked). A deferred request that gets its
+light answer after all has one more row, of the heavy stage, without an exec.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from slosched.core.scheduler.interface import StageRecord
-from slosched.telemetry.rows import Cells, rows_of
+from slosched.telemetry.rows import Cells, rows_of, short
 from slosched.telemetry.table import LogTable, header_of, read_table
 
 FILE_NAME = "stages.tsv"
@@ -32,9 +34,10 @@ COLUMNS: dict[str, type] = dict.fromkeys(
         "worker_id",
         "gpu_id",
         "answers",
+        "verdict",
     ),
     int,
-)
+) | {"score": float, "threshold": float}
 HEADER = header_of(COLUMNS)
 
 
@@ -59,6 +62,9 @@ def _cells(record: StageRecord) -> Cells:
         record.worker_id,
         record.gpu_id,
         int(record.answers),
+        int(record.verdict),
+        short(record.score),
+        short(record.threshold),
     )
 
 

@@ -18,13 +18,19 @@ class Parameter:
     """One positional value: its name in `--help` ("SLO-START"), what it is, and its default.
 
     `default` None: it must be given. Those with a default come last. `is_path`: in a TOML file it is
-    relative to that file.
+    relative to that file. `may_be_path`: so is a value that has a "/" or ends in .toml, .txt or .csv.
     """
 
     name: str
     help: str
     default: str | None = None
     is_path: bool = False
+    may_be_path: bool = False
+
+    def names_file(self, text: str) -> bool:
+        """True if the value `text` is a path."""
+        looks_like_one = "/" in text or text.endswith((".toml", ".txt", ".csv"))
+        return self.is_path or (self.may_be_path and looks_like_one)
 
     @property
     def key(self) -> str:

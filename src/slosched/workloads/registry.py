@@ -13,6 +13,7 @@ from slosched.extensions import Origin, Registry, check_interface, origin_of
 from slosched.workloads import (
     azure_kinds,
     bursty_experiment,
+    cascade_trace,
     closed_loops,
     mix,
     open_loops,
@@ -48,6 +49,7 @@ KINDS: tuple[Kind, ...] = (
     *shapes.KINDS,
     mix.KIND,
     replay.KIND,
+    cascade_trace.KIND,
 )
 
 #: The built-in ones by name.

@@ -38,8 +38,9 @@ def load_workload(path: str | Path) -> Workload:
             )
     try:
         for parameter in WORKLOAD_KINDS.get(str(table["workload"])).parameters:
-            if parameter.is_path and parameter.key in table:
-                table[parameter.key] = str(file.parent / str(table[parameter.key]))
+            value = str(table.get(parameter.key, ""))
+            if value and parameter.names_file(value):
+                table[parameter.key] = str(file.parent / value)
         return workload_from_table(table)
     except UnknownName as error:
         raise InvalidConfig(f"{_where(file, text, error.name)}: {error}") from None

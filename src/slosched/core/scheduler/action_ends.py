@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 
 from slosched.codes import ENDED, Code, code_name
 from slosched.core.scheduler.actions.kind import Outcome
+from slosched.core.scheduler.after import GoOn
 from slosched.core.scheduler.answers import Answers, Plan
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.policies.base import LoadsByDemand, Policy
 from slosched.core.scheduler.second_tries import MODEL_FAILED, SecondTries
 from slosched.core.scheduler.stages import Stages
-from slosched.core.scheduler.state import ActionState, GoOn, Request, RequestState, Worker
+from slosched.core.scheduler.state import ActionState, Request, RequestState, Worker
 from slosched.core.values import Value
 from slosched.messages import ErrorResult, Result
 
@@ -104,7 +105,7 @@ class ActionEnds:
     ) -> int:
         """Answer what an Infer carried; returns how many were in time."""
         met = taken = 0
-        sizes, span = outcome.result.output_sizes, outcome.span
+        sizes, scores, span = outcome.result.output_sizes, outcome.result.scores, outcome.span
         plan = Plan.of(action, start_ns=span.begin_ns, exec_ns=span.duration_ns)
         for place, request in enumerate(action.requests):
             size = sizes[place] if place < len(sizes) else 0
@@ -115,7 +116,8 @@ class ActionEnds:
             if request.state is RequestState.ANSWERED:  # cancelled meanwhile
                 continue
             if request.queue.after is not None or request.stage:
-                follows = self._stages.ended(request, action, outcome, output, now_ns)
+                scalars = scores[place : place + 1]
+                follows = self._stages.ended(request, action, outcome, output, scalars, now_ns)
                 if isinstance(follows, GoOn):
                     self._stages.go_on(request, follows, output, now_ns)
                     continue

@@ -81,6 +81,7 @@ def reply_and_record(
         started_ns,
         plan.exec_ns,
         request.attempts,
+        request.trail,
     )
     record = RequestRecord(
         request.key,

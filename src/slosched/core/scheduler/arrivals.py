@@ -9,12 +9,13 @@ from collections.abc import Callable
 
 from slosched.codes import Code
 from slosched.core.scheduler.answers import Answers
+from slosched.core.scheduler.cascades import Cascade
 from slosched.core.scheduler.catalog import Catalog
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import FromClient, Keep, ToClient
 from slosched.core.scheduler.limits import Limits
 from slosched.core.scheduler.policies.base import Policy
-from slosched.core.scheduler.state import Client, Instance, Request
+from slosched.core.scheduler.state import Client, Instance, Queue, Request
 from slosched.core.scheduler.validation import request_error
 from slosched.core.scheduler.weights import Weights
 from slosched.messages import InferReply, InferRequest
@@ -47,6 +48,9 @@ class Arrivals:
             return  # it came twice, and is answered once
         bytes_behind = 0 if event.input is None else event.input.size
         model = self._cluster.models.get(message.model_id)
+        cascade = None
+        if model is None and (cascade := self._cluster.cascades.by_id.get(message.model_id)):
+            model = cascade.light.instance if cascade.light and cascade.ready else None
         error = request_error(client, message, model, bytes_behind)
         code = Code.INVALID_REQUEST
         if self._cluster.put_aside and model is not None and not error:
@@ -56,7 +60,7 @@ class Arrivals:
             self._not_taken(client, message, code, error)
             return
         assert model is not None
-        slo_ns = self._slo_ns(message, model)
+        slo_ns = self._slo_ns(message, model, cascade)
         waiting = self.count - self._answers.count
         error = self._limits.exceeded(client, slo_ns, bytes_behind, waiting=waiting)
         if error:
@@ -74,7 +78,7 @@ class Arrivals:
             client=client,
             request_id=message.request_id,
             user_id=message.user_id,
-            queue=model.queue_for(message.length) if self._by_length else model.queue,
+            queue=self._queue(message, model, cascade),
             slo_factor=message.slo_factor,
             slo_ns=slo_ns,
             arrival_ns=now_ns - event.waited_ns,
@@ -87,6 +91,8 @@ class Arrivals:
         if model.model_id not in client.models:
             # The client was forgotten once, or has the id from another client.
             self._catalog.used_by(client, model)
+            if cascade is not None and cascade.heavy is not None:
+                self._catalog.used_by(client, cascade.heavy.instance)
         if event.input is not None:
             self._limits.took(client, event.input.size)
             self._cluster.emit(Keep(event.input.value_id, key))
@@ -95,12 +101,18 @@ class Arrivals:
             return
         self._policy.enqueue(request, now_ns=now_ns)
 
-    def _slo_ns(self, message: InferRequest, model: Instance) -> int:
+    def _queue(self, message: InferRequest, model: Instance, cascade: Cascade | None) -> Queue:
+        if cascade is not None:
+            assert cascade.light is not None
+            return cascade.light
+        return model.queue_for(message.length) if self._by_length else model.queue
+
+    def _slo_ns(self, message: InferRequest, model: Instance, cascade: Cascade | None) -> int:
         if message.slo_ns:
             return message.slo_ns
         if message.slo_factor > 0:
             return round(model.b1_ns * message.slo_factor)
-        return self._cluster.config.default_slo_ns
+        return self._cluster.config.default_slo_ns if cascade is None else cascade.spec.slo_ns
 
     def _not_taken(self, client: Client, message: InferRequest, code: int, reason: str) -> None:
         self.invalid += 1

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from slosched.codes import Code
 from slosched.config import canonical_model
+from slosched.core.scheduler.cascade_loads import CascadeLoads
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import Note, ToClient
 from slosched.core.scheduler.inventory import Inventory
@@ -86,6 +87,7 @@ class Catalog:
         self.inventory = Inventory(
             cluster, self._by_name, self._ids, self._preparations, takes_over=takes_over
         )
+        self._cascade_loads = CascadeLoads(cluster.cascades, cluster.models.get)
         self._making: dict[str, None] = {}  # names of which many instances are made, in slices
         self._telling: list[str] = []  # names of loads that are being answered
         self.hurried = False  # `advance` stopped before it had to wait for anything
@@ -98,6 +100,10 @@ class Catalog:
     def request_load(self, client: Client, message: LoadModelRequest, *, now_ns: int) -> None:
         if not 1 <= message.copies <= MAX_COPIES:
             reason = f"copies must be within 1..{MAX_COPIES}, not {message.copies}"
+            self._reply(client, message, Code.INVALID_REQUEST, reason)
+            return
+        if message.name in self._cluster.cascades.by_name and message.copies > 1:
+            reason = f"{message.name!r} is a cascade, which is loaded once; ask for 1 copy"
             self._reply(client, message, Code.INVALID_REQUEST, reason)
             return
         most = self._cluster.config.max_client_loads
@@ -117,7 +123,8 @@ class Catalog:
             )
             self._reply(client, message, Code.LIMIT_REACHED, reason)
             return
-        self.waiting.append(_Waiting(client, message, [], now_ns + _HOLD_NS))
+        for each in self._cascade_loads.begin(client, message) or [message]:
+            self.waiting.append(_Waiting(client, each, [], now_ns + _HOLD_NS))
         self.advance(now_ns=now_ns)
 
     def list_models(self, client: Client, message: ListModelsRequest) -> None:
@@ -131,16 +138,21 @@ class Catalog:
             infos += [m.info() for m in part if m.state is ModelState.LOADED]
             yield A_PART
         if not client.gone:
+            infos += [each.info() for each in self._cluster.cascades.by_name.values() if each.ready]
             reply = ListModelsReply(message.request_id, tuple(infos), self.loadable())
             self._cluster.emit(ToClient(client.identity, reply))
 
     def loadable(self) -> tuple[str, ...]:
         """Names that at least one joined worker offers, sorted."""
         names = {n: None for w in self._cluster.serving() for n in w.loadable}
+        for cascade in self._cluster.cascades.by_name.values():
+            if cascade.spec.light.model in names and cascade.spec.heavy.model in names:
+                names[cascade.spec.name] = None
         return tuple(sorted(names))
 
     def release(self, client: Client) -> Work:
         """The client is gone and waits for no load; what is returned takes it from its models' users."""
+        self._cascade_loads.forget(client)
         self.waiting = [w for w in self.waiting if w.client is not client]
         self.hurried = self.hurried and bool(self.waiting)
         return self._release(client)
@@ -389,5 +401,9 @@ class Catalog:
                 policy = self._cluster.config.policy
                 self._cluster.emit(Note("warning", f"{policy} cannot have its models: {reason}"))
             return
-        reply = LoadModelReply(message.request_id, int(code), reason, models)
-        self._cluster.emit(ToClient(client.identity, reply))
+        reply: LoadModelReply | None = LoadModelReply(message.request_id, int(code), reason, models)
+        if self._cascade_loads:
+            assert reply is not None
+            reply = self._cascade_loads.replied(client, message.name, reply)
+        if reply is not None:
+            self._cluster.emit(ToClient(client.identity, reply))

@@ -13,6 +13,7 @@ from slosched.config import SchedulerConfig
 from slosched.core.scheduler.actions import make_kinds
 from slosched.core.scheduler.actions.infer import OVERDUE_SHARE, inputs_of
 from slosched.core.scheduler.actions.kind import Outcome
+from slosched.core.scheduler.cascades import Cascades
 from slosched.core.scheduler.changes import Changes
 from slosched.core.scheduler.gpus_by_free_time import GpusByFreeTime
 from slosched.core.scheduler.interface import ActionDone, Effect, ToWorker
@@ -44,6 +45,7 @@ class Cluster:
         self.workers: dict[int, Worker] = {}
         self.gpus: dict[int, Gpu] = {}  # by index; only those of joined workers
         self.models: dict[int, Instance] = {}
+        self.cascades = Cascades(config.cascades, config.cascade)
         self.actions: dict[int, ActionState] = {}
         #: Models that the policy itself has loaded, besides those of clients: name -> copies.
         self.own_models: dict[str, int] = {}

@@ -172,10 +172,35 @@ class StageRecord(_Fact, frozen=True, gc=False):
     worker_id: int
     gpu_id: int
     answers: bool
+    # Of a cascade: a codes.Verdict, the score and the threshold; -1: no judge was asked.
+    verdict: int = 0
+    score: float = -1.0
+    threshold: float = -1.0
 
 
 class StageDone(_Fact, frozen=True, gc=False):
     record: StageRecord
+
+
+class PlanRecord(_Fact, frozen=True, gc=False, kw_only=True):
+    """One plan of an allocator for a cascade: what it was made for, and what it says. Rates in requests/s."""
+
+    at_ns: int
+    threshold: float
+    light_gpus: int
+    heavy_gpus: int
+    light_batch: int
+    heavy_batch: int
+    demand: float
+    heavy_demand: float
+    light_queued: int
+    heavy_queued: int
+    role_changes: int
+    feasible: bool
+
+
+class PlanMade(_Fact, frozen=True, gc=False):
+    record: PlanRecord
 
 
 class RequestDone(_Fact, frozen=True, gc=False):
@@ -234,6 +259,7 @@ Effect = (
     | StatusAsked
     | Keep
     | StageDone
+    | PlanMade
     | RequestDone
     | ActionDone
     | Note
@@ -253,6 +279,8 @@ __all__ = [
     "Joining",
     "Keep",
     "Note",
+    "PlanMade",
+    "PlanRecord",
     "RequestDone",
     "RequestKey",
     "RequestRecord",

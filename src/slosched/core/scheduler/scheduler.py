@@ -35,6 +35,7 @@ from slosched.core.scheduler.interface import (
     Joining,
     Note,
     SendFailed,
+    StageDone,
     StatusAsked,
     ToClient,
 )
@@ -46,7 +47,7 @@ from slosched.core.scheduler.policies import adopts_weights, make_policy, resolv
 from slosched.core.scheduler.second_tries import SecondTries
 from slosched.core.scheduler.sessions import TICK_NS, Sessions
 from slosched.core.scheduler.slices import ANSWER, Work
-from slosched.core.scheduler.stages import best_instead
+from slosched.core.scheduler.stages import best_instead, gave_up
 from slosched.core.scheduler.state import (
     ActionState,
     Client,
@@ -432,7 +433,10 @@ class Scheduler:
     ) -> None:
         output = None
         if request.best_answer is not None:
+            ended_with = code
             code, reason, output = best_instead(request, code, reason)
+            if request.trail and code == Code.OK:
+                self._effects.append(StageDone(gave_up(request, ended_with, self._now_ns)))
         self.answers.give(
             request, code, reason, plan, now_ns=self._now_ns, output=output, tell=tell
         )

@@ -5,26 +5,21 @@
                           +--------> QUEUED, in the queue of its next stage (GoOn)
 
 A queue's `after` decides, and is pure; a plain model has none, and its output is the answer. A request with a
-best answer that comes too late for its rest gets that answer in place of a refusal (`best_instead`).
+best answer that comes too late for its rest gets that answer in place of a refusal (`best_instead`). The stages
+of a cascade (cascades.py) are told in the answer as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from slosched.codes import Code, code_name
+from slosched.codes import Code, Verdict, code_name
 from slosched.core.scheduler.actions.kind import Outcome
+from slosched.core.scheduler.after import GoOn, Judgement, Reply
 from slosched.core.scheduler.interface import Effect, Keep, StageDone, StageRecord
-from slosched.core.scheduler.state import (
-    ActionState,
-    BestAnswer,
-    GoOn,
-    Reply,
-    Request,
-    RequestState,
-    StageEnd,
-)
+from slosched.core.scheduler.state import ActionState, BestAnswer, Request, RequestState, StageEnd
 from slosched.core.values import Value
+from slosched.messages import StageReply
 
 #: A request that ends with one of these gets its best answer, if it has one: the rest did not fit, or failed.
 _BEST_INSTEAD = frozenset(
@@ -36,6 +31,8 @@ _BEST_INSTEAD = frozenset(
         Code.PROCESS_ENDED,
     }
 )
+
+_NOT_JUDGED = Judgement(Reply.OUTPUT, Verdict.NONE)
 
 
 class Stages:
@@ -52,16 +49,23 @@ class Stages:
         action: ActionState,
         outcome: Outcome,
         output: Value | None,
+        scalars: tuple[float, ...],
         now_ns: int,
     ) -> Value | GoOn | None:
         """A stage of `request` ended with `output`. Return the value that answers it, or how it goes on."""
         after = request.queue.after
-        follows = Reply.OUTPUT if after is None else after(request, StageEnd(now_ns, output))
+        follows = (
+            Reply.OUTPUT if after is None else after(request, StageEnd(now_ns, output, scalars))
+        )
+        judged = _NOT_JUDGED
+        if isinstance(follows, Judgement):
+            judged, follows = follows, follows.follows
         goes_on = isinstance(follows, GoOn)
-        if request.stage or goes_on:
-            self._emit(
-                StageDone(_record(request, action, outcome, now_ns, follows is Reply.OUTPUT))
-            )
+        if request.stage or goes_on or judged.verdict:
+            record = _record(request, action, outcome, now_ns, follows is Reply.OUTPUT, judged)
+            self._emit(StageDone(record))
+            if judged.verdict:
+                request.trail = (*request.trail, _told(request, record))
         if isinstance(follows, GoOn):
             return follows
         if follows is Reply.BEST and request.best_answer is not None:
@@ -83,6 +87,35 @@ class Stages:
         self._enqueue(request, now_ns)
 
 
+def gave_up(request: Request, code: int, now_ns: int) -> StageRecord:
+    """A deferred request of a cascade gets its best answer: note the stage that it waited for in vain."""
+    before = request.trail[-1]
+    # The policy skips what others were sent before by their scores; else the clock decided.
+    verdict = Verdict.OUTRANKED if code == Code.SKIPPED else Verdict.INSTEAD
+    record = StageRecord(
+        key=request.key,
+        request_id=request.request_id,
+        user_id=request.user_id,
+        stage=request.stage,
+        model_id=request.instance.model_id,
+        program=request.queue.program,
+        queued_ns=request.queued_ns,
+        due_ns=request.due_ns,
+        start_ns=request.queued_ns - 1,
+        exec_ns=0,
+        end_ns=now_ns,
+        batch_size=0,
+        worker_id=-1,
+        gpu_id=-1,
+        answers=False,
+        verdict=verdict,
+        score=before.score,
+        threshold=before.threshold,
+    )
+    request.trail = (*request.trail, _told(request, record))
+    return record
+
+
 def best_instead(request: Request, code: int, reason: str) -> tuple[int, str, Value | None]:
     """Return (code, reason, output): of the request's best answer where `code` allows it, else as given."""
     best = request.best_answer
@@ -92,8 +125,29 @@ def best_instead(request: Request, code: int, reason: str) -> tuple[int, str, Va
     return Code.OK, f"{text}: {reason}" if reason else text, best.output
 
 
+def _told(request: Request, record: StageRecord) -> StageReply:
+    """What the answer says of a stage."""
+    arrival_ns = request.arrival_ns
+    return StageReply(
+        model=record.program,
+        queued_ns=record.queued_ns - arrival_ns,
+        start_ns=record.start_ns - arrival_ns if record.exec_ns else -1,
+        exec_ns=record.exec_ns,
+        end_ns=record.end_ns - arrival_ns,
+        batch_size=record.batch_size,
+        score=record.score,
+        threshold=record.threshold,
+        verdict=int(record.verdict),
+    )
+
+
 def _record(
-    request: Request, action: ActionState, outcome: Outcome, now_ns: int, answers: bool
+    request: Request,
+    action: ActionState,
+    outcome: Outcome,
+    now_ns: int,
+    answers: bool,
+    judged: Judgement,
 ) -> StageRecord:
     return StageRecord(
         key=request.key,
@@ -111,4 +165,7 @@ def _record(
         worker_id=action.gpu.worker.worker_id,
         gpu_id=action.gpu.gpu_id,
         answers=answers,
+        verdict=judged.verdict,
+        score=judged.score,
+        threshold=judged.threshold,
     )

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, IntEnum
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 from slosched.codes import ActionType
@@ -44,7 +44,15 @@ from slosched.core.scheduler.length_classes import (
 )
 from slosched.core.scheduler.load_pauses import LoadPauses
 from slosched.core.values import Value
-from slosched.messages import NO_BEAT, GpuInfo, Heartbeat, LoadModelResult, ModelInfo, Prepared
+from slosched.messages import (
+    NO_BEAT,
+    GpuInfo,
+    Heartbeat,
+    LoadModelResult,
+    ModelInfo,
+    Prepared,
+    StageReply,
+)
 
 
 class RequestState(IntEnum):
@@ -97,6 +105,7 @@ class Request:
         "slo_ns",
         "stage",
         "state",
+        "trail",
         "tried_alone",
         "user_id",
         "weight",
@@ -136,6 +145,7 @@ class Request:
         self.queued_ns = arrival_ns  # when it entered the queue of its stage
         self.parent = parent  # the call that made it, whose budget it inherits
         self.best_answer: BestAnswer | None = None
+        self.trail: tuple[StageReply, ...] = ()  # the stages of a cascade that it has behind it
         self.input = input
         self.length = length  # of its inputs, where a dimension of the model's varies
         self.brings = input  # the input of its next action: its own, or a stage's output
@@ -419,6 +429,25 @@ class ModelState(IntEnum):
     FAILED = 2
 
 
+class BestAnswer(NamedTuple):
+    """What a request is answered with when the rest no longer fits: the output of an earlier stage."""
+
+    output: Value | None
+    stage: int
+
+
+class StageEnd(NamedTuple):
+    """What `after` is told: when the stage ended, its output, and the scalars that its result carries."""
+
+    now_ns: int
+    output: Value | None
+    scalars: tuple[float, ...] = ()
+
+
+#: What follows a stage of a request, one of after.py's `Follows`. Pure: it keeps no state and reads no clock.
+After = Callable[["Request", StageEnd], object]
+
+
 class Queue:
     """The requests that wait for one program class of an instance, and by which exec table it is predicted.
 
@@ -444,44 +473,6 @@ class Queue:
         #: What a request expects to need after this stage, ns: it is due that much before its deadline.
         self.rest_ns = 0
         self.after = after  # None: a plain model answers
-
-
-class BestAnswer(NamedTuple):
-    """What a request is answered with when the rest no longer fits: the output of an earlier stage."""
-
-    output: Value | None
-    stage: int
-
-
-class Reply(Enum):
-    """How a request is answered when it goes no further."""
-
-    OUTPUT = "the output of the stage that ended"
-    BEST = "its best answer so far"
-
-
-class StageEnd(NamedTuple):
-    """What `after` is told: when the stage ended, its output, and the scalars that its result carries."""
-
-    now_ns: int
-    output: Value | None
-    scalars: tuple[float, ...] = ()
-
-
-class GoOn(NamedTuple):
-    """The request goes on in `queue`, its next stage.
-
-    `keeps_output`: the output of the stage that ended is its best answer from now on. `passes_output`: that
-    output, and not the request's own input, is the input of the next stage.
-    """
-
-    queue: Queue
-    keeps_output: bool = True
-    passes_output: bool = False
-
-
-#: What follows a stage of a request. Pure: it keeps no state and reads no clock.
-After = Callable[[Request, StageEnd], Reply | GoOn]
 
 
 @dataclass(slots=True, eq=False)
@@ -530,10 +521,13 @@ class Instance:
         if self.lengths == lengths:
             return
         self.lengths = tuple(lengths)
-        self.queues[0].length = lengths[-1] if lengths else 0
+        stages = [queue for queue in self.queues[1:] if queue.after is not None]
+        for queue in (self.queues[0], *stages):
+            queue.length = lengths[-1] if lengths else 0
         del self.queues[1:]
         for length in lengths[:-1]:
             self.add_queue(program_of(self.name, length), length=length)
+        self.queues += stages
 
     def queue_for(self, length: int) -> Queue:
         """The queue of the shortest length class that takes a request of `length`."""

@@ -22,11 +22,18 @@ from slosched.extensions import Registry, check_interface, missing_from, outside
 from slosched.units import format_duration
 
 
-def _by_type() -> dict[str, dict[str, type[Policy]]]:
-    """Every class of these packages that says what it is, in the order of `slosched controller --help`."""
-    packages = (__name__, f"{__name__}.baselines", f"{__name__}.published")
-    classes = [each for name in packages for each in classes_in(name)]
-    policies: list[type[Policy]] = [c for c in classes if isinstance(vars(c).get("about"), About)]
+def _by_type(*, one_cascade: bool) -> dict[str, dict[str, type[Policy]]]:
+    """Every class of these packages that says what it is, in the order of `slosched controller --help`.
+
+    Either those that serve models, or those that serve one cascade.
+    """
+    names = ("", ".baselines", ".published", ".published.diffserve")
+    classes = [each for name in names for each in classes_in(__name__ + name)]
+    policies: list[type[Policy]] = [
+        each
+        for each in classes
+        if isinstance(vars(each).get("about"), About) and each.about.one_cascade == one_cascade
+    ]
     found: dict[str, dict[str, type[Policy]]] = {}
     for policy in sorted(policies, key=lambda each: (each.about.rank, each.about.type)):
         for fidelity in policy.about.fidelities:
@@ -34,8 +41,9 @@ def _by_type() -> dict[str, dict[str, type[Policy]]]:
     return found
 
 
-#: The built-in ones: TYPE -> fidelity -> policy.
-POLICIES = _by_type()
+#: The built-in ones: TYPE -> fidelity -> policy; and those that serve one cascade.
+POLICIES = _by_type(one_cascade=False)
+CASCADE_POLICIES = _by_type(one_cascade=True)
 
 
 def _from_outside(type_: str, thing: object) -> Mapping[str, type[Policy]]:
@@ -65,7 +73,7 @@ def _from_outside(type_: str, thing: object) -> Mapping[str, type[Policy]]:
 
 #: Every TYPE: the built-in ones, those of installed packages, and module:class.
 POLICY_TYPES: Registry[Mapping[str, type[Policy]]] = Registry(
-    "scheduler TYPE", "slosched.policies", lambda: POLICIES, _from_outside
+    "scheduler TYPE", "slosched.policies", lambda: POLICIES | CASCADE_POLICIES, _from_outside
 )
 
 
@@ -124,6 +132,11 @@ def _given(value: int | None, default: int) -> int:
 
 
 def _check(config: SchedulerConfig, policy: About) -> None:
+    if policy.one_cascade and len(config.cascades) != 1:
+        raise InvalidConfig(
+            f"{config.policy} serves one cascade: name it with --cascade, for example --cascade sdturbo "
+            f"(given: {len(config.cascades)})"
+        )
     places_itself = not policy.takes_placement or config.fidelity == "paper"
     if config.placement != PLACEMENTS[0] and places_itself:
         raise InvalidConfig(
@@ -158,7 +171,7 @@ def summaries() -> list[tuple[str, str]]:
 
     Imports every package that offers a policy; one that cannot be used says why in its line.
     """
-    lines = [(type_, about(type_).summary) for type_ in POLICIES]
+    lines = [(type_, about(type_).summary) for type_ in (*POLICIES, *CASCADE_POLICIES)]
     for each in POLICY_TYPES.outside():
         classes = list(each.thing.values()) if each.thing else []
         lines.append(outside_row(each, classes[0].about.summary if classes else ""))

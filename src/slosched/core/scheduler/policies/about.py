@@ -56,6 +56,8 @@ class About:
     length_classes: bool = True
     #: False: requests are answered without running a model, and without an output.
     runs_models: bool = True
+    #: Whether it serves one cascade (`SchedulerConfig.cascades`) and nothing else.
+    one_cascade: bool = False
     #: Why no number of GPUs answers `slosched plan`; "": some number may.
     not_planned: str = ""
     #: Positional options of the published command that are accepted behind the common ones, and ignored.

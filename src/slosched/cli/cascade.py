@@ -1,0 +1,386 @@
+"""`slosched cascade`: experiments with model cascades, and the commands of DiffServe's artifact."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from slosched.cascade_spec import CascadeOptions
+from slosched.cli import cascade_artifact
+from slosched.cli.ask import Json
+from slosched.cli.cascade_options import cascade_options, takes_cascade_options
+from slosched.cli.config_options import Options
+from slosched.cli.guard import SloschedGroup
+from slosched.cli.help import SloschedTyper
+from slosched.cli.output import beside, print_json, say, table_text, warn
+from slosched.cli.stopping import stopped_by_signals
+from slosched.cli.values import duration_ns
+from slosched.errors import InvalidConfig, UnknownName
+from slosched.output_files import check_folder
+from slosched.units import format_duration
+
+if TYPE_CHECKING:
+    from slosched.cascade.presets import Variant
+    from slosched.cascade.run import Experiment, Report
+    from slosched.sim.faults import FaultPlan
+
+app = SloschedTyper(cls=SloschedGroup, name="cascade", rich_markup_mode=None, no_args_is_help=True)
+
+
+@app.callback()
+def cascade() -> None:
+    """A light model with a judge before a heavy one: experiments, and DiffServe's own commands.
+
+    run makes one experiment, compare several policies over several seeds. Both run in virtual time and
+    draw the published graphs. The other commands have the names, flags and ports of DiffServe's artifact
+    (MLSys'25), for its step-by-step guide (docs/cascades.md).
+
+    \b
+    Examples:
+      slosched cascade run sdturbo --trace 4to32 --workers 16
+      slosched cascade run sdxs --policy diffserve --live --out live
+      slosched cascade compare sdturbo --seeds 5 --jobs 4
+      slosched cascade controller -ap 5 -c sdturbo
+      slosched plot cascade --cascade sdturbo out
+    """
+
+
+_Cascade = Annotated[
+    str,
+    typer.Argument(
+        metavar="CASCADE", help="sdturbo, sdxs, sdxlltn, or a file.toml.", show_default=False
+    ),
+]
+_Trace = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="LOtoHI requests/s as 4to32, with or without qps; or a file with MS,PROMPT a line.",
+    ),
+]
+_Workers = Annotated[int, typer.Option(min=1, metavar="N", help="Number of workers, one GPU each.")]
+_Policy = Annotated[
+    str,
+    typer.Option(
+        metavar="POLICY",
+        help="cascade (ours), diffserve, diffserve-static, clipper-light, clipper-heavy or proteus.",
+    ),
+]
+_Scores = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Recorded scores by prompt, in a format of the artifact. Default: drawn from the cascade's f(t).",
+    ),
+]
+_Preset = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="sanity: the settings of a sanity simulation (factor 1.2, drop at 1.5 SLO, no judge's time).",
+    ),
+]
+_Published = Annotated[
+    bool,
+    typer.Option(
+        "--published",
+        help="Draw with the artifact's own transformations, which do not show what was measured.",
+    ),
+]
+_Duration = Annotated[
+    str | None,
+    typer.Option(help="End the trace after this time (60s; a bare number is in seconds)."),
+]
+_Sigma = Annotated[
+    float, typer.Option(min=0, max=0.49, help="Relative standard deviation of exec times.")
+]
+_Faults = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Break what FILE says (docs/faults.md); in virtual time."),
+]
+_Jobs = Annotated[int, typer.Option(min=1, help="Processes that share the runs.")]
+
+
+@app.command("run")
+@takes_cascade_options
+def run(
+    name: _Cascade,
+    *,
+    options: Options,
+    trace: _Trace = "4to32",
+    workers: _Workers = 16,
+    policy: _Policy = "cascade",
+    preset: _Preset = None,
+    scores: _Scores = None,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses arrivals, prompts and scores.")] = 0,
+    duration: _Duration = None,
+    exec_sigma: _Sigma = 0.0,
+    faults: _Faults = None,
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live", help="In real time: a worker, a controller and a client on 127.0.0.1."
+        ),
+    ] = False,
+    published: _Published = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Run directory. Default ./slosched-runs/<time>-cascade."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Serve a trace of prompts with a cascade, and say what it came to.
+
+    In virtual time six minutes take seconds, and the same arguments give the same bytes. Prints SLO
+    violations and quality by two counts: FID by the published table, which holds where the judge chose the
+    light answers, and a pessimistic FID where the clock or chance did (docs/cascades.md). No image is
+    made or scored. The run directory gets summary.json, the three CSV files of DiffServe's artifact in
+    logs/ and its three graphs in figures/ (needs slosched[plot]).
+
+    \b
+    Examples:
+      slosched cascade run sdturbo
+      slosched cascade run sdturbo --policy diffserve --routing random --over-provision 1.2
+      slosched cascade run sdxs --trace double_8to16 --workers 8 --seed 3 --out doubled
+      slosched cascade run sdturbo --trace trace.txt --scores dist.txt --preset sanity --policy diffserve
+      slosched cascade run sdturbo --trace 1to8 --workers 4 --live --duration 60s
+    """
+    from slosched.cascade.run import Experiment
+    from slosched.telemetry.run_dir import default_log_dir
+
+    base, judge_ns, _ = _preset(preset)
+    experiment = Experiment(
+        cascade=name,
+        trace=trace,
+        workers=workers,
+        policy=_policy_type(policy),
+        options=cascade_options(base, options),
+        seed=seed,
+        scores=scores,
+        judge_ns=judge_ns,
+        duration_ns=None if duration is None else duration_ns("--duration", duration),
+        exec_sigma=exec_sigma,
+        faults=_fault_plan(faults),
+    )
+    directory = out or default_log_dir("cascade")
+    check_folder(directory)
+    if not json:
+        say(_title(experiment, live=live))
+    report = (_live if live else _simulated)(experiment, directory, published)
+    _print_report(report, experiment, json=json)
+
+
+def _simulated(experiment: Experiment, directory: Path, published: bool) -> Report:
+    from slosched.cascade.run import run_simulated
+    from slosched.cli.sim_display import SimDisplay
+
+    with stopped_by_signals() as stopping, SimDisplay("cascade") as display:
+        try:
+            return run_simulated(
+                experiment, directory, progress=display, stop=stopping, published=published
+            )
+        finally:
+            if stopping():
+                raise KeyboardInterrupt
+
+
+def _live(experiment: Experiment, directory: Path, published: bool) -> Report:
+    from slosched.cascade.live import run_live
+
+    return run_live(experiment, directory, show=beside, published=published)
+
+
+def _preset(name: str | None) -> tuple[CascadeOptions, int | None, tuple[Variant, ...]]:
+    """The options, the judge's time and the policies of a preset, or the defaults."""
+    if name is None:
+        return CascadeOptions(), None, ()
+    from slosched.cascade.presets import preset_named
+
+    preset = preset_named(name)
+    return preset.options, preset.judge_ns, preset.variants
+
+
+def _policy_type(text: str) -> str:
+    """The TYPE of a policy of cascades, whatever its case. Raises UnknownName."""
+    from slosched.core.scheduler.policies import CASCADE_POLICIES, POLICY_TYPES
+
+    if ":" in text:  # module:class, of another package
+        POLICY_TYPES.get(text)
+        return text
+    if text.upper() not in CASCADE_POLICIES:
+        known = [each.lower() for each in CASCADE_POLICIES]
+        raise UnknownName("policy of cascades", text, known)
+    return text.upper()
+
+
+def _fault_plan(path: Path | None) -> FaultPlan | None:
+    if path is None:
+        return None
+    from slosched.sim.fault_file import load_plan
+
+    return load_plan(path)
+
+
+def _title(experiment: Experiment, *, live: bool) -> str:
+    spec = experiment.spec()
+    scores = "drawn" if experiment.scores is None else f"of {experiment.scores}"
+    kind = "in real time" if live else "in virtual time"
+    return (
+        f"{spec.name} under {experiment.policy}, trace {experiment.trace}, {experiment.workers} workers, SLO "
+        f"{format_duration(spec.slo_ns)}, scores {scores}, seed {experiment.seed}, {kind}"
+    )
+
+
+def _print_report(report: Report, experiment: Experiment, *, json: bool) -> None:
+    for warning in report.warnings:
+        warn(warning)
+    files = [str(file) for file in report.files]
+    if json:
+        print_json({**report.document, "run_dir": str(report.run_dir), "files": files})
+        return
+    from slosched.cascade.drawing import PUBLISHED_NOTE
+    from slosched.cascade.summary import HEADINGS, rows_of
+
+    summary, bound = report.summary, report.bound
+    say(table_text(["policy", *HEADINGS], rows_of([(experiment.policy, summary)])))
+    say(
+        f"{summary.requests} requests: {summary.violations} violations ({summary.late} late, "
+        f"{summary.dropped} without an answer); answers: {summary.light} light, {summary.heavy} heavy"
+    )
+    say(
+        f"clairvoyant fluid bound: heavy share {bound.heavy_share:.3f}, FID {bound.fid:.2f}; this run's FID is "
+        f"{summary.fid - bound.fid:+.2f} from it by the table, "
+        f"{summary.pessimistic_fid - bound.fid:+.2f} pessimistic"
+    )
+    if PUBLISHED_NOTE in report.text:
+        say(report.text)
+    say(_HONESTY)
+    say(f"written to {report.run_dir}")
+
+
+_HONESTY = (
+    "FID is that of the published table at the share of light answers; no image was made or scored"
+)
+
+
+@app.command("compare")
+@takes_cascade_options
+def compare(
+    name: _Cascade,
+    *,
+    options: Options,
+    policies: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POLICY,...",
+            help="Policies, each with options of its own as diffserve:routing=random. Default: all, or the "
+            "preset's.",
+        ),
+    ] = None,
+    trace: _Trace = "4to32",
+    workers: _Workers = 16,
+    preset: _Preset = None,
+    scores: _Scores = None,
+    seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from --seed upwards.")] = 5,
+    jobs: _Jobs = 1,
+    duration: _Duration = None,
+    exec_sigma: _Sigma = 0.0,
+    faults: _Faults = None,
+    published: _Published = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of all runs, where complete ones are not run again. Default "
+            "./slosched-runs/<time>-cascade-compare.",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Serve the same traces with several policies in virtual time, and compare them.
+
+    For each seed every policy gets the same arrivals, prompts and scores. Behind +- stands half of a 95 %
+    interval over the seeds (Student's t). Writes compare.json, compare.md, graphs of the first seed's
+    runs and quality against violations. If it is stopped, the same --out continues it.
+
+    \b
+    Examples:
+      slosched cascade compare sdturbo --seeds 5 --jobs 4 --out sdturbo
+      slosched cascade compare sdxs --policies cascade,diffserve,diffserve:routing=random
+      slosched cascade compare sdturbo --policies diffserve,diffserve:batching=aimd,diffserve:blind_scores=true
+      slosched cascade compare sdxlltn --preset sanity --seeds 1 --trace trace.txt --scores dist.txt
+    """
+    from slosched.cascade.compare import cells_of, write_comparison
+    from slosched.cascade.compare import compare as run_cells
+    from slosched.cascade.run import Experiment
+    from slosched.cli.sim_display import JobsDisplay
+    from slosched.telemetry.run_dir import default_log_dir
+
+    preset_options, judge_ns, of_preset = _preset(preset)
+    base_options = cascade_options(preset_options, options)
+    variants = _variants(policies, of_preset, base_options)
+    base = Experiment(
+        cascade=name,
+        trace=trace,
+        workers=workers,
+        scores=scores,
+        judge_ns=judge_ns,
+        duration_ns=None if duration is None else duration_ns("--duration", duration),
+        exec_sigma=exec_sigma,
+        faults=_fault_plan(faults),
+    )
+    directory = out or default_log_dir("cascade-compare")
+    check_folder(directory)
+    cells = cells_of(base, variants, range(seed, seed + seeds), directory)
+    with stopped_by_signals() as stopping, ExitStack() as displays:
+        comparison = run_cells(
+            cells,
+            processes=jobs,
+            progress=lambda names: displays.enter_context(JobsDisplay(names)),
+            stop=stopping,
+        )
+    files, problem = write_comparison(comparison, cells, directory, published=published)
+    if problem:
+        warn(f"no figures: {problem}")
+    if json:
+        print_json({**comparison.as_dict(), "files": [str(file) for file in files]})
+        return
+    say(comparison.text())
+    if comparison.reused:
+        say(f"{comparison.reused} of {len(cells)} runs were there")
+    say(_HONESTY)
+    for file in files:
+        say(f"wrote {file}")
+
+
+def _variants(
+    text: str | None, of_preset: tuple[Variant, ...], base: CascadeOptions
+) -> tuple[Variant, ...]:
+    """The policies to compare. Raises InvalidConfig, UnknownName."""
+    from slosched.cascade.presets import POLICIES, parse_variants
+
+    if text is None and of_preset:
+        return of_preset
+    variants = parse_variants(text or ",".join(POLICIES).lower(), base)
+    for each in variants:
+        _policy_type(each.policy)
+    if len({each.name for each in variants}) != len(variants):
+        raise InvalidConfig(f"--policies {text!r}: a policy is named twice")
+    return variants
+
+
+app.command("controller", short_help="The artifact's controller (port 50050).")(
+    cascade_artifact.controller
+)
+app.command("load-balancer", short_help="The artifact's load balancer, which is not needed.")(
+    cascade_artifact.load_balancer
+)
+app.command("worker", short_help="The artifact's worker: one emulated GPU.")(
+    cascade_artifact.worker
+)
+app.command("sink", short_help="The artifact's sink, which is not needed.")(cascade_artifact.sink)
+app.command("client", short_help="The artifact's client: replays a trace.")(cascade_artifact.client)

@@ -1,0 +1,383 @@
+"""CASCADE: ours for one cascade. Every decision looks at deadlines; the threshold follows what the GPUs can do.
+
+1. *Light first.* Light batches are as large as a share of the SLO allows, the earliest deadline first. As many
+   GPUs as the arrivals need stay free of heavy batches, which would keep them for seconds.
+2. *Threshold.* Four times a second: the share of requests that the other GPUs can take in heavy batches, and a
+   little more, but never more than the share with the best quality. Its quantile of the last scores is the
+   threshold, so that it follows scores that drift.
+3. *Heavy by score.* A GPU that opens takes the largest batch that is in time; of the deferred requests that fit
+   into it, those with the lowest scores. One that waits until the heavy program no longer fits gets its light
+   answer: by the judge, if all that went before it had lower scores (OUTRANKED), else by the clock (INSTEAD).
+4. A request is refused only when its light answer cannot be in time.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from math import ceil
+
+from slosched.codes import Code, Verdict
+from slosched.core.scheduler.after import Judgement, Reply
+from slosched.core.scheduler.arrival_rate import ArrivalRate
+from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.expiry import ExpiryHeap
+from slosched.core.scheduler.interface import PlanRecord
+from slosched.core.scheduler.policies.about import About
+from slosched.core.scheduler.policies.base import Refusals, soonest
+from slosched.core.scheduler.policies.one_cascade import CASCADE_DEFAULTS, ServesOneCascade
+from slosched.core.scheduler.queues import first_from, take_by_due
+from slosched.core.scheduler.recent_scores import RecentScores
+from slosched.core.scheduler.state import ActionState, Gpu, Queue, Request
+from slosched.units import NS_PER_MS, NS_PER_S, format_duration
+
+_THRESHOLD_EVERY_NS = 250 * NS_PER_MS
+#: What timers and decisions may take.
+_SLACK_NS = NS_PER_MS
+#: A plan is written to the log this often.
+_LOGGED_EVERY_NS = NS_PER_S
+#: A light batch takes at most this part of the SLO, unless one request alone takes longer.
+_LIGHT_PART = 8
+#: How much more light work than expected the GPUs that are kept for it can do.
+_LIGHT_SPARE = 1.1
+#: How much more than the best share is deferred for each point that is missing to it, over the last minutes.
+_MAKES_UP = 4.0
+#: An answer counts half after this number of others.
+_ANSWERS_HALVED = 2_000
+#: The part of what the heavy program can take that is deferred: more waits in vain, less leaves GPUs idle.
+_DEFERRED_SPARE = 1.0
+
+
+class CascadePolicy(ServesOneCascade):
+    """See the head of this file."""
+
+    about = About(
+        type="CASCADE",
+        rank=50,
+        summary="one cascade: a threshold that follows the load, deadlines in every decision",
+        defaults=CASCADE_DEFAULTS,
+        takes_placement=False,
+        length_classes=False,
+        one_cascade=True,
+    )
+
+    def __init__(self, cluster: Cluster, refusals: Refusals) -> None:
+        super().__init__(cluster, refusals)
+        self._cascade.decide = self._decide
+        self._rate = ArrivalRate()
+        self._scores = RecentScores(self._spec.scores)
+        self._expiring = {False: ExpiryHeap(), True: ExpiryHeap()}  # by: of the heavy stage
+        #: (time, score) of what was sent to the heavy program, scores descending: the greatest since a time.
+        self._sent: deque[tuple[int, float]] = deque()
+        #: Answers of each program, those of the last minutes: light, heavy.
+        self._answers = [0.0, 0.0]
+        self._light_gpus = 1
+        self._threshold_ns = self._logged_ns = 0  # when each is due
+        self._roles: dict[
+            int, bool
+        ] = {}  # by GPU index: heavy. Only where both programs do not fit.
+
+    # ---------------------------------------------------------------------------------- facts
+
+    def _arrived(self, request: Request, now_ns: int) -> None:
+        if not request.attempts:
+            self._rate.add(now_ns)
+        self._wait(request, heavy=False)
+
+    def _deferred(self, request: Request, now_ns: int) -> None:
+        self._wait(request, heavy=True)
+
+    def _wait(self, request: Request, *, heavy: bool) -> None:
+        insort(request.queue.requests, request)
+        self._expiring[heavy].push(request.deadline_ns - self._least_ns(request.queue), request)
+
+    def _least_ns(self, queue: Queue) -> int:
+        """What a request of `queue` takes alone on the fastest GPU, and until its answer is back."""
+        paths = self._cluster.paths
+        return queue.instance.b1_ns + paths.least_transit_ns + paths.least_returns_ns + _SLACK_NS
+
+    def action_done(
+        self, action: ActionState, *, code: int, end_ns: int, duration_ns: int, clock_mhz: int
+    ) -> None:
+        super().action_done(
+            action, code=code, end_ns=end_ns, duration_ns=duration_ns, clock_mhz=clock_mhz
+        )
+        if action.queue is self._cascade.heavy and code == Code.OK:
+            self._count(heavy=len(action.requests))
+
+    def _count(self, *, light: int = 0, heavy: int = 0) -> None:
+        """Answers were given; a light one whose request goes on to the heavy program is none."""
+        fades = 0.5 ** ((light + heavy) / _ANSWERS_HALVED)
+        self._answers = [self._answers[0] * fades + light, self._answers[1] * fades + heavy]
+
+    def forget(self, request: Request) -> None:
+        take_by_due(request.queue.requests, request)
+
+    @property
+    def _waits(self) -> bool:
+        if self._cascade.light is None:
+            return False
+        light, heavy = self._queues()
+        return bool(light.requests or heavy.requests)
+
+    # ------------------------------------------------------------------------------ the judge
+
+    def _decide(self, request: Request, score: float, now_ns: int) -> Judgement:
+        """What follows the light stage of `request`."""
+        cascade = self._cascade
+        if score == score:
+            self._scores.add(score)
+        if score >= cascade.threshold:
+            self._count(light=1)
+            return cascade.accepted(score)
+        _, heavy = self._queues()
+        if now_ns + self._least_ns(heavy) > request.deadline_ns:
+            self._count(light=1)
+            known = score if score == score else -1.0
+            return Judgement(Reply.OUTPUT, Verdict.FORCED, known, cascade.threshold)
+        return cascade.deferred(score)
+
+    # ------------------------------------------------------------------------------- the plan
+
+    def _replan(self, now_ns: int) -> None:
+        """Follow the load: how many GPUs the light stage needs, and the threshold."""
+        if now_ns < self._threshold_ns:
+            return
+        self._threshold_ns = now_ns + _THRESHOLD_EVERY_NS
+        light, heavy = self._queues()
+        gpus = [gpu for gpu in self._cluster.gpus.values() if self._serves(gpu)]
+        if not gpus:
+            return
+        rate = self._rate.soon_per_s(now_ns)
+        before = self._light_gpus
+        self._light_gpus = self._needed_for_light(gpus[0], rate, len(gpus))
+        served, batch = self._heavy_rate(gpus[0], len(gpus) - self._light_gpus)
+        share = _DEFERRED_SPARE * served / rate if rate else 1.0
+        most = self._most_deferred()
+        if self._options.fixed_threshold < 0:
+            self._cascade.threshold = self._scores.threshold_for(min(share, most))
+        self._give_roles(gpus)
+        if now_ns >= self._logged_ns:
+            self._logged_ns = now_ns + _LOGGED_EVERY_NS
+            self._made_plan(
+                PlanRecord(
+                    at_ns=now_ns,
+                    threshold=self._cascade.threshold,
+                    light_gpus=self._light_gpus,
+                    heavy_gpus=len(gpus) - self._light_gpus,
+                    light_batch=self._largest_light(gpus[0]),
+                    heavy_batch=batch,
+                    demand=rate,
+                    heavy_demand=rate * min(share, most),
+                    light_queued=len(light.requests),
+                    heavy_queued=len(heavy.requests),
+                    role_changes=abs(self._light_gpus - before),
+                    feasible=share >= 0,
+                )
+            )
+
+    def _serves(self, gpu: Gpu) -> bool:
+        """Both programs are prepared on the worker of `gpu`."""
+        instances = gpu.worker.instances
+        return all(queue.instance.model_id in instances for queue in self._queues())
+
+    def _most_deferred(self) -> float:
+        """The share of heavy answers with the best quality; more after a time in which fewer were possible."""
+        quality = self._spec.quality
+        if quality is None:
+            return 1.0
+        best = 1.0 - quality.best_light_share
+        light, heavy = self._answers
+        if not light + heavy:
+            return best
+        missing = best - heavy / (light + heavy)
+        return min(1.0, max(0.0, best + _MAKES_UP * missing))
+
+    def _needed_for_light(self, gpu: Gpu, rate: float, gpus: int) -> int:
+        """The number of GPUs that the light stage needs now, at least one."""
+        light, _ = self._queues()
+        batch = self._largest_light(gpu)
+        exec_ns = gpu.exec_table(light).estimators[batch].expected_ns
+        busy = rate * _LIGHT_SPARE * exec_ns / (batch * NS_PER_S)
+        part_ns = self._spec.slo_ns // _LIGHT_PART
+        behind = max(0, len(light.requests) - batch) * exec_ns / batch / part_ns
+        return min(gpus, max(1, ceil(busy - 0.1), ceil(behind)))
+
+    def _largest_light(self, gpu: Gpu) -> int:
+        """The largest light batch that takes no more than its part of the SLO; more where work piles up."""
+        light, _ = self._queues()
+        table = gpu.exec_table(light)
+        behind = len(light.requests) > 2 * len(self._cluster.gpus)
+        part_ns = self._spec.slo_ns // (_LIGHT_PART // 2 if behind else _LIGHT_PART)
+        fitting = [b for b, each in table.classes if each.expected_ns <= part_ns]
+        return max(fitting, default=table.batches[0])
+
+    def _heavy_rate(self, gpu: Gpu, gpus: int) -> tuple[float, int]:
+        """(requests/s, batch size) of `gpus` GPUs in heavy batches that follow a light one within the SLO."""
+        light, heavy = self._queues()
+        table, lights = gpu.exec_table(heavy), gpu.exec_table(light)
+        before_ns = lights.estimators[self._largest_light(gpu)].expected_ns
+        best, size = 0.0, table.batches[0]
+        for batch, each in table.classes:
+            # A request waits for half of the time between two GPUs that open.
+            waits_ns = each.expected_ns // (2 * max(gpus, 1))
+            rate = gpus * batch * NS_PER_S / each.expected_ns
+            if before_ns + waits_ns + each.expected_ns <= self._spec.slo_ns and rate > best:
+                best, size = rate, batch
+        if not best and gpus:
+            best = gpus * NS_PER_S / table.single.expected_ns
+        return best, size
+
+    def _give_roles(self, gpus: list[Gpu]) -> None:
+        """Where both programs do not fit on a GPU, each GPU is for one, and changes as seldom as it can."""
+        apart = [gpu for gpu in gpus if not self._fit_together(gpu)]
+        if not apart:
+            return
+        light, heavy = self._queues()
+        apart.sort(key=lambda gpu: (self._roles.get(gpu.index, True), gpu.index))
+        for place, gpu in enumerate(apart):
+            is_heavy = self._roles[gpu.index] = place >= self._light_gpus
+            self._placement.allow(gpu, [(heavy if is_heavy else light).instance])
+
+    # -------------------------------------------------------------------------------- serving
+
+    def _serve(self, gpu: Gpu, start_ns: int, now_ns: int) -> None:
+        light, heavy = self._queues()
+        resident = gpu.resident
+        runs_light = bool(light.requests) and light.instance.model_id in resident
+        runs_heavy = bool(heavy.requests) and heavy.instance.model_id in resident
+        if runs_light and (self._is_due(start_ns) or not self._may_run_heavy(gpu)):
+            self._serve_light(gpu, start_ns, now_ns)
+        elif runs_heavy and self._may_run_heavy(gpu):
+            if not self._serve_heavy(gpu, start_ns, now_ns) and runs_light:
+                self._serve_light(gpu, start_ns, now_ns)
+        elif runs_light:
+            self._serve_light(gpu, start_ns, now_ns)
+
+    def _busy_with(self, queue: Queue) -> int:
+        """The number of GPUs that run, or are about to run, a batch of `queue`."""
+        return sum(
+            any(action.queue is queue for action in gpu.exec.outstanding)
+            for gpu in self._cluster.gpus.values()
+        )
+
+    def _may_run_heavy(self, gpu: Gpu) -> bool:
+        """A heavy batch leaves the GPUs free that the light stage needs."""
+        _, heavy = self._queues()
+        is_heavy = any(action.queue is heavy for action in gpu.exec.outstanding)
+        busy = self._busy_with(heavy) - is_heavy
+        return busy < len(self._cluster.gpus) - self._light_gpus
+
+    def _is_due(self, start_ns: int) -> bool:
+        """Light requests wait, and too few GPUs run light batches, or the oldest has waited for long."""
+        light, _ = self._queues()
+        waited_ns = start_ns - light.requests[0].arrival_ns
+        return (
+            self._busy_with(light) < self._light_gpus
+            or waited_ns > self._spec.slo_ns // _LIGHT_PART
+        )
+
+    def _serve_light(self, gpu: Gpu, start_ns: int, now_ns: int) -> None:
+        """Send the largest batch that is in time, of the requests with the earliest deadlines."""
+        light, _ = self._queues()
+        queue, table = light.requests, gpu.exec_table(light)
+        back_ns = gpu.worker.returns.margin_ns
+        most = min(len(queue), self._largest_light(gpu))
+        for batch in range(most, 0, -1):
+            batch_class = table.class_for(batch)
+            ends_ns = start_ns + table.estimators[batch_class].margin_ns + back_ns
+            first = self._first_in_time(queue, ends_ns)
+            if len(queue) - first >= batch:
+                taken = queue[first : first + batch]
+                del queue[first : first + batch]
+                latest_ns = start_ns + max(0, taken[0].deadline_ns - ends_ns)
+                self._send(gpu, taken, start_ns=start_ns, now_ns=now_ns, latest_ns=latest_ns)
+                return
+
+    def _first_in_time(self, queue: list[Request], ends_ns: int) -> int:
+        """The first place in `queue` of a request whose deadline is not before `ends_ns`."""
+        rest_ns = queue[0].deadline_ns - queue[0].due_ns
+        return first_from(queue, ends_ns - rest_ns)
+
+    def _serve_heavy(self, gpu: Gpu, start_ns: int, now_ns: int) -> bool:
+        """Send the largest batch that is in time, of those that fit into it the lowest scores. True if sent."""
+        _, heavy = self._queues()
+        queue, table = heavy.requests, gpu.exec_table(heavy)
+        back_ns = gpu.worker.returns.margin_ns
+        most = min(self._spread(len(queue)), table.batches[-1])
+        for batch in range(most, 0, -1):
+            batch_class = table.class_for(batch)
+            ends_ns = start_ns + table.estimators[batch_class].margin_ns + back_ns
+            first = self._first_in_time(queue, ends_ns)
+            if len(queue) - first >= batch:
+                self._send_lowest(gpu, queue[first:], batch, start_ns, now_ns, ends_ns)
+                return True
+        return False
+
+    def _spread(self, waiting: int) -> int:
+        """Requests for each of the GPUs that are idle now, so that none of them stays idle."""
+        idle = sum(not gpu.exec.outstanding for gpu in self._cluster.gpus.values())
+        return ceil(waiting / max(1, idle - self._light_gpus + self._busy_light()))
+
+    def _busy_light(self) -> int:
+        light, _ = self._queues()
+        return min(self._light_gpus, self._busy_with(light))
+
+    def _send_lowest(
+        self,
+        gpu: Gpu,
+        fitting: list[Request],
+        batch: int,
+        start_ns: int,
+        now_ns: int,
+        ends_ns: int,
+    ) -> None:
+        taken = sorted(fitting, key=lambda request: (request.trail[-1].score, request.key))[:batch]
+        for request in taken:
+            self.forget(request)
+        greatest = taken[-1].trail[-1].score
+        while self._sent and self._sent[-1][1] <= greatest:
+            self._sent.pop()
+        self._sent.append((now_ns, greatest))
+        earliest_ns = min(request.deadline_ns for request in taken)
+        latest_ns = start_ns + max(0, earliest_ns - ends_ns)
+        self._send(gpu, taken, start_ns=start_ns, now_ns=now_ns, latest_ns=latest_ns)
+
+    # ------------------------------------------------------------------------------ in vain
+
+    def _expire(self, now_ns: int) -> None:
+        slices = self._cluster.slices
+        for request in self._expiring[False].pop_some(now_ns + 1, slices):
+            self.forget(request)
+            waited = format_duration(now_ns - request.arrival_ns)
+            reason = f"no GPU came free for its light stage in time: it waited {waited}"
+            self._refusals.refuse(request, Code.TIMED_OUT, reason)
+        for request in self._expiring[True].pop_some(now_ns + 1, slices):
+            self.forget(request)
+            self._count(light=1)
+            outranked = self._is_outranked(request)
+            code = Code.SKIPPED if outranked else Code.TIMED_OUT
+            self._refusals.refuse(request, code, "the heavy program no longer fits")
+
+    def _is_outranked(self, request: Request) -> bool:
+        """Requests were sent to the heavy program since it waits, and all had lower scores."""
+        while self._sent and self._sent[0][0] < request.queued_ns:
+            oldest = min((r.queued_ns for r in request.queue.requests), default=request.queued_ns)
+            if self._sent[0][0] >= oldest:
+                break
+            self._sent.popleft()
+        since = (score for at_ns, score in self._sent if at_ns >= request.queued_ns)
+        greatest = next(since, None)
+        return greatest is not None and greatest <= request.trail[-1].score
+
+    def _next_ns(self) -> int | None:
+        return soonest(
+            self._expiring[False].next_ns(),
+            self._expiring[True].next_ns(),
+            self._threshold_ns if self._waits_for_plan else None,
+        )
+
+    @property
+    def _waits_for_plan(self) -> bool:
+        """Requests came lately, so the threshold may have to follow."""
+        return self._cascade.light is not None and self._rate.per_s(self._now_ns) > 0

@@ -1,0 +1,1 @@
+"""DiffServe (MLSys'25), which serves cascades of two diffusion models, and what it is compared with."""

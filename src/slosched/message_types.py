@@ -1,0 +1,81 @@
+"""What messages consist of: bounded values, and the structs that stand in more than one message."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from slosched.signature import Tensors
+
+# A value from outside is bounded where it is decoded, before any code computes with it or shows it.
+#: A number, or a time in ns: within 146 years.
+Number = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
+#: A name of a model, a dtype, a host, a device.
+Name = Annotated[str, msgspec.Meta(max_length=256)]
+#: A human-readable text. A sender cuts its texts at MAX_TEXT characters; a receiver takes twice that.
+MAX_TEXT = 4000
+Text = Annotated[str, msgspec.Meta(max_length=2 * MAX_TEXT)]
+Shape = Annotated[tuple[Number, ...], msgspec.Meta(max_length=16)]
+#: One number for each request of a batch, or for each batch class.
+PerRequest = Annotated[tuple[Number, ...], msgspec.Meta(max_length=1024)]
+Labels = Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)]
+Names = Annotated[tuple[Name, ...], msgspec.Meta(max_length=10_000)]
+
+
+class ModelInfo(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """One model instance, as the controller shows it.
+
+    `b1_ns` is the unit of SLO factors: the fastest GPU's profiled batch-1 exec time (of the longest length
+    class), frozen when the model is loaded. Shapes are those of one request, without the batch dimension.
+    `inputs` and `outputs` are the signature; `input_*` and `output_*` repeat its first tensors, at the greatest
+    length. `lengths` are the length classes, ascending; empty if no dimension varies.
+    """
+
+    model_id: int
+    name: str
+    copy: int
+    batch_sizes: tuple[int, ...]
+    b1_ns: int
+    weights_ns: int
+    weights_bytes: int
+    input_shape: tuple[int, ...]
+    input_dtype: str
+    output_shape: tuple[int, ...]
+    output_dtype: str
+    random_weights: bool
+    gpus_resident: int
+    clients: int
+    labels: tuple[str, ...]
+    inputs: Tensors = ()
+    outputs: Tensors = ()
+    lengths: tuple[int, ...] = ()
+
+
+class StageReply(msgspec.Struct, frozen=True, array_like=True):
+    """One stage of a cascade's request. Times in ns after the request's arrival; -1 where there is none.
+
+    `score` and `threshold` are the judge's (-1: none), `verdict` is a codes.Verdict. A stage that waited in
+    vain has an `exec_ns` of 0.
+    """
+
+    model: str
+    queued_ns: int
+    start_ns: int
+    exec_ns: int
+    end_ns: int
+    batch_size: int
+    score: float
+    threshold: float
+    verdict: int
+
+
+class Span(msgspec.Struct, frozen=True, array_like=True):
+    """When something ran. `duration_ns` is the device's own measure, not `end_ns - begin_ns`."""
+
+    begin_ns: Number
+    end_ns: Number
+    duration_ns: Number
+
+
+NO_SPAN = Span(0, 0, 0)

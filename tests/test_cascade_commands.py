@@ -1,0 +1,268 @@
+"""`slosched cascade` and `slosched plot cascade`: runs, comparisons, the artifact's flags, errors."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from made_cascade_run import mixed_run
+from slosched.cascade_spec import CascadeOptions
+from slosched.cli import cascade_artifact
+from slosched.cli.app import app
+from slosched.cli.cascade import app as cascade_app
+from slosched.cli.cascade_options import cascade_options
+from slosched.errors import InvalidConfig
+
+SHORT = ("--trace", "fixed_4", "--workers", "4", "--duration", "8s")
+
+
+def ran(*words: str) -> Result:
+    return CliRunner().invoke(app, ["cascade", *words])
+
+
+def done(*words: str) -> Result:
+    result = ran(*words)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+# ----------------------------------------------------------------------------------------- run
+
+
+def test_a_run_in_virtual_time_leaves_everything(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = done("run", "sdturbo", *SHORT, "--policy", "clipper-light", "--out", str(out))
+    assert "FID (table)" in result.output and "FID (pessimistic)" in result.output
+    assert "clairvoyant fluid bound" in result.output
+    assert "no image was made or scored" in result.output
+    document = json.loads((out / "summary.json").read_text())
+    assert document["policy"] == "CLIPPER-LIGHT" and document["kind"] == "simulated"
+    summary = document["summary"]
+    assert summary["light"] == summary["answered"] > 10 and summary["fid"] == 22.77
+    assert {path.name for path in (out / "logs").iterdir()} == {
+        "slo_timeouts_per_second.csv",
+        "thres_per_second.csv",
+        "query_num_per_second.csv",
+    }
+    assert (out / "figures" / "sdturbo_fid.png").is_file()
+
+
+def test_equal_arguments_give_equal_numbers(tmp_path: Path) -> None:
+    words = ("run", "sdxs", *SHORT, "--policy", "diffserve", "--seed", "3", "--json")
+    first, second = (
+        json.loads(
+            CliRunner().invoke(app, ["cascade", *words, "--out", str(tmp_path / name)]).stdout
+        )
+        for name in ("a", "b")
+    )
+    assert first["summary"] == second["summary"] and first["bound"] == second["bound"]
+    assert first["run_dir"].endswith("a") and len(first["files"]) == 10
+
+
+def test_published_graphs_by_option(tmp_path: Path) -> None:
+    words = ("--trace", "fixed_4", "--workers", "4", "--duration", "30s")
+    result = done(
+        "run", "sdturbo", *words, "--policy", "clipper-light", "--published", "--out", str(tmp_path)
+    )
+    assert "not as measured" in result.output and "Mean FID: " in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("run", "sdturb"), "unknown cascade 'sdturb' (did you mean sdturbo?)"),
+        (("run", "sdturbo", "--policy", "diffserv"), "did you mean diffserve"),
+        (("run", "sdturbo", "--policy", "INFER5"), "unknown policy of cascades"),
+        (("run", "sdturbo", "--preset", "insane"), "unknown preset"),
+        (("run", "sdturbo", "--trace", "4by32"), "unknown trace"),
+        (("run", "sdturbo", "--over-provision", "0.5"), "over_provision"),
+        (("run", "sdturbo", "--plan-every", "soon"), "--plan-every"),
+        (("run", "sdturbo", "--scores", "nowhere.txt"), "nowhere.txt"),
+        (("compare", "sdturbo", "--policies", "cascade,cascade"), "named twice"),
+        (("compare", "sdturbo", "--policies", "cascade:x=1"), "unknown option 'x'"),
+        (("compare", "sdturbo", "--policies", "fifo"), "unknown policy of cascades"),
+        (("controller", "-ap", "3", "-c", "sdturbo"), "-ap 3 (cost ILP) fails in the artifact too"),
+        (("controller", "-ap", "9", "-c", "sdturbo"), "take 5 (DiffServe)"),
+        (("controller", "-c", "sdturbo"), "-ap"),
+        (("worker", "-c", "sdturbo"), "add --do_simulate"),
+    ],
+)
+def test_errors_say_what_to_do(
+    words: tuple[str, ...], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = ran(*words)
+    assert result.exit_code == 2
+    assert problem in result.output
+    assert "Traceback" not in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_lie_over_a_preset() -> None:
+    base = CascadeOptions(over_provision=1.2)
+    given = {"plan_every": "2s", "routing": "random", "drop_at": None, "queue_term": False}
+    made = cascade_options(base, given)
+    assert (made.plan_every_ns, made.routing, made.queue_term) == (2_000_000_000, "random", False)
+    assert (made.over_provision, made.drop_at) == (1.2, 1.0)
+    with pytest.raises(InvalidConfig):
+        cascade_options(base, {"routing": "any"})
+
+
+# ------------------------------------------------------------------------------------- compare
+
+
+def test_a_comparison_is_resumed(tmp_path: Path) -> None:
+    words = ("compare", "sdturbo", *SHORT, "--policies", "clipper-light,diffserve", "--seeds", "2")
+    out = ("--out", str(tmp_path))
+    result = done(*words, *out)
+    assert "FID (table)" in result.output and " +- " in result.output
+    document = json.loads((tmp_path / "compare.json").read_text())
+    assert document["cells_reused"] == 0 and document["seeds"] == [0, 1]
+    light = document["policies"]["clipper-light"]
+    assert light["estimates"]["fid"] == {"mean": 22.77, "half": 0.0}
+    assert [cell["seed"] for cell in light["cells"]] == [0, 1]
+    table = (tmp_path / "compare.md").read_text().splitlines()
+    assert table[0].startswith("| policy | violations | FID (table) | FID (pessimistic) |")
+    assert len(table) == 4
+    names = {path.name for path in (tmp_path / "figures").glob("*.png")}
+    assert "sdturbo_quality_violations.png" in names and len(names) == 4
+
+    (tmp_path / "diffserve" / "seed=1" / "summary.json").unlink()
+    again = done(*words, *out, "--json")
+    resumed = json.loads(again.stdout)
+    assert resumed["cells_reused"] == 3
+    assert resumed["policies"] == document["policies"]
+
+
+def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
+    words = ("compare", "sdturbo", *SHORT, "--policies", "clipper-light", "--seeds", "1")
+    done(*words, "--out", str(tmp_path))
+    result = ran(*words, "--drop-at", "3", "--out", str(tmp_path))
+    assert result.exit_code == 2 and "holds a run of other settings" in result.output
+
+
+# ---------------------------------------------------------------------------- the artifact's commands
+
+
+def flags(name: str) -> dict[str, set[str]]:
+    group: Any = typer.main.get_command(cascade_app)
+    return {param.name: set(param.opts) for param in group.commands[name].params}
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        ("controller", {"--port -p", "--allocation_policy -ap", "--cascade -c"}),
+        (
+            "load-balancer",
+            {"--port -p", "--controller_ip -cip", "--controller_port -cport", "--cascade -c"},
+        ),
+        (
+            "worker",
+            {
+                "--ip_address -ip",
+                "--port -p",
+                "--controller_ip -cip",
+                "--controller_port -cport",
+                "--cascade -c",
+                "--is_sink",
+                "--do_simulate",
+            },
+        ),
+        (
+            "client",
+            {
+                "--ip_address -ip",
+                "--port -p",
+                "--lb_ip -lbip",
+                "--lb_port -lbport",
+                "--trace_file -trace",
+            },
+        ),
+    ],
+)
+def test_the_flags_are_the_artifacts(command: str, wanted: set[str]) -> None:
+    known = {frozenset(opts) for opts in flags(command).values()}
+    assert {frozenset(each.split()) for each in wanted} <= known
+
+
+def test_the_ports_and_policies_are_the_artifacts() -> None:
+    ports = {
+        name: next(p for p in command.params if p.name == "port").default
+        for name, command in typer.main.get_command(cascade_app).commands.items()  # type: ignore[attr-defined]
+        if any(p.name == "port" for p in command.params)
+    }
+    assert ports == {
+        "controller": 50050,
+        "load-balancer": 50048,
+        "worker": 50051,
+        "sink": 50100,
+        "client": 51050,
+    }
+    assert [cascade_artifact.policy_of(ap) for ap in ("5", "6", "7", "8")] == [
+        "DIFFSERVE",
+        "CLIPPER-HEAVY",
+        "CLIPPER-LIGHT",
+        "DIFFSERVE-STATIC",
+    ]
+    options = cascade_artifact.OPTIONS
+    assert (options.over_provision, options.drop_at, options.routing) == (1.2, 1.5, "random")
+
+
+# ---------------------------------------------------------------------------------------- plot
+
+
+def test_plot_cascade_draws_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = mixed_run(tmp_path / "run")
+    result = CliRunner().invoke(app, ["plot", "cascade", "--cascade", "sdturbo", str(run)])
+    assert result.exit_code == 0, result.output
+    assert "average SLO violation ratio 0.3750" in result.output
+    assert (run / "figures" / "sdturbo_confidence_threshold.png").is_file()
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["plot", "cascade"])
+    assert result.exit_code == 2 and "name a RUN_DIR" in result.output
+    mixed_run(tmp_path / "logs" / "run_5.5")
+    result = CliRunner().invoke(app, ["plot", "cascade", "--json"])
+    assert json.loads(result.stdout)["runs"]["run_5.5"]["violations"] == 3
+
+
+# ------------------------------------------------------------------------------------ processes
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("load-balancer", "-cip", "localhost", "-c", "sdturbo"), "load balancer: not needed"),
+        (("sink",), "sink: not needed"),
+        (("worker", "--is_sink", "-p", "50100", "-c", "sdturbo"), "sink: not needed"),
+    ],
+)
+def test_roles_that_are_not_needed_stay_until_they_are_ended(
+    words: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "slosched", "cascade", *words],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert said in process.stdout.readline()
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait(20)
+    (log,) = (tmp_path / "logs").iterdir()
+    assert said in log.read_text() and log.name.startswith(("load_balancer_", "worker_50100"))
