@@ -8,6 +8,7 @@ from pathlib import Path
 
 from slosched.cascade_spec import CascadeSpec, QualityCurve, ScoreCurve, StageSpec
 from slosched.codes import Code, Verdict
+from slosched.core.scheduler.interface import PlanRecord
 from slosched.telemetry import plan_log, request_log, stage_log
 
 START_NS = 1_600_000_000_000_000_000
@@ -29,6 +30,24 @@ def small_cascade(**changes: object) -> CascadeSpec:
         "quality": QUALITY,
     }
     return CascadeSpec(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def a_plan() -> PlanRecord:
+    """One light GPU and three heavy ones."""
+    return PlanRecord(
+        at_ns=S,
+        threshold=0.5,
+        light_gpus=1,
+        heavy_gpus=3,
+        light_batch=4,
+        heavy_batch=2,
+        demand=3.5,
+        heavy_demand=1.5,
+        light_queued=0,
+        heavy_queued=0,
+        role_changes=0,
+        feasible=True,
+    )
 
 
 @dataclass(frozen=True)

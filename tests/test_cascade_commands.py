@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -239,7 +240,7 @@ def test_plot_cascade_draws_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "line"),
     [
         (("load-balancer", "-cip", "localhost", "-c", "sdturbo"), "load balancer: not needed"),
         (("sink",), "sink: not needed"),
@@ -247,7 +248,7 @@ def test_plot_cascade_draws_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_roles_that_are_not_needed_stay_until_they_are_ended(
-    words: tuple[str, ...], said: str, tmp_path: Path
+    words: tuple[str, ...], line: str, tmp_path: Path
 ) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "slosched", "cascade", *words],
@@ -257,7 +258,7 @@ def test_roles_that_are_not_needed_stay_until_they_are_ended(
     )
     try:
         assert process.stdout is not None
-        assert said in process.stdout.readline()
+        assert line in process.stdout.readline()
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
@@ -265,4 +266,69 @@ def test_roles_that_are_not_needed_stay_until_they_are_ended(
         process.kill()
         process.wait(20)
     (log,) = (tmp_path / "logs").iterdir()
-    assert said in log.read_text() and log.name.startswith(("load_balancer_", "worker_50100"))
+    assert line in log.read_text() and log.name.startswith(("load_balancer_", "worker_50100"))
+
+
+@pytest.mark.processes
+def test_a_live_run_leaves_the_same_files(tmp_path: Path) -> None:
+    words = ("run", "sdturbo", *SHORT, "--policy", "diffserve", "--live", "--seed", "1")
+    out = tmp_path / "live"
+    result = done(*words, "--drop-at", "0", "--out", str(out))
+    assert "4 GPUs joined" in result.output and "FID (pessimistic)" in result.output
+    document = json.loads((out / "summary.json").read_text())
+    assert document["kind"] == "live" and document["summary"]["requests"] > 10
+    assert (out / "stages.tsv").is_file() and (out / "client_log.tsv").is_file()
+    assert (out / "logs" / "slo_timeouts_per_second.csv").is_file()
+    assert {path.name for path in (out / "logs").glob("*.log")} == {
+        "worker.log",
+        "controller.log",
+        "client.log",
+    }
+
+
+@pytest.mark.processes
+def test_the_artifacts_steps(tmp_path: Path) -> None:
+    """A controller, a worker and a client by the artifact's flags: the CSV files are there in the end."""
+    command = [sys.executable, "-m", "slosched", "cascade"]
+    port, worker_port = (str(each) for each in free_ports(2))
+    files = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    started = [
+        subprocess.Popen([*command, *words], **files)  # type: ignore[call-overload]
+        for words in (
+            ("controller", "-p", port, "-ap", "7", "-c", "sdturbo"),
+            ("worker", "-cport", port, "-p", worker_port, "-c", "sdturbo", "--do_simulate"),
+        )
+    ]
+    try:
+        client = ("client", "-cport", port, "-trace", "fixed_4", "--duration", "4s")
+        replayed = subprocess.run(
+            [*command, *client], cwd=tmp_path, capture_output=True, text=True, timeout=90
+        )
+        assert replayed.returncode == 0, replayed.stderr
+        assert replayed.stdout.endswith("Trace ended\n")
+        for process in started:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+    finally:
+        for process in started:
+            process.kill()
+            process.wait(20)
+    logs = tmp_path / "logs"
+    served = (logs / "slo_timeouts_per_second.csv").read_bytes()
+    assert served.startswith(b"succeed,timeout,drop,total\r\n")
+    assert (logs / "thres_per_second.csv").is_file() and (
+        logs / "query_num_per_second.csv"
+    ).is_file()
+    assert (logs / f"worker_{worker_port}.log").is_file()
+    assert "emulates sd-turbo" in (logs / f"model_{worker_port}.log").read_text()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that are free now."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports

@@ -332,6 +332,27 @@ def test_the_largest_answer_stays_small_on_the_page(page: Page) -> None:
         has_no_sideways_scroll(page, width)
 
 
+def test_a_line_for_each_cascade_is_there_with_cascades_alone(page: Page) -> None:
+    simulation, recent = simulated()
+    plain = told(simulation, recent)
+    stages = [
+        {"stage": "light", "model": "small", "queued": 3, "gpus": 1, "gpus_resident": 4},
+        {"stage": "heavy", "model": EVIL, "queued": 5, "gpus": None, "gpus_resident": 4},
+    ]
+    verdicts = {"accepted": 1200, "deferred": 0, "blind light": 7}
+    shown = {"name": "pair", "ready": True, "threshold": 0.55, "stages": stages}
+    page.goto(serve(page, plain | {"cascades": [shown | {"verdicts": verdicts}]}))
+    expect(page.locator("#cascades li")).to_have_text(
+        f"Cascade pair: threshold 0.550; light small: 3 queued, 1 GPU; heavy {EVIL}: 5 queued; "
+        "1\u202f200 accepted, 7 blind light"
+    )
+    has_no_sideways_scroll(page, 800)
+    page.unroute_all()
+    page.goto(serve(page, plain))
+    expect(page.locator("#connection")).to_have_text("connected")
+    expect(page.locator("#cascades")).to_be_hidden()
+
+
 def test_the_page_follows_the_scheme_and_is_reached_by_keyboard(page: Page) -> None:
     page.goto(serve(page, crowded()))
     expect(page.locator("#connection")).to_have_text("connected")

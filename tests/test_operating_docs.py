@@ -12,9 +12,13 @@ import pytest
 from prometheus_client import Metric
 
 from big_controller import big_controller
+from made_cascade_run import a_plan
+from slosched.cascade_spec import CascadeOptions
 from slosched.codes import ActionType, Code
+from slosched.core.scheduler.cascades import Cascades
 from slosched.daemon.metrics import ControllerCollector
 from slosched.telemetry.tally import Recent
+from slosched.workloads.cascades import load_cascade
 
 ROOT = Path(__file__).parent.parent
 BOARD = ROOT / "daemon" / "grafana" / "slosched.json"
@@ -27,6 +31,8 @@ _SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_
 def families() -> list[Metric]:
     """Every family of a controller on which everything has happened once, in a scrape's order."""
     scheduler, tally = big_controller(gpus=2, instances=2)
+    scheduler.cluster.cascades = Cascades((load_cascade("sdturbo"),), CascadeOptions())
+    tally.cascades.add_plan(a_plan())
     near = scheduler.cluster.workers[0]
     near.address, near.pid = "127.0.0.1:12345", os.getpid()
     tally.failures[int(ActionType.INFER), int(Code.EXEC_TOO_LATE)] = 1

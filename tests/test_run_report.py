@@ -15,9 +15,10 @@ from report_runs import mix_run
 from slosched.analysis import report_data
 from slosched.analysis.report import write_report
 from slosched.analysis.report_actions import measure_actions
-from slosched.analysis.report_data import bounds, nice_width_ns, read_report
+from slosched.analysis.report_data import bounds, read_report
 from slosched.analysis.report_figures import page_svg
 from slosched.analysis.tables import CLIENT_VIEW, CONTROLLER_VIEW
+from slosched.analysis.windows import nice_width_ns
 from slosched.cli.app import app
 from slosched.cli.report import parse_window
 from slosched.codes import ActionType

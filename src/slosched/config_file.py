@@ -303,6 +303,8 @@ def dump_profile(profile: GpuProfile) -> str:
             f"weights_ns = {model.weights_ns:_}",
             f"weights_bytes = {model.weights_bytes}",
         ]
+        if model.score:
+            lines.append(f"score = {_quoted(model.score)}")
         for kind, tensors in (("input", model.inputs), ("output", model.outputs)):
             if not tensors:
                 lines += [

@@ -12,7 +12,7 @@ from msgspec import Meta
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.field_types import AtLeast0, Shape, check_types
 from slosched.options import Option
-from slosched.signature import ONLY_INPUT, ONLY_OUTPUT, Tensor, signature_error
+from slosched.signature import ONLY_INPUT, ONLY_OUTPUT, Tensor, score_error, signature_error
 
 PAGE_BYTES = 16 * 1024 * 1024  # Clockwork: memory_settings.weights_cache_page_size
 
@@ -32,6 +32,7 @@ class ModelProfile:
     `inputs` and `outputs` are the signature (signature.py); without them it is one tensor each, by `input_*`
     and `output_*`, which otherwise repeat the first ones at the greatest length. A model with a dimension
     that varies has `exec_ns_at`: exec times by length class and batch size; `exec_ns` are those of the longest.
+    `score` names the last output where that is a judge's score: it goes to the controller, not to clients.
     """
 
     name: Annotated[str, Option(in_file=False)]  # the file has it in the heading
@@ -47,6 +48,7 @@ class ModelProfile:
     exec_ns_at: Annotated[dict[int, dict[int, int]], Option(in_file=False)] = field(
         default_factory=dict
     )
+    score: str = ""
 
     def __post_init__(self) -> None:
         try:
@@ -55,6 +57,8 @@ class ModelProfile:
         except InvalidConfig as error:
             raise InvalidConfig(f"model {self.name!r}: {error}") from None
         wrong = signature_error(self.takes, self.gives, self.lengths)
+        if self.score and not wrong:
+            wrong = score_error(self.outputs, self.score)
         if wrong:
             raise InvalidConfig(f"model {self.name!r}: {wrong}")
         for exec_ns in (self.exec_ns, *self.exec_ns_at.values()):
@@ -86,6 +90,11 @@ class ModelProfile:
     def gives(self) -> tuple[Tensor, ...]:
         """The outputs, whether the profile names them or not."""
         return self.outputs or (Tensor(ONLY_OUTPUT, self.output_dtype, self.output_shape),)
+
+    @property
+    def answers(self) -> tuple[Tensor, ...]:
+        """The outputs that a client gets: all but the score."""
+        return self.gives[:-1] if self.score else self.gives
 
     @property
     def lengths(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from msgspec import Meta
 from slosched.errors import InvalidConfig
 from slosched.field_types import AtLeast0, AtLeast1, Shape, check_types
 from slosched.options import Option
-from slosched.signature import Tensor
+from slosched.signature import Tensor, score_error
 
 #: Precisions of a model's weights.
 DTYPES = ("float32", "float16", "bfloat16")
@@ -35,6 +35,7 @@ class ModelSource:
     the zoo, of libraries and of pt2 files know it themselves. `lengths` are the length classes of a dimension
     of -1; what is shorter is padded with `pads`, by input (0 where there is none). `output` names the one
     of several outputs that is the answer: a key, an attribute or an index ("0"); `outputs` name several.
+    `score` names the output that is a judge's score of the answer: the controller gets it, clients do not.
     """
 
     name: Annotated[str, Option(in_file=False)]  # the file has it in the heading
@@ -49,6 +50,7 @@ class ModelSource:
     dtype: str = "float32"  # of its weights, one of DTYPES; inputs and outputs travel as float32
     channels_last: bool = False  # of its weights and, on the device, inputs
     output: str = ""
+    score: str = ""
     lengths: tuple[AtLeast1, ...] = ()
     #: The answer may depend on the class that a request runs in; without this such a model is refused.
     padding_changes_answers: bool = False
@@ -69,3 +71,16 @@ class ModelSource:
             raise InvalidConfig(
                 f"model {self.name!r}: dtype {self.dtype!r} is none of {', '.join(DTYPES)}"
             )
+        wrong = self._score_error() if self.score else ""
+        if wrong:
+            raise InvalidConfig(f"model {self.name!r}: {wrong}")
+
+    def _score_error(self) -> str:
+        """What speaks against `score` by the rest of the table, in a sentence; empty if nothing does."""
+        if self.cupy:
+            return "a cupy model returns one array, which cannot be its score: leave score out"
+        if self.score == self.output:
+            return f"output and score both name {self.score!r}; the answer is another output"
+        judge = tuple(each for each in self.outputs if each.name == self.score)
+        others = tuple(each for each in self.outputs if each.name != self.score)
+        return score_error((*others, *judge), self.score) if judge else ""

@@ -208,6 +208,22 @@ def signature_error(
     return ""
 
 
+def score_error(outputs: Sequence[Tensor], score: str) -> str:
+    """What speaks against `score`, the last of `outputs`, as a judge's score, in a sentence; empty if nothing
+    does.
+    """
+    last = outputs[-1] if outputs else None
+    if last is None or last.name != score:
+        return f"its score {score!r} must be the last of its outputs"
+    if len(outputs) == 1:
+        return f"it has no output but its score {score!r}, so that it would answer with nothing"
+    if last.dtype != "float32" or last.shape not in ((), (1,)):
+        return (
+            f"{last} cannot be its score: that is one float32 for each request, of shape [] or [1]"
+        )
+    return ""
+
+
 def _tensor_error(tensor: Tensor) -> str:
     if any(extent == 0 for extent in tensor.shape):
         return f"{tensor}: a dimension is at least 1, or -1 where it varies"

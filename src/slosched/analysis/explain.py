@@ -8,13 +8,14 @@ number, which two clients may both use, so one number may stand for several.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from slosched.analysis.runs import find_log
+from slosched.analysis.stage_rows import read_stages
 from slosched.codes import Code, code_name
 from slosched.errors import InvalidConfig
 from slosched.telemetry import client_log, reason_log, request_log
@@ -68,6 +69,8 @@ class Told:
     in_time: bool
     reason: str
     lines: list[str] = field(default_factory=list)
+    #: The stages of a cascade's request, a clause each; the lines have them too.
+    stages: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,11 @@ def explain(run_dir: Path, request_id: int) -> list[Told]:
     clients = _rows(run_dir, client_log.FILE_NAME, request_id)
     found = [_of_reason(row, _client_of(clients, row.model_id)) for row in reasons]
     known = {(row.t, row.model_id) for row in reasons}
-    found += [
-        _of_request(row, _client_of(clients, row["model_id"]))
-        for row in requests
-        if (row["t"], row["model_id"]) not in known
-    ]
+    others = [row for row in requests if (row["t"], row["model_id"]) not in known]
+    found += [_of_request(row, _client_of(clients, row["model_id"])) for row in others]
+    arrivals = [row.t - row.latency for row in reasons]
+    arrivals += [row["t"] - row["latency"] for row in others]
+    found = _with_stages(run_dir, request_id, found[:MOST_TOLD], arrivals[:MOST_TOLD])
     if not found:  # of a client's own directory, or never answered
         found = [_of_client(row) for row in clients]
     if not found:
@@ -103,6 +106,23 @@ def explain(run_dir: Path, request_id: int) -> list[Told]:
             "request of each. A request that was wrong in itself (code 6) is not logged: its answer says why"
         )
     return found[:MOST_TOLD]
+
+
+def _with_stages(
+    run_dir: Path, request_id: int, found: list[Told], arrivals: list[int]
+) -> list[Told]:
+    """Each request with its stages, which follow the line on its deadline."""
+    by_request = read_stages(run_dir, [(request_id, arrival_ns) for arrival_ns in arrivals])
+    if not by_request:
+        return found
+    explained = []
+    for each, arrival_ns in zip(found, arrivals, strict=True):
+        stages = [stage.words() for stage in by_request.get((request_id, arrival_ns), ())]
+        after = next(n for n, line in enumerate(each.lines) if line.startswith("  deadline")) + 1
+        lines = [f"  {f'stage {n}':10} {words}" for n, words in enumerate(stages, 1)]
+        joined = [*each.lines[:after], *lines, *each.lines[after:]]
+        explained.append(replace(each, lines=joined, stages=stages))
+    return explained
 
 
 def summary(run_dir: Path) -> list[ReasonCount]:

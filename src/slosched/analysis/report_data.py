@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slosched.analysis.report_actions import ActionNumbers, Excerpt, measure_actions
+from slosched.analysis.report_cascade import CascadeNumbers, measure_cascade
 from slosched.analysis.runs import manifests_of, open_run, policy_of, stated
 from slosched.analysis.tables import StepSummary, View, summarise_view, views_of
 from slosched.analysis.tails import named_quantiles, tail
-from slosched.analysis.windows import Windows
+from slosched.analysis.windows import Windows, nice_width_ns
 from slosched.codes import code_name
 from slosched.errors import InvalidConfig
 from slosched.loadgen.results import ISSUE_DELAY_BOUND_NS
@@ -145,6 +146,8 @@ class RunReport:
     actions: ActionNumbers | None
     excerpt: Excerpt | None
     manifests: list[tuple[str, Mapping[str, Any]]]
+    #: None for a run that served no cascade.
+    cascade: CascadeNumbers | None = None
     notices: list[str] = field(default_factory=list)
     #: What the report calls it: the directory's name, or more of its path beside another of that name.
     name: str = ""
@@ -185,6 +188,7 @@ def read_report(
         tails=client.tails + controller.tails,
         actions=actions,
         excerpt=excerpt,
+        cascade=measure_cascade(path, start_ns),
         notices=notices,
         manifests=[(place.name, document) for place, document in manifests_of(path)],
         **judge_.judged,
@@ -378,16 +382,6 @@ def _slos(view: View) -> list[float]:
     """The different SLOs in ms."""
     slos: list[float] = (np.unique(view.slo_ns[view.slo_ns > 0]) / NS_PER_MS).tolist()
     return slos
-
-
-def nice_width_ns(span_ns: float, most: int) -> int:
-    """The least of 1, 2, 5, 10, ... ms of which no more than `most` cover the span."""
-    scale = NS_PER_MS
-    while True:
-        for digit in (1, 2, 5):
-            if digit * scale * most >= span_ns:
-                return digit * scale
-        scale *= 10
 
 
 def _over_time(view: View, cold: NDArray[np.bool_]) -> OverTime | None:

@@ -13,6 +13,7 @@ from slosched.analysis.fig7 import sweep_figure
 from slosched.analysis.fig10 import error_figure
 from slosched.analysis.panels import Panel, Series, panels_figure
 from slosched.analysis.report_actions import ClassErrors
+from slosched.analysis.report_cascade import CascadeOverTime
 from slosched.analysis.report_data import OverTime, Tail
 from slosched.analysis.tables import StepSummary
 from slosched.analysis.tails import tail_axis
@@ -85,7 +86,28 @@ def over_time(numbers: OverTime, key: str, label: str) -> str:
     ]
     if any(numbers.cold_rps):
         panels.append(Panel("Cold starts", "per s", (Series("", numbers.cold_rps, 2),)))
-    return _panels(panels, numbers, key, label)
+    return _panels(panels, numbers.middle_s, key, label)
+
+
+def cascade(numbers: CascadeOverTime, key: str, label: str) -> str:
+    """The threshold, what it came to, and how long requests waited for each stage."""
+    waits = (
+        Series("light", numbers.light_wait_s, 0),
+        Series("heavy", numbers.heavy_wait_s, 1, dashed=True),
+    )
+    panels = [
+        Panel("Threshold", "score", (Series("", numbers.threshold, 2),)),
+        Panel(
+            "Answers from the light program",
+            "share",
+            (Series("", numbers.light_share, 0),),
+            top=1.05,
+        ),
+        Panel("Median wait for the stage", "s", waits),
+    ]
+    if not any(value == value for value in numbers.threshold):
+        del panels[0]
+    return _panels(panels, numbers.middle_s, key, label)
 
 
 def lost(numbers: OverTime, key: str, label: str) -> str:
@@ -95,15 +117,15 @@ def lost(numbers: OverTime, key: str, label: str) -> str:
         for place, (name, values) in enumerate(numbers.lost_rps.items())
     ]
     title = "Not in time" if len(series) > 1 else f"Not in time: {series[0].name}"
-    return _panels([Panel(title, "requests/s", series)], numbers, key, label, tall=True)
+    return _panels([Panel(title, "requests/s", series)], numbers.middle_s, key, label, tall=True)
 
 
 def _panels(
-    panels: Sequence[Panel], numbers: OverTime, key: str, label: str, *, tall: bool = False
+    panels: Sequence[Panel], middle_s: Sequence[float], key: str, label: str, *, tall: bool = False
 ) -> str:
     what = "Time since the first request"
     with style.look(text_color=style.INK):
-        figure = panels_figure(panels, numbers.middle_s, what=what, width_in=_WIDTH_IN)
+        figure = panels_figure(panels, middle_s, what=what, width_in=_WIDTH_IN)
         if tall:
             figure.set_size_inches(_WIDTH_IN, 2.9)
         return page_svg(style.svg_of(figure), key, label)

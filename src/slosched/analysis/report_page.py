@@ -6,6 +6,11 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from slosched.analysis.report_figures import Figure
+from slosched.units import format_duration
+
+#: (headings, rows, which columns are text), as `table` takes them.
+Content = tuple[Sequence[str], list[list[str]], Sequence[int]]
+Titled = tuple[str, str, Content]
 
 #: The page's colours, light and dark. Texts on a colour (--t) are what is legible there.
 _LIGHT = (
@@ -115,6 +120,13 @@ def _kind(cell: str, is_text: bool) -> str:
     if not is_text:
         return ""
     return ' class="t w"' if len(cell) > 40 else ' class="t"'
+
+
+def time(value_ns: float) -> str:
+    """A human-readable duration, with a space before its unit."""
+    text = format_duration(value_ns)
+    digits = text.rstrip("nsumµ")
+    return f"{digits} {text[len(digits) :]}".strip()
 
 
 def cards(pairs: Iterable[tuple[str, str]]) -> str:

@@ -11,17 +11,15 @@ from slosched.analysis import report_figures as draw
 from slosched.analysis import report_timeline as made
 from slosched.analysis.fig10 import EXACT
 from slosched.analysis.report_actions import ActionNumbers, ActionRow, Excerpt
+from slosched.analysis.report_cascade_words import cascade_figure, cascade_tables
 from slosched.analysis.report_data import RunReport
 from slosched.analysis.report_figures import Figure
+from slosched.analysis.report_page import Content, Titled, time
 from slosched.analysis.tables import CLIENT_VIEW
 from slosched.codes import Code
 from slosched.loadgen.verdict import least_samples, sentence
 from slosched.telemetry.client_log import NO_ANSWER
-from slosched.units import NS_PER_MS, NS_PER_S, format_duration, format_share
-
-#: (headings, rows, which columns are text), as `report_page.table` takes them.
-Content = tuple[Sequence[str], list[list[str]], Sequence[int]]
-Titled = tuple[str, str, Content]
+from slosched.units import NS_PER_MS, NS_PER_S, format_share
 
 #: Why a request was not in time, in a sentence.
 _MEANINGS: dict[int | None, str] = {
@@ -51,13 +49,6 @@ def _upper(value: float) -> str:
 
 def _rate(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:,.0f}/s" if value >= 100 else f"{value:.3g}/s"
-
-
-def time(value_ns: float) -> str:
-    """A human-readable duration, with a space before its unit."""
-    text = format_duration(value_ns)
-    digits = text.rstrip("nsumµ")
-    return f"{digits} {text[len(digits) :]}".strip()
 
 
 # -------------------------------------------------------------------------------------- headline
@@ -204,6 +195,10 @@ def figures(report: RunReport, prefix: str) -> Iterator[Figure]:
         yield Figure(
             key, "Latency", caption, draw.latency(report.tails, report.slos_ms, key, label)
         )
+    if report.cascade is not None:
+        shown = cascade_figure(report.cascade, f"{prefix}cascade")
+        if shown is not None:
+            yield shown
     if report.actions is not None:
         yield from _action_figures(report.actions, prefix)
     if report.excerpt is not None:
@@ -305,6 +300,8 @@ def tables(report: RunReport) -> dict[str, list[Titled]]:
         found["sweep"] = [("" if report.is_sweep else "By SLO", "", _steps(report))]
     if report.reasons:
         found["lost"] = [("Reasons", "", _reasons(report))]
+    if report.cascade is not None:
+        found["cascade"] = cascade_tables(report.cascade)
     numbers = report.actions
     if numbers is not None:
         if numbers.classes:

@@ -3,8 +3,8 @@
 The file is JSON in the Trace Event Format ("Trace Event Format", Google): a process for each worker, and for
 each of its GPUs a track of what the exec executor did and one beside it of what was predicted, and the
 same for the executor of weights; a flow links a prediction to what came of it. The controller is a
-process too, with counters and some of the requests. Everything comes from the action log; the request
-log adds the requests, where there is one.
+process too, with counters and some of the requests, each with the stages that it had. Everything comes
+from the action log; the request log adds the requests and stages.tsv their stages, where there are any.
 
 Only the rows of the window become events, and they are written as they are made, so that a log of ten
 million rows takes some columns of numbers and no more.
@@ -22,7 +22,14 @@ from numpy.typing import NDArray
 
 from slosched.analysis.intervals import Gpu, gpus_of
 from slosched.analysis.runs import read_actions, read_requests, read_rows, stated
-from slosched.analysis.trace_events import action_events, counter_events, request_events
+from slosched.analysis.stage_rows import read_stages
+from slosched.analysis.trace_events import (
+    Stages,
+    action_events,
+    counter_events,
+    request_events,
+    sample,
+)
 from slosched.analysis.trace_file import TraceFile
 from slosched.errors import InvalidConfig
 from slosched.output_files import check_output
@@ -147,7 +154,12 @@ def write_trace(
         clipped = action_events(file, shown, flows=flows, segments=segments)
         asked = None if log is None else _asked(log, start_ns, span)
         counter_events(file, shown, asked, span)
-        sampled = 0 if asked is None else request_events(file, asked, requests)
+        sampled = 0
+        if asked is not None:
+            chosen = sample(asked, requests)
+            sampled = len(chosen)
+            stages = _stages(run_dir, asked, chosen, start_ns)
+            request_events(file, asked, chosen, stages, start_ns)
     return Traced(
         out,
         *span,
@@ -183,6 +195,14 @@ def _segments(run_dir: Path, actions: Columns) -> dict[int, list[tuple[int, int]
             at_ns = sent[action_id]
             found.setdefault(action_id, []).append((at_ns + begin, at_ns + end))
     return found
+
+
+def _stages(run_dir: Path, asked: Columns, rows: Column, start_ns: int) -> Stages:
+    """The stages of the requests in `rows`; empty for a run without any."""
+    ids = asked["request_id"][rows].tolist()
+    arrivals = (asked["arrived"][rows] + start_ns).tolist()
+    known = dict(zip(zip(ids, arrivals, strict=True), rows.tolist(), strict=True))
+    return {known[request]: stages for request, stages in read_stages(run_dir, known).items()}
 
 
 def _on_gpus(actions: LogTable, gpus: Collection[Gpu], path: Path) -> Column:

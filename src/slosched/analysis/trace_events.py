@@ -6,8 +6,9 @@ Within a track the events are in the order of their times.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,11 @@ from slosched.analysis.intervals import (
     Intervals,
     gpus_of,
 )
+from slosched.analysis.stage_rows import StageRow
 from slosched.analysis.trace_file import TraceFile, us
 from slosched.codes import ActionType, code_name
 from slosched.units import NS_PER_MS, NS_PER_S
+from slosched.verdicts import verdict_name
 
 #: The controller's process in the trace; worker w is _FIRST_WORKER + w.
 CONTROLLER = 1
@@ -44,6 +47,10 @@ Column = NDArray[Any]
 Columns = Mapping[str, Column]
 #: (begin, end) of each segment, by action id; times are ns after the start of the run.
 Segments = Mapping[int, Sequence[tuple[int, int]]]
+#: The stages of some requests, by the request's row; their times are wall-clock ns.
+Stages = Mapping[int, Sequence[StageRow]]
+#: An event, and its time in ns after the start of the run.
+Timed = tuple[int, Mapping[str, Any]]
 
 
 # ----------------------------------------------------------------------------------- actions
@@ -271,35 +278,85 @@ def _count(file: TraceFile, pid: int, name: str, at_ns: int, values: str) -> Non
 # ---------------------------------------------------------------------------------- requests
 
 
-def request_events(file: TraceFile, requests: Columns, most: int) -> int:
-    """Add at most `most` requests, from arrival to answer, evenly taken. Returns how many."""
+def sample(requests: Columns, most: int) -> Column:
+    """The rows of at most `most` requests, evenly taken."""
     total = len(requests["t"])
-    rows = np.unique(np.linspace(0, total - 1, min(most, total)).astype(np.int64))
-    arrived, answered = requests["arrived"][rows], requests["t"][rows]
-    times = np.concatenate((arrived, answered))
+    return np.unique(np.linspace(0, total - 1, min(most, total)).astype(np.int64))
+
+
+def request_events(
+    file: TraceFile, requests: Columns, rows: Column, stages: Stages, start_ns: int
+) -> None:
+    """Add the requests in `rows`, from arrival to answer, and within each what it did by its stages."""
+    chosen: list[int] = rows.tolist()
+    events = [_request_event(requests, row, begins=True) for row in chosen]
+    for row, of_request in stages.items():
+        events += _stage_events(requests, row, of_request, start_ns)
+    events += [_request_event(requests, row, begins=False) for row in chosen]
     # The sort is stable: a request that was answered at once begins before it ends.
-    for place in np.argsort(times, kind="stable").tolist():
-        begins = place < len(rows)
-        row = int(rows[place if begins else place - len(rows)])
-        code, met = int(requests["result"][row]), bool(requests["deadline_met"][row])
-        outcome = "" if met else " late" if code == 0 else f" {code_name(code)}"
-        event: dict[str, object] = {
-            "name": f"request, model {requests['model_id'][row]}{outcome}",
-            "cat": "request",
-            "ph": "b" if begins else "e",
-            "id": row,
-            "pid": CONTROLLER,
-            "tid": 0,
-            "ts": int(times[place]) / 1000,
-        }
-        if begins:
-            event["args"] = {
-                "request": int(requests["request_id"][row]),
-                "deadline_us": int(requests["deadline"][row]) / 1000,
-                "outcome": code_name(code),
-            }
+    for _, event in sorted(events, key=itemgetter(0)):
         file.add_dict(event)
-    return len(rows)
+
+
+def _request_event(requests: Columns, row: int, *, begins: bool) -> Timed:
+    code, met = int(requests["result"][row]), bool(requests["deadline_met"][row])
+    outcome = "" if met else " late" if code == 0 else f" {code_name(code)}"
+    event: dict[str, object] = {
+        "name": f"request, model {requests['model_id'][row]}{outcome}",
+        "cat": "request",
+        "ph": "b" if begins else "e",
+        "id": row,
+        "pid": CONTROLLER,
+        "tid": 0,
+        "ts": int(requests["arrived" if begins else "t"][row]) / 1000,
+    }
+    if begins:
+        event["args"] = {
+            "request": int(requests["request_id"][row]),
+            "deadline_us": int(requests["deadline"][row]) / 1000,
+            "outcome": code_name(code),
+        }
+    return int(requests["arrived" if begins else "t"][row]), event
+
+
+def _stage_events(
+    requests: Columns, row: int, stages: Sequence[StageRow], start_ns: int
+) -> Iterator[Timed]:
+    """What a request waited for and ran, as slices within its own: two of each stage that ran."""
+    at_ns, end_ns = int(requests["arrived"][row]), int(requests["t"][row])
+    for stage in stages:
+        args = {
+            "stage": stage.name,
+            "model": stage.model_id,
+            "batch": stage.batch_size,
+            "worker": stage.worker_id,
+            "gpu": stage.gpu_id,
+            "verdict": verdict_name(stage.verdict),
+            "score": stage.score,
+            "threshold": stage.threshold,
+            "told": stage.ending,
+        }
+        ended = stage.end_ns if stage.start_ns is None else stage.start_ns
+        pieces = [(f"{stage.name} waits", stage.queued_ns, ended)]
+        if stage.start_ns is None:
+            pieces[0] = (
+                f"{stage.name} waits in vain, {verdict_name(stage.verdict)}",
+                *pieces[0][1:],
+            )
+        else:
+            end = stage.start_ns + stage.exec_ns
+            what = f"{stage.name} runs, model {stage.model_id}, batch {stage.batch_size}"
+            verdict = f", {verdict_name(stage.verdict)}" if stage.verdict else ""
+            pieces.append((what + verdict, stage.start_ns, end))
+        for name, begin, end in pieces:
+            # By its worker's clock it may have begun before it was sent, or have ended after its answer.
+            at_ns = min(max(at_ns, begin - start_ns), end_ns)
+            until_ns = min(max(at_ns, end - start_ns), end_ns)
+            if until_ns > at_ns:
+                event = {"name": name, "cat": "request", "id": row, "pid": CONTROLLER, "tid": 0}
+                yield at_ns, event | {"ph": "b", "ts": at_ns / 1000, "args": args}
+                yield until_ns, event | {"ph": "e", "ts": until_ns / 1000}
+            at_ns = until_ns
 
 
 # ---------------------------------------------------------------------------------- metadata

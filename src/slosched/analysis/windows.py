@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slosched.errors import InvalidConfig
-from slosched.units import NS_PER_S, format_duration
+from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
 Times = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -96,6 +96,16 @@ class Windows:
         for rows in self.counts().tolist():
             start, stop = stop, stop + rows
             yield self._order[start:stop]
+
+
+def nice_width_ns(span_ns: float, most: int) -> int:
+    """The least of 1, 2, 5, 10, ... ms of which no more than `most` cover the span."""
+    scale = NS_PER_MS
+    while True:
+        for digit in (1, 2, 5):
+            if digit * scale * most >= span_ns:
+                return digit * scale
+        scale *= 10
 
 
 def closing_rows(times: Times, width_ns: int) -> list[int]:

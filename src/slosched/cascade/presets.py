@@ -33,7 +33,8 @@ class Preset:
 def _sanity() -> Preset:
     """The settings of a sanity simulation of DiffServe: recorded scores, true arrival rates, no noise.
 
-    Factor 1.2, a drop at 1.5 SLO, no time for the judge; roles cost nothing because both programs fit.
+    Factor 1.2, a drop at 1.5 SLO, no time for the judge; roles cost nothing because both programs fit. As in
+    the artifact, requests are routed at random, except in the last variant.
     """
     options = CascadeOptions(over_provision=1.2, drop_at=1.5)
     at_random = replace(options, routing="random")
@@ -41,9 +42,9 @@ def _sanity() -> Preset:
         options=options,
         judge_ns=0,
         variants=(
-            Variant("all-light", "CLIPPER-LIGHT", options),
-            Variant("all-heavy", "CLIPPER-HEAVY", options),
-            Variant("static", "DIFFSERVE-STATIC", options),
+            Variant("all-light", "CLIPPER-LIGHT", at_random),
+            Variant("all-heavy", "CLIPPER-HEAVY", at_random),
+            Variant("static", "DIFFSERVE-STATIC", at_random),
             Variant("random-routing", "DIFFSERVE", at_random),
             Variant("least-loaded", "DIFFSERVE", options),
         ),

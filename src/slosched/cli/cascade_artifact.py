@@ -368,7 +368,7 @@ def client(
             json=False,
         )
     except SloschedError as error:
-        tell(f"failed: {error}")
+        tell(f"failed: {error}; if the controller serves another cascade, name it with -c")
         raise
     tell("Trace ended")
     raise typer.Exit(code)

@@ -31,6 +31,8 @@ def status_text(address: str, report: dict[str, Any]) -> str:
             blocks.append("\n".join(aside))
     if report.get("models"):
         blocks.append(_models([dict(m) for m in report["models"]]))
+    if report.get("cascades"):
+        blocks.append("\n".join(cascade_text(dict(c)) for c in report["cascades"]))
     clients = report.get("clients", ())
     if clients:
         blocks.append(
@@ -200,3 +202,17 @@ def _models(models: list[dict[str, Any]]) -> str:
             f"{sum(m.get('gpus_resident', 0) > 0 for m in copies)} on GPUs"
         )
     return "\n".join(lines)
+
+
+def cascade_text(cascade: Mapping[str, Any]) -> str:
+    """A cascade in a line: its threshold, its stages, and how they ended."""
+    parts = [f"cascade {cascade.get('name')}: threshold {cascade.get('threshold', 0):.3g}"]
+    for stage in cascade.get("stages", ()):
+        gpus = stage.get("gpus")
+        planned = "" if gpus is None else f", {gpus} {'GPU' if gpus == 1 else 'GPUs'}"
+        parts.append(
+            f"{stage.get('stage')} {stage.get('model')}: {stage.get('queued', 0)} queued{planned}"
+        )
+    given = [f"{n:,} {verdict}" for verdict, n in cascade.get("verdicts", {}).items() if n]
+    parts.append(", ".join(given) or "no verdict yet")
+    return "; ".join(parts) + ("" if cascade.get("ready", True) else " (not ready)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slosched.cli.status_text import first_line
+from slosched.cli.status_text import cascade_text, first_line
 from slosched.units import format_duration, format_share
 
 _CELL = 26
@@ -34,6 +34,7 @@ def watch_text(
     if silent:
         lines.append(f"{silent}; below is what was said last")
     lines += ["", *_traffic(report, rates), "", *_wait(report, workers)]
+    lines += [cascade_text(each) for each in report.get("cascades", ())]
     lines += _missing(workers)
     room = None if height is None else max(1, height - len(lines) - 3)
     lines += ["", *_gpus(workers, rates, width=width, room=room, blocks=blocks)]

@@ -8,9 +8,16 @@ from slosched.clients.tensors import Array, inputs_of, outputs_of, signature_tex
 from slosched.codes import Code, code_name
 from slosched.core.client.interface import HeldModel
 from slosched.errors import DeadlineExceeded, InvalidRequest, RequestFailed
-from slosched.messages import InferReply, ModelInfo
+from slosched.messages import InferReply, ModelInfo, StageReply
 from slosched.signature import Tensor
 from slosched.units import NS_PER_S, format_duration
+from slosched.verdicts import (
+    gives_answer,
+    gives_light_after_all,
+    stage_name,
+    stage_words,
+    verdict_name,
+)
 
 _DEADLINE_CODES = (Code.TIMED_OUT, Code.SKIPPED, Code.COULD_NOT_START_IN_TIME)
 
@@ -213,6 +220,36 @@ class Inference:
             return ""
         return f"worker {self.message.worker_id} GPU {self.message.gpu_id}"
 
+    @property
+    def stages(self) -> tuple[StageReply, ...]:
+        """The stages of a cascade that the request went through, in order; empty for other models."""
+        return self.message.stages
+
+    @property
+    def answered_by(self) -> StageReply | None:
+        """The stage of a cascade whose output is the answer; None of other models, and of failed requests."""
+        if not self.ok or not self.stages:
+            return None
+        last = self.stages[-1]
+        if gives_light_after_all(last.verdict) and len(self.stages) > 1:
+            return self.stages[-2]
+        return last if gives_answer(last.verdict) else None
+
+    @property
+    def verdict(self) -> str:
+        """How the last stage of a cascade ended, in words ("accepted"); empty without stages."""
+        return verdict_name(self.stages[-1].verdict) if self.stages else ""
+
+    @property
+    def score(self) -> float | None:
+        """The judge's score of the light answer; None where no judge was asked."""
+        return next((stage.score for stage in self.stages if stage.score >= 0), None)
+
+    @property
+    def threshold(self) -> float | None:
+        """What the score was held against; None where no judge was asked."""
+        return next((stage.threshold for stage in self.stages if stage.threshold >= 0), None)
+
     def explain(self) -> str:
         """Everything the answer says, in one human-readable line."""
         message = self.message
@@ -224,6 +261,14 @@ class Inference:
             parts.append(f"{format_duration(self.remaining_ns)} left until the deadline")
         else:
             parts.append(f"{format_duration(-self.remaining_ns)} past the deadline")
+        parts += self._stages_told() if self.stages else self._run_told()
+        if message.attempts > 1:
+            parts.append(f"{message.attempts} attempts")
+        return "; ".join(parts)
+
+    def _run_told(self) -> list[str]:
+        """What was predicted of it and what happened."""
+        parts = []
         if self.start_ns is not None:
             parts.append(f"started at {_against(self.start_ns, self.predicted_start_ns)}")
         if self.exec_ns is not None:
@@ -231,11 +276,27 @@ class Inference:
         elif self.predicted_exec_ns is not None:
             parts.append(f"would have run {format_duration(self.predicted_exec_ns)}")
         if self.gpu:
-            warmth = "cold" if message.cold else "warm"
-            parts.append(f"batch of {message.batch_size} on {self.gpu}, {warmth}")
-        if message.attempts > 1:
-            parts.append(f"{message.attempts} attempts")
-        return "; ".join(parts)
+            warmth = "cold" if self.cold else "warm"
+            parts.append(f"batch of {self.batch_size} on {self.gpu}, {warmth}")
+        return parts
+
+    def _stages_told(self) -> list[str]:
+        """Each stage of a cascade's request, and the GPU of the last one."""
+        clauses = [
+            stage_words(
+                stage.verdict,
+                name=f"{stage_name(stage.verdict, place)} {stage.model}",
+                queued_ns=stage.queued_ns,
+                start_ns=stage.start_ns if stage.exec_ns else None,
+                exec_ns=stage.exec_ns,
+                end_ns=stage.end_ns,
+                batch_size=stage.batch_size,
+                score=stage.score,
+                threshold=stage.threshold,
+            )
+            for place, stage in enumerate(self.stages)
+        ]
+        return [*clauses, f"last on {self.gpu}"] if self.gpu else clauses
 
     def raise_for_code(self) -> None:
         """Raise what the code stands for, with this answer as `.reply`; nothing for code 0.

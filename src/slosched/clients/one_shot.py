@@ -19,8 +19,10 @@ from slosched.clients.inference import Inference, Model
 from slosched.clients.tensors import Array, Inputs, Value, pack
 from slosched.codes import code_name
 from slosched.errors import InvalidConfig
+from slosched.messages import StageReply
 from slosched.signature import BYTES, Tensor, described
 from slosched.units import format_duration
+from slosched.verdicts import stage_name, verdict_name
 
 _READ_WITHIN_S = 60.0
 #: The statistics of ImageNet that torchvision's models were trained with; RGB.
@@ -98,6 +100,7 @@ class OneShot:
             "predicted_exec_ns": message.predicted_exec_ns,
             "exec_ns": message.exec_ns,
             "attempts": message.attempts,
+            "stages": [_stage(place, stage) for place, stage in enumerate(answer.stages)],
             "random_weights": answer.model.info.random_weights,
             "output_shape": None if first is None else list(first.shape),
             "output_dtype": None if first is None else str(first.dtype),
@@ -109,6 +112,22 @@ class OneShot:
                 {"index": s.index, "label": s.label, "probability": s.probability} for s in self.top
             ],
         }
+
+
+def _stage(place: int, stage: StageReply) -> dict[str, Any]:
+    """A stage of a cascade's request; score and threshold are None where no judge was asked."""
+    return {
+        "stage": stage_name(stage.verdict, place),
+        "model": stage.model,
+        "verdict": verdict_name(stage.verdict),
+        "score": stage.score if stage.score >= 0 else None,
+        "threshold": stage.threshold if stage.threshold >= 0 else None,
+        "queued_ns": stage.queued_ns,
+        "start_ns": stage.start_ns,
+        "exec_ns": stage.exec_ns,
+        "end_ns": stage.end_ns,
+        "batch_size": stage.batch_size,
+    }
 
 
 def infer_once(

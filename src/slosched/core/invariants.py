@@ -6,7 +6,7 @@
 - Pages used never exceed the pages there are, and every page is accounted for.
 - Nothing is sent to run on weights that are not resident.
 - A request whose action ended with its process runs at most once more, alone, and meanwhile its GPU gets
-  nothing else.
+  nothing else. The next stage of a request that then ran well is an action like others.
 - An Infer ends well only if its worker reported it, in the session that it was sent in.
 - A controller that drains takes nothing new: it answers each new request in the same step.
 
@@ -52,7 +52,7 @@ from slosched.messages import (
 )
 
 RECOUNT_STEPS = 4096
-#: Of a stage that never ran: its request gets an earlier answer.
+#: Verdicts on a stage that never ran: its request gets an earlier answer.
 _WAITED_IN_VAIN = (Verdict.INSTEAD, Verdict.OUTRANKED)
 #: Steps until the next one after an action failed or a client left: their requests must not be forgotten.
 _RECOUNT_SOON_STEPS = 64
@@ -262,6 +262,7 @@ class InvariantChecker:
             )
         if not effect.record.answers:
             self._live[key] = _QUEUED
+            self._ends.pop(key, None)  # of this stage, which ran well in the end
             self._tell((key,), now_ns, "stage {} ended, and it goes on", stage)
 
     def _check_send(self, effect: ToWorker, infer: Infer, now_ns: int) -> None:

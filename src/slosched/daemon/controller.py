@@ -140,7 +140,9 @@ class ControllerServer:
         """Listen, greet the workers, open the run directory, and announce all that in one line."""
         config = self.config
         log = self.run_log = self._performer.log = RunLog.open(config, announce=self._announce)
-        self._routes |= live_routes(self.scheduler, log.last_minutes, clock=clock.now_ns)
+        self._routes |= live_routes(
+            self.scheduler, log.last_minutes, clock=clock.now_ns, cascades=log.tally.cascades
+        )
         self._add_metrics(log)
         await self._start_http()
         self._steps.begin()

@@ -22,7 +22,9 @@ from slosched.codes import ActionType, Code, code_name
 from slosched.core.scheduler.interface import ActionRecord, RequestRecord
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.state import Gpu, Instance, ModelState, Worker, WorkerState
+from slosched.daemon.cascade_status import cascade_reports
 from slosched.daemon.http import Answer, Handler, Request
+from slosched.telemetry.cascade_tally import CascadeTally
 from slosched.telemetry.recent import KEPT_ACTIONS, LATE, OTHER, LastMinutes
 from slosched.units import NS_PER_US
 from slosched.version import __version__
@@ -34,6 +36,7 @@ MOST_ACTIONS = 4_000
 MOST_MODELS = 100
 MOST_CLIENTS = 50
 MOST_WORKERS = 100
+MOST_CASCADES = 20
 _LONGEST_TEXT = 300
 #: Seconds over which the share of busy time of a GPU is averaged.
 _MEAN_SECONDS = 10
@@ -75,9 +78,15 @@ _Part = tuple[str, Any]
 _PAUSE: _Part = ("", None)
 
 
-def live_routes(scheduler: Scheduler, recent: LastMinutes, *, clock: Clock) -> dict[str, Handler]:
+def live_routes(
+    scheduler: Scheduler,
+    recent: LastMinutes,
+    *,
+    clock: Clock,
+    cascades: CascadeTally | None = None,
+) -> dict[str, Handler]:
     """The page's files and /live.json. `clock` gives ns since the epoch."""
-    live = LiveState(scheduler, recent, life=str(clock()))
+    live = LiveState(scheduler, recent, life=str(clock()), cascades=cascades)
 
     async def state(request: Request) -> Answer:
         parts = live.parts(request.query, clock())
@@ -109,10 +118,21 @@ async def _joined(parts: Iterable[_Part]) -> bytes:
 
 
 class LiveState:
-    """Says what `scheduler` and `recent` know, part by part. `life` tells one controller from the next."""
+    """Says what `scheduler`, `recent` and `cascades` know, part by part.
 
-    def __init__(self, scheduler: Scheduler, recent: LastMinutes, *, life: str) -> None:
+    `life` tells one controller from the next.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        recent: LastMinutes,
+        *,
+        life: str,
+        cascades: CascadeTally | None = None,
+    ) -> None:
         self._scheduler, self._recent, self._life = scheduler, recent, life
+        self._counted = cascades or CascadeTally()
 
     def parts(self, query: Mapping[str, str], now_ns: int) -> Iterator[_Part]:
         """Everything that one answer says. The query may have these, and anything else is ignored:
@@ -123,6 +143,9 @@ class LiveState:
         yield "life", self._life
         yield "now_us", now_ns // NS_PER_US
         yield from self._summary()
+        if self._scheduler.cluster.cascades.by_name:
+            reports = cascade_reports(self._scheduler, self._counted.report())
+            yield "cascades", reports[:MOST_CASCADES]
         yield "series", self._series(now_ns)
         missed = list(self._recent.missed)[::-1]
         yield "missed", [self._miss(record) for record in missed[:50]]

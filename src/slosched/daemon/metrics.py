@@ -29,6 +29,7 @@ from slosched import clock
 from slosched.codes import REJECTIONS, ActionType, Code
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.state import Gpu, ModelState, RequestState, Worker, WorkerState
+from slosched.daemon.cascade_metrics import cascade_families
 from slosched.daemon.http import Answer, Handler, Request
 from slosched.daemon.in_slices import Slice
 from slosched.daemon.metric_parts import (
@@ -112,6 +113,7 @@ class ControllerCollector(Collector):
         yield from self._drivers()
         yield from self._workers()
         yield from self._models()
+        yield from cascade_families(self._scheduler, self._tally.cascades)
         yield from self._controller()
 
     # ------------------------------------------------------------------------------ requests

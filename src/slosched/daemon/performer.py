@@ -17,6 +17,7 @@ from slosched.core.scheduler.interface import (
     Event,
     Keep,
     Note,
+    PlanMade,
     RequestDone,
     SendFailed,
     StageDone,
@@ -98,6 +99,8 @@ class Performer:
                 self._values.keep(effect.value_id, effect.owner)
             elif isinstance(effect, StageDone):
                 log.stage(effect.record)
+            elif isinstance(effect, PlanMade):
+                log.plan(effect.record)
             elif isinstance(effect, Note):
                 self._announce(effect.text if effect.level == "info" else f"warning: {effect.text}")
             elif isinstance(effect, ConnectWorker):

@@ -101,6 +101,7 @@ class RunLog:
                 on_error=self._announce,
             )
         self._stages.append(record)
+        self.tally.cascades.add_stage(record)
 
     def plan(self, record: PlanRecord) -> None:
         if self._plans is None:
@@ -112,6 +113,7 @@ class RunLog:
                 on_error=self._announce,
             )
         self._plans.append(record)
+        self.tally.cascades.add_plan(record)
 
     def action(self, record: ActionRecord) -> None:
         self._actions.append(record)

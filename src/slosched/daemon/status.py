@@ -13,6 +13,7 @@ from slosched.codes import code_name
 from slosched.core.scheduler.policies import POLICY_TYPES
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.state import Client, Gpu, Instance, ModelState, Worker, WorkerState
+from slosched.daemon.cascade_status import cascade_reports
 from slosched.options import status_options
 
 #: What the shell counted since it started (Tally.report), for the report's `counted`.
@@ -48,6 +49,9 @@ def status_parts(
     The scheduler may go on between two parts; each part then shows the state of its own moment.
     """
     report.update(_head(scheduler, now_ns), counted=counted())
+    if scheduler.cluster.cascades.by_name:
+        of_cascades = report["counted"].get("cascades", {})
+        report["cascades"] = cascade_reports(scheduler, of_cascades)
     yield
     clients: list[dict[str, Any]] = []
     workers: list[dict[str, Any]] = []

@@ -3,9 +3,9 @@
 The published logs know one action per request, so the stages stand in a file of their own, made when the first
 such request ends a stage. `t` is when the controller handled the stage's result, in wall-clock ns. `waited`
 (until then), `due` and `start` are ns after the request entered the queue of that stage, and may be negative;
-`exec` is a duration in ns; `answers` is 1 for the stage whose output is the answer. Of a cascade `verdict` is a
-codes.Verdict, beside the `score` and the `threshold` (-1: no judge was asked). A deferred request that gets its
-light answer after all has one more row, of the heavy stage, without an exec.
+`exec` is a duration in ns; `answers` is 1 for the stage whose output is the answer. In a cascade `verdict`
+is a codes.Verdict, beside the `score` and the `threshold` (-1: no judge was asked). A deferred request that
+gets its light answer after all has one more row, of the heavy stage, without an exec.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from typing import Any
 
 from slosched.codes import ActionType
 from slosched.core.scheduler.interface import ActionRecord, RequestRecord
+from slosched.telemetry.cascade_tally import CascadeTally
 from slosched.telemetry.histogram import Histogram
 from slosched.units import NS_PER_MS, NS_PER_S
 
@@ -132,6 +133,7 @@ class Tally:
 
     __slots__ = (
         "batch_sizes",
+        "cascades",
         "completion_errors",
         "exec_errors",
         "failures",
@@ -165,6 +167,7 @@ class Tally:
         self.batch_sizes = Histogram(BATCH_BOUNDS)
         self.exec_errors = Histogram(ERROR_BOUNDS_NS)
         self.completion_errors = Histogram(ERROR_BOUNDS_NS)
+        self.cascades = CascadeTally()
 
     @property
     def answered(self) -> int:
@@ -185,6 +188,8 @@ class Tally:
         if model is None:
             model = self.models[record.model_id] = [0, 0]
         model[0] += 1
+        if self.cascades.deferred:
+            self.cascades.forget(record.key)
         if record.code == 0:
             served = self.served
             served.counts[bisect_left(LATENCY_BOUNDS_NS, latency_ns)] += 1
@@ -242,8 +247,10 @@ class Tally:
     def report(self) -> dict[str, Any]:
         """The counters that `status` shows, as plain lists; two of them differ by what happened in between.
 
-        Times in ns. A histogram is its counts, one more than it has bounds.
+        Times in ns. A histogram is its counts, one more than it has bounds. `cascades` is there once one was
+        served.
         """
+        cascades = self.cascades.report()
         return {
             "in_time": self.in_time,
             "refused_at_arrival": self.refused_at_arrival,
@@ -258,6 +265,7 @@ class Tally:
             "evictions": self._done(ActionType.EVICT_WEIGHTS),
             "evictions_failed": self._failed(ActionType.EVICT_WEIGHTS),
             "infers_failed": self._failed(ActionType.INFER),
+            **({"cascades": cascades} if cascades else {}),
         }
 
     def _done(self, kind: ActionType) -> int:

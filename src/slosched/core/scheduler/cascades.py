@@ -83,11 +83,11 @@ class Cascade:
 
     @property
     def ready(self) -> bool:
-        """Both programs are loaded, and nobody has unloaded one since."""
+        """Both programs are loaded, and no client has unloaded one since."""
         return _is_served(self.light) and _is_served(self.heavy)
 
     def info(self) -> ModelInfo:
-        """What a client is told of it: the light program's tensors, under its own name and id."""
+        """Its description for clients: the light program's tensors, under its own name and id."""
         assert self.light is not None and self.heavy is not None
         light, heavy = self.light.instance.info(), self.heavy.instance
         return msgspec.structs.replace(

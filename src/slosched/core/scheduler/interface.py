@@ -172,7 +172,7 @@ class StageRecord(_Fact, frozen=True, gc=False):
     worker_id: int
     gpu_id: int
     answers: bool
-    # Of a cascade: a codes.Verdict, the score and the threshold; -1: no judge was asked.
+    # A cascade has a codes.Verdict, the score and the threshold; -1: no judge was asked.
     verdict: int = 0
     score: float = -1.0
     threshold: float = -1.0

@@ -5,8 +5,8 @@
                           +--------> QUEUED, in the queue of its next stage (GoOn)
 
 A queue's `after` decides, and is pure; a plain model has none, and its output is the answer. A request with a
-best answer that comes too late for its rest gets that answer in place of a refusal (`best_instead`). The stages
-of a cascade (cascades.py) are told in the answer as well.
+best answer that comes too late for its rest gets that answer in place of a refusal (`best_instead`). The answer
+of a cascade (cascades.py) says its stages as well.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Stages:
             record = _record(request, action, outcome, now_ns, follows is Reply.OUTPUT, judged)
             self._emit(StageDone(record))
             if judged.verdict:
-                request.trail = (*request.trail, _told(request, record))
+                request.trail = (*request.trail, _stage_reply(request, record))
         if isinstance(follows, GoOn):
             return follows
         if follows is Reply.BEST and request.best_answer is not None:
@@ -74,12 +74,15 @@ class Stages:
 
     def go_on(self, request: Request, goes: GoOn, output: Value | None, now_ns: int) -> None:
         """Put `request`, whose action has ended, into the queue of its next stage."""
+        # A request that brought no input gets no output either.
+        best = output if request.input is not None else None
         if goes.keeps_output:
-            request.best_answer = BestAnswer(output, request.stage)
-        if output is not None and (goes.keeps_output or goes.passes_output):
+            request.best_answer = BestAnswer(best, request.stage)
+        if output is not None and (goes.passes_output or (goes.keeps_output and best is not None)):
             self._emit(Keep(output.value_id, request.key))
         request.brings = output if goes.passes_output else request.input
         request.stage += 1
+        request.tried_alone = False  # what ended with a process before has run well now
         request.queued_ns = now_ns
         request.queue, request.instance = goes.queue, goes.queue.instance
         request.due_ns = request.deadline_ns - goes.queue.rest_ns
@@ -112,7 +115,7 @@ def gave_up(request: Request, code: int, now_ns: int) -> StageRecord:
         score=before.score,
         threshold=before.threshold,
     )
-    request.trail = (*request.trail, _told(request, record))
+    request.trail = (*request.trail, _stage_reply(request, record))
     return record
 
 
@@ -125,7 +128,7 @@ def best_instead(request: Request, code: int, reason: str) -> tuple[int, str, Va
     return Code.OK, f"{text}: {reason}" if reason else text, best.output
 
 
-def _told(request: Request, record: StageRecord) -> StageReply:
+def _stage_reply(request: Request, record: StageRecord) -> StageReply:
     """What the answer says of a stage."""
     arrival_ns = request.arrival_ns
     return StageReply(

@@ -310,7 +310,7 @@ class EmulatedGpu:
             model = self._profile.model(op.model_name)
             lengths = op.lengths or (0,) * len(op.input_sizes)
             output_sizes = tuple(
-                row_bytes(model.gives, length) if given else 0
+                row_bytes(model.answers, length) if given else 0
                 for given, length in zip(op.input_sizes, lengths, strict=True)
             )
             duration_ns = self._copy_ns(sum(output_sizes))

@@ -70,7 +70,8 @@ class OpDone(_Fact, frozen=True, gc=False):
     """The device finished `op_id`. `code` other than 0 says that it failed, `reason` why.
 
     `span` is on the worker's clock, with the duration that the device measured; clocks are the GPU's, in MHz.
-    `output_sizes` comes with COPY_OUTPUT: bytes for each request (empty: no outputs travel).
+    `output_sizes` comes with COPY_OUTPUT: bytes for each request (empty: no outputs travel). So do the `scores`
+    of a model with a judge: one for each request, NaN for one without an input (empty: there is no judge).
 
     An EXEC that ran in several segments reports each in `segments`, and its `span` reaches from the first begin
     to the last end with the sum of their durations (`joined`). `pause_ns` is the time between the segments,
@@ -86,6 +87,7 @@ class OpDone(_Fact, frozen=True, gc=False):
     output_sizes: tuple[int, ...] = ()
     pause_ns: int = 0
     segments: tuple[Span, ...] = ()  # empty: `span` is the only one
+    scores: tuple[float, ...] = ()
 
 
 def joined(segments: Sequence[Span]) -> tuple[Span, int]:

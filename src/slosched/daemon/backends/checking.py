@@ -21,7 +21,7 @@ from slosched.daemon.backends.contract import (
 )
 from slosched.daemon.backends.layout import Layout, made_up
 from slosched.errors import InvalidConfig, SloschedError
-from slosched.signature import BYTES, ONLY_INPUT, ONLY_OUTPUT, VARIES, Tensor, single
+from slosched.signature import BYTES, ONLY_INPUT, ONLY_OUTPUT, VARIES, Tensor, score_error, single
 
 #: The batches that are compared in length classes after the first.
 _FEWER_SIZES = (1, 3)
@@ -58,6 +58,9 @@ class Checked(Protocol):
     @property
     def input_high(self) -> int: ...
 
+    @property
+    def score(self) -> str: ...
+
 
 @dataclass(frozen=True)
 class OneTensor:
@@ -72,6 +75,7 @@ class OneTensor:
     pads: Mapping[str, float] = field(default_factory=dict)
     padding_changes_answers: bool = False
     input_high: int = 0
+    score: str = ""
 
     @property
     def takes(self) -> tuple[Tensor, ...]:
@@ -79,7 +83,8 @@ class OneTensor:
 
 
 def check_model(run: Run, model: Checked, *, precision: str) -> tuple[Tensor, ...]:
-    """The outputs of `model`, in `precision`. Raises ModelRefused, and what it raises in a batch of 1.
+    """The outputs of `model`, in `precision`, its score behind the others. Raises ModelRefused, and what it
+    raises in a batch of 1.
 
     `run` is a plain forward of inputs (batch, *shape), by name and at any length, that starts from the weights
     as they were loaded.
@@ -99,6 +104,9 @@ def check_model(run: Run, model: Checked, *, precision: str) -> tuple[Tensor, ..
     if shorter is not None:
         answers[shorter] = run(sample(shorter)(1, 0))
     gives = _outputs(model, answers)
+    wrong = score_error(gives, gives[-1].name) if model.score else ""
+    if wrong:
+        raise ModelRefused(f"model {model.name!r}: {wrong}")
     if model.lengths and not model.padding_changes_answers:
         for short, long in pairwise(sorted(answers)):
             if difference := _padding_changes(run, model, gives, short, long, precision):
@@ -143,6 +151,7 @@ def profile_of(
         inputs=model.inputs,
         outputs=() if unnamed else tuple(gives),
         exec_ns_at=dict(exec_ns) if longest else {},
+        score=gives[-1].name if model.score else "",
     )
 
 

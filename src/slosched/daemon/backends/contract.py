@@ -44,7 +44,13 @@ class ModelRefused(InvalidConfig):
 
 
 def named_outputs(
-    output: Any, batch: int, *, name: str, take: str = "", declared: Sequence[Tensor] = ()
+    output: Any,
+    batch: int,
+    *,
+    name: str,
+    take: str = "",
+    declared: Sequence[Tensor] = (),
+    score: str = "",
 ) -> dict[str, Any]:
     """What a model answers with, by name: tensors (batch, *output_shape), float32 or integers, detached.
 
@@ -53,13 +59,14 @@ def named_outputs(
     alone is "output". `take` names the only one to answer with, as that or by its index, "1.0" for one within
     another; with "?" behind it, only if it is there. `declared` are those to answer with, in their order. BYTES
     are nested lists of bytes or str: they are found only if they are declared, and come as an array of bytes
-    objects.
+    objects. `score` names the output that is a judge's score: it comes behind the others, whatever they name.
 
     A tensor may be a view of an input or of the weights: copy it to keep it. Raises ModelRefused for no output,
     for one that is not there, another dimension 0 than `batch`, and for what cannot travel.
     """
     texts = any(each.dtype == BYTES for each in declared)
     found = _chosen(output, name, take, texts)
+    judged = _score(output, name, score) if score else {}
     if declared:
         if len(declared) == len(found) == 1 and "" in found:
             found = {declared[0].name: found[""]}
@@ -73,6 +80,12 @@ def named_outputs(
         found = {each.name: found[each.name] for each in declared}
     else:
         found = _by_name(found, name)
+    if judged:
+        found = {key: value for key, value in found.items() if key not in judged} | judged
+        if len(found) == 1:
+            raise ModelRefused(
+                f"model {name!r} has no output but its score {score!r}; return the answer beside it"
+            )
     several = len(found) > 1
     return {
         key: _travelling(value, batch, name, key if several else "") for key, value in found.items()
@@ -89,6 +102,16 @@ def single_output(output: Any, batch: int, *, name: str, take: str = "") -> torc
         f"model {name!r} answers with {len(found)} tensors: {_listed(found)}. One is wanted: name it "
         f'with output = "{next(iter(found))}"'
     )
+
+
+def _score(output: Any, name: str, score: str) -> dict[str, Any]:
+    """The output that `score` names, by its name. Raises ModelRefused if it is not there."""
+    found = {_output_name(path): (path, each) for path, each in _tensors(output, "", _DEPTH, False)}
+    for key, (path, value) in found.items():
+        if score in (key, path):
+            return {key: value}
+    listed = _listed({key: value for key, (_, value) in found.items()})
+    raise ModelRefused(f"model {name!r} has no output {score!r} to be its score; it has {listed}")
 
 
 def _by_name(found: Mapping[str, Any], name: str) -> dict[str, Any]:

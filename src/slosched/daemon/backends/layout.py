@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -37,16 +38,27 @@ PIECE_BYTES = 256 * 1024
 
 
 class Layout:
-    """The rows of a batch of `tensors` at `length` (0: none varies). `pads`, by name, fill shorter requests."""
+    """The rows of a batch of `tensors` at `length` (0: none varies). `pads`, by name, fill shorter requests.
+
+    The last tensor of a `scored` layout is a judge's score, a float32 for each request: it has its place in the
+    rows, and none in the frames that answer.
+    """
 
     def __init__(
-        self, tensors: Sequence[Tensor], length: int = 0, pads: Mapping[str, float] | None = None
+        self,
+        tensors: Sequence[Tensor],
+        length: int = 0,
+        pads: Mapping[str, float] | None = None,
+        *,
+        scored: bool = False,
     ) -> None:
-        self.tensors, self.length = tuple(tensors), length
+        self.tensors, self.length, self.scored = tuple(tensors), length, scored
+        #: Those that a frame has.
+        self.framed = self.tensors[:-1] if scored else self.tensors
         self._pads = dict(pads or {})
         self._places = places(self.tensors, length)
         #: A frame is a row, byte by byte.
-        self.plain = single(self.tensors) is not None
+        self.plain = single(self.tensors) is not None and not scored
         size = row_bytes(self.tensors, length)
         # Each row begins where any dtype may; that of an only tensor does anyway.
         self.row_bytes = size if len(self.tensors) == 1 else aligned(size)
@@ -70,6 +82,9 @@ class Layout:
         """(tensor, its first byte in a row, its shape and dtype there) of each."""
         for tensor, (at, _) in zip(self.tensors, self._places, strict=True):
             yield (tensor, at, *self._stored(tensor))
+
+    def _framed_parts(self) -> Iterator[tuple[Tensor, int, tuple[int, ...], str]]:
+        return islice(self.parts(), len(self.framed))
 
     def views(self, memory: Array, batch: int) -> dict[str, Array]:
         """Each tensor (batch, *shape) in `memory`, uint8, of `batch` rows; of BYTES (batch, max_bytes)."""
@@ -112,7 +127,7 @@ class Layout:
     def read(self, row: Array, length: int) -> bytes | memoryview:
         """The frame of a request of `length` whose answers are in `row`."""
         parts: list[bytes | memoryview] = []
-        for tensor, at, shape, dtype in self.parts():
+        for tensor, at, shape, dtype in self._framed_parts():
             if tensor.dtype == BYTES:
                 parts.append(element_bytes(_elements(tensor, row[at : at + tensor.max_bytes])))
                 continue
@@ -122,16 +137,24 @@ class Layout:
 
     def answer(self, row: Array, length: int) -> tuple[memoryview, Iterator[tuple[Array, Array]]]:
         """The same where no tensor is of BYTES, to be filled in pieces: the frame, and (to, from) of each."""
-        frame = np.zeros(row_bytes(self.tensors, length), np.uint8)
-        begins = [begin for begin, _ in places(self.tensors, length)]
+        frame = np.zeros(row_bytes(self.framed, length), np.uint8)
+        begins = [begin for begin, _ in places(self.framed, length)]
 
         def pieces() -> Iterator[tuple[Array, Array]]:
-            for (tensor, at, shape, dtype), begin in zip(self.parts(), begins, strict=True):
+            for (tensor, at, shape, dtype), begin in zip(self._framed_parts(), begins, strict=True):
                 whole: Array = np.ndarray(shape, dtype, row.data, at)
                 to: Array = np.ndarray(tensor.shape_at(length), dtype, frame.data, begin)
                 yield from _pieces(to, _cut(tensor, whole, length))
 
         return frame.data, pieces()
+
+    def scores(self, memory: Array, given: Sequence[int]) -> tuple[float, ...]:
+        """The scores in the rows of `memory`, uint8: one for each of `given`, NaN where that is 0."""
+        at, _ = self._places[-1]
+        found: Array = np.ndarray(len(given), "float32", memory.data, at, (self.row_bytes,))
+        return tuple(
+            [score if size else math.nan for score, size in zip(found.tolist(), given, strict=True)]
+        )
 
     # -------------------------------------------------------------------------------- arrays
 
@@ -194,19 +217,25 @@ class Layout:
 
 
 class Layouts:
-    """The layouts of a model's inputs and outputs, by length class."""
+    """The layouts of a model's inputs and outputs, by length class. `scored` is said of the outputs."""
 
     def __init__(
-        self, takes: Sequence[Tensor], gives: Sequence[Tensor], pads: Mapping[str, float]
+        self,
+        takes: Sequence[Tensor],
+        gives: Sequence[Tensor],
+        pads: Mapping[str, float],
+        *,
+        scored: bool = False,
     ) -> None:
-        self._takes, self._gives, self._pads = takes, gives, pads
+        self._takes, self._gives, self._pads, self._scored = takes, gives, pads, scored
         self._at: dict[int, tuple[Layout, Layout]] = {}
 
     def at(self, length: int) -> tuple[Layout, Layout]:
         """(of the inputs, of the outputs) in the class of `length`; 0: there is none."""
         found = self._at.get(length)
         if found is None:
-            found = Layout(self._takes, length, self._pads), Layout(self._gives, length)
+            gives = Layout(self._gives, length, scored=self._scored)
+            found = Layout(self._takes, length, self._pads), gives
             self._at[length] = found
         return found
 

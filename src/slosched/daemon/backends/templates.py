@@ -139,7 +139,14 @@ class Template:
                 output = self._module(own[0])
             else:
                 output = self._module(**dict(zip(self._names_of_inputs, own, strict=True)))
-        return named_outputs(output, rows, name=spec.name, take=spec.output, declared=spec.outputs)
+        return named_outputs(
+            output,
+            rows,
+            name=spec.name,
+            take=spec.output,
+            declared=spec.outputs,
+            score=spec.score,
+        )
 
     def _own(self, given: Any) -> Any:
         if not isinstance(given, torch.Tensor):

@@ -46,6 +46,7 @@ class ModelSpec:
         default_factory=dict
     )  # what inputs are padded with, if not with 0
     padding_changes_answers: bool = False  # it is accepted that the answer depends on the class
+    score: str = ""  # which of the outputs is a judge's score: its key, attribute or index
 
     @property
     def takes(self) -> tuple[Tensor, ...]:

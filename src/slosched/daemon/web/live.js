@@ -476,6 +476,18 @@ function drawTiles() {
   setText($("tile-workers"), `${workers.joined} of ${workers.workers}`);
 }
 
+function drawCascades() {
+  const box = $("cascades");
+  const lines = (state.data.cascades ?? []).map((c) => {
+    const stages = c.stages.map((s) => `${s.stage} ${s.model}: ${count(s.queued)} queued${s.gpus === null ? "" : `, ${some(s.gpus, "GPU")}`}`);
+    const given = Object.entries(c.verdicts).filter(([, n]) => n).map(([verdict, n]) => `${count(n)} ${verdict}`);
+    return [`Cascade ${c.name}: threshold ${c.threshold.toFixed(3)}`, ...stages, given.join(", ") || "no verdict yet"].join("; ") + (c.ready ? "" : " (not ready)");
+  });
+  box.hidden = !lines.length;
+  while (box.children.length > lines.length) box.lastChild.remove();
+  lines.forEach((line, i) => setText(box.children[i] ?? box.appendChild(document.createElement("li")), line));
+}
+
 function drawTables() {
   const d = state.data;
   const inTable = d.gpus.length > TABLE_GPUS ? `the first ${TABLE_GPUS} in the table, ` : "";
@@ -513,6 +525,7 @@ function draw() {
   const doing = c.draining ? "draining" : c.ready ? "ready" : "not ready: no GPU can be given work";
   setText($("what"), `${location.host}, version ${c.version}, ${c.policy}${c.fidelity === "paper" ? " (paper)" : ""}, ${doing}; drawn ${stamp(d.now_us).slice(0, 8)}`);
   drawTiles();
+  drawCascades();
   drawCharts();
   drawBusy();
   drawTables();

@@ -104,7 +104,7 @@ class InferKind(ActionKind[Infer]):
         action.clock_before_mhz, action.clock_mhz = done.clock_before_mhz, done.clock_mhz
         output = gpu.lanes[Role.OUTPUT]
         if gpu.free_copies and not output.started and not any(action.message.input_sizes):
-            self._answer(action, Span(now_ns, now_ns, 0), (), now_ns)
+            self._answer(action, Span(now_ns, now_ns, 0), (), (), now_ns)
         else:
             self._pipeline.enqueue(output, 0, action, self._output)
 
@@ -117,13 +117,14 @@ class InferKind(ActionKind[Infer]):
         if done.code:
             self._ledger.fail(action, done.code, done.reason, now_ns)
         else:
-            self._answer(action, done.span, done.output_sizes, now_ns)
+            self._answer(action, done.span, done.output_sizes, done.scores, now_ns)
 
     def _answer(
         self,
         action: PendingAction[Infer],
         copy_output: Span,
         output_sizes: tuple[int, ...],
+        scores: tuple[float, ...],
         now_ns: int,
     ) -> None:
         assert action.gpu is not None
@@ -142,6 +143,7 @@ class InferKind(ActionKind[Infer]):
             output_sizes=output_sizes,
             pause_ns=action.pause_ns,
             segments=tuple([peer_span(clock, each) for each in action.segments]),
+            scores=scores,
         )
         self._ledger.answer(action, result, action.key if output_sizes else None)
 

@@ -127,7 +127,7 @@ class LoadModelKind(ActionKind[LoadModel]):
             sent_ns=clock.to_peer_ns(now_ns),
             labels=instance.labels,
             inputs=profile.takes,
-            outputs=profile.gives,
+            outputs=profile.answers,
             length_classes=classes,
             boundaries_ns=_offered_boundaries(instance, max(profile.lengths, default=0), batches),
             urgent_ns=instance.urgent_ns,

@@ -140,6 +140,7 @@ class CpuDevice:
 
     def _read(self, op: Op, begin_ns: int) -> None:
         sizes: tuple[int, ...] = ()
+        scores: tuple[float, ...] = ()
         if any(op.input_sizes):
             _, slot = self._slots[op.action_id]
             try:
@@ -155,11 +156,13 @@ class CpuDevice:
             sizes = tuple(
                 len(frames[row]) if row in frames else 0 for row in range(len(op.input_sizes))
             )
+            if slot.scored:
+                scores = slot.scores(op.input_sizes)
             self._outputs[op.action_id] = list(frames.values())
         self._free(op.action_id)
         end_ns = self._clock()
         span = Span(begin_ns, end_ns, end_ns - begin_ns)
-        self._done.append(OpDone(op.op_id, span, output_sizes=sizes))
+        self._done.append(OpDone(op.op_id, span, output_sizes=sizes, scores=scores))
 
     def _free(self, action_id: int) -> None:
         entry = self._slots.pop(action_id, None)

@@ -146,7 +146,9 @@ class ModelProcess:
         self._spare: dict[tuple[int, int], list[Slot]] = {}  # by batch size and length
         self._next_slot = 0
         profile = known.profile
-        self._layouts = Layouts(profile.takes, profile.gives, known.prepared.pads)
+        self._layouts = Layouts(
+            profile.takes, profile.gives, known.prepared.pads, scored=bool(profile.score)
+        )
 
     # ------------------------------------------------------------------------------ questions
 

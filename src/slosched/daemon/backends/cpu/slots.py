@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -67,6 +68,15 @@ class Slot:
         if self._gives.plain:
             return self._memory[self.outputs_at + row * size : self.outputs_at + (row + 1) * size]
         return self._gives.read(self._row(row, self._gives, self.outputs_at), length)
+
+    @property
+    def scored(self) -> bool:
+        return self._gives.scored
+
+    def scores(self, given: Sequence[int]) -> tuple[float, ...]:
+        """The scores of the first rows, one for each of `given`; NaN where that is 0."""
+        rows: Array = np.frombuffer(self._memory, np.uint8, offset=self.outputs_at)
+        return self._gives.scores(rows, given)
 
     def _row(self, row: int, layout: Layout, at: int) -> Array:
         size = layout.row_bytes

@@ -283,12 +283,14 @@ class CopyLanes:
                 yield from self._copied(pieces)
                 frames.append(frame)
                 yield
+        gives = buffers.gives
+        scores = gives.scores(staged.host, op.input_sizes) if gives.scored else ()
         self._outputs[op.action_id] = frames
         self._give_back(op.action_id)
         span = Span(begin_ns, self._clock(), self._took_ns(started, ended))
         own = iter(frames)
         sizes = tuple(len(next(own)) if size else 0 for size in op.input_sizes)
-        return OpDone(op.op_id, span, output_sizes=sizes)
+        return OpDone(op.op_id, span, output_sizes=sizes, scores=scores)
 
     # ------------------------------------------------------------------------------ events
 

@@ -109,7 +109,7 @@ class Preemption:
             built = twin()
             assert isinstance(built, RecordedProgram)
             made = built
-            made.answers_with(program.gives)
+            made.answers_with(program.gives, scored=program.scored)
             made.keeps_weights = program.keeps_weights
             for of in classes:
                 made.restore_weights(scratch[0])

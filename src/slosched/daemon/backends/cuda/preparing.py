@@ -68,9 +68,10 @@ class Preparable(Program, Protocol):
     left_out: tuple[str, ...]
     preemption: str
     gives: tuple[Tensor, ...]
+    scored: bool
     not_captured: str
 
-    def answers_with(self, gives: Sequence[Tensor]) -> None: ...
+    def answers_with(self, gives: Sequence[Tensor], *, scored: bool = False) -> None: ...
 
     def add_class(self, of: Class, *, capture: bool = True) -> None: ...
 
@@ -272,7 +273,8 @@ class Bench:
 
         longest = max(source.model.lengths, default=0)
         try:
-            program.answers_with(check_model(run, source.model, precision=program.precision))
+            gives = check_model(run, source.model, precision=program.precision)
+            program.answers_with(gives, scored=bool(source.model.score))
             program.restore_weights(weights)
             for seed in range(_WARM_UPS):
                 program.run_rows(program.sample_rows(1, seed, longest))

@@ -102,6 +102,7 @@ class RecordedProgram(ABC):
         self.urgent: RecordedProgram | None = None
         self._class_blocks: dict[Class, list[Block]] = {}  # of the driver's memory, by class
         self.gives: tuple[Tensor, ...] = ()
+        self.scored = False
         self._kept: list[Any] = []  # what graphs need for as long as they live
         #: Why a class is run by plain execution, in words; empty if every class was captured.
         self.not_captured = ""
@@ -204,10 +205,10 @@ class RecordedProgram(ABC):
 
     # ------------------------------------------------------------------------ preparation
 
-    def answers_with(self, gives: Sequence[Tensor]) -> None:
-        """The outputs are known from now on."""
-        self.gives = tuple(gives)
-        self._layouts = Layouts(self._takes, gives, self._pads)
+    def answers_with(self, gives: Sequence[Tensor], *, scored: bool = False) -> None:
+        """The outputs are known from now on; the last one is a judge's score if they are `scored`."""
+        self.gives, self.scored = tuple(gives), scored
+        self._layouts = Layouts(self._takes, gives, self._pads, scored=scored)
 
     def add_class(self, of: Class, *, capture: bool = True) -> None:
         """Make a class runnable. Raises what the model raises, ModelRefused or OutOfDeviceMemory.

@@ -155,11 +155,13 @@ class Routed(ServesOneCascade):
         """Nothing is dropped but when a batch is formed."""
 
     def _replan(self, now_ns: int) -> None:
+        self._give_homes()
         if now_ns >= self._second_ns:
             self._second_ns = now_ns + NS_PER_S
             for stage, queue in enumerate(self._queues()):
                 waiting = len(queue.requests)
                 self._queued[stage] += ALPHA * (waiting - self._queued[stage])
+            self._drop_stranded(now_ns)
         gpus = list(self._gpus)
         if now_ns < self._plan_ns or not gpus:
             return
@@ -224,14 +226,37 @@ class Routed(ServesOneCascade):
                 for request in [*wrong.values()]:
                     del wrong[request.key]
                     self._route(request)
-        for request in [*self._homeless.values()]:
-            del self._homeless[request.key]
-            self._route(request)
+
+    def _give_homes(self) -> None:
+        """The weights that some waited for are there."""
+        if not self._homeless:
+            return
+        for queue in self._queues():
+            if self._gpus.keys() & queue.instance.resident_on.keys():
+                for request in [each for each in self._homeless.values() if each.queue is queue]:
+                    del self._homeless[request.key]
+                    self._route(request)
+
+    def _drop_stranded(self, now_ns: int) -> None:
+        """No batch is formed where the weights are not: drop what waits there when it would be too late."""
+        stranded = [*self._homeless.values()]
+        for index, each in self._gpus.items():
+            gpu = self._cluster.gpus.get(index)
+            for heavy, waiting in each.waiting.items():
+                instance = self._queues()[heavy].instance
+                if gpu is None or instance.model_id not in gpu.resident:
+                    stranded += waiting.values()
+        for request in stranded:
+            if self._is_dropped(request, now_ns + request.instance.b1_ns):
+                if not self._cluster.slices.spend(ANSWER):
+                    return
+                self._drop(request, now_ns)
 
     def _next_ns(self) -> int | None:
         if self._cascade.light is None or not self._rate.per_s(self._now_ns):
             return None
-        return min(self._second_ns, self._plan_ns)
+        # Without a GPU there is nothing to plan: the next one that is added brings a plan.
+        return min(self._second_ns, self._plan_ns) if self._gpus else self._second_ns
 
     # -------------------------------------------------------------------------------- serving
 

@@ -6,6 +6,8 @@ plan. CLIPPER-LIGHT and CLIPPER-HEAVY have one program on all GPUs. PROTEUS mixe
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from slosched.core.scheduler.after import Judgement
 from slosched.core.scheduler.cascades import blind, uniform
 from slosched.core.scheduler.cluster import Cluster
@@ -43,6 +45,11 @@ def _about(type_: str, rank: int, summary: str) -> About:
     )
 
 
+def _first_batch(sizes: Iterable[int]) -> int:
+    """The greatest of the `sizes`, which have 1, that is no more than the artifact's first one."""
+    return max(each for each in sizes if each <= _FIRST_BATCH)
+
+
 class DiffServe(Routed):
     """Every `plan_every_ns` the published problem is solved for the demand that was measured."""
 
@@ -53,8 +60,11 @@ class DiffServe(Routed):
             light = -(-gpus // 2)
             threshold = self._cascade.threshold if self._options.fixed_threshold >= 0 else 1.0
             deferred = self._spec.scores.share_below(threshold)
+            light_batch, heavy_batch = map(
+                _first_batch, (self._spec.light_ns, self._spec.heavy.exec_ns)
+            )
             return Allocation(
-                threshold, light, gpus - light, _FIRST_BATCH, _FIRST_BATCH, deferred, True
+                threshold, light, gpus - light, light_batch, heavy_batch, deferred, True
             )
         demand = rate * self._options.over_provision
         fixed = self._options.fixed_threshold
@@ -79,8 +89,11 @@ class DiffServe(Routed):
         light_ns, heavy_ns = self._spec.light_ns, self._spec.heavy.exec_ns
         if self._options.batching == "plan" or self._now is None:
             return light_ns, heavy_ns
-        light = aimd_batch(self._now.light_batch, self._timed_out[0], light_ns)
-        heavy = aimd_batch(self._now.heavy_batch, self._timed_out[1], heavy_ns)
+        # Batches that are together too long for the SLO fit into no plan: they would be late as well.
+        together_ns = light_ns[self._now.light_batch] + heavy_ns[self._now.heavy_batch]
+        late = [each or together_ns > self._spec.slo_ns for each in self._timed_out]
+        light = aimd_batch(self._now.light_batch, late[0], light_ns)
+        heavy = aimd_batch(self._now.heavy_batch, late[1], heavy_ns)
         return {light: light_ns[light]}, {heavy: heavy_ns[heavy]}
 
 
