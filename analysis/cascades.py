@@ -215,8 +215,8 @@ def beaten(comparison: Comparison) -> list[str]:
 def claims(comparisons: Sequence[tuple[str, Comparison]]) -> list[str]:
     """The abstract's claims beside these runs: per cent that a system is better than each of the others."""
     lines = [
-        "The abstract of the paper: up to 24 % better quality and 19 to 70 % fewer violations than other systems. "
-        "Here, FID by the table and violations, in per cent less than the system of the row (means over seeds):",
+        "The paper's abstract: up to 24 % better quality and 19 to 70 % fewer violations than other systems. "
+        "Here, FID by the table and violations, in per cent less than the row's system (means over seeds):",
         "",
         "| cascade | less than | FID, DiffServe | FID, ours | violations, DiffServe | violations, ours |",
         "| --- | --- | --- | --- | --- | --- |",

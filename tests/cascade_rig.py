@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from made_messages import a_welcome, an_error, an_infer_result
+from made_messages import a_heartbeat, a_welcome, an_error, an_infer_result
 from scheduler_rig import EXEC_MS, MS, T0, Rig
 from slosched.cascade_spec import CascadeOptions, CascadeSpec, QualityCurve, ScoreCurve, StageSpec
 from slosched.codes import Code, Verdict
@@ -12,6 +12,8 @@ from slosched.config import SchedulerConfig
 from slosched.core.scheduler.cascades import Cascade
 from slosched.core.scheduler.interface import FromClient, StageDone, StageRecord
 from slosched.messages import (
+    EvictWeights,
+    EvictWeightsResult,
     GpuInfo,
     Infer,
     InferRequest,
@@ -111,6 +113,26 @@ class CascadeRig(Rig):
                     )
                     self.from_worker(result, worker_id)
         self.steps()
+
+    def beat(self) -> None:
+        """Every worker gives a sign of life."""
+        for worker_id, session in self._sessions.items():
+            self.from_worker(a_heartbeat(session, self.now_ns), worker_id)
+
+    def evict_all(self) -> None:
+        """Report every EvictWeights that waits at a worker."""
+        for worker_id, session in self._sessions.items():
+            for each in self.to_worker(EvictWeights, worker_id):
+                if each.action_id in self.scheduler.cluster.actions:
+                    span = Span(self.now_ns, self.now_ns, 0)
+                    done = EvictWeightsResult(
+                        session,
+                        each.action_id,
+                        span=span,
+                        received_ns=span.end_ns,
+                        sent_ns=span.end_ns,
+                    )
+                    self.from_worker(done, worker_id)
 
     def _prepare(self, action: LoadModel, worker_id: int) -> None:
         if action.name in self.broken:

@@ -137,7 +137,7 @@ def test_the_examples_models_are_valid_when_uncommented(tmp_path: Path) -> None:
     begin = lines.index("# [models.my_resnet]")
     text = "\n".join(lines[:begin] + [line.removeprefix("# ").strip("#") for line in lines[begin:]])
     config = load_worker_config(write(tmp_path, text))
-    names = ["my_resnet", "exported", "sentences", "two_inputs", "texts"]
+    names = ["my_resnet", "light", "exported", "sentences", "two_inputs", "texts"]
     assert [source.name for source in config.models] == [
         *names,
         "classifier",
@@ -145,6 +145,7 @@ def test_the_examples_models_are_valid_when_uncommented(tmp_path: Path) -> None:
         "resnet50",
     ]
     by_name = {source.name: source for source in config.models}
+    assert by_name["light"].score == "score"
     assert by_name["exported"].pt2 == str(tmp_path / "models" / "exported.pt2")
     assert by_name["sentences"].transformers == str(tmp_path / "models" / "minilm")
     two = by_name["two_inputs"]

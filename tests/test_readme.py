@@ -205,7 +205,7 @@ def test_worker_files_load(tmp_path: Path) -> None:
     assert load_worker_config(ROOT / "daemon" / "worker.toml").models == ()
     examples = re.sub(r"^# ?(?=\[models|\w+ = |$)", "", commented, flags=re.MULTILINE)
     (tmp_path / "all.toml").write_text(examples)
-    assert len(load_worker_config(tmp_path / "all.toml").models) == 8
+    assert len(load_worker_config(tmp_path / "all.toml").models) == 9
 
 
 # ------------------------------------------------------------------------------ the experiment

@@ -13,10 +13,11 @@ _FORGOTTEN = 60
 class ArrivalRate:
     """An exponentially weighted mean of requests/s. Seconds count from the first arrival."""
 
-    __slots__ = ("_began_ns", "_mean", "_now", "_weight")
+    __slots__ = ("_began_ns", "_last_ns", "_mean", "_now", "_weight")
 
     def __init__(self) -> None:
         self._began_ns = -1  # of the second that is counted now
+        self._last_ns = 0  # when the last request came
         self._now = 0
         self._mean = self._weight = 0.0  # of the seconds before: weighted sum, and the weights
 
@@ -24,12 +25,13 @@ class ArrivalRate:
         """A request arrives."""
         self._advance(now_ns)
         self._now += 1
+        self._last_ns = now_ns
 
     def _advance(self, now_ns: int) -> None:
         if self._began_ns < 0:
             self._began_ns = now_ns
         passed = (now_ns - self._began_ns) // NS_PER_S
-        if passed > _FORGOTTEN:
+        if passed and now_ns - self._last_ns > _FORGOTTEN * NS_PER_S:
             self._mean, self._weight, self._now = 0.0, 1.0, 0
             self._began_ns += passed * NS_PER_S
             return

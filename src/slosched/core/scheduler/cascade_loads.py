@@ -21,14 +21,20 @@ class CascadeLoads:
     def __bool__(self) -> bool:
         return bool(self._loads)
 
+    def programs(self, name: str) -> tuple[str, ...]:
+        """What a load of `name` loads: the programs of a cascade, or the model of that name."""
+        cascade = self._cascades.by_name.get(name)
+        if cascade is None:
+            return (name,)
+        return cascade.spec.light.model, cascade.spec.heavy.model
+
     def begin(self, client: Client, message: LoadModelRequest) -> list[LoadModelRequest]:
         """The loads that `message` stands for; empty if it names no cascade."""
         cascade = self._cascades.by_name.get(message.name)
         if cascade is None:
             return []
         self._loads[client.identity, message.request_id] = cascade, {}
-        stages = (cascade.spec.light, cascade.spec.heavy)
-        return [LoadModelRequest(message.request_id, stage.model) for stage in stages]
+        return [LoadModelRequest(message.request_id, name) for name in self.programs(message.name)]
 
     def replied(self, client: Client, name: str, reply: LoadModelReply) -> LoadModelReply | None:
         """A load of the program `name` has ended. Returns the reply for the client; None: it has to wait.

@@ -71,9 +71,12 @@ class Cascade:
         return ""
 
     def _unlike(self, light: LoadModelResult, heavy: LoadModelResult) -> str:
-        given = light.outputs if self.spec.passes_output else light.inputs
-        if heavy.inputs != given:
-            what = "the output of the light program" if self.spec.passes_output else "its inputs"
+        passes = self.spec.passes_output
+        given = light.outputs if passes else light.inputs
+        # An output goes in under the input's name.
+        fits = _unnamed(heavy.inputs) == _unnamed(given) if passes else heavy.inputs == given
+        if not fits:
+            what = "the output of the light program" if passes else "its inputs"
             return (
                 f"the heavy program takes {described(heavy.inputs)}, and {what}: {described(given)}"
             )
@@ -102,7 +105,7 @@ class Cascade:
     # ---------------------------------------------------------------------------- decisions
 
     def score_of(self, request: Request, scalars: Sequence[float]) -> float:
-        """The judge's score of the light answer: live, recorded, or drawn; NaN if there is none.
+        """The judge's score of the light answer: live, recorded, or drawn; NaN if there is none within 0..1.
 
         A drawn score belongs to the request's user id (of a trace: its prompt), or to the request without one.
         """
@@ -110,7 +113,8 @@ class Cascade:
         if self.options.blind_scores:
             return spec.scores.score_at(uniform(~self.options.seed & _MASK, request.key))
         if spec.live_scores:
-            return scalars[0] if scalars else float("nan")
+            score = scalars[0] if scalars else float("nan")
+            return score if 0 <= score <= 1 else float("nan")
         if spec.recorded:
             return spec.recorded[request.user_id % len(spec.recorded)]
         return spec.scores.score_at(uniform(spec.seed, request.user_id or ~request.key & _MASK))
@@ -179,6 +183,10 @@ def _is_served(queue: Queue | None) -> bool:
         return False
     instance = queue.instance
     return instance.state is ModelState.LOADED and not instance.taken and bool(instance.result)
+
+
+def _unnamed(tensors: Tensors) -> list[tuple[str, tuple[int, ...]]]:
+    return [(each.dtype, each.shape) for each in tensors]
 
 
 def _differ(light: Tensors, heavy: Tensors) -> str:

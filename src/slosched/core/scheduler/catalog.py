@@ -113,9 +113,12 @@ class Catalog:
             )
             self._reply(client, message, Code.LIMIT_REACHED, reason)
             return
-        there = len(self._by_name.get(canonical_model(message.name), ()))
+        missing = sum(
+            max(0, message.copies - len(self._by_name.get(canonical_model(name), ())))
+            for name in self._cascade_loads.programs(message.name)
+        )
         most = self._cluster.config.max_instances
-        if message.copies > there and len(self._cluster.models) + message.copies - there > most:
+        if missing and len(self._cluster.models) + missing > most:
             self.unloading.crowded = True
             reason = (
                 f"--max-instances allows {most}, and there are {len(self._cluster.models)} already; those "

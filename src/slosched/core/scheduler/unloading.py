@@ -92,6 +92,10 @@ class Unloading:
             named = f"names {', '.join(operators)}" if operators else "names none"
             reason = f"only operators may unload what others use: --operators {named}"
             self._refuse(client, message, reason)
+        elif message.name in self._cluster.cascades.by_name:
+            spec = self._cluster.cascades.by_name[message.name].spec
+            programs = f"{spec.light.model!r} and {spec.heavy.model!r}"
+            self._refuse(client, message, f"{spec.name!r} is a cascade: unload {programs}")
         elif not self._by_name.get(name):
             code, shown = Code.UNKNOWN_MODEL, shown_name(message.name)
             self._refuse(client, message, f"no instance of {shown} is loaded", code)

@@ -85,7 +85,8 @@ def source_spec(source: ModelSource) -> ModelSpec:
             f"model {source.name!r}: channels_last is for inputs of (channels, height, width), not "
             f"{spec.input_shape}"
         )
-    spec = replace(spec, score=source.score)
+    if source.score:
+        spec = replace(spec, score=source.score)
     return in_format(spec, source.dtype, channels_last=source.channels_last)
 
 

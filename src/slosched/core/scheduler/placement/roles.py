@@ -22,11 +22,14 @@ class RolePlacement(Placement):
         self._missing: dict[int, Gpu] = {}  # by index: it may lack something
 
     def allow(self, gpu: Gpu, models: Sequence[Instance]) -> None:
-        """`gpu` is for `models` alone from now on; they must fit together."""
-        wanted = tuple(models)
-        if self._allowed.get(gpu.index) != wanted:
-            self._allowed[gpu.index] = wanted
-            self._missing[gpu.index] = gpu
+        """`gpu` is for `models` alone from now on; they must fit together.
+
+        Said again, it has what was lost meanwhile loaded again.
+        """
+        wanted, index = tuple(models), gpu.index
+        if self._allowed.get(index) != wanted or any(index not in m.resident_on for m in wanted):
+            self._allowed[index] = wanted
+            self._missing[index] = gpu
 
     def allowed(self, gpu: Gpu) -> tuple[Instance, ...]:
         """What `gpu` is for; empty: anything."""

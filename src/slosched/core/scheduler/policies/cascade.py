@@ -151,11 +151,17 @@ class CascadePolicy(ServesOneCascade):
         rate = self._rate.soon_per_s(now_ns)
         before = self._light_gpus
         self._light_gpus = self._needed_for_light(gpus[0], rate, len(gpus))
-        served, batch = self._heavy_rate(gpus[0], len(gpus) - self._light_gpus)
+        free = float(len(gpus) - self._light_gpus)
+        if len(gpus) == 1:  # which both stages share
+            free = max(0.0, 1.0 - self._busy_part(gpus[0], rate))
+        served, batch = self._heavy_rate(gpus[0], free)
         share = _DEFERRED_SPARE * served / rate if rate else 1.0
         most = self._most_deferred()
         if self._options.fixed_threshold < 0:
-            self._cascade.threshold = self._scores.threshold_for(min(share, most))
+            threshold = self._scores.threshold_for(min(share, most))
+            if self._spec.quality is None:  # the file's threshold says what is good enough
+                threshold = min(threshold, self._spec.threshold)
+            self._cascade.threshold = threshold
         self._give_roles(gpus)
         if now_ns >= self._logged_ns:
             self._logged_ns = now_ns + _LOGGED_EVERY_NS
@@ -198,10 +204,17 @@ class CascadePolicy(ServesOneCascade):
         light, _ = self._queues()
         batch = self._largest_light(gpu)
         exec_ns = gpu.exec_table(light).estimators[batch].expected_ns
-        busy = rate * _LIGHT_SPARE * exec_ns / (batch * NS_PER_S)
+        busy = self._busy_part(gpu, rate)
         part_ns = self._spec.slo_ns // _LIGHT_PART
         behind = max(0, len(light.requests) - batch) * exec_ns / batch / part_ns
         return min(gpus, max(1, ceil(busy - 0.1), ceil(behind)))
+
+    def _busy_part(self, gpu: Gpu, rate: float) -> float:
+        """The number of GPUs that `rate` requests/s keep busy with light batches, with a little to spare."""
+        light, _ = self._queues()
+        batch = self._largest_light(gpu)
+        exec_ns = gpu.exec_table(light).estimators[batch].expected_ns
+        return rate * _LIGHT_SPARE * exec_ns / (batch * NS_PER_S)
 
     def _largest_light(self, gpu: Gpu) -> int:
         """The largest light batch that takes no more than its part of the SLO; more where work piles up."""
@@ -212,7 +225,7 @@ class CascadePolicy(ServesOneCascade):
         fitting = [b for b, each in table.classes if each.expected_ns <= part_ns]
         return max(fitting, default=table.batches[0])
 
-    def _heavy_rate(self, gpu: Gpu, gpus: int) -> tuple[float, int]:
+    def _heavy_rate(self, gpu: Gpu, gpus: float) -> tuple[float, int]:
         """(requests/s, batch size) of `gpus` GPUs in heavy batches that follow a light one within the SLO."""
         light, heavy = self._queues()
         table, lights = gpu.exec_table(heavy), gpu.exec_table(light)
@@ -220,7 +233,7 @@ class CascadePolicy(ServesOneCascade):
         best, size = 0.0, table.batches[0]
         for batch, each in table.classes:
             # A request waits for half of the time between two GPUs that open.
-            waits_ns = each.expected_ns // (2 * max(gpus, 1))
+            waits_ns = each.expected_ns / (2 * max(gpus, 1))
             rate = gpus * batch * NS_PER_S / each.expected_ns
             if before_ns + waits_ns + each.expected_ns <= self._spec.slo_ns and rate > best:
                 best, size = rate, batch
@@ -230,14 +243,16 @@ class CascadePolicy(ServesOneCascade):
 
     def _give_roles(self, gpus: list[Gpu]) -> None:
         """Where both programs do not fit on a GPU, each GPU is for one, and changes as seldom as it can."""
-        apart = [gpu for gpu in gpus if not self._fit_together(gpu)]
-        if not apart:
-            return
-        light, heavy = self._queues()
+        apart: list[Gpu] = []
+        for gpu in gpus:
+            if self._fit_together(gpu):
+                self._placement.allow(gpu, self._weights_for(gpu, heavy=False))
+            else:
+                apart.append(gpu)
         apart.sort(key=lambda gpu: (self._roles.get(gpu.index, True), gpu.index))
         for place, gpu in enumerate(apart):
             is_heavy = self._roles[gpu.index] = place >= self._light_gpus
-            self._placement.allow(gpu, [(heavy if is_heavy else light).instance])
+            self._placement.allow(gpu, self._weights_for(gpu, heavy=is_heavy))
 
     # -------------------------------------------------------------------------------- serving
 
@@ -262,8 +277,10 @@ class CascadePolicy(ServesOneCascade):
         )
 
     def _may_run_heavy(self, gpu: Gpu) -> bool:
-        """A heavy batch leaves the GPUs free that the light stage needs."""
-        _, heavy = self._queues()
+        """A heavy batch leaves the GPUs free that the light stage needs; a single GPU serves that first."""
+        light, heavy = self._queues()
+        if len(self._cluster.gpus) == 1:
+            return not light.requests
         is_heavy = any(action.queue is heavy for action in gpu.exec.outstanding)
         busy = self._busy_with(heavy) - is_heavy
         return busy < len(self._cluster.gpus) - self._light_gpus

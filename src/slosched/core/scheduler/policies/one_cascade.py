@@ -150,6 +150,12 @@ class ServesOneCascade:
         light, heavy = self._queues()
         return gpu.pages >= light.instance.pages + heavy.instance.pages
 
+    def _weights_for(self, gpu: Gpu, *, heavy: bool) -> list[Instance]:
+        """What `gpu` holds in its role: both programs where they fit, and nothing that is being unloaded."""
+        both = [queue.instance for queue in self._queues()]
+        wanted = both if self._fit_together(gpu) else [both[heavy]]
+        return [each for each in wanted if each.clients and not each.taken]
+
     def _queues(self) -> tuple[Queue, Queue]:
         light, heavy = self._cascade.light, self._cascade.heavy
         assert light is not None and heavy is not None

@@ -214,8 +214,8 @@ class Routed(ServesOneCascade):
             changes += 1
         for index, each in self._gpus.items():
             gpu = self._cluster.gpus.get(index)
-            if gpu is not None and not self._fit_together(gpu):
-                self._placement.allow(gpu, [self._queues()[each.heavy].instance])
+            if gpu is not None:
+                self._placement.allow(gpu, self._weights_for(gpu, heavy=each.heavy))
         return changes
 
     def _move_what_waits(self) -> None:
