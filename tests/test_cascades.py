@@ -199,11 +199,14 @@ def test_where_the_heavy_program_cannot_be_in_time_the_light_answer_is_forced(po
 
 
 def test_what_waited_too_long_for_the_heavy_program_gets_its_light_answer() -> None:
-    rig = CascadeRig("CASCADE")
-    request_id = rig.ask(slo_ms=60)
+    rig = CascadeRig("CASCADE", workers=2)
+    _, request_id = rig.ask(slo_ms=100), rig.ask(slo_ms=60)
     rig.run("small", 0.25)
-    # The one GPU is kept for light work, so nothing goes to the heavy program.
-    assert not rig.waiting("large")
+    rig.run("small", 0.25)
+    # One GPU runs the first one's heavy stage, the other is kept for light work.
+    assert [
+        len(rig.scheduler.cluster.actions[i.action_id].requests) for i in rig.waiting("large")
+    ] == [1]
     rig.step(45)
     reply = rig.reply(request_id)
     assert rig.verdicts(request_id) == [Verdict.DEFERRED, Verdict.INSTEAD]

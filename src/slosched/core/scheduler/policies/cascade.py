@@ -44,6 +44,7 @@ _LIGHT_SPARE = 1.1
 _MAKES_UP = 4.0
 #: An answer counts half after this number of others.
 _ANSWERS_HALVED = 2_000
+_ANSWERS_AT_FIRST = 200
 #: The part of what the heavy program can take that is deferred: more waits in vain, less leaves GPUs idle.
 _DEFERRED_SPARE = 1.0
 
@@ -69,8 +70,9 @@ class CascadePolicy(ServesOneCascade):
         self._expiring = {False: ExpiryHeap(), True: ExpiryHeap()}  # by: of the heavy stage
         #: (time, score) of what was sent to the heavy program, scores descending: the greatest since a time.
         self._sent: deque[tuple[int, float]] = deque()
-        #: Answers of each program, those of the last minutes: light, heavy.
-        self._answers = [0.0, 0.0]
+        #: Answers of each program, those of the last minutes: light, heavy. It begins as if they had been best.
+        best = 1.0 if self._spec.quality is None else 1.0 - self._spec.quality.best_light_share
+        self._answers = [(1 - best) * _ANSWERS_AT_FIRST, best * _ANSWERS_AT_FIRST]
         self._light_gpus = 1
         self._threshold_ns = self._logged_ns = 0  # when each is due
         self._roles: dict[
@@ -194,8 +196,6 @@ class CascadePolicy(ServesOneCascade):
             return 1.0
         best = 1.0 - quality.best_light_share
         light, heavy = self._answers
-        if not light + heavy:
-            return best
         missing = best - heavy / (light + heavy)
         return min(1.0, max(0.0, best + _MAKES_UP * missing))
 
@@ -310,6 +310,22 @@ class CascadePolicy(ServesOneCascade):
                 latest_ns = start_ns + max(0, taken[0].deadline_ns - ends_ns)
                 self._send(gpu, taken, start_ns=start_ns, now_ns=now_ns, latest_ns=latest_ns)
                 return
+        self._try_one(gpu, light, start_ns, now_ns)
+
+    def _try_one(self, gpu: Gpu, queue: Queue, start_ns: int, now_ns: int) -> bool:
+        """Nothing of `queue` is in time by what an idle GPU did lately: try one by its profile. True if sent.
+
+        So a GPU that was slow for a while is noticed to have recovered.
+        """
+        if gpu.exec.outstanding or not queue.requests:
+            return False
+        request = queue.requests[-1]
+        latest_ns = request.deadline_ns - queue.instance.b1_ns - gpu.worker.returns.margin_ns
+        if start_ns > latest_ns:
+            return False
+        self.forget(request)
+        self._send(gpu, [request], start_ns=start_ns, now_ns=now_ns, latest_ns=latest_ns)
+        return True
 
     def _first_in_time(self, queue: list[Request], ends_ns: int) -> int:
         """The first place in `queue` of a request whose deadline is not before `ends_ns`."""
@@ -329,7 +345,7 @@ class CascadePolicy(ServesOneCascade):
             if len(queue) - first >= batch:
                 self._send_lowest(gpu, queue[first:], batch, start_ns, now_ns, ends_ns)
                 return True
-        return False
+        return self._try_one(gpu, heavy, start_ns, now_ns)
 
     def _spread(self, waiting: int) -> int:
         """Requests for each of the GPUs that are idle now, so that none of them stays idle."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import islice
 
 from slosched.codes import Code
 from slosched.core.scheduler.after import Judgement
@@ -29,6 +30,9 @@ from slosched.core.scheduler.queues import append, take_appended
 from slosched.core.scheduler.slices import ANSWER
 from slosched.core.scheduler.state import Gpu, Queue, Request
 from slosched.units import NS_PER_S, format_duration
+
+#: Waiting requests that the making of one batch looks at, those that it drops included.
+_LOOKED_AT = 256
 
 
 class _GpuQueue:
@@ -89,10 +93,12 @@ class Routed(ServesOneCascade):
             if self._stage_of(request):
                 _, heavy = self._queues()
                 request.queue, request.instance = heavy, heavy.instance
+                self._heavy_rate.add(now_ns)
         self._wait(request)
 
     def _deferred(self, request: Request, now_ns: int) -> None:
-        self._heavy_rate.add(now_ns)
+        if request.queued_ns == now_ns:  # else it came back from a failed action
+            self._heavy_rate.add(now_ns)
         self._wait(request)
 
     def _wait(self, request: Request) -> None:
@@ -169,7 +175,8 @@ class Routed(ServesOneCascade):
         before = self._now
         plan = self._now = self._make_plan(len(gpus), self._rate.per_s(now_ns), now_ns)
         self._timed_out = [False, False]
-        self._cascade.threshold = plan.threshold
+        if self._options.fixed_threshold < 0:
+            self._cascade.threshold = plan.threshold
         changes = self._give_roles(plan)
         self._move_what_waits()
         light, heavy = self._queues()
@@ -285,7 +292,7 @@ class Routed(ServesOneCascade):
         batch_class = table.class_for(min(batch, len(waiting), table.batches[-1]))
         exec_ns = table.estimators[batch_class].expected_ns
         taken: list[Request] = []
-        for request in [*waiting.values()]:
+        for request in [*islice(waiting.values(), _LOOKED_AT)]:
             if len(taken) == min(batch, table.batches[-1]):
                 break
             if not self._is_dropped(request, start_ns + exec_ns):
