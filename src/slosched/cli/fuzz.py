@@ -88,14 +88,19 @@ def fuzz(
 
 
 def _check_policy(policy: str | None) -> None:
-    from slosched.core.scheduler.policies import POLICIES, policy_class, type_and_fidelity
+    from slosched.core.scheduler.policies import (
+        CASCADE_POLICIES,
+        POLICIES,
+        policy_class,
+        type_and_fidelity,
+    )
     from slosched.sim.fuzz_case import TYPES
 
     if policy is None or policy in TYPES:
         return
     type_, fidelity = type_and_fidelity(policy)
     if type_ in POLICIES:
-        raise UnknownName("TYPE that can be fuzzed", policy, list(TYPES))
+        raise UnknownName("TYPE that can be fuzzed", policy, [*TYPES, *CASCADE_POLICIES])
     policy_class(type_, fidelity or "best")  # raises UnknownName, ExtensionError
 
 
