@@ -149,7 +149,7 @@ def events(bench: Bench) -> Section:
             Fault(
                 "crash",
                 f"worker {worker}",
-                at_ns=(150 + 20 * worker) * NS_PER_S,
+                at_ns=(150 + 5 * worker) * NS_PER_S,
                 for_ns=60 * NS_PER_S,
             )
             for worker in (0, 3)
@@ -204,9 +204,8 @@ def beaten(comparison: Comparison) -> list[str]:
                 (a["summary"][key], b["summary"][key]) for a, b in zip(ours, theirs, strict=True)
             ]
             each = Estimate.of([a - b for a, b in pairs if a is not None and b is not None])
-            parts.append(
-                "-" if each is None else f"{each.mean:+.{digits}f} ± {each.half or 0:.{digits}f}"
-            )
+            half = "" if each is None or each.half is None else f" ± {each.half:.{digits}f}"
+            parts.append("-" if each is None else f"{each.mean:+.{digits}f}{half}")
         lines.append(f"| less {variant.name} | {' | '.join(parts)} |")
     head = ["| ours | violations | FID (table) | FID (pessimistic) |", "| --- | --- | --- | --- |"]
     return head + lines

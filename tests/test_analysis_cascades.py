@@ -31,7 +31,8 @@ def test_a_small_one_leaves_its_tables(tmp_path: Path, monkeypatch: pytest.Monke
 
 def _committed() -> dict[str, Any]:
     document: dict[str, Any] = json.loads((ANALYSIS / "cascades" / "cascades.json").read_text())
-    return document["sections"]
+    sections: dict[str, Any] = document["sections"]
+    return sections
 
 
 def test_ours_has_fewer_violations_and_a_better_fid_than_the_published_policy_in_every_row() -> (

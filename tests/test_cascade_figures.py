@@ -37,7 +37,7 @@ def test_curves_are_what_was_measured(tmp_path: Path) -> None:
     by_table, pessimistic = curves[FID]
     assert by_table.values == pytest.approx([16 + 2 / 3]) and not by_table.dashed
     assert pessimistic.dashed and pessimistic.name == "ours, pessimistic"
-    assert pessimistic.values == pytest.approx([2 / 6 * 22 + 4 / 6 * 16])
+    assert pessimistic.values == pytest.approx([3 / 6 * 22 + 3 / 6 * 50 / 3])
 
 
 def test_windows_without_requests_are_gaps(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_several_runs_are_drawn_into_three_files(tmp_path: Path) -> None:
     ]
     assert all(file.stat().st_size > 1000 for file in drawn.files)
     assert (
-        "average SLO violation ratio 0.3750, average FID 16.67 by the table, 18.00 pessimistic"
+        "average SLO violation ratio 0.3750, average FID 16.67 by the table, 19.33 pessimistic"
         in drawn.text
     )
     assert "FID (table)" in drawn.text and "FID (pessimistic)" in drawn.text

@@ -76,14 +76,14 @@ def test_the_summary_counts_quality_in_both_forms(tmp_path: Path) -> None:
     summary = summarise(read_outcome(mixed_run(tmp_path / "run")), QUALITY)
     assert (summary.requests, summary.answered, summary.violations) == (8, 6, 3)
     assert (summary.late, summary.dropped, summary.violation_ratio) == (1, 2, 3 / 8)
-    assert (summary.light, summary.heavy, summary.forced, summary.blind) == (4, 2, 2, 0)
+    assert (summary.light, summary.heavy, summary.forced, summary.blind) == (4, 2, 3, 0)
     assert summary.light_share == pytest.approx(4 / 6)
     assert summary.deferred_share == pytest.approx(5 / 7)
-    assert summary.forced_share == pytest.approx(2 / 6)
+    assert summary.forced_share == pytest.approx(3 / 6)
     # Between (0.5, 16) and (0.75, 17) at 2/3.
     assert summary.fid == pytest.approx(16 + 2 / 3)
-    # Two forced answers of six count 22, the others by the table at 2 of 4.
-    assert summary.pessimistic_fid == pytest.approx(2 / 6 * 22 + 4 / 6 * 16)
+    # Three forced answers of six count 22, the others by the table at 1 of 3.
+    assert summary.pessimistic_fid == pytest.approx(3 / 6 * 22 + 3 / 6 * 50 / 3)
     # Ticks at 1, 2 s have 0.5, those at 3 to 9 s 0.25.
     assert summary.mean_threshold == pytest.approx((2 * 0.5 + 7 * 0.25) / 9)
     assert (summary.gpu_changes, summary.plans, summary.infeasible_plans) == (5, 2, 1)

@@ -14,7 +14,8 @@ import pytest
 from slosched.codes import Code
 from slosched.config_file import dump_profile, load_profile, load_worker_config
 from slosched.core.scheduler.after import Reply
-from slosched.core.scheduler.state import Request, StageEnd
+from slosched.core.scheduler.stage_ends import StageEnd
+from slosched.core.scheduler.state import Request
 from slosched.core.worker.emulated import EmulatedGpu
 from slosched.core.worker.interface import Op, OpDone, OpKind
 from slosched.daemon.backends.checking import OneTensor, profile_of

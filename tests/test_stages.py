@@ -12,7 +12,8 @@ from scheduler_rig import EXEC_MS, MS, T0, Rig
 from slosched.codes import Code
 from slosched.core.scheduler.after import GoOn, Reply
 from slosched.core.scheduler.interface import FromWorker, Keep, StageDone, StageRecord, ToClient
-from slosched.core.scheduler.state import After, Instance, Queue, Request, StageEnd
+from slosched.core.scheduler.stage_ends import StageEnd
+from slosched.core.scheduler.state import After, Instance, Queue, Request
 from slosched.core.values import Value
 from slosched.messages import Infer, InferReply, ModelInfo, Span
 from slosched.sim.fuzz_case import SmallLoad

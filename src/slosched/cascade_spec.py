@@ -238,3 +238,7 @@ class CascadeOptions:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if -1 < self.fixed_threshold < 0:
+            raise InvalidConfig(
+                f"fixed_threshold must be within 0..1, or -1, not {self.fixed_threshold}"
+            )

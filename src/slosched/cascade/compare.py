@@ -1,7 +1,8 @@
 """Policies of cascades on the same arrivals and scores over several seeds, with 95 % intervals.
 
 A cell is one policy with one seed, in OUT/POLICY/seed=N. One whose `summary.json` is there, of the same
-settings, is not run again. The simulations share processes; each cell gets its files when all runs are over.
+settings and the same source, is not run again. The simulations share processes; each cell gets its files when
+all runs are over.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from slosched.errors import InvalidConfig, MissingPackage, SloschedError
 from slosched.loadgen.results import RunResult
 from slosched.output_files import write_file
 from slosched.sim.jobs import Job, OnProgress, Stop, run_many
-from slosched.sim.run import spec_digest
+from slosched.sim.run import source_digest, spec_digest
+from slosched.version import __version__
 
 COMPARISON = "compare.json"
 TABLE = "compare.md"
@@ -180,7 +182,8 @@ def _complete(cell: Cell, digest: str) -> dict[str, Any] | None:
         raise InvalidConfig(
             f"{cell.folder} holds a run of other settings; choose another --out, or move that one away"
         )
-    return document
+    made_by = (document or {}).get("slosched"), (document or {}).get("source")
+    return document if made_by == (__version__, source_digest()) else None
 
 
 def _finished(cell: Cell, digest: str, result: RunResult) -> dict[str, Any]:

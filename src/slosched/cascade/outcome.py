@@ -33,8 +33,8 @@ LIGHT = (
 )
 #: The answer is the heavy program's.
 HEAVY = (Verdict.HEAVY, Verdict.BLIND_HEAVY)
-#: The clock and not the judge chose the light answer.
-FORCED = (Verdict.FORCED, Verdict.INSTEAD)
+#: The clock and not the judge's threshold chose the light answer; also where lower scores went first.
+FORCED = (Verdict.FORCED, Verdict.INSTEAD, Verdict.OUTRANKED)
 #: The policy asked no judge.
 BLIND = (Verdict.BLIND_LIGHT, Verdict.BLIND_HEAVY)
 _JUDGED = (Verdict.ACCEPTED, Verdict.DEFERRED, Verdict.FORCED)

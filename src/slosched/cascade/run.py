@@ -24,8 +24,9 @@ from slosched.errors import InvalidConfig, MissingPackage, SloschedError
 from slosched.loadgen.results import RunProgress
 from slosched.output_files import utf8_document, write_file
 from slosched.sim.faults import FaultPlan
-from slosched.sim.run import simulate, spec_digest
+from slosched.sim.run import simulate, source_digest, spec_digest
 from slosched.sim.spec import SimSpec
+from slosched.version import __version__
 from slosched.workloads import parse_workload
 from slosched.workloads.base import Workload
 from slosched.workloads.cascades import load_cascade, read_scores
@@ -107,8 +108,9 @@ class Experiment:
             "seed": self.seed,
             "scores": "drawn from f(t)" if self.scores is None else f"recorded: {self.scores}",
             "judge_ns": self.judge_ns,
+            "duration_ns": self.duration_ns,
             "exec_sigma": self.exec_sigma,
-            "faults": 0 if self.faults is None else len(self.faults.faults),
+            "faults": [] if self.faults is None else [each.text() for each in self.faults.faults],
         }
 
 
@@ -194,6 +196,8 @@ def report_of(experiment: Experiment, outcome: Outcome, *, kind: str, digest: st
     document = {
         **experiment.described(),
         "kind": kind,
+        "slosched": __version__,
+        "source": source_digest(),
         "slo_ns": spec.slo_ns,
         "quality": "FID by the published table, from the share of light answers; no image was scored",
         "summary": summary.as_dict(),

@@ -132,7 +132,6 @@ def drawn_spec(seed: int, *, policy: str | None = None) -> SimSpec:
     draw = Random(f"{seed}/fuzz")
     (drawn_type,) = Random(f"{seed}/type").choices(list(TYPES), list(TYPES.values()))
     type_, fidelity = type_and_fidelity(policy or drawn_type)
-    one_cascade = about(type_, fidelity or "best").one_cascade
     gpus_per_worker = draw.randint(1, 3)
     workers = draw.randint(1, 4)
     gpus = max(1, gpus_per_worker * workers - draw.randrange(gpus_per_worker))
@@ -190,7 +189,7 @@ def drawn_spec(seed: int, *, policy: str | None = None) -> SimSpec:
         check=True,
         cluster_id=Random(f"{seed}/cluster").choice(("", "fuzz", "fuzz")),
     )
-    if one_cascade:
+    if about(type_, fidelity or "best").one_cascade:
         spec = with_cascade(spec, seed)
     counts = [len(each) for each in spec.worker_profiles()]
     plan = FaultPlan.random(seed, counts, until_ns=FAULTS_END_NS)

@@ -48,7 +48,9 @@ class ActionEnds:
         self._second_tries = second_tries
         self._answers, self._answer = answers, answer
         self._stages = Stages(
-            cluster.emit, lambda request, now_ns: policy.enqueue(request, now_ns=now_ns)
+            cluster.emit,
+            lambda request, now_ns: policy.enqueue(request, now_ns=now_ns),
+            answers.keeps,
         )
 
     def reported(

@@ -153,10 +153,17 @@ class Answers:
         self._emit(RequestDone(record))
         return met
 
+    def keeps(self, request: Request, size: int) -> None:
+        """`size` bytes of an earlier stage's output are kept for `request`: they count like inputs."""
+        request.kept_bytes += size
+        self._limits.took(request.client, size)
+
     def _take_off(self, request: Request, code: int) -> None:
         """It does not wait any more."""
         del request.client.requests[request.request_id]
         if request.input is not None:
             self._limits.answered(request.client, request.input.size)
+        if request.kept_bytes:
+            self._limits.answered(request.client, request.kept_bytes)
         self.count += 1
         self.by_code[code] = self.by_code.get(code, 0) + 1

@@ -91,8 +91,10 @@ class Arrivals:
         if model.model_id not in client.models:
             # The client was forgotten once, or has the id from another client.
             self._catalog.used_by(client, model)
-            if cascade is not None and cascade.heavy is not None:
-                self._catalog.used_by(client, cascade.heavy.instance)
+        if cascade is not None and cascade.heavy is not None:
+            heavy = cascade.heavy.instance
+            if heavy.model_id not in client.models:
+                self._catalog.used_by(client, heavy)
         if event.input is not None:
             self._limits.took(client, event.input.size)
             self._cluster.emit(Keep(event.input.value_id, key))

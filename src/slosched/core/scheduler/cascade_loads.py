@@ -10,13 +10,23 @@ from slosched.core.scheduler.state import Client, Instance
 from slosched.messages import LoadModelReply, LoadModelRequest
 
 
+class _Load:
+    """A load of a cascade: its parts, which name its programs, and the replies to them so far."""
+
+    __slots__ = ("cascade", "client", "parts", "replies")
+
+    def __init__(self, cascade: Cascade, client: Client, parts: list[LoadModelRequest]) -> None:
+        self.cascade, self.client, self.parts = cascade, client, parts
+        self.replies: dict[str, LoadModelReply] = {}
+
+
 class CascadeLoads:
     """The loads of cascades that are under way. `instance_of` finds an instance by its number."""
 
     def __init__(self, cascades: Cascades, instance_of: Callable[[int], Instance | None]) -> None:
         self._cascades, self._instance_of = cascades, instance_of
-        #: By client and request: the cascade, and the replies about its programs so far.
-        self._loads: dict[tuple[bytes, int], tuple[Cascade, dict[str, LoadModelReply]]] = {}
+        #: By the id of each part, a message that was made here: a client may use a request id twice.
+        self._loads: dict[int, _Load] = {}
 
     def __bool__(self) -> bool:
         return bool(self._loads)
@@ -33,38 +43,37 @@ class CascadeLoads:
         cascade = self._cascades.by_name.get(message.name)
         if cascade is None:
             return []
-        self._loads[client.identity, message.request_id] = cascade, {}
-        return [LoadModelRequest(message.request_id, name) for name in self.programs(message.name)]
+        parts = [LoadModelRequest(message.request_id, name) for name in self.programs(message.name)]
+        load = _Load(cascade, client, parts)
+        self._loads.update((id(part), load) for part in parts)
+        return parts
 
-    def replied(self, client: Client, name: str, reply: LoadModelReply) -> LoadModelReply | None:
-        """A load of the program `name` has ended. Returns the reply for the client; None: it has to wait.
+    def replied(self, part: LoadModelRequest, reply: LoadModelReply) -> LoadModelReply | None:
+        """The load `part` has ended. Returns the reply for the client; None: it has to wait.
 
-        A reply about anything else is returned as it is.
+        A reply to anything but a part is returned as it is.
         """
-        load = self._loads.get((client.identity, reply.request_id))
+        load = self._loads.pop(id(part), None)
         if load is None:
             return reply
-        cascade, replies = load
-        replies[name] = reply
-        if len(replies) < 2:
+        load.replies[part.name] = reply
+        if len(load.replies) < len(load.parts):
             return None
-        del self._loads[client.identity, reply.request_id]
-        failed = next((each for each in replies.values() if each.code != Code.OK), None)
+        failed = next((each for each in load.replies.values() if each.code != Code.OK), None)
         if failed is not None:
             return failed
         light, heavy = (
-            self._instance_of(replies[stage.model].models[0].model_id)
-            for stage in (cascade.spec.light, cascade.spec.heavy)
+            self._instance_of(load.replies[each.name].models[0].model_id) for each in load.parts
         )
         if light is None or heavy is None:
             reason = "one of its programs was unloaded meanwhile; ask once more"
             return LoadModelReply(reply.request_id, int(Code.CANCELLED), reason)
-        wrong = cascade.bind(light, heavy)
+        wrong = load.cascade.bind(light, heavy)
         if wrong:
             return LoadModelReply(reply.request_id, int(Code.INVALID_REQUEST), wrong)
-        return LoadModelReply(reply.request_id, int(Code.OK), "", (cascade.info(),))
+        return LoadModelReply(reply.request_id, int(Code.OK), "", (load.cascade.info(),))
 
     def forget(self, client: Client) -> None:
         """The client is gone."""
-        for key in [key for key in self._loads if key[0] == client.identity]:
+        for key in [key for key, load in self._loads.items() if load.client is client]:
             del self._loads[key]

@@ -18,7 +18,9 @@ import msgspec
 from slosched.cascade_spec import CascadeOptions, CascadeSpec
 from slosched.codes import Verdict
 from slosched.core.scheduler.after import GoOn, Judgement, Reply
-from slosched.core.scheduler.state import Instance, ModelState, Queue, Request, StageEnd
+from slosched.core.scheduler.length_classes import lengths_of
+from slosched.core.scheduler.stage_ends import StageEnd
+from slosched.core.scheduler.state import Instance, ModelState, Queue, Request
 from slosched.messages import LoadModelResult, ModelInfo
 from slosched.signature import Tensors, described
 
@@ -82,12 +84,18 @@ class Cascade:
             )
         if heavy.outputs != light.outputs:
             return _differ(light.outputs, heavy.outputs)
+        heavy_length, light_length = (max(lengths_of(each), default=0) for each in (heavy, light))
+        if bool(heavy_length) != bool(light_length) or heavy_length < light_length:
+            return (
+                f"the heavy program takes lengths up to {heavy_length}, and the light one up to {light_length} "
+                "(0: a fixed shape)"
+            )
         return ""
 
     @property
     def ready(self) -> bool:
         """Both programs are loaded, and no client has unloaded one since."""
-        return _is_served(self.light) and _is_served(self.heavy)
+        return _is_served(self.light) and self.serves_heavy
 
     def info(self) -> ModelInfo:
         """Its description for clients: the light program's tensors, under its own name and id."""
@@ -127,9 +135,18 @@ class Cascade:
         if score >= self.threshold:
             return self.accepted(score)
         assert self.heavy is not None
-        if now_ns + self.heavy.instance.b1_ns > request.deadline_ns:
-            return Judgement(Reply.OUTPUT, Verdict.FORCED, _known(score), self.threshold)
+        if now_ns + self.heavy.instance.b1_ns > request.deadline_ns or not self.serves_heavy:
+            return self.forced(score)
         return self.deferred(score)
+
+    @property
+    def serves_heavy(self) -> bool:
+        """The heavy program is loaded, and no client is unloading it."""
+        return _is_served(self.heavy)
+
+    def forced(self, score: float) -> Judgement:
+        """The light answer, although the score is below the threshold."""
+        return Judgement(Reply.OUTPUT, Verdict.FORCED, _known(score), self.threshold)
 
     def accepted(self, score: float) -> Judgement:
         return Judgement(Reply.OUTPUT, Verdict.ACCEPTED, score, self.threshold)

@@ -407,6 +407,6 @@ class Catalog:
         reply: LoadModelReply | None = LoadModelReply(message.request_id, int(code), reason, models)
         if self._cascade_loads:
             assert reply is not None
-            reply = self._cascade_loads.replied(client, message.name, reply)
+            reply = self._cascade_loads.replied(message, reply)
         if reply is not None:
             self._cluster.emit(ToClient(client.identity, reply))

@@ -417,9 +417,11 @@ class Scheduler:
         self._answer(request, Code.TIMED_OUT, reason, Plan.of(action))
 
     def _cancel(self, request: Request) -> None:
+        request.best_answer = None  # its client wants none
         self._end(request, Code.CANCELLED, "cancelled by its client")
 
     def _client_gone(self, request: Request, reason: str) -> None:
+        request.best_answer = None
         self._end(request, Code.CANCELLED, reason, tell=False)
 
     def _answer(

@@ -4,9 +4,9 @@
                           |          or of an earlier one (Reply.BEST)
                           +--------> QUEUED, in the queue of its next stage (GoOn)
 
-A queue's `after` decides, and is pure; a plain model has none, and its output is the answer. A request with a
-best answer that comes too late for its rest gets that answer in place of a refusal (`best_instead`). The answer
-of a cascade (cascades.py) says its stages as well.
+A queue's `after` decides, and sends nothing; a plain model has none, and its output is the answer. A request
+with a best answer that comes too late for its rest gets that answer in place of a refusal (`best_instead`).
+The answer of a cascade (cascades.py) says its stages as well.
 """
 
 from __future__ import annotations
@@ -17,31 +17,28 @@ from slosched.codes import Code, Verdict, code_name
 from slosched.core.scheduler.actions.kind import Outcome
 from slosched.core.scheduler.after import GoOn, Judgement, Reply
 from slosched.core.scheduler.interface import Effect, Keep, StageDone, StageRecord
-from slosched.core.scheduler.state import ActionState, BestAnswer, Request, RequestState, StageEnd
+from slosched.core.scheduler.stage_ends import BestAnswer, StageEnd
+from slosched.core.scheduler.state import ActionState, Request, RequestState
 from slosched.core.values import Value
 from slosched.messages import StageReply
 
-#: A request that ends with one of these gets its best answer, if it has one: the rest did not fit, or failed.
-_BEST_INSTEAD = frozenset(
-    {
-        Code.TIMED_OUT,
-        Code.SKIPPED,
-        Code.COULD_NOT_START_IN_TIME,
-        Code.RUNTIME_ERROR,
-        Code.PROCESS_ENDED,
-    }
-)
-
+#: A request that ends with this was not one that could be asked. With any other code but its client's wish it
+#: gets its best answer, if it has one: the rest did not fit, or failed.
+_NO_ANSWER = Code.INVALID_REQUEST
 _NOT_JUDGED = Judgement(Reply.OUTPUT, Verdict.NONE)
 
 
 class Stages:
-    """Moves requests from stage to stage. `enqueue` hands one to the policy, at its new queue."""
+    """Moves requests from stage to stage. `enqueue` hands one to the policy, at its new queue; `keeps`
+    counts the bytes of an output that is kept."""
 
     def __init__(
-        self, emit: Callable[[Effect], None], enqueue: Callable[[Request, int], None]
+        self,
+        emit: Callable[[Effect], None],
+        enqueue: Callable[[Request, int], None],
+        keeps: Callable[[Request, int], None],
     ) -> None:
-        self._emit, self._enqueue = emit, enqueue
+        self._emit, self._enqueue, self._keeps = emit, enqueue, keeps
 
     def ended(
         self,
@@ -80,8 +77,10 @@ class Stages:
             request.best_answer = BestAnswer(best, request.stage)
         if output is not None and (goes.passes_output or (goes.keeps_output and best is not None)):
             self._emit(Keep(output.value_id, request.key))
+            self._keeps(request, output.size)
         request.brings = output if goes.passes_output else request.input
         request.stage += 1
+        request.excused = request.attempts  # the tries of a stage are its own
         request.tried_alone = False  # what ended with a process before has run well now
         request.queued_ns = now_ns
         request.queue, request.instance = goes.queue, goes.queue.instance
@@ -93,8 +92,8 @@ class Stages:
 def gave_up(request: Request, code: int, now_ns: int) -> StageRecord:
     """A deferred request of a cascade gets its best answer: note the stage that it waited for in vain."""
     before = request.trail[-1]
-    # The policy skips what others were sent before by their scores; else the clock decided.
-    verdict = Verdict.OUTRANKED if code == Code.SKIPPED else Verdict.INSTEAD
+    outranked = request.queue.by_score and code == Code.SKIPPED
+    verdict = Verdict.OUTRANKED if outranked else Verdict.INSTEAD  # else the clock decided
     record = StageRecord(
         key=request.key,
         request_id=request.request_id,
@@ -104,7 +103,7 @@ def gave_up(request: Request, code: int, now_ns: int) -> StageRecord:
         program=request.queue.program,
         queued_ns=request.queued_ns,
         due_ns=request.due_ns,
-        start_ns=request.queued_ns - 1,
+        start_ns=request.queued_ns - 1,  # -1 in the log: it did not run
         exec_ns=0,
         end_ns=now_ns,
         batch_size=0,
@@ -122,7 +121,7 @@ def gave_up(request: Request, code: int, now_ns: int) -> StageRecord:
 def best_instead(request: Request, code: int, reason: str) -> tuple[int, str, Value | None]:
     """Return (code, reason, output): of the request's best answer where `code` allows it, else as given."""
     best = request.best_answer
-    if best is None or code not in _BEST_INSTEAD:
+    if best is None or code == _NO_ANSWER:
         return code, reason, None
     text = f"answered by stage {best.stage}: stage {request.stage} ended with {code_name(code)}"
     return Code.OK, f"{text}: {reason}" if reason else text, best.output

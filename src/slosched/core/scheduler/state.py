@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 from slosched.codes import ActionType
 from slosched.config import LOST_AFTER_NS
@@ -43,6 +43,7 @@ from slosched.core.scheduler.length_classes import (
     programs,
 )
 from slosched.core.scheduler.load_pauses import LoadPauses
+from slosched.core.scheduler.stage_ends import BestAnswer, StageEnd
 from slosched.core.values import Value
 from slosched.messages import (
     NO_BEAT,
@@ -93,6 +94,7 @@ class Request:
         "excused",
         "input",
         "instance",
+        "kept_bytes",
         "key",
         "length",
         "parent",
@@ -145,6 +147,7 @@ class Request:
         self.queued_ns = arrival_ns  # when it entered the queue of its stage
         self.parent = parent  # the call that made it, whose budget it inherits
         self.best_answer: BestAnswer | None = None
+        self.kept_bytes = 0  # of outputs of its earlier stages
         self.trail: tuple[StageReply, ...] = ()  # the stages of a cascade that it has behind it
         self.input = input
         self.length = length  # of its inputs, where a dimension of the model's varies
@@ -429,22 +432,7 @@ class ModelState(IntEnum):
     FAILED = 2
 
 
-class BestAnswer(NamedTuple):
-    """What a request is answered with when the rest no longer fits: the output of an earlier stage."""
-
-    output: Value | None
-    stage: int
-
-
-class StageEnd(NamedTuple):
-    """What `after` is told: when the stage ended, its output, and the scalars that its result carries."""
-
-    now_ns: int
-    output: Value | None
-    scalars: tuple[float, ...] = ()
-
-
-#: What follows a stage of a request, one of after.py's `Follows`. Pure: it keeps no state and reads no clock.
+#: What follows a stage of a request, one of after.py's `Follows`. It sends nothing and reads no clock.
 After = Callable[["Request", StageEnd], object]
 
 
@@ -455,7 +443,16 @@ class Queue:
     looks at queues alone. `after` decides what follows when an action of one of its requests ends (stages.py).
     """
 
-    __slots__ = ("after", "instance", "length", "program", "queue_id", "requests", "rest_ns")
+    __slots__ = (
+        "after",
+        "by_score",
+        "instance",
+        "length",
+        "program",
+        "queue_id",
+        "requests",
+        "rest_ns",
+    )
 
     def __init__(
         self,
@@ -473,6 +470,7 @@ class Queue:
         #: What a request expects to need after this stage, ns: it is due that much before its deadline.
         self.rest_ns = 0
         self.after = after  # None: a plain model answers
+        self.by_score = False  # the policy serves the lowest scores first, and skips the others
 
 
 @dataclass(slots=True, eq=False)

@@ -2,9 +2,9 @@
 
 1. *Light first.* Light batches are as large as a share of the SLO allows, the earliest deadline first. As many
    GPUs as the arrivals need stay free of heavy batches, which would keep them for seconds.
-2. *Threshold.* Four times a second: the share of requests that the other GPUs can take in heavy batches, and a
-   little more, but never more than the share with the best quality. Its quantile of the last scores is the
-   threshold, so that it follows scores that drift.
+2. *Threshold.* Four times a second: the share of requests that the other GPUs can take in heavy batches, but
+   never more than the share with the best quality, except to make up for minutes with less. Its quantile of the
+   last scores is the threshold, so that it follows scores that drift.
 3. *Heavy by score.* A GPU that opens takes the largest batch that is in time; of the deferred requests that fit
    into it, those with the lowest scores. One that waits until the heavy program no longer fits gets its light
    answer: by the judge, if all that went before it had lower scores (OUTRANKED), else by the clock (INSTEAD).
@@ -17,8 +17,8 @@ from bisect import insort
 from collections import deque
 from math import ceil
 
-from slosched.codes import Code, Verdict
-from slosched.core.scheduler.after import Judgement, Reply
+from slosched.codes import Code
+from slosched.core.scheduler.after import Judgement
 from slosched.core.scheduler.arrival_rate import ArrivalRate
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.expiry import ExpiryHeap
@@ -28,10 +28,13 @@ from slosched.core.scheduler.policies.base import Refusals, soonest
 from slosched.core.scheduler.policies.one_cascade import CASCADE_DEFAULTS, ServesOneCascade
 from slosched.core.scheduler.queues import first_from, take_by_due
 from slosched.core.scheduler.recent_scores import RecentScores
+from slosched.core.scheduler.running import Running
 from slosched.core.scheduler.state import ActionState, Gpu, Queue, Request
 from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
 _THRESHOLD_EVERY_NS = 250 * NS_PER_MS
+#: Deferred requests, those with the earliest deadlines, among which a batch is chosen by score.
+_LOOKED_AT = 256
 #: What timers and decisions may take.
 _SLACK_NS = NS_PER_MS
 #: A plan is written to the log this often.
@@ -69,15 +72,15 @@ class CascadePolicy(ServesOneCascade):
         self._scores = RecentScores(self._spec.scores)
         self._expiring = {False: ExpiryHeap(), True: ExpiryHeap()}  # by: of the heavy stage
         #: (time, score) of what was sent to the heavy program, scores descending: the greatest since a time.
-        self._sent: deque[tuple[int, float]] = deque()
+        self._sent: deque[tuple[int, float]] = deque(maxlen=_LOOKED_AT)
         #: Answers of each program, those of the last minutes: light, heavy. It begins as if they had been best.
         best = 1.0 if self._spec.quality is None else 1.0 - self._spec.quality.best_light_share
         self._answers = [(1 - best) * _ANSWERS_AT_FIRST, best * _ANSWERS_AT_FIRST]
+        self._running = Running(cluster)
         self._light_gpus = 1
         self._threshold_ns = self._logged_ns = 0  # when each is due
-        self._roles: dict[
-            int, bool
-        ] = {}  # by GPU index: heavy. Only where both programs do not fit.
+        #: By GPU index: heavy. Only where both programs do not fit.
+        self._roles: dict[int, bool] = {}
 
     # ---------------------------------------------------------------------------------- facts
 
@@ -112,6 +115,10 @@ class CascadePolicy(ServesOneCascade):
         fades = 0.5 ** ((light + heavy) / _ANSWERS_HALVED)
         self._answers = [self._answers[0] * fades + light, self._answers[1] * fades + heavy]
 
+    def _bound(self) -> None:
+        _, heavy = self._queues()
+        heavy.by_score = True
+
     def forget(self, request: Request) -> None:
         take_by_due(request.queue.requests, request)
 
@@ -133,10 +140,10 @@ class CascadePolicy(ServesOneCascade):
             self._count(light=1)
             return cascade.accepted(score)
         _, heavy = self._queues()
-        if now_ns + self._least_ns(heavy) > request.deadline_ns:
+        late = now_ns + self._least_ns(heavy) > request.deadline_ns
+        if late or not cascade.serves_heavy:
             self._count(light=1)
-            known = score if score == score else -1.0
-            return Judgement(Reply.OUTPUT, Verdict.FORCED, known, cascade.threshold)
+            return cascade.forced(score)
         return cascade.deferred(score)
 
     # ------------------------------------------------------------------------------- the plan
@@ -155,7 +162,8 @@ class CascadePolicy(ServesOneCascade):
         self._light_gpus = self._needed_for_light(gpus[0], rate, len(gpus))
         free = float(len(gpus) - self._light_gpus)
         if len(gpus) == 1:  # which both stages share
-            free = max(0.0, 1.0 - self._busy_part(gpus[0], rate))
+            fits = self._fit_together(gpus[0])
+            free = max(0.0, 1.0 - self._busy_part(gpus[0], rate)) if fits else 0.0
         served, batch = self._heavy_rate(gpus[0], free)
         share = _DEFERRED_SPARE * served / rate if rate else 1.0
         most = self._most_deferred()
@@ -180,7 +188,7 @@ class CascadePolicy(ServesOneCascade):
                     light_queued=len(light.requests),
                     heavy_queued=len(heavy.requests),
                     role_changes=abs(self._light_gpus - before),
-                    feasible=share >= 0,
+                    feasible=self._busy_part(gpus[0], rate) <= len(gpus),
                 )
             )
 
@@ -269,28 +277,29 @@ class CascadePolicy(ServesOneCascade):
         elif runs_light:
             self._serve_light(gpu, start_ns, now_ns)
 
-    def _busy_with(self, queue: Queue) -> int:
-        """The number of GPUs that run, or are about to run, a batch of `queue`."""
-        return sum(
-            any(action.queue is queue for action in gpu.exec.outstanding)
-            for gpu in self._cluster.gpus.values()
-        )
-
     def _may_run_heavy(self, gpu: Gpu) -> bool:
         """A heavy batch leaves the GPUs free that the light stage needs; a single GPU serves that first."""
         light, heavy = self._queues()
         if len(self._cluster.gpus) == 1:
             return not light.requests
         is_heavy = any(action.queue is heavy for action in gpu.exec.outstanding)
-        busy = self._busy_with(heavy) - is_heavy
+        busy = self._running.gpus_with(heavy) - is_heavy
         return busy < len(self._cluster.gpus) - self._light_gpus
+
+    def _can_serve(self) -> bool:
+        light, heavy = self._queues()
+        if light.requests:
+            return True
+        # Some GPU that runs heavy batches may be given the next one.
+        most = len(self._cluster.gpus) - self._light_gpus
+        return bool(heavy.requests) and self._running.gpus_with(heavy) <= max(most, 1)
 
     def _is_due(self, start_ns: int) -> bool:
         """Light requests wait, and too few GPUs run light batches, or the oldest has waited for long."""
         light, _ = self._queues()
         waited_ns = start_ns - light.requests[0].arrival_ns
         return (
-            self._busy_with(light) < self._light_gpus
+            self._running.gpus_with(light) < self._light_gpus
             or waited_ns > self._spec.slo_ns // _LIGHT_PART
         )
 
@@ -343,18 +352,16 @@ class CascadePolicy(ServesOneCascade):
             ends_ns = start_ns + table.estimators[batch_class].margin_ns + back_ns
             first = self._first_in_time(queue, ends_ns)
             if len(queue) - first >= batch:
-                self._send_lowest(gpu, queue[first:], batch, start_ns, now_ns, ends_ns)
+                soonest_due = queue[first : first + max(batch, _LOOKED_AT)]
+                self._send_lowest(gpu, soonest_due, batch, start_ns, now_ns, ends_ns)
                 return True
         return self._try_one(gpu, heavy, start_ns, now_ns)
 
     def _spread(self, waiting: int) -> int:
         """Requests for each of the GPUs that are idle now, so that none of them stays idle."""
-        idle = sum(not gpu.exec.outstanding for gpu in self._cluster.gpus.values())
-        return ceil(waiting / max(1, idle - self._light_gpus + self._busy_light()))
-
-    def _busy_light(self) -> int:
         light, _ = self._queues()
-        return min(self._light_gpus, self._busy_with(light))
+        busy_light = min(self._light_gpus, self._running.gpus_with(light))
+        return ceil(waiting / max(1, self._running.idle - self._light_gpus + busy_light))
 
     def _send_lowest(
         self,
@@ -394,11 +401,6 @@ class CascadePolicy(ServesOneCascade):
 
     def _is_outranked(self, request: Request) -> bool:
         """Requests were sent to the heavy program since it waits, and all had lower scores."""
-        while self._sent and self._sent[0][0] < request.queued_ns:
-            oldest = min((r.queued_ns for r in request.queue.requests), default=request.queued_ns)
-            if self._sent[0][0] >= oldest:
-                break
-            self._sent.popleft()
         since = (score for at_ns, score in self._sent if at_ns >= request.queued_ns)
         greatest = next(since, None)
         return greatest is not None and greatest <= request.trail[-1].score

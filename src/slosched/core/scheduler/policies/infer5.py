@@ -261,13 +261,14 @@ class Infer5:
             reason = why_refused(request, start_ns, exec_ns, now_ns)
         self._lost(request, now_ns)
         code = Code.COULD_NOT_START_IN_TIME
-        if request.attempts:  # its first action failed
+        if request.attempts > request.excused or (request.attempts and not request.stage):
             code, reason = Code.TIMED_OUT, f"no second try fits: {reason}"
         self._refusals.refuse(request, code, reason, start_ns=start_ns, exec_ns=exec_ns)
 
     def _can_be_forecast(self, request: Request) -> bool:
         """False where the recent past does not apply: weights must be loaded first, or an action failed."""
-        return bool(request.instance.resident_on) and not request.attempts
+        failed = request.attempts > request.excused if request.stage else request.attempts
+        return bool(request.instance.resident_on) and not failed
 
     def _refuse_early(self, request: Request, start_ns: int, exec_ns: int, now_ns: int) -> None:
         reason = why_refused_early(request, start_ns, exec_ns, now_ns)

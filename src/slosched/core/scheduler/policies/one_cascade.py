@@ -74,6 +74,10 @@ class ServesOneCascade:
         """Send the next action of `gpu`, which is open and can start at `start_ns`."""
         raise NotImplementedError
 
+    def _can_serve(self) -> bool:
+        """Whether some open GPU may yet be given something."""
+        return self._waits
+
     def _next_ns(self) -> int | None:
         """When something of these is due although nothing happens."""
         raise NotImplementedError
@@ -139,6 +143,8 @@ class ServesOneCascade:
         self._replan(now_ns)
         if self._waits:
             for start_ns, _, gpu in self._windows.open_gpus(now_ns):
+                if not self._can_serve():
+                    break
                 self._serve(gpu, start_ns, now_ns)
 
     def next_wakeup_ns(self) -> int | None:

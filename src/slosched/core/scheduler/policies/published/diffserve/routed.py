@@ -27,7 +27,7 @@ from slosched.core.scheduler.policies.baselines.queued import NEVER_NS
 from slosched.core.scheduler.policies.one_cascade import ServesOneCascade
 from slosched.core.scheduler.policies.published.diffserve.allocator import Allocation
 from slosched.core.scheduler.queues import append, take_appended
-from slosched.core.scheduler.slices import ANSWER
+from slosched.core.scheduler.slices import ANSWER, Work
 from slosched.core.scheduler.state import Gpu, Queue, Request
 from slosched.units import NS_PER_S, format_duration
 
@@ -65,6 +65,7 @@ class Routed(ServesOneCascade):
         self._queued = [0.0, 0.0]  # smoothed, of each stage
         self._timed_out = [False, False]  # since the last plan, of each stage
         self._drawn = 0
+        self._moving = False
         self._now: Allocation | None = None
         self._second_ns = self._plan_ns = 0  # when each is due
 
@@ -148,12 +149,26 @@ class Routed(ServesOneCascade):
         self._plan_ns = 0
 
     def gpu_removed(self, gpu: Gpu) -> None:
-        queue = self._gpus.pop(gpu.index)
-        for waiting in queue.waiting.values():
-            for request in waiting.values():
-                self._route(request)
         self._plan_ns = 0
-        super().gpu_removed(gpu)
+        self._placement.gpu_removed(gpu)
+        self._cluster.slices.begin(self._removed(gpu.index))
+
+    def _removed(self, index: int) -> Work:
+        """What waits at a GPU that is gone goes to others, or is answered if there is none."""
+        for waiting in self._gpus[index].waiting.values():
+            while waiting:
+                self._route(waiting.popitem(last=False)[1])
+                yield self._routing_cost()
+        del self._gpus[index]
+        yield from self._answer_unoffered()
+
+    def _routing_cost(self) -> int:
+        """Units of one request's routing: it looks at each GPU (slices.py)."""
+        return 1 + len(self._gpus) // 8
+
+    def _in_use(self) -> list[int]:
+        """Indexes of the GPUs that are not gone."""
+        return [index for index in self._gpus if index in self._cluster.gpus]
 
     # ------------------------------------------------------------------------------- the plan
 
@@ -168,7 +183,7 @@ class Routed(ServesOneCascade):
                 waiting = len(queue.requests)
                 self._queued[stage] += ALPHA * (waiting - self._queued[stage])
             self._drop_stranded(now_ns)
-        gpus = list(self._gpus)
+        gpus = self._in_use()
         if now_ns < self._plan_ns or not gpus:
             return
         self._plan_ns = now_ns + self._options.plan_every_ns
@@ -208,8 +223,9 @@ class Routed(ServesOneCascade):
     def _give_roles(self, plan: Allocation) -> int:
         """As few GPUs as possible change. Returns how many did."""
         changes = 0
-        light = [index for index, each in self._gpus.items() if not each.heavy]
-        others = [index for index, each in self._gpus.items() if each.heavy]
+        in_use = self._in_use()
+        light = [index for index in in_use if not self._gpus[index].heavy]
+        others = [index for index in in_use if self._gpus[index].heavy]
         while len(light) > plan.light_gpus:
             index = light.pop()
             self._gpus[index].heavy = True
@@ -219,20 +235,31 @@ class Routed(ServesOneCascade):
             light.append(index)
             self._gpus[index].heavy = False
             changes += 1
-        for index, each in self._gpus.items():
-            gpu = self._cluster.gpus.get(index)
-            if gpu is not None:
-                self._placement.allow(gpu, self._weights_for(gpu, heavy=each.heavy))
+        for index in in_use:
+            gpu = self._cluster.gpus[index]
+            self._placement.allow(gpu, self._weights_for(gpu, heavy=self._gpus[index].heavy))
         return changes
 
     def _move_what_waits(self) -> None:
-        """What waits where its program is not the GPU's role goes to a GPU of its own."""
-        for each in self._gpus.values():
+        """What waits where its program is not the GPU's role goes to a GPU of its own, in slices."""
+        if not self._moving:
+            self._moving = True
+            self._cluster.slices.begin(self._moved())
+
+    def _moved(self) -> Work:
+        for index in self._in_use():
+            each = self._gpus.get(index)
+            if each is None:
+                continue
             wrong = each.waiting[not each.heavy]
-            if wrong and any(other.heavy != each.heavy for other in self._gpus.values()):
-                for request in [*wrong.values()]:
-                    del wrong[request.key]
-                    self._route(request)
+            if any(self._gpus[other].heavy != each.heavy for other in self._in_use()):
+                for _ in range(len(wrong)):
+                    if not wrong:
+                        break
+                    self._route(wrong.popitem(last=False)[1])
+                    yield self._routing_cost()
+            yield 1
+        self._moving = False
 
     def _give_homes(self) -> None:
         """The weights that some waited for are there."""
@@ -240,7 +267,10 @@ class Routed(ServesOneCascade):
             return
         for queue in self._queues():
             if self._gpus.keys() & queue.instance.resident_on.keys():
-                for request in [each for each in self._homeless.values() if each.queue is queue]:
+                some = islice(self._homeless.values(), _LOOKED_AT)
+                for request in [each for each in some if each.queue is queue]:
+                    if not self._cluster.slices.spend(self._routing_cost()):
+                        return
                     del self._homeless[request.key]
                     self._route(request)
 
@@ -256,6 +286,7 @@ class Routed(ServesOneCascade):
         for request in stranded:
             if self._is_dropped(request, now_ns + request.instance.b1_ns):
                 if not self._cluster.slices.spend(ANSWER):
+                    self._second_ns = now_ns  # the next step goes on
                     return
                 self._drop(request, now_ns)
 
