@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
 from cascade_rig import CascadeRig, pair
 from made_messages import an_error
 from scheduler_rig import MS
+from slosched.cascade.published_transforms import violation_series
 from slosched.cascade_spec import StageSpec
+from slosched.cli.plot import _served
 from slosched.codes import ActionType, Code, Verdict
+from slosched.config_file import load_profile
 from slosched.core.scheduler.cascades import Cascade
 from slosched.core.scheduler.interface import FromClient, FromWorker
 from slosched.core.scheduler.limits import Limits
 from slosched.core.scheduler.state import RequestState
+from slosched.errors import InvalidConfig, UnknownName
 from slosched.messages import (
     CancelRequest,
     InferReply,
@@ -21,6 +27,7 @@ from slosched.messages import (
     LoadModelReply,
     LoadModelRequest,
 )
+from slosched.workloads.cascades import load_cascade
 
 
 def test_a_request_id_that_is_used_twice_does_not_mix_the_replies_of_two_loads() -> None:
@@ -135,3 +142,28 @@ def test_the_second_stage_has_tries_of_its_own() -> None:
 def client_most(rig: CascadeRig) -> int:
     """More bytes than one client may have, less what is kept."""
     return rig.scheduler.cluster.config.max_client_bytes - 2_999
+
+
+def test_a_cascade_whose_light_output_goes_on_runs_on_emulated_gpus() -> None:
+    spec = load_cascade(Path(__file__).parents[1] / "workloads" / "cascades" / "my-cascade.toml")
+    models = spec.profile().models
+    light, heavy = models[spec.light.model], models[spec.heavy.model]
+    assert spec.passes_output
+    assert (heavy.input_shape, heavy.input_dtype) == (light.output_shape, light.output_dtype)
+
+
+def test_a_profile_is_named_after_a_cascade() -> None:
+    assert load_profile("cascade:sdxs").models.keys() == {"sdxs+judge", "sd-v1.5"}
+    with pytest.raises(UnknownName, match="sdxz"):
+        load_profile("cascade:sdxz")
+
+
+def test_the_published_averages_of_a_short_run_are_means() -> None:
+    assert violation_series([10] * 12, [10] * 12).tolist() == [1.0]
+
+
+def test_plot_takes_the_cascade_from_the_run(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text('{"cascade": "sdxs", "summary": {}}')
+    assert _served([tmp_path], None) == "sdxs"
+    with pytest.raises(InvalidConfig, match="the runs served sdxs, not sdturbo"):
+        _served([tmp_path], "sdturbo")

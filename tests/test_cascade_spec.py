@@ -337,7 +337,7 @@ def test_scores_of_a_csv_are_of_the_first_column_after_the_id(tmp_path: Path) ->
     path = tmp_path / "confidence_scores.csv"
     text = "content_id,sdturbo,sdv15\r\n1,7.5E-01,1\r\n2,1.00E+00,0\r\n3,2.50E-01,0.5"
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
-    assert read_scores(path) == (0.25, 0.0, 0.75)
+    assert read_scores(path)[1:] == (0.25, 0.0, 0.75), "the place of a score is its prompt's id"
 
 
 @pytest.mark.parametrize(
@@ -357,6 +357,7 @@ def test_scores_of_a_csv_are_of_the_first_column_after_the_id(tmp_path: Path) ->
         ("content_id,a\n1,0.5\n2\n", ", line 3: 1 columns, but the header has 2"),
         ("content_id,a\n1,0.5\n3,0.5\n", ", line 3: content_id is 3 where 2 should follow"),
         ("content_id,a\n1.0,0.5\n", ", line 2: content_id '1.0' is a number that a spreadsheet"),
+        ("content_id,a\n5,0.5\n", ", line 2: content_id must begin with 0 or 1, not 5"),
         ("content_id,a\n1,\n", ", line 2: '' is not a number"),
         ("content_id,a\n1,2\n", ", line 2: P.fake. must be within 0..1, not 2"),
     ],

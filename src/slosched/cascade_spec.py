@@ -18,8 +18,11 @@ from msgspec import Meta
 
 from slosched.errors import InvalidConfig
 from slosched.field_types import AtLeast0, AtLeast1, check_types
-from slosched.gpu_profile import GpuProfile, ModelProfile
+from slosched.gpu_profile import PAGE_BYTES, GpuProfile, ModelProfile
 from slosched.options import Option
+
+#: The GPU of DiffServe's artifact, an A100 of 80 GB, which holds both programs of each of its cascades.
+MEMORY_BYTES = 80_000_000_000
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 
@@ -187,18 +190,26 @@ class CascadeSpec:
         """Exec times of the light program with its judge, by batch size."""
         return {batch: ns + self.judge_ns for batch, ns in self.light.exec_ns.items()}
 
-    def profile(self, *, memory_bytes: int, page_bytes: int) -> GpuProfile:
+    def profile(
+        self, *, memory_bytes: int = MEMORY_BYTES, page_bytes: int = PAGE_BYTES
+    ) -> GpuProfile:
         """An emulated GPU that runs both programs, any batch size up to the largest."""
         stages = ((self.light, self.light_ns), (self.heavy, self.heavy.exec_ns))
+        output: tuple[tuple[int, ...], str] = ((1,), "float32")
+        prompt: tuple[tuple[int, ...], str] = ((77,), "int32")  # tokens
+        inputs = dict.fromkeys((each.model for each, _ in stages), prompt)
+        if self.passes_output:
+            inputs[self.heavy.model] = output
         models = {
             stage.model: ModelProfile(
                 name=stage.model,
                 exec_ns=exec_ns,
                 weights_ns=stage.weights_ns,
                 weights_bytes=stage.weights_bytes,
-                input_shape=(77,),
-                input_dtype="int32",
-                output_shape=(1,),
+                input_shape=inputs[stage.model][0],
+                input_dtype=inputs[stage.model][1],
+                output_shape=output[0],
+                output_dtype=output[1],
             ).interpolated()
             for stage, exec_ns in stages
         }

@@ -138,7 +138,8 @@ class WorkerConfig:
     profile: Annotated[
         str,
         Option(
-            help="The profile of an emulated GPU: a built-in one, or a TOML file of `slosched profile`.",
+            help="The profile of an emulated GPU: a built-in one, a TOML file of `slosched profile`, or "
+            "cascade:NAME|FILE.",
             metavar="NAME|FILE",
         ),
     ] = "v100"

@@ -224,15 +224,22 @@ def builtin_profiles() -> list[str]:
     )
 
 
+#: Before a cascade whose programs an emulated GPU runs.
+_OF_CASCADE = "cascade:"
+
+
 def load_profile(name_or_path: str | Path) -> GpuProfile:
     """The built-in profile of that name, or the one in that file (a path, or a name ending in .toml).
 
-    Raises UnknownName for a name that is neither, InvalidConfig for a file that is not a profile.
+    "cascade:NAME" and "cascade:FILE" are GPUs of 80 GB with the two programs of a cascade. Raises UnknownName
+    for a name that is none of these, InvalidConfig for a file that is not a profile.
     """
     text = str(name_or_path)
     if text in builtin_profiles():
         source = resources.files("slosched").joinpath("profiles", f"{text}.toml")
         return _profile(f"profile {text}", tomllib.loads(source.read_text(encoding="utf-8")))
+    if text.startswith(_OF_CASCADE):
+        return load_cascade(text.removeprefix(_OF_CASCADE)).profile()
     path = Path(name_or_path)
     if not (path.is_file() or path.suffix == ".toml" or "/" in text):
         raise UnknownName("profile", text, builtin_profiles())

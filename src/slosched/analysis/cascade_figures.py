@@ -55,8 +55,8 @@ def draw_over_time(
 ) -> list[Path]:
     """Draw each kind of `curves` into `out` as CASCADE_KIND.png and .pdf; return the paths.
 
-    `note` stands in every title. Raises InvalidConfig if nothing can be drawn or a file cannot be written,
-    MissingPackage without matplotlib.
+    `note` stands in every title, and "published" in the names: what was measured is not overwritten. Raises
+    InvalidConfig if nothing can be drawn or a file cannot be written, MissingPackage without matplotlib.
     """
     from slosched.analysis import style
 
@@ -66,7 +66,8 @@ def draw_over_time(
             continue  # nothing is known of it, as of the FID of a cascade without a table
         with style.look():
             figure = _over_time(f"{KINDS[kind][0]} of {cascade}{_in_brackets(note)}", kind, lines)
-            paths += style.save(figure, out, f"{cascade}_{kind}")
+            name = f"{cascade}_{kind}_published" if note else f"{cascade}_{kind}"
+            paths += style.save(figure, out, name)
     if not paths:
         raise InvalidConfig("nothing to draw: the run has no requests")
     return paths

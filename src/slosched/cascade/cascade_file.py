@@ -82,9 +82,9 @@ def _escaped(text: str) -> str:
 
 
 def _scores_text(spec: CascadeSpec) -> str:
-    """The artifact's form: P(fake) = 1 - score by prompt, from 1. Scores differ by 1e-16 at most."""
+    """The artifact's form: P(fake) = 1 - score by prompt, from 0. Scores differ by 1e-16 at most."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("content_id", "light"))
-    writer.writerows((place, 1 - score) for place, score in enumerate(spec.recorded, start=1))
+    writer.writerows((place, 1 - score) for place, score in enumerate(spec.recorded))
     return text.getvalue()

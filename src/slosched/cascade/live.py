@@ -11,9 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from slosched.cascade.cascade_file import write_cascade
-from slosched.cascade.run import LOGS, MEMORY_BYTES, Experiment, Report, finish
+from slosched.cascade.run import LOGS, Experiment, Report, finish
 from slosched.clock import now_ns
-from slosched.config import PAGE_BYTES
 from slosched.config_file import write_profile
 from slosched.errors import InvalidConfig
 from slosched.experiment.children import Child, ChildFailed, Children, ended_by_signals
@@ -72,8 +71,7 @@ class _Live:
         spec = self._experiment.spec()
         cascade = write_cascade(spec, settings)
         profile = settings / "profile.toml"
-        made = spec.profile(memory_bytes=MEMORY_BYTES, page_bytes=PAGE_BYTES)
-        write_profile(profile, made, replacing=True)
+        write_profile(profile, spec.profile(), replacing=True)
         worker = self._start_worker(children, profile)
         worker_port = children.wait_ready(worker, within_s=_READY_S)
         controller = self._start_controller(children, worker_port, cascade, settings)

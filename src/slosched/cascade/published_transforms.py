@@ -112,4 +112,6 @@ def _chunks(values: Sequence[float]) -> list[Sequence[float]]:
 def _smoothed(values: Sequence[float]) -> Floats:
     if not values:
         return np.empty(0)
+    if len(values) < CHUNK:  # the artifact's runs are longer; of fewer points there is one mean
+        return np.array([float(np.mean(values))])
     return np.convolve(values, np.ones(CHUNK) / CHUNK, mode="valid")

@@ -19,7 +19,7 @@ from slosched.cascade.drawing import draw_runs
 from slosched.cascade.outcome import Outcome, read_outcome
 from slosched.cascade.summary import Summary, summarise
 from slosched.cascade_spec import CascadeOptions, CascadeSpec
-from slosched.config import PAGE_BYTES, EmulationNoise, SchedulerConfig
+from slosched.config import EmulationNoise, SchedulerConfig
 from slosched.errors import InvalidConfig, MissingPackage, SloschedError
 from slosched.loadgen.results import RunProgress
 from slosched.output_files import utf8_document, write_file
@@ -34,8 +34,6 @@ from slosched.workloads.cascades import load_cascade, read_scores
 SUMMARY = "summary.json"
 LOGS = "logs"
 FIGURES = "figures"
-#: The artifact's GPU: an A100 of 80 GB, which holds both programs of each of its cascades.
-MEMORY_BYTES = 80_000_000_000
 
 Progress = Callable[[RunProgress], None]
 Stop = Callable[[], bool]
@@ -89,7 +87,7 @@ class Experiment:
         return SimSpec(
             workload=self.workload(),
             scheduler=self.scheduler(spec),
-            profiles=(spec.profile(memory_bytes=MEMORY_BYTES, page_bytes=PAGE_BYTES),),
+            profiles=(spec.profile(),),
             gpus=self.workers,
             noise=EmulationNoise(exec_sigma=self.exec_sigma),
             seed=self.seed,

@@ -61,7 +61,9 @@ _Trace = Annotated[
         help="LOtoHI requests/s as 4to32, with or without qps; or a file with MS,PROMPT a line.",
     ),
 ]
-_Workers = Annotated[int, typer.Option(min=1, metavar="N", help="Number of workers, one GPU each.")]
+_Workers = Annotated[
+    int, typer.Option(min=1, max=4096, metavar="N", help="Number of workers, one GPU each.")
+]
 _Policy = Annotated[
     str,
     typer.Option(
@@ -165,12 +167,25 @@ def run(
         exec_sigma=exec_sigma,
         faults=_fault_plan(faults),
     )
+    _check_published(experiment, published)
     directory = out or default_log_dir("cascade")
     check_folder(directory)
     if not json:
         say(_title(experiment, live=live))
     report = (_live if live else _simulated)(experiment, directory, published)
     _print_report(report, experiment, json=json)
+
+
+def _check_published(experiment: Experiment, published: bool) -> None:
+    """Before the run: the artifact's transformations are those of its own cascades."""
+    from slosched.workloads.cascades import builtin_cascades
+
+    name = experiment.spec().name
+    if published and name not in builtin_cascades():
+        known = ", ".join(builtin_cascades())
+        raise InvalidConfig(
+            f"--published is for the artifact's cascades, {known}, and not {name!r}"
+        )
 
 
 def _simulated(experiment: Experiment, directory: Path, published: bool) -> Report:
@@ -250,19 +265,22 @@ def _print_report(report: Report, experiment: Experiment, *, json: bool) -> None
         f"{summary.requests} requests: {summary.violations} violations ({summary.late} late, "
         f"{summary.dropped} without an answer); answers: {summary.light} light, {summary.heavy} heavy"
     )
-    say(
-        f"clairvoyant fluid bound: heavy share {bound.heavy_share:.3f}, FID {bound.fid:.2f}; this run's FID is "
-        f"{summary.fid - bound.fid:+.2f} from it by the table, "
-        f"{summary.pessimistic_fid - bound.fid:+.2f} pessimistic"
-    )
+    quality = ""
+    if summary.fid == summary.fid:  # the cascade has a table of it
+        quality = (
+            f", FID {bound.fid:.2f}; this run's FID is {summary.fid - bound.fid:+.2f} from it by the table, "
+            f"{summary.pessimistic_fid - bound.fid:+.2f} pessimistic"
+        )
+    say(f"clairvoyant fluid bound: heavy share {bound.heavy_share:.3f}{quality}")
     if PUBLISHED_NOTE in report.text:
         say(report.text)
-    say(_HONESTY)
+    if quality:
+        say(_HONESTY)
     say(f"written to {report.run_dir}")
 
 
 _HONESTY = (
-    "FID is that of the published table at the share of light answers; no image was made or scored"
+    "FID is that of the cascade's table at the share of light answers; no image was made or scored"
 )
 
 
@@ -333,6 +351,7 @@ def compare(
         exec_sigma=exec_sigma,
         faults=_fault_plan(faults),
     )
+    _check_published(base, published)
     directory = out or default_log_dir("cascade-compare")
     check_folder(directory)
     cells = cells_of(base, variants, range(seed, seed + seeds), directory)

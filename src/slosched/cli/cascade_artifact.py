@@ -284,12 +284,9 @@ def worker(
 
 
 def _write_profile(spec: CascadeSpec, path: Path) -> Path:
-    from slosched.cascade.run import MEMORY_BYTES
-    from slosched.config import PAGE_BYTES
     from slosched.config_file import write_profile
 
-    profile = spec.profile(memory_bytes=MEMORY_BYTES, page_bytes=PAGE_BYTES)
-    write_profile(path, profile, replacing=True)
+    write_profile(path, spec.profile(), replacing=True)
     return path
 
 

@@ -314,9 +314,13 @@ def cascade(
         ),
     ] = None,
     name: Annotated[
-        str,
-        typer.Option("--cascade", metavar="NAME|FILE", help="The cascade that the runs served."),
-    ] = "sdturbo",
+        str | None,
+        typer.Option(
+            "--cascade",
+            metavar="NAME|FILE",
+            help="The cascade that the runs served. Default: what they say, else sdturbo.",
+        ),
+    ] = None,
     published: Annotated[
         bool,
         typer.Option(
@@ -343,15 +347,42 @@ def cascade(
     from slosched.cascade.drawing import draw_directories
     from slosched.workloads.cascades import load_cascade
 
-    spec = load_cascade(name)
     chosen = run_dirs or [_last_run(Path("logs"))]
+    spec = load_cascade(_served(chosen, name))
     place = _directory(out, chosen)
     _print(draw_directories(chosen, spec, place, published=published), table=table, json=json)
 
 
 def _last_run(logs: Path) -> Path:
     """The last run of `slosched cascade controller`. Raises InvalidConfig if there is none."""
-    runs = sorted(logs.glob("run_*"), key=lambda path: float(path.name.removeprefix("run_")))
+    found = {path: _number(path.name.removeprefix("run_")) for path in logs.glob("run_*")}
+    runs = sorted(
+        (path for path, at in found.items() if at is not None), key=lambda p: found[p] or 0
+    )
     if not runs:
         raise InvalidConfig(f"{logs} holds no run of `slosched cascade controller`; name a RUN_DIR")
     return runs[-1]
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _served(runs: Sequence[Path], given: str | None) -> str:
+    """The cascade that the runs say they served. Raises InvalidConfig if `given` is another."""
+    from slosched.cascade.run import read_summary
+
+    named = {
+        str(document["cascade"])
+        for run in runs
+        if (document := read_summary(run)) is not None and "cascade" in document
+    }
+    if len(named) > 1:
+        raise InvalidConfig(f"the runs served different cascades: {', '.join(sorted(named))}")
+    served = next(iter(named), None)
+    if given is not None and served is not None and given != served:
+        raise InvalidConfig(f"the runs served {served}, not {given}; leave --cascade out")
+    return given or served or "sdturbo"

@@ -262,7 +262,7 @@ class Inference:
         else:
             parts.append(f"{format_duration(-self.remaining_ns)} past the deadline")
         parts += self._stages_told() if self.stages else self._run_told()
-        if message.attempts > 1:
+        if message.attempts > max(1, len(message.stages)):
             parts.append(f"{message.attempts} attempts")
         return "; ".join(parts)
 

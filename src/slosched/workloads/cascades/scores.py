@@ -19,10 +19,10 @@ _ID_COLUMN = "content_id"
 
 
 def read_scores(path: str | Path) -> tuple[float, ...]:
-    """Read the score of each prompt, 0..1, in the order of the file: `scores[0]` is that of the first prompt.
+    """Read the score of each prompt, 0..1: `scores[id]` is that of the prompt `id`.
 
-    The artifact looks the score of a prompt id up as `scores[id]`, for ids from 1. By its own CSV, whose first
-    row has content_id 1, that is the score of the next prompt; its distribution is the same.
+    A CSV says its ids, which begin with 0 or 1. A dist file is looked up as the artifact does: its first four
+    lines are those of id 0, although by the artifact's own CSV they are those of id 1.
     Raises InvalidConfig with the file and the line of what is wrong.
     """
     file = Path(path)
@@ -57,8 +57,15 @@ def _of_table(file: Path, header: tuple[int, str], lines: Iterator[tuple[int, st
         prompt = _prompt(place, cells[0])
         if expected is not None and prompt != expected:
             raise InvalidConfig(f"{place}: {_ID_COLUMN} is {prompt} where {expected} should follow")
+        if expected is None and prompt not in (0, 1):
+            raise InvalidConfig(f"{place}: {_ID_COLUMN} must begin with 0 or 1, not {prompt}")
+        score = 1 - _probability(place, cells[1])
+        if prompt == 1 and not scores:
+            scores.append(
+                score
+            )  # there is no prompt 0: the place of a score is its prompt's number
         expected = prompt + 1
-        scores.append(1 - _probability(place, cells[1]))
+        scores.append(score)
     if not scores:
         raise InvalidConfig(f"{file}: the file has a header and no scores")
     return scores
