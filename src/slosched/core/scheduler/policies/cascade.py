@@ -87,6 +87,12 @@ class CascadePolicy(ServesOneCascade):
     def _arrived(self, request: Request, now_ns: int) -> None:
         if not request.attempts:
             self._rate.add(now_ns)
+        least_ns = self._least_ns(request.queue)
+        if now_ns + least_ns > request.deadline_ns:
+            left = format_duration(max(0, request.deadline_ns - now_ns))
+            reason = f"its light stage takes {format_duration(least_ns)} even alone; the deadline is in {left}"
+            self._refusals.refuse(request, Code.COULD_NOT_START_IN_TIME, reason)
+            return
         self._wait(request, heavy=False)
 
     def _deferred(self, request: Request, now_ns: int) -> None:
