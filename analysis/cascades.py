@@ -243,15 +243,15 @@ def _less(comparison: Comparison, name: str, than: str, key: str) -> str:
 
 
 def without_forced(rows: Mapping[str, Any]) -> list[str]:
-    """Ours less the published policy, if each forced answer of ours were dropped, and so a violation.
+    """Ours less the published policy, if forced answers were dropped, and so violations.
 
     `rows` are those of the systems in cascades.json. No FID is pessimistic then: the judge chose all answers.
     """
     lines = [
         "## Without forced answers",
         "",
-        "The published policy drops what it cannot serve in time, and so its FID is of fewer answers. Here each "
-        "forced answer of ours is dropped as well and counts as a violation; the FID is that of the rest.",
+        "The published policy drops what it cannot serve in time, and so its FID is of fewer answers. Here "
+        "CASCADE's forced answers are dropped as well and count as violations; the FID is that of the rest.",
         "",
         "| cascade | ours: violations | FID | diffserve: violations | FID | less: violations | FID |",
         "| --- | --- | --- | --- | --- | --- | --- |",
