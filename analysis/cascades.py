@@ -34,7 +34,7 @@ from slosched.workloads.cascades import load_cascade
 HERE = Path(__file__).resolve().parent
 OURS = "cascade"
 _SYSTEMS = "Systems"
-#: Violations so few that a ratio of them says nothing.
+#: A ratio to fewer violations than this share says nothing.
 _NEXT_TO_NONE = 0.005
 #: The cascades on 16 GPUs, each with a trace that its capacity can carry.
 MAIN = (("sdturbo", "4to32"), ("sdxs", "4to32"), ("sdxlltn", "1to8"))
