@@ -185,7 +185,7 @@ def test_options_by_their_names_as_texts() -> None:
     assert scheduler.early_refusal == 0.5
     with pytest.raises(UnknownName):
         options.with_text("speed", "1")
-    with pytest.raises(UnknownName, match=r"'max_gpus'.*; known: client_weights, "):
+    with pytest.raises(UnknownName, match=r"'max_gpus'.*; known: cascade, client_weights, "):
         SimOptions(scheduler_options={"max_gpus": 3})
     with pytest.raises(InvalidConfig, match="check cannot be 'perhaps'"):
         options.with_text("check", "perhaps")

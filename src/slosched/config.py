@@ -397,9 +397,9 @@ class SchedulerConfig:
             in_status=False,
         ),
     ] = ()
-    cascade: Annotated[CascadeOptions, Option(in_file=False, in_status=False)] = field(
-        default_factory=CascadeOptions
-    )
+    cascade: Annotated[
+        CascadeOptions, Option(name="cascade_options", in_file=False, in_status=False)
+    ] = field(default_factory=CascadeOptions)
     max_client_weight: Annotated[
         Weight,
         Option(
