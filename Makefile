@@ -123,7 +123,7 @@ slow: install
 	$(BIN)/python -m pytest -m 'slow and processes' -n auto --maxprocesses 2 --dist loadfile || failed=1; \
 	$(MAKE) --no-print-directory sim FIRST=$(SEEDS) SEEDS=$(SLOW_SEEDS) || failed=1; \
 	for policy in CASCADE DIFFSERVE; do \
-	  $(BIN)/slosched fuzz --seeds 60 --policy $$policy --jobs $(JOBS) || failed=1; \
+	  $(BIN)/slosched fuzz --seeds 20 --policy $$policy --jobs $(JOBS) || failed=1; \
 	done; \
 	exit $$failed
 

@@ -19,7 +19,7 @@ def test_a_small_one_leaves_its_tables(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(cascades, "HERE", tmp_path)
     monkeypatch.setattr(cascades, "MAIN", (("sdturbo", "fixed_2"),))
     monkeypatch.setattr(cascades, "POLICIES", ("CASCADE", "DIFFSERVE", "CLIPPER-LIGHT"))
-    arguments = ["--only", "main", "--seeds", "2", "--jobs", "1", "--tables"]
+    arguments = ["--only", "main", "--seeds", "1", "--jobs", "1", "--tables"]
     arguments += ["--out", str(tmp_path / "runs")]
     assert cascades.main(arguments) == 0
     page = (tmp_path / "cascades" / "cascades.md").read_text()
