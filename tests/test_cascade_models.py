@@ -129,7 +129,7 @@ def test_the_judge_of_a_real_model_decides(
             ):
                 check(answer, row, score)
                 assert answer.message.latency_ns < 2 * NS_PER_S
-            # Without an input there is no score, and so no light answer.
+            # A request without an input has no score, so the heavy program answers it.
             empty = await client.infer(model, slo="2s")
             assert empty.ok and [each.verdict for each in empty.message.stages] == [
                 Verdict.DEFERRED,

@@ -72,7 +72,7 @@ class CascadeNumbers:
 
 
 def measure_cascade(path: Path, start_ns: int) -> CascadeNumbers | None:
-    """Read the stages of a run, which began at `start_ns`. None if there is no verdict. Raises MalformedLog."""
+    """Read the stages of a run that began at `start_ns`; None without verdicts. Raises MalformedLog."""
     log_path = find_log(path, stage_log.FILE_NAME)
     if log_path is None:
         return None
