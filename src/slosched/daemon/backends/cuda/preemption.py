@@ -141,7 +141,7 @@ def urgent_classes(exec_ns: Mapping[Class, int], wish: Wish) -> list[Class]:
 
 
 def urgent_ns(program: Preparable, profile: ModelProfile) -> int:
-    """The longest exec time (ns) of a class in the twin; 0 without a twin.
+    """The exec time (ns) up to which every class is in the twin; 0 without a twin.
 
     Classes were chosen by times that were measured before, so one outside may be as short as one inside.
     """
