@@ -306,6 +306,20 @@ WELCOME_WITH_INVENTORY = m.WorkerWelcome(
     times_lost=1,
 )
 
+REPLY_OF_A_CASCADE = m.InferReply(
+    9,
+    0,
+    "",
+    3,
+    5 * 10**9,
+    2_314_000_000,
+    True,
+    stages=(
+        m.StageReply("small", 0, 12, 10**8, 113_000_000, 2, 0.25, 0.5, 2, 1, 0),
+        m.StageReply("large", 113_000_000, -1, 0, 2_314_000_000, 0, 0.25, 0.5, 4),
+    ),
+)
+
 #: By the name in the golden file.
 NAMED: dict[str, m.Message] = {
     **{type(example).__name__: example for example in EXAMPLES},
@@ -313,6 +327,7 @@ NAMED: dict[str, m.Message] = {
     "WorkerWelcome with put_aside": WELCOME_WITHOUT_BAD,
     "ControllerHello of a cluster": HELLO_OF_A_CLUSTER,
     "WorkerWelcome with inventory": WELCOME_WITH_INVENTORY,
+    "InferReply of a cascade": REPLY_OF_A_CASCADE,
 }
 
 

@@ -32,7 +32,7 @@ def small_cascade(**changes: object) -> CascadeSpec:
     return CascadeSpec(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def a_plan() -> PlanRecord:
+def a_plan(name: str = "pair") -> PlanRecord:
     """One light GPU and three heavy ones."""
     return PlanRecord(
         at_ns=S,
@@ -47,6 +47,7 @@ def a_plan() -> PlanRecord:
         heavy_queued=0,
         role_changes=0,
         feasible=True,
+        cascade=name,
     )
 
 
@@ -65,9 +66,16 @@ MadePlan = tuple[int, float, int, int]
 
 
 def write_run(
-    folder: Path, requests: Sequence[Made], plans: Sequence[MadePlan] = (), threshold: float = 0.5
+    folder: Path,
+    requests: Sequence[Made],
+    plans: Sequence[MadePlan] = (),
+    threshold: float = 0.5,
+    cascades: Sequence[str] = ("sdturbo",),
 ) -> Path:
-    """Write the three logs; requests have their places as ids. Returns `folder`."""
+    """Write the three logs; requests have their places as ids, and are of the cascades by turns.
+
+    Returns `folder`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows, stages = [request_log.HEADER], [stage_log.HEADER]
     for number, each in enumerate(requests):
@@ -82,7 +90,7 @@ def write_run(
             held = threshold if score >= 0 else -1
             stages.append(
                 f"{START_NS + end_ms * MS}\t{number}\t7\t{stage}\t0\t1\t1\t0\t1\t1\t0\t0\t{answers}"
-                f"\t{int(verdict)}\t{score}\t{held}"
+                f"\t{int(verdict)}\t{score}\t{held}\t{cascades[number % len(cascades)]}"
             )
     _write(folder / request_log.FILE_NAME, rows)
     if len(stages) > 1:
@@ -92,6 +100,7 @@ def write_run(
         for at_ms, planned, changes, feasible in plans:
             made.append(
                 f"{START_NS + at_ms * MS}\t{planned}\t2\t2\t4\t2\t3.5\t1.5\t0\t0\t{changes}\t{feasible}"
+                f"\t{cascades[0]}"
             )
         _write(folder / plan_log.FILE_NAME, made)
     return folder
@@ -114,7 +123,12 @@ def mixed_run(folder: Path) -> Path:
         # Late by a second.
         Made(3000, 9000, [(light, 3100, Verdict.DEFERRED, 0.25), (heavy, 9000, Verdict.HEAVY, -1)]),
         # Deferred, and lost.
-        Made(3500, 8500, [(light, 3600, Verdict.DEFERRED, 0.0)], Code.TIMED_OUT),
+        Made(
+            3500,
+            8500,
+            [(light, 3600, Verdict.DEFERRED, 0.0), (heavy, 8500, Verdict.UNANSWERED, -1)],
+            Code.TIMED_OUT,
+        ),
         # Refused at arrival.
         Made(4000, 4000, (), Code.COULD_NOT_START_IN_TIME),
         Made(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 
 from fake_controller import model_info
@@ -14,9 +15,11 @@ from slosched.messages import InferReply, StageReply
 from slosched.verdicts import MEANINGS, judged, stage_words, verdict_name
 
 MS = 1_000_000
-LIGHT = StageReply("sd-turbo", 0, 12 * MS, 100 * MS, 113 * MS, 2, 0.41, 0.55, int(Verdict.DEFERRED))
+LIGHT = StageReply(
+    "sd-turbo", 0, 12 * MS, 100 * MS, 113 * MS, 2, 0.41, 0.55, int(Verdict.DEFERRED), 0, 1
+)
 HEAVY = StageReply(
-    "sd-v1-5", 113 * MS, 513 * MS, 1800 * MS, 2314 * MS, 4, 0.41, 0.55, int(Verdict.HEAVY)
+    "sd-v1-5", 113 * MS, 513 * MS, 1800 * MS, 2314 * MS, 4, 0.41, 0.55, int(Verdict.HEAVY), 2, 0
 )
 IN_VAIN = StageReply("sd-v1-5", 113 * MS, -1, 0, 1013 * MS, 0, 0.41, 0.55, int(Verdict.INSTEAD))
 
@@ -41,9 +44,9 @@ def answer(*stages: StageReply, code: Code = Code.OK) -> Inference:
 def test_an_answer_tells_the_story_of_its_stages_in_one_line() -> None:
     assert answer(LIGHT, HEAVY).explain() == (
         "ok after 2.31s of 5s; 2.69s left until the deadline; "
-        "light sd-turbo: waited 12ms, ran 100ms in a batch of 2, score 0.41 below 0.55: deferred; "
-        "heavy sd-v1-5: waited 400ms, ran 1.8s in a batch of 4, the heavy answer; "
-        "last on worker 2 GPU 0"
+        "light sd-turbo on worker 0 GPU 1: waited 12ms, ran 100ms in a batch of 2, "
+        "score 0.41 below 0.55: deferred; "
+        "heavy sd-v1-5 on worker 2 GPU 0: waited 400ms, ran 1.8s in a batch of 4, the heavy answer"
     )
 
 
@@ -51,6 +54,13 @@ def test_a_stage_that_waited_in_vain_is_not_the_one_that_answers() -> None:
     given = answer(LIGHT, IN_VAIN)
     assert given.answered_by == LIGHT and given.verdict == "instead"
     assert "heavy sd-v1-5: waited 900ms in vain, the light answer instead" in given.explain()
+
+
+def test_a_deferred_request_without_an_answer_says_how_long_it_waited() -> None:
+    lost = msgspec.structs.replace(IN_VAIN, verdict=int(Verdict.UNANSWERED))
+    given = answer(LIGHT, lost, code=Code.TIMED_OUT)
+    assert given.answered_by is None and given.verdict == "unanswered"
+    assert given.explain().endswith("heavy sd-v1-5: waited 900ms in vain, no answer")
 
 
 @pytest.mark.parametrize(
@@ -89,8 +99,11 @@ def test_the_json_of_an_answer_names_stages_and_verdicts() -> None:
         "exec_ns": 100 * MS,
         "end_ns": 113 * MS,
         "batch_size": 2,
+        "worker_id": 0,
+        "gpu_id": 1,
     }
     assert (heavy["stage"], heavy["verdict"], heavy["exec_ns"]) == ("heavy", "instead", 0)
+    assert (heavy["worker_id"], heavy["gpu_id"]) == (-1, -1)
     assert OneShot(answer(), ()).as_dict()["stages"] == []
 
 

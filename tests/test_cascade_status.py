@@ -18,7 +18,7 @@ from slosched.config import ControllerConfig, EmulationNoise, SchedulerConfig
 from slosched.core.scheduler.interface import PlanMade, StageDone, StageRecord
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.values import ValueStore
-from slosched.daemon.cascade_status import VERDICTS
+from slosched.daemon.cascade_status import VERDICTS, cascade_reports
 from slosched.daemon.live import LiveState
 from slosched.daemon.metrics import ControllerCollector
 from slosched.daemon.performer import Performer
@@ -76,36 +76,59 @@ def report_of(simulation: Simulation, tally: Tally) -> dict[str, Any]:
     return status_report(simulation.scheduler, now_ns=simulation.now_ns, counted=tally.report)
 
 
-def stage(key: int, verdict: Verdict, program: str = "small", number: int = 0) -> StageRecord:
+def stage(key: int, verdict: Verdict, cascade: str = "pair", number: int = 0) -> StageRecord:
     return StageRecord(
-        key, key, 0, number, 0, program, 0, S, 0, MS, MS, 1, 0, 0, False, int(verdict)
+        key=key,
+        request_id=key,
+        user_id=0,
+        stage=number,
+        model_id=0,
+        program="large" if number else "small",
+        queued_ns=0,
+        due_ns=S,
+        start_ns=0,
+        exec_ns=MS,
+        end_ns=MS,
+        batch_size=1,
+        worker_id=0,
+        gpu_id=0,
+        answers=False,
+        verdict=int(verdict),
+        cascade=cascade,
     )
 
 
 # ------------------------------------------------------------------------------------- counting
 
 
-def test_a_heavy_program_of_two_cascades_is_counted_for_the_one_whose_request_it_was() -> None:
+def test_two_cascades_with_the_same_programs_are_counted_apart() -> None:
     tally = CascadeTally()
-    for key, light in ((1, "small"), (2, "tiny")):
-        tally.add_stage(stage(key, Verdict.DEFERRED, light))
-    tally.add_stage(stage(2, Verdict.HEAVY, "large", 1))
-    tally.add_stage(stage(1, Verdict.INSTEAD, "large", 1))
-    assert tally.report()["verdicts"] == {
-        "small": {"deferred": 1, "instead": 1},
-        "tiny": {"deferred": 1, "heavy": 1},
+    for key, cascade in ((1, "pair"), (2, "other")):
+        tally.add_stage(stage(key, Verdict.DEFERRED, cascade))
+    tally.add_stage(stage(2, Verdict.HEAVY, "other", 1))
+    tally.add_stage(stage(1, Verdict.UNANSWERED, "pair", 1))
+    tally.add_plan(a_plan("other"))
+    assert tally.report() == {
+        "verdicts": {
+            "other": {"deferred": 1, "heavy": 1},
+            "pair": {"deferred": 1, "unanswered": 1},
+        },
+        "planned_gpus": {"other": {"light": 1, "heavy": 3}},
     }
 
 
-def test_nothing_is_kept_of_a_deferred_request_that_is_answered() -> None:
-    tally = Tally()
-    simulation, _ = served()
-    for record in simulation.outcome.requests[:3]:
-        tally.cascades.add_stage(stage(record.key, Verdict.DEFERRED))
-    assert len(tally.cascades.deferred) == 3
-    for record in simulation.outcome.requests[:3]:
-        tally.add_request(record)
-    assert not tally.cascades.deferred
+def test_two_cascades_with_the_same_light_program_have_verdicts_of_their_own() -> None:
+    specs = cascade(), cascade("other", heavy="huge")
+    scheduler = Scheduler(
+        SchedulerConfig(cascades=specs), worker_count=1, incarnation=1, version="test"
+    )
+    tally = CascadeTally()
+    tally.add_stage(stage(1, Verdict.ACCEPTED, "other"))
+    tally.add_plan(a_plan("pair"))
+    pair, other = cascade_reports(scheduler, tally.report())
+    assert sum(pair["verdicts"].values()) == 0 and other["verdicts"]["accepted"] == 1
+    assert [each["gpus"] for each in pair["stages"]] == [1, 3]
+    assert [each["gpus"] for each in other["stages"]] == [None, None]
 
 
 def test_stages_of_no_cascade_are_not_counted_and_a_report_without_cascades_is_as_before() -> None:
@@ -140,8 +163,8 @@ def test_a_live_controller_writes_and_counts_stages_and_plans(tmp_path: Path) ->
     assert read_stage_log(log.directory / "stages.tsv")["verdict"].tolist() == [1]
     assert read_plan_log(log.directory / "cascade_plans.tsv")["heavy_gpus"].tolist() == [3]
     assert log.tally.report()["cascades"] == {
-        "verdicts": {"small": {"accepted": 1}},
-        "planned_gpus": {"light": 1, "heavy": 3},
+        "verdicts": {"pair": {"accepted": 1}},
+        "planned_gpus": {"pair": {"light": 1, "heavy": 3}},
     }
 
 
@@ -162,7 +185,8 @@ def test_the_status_has_threshold_stages_and_verdicts_of_each_cascade(
     given = shown["verdicts"]
     assert tuple(given) == VERDICTS and "none" not in given
     assert given["accepted"] > 0 and given["heavy"] > 0
-    assert given["deferred"] == given["heavy"] + given["instead"] + given["outranked"]
+    ends = ("heavy", "instead", "outranked", "unanswered")
+    assert given["deferred"] == sum(given[each] for each in ends)
     assert given["accepted"] + given["forced"] + given["deferred"] == 40
 
 

@@ -14,7 +14,7 @@ import pytest
 from made_cascade_run import MS, START_NS, Made, S, mixed_run, write_run
 from slosched.analysis.explain import explain
 from slosched.analysis.report import write_report
-from slosched.analysis.report_cascade import measure_cascade
+from slosched.analysis.report_cascade import measure_cascades
 from slosched.analysis.stage_rows import read_stages
 from slosched.analysis.trace import Window, write_trace
 from slosched.codes import Verdict
@@ -68,16 +68,18 @@ def test_every_row_belongs_to_one_request(run_dir: Path) -> None:
 def test_a_request_is_explained_with_its_stages(run_dir: Path) -> None:
     (told,) = explain(run_dir, first_with(run_dir, Verdict.HEAVY))
     light, heavy = told.stages
-    assert light.startswith("light model 0 on worker ") and light.endswith(": deferred")
+    assert light.startswith("sdturbo, light model 0 on worker ") and light.endswith(": deferred")
     assert " below " in light and "in a batch of " in light
-    assert heavy.startswith("heavy model 1 on worker ") and heavy.endswith(", the heavy answer")
+    assert heavy.startswith("sdturbo, heavy model 1 on worker ") and heavy.endswith(
+        ", the heavy answer"
+    )
     place = told.lines.index(f"  stage 1    {light}")
     assert told.lines[place - 1].startswith("  deadline") and heavy in told.lines[place + 1]
 
 
 def test_a_request_that_waited_in_vain_is_explained(run_dir: Path) -> None:
     (told,) = explain(run_dir, first_with(run_dir, Verdict.INSTEAD))
-    assert told.stages[-1].startswith("heavy model 1: waited ")
+    assert told.stages[-1].startswith("sdturbo, heavy model 1: waited ")
     assert told.stages[-1].endswith(" in vain, the light answer instead, as it no longer fitted")
 
 
@@ -112,6 +114,7 @@ def test_a_trace_has_a_slice_for_each_wait_and_run_of_a_stage(
     assert names["heavy waits in vain, instead"] == verdicts.count(Verdict.INSTEAD) > 0
     deferred = next(e for e in events if e["name"].endswith("deferred") and e["ph"] == "b")
     assert deferred["args"]["verdict"] == "deferred" and deferred["args"]["stage"] == "light"
+    assert deferred["args"]["cascade"] == "sdturbo"
     assert 0 <= deferred["args"]["score"] < deferred["args"]["threshold"]
 
 
@@ -157,9 +160,8 @@ def test_a_stage_that_ran_by_its_workers_clock_before_it_arrived_is_clipped(
 
 
 def test_the_report_counts_what_each_request_came_to(tmp_path: Path) -> None:
-    numbers = measure_cascade(mixed_run(tmp_path / "run"), START_NS + S)
-    assert numbers is not None
-    assert dict(numbers.verdicts) == {1: 1, 2: 5, 3: 1, 4: 1, 5: 2, 8: 1}
+    (numbers,) = measure_cascades(mixed_run(tmp_path / "run"), START_NS + S)
+    assert dict(numbers.verdicts) == {1: 1, 2: 5, 3: 1, 4: 1, 5: 2, 8: 1, 9: 1}
     assert (numbers.light, numbers.heavy) == (4, 2)
 
 
@@ -171,8 +173,8 @@ def test_the_report_has_threshold_and_light_share_by_window(tmp_path: Path) -> N
         else Made(begin, end, [(1, end, Verdict.BLIND_HEAVY, -1)])
         for n, (begin, end) in enumerate(ends)
     ]
-    numbers = measure_cascade(write_run(tmp_path / "run", made, threshold=0.25), START_NS)
-    assert numbers is not None and numbers.over_time is not None
+    (numbers,) = measure_cascades(write_run(tmp_path / "run", made, threshold=0.25), START_NS)
+    assert numbers.over_time is not None
     over = numbers.over_time
     assert over.width_s == 0.1 and len(over.middle_s) == 99
     assert over.threshold[:50] == [0.25] * 50 and all(map(math.isnan, over.threshold[50:]))
@@ -181,8 +183,7 @@ def test_the_report_has_threshold_and_light_share_by_window(tmp_path: Path) -> N
 
 
 def test_times_of_stages_are_those_of_the_rows(run_dir: Path) -> None:
-    numbers = measure_cascade(run_dir, START_NS)
-    assert numbers is not None
+    (numbers,) = measure_cascades(run_dir, START_NS)
     log = stage_log.read_stage_log(run_dir / stage_log.FILE_NAME)
     heavy = log["verdict"] == Verdict.HEAVY
     (_, stage) = numbers.stages
@@ -200,7 +201,7 @@ def test_the_page_has_a_section_of_the_cascade_only_with_stages(
     assert "cascade" in write_report([run_dir], out).figures
     page = out.read_text()
     for said in (
-        "Stages of the cascade",
+        "Stages of the cascade sdturbo",
         "Answers from the light program",
         "outranked",
         " ms</td>",
@@ -220,5 +221,5 @@ def test_a_run_that_is_too_short_for_a_figure_has_the_tables(tmp_path: Path) -> 
 
 def test_stages_of_no_cascade_are_no_part_of_a_report(tmp_path: Path) -> None:
     made = [Made(0, 1, [(0, 1, Verdict.NONE, -1)])]
-    assert measure_cascade(write_run(tmp_path / "run", made), START_NS) is None
-    assert measure_cascade(tmp_path, START_NS) is None
+    assert measure_cascades(write_run(tmp_path / "run", made), START_NS) == []
+    assert measure_cascades(tmp_path, START_NS) == []

@@ -32,7 +32,7 @@ def families() -> list[Metric]:
     """Every family of a controller on which everything has happened once, in a scrape's order."""
     scheduler, tally = big_controller(gpus=2, instances=2)
     scheduler.cluster.cascades = Cascades((load_cascade("sdturbo"),), CascadeOptions())
-    tally.cascades.add_plan(a_plan())
+    tally.cascades.add_plan(a_plan("sdturbo"))
     near = scheduler.cluster.workers[0]
     near.address, near.pid = "127.0.0.1:12345", os.getpid()
     tally.failures[int(ActionType.INFER), int(Code.EXEC_TOO_LATE)] = 1

@@ -194,9 +194,10 @@ def test_a_stage_log_is_made_for_requests_of_several_stages_alone(tmp_path: Path
         worker_id=9,
         gpu_id=10,
         answers=True,
+        cascade="one, two",
     )
     files.on_stage(record)
     assert files.close()["stage_rows"] == 1
     table = read_stage_log(tmp_path / "staged" / "stages.tsv")
     (row,) = zip(*(column.tolist() for column in table.columns.values()), strict=True)
-    assert row == (T0 + 20, 2, 3, 1, 4, 20, 5, 6, 7, 8, 9, 10, 1, 0, -1.0, -1.0)
+    assert row == (T0 + 20, 2, 3, 1, 4, 20, 5, 6, 7, 8, 9, 10, 1, 0, -1.0, -1.0, "one, two")

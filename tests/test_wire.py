@@ -13,7 +13,7 @@ import msgpack
 import msgspec
 import pytest
 
-from golden_wire import BEAT_WITH_STATS, EXAMPLES, GOLDEN, NAMED
+from golden_wire import BEAT_WITH_STATS, EXAMPLES, GOLDEN, NAMED, REPLY_OF_A_CASCADE
 from slosched import messages as m
 from slosched.errors import MalformedMessage
 from slosched.transport import bundles as b
@@ -69,6 +69,16 @@ def test_a_heartbeat_carries_what_a_card_answers_and_what_a_later_version_adds()
     ]
     newer = decode_from_worker(msgpack.packb(more))
     assert isinstance(newer, m.Heartbeat) and newer.gpus == (m.GpuStats(), m.GpuStats(gpu_id=1))
+
+
+def test_a_stage_without_its_gpu_is_taken_and_so_is_one_with_what_a_later_version_adds() -> None:
+    more = plain(REPLY_OF_A_CASCADE)
+    light, heavy = REPLY_OF_A_CASCADE.stages
+    assert (light.worker_id, light.gpu_id, heavy.worker_id, heavy.gpu_id) == (1, 0, -1, -1)
+    more[-1] = [plain(light)[:9], [*plain(light), "something new"]]
+    reply = decode_for_client(msgpack.packb(more))
+    assert isinstance(reply, m.InferReply)
+    assert reply.stages == (msgspec.structs.replace(light, worker_id=-1, gpu_id=-1), light)
 
 
 @pytest.mark.parametrize("message", NAMED.values(), ids=NAMED)

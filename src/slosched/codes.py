@@ -36,6 +36,8 @@ class Verdict(IntEnum):
     BLIND_HEAVY = 7  # the same, the heavy one
     #: It was deferred, and gets the light answer: all that went to the heavy program before it scored lower.
     OUTRANKED = 8
+    #: It was deferred, and gets no answer: it was refused or dropped, it failed, or its client took it back.
+    UNANSWERED = 9
 
 
 class Code(IntEnum):

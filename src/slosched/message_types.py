@@ -55,8 +55,8 @@ class ModelInfo(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 class StageReply(msgspec.Struct, frozen=True, array_like=True):
     """One stage of a cascade's request. Times in ns after the request's arrival; -1 where there is none.
 
-    `score` and `threshold` are the judge's (-1: none), `verdict` is a codes.Verdict. A stage that waited in
-    vain has an `exec_ns` of 0.
+    `score` and `threshold` are the judge's (-1: none), `verdict` is a codes.Verdict. The stage ran on the GPU
+    `gpu_id` of the worker `worker_id`; one that waited in vain has an `exec_ns` of 0, and -1 for both.
     """
 
     model: str
@@ -68,6 +68,8 @@ class StageReply(msgspec.Struct, frozen=True, array_like=True):
     score: float
     threshold: float
     verdict: int
+    worker_id: int = -1
+    gpu_id: int = -1
 
 
 class Span(msgspec.Struct, frozen=True, array_like=True):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from slosched.codes import Verdict
 from slosched.units import format_duration
 
-_HEAVY = frozenset({Verdict.INSTEAD, Verdict.HEAVY, Verdict.BLIND_HEAVY, Verdict.OUTRANKED})
 _LIGHT_AFTER_ALL = frozenset({Verdict.INSTEAD, Verdict.OUTRANKED})
-_NO_ANSWER = _LIGHT_AFTER_ALL | {Verdict.NONE, Verdict.DEFERRED}
+_IN_VAIN = _LIGHT_AFTER_ALL | {Verdict.UNANSWERED}
+_HEAVY = _IN_VAIN | {Verdict.HEAVY, Verdict.BLIND_HEAVY}
+_NO_ANSWER = _IN_VAIN | {Verdict.NONE, Verdict.DEFERRED}
 
 #: What a verdict means, in a sentence.
 MEANINGS: dict[int, str] = {
@@ -19,6 +20,7 @@ MEANINGS: dict[int, str] = {
     Verdict.BLIND_LIGHT: "No judge was asked: the light answer.",
     Verdict.BLIND_HEAVY: "No judge was asked: the heavy program's answer.",
     Verdict.OUTRANKED: "It was deferred, and all that went before it scored lower: the light answer.",
+    Verdict.UNANSWERED: "It was deferred, and got no answer: refused, dropped, failed or cancelled.",
 }
 _ENDINGS: dict[int, str] = {
     Verdict.FORCED: "forced, as the heavy program could not be in time",
@@ -27,6 +29,7 @@ _ENDINGS: dict[int, str] = {
     Verdict.BLIND_LIGHT: "the light answer, without a judge",
     Verdict.BLIND_HEAVY: "the heavy answer, without a judge",
     Verdict.OUTRANKED: "the light answer, as lower scores went first",
+    Verdict.UNANSWERED: "no answer",
 }
 
 

@@ -1,6 +1,6 @@
 """What a report says of a cascade, in numbers: verdicts, what the threshold did, and how long stages took.
 
-Everything comes from `stages.tsv`, which does not name cascades: those of one run are counted together.
+Everything comes from `stages.tsv`; each cascade of a run is counted on its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from slosched.telemetry.table import read_table
 from slosched.units import NS_PER_S
 from slosched.verdicts import gives_answer, gives_light_after_all, is_heavy
 
-_READ = ("t", "waited", "start", "exec", "batch_size", "verdict", "threshold")
+_READ = ("t", "waited", "start", "exec", "batch_size", "verdict", "threshold", "cascade")
 _MOST_WINDOWS = 120
 
 _ALL = [int(verdict) for verdict in Verdict if verdict != Verdict.NONE]
@@ -62,8 +62,12 @@ class CascadeOverTime:
 
 @dataclass(frozen=True)
 class CascadeNumbers:
-    """How the stages of a run ended. `light` and `heavy` count answers, by the program that they are from."""
+    """How the stages of the cascade `name` ended.
 
+    `light` and `heavy` count answers, by the program that they are from.
+    """
+
+    name: str
     verdicts: list[tuple[int, int]]
     light: int
     heavy: int
@@ -71,21 +75,30 @@ class CascadeNumbers:
     over_time: CascadeOverTime | None
 
 
-def measure_cascade(path: Path, start_ns: int) -> CascadeNumbers | None:
-    """Read the stages of a run that began at `start_ns`; None without verdicts. Raises MalformedLog."""
+def measure_cascades(path: Path, start_ns: int) -> list[CascadeNumbers]:
+    """Read the stages of a run that began at `start_ns`, for each cascade with a verdict, by name.
+
+    Raises MalformedLog.
+    """
     log_path = find_log(path, stage_log.FILE_NAME)
     if log_path is None:
-        return None
+        return []
     log = read_table(log_path, stage_log.COLUMNS, only=_READ)
     given = log["verdict"] != Verdict.NONE
-    if not given.any():
-        return None
     columns = {name: column[given] for name, column in log.columns.items()}
+    names = columns.pop("cascade")
+    return [_measure(name, columns, names == name, start_ns) for name in sorted(set(names))]
+
+
+def _measure(name: str, of_all: Columns, rows: NDArray[np.bool_], start_ns: int) -> CascadeNumbers:
+    """The numbers of the cascade `name`, whose stages are `rows`; there is one at least."""
+    columns = {key: column[rows] for key, column in of_all.items()}
     verdict = columns["verdict"]
     counts = [(each, int(np.count_nonzero(verdict == each))) for each in _ALL]
     answers = sum(count for each, count in counts if each in _ANSWERS)
     heavy = sum(count for each, count in counts if each in _HEAVY_ANSWERS)
     return CascadeNumbers(
+        name=name,
         verdicts=[pair for pair in counts if pair[1]],
         light=answers - heavy,
         heavy=heavy,

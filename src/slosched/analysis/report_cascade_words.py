@@ -1,8 +1,9 @@
-"""What a report says of a cascade, in words: a figure and two tables."""
+"""What a report says of each cascade, in words: a figure and two tables."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from slosched.analysis import report_figures as draw
 from slosched.analysis.report_cascade import CascadeNumbers, StageTimes
@@ -15,6 +16,13 @@ _STAGES_NOTE = (
     "A wait lasts from the queue of the stage to its exec, a whole stage until its result is handled. Requests "
     "that left the heavy queue without a run are not among these."
 )
+
+
+def cascade_keys(cascades: Sequence[CascadeNumbers]) -> list[str]:
+    """The key of each one's figure and tables: "cascade", or with a number where a run has several."""
+    if len(cascades) == 1:
+        return ["cascade"]
+    return [f"cascade-{place}" for place in range(1, len(cascades) + 1)]
 
 
 def cascade_figure(numbers: CascadeNumbers, key: str) -> Figure | None:
@@ -30,14 +38,15 @@ def cascade_figure(numbers: CascadeNumbers, key: str) -> Figure | None:
         f"{share} from the light program. Values are of windows of {width}, by when stages ended."
     )
     label = "Threshold, share of light answers and waits for each stage, over time"
-    return Figure(key, "Cascade", caption, draw.cascade(numbers.over_time, key, label))
+    title = f"Cascade {numbers.name}"
+    return Figure(key, title, caption, draw.cascade(numbers.over_time, key, label))
 
 
 def cascade_tables(numbers: CascadeNumbers) -> list[Titled]:
     """How often each verdict was given, and how long stages took."""
     return [
-        ("Verdicts", "", _verdicts(numbers)),
-        ("Stages of the cascade", _STAGES_NOTE, _stages(numbers)),
+        (f"Verdicts of the cascade {numbers.name}", "", _verdicts(numbers)),
+        (f"Stages of the cascade {numbers.name}", _STAGES_NOTE, _stages(numbers)),
     ]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slosched.analysis.report_actions import ActionNumbers, Excerpt, measure_actions
-from slosched.analysis.report_cascade import CascadeNumbers, measure_cascade
+from slosched.analysis.report_cascade import CascadeNumbers, measure_cascades
 from slosched.analysis.runs import manifests_of, open_run, policy_of, stated
 from slosched.analysis.tables import StepSummary, View, summarise_view, views_of
 from slosched.analysis.tails import named_quantiles, tail
@@ -146,8 +146,7 @@ class RunReport:
     actions: ActionNumbers | None
     excerpt: Excerpt | None
     manifests: list[tuple[str, Mapping[str, Any]]]
-    #: None for a run that served no cascade.
-    cascade: CascadeNumbers | None = None
+    cascades: list[CascadeNumbers] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     #: What the report calls it: the directory's name, or more of its path beside another of that name.
     name: str = ""
@@ -188,7 +187,7 @@ def read_report(
         tails=client.tails + controller.tails,
         actions=actions,
         excerpt=excerpt,
-        cascade=measure_cascade(path, start_ns),
+        cascades=measure_cascades(path, start_ns),
         notices=notices,
         manifests=[(place.name, document) for place, document in manifests_of(path)],
         **judge_.judged,

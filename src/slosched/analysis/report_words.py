@@ -11,7 +11,7 @@ from slosched.analysis import report_figures as draw
 from slosched.analysis import report_timeline as made
 from slosched.analysis.fig10 import EXACT
 from slosched.analysis.report_actions import ActionNumbers, ActionRow, Excerpt
-from slosched.analysis.report_cascade_words import cascade_figure, cascade_tables
+from slosched.analysis.report_cascade_words import cascade_figure, cascade_keys, cascade_tables
 from slosched.analysis.report_data import RunReport
 from slosched.analysis.report_figures import Figure
 from slosched.analysis.report_page import Content, Titled, time
@@ -195,8 +195,8 @@ def figures(report: RunReport, prefix: str) -> Iterator[Figure]:
         yield Figure(
             key, "Latency", caption, draw.latency(report.tails, report.slos_ms, key, label)
         )
-    if report.cascade is not None:
-        shown = cascade_figure(report.cascade, f"{prefix}cascade")
+    for key, cascade in zip(cascade_keys(report.cascades), report.cascades, strict=True):
+        shown = cascade_figure(cascade, f"{prefix}{key}")
         if shown is not None:
             yield shown
     if report.actions is not None:
@@ -300,8 +300,8 @@ def tables(report: RunReport) -> dict[str, list[Titled]]:
         found["sweep"] = [("" if report.is_sweep else "By SLO", "", _steps(report))]
     if report.reasons:
         found["lost"] = [("Reasons", "", _reasons(report))]
-    if report.cascade is not None:
-        found["cascade"] = cascade_tables(report.cascade)
+    for key, cascade in zip(cascade_keys(report.cascades), report.cascades, strict=True):
+        found[key] = cascade_tables(cascade)
     numbers = report.actions
     if numbers is not None:
         if numbers.classes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,7 @@ class StageRow:
     verdict: int
     score: float
     threshold: float
+    cascade: str  # "" of no cascade
 
     @property
     def name(self) -> str:
@@ -50,9 +52,10 @@ class StageRow:
     def words(self) -> str:
         """The stage in a clause."""
         where = f" on worker {self.worker_id} GPU {self.gpu_id}" if self.worker_id >= 0 else ""
+        of = f"{self.cascade}, " if self.cascade else ""
         return stage_words(
             self.verdict,
-            name=f"{self.name} model {self.model_id}{where}",
+            name=f"{of}{self.name} model {self.model_id}{where}",
             queued_ns=self.queued_ns,
             start_ns=self.start_ns,
             exec_ns=self.exec_ns,
@@ -98,7 +101,7 @@ def _chain(by_entry: dict[Known, list[StageRow]], request: Known) -> list[StageR
         at_ns = following[0].end_ns
 
 
-def _stage(row: dict[str, int]) -> StageRow:
+def _stage(row: dict[str, Any]) -> StageRow:
     queued_ns = row["t"] - row["waited"]
     ran = row["exec"] > 0
     return StageRow(
@@ -115,4 +118,5 @@ def _stage(row: dict[str, int]) -> StageRow:
         verdict=row["verdict"],
         score=row["score"],
         threshold=row["threshold"],
+        cascade=row["cascade"],
     )

@@ -335,6 +335,7 @@ def _stage_events(
             "score": stage.score,
             "threshold": stage.threshold,
             "told": stage.ending,
+            "cascade": stage.cascade,
         }
         ended = stage.end_ns if stage.start_ns is None else stage.start_ns
         pieces = [(f"{stage.name} waits", stage.queued_ns, ended)]

@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 _REQUEST_COLUMNS = ("t", "request_id", "result", "latency", "deadline", "deadline_met")
-_READ_OF_STAGES = ("t", "request_id", "verdict", "score", "threshold")
+_READ_OF_STAGES = ("t", "request_id", "verdict", "score", "threshold", "cascade")
 
 #: The answer is the light program's.
 LIGHT = (
@@ -138,7 +138,8 @@ class Outcome:
 def read_outcome(path: Path) -> Outcome:
     """Read the logs of the run directory `path`.
 
-    Raises InvalidConfig if there is no run or it served no cascade, MalformedLog if a log is damaged.
+    Raises InvalidConfig if there is no run or it served no cascade, or several: which of them a request was for
+    that was refused is not logged. Raises MalformedLog if a log is damaged.
     """
     requests = read_requests(path, only=_REQUEST_COLUMNS)
     at = find_log(path, stage_log.FILE_NAME)
@@ -147,6 +148,12 @@ def read_outcome(path: Path) -> Outcome:
             f"{path} has no {stage_log.FILE_NAME}: its requests had no stages, so it served no cascade"
         )
     stages = read_table(at, stage_log.COLUMNS, only=_READ_OF_STAGES)
+    cascades = sorted(set(stages["cascade"][stages["verdict"] != 0]))
+    if len(cascades) > 1:
+        raise InvalidConfig(
+            f"{path} served the cascades {', '.join(map(repr, cascades))}; give a run of one cascade alone "
+            "(`slosched report` counts each of them)"
+        )
     return _outcome(path, requests, stages)
 
 

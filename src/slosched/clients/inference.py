@@ -216,9 +216,7 @@ class Inference:
     @property
     def gpu(self) -> str:
         """Where it ran ("worker 0 GPU 1"); empty if it did not."""
-        if self.message.worker_id < 0:
-            return ""
-        return f"worker {self.message.worker_id} GPU {self.message.gpu_id}"
+        return _gpu(self.message)
 
     @property
     def stages(self) -> tuple[StageReply, ...]:
@@ -281,11 +279,11 @@ class Inference:
         return parts
 
     def _stages_told(self) -> list[str]:
-        """Each stage of a cascade's request, and the GPU of the last one."""
-        clauses = [
+        """Each stage of a cascade's request, with the GPU that it ran on."""
+        return [
             stage_words(
                 stage.verdict,
-                name=f"{stage_name(stage.verdict, place)} {stage.model}",
+                name=f"{stage_name(stage.verdict, place)} {stage.model}{_where(stage)}",
                 queued_ns=stage.queued_ns,
                 start_ns=stage.start_ns if stage.exec_ns else None,
                 exec_ns=stage.exec_ns,
@@ -296,7 +294,6 @@ class Inference:
             )
             for place, stage in enumerate(self.stages)
         ]
-        return [*clauses, f"last on {self.gpu}"] if self.gpu else clauses
 
     def raise_for_code(self) -> None:
         """Raise what the code stands for, with this answer as `.reply`; nothing for code 0.
@@ -317,6 +314,16 @@ class Inference:
         if code == Code.INVALID_REQUEST:
             raise InvalidRequest(text, code=code, reply=self)
         raise RequestFailed(text, code=code, reply=self)
+
+
+def _gpu(ran: InferReply | StageReply) -> str:
+    """Where it ran ("worker 0 GPU 1"); empty if it did not, or its controller does not say."""
+    return f"worker {ran.worker_id} GPU {ran.gpu_id}" if ran.worker_id >= 0 else ""
+
+
+def _where(stage: StageReply) -> str:
+    gpu = _gpu(stage)
+    return f" on {gpu}" if gpu else ""
 
 
 def _against(actual_ns: int, predicted_ns: int | None) -> str:

@@ -127,6 +127,8 @@ def _stage(place: int, stage: StageReply) -> dict[str, Any]:
         "exec_ns": stage.exec_ns,
         "end_ns": stage.end_ns,
         "batch_size": stage.batch_size,
+        "worker_id": stage.worker_id,
+        "gpu_id": stage.gpu_id,
     }
 
 

@@ -52,8 +52,8 @@ from slosched.messages import (
 )
 
 RECOUNT_STEPS = 4096
-#: Verdicts on a stage that never ran: its request gets an earlier answer.
-_WAITED_IN_VAIN = (Verdict.INSTEAD, Verdict.OUTRANKED)
+#: Verdicts on a stage that never ran: its request gets an earlier answer, or none.
+_WAITED_IN_VAIN = (Verdict.INSTEAD, Verdict.OUTRANKED, Verdict.UNANSWERED)
 #: Steps until the next one after an action failed or a client left: their requests must not be forgotten.
 _RECOUNT_SOON_STEPS = 64
 _STORY_LINES = 64
@@ -254,7 +254,7 @@ class InvariantChecker:
         key, stage = effect.record.key, effect.record.stage
         place = self._live.get(key, _QUEUED)
         if effect.record.verdict in _WAITED_IN_VAIN:
-            self._tell((key,), now_ns, "stage {} is given up: the light answer", stage)
+            self._tell((key,), now_ns, "stage {} is given up", stage)
             return
         if place not in self._ran:
             self._fail(

@@ -18,19 +18,15 @@ def cascade_reports(scheduler: Scheduler, counted: Mapping[str, Any]) -> list[di
     """Each cascade that is configured; [] without any. `counted` is CascadeTally.report.
 
     `gpus` of a stage are those that the last plan gives it, and None without a plan: a policy may serve both
-    programs on every GPU. Cascades with the same light program have their verdicts together.
+    programs on every GPU.
     """
     return [_report(cascade, counted) for cascade in scheduler.cluster.cascades.by_name.values()]
 
 
 def _report(cascade: Cascade, counted: Mapping[str, Any]) -> dict[str, Any]:
     spec = cascade.spec
-    verdicts = counted.get("verdicts", {})
-    # Where no judge is asked, a request may begin with the heavy program.
-    alone = verdict_name(Verdict.BLIND_HEAVY)
-    light, heavy = verdicts.get(spec.light.model, {}), verdicts.get(spec.heavy.model, {})
-    given = {name: (heavy if name == alone else light).get(name, 0) for name in VERDICTS}
-    gpus = counted.get("planned_gpus") or {}
+    given = counted.get("verdicts", {}).get(spec.name, {})
+    gpus = counted.get("planned_gpus", {}).get(spec.name, {})
     return {
         "name": spec.name,
         "ready": cascade.ready,
@@ -48,5 +44,5 @@ def _report(cascade: Cascade, counted: Mapping[str, Any]) -> dict[str, Any]:
                 ("heavy", spec.heavy, cascade.heavy),
             )
         ],
-        "verdicts": given,
+        "verdicts": {name: given.get(name, 0) for name in VERDICTS},
     }

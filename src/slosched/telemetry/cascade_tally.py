@@ -10,42 +10,38 @@ from slosched.verdicts import verdict_name
 
 
 class CascadeTally:
-    """Fed with every stage and every plan; `forget` with the requests that are answered."""
+    """Fed with every stage and every plan."""
 
-    __slots__ = ("deferred", "plan", "verdicts")
+    __slots__ = ("plans", "verdicts")
 
     def __init__(self) -> None:
-        #: By program of the request's first stage, and verdict. Stages of no cascade are not counted.
+        #: By name of the cascade, and verdict. Stages of no cascade are not counted.
         self.verdicts: dict[tuple[str, int], int] = {}
-        #: Requests that go on to the heavy program, by key: the light one, whose cascade the request is of.
-        self.deferred: dict[int, str] = {}
-        #: A policy that plans serves one cascade alone.
-        self.plan: PlanRecord | None = None
+        #: The last plan of each cascade, by name.
+        self.plans: dict[str, PlanRecord] = {}
 
     def add_stage(self, record: StageRecord) -> None:
         """Count one stage that ended."""
         verdict = int(record.verdict)
-        if verdict == Verdict.NONE:
-            return
-        program = self.deferred.pop(record.key, record.program)
-        if verdict == Verdict.DEFERRED:
-            self.deferred[record.key] = program
-        self.verdicts[program, verdict] = self.verdicts.get((program, verdict), 0) + 1
+        if verdict != Verdict.NONE:
+            key = record.cascade, verdict
+            self.verdicts[key] = self.verdicts.get(key, 0) + 1
 
     def add_plan(self, record: PlanRecord) -> None:
-        self.plan = record
-
-    def forget(self, key: int) -> None:
-        """The request is answered."""
-        self.deferred.pop(key, None)
+        self.plans[record.cascade] = record
 
     def report(self) -> dict[str, Any]:
-        """Plain values: counts by program and name of the verdict, and the GPUs of the plan. {} without any."""
-        plan = self.plan
-        if not self.verdicts and plan is None:
+        """Plain values by name of the cascade: counts by name of the verdict, and GPUs of the last plan.
+
+        {} without any. A cascade that has no plan has no GPUs either.
+        """
+        if not self.verdicts and not self.plans:
             return {}
         counts: dict[str, dict[str, int]] = {}
-        for (program, verdict), n in sorted(self.verdicts.items()):
-            counts.setdefault(program, {})[verdict_name(verdict)] = n
-        gpus = None if plan is None else {"light": plan.light_gpus, "heavy": plan.heavy_gpus}
+        for (cascade, verdict), n in sorted(self.verdicts.items()):
+            counts.setdefault(cascade, {})[verdict_name(verdict)] = n
+        gpus = {
+            cascade: {"light": plan.light_gpus, "heavy": plan.heavy_gpus}
+            for cascade, plan in sorted(self.plans.items())
+        }
         return {"verdicts": counts, "planned_gpus": gpus}

@@ -1,4 +1,4 @@
-"""Cells of digits to columns of numbers, a whole block of text at once.
+"""Cells of digits to columns of numbers, and of names to columns of texts, a whole block of text at once.
 
 Ten million rows are read in seconds only if no cell becomes a Python object. Eight digits are one
 64-bit word here, and are turned into a number by three multiplications (Lemire's and Muła's way
@@ -25,7 +25,7 @@ _LARGEST = np.uint64(2**63 - 1)
 
 
 class NotNumbers(ValueError):
-    """The block holds something else than rows of such numbers."""
+    """The block holds something else than rows of such cells."""
 
 
 class Block:
@@ -94,6 +94,19 @@ class Block:
 
         Made for columns of few distinct values: each distinct text is parsed once.
         """
+        cells, which = self._distinct(column)
+        return np.array([_float(cell) for cell in cells])[which]
+
+    def texts(self, column: int) -> NDArray[np.object_]:
+        """Return a str for each row, one object per distinct text. Raises NotNumbers if one is not UTF-8."""
+        cells, which = self._distinct(column)
+        try:
+            return np.array([cell.decode() for cell in cells], dtype=np.object_)[which]
+        except UnicodeDecodeError:
+            raise NotNumbers from None
+
+    def _distinct(self, column: int) -> tuple[list[bytes], NDArray[np.intp]]:
+        """The distinct cells of a column, and for each row the place of its own among them."""
         starts, ends = self._starts(column), self._ends[column]
         width = int((ends - starts).max())
         # The texts, left-aligned and filled up with tabs, as rows of bytes.
@@ -111,7 +124,7 @@ class Block:
             rows = np.ascontiguousarray(texts, dtype=np.uint8).view(f"S{width}").ravel()
             distinct_rows, which = np.unique(rows, return_inverse=True)
             cells = [bytes(row) for row in distinct_rows]
-        return np.array([_float(cell.rstrip(b"\t")) for cell in cells])[which]
+        return [cell.rstrip(b"\t") for cell in cells], which
 
     def _starts(self, column: int) -> Places:
         if column:

@@ -24,6 +24,14 @@ class MalformedLog(SloschedError):
     exit_code = 2
 
 
+class OtherHeader(MalformedLog):
+    """The first line is not the header of such a log; `header` is that line."""
+
+    def __init__(self, message: str, header: bytes) -> None:
+        super().__init__(message)
+        self.header = header
+
+
 class LogLines:
     """The log at `path`, whose first line is `header`; `expected` says so in words, for an error.
 
@@ -58,9 +66,8 @@ class LogLines:
             self.torn = True
         elif header and header[:-1] != self._header:
             expected = f"; expected {self._expected}" if self._expected else ""
-            raise MalformedLog(
-                f"{self.path}, line 1: this is not the header of such a log{expected}"
-            )
+            message = f"{self.path}, line 1: this is not the header of such a log{expected}"
+            raise OtherHeader(message, header[:-1])
 
 
 def _plain(header: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 `t` is in wall-clock ns. `demand` and `heavy_demand` are the requests/s of each stage that the plan is made for;
 `light_queued` and `heavy_queued` the requests that waited then. `role_changes` is the number of GPUs that serve
-another stage from now on; `feasible` is 0 where no plan meets the demand within the SLO.
+another stage from now on; `feasible` is 0 where no plan meets the demand within the SLO. `cascade` is its name.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from slosched.core.scheduler.interface import PlanRecord
-from slosched.telemetry.rows import Cells, rows_of, short
+from slosched.telemetry.rows import Cells, name_cell, named_rows_of, short
 from slosched.telemetry.table import LogTable, header_of, read_table
 
 FILE_NAME = "cascade_plans.tsv"
@@ -29,13 +29,14 @@ COLUMNS: dict[str, type] = {
     "heavy_queued": int,
     "role_changes": int,
     "feasible": int,
+    "cascade": str,
 }
 HEADER = header_of(COLUMNS)
 
 
 def plan_rows(records: Iterable[PlanRecord]) -> bytes:
     """Return the rows of `records`, without a newline at the end."""
-    return rows_of([_cells(record) for record in records])
+    return named_rows_of([_cells(record) for record in records])
 
 
 def _cells(record: PlanRecord) -> Cells:
@@ -52,6 +53,7 @@ def _cells(record: PlanRecord) -> Cells:
         record.heavy_queued,
         record.role_changes,
         int(record.feasible),
+        name_cell(record.cascade),
     )
 
 

@@ -4,8 +4,9 @@ The published logs know one action per request, so the stages stand in a file of
 such request ends a stage. `t` is when the controller handled the stage's result, in wall-clock ns. `waited`
 (until then), `due` and `start` are ns after the request entered the queue of that stage, and may be negative;
 `exec` is a duration in ns; `answers` is 1 for the stage whose output is the answer. In a cascade `verdict`
-is a codes.Verdict, beside the `score` and the `threshold` (-1: no judge was asked). A deferred request that
-gets its light answer after all has one more row, of the heavy stage, without an exec.
+is a codes.Verdict, beside the `score` and the `threshold` (-1: no judge was asked), and `cascade` its name. A
+deferred request that gets its light answer after all, or none, has one more row, of the heavy stage, without an
+exec.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from slosched.core.scheduler.interface import StageRecord
-from slosched.telemetry.rows import Cells, rows_of, short
+from slosched.telemetry.rows import Cells, name_cell, named_rows_of, short
 from slosched.telemetry.table import LogTable, header_of, read_table
 
 FILE_NAME = "stages.tsv"
@@ -37,13 +38,13 @@ COLUMNS: dict[str, type] = dict.fromkeys(
         "verdict",
     ),
     int,
-) | {"score": float, "threshold": float}
+) | {"score": float, "threshold": float, "cascade": str}
 HEADER = header_of(COLUMNS)
 
 
 def stage_rows(records: Iterable[StageRecord]) -> bytes:
     """Return the rows of `records`, without a newline at the end."""
-    return rows_of([_cells(record) for record in records])
+    return named_rows_of([_cells(record) for record in records])
 
 
 def _cells(record: StageRecord) -> Cells:
@@ -65,6 +66,7 @@ def _cells(record: StageRecord) -> Cells:
         int(record.verdict),
         short(record.score),
         short(record.threshold),
+        name_cell(record.cascade),
     )
 
 

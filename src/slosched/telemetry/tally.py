@@ -188,8 +188,6 @@ class Tally:
         if model is None:
             model = self.models[record.model_id] = [0, 0]
         model[0] += 1
-        if self.cascades.deferred:
-            self.cascades.forget(record.key)
         if record.code == 0:
             served = self.served
             served.counts[bisect_left(LATENCY_BOUNDS_NS, latency_ns)] += 1

@@ -3,6 +3,7 @@
     arrives -> light queue --after--> answered with the light output        ACCEPTED, FORCED
                                  +--> heavy queue --after--> answered       DEFERRED, then HEAVY
                                                  +--> light answer after all    INSTEAD, OUTRANKED
+                                                 +--> no answer                 UNANSWERED
 
 A cascade has an id beside those of instances, and is loaded like a model by its name (cascade_loads.py). Its
 stages are queues of their own on the instances of its two programs, so that a program may also be served alone.
@@ -18,6 +19,7 @@ import msgspec
 from slosched.cascade_spec import CascadeOptions, CascadeSpec
 from slosched.codes import Verdict
 from slosched.core.scheduler.after import GoOn, Judgement, Reply
+from slosched.core.scheduler.interface import Effect, PlanMade
 from slosched.core.scheduler.length_classes import lengths_of
 from slosched.core.scheduler.stage_ends import StageEnd
 from slosched.core.scheduler.state import Instance, ModelState, Queue, Request
@@ -67,8 +69,10 @@ class Cascade:
             return f"the cascade {self.spec.name!r} cannot be served: {wrong}"
         if self.light is None or self.light.instance is not light:
             self.light = light.add_queue(light.name, self._after_light, length=light.queue.length)
+            self.light.cascade = self.spec.name
         if self.heavy is None or self.heavy.instance is not heavy:
             self.heavy = heavy.add_queue(heavy.name, self._after_heavy, length=heavy.queue.length)
+            self.heavy.cascade = self.spec.name
         self.on_bound()
         return ""
 
@@ -185,6 +189,19 @@ class Cascades:
         """The one that there is, for policies that serve one."""
         (cascade,) = self.by_name.values()
         return cascade
+
+    def naming(self, emit: Callable[[Effect], None]) -> Callable[[Effect], None]:
+        """Return `emit`, with the name of the only cascade in plans without one; `emit` itself for several."""
+        if len(self.by_name) != 1:
+            return emit
+        name = self.only().spec.name
+
+        def named(effect: Effect) -> None:
+            if isinstance(effect, PlanMade) and not effect.record.cascade:
+                effect = PlanMade(msgspec.structs.replace(effect.record, cascade=name))
+            emit(effect)
+
+        return named
 
 
 def _nothing() -> None:

@@ -39,13 +39,13 @@ class Cluster:
 
     def __init__(self, config: SchedulerConfig, *, emit: Callable[[Effect], None]) -> None:
         self.config = config
-        self.emit = emit
         self.slices = Slices()  # long work, of policies too
         self.changes = Changes()
         self.workers: dict[int, Worker] = {}
         self.gpus: dict[int, Gpu] = {}  # by index; only those of joined workers
         self.models: dict[int, Instance] = {}
         self.cascades = Cascades(config.cascades, config.cascade)
+        self.emit = self.cascades.naming(emit)
         self.actions: dict[int, ActionState] = {}
         #: Models that the policy itself has loaded, besides those of clients: name -> copies.
         self.own_models: dict[str, int] = {}

@@ -172,10 +172,11 @@ class StageRecord(_Fact, frozen=True, gc=False):
     worker_id: int
     gpu_id: int
     answers: bool
-    # A cascade has a codes.Verdict, the score and the threshold; -1: no judge was asked.
+    # A cascade has a codes.Verdict, the score and the threshold (-1: no judge was asked), and a name.
     verdict: int = 0
     score: float = -1.0
     threshold: float = -1.0
+    cascade: str = ""
 
 
 class StageDone(_Fact, frozen=True, gc=False):
@@ -183,7 +184,10 @@ class StageDone(_Fact, frozen=True, gc=False):
 
 
 class PlanRecord(_Fact, frozen=True, gc=False, kw_only=True):
-    """One plan of an allocator for a cascade: what it was made for, and what it says. Rates in requests/s."""
+    """One plan of an allocator for a cascade: what it was made for, and what it says. Rates in requests/s.
+
+    `cascade` is its name; a policy of one cascade may leave it out (`Cascades.naming`).
+    """
 
     at_ns: int
     threshold: float
@@ -197,6 +201,7 @@ class PlanRecord(_Fact, frozen=True, gc=False, kw_only=True):
     heavy_queued: int
     role_changes: int
     feasible: bool
+    cascade: str = ""
 
 
 class PlanMade(_Fact, frozen=True, gc=False):

@@ -433,12 +433,12 @@ class Scheduler:
         *,
         tell: bool = True,
     ) -> None:
-        output = None
+        output, ended_with = None, code
         if request.best_answer is not None:
-            ended_with = code
             code, reason, output = best_instead(request, code, reason)
-            if request.trail and code == Code.OK:
-                self._effects.append(StageDone(gave_up(request, ended_with, self._now_ns)))
+        if request.trail:
+            record = gave_up(request, ended_with, self._now_ns, answered=code == Code.OK)
+            self._effects.append(StageDone(record))
         self.answers.give(
             request, code, reason, plan, now_ns=self._now_ns, output=output, tell=tell
         )

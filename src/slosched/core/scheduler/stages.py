@@ -20,7 +20,7 @@ from slosched.core.scheduler.interface import Effect, Keep, StageDone, StageReco
 from slosched.core.scheduler.stage_ends import BestAnswer, StageEnd
 from slosched.core.scheduler.state import ActionState, Request, RequestState
 from slosched.core.values import Value
-from slosched.messages import StageReply
+from slosched.messages import NO_SPAN, Span, StageReply
 
 #: A request that ends with this was not one that could be asked. With any other code but its client's wish it
 #: gets its best answer, if it has one: the rest did not fit, or failed.
@@ -59,7 +59,8 @@ class Stages:
             judged, follows = follows, follows.follows
         goes_on = isinstance(follows, GoOn)
         if request.stage or goes_on or judged.verdict:
-            record = _record(request, action, outcome, now_ns, follows is Reply.OUTPUT, judged)
+            answers = follows is Reply.OUTPUT
+            record = _record(request, judged, now_ns, action, outcome.span, answers=answers)
             self._emit(StageDone(record))
             if judged.verdict:
                 request.trail = (*request.trail, _stage_reply(request, record))
@@ -89,31 +90,20 @@ class Stages:
         self._enqueue(request, now_ns)
 
 
-def gave_up(request: Request, code: int, now_ns: int) -> StageRecord:
-    """A deferred request of a cascade gets its best answer: note the stage that it waited for in vain."""
+def gave_up(request: Request, code: int, now_ns: int, *, answered: bool) -> StageRecord:
+    """A deferred request of a cascade ends before its next stage has run: note that it waited for it in vain.
+
+    `code` is what ended it; `answered` says that it gets its best answer.
+    """
     before = request.trail[-1]
-    outranked = request.queue.by_score and code == Code.SKIPPED
-    verdict = Verdict.OUTRANKED if outranked else Verdict.INSTEAD  # else the clock decided
-    record = StageRecord(
-        key=request.key,
-        request_id=request.request_id,
-        user_id=request.user_id,
-        stage=request.stage,
-        model_id=request.instance.model_id,
-        program=request.queue.program,
-        queued_ns=request.queued_ns,
-        due_ns=request.due_ns,
-        start_ns=request.queued_ns - 1,  # -1 in the log: it did not run
-        exec_ns=0,
-        end_ns=now_ns,
-        batch_size=0,
-        worker_id=-1,
-        gpu_id=-1,
-        answers=False,
-        verdict=verdict,
-        score=before.score,
-        threshold=before.threshold,
-    )
+    if not answered:
+        verdict = Verdict.UNANSWERED
+    elif request.queue.by_score and code == Code.SKIPPED:
+        verdict = Verdict.OUTRANKED
+    else:
+        verdict = Verdict.INSTEAD  # the clock decided
+    judged = Judgement(Reply.BEST, verdict, before.score, before.threshold)
+    record = _record(request, judged, now_ns)
     request.trail = (*request.trail, _stage_reply(request, record))
     return record
 
@@ -140,17 +130,22 @@ def _stage_reply(request: Request, record: StageRecord) -> StageReply:
         score=record.score,
         threshold=record.threshold,
         verdict=int(record.verdict),
+        worker_id=record.worker_id,
+        gpu_id=record.gpu_id,
     )
 
 
 def _record(
     request: Request,
-    action: ActionState,
-    outcome: Outcome,
-    now_ns: int,
-    answers: bool,
     judged: Judgement,
+    now_ns: int,
+    action: ActionState | None = None,
+    span: Span = NO_SPAN,
+    *,
+    answers: bool = False,
 ) -> StageRecord:
+    """The stage of `request` that ends now. It ran in `action` for `span`; without one it waited in vain."""
+    gpu = None if action is None else action.gpu
     return StageRecord(
         key=request.key,
         request_id=request.request_id,
@@ -160,14 +155,16 @@ def _record(
         program=request.queue.program,
         queued_ns=request.queued_ns,
         due_ns=request.due_ns,
-        start_ns=outcome.span.begin_ns,
-        exec_ns=outcome.span.duration_ns,
+        # -1 in the log: it did not run.
+        start_ns=request.queued_ns - 1 if action is None else span.begin_ns,
+        exec_ns=span.duration_ns,
         end_ns=now_ns,
-        batch_size=len(action.requests),
-        worker_id=action.gpu.worker.worker_id,
-        gpu_id=action.gpu.gpu_id,
+        batch_size=0 if action is None else len(action.requests),
+        worker_id=-1 if gpu is None else gpu.worker.worker_id,
+        gpu_id=-1 if gpu is None else gpu.gpu_id,
         answers=answers,
         verdict=judged.verdict,
         score=judged.score,
         threshold=judged.threshold,
+        cascade=request.queue.cascade,
     )

@@ -446,6 +446,7 @@ class Queue:
     __slots__ = (
         "after",
         "by_score",
+        "cascade",
         "instance",
         "length",
         "program",
@@ -470,6 +471,7 @@ class Queue:
         #: What a request expects to need after this stage, ns: it is due that much before its deadline.
         self.rest_ns = 0
         self.after = after  # None: a plain model answers
+        self.cascade = ""  # the name of the cascade whose stage this is
         self.by_score = False  # the policy serves the lowest scores first, and skips the others
 
 
