@@ -154,6 +154,10 @@ def test_the_board_can_be_imported() -> None:
         "queue",
         "loads and evictions",
         "workers",
+        "cascade: threshold",
+        "cascade: deferred share",
+        "cascade: stages by verdict",
+        "cascade: waiting for each stage",
     ],
 )
 def test_the_board_shows_what_an_operator_asks_first(wanted: str) -> None:
