@@ -16,6 +16,7 @@ from slosched.analysis.cascade_figures import (
     Curve,
     Point,
     _over_time,
+    _scatter,
     draw_over_time,
     draw_scatter,
 )
@@ -94,6 +95,54 @@ def test_the_scatter(tmp_path: Path) -> None:
     ]
     with pytest.raises(InvalidConfig, match="nothing to draw"):
         draw_scatter("sdturbo", [Point("ours", 0.1, math.nan)], tmp_path)
+
+
+def test_intervals_of_violations_end_at_0_and_1() -> None:
+    points = [Point("few", 0.01, 17.0, 0.13), Point("most", 0.95, 18.0, 0.13), Point("one", 0, 19)]
+    (ax,) = _scatter("sdturbo", points, 16.8).axes
+    ends = [
+        collection.get_segments()[0][:, 0].tolist()
+        for container in ax.containers
+        for collection in container[2]
+    ]
+    assert ends == [pytest.approx([0.0, 0.14]), pytest.approx([0.82, 1.0])]
+    low, high = ax.get_xlim()
+    # Room for half a marker, and no tick below 0.
+    assert -0.05 < low < 0 and high > 1.0
+    assert min(tick for tick in ax.get_xticks() if tick >= low) == 0
+
+
+def test_legends_stand_under_the_axes_in_the_order_of_the_policies() -> None:
+    points = [Point("ours", 0.0, 17.0, 0.1), Point("theirs", 0.2, 18.0)]
+    figure = _scatter("sdturbo", points, 16.8)
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["ours", "theirs", "clairvoyant fluid bound"]
+    assert figure.axes[0].get_legend() is None
+    # Room for rows of long names, one beneath the other.
+    long = [
+        Curve(f"diffserve-routing=random-queue_term=false-drop-at={at}", [0.0], [1.0])
+        for at in range(9)
+    ]
+    short = [Curve(f"{at}", [0.0], [1.0]) for at in range(9)]
+    many, few = (_over_time("", THRESHOLD, curves) for curves in (long, short))
+    assert many.get_figheight() > few.get_figheight()
+    many.draw_without_rendering()
+    assert many.legends[0].get_window_extent().width < many.bbox.width
+
+
+def test_curves_that_coincide_can_be_told_apart() -> None:
+    times = [float(at) for at in range(60)]
+    curves = [Curve(f"{at}", times, [0.0] * 60, at) for at in range(9)]
+    (ax,) = _over_time("", VIOLATIONS, curves).axes
+    looks = {(line.get_color(), line.get_marker()) for line in ax.lines}
+    assert len(looks) == 9
+    starts = {line.get_markevery()[0] for line in ax.lines}
+    assert len(starts) == 9  # no marker lies on that of another curve
+    first, *others = ax.lines
+    assert all(first.get_zorder() > line.get_zorder() for line in others)
+    assert ax.get_ylim()[0] < 0  # 0 is not half behind the axis
+    (ax,) = _over_time("", VIOLATIONS, curves[:1]).axes
+    assert ax.lines[0].get_marker() in ("", "None", None)
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:

@@ -21,9 +21,10 @@ FID = "fid"
 KINDS = {
     THRESHOLD: ("Confidence threshold", "Threshold"),
     VIOLATIONS: ("SLO violation ratio", "Share of requests"),
-    FID: ("FID by the share served", "FID (less is better)"),
+    FID: ("FID at the share of light answers", "FID (less is better)"),
 }
-_SIZE_IN = (8.6, 3.4)
+#: Width, and height without the legend.
+_SIZE_IN = (8.6, 3.0)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def draw_over_time(
         if not any(_finite(line.values) for line in lines):
             continue  # nothing is known of it, as of the FID of a cascade without a table
         with style.look():
-            figure = _over_time(f"{KINDS[kind][0]} of {cascade}{_in_brackets(note)}", kind, lines)
+            figure = _over_time(f"{KINDS[kind][0]}, {cascade}{_in_brackets(note)}", kind, lines)
             name = f"{cascade}_{kind}_published" if note else f"{cascade}_{kind}"
             paths += style.save(figure, out, name)
     if not paths:
@@ -86,55 +87,131 @@ def draw_scatter(
     if not shown:
         raise InvalidConfig("nothing to draw: no run has both violations and a FID")
     with style.look():
-        figure = style.Figure(figsize=(6.4, 4.4), layout="constrained")
-        ax = figure.subplots()
-        for place, point in enumerate(shown):
-            ax.errorbar(
-                point.violation_ratio,
-                point.fid,
-                xerr=point.violation_half or None,
-                yerr=point.fid_half or None,
-                color=style.COLOURS[place % len(style.COLOURS)],
-                marker=style.MARKERS[place % len(style.MARKERS)],
-                linestyle="",
-                capsize=2,
-                label=point.name,
-            )
-        if bound_fid is not None and math.isfinite(bound_fid):
-            ax.axhline(bound_fid, color=style.PALE, linestyle=":", label="clairvoyant fluid bound")
-        ax.set_xlim(left=min(0.0, ax.get_xlim()[0]))
-        ax.set_xlabel("SLO violation ratio")
-        ax.set_ylabel("FID by the table (less is better)")
-        ax.set_title(f"Quality and violations of {cascade}")
-        ax.legend()
-        return style.save(figure, out, f"{cascade}_quality_violations")
+        return style.save(_scatter(cascade, shown, bound_fid), out, f"{cascade}_quality_violations")
+
+
+def _scatter(cascade: str, points: Sequence[Point], bound_fid: float | None) -> Any:
+    from slosched.analysis import style
+
+    names = [point.name for point in points] + ["clairvoyant fluid bound"]
+    figure = style.Figure(figsize=_size(6.4, 4.0, names), layout="constrained")
+    ax = figure.subplots()
+    for place, point in enumerate(points):
+        colour, marker = _look(place)
+        low, high = _within_shares(point)
+        ax.errorbar(
+            point.violation_ratio,
+            point.fid,
+            xerr=[[low], [high]] if point.violation_half else None,
+            yerr=point.fid_half or None,
+            color=colour,
+            marker=marker,
+            markersize=7.5,
+            markeredgecolor="white",
+            markeredgewidth=0.7,
+            elinewidth=1.2,
+            linestyle="",
+            capsize=2,
+            zorder=_order(place),
+            label=point.name,
+        )
+    if bound_fid is not None and math.isfinite(bound_fid):
+        ax.axhline(bound_fid, color=style.PALE, linestyle=":", label=names[-1])
+    # No ratio is below 0: the axis leaves room for a marker there, and none for a tick.
+    right = max(point.violation_ratio + _within_shares(point)[1] for point in points) or 1.0
+    ax.set_xlim(-0.03 * right, 1.03 * right)
+    ax.set_xlabel("SLO violation ratio")
+    ax.set_ylabel("FID by the table (less is better)")
+    ax.set_title(f"Quality and violations, {cascade}")
+    _legend(figure, ax, names)
+    return figure
+
+
+def _within_shares(point: Point) -> tuple[float, float]:
+    """How far the interval of a violation ratio reaches down and up: a share is within 0..1."""
+    half, ratio = point.violation_half, point.violation_ratio
+    return max(0.0, min(half, ratio)), max(0.0, min(half, 1 - ratio))
 
 
 def _over_time(title: str, kind: str, lines: Sequence[Curve]) -> Any:
     from slosched.analysis import style
 
-    figure = style.Figure(figsize=_SIZE_IN, layout="constrained")
+    names = [line.name for line in lines]
+    figure = style.Figure(figsize=_size(*_SIZE_IN, names), layout="constrained")
     ax = figure.subplots()
     for line in lines:
+        colour, _ = _look(line.colour)
         ax.plot(
             line.times_s,
             line.values,
-            color=style.COLOURS[line.colour % len(style.COLOURS)],
+            color=colour,
             linestyle=(0, (3, 1.5)) if line.dashed else "-",
             linewidth=1.5,
-            marker="o" if len(line.times_s) == 1 else "",
             drawstyle="steps-post" if line.steps else "default",
+            zorder=_order(line.colour),
             label=line.name,
+            **_markers(line, lines),
         )
     if kind != FID:
-        top = max((max(_finite(line.values), default=0.0) for line in lines), default=0.0)
-        ax.set_ylim(0, 1.05 * top or 1.0)
+        top = max((max(_finite(line.values), default=0.0) for line in lines), default=0.0) or 1.0
+        ax.set_ylim(-0.03 * top, 1.05 * top)  # so that a curve at 0 is not half behind the axis
     ax.set_xlim(left=0)
     ax.set_xlabel("Time from the first request (s)")
     ax.set_ylabel(KINDS[kind][1])
     ax.set_title(title)
-    figure.legend(loc="outside lower left", ncols=3)
+    _legend(figure, ax, names)
     return figure
+
+
+def _look(place: int) -> tuple[str, str]:
+    """(colour, marker) of the policy at `place`; when the colours begin again, the markers are others."""
+    from slosched.analysis.style import COLOURS, MARKERS
+
+    return COLOURS[place % len(COLOURS)], MARKERS[(place + place // len(COLOURS)) % len(MARKERS)]
+
+
+def _order(place: int) -> float:
+    """The zorder of the policy at `place`: the first one is above the others."""
+    return 3 + 1 / (1 + place)
+
+
+def _markers(line: Curve, lines: Sequence[Curve]) -> dict[str, Any]:
+    """Markers along a curve among several, each curve's at other times: curves that coincide show so."""
+    count, points = len({each.colour for each in lines}), len(line.times_s)
+    if points == 1:
+        return {"marker": "o"}
+    if count == 1 or line.dashed or not points:
+        return {}
+    every = max(count, points // 10)
+    look = {"marker": _look(line.colour)[1], "markersize": 6, "markeredgecolor": "white"}
+    return {
+        **look,
+        "markeredgewidth": 0.5,
+        "markevery": (line.colour * every // count % points, every),
+    }
+
+
+def _columns(width_in: float, names: Sequence[str]) -> int:
+    """How many columns of a legend with `names` a figure of that width has room for."""
+    widest_in = 0.7 + 0.075 * max(map(len, names), default=0)
+    return max(1, min(3, int(width_in // widest_in)))
+
+
+def _size(width_in: float, height_in: float, names: Sequence[str]) -> tuple[float, float]:
+    """A figure's size with room for the rows of its legend under axes of that height."""
+    return width_in, height_in + 0.2 * math.ceil(len(names) / _columns(width_in, names))
+
+
+def _legend(figure: Any, ax: Any, names: Sequence[str]) -> None:
+    """The legend under the axes, in the order of `names`."""
+    handles, labels = ax.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda place: names.index(labels[place]))
+    figure.legend(
+        [handles[place] for place in order],
+        [labels[place] for place in order],
+        loc="outside lower left",
+        ncols=_columns(figure.get_figwidth(), names),
+    )
 
 
 def _finite(values: Sequence[float]) -> list[float]:
