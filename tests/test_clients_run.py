@@ -239,7 +239,7 @@ def test_refusals_are_counted_by_their_code() -> None:
 
 
 def test_a_run_beyond_its_issue_delay_bound_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "ISSUE_DELAY_BOUND_NS", 0)
+    monkeypatch.setattr(results, "issue_delay_bound_ns", lambda slo_ns: 0)
     with FakeController() as controller:
         result = run(controller, spec("toy 1 fixed-rate 100 1s 1s 2 mul 0.2"))
     assert not result.valid and result.complete

@@ -17,7 +17,14 @@ from typer.testing import CliRunner
 from slosched.cli.app import app
 from slosched.cli.output import run_table
 from slosched.errors import InvalidConfig
-from slosched.loadgen.results import RunResult, StepResult, StepTally, pooled_verdict, run_result
+from slosched.loadgen.results import (
+    RunResult,
+    StepResult,
+    StepTally,
+    issue_delay_bound_ns,
+    pooled_verdict,
+    run_result,
+)
 from slosched.loadgen.verdict import (
     Outcome,
     Verdict,
@@ -316,6 +323,22 @@ def test_runs_of_a_step_are_judged_together() -> None:
     assert alone is not None and alone.outcome is Outcome.UNDECIDED
     assert both is not None and (both.outcome, both.sent) == (Outcome.HOLDS, 600)
     assert pooled_verdict([few, step(issue_delay_p99_ns=NS_PER_S)]) is None
+
+
+def test_sends_may_be_late_by_a_hundredth_of_the_slo_and_by_2_ms_at_least() -> None:
+    assert issue_delay_bound_ns(0) == issue_delay_bound_ns(25 * NS_PER_MS) == 2 * NS_PER_MS
+    late = 100 * NS_PER_MS
+    five, fifteen = (
+        step(slo_ns=seconds * NS_PER_S, issue_delay_p99_ns=late) for seconds in (5, 15)
+    )
+    assert five.sent_late and five.holds is None
+    assert not fifteen.sent_late and fifteen.holds is not None
+    run = replace(result(fifteen), issue_delay_p99_ns=late)
+    assert run.verdict == "valid: issue delay p99 100ms, bound 150ms"
+    assert run.as_dict()["issue_delay_bound_ns"] == 150 * NS_PER_MS
+    # The smallest SLO counts for the whole run.
+    both = replace(result(five, fifteen), issue_delay_p99_ns=late)
+    assert not both.valid and "above its bound of 50ms" in both.verdict
 
 
 def test_the_bound_of_a_step_is_one_of_its_latencies() -> None:

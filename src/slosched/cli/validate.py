@@ -201,13 +201,12 @@ def _try(
 
 def _disturbed(plan: Plan, live: RunResult, meter: Meter) -> list[tuple[str, ...]]:
     """Why each step of the live run does not count, by its index."""
-    from slosched.loadgen.results import ISSUE_DELAY_BOUND_NS
     from slosched.telemetry.client_log import FILE_NAME, read_client_log
 
     assert live.run_dir is not None
     # The first request is due within a gap of the start, which is close enough for stalls.
     start_ns = int(read_client_log(live.run_dir / FILE_NAME)["scheduled_ns"].min())
-    late = {s.index for s in live.steps if s.issue_delay_p99_ns > ISSUE_DELAY_BOUND_NS}
+    late = {step.index for step in live.steps if step.sent_late}
     steps = plan.workload.steps()
     ends = [*(step.start_ns for step in steps[1:]), plan.duration_ns]
     found = []

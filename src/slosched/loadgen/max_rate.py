@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from slosched.errors import InvalidConfig
-from slosched.loadgen.results import ISSUE_DELAY_BOUND_NS, RunResult
+from slosched.loadgen.results import RunResult
 from slosched.loadgen.verdict import CONFIDENCE, PERCENTILE, Outcome, Verdict, judge
 from slosched.units import NS_PER_S, format_duration, format_share
 from slosched.workloads.composed import Composed
@@ -308,7 +308,7 @@ def window_of(result: RunResult, stalls: tuple[str, ...] = ()) -> Window:
     counted = [step for step in result.steps if step.index == 1]
     late_ns = max((step.issue_delay_p99_ns for step in counted), default=0)
     reasons = list(stalls)
-    if late_ns > ISSUE_DELAY_BOUND_NS:
+    if any(step.sent_late for step in counted):
         reasons.append(f"sends were late: issue delay p99 {format_duration(late_ns)}")
     sent = sum(step.sent for step in counted)
     in_time = sum(step.in_time for step in counted)

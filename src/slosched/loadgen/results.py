@@ -24,8 +24,19 @@ from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 from slosched.workloads.base import Step, Workload
 from slosched.workloads.engine import Engine
 
-#: A run whose sends were late by more than this (p99) measured its own client, and is invalid.
+#: The smallest bound on the issue delay (see `issue_delay_bound_ns`).
 ISSUE_DELAY_BOUND_NS = 2 * NS_PER_MS
+#: The bound is this part of the SLO where that is more.
+_BOUND_PARTS_OF_SLO = 100
+
+
+def issue_delay_bound_ns(slo_ns: int) -> int:
+    """How late (p99) requests with an SLO of `slo_ns` may be sent: a hundredth of the SLO, and at least 2 ms.
+
+    A run whose sends were later measured its own client, and is invalid. A delay that is much beside an SLO of
+    20 ms is nothing beside one of 15 s.
+    """
+    return max(ISSUE_DELAY_BOUND_NS, slo_ns // _BOUND_PARTS_OF_SLO)
 
 
 _OK = code_name(0)
@@ -108,6 +119,11 @@ class StepResult:
         return self.latency_p99_ns if self.succeeded >= least_samples() else None
 
     @property
+    def sent_late(self) -> bool:
+        """Whether the client sent later than the step's SLO lets it: the step says nothing then."""
+        return self.issue_delay_p99_ns > issue_delay_bound_ns(self.slo_ns)
+
+    @property
     def holds(self) -> Verdict | None:
         """Whether 99 % would be in time for the client; None where its requests were sent late."""
         return pooled_verdict([self])
@@ -138,8 +154,9 @@ class RunResult:
     """A finished run, or the part of it that ran.
 
     `complete` is False if it was stopped or the controller went away: `problem` says which.
-    `valid` is False if p99 of the issue delay is above its bound: the client, or the machine it runs
-    on, was too slow for the figures to mean anything. `run_dir` is None where nothing was written.
+    `valid` is False if p99 of the issue delay is above the bound of the smallest SLO: the client, or the
+    machine it runs on, was too slow for the figures to mean anything. `run_dir` is None where nothing was
+    written.
     """
 
     workload: str
@@ -169,8 +186,13 @@ class RunResult:
         return sum(s.met for s in self.steps) / self.sent if self.sent else 0.0
 
     @property
+    def issue_delay_bound_ns(self) -> int:
+        """The bound of the smallest SLO of the steps."""
+        return issue_delay_bound_ns(min((step.slo_ns for step in self.steps), default=0))
+
+    @property
     def valid(self) -> bool:
-        return self.issue_delay_p99_ns <= ISSUE_DELAY_BOUND_NS
+        return self.issue_delay_p99_ns <= self.issue_delay_bound_ns
 
     @property
     def verdict(self) -> str:
@@ -178,7 +200,7 @@ class RunResult:
         if not self.sent:
             return "nothing was sent" + ("" if self.complete else f" ({self.problem})")
         measured = format_duration(self.issue_delay_p99_ns)
-        bound = format_duration(ISSUE_DELAY_BOUND_NS)
+        bound = format_duration(self.issue_delay_bound_ns)
         if not self.valid:
             return (
                 f"INVALID: issue delay p99 {measured} is above its bound of {bound}; the client "
@@ -210,7 +232,7 @@ class RunResult:
             "satisfaction_controller_from_arrival": self.controller_satisfaction,
             "issue_delay_p50_ns": self.issue_delay_p50_ns,
             "issue_delay_p99_ns": self.issue_delay_p99_ns,
-            "issue_delay_bound_ns": ISSUE_DELAY_BOUND_NS,
+            "issue_delay_bound_ns": self.issue_delay_bound_ns,
             "inputs": self.inputs,
             "random_weights": self.random_weights,
             "elapsed_ns": self.elapsed_ns,
@@ -255,7 +277,7 @@ def _own_fields(cls: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:
 
 def pooled_verdict(steps: Sequence[StepResult]) -> Verdict | None:
     """Whether 99 % would be in time, from several runs of one step; None if any was sent late."""
-    if any(step.issue_delay_p99_ns > ISSUE_DELAY_BOUND_NS for step in steps):
+    if any(step.sent_late for step in steps):
         return None
     sent = sum(step.sent for step in steps)
     return judge(sent, sent - sum(step.in_time for step in steps))
