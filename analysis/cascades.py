@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from slosched.analysis.compare import Estimate
-from slosched.cascade.compare import Comparison, cells_of, compare
+from slosched.cascade.compare import Comparison, cells_of, compare, estimate_text
 from slosched.cascade.presets import POLICIES, PRESETS, Variant
 from slosched.cascade.run import Experiment
 from slosched.cascade_spec import CascadeOptions, QualityCurve
@@ -193,27 +193,6 @@ def sanity(bench: Bench, recorded: Path | None) -> Section:
 # ------------------------------------------------------------------------------------ results
 
 
-def beaten(comparison: Comparison) -> list[str]:
-    """Ours less each other policy on the same seeds: violations and FID, with 95 % intervals."""
-    lines = []
-    ours = comparison.summaries[OURS]
-    for variant in comparison.variants:
-        if variant.name == OURS:
-            continue
-        theirs = comparison.summaries[variant.name]
-        parts = []
-        for key, digits in (("violation_ratio", 4), ("fid", 2), ("pessimistic_fid", 2)):
-            pairs = [
-                (a["summary"][key], b["summary"][key]) for a, b in zip(ours, theirs, strict=True)
-            ]
-            each = Estimate.of([a - b for a, b in pairs if a is not None and b is not None])
-            half = "" if each is None or each.half is None else f" ± {each.half:.{digits}f}"
-            parts.append("-" if each is None else f"{each.mean:+.{digits}f}{half}")
-        lines.append(f"| less {variant.name} | {' | '.join(parts)} |")
-    head = ["| ours | violations | FID (table) | FID (pessimistic) |", "| --- | --- | --- | --- |"]
-    return head + lines
-
-
 def claims(comparisons: Sequence[tuple[str, Comparison]]) -> list[str]:
     """The abstract's claims beside these runs: per cent that a system is better than each of the others."""
     lines = [
@@ -266,7 +245,7 @@ def without_forced(rows: Mapping[str, Any]) -> list[str]:
         found = [(*_dropped(ours, quality), *_dropped(theirs, quality)) for ours, theirs in cells]
         means = [Estimate.of(list(each)) for each in zip(*found, strict=True)]
         less = [Estimate.of([each[at] - each[at + 2] for each in found]) for at in (0, 1)]
-        texts = [_text(each, 3 if at % 2 else 4) for at, each in enumerate([*means, *less])]
+        texts = [estimate_text(each, 3 if at % 2 else 4) for at, each in enumerate([*means, *less])]
         lines.append(f"| {caption} | {' | '.join(texts)} |")
     return lines
 
@@ -278,27 +257,19 @@ def _dropped(cell: Mapping[str, Any], quality: QualityCurve) -> tuple[float, flo
     return violations, quality.fid(chosen / (chosen + cell["heavy"]))
 
 
-def _text(each: Estimate | None, digits: int) -> str:
-    if each is None:
-        return "-"
-    half = "" if each.half is None else f" ± {each.half:.{digits}f}"
-    return f"{each.mean:.{digits}f}{half}"
-
-
 def page(sections: Sequence[Section], seeds: int) -> str:
     lines = [
         "# Cascades",
         "",
         "Written by [cascades.py](../cascades.py). Virtual time, no noise; FID is a table's value at the run's "
         "share of light answers, and the pessimistic FID says what forced and unjudged answers may cost "
-        f"([docs/cascades.md](../../docs/cascades.md)). Means and 95 % intervals over {seeds} seeds.",
+        f"([docs/cascades.md](../../docs/cascades.md)). Means and 95 % intervals over {seeds} seeds; the "
+        "second table of each pair has the differences seed by seed.",
     ]
     for section in sections:
         lines += ["", f"## {section.title}", "", section.text]
         for caption, comparison in section.comparisons:
             lines += ["", f"**{caption}**", "", comparison.markdown().rstrip()]
-            if OURS in comparison.summaries:
-                lines += ["", *beaten(comparison)]
         if section.title == _SYSTEMS:
             lines += ["", *claims(section.comparisons)]
     return "\n".join(lines) + "\n"

@@ -7,14 +7,14 @@ all runs are over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from slosched.analysis.cascade_figures import Point, draw_scatter
 from slosched.analysis.compare import Estimate
-from slosched.analysis.drawn import columns_text
+from slosched.analysis.drawn import columns_text, plain
 from slosched.cascade.drawing import draw_runs
 from slosched.cascade.outcome import read_outcome
 from slosched.cascade.presets import Variant
@@ -47,6 +47,8 @@ MEASURES = (
     ("mean_threshold", "threshold", 3),
     ("gpu_changes", "GPU changes", 1),
 )
+#: Those that are compared seed by seed.
+PAIRED = MEASURES[:3]
 #: How far above the clairvoyant bound, from the same cell.
 _DISTANCE = ("fid", "FID above bound", 2)
 
@@ -79,15 +81,42 @@ class Comparison:
         values = [document[part][key] for document in self.summaries[variant]]
         return Estimate.of([float(value) for value in values if value is not None])
 
+    @property
+    def subject(self) -> str:
+        """The policy whose differences to the others are shown: the first CASCADE, else the first one."""
+        names = [each.name for each in self.variants if each.policy == "CASCADE"]
+        return names[0] if names else self.variants[0].name
+
+    def difference(self, variant: str, key: str) -> Estimate | None:
+        """A number of the `subject` less that of `variant`: its mean and 95 % interval over the seeds.
+
+        Both served the same arrivals with each seed, so the seeds' own differences count, and what the
+        arrivals have in common cancels out. None if no seed has both numbers.
+        """
+        cells = zip(self.summaries[self.subject], self.summaries[variant], strict=True)
+        pairs = [(ours["summary"][key], theirs["summary"][key]) for ours, theirs in cells]
+        return Estimate.of([a - b for a, b in pairs if a is not None and b is not None])
+
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: for each policy its options, estimates and the cells' own numbers."""
+        """For JSON: for each policy its options, estimates and the cells' own numbers; and the differences."""
         return {
             "cascade": self.cascade,
             "seeds": list(self.seeds),
             "cells_reused": self.reused,
             "quality": "FID by the published table, from the share of light answers; no image was scored",
+            "interval": "Student's t over seeds, 95 %, half width",
             "policies": {each.name: self._policy(each) for each in self.variants},
+            "differences": {
+                "of": self.subject,
+                "less": {
+                    name: {key: _document(self.difference(name, key)) for key, _, _ in PAIRED}
+                    for name in self._others()
+                },
+            },
         }
+
+    def _others(self) -> list[str]:
+        return [each.name for each in self.variants if each.name != self.subject]
 
     def _policy(self, variant: Variant) -> dict[str, Any]:
         keys = [(key, "summary", key) for key, _, _ in MEASURES]
@@ -97,10 +126,7 @@ class Comparison:
         return {
             "policy": variant.policy,
             "options": cells[0]["options"],
-            "estimates": {
-                name: None if each is None else {"mean": each.mean, "half": each.half}
-                for name, each in estimates.items()
-            },
+            "estimates": {name: _document(each) for name, each in estimates.items()},
             "cells": [{"seed": cell["seed"], **cell["summary"]} for cell in cells],
         }
 
@@ -110,26 +136,53 @@ class Comparison:
         rows = []
         for variant in self.variants:
             row = [variant.name]
-            row += [_text(self.estimate(variant.name, key), digits) for key, _, digits in MEASURES]
+            row += [
+                estimate_text(self.estimate(variant.name, key), digits)
+                for key, _, digits in MEASURES
+            ]
             distance = self.estimate(variant.name, _DISTANCE[0], "above_bound")
-            rows.append([*row, _text(distance, _DISTANCE[2])])
+            rows.append([*row, estimate_text(distance, _DISTANCE[2])])
+        return headings, rows
+
+    def difference_rows(self) -> tuple[list[str], list[list[str]]]:
+        """The headings of the table of differences and a row for each policy but the `subject`."""
+        headings = [self.subject, *(heading for _, heading, _ in PAIRED)]
+        rows = []
+        for name in self._others():
+            row = [
+                estimate_text(self.difference(name, key), digits, signed=True)
+                for key, _, digits in PAIRED
+            ]
+            rows.append([f"less {name}", *row])
         return headings, rows
 
     def text(self) -> str:
-        headings, rows = self.rows()
-        return columns_text(headings, rows)
+        """Both tables, for a terminal."""
+        return "\n\n".join(columns_text(headings, rows) for headings, rows in self._tables())
 
     def markdown(self) -> str:
-        headings, rows = self.rows()
-        lines = [headings, ["---"] * len(headings), *rows]
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        """Both tables."""
+        return "\n".join(
+            "".join(
+                f"| {' | '.join(line)} |\n" for line in (headings, ["---"] * len(headings), *rows)
+            )
+            for headings, rows in self._tables()
+        )
+
+    def _tables(self) -> list[tuple[list[str], list[list[str]]]]:
+        return [each for each in (self.rows(), self.difference_rows()) if each[1]]
 
 
-def _text(estimate: Estimate | None, digits: int) -> str:
+def estimate_text(estimate: Estimate | None, digits: int, *, signed: bool = False) -> str:
+    """A mean with `digits` decimals, and half of its interval behind +-; "-" where there is none."""
     if estimate is None:
         return "-"
     half = "" if estimate.half is None else f" +- {estimate.half:.{digits}f}"
-    return f"{estimate.mean:.{digits}f}{half}"
+    return f"{estimate.mean:{'+' if signed else ''}.{digits}f}{half}"
+
+
+def _document(estimate: Estimate | None) -> dict[str, float | None] | None:
+    return None if estimate is None else {"mean": estimate.mean, "half": estimate.half}
 
 
 def cells_of(
@@ -156,7 +209,8 @@ def compare(
 ) -> Comparison:
     """Run the cells that are missing, and read all. `progress` makes a display of the names of those that run.
 
-    Raises what `run_many` raises, InvalidConfig if a folder holds a run of other settings.
+    Raises what `run_many` raises, also KeyboardInterrupt soon after `stop` says True; InvalidConfig if a folder
+    holds a run of other settings.
     """
     digests = [spec_digest(cell.experiment.simulation()) for cell in cells]
     found = [_complete(cell, digest) for cell, digest in zip(cells, digests, strict=True)]
@@ -165,6 +219,8 @@ def compare(
     show = progress([cells[place].name for place in missing]) if progress and jobs else None
     results = run_many(jobs, processes=processes, progress=show, stop=stop) if jobs else []
     for place, result in zip(missing, results, strict=True):
+        if stop is not None and stop():  # between the files of two runs, which are whole
+            raise KeyboardInterrupt
         found[place] = _finished(cells[place], digests[place], result)
     documents = [document for document in found if document is not None]
     variants = tuple({cell.variant.name: cell.variant for cell in cells}.values())
@@ -177,13 +233,37 @@ def compare(
 
 
 def _complete(cell: Cell, digest: str) -> dict[str, Any] | None:
+    """The summary in a cell's folder; None if there is none, or another source made it.
+
+    Raises InvalidConfig if it is of other settings.
+    """
     document = read_summary(cell.folder)
-    if document is not None and document.get("spec_sha256") != digest:
+    if document is None:
+        return None
+    same_source = (document.get("slosched"), document.get("source")) == (
+        __version__,
+        source_digest(),
+    )
+    others = _other_settings(document, cell.experiment.described())
+    if not others and same_source and document.get("spec_sha256") != digest:
+        others = ["another content of a file that it read"]
+    if others:
         raise InvalidConfig(
-            f"{cell.folder} holds a run of other settings; choose another --out, or move that one away"
+            f"{cell.folder} holds a run of other settings ({'; '.join(others)}); choose another --out, or "
+            "move that one away"
         )
-    made_by = (document or {}).get("slosched"), (document or {}).get("source")
-    return document if made_by == (__version__, source_digest()) else None
+    return document if same_source else None
+
+
+def _other_settings(document: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """What a summary says otherwise than `asked`, in words. Settings that one of them lacks do not count."""
+    found = []
+    for key, value in plain(asked).items():
+        if isinstance(value, dict):
+            found += _other_settings(document.get(key) or {}, value)
+        elif key in document and document[key] != value:
+            found.append(f"{key} is {document[key]}, not {value}")
+    return found
 
 
 def _finished(cell: Cell, digest: str, result: RunResult) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from slosched.cascade.summary import Summary, summarise
 from slosched.cascade_spec import CascadeOptions, CascadeSpec
 from slosched.config import EmulationNoise, SchedulerConfig
 from slosched.errors import InvalidConfig, MissingPackage, SloschedError
-from slosched.loadgen.results import RunProgress
+from slosched.loadgen.results import RunProgress, RunResult
 from slosched.output_files import utf8_document, write_file
 from slosched.sim.faults import FaultPlan
 from slosched.sim.run import simulate, source_digest, spec_digest
@@ -131,23 +131,33 @@ def run_simulated(
     *,
     progress: Progress | None = None,
     stop: Stop | None = None,
-    published: bool = False,
-) -> Report:
-    """Run `experiment` in virtual time into `out`, and make all files of it.
+) -> RunResult:
+    """Run `experiment` in virtual time into `out`; `finish_simulated` makes all further files.
 
     Raises what `simulate` raises, SloschedError if it was stopped before its end.
     """
-    spec = experiment.simulation()
     result = simulate(
-        spec, out=out, progress=progress, stop=stop, manifest={"type": experiment.policy}
+        experiment.simulation(),
+        out=out,
+        progress=progress,
+        stop=stop,
+        manifest={"type": experiment.policy},
     )
-    assert result.run_dir is not None
     if not result.complete:
         raise SloschedError(
-            f"the run ended before its end ({result.problem}); what there is of it: {result.run_dir}"
+            f"the run ended early ({result.problem}); partial results are in {result.run_dir}"
         )
+    return result
+
+
+def finish_simulated(
+    experiment: Experiment, result: RunResult, *, published: bool = False
+) -> Report:
+    """Make the files of a complete run in virtual time. See `finish`."""
+    assert result.run_dir is not None
+    digest = spec_digest(experiment.simulation())
     report = finish(
-        experiment, result.run_dir, kind="simulated", digest=spec_digest(spec), published=published
+        experiment, result.run_dir, kind="simulated", digest=digest, published=published
     )
     return replace(report, warnings=(*result.warnings, *report.warnings))
 

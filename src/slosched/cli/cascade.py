@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,12 +19,12 @@ from slosched.cli.help import SloschedTyper
 from slosched.cli.output import beside, print_json, say, table_text, warn
 from slosched.cli.stopping import stopped_by_signals
 from slosched.cli.values import duration_ns
-from slosched.errors import InvalidConfig, UnknownName
+from slosched.errors import InvalidConfig, SloschedError, UnknownName
 from slosched.output_files import check_folder
 from slosched.units import format_duration
 
 if TYPE_CHECKING:
-    from slosched.cascade.presets import Variant
+    from slosched.cascade.presets import Preset, Variant
     from slosched.cascade.run import Experiment, Report
     from slosched.sim.faults import FaultPlan
 
@@ -150,30 +151,55 @@ def run(
       slosched cascade run sdturbo --trace trace.txt --scores dist.txt --preset sanity --policy diffserve
       slosched cascade run sdturbo --trace 1to8 --workers 4 --live --duration 60s
     """
-    from slosched.cascade.run import Experiment
-    from slosched.telemetry.run_dir import default_log_dir
+    base = _experiment(
+        name, trace, workers, preset, options, scores, duration, exec_sigma, faults, published
+    )
+    experiment = replace(base, policy=_policy_type(policy), seed=seed)
+    directory = _directory(out, "cascade")
+    if not json:
+        say(_title(experiment, live=live))
+    report = (_live if live else _simulated)(experiment, directory, published)
+    _print_report(report, experiment, json=json)
 
-    base, judge_ns, _ = _preset(preset)
+
+def _experiment(
+    name: str,
+    trace: str,
+    workers: int,
+    preset: str | None,
+    options: Options,
+    scores: Path | None,
+    duration: str | None,
+    exec_sigma: float,
+    faults: Path | None,
+    published: bool,
+) -> Experiment:
+    """What `run` and `compare` say alike, with the options of the preset. Raises InvalidConfig, UnknownName."""
+    from slosched.cascade.run import Experiment
+
+    settings = _preset(preset)
     experiment = Experiment(
         cascade=name,
         trace=trace,
         workers=workers,
-        policy=_policy_type(policy),
-        options=cascade_options(base, options),
-        seed=seed,
+        options=cascade_options(settings.options, options),
         scores=scores,
-        judge_ns=judge_ns,
+        judge_ns=settings.judge_ns,
         duration_ns=None if duration is None else duration_ns("--duration", duration),
         exec_sigma=exec_sigma,
         faults=_fault_plan(faults),
     )
     _check_published(experiment, published)
-    directory = out or default_log_dir("cascade")
+    return experiment
+
+
+def _directory(out: Path | None, kind: str) -> Path:
+    """Where a command writes. Raises InvalidConfig if that is not a directory."""
+    from slosched.telemetry.run_dir import default_log_dir
+
+    directory = out or default_log_dir(kind)
     check_folder(directory)
-    if not json:
-        say(_title(experiment, live=live))
-    report = (_live if live else _simulated)(experiment, directory, published)
-    _print_report(report, experiment, json=json)
+    return directory
 
 
 def _check_published(experiment: Experiment, published: bool) -> None:
@@ -189,17 +215,19 @@ def _check_published(experiment: Experiment, published: bool) -> None:
 
 
 def _simulated(experiment: Experiment, directory: Path, published: bool) -> Report:
-    from slosched.cascade.run import run_simulated
+    from slosched.cascade.run import finish_simulated, run_simulated
     from slosched.cli.sim_display import SimDisplay
 
     with stopped_by_signals() as stopping, SimDisplay("cascade") as display:
         try:
-            return run_simulated(
-                experiment, directory, progress=display, stop=stopping, published=published
-            )
-        finally:
+            result = run_simulated(experiment, directory, progress=display, stop=stopping)
+        except SloschedError as error:
             if stopping():
-                raise KeyboardInterrupt
+                warn(str(error))
+                raise KeyboardInterrupt from None
+            raise
+    # The run is whole; from here on Ctrl-C ends the command at once.
+    return finish_simulated(experiment, result, published=published)
 
 
 def _live(experiment: Experiment, directory: Path, published: bool) -> Report:
@@ -208,14 +236,11 @@ def _live(experiment: Experiment, directory: Path, published: bool) -> Report:
     return run_live(experiment, directory, show=beside, published=published)
 
 
-def _preset(name: str | None) -> tuple[CascadeOptions, int | None, tuple[Variant, ...]]:
-    """The options, the judge's time and the policies of a preset, or the defaults."""
-    if name is None:
-        return CascadeOptions(), None, ()
-    from slosched.cascade.presets import preset_named
+def _preset(name: str | None) -> Preset:
+    """The preset of that name; None: the defaults, and no policies. Raises UnknownName."""
+    from slosched.cascade.presets import Preset, preset_named
 
-    preset = preset_named(name)
-    return preset.options, preset.judge_ns, preset.variants
+    return Preset(CascadeOptions(), None, ()) if name is None else preset_named(name)
 
 
 def _policy_type(text: str) -> str:
@@ -322,8 +347,9 @@ def compare(
     """Serve the same traces with several policies in virtual time, and compare them.
 
     For each seed every policy gets the same arrivals, prompts and scores. Behind +- stands half of a 95 %
-    interval over the seeds (Student's t). Writes compare.json, compare.md, graphs of the first seed's
-    runs and quality against violations. If it is stopped, the same --out continues it.
+    interval over the seeds (Student's t). The second table has ours less each other policy, seed by seed;
+    without ours, the first policy less the others. Writes compare.json, compare.md, graphs of the first
+    seed's runs and quality against violations. If it is stopped, the same --out continues it.
 
     \b
     Examples:
@@ -334,26 +360,13 @@ def compare(
     """
     from slosched.cascade.compare import cells_of, write_comparison
     from slosched.cascade.compare import compare as run_cells
-    from slosched.cascade.run import Experiment
     from slosched.cli.sim_display import JobsDisplay
-    from slosched.telemetry.run_dir import default_log_dir
 
-    preset_options, judge_ns, of_preset = _preset(preset)
-    base_options = cascade_options(preset_options, options)
-    variants = _variants(policies, of_preset, base_options)
-    base = Experiment(
-        cascade=name,
-        trace=trace,
-        workers=workers,
-        scores=scores,
-        judge_ns=judge_ns,
-        duration_ns=None if duration is None else duration_ns("--duration", duration),
-        exec_sigma=exec_sigma,
-        faults=_fault_plan(faults),
+    base = _experiment(
+        name, trace, workers, preset, options, scores, duration, exec_sigma, faults, published
     )
-    _check_published(base, published)
-    directory = out or default_log_dir("cascade-compare")
-    check_folder(directory)
+    variants = _variants(policies, preset, base.options, options)
+    directory = _directory(out, "cascade-compare")
     cells = cells_of(base, variants, range(seed, seed + seeds), directory)
     with stopped_by_signals() as stopping, ExitStack() as displays:
         comparison = run_cells(
@@ -377,18 +390,20 @@ def compare(
 
 
 def _variants(
-    text: str | None, of_preset: tuple[Variant, ...], base: CascadeOptions
+    text: str | None, preset: str | None, base: CascadeOptions, given: Options
 ) -> tuple[Variant, ...]:
-    """The policies to compare. Raises InvalidConfig, UnknownName."""
+    """The policies to compare, over the options `base`; those of a preset have options of their own, and what
+    is `given` on the command line holds for them too. Raises InvalidConfig, UnknownName."""
     from slosched.cascade.presets import POLICIES, parse_variants
 
+    of_preset = _preset(preset).variants
     if text is None and of_preset:
-        return of_preset
+        return tuple(
+            replace(each, options=cascade_options(each.options, given)) for each in of_preset
+        )
     variants = parse_variants(text or ",".join(POLICIES).lower(), base)
     for each in variants:
         _policy_type(each.policy)
-    if len({each.name for each in variants}) != len(variants):
-        raise InvalidConfig(f"--policies {text!r}: a policy is named twice")
     return variants
 
 
