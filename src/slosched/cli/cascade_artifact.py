@@ -16,7 +16,8 @@ import typer
 from slosched.cascade_spec import CascadeOptions, CascadeSpec
 from slosched.cli.output import Announcer
 from slosched.clock import now_ns
-from slosched.errors import InvalidConfig, SloschedError
+from slosched.codes import Code
+from slosched.errors import InvalidConfig, InvalidRequest, SloschedError
 from slosched.output_files import check_folder, write_file
 from slosched.units import NS_PER_S
 
@@ -338,12 +339,12 @@ def client(
     """Replay a trace, and say "Trace ended" when the last prompt was answered.
 
     It connects to the controller, since there is no load balancer. The artifact's client does not say which
-    cascade it is for; here -c does, as each request carries the cascade's SLO.
+    cascade it is for; here --cascade does, as each request carries the cascade's SLO.
 
     \b
     Examples:
       slosched cascade client -lbip localhost -trace 1to8qps
-      slosched cascade client -cip 10.0.0.4 -c sdxs -trace 4to32
+      slosched cascade client -cip 10.0.0.4 --cascade sdxs -trace 4to32
     """
     from slosched.cli.run import run_live
     from slosched.cli.values import duration_ns, one_address
@@ -365,7 +366,10 @@ def client(
             json=False,
         )
     except SloschedError as error:
-        tell(f"failed: {error}; if the controller serves another cascade, name it with -c")
+        hint = ""
+        if isinstance(error, InvalidRequest) and error.code == Code.UNKNOWN_MODEL:
+            hint = "; if the controller serves another cascade, name that one with --cascade"
+        tell(f"failed: {error}{hint}")
         raise
     tell("Trace ended")
     raise typer.Exit(code)
