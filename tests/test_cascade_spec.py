@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from arrival_statistics import distance_from_uniform
 from slosched.cascade_spec import CascadeSpec, QualityCurve, ScoreCurve, StageSpec
+from slosched.config_file import load_controller_config, load_profile
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.workloads.cascades import (
@@ -222,6 +223,27 @@ def test_what_is_wrong_in_a_file_is_named_with_its_line(
     path = written(tmp_path, GOOD.replace(old, new, 1))
     with pytest.raises(InvalidConfig, match=re.escape(str(path)) + words):
         load_cascade(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("slo = '5s'\n[light\nmodel = 'a'\n", "at line 2, column 7"),
+        ("slo = '5s'\nname = 'x", "at line 2, column 10, the end of the file"),
+        ("slo = '5s'\nname = [\n", "at line 3, column 1, the end of the file"),
+    ],
+)
+def test_a_file_that_is_not_toml_is_named_with_line_and_column_as_other_files_are(
+    tmp_path: Path, text: str, place: str
+) -> None:
+    path = written(tmp_path, text)
+    texts = []
+    for load in (load_cascade, load_controller_config, load_profile):
+        with pytest.raises(InvalidConfig) as caught:
+            load(path)
+        texts.append(str(caught.value))
+    assert texts[0].startswith(f"{path} is not a TOML file: ") and f"({place})" in texts[0]
+    assert texts[1:] == texts[:1] * 2
 
 
 def test_specs_made_in_a_program_are_checked_too() -> None:

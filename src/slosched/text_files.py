@@ -65,12 +65,16 @@ def reading(path: Path, what: str) -> Iterator[None]:
 
 
 def read_toml(path: Path, what: str) -> tuple[str, dict[str, Any]]:
-    """The text of a TOML file and what it says. Raises InvalidConfig, with the place of an error."""
+    """The text of a TOML file and what it says. Raises InvalidConfig, with the line and column of an error."""
     text = read_text(path, what)
     try:
         return text, tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InvalidConfig(f"{path} is not a TOML file: {error}") from None
+        line, column = text.count("\n") + 1, len(text) - text.rfind("\n")
+        reason = str(error).replace(
+            "at end of document", f"at line {line}, column {column}, the end of the file"
+        )
+        raise InvalidConfig(f"{path} is not a TOML file: {reason}") from None
 
 
 def no_integer(text: str) -> str:
