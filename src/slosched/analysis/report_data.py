@@ -23,7 +23,7 @@ from slosched.analysis.tails import named_quantiles, tail
 from slosched.analysis.windows import Windows, nice_width_ns
 from slosched.codes import code_name
 from slosched.errors import InvalidConfig
-from slosched.loadgen.results import ISSUE_DELAY_BOUND_NS
+from slosched.loadgen.results import issue_delay_bound_ns
 from slosched.loadgen.verdict import CONFIDENCE, Verdict, at_most, judge, least_samples
 from slosched.telemetry.client_log import NO_ANSWER
 from slosched.telemetry.table import LogTable
@@ -364,7 +364,8 @@ def _verdicts(
             end_ns = step.start_ns + step.duration_ns
             counted = (view.at_ns >= step.start_ns) & (view.at_ns <= end_ns)
             counted &= view.slo_factor == step.slo_factor
-        return float(np.quantile(delays[counted], 0.99)) > ISSUE_DELAY_BOUND_NS
+        late_ns = float(np.quantile(delays[counted], 0.99))
+        return late_ns > issue_delay_bound_ns(step.slo_ns)
 
     return [
         (step, None if sent_late(step) else judge(step.requests, step.requests - step.satisfied))
