@@ -69,19 +69,23 @@ class FakeCapture(list[object]):
 
 @dataclass(eq=False)
 class FakeGraph:
-    """Recorded steps; the first copy to `active` can be aimed. A `later` segment goes on in the pool."""
+    """Recorded steps; the first copy to `active` can be aimed. A `later` segment goes on in the pool.
+
+    A `part` of a run has no copy, and begins like a run of its own: other programs' runs may lie before it.
+    """
 
     driver: FakeDriver
     steps: list[object]
     active: int
     captured_on: FakeStream
     later: bool = False
+    part: bool = False
 
     def __post_init__(self) -> None:
         copies = [
             i for i, s in enumerate(self.steps) if isinstance(s, list) and s[0] == self.active
         ]
-        assert copies or self.later, "no copy of the weights"
+        assert copies or self.later or self.part, "no copy of the weights"
         self._aimed = copies[0] if copies else -1
         self.driver.graphs += 1
 
@@ -209,6 +213,9 @@ class FakeDriver:
 
     def graph(self, captured: Any, active: int) -> FakeGraph:
         return FakeGraph(self, list(captured), active, captured.stream)
+
+    def part(self, captured: Any) -> FakeGraph:
+        return FakeGraph(self, list(captured), -1, captured.stream, part=True)
 
     def chain(self, captured: Any) -> Sequence[Any] | None:
         return None if captured.branched else range(len(captured))
@@ -459,3 +466,103 @@ class FakeProgram(RecordedProgram):
             yield
         finally:
             self._stream = before
+
+
+def stepped_row(weights: bytes, row: bytes, steps: int) -> bytes:
+    """What a SteppedProgram answers to one input with these weights."""
+    state = expected_row(weights, row)
+    for step in range(steps):
+        state = bytes((each * 3 + weights[step % len(weights)]) % 256 for each in state)
+    return bytes(each ^ 0x5A for each in state)
+
+
+#: Of the time of a stepped run: what each step takes, and what comes before and after them together.
+STEP_SHARE = 0.9
+
+
+class SteppedProgram(FakeProgram):
+    """A program in `steps` steps: its state is a FakeProgram's answer, and the number of the step.
+
+    Each step changes the first by the weight of its number. `in_pool` is a fault to be found: the state lies
+    where other runs may write.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        driver: FakeDriver,
+        weights_bytes: int,
+        exec_ns: Mapping[int, int],
+        *,
+        steps: int,
+        in_pool: bool = False,
+        stream: FakeStream | None = None,
+    ) -> None:
+        self.steps, self.in_pool = steps, in_pool
+        super().__init__(name, driver, weights_bytes, exec_ns, stream=stream)
+
+    def _forward(self, inputs: Sequence[FakeView]) -> list[FakeView]:
+        state = self._begin(inputs)
+        for _ in range(self.steps):
+            state = self._step(state)
+        return self._finish(state)
+
+    def _begin(self, inputs: Sequence[FakeView]) -> list[FakeView]:
+        batch = inputs[0].shape[0]
+        answer = self._in_pool((batch, ROW_OUT), "uint8")
+        number = self._in_pool((batch,), "int64")
+
+        def action() -> None:
+            weights = self.driver.at(self.active, self.weights_bytes).tobytes()
+            self.ran_with.append(weights)
+            for row, given in enumerate(inputs[0].array()):
+                answer.array()[row] = np.frombuffer(
+                    expected_row(weights, given.tobytes()), np.uint8
+                )
+            number.array()[...] = 0
+
+        self.driver.enqueue(self._stream, self._rest_ns(batch), action)
+        return [answer, number]
+
+    def _step(self, state: Sequence[FakeView]) -> list[FakeView]:
+        batch = state[0].shape[0]
+        changed = self._in_pool(state[0].shape, "uint8")
+        number = self._in_pool((batch,), "int64")
+
+        def action() -> None:
+            step = state[1].array()
+            weights = self.driver.at(self.active, self.weights_bytes)
+            turned = state[0].array() * 3 + weights[step % self.weights_bytes][:, None]
+            changed.array()[...] = turned
+            number.array()[...] = step + 1
+
+        step_ns = round(self.exec_ns.get(batch, MS) * STEP_SHARE / self.steps)
+        self.driver.enqueue(self._stream, step_ns, action)
+        return [changed, number]
+
+    def _finish(self, state: Sequence[FakeView]) -> list[FakeView]:
+        batch = state[0].shape[0]
+        result = self._in_pool(state[0].shape, "uint8")
+
+        def action() -> None:
+            result.array()[...] = state[0].array() ^ 0x5A
+
+        self.driver.enqueue(self._stream, self._rest_ns(batch), action)
+        return [result]
+
+    def _rest_ns(self, batch: int) -> int:
+        return round(self.exec_ns.get(batch, MS) * (1 - STEP_SHARE) / 2)
+
+    def _new_state(self, inputs: Sequence[FakeView]) -> list[FakeView]:
+        found = []
+        for shape, dtype in (
+            ((inputs[0].shape[0], ROW_OUT), "uint8"),
+            ((inputs[0].shape[0],), "int64"),
+        ):
+            whole = np.empty(shape, dtype)
+            if self.in_pool:
+                found.append(self._in_pool(shape, dtype))
+                continue
+            block = self.driver.device_block(whole.nbytes)
+            found.append(FakeView(self.driver, block.address, shape, dtype, whole.strides))
+        return found

@@ -69,7 +69,8 @@ def test_a_profile_of_signatures_and_times_by_length_reads_back_equal(tmp_path: 
         exec_ns_at={128: {1: 900}, 64: {1: 500, 2: 600}},
     )
     v100 = load_profile("v100")
-    profile = replace(v100, models={**v100.models, model.name: model})
+    steps = ModelProfile("steps", {1: 50, 2: 90}, 1, 1, steps=4, step_ns={1: 10, 2: 20})
+    profile = replace(v100, models={**v100.models, model.name: model, "steps": steps})
     path = write(tmp_path, dump_profile(profile))
     assert load_profile(path) == profile and model.lengths == (64, 128)
     text_file = path.read_text()

@@ -15,11 +15,14 @@ import pytest
 from fake_cuda import (
     MS,
     ROW_IN,
+    STEP_SHARE,
     FakeDriver,
     FakeProgram,
     FakeStream,
+    SteppedProgram,
     VirtualClock,
     expected_row,
+    stepped_row,
 )
 from slosched.codes import Code
 from slosched.core.worker.interface import Op, OpDone, OpKind
@@ -65,15 +68,14 @@ class Rig:
     tau_ns: int = 400 * US
     in_flight: int = 1
     twins_pool: int = 1
+    steps: int = 0  # of the long model; 0: it is cut where its nodes are
+    state_in_pool: bool = False
     clock: VirtualClock = field(default_factory=VirtualClock)
 
     def __post_init__(self) -> None:
         self.driver = FakeDriver(self.clock)
         self.gate = Gate(self.clock)
-        self.long = FakeProgram(
-            "long", self.driver, PAGE + 40, {1: LONG_NS, 2: LONG_NS}, shares=SHARES
-        )
-        self.cut = cut_program(self.long, Class(1), self.tau_ns, self.in_flight)
+        self.long, self.cut = self._long_program()
         self.short = FakeProgram("short", self.driver, 200, {1: SHORT_NS})
         urgent = FakeStream(-5, pool=self.twins_pool)
         self.twin = FakeProgram("short", self.driver, 200, {1: SHORT_NS}, stream=urgent)
@@ -99,6 +101,21 @@ class Rig:
         self.next_op = 0
         for model_id in (0, 1):
             self.until(self.launch(OpKind.LOAD_WEIGHTS, 0, model_id))
+
+    def _long_program(self) -> tuple[FakeProgram, Cut]:
+        times = {1: LONG_NS, 2: LONG_NS}
+        if not self.steps:
+            long = FakeProgram("long", self.driver, PAGE + 40, times, shares=SHARES)
+            return long, cut_program(long, Class(1), self.tau_ns, self.in_flight)
+        stepped = SteppedProgram(
+            "long", self.driver, PAGE + 40, times, steps=self.steps, in_pool=self.state_in_pool
+        )
+        step_ns = round(LONG_NS * STEP_SHARE / self.steps)
+        rest_ns = (LONG_NS - self.steps * step_ns) // 2
+        segments = (rest_ns, *[step_ns] * self.steps, rest_ns)
+        cut = Cut(tuple(range(1, len(segments))), segments, self.in_flight)
+        stepped.run_in_steps(Class(1), cut)
+        return stepped, cut
 
     def launch(self, kind: OpKind, action_id: int, model_id: int, **more: Any) -> int:
         self.next_op += 1
@@ -140,6 +157,8 @@ class Rig:
         host = self.images[model_id].host
         assert host is not None
         wanted = expected_row(host.tobytes(), self.row(action_id))
+        if self.steps and not model_id:
+            wanted = stepped_row(host.tobytes(), self.row(action_id), self.steps)
         assert self.device.take_outputs(action_id) == [wanted], f"action {action_id}"
 
     @staticmethod

@@ -46,7 +46,11 @@ def model(name: str, b1_ms: float) -> ModelProfile:
 
 PROFILE = GpuProfile(
     "small",
-    {"short": model("short", 2), "long": model("long", 50)},
+    {
+        "short": model("short", 2),
+        "long": model("long", 50),
+        "steps": ModelProfile("steps", {1: 50 * MS}, 4 * MS, 2**26, steps=4, step_ns={1: 10 * MS}),
+    },
     weights_cache_bytes=2**30,
     boundary_ns=TAU,
 )
@@ -99,6 +103,19 @@ def test_a_long_exec_stops_at_its_next_boundary_and_goes_on_afterwards() -> None
         Span(0, stops_ns, stops_ns),
         Span(stops_ns + 2 * MS, 52 * MS, 50 * MS - stops_ns),
     )
+
+
+@pytest.mark.parametrize(("at_ms", "starts_ms"), [(3, 10), (21, 30), (39, 40), (41, 50)])
+def test_a_run_in_steps_stops_between_two_steps_and_not_in_its_tail(
+    at_ms: int, starts_ms: int
+) -> None:
+    gpu = Gpu()
+    gpu.launch(1, "steps", 0)
+    gpu.launch(2, "short", at_ms * MS, priority=1)
+    gpu.run()
+    long, urgent = gpu.ended[1], gpu.ended[2]
+    assert urgent.span.begin_ns == starts_ms * MS
+    assert long.span.duration_ns == 50 * MS and bool(long.segments) == (starts_ms < 50)
 
 
 def test_urgent_execs_follow_one_another_before_the_long_one_goes_on() -> None:

@@ -312,6 +312,8 @@ def dump_profile(profile: GpuProfile) -> str:
         ]
         if model.score:
             lines.append(f"score = {_quoted(model.score)}")
+        if model.steps:
+            lines += [f"steps = {model.steps}", f"step_ns = {_times(model.step_ns)}"]
         for kind, tensors in (("input", model.inputs), ("output", model.outputs)):
             if not tensors:
                 lines += [

@@ -33,6 +33,9 @@ class ModelProfile:
     and `output_*`, which otherwise repeat the first ones at the greatest length. A model with a dimension
     that varies has `exec_ns_at`: exec times by length class and batch size; `exec_ns` are those of the longest.
     `score` names the last output where that is a judge's score: it goes to the controller, not to clients.
+
+    A model of `steps` equal steps has `step_ns`, the time of one by batch size; the rest of its exec time is
+    what comes before and after them. With `preempt` its runs are interrupted between two steps.
     """
 
     name: Annotated[str, Option(in_file=False)]  # the file has it in the heading
@@ -49,11 +52,14 @@ class ModelProfile:
         default_factory=dict
     )
     score: str = ""
+    steps: AtLeast0 = 0
+    step_ns: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         try:
             check_types(self)
             self._settle()
+            self._check_steps()
         except InvalidConfig as error:
             raise InvalidConfig(f"model {self.name!r}: {error}") from None
         wrong = signature_error(self.takes, self.gives, self.lengths)
@@ -66,6 +72,19 @@ class ModelProfile:
                 raise InvalidConfig(f"model {self.name!r}: exec_ns has no batch size 1")
             if any(batch < 1 or ns <= 0 for batch, ns in exec_ns.items()):
                 raise InvalidConfig(f"model {self.name!r}: batch sizes and exec times must be > 0")
+
+    def _check_steps(self) -> None:
+        if bool(self.steps) != bool(self.step_ns):
+            raise InvalidConfig("steps and step_ns, the time of one by batch size, go together")
+        if self.steps and self.lengths:
+            raise InvalidConfig("a model of steps has no length classes; leave steps out")
+        if self.steps and self.step_ns.keys() != self.exec_ns.keys():
+            raise InvalidConfig("step_ns must have the batch sizes of exec_ns")
+        for batch, ns in self.step_ns.items():
+            if ns <= 0 or ns * self.steps > self.exec_ns[batch]:
+                raise InvalidConfig(
+                    f"step_ns of batch {batch} must be > 0, and {self.steps} steps at most its exec_ns"
+                )
 
     def _settle(self) -> None:
         """Fill in what follows from the rest: the first tensors of the signature, and the longest class."""
@@ -111,7 +130,10 @@ class ModelProfile:
         For devices that run any size as it comes; without it a batch is padded to the next size listed.
         """
         at = {length: _interpolated(exec_ns) for length, exec_ns in self.exec_ns_at.items()}
-        return replace(self, exec_ns=_interpolated(self.exec_ns), exec_ns_at=at)
+        exec_ns, step_ns = _interpolated(self.exec_ns), _interpolated(self.step_ns)
+        # Each time is rounded by itself, so that of all steps could be a little more than that of the whole.
+        step_ns = {batch: min(ns, exec_ns[batch] // self.steps) for batch, ns in step_ns.items()}
+        return replace(self, exec_ns=exec_ns, exec_ns_at=at, step_ns=step_ns)
 
     def pages(self, page_bytes: int) -> int:
         """Pages of `page_bytes` that the weights take; at least 1."""
@@ -136,8 +158,8 @@ class GpuProfile:
     weights_cache_bytes: int
     page_bytes: int = PAGE_BYTES
     clock_mhz: int = 1380
-    #: With `preempt`: how far apart the boundaries of an exec are, and the exec time up to which a class is
-    #: urgent, of a model whose batch of 1 takes no longer.
+    #: With `preempt`: how far apart the boundaries of an exec without steps are, and the exec time up to which
+    #: a class is urgent, of a model whose batch of 1 takes no longer.
     boundary_ns: AtLeast0 = 300_000
     urgent_at_most_ns: AtLeast0 = 5_000_000
 

@@ -81,6 +81,8 @@ class _Exec(ArmedWork):
     done: OpDone | None = None  # how it ends, once it has begun
     begun_ns: int = 0  # of the segment that runs
     left_ns: int = 0  # of its time, when that segment began
+    every_ns: int = 0  # between two boundaries
+    last_ns: int = 0  # no boundary after this part of its time
     segments: list[Span] = field(default_factory=list)  # those that were interrupted
 
 
@@ -221,6 +223,7 @@ class EmulatedGpu:
     def _push(self, done: OpDone, work: _Exec | None = None) -> None:
         if work is not None:
             work.done, work.begun_ns, work.left_ns = done, done.span.begin_ns, done.span.duration_ns
+            work.every_ns, work.last_ns = self._boundaries(work.op, done.span.duration_ns)
         self._push_at(done.span.end_ns, done, work)
 
     def _push_at(self, at_ns: int, done: OpDone | None, work: _Exec | None) -> None:
@@ -232,15 +235,28 @@ class EmulatedGpu:
     def _stop_at_boundary(self, priority: int, now_ns: int) -> None:
         """Have the running exec stop at its next boundary, if its priority is lower."""
         work = self._execs.running[0]
-        every_ns = self._profile.boundary_ns
+        every_ns = work.every_ns
         if work.priority >= priority or not every_ns:
             return
         pieces = max(1, -(-(now_ns - work.begun_ns) // every_ns))
         boundary_ns = work.begun_ns + pieces * every_ns
-        if boundary_ns < work.begun_ns + work.left_ns:
+        assert work.done is not None
+        ran_ns = work.done.span.duration_ns - work.left_ns
+        if pieces * every_ns < work.left_ns and ran_ns + pieces * every_ns <= work.last_ns:
             self._ends = [entry for entry in self._ends if entry[3] is not work]
             heapify(self._ends)
             self._push_at(boundary_ns, None, work)
+
+    def _boundaries(self, op: Op, duration_ns: int) -> tuple[int, int]:
+        """How far apart the boundaries of a run of `duration_ns` are, and how late in it the last one is."""
+        model = self._profile.model(op.model_name)
+        if not model.steps:
+            return self._profile.boundary_ns, duration_ns
+        expected_ns, step_ns = (
+            class_exec_ns(each, op.batch_size) for each in (model.exec_ns, model.step_ns)
+        )
+        every_ns = max(1, step_ns * duration_ns // expected_ns)
+        return every_ns, every_ns * model.steps
 
     def _at_boundary(self, work: _Exec, now_ns: int, events: list[DeviceEvent]) -> None:
         """`work` has reached the boundary at which it was to stop: what is urgent goes first."""
@@ -427,10 +443,18 @@ def prepare_emulated(
 
 def _boundaries_ns(profile: GpuProfile, model: ModelProfile) -> dict[int, dict[int, int]]:
     """How long each class runs until it can be interrupted, if one of them runs for longer than that."""
-    every_ns = profile.boundary_ns
-    if max(model.exec_ns.values()) <= every_ns:
+    if max(model.exec_ns.values()) <= profile.boundary_ns:
         return {}
     return {
-        length: {batch: min(every_ns, ns) for batch, ns in model.times(length).items()}
+        length: {batch: _boundary_ns(profile, model, batch, ns) for batch, ns in times.items()}
         for length in model.lengths or (0,)
+        if (times := model.times(length))
     }
+
+
+def _boundary_ns(profile: GpuProfile, model: ModelProfile, batch: int, exec_ns: int) -> int:
+    """The longest time until a run of `exec_ns` can be interrupted: between two steps, if it has them."""
+    if not model.steps:
+        return min(profile.boundary_ns, exec_ns)
+    step_ns = model.step_ns[batch]
+    return max(step_ns, exec_ns - (model.steps - 1) * step_ns)

@@ -130,8 +130,13 @@ def profile_of(
     exec_ns: Mapping[int, dict[int, int]],
     weights_ns: int,
     weights_bytes: int,
+    *,
+    steps: int = 0,
+    step_ns: Mapping[int, int] | None = None,
 ) -> ModelProfile:
     """The profile of `model` with these outputs; `exec_ns` by length class (0: it has none) and batch size.
+
+    `step_ns` is the time of each of its `steps` by batch size, if it runs in steps and has no length classes.
 
     An only tensor of a fixed shape without a name of its own is not named.
     """
@@ -152,6 +157,8 @@ def profile_of(
         outputs=() if unnamed else tuple(gives),
         exec_ns_at=dict(exec_ns) if longest else {},
         score=gives[-1].name if model.score else "",
+        steps=steps if step_ns else 0,
+        step_ns=dict(step_ns or {}),
     )
 
 

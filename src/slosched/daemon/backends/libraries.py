@@ -1,4 +1,5 @@
-"""Classification models of torchvision and timm, where the worker's config names the library.
+"""Models of libraries, where the worker's config names the library: classifiers of torchvision and timm, and
+diffusion models that are built with diffusers.
 
 Only names of the library's own list are ever built: a name that a client sends is looked up, and never
 imported or fetched. Weights are random, drawn from a seed made of the name; nothing is downloaded.
@@ -11,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from slosched.daemon.backends.diffusion import diffusion_specs
 from slosched.daemon.backends.zoo import ModelSpec, seeded
 from slosched.errors import MissingPackage, UnknownName
 
@@ -19,10 +21,12 @@ _IMAGE = (3, 224, 224)
 
 
 def library_specs(library: str) -> dict[str, ModelSpec]:
-    """The models of `library`, "torchvision" or "timm", by the name that a worker offers: LIBRARY/NAME.
+    """The models of `library`, one of LIBRARIES, by the name that a worker offers: LIBRARY/NAME.
 
     Imports the library. Raises MissingPackage if it is not installed or does not fit this torch.
     """
+    if library == "diffusion":
+        return diffusion_specs()
     package = _imported(library)
     if library == "torchvision":  # without `module` it lists detectors and segmenters, too
         return {

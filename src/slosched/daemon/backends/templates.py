@@ -18,6 +18,7 @@ from torch import nn
 
 from slosched.daemon.backends.contract import ModelRefused, named_outputs
 from slosched.daemon.backends.layout import made_up
+from slosched.daemon.backends.stepped import Stepped
 from slosched.daemon.backends.zoo import KnowsInputs, ModelSpec, taking
 from slosched.errors import InvalidConfig
 from slosched.signature import Tensor, described
@@ -127,18 +128,17 @@ class Template:
         *output_shape), float32 or integers; they may be views of these copies or of the weights. Raises
         ModelRefused (contract.py).
         """
-        if self._bound is not weights:
-            for tensor, view in zip(self._tensors, weights.views, strict=True):
-                tensor.data = view
-            self._bound = weights
-        rows = len(inputs[0])
-        spec = self.spec
+        self._bind(weights)
         with torch.inference_mode():
             own = [self._own(each) for each in inputs]
             if len(own) == 1:
                 output = self._module(own[0])
             else:
                 output = self._module(**dict(zip(self._names_of_inputs, own, strict=True)))
+        return self._named(output, len(inputs[0]))
+
+    def _named(self, output: Any, rows: int) -> dict[str, Any]:
+        spec = self.spec
         return named_outputs(
             output,
             rows,
@@ -147,6 +147,44 @@ class Template:
             declared=spec.outputs,
             score=spec.score,
         )
+
+    def _bind(self, weights: DeviceWeights) -> None:
+        """Make the model run with `weights`."""
+        if self._bound is not weights:
+            for tensor, view in zip(self._tensors, weights.views, strict=True):
+                tensor.data = view
+            self._bound = weights
+
+    @property
+    def steps(self) -> int:
+        """The number of equal steps of a run; 0 for a model that has none (stepped.py)."""
+        return self._module.steps if isinstance(self._module, Stepped) else 0
+
+    def begin(self, weights: DeviceWeights, inputs: Sequence[Any]) -> Sequence[Any]:
+        """The state of a run in steps before the first one, for `inputs` as `forward` takes them."""
+        module = self._stepped(weights)
+        with torch.inference_mode():
+            own = [self._own(each) for each in inputs]
+            if len(own) == 1:
+                return module.begin(own[0])
+            return module.begin(**dict(zip(self._names_of_inputs, own, strict=True)))
+
+    def step(self, weights: DeviceWeights, state: Sequence[Any]) -> Sequence[Any]:
+        """The state after one step."""
+        module = self._stepped(weights)
+        with torch.inference_mode():
+            return module.step(*state)
+
+    def finish(self, weights: DeviceWeights, state: Sequence[Any]) -> dict[str, Any]:
+        """The outputs of a run with this state, as `forward` gives them."""
+        module = self._stepped(weights)
+        with torch.inference_mode():
+            return self._named(module.finish(*state), len(state[0]))
+
+    def _stepped(self, weights: DeviceWeights) -> Stepped:
+        self._bind(weights)
+        assert isinstance(self._module, Stepped)
+        return self._module
 
     def _own(self, given: Any) -> Any:
         if not isinstance(given, torch.Tensor):

@@ -90,6 +90,9 @@ class CudaDriver:
             raise DeviceFault("a captured graph has lost the copy of its weights")
         return CudaGraph(captured, node)
 
+    def part(self, captured: Any) -> CudaGraph:
+        return CudaGraph(captured, None)
+
     def chain(self, captured: Any) -> Sequence[Any] | None:
         """The nodes of what was captured, in the order in which they run; None where that is not a chain."""
         nodes = {int(node): node for node in _nodes(captured)}

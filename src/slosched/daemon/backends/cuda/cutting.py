@@ -17,7 +17,7 @@ boundaries take from the long model, and what urgent requests lose as far as wai
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -25,10 +25,12 @@ from typing import Any, NamedTuple
 
 from slosched.daemon.backends.cuda.background import Background
 from slosched.daemon.backends.cuda.driver import Block, Driver, Graph, Stream
-from slosched.daemon.backends.cuda.program import BufferSet, Class, Cut
+from slosched.daemon.backends.cuda.program import BufferSet, Class, Copies, Cut
 from slosched.daemon.backends.cuda.recorded import RecordedProgram
 from slosched.daemon.backends.cuda.runs import GraphRun
 from slosched.daemon.backends.cuda.segments import Gate, SegmentedRun
+from slosched.daemon.backends.cuda.steps import SteppedRun
+from slosched.daemon.backends.cuda.timing import MOST_TIMED, Stopwatch, medians, runs_for
 from slosched.units import NS_PER_MS, NS_PER_US
 
 #: How much slower a run in segments may be than the whole graph; and where a boundary costs the GPU so much
@@ -40,14 +42,15 @@ TAUS_NS = tuple(us * NS_PER_US for us in (130, 180, 260, 370, 520, 740, 1_050, 1
 CUT_FROM_NS = 1_000 * NS_PER_US
 BOUNDARIES = 4
 
-_GROUPS, _MOST_GROUPS, _ROUNDS = 48, 192, 3
+_GROUPS, _MOST_GROUPS, _ROUNDS = 48, MOST_TIMED, 3
+_TOO_SLOW = f"boundaries would slow it down by more than {SLOWER:.0%}"
 #: `started` and the copy of the weights belong to the first segment, the copy of the output and `ended` to
 #: the last.
 _HEAD, _TAIL = 2, 2
 #: Taus that cost more than the best one, after which no longer one is tried.
 _WORSE = 2
-#: How often each is measured; and what takes so long that fewer times must do.
-_RUNS, _LONG_NS, _RUNS_OF_LONG = 5, 20 * NS_PER_MS, 3
+#: How often it is measured what a boundary costs with the host in between.
+_RUNS = 5
 #: Segments that are launched one by one to measure what a boundary costs with the host in between.
 _ONE_BY_ONE, _ONE_BY_ONE_NS = 4, 1_000 * NS_PER_US
 
@@ -153,15 +156,6 @@ def chosen(
     return min(found, key=lambda choice: choice.loss, default=None)
 
 
-def medians(rows: Sequence[Sequence[int]]) -> list[int]:
-    """The median of each column; at least 1."""
-    return [max(1, round(median(column))) for column in zip(*rows, strict=True)]
-
-
-def _runs(for_ns: int) -> int:
-    return _RUNS if for_ns < _LONG_NS else _RUNS_OF_LONG
-
-
 class Cutter:
     """Cuts classes of programs that run on `stream`. In the background thread."""
 
@@ -169,8 +163,8 @@ class Cutter:
         self, driver: Driver, background: Background, stream: Stream, gate: Gate, aim: Aim
     ) -> None:
         self._driver, self._background, self._stream = driver, background, stream
-        self._gate, self._aim = gate, aim
-        self._events = [driver.event() for _ in range(_MOST_GROUPS + 1)]
+        self._aim, self._ended = aim, driver.event()
+        self._watch = Stopwatch(driver, background, stream, gate)
 
     def cut(
         self, program: RecordedProgram, of: Class, wish: Wish, weights: Block, *, whole_ns: int
@@ -179,17 +173,28 @@ class Cutter:
 
         `weights` are those that it is measured with; `whole_ns` is its exec time. Raises OutOfDeviceMemory.
         """
+        copies = [(program.active, weights.address, program.weights_bytes)]
+        if program.steps:
+            return self._cut_steps(program, of, wish, copies, whole_ns)
         wholes = program.whole_runs(of)
         chains = [self._driver.chain(whole.captured) for whole in wholes]
         first = chains[0] if chains else None
         if first is None or any(each is None or len(each) != len(first) for each in chains):
             return "its graph is not one chain"
-        copies = [(program.active, weights.address, program.weights_bytes)]
+
+        @contextmanager
+        def made(bounds: tuple[int, ...]) -> Iterator[SegmentedRun]:
+            run = SegmentedRun(self._driver, wholes[0], first, bounds)
+            try:
+                yield run
+            finally:
+                run.close()
+
         try:
             groups = self._groups(wholes[0], first, whole_ns)
-            cut = self._chosen(wholes[0], first, groups, wish, copies, whole_ns)
+            cut = self._chosen(wholes[0], groups, wish, copies, whole_ns, made)
             if cut is None:
-                return f"boundaries would slow it down by more than {SLOWER:.0%}"
+                return _TOO_SLOW
             runs: list[SegmentedRun] = []
             for whole, chain in zip(wholes, chains, strict=True):
                 assert chain is not None
@@ -201,6 +206,30 @@ class Cutter:
                 run.close()
             return "its segments answer otherwise than the whole graph"
         program.run_in_segments(of, cut, runs)
+        return ""
+
+    def _cut_steps(
+        self, program: RecordedProgram, of: Class, wish: Wish, copies: Copies, whole_ns: int
+    ) -> str:
+        """The same for a program in steps: it is cut between its parts, of which the steps take the same."""
+        runs = program.stepped_runs(of)
+        if not runs:
+            return "it is no CUDA graph"
+
+        @contextmanager
+        def made(bounds: tuple[int, ...]) -> Iterator[SteppedRun]:
+            runs[0].cut(bounds)
+            yield runs[0]
+
+        runs[0].aim(copies)
+        groups = [
+            Group(place, place + 1, ns)
+            for place, ns in enumerate(self._watch.parts(runs[0].parts, whole_ns))
+        ]
+        cut = self._chosen(runs[0], groups, wish, copies, whole_ns, made)
+        if cut is None:
+            return _TOO_SLOW
+        program.run_in_steps(of, cut)
         return ""
 
     # ----------------------------------------------------------------------------- measuring
@@ -218,7 +247,7 @@ class Cutter:
                         made[place] = self._driver.segment(
                             whole.captured, chain, *place, whole.active
                         )
-                times = self._timed([made[place].launch for place in places], whole_ns)
+                times = self._watch.each([made[place].launch for place in places], whole_ns)
                 boundary_ns = max(0, sum(times) - whole_ns) // len(places)
                 groups = [
                     Group(*place, max(1, ns - boundary_ns))
@@ -235,13 +264,14 @@ class Cutter:
 
     def _chosen(
         self,
-        whole: GraphRun,
-        chain: Sequence[Any],
+        whole: GraphRun | SteppedRun,
         groups: Sequence[Group],
         wish: Wish,
-        copies: Sequence[tuple[int, int, int]],
+        copies: Copies,
         whole_ns: int,
+        made: Callable[[tuple[int, ...]], AbstractContextManager[SegmentedRun | SteppedRun]],
     ) -> Cut | None:
+        """The cut with the least loss; `made` makes a run in segments for as long as it is measured."""
         bubble_ns: int | None = None
         best: Choice | None = None
         worse = 0
@@ -250,18 +280,15 @@ class Cutter:
             bounds = bounds_of(groups, tau_ns)
             if not bounds:
                 break
-            if bounds in tried:
+            if bounds in tried or len(bounds) >= _MOST_GROUPS:
                 continue
             tried.add(bounds)
-            run = SegmentedRun(self._driver, whole, chain, bounds)
-            try:
+            with made(bounds) as run:
                 run.aim(copies)
                 whole.aim(copies)
                 alone_ns, times = self._compared(whole, run, whole_ns)
                 if bubble_ns is None:  # it is the host's, so one measurement serves all
                     bubble_ns = self._bubble_ns(run.launches, times, whole_ns)
-            finally:
-                run.close()
             choice = chosen(bounds, times, bubble_ns, wish, whole_ns=alone_ns, aim=self._aim)
             if choice is None:
                 continue
@@ -274,34 +301,19 @@ class Cutter:
                 break
         return best.cut if best is not None else None
 
-    def _timed(self, launches: Sequence[Callable[[Stream], None]], for_ns: int) -> list[int]:
-        """Median time of each when all are launched one behind the other, ns."""
-        return medians([self._timed_once(launches, for_ns) for _ in range(_runs(for_ns))])
-
-    def _timed_once(self, launches: Sequence[Callable[[Stream], None]], for_ns: int) -> list[int]:
-        events, driver = self._events, self._driver
-        self._background.until_idle(for_ns)
-        with self._alone():
-            driver.record(events[0], self._stream)
-            for launch, event in zip(launches, events[1:], strict=False):
-                launch(self._stream)
-                driver.record(event, self._stream)
-        used = events[: len(launches) + 1]
-        while not driver.done(used[-1]):
-            self._background.pause()
-        return [driver.elapsed_ns(a, b) for a, b in pairwise(used)]
-
-    def _compared(self, whole: GraphRun, run: SegmentedRun, whole_ns: int) -> tuple[int, list[int]]:
+    def _compared(
+        self, whole: GraphRun | SteppedRun, run: SegmentedRun | SteppedRun, whole_ns: int
+    ) -> tuple[int, list[int]]:
         """What the whole graph takes, and each segment, ns, as if the GPU's clock were the same for both.
 
         They run by turns: a GPU that becomes warmer, and slower, within a second would hide what boundaries
         cost, which is about as much.
         """
-        wholes = [sum(self._timed_once([whole.launch], whole_ns))]
+        wholes = [sum(self._watch.once([whole.launch], whole_ns))]
         segments, longer = [], []
-        for _ in range(_runs(whole_ns)):
-            segments.append(self._timed_once(run.launches, whole_ns))
-            wholes.append(sum(self._timed_once([whole.launch], whole_ns)))
+        for _ in range(runs_for(whole_ns)):
+            segments.append(self._watch.once(run.launches, whole_ns))
+            wholes.append(sum(self._watch.once([whole.launch], whole_ns)))
             longer.append(sum(segments[-1]) - (wholes[-1] + wholes[-2]) / 2)
         times = medians(segments)
         return max(1, sum(times) - round(median(longer))), times
@@ -310,27 +322,12 @@ class Cutter:
         self, launches: Sequence[Callable[[Stream], None]], times: Sequence[int], for_ns: int
     ) -> int:
         """What a boundary costs more when the next segment is launched once the one before has ended."""
-        driver, events = self._driver, self._events
         count = max(2, min(_ONE_BY_ONE, len(launches), _ONE_BY_ONE_NS // max(times)))
         costs = []
         for _ in range(_RUNS):
-            self._background.until_idle(for_ns)
-            with self._alone():
-                driver.record(events[0], self._stream)
-                for launch, event in zip(launches[:count], events[1:], strict=False):
-                    launch(self._stream)
-                    driver.record(event, self._stream)
-                    while not driver.done(event):
-                        pass
-            took_ns = driver.elapsed_ns(events[0], events[count])
+            took_ns = self._watch.one_by_one(launches[:count], for_ns)
             costs.append((took_ns - sum(times[:count])) / (count - 1))
         return max(0, round(median(costs)))
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        background = self._background
-        with self._gate.alone(background.pause, segments=True), background.uncut():
-            yield
 
     # -------------------------------------------------------------------------- right answers
 
@@ -339,7 +336,7 @@ class Cutter:
         sets: Sequence[BufferSet],
         wholes: Sequence[GraphRun],
         runs: Sequence[SegmentedRun],
-        copies: Sequence[tuple[int, int, int]],
+        copies: Copies,
     ) -> bool:
         """True if segments answer byte for byte as the whole graphs do.
 
@@ -354,13 +351,13 @@ class Cutter:
         self,
         buffers: BufferSet,
         run: GraphRun | SegmentedRun,
-        copies: Sequence[tuple[int, int, int]],
+        copies: Copies,
     ) -> bytes:
-        driver, stream, ended = self._driver, self._stream, self._events[0]
+        driver, stream, ended = self._driver, self._stream, self._ended
         host = buffers.staged_out.host
         assert host is not None
         nbytes = buffers.row_out * buffers.batch
-        with self._alone():
+        with self._watch.alone():
             run.aim(copies)
             run.launch(stream)
             driver.copy(buffers.staged_out.address, buffers.output, nbytes, stream)

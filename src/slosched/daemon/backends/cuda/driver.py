@@ -80,6 +80,9 @@ class Driver(Protocol):
     def graph(self, captured: Any, active: int) -> Graph:
         """Make `captured` ready to be launched. Raises DeviceFault if it has no copy to `active`."""
 
+    def part(self, captured: Any) -> Graph:
+        """Make `captured`, which has no copy that is aimed, ready to be launched."""
+
     def chain(self, captured: Any) -> Sequence[Any] | None:
         """The nodes of what was captured, in the order in which they run; None where that is not a chain."""
 

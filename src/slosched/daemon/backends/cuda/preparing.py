@@ -37,6 +37,8 @@ from slosched.daemon.backends.cuda.driver import (
 )
 from slosched.daemon.backends.cuda.program import BufferSet, Class, Copies, Program
 from slosched.daemon.backends.cuda.segments import Gate
+from slosched.daemon.backends.cuda.steps import SteppedRun
+from slosched.daemon.backends.cuda.timing import Stopwatch
 from slosched.daemon.backends.sources import explain_forward_error
 from slosched.errors import InvalidConfig, SloschedError
 from slosched.signature import Tensor
@@ -70,6 +72,11 @@ class Preparable(Program, Protocol):
     gives: tuple[Tensor, ...]
     scored: bool
     not_captured: str
+
+    @property
+    def steps(self) -> int: ...
+
+    def stepped_runs(self, of: Class) -> list[SteppedRun]: ...
 
     def answers_with(self, gives: Sequence[Tensor], *, scored: bool = False) -> None: ...
 
@@ -180,6 +187,7 @@ class Bench:
         self._driver, self._background, self._clock = driver, background, clock
         self._preemption, self._gate = preemption, gate
         self._stream = exec_stream
+        self._watch = Stopwatch(driver, background, exec_stream, gate)
         self._started, self._ended = driver.event(), driver.event()
         self._load_stream = driver.stream(0)
 
@@ -212,17 +220,29 @@ class Bench:
                 spent = {each: self._exec(program, each, scratch) for each in program.classes}
                 self._preemption.add(source, spent, scratch, note)
             exec_ns: dict[int, dict[int, int]] = {}
+            step_ns: dict[int, int] = {}
             # Once more, now that everything is there: captured alone, ResNet-50 ran its batch of 1 in
             # 0.78 ms, and in 0.88 once the larger classes had been captured too (H200).
             for each in sorted(program.classes, key=lambda each: (each.length, each.batch)):
-                spent_ns = self._exec(program, each, scratch)
+                spent_ns, of_a_step_ns = self._times(program, each, scratch)
                 exec_ns.setdefault(each.length, {})[each.batch] = spent_ns
                 how = "CUDA graph" if program.captured(each) else "plain execution"
+                if of_a_step_ns:
+                    step_ns[each.batch] = of_a_step_ns
+                    how = f"{program.steps} steps of {of_a_step_ns / NS_PER_MS:.3f} ms, {how}s"
                 note(f"{program.name} {each}: {spent_ns / NS_PER_MS:.3f} ms, {how}")
         finally:
             for block in scratch:
                 self._driver.free(block)
-        return profile_of(source.model, program.gives, exec_ns, weights_ns, program.weights_bytes)
+        return profile_of(
+            source.model,
+            program.gives,
+            exec_ns,
+            weights_ns,
+            program.weights_bytes,
+            steps=program.steps,
+            step_ns=step_ns if len(exec_ns) == 1 and 0 in exec_ns else None,
+        )
 
     def _add_classes(
         self,
@@ -373,8 +393,24 @@ class Bench:
             times.append(self._driver.elapsed_ns(self._started, self._ended))
         return max(1, round(median(times)))
 
-    def _exec(self, program: Program, of: Class, scratch: Sequence[Block]) -> int:
+    def _exec(self, program: Preparable, of: Class, scratch: Sequence[Block]) -> int:
         """Median exec time of a class with the copy of its weights, ns."""
+        return self._times(program, of, scratch)[0]
+
+    def _times(self, program: Preparable, of: Class, scratch: Sequence[Block]) -> tuple[int, int]:
+        """The same, and the time of a step, ns; 0 if it runs as a whole.
+
+        A run in steps is not measured whole: its time is that of its first and last part, and of the steps.
+        """
+        cut = program.cut_of(of)
+        bubbles_ns = cut.bubbles_ns if cut is not None else 0
+        if runs := program.stepped_runs(of):
+            runs[0].aim([(program.active, scratch[0].address, scratch[0].nbytes)])
+            parts = self._watch.parts(runs[0].parts, _GUESS_NS)
+            return sum(parts) + bubbles_ns, parts[1]
+        return max(1, self._whole_ns(program, of, scratch) + bubbles_ns), 0
+
+    def _whole_ns(self, program: Program, of: Class, scratch: Sequence[Block]) -> int:
         times: list[int] = []
         begin_ns, last_ns = self._clock(), _GUESS_NS
         sets = program.sets(of)
@@ -390,8 +426,7 @@ class Bench:
                 times.append(last_ns)
             if enough and run:
                 break
-        cut = program.cut_of(of)
-        return max(1, round(median(times)) + (cut.bubbles_ns if cut is not None else 0))
+        return round(median(times))
 
     def _launch(
         self,

@@ -10,6 +10,7 @@ Who owns what, and until when. Memory that must outlive a run never lies where a
                                     so what a model writes there is gone at the next. The one exception
                                     (`Program.keeps_weights`) was compared byte by byte after its first runs
     pages of the cache              the instance that was loaded into them, until it is evicted; runs read them
+    a set's state                   of a program in steps (steps.py): the run of the set, until its last part
     the graph pool, caching pools   the run under way: everything that a model allocates, its result included.
                                     All graphs of a process share one pool, and the next one writes over it
     pinned images                   the model's name; loads read them
@@ -28,7 +29,7 @@ of torch's caching allocator.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,12 +41,14 @@ from slosched.daemon.backends.cuda.driver import (
     Block,
     DeviceFault,
     Driver,
+    Event,
     OutOfDeviceMemory,
     Stream,
 )
 from slosched.daemon.backends.cuda.program import BufferSet, Class, Copies, Cut
 from slosched.daemon.backends.cuda.runs import GraphRun, PlainRun, Run
 from slosched.daemon.backends.cuda.segments import SegmentedRun
+from slosched.daemon.backends.cuda.steps import SteppedRun
 from slosched.daemon.backends.layout import Layout, Layouts
 from slosched.signature import Tensor
 
@@ -69,6 +72,8 @@ class RecordedProgram(ABC):
 
     #: "float32", "float16" or "bfloat16": what the model computes in, for comparisons.
     precision = "float32"
+    #: The number of equal steps of a run; 0: it is not one of steps.
+    steps = 0
 
     def __init__(
         self,
@@ -96,7 +101,8 @@ class RecordedProgram(ABC):
         self._runs: dict[int, Run] = {}  # by id of the buffer set
         self._graphs: dict[Class, bool] = {}
         self._cuts: dict[Class, Cut] = {}
-        self._segments: dict[int, SegmentedRun] = {}  # by id of the buffer set
+        self._segments: dict[int, SegmentedRun | SteppedRun] = {}  # by id of the buffer set
+        self._states: dict[int, Sequence[Any]] = {}  # by id of the buffer set
         #: What it has for interruptions, and what that cost, in words.
         self.preemption = ""
         self.urgent: RecordedProgram | None = None
@@ -172,6 +178,22 @@ class RecordedProgram(ABC):
         gives, and belong to the pool. Raises ModelRefused if one is missing.
         """
 
+    def _begin(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """Of a program in steps: the state before the first one. The results belong to the pool, as below."""
+        raise NotImplementedError(f"{self.name}: it has no steps")
+
+    def _step(self, state: Sequence[Any]) -> Sequence[Any]:
+        """The state after one step, in the pool."""
+        raise NotImplementedError(f"{self.name}: it has no steps")
+
+    def _finish(self, state: Sequence[Any]) -> Sequence[Any]:
+        """The outputs of a run with this state, as `_forward` gives them."""
+        raise NotImplementedError(f"{self.name}: it has no steps")
+
+    def _new_state(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """Arrays of their own, outside of the pool, like those that `_begin` gives for `inputs`."""
+        raise NotImplementedError(f"{self.name}: it has no steps")
+
     @abstractmethod
     def _address(self, result: Any) -> int: ...
 
@@ -229,7 +251,8 @@ class RecordedProgram(ABC):
         runs: list[Run] = []
         if capture and not self.not_captured:
             try:
-                runs = [self._captured(each) for each in sets]
+                capture_set = self._captured_steps if self.steps else self._captured
+                runs = [capture_set(each) for each in sets]
             except OutOfDeviceMemory:
                 raise
             except Exception as error:  # each library has its own kinds, and NotImplementedError
@@ -297,7 +320,9 @@ class RecordedProgram(ABC):
 
     def _steps(self, buffers: BufferSet, stream: Stream) -> None:
         """The model's part of a run, captured or not: from the set's input to its output."""
-        results = self._forward(self._inputs(buffers))
+        self._store_all(self._forward(self._inputs(buffers)), buffers, stream)
+
+    def _store_all(self, results: Sequence[Any], buffers: BufferSet, stream: Stream) -> None:
         if len(results) == 1:
             nbytes = buffers.row_out * buffers.batch
             self._driver.copy(buffers.output, self._address(results[0]), nbytes, stream)
@@ -307,23 +332,64 @@ class RecordedProgram(ABC):
             self._store(result, view)
 
     def _captured(self, buffers: BufferSet) -> GraphRun:
-        driver, stream = self._driver, self._capture_stream
+        started, ended = self._driver.event(), self._driver.event()
+
+        def whole(stream: Stream) -> None:
+            self._begin_run(started, stream)
+            self._steps(buffers, stream)
+            self._driver.record_inside(ended, stream)
+
+        return self._run_of(self._recorded(whole), started, ended)
+
+    def _captured_steps(self, buffers: BufferSet) -> SteppedRun:
+        """Each part of a run by itself; see steps.py."""
+        driver, inputs = self._driver, self._inputs(buffers)
+        state = self._states[id(buffers)] = self._new_state(inputs)
         started, ended = driver.event(), driver.event()
-        with self._on_stream(stream):
+
+        def keep(made: Sequence[Any]) -> None:
+            for there, value in zip(state, made, strict=True):
+                if value is not there:  # a part that gives back what it was given leaves it
+                    self._store(value, there)
+
+        def begin(stream: Stream) -> None:
+            self._begin_run(started, stream)
+            keep(self._begin(inputs))
+
+        def step(stream: Stream) -> None:
+            keep(self._step(state))
+
+        def finish(stream: Stream) -> None:
+            self._store_all(self._finish(state), buffers, stream)
+            driver.record_inside(ended, stream)
+
+        first, middle, last = (self._recorded(part) for part in (begin, step, finish))
+        run = self._run_of(first, started, ended)
+        return SteppedRun(run, driver.part(middle), driver.part(last), self.steps, ended)
+
+    def _begin_run(self, started: Event, stream: Stream) -> None:
+        """What every run begins with: the event, and the copy of the weights."""
+        self._driver.record_inside(started, stream)
+        nbytes = min(self.weights_bytes, self._place.nbytes)
+        self._driver.copy(self.active, self._place.address, nbytes, stream)
+
+    def _recorded(self, launch: Callable[[Stream], None]) -> Any:
+        """What was captured of `launch`; raises what it raises."""
+        with self._on_stream(self._capture_stream):
             token = self._begin_capture()
             try:
-                driver.record_inside(started, stream)
-                nbytes = min(self.weights_bytes, self._place.nbytes)
-                driver.copy(self.active, self._place.address, nbytes, stream)
-                self._steps(buffers, stream)
-                driver.record_inside(ended, stream)
+                launch(self._capture_stream)
             except BaseException:
                 self._abandon(token)
                 raise
             captured = self._end_capture(token)
         self._kept += [captured, token]
-        graph = driver.graph(captured, self.active)
-        return GraphRun(driver, graph, captured, self.active, self.weights_bytes, started, ended)
+        return captured
+
+    def _run_of(self, captured: Any, started: Event, ended: Event) -> GraphRun:
+        driver, active = self._driver, self.active
+        graph = driver.graph(captured, active)
+        return GraphRun(driver, graph, captured, active, self.weights_bytes, started, ended)
 
     def _plain(self, buffers: BufferSet) -> PlainRun:
         def run(stream: Stream) -> None:
@@ -337,6 +403,18 @@ class RecordedProgram(ABC):
         runs = [self._runs[id(buffers)] for buffers in self._sets[of]]
         return [run for run in runs if isinstance(run, GraphRun)]
 
+    def stepped_runs(self, of: Class) -> list[SteppedRun]:
+        """The captured run of each buffer set of a program in steps; empty if it was not captured."""
+        runs = [self._runs[id(buffers)] for buffers in self._sets[of]]
+        return [run for run in runs if isinstance(run, SteppedRun)]
+
+    def run_in_steps(self, of: Class, cut: Cut) -> None:
+        """From now on each run of a class in steps can be interrupted where `cut` says."""
+        for buffers, run in zip(self._sets[of], self.stepped_runs(of), strict=True):
+            run.cut(cut.bounds)
+            self._segments[id(buffers)] = run
+        self._cuts[of] = cut
+
     def run_in_segments(self, of: Class, cut: Cut, runs: Sequence[SegmentedRun]) -> None:
         """From now on each buffer set of a class runs by one of `runs`; the whole graphs are given up."""
         for buffers, run in zip(self._sets[of], runs, strict=True):
@@ -349,6 +427,7 @@ class RecordedProgram(ABC):
         for buffers in self._sets.pop(of):
             self._runs.pop(id(buffers)).close()
             self._segments.pop(id(buffers), None)
+            self._states.pop(id(buffers), None)
         self._index_classes()
         self._cuts.pop(of, None)
         del self._graphs[of]

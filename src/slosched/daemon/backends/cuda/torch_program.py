@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -135,7 +135,7 @@ class TorchProgram(RecordedProgram):
             pads=template.spec.pads,
         )
         self._template, self._streams = template, streams
-        self.precision = template.precision
+        self.precision, self.steps = template.precision, template.steps
         block = torch.empty(
             self.weights_bytes + PAD_BYTES, dtype=torch.uint8, device=streams.device
         )
@@ -207,7 +207,22 @@ class TorchProgram(RecordedProgram):
         return device_view(address, shape, dtype, self._streams.device, strides)
 
     def _forward(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        outputs = self._template.forward(self._weights, inputs)
+        return self._ordered(self._template.forward(self._weights, inputs))
+
+    def _begin(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        return self._template.begin(self._weights, inputs)
+
+    def _step(self, state: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        return self._template.step(self._weights, state)
+
+    def _finish(self, state: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return self._ordered(self._template.finish(self._weights, state))
+
+    def _new_state(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        with self._prepared():
+            return [torch.empty_like(value) for value in self._begin(inputs)]
+
+    def _ordered(self, outputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
         lacking = [tensor.name for tensor in self.gives if tensor.name not in outputs]
         if lacking:
             raise ModelRefused(f"model {self.name!r} answers this class without {lacking[0]!r}")

@@ -1,0 +1,95 @@
+"""How long launches take on the GPU, between events, while others may be served: in the background thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import pairwise
+from statistics import median
+
+from slosched.daemon.backends.cuda.background import Background
+from slosched.daemon.backends.cuda.driver import Driver, Stream
+from slosched.daemon.backends.cuda.segments import Gate
+from slosched.units import NS_PER_MS
+
+#: The most launches that are timed one behind the other.
+MOST_TIMED = 192
+#: How often each is measured; and what takes so long that fewer times must do.
+_RUNS, _LONG_NS, _RUNS_OF_LONG = 5, 20 * NS_PER_MS, 3
+
+Launch = Callable[[Stream], None]
+
+
+def medians(rows: Sequence[Sequence[int]]) -> list[int]:
+    """The median of each column; at least 1."""
+    return [max(1, round(median(column))) for column in zip(*rows, strict=True)]
+
+
+def runs_for(for_ns: int) -> int:
+    """How often something that takes `for_ns` is measured."""
+    return _RUNS if for_ns < _LONG_NS else _RUNS_OF_LONG
+
+
+class Stopwatch:
+    """Times launches on `stream`. With a `gate` they are not mixed with those of a served run in segments."""
+
+    def __init__(
+        self, driver: Driver, background: Background, stream: Stream, gate: Gate | None = None
+    ) -> None:
+        self._driver, self._background = driver, background
+        self._stream, self._gate = stream, gate
+        self._events = [driver.event() for _ in range(MOST_TIMED + 1)]
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within it the launches of a run in segments are the only ones."""
+        background, gate = self._background, self._gate
+        waits = nullcontext() if gate is None else gate.alone(background.pause, segments=True)
+        with waits, background.uncut():
+            yield
+
+    def once(self, launches: Sequence[Launch], for_ns: int) -> list[int]:
+        """What each of at most MOST_TIMED takes when all are launched one behind the other, ns.
+
+        `for_ns` is about what they take together.
+        """
+        events, driver = self._events, self._driver
+        self._background.until_idle(for_ns)
+        with self.alone():
+            driver.record(events[0], self._stream)
+            for launch, event in zip(launches, events[1:], strict=False):
+                launch(self._stream)
+                driver.record(event, self._stream)
+        used = events[: len(launches) + 1]
+        while not driver.done(used[-1]):
+            self._background.pause()
+        return [driver.elapsed_ns(a, b) for a, b in pairwise(used)]
+
+    def one_by_one(self, launches: Sequence[Launch], for_ns: int) -> int:
+        """What all take together if each is launched when the one before has ended, ns."""
+        events, driver = self._events, self._driver
+        self._background.until_idle(for_ns)
+        with self.alone():
+            driver.record(events[0], self._stream)
+            for launch, event in zip(launches, events[1:], strict=False):
+                launch(self._stream)
+                driver.record(event, self._stream)
+                while not driver.done(event):
+                    pass
+        return driver.elapsed_ns(events[0], events[len(launches)])
+
+    def each(self, launches: Sequence[Launch], for_ns: int) -> list[int]:
+        """The median of `once` for each launch."""
+        return medians([self.once(launches, for_ns) for _ in range(runs_for(for_ns))])
+
+    def parts(self, parts: Sequence[Launch], for_ns: int) -> list[int]:
+        """The same for a run in steps (steps.py): each step takes what the median of those measured took.
+
+        At most `_STEPS` steps are launched, between the first part and the last.
+        """
+        steps = len(parts) - 2
+        first, *some, last = self.each([*parts[: 1 + min(steps, _STEPS)], parts[-1]], for_ns)
+        return [first, *[max(1, round(median(some)))] * steps, last]
+
+
+_STEPS = 16
