@@ -234,6 +234,10 @@ class CascadeOptions:
     time for the queues (Little's law). `fixed_threshold` within 0..1 holds for the whole run (-1: none). With
     `blind_scores` scores are drawn at random and say nothing of the request. Only published policies heed
     `routing`, `batching`, `drop_at` and `queue_term`.
+
+    Without `rejected_answers` no request gets a light answer below the threshold: one whose heavy answer cannot
+    be in time is refused. `deferred_part` is the part of what the heavy program can take that CASCADE defers:
+    above 1 more waits in vain, below 1 GPUs are idle. Only CASCADE and INFER5 heed the first.
     """
 
     plan_every_ns: AtLeast1 = 5_000_000_000
@@ -245,6 +249,8 @@ class CascadeOptions:
     fixed_threshold: Annotated[float, Meta(ge=-1, le=1)] = -1.0
     blind_scores: bool = False
     fixed_batch: AtLeast0 = 0
+    rejected_answers: bool = True
+    deferred_part: Annotated[float, Meta(ge=0.1, le=10)] = 1.0
     seed: AtLeast0 = 0  # of routing, and of scores that are drawn at random
 
     def __post_init__(self) -> None:

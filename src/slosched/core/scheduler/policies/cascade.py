@@ -7,8 +7,9 @@
    last scores is the threshold, so that it follows scores that drift.
 3. *Heavy by score.* A GPU that opens takes the largest batch that is in time; of the deferred requests that fit
    into it, those with the lowest scores. One that waits until the heavy program no longer fits gets its light
-   answer: by the judge, if all that went before it had lower scores (OUTRANKED), else by the clock (INSTEAD).
-4. A request is refused only when its light answer cannot be in time.
+   answer: by the judge, if all that went before it had lower scores (OUTRANKED), else by the clock (INSTEAD);
+   without `rejected_answers` it is refused.
+4. Otherwise a request is refused only when its light answer cannot be in time.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from bisect import insort
 from collections import deque
 from math import ceil
 
-from slosched.codes import Code
+from slosched.codes import Code, Verdict
 from slosched.core.scheduler.after import Judgement
 from slosched.core.scheduler.arrival_rate import ArrivalRate
 from slosched.core.scheduler.cluster import Cluster
@@ -48,8 +49,6 @@ _MAKES_UP = 4.0
 #: An answer counts half after this number of others.
 _ANSWERS_HALVED = 2_000
 _ANSWERS_AT_FIRST = 200
-#: The part of what the heavy program can take that is deferred: more waits in vain, less leaves GPUs idle.
-_DEFERRED_SPARE = 1.0
 
 
 class CascadePolicy(ServesOneCascade):
@@ -147,10 +146,10 @@ class CascadePolicy(ServesOneCascade):
             return cascade.accepted(score)
         _, heavy = self._queues()
         late = now_ns + self._least_ns(heavy) > request.deadline_ns
-        if late or not cascade.serves_heavy:
+        judged = cascade.rejected(score, in_vain=late or not cascade.serves_heavy)
+        if judged.verdict is Verdict.FORCED:
             self._count(light=1)
-            return cascade.forced(score)
-        return cascade.deferred(score)
+        return judged
 
     # ------------------------------------------------------------------------------- the plan
 
@@ -171,7 +170,7 @@ class CascadePolicy(ServesOneCascade):
             fits = self._fit_together(gpus[0])
             free = max(0.0, 1.0 - self._busy_part(gpus[0], rate)) if fits else 0.0
         served, batch = self._heavy_rate(gpus[0], free)
-        share = _DEFERRED_SPARE * served / rate if rate else 1.0
+        share = self._options.deferred_part * served / rate if rate else 1.0
         most = self._most_deferred()
         if self._options.fixed_threshold < 0:
             threshold = self._scores.threshold_for(min(share, most))
@@ -400,7 +399,7 @@ class CascadePolicy(ServesOneCascade):
             self._refusals.refuse(request, Code.TIMED_OUT, reason)
         for request in self._expiring[True].pop_some(now_ns + 1, slices):
             self.forget(request)
-            self._count(light=1)
+            self._count(light=self._options.rejected_answers)
             outranked = self._is_outranked(request)
             code = Code.SKIPPED if outranked else Code.TIMED_OUT
             self._refusals.refuse(request, code, "the heavy program no longer fits")
