@@ -128,12 +128,18 @@ class QualityCurve:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One program of a cascade: the worker's name of the model, and its exec times by batch size."""
+    """One program of a cascade: the worker's name of the model, and its exec times by batch size.
+
+    A program of `steps` equal steps (0: it runs as a whole) can be interrupted between two of them. `step_ns` is
+    the time of one by batch size; where it is not known, the steps take all of the exec time.
+    """
 
     model: str
     exec_ns: dict[int, int]
     weights_ns: AtLeast0 = 0
     weights_bytes: AtLeast0 = 0
+    steps: AtLeast0 = 0
+    step_ns: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -143,6 +149,28 @@ class StageSpec:
             raise InvalidConfig(
                 f"stage {self.model!r}: exec_ns needs batch size 1, and sizes and times above 0"
             )
+        self._check_steps()
+
+    def _check_steps(self) -> None:
+        if self.step_ns and not self.steps:
+            raise InvalidConfig(f"stage {self.model!r}: step_ns needs the number of steps")
+        if self.step_ns and self.step_ns.keys() != self.exec_ns.keys():
+            raise InvalidConfig(
+                f"stage {self.model!r}: step_ns must have the batch sizes of exec_ns"
+            )
+        for batch, ns in self.steps_ns.items():
+            if ns <= 0 or ns * self.steps > self.exec_ns[batch]:
+                raise InvalidConfig(
+                    f"stage {self.model!r}: step_ns of batch {batch} must be above 0, and {self.steps} steps "
+                    "at most its exec_ns"
+                )
+
+    @property
+    def steps_ns(self) -> dict[int, int]:
+        """The time of one step by batch size; empty for a program without steps."""
+        if self.step_ns or not self.steps:
+            return self.step_ns
+        return {batch: ns // self.steps for batch, ns in self.exec_ns.items()}
 
 
 @dataclass(frozen=True)
@@ -193,7 +221,10 @@ class CascadeSpec:
     def profile(
         self, *, memory_bytes: int = MEMORY_BYTES, page_bytes: int = PAGE_BYTES
     ) -> GpuProfile:
-        """An emulated GPU that runs both programs, any batch size up to the largest."""
+        """An emulated GPU that runs both programs, any batch size up to the largest.
+
+        With `preempt` light batches may interrupt heavy ones there, but for those that take as long as those.
+        """
         stages = ((self.light, self.light_ns), (self.heavy, self.heavy.exec_ns))
         output: tuple[tuple[int, ...], str] = ((1,), "float32")
         prompt: tuple[tuple[int, ...], str] = ((77,), "int32")  # tokens
@@ -210,14 +241,18 @@ class CascadeSpec:
                 input_dtype=inputs[stage.model][1],
                 output_shape=output[0],
                 output_dtype=output[1],
+                steps=stage.steps,
+                step_ns=stage.steps_ns,
             ).interpolated()
             for stage, exec_ns in stages
         }
+        shorter = [ns for ns in self.light_ns.values() if ns < self.heavy.exec_ns[1]]
         return GpuProfile(
             name=f"cascade-{self.name}",
             models=models,
             weights_cache_bytes=memory_bytes,
             page_bytes=page_bytes,
+            urgent_at_most_ns=max(shorter, default=0),
         )
 
 

@@ -64,8 +64,10 @@ def _stage(name: str, stage: StageSpec) -> list[str]:
         f'model = "{_escaped(stage.model)}"',
         f'weights = "{stage.weights_bytes}B"',
         f'load = "{stage.weights_ns}ns"',
+        f"steps = {stage.steps}",
         f"[{name}.exec]",
         *_times(stage.exec_ns),
+        *([f"[{name}.step]", *_times(stage.step_ns)] if stage.step_ns else []),
     ]
 
 

@@ -192,7 +192,13 @@ def cells_of(
     return [
         Cell(
             variant,
-            replace(base, policy=variant.policy, options=variant.options, seed=seed),
+            replace(
+                base,
+                policy=variant.policy,
+                options=variant.options,
+                seed=seed,
+                preempt=base.preempt if variant.preempt is None else variant.preempt,
+            ),
             out / variant.name / f"seed={seed}",
         )
         for variant in variants

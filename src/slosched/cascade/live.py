@@ -87,6 +87,7 @@ class _Live:
     def _start_worker(self, children: Children, profile: Path) -> Child:
         words = ["worker", "--device", "emulated", "--gpus", str(self._experiment.workers)]
         words += ["--profile", str(profile), "--bind", "127.0.0.1", "--port", "0"]
+        words += ["--preempt"] * self._experiment.preempt
         if self._experiment.exec_sigma:
             noise = profile.with_name("worker.toml")
             text = f"[noise]\nseed = {self._experiment.seed}\nexec_sigma = {self._experiment.exec_sigma!r}\n"
@@ -104,6 +105,7 @@ class _Live:
         words += ["--cascade", str(cascade), "--config", str(options)]
         words += ["--bind", "127.0.0.1", "--port", "0", "--http-port", "-1"]
         words += ["--max-gpus", str(scheduler.max_gpus), "--log-dir", str(self._directory)]
+        words += ["--preempt"] * self._experiment.preempt
         return children.start("controller", words, self._logs / "controller.log")
 
     def _await_joined(self, children: Children, controller: Child) -> None:

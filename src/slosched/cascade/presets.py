@@ -14,11 +14,12 @@ from slosched.errors import InvalidConfig, UnknownName
 
 @dataclass(frozen=True)
 class Variant:
-    """A policy with its options, under a name for tables and folders."""
+    """A policy with its options, under a name for tables and folders; `preempt` None is as in the rest."""
 
     name: str
     policy: str
     options: CascadeOptions = field(default_factory=CascadeOptions)
+    preempt: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def preset_named(name: str) -> Preset:
 def parse_variants(text: str, base: CascadeOptions) -> tuple[Variant, ...]:
     """The policies of "cascade,diffserve:routing=random:over_provision=1.2", each over the options `base`.
 
-    Raises InvalidConfig if one is named twice, or an option is unknown or wrong.
+    "cascade:preempt=true" has that of its experiment. Raises InvalidConfig if one is named twice, or an option is unknown or wrong.
     """
     found: list[Variant] = []
     for part in (part.strip() for part in text.split(",")):
@@ -86,7 +87,10 @@ def parse_variants(text: str, base: CascadeOptions) -> tuple[Variant, ...]:
         name = part.lower().replace(":", "-").replace("/", "_")
         if any(each.name == name for each in found):
             raise InvalidConfig(f"the policy {part} is named twice")
-        found.append(Variant(name, policy.upper(), with_texts(base, words)))
+        options = [word for word in words if word not in _PREEMPT]
+        preempt = [_PREEMPT[word] for word in words if word in _PREEMPT]
+        last = preempt[-1] if preempt else None
+        found.append(Variant(name, policy.upper(), with_texts(base, options), last))
     return tuple(found)
 
 
@@ -115,4 +119,6 @@ def with_texts(base: CascadeOptions, words: Sequence[str]) -> CascadeOptions:
     return replace(base, **values)
 
 
+#: No option of the cascade's: it is the experiment's, and the workers have it too.
+_PREEMPT = {"preempt=true": True, "preempt=false": False}
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number"}

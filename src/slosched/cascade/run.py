@@ -44,7 +44,8 @@ class Experiment:
     """The settings of one run. `cascade` is a built-in one or a file, `trace` as of the workload `cascade`.
 
     `scores` is a file of recorded scores by prompt (None: they are drawn from the cascade's distribution).
-    `judge_ns` replaces the cascade's own. `exec_sigma` is the relative deviation of exec times.
+    `judge_ns` replaces the cascade's own. `exec_sigma` is the relative deviation of exec times. With `preempt`
+    light batches may interrupt heavy ones; CASCADE alone does so.
     """
 
     cascade: str
@@ -58,6 +59,7 @@ class Experiment:
     duration_ns: int | None = None
     exec_sigma: float = 0.0
     faults: FaultPlan | None = None
+    preempt: bool = False
 
     def spec(self) -> CascadeSpec:
         """The cascade as it is served. Raises UnknownName, InvalidConfig."""
@@ -79,6 +81,7 @@ class Experiment:
             cascades=(spec,),
             cascade=replace(self.options, seed=self.options.seed + self.seed),
             max_gpus=max(100, self.workers),
+            preempt=self.preempt,
         )
 
     def simulation(self) -> SimSpec:
@@ -108,6 +111,7 @@ class Experiment:
             "judge_ns": self.judge_ns,
             "duration_ns": self.duration_ns,
             "exec_sigma": self.exec_sigma,
+            "preempt": self.preempt,
             "faults": [] if self.faults is None else [each.text() for each in self.faults.faults],
         }
 

@@ -104,6 +104,14 @@ _Faults = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Break what FILE says (docs/faults.md); in virtual time."),
 ]
+_Preempt = Annotated[
+    bool,
+    typer.Option(
+        "--preempt/--no-preempt",
+        help="Ours: light batches may interrupt heavy ones between two of their steps, so that no GPU is kept "
+        "free for them.",
+    ),
+]
 _Jobs = Annotated[int, typer.Option(min=1, help="Processes that share the runs.")]
 
 
@@ -122,6 +130,7 @@ def run(
     duration: _Duration = None,
     exec_sigma: _Sigma = 0.0,
     faults: _Faults = None,
+    preempt: _Preempt = False,
     live: Annotated[
         bool,
         typer.Option(
@@ -154,7 +163,7 @@ def run(
     base = _experiment(
         name, trace, workers, preset, options, scores, duration, exec_sigma, faults, published
     )
-    experiment = replace(base, policy=_policy_type(policy), seed=seed)
+    experiment = replace(base, policy=_policy_type(policy), seed=seed, preempt=preempt)
     directory = _directory(out, "cascade")
     if not json:
         say(_title(experiment, live=live))
@@ -333,6 +342,7 @@ def compare(
     duration: _Duration = None,
     exec_sigma: _Sigma = 0.0,
     faults: _Faults = None,
+    preempt: _Preempt = False,
     published: _Published = False,
     out: Annotated[
         Path | None,
@@ -365,6 +375,7 @@ def compare(
     base = _experiment(
         name, trace, workers, preset, options, scores, duration, exec_sigma, faults, published
     )
+    base = replace(base, preempt=preempt)
     variants = _variants(policies, preset, base.options, options)
     directory = _directory(out, "cascade-compare")
     cells = cells_of(base, variants, range(seed, seed + seeds), directory)

@@ -183,6 +183,8 @@ _STAGE: dict[str, _Reader] = {
     "exec": _exec_times,
     "load": _duration(0),
     "weights": _size,
+    "steps": _whole(0),
+    "step": _exec_times,
 }
 _SCORES: dict[str, _Reader] = {"thresholds": _numbers, "deferred": _numbers, "recorded": _text}
 _QUALITY: dict[str, _Reader] = {"light_share": _numbers, "fid": _numbers}
@@ -195,7 +197,7 @@ _STATIC: dict[str, _Reader] = {
     "heavy_batch": _whole(1),
 }
 #: Fields of the classes and their keys here, for errors that the classes raise.
-_FIELDS = {"light_shares": "light_share", "fids": "fid"}
+_FIELDS = {"light_shares": "light_share", "fids": "fid", "step_ns": "step", "exec_ns": "exec"}
 
 
 class _CascadeFile:
@@ -246,6 +248,8 @@ class _CascadeFile:
                 exec_ns=values["exec"],
                 weights_ns=values.get("load", 0),
                 weights_bytes=values.get("weights", 0),
+                steps=values.get("steps", 0),
+                step_ns=values.get("step", {}),
             ),
         )
 
