@@ -12,33 +12,16 @@ from typing import Any
 
 import pytest
 import typer
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
+from cascade_cli import SHORT, done, ran
 from made_cascade_run import mixed_run
-from slosched.analysis import style
-from slosched.cascade.compare import Cell, Comparison
-from slosched.cascade.presets import Variant
 from slosched.cascade_spec import CascadeOptions
 from slosched.cli import cascade_artifact
 from slosched.cli.app import app
-from slosched.cli.cascade import _variants
 from slosched.cli.cascade import app as cascade_app
 from slosched.cli.cascade_options import cascade_options
-from slosched.cli.sim_display import SimDisplay
-from slosched.errors import InvalidConfig
-
-SHORT = ("--trace", "fixed_4", "--workers", "4", "--duration", "8s")
-
-
-def ran(*words: str) -> Result:
-    return CliRunner().invoke(app, ["cascade", *words])
-
-
-def done(*words: str) -> Result:
-    result = ran(*words)
-    assert result.exit_code == 0, result.output
-    return result
-
+from slosched.errors import InvalidConfig, MissingPackage
 
 # ----------------------------------------------------------------------------------------- run
 
@@ -61,16 +44,20 @@ def test_a_run_in_virtual_time_leaves_everything(tmp_path: Path) -> None:
     assert (out / "figures" / "sdturbo_fid.png").is_file()
 
 
-def test_equal_arguments_give_equal_numbers(tmp_path: Path) -> None:
+def test_equal_arguments_give_equal_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_matplotlib(*_: object, **__: object) -> None:
+        raise MissingPackage("it is not there")
+
     words = ("run", "sdxs", *SHORT, "--policy", "diffserve", "--seed", "3", "--json")
-    first, second = (
-        json.loads(
-            CliRunner().invoke(app, ["cascade", *words, "--out", str(tmp_path / name)]).stdout
-        )
-        for name in ("a", "b")
-    )
-    assert first["summary"] == second["summary"] and first["bound"] == second["bound"]
-    assert first["run_dir"].endswith("a") and len(first["files"]) == 10
+    first = done(*words, "--out", str(tmp_path / "a"))
+    monkeypatch.setattr("slosched.cascade.run.draw_runs", no_matplotlib)
+    second = done(*words, "--out", str(tmp_path / "b"))
+    assert second.stderr.splitlines()[-1] == "slosched: no figures: it is not there"
+    one, other = json.loads(first.stdout), json.loads(second.stdout)
+    assert one["summary"] == other["summary"] and one["bound"] == other["bound"]
+    assert one["run_dir"].endswith("a") and len(one["files"]) == 10 and len(other["files"]) == 4
 
 
 def test_published_graphs_by_option(tmp_path: Path) -> None:
@@ -89,12 +76,21 @@ def test_published_graphs_by_option(tmp_path: Path) -> None:
         (("run", "sdturbo", "--policy", "INFER5"), "unknown policy of cascades"),
         (("run", "sdturbo", "--preset", "insane"), "unknown preset"),
         (("run", "sdturbo", "--trace", "4by32"), "unknown trace"),
-        (("run", "sdturbo", "--over-provision", "0.5"), "over_provision"),
+        (("run", "sdturbo", "--over-provision", "0.5"), "--over-provision must be within 1..10"),
+        (("run", "sdturbo", "--fixed-threshold", "-0.5"), "--fixed-threshold must be within 0..1"),
+        (("run", "sdturbo", "--fixed-threshold", "nan"), "--fixed-threshold must be within 0..1"),
+        (("run", "sdturbo", "--trace", "nowhere.txt"), "cannot read the trace nowhere.txt"),
+        (
+            ("run", "sdturbo", "--duration", "1ms"),
+            "no request within 1ms; give a longer --duration",
+        ),
+        (("compare", "sdturbo", "--duration", "1ms"), "no request within 1ms"),
+        (("compare", "sdturbo", "--policies", ""), "with commas between"),
         (("run", "sdturbo", "--plan-every", "soon"), "--plan-every"),
         (("run", "sdturbo", "--scores", "nowhere.txt"), "nowhere.txt"),
         (("compare", "sdturbo", "--policies", "cascade,cascade"), "named twice"),
         (("compare", "sdturbo", "--policies", "cascade:x=1"), "unknown option 'x'"),
-        (("compare", "sdturbo", "--policies", "fifo"), "unknown policy of cascades"),
+        (("compare", "sdturbo", "--policies", "fifo"), "unknown policy of cascades 'fifo'"),
         (("controller", "-ap", "3", "-c", "sdturbo"), "-ap 3 (cost ILP) fails in the artifact too"),
         (("controller", "-ap", "9", "-c", "sdturbo"), "take 5 (DiffServe)"),
         (("controller", "-c", "sdturbo"), "-ap"),
@@ -107,8 +103,8 @@ def test_errors_say_what_to_do(
     monkeypatch.chdir(tmp_path)
     result = ran(*words)
     assert result.exit_code == 2
-    assert problem in result.output
-    assert "Traceback" not in result.output
+    assert problem in result.stderr
+    assert not result.stdout and len(result.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -120,208 +116,6 @@ def test_options_lie_over_a_preset() -> None:
     assert (made.over_provision, made.drop_at) == (1.2, 1.0)
     with pytest.raises(InvalidConfig):
         cascade_options(base, {"routing": "any"})
-
-
-# ------------------------------------------------------------------------------------- compare
-
-
-def test_a_comparison_is_resumed(tmp_path: Path) -> None:
-    words = ("compare", "sdturbo", *SHORT, "--policies", "clipper-light,diffserve", "--seeds", "2")
-    out = ("--out", str(tmp_path))
-    result = done(*words, *out)
-    assert "FID (table)" in result.output and " +- " in result.output
-    document = json.loads((tmp_path / "compare.json").read_text())
-    assert document["cells_reused"] == 0 and document["seeds"] == [0, 1]
-    light = document["policies"]["clipper-light"]
-    assert light["estimates"]["fid"] == {"mean": 22.77, "half": 0.0}
-    assert [cell["seed"] for cell in light["cells"]] == [0, 1]
-    table = (tmp_path / "compare.md").read_text().splitlines()
-    assert table[0].startswith("| policy | violations | FID (table) | FID (pessimistic) |")
-    assert len(table) == 4 + 1 + 3
-    assert table[5] == "| clipper-light | violations | FID (table) | FID (pessimistic) |"
-    assert table[7].startswith("| less diffserve | ")
-    names = {path.name for path in (tmp_path / "figures").glob("*.png")}
-    assert "sdturbo_quality_violations.png" in names and len(names) == 4
-
-    (tmp_path / "diffserve" / "seed=1" / "summary.json").unlink()
-    again = done(*words, *out, "--json")
-    resumed = json.loads(again.stdout)
-    assert resumed["cells_reused"] == 3
-    assert resumed["policies"] == document["policies"]
-
-
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes most of a short comparison's time."""
-    monkeypatch.setattr("slosched.cascade.compare._draw", lambda *_: [])
-
-
-@pytest.mark.usefixtures("no_figures")
-def test_differences_are_of_the_same_seeds(tmp_path: Path) -> None:
-    words = (
-        "compare",
-        "sdturbo",
-        *SHORT,
-        "--policies",
-        "diffserve,cascade,clipper-light",
-        "--seeds",
-        "2",
-    )
-    result = done(*words, "--out", str(tmp_path))
-    document = json.loads((tmp_path / "compare.json").read_text())
-    cells = {name: each["cells"] for name, each in document["policies"].items()}
-    differences = document["differences"]
-    assert differences["of"] == "cascade"  # wherever it stands
-    assert list(differences["less"]) == ["diffserve", "clipper-light"]
-    for name, keys in differences["less"].items():
-        for key, estimate in keys.items():
-            one, two = (a[key] - b[key] for a, b in zip(cells["cascade"], cells[name], strict=True))
-            assert estimate["mean"] == pytest.approx((one + two) / 2)
-            # Student's t of one degree of freedom, times the error of the mean of two.
-            assert estimate["half"] == pytest.approx(12.706 * abs(one - two) / 2)
-    mean = differences["less"]["clipper-light"]["fid"]["mean"]
-    [line] = [line for line in result.output.splitlines() if line.startswith("less clipper-light ")]
-    assert f"{mean:+.2f} +- " in line
-
-
-def test_one_seed_has_differences_without_intervals() -> None:
-    variants = (Variant("a", "DIFFSERVE"), Variant("b", "PROTEUS"))
-    cell = {"fid": None, "pessimistic_fid": None}
-    summaries = {
-        name: [{"summary": {**cell, "violation_ratio": ratio}}]
-        for name, ratio in (("a", 0.25), ("b", 0.5))
-    }
-    comparison = Comparison("mine", variants, (0,), summaries, 0)
-    assert comparison.subject == "a"  # the first, where ours is not there
-    assert comparison.difference_rows()[1] == [["less b", "-0.2500", "-", "-"]]
-
-
-def test_a_preset_takes_the_options_that_are_given() -> None:
-    given = {"drop_at": 3.0, "routing": None}
-    variants = _variants(None, "sanity", CascadeOptions(), given)
-    assert {each.options.drop_at for each in variants} == {3.0}
-    assert [each.options.routing for each in variants] == ["random"] * 4 + ["least-loaded"]
-
-
-# --------------------------------------------------------------------------------------- Ctrl-C
-
-
-def press_ctrl_c(*_: object, **__: object) -> None:
-    """What stands for a drawing function: SIGINT comes while it runs. By itself it would go on drawing."""
-    signal.raise_signal(signal.SIGINT)
-
-
-def interrupted(result: Result) -> None:
-    assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1] == "slosched: interrupted"
-    assert "Traceback" not in result.output and "stopping" not in result.output
-
-
-def drafts(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.name.startswith(".slosched-")]
-
-
-@pytest.fixture
-def ctrl_c_while_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second figure is being drawn when Ctrl-C is pressed: the first one is there."""
-    save = style.save
-    saved: list[str] = []
-
-    def save_one(figure: Any, out: Path, stem: str, **more: Any) -> list[Path]:
-        if saved:
-            press_ctrl_c()
-        saved.append(stem)
-        return save(figure, out, stem, **more)
-
-    monkeypatch.setattr(style, "save", save_one)
-
-
-@pytest.mark.usefixtures("ctrl_c_while_drawing")
-def test_ctrl_c_ends_a_run_at_once_while_figures_are_drawn(tmp_path: Path) -> None:
-    words = ("run", "sdturbo", *SHORT, "--policy", "clipper-light", "--out", str(tmp_path))
-    interrupted(ran(*words))
-    assert not (tmp_path / "summary.json").exists()  # it says that all files are there
-    assert [path.name for path in sorted((tmp_path / "figures").iterdir())] == [
-        "sdturbo_confidence_threshold.pdf",
-        "sdturbo_confidence_threshold.png",
-    ]
-    assert not drafts(tmp_path)
-
-
-@pytest.mark.usefixtures("ctrl_c_while_drawing")
-def test_ctrl_c_ends_a_comparison_at_once_while_figures_are_drawn(tmp_path: Path) -> None:
-    words = ("compare", "sdturbo", *SHORT, "--policies", "clipper-light", "--seeds", "1")
-    interrupted(ran(*words, "--out", str(tmp_path)))
-    assert (tmp_path / "compare.json").is_file() and not drafts(tmp_path)
-    assert len(list((tmp_path / "figures").iterdir())) == 2
-    json.loads((tmp_path / "compare.json").read_text())
-
-
-@pytest.mark.usefixtures("ctrl_c_while_drawing")
-def test_ctrl_c_ends_a_plot_at_once(tmp_path: Path) -> None:
-    run = mixed_run(tmp_path / "run")
-    interrupted(CliRunner().invoke(app, ["plot", "cascade", "--cascade", "sdturbo", str(run)]))
-    assert len(list((run / "figures").iterdir())) == 2 and not drafts(tmp_path)
-
-
-def test_ctrl_c_between_the_files_of_two_runs_ends_a_comparison(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = []
-
-    def finish_one(cell: Cell, *rest: Any) -> dict[str, Any]:
-        made.append(cell.name)
-        press_ctrl_c()  # which is noted, and the files of this run are finished
-        return {}
-
-    monkeypatch.setattr("slosched.cascade.compare._finished", finish_one)
-    words = ("compare", "sdturbo", *SHORT, "--policies", "clipper-light", "--seeds", "2")
-    result = ran(*words, "--out", str(tmp_path))
-    assert result.exit_code == 130 and "Traceback" not in result.output
-    assert made == ["clipper-light seed=0"] and not (tmp_path / "compare.json").exists()
-
-
-def test_ctrl_c_in_a_run_says_where_its_parts_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        SimDisplay, "__call__", lambda self, progress: signal.raise_signal(signal.SIGTERM)
-    )
-    monkeypatch.setattr("slosched.sim.run._PROGRESS_EVERY_NS", 0)
-    result = ran("run", "sdturbo", *SHORT, "--out", str(tmp_path))
-    assert result.exit_code == 128 + signal.SIGTERM
-    assert f"partial results are in {tmp_path}" in result.output
-    assert not (tmp_path / "figures").exists()
-
-
-# ------------------------------------------------------------------------------ folders of others
-
-
-@pytest.mark.usefixtures("no_figures")
-def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
-    words = ("compare", "sdturbo", *SHORT, "--policies", "clipper-light", "--seeds", "1")
-    done(*words, "--out", str(tmp_path))
-    result = ran(*words, "--drop-at", "3", "--out", str(tmp_path))
-    assert result.exit_code == 2
-    assert "holds a run of other settings (drop_at is 1.0, not 3.0)" in result.output
-
-
-@pytest.mark.usefixtures("no_figures")
-def test_a_run_of_another_source_is_made_again_unless_its_settings_were_others(
-    tmp_path: Path,
-) -> None:
-    words = ("compare", "sdturbo", *SHORT, "--policies", "clipper-light", "--seeds", "1", "--json")
-    out = ("--out", str(tmp_path))
-    done(*words, *out)
-    summary = tmp_path / "clipper-light" / "seed=0" / "summary.json"
-    document = json.loads(summary.read_text())
-    older = {**document, "source": "another", "spec_sha256": "another"}
-    del older["options"]["queue_term"]  # an option that its version did not have
-    summary.write_text(json.dumps(older))
-    again = json.loads(CliRunner().invoke(app, ["cascade", *words, *out]).stdout)
-    assert again["cells_reused"] == 0
-    summary.write_text(json.dumps({**document, "spec_sha256": "another"}))
-    assert "(another content of a file that it read)" in ran(*words, *out).output
 
 
 # ---------------------------------------------------------------------------- the artifact's commands
@@ -404,6 +198,9 @@ def test_plot_cascade_draws_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["plot", "cascade"])
     assert result.exit_code == 2 and "name a RUN_DIR" in result.output
+    (tmp_path / "file").write_text("")
+    result = CliRunner().invoke(app, ["plot", "cascade", "file"])
+    assert result.exit_code == 2 and "file is not a directory" in result.output
     mixed_run(tmp_path / "logs" / "run_5.5")
     result = CliRunner().invoke(app, ["plot", "cascade", "--json"])
     assert json.loads(result.stdout)["runs"]["run_5.5"]["violations"] == 3

@@ -20,8 +20,8 @@ from slosched.cascade.cascade_file import write_cascade
 from slosched.cascade.live import options_text
 from slosched.cascade.outcome import read_outcome
 from slosched.cascade.presets import PRESETS, parse_variants, preset_named
-from slosched.cascade.run import Experiment, finish, read_summary
-from slosched.cascade.summary import HEADINGS, summarise
+from slosched.cascade.run import Experiment, finish
+from slosched.cascade.summary import HEADINGS, read_summary, summarise
 from slosched.cascade_spec import CascadeOptions, QualityCurve
 from slosched.codes import Code, Verdict
 from slosched.errors import InvalidConfig, UnknownName

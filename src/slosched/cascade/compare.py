@@ -15,17 +15,16 @@ from typing import Any
 from slosched.analysis.cascade_figures import Point, draw_scatter
 from slosched.analysis.compare import Estimate
 from slosched.analysis.drawn import columns_text, plain
-from slosched.cascade.drawing import draw_runs
+from slosched.cascade.drawing import COMPARISON, draw_runs
 from slosched.cascade.outcome import read_outcome
 from slosched.cascade.presets import Variant
 from slosched.cascade.run import (
     FIGURES,
-    SUMMARY,
     Experiment,
     finish,
-    read_summary,
     write_json,
 )
+from slosched.cascade.summary import SUMMARY, logs_of, read_summary
 from slosched.errors import InvalidConfig, MissingPackage, SloschedError
 from slosched.loadgen.results import RunResult
 from slosched.output_files import write_file
@@ -33,7 +32,6 @@ from slosched.sim.jobs import Job, OnProgress, Stop, run_many
 from slosched.sim.run import source_digest, spec_digest
 from slosched.version import __version__
 
-COMPARISON = "compare.json"
 TABLE = "compare.md"
 
 #: The numbers of a summary that a comparison has: key, heading, digits.
@@ -258,7 +256,22 @@ def _complete(cell: Cell, digest: str) -> dict[str, Any] | None:
             f"{cell.folder} holds a run of other settings ({'; '.join(others)}); choose another --out, or "
             "move that one away"
         )
+    if same_source and _lacks_numbers(document):
+        raise InvalidConfig(
+            f"{cell.folder / SUMMARY} lacks numbers; remove it to make its files again"
+        )
     return document if same_source else None
+
+
+def _lacks_numbers(document: Mapping[str, Any]) -> bool:
+    needed = {"summary": [key for key, _, _ in MEASURES], "bound": ["fid"], "above_bound": ["fid"]}
+    return any(
+        not isinstance(document[part].get(key, ""), int | float | None)
+        if isinstance(document.get(part), dict)
+        else True
+        for part, keys in needed.items()
+        for key in keys
+    )
 
 
 def _other_settings(document: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
@@ -277,14 +290,9 @@ def _finished(cell: Cell, digest: str, result: RunResult) -> dict[str, Any]:
         raise SloschedError(f"the run {cell.name} is not complete: {result.problem}")
     report = finish(cell.experiment, result.run_dir, kind="simulated", digest=digest, figures=False)
     if result.run_dir != cell.folder:  # beside an incomplete run, in a numbered folder
-        write_json(cell.folder / SUMMARY, {**report.document, "run_dir": str(result.run_dir)})
+        place = str(result.run_dir.relative_to(cell.folder))
+        write_json(cell.folder / SUMMARY, {**report.document, "run_dir": place})
     return dict(report.document)
-
-
-def run_dir_of(cell: Cell) -> Path:
-    """Where the logs of a complete cell lie."""
-    document = read_summary(cell.folder) or {}
-    return Path(document.get("run_dir", cell.folder))
 
 
 def write_comparison(
@@ -305,7 +313,7 @@ def write_comparison(
 
 def _draw(comparison: Comparison, cells: Sequence[Cell], out: Path, published: bool) -> list[Path]:
     first = [cell for cell in cells if cell.experiment.seed == comparison.seeds[0]]
-    outcomes = {cell.variant.name: read_outcome(run_dir_of(cell)) for cell in first}
+    outcomes = {cell.variant.name: read_outcome(logs_of(cell.folder)) for cell in first}
     spec = first[0].experiment.spec()
     blind = {each.name for each in comparison.variants if each.options.blind_scores}
     files = draw_runs(outcomes, spec, out, published=published, random_scores=blind).files

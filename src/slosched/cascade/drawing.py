@@ -14,12 +14,14 @@ from slosched.analysis.runs import distinct_names, policy_of, stated
 from slosched.cascade.artifact_logs import thresholds
 from slosched.cascade.outcome import Outcome, read_outcome
 from slosched.cascade.published_transforms import CHUNK, PublishedSeries, published_series
-from slosched.cascade.summary import HEADINGS, rows_of, summarise
+from slosched.cascade.summary import HEADINGS, logs_of, rows_of, summarise
 from slosched.cascade_spec import CascadeSpec, QualityCurve
 from slosched.errors import InvalidConfig
 from slosched.units import NS_PER_S
 
 WINDOW_NS = 5 * NS_PER_S
+#: What compare.py writes beside the folders of its runs.
+COMPARISON = "compare.json"
 PUBLISHED_NOTE = "by the artifact's transformations, not as measured"
 
 Curves = dict[str, list[Curve]]
@@ -67,14 +69,16 @@ def draw_directories(
 
     What their manifests say of random scores is heeded. Raises as `draw_runs` and `read_outcome` do.
     """
+    for path in paths:
+        if (path / COMPARISON).is_file():
+            raise InvalidConfig(
+                f"{path} is the folder of a comparison; name its runs, as {path}/POLICY/seed=0"
+            )
     policies = [policy_of(path) or path.name for path in paths]
     names = policies if len(set(policies)) == len(policies) else distinct_names(paths)
-    blind = [
-        name
-        for name, path in zip(names, paths, strict=True)
-        if stated(path, "blind_scores") is True
-    ]
-    runs = {name: read_outcome(path) for name, path in zip(names, paths, strict=True)}
+    logs = {name: logs_of(path) for name, path in zip(names, paths, strict=True)}
+    blind = [name for name, path in logs.items() if stated(path, "blind_scores") is True]
+    runs = {name: read_outcome(path) for name, path in logs.items()}
     return draw_runs(runs, cascade, out, published=published, random_scores=blind)
 
 

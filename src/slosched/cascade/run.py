@@ -17,7 +17,7 @@ from slosched.cascade.artifact_logs import write_artifact_logs
 from slosched.cascade.bound import FluidBound, fluid_bound
 from slosched.cascade.drawing import draw_runs
 from slosched.cascade.outcome import Outcome, read_outcome
-from slosched.cascade.summary import Summary, summarise
+from slosched.cascade.summary import SUMMARY, Summary, summarise
 from slosched.cascade_spec import CascadeOptions, CascadeSpec
 from slosched.config import EmulationNoise, SchedulerConfig
 from slosched.errors import InvalidConfig, MissingPackage, SloschedError
@@ -26,12 +26,13 @@ from slosched.output_files import utf8_document, write_file
 from slosched.sim.faults import FaultPlan
 from slosched.sim.run import simulate, source_digest, spec_digest
 from slosched.sim.spec import SimSpec
+from slosched.units import format_duration
 from slosched.version import __version__
 from slosched.workloads import parse_workload
 from slosched.workloads.base import Workload
 from slosched.workloads.cascades import load_cascade, read_scores
+from slosched.workloads.engine import Engine
 
-SUMMARY = "summary.json"
 LOGS = "logs"
 FIGURES = "figures"
 
@@ -74,6 +75,15 @@ class Experiment:
     def workload(self) -> Workload:
         """Raises UnknownName, InvalidConfig."""
         return parse_workload("cascade", [self.cascade, self.trace])
+
+    def check(self) -> None:
+        """Raise InvalidConfig, UnknownName if the trace cannot be read, or ends before its first request."""
+        engine = Engine(self.workload(), seed=self.seed, duration_ns=self.duration_ns)
+        if engine.next_ns() is None:
+            raise InvalidConfig(
+                f"the trace {self.trace} with seed {self.seed} has no request within "
+                f"{format_duration(engine.end_ns)}; give a longer --duration, or another trace"
+            )
 
     def scheduler(self, spec: CascadeSpec) -> SchedulerConfig:
         return SchedulerConfig(
@@ -228,19 +238,3 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write `document` to `path`. Raises as `write_file` does."""
     text = json.dumps(utf8_document(plain(document)), indent=2, default=str)
     write_file(path, (text + "\n").encode())
-
-
-def read_summary(run_dir: Path) -> dict[str, Any] | None:
-    """The summary that a complete run left; None if there is none. Raises InvalidConfig if it is damaged."""
-    path = run_dir / SUMMARY
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InvalidConfig(
-            f"{path} cannot be read ({error}); remove it to make the run again"
-        ) from None
-    if not isinstance(document, dict) or "summary" not in document:
-        raise InvalidConfig(f"{path} is not the summary of a run; remove it to make the run again")
-    return document

@@ -8,8 +8,10 @@ light.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,10 @@ from slosched.analysis.drawn import plain
 from slosched.cascade.outcome import BLIND, FORCED, Outcome
 from slosched.cascade_spec import QualityCurve
 from slosched.codes import Verdict
+from slosched.errors import InvalidConfig
 from slosched.units import NS_PER_S
+
+SUMMARY = "summary.json"
 
 #: The columns of each table. Both counts of quality stand in every one.
 HEADINGS = (
@@ -162,6 +167,28 @@ def _mean_threshold(outcome: Outcome) -> float:
     values = outcome.threshold_at(ticks)
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
+
+
+def read_summary(run_dir: Path) -> dict[str, Any] | None:
+    """The summary that a complete run left; None if there is none. Raises InvalidConfig if it is damaged."""
+    path = run_dir / SUMMARY
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise InvalidConfig(
+            f"{path} cannot be read ({error}); remove it to make the run again"
+        ) from None
+    if not isinstance(document, dict) or not isinstance(document.get("summary"), dict):
+        raise InvalidConfig(f"{path} is not the summary of a run; remove it to make the run again")
+    return document
+
+
+def logs_of(run_dir: Path) -> Path:
+    """Where the logs of the summary in `run_dir` lie: a run that was made again has them in a folder in it."""
+    document = read_summary(run_dir) or {}
+    return run_dir / str(document.get("run_dir", ""))
 
 
 def rows_of(summaries: Sequence[tuple[str, Summary]]) -> list[list[str]]:

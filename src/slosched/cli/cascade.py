@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -9,24 +10,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from slosched.cascade_spec import CascadeOptions
-from slosched.cli import cascade_artifact
+from slosched.cli import cascade_artifact, cascade_digits
 from slosched.cli.ask import Json
-from slosched.cli.cascade_options import cascade_options, takes_cascade_options
+from slosched.cli.cascade_experiment import (
+    directory_of,
+    experiment_of,
+    policy_type,
+    variants_of,
+)
+from slosched.cli.cascade_options import takes_cascade_options
 from slosched.cli.config_options import Options
 from slosched.cli.guard import SloschedGroup
 from slosched.cli.help import SloschedTyper
 from slosched.cli.output import beside, print_json, say, table_text, warn
 from slosched.cli.stopping import stopped_by_signals
-from slosched.cli.values import duration_ns
-from slosched.errors import InvalidConfig, SloschedError, UnknownName
-from slosched.output_files import check_folder
+from slosched.errors import SloschedError
 from slosched.units import format_duration
 
 if TYPE_CHECKING:
-    from slosched.cascade.presets import Preset, Variant
+    from slosched.cascade.presets import Variant
     from slosched.cascade.run import Experiment, Report
-    from slosched.sim.faults import FaultPlan
 
 app = SloschedTyper(cls=SloschedGroup, name="cascade", rich_markup_mode=None, no_args_is_help=True)
 
@@ -160,67 +163,16 @@ def run(
       slosched cascade run sdturbo --trace trace.txt --scores dist.txt --preset sanity --policy diffserve
       slosched cascade run sdturbo --trace 1to8 --workers 4 --live --duration 60s
     """
-    base = _experiment(
+    base = experiment_of(
         name, trace, workers, preset, options, scores, duration, exec_sigma, faults, published
     )
-    experiment = replace(base, policy=_policy_type(policy), seed=seed, preempt=preempt)
-    directory = _directory(out, "cascade")
+    experiment = replace(base, policy=policy_type(policy), seed=seed, preempt=preempt)
+    experiment.check()
+    directory = directory_of(out, "cascade")
     if not json:
         say(_title(experiment, live=live))
     report = (_live if live else _simulated)(experiment, directory, published)
     _print_report(report, experiment, json=json)
-
-
-def _experiment(
-    name: str,
-    trace: str,
-    workers: int,
-    preset: str | None,
-    options: Options,
-    scores: Path | None,
-    duration: str | None,
-    exec_sigma: float,
-    faults: Path | None,
-    published: bool,
-) -> Experiment:
-    """What `run` and `compare` say alike, with the options of the preset. Raises InvalidConfig, UnknownName."""
-    from slosched.cascade.run import Experiment
-
-    settings = _preset(preset)
-    experiment = Experiment(
-        cascade=name,
-        trace=trace,
-        workers=workers,
-        options=cascade_options(settings.options, options),
-        scores=scores,
-        judge_ns=settings.judge_ns,
-        duration_ns=None if duration is None else duration_ns("--duration", duration),
-        exec_sigma=exec_sigma,
-        faults=_fault_plan(faults),
-    )
-    _check_published(experiment, published)
-    return experiment
-
-
-def _directory(out: Path | None, kind: str) -> Path:
-    """Where a command writes. Raises InvalidConfig if that is not a directory."""
-    from slosched.telemetry.run_dir import default_log_dir
-
-    directory = out or default_log_dir(kind)
-    check_folder(directory)
-    return directory
-
-
-def _check_published(experiment: Experiment, published: bool) -> None:
-    """Before the run: the artifact's transformations are those of its own cascades."""
-    from slosched.workloads.cascades import builtin_cascades
-
-    name = experiment.spec().name
-    if published and name not in builtin_cascades():
-        known = ", ".join(builtin_cascades())
-        raise InvalidConfig(
-            f"--published is for the artifact's cascades, {known}, and not {name!r}"
-        )
 
 
 def _simulated(experiment: Experiment, directory: Path, published: bool) -> Report:
@@ -245,42 +197,30 @@ def _live(experiment: Experiment, directory: Path, published: bool) -> Report:
     return run_live(experiment, directory, show=beside, published=published)
 
 
-def _preset(name: str | None) -> Preset:
-    """The preset of that name; None: the defaults, and no policies. Raises UnknownName."""
-    from slosched.cascade.presets import Preset, preset_named
-
-    return Preset(CascadeOptions(), None, ()) if name is None else preset_named(name)
-
-
-def _policy_type(text: str) -> str:
-    """The TYPE of a policy of cascades, whatever its case. Raises UnknownName."""
-    from slosched.core.scheduler.policies import CASCADE_POLICIES, POLICY_TYPES
-
-    if ":" in text:  # module:class, of another package
-        POLICY_TYPES.get(text)
-        return text
-    if text.upper() not in CASCADE_POLICIES:
-        known = [each.lower() for each in CASCADE_POLICIES]
-        raise UnknownName("policy of cascades", text, known)
-    return text.upper()
-
-
-def _fault_plan(path: Path | None) -> FaultPlan | None:
-    if path is None:
-        return None
-    from slosched.sim.fault_file import load_plan
-
-    return load_plan(path)
-
-
 def _title(experiment: Experiment, *, live: bool) -> str:
-    spec = experiment.spec()
-    scores = "drawn" if experiment.scores is None else f"of {experiment.scores}"
     kind = "in real time" if live else "in virtual time"
     return (
-        f"{spec.name} under {experiment.policy}, trace {experiment.trace}, {experiment.workers} workers, SLO "
-        f"{format_duration(spec.slo_ns)}, scores {scores}, seed {experiment.seed}, {kind}"
+        f"{experiment.spec().name} under {experiment.policy}, {_settings(experiment)}, seed {experiment.seed}, "
+        f"{kind}"
     )
+
+
+def _title_of_all(base: Experiment, variants: Sequence[Variant], seeds: range) -> str:
+    count = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+    names = ", ".join(each.name for each in variants)
+    return f"{base.spec().name} under {names}; {_settings(base)}, {count}, in virtual time"
+
+
+def _settings(experiment: Experiment) -> str:
+    scores = "drawn" if experiment.scores is None else f"of {experiment.scores}"
+    return (
+        f"trace {experiment.trace}, {_counted(experiment.workers, 'worker')}, SLO "
+        f"{format_duration(experiment.spec().slo_ns)}, scores {scores}"
+    )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _print_report(report: Report, experiment: Experiment, *, json: bool) -> None:
@@ -296,8 +236,9 @@ def _print_report(report: Report, experiment: Experiment, *, json: bool) -> None
     summary, bound = report.summary, report.bound
     say(table_text(["policy", *HEADINGS], rows_of([(experiment.policy, summary)])))
     say(
-        f"{summary.requests} requests: {summary.violations} violations ({summary.late} late, "
-        f"{summary.dropped} without an answer); answers: {summary.light} light, {summary.heavy} heavy"
+        f"{_counted(summary.requests, 'request')}: {_counted(summary.violations, 'violation')} ("
+        f"{summary.late} late, {summary.dropped} without an answer); answers: {summary.light} light, "
+        f"{summary.heavy} heavy"
     )
     quality = ""
     if summary.fid == summary.fid:  # the cascade has a table of it
@@ -372,13 +313,18 @@ def compare(
     from slosched.cascade.compare import compare as run_cells
     from slosched.cli.sim_display import JobsDisplay
 
-    base = _experiment(
+    base = experiment_of(
         name, trace, workers, preset, options, scores, duration, exec_sigma, faults, published
     )
     base = replace(base, preempt=preempt)
-    variants = _variants(policies, preset, base.options, options)
-    directory = _directory(out, "cascade-compare")
-    cells = cells_of(base, variants, range(seed, seed + seeds), directory)
+    variants = variants_of(policies, preset, base.options, options)
+    directory = directory_of(out, "cascade-compare")
+    several = range(seed, seed + seeds)
+    for each in several:
+        replace(base, seed=each).check()
+    cells = cells_of(base, variants, several, directory)
+    if not json:
+        say(_title_of_all(base, variants, several))
     with stopped_by_signals() as stopping, ExitStack() as displays:
         comparison = run_cells(
             cells,
@@ -400,24 +346,9 @@ def compare(
         say(f"wrote {file}")
 
 
-def _variants(
-    text: str | None, preset: str | None, base: CascadeOptions, given: Options
-) -> tuple[Variant, ...]:
-    """The policies to compare, over the options `base`; those of a preset have options of their own, and what
-    is `given` on the command line holds for them too. Raises InvalidConfig, UnknownName."""
-    from slosched.cascade.presets import POLICIES, parse_variants
-
-    of_preset = _preset(preset).variants
-    if text is None and of_preset:
-        return tuple(
-            replace(each, options=cascade_options(each.options, given)) for each in of_preset
-        )
-    variants = parse_variants(text or ",".join(POLICIES).lower(), base)
-    for each in variants:
-        _policy_type(each.policy)
-    return variants
-
-
+app.add_typer(
+    cascade_digits.app, name="digits", short_help="A small cascade that is really measured."
+)
 app.command("controller", short_help="The artifact's controller (port 50050).")(
     cascade_artifact.controller
 )

@@ -373,7 +373,7 @@ def _number(text: str) -> float | None:
 
 def _served(runs: Sequence[Path], given: str | None) -> str:
     """The cascade that the runs say they served. Raises InvalidConfig if `given` is another."""
-    from slosched.cascade.run import read_summary
+    from slosched.cascade.summary import read_summary
 
     named = {
         str(document["cascade"])
