@@ -1,0 +1,202 @@
+"""The report of a measurement: report.md and report.json, curves, a page of images, and the product's
+files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slosched.analysis.digits_figures import draw_curves, draw_samples
+from slosched.analysis.drawn import plain
+from slosched.cascade.digits.data import as_stored
+from slosched.cascade.digits.files import cascade_of, write_files
+from slosched.cascade.digits.served import Served
+from slosched.errors import MissingPackage
+from slosched.output_files import write_file
+
+REPORT = "report"
+#: Images in a row of the page of images.
+_IN_A_ROW = 20
+
+
+def write_report(document: Mapping[str, Any], served: Served, out: Path) -> tuple[list[Path], str]:
+    """Write everything into `out`; the paths, and what kept figures from being drawn (empty: nothing did).
+
+    Raises as `write_file` does.
+    """
+    paths = [out / f"{REPORT}.json", out / f"{REPORT}.md"]
+    text = json.dumps(plain(dict(document)), indent=1)
+    write_file(paths[0], (text + "\n").encode())
+    write_file(paths[1], report_text(document).encode())
+    paths += write_files(cascade_of(document), out)
+    try:
+        paths.append(draw_curves(document, out))
+        paths.append(draw_samples(sample_rows(served), out, _SAMPLES_TITLE))
+    except MissingPackage as error:
+        return paths, str(error)
+    return paths, ""
+
+
+_SAMPLES_TITLE = (
+    "The judge accepts the half of the light images with the higher scores. Both rows are drawn at random; "
+    "a heavy image\nunder a light one is that of the same request."
+)
+
+
+def sample_rows(served: Served) -> list[tuple[str, Any]]:
+    """Rows of images: real, heavy, and both halves of the light ones with the heavy ones of the same
+    requests.
+    """
+    random = np.random.default_rng(5)
+    order = np.argsort(served.scores, kind="stable")
+    half = len(order) // 2
+    rejected, accepted = order[:half], order[half:]
+
+    def chosen(places: Any) -> Any:
+        return np.sort(random.choice(places, min(_IN_A_ROW, len(places)), replace=False))
+
+    no, yes = chosen(rejected), chosen(accepted)
+    ends = min(_IN_A_ROW, len(order))
+    rows = [
+        ("real, held out", served.real_part.ink[chosen(np.arange(len(served.real_part)))]),
+        ("heavy", served.heavy[chosen(order)]),
+        ("light, accepted", served.light[yes]),
+        ("heavy, the same", served.heavy[yes]),
+        ("light, rejected", served.light[no]),
+        ("heavy, the same", served.heavy[no]),
+        ("light, highest scores", served.light[order[-ends:]]),
+        ("light, lowest scores", served.light[order[:ends]]),
+    ]
+    return [(name, as_stored(images)) for name, images in rows]
+
+
+# ------------------------------------------------------------------------------------------ text
+
+
+def report_text(document: Mapping[str, Any]) -> str:
+    """The report as Markdown."""
+    ends, costs = document["ends"], document["cost_ms"]
+    first = [
+        [
+            name,
+            f"{ends[key]['frechet']:.2f} +- {ends[key]['error']:.2f}",
+            f"{100 * ends[key]['accuracy']:.1f} %",
+            f"{costs[key]:.2f}" if key in costs else "",
+        ]
+        for name, key in (("light only", "light"), ("heavy only", "heavy"), ("real images", "real"))
+    ]
+    return (
+        "\n\n".join(
+            [
+                "# The cascade of digits, measured",
+                _introduction(document),
+                _table(["answers", "Frechet distance (digits)", "accuracy", "exec ms"], first),
+                _by_share(document["curves"]),
+                _compared(document["judge_less_random"]),
+                _on_the_judge(document["judge"]),
+                _times(document["exec_ns"]),
+            ]
+        )
+        + "\n"
+    )
+
+
+def _introduction(document: Mapping[str, Any]) -> str:
+    real = document["ends"]["real"]
+    return (
+        f"{document['requests']} requests, each answered by both programs, against "
+        f"{document['real_images']} real images that no network has seen. The distance is that of Frechet in "
+        "the 24 features of the package's own classifier, with its standard error by bootstrap of answers and "
+        "real images within each class (much of it is of the real images, and common to all rows). FID has other "
+        "features and does not compare with it. With few images the distance is too large, which is why all "
+        f"points have the same number of answers; the row of real images has {real['images']}. Accuracy is "
+        "the share of answers that the classifier takes for the digit that was asked for. Exec ms: one "
+        f"request's part of a batch of {document['cost_batch']}, one CPU thread, torch {document['torch']}."
+    )
+
+
+def _by_share(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    rows = []
+    for place, point in enumerate(curves["judge"]):
+        found = [f"{points[place]['frechet']:.2f}" for points in curves.values()]
+        rows.append(
+            [
+                f"{point['heavy_share']:.1f}",
+                *found,
+                f"{point['cost_ms']:.2f}",
+                f"{curves['random'][place]['cost_ms']:.2f}",
+            ]
+        )
+    heads = ["heavy share", *curves, "ms, judge", "ms, random"]
+    note = (
+        "Distance by the share of requests that the heavy program answers. judge: those with the lowest "
+        "scores. random: mean of ten orders; no light program runs before the heavy one. oracle: error knows "
+        "both images of a request, and takes those that lie farthest apart in the classifier's features. "
+        "oracle: greedy knows the held-out images themselves and takes step by step what lowers the distance "
+        "most: a limit that no system reaches."
+    )
+    return f"{note}\n\n{_table(heads, rows)}"
+
+
+def _compared(found: Sequence[Mapping[str, float]]) -> str:
+    rows = [
+        [
+            f"{each['heavy_share']:.1f}",
+            f"{each['difference']:+.2f}",
+            f"{each['low']:+.2f} to {each['high']:+.2f}",
+        ]
+        for each in found
+    ]
+    better = sum(each["high"] < 0 for each in found)
+    worse = sum(each["low"] > 0 for each in found)
+    if worse:
+        verdict = (
+            f"The judge is worse than chance at {worse} of {len(found)} shares, better at {better}."
+        )
+    elif better:
+        verdict = f"The judge is better than chance at {better} of {len(found)} shares."
+    else:
+        verdict = "The judge is not shown to be better than chance at any of these shares."
+    heads = ["heavy share", "judge less random", "95 % interval"]
+    paired = "The intervals are paired: each bootstrap draws the same requests for both."
+    return f"{verdict} {paired}\n\n{_table(heads, rows)}"
+
+
+_JUDGED = {
+    "auc_real_light": "AUC, a real image above a light one",
+    "auc_real_heavy": "AUC, a real image above a heavy one",
+    "auc_heavy_light": "AUC, a heavy image above a light one",
+    "auc_right_wrong_class": "AUC, a light image of the right class above one of another",
+    "wrong_class": "light images of another class than was asked for",
+    "correlation_error": "rank correlation of a light image's score and its distance to the heavy one",
+    "correlation_confidence": "rank correlation of a light image's score and the classifier's confidence",
+    "correlation_heavy_score": "rank correlation of the scores of both images of a request",
+    "median_light": "median score of light images",
+    "median_heavy": "median score of heavy images",
+    "median_real": "median score of real images",
+}
+
+
+def _on_the_judge(found: Mapping[str, float]) -> str:
+    rows = [[text, f"{found[key]:.3g}"] for key, text in _JUDGED.items()]
+    return (
+        f"What the judge knows:\n\n{_table(['of held-out images and of requests', 'value'], rows)}"
+    )
+
+
+def _times(exec_ns: Mapping[str, Mapping[Any, int]]) -> str:
+    batches = list(exec_ns["light"])
+    rows = [[name, *(f"{found[b] / 1e6:.2f}" for b in batches)] for name, found in exec_ns.items()]
+    heads = ["exec ms of a batch of", *map(str, batches)]
+    return f"Median times on the machine that made this report:\n\n{_table(heads, rows)}"
+
+
+def _table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [list(heads)]
+    lines += [["---"] * len(lines[0]), *map(list, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
