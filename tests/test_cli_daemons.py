@@ -351,7 +351,10 @@ def test_worker_options_win_over_the_file(captured: Captured, tmp_path: Path) ->
         (["--weights-cache", "lots"], "--weights-cache: 'lots' is not a size"),
         (["--config", "no-such.toml"], "no-such.toml"),
         (["--dtype", "int8"], "unknown dtype 'int8'; known: bfloat16, float16, float32"),
-        (["--libraries", "timm,keras"], "unknown library 'keras'; known: timm, torchvision"),
+        (
+            ["--libraries", "timm,keras"],
+            "unknown library 'keras'; known: diffusion, timm, torchvision",
+        ),
     ],
 )
 def test_wrong_worker_options_are_named(captured: Captured, args: list[str], said: str) -> None:

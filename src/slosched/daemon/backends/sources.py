@@ -161,6 +161,10 @@ def _of_library(source: ModelSource) -> ModelSpec:
     _refuse_inputs(source, spec)
     if source.lengths:
         taking(spec, spec.takes, source.lengths)  # raises: the shapes of images are fixed
+    if source.input_shape and spec.inputs:
+        raise InvalidConfig(
+            f"model {source.name!r}: it takes {described(spec.takes)}; leave input_shape out"
+        )
     shape = source.input_shape or spec.input_shape
     return replace(spec, input_shape=shape, output=source.output, outputs=source.outputs)
 
