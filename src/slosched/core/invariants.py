@@ -8,6 +8,8 @@
 - A request whose action ended with its process runs at most once more, alone, and meanwhile its GPU gets
   nothing else. The next stage of a request that then ran well is an action like others.
 - An Infer ends well only if its worker reported it, in the session that it was sent in.
+- The stages of a request follow each other: each waits from when the one before it ended, in the same cascade,
+  and the last one has an end before the answer.
 - A controller that drains takes nothing new: it answers each new request in the same step.
 
 The cost of a check grows with the effects of the step alone: the checker keeps a ledger of its own from the
@@ -34,6 +36,7 @@ from slosched.core.scheduler.interface import (
     FromWorker,
     RequestDone,
     StageDone,
+    StageRecord,
     ToWorker,
 )
 from slosched.core.scheduler.scheduler import Scheduler
@@ -92,6 +95,8 @@ class InvariantChecker:
         self._ends: dict[int, int] = {}
         #: By (worker, GPU id): its actions, and whether each must be alone.
         self._aboard: dict[tuple[int, int], dict[int, bool]] = {}
+        #: By unanswered request: the record of its last stage, after which it goes on.
+        self._stages: dict[int, StageRecord] = {}
         self._failed: set[int] = set()  # actions that their workers reported as failed in this step
         self._ran: set[int] = set()  # and those reported as run
         self._drains_from: int | None = None  # the first key that came after the drain began
@@ -211,6 +216,11 @@ class InvariantChecker:
         key = record.key
         self._tell((key,), now_ns, "answered {} {}", record.code, record.reason)
         self._ends.pop(key, None)
+        before = self._stages.pop(key, None)
+        if before is not None and before.verdict:
+            self._fail(
+                f"request {key} is answered, and its stage {before.stage + 1} has no end", (key,)
+            )
         if self._live.pop(key, None) is None:
             when = "although it was answered" if key < self._arrived else "although it never came"
             self._fail(f"request {key} is answered {when}", (key,))
@@ -252,6 +262,7 @@ class InvariantChecker:
     def _stage_done(self, effect: StageDone, now_ns: int) -> None:
         """A stage ended; unless its output answers the request, that waits for its next one."""
         key, stage = effect.record.key, effect.record.stage
+        self._check_order(effect.record)
         place = self._live.get(key, _QUEUED)
         if effect.record.verdict in _WAITED_IN_VAIN:
             self._tell((key,), now_ns, "stage {} is given up", stage)
@@ -261,9 +272,23 @@ class InvariantChecker:
                 f"stage {stage} of request {key} ends, and no action that ran has it", (key,)
             )
         if not effect.record.answers:
+            self._stages[key] = effect.record
             self._live[key] = _QUEUED
             self._ends.pop(key, None)  # of this stage, which ran well in the end
             self._tell((key,), now_ns, "stage {} ended, and it goes on", stage)
+
+    def _check_order(self, record: StageRecord) -> None:
+        """A stage begins to wait where the one before it ended."""
+        key, before = record.key, self._stages.pop(record.key, None)
+        place = (0, record.queued_ns, record.cascade)
+        if before is not None:
+            place = (before.stage + 1, before.end_ns, before.cascade)
+        if (record.stage, record.queued_ns, record.cascade) != place:
+            self._fail(
+                f"stage {record.stage} of request {key} in {record.cascade!r} waited from {record.queued_ns}; "
+                f"stage {place[0]} in {place[2]!r}, from {place[1]} on, was to end next",
+                (key,),
+            )
 
     def _check_send(self, effect: ToWorker, infer: Infer, now_ns: int) -> None:
         action_id, keys, worker_id = infer.action_id, effect.requests, effect.worker_id

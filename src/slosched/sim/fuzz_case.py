@@ -17,7 +17,7 @@ from slosched.config import (
 from slosched.core.scheduler.policies import about, type_and_fidelity
 from slosched.signature import Tensor
 from slosched.sim.faults import Fault, FaultPlan
-from slosched.sim.fuzz_cascades import with_cascade
+from slosched.sim.fuzz_cascades import with_cascade, with_cascades_beside
 from slosched.sim.guests import AGAIN, BREAKS, DEAF, GOODBYE, SILENT, GuestPlan
 from slosched.sim.network import Network
 from slosched.sim.spec import SimSpec, WorkerClocks
@@ -191,6 +191,8 @@ def drawn_spec(seed: int, *, policy: str | None = None) -> SimSpec:
     )
     if about(type_, fidelity or "best").one_cascade:
         spec = with_cascade(spec, seed)
+    elif (type_, fidelity or "best") == ("INFER5", "best"):
+        spec = with_cascades_beside(spec, seed, _with_lengths)
     counts = [len(each) for each in spec.worker_profiles()]
     plan = FaultPlan.random(seed, counts, until_ns=FAULTS_END_NS)
     if options.randrange(_LONG_CASES) == 0:

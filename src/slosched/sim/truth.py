@@ -67,6 +67,7 @@ from slosched.messages import (
     WorkerWelcome,
 )
 from slosched.sim.cluster import SimCluster
+from slosched.sim.stage_truth import what_is_wrong
 from slosched.units import NS_PER_S, format_duration
 
 #: The rounding error of a window's conversions.
@@ -325,6 +326,9 @@ class ClientTruth:
         #: answers it.
         self._waiting: dict[tuple[bytes, int], list[object]] = {}
         self._due_ns: dict[tuple[bytes, int], int] = {}  # of those that wait; -1: it named no SLO
+        self._models: dict[
+            tuple[bytes, int], int
+        ] = {}  # of those that wait: the ids that they ask for
         self._loads: set[tuple[bytes, int]] = set()  # the loads that clients asked for
         self._unloads: dict[tuple[bytes, int], str] = {}  # the names that clients want unloaded
         #: Instances that an unload kept, and when, by the names that no client has loaded since.
@@ -344,6 +348,7 @@ class ClientTruth:
                 copies.append(known)
                 slo_ns = event.message.slo_ns
                 self._due_ns[key] = self._kernel.now_ns + slo_ns if slo_ns else -1
+                self._models[key] = event.message.model_id
         elif isinstance(event, FromClient) and isinstance(event.message, LoadModelRequest):
             self._loads.add((event.client, event.message.request_id))
             self._kept.pop(event.message.name, None)
@@ -396,6 +401,8 @@ class ClientTruth:
                 due_ns = self._due_ns[key]
                 if isinstance(message, InferReply) and len(copies) == 1 and due_ns >= 0:
                     self._check_verdict(identity, message, due_ns)
+                if isinstance(message, InferReply):
+                    self._check_stages(identity, message, self._models[key])
                 # Where copies came before and after a restart, a controller answers the copy that it got.
                 known_now = self._controller.scheduler.clients.get(identity)
                 for known in (known_now, None, copies[0]):
@@ -403,7 +410,7 @@ class ClientTruth:
                         del copies[next(i for i, copy in enumerate(copies) if copy is known)]
                         break
                 if not copies:
-                    del self._waiting[key], self._due_ns[key]
+                    del self._waiting[key], self._due_ns[key], self._models[key]
             elif isinstance(message, InferReply):
                 raise InvariantViolated(
                     f"request {message.request_id} of {identity.decode()} is answered more often than it was "
@@ -444,6 +451,15 @@ class ClientTruth:
                 f"request {reply.request_id} of {identity.decode()} is answered with code {reply.code}, "
                 f"{format_duration(abs(late_ns))} {'after' if late_ns > 0 else 'before'} its deadline, and "
                 f"with deadline_met={reply.deadline_met}"
+            )
+
+    def _check_stages(self, identity: bytes, reply: InferReply, model_id: int) -> None:
+        """The answer tells of the stages of a cascade, in order, and of no others."""
+        cascade = self._controller.scheduler.cluster.cascades.by_id.get(model_id)
+        wrong = what_is_wrong(reply, None if cascade is None else cascade.spec)
+        if wrong:
+            raise InvariantViolated(
+                f"the answer to request {reply.request_id} of {identity.decode()}: {wrong}"
             )
 
     def check_all_answered(self) -> None:
