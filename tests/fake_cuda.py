@@ -503,7 +503,7 @@ class SteppedProgram(FakeProgram):
 
     def _forward(self, inputs: Sequence[FakeView]) -> list[FakeView]:
         state = self._begin(inputs)
-        for _ in range(self.steps):
+        for _ in range(self.few_steps or self.steps):
             state = self._step(state)
         return self._finish(state)
 

@@ -27,7 +27,9 @@ from slosched.daemon.backends.cuda.cutting import Aim, Cutter, Wish
 from slosched.daemon.backends.cuda.preemption import Preemption, boundaries_ns
 from slosched.daemon.backends.cuda.preparing import Bench, Source
 from slosched.daemon.backends.cuda.program import Class
+from slosched.daemon.backends.cuda.recorded import CHECKED_STEPS
 from slosched.daemon.backends.cuda.segments import Gate
+from slosched.daemon.backends.cuda.steps import SteppedRun
 from slosched.gpu_profile import ModelProfile
 from test_cuda_cutting import _Waiting
 from test_cuda_preemption import LONG_NS, PAGE, Rig, interrupted
@@ -96,6 +98,31 @@ def test_it_is_measured_by_the_step_and_cut_between_steps() -> None:
     assert boundaries_ns(program, profile)[0].keys() == {1, 4}
     program.release()
     assert made.driver.graphs == 0
+
+
+def test_its_answers_are_checked_in_few_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty steps of a large model take seconds, and a check of every class is dozens of runs."""
+    seen, launch = [], SteppedRun.launch
+
+    def noted(run: SteppedRun, stream: Any, *, steps: int = 0) -> None:
+        seen.append(steps)
+        launch(run, stream, steps=steps)
+
+    monkeypatch.setattr(SteppedRun, "launch", noted)
+    made = Prepared({1: 8 * MS, 4: 20 * MS}, steps=50, preempt=False)
+    assert set(seen) == {CHECKED_STEPS} and made.program.few_steps == 0
+    run = made.program.stepped_runs(Class(1))[0]
+    assert len(run.parts) == 52 and made.profile.steps == 50
+
+
+def test_long_steps_are_boundaries_without_a_run_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Cutter, "_compared", None)  # what would run it whole
+    made = Prepared({1: 60 * MS})
+    cut = made.program.cut_of(Class(1))
+    assert cut is not None and cut.in_flight == 1
+    assert cut.boundary_ns == pytest.approx(60 * MS * STEP_SHARE / STEPS, rel=0.02)
 
 
 def test_short_steps_are_put_together_to_segments_that_are_worth_their_boundaries() -> None:

@@ -130,8 +130,8 @@ class QualityCurve:
 class StageSpec:
     """One program of a cascade: the worker's name of the model, and its exec times by batch size.
 
-    A program of `steps` equal steps (0: it runs as a whole) can be interrupted between two of them. `step_ns` is
-    the time of one by batch size; where it is not known, the steps take all of the exec time.
+    A program of `steps` equal steps (0: it runs as a whole) can be interrupted between two of them. `step_ns`
+    is the time of one by batch size; where it is not known, the steps take all of the exec time.
     """
 
     model: str

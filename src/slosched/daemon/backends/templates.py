@@ -119,15 +119,22 @@ class Template:
             for name, place, size in zip(self._names, self._places, sizes, strict=True)
         ]
 
-    def forward(self, weights: DeviceWeights, inputs: Sequence[Any]) -> dict[str, Any]:
+    def forward(
+        self, weights: DeviceWeights, inputs: Sequence[Any], *, steps: int = 0
+    ) -> dict[str, Any]:
         """Run the model with `weights` on copies of `inputs`, in the order of the signature; its outputs by
-        name.
+        name. With `steps` a model in steps runs no more than these.
 
         An input is a tensor (batch, *shape), or of BYTES a list of lists of bytes. The copies, in the model's
         precision and memory format, are the model's: it may work on them in place. Outputs are (batch,
         *output_shape), float32 or integers; they may be views of these copies or of the weights. Raises
         ModelRefused (contract.py).
         """
+        if steps:
+            state = self.begin(weights, inputs)
+            for _ in range(steps):
+                state = self.step(weights, state)
+            return self.finish(weights, state)
         self._bind(weights)
         with torch.inference_mode():
             own = [self._own(each) for each in inputs]

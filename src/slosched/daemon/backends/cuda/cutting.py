@@ -38,6 +38,8 @@ from slosched.units import NS_PER_MS, NS_PER_US
 SLOWER, SLOWER_WHERE_COSTLY, COSTLY_NS = 0.02, 0.03, 6 * NS_PER_US
 #: The lengths of segments that are tried, shortest first.
 TAUS_NS = tuple(us * NS_PER_US for us in (130, 180, 260, 370, 520, 740, 1_050, 1_500, 3_000))
+#: Steps that take this long are segments, without a comparison with the whole run, which takes seconds.
+LONG_STEP_NS = 3_000 * NS_PER_US
 #: A model with a class that takes longer is cut, unless its table says a boundary: then one of four boundaries.
 CUT_FROM_NS = 1_000 * NS_PER_US
 BOUNDARIES = 4
@@ -222,15 +224,35 @@ class Cutter:
             yield runs[0]
 
         runs[0].aim(copies)
-        groups = [
-            Group(place, place + 1, ns)
-            for place, ns in enumerate(self._watch.parts(runs[0].parts, whole_ns))
-        ]
-        cut = self._chosen(runs[0], groups, wish, copies, whole_ns, made)
+        parts_ns = self._watch.parts(runs[0].parts, whole_ns)
+        groups = [Group(place, place + 1, ns) for place, ns in enumerate(parts_ns)]
+        if parts_ns[1] >= LONG_STEP_NS:
+            cut = self._at_each_step(groups, wish, made)
+        else:
+            cut = self._chosen(runs[0], groups, wish, copies, whole_ns, made)
         if cut is None:
             return _TOO_SLOW
         program.run_in_steps(of, cut)
         return ""
+
+    def _at_each_step(
+        self,
+        groups: Sequence[Group],
+        wish: Wish,
+        made: Callable[[tuple[int, ...]], AbstractContextManager[SteppedRun]],
+    ) -> Cut | None:
+        """The cut where steps are so long that boundaries cost next to nothing: nothing is run whole for it."""
+        bounds = bounds_of(groups, wish.boundary_ns or TAUS_NS[0])
+        if not bounds:
+            return None
+        times = [
+            sum(group.ns for group in groups[begin:end])
+            for begin, end in pairwise((0, *bounds, len(groups)))
+        ]
+        with made(bounds) as run:
+            bubble_ns = self._bubble_ns(run.launches, times, times[0] + times[1])
+        choice = chosen(bounds, times, bubble_ns, wish, whole_ns=sum(times), aim=self._aim)
+        return None if choice is None else choice.cut
 
     # ----------------------------------------------------------------------------- measuring
 

@@ -11,7 +11,7 @@ plain execution does, also when other programs run between its run and the copy 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Protocol
@@ -52,7 +52,8 @@ _CLASS_AT_MOST_NS = 1_500 * NS_PER_MS
 #: What a first run is taken to need of an idle device.
 _GUESS_NS = 5 * NS_PER_MS
 #: Other classes that run between a run and the look at its answer, at most: as many as there are batch sizes.
-_OTHERS = 6
+#: A program in steps takes seconds, and its state is memory of its own, so fewer do.
+_OTHERS, _OTHERS_IN_STEPS = 6, 2
 #: More than the caches of any GPU (an H200 has 60 MB).
 _COLD_BYTES = 128 * 1024 * 1024
 _PIECE_BYTES = 4 * 1024 * 1024
@@ -77,6 +78,8 @@ class Preparable(Program, Protocol):
     def steps(self) -> int: ...
 
     def stepped_runs(self, of: Class) -> list[SteppedRun]: ...
+
+    def in_few_steps(self) -> AbstractContextManager[None]: ...
 
     def answers_with(self, gives: Sequence[Tensor], *, scored: bool = False) -> None: ...
 
@@ -293,11 +296,12 @@ class Bench:
 
         longest = max(source.model.lengths, default=0)
         try:
-            gives = check_model(run, source.model, precision=program.precision)
-            program.answers_with(gives, scored=bool(source.model.score))
-            program.restore_weights(weights)
-            for seed in range(_WARM_UPS):
-                program.run_rows(program.sample_rows(1, seed, longest))
+            with program.in_few_steps():
+                gives = check_model(run, source.model, precision=program.precision)
+                program.answers_with(gives, scored=bool(source.model.score))
+                program.restore_weights(weights)
+                for seed in range(_WARM_UPS):
+                    program.run_rows(program.sample_rows(1, seed, longest))
             program.changed = program.changed_weights(weights)
         except Exception as error:
             reason = explain_forward_error(error, source.model)
@@ -307,14 +311,25 @@ class Bench:
     def check_answers(
         self, program: Preparable, scratch: Sequence[Block], note: Callable[[str], None]
     ) -> None:
-        """Compare each class with plain execution, and drop those that differ.
+        """Compare each class with plain execution, and drop those that differ. Runs in steps end early.
 
         If one differs as a graph, all of them are run plainly instead: what the model keeps between runs
         may spoil the others at another time. Raises ModelRefused if batch 1 differs all the same.
         """
+        with program.in_few_steps():
+            self._check_answers(program, scratch, note)
+
+    def _check_answers(
+        self, program: Preparable, scratch: Sequence[Block], note: Callable[[str], None]
+    ) -> None:
         classes = program.classes
+        right: set[Class] = set()
         for each in classes:
             difference = self._differs(program, each, scratch)
+            if not difference and program.steps:
+                right.add(
+                    each
+                )  # these take seconds, and their state is memory of their own: once is enough
             if difference and program.captured(each):
                 program.not_captured = f"{each}: its CUDA graph answered wrongly ({difference})"
                 for other in classes:
@@ -322,9 +337,10 @@ class Bench:
                 program.restore_weights(scratch[0])
                 for other in classes:
                     program.add_class(other, capture=False)
+                right.clear()
                 break
         for each in classes:
-            difference = self._differs(program, each, scratch)
+            difference = "" if each in right else self._differs(program, each, scratch)
             if not difference:
                 continue
             program.drop_class(each)
@@ -461,11 +477,12 @@ class Bench:
             self._background.pause()
 
 
-def _others(program: Program, of: Class) -> list[Class]:
+def _others(program: Preparable, of: Class) -> list[Class]:
     """Classes of `program` beside one: all, or those that follow it where there are many."""
     classes = list(program.classes)
     place = classes.index(of)
-    return [*classes[place + 1 :], *classes[:place]][:_OTHERS]
+    most = _OTHERS_IN_STEPS if program.steps else _OTHERS
+    return [*classes[place + 1 :], *classes[:place]][:most]
 
 
 def _cannot_run(program: Program, error: Exception, reason: str = "") -> Exception:

@@ -55,6 +55,9 @@ from slosched.signature import Tensor
 #: Buffer sets of a class: one batch's inputs arrive, and another's outputs leave, while a third runs.
 SETS = 2
 WARM_UPS = 3
+#: Steps after which a run in preparation's checks may end. One step is the graph of all of them, so what is
+#: wrong with it shows after a few; fifty of them would be run hundreds of times, for minutes.
+CHECKED_STEPS = 3
 
 Array = npt.NDArray[Any]
 #: Inputs or outputs of a batch by name, (batch, *shape) each, on the host.
@@ -107,6 +110,8 @@ class RecordedProgram(ABC):
         self.preemption = ""
         self.urgent: RecordedProgram | None = None
         self._class_blocks: dict[Class, list[Block]] = {}  # of the driver's memory, by class
+        #: The number of steps of each run now; 0: all.
+        self.few_steps = 0
         self.gives: tuple[Tensor, ...] = ()
         self.scored = False
         self._kept: list[Any] = []  # what graphs need for as long as they live
@@ -135,7 +140,11 @@ class RecordedProgram(ABC):
         self._runs[id(buffers)].aim(copies)
 
     def launch(self, buffers: BufferSet, stream: Stream) -> None:
-        self._runs[id(buffers)].launch(stream)
+        run = self._runs[id(buffers)]
+        if isinstance(run, SteppedRun):
+            run.launch(stream, steps=self.few_steps)
+        else:
+            run.launch(stream)
 
     def cut_of(self, of: Class) -> Cut | None:
         return self._cuts.get(of)
@@ -232,6 +241,16 @@ class RecordedProgram(ABC):
         self.gives, self.scored = tuple(gives), scored
         self._layouts = Layouts(self._takes, gives, self._pads, scored=scored)
 
+    @contextmanager
+    def in_few_steps(self) -> Iterator[None]:
+        """Within it a run ends after CHECKED_STEPS of its steps, plain ones too. Only while it is prepared."""
+        before = self.few_steps
+        self.few_steps = min(self.steps, CHECKED_STEPS)
+        try:
+            yield
+        finally:
+            self.few_steps = before
+
     def add_class(self, of: Class, *, capture: bool = True) -> None:
         """Make a class runnable. Raises what the model raises, ModelRefused or OutOfDeviceMemory.
 
@@ -247,7 +266,8 @@ class RecordedProgram(ABC):
         takes, _ = self._layouts.at(of.length)
         rows = takes.pack(self.sample_rows(of.batch, 0, of.length))
         sets = [self._set_for(of, rows) for _ in range(SETS)]
-        self._check_results(of, self._warm_up(self._inputs(sets[0])))
+        with self.in_few_steps():
+            self._check_results(of, self._warm_up(self._inputs(sets[0])))
         runs: list[Run] = []
         if capture and not self.not_captured:
             try:

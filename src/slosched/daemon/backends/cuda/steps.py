@@ -28,7 +28,7 @@ class SteppedRun:
     def __init__(
         self, begin: GraphRun, step: Graph, finish: Graph, steps: int, ended: Event
     ) -> None:
-        self._begin, self._later = begin, (step, finish)
+        self._begin, self._later, self._steps = begin, (step, finish), steps
         self.started, self.ended = begin.started, ended
         #: Launches each part, in order.
         self.parts: tuple[Launch, ...] = (begin.launch, *[step.launch] * steps, finish.launch)
@@ -45,8 +45,10 @@ class SteppedRun:
     def aim(self, copies: Copies) -> None:
         self._begin.aim(copies)
 
-    def launch(self, stream: Stream) -> None:
-        _launch_all(self.parts, stream)
+    def launch(self, stream: Stream, *, steps: int = 0) -> None:
+        """Launch it all; with `steps`, at most this number of its steps."""
+        left_out = max(0, self._steps - steps) if steps else 0
+        _launch_all((*self.parts[: -1 - left_out], self.parts[-1]), stream)
 
     def close(self) -> None:
         self._begin.close()

@@ -17,6 +17,9 @@ MOST_TIMED = 192
 #: How often each is measured; and what takes so long that fewer times must do.
 _RUNS, _LONG_NS, _RUNS_OF_LONG = 5, 20 * NS_PER_MS, 3
 
+#: Steps of a run that are measured, and how long, once they ran twice.
+_STEPS, _PARTS_AT_MOST_NS = 16, 1_500 * NS_PER_MS
+
 Launch = Callable[[Stream], None]
 
 
@@ -85,11 +88,16 @@ class Stopwatch:
     def parts(self, parts: Sequence[Launch], for_ns: int) -> list[int]:
         """The same for a run in steps (steps.py): each step takes what the median of those measured took.
 
-        At most `_STEPS` steps are launched, between the first part and the last.
+        At most `_STEPS` steps are launched, between the first part and the last, and not often if that takes
+        long.
         """
         steps = len(parts) - 2
-        first, *some, last = self.each([*parts[: 1 + min(steps, _STEPS)], parts[-1]], for_ns)
+        launches = [*parts[: 1 + min(steps, _STEPS)], parts[-1]]
+        rows: list[list[int]] = []
+        while len(rows) < runs_for(for_ns):
+            rows.append(self.once(launches, for_ns))
+            for_ns = sum(rows[-1])
+            if len(rows) > 1 and len(rows) * for_ns > _PARTS_AT_MOST_NS:
+                break
+        first, *some, last = medians(rows)
         return [first, *[max(1, round(median(some)))] * steps, last]
-
-
-_STEPS = 16

@@ -153,7 +153,7 @@ class TorchProgram(RecordedProgram):
         with self._prepared():
             names = [tensor.name for tensor in self._template.spec.takes]
             inputs = [torch.from_numpy(rows[name]).to(self._streams.device) for name in names]
-            outputs = self._template.forward(self._weights, inputs)
+            outputs = self._template.forward(self._weights, inputs, steps=self.few_steps)
             found = {name: output.cpu().contiguous().numpy() for name, output in outputs.items()}
         self._template.check_bound()
         return found
@@ -207,7 +207,8 @@ class TorchProgram(RecordedProgram):
         return device_view(address, shape, dtype, self._streams.device, strides)
 
     def _forward(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return self._ordered(self._template.forward(self._weights, inputs))
+        outputs = self._template.forward(self._weights, inputs, steps=self.few_steps)
+        return self._ordered(outputs)
 
     def _begin(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         return self._template.begin(self._weights, inputs)
