@@ -216,7 +216,7 @@ def test_few_scores_get_a_warning(tmp_path: Path) -> None:
         result = done(*words, "--trace", str(trace), "--scores", str(scores), *out)
         assert (
             "has scores of 3 prompts, and the trace asks for prompts up to 9" in result.stderr
-        ) == told
+        ) == warned
 
 
 @pytest.mark.usefixtures("no_figures")
