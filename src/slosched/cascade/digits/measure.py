@@ -41,6 +41,8 @@ REQUESTS = 2000
 #: Draws of the bootstrap, and how many random orders count as one.
 _BOOTSTRAPS = 200
 _RANDOM_ORDERS = 10
+#: How often the times of the heavy program are measured, which takes seconds.
+_HEAVY_REPEATS = 7
 #: Batch size of which the cost of a request is a part.
 _COST_BATCH = 8
 #: Heavy shares at which the judge is compared with chance.
@@ -59,7 +61,7 @@ def measure(
     show("measures the times of both programs")
     times = {
         "light": exec_times_ns(light(weights)),
-        "heavy": exec_times_ns(heavy(weights), repeats=7),
+        "heavy": exec_times_ns(heavy(weights), repeats=_HEAVY_REPEATS),
     }
     show(f"serves {count} requests with both programs")
     served = serve(count, weights=weights)

@@ -115,6 +115,7 @@ def trained(name: str, folder: Path | None = None) -> nn.Module:
     missing or is of another network.
     """
     try:
+        from safetensors import SafetensorError
         from safetensors.torch import load
     except ImportError:
         raise MissingPackage(
@@ -126,7 +127,7 @@ def trained(name: str, folder: Path | None = None) -> nn.Module:
     try:
         weights = {key: each.float() for key, each in load(file.read_bytes()).items()}
         network.load_state_dict(weights)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InvalidConfig(
             f"no weights of the {name} in {file} ({error}); `slosched cascade digits train` makes them"
         ) from None

@@ -112,7 +112,7 @@ def _introduction(document: Mapping[str, Any]) -> str:
         f"{document['requests']} requests, each answered by both programs, against "
         f"{document['real_images']} real images that no network has seen. The distance is that of Frechet in "
         "the 24 features of the package's own classifier, with its standard error by bootstrap of answers and "
-        "real images within each class (much of it is of the real images, and common to all rows). FID has other "
+        "real images within each class (what comes of the real images is common to all rows). FID has other "
         "features and does not compare with it. With few images the distance is too large, which is why all "
         f"points have the same number of answers; the row of real images has {real['images']}. Accuracy is "
         "the share of answers that the classifier takes for the digit that was asked for. Exec ms: one "
