@@ -163,6 +163,22 @@ def test_a_request_goes_to_the_least_crowded_gpu() -> None:
     assert counts == [2, 2, 2]
 
 
+@pytest.mark.parametrize("load", [0.4, 0.7])
+def test_the_latencies_are_those_of_queueing_theory(load: float) -> None:
+    """Batches of one are an M/D/1 queue; joining, where a batch saves nothing, is processor sharing."""
+    step_ns, steps = NS_PER_MS, 20
+    alone = Stage(StepTimes(steps, (step_ns,), (0,)), 10**6 * NS_PER_S)
+    shared_ns = tuple(size * step_ns for size in range(1, 101))
+    shared = Stage(StepTimes(steps, shared_ns, (0,) * 100), 10**6 * NS_PER_S)
+    run_ns = steps * step_ns
+    due_ns = list(islice(PoissonArrivals(load / run_ns * NS_PER_S, 1), 8000))
+    waits_ns = run_ns * load / (2 * (1 - load))
+    assert simulate(alone, due_ns, AT_START).mean_ns == pytest.approx(run_ns + waits_ns, rel=0.05)
+    # And about half of a step until the next boundary.
+    expected_ns = run_ns / (1 - load)
+    assert simulate(shared, due_ns, JOINING).mean_ns == pytest.approx(expected_ns, rel=0.07)
+
+
 def test_an_overload_does_not_make_batches_small_where_room_is_kept() -> None:
     stage = Stage(TIMES, SLO_NS, gpus=8)
     due_ns = arrivals(stage, 1.3, seed=1, count=1000)
