@@ -73,6 +73,8 @@ class CascadeRig(Rig):
         self.outputs: dict[str, tuple[int, ...]] = {}
         self.inputs: dict[str, tuple[int, ...]] = {}
         self.broken: dict[str, str] = {}  # what LoadModel of a program fails with
+        #: With `preempt` the large program stops every so often, and the small one may interrupt it.
+        self.boundary_ms = 5.0 if config.get("preempt") else 0.0
         self.hello()
         for worker_id in range(workers):
             self.join_pair(worker_id, session=50 + worker_id)
@@ -140,7 +142,9 @@ class CascadeRig(Rig):
             error = an_error(action.session, action.action_id, Code.RUNTIME_ERROR, reason)
             self.from_worker(error, worker_id)
             return
-        times = HEAVY_MS if action.name == "large" else LIGHT_MS
+        large = action.name == "large"
+        times = HEAVY_MS if large else LIGHT_MS
+        boundary_ns = round(self.boundary_ms * MS)
         self.from_worker(
             LoadModelResult(
                 session=action.session,
@@ -159,6 +163,8 @@ class CascadeRig(Rig):
                 random_weights=True,
                 received_ns=self.now_ns,
                 sent_ns=self.now_ns,
+                boundaries_ns=(boundary_ns,) * len(times) if boundary_ns and large else (),
+                urgent_ns=0 if large or not boundary_ns else round(max(times.values()) * MS),
             ),
             worker_id,
         )

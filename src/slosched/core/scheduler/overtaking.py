@@ -74,7 +74,12 @@ class Overtaking:
         starts = [
             start_ns
             for gpu in islice(request.instance.resident_on.values(), _GPUS)
-            if (start_ns := self._start_ns(gpu, request.queue, now_ns, promised=False)) is not None
+            if (
+                start_ns := interrupts_at_ns(
+                    self._cluster, gpu, request.queue, now_ns, promised=False
+                )
+            )
+            is not None
         ]
         return min(starts, default=None)
 
@@ -93,29 +98,9 @@ class Overtaking:
                 self._waiting[queue_id] = self._waiting.pop(queue_id)
         return found
 
-    def _start_ns(self, gpu: Gpu, queue: Queue, now_ns: int, *, promised: bool) -> int | None:
-        """When an urgent batch of `queue` sent now would start on `gpu`; None: it cannot interrupt there."""
-        lane, worker = gpu.exec, gpu.worker
-        if not _may_interrupt(gpu, queue):
-            return None  # a shorter program of the model may, or on other workers
-        running = lane.ordinary()
-        if running is None or gpu.held or gpu.runs_alone or lane.urgent >= _MAX_URGENT:
-            return None
-        boundary_ns = gpu.exec_table(running.queue).boundaries_ns.get(running.batch_class, 0)
-        if not boundary_ns or not self._cluster.reports(gpu, now_ns):
-            return None
-        transit = worker.transit
-        reaches_ns = now_ns + (transit.margin_ns if promised else transit.expected_ns)
-        if lane.urgent:
-            return max(reaches_ns, lane.outstanding[lane.urgent - 1].predicted_end_ns)
-        if running.predicted_start_ns > reaches_ns:
-            return reaches_ns
-        wait_ns = boundary_ns if promised else boundary_ns // 2
-        return min(reaches_ns + wait_ns, max(reaches_ns, running.predicted_end_ns))
-
     def _on(self, gpu: Gpu, queue: Queue, now_ns: int) -> Urgent | None:
         """The urgent batch of `queue` on `gpu` that gains most."""
-        start_ns = self._start_ns(gpu, queue, now_ns, promised=True)
+        start_ns = interrupts_at_ns(self._cluster, gpu, queue, now_ns, promised=True)
         if start_ns is None:
             return None
         requests, table, returns = queue.requests, gpu.exec_table(queue), gpu.worker.returns
@@ -127,7 +112,7 @@ class Overtaking:
         best: Urgent | None = None
         for batch, estimator in table.classes:
             expected_ns = estimator.expected_ns
-            if table.profiled_ns[batch] > urgent_ns or not _may_pause(paused, expected_ns):
+            if table.profiled_ns[batch] > urgent_ns or not may_pause(paused, expected_ns):
                 break
             first = first_from(requests, start_ns + estimator.margin_ns + returns.margin_ns)
             aboard = requests[first : first + batch]
@@ -169,7 +154,7 @@ class Overtaking:
             used += [(ends_ns - each.arrival_ns, each.slo_ns) for each in action.requests]
         ends_ns = max(now_ns, gpu.exec.busy_until_ns) + returns_ns
         for queue in islice(self._all_waiting.values(), _QUEUES):
-            if queue.instance.model_id not in gpu.resident or _may_interrupt(gpu, queue):
+            if queue.instance.model_id not in gpu.resident or may_interrupt(gpu, queue):
                 continue
             ends_ns += _work_ns(gpu, queue)
             last = queue.requests[-1]
@@ -195,6 +180,32 @@ class Overtaking:
         return lost
 
 
+def interrupts_at_ns(
+    cluster: Cluster, gpu: Gpu, queue: Queue, now_ns: int, *, promised: bool
+) -> int | None:
+    """When an urgent batch of `queue` sent now would start on `gpu`; None: it cannot interrupt there.
+
+    `promised`: at the latest, else likely.
+    """
+    lane, worker = gpu.exec, gpu.worker
+    if not may_interrupt(gpu, queue):
+        return None  # a shorter program of the model may, or on other workers
+    running = lane.ordinary()
+    if running is None or gpu.held or gpu.runs_alone or lane.urgent >= _MAX_URGENT:
+        return None
+    boundary_ns = gpu.exec_table(running.queue).boundaries_ns.get(running.batch_class, 0)
+    if not boundary_ns or not cluster.reports(gpu, now_ns):
+        return None
+    transit = worker.transit
+    reaches_ns = now_ns + (transit.margin_ns if promised else transit.expected_ns)
+    if lane.urgent:
+        return max(reaches_ns, lane.outstanding[lane.urgent - 1].predicted_end_ns)
+    if running.predicted_start_ns > reaches_ns:
+        return reaches_ns
+    wait_ns = boundary_ns if promised else boundary_ns // 2
+    return min(reaches_ns + wait_ns, max(reaches_ns, running.predicted_end_ns))
+
+
 def _work_ns(gpu: Gpu, queue: Queue) -> int:
     """The part of what waits in `queue` that falls to `gpu`, ns."""
     waiting, table = len(queue.requests), gpu.exec_table(queue)
@@ -203,7 +214,7 @@ def _work_ns(gpu: Gpu, queue: Queue) -> int:
     return whole_ns // len(queue.instance.resident_on)
 
 
-def _may_interrupt(gpu: Gpu, queue: Queue) -> bool:
+def may_interrupt(gpu: Gpu, queue: Queue) -> bool:
     """True if `gpu` has a class of the queue's program ready for that."""
     table = gpu.exec_table(queue)
     urgent_ns = gpu.worker.prepared[queue.instance.name].urgent_ns
@@ -216,6 +227,6 @@ def _is_urgent(queue: Queue) -> bool:
     return result is not None and result.urgent_ns > 0
 
 
-def _may_pause(paused: Sequence[ActionState], pause_ns: int) -> bool:
+def may_pause(paused: Sequence[ActionState], pause_ns: int) -> bool:
     """True if each action may be paused that much more; see the head of this file."""
     return all(each.paused_ns + pause_ns <= each.expected_duration_ns for each in paused)

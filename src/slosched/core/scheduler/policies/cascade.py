@@ -1,7 +1,8 @@
 """CASCADE: ours for one cascade. Every decision looks at deadlines; the threshold follows what the GPUs can do.
 
 1. *Light first.* Light batches are as large as a share of the SLO allows, the earliest deadline first. As many
-   GPUs as the arrivals need stay free of heavy batches, which would keep them for seconds.
+   GPUs as the arrivals need stay free of heavy batches, which would keep them for seconds; or, with `preempt`,
+   none: light batches interrupt heavy ones at their boundaries (cascade_interruptions.py).
 2. *Threshold.* Four times a second: the share of requests that the other GPUs can take in heavy batches, but
    never more than the share with the best quality, except to make up for minutes with less. Its quantile of the
    last scores is the threshold, so that it follows scores that drift.
@@ -26,6 +27,7 @@ from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.interface import PlanRecord
 from slosched.core.scheduler.policies.about import About
 from slosched.core.scheduler.policies.base import Refusals, soonest
+from slosched.core.scheduler.policies.cascade_interruptions import Interruptions
 from slosched.core.scheduler.policies.one_cascade import CASCADE_DEFAULTS, ServesOneCascade
 from slosched.core.scheduler.queues import first_from, take_by_due
 from slosched.core.scheduler.recent_scores import RecentScores
@@ -76,6 +78,7 @@ class CascadePolicy(ServesOneCascade):
         best = 1.0 if self._spec.quality is None else 1.0 - self._spec.quality.best_light_share
         self._answers = [(1 - best) * _ANSWERS_AT_FIRST, best * _ANSWERS_AT_FIRST]
         self._running = Running(cluster)
+        self._interruptions = Interruptions(cluster)
         self._light_gpus = 1
         self._threshold_ns = self._logged_ns = 0  # when each is due
         #: By GPU index: heavy. Only where both programs do not fit.
@@ -165,10 +168,14 @@ class CascadePolicy(ServesOneCascade):
         rate = self._rate.soon_per_s(now_ns)
         before = self._light_gpus
         self._light_gpus = self._needed_for_light(gpus[0], rate, len(gpus))
+        busy = self._busy_part(gpus[0], rate)
+        self._interruptions.replan(gpus, light, heavy, busy)
         free = float(len(gpus) - self._light_gpus)
-        if len(gpus) == 1:  # which both stages share
+        if self._interruptions.possible:
+            free = max(0.0, len(gpus) - busy)
+        elif len(gpus) == 1:  # which both stages share
             fits = self._fit_together(gpus[0])
-            free = max(0.0, 1.0 - self._busy_part(gpus[0], rate)) if fits else 0.0
+            free = max(0.0, 1.0 - busy) if fits else 0.0
         served, batch = self._heavy_rate(gpus[0], free)
         share = self._options.deferred_part * served / rate if rate else 1.0
         most = self._most_deferred()
@@ -193,7 +200,7 @@ class CascadePolicy(ServesOneCascade):
                     light_queued=len(light.requests),
                     heavy_queued=len(heavy.requests),
                     role_changes=abs(self._light_gpus - before),
-                    feasible=self._busy_part(gpus[0], rate) <= len(gpus),
+                    feasible=busy <= len(gpus),
                 )
             )
 
@@ -246,9 +253,10 @@ class CascadePolicy(ServesOneCascade):
         best, size = 0.0, table.batches[0]
         for batch, each in table.classes:
             # A request waits for half of the time between two GPUs that open.
-            waits_ns = each.expected_ns / (2 * max(gpus, 1))
+            takes_ns = each.expected_ns * self._interruptions.longer
+            waits_ns = takes_ns / (2 * max(gpus, 1))
             rate = gpus * batch * NS_PER_S / each.expected_ns
-            if before_ns + waits_ns + each.expected_ns <= self._spec.slo_ns and rate > best:
+            if before_ns + waits_ns + takes_ns <= self._spec.slo_ns and rate > best:
                 best, size = rate, batch
         if not best and gpus:
             best = gpus * NS_PER_S / table.single.expected_ns
@@ -269,6 +277,34 @@ class CascadePolicy(ServesOneCascade):
 
     # -------------------------------------------------------------------------------- serving
 
+    def plan(self, *, now_ns: int) -> None:
+        super().plan(now_ns=now_ns)
+        if self._interruptions.possible and self._cascade.light is not None:
+            self._interrupt(now_ns)
+
+    def _interrupt(self, now_ns: int) -> None:
+        """Have light batches interrupt heavy ones; GPUs that were open have been given work.
+
+        Full ones, and those whose oldest request has waited: small batches take more time for each request.
+        """
+        light, _ = self._queues()
+        gpu = next(iter(light.instance.resident_on.values()), None)
+        most = 0 if gpu is None else self._largest_light(gpu)
+        while light.requests and (len(light.requests) >= most or self._has_waited(now_ns)):
+            found = self._interruptions.best(light, most, now_ns)
+            if found is None:
+                return
+            taken = light.requests[found.first : found.first + found.taken]
+            del light.requests[found.first : found.first + found.taken]
+            self._send(
+                found.gpu,
+                taken,
+                start_ns=found.start_ns,
+                now_ns=now_ns,
+                latest_ns=found.start_ns + max(0, taken[0].deadline_ns - found.ends_ns),
+                priority=1,
+            )
+
     def _serve(self, gpu: Gpu, start_ns: int, now_ns: int) -> None:
         light, heavy = self._queues()
         resident = gpu.resident
@@ -285,6 +321,8 @@ class CascadePolicy(ServesOneCascade):
     def _may_run_heavy(self, gpu: Gpu) -> bool:
         """A heavy batch leaves the GPUs free that the light stage needs; a single GPU serves that first."""
         light, heavy = self._queues()
+        if self._interruptions.possible:
+            return True
         if len(self._cluster.gpus) == 1:
             return not light.requests
         is_heavy = any(action.queue is heavy for action in gpu.exec.outstanding)
@@ -296,17 +334,20 @@ class CascadePolicy(ServesOneCascade):
         if light.requests:
             return True
         # Some GPU that runs heavy batches may be given the next one.
-        most = len(self._cluster.gpus) - self._light_gpus
+        most = len(self._cluster.gpus)
+        if not self._interruptions.possible:
+            most -= self._light_gpus
         return bool(heavy.requests) and self._running.gpus_with(heavy) <= max(most, 1)
 
     def _is_due(self, start_ns: int) -> bool:
         """Light requests wait, and too few GPUs run light batches, or the oldest has waited for long."""
         light, _ = self._queues()
-        waited_ns = start_ns - light.requests[0].arrival_ns
-        return (
-            self._running.gpus_with(light) < self._light_gpus
-            or waited_ns > self._spec.slo_ns // _LIGHT_PART
-        )
+        return self._running.gpus_with(light) < self._light_gpus or self._has_waited(start_ns)
+
+    def _has_waited(self, start_ns: int) -> bool:
+        """The oldest light request will have waited for its part of the SLO."""
+        light, _ = self._queues()
+        return start_ns - light.requests[0].arrival_ns > self._spec.slo_ns // _LIGHT_PART
 
     def _serve_light(self, gpu: Gpu, start_ns: int, now_ns: int) -> None:
         """Send the largest batch that is in time, of the requests with the earliest deadlines."""
@@ -354,7 +395,8 @@ class CascadePolicy(ServesOneCascade):
         most = min(self._spread(len(queue)), table.batches[-1])
         for batch in range(most, 0, -1):
             batch_class = table.class_for(batch)
-            ends_ns = start_ns + table.estimators[batch_class].margin_ns + back_ns
+            takes_ns = table.estimators[batch_class].margin_ns * self._interruptions.longer
+            ends_ns = start_ns + round(takes_ns) + back_ns
             first = self._first_in_time(queue, ends_ns)
             if len(queue) - first >= batch:
                 soonest_due = queue[first : first + max(batch, _LOOKED_AT)]
@@ -415,7 +457,18 @@ class CascadePolicy(ServesOneCascade):
             self._expiring[False].next_ns(),
             self._expiring[True].next_ns(),
             self._threshold_ns if self._waits_for_plan else None,
+            self._due_ns(),
         )
+
+    def _due_ns(self) -> int | None:
+        """When the oldest light request may interrupt something, if that is still to come."""
+        if not self._interruptions.possible or self._cascade.light is None:
+            return None
+        light, _ = self._queues()
+        if not light.requests:
+            return None
+        due_ns = light.requests[0].arrival_ns + self._spec.slo_ns // _LIGHT_PART + 1
+        return due_ns if due_ns > self._now_ns else None
 
     @property
     def _waits_for_plan(self) -> bool:

@@ -168,9 +168,19 @@ class ServesOneCascade:
         return light, heavy
 
     def _send(
-        self, gpu: Gpu, requests: list[Request], *, start_ns: int, now_ns: int, latest_ns: int
+        self,
+        gpu: Gpu,
+        requests: list[Request],
+        *,
+        start_ns: int,
+        now_ns: int,
+        latest_ns: int,
+        priority: int = 0,
     ) -> None:
-        """Commit `requests` of one stage, which have left their queue, as one batch."""
+        """Commit `requests` of one stage, which have left their queue, as one batch.
+
+        With a `priority` above 0 it interrupts what runs.
+        """
         table = gpu.exec_table(requests[0].queue)
         batch_class = table.class_for(len(requests))
         self._cluster.send_infer(
@@ -181,6 +191,7 @@ class ServesOneCascade:
             start_ns=start_ns,
             duration_ns=table.estimators[batch_class].expected_ns,
             latest_ns=latest_ns,
+            priority=priority,
         )
 
     def _made_plan(self, record: PlanRecord) -> None:
