@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from made_cascade_run import Made, mixed_run, small_cascade, write_run
+from slosched.analysis import style
 from slosched.analysis.cascade_figures import (
     FID,
     THRESHOLD,
@@ -143,6 +145,32 @@ def test_curves_that_coincide_can_be_told_apart() -> None:
     assert ax.get_ylim()[0] < 0  # 0 is not half behind the axis
     (ax,) = _over_time("", VIOLATIONS, curves[:1]).axes
     assert ax.lines[0].get_marker() in ("", "None", None)
+
+
+def test_fids_that_are_about_the_same_look_so() -> None:
+    (ax,) = _over_time("", FID, [Curve("a", [0.0, 5.0], [16.82, 16.84])]).axes
+    assert ax.get_ylim() == pytest.approx((16.33, 17.33))
+    (ax,) = _over_time("", FID, [Curve("a", [0.0, 5.0], [16.0, 22.0])]).axes
+    low, high = ax.get_ylim()
+    assert 15 < low < 16 and 22 < high < 23
+
+
+def test_titles_fit_into_their_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+
+    def keep(figure: Any, *_: object) -> list[Path]:
+        figures.append(figure)
+        return [tmp_path]
+
+    monkeypatch.setattr(style, "save", keep)
+    curves = {kind: [Curve("a", [0.0, 5.0], [0.5, 1.0])] for kind in (THRESHOLD, VIOLATIONS, FID)}
+    draw_over_time("sdturbo", curves, tmp_path, note=PUBLISHED_NOTE)
+    for figure in figures:
+        figure.draw_without_rendering()
+        title = figure.axes[0]._left_title
+        assert PUBLISHED_NOTE in title.get_text()
+        assert title.get_window_extent().x1 < figure.bbox.width
+    assert len(figures) == 3
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:

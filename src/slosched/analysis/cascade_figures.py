@@ -23,6 +23,8 @@ KINDS = {
     VIOLATIONS: ("SLO violation ratio", "Share of requests"),
     FID: ("FID at the share of light answers", "FID (less is better)"),
 }
+#: The smallest height of an axis of FIDs.
+_LEAST_SPAN = 1.0
 #: Width, and height without the legend.
 _SIZE_IN = (8.6, 3.0)
 
@@ -66,7 +68,7 @@ def draw_over_time(
         if not any(_finite(line.values) for line in lines):
             continue  # nothing is known of it, as of the FID of a cascade without a table
         with style.look():
-            figure = _over_time(f"{KINDS[kind][0]}, {cascade}{_in_brackets(note)}", kind, lines)
+            figure = _over_time(f"{KINDS[kind][0]}, {cascade}{_below(note)}", kind, lines)
             name = f"{cascade}_{kind}_published" if note else f"{cascade}_{kind}"
             paths += style.save(figure, out, name)
     if not paths:
@@ -149,18 +151,29 @@ def _over_time(title: str, kind: str, lines: Sequence[Curve]) -> Any:
             linewidth=1.5,
             drawstyle="steps-post" if line.steps else "default",
             zorder=_order(line.colour),
+            clip_on=False,  # a marker at the edge is whole
             label=line.name,
             **_markers(line, lines),
         )
     if kind != FID:
         top = max((max(_finite(line.values), default=0.0) for line in lines), default=0.0) or 1.0
         ax.set_ylim(-0.03 * top, 1.05 * top)  # so that a curve at 0 is not half behind the axis
+    else:
+        _widen(ax, [value for line in lines for value in _finite(line.values)])
     ax.set_xlim(left=0)
     ax.set_xlabel("Time from the first request (s)")
     ax.set_ylabel(KINDS[kind][1])
     ax.set_title(title)
     _legend(figure, ax, names)
     return figure
+
+
+def _widen(ax: Any, fids: Sequence[float]) -> None:
+    """Give the axis of FIDs at least _LEAST_SPAN: less than that apart they are about the same."""
+    low, high = min(fids), max(fids)
+    if high - low < _LEAST_SPAN:
+        middle = (low + high) / 2
+        ax.set_ylim(middle - _LEAST_SPAN / 2, middle + _LEAST_SPAN / 2)
 
 
 def _look(place: int) -> tuple[str, str]:
@@ -218,5 +231,6 @@ def _finite(values: Sequence[float]) -> list[float]:
     return [value for value in values if math.isfinite(value)]
 
 
-def _in_brackets(note: str) -> str:
-    return f" ({note})" if note else ""
+def _below(note: str) -> str:
+    """A line of its own: both together are wider than the figure."""
+    return f"\n({note})" if note else ""
