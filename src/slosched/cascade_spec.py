@@ -258,6 +258,7 @@ class CascadeSpec:
 
 ROUTINGS = ("least-loaded", "random")
 BATCHINGS = ("plan", "aimd")
+TIES = ("fewest-changes", "first")
 
 
 @dataclass(frozen=True)
@@ -270,6 +271,9 @@ class CascadeOptions:
     `blind_scores` scores are drawn at random and say nothing of the request. Only published policies heed
     `routing`, `batching`, `drop_at` and `queue_term`.
 
+    `ties` says which of DIFFSERVE's plans with the greatest threshold is taken: the one that changes the fewest
+    roles, or the first one that an enumeration by ascending batch sizes finds.
+
     Without `rejected_answers` no request gets a light answer below the threshold: one whose heavy answer cannot
     be in time is refused. `deferred_part` is the part of what the heavy program can take that CASCADE defers:
     above 1 more waits in vain, below 1 GPUs are idle. Only CASCADE and INFER5 heed the first.
@@ -280,6 +284,7 @@ class CascadeOptions:
     drop_at: Annotated[float, Meta(ge=0, le=100)] = 1.0
     routing: Annotated[str, Option(one_of=ROUTINGS)] = "least-loaded"
     batching: Annotated[str, Option(one_of=BATCHINGS)] = "plan"
+    ties: Annotated[str, Option(one_of=TIES)] = "fewest-changes"
     queue_term: bool = True
     fixed_threshold: Annotated[float, Meta(ge=-1, le=1)] = -1.0
     blind_scores: bool = False

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from slosched.cascade_spec import BATCHINGS, ROUTINGS, CascadeOptions
+from slosched.cascade_spec import BATCHINGS, ROUTINGS, TIES, CascadeOptions
 from slosched.cli.config_options import Options, with_parameters
 from slosched.cli.values import duration_ns
 from slosched.options import SCHEDULER
@@ -54,6 +54,14 @@ _HINTS: dict[str, Any] = {
             metavar="|".join(BATCHINGS),
         ),
     ],
+    "ties": Annotated[
+        str | None,
+        _option(
+            "--ties",
+            help="DIFFSERVE: which of the plans with the greatest threshold.",
+            metavar="|".join(TIES),
+        ),
+    ],
     "queue_term": Annotated[
         bool | None,
         _option(
@@ -65,6 +73,21 @@ _HINTS: dict[str, Any] = {
         float | None,
         _option(
             "--fixed-threshold", help="One threshold for the whole run, 0..1. Default: planned."
+        ),
+    ],
+    "rejected_answers": Annotated[
+        bool | None,
+        _option(
+            "--rejected-answers/--no-rejected-answers",
+            help="Ours: a light answer below the threshold where the heavy one cannot be in time; else it is "
+            "refused. Default yes.",
+        ),
+    ],
+    "deferred_part": Annotated[
+        float | None,
+        _option(
+            "--deferred-part",
+            help="Ours: the part of what the heavy program can take that is deferred. Default 1.",
         ),
     ],
     "blind_scores": Annotated[

@@ -50,7 +50,7 @@ class Problem:
     judge only if the caller has added it. `heavy_demand` is the rate of which the heavy stage receives the
     share f(t) (None: `demand`, as published); it is not the rate of deferred requests. The queue terms
     estimate how long a request waits in each stage. `thresholds` ascend. `now` is the present plan; it
-    settles ties alone.
+    settles ties alone, unless the `first` plan found is to be taken.
     """
 
     gpus: int
@@ -64,6 +64,7 @@ class Problem:
     heavy_demand: float | None = None
     thresholds: tuple[float, ...] = field(default=THRESHOLDS, repr=False)
     now: Allocation | None = None
+    first: bool = False
 
     def __post_init__(self) -> None:
         for rate in (self.demand, self.heavy_rate):
@@ -107,7 +108,8 @@ def allocate(problem: Problem) -> Allocation:
     as published. Each stage that receives requests has at least one GPU, also at demand 0.
 
     Ties: the fewest changes of roles, then the most spare heavy throughput, then the fewest light GPUs, then
-    the smallest light and heavy batch. Every GPU has a role: spare ones keep theirs, and without a present
+    the smallest light and heavy batch; or, if the problem says `first`, the smallest batches and the fewest
+    light GPUs, whatever the present plan is. Every GPU has a role: spare ones keep theirs, and without a present
     plan they are heavy; if f(t) is 0 all GPUs are light.
 
     If no plan keeps all this, `feasible` is False, and the queue terms are left out: batches cannot shorten a
@@ -173,7 +175,9 @@ def _with_pair(problem: Problem, pair: _Pair, deferred: float) -> Allocation:
         problem.heavy_rate * deferred, heavy, problem.heavy_ns[heavy], most=gpus - pair.light_gpus
     )
     most_light = max(gpus - needed, pair.light_gpus)  # rounding may ask for one GPU too many
-    wanted = problem.now.light_gpus if problem.now else pair.light_gpus
+    wanted = pair.light_gpus
+    if problem.now is not None and not problem.first:
+        wanted = problem.now.light_gpus
     light_gpus = min(max(wanted, pair.light_gpus), most_light)
     return Allocation(
         threshold=problem.thresholds[pair.place],
@@ -188,6 +192,8 @@ def _with_pair(problem: Problem, pair: _Pair, deferred: float) -> Allocation:
 
 def _rank(problem: Problem, plan: Allocation) -> tuple[float, ...]:
     """The least of plans with the same threshold is the best."""
+    if problem.first:
+        return plan.light_batch, plan.heavy_batch
     changes = abs(plan.light_gpus - problem.now.light_gpus) if problem.now else 0
     heavy = plan.heavy_batch
     spare = plan.heavy_gpus * throughput(heavy, problem.heavy_ns[heavy])

@@ -81,6 +81,7 @@ class DiffServe(Routed):
                 heavy_queue_ns=self._queue_ns(1, self._heavy_rate.per_s(now_ns)),
                 thresholds=(fixed,) if fixed >= 0 else THRESHOLDS,
                 now=self._now,
+                first=self._options.ties == "first",
             )
         )
 
