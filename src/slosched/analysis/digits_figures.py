@@ -14,6 +14,7 @@ from slosched.output_files import write_file
 
 CURVES, SAMPLES = "curves", "samples"
 _YLABEL = "Frechet distance (digits), less is better"
+_SHARE = "Share of requests answered by the heavy program"
 
 
 def draw_curves(document: Mapping[str, Any], out: Path) -> Path:
@@ -24,58 +25,60 @@ def draw_curves(document: Mapping[str, Any], out: Path) -> Path:
     from slosched.analysis import style
 
     with style.look():
-        figure = style.Figure(figsize=(12.4, 4.4), layout="constrained")
-        by_share, by_cost, scores = figure.subplots(1, 3)
+        figure = style.Figure(figsize=(10.4, 7.6), layout="constrained")
+        (by_share, by_cost), (difference, scores) = figure.subplots(2, 2)
         for place, (rule, points) in enumerate(document["curves"].items()):
             for ax, key in ((by_share, "heavy_share"), (by_cost, "cost_ms")):
                 _draw_rule(ax, style, rule, points, key, place)
-        _draw_ends(by_share, style, document["ends"])
         _draw_real(by_share, by_cost, style, document["ends"]["real"])
-        _label(
-            by_share, "Quality by heavy share", "Share of requests answered by the heavy program"
-        )
+        _label(by_share, "Quality by heavy share", _SHARE)
         _label(by_cost, "Quality by cost", "Mean exec time of a request (ms)")
         by_cost.set_xlim(left=0)
+        _draw_difference(difference, style, document["judge_less_random"])
         _draw_scores(scores, style, document)
         handles, labels = by_share.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower left", ncols=4)
+        figure.legend(handles, labels, loc="outside lower left", ncols=5)
         return _png(figure, out, CURVES)
 
 
 def _draw_rule(
     ax: Any, style: Any, rule: str, points: Sequence[Mapping[str, float]], key: str, place: int
 ) -> None:
-    x = [each[key] for each in points]
-    y = np.array([each["frechet"] for each in points])
-    error = np.array([each["error"] for each in points])
-    colour = style.COLOURS[place % len(style.COLOURS)]
-    if not rule.startswith("oracle"):  # bands of all four would hide one another
-        ax.fill_between(x, y - error, y + error, color=colour, alpha=0.15, linewidth=0)
-    marker = style.MARKERS[place % len(style.MARKERS)]
-    line = ":" if rule.startswith("oracle") else "-"
-    ax.plot(x, y, color=colour, marker=marker, linestyle=line, linewidth=1.5, label=rule)
-
-
-def _draw_ends(ax: Any, style: Any, ends: Mapping[str, Mapping[str, float]]) -> None:
-    for name, x in (("light", 0.0), ("heavy", 1.0)):
-        ax.errorbar(
-            x,
-            ends[name]["frechet"],
-            yerr=ends[name]["error"],
-            color=style.INK,
-            marker="*" if name == "heavy" else "P",
-            markersize=10,
-            linestyle="",
-            capsize=3,
-            zorder=4,
-            label=f"{name} only, +- standard error",
-        )
+    ax.plot(
+        [each[key] for each in points],
+        [each["frechet"] for each in points],
+        color=style.COLOURS[place % len(style.COLOURS)],
+        marker=style.MARKERS[place % len(style.MARKERS)],
+        linestyle=":" if rule.startswith("oracle") else "-",
+        linewidth=1.5,
+        label=rule,
+    )
 
 
 def _draw_real(one: Any, other: Any, style: Any, real: Mapping[str, float]) -> None:
     for ax in (one, other):
-        label = f"{real['images']:.0f} real images that the teacher learnt from"
+        label = f"{real['images']:.0f} real images, learnt from"
         ax.axhline(real["frechet"], color=style.PALE, linestyle="--", linewidth=1, label=label)
+
+
+def _draw_difference(ax: Any, style: Any, found: Sequence[Mapping[str, float]]) -> None:
+    """The judge's distance less the random one, with paired intervals; below 0 the judge is better."""
+    middle = np.array([each["difference"] for each in found])
+    low, high = (np.array([each[key] for each in found]) for key in ("low", "high"))
+    ax.errorbar(
+        [each["heavy_share"] for each in found],
+        middle,
+        yerr=[(middle - low).clip(0), (high - middle).clip(0)],
+        color=style.COLOURS[0],
+        marker=style.MARKERS[0],
+        linewidth=1.5,
+        capsize=3,
+    )
+    ax.axhline(0, color=style.INK, linewidth=1)
+    ax.set_xlim(0, 1)
+    ax.set_title("Judge less random, paired 95 % intervals")
+    ax.set_xlabel(_SHARE)
+    ax.set_ylabel("Difference; below 0 the judge is better")
 
 
 def _label(ax: Any, title: str, xlabel: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def read_requests(path: Path) -> Requests:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, BadZipFile) as error:
         raise InvalidConfig(
             f"{path} is not a readable .npz file of requests ({error}); numpy.savez writes one"
         ) from None
@@ -105,7 +106,7 @@ class _Row:
 
 async def _ask(client: AsyncClient, model: Model, inputs: Mapping[str, Array], row: _Row) -> None:
     try:
-        row.answer = await client.infer(model, dict(inputs))
+        row.answer = await client.infer(model, dict(inputs) or None)
         row.code = row.answer.code
     except RequestFailed as failed:
         row.code = int(failed.code)

@@ -46,7 +46,7 @@ _HEAVY_REPEATS = 7
 #: Batch size of which the cost of a request is a part.
 _COST_BATCH = 8
 #: Heavy shares at which the judge is compared with chance.
-_COMPARED = (0.1, 0.3, 0.5, 0.7, 0.9)
+_COMPARED = SHARES[1:-1]
 #: Steps of the distribution of scores.
 _SCORE_STEPS = 50
 
