@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +13,7 @@ from slosched.cli.help import SloschedTyper
 from slosched.cli.output import beside, print_json, say, table_text, warn
 from slosched.cli.values import duration_ns, one_address
 from slosched.errors import InvalidConfig
-from slosched.output_files import check_folder
+from slosched.output_files import check_folder, write_file
 from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
 if TYPE_CHECKING:
@@ -177,6 +176,7 @@ def serve(
     """
     from slosched.cascade.digits.kept import worth
     from slosched.cascade.digits.live import Trace, capacity_per_s, described, run_live
+    from slosched.cascade.digits.report import served_text
     from slosched.cascade.run import write_json
 
     check_folder(out)
@@ -194,11 +194,11 @@ def serve(
     found = worth(kept)
     document = {**described(trace, workers, spec), "policies": found}
     write_json(out / "served.json", document)
+    write_file(out / "served.md", served_text(document).encode())
     if json:
         print_json(document)
         return
-    say(table_text(_HEADINGS, [_row(name, each) for name, each in found.items()]))
-    say(_HONESTY)
+    say(served_text(document))
     say(f"written to {out}")
 
 
@@ -233,42 +233,6 @@ def _policies(text: str) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise InvalidConfig(f"--policies {text!r}: a policy is named twice")
     return names
-
-
-_HEADINGS = (
-    "policy",
-    "violations",
-    "light",
-    "forced",
-    "Frechet distance (digits)",
-    "accuracy",
-    "p50 ms",
-    "p99 ms",
-    "compared",
-    "largest difference",
-)
-_HONESTY = (
-    "violations: the share of requests without an answer in time. Each distance is of the same number of "
-    "answers in time, to held-out images; FID has other features"
-)
-
-
-def _row(name: str, found: Mapping[str, Any]) -> list[str]:
-    distance = "-"
-    if "frechet" in found:
-        distance = f"{found['frechet']:.2f} +- {found['frechet_error']:.2f}"
-    latency = [found["latency_ms"][key] for key in ("p50", "p99")]
-    return [
-        name,
-        f"{found['violation_ratio']:.4f}",
-        f"{found['light_share']:.3f}",
-        f"{found['forced_share']:.3f}",
-        distance,
-        f"{found['accuracy']:.4f}" if "accuracy" in found else "-",
-        *("-" if each is None else f"{each:.0f}" for each in latency),
-        str(found["compared"]),
-        f"{found['largest_difference']:.1g}",
-    ]
 
 
 @app.command("client", hidden=True)

@@ -18,6 +18,7 @@ from slosched.cascade.digits.files import cascade_of, write_files
 from slosched.cascade.digits.served import Served
 from slosched.errors import MissingPackage
 from slosched.output_files import write_file
+from slosched.units import NS_PER_MS
 
 REPORT = "report"
 #: Images in a row of the page of images.
@@ -200,3 +201,57 @@ def _table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [list(heads)]
     lines += [["---"] * len(lines[0]), *map(list, rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+# ------------------------------------------------------------------------------------ live runs
+
+#: Columns of the table of live runs.
+SERVED_HEADINGS = (
+    "policy",
+    "violations",
+    "light",
+    "forced",
+    "Frechet distance (digits)",
+    "accuracy",
+    "p50 ms",
+    "p99 ms",
+)
+
+
+def served_row(policy: str, found: Mapping[str, Any]) -> list[str]:
+    """One run, as `kept.worth` has it, under SERVED_HEADINGS."""
+    distance = "-"
+    if "frechet" in found:
+        distance = f"{found['frechet']:.2f} +- {found['frechet_error']:.2f}"
+    latency = [found["latency_ms"][key] for key in ("p50", "p99")]
+    return [
+        policy,
+        f"{found['violation_ratio']:.4f}",
+        f"{found['light_share']:.3f}",
+        f"{found['forced_share']:.3f}",
+        distance,
+        f"{100 * found['accuracy']:.1f} %" if "accuracy" in found else "-",
+        *("-" if each is None else f"{each:.0f}" for each in latency),
+    ]
+
+
+def served_text(document: Mapping[str, Any]) -> str:
+    """The report of live runs as Markdown, of the document that `serve` writes."""
+    runs = document["policies"]
+    rows = [served_row(policy, found) for policy, found in runs.items()]
+    compared = sum(found["compared"] for found in runs.values())
+    largest = max(found["largest_difference"] for found in runs.values())
+    answers = max((found.get("frechet_answers", 0) for found in runs.values()), default=0)
+    late = max(found["send_late_ms_p99"] for found in runs.values())
+    text = (
+        f"{document['requests']} requests in {document['duration_s']:g} s, to {document['workers']} workers on "
+        f"the CPU (one thread each) with an SLO of {document['slo_ns'] / NS_PER_MS:g} ms, the same for each "
+        f"policy. The rate rises from a fifth of {document['peak_per_s']:.1f}/s to that and falls again; the "
+        f"peak is {document['peak']:g} of what the workers answer with the heavy program alone in batches of 8 "
+        f"({document['capacity_per_s']:.1f}/s, by the times of the cascade's file). Violations are requests "
+        "without an answer in time by the controller's clock; light and forced are shares of all answers. "
+        f"Distances are of {answers} answers in time of each run, to the held-out images; FID has other "
+        f"features. {compared} answers were computed again by a direct forward of the same program: the "
+        f"largest difference of a pixel is {largest:.1g}. 99 % of the sends were at most {late:.1f} ms late."
+    )
+    return f"# The cascade of digits, served\n\n{text}\n\n{_table(SERVED_HEADINGS, rows)}\n"
