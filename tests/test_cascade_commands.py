@@ -21,7 +21,14 @@ from slosched.cli import cascade_artifact
 from slosched.cli.app import app
 from slosched.cli.cascade import app as cascade_app
 from slosched.cli.cascade_options import cascade_options
-from slosched.errors import InvalidConfig, MissingPackage
+from slosched.codes import Code
+from slosched.errors import (
+    InvalidConfig,
+    InvalidRequest,
+    MissingPackage,
+    PeerUnreachable,
+    SloschedError,
+)
 
 # ----------------------------------------------------------------------------------------- run
 
@@ -79,6 +86,7 @@ def test_published_graphs_by_option(tmp_path: Path) -> None:
         (("run", "sdturbo", "--over-provision", "0.5"), "--over-provision must be within 1..10"),
         (("run", "sdturbo", "--fixed-threshold", "-0.5"), "--fixed-threshold must be within 0..1"),
         (("run", "sdturbo", "--fixed-threshold", "nan"), "--fixed-threshold must be within 0..1"),
+        (("run", "sdturbo", "--live", "--faults", "FAULTS"), "leave --live out"),
         (("run", "sdturbo", "--trace", "nowhere.txt"), "cannot read the trace nowhere.txt"),
         (
             ("run", "sdturbo", "--duration", "1ms"),
@@ -98,10 +106,16 @@ def test_published_graphs_by_option(tmp_path: Path) -> None:
     ],
 )
 def test_errors_say_what_to_do(
-    words: tuple[str, ...], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...],
+    problem: str,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    faults = tmp_path_factory.mktemp("faults") / "faults.toml"
+    faults.write_text("")
     monkeypatch.chdir(tmp_path)
-    result = ran(*words)
+    result = ran(*(str(faults) if word == "FAULTS" else word for word in words))
     assert result.exit_code == 2
     assert problem in result.stderr
     assert not result.stdout and len(result.stderr.splitlines()) == 1
@@ -184,6 +198,37 @@ def test_the_ports_and_policies_are_the_artifacts() -> None:
     ]
     options = cascade_artifact.OPTIONS
     assert (options.over_provision, options.drop_at, options.routing) == (1.2, 1.5, "random")
+
+
+@pytest.mark.parametrize(
+    ("error", "hinted"),
+    [
+        (InvalidRequest("no worker knows it", code=Code.UNKNOWN_MODEL), True),
+        (InvalidRequest("too long", code=Code.INVALID_REQUEST), False),
+        (PeerUnreachable("no controller answered"), False),
+    ],
+)
+def test_the_client_hints_at_another_cascade_only_where_its_own_is_unknown(
+    error: SloschedError, hinted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> int:
+        raise error
+
+    monkeypatch.setattr("slosched.cli.run.run_live", fail)
+    result = ran("client", "--logs", str(tmp_path))
+    assert result.exit_code == error.exit_code
+    assert result.stderr == f"slosched: error: {error}\n"
+    assert ("name that one with --cascade\n" in result.stdout) == hinted
+    (log,) = tmp_path.iterdir()
+    text = log.read_text()
+    assert f"failed: {error}\n" in text and "prompts to sdturbo" in text and " -c" not in text
+
+
+def test_the_client_reads_its_words_before_it_makes_a_log(tmp_path: Path) -> None:
+    for words in (("--duration", "-1"), ("-cip", "a b"), ("-trace", "nowhere.txt")):
+        result = ran("client", *words, "--logs", str(tmp_path / "logs"))
+        assert result.exit_code == 2 and not result.stdout
+    assert not list(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------------------------------- plot

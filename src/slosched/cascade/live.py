@@ -41,13 +41,18 @@ def run_live(
     Raises ChildFailed if a process does not start, fails or does not end in time, InvalidConfig for settings
     that only virtual time has.
     """
-    if experiment.faults is not None:
-        raise InvalidConfig("--faults break things in virtual time; leave --live out")
+    check_live(experiment)
     directory = _free(out)
     live = _Live(experiment, directory, show)
     with ended_by_signals(), Children() as children:
         live.run(children)
     return finish(experiment, directory, kind="live", published=published)
+
+
+def check_live(experiment: Experiment) -> None:
+    """Raise InvalidConfig for settings that only virtual time has."""
+    if experiment.faults is not None:
+        raise InvalidConfig("--faults break things in virtual time; leave --live out")
 
 
 def _free(out: Path) -> Path:

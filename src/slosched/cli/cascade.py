@@ -168,6 +168,8 @@ def run(
     )
     experiment = replace(base, policy=policy_type(policy), seed=seed, preempt=preempt)
     experiment.check()
+    if live:
+        _check_live(experiment)
     directory = directory_of(out, "cascade")
     if not json:
         say(_title(experiment, live=live))
@@ -189,6 +191,12 @@ def _simulated(experiment: Experiment, directory: Path, published: bool) -> Repo
             raise
     # The run is whole; from here on Ctrl-C ends the command at once.
     return finish_simulated(experiment, result, published=published)
+
+
+def _check_live(experiment: Experiment) -> None:
+    from slosched.cascade.live import check_live
+
+    check_live(experiment)
 
 
 def _live(experiment: Experiment, directory: Path, published: bool) -> Report:

@@ -93,6 +93,10 @@ class _Log:
 
     def __call__(self, line: str) -> None:
         self._announce(line)
+        self.note(line)
+
+    def note(self, line: str) -> None:
+        """Write `line` into the file alone."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(f"{now_ns() / NS_PER_S:.3f} {line}\n")
 
@@ -351,25 +355,25 @@ def client(
     from slosched.workloads import parse_workload
 
     workload = parse_workload("cascade", [cascade, trace_file])
+    address = one_address(f"{controller_ip or lb_ip}:{controller_port}")
+    within_ns = None if duration is None else duration_ns("--duration", duration)
     name = _dated("client")
     tell = _Log(logs, name)
-    address = one_address(f"{controller_ip or lb_ip}:{controller_port}")
-    tell(f"{workload.describe()}, at {address}")
+    tell.note(f"{workload.describe()}, at {address}")
     try:
         code = run_live(
             address,
             workload,
             inputs=False,
             seed=seed,
-            duration_ns=None if duration is None else duration_ns("--duration", duration),
+            duration_ns=within_ns,
             out=logs / name,
             json=False,
         )
     except SloschedError as error:
-        hint = ""
+        tell.note(f"failed: {error}")
         if isinstance(error, InvalidRequest) and error.code == Code.UNKNOWN_MODEL:
-            hint = "; if the controller serves another cascade, name that one with --cascade"
-        tell(f"failed: {error}{hint}")
+            tell("if the controller serves another cascade, name that one with --cascade")
         raise
     tell("Trace ended")
     raise typer.Exit(code)
