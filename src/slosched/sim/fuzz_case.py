@@ -189,15 +189,22 @@ def drawn_spec(seed: int, *, policy: str | None = None) -> SimSpec:
         check=True,
         cluster_id=Random(f"{seed}/cluster").choice(("", "fuzz", "fuzz")),
     )
-    if about(type_, fidelity or "best").one_cascade:
-        spec = with_cascade(spec, seed)
-    elif (type_, fidelity or "best") == ("INFER5", "best"):
-        spec = with_cascades_beside(spec, seed, _with_lengths)
+    spec = _with_cascades(spec, seed)
     counts = [len(each) for each in spec.worker_profiles()]
     plan = FaultPlan.random(seed, counts, until_ns=FAULTS_END_NS)
     if options.randrange(_LONG_CASES) == 0:
         plan = FaultPlan((*plan.faults, _long(options, len(counts))), seed)
     return with_plan(spec, plan)
+
+
+def _with_cascades(spec: SimSpec, seed: int) -> SimSpec:
+    """`spec` with a cascade alone where its TYPE serves one, or in some cases beside the models."""
+    config = spec.scheduler
+    if about(config.policy, config.fidelity).one_cascade:
+        return with_cascade(spec, seed)
+    if (config.policy, config.fidelity) == ("INFER5", "best"):
+        return with_cascades_beside(spec, seed, _with_lengths)
+    return spec
 
 
 def _placement(draw: Random, type_: str, fidelity: str) -> str:
