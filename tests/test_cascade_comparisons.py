@@ -175,6 +175,7 @@ def test_ctrl_c_between_the_files_of_two_runs_ends_a_comparison(
     words = ("compare", "sdturbo", *SHORT, "--policies", "clipper-light", "--seeds", "2")
     result = ran(*words, "--out", str(tmp_path))
     assert result.exit_code == 130 and "Traceback" not in result.output
+    assert f"--out {tmp_path} continues the comparison" in result.stderr
     assert made == ["clipper-light seed=0"] and not (tmp_path / "compare.json").exists()
 
 

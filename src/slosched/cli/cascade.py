@@ -118,7 +118,7 @@ _Preempt = Annotated[
 _Jobs = Annotated[int, typer.Option(min=1, help="Processes that share the runs.")]
 
 
-@app.command("run")
+@app.command("run", short_help="One experiment, in virtual or in real time.")
 @takes_cascade_options
 def run(
     name: _Cascade,
@@ -267,7 +267,7 @@ _HONESTY = (
 )
 
 
-@app.command("compare")
+@app.command("compare", short_help="Several policies on the same arrivals, over several seeds.")
 @takes_cascade_options
 def compare(
     name: _Cascade,
@@ -334,12 +334,16 @@ def compare(
     if not json:
         say(_title_of_all(base, variants, several))
     with stopped_by_signals() as stopping, ExitStack() as displays:
-        comparison = run_cells(
-            cells,
-            processes=jobs,
-            progress=lambda names: displays.enter_context(JobsDisplay(names)),
-            stop=stopping,
-        )
+        try:
+            comparison = run_cells(
+                cells,
+                processes=jobs,
+                progress=lambda names: displays.enter_context(JobsDisplay(names)),
+                stop=stopping,
+            )
+        except KeyboardInterrupt:
+            warn(f"complete runs are kept; --out {directory} continues the comparison")
+            raise
     files, problem = write_comparison(comparison, cells, directory, published=published)
     if problem:
         warn(f"no figures: {problem}")

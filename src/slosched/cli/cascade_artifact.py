@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,22 +40,22 @@ _BROKEN = {
 #: What the artifact's constants are in our options.
 OPTIONS = CascadeOptions(over_provision=1.2, drop_at=1.5, routing="random")
 
-_Cascade = Annotated[
-    str,
-    typer.Option(
-        "--cascade",
-        "-c",
-        metavar="NAME|FILE",
-        help="sdturbo, sdxs, sdxlltn, or a file.toml.",
-        show_default=False,
-    ),
-]
+
+def _cascade(help: str, *, show_default: bool = False) -> Any:
+    return typer.Option(
+        "--cascade", "-c", metavar="NAME|FILE", help=help, show_default=show_default
+    )
+
+
+def _port(*flags: str, help: str) -> Any:
+    return typer.Option(*flags, min=1, max=65535, help=help)
+
+
+_Cascade = Annotated[str, _cascade("sdturbo, sdxs, sdxlltn, or a file.toml.")]
 _ControllerIp = Annotated[
     str, typer.Option("--controller_ip", "-cip", metavar="HOST", help="Host of the controller.")
 ]
-_ControllerPort = Annotated[
-    int, typer.Option("--controller_port", "-cport", min=1, max=65535, help="Its port.")
-]
+_ControllerPort = Annotated[int, _port("--controller_port", "-cport", help="Its port.")]
 _Ip = Annotated[
     str,
     typer.Option(
@@ -74,12 +74,8 @@ _JoinKey = Annotated[
 ]
 
 
-_ControllerOwnPort = Annotated[
-    int, typer.Option("--port", "-p", min=1, max=65535, help="Port to listen on.")
-]
-_UnusedPort = Annotated[
-    int, typer.Option("--port", "-p", min=1, max=65535, help="Taken and not used.")
-]
+_OwnPort = Annotated[int, _port("--port", "-p", help="Port to listen on.")]
+_UnusedPort = Annotated[int, _port("--port", "-p", help="Taken and not used.")]
 
 
 class _Log:
@@ -118,7 +114,7 @@ def controller(
         ),
     ],
     cascade: _Cascade,
-    port: _ControllerOwnPort = CONTROLLER_PORT,
+    port: _OwnPort = CONTROLLER_PORT,
     logs: _Logs = Path("logs"),
     join_key: _JoinKey = "",
 ) -> None:
@@ -238,7 +234,7 @@ def _stay(tell: Callable[[str], None], line: str) -> None:
 def worker(
     cascade: _Cascade,
     ip_address: _Ip = "localhost",
-    port: _ControllerOwnPort = WORKER_PORT,
+    port: _OwnPort = WORKER_PORT,
     controller_ip: _ControllerIp = "localhost",
     controller_port: _ControllerPort = CONTROLLER_PORT,
     is_sink: Annotated[
@@ -316,7 +312,7 @@ def client(
         ),
     ] = "localhost",
     lb_port: Annotated[
-        int, typer.Option("--lb_port", "-lbport", min=1, max=65535, help="Taken and not used.")
+        int, _port("--lb_port", "-lbport", help="Taken and not used.")
     ] = LOAD_BALANCER_PORT,
     controller_ip: Annotated[
         str,
@@ -326,13 +322,7 @@ def client(
     ] = "",
     controller_port: _ControllerPort = CONTROLLER_PORT,
     cascade: Annotated[
-        str,
-        typer.Option(
-            "--cascade",
-            "-c",
-            metavar="NAME|FILE",
-            help="The cascade that the controller serves.",
-        ),
+        str, _cascade("The cascade that the controller serves.", show_default=True)
     ] = "sdturbo",
     seed: Annotated[int, typer.Option(min=0, help="Chooses arrivals and prompts.")] = 0,
     duration: Annotated[
