@@ -60,6 +60,6 @@ def _tile(parameter: torch.Tensor, block: torch.Tensor, at: int, scale: float) -
     done = 0
     while done < len(flat):
         piece = min(len(flat) - done, _BLOCK - at)
-        flat[done : done + piece] = block[at : at + piece] * scale
+        torch.mul(block[at : at + piece], scale, out=flat[done : done + piece])
         done, at = done + piece, (at + piece) % _BLOCK
     return at
