@@ -190,6 +190,8 @@ def test_times_of_stages_are_those_of_the_rows(run_dir: Path) -> None:
     assert (stage.name, stage.runs) == ("heavy", int(heavy.sum()))
     assert stage.exec_ns[0] == np.median(log["exec"][heavy])
     assert stage.whole_ns[0] == np.median(log["waited"][heavy])
+    where = set(zip(log["worker_id"][heavy], log["gpu_id"][heavy], strict=True))
+    assert stage.gpus == len(where) >= 1
     assert stage.mean_batch == pytest.approx(log["batch_size"][heavy].mean())
     assert math.isnan(stage.wait_ns[1]), "too few for a p99"
 

@@ -22,7 +22,18 @@ from slosched.telemetry.table import read_table
 from slosched.units import NS_PER_S
 from slosched.verdicts import gives_answer, gives_light_after_all, is_heavy
 
-_READ = ("t", "waited", "start", "exec", "batch_size", "verdict", "threshold", "cascade")
+_READ = (
+    "t",
+    "waited",
+    "start",
+    "exec",
+    "batch_size",
+    "worker_id",
+    "gpu_id",
+    "verdict",
+    "threshold",
+    "cascade",
+)
 _MOST_WINDOWS = 120
 
 _ALL = [int(verdict) for verdict in Verdict if verdict != Verdict.NONE]
@@ -35,13 +46,15 @@ Columns = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class StageTimes:
-    """The runs of one stage. Times are p50 and p99 in ns: until its exec, of the exec, and until its result.
+    """The runs of one stage, and the number of GPUs that they were on.
 
-    The first and the last count from when a request entered the stage's queue. p99 is NaN of too few runs.
+    Times are p50 and p99 in ns: until its exec, of the exec, and until its result. The first and the last count
+    from when a request entered the stage's queue. p99 is NaN of too few runs.
     """
 
     name: str
     runs: int
+    gpus: int
     mean_batch: float
     wait_ns: tuple[float, float]
     exec_ns: tuple[float, float]
@@ -115,7 +128,8 @@ def _stages(columns: Columns) -> list[StageTimes]:
         if runs:
             mean_batch = float(columns["batch_size"][rows].mean())
             times = (_quantiles(columns[key][rows]) for key in ("start", "exec", "waited"))
-            found.append(StageTimes(name, runs, mean_batch, *times))
+            gpus = zip(columns["worker_id"][rows], columns["gpu_id"][rows], strict=True)
+            found.append(StageTimes(name, runs, len(set(gpus)), mean_batch, *times))
     return found
 
 

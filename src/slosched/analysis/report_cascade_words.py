@@ -65,7 +65,13 @@ def _verdicts(numbers: CascadeNumbers) -> Content:
 
 
 def _stages(numbers: CascadeNumbers) -> Content:
-    headings = ("stage", "runs", "mean batch", *(f"{w} {q}" for w in _WHAT for q in ("p50", "p99")))
+    headings = (
+        "stage",
+        "runs",
+        "GPUs",
+        "mean batch",
+        *(f"{w} {q}" for w in _WHAT for q in ("p50", "p99")),
+    )
     return headings, [_row(stage) for stage in numbers.stages], (0,)
 
 
@@ -75,4 +81,4 @@ _WHAT = ("wait", "exec", "whole")
 def _row(stage: StageTimes) -> list[str]:
     quantiles = (*stage.wait_ns, *stage.exec_ns, *stage.whole_ns)
     times = ["-" if math.isnan(value) else time(value) for value in quantiles]
-    return [stage.name, f"{stage.runs:,}", f"{stage.mean_batch:.2f}", *times]
+    return [stage.name, f"{stage.runs:,}", f"{stage.gpus:,}", f"{stage.mean_batch:.2f}", *times]
