@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from typer.testing import CliRunner, Result
 from cascade_cli import SHORT, done, ran
 from made_cascade_run import mixed_run
 from slosched.analysis import style
+from slosched.cascade.cascade_file import write_cascade
 from slosched.cascade.compare import Cell, Comparison
 from slosched.cascade.presets import Variant
-from slosched.cascade_spec import CascadeOptions
+from slosched.cascade.run import Experiment
 from slosched.cli.app import app
 from slosched.cli.cascade_experiment import variants_of
 from slosched.cli.sim_display import SimDisplay
+from slosched.workloads.cascades import load_cascade
 
 
 def test_a_comparison_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +98,7 @@ def test_one_seed_has_differences_without_intervals() -> None:
 
 def test_a_preset_takes_the_options_that_are_given() -> None:
     given = {"drop_at": 3.0, "routing": None}
-    variants = variants_of(None, "sanity", CascadeOptions(), given)
+    variants = variants_of(None, "sanity", Experiment("sdturbo"), given)
     assert {each.options.drop_at for each in variants} == {3.0}
     assert [each.options.routing for each in variants] == ["random"] * 4 + ["least-loaded"]
 
@@ -204,6 +207,42 @@ def test_a_file_where_the_folder_goes_is_named(
     result = ran(*command, "sdturbo", *SHORT, "--out", str(tmp_path / place))
     assert result.exit_code == 2 and not result.stdout
     assert f"{tmp_path / 'file'} is not a directory" in result.stderr
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_cascade_without_a_fixed_plan_and_a_table_of_fid(tmp_path: Path) -> None:
+    plain = replace(
+        load_cascade("sdturbo"), name="plain", static_gpus=0, static_plan=(), quality=None
+    )
+    file = str(write_cascade(plain, tmp_path))
+    out = ("--out", str(tmp_path / "out"))
+    named = ran("compare", file, *SHORT, "--policies", "cascade,diffserve-static", *out)
+    alone = ran("run", file, *SHORT, "--policy", "diffserve-static", *out)
+    for result in (named, alone):
+        assert result.exit_code == 2 and not (tmp_path / "out").exists()
+        assert (
+            "diffserve-static needs a fixed plan, and the cascade 'plain' has none" in result.stderr
+        )
+    result = done("compare", file, *SHORT, "--seeds", "1", *out)
+    assert "diffserve-static is left out" in result.stderr
+    assert not (tmp_path / "out" / "diffserve-static").exists()
+    assert "FID is that" not in result.stdout  # there is none
+
+
+def test_a_run_beyond_its_gpus_says_what_no_policy_can_reach(tmp_path: Path) -> None:
+    words = (
+        "--workers",
+        "1",
+        "--trace",
+        "fixed_50",
+        "--duration",
+        "6s",
+        "--policy",
+        "clipper-light",
+    )
+    result = done("run", "sdturbo", *words, "--out", str(tmp_path))
+    lost = json.loads((tmp_path / "summary.json").read_text())["bound"]["lost"]
+    assert lost > 1 and f"fluid bound: at least {lost} violations, heavy share" in result.stdout
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -35,6 +35,8 @@ from slosched.workloads.engine import Engine
 
 LOGS = "logs"
 FIGURES = "figures"
+#: The policy that serves by a fixed plan of the cascade.
+STATIC = "DIFFSERVE-STATIC"
 
 Progress = Callable[[RunProgress], None]
 Stop = Callable[[], bool]
@@ -77,7 +79,17 @@ class Experiment:
         return parse_workload("cascade", [self.cascade, self.trace])
 
     def check(self) -> None:
-        """Raise InvalidConfig, UnknownName if the trace cannot be read, or ends before its first request."""
+        """Raise InvalidConfig, UnknownName for what only a run would show.
+
+        That is a trace that cannot be read or ends before its first request, and a cascade without the fixed
+        plan that the policy needs.
+        """
+        spec = self.spec()
+        if self.policy == STATIC and not spec.static_plan:
+            raise InvalidConfig(
+                f"{STATIC.lower()} needs a fixed plan, and the cascade {spec.name!r} has none; write a table "
+                "[static] into its file, or take another policy"
+            )
         engine = Engine(self.workload(), seed=self.seed, duration_ns=self.duration_ns)
         if engine.next_ns() is None:
             raise InvalidConfig(

@@ -254,7 +254,8 @@ def _print_report(report: Report, experiment: Experiment, *, json: bool) -> None
             f", FID {bound.fid:.2f}; this run's FID is {summary.fid - bound.fid:+.2f} from it by the table, "
             f"{summary.pessimistic_fid - bound.fid:+.2f} pessimistic"
         )
-    say(f"clairvoyant fluid bound: heavy share {bound.heavy_share:.3f}{quality}")
+    lost = f"at least {_counted(bound.lost, 'violation')}, " if bound.lost else ""
+    say(f"clairvoyant fluid bound: {lost}heavy share {bound.heavy_share:.3f}{quality}")
     if PUBLISHED_NOTE in report.text:
         say(report.text)
     if quality:
@@ -325,12 +326,12 @@ def compare(
         name, trace, workers, preset, options, scores, duration, exec_sigma, faults, published
     )
     base = replace(base, preempt=preempt)
-    variants = variants_of(policies, preset, base.options, options)
+    variants = variants_of(policies, preset, base, options)
     directory = directory_of(out, "cascade-compare")
     several = range(seed, seed + seeds)
-    for each in several:
-        replace(base, seed=each).check()
     cells = cells_of(base, variants, several, directory)
+    for cell in cells:
+        cell.experiment.check()
     if not json:
         say(_title_of_all(base, variants, several))
     with stopped_by_signals() as stopping, ExitStack() as displays:
@@ -353,7 +354,8 @@ def compare(
     say(comparison.text())
     if comparison.reused:
         say(f"{comparison.reused} of {len(cells)} runs were there")
-    say(_HONESTY)
+    if base.spec().quality is not None:
+        say(_HONESTY)
     for file in files:
         say(f"wrote {file}")
 

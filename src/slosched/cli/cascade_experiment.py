@@ -140,17 +140,25 @@ def _fault_plan(path: Path | None) -> FaultPlan | None:
 
 
 def variants_of(
-    text: str | None, preset: str | None, base: CascadeOptions, given: Options
+    text: str | None, preset: str | None, base: Experiment, given: Options
 ) -> tuple[Variant, ...]:
-    """The policies to compare, over the options `base`; those of a preset have options of their own, and what
-    is `given` on the command line holds for them too. Raises InvalidConfig, UnknownName."""
+    """The policies to compare, over the options of `base`.
+
+    Those of a preset have options of their own, and what is `given` on the command line holds for them too.
+    Raises InvalidConfig, UnknownName.
+    """
     from slosched.cascade.presets import POLICIES, parse_variants
+    from slosched.cascade.run import STATIC
 
     of_preset = _preset(preset).variants
     if text is None and of_preset:
         return tuple(replace(each, options=_options(each.options, given)) for each in of_preset)
-    words = ",".join(POLICIES).lower() if text is None else text
-    variants = parse_variants(words, base)
+    policies = list(POLICIES)
+    if text is None and not base.spec().static_plan:
+        policies.remove(STATIC)
+        warn(f"{STATIC.lower()} is left out: the cascade has no table [static] with a fixed plan")
+    words = ",".join(policies).lower() if text is None else text
+    variants = parse_variants(words, base.options)
     for each in variants:
         policy_type(each.policy.lower())
     return variants
