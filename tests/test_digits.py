@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ pytest.importorskip("safetensors")
 
 from slosched.cascade.digits import models, noise  # noqa: E402
 from slosched.cascade.digits.files import HEAVY, LIGHT, WORKER_TEXT  # noqa: E402
+from slosched.cascade.digits.served import one_thread  # noqa: E402
 from slosched.config_file import load_worker_config  # noqa: E402
 from slosched.daemon.backends.cpu.measuring import check_model  # noqa: E402
 from slosched.daemon.backends.sources import source_spec  # noqa: E402
@@ -22,6 +24,14 @@ from slosched.errors import InvalidConfig  # noqa: E402
 from slosched.signature import Tensor  # noqa: E402
 
 pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(autouse=True, scope="module")
+def threads() -> Iterator[None]:
+    """Tests run beside others: more threads would wait for one another."""
+    with one_thread():
+        yield
+
 
 WEIGHTS = Path(models.__file__).parent / "weights"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,18 @@ from slosched.cascade.digits.routing import (
     paired_difference,
     quality,
 )
-from slosched.cascade.digits.served import Seen, Served, serve
+from slosched.cascade.digits.served import Seen, Served, one_thread, serve
 from slosched.workloads.cascades import load_cascade
 
 pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(autouse=True, scope="module")
+def threads() -> Iterator[None]:
+    """Tests run beside others: more threads would wait for one another."""
+    with one_thread():
+        yield
+
 
 # ------------------------------------------------------------------------------------- distances
 

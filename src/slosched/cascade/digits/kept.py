@@ -16,7 +16,7 @@ import torch
 from slosched.cascade.digits.data import Images, load_digits
 from slosched.cascade.digits.frechet import Labelled, bootstrap_error, frechet
 from slosched.cascade.digits.models import heavy, light
-from slosched.cascade.digits.served import Ints, Yardstick
+from slosched.cascade.digits.served import Ints, Yardstick, one_thread
 from slosched.codes import Verdict
 from slosched.errors import InvalidConfig
 from slosched.units import NS_PER_MS
@@ -64,6 +64,11 @@ def worth(runs: Mapping[str, Kept]) -> dict[str, dict[str, Any]]:
     Each distance is of the same number of answers, the fewest that any run has in time, drawn at random: a
     Frechet distance falls with their number. Runs with fewer than 100 have none, and do not count for that.
     """
+    with one_thread():
+        return _worth(runs)
+
+
+def _worth(runs: Mapping[str, Kept]) -> dict[str, dict[str, Any]]:
     yardstick, real = Yardstick(), load_digits().measure
     counts = [int(run.met.sum()) for run in runs.values()]
     common = min((count for count in counts if count >= _LEAST), default=0)

@@ -31,7 +31,7 @@ from slosched.cascade.digits.routing import (
     paired_difference,
     quality,
 )
-from slosched.cascade.digits.served import Floats, Ints, Served, exec_times_ns, serve
+from slosched.cascade.digits.served import Floats, Ints, Served, exec_times_ns, one_thread, serve
 from slosched.units import NS_PER_MS
 
 Show = Callable[[str], None]
@@ -58,6 +58,11 @@ def measure(
 
     Raises MissingPackage, InvalidConfig (no weights).
     """
+    with one_thread():
+        return _measured(count, weights, show)
+
+
+def _measured(count: int, weights: Path | None, show: Show) -> tuple[dict[str, Any], Served]:
     show("measures the times of both programs")
     times = {
         "light": exec_times_ns(light(weights)),

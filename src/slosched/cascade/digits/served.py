@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +87,17 @@ class Yardstick:
         return Seen(features.double().numpy(), best.indices.numpy(), best.values.double().numpy())
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: sums have the same order each time, and busy cores delay nothing else."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def requests_of(count: int, first_seed: int = 0) -> tuple[Ints, Ints]:
     """Labels and seeds (count, 1): each class equally often, seeds from `first_seed` up."""
     places = np.arange(count, dtype=np.int64)[:, None]
@@ -138,12 +150,8 @@ def exec_times_ns(
     model: nn.Module, batches: Sequence[int] = BATCHES, repeats: int = _REPEATS
 ) -> dict[int, int]:
     """The time of a batch on this processor, in one thread, by its size: the median of `repeats`."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return {batch: _time_ns(model, batch, repeats) for batch in batches}
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _time_ns(model: nn.Module, batch: int, repeats: int) -> int:

@@ -36,6 +36,7 @@ from slosched.cascade.digits.models import (
     new_network,
 )
 from slosched.cascade.digits.networks import CLASSES, parameters_of
+from slosched.cascade.digits.served import one_thread
 from slosched.clock import now_ns
 from slosched.output_files import write_file
 from slosched.units import NS_PER_S
@@ -100,13 +101,12 @@ def train(out: Path, recipe: Recipe, *, show: Show = lambda line: None) -> dict[
 @contextmanager
 def _repeatable(seed: int) -> Iterator[None]:
     """One thread, as the order of sums depends on their number; and the seed. The caller's are restored."""
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
-    torch.set_num_threads(1)
+    state = torch.get_rng_state()
     torch.manual_seed(seed)
     try:
-        yield
+        with one_thread():
+            yield
     finally:
-        torch.set_num_threads(threads)
         torch.set_rng_state(state)
 
 
