@@ -151,7 +151,7 @@ def test_a_wrong_file_of_answers_is_named(tmp_path: Path) -> None:
 
 def test_the_yardstick_looks_at_whole_levels(answers: tuple[Images, Images]) -> None:
     ink = answers[0]
-    rounded = np.round(ink * 16).astype(np.float32) / 16
+    rounded = np.asarray(np.round(ink * 16) / 16, np.float32)
     yardstick = Yardstick()
     assert np.array_equal(yardstick.see(ink).features, yardstick.see(rounded).features)
 
