@@ -139,9 +139,14 @@ class Cascade:
         if score >= self.threshold:
             return self.accepted(score)
         assert self.heavy is not None
-        if now_ns + self.heavy.instance.b1_ns > request.deadline_ns or not self.serves_heavy:
+        late = now_ns + self.heavy.instance.b1_ns > request.deadline_ns
+        return self.rejected(score, in_vain=late or not self.serves_heavy)
+
+    def rejected(self, score: float, *, in_vain: bool) -> Judgement:
+        """The score is below the threshold. `in_vain`: a heavy answer cannot be in time."""
+        if in_vain and self.options.rejected_answers:
             return self.forced(score)
-        return self.deferred(score)
+        return self.deferred(score, keeps_output=self.options.rejected_answers)
 
     @property
     def serves_heavy(self) -> bool:
