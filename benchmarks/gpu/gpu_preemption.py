@@ -40,6 +40,7 @@ from slosched.daemon.backends.cuda.exec_lane import ExecLane
 from slosched.daemon.backends.cuda.program import BufferSet, Class, Copies, Cut
 from slosched.daemon.backends.cuda.recorded import RecordedProgram
 from slosched.daemon.backends.cuda.runs import GraphRun
+from slosched.daemon.backends.cuda.segments import SegmentedRun
 from slosched.daemon.blackbox import NoBlackbox
 from slosched.output_files import write_file
 from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
@@ -91,7 +92,9 @@ class Whole:
         self._program = program
         self._runs: dict[int, GraphRun] = {}
         for buffers in program.sets(of):
-            run = program._segments[id(buffers)]._first
+            cut = program._segments[id(buffers)]
+            assert isinstance(cut, SegmentedRun)
+            run = cut._first
             self._runs[id(buffers)] = GraphRun(
                 program._driver,
                 program._driver.graph(run.captured, run.active),

@@ -58,6 +58,7 @@ _RATE = r"\d+(?:[._]\d+)?"
 _DAY = re.compile(rf"({_RATE})to({_RATE})")
 _DOUBLE = re.compile(rf"double[_:]({_RATE})to({_RATE})")
 _FIXED = re.compile(rf"fixed_({_RATE})")
+_CURVE = re.compile(rf"curve:({_RATE})-({_RATE})(?:qps)?:(\d{{1,6}})s?")
 _MAX_SPEED = 1e6
 _MAX_MS = 1e12
 _MAX_PROMPT = 2**31
@@ -90,24 +91,23 @@ def day_height(second: int) -> float:
 
 @dataclass(frozen=True)
 class Day:
-    """The curve between two rates, constant within each second."""
+    """The curve between two rates in `seconds`, constant within each of its 347 pieces."""
 
     low_per_s: float
     high_per_s: float
-
-    @property
-    def seconds(self) -> int:
-        return DAY_S
+    seconds: int = DAY_S
 
     def pieces(self) -> tuple[Piece, ...]:
         span = self.high_per_s - self.low_per_s
+        ends = [piece * self.seconds * NS_PER_S // DAY_S for piece in range(DAY_S + 1)]
         return tuple(
-            (s * NS_PER_S, (s + 1) * NS_PER_S, self.low_per_s + span * day_height(s))
-            for s in range(DAY_S)
+            (ends[piece], ends[piece + 1], self.low_per_s + span * day_height(piece))
+            for piece in range(DAY_S)
         )
 
     def describe(self) -> str:
-        return f"poisson between {self.low_per_s:g}/s and {self.high_per_s:g}/s on a day's curve"
+        rates = f"poisson between {self.low_per_s:g}/s and {self.high_per_s:g}/s on a day's curve"
+        return rates if self.seconds == DAY_S else f"{rates} of {self.seconds}s"
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,16 @@ class Fixed:
 def rates_named(text: str) -> Rates | None:
     """The rates of a trace's name, also as its file is called (trace_4to32qps.txt); None for no such name.
 
-    Raises InvalidConfig for a rate that is not above 0, and for a LO above HI.
+    "curve:2-30qps:90" is the day's curve between these rates within 90 s. Raises InvalidConfig for a rate that
+    is not above 0, and for a LO above HI.
     """
+    if match := _CURVE.fullmatch(text):
+        low, high, seconds = _rate(match[1]), _rate(match[2]), int(match[3])
+        if low > high or not seconds:
+            raise InvalidConfig(
+                f"TRACE {text!r}: write curve:LO-HIqps:SECONDS, the lower rate first, 1 s or more"
+            )
+        return Day(low, high, seconds)
     name = text.removesuffix(".txt").removesuffix("qps").removeprefix("trace_")
     name = _MISNAMED.get(name, name)
     if match := _DAY.fullmatch(name):
@@ -347,7 +355,7 @@ def _named_or_file(text: str) -> tuple[Rates | None, Path | None]:
     if rates is None and is_table:
         return None, path  # the error about a file that is not there
     if rates is None:
-        known = [*TRACES, "double_8to16", "fixed_20"]
+        known = [*TRACES, "double_8to16", "fixed_20", "curve:2-30qps:90"]
         raise UnknownName("trace", text, known)
     return rates, None
 
@@ -363,7 +371,8 @@ KIND = Kind(
         ),
         Parameter(
             "TRACE",
-            "LOtoHI as 4to32, double_LOtoHI, fixed_RATE, or a file with a line MS,PROMPT for each request",
+            "LOtoHI as 4to32, curve:LO-HIqps:SECONDS, double_LOtoHI, fixed_RATE, or a file with a line "
+            "MS,PROMPT for each request",
             may_be_path=True,
         ),
         Parameter("SPEED", "how many times as fast; the SLO stays as it is", "1"),
@@ -373,6 +382,7 @@ KIND = Kind(
     "the prompt's, 1 to 4999. LOtoHI rises from LO to HI requests/s and falls again on a day's curve "
     "of 347 seconds, as DiffServe's artifact names its traces (1to8, 2_5to20, 4to32, ...), and is made here: "
     "the seed changes arrivals and prompts. double_8to16 is 8/s for 120 s and then 16/s for 120 s; fixed_20 is "
-    "20/s for 347 s. A path has a / or ends in .toml, .txt or .csv.",
+    "20/s for 347 s; curve:2-30qps:90 is the day's curve between 2/s and 30/s within 90 s. A path has a / "
+    "or ends in .toml, .txt or .csv.",
     examples=("sdturbo 4to32", "sdxs double_8to16", "sdxlltn 1to8 2"),
 )
