@@ -106,12 +106,17 @@ def test_what_is_in_the_results_is_not_run_again(
     again = bench.Results(tmp_path, "another GPU", None)
     assert again.document["runs"] == ["a GPU", "another GPU"]
     made: list[Any] = []
+
+    def run(policy: str, preempt: bool, setup: dict[str, Any]) -> dict[str, Any]:
+        made.append((policy, setup["old"]))
+        return _row(tmp_path)
+
     fake = SimpleNamespace(
         seconds=70,
         make_references=lambda: None,
         start=dict,
         setup=lambda results: _setup(),
-        run=lambda policy, preempt, setup: made.append((policy, setup["old"])) or _row(tmp_path),
+        run=run,
     )
     live.measure(fake, again, lambda: 60.0, lambda text: None)  # type: ignore[arg-type]
     assert made == [] and "live/CLIPPER-LIGHT" in again.document["left_out"]

@@ -87,8 +87,8 @@ def _times(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
     text = (
         "One denoising step as a CUDA graph in float16; begin is the text encoder, the first latents and the "
         "copy of the weights, finish the VAE's decoder and, for a light model, the judge. The whole is "
-        "predicted: begin + steps x step + finish. *A100 ms*: what DiffServe's artifact has, with 20 ms for the "
-        "judge."
+        "predicted: begin + steps x step + finish. *A100 ms*: what DiffServe's artifact has, with 20 ms for "
+        "the judge."
     )
     return ["", "## Times", "", text, *_table(headings, rows)]
 
