@@ -1,4 +1,4 @@
-"""A model in equal steps as the documents write it: its parts give what its forward gives, on a worker's template."""
+"""The documents' model in equal steps: its parts give what its forward gives, on a worker's template."""
 
 from __future__ import annotations
 
