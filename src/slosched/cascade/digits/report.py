@@ -194,7 +194,7 @@ def _times(exec_ns: Mapping[str, Mapping[Any, int]]) -> str:
     batches = list(exec_ns["light"])
     rows = [[name, *(f"{found[b] / 1e6:.2f}" for b in batches)] for name, found in exec_ns.items()]
     heads = ["exec ms of a batch of", *map(str, batches)]
-    return f"Median times on the machine that made this report:\n\n{_table(heads, rows)}"
+    return f"Times on the machine that made this report, the least of several:\n\n{_table(heads, rows)}"
 
 
 def _table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
@@ -243,6 +243,12 @@ def served_text(document: Mapping[str, Any]) -> str:
     largest = max(found["largest_difference"] for found in runs.values())
     answers = max((found.get("frechet_answers", 0) for found in runs.values()), default=0)
     late = max(found["send_late_ms_p99"] for found in runs.values())
+    distances = "There are too few answers for distances."
+    if answers:
+        distances = (
+            f"Distances are of {answers} answers in time of each run, to the held-out images; FID has other "
+            "features."
+        )
     text = (
         f"{document['requests']} requests in {document['duration_s']:g} s, to {document['workers']} workers on "
         f"the CPU (one thread each) with an SLO of {document['slo_ns'] / NS_PER_MS:g} ms, the same for each "
@@ -250,8 +256,7 @@ def served_text(document: Mapping[str, Any]) -> str:
         f"peak is {document['peak']:g} of what the workers answer with the heavy program alone in batches of 8 "
         f"({document['capacity_per_s']:.1f}/s, by the times of the cascade's file). Violations are requests "
         "without an answer in time by the controller's clock; light and forced are shares of all answers. "
-        f"Distances are of {answers} answers in time of each run, to the held-out images; FID has other "
-        f"features. {compared} answers were computed again by a direct forward of the same program: the "
-        f"largest difference of a pixel is {largest:.1g}. 99 % of the sends were at most {late:.1f} ms late."
+        f"{distances} Answers computed again by a direct forward of the same program: {compared}; the largest "
+        f"difference of a pixel is {largest:.1g}. 99 % of the sends were at most {late:.1f} ms late."
     )
     return f"# The cascade of digits, served\n\n{text}\n\n{_table(SERVED_HEADINGS, rows)}\n"

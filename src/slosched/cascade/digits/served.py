@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ Ints = npt.NDArray[np.int64]
 
 #: How many rows are computed at a time.
 _ROWS = 256
-#: Batch sizes whose times are measured, and how often: the median counts.
+#: Batch sizes whose times are measured, and how often.
 BATCHES = (1, 2, 4, 8, 16)
 _REPEATS = 15
 
@@ -149,7 +148,10 @@ def _judged(judge: nn.Module, ink: Images) -> Floats:
 def exec_times_ns(
     model: nn.Module, batches: Sequence[int] = BATCHES, repeats: int = _REPEATS
 ) -> dict[int, int]:
-    """The time of a batch on this processor, in one thread, by its size: the median of `repeats`."""
+    """The time of a batch on this processor, in one thread, by its size: the least of `repeats`.
+
+    Other programs on the machine only make it longer.
+    """
     with one_thread():
         return {batch: _time_ns(model, batch, repeats) for batch in batches}
 
@@ -164,4 +166,4 @@ def _time_ns(model: nn.Module, batch: int, repeats: int) -> int:
             began_ns = now_ns()
             model(labels, seeds)
             times.append(now_ns() - began_ns)
-    return round(statistics.median(times))
+    return min(times)
