@@ -32,12 +32,13 @@ from slosched.cascade.digits.routing import (
     RANDOM,
     RULES,
     Costs,
+    Difference,
     accuracy,
     auc,
     correlation,
     first_of,
     order_of,
-    paired_difference,
+    paired_differences,
     quality,
 )
 from slosched.cascade.digits.served import Seen, Served, one_thread, serve
@@ -160,10 +161,12 @@ def test_the_difference_from_chance_has_a_paired_interval() -> None:
     served = made_up()
     by_chance = [order_of(RANDOM, served, seed=seed) for seed in range(3)]
     judge = order_of(JUDGE, served)
-    value, low, high = paired_difference(served, judge, by_chance, 0.5, repeats=40, seed=0)
-    assert low < value < high < 0
-    same = paired_difference(served, judge, [judge], 0.5, repeats=5, seed=0)
-    assert same == (0, 0, 0)
+    at_each, mean = paired_differences(served, judge, by_chance, (0.3, 0.5), repeats=40, seed=0)
+    for each in (*at_each, mean):
+        assert each.low < each.value < each.high < 0
+    assert mean.value == pytest.approx((at_each[0].value + at_each[1].value) / 2)
+    same, _ = paired_differences(served, judge, [judge], (0.5,), repeats=5, seed=0)
+    assert same == [Difference(0, 0, 0)]
 
 
 def test_costs_run_the_light_program_first_or_not() -> None:
@@ -240,11 +243,12 @@ def test_the_verdict_on_the_judge_follows_the_intervals(
     document = dict(measured[0])
 
     def verdict(low: float, high: float) -> str:
-        entry = {"heavy_share": 0.5, "difference": 0.0, "low": low, "high": high}
-        return report_text({**document, "judge_less_random": [entry]})
+        entry = {"heavy_share": 0.5, "value": 0.0, "low": low, "high": high}
+        changed = {"judge_less_random": [entry], "judge_less_random_mean": entry}
+        return report_text({**document, **changed})
 
-    assert "better than chance at 1 of 1 shares" in verdict(-2, -1)
-    assert "worse than chance at 1 of 1 shares" in verdict(1, 2)
+    assert "the judge is better than chance; it is better at 1 of 1" in verdict(-2, -1)
+    assert "the judge is worse than chance; it is better at 0 of 1" in verdict(1, 2)
     assert "not shown to be better than chance" in verdict(-1, 1)
 
 

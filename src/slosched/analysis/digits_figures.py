@@ -63,7 +63,7 @@ def _draw_real(one: Any, other: Any, style: Any, real: Mapping[str, float]) -> N
 
 def _draw_difference(ax: Any, style: Any, found: Sequence[Mapping[str, float]]) -> None:
     """The judge's distance less the random one, with paired intervals; below 0 the judge is better."""
-    middle = np.array([each["difference"] for each in found])
+    middle = np.array([each["value"] for each in found])
     low, high = (np.array([each[key] for each in found]) for key in ("low", "high"))
     ax.errorbar(
         [each["heavy_share"] for each in found],

@@ -7,6 +7,7 @@ distance is too large by an amount that falls with their number, so values compa
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from slosched.cascade.digits.routing import (
     first_of,
     light_error,
     order_of,
-    paired_difference,
+    paired_differences,
     quality,
 )
 from slosched.cascade.digits.served import Floats, Ints, Served, exec_times_ns, one_thread, serve
@@ -83,9 +84,7 @@ def _measured(count: int, weights: Path | None, show: Show) -> tuple[dict[str, A
         "cost_ms": {"light": costs.light_ms, "heavy": costs.heavy_ms},
         "ends": _ends(served),
         "curves": _curves(served, orders, by_chance, costs),
-        "judge_less_random": [
-            _difference(served, orders[JUDGE], by_chance, share) for share in _COMPARED
-        ],
+        **_differences(served, orders[JUDGE], by_chance),
         "judge": _judge(served),
         "scores": _distribution(served.scores),
         "score_curves": {
@@ -141,13 +140,18 @@ def _curves(
     return curves
 
 
-def _difference(
-    served: Served, judge: Ints, by_chance: list[Ints], share: float
-) -> dict[str, float]:
-    value, low, high = paired_difference(
-        served, judge, by_chance, share, repeats=_BOOTSTRAPS, seed=1
+def _differences(served: Served, judge: Ints, by_chance: list[Ints]) -> dict[str, Any]:
+    """The judge less chance at each share, and the mean over all of them."""
+    at_each, mean = paired_differences(
+        served, judge, by_chance, _COMPARED, repeats=_BOOTSTRAPS, seed=1
     )
-    return {"heavy_share": share, "difference": value, "low": low, "high": high}
+    return {
+        "judge_less_random": [
+            {"heavy_share": share, **asdict(each)}
+            for share, each in zip(_COMPARED, at_each, strict=True)
+        ],
+        "judge_less_random_mean": asdict(mean),
+    }
 
 
 def _judge(served: Served) -> dict[str, float]:

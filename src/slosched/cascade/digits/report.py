@@ -15,6 +15,7 @@ from slosched.analysis.digits_figures import draw_curves, draw_samples
 from slosched.analysis.drawn import plain
 from slosched.cascade.digits.data import as_stored
 from slosched.cascade.digits.files import cascade_of, write_files
+from slosched.cascade.digits.routing import ERROR_ORACLE, JUDGE, RANDOM
 from slosched.cascade.digits.served import Served
 from slosched.errors import MissingPackage
 from slosched.output_files import write_file
@@ -98,7 +99,7 @@ def report_text(document: Mapping[str, Any]) -> str:
                 _introduction(document),
                 _table(["answers", "Frechet distance (digits)", "accuracy", "exec ms"], first),
                 _by_share(document["curves"]),
-                _compared(document["judge_less_random"]),
+                _compared(document),
                 _on_the_judge(document["judge"]),
                 _times(document["exec_ns"]),
             ]
@@ -144,28 +145,45 @@ def _by_share(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     return f"{note}\n\n{_table(heads, rows)}"
 
 
-def _compared(found: Sequence[Mapping[str, float]]) -> str:
+def _compared(document: Mapping[str, Any]) -> str:
+    found, mean = document["judge_less_random"], document["judge_less_random_mean"]
     rows = [
         [
             f"{each['heavy_share']:.1f}",
-            f"{each['difference']:+.2f}",
-            f"{each['low']:+.2f} to {each['high']:+.2f}",
+            *_interval(each),
+            _part_of_gain(each["heavy_share"], document["curves"]),
         ]
         for each in found
     ]
+    rows.append(["mean", *_interval(mean), ""])
+    verdict = "is not shown to be better than chance"
+    if mean["high"] < 0:
+        verdict = "is better than chance"
+    elif mean["low"] > 0:
+        verdict = "is worse than chance"
     better = sum(each["high"] < 0 for each in found)
-    worse = sum(each["low"] > 0 for each in found)
-    if worse:
-        verdict = (
-            f"The judge is worse than chance at {worse} of {len(found)} shares, better at {better}."
-        )
-    elif better:
-        verdict = f"The judge is better than chance at {better} of {len(found)} shares."
-    else:
-        verdict = "The judge is not shown to be better than chance at any of these shares."
-    heads = ["heavy share", "judge less random", "95 % interval"]
-    paired = "The intervals are paired: each bootstrap draws the same requests for both."
-    return f"{verdict} {paired}\n\n{_table(heads, rows)}"
+    heads = ["heavy share", "judge less random", "95 % interval", "part of the oracle's gain"]
+    explained = (
+        f"In the mean over these shares the judge {verdict}; it is better at {better} of {len(found)} of them, "
+        "each looked at alone. The intervals are paired: each bootstrap draws the same requests and images for "
+        "both. The last column is what the judge gains over chance, as a part of what the oracle that "
+        "knows the error gains."
+    )
+    return f"{explained}\n\n{_table(heads, rows)}"
+
+
+def _interval(found: Mapping[str, float]) -> list[str]:
+    return [f"{found['value']:+.2f}", f"{found['low']:+.2f} to {found['high']:+.2f}"]
+
+
+def _part_of_gain(share: float, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """The judge's gain over chance beside that of the oracle which knows the error; "-" where that has none."""
+    at = {
+        rule: next(each["frechet"] for each in points if each["heavy_share"] == share)
+        for rule, points in curves.items()
+    }
+    gain = at[RANDOM] - at[ERROR_ORACLE]
+    return f"{(at[RANDOM] - at[JUDGE]) / gain:.0%}" if gain > 0 else "-"
 
 
 _JUDGED = {

@@ -126,26 +126,54 @@ def _power(matrix: Matrix, power: float) -> Matrix:
 # ---------------------------------------------------------------------------------- with intervals
 
 
-def paired_difference(
-    served: Served, one: Ints, others: Sequence[Ints], share: float, *, repeats: int, seed: int
-) -> tuple[float, float, float]:
-    """The distance by the order `one` less the mean of that by `others`, at `share`: (value, low, high) of
-    95 %.
+@dataclass(frozen=True)
+class Difference:
+    """A difference of distances, and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def paired_differences(
+    served: Served,
+    one: Ints,
+    others: Sequence[Ints],
+    shares: Sequence[float],
+    *,
+    repeats: int,
+    seed: int,
+) -> tuple[list[Difference], Difference]:
+    """The distance by the order `one` less the mean of that by `others`: at each share, and the mean over them.
 
     Each bootstrap draws the same requests and real images for all of them, within each class.
     """
-    first = mixed(served, first_of(one, share))
-    rest = [mixed(served, first_of(order, share)) for order in others]
+    firsts = [mixed(served, first_of(one, share)) for share in shares]
+    rests = [[mixed(served, first_of(order, share)) for order in others] for share in shares]
 
-    def value(rows: Ints, real: Matrix) -> float:
-        mean = np.mean([frechet(each[rows], real) for each in rest])
-        return frechet(first[rows], real) - float(mean)
+    def values(rows: Ints, real: Matrix) -> Floats:
+        target = Normal.of(real)
+        return np.array(
+            [
+                Normal.of(first[rows]).distance(target)
+                - np.mean([Normal.of(each[rows]).distance(target) for each in rest])
+                for first, rest in zip(firsts, rests, strict=True)
+            ]
+        )
 
     random, real = np.random.default_rng(seed), served.real_labelled
-    made = Labelled(first, served.labels)
-    found = [value(made.drawn(random), real.features[real.drawn(random)]) for _ in range(repeats)]
+    made = Labelled(firsts[0], served.labels)
+    found = np.array(
+        [values(made.drawn(random), real.features[real.drawn(random)]) for _ in range(repeats)]
+    )
+    now = values(np.arange(len(served)), real.features)
+    at_each = [_difference(*pair) for pair in zip(now, found.T, strict=True)]
+    return at_each, _difference(now.mean(), found.mean(1))
+
+
+def _difference(value: float, found: Floats) -> Difference:
     low, high = np.quantile(found, [0.025, 0.975])
-    return value(np.arange(len(served)), real.features), float(low), float(high)
+    return Difference(float(value), float(low), float(high))
 
 
 def auc(high: Floats, low: Floats) -> float:
