@@ -1,5 +1,7 @@
 """The same experiment in real time: a worker with emulated GPUs, a controller and a client on 127.0.0.1.
 
+live_real.py has workers with real models in the place of that one.
+
 Each is a process of its own, started by its command line and ended here, whatever happens. Every wait has
 an end.
 """
@@ -42,8 +44,8 @@ def run_live(
     that only virtual time has.
     """
     check_live(experiment)
-    directory = _free(out)
-    live = _Live(experiment, directory, show)
+    directory = free_directory(out)
+    live = Live(experiment, directory, show)
     with ended_by_signals(), Children() as children:
         live.run(children)
     return finish(experiment, directory, kind="live", published=published)
@@ -55,33 +57,35 @@ def check_live(experiment: Experiment) -> None:
         raise InvalidConfig("--faults break things in virtual time; leave --live out")
 
 
-def _free(out: Path) -> Path:
+def free_directory(out: Path) -> Path:
     """A directory without a run: `out`, or a numbered one in it. The controller claims it for itself."""
     directory = claim_run_dir(out)
     (directory / "manifest.json").unlink()
     return directory
 
 
-class _Live:
+class Live:
+    """The processes of one experiment, in `directory`."""
+
+    #: Requests bring no inputs, and answers no outputs.
+    inputs = False
+    client_extra_s = _CLIENT_EXTRA_S
+
     def __init__(self, experiment: Experiment, directory: Path, show: Show) -> None:
         self._experiment = experiment
         self._directory = directory
         self._logs = directory / LOGS
+        self._settings = directory / "settings"
         self._show = show
 
     def run(self, children: Children) -> None:
         """From the first process to the last; the controller ends first, so that it writes everything."""
         self._logs.mkdir(parents=True, exist_ok=True)
-        settings = self._directory / "settings"
-        spec = self._experiment.spec()
-        cascade = write_cascade(spec, settings)
-        profile = settings / "profile.toml"
-        write_profile(profile, spec.profile(), replacing=True)
-        worker = self._start_worker(children, profile)
-        worker_port = children.wait_ready(worker, within_s=_READY_S)
-        controller = self._start_controller(children, worker_port, cascade, settings)
+        cascade = write_cascade(self._experiment.spec(), self._settings)
+        ports = self.start_workers(children)
+        controller = self._start_controller(children, ports, cascade)
         port = children.wait_ready(controller, within_s=_READY_S)
-        self._await_joined(children, controller)
+        self._await_joined(children, controller, len(ports))
         self._show(
             f"the controller is ready on port {port}, {self._experiment.workers} GPUs joined"
         )
@@ -89,7 +93,10 @@ class _Live:
         self._follow(children, client)
         children.end(controller)
 
-    def _start_worker(self, children: Children, profile: Path) -> Child:
+    def start_workers(self, children: Children) -> list[int]:
+        """The ports of the workers, which are ready. Raises ChildFailed."""
+        profile = self._settings / "profile.toml"
+        write_profile(profile, self._experiment.spec().profile(), replacing=True)
         words = ["worker", "--device", "emulated", "--gpus", str(self._experiment.workers)]
         words += ["--profile", str(profile), "--bind", "127.0.0.1", "--port", "0"]
         words += ["--preempt"] * self._experiment.preempt
@@ -98,27 +105,33 @@ class _Live:
             text = f"[noise]\nseed = {self._experiment.seed}\nexec_sigma = {self._experiment.exec_sigma!r}\n"
             write_file(noise, text.encode())
             words += ["--config", str(noise)]
-        return children.start("worker", words, self._logs / "worker.log")
+        worker = children.start("worker", words, self._logs / "worker.log")
+        return [children.wait_ready(worker, within_s=_READY_S)]
 
-    def _start_controller(
-        self, children: Children, worker_port: int, cascade: Path, settings: Path
-    ) -> Child:
-        options = settings / "controller.toml"
+    def controller_words(self) -> list[str]:
+        """What the controller needs to know beyond the cascade and the policy."""
+        return []
+
+    def _start_controller(self, children: Children, ports: list[int], cascade: Path) -> Child:
+        options = self._settings / "controller.toml"
         scheduler = self._experiment.scheduler(self._experiment.spec())
         write_file(options, options_text(asdict(scheduler.cascade)).encode())
-        words = ["controller", self._experiment.policy, "--workers", f"127.0.0.1:{worker_port}"]
+        workers = ",".join(f"127.0.0.1:{port}" for port in ports)
+        words = ["controller", self._experiment.policy, "--workers", workers]
         words += ["--cascade", str(cascade), "--config", str(options)]
         words += ["--bind", "127.0.0.1", "--port", "0", "--http-port", "-1"]
         words += ["--max-gpus", str(scheduler.max_gpus), "--log-dir", str(self._directory)]
         words += ["--preempt"] * self._experiment.preempt
+        words += self.controller_words()
         return children.start("controller", words, self._logs / "controller.log")
 
-    def _await_joined(self, children: Children, controller: Child) -> None:
+    def _await_joined(self, children: Children, controller: Child, workers: int) -> None:
         until_ns = now_ns() + int(_JOINED_S * NS_PER_S)
-        while " joined: " not in controller.text():
+        while controller.text().count(" joined: ") < workers:
             if now_ns() > until_ns:
+                whose = "the worker" if workers == 1 else f"one of {workers} workers"
                 raise ChildFailed(
-                    f"the worker did not join the controller within {_JOINED_S:.0f} s: "
+                    f"{whose} did not join the controller within {_JOINED_S:.0f} s: "
                     f"{controller.last_line()}",
                     controller,
                 )
@@ -128,7 +141,8 @@ class _Live:
     def _start_client(self, children: Children, port: int, cascade: Path) -> Child:
         experiment = self._experiment
         words = ["client", f"127.0.0.1:{port}", "cascade", str(cascade), experiment.trace]
-        words += ["--seed", str(experiment.seed), "--no-inputs", "--json"]
+        words += ["--seed", str(experiment.seed), "--json"]
+        words += ["--no-inputs"] * (not self.inputs)
         if experiment.duration_ns is not None:
             words += ["--duration", f"{experiment.duration_ns}ns"]
         words += ["--out", str(self._directory)]
@@ -139,7 +153,7 @@ class _Live:
         ends_ns = self._experiment.workload().duration_ns or 0
         if self._experiment.duration_ns is not None:
             ends_ns = min(ends_ns, self._experiment.duration_ns)
-        within_s = ends_ns / NS_PER_S + _CLIENT_EXTRA_S
+        within_s = ends_ns / NS_PER_S + self.client_extra_s
         until_ns = now_ns() + int(within_s * NS_PER_S)
         shown = ""
         while (code := children.wait(client, _POLL_S)) is None:

@@ -76,8 +76,8 @@ def preset_named(name: str) -> Preset:
 def parse_variants(text: str, base: CascadeOptions) -> tuple[Variant, ...]:
     """The policies of "cascade,diffserve:routing=random:over_provision=1.2", each over the options `base`.
 
-    "cascade:preempt=true" may interrupt whatever the experiment says. Raises InvalidConfig if one is named twice,
-    or an option is unknown or wrong.
+    "cascade:preempt=true" may interrupt whatever the experiment says. Raises InvalidConfig if one is named
+    twice, or an option is unknown or wrong.
     """
     found: list[Variant] = []
     for part in (part.strip() for part in text.split(",")):

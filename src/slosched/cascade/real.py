@@ -16,6 +16,7 @@ from slosched.core.scheduler.policies.published.diffserve.allocator import Probl
 from slosched.errors import InvalidConfig
 from slosched.gpu_profile import ModelProfile
 from slosched.units import NS_PER_MS, NS_PER_US, format_duration
+from slosched.workloads.cascade_trace import Day, rates_named
 
 NOTE = (
     "random weights, made-up prompts, replayed scores, tabulated FID: times are measured, images mean "
@@ -170,11 +171,16 @@ def highest_demand(spec: CascadeSpec, gpus: int) -> float:
 
 
 def trace_for(
-    spec: CascadeSpec, gpus: int, *, peak: float | None = None, seconds: int = SECONDS
+    spec: CascadeSpec,
+    gpus: int,
+    *,
+    peak: float | None = None,
+    seconds: int = SECONDS,
+    low: float = _LOW,
 ) -> str:
-    """The name of a day's curve within `seconds` whose highest rate is `peak` requests/s.
+    """The name of a day's curve within `seconds` from `low` x `peak` to `peak` requests/s.
 
-    None: 0.9 of the highest that the published plan can serve. Raises InvalidConfig where it can serve none.
+    `peak` None: 0.9 of the highest that the published plan can serve. Raises InvalidConfig where that is none.
     """
     if peak is None:
         peak = PEAK * highest_demand(spec, gpus)
@@ -183,7 +189,21 @@ def trace_for(
                 f"even a light batch takes longer than the SLO, {format_duration(spec.slo_ns)}; give a longer "
                 "one (--slo), or the rate (--peak)"
             )
-    return f"curve:{_rate(peak * _LOW)}-{_rate(peak)}qps:{seconds}"
+    return f"curve:{_rate(peak * low)}-{_rate(peak)}qps:{seconds}"
+
+
+def scaled_trace(
+    trace: str, spec: CascadeSpec, gpus: int, *, peak: float | None = None, seconds: int = SECONDS
+) -> str | None:
+    """`trace`, LOtoHI, with both rates scaled so that the highest is `peak`, in `seconds`; see `trace_for`.
+
+    None for any other trace, whose rates are as they are. Raises as `rates_named` and `trace_for` do.
+    """
+    rates = rates_named(trace) if "/" not in trace and not trace.startswith("curve:") else None
+    if not isinstance(rates, Day):
+        return None
+    low = rates.low_per_s / rates.high_per_s
+    return trace_for(spec, gpus, peak=peak, seconds=seconds, low=low)
 
 
 def _rate(per_s: float) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from slosched.cli import cascade_artifact, cascade_digits
+from slosched.cli import cascade_artifact, cascade_digits, cascade_real
 from slosched.cli.ask import Json
 from slosched.cli.cascade_experiment import (
     directory_of,
@@ -19,6 +19,7 @@ from slosched.cli.cascade_experiment import (
     variants_of,
 )
 from slosched.cli.cascade_options import takes_cascade_options
+from slosched.cli.cascade_real import is_real, serve_real, takes_real_options
 from slosched.cli.config_options import Options
 from slosched.cli.guard import SloschedGroup
 from slosched.cli.help import SloschedTyper
@@ -47,6 +48,7 @@ def cascade() -> None:
       slosched cascade run sdturbo --trace 4to32 --workers 16
       slosched cascade run sdxs --policy diffserve --live --out live
       slosched cascade compare sdturbo --seeds 5 --jobs 4
+      slosched cascade run sdturbo --real
       slosched cascade controller -ap 5 -c sdturbo
       slosched plot cascade --cascade sdturbo out
     """
@@ -67,6 +69,17 @@ _Trace = Annotated[
 ]
 _Workers = Annotated[
     int, typer.Option(min=1, max=4096, metavar="N", help="Number of workers, one GPU each.")
+]
+_WORKERS = 16
+_FewOrAll = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=4096,
+        metavar="N",
+        help=f"Number of workers, one GPU each. Default {_WORKERS}; with --real all GPUs of this machine.",
+        show_default=False,
+    ),
 ]
 _Policy = Annotated[
     str,
@@ -120,12 +133,14 @@ _Jobs = Annotated[int, typer.Option(min=1, help="Processes that share the runs."
 
 @app.command("run", short_help="One experiment, in virtual or in real time.")
 @takes_cascade_options
+@takes_real_options
 def run(
     name: _Cascade,
     *,
     options: Options,
+    machine: Options,
     trace: _Trace = "4to32",
-    workers: _Workers = 16,
+    workers: _FewOrAll = None,
     policy: _Policy = "cascade",
     preset: _Preset = None,
     scores: _Scores = None,
@@ -162,11 +177,26 @@ def run(
       slosched cascade run sdxs --trace double_8to16 --workers 8 --seed 3 --out doubled
       slosched cascade run sdturbo --trace trace.txt --scores dist.txt --preset sanity --policy diffserve
       slosched cascade run sdturbo --trace 1to8 --workers 4 --live --duration 60s
+      slosched cascade run sdturbo --real --policy diffserve --duration 120s
+      slosched cascade run sdturbo --real --device cpu --peak 20
     """
     base = experiment_of(
-        name, trace, workers, preset, options, scores, duration, exec_sigma, faults, published
+        name,
+        trace,
+        workers or _WORKERS,
+        preset,
+        options,
+        scores,
+        duration,
+        exec_sigma,
+        faults,
+        published,
     )
     experiment = replace(base, policy=policy_type(policy), seed=seed, preempt=preempt)
+    if is_real(machine, live=live):
+        experiment, report = serve_real(experiment, machine, directory_of(out, "cascade"), workers)
+        _print_report(report, experiment, json=json)
+        return
     experiment.check()
     if live:
         _check_live(experiment)
@@ -258,7 +288,9 @@ def _print_report(report: Report, experiment: Experiment, *, json: bool) -> None
     say(f"clairvoyant fluid bound: {lost}heavy share {bound.heavy_share:.3f}{quality}")
     if PUBLISHED_NOTE in report.text:
         say(report.text)
-    if quality:
+    if "real" in report.document:
+        say(f"{report.document['device']}: {report.document['real']}")
+    elif quality:
         say(_HONESTY)
     say(f"written to {report.run_dir}")
 
@@ -362,6 +394,9 @@ def compare(
 
 app.add_typer(
     cascade_digits.app, name="digits", short_help="A small cascade that is really measured."
+)
+app.command("profile", short_help="Measure a cascade's real models, and write its file.")(
+    cascade_real.profile
 )
 app.command("controller", short_help="The artifact's controller (port 50050).")(
     cascade_artifact.controller

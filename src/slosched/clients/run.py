@@ -31,7 +31,8 @@ from slosched.workloads.composed import senders_of
 from slosched.workloads.engine import Engine
 from slosched.workloads.registry import origins
 
-_LOAD_TIMEOUT_S = 120.0
+#: A controller gives up a model that a worker does not prepare within ten minutes.
+_LOAD_TIMEOUT_S = 660.0
 #: Restarts of the controller that a result tells one by one.
 _RESTARTS_TOLD = 10
 
