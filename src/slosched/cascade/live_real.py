@@ -60,6 +60,11 @@ class Machine:
         return [f"cuda:{number}" for number in range(self.workers)]
 
     @property
+    def own(self) -> bool:
+        """Whether the models are the operator's."""
+        return self.config is not None
+
+    @property
     def words(self) -> str:
         """For people: "2 x cuda, float16"."""
         return f"{self.workers} x {self.device}, {self.dtype}"
@@ -80,7 +85,7 @@ def measure(
     """Measure both programs on the first device into the file `profile`; what is in it is not measured again.
 
     It is `slosched profile` in a process of its own; `logs` gets its output. Raises ChildFailed if it fails or
-    takes half an hour, InvalidConfig if the file is no profile.
+    takes half an hour, InvalidConfig if the file is not a profile.
     """
     found = load_profile(profile.absolute()) if profile.exists() else None
     missing = [name for name in programs.both() if found is None or name not in found.models]
@@ -129,9 +134,8 @@ def write_measured(
     base: CascadeSpec,
     programs: Programs,
     profile: GpuProfile,
+    machine: Machine,
     *,
-    device: str,
-    dtype: str,
     slo_ns: int | None = None,
 ) -> CascadeSpec:
     """Write the file of the measured cascade, which `slosched cascade run` takes, and return what it says.
@@ -140,7 +144,9 @@ def write_measured(
     """
     light, heavy = (profile.model(name) for name in programs.both())
     spec = measured_cascade(base, light, heavy, slo_ns=slo_ns)
-    text = measured_text(spec, base, device=device, dtype=dtype)
+    text = measured_text(
+        spec, base, device=machine.devices[0], dtype=machine.dtype, own=machine.own
+    )
     write_file(path, text.encode())
     return spec
 
@@ -204,7 +210,9 @@ def run_real(
     with ended_by_signals(), Children() as children:
         live.run(children)
     report = finish(experiment, directory, kind="real", figures=figures)
-    document: Mapping[str, Any] = with_notes(report.document, device=machine.words)
+    document: Mapping[str, Any] = with_notes(
+        report.document, experiment.spec(), device=machine.words, own=machine.own
+    )
     write_json(directory / SUMMARY, document)
     return replace(report, document=document)
 

@@ -2,7 +2,7 @@
 
 What such a run measures is time: how long programs, queues and answers take on these GPUs. Its images come from
 random weights, so what the judge says of them means nothing. Scores and quality are the base cascade's: scores
-are replayed by prompt, and FID is its table's. `NOTE` says so wherever results stand.
+are replayed by prompt, and FID is its table's. `note` says so wherever results stand.
 """
 
 from __future__ import annotations
@@ -18,10 +18,6 @@ from slosched.gpu_profile import ModelProfile
 from slosched.units import NS_PER_MS, NS_PER_US, format_duration
 from slosched.workloads.cascade_trace import Day, rates_named
 
-NOTE = (
-    "random weights, made-up prompts, replayed scores, tabulated FID: times are measured, images mean "
-    "nothing"
-)
 #: Worker's names of the programs of each published cascade.
 PROGRAMS = {
     "sdturbo": ("diffusion/sd-turbo+judge", "diffusion/sd15"),
@@ -35,6 +31,14 @@ _LOW, SECONDS = 1 / 8, 90
 #: The highest rate of such a trace, as a part of what the published plan is feasible for.
 PEAK = 0.9
 _CLOSE = 1e-3
+
+
+def note(spec: CascadeSpec, *, own: bool = False) -> str:
+    """What is real in a run of `spec`, and what is not, in a clause. `own`: the models are an operator's."""
+    weights = "" if own else "random weights, "
+    scores = "the judge's own scores" if spec.live_scores else "replayed scores"
+    images = "" if own else ", images mean nothing"
+    return f"{weights}made-up prompts, {scores}, tabulated FID: times are measured{images}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,6 @@ def measured_cascade(
         heavy=_stage(heavy),
         slo_ns=slo_ns or max(1, scaled_ns),
         judge_ns=0,
-        live_scores=False,
     )
     batches = [int(each) for each in base.static_plan[3:]]
     if not set(batches) <= light.exec_ns.keys() & heavy.exec_ns.keys():
@@ -125,12 +128,14 @@ def _stage(measured: ModelProfile) -> StageSpec:
     )
 
 
-def measured_text(spec: CascadeSpec, base: CascadeSpec, *, device: str, dtype: str) -> str:
+def measured_text(
+    spec: CascadeSpec, base: CascadeSpec, *, device: str, dtype: str, own: bool = False
+) -> str:
     """The file of a measured cascade, which says what was measured where and what was taken over."""
     head = [
         f"Measured on {device} in {dtype}: times, steps and weights of {spec.light.model} (with its judge) and "
         f"{spec.heavy.model}.",
-        f"Taken over from {base.name}: scores, quality, threshold. So: {NOTE}.",
+        f"Taken over from {base.name}: scores, quality, threshold. So: {note(spec, own=own)}.",
         f"The SLO there is {format_duration(base.slo_ns)}, where the heavy program's batch of 1 takes "
         f"{base.heavy.exec_ns[1] / NS_PER_MS:g} ms; here it takes {spec.heavy.exec_ns[1] / NS_PER_MS:.1f} ms.",
         "Serve it: slosched cascade run FILE --real (on such a GPU), or slosched cascade run FILE --workers N "
@@ -235,6 +240,9 @@ def largest_batch(spec: CascadeSpec) -> int:
     return max(*spec.light.exec_ns, *spec.heavy.exec_ns)
 
 
-def with_notes(document: Mapping[str, object], *, device: str) -> dict[str, object]:
+def with_notes(
+    document: Mapping[str, object], spec: CascadeSpec, *, device: str, own: bool = False
+) -> dict[str, object]:
     """A run's summary that says what was real in it."""
-    return {**document, "device": device, "real": NOTE}
+    quality = f"FID by the published table, from the share of light answers; {note(spec, own=own)}"
+    return {**document, "device": device, "real": note(spec, own=own), "quality": quality}

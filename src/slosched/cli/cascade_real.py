@@ -245,13 +245,11 @@ def profile(
     whole_numbers("--batches", batches)
     slo_ns = None if slo is None else duration_ns("--slo", slo)
     gpu = measure(programs, machine, times, batches=batches, logs=_log_folder(out), show=beside)
-    spec = write_measured(
-        out, base, programs, gpu, device=machine.devices[0], dtype=machine.dtype, slo_ns=slo_ns
-    )
+    spec = write_measured(out, base, programs, gpu, machine, slo_ns=slo_ns)
     if json:
-        print_json(_document(spec, out))
+        print_json(_document(spec, out, own=machine.own))
         return
-    for line in _lines(spec, base):
+    for line in _lines(spec, base, own=machine.own):
         say(line)
     say(f"wrote {out}; serve it: slosched cascade run {out} --real")
 
@@ -260,8 +258,8 @@ def _log_folder(out: Path) -> Path:
     return out.with_name(out.stem + ".logs")
 
 
-def _lines(spec: CascadeSpec, base: CascadeSpec) -> list[str]:
-    from slosched.cascade.real import NOTE
+def _lines(spec: CascadeSpec, base: CascadeSpec, *, own: bool) -> list[str]:
+    from slosched.cascade.real import note
 
     lines = []
     for stage, model in (("light", spec.light), ("heavy", spec.heavy)):
@@ -271,11 +269,11 @@ def _lines(spec: CascadeSpec, base: CascadeSpec) -> list[str]:
     lines.append(
         f"SLO {format_duration(spec.slo_ns)} (that of {base.name} is {format_duration(base.slo_ns)})"
     )
-    return [*lines, NOTE]
+    return [*lines, note(spec, own=own)]
 
 
-def _document(spec: CascadeSpec, out: Path) -> dict[str, Any]:
-    from slosched.cascade.real import NOTE
+def _document(spec: CascadeSpec, out: Path, *, own: bool) -> dict[str, Any]:
+    from slosched.cascade.real import note
 
     stages = {
         stage: {
@@ -287,7 +285,7 @@ def _document(spec: CascadeSpec, out: Path) -> dict[str, Any]:
         }
         for stage, model in (("light", spec.light), ("heavy", spec.heavy))
     }
-    return {**stages, "slo_ns": spec.slo_ns, "real": NOTE, "file": str(out)}
+    return {**stages, "slo_ns": spec.slo_ns, "real": note(spec, own=own), "file": str(out)}
 
 
 # -------------------------------------------------------------------------------------- the run
@@ -375,7 +373,7 @@ def _measured(experiment: Experiment, given: Options, machine: Machine, director
         show=beside,
     )
     path = directory / f"{base.name}.toml"
-    write_measured(path, base, programs, gpu, device=machine.devices[0], dtype=machine.dtype)
+    write_measured(path, base, programs, gpu, machine)
     return str(path)
 
 
