@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,11 @@ shape = [6]
 
 @pytest.mark.torch
 @pytest.mark.processes
-def test_real_models_are_served_and_the_report_says_what_was_real(tmp_path: Path) -> None:
+def test_real_models_are_served_and_the_report_says_what_was_real(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Other tests draw figures, which takes seconds.
+    monkeypatch.setattr(live_real, "run_real", partial(live_real.run_real, figures=False))
     judged_models = pytest.importorskip("judged_models")
     shutil.copy(Path(judged_models.__file__), tmp_path / "cascade_parts.py")
     config = tmp_path / "worker.toml"

@@ -216,7 +216,7 @@ class Cutter:
         """The same for a program in steps: it is cut between its parts, of which the steps take the same."""
         runs = program.stepped_runs(of)
         if not runs:
-            return "it is no CUDA graph"
+            return "it is not a CUDA graph"
 
         @contextmanager
         def made(bounds: tuple[int, ...]) -> Iterator[SteppedRun]:
