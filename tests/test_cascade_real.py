@@ -59,6 +59,9 @@ def test_a_measured_cascade_has_its_own_times_and_a_scaled_slo(tmp_path: Path) -
         TURBO.threshold,
     )
     assert spec.heavy.steps == 50 and spec.heavy.steps_ns[4] == 19 * MS
+    assert (
+        spec.profile().models["large"].step_ns[3] == 15 * MS
+    )  # on emulated GPUs, between its neighbours
     assert spec.static_gpus == 0  # its plan has light batches of 16
     assert real.measured_cascade(TURBO, light(), heavy(), slo_ns=7).slo_ns == 7
     text = real.measured_text(spec, TURBO, device="cuda:0", dtype="float16")
