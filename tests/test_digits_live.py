@@ -108,6 +108,7 @@ def test_what_answers_are_worth_is_measured_on_as_many_of_each_run(
     assert found["one"]["violations"] == 0 and found["other"]["violation_ratio"] == 50 / 160
     assert found["one"]["light_share"] == 0.8 and found["other"]["light_share"] == 1
     assert found["one"]["frechet_answers"] == found["other"]["frechet_answers"] == 110
+    assert found["one"]["frechet"] > 0 < found["other"]["frechet_error"]
     assert "frechet" not in found["few"] and found["few"]["accuracy"] > 0.9
     assert found["one"]["latency_ms"]["p50"] == pytest.approx(79.5)
     for each in found.values():

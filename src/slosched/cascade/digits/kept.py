@@ -16,6 +16,7 @@ import torch
 from slosched.cascade.digits.data import Images, load_digits
 from slosched.cascade.digits.frechet import Labelled, bootstrap_error, frechet
 from slosched.cascade.digits.models import heavy, light
+from slosched.cascade.digits.networks import CLASSES
 from slosched.cascade.digits.served import Ints, Yardstick, one_thread
 from slosched.codes import Verdict
 from slosched.errors import InvalidConfig
@@ -23,8 +24,10 @@ from slosched.units import NS_PER_MS
 
 _FORCED = (int(Verdict.FORCED), int(Verdict.INSTEAD), int(Verdict.OUTRANKED))
 _BOOTSTRAPS = 200
-#: The fewest answers that a distance is computed of; features are 24 numbers.
-_LEAST = 100
+#: The fewest answers of a class that a distance is computed of; features are 24 numbers.
+_LEAST = 10
+#: Draws of as many answers as the other runs have.
+_DRAWS = 20
 #: Answers of each program that are computed again.
 _CHECKED = 32
 
@@ -61,8 +64,9 @@ def read_kept(path: Path, labels: Ints, seeds: Ints) -> Kept:
 def worth(runs: Mapping[str, Kept]) -> dict[str, dict[str, Any]]:
     """What each run came to: violations, shares, latency, and the quality of the answers in time.
 
-    Each distance is of the same number of answers, the fewest that any run has in time, drawn at random: a
-    Frechet distance falls with their number. Runs with fewer than 100 have none, and do not count for that.
+    Each distance is of the same number of answers of each class, the fewest that any run has in time: a Frechet
+    distance falls with their number, and depends on how many there are of a class. It is the mean of 20 draws.
+    Runs with fewer than 10 of a class have none, and do not count for that.
     """
     with one_thread():
         return _worth(runs)
@@ -70,9 +74,9 @@ def worth(runs: Mapping[str, Kept]) -> dict[str, dict[str, Any]]:
 
 def _worth(runs: Mapping[str, Kept]) -> dict[str, dict[str, Any]]:
     yardstick, real = Yardstick(), load_digits().measure
-    counts = [int(run.met.sum()) for run in runs.values()]
-    common = min((count for count in counts if count >= _LEAST), default=0)
     held_out = Labelled(yardstick.see(real.ink).features, real.labels)
+    fewest = {name: _fewest_of_a_class(run) for name, run in runs.items()}
+    common = min((count for count in fewest.values() if count >= _LEAST), default=0)
     found = {}
     for name, run in runs.items():
         document = _counts(run)
@@ -80,16 +84,34 @@ def _worth(runs: Mapping[str, Kept]) -> dict[str, dict[str, Any]]:
         if len(met):
             seen = yardstick.see(run.answers[met])
             document["accuracy"] = float((seen.classes == run.labels[met]).mean())
-            if len(met) >= _LEAST:
-                chosen = np.random.default_rng(0).choice(len(met), common, replace=False)
-                made = Labelled(seen.features[chosen], run.labels[met][chosen])
-                document["frechet"] = frechet(made.features, held_out.features)
-                document["frechet_error"] = bootstrap_error(
-                    made, held_out, repeats=_BOOTSTRAPS, seed=0
-                )
-                document["frechet_answers"] = common
+            if fewest[name] >= _LEAST:
+                made = Labelled(seen.features, run.labels[met])
+                document |= _distance(made, held_out, common)
         found[name] = document | compared(run)
     return found
+
+
+def _fewest_of_a_class(run: Kept) -> int:
+    return int(np.bincount(run.labels[run.met], minlength=CLASSES).min())
+
+
+def _distance(made: Labelled, held_out: Labelled, of_each: int) -> dict[str, Any]:
+    """The mean distance of draws of `of_each` answers of each class, and its error by bootstrap."""
+    random = np.random.default_rng(0)
+    drawn = []
+    for _ in range(_DRAWS):
+        parts = [
+            random.choice(np.flatnonzero(made.labels == label), of_each, replace=False)
+            for label in range(CLASSES)
+        ]
+        drawn.append(np.concatenate(parts))
+    values = [frechet(made.features[rows], held_out.features) for rows in drawn]
+    one = Labelled(made.features[drawn[0]], made.labels[drawn[0]])
+    return {
+        "frechet": float(np.mean(values)),
+        "frechet_error": bootstrap_error(one, held_out, repeats=_BOOTSTRAPS, seed=0),
+        "frechet_answers": CLASSES * of_each,
+    }
 
 
 def _counts(run: Kept) -> dict[str, Any]:

@@ -264,8 +264,8 @@ def served_text(document: Mapping[str, Any]) -> str:
     distances = "There are too few answers for distances."
     if answers:
         distances = (
-            f"Distances are of {answers} answers in time of each run, to the held-out images; FID has other "
-            "features."
+            f"Distances are of {answers} answers in time of each run, as many of each class, to the held-out "
+            "images, and means of 20 draws; FID has other features."
         )
     text = (
         f"{document['requests']} requests in {document['duration_s']:g} s, to {document['workers']} workers on "
