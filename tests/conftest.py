@@ -1,8 +1,13 @@
-"""What every test run begins with: no test on a GPU where there is none, and slow_tests.txt marks slow ones."""
+"""What every test run begins with: no test on a GPU where there is none, and slow_tests.txt marks slow ones.
+
+A run of slow tests or of processes alone imports only the files that have some. PDFs are drawn with fonts that
+take a quarter of the time.
+"""
 
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,9 +47,36 @@ def _mark_slow(items: list[pytest.Item], *, all_collected: bool) -> None:
         tests[each].add_marker(pytest.mark.slow)
 
 
+def _marks_of_all(config: pytest.Config) -> set[str]:
+    """Marks that `-m` asks of each test, {"slow"} for "slow and not processes"; none where it has an "or"."""
+    chosen: str = config.option.markexpr
+    if "(" in chosen or "or" in chosen.split():
+        return set()
+    return set(chosen.split(" and "))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out a file without a test of the marks that each must have; its imports alone take seconds."""
+    marks = _marks_of_all(config) & {"slow", "processes"}
+    if collection_path.suffix != ".py" or not marks:
+        return None
+    text = collection_path.read_text(encoding="utf-8")
+    if f"\n{collection_path.name}" in _SLOW_TESTS.read_text():
+        text += "mark.slow"
+    return True if any(f"mark.{each}" not in text for each in marks) else None
+
+
+def _draw_quickly() -> None:
+    """Type 42 fonts, which a user's PDFs have, are searched and cut for each figure."""
+    style = sys.modules.get("slosched.analysis.style")
+    if style is not None:
+        style._LOOK["pdf.fonttype"] = 3
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     all_collected = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     _mark_slow(items, all_collected=all_collected and not config.option.ignore)
+    _draw_quickly()
     # All of them: `pytest tests/gpu`, under five minutes.
     folder = Path(__file__).parent / "gpu"
     on_gpu = [item for item in items if folder in item.path.parents]
