@@ -251,7 +251,8 @@ def profile(
         return
     for line in _lines(spec, base, own=machine.own):
         say(line)
-    say(f"wrote {out}; serve it: slosched cascade run {out} --real")
+    own = f" --worker-config {config}" if machine.own else ""
+    say(f"wrote {out}; serve it: slosched cascade run {out} --real{own}")
 
 
 def _log_folder(out: Path) -> Path:
