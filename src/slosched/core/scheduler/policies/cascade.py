@@ -169,7 +169,7 @@ class CascadePolicy(ServesOneCascade):
         before = self._light_gpus
         self._light_gpus = self._needed_for_light(gpus[0], rate, len(gpus))
         busy = self._busy_part(gpus[0], rate)
-        self._interruptions.replan(gpus, light, heavy, busy)
+        self._interruptions.replan(gpus, light, heavy)
         free = float(len(gpus) - self._light_gpus)
         if self._interruptions.possible:
             free = max(0.0, len(gpus) - busy)
@@ -253,10 +253,9 @@ class CascadePolicy(ServesOneCascade):
         best, size = 0.0, table.batches[0]
         for batch, each in table.classes:
             # A request waits for half of the time between two GPUs that open.
-            takes_ns = each.expected_ns * self._interruptions.longer
-            waits_ns = takes_ns / (2 * max(gpus, 1))
+            waits_ns = each.expected_ns / (2 * max(gpus, 1))
             rate = gpus * batch * NS_PER_S / each.expected_ns
-            if before_ns + waits_ns + takes_ns <= self._spec.slo_ns and rate > best:
+            if before_ns + waits_ns + each.expected_ns <= self._spec.slo_ns and rate > best:
                 best, size = rate, batch
         if not best and gpus:
             best = gpus * NS_PER_S / table.single.expected_ns
@@ -395,8 +394,7 @@ class CascadePolicy(ServesOneCascade):
         most = min(self._spread(len(queue)), table.batches[-1])
         for batch in range(most, 0, -1):
             batch_class = table.class_for(batch)
-            takes_ns = table.estimators[batch_class].margin_ns * self._interruptions.longer
-            ends_ns = start_ns + round(takes_ns) + back_ns
+            ends_ns = start_ns + table.estimators[batch_class].margin_ns + back_ns
             first = self._first_in_time(queue, ends_ns)
             if len(queue) - first >= batch:
                 soonest_due = queue[first : first + max(batch, _LOOKED_AT)]

@@ -3,7 +3,8 @@
 A heavy batch keeps its GPU for seconds. Where its program stops at boundaries (between two steps of a diffusion
 model, say), no GPU has to stay free for light batches: one that is due runs at the next boundary, and the heavy
 batch goes on behind it. It interrupts the batch that has the most time to spare, and makes no heavy request
-late unless it saves more light ones.
+late unless it saves more light ones. So a heavy batch needs no time for interruptions when it is planned: where
+it has none to spare, light ones wait for its end.
 """
 
 from __future__ import annotations
@@ -15,9 +16,6 @@ from slosched.core.scheduler.overtaking import interrupts_at_ns, may_interrupt, 
 from slosched.core.scheduler.queues import first_from
 from slosched.core.scheduler.state import Gpu, Queue
 from slosched.units import NS_PER_S
-
-#: A heavy run is expected to take at most this much longer for being interrupted.
-_LONGEST = 3.0
 
 
 class Interruption(NamedTuple):
@@ -36,16 +34,12 @@ class Interruptions:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self.possible = False
-        #: How much longer a heavy run takes for the light batches that interrupt it.
-        self.longer = 1.0
 
-    def replan(self, gpus: list[Gpu], light: Queue, heavy: Queue, busy: float) -> None:
-        """`busy`: the number of GPUs that light batches keep busy."""
+    def replan(self, gpus: list[Gpu], light: Queue, heavy: Queue) -> None:
+        """`gpus` are those that serve."""
         self.possible = self._cluster.config.preempt and all(
             may_interrupt(gpu, light) and gpu.exec_table(heavy).boundaries_ns for gpu in gpus
         )
-        free = max(1 / _LONGEST, 1 - busy / len(gpus))
-        self.longer = 1 / free if self.possible else 1.0
 
     def best(self, light: Queue, most: int, now_ns: int) -> Interruption | None:
         """The batch of at most `most` requests on the GPU with the most time to spare; None: none gains."""
