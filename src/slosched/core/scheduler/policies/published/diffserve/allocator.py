@@ -109,8 +109,8 @@ def allocate(problem: Problem) -> Allocation:
 
     Ties: the fewest changes of roles, then the most spare heavy throughput, then the fewest light GPUs, then
     the smallest light and heavy batch; or, if the problem says `first`, the smallest batches and the fewest
-    light GPUs, whatever the present plan is. Every GPU has a role: spare ones keep theirs, and without a present
-    plan they are heavy; if f(t) is 0 all GPUs are light.
+    light GPUs, whatever the present plan is. Every GPU has a role: spare ones keep theirs, and without a
+    present plan they are heavy; if f(t) is 0 all GPUs are light.
 
     If no plan keeps all this, `feasible` is False, and the queue terms are left out: batches cannot shorten a
     queue that is there already. If that does not help, all GPUs are light, none is deferred, and the batch is
