@@ -35,8 +35,8 @@ def _sanity() -> Preset:
     """The settings of a sanity simulation of DiffServe: recorded scores, true arrival rates, no noise.
 
     Factor 1.2, a drop at 1.5 SLO, no time for the judge; roles cost nothing because both programs fit. As in
-    the artifact, requests are routed at random, except in the last variant, and of plans with the same threshold
-    the first one is taken.
+    the artifact, requests are routed at random, except in the last variant, and of plans with the same
+    threshold the first one is taken.
     """
     options = CascadeOptions(over_provision=1.2, drop_at=1.5, ties="first")
     at_random = replace(options, routing="random")
