@@ -93,7 +93,7 @@ def measure(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report and the files.")],
     requests: Annotated[
         int, typer.Option(min=200, max=100_000, help="Requests that both programs answer.")
-    ] = 2000,
+    ] = 6000,
     weights: _Weights = None,
     json: Json = False,
 ) -> None:

@@ -38,7 +38,7 @@ from slosched.units import NS_PER_MS
 Show = Callable[[str], None]
 
 #: Requests whose answers are measured.
-REQUESTS = 2000
+REQUESTS = 6000
 #: Draws of the bootstrap, and how many random orders count as one.
 _BOOTSTRAPS = 200
 _RANDOM_ORDERS = 10
