@@ -93,7 +93,7 @@ def test_the_same_controller_gets_a_new_session_with_its_models_but_neither_queu
     assert welcome.session == 101 and welcome.gpus[0].resident == ()
     worker.run(50 * MS)
     assert worker.answers() == [], "nothing of the old session runs beside the new one"
-    worker.give(GetWorkerState(worker.session, 1), peer=b"reconnected")
+    worker.give(GetWorkerState(worker.session, worker.action_id()), peer=b"reconnected")
     assert worker.answers() == [], "and its number is no longer taken"
     worker.give(GetWorkerState(101, 2), peer=b"reconnected")
     state = worker.answer()
@@ -114,7 +114,7 @@ def test_a_second_controller_is_refused_while_the_first_is_heard() -> None:
     worker = VirtualWorker().serving()
     worker.run(900 * MS)
     worker.sent.clear()
-    worker.give(GetWorkerState(worker.session, 1))
+    worker.give(GetWorkerState(worker.session, worker.action_id()))
     worker.answers()
     worker.run(900 * MS)
     worker.sent.clear()
@@ -122,7 +122,7 @@ def test_a_second_controller_is_refused_while_the_first_is_heard() -> None:
     assert worker.sent[0][0] == OTHER
     refused = worker.answer()
     assert isinstance(refused, WorkerRefused) and "another controller" in refused.reason
-    worker.give(GetWorkerState(worker.session, 2))
+    worker.give(GetWorkerState(worker.session, worker.action_id()))
     assert isinstance(worker.answer(), WorkerStateResult)
 
 
@@ -169,6 +169,26 @@ def test_actions_of_another_session_are_dropped_and_counted() -> None:
     assert not worker.answers()
     worker.run(NS_PER_S)
     assert worker.beats[-1].dropped == 4
+
+
+def test_a_second_copy_of_an_action_is_dropped_and_counted() -> None:
+    """Weights would be loaded again beside an Infer that uses them, and the controller counts them once."""
+    worker = VirtualWorker().serving()
+    again = LoadWeights(
+        worker.session,
+        worker.action_id(),
+        model_id=0,
+        gpu_id=0,
+        earliest_ns=0,
+        latest_ns=FOREVER_NS,
+        expected_duration_ns=0,
+    )
+    worker.give(again)
+    worker.run(100 * MS)
+    assert len(worker.answers()) == 1
+    worker.give(again)
+    worker.run(NS_PER_S)
+    assert not worker.answers() and worker.beats[-1].dropped == 1
 
 
 def test_actions_before_any_hello_are_dropped() -> None:

@@ -334,6 +334,9 @@ class WorkerBrain:
             self.dropped += 1
             return None
         self._link.heard(now_ns)
+        if not self._link.is_new(message.action_id):
+            self.dropped += 1  # a second copy: weights would be loaded again beside those that use them
+            return None
         ledger = self._ledger
         kind = self._kinds[type(message)]
         key = ledger.next_seq()

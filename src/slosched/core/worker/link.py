@@ -68,6 +68,7 @@ class Link:
         self._controller = 0  # incarnation of the controller that is served, or will be
         self._times_lost = 0  # the largest count in its hellos: how often it has lost this worker
         self.session: int | None = None
+        self._last_action = -1  # of this session
         self.peer = b""
         self.clock = ClockSync()
         self.due_ns = 0
@@ -136,6 +137,7 @@ class Link:
         self.handing_over = self.forgetting = False
         self._held_cluster = self._cluster
         self.session = self._next_session
+        self._last_action = -1
         self._next_session = (self._next_session + 1) & (2**63 - 1)
         self.clock = ClockSync()
         self._quick_left = _QUICK_EXCHANGES
@@ -145,6 +147,13 @@ class Link:
     def is_served(self, *, now_ns: int) -> bool:
         known = self.session is not None or self.handing_over
         return known and now_ns - self._heard_ns < _SERVED_NS
+
+    def is_new(self, action_id: int) -> bool:
+        """False for an action that came before: within a session ids ascend, in the order of sending."""
+        if action_id <= self._last_action:
+            return False
+        self._last_action = action_id
+        return True
 
     def heard(self, now_ns: int) -> None:
         self._heard_ns = now_ns
