@@ -137,7 +137,7 @@ def at_violations(bench: Bench) -> Section:
     text = (
         "The published policy drops what it cannot serve in time, and so its FID is of fewer answers. Here "
         "CASCADE does the same: it refuses what the judge rejected and the heavy program cannot serve in time "
-        "(`rejected_answers=false`), and defers so much more than it can serve (`deferred_part`). All light "
+        "(`rejected_answers=false`), and defers more than it can serve (`deferred_part`). All light "
         "answers are the judge's choice then."
     )
     return Section("At the published policy's violations", text, tuple(found))

@@ -20,7 +20,7 @@ PART_MS = SLO_MS / 8
 
 
 def rig_with_a_heavy_batch(requests: int = 4, **config: Any) -> CascadeRig:
-    """One GPU, on which a heavy batch of so many requests has just begun; its light batch ended at 0 ms."""
+    """One GPU, on which a heavy batch of `requests` requests has just begun."""
     rig = CascadeRig("CASCADE", **{"preempt": True, **config})
     for _ in range(requests):
         rig.ask()
