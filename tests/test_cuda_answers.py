@@ -138,13 +138,16 @@ def test_weights_of_ordinary_size_are_copied_for_each_run_whatever_was_seen_of_t
 
 
 class _AlwaysOn:
-    """A background thread that has all the time there is."""
+    """A background thread that has all the time there is; a pause takes longer than a reading of the clock."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        self._clock = clock
 
     def until_idle(self, for_ns: int) -> None:
         pass
 
     def pause(self) -> None:
-        pass
+        self._clock.now_ns += 50_000
 
     @contextmanager
     def uncut(self) -> Iterator[None]:
@@ -180,7 +183,7 @@ def profiled(
     image = driver.pinned_block(PAGE)
     assert image.host is not None
     image.host[:] = np.random.default_rng(1).integers(0, 256, PAGE)
-    bench = Bench(driver, _AlwaysOn(), driver.stream(-2), clock=clock)  # type: ignore[arg-type]
+    bench = Bench(driver, _AlwaysOn(clock), driver.stream(-2), clock=clock)  # type: ignore[arg-type]
     source = Source(program, image.host, OneTensor("net", (ROW_IN,), "uint8"), True, ())
     notes: list[str] = []
     profile = bench.profile(source, image, [1, 2, 4], max_exec_ns=10**9, note=notes.append)

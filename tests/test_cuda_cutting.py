@@ -115,16 +115,6 @@ def test_one_in_flight_where_waiting_counts_and_two_where_boundaries_do() -> Non
     assert found == {MS: 1, 100 * MS: 2}
 
 
-class _Waiting(_AlwaysOn):
-    """What waits does so for longer than a reading of the clock."""
-
-    def __init__(self, clock: VirtualClock) -> None:
-        self._clock = clock
-
-    def pause(self) -> None:
-        self._clock.now_ns += 50 * US
-
-
 @dataclass
 class Prepared:
     """A program that was prepared with `--preempt`."""
@@ -147,7 +137,7 @@ class Prepared:
         image = driver.pinned_block(PAGE)
         assert image.host is not None
         image.host[:] = np.random.default_rng(1).integers(0, 256, PAGE)
-        stream, gate, background = driver.stream(-2), Gate(clock), _Waiting(clock)
+        stream, gate, background = driver.stream(-2), Gate(clock), _AlwaysOn(clock)
         urgent = Bench(driver, background, FakeStream(-5, pool=1), clock=clock)  # type: ignore[arg-type]
         preemption = Preemption(
             driver,

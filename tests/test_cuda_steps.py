@@ -31,7 +31,7 @@ from slosched.daemon.backends.cuda.recorded import CHECKED_STEPS
 from slosched.daemon.backends.cuda.segments import Gate
 from slosched.daemon.backends.cuda.steps import SteppedRun
 from slosched.gpu_profile import ModelProfile
-from test_cuda_cutting import _Waiting
+from test_cuda_answers import _AlwaysOn
 from test_cuda_preemption import LONG_NS, PAGE, Rig, interrupted
 
 STEPS = 10
@@ -56,7 +56,7 @@ class Prepared:
         image = driver.pinned_block(PAGE)
         assert image.host is not None
         image.host[:] = np.random.default_rng(1).integers(0, 256, PAGE)
-        stream, gate, background = driver.stream(-2), Gate(clock), _Waiting(clock)
+        stream, gate, background = driver.stream(-2), Gate(clock), _AlwaysOn(clock)
         urgent: Any = Bench(driver, background, FakeStream(-5, pool=1), clock=clock)  # type: ignore[arg-type]
         cutter = Cutter(driver, background, stream, gate, Aim())  # type: ignore[arg-type]
         preemption = Preemption(driver, cutter, urgent, clock=clock) if preempt else None
