@@ -335,7 +335,9 @@ class WorkerBrain:
             return None
         self._link.heard(now_ns)
         if not self._link.is_new(message.action_id):
-            self.dropped += 1  # a second copy: weights would be loaded again beside those that use them
+            self.dropped += (
+                1  # a second copy: weights would be loaded again beside those that use them
+            )
             return None
         ledger = self._ledger
         kind = self._kinds[type(message)]

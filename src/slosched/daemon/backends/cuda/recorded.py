@@ -188,7 +188,7 @@ class RecordedProgram(ABC):
         """
 
     def _begin(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        """Of a program in steps: the state before the first one. The results belong to the pool, as below."""
+        """The state of a program in steps before the first one. The results belong to the pool, as below."""
         raise NotImplementedError(f"{self.name}: it has no steps")
 
     def _step(self, state: Sequence[Any]) -> Sequence[Any]:
