@@ -103,24 +103,26 @@ types: install
 floors: install
 	@$(BIN)/lint-imports --no-cache | sed -n '/^Contracts$$/,$$p'
 
-# What waits for nothing but the processor runs on several cores; real processes have the machine to themselves.
+# Tests that start real processes wait for them half of their time, so two of those run at once, and no more:
+# they have deadlines. With worksteal the tests of a file mostly stay together, and share what the file starts.
 test: install
 	@rm -f $(VENV)/.pytest-summary
 ifdef PYTEST_ARGS
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) 2>&1 | tee $(VENV)/.pytest-summary
 else
 	@failed=0; \
-	$(BIN)/python -m pytest -m 'not processes and not slow' -n auto --maxprocesses 4 2>&1 \
+	$(BIN)/python -m pytest -m 'not processes and not slow' -n auto --maxprocesses 4 --dist worksteal 2>&1 \
 	  | tee $(VENV)/.pytest-summary || failed=1; \
-	$(BIN)/python -m pytest -m 'processes and not slow' 2>&1 | tee -a $(VENV)/.pytest-summary || failed=1; \
+	$(BIN)/python -m pytest -m 'processes and not slow' -n auto --maxprocesses 2 --dist worksteal 2>&1 \
+	  | tee -a $(VENV)/.pytest-summary || failed=1; \
 	exit $$failed
 endif
 
 # What takes too long for each check: the tests of tests/slow_tests.txt, the zoo's large networks, more seeds. Nine minutes.
 slow: install
 	@failed=0; \
-	$(BIN)/python -m pytest -m 'slow and not processes' -n auto --maxprocesses 2 || failed=1; \
-	$(BIN)/python -m pytest -m 'slow and processes' -n auto --maxprocesses 2 --dist loadfile || failed=1; \
+	$(BIN)/python -m pytest -m 'slow and not processes' -n auto --maxprocesses 2 --dist worksteal || failed=1; \
+	$(BIN)/python -m pytest -m 'slow and processes' -n auto --maxprocesses 2 --dist worksteal || failed=1; \
 	$(MAKE) --no-print-directory sim FIRST=$(SEEDS) SEEDS=$(SLOW_SEEDS) || failed=1; \
 	for policy in CASCADE DIFFSERVE; do \
 	  $(BIN)/slosched fuzz --seeds 20 --policy $$policy --jobs $(JOBS) || failed=1; \

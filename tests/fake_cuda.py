@@ -10,6 +10,7 @@ segments does so in its first alone. Captures on a stream of another pool share 
 
 from __future__ import annotations
 
+import heapq
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,6 @@ from slosched.signature import ONLY_INPUT, ONLY_OUTPUT, Tensor
 MS = 1_000_000
 #: A reading of the clock takes this long, so that a loop that waits for a time reaches it.
 TICK_NS = 100
-NEVER_NS = 2**63
 
 
 class VirtualClock:
@@ -132,7 +132,6 @@ class FakeDriver:
     pending: list[tuple[int, int, Callable[[], None]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._due_ns = NEVER_NS  # of the first that is pending
         self._bases: list[int] = []
         self._memory: dict[int, np.ndarray] = {}
         self._next = 1 << 20
@@ -168,13 +167,11 @@ class FakeDriver:
     def _check(self) -> None:
         if self.fault:
             raise DeviceFault(self.fault)
-        if self.clock.now_ns >= self._due_ns:  # most calls are polls, before anything is due
-            due = sorted(entry[:2] for entry in self.pending if entry[0] <= self.clock.now_ns)
-            actions = {entry[:2]: entry[2] for entry in self.pending}
-            self.pending = [entry for entry in self.pending if entry[0] > self.clock.now_ns]
-            self._due_ns = min((entry[0] for entry in self.pending), default=NEVER_NS)
-            for key in due:
-                actions[key]()
+        due = []
+        while self.pending and self.pending[0][0] <= self.clock.now_ns:
+            due.append(heapq.heappop(self.pending)[2])
+        for action in due:
+            action()
 
     def enqueue(self, stream: FakeStream, takes_ns: int, action: Callable[[], None]) -> None:
         if stream in self._captures:
@@ -183,8 +180,7 @@ class FakeDriver:
         begin_ns = max(stream.free_ns, self.clock())
         stream.free_ns = begin_ns + takes_ns
         self._seq += 1
-        self.pending.append((stream.free_ns, self._seq, action))
-        self._due_ns = min(self._due_ns, stream.free_ns)
+        heapq.heappush(self.pending, (stream.free_ns, self._seq, action))
 
     def at(self, address: int, nbytes: int) -> np.ndarray:
         """The memory there; fails if none of our allocations has it."""
