@@ -152,7 +152,7 @@ def boundaries(bench: Bench) -> Section:
     )
     found = tuple(
         (
-            f"{gpus} GPUs, {trace}",
+            f"{gpus} GPU{'s' * (gpus > 1)}, {trace}",
             bench.compared(f"boundaries-{gpus}", Experiment("sdturbo", trace, gpus), variants),
         )
         for gpus, trace in BOUNDARIES
