@@ -103,8 +103,9 @@ types: install
 floors: install
 	@$(BIN)/lint-imports --no-cache | sed -n '/^Contracts$$/,$$p'
 
-# Tests that start real processes wait for them half of their time, so two of those run at once, and no more:
-# they have deadlines. With worksteal the tests of a file mostly stay together, and share what the file starts.
+# Tests that start real processes wait for them half of their time, so two of those run at once, and no more: they
+# have deadlines. Nothing runs beside those that are marked quiet. With worksteal the tests of a file mostly stay
+# together, and share what the file starts.
 test: install
 	@rm -f $(VENV)/.pytest-summary
 ifdef PYTEST_ARGS
@@ -113,7 +114,8 @@ else
 	@failed=0; \
 	$(BIN)/python -m pytest -m 'not processes and not slow' -n auto --maxprocesses 4 --dist worksteal 2>&1 \
 	  | tee $(VENV)/.pytest-summary || failed=1; \
-	$(BIN)/python -m pytest -m 'processes and not slow' -n auto --maxprocesses 2 --dist worksteal 2>&1 \
+	$(BIN)/python -m pytest -m 'quiet and not slow' 2>&1 | tee -a $(VENV)/.pytest-summary || failed=1; \
+	$(BIN)/python -m pytest -m 'processes and not quiet and not slow' -n auto --maxprocesses 2 --dist worksteal 2>&1 \
 	  | tee -a $(VENV)/.pytest-summary || failed=1; \
 	exit $$failed
 endif

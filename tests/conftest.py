@@ -57,7 +57,7 @@ def _marks_of_all(config: pytest.Config) -> set[str]:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out a file without a test of the marks that each must have; its imports alone take seconds."""
-    marks = _marks_of_all(config) & {"slow", "processes"}
+    marks = _marks_of_all(config) & {"slow", "processes", "quiet"}
     if collection_path.suffix != ".py" or not marks:
         return None
     text = collection_path.read_text(encoding="utf-8")

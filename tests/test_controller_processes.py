@@ -36,7 +36,7 @@ from slosched.telemetry.request_log import read_request_log
 from slosched.transport.codec import decode_for_client, encode
 from slosched.transport.sockets import Dealer
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.quiet]
 
 LOOPBACK = ("--bind", "127.0.0.1")
 

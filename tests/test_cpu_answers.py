@@ -48,6 +48,7 @@ def template_of(factory: str, shape: tuple[int, ...] = (WIDTH,)) -> Template:
 
 
 @pytest.mark.processes
+@pytest.mark.quiet
 def test_100000_answers_in_batches_are_their_own_requests() -> None:
     """Seven models, each in its process; several actions between their stages."""
     draw = random.Random(3)
@@ -114,6 +115,7 @@ def test_own_state_is_named() -> None:
 
 
 @pytest.mark.processes
+@pytest.mark.quiet
 def test_each_of_many_at_once_reads_its_own_answer_and_only_the_culprit_its_error(
     tmp_path: Path,
 ) -> None:
@@ -161,6 +163,7 @@ def test_each_of_many_at_once_reads_its_own_answer_and_only_the_culprit_its_erro
 
 
 @pytest.mark.processes
+@pytest.mark.quiet
 def test_a_request_that_ends_its_process_is_tried_once_more_alone(tmp_path: Path) -> None:
     """Those beside it are answered rightly, by the process that comes after; so is another model."""
     models = (

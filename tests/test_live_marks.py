@@ -13,7 +13,7 @@ from slosched import AsyncClient, connect
 from slosched.clients.inference import Model
 from slosched.experiment.children import Children
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.quiet]
 
 LOOPBACK = ("--bind", "127.0.0.1", "--port", "0")
 #: Each client's requests; how many of them are in flight at once; every third brings no input.
