@@ -31,6 +31,13 @@ def test_a_cascade_survives_the_faults_of_a_seed(policy: str, seed: int) -> None
     assert outcome.sent > 0
 
 
+def test_a_light_batch_does_not_interrupt_another_one() -> None:
+    """The process of the program ended under the one, and took the weights of the other away."""
+    outcome = run_seed(16, policy="CASCADE")
+    assert outcome.spec.scheduler.preempt
+    assert not outcome.failure and outcome.sent > 0
+
+
 @pytest.mark.parametrize("seed", _BESIDE)
 def test_cascades_beside_plain_models_survive_the_faults_of_a_seed(seed: int) -> None:
     outcome = run_seed(seed, policy="INFER5")

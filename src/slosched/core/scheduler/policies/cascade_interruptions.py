@@ -46,6 +46,9 @@ class Interruptions:
         found: Interruption | None = None
         greatest = 0
         for gpu in light.instance.resident_on.values():
+            running = gpu.exec.ordinary()
+            if running is None or running.queue is light:
+                continue  # another light batch would only be delayed
             start_ns = interrupts_at_ns(self._cluster, gpu, light, now_ns, promised=True)
             if start_ns is None:
                 continue
