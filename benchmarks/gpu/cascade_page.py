@@ -131,8 +131,8 @@ def _predictions(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
     )
     text = (
         "Errors are measured / predicted - 1. Steps run back to back; passes are the worker's own, cut at each "
-        "step so that they can be interrupted. The prediction has the copy of the weights in it, which a pass "
-        "of the model that ran last leaves out: a few ms, which short passes show."
+        "step so that they can be interrupted. The prediction has the copy of the weights in it, which the "
+        "GPU skips where the same model ran before: some ms, so that short passes take less than predicted."
     )
     return ["", "## Prediction", "", text, *_table(headings, rows)]
 

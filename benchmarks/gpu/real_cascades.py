@@ -35,7 +35,7 @@ from slosched.experiment.children import Children
 from slosched.output_files import write_file
 
 PARTS = ("models", "live")
-#: Leave so much of the time for the last files.
+#: The part of the time, s, that is kept for the last files.
 _SPARE_S = 8.0
 
 

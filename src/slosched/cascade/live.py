@@ -149,27 +149,35 @@ class Live:
         return children.start("client", words, self._logs / "client.log")
 
     def _follow(self, children: Children, client: Child) -> None:
-        """Wait for the client's end, and see that the others serve."""
         ends_ns = self._experiment.workload().duration_ns or 0
         if self._experiment.duration_ns is not None:
             ends_ns = min(ends_ns, self._experiment.duration_ns)
-        within_s = ends_ns / NS_PER_S + self.client_extra_s
-        until_ns = now_ns() + int(within_s * NS_PER_S)
-        shown = ""
-        while (code := children.wait(client, _POLL_S)) is None:
-            children.check()
-            if (line := client.last_line()) != shown and " in time so far " in line:
-                shown = line
-                self._show(line)
-            if now_ns() > until_ns:
-                raise ChildFailed(f"the client did not end within {within_s:.0f} s", client)
-        if code != 0:
-            raise ChildFailed(
-                f"the client ended with exit code {code}: {client.last_line()} (all of it: {client.log})",
-                client,
-                code,
-            )
-        children.forget(client)
+        follow(children, client, ends_ns / NS_PER_S + self.client_extra_s, self._show)
+
+
+def follow(
+    children: Children, client: Child, within_s: float, show: Show = lambda line: None
+) -> None:
+    """Wait for the client's end, and see that the others serve; `show` gets its lines of progress.
+
+    Raises ChildFailed if a process fails, or the client does not end within `within_s`.
+    """
+    until_ns = now_ns() + int(within_s * NS_PER_S)
+    shown = ""
+    while (code := children.wait(client, _POLL_S)) is None:
+        children.check()
+        if (line := client.last_line()) != shown and " in time so far " in line:
+            shown = line
+            show(line)
+        if now_ns() > until_ns:
+            raise ChildFailed(f"the client did not end within {within_s:.0f} s", client)
+    if code != 0:
+        raise ChildFailed(
+            f"the client ended with exit code {code}: {client.last_line()} (all of it: {client.log})",
+            client,
+            code,
+        )
+    children.forget(client)
 
 
 def options_text(options: dict[str, object]) -> str:

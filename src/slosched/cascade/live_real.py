@@ -66,7 +66,7 @@ class Machine:
 
     @property
     def words(self) -> str:
-        """For people: "2 x cuda, float16"."""
+        """The devices in words: "2 x cuda, float16"."""
         return f"{self.workers} x {self.device}, {self.dtype}"
 
 

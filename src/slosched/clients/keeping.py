@@ -78,7 +78,7 @@ async def keep_answers(address: str, model: str, requests: Requests) -> dict[str
 
     `code`, `met` (in time by the controller's clock), `latency_ns` there, `late_ns` of the send, `stage` of a
     cascade that answered (-1: none), `verdict` and `score` of its last and first stage, and each output as
-    `output.NAME`, zeros where there is no answer. The SLO is the controller's. Raises what `load` raises.
+    `output.NAME`, which is zero without an answer. The SLO is the controller's. Raises what `load` raises.
     """
     async with connect(address, name="keeping") as client:
         [handle] = await client.load(model)

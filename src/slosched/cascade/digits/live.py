@@ -21,10 +21,10 @@ import numpy.typing as npt
 from slosched.cascade.digits.files import CASCADE_FILE, NAME, WORKER_FILE, write_files
 from slosched.cascade.digits.kept import Kept, read_kept
 from slosched.cascade.digits.served import requests_of
+from slosched.cascade.live import follow
 from slosched.cascade_spec import CascadeSpec
-from slosched.clock import now_ns
 from slosched.errors import SloschedError
-from slosched.experiment.children import Child, ChildFailed, Children, ended_by_signals
+from slosched.experiment.children import Child, Children, ended_by_signals
 from slosched.output_files import write_file
 from slosched.units import NS_PER_S
 
@@ -33,7 +33,6 @@ POLICIES = ("CASCADE", "DIFFSERVE", "CLIPPER-LIGHT", "CLIPPER-HEAVY")
 _READY_S = 120.0
 #: Loading and checking both programs, the last answers and leaving, beyond the length of the trace.
 _EXTRA_S = 180.0
-_POLL_S = 0.25
 #: Seeds of the requests of a trace: far from those that were measured or learnt from.
 _FIRST_SEED = 1 << 42
 #: The batch size whose throughput is called the capacity.
@@ -164,7 +163,8 @@ class _Run:
         port = children.wait_ready(controller, within_s=_READY_S)
         words = ["cascade", "digits", "client", f"127.0.0.1:{port}", NAME]
         words += ["--requests", str(self._requests), "--out", str(self.answers)]
-        self._follow(children, children.start("client", words, logs / "client.log"))
+        client = children.start("client", words, logs / "client.log")
+        follow(children, client, self._within_s)
         children.end(controller)
 
     def _controller(
@@ -175,21 +175,6 @@ class _Run:
         words += ["--bind", "127.0.0.1", "--port", "0", "--http-port", "-1"]
         words += ["--log-dir", str(self._folder / "run")]
         return children.start("controller", words, logs / "controller.log")
-
-    def _follow(self, children: Children, client: Child) -> None:
-        """Wait for the client's end, and see that the others serve."""
-        until_ns = now_ns() + int(self._within_s * NS_PER_S)
-        while (code := children.wait(client, _POLL_S)) is None:
-            children.check()
-            if now_ns() > until_ns:
-                raise ChildFailed(f"the client did not end within {self._within_s:.0f} s", client)
-        if code != 0:
-            raise ChildFailed(
-                f"the client ended with exit code {code}: {client.last_line()} (all of it: {client.log})",
-                client,
-                code,
-            )
-        children.forget(client)
 
 
 def described(trace: Trace, workers: int, spec: CascadeSpec) -> dict[str, Any]:
