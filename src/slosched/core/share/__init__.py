@@ -1,0 +1,1 @@
+"""What starts when where jobs share one lane: pure, for members and for virtual time."""

@@ -1,0 +1,1 @@
+"""The serving lane for members of sharing experiments: models as CUDA graphs."""

@@ -1,0 +1,1 @@
+"""Members: the processes that hold the models of a sharing experiment."""

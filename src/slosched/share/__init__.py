@@ -1,0 +1,1 @@
+"""Experiments with models that share one GPU: specs, runs in processes and in virtual time, results."""
