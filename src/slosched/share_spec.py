@@ -2,7 +2,8 @@
 
 A *job* is one model with its clients. A *mode* is how the jobs share the GPU. `slosched share` (the laboratory)
 reads an experiment into a `ShareSpec`, starts *members* (daemon/member: the processes that hold the models)
-with an `Order` each, and gets `Request` rows back. core/share decides what starts when, live and in virtual time.
+with an `Order` each, and gets `Request` rows back. core/share decides what starts when, live and in virtual
+time.
 """
 
 from __future__ import annotations
