@@ -278,10 +278,14 @@ class Order(_Plain, frozen=True):
 
 
 class Begin(_Plain, frozen=True, tag="begin"):
-    """To a member: all are ready. Requests arrive from `at_ns` until `until_ns`."""
+    """To a member: all are ready. Requests of `jobs` (empty: all) arrive from `at_ns` until `until_ns`.
+
+    A member keeps its models loaded and may be begun again, with other jobs, when those have ended.
+    """
 
     at_ns: int
     until_ns: int
+    jobs: tuple[int, ...] = ()
 
 
 class End(_Plain, frozen=True, tag="end"):
