@@ -155,6 +155,7 @@ class ShareSpec(_Plain, frozen=True):
     )
     idle_ns: int = 3 * NS_PER_S  # measured before each run, for the power of an idle GPU
     cool_down_ns: int = 2 * NS_PER_S
+    power_every_ns: int = 50_000_000  # between two samples of the power
     prepare_within_ns: int = 600 * NS_PER_S
     finish_within_ns: int = 120 * NS_PER_S
     profile: str = ""  # of emulated GPUs: a file of solo profiles, or the name of an own one
