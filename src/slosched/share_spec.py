@@ -272,10 +272,18 @@ class Order(_Plain, frozen=True):
     rows: str  # the file to which it appends a JSON object a line: Request, Interruption
     gate: str = ""  # the name of the shared memory of a gate
     deadline_times_ns: dict[int, int] = {}  # SLOs by job, where they are known
+    expected_ns: dict[int, int] = {}  # how long a request runs alone, by job, where that was measured
     prepare_within_ns: int = 600 * NS_PER_S
     finish_within_ns: int = 120 * NS_PER_S
     least_jobs: int = 0
     stop: Stop = Stop.FINISH
+
+
+class Row(_Plain, frozen=True, omit_defaults=True):
+    """A line of the file `Order.rows`: one of both."""
+
+    request: Request | None = None
+    interruption: Interruption | None = None
 
 
 class Begin(_Plain, frozen=True, tag="begin"):
