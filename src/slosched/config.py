@@ -200,8 +200,8 @@ class WorkerConfig:
     libraries: Annotated[
         tuple[str, ...],
         Option(
-            help="torchvision, timm or diffusion, or several (torchvision,timm), where they are installed: "
-            "their models can be loaded by name, as torchvision/resnet50, timm/resnet10t or diffusion/sd15.",
+            help="torchvision, timm, diffusion or originals, or several (torchvision,timm), where they are "
+            "installed: their models can be loaded by name, as timm/resnet10t, diffusion/sd15, originals/gpt2.",
             panel=MODELS,
             one_of=LIBRARIES,
             one_is="library",

@@ -16,7 +16,7 @@ from slosched.signature import Tensor, score_error
 DTYPES = ("float32", "float16", "bfloat16")
 
 #: Libraries of models. Their models are named LIBRARY/NAME.
-LIBRARIES = ("torchvision", "timm", "diffusion")
+LIBRARIES = ("torchvision", "timm", "diffusion", "originals")
 LIBRARY_PREFIXES = tuple(f"{library}/" for library in LIBRARIES)
 
 

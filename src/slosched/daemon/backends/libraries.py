@@ -1,5 +1,5 @@
-"""Models of libraries, where the worker's config names the library: classifiers of torchvision and timm, and
-diffusion models that are built with diffusers.
+"""Models of libraries, where the worker's config names the library: classifiers of torchvision and timm,
+diffusion models that are built with diffusers, and those of published sharing experiments.
 
 Only names of the library's own list are ever built: a name that a client sends is looked up, and never
 imported or fetched. Weights are random, drawn from a seed made of the name; nothing is downloaded.
@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from slosched.daemon.backends.diffusion import diffusion_specs
+from slosched.daemon.backends.originals import originals_specs
 from slosched.daemon.backends.zoo import ModelSpec, seeded
 from slosched.errors import MissingPackage, UnknownName
 
@@ -27,6 +28,8 @@ def library_specs(library: str) -> dict[str, ModelSpec]:
     """
     if library == "diffusion":
         return diffusion_specs()
+    if library == "originals":
+        return originals_specs()
     package = _imported(library)
     if library == "torchvision":  # without `module` it lists detectors and segmenters, too
         return {

@@ -22,7 +22,9 @@ class Stepped(nn.Module):
     """A model whose answer is `finish(step(... step(begin(inputs))))`, with `steps` equal steps.
 
     What differs between steps (the time of a diffusion step, say) is a number in the state, by which `step`
-    looks it up on the device: the host is not asked between two steps. No part may write its arguments.
+    looks it up on the device: the host is not asked between two steps. No part may write its arguments, but for
+    tensors of the state that `step` changes in place and gives back as they are (caches of attention, say):
+    these are not copied.
     """
 
     steps: int

@@ -1,0 +1,240 @@
+"""The originals: the same answers as transformers' own models with the same weights, step by step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from slosched.config import WorkerConfig  # noqa: E402
+from slosched.daemon.backends.checking import check_model  # noqa: E402
+from slosched.daemon.backends.contract import Arrays  # noqa: E402
+from slosched.daemon.backends.libraries import library_spec  # noqa: E402
+from slosched.daemon.backends.originals.building import (  # noqa: E402
+    original_spec,
+    originals_specs,
+    speech_encoder,
+)
+from slosched.daemon.backends.originals.designs import (  # noqa: E402
+    DESIGNS,
+    SpeechDesign,
+    TextDesign,
+)
+from slosched.daemon.backends.originals.speech import SpeechDecoder, SpeechModel  # noqa: E402
+from slosched.daemon.backends.originals.text import TextModel  # noqa: E402
+from slosched.daemon.backends.sources import worker_specs  # noqa: E402
+from slosched.daemon.backends.templates import DeviceWeights, Template  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+TINY = [f"originals/{name}" for name in DESIGNS if name.startswith("tiny")]
+
+
+def generated(model: Any, tokens: Any, count: int, **more: Any) -> tuple[Any, Any]:
+    """`count` tokens that `model` of transformers gives greedily, and the logits of each."""
+    found, logits = [], []
+    for _ in range(count):
+        last = model(tokens, **more).logits[:, -1]
+        logits.append(last)
+        found.append(last.argmax(-1, keepdim=True))
+        tokens = torch.cat([tokens, found[-1]], dim=1)
+    return torch.cat(found, dim=1), torch.stack(logits, dim=1)
+
+
+def ours(model: Any, inputs: Any, logits_of: Any) -> tuple[Any, Any]:
+    """The tokens of `model`, and the logits behind each, by its own parts."""
+    with torch.inference_mode():
+        state = model.begin(inputs)
+        logits = [logits_of(state[2])] if isinstance(model, TextModel) else []
+        for _ in range(model.steps):
+            state = model.step(*state)
+            logits.append(logits_of(state[2]))
+        return model.finish(*state)["tokens"], torch.stack(logits, dim=1)
+
+
+def text_design(rotary: int) -> TextDesign:
+    return TextDesign(
+        layers=3,
+        width=48,
+        heads=4,
+        vocabulary=113,
+        positions=64,
+        rotary=rotary,
+        prompt=5,
+        length=21,
+    )
+
+
+def test_gpt2_generates_as_transformers_does() -> None:
+    torch.manual_seed(1)
+    design = text_design(0)
+    config = transformers.GPT2Config(
+        vocab_size=113, n_positions=64, n_embd=48, n_layer=3, n_head=4, initializer_range=0.3
+    )
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    model = TextModel(design).eval()
+    weights = theirs.transformer.state_dict()
+    # transformers' Conv1D has its weights the other way round.
+    turned = {
+        name: value.t() if ".c_" in name and name.endswith("weight") else value
+        for name, value in weights.items()
+    }
+    model.load_state_dict(turned)
+    tokens = torch.randint(0, 113, (3, 5))
+    with torch.inference_mode():
+        wanted, scores = generated(theirs, tokens, 16)
+    found, logits = ours(model, tokens, model.logits)
+    assert torch.equal(found, wanted)
+    assert len(set(wanted.flatten().tolist())) > 8  # it does not say the same all the time
+    torch.testing.assert_close(logits, scores, rtol=1e-4, atol=1e-4)
+
+
+def test_gptj_generates_as_transformers_does() -> None:
+    torch.manual_seed(2)
+    design = text_design(8)
+    config = transformers.GPTJConfig(
+        vocab_size=113,
+        n_positions=64,
+        n_embd=48,
+        n_layer=3,
+        n_head=4,
+        rotary_dim=8,
+        initializer_range=0.3,
+    )
+    theirs = transformers.GPTJForCausalLM(config).eval()
+    model = TextModel(design).eval()
+    weights = {
+        name.removeprefix("transformer."): value for name, value in theirs.state_dict().items()
+    }
+    model.load_state_dict(weights)
+    model.add_tables()
+    tokens = torch.randint(0, 113, (3, 5))
+    with torch.inference_mode():
+        wanted, scores = generated(theirs, tokens, 16)
+    found, logits = ours(model, tokens, model.logits)
+    assert torch.equal(found, wanted)
+    assert len(set(wanted.flatten().tolist())) > 8
+    torch.testing.assert_close(logits, scores, rtol=1e-4, atol=1e-4)
+
+
+def test_whisper_transcribes_as_transformers_does() -> None:
+    torch.manual_seed(3)
+    design = SpeechDesign(
+        layers=2,
+        width=48,
+        heads=4,
+        inner=96,
+        vocabulary=113,
+        positions=32,
+        bands=8,
+        states=30,
+        start=7,
+        steps=12,
+    )
+    config = transformers.WhisperConfig(
+        vocab_size=113,
+        d_model=48,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=96,
+        decoder_ffn_dim=96,
+        num_mel_bins=8,
+        max_source_positions=30,
+        max_target_positions=32,
+        init_std=0.3,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=7,
+    )
+    theirs = transformers.WhisperForConditionalGeneration(config).eval()
+    model = SpeechModel(design, speech_encoder(design), SpeechDecoder(design)).eval()
+    model.encoder.load_state_dict(theirs.model.encoder.state_dict())
+    model.decoder.load_state_dict(theirs.model.decoder.state_dict())
+    features = torch.randn(3, 8, 60)
+    tokens, wanted, scores = torch.full((3, 1), 7), [], []
+    with torch.inference_mode():
+        for _ in range(12):
+            last = theirs(input_features=features, decoder_input_ids=tokens).logits[:, -1]
+            scores.append(last)
+            wanted.append(last.argmax(-1, keepdim=True))
+            tokens = torch.cat([tokens, wanted[-1]], dim=1)
+    table = model.decoder.embed_tokens.weight
+    found, logits = ours(model, features, lambda last: last @ table.T)
+    assert torch.equal(found, torch.cat(wanted, dim=1))
+    assert len(set(found.flatten().tolist())) > 5
+    torch.testing.assert_close(logits, torch.stack(scores, dim=1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_original_can_be_served(name: str, dtype: str) -> None:
+    """Rows follow their inputs, no weights change, a run leaves nothing to the next one."""
+    template = Template(original_spec(name, dtype))
+    weights = DeviceWeights(template.host.clone())
+    while not template.add_views(weights):
+        pass
+
+    def run(rows: Arrays) -> Arrays:
+        inputs = [torch.from_numpy(rows[tensor.name]) for tensor in template.spec.takes]
+        found = template.forward(weights, inputs, steps=min(3, template.steps))
+        return {key: value.numpy() for key, value in found.items()}
+
+    gives = check_model(run, template.spec, precision=dtype)
+    assert [tensor.name for tensor in gives] in (["tokens", "last"], ["tokens", "logits"])
+    template.check_bound()
+    assert not template.changed(weights)
+
+
+@pytest.mark.parametrize("name", ["tiny-gpt", "tiny-gpt2", "tiny-whisper"])
+def test_steps_past_the_last_one_write_nothing_outside(name: str) -> None:
+    """Preparation launches the graph of a step as often as it likes."""
+    spec = original_spec(f"originals/{name}")
+    model: Any = spec.build()
+    rows = Template(spec).sample_rows(2, 5)
+    (inputs,) = (torch.from_numpy(rows[tensor.name]) for tensor in spec.takes)
+    with torch.inference_mode():
+        state = model.begin(inputs)
+        for _ in range(model.steps + 5):
+            after = model.step(*state)
+            same = [new is old for new, old in zip(after, state, strict=True)]
+            assert same[0] and same[3], "caches and tokens are written in place"
+            state = after
+        assert int(state[1].max()) == state[0].shape[1] - 1
+
+
+def test_the_next_token_is_ahead_of_all_others() -> None:
+    """So that rounding decides nothing: half precision and other batch sizes choose the same."""
+    for name in ("tiny-gpt", "tiny-gpt2"):
+        model: Any = original_spec(f"originals/{name}").build()
+        with torch.inference_mode():
+            last = model.begin(torch.randint(0, 97, (8, 4)))[2]
+            first, second = model.logits(last).topk(2).values.unbind(-1)
+        assert float((first - second).min()) > 0.5
+
+
+def test_published_shapes() -> None:
+    gpt, whisper = DESIGNS["gpt"], DESIGNS["whisper"]
+    assert isinstance(gpt, TextDesign) and isinstance(whisper, SpeechDesign)
+    with torch.device("meta"):
+        parameters = {
+            "gpt": sum(each.numel() for each in TextModel(gpt).parameters()),
+            "decoder": sum(each.numel() for each in SpeechDecoder(whisper).parameters()),
+        }
+        theirs = transformers.GPTJForCausalLM(transformers.GPTJConfig())
+    assert parameters["gpt"] == sum(each.numel() for each in theirs.parameters()) == 6_050_882_784
+    # whisper-small has 241.7 million parameters, 88.2 of them in its encoder.
+    assert round(parameters["decoder"] / 1e6, 1) == 153.6
+    assert (gpt.cached, gpt.length - gpt.prompt) == (104, 90)
+
+
+def test_a_worker_offers_them_as_a_library() -> None:
+    specs = worker_specs(WorkerConfig(libraries=("originals",)))
+    assert set(originals_specs()) < set(specs)
+    assert library_spec("originals/gpt2").input_shape == (10,)
+    assert specs["originals/gpt"].labels == ("text", "float16")
