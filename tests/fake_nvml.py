@@ -27,6 +27,7 @@ class FakeNvml(ModuleType):
 
     NVMLError = NVMLError
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+    NVML_FI_DEV_POWER_INSTANT = 186
     NVML_ERROR_NOT_SUPPORTED, NVML_ERROR_GPU_IS_LOST, NVML_ERROR_RESET_REQUIRED = 3, 15, 16
 
     def __init__(self) -> None:
@@ -37,6 +38,8 @@ class FakeNvml(ModuleType):
         self.uuids = {"GPU-11": "handle"}
         self.clocks = {self.NVML_CLOCK_SM: 1980, self.NVML_CLOCK_MEM: 3201}
         self.energy_mj = 5_000_000
+        self.instant_mw = 701_000
+        self.instant_return = 0  # a field value has an error of its own
         self.answers: dict[str, Any] = {
             "nvmlSystemGetDriverVersion": b"580.1",  # bytes, as in older versions
             "nvmlDeviceGetName": "NVIDIA H200",
@@ -45,6 +48,7 @@ class FakeNvml(ModuleType):
             "nvmlDeviceGetMemoryInfo": SimpleNamespace(used=2**36, total=2**37, free=2**36),
             "nvmlDeviceGetPowerUsage": 689_123,
             "nvmlDeviceGetCurrentClocksEventReasons": 4,
+            "nvmlDeviceGetPerformanceState": 0,
         }
 
     def __getattr__(self, name: str) -> Any:
@@ -84,3 +88,8 @@ class FakeNvml(ModuleType):
 
     def nvmlDeviceGetTemperature(self, handle: str, sensor: int) -> int:  # noqa: N802
         return int(self._answer("nvmlDeviceGetTemperature", 61))
+
+    def nvmlDeviceGetFieldValues(self, handle: str, fields: list[int]) -> list[Any]:  # noqa: N802
+        assert fields == [self.NVML_FI_DEV_POWER_INSTANT]
+        value = SimpleNamespace(uiVal=self._answer("nvmlDeviceGetFieldValues", self.instant_mw))
+        return [SimpleNamespace(value=value, nvmlReturn=self.instant_return)]
