@@ -41,7 +41,8 @@ _FOLDER = Path("/dev/shm")
 _WORDS = 8  # of a slot: 64 bytes, so that two processes never write one cache line
 _PRIORITY, _PID, _BORN, _WANTED, _STATE, _ALIVE, _STARTED, _STEPS = range(_WORDS)
 _BYTES = MOST_JOBS * _WORDS * 8
-#: Of _STATE. An idle job is outside a request, a drained one waits at a boundary; neither has work on the GPU.
+#: The values of _STATE. An idle job is outside a request and a drained one waits at a boundary: neither has work
+#: on the GPU.
 _IDLE, _RUNNING, _DRAINED = range(3)
 
 #: How long a waiting job spins before it sleeps, and how long a sleep then is.
@@ -72,7 +73,7 @@ class Pause(NamedTuple):
 
 
 class Gate:
-    """The shared memory of one experiment. `open` makes the file if it is not there: any process may be first."""
+    """The shared memory of one experiment. `open` makes the file if it is missing: any process may be first."""
 
     def __init__(self, path: Path, memory: mmap.mmap) -> None:
         self.path, self._memory = path, memory

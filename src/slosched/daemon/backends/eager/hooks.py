@@ -1,0 +1,121 @@
+"""Boundaries of an eager model: behind each of its leaf modules, and between its steps.
+
+There the model looks at the gate, and the work that it has launched is bounded: a high job waits only for what
+is in flight. Deft (NSDI'23) does the same at each kernel's launch with a preloaded library, which sees neither
+CUDA graphs nor the launches of newer libraries; modules are coarser, and always seen.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+
+from slosched.daemon.backends.eager.device import Timeline
+from slosched.daemon.member.gate import GateMember
+from slosched.share_spec import Boundary, BoundaryKind, Interruption
+
+#: Marks that are kept of one measured request; its further boundaries are counted, and not timed.
+_MOST_MARKS = 20_000
+
+
+class Boundaries:
+    """What happens at the boundaries of one model.
+
+    A boundary of the kind `segment`, which graphs have, is one of `event` here.
+    """
+
+    def __init__(self, boundary: Boundary, timeline: Timeline, gate: GateMember | None) -> None:
+        self.kind = BoundaryKind.EVENT if boundary.kind is BoundaryKind.SEGMENT else boundary.kind
+        if self.kind is BoundaryKind.LAYER:
+            self.kind, every = BoundaryKind.SYNC, 1
+        else:
+            every = max(1, boundary.every)
+        self._every, self._depth = every, max(1, boundary.depth)
+        self._timeline, self._gate = timeline, gate
+        self._pending: deque[Any] = deque()
+        self._free: list[
+            Any
+        ] = []  # marks that are passed: making one takes longer than using it again
+        self._hooks: list[Any] = []
+        self._marks: list[Any] | None = None
+        self.number = 0  # of the boundary, within the request
+        self.paused_ns = 0
+        self.pauses: list[Interruption] = []
+        self._bound = {
+            BoundaryKind.SYNC: self._sync,
+            BoundaryKind.EVENT: self._group,
+        }.get(self.kind)
+
+    @property
+    def attached(self) -> bool:
+        return bool(self._hooks)
+
+    def attach(self, module: nn.Module) -> None:
+        """Hook the leaf modules of `module`, each once."""
+        leaves = [each for each in module.modules() if next(each.children(), None) is None]
+        self._hooks = [leaf.register_forward_hook(self._behind) for leaf in leaves]
+
+    def detach(self) -> None:
+        """Remove the hooks: the model runs as if there had been none."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def begin(self) -> None:
+        """A request begins."""
+        self.number, self.paused_ns = 0, 0
+        self.pauses.clear()
+        self._pending.clear()
+
+    def measured(self, run: Callable[[], None]) -> tuple[int, int]:
+        """The boundaries of what `run` does, and the device's longest time between two of them, in ns."""
+        self.begin()
+        self._marks = [self._timeline.mark()]
+        try:
+            run()
+            marks = [*self._marks, self._timeline.mark()]
+        finally:
+            self._marks = None
+        self._timeline.synchronize()
+        between = self._timeline.between_ns
+        longest = max(between(first, last) for first, last in pairwise(marks))
+        return self.number, longest
+
+    def between(self) -> None:
+        """A boundary between two steps: called by the model, also where it has no hooks."""
+        if self._hooks:
+            self._boundary()
+
+    def _behind(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._boundary()
+
+    def _boundary(self) -> None:
+        self.number += 1
+        if self._marks is not None:
+            if len(self._marks) < _MOST_MARKS:
+                self._marks.append(self._timeline.mark())
+            return
+        gate = self._gate
+        if gate is not None and gate.must_wait():
+            pause = gate.pause(self._timeline.synchronize, boundary=self.number)
+            self._pending.clear()
+            self.paused_ns += pause.resumed_ns - pause.began_ns
+            self.pauses.extend(pause.parts)
+        elif self._bound is not None and self.number % self._every == 0:
+            self._bound()
+
+    def _sync(self) -> None:
+        self._timeline.synchronize()
+
+    def _group(self) -> None:
+        # The next group is the one of `depth` in flight, so that of `depth` groups back is waited for.
+        pending = self._pending
+        pending.append(self._timeline.mark(self._free.pop() if self._free else None))
+        if len(pending) >= self._depth:
+            passed = pending.popleft()
+            self._timeline.wait(passed)
+            self._free.append(passed)

@@ -1,0 +1,222 @@
+"""A lane with one eager model: a request runs to its end in the call that starts it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from slosched.core.share.interface import Ended, Start, Withdraw
+from slosched.daemon.backends.eager.device import OutOfDeviceMemory, open_timeline
+from slosched.daemon.backends.eager.hooks import Boundaries
+from slosched.daemon.backends.eager.model import EagerModel
+from slosched.daemon.backends.eager.models import open_model
+from slosched.daemon.member.gate import GateMember
+from slosched.share_spec import BoundaryKind, Job, Prepared, Run
+
+
+class EagerLane:
+    """Runs the requests of `job`, which is number `number` of the experiment, one at a time.
+
+    With a `gate`, lower jobs wait at their boundaries while this one runs, and this one at its own while
+    higher ones do. Without one, a boundary of the kinds sync, event and layer bounds what is in flight: the
+    baselines with bounded queues. `small` makes a model of few and narrow layers.
+    """
+
+    takes = 1
+    preemptive = False
+
+    def __init__(
+        self,
+        number: int,
+        job: Job,
+        *,
+        device: str,
+        seed: int,
+        gate: GateMember | None = None,
+        stream_priority: int | None = None,
+        small: bool = False,
+    ) -> None:
+        self.number, self.job, self._seed, self._small = number, job, seed, small
+        self._gate = gate
+        self._timeline = open_timeline(device, stream_priority)
+        self._boundaries = Boundaries(job.boundary, self._timeline, gate)
+        self._model: EagerModel | None = None
+        self._ended: list[Ended] = []
+        self._first: tuple[torch.Tensor, ...] = ()
+        self._last: tuple[torch.Tensor, ...] = ()
+        self.warmups: tuple[Ended, ...] = ()  # in order; the first one compiles and allocates
+
+    # ------------------------------------------------------------------------------ preparation
+
+    def prepare(self) -> Prepared:
+        """Make the model, warm it up and measure its boundaries.
+
+        Raises UnknownName, InvalidConfig, MissingPackage, OutOfDeviceMemory, and what the model raises.
+        """
+        began_ns = time.monotonic_ns()
+        try:
+            with torch.inference_mode(), self._timeline.entered():
+                return self._prepare(began_ns)
+        except torch.OutOfMemoryError as error:
+            self.close()
+            raise OutOfDeviceMemory(_first_line(error)) from None
+
+    def _prepare(self, began_ns: int) -> Prepared:
+        _settle(self._timeline.device)
+        model = open_model(self.job, self._timeline.device, self._seed, small=self._small)
+        self._model = model
+        self._timeline.synchronize()
+        load_ns = time.monotonic_ns() - began_ns
+        for number in range(max(1, self.job.warmups)):
+            self._run(Start(self.number, -1 - number), began_ns=time.monotonic_ns())
+            self._first = self._first or self._last
+        self.warmups = tuple(self.poll(now_ns=0))
+        boundaries, longest_ns = 0, 0
+        if self._gate is not None or self._bounded:
+            self._boundaries.attach(model.module)
+            boundaries, longest_ns = self._boundaries.measured(self._compute)
+        times = sorted(each.ended_ns - each.started_ns for each in self.warmups[-3:])
+        return Prepared(
+            job=self.number,
+            pid=os.getpid(),
+            runs=Run.EAGER,
+            load_ns=load_ns,
+            exec_ns=times[0],
+            boundaries=boundaries,
+            boundary_ns=longest_ns,
+            note=f"random weights; {model.note}",
+        )
+
+    @property
+    def _bounded(self) -> bool:
+        """True if the job says how its work is bounded, also where there is not a gate."""
+        return self.job.boundary.kind not in (BoundaryKind.NONE, BoundaryKind.SEGMENT)
+
+    # --------------------------------------------------------------------------------- requests
+
+    def start(self, start: Start, *, now_ns: int) -> None:
+        """Run the request to its end: the answer is on the host when this returns."""
+        gate, began_ns = self._gate, now_ns
+        try:
+            if gate is not None:
+                began_ns = gate.enter().entered_ns
+                if gate.is_highest and self._boundaries.attached:
+                    self._boundaries.detach()  # no job is above it: it is not gated
+            else:
+                began_ns = time.monotonic_ns()
+            with torch.inference_mode(), self._timeline.entered():
+                self._run(start, began_ns=began_ns)
+        except Exception as error:
+            self._failed(start, began_ns, error)
+        finally:
+            if gate is not None:
+                gate.leave()
+
+    def _run(self, start: Start, *, began_ns: int) -> None:
+        self._boundaries.begin()
+        first = self._timeline.mark()
+        self._compute()
+        last = self._timeline.mark()
+        self._timeline.synchronize()
+        ended_ns = time.monotonic_ns()
+        paused_ns = self._boundaries.paused_ns
+        self._ended.append(
+            Ended(
+                job=start.job,
+                number=start.number,
+                started_ns=began_ns,
+                ended_ns=ended_ns,
+                device_ns=max(0, self._timeline.between_ns(first, last) - paused_ns),
+                paused_ns=paused_ns,
+                pauses=tuple(self._boundaries.pauses),
+            )
+        )
+
+    def _compute(self) -> None:
+        """One request: its answer on the host is `_last`."""
+        assert self._model is not None, "prepare() comes first"
+        answer = self._model.run(self._boundaries.between)
+        self._last = tuple(each.cpu() for each in answer)
+
+    def _failed(self, start: Start, began_ns: int, error: Exception) -> None:
+        memory = isinstance(error, torch.OutOfMemoryError)
+        with suppress(Exception):  # nothing of it may be left on the device when lower jobs resume
+            self._timeline.synchronize()
+        if memory and self._timeline.device.type == "cuda":
+            with suppress(Exception):
+                torch.cuda.empty_cache()
+        self._ended.append(
+            Ended(
+                job=start.job,
+                number=start.number,
+                started_ns=began_ns,
+                ended_ns=time.monotonic_ns(),
+                paused_ns=self._boundaries.paused_ns,
+                pauses=tuple(self._boundaries.pauses),
+                reason=f"{type(error).__name__}: {_first_line(error)}",
+                fatal=memory or "CUDA error" in str(error),
+                out_of_memory=memory,
+            )
+        )
+
+    def withdraw(self, withdraw: Withdraw) -> bool:
+        """False: a request that was started has run."""
+        return False
+
+    def poll(self, *, now_ns: int) -> Sequence[Ended]:
+        """The requests that ended since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def next_event_ns(self) -> int | None:
+        """0 while an end waits for `poll`."""
+        return 0 if self._ended else None
+
+    def pass_time(self, until_ns: int | None) -> bool:
+        """False: nothing runs between two calls, so the loop may sleep."""
+        return False
+
+    # ----------------------------------------------------------------------------------- results
+
+    def answer_digest(self) -> str:
+        """A digest of the last answer: the same for each request of a job, however it was interrupted."""
+        digest = hashlib.sha256()
+        for each in self._last:
+            digest.update(f"{each.dtype}{tuple(each.shape)}".encode())
+            digest.update(each.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that this process had allocated and reserved on the device at most; (0, 0) on the CPU.
+
+        Lanes of one process share these numbers.
+        """
+        return self._timeline.memory()
+
+    def close(self) -> None:
+        """Give the model's memory back."""
+        self._boundaries.detach()
+        self._model, self._first, self._last = None, (), ()
+        if self._timeline.device.type == "cuda":
+            with suppress(Exception):
+                torch.cuda.empty_cache()
+
+
+def _settle(device: torch.device) -> None:
+    """Settings of the process by which the same input gives the same answer."""
+    torch.backends.cudnn.benchmark = False
+    # Hooks would switch attention from this path to the other one, whose last bits differ.
+    mha: Any = torch.backends.mha
+    mha.set_fastpath_enabled(False)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:500]

@@ -1,0 +1,72 @@
+"""Small models for machines without a GPU, and for tests: their time is chosen, and they compute something."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from slosched.daemon.backends.eager.model import EagerModel, dtype_of, generator
+from slosched.errors import InvalidConfig
+from slosched.share_spec import Job
+
+_WIDTH = 16
+#: Ticks of a GPU's clock in a millisecond, about: torch.cuda._sleep counts those.
+_TICKS_PER_MS = 1_700_000
+_cuda: Any = torch.cuda
+
+
+class _Layer(nn.Module):
+    """A linear layer that takes `ms` more: asleep on the CPU, in a kernel that waits on a GPU."""
+
+    def __init__(self, ms: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(_WIDTH, _WIDTH))
+        self.ms = ms
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.ms and x.is_cuda:
+            _cuda._sleep(int(self.ms * _TICKS_PER_MS))
+        elif self.ms:
+            time.sleep(self.ms / 1000)
+        return torch.tanh(x @ self.weight)
+
+
+class Tiny(EagerModel):
+    """`tiny:LAYERS:MS`: layers that take the given time each; 8 and 0.5 ms unless the name says others."""
+
+    note = "layers of a chosen time"
+
+    def __init__(self, job: Job, device: torch.device, seed: int) -> None:
+        layers, ms = _layers_of(job.model)
+        dtype = dtype_of(job.dtype, torch.float32)
+        self.module = nn.Sequential(*[_Layer(ms) for _ in range(layers)])
+        numbers = generator(1)
+        with torch.no_grad():
+            for weight in self.module.parameters():
+                weight.normal_(std=_WIDTH**-0.5, generator=numbers)
+        self.module.to(device, dtype).eval()
+        self._device = device
+        self._input = torch.randn(job.batch, _WIDTH, generator=generator(seed)).to(dtype)
+
+    def run(self, between: Callable[[], None]) -> Sequence[torch.Tensor]:
+        return [self.module(self._input.to(self._device))]
+
+
+def _layers_of(model: str) -> tuple[int, float]:
+    """The number of layers and the ms of each in "tiny:8:0.5". Raises InvalidConfig."""
+    parts = model.split(":")[1:]
+    try:
+        layers = int(parts[0]) if parts else 8
+        ms = float(parts[1]) if len(parts) > 1 else 0.5
+    except ValueError:
+        layers, ms = 0, 0.0
+    if len(parts) > 2 or not 1 <= layers <= 10_000 or not 0 <= ms <= 10_000:
+        raise InvalidConfig(
+            f"model {model!r}: write tiny, tiny:LAYERS or tiny:LAYERS:MS, with 1 to 10000 layers of 0 to "
+            "10000 ms"
+        )
+    return layers, ms
