@@ -60,6 +60,23 @@ def test_ctrl_c_is_130_and_one_line(capsys: pytest.CaptureFixture[str], nested: 
     assert (code, out, err) == (130, "", "slosched: interrupted\n")
 
 
+def test_ctrl_c_while_options_are_read_is_130_too(capsys: pytest.CaptureFixture[str]) -> None:
+    app = typer.Typer(cls=SloschedGroup, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+    def slow(text: str) -> str:
+        raise KeyboardInterrupt  # as if what the option needs were still imported
+
+    @app.callback()
+    def options(value: str = typer.Option("", callback=slow)) -> None: ...
+
+    @app.command()
+    def command() -> None: ...
+
+    with pytest.raises(SystemExit) as exit_:
+        guarded(lambda: app(["--value", "x", "command"]))
+    assert (exit_.value.code, capsys.readouterr().err) == (130, "slosched: interrupted\n")
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_an_unforeseen_error_keeps_its_traceback_in_a_file(
     capsys: pytest.CaptureFixture[str],

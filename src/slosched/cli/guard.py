@@ -82,8 +82,11 @@ class SloschedGroup(TyperGroup):
     noun = "command"
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        with _one_style():
-            return super().make_context(*args, **kwargs)
+        try:
+            with _one_style():
+                return super().make_context(*args, **kwargs)
+        except KeyboardInterrupt:  # while what the options need is imported
+            raise _Interrupted from None
 
     def invoke(self, ctx: Any) -> Any:
         try:
