@@ -386,7 +386,7 @@ def test_what_is_wrong_in_a_toml_file_is_named(text: str, said: str, tmp_path: P
         ({"jobs": tuple(Job(name=f"a{n}", model="b") for n in range(65))}, "65 jobs"),
         ({"jobs": (Job(name="a", model="b", thread_percentage=101),)}, "job a: thread_percentage"),
         ({"jobs": (Job(name="a", model="b", slo_times_solo=float("nan")),)}, "slo_times_solo"),
-        ({"jobs": (Job(name="a", model="b", command=("x",)),)}, "a model of ours"),
+        ({"jobs": (Job(name="a", model="b", command=("x",)),)}, "name a model beside"),
     ],
 )
 def test_an_impossible_experiment_is_refused(changes: dict[str, Any], said: str) -> None:

@@ -1,4 +1,4 @@
-"""Deft's configuration files (gpu-tester, JSON) as experiments of ours.
+"""Deft's configuration files (gpu-tester, JSON) as experiments.
 
 Its keys and what they meant there are in docs/share.md. The files that it ships have trailing commas and lack
 `batch_size` in places; both are taken. An unknown key is a warning, as Deft passes over it.
@@ -82,8 +82,8 @@ def parse_deft(text: str, name: str = "the configuration") -> DeftConfig:
         raise
     except InvalidConfig as error:
         raise InvalidConfig(f"{name}: {error}") from None
-    said = tuple(f"{name}: {warning}" for warning in dict.fromkeys(warnings))
-    return msgspec.structs.replace(found, warnings=said)
+    named = tuple(f"{name}: {warning}" for warning in dict.fromkeys(warnings))
+    return msgspec.structs.replace(found, warnings=named)
 
 
 # ------------------------------------------------------------------------------------------ JSON
@@ -92,7 +92,7 @@ def parse_deft(text: str, name: str = "the configuration") -> DeftConfig:
 def _json(text: str, warnings: list[str]) -> dict[str, Any]:
     """The object that `text` holds; commas before a closing bracket and comments are passed over."""
     if len(text) > _LARGEST:
-        raise InvalidConfig(f"{len(text):,} characters are no configuration of models")
+        raise InvalidConfig(f"{len(text):,} characters are too long for a configuration")
 
     def once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         made: dict[str, Any] = {}
@@ -191,7 +191,7 @@ def _job(
             _text(key, model[key], may_be_empty=True)
     if name.startswith(_EXTERNAL):
         warnings.append(
-            f"{where}: {name} runs in a process of ours with random weights; python_path and repo_path are not "
+            f"{where}: {name} is built here with random weights; python_path and repo_path are not "
             "used"
         )
     boundary, gate = _control(where, model, warnings)

@@ -1,4 +1,4 @@
-"""HotCarbon-24's command line as an experiment of ours: `--device-type LABEL --device-id N MODEL-BATCH ...`.
+"""HotCarbon-24's command line as an experiment: `--device-type LABEL --device-id N MODEL-BATCH ...`.
 
 Its own four names are diffusion, whisper, bert and gpt with batch 1; here any model and batch may stand there.
 A model may be named more than once; its columns are numbered in the result files, as HotCarbon does.

@@ -142,10 +142,10 @@ def _check_commands(spec: ShareSpec) -> None:
     if commands and wrong:
         raise InvalidConfig(
             f"{commands[0]} is a program of its own, which {wrong[0]} cannot hold: that mode needs the model "
-            f"in a process of ours; choose from {', '.join(COMMAND_MODES)}"
+            f"in a slosched process; choose from {', '.join(COMMAND_MODES)}"
         )
     if commands and len(commands) == len(spec.jobs):
-        raise InvalidConfig("name a model of ours beside the COMMAND, such as bert-1")
+        raise InvalidConfig("name a model beside the COMMAND, such as bert-1")
 
 
 def _path_part(what: str, text: str) -> None:

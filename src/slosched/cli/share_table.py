@@ -1,0 +1,101 @@
+"""What runs that share a GPU came to, as tables: a row for each job, and a line for each run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from slosched.cli.output import table_text
+from slosched.share_spec import Status
+
+if TYPE_CHECKING:
+    from slosched.share.figures import JobMetrics, RunMetrics
+
+_HEADINGS = (
+    "mode",
+    "job",
+    "n",
+    "req/s",
+    "p50 ms",
+    "p99 ms",
+    "vs solo",
+    "slower",
+    "SLO misses",
+    "J/request",
+)
+_EXPLAINED = (
+    "p99: the maximum (max) below 100 requests; vs solo: throughput / throughput alone; slower: mean latency / "
+    "latency alone; J/request: idle included"
+)
+
+
+def runs_table(runs: Sequence[RunMetrics]) -> str:
+    """A row for each job of each run, and what the headings mean. Empty without a run that took place."""
+    rows = [
+        _row(_run_name(run, runs), job) for run in runs if not run.unavailable for job in run.jobs
+    ]
+    return f"{table_text(_HEADINGS, rows)}\n{_EXPLAINED}" if rows else ""
+
+
+def run_line(run: RunMetrics, runs: Sequence[RunMetrics] = ()) -> str:
+    """One line for a run: STP, ANTT, power and energy against the same work alone, or why it has none."""
+    name = _run_name(run, runs)
+    if run.unavailable:
+        return f"{name}: unavailable: {run.unavailable}"
+    parts = []
+    for label, value in (("STP", run.stp), ("ANTT", run.antt), ("Jain", run.jain)):
+        if value is not None:
+            parts.append(f"{label} {value:.3g}")
+    energy = run.energy
+    if energy.joules is not None:
+        watts = f" ({energy.mean_watts:.0f} W)" if energy.mean_watts is not None else ""
+        parts.append(f"{energy.joules:.0f} J{watts} by {energy.source}")
+        if energy.difference is not None:
+            parts.append(f"integrated power {100 * energy.difference:+.1f} % from the counter")
+    else:
+        parts.append(f"energy unknown: {energy.problem or 'no samples'}")
+    if run.energy_ratio is not None:
+        ratio = f"energy {run.energy_ratio:.3f} x that of the same requests alone"
+        if run.energy_ratio_with_idle is not None:
+            ratio += f" ({run.energy_ratio_with_idle:.3f} x with the idle time of their GPUs)"
+        parts.append(ratio)
+    if run.pauses.n:
+        parts.append(f"{run.pauses.n} interruptions")
+    failed = [
+        f"{job.name}: {job.status}: {job.reason}" for job in run.jobs if job.status is not Status.OK
+    ]
+    return f"{name}: {'; '.join([*parts, *failed])}"
+
+
+def _run_name(run: RunMetrics, runs: Sequence[RunMetrics]) -> str:
+    repeated = any(each.mode is run.mode and each.repeat != run.repeat for each in runs)
+    return f"{run.mode} r{run.repeat}" if repeated else str(run.mode)
+
+
+def _row(mode: str, job: JobMetrics) -> list[str]:
+    latency = job.latency
+    misses = job.misses
+    missed = "-"
+    if misses.share is not None:
+        missed = f"{misses.missed} ({100 * misses.share:.3g} %)"
+    elif misses.deft_share is not None:
+        missed = f"{misses.deft_missed} ({100 * misses.deft_share:.3g} %) of 1.6 x solo"
+    p99 = "-"
+    if latency is not None:
+        p99 = f"{latency.p99_ms:.4g}" + (" max" if latency.p99_is_maximum else "")
+    return [
+        mode,
+        job.name if job.status is Status.OK else f"{job.name} ({job.status})",
+        str(job.n),
+        f"{job.throughput_per_s:.4g}",
+        f"{latency.p50_ms:.4g}" if latency is not None else "-",
+        p99,
+        _number(job.normalized),
+        _number(job.slowdown),
+        missed,
+        f"{job.joules_per_request:.3g}" if job.joules_per_request is not None else "-",
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
