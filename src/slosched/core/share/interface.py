@@ -43,6 +43,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     reason: str = ""
     fatal: bool = False
     out_of_memory: bool = False
+    differs: bool = False  # the answer is not, byte for byte, that of the job's first request
 
 
 class Lane(Protocol):
@@ -50,7 +51,11 @@ class Lane(Protocol):
 
     @property
     def takes(self) -> int:
-        """Requests it holds at a time: 1, or 2 if one may be armed behind the one that runs."""
+        """Requests it holds at a time: 1, or 2 if one may be armed behind the one that runs.
+
+        Those that were interrupted count too: a preemptive lane takes two more than it has jobs, or a job of
+        a third level waits until the second one has ended.
+        """
 
     @property
     def preemptive(self) -> bool:
