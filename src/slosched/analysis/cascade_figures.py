@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slosched.analysis.legends import legend_below, look_of, size_with_legend
 from slosched.errors import InvalidConfig
 
 THRESHOLD = "confidence_threshold"
@@ -96,10 +97,10 @@ def _scatter(cascade: str, points: Sequence[Point], bound_fid: float | None) -> 
     from slosched.analysis import style
 
     names = [point.name for point in points] + ["clairvoyant fluid bound"]
-    figure = style.Figure(figsize=_size(6.4, 4.0, names), layout="constrained")
+    figure = style.Figure(figsize=size_with_legend(6.4, 4.0, names), layout="constrained")
     ax = figure.subplots()
     for place, point in enumerate(points):
-        colour, marker = _look(place)
+        colour, marker = look_of(place)
         low, high = _within_shares(point)
         ax.errorbar(
             point.violation_ratio,
@@ -125,7 +126,7 @@ def _scatter(cascade: str, points: Sequence[Point], bound_fid: float | None) -> 
     ax.set_xlabel("SLO violation ratio")
     ax.set_ylabel("FID by the table (less is better)")
     ax.set_title(f"Quality and violations, {cascade}")
-    _legend(figure, ax, names)
+    legend_below(figure, ax, names)
     return figure
 
 
@@ -139,10 +140,10 @@ def _over_time(title: str, kind: str, lines: Sequence[Curve]) -> Any:
     from slosched.analysis import style
 
     names = [line.name for line in lines]
-    figure = style.Figure(figsize=_size(*_SIZE_IN, names), layout="constrained")
+    figure = style.Figure(figsize=size_with_legend(*_SIZE_IN, names), layout="constrained")
     ax = figure.subplots()
     for line in lines:
-        colour, _ = _look(line.colour)
+        colour, _ = look_of(line.colour)
         ax.plot(
             line.times_s,
             line.values,
@@ -164,7 +165,7 @@ def _over_time(title: str, kind: str, lines: Sequence[Curve]) -> Any:
     ax.set_xlabel("Time from the first request (s)")
     ax.set_ylabel(KINDS[kind][1])
     ax.set_title(title)
-    _legend(figure, ax, names)
+    legend_below(figure, ax, names)
     return figure
 
 
@@ -174,13 +175,6 @@ def _widen(ax: Any, fids: Sequence[float]) -> None:
     if high - low < _LEAST_SPAN:
         middle = (low + high) / 2
         ax.set_ylim(middle - _LEAST_SPAN / 2, middle + _LEAST_SPAN / 2)
-
-
-def _look(place: int) -> tuple[str, str]:
-    """(colour, marker) of the policy at `place`; when the colours begin again, the markers are others."""
-    from slosched.analysis.style import COLOURS, MARKERS
-
-    return COLOURS[place % len(COLOURS)], MARKERS[(place + place // len(COLOURS)) % len(MARKERS)]
 
 
 def _order(place: int) -> float:
@@ -196,35 +190,12 @@ def _markers(line: Curve, lines: Sequence[Curve]) -> dict[str, Any]:
     if count == 1 or line.dashed or not points:
         return {}
     every = max(count, points // 10)
-    look = {"marker": _look(line.colour)[1], "markersize": 6, "markeredgecolor": "white"}
+    look = {"marker": look_of(line.colour)[1], "markersize": 6, "markeredgecolor": "white"}
     return {
         **look,
         "markeredgewidth": 0.5,
         "markevery": (line.colour * every // count % points, every),
     }
-
-
-def _columns(width_in: float, names: Sequence[str]) -> int:
-    """How many columns of a legend with `names` a figure of that width has room for."""
-    widest_in = 0.7 + 0.075 * max(map(len, names), default=0)
-    return max(1, min(3, int(width_in // widest_in)))
-
-
-def _size(width_in: float, height_in: float, names: Sequence[str]) -> tuple[float, float]:
-    """A figure's size with room for the rows of its legend under axes of that height."""
-    return width_in, height_in + 0.2 * math.ceil(len(names) / _columns(width_in, names))
-
-
-def _legend(figure: Any, ax: Any, names: Sequence[str]) -> None:
-    """The legend under the axes, in the order of `names`."""
-    handles, labels = ax.get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda place: names.index(labels[place]))
-    figure.legend(
-        [handles[place] for place in order],
-        [labels[place] for place in order],
-        loc="outside lower left",
-        ncols=_columns(figure.get_figwidth(), names),
-    )
 
 
 def _finite(values: Sequence[float]) -> list[float]:

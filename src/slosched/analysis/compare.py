@@ -74,10 +74,10 @@ class Estimate:
         if count == 1:
             return cls(mean, None)
         variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-        return cls(mean, _t95(count - 1) * math.sqrt(variance / count))
+        return cls(mean, t95(count - 1) * math.sqrt(variance / count))
 
 
-def _t95(degrees: int) -> float:
+def t95(degrees: int) -> float:
     # Beyond the table within 0.003 of the quantile.
     return _T95[degrees - 1] if degrees <= len(_T95) else 1.96 + 2.4 / degrees
 

@@ -7,7 +7,7 @@ state, no display, the same bytes each time.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,20 +81,23 @@ def look(**changes: Any) -> Iterator[None]:
         yield
 
 
-def save(figure: Any, out: Path, stem: str, **more: Any) -> list[Path]:
-    """Write `figure` as PNG and PDF into the directory `out`; return the paths.
+def save(
+    figure: Any, out: Path, stem: str, *, forms: Sequence[str] = ("png", "pdf"), **more: Any
+) -> list[Path]:
+    """Write `figure` into the directory `out` as each of `forms` (png, pdf, jpg); return the paths.
 
     `more` goes to matplotlib's savefig. Raises InvalidConfig if the directory cannot be made or written.
     """
     check_not_stdout(out)
-    documents: dict[str, dict[str, str | None]] = {
+    documents: dict[str, dict[str, str | None] | None] = {
         "png": {"Software": None},
         "pdf": {"CreationDate": None, "Creator": "slosched"},
+        "jpg": None,
     }
     paths = []
-    for form, metadata in documents.items():
+    for form in forms:
         drawn = io.BytesIO()
-        figure.savefig(drawn, format=form, metadata=metadata, **more)
+        figure.savefig(drawn, format=form, metadata=documents[form], **more)
         paths.append(out / f"{stem}.{form}")
         write_file(paths[-1], drawn.getvalue())
     return paths
