@@ -182,6 +182,9 @@ class Request(_Plain, frozen=True):
     device_ns: int = 0  # the device's time, where it was measured
     warmup: bool = False
     cut: bool = False  # ended behind the duration, in a run that cuts
+    differs: bool = (
+        False  # its answer is not that of the job's first request: something disturbed it
+    )
 
     @property
     def latency_ns(self) -> int:
@@ -210,6 +213,7 @@ class Prepared(_Plain, frozen=True):
     boundaries: int = 0  # in one request
     boundary_ns: int = 0  # the longest time between two
     note: str = ""  # "random weights; ..."
+    answer: str = ""  # a digest of the answer, to be compared with that of another run
 
 
 class JobResult(_Plain, frozen=True):
@@ -272,7 +276,9 @@ class Order(_Plain, frozen=True):
     rows: str  # the file to which it appends a JSON object a line: Request, Interruption
     gate: str = ""  # the name of the shared memory of a gate
     deadline_times_ns: dict[int, int] = {}  # SLOs by job, where they are known
-    expected_ns: dict[int, int] = {}  # how long a request runs alone, by job, where that was measured
+    expected_ns: dict[
+        int, int
+    ] = {}  # how long a request runs alone, by job, where that was measured
     prepare_within_ns: int = 600 * NS_PER_S
     finish_within_ns: int = 120 * NS_PER_S
     least_jobs: int = 0

@@ -41,8 +41,8 @@ _FOLDER = Path("/dev/shm")
 _WORDS = 8  # of a slot: 64 bytes, so that two processes never write one cache line
 _PRIORITY, _PID, _BORN, _WANTED, _STATE, _ALIVE, _STARTED, _STEPS = range(_WORDS)
 _BYTES = MOST_JOBS * _WORDS * 8
-#: The values of _STATE. An idle job is outside a request and a drained one waits at a boundary: neither has work
-#: on the GPU.
+#: The values of _STATE. An idle job is outside a request, and a drained one waits at a boundary: neither has
+#: work on the GPU.
 _IDLE, _RUNNING, _DRAINED = range(3)
 
 #: How long a waiting job spins before it sleeps, and how long a sleep then is.

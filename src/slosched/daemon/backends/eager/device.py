@@ -91,7 +91,7 @@ class CudaTimeline:
         mark.synchronize()
 
     def between_ns(self, first: Any, last: Any) -> int:
-        return round(first.elapsed_time(last) * 1e6)
+        return round(1e6 * float(first.elapsed_time(last)))
 
     def memory(self) -> tuple[int, int]:
         return (

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import torch
 
 from slosched.core.share.interface import Ended, Start, Withdraw
@@ -74,8 +75,9 @@ class EagerLane:
         self._timeline.synchronize()
         load_ns = time.monotonic_ns() - began_ns
         for number in range(max(1, self.job.warmups)):
-            self._run(Start(self.number, -1 - number), began_ns=time.monotonic_ns())
-            self._first = self._first or self._last
+            start = Start(self.number, -1 - number)
+            self._ended.append(self._run(start, began_ns=time.monotonic_ns()))
+            self._differs()
         self.warmups = tuple(self.poll(now_ns=0))
         boundaries, longest_ns = 0, 0
         if self._gate is not None or self._bounded:
@@ -91,6 +93,7 @@ class EagerLane:
             boundaries=boundaries,
             boundary_ns=longest_ns,
             note=f"random weights; {model.note}",
+            answer=self.answer_digest(),
         )
 
     @property
@@ -111,14 +114,17 @@ class EagerLane:
             else:
                 began_ns = time.monotonic_ns()
             with torch.inference_mode(), self._timeline.entered():
-                self._run(start, began_ns=began_ns)
+                ended = self._run(start, began_ns=began_ns)
         except Exception as error:
-            self._failed(start, began_ns, error)
+            ended = self._failed(start, began_ns, error)
         finally:
             if gate is not None:
                 gate.leave()
+        if not ended.reason and self._differs():
+            ended = msgspec.structs.replace(ended, differs=True)
+        self._ended.append(ended)
 
-    def _run(self, start: Start, *, began_ns: int) -> None:
+    def _run(self, start: Start, *, began_ns: int) -> Ended:
         self._boundaries.begin()
         first = self._timeline.mark()
         self._compute()
@@ -126,16 +132,14 @@ class EagerLane:
         self._timeline.synchronize()
         ended_ns = time.monotonic_ns()
         paused_ns = self._boundaries.paused_ns
-        self._ended.append(
-            Ended(
-                job=start.job,
-                number=start.number,
-                started_ns=began_ns,
-                ended_ns=ended_ns,
-                device_ns=max(0, self._timeline.between_ns(first, last) - paused_ns),
-                paused_ns=paused_ns,
-                pauses=tuple(self._boundaries.pauses),
-            )
+        return Ended(
+            job=start.job,
+            number=start.number,
+            started_ns=began_ns,
+            ended_ns=ended_ns,
+            device_ns=max(0, self._timeline.between_ns(first, last) - paused_ns),
+            paused_ns=paused_ns,
+            pauses=tuple(self._boundaries.pauses),
         )
 
     def _compute(self) -> None:
@@ -144,25 +148,31 @@ class EagerLane:
         answer = self._model.run(self._boundaries.between)
         self._last = tuple(each.cpu() for each in answer)
 
-    def _failed(self, start: Start, began_ns: int, error: Exception) -> None:
+    def _differs(self) -> bool:
+        """True if the last answer is not, byte for byte, the first one. As fast as memory is read."""
+        first = self._first = self._first or self._last
+        return len(first) != len(self._last) or not all(
+            one.shape == other.shape and torch.equal(_bytes(one), _bytes(other))
+            for one, other in zip(first, self._last, strict=True)
+        )
+
+    def _failed(self, start: Start, began_ns: int, error: Exception) -> Ended:
         memory = isinstance(error, torch.OutOfMemoryError)
         with suppress(Exception):  # nothing of it may be left on the device when lower jobs resume
             self._timeline.synchronize()
         if memory and self._timeline.device.type == "cuda":
             with suppress(Exception):
                 torch.cuda.empty_cache()
-        self._ended.append(
-            Ended(
-                job=start.job,
-                number=start.number,
-                started_ns=began_ns,
-                ended_ns=time.monotonic_ns(),
-                paused_ns=self._boundaries.paused_ns,
-                pauses=tuple(self._boundaries.pauses),
-                reason=f"{type(error).__name__}: {_first_line(error)}",
-                fatal=memory or "CUDA error" in str(error),
-                out_of_memory=memory,
-            )
+        return Ended(
+            job=start.job,
+            number=start.number,
+            started_ns=began_ns,
+            ended_ns=time.monotonic_ns(),
+            paused_ns=self._boundaries.paused_ns,
+            pauses=tuple(self._boundaries.pauses),
+            reason=f"{type(error).__name__}: {_first_line(error)}",
+            fatal=memory or "CUDA error" in str(error),
+            out_of_memory=memory,
         )
 
     def withdraw(self, withdraw: Withdraw) -> bool:
@@ -189,7 +199,7 @@ class EagerLane:
         digest = hashlib.sha256()
         for each in self._last:
             digest.update(f"{each.dtype}{tuple(each.shape)}".encode())
-            digest.update(each.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(_bytes(each).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def memory(self) -> tuple[int, int]:
@@ -216,6 +226,11 @@ def _settle(device: torch.device) -> None:
     mha.set_fastpath_enabled(False)
     if device.type == "cpu":
         torch.set_num_threads(1)
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of `tensor`, in which a number that is none equals itself."""
+    return tensor.contiguous().view(-1).view(torch.uint8)
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -28,7 +27,7 @@ class EagerModel(ABC):
     `module` is hooked at its leaves, for boundaries. `note` says what differs from the published model.
     """
 
-    note: ClassVar[str] = ""
+    note: str = ""
     module: nn.Module
 
     @abstractmethod

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from slosched.errors import UnknownName
+from slosched.errors import InvalidConfig, UnknownName
 from slosched.share_spec import Job
 
 if TYPE_CHECKING:
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from slosched.daemon.backends.eager.model import EagerModel
 
 _ROOM = "slosched.daemon.backends.eager."
+_VISION = "vision:Vision"
+#: More rows than any of these models can take in one request.
+_MOST_ROWS = 65_536
 
 
 class Entry(NamedTuple):
@@ -24,13 +27,49 @@ class Entry(NamedTuple):
     line: str
 
 
+_DETECTORS = (
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+    "keypointrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
+    "retinanet_resnet50_fpn",
+    "retinanet_resnet50_fpn_v2",
+    "fcos_resnet50_fpn",
+    "ssd300_vgg16",
+    "ssdlite320_mobilenet_v3_large",
+)
+_SEGMENTERS = (
+    "deeplabv3_resnet50",
+    "deeplabv3_resnet101",
+    "deeplabv3_mobilenet_v3_large",
+    "fcn_resnet50",
+    "fcn_resnet101",
+    "lraspp_mobilenet_v3_large",
+)
+_CLASSIFIERS = ("resnet18", "resnet50", "resnet101", "resnet152", "vit_b_16", "vit_l_16")
+
 ENTRIES: dict[str, Entry] = {
+    "diffusion": Entry(
+        "diffusion:Diffusion", "SDXL, float16: 50 steps with guidance, 1024x1024, decoder"
+    ),
+    "whisper": Entry("audio:Whisper", "whisper-small, float32: 30 s of speech to 32 tokens"),
+    "bert": Entry("language:Bert", "bert-large with its head for masked words, float32, 11 tokens"),
+    "gpt": Entry("language:GptJ", "GPT-J-6B, float16: 11 tokens continued up to 100"),
+    "gpt2": Entry("language:Gpt2", "GPT-2, float32: 11 tokens continued up to 100"),
+    **{name: Entry(_VISION, "torchvision's detection, float32") for name in _DETECTORS},
+    **{name: Entry(_VISION, "torchvision's segmentation, float32") for name in _SEGMENTERS},
+    **{name: Entry(_VISION, "classification at 224x224, float32") for name in _CLASSIFIERS},
     "tiny": Entry("tiny:Tiny", "layers of a chosen time, for tests: tiny:LAYERS:MS"),
+    "tiny-conv": Entry("tiny:TinyConv", "four small convolutions, for tests"),
+    "tiny-gpt": Entry("language:TinyGpt", "a text of two small layers, for tests"),
 }
 
 
 def model_names() -> dict[str, str]:
-    """The names with a line each."""
+    """The models with a line each. Other names of torchvision, `timm/NAME` and `diffusion/NAME` run, too."""
     return {name: entry.line for name, entry in ENTRIES.items()}
 
 
@@ -39,9 +78,21 @@ def open_model(job: Job, device: torch.device, seed: int, *, small: bool = False
 
     Raises UnknownName, InvalidConfig and MissingPackage.
     """
-    entry = ENTRIES.get(job.model.partition(":")[0])
-    if entry is None:
-        raise UnknownName("model", job.model, list(ENTRIES))
-    module, _, name = entry.made_by.partition(":")
+    if not 1 <= job.batch <= _MOST_ROWS:
+        raise InvalidConfig(f"job {job.name!r}: a batch of {job.batch}; it is 1 to {_MOST_ROWS}")
+    module, _, name = made_by(job.model).partition(":")
     make: Callable[..., EagerModel] = getattr(importlib.import_module(_ROOM + module), name)
-    return make(job, device, seed)
+    return make(job, device, seed, small=small)
+
+
+def made_by(model: str) -> str:
+    """Where `model` is made. Raises UnknownName if it looks like one of these names, misspelt."""
+    entry = ENTRIES.get(model.partition(":")[0])
+    if entry is not None:
+        return entry.made_by
+    if model.startswith("diffusion/"):
+        return ENTRIES["diffusion"].made_by
+    unknown = UnknownName("model", model, list(ENTRIES))
+    if "did you mean" in str(unknown) or not model.replace("/", "").replace("_", "").isalnum():
+        raise unknown
+    return _VISION

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from slosched.daemon.backends.eager.building import built
 from slosched.daemon.backends.eager.model import EagerModel, dtype_of, generator
 from slosched.errors import InvalidConfig
 from slosched.share_spec import Job
@@ -40,7 +41,7 @@ class Tiny(EagerModel):
 
     note = "layers of a chosen time"
 
-    def __init__(self, job: Job, device: torch.device, seed: int) -> None:
+    def __init__(self, job: Job, device: torch.device, seed: int, *, small: bool = False) -> None:
         layers, ms = _layers_of(job.model)
         dtype = dtype_of(job.dtype, torch.float32)
         self.module = nn.Sequential(*[_Layer(ms) for _ in range(layers)])
@@ -54,6 +55,30 @@ class Tiny(EagerModel):
 
     def run(self, between: Callable[[], None]) -> Sequence[torch.Tensor]:
         return [self.module(self._input.to(self._device))]
+
+
+class TinyConv(EagerModel):
+    """Four convolutions on pictures of 32 x 32, and one number for each of ten classes."""
+
+    note = "four small convolutions"
+
+    def __init__(self, job: Job, device: torch.device, seed: int, *, small: bool = False) -> None:
+        dtype = dtype_of(job.dtype, torch.float32)
+        height, width = job.size if job.size != (0, 0) else (32, 32)
+        self.module = built("tiny-conv", _convolutions, device, dtype)
+        self._device = device
+        shape = (job.batch, 3, height, width)
+        self._input = torch.rand(shape, generator=generator(seed)).to(dtype)
+
+    def run(self, between: Callable[[], None]) -> Sequence[torch.Tensor]:
+        return [self.module(self._input.to(self._device))]
+
+
+def _convolutions() -> nn.Module:
+    layers: list[nn.Module] = []
+    for inputs in (3, 8, 8, 8):
+        layers += [nn.Conv2d(inputs, 8, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
 
 
 def _layers_of(model: str) -> tuple[int, float]:
