@@ -26,6 +26,7 @@ from slosched.cli import (
     plot,
     profile,
     report,
+    share,
     simulate,
     trace,
     validate,
@@ -53,6 +54,7 @@ _ORDER = (
     "plan",
     "experiment",
     "cascade",
+    "share",
     "plot",
     "report",
     "explain",
@@ -155,6 +157,11 @@ app.command("experiment", short_help="All runs of a published figure, on many ho
     experiment.experiment
 )
 app.add_typer(cascade.app, name="cascade", short_help="Model cascades: DiffServe's experiments.")
+app.add_typer(
+    share.app,
+    name="share",
+    short_help="Models that share one GPU: Deft's and HotCarbon's experiments.",
+)
 app.add_typer(plot.app, name="plot", short_help="Draw a published figure from run directories.")
 app.command("report", short_help="Write what a run came to as one HTML page.")(report.report)
 app.command("explain", short_help="Why a request was refused, failed or late.")(explain.explain)

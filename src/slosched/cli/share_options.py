@@ -18,7 +18,9 @@ from slosched.share_spec import Policy, Run, ShareSpec, Stop
 
 #: Where the words behind -- are kept while the others are read.
 _COMMAND = "slosched.command"
-#: What --device-type says of itself where nothing else does.
+#: The heading of these options in --help.
+_PANEL = "The experiment"
+#: What results call these devices where no label is given.
 _LABELS = {"cpu": "cpu", "emulated": "emulated"}
 
 
@@ -33,13 +35,13 @@ class TakesCommand(SloschedCommand):
         return list(super().parse_args(ctx, args))
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        return [*super().collect_usage_pieces(ctx), "[-- COMMAND...]"]
+        return ["[OPTIONS]", "[MODEL-BATCH...]", "[-- COMMAND...]"]
 
 
 Models = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[MODEL-BATCH]...",
+        metavar="MODEL-BATCH...",
         help="Models with their batch sizes, such as diffusion-1 whisper-1; a model may stand twice.",
         show_default=False,
     ),
@@ -47,7 +49,9 @@ Models = Annotated[
 
 
 def _option(kind: Any, help: str, *flags: str, metavar: str | None = None, **more: Any) -> Any:
-    option = typer.Option(*flags, help=help, metavar=metavar, show_default=False, **more)
+    option = typer.Option(
+        *flags, help=help, metavar=metavar, show_default=False, rich_help_panel=_PANEL, **more
+    )
     return cast(Any, Annotated)[kind | None, option]
 
 

@@ -1,0 +1,191 @@
+"""`slosched share`: what its commands read, print and exit with."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from slosched.cli.app import app
+from slosched.cli.share_log import share_log
+from slosched.cli.share_table import run_line, runs_table
+from slosched.errors import InvalidConfig
+from slosched.share.metrics import metrics_of
+from slosched.share.spec_file import read_spec
+from slosched.share_spec import Job, JobResult, Mode, Request, Run, RunResult, ShareSpec, Status
+
+CONFIGS = Path(__file__).parent / "deft_configs"
+MS, S = 1_000_000, 1_000_000_000
+
+
+def ran(*words: str) -> Result:
+    return CliRunner().invoke(app, ["share", *words], prog_name="slosched")
+
+
+def spec_of(tmp_path: Path, *words: str) -> ShareSpec:
+    done = ran("spec", *words)
+    assert done.exit_code == 0, done.output
+    file = tmp_path / "exp.toml"
+    file.write_text(done.stdout)
+    return read_spec(file)
+
+
+# ------------------------------------------------------------------------------------- experiments
+
+
+def test_hotcarbons_command_line_is_taken_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("USE_SUDO", "1")
+    monkeypatch.setenv("VENV", "/no/such/place")
+    seed = "--device-type a100 --device-id 1 --modes tm --duration 20 diffusion-1 whisper-1"
+    spec = spec_of(tmp_path, *seed.split())
+    assert [f"{job.model}-{job.batch}" for job in spec.jobs] == ["diffusion-1", "whisper-1"]
+    assert (spec.label, spec.device, spec.modes) == ("a100", "cuda:1", (Mode.TM,))
+    assert spec.duration_ns == 20 * S
+
+
+def test_options_go_before_the_file_and_a_program_stands_behind_dashes(tmp_path: Path) -> None:
+    words = ["-f", str(CONFIGS / "input.json"), "--device-id", "3", "--duration", "10s"]
+    words += ["--run", "auto", "--seed", "7", "--power-interval", "100ms", "--idle", "0"]
+    spec = spec_of(tmp_path, *words, "--", "python", "--seed", "9")
+    assert (spec.device, spec.duration_ns, spec.seed) == ("cuda:3", 10 * S, 7)
+    assert (spec.power_every_ns, spec.idle_ns) == (100 * MS, 0)
+    assert [job.run for job in spec.jobs] == [Run.AUTO] * 3
+    assert spec.jobs[2].command == ("python", "--seed", "9") and not spec.jobs[0].command
+
+
+@pytest.mark.parametrize(
+    ("words", "label"),
+    [
+        ("--device cpu", "cpu"),
+        ("--device emulated", "emulated"),
+        ("--device cpu --device-type mine", "mine"),
+        ("", "gpu"),
+    ],
+)
+def test_a_device_without_a_label_is_called_by_its_kind(
+    words: str, label: str, tmp_path: Path
+) -> None:
+    assert spec_of(tmp_path, *words.split(), "bert-1").label == label
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("spec", "no models: name them with their batch sizes"),
+        ("spec bert", "'bert' is not MODEL-BATCH"),
+        ("spec -f {0} bert-1", "name either the file or models"),
+        ("spec -f no.json", "cannot read the configuration no.json"),
+        ("spec -f no.toml", "cannot read the experiment no.toml"),
+        ("spec --modes mig bert-1", "unknown mode 'mig'"),
+        ("spec --policy best bert-1", "--policy must be one of fcfs,"),
+        ("spec --run fast bert-1", "--run must be one of"),
+        ("spec --device gpu bert-1", "device must be cuda:N"),
+        ("spec --device cuda:1 --device-id 2 bert-1", "contradict"),
+        ("spec --duration 0 bert-1", "--duration: '0' is too short"),
+        ("spec --power-interval -1s bert-1", "--power-interval: '-1s' is negative"),
+        ("spec --modes preempt bert-1 -- ls", "ls is a program of its own"),
+        ("spec bert-1 --", "no COMMAND behind --"),
+        ("spec --device-id -1 bert-1", "invalid value for '--device-id'"),
+        ("spec --device-type a/b bert-1", "label 'a/b'"),
+        ("spec --duratoin 3 bert-1", "no such option: --duratoin"),
+        ("run --layout mine bert-1", "--layout must be slosched or hotcarbon"),
+        ("run --out {0} bert-1", "is not a directory"),
+        ("rnu", "unknown command 'rnu'; known: "),
+    ],
+)
+def test_wrong_words_are_one_line_with_exit_code_2(words: str, said: str) -> None:
+    ended = ran(*words.format(CONFIGS / "input.json").split())
+    assert ended.exit_code == 2 and ended.stdout == ""
+    assert said in ended.stderr and ended.stderr.startswith("slosched: error: ")
+
+
+# -------------------------------------------------------------------------------- the seed's lines
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (None, 0),
+        (InvalidConfig("x"), 2),
+        (typer.Exit(1), 1),
+        (KeyboardInterrupt(), 130),
+        (ValueError("x"), 70),
+    ],
+)
+def test_the_last_lines_say_how_the_command_ends(error: BaseException | None, code: int) -> None:
+    lines: list[str] = []
+
+    def use() -> None:
+        with share_log(lines.append) as log:
+            log.say("Running closed loop experiment for tm")
+            log.note("unseen")
+            if error is not None:
+                raise error
+
+    if error is None:
+        use()
+    else:
+        with pytest.raises(type(error)):
+            use()
+    first = re.fullmatch(r"Logs at (.*/print_outs-[0-9a-f]{8}\.txt)", lines[0])
+    assert first is not None
+    path = Path(first[1])
+    try:
+        assert lines[1:] == [
+            "Running closed loop experiment for tm",
+            f"Exiting with error_code={code} (0 is clean exit)",
+            f"Examine {path} for logs",
+        ]
+        written = path.read_text()
+        assert "unseen" in written and all(line in written for line in lines)
+    finally:
+        path.unlink()
+
+
+# ------------------------------------------------------------------------------------------ tables
+
+
+def test_the_table_has_a_row_for_each_job_and_a_line_for_each_run() -> None:
+    spec = ShareSpec(
+        jobs=(Job(name="a", model="bert", slo_ns=15 * MS), Job(name="b", model="gpt")), label="x"
+    )
+
+    def result(mode: Mode, each_ms: int, n: int, *jobs: int) -> RunResult:
+        rows = tuple(
+            Request(job=0, number=i, arrived_ns=s, started_ns=s, ended_ns=s + each_ms * MS)
+            for i, s in ((i, i * each_ms * MS) for i in range(n))
+        )
+        found = [JobResult(job=0, requests=rows)]
+        if 1 in jobs:
+            found.append(JobResult(job=1, status=Status.OUT_OF_MEMORY, reason="no room"))
+        return RunResult(
+            mode=mode, repeat=0, jobs=tuple(found), begin_ns=0, end_ns=S, power_problem="no NVML"
+        )
+
+    alone = result(Mode.EXCLUSIVE, 10, 100)
+    shared = result(Mode.TM, 20, 50, 1)
+    runs = [metrics_of(spec, shared, {0: alone})]
+    [heading, first, second, *_] = runs_table(runs).splitlines()
+    assert heading.split()[:3] == ["mode", "job", "n"]
+    cells = first.split()
+    # 50 requests of 20 ms in 1 s; alone 100 of 10 ms: half the throughput, twice the latency, all late.
+    assert cells[:7] == ["tm", "a", "50", "50", "20", "20", "max"]
+    assert cells[7:9] == ["0.500", "2.000"] and "50 (100 %)" in first
+    assert "b (out of memory)" in second
+    line = run_line(runs[0])
+    assert line.startswith("tm: ") and "energy unknown: no NVML" in line
+    assert line.endswith("b: out of memory: no room")
+
+
+def test_a_mode_that_the_machine_lacks_says_why() -> None:
+    spec = ShareSpec(jobs=(Job(name="a", model="bert"),))
+    lacking = RunResult(
+        mode=Mode.MPS, repeat=0, jobs=(), begin_ns=0, end_ns=0, unavailable="no MPS here"
+    )
+    run = metrics_of(spec, lacking)
+    assert run_line(run) == "mps: unavailable: no MPS here" and runs_table([run]) == ""
