@@ -272,7 +272,7 @@ class Order(_Plain, frozen=True):
     device: str
     jobs: dict[int, Job]
     policy: Policy
-    seed: int
+    seed: int  # of weights and inputs, and of arrivals together with `repeat`
     rows: str  # the file to which it appends a JSON object a line: Request, Interruption
     gate: str = ""  # the name of the shared memory of a gate
     deadline_times_ns: dict[int, int] = {}  # SLOs by job, where they are known
@@ -283,6 +283,7 @@ class Order(_Plain, frozen=True):
     finish_within_ns: int = 120 * NS_PER_S
     least_jobs: int = 0
     stop: Stop = Stop.FINISH
+    repeat: int = 0
 
 
 class Row(_Plain, frozen=True, omit_defaults=True):

@@ -142,7 +142,7 @@ def _by_itself(code: int, seconds: float) -> tuple[Status, str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the program and what it started, which are this process's group; SIGKILL to it after a time."""
+    """SIGTERM to the program and what it started, which are in this group; SIGKILL to it after a time."""
     previous = signal.signal(signal.SIGTERM, _pass_over)
     try:
         os.killpg(0, signal.SIGTERM)
