@@ -189,3 +189,27 @@ def test_a_mode_that_the_machine_lacks_says_why() -> None:
     )
     run = metrics_of(spec, lacking)
     assert run_line(run) == "mps: unavailable: no MPS here" and runs_table([run]) == ""
+
+
+# ------------------------------------------------------------------------------------------ pictures
+
+
+def test_defts_picture_is_drawn_with_defts_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    header = (
+        "start_timestamp_ns,end_timestamp_ns,jct_ms,max_allocated_gpu_memory_allocated_byte,"
+        "max_reserved_gpu_memory_byte\n"
+    )
+    for name in "AB":
+        rows = [f"{n * S},{n * S + 50 * MS},50.0,1,2\n" for n in range(1, 5)]
+        Path(f"model_{name}.csv").write_text(header + "".join(rows))
+    words = ["plot-jct", "--model-A-jct-log", "model_A.csv", "--model-B-jct-log", "model_B.csv"]
+    done = ran(*words)
+    assert done.exit_code == 0, done.output
+    assert Path("jct_vs_t.jpg").read_bytes()[:2] == b"\xff\xd8"
+    done = ran(*words, "--save-dir", "figures", "--json")
+    assert done.exit_code == 0 and Path("figures/jct_vs_t.jpg").exists()
+    lacking = ran(*words[:2], "no.csv", *words[3:])
+    assert lacking.exit_code == 2 and "no.csv" in lacking.stderr

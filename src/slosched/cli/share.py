@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from slosched.cli import share_results
 from slosched.cli.ask import Json
 from slosched.cli.config_options import Options
 from slosched.cli.guard import SloschedGroup
@@ -185,3 +186,8 @@ def spec(
         print_json(msgspec.to_builtins(found.spec))
         return
     say(spec_text(found.spec).rstrip("\n"))
+
+
+app.command("plot-jct", short_help="Deft's picture: latency of two models against time.")(
+    share_results.plot_jct
+)
