@@ -20,6 +20,7 @@ try:
     import matplotlib.colors
     import matplotlib.figure
     import matplotlib.lines
+    import matplotlib.patches
     import matplotlib.ticker
 except ImportError as error:
     raise MissingPackage(
@@ -29,6 +30,7 @@ except ImportError as error:
 # matplotlib has types in some versions and none in others; here it has none.
 Figure: Any = matplotlib.figure.Figure
 Line2D: Any = matplotlib.lines.Line2D
+Rectangle: Any = matplotlib.patches.Rectangle
 FixedLocator: Any = matplotlib.ticker.FixedLocator
 FuncFormatter: Any = matplotlib.ticker.FuncFormatter
 LogLocator: Any = matplotlib.ticker.LogLocator
