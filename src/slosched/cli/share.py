@@ -1,4 +1,4 @@
-"""`slosched share`: models that share one GPU, as Deft and HotCarbon-24 ran them, and in more ways."""
+"""`slosched share`: models that share one GPU, as Deft and HotCarbon-24 ran them, and in other modes."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class ShareLog:
         folder = Path(tempfile.gettempdir())
         self.path = folder / f"print_outs-{secrets.token_hex(4)}.txt"
         try:
-            # Exclusive: the folder is everybody's, and a link of that name may lie there.
+            # Exclusive, as all users can write into this folder: a link of that name may lie there.
             descriptor = os.open(
                 self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644
             )

@@ -103,7 +103,11 @@ _HINTS: dict[str, Any] = {
     "power_interval": _option(
         str, "Time between two samples of the power. Default 50ms.", metavar="DURATION"
     ),
-    "profile": _option(str, "Emulated GPUs: solo profiles of the models.", metavar="NAME|FILE"),
+    "profile": _option(
+        str,
+        "Emulated GPUs: solo profiles of the models: a100, a6000, 4090, h200, a file, or a finished run's folder.",
+        metavar="NAME|FILE|DIR",
+    ),
 }
 #: Options that are durations, and the field of the spec that each sets.
 _DURATIONS = {
