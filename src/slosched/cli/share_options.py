@@ -105,7 +105,7 @@ _HINTS: dict[str, Any] = {
     ),
     "profile": _option(
         str,
-        "Emulated GPUs: solo profiles of the models: a100, a6000, 4090, h200, a file, or a finished run's folder.",
+        "Emulated GPUs: models alone on a100, a6000, 4090 or h200, by a file, or in a finished run.",
         metavar="NAME|FILE|DIR",
     ),
 }

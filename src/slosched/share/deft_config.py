@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from slosched.errors import InvalidConfig, UnknownName
-from slosched.share.spec_check import check_spec, unused_name
+from slosched.share.spec_check import check_spec, shown, unused_name
 from slosched.share_spec import (
     DEFT_SLO,
     Boundary,
@@ -110,8 +110,8 @@ def _json(text: str, warnings: list[str]) -> dict[str, Any]:
         ) from None
     except RecursionError:
         raise InvalidConfig("brackets are nested too deeply") from None
-    except ValueError as error:  # a number with thousands of digits
-        raise InvalidConfig(str(error)) from None
+    except ValueError:
+        raise InvalidConfig("a number has thousands of digits") from None
     if not isinstance(document, dict):
         raise InvalidConfig('must be an object with "models", "exp_dur" and "device_id"')
     return document
@@ -228,7 +228,7 @@ def _control(where: str, model: Mapping[str, Any], warnings: list[str]) -> tuple
     gate, sync, event = (_flag(f"control.{key}", control.get(key, False)) for key in _CONTROL[:3])
     level = _text("sync_level", model.get("sync_level", ""), may_be_empty=True)
     if level not in ("", "layer", "kernel"):
-        raise InvalidConfig(f'sync_level must be "", "layer" or "kernel", not {level!r}')
+        raise InvalidConfig(f'sync_level must be "", "layer" or "kernel", not {shown(level)}')
     if gate and event:
         every = _whole("control.queue_limit.event_group", limits.get("event_group", 2), 1, 10**9)
         boundary = Boundary(kind=BoundaryKind.EVENT, every=every, depth=_EVENT_DEPTH)
@@ -250,7 +250,7 @@ def _size(where: str, model: Mapping[str, Any], warnings: list[str]) -> tuple[in
         return 0, 0
     size = model.get("resize_size")
     if not isinstance(size, list) or len(size) != 2:
-        raise InvalidConfig(f"resize_size must be [height, width], not {size!r}")
+        raise InvalidConfig(f"resize_size must be [height, width], not {shown(size)}")
     height, width = (_whole("resize_size", side, 1, 16384) for side in size)
     return height, width
 
@@ -259,7 +259,7 @@ def _priority(where: str, value: Any, warnings: list[str]) -> int:
     """The first digit, as Deft's library reads no more of it."""
     text = str(value) if not isinstance(value, bool) else ""
     if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise InvalidConfig(f"priority must be a whole number of at least 0, not {value!r}")
+        raise InvalidConfig(f"priority must be a whole number of at least 0, not {shown(value)}")
     if len(text) > 1:
         warnings.append(
             f"{where}: priority {text} counts as {text[0]}: Deft reads the first digit alone"
@@ -288,7 +288,7 @@ def _warn_of_unknown(
 def _number(key: str, value: Any, *, least: float, most: float) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not least <= value <= most:
-        missing = "it is missing" if value is None else f"not {value!r}"
+        missing = "it is missing" if value is None else f"not {shown(value)}"
         raise InvalidConfig(
             f"{key} must be a number of seconds within {least:g}..{most:g}; {missing}"
         )
@@ -297,23 +297,25 @@ def _number(key: str, value: Any, *, least: float, most: float) -> float:
 
 def _whole(key: str, value: Any, least: int, most: int) -> int:
     if type(value) is not int or not least <= value <= most:
-        raise InvalidConfig(f"{key} must be a whole number within {least}..{most}, not {value!r}")
+        raise InvalidConfig(
+            f"{key} must be a whole number within {least}..{most}, not {shown(value)}"
+        )
     return value
 
 
 def _flag(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise InvalidConfig(f"{key} must be true or false, not {value!r}")
+        raise InvalidConfig(f"{key} must be true or false, not {shown(value)}")
     return value
 
 
 def _text(key: str, value: Any, *, may_be_empty: bool = False) -> str:
     if not isinstance(value, str) or not (may_be_empty or value.strip()):
-        raise InvalidConfig(f"{key} must be a text, not {value!r}")
+        raise InvalidConfig(f"{key} must be a text, not {shown(value)}")
     return value
 
 
 def _table(key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InvalidConfig(f"{key} must be an object, not {value!r}")
+        raise InvalidConfig(f"{key} must be an object, not {shown(value)}")
     return value

@@ -19,6 +19,8 @@ _MOST_SIDE = 16384
 _MOST_CONCURRENCY = 1024
 _LONGEST_NS = 7 * 24 * 3600 * NS_PER_S
 
+_LONGEST_SHOWN = 100
+
 #: A device's label and a model's name are parts of the paths of results.
 _PATH_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _DEVICE = re.compile(r"cuda:\d{1,3}|cpu|emulated")
@@ -61,6 +63,12 @@ def check_spec(spec: ShareSpec) -> ShareSpec:
             raise InvalidConfig(f"job {job.name}: {error}") from None
     _check_commands(spec)
     return spec
+
+
+def shown(value: object) -> str:
+    """`value` for an error about it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def unused_name(wanted: str, taken: list[str] | set[str]) -> str:
@@ -151,7 +159,7 @@ def _check_commands(spec: ShareSpec) -> None:
 def _path_part(what: str, text: str) -> None:
     if not _PATH_PART.fullmatch(text):
         raise InvalidConfig(
-            f"{what} {text[:100]!r} has letters, digits and . _ + - alone (at most 100): results lie in a "
+            f"{what} {text[:100]!r} may hold letters, digits and . _ + - only (at most 100): results lie in a "
             "folder of that name"
         )
 

@@ -27,7 +27,7 @@ import msgspec
 
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.share.hotcarbon import MPS_UNCAPPED
-from slosched.share.spec_check import check_spec, unused_name
+from slosched.share.spec_check import check_spec, shown, unused_name
 from slosched.share_spec import Arriving, Boundary, Clients, Job, Mode, ShareSpec
 from slosched.text_files import no_number, open_lines, read_toml
 from slosched.units import exact_duration, has_unit, parse_duration_ns
@@ -242,7 +242,7 @@ class _SpecFile:
 
 def _duration(value: Any) -> int:
     if value != "0" and not (isinstance(value, str) and has_unit(value)):
-        raise InvalidConfig(f'must be a duration with a unit, such as "20ms", not {value!r}')
+        raise InvalidConfig(f'must be a duration with a unit, such as "20ms", not {shown(value)}')
     return parse_duration_ns(value, bare_unit="ns", shortest_ns=0)
 
 
@@ -252,14 +252,14 @@ def _value(value: Any, hint: Any) -> Any:
         return _one_of(value, hint)
     if hint == tuple[Mode, ...]:
         if not isinstance(value, list):
-            raise InvalidConfig(f'must be a list, such as ["tm", "mps"], not {value!r}')
+            raise InvalidConfig(f'must be a list, such as ["tm", "mps"], not {shown(value)}')
         return tuple(_one_of(_plain_mode(item), Mode) for item in value)
     if isinstance(value, bool) and hint is not bool:
-        raise InvalidConfig(f"must be {_words(hint)}, not {value!r}")
+        raise InvalidConfig(f"must be {_words(hint)}, not {shown(value)}")
     try:
         return msgspec.convert(value, hint)
     except msgspec.ValidationError:
-        raise InvalidConfig(f"must be {_words(hint)}, not {value!r}") from None
+        raise InvalidConfig(f"must be {_words(hint)}, not {shown(value)}") from None
 
 
 def _plain_mode(value: Any) -> Any:
@@ -269,7 +269,7 @@ def _plain_mode(value: Any) -> Any:
 def _one_of(value: Any, kind: type[enum.StrEnum]) -> enum.StrEnum:
     if value not in list(kind):
         known = ", ".join(kind)
-        raise InvalidConfig(f"must be one of {known}, not {value!r}")
+        raise InvalidConfig(f"must be one of {known}, not {shown(value)}")
     return kind(value)
 
 
