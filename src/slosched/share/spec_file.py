@@ -9,7 +9,7 @@
     priority = 1
     clients = { arriving = "poisson", rate_per_s = 20.0 }
 
-The keys are the fields of ShareSpec, Job, Clients and Boundary (share_spec.py), so that a new field needs nothing
+The keys are the fields of ShareSpec, Job, Clients and Boundary (share_spec.py), so a new field needs nothing
 here. A duration is a text with a unit, and its key has no _ns.
 """
 
