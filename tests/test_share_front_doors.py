@@ -118,7 +118,10 @@ def test_commas_and_comments_are_tolerated_outside_texts_alone() -> None:
             deft(', "control": {"control": true, "controlsync": true, "queue_limit": {"sync": 0}}'),
             "models[0]: control.queue_limit.sync must be a whole number within 1..",
         ),
-        ('{"models": [{"model_name": "a/../b", "sleep_time": 0}], "exp_dur": 1}', "model 'a/../b'"),
+        (
+            '{"models": [{"model_name": "a/../b", "sleep_time": 0}], "exp_dur": 1}',
+            "model 'a/../b' is not a model's name",
+        ),
         ('{"models": [{"model_name": "gpt2"}], "exp_dur": 1}', "sleep_time must be"),
         ("[" * 100_000, "nested too deeply"),
     ],
@@ -188,17 +191,21 @@ def test_the_seeds_command_is_an_experiment() -> None:
 
 
 def test_a_model_may_be_named_twice_and_any_batch_stands_behind_the_last_dash() -> None:
-    spec = hotcarbon_spec(["bert-1", "bert-16", "bert_2-1", "gpt-j-6b-4"], label="x")
+    spec = hotcarbon_spec(
+        ["bert-1", "bert-16", "bert_2-1", "gpt-j-6b-4", "tiny:4:2-1", "timm/x-8"], label="x"
+    )
     assert [(job.name, job.model, job.batch) for job in spec.jobs] == [
         ("bert", "bert", 1),
         ("bert_2", "bert", 16),
         ("bert_2_2", "bert_2", 1),
         ("gpt-j-6b", "gpt-j-6b", 4),
+        ("tiny_4_2", "tiny:4:2", 1),
+        ("timm_x", "timm/x", 8),
     ]
 
 
 @pytest.mark.parametrize(
-    "text", ["bert", "bert-", "-1", "bert-0", "bert-x", "a/b-1", "bert-1 ", ""]
+    "text", ["bert", "bert-", "-1", "bert-0", "bert-x", "a//b-1", "a/../b-1", "/a-1", "bert-1 ", ""]
 )
 def test_what_is_not_model_and_batch_is_refused(text: str) -> None:
     with pytest.raises(InvalidConfig):

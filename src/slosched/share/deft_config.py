@@ -196,8 +196,7 @@ def _job(
         )
     boundary, gate = _control(where, model, warnings)
     stem = Path(model.get("output_file_name") or f"model_{len(taken)}").name
-    wanted = re.sub(r"[^A-Za-z0-9._+-]+", "_", stem).lstrip("._+-")[:80] or "model"
-    job_name = unused_name(wanted, taken)
+    job_name = unused_name(stem, taken)
     if job_name != stem:
         warnings.append(f"{where}: output_file_name {stem!r} becomes {job_name}")
     job = Job(

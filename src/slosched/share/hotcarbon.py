@@ -19,7 +19,7 @@ DEFAULT_MODES = (Mode.MPS, Mode.TM)
 DEFAULT_DURATION_NS = 120 * NS_PER_S
 #: HotCarbon's name of MPS without a limit of threads.
 MPS_UNCAPPED = "mps-uncap"
-_MODEL_BATCH = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+-]*)-([0-9]{1,6})")
+_MODEL_BATCH = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+:/-]*)-([0-9]{1,6})")
 
 
 def model_jobs(texts: Sequence[str]) -> tuple[Job, ...]:
@@ -34,7 +34,7 @@ def model_jobs(texts: Sequence[str]) -> tuple[Job, ...]:
         model, batch = match[1], int(match[2])
         if batch < 1:
             raise InvalidConfig(f"{text}: the batch size must be at least 1")
-        name = unused_name(model[:80], {job.name for job in jobs})
+        name = unused_name(model, {job.name for job in jobs})
         jobs.append(Job(name=name, model=model, batch=batch))
     return tuple(jobs)
 

@@ -21,8 +21,9 @@ _LONGEST_NS = 7 * 24 * 3600 * NS_PER_S
 
 _LONGEST_SHOWN = 100
 
-#: A device's label and a model's name are parts of the paths of results.
-_PATH_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+#: A device's label is a folder of results. A model of a library is written timm/NAME, a tiny one tiny:4:2.
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+:-]{0,99}(/[A-Za-z0-9][A-Za-z0-9._+:-]{0,99})?")
 _DEVICE = re.compile(r"cuda:\d{1,3}|cpu|emulated")
 #: Modes in which a program of the user's can stand beside ours: it has a process of its own there.
 COMMAND_MODES = (Mode.EXCLUSIVE, Mode.TM, Mode.MPS)
@@ -45,7 +46,11 @@ def check_spec(spec: ShareSpec) -> ShareSpec:
             raise InvalidConfig(f"the {what} {twice[0]} is named twice")
     if not _DEVICE.fullmatch(spec.device):
         raise InvalidConfig(f"device must be cuda:N, cpu or emulated, not {spec.device!r}")
-    _path_part("the device's label", spec.label)
+    if not _LABEL.fullmatch(spec.label):
+        raise InvalidConfig(
+            f"the device's label {shown(spec.label)} may hold letters, digits and . _ + - only (at most 100): "
+            "results lie in a folder of that name"
+        )
     _whole("repeats", spec.repeats, 1, _MOST_REPEATS)
     _whole("seed", spec.seed, 0, 2**63 - 1)
     _whole("least_jobs", spec.least_jobs, 0, 10**6)
@@ -72,23 +77,32 @@ def shown(value: object) -> str:
 
 
 def unused_name(wanted: str, taken: list[str] | set[str]) -> str:
-    """`wanted` if no job has that name yet, else `wanted` with the first free number from 2."""
+    """`wanted` as a job's name: with _ for what a name cannot hold, and with a number where it is taken."""
+    wanted = _as_name(wanted) or "job"
     if wanted not in taken:
         return wanted
     numbered = (f"{wanted}_{number}" for number in itertools.count(2))
     return next(name for name in numbered if name not in taken)
 
 
+def _as_name(text: str) -> str:
+    """`text` with _ for the characters that a job's name cannot hold; empty if nothing is left."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", text).strip("._+-")[:80]
+
+
 def command_job(words: tuple[str, ...], taken: list[str] | set[str]) -> Job:
     """A program of the user's as a job, named after its file. Raises InvalidConfig without a program."""
     if not words or not words[0].strip():
         raise InvalidConfig("no COMMAND behind --; write it as -- python train.py")
-    name = re.sub(r"[^A-Za-z0-9._+-]+", "_", Path(words[0]).name).strip("._+-")[:80] or "command"
-    return Job(name=unused_name(name, taken), model=name, command=words)
+    model = _as_name(Path(words[0]).name) or "command"
+    return Job(name=unused_name(model, taken), model=model, command=words)
 
 
 def _check_job(job: Job) -> None:
-    _path_part("model", job.model)
+    if not _MODEL.fullmatch(job.model):
+        raise InvalidConfig(
+            f"model {shown(job.model)} is not a model's name, such as bert, resnet50 or timm/vit_base"
+        )
     _whole("batch", job.batch, 1, _MOST_BATCH)
     height, width = job.size
     if (height, width) != (0, 0):
@@ -154,14 +168,6 @@ def _check_commands(spec: ShareSpec) -> None:
         )
     if commands and len(commands) == len(spec.jobs):
         raise InvalidConfig("name a model beside the COMMAND, such as bert-1")
-
-
-def _path_part(what: str, text: str) -> None:
-    if not _PATH_PART.fullmatch(text):
-        raise InvalidConfig(
-            f"{what} {text[:100]!r} may hold letters, digits and . _ + - only (at most 100): results lie in a "
-            "folder of that name"
-        )
 
 
 def _whole(what: str, value: int, least: int, most: int) -> None:

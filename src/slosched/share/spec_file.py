@@ -165,7 +165,7 @@ class _SpecFile:
                     where, number, "", f'{where}: model must be given, such as model = "bert"'
                 )
             values["model"] = Path(values["command"][0]).name
-        values.setdefault("name", unused_name(str(values["model"])[:80], taken))
+        values.setdefault("name", unused_name(str(values["model"]), taken))
         try:
             return Job(**values)
         except InvalidConfig as error:
