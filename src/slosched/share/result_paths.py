@@ -19,9 +19,10 @@ def jobs_of(spec: ShareSpec, result: RunResult) -> list[Job]:
 
 
 def mix_path(jobs: Sequence[Job]) -> Path:
-    """diffusion-whisper/diffusion-1_whisper-1, in the jobs' order."""
-    mix = "-".join(job.model for job in jobs)
-    return Path(mix) / "_".join(f"{job.model}-{job.batch}" for job in jobs)
+    """diffusion-whisper/diffusion-1_whisper-1, in the jobs' order. A library's name has _ for its slash."""
+    models = [job.model.replace("/", "_") for job in jobs]
+    batches = (f"{model}-{job.batch}" for model, job in zip(models, jobs, strict=True))
+    return Path("-".join(models)) / "_".join(batches)
 
 
 def run_path(spec: ShareSpec, jobs: Sequence[Job], mode: Mode, repeat: int) -> Path:
