@@ -316,7 +316,7 @@ def draw_overhead(
         raise InvalidConfig("nothing to draw: no run has boundaries and a run alone beside it")
     xs, ys = [x for x, _ in points], [y for _, y in points]
     fit = fit_line(xs, ys)
-    said = _fit_text(fit, len(points))
+    line = _fit_text(fit, len(points))
     with style.look():
         figure = style.Figure(figsize=(6.4, 3.9), layout="constrained")
         ax = figure.subplots()
@@ -327,7 +327,7 @@ def draw_overhead(
         ax.axhline(0, color=style.PALE, linewidth=0.8)
         ax.set_xlabel("Boundaries of a request at which it waits for the device")
         ax.set_ylabel("More than alone (ms)")
-        ax.set_title(f"Overhead of {_brief(job)}\n{said}", fontsize=10)
+        ax.set_title(f"Overhead of {_brief(job)}\n{line}", fontsize=10)
         files = style.save(figure, out, stem)
     numbers: dict[str, Any] = {"boundaries": xs, "overhead_ms": ys}
     if fit is not None:
@@ -339,7 +339,7 @@ def draw_overhead(
             "r2": fit.r2,
         }
     table = columns_text(("boundaries", "overhead ms"), points)
-    return Drawn(files, numbers, f"{said}\n{table}")
+    return Drawn(files, numbers, f"{line}\n{table}")
 
 
 def _fit_text(fit: Fit | None, points: int) -> str:
