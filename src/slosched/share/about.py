@@ -1,0 +1,43 @@
+"""What a run ran with: versions of what computes, and of this package's own source."""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+from slosched.sim.run import source_digest
+from slosched.version import __version__
+
+#: Packages whose version changes times.
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "diffusers",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+    "numpy",
+)
+
+
+def about_run(device: str) -> dict[str, str]:
+    """What a result says beside its figures."""
+    return {
+        "device": device,
+        "versions": versions(),
+        "source": source_digest(),
+        "random": "weights and inputs are random: only times and energy mean something",
+    }
+
+
+@cache
+def versions() -> str:
+    """slosched 1.0, python 3.12.3, torch 2.11.0, ..."""
+    found = [f"slosched {__version__}", f"python {platform.python_version()}"]
+    for name in _PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
