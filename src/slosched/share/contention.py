@@ -11,8 +11,8 @@ known of it is g, the share of its solo time in which the GPU works (NVML's util
 - MPS and streams (`mps`, `streams`): `press`, how much the kernels of a job hold up those of others, whose GPU
   part lasts 1 + sum over j of press_j g_j x_j times as long.
 
-The host's part of a request overlaps with the GPU's, so a request takes (1 + (g slowdown)^k)^(1/k) times as long
-as alone: about the longer of both (k = 4 in tm, 3 in mps, where the value at slowdown 1 is divided out).
+The host's part of a request overlaps with the GPU's, so a request takes (1 + (g slowdown)^k)^(1/k) times as
+long as alone: about the longer of both (k = 4 in tm, 3 in mps, where the value at slowdown 1 is divided out).
 
 `burst` and `press` of HotCarbon's four models are fitted to the throughputs of the published *pairs* (A6000 and
 RTX 4090 in tm and mps, A100 in tm; g of each device's own solo runs); one value serves all devices. The mean
@@ -21,13 +21,13 @@ absolute error of the predicted STP, which tests/test_share_contention.py holds:
     tm:  0.03 on the 17 pairs that were fitted, 0.06 on the 11 triples that were not
     mps: 0.06 on the 10 pairs that were fitted, 0.15 on the 4 triples that were not
 
-It fails where a host-bound job meets the diffusion model under MPS on the A6000 (bert+whisper+diffusion: predicted
-0.3 too high; kernels there hold up bert more than its small GPU share explains), it says nothing of tails (a rate is a mean), and
-the split between two jobs in tm is off by 0.1 where the stored runs are not transitive (bert+whisper on the 4090).
-A stream of higher priority feels 0.65 of the press of a lower one: ResNet-50 b1 beside b64 on an H200 took 3.32 ms
-at one priority and 2.47 ms at a higher one, 0.91 ms alone. A thread percentage p slows the GPU part by
-100 fills / p where the model fills more of the GPU than that, and limits its press likewise; that is arithmetic
-and was not measured.
+It fails where a host-bound job meets the diffusion model under MPS on the A6000 (bert+whisper+diffusion:
+predicted 0.3 too high; kernels there hold up bert more than its small GPU share explains), it says nothing of
+tails (a rate is a mean), and the split between two jobs in tm is off by 0.1 where the stored runs are not
+transitive (bert+whisper on the 4090). A stream of higher priority feels 0.65 of the press of a lower one:
+ResNet-50 b1 beside b64 on an H200 took 3.32 ms at one priority and 2.47 ms at a higher one, 0.91 ms alone. A
+thread percentage p slows the GPU part by 100 fills / p where the model fills more of the GPU than that, and
+limits its press likewise; that is arithmetic and was not measured.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Solo profiles: how long a model takes alone on a device, and what it asks of the GPU.
 
-A profile is one of our own (share/profiles/*.toml, by name), a TOML file of the same form, or the directory of a
-finished run whose exclusive results are taken as the solos.
+A profile is one of our own (share/profiles/*.toml, by name), a TOML file of the same form, or the directory
+of a finished run whose exclusive results are taken as the solos.
 """
 
 from __future__ import annotations
@@ -76,17 +76,20 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         Where only another size or batch is known, the nearest one is scaled: the GPU's part in proportion to
         batch and pixels, the host's part not at all; `note` says so.
         """
+        if job.model == "tiny" or job.model.startswith("tiny:"):
+            return _tiny(job)
         same = [solo for solo in self.solos if solo.model == job.model]
         if not same:
             known = ", ".join(sorted({solo.model for solo in self.solos}))
             raise InvalidConfig(
-                f"job {job.name!r}: the profile of {self.device} has no solo run of {job.model!r} (it has {known}); "
-                "run it alone first and name that directory as the profile"
+                f"job {job.name!r}: the profile of {self.device} has no solo run of {job.model!r} "
+                f"(it has {known}); run it alone first and name that directory as the profile"
             )
         size = job.size if any(job.size) else (0, 0)
         fitting = [solo for solo in same if solo.size == size] or same
         nearest = min(
-            fitting, key=lambda solo: (abs(solo.batch - job.batch), abs(_pixels(solo) - _area(size)))
+            fitting,
+            key=lambda solo: (abs(solo.batch - job.batch), abs(_pixels(solo) - _area(size))),
         )
         factor = job.batch / nearest.batch
         if any(size) and any(nearest.size):
@@ -104,6 +107,23 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             priority=job.priority,
             thread_percentage=job.thread_percentage,
         )
+
+
+def _tiny(job: Job) -> Solo:
+    """The eager backend's model for tests: `tiny:LAYERS:MS` takes the given time in each layer."""
+    try:
+        layers, layer_ms = (*job.model.split(":")[1:], *("8", "0.5")[job.model.count(":") :])
+        return Solo(
+            model=job.model,
+            batch=job.batch,
+            latency_ms=max(0.001, int(layers) * float(layer_ms)),
+            boundaries=int(layers),
+            note="sleeps",
+        )
+    except ValueError:
+        raise InvalidConfig(
+            f"job {job.name!r}: {job.model!r} is not tiny, tiny:LAYERS or tiny:LAYERS:MS"
+        ) from None
 
 
 def _area(size: tuple[int, int]) -> int:
@@ -170,7 +190,9 @@ def profile_of_runs(directory: Path) -> Profile:
             result = msgspec.json.decode(path.read_bytes(), type=RunResult)
             spec = msgspec.json.decode((path.parent / "spec.json").read_bytes(), type=ShareSpec)
         except (msgspec.MsgspecError, OSError) as error:
-            raise InvalidConfig(f"{path}: it is not a result of a sharing experiment: {error}") from None
+            raise InvalidConfig(
+                f"{path}: it is not a result of a sharing experiment: {error}"
+            ) from None
         if result.mode is not Mode.EXCLUSIVE:
             continue
         device = result.about.get("device", spec.label)

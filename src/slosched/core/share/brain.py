@@ -1,8 +1,9 @@
 """Which request of which job starts when, on one lane: the same class live and in virtual time.
 
-The lane holds `takes` requests at most. One runs; those that were interrupted lie below it; and one may be armed
-behind, so that nothing has to be decided between two requests. When a better one arrives for that place, the
-armed one is taken back, unless it has begun. The queues of the jobs are in queues.py, the policies in order.py.
+The lane holds `takes` requests at most. One runs; those that were interrupted lie below it; and one may be
+armed behind, so that nothing has to be decided between two requests. When a better one arrives for that
+place, the armed one is taken back, unless it has begun. The queues of the jobs are in queues.py, the policies
+in order.py.
 """
 
 from __future__ import annotations

@@ -207,7 +207,7 @@ class JobQueue:
         if self._left is not None:
             return self._left
         if self.load.count and self._started() >= self.load.count:
-            return 0  # what would arrive behind the last one is no request
+            return 0  # what would arrive behind the last one is not a request
         until_ns = min(now_ns, self.until_ns)
         left = len(self._returned)
         if self._next is not None and self._next.arrived_ns < until_ns:

@@ -1,0 +1,392 @@
+"""Sharing experiments in virtual time: the brain of live runs over lanes that take as long as a model says.
+
+Nothing is computed and nothing waits: 120 s take a second or less. Formats, policies, barriers and failures
+are those of a live run; times are as good as the solo profiles (solos.py), the contention model
+(contention.py, with its errors) and, for power, the model here: idle power plus, for each job that runs, what
+it takes alone above idle times its rate, at most what the card may draw. Results say in `about` that they are
+a model's.
+
+What each mode is here:
+- exclusive: one job alone.
+- tm, mps, streams: each job at the rate that contention.py gives it beside those that run.
+- preempt: one brain over one lane, interrupted at boundaries of equal distance.
+- gate: a brain for each job; one request runs at a time and lower ones stop at their boundaries, GATE_NS later.
+  Jobs that all have one priority do not stop for each other: they run as in tm.
+
+Not modelled: the interpreter that the jobs of one process share, memory that does not suffice, clocks that
+fall.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import msgspec
+
+from slosched.core.share.brain import Load, ShareBrain
+from slosched.core.share.driving import turn
+from slosched.core.share.interface import Ended, Lane
+from slosched.core.worker.emulated import SplitMix64
+from slosched.errors import InvalidConfig
+from slosched.share.solos import Profile, Solo, load_profile
+from slosched.share.tuner import Measured, boundary_cost_ns, tuned_boundary
+from slosched.share.virtual_lanes import BoundaryLane, Port, RateGpu, RateLane
+from slosched.share.virtual_power import PowerModel
+from slosched.share_spec import (
+    Arriving,
+    BoundaryKind,
+    Interruption,
+    Job,
+    JobResult,
+    Mode,
+    Prepared,
+    Request,
+    Run,
+    RunResult,
+    ShareSpec,
+    Status,
+)
+from slosched.units import NS_PER_S
+from slosched.workloads.job_arrivals import arrivals_of
+
+#: An arbitrary date: 0 would hide mistakes with relative times.
+START_NS = 1_000_000 * NS_PER_S
+#: From the stop of the low process at the gate to the first work of the high one: one poll of a shared word and
+#: a launch (an estimate of 20 to 100 us; not measured).
+GATE_NS = 60_000
+#: Steps of one run at most; a run of one request/us for 20 s has fewer.
+_MOST_STEPS = 50_000_000
+_SHARED_PROCESS = (Mode.STREAMS, Mode.PREEMPT)
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """A failure that a test asks for: `job` fails `after_ns` after the begin.
+
+    DIED ends its process, and so every job of it in streams and preempt; OUT_OF_MEMORY and FAILED end the job.
+    """
+
+    job: int
+    after_ns: int
+    status: Status = Status.DIED
+    reason: str = "its process was killed, by a fault"
+
+
+class _Pair(msgspec.Struct):
+    brain: ShareBrain
+    lane: Lane
+    jobs: tuple[int, ...]
+
+
+class _World:
+    """The jobs of one run, their solos, and the brains and lanes over them."""
+
+    def __init__(
+        self, spec: ShareSpec, mode: Mode, repeat: int, profile: Profile, jobs: tuple[int, ...]
+    ) -> None:
+        self.spec, self.mode, self.profile = spec, mode, profile
+        self.seed = spec.seed + 1_000_003 * repeat
+        self.jobs = {i: spec.jobs[i] for i in jobs}
+        self.solos: dict[int, Solo] = {i: profile.of(job) for i, job in self.jobs.items()}
+        self.boundaries = {i: _boundary(job, self.solos[i], self) for i, job in self.jobs.items()}
+        self.statuses: dict[int, tuple[Status, str]] = {}
+        self.gpu: RateGpu | None = None
+        self.boundary_lane: BoundaryLane | None = None
+        self.pairs = self._pairs()
+
+    def work_ns(self, job: int, number: int) -> int:
+        """How long a request takes alone: the median, and a spread with the solo's 99th percentile."""
+        solo = self.solos[job]
+        tail = solo.p99_ms / solo.latency_ms - 1 if solo.p99_ms > solo.latency_ms else 0.0
+        if not tail:
+            return solo.latency_ns
+        drawn = SplitMix64((self.seed * 1_000_003 + job) * 1_000_003 + number).normal() / 2.326
+        return max(1, round(solo.latency_ns * (1 + tail * (drawn if drawn > 0 else 0.2 * drawn))))
+
+    def load_of(self, i: int) -> Load:
+        job, solo = self.jobs[i], self.solos[i]
+        slo_ns = job.slo_ns or round(job.slo_times_solo * solo.latency_ns)
+        return Load(
+            job=i,
+            clients=job.clients,
+            arrivals=arrivals_of(job.clients, self.seed * 1_009 + i)
+            if job.clients.arriving is not Arriving.CLOSED
+            else (),
+            priority=job.priority,
+            slo_ns=slo_ns,
+            count=job.count,
+            start_after_ns=job.start_after_ns,
+            expected_ns=solo.latency_ns,
+            boundary_ns=self.boundaries[i][0],
+        )
+
+    def _brain(self, jobs: Iterable[int], lane: Lane) -> ShareBrain:
+        return ShareBrain(
+            [self.load_of(i) for i in jobs],
+            policy=self.spec.policy,
+            takes=lane.takes,
+            preemptive=lane.preemptive,
+            seed=self.seed,
+            stop=self.spec.stop,
+            least_jobs=self.spec.least_jobs,
+        )
+
+    def _pairs(self) -> list[_Pair]:
+        jobs = tuple(self.jobs)
+        levels = {job.priority for job in self.jobs.values()}
+        if self.mode is Mode.PREEMPT:
+            lane = self.boundary_lane = BoundaryLane(self.work_ns, self.boundaries)
+            return [_Pair(self._brain(jobs, lane), lane, jobs)]
+        if self.mode is Mode.GATE and len(levels) > 1:
+            gate = self.boundary_lane = BoundaryLane(
+                self.work_ns, self.boundaries, latency_ns=GATE_NS
+            )
+            arrived: dict[int, list[Ended]] = {}
+            ports = {i: Port(gate, i, self.jobs[i].priority, arrived) for i in jobs}
+            return [_Pair(self._brain((i,), ports[i]), ports[i], (i,)) for i in jobs]
+        rates_of = Mode.TM if self.mode in (Mode.EXCLUSIVE, Mode.GATE) else self.mode
+        parties = {i: self.profile.party(job) for i, job in self.jobs.items()}
+        gpu = self.gpu = RateGpu(parties, rates_of, self.work_ns)
+        lanes = {i: RateLane(gpu, i) for i in jobs}
+        return [_Pair(self._brain((i,), lanes[i]), lanes[i], (i,)) for i in jobs]
+
+    def rates_now(self) -> dict[int, float]:
+        """The rate of each job that runs."""
+        if self.gpu is not None:
+            return self.gpu.rates_now()
+        assert self.boundary_lane is not None
+        runs = self.boundary_lane.runs
+        return {} if runs is None else {runs: 1.0}
+
+    def strike(self, fault: Fault, now_ns: int) -> None:
+        """Carry out `fault`."""
+        together = fault.status is Status.DIED and self.mode in _SHARED_PROCESS
+        for i in self.jobs if together else (fault.job,):
+            pair = next(pair for pair in self.pairs if i in pair.jobs)
+            if pair.brain.tally(i).over:
+                continue
+            self.statuses[i] = (fault.status, fault.reason)
+            out_of_memory = fault.status is Status.OUT_OF_MEMORY
+            if isinstance(pair.lane, RateLane):
+                pair.lane.kill(fault.reason, now_ns, out_of_memory=out_of_memory)
+            else:
+                assert self.boundary_lane is not None
+                self.boundary_lane.kill(i, fault.reason, now_ns, out_of_memory=out_of_memory)
+            pair.brain.end_job(i, fault.reason)
+
+
+def _boundary(job: Job, solo: Solo, world: _World) -> tuple[int, int]:
+    """ns between two boundaries of a request, and what one costs."""
+    boundary = job.boundary
+    if boundary.kind is BoundaryKind.NONE or not solo.boundaries:
+        return 0, 0
+    if boundary.tuned:
+        others = [other for other in world.jobs.values() if other.priority > job.priority]
+        rate = sum(_rate_per_s(each, world.profile.of(each)) for each in others)
+        measured = Measured(
+            exec_ns=solo.latency_ns,
+            pieces=solo.boundaries,
+            low_rate_per_s=0.0
+            if job.clients.arriving is Arriving.CLOSED
+            else job.clients.rate_per_s,
+            high_rate_per_s=rate,
+        )
+        boundary = tuned_boundary(job, measured)
+    every = 1 if boundary.kind is BoundaryKind.LAYER else max(1, boundary.every)
+    depth = boundary.depth if boundary.kind in (BoundaryKind.SEGMENT, BoundaryKind.EVENT) else 1
+    groups = max(1.0, solo.boundaries / every)
+    # With several groups in flight, an urgent request waits for them all: as if they were one.
+    every_ns = min(solo.latency_ns, max(1, round(solo.latency_ns / groups * max(1, depth))))
+    cost_ns = boundary_cost_ns(boundary.kind, depth) * max(1, depth)
+    return every_ns, cost_ns
+
+
+def _rate_per_s(job: Job, solo: Solo) -> float:
+    """How many requests of `job` arrive in a second, alone."""
+    clients = job.clients
+    if clients.arriving is Arriving.CLOSED:
+        return clients.concurrency * NS_PER_S / (solo.latency_ns + clients.think_ns)
+    if clients.arriving is Arriving.TRACE:
+        return len(clients.trace) / max(clients.trace[-1], 1.0) if clients.trace else 0.0
+    return clients.rate_per_s
+
+
+# --------------------------------------------------------------------------------- a run
+
+
+def run_mode_virtual(
+    spec: ShareSpec,
+    mode: Mode,
+    repeat: int,
+    *,
+    solos: Profile | None = None,
+    jobs: Sequence[int] | None = None,
+    faults: Sequence[Fault] = (),
+) -> RunResult:
+    """One mode of `spec`, once, in virtual time. The same arguments give the same result to the byte.
+
+    `solos`: the profile, else the one that `spec.profile` names. `jobs`: only these, by place; `exclusive`
+    takes one of them (`run_exclusive_virtual` runs each). Raises InvalidConfig for models that the profile does
+    not have, and for open loops without a rate.
+    """
+    profile = solos if solos is not None else load_profile(spec.profile)
+    chosen = tuple(range(len(spec.jobs))) if jobs is None else tuple(jobs)
+    if mode is Mode.EXCLUSIVE and len(chosen) != 1:
+        raise InvalidConfig("exclusive runs one job at a time: say which one")
+    modelled = tuple(i for i in chosen if not spec.jobs[i].command)
+    begin_ns = START_NS + spec.idle_ns
+    until_ns = begin_ns + spec.duration_ns
+    if not modelled:
+        return _result(spec, mode, repeat, profile, chosen, None, begin_ns, until_ns, None)
+    world = _World(spec, mode, repeat, profile, modelled)
+    power = PowerModel(profile, world.solos, START_NS)
+    power.spend({}, begin_ns)
+    for pair in world.pairs:
+        pair.brain.begin(begin_ns, until_ns)
+    over_ns = _play(world, begin_ns, until_ns + spec.finish_within_ns, faults, power.spend)
+    end_ns = min(max(over_ns, begin_ns + 1), until_ns)
+    power.spend({}, over_ns + spec.cool_down_ns)
+    return _result(spec, mode, repeat, profile, chosen, world, begin_ns, end_ns, power)
+
+
+def run_exclusive_virtual(
+    spec: ShareSpec, repeat: int, *, solos: Profile | None = None
+) -> tuple[RunResult, ...]:
+    """The solo run of each distinct model, batch and size of `spec`: the baselines of its mixes."""
+    seen: set[tuple[object, ...]] = set()
+    results = []
+    for i, job in enumerate(spec.jobs):
+        key = (job.model, job.batch, job.size, job.dtype, job.run)
+        if key not in seen:
+            seen.add(key)
+            results.append(run_mode_virtual(spec, Mode.EXCLUSIVE, repeat, solos=solos, jobs=(i,)))
+    return tuple(results)
+
+
+def _play(
+    world: _World,
+    begin_ns: int,
+    latest_ns: int,
+    faults: Sequence[Fault],
+    spend: Callable[[Mapping[int, float], int], None],
+) -> int:
+    """Let time pass until every brain is done, or `latest_ns`. Returns the time of the end."""
+    due = sorted(faults, key=lambda fault: (fault.after_ns, fault.job))
+    unknown = [fault.job for fault in due if fault.job not in world.jobs]
+    if unknown:
+        raise InvalidConfig(f"a fault is of job {unknown[0]}, which this run does not have")
+    now_ns = begin_ns
+    for _ in range(_MOST_STEPS):
+        while due and begin_ns + due[0].after_ns <= now_ns:
+            world.strike(due.pop(0), now_ns)
+        at_ns = now_ns
+        for pair in world.pairs:
+            turn(pair.brain, pair.lane, lambda: at_ns)  # noqa: B023 - it is called before the next step
+        if all(pair.brain.done for pair in world.pairs):
+            return now_ns
+        times = [t for pair in world.pairs if (t := pair.brain.next_wakeup_ns()) is not None]
+        times += [t for pair in world.pairs if (t := pair.lane.next_event_ns()) is not None]
+        times += [begin_ns + due[0].after_ns] if due else []
+        then_ns = max(now_ns, min(times, default=latest_ns))
+        if then_ns >= latest_ns:
+            break
+        spend(world.rates_now(), then_ns)
+        now_ns = then_ns
+    for pair in world.pairs:
+        for i in pair.jobs:
+            if not pair.brain.tally(i).over:
+                reason = "it had not ended its requests in the time after the duration"
+                world.statuses.setdefault(i, (Status.TIMED_OUT, reason))
+    spend(world.rates_now(), latest_ns)
+    return latest_ns
+
+
+# --------------------------------------------------------------------------------- its result
+
+
+def _result(
+    spec: ShareSpec,
+    mode: Mode,
+    repeat: int,
+    profile: Profile,
+    chosen: tuple[int, ...],
+    world: _World | None,
+    begin_ns: int,
+    end_ns: int,
+    power: PowerModel | None,
+) -> RunResult:
+    rows: dict[int, list[Request | Interruption]] = {i: [] for i in chosen}
+    for pair in world.pairs if world is not None else ():
+        for row in pair.brain.rows():
+            rows[row.job].append(row)
+    return RunResult(
+        mode=mode,
+        repeat=repeat,
+        jobs=tuple(_job_result(spec, world, i, rows[i], begin_ns) for i in chosen),
+        begin_ns=begin_ns,
+        end_ns=end_ns,
+        power=power.samples() if power is not None else (),
+        idle_watts=profile.idle_watts,
+        about={
+            "virtual": "nothing ran: times are of a model in virtual time",
+            "device": profile.device,
+            "solos": profile.measured,
+            "power": "of a model: idle power, and each job's own above it by its rate",
+        },
+    )
+
+
+def _job_result(
+    spec: ShareSpec,
+    world: _World | None,
+    i: int,
+    rows: Sequence[Request | Interruption],
+    begin_ns: int,
+) -> JobResult:
+    job = spec.jobs[i]
+    if world is None or i not in world.jobs:
+        reason = "a program of the user's own has no solo profile"
+        return JobResult(job=i, status=Status.UNAVAILABLE, reason=reason)
+    solo = world.solos[i]
+    pair = next(pair for pair in world.pairs if i in pair.jobs)
+    tally = pair.brain.tally(i)
+    status, reason = world.statuses.get(i, (Status.OK, ""))
+    if status is Status.OK and tally.fatal:
+        status = Status.OUT_OF_MEMORY if tally.out_of_memory else Status.FAILED
+        reason = tally.reason
+    if status is Status.OK and tally.left:
+        reason = f"{tally.left} requests had arrived and not started at the end"
+    pid = 1 + (0 if world.mode in _SHARED_PROCESS else i)
+    every_ns, _ = world.boundaries[i]
+    return JobResult(
+        job=i,
+        status=status,
+        reason=reason,
+        pid=pid,
+        requests=(*_warmups(i, job, solo, begin_ns), *(r for r in rows if isinstance(r, Request))),
+        interruptions=tuple(row for row in rows if isinstance(row, Interruption)),
+        prepared=Prepared(
+            job=i,
+            pid=pid,
+            runs=Run.EAGER if job.run is Run.AUTO else job.run,
+            exec_ns=solo.latency_ns,
+            boundaries=solo.boundaries,
+            boundary_ns=every_ns,
+            note="; ".join(filter(None, ("virtual time", solo.note))),
+        ),
+        memory_allocated=solo.memory_mib << 20,
+        memory_reserved=solo.memory_mib << 20,
+    )
+
+
+def _warmups(i: int, job: Job, solo: Solo, begin_ns: int) -> Iterable[Request]:
+    """The requests before the begin, one behind the other."""
+    for number in range(job.warmups):
+        started_ns = begin_ns - (job.warmups - number) * solo.latency_ns
+        yield Request(
+            job=i,
+            number=number - job.warmups,
+            arrived_ns=started_ns,
+            started_ns=started_ns,
+            ended_ns=started_ns + solo.latency_ns,
+            warmup=True,
+        )
