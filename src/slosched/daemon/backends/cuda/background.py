@@ -21,8 +21,9 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
+from typing import Protocol
 
 from slosched.clock import Clock, now_ns
 from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
@@ -34,6 +35,29 @@ LEAST_NS = 60 * NS_PER_US
 HANDOVER_NS = 150 * NS_PER_US
 
 Job = Callable[[], None]
+
+
+class Yielding(Protocol):
+    """What jobs of a preparation call: where they may stop, and what they wait for. See Background."""
+
+    def pause(self) -> None: ...
+
+    def uncut(self) -> AbstractContextManager[None]: ...
+
+    def until_idle(self, for_ns: int) -> None: ...
+
+
+class AtOnce:
+    """For a preparation beside which nothing is served: it stops nowhere, and waits for nothing."""
+
+    def pause(self) -> None:
+        pass
+
+    def uncut(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def until_idle(self, for_ns: int) -> None:
+        pass
 
 
 class Background:

@@ -23,7 +23,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any, NamedTuple
 
-from slosched.daemon.backends.cuda.background import Background
+from slosched.daemon.backends.cuda.background import Yielding
 from slosched.daemon.backends.cuda.driver import Block, Driver, Graph, Stream
 from slosched.daemon.backends.cuda.program import BufferSet, Class, Copies, Cut
 from slosched.daemon.backends.cuda.recorded import RecordedProgram
@@ -162,7 +162,7 @@ class Cutter:
     """Cuts classes of programs that run on `stream`. In the background thread."""
 
     def __init__(
-        self, driver: Driver, background: Background, stream: Stream, gate: Gate, aim: Aim
+        self, driver: Driver, background: Yielding, stream: Stream, gate: Gate, aim: Aim
     ) -> None:
         self._driver, self._background, self._stream = driver, background, stream
         self._aim, self._ended = aim, driver.event()

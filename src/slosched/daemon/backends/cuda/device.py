@@ -33,6 +33,7 @@ class CudaDevice:
     `cache` is the weights cache on the device, given out in pages of `page_bytes`. Errors are reported
     through OpDone; after one that leaves no CUDA context, `lost` says so in words and every op fails.
     With an `urgent_stream`, urgent execs interrupt long ones (preemptive_lane.py); preparations pass `gate`.
+    `lane` is an exec lane that takes the place of both.
     """
 
     steady = False
@@ -54,11 +55,14 @@ class CudaDevice:
         blackbox: NoBlackbox = _UNREAD,
         urgent_stream: Stream | None = None,
         gate: Gate | None = None,
+        lane: ExecLane | None = None,
     ) -> None:
         self._programs, self._clock = programs, clock
         self._stay_bytes = stay_bytes
         self.lost = ""
-        if urgent_stream is None:
+        if lane is not None:
+            self._exec = lane
+        elif urgent_stream is None:
             self._exec = ExecLane(driver, stream, clock, read_clock_mhz, blackbox)
         else:
             self._exec = PreemptiveExecLane(

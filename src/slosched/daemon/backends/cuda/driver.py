@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from slosched.errors import SloschedError
+from slosched.errors import OutOfResources, SloschedError
 
 Bytes = npt.NDArray[np.uint8]
 #: A stream and an event are whatever the driver makes of them.
@@ -21,7 +21,7 @@ Stream = Any
 Event = Any
 
 
-class OutOfDeviceMemory(SloschedError):
+class OutOfDeviceMemory(OutOfResources):
     """The GPU (or the host, for pinned memory) has no room for what was asked. Nothing else is lost."""
 
 

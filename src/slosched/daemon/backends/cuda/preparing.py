@@ -25,7 +25,7 @@ from slosched.config import ModelProfile
 from slosched.daemon.backends.base import first_line
 from slosched.daemon.backends.checking import Checked, check_model, profile_of
 from slosched.daemon.backends.contract import Arrays, ModelRefused, differing
-from slosched.daemon.backends.cuda.background import Background
+from slosched.daemon.backends.cuda.background import Yielding
 from slosched.daemon.backends.cuda.cutting import Wish
 from slosched.daemon.backends.cuda.driver import (
     Block,
@@ -180,7 +180,7 @@ class Bench:
     def __init__(
         self,
         driver: Driver,
-        background: Background,
+        background: Yielding,
         exec_stream: Stream,
         *,
         clock: Clock = now_ns,

@@ -31,6 +31,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
@@ -48,7 +49,7 @@ from slosched.daemon.backends.cuda.driver import (
 from slosched.daemon.backends.cuda.program import BufferSet, Class, Copies, Cut
 from slosched.daemon.backends.cuda.runs import GraphRun, PlainRun, Run
 from slosched.daemon.backends.cuda.segments import SegmentedRun
-from slosched.daemon.backends.cuda.steps import SteppedRun
+from slosched.daemon.backends.cuda.steps import SteppedRun, launch_all
 from slosched.daemon.backends.layout import Layout, Layouts
 from slosched.signature import Tensor
 
@@ -441,6 +442,18 @@ class RecordedProgram(ABC):
             self._runs[id(buffers)].close()
             self._runs[id(buffers)] = self._segments[id(buffers)] = run
         self._cuts[of] = cut
+
+    def join_segments(self, of: Class, every: int) -> None:
+        """From now on a cut class is interrupted at each `every`-th of its boundaries alone."""
+        cut = self._cuts[of]
+        begins = range(0, len(cut.segment_ns), every)
+        for buffers in self._sets[of]:
+            run = self._segments[id(buffers)]
+            parts = [run.launches[begin : begin + every] for begin in begins]
+            run.launches = [partial(launch_all, part) for part in parts]
+        bounds = tuple(cut.bounds[begin - 1] for begin in begins[1:])
+        times = tuple(sum(cut.segment_ns[begin : begin + every]) for begin in begins)
+        self._cuts[of] = Cut(bounds, times, cut.in_flight, cut.bubble_ns)
 
     def drop_class(self, of: Class) -> None:
         """The class is not offered after all; nothing of it runs."""

@@ -38,7 +38,7 @@ class SteppedRun:
     def cut(self, bounds: Sequence[int]) -> None:
         """Make segments of it that begin with the parts `bounds`."""
         self.launches = [
-            partial(_launch_all, self.parts[begin:end])
+            partial(launch_all, self.parts[begin:end])
             for begin, end in pairwise((0, *bounds, len(self.parts)))
         ]
 
@@ -48,7 +48,7 @@ class SteppedRun:
     def launch(self, stream: Stream, *, steps: int = 0) -> None:
         """Launch it all; with `steps`, at most this number of its steps."""
         left_out = max(0, self._steps - steps) if steps else 0
-        _launch_all((*self.parts[: -1 - left_out], self.parts[-1]), stream)
+        launch_all((*self.parts[: -1 - left_out], self.parts[-1]), stream)
 
     def close(self) -> None:
         self._begin.close()
@@ -56,6 +56,6 @@ class SteppedRun:
             graph.close()
 
 
-def _launch_all(parts: Sequence[Launch], stream: Stream) -> None:
+def launch_all(parts: Sequence[Launch], stream: Stream) -> None:
     for launch in parts:
         launch(stream)

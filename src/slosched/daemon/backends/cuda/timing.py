@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from statistics import median
 
-from slosched.daemon.backends.cuda.background import Background
+from slosched.daemon.backends.cuda.background import Yielding
 from slosched.daemon.backends.cuda.driver import Driver, Stream
 from slosched.daemon.backends.cuda.segments import Gate
 from slosched.units import NS_PER_MS
@@ -37,7 +37,7 @@ class Stopwatch:
     """Times launches on `stream`. With a `gate` they are not mixed with those of a served run in segments."""
 
     def __init__(
-        self, driver: Driver, background: Background, stream: Stream, gate: Gate | None = None
+        self, driver: Driver, background: Yielding, stream: Stream, gate: Gate | None = None
     ) -> None:
         self._driver, self._background = driver, background
         self._stream, self._gate = stream, gate

@@ -1,4 +1,4 @@
-"""The numbers of the published models, from general knowledge, without their files. Nothing here needs torch."""
+"""The numbers of the published models, from general knowledge and without files. Nothing here needs torch."""
 
 from __future__ import annotations
 

@@ -1,0 +1,103 @@
+"""What a lane of graphs needs of the GPU: models that are prepared as a worker prepares them, one class each.
+
+Nothing is served while models are prepared here, so there is no background thread. The weights' cache has
+exactly the pages that the models need, since other processes share the GPU, and host copies of weights are
+given back once they are loaded. Every object here is one of this stage alone (streams, graph pools,
+workspaces), so several stages may run in one process beside each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from slosched.clock import Clock
+from slosched.daemon.backends.cuda.device import CudaDevice
+from slosched.daemon.backends.cuda.program import Class, Cut
+from slosched.daemon.backends.cuda.recorded import RecordedProgram
+from slosched.share_spec import BoundaryKind, Job
+
+#: Weights lie in pages of this size.
+PAGE_BYTES = 16 * 2**20
+
+
+@dataclass
+class Made:
+    """A job's model, prepared: what runs, and what is to be said of it."""
+
+    name: str  # what the device knows it by
+    program: RecordedProgram
+    of: Class
+    notes: list[str] = field(default_factory=list)
+    held_bytes: int = 0  # on the device, beside what torch counts
+
+    @property
+    def cut(self) -> Cut | None:
+        return self.program.cut_of(self.of)
+
+
+class Stage(Protocol):
+    """A GPU for one lane. `build` each job, then `allocate`, then `prepare` each that was built."""
+
+    @property
+    def device(self) -> CudaDevice:
+        """There from `allocate` on."""
+
+    @property
+    def clock(self) -> Clock: ...
+
+    def build(self, number: int, job: Job) -> None:
+        """Make the model on the host. Raises what is wrong with it."""
+
+    def allocate(self) -> None:
+        """Take the memory for the weights of all models. Raises OutOfDeviceMemory."""
+
+    def prepare(self, number: int) -> Made:
+        """Capture, check, measure and cut. Raises what is wrong, InvalidConfig if it cannot be captured."""
+
+    def enter(self) -> None:
+        """Another thread uses the stage from now on; it calls this."""
+
+    def loaded(self, number: int) -> None:
+        """The weights are on the device: what the host has of them can go."""
+
+    def memory(self, number: int) -> tuple[int, int]:
+        """Bytes on the device, allocated and reserved at most."""
+
+    def close(self) -> None:
+        """Give everything back; idempotent."""
+
+
+#: Opens the stage of these jobs; True: they interrupt each other (levels.py).
+OpenStage = Callable[[Mapping[int, Job], bool], Stage]
+
+
+def program_name(number: int, job: Job) -> str:
+    """What the device knows the model of a job by: two jobs may have the same one."""
+    return f"{job.model}#{number}"
+
+
+def is_cut(job: Job, level: int, highest: int) -> bool:
+    """True if the job may be interrupted: another one is above it, or all have one priority, which leaves it to
+    the policy; and it does not refuse.
+    """
+    return (level < highest or not highest) and job.boundary.kind is not BoundaryKind.NONE
+
+
+def cut_notes(made: Made, job: Job, *, wanted: bool, lines: list[str]) -> None:
+    """Join segments as the job says, and put into words how it is interrupted."""
+    if not wanted:
+        return
+    every = job.boundary.every
+    if made.cut is not None and every > 1:
+        made.program.join_segments(made.of, every)
+    cut = made.cut
+    if cut is not None and len(cut.segment_ns) > 1:
+        made.notes.append(
+            f"{len(cut.segment_ns)} segments, {cut.in_flight} in flight, "
+            f"at most {cut.boundary_ns / 1e6:.3f} ms to a boundary"
+        )
+        return
+    why = [line for line in lines if "is not interrupted" in line]
+    made.notes.append(why[-1] if why else "not interrupted: it is short")
