@@ -9,34 +9,9 @@ import torch
 
 from slosched.daemon.backends.eager.building import built
 from slosched.daemon.backends.eager.model import EagerModel, dtype_of, generator
+from slosched.daemon.backends.originals.designs import DESIGNS, SpeechDesign
 from slosched.daemon.backends.zoo import import_transformers
 from slosched.share_spec import Job
-
-_MELS, _FRAMES = 80, 3000
-#: Tokens of the answer. Random weights give no end of a text; 7 s of speech have about this number.
-_ANSWER_TOKENS = 32
-#: Start of a text, English, to be transcribed, without times.
-_PROMPT = (50258, 50259, 50359, 50363)
-
-_WHISPER_SMALL = {
-    "d_model": 768,
-    "encoder_layers": 12,
-    "decoder_layers": 12,
-    "encoder_attention_heads": 12,
-    "decoder_attention_heads": 12,
-    "encoder_ffn_dim": 3072,
-    "decoder_ffn_dim": 3072,
-}
-_TINY = {
-    "d_model": 16,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 32,
-    "decoder_ffn_dim": 32,
-    "max_source_positions": 50,
-}
 
 
 class Whisper(EagerModel):
@@ -48,7 +23,8 @@ class Whisper(EagerModel):
 
     def __init__(self, job: Job, device: torch.device, seed: int, *, small: bool = False) -> None:
         transformers = import_transformers()
-        config = transformers.WhisperConfig(**(_TINY if small else _WHISPER_SMALL))
+        design: Any = DESIGNS["tiny-whisper" if small else "whisper"]
+        config = _config(transformers, design)
         self._dtype = dtype_of(job.dtype, torch.float32)
         self.module: Any = built(
             "whisper",
@@ -56,18 +32,18 @@ class Whisper(EagerModel):
             device,
             self._dtype,
         )
-        self._device = device
-        frames = 2 * config.max_source_positions  # the second convolution halves them: 3000
-        shape = (job.batch, _MELS, frames)
+        self._device, self._steps = device, design.steps
+        # The second convolution halves the frames.
+        shape = (job.batch, design.bands, 2 * design.states)
         self._speech = torch.randn(shape, generator=generator(seed)).to(self._dtype)
-        self._prompt = torch.tensor([_PROMPT]).expand(job.batch, -1).contiguous()
+        self._prompt = torch.full((job.batch, 1), design.start)
 
     def run(self, between: Callable[[], None]) -> Sequence[torch.Tensor]:
         speech = self._speech.to(self._device)
         ids = self._prompt.to(self._device)
         states = (self.module.model.encoder(speech).last_hidden_state,)
         text, kept = [], None
-        for _ in range(_ANSWER_TOKENS):
+        for _ in range(self._steps):
             between()
             found = self.module(
                 encoder_outputs=states,
@@ -79,3 +55,21 @@ class Whisper(EagerModel):
             ids = found.logits[:, -1:].argmax(-1)
             text.append(ids)
         return [torch.cat(text, dim=1)]
+
+
+def _config(transformers: Any, design: SpeechDesign) -> Any:
+    return transformers.WhisperConfig(
+        d_model=design.width,
+        encoder_layers=design.layers,
+        decoder_layers=design.layers,
+        encoder_attention_heads=design.heads,
+        decoder_attention_heads=design.heads,
+        encoder_ffn_dim=design.inner,
+        decoder_ffn_dim=design.inner,
+        vocab_size=design.vocabulary,
+        num_mel_bins=design.bands,
+        max_source_positions=design.states,
+        max_target_positions=design.positions,
+        decoder_start_token_id=design.start,
+        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0),
+    )

@@ -42,6 +42,7 @@ class Boundaries:
         ] = []  # marks that are passed: making one takes longer than using it again
         self._hooks: list[Any] = []
         self._marks: list[Any] | None = None
+        self.attached = False
         self.number = 0  # of the boundary, within the request
         self.paused_ns = 0
         self.pauses: list[Interruption] = []
@@ -50,12 +51,9 @@ class Boundaries:
             BoundaryKind.EVENT: self._group,
         }.get(self.kind)
 
-    @property
-    def attached(self) -> bool:
-        return bool(self._hooks)
-
     def attach(self, module: nn.Module) -> None:
-        """Hook the leaf modules of `module`, each once."""
+        """Hook the leaf modules of `module`, each once; boundaries between steps count from now on, too."""
+        self.attached = True
         leaves = [each for each in module.modules() if next(each.children(), None) is None]
         self._hooks = [leaf.register_forward_hook(self._behind) for leaf in leaves]
 
@@ -63,12 +61,13 @@ class Boundaries:
         """Remove the hooks: the model runs as if there had been none."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks = []
+        self._hooks, self.attached = [], False
 
     def begin(self) -> None:
         """A request begins."""
         self.number, self.paused_ns = 0, 0
         self.pauses.clear()
+        self._free.extend(self._pending)  # of the last request, which ended
         self._pending.clear()
 
     def measured(self, run: Callable[[], None]) -> tuple[int, int]:
@@ -87,7 +86,7 @@ class Boundaries:
 
     def between(self) -> None:
         """A boundary between two steps: called by the model, also where it has no hooks."""
-        if self._hooks:
+        if self.attached:
             self._boundary()
 
     def _behind(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -100,13 +99,20 @@ class Boundaries:
                 self._marks.append(self._timeline.mark())
             return
         gate = self._gate
-        if gate is not None and gate.must_wait():
-            pause = gate.pause(self._timeline.synchronize, boundary=self.number)
-            self._pending.clear()
-            self.paused_ns += pause.resumed_ns - pause.began_ns
-            self.pauses.extend(pause.parts)
-        elif self._bound is not None and self.number % self._every == 0:
+        if gate is not None:
+            gate.count()
+            if gate.must_wait():
+                self._pause(gate)
+                return
+        if self._bound is not None and self.number % self._every == 0:
             self._bound()
+
+    def _pause(self, gate: GateMember) -> None:
+        pause = gate.pause(self._timeline.synchronize, boundary=self.number)
+        self._free.extend(self._pending)  # all work is done
+        self._pending.clear()
+        self.paused_ns += pause.resumed_ns - pause.began_ns
+        self.pauses.extend(pause.parts)
 
     def _sync(self) -> None:
         self._timeline.synchronize()

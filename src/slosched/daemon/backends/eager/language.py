@@ -6,6 +6,7 @@ each has a fixed length.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,35 +14,12 @@ import torch
 
 from slosched.daemon.backends.eager.building import built
 from slosched.daemon.backends.eager.model import EagerModel, dtype_of, generator
+from slosched.daemon.backends.originals.designs import DESIGNS, TextDesign
 from slosched.daemon.backends.zoo import import_transformers
 from slosched.share_spec import Job
 
-#: HotCarbon's four prompts have 9 to 13 tokens.
-_PROMPT_TOKENS = 11
-#: The length of a whole text, as its max_length says, and how its tokens are drawn.
-_TEXT_TOKENS = 100
+#: How the tokens of a text are drawn.
 _TEMPERATURE, _TOP_K, _TOP_P = 0.7, 50, 0.95
-
-_SMALL_BERT = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "vocab_size": 100,
-}
-_BERT_LARGE = {
-    "hidden_size": 1024,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "intermediate_size": 4096,
-}
-_SMALL_GPT = {
-    "n_embd": 16,
-    "n_layer": 2,
-    "n_head": 2,
-    "n_positions": 128,
-    "vocab_size": 100,
-}
 
 
 class Bert(EagerModel):
@@ -51,43 +29,53 @@ class Bert(EagerModel):
 
     def __init__(self, job: Job, device: torch.device, seed: int, *, small: bool = False) -> None:
         transformers = import_transformers()
-        config = transformers.BertConfig(**(_SMALL_BERT if small else _BERT_LARGE))
+        design: Any = DESIGNS["tiny-bert" if small else "bert"]
+        config = transformers.BertConfig(
+            hidden_size=design.width,
+            num_hidden_layers=design.layers,
+            num_attention_heads=design.heads,
+            intermediate_size=design.inner,
+            vocab_size=design.vocabulary,
+        )
         dtype = dtype_of(job.dtype, torch.float32)
         self.module: Any = built(
             "bert", lambda: transformers.BertForMaskedLM(config), device, dtype
         )
         self._device = device
-        self._tokens = tokens((job.batch, _PROMPT_TOKENS), config.vocab_size, seed)
+        self._tokens = tokens((job.batch, design.tokens), design.vocabulary, seed)
 
     def run(self, between: Callable[[], None]) -> Sequence[torch.Tensor]:
         return [self.module(input_ids=self._tokens.to(self._device)).logits.argmax(-1)]
 
 
 class Text(EagerModel):
-    """A causal model that continues 11 tokens up to 100, each drawn at temperature 0.7, top k 50, top p 0.95.
+    """A causal model that continues 10 tokens up to 100, each drawn at temperature 0.7, top k 50, top p 0.95.
 
     The draws begin anew with the job's seed in each request, so that all answers are the same.
     """
 
-    note = "11 random tokens continued up to 100, in a loop of our own"
-    default_dtype = torch.float32
+    name = ""
 
     def __init__(self, job: Job, device: torch.device, seed: int, *, small: bool = False) -> None:
-        dtype = dtype_of(job.dtype, self.default_dtype)
-        self.module: Any = built(
-            type(self).__name__, lambda: self._network(small=small), device, dtype
-        )
+        design: Any = DESIGNS[f"tiny-{self.name}" if small else self.name]
+        dtype = dtype_of(job.dtype, getattr(torch, design.dtype))
+        self.module: Any = built(self.name, lambda: self.network(_sizes(design)), device, dtype)
         self._device, self._seed = device, seed
-        self._tokens = tokens((job.batch, _PROMPT_TOKENS), self.module.config.vocab_size, seed)
+        self._new = design.length - design.prompt
+        self._tokens = tokens((job.batch, design.prompt), design.vocabulary, seed)
+        self.note = (
+            f"{design.prompt} random tokens continued up to {design.length}, in a loop that samples"
+        )
 
-    def _network(self, *, small: bool) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def network(self, sizes: dict[str, Any]) -> Any:
+        """transformers' model whose config has these `sizes`."""
 
     def run(self, between: Callable[[], None]) -> Sequence[torch.Tensor]:
         numbers = generator(self._seed, self._device)
         ids = self._tokens.to(self._device)
         text, kept = [ids], None
-        for place in range(_TEXT_TOKENS - _PROMPT_TOKENS):
+        for place in range(self._new):
             if place:
                 between()
             found = self.module(input_ids=ids, past_key_values=kept, use_cache=True)
@@ -100,28 +88,42 @@ class Text(EagerModel):
 class GptJ(Text):
     """GPT-J-6B in float16: 28 layers, 12 GB."""
 
-    default_dtype = torch.float16
+    name = "gpt"
 
-    def _network(self, *, small: bool) -> Any:
+    def network(self, sizes: dict[str, Any]) -> Any:
         transformers = import_transformers()
-        sizes = {**_SMALL_GPT, "rotary_dim": 4} if small else {}
         return transformers.GPTJForCausalLM(transformers.GPTJConfig(**sizes))
 
 
 class Gpt2(Text):
     """GPT-2 of 124 million parameters, float32."""
 
-    def _network(self, *, small: bool) -> Any:
+    name = "gpt2"
+
+    def network(self, sizes: dict[str, Any]) -> Any:
         transformers = import_transformers()
-        sizes = _SMALL_GPT if small else {}
         return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
 
 
 class TinyGpt(Gpt2):
-    """GPT-2 with two layers of width 16."""
+    """GPT-2 with two layers."""
 
     def __init__(self, job: Job, device: torch.device, seed: int, *, small: bool = False) -> None:
         super().__init__(job, device, seed, small=True)
+
+
+def _sizes(design: TextDesign) -> dict[str, Any]:
+    """`design` as transformers' configs name it. No token ends a text."""
+    sizes: dict[str, Any] = {
+        "n_embd": design.width,
+        "n_layer": design.layers,
+        "n_head": design.heads,
+        "n_positions": design.positions,
+        "vocab_size": design.vocabulary,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    return {**sizes, "rotary_dim": design.rotary} if design.rotary else sizes
 
 
 def tokens(shape: tuple[int, ...], vocabulary: int, seed: int) -> torch.Tensor:

@@ -109,7 +109,7 @@ class Vision(EagerModel):
         _head(model).detections_per_img = kept
         for module in model.modules():  # without trained statistics each block doubles the variance
             last: Any = getattr(module, "bn3", getattr(module, "bn2", None))
-            if isinstance(getattr(last, "weight", None), nn.Parameter):
+            if isinstance(getattr(last, "weight", None), torch.Tensor):
                 nn.init.constant_(last.weight, 0.5)
         self.module, self._listed = model, True
         self.note = (
@@ -130,6 +130,7 @@ class Vision(EagerModel):
                 _scores(output, softmax=heads is not None or type(model).__name__ == "SSD")
             )
 
+        _head(model).score_thresh = 0.0  # heads behind it may not take an empty list
         hook = hooked.register_forward_hook(keep)
         try:
             self.run(lambda: None)
