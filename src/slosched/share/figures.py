@@ -28,6 +28,7 @@ class Inflation(Figures, frozen=True):
     apart_n: int = 0
     overlapping_mean_ms: float | None = None
     apart_mean_ms: float | None = None
+    apart_sem_ms: float | None = None
 
 
 class Misses(Figures, frozen=True):

@@ -101,6 +101,7 @@ def _inflation(
         apart_n=len(apart),
         overlapping_mean_ms=_mean_ms(overlapping),
         apart_mean_ms=_mean_ms(apart),
+        apart_sem_ms=spread.sem_ms if (spread := latency_of(apart)) is not None else None,
     )
 
 
