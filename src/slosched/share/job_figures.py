@@ -6,9 +6,8 @@ Counted are requests that arrived in the common window, without warm-ups and tho
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-
-import numpy as np
 
 from slosched.share.energy import Energy, energy_of
 from slosched.share.figures import Alone, Inflation, JobMetrics, Misses, Pauses
@@ -83,7 +82,7 @@ def _inflation(
     overlapping: list[int] = []
     apart: list[int] = []
     for row in rows:
-        place = int(np.searchsorted(others[1], row.arrived_ns, side="right"))
+        place = bisect_right(others[1], row.arrived_ns)
         overlaps = place < len(others[0]) and others[0][place] < row.ended_ns
         (overlapping if overlaps else apart).append(row.latency_ns)
     own = [row.latency_ns - row.paused_ns for row in rows]
