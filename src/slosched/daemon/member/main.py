@@ -40,7 +40,7 @@ from slosched.share_spec import (
     Request,
     ToMember,
 )
-from slosched.workloads.job_arrivals import arrivals_of
+from slosched.workloads.job_arrivals import arrivals_of, seed_of
 
 #: A member that serves nothing for this time has lost its experiment.
 _BEGIN_WITHIN_S = 3600.0
@@ -127,7 +127,8 @@ class Member:
 
     def _prepare(self, plan: opening.Plan, threads: bool) -> None:
         # What libraries keep per thread is made in the thread that will serve.
-        thread = ThreadPoolExecutor(1, thread_name_prefix="lane") if threads else None
+        own = threads and plan.own_thread
+        thread = ThreadPoolExecutor(1, thread_name_prefix="lane") if own else None
         held: opening.Held | None = None
         try:
             held = _call(thread, plan.open)
@@ -144,9 +145,11 @@ class Member:
             if thread is not None:
                 thread.shutdown()
             return
-        if not held.own_thread and thread is not None:
-            thread.shutdown()
-            thread = None
+        for job, (status, reason) in held.failures().items():
+            self._tell(JobEnded(job=job, status=status, reason=reason))
+        for job, failure in getattr(held.lane, "failures", {}).items():
+            status, reason = opening.why_not(failure.error)
+            self._tell(JobEnded(job=job, status=status, reason=reason))
         ready = _Ready(held, {each.job: each for each in prepared}, thread)
         ready.warmups = _warmups(held)
         self._lanes.append(ready)
@@ -208,7 +211,7 @@ class Member:
             policy=order.policy,
             takes=lane.held.lane.takes,
             preemptive=lane.held.lane.preemptive,
-            seed=order.seed,
+            seed=order.seed + order.repeat,
             stop=order.stop,
             least_jobs=order.least_jobs,
         )
@@ -219,7 +222,7 @@ class Member:
         return Load(
             job=place,
             clients=job.clients,
-            arrivals=arrivals_of(job.clients, order.seed + place),
+            arrivals=arrivals_of(job.clients, seed_of(order.seed, order.repeat, place)),
             priority=job.priority,
             slo_ns=order.deadline_times_ns.get(place, job.slo_ns),
             count=job.count,

@@ -38,8 +38,8 @@ _PATIENCE_NS = 300 * NS_PER_S
 #: Runs that are remembered, to say which of them interrupted a longer one.
 _REMEMBERED = 65_536
 _WARMUPS = 2
-#: Comparing an answer takes some 0.3 ms of copies. So each request of this length is compared, and one in 256 of
-#: the shorter ones, which no percentile shows. Larger answers than these would hold up the thread.
+#: Comparing an answer takes some 0.3 ms of copies. So each request of this length is compared, and one in 256
+#: of the shorter ones, which no percentile shows. Larger answers than these would hold up the thread.
 _LONG_NS, _EVERY_SHORT = 20 * NS_PER_MS, 256
 _LARGE_BYTES, _TOO_LARGE_BYTES = 16 * 2**20, 64 * 2**20
 

@@ -3,8 +3,8 @@
 Each job has a program of its own, captured on the job's stream into the job's graph pool, so it needs no twin
 (cuda/preemption.py): what interrupts a run writes neither the pool, nor the weights, nor the buffers of the run
 that waits, whichever job it is of. Only two runs of one job share memory, so a request goes no earlier than
-those of its own job that are here already. A run that interrupts another can be interrupted itself. The priority
-of each request says what goes first; that of streams only orders what is still in flight.
+those of its own job that are here already. A run that interrupts another can be interrupted itself. The
+priority of each request says what goes first; that of streams only orders what is still in flight.
 """
 
 from __future__ import annotations
