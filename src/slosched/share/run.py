@@ -104,11 +104,7 @@ def run_alone(
     """The job at `place` by itself, in a process of its own. See `run_mode`."""
     mode = Mode.EXCLUSIVE
     if spec.device == EMULATED:
-        alone = msgspec.structs.replace(spec, jobs=(solo_job(spec.jobs[place]),))
-        result = _virtual(alone, mode, repeat, {})
-        jobs = tuple(msgspec.structs.replace(each, job=place) for each in result.jobs)
-        rows = tuple(_renumbered(each, place) for each in jobs)
-        return msgspec.structs.replace(result, jobs=rows)
+        return _virtual(spec, mode, repeat, {}, jobs=(place,))
     if why := unavailable(spec, mode):
         return without(mode, repeat, (place,), why, spec.device)
     make = functools.partial(
@@ -121,16 +117,6 @@ def run_alone(
         command=command,
     )
     return _once(make, (place,), spec, mode, repeat, say=say, stopped=stopped)
-
-
-def _renumbered(result: JobResult, place: int) -> JobResult:
-    change = msgspec.structs.replace
-    prepared = result.prepared
-    return change(
-        result,
-        requests=tuple(change(row, job=place) for row in result.requests),
-        prepared=None if prepared is None else change(prepared, job=place),
-    )
 
 
 def _once(
@@ -199,13 +185,20 @@ def solo_job(job: Job) -> Job:
     )
 
 
-def _virtual(spec: ShareSpec, mode: Mode, repeat: int, deadlines: Mapping[int, int]) -> RunResult:
+def _virtual(
+    spec: ShareSpec,
+    mode: Mode,
+    repeat: int,
+    deadlines: Mapping[int, int],
+    jobs: Sequence[int] | None = None,
+) -> RunResult:
     from slosched.share.virtual import run_mode_virtual
 
     if deadlines:
-        jobs = tuple(
+        with_slo = tuple(
             msgspec.structs.replace(job, slo_ns=deadlines.get(place, job.slo_ns))
             for place, job in enumerate(spec.jobs)
         )
-        spec = msgspec.structs.replace(spec, jobs=jobs)
-    return run_mode_virtual(spec, mode, repeat)
+        spec = msgspec.structs.replace(spec, jobs=with_slo)
+    result = run_mode_virtual(spec, mode, repeat, jobs=jobs)
+    return msgspec.structs.replace(result, about={**about_run(spec.device), **result.about})

@@ -47,7 +47,7 @@ from slosched.share_spec import (
     Status,
 )
 from slosched.units import NS_PER_S
-from slosched.workloads.job_arrivals import arrivals_of
+from slosched.workloads.job_arrivals import arrivals_of, seed_of
 
 #: An arbitrary date: 0 would hide mistakes with relative times.
 START_NS = 1_000_000 * NS_PER_S
@@ -84,6 +84,7 @@ class _World:
         self, spec: ShareSpec, mode: Mode, repeat: int, profile: Profile, jobs: tuple[int, ...]
     ) -> None:
         self.spec, self.mode, self.profile = spec, mode, profile
+        self.repeat = repeat
         self.seed = spec.seed + 1_000_003 * repeat
         self.jobs = {i: spec.jobs[i] for i in jobs}
         self.solos: dict[int, Solo] = {i: profile.of(job) for i, job in self.jobs.items()}
@@ -108,7 +109,7 @@ class _World:
         return Load(
             job=i,
             clients=job.clients,
-            arrivals=arrivals_of(job.clients, self.seed * 1_009 + i)
+            arrivals=arrivals_of(job.clients, seed_of(self.spec.seed, self.repeat, i))
             if job.clients.arriving is not Arriving.CLOSED
             else (),
             priority=job.priority,

@@ -15,6 +15,11 @@ from slosched.workloads.processes import Gamma
 _LATEST_S = 1e6
 
 
+def seed_of(seed: int, repeat: int, job: int) -> int:
+    """The seed of the arrivals of a job, by its place, in one repeat of an experiment with `seed`."""
+    return (seed + 1_000_003 * repeat) * 1_009 + job
+
+
 def arrivals_of(clients: Clients, seed: int) -> Iterator[int]:
     """Yield the arrival times of an open loop in ns after the job's start, ascending; none for a closed one.
 

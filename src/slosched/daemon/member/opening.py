@@ -28,21 +28,25 @@ class Opened(Lane, Protocol):
 
 @dataclass(frozen=True)
 class Held:
-    """A lane of one or more jobs. `own_thread`: it launches in `start`, so beside others it needs a thread."""
+    """A lane of one or more jobs. `failures`: its jobs that could not be prepared, where others could."""
 
     jobs: tuple[int, ...]
     lane: Opened
     prepare: Callable[[], tuple[Prepared, ...]]
     memory: Callable[[], dict[int, tuple[int, int]]]
-    own_thread: bool
+    failures: Callable[[], dict[int, tuple[Status, str]]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A lane to be opened: `open` may take minutes, and raises what building its models raises."""
+    """A lane to be opened: `open` raises what building its models raises.
+
+    `own_thread`: a start lasts as long as the request, so beside other lanes it needs a thread.
+    """
 
     jobs: tuple[int, ...]
     open: Callable[[], Held]
+    own_thread: bool = False
 
 
 def plans(order: Order) -> tuple[list[Plan], list[JobEnded]]:
@@ -107,7 +111,7 @@ def _alone(order: Order, place: int, job: Job, stream: int | None) -> Plan:
             raise InvalidConfig("run = graphs needs a GPU; on the CPU models run eager")
     if graphs:
         return Plan((place,), lambda: _graphs(order, {place: job}, stream))
-    return Plan((place,), lambda: _eager(order, place, job, stream))
+    return Plan((place,), lambda: _eager(order, place, job, stream), own_thread=True)
 
 
 def _graphs(order: Order, jobs: Mapping[int, Job], stream: int | None) -> Held:
@@ -125,7 +129,13 @@ def _graphs(order: Order, jobs: Mapping[int, Job], stream: int | None) -> Held:
         lane=lane,
         prepare=lambda: tuple(lane.prepare()),
         memory=lane.memory,
-        own_thread=False,
+        failures=lambda: {
+            place: (
+                Status.OUT_OF_MEMORY if failure.memory else Status.FAILED,
+                why_not(failure.error)[1],
+            )
+            for place, failure in lane.failures.items()
+        },
     )
 
 
@@ -145,5 +155,5 @@ def _eager(order: Order, place: int, job: Job, stream: int | None) -> Held:
         lane=lane,
         prepare=lambda: (lane.prepare(),),
         memory=lambda: {place: lane.memory()},
-        own_thread=True,
+        failures=dict,
     )
