@@ -131,8 +131,7 @@ class _Experiment:
         except Interrupted as error:
             self._interrupted(error)
             return None
-        self._write(directory, result, {place: result}, digest)
-        return result
+        return self._write(directory, result, {place: result}, digest)
 
     # -------------------------------------------------------------------------------- together
 
@@ -235,7 +234,7 @@ class _Experiment:
         result: RunResult,
         solos: Mapping[int, RunResult],
         digest: str,
-    ) -> None:
+    ) -> RunResult:
         result = msgspec.structs.replace(result, about={**result.about, _DIGEST: digest})
         for name, what in ((RUN, result), (SPEC, self.spec)):
             write_file(directory / name, msgspec.json.encode(what) + b"\n")
@@ -252,6 +251,7 @@ class _Experiment:
             results_root=self.out,
         )
         self._tell(directory, result)
+        return result
 
     def _tell(self, directory: Path, result: RunResult) -> None:
         if result.unavailable:

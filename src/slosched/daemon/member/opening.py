@@ -131,7 +131,7 @@ def _graphs(order: Order, jobs: Mapping[int, Job], stream: int | None) -> Held:
         memory=lane.memory,
         failures=lambda: {
             place: (
-                Status.OUT_OF_MEMORY if failure.memory else Status.FAILED,
+                Status.OUT_OF_MEMORY if failure.out_of_memory else Status.FAILED,
                 why_not(failure.error)[1],
             )
             for place, failure in lane.failures.items()
