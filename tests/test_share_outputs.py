@@ -277,10 +277,20 @@ def test_the_summary_says_what_was_measured(tmp_path: Path) -> None:
     assert found.metrics.energy.joules == pytest.approx(3000.0)
     assert found.metrics.energy.difference == pytest.approx(0.0, abs=1e-9)
     assert found.carbon.device == "h200" and found.carbon.operational_g == pytest.approx(1 / 3)
-    assert "model_A: random weights" in found.notes
+    assert "model_A: random weights" in found.notes and found.carbon_alone is None
     assert found == summary_of(SPEC, RESULT, {}, constants=read_constants())
     # It is JSON for every reader: no NaN, no infinity.
     json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_carbon_of_the_same_work_alone() -> None:
+    solos = {job: msgspec.structs.replace(RESULT, jobs=(RESULT.jobs[job],)) for job in (0, 1)}
+    found = summary_of(SPEC, RESULT, solos, constants=read_constants())
+    alone_s = found.metrics.gpu_s_alone
+    assert alone_s == pytest.approx(sum(LOW_NS) / 1e9 + 8 * 0.038)
+    assert alone_s and found.carbon_alone is not None and found.carbon.usd is not None
+    assert found.carbon_alone.usd == pytest.approx(found.carbon.usd * alone_s / 10)
+    assert found.carbon_alone.kwh == pytest.approx((found.metrics.energy_alone_j or 0) / 3.6e6)
 
 
 # --------------------------------------------------------------------------------- HotCarbon's own tree

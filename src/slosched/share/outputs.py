@@ -11,6 +11,7 @@ Times in our files are in seconds or milliseconds after the begin of the window;
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
@@ -46,7 +47,10 @@ _POWER = (
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """summary.json: one run. `about` has versions and the device; `label` is what results call the device."""
+    """summary.json: one run. `about` has versions and the device; `label` is what results call the device.
+
+    `carbon_alone` is that of the same requests alone, on GPUs that count only while they work.
+    """
 
     slosched: str
     label: str
@@ -60,7 +64,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     about: dict[str, str]
     metrics: RunMetrics
     carbon: Footprint
-    notes: tuple[str, ...]
+    carbon_alone: Footprint | None = None
+    notes: tuple[str, ...] = ()
 
 
 def write_run(
@@ -118,13 +123,13 @@ def summary_of(
     metrics = metrics_of(spec, result, solos)
     jobs = jobs_of(spec, result)
     offset_ns = epoch_offset_ns(result.about)
-    carbon = footprint(
-        metrics.energy.joules,
-        metrics.window_s,
+    used = functools.partial(
+        footprint,
         names=(result.about.get("gpu", ""), spec.label),
         constants=constants,
         begin_epoch_s=(result.begin_ns + offset_ns) / NS_PER_S if offset_ns is not None else None,
     )
+    alone_s = metrics.gpu_s_alone
     notes = metrics.notes
     if result.unavailable:
         notes = (f"unavailable: {result.unavailable}", *notes)
@@ -140,7 +145,8 @@ def summary_of(
         deft_compat=deft_compat,
         about=result.about,
         metrics=metrics,
-        carbon=carbon,
+        carbon=used(metrics.energy.joules, metrics.window_s),
+        carbon_alone=used(metrics.energy_alone_j, alone_s) if alone_s is not None else None,
         notes=notes,
     )
 

@@ -17,7 +17,6 @@ import re
 import select
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import BinaryIO
 import msgspec
 
 from slosched.child_processes import end_with_parent
+from slosched.clock import anchor_ns, now_ns
 from slosched.daemon.backends.nvml import Nvml, cuda_bus_id
 from slosched.units import NS_PER_MS, NS_PER_S
 
@@ -36,6 +36,11 @@ _COUNTER_NS = 200 * NS_PER_MS
 #: Lower than any model's process.
 _NICENESS = 10
 _SHORTEST_MS, _LONGEST_MS = 10, 10_000
+
+
+def monotonic_ns() -> int:
+    """CLOCK_MONOTONIC: the clock of requests, which all processes of a host share."""
+    return now_ns() - anchor_ns()
 
 
 def card_of(device: str) -> Nvml:
@@ -91,9 +96,9 @@ class _End:
 
     def within(self, seconds: float) -> bool:
         """Wait for the end, for `seconds` at most. What comes through the input is passed over."""
-        deadline = time.monotonic() + seconds
+        deadline_ns = monotonic_ns() + round(seconds * NS_PER_S)
         while True:
-            left = max(deadline - time.monotonic(), 0.0)
+            left = max(deadline_ns - monotonic_ns(), 0) / NS_PER_S
             ready, _, _ = select.select([self._read, sys.stdin.fileno()], [], [], left)
             if self._read in ready or (ready and not os.read(sys.stdin.fileno(), 4096)):
                 return True
@@ -125,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 card,
                 file,
                 interval_ns=given.interval_ms * NS_PER_MS,
-                now_ns=time.monotonic_ns,
+                now_ns=monotonic_ns,
                 wait=end.within,
             )
     except OSError as error:
