@@ -2,8 +2,9 @@
 
 A request is one exec of the job's class. Its inputs lie on the device from preparation on and its outputs stay
 there, so a request costs the host one launch, or one for each segment. Some requests have their answers
-compared: the input is copied to the device before the exec, and the output back behind it. It must be, byte for
-byte, that of the first request, which ran alone; otherwise something disturbed it (`Ended.differs`).
+compared: the output is copied back, and must be, byte for byte, that of the first request, which ran alone.
+Otherwise something disturbed it (`Ended.differs`). The input of such a request is copied anew ahead of time, so
+that it starts as fast as any other.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from slosched.core.share.interface import Ended, Start, Withdraw
 from slosched.core.worker.interface import Op, OpDone, OpKind
 from slosched.daemon.backends.base import first_line
 from slosched.daemon.backends.cuda.driver import OutOfDeviceMemory
+from slosched.daemon.backends.cuda.recorded import SETS
 from slosched.daemon.backends.graphs.stage import Made, OpenStage, Stage
 from slosched.errors import InvalidConfig
 from slosched.share_spec import Interruption, Job, Prepared, Run
@@ -37,7 +39,6 @@ _SPIN_NS, _SPIN_BESIDE_NS = 400 * NS_PER_US, 20 * NS_PER_US
 _PATIENCE_NS = 300 * NS_PER_S
 #: Runs that are remembered, to say which of them interrupted a longer one.
 _REMEMBERED = 65_536
-_WARMUPS = 2
 #: Comparing an answer takes some 0.3 ms of copies. So each request of this length is compared, and one in 256
 #: of the shorter ones, which no percentile shows. Larger answers than these would hold up the thread.
 _LONG_NS, _EVERY_SHORT = 20 * NS_PER_MS, 256
@@ -65,19 +66,19 @@ class _Held:
     op_id: int = 0
     kind: OpKind = OpKind.EXEC
     action_id: int = 0
-    withdrawn: bool = False
     ended: Ended | None = None  # its exec ended, and its answer is on the way
 
 
 @dataclass(slots=True)
 class _Ready:
-    """A job that can run. `frames` are the inputs of its requests; `started` counts them."""
+    """A job that can run. `frames` are the inputs of its requests."""
 
     job: Job
     made: Made
     frames: list[bytes]
     sizes: tuple[int, ...]
-    started: int = 0
+    since: int = 0  # requests since the last one that was compared
+    staged: list[int] = field(default_factory=list)  # actions whose inputs are on the device
     compare_every: int = 1  # 0: no answer
     answer: list[bytes] = field(default_factory=list)  # the first one, by row
     exec_ns: int = 0
@@ -180,10 +181,12 @@ class GraphLane:
         self._launch(load)
         self._finish()
         self._stage.loaded(number)
+        for _ in range(SETS):  # so that all buffers have the input of all requests
+            self._stage_input(number)
+            self._finish()
         ended: list[Ended] = []
-        for count in range(1 + max(_WARMUPS, job.warmups)):
-            # The first ones leave the input of all requests in both sets of buffers.
-            self._begin(Start(number, -1 - count), self._stage.clock(), compare=count < _WARMUPS)
+        for count in range(1 + max(SETS, job.warmups)):
+            self._begin(Start(number, -1 - count), self._stage.clock(), compare=count < SETS)
             ended += self._finish()
         ready = self._ready[number]
         ready.exec_ns = ended[-1].ended_ns - ended[-1].started_ns
@@ -250,9 +253,9 @@ class GraphLane:
             reason = failure.reason if failure is not None else "its model was not prepared"
             self._fail(start, now_ns, reason, fatal=True)
             return
-        ready.started += 1
+        ready.since += 1
         every = ready.compare_every
-        self._begin(start, now_ns, compare=bool(every) and ready.started % every == 0)
+        self._begin(start, now_ns, compare=bool(every) and ready.since >= every)
 
     def _enter(self) -> None:
         """CUDA keeps the current device by thread, and one may prepare while another serves."""
@@ -263,30 +266,30 @@ class GraphLane:
                 self._stage.enter()
 
     def _begin(self, start: Start, now_ns: int, *, compare: bool) -> None:
-        held = _Held(start, now_ns)
-        if compare:
-            self._actions += 1
-            held.action_id, held.kind = self._actions, OpKind.COPY_INPUT
-            self._device.keep_inputs(held.action_id, self._ready[start.job].frames)
+        held, ready = _Held(start, now_ns), self._ready[start.job]
+        if compare and ready.staged:
+            held.action_id, ready.since = ready.staged.pop(), 0
+        self._launch(held)
+
+    def _stage_input(self, job: int) -> None:
+        """Copy the input of a request to the device that will be compared."""
+        self._actions += 1
+        held = _Held(Start(job, -1), 0, kind=OpKind.COPY_INPUT, action_id=self._actions)
+        self._device.keep_inputs(held.action_id, self._ready[job].frames)
         self._launch(held)
 
     def withdraw(self, withdraw: Withdraw) -> bool:
         """True if the request had not begun."""
+        wanted = (withdraw.job, withdraw.number)
         for held in self._held.values():
-            start = held.start
-            if (start.job, start.number) == (withdraw.job, withdraw.number) and not held.withdrawn:
-                return self._withdrawn(held)
+            if held.kind is OpKind.EXEC and (held.start.job, held.start.number) == wanted:
+                if self._device.withdraw(held.op_id) is None:
+                    return False
+                del self._held[held.op_id]
+                if held.action_id:
+                    self._ready[withdraw.job].staged.append(held.action_id)
+                return True
         return False
-
-    def _withdrawn(self, held: _Held) -> bool:
-        if held.kind is OpKind.COPY_INPUT:
-            held.withdrawn = True  # the copy ends first
-            return True
-        if held.kind is not OpKind.EXEC or self._device.withdraw(held.op_id) is None:
-            return False
-        del self._held[held.op_id]
-        self._device.drop_inputs(held.action_id)
-        return True
 
     def poll(self, *, now_ns: int) -> Sequence[Ended]:
         """The requests that ended since the last call, in order."""
@@ -348,17 +351,16 @@ class GraphLane:
 
     def _done(self, done: OpDone) -> None:
         held = self._held.pop(done.op_id)
+        ready = self._ready[held.start.job]
         if done.code:
             self._device.drop_inputs(held.action_id)
-            if not held.withdrawn:
-                end_ns, lost = done.span.end_ns, bool(self._device.lost)
-                self._fail(held.start, end_ns, done.reason, fatal=lost)
+            if held.kind in (OpKind.EXEC, OpKind.LOAD_WEIGHTS):
+                lost = bool(self._device.lost)
+                self._fail(held.start, done.span.end_ns, done.reason, fatal=lost)
+            elif held.ended is not None:  # it ran, and its answer cannot be had
+                self._ended.append(held.ended)
         elif held.kind is OpKind.COPY_INPUT:
-            if held.withdrawn:
-                self._device.drop_inputs(held.action_id)
-                return
-            held.kind = OpKind.EXEC
-            self._launch(held)
+            ready.staged.append(held.action_id)
         elif held.kind is OpKind.EXEC:
             held.ended = self._outcome(held, done)
             if held.action_id:
@@ -370,6 +372,8 @@ class GraphLane:
             assert held.ended is not None
             frames = self._device.take_outputs(held.action_id)
             self._ended.append(self._compared(held.ended, [bytes(each) for each in frames]))
+            if not ready.staged:
+                self._stage_input(held.start.job)
 
     def _fail(self, start: Start, at_ns: int, reason: str, *, fatal: bool) -> None:
         failure = self.failures.get(start.job)
