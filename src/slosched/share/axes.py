@@ -29,11 +29,16 @@ _NS = "_ns"
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """One experiment of a sweep. `settings` are its values by key, as given; `folder` is its place."""
+    """One experiment of a sweep. `settings` are its values by key, as given; `folder` names it.
+
+    With `together` its runs lie beside those of the other points and not in a folder of their own: for mixes,
+    whose paths differ, so that each model runs alone only once.
+    """
 
     folder: str
     spec: ShareSpec
     settings: dict[str, str | int | float | bool]
+    together: bool = False
 
     @property
     def name(self) -> str:

@@ -176,7 +176,9 @@ def _hotcarbon(wanted: Wanted) -> tuple[Point, ...]:
         if wanted.tiny and len(mix) > 1:
             modes = (Mode.TM,)
         spec = _spec(wanted, jobs, modes, 120 * NS_PER_S)
-        made.append(Point(folder="+".join(mix), spec=spec, settings={"mix": "+".join(mix)}))
+        name = "+".join(mix)
+        # Tiny mixes are all of one model, so their paths do not differ.
+        made.append(Point(folder=name, spec=spec, settings={"mix": name}, together=not wanted.tiny))
     return tuple(made)
 
 
@@ -192,7 +194,7 @@ def _pairs(wanted: Wanted) -> tuple[Point, ...]:
         modes = (Mode.TM,) if wanted.tiny else (Mode.TM, Mode.MPS)
         spec = _spec(wanted, jobs, modes, 60 * NS_PER_S)
         name = f"{first}+{second}"
-        made.append(Point(folder=name, spec=spec, settings={"pair": name}))
+        made.append(Point(folder=name, spec=spec, settings={"pair": name}, together=True))
     return tuple(made)
 
 

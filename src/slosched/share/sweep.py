@@ -1,9 +1,9 @@
 """Runs the points of a sweep, one after the other, and keeps what each came to.
 
-    OUT/<folder of the point>/...        what `run_experiment` writes: spec, runs, files
-    OUT/<folder of the point>/point.json  that the point is done, of which experiment, and its figures
-    OUT/sweep.csv                         a row for each point and mode, from all points that are done
-    OUT/figures/                          drawn at the end
+    OUT/<folder of the point>/...   what `run_experiment` writes: specs, runs, files (of mixes: OUT/...)
+    OUT/points/<point>.json         that the point is done, of which experiment, and its figures
+    OUT/sweep.csv                   a row for each point and mode, from all points that are done
+    OUT/figures/                    drawn at the end
 
 A point that is done with the same experiment is not run again. Ctrl-C keeps what is there: the point that ran
 is run again next time, and `run_experiment` keeps those of its runs that were complete.
@@ -26,10 +26,12 @@ from slosched.errors import InvalidConfig, SloschedError
 from slosched.output_files import check_folder, write_file
 from slosched.share.axes import Point
 from slosched.share.figures import JobMetrics, RunMetrics
+from slosched.share.found_runs import RUN
+from slosched.share.run import distinct
 from slosched.share_spec import Mode, ShareSpec, Status
 from slosched.units import NS_PER_S, format_duration
 
-POINT = "point.json"
+POINTS = "points"
 TABLE = "sweep.csv"
 FIGURES = "figures"
 #: Points of one sweep that may fail before it is given up.
@@ -68,64 +70,98 @@ def run_sweep(
     say: Say = print,
     stopped: Callable[[], bool] = lambda: False,
     resume: bool = True,
+    draw: bool = True,
     now: Callable[[], float] = time.monotonic,
 ) -> Swept:
     """Run `points` into `out` and write sweep.csv after each. A point that fails is named, and the rest runs.
+
+    At the end all figures that the results allow are drawn into OUT/figures (not if `draw` is False).
 
     sweep.csv is also written if KeyboardInterrupt ends it. Raises InvalidConfig if `out` cannot be written, or
     two points have one folder.
     """
     check_folder(out)
     _check_folders(points)
-    done: dict[str, Done] = {}
+    sweep = _Sweep(points, out, run, say, stopped)
     if resume:
-        done = {point.folder: kept for point in points if (kept := _kept(point, out)) is not None}
-    kept_count = len(done)
-    if kept_count:
-        say(f"{kept_count} of {len(points)} points are done already and are kept")
-    open_points = [point for point in points if point.folder not in done]
-    failed: dict[str, str] = {}
-    in_turn, begun_s, stop = 0, now(), False
+        sweep.keep()
     try:
-        for number, point in enumerate(open_points, start=1):
-            if stopped():
-                stop = True
-                break
-            say(f"point {kept_count + number} of {len(points)}: {point.name}")
-            ended = _run_point(point, out, run)
-            if stopped():  # it may have been cut short
-                stop = True
-                break
-            if ended.runs:
-                done[point.folder] = ended
-                in_turn = 0
-            else:
-                in_turn += 1
-            if ended.failed:
-                failed[point.folder] = ended.failed
-                say(f"{point.name}: {ended.failed}")
-            else:
-                _write_point(point, out, ended)
-            write_table(points, done, out)
-            if in_turn >= _MOST_FAILED_IN_TURN:
-                say(f"{in_turn} points failed in turn; the sweep ends")
-                break
-            left = len(open_points) - number
-            if left:
-                each_s = (now() - begun_s) / number
-                say(
-                    f"about {format_duration(round(each_s * left) * NS_PER_S)} left ({left} points)"
-                )
+        sweep.run(now)
     finally:
-        table = write_table(points, done, out)
+        table = write_table(points, sweep.done, out)
+    if draw and sweep.done and not sweep.stop:
+        _draw(out, say)
     return Swept(
         table=table,
-        done=len(done),
-        kept=kept_count,
-        failed=failed,
-        left=len(points) - len(done),
-        stopped=stop,
+        done=len(sweep.done),
+        kept=sweep.kept,
+        failed=sweep.failed,
+        left=len(points) - len(sweep.done),
+        stopped=sweep.stop,
     )
+
+
+class _Sweep:
+    """A sweep while it runs."""
+
+    def __init__(
+        self,
+        points: Sequence[Point],
+        out: Path,
+        run: RunPoint,
+        say: Say,
+        stopped: Callable[[], bool],
+    ) -> None:
+        self.points, self.out, self._run = points, out, run
+        self._say, self._stopped = say, stopped
+        self.done: dict[str, Done] = {}
+        self.failed: dict[str, str] = {}
+        self.kept = 0
+        self.stop = False
+
+    def keep(self) -> None:
+        """Take over what is done already."""
+        for point in self.points:
+            kept = _kept(point, self.out)
+            if kept is not None:
+                self.done[point.folder] = kept
+        self.kept = len(self.done)
+        if self.kept:
+            self._say(f"{self.kept} of {len(self.points)} points are done already and are kept")
+
+    def run(self, now: Callable[[], float]) -> None:
+        """Run the points that are not done, until `stopped` or too many fail."""
+        rest = [point for point in self.points if point.folder not in self.done]
+        in_turn, begun_s = 0, now()
+        for number, point in enumerate(rest, start=1):
+            if self._stopped():
+                self.stop = True
+                return
+            self._say(f"point {self.kept + number} of {len(self.points)}: {point.name}")
+            ended = _run_point(point, self.out, self._run)
+            if self._stopped():  # it may have been cut short
+                self.stop = True
+                return
+            self._record(point, ended)
+            in_turn = 0 if ended.runs else in_turn + 1
+            if in_turn >= _MOST_FAILED_IN_TURN:
+                self._say(f"{in_turn} points failed one after the other; the sweep ends")
+                return
+            left = len(rest) - number
+            if left:
+                left_ns = round((now() - begun_s) / number * left) * NS_PER_S
+                self._say(f"about {format_duration(left_ns)} left ({left} points)")
+
+    def _record(self, point: Point, ended: Done) -> None:
+        if ended.runs:
+            self.done[point.folder] = ended
+        if ended.failed:
+            self.failed[point.folder] = ended.failed
+            self._say(f"{point.name}: {ended.failed}")
+        else:
+            made = msgspec.json.format(msgspec.json.encode(ended)) + b"\n"
+            write_file(self.out / POINTS / f"{point.folder}.json", made)
+        write_table(self.points, self.done, self.out)
 
 
 def digest_of(spec: ShareSpec) -> str:
@@ -136,7 +172,10 @@ def digest_of(spec: ShareSpec) -> str:
 def _run_point(point: Point, out: Path, run: RunPoint) -> Done:
     runs: tuple[RunMetrics, ...] = ()
     try:
-        runs = tuple(run(point.spec, out / point.folder))
+        place = out if point.together else out / point.folder
+        if not point.together:
+            take_solos(point.spec, out, place)
+        runs = tuple(run(point.spec, place))
         failed = _what_failed(runs) if runs else "it left no results"
     except SloschedError as error:
         failed = str(error) or type(error).__name__
@@ -155,17 +194,15 @@ def _what_failed(runs: Sequence[RunMetrics]) -> str:
     return "; ".join(dict.fromkeys(wrong))
 
 
-def _write_point(point: Point, out: Path, ended: Done) -> None:
-    write_file(out / point.folder / POINT, msgspec.json.format(msgspec.json.encode(ended)) + b"\n")
-
-
 def _kept(point: Point, out: Path) -> Done | None:
     """The point's figures if it is done; a file that cannot be read counts as not done."""
     try:
-        kept = msgspec.json.decode((out / point.folder / POINT).read_bytes(), type=Done)
+        kept = msgspec.json.decode((out / POINTS / f"{point.folder}.json").read_bytes(), type=Done)
     except (OSError, msgspec.DecodeError, ValueError):
         return None
-    return kept if kept.digest == digest_of(point.spec) and not kept.failed else None
+    # Another machine, or this one mended, may have what was missing.
+    complete = not kept.failed and not any(run.unavailable for run in kept.runs)
+    return kept if complete and kept.digest == digest_of(point.spec) else None
 
 
 def _check_folders(points: Sequence[Point]) -> None:
@@ -176,6 +213,38 @@ def _check_folders(points: Sequence[Point]) -> None:
         if point.folder.lower() in seen:
             raise InvalidConfig(f"two points have the folder {point.folder}")
         seen.add(point.folder.lower())
+
+
+def take_solos(spec: ShareSpec, out: Path, place: Path) -> None:
+    """Copy the runs of models alone that other points below `out` have into `place`, where it lacks them.
+
+    `run_experiment` keeps those that were made of the same, and replaces the others.
+    """
+    from slosched.share.experiment import solo_path
+
+    paths = {
+        solo_path(spec, job, repeat)
+        for job in distinct(spec.jobs)
+        for repeat in range(spec.repeats)
+    }
+    for path in sorted(paths):
+        if (place / path).exists():
+            continue
+        for source in sorted(out.glob(f"*/{path.as_posix()}/{RUN}"))[:1]:
+            for file in sorted(source.parent.iterdir()):
+                if file.is_file():
+                    write_file(place / path / file.name, file.read_bytes())
+
+
+def _draw(out: Path, say: Say) -> None:
+    try:
+        from slosched.share.drawing import draw_all
+
+        files = draw_all(out, out / FIGURES, say=say)
+    except SloschedError as error:
+        say(f"no figures: {error}")
+        return
+    say(f"{len(files)} files of figures are in {out / FIGURES}")
 
 
 # ------------------------------------------------------------------------------------------- the table
