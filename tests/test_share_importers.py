@@ -349,6 +349,19 @@ def test_our_tree_read_again_has_our_numbers(tmp_path: Path, layout: str) -> Non
         assert found.source == "slosched" and read_hotcarbon(root)[0].window_s == 30.0
 
 
+def test_both_layouts_in_one_tree_count_once(tmp_path: Path) -> None:
+    folder = tmp_path / run_path(SPEC, SPEC.jobs, Mode.MPS, 0)
+    shared = folder.parent.parent
+    shared.mkdir(parents=True)
+    (shared / "tput.csv").write_text("mode,load,0_bert-1,1_gpt-1\ntm,1.0,3.0,4.0\n")
+    write_run(folder, SPEC, SHARED, SOLOS, layout="hotcarbon", results_root=tmp_path)
+    found = read_hotcarbon(tmp_path)
+    assert [(run.mode, run.source) for run in found] == [
+        ("tm", "hotcarbon"),
+        ("mps-uncap", "slosched"),
+    ]
+
+
 def test_our_deft_csv_read_again(tmp_path: Path) -> None:
     for compat in (False, True):
         write_run(tmp_path, SPEC, SHARED, SOLOS, deft_compat=compat)

@@ -75,7 +75,7 @@ def append_to_tree(folder: Path, spec: ShareSpec, result: RunResult, key: str) -
     Raises InvalidConfig if files there are of another mix or are not of this form; nothing is written then.
     """
     header = ["mode", "load", *column_names(jobs_of(spec, result))]
-    known = _known_keys(folder / ROWS)
+    known = known_keys(folder / ROWS)
     drafts = {}
     for name, row in hotcarbon_rows(spec, result).items():
         table = _table(folder / name, header)
@@ -164,7 +164,7 @@ def _table(path: Path, header: Sequence[str]) -> Table:
     return table[1:]
 
 
-def _known_keys(path: Path) -> dict[str, list[str]]:
+def known_keys(path: Path) -> dict[str, list[str]]:
     """Which run each row of each file is of; nothing where that is not remembered."""
     if not path.exists():
         return {}

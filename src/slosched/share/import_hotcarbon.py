@@ -2,7 +2,8 @@
 
 A folder of results has tput.csv, total_p*.csv and pwr.csv. Each row of the first six is a run; pwr.csv is that
 of the last one. Device and mode may be part of a folder's name ("4090-tm"); the mode of a row is in the row.
-Files that are missing, short or odd are problems of that run, not errors: published trees have them.
+Files that are missing, short or odd are problems of that run, not errors: published trees have them. Where both
+of our layouts are in one tree, a run counts once: that of its own folder.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from slosched.errors import InvalidConfig
-from slosched.share.hotcarbon_files import PWR, TOTALS, TPUT
+from slosched.share.hotcarbon_files import PWR, ROWS, TOTALS, TPUT, known_keys
 from slosched.share.imported import Imported, ImportedJob, with_solos
 from slosched.text_files import read_text
 
@@ -52,7 +53,13 @@ def read_hotcarbon(
         raise InvalidConfig(f"{root} has no results: there is no {TPUT} below it")
     if len(folders) > _MOST_FOLDERS:
         raise InvalidConfig(f"{root} has {len(folders):,} folders of results; name a part of it")
-    runs = [run for folder in folders for run in _read_folder(root, folder, window_s, gpus, gpu)]
+    runs = []
+    for folder in folders:
+        found = _read_folder(root, folder, window_s, gpus, gpu)
+        keys = known_keys(folder / ROWS).get(TPUT, [])
+        if keys and any(folder in each.parents for each in folders):
+            found = [run for run in found if not "".join(keys[run.row : run.row + 1])]
+        runs += found
     return with_solos(runs)
 
 
