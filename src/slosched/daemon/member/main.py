@@ -147,9 +147,6 @@ class Member:
             return
         for job, (status, reason) in held.failures().items():
             self._tell(JobEnded(job=job, status=status, reason=reason))
-        for job, failure in getattr(held.lane, "failures", {}).items():
-            status, reason = opening.why_not(failure.error)
-            self._tell(JobEnded(job=job, status=status, reason=reason))
         ready = _Ready(held, {each.job: each for each in prepared}, thread)
         ready.warmups = _warmups(held)
         self._lanes.append(ready)
