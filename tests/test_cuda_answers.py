@@ -183,7 +183,7 @@ def profiled(
     image = driver.pinned_block(PAGE)
     assert image.host is not None
     image.host[:] = np.random.default_rng(1).integers(0, 256, PAGE)
-    bench = Bench(driver, _AlwaysOn(clock), driver.stream(-2), clock=clock)  # type: ignore[arg-type]
+    bench = Bench(driver, _AlwaysOn(clock), driver.stream(-2), clock=clock)
     source = Source(program, image.host, OneTensor("net", (ROW_IN,), "uint8"), True, ())
     notes: list[str] = []
     profile = bench.profile(source, image, [1, 2, 4], max_exec_ns=10**9, note=notes.append)

@@ -138,16 +138,16 @@ class Prepared:
         assert image.host is not None
         image.host[:] = np.random.default_rng(1).integers(0, 256, PAGE)
         stream, gate, background = driver.stream(-2), Gate(clock), _AlwaysOn(clock)
-        urgent = Bench(driver, background, FakeStream(-5, pool=1), clock=clock)  # type: ignore[arg-type]
+        urgent = Bench(driver, background, FakeStream(-5, pool=1), clock=clock)
         preemption = Preemption(
             driver,
-            Cutter(driver, background, stream, gate, self.aim),  # type: ignore[arg-type]
+            Cutter(driver, background, stream, gate, self.aim),
             urgent,
             clock=clock,
         )
         bench = Bench(
             driver,
-            background,  # type: ignore[arg-type]
+            background,
             stream,
             clock=clock,
             preemption=preemption,

@@ -157,7 +157,7 @@ def prepared(
     image = driver.pinned_block(PAGE)
     assert image.host is not None
     image.host[:] = np.random.default_rng(1).integers(0, 256, PAGE)
-    bench = Bench(driver, _AlwaysOn(clock), driver.stream(-2), clock=clock)  # type: ignore[arg-type]
+    bench = Bench(driver, _AlwaysOn(clock), driver.stream(-2), clock=clock)
     model = OneTensor("text", (), inputs=TEXT_TAKES, lengths=LENGTHS, **said)
     source = Source(program, image.host, model, True, ())
     notes: list[str] = []

@@ -57,10 +57,10 @@ class Prepared:
         assert image.host is not None
         image.host[:] = np.random.default_rng(1).integers(0, 256, PAGE)
         stream, gate, background = driver.stream(-2), Gate(clock), _AlwaysOn(clock)
-        urgent: Any = Bench(driver, background, FakeStream(-5, pool=1), clock=clock)  # type: ignore[arg-type]
-        cutter = Cutter(driver, background, stream, gate, Aim())  # type: ignore[arg-type]
+        urgent: Any = Bench(driver, background, FakeStream(-5, pool=1), clock=clock)
+        cutter = Cutter(driver, background, stream, gate, Aim())
         preemption = Preemption(driver, cutter, urgent, clock=clock) if preempt else None
-        bench = Bench(driver, background, stream, clock=clock, preemption=preemption, gate=gate)  # type: ignore[arg-type]
+        bench = Bench(driver, background, stream, clock=clock, preemption=preemption, gate=gate)
 
         def twin() -> FakeProgram:
             return self._program(exec_ns, steps, in_pool, FakeStream(-5, pool=1))

@@ -462,7 +462,8 @@ def test_another_thread_serves_than_prepared() -> None:
     import threading
 
     rig = Rig(job("short"), preempt=False)
-    thread = threading.Thread(target=lambda: (rig.start(0, 0), rig.finish()))
+    rig.start(0, 0)
+    thread = threading.Thread(target=rig.finish)
     thread.start()
     thread.join(20)
     assert not thread.is_alive() and rig.stage.entered == 1 and len(rig.ended) == 1
