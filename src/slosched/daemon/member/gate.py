@@ -45,8 +45,10 @@ _BYTES = MOST_JOBS * _WORDS * 8
 #: work on the GPU.
 _IDLE, _RUNNING, _DRAINED = range(3)
 
-#: How long a waiting job spins before it sleeps, and how long a sleep then is.
+#: How long a waiting job spins before it sleeps, and how long a sleep then is. A high job waits for what is in
+#: flight only, and its latency counts, so it spins for longer.
 _SPIN_NS = 200 * NS_PER_US
+_SPIN_HIGH_NS = 2 * NS_PER_MS
 _SLEEP_S = 50e-6
 #: How often a waiting job looks whether those that it waits for are alive.
 _LOOK_NS = 100 * NS_PER_MS
@@ -181,7 +183,7 @@ class GateMember:
         words, slot, wanted_ns = self._words, self._slot, self.want()
         self._run_when_free(_IDLE)
         end = time.monotonic_ns() + timeout_ns
-        waited, timed_out = _Waiting(), False
+        waited, timed_out = _Waiting(_SPIN_HIGH_NS), False
         while self._lower_runs(look=waited.look()):
             if time.monotonic_ns() >= end:
                 timed_out = True
@@ -233,7 +235,7 @@ class GateMember:
         return Pause(began_ns, resumed_ns, parts)
 
     def count(self) -> None:
-        """Count a step of this job where the other processes can see it."""
+        """Count a step of this job where the other processes can see it, which shows whether it runs."""
         self._words[self._slot + _STEPS] += 1
 
     def steps(self, job: int) -> int:
@@ -319,8 +321,8 @@ class GateMember:
 class _Waiting:
     """How a process waits for words of others: it spins at first, and sleeps for short times then."""
 
-    def __init__(self) -> None:
-        self._began_ns = time.monotonic_ns()
+    def __init__(self, spin_ns: int = _SPIN_NS) -> None:
+        self._sleeps_ns = time.monotonic_ns() + spin_ns
         self._looked_ns = -math.inf
 
     def look(self) -> bool:
@@ -332,7 +334,7 @@ class _Waiting:
         return True
 
     def rest(self) -> None:
-        if time.monotonic_ns() - self._began_ns > _SPIN_NS:
+        if time.monotonic_ns() > self._sleeps_ns:
             time.sleep(_SLEEP_S)
 
 

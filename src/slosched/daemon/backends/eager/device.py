@@ -29,8 +29,11 @@ class Timeline(Protocol):
     def synchronize(self) -> None:
         """Wait until all work of this timeline is done."""
 
-    def mark(self, passed: Any = None) -> Any:
-        """A mark behind all work up to now: a new one, or one that is `passed` and used again."""
+    def mark(self) -> Any:
+        """A mark behind all work up to now, with the device's time."""
+
+    def fence(self, passed: Any = None) -> Any:
+        """A mark without a time, which costs less: a new one, or one that is `passed` and used again."""
 
     def wait(self, mark: Any) -> None:
         """Wait on the host until the device has passed `mark`."""
@@ -39,7 +42,10 @@ class Timeline(Protocol):
         """The device's time from mark to mark; both are passed."""
 
     def memory(self) -> tuple[int, int]:
-        """Bytes that this process had allocated and reserved on the device at most."""
+        """Bytes that this process had allocated and reserved on the device at most, since `forget_peak`."""
+
+    def forget_peak(self) -> None:
+        """Give back what is not used, and count the most memory from now on."""
 
 
 class HostTimeline:
@@ -54,8 +60,11 @@ class HostTimeline:
     def synchronize(self) -> None:
         pass
 
-    def mark(self, passed: int | None = None) -> int:
+    def mark(self) -> int:
         return time.perf_counter_ns()
+
+    def fence(self, passed: int | None = None) -> int:
+        return 0
 
     def wait(self, mark: int) -> None:
         pass
@@ -65,6 +74,9 @@ class HostTimeline:
 
     def memory(self) -> tuple[int, int]:
         return (0, 0)
+
+    def forget_peak(self) -> None:
+        pass
 
 
 class CudaTimeline:
@@ -82,8 +94,13 @@ class CudaTimeline:
     def synchronize(self) -> None:
         self.stream.synchronize()
 
-    def mark(self, passed: Any = None) -> Any:
-        event = _cuda.Event(enable_timing=True) if passed is None else passed
+    def mark(self) -> Any:
+        event = _cuda.Event(enable_timing=True)
+        event.record(self.stream)
+        return event
+
+    def fence(self, passed: Any = None) -> Any:
+        event = _cuda.Event() if passed is None else passed
         event.record(self.stream)
         return event
 
@@ -98,6 +115,10 @@ class CudaTimeline:
             torch.cuda.max_memory_allocated(self.device),
             torch.cuda.max_memory_reserved(self.device),
         )
+
+    def forget_peak(self) -> None:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
 
 
 def open_timeline(name: str, priority: int | None) -> Timeline:

@@ -24,7 +24,7 @@ class Diffusion(EagerModel):
     `diffusion/NAME` is another design of daemon/backends/diffusion. The answer is images of bytes.
     """
 
-    note = "networks of diffusers from their configs; one prompt, by hashed token ids"
+    note = "diffusers' networks from configs, the decoder in the same dtype; one prompt by hashed token ids"
 
     def __init__(self, job: Job, device: torch.device, seed: int, *, small: bool = False) -> None:
         import_diffusers()
@@ -43,7 +43,7 @@ class Diffusion(EagerModel):
         self.module = torch.nn.Module.to(model, device).requires_grad_(False)
         self._device, self._model = device, model
         self._tokens = torch.tensor([hashed_tokens(_PROMPT)] * job.batch, dtype=torch.int32)
-        self._seeds = torch.arange(job.batch, dtype=torch.int64)[:, None] + seed
+        self._seeds = torch.arange(job.batch, dtype=torch.int64)[:, None] + seed % 2**62
 
     def run(self, between: Callable[[], None]) -> Sequence[torch.Tensor]:
         model = self._model

@@ -20,21 +20,26 @@ from slosched.share_spec import Boundary, BoundaryKind, Interruption
 
 #: Marks that are kept of one measured request; its further boundaries are counted, and not timed.
 _MOST_MARKS = 20_000
+#: The modules of one segment.
+_SEGMENT = 8
+#: Modules that do nothing outside training.
+_IDLE = (nn.Dropout, nn.Dropout2d, nn.Identity)
 
 
 class Boundaries:
     """What happens at the boundaries of one model.
 
-    A boundary of the kind `segment`, which graphs have, is one of `event` here.
+    The kind `segment` is that of graphs, which are cut by measured time; here it is the kind `event` with 8 modules
+    in a segment: on a fast GPU a group of one or two kernels would be over before the host launched the next.
     """
 
     def __init__(self, boundary: Boundary, timeline: Timeline, gate: GateMember | None) -> None:
-        self.kind = BoundaryKind.EVENT if boundary.kind is BoundaryKind.SEGMENT else boundary.kind
-        if self.kind is BoundaryKind.LAYER:
-            self.kind, every = BoundaryKind.SYNC, 1
-        else:
-            every = max(1, boundary.every)
-        self._every, self._depth = every, max(1, boundary.depth)
+        every, self._depth = max(1, boundary.every), max(1, boundary.depth)
+        if boundary.kind is BoundaryKind.LAYER:
+            every = 1
+        elif boundary.kind is BoundaryKind.SEGMENT:
+            every *= _SEGMENT
+        self._every = every
         self._timeline, self._gate = timeline, gate
         self._pending: deque[Any] = deque()
         self._free: list[
@@ -47,14 +52,23 @@ class Boundaries:
         self.paused_ns = 0
         self.pauses: list[Interruption] = []
         self._bound = {
-            BoundaryKind.SYNC: self._sync,
+            BoundaryKind.SYNC: self._timeline.synchronize,
+            BoundaryKind.LAYER: self._timeline.synchronize,
             BoundaryKind.EVENT: self._group,
-        }.get(self.kind)
+            BoundaryKind.SEGMENT: self._group,
+        }.get(boundary.kind)
 
     def attach(self, module: nn.Module) -> None:
-        """Hook the leaf modules of `module`, each once; boundaries between steps count from now on, too."""
+        """Hook the leaf modules of `module`, each once, but for those that launch nothing.
+
+        Boundaries between steps count from now on, too.
+        """
         self.attached = True
-        leaves = [each for each in module.modules() if next(each.children(), None) is None]
+        leaves = [
+            each
+            for each in module.modules()
+            if next(each.children(), None) is None and not isinstance(each, _IDLE)
+        ]
         self._hooks = [leaf.register_forward_hook(self._behind) for leaf in leaves]
 
     def detach(self) -> None:
@@ -114,13 +128,10 @@ class Boundaries:
         self.paused_ns += pause.resumed_ns - pause.began_ns
         self.pauses.extend(pause.parts)
 
-    def _sync(self) -> None:
-        self._timeline.synchronize()
-
     def _group(self) -> None:
         # The next group is the one of `depth` in flight, so that of `depth` groups back is waited for.
         pending = self._pending
-        pending.append(self._timeline.mark(self._free.pop() if self._free else None))
+        pending.append(self._timeline.fence(self._free.pop() if self._free else None))
         if len(pending) >= self._depth:
             passed = pending.popleft()
             self._timeline.wait(passed)
