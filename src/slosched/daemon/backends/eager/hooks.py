@@ -29,8 +29,8 @@ _IDLE = (nn.Dropout, nn.Dropout2d, nn.Identity)
 class Boundaries:
     """What happens at the boundaries of one model.
 
-    The kind `segment` is that of graphs, which are cut by measured time; here it is the kind `event` with 8 modules
-    in a segment: on a fast GPU a group of one or two kernels would be over before the host launched the next.
+    The kind `segment` is that of graphs, which are cut by measured time. Here it is the kind `event` with 8
+    modules in a segment: on a fast GPU one or two kernels would be over before the host launched the next.
     """
 
     def __init__(self, boundary: Boundary, timeline: Timeline, gate: GateMember | None) -> None:
