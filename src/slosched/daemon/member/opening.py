@@ -12,7 +12,7 @@ from typing import Protocol
 
 from slosched.core.share.interface import Lane
 from slosched.daemon.backends.base import preparation_failed
-from slosched.errors import InvalidConfig, OutOfResources
+from slosched.errors import InvalidConfig, MissingPackage, OutOfResources
 from slosched.share_spec import Job, JobEnded, Mode, Order, Prepared, Run, Status
 
 #: The lowest number that CUDA knows as a stream's priority: the highest priority.
@@ -91,6 +91,8 @@ def why_not(error: BaseException) -> tuple[Status, str]:
     _, words = preparation_failed(error)
     if isinstance(error, MemoryError | OutOfResources) or "OutOfMemoryError" in names:
         return Status.OUT_OF_MEMORY, words
+    if isinstance(error, MissingPackage):
+        return Status.UNAVAILABLE, words
     return Status.FAILED, words
 
 
