@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ transformers = pytest.importorskip("transformers")
 from slosched.config import WorkerConfig  # noqa: E402
 from slosched.daemon.backends.checking import check_model  # noqa: E402
 from slosched.daemon.backends.contract import Arrays  # noqa: E402
+from slosched.daemon.backends.graphs import models  # noqa: E402
+from slosched.daemon.backends.graphs.models import job_spec  # noqa: E402
 from slosched.daemon.backends.libraries import library_spec  # noqa: E402
 from slosched.daemon.backends.originals.building import (  # noqa: E402
     original_spec,
@@ -27,6 +31,8 @@ from slosched.daemon.backends.originals.speech import SpeechDecoder, SpeechModel
 from slosched.daemon.backends.originals.text import TextModel  # noqa: E402
 from slosched.daemon.backends.sources import worker_specs  # noqa: E402
 from slosched.daemon.backends.templates import DeviceWeights, Template  # noqa: E402
+from slosched.errors import InvalidConfig, UnknownName  # noqa: E402
+from slosched.share_spec import Job  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -208,6 +214,35 @@ def test_steps_past_the_last_one_write_nothing_outside(name: str) -> None:
         assert int(state[1].max()) == state[0].shape[1] - 1
 
 
+@pytest.mark.parametrize("name", ["tiny-gpt", "tiny-gpt2", "tiny-whisper"])
+def test_parts_on_the_same_memory_answer_as_the_whole(name: str) -> None:
+    """As captured parts run: the state stays where it is, holds anything at first, and serves run after run."""
+    spec = original_spec(f"originals/{name}")
+    model: Any = spec.build()
+    samples = Template(spec)
+    (tensor,) = spec.takes
+    state: list[Any] = []
+    for seed in range(3):
+        inputs = torch.from_numpy(samples.sample_rows(2, seed)[tensor.name])
+        with torch.inference_mode():
+            whole = model(inputs)
+            made = model.begin(inputs)
+        if not state:
+            state = [torch.empty_like(value) for value in made]
+            for value in state:
+                value.fill_(float("nan") if value.is_floating_point() else 10**6)
+        with torch.inference_mode():
+            for there, value in zip(state, made, strict=True):
+                there.copy_(value)
+            for _ in range(model.steps):
+                for there, value in zip(state, model.step(*state), strict=True):
+                    if value is not there:
+                        there.copy_(value)
+            parts = model.finish(*state)
+        for key, value in whole.items():
+            assert torch.equal(parts[key], value), key
+
+
 def test_the_next_token_is_ahead_of_all_others() -> None:
     """So that rounding decides nothing: half precision and other batch sizes choose the same."""
     for name in ("tiny-gpt", "tiny-gpt2"):
@@ -231,6 +266,69 @@ def test_published_shapes() -> None:
     # whisper-small has 241.7 million parameters, 88.2 of them in its encoder.
     assert round(parameters["decoder"] / 1e6, 1) == 153.6
     assert (gpt.cached, gpt.length - gpt.prompt) == (104, 90)
+
+
+def test_models_of_jobs_by_name() -> None:
+    def spec_of(model: str, **more: Any) -> Any:
+        return job_spec(Job(name="a", model=model, **more))
+
+    assert spec_of("gpt").name == "originals/gpt" and spec_of("gpt").labels == ("text", "float16")
+    assert spec_of("bert", dtype="half").labels == ("text", "float16")
+    assert spec_of("whisper").input_shape == (80, 3000)
+    tiny = spec_of("resnet_tiny", dtype="fp16")
+    assert tiny.channels_last and tiny.labels == ("image", "float16", "channels_last")
+    assert next(spec_of("originals/tiny-gpt").build().parameters()).dtype is torch.float32
+    with pytest.raises(UnknownName, match="originals/gpt5"):
+        spec_of("originals/gpt5")
+    with pytest.raises(UnknownName, match="fasterrcnn"):
+        spec_of("fasterrcnn_resnet50_fpn")
+    with pytest.raises(InvalidConfig, match="size"):
+        spec_of("bert", size=(720, 1280))
+    with pytest.raises(InvalidConfig, match="int4"):
+        spec_of("bert", dtype="int4")
+    made = spec_of("torch.nn:Identity", size=(8, 16))
+    assert made.input_shape == (3, 8, 16) and isinstance(made.build(), torch.nn.Identity)
+
+
+def test_diffusion_is_built_in_its_precision() -> None:
+    pytest.importorskip("diffusers")
+    assert job_spec(Job(name="a", model="diffusion")).name == "diffusion/sdxl"
+    spec = job_spec(Job(name="a", model="diffusion/tiny"))
+    assert spec.labels == ("text", "float16")
+    assert next(spec.build().parameters()).dtype is torch.float16
+    with pytest.raises(UnknownName, match="diffusion/none"):
+        job_spec(Job(name="a", model="diffusion/none"))
+
+
+def test_torchvision_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library itself is stood in for."""
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    def get_model(name: str, **more: Any) -> Any:
+        calls.append((name, more))
+        return torch.nn.Identity()
+
+    module: Any = types.ModuleType("torchvision.models")
+    module.get_model = get_model
+    monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
+    monkeypatch.setitem(sys.modules, "torchvision.models", module)
+    monkeypatch.setattr(models, "find_spec", lambda name: object())
+    for model, size, shape in (
+        ("resnet50", (0, 0), (3, 224, 224)),
+        ("torchvision/vit_l_16", (384, 384), (3, 384, 384)),
+        ("fcn_resnet50", (720, 1280), (3, 720, 1280)),
+    ):
+        spec = job_spec(Job(name="a", model=model, size=size))
+        assert spec.input_shape == shape
+        assert spec.output == ("out" if model.startswith("fcn") else "")
+        spec.build()
+    assert calls == [
+        ("resnet50", {"weights": None}),
+        ("vit_l_16", {"weights": None, "image_size": 384}),
+        ("fcn_resnet50", {"weights": None, "weights_backbone": None}),
+    ]
+    with pytest.raises(InvalidConfig, match="square"):
+        job_spec(Job(name="a", model="vit_b_16", size=(720, 1280)))
 
 
 def test_a_worker_offers_them_as_a_library() -> None:

@@ -9,7 +9,6 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-import torch
 from torch import nn
 
 from slosched.config import canonical_model
@@ -125,11 +124,3 @@ def _refuse_size(job: Job, shape: tuple[int, ...]) -> None:
         raise InvalidConfig(
             f"job {job.name!r}: the size of what {job.model} takes cannot be chosen; leave size out"
         )
-
-
-def weights_bytes(module: nn.Module) -> int:
-    """Bytes of the parameters and buffers of `module`."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return sum(
-        each.numel() * each.element_size() for each in tensors if isinstance(each, torch.Tensor)
-    )

@@ -60,7 +60,11 @@ def rotated(states: torch.Tensor, sine: torch.Tensor, cosine: torch.Tensor) -> t
     angle of its position. `sine` and `cosine` are (tokens, half of the values that turn).
     """
     turning = 2 * sine.shape[-1]
-    sine, cosine = (each.repeat_interleave(2, -1).to(states.dtype) for each in (sine, cosine))
+    # Not repeat_interleave, which has asked the host for the number of repeats.
+    sine, cosine = (
+        each.to(states.dtype)[..., None].expand(*each.shape, 2).flatten(-2)
+        for each in (sine, cosine)
+    )
     first, rest = states[..., :turning], states[..., turning:]
     pairs = first.reshape(*first.shape[:-1], -1, 2)
     crossed = torch.stack((-pairs[..., 1], pairs[..., 0]), dim=-1).flatten(-2)
