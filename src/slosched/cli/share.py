@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from slosched.cli import share_results
+from slosched.cli import share_results, share_sweep
 from slosched.cli.ask import Json
 from slosched.cli.config_options import Options
 from slosched.cli.guard import SloschedGroup
 from slosched.cli.help import SloschedTyper
 from slosched.cli.output import beside, print_json, say, warn
+from slosched.cli.share_calls import check_models, copy_deft_logs, mix_dir, summaries
 from slosched.cli.share_log import ShareLog, share_log
 from slosched.cli.share_options import (
     Described,
@@ -21,12 +24,10 @@ from slosched.cli.share_options import (
     described,
     describes_experiment,
 )
+from slosched.cli.share_table import off_table, run_line, runs_table
 from slosched.cli.stopping import stopped_by_signals
 from slosched.errors import InvalidConfig
 from slosched.output_files import check_folder
-
-if TYPE_CHECKING:
-    from slosched.share.experiment import Outcome
 
 app = SloschedTyper(cls=SloschedGroup, name="share", rich_markup_mode=None, no_args_is_help=True)
 
@@ -119,16 +120,12 @@ def run(
       slosched share run -f mine.toml --device cpu --duration 10s
       slosched share run --modes tm --device-type h200 bert-1 -- python train.py
     """
-    if layout not in _LAYOUTS:
-        raise InvalidConfig(f"--layout must be {' or '.join(_LAYOUTS)}, not {layout!r}")
+    _check_layout(layout)
     found = described(ctx, models, asked)
+    check_models(found.spec)
     check_folder(out)
-    for warning in found.warnings:
-        warn(warning)
     with share_log(beside if json else say) as log:
-        log.note(f"{found.spec}")
-        for warning in found.warnings:
-            log.note(f"warning: {warning}")
+        _begin(found, log)
         with stopped_by_signals() as stopping:
             from slosched.share.experiment import run_experiment
 
@@ -139,20 +136,103 @@ def run(
                 deft_compat=deft_compat,
                 solo=not no_solo,
                 resume=not again,
-                say=log.say,
+                say=log.follow,
                 stopped=stopping,
             )
             if stopping():
                 raise KeyboardInterrupt
-        _print_outcome(outcome, found, out, log, json=json)
+        _print_results(found, [run.directory for run in outcome.runs], log, json=json)
         if outcome.error_code:
             raise typer.Exit(outcome.error_code)
+        log.say(f"Run success: results are stored in {mix_dir(found.spec, out)}")
 
 
-def _print_outcome(
-    outcome: Outcome, found: Described, out: Path, log: ShareLog, *, json: bool
+def _check_layout(layout: str) -> None:
+    if layout not in _LAYOUTS:
+        raise InvalidConfig(f"--layout must be {' or '.join(_LAYOUTS)}, not {layout!r}")
+
+
+def _begin(found: Described, log: ShareLog) -> None:
+    from slosched.share.spec_file import spec_text
+
+    for warning in found.warnings:
+        warn(warning)
+        log.note(f"warning: {warning}")
+    log.note(f"the experiment as TOML:\n{spec_text(found.spec)}")
+
+
+def _print_results(
+    found: Described, directories: Sequence[Path], log: ShareLog, *, json: bool
 ) -> None:
-    raise NotImplementedError
+    """Print what the runs in `directories` came to, and give Deft's logs their place."""
+    import msgspec
+
+    results = summaries(directories)
+    metrics = [result.metrics for result in results]
+    table = runs_table(metrics)
+    if table:
+        log.say(table)
+    for each in metrics:
+        log.say(run_line(each, metrics))
+    for file in copy_deft_logs(found.spec, directories, found.deft_logs):
+        log.say(f"wrote {file}")
+    if json:
+        print_json([msgspec.to_builtins(result) for result in results])
+
+
+@app.command("simulate", cls=TakesCommand, short_help="The same in virtual time, without a GPU.")
+@describes_experiment
+def simulate(
+    ctx: typer.Context,
+    models: Models = None,
+    *,
+    asked: Options,
+    out: _Out = Path("simulated"),
+    layout: _Layout = "slosched",
+    deft_compat: _DeftCompat = False,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Measured runs of the same models: say how far off the prediction is.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Predict an experiment from its models alone, and write the files that a run would.
+
+    The decisions are those of a real run, over lanes in virtual time. How fast models are beside one another
+    is computed from profiles of each alone: --profile names a device (a100, a6000, 4090, h200), a file or
+    the folder of a finished run. With --against each figure is set beside the measured one.
+
+    \b
+    Examples:
+      slosched share simulate --modes tm,mps,preempt --profile a6000 bert-1 whisper-1
+      slosched share simulate -f input_controlevent.json
+      slosched share simulate -f mine.toml --profile results --against results
+    """
+    _check_layout(layout)
+    found = described(ctx, models, asked)
+    with share_log(beside if json else say) as log:
+        _begin(found, log)
+        from slosched.share.simulate import simulate as run_virtual
+
+        simulation = run_virtual(
+            found.spec,
+            out,
+            against=against,
+            layout=layout,
+            deft_compat=deft_compat,
+            say=log.follow,
+        )
+        _print_results(replace(found, deft_logs=()), simulation.paths, log, json=json)
+        if simulation.off:
+            log.say(off_table(simulation.off))
+        log.say(
+            f"predicted from models alone on {simulation.device} ({simulation.measured}); nothing ran"
+        )
+        log.say(f"Run success: results are stored in {mix_dir(found.spec, out)}")
 
 
 @app.command("spec", cls=TakesCommand, short_help="Print an experiment as a TOML file.")
@@ -188,6 +268,10 @@ def spec(
     say(spec_text(found.spec).rstrip("\n"))
 
 
+app.command("sweep", short_help="Many experiments that differ in some keys.")(share_sweep.sweep)
 app.command("plot-jct", short_help="Deft's picture: latency of two models against time.")(
     share_results.plot_jct
 )
+app.command("plot", short_help="Draw what a folder of runs allows.")(share_results.plot)
+app.command("import", short_help="Read results of Deft or HotCarbon-24.")(share_results.import_)
+app.command("compare", short_help="Mixes then and now: STP and energy.")(share_results.compare)

@@ -13,9 +13,13 @@ from pathlib import Path
 import typer
 
 from slosched.cli.guard import INTERRUPTED
+from slosched.cli.output import beside
 from slosched.daemon.traceback_file import INTERNAL_ERROR
 from slosched.errors import OutOfResources, SloschedError
 from slosched.output_files import utf8
+
+#: Beginnings of lines that belong to the answer.
+_PRINTED = ("Running ",)
 
 
 class ShareLog:
@@ -40,6 +44,17 @@ class ShareLog:
     def say(self, text: str) -> None:
         self.note(text)
         self._show(text)
+
+    def follow(self, text: str) -> None:
+        """Take a line of a running experiment: HotCarbon's runner prints those that begin like its own.
+
+        The others are progress, which goes to stderr.
+        """
+        if text.startswith(_PRINTED):
+            self.say(text)
+        else:
+            self.note(text)
+            beside(text)
 
     def note(self, text: str) -> None:
         if self._file.closed:

@@ -198,8 +198,13 @@ def _changes(asked: Options, base: ShareSpec) -> dict[str, Any]:
     if asked["device_type"] is not None:
         changes["label"] = asked["device_type"]
     elif base.label == ShareSpec(jobs=()).label:
-        changes["label"] = _LABELS.get(device or base.device, base.label)
+        changes["label"] = label_of(device or base.device)
     return changes
+
+
+def label_of(device: str) -> str:
+    """What results call a device that has no label."""
+    return _LABELS.get(device, ShareSpec(jobs=()).label)
 
 
 def _device(asked: Mapping[str, Any]) -> str | None:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from slosched.cli.output import table_text
-from slosched.share_spec import Status
+from slosched.share_spec import Mode, Status
 
 if TYPE_CHECKING:
     from slosched.share.figures import JobMetrics, RunMetrics
+    from slosched.share.simulate import Off
 
 _HEADINGS = (
     "mode",
@@ -25,14 +26,17 @@ _HEADINGS = (
 )
 _EXPLAINED = (
     "p99: the maximum (max) below 100 requests; vs solo: throughput / throughput alone; slower: mean latency / "
-    "latency alone; J/request: idle included"
+    "latency alone; *: without an SLO, over 1.6 x the latency alone (Deft's rule); J/request: idle included"
 )
 
 
 def runs_table(runs: Sequence[RunMetrics]) -> str:
     """A row for each job of each run, and what the headings mean. Empty without a run that took place."""
     rows = [
-        _row(_run_name(run, runs), job) for run in runs if not run.unavailable for job in run.jobs
+        _row(_run_name(run, runs).removesuffix(f" {job.name}"), job)
+        for run in runs
+        if not run.unavailable
+        for job in run.jobs
     ]
     return f"{table_text(_HEADINGS, rows)}\n{_EXPLAINED}" if rows else ""
 
@@ -41,10 +45,11 @@ def run_line(run: RunMetrics, runs: Sequence[RunMetrics] = ()) -> str:
     """One line for a run: STP, ANTT, power and energy against the same work alone, or why it has none."""
     name = _run_name(run, runs)
     if run.unavailable:
-        return f"{name}: unavailable: {run.unavailable}"
+        return f"{name}: unavailable: {run.unavailable.removeprefix(f'{run.mode}: ')}"
     parts = []
+    alone = run.mode is Mode.EXCLUSIVE
     for label, value in (("STP", run.stp), ("ANTT", run.antt), ("Jain", run.jain)):
-        if value is not None:
+        if value is not None and not alone:
             parts.append(f"{label} {value:.3g}")
     energy = run.energy
     if energy.joules is not None:
@@ -54,7 +59,7 @@ def run_line(run: RunMetrics, runs: Sequence[RunMetrics] = ()) -> str:
             parts.append(f"integrated power {100 * energy.difference:+.1f} % from the counter")
     else:
         parts.append(f"energy unknown: {energy.problem or 'no samples'}")
-    if run.energy_ratio is not None:
+    if run.energy_ratio is not None and not alone:
         ratio = f"energy {run.energy_ratio:.3f} x that of the same requests alone"
         if run.energy_ratio_with_idle is not None:
             ratio += f" ({run.energy_ratio_with_idle:.3f} x with the idle time of their GPUs)"
@@ -67,9 +72,26 @@ def run_line(run: RunMetrics, runs: Sequence[RunMetrics] = ()) -> str:
     return f"{name}: {'; '.join([*parts, *failed])}"
 
 
+def off_table(off: Sequence[Off]) -> str:
+    """Each figure predicted and measured, and the difference."""
+    rows = [
+        (
+            str(each.mode),
+            each.job or "all",
+            each.figure,
+            f"{each.predicted:.4g}",
+            f"{each.measured:.4g}",
+            f"{100 * each.error:+.1f} %",
+        )
+        for each in off
+    ]
+    return table_text(("mode", "job", "figure", "predicted", "measured", "off by"), rows)
+
+
 def _run_name(run: RunMetrics, runs: Sequence[RunMetrics]) -> str:
     repeated = any(each.mode is run.mode and each.repeat != run.repeat for each in runs)
-    return f"{run.mode} r{run.repeat}" if repeated else str(run.mode)
+    name = f"{run.mode} r{run.repeat}" if repeated else str(run.mode)
+    return f"{name} {run.jobs[0].name}" if run.mode is Mode.EXCLUSIVE and run.jobs else name
 
 
 def _row(mode: str, job: JobMetrics) -> list[str]:
@@ -79,7 +101,7 @@ def _row(mode: str, job: JobMetrics) -> list[str]:
     if misses.share is not None:
         missed = f"{misses.missed} ({100 * misses.share:.3g} %)"
     elif misses.deft_share is not None:
-        missed = f"{misses.deft_missed} ({100 * misses.deft_share:.3g} %) of 1.6 x solo"
+        missed = f"{misses.deft_missed} ({100 * misses.deft_share:.3g} %)*"
     p99 = "-"
     if latency is not None:
         p99 = f"{latency.p99_ms:.4g}" + (" max" if latency.p99_is_maximum else "")

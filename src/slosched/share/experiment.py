@@ -20,7 +20,7 @@ from slosched.output_files import check_folder, write_file
 from slosched.share.about import versions
 from slosched.share.job_figures import alone_of
 from slosched.share.outputs import write_run
-from slosched.share.result_paths import run_path
+from slosched.share.result_paths import mode_name, run_path
 from slosched.share.run import distinct, run_alone, run_mode, solo_job
 from slosched.share.session import Interrupted, Say, Stopped
 from slosched.share.spec_check import check_spec
@@ -144,6 +144,8 @@ class _Experiment:
         digest = self._digest(mode, repeat, dict(enumerate(spec.jobs)), solos)
         if self._kept(directory, digest, mode) is not None:
             return
+        loop = "closed" if _closed(spec) else "open"
+        self.say(f"Running {loop} loop experiment for {mode_name(mode, spec.jobs)}")
         try:
             [result] = run_mode(
                 spec,
@@ -255,7 +257,8 @@ class _Experiment:
 
     def _tell(self, directory: Path, result: RunResult) -> None:
         if result.unavailable:
-            self.say(f"{result.mode}: unavailable: {result.unavailable}")
+            why = result.unavailable.removeprefix(f"{result.mode}: ")
+            self.say(f"{result.mode}: unavailable: {why}")
             return
         for each in result.jobs:
             name = self.spec.jobs[each.job].name
@@ -315,6 +318,11 @@ def from_solos(
         elif job.slo_times_solo and alone is not None:
             deadlines[place] = round(job.slo_times_solo * alone.mean_ms * NS_PER_MS)
     return deadlines, expected
+
+
+def _closed(spec: ShareSpec) -> bool:
+    """True if every job is in a closed loop; HotCarbon has no other."""
+    return all(job.clients.arriving is Arriving.CLOSED for job in spec.jobs)
 
 
 def _as_job(result: RunResult, place: int) -> RunResult:
