@@ -132,11 +132,22 @@ def test_without_a_gate_or_a_bound_the_model_is_not_hooked() -> None:
 
 # -------------------------------------------------------------------------------- each model
 
-_SMALL = ("bert", "gpt", "gpt2", "whisper", "diffusion", "resnet50")
+_SMALL = (
+    "bert",
+    "gpt",
+    "gpt2",
+    "bloom-560m",
+    "codegen-350M-mono",
+    "whisper",
+    "diffusion",
+    "resnet50",
+)
 _SHAPES = {
     "bert": (11,),
     "gpt": (12,),
     "gpt2": (12,),
+    "bloom-560m": (12,),
+    "codegen-350M-mono": (12,),
     "whisper": (6,),
     "diffusion": (3, 16, 16),
     "resnet50": (1000,),
@@ -180,7 +191,14 @@ def test_rows_of_a_batch_differ() -> None:
 
 def test_the_published_sizes() -> None:
     meta = torch.device("meta")
-    millions = {"bert": 335, "gpt2": 124, "whisper": 242, "gpt": 6051}
+    millions = {
+        "bloom": 559,
+        "codegen-350M-multi": 357,
+        "originals/bert": 335,
+        "gpt2": 124,
+        "whisper": 242,
+        "gpt": 6051,
+    }
     for model, expected in millions.items():
         module = open_model(_job(model), meta, 0).module
         parameters = {id(each): each for each in module.parameters()}

@@ -1,4 +1,4 @@
-"""Language models as HotCarbon-24 runs them: bert-large's masked words, and texts of GPT-J and GPT-2.
+"""Language models of HotCarbon-24 and Deft: bert-large's masked words, and texts of GPT-J, GPT-2 and others.
 
 Token ids are random: no tokenizer's files travel with this package. Random weights give no end of a text, so
 each has a fixed length.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,17 @@ from slosched.share_spec import Job
 
 #: How the tokens of a text are drawn.
 _TEMPERATURE, _TOP_K, _TOP_P = 0.7, 50, 0.95
+
+_BLOOM = TextDesign(layers=24, width=1024, heads=16, vocabulary=250_880, positions=2048)
+_CODEGEN = TextDesign(layers=20, width=1024, heads=16, vocabulary=51_200, positions=2048, rotary=32)
+_SMALL = TextDesign(layers=2, width=32, heads=4, vocabulary=97, positions=64, prompt=4, length=12)
+#: The language models that only Deft's configurations name.
+_DEFT = {
+    "bloom": _BLOOM,
+    "codegen": _CODEGEN,
+    "tiny-bloom": _SMALL,
+    "tiny-codegen": replace(_SMALL, rotary=4),
+}
 
 
 class Bert(EagerModel):
@@ -57,7 +69,8 @@ class Text(EagerModel):
     name = ""
 
     def __init__(self, job: Job, device: torch.device, seed: int, *, small: bool = False) -> None:
-        design: Any = DESIGNS[f"tiny-{self.name}" if small else self.name]
+        designs = {**DESIGNS, **_DEFT}
+        design: Any = designs[f"tiny-{self.name}" if small else self.name]
         dtype = dtype_of(job.dtype, getattr(torch, design.dtype))
         self.module: Any = built(self.name, lambda: self.network(_sizes(design)), device, dtype)
         self._device, self._seed = device, seed
@@ -103,6 +116,29 @@ class Gpt2(Text):
     def network(self, sizes: dict[str, Any]) -> Any:
         transformers = import_transformers()
         return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
+
+
+class Bloom(Text):
+    """BLOOM of 560 million parameters, float32: one of Deft's high jobs."""
+
+    name = "bloom"
+
+    def network(self, sizes: dict[str, Any]) -> Any:
+        transformers = import_transformers()
+        sizes = {**sizes, "hidden_size": sizes["n_embd"]}
+        del sizes["n_embd"], sizes["n_positions"]
+        return transformers.BloomForCausalLM(transformers.BloomConfig(**sizes))
+
+
+class CodeGen(Text):
+    """CodeGen of 350 million parameters, float32: another of Deft's jobs."""
+
+    name = "codegen"
+
+    def network(self, sizes: dict[str, Any]) -> Any:
+        transformers = import_transformers()
+        sizes = {**sizes, "n_ctx": sizes["n_positions"]}
+        return transformers.CodeGenForCausalLM(transformers.CodeGenConfig(**sizes))
 
 
 class TinyGpt(Gpt2):

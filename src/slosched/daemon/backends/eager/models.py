@@ -59,12 +59,21 @@ ENTRIES: dict[str, Entry] = {
     "bert": Entry("language:Bert", "bert-large with its head for masked words, float32, 11 tokens"),
     "gpt": Entry("language:GptJ", "GPT-J-6B, float16: 10 tokens continued up to 100"),
     "gpt2": Entry("language:Gpt2", "GPT-2, float32: 10 tokens continued up to 100"),
+    "bloom-560m": Entry("language:Bloom", "BLOOM, float32: 10 tokens continued up to 100"),
+    "codegen-350M-mono": Entry("language:CodeGen", "CodeGen, float32: the same"),
     **{name: Entry(_VISION, "torchvision's detection, float32") for name in _DETECTORS},
     **{name: Entry(_VISION, "torchvision's segmentation, float32") for name in _SEGMENTERS},
     **{name: Entry(_VISION, "classification at 224x224, float32") for name in _CLASSIFIERS},
     "tiny": Entry("tiny:Tiny", "layers of a chosen time, for tests: tiny:LAYERS:MS"),
     "tiny-conv": Entry("tiny:TinyConv", "four small convolutions, for tests"),
     "tiny-gpt": Entry("language:TinyGpt", "a text of two small layers, for tests"),
+}
+
+#: Names that mean one model whatever follows: Deft calls these by the sizes of their checkpoints.
+_BEGINNINGS = {
+    "bloom": "bloom-560m",
+    "codegen": "codegen-350M-mono",
+    "diffusion/": "diffusion",
 }
 
 
@@ -87,11 +96,14 @@ def open_model(job: Job, device: torch.device, seed: int, *, small: bool = False
 
 def made_by(model: str) -> str:
     """Where `model` is made. Raises UnknownName if it looks like one of these names, misspelt."""
-    entry = ENTRIES.get(model.partition(":")[0])
-    if entry is not None:
-        return entry.made_by
-    if model.startswith("diffusion/"):
-        return ENTRIES["diffusion"].made_by
+    bare = model.removeprefix("originals/").partition(":")[0]
+    for start, name in _BEGINNINGS.items():
+        if bare.startswith(start):
+            return ENTRIES[name].made_by
+    if bare in ENTRIES:
+        return ENTRIES[bare].made_by
+    if model.startswith("torchvision/"):
+        return _VISION
     unknown = UnknownName("model", model, list(ENTRIES))
     if "did you mean" in str(unknown) or not model.replace("/", "").replace("_", "").isalnum():
         raise unknown

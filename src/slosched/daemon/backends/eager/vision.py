@@ -41,7 +41,7 @@ class Vision(EagerModel):
 
     def _make(self, job: Job, *, small: bool) -> tuple[int, ...]:
         """Make `module`; returns the shape of a picture."""
-        name = "resnet_tiny" if small else job.model
+        name = "resnet_tiny" if small else job.model.removeprefix("torchvision/")
         if name.startswith("timm/"):
             return self._of_spec(library_spec(name), job)
         torchvision = _torchvision()
@@ -52,7 +52,7 @@ class Vision(EagerModel):
                 return self._of_spec(ZOO[name], job)
             raise UnknownName("model", job.model, torchvision.list_models())
         if name in torchvision.list_models(module=torchvision.detection):
-            return self._detector(torchvision, job)
+            return self._detector(torchvision, name, job)
         segments = name in torchvision.list_models(module=torchvision.segmentation)
         if not segments and name not in torchvision.list_models(module=torchvision):
             raise InvalidConfig(
@@ -91,8 +91,7 @@ class Vision(EagerModel):
 
     # ---------------------------------------------------------------------------- detection
 
-    def _detector(self, torchvision: Any, job: Job) -> tuple[int, ...]:
-        name = job.model
+    def _detector(self, torchvision: Any, name: str, job: Job) -> tuple[int, ...]:
         model: Any = self._built(
             name,
             lambda: torchvision.get_model(name, weights=None, weights_backbone=None),
