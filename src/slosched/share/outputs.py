@@ -122,14 +122,7 @@ def summary_of(
     """What summary.json says of `result`."""
     metrics = metrics_of(spec, result, solos)
     jobs = jobs_of(spec, result)
-    offset_ns = epoch_offset_ns(result.about)
-    used = functools.partial(
-        footprint,
-        names=(result.about.get("gpu", ""), spec.label),
-        constants=constants,
-        begin_epoch_s=(result.begin_ns + offset_ns) / NS_PER_S if offset_ns is not None else None,
-    )
-    alone_s = metrics.gpu_s_alone
+    carbon, carbon_alone = carbon_of(spec, result, metrics, constants)
     notes = metrics.notes
     if result.unavailable:
         notes = (f"unavailable: {result.unavailable}", *notes)
@@ -145,9 +138,27 @@ def summary_of(
         deft_compat=deft_compat,
         about=result.about,
         metrics=metrics,
-        carbon=used(metrics.energy.joules, metrics.window_s),
-        carbon_alone=used(metrics.energy_alone_j, alone_s) if alone_s is not None else None,
+        carbon=carbon,
+        carbon_alone=carbon_alone,
         notes=notes,
+    )
+
+
+def carbon_of(
+    spec: ShareSpec, result: RunResult, metrics: RunMetrics, constants: Constants
+) -> tuple[Footprint, Footprint | None]:
+    """Carbon and cost of the run, and of the same requests alone (None: they did not run alone)."""
+    offset_ns = epoch_offset_ns(result.about)
+    used = functools.partial(
+        footprint,
+        names=(result.about.get("gpu", ""), spec.label),
+        constants=constants,
+        begin_epoch_s=(result.begin_ns + offset_ns) / NS_PER_S if offset_ns is not None else None,
+    )
+    alone_s = metrics.gpu_s_alone
+    return (
+        used(metrics.energy.joules, metrics.window_s),
+        used(metrics.energy_alone_j, alone_s) if alone_s is not None else None,
     )
 
 
