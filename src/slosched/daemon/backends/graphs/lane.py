@@ -184,6 +184,8 @@ class GraphLane:
         for _ in range(SETS):  # so that all buffers have the input of all requests
             self._stage_input(number)
             self._finish()
+        if len(self._ready[number].staged) < SETS:
+            raise RuntimeError("its input could not be copied to the device")
         ended: list[Ended] = []
         for count in range(1 + max(SETS, job.warmups)):
             self._begin(Start(number, -1 - count), self._stage.clock(), compare=count < SETS)

@@ -122,7 +122,8 @@ def _bert(design: MaskedDesign) -> Any:
 class MaskedTokens(nn.Module):
     """BERT's likeliest token at each place: int64 (batch, tokens) to `tokens`, int64, and `logits`, float32.
 
-    `model` is transformers' BertForMaskedLM.
+    `model` is transformers' BertForMaskedLM. In half precision there are no `tokens`: with random weights two
+    of them are often as likely as rounding can tell, and a batch of another size would choose the other.
     """
 
     def __init__(self, model: Any) -> None:
@@ -131,4 +132,7 @@ class MaskedTokens(nn.Module):
 
     def forward(self, token_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         best = self.model(token_ids).logits.max(dim=-1)
-        return {"tokens": best.indices, "logits": best.values.float()}
+        found = {"logits": best.values.float()}
+        return (
+            found if best.values.dtype is not torch.float32 else {"tokens": best.indices, **found}
+        )
