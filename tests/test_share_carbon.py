@@ -145,6 +145,7 @@ def test_hours_with_dates(tmp_path: Path) -> None:
         ("hour,g_per_kwh\n1\n", "line 2"),
         ("hour,g_per_kwh\n1,nan\n", "line 2: g_per_kwh is nan"),
         ("timestamp,g_per_kwh\nyesterday,2\n", "line 2"),
+        ('hour,g_per_kwh\n1,"' + 140_000 * "x", "not a CSV file"),
     ],
 )
 def test_a_wrong_hourly_file_is_refused(tmp_path: Path, text: str, says: str) -> None:

@@ -240,6 +240,13 @@ def _check(constants: Constants, path: Path | None) -> None:
 
 def _read_hours(path: Path) -> dict[int, float]:
     """Columns `hour` (0..23, UTC) or `timestamp` (ISO 8601, UTC unless it says) and `g_per_kwh`."""
+    try:
+        return _hours_of(path)
+    except csv.Error as error:
+        raise InvalidConfig(f"{path} is not a CSV file: {error}") from None
+
+
+def _hours_of(path: Path) -> dict[int, float]:
     reader = csv.DictReader(read_text(path, "the hourly carbon of the grid").splitlines())
     fields = [each.strip() for each in reader.fieldnames or ()]
     reader.fieldnames = fields
