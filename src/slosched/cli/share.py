@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from slosched.cli import share_results, share_sweep
+from slosched.cli import share_carbon, share_results, share_sweep
 from slosched.cli.ask import Json
 from slosched.cli.config_options import Options
 from slosched.cli.guard import SloschedGroup
@@ -275,3 +275,4 @@ app.command("plot-jct", short_help="Deft's picture: latency of two models agains
 app.command("plot", short_help="Draw what a folder of runs allows.")(share_results.plot)
 app.command("import", short_help="Read results of Deft or HotCarbon-24.")(share_results.import_)
 app.command("compare", short_help="Mixes then and now: STP and energy.")(share_results.compare)
+app.command("carbon", short_help="Carbon and cost, by constants of your own.")(share_carbon.carbon)
