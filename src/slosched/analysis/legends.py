@@ -47,6 +47,12 @@ def short(name: str, longest: int = 30) -> str:
     return f"{name[:head]}…{name[len(name) - (longest - 1 - head) :]}"
 
 
+def percent(share: float) -> str:
+    """A share as a label of an axis: 12.5 %, 1,200 %."""
+    value = 100 * share
+    return f"{value:,.0f} %" if abs(value) >= 1000 else f"{value:.3g} %"
+
+
 def short_all(names: Sequence[str], longest: int = 30) -> list[str]:
     """Each of `names` shortened; equal ones are told apart by a number."""
     made: list[str] = []

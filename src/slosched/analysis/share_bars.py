@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from slosched.analysis.drawn import Drawn, columns_text
-from slosched.analysis.legends import columns_of, look_of, short_all, size_with_legend
+from slosched.analysis.legends import (
+    columns_of,
+    look_of,
+    percent,
+    short,
+    short_all,
+    size_with_legend,
+)
 from slosched.errors import InvalidConfig
 
 #: Groups that a figure shows at most; a sweep of more is a matter of the other figures.
@@ -60,7 +67,13 @@ def draw_bars(
             _draw_panel(ax, panel, names, labels)
         for ax in axes[len(shown) :]:
             ax.set_visible(False)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+        figure.suptitle(
+            short(title, int(9 * figure.get_figwidth())),
+            x=0.01,
+            ha="left",
+            fontsize=11,
+            fontweight="bold",
+        )
         if len(names) > 1:
             patches = [
                 style.Rectangle((0, 0), 1, 1, color=look_of(place)[0])
@@ -111,7 +124,7 @@ def _draw_panel(ax: Any, panel: Panel, names: Sequence[str], labels: dict[str, s
     if panel.level is not None:
         ax.axhline(panel.level, color=style.PALE, linestyle="--", linewidth=0.9)
     if panel.percent:
-        ax.yaxis.set_major_formatter(style.FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
+        ax.yaxis.set_major_formatter(style.FuncFormatter(lambda value, _: percent(value)))
         if not any(values):
             ax.set_ylim(0, 1)
     slant = sum(map(len, groups)) > 44 or len(groups) > 8

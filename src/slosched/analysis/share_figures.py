@@ -138,9 +138,18 @@ def draw_latencies(
             colour, marker = look_of(place)
             many = len(ends) > 150
             # A line between points says only in which order they came; among hundreds it hides them.
-            ax.plot(ends, latencies, linestyle="" if many else "-", linewidth=0.6, color=colour, marker=marker,
-                    markersize=2.2 if len(ends) > 600 else 3.2 if many else 4.5, markeredgewidth=0,
-                    alpha=0.55 if len(ends) > 600 else 0.9, label=label)  # fmt: skip
+            ax.plot(
+                ends,
+                latencies,
+                linestyle="" if many else "-",
+                linewidth=0.6,
+                color=colour,
+                marker=marker,
+                markersize=2.2 if len(ends) > 600 else 3.2 if many else 4.5,
+                markeredgewidth=0,
+                alpha=0.55 if len(ends) > 600 else 0.9,
+            )
+            ax.plot([], [], linestyle="", color=colour, marker=marker, label=label)
         _latency_axis(ax, [value for _, values in shown.values() for value in values])
         ax.set_xlabel("End of the request (s)")
         ax.set_title(title)
@@ -340,7 +349,13 @@ def draw_cdfs(jobs: Sequence[Latencies], out: Path, stem: str, *, title: str) ->
             ax.set_visible(False)
         for ax in axes[::columns]:
             ax.set_ylabel("Share of requests")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+        figure.suptitle(
+            short(title, int(9 * figure.get_figwidth())),
+            x=0.01,
+            ha="left",
+            fontsize=11,
+            fontweight="bold",
+        )
         _legend_of_all(figure, axes, list(labels.values()))
         files = style.save(figure, out, stem)
     table = [

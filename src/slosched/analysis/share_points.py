@@ -16,7 +16,13 @@ from typing import Any
 
 from slosched.analysis.compare import t95
 from slosched.analysis.drawn import Drawn, columns_text
-from slosched.analysis.legends import legend_below, look_of, short_all, size_with_legend
+from slosched.analysis.legends import (
+    legend_below,
+    look_of,
+    percent,
+    short_all,
+    size_with_legend,
+)
 from slosched.errors import InvalidConfig
 from slosched.output_files import write_file
 
@@ -106,7 +112,7 @@ def draw_tradeoff(
                 (axes[1].xaxis, axes[1].set_xlabel),
                 (axes[1].yaxis, axes[1].set_ylabel),
             ):
-                ax.set_major_formatter(style.FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
+                ax.set_major_formatter(style.FuncFormatter(lambda value, _: percent(value)))
                 set_label(f"Inflation of {_brief(high if ax is axes[1].xaxis else low)}")
             figure.suptitle("Bars: standard errors. Dashed: alone; dotted: 10 % above", x=0.01, ha="left",
                             fontsize=10)  # fmt: skip
@@ -260,7 +266,7 @@ def draw_knob(
             ax.set_ylabel(unit, color=colour)
             ax.tick_params(axis="y", labelcolor=colour)
             if relative:
-                ax.yaxis.set_major_formatter(style.FuncFormatter(lambda v, _: f"{100 * v:.3g} %"))
+                ax.yaxis.set_major_formatter(style.FuncFormatter(lambda value, _: percent(value)))
         if all(p.knob > 0 for p in shown) and len({p.knob for p in shown}) > 1:
             left.set_xscale("log")
         left.set_xlabel(knob)
@@ -350,7 +356,7 @@ def _fit_text(fit: Fit | None, points: int) -> str:
             f"{1000 * fit.a:.3g} us a boundary + {fit.b:.3g} ms, from {points} points: no interval"
         )
     return (
-        f"{1000 * fit.a:.3g} ± {1000 * fit.a_half:.2g} us a boundary + {fit.b:.3g} ± {fit.b_half:.2g} ms "
+        f"{1000 * fit.a:.3g} ± {1000 * fit.a_half:.2g} us a boundary {fit.b:+.3g} ± {fit.b_half:.2g} ms "
         f"(95 %, {points} points)"
     )
 
@@ -365,9 +371,10 @@ def draw_mixes(series: Sequence[Mixes], out: Path, stem: str, *, title: str) -> 
     """
     from slosched.analysis import style
 
+    # Our own come first: they have the colours.
     series = [
         each
-        for each in series
+        for each in sorted(series, key=lambda each: each.published)
         if any(math.isfinite(v) for pair in each.values.values() for v in pair)
     ]
     mixes = sorted(
@@ -378,7 +385,7 @@ def draw_mixes(series: Sequence[Mixes], out: Path, stem: str, *, title: str) -> 
     names = short_all([each.name for each in series], 34)
     rows = dict(zip(mixes, short_all(mixes, 44), strict=True))
     with style.look():
-        size = size_with_legend(9.2, 1.2 + 0.36 * len(mixes), names)
+        size = size_with_legend(9.2, 1.2 + max(0.36, 0.06 * len(series)) * len(mixes), names)
         figure = style.Figure(figsize=size, layout="constrained")
         axes = figure.subplots(1, 2, sharey=True)
         for panel, (ax, label) in enumerate(
@@ -420,6 +427,8 @@ def _mix_points(
     count: int,
 ) -> None:
     colour, marker = look_of(place)
+    if each.published:
+        colour = "#777777"
     # Each series has a height of its own within a row, so that equal values do not hide one another.
     shift = 0.62 * ((place + 0.5) / count - 0.5)
     found = [

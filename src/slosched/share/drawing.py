@@ -119,11 +119,22 @@ def _by_mix(runs: Iterable[FoundRun]) -> dict[str, list[FoundRun]]:
 
 
 def by_method(runs: Iterable[FoundRun]) -> dict[str, list[FoundRun]]:
-    """The repeats of each method, in the order of the files."""
+    """The repeats of each method: the mode, the point of the sweep, or both where a point has several modes."""
+    those = list(runs)
+    modes: dict[str, set[Mode]] = {}
+    for run in those:
+        modes.setdefault(run.point, set()).add(run.result.mode)
+    by_point = len(modes) > 1 and all(len(found) == 1 for found in modes.values())
     found: dict[str, list[FoundRun]] = {}
-    for run in runs:
-        found.setdefault(run.method, []).append(run)
-    return dict(sorted(found.items(), key=lambda item: _numbers_within(item[0])))
+    for run in those:
+        found.setdefault(run.point if by_point and run.point else run.method, []).append(run)
+    order = list(Mode)
+    return dict(
+        sorted(
+            found.items(),
+            key=lambda item: (order.index(item[1][0].result.mode), _numbers_within(item[0])),
+        )
+    )
 
 
 def _numbers_within(text: str) -> list[tuple[bool, float, str]]:
@@ -225,9 +236,16 @@ def _draw_modes(
     places = range(len(jobs))
     solos = [alone_run(runs, job, first.point) for job in jobs]
 
-    def panel(title: str, unit: str, value: Callable[[JobMetrics], float | None]) -> Panel:
+    def panel(
+        title: str,
+        unit: str,
+        value: Callable[[JobMetrics], float | None],
+        alone: Callable[[JobMetrics], float | None] | None = None,
+    ) -> Panel:
         bars: dict[str, Sequence[Bar]] = {}
-        if any(solos):
+        if alone is not None:
+            bars[ALONE] = [_bar([alone(_job(first, place))]) for place in places]
+        elif any(solos):
             bars[ALONE] = [_bar([value(each.metrics.jobs[0])]) if each else Bar() for each in solos]
         for method, those in methods.items():
             bars[method] = [_bar([value(_job(run, place)) for run in those]) for place in places]
@@ -240,7 +258,13 @@ def _draw_modes(
             "ms",
             lambda job: job.latency.p99_ms if job.latency else None,
         ),
-        panel("Energy by device time", "J/request", lambda job: job.joules_per_request),
+        panel(
+            "Energy by device time",
+            "J/request",
+            lambda job: job.joules_per_request,
+            # A run alone has its clients' think time, in which the GPU is idle: that is not the work's.
+            lambda job: job.solo_joules_per_request,
+        ),
     ]
     return draw_bars(
         panels, out, stem, title=f"By mode, {mix}", columns=3 if len(methods) < 6 else 1
@@ -264,7 +288,7 @@ def _draw_methods(mix: str, methods: dict[str, list[FoundRun]], out: Path, stem:
 
     panels = [
         panel("Mean latency above that alone", lambda job: job.inflation.all),
-        panel("Requests that missed their SLO (1.6 times alone unless set)", missed),
+        panel("SLO misses (1.6 times alone unless set)", missed),
     ]
     return draw_bars(panels, out, stem, title=f"Inflation and misses by method, {mix}")
 
@@ -340,7 +364,7 @@ def mixes_of(runs: Sequence[FoundRun]) -> list[Mixes]:
     for run in runs:
         points.setdefault((run.spec.label, run.result.mode.value, run.mix), set()).add(run.point)
     found: dict[str, dict[str, list[FoundRun]]] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: _numbers_within(run.point)):
         key = (run.spec.label, run.result.mode.value, run.mix)
         name = f"{key[0]} {key[1]}" if len(points[key]) == 1 else f"{key[0]} {run.method}"
         found.setdefault(name, {}).setdefault(run.mix, []).append(run)
@@ -382,8 +406,10 @@ def _draw_dedicated(runs: Sequence[FoundRun], mode: Mode, out: Path, stem: str) 
     """HotCarbon's two by two: the work of the window on one shared GPU, and on a GPU for each model."""
     several = len({(run.mix, run.point) for run in runs}) > len({run.mix for run in runs})
     groups: dict[str, list[FoundRun]] = {}
-    for run in runs:
-        groups.setdefault(f"{run.mix}, {run.point}" if several else run.mix, []).append(run)
+    one = len({run.mix for run in runs}) == 1
+    for run in sorted(runs, key=lambda run: _numbers_within(run.point)):
+        both = run.point if one and run.point else f"{run.mix}, {run.point}"
+        groups.setdefault(both if several else run.mix, []).append(run)
     shared, dedicated = f"shared ({mode})", "a GPU for each model"
 
     def panel(title: str, unit: str, place: int) -> Panel:
@@ -403,8 +429,9 @@ def _draw_dedicated(runs: Sequence[FoundRun], mode: Mode, out: Path, stem: str) 
         panel("GPU time", "GPU s", 1),
         panel("Energy while GPUs work", "kJ", 2),
         panel("Embodied carbon", "g CO2e", 3),
-        panel("Cost", "USD", 4),
     ]
+    if all(run.carbon is not None and run.carbon.usd is not None for run in runs):
+        panels[1] = panel("Cost of GPU time", "USD", 4)
     return draw_bars(panels, out, stem, title=f"Shared against dedicated GPUs, {mode}", columns=2)
 
 
