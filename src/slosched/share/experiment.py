@@ -19,6 +19,7 @@ from slosched.errors import InvalidConfig
 from slosched.output_files import check_folder, write_file
 from slosched.share.about import versions
 from slosched.share.job_figures import alone_of
+from slosched.share.job_figures import solo_job as solo_result
 from slosched.share.outputs import write_run
 from slosched.share.result_paths import mode_name, run_path
 from slosched.share.run import distinct, run_alone, run_mode, solo_job
@@ -32,6 +33,7 @@ from slosched.units import NS_PER_MS, NS_PER_S
 RUN, SPEC, LOGS = "run.json", "spec.json", "logs"
 #: Of what a run must have been made to be kept, in its `about`.
 _DIGEST = "experiment_sha256"
+_SAME = "equal to that of its run alone"
 #: The exit code where a job or a mode did not go as it should.
 SOMETHING_FAILED = 1
 
@@ -160,6 +162,13 @@ class _Experiment:
         except Interrupted as error:
             self._interrupted(error)
             return
+        answers = compared_answers(spec.jobs, result, solos)
+        for name, words in answers.items():
+            if words != _SAME:
+                self.say(f"warning: {mode}: {name}: {words}")
+        if answers:
+            about = {f"answer of {name}": words for name, words in answers.items()}
+            result = msgspec.structs.replace(result, about={**result.about, **about})
         self._write(directory, result, solos, digest)
 
     # --------------------------------------------------------------------------------- keeping
@@ -323,6 +332,27 @@ def from_solos(
 def _closed(spec: ShareSpec) -> bool:
     """True if every job is in a closed loop; HotCarbon has no other."""
     return all(job.clients.arriving is Arriving.CLOSED for job in spec.jobs)
+
+
+def compared_answers(
+    jobs: tuple[Job, ...], result: RunResult, solos: Mapping[int, RunResult]
+) -> dict[str, str]:
+    """Whether each job's answer is that of its run alone, by name; only where both have one.
+
+    Captured models and eager ones differ in their last bits, so only runs of one kind are compared.
+    """
+    found = {}
+    for each in result.jobs:
+        solo = solo_result(each.job, solos[each.job]) if each.job in solos else None
+        mine, alone = each.prepared, solo.prepared if solo is not None else None
+        if mine is None or alone is None or not mine.answer or not alone.answer:
+            continue
+        if mine.runs is alone.runs:
+            words = (
+                _SAME if mine.answer == alone.answer else "its answer is not that of its run alone"
+            )
+            found[jobs[each.job].name] = words
+    return found
 
 
 def _as_job(result: RunResult, place: int) -> RunResult:

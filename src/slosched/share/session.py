@@ -309,6 +309,10 @@ class Session:
         rows = read_rows(Path(member.order.rows), place, at_ns)
         status, reason = self._how(place)
         told = member.ended.get(place)
+        wrong = sum(1 for row in rows if isinstance(row, Request) and row.differs)
+        if wrong and status is Status.OK:
+            reason = f"{wrong} answer(s) are not that of its first request"
+            self._say(f"{self.mode}: {self.jobs[place].name}: {reason}")
         return JobResult(
             job=place,
             status=status,
