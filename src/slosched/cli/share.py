@@ -109,8 +109,8 @@ def run(
 
     With Deft's JSON, each model's CSV also goes where the file says (output_file_path).
 
-    Behind -- a program of your own runs beside the models, under tm or mps; it is started anew until the
-    duration is over.
+    Behind -- a program of your own runs beside the models, under tm or mps, until the duration is over. Its
+    own end before that is told with its exit code.
 
     \b
     Examples:
