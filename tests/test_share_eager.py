@@ -124,6 +124,29 @@ def test_the_longest_time_between_boundaries_is_measured() -> None:
     assert [each.number for each in lane.warmups] == [-1]
 
 
+@pytest.mark.parametrize("most", [3, 100])
+def test_boundaries_beyond_those_that_are_timed_are_counted(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slosched.daemon.backends.eager.hooks._MOST_MARKS", most)
+    now = [0]
+
+    class Clock(HostTimeline):
+        def mark(self) -> int:
+            return now[0]
+
+    def run() -> None:
+        for took in (5, 9, 1, 1, 70, 1):  # to the first boundary, and from boundary to boundary
+            now[0] += took
+            boundaries.between()
+        now[0] += 4
+
+    boundaries = Boundaries(Boundary(), Clock(), None)
+    boundaries.attach(torch.nn.Sequential())
+    # Where only the first ones are timed, the rest of the request is not taken for one step.
+    assert boundaries.measured(run) == (6, 9 if most == 3 else 70)
+
+
 def test_without_a_gate_or_a_bound_the_model_is_not_hooked() -> None:
     lane = _lane("tiny:4:0")
     assert lane.prepare().boundaries == 0

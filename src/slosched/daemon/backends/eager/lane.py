@@ -28,6 +28,9 @@ class EagerLane:
     With a `gate`, lower jobs wait at their boundaries while this one runs, and this one at its own while
     higher ones do. Without one, a boundary of the kinds sync, event and layer bounds what is in flight: the
     baselines with bounded queues. `small` makes a model of few and narrow layers.
+
+    Requests run in torch's inference mode. Deft's models and HotCarbon's bert ran outside it, so that each of
+    their requests also built the graph for gradients.
     """
 
     takes = 1
@@ -95,7 +98,7 @@ class EagerLane:
             exec_ns=exec_ns,
             boundaries=boundaries,
             boundary_ns=longest_ns,
-            note=f"random weights; {model.note}",
+            note=f"random weights; inference mode; {model.note}",
             answer=self.answer_digest(),
         )
 
