@@ -96,7 +96,7 @@ class ShareBrain:
             queue.begin(at_ns, until_ns)
 
     def end(self, now_ns: int) -> None:
-        """No more requests start, also where `least_jobs` is not reached; what the lane holds ends."""
+        """No more requests start, also where `least_jobs` is not reached; what the lane runs ends."""
         self._begun = True
         self._now_ns = max(self._now_ns, now_ns)
         for queue in self._queues:
@@ -139,6 +139,7 @@ class ShareBrain:
                 interruptions=len(ended.pauses),
                 paused_ns=ended.paused_ns,
                 device_ns=ended.device_ns,
+                differs=ended.differs,
                 cut=not counted and ended.ended_ns > queue.until_ns,
             )
         )
@@ -181,6 +182,8 @@ class ShareBrain:
     def _decide(self, now_ns: int) -> Start | Withdraw | None:
         heads = [head for queue in self._queues if (head := queue.head(now_ns)) is not None]
         behind = next((held for held in reversed(self._held) if not held.begun), None)
+        if behind is not None and self._by_job[behind.waiting.job].late(now_ns):
+            return self._take_back(behind)  # the duration is over
         if behind is not None and self._urgent([behind.waiting], now_ns) is not None:
             return self._take_back(behind)  # it has become so while it waited, and starts anew
         if not heads:
@@ -207,14 +210,14 @@ class ShareBrain:
         if not self._preemptive:
             return None
         inside = {held.waiting.job for held in self._held if held.begun}
-        others = [head for head in heads if head.job not in inside]
-        if not others:
-            return None
-        best = min(others, key=self._order.key)
         top = self._held[0]
-        return (
-            best if self._order.interrupts(best, top.waiting, self._ran_ns(top, now_ns)) else None
-        )
+        ran_ns = self._ran_ns(top, now_ns)
+        urgent = [
+            head
+            for head in heads
+            if head.job not in inside and self._order.interrupts(head, top.waiting, ran_ns)
+        ]
+        return min(urgent, key=self._order.key, default=None)
 
     def _ran_ns(self, held: _Held, now_ns: int) -> int:
         running = held is self._held[0]

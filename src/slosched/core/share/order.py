@@ -76,10 +76,8 @@ class Order:
             mine, its = waiting.deadline_ns or NEVER_NS, other.deadline_ns or NEVER_NS
         elif self.policy is Policy.LEAST_SLACK:
             mine = self.must_start_ns(waiting, 0)
-            its = self.must_start_ns(other, ran_ns)
-            if mine != its:
-                its -= queues[other.place].load.boundary_ns
-                return mine < its
+            # A tie is nearer than a boundary, so it does not interrupt.
+            return mine < self.must_start_ns(other, ran_ns) - queues[other.place].load.boundary_ns
         else:
             return False
         return mine < its or (mine == its and higher)

@@ -122,6 +122,12 @@ class JobQueue:
             return True
         return now_ns >= self.until_ns and self._started() - self.failed >= self._least
 
+    def late(self, now_ns: int) -> bool:
+        """True if a request that the lane holds and has not begun is no longer to begin."""
+        return self._stopped or (
+            now_ns >= self.until_ns and self._started() - self.failed > self._least
+        )
+
     def head(self, now_ns: int) -> Waiting | None:
         """The request that may start now."""
         first = self._first()
