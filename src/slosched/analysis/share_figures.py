@@ -295,8 +295,9 @@ def draw_power(
             if place % 2:
                 ax.axvspan(phase.begin_s, phase.end_s, color="#f1f1f1", linewidth=0, zorder=0)
             # A phase too short for its name has none; its shade shows it.
-            if (phase.end_s - phase.begin_s) / span > 0.011 * len(phase.name):
-                middle = (phase.begin_s + phase.end_s) / 2
+            middle = (phase.begin_s + phase.end_s) / 2
+            wide = (phase.end_s - phase.begin_s) / span > 0.011 * len(phase.name)
+            if wide and min(times_s) <= middle <= max(times_s):
                 ax.text(middle, 1.1 * top, phase.name, ha="center", color=style.PALE, fontsize=9)
         ax.set_xlim(min(times_s), max(times_s) if len(times_s) > 1 else min(times_s) + 1)
         ax.set_xlabel("Time from the begin of the window (s)")

@@ -200,11 +200,16 @@ def _folder(settings: Mapping[str, Any], taken: set[str]) -> str:
     """every_4, or every_4-mode_tm: a name for files, different from all that are `taken`."""
     keys = short_keys(list(settings))
     text = "-".join(f"{keys[key]}_{_spelled(value)}" for key, value in settings.items()) or "all"
-    wanted = re.sub(r"[^A-Za-z0-9._+-]+", "_", text)[:100].strip(".") or "point"
+    wanted = folder_name(text)
     folder, number = wanted, 2
     while folder.lower() in taken:
         folder, number = f"{wanted}_{number}", number + 1
     return folder
+
+
+def folder_name(text: str) -> str:
+    """`text` as a name of a folder or file; a model of a library has a slash in its name."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", text)[:100].strip(".") or "point"
 
 
 def _spelled(value: Any) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from slosched.errors import InvalidConfig, UnknownName
-from slosched.share.axes import Point, points_of
+from slosched.share.axes import Point, folder_name, points_of
 from slosched.share.hotcarbon import model_jobs
 from slosched.share.spec_check import check_spec
 from slosched.share_spec import (
@@ -194,7 +194,9 @@ def _pairs(wanted: Wanted) -> tuple[Point, ...]:
         modes = (Mode.TM,) if wanted.tiny else (Mode.TM, Mode.MPS)
         spec = _spec(wanted, jobs, modes, 60 * NS_PER_S)
         name = f"{first}+{second}"
-        made.append(Point(folder=name, spec=spec, settings={"pair": name}, together=True))
+        made.append(
+            Point(folder=folder_name(name), spec=spec, settings={"pair": name}, together=True)
+        )
     return tuple(made)
 
 
