@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,7 @@ from slosched.cli.ask import Json
 from slosched.cli.output import beside, print_json, say, table_text, warn
 from slosched.cli.share_table import run_line, runs_table
 from slosched.cli.values import duration_ns, names
-from slosched.errors import InvalidConfig, MissingPackage
+from slosched.errors import InvalidConfig
 from slosched.output_files import check_folder
 from slosched.units import NS_PER_S
 
@@ -117,17 +117,6 @@ def plot(
         return
     for file in files:
         say(f"wrote {file}")
-
-
-def draw(directory: Path, out: Path, tell: Callable[[str], None]) -> list[Path]:
-    """Draw all figures of `directory` into `out`; without matplotlib, or a run, say why there are none."""
-    from slosched.share.drawing import draw_all
-
-    try:
-        return draw_all(directory, out, say=tell)
-    except (MissingPackage, InvalidConfig) as error:
-        warn(f"no figures: {error}")
-        return []
 
 
 # ------------------------------------------------------------------------------------------ import

@@ -14,7 +14,6 @@ from slosched.cli.output import beside, print_json, say, warn
 from slosched.cli.share_calls import check_models, run_and_measure, simulate_and_measure
 from slosched.cli.share_log import share_log
 from slosched.cli.share_options import label_of
-from slosched.cli.share_results import draw
 from slosched.cli.stopping import stopped_by_signals
 from slosched.cli.values import duration_ns, names, whole_numbers
 from slosched.errors import InvalidConfig, UnknownName
@@ -144,7 +143,7 @@ def sweep(
             check_models(point.spec)
     folder = out or Path(f"sweep-{Path(what).stem}")
     check_folder(folder)
-    from slosched.share.sweep import FIGURES, run_sweep
+    from slosched.share.sweep import run_sweep
 
     with share_log(beside if json else say) as log:
         with stopped_by_signals() as stopping:
@@ -162,16 +161,21 @@ def sweep(
                 )
 
             swept = run_sweep(
-                points, folder, run=run_point, say=log.say, stopped=stopping, resume=not again
+                points,
+                folder,
+                run=run_point,
+                say=log.say,
+                stopped=stopping,
+                resume=not again,
+                draw=figures,
             )
             if swept.stopped or stopping():
                 warn(
                     f"{swept.left} points are left; the same command with --out {folder} continues"
                 )
                 raise KeyboardInterrupt
-        drawn = draw(folder, folder / FIGURES, log.follow) if figures and swept.done else []
         if json:
-            print_json({**msgspec.to_builtins(swept), "figures": [str(file) for file in drawn]})
+            print_json(msgspec.to_builtins(swept, enc_hook=str))
         if swept.failed or swept.left:
             for name, why in swept.failed.items():
                 warn(f"{name}: {why}")

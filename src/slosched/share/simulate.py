@@ -15,9 +15,10 @@ import msgspec
 
 from slosched.errors import InvalidConfig
 from slosched.output_files import check_folder, write_file
+from slosched.share.experiment import solo_path
 from slosched.share.metrics import metrics_of
 from slosched.share.outputs import write_run
-from slosched.share.result_paths import jobs_of, run_path
+from slosched.share.result_paths import run_path
 from slosched.share.run import distinct
 from slosched.share.solos import Profile, load_profile
 from slosched.share.virtual import run_mode_virtual
@@ -87,7 +88,11 @@ def simulate(
         runs = [alone[place] for place in distinct(spec.jobs)]
         runs += [run_mode_virtual(spec, mode, repeat, solos=solos) for mode in modes]
         for result in runs:
-            folder = out / run_path(spec, jobs_of(spec, result), result.mode, repeat)
+            folder = out / (
+                solo_path(spec, result.jobs[0].job, repeat)
+                if result.mode is Mode.EXCLUSIVE
+                else run_path(spec, spec.jobs, result.mode, repeat)
+            )
             write_file(folder / "spec.json", msgspec.json.encode(spec))
             write_file(folder / "run.json", msgspec.json.encode(result))
             write_run(
