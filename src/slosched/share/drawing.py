@@ -349,7 +349,12 @@ def _across_mixes(drawing: Drawing, runs: Sequence[FoundRun]) -> None:
             partial(_draw_dedicated, those, mode, out),
         )
     series = mixes_of(shared)
-    measured = {mix for each in series for mix in each.values}
+    measured = {
+        mix
+        for each in series
+        for mix, values in each.values.items()
+        if any(map(math.isfinite, values))
+    }
     published = [each for each in published_mixes() if measured & set(each.values)]
     title = "Published then, and here now" if published else "What sharing brings"
     drawing.add("mixes", lambda stem: draw_mixes([*published, *series], out, stem, title=title))
