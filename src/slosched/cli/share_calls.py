@@ -54,8 +54,10 @@ def copy_deft_logs(
     """
     if not logs:
         return []
+    from slosched.share.deft_files import stem
+
     for directory in directories:
-        sources = [directory / f"{job.name}.csv" for job in spec.jobs[: len(logs)]]
+        sources = [directory / f"{stem(job)}.csv" for job in spec.jobs[: len(logs)]]
         if not all(source.is_file() for source in sources):
             continue
         copies = list(zip(sources, logs, strict=True))
