@@ -415,6 +415,7 @@ def test_known_published_figures() -> None:
     assert len(deft_misses()) == 46
     worst = next(m for m in deft_misses() if m.method == "pipeswitch")
     assert (worst.high_missed, worst.high_n, worst.high_deadline_ms) == (56, 109, 85.8)
+    assert hotcarbon_set("a100-tm") is hotcarbon_set("five-min-a100-pwr")
     with pytest.raises(UnknownName, match="a6000-mig"):
         hotcarbon_set("a6000-mig")
 

@@ -12,6 +12,8 @@ from slosched.share.imported import Imported
 from slosched.text_files import read_toml
 
 _FOLDER = Path(__file__).with_name("published")
+#: Names as the other sets have them.
+_ALSO = {"a100-tm": "five-min-a100-pwr"}
 
 
 class PublishedRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -93,8 +95,9 @@ def hotcarbon_sets() -> tuple[PublishedSet, ...]:
 
 
 def hotcarbon_set(name: str) -> PublishedSet:
-    """The set of that name, such as a6000-mps. Raises UnknownName."""
+    """The set of that name, such as a6000-mps; a100-tm is five-min-a100-pwr. Raises UnknownName."""
     found = {each.name: each for each in hotcarbon_sets()}
+    name = _ALSO.get(name, name)
     if name not in found:
         raise UnknownName("published set", name, list(found))
     return found[name]
