@@ -296,12 +296,13 @@ def test_an_interrupted_request_answers_as_an_uninterrupted_one(model: str, gate
 
 
 def test_the_highest_job_is_not_hooked_once_it_runs(gate: Gate) -> None:
-    gate.member(1, 0)
-    lane = _lane("tiny:4:0", gate=gate.member(0, 9))
-    assert lane.prepare().boundaries == 4
-    steps = gate.member(1, 0).steps(0)
-    assert _one(lane).reason == ""
-    assert gate.member(1, 0).steps(0) == steps
+    low = gate.member(1, 0)
+    for kind, steps in ((BoundaryKind.SEGMENT, 0), (BoundaryKind.SYNC, 4)):
+        lane = _lane("tiny:4:0", gate=gate.member(0, 9), boundary=Boundary(kind=kind))
+        assert lane.prepare().boundaries == 4
+        before = low.steps(0)
+        assert _one(lane).reason == ""
+        assert low.steps(0) == before + steps, "but for a bound that the job names itself"
 
 
 # ------------------------------------------------------------------------------------- errors
@@ -385,6 +386,45 @@ def test_jobs_that_cannot_be_run(fields: dict[str, Any], words: str) -> None:
 def test_devices_that_are_not_there(device: str) -> None:
     with pytest.raises(InvalidConfig, match="device"):
         open_timeline(device, None)
+
+
+def test_a_cuda_device_is_used_through_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool = False) -> None:
+            calls.append(("event", enable_timing))
+
+        def record(self, stream: Any) -> None:
+            calls.append(("record", stream.priority))
+
+        def synchronize(self) -> None:
+            calls.append("wait")
+
+        def elapsed_time(self, last: Any) -> float:
+            return 1.25  # ms
+
+    class Stream:
+        def __init__(self, device: Any, priority: int) -> None:
+            self.device, self.priority = device, priority
+
+        def synchronize(self) -> None:
+            calls.append("synchronize")
+
+    fake = SimpleNamespace(Event=Event, Stream=Stream)
+    monkeypatch.setattr("slosched.daemon.backends.eager.device._cuda", fake)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    timeline: Any = open_timeline("cuda:1", -3)
+    assert timeline.stream.device == torch.device("cuda", 1)
+    assert timeline.between_ns(timeline.mark(), timeline.mark()) == 1_250_000
+    assert calls == [("event", True), ("record", -3)] * 2
+    calls.clear()
+    fence = timeline.fence()
+    timeline.wait(fence)
+    assert timeline.fence(fence) is fence
+    timeline.synchronize()
+    assert calls == [("event", False), ("record", -3), "wait", ("record", -3), "synchronize"]
+    assert open_timeline("cuda", None).device == torch.device("cuda", 0)
 
 
 def test_the_list_of_models_needs_no_torch() -> None:

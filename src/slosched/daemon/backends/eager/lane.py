@@ -26,8 +26,9 @@ class EagerLane:
     """Runs the requests of `job`, which is number `number` of the experiment, one at a time.
 
     With a `gate`, lower jobs wait at their boundaries while this one runs, and this one at its own while
-    higher ones do. Without one, a boundary of the kinds sync, event and layer bounds what is in flight: the
-    baselines with bounded queues. `small` makes a model of few and narrow layers.
+    higher ones do; the highest one has no boundaries. A boundary of the kinds sync, event and layer bounds what
+    is in flight without a gate and in the highest job, too: these are baselines with bounded queues, and
+    Deft's configurations that name one for a high job. `small` makes a model of few and narrow layers.
 
     Requests run in torch's inference mode. Deft's models and HotCarbon's bert ran outside it, so that each of
     their requests also built the graph for gradients.
@@ -104,7 +105,7 @@ class EagerLane:
 
     @property
     def _bounded(self) -> bool:
-        """True if the job says how its work is bounded, also where there is not a gate."""
+        """True if the job says itself how its work is bounded."""
         return self.job.boundary.kind not in (BoundaryKind.NONE, BoundaryKind.SEGMENT)
 
     # --------------------------------------------------------------------------------- requests
@@ -115,8 +116,8 @@ class EagerLane:
         try:
             if gate is not None:
                 began_ns = gate.enter().entered_ns
-                if gate.is_highest and self._boundaries.attached:
-                    self._boundaries.detach()  # no job is above it: it is not gated
+                if self._boundaries.attached and gate.is_highest and not self._bounded:
+                    self._boundaries.detach()  # no job is above it, so it need not stop
             else:
                 began_ns = time.monotonic_ns()
             with torch.inference_mode(), self._timeline.entered():
