@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -228,6 +230,40 @@ def test_a_long_order_does_not_block_and_a_line_without_end_is_refused(tmp_path:
         member = members.start(order, tmp_path / "log")
         assert members.wait(lambda: member.gone, monotonic_ns() + 20 * NS_PER_S)
     assert member.status is Status.FAILED
+
+
+_KILLED = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from slosched.share.keeper import FOLDER, GROUP, Keeper
+folder, gone = Path(sys.argv[1]), Path(sys.argv[2])
+with Keeper() as keeper:
+    child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    keeper.keep(GROUP, child.pid)
+    for each in (folder, gone):
+        keeper.keep(FOLDER, each)
+    keeper.release(FOLDER, gone)
+    print(child.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.processes
+def test_what_a_killed_run_has_left_is_ended_and_removed(tmp_path: Path) -> None:
+    folder, released = tmp_path / "folder", tmp_path / "released"
+    for each in (folder, released):
+        each.mkdir()
+        (each / "rows").write_text("1")
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(folder), str(released)],
+        stdout=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    child = int(done.stdout)
+    assert _eventually(lambda: not _lives(child) and not folder.exists())
+    assert (released / "rows").exists()
 
 
 # ------------------------------------------------------------------------------------ what is missing

@@ -23,6 +23,7 @@ import msgspec
 from slosched import child_processes
 from slosched.clock import anchor_ns, now_ns
 from slosched.errors import OutOfResources
+from slosched.share.keeper import GROUP, Keeper
 from slosched.share_spec import (
     Begin,
     End,
@@ -69,6 +70,7 @@ class Member:
     ended: dict[int, JobEnded] = field(default_factory=dict)
     progress: dict[int, int] = field(default_factory=dict)
     gone: bool = False
+    left: bool = False  # nothing of it is held any more
     problem: str = ""
     status: Status = Status.DIED
     unread: bytearray = field(default_factory=bytearray)
@@ -103,8 +105,9 @@ class Member:
 class Members:
     """All members of a run. Use it as a context: leaving it ends every one, with what it started."""
 
-    def __init__(self, command: Sequence[str] = COMMAND) -> None:
+    def __init__(self, command: Sequence[str] = COMMAND, keeper: Keeper | None = None) -> None:
         self._command = tuple(command)
+        self._keeper = keeper
         self.all: list[Member] = []
         self._selector = selectors.DefaultSelector()
         self._next_look_ns = 0
@@ -136,6 +139,8 @@ class Members:
         assert process.stdin is not None
         os.set_blocking(near, False)
         os.set_blocking(process.stdin.fileno(), False)
+        if self._keeper is not None:
+            self._keeper.keep(GROUP, process.pid)
         member = Member(order, process, near, log)
         self.all.append(member)
         self._selector.register(near, selectors.EVENT_READ, member)
@@ -326,8 +331,13 @@ class Members:
 
     def _leave(self, member: Member) -> None:
         """Close what belongs to a process that is gone, and end what it left in its session."""
+        if member.left:
+            return  # its number may be another process's by now
+        member.left = True
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(member.pid, signal.SIGKILL)
+        if self._keeper is not None:
+            self._keeper.release(GROUP, member.pid)
         self._close_input(member)
         if member.pipe >= 0:
             if member.pipe in self._selector.get_map():

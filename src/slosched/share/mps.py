@@ -20,6 +20,7 @@ from pathlib import Path
 
 from slosched.clock import now_ns
 from slosched.errors import SloschedError
+from slosched.share.keeper import MPS, Keeper
 from slosched.share_spec import Job
 from slosched.units import NS_PER_S
 
@@ -62,7 +63,7 @@ class Mps:
         self.folder = folder
         self.pipes, self.logs = folder / "p", folder / "l"
         for each in (self.pipes, self.logs):
-            each.mkdir(mode=0o700)
+            each.mkdir(mode=0o700, exist_ok=True)
         own = dict(os.environ)
         for name in ("CUDA_MPS_CLIENT_PRIORITY", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"):
             own.pop(name, None)
@@ -164,9 +165,14 @@ class Mps:
 
 
 @contextlib.contextmanager
-def mps_daemon(say: Callable[[str], None]) -> Iterator[Mps]:
-    """A daemon for this block, in a temporary folder. Raises SloschedError if it does not start."""
+def mps_daemon(say: Callable[[str], None], keeper: Keeper | None = None) -> Iterator[Mps]:
+    """A daemon for this block, in a temporary folder. Raises SloschedError if it does not start.
+
+    The `keeper` ends it should this process be killed.
+    """
     folder = _short_folder()
+    if keeper is not None:
+        keeper.keep(MPS, folder)
     try:
         mps = Mps(folder)
         try:
@@ -177,6 +183,8 @@ def mps_daemon(say: Callable[[str], None]) -> Iterator[Mps]:
                 say(problem)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if keeper is not None:
+            keeper.release(MPS, folder)
 
 
 def _short_folder() -> Path:

@@ -19,6 +19,7 @@ from slosched.clock import anchor_ns
 from slosched.errors import SloschedError
 from slosched.share.about import about_run
 from slosched.share.energy import mean_watts
+from slosched.share.keeper import FOLDER, Keeper
 from slosched.share.members import COMMAND, Member, Members, monotonic_ns
 from slosched.share.mps import Mps, client_settings, mps_daemon
 from slosched.share.power_log import PowerLog
@@ -82,7 +83,8 @@ class Session:
         self.jobs = dict(jobs if jobs is not None else enumerate(spec.jobs))
         self._work, self._say, self._stopped = work, say, stopped
         self._deadlines, self._expected = dict(deadlines or {}), dict(expected or {})
-        self._members = Members(command)
+        self._keeper = Keeper()
+        self._members = Members(command, self._keeper)
         self._stack = contextlib.ExitStack()
         self._power: PowerLog | None = None
         self._power_from_ns = 0
@@ -95,10 +97,17 @@ class Session:
         with contextlib.ExitStack() as stack:
             self._work.mkdir(parents=True, exist_ok=True)
             folder = _memory_folder()
+            keeper = stack.enter_context(self._keeper)
+            keeper.keep(FOLDER, folder)
+            stack.callback(keeper.release, FOLDER, folder)
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             self._power = stack.enter_context(PowerLog(self.spec.device, self._work))
             self._idle()
-            mps = stack.enter_context(mps_daemon(self._say)) if self.mode is Mode.MPS else None
+            mps = (
+                stack.enter_context(mps_daemon(self._say, keeper))
+                if self.mode is Mode.MPS
+                else None
+            )
             stack.enter_context(self._members)
             self._start(folder, mps)
             self._wait_ready()
