@@ -536,7 +536,7 @@ def test_which_models_are_captured() -> None:
         "maskrcnn_resnet50_fpn_v2",
         "keypointrcnn_resnet50_fpn",
         "tiny:3:5",
-        "somebody.models:net",
+        "my_models:net",
         "",
     )
     assert [name for name in captured if not can_capture(Job(name="a", model=name))] == []
