@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,13 @@ from slosched.share_spec import Job, JobResult, Mode, Request, Run, RunResult, S
 
 CONFIGS = Path(__file__).parent / "deft_configs"
 MS, S = 1_000_000, 1_000_000_000
+
+
+@pytest.fixture(autouse=True)
+def logs_beside_the_test(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("logs")))
 
 
 def ran(*words: str) -> Result:
@@ -213,3 +222,121 @@ def test_defts_picture_is_drawn_with_defts_flags(
     assert done.exit_code == 0 and Path("figures/jct_vs_t.jpg").exists()
     lacking = ran(*words[:2], "no.csv", *words[3:])
     assert lacking.exit_code == 2 and "no.csv" in lacking.stderr
+
+
+# ------------------------------------------------------------------------------------- whole commands
+
+
+def emulated(tmp_path: Path, *words: str) -> Result:
+    return ran("run", "--device", "emulated", "--out", str(tmp_path / "out"), *words)
+
+
+def test_the_seeds_command_prints_the_seeds_lines_and_leaves_seven_files(tmp_path: Path) -> None:
+    words = "--device-type a100 --device-id 1 --modes tm --duration 20 diffusion-1 whisper-1"
+    done = emulated(tmp_path, *words.split())
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    log = Path(lines[0].removeprefix("Logs at "))
+    try:
+        mix = tmp_path / "out/a100/diffusion-whisper/diffusion-1_whisper-1"
+        assert lines[1] == "Running closed loop experiment for tm"
+        assert lines[-3:] == [
+            f"Run success: results are stored in {mix}",
+            "Exiting with error_code=0 (0 is clean exit)",
+            f"Examine {log} for logs",
+        ]
+        assert log.read_text().count("closed loop") == 1
+    finally:
+        log.unlink()
+    names = ["tput", *(f"total_p{p}" for p in (0, 50, 90, 99, 100)), "pwr"]
+    assert all((mix / "tm/r0" / f"{name}.csv").is_file() for name in names)
+    header = (mix / "tm/r0/tput.csv").read_text().splitlines()[0]
+    assert header == "mode,load,0_diffusion-1,1_whisper-1"
+
+
+def test_defts_files_are_run_and_leave_logs_where_deft_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = emulated(tmp_path, "-f", str(CONFIGS / "input_controlevent.json"), "--duration", "5s")
+    assert done.exit_code == 0, done.output
+    first = Path("logs/model_A.csv").read_text().splitlines()
+    assert first[0].startswith("start_timestamp_ns,end_timestamp_ns,jct_ms,")
+    start, end, jct = first[1].split(",")[:3]
+    assert (int(end) - int(start)) / MS == pytest.approx(float(jct))
+    assert Path("logs/model_B.csv").is_file() and Path("logs/models_pid.json").is_file()
+    # Two jobs of one model and batch, of which only the size differs, each have a run alone.
+    assert len(list((tmp_path / "out").rglob("exclusive/r0/run.json"))) == 2
+
+
+def test_modes_that_are_lacking_say_why_and_the_others_run(tmp_path: Path) -> None:
+    words = ["run", "--device", "cpu", "--modes", "mps,preempt", "--no-solo", "--duration", "1s"]
+    ended = ran(*words, "--out", str(tmp_path), "tiny:1:1-1")
+    assert ended.exit_code == 1  # not one of them ran
+    assert "mps: unavailable: it is a service" in ended.stdout
+    assert "preempt: unavailable: the serving lane" in ended.stdout
+    assert "Exiting with error_code=1 (0 is clean exit)" in ended.stdout
+    unknown = ran("run", "--device", "cpu", "--modes", "tm", "brt-1")
+    assert unknown.exit_code == 2 and "did you mean bert?" in unknown.stderr
+
+
+def test_results_are_read_simulated_and_compared_again(tmp_path: Path) -> None:
+    words = ["--modes", "tm,mps", "--duration", "10", "bert-1", "whisper-1"]
+    made = ran("simulate", "--profile", "a6000", "--out", str(tmp_path / "a"), *words)
+    assert made.exit_code == 0 and "nothing ran" in made.stdout
+    read = ran("import", str(tmp_path / "a"))
+    assert read.exit_code == 0 and "bert+whisper" in read.stdout
+    beside = ran("compare", str(tmp_path / "a"), "--published", "a6000-tm,a6000-mps", "--json")
+    assert beside.exit_code == 0, beside.output
+    published = json.loads(beside.stdout)["A6000 mps-uncap (published)"]["bert+whisper"]
+    assert published[0] == pytest.approx(1.94, abs=0.01)  # HotCarbon's STP of this pair
+    one = ran("import", str(tmp_path / "a/gpu/bert-whisper/bert-1_whisper-1/tm/r0"))
+    assert one.exit_code == 0 and "whisper" in one.stdout
+    assert ran("import", str(tmp_path / "no")).exit_code == 2
+
+
+def test_a_sweep_varies_keys_of_a_file_and_keeps_what_is_done(tmp_path: Path) -> None:
+    file = tmp_path / "exp.toml"
+    file.write_text(
+        'modes = ["tm"]\nduration = "5s"\n[[jobs]]\nmodel = "bert"\n[[jobs]]\nmodel = "gpt"\n'
+    )
+    words = ["sweep", str(file), "--vary", "jobs.0.batch=1,4", "--simulate", "--no-figures"]
+    words += ["--out", str(tmp_path / "out")]
+    for kept in (False, True):
+        done = ran(*words)
+        assert done.exit_code == 0, done.output
+        assert ("2 of 2 points are done already" in done.stdout) is kept
+    rows = (tmp_path / "out/sweep.csv").read_text().splitlines()
+    assert len(rows) == 3 and rows[0].startswith("point,")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("sweep nonsense", "unknown preset 'nonsense'"),
+        ("sweep hotcarbon --vary seed=1,2", "has its own points"),
+        ("sweep hotcarbon --models bert", "are chosen for the preset pairs"),
+        ("sweep no.toml --vary seed=1,2", "cannot read the experiment"),
+        ("sweep no.toml --tiny", "go with a preset"),
+        ("sweep hotcarbon --run fast", "--run must be one of"),
+        ("compare no", "is not a folder of results"),
+        ("plot no", "is not a directory"),
+        ("simulate --profile nonsense bert-1", "there is no solo profile 'nonsense'"),
+    ],
+)
+def test_wrong_words_of_the_other_commands_have_exit_code_2(words: str, said: str) -> None:
+    ended = ran(*words.split())
+    assert ended.exit_code == 2 and said in ended.stderr
+
+
+@pytest.mark.processes
+@pytest.mark.torch
+def test_processes_on_the_cpu_run_beside_a_program(tmp_path: Path) -> None:
+    words = ["run", "--device", "cpu", "--modes", "tm", "--no-solo", "--duration", "300ms"]
+    words += ["--idle", "0", "--cool-down", "0", "--out", str(tmp_path), "tiny:1:1-1"]
+    done = ran(*words, "--", "sleep", "60")
+    assert done.exit_code == 0, done.output
+    row = next(line for line in done.stdout.splitlines() if line.startswith("tm    tiny"))
+    assert int(row.split()[2]) > 0
+    failed = ran(*words, "--again", "--", "sh", "-c", "exit 3")
+    assert failed.exit_code == 1 and "sh: failed: it ended with exit code 3" in failed.stdout

@@ -139,9 +139,10 @@ def run(
                 say=log.follow,
                 stopped=stopping,
             )
-            if stopping():
-                raise KeyboardInterrupt
+        # What was measured before Ctrl-C is shown, too.
         _print_results(found, [run.directory for run in outcome.runs], log, json=json)
+        if stopping():
+            raise typer.Exit(stopping.exit_code)
         if outcome.error_code:
             raise typer.Exit(outcome.error_code)
         log.say(f"Run success: results are stored in {mix_dir(found.spec, out)}")
