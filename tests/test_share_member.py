@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from slosched.clock import anchor_ns, now_ns, take_anchor
 from slosched.core.share.brain import Load, ShareBrain
 from slosched.core.share.interface import Ended, Start, Withdraw
 from slosched.daemon.member import opening
-from slosched.daemon.member.loop import Control, Pair, Serving, outcome
+from slosched.daemon.member.loop import Control, Pair, Serving, outcome, undisturbed
 from slosched.daemon.member.rows import RowFile
 from slosched.errors import InvalidConfig, OutOfResources
 from slosched.share.row_files import read_rows
@@ -358,3 +359,24 @@ def test_the_clock_of_members_is_the_one_that_all_processes_share() -> None:
         assert abs(now_ns() - time.monotonic_ns()) < NS_PER_S
     finally:
         take_anchor(before)
+
+
+def test_garbage_of_a_loop_that_is_never_idle_is_collected(tmp_path: Path) -> None:
+    """Cycles of an eager model may hold the device's memory, and automatic collections are off."""
+
+    class Node:
+        def __init__(self) -> None:
+            self.own = self
+
+    class Littering(FakeLane):
+        def start(self, start: Start, *, now_ns: int) -> None:
+            nodes.append(weakref.ref(Node()))
+            super().start(start, now_ns=now_ns - self.length_ns)  # an eager lane: it has ended
+
+    nodes: list[weakref.ref[Node]] = []
+    world = _World(tmp_path, length_ns=NS_PER_S * 17 // 10)
+    with undisturbed():
+        world.serve(world.pair(0, Littering(NS_PER_MS)))
+        freed = nodes[0]() is None
+    assert freed
+    assert len(world.requests(0)) == len(nodes)
