@@ -12,13 +12,8 @@ import pytest
 
 from slosched.analysis import style
 from slosched.errors import InvalidConfig
-from slosched.share.drawing import (
-    TEXT,
-    by_method,
-    draw_all,
-    mixes_of,
-    published_mixes,
-)
+from slosched.share.drawing import TEXT, by_method, draw_all
+from slosched.share.drawing_mixes import mixes_of, published_mixes
 from slosched.share.drawing_runs import phases_of
 from slosched.share.found_runs import find_runs
 from slosched.share.outputs import write_run
@@ -171,6 +166,10 @@ def test_one_run_is_drawn_by_its_own_folder(tmp_path: Path) -> None:
     files = draw_all(folder, tmp_path / "figures", say=said.append)
     names = {file.name for file in files}
     assert "jct_bert+gpt_tm.png" in names and "mixes.png" not in names
+    drawn = draw_all(folder, tmp_path / "some", say=said.append, only=("power",))
+    assert [file.name for file in drawn] == ["power_bert+gpt_tm.png", TEXT]
+    with pytest.raises(InvalidConfig, match="unknown kind of figure 'powr'"):
+        draw_all(folder, tmp_path / "some", only=("powr",))
     # Nothing ran alone, so that nothing can be compared with that.
     assert any(line.startswith("left out: mixes") for line in said)
     assert any(line.startswith("left out: methods") for line in said)

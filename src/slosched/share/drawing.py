@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from slosched.analysis.compare import Estimate
 from slosched.analysis.drawn import Drawn
 from slosched.analysis.share_bars import Bar, Panel, draw_bars
 from slosched.analysis.share_figures import Latencies, draw_cdfs
 from slosched.analysis.share_points import (
     Alone,
-    Mixes,
     TradeOff,
     draw_knob,
     draw_mixes,
     draw_overhead,
     draw_tradeoff,
 )
-from slosched.errors import InvalidConfig
+from slosched.errors import InvalidConfig, UnknownName
 from slosched.output_files import check_folder, write_file
+from slosched.share.drawing_mixes import bar_of, draw_dedicated, mixes_of, published_mixes
 from slosched.share.drawing_runs import SINGLE
 from slosched.share.figures import JobMetrics
 from slosched.share.found_runs import (
@@ -31,9 +30,9 @@ from slosched.share.found_runs import (
     ends_of_priority,
     find_runs,
     mean_of,
+    numbers_within,
     rows_of,
 )
-from slosched.share.published_figures import hotcarbon_sets
 from slosched.share_spec import BoundaryKind, Mode
 from slosched.units import NS_PER_MS
 
@@ -41,22 +40,29 @@ from slosched.units import NS_PER_MS
 SINGLES = 8
 TEXT = "figures.txt"
 ALONE = "alone"
+#: The kinds of figures; the names of their files begin so.
+KINDS = (
+    *("latencies", "modes", "methods", "trade-off", "knob", "overhead", "dedicated", "mixes"),
+    *SINGLE,
+)
 
 Say = Callable[[str], None]
 
 
 class Drawing:
-    """Collects the files of figures. `left_out` says what could not be drawn."""
+    """Collects the files of figures, of the kinds in `only` (empty: all). `left_out` says what could not be."""
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
+    def __init__(self, out: Path, only: Collection[str] = ()) -> None:
+        self.out, self._only = out, only
         self.files: list[Path] = []
         self.left_out: list[str] = []
         self._texts: list[str] = []
         self._stems: set[str] = set()
 
     def add(self, name: str, draw: Callable[[str], Drawn]) -> None:
-        """Draw the figure `name`; `draw` gets the stem of its files."""
+        """Draw the figure `name`, which begins with its kind; `draw` gets the stem of its files."""
+        if self._only and name.split()[0] not in self._only:
+            return
         wanted = re.sub(r"[^A-Za-z0-9._+-]+", "_", name)[:110].strip("._") or "figure"
         stem, number = wanted, 2
         while stem.lower() in self._stems:
@@ -72,20 +78,34 @@ class Drawing:
         self.files += drawn.files
         self._texts.append(f"{name}\n{drawn.text}\n")
 
+    def wants(self, kinds: Iterable[str]) -> bool:
+        """True if one of `kinds` is to be drawn."""
+        return not self._only or any(kind in self._only for kind in kinds)
+
     def finish(self) -> list[Path]:
         lines = [f"left out: {line}" for line in self.left_out]
         write_file(self.out / TEXT, "\n".join([*self._texts, *lines, ""]).encode())
         return [*self.files, self.out / TEXT]
 
 
-def draw_all(directory: Path, out: Path, *, say: Say = print, singles: int = SINGLES) -> list[Path]:
+def draw_all(
+    directory: Path,
+    out: Path,
+    *,
+    say: Say = print,
+    singles: int = SINGLES,
+    only: Collection[str] = (),
+) -> list[Path]:
     """Draw what the runs below `directory` allow into `out`; return the files, and say what was left out.
 
-    figures.txt has the numbers. Raises InvalidConfig if there is no run or a file cannot be written, and
-    MissingPackage without matplotlib.
+    figures.txt has the numbers. `only`: some of KINDS. Raises InvalidConfig if there is no run, a kind is not
+    known or a file cannot be written, and MissingPackage without matplotlib.
     """
     check_folder(out)
-    drawing = Drawing(out)
+    for kind in only:
+        if kind not in KINDS:
+            raise UnknownName("kind of figure", kind, list(KINDS))
+    drawing = Drawing(out, only)
     runs = find_runs(directory, drawing.left_out.append)
     for run in runs:
         if not run.counts:
@@ -132,17 +152,9 @@ def by_method(runs: Iterable[FoundRun]) -> dict[str, list[FoundRun]]:
     return dict(
         sorted(
             found.items(),
-            key=lambda item: (order.index(item[1][0].result.mode), _numbers_within(item[0])),
+            key=lambda item: (order.index(item[1][0].result.mode), numbers_within(item[0])),
         )
     )
-
-
-def _numbers_within(text: str) -> list[tuple[bool, float, str]]:
-    """So that every_4 stands before every_10."""
-    return [
-        (part.isdigit(), float(part) if part.isdigit() else 0.0, part)
-        for part in re.split(r"(\d+)", text)
-    ]
 
 
 # -------------------------------------------------------------------------------------- one mix
@@ -162,8 +174,9 @@ def _of_mix(
     drawing.add(f"modes {mix}", lambda stem: _draw_modes(mix, methods, runs, out, stem))
     drawing.add(f"methods {mix}", lambda stem: _draw_methods(mix, methods, out, stem))
     ends = ends_of_priority(group[0].jobs)
-    if ends is None:
+    if ends is None and drawing.wants(("trade-off",)):
         drawing.left_out.append(f"trade-off {mix}: all jobs have one priority")
+    if ends is None:
         return
     high, low = ends
     points = [_tradeoff(method, those, high, low) for method, those in methods.items()]
@@ -218,12 +231,6 @@ def _latencies_ms(
     return made
 
 
-def _bar(values: Sequence[float | None]) -> Bar:
-    """The mean of repeats with its interval."""
-    estimate = Estimate.of([value for value in values if value is not None])
-    return Bar() if estimate is None else Bar(estimate.mean, estimate.half or 0.0)
-
-
 def _draw_modes(
     mix: str,
     methods: dict[str, list[FoundRun]],
@@ -244,11 +251,13 @@ def _draw_modes(
     ) -> Panel:
         bars: dict[str, Sequence[Bar]] = {}
         if alone is not None:
-            bars[ALONE] = [_bar([alone(_job(first, place))]) for place in places]
+            bars[ALONE] = [bar_of([alone(_job(first, place))]) for place in places]
         elif any(solos):
-            bars[ALONE] = [_bar([value(each.metrics.jobs[0])]) if each else Bar() for each in solos]
+            bars[ALONE] = [
+                bar_of([value(each.metrics.jobs[0])]) if each else Bar() for each in solos
+            ]
         for method, those in methods.items():
-            bars[method] = [_bar([value(_job(run, place)) for run in those]) for place in places]
+            bars[method] = [bar_of([value(_job(run, place)) for run in those]) for place in places]
         return Panel(title, unit, [job.name for job in jobs], bars)
 
     panels = [
@@ -277,7 +286,7 @@ def _draw_methods(mix: str, methods: dict[str, list[FoundRun]], out: Path, stem:
     def panel(title: str, value: Callable[[JobMetrics], float | None]) -> Panel:
         bars: dict[str, Sequence[Bar]] = {
             job.name: [
-                _bar([value(_job(run, place)) for run in those]) for those in methods.values()
+                bar_of([value(_job(run, place)) for run in those]) for those in methods.values()
             ]
             for place, job in enumerate(jobs)
         }
@@ -346,7 +355,7 @@ def _across_mixes(drawing: Drawing, runs: Sequence[FoundRun]) -> None:
         those = [run for run in shared if run.result.mode is mode]
         drawing.add(
             f"dedicated {mode}",
-            partial(_draw_dedicated, those, mode, out),
+            partial(draw_dedicated, those, mode, out),
         )
     series = mixes_of(shared)
     measured = {
@@ -360,111 +369,6 @@ def _across_mixes(drawing: Drawing, runs: Sequence[FoundRun]) -> None:
     drawing.add("mixes", lambda stem: draw_mixes([*published, *series], out, stem, title=title))
 
 
-def mixes_of(runs: Sequence[FoundRun]) -> list[Mixes]:
-    """Our own (STP, energy ratio) by mix, means over repeats; a series for each label and mode.
-
-    Points of a sweep that have one mix are series of their own.
-    """
-    points: dict[tuple[str, str, str], set[str]] = {}
-    for run in runs:
-        points.setdefault((run.spec.label, run.result.mode.value, run.mix), set()).add(run.point)
-    found: dict[str, dict[str, list[FoundRun]]] = {}
-    for run in sorted(runs, key=lambda run: _numbers_within(run.point)):
-        key = (run.spec.label, run.result.mode.value, run.mix)
-        name = f"{key[0]} {key[1]}" if len(points[key]) == 1 else f"{key[0]} {run.method}"
-        found.setdefault(name, {}).setdefault(run.mix, []).append(run)
-    return [
-        Mixes(
-            name,
-            {
-                mix: (
-                    mean_of([run.metrics.stp for run in those]),
-                    mean_of([run.metrics.energy_ratio for run in those]),
-                )
-                for mix, those in by_mix.items()
-            },
-        )
-        for name, by_mix in found.items()
-    ]
-
-
-def published_mixes() -> list[Mixes]:
-    """HotCarbon's (STP, energy ratio) by mix, without its runs of one model."""
-    return [
-        Mixes(
-            f"{each.device} {each.mode}, published",
-            {
-                "+".join(sorted(run.models)): (
-                    run.stp,
-                    math.nan if run.energy_ratio is None else run.energy_ratio,
-                )
-                for run in each.runs
-                if len(run.models) > 1
-            },
-            published=True,
-        )
-        for each in hotcarbon_sets()
-    ]
-
-
-def _draw_dedicated(runs: Sequence[FoundRun], mode: Mode, out: Path, stem: str) -> Drawn:
-    """HotCarbon's two by two: the work of the window on one shared GPU, and on a GPU for each model."""
-    several = len({(run.mix, run.point) for run in runs}) > len({run.mix for run in runs})
-    groups: dict[str, list[FoundRun]] = {}
-    one = len({run.mix for run in runs}) == 1
-    for run in sorted(runs, key=lambda run: _numbers_within(run.point)):
-        both = run.point if one and run.point else f"{run.mix}, {run.point}"
-        groups.setdefault(both if several else run.mix, []).append(run)
-    shared, dedicated = f"shared ({mode})", "a GPU for each model"
-
-    def panel(title: str, unit: str, place: int) -> Panel:
-        both = [[_dedicated(run)[place] for run in those] for those in groups.values()]
-        return Panel(
-            title,
-            unit,
-            list(groups),
-            {
-                shared: [_bar([one for one, _ in values]) for values in both],
-                dedicated: [_bar([two for _, two in values]) for values in both],
-            },
-        )
-
-    panels = [
-        panel("Until the work is done", "s", 0),
-        panel("GPU time", "GPU s", 1),
-        panel("Energy while GPUs work", "kJ", 2),
-        panel("Embodied carbon", "g CO2e", 3),
-    ]
-    if all(run.carbon is not None and run.carbon.usd is not None for run in runs):
-        panels[1] = panel("Cost of GPU time", "USD", 4)
-    return draw_bars(panels, out, stem, title=f"Shared against dedicated GPUs, {mode}", columns=2)
-
-
-def _dedicated(run: FoundRun) -> list[tuple[float | None, float | None]]:
-    """(shared, dedicated) makespan, GPU time, energy in kJ, embodied carbon and cost of one run."""
-    metrics, carbon = run.metrics, run.carbon
-    alone_s = metrics.gpu_s_alone
-    if alone_s is None:
-        return [(None, None)] * 5
-    spans = [
-        job.work / job.solo_throughput_per_s for job in metrics.jobs if job.solo_throughput_per_s
-    ]
-    joules = metrics.energy.joules, metrics.energy_alone_j
-    scale = alone_s / metrics.window_s if metrics.window_s else 0.0
-    grams, usd = (carbon.embodied_g, carbon.usd) if carbon is not None else (None, None)
-    return [
-        (metrics.window_s, max(spans, default=None)),
-        (metrics.window_s, alone_s),
-        _pair(*(None if each is None else each / 1000 for each in joules)),
-        (grams, None if grams is None else grams * scale),
-        (usd, None if usd is None else usd * scale),
-    ]
-
-
-def _pair(one: float | None, two: float | None) -> tuple[float | None, float | None]:
-    return (one, two) if one is not None and two is not None else (None, None)
-
-
 # ------------------------------------------------------------------------------------- single runs
 
 
@@ -472,13 +376,14 @@ def _of_single_runs(drawing: Drawing, runs: Sequence[FoundRun], singles: int) ->
     first = {(run.mix, run.method): run for run in reversed(runs)}
     # Shared runs first: runs alone say less.
     order = sorted(
-        first.values(), key=lambda run: (run.result.mode is Mode.EXCLUSIVE, str(run.folder))
+        first.values(),
+        key=lambda run: (run.result.mode is Mode.EXCLUSIVE, numbers_within(str(run.folder))),
     )
     for run in order[:singles]:
         name = f"{run.mix} {run.method}"
         for kind, draw in SINGLE.items():
             drawing.add(f"{kind} {name}", partial(draw, run, drawing.out))
-    if len(order) > singles:
+    if len(order) > singles and drawing.wants(SINGLE):
         drawing.left_out.append(
             f"figures of single runs: the first {singles} of {len(order)} have them; name the folder of "
             "another run to draw its own"

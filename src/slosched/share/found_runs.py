@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,11 @@ def mean_of(values: Sequence[float | None]) -> float:
     """The mean of the known values; NaN without one."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     return math.fsum(known) / len(known) if known else math.nan
+
+
+def numbers_within(text: str) -> list[tuple[bool, float, str]]:
+    """So that every_4 stands before every_10."""
+    return [
+        (part.isdigit(), float(part) if part.isdigit() else 0.0, part)
+        for part in re.split(r"(\d+)", text)
+    ]

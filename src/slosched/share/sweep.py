@@ -149,8 +149,8 @@ class _Sweep:
                 return
             left = len(rest) - number
             if left:
-                left_ns = round((now() - begun_s) / number * left) * NS_PER_S
-                self._say(f"about {format_duration(left_ns)} left ({left} points)")
+                left_s = max(1, round((now() - begun_s) / number * left))
+                self._say(f"about {format_duration(left_s * NS_PER_S)} left ({left} points)")
 
     def _record(self, point: Point, ended: Done) -> None:
         if ended.runs:
