@@ -53,6 +53,11 @@ def thread_cpu_ns() -> int:
     return time.thread_time_ns()
 
 
+def sleep_ns(duration_ns: int) -> None:
+    """Sleep, in a wait for something that makes no descriptor readable."""
+    time.sleep(duration_ns / 1e9)
+
+
 def anchor_ns() -> int:
     """What turns the kernel's monotonic clock, which all processes share, into `now_ns`."""
     return _anchor_ns

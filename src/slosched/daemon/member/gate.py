@@ -10,6 +10,8 @@ next, and a low one that sleeps or has ended blocks the high ones.)
 
 A job is both at once: low to the jobs above it, high to those below. Jobs of one level run side by side.
 
+Times are of `clock.now_ns`, which members take as the host's monotonic clock.
+
 What is assumed of memory: a store of an aligned word is never seen in part (every 64-bit processor), and stores
 of one process are seen in their order (x86-64). Between its own store and the look at the others' words each
 side passes a fence, so that never both sides miss each other; see `_fence`. No lock is held anywhere, so a
@@ -23,12 +25,12 @@ import mmap
 import os
 import re
 import threading
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from slosched.clock import now_ns, sleep_ns
 from slosched.errors import InvalidConfig, OutOfResources
 from slosched.share_spec import Interruption
 from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
@@ -49,7 +51,7 @@ _IDLE, _RUNNING, _DRAINED = range(3)
 #: flight only, and its latency counts, so it spins for longer.
 _SPIN_NS = 200 * NS_PER_US
 _SPIN_HIGH_NS = 2 * NS_PER_MS
-_SLEEP_S = 50e-6
+_SLEEP_NS = 50 * NS_PER_US
 #: How often a waiting job looks whether those that it waits for are alive.
 _LOOK_NS = 100 * NS_PER_MS
 #: A job that says nothing for this time, though it wants the GPU, hangs: the others no longer wait for it.
@@ -156,7 +158,7 @@ class GateMember:
         words[slot + _STATE], words[slot + _WANTED] = _IDLE, 0
         words[slot + _PRIORITY] = priority
         words[slot + _BORN] = _born(os.getpid())
-        words[slot + _ALIVE] = time.monotonic_ns()
+        words[slot + _ALIVE] = now_ns()
         words[slot + _PID] = os.getpid()
         self.look_around()
 
@@ -166,7 +168,7 @@ class GateMember:
         """Ask for the GPU: lower jobs stop at their next boundary. Returns since when it is wanted."""
         words, slot = self._words, self._slot
         if not words[slot + _WANTED]:
-            now = time.monotonic_ns()
+            now = now_ns()
             words[slot + _ALIVE] = now
             words[slot + _STARTED] = 0
             words[slot + _WANTED] = now
@@ -182,18 +184,18 @@ class GateMember:
         self.look_around()
         words, slot, wanted_ns = self._words, self._slot, self.want()
         self._run_when_free(_IDLE)
-        end = time.monotonic_ns() + timeout_ns
+        end = now_ns() + timeout_ns
         waited, timed_out = _Waiting(_SPIN_HIGH_NS), False
         while self._lower_runs(look=waited.look()):
-            if time.monotonic_ns() >= end:
+            if now_ns() >= end:
                 timed_out = True
                 break
             if self.must_wait() and self._blocking():
                 words[slot + _STATE] = _IDLE
                 self._run_when_free(_IDLE)
-                end = max(end, time.monotonic_ns() + timeout_ns)
+                end = max(end, now_ns() + timeout_ns)
             waited.rest()
-        now = time.monotonic_ns()
+        now = now_ns()
         words[slot + _STARTED] = now
         return Entered(wanted_ns, now, timed_out)
 
@@ -217,10 +219,10 @@ class GateMember:
         """Wait at a boundary while higher jobs want the GPU. `sync` drains what this job has launched."""
         sync()
         words, slot = self._words, self._slot
-        began_ns = time.monotonic_ns()
+        began_ns = now_ns()
         words[slot + _STATE] = _DRAINED
         seen = self._run_when_free(_DRAINED)
-        resumed_ns = time.monotonic_ns()
+        resumed_ns = now_ns()
         parts = tuple(
             Interruption(
                 job=self.job,
@@ -272,10 +274,12 @@ class GateMember:
         waiting = _Waiting()
         while True:
             blocking = self._blocking(look=waiting.look()) if self.must_wait() else {}
-            now = time.monotonic_ns()
+            now = now_ns()
             for key, (started_ns, gone_ns) in seen.items():
                 if key not in blocking and not gone_ns:
-                    seen[key] = (started_ns, now)
+                    # It may have come and gone between two looks; its start is there until its next request.
+                    late_ns = words[key[0] * _WORDS + _STARTED]
+                    seen[key] = (started_ns or (late_ns if key[1] <= late_ns <= now else 0), now)
             for key, started_ns in blocking.items():
                 seen[key] = (started_ns, 0)
             if not blocking:
@@ -290,7 +294,7 @@ class GateMember:
     def _blocking(self, *, look: bool = False) -> dict[tuple[int, int], int]:
         """The higher jobs that want the GPU and live: (job, wanted_ns) -> started_ns."""
         words, found = self._words, {}
-        now = time.monotonic_ns()
+        now = now_ns()
         for wanted in self._higher:
             wanted_ns, slot = words[wanted], wanted - _WANTED
             if not wanted_ns or now - words[slot + _ALIVE] > SILENT_NS:
@@ -322,20 +326,20 @@ class _Waiting:
     """How a process waits for words of others: it spins at first, and sleeps for short times then."""
 
     def __init__(self, spin_ns: int = _SPIN_NS) -> None:
-        self._sleeps_ns = time.monotonic_ns() + spin_ns
+        self._sleeps_ns = now_ns() + spin_ns
         self._looked_ns = -math.inf
 
     def look(self) -> bool:
         """True if it is time to look whether the others live: at first, and every tenth of a second."""
-        now = time.monotonic_ns()
+        now = now_ns()
         if now - self._looked_ns < _LOOK_NS:
             return False
         self._looked_ns = now
         return True
 
     def rest(self) -> None:
-        if time.monotonic_ns() > self._sleeps_ns:
-            time.sleep(_SLEEP_S)
+        if now_ns() > self._sleeps_ns:
+            sleep_ns(_SLEEP_NS)
 
 
 def _fence(lock: threading.Lock) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import msgspec
 import torch
 
+from slosched import clock
 from slosched.core.share.interface import Ended, Start, Withdraw
 from slosched.daemon.backends.eager.device import OutOfDeviceMemory, open_timeline
 from slosched.daemon.backends.eager.hooks import Boundaries
@@ -65,7 +65,7 @@ class EagerLane:
 
         Raises UnknownName, InvalidConfig, MissingPackage, OutOfDeviceMemory, and what the model raises.
         """
-        began_ns = time.monotonic_ns()
+        began_ns = clock.now_ns()
         try:
             with torch.inference_mode(), self._timeline.entered():
                 return self._prepare(began_ns)
@@ -79,10 +79,10 @@ class EagerLane:
         self._model = model
         self._timeline.synchronize()
         self._timeline.forget_peak()  # making a model may take more than running it
-        load_ns = time.monotonic_ns() - began_ns
+        load_ns = clock.now_ns() - began_ns
         for number in range(max(1, self.job.warmups)):
             start = Start(self.number, -1 - number)
-            self._ended.append(self._run(start, began_ns=time.monotonic_ns()))
+            self._ended.append(self._run(start, began_ns=clock.now_ns()))
             self._differs()
         self.warmups = tuple(self.poll(now_ns=0))
         boundaries, longest_ns = 0, 0
@@ -119,7 +119,7 @@ class EagerLane:
                 if self._boundaries.attached and gate.is_highest and not self._bounded:
                     self._boundaries.detach()  # no job is above it, so it need not stop
             else:
-                began_ns = time.monotonic_ns()
+                began_ns = clock.now_ns()
             with torch.inference_mode(), self._timeline.entered():
                 ended = self._run(start, began_ns=began_ns)
         except Exception as error:
@@ -137,7 +137,7 @@ class EagerLane:
         self._compute()
         last = self._timeline.mark()
         self._timeline.synchronize()
-        ended_ns = time.monotonic_ns()
+        ended_ns = clock.now_ns()
         paused_ns = self._boundaries.paused_ns
         return Ended(
             job=start.job,
@@ -174,7 +174,7 @@ class EagerLane:
             job=start.job,
             number=start.number,
             started_ns=began_ns,
-            ended_ns=time.monotonic_ns(),
+            ended_ns=clock.now_ns(),
             paused_ns=self._boundaries.paused_ns,
             pauses=tuple(self._boundaries.pauses),
             reason=f"{type(error).__name__}: {_first_line(error)}",

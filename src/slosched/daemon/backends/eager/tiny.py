@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from slosched.clock import sleep_ns
 from slosched.daemon.backends.eager.building import built
 from slosched.daemon.backends.eager.model import EagerModel, dtype_of, generator
 from slosched.errors import InvalidConfig
 from slosched.share_spec import Job
+from slosched.units import NS_PER_MS
 
 _WIDTH = 16
 #: Ticks of a GPU's clock in a millisecond, about: torch.cuda._sleep counts those.
@@ -32,7 +33,7 @@ class _Layer(nn.Module):
         if self.ms and x.is_cuda:
             _cuda._sleep(int(self.ms * _TICKS_PER_MS))
         elif self.ms:
-            time.sleep(self.ms / 1000)
+            sleep_ns(round(self.ms * NS_PER_MS))
         return torch.tanh(x @ self.weight)
 
 
