@@ -18,11 +18,11 @@ long as alone: about the longer of both (k = 4 in tm, 3 in mps, where the value 
 RTX 4090 in tm and mps, A100 in tm; g of each device's own solo runs); one value serves all devices. The mean
 absolute error of the predicted STP, which tests/test_share_contention.py holds:
 
-    tm:  0.03 on the 17 pairs that were fitted, 0.06 on the 11 triples that were not
-    mps: 0.06 on the 10 pairs that were fitted, 0.15 on the 4 triples that were not
+    tm:  0.03 on the 17 pairs that were fitted, 0.06 on the 10 triples that were not
+    mps: 0.06 on the 10 pairs that were fitted, 0.19 on the 4 triples that were not
 
 It fails where a host-bound job meets the diffusion model under MPS on the A6000 (bert+whisper+diffusion:
-predicted 0.3 too high; kernels there hold up bert more than its small GPU share explains), it says nothing of
+STP 0.4 too high; kernels there hold up bert more than its small GPU share explains), it says nothing of
 tails (a rate is a mean), and the split between two jobs in tm is off by 0.1 where the stored runs are not
 transitive (bert+whisper on the 4090). A stream of higher priority feels 0.65 of the press of a lower one:
 ResNet-50 b1 beside b64 on an H200 took 3.32 ms at one priority and 2.47 ms at a higher one, 0.91 ms alone. A
