@@ -542,6 +542,7 @@ def test_which_models_are_captured() -> None:
     assert [name for name in captured if not can_capture(Job(name="a", model=name))] == []
     assert [name for name in others if can_capture(Job(name="a", model=name))] == []
     assert not can_capture(Job(name="a", model="bert", command=("true",)))
+    assert can_capture(Job(name="a", model="my_models:net", run=Run.GRAPHS))
 
 
 def test_precisions_by_their_names() -> None:

@@ -87,7 +87,9 @@ class _Ready:
 def _open_cuda(device: str, stream_priority: int | None) -> OpenStage:
     def opened(jobs: Mapping[int, Job], preempt: bool) -> Stage:
         if not device.startswith("cuda"):
-            raise InvalidConfig(f"graphs need a CUDA device (cuda:0), not {device!r}: run eager models")
+            raise InvalidConfig(
+                f"graphs need a CUDA device (cuda:0), not {device!r}: run eager models"
+            )
         from slosched.daemon.backends.graphs.cuda_stage import open_stage
 
         return open_stage(device, jobs, preempt, stream_priority)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from slosched.errors import InvalidConfig
-from slosched.share_spec import Job
+from slosched.share_spec import Job, Run
 
 #: The short names of the published experiments, and the models of libraries that they mean.
 LIBRARY_NAMES = {
@@ -40,9 +40,13 @@ _DTYPES = {
 
 
 def can_capture(job: Job) -> bool:
-    """True if the model of `job` is known to run as CUDA graphs. Another needs run = "graphs"."""
+    """True if the model of `job` is known to run as CUDA graphs, or the job says so: its preparation then finds
+    out.
+    """
     if job.command:
         return False
+    if job.run is Run.GRAPHS:
+        return True
     name = LIBRARY_NAMES.get(job.model, job.model)
     return name.startswith(_PREFIXES) or name in _ZOO or bool(torchvision_name(name))
 
