@@ -227,7 +227,7 @@ def _solos_of(result: RunResult, spec: ShareSpec) -> Iterable[Solo]:
             size=job.size,
             latency_ms=times[len(times) // 2] / NS_PER_MS,
             p99_ms=times[min(len(times) - 1, len(times) * 99 // 100)] / NS_PER_MS,
-            gpu_share=_busy(result, each.job) or (known.gpu_share if known else 1.0),
+            gpu_share=_busy(result) or (known.gpu_share if known else 1.0),
             watts=sum(watts) / len(watts) if watts else -1.0,
             memory_mib=each.memory_reserved >> 20,
             burst=known.burst if known else 4.0,
@@ -237,11 +237,11 @@ def _solos_of(result: RunResult, spec: ShareSpec) -> Iterable[Solo]:
         )
 
 
-def _busy(result: RunResult, job: int) -> float:
+def _busy(result: RunResult) -> float:
     """NVML's mean utilization in the window, 0 where it is unknown. Think time makes it too small."""
-    said = [
+    utilization = [
         each.utilization / 100
         for each in result.power
         if result.begin_ns <= each.at_ns <= result.end_ns and each.utilization > 0
     ]
-    return min(1.0, sum(said) / len(said)) if said else 0.0
+    return min(1.0, sum(utilization) / len(utilization)) if utilization else 0.0
