@@ -25,7 +25,7 @@ _HEAD = (
     "\n"
     "Written by [sharing.py](sharing.py). Models have the originals' shapes and **random weights**: times, "
     "energy and the equality of answers are measured, and what answers mean is not. "
-    "*Eager* models run as in the original (measured without autograd); *graphs* are the serving worker's programs."
+    "*Eager* models run as in the original, but without autograd; *graphs* are the serving worker's programs."
 )
 
 Cells = Mapping[str, Mapping[str, Any]]
