@@ -31,7 +31,7 @@ from slosched.telemetry.source import file_sha256
 from slosched.units import NS_PER_MS, NS_PER_S
 
 RUN, SPEC, LOGS = "run.json", "spec.json", "logs"
-#: Of what a run must have been made to be kept, in its `about`.
+#: The digest of all that a run was made of, in its `about`.
 _DIGEST = "experiment_sha256"
 _SAME = "equal to that of its run alone"
 #: The exit code where a job or a mode did not go as it should.
@@ -76,7 +76,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def error_code(self) -> int:
-        """0 if all went well. A mode that the machine lacks is no error, unless it lacks all of them."""
+        """0 if all went well. A mode that the machine lacks counts only if it lacks all of them."""
         together = [run for run in self.runs if run.mode is not Mode.EXCLUSIVE] or self.runs
         nothing = not any(not run.unavailable for run in together)
         wrong = self.stopped or nothing or not all(run.fine for run in self.runs)
@@ -189,7 +189,7 @@ class _Experiment:
         jobs: Mapping[int, Job],
         solos: Mapping[int, RunResult] | None = None,
     ) -> str:
-        """Of all that a run's figures follow from, but this machine."""
+        """A digest of all that a run's figures follow from, but this machine."""
         spec = self.spec
         same = msgspec.structs.replace(
             spec, jobs=tuple(jobs.values()), modes=(mode,), label="", repeats=1

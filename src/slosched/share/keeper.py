@@ -1,17 +1,14 @@
-"""A process that cleans up behind a run whose own process was killed and could not.
+"""A run tells another process what it has started, so that this is ended also if the run itself is killed.
 
-The run tells it, line by line, what exists: process groups of members, folders, the folder of an MPS daemon;
-and what is gone again. At the end of its input it ends and removes what is left: nothing after an orderly end.
+Lines say what exists: process groups of members, folders, the folder of an MPS daemon; and what is gone again.
+share/cleaning.py is the other process.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 import subprocess
 import sys
-import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -20,8 +17,6 @@ from slosched import child_processes
 
 GROUP, FOLDER, MPS = "group", "folder", "mps"
 _END_WITHIN_S = 5.0
-#: Members end with their parent; MPS has no clients then.
-_MEMBERS_END_S = 0.5
 
 
 class Keeper:
@@ -33,7 +28,7 @@ class Keeper:
     def __enter__(self) -> Self:
         with suppress(OSError):
             self._process = child_processes.start(
-                (sys.executable, "-m", "slosched.share.keeper"),
+                (sys.executable, "-m", "slosched.share.cleaning"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -61,39 +56,3 @@ class Keeper:
         if process is not None and process.stdin is not None:
             with suppress(OSError):
                 os.write(process.stdin.fileno(), line.encode())
-
-
-def clean_up(kept: list[tuple[str, str]]) -> None:
-    """End and remove what is in `kept`: groups first, folders last."""
-    for kind, what in kept:
-        if kind == GROUP:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(int(what), signal.SIGKILL)
-    if any(kind == MPS for kind, _ in kept):
-        from slosched.share.mps import Mps
-
-        threading.Event().wait(_MEMBERS_END_S)
-        for kind, what in kept:
-            if kind == MPS and Path(what).is_dir():
-                Mps(Path(what)).stop()
-    for kind, what in kept:
-        if kind in (FOLDER, MPS):
-            shutil.rmtree(what, ignore_errors=True)
-
-
-def main() -> None:
-    """Read what exists until the input ends, and clean up."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    kept: dict[tuple[str, str], None] = {}
-    for line in sys.stdin:
-        kind, _, what = line.rstrip("\n").partition(" ")
-        if kind.startswith("+"):
-            kept[kind[1:], what] = None
-        else:
-            kept.pop((kind[1:], what), None)
-    clean_up(list(kept))
-
-
-if __name__ == "__main__":
-    main()

@@ -39,7 +39,7 @@ from slosched.share_spec import (
 from slosched.units import NS_PER_S
 
 COMMAND = (sys.executable, "-m", "slosched.daemon.member")
-#: A longer line is no message of a member.
+#: The longest line that a member may send.
 _LONGEST_LINE = 1 << 20
 #: Read at a time from a member, so that one that says much does not keep the others waiting.
 _CHUNK = 1 << 16
@@ -226,7 +226,7 @@ class Members:
             if len(rest) > _LONGEST_LINE:
                 raise msgspec.DecodeError(f"a line of {len(rest)} bytes")
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            self.kill(member, Status.FAILED, f"it said something that is no message: {error}")
+            self.kill(member, Status.FAILED, f"its message cannot be read: {error}")
             return False
         return True
 

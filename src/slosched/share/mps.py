@@ -98,8 +98,10 @@ class Mps:
             except (OSError, subprocess.TimeoutExpired) as error:
                 raise SloschedError(f"mps: {CONTROL} does not start: {error}") from None
         if code != 0:
-            said = output.read_text(encoding="utf-8", errors="replace").strip()[-500:]
-            raise SloschedError(f"mps: {CONTROL} -d ended with code {code}: {said or 'no words'}")
+            words = output.read_text(encoding="utf-8", errors="replace").strip()[-500:]
+            raise SloschedError(
+                f"mps: {CONTROL} -d ended with code {code}: {words or 'it wrote nothing'}"
+            )
         self.ask("get_server_list")
 
     def ask(self, command: str) -> str:

@@ -35,7 +35,7 @@ class PowerLog:
     """Use it as a context. Where power cannot be measured, `problem` says why and there are no samples."""
 
     def __init__(self, device: str, folder: Path, *, command: Sequence[str] = COMMAND) -> None:
-        self._samples, self._said = folder / "power.jsonl", folder / "power.txt"
+        self._samples, self._answer = folder / "power.jsonl", folder / "power.txt"
         self._errors = folder / "power.log"
         self._command = (*command, "--device", device, "--file", str(self._samples))
         self._process: subprocess.Popen[bytes] | None = None
@@ -48,11 +48,11 @@ class PowerLog:
             return self
         self._samples.unlink(missing_ok=True)
         try:
-            with self._said.open("wb") as said, self._errors.open("wb") as errors:
+            with self._answer.open("wb") as answer, self._errors.open("wb") as errors:
                 self._process = child_processes.start(
                     self._command,
                     stdin=subprocess.PIPE,
-                    stdout=said.fileno(),
+                    stdout=answer.fileno(),
                     stderr=errors.fileno(),
                 )
         except OSError as error:
@@ -77,8 +77,8 @@ class PowerLog:
     @property
     def about(self) -> dict[str, str]:
         """The GPU's name, its UUID and the driver, where they are known."""
-        said = self._first()
-        known = {"gpu": said.gpu, "uuid": said.uuid, "driver": said.driver}
+        first = self._first()
+        known = {"gpu": first.gpu, "uuid": first.uuid, "driver": first.driver}
         return {name: text for name, text in known.items() if text}
 
     @property
@@ -93,7 +93,7 @@ class PowerLog:
 
     def _first(self) -> _Said:
         with suppress(OSError, msgspec.MsgspecError):
-            with self._said.open("rb") as file:
+            with self._answer.open("rb") as file:
                 line = file.readline(4096)
             if line.endswith(b"\n"):
                 return msgspec.json.decode(line, type=_Said)

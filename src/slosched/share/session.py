@@ -317,7 +317,7 @@ class Session:
         member = self._member(place)
         rows = read_rows(Path(member.order.rows), place, at_ns)
         status, reason = self._how(place)
-        told = member.ended.get(place)
+        end = member.ended.get(place)
         wrong = sum(1 for row in rows if isinstance(row, Request) and row.differs)
         if wrong and status is Status.OK:
             reason = f"{wrong} answer(s) are not that of its first request"
@@ -330,15 +330,15 @@ class Session:
             requests=tuple(row for row in rows if isinstance(row, Request)),
             interruptions=tuple(row for row in rows if isinstance(row, Interruption)),
             prepared=member.prepared.get(place),
-            memory_allocated=told.memory_allocated if told else 0,
-            memory_reserved=told.memory_reserved if told else 0,
+            memory_allocated=end.memory_allocated if end else 0,
+            memory_reserved=end.memory_reserved if end else 0,
         )
 
     def _how(self, place: int) -> tuple[Status, str]:
         member = self._member(place)
-        told = member.ended.get(place)
-        if told is not None:
-            return told.status, told.reason
+        end = member.ended.get(place)
+        if end is not None:
+            return end.status, end.reason
         if member.problem:
             return member.status, member.problem
         if member.ready and place not in member.prepared:

@@ -195,9 +195,9 @@ class Member:
             for place, (lane, pair) in enumerate(pairs)
             if lane.thread is not None
         ]
-        here = [pair for lane, pair in pairs if lane.thread is None]
-        if here:
-            serving.serve(here)
+        unthreaded = [pair for lane, pair in pairs if lane.thread is None]
+        if unthreaded:
+            serving.serve(unthreaded)
         for each in waiting:
             each.result()
 
