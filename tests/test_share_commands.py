@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import tempfile
 from pathlib import Path
 
@@ -340,3 +341,49 @@ def test_processes_on_the_cpu_run_beside_a_program(tmp_path: Path) -> None:
     assert int(row.split()[2]) > 0
     failed = ran(*words, "--again", "--", "sh", "-c", "exit 3")
     assert failed.exit_code == 1 and "sh: failed: it ended with exit code 3" in failed.stdout
+
+
+def shell_lines(text: str) -> list[str]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("slosched")]
+
+
+PAGE = shell_lines((Path(__file__).parents[1] / "docs" / "share.md").read_text())
+
+
+class _Reached(BaseException):
+    """The command line was understood; the work would begin."""
+
+
+@pytest.mark.parametrize("line", PAGE)
+def test_every_command_of_the_page_is_understood(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reached(*args: object, **kwargs: object) -> None:
+        raise _Reached
+
+    for work in ("experiment.run_experiment", "sweep.run_sweep", "spec_file.spec_text"):
+        monkeypatch.setattr(f"slosched.share.{work}", reached)
+    monkeypatch.setattr("slosched.analysis.share_figures.draw_jct", reached)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "exp_configs").mkdir()
+    for file in CONFIGS.iterdir():
+        (tmp_path / "exp_configs" / file.name).write_text(file.read_text())
+        (tmp_path / file.name).write_text(file.read_text())
+    Path("mine.toml").write_text(
+        '[[jobs]]\nmodel = "gpt"\n[[jobs]]\nmodel = "bert"\nname = "search"\n'
+        'clients = { arriving = "poisson", rate_per_s = 1.0 }\n'
+    )
+    with pytest.raises(_Reached):
+        outcome = ran(*shlex.split(line.partition(" > ")[0])[2:])
+        pytest.fail(f"{line!r} ended with {outcome.exit_code}: {outcome.output}")
+
+
+def test_the_toml_of_the_page_is_an_experiment(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "share.md").read_text()
+    [block] = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    file = tmp_path / "page.toml"
+    file.write_text(block)
+    assert [job.name for job in read_spec(file).jobs] == ["diffusion", "search"]
+    for name in {*ShareSpec.__struct_fields__, *Job.__struct_fields__} - {"jobs"}:
+        assert f"`{name.removesuffix('_ns')}`" in text, name
