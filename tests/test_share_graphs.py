@@ -55,6 +55,8 @@ from slosched.share_spec import (  # noqa: E402
 )
 from test_cuda_answers import _AlwaysOn  # noqa: E402
 
+pytestmark = pytest.mark.torch
+
 US = 1_000
 PAGE = 4096
 SHARES = (0.2, *[0.05] * 12, *[0.02] * 10)
