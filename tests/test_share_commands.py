@@ -172,7 +172,7 @@ def test_the_table_has_a_row_for_each_job_and_a_line_for_each_run() -> None:
         )
         found = [JobResult(job=0, requests=rows)]
         if 1 in jobs:
-            found.append(JobResult(job=1, status=Status.OUT_OF_MEMORY, reason="no room"))
+            found.append(JobResult(job=1, status=Status.OUT_OF_MEMORY, reason="no \x1b[2Jroom\n"))
         return RunResult(
             mode=mode, repeat=0, jobs=tuple(found), begin_ns=0, end_ns=S, power_problem="no NVML"
         )
@@ -189,7 +189,7 @@ def test_the_table_has_a_row_for_each_job_and_a_line_for_each_run() -> None:
     assert "b (out of memory)" in second
     line = run_line(runs[0])
     assert line.startswith("tm: ") and "energy unknown: no NVML" in line
-    assert line.endswith("b: out of memory: no room")
+    assert line.endswith("b: out of memory: no ?[2Jroom ")
 
 
 def test_a_mode_that_the_machine_lacks_says_why() -> None:
@@ -284,7 +284,7 @@ def test_modes_that_are_lacking_say_why_and_the_others_run(tmp_path: Path) -> No
 def test_results_are_read_simulated_and_compared_again(tmp_path: Path) -> None:
     words = ["--modes", "tm,mps", "--duration", "10", "bert-1", "whisper-1"]
     made = ran("simulate", "--profile", "a6000", "--out", str(tmp_path / "a"), *words)
-    assert made.exit_code == 0 and "nothing ran" in made.stdout
+    assert made.exit_code == 0 and "nothing ran: times" in made.stdout
     read = ran("import", str(tmp_path / "a"))
     assert read.exit_code == 0 and "bert+whisper" in read.stdout
     beside = ran("compare", str(tmp_path / "a"), "--published", "a6000-tm,a6000-mps", "--json")

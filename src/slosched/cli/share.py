@@ -81,6 +81,10 @@ _NoSolo = Annotated[
         help="Without the runs of each model alone, with which the others are compared.",
     ),
 ]
+_HONESTY = {
+    "real": "random weights: outputs are meaningless, timings are real",
+    "emulated": "nothing ran: times and energy are computed from profiles of each model alone",
+}
 _LAYOUTS = ("slosched", "hotcarbon")
 
 
@@ -140,7 +144,9 @@ def run(
                 stopped=stopping,
             )
         # What was measured before Ctrl-C is shown, too.
-        _print_results(found, [run.directory for run in outcome.runs], log, json=json)
+        virtual = found.spec.device == "emulated"
+        directories = [run.directory for run in outcome.runs]
+        _print_results(found, directories, log, virtual=virtual, json=json)
         if stopping():
             raise typer.Exit(stopping.exit_code)
         if outcome.error_code:
@@ -163,7 +169,7 @@ def _begin(found: Described, log: ShareLog) -> None:
 
 
 def _print_results(
-    found: Described, directories: Sequence[Path], log: ShareLog, *, json: bool
+    found: Described, directories: Sequence[Path], log: ShareLog, *, virtual: bool, json: bool
 ) -> None:
     """Print what the runs in `directories` came to, and give Deft's logs their place."""
     import msgspec
@@ -175,6 +181,8 @@ def _print_results(
         log.say(table)
     for each in metrics:
         log.say(run_line(each, metrics))
+    if table:
+        log.say(_HONESTY["emulated" if virtual else "real"])
     for file in copy_deft_logs(found.spec, directories, found.deft_logs):
         log.say(f"wrote {file}")
     if json:
@@ -227,12 +235,11 @@ def simulate(
             deft_compat=deft_compat,
             say=log.follow,
         )
-        _print_results(replace(found, deft_logs=()), simulation.paths, log, json=json)
+        found = replace(found, deft_logs=())
+        _print_results(found, simulation.paths, log, virtual=True, json=json)
         if simulation.off:
             log.say(off_table(simulation.off))
-        log.say(
-            f"predicted from models alone on {simulation.device} ({simulation.measured}); nothing ran"
-        )
+        log.say(f"models alone: those of {simulation.device} ({simulation.measured})")
         log.say(f"Run success: results are stored in {mix_dir(found.spec, out)}")
 
 

@@ -14,6 +14,7 @@ import typer
 
 from slosched.cli.guard import INTERRUPTED
 from slosched.cli.output import beside
+from slosched.core.scheduler.foreign_text import printable
 from slosched.daemon.traceback_file import INTERNAL_ERROR
 from slosched.errors import OutOfResources, SloschedError
 from slosched.output_files import utf8
@@ -50,6 +51,7 @@ class ShareLog:
 
         The others are progress, which goes to stderr.
         """
+        text = printable(text)
         if text.startswith(_PRINTED):
             self.say(text)
         else:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from slosched.cli.output import table_text
+from slosched.core.scheduler.foreign_text import printable
 from slosched.share_spec import Mode, Status
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _HEADINGS = (
     "SLO misses",
     "J/request",
 )
+_LONGEST_REASON = 300
 _EXPLAINED = (
     "p99: the maximum (max) below 100 requests; vs solo: throughput / throughput alone; slower: mean latency / "
     "latency alone; *: without an SLO, over 1.6 x the latency alone (Deft's rule); J/request: idle included"
@@ -45,7 +47,7 @@ def run_line(run: RunMetrics, runs: Sequence[RunMetrics] = ()) -> str:
     """One line for a run: STP, ANTT, power and energy against the same work alone, or why it has none."""
     name = _run_name(run, runs)
     if run.unavailable:
-        return f"{name}: unavailable: {run.unavailable.removeprefix(f'{run.mode}: ')}"
+        return f"{name}: unavailable: {_shown(run.unavailable.removeprefix(f'{run.mode}: '))}"
     parts = []
     alone = run.mode is Mode.EXCLUSIVE
     for label, value in (("STP", run.stp), ("ANTT", run.antt), ("Jain", run.jain)):
@@ -67,9 +69,16 @@ def run_line(run: RunMetrics, runs: Sequence[RunMetrics] = ()) -> str:
     if run.pauses.n:
         parts.append(f"{run.pauses.n} interruptions")
     failed = [
-        f"{job.name}: {job.status}: {job.reason}" for job in run.jobs if job.status is not Status.OK
+        f"{job.name}: {job.status}: {_shown(job.reason)}"
+        for job in run.jobs
+        if job.status is not Status.OK
     ]
     return f"{name}: {'; '.join([*parts, *failed])}"
+
+
+def _shown(reason: str) -> str:
+    """A model's own words, for a terminal: one line, cut where it is long."""
+    return printable(reason, _LONGEST_REASON)
 
 
 def off_table(off: Sequence[Off]) -> str:
