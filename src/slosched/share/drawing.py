@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from slosched.analysis.drawn import Drawn
+from slosched.analysis.legends import short
 from slosched.analysis.share_bars import Bar, Panel, draw_bars
 from slosched.analysis.share_figures import Latencies, draw_cdfs
 from slosched.analysis.share_points import (
@@ -299,7 +300,7 @@ def _draw_methods(mix: str, methods: dict[str, list[FoundRun]], out: Path, stem:
         panel("Mean latency above that alone", lambda job: job.inflation.all),
         panel("SLO misses (1.6 times alone unless set)", missed),
     ]
-    return draw_bars(panels, out, stem, title=f"Inflation and misses by method, {mix}")
+    return draw_bars(panels, out, stem, title=f"Inflation and misses, {short(mix, 26)}")
 
 
 def _tradeoff(method: str, runs: Sequence[FoundRun], high: int, low: int) -> TradeOff:
