@@ -93,7 +93,6 @@ def test_windows_on_this_machine_are_kept_and_not_run_again(
 
     monkeypatch.setattr(bench, "spec_of", on_emulated)
     options = ["--out", str(tmp_path), "--window", "0.5", "--models", "bert,whisper"]
-    monkeypatch.setattr(bench, "_repeat_solo", lambda *arguments: None)
     assert bench.main([*options, "--parts", "mix-eager-tm", "--seconds", "80"]) == 0
     found = json.loads((tmp_path / "sharing.json").read_text())
     keys = ["mix/eager/exclusive/bert", "mix/eager/exclusive/whisper", "mix/eager/tm/bert+whisper"]
