@@ -359,6 +359,12 @@ def test_names_that_are_not_known() -> None:
         made_by("whispr")
     with pytest.raises(UnknownName, match=r"unknown model .\.\./x"):
         made_by("../x")
+    for name in ("bert:7", "originals/tiny-bert", "resnet-50", ""):
+        with pytest.raises(UnknownName):
+            made_by(name)
+    assert made_by("timm/vit_base_patch16_224.augreg") == made_by("resnet50")
+    assert made_by("torchvision/resnet50") == made_by("wide_resnet50_2")
+    assert made_by("originals/gpt") == made_by("gpt")
     with pytest.raises(UnknownName, match="unknown diffusion model"):
         pytest.importorskip("diffusers")
         _lane("diffusion/none").prepare()

@@ -95,14 +95,17 @@ def open_model(job: Job, device: torch.device, seed: int, *, small: bool = False
 
 
 def made_by(model: str) -> str:
-    """Where `model` is made. Raises UnknownName if it looks like one of these names, misspelt."""
+    """Where `model` is made. Raises UnknownName for what no library can have, or one of these names misspelt.
+
+    Whether a library has the name is known when it is opened.
+    """
     bare = model.removeprefix("originals/").partition(":")[0]
     for start, name in _BEGINNINGS.items():
         if bare.startswith(start):
             return ENTRIES[name].made_by
-    if bare in ENTRIES:
+    if bare in ENTRIES and (bare == "tiny" or ":" not in model):
         return ENTRIES[bare].made_by
-    if model.startswith("torchvision/"):
+    if model.startswith(("torchvision/", "timm/")):
         return _VISION
     unknown = UnknownName("model", model, list(ENTRIES))
     if "did you mean" in str(unknown) or not model.replace("/", "").replace("_", "").isalnum():
