@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import typer
 
 from slosched.cli.guard import INTERRUPTED
 from slosched.cli.output import beside
+from slosched.clock import now_ns
 from slosched.core.scheduler.foreign_text import printable
 from slosched.daemon.traceback_file import INTERNAL_ERROR
 from slosched.errors import OutOfResources, SloschedError
 from slosched.output_files import utf8
+from slosched.units import NS_PER_S
 
 #: Beginnings of lines that belong to the answer.
 _PRINTED = ("Running ",)
@@ -62,7 +64,7 @@ class ShareLog:
         if self._file.closed:
             return
         try:
-            self._file.write(f"{time.strftime('%H:%M:%S')} {utf8(text)}\n")
+            self._file.write(f"{_time_of_day()} {utf8(text)}\n")
         except OSError:  # a full disk ends no run whose results lie elsewhere
             self._file.close()
 
@@ -71,6 +73,10 @@ class ShareLog:
             self._file.close()
         except OSError:
             return
+
+
+def _time_of_day() -> str:
+    return datetime.fromtimestamp(now_ns() / NS_PER_S).astimezone().strftime("%H:%M:%S")
 
 
 @contextmanager
