@@ -180,6 +180,13 @@ def test_folders_without_results_are_refused(tmp_path: Path) -> None:
     for folder, says in ((tmp_path, "no result"), (tmp_path / "none", "not a folder")):
         with pytest.raises(InvalidConfig, match=says):
             draw_all(folder, tmp_path / "figures")
+    part = msgspec.structs.replace(shared(Mode.TM, 100), jobs=(JobResult(job=1),))
+    (tmp_path / "run.json").write_bytes(msgspec.json.encode(part))
+    (tmp_path / "spec.json").write_bytes(msgspec.json.encode(spec_of(1)))
+    said: list[str] = []
+    with pytest.raises(InvalidConfig, match="no result"):
+        find_runs(tmp_path, said.append)
+    assert "lacks a job" in said[0]
     (tmp_path / "run.json").write_bytes(msgspec.json.encode(shared(Mode.TM, 100)))
     (tmp_path / "spec.json").write_bytes(msgspec.json.encode(ShareSpec(jobs=())))
     with pytest.raises(InvalidConfig, match="no result"):
@@ -209,6 +216,11 @@ def test_methods_are_named_by_what_differs(tmp_path: Path) -> None:
     one = tmp_path / "one"
     write(one, spec_of(1), [shared(Mode.GATE, 100), shared(Mode.TM, 100)])
     assert list(by_method(find_runs(one, lambda _: None))) == ["tm", "gate"]
+    # Runs of two devices are never pooled.
+    other = msgspec.structs.replace(spec_of(1), label="other")
+    write(one, other, [shared(Mode.GATE, 50)])
+    methods = by_method(find_runs(one, lambda _: None))
+    assert list(methods) == ["tm, made-up", "gate, made-up", "gate, other"]
 
 
 def test_mixes_are_ours_beside_the_published(tmp_path: Path) -> None:

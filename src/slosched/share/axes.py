@@ -161,7 +161,7 @@ def _converted(value: Any, hint: Any, duration: bool) -> Any:
             raise InvalidConfig(f'a duration has a unit, such as "20ms", not {value!r}')
         return parse_duration_ns(value, bare_unit="ns", shortest_ns=0)
     if typing.get_origin(hint) is tuple and isinstance(value, str):
-        value = re.split(r"[x+]", value)  # a size as 720x1280
+        value = value.split("x" if hint == tuple[int, int] else TOGETHER)  # a size as 720x1280
     if hint is int and isinstance(value, str) and re.fullmatch(r"[0-9]+e[0-9]{1,2}", value):
         value = str(int(float(value)))
     try:

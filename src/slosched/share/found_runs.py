@@ -27,7 +27,10 @@ _PARTS = 5
 
 
 class FoundRun(msgspec.Struct, frozen=True, kw_only=True):
-    """One run. `point` is the folder of its experiment, where several are below one folder: of a sweep."""
+    """One run. `point` is the folder of its experiment where several are below one folder, as of a sweep.
+
+    Where runs of several devices are there, the device's label is part of it.
+    """
 
     folder: Path
     point: str
@@ -87,7 +90,12 @@ def find_runs(directory: Path, left_out: Callable[[str], None]) -> list[FoundRun
         raise InvalidConfig(
             f"{directory} has no result of slosched share: no {RUN} that can be read"
         )
-    return found
+    if len({run.spec.label for run in found}) < 2:
+        return found
+    return [
+        msgspec.structs.replace(run, point="/".join(filter(None, (run.spec.label, run.point))))
+        for run in found
+    ]
 
 
 def _read(folder: Path, directory: Path) -> FoundRun:
@@ -95,11 +103,16 @@ def _read(folder: Path, directory: Path) -> FoundRun:
     spec: ShareSpec = _decoded(folder / SPEC, ShareSpec)
     if any(not 0 <= each.job < len(spec.jobs) for each in result.jobs):
         raise InvalidConfig(f"{folder / RUN} has a job that {SPEC} beside it lacks")
+    together = result.mode is not Mode.EXCLUSIVE and not result.unavailable
+    if together and len(result.jobs) != len(spec.jobs):
+        raise InvalidConfig(f"{folder / RUN} lacks a job that {SPEC} beside it has")
     parts = folder.relative_to(directory).parts
     carbon = None
     if (folder / SUMMARY).is_file():
         summary = read_summary(folder / SUMMARY)
         metrics, carbon = summary.metrics, summary.carbon
+        if {each.job for each in metrics.jobs} != {each.job for each in result.jobs}:
+            raise InvalidConfig(f"{folder / SUMMARY} is of other jobs than {RUN} beside it")
     else:
         metrics = metrics_of(spec, result)
     return FoundRun(

@@ -29,6 +29,7 @@ from slosched.share.figures import JobMetrics, RunMetrics
 from slosched.share.found_runs import RUN
 from slosched.share.run import distinct
 from slosched.share_spec import Mode, ShareSpec, Status
+from slosched.sim.run import source_digest
 from slosched.units import NS_PER_S, format_duration
 
 POINTS = "points"
@@ -165,8 +166,9 @@ class _Sweep:
 
 
 def digest_of(spec: ShareSpec) -> str:
-    """What a finished point must have been made of to stand for `spec`."""
-    return hashlib.sha256(msgspec.json.encode(spec, order="deterministic")).hexdigest()[:16]
+    """What a finished point must have been made of to stand for `spec`: it, and our own source."""
+    text = msgspec.json.encode(spec, order="deterministic") + source_digest().encode()
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def _run_point(point: Point, out: Path, run: RunPoint) -> Done:
