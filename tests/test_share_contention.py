@@ -40,7 +40,7 @@ def _errors(mode: Mode, size: int) -> list[float]:
         (Mode.TM, 2, 17, 0.035),
         (Mode.TM, 3, 10, 0.06),
         (Mode.MPS, 2, 10, 0.065),
-        (Mode.MPS, 3, 4, 0.195),
+        (Mode.MPS, 3, 4, 0.14),
     ],
 )
 def test_the_published_mixes_within_the_error_that_the_module_states(

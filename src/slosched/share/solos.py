@@ -94,7 +94,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         factor = job.batch / nearest.batch
         if any(size) and any(nearest.size):
             factor *= _area(size) / _pixels(nearest)
-        return nearest if factor == 1 else _scaled(nearest, job, factor)
+        return nearest if factor == 1 else _scaled(nearest, job, factor, self.idle_watts)
 
     def party(self, job: Job) -> Party:
         """What `job` asks of the GPU."""
@@ -134,16 +134,19 @@ def _pixels(solo: Solo) -> int:
     return _area(solo.size)
 
 
-def _scaled(solo: Solo, job: Job, factor: float) -> Solo:
+def _scaled(solo: Solo, job: Job, factor: float, idle_watts: float) -> Solo:
     gpu_ms = solo.latency_ms * solo.gpu_share * factor
     latency_ms = max(gpu_ms, solo.latency_ms * min(1.0, factor) if factor < 1 else solo.latency_ms)
+    gpu_share = min(1.0, gpu_ms / latency_ms)
+    watts = idle_watts + (solo.watts - idle_watts) * gpu_share / solo.gpu_share
     return msgspec.structs.replace(
         solo,
         batch=job.batch,
         size=job.size,
         latency_ms=latency_ms,
         p99_ms=solo.p99_ms / solo.latency_ms * latency_ms,
-        gpu_share=min(1.0, gpu_ms / latency_ms),
+        gpu_share=gpu_share,
+        watts=watts if solo.watts >= 0 else solo.watts,
         note=f"scaled by {factor:.3g} from batch {solo.batch}; {solo.note}".rstrip("; "),
     )
 
