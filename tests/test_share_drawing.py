@@ -238,6 +238,16 @@ def test_mixes_are_ours_beside_the_published(tmp_path: Path) -> None:
     assert all(math.isfinite(stp) for each in published.values() for stp, _ in each.values.values())
 
 
+def test_many_jobs_have_a_folder_that_can_be_made(tmp_path: Path) -> None:
+    jobs = [Job(name=f"job{n}", model="fasterrcnn_resnet50_fpn", batch=8) for n in range(64)]
+    others = [*jobs[:-1], Job(name="job63", model="fasterrcnn_resnet50_fpn", batch=1)]
+    spec = ShareSpec(jobs=tuple(jobs))
+    paths = [run_path(spec, each, Mode.MPS, 0) for each in (jobs, others)]
+    for path in paths:
+        (tmp_path / path).mkdir(parents=True)
+    assert len(set(paths)) == 2
+
+
 def test_power_has_its_phases(tmp_path: Path) -> None:
     write(tmp_path, spec_of(1), [shared(Mode.GATE, 100)])
     (run,) = find_runs(tmp_path, lambda _: None)

@@ -6,11 +6,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from slosched.share.hotcarbon import MPS_UNCAPPED
 from slosched.share_spec import Job, Mode, RunResult, ShareSpec
+
+
+#: Characters of a folder's name: a file system has 255 bytes, and the folder of a run alone adds a digest.
+_LONGEST = 200
 
 
 def jobs_of(spec: ShareSpec, result: RunResult) -> list[Job]:
@@ -19,10 +24,19 @@ def jobs_of(spec: ShareSpec, result: RunResult) -> list[Job]:
 
 
 def mix_path(jobs: Sequence[Job]) -> Path:
-    """diffusion-whisper/diffusion-1_whisper-1, in the jobs' order. A library's name has _ for its slash."""
+    """diffusion-whisper/diffusion-1_whisper-1, in the jobs' order. A library's name has _ for its slash.
+
+    What is longer than a folder's name may be ends in a digest of the whole.
+    """
     models = [job.model.replace("/", "_") for job in jobs]
     batches = (f"{model}-{job.batch}" for model, job in zip(models, jobs, strict=True))
-    return Path("-".join(models)) / "_".join(batches)
+    return Path(_within_names("-".join(models))) / _within_names("_".join(batches))
+
+
+def _within_names(text: str) -> str:
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST - 13]}@{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def run_path(spec: ShareSpec, jobs: Sequence[Job], mode: Mode, repeat: int) -> Path:
