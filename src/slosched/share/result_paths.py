@@ -13,7 +13,6 @@ from pathlib import Path
 from slosched.share.hotcarbon import MPS_UNCAPPED
 from slosched.share_spec import Job, Mode, RunResult, ShareSpec
 
-
 #: Characters of a folder's name: a file system has 255 bytes, and the folder of a run alone adds a digest.
 _LONGEST = 200
 
