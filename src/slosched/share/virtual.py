@@ -26,6 +26,7 @@ import msgspec
 from slosched.core.share.brain import Load, ShareBrain
 from slosched.core.share.driving import turn
 from slosched.core.share.interface import Ended, Lane
+from slosched.core.share.queues import MOST_LEFT
 from slosched.core.worker.emulated import SplitMix64
 from slosched.errors import InvalidConfig
 from slosched.share.solos import Profile, Solo, load_profile
@@ -355,7 +356,8 @@ def _job_result(
         status = Status.OUT_OF_MEMORY if tally.out_of_memory else Status.FAILED
         reason = tally.reason
     if status is Status.OK and tally.left:
-        reason = f"{tally.left} requests had arrived and not started at the end"
+        least = "at least " if tally.left >= MOST_LEFT else ""
+        reason = f"{least}{tally.left} requests had arrived and not started at the end"
     pid = 1 + (0 if world.mode in _SHARED_PROCESS else i)
     every_ns, _ = world.boundaries[i]
     return JobResult(
