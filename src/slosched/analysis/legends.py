@@ -47,6 +47,11 @@ def short(name: str, longest: int = 30) -> str:
     return f"{name[:head]}…{name[len(name) - (longest - 1 - head) :]}"
 
 
+def fitting(figure: Any, title: str) -> str:
+    """`title` shortened to what fits `figure`: a wider one leaves no room for the axes."""
+    return short(title, int(9 * figure.get_figwidth()))
+
+
 def percent(share: float) -> str:
     """A share as a label of an axis: 12.5 %, 1,200 %."""
     value = 100 * share

@@ -11,9 +11,9 @@ from typing import Any
 from slosched.analysis.drawn import Drawn, columns_text
 from slosched.analysis.legends import (
     columns_of,
+    fitting,
     look_of,
     percent,
-    short,
     short_all,
     size_with_legend,
 )
@@ -68,7 +68,7 @@ def draw_bars(
         for ax in axes[len(shown) :]:
             ax.set_visible(False)
         figure.suptitle(
-            short(title, int(9 * figure.get_figwidth())),
+            fitting(figure, title),
             x=0.01,
             ha="left",
             fontsize=11,

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from slosched.analysis.drawn import Drawn, columns_text
-from slosched.analysis.legends import legend_below, look_of, short, short_all, size_with_legend
+from slosched.analysis.legends import (
+    fitting,
+    legend_below,
+    look_of,
+    short,
+    short_all,
+    size_with_legend,
+)
 from slosched.errors import InvalidConfig
 from slosched.text_files import open_lines
 from slosched.units import NS_PER_S
@@ -152,7 +159,7 @@ def draw_latencies(
             ax.plot([], [], linestyle="", color=colour, marker=marker, label=label)
         _latency_axis(ax, [value for _, values in shown.values() for value in values])
         ax.set_xlabel("End of the request (s)")
-        ax.set_title(title)
+        ax.set_title(fitting(figure, title))
         legend_below(figure, ax, labels)
         files = style.save(figure, out, stem, forms=forms)
     rows = [
@@ -207,7 +214,7 @@ def draw_lanes(lanes: Sequence[Lane], out: Path, stem: str, *, title: str) -> Dr
         ax.set_xlabel("Time from the begin of the window (s)")
         more = f" ({len(shown)} of {len(used)} jobs)" if len(used) > len(shown) else ""
         ax.set_title(
-            f"{title}{more}\nthin: waiting; thick: running; hatched: paused for another job",
+            f"{fitting(figure, title + more)}\nthin: waiting; thick: running; hatched: paused for another job",
             fontsize=10,
         )
         files = style.save(figure, out, stem)
@@ -302,7 +309,7 @@ def draw_power(
         ax.set_xlim(min(times_s), max(times_s) if len(times_s) > 1 else min(times_s) + 1)
         ax.set_xlabel("Time from the begin of the window (s)")
         ax.set_ylabel("Power (W)")
-        ax.set_title(title)
+        ax.set_title(fitting(figure, title))
         legend_below(figure, ax, names)
         files = style.save(figure, out, stem)
     means = {phase.name: _mean_between(times_s, watts, phase) for phase in phases}
@@ -351,7 +358,7 @@ def draw_cdfs(jobs: Sequence[Latencies], out: Path, stem: str, *, title: str) ->
         for ax in axes[::columns]:
             ax.set_ylabel("Share of requests")
         figure.suptitle(
-            short(title, int(9 * figure.get_figwidth())),
+            fitting(figure, title),
             x=0.01,
             ha="left",
             fontsize=11,

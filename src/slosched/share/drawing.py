@@ -277,7 +277,11 @@ def _draw_modes(
         ),
     ]
     return draw_bars(
-        panels, out, stem, title=f"By mode, {mix}", columns=3 if len(methods) < 6 else 1
+        panels,
+        out,
+        stem,
+        title=f"By mode, {mix}",
+        columns=3 if len(methods) < 6 and len(jobs) < 7 else 1,
     )
 
 

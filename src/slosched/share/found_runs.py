@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,13 @@ class FoundRun(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def mix(self) -> str:
-        """The models in a fixed order, with their batches where those are not 1: a+b is b+a."""
+        """The models in a fixed order, so that a+b is b+a; with their batches and numbers where not 1."""
+        parties = Counter(
+            job.model if job.batch == 1 else f"{job.model}-{job.batch}" for job in self.jobs
+        )
         return "+".join(
-            sorted(job.model if job.batch == 1 else f"{job.model}-{job.batch}" for job in self.jobs)
+            party if number == 1 else f"{number}x{party}"
+            for party, number in sorted(parties.items())
         )
 
     @property
