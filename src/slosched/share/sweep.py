@@ -14,7 +14,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import msgspec
 
 from slosched.analysis.compare import Estimate
+from slosched.clock import now_ns
 from slosched.errors import InvalidConfig, SloschedError
 from slosched.output_files import check_folder, write_file
 from slosched.share.axes import Point
@@ -72,7 +72,7 @@ def run_sweep(
     stopped: Callable[[], bool] = lambda: False,
     resume: bool = True,
     draw: bool = True,
-    now: Callable[[], float] = time.monotonic,
+    now: Callable[[], int] = now_ns,
 ) -> Swept:
     """Run `points` into `out` and write sweep.csv after each. A point that fails is named, and the rest runs.
 
@@ -130,10 +130,10 @@ class _Sweep:
         if self.kept:
             self._say(f"{self.kept} of {len(self.points)} points are done already and are kept")
 
-    def run(self, now: Callable[[], float]) -> None:
+    def run(self, now: Callable[[], int]) -> None:
         """Run the points that are not done, until `stopped` or too many fail."""
         rest = [point for point in self.points if point.folder not in self.done]
-        in_turn, begun_s = 0, now()
+        in_turn, begun_ns = 0, now()
         for number, point in enumerate(rest, start=1):
             if self._stopped():
                 self.stop = True
@@ -150,7 +150,7 @@ class _Sweep:
                 return
             left = len(rest) - number
             if left:
-                left_s = max(1, round((now() - begun_s) / number * left))
+                left_s = max(1, round((now() - begun_ns) / NS_PER_S / number * left))
                 self._say(f"about {format_duration(left_s * NS_PER_S)} left ({left} points)")
 
     def _record(self, point: Point, ended: Done) -> None:
