@@ -27,6 +27,7 @@ from slosched.share.presets import (
 from slosched.share.spec_check import check_spec
 from slosched.share.sweep import POINTS, Swept, run_sweep
 from slosched.share_spec import Boundary, BoundaryKind, Job, Mode, Run, ShareSpec, Status
+from slosched.units import NS_PER_S
 
 SPEC = ShareSpec(
     jobs=(Job(name="low", model="gpt"), Job(name="high", model="bert", priority=1)),
@@ -352,3 +353,14 @@ def test_a_sweep_refuses_a_file_in_its_place_and_equal_folders(tmp_path: Path) -
         sweep([*points, *points], tmp_path, Runner())
     with pytest.raises(InvalidConfig, match="at least one"):
         sweep([], tmp_path, Runner())
+
+
+def test_the_time_left_is_what_points_took_so_far(tmp_path: Path) -> None:
+    clock = iter([0, 20 * NS_PER_S, 60 * NS_PER_S])
+    lines: list[str] = []
+    points = points_of(SPEC, {EVERY: (1, 4, 10)})
+    sweep(points, tmp_path, Runner(), say=lines.append, now=lambda: next(clock))
+    assert [line for line in lines if "left" in line] == [
+        "about 40s left (2 points)",
+        "about 30s left (1 point)",
+    ]
