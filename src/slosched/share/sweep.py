@@ -151,9 +151,8 @@ class _Sweep:
             left = len(rest) - number
             if left:
                 left_s = max(1, round((now() - begun_ns) / NS_PER_S / number * left))
-                self._say(
-                    f"about {format_duration(left_s * NS_PER_S)} left ({left} {'point' if left == 1 else 'points'})"
-                )
+                what = "1 point" if left == 1 else f"{left} points"
+                self._say(f"about {format_duration(left_s * NS_PER_S)} left ({what})")
 
     def _record(self, point: Point, ended: Done) -> None:
         if ended.runs:
