@@ -67,13 +67,13 @@ _EVENT, _SYNC, _LAYER, _NONE = (
 #: Mode and boundary of the low job, by what the page calls it. In flight are `depth` groups of `every` modules.
 GATES: dict[str, tuple[Mode, Boundary]] = {
     "time slicing, gate off": (Mode.TM, Boundary(kind=_NONE)),
-    "gate, queue not bounded": (Mode.GATE, Boundary(kind=_NONE)),
     "gate, at most 8 modules in flight": (Mode.GATE, Boundary(kind=_EVENT, every=4, depth=2)),
     "gate, at most 16": (Mode.GATE, Boundary(kind=_EVENT, every=8, depth=2)),
     "gate, at most 64": (Mode.GATE, Boundary(kind=_EVENT, every=32, depth=2)),
+    "stream priorities": (Mode.STREAMS, Boundary(kind=_NONE)),
+    "gate, queue not bounded": (Mode.GATE, Boundary(kind=_NONE)),
     "gate, a wait after each 4": (Mode.GATE, Boundary(kind=_SYNC, every=4)),
     "gate, a wait after each layer": (Mode.GATE, Boundary(kind=_LAYER)),
-    "stream priorities": (Mode.STREAMS, Boundary(kind=_NONE)),
 }
 _FEW_GATES = ("time slicing, gate off", "gate, at most 8 modules in flight", "stream priorities")
 
@@ -415,6 +415,26 @@ def part_kill(results: Results, options: argparse.Namespace, work: Path) -> None
     )
 
 
+def part_overhead(results: Results, options: argparse.Namespace, work: Path) -> None:
+    """A request in a member beside the same model in a plain loop, one right after the other."""
+    if results.has("check/overhead"):
+        return
+    (job,) = mix_jobs(Run.EAGER, Mode.TM, ("bert",))
+    spec = spec_of((job,), Mode.EXCLUSIVE, 5)
+    with Session(spec, Mode.EXCLUSIVE, work, say=results.say, stopped=lambda: False) as session:
+        found = metrics_of(spec, session.window()).jobs[0].latency
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("plain_loop.py")), job.model, "5"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    plain_ms = float(done.stdout.split()[-1])
+    assert found is not None
+    results.put("check/overhead", {job.name: {"member_ms": found.p50_ms, "plain_ms": plain_ms}})
+
+
 def _when_gone(member: Any, noticed: list[float]) -> None:
     give_up = time.monotonic() + 30
     while not member.gone and time.monotonic() < give_up:
@@ -464,6 +484,7 @@ def parts_of(options: argparse.Namespace) -> dict[str, Callable[[Results, Path],
     parts["pair-eager"] = lambda results, work: part_pair(results, "eager", options, work)
     parts["solo"] = lambda results, work: part_solo(results, options, work)
     parts["energy"] = lambda results, work: part_energy(results, options, work)
+    parts["overhead"] = lambda results, work: part_overhead(results, options, work)
     parts["kill"] = lambda results, work: part_kill(results, options, work)
     return parts
 
