@@ -7,13 +7,14 @@ of a finished run whose exclusive results are taken as the solos.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 from pathlib import Path
 
 import msgspec
 
 from slosched.errors import InvalidConfig
 from slosched.share.contention import Party
-from slosched.share_spec import Job, Mode, RunResult, ShareSpec
+from slosched.share_spec import Job, Mode, Run, RunResult, ShareSpec
 from slosched.units import NS_PER_MS
 
 _OWN = Path(__file__).parent / "profiles"
@@ -26,7 +27,9 @@ class Solo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """One model alone. `gpu_share`: the part of the latency in which the GPU works, 0..1.
 
     `watts`: the mean power of the card in a closed loop. `burst`, `press`: see contention.py; their defaults
-    are those of a model in the middle. `boundaries`: places in one request where it can be interrupted.
+    are those of a model in the middle. `boundaries`: places in one request where it can be interrupted;
+    `longest_ms`: the first stretch between two of them, which is the longest (0: all are equal). `runs`: as
+    "graphs" or "eager"; `lane_ms`: how long it then takes in the lane of mode preempt (0: as long as alone).
     """
 
     model: str
@@ -41,6 +44,9 @@ class Solo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     press: float = 1.0
     fills: float = 1.0
     boundaries: int = 32
+    longest_ms: float = 0.0
+    lane_ms: float = 0.0
+    runs: Run = Run.EAGER
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -51,6 +57,9 @@ class Solo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             (self.burst > 0 and self.press >= 0, "burst must be above 0 and press at least 0"),
             (0 < self.fills <= 1, "fills must be above 0 and at most 1"),
             (self.boundaries >= 0 and self.batch >= 1, "boundaries and batch cannot be negative"),
+            (0 <= self.longest_ms < inf, "longest_ms must be at least 0"),
+            (0 <= self.lane_ms < inf, "lane_ms must be at least 0"),
+            (self.runs is not Run.AUTO, 'runs must be "graphs" or "eager"'),
         ]
         for right, text in wrong:
             if not right:  # NaN is not
@@ -73,6 +82,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def of(self, job: Job) -> Solo:
         """The solo of `job`'s model, batch and size. Raises InvalidConfig where the model is unknown.
 
+        A job that runs as graphs (or AUTO) has the solo of graphs, if there is one; an eager one that of eager.
         Where only another size or batch is known, the nearest one is scaled: the GPU's part in proportion to
         batch and pixels, the host's part not at all; `note` says so.
         """
@@ -85,6 +95,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 f"job {job.name!r}: the profile of {self.device} has no solo run of {job.model!r} "
                 f"(it has {known}); run it alone first and name that directory as the profile"
             )
+        wanted = Run.EAGER if job.run is Run.EAGER else Run.GRAPHS
+        same = [solo for solo in same if solo.runs is wanted] or same
         size = job.size if any(job.size) else (0, 0)
         fitting = [solo for solo in same if solo.size == size] or same
         nearest = min(
@@ -145,6 +157,8 @@ def _scaled(solo: Solo, job: Job, factor: float, idle_watts: float) -> Solo:
         size=job.size,
         latency_ms=latency_ms,
         p99_ms=solo.p99_ms / solo.latency_ms * latency_ms,
+        longest_ms=solo.longest_ms / solo.latency_ms * latency_ms,
+        lane_ms=solo.lane_ms / solo.latency_ms * latency_ms,
         gpu_share=gpu_share,
         watts=watts if solo.watts >= 0 else solo.watts,
         note=f"scaled by {factor:.3g} from batch {solo.batch}; {solo.note}".rstrip("; "),
@@ -185,7 +199,7 @@ def profile_of_runs(directory: Path) -> Profile:
     Models that ours know keep their GPU share, burst and press; those of others have the defaults.
     """
     found = sorted(path for path in directory.rglob("run.json") if path.is_file())[:_MOST_FILES]
-    solos: dict[tuple[str, int, tuple[int, int]], Solo] = {}
+    solos: dict[tuple[str, int, tuple[int, int], Run], Solo] = {}
     device = "unknown"
     idle: list[float] = []
     for path in found:
@@ -202,7 +216,7 @@ def profile_of_runs(directory: Path) -> Profile:
         if result.idle_watts >= 0:
             idle.append(result.idle_watts)
         for solo in _solos_of(result, spec):
-            solos[solo.model, solo.batch, solo.size] = solo
+            solos[solo.model, solo.batch, solo.size, solo.runs] = solo
     if not solos:
         raise InvalidConfig(
             f"{directory} has no finished exclusive run: run the models alone there first (mode exclusive)"
@@ -216,14 +230,18 @@ def profile_of_runs(directory: Path) -> Profile:
 
 
 def _solos_of(result: RunResult, spec: ShareSpec) -> Iterable[Solo]:
-    ours = {solo.model: solo for solo in load_profile(_DEFAULT).solos if solo.batch == 1}
+    ours = {
+        (solo.model, solo.runs): solo for solo in load_profile(_DEFAULT).solos if solo.batch == 1
+    }
     watts = [each.watts for each in result.power if result.begin_ns <= each.at_ns <= result.end_ns]
     for each in result.jobs:
         job = spec.jobs[each.job]
         times = sorted(r.ended_ns - r.started_ns for r in each.requests if not (r.warmup or r.cut))
         if not times:
             continue
-        known = ours.get(job.model)
+        ran = each.prepared.runs if each.prepared else job.run
+        runs = Run.GRAPHS if ran is Run.GRAPHS else Run.EAGER
+        known = ours.get((job.model, runs))
         yield Solo(
             model=job.model,
             batch=job.batch,
@@ -236,6 +254,7 @@ def _solos_of(result: RunResult, spec: ShareSpec) -> Iterable[Solo]:
             burst=known.burst if known else 4.0,
             press=known.press if known else 1.0,
             boundaries=each.prepared.boundaries if each.prepared else 32,
+            runs=runs,
             note="measured",
         )
 

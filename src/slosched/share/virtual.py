@@ -8,8 +8,9 @@ a model's.
 
 What each mode is here:
 - exclusive: one job alone.
-- tm, mps, streams: each job at the rate that contention.py gives it beside those that run.
-- preempt: one brain over one lane, interrupted at boundaries of equal distance.
+- tm, mps, streams: each job at the rate that contention.py gives it beside those that run; in tm graphs have
+  the driver's time slices (time_slices.py).
+- preempt: one brain over one lane, interrupted at boundaries of equal distance (but for a longer first one).
 - gate: a brain for each job; one request runs at a time and lower ones stop at their boundaries, GATE_NS later.
   Jobs that all have one priority do not stop for each other: they run as in tm.
 
@@ -30,8 +31,9 @@ from slosched.core.share.queues import MOST_LEFT
 from slosched.core.worker.emulated import SplitMix64
 from slosched.errors import InvalidConfig
 from slosched.share.solos import Profile, Solo, load_profile
+from slosched.share.time_slices import SharedGpu, SliceGpu
 from slosched.share.tuner import Measured, boundary_cost_ns, tuned_boundary
-from slosched.share.virtual_lanes import BoundaryLane, Port, RateGpu, RateLane
+from slosched.share.virtual_lanes import BoundaryLane, Port, RateGpu, RateLane, Spacing
 from slosched.share.virtual_power import PowerModel
 from slosched.share_spec import (
     Arriving,
@@ -47,7 +49,7 @@ from slosched.share_spec import (
     ShareSpec,
     Status,
 )
-from slosched.units import NS_PER_S
+from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.workloads.job_arrivals import arrivals_of, seed_of
 
 #: An arbitrary date: 0 would hide mistakes with relative times.
@@ -91,7 +93,7 @@ class _World:
         self.solos: dict[int, Solo] = {i: profile.of(job) for i, job in self.jobs.items()}
         self.boundaries = {i: _boundary(job, self.solos[i], self) for i, job in self.jobs.items()}
         self.statuses: dict[int, tuple[Status, str]] = {}
-        self.gpu: RateGpu | None = None
+        self.gpu: SharedGpu | None = None
         self.boundary_lane: BoundaryLane | None = None
         self.pairs = self._pairs()
 
@@ -99,10 +101,11 @@ class _World:
         """How long a request takes alone: the median, and a spread with the solo's 99th percentile."""
         solo = self.solos[job]
         tail = solo.p99_ms / solo.latency_ms - 1 if solo.p99_ms > solo.latency_ms else 0.0
+        alone_ns = _exec_ns(solo, self.mode)
         if not tail:
-            return solo.latency_ns
+            return alone_ns
         drawn = SplitMix64((self.seed * 1_000_003 + job) * 1_000_003 + number).normal() / 2.326
-        return max(1, round(solo.latency_ns * (1 + tail * (drawn if drawn > 0 else 0.2 * drawn))))
+        return max(1, round(alone_ns * (1 + tail * (drawn if drawn > 0 else 0.2 * drawn))))
 
     def load_of(self, i: int) -> Load:
         job, solo = self.jobs[i], self.solos[i]
@@ -118,7 +121,7 @@ class _World:
             count=job.count,
             start_after_ns=job.start_after_ns,
             expected_ns=solo.latency_ns,
-            boundary_ns=self.boundaries[i][0],
+            boundary_ns=self.boundaries[i].longest_ns,
         )
 
     def _brain(self, jobs: Iterable[int], lane: Lane) -> ShareBrain:
@@ -147,7 +150,13 @@ class _World:
             return [_Pair(self._brain((i,), ports[i]), ports[i], (i,)) for i in jobs]
         rates_of = Mode.TM if self.mode in (Mode.EXCLUSIVE, Mode.GATE) else self.mode
         parties = {i: self.profile.party(job) for i, job in self.jobs.items()}
-        gpu = self.gpu = RateGpu(parties, rates_of, self.work_ns)
+        graphs = all(solo.runs is Run.GRAPHS for solo in self.solos.values())
+        gpu: SharedGpu = (
+            SliceGpu(jobs, self.work_ns)
+            if graphs and rates_of is Mode.TM
+            else RateGpu(parties, rates_of, self.work_ns)
+        )
+        self.gpu = gpu
         lanes = {i: RateLane(gpu, i) for i in jobs}
         return [_Pair(self._brain((i,), lanes[i]), lanes[i], (i,)) for i in jobs]
 
@@ -176,30 +185,50 @@ class _World:
             pair.brain.end_job(i, fault.reason)
 
 
-def _boundary(job: Job, solo: Solo, world: _World) -> tuple[int, int]:
-    """ns between two boundaries of a request, and what one costs."""
+def _exec_ns(solo: Solo, mode: Mode) -> int:
+    """How long a request runs that no other disturbs."""
+    if mode is Mode.PREEMPT and solo.lane_ms:
+        return max(1, round(solo.lane_ms * NS_PER_MS))
+    return solo.latency_ns
+
+
+def _boundary(job: Job, solo: Solo, world: _World) -> Spacing:
     boundary = job.boundary
     if boundary.kind is BoundaryKind.NONE or not solo.boundaries:
-        return 0, 0
+        return Spacing(0)
+    exec_ns = _exec_ns(solo, world.mode)
     if boundary.tuned:
         others = [other for other in world.jobs.values() if other.priority > job.priority]
         rate = sum(_rate_per_s(each, world.profile.of(each)) for each in others)
         measured = Measured(
-            exec_ns=solo.latency_ns,
+            exec_ns=exec_ns,
             pieces=solo.boundaries,
+            longest_ns=round(solo.longest_ms * NS_PER_MS),
             low_rate_per_s=0.0
             if job.clients.arriving is Arriving.CLOSED
             else job.clients.rate_per_s,
             high_rate_per_s=rate,
         )
         boundary = tuned_boundary(job, measured)
+    elif boundary.kind is BoundaryKind.SEGMENT and solo.runs is Run.GRAPHS:
+        return _measured_segments(solo, exec_ns)
     every = 1 if boundary.kind is BoundaryKind.LAYER else max(1, boundary.every)
     depth = boundary.depth if boundary.kind in (BoundaryKind.SEGMENT, BoundaryKind.EVENT) else 1
     groups = max(1.0, solo.boundaries / every)
     # With several groups in flight, an urgent request waits for them all: as if they were one.
-    every_ns = min(solo.latency_ns, max(1, round(solo.latency_ns / groups * max(1, depth))))
+    every_ns = min(exec_ns, max(1, round(exec_ns / groups * max(1, depth))))
     cost_ns = boundary_cost_ns(boundary.kind, depth) * max(1, depth)
-    return every_ns, cost_ns
+    return Spacing(every_ns, cost_ns)
+
+
+def _measured_segments(solo: Solo, exec_ns: int) -> Spacing:
+    """The segments that preparation cut, one in flight; `lane_ms` has what they cost, where it was measured."""
+    first_ns = round(solo.longest_ms * NS_PER_MS)
+    if not 0 < first_ns < exec_ns:
+        first_ns = 0
+    every_ns = max(1, (exec_ns - first_ns) // (solo.boundaries + (0 if first_ns else 1)))
+    cost_ns = 0 if solo.lane_ms else boundary_cost_ns(BoundaryKind.SEGMENT, 1)
+    return Spacing(every_ns, cost_ns, first_ns or every_ns)
 
 
 def _rate_per_s(job: Job, solo: Solo) -> float:
@@ -359,7 +388,6 @@ def _job_result(
         least = "at least " if tally.left >= MOST_LEFT else ""
         reason = f"{least}{tally.left} requests had arrived and not started at the end"
     pid = 1 + (0 if world.mode in _SHARED_PROCESS else i)
-    every_ns, _ = world.boundaries[i]
     return JobResult(
         job=i,
         status=status,
@@ -370,10 +398,10 @@ def _job_result(
         prepared=Prepared(
             job=i,
             pid=pid,
-            runs=Run.EAGER if job.run is Run.AUTO else job.run,
-            exec_ns=solo.latency_ns,
+            runs=solo.runs,
+            exec_ns=_exec_ns(solo, world.mode),
             boundaries=solo.boundaries,
-            boundary_ns=every_ns,
+            boundary_ns=world.boundaries[i].longest_ns,
             note="; ".join(filter(None, ("virtual time", solo.note))),
         ),
         memory_allocated=solo.memory_mib << 20,

@@ -1,10 +1,10 @@
 """Lanes in virtual time: what a GPU does with the requests of several jobs, without one.
 
 `RateGpu` is a GPU on which jobs run beside one another, each at the rate that contention.py gives it (tm,
-mps, streams, and one job alone). `BoundaryLane` is one on which one request runs at a time and is interrupted
-at its boundaries, in the order of core/worker/lane_order.py, which the live lanes use too (preempt; with
-`Port`s also the gate across processes). Times are exact: a shell that steps to each `next_event_ns` sees
-every end at its instant.
+mps, streams, and one job alone); that of graphs in tm is in time_slices.py. `BoundaryLane` is one on which one
+request runs at a time and is interrupted at its boundaries, in the order of core/worker/lane_order.py, which
+the live lanes use too (preempt; with `Port`s also the gate across processes). Times are exact: a shell that
+steps to each `next_event_ns` sees every end at its instant.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
+from typing import NamedTuple
 
 from slosched.core.share.interface import Ended, Start, Withdraw
 from slosched.core.worker.lane_order import ArmedWork, LaneOrder
 from slosched.core.worker.lanes import PREEMPTIVE_EXEC_LANE
 from slosched.share.contention import Party, rates
+from slosched.share.time_slices import SharedGpu
 from slosched.share_spec import Interruption, Mode
 
 #: How long request `number` of `job` takes alone, in ns.
@@ -24,6 +26,21 @@ Work = Callable[[int, int], int]
 
 #: What is left of a request that has ended but for rounding, in ns.
 _NOTHING_NS = 0.5
+
+
+class Spacing(NamedTuple):
+    """Where a request can be interrupted: after `first_ns` (0: `every_ns`), and then after each `every_ns`.
+
+    `every_ns` 0: nowhere. Each boundary costs `cost_ns` more.
+    """
+
+    every_ns: int
+    cost_ns: int = 0
+    first_ns: int = 0
+
+    @property
+    def longest_ns(self) -> int:
+        return max(self.every_ns, self.first_ns)
 
 
 class RateGpu:
@@ -78,11 +95,11 @@ class RateGpu:
 
 
 class RateLane:
-    """The lane of one job on a `RateGpu`: a process of its own, or a stream. Not preemptive."""
+    """The lane of one job on a GPU that it shares: a process of its own, or a stream. Not preemptive."""
 
     preemptive = False
 
-    def __init__(self, gpu: RateGpu, job: int, *, takes: int = 1) -> None:
+    def __init__(self, gpu: SharedGpu, job: int, *, takes: int = 1) -> None:
         self._gpu, self._job = gpu, job
         self.takes = takes
         self._held: list[Start] = []
@@ -161,7 +178,7 @@ def _failure(start: Start, started_ns: int, at_ns: int, reason: str, out_of_memo
 class _Work(ArmedWork):
     start: Start
     left_ns: int
-    every_ns: int  # between two boundaries; 0: it cannot be interrupted
+    spacing: Spacing
     armed_ns: int = 0
     begun_ns: int = -1
     since_ns: int = 0  # when it last went on
@@ -172,19 +189,30 @@ class _Work(ArmedWork):
     paused_ns: int = 0
     pauses: list[Interruption] = field(default_factory=list)
 
+    def passed(self, ran_ns: int) -> int:
+        """The number of boundaries that it has behind it after `ran_ns`."""
+        first_ns = self.spacing.first_ns or self.spacing.every_ns
+        return 0 if ran_ns < first_ns else 1 + (ran_ns - first_ns) // self.spacing.every_ns
+
+    def next_boundary(self, ran_ns: int) -> int:
+        """How long it will have run at its next boundary: behind the segment that it has begun."""
+        first_ns = self.spacing.first_ns or self.spacing.every_ns
+        return first_ns + self.passed(ran_ns) * self.spacing.every_ns
+
 
 class BoundaryLane:
     """One request runs at a time; due work of a higher priority goes first at its boundaries.
 
-    `boundaries` are (ns between two, ns that one costs) by job: a request of n boundaries takes n times that
-    cost longer than alone, as segments do. `latency_ns` passes between the stop of one request and the first
-    work of the one that interrupts it: of the gate, which two processes pass through shared memory.
+    `boundaries` is by job: a request of n boundaries takes n times their cost longer than alone, as segments
+    do. What has begun a segment, also by being resumed, is interrupted behind it. `latency_ns` passes between
+    the stop of one request and the first work of the one that interrupts it: of the gate, which two processes
+    pass through shared memory.
     """
 
     preemptive = True
 
     def __init__(
-        self, work: Work, boundaries: Mapping[int, tuple[int, int]], *, latency_ns: int = 0
+        self, work: Work, boundaries: Mapping[int, Spacing], *, latency_ns: int = 0
     ) -> None:
         self._work, self._boundaries, self._latency_ns = work, boundaries, latency_ns
         self._order: LaneOrder[_Work] = LaneOrder(PREEMPTIVE_EXEC_LANE)
@@ -206,10 +234,11 @@ class BoundaryLane:
         if start.job in self._dead:
             self._ends.append(_failure(start, now_ns, now_ns, *self._dead[start.job]))
             return
-        every_ns, cost_ns = self._boundaries[start.job]
+        every_ns, cost_ns, first_ns = self._boundaries[start.job]
         alone_ns = self._work(start.job, start.number)
         left_ns = alone_ns + (alone_ns // every_ns * cost_ns if every_ns else 0)
-        work = _Work(start, left_ns, every_ns + cost_ns if every_ns else 0, now_ns)
+        spacing = Spacing(every_ns + cost_ns, 0, first_ns) if every_ns else Spacing(0)
+        work = _Work(start, left_ns, spacing, now_ns)
         self._order.arm(work, start_ns=start.due_ns, now_ns=now_ns, priority=start.priority)
         if self._order.first(now_ns) is work:
             self._run(work, now_ns)
@@ -222,14 +251,14 @@ class BoundaryLane:
             return
         runs = self._order.running[0]
         rival = self._order.rival(runs, now_ns)
-        if rival is None or not runs.every_ns:
+        if rival is None or not runs.spacing.every_ns:
             return
         end_ns = runs.since_ns + runs.left_ns
         if self._stop_ns is not None and now_ns <= self._stop_ns < end_ns:
             return  # it stops already
-        passed_ns = max(1, runs.ran_ns + now_ns - runs.since_ns)
-        boundary_ns = runs.since_ns - runs.ran_ns + -(-passed_ns // runs.every_ns) * runs.every_ns
-        if now_ns <= boundary_ns < end_ns:
+        ran_ns = runs.ran_ns + now_ns - runs.since_ns
+        boundary_ns = now_ns + runs.next_boundary(ran_ns) - ran_ns
+        if boundary_ns < end_ns:
             runs.wanted_ns, runs.by = rival.armed_ns, rival.start.job
             self._stop_ns = boundary_ns
 
@@ -250,7 +279,7 @@ class BoundaryLane:
                     wanted_ns=work.wanted_ns,
                     started_ns=work.stopped_ns,
                     resumed_ns=now_ns,
-                    boundary=work.ran_ns // work.every_ns,
+                    boundary=work.passed(work.ran_ns),
                 )
             )
             work.stopped_ns = -1
