@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -13,10 +14,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from slosched.clock import monotonic_ns
 from slosched.errors import SloschedError
 from slosched.share import members as members_module
 from slosched.share import run as run_module
-from slosched.share.members import Members, monotonic_ns
+from slosched.share.members import Members
 from slosched.share.mps import client_settings, mps_daemon, mps_missing
 from slosched.share.power_log import PowerLog
 from slosched.share.row_files import read_rows
@@ -130,6 +132,11 @@ def test_models_stay_loaded_over_windows_with_a_part_of_the_jobs(tmp_path: Path)
     ) as session:
         first = session.window([0], duration_ns=50 * NS_PER_MS)
         both = session.window([0, 1, 2], repeat=4, duration_ns=50 * NS_PER_MS)
+        # A member that dies while others have a window is not taken to have served the next one.
+        os.kill(first.jobs[0].pid, signal.SIGKILL)
+        session.window([1], duration_ns=50 * NS_PER_MS)
+        [dead] = session.window([0], duration_ns=50 * NS_PER_MS).jobs
+    assert (dead.status, dead.requests) == (Status.DIED, ())
     assert [each.job for each in first.jobs] == [0]
     assert [each.status for each in both.jobs] == [Status.OK, Status.OK, Status.OUT_OF_MEMORY]
     assert first.jobs[0].pid == both.jobs[0].pid
@@ -311,6 +318,36 @@ def test_power_of_what_is_no_gpu_is_not_measured_and_says_so(tmp_path: Path) -> 
         assert power._process is not None
         power._process.wait(20)
     assert power.problem == "the sampler of power ended with 4"
+
+
+_SAMPLER = """
+import json, sys, time
+file, interval = sys.argv[sys.argv.index("--file") + 1], sys.argv[sys.argv.index("--interval-ms") + 1]
+print(json.dumps({"problem": ""}), flush=True)
+time.sleep(0.3)
+with open(file, "w", buffering=1) as out:
+    while True:
+        sample = {"at_ns": time.monotonic_ns(), "watts": 70.0, "temperature": int(interval)}
+        out.write(json.dumps(sample) + "\\n")
+        time.sleep(0.002)
+"""
+
+
+@pytest.mark.processes
+def test_the_idle_time_begins_when_the_sampler_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = functools.partial(PowerLog, command=(sys.executable, "-c", _SAMPLER))
+    monkeypatch.setattr("slosched.share.session.PowerLog", sampler)
+    spec = spec_of(
+        "fast", device="cuda:0", idle_ns=100 * NS_PER_MS, power_every_ns=80 * NS_PER_MS
+    )
+    with Session(
+        spec, Mode.TM, tmp_path, say=lambda text: None, stopped=lambda: False, command=FAKE
+    ) as session:
+        result = session.window(duration_ns=20 * NS_PER_MS)
+    assert result.idle_watts == pytest.approx(70)
+    assert {each.temperature for each in result.power} == {80}  # the interval that it was given
 
 
 # ------------------------------------------------------------------------------------- pure decisions

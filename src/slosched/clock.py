@@ -63,6 +63,11 @@ def anchor_ns() -> int:
     return _anchor_ns
 
 
+def monotonic_ns() -> int:
+    """The kernel's monotonic clock, which all processes of a host share."""
+    return time.monotonic_ns()
+
+
 def take_anchor(anchor: int) -> None:
     """Read the clock from now on as the process does whose `anchor_ns` this is: for a child process."""
     global _anchor_ns

@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from slosched import child_processes
-from slosched.clock import anchor_ns, now_ns
+from slosched.clock import monotonic_ns
 from slosched.errors import OutOfResources
 from slosched.share.keeper import GROUP, Keeper
 from slosched.share_spec import (
@@ -50,11 +50,6 @@ _TAIL = 4096
 _END_WITHIN_S = 15.0
 
 _decoder = msgspec.json.Decoder(FromMember)
-
-
-def monotonic_ns() -> int:
-    """CLOCK_MONOTONIC, which all processes of this host share: the clock of orders and rows."""
-    return now_ns() - anchor_ns()
 
 
 @dataclass
@@ -252,8 +247,7 @@ class Members:
             return
         member.gone = True
         code = member.process.returncode
-        if member.open_jobs() or not member.ready:
-            member.problem = member.problem or f"its process {_how_ended(member, code)}"
+        member.problem = member.problem or f"its process {_how_ended(member, code)}"
         self._leave(member)
 
     def kill(self, member: Member, status: Status, problem: str) -> None:

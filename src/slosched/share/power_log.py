@@ -13,11 +13,14 @@ import msgspec
 
 from slosched import child_processes
 from slosched.share_spec import PowerSample
+from slosched.units import NS_PER_MS
 
 COMMAND = (sys.executable, "-m", "slosched.daemon.member.power")
 _END_WITHIN_S = 5.0
 #: It says in its first line what it measures; a driver may take seconds to answer.
 _LONGEST_FILE = 256 << 20
+#: The intervals that the sampler takes, in ms.
+_SHORTEST_MS, _LONGEST_MS = 10, 10_000
 
 _decode = msgspec.json.Decoder(PowerSample).decode
 
@@ -34,10 +37,18 @@ class _Said(msgspec.Struct, frozen=True):
 class PowerLog:
     """Use it as a context. Where power cannot be measured, `problem` says why and there are no samples."""
 
-    def __init__(self, device: str, folder: Path, *, command: Sequence[str] = COMMAND) -> None:
+    def __init__(
+        self,
+        device: str,
+        folder: Path,
+        *,
+        every_ns: int = 50 * NS_PER_MS,
+        command: Sequence[str] = COMMAND,
+    ) -> None:
+        interval_ms = min(max(every_ns // NS_PER_MS, _SHORTEST_MS), _LONGEST_MS)
         self._samples, self._answer = folder / "power.jsonl", folder / "power.txt"
         self._errors = folder / "power.log"
-        self._command = (*command, "--device", device, "--file", str(self._samples))
+        self._command = (*command, "--device", device, "--file", str(self._samples), "--interval-ms", str(interval_ms))
         self._process: subprocess.Popen[bytes] | None = None
         self._failed = ""
         if not device.startswith("cuda"):
@@ -73,6 +84,13 @@ class PowerLog:
             if process.stdin is not None:
                 process.stdin.close()
         child_processes.end(process, within_s=_END_WITHIN_S, ask=False)
+
+    @property
+    def begun(self) -> bool:
+        """True once there is a sample."""
+        with suppress(OSError):
+            return self._samples.stat().st_size > 0
+        return False
 
     @property
     def about(self) -> dict[str, str]:

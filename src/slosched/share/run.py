@@ -8,9 +8,10 @@ from pathlib import Path
 
 import msgspec
 
+from slosched.clock import monotonic_ns
 from slosched.errors import SloschedError
 from slosched.share.about import about_run
-from slosched.share.members import COMMAND, monotonic_ns
+from slosched.share.members import COMMAND
 from slosched.share.mps import mps_missing
 from slosched.share.session import SHORTEST_WINDOW_NS, Interrupted, Say, Session, Stopped, paused
 from slosched.share.spec_check import COMMAND_MODES

@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from slosched.clock import anchor_ns
+from slosched.clock import anchor_ns, monotonic_ns
 from slosched.errors import SloschedError
 from slosched.share.about import about_run
 from slosched.share.energy import mean_watts
 from slosched.share.keeper import FOLDER, Keeper
-from slosched.share.members import COMMAND, Member, Members, monotonic_ns
+from slosched.share.members import COMMAND, Member, Members
 from slosched.share.mps import Mps, client_settings, mps_daemon
 from slosched.share.power_log import PowerLog
 from slosched.share.row_files import read_rows
@@ -48,6 +48,8 @@ _BEGIN_AFTER_NS = 300 * NS_PER_MS
 #: Beyond the time in which a member itself gives up what runs.
 _GRACE_NS = 10 * NS_PER_S
 _SAY_EVERY_NS = 10 * NS_PER_S
+#: The sampler of power has its first sample within this time.
+_SAMPLER_WITHIN_NS, _LOOK_NS = 10 * NS_PER_S, 20 * NS_PER_MS
 #: Rows are small: a request takes about 200 bytes.
 _ROOM_IN_MEMORY = 1 << 30
 #: In less, the power of a card and the throughput of long requests say little.
@@ -102,7 +104,9 @@ class Session:
             keeper.keep(FOLDER, folder)
             stack.callback(keeper.release, FOLDER, folder)
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            self._power = stack.enter_context(PowerLog(self.spec.device, self._work))
+            self._power = stack.enter_context(
+                PowerLog(self.spec.device, self._work, every_ns=self.spec.power_every_ns)
+            )
             self._idle()
             mps = (
                 stack.enter_context(mps_daemon(self._say, keeper))
@@ -122,16 +126,23 @@ class Session:
     def _idle(self) -> None:
         """Measure the power of the idle GPU, before any of our processes holds it."""
         assert self._power is not None
-        self._power_from_ns = began_ns = monotonic_ns()
+        power = self._power
+        self._power_from_ns = monotonic_ns()
         if not self.spec.device.startswith("cuda") or not self.spec.idle_ns:
             return
         self._say(f"{self.mode}: idle for {format_duration(self.spec.idle_ns)}")
+        # The sampler takes a second to start, and a phase counts only if samples cover it.
+        give_up_ns = monotonic_ns() + _SAMPLER_WITHIN_NS
+        while not power.begun and not power.problem and monotonic_ns() < give_up_ns:
+            if not paused(_LOOK_NS, self._stopped):
+                self._check_stopped()
+        began_ns = monotonic_ns()
         if not paused(self.spec.idle_ns, self._stopped):
             self._check_stopped()
         ended_ns = monotonic_ns()
-        self._idle_watts = mean_watts(self._power.samples(began_ns, ended_ns), began_ns, ended_ns)
-        if self._power.problem:
-            self._say(f"power is not measured: {self._power.problem}")
+        self._idle_watts = mean_watts(power.samples(began_ns, ended_ns), began_ns, ended_ns)
+        if power.problem:
+            self._say(f"power is not measured: {power.problem}")
 
     def _check_stopped(self) -> None:
         if self._stopped():
@@ -220,6 +231,10 @@ class Session:
         with their status.
         """
         places = tuple(jobs or self.jobs)
+        for member in self._members.all:
+            if member.gone:  # how its jobs ended in the last window says nothing of this one
+                for place in member.prepared:
+                    member.ended.pop(place, None)
         length_ns = self.spec.duration_ns if duration_ns is None else duration_ns
         active = [m for m in self._members.all if any(p in m.prepared for p in places)]
         active = [m for m in active if m.serves]

@@ -26,7 +26,7 @@ from typing import BinaryIO
 import msgspec
 
 from slosched.child_processes import end_with_parent
-from slosched.clock import anchor_ns, now_ns
+from slosched.clock import monotonic_ns
 from slosched.daemon.backends.nvml import Nvml, cuda_bus_id
 from slosched.units import NS_PER_MS, NS_PER_S
 
@@ -36,11 +36,6 @@ _COUNTER_NS = 200 * NS_PER_MS
 #: Lower than any model's process.
 _NICENESS = 10
 _SHORTEST_MS, _LONGEST_MS = 10, 10_000
-
-
-def monotonic_ns() -> int:
-    """CLOCK_MONOTONIC: the clock of requests, which all processes of a host share."""
-    return now_ns() - anchor_ns()
 
 
 def card_of(device: str) -> Nvml:
