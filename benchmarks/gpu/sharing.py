@@ -54,8 +54,10 @@ _SPARE_S = 12.0
 #: Modes by how models run; the first one's session also runs each model alone.
 MODES = {
     "eager": ("tm", "mps", "gate"),
-    "graphs": ("tm", "mps", "streams", "preempt"),
+    "graphs": ("tm", "mps", "mps-priority", "streams", "preempt"),
 }
+#: MPS with client priorities, as HotCarbon did not run it.
+_MPS_PRIORITY = "mps-priority"
 #: What a window costs beyond its length: what runs ends, and the next one begins.
 _WINDOW_MORE_S = 3.0
 _EVENT, _SYNC, _LAYER, _NONE = (
@@ -98,6 +100,7 @@ class Results:
                 text = (folder / "sharing_solos.json").read_bytes()
                 self.solos |= msgspec.json.decode(text, type=dict[str, RunResult])
         self.document["runs"] = [*dict.fromkeys([*self.document["runs"], about])]
+        self.document["modes"] = {run: list(modes) for run, modes in MODES.items()}
 
     def left(self) -> float:
         return self._seconds - _SPARE_S - (time.monotonic() - self._began)
@@ -246,9 +249,13 @@ def run_windows(
 # ------------------------------------------------------------------------------------------- parts
 
 
-def mix_jobs(run: Run, mode: Mode, models: Sequence[str]) -> list[Job]:
-    """HotCarbon's models back to back. Where the mode has priorities, the shorter goes first."""
-    ranked = mode not in (Mode.TM, Mode.MPS)
+def mode_of(way: str) -> Mode:
+    return Mode.MPS if way == _MPS_PRIORITY else Mode(way)
+
+
+def mix_jobs(run: Run, way: str, models: Sequence[str]) -> list[Job]:
+    """HotCarbon's models back to back. Where a way to share has priorities, the shorter goes first."""
+    mode, ranked = mode_of(way), way not in ("tm", "mps")
     return [
         Job(
             name=model,
@@ -275,9 +282,9 @@ def part_mix(
             windows.append((f"mix/{run}/{mode}/{mix_name(mix)}", places, ""))
         elif mode == MODES[run][0]:
             windows.append((f"mix/{run}/exclusive/{mix[0]}", places, f"{run}/{mix[0]}"))
-    jobs = mix_jobs(Run(run), Mode(mode), models)
+    jobs = mix_jobs(Run(run), mode, models)
     keys = [f"{run}/{model}" for model in models]
-    run_windows(results, jobs, Mode(mode), windows, options.window, work, keys)
+    run_windows(results, jobs, mode_of(mode), windows, options.window, work, keys)
 
 
 def part_solo(results: Results, options: argparse.Namespace, work: Path) -> None:
@@ -291,7 +298,7 @@ def part_solo(results: Results, options: argparse.Namespace, work: Path) -> None
 def _repeat_solo(
     results: Results, run: str, key: str, done: dict[str, Any], seconds: float, work: Path
 ) -> None:
-    jobs = mix_jobs(Run(run), Mode.TM, ("bert", "whisper"))
+    jobs = mix_jobs(Run(run), "tm", ("bert", "whisper"))
     for place, job in enumerate(jobs):
         name = f"{run} {job.name}"
         solo = results.solos.get(f"{run}/{job.name}")
@@ -376,7 +383,7 @@ def part_kill(results: Results, options: argparse.Namespace, work: Path) -> None
     """SIGKILL for one of two models' processes under MPS, in the middle of a window."""
     if results.has("check/kill"):
         return
-    jobs = mix_jobs(Run.EAGER, Mode.MPS, ("bert", "whisper"))
+    jobs = mix_jobs(Run.EAGER, "mps", ("bert", "whisper"))
     spec = spec_of(jobs, Mode.MPS, 12)
     before_mb = _memory_mb()
     killed_at: list[float] = []
@@ -419,7 +426,7 @@ def part_overhead(results: Results, options: argparse.Namespace, work: Path) -> 
     """A request in a member beside the same model in a plain loop, one right after the other."""
     if results.has("check/overhead"):
         return
-    (job,) = mix_jobs(Run.EAGER, Mode.TM, ("bert",))
+    (job,) = mix_jobs(Run.EAGER, "tm", ("bert",))
     spec = spec_of((job,), Mode.EXCLUSIVE, 5)
     with Session(spec, Mode.EXCLUSIVE, work, say=results.say, stopped=lambda: False) as session:
         found = metrics_of(spec, session.window()).jobs[0].latency
