@@ -7,18 +7,18 @@ from math import isclose
 import pytest
 from msgspec.structs import replace
 
-from slosched.errors import InvalidConfig
-from slosched.share.tuner import (
+from slosched.core.share.tuner import (
     DEFT_CANDIDATES,
     Measured,
     candidate,
     deft_best,
     deft_closed_form,
     fit_cost,
-    refit,
     tune,
     tuned_boundary,
 )
+from slosched.errors import InvalidConfig
+from slosched.share.refit import refit
 from slosched.share_spec import Boundary, BoundaryKind, Job, JobResult, Mode, Request, RunResult
 
 MS = 1_000_000

@@ -202,6 +202,57 @@ class Interruption(_Plain, frozen=True):
     boundary: int = 0
 
 
+class Pieces(_Plain, frozen=True):
+    """What the tuner of boundaries needs of a job alone, measured with its kind of boundary.
+
+    A piece is what lies between two boundaries of `every` = 1. `costs_ns` has what one boundary costs by depth;
+    `fixed_ns` is what looking at boundaries costs a request however far apart they are. Deft counts kernels:
+    their number and times are 0 where they were not measured.
+    """
+
+    pieces: int
+    exec_ns: int
+    longest_ns: int = 0  # between two boundaries
+    costs_ns: dict[int, int] = {}
+    fixed_ns: int = 0
+    kernels: int = 0
+    kernel_ns: int = 0
+    longest_kernel_ns: int = 0
+
+
+class Urgent(_Plain, frozen=True):
+    """What interrupts a job, for its tuner; rates are in requests/s.
+
+    `low_rate_per_s` is that of the job itself; 0: it runs without a break. SLO and time are of the urgent job
+    with the least room between them.
+    """
+
+    rate_per_s: float
+    exec_ns: int = 0
+    slo_ns: int = 0
+    low_rate_per_s: float = 0.0
+
+
+class Tuning(_Plain, frozen=True):
+    """What the tuner chose for a job, and what it expects of it. `why` is one line.
+
+    `overhead` is a part of the request's time. `deft_launches` is N* = sqrt(a n / k) in launches, and
+    `deft_every` the same in pieces; 0: not known.
+    """
+
+    every: int
+    depth: int
+    pieces: int
+    cost_ns: int
+    overhead: float
+    mean_wait_ns: int
+    longest_wait_ns: int
+    fits: bool
+    deft_launches: float = 0.0
+    deft_every: float = 0.0
+    why: str = ""
+
+
 class Prepared(_Plain, frozen=True):
     """What a member says of a job that is ready."""
 
@@ -214,6 +265,8 @@ class Prepared(_Plain, frozen=True):
     boundary_ns: int = 0  # the longest time between two
     note: str = ""  # "random weights; ..."
     answer: str = ""  # a digest of the answer, to be compared with that of another run
+    pieces: Pieces | None = None  # of a member that was asked to measure
+    tuning: Tuning | None = None  # of a job whose boundary was tuned
 
 
 class JobResult(_Plain, frozen=True):
@@ -284,6 +337,8 @@ class Order(_Plain, frozen=True):
     least_jobs: int = 0
     stop: Stop = Stop.FINISH
     repeat: int = 0
+    measure: bool = False  # what the tuner of boundaries needs; nothing is served
+    urgent: dict[int, Urgent] = {}  # of jobs that the member tunes itself, since it cuts their graphs
 
 
 class Row(_Plain, frozen=True, omit_defaults=True):

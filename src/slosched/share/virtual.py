@@ -28,26 +28,29 @@ from slosched.core.share.brain import Load, ShareBrain
 from slosched.core.share.driving import turn
 from slosched.core.share.interface import Ended, Lane
 from slosched.core.share.queues import MOST_LEFT
+from slosched.core.share.tuner import boundary_cost_ns, tunable, tuning_of, urgent_of
 from slosched.core.worker.emulated import SplitMix64
 from slosched.errors import InvalidConfig
 from slosched.share.solos import Profile, Solo, load_profile
 from slosched.share.time_slices import SharedGpu, SliceGpu
-from slosched.share.tuner import Measured, boundary_cost_ns, tuned_boundary
 from slosched.share.virtual_lanes import BoundaryLane, Port, RateGpu, RateLane, Spacing
 from slosched.share.virtual_power import PowerModel
 from slosched.share_spec import (
     Arriving,
+    Boundary,
     BoundaryKind,
     Interruption,
     Job,
     JobResult,
     Mode,
+    Pieces,
     Prepared,
     Request,
     Run,
     RunResult,
     ShareSpec,
     Status,
+    Tuning,
 )
 from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.workloads.job_arrivals import arrivals_of, seed_of
@@ -91,6 +94,7 @@ class _World:
         self.seed = spec.seed + 1_000_003 * repeat
         self.jobs = {i: spec.jobs[i] for i in jobs}
         self.solos: dict[int, Solo] = {i: profile.of(job) for i, job in self.jobs.items()}
+        self.tunings: dict[int, Tuning] = {}
         self.boundaries = {i: _boundary(job, self.solos[i], self) for i, job in self.jobs.items()}
         self.statuses: dict[int, tuple[Status, str]] = {}
         self.gpu: SharedGpu | None = None
@@ -192,24 +196,33 @@ def _exec_ns(solo: Solo, mode: Mode) -> int:
     return solo.latency_ns
 
 
+def _tuned(job: Job, solo: Solo, exec_ns: int, world: _World) -> Boundary:
+    """The tuned boundary of `job`; what the tuner says of it is kept in `world`."""
+    place = next(i for i, each in world.jobs.items() if each is job)
+    alone = {i: world.profile.of(each).latency_ns for i, each in world.jobs.items()}
+    slos = {
+        i: each.slo_ns or round(each.slo_times_solo * alone[i]) for i, each in world.jobs.items()
+    }
+    equals = world.mode is Mode.PREEMPT
+    urgent = urgent_of(world.jobs, place, exec_ns=alone, slo_ns=slos, equals=equals)
+    if urgent is None:
+        return job.boundary
+    pieces = Pieces(
+        pieces=solo.boundaries, exec_ns=exec_ns, longest_ns=round(solo.longest_ms * NS_PER_MS)
+    )
+    boundary, tuning = tuning_of(job, pieces, urgent)
+    if tuning is not None:
+        world.tunings[place] = tuning
+    return boundary
+
+
 def _boundary(job: Job, solo: Solo, world: _World) -> Spacing:
     boundary = job.boundary
     if boundary.kind is BoundaryKind.NONE or not solo.boundaries:
         return Spacing(0)
     exec_ns = _exec_ns(solo, world.mode)
-    if boundary.tuned:
-        others = [other for other in world.jobs.values() if other.priority > job.priority]
-        rate = sum(_rate_per_s(each, world.profile.of(each)) for each in others)
-        measured = Measured(
-            exec_ns=exec_ns,
-            pieces=solo.boundaries,
-            longest_ns=round(solo.longest_ms * NS_PER_MS),
-            low_rate_per_s=0.0
-            if job.clients.arriving is Arriving.CLOSED
-            else job.clients.rate_per_s,
-            high_rate_per_s=rate,
-        )
-        boundary = tuned_boundary(job, measured)
+    if tunable(boundary):
+        boundary = _tuned(job, solo, exec_ns, world)
     elif boundary.kind is BoundaryKind.SEGMENT and solo.runs is Run.GRAPHS:
         return _measured_segments(solo, exec_ns)
     every = 1 if boundary.kind is BoundaryKind.LAYER else max(1, boundary.every)
@@ -229,16 +242,6 @@ def _measured_segments(solo: Solo, exec_ns: int) -> Spacing:
     every_ns = max(1, (exec_ns - first_ns) // (solo.boundaries + (0 if first_ns else 1)))
     cost_ns = 0 if solo.lane_ms else boundary_cost_ns(BoundaryKind.SEGMENT, 1)
     return Spacing(every_ns, cost_ns, first_ns or every_ns)
-
-
-def _rate_per_s(job: Job, solo: Solo) -> float:
-    """How many requests of `job` arrive in a second, alone."""
-    clients = job.clients
-    if clients.arriving is Arriving.CLOSED:
-        return clients.concurrency * NS_PER_S / (solo.latency_ns + clients.think_ns)
-    if clients.arriving is Arriving.TRACE:
-        return len(clients.trace) / max(clients.trace[-1], 1.0) if clients.trace else 0.0
-    return clients.rate_per_s
 
 
 # --------------------------------------------------------------------------------- a run
@@ -403,6 +406,7 @@ def _job_result(
             boundaries=solo.boundaries,
             boundary_ns=world.boundaries[i].longest_ns,
             note="; ".join(filter(None, ("virtual time", solo.note))),
+            tuning=world.tunings.get(i),
         ),
         memory_allocated=solo.memory_mib << 20,
         memory_reserved=solo.memory_mib << 20,

@@ -15,14 +15,23 @@ of work, not the mean one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite, sqrt
 
 import msgspec
 
 from slosched.errors import InvalidConfig
-from slosched.share_spec import Boundary, BoundaryKind, Job, RunResult
-from slosched.units import NS_PER_MS, NS_PER_S
+from slosched.share_spec import (
+    Arriving,
+    Boundary,
+    BoundaryKind,
+    Clients,
+    Job,
+    Pieces,
+    Tuning,
+    Urgent,
+)
+from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
 #: The values that Deft tries.
 DEFT_CANDIDATES = (1, 2, 4, 8, 10, 20, 50, 100, 500, 1_000, 5_000, 10_000, 1_000_000)
@@ -45,7 +54,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of an interruptible job and of what interrupts it.
 
     `pieces`: the number of places in one request where it can stop. `longest_ns` 0: the pieces are equal.
-    `cost_ns` 0: that of the kind of boundary. Rates are in requests/s; `low_rate_per_s` 0: the job runs without
+    `costs_ns`: what one boundary costs, by depth; a depth that it lacks costs `cost_ns`; 0: that of the kind of
+    boundary. Rates are in requests/s; `low_rate_per_s` 0: the job runs without
     a break. `high_rate_per_s` 0: as in Deft's, one urgent arrival for each request of the job.
     """
 
@@ -53,6 +63,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     pieces: int
     longest_ns: int = 0
     cost_ns: int = 0
+    costs_ns: Mapping[int, int] = {}
     low_rate_per_s: float = 0.0
     high_rate_per_s: float = 0.0
     high_exec_ns: int = 0
@@ -60,6 +71,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         rates = (self.low_rate_per_s, self.high_rate_per_s)
+        if any(depth < 1 or cost_ns < 0 for depth, cost_ns in self.costs_ns.items()):
+            raise InvalidConfig("a tuner needs costs of boundaries of at least 0 ns")
         if self.exec_ns <= 0 or self.pieces < 1 or self.longest_ns < 0 or self.cost_ns < 0:
             raise InvalidConfig(
                 f"a tuner needs an exec time above 0 and at least one piece, not {self.exec_ns} ns in "
@@ -158,7 +171,7 @@ def candidate(measured: Measured, every: int, depth: int, cost_ns: int) -> Tuned
 def tune(measured: Measured, kind: BoundaryKind, *, depths: Sequence[int] = (1, 2)) -> Tuned:
     """The best of each `every` and depth: the least loss among those that keep the SLO, else the least wait."""
     tried = [
-        candidate(measured, every, depth, measured.cost_ns or boundary_cost_ns(kind, depth))
+        candidate(measured, every, depth, cost_of(measured, kind, depth))
         for depth in (depths if kind in (BoundaryKind.SEGMENT, BoundaryKind.EVENT) else (1,))
         for every in _spread(measured.pieces)
     ]
@@ -166,6 +179,14 @@ def tune(measured: Measured, kind: BoundaryKind, *, depths: Sequence[int] = (1, 
     if not fitting:
         return min(tried, key=lambda each: (each.longest_wait_ns, each.every, each.depth))
     return min(fitting, key=lambda each: (each.loss_ns_per_s, each.every, each.depth))
+
+
+def cost_of(measured: Measured, kind: BoundaryKind, depth: int) -> int:
+    """What one boundary costs, in ns: as measured, or else that of the kind."""
+    measured_ns = measured.costs_ns.get(depth)
+    if measured_ns is not None:
+        return measured_ns
+    return measured.cost_ns or boundary_cost_ns(kind, depth)
 
 
 def _spread(pieces: int) -> list[int]:
@@ -185,32 +206,125 @@ def boundary_cost_ns(kind: BoundaryKind, depth: int) -> int:
     return BOUNDARY_COST_NS[kind]
 
 
-def tuned_boundary(job: Job, measured: Measured) -> Boundary:
+def tunable(boundary: Boundary) -> bool:
+    """True if the boundary asks for the tuner, and is of a kind that has a distance."""
+    return boundary.tuned and boundary.kind not in (BoundaryKind.NONE, BoundaryKind.LAYER)
+
+
+def tuned_boundary(job: Job, measured: Measured, *, depths: Sequence[int] = (1, 2)) -> Boundary:
     """The boundary of `job` with `every` and `depth` chosen, where it asks for it; else its own."""
     boundary = job.boundary
-    if not boundary.tuned or boundary.kind in (BoundaryKind.NONE, BoundaryKind.LAYER):
+    if not tunable(boundary):
         return boundary
-    best = tune(measured, boundary.kind)
+    best = tune(measured, boundary.kind, depths=depths)
     return msgspec.structs.replace(boundary, every=best.every, depth=best.depth, tuned=False)
 
 
-def refit(runs: Iterable[tuple[int, RunResult]], job: int) -> tuple[float, float]:
-    """a and b in ms from a sweep: (boundaries in one request, the run); the delay is over the quickest run.
+def rate_per_s(clients: Clients, exec_ns: int) -> float:
+    """How many requests of these clients arrive in a second, if each takes `exec_ns`."""
+    if clients.arriving is Arriving.CLOSED:
+        return clients.concurrency * NS_PER_S / max(1, exec_ns + clients.think_ns)
+    if clients.arriving is Arriving.TRACE:
+        return len(clients.trace) / max(clients.trace[-1], 1.0) if clients.trace else 0.0
+    return clients.rate_per_s
 
-    Times are those of the requests of `job` that were not interrupted. Raises InvalidConfig for too few.
+
+def own_rate_per_s(clients: Clients, exec_ns: int) -> float:
+    """`Measured.low_rate_per_s` of the job that has these clients: 0 if it runs without a break."""
+    if not exec_ns:
+        return 0.0
+    if clients.arriving is Arriving.CLOSED and (not clients.think_ns or clients.concurrency > 1):
+        return 0.0
+    return rate_per_s(clients, exec_ns)
+
+
+def urgent_of(
+    jobs: Mapping[int, Job],
+    place: int,
+    *,
+    exec_ns: Mapping[int, int],
+    slo_ns: Mapping[int, int],
+    equals: bool = False,
+) -> Urgent | None:
+    """What interrupts the job at `place`: those of a higher priority. None if nothing does.
+
+    `exec_ns` and `slo_ns` are of a request alone, by job, as far as they are known. `equals`: where all jobs
+    have one priority, they interrupt each other.
     """
-    means: list[tuple[int, float]] = []
-    for boundaries, result in runs:
-        rows = [each for each in result.jobs if each.job == job]
-        times = [
-            row.ended_ns - row.started_ns
-            for each in rows
-            for row in each.requests
-            if not (row.warmup or row.cut or row.interruptions)
-        ]
-        if times:
-            means.append((boundaries, sum(times) / len(times) / NS_PER_MS))
-    if not means:
-        raise InvalidConfig(f"no run of the sweep has an uninterrupted request of job {job}")
-    quickest = min(mean for _, mean in means)
-    return fit_cost((float(boundaries), mean - quickest) for boundaries, mean in means)
+    job = jobs[place]
+    above = [i for i in jobs if jobs[i].priority > job.priority and not jobs[i].command]
+    if equals and len({each.priority for each in jobs.values()}) == 1:
+        above = [i for i in jobs if i != place and not jobs[i].command]
+    if not above:
+        return None
+    room = {i: slo_ns[i] - exec_ns.get(i, 0) for i in above if slo_ns.get(i)}
+    tightest = min(room, key=lambda i: room[i], default=None)
+    return Urgent(
+        rate_per_s=sum(
+            rate_per_s(jobs[i].clients, exec_ns[i])
+            for i in above
+            if exec_ns.get(i) or jobs[i].clients.arriving is not Arriving.CLOSED
+        ),
+        exec_ns=0 if tightest is None else exec_ns.get(tightest, 0),
+        slo_ns=0 if tightest is None else slo_ns[tightest],
+        low_rate_per_s=own_rate_per_s(job.clients, exec_ns.get(place, 0)),
+    )
+
+
+def measured_of(pieces: Pieces, urgent: Urgent) -> Measured:
+    """What is known of a job that was measured alone, and of what interrupts it."""
+    return Measured(
+        exec_ns=max(1, pieces.exec_ns),
+        pieces=max(1, pieces.pieces),
+        longest_ns=pieces.longest_ns,
+        costs_ns=pieces.costs_ns,
+        low_rate_per_s=urgent.low_rate_per_s,
+        high_rate_per_s=urgent.rate_per_s,
+        high_exec_ns=urgent.exec_ns,
+        high_slo_ns=urgent.slo_ns,
+    )
+
+
+def tuning_of(
+    job: Job, pieces: Pieces, urgent: Urgent, *, depths: Sequence[int] = (1, 2)
+) -> tuple[Boundary, Tuning | None]:
+    """The boundary that `job` shall have, and why, beside what Deft's closed form gives.
+
+    None: it does not ask for the tuner. Deft's a is the measured cost of one boundary, n and k are the kernels
+    and their mean time; where kernels were not measured, pieces stand for them.
+    """
+    if not tunable(job.boundary):
+        return job.boundary, None
+    measured = measured_of(pieces, urgent)
+    boundary = tuned_boundary(job, measured, depths=depths)
+    cost_ns = cost_of(measured, boundary.kind, boundary.depth)
+    best = candidate(measured, boundary.every, boundary.depth, cost_ns)
+    n, k_ns = measured.pieces, measured.exec_ns / measured.pieces
+    if pieces.kernels and pieces.kernel_ns:
+        n, k_ns = pieces.kernels, float(pieces.kernel_ns)
+    launches = deft_closed_form(n, k_ns / NS_PER_MS, a_ms=cost_ns / NS_PER_MS)
+    return boundary, Tuning(
+        every=best.every,
+        depth=best.depth,
+        pieces=measured.pieces,
+        cost_ns=cost_ns,
+        overhead=best.overhead,
+        mean_wait_ns=best.mean_wait_ns,
+        longest_wait_ns=best.longest_wait_ns,
+        fits=best.fits,
+        deft_launches=launches,
+        deft_every=launches * measured.pieces / n,
+        why=_why(measured, best, cost_ns),
+    )
+
+
+def _why(measured: Measured, best: Tuned, cost_ns: int) -> str:
+    """What decided, in words."""
+    text = (
+        f"a boundary costs {cost_ns / NS_PER_US:.3g} us and urgent requests come "
+        f"{measured.high_rate_per_s:.3g}/s: overhead {100 * best.overhead:.2g} %, mean wait "
+        f"{best.mean_wait_ns / NS_PER_MS:.3g} ms, at most {best.longest_wait_ns / NS_PER_MS:.3g} ms"
+    )
+    if not best.fits:
+        return f"{text}; no choice keeps the urgent SLO, so the shortest wait was taken"
+    return f"{text}, which the urgent SLO allows" if measured.high_slo_ns else text
