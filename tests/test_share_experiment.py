@@ -117,6 +117,45 @@ def test_another_source_or_version_is_not_taken_for_this_one(
     assert [each.kept for each in outcome.runs] == [False, False]
 
 
+def test_the_run_of_another_gpu_is_not_taken_for_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, here = spec_of(BERT), {"NVIDIA H200"}
+    real = run_module.run_mode
+
+    def on_a_gpu(*args: Any, **fields: Any) -> Any:
+        [result] = real(*args, **fields)
+        return (msgspec.structs.replace(result, about={**result.about, "gpu": "NVIDIA H200"}),)
+
+    monkeypatch.setattr(experiment_module, "run_mode", on_a_gpu)
+    monkeypatch.setattr(experiment_module, "gpus_here", lambda: here)
+    run(spec, tmp_path, solo=False)
+    for gpus, kept in (({"NVIDIA H200"}, True), (set(), True), ({"NVIDIA L4"}, False)):
+        here = gpus
+        outcome, _ = run(spec, tmp_path, solo=False)
+        assert [each.kept for each in outcome.runs] == [kept]
+
+
+def test_files_of_a_kept_run_are_written_where_they_are_missing(tmp_path: Path) -> None:
+    spec = spec_of(BERT)
+    outcome, _ = run(spec, tmp_path)
+    directory = outcome.runs[-1].directory
+    # It was killed behind run.json, or in the middle of the files that follow from it.
+    for name in ("spec.json", "summary.json", "requests.csv"):
+        (directory / name).unlink()
+    again, _ = run(spec, tmp_path)
+    assert [each.kept for each in again.runs] == [True, True]
+    for name in ("spec.json", "summary.json", "requests.csv"):
+        assert (directory / name).is_file()
+    # The files of another layout, and Deft's warm-up row.
+    rows = len((directory / "bert.csv").read_text().splitlines())
+    again, _ = run(spec, tmp_path, layout="hotcarbon", deft_compat=True)
+    assert [each.kept for each in again.runs] == [True, True]
+    tree = (tmp_path / "gpu/bert/bert-1/tput.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in tree] == ["mode", "exclusive", "tm"]
+    assert len((directory / "bert.csv").read_text().splitlines()) == rows + 1
+
+
 def test_the_slo_in_times_of_the_solo_latency_reaches_the_requests(tmp_path: Path) -> None:
     spec = spec_of(BERT, WHISPER)
     outcome, _ = run(spec, tmp_path)

@@ -339,9 +339,7 @@ def test_the_idle_time_begins_when_the_sampler_samples(
 ) -> None:
     sampler = functools.partial(PowerLog, command=(sys.executable, "-c", _SAMPLER))
     monkeypatch.setattr("slosched.share.session.PowerLog", sampler)
-    spec = spec_of(
-        "fast", device="cuda:0", idle_ns=100 * NS_PER_MS, power_every_ns=80 * NS_PER_MS
-    )
+    spec = spec_of("fast", device="cuda:0", idle_ns=100 * NS_PER_MS, power_every_ns=80 * NS_PER_MS)
     with Session(
         spec, Mode.TM, tmp_path, say=lambda text: None, stopped=lambda: False, command=FAKE
     ) as session:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from slosched.sim.run import source_digest
 from slosched.version import __version__
 
+#: A driver that starts takes seconds to answer.
+_SAID_WITHIN_S = 20.0
 #: Packages whose version changes times.
 _PACKAGES = (
     "torch",
@@ -29,6 +32,22 @@ def about_run(device: str) -> dict[str, str]:
         "source": source_digest(),
         "random": "weights and inputs are random: only times and energy mean something",
     }
+
+
+@cache
+def gpus_here() -> frozenset[str]:
+    """The names of this machine's GPUs, as NVML says them; none where that is not known."""
+    try:
+        said = subprocess.run(
+            ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader"),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_SAID_WITHIN_S,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return frozenset()
+    return frozenset(line.strip() for line in said.decode("utf-8", "replace").splitlines())
 
 
 @cache

@@ -17,10 +17,10 @@ import msgspec
 
 from slosched.errors import InvalidConfig
 from slosched.output_files import check_folder, write_file
-from slosched.share.about import versions
+from slosched.share.about import gpus_here, versions
 from slosched.share.job_figures import alone_of
 from slosched.share.job_figures import solo_job as solo_result
-from slosched.share.outputs import write_run
+from slosched.share.outputs import LAYOUTS, SUMMARY, read_summary, write_run
 from slosched.share.result_paths import mode_name, run_path
 from slosched.share.run import distinct, run_alone, run_mode, solo_job
 from slosched.share.session import Interrupted, Say, Stopped
@@ -126,6 +126,7 @@ class _Experiment:
         digest = self._digest(Mode.EXCLUSIVE, repeat, {-1 if closed else place: job})
         kept = self._kept(directory, digest, Mode.EXCLUSIVE, place)
         if kept is not None:
+            self._complete(directory, kept, {place: kept})
             return kept
         logs = directory / LOGS
         try:
@@ -144,7 +145,9 @@ class _Experiment:
         directory = self.out / run_path(spec, spec.jobs, mode, repeat)
         # The solos are part of it: deadlines come from them.
         digest = self._digest(mode, repeat, dict(enumerate(spec.jobs)), solos)
-        if self._kept(directory, digest, mode) is not None:
+        kept = self._kept(directory, digest, mode)
+        if kept is not None:
+            self._complete(directory, kept, solos)
             return
         loop = "closed" if _closed(spec) else "open"
         self.say(f"Running {loop} loop experiment for {mode_name(mode, spec.jobs)}")
@@ -223,6 +226,10 @@ class _Experiment:
         ended = self._ended(directory, result, kept=True)
         if result.about.get(_DIGEST) != digest or not ended.fine or result.unavailable:
             return None
+        gpu = result.about.get("gpu", "")
+        if gpu and (here := gpus_here()) and gpu not in here:
+            self.say(f"{mode}: run again: the one that is there is of {gpu}")
+            return None
         self.say(f"{mode}: kept from before: {directory}")
         self.ended.append(ended)
         return result
@@ -239,6 +246,15 @@ class _Experiment:
             stopped="stopped" in result.about,
         )
 
+    def _complete(self, directory: Path, result: RunResult, solos: Mapping[int, RunResult]) -> None:
+        """Write what follows from a kept run where it is missing: it was killed, or other files are wanted."""
+        try:
+            there = read_summary(directory / SUMMARY).deft_compat is self.deft_compat
+        except InvalidConfig:
+            there = False
+        if not there or self.layout != LAYOUTS[0]:
+            self._write_files(directory, result, solos)
+
     def _write(
         self,
         directory: Path,
@@ -247,11 +263,18 @@ class _Experiment:
         digest: str,
     ) -> RunResult:
         result = msgspec.structs.replace(result, about={**result.about, _DIGEST: digest})
+        self.ended.append(self._ended(directory, result, kept=False))
+        self._write_files(directory, result, solos)
+        self._tell(directory, result)
+        return result
+
+    def _write_files(
+        self, directory: Path, result: RunResult, solos: Mapping[int, RunResult]
+    ) -> None:
+        """The run itself first: all other files follow from it."""
         for name, what in ((RUN, result), (SPEC, self.spec)):
             write_file(directory / name, msgspec.json.encode(what) + b"\n")
             self.paths.append(directory / name)
-        # Where the run itself is kept, a slip in what is derived from it must not lose the runs to come.
-        self.ended.append(self._ended(directory, result, kept=False))
         self.paths += write_run(
             directory,
             self.spec,
@@ -261,8 +284,6 @@ class _Experiment:
             deft_compat=self.deft_compat,
             results_root=self.out,
         )
-        self._tell(directory, result)
-        return result
 
     def _tell(self, directory: Path, result: RunResult) -> None:
         if result.unavailable:

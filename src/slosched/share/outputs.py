@@ -92,15 +92,17 @@ def write_run(
     summary = summary_of(
         spec, result, solos, deft_compat=deft_compat, constants=constants or read_constants()
     )
-    files = {SUMMARY: msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n"}
+    files: dict[str, bytes] = {}
     if not result.unavailable:
-        files |= {
+        files = {
             **deft_files(spec, result, deft_compat=deft_compat),
             **hotcarbon_files(spec, result),
             "requests.csv": _requests_csv(spec, result, solos),
             "preemptions.csv": _preemptions_csv(spec, result),
             "power.csv": _power_csv(result),
         }
+    # The last one: where it is, the others are.
+    files[SUMMARY] = msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n"
     written = []
     if layout == "hotcarbon" and results_root is not None and not result.unavailable:
         tree = results_root / spec.label / mix_path(jobs_of(spec, result))
