@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from slosched.core.share.interface import Lane
 from slosched.daemon.backends.base import preparation_failed
 from slosched.errors import InvalidConfig, MissingPackage, OutOfResources
@@ -125,6 +127,7 @@ def _graphs(order: Order, jobs: Mapping[int, Job], stream: int | None) -> Held:
         seed=order.seed,
         preempt=order.mode is Mode.PREEMPT,
         stream_priority=stream,
+        urgent=order.urgent,
     )
     return Held(
         jobs=tuple(jobs),
@@ -152,10 +155,17 @@ def _eager(order: Order, place: int, job: Job, stream: int | None) -> Held:
     lane = EagerLane(
         place, job, device=order.device, seed=order.seed, gate=gate, stream_priority=stream
     )
+
+    def prepare() -> tuple[Prepared, ...]:
+        prepared = lane.prepare()
+        if order.measure:
+            prepared = msgspec.structs.replace(prepared, pieces=lane.measure())
+        return (prepared,)
+
     return Held(
         jobs=(place,),
         lane=lane,
-        prepare=lambda: (lane.prepare(),),
+        prepare=prepare,
         memory=lambda: {place: lane.memory()},
         failures=dict,
     )

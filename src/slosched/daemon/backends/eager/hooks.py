@@ -21,7 +21,7 @@ from slosched.share_spec import Boundary, BoundaryKind, Interruption
 #: Marks that are kept of one measured request; other boundaries are counted, and not timed. SDXL has 75,000.
 _MOST_MARKS = 200_000
 #: The modules of one segment.
-_SEGMENT = 8
+SEGMENT_MODULES = 8
 #: Modules that do nothing outside training.
 _IDLE = (nn.Dropout, nn.Dropout2d, nn.Identity)
 
@@ -38,7 +38,7 @@ class Boundaries:
         if boundary.kind is BoundaryKind.LAYER:
             every = 1
         elif boundary.kind is BoundaryKind.SEGMENT:
-            every *= _SEGMENT
+            every *= SEGMENT_MODULES
         self._every = every
         self._timeline, self._gate = timeline, gate
         self._pending: deque[Any] = deque()

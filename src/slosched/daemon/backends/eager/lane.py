@@ -15,11 +15,12 @@ from slosched import clock
 from slosched.core.share.interface import Ended, Start, Withdraw
 from slosched.daemon.backends.eager.device import OutOfDeviceMemory, open_timeline
 from slosched.daemon.backends.eager.hooks import Boundaries
+from slosched.daemon.backends.eager.measuring import measure_pieces
 from slosched.daemon.backends.eager.model import EagerModel
 from slosched.daemon.backends.eager.models import open_model
 from slosched.daemon.backends.eager.profiling import Kernels, kernels_of
 from slosched.daemon.member.gate import GateMember
-from slosched.share_spec import BoundaryKind, Job, Prepared, Run
+from slosched.share_spec import BoundaryKind, Job, Pieces, Prepared, Run
 
 
 class EagerLane:
@@ -108,6 +109,20 @@ class EagerLane:
         """True if the job says itself how its work is bounded."""
         return self.job.boundary.kind not in (BoundaryKind.NONE, BoundaryKind.SEGMENT)
 
+    def measure(self) -> Pieces:
+        """What the tuner of boundaries needs of this job, which is prepared and alone. No request runs."""
+        model = self._model
+        assert model is not None, "prepare() comes first"
+        self._boundaries.detach()
+        with torch.inference_mode(), self._timeline.entered():
+            return measure_pieces(
+                self.job.boundary,
+                model.module,
+                self._timeline,
+                self._compute,
+                lambda: kernels_of(self._compute, self._timeline),
+            )
+
     # --------------------------------------------------------------------------------- requests
 
     def start(self, start: Start, *, now_ns: int) -> None:
@@ -149,10 +164,10 @@ class EagerLane:
             pauses=tuple(self._boundaries.pauses),
         )
 
-    def _compute(self) -> None:
+    def _compute(self, boundaries: Boundaries | None = None) -> None:
         """One request: its answer on the host is `_last`."""
         assert self._model is not None, "prepare() comes first"
-        answer = self._model.run(self._boundaries.between)
+        answer = self._model.run((boundaries or self._boundaries).between)
         self._last = tuple(each.cpu() for each in answer)
 
     def _differs(self) -> bool:

@@ -26,9 +26,9 @@ from slosched.core.worker.interface import Op, OpDone, OpKind
 from slosched.daemon.backends.base import first_line
 from slosched.daemon.backends.cuda.driver import OutOfDeviceMemory
 from slosched.daemon.backends.cuda.recorded import SETS
-from slosched.daemon.backends.graphs.stage import Made, OpenStage, Stage
+from slosched.daemon.backends.graphs.stage import Made, OpenStage, Stage, tune_cut
 from slosched.errors import InvalidConfig
-from slosched.share_spec import Interruption, Job, Prepared, Run
+from slosched.share_spec import Interruption, Job, Prepared, Run, Tuning, Urgent
 from slosched.signature import row_bytes
 from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
@@ -82,6 +82,7 @@ class _Ready:
     compare_every: int = 1  # 0: no answer
     answer: list[bytes] = field(default_factory=list)  # the first one, by row
     exec_ns: int = 0
+    tuning: Tuning | None = None
 
 
 def _open_cuda(device: str, stream_priority: int | None) -> OpenStage:
@@ -103,7 +104,7 @@ class GraphLane:
     With `preempt`, requests of a higher priority interrupt those of other jobs, at any depth (levels.py). With
     a `stream_priority` (CUDA's numbers) other lanes run beside it in this thread. Inputs follow from `seed`.
     The answer of each `check_every`-th request of a job is compared; 0: of none; None: as often as it costs
-    next to nothing.
+    next to nothing. `urgent` is what interrupts the jobs whose boundaries are tuned here, where they are cut.
     """
 
     def __init__(
@@ -115,12 +116,14 @@ class GraphLane:
         preempt: bool,
         stream_priority: int | None = None,
         check_every: int | None = None,
+        urgent: Mapping[int, Urgent] | None = None,
         open_stage: OpenStage | None = None,
     ) -> None:
         if not jobs:
             raise InvalidConfig("a lane of graphs needs a job")
         self._jobs, self._seed, self._check_every = dict(jobs), seed, check_every
         self._preempt = preempt
+        self._urgent = dict(urgent or {})
         self._thread = threading.get_ident()
         self._open_stage = open_stage or _open_cuda(device, stream_priority)
         self._spin_ns = _SPIN_NS if stream_priority is None else _SPIN_BESIDE_NS
@@ -176,11 +179,13 @@ class GraphLane:
     def _prepare(self, number: int) -> None:
         assert self._stage is not None
         job, made = self._jobs[number], self._stage.prepare(number)
+        tuning = tune_cut(made, job, self._urgent.get(number))
         takes = made.program.sets(made.of)[0].takes
         packed = takes.pack(made.program.sample_rows(job.batch, self._seed))
         nbytes = row_bytes(takes.tensors, 0)  # a row may be longer than its frame
         frames = [packed[row, :nbytes].tobytes() for row in range(job.batch)]
         self._ready[number] = _Ready(job, made, frames, (nbytes,) * job.batch)
+        self._ready[number].tuning = tuning
         load = _Held(Start(number, -1), self._stage.clock(), kind=OpKind.LOAD_WEIGHTS)
         self._launch(load)
         self._finish()
@@ -221,6 +226,7 @@ class GraphLane:
             boundary_ns=exec_ns if cut is None else cut.boundary_ns,
             note="; ".join(made.notes),
             answer=_digest(ready.answer),
+            tuning=ready.tuning,
         )
 
     def _finish(self) -> list[Ended]:

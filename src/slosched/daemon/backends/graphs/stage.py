@@ -12,11 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from slosched.clock import Clock
+from slosched.core.share.tuner import boundary_cost_ns, tunable, tuning_of
 from slosched.daemon.backends.cuda.device import CudaDevice
 from slosched.daemon.backends.cuda.program import Class, Cut
 from slosched.daemon.backends.cuda.recorded import RecordedProgram
-from slosched.share_spec import BoundaryKind, Job
+from slosched.share_spec import BoundaryKind, Job, Pieces, Tuning, Urgent
 
 #: Weights lie in pages of this size.
 PAGE_BYTES = 16 * 2**20
@@ -90,7 +93,7 @@ def cut_notes(made: Made, job: Job, *, wanted: bool, lines: list[str]) -> None:
     if not wanted:
         return
     every = job.boundary.every
-    if made.cut is not None and every > 1:
+    if made.cut is not None and every > 1 and not tunable(job.boundary):
         made.program.join_segments(made.of, every)
     cut = made.cut
     if cut is not None and len(cut.segment_ns) > 1:
@@ -101,3 +104,34 @@ def cut_notes(made: Made, job: Job, *, wanted: bool, lines: list[str]) -> None:
         return
     why = [line for line in lines if "is not interrupted" in line]
     made.notes.append(why[-1] if why else "not interrupted: it is short")
+
+
+def tune_cut(made: Made, job: Job, urgent: Urgent | None) -> Tuning | None:
+    """Join the segments of a job that asks for the tuner; None if it does not, or is not interrupted.
+
+    A piece is a segment as preparation cut it, so the tuner can take fewer boundaries, and never more. How many
+    segments are in flight was chosen with the cut, by measurement, and stays.
+    """
+    cut = made.cut
+    if urgent is None or cut is None or len(cut.segment_ns) < 2 or not tunable(job.boundary):
+        return None
+    # 0: the next segment is launched already, which still costs its launch.
+    cost_ns = cut.bubble_ns or boundary_cost_ns(BoundaryKind.SEGMENT, cut.in_flight)
+    pieces = Pieces(
+        pieces=len(cut.segment_ns),
+        exec_ns=sum(cut.segment_ns),
+        longest_ns=max(cut.segment_ns),
+        costs_ns={cut.in_flight: cost_ns},
+    )
+    kind = msgspec.structs.replace(job.boundary, kind=BoundaryKind.SEGMENT)
+    segments = msgspec.structs.replace(job, boundary=kind)
+    boundary, tuning = tuning_of(segments, pieces, urgent, depths=(cut.in_flight,))
+    if tuning is not None and boundary.every > 1:
+        made.program.join_segments(made.of, boundary.every)
+        joined = made.cut
+        if joined is not None:
+            made.notes.append(
+                f"tuned: {boundary.every} segments joined, so that {len(joined.segment_ns)} are left, at most "
+                f"{joined.boundary_ns / 1e6:.3f} ms to a boundary"
+            )
+    return tuning
