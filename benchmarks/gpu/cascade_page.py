@@ -229,6 +229,9 @@ def _live(cells: Mapping[str, Any]) -> list[str]:
             ]
         )
     lines = ["", "## Served live", "", text, *_table(headings, rows)]
+    for name, row in runs.items():
+        if "note" in row:
+            lines += ["", f"{name} was measured {row['note']}."]
     return [*lines, *_compared(runs)]
 
 
