@@ -359,8 +359,8 @@ def test_the_short_form_has_names_from_models_and_traces_from_files(tmp_path: Pa
         ('[[jobs]]\nmodel="bert"\nclients={trace="no.csv"}', "cannot read the trace"),
         ('[[jobs]]\nmodel="bert"\nclients={trace=[2.0, 1.0]}', "time 2 of trace is 1"),
         (
-            '[[jobs]]\nmodel="bert"\nboundary={tuned=true}',
-            "a tuned boundary is of kind sync or event",
+            '[[jobs]]\nmodel="bert"\nboundary={kind="layer", tuned=true}',
+            "a tuned boundary is of kind segment, sync or event, not layer",
         ),
         (
             '[[jobs]]\nmodel="bert"\nslo="1ms"\nslo_times_solo=2.0',

@@ -250,6 +250,7 @@ class Tuning(_Plain, frozen=True):
     fits: bool
     deft_launches: float = 0.0
     deft_every: float = 0.0
+    unit: str = "pieces"  # what `every`, `pieces` and `deft_every` count
     why: str = ""
 
 

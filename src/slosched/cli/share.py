@@ -24,7 +24,7 @@ from slosched.cli.share_options import (
     described,
     describes_experiment,
 )
-from slosched.cli.share_table import off_table, run_line, runs_table
+from slosched.cli.share_table import off_table, run_line, runs_table, tuned_lines
 from slosched.cli.stopping import stopped_by_signals
 from slosched.errors import InvalidConfig
 from slosched.output_files import check_folder
@@ -181,6 +181,8 @@ def _print_results(
         log.say(table)
     for each in metrics:
         log.say(run_line(each, metrics))
+    for line in tuned_lines(metrics):
+        log.say(line)
     if table:
         log.say(_HONESTY["emulated" if virtual else "real"])
     for file in copy_deft_logs(found.spec, directories, found.deft_logs):

@@ -25,22 +25,42 @@ _HEADINGS = (
     "SLO misses",
     "J/request",
 )
+_WRONG = "wrong answers"
 _LONGEST_REASON = 300
 _EXPLAINED = (
     "p99: the maximum (max) below 100 requests; vs solo: throughput / throughput alone; slower: mean latency / "
     "latency alone; *: without an SLO, over 1.6 x the latency alone (Deft's rule); J/request: idle included"
 )
+_WRONG_EXPLAINED = "; wrong answers: not that of the job's first request"
 
 
 def runs_table(runs: Sequence[RunMetrics]) -> str:
-    """A row for each job of each run, and what the headings mean. Empty without a run that took place."""
-    rows = [
-        _row(_run_name(run, runs).removesuffix(f" {job.name}"), job)
+    """A row for each job of each run, and what the headings mean. Empty without a run that took place.
+
+    There is a column of wrong answers only where a job has some.
+    """
+    shown = [(run, job) for run in runs if not run.unavailable for job in run.jobs]
+    if not shown:
+        return ""
+    headings, explained = list(_HEADINGS), _EXPLAINED
+    rows = [_row(_run_name(run, runs).removesuffix(f" {job.name}"), job) for run, job in shown]
+    if any(job.wrong_answers for _, job in shown):
+        headings.append(_WRONG)
+        explained += _WRONG_EXPLAINED
+        rows = [[*row, str(job.wrong_answers)] for row, (_, job) in zip(rows, shown, strict=True)]
+    return f"{table_text(headings, rows)}\n{explained}"
+
+
+def tuned_lines(runs: Sequence[RunMetrics]) -> list[str]:
+    """A line for each boundary that the tuner chose: how far apart, why, and what Deft's closed form gives."""
+    from slosched.share.tuning import tuning_line
+
+    return [
+        f"{_run_name(run, runs)}: tuned: {tuning_line(job.name, job.tuning)}"
         for run in runs
-        if not run.unavailable
         for job in run.jobs
+        if job.tuning is not None
     ]
-    return f"{table_text(_HEADINGS, rows)}\n{_EXPLAINED}" if rows else ""
 
 
 def run_line(run: RunMetrics, runs: Sequence[RunMetrics] = ()) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from slosched.errors import InvalidConfig
-from slosched.output_files import check_folder, write_file
+from slosched.output_files import make_folder, write_file
 from slosched.share.about import gpus_here, versions
 from slosched.share.job_figures import alone_of
 from slosched.share.job_figures import solo_job as solo_result
@@ -25,6 +25,7 @@ from slosched.share.result_paths import mode_name, run_path
 from slosched.share.run import distinct, run_alone, run_mode, solo_job
 from slosched.share.session import Interrupted, Say, Stopped
 from slosched.share.spec_check import check_spec
+from slosched.share.tuning import BoundaryTuner, tuning_line
 from slosched.share_spec import Arriving, Job, Mode, RunResult, ShareSpec, Status
 from slosched.sim.run import source_digest
 from slosched.telemetry.source import file_sha256
@@ -103,6 +104,14 @@ class _Experiment:
         self.ended: list[RunEnded] = []
         self.paths: list[Path] = []
         self.cut_short = False
+        self.tuner = BoundaryTuner(
+            spec,
+            digest_of=lambda job: self._digest(Mode.EXCLUSIVE, 0, {-1: job}),
+            folder_of=lambda place: (out / solo_path(spec, place, 0)).parent,
+            resume=resume,
+            say=say,
+            stopped=stopped,
+        )
 
     # ----------------------------------------------------------------------------------- alone
 
@@ -152,8 +161,9 @@ class _Experiment:
         loop = "closed" if _closed(spec) else "open"
         self.say(f"Running {loop} loop experiment for {mode_name(mode, spec.jobs)}")
         try:
+            tuned = self.tuner.tuned(mode, slo_ns=deadlines, exec_ns=expected, solos=solos)
             [result] = run_mode(
-                spec,
+                tuned.spec,
                 mode,
                 repeat,
                 directory / LOGS,
@@ -161,10 +171,12 @@ class _Experiment:
                 stopped=self.stopped,
                 deadlines=deadlines,
                 expected=expected,
+                urgent=tuned.urgent,
             )
         except Interrupted as error:
             self._interrupted(error)
             return
+        result = tuned.noted(result)
         answers = compared_answers(spec.jobs, result, solos)
         for name, words in answers.items():
             if words != _SAME:
@@ -295,6 +307,9 @@ class _Experiment:
             number = sum(1 for row in each.requests if not row.warmup)
             text = f"{result.mode}: {name}: {each.status}, {number} requests"
             self.say(f"{text}: {each.reason}" if each.reason else text)
+            tuning = each.prepared.tuning if each.prepared is not None else None
+            if tuning is not None and (result.mode is Mode.PREEMPT or "virtual" in result.about):
+                self.say(f"{result.mode}: {tuning_line(name, tuning)}")
         self.say(f"{result.mode}: written to {directory}")
 
 
@@ -316,7 +331,7 @@ def run_experiment(
     InvalidConfig for a spec that cannot be run or an `out` that cannot be written.
     """
     check_spec(spec)
-    check_folder(out)
+    make_folder(out)
     run = _Experiment(
         spec, out, layout=layout, deft_compat=deft_compat, resume=resume, say=say, stopped=stopped
     )

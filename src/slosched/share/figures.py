@@ -6,7 +6,7 @@ import msgspec
 
 from slosched.share.energy import Energy
 from slosched.share.latency import Latency
-from slosched.share_spec import Mode, Status
+from slosched.share_spec import Mode, Status, Tuning
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +54,8 @@ class JobMetrics(Figures, frozen=True):
     """One job of a run. `normalized` is throughput / throughput alone, `slowdown` mean latency / alone.
 
     `device_share` is its part of the device's time: of what was measured (`device_measured`), else of the time
-    from start to end without pauses. Energy is attributed by that share.
+    from start to end without pauses. Energy is attributed by that share. `wrong_answers` are the requests
+    whose answer was not that of the job's first one: something disturbed them.
     """
 
     job: int
@@ -86,8 +87,10 @@ class JobMetrics(Figures, frozen=True):
     solo_joules_per_request: float | None = None
     memory_allocated: int = 0
     memory_reserved: int = 0
+    wrong_answers: int = 0
     runs: str = ""
     note: str = ""
+    tuning: Tuning | None = None  # where the tuner chose its boundaries
 
 
 class RunMetrics(Figures, frozen=True):

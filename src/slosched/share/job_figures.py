@@ -64,8 +64,10 @@ def job_metrics(
         solo_joules_per_request=alone.joules if alone else None,
         memory_allocated=found.memory_allocated,
         memory_reserved=found.memory_reserved,
+        wrong_answers=sum(row.differs for row in found.requests),
         runs=found.prepared.runs.value if found.prepared else "",
         note=found.prepared.note if found.prepared else "",
+        tuning=found.prepared.tuning if found.prepared else None,
     )
 
 

@@ -20,9 +20,11 @@ from slosched.share_spec import (
     Job,
     JobResult,
     Mode,
+    Prepared,
     RunResult,
     ShareSpec,
     Status,
+    Urgent,
 )
 from slosched.units import format_duration
 
@@ -57,13 +59,15 @@ def run_mode(
     stopped: Stopped,
     deadlines: Mapping[int, int] | None = None,
     expected: Mapping[int, int] | None = None,
+    urgent: Mapping[int, Urgent] | None = None,
     command: Sequence[str] = COMMAND,
 ) -> tuple[RunResult, ...]:
     """Run all jobs of `spec` together under `mode`; EXCLUSIVE: each distinct one by itself, a result each.
 
-    `work` is a folder for logs. `deadlines` and `expected` (ns, by job) come from solo runs. What the machine
-    lacks is in the result's `unavailable`, what a job does wrong in its status. Raises Interrupted if it was
-    stopped before anything was measured; OutOfResources and InvalidConfig if the folder cannot be written.
+    `work` is a folder for logs. `deadlines` and `expected` (ns, by job) come from solo runs, `urgent` is what
+    interrupts the jobs that their member tunes. What the machine lacks is in the result's `unavailable`, what a
+    job does wrong in its status. Raises Interrupted if it was stopped before anything was measured;
+    OutOfResources and InvalidConfig if the folder cannot be written.
     """
     if mode is Mode.EXCLUSIVE:
         return tuple(
@@ -87,6 +91,7 @@ def run_mode(
         repeat=repeat,
         deadlines=deadlines,
         expected=expected,
+        urgent=urgent,
         command=command,
     )
     return (_once(make, range(len(spec.jobs)), spec, mode, repeat, say=say, stopped=stopped),)
@@ -118,6 +123,39 @@ def run_alone(
         command=command,
     )
     return _once(make, (place,), spec, mode, repeat, say=say, stopped=stopped)
+
+
+def measure_alone(
+    spec: ShareSpec,
+    place: int,
+    job: Job,
+    work: Path,
+    *,
+    say: Say,
+    stopped: Stopped,
+    command: Sequence[str] = COMMAND,
+) -> tuple[Prepared | None, str]:
+    """`job`, which stands at `place`, in a process that measures its boundaries and ends; or why it could not.
+
+    Raises Interrupted if it was stopped before.
+    """
+    quick = msgspec.structs.replace(spec, idle_ns=0)  # its power is not asked for
+    try:
+        with Session(
+            quick,
+            Mode.EXCLUSIVE,
+            work,
+            jobs={place: job},
+            say=say,
+            stopped=stopped,
+            measure=True,
+            command=command,
+        ) as session:
+            return session.prepared(place)
+    except Interrupted:
+        raise
+    except SloschedError as error:
+        return None, str(error)
 
 
 def _once(

@@ -31,10 +31,12 @@ from slosched.share_spec import (
     JobResult,
     Mode,
     Order,
+    Prepared,
     Request,
     RunResult,
     ShareSpec,
     Status,
+    Urgent,
 )
 from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 
@@ -64,8 +66,9 @@ class Session:
     """The members of `jobs` (by their places in the spec) under `mode`. Use it as a context.
 
     `work` is a folder for logs. `deadlines` and `expected` come from each job's solo run: the SLO and the time
-    of a request, in ns. Entering waits until all jobs are ready or failed. Raises SloschedError if MPS or a
-    process does not start, and Interrupted if `stopped()` is true before all are ready.
+    of a request, in ns. `urgent` is what interrupts the jobs that their member tunes; with `measure` members
+    measure what a tuner needs, and have no window. Entering waits until all jobs are ready or failed. Raises
+    SloschedError if MPS or a process does not start; Interrupted if `stopped()` is true before all are ready.
     """
 
     def __init__(
@@ -80,12 +83,15 @@ class Session:
         stopped: Stopped,
         deadlines: Mapping[int, int] | None = None,
         expected: Mapping[int, int] | None = None,
+        urgent: Mapping[int, Urgent] | None = None,
+        measure: bool = False,
         command: Sequence[str] = COMMAND,
     ) -> None:
         self.spec, self.mode, self.repeat = spec, mode, repeat
         self.jobs = dict(jobs if jobs is not None else enumerate(spec.jobs))
         self._work, self._say, self._stopped = work, say, stopped
         self._deadlines, self._expected = dict(deadlines or {}), dict(expected or {})
+        self._urgent, self._measure = dict(urgent or {}), measure
         self._keeper = Keeper()
         self._members = Members(command, self._keeper)
         self._stack = contextlib.ExitStack()
@@ -168,6 +174,8 @@ class Session:
                 least_jobs=self.spec.least_jobs,
                 stop=self.spec.stop,
                 repeat=self.repeat,
+                measure=self._measure,
+                urgent={p: self._urgent[p] for p in places if p in self._urgent},
             )
             name = "all" if len(places) > 1 else jobs[places[0]].name
             log = self._work / f"{name}.log"
@@ -202,6 +210,12 @@ class Session:
             status, reason = self._how(place)
             if status is not Status.OK:
                 self._say(f"{self.mode}: {job.name} is not ready: {status}: {reason}")
+
+    def prepared(self, place: int) -> tuple[Prepared | None, str]:
+        """What the member said of the job at `place`, or why it is not ready."""
+        status, reason = self._how(place)
+        found = self._member(place).prepared.get(place)
+        return found, "" if status is Status.OK else reason or str(status)
 
     def _names(self, member: Member) -> str:
         return ", ".join(self.jobs[place].name for place in member.order.jobs)

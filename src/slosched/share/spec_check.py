@@ -7,8 +7,9 @@ import math
 import re
 from pathlib import Path
 
+from slosched.core.share.tuner import tunable
 from slosched.errors import InvalidConfig
-from slosched.share_spec import Arriving, BoundaryKind, Clients, Job, Mode, ShareSpec
+from slosched.share_spec import Arriving, Clients, Job, Mode, ShareSpec
 from slosched.units import NS_PER_MS, NS_PER_S
 
 #: Bounds that no real experiment meets; a slip of a key or a generated file may.
@@ -119,9 +120,10 @@ def _check_job(job: Job) -> None:
     _whole("depth of boundary", job.boundary.depth, 1, 10**6)
     if job.slo_ns and job.slo_times_solo:
         raise InvalidConfig("give slo or slo_times_solo, not both")
-    if job.boundary.tuned and job.boundary.kind not in (BoundaryKind.SYNC, BoundaryKind.EVENT):
+    if job.boundary.tuned and not tunable(job.boundary):
         raise InvalidConfig(
-            "a tuned boundary is of kind sync or event; the tuner chooses how many modules lie between two"
+            f"a tuned boundary is of kind segment, sync or event, not {job.boundary.kind}: the tuner "
+            "chooses how many segments or modules lie between two"
         )
 
 

@@ -286,7 +286,12 @@ def measured_of(pieces: Pieces, urgent: Urgent) -> Measured:
 
 
 def tuning_of(
-    job: Job, pieces: Pieces, urgent: Urgent, *, depths: Sequence[int] = (1, 2)
+    job: Job,
+    pieces: Pieces,
+    urgent: Urgent,
+    *,
+    depths: Sequence[int] = (1, 2),
+    unit: str = "pieces",
 ) -> tuple[Boundary, Tuning | None]:
     """The boundary that `job` shall have, and why, beside what Deft's closed form gives.
 
@@ -314,16 +319,22 @@ def tuning_of(
         fits=best.fits,
         deft_launches=launches,
         deft_every=launches * measured.pieces / n,
+        unit=unit,
         why=_why(measured, best, cost_ns),
     )
 
 
 def _why(measured: Measured, best: Tuned, cost_ns: int) -> str:
     """What decided, in words."""
+    come = (
+        f"come {measured.high_rate_per_s:.3g}/s"
+        if measured.high_rate_per_s
+        else "are as many as its own"
+    )
     text = (
-        f"a boundary costs {cost_ns / NS_PER_US:.3g} us and urgent requests come "
-        f"{measured.high_rate_per_s:.3g}/s: overhead {100 * best.overhead:.2g} %, mean wait "
-        f"{best.mean_wait_ns / NS_PER_MS:.3g} ms, at most {best.longest_wait_ns / NS_PER_MS:.3g} ms"
+        f"a boundary costs {cost_ns / NS_PER_US:.3g} us and urgent requests {come}: overhead "
+        f"{100 * best.overhead:.2g} %, mean wait {best.mean_wait_ns / NS_PER_MS:.3g} ms, at most "
+        f"{best.longest_wait_ns / NS_PER_MS:.3g} ms"
     )
     if not best.fits:
         return f"{text}; no choice keeps the urgent SLO, so the shortest wait was taken"

@@ -16,13 +16,18 @@ import msgspec
 
 from slosched.clock import Clock
 from slosched.core.share.tuner import boundary_cost_ns, tunable, tuning_of
+from slosched.daemon.backends.cuda.choice import Wish
 from slosched.daemon.backends.cuda.device import CudaDevice
 from slosched.daemon.backends.cuda.program import Class, Cut
 from slosched.daemon.backends.cuda.recorded import RecordedProgram
 from slosched.share_spec import BoundaryKind, Job, Pieces, Tuning, Urgent
+from slosched.units import NS_PER_MS
 
 #: Weights lie in pages of this size.
 PAGE_BYTES = 16 * 2**20
+#: Parts of a model in steps that take longer are cut. A boundary costs the GPU some 9 us (H200, one in flight),
+#: so one every millisecond costs less than one per cent.
+PART_NS = NS_PER_MS
 
 
 @dataclass
@@ -88,6 +93,11 @@ def is_cut(job: Job, level: int, highest: int) -> bool:
     return (level < highest or not highest) and job.boundary.kind is not BoundaryKind.NONE
 
 
+def wish_of(job: Job) -> Wish:
+    """What is wished for a job's cut: boundaries within steps too, since no policy here counts steps."""
+    return Wish(in_flight=1 if job.boundary.depth == 1 else 0, part_ns=PART_NS)
+
+
 def cut_notes(made: Made, job: Job, *, wanted: bool, lines: list[str]) -> None:
     """Join segments as the job says, and put into words how it is interrupted."""
     if not wanted:
@@ -100,6 +110,7 @@ def cut_notes(made: Made, job: Job, *, wanted: bool, lines: list[str]) -> None:
         made.notes.append(
             f"{len(cut.segment_ns)} segments, {cut.in_flight} in flight, "
             f"at most {cut.boundary_ns / 1e6:.3f} ms to a boundary"
+            + (f" ({cut.note})" if cut.note else "")
         )
         return
     why = [line for line in lines if "is not interrupted" in line]
@@ -125,7 +136,7 @@ def tune_cut(made: Made, job: Job, urgent: Urgent | None) -> Tuning | None:
     )
     kind = msgspec.structs.replace(job.boundary, kind=BoundaryKind.SEGMENT)
     segments = msgspec.structs.replace(job, boundary=kind)
-    boundary, tuning = tuning_of(segments, pieces, urgent, depths=(cut.in_flight,))
+    boundary, tuning = tuning_of(segments, pieces, urgent, depths=(cut.in_flight,), unit="segments")
     if tuning is not None and boundary.every > 1:
         made.program.join_segments(made.of, boundary.every)
         joined = made.cut
