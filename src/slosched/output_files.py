@@ -125,10 +125,33 @@ def check_not_stdout(path: Path) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Raise InvalidConfig if `path` is "-" or is there and no directory. Call it before long work."""
+    """Raise InvalidConfig if `path` is "-", is there and no directory, or cannot be written into or made.
+
+    Call it before long work.
+    """
     check_not_stdout(path)
-    if path.exists() and not path.is_dir():
-        raise InvalidConfig(f"{path} is not a directory; choose another place for the output")
+    for there in (path, *path.parents):
+        try:
+            directory = stat.S_ISDIR(there.stat().st_mode)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InvalidConfig(f"cannot write into {path}: {reason}") from None
+        if not directory:
+            raise InvalidConfig(f"{there} is not a directory; choose another place for the output")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise InvalidConfig(f"{there} cannot be written; choose another place for the output")
+        return
+
+
+def make_folder(path: Path) -> None:
+    """Make the directory `path` unless it is there. Raises as `check_folder`, or OutOfResources."""
+    check_folder(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(f"cannot make the folder {path}: {error.strerror}", error) from None
 
 
 def utf8(text: str) -> str:

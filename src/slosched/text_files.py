@@ -26,6 +26,9 @@ _MARKS = (
 _DECIMAL_COMMA = re.compile(
     r"[+-]?\d{1,3}(\.\d{3})*,\d+([eE][+-]?\d+)?|[+-]?\d+,\d*([eE][+-]?\d+)?"
 )
+#: Characters of a text that is read whole, and of one that people write. A device such as /dev/zero has no end.
+_LONGEST = 256 << 20
+LONGEST_WRITTEN = 16 << 20
 _ROUNDED = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+|[+-]?\d+\.\d*")
 
 
@@ -34,14 +37,19 @@ def encoding_of(start: bytes) -> str:
     return next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
 
 
-def read_text(path: Path, what: str) -> str:
+def read_text(path: Path, what: str, *, longest: int = _LONGEST) -> str:
     """The text of the file at `path`, with "\\n" at each line's end. `what` it is ("the log") stands before
     its name in errors; empty, the name is enough.
 
-    Raises InvalidConfig if it cannot be read or is not text.
+    Raises InvalidConfig if it cannot be read, is not text or has more than `longest` characters.
     """
     with reading(path, what), path.open("rb") as file:
-        return _wrapped(file).read()
+        text = _wrapped(file).read(longest + 1)
+    if len(text) > longest:
+        raise InvalidConfig(
+            f"cannot read {f'{what} {path}'.strip()}: it is longer than {longest >> 20} MiB"
+        )
+    return text
 
 
 @contextmanager
@@ -66,7 +74,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
 
 def read_toml(path: Path, what: str) -> tuple[str, dict[str, Any]]:
     """The text of a TOML file and what it says. Raises InvalidConfig, with the line and column of an error."""
-    text = read_text(path, what)
+    text = read_text(path, what, longest=LONGEST_WRITTEN)
     try:
         return text, tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

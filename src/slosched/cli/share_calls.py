@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slosched.errors import InvalidConfig
 from slosched.output_files import write_file
+from slosched.share.spec_check import shown
 from slosched.share_spec import ShareSpec
 from slosched.text_files import reading
 
@@ -18,13 +21,18 @@ _PIDS = "models_pid.json"
 
 
 def check_models(spec: ShareSpec) -> None:
-    """Raise UnknownName for a model that no real device can run, before any process is started."""
+    """Raise UnknownName for a model that no real device can run, and InvalidConfig for a program that is not
+    there, before any process is started."""
     from slosched.daemon.backends.eager.models import made_by
     from slosched.daemon.backends.graphs import can_capture
 
     if spec.device == "emulated":  # its profile knows the models
         return
     for job in spec.jobs:
+        if job.command and shutil.which(job.command[0]) is None:
+            raise InvalidConfig(
+                f"there is no program {shown(job.command[0])} (COMMAND behind --); give its path, or a name in PATH"
+            )
         if not job.command and not can_capture(job):
             made_by(job.model)
 

@@ -81,6 +81,8 @@ def plot_jct(
 
     check_folder(save_dir)
     _print(draw_jct(model_a, model_b, save_dir, first_row=all_rows), json=json)
+    if not (all_rows or json):
+        say("the first row of each file is left out: Deft's warm-up (--all-rows draws it)")
 
 
 def plot(
@@ -93,6 +95,24 @@ def plot(
         Path | None,
         typer.Option(metavar="DIR", help="Folder of the figures. Default: figures/ in it."),
     ] = None,
+    only: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND,...",
+            help="Kinds of figures, as their files' names begin: latencies, modes, methods, trade-off, knob, "
+            "overhead, dedicated, mixes, jct, lanes, power. Default: all.",
+            show_default=False,
+        ),
+    ] = "",
+    singles: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=1000,
+            metavar="N",
+            help="Runs that get figures of their own (jct, lanes, power).",
+        ),
+    ] = 8,
     json: Json = False,
 ) -> None:
     """Draw all figures that the runs below a folder allow, and say what was left out.
@@ -106,12 +126,15 @@ def plot(
     Examples:
       slosched share plot results
       slosched share plot sweep-sweep-sync --out figures
+      slosched share plot results --only modes,lanes --singles 30
     """
     if not directory.is_dir():
         raise InvalidConfig(f"{directory} is not a directory; give a folder of runs")
     from slosched.share.drawing import draw_all
 
-    files = draw_all(directory, out or directory / "figures", say=beside)
+    files = draw_all(
+        directory, out or directory / "figures", say=beside, singles=singles, only=names(only)
+    )
     if json:
         print_json({"files": [str(file) for file in files]})
         return

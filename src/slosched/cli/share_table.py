@@ -72,7 +72,7 @@ def run_line(run: RunMetrics, runs: Sequence[RunMetrics] = ()) -> str:
     alone = run.mode is Mode.EXCLUSIVE
     for label, value in (("STP", run.stp), ("ANTT", run.antt), ("Jain", run.jain)):
         if value is not None and not alone:
-            parts.append(f"{label} {value:.3g}")
+            parts.append(f"{label} {_digits(value, 3)}")
     energy = run.energy
     if energy.joules is not None:
         watts = f" ({energy.mean_watts:.0f} W)" if energy.mean_watts is not None else ""
@@ -108,8 +108,8 @@ def off_table(off: Sequence[Off]) -> str:
             str(each.mode),
             each.job or "all",
             each.figure,
-            f"{each.predicted:.4g}",
-            f"{each.measured:.4g}",
+            _digits(each.predicted),
+            _digits(each.measured),
             f"{100 * each.error:+.1f} %",
         )
         for each in off
@@ -133,20 +133,25 @@ def _row(mode: str, job: JobMetrics) -> list[str]:
         missed = f"{misses.deft_missed} ({100 * misses.deft_share:.3g} %)*"
     p99 = "-"
     if latency is not None:
-        p99 = f"{latency.p99_ms:.4g}" + (" max" if latency.p99_is_maximum else "")
+        p99 = _digits(latency.p99_ms) + (" max" if latency.p99_is_maximum else "")
     return [
         mode,
         job.name if job.status is Status.OK else f"{job.name} ({job.status})",
         str(job.n),
-        f"{job.throughput_per_s:.4g}",
-        f"{latency.p50_ms:.4g}" if latency is not None else "-",
+        _digits(job.throughput_per_s),
+        _digits(latency.p50_ms) if latency is not None else "-",
         p99,
         _number(job.normalized),
         _number(job.slowdown),
         missed,
-        f"{job.joules_per_request:.3g}" if job.joules_per_request is not None else "-",
+        _digits(job.joules_per_request, 3) if job.joules_per_request is not None else "-",
     ]
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _digits(value: float, digits: int = 4) -> str:
+    """`value` with that number of digits, or as a whole number where it has more: never as 1.2e+04."""
+    return f"{value:.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"

@@ -28,7 +28,7 @@ from slosched.share_spec import (
     ShareSpec,
     Stop,
 )
-from slosched.text_files import read_text
+from slosched.text_files import LONGEST_WRITTEN, read_text
 from slosched.units import NS_PER_S
 
 #: Deft's runner lets each model end at least this number of jobs, however short the experiment is.
@@ -70,7 +70,7 @@ class DeftConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_deft(path: Path) -> DeftConfig:
     """Read the file at `path`. Raises InvalidConfig with the line and column, or the key, that is wrong."""
-    return parse_deft(read_text(path, "the configuration"), str(path))
+    return parse_deft(read_text(path, "the configuration", longest=LONGEST_WRITTEN), str(path))
 
 
 def parse_deft(text: str, name: str = "the configuration") -> DeftConfig:

@@ -19,7 +19,7 @@ DEFAULT_MODES = (Mode.MPS, Mode.TM)
 DEFAULT_DURATION_NS = 120 * NS_PER_S
 #: HotCarbon's name of MPS without a limit of threads.
 MPS_UNCAPPED = "mps-uncap"
-_MODEL_BATCH = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+:/-]*)-([0-9]{1,6})")
+_MODEL_BATCH = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._+:/-]*[A-Za-z0-9._+:/])?)-([0-9]{1,6})")
 
 
 def model_jobs(texts: Sequence[str]) -> tuple[Job, ...]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from slosched.errors import InvalidConfig
-from slosched.output_files import check_folder, write_file
+from slosched.output_files import make_folder, write_file
 from slosched.share.experiment import solo_path
 from slosched.share.metrics import metrics_of
 from slosched.share.outputs import write_run
@@ -72,7 +72,7 @@ def simulate(
     `against`: the directory of measured runs of the same jobs. Raises InvalidConfig for a model without a solo
     run, a folder that cannot be written, or an `against` without a run of these jobs.
     """
-    check_folder(out)
+    make_folder(out)
     solos = load_profile(profile or spec.profile)
     for job in spec.jobs:
         if not job.command:

@@ -23,7 +23,7 @@ import msgspec
 from slosched.analysis.compare import Estimate
 from slosched.clock import now_ns
 from slosched.errors import InvalidConfig, SloschedError
-from slosched.output_files import check_folder, write_file
+from slosched.output_files import make_folder, write_file
 from slosched.share.axes import Point
 from slosched.share.figures import JobMetrics, RunMetrics
 from slosched.share.found_runs import RUN
@@ -81,7 +81,7 @@ def run_sweep(
     sweep.csv is also written if KeyboardInterrupt ends it. Raises InvalidConfig if `out` cannot be written, or
     two points have one folder.
     """
-    check_folder(out)
+    make_folder(out)
     _check_folders(points)
     sweep = _Sweep(points, out, run, say, stopped)
     if resume:
