@@ -21,6 +21,7 @@ from slosched.core.share.brain import Load, ShareBrain
 from slosched.core.share.interface import Ended, Start, Withdraw
 from slosched.daemon.member import opening
 from slosched.daemon.member.loop import Control, Pair, Serving, outcome, undisturbed
+from slosched.daemon.member.main import Member
 from slosched.daemon.member.rows import RowFile
 from slosched.errors import InvalidConfig, OutOfResources
 from slosched.share.row_files import read_rows
@@ -29,11 +30,13 @@ from slosched.share.session import Session
 from slosched.share_spec import (
     Begin,
     Clients,
+    FromMember,
     Job,
     JobEnded,
     Mode,
     Order,
     Policy,
+    Prepared,
     Progress,
     Request,
     Run,
@@ -152,6 +155,47 @@ def test_a_lane_that_raises_ends_its_own_job_alone(tmp_path: Path) -> None:
     assert ended[1].status is Status.OK
     assert len(world.requests(0)) == 2
     assert len(world.requests(1)) > 2
+
+
+def test_a_lane_that_raised_serves_no_further_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lanes = {0: FakeLane(script="raises"), 1: FakeLane()}
+    plans = [
+        opening.Plan(
+            (job,),
+            lambda job=job, lane=lane: opening.Held(  # type: ignore[misc]
+                jobs=(job,),
+                lane=lane,
+                prepare=lambda: (Prepared(job=job, pid=1),),
+                memory=lambda: {job: (1, 2)},
+                failures=dict,
+            ),
+        )
+        for job, lane in lanes.items()
+    ]
+    monkeypatch.setattr(opening, "plans", lambda order: (plans, []))
+    order = Order(
+        mode=Mode.TM,
+        device="cpu",
+        jobs={job: Job(name=f"job{job}", model="tiny") for job in lanes},
+        policy=Policy.FCFS,
+        seed=0,
+        rows=str(tmp_path / "rows"),
+        least_jobs=5,
+    )
+    told: list[FromMember] = []
+    member = Member(order, Control(), told.append)
+    assert member.prepare()
+    ends = []
+    for _ in range(2):
+        told.clear()
+        member.window(Begin(at_ns=now_ns(), until_ns=now_ns() + 30 * NS_PER_MS))
+        ends.append({each.job: each for each in told if isinstance(each, JobEnded)})
+    for each in ends:
+        assert (each[0].status, each[1].status) == (Status.FAILED, Status.OK)
+        assert "the lane broke" in each[0].reason
+    assert lanes[0].started == 3  # in the first window alone
 
 
 def test_failed_requests_and_memory_are_typed_results(tmp_path: Path) -> None:

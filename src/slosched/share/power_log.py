@@ -48,7 +48,9 @@ class PowerLog:
         interval_ms = min(max(every_ns // NS_PER_MS, _SHORTEST_MS), _LONGEST_MS)
         self._samples, self._answer = folder / "power.jsonl", folder / "power.txt"
         self._errors = folder / "power.log"
-        self._command = (*command, "--device", device, "--file", str(self._samples), "--interval-ms", str(interval_ms))
+        options = {"device": device, "file": self._samples, "interval-ms": interval_ms}
+        words = (word for name, value in options.items() for word in (f"--{name}", str(value)))
+        self._command = (*command, *words)
         self._process: subprocess.Popen[bytes] | None = None
         self._failed = ""
         if not device.startswith("cuda"):

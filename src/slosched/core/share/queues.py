@@ -8,7 +8,7 @@ What has arrived and never starts is counted when the job is over.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 
 import msgspec
 
@@ -223,7 +223,6 @@ class JobQueue:
                     if self._at_ns + after_ns >= until_ns or left >= MOST_LEFT:
                         break
                     left += 1
-        heapify(self._ready)
         left += sum(ready_ns < until_ns for ready_ns in self._ready)
         if self.over(now_ns):
             self._left = left

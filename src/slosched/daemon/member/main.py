@@ -38,6 +38,7 @@ from slosched.share_spec import (
     Prepared,
     Ready,
     Request,
+    Status,
     ToMember,
 )
 from slosched.workloads.job_arrivals import arrivals_of, seed_of
@@ -60,6 +61,7 @@ class _Ready:
     held: opening.Held
     prepared: dict[int, Prepared]
     thread: ThreadPoolExecutor | None = None
+    broken: str = ""  # what it raised while it served: nothing of it can be trusted any more
     warmups: list[Request] = field(default_factory=list)
 
 
@@ -159,7 +161,10 @@ class Member:
         pairs: list[tuple[_Ready, Pair]] = []
         for lane in self._lanes:
             jobs = tuple(job for job in lane.held.jobs if job in asked and job in lane.prepared)
-            if jobs:
+            if lane.broken:
+                for job in jobs:
+                    self._tell(JobEnded(job=job, status=Status.FAILED, reason=lane.broken))
+            elif jobs:
                 pairs.append((lane, self._pair(lane, jobs)))
         serving = Serving(
             begin,
@@ -180,6 +185,7 @@ class Member:
             with suppress(Exception):
                 memory = lane.held.memory()
             hangs = hangs or pair.unfinished
+            lane.broken = pair.problem
             for job in pair.jobs:
                 within_ns = self._order.finish_within_ns
                 self._tell(outcome(pair, job, memory.get(job, (0, 0)), within_ns))
@@ -190,12 +196,12 @@ class Member:
 
     def _serve(self, serving: Serving, pairs: Sequence[tuple[_Ready, Pair]]) -> None:
         """Those with a thread of their own serve in it; the others, which are only looked at, here."""
-        waiting = [
-            lane.thread.submit(serving.serve, [pair], collects=not place)
-            for place, (lane, pair) in enumerate(pairs)
-            if lane.thread is not None
-        ]
         unthreaded = [pair for lane, pair in pairs if lane.thread is None]
+        threaded = [(lane.thread, pair) for lane, pair in pairs if lane.thread is not None]
+        waiting = [  # one thread collects the garbage of all
+            thread.submit(serving.serve, [pair], collects=not (place or unthreaded))
+            for place, (thread, pair) in enumerate(threaded)
+        ]
         if unthreaded:
             serving.serve(unthreaded)
         for each in waiting:

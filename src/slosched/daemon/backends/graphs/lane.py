@@ -12,8 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from bisect import bisect_left
-from collections import deque
+from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -132,7 +131,7 @@ class GraphLane:
         self._held: dict[int, _Held] = {}  # by op id
         self._ops = self._actions = 0
         self._ended: list[Ended] = []
-        self._runs: deque[tuple[int, int, int]] = deque(maxlen=_REMEMBERED)  # begin, job, wanted
+        self._runs: list[tuple[int, int, int]] = []  # begin, job, wanted: in the order of begins
         #: Jobs whose models could not be prepared, while others could.
         self.failures: dict[int, Failure] = {}
         self.warmups: tuple[Ended, ...] = ()
@@ -403,7 +402,10 @@ class GraphLane:
 
     def _outcome(self, held: _Held, done: OpDone) -> Ended:
         start, span = held.start, done.span
-        self._runs.append((span.begin_ns, start.job, held.wanted_ns))
+        # The thread launches segments meanwhile: nothing here may take longer the more runs there were.
+        insort(self._runs, (span.begin_ns, start.job, held.wanted_ns))
+        if len(self._runs) > _REMEMBERED:
+            del self._runs[: _REMEMBERED // 2]
         return Ended(
             job=start.job,
             number=start.number,
@@ -416,8 +418,7 @@ class GraphLane:
 
     def _pauses(self, job: int, done: OpDone) -> tuple[Interruption, ...]:
         """What interrupted a run: in each pause the first run that began, which has ended before it."""
-        runs = sorted(self._runs)
-        found = []
+        runs, found = self._runs, []
         for before, after in pairwise(done.segments):
             place = bisect_left(runs, (before.end_ns, -1, 0))
             begun_ns, by, wanted_ns = runs[place] if place < len(runs) else (before.end_ns, -1, 0)
