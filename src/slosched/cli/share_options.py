@@ -13,8 +13,9 @@ import typer
 from slosched.cli.config_options import Options, with_parameters
 from slosched.cli.help import SloschedCommand
 from slosched.cli.values import duration_ns
+from slosched.core.share.tuner import tunable
 from slosched.errors import InvalidConfig
-from slosched.share_spec import Policy, Run, ShareSpec, Stop
+from slosched.share_spec import Job, Policy, Run, ShareSpec, Stop
 
 #: Where the words behind -- are kept while the others are read.
 _COMMAND = "slosched.command"
@@ -91,6 +92,11 @@ _HINTS: dict[str, Any] = {
         "--run",
         metavar="|".join(Run),
     ),
+    "tuned": _option(
+        bool,
+        "Let the tuner choose how far apart the boundaries are of each model that another one interrupts.",
+        "--tuned",
+    ),
     "stop": _option(
         str, "What runs at the end of a run ends and counts, or does not.", metavar="|".join(Stop)
     ),
@@ -145,10 +151,34 @@ def described(ctx: typer.Context, models: list[str] | None, asked: Options) -> D
         jobs = tuple(
             job if job.command else msgspec.structs.replace(job, run=run_as) for job in jobs
         )
+    if asked["tuned"]:
+        jobs = all_tuned(jobs)
     if _COMMAND in ctx.meta:
         jobs = (*jobs, command_job(ctx.meta[_COMMAND], [job.name for job in jobs]))
     spec = check_spec(msgspec.structs.replace(found.spec, jobs=jobs, **changes))
     return Described(spec=spec, warnings=found.warnings, deft_logs=found.deft_logs)
+
+
+def all_tuned(jobs: tuple[Job, ...]) -> tuple[Job, ...]:
+    """The jobs, with tuned boundaries where another one may interrupt them. Raises InvalidConfig if none is.
+
+    Those of the highest priority are left as they are, unless all have one priority.
+    """
+    highest = max(job.priority for job in jobs)
+    levels = len({job.priority for job in jobs})
+    found = []
+    for job in jobs:
+        boundary = msgspec.structs.replace(job.boundary, tuned=True)
+        interrupted = levels == 1 or job.priority < highest
+        if interrupted and not job.command and tunable(boundary):
+            job = msgspec.structs.replace(job, boundary=boundary)
+        found.append(job)
+    if not any(job.boundary.tuned for job in found):
+        raise InvalidConfig(
+            "--tuned: no model of low priority has boundaries that can be tuned; give it a boundary of kind "
+            "segment, sync or event"
+        )
+    return tuple(found)
 
 
 def _base(models: list[str], asked: Options) -> Described:

@@ -90,6 +90,7 @@ class JobMetrics(Figures, frozen=True):
     wrong_answers: int = 0
     runs: str = ""
     note: str = ""
+    boundaries: int = 0  # in one request, of which each `every`-th binds
     tuning: Tuning | None = None  # where the tuner chose its boundaries
 
 

@@ -67,6 +67,7 @@ def job_metrics(
         wrong_answers=sum(row.differs for row in found.requests),
         runs=found.prepared.runs.value if found.prepared else "",
         note=found.prepared.note if found.prepared else "",
+        boundaries=found.prepared.boundaries if found.prepared else 0,
         tuning=found.prepared.tuning if found.prepared else None,
     )
 

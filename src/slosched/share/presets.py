@@ -123,6 +123,7 @@ DEMO_METHODS: dict[str, tuple[Mode, Boundary, Boundary | None]] = {
     "gate-off": (Mode.TM, Boundary(kind=BoundaryKind.NONE), None),
     "gate-unbounded": (Mode.GATE, Boundary(kind=BoundaryKind.NONE), None),
     "gate-sync-20": (Mode.GATE, Boundary(kind=BoundaryKind.SYNC, every=20), None),
+    "gate-tuned": (Mode.GATE, Boundary(kind=BoundaryKind.SYNC, tuned=True), None),
     "gate-event-2": (Mode.GATE, Boundary(kind=BoundaryKind.EVENT, every=2), None),
     "layer-sync": (Mode.TM, Boundary(kind=BoundaryKind.LAYER), None),
     **{

@@ -28,6 +28,7 @@ from slosched.share.axes import Point
 from slosched.share.figures import JobMetrics, RunMetrics
 from slosched.share.found_runs import RUN
 from slosched.share.run import distinct
+from slosched.share.sweep_fit import BoundaryFit, fits_of
 from slosched.share_spec import Mode, ShareSpec, Status
 from slosched.sim.run import source_digest
 from slosched.units import NS_PER_S, format_duration
@@ -53,7 +54,10 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Swept(msgspec.Struct, frozen=True, kw_only=True):
-    """What a sweep came to. `stopped`: it was interrupted; `left` points are not done."""
+    """What a sweep came to. `stopped`: it was interrupted; `left` points are not done.
+
+    `fits` are a and b of Deft's predictor where distances of boundaries vary.
+    """
 
     table: Path
     done: int
@@ -61,6 +65,7 @@ class Swept(msgspec.Struct, frozen=True, kw_only=True):
     failed: dict[str, str]
     left: int
     stopped: bool
+    fits: tuple[BoundaryFit, ...] = ()
 
 
 def run_sweep(
@@ -90,6 +95,9 @@ def run_sweep(
         sweep.run(now)
     finally:
         table = write_table(points, sweep.done, out)
+    fits = fits_of((p.spec, sweep.done[p.folder].runs) for p in points if p.folder in sweep.done)
+    for fit in fits:
+        say(f"cost of boundaries: {fit.text}")
     if draw and sweep.done and not sweep.stop:
         _draw(out, say)
     return Swept(
@@ -99,6 +107,7 @@ def run_sweep(
         failed=sweep.failed,
         left=len(points) - len(sweep.done),
         stopped=sweep.stop,
+        fits=tuple(fits),
     )
 
 
