@@ -221,7 +221,7 @@ def test_simulate_writes_the_files_of_a_live_run(tmp_path: Path) -> None:
     assert (tmp_path / "x" / "bert" / "bert-1" / "exclusive" / "r0" / "tput.csv").exists()
     assert (folder / "tput.csv").read_text().startswith("mode,load,0_bert-1,1_gpt-1\ntm,1.0,")
     stp = msgspec.json.decode((folder / "summary.json").read_bytes())["metrics"]["stp"]
-    assert 1 < stp < 2
+    assert 0.8 < stp < 1  # as graphs: two changes of context for each pair of slices
 
 
 def as_measured(folder: Path) -> None:

@@ -4,6 +4,7 @@
     python3 benchmarks/gpu/sharing.py --out DIR --parts mix-eager-tm,demo
     python3 benchmarks/gpu/sharing.py --merge FILE... --out benchmarks/results   # several runs as one
     python3 benchmarks/gpu/sharing.py --table                               # sharing.md from the results
+    python3 benchmarks/gpu/sharing.py --simulated    # the same, with what virtual time makes of each cell
 
 Everything runs through the sessions of `slosched share`: real processes, MPS where the mode is mps. The four
 models of HotCarbon are loaded once for each mode, and each mix is a window in which a part of them is active.
@@ -30,17 +31,17 @@ from typing import Any
 import checkout_path  # noqa: F401  (before everything that lies in this checkout)
 import msgspec
 from measured_on import measured_on
+from sharing_jobs import GATES, MODES, demo_jobs, mix_jobs, mode_of, pair_jobs, pair_ways
 from sharing_page import MIXES, MODELS, PAGE, RESULTS, mix_name, page
+from sharing_simulated import kept_lines, simulated_lines
 
 from slosched.output_files import write_file
 from slosched.share.figures import RunMetrics
 from slosched.share.metrics import metrics_of
 from slosched.share.session import Session
 from slosched.share_spec import (
-    Arriving,
     Boundary,
     BoundaryKind,
-    Clients,
     Job,
     Mode,
     Run,
@@ -51,33 +52,8 @@ from slosched.units import NS_PER_MS, NS_PER_S
 
 #: The part of the time, s, that is kept for the last files.
 _SPARE_S = 12.0
-#: Modes by how models run; the first one's session also runs each model alone.
-MODES = {
-    "eager": ("tm", "mps", "gate"),
-    "graphs": ("tm", "mps", "mps-priority", "streams", "preempt"),
-}
-#: MPS with client priorities, as HotCarbon did not run it.
-_MPS_PRIORITY = "mps-priority"
 #: What a window costs beyond its length: what runs ends, and the next one begins.
 _WINDOW_MORE_S = 3.0
-_EVENT, _SYNC, _LAYER, _NONE = (
-    BoundaryKind.EVENT,
-    BoundaryKind.SYNC,
-    BoundaryKind.LAYER,
-    BoundaryKind.NONE,
-)
-#: Mode and boundary of the low job, by what the page calls it. In flight are `depth` groups of `every` modules.
-GATES: dict[str, tuple[Mode, Boundary]] = {
-    "time slicing, gate off": (Mode.TM, Boundary(kind=_NONE)),
-    "gate, at most 8 modules in flight": (Mode.GATE, Boundary(kind=_EVENT, every=4, depth=2)),
-    "gate, at most 16": (Mode.GATE, Boundary(kind=_EVENT, every=8, depth=2)),
-    "gate, at most 64": (Mode.GATE, Boundary(kind=_EVENT, every=32, depth=2)),
-    "stream priorities": (Mode.STREAMS, Boundary(kind=_NONE)),
-    "gate, queue not bounded": (Mode.GATE, Boundary(kind=_NONE)),
-    "gate, a wait after each 4": (Mode.GATE, Boundary(kind=_SYNC, every=4)),
-    "gate, a wait after each layer": (Mode.GATE, Boundary(kind=_LAYER)),
-}
-_FEW_GATES = ("time slicing, gate off", "gate, at most 8 modules in flight", "stream priorities")
 
 
 class Results:
@@ -249,27 +225,6 @@ def run_windows(
 # ------------------------------------------------------------------------------------------- parts
 
 
-def mode_of(way: str) -> Mode:
-    return Mode.MPS if way == _MPS_PRIORITY else Mode(way)
-
-
-def mix_jobs(run: Run, way: str, models: Sequence[str]) -> list[Job]:
-    """HotCarbon's models back to back. Where a way to share has priorities, the shorter goes first."""
-    mode, ranked = mode_of(way), way not in ("tm", "mps")
-    return [
-        Job(
-            name=model,
-            model=model,
-            run=run,
-            priority=len(MODELS) - 1 - MODELS.index(model) if ranked else 0,
-            boundary=Boundary(kind=_EVENT, every=8, depth=2)
-            if mode is Mode.GATE and model != "bert"
-            else Boundary(),
-        )
-        for model in models
-    ]
-
-
 def part_mix(
     results: Results, run: str, mode: str, options: argparse.Namespace, work: Path
 ) -> None:
@@ -324,7 +279,8 @@ def _alone_first(
         (f"{prefix}alone/{job.name}", (place,), keys[place]) for place, job in enumerate(jobs)
     ]
     plain = [
-        msgspec.structs.replace(job, priority=0, boundary=Boundary(kind=_NONE)) for job in jobs
+        msgspec.structs.replace(job, priority=0, boundary=Boundary(kind=BoundaryKind.NONE))
+        for job in jobs
     ]
     run_windows(results, plain, Mode.TM, windows, seconds, work, keys)
     return keys
@@ -332,12 +288,7 @@ def _alone_first(
 
 def part_demo(results: Results, options: argparse.Namespace, work: Path) -> None:
     """Deft's two detectors: A of 1440p back to back, B of 720p with the higher priority and pauses."""
-    detector = "fasterrcnn_resnet50_fpn"
-    low = Job(name="model_A", model=detector, size=(1440, 2560), run=Run.EAGER)
-    pauses = Clients(think_ns=250 * NS_PER_MS)
-    high = Job(
-        name="model_B", model=detector, size=(720, 1280), run=Run.EAGER, priority=1, clients=pauses
-    )
+    low, high = demo_jobs()
     seconds = options.window + 2
     keys = _alone_first(results, "demo-", (low, high), seconds, work)
     for name, (mode, boundary) in GATES.items():
@@ -347,23 +298,10 @@ def part_demo(results: Results, options: argparse.Namespace, work: Path) -> None
 
 def part_pair(results: Results, run: str, options: argparse.Namespace, work: Path) -> None:
     """ViT-L/16 of batch 32 back to back, and a ResNet-50 of batch 1 that arrives at random."""
-    low = Job(name="vit_l", model="vit_l_16", batch=32, dtype="float16", run=Run(run))
-    arrivals = Clients(arriving=Arriving.POISSON, rate_per_s=25.0)
-    high = Job(
-        name="resnet50",
-        model="resnet50",
-        dtype="float16",
-        run=Run(run),
-        priority=1,
-        clients=arrivals,
-    )
+    low, high = pair_jobs(Run(run))
     seconds = options.window + 2
     keys = _alone_first(results, f"pair-{run}-", (low, high), seconds, work)
-    if run == "graphs":
-        ways = {each: (Mode(each), Boundary()) for each in ("tm", "mps", "streams", "preempt")}
-    else:
-        ways = {name: GATES[name] for name in _FEW_GATES}
-    for name, (mode, boundary) in ways.items():
+    for name, (mode, boundary) in pair_ways(run).items():
         jobs = (msgspec.structs.replace(low, boundary=boundary), high)
         run_windows(results, jobs, mode, [(f"pair-{run}/{name}", (0, 1), "")], seconds, work, keys)
 
@@ -525,10 +463,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, help="the folder for logs (default: a temporary one)")
     parser.add_argument("--commit", default="", help="what was measured, outside a checkout")
     parser.add_argument("--table", action="store_true", help="only write sharing.md")
+    parser.add_argument(
+        "--simulated", action="store_true", help="write sharing.md with a simulation of each cell"
+    )
     parser.add_argument("--merge", type=Path, nargs="+", help="results to put together")
     options = parser.parse_args(arguments)
-    if options.table:
-        write_file(PAGE, page(json.loads(RESULTS.read_text(encoding="utf-8"))).encode())
+    if options.table or options.simulated:
+        document = json.loads(RESULTS.read_text(encoding="utf-8"))
+        more = simulated_lines(document) if options.simulated else kept_lines(PAGE)
+        write_file(PAGE, page(document, more).encode())
         return 0
     if options.out is None:
         parser.error("--out is missing")

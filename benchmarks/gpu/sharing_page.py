@@ -36,8 +36,8 @@ def mix_name(mix: Sequence[str]) -> str:
     return "+".join(mix)
 
 
-def page(document: Mapping[str, Any]) -> str:
-    """The results as Markdown."""
+def page(document: Mapping[str, Any], more: Sequence[str] = ()) -> str:
+    """The results as Markdown. `more`: lines of a section of another module."""
     cells: Cells = document["cells"]
     lines = [_HEAD, "", *(f"*{each}*" for each in document["runs"])]
     for run in ("eager", "graphs"):
@@ -46,7 +46,7 @@ def page(document: Mapping[str, Any]) -> str:
             lines += _mixes(cells, run, modes)
             lines += _short_tails(cells, run, modes)
     lines += [*_verdict(cells, document["modes"]), *_demo(cells), *_pair(cells), *_checks(cells)]
-    lines += _prepared(cells)
+    lines += [*more, *_prepared(cells)]
     missing = {**document["left_out"], **document["failed"]}
     if missing:
         lines += ["", "## Not measured", "", *(f"- {key}: {why}" for key, why in missing.items())]

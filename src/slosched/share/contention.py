@@ -9,10 +9,15 @@ known of it is g, the share of its solo time in which the GPU works (NVML's util
   1 + sum over others j of (burst_j + 1) / burst_i * min(1, n_j / n_i) times as long, where n = g x / burst is
   the number of bursts a second.
 - MPS and streams (`mps`, `streams`): `press`, how much the kernels of a job hold up those of others, whose GPU
-  part lasts 1 + (sum over j of press_j g_j x_j)^1.525 times as long.
+  part lasts 1 + (sum over j of press_j g_j x_j)^p times as long, with p = 1 + 0.525 h.
 
-The host's part of a request overlaps with the GPU's, so a request takes (1 + (g slowdown)^k)^(1/k) times as
+h, `host_share`, is the part of its solo time in which a job's host works: 1 for eager models, 1 - g for graphs.
+The host's part of a request overlaps with the GPU's, so a request takes (h^k + (g slowdown)^k)^(1/k) times as
 long as alone: about the longer of both (k = 4 in tm, 2 in mps, where the value at slowdown 1 is divided out).
+
+What no sum of such rates may exceed bounds them (many jobs): the GPU's time (sum of g x = 1 in tm; 1.6 in mps
+and streams, where kernels overlap: the most that was measured, bert+whisper+GPT-J as graphs on an H200), one
+interpreter (sum of h x = 1) for the jobs of mode streams, and the host's cores in the others.
 
 `burst` and `press` of HotCarbon's four models are fitted to the throughputs of the published *pairs* (A6000 and
 RTX 4090 in tm and mps, A100 in tm; g of each device's own solo runs); one value serves all devices. The mean
@@ -25,10 +30,16 @@ The form was chosen among several with the triples in view, so they are not a bl
 host-bound job meets the diffusion model under MPS on the A6000 (bert+whisper+diffusion: STP 0.3 too high;
 kernels there hold up bert more than its small GPU share explains), it says nothing of tails (a rate is a
 mean), and the split between two jobs in tm is off by 0.1 where the stored runs are not transitive
-(bert+whisper on the 4090). A stream of higher priority feels 0.65 of the press of a lower one: ResNet-50 b1
-beside b64 on an H200 took 3.32 ms at one priority and 2.47 ms at a higher one, 0.91 ms alone. A thread
-percentage p slows the GPU part by 100 fills / p where the model fills more of the GPU than that, and limits
-its press likewise; that is arithmetic and was not measured.
+(bert+whisper on the 4090).
+
+Graphs keep the GPU busy: their waits add up linearly (h = 0), and in tm they have slices (time_slices.py). bert,
+whisper and diffusion have the same press as eager models, which were fitted on other GPUs; GPT-J's is 1.1 in
+place of 1.65. On an H200 under MPS the ten mixes are then off by 0.04 in STP and by 11 % in each job's
+throughput, on average. A stream of higher priority feels 0.8 of the press of a lower one: a ResNet-50 of batch
+1 felt 0.65 of it beside one of batch 64, and 0.93 beside ViT-L/16 of batch 32, whose kernels fill the card.
+
+A thread percentage p slows the GPU part by 100 fills / p where the model fills more of the GPU than that, and
+limits its press likewise; that is arithmetic and was not measured.
 """
 
 from __future__ import annotations
@@ -40,18 +51,24 @@ import msgspec
 from slosched.share_spec import Mode
 
 _EXPONENT = {Mode.TM: 4, Mode.MPS: 2, Mode.STREAMS: 2}
-_PRESSED = 1.525
-_PRIORITY_PRESS = 0.65
+_PRESSED = 0.525
+_PRIORITY_PRESS = 0.8
+#: The most that g x of all jobs add up to.
+_CAPACITY = {Mode.TM: 1.0, Mode.MPS: 1.6, Mode.STREAMS: 1.6}
 _ROUNDS = 100
 _NEAR = 1e-9
 
 
 class Party(msgspec.Struct, frozen=True, kw_only=True):
-    """A job that wants the GPU. `gpu_share` and `fills` are within 0..1; `burst` > 0; `press` >= 0."""
+    """A job that wants the GPU. `gpu_share`, `host_share`, `fills` are within 0..1; `burst` > 0; `press` >= 0.
+
+    `host_share`: the part of its solo time in which its host works: 1 of an eager model, near 0 of graphs.
+    """
 
     gpu_share: float
     burst: float
     press: float
+    host_share: float = 1.0
     fills: float = 1.0
     priority: int = 0
     thread_percentage: int = 0
@@ -64,15 +81,17 @@ class Party(msgspec.Struct, frozen=True, kw_only=True):
         return min(1.0, self.thread_percentage / 100 / max(self.fills, 0.01))
 
 
-def rates(parties: Sequence[Party], mode: Mode) -> tuple[float, ...]:
+def rates(parties: Sequence[Party], mode: Mode, *, cores: int = 0) -> tuple[float, ...]:
     """The rate of each party, within 0..1, where all of them have work. `mode`: tm, mps or streams.
 
-    A fixed point by damped iteration; the same parties give the same bits.
+    `cores`: of the host, for all processes (0: enough). A fixed point by damped iteration; the same parties give
+    the same bits.
     """
     limits = [1.0] * len(parties) if mode is Mode.TM else [party.limit for party in parties]
     if len(parties) == 1:
-        share = parties[0].gpu_share
-        return (1 / _longer(share / limits[0], _EXPONENT[mode], scaled_by=share),)
+        party = parties[0]
+        alone = party.gpu_share / limits[0]
+        return (1 / _longer(party, alone, _EXPONENT[mode], scaled_by=party.gpu_share),)
     slow = _slowdown_tm if mode is Mode.TM else _slowdown_mps
     exponent = _EXPONENT[mode]
     now = [1.0] * len(parties)
@@ -81,6 +100,7 @@ def rates(parties: Sequence[Party], mode: Mode) -> tuple[float, ...]:
             0.5 * now[i]
             + 0.5
             / _longer(
+                party,
                 party.gpu_share / limits[i] * slow(parties, now, i, mode),
                 exponent,
                 scaled_by=0.0 if mode is Mode.TM else party.gpu_share,
@@ -91,12 +111,31 @@ def rates(parties: Sequence[Party], mode: Mode) -> tuple[float, ...]:
         now = then
         if moved < _NEAR:
             break
-    return tuple(min(1.0, max(1e-6, rate)) for rate in now)
+    return tuple(min(1.0, max(1e-6, rate)) for rate in _bounded(parties, now, mode, cores))
 
 
-def _longer(gpu_part: float, exponent: int, *, scaled_by: float) -> float:
+def _bounded(
+    parties: Sequence[Party], found: Sequence[float], mode: Mode, cores: int
+) -> Sequence[float]:
+    """`found`, slowed down where the GPU, the interpreter or the cores would do more than they can."""
+    hosts = 1 if mode is Mode.STREAMS else cores
+    busy = sum(party.host_share * rate for party, rate in zip(parties, found, strict=True))
+    if hosts and busy > hosts:
+        slower = busy / hosts - 1
+        found = [
+            rate / (1 + party.host_share * slower)
+            for party, rate in zip(parties, found, strict=True)
+        ]
+    used = sum(
+        party.gpu_share * party.fills * rate for party, rate in zip(parties, found, strict=True)
+    )
+    return [rate * min(1.0, _CAPACITY[mode] / used) for rate in found]
+
+
+def _longer(party: Party, gpu_part: float, exponent: int, *, scaled_by: float) -> float:
     """How much longer a request takes whose GPU part is `gpu_part` of its solo time; 1 at `scaled_by`."""
-    return float(((1 + gpu_part**exponent) / (1 + scaled_by**exponent)) ** (1 / exponent))
+    host = party.host_share**exponent
+    return float(((host + gpu_part**exponent) / (host + scaled_by**exponent)) ** (1 / exponent))
 
 
 def _slowdown_tm(parties: Sequence[Party], now: Sequence[float], i: int, mode: Mode) -> float:
@@ -117,4 +156,4 @@ def _slowdown_mps(parties: Sequence[Party], now: Sequence[float], i: int, mode: 
             press = other.press * other.limit * other.gpu_share * now[j]
             lower = mode is Mode.STREAMS and other.priority < parties[i].priority
             pressed += press * (_PRIORITY_PRESS if lower else 1.0)
-    return float(1 + pressed**_PRESSED)
+    return float(1 + pressed ** (1 + _PRESSED * parties[i].host_share))

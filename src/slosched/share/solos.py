@@ -24,12 +24,14 @@ _MOST_FILES = 10_000
 
 
 class Solo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One model alone. `gpu_share`: the part of the latency in which the GPU works, 0..1.
+    """One model alone. `gpu_share`: the part of the latency in which the GPU works, 0..1; `host_share`: that in
+    which the host does (-1: 1 of an eager model, 1 - gpu_share of graphs).
 
     `watts`: the mean power of the card in a closed loop. `burst`, `press`: see contention.py; their defaults
     are those of a model in the middle. `boundaries`: places in one request where it can be interrupted;
-    `longest_ms`: the first stretch between two of them, which is the longest (0: all are equal). `runs`: as
-    "graphs" or "eager"; `lane_ms`: how long it then takes in the lane of mode preempt (0: as long as alone).
+    `longest_ms`: the longest stretch without one (0: all are equal), which is the first, or with `longest_last`
+    the last. `runs`: as "graphs" or "eager"; `lane_ms`: how long it takes in the lane of mode preempt (0: as
+    long as alone).
     """
 
     model: str
@@ -38,6 +40,7 @@ class Solo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     size: tuple[int, int] = (0, 0)
     p99_ms: float = 0.0  # 0: each request takes the same time
     gpu_share: float = 1.0
+    host_share: float = -1.0
     watts: float = -1.0  # -1: unknown; in proportion to the GPU share
     memory_mib: int = 0
     burst: float = 4.0
@@ -45,6 +48,7 @@ class Solo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     fills: float = 1.0
     boundaries: int = 32
     longest_ms: float = 0.0
+    longest_last: bool = False
     lane_ms: float = 0.0
     runs: Run = Run.EAGER
     note: str = ""
@@ -57,6 +61,7 @@ class Solo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             (self.burst > 0 and self.press >= 0, "burst must be above 0 and press at least 0"),
             (0 < self.fills <= 1, "fills must be above 0 and at most 1"),
             (self.boundaries >= 0 and self.batch >= 1, "boundaries and batch cannot be negative"),
+            (self.host_share <= 1, "host_share must be at most 1"),
             (0 <= self.longest_ms < inf, "longest_ms must be at least 0"),
             (0 <= self.lane_ms < inf, "lane_ms must be at least 0"),
             (self.runs is not Run.AUTO, 'runs must be "graphs" or "eager"'),
@@ -71,13 +76,19 @@ class Solo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The solos of one device. `measured` says how; every report of a simulation repeats it."""
+    """The solos of one device. `measured` says how; every report of a simulation repeats it.
+
+    `awake_watts`: with models loaded, while none runs (0: as idle). `cores`: of its host, for eager models in
+    processes of their own (0: enough).
+    """
 
     device: str
     measured: str
     solos: tuple[Solo, ...]
     idle_watts: float = 0.0
+    awake_watts: float = 0.0
     most_watts: float = 1e9
+    cores: int = 0
 
     def of(self, job: Job) -> Solo:
         """The solo of `job`'s model, batch and size. Raises InvalidConfig where the model is unknown.
@@ -115,10 +126,15 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             gpu_share=solo.gpu_share,
             burst=solo.burst,
             press=solo.press,
+            host_share=solo.host_share if solo.host_share >= 0 else _host_share(solo),
             fills=solo.fills,
             priority=job.priority,
             thread_percentage=job.thread_percentage,
         )
+
+
+def _host_share(solo: Solo) -> float:
+    return 1.0 - solo.gpu_share if solo.runs is Run.GRAPHS else 1.0
 
 
 def _tiny(job: Job) -> Solo:

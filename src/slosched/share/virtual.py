@@ -2,9 +2,9 @@
 
 Nothing is computed and nothing waits: 120 s take a second or less. Formats, policies, barriers and failures
 are those of a live run; times are as good as the solo profiles (solos.py), the contention model
-(contention.py, with its errors) and, for power, the model here: idle power plus, for each job that runs, what
-it takes alone above idle times its rate, at most what the card may draw. Results say in `about` that they are
-a model's.
+(contention.py, with its errors) and, for power, the model here: the card's power without work plus, for each
+job that runs, what it takes alone above that times its rate, at most what the card may draw. Results say in
+`about` that they are a model's.
 
 What each mode is here:
 - exclusive: one job alone.
@@ -27,7 +27,6 @@ import msgspec
 from slosched.core.share.brain import Load, ShareBrain
 from slosched.core.share.driving import turn
 from slosched.core.share.interface import Ended, Lane
-from slosched.core.share.queues import MOST_LEFT
 from slosched.core.share.tuner import boundary_cost_ns, tunable, tuning_of, urgent_of
 from slosched.core.worker.emulated import SplitMix64
 from slosched.errors import InvalidConfig
@@ -158,7 +157,7 @@ class _World:
         gpu: SharedGpu = (
             SliceGpu(jobs, self.work_ns)
             if graphs and rates_of is Mode.TM
-            else RateGpu(parties, rates_of, self.work_ns)
+            else RateGpu(parties, rates_of, self.work_ns, cores=self.profile.cores)
         )
         self.gpu = gpu
         lanes = {i: RateLane(gpu, i) for i in jobs}
@@ -236,12 +235,16 @@ def _boundary(job: Job, solo: Solo, world: _World) -> Spacing:
 
 def _measured_segments(solo: Solo, exec_ns: int) -> Spacing:
     """The segments that preparation cut, one in flight; `lane_ms` has what they cost, where it was measured."""
-    first_ns = round(solo.longest_ms * NS_PER_MS)
-    if not 0 < first_ns < exec_ns:
-        first_ns = 0
-    every_ns = max(1, (exec_ns - first_ns) // (solo.boundaries + (0 if first_ns else 1)))
+    longest_ns = round(solo.longest_ms * NS_PER_MS)
+    if not 0 < longest_ns < exec_ns:
+        longest_ns = 0
+    every_ns = max(
+        1, (exec_ns - longest_ns) // (solo.boundaries if longest_ns else solo.boundaries + 1)
+    )
     cost_ns = 0 if solo.lane_ms else boundary_cost_ns(BoundaryKind.SEGMENT, 1)
-    return Spacing(every_ns, cost_ns, first_ns or every_ns)
+    if solo.longest_last:
+        return Spacing(every_ns, cost_ns, last_ns=longest_ns)
+    return Spacing(every_ns, cost_ns, first_ns=longest_ns)
 
 
 # --------------------------------------------------------------------------------- a run
@@ -276,7 +279,9 @@ def run_mode_virtual(
     power.spend({}, begin_ns)
     for pair in world.pairs:
         pair.brain.begin(begin_ns, until_ns)
+    power.awake = True
     over_ns = _play(world, begin_ns, until_ns + spec.finish_within_ns, faults, power.spend)
+    power.awake = False
     end_ns = min(max(over_ns, begin_ns + 1), until_ns)
     power.spend({}, over_ns + spec.cool_down_ns)
     return _result(spec, mode, repeat, profile, chosen, world, begin_ns, end_ns, power)
@@ -387,9 +392,6 @@ def _job_result(
     if status is Status.OK and tally.fatal:
         status = Status.OUT_OF_MEMORY if tally.out_of_memory else Status.FAILED
         reason = tally.reason
-    if status is Status.OK and tally.left:
-        least = "at least " if tally.left >= MOST_LEFT else ""
-        reason = f"{least}{tally.left} requests had arrived and not started at the end"
     pid = 1 + (0 if world.mode in _SHARED_PROCESS else i)
     return JobResult(
         job=i,
@@ -410,6 +412,7 @@ def _job_result(
         ),
         memory_allocated=solo.memory_mib << 20,
         memory_reserved=solo.memory_mib << 20,
+        left=tally.left,
     )
 
 

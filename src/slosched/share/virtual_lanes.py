@@ -31,23 +31,26 @@ _NOTHING_NS = 0.5
 class Spacing(NamedTuple):
     """Where a request can be interrupted: after `first_ns` (0: `every_ns`), and then after each `every_ns`.
 
-    `every_ns` 0: nowhere. Each boundary costs `cost_ns` more.
+    `every_ns` 0: nowhere. Each boundary costs `cost_ns` more. There is none in the last `last_ns`.
     """
 
     every_ns: int
     cost_ns: int = 0
     first_ns: int = 0
+    last_ns: int = 0
 
     @property
     def longest_ns(self) -> int:
-        return max(self.every_ns, self.first_ns)
+        return max(self.every_ns, self.first_ns, self.last_ns)
 
 
 class RateGpu:
     """Requests of several jobs run at once, one of each; a job's rate depends on who else runs."""
 
-    def __init__(self, parties: Mapping[int, Party], mode: Mode, work: Work) -> None:
-        self._parties, self._mode, self._work = parties, mode, work
+    def __init__(
+        self, parties: Mapping[int, Party], mode: Mode, work: Work, *, cores: int = 0
+    ) -> None:
+        self._parties, self._mode, self._work, self._cores = parties, mode, work, cores
         self._left: dict[int, float] = {}
         self._cache: dict[tuple[int, ...], dict[int, float]] = {}
         self._now_ns = 0
@@ -56,7 +59,8 @@ class RateGpu:
         active = tuple(sorted(self._left))
         known = self._cache.get(active)
         if known is None:
-            found = rates([self._parties[job] for job in active], self._mode) if active else ()
+            parties = [self._parties[job] for job in active]
+            found = rates(parties, self._mode, cores=self._cores) if active else ()
             known = self._cache[active] = dict(zip(active, found, strict=True))
         return known
 
@@ -234,10 +238,10 @@ class BoundaryLane:
         if start.job in self._dead:
             self._ends.append(_failure(start, now_ns, now_ns, *self._dead[start.job]))
             return
-        every_ns, cost_ns, first_ns = self._boundaries[start.job]
+        every_ns, cost_ns, first_ns, last_ns = self._boundaries[start.job]
         alone_ns = self._work(start.job, start.number)
         left_ns = alone_ns + (alone_ns // every_ns * cost_ns if every_ns else 0)
-        spacing = Spacing(every_ns + cost_ns, 0, first_ns) if every_ns else Spacing(0)
+        spacing = Spacing(every_ns + cost_ns, 0, first_ns, last_ns) if every_ns else Spacing(0)
         work = _Work(start, left_ns, spacing, now_ns)
         self._order.arm(work, start_ns=start.due_ns, now_ns=now_ns, priority=start.priority)
         if self._order.first(now_ns) is work:
@@ -258,7 +262,7 @@ class BoundaryLane:
             return  # it stops already
         ran_ns = runs.ran_ns + now_ns - runs.since_ns
         boundary_ns = now_ns + runs.next_boundary(ran_ns) - ran_ns
-        if boundary_ns < end_ns:
+        if boundary_ns < end_ns and boundary_ns <= end_ns - runs.spacing.last_ns:
             runs.wanted_ns, runs.by = rival.armed_ns, rival.start.job
             self._stop_ns = boundary_ns
 

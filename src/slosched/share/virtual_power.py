@@ -16,12 +16,18 @@ _UNKNOWN_WATTS = 300.0
 
 
 class PowerModel:
-    """Integrates idle power plus each running job's own power above idle times its rate."""
+    """Integrates the power of the card without work, plus each running job's own above that times its rate.
+
+    Without work that is the profile's idle power, or while `awake` (models are loaded) its awake power.
+    """
 
     def __init__(self, profile: Profile, solos: Mapping[int, Solo], start_ns: int) -> None:
-        self._idle, self._most = profile.idle_watts, max(profile.most_watts, profile.idle_watts)
+        self._idle = profile.idle_watts
+        self._awake = max(profile.awake_watts, profile.idle_watts)
+        self._most = max(profile.most_watts, self._awake)
+        self.awake = False
         self._above = {
-            i: max(0.0, solo.watts - self._idle)
+            i: max(0.0, solo.watts - self._awake)
             if solo.watts >= 0
             else _UNKNOWN_WATTS * solo.gpu_share
             for i, solo in solos.items()
@@ -36,7 +42,8 @@ class PowerModel:
 
     def spend(self, rates: Mapping[int, float], until_ns: int) -> None:
         """Jobs ran at `rates` from the last call until `until_ns`."""
-        watts = min(self._most, self._idle + sum(self._above[i] * rates[i] for i in sorted(rates)))
+        without = self._awake if self.awake else self._idle
+        watts = min(self._most, without + sum(self._above[i] * rates[i] for i in sorted(rates)))
         busy = min(1.0, sum(self._share[i] * rates[i] for i in sorted(rates)))
         while self._now_ns < until_ns:
             then_ns = min(until_ns, self._next_ns)
