@@ -32,8 +32,8 @@ kernels there hold up bert more than its small GPU share explains), it says noth
 mean), and the split between two jobs in tm is off by 0.1 where the stored runs are not transitive
 (bert+whisper on the 4090).
 
-Graphs keep the GPU busy: their waits add up linearly (h = 0), and in tm they have slices (time_slices.py). bert,
-whisper and diffusion have the same press as eager models, which were fitted on other GPUs; GPT-J's is 1.1 in
+Graphs keep the GPU busy: their waits add up linearly (h = 0), and in tm they have slices (time_slices.py).
+bert, whisper and diffusion have the press of eager models, which was fitted on other GPUs; GPT-J's is 1.1 in
 place of 1.65. On an H200 under MPS the ten mixes are then off by 0.04 in STP and by 11 % in each job's
 throughput, on average. A stream of higher priority feels 0.8 of the press of a lower one: a ResNet-50 of batch
 1 felt 0.65 of it beside one of batch 64, and 0.93 beside ViT-L/16 of batch 32, whose kernels fill the card.
@@ -84,8 +84,8 @@ class Party(msgspec.Struct, frozen=True, kw_only=True):
 def rates(parties: Sequence[Party], mode: Mode, *, cores: int = 0) -> tuple[float, ...]:
     """The rate of each party, within 0..1, where all of them have work. `mode`: tm, mps or streams.
 
-    `cores`: of the host, for all processes (0: enough). A fixed point by damped iteration; the same parties give
-    the same bits.
+    `cores`: of the host, for all processes (0: enough). A fixed point by damped iteration; the same parties
+    give the same bits.
     """
     limits = [1.0] * len(parties) if mode is Mode.TM else [party.limit for party in parties]
     if len(parties) == 1:
