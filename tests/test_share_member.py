@@ -28,6 +28,7 @@ from slosched.share.row_files import read_rows
 from slosched.share.run import run_mode
 from slosched.share.session import Session
 from slosched.share_spec import (
+    Arriving,
     Begin,
     Clients,
     FromMember,
@@ -143,6 +144,20 @@ def test_a_window_serves_lanes_side_by_side_and_writes_each_row_once(tmp_path: P
     for before, after in itertools.pairwise(rows):
         assert after.arrived_ns >= before.ended_ns
         assert after.started_ns >= after.arrived_ns
+
+
+def test_what_an_overloaded_open_loop_leaves_is_counted(tmp_path: Path) -> None:
+    world = _World(tmp_path)
+    lane = FakeLane(7 * NS_PER_MS)
+    load = Load(
+        job=0,
+        clients=Clients(arriving=Arriving.CONSTANT, rate_per_s=1000.0),
+        arrivals=[each * NS_PER_MS for each in range(1000)],
+    )
+    [ended] = world.serve(Pair((0,), ShareBrain([load]), lane))
+    assert ended.status is Status.OK
+    assert ended.left + len(world.requests(0)) == 60  # one each ms of the window
+    assert ended.left > 0
 
 
 def test_a_lane_that_raises_ends_its_own_job_alone(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -11,6 +12,8 @@ from slosched.share.energy import counter_joules, energy_of, integrated_joules, 
 from slosched.share.latency import latency_of, percentiles
 from slosched.share.metrics import jain, metrics_of
 from slosched.share_spec import (
+    Arriving,
+    Clients,
     Interruption,
     Job,
     JobResult,
@@ -196,6 +199,17 @@ def test_pauses_and_what_they_cost_the_low_job() -> None:
         assert figures.n == 5 and figures.preempted is not None and figures.paused is not None
         assert figures.preempted.p50_ms == 1.0 and figures.paused.mean_ms == 45.0
     assert found.jobs[1].pauses.n == 0
+
+
+def test_what_an_open_loop_left_over_is_told_and_what_clients_of_a_closed_one_await_is_not() -> (
+    None
+):
+    open_loop = Clients(arriving=Arriving.POISSON, rate_per_s=100.0)
+    spec = ShareSpec(jobs=(msgspec.structs.replace(LOW, clients=open_loop), HIGH))
+    found = metrics_of(spec, run(*(JobResult(job=job, left=7) for job in (0, 1))))
+    assert [each.left for each in found.jobs] == [7, 0]
+    [told] = [note for note in found.notes if "not started" in note]
+    assert told.startswith("low: 7 requests")
 
 
 def test_a_failed_job_is_there_with_its_status() -> None:

@@ -271,7 +271,10 @@ class Prepared(_Plain, frozen=True):
 
 
 class JobResult(_Plain, frozen=True):
-    """A job of a run: its rows and how it ended. `memory` is bytes on the device at most."""
+    """A job of a run: its rows and how it ended. `memory` is bytes on the device at most.
+
+    `left`: requests that had arrived by the end and never started; they have no rows.
+    """
 
     job: int
     status: Status = Status.OK
@@ -282,6 +285,7 @@ class JobResult(_Plain, frozen=True):
     prepared: Prepared | None = None
     memory_allocated: int = 0
     memory_reserved: int = 0
+    left: int = 0
 
 
 class PowerSample(_Plain, frozen=True):
@@ -339,7 +343,9 @@ class Order(_Plain, frozen=True):
     stop: Stop = Stop.FINISH
     repeat: int = 0
     measure: bool = False  # what the tuner of boundaries needs; nothing is served
-    urgent: dict[int, Urgent] = {}  # of jobs that the member tunes itself, since it cuts their graphs
+    urgent: dict[
+        int, Urgent
+    ] = {}  # of jobs that the member tunes itself, since it cuts their graphs
 
 
 class Row(_Plain, frozen=True, omit_defaults=True):
@@ -378,6 +384,7 @@ class JobEnded(_Plain, frozen=True, tag="job_ended"):
     reason: str = ""
     memory_allocated: int = 0
     memory_reserved: int = 0
+    left: int = 0
 
 
 class Progress(_Plain, frozen=True, tag="progress"):

@@ -55,7 +55,8 @@ class JobMetrics(Figures, frozen=True):
 
     `device_share` is its part of the device's time: of what was measured (`device_measured`), else of the time
     from start to end without pauses. Energy is attributed by that share. `wrong_answers` are the requests
-    whose answer was not that of the job's first one: something disturbed them.
+    whose answer was not that of the job's first one: something disturbed them. `left`: requests of an open
+    loop that had arrived by the end and never started, so that no latency and no miss tells of them.
     """
 
     job: int
@@ -74,6 +75,7 @@ class JobMetrics(Figures, frozen=True):
     inflation: Inflation
     misses: Misses
     pauses: Pauses
+    left: int = 0
     solo_throughput_per_s: float | None = None
     solo_mean_ms: float | None = None
     normalized: float | None = None

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from slosched.share.energy import Energy, energy_of
 from slosched.share.figures import Alone, Inflation, JobMetrics, Misses, Pauses
 from slosched.share.latency import latency_of
-from slosched.share_spec import DEFT_SLO, Job, JobResult, Request, RunResult, ShareSpec
+from slosched.share_spec import DEFT_SLO, Arriving, Job, JobResult, Request, RunResult, ShareSpec
 from slosched.units import NS_PER_MS, NS_PER_S
 
 
@@ -44,6 +44,7 @@ def job_metrics(
         reason=found.reason,
         pid=found.pid,
         n=len(rows),
+        left=found.left if job.clients.arriving is not Arriving.CLOSED else 0,
         work=work,
         throughput_per_s=throughput,
         latency=latency,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from slosched.core.share.queues import MOST_LEFT
 from slosched.share.energy import Energy, energy_of
 from slosched.share.figures import Alone, JobMetrics, RunMetrics
 from slosched.share.job_figures import alone_of, device_s, job_metrics, pauses_of, ratio
@@ -133,6 +134,12 @@ def _notes(result: RunResult, jobs: Sequence[JobMetrics], energy: Energy) -> tup
             notes.append(f"{each.name}: {each.status}: {each.reason or 'no reason was given'}")
         if each.latency and each.latency.p99_is_maximum:
             notes.append(f"{each.name}: p99 of {each.n} requests is their maximum")
+        if each.left:
+            least = "at least " if each.left >= MOST_LEFT else ""
+            notes.append(
+                f"{each.name}: {least}{each.left} requests had arrived and not started at the end: they are in "
+                "no latency and no SLO"
+            )
     if energy.difference is not None:
         notes.append(
             f"integrated power differs from the energy counter by {100 * energy.difference:+.1f} %"

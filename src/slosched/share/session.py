@@ -362,6 +362,7 @@ class Session:
             prepared=member.prepared.get(place),
             memory_allocated=end.memory_allocated if end else 0,
             memory_reserved=end.memory_reserved if end else 0,
+            left=end.left if end else 0,
         )
 
     def _how(self, place: int) -> tuple[Status, str]:

@@ -184,6 +184,7 @@ def outcome(pair: Pair, job: int, memory: tuple[int, int], within_ns: int) -> Jo
         reason=reason,
         memory_allocated=memory[0],
         memory_reserved=memory[1],
+        left=tally.left,
     )
 
 
