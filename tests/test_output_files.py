@@ -19,7 +19,7 @@ import slosched
 from slosched.analysis.trace_file import TraceFile
 from slosched.cli.app import app
 from slosched.errors import InvalidConfig, OutOfResources, OutputExists
-from slosched.output_files import new_file, write_file
+from slosched.output_files import check_folder, make_folder, new_file, write_file
 
 _PACKAGE = Path(slosched.__file__).parent
 _MIX = Path(__file__).parent.parent / "workloads" / "plan-example.toml"
@@ -234,3 +234,20 @@ def test_many_writers_leave_one_whole_file(tmp_path: Path) -> None:
         thread.join()
     data = path.read_bytes()
     assert len(data) == 100_000 and len(set(data)) == 1 and names(tmp_path) == {"f"}
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_long_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    check_folder(tmp_path / "not" / "there" / "yet")
+    (tmp_path / "file").write_text("kept")
+    for wrong in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/none"), Path("-")):
+        with pytest.raises(InvalidConfig):
+            make_folder(wrong)
+    assert (tmp_path / "file").read_text() == "kept"
+    # A superuser may write everywhere, so a read-only folder is one that the system calls so.
+    monkeypatch.setattr(os, "access", lambda path, _mode: path != tmp_path / "a")
+    with pytest.raises(InvalidConfig, match="cannot be written"):
+        check_folder(tmp_path / "a" / "new")

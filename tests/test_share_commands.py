@@ -192,6 +192,36 @@ def test_the_table_has_a_row_for_each_job_and_a_line_for_each_run() -> None:
     assert line.endswith("b: out of memory: no ?[2Jroom ")
 
 
+def test_wrong_answers_have_a_column_where_there_are_some() -> None:
+    spec = ShareSpec(jobs=(Job(name="a", model="bert"),))
+
+    def table(*wrong: int) -> list[str]:
+        rows = tuple(
+            Request(
+                job=0,
+                number=i,
+                arrived_ns=i * 20 * S,
+                started_ns=i * 20 * S,
+                ended_ns=(i + 1) * 20 * S,
+                differs=i in wrong,
+            )
+            for i in range(5)
+        )
+        jobs = (JobResult(job=0, requests=rows),)
+        result = RunResult(mode=Mode.TM, repeat=0, jobs=jobs, begin_ns=0, end_ns=100 * S)
+        metrics = metrics_of(spec, result)
+        assert metrics.jobs[0].wrong_answers == len(wrong)
+        return runs_table([metrics]).splitlines()
+
+    heading, row, explained = table(1, 3)
+    assert heading.endswith("wrong answers") and row.split()[-1] == "2"
+    assert "not that of the job's first request" in explained
+    # Latencies of 20,000 ms are written with all their digits.
+    assert row.split()[4:6] == ["20000", "20000"]
+    heading, _, explained = table()
+    assert "wrong" not in heading + explained
+
+
 def test_a_mode_that_the_machine_lacks_says_why() -> None:
     spec = ShareSpec(jobs=(Job(name="a", model="bert"),))
     lacking = RunResult(
@@ -223,6 +253,19 @@ def test_defts_picture_is_drawn_with_defts_flags(
     assert done.exit_code == 0 and Path("figures/jct_vs_t.jpg").exists()
     lacking = ran(*words[:2], "no.csv", *words[3:])
     assert lacking.exit_code == 2 and "no.csv" in lacking.stderr
+
+
+def test_only_the_kinds_of_figures_that_are_asked_for_are_drawn(tmp_path: Path) -> None:
+    words = ["--modes", "tm", "--duration", "5", "bert-1", "whisper-1"]
+    assert ran("simulate", "--out", str(tmp_path / "a"), *words).exit_code == 0
+    figures = tmp_path / "figures"
+    drawn = ran(
+        *("plot", str(tmp_path / "a"), "--out", str(figures), "--only", "jct", "--singles", "1")
+    )
+    assert drawn.exit_code == 0, drawn.output
+    assert [file.name for file in figures.glob("*.png")] == ["jct_bert+whisper_tm.png"]
+    wrong = ran("plot", str(tmp_path / "a"), "--only", "mode")
+    assert wrong.exit_code == 2 and "did you mean modes?" in wrong.stderr
 
 
 # ------------------------------------------------------------------------------------- whole commands
@@ -268,6 +311,16 @@ def test_defts_files_are_run_and_leave_logs_where_deft_does(
     assert Path("logs/model_B.csv").is_file() and Path("logs/models_pid.json").is_file()
     # Two jobs of one model and batch, of which only the size differs, each have a run alone.
     assert len(list((tmp_path / "out").rglob("exclusive/r0/run.json"))) == 2
+
+
+def test_a_place_of_logs_that_cannot_be_written_is_told_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("logs").write_text("not a folder")
+    done = emulated(tmp_path, "-f", str(CONFIGS / "input.json"))
+    assert done.exit_code == 2 and "logs is not a directory" in done.stderr
+    assert not (tmp_path / "out").exists() and Path("logs").read_text() == "not a folder"
 
 
 def test_modes_that_are_lacking_say_why_and_the_others_run(tmp_path: Path) -> None:
@@ -323,6 +376,12 @@ def test_a_sweep_varies_keys_of_a_file_and_keeps_what_is_done(tmp_path: Path) ->
         ("compare no", "is not a folder of results"),
         ("plot no", "is not a directory"),
         ("simulate --profile nonsense bert-1", "there is no solo profile 'nonsense'"),
+        ("run --device cpu --modes tm tiny:1:1-1 -- no-such-program", "there is no program"),
+        ("run --device emulated --profile prof\udcff bert-1", "profile must be UTF-8"),
+        ("run --device emulated bert--1", "'bert--1' is not MODEL-BATCH"),
+        ("run -f /dev/zero", "it is longer than"),
+        ("run --device emulated --out /proc/none bert-1", "cannot make the folder /proc/none"),
+        ("simulate --out /dev/full/x bert-1", "/dev/full"),
     ],
 )
 def test_wrong_words_of_the_other_commands_have_exit_code_2(words: str, said: str) -> None:

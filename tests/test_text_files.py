@@ -146,3 +146,10 @@ def test_nothing_else_reads_texts_that_people_hand_in() -> None:
         ):  # these two: our own profiles
             continue
         assert "tomllib.loads" not in path.read_text(), path
+
+
+def test_a_text_without_an_end_is_not_read_for_ever(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="the log /dev/zero: it is longer than 1 MiB"):
+        read_text(Path("/dev/zero"), "the log", longest=1 << 20)
+    (tmp_path / "whole").write_text("12345")
+    assert read_text(tmp_path / "whole", "", longest=5) == "12345"

@@ -15,7 +15,13 @@ from slosched.cli.config_options import Options
 from slosched.cli.guard import SloschedGroup
 from slosched.cli.help import SloschedTyper
 from slosched.cli.output import beside, print_json, say, warn
-from slosched.cli.share_calls import check_models, copy_deft_logs, mix_dir, summaries
+from slosched.cli.share_calls import (
+    check_deft_logs,
+    check_models,
+    copy_deft_logs,
+    mix_dir,
+    summaries,
+)
 from slosched.cli.share_log import ShareLog, share_log
 from slosched.cli.share_options import (
     Described,
@@ -128,6 +134,7 @@ def run(
     found = described(ctx, models, asked)
     check_models(found.spec)
     check_folder(out)
+    check_deft_logs(found.deft_logs)
     with share_log(beside if json else say) as log:
         _begin(found, log)
         with stopped_by_signals() as stopping:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slosched.errors import InvalidConfig
-from slosched.output_files import write_file
+from slosched.output_files import check_output, make_folder, write_file
 from slosched.share.spec_check import shown
 from slosched.share_spec import ShareSpec
 from slosched.text_files import reading
@@ -31,10 +31,17 @@ def check_models(spec: ShareSpec) -> None:
     for job in spec.jobs:
         if job.command and shutil.which(job.command[0]) is None:
             raise InvalidConfig(
-                f"there is no program {shown(job.command[0])} (COMMAND behind --); give its path, or a name in PATH"
+                f"there is no program {shown(job.command[0])} behind --; give its path, or a name in PATH"
             )
         if not job.command and not can_capture(job):
             made_by(job.model)
+
+
+def check_deft_logs(logs: Iterable[Path]) -> None:
+    """Make the folders of Deft's logs. Raises InvalidConfig if one of `logs` could not be written later."""
+    for log in logs:
+        make_folder(log.parent)
+        check_output(log)
 
 
 def mix_dir(spec: ShareSpec, out: Path) -> Path:

@@ -37,7 +37,7 @@ LAYOUTS = ("slosched", "hotcarbon")
 
 _REQUESTS = (
     "job,name,number,arrival_s,start_s,end_s,jct_ms,wait_ms,preempted,paused_ms,device_ms,batch,deadline_s,"
-    "met,warmup,cut"
+    "met,warmup,cut,wrong_answer"
 )
 _PREEMPTIONS = "job,name,by,by_name,wanted_s,started_s,resumed_s,preemption_ms,paused_ms,boundary"
 _POWER = (
@@ -153,7 +153,7 @@ def carbon_of(
     offset_ns = epoch_offset_ns(result.about)
     used = functools.partial(
         footprint,
-        names=(result.about.get("gpu", ""), spec.label),
+        names=(result.about.get("gpu", ""), result.about.get("device", ""), spec.label),
         constants=constants,
         begin_epoch_s=(result.begin_ns + offset_ns) / NS_PER_S if offset_ns is not None else None,
     )
@@ -216,6 +216,7 @@ def _request_cells(
         int(row.ended_ns <= due_ns) if due_ns else "",
         int(row.warmup),
         int(row.cut),
+        int(row.differs),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from slosched.core.share.tuner import tunable
 from slosched.errors import InvalidConfig
+from slosched.output_files import utf8
 from slosched.share_spec import Arriving, Clients, Job, Mode, ShareSpec
 from slosched.units import NS_PER_MS, NS_PER_S
 
@@ -61,6 +62,7 @@ def check_spec(spec: ShareSpec) -> ShareSpec:
     _time("power_every", spec.power_every_ns, NS_PER_MS)
     for name in ("prepare_within", "finish_within"):
         _time(name, getattr(spec, f"{name}_ns"), NS_PER_S)
+    _text("profile", spec.profile)
     for job in spec.jobs:
         try:
             _check_job(job)
@@ -118,6 +120,8 @@ def _check_job(job: Job) -> None:
     _number("slo_times_solo", job.slo_times_solo, 0, 10**6)
     _whole("every of boundary", job.boundary.every, 1, 10**9)
     _whole("depth of boundary", job.boundary.depth, 1, 10**6)
+    for word in job.command:
+        _text("a word of the command", word)
     if job.slo_ns and job.slo_times_solo:
         raise InvalidConfig("give slo or slo_times_solo, not both")
     if job.boundary.tuned and not tunable(job.boundary):
@@ -170,6 +174,14 @@ def _check_commands(spec: ShareSpec) -> None:
         )
     if commands and len(commands) == len(spec.jobs):
         raise InvalidConfig("name a model beside the COMMAND, such as bert-1")
+
+
+def _text(what: str, value: str) -> None:
+    """Results say what ran, as UTF-8; a path of other bytes cannot be in them."""
+    if utf8(value) != value or "\0" in value:
+        raise InvalidConfig(
+            f"{what} must be UTF-8, not {shown(value)}; give it a name of plain characters"
+        )
 
 
 def _whole(what: str, value: int, least: int, most: int) -> None:
