@@ -261,7 +261,7 @@ def urgent_of(
     tightest = min(room, key=lambda i: room[i], default=None)
     return Urgent(
         rate_per_s=sum(
-            rate_per_s(jobs[i].clients, exec_ns[i])
+            rate_per_s(jobs[i].clients, exec_ns.get(i, 0))
             for i in above
             if exec_ns.get(i) or jobs[i].clients.arriving is not Arriving.CLOSED
         ),
