@@ -221,9 +221,16 @@ class FakeDriver:
         return None if captured.branched else range(len(captured))
 
     def segment(
-        self, captured: Any, chain: Sequence[Any], begin: int, end: int, active: int
+        self, captured: Any, chain: Sequence[Any], begin: int, end: int, active: int | None
     ) -> FakeGraph:
-        return FakeGraph(self, captured[begin:end], active, captured.stream, later=begin > 0)
+        return FakeGraph(
+            self,
+            captured[begin:end],
+            -1 if active is None else active,
+            captured.stream,
+            later=begin > 0,
+            part=active is None,
+        )
 
     def done(self, event: Event) -> bool:
         now_ns = self.clock()
@@ -398,6 +405,9 @@ class FakeProgram(RecordedProgram):
     def disturb(self, stream: Stream) -> None:
         self.driver.pollute(stream, self.pool)
 
+    def disturb_beside(self, stream: Stream) -> None:
+        self.driver.pollute(stream, 1 if self.pool == 0 else 0)
+
     def _view(
         self, address: int, shape: tuple[int, ...], dtype: str, strides: tuple[int, ...]
     ) -> FakeView:
@@ -484,7 +494,8 @@ class SteppedProgram(FakeProgram):
     """A program in `steps` steps: its state is a FakeProgram's answer, and the number of the step.
 
     Each step changes the first by the weight of its number. `in_pool` is a fault to be found: the state lies
-    where other runs may write.
+    where other runs may write. Each part is a chain of `nodes` that take the same time: what it makes lies in
+    the pool until the last of them.
     """
 
     def __init__(
@@ -497,8 +508,9 @@ class SteppedProgram(FakeProgram):
         steps: int,
         in_pool: bool = False,
         stream: FakeStream | None = None,
+        nodes: int = 1,
     ) -> None:
-        self.steps, self.in_pool = steps, in_pool
+        self.steps, self.in_pool, self.nodes = steps, in_pool, nodes
         super().__init__(name, driver, weights_bytes, exec_ns, stream=stream)
 
     def _forward(self, inputs: Sequence[FakeView]) -> list[FakeView]:
@@ -521,8 +533,21 @@ class SteppedProgram(FakeProgram):
                 )
             number.array()[...] = 0
 
-        self.driver.enqueue(self._stream, self._rest_ns(batch), action)
+        self._work(self._rest_ns(batch), action, answer)
         return [answer, number]
+
+    def _work(self, takes_ns: int, action: Callable[[], None], result: FakeView) -> None:
+        """`action` makes `result`; the other nodes change it, and the last one makes it right again."""
+        each_ns = takes_ns // self.nodes
+
+        def change(by: int) -> None:
+            result.array()[...] += np.uint8(by % 256)
+
+        self.driver.enqueue(self._stream, takes_ns - each_ns * (self.nodes - 1), action)
+        for node in range(1, self.nodes):
+            last = node == self.nodes - 1
+            by = -7 * (self.nodes - 2) if last else 7
+            self.driver.enqueue(self._stream, each_ns, partial(change, by))
 
     def _step(self, state: Sequence[FakeView]) -> list[FakeView]:
         batch = state[0].shape[0]
@@ -537,7 +562,7 @@ class SteppedProgram(FakeProgram):
             number.array()[...] = step + 1
 
         step_ns = round(self.exec_ns.get(batch, MS) * STEP_SHARE / self.steps)
-        self.driver.enqueue(self._stream, step_ns, action)
+        self._work(step_ns, action, changed)
         return [changed, number]
 
     def _finish(self, state: Sequence[FakeView]) -> list[FakeView]:
@@ -547,7 +572,7 @@ class SteppedProgram(FakeProgram):
         def action() -> None:
             result.array()[...] = state[0].array() ^ 0x5A
 
-        self.driver.enqueue(self._stream, self._rest_ns(batch), action)
+        self._work(self._rest_ns(batch), action, result)
         return [result]
 
     def _rest_ns(self, batch: int) -> int:

@@ -12,18 +12,10 @@ import pytest
 
 from fake_cuda import MS, ROW_IN, FakeDriver, FakeProgram, FakeStream, VirtualClock
 from slosched.daemon.backends.checking import OneTensor
-from slosched.daemon.backends.cuda.cutting import (
-    TAUS_NS,
-    Aim,
-    Cutter,
-    Group,
-    Wish,
-    bounds_of,
-    chosen,
-    halved,
-    waiting_ns,
-)
+from slosched.daemon.backends.cuda.choice import TAUS_NS, Aim, Wish, chosen, waiting_ns
+from slosched.daemon.backends.cuda.cutting import Cutter
 from slosched.daemon.backends.cuda.driver import OutOfDeviceMemory
+from slosched.daemon.backends.cuda.groups import Group, bounds_of, halved
 from slosched.daemon.backends.cuda.preemption import Preemption, boundaries_ns, urgent_ns
 from slosched.daemon.backends.cuda.preparing import Bench, Source
 from slosched.daemon.backends.cuda.program import Class, Cut, side_of

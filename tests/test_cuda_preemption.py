@@ -26,15 +26,13 @@ from fake_cuda import (
 )
 from slosched.codes import Code
 from slosched.core.worker.interface import Op, OpDone, OpKind
-from slosched.daemon.backends.cuda.cutting import (
-    Group,
-    bounds_of,
-)
 from slosched.daemon.backends.cuda.device import CudaDevice
 from slosched.daemon.backends.cuda.driver import Block
 from slosched.daemon.backends.cuda.exec_lane import ExecLane
+from slosched.daemon.backends.cuda.groups import Group, bounds_of
 from slosched.daemon.backends.cuda.program import Class, Cut
 from slosched.daemon.backends.cuda.segments import Gate, SegmentedRun
+from slosched.daemon.backends.cuda.steps import Parts
 
 PAGE = 4096
 FOREVER_NS = 2**62
@@ -70,6 +68,7 @@ class Rig:
     twins_pool: int = 1
     steps: int = 0  # of the long model; 0: it is cut where its nodes are
     state_in_pool: bool = False
+    nodes: int = 1  # of each part of a long model in steps: with several, its parts are in pieces
     clock: VirtualClock = field(default_factory=VirtualClock)
 
     def __post_init__(self) -> None:
@@ -108,14 +107,35 @@ class Rig:
             long = FakeProgram("long", self.driver, PAGE + 40, times, shares=SHARES)
             return long, cut_program(long, Class(1), self.tau_ns, self.in_flight)
         stepped = SteppedProgram(
-            "long", self.driver, PAGE + 40, times, steps=self.steps, in_pool=self.state_in_pool
+            "long",
+            self.driver,
+            PAGE + 40,
+            times,
+            steps=self.steps,
+            in_pool=self.state_in_pool,
+            nodes=self.nodes,
         )
         step_ns = round(LONG_NS * STEP_SHARE / self.steps)
         rest_ns = (LONG_NS - self.steps * step_ns) // 2
         segments = (rest_ns, *[step_ns] * self.steps, rest_ns)
-        cut = Cut(tuple(range(1, len(segments))), segments, self.in_flight)
-        stepped.run_in_steps(Class(1), cut)
-        return stepped, cut
+        if self.nodes == 1:
+            cut = Cut(tuple(range(1, len(segments))), segments, self.in_flight)
+            stepped.run_in_steps(Class(1), cut)
+            return stepped, cut
+        return stepped, self._in_pieces(stepped, rest_ns, step_ns)
+
+    def _in_pieces(self, stepped: SteppedProgram, rest_ns: int, step_ns: int) -> Cut:
+        """Cut in the middle of each part and between them."""
+        middle: tuple[int, ...] = (self.nodes // 2,)
+        middles = Parts(middle, middle, middle)
+        halves = [rest_ns // 2] * 2 + [step_ns // 2] * 2 * self.steps + [rest_ns // 2] * 2
+        cut = Cut(tuple(range(1, len(halves))), tuple(halves), self.in_flight)
+        runs = []
+        for run in stepped.stepped_runs(Class(1)):
+            chains = Parts(*(self.driver.chain(each) for each in run.captured))
+            runs.append(run.in_pieces(self.driver, chains, middles))
+        stepped.run_in_steps(Class(1), cut, runs)
+        return cut
 
     def launch(self, kind: OpKind, action_id: int, model_id: int, **more: Any) -> int:
         self.next_op += 1

@@ -23,7 +23,8 @@ from fake_cuda import (
     VirtualClock,
 )
 from slosched.daemon.backends.checking import OneTensor
-from slosched.daemon.backends.cuda.cutting import Aim, Cutter, Wish
+from slosched.daemon.backends.cuda.choice import Aim, Wish
+from slosched.daemon.backends.cuda.cutting import Cutter
 from slosched.daemon.backends.cuda.preemption import Preemption, boundaries_ns
 from slosched.daemon.backends.cuda.preparing import Bench, Source
 from slosched.daemon.backends.cuda.program import Class
@@ -49,7 +50,10 @@ class Prepared:
         in_pool: bool = False,
         wish: Wish = Wish(),
         gap_ns: int = 0,
+        nodes: int = 1,
+        kind: type[SteppedProgram] = SteppedProgram,
     ) -> None:
+        self.nodes, self.kind = nodes, kind
         clock = VirtualClock()
         driver = self.driver = FakeDriver(clock, gap_ns=gap_ns)
         self.program = self._program(exec_ns, steps, in_pool)
@@ -75,8 +79,15 @@ class Prepared:
     def _program(
         self, exec_ns: dict[int, int], steps: int, in_pool: bool, stream: FakeStream | None = None
     ) -> SteppedProgram:
-        program = SteppedProgram(
-            "net", self.driver, PAGE, {}, steps=steps, in_pool=in_pool, stream=stream
+        program = self.kind(
+            "net",
+            self.driver,
+            PAGE,
+            {},
+            steps=steps,
+            in_pool=in_pool,
+            stream=stream,
+            nodes=self.nodes,
         )
         program.exec_ns = exec_ns
         return program

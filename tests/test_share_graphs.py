@@ -28,7 +28,8 @@ from slosched.core.share.brain import Load, ShareBrain  # noqa: E402
 from slosched.core.share.driving import turn  # noqa: E402
 from slosched.core.share.interface import Ended, Start, Withdraw  # noqa: E402
 from slosched.daemon.backends.checking import OneTensor  # noqa: E402
-from slosched.daemon.backends.cuda.cutting import Aim, Cutter, Wish  # noqa: E402
+from slosched.daemon.backends.cuda.choice import Aim  # noqa: E402
+from slosched.daemon.backends.cuda.cutting import Cutter  # noqa: E402
 from slosched.daemon.backends.cuda.device import CudaDevice  # noqa: E402
 from slosched.daemon.backends.cuda.driver import OutOfDeviceMemory  # noqa: E402
 from slosched.daemon.backends.cuda.exec_lane import ExecLane  # noqa: E402
@@ -39,8 +40,14 @@ from slosched.daemon.backends.cuda.segments import Gate  # noqa: E402
 from slosched.daemon.backends.graphs import can_capture  # noqa: E402
 from slosched.daemon.backends.graphs.lane import GraphLane  # noqa: E402
 from slosched.daemon.backends.graphs.levels import LeveledExecLane, levels_of  # noqa: E402
-from slosched.daemon.backends.graphs.names import dtype_of  # noqa: E402
-from slosched.daemon.backends.graphs.stage import Made, cut_notes, is_cut, program_name  # noqa: E402
+from slosched.daemon.backends.graphs.models import dtype_of  # noqa: E402
+from slosched.daemon.backends.graphs.stage import (  # noqa: E402
+    Made,
+    cut_notes,
+    is_cut,
+    program_name,
+    wish_of,
+)
 from slosched.daemon.blackbox import NoBlackbox  # noqa: E402
 from slosched.errors import InvalidConfig  # noqa: E402
 from slosched.share_spec import (  # noqa: E402
@@ -61,7 +68,15 @@ US = 1_000
 PAGE = 4096
 SHARES = (0.2, *[0.05] * 12, *[0.02] * 10)
 #: Models of these names; a number behind "steps" is that of their steps.
-TIMES_NS = {"long": 8 * MS, "middle": 4 * MS, "short": MS // 2, "steps10": 20 * MS}
+TIMES_NS = {
+    "long": 8 * MS,
+    "middle": 4 * MS,
+    "short": MS // 2,
+    "steps10": 20 * MS,
+    "steps4": 80 * MS,
+}
+#: Nodes of each of their parts.
+NODES = {"steps10": 1, "steps4": 100}
 
 
 class FakeStage:
@@ -137,8 +152,7 @@ class FakeStage:
             gate=self.gate,
         )
         model = OneTensor(name, (ROW_IN,), "uint8")
-        wish = Wish(in_flight=1 if job.boundary.depth == 1 else 0)
-        source = Source(program, self.weights[number], model, True, (), None, wish)
+        source = Source(program, self.weights[number], model, True, (), None, wish_of(job))
         lines: list[str] = []
         image = self.images.images[name][0]
         bench.profile(source, image, [job.batch], max_exec_ns=2**62, note=lines.append)
@@ -154,7 +168,13 @@ class FakeStage:
         if job.model.startswith("steps"):
             steps = int(job.model.removeprefix("steps"))
             program: FakeProgram = SteppedProgram(
-                name, self.driver, PAGE + 40, {}, steps=steps, stream=stream
+                name,
+                self.driver,
+                PAGE + 40,
+                {},
+                steps=steps,
+                nodes=NODES[job.model],
+                stream=stream,
             )
         else:
             program = FakeProgram(name, self.driver, PAGE + 40, {}, shares=SHARES, stream=stream)

@@ -17,7 +17,8 @@ from slosched.core.worker.interface import ModelPrepared, PrepareModel, ReleaseM
 from slosched.daemon.backends.base import BATCH_CLASSES, Frame, preparation_failed
 from slosched.daemon.backends.cuda.background import HANDOVER_NS, LEAST_NS, SLICE_NS, Background
 from slosched.daemon.backends.cuda.bindings import CudaDriver
-from slosched.daemon.backends.cuda.cutting import Aim, Cutter
+from slosched.daemon.backends.cuda.choice import Aim
+from slosched.daemon.backends.cuda.cutting import Cutter
 from slosched.daemon.backends.cuda.device import CudaDevice
 from slosched.daemon.backends.cuda.driver import DeviceFault, OutOfDeviceMemory, Stream
 from slosched.daemon.backends.cuda.models import Models

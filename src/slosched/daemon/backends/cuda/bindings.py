@@ -113,15 +113,17 @@ class CudaDriver:
         return ordered if len(ordered) == len(nodes) else None
 
     def segment(
-        self, captured: Any, chain: Sequence[Any], begin: int, end: int, active: int
+        self, captured: Any, chain: Sequence[Any], begin: int, end: int, active: int | None
     ) -> CudaGraph:
         clone = _checked(_cuda.cudaGraphClone(captured), "clone a graph")
         for place, node in enumerate(chain):
             if not begin <= place < end:
                 twin = _checked(_cuda.cudaGraphNodeFindInClone(node, clone), "find a node")
                 _checked(_cuda.cudaGraphDestroyNode(twin), "take a node out of a graph")
-        copy = _copy_node(clone, active) if not begin else None
-        if copy is None and not begin:
+        if active is None or begin:
+            return CudaGraph(clone, None, own=True)
+        copy = _copy_node(clone, active)
+        if copy is None:
             _checked(_cuda.cudaGraphDestroy(clone), "give up a graph")
             raise ValueError("its first segment has no copy of the weights")
         return CudaGraph(clone, copy, own=True)

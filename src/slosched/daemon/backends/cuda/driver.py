@@ -87,11 +87,12 @@ class Driver(Protocol):
         """The nodes of what was captured, in the order in which they run; None where that is not a chain."""
 
     def segment(
-        self, captured: Any, chain: Sequence[Any], begin: int, end: int, active: int
+        self, captured: Any, chain: Sequence[Any], begin: int, end: int, active: int | None
     ) -> Graph:
         """A graph of the nodes from `begin` to `end` of what was captured; it stays as it is.
 
-        Raises ValueError if `begin` is 0 and there is no copy to `active`; OutOfDeviceMemory.
+        `active` is None where no copy is aimed. Raises ValueError if `begin` is 0 and there is no copy to
+        `active`; OutOfDeviceMemory.
         """
 
     def done(self, event: Event) -> bool: ...

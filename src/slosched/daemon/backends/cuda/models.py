@@ -11,7 +11,7 @@ import numpy as np
 from slosched.config import ModelSource, WorkerConfig, canonical_model
 from slosched.daemon.backends.checking import OneTensor, refuse_texts
 from slosched.daemon.backends.cuda.bindings import CudaDriver
-from slosched.daemon.backends.cuda.cutting import Wish
+from slosched.daemon.backends.cuda.choice import Wish
 from slosched.daemon.backends.cuda.driver import Block
 from slosched.daemon.backends.cuda.preparing import Preparable, Source
 from slosched.daemon.backends.cuda.torch_program import TorchProgram, TorchStreams

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from slosched.clock import Clock, now_ns
 from slosched.daemon.backends.base import first_line
-from slosched.daemon.backends.cuda.cutting import Cutter, Wish
+from slosched.daemon.backends.cuda.choice import Wish
+from slosched.daemon.backends.cuda.cutting import Cutter
 from slosched.daemon.backends.cuda.driver import Block, DeviceFault, Driver, OutOfDeviceMemory
 from slosched.daemon.backends.cuda.preparing import Bench, Preparable, Source
 from slosched.daemon.backends.cuda.program import Class
@@ -90,7 +91,7 @@ class Preemption:
                 longest = max(cut.segment_ns) / NS_PER_MS
                 note(
                     f"{program.name} {of}: {len(cut.segment_ns)} segments of at most {longest:.3f} ms, "
-                    f"{cut.in_flight} in flight"
+                    f"{cut.in_flight} in flight" + (f"; {cut.note}" if cut.note else "")
                 )
 
     def _add_twin(

@@ -26,7 +26,7 @@ from slosched.daemon.backends.base import first_line
 from slosched.daemon.backends.checking import Checked, check_model, profile_of
 from slosched.daemon.backends.contract import Arrays, ModelRefused, differing
 from slosched.daemon.backends.cuda.background import Yielding
-from slosched.daemon.backends.cuda.cutting import Wish
+from slosched.daemon.backends.cuda.choice import Wish
 from slosched.daemon.backends.cuda.driver import (
     Block,
     DeviceFault,
@@ -422,8 +422,8 @@ class Bench:
         bubbles_ns = cut.bubbles_ns if cut is not None else 0
         if runs := program.stepped_runs(of):
             runs[0].aim([(program.active, scratch[0].address, scratch[0].nbytes)])
-            parts = self._watch.parts(runs[0].parts, _GUESS_NS)
-            return sum(parts) + bubbles_ns, parts[1]
+            times = self._watch.steps(runs[0], _GUESS_NS)
+            return times.whole_ns + bubbles_ns, sum(times.step)
         return max(1, self._whole_ns(program, of, scratch) + bubbles_ns), 0
 
     def _whole_ns(self, program: Program, of: Class, scratch: Sequence[Block]) -> int:

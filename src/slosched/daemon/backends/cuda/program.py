@@ -35,13 +35,14 @@ class Cut:
     """How a captured class runs in segments: cut before the nodes `bounds`, `in_flight` launched at a time.
 
     `segment_ns` is the measured time of each segment; `bubble_ns` is how long the GPU waits for the host at
-    each boundary (0 where the next segment is launched already).
+    each boundary (0 where the next segment is launched already). `note` says in words what it lacks.
     """
 
     bounds: tuple[int, ...]
     segment_ns: tuple[int, ...]
     in_flight: int
     bubble_ns: int = 0
+    note: str = ""
 
     @property
     def boundary_ns(self) -> int:

@@ -10,7 +10,8 @@ Who owns what, and until when. Memory that must outlive a run never lies where a
                                     so what a model writes there is gone at the next. The one exception
                                     (`Program.keeps_weights`) was compared byte by byte after its first runs
     pages of the cache              the instance that was loaded into them, until it is evicted; runs read them
-    a set's state                   of a program in steps (steps.py): the run of the set, until its last part
+    a set's state                   of a program in steps (steps.py): the run of the set, until its last part.
+                                    Within a part that is in pieces it has the graph pool as well
     the graph pool, caching pools   the run under way: everything that a model allocates, its result included.
                                     All graphs of a process share one pool, and the next one writes over it
     pinned images                   the model's name; loads read them
@@ -31,6 +32,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -49,7 +51,7 @@ from slosched.daemon.backends.cuda.driver import (
 from slosched.daemon.backends.cuda.program import BufferSet, Class, Copies, Cut
 from slosched.daemon.backends.cuda.runs import GraphRun, PlainRun, Run
 from slosched.daemon.backends.cuda.segments import SegmentedRun
-from slosched.daemon.backends.cuda.steps import SteppedRun, launch_all
+from slosched.daemon.backends.cuda.steps import Parts, Pieces, SteppedRun, launch_all
 from slosched.daemon.backends.layout import Layout, Layouts
 from slosched.signature import Tensor
 
@@ -217,6 +219,9 @@ class RecordedProgram(ABC):
 
     def disturb(self, stream: Stream) -> None:  # noqa: B027 - a library without shared memory has nothing to do
         """Do to memory that runs share what other programs' runs may do to it (for the self-check)."""
+
+    def disturb_beside(self, stream: Stream) -> None:  # noqa: B027 - as above
+        """The same, but for the graph pool: what others may do while a run in segments is interrupted."""
 
     @contextmanager
     def _on_stream(self, stream: Stream) -> Iterator[None]:
@@ -386,7 +391,8 @@ class RecordedProgram(ABC):
 
         first, middle, last = (self._recorded(part) for part in (begin, step, finish))
         run = self._run_of(first, started, ended)
-        return SteppedRun(run, driver.part(middle), driver.part(last), self.steps, ended)
+        later = [Pieces([driver.part(each)]) for each in (middle, last)]
+        return SteppedRun(run, later[0], later[1], self.steps, Parts(first, middle, last))
 
     def _begin_run(self, started: Event, stream: Stream) -> None:
         """What every run begins with: the event, and the copy of the weights."""
@@ -429,11 +435,16 @@ class RecordedProgram(ABC):
         runs = [self._runs[id(buffers)] for buffers in self._sets[of]]
         return [run for run in runs if isinstance(run, SteppedRun)]
 
-    def run_in_steps(self, of: Class, cut: Cut) -> None:
-        """From now on each run of a class in steps can be interrupted where `cut` says."""
-        for buffers, run in zip(self._sets[of], self.stepped_runs(of), strict=True):
+    def run_in_steps(self, of: Class, cut: Cut, runs: Sequence[SteppedRun] = ()) -> None:
+        """From now on each run of a class in steps can be interrupted where `cut` says.
+
+        `runs` are the same runs in pieces, by buffer set; the parts that are whole in others are given up.
+        """
+        wholes = self.stepped_runs(of)
+        for buffers, whole, run in zip(self._sets[of], wholes, runs or wholes, strict=True):
             run.cut(cut.bounds)
-            self._segments[id(buffers)] = run
+            self._runs[id(buffers)] = self._segments[id(buffers)] = run
+            whole.close(but=run)
         self._cuts[of] = cut
 
     def run_in_segments(self, of: Class, cut: Cut, runs: Sequence[SegmentedRun]) -> None:
@@ -453,7 +464,7 @@ class RecordedProgram(ABC):
             run.launches = [partial(launch_all, part) for part in parts]
         bounds = tuple(cut.bounds[begin - 1] for begin in begins[1:])
         times = tuple(sum(cut.segment_ns[begin : begin + every]) for begin in begins)
-        self._cuts[of] = Cut(bounds, times, cut.in_flight, cut.bubble_ns)
+        self._cuts[of] = replace(cut, bounds=bounds, segment_ns=times)
 
     def drop_class(self, of: Class) -> None:
         """The class is not offered after all; nothing of it runs."""

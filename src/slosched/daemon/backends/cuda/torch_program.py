@@ -177,6 +177,10 @@ class TorchProgram(RecordedProgram):
         self._streams.prepare.synchronize()
 
     def disturb(self, stream: Stream) -> None:
+        self.disturb_beside(stream)
+        self._streams.disturb()
+
+    def disturb_beside(self, stream: Stream) -> None:
         # What the model made for one batch class and dropped for the next lies in memory that torch gives
         # out again: a graph that still reads it must be found out now.
         with self._prepared():
@@ -186,7 +190,6 @@ class TorchProgram(RecordedProgram):
                 for _ in range(count)
             ]
         del spoilt
-        self._streams.disturb()
 
     def add_class(self, of: Class, *, capture: bool = True) -> None:
         try:

@@ -13,7 +13,8 @@ from slosched.clock import now_ns
 from slosched.daemon.backends.checking import refuse_texts
 from slosched.daemon.backends.cuda.background import AtOnce
 from slosched.daemon.backends.cuda.bindings import CudaDriver
-from slosched.daemon.backends.cuda.cutting import Aim, Cutter, Wish
+from slosched.daemon.backends.cuda.choice import Aim
+from slosched.daemon.backends.cuda.cutting import Cutter
 from slosched.daemon.backends.cuda.device import CudaDevice
 from slosched.daemon.backends.cuda.driver import Block, OutOfDeviceMemory, Stream
 from slosched.daemon.backends.cuda.exec_lane import ExecLane
@@ -31,6 +32,7 @@ from slosched.daemon.backends.graphs.stage import (
     cut_notes,
     is_cut,
     program_name,
+    wish_of,
 )
 from slosched.daemon.backends.templates import Template
 from slosched.daemon.blackbox import NoBlackbox
@@ -159,7 +161,7 @@ class CudaStage:
                 model=template.spec,
                 random_weights=template.spec.random_weights,
                 labels=template.spec.labels,
-                wish=Wish(in_flight=1 if job.boundary.depth == 1 else 0),
+                wish=wish_of(job),
             )
             self._bench(number, cuts=cuts).profile(
                 source,
