@@ -379,7 +379,7 @@ def test_a_sweep_varies_keys_of_a_file_and_keeps_what_is_done(tmp_path: Path) ->
         ("run --device cpu --modes tm tiny:1:1-1 -- no-such-program", "there is no program"),
         ("run --device emulated --profile prof\udcff bert-1", "profile must be UTF-8"),
         ("run --device emulated bert--1", "'bert--1' is not MODEL-BATCH"),
-        ("run -f /dev/zero", "it is longer than"),
+        ("run -f /dev/zero", "it is a device; name a file"),
         ("run --device emulated --out /proc/none bert-1", "cannot make the folder /proc/none"),
         ("simulate --out /dev/full/x bert-1", "/dev/full"),
     ],

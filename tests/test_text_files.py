@@ -14,7 +14,7 @@ from slosched.config_file import dump_profile, load_controller_config, load_prof
 from slosched.errors import InvalidConfig
 from slosched.sim.fault_file import load_plan
 from slosched.telemetry.table import MalformedLog, header_of, read_table
-from slosched.text_files import read_text
+from slosched.text_files import open_lines, read_text
 from slosched.workloads.azure_trace import read_trace
 from slosched.workloads.mix_file import load_mix
 from slosched.workloads.replay import read_requests
@@ -149,7 +149,18 @@ def test_nothing_else_reads_texts_that_people_hand_in() -> None:
 
 
 def test_a_text_without_an_end_is_not_read_for_ever(tmp_path: Path) -> None:
-    with pytest.raises(InvalidConfig, match="the log /dev/zero: it is longer than 1 MiB"):
-        read_text(Path("/dev/zero"), "the log", longest=1 << 20)
-    (tmp_path / "whole").write_text("12345")
-    assert read_text(tmp_path / "whole", "", longest=5) == "12345"
+    (tmp_path / "text").write_text("x" * (1 << 20))
+    assert len(read_text(tmp_path / "text", "", longest=1 << 20)) == 1 << 20
+    with (tmp_path / "text").open("a") as file:
+        file.write("y")
+    with pytest.raises(InvalidConfig, match=r"the log .*text: it is longer than 1 MiB"):
+        read_text(tmp_path / "text", "the log", longest=1 << 20)
+    for device in ("/dev/zero", "/dev/urandom"):
+        with pytest.raises(InvalidConfig, match=f"the log {device}: it is a device; name a file"):
+            read_text(Path(device), "the log")
+        with (
+            pytest.raises(InvalidConfig, match="it is a device"),
+            open_lines(Path(device), "the log") as lines,
+        ):
+            next(lines)
+    assert read_text(Path("/dev/null"), "") == ""

@@ -8,7 +8,10 @@ with a comma, is refused, since the times in a log have 19 digits and it keeps 1
 from __future__ import annotations
 
 import codecs
+import errno
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +29,7 @@ _MARKS = (
 _DECIMAL_COMMA = re.compile(
     r"[+-]?\d{1,3}(\.\d{3})*,\d+([eE][+-]?\d+)?|[+-]?\d+,\d*([eE][+-]?\d+)?"
 )
+_NULL = os.makedev(1, 3)
 #: Characters of a text that is read whole, and of one that people write. A device such as /dev/zero has no end.
 _LONGEST = 256 << 20
 LONGEST_WRITTEN = 16 << 20
@@ -43,7 +47,7 @@ def read_text(path: Path, what: str, *, longest: int = _LONGEST) -> str:
 
     Raises InvalidConfig if it cannot be read, is not text or has more than `longest` characters.
     """
-    with reading(path, what), path.open("rb") as file:
+    with reading(path, what), _opened(path) as file:
         text = _wrapped(file).read(longest + 1)
     if len(text) > longest:
         raise InvalidConfig(
@@ -55,7 +59,7 @@ def read_text(path: Path, what: str, *, longest: int = _LONGEST) -> str:
 @contextmanager
 def open_lines(path: Path, what: str) -> Iterator[Iterator[str]]:
     """Read the lines of the file at `path`, each with "\\n" at its end. Raises as `read_text`."""
-    with reading(path, what), path.open("rb") as file:
+    with reading(path, what), _opened(path) as file:
         yield _wrapped(file)
 
 
@@ -101,6 +105,16 @@ def no_number(text: str) -> str:
 
 
 _COMMA = "a number with a decimal comma; export the file with decimal points"
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The file at `path`, opened. Raises OSError, also for a device that has no end or only noise."""
+    file = path.open("rb")
+    mode = os.fstat(file.fileno())
+    if stat.S_ISCHR(mode.st_mode) and mode.st_rdev != _NULL and not file.isatty():
+        file.close()
+        raise OSError(errno.ENODEV, "it is a device; name a file")
+    return file
 
 
 def _wrapped(file: BinaryIO) -> TextIOWrapper:
