@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from slosched.core.share.interface import Ended, Start, Withdraw
-from slosched.daemon.backends.eager.models import ENTRIES, made_by, model_names
+from slosched.daemon.backends.eager.models import made_by
 from slosched.daemon.member.gate import Gate
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.share_spec import Boundary, BoundaryKind, Job
@@ -238,7 +238,7 @@ def test_the_dtype_is_that_of_the_job() -> None:
     assert lane._model is not None
     assert {each.dtype for each in lane._model.module.parameters()} == {torch.bfloat16}
     assert torch.get_default_dtype() is torch.float32
-    with pytest.raises(InvalidConfig, match="dtype 'int3': known are float16"):
+    with pytest.raises(InvalidConfig, match="dtype 'int3' is not known; choose from float32, float16"):
         _lane("bert", small=True, dtype="int3").prepare()
 
 
@@ -434,11 +434,8 @@ def test_a_cuda_device_is_used_through_a_stream_of_its_own(monkeypatch: pytest.M
 
 
 def test_the_list_of_models_needs_no_torch() -> None:
-    names = model_names()
-    assert {"diffusion", "whisper", "bert", "gpt", "gpt2", "fasterrcnn_resnet50_fpn"} <= set(names)
-    assert set(names) == set(ENTRIES) and all(names.values())
     program = (
-        "import sys; from slosched.daemon.backends.eager.models import model_names; model_names();"
+        "import sys; from slosched.daemon.backends.eager.models import ENTRIES;"
         "assert not {'torch', 'transformers', 'torchvision'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

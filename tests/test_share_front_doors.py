@@ -10,7 +10,7 @@ import pytest
 
 from slosched.errors import InvalidConfig
 from slosched.share.deft_config import parse_deft, read_deft
-from slosched.share.hotcarbon import hotcarbon_spec, parse_modes
+from slosched.share.hotcarbon import model_jobs, parse_modes
 from slosched.share.spec_check import check_spec, command_job
 from slosched.share.spec_file import read_spec, spec_text
 from slosched.share_spec import (
@@ -173,11 +173,15 @@ def test_a_file_that_is_not_there_is_an_error_of_its_own(tmp_path: Path) -> None
 # -------------------------------------------------------------------------------------- HotCarbon
 
 
+def hotcarbon_spec(models: list[str], **fields: Any) -> ShareSpec:
+    return check_spec(ShareSpec(jobs=model_jobs(models), **fields))
+
+
 def test_the_seeds_command_is_an_experiment() -> None:
     spec = hotcarbon_spec(
         ["diffusion-1", "whisper-1"],
         label="a100",
-        device=1,
+        device="cuda:1",
         modes=parse_modes("tm"),
         duration_ns=20 * S,
     )

@@ -138,6 +138,25 @@ class Job(_Plain, frozen=True):
             )
 
 
+def tiny_layers(model: str) -> tuple[int, float]:
+    """The layers of the model for tests, and the ms of each: "tiny:LAYERS:MS"; 8 and 0.5 unless it says others.
+
+    Raises InvalidConfig.
+    """
+    parts = model.split(":")[1:]
+    try:
+        layers = int(parts[0]) if parts else 8
+        ms = float(parts[1]) if len(parts) > 1 else 0.5
+    except ValueError:
+        layers, ms = 0, 0.0
+    if len(parts) > 2 or not 1 <= layers <= 10_000 or not 0 <= ms <= 10_000:
+        raise InvalidConfig(
+            f"model {model!r}: write tiny, tiny:LAYERS or tiny:LAYERS:MS, with 1 to 10000 layers of 0 to "
+            "10000 ms"
+        )
+    return layers, ms
+
+
 class ShareSpec(_Plain, frozen=True):
     """An experiment: every job in every mode, `repeats` times. Paths are chosen by who runs it."""
 
@@ -149,6 +168,9 @@ class ShareSpec(_Plain, frozen=True):
     label: str = "gpu"  # what the results call the device
     repeats: int = 1
     seed: int = 0
+    linger_ns: int = (
+        0  # in mode preempt a lane waits this long for the next request of a higher job
+    )
     stop: Stop = Stop.FINISH
     least_jobs: int = (
         0  # the duration is over for a job after this number at the soonest (Deft: 10)
@@ -189,6 +211,11 @@ class Request(_Plain, frozen=True):
     @property
     def latency_ns(self) -> int:
         return self.ended_ns - self.arrived_ns
+
+    @property
+    def counts(self) -> bool:
+        """False for a warm-up and for what a run cut."""
+        return not (self.warmup or self.cut)
 
 
 class Interruption(_Plain, frozen=True):
@@ -342,6 +369,7 @@ class Order(_Plain, frozen=True):
     least_jobs: int = 0
     stop: Stop = Stop.FINISH
     repeat: int = 0
+    linger_ns: int = 0
     measure: bool = False  # what the tuner of boundaries needs; nothing is served
     urgent: dict[
         int, Urgent

@@ -91,7 +91,6 @@ _HONESTY = {
     "real": "random weights: outputs are meaningless, timings are real",
     "emulated": "nothing ran: times and energy are computed from profiles of each model alone",
 }
-_LAYOUTS = ("slosched", "hotcarbon")
 
 
 @app.command("run", cls=TakesCommand, short_help="Run models on one GPU in each mode.")
@@ -162,8 +161,10 @@ def run(
 
 
 def _check_layout(layout: str) -> None:
-    if layout not in _LAYOUTS:
-        raise InvalidConfig(f"--layout must be {' or '.join(_LAYOUTS)}, not {layout!r}")
+    from slosched.share.result_paths import LAYOUTS
+
+    if layout not in LAYOUTS:
+        raise InvalidConfig(f"--layout must be {' or '.join(LAYOUTS)}, not {layout!r}")
 
 
 def _begin(found: Described, log: ShareLog) -> None:

@@ -84,7 +84,7 @@ def deft_model(job: Job, *, gate: bool) -> dict[str, Any]:
 
 def _csv(found: JobResult, result: RunResult, *, deft_compat: bool) -> bytes:
     memory = f"{found.memory_allocated},{found.memory_reserved}"
-    rows = [row for row in found.requests if not row.warmup and not row.cut]
+    rows = [row for row in found.requests if row.counts]
     if deft_compat:
         rows = [_warmup(found, result), *rows]
     lines = (

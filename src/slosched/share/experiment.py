@@ -20,8 +20,8 @@ from slosched.output_files import make_folder, write_file
 from slosched.share.about import gpus_here, versions
 from slosched.share.job_figures import alone_of
 from slosched.share.job_figures import solo_job as solo_result
-from slosched.share.outputs import LAYOUTS, SUMMARY, read_summary, write_run
-from slosched.share.result_paths import mode_name, run_path
+from slosched.share.outputs import SUMMARY, read_summary, write_run
+from slosched.share.result_paths import LAYOUTS, RUN, SPEC, mode_name, run_path
 from slosched.share.run import distinct, run_alone, run_mode, solo_job
 from slosched.share.session import Interrupted, Say, Stopped
 from slosched.share.spec_check import check_spec
@@ -31,7 +31,7 @@ from slosched.sim.run import source_digest
 from slosched.telemetry.source import file_sha256
 from slosched.units import NS_PER_MS, NS_PER_S
 
-RUN, SPEC, LOGS = "run.json", "spec.json", "logs"
+LOGS = "logs"
 #: The digest of all that a run was made of, in its `about`.
 _DIGEST = "experiment_sha256"
 _SAME = "equal to that of its run alone"

@@ -16,11 +16,10 @@ from slosched.share.carbon import Footprint
 from slosched.share.figures import JobMetrics, RunMetrics
 from slosched.share.metrics import metrics_of
 from slosched.share.outputs import SUMMARY, read_summary
-from slosched.share.result_paths import jobs_of
+from slosched.share.result_paths import RUN, SPEC, jobs_of
 from slosched.share_spec import Job, JobResult, Mode, Request, RunResult, ShareSpec
 from slosched.units import NS_PER_S
 
-RUN, SPEC = "run.json", "spec.json"
 #: Runs that are read of one folder at most.
 MOST_RUNS = 10_000
 #: Parts of a run's path below the folder of its experiment: label, mix, mix with batches, mode, repeat.
@@ -161,7 +160,7 @@ def _like(jobs: Sequence[Job], job: Job) -> bool:
 
 def rows_of(found: JobResult) -> list[Request]:
     """The requests that figures show: neither warm-ups nor cut ones."""
-    return [row for row in found.requests if not row.warmup and not row.cut]
+    return [row for row in found.requests if row.counts]
 
 
 def ends_of_priority(jobs: Sequence[Job]) -> tuple[int, int] | None:

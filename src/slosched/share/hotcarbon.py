@@ -10,13 +10,10 @@ import re
 from collections.abc import Sequence
 
 from slosched.errors import InvalidConfig, UnknownName
-from slosched.share.spec_check import check_spec, unused_name
-from slosched.share_spec import Job, Mode, ShareSpec
-from slosched.units import NS_PER_S
+from slosched.share.spec_check import unused_name
+from slosched.share_spec import Job, Mode
 
 #: In the order in which HotCarbon runs them.
-DEFAULT_MODES = (Mode.MPS, Mode.TM)
-DEFAULT_DURATION_NS = 120 * NS_PER_S
 #: HotCarbon's name of MPS without a limit of threads.
 MPS_UNCAPPED = "mps-uncap"
 _MODEL_BATCH = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._+:/-]*[A-Za-z0-9._+:/])?)-([0-9]{1,6})")
@@ -51,25 +48,3 @@ def parse_modes(text: str) -> tuple[Mode, ...]:
             raise UnknownName("mode", name, [*Mode, MPS_UNCAPPED])
         found.append(Mode(plain))
     return tuple(dict.fromkeys(found))
-
-
-def hotcarbon_spec(
-    models: Sequence[str],
-    *,
-    label: str,
-    device: int = 0,
-    modes: tuple[Mode, ...] = DEFAULT_MODES,
-    duration_ns: int = DEFAULT_DURATION_NS,
-) -> ShareSpec:
-    """The experiment of HotCarbon's command line. Raises InvalidConfig."""
-    if not 0 <= device <= 999:
-        raise InvalidConfig(f"--device-id must be within 0..999, not {device}")
-    return check_spec(
-        ShareSpec(
-            jobs=model_jobs(models),
-            modes=modes,
-            duration_ns=duration_ns,
-            device=f"cuda:{device}",
-            label=label,
-        )
-    )

@@ -180,13 +180,13 @@ def counted(job: JobResult, result: RunResult) -> list[Request]:
     return [
         row
         for row in job.requests
-        if not row.warmup and not row.cut and result.begin_ns <= row.arrived_ns <= result.end_ns
+        if row.counts and result.begin_ns <= row.arrived_ns <= result.end_ns
     ]
 
 
 def work_of(job: JobResult, result: RunResult) -> float:
     """Requests in the window, each with the part of its time from start to end that lies in it."""
-    return math.fsum(_inside(row, result) for row in job.requests if not row.warmup and not row.cut)
+    return math.fsum(_inside(row, result) for row in job.requests if row.counts)
 
 
 def alone_of(job: int, solo: RunResult) -> Alone | None:

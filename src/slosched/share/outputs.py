@@ -27,13 +27,12 @@ from slosched.share.figures import RunMetrics
 from slosched.share.hotcarbon_files import append_to_tree, epoch_offset_ns, hotcarbon_files
 from slosched.share.job_figures import alone_of, deadline_of
 from slosched.share.metrics import metrics_of
-from slosched.share.result_paths import jobs_of, mix_path, mode_name
+from slosched.share.result_paths import LAYOUTS, jobs_of, mix_path, mode_name
 from slosched.share_spec import PowerSample, Request, RunResult, ShareSpec, Status
 from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.version import __version__
 
 SUMMARY = "summary.json"
-LAYOUTS = ("slosched", "hotcarbon")
 
 _REQUESTS = (
     "job,name,number,arrival_s,start_s,end_s,jct_ms,wait_ms,preempted,paused_ms,device_ms,batch,deadline_s,"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from slosched.core.share.tuner import DEFT_CANDIDATES
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.share.axes import Point, folder_name, points_of
 from slosched.share.hotcarbon import model_jobs
@@ -27,8 +28,6 @@ from slosched.share_spec import (
 )
 from slosched.units import NS_PER_MS, NS_PER_S
 
-#: The numbers of launches after which Deft's sweep waits for the device.
-SYNCS = (1, 2, 4, 8, 10, 20, 50, 100, 500, 1000, 5000, 10_000, 1_000_000)
 #: The key that the sweep varies.
 SYNC_KEY = "jobs.model_A.boundary.every"
 #: HotCarbon's models, in the order of its mixes.
@@ -115,7 +114,7 @@ def demo_jobs(
 def _sweep_sync(wanted: Wanted) -> tuple[Point, ...]:
     jobs = demo_jobs(Boundary(kind=BoundaryKind.SYNC), tiny=wanted.tiny)
     spec = _spec(wanted, jobs, (Mode.GATE,), 90 * NS_PER_S)
-    return points_of(spec, {SYNC_KEY: _TINY_SYNCS if wanted.tiny else SYNCS})
+    return points_of(spec, {SYNC_KEY: _TINY_SYNCS if wanted.tiny else DEFT_CANDIDATES})
 
 
 #: Methods of the demo: mode, what bounds A, and what bounds B.

@@ -26,7 +26,7 @@ def refit(runs: Iterable[tuple[int, RunResult]], job: int) -> tuple[float, float
             row.ended_ns - row.started_ns
             for each in rows
             for row in each.requests
-            if not (row.warmup or row.cut or row.interruptions)
+            if row.counts and not row.interruptions
         ]
         if times:
             means.append((boundaries, sum(times) / len(times) / NS_PER_MS))

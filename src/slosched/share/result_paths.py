@@ -13,6 +13,9 @@ from pathlib import Path
 from slosched.share.hotcarbon import MPS_UNCAPPED
 from slosched.share_spec import Job, Mode, RunResult, ShareSpec
 
+#: The files of a run from which all others follow, and the layouts in which those are written.
+RUN, SPEC = "run.json", "spec.json"
+LAYOUTS = ("slosched", "hotcarbon")
 #: Characters of a folder's name: a file system has 255 bytes, and the folder of a run alone adds a digest.
 _LONGEST = 200
 

@@ -18,7 +18,7 @@ from slosched.output_files import make_folder, write_file
 from slosched.share.experiment import solo_path
 from slosched.share.metrics import metrics_of
 from slosched.share.outputs import write_run
-from slosched.share.result_paths import run_path
+from slosched.share.result_paths import RUN, SPEC, run_path
 from slosched.share.run import distinct
 from slosched.share.solos import Profile, load_profile
 from slosched.share.virtual import run_mode_virtual
@@ -93,8 +93,8 @@ def simulate(
                 if result.mode is Mode.EXCLUSIVE
                 else run_path(spec, spec.jobs, result.mode, repeat)
             )
-            write_file(folder / "spec.json", msgspec.json.encode(spec))
-            write_file(folder / "run.json", msgspec.json.encode(result))
+            write_file(folder / SPEC, msgspec.json.encode(spec))
+            write_file(folder / RUN, msgspec.json.encode(result))
             write_run(
                 folder,
                 spec,
@@ -137,10 +137,10 @@ def measured_runs(directory: Path, spec: ShareSpec) -> dict[Key, RunResult]:
     Raises InvalidConfig if there is none, or one cannot be read.
     """
     runs: dict[Key, RunResult] = {}
-    for path in sorted(directory.rglob("run.json"))[:_MOST_RUNS]:
+    for path in sorted(directory.rglob(RUN))[:_MOST_RUNS]:
         try:
             result = msgspec.json.decode(path.read_bytes(), type=RunResult)
-            theirs = msgspec.json.decode((path.parent / "spec.json").read_bytes(), type=ShareSpec)
+            theirs = msgspec.json.decode((path.parent / SPEC).read_bytes(), type=ShareSpec)
         except (msgspec.MsgspecError, OSError) as error:
             raise InvalidConfig(f"{path}: it is not a finished run: {error}") from None
         if result.unavailable or "virtual" in result.about:

@@ -14,7 +14,8 @@ import msgspec
 
 from slosched.errors import InvalidConfig
 from slosched.share.contention import Party
-from slosched.share_spec import Job, Mode, Run, RunResult, ShareSpec
+from slosched.share.result_paths import RUN, SPEC
+from slosched.share_spec import Job, Mode, Run, RunResult, ShareSpec, tiny_layers
 from slosched.units import NS_PER_MS
 
 _OWN = Path(__file__).parent / "profiles"
@@ -138,20 +139,15 @@ def _host_share(solo: Solo) -> float:
 
 
 def _tiny(job: Job) -> Solo:
-    """The eager backend's model for tests: `tiny:LAYERS:MS` takes the given time in each layer."""
-    try:
-        layers, layer_ms = (*job.model.split(":")[1:], *("8", "0.5")[job.model.count(":") :])
-        return Solo(
-            model=job.model,
-            batch=job.batch,
-            latency_ms=max(0.001, int(layers) * float(layer_ms)),
-            boundaries=int(layers),
-            note="sleeps",
-        )
-    except ValueError:
-        raise InvalidConfig(
-            f"job {job.name!r}: {job.model!r} is not tiny, tiny:LAYERS or tiny:LAYERS:MS"
-        ) from None
+    """The eager backend's model for tests, which takes the time that its name says."""
+    layers, layer_ms = tiny_layers(job.model)
+    return Solo(
+        model=job.model,
+        batch=job.batch,
+        latency_ms=max(0.001, layers * layer_ms),
+        boundaries=layers,
+        note="sleeps",
+    )
 
 
 def _area(size: tuple[int, int]) -> int:
@@ -214,14 +210,14 @@ def profile_of_runs(directory: Path) -> Profile:
 
     Models that ours know keep their GPU share, burst and press; those of others have the defaults.
     """
-    found = sorted(path for path in directory.rglob("run.json") if path.is_file())[:_MOST_FILES]
+    found = sorted(path for path in directory.rglob(RUN) if path.is_file())[:_MOST_FILES]
     solos: dict[tuple[str, int, tuple[int, int], Run], Solo] = {}
     device = "unknown"
     idle: list[float] = []
     for path in found:
         try:
             result = msgspec.json.decode(path.read_bytes(), type=RunResult)
-            spec = msgspec.json.decode((path.parent / "spec.json").read_bytes(), type=ShareSpec)
+            spec = msgspec.json.decode((path.parent / SPEC).read_bytes(), type=ShareSpec)
         except (msgspec.MsgspecError, OSError) as error:
             raise InvalidConfig(
                 f"{path}: it is not a result of a sharing experiment: {error}"
@@ -252,7 +248,7 @@ def _solos_of(result: RunResult, spec: ShareSpec) -> Iterable[Solo]:
     watts = [each.watts for each in result.power if result.begin_ns <= each.at_ns <= result.end_ns]
     for each in result.jobs:
         job = spec.jobs[each.job]
-        times = sorted(r.ended_ns - r.started_ns for r in each.requests if not (r.warmup or r.cut))
+        times = sorted(r.ended_ns - r.started_ns for r in each.requests if r.counts)
         if not times:
             continue
         ran = each.prepared.runs if each.prepared else job.run

@@ -26,7 +26,7 @@ from slosched.errors import InvalidConfig, SloschedError
 from slosched.output_files import make_folder, write_file
 from slosched.share.axes import Point
 from slosched.share.figures import JobMetrics, RunMetrics
-from slosched.share.found_runs import RUN
+from slosched.share.result_paths import RUN
 from slosched.share.run import distinct
 from slosched.share.sweep_fit import BoundaryFit, fits_of
 from slosched.share_spec import Mode, ShareSpec, Status

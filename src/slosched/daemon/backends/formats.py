@@ -12,8 +12,23 @@ from torch import nn
 
 from slosched.config import DTYPES
 from slosched.daemon.backends.zoo import ModelSpec
+from slosched.errors import InvalidConfig
 
 TORCH_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
+
+
+#: Other names that precisions are called by.
+_ALSO = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+
+
+def dtype_named(text: str) -> str:
+    """The precision that `text` names, one of DTYPES. Raises InvalidConfig."""
+    name = _ALSO.get(text, text)
+    if name not in TORCH_DTYPES:
+        raise InvalidConfig(
+            f"dtype {text!r} is not known; choose from {', '.join((*TORCH_DTYPES, *_ALSO))}"
+        )
+    return name
 
 
 def takes_images(spec: ModelSpec) -> bool:

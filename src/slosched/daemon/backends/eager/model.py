@@ -8,17 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from slosched.errors import InvalidConfig
-
-_DTYPES = {
-    "float16": torch.float16,
-    "fp16": torch.float16,
-    "half": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float32": torch.float32,
-    "fp32": torch.float32,
-}
+from slosched.daemon.backends.formats import TORCH_DTYPES, dtype_named
 
 
 class EagerModel(ABC):
@@ -41,11 +31,7 @@ class EagerModel(ABC):
 
 def dtype_of(name: str, published: torch.dtype) -> torch.dtype:
     """The dtype of a job that says `name`; `published` if it says none. Raises InvalidConfig."""
-    if not name:
-        return published
-    if name not in _DTYPES:
-        raise InvalidConfig(f"dtype {name!r}: known are {', '.join(_DTYPES)}")
-    return _DTYPES[name]
+    return TORCH_DTYPES[dtype_named(name)] if name else published
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.share_spec import Job
@@ -18,13 +18,6 @@ _ROOM = "slosched.daemon.backends.eager."
 _VISION = "vision:Vision"
 #: More rows than any of these models can take in one request.
 _MOST_ROWS = 65_536
-
-
-class Entry(NamedTuple):
-    """Where a model is made, `module:class`, and a line about it for help texts."""
-
-    made_by: str
-    line: str
 
 
 _DETECTORS = (
@@ -51,22 +44,21 @@ _SEGMENTERS = (
 )
 _CLASSIFIERS = ("resnet18", "resnet50", "resnet101", "resnet152", "vit_b_16", "vit_l_16")
 
-ENTRIES: dict[str, Entry] = {
-    "diffusion": Entry(
-        "diffusion:Diffusion", "SDXL, float16: 50 steps with guidance, 1024x1024, decoder"
-    ),
-    "whisper": Entry("audio:Whisper", "whisper-small, float32: 30 s of speech to 32 tokens"),
-    "bert": Entry("language:Bert", "bert-large with its head for masked words, float32, 11 tokens"),
-    "gpt": Entry("language:GptJ", "GPT-J-6B, float16: 10 tokens continued up to 100"),
-    "gpt2": Entry("language:Gpt2", "GPT-2, float32: 10 tokens continued up to 100"),
-    "bloom-560m": Entry("language:Bloom", "BLOOM, float32: 10 tokens continued up to 100"),
-    "codegen-350M-mono": Entry("language:CodeGen", "CodeGen, float32: the same"),
-    **{name: Entry(_VISION, "torchvision's detection, float32") for name in _DETECTORS},
-    **{name: Entry(_VISION, "torchvision's segmentation, float32") for name in _SEGMENTERS},
-    **{name: Entry(_VISION, "classification at 224x224, float32") for name in _CLASSIFIERS},
-    "tiny": Entry("tiny:Tiny", "layers of a chosen time, for tests: tiny:LAYERS:MS"),
-    "tiny-conv": Entry("tiny:TinyConv", "four small convolutions, for tests"),
-    "tiny-gpt": Entry("language:TinyGpt", "a text of two small layers, for tests"),
+#: Where each is made, `module:class`. Other names of torchvision, `timm/NAME` and `diffusion/NAME` run, too.
+ENTRIES: dict[str, str] = {
+    "diffusion": "diffusion:Diffusion",  # SDXL, float16: 50 steps with guidance, 1024x1024, decoder
+    "whisper": "audio:Whisper",  # whisper-small, float32: 30 s of speech to 32 tokens
+    "bert": "language:Bert",  # bert-large with its head for masked words, float32, 11 tokens
+    "gpt": "language:GptJ",  # GPT-J-6B, float16: 10 tokens continued up to 100
+    "gpt2": "language:Gpt2",  # GPT-2, float32: 10 tokens continued up to 100
+    "bloom-560m": "language:Bloom",  # BLOOM, float32: 10 tokens continued up to 100
+    "codegen-350M-mono": "language:CodeGen",  # CodeGen, float32: the same
+    **dict.fromkeys(_DETECTORS, _VISION),
+    **dict.fromkeys(_SEGMENTERS, _VISION),
+    **dict.fromkeys(_CLASSIFIERS, _VISION),
+    "tiny": "tiny:Tiny",  # layers of a chosen time, for tests: tiny:LAYERS:MS
+    "tiny-conv": "tiny:TinyConv",  # four small convolutions, for tests
+    "tiny-gpt": "language:TinyGpt",  # a text of two small layers, for tests
 }
 
 #: Names that mean one model whatever follows: Deft calls these by the sizes of their checkpoints.
@@ -75,11 +67,6 @@ _BEGINNINGS = {
     "codegen": "codegen-350M-mono",
     "diffusion/": "diffusion",
 }
-
-
-def model_names() -> dict[str, str]:
-    """The models with a line each. Other names of torchvision, `timm/NAME` and `diffusion/NAME` run, too."""
-    return {name: entry.line for name, entry in ENTRIES.items()}
 
 
 def open_model(job: Job, device: torch.device, seed: int, *, small: bool = False) -> EagerModel:
@@ -102,9 +89,9 @@ def made_by(model: str) -> str:
     bare = model.removeprefix("originals/").partition(":")[0]
     for start, name in _BEGINNINGS.items():
         if bare.startswith(start):
-            return ENTRIES[name].made_by
+            return ENTRIES[name]
     if bare in ENTRIES and (bare == "tiny" or ":" not in model):
-        return ENTRIES[bare].made_by
+        return ENTRIES[bare]
     if model.startswith(("torchvision/", "timm/")):
         return _VISION
     unknown = UnknownName("model", model, list(ENTRIES))

@@ -11,8 +11,7 @@ from torch import nn
 from slosched.clock import sleep_ns
 from slosched.daemon.backends.eager.building import built
 from slosched.daemon.backends.eager.model import EagerModel, dtype_of, generator
-from slosched.errors import InvalidConfig
-from slosched.share_spec import Job
+from slosched.share_spec import Job, tiny_layers
 from slosched.units import NS_PER_MS
 
 _WIDTH = 16
@@ -43,7 +42,7 @@ class Tiny(EagerModel):
     note = "layers of a chosen time"
 
     def __init__(self, job: Job, device: torch.device, seed: int, *, small: bool = False) -> None:
-        layers, ms = _layers_of(job.model)
+        layers, ms = tiny_layers(job.model)
         dtype = dtype_of(job.dtype, torch.float32)
         self.module = nn.Sequential(*[_Layer(ms) for _ in range(layers)])
         numbers = generator(1)
@@ -80,19 +79,3 @@ def _convolutions() -> nn.Module:
     for inputs in (3, 8, 8, 8):
         layers += [nn.Conv2d(inputs, 8, 3, padding=1), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
-
-
-def _layers_of(model: str) -> tuple[int, float]:
-    """The number of layers and the ms of each in "tiny:8:0.5". Raises InvalidConfig."""
-    parts = model.split(":")[1:]
-    try:
-        layers = int(parts[0]) if parts else 8
-        ms = float(parts[1]) if len(parts) > 1 else 0.5
-    except ValueError:
-        layers, ms = 0, 0.0
-    if len(parts) > 2 or not 1 <= layers <= 10_000 or not 0 <= ms <= 10_000:
-        raise InvalidConfig(
-            f"model {model!r}: write tiny, tiny:LAYERS or tiny:LAYERS:MS, with 1 to 10000 layers of 0 to "
-            "10000 ms"
-        )
-    return layers, ms

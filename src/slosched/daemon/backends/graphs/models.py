@@ -12,10 +12,9 @@ from typing import Any
 from torch import nn
 
 from slosched.config import canonical_model
-from slosched.daemon.backends.formats import TORCH_DTYPES, in_format
+from slosched.daemon.backends.formats import TORCH_DTYPES, dtype_named, in_format
 from slosched.daemon.backends.graphs.names import (
     LIBRARY_NAMES,
-    dtype_of,
     is_segmentation,
     torchvision_name,
 )
@@ -124,3 +123,11 @@ def _refuse_size(job: Job, shape: tuple[int, ...]) -> None:
         raise InvalidConfig(
             f"job {job.name!r}: the size of what {job.model} takes cannot be chosen; leave size out"
         )
+
+
+def dtype_of(job: Job, published: str) -> str:
+    """The precision of the job's weights; `published` where it does not say. Raises InvalidConfig."""
+    try:
+        return dtype_named(job.dtype) if job.dtype else published
+    except InvalidConfig as error:
+        raise InvalidConfig(f"job {job.name!r}: {error}") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-from slosched.errors import InvalidConfig
 from slosched.share_spec import Job, Run
 
 #: The short names of the published experiments, and the models of libraries that they mean.
@@ -27,16 +26,6 @@ _FIXED = re.compile(
 _SEGMENTATION = re.compile(r"(deeplabv3_\w+|fcn_resnet\w+|lraspp_\w+)")
 #: The zoo's (backends/zoo.py), which only torch can import.
 _ZOO = ("resnet_tiny", "vit_base", "bert_base", "bert_large", "bert_masked")
-#: Precisions by the names that they are called.
-_DTYPES = {
-    "fp32": "float32",
-    "float32": "float32",
-    "fp16": "float16",
-    "half": "float16",
-    "float16": "float16",
-    "bf16": "bfloat16",
-    "bfloat16": "bfloat16",
-}
 
 
 def can_capture(job: Job) -> bool:
@@ -60,12 +49,3 @@ def torchvision_name(name: str) -> str:
 def is_segmentation(bare: str) -> bool:
     """True for torchvision's segmentation models, by their bare names."""
     return bool(_SEGMENTATION.fullmatch(bare))
-
-
-def dtype_of(job: Job, published: str) -> str:
-    """The precision of the job's weights; `published` where it does not say. Raises InvalidConfig."""
-    if job.dtype and job.dtype not in _DTYPES:
-        raise InvalidConfig(
-            f"job {job.name!r}: dtype {job.dtype!r} is not known; choose from {', '.join(_DTYPES)}"
-        )
-    return _DTYPES.get(job.dtype, published)
