@@ -38,7 +38,7 @@ def about_run(device: str) -> dict[str, str]:
 def gpus_here() -> frozenset[str]:
     """The names of this machine's GPUs, as NVML says them; none where that is not known."""
     try:
-        said = subprocess.run(
+        answer = subprocess.run(
             ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader"),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -47,7 +47,7 @@ def gpus_here() -> frozenset[str]:
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return frozenset()
-    return frozenset(line.strip() for line in said.decode("utf-8", "replace").splitlines())
+    return frozenset(line.strip() for line in answer.decode("utf-8", "replace").splitlines())
 
 
 @cache

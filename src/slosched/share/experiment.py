@@ -239,7 +239,7 @@ class _Experiment:
         if result.about.get(_DIGEST) != digest or not ended.fine or result.unavailable:
             return None
         gpu = result.about.get("gpu", "")
-        if gpu and (here := gpus_here()) and gpu not in here:
+        if gpu and (names := gpus_here()) and gpu not in names:
             self.say(f"{mode}: run again: the one that is there is of {gpu}")
             return None
         self.say(f"{mode}: kept from before: {directory}")

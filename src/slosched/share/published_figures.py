@@ -1,4 +1,4 @@
-"""What both originals published (share/published/*.toml), and our own runs beside it."""
+"""What HotCarbon-24 published (share/published/hotcarbon.toml), and our own runs beside it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from slosched.errors import UnknownName
 from slosched.share.imported import Imported
 from slosched.text_files import read_toml
 
-_FOLDER = Path(__file__).with_name("published")
+_FILE = Path(__file__).with_name("published") / "hotcarbon.toml"
 #: Names as the other sets have them.
 _ALSO = {"a100-tm": "five-min-a100-pwr"}
 
@@ -37,36 +37,6 @@ class PublishedSet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     runs: tuple[PublishedRun, ...]
 
 
-class DeftPoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One point of Deft's sweep; `sync` None is without control. Times are JCTs in ms."""
-
-    sync: int | None = None
-    low_n: int
-    low_mean_ms: float
-    low_apart_n: int
-    low_apart_mean_ms: float
-    low_overlapping_n: int
-    low_overlapping_mean_ms: float
-    high_n: int
-    high_mean_ms: float
-    high_min_ms: float
-    high_max_ms: float
-
-
-class DeftMisses(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """SLO misses of a pair at 1.6 times the latency alone, under a label of Deft's notebook."""
-
-    pair: str
-    method: str
-    sync: int | None = None
-    low_missed: int
-    low_n: int
-    low_deadline_ms: float
-    high_missed: int
-    high_n: int
-    high_deadline_ms: float
-
-
 class Compared(msgspec.Struct, frozen=True, kw_only=True):
     """A mix then and now. None: one of both does not have it. Lists are in the order of `models`."""
 
@@ -90,7 +60,7 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
 @cache
 def hotcarbon_sets() -> tuple[PublishedSet, ...]:
     """HotCarbon's five sets: A6000 and 4090 in both modes, and A100 under time slicing."""
-    _, table = read_toml(_FOLDER / "hotcarbon.toml", "")
+    _, table = read_toml(_FILE, "")
     return msgspec.convert(table["sets"], tuple[PublishedSet, ...])
 
 
@@ -101,20 +71,6 @@ def hotcarbon_set(name: str) -> PublishedSet:
     if name not in found:
         raise UnknownName("published set", name, list(found))
     return found[name]
-
-
-@cache
-def deft_sweep() -> tuple[DeftPoint, ...]:
-    """Deft's sweep of the interval between waits, of two Faster R-CNN."""
-    _, table = read_toml(_FOLDER / "deft.toml", "")
-    return msgspec.convert(table["sweep"], tuple[DeftPoint, ...])
-
-
-@cache
-def deft_misses() -> tuple[DeftMisses, ...]:
-    """Deft's table of SLO misses; see the file for what its labels are worth."""
-    _, table = read_toml(_FOLDER / "deft.toml", "")
-    return msgspec.convert(table["misses"], tuple[DeftMisses, ...])
 
 
 def compare(run: Imported, published: PublishedSet) -> Compared | None:
