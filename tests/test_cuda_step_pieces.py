@@ -13,7 +13,7 @@ from fake_cuda import MS, STEP_SHARE, FakeDriver, SteppedProgram
 from slosched.daemon.backends.cuda.choice import Wish
 from slosched.daemon.backends.cuda.cutting_parts import PartCutter
 from slosched.daemon.backends.cuda.driver import DeviceFault, OutOfDeviceMemory
-from slosched.daemon.backends.cuda.groups import Group, bounds_of
+from slosched.daemon.backends.cuda.groups import Ends, Group, bounds_of, halved
 from slosched.daemon.backends.cuda.program import Class, Cut
 from test_cuda_preemption import LONG_NS, SHORT_NS, US, Rig, interrupted
 from test_cuda_steps import Prepared
@@ -104,6 +104,27 @@ def test_a_segment_that_is_very_short_is_not_worth_a_boundary() -> None:
     assert bounds_of(groups, 1_000, least_ns=125) == (2, 3)
     groups = [Group(0, 1, 1_200), Group(1, 2, 5), Group(2, 3, 1_200), Group(3, 4, 5)]
     assert bounds_of(groups, 1_000, least_ns=125) == (2,)
+
+
+class Uneven(SteppedProgram):
+    """Half of a step's time lies in a tenth of its nodes."""
+
+    def _work(self, takes_ns: int, action: Any, result: Any) -> None:
+        super()._work(takes_ns, action, result)
+        recorded: list[Any] = self.driver._captures.get(self._stream, [])  # type: ignore[arg-type]
+        if takes_ns < 50 * MS or not recorded:
+            return
+        long, short = self.nodes // 10, self.nodes - self.nodes // 10
+        for node, (_, does) in enumerate(list(recorded)):
+            recorded[node] = (round(takes_ns / 2 / (long if node < long else short)), does)
+
+
+def test_where_more_groups_are_needed_than_can_be_timed_the_longest_are_halved() -> None:
+    groups = [Group(4 * each, 4 * each + 4, 900 + each) for each in range(6)]
+    assert halved(groups, 100, Ends(), most=8)[:4] == [(0, 4), (4, 8), (8, 12), (12, 16)]
+    assert len(halved(groups, 100, Ends(), most=8)) == 8
+    cut = cut_of(made(200 * MS, steps=3, nodes=600, kind=Uneven))  # steps of 60 ms
+    assert cut.boundary_ns <= 1.2 * MS and not cut.note
 
 
 # ----------------------------------------------------------------------------------- fallbacks

@@ -33,7 +33,7 @@ from slosched.daemon.backends.cuda.timing import MOST_TIMED, StepTimes, Stopwatc
 #: last.
 _ENDS = Parts(Ends(2, 0), Ends(0, 0), Ends(0, 2))
 _NAMES = Parts("first part", "step", "last part")
-#: Groups are at most this part of a segment, and there are as many at first.
+#: A segment has about this number of groups, half of it at first.
 _FINER, _LEAST_GROUPS = 4, 8
 #: A segment that is shorter than this part of the others is not worth a boundary.
 _LEAST = 8
@@ -134,7 +134,7 @@ class PartCutter:
                 spent_ns,
                 longest_ns=max(1, part_ns // _FINER),
                 ends=_ENDS[place],
-                count=max(_LEAST_GROUPS, _FINER * spent_ns // part_ns),
+                count=max(_LEAST_GROUPS, _FINER * spent_ns // (2 * part_ns)),
                 # A step counts itself in the state, and may look up what lies at that place: from 0 on.
                 before=() if first else (begin.launch,),
             )

@@ -52,14 +52,26 @@ def bounds_of(groups: Sequence[Group], tau_ns: int, *, least_ns: int = 0) -> tup
     return tuple(begin for begin, ns in segments[1:] if ns >= least_ns)
 
 
-def halved(groups: Sequence[Group], longest_ns: int, ends: Ends = WHOLE) -> list[tuple[int, int]]:
-    """The places (begin, end) of `groups`, those halved that take longer than `longest_ns` and can be."""
-    places: list[tuple[int, int]] = []
+def halved(
+    groups: Sequence[Group], longest_ns: int, ends: Ends = WHOLE, *, most: int = MOST_TIMED
+) -> list[tuple[int, int]]:
+    """The places (begin, end) of `groups`, those halved that take longer than `longest_ns` and can be.
+
+    There are at most `most` in the end, so it may be the longest alone that are halved.
+    """
     last = groups[-1].end - ends.tail
-    for group in groups:
-        middle = min(max((group.begin + group.end) // 2, ends.head), last)
-        if group.ns > longest_ns and group.begin < middle < group.end:
-            places += [(group.begin, middle), (middle, group.end)]
+    middles = [min(max((each.begin + each.end) // 2, ends.head), last) for each in groups]
+    long = [
+        place
+        for place, group in enumerate(groups)
+        if group.ns > longest_ns and group.begin < middles[place] < group.end
+    ]
+    room = max(0, most - len(groups))
+    chosen = set(sorted(long, key=lambda place: -groups[place].ns)[:room])
+    places: list[tuple[int, int]] = []
+    for place, group in enumerate(groups):
+        if place in chosen:
+            places += [(group.begin, middles[place]), (middles[place], group.end)]
         else:
             places.append((group.begin, group.end))
     return places
@@ -77,6 +89,8 @@ def timed_groups(
     before: Sequence[Launch] = (),
 ) -> list[Group]:
     """Groups of a chain of `nodes` with their times: `count`, those halved that take over `longest_ns`.
+
+    There are at most as many as can be timed at once; then the longest are halved.
 
     `segment` makes a graph of the nodes from one place to another; all of them take `whole_ns` as one graph.
     What is launched `before` them leaves memory as they expect it. Raises what `segment` raises.
@@ -98,8 +112,10 @@ def timed_groups(
                 Group(*place, max(1, ns - boundary_ns))
                 for place, ns in zip(places, times, strict=True)
             ]
-            finer = halved(groups, longest_ns, ends)
-            if finer == places or len(finer) > most or turn == _ROUNDS - 1:
+            # Some room is left for halves that still take long.
+            room = (most - len(groups)) // (1 if turn else 2)
+            finer = halved(groups, longest_ns, ends, most=len(groups) + room)
+            if finer == places or turn == _ROUNDS - 1:
                 break
             places = finer
         return groups
