@@ -18,8 +18,7 @@ from slosched.core.share.tuner import (
     tuned_boundary,
 )
 from slosched.errors import InvalidConfig
-from slosched.share.refit import refit
-from slosched.share_spec import Boundary, BoundaryKind, Job, JobResult, Mode, Request, RunResult
+from slosched.share_spec import Boundary, BoundaryKind, Job
 
 MS = 1_000_000
 
@@ -53,32 +52,6 @@ def test_the_fit_finds_a_line() -> None:
     for points in ([], [(1.0, 2.0)], [(1.0, 2.0), (1.0, 3.0)], [(1.0, float("nan")), (2.0, 1.0)]):
         with pytest.raises(InvalidConfig, match="line"):
             fit_cost(points)
-
-
-def _run(times_ms: list[float], *, interrupted_ms: float = 0) -> RunResult:
-    rows = tuple(
-        Request(job=0, number=i, arrived_ns=0, started_ns=0, ended_ns=round(t * MS))
-        for i, t in enumerate(times_ms)
-    )
-    paused = Request(
-        job=0,
-        number=99,
-        arrived_ns=0,
-        started_ns=0,
-        ended_ns=round(interrupted_ms * MS),
-        interruptions=1,
-    )
-    job = JobResult(job=0, requests=(*rows, paused))
-    return RunResult(mode=Mode.GATE, repeat=0, jobs=(job,), begin_ns=0, end_ns=1)
-
-
-def test_a_refit_from_a_sweep_leaves_interrupted_requests_out() -> None:
-    runs = [(n, _run([110 + 0.02 * n] * 3, interrupted_ms=999)) for n in (0, 100, 913)]
-    slope, intercept = refit(runs, 0)
-    assert isclose(slope, 0.02, rel_tol=1e-6)
-    assert abs(intercept) < 1e-6
-    with pytest.raises(InvalidConfig, match="job 7"):
-        refit(runs, 7)
 
 
 def test_the_tuner_weighs_by_rates() -> None:

@@ -82,11 +82,15 @@ def test_the_choice_stands_beside_defts() -> None:
     line = tuning_line("low", tuning)
     assert f"low: a boundary after every {boundary.every} of 300 modules: a boundary costs" in line
     assert (
-        "urgent requests come 1/s" in line and "Deft's N* = 10 launches, here 3.3 modules" in line
+        "urgent requests come 1/s" in line
+        and "Deft's N* = 10 launches (of its 13 values 10), here 3.3 modules" in line
     )
     # Where kernels were not counted, the modules stand for them.
     _, plain = tuning_of(LOW, replace(PIECES, kernels=0, kernel_ns=0), urgent)
-    assert plain is not None and isclose(plain.deft_every, sqrt(0.0115 * 300 * 300 / 95))
+    assert plain is not None and "N* = 3.3 pieces (kernels were not counted)" in tuning_line(
+        "low", plain
+    )
+    assert isclose(plain.deft_every, sqrt(0.0115 * 300 * 300 / 95))
 
 
 def test_each_depth_has_its_own_cost() -> None:

@@ -263,8 +263,8 @@ class Urgent(_Plain, frozen=True):
 class Tuning(_Plain, frozen=True):
     """What the tuner chose for a job, and what it expects of it. `why` is one line.
 
-    `overhead` is a part of the request's time. `deft_launches` is N* = sqrt(a n / k) in launches, and
-    `deft_every` the same in pieces; 0: not known.
+    `overhead` is a part of the request's time. `deft_every` is N* = sqrt(a n / k) in pieces, and
+    `deft_launches` the same in launches; `deft_best` is the best of Deft's 13 values. 0: not known.
     """
 
     every: int
@@ -277,6 +277,7 @@ class Tuning(_Plain, frozen=True):
     fits: bool
     deft_launches: float = 0.0
     deft_every: float = 0.0
+    deft_best: int = 0
     unit: str = "pieces"  # what `every`, `pieces` and `deft_every` count
     why: str = ""
 

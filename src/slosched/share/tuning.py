@@ -186,9 +186,13 @@ def tuning_line(name: str, tuning: Tuning) -> str:
     flight = f", {tuning.depth} in flight" if tuning.depth > 1 else ""
     every = f"every {tuning.every} of {tuning.pieces} {tuning.unit}"
     text = f"{name}: a boundary after {every}{flight}: {tuning.why}"
-    if tuning.deft_every:
-        text += f"; Deft's N* = {tuning.deft_launches:.3g} launches, here {tuning.deft_every:.3g} {tuning.unit}"
-    return text
+    if not tuning.deft_every:
+        return text
+    in_pieces = f"{tuning.deft_every:.3g} {tuning.unit}"
+    if not tuning.deft_launches:
+        return f"{text}; Deft's N* = {in_pieces} (kernels were not counted)"
+    launches = f"{tuning.deft_launches:.3g} launches (of its 13 values {tuning.deft_best})"
+    return f"{text}; Deft's N* = {launches}, here {in_pieces}"
 
 
 def _read(file: Path, digest: str) -> Pieces | None:

@@ -317,8 +317,9 @@ def tuning_of(
         mean_wait_ns=best.mean_wait_ns,
         longest_wait_ns=best.longest_wait_ns,
         fits=best.fits,
-        deft_launches=launches,
+        deft_launches=launches if pieces.kernels else 0.0,
         deft_every=launches * measured.pieces / n,
+        deft_best=deft_best(n, k_ns / NS_PER_MS, a_ms=cost_ns / NS_PER_MS) if pieces.kernels else 0,
         unit=unit,
         why=_why(measured, best, cost_ns),
     )

@@ -120,7 +120,7 @@ class EagerLane:
                 model.module,
                 self._timeline,
                 self._compute,
-                lambda: kernels_of(self._compute, self._timeline),
+                self.profile,
             )
 
     # --------------------------------------------------------------------------------- requests
