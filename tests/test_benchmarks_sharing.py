@@ -15,6 +15,7 @@ sys.path[:0] = [str(GPU.parent), str(GPU)]  # its programs import one another as
 
 import sharing as bench  # noqa: E402
 import sharing_page as pages  # noqa: E402
+import sharing_simulated as simulated  # noqa: E402
 
 from slosched.share.presets import hotcarbon_mixes  # noqa: E402
 from slosched.share_spec import ShareSpec  # noqa: E402
@@ -103,6 +104,42 @@ def test_windows_on_this_machine_are_kept_and_not_run_again(
     assert bench.main([*options, "--parts", "mix-eager-tm", "--seconds", "80"]) == 0
 
 
+def test_each_cell_stands_beside_its_simulation(tmp_path: Path) -> None:
+    def measured(mode: str, stp: float, *jobs: dict[str, Any]) -> dict[str, Any]:
+        return {**cell(mode, stp, *jobs), "window_s": 2.0, "watts": 300.0}
+
+    cells = {
+        "mix/graphs/exclusive/bert": measured("tm", 1, job("bert", 2.6, 2.7, throughput_per_s=379)),
+        "mix/graphs/tm/bert+whisper": measured(
+            "tm",
+            0.91,
+            job("bert", 7.44, 7.51, throughput_per_s=135),
+            job("whisper", 193.2, 196.6, throughput_per_s=5.18),
+        ),
+        "mix/graphs/mps-priority/bert+gpt": measured(
+            "mps", 1.2, job("bert", 5, 5.2, throughput_per_s=200)
+        ),
+        "pair-graphs/preempt": measured(
+            "preempt", 1.9, job("resnet50", 1.2, 1.7, throughput_per_s=25)
+        ),
+        "demo-alone/model_B": measured("tm", 1, job("model_B", 19, 24, throughput_per_s=3.8)),
+        "demo/no such way": measured("tm", 1, job("model_B", 19, 24, throughput_per_s=3.8)),
+        "check/solo": {"stp": {"graphs bert": 1.0}},
+    }
+    whole = document(cells)
+    lines = simulated.simulated_lines(whole)
+    page = pages.page(whole, lines)
+    for key in cells:
+        assert f"| {key} | " in page or key in ("demo/no such way", "check/solo")
+    row = next(line for line in lines if line.startswith("| mix/graphs/tm/bert+whisper | 0.91 / "))
+    assert "| 7.44 / 7.4" in row  # two slices of each, and four changes of context
+    assert simulated.simulated_lines(document({"check/solo": {"stp": {}}})) == []
+    (tmp_path / "page.md").write_text(page)
+    kept = simulated.kept_lines(tmp_path / "page.md")
+    assert pages.page(whole, kept) == page
+    assert simulated.kept_lines(tmp_path / "none.md") == []
+
+
 def test_results_of_several_runs_become_one(tmp_path: Path) -> None:
     first, second = document({"a": cell("tm", 1)}), document({"b": cell("mps", 2)})
     first["left_out"] = {"b": "no time was left"}
@@ -115,5 +152,6 @@ def test_results_of_several_runs_become_one(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not pages.RESULTS.is_file(), reason="nothing was measured yet")
 def test_the_committed_page_is_that_of_its_results() -> None:
-    text = pages.page(json.loads(pages.RESULTS.read_text(encoding="utf-8")))
+    kept = simulated.kept_lines(pages.PAGE)
+    text = pages.page(json.loads(pages.RESULTS.read_text(encoding="utf-8")), kept)
     assert pages.PAGE.read_text(encoding="utf-8") == text

@@ -572,3 +572,37 @@ def test_precisions_by_their_names() -> None:
     assert dtype_of(job("bert", dtype="fp16"), "float32") == "float16"
     with pytest.raises(InvalidConfig, match="int8"):
         dtype_of(job("bert", dtype="int8"), "float32")
+
+
+@pytest.mark.parametrize(("think_ns", "linger_ns"), [(0, 0), (0, 200 * US), (MS, 200 * US)])
+def test_the_lane_lingers_for_the_next_request_of_a_closed_loop(
+    think_ns: int, linger_ns: int
+) -> None:
+    rig = Rig(job("long"), job("short", 1), check_every=0)
+    loads = [
+        Load(job=0, clients=Clients(), count=3, expected_ns=TIMES_NS["long"]),
+        Load(job=1, clients=Clients(think_ns=think_ns), priority=1, count=12),
+    ]
+    brain = ShareBrain(
+        loads,
+        policy=Policy.PRIORITY,
+        takes=rig.lane.takes,
+        preemptive=rig.lane.preemptive,
+        linger_ns=linger_ns,
+    )
+    at_ns = rig.clock.now_ns + MS
+    brain.begin(at_ns, at_ns + 10_000 * MS)
+    rows: list[Request | Interruption] = []
+    for _ in range(200_000):
+        turn(brain, rig.lane, rig.clock)
+        rows += brain.rows()
+        if brain.done:
+            break
+        rig.clock.now_ns += 5 * US  # what the loop takes: the gap between two requests
+        rig.lane.pass_time(brain.next_wakeup_ns())
+    assert brain.done
+    high = [row for row in rows if isinstance(row, Request) and row.job == 1]
+    assert len(high) == 12
+    waited = sum(row.latency_ns > TIMES_NS["short"] + 100 * US for row in high)
+    # Without lingering, and with a client that thinks longer, each waits for a segment of the long one.
+    assert waited == 0 if linger_ns > think_ns else waited >= 8

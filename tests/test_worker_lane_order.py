@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slosched.core.worker.lane_order import ArmedWork, LaneOrder
+from slosched.core.worker.lane_order import ArmedWork, LaneOrder, LingeringOrder
 from slosched.core.worker.lanes import LaneSpec, Role
 
 
@@ -204,3 +204,39 @@ def test_no_stream_of_equals_starves_a_work_that_is_due(others: int, due_ns: int
             behind += 1
         order.end(order.running[0], now)
     assert others <= due_ns + 1
+
+
+def test_a_lane_lingers_behind_a_work_before_it_resumes_another() -> None:
+    order: LingeringOrder[Work] = LingeringOrder(lane(preemptive=True))
+    low, high, next_one = Work("low"), Work("high"), Work("next")
+    order.arm(low, start_ns=0, now_ns=0)
+    assert started(order, 0) == ["low"]
+    high.linger_ns = next_one.linger_ns = 100
+    order.arm(high, start_ns=0, now_ns=10, priority=1)
+    assert not order.boundary(low, 20)
+    assert started(order, 20) == ["high"]
+    assert order.end(high, 50) is None and order.first(149) is None  # low waits, though it is due
+    order.arm(next_one, start_ns=0, now_ns=60, priority=1)
+    assert started(order, 60) == ["next"]
+    assert order.end(next_one, 90) is None
+    assert started(order, 189) == [] and started(order, 190) == ["low"]
+    other = Work("patient")
+    other.patient = True
+    order.arm(other, start_ns=0, now_ns=200)
+    assert order.end(low, 210) is other  # low does not linger
+
+
+def test_nothing_waits_for_a_lingering_work_but_what_is_patient() -> None:
+    order: LingeringOrder[Work] = LingeringOrder(lane(preemptive=True))
+    work, peer, behind = Work("work"), Work("peer"), Work("behind")
+    work.linger_ns = 100
+    behind.patient = True
+    order.arm(work, start_ns=0, now_ns=0)
+    assert started(order, 0) == ["work"]
+    order.arm(behind, start_ns=0, now_ns=1)
+    order.arm(peer, start_ns=0, now_ns=2)
+    # The patient one goes first, so its peer may not overtake it either.
+    assert order.end(work, 10) is None and order.first(109) is None
+    assert order.first(110) is behind
+    order.disarm(behind)
+    assert order.first(11) is peer

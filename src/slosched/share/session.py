@@ -172,6 +172,7 @@ class Session:
                 prepare_within_ns=self.spec.prepare_within_ns,
                 finish_within_ns=self.spec.finish_within_ns,
                 least_jobs=self.spec.least_jobs,
+                linger_ns=self.spec.linger_ns,
                 stop=self.spec.stop,
                 repeat=self.repeat,
                 measure=self._measure,

@@ -19,6 +19,7 @@ _MOST_REPEATS = 1000
 _MOST_BATCH = 65536
 _MOST_SIDE = 16384
 _MOST_CONCURRENCY = 1024
+_LONGEST_LINGER_NS = 10 * NS_PER_MS
 _LONGEST_NS = 7 * 24 * 3600 * NS_PER_S
 
 _LONGEST_SHOWN = 100
@@ -57,6 +58,11 @@ def check_spec(spec: ShareSpec) -> ShareSpec:
     _whole("seed", spec.seed, 0, 2**63 - 1)
     _whole("least_jobs", spec.least_jobs, 0, 10**6)
     _time("duration", spec.duration_ns, NS_PER_MS)
+    if not 0 <= spec.linger_ns <= _LONGEST_LINGER_NS:
+        raise InvalidConfig(
+            f"linger must be within 0..{_LONGEST_LINGER_NS // NS_PER_MS}ms, as the GPU does nothing meanwhile, "
+            f"not {spec.linger_ns / NS_PER_MS:g}ms"
+        )
     for name in ("idle", "cool_down"):
         _time(name, getattr(spec, f"{name}_ns"), 0)
     _time("power_every", spec.power_every_ns, NS_PER_MS)

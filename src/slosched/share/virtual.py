@@ -133,6 +133,7 @@ class _World:
             policy=self.spec.policy,
             takes=lane.takes,
             preemptive=lane.preemptive,
+            linger_ns=self.spec.linger_ns if self.mode is Mode.PREEMPT else 0,
             seed=self.seed,
             stop=self.spec.stop,
             least_jobs=self.spec.least_jobs,
@@ -209,7 +210,15 @@ def _tuned(job: Job, solo: Solo, exec_ns: int, world: _World) -> Boundary:
     pieces = Pieces(
         pieces=solo.boundaries, exec_ns=exec_ns, longest_ns=round(solo.longest_ms * NS_PER_MS)
     )
-    boundary, tuning = tuning_of(job, pieces, urgent)
+    # Segments of graphs have one in flight (_measured_segments).
+    graphs = _is_cut(job, solo)
+    boundary, tuning = tuning_of(
+        job,
+        pieces,
+        urgent,
+        depths=(1,) if graphs else (1, 2),
+        unit="segments" if graphs else "pieces",
+    )
     if tuning is not None:
         world.tunings[place] = tuning
     return boundary
@@ -222,7 +231,7 @@ def _boundary(job: Job, solo: Solo, world: _World) -> Spacing:
     exec_ns = _exec_ns(solo, world.mode)
     if tunable(boundary):
         boundary = _tuned(job, solo, exec_ns, world)
-    elif boundary.kind is BoundaryKind.SEGMENT and solo.runs is Run.GRAPHS:
+    if _is_cut(job, solo) and (not job.boundary.tuned or boundary.every == 1):
         return _measured_segments(solo, exec_ns)
     every = 1 if boundary.kind is BoundaryKind.LAYER else max(1, boundary.every)
     depth = boundary.depth if boundary.kind in (BoundaryKind.SEGMENT, BoundaryKind.EVENT) else 1
@@ -231,6 +240,11 @@ def _boundary(job: Job, solo: Solo, world: _World) -> Spacing:
     every_ns = min(exec_ns, max(1, round(exec_ns / groups * max(1, depth))))
     cost_ns = boundary_cost_ns(boundary.kind, depth) * max(1, depth)
     return Spacing(every_ns, cost_ns)
+
+
+def _is_cut(job: Job, solo: Solo) -> bool:
+    """True if the job's boundaries are those of graphs that preparation cut."""
+    return job.boundary.kind is BoundaryKind.SEGMENT and solo.runs is Run.GRAPHS
 
 
 def _measured_segments(solo: Solo, exec_ns: int) -> Spacing:

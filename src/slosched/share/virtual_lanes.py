@@ -15,7 +15,7 @@ from math import ceil
 from typing import NamedTuple
 
 from slosched.core.share.interface import Ended, Start, Withdraw
-from slosched.core.worker.lane_order import ArmedWork, LaneOrder
+from slosched.core.worker.lane_order import ArmedWork, LingeringOrder
 from slosched.core.worker.lanes import PREEMPTIVE_EXEC_LANE
 from slosched.share.contention import Party, rates
 from slosched.share.time_slices import SharedGpu
@@ -219,7 +219,7 @@ class BoundaryLane:
         self, work: Work, boundaries: Mapping[int, Spacing], *, latency_ns: int = 0
     ) -> None:
         self._work, self._boundaries, self._latency_ns = work, boundaries, latency_ns
-        self._order: LaneOrder[_Work] = LaneOrder(PREEMPTIVE_EXEC_LANE)
+        self._order: LingeringOrder[_Work] = LingeringOrder(PREEMPTIVE_EXEC_LANE)
         self._stop_ns: int | None = None  # the next boundary that matters, or the end
         self._ends: list[Ended] = []
         self._dead: dict[int, tuple[str, bool]] = {}
@@ -243,6 +243,7 @@ class BoundaryLane:
         left_ns = alone_ns + (alone_ns // every_ns * cost_ns if every_ns else 0)
         spacing = Spacing(every_ns + cost_ns, 0, first_ns, last_ns) if every_ns else Spacing(0)
         work = _Work(start, left_ns, spacing, now_ns)
+        work.linger_ns, work.patient = start.linger_ns, start.patient
         self._order.arm(work, start_ns=start.due_ns, now_ns=now_ns, priority=start.priority)
         if self._order.first(now_ns) is work:
             self._run(work, now_ns)
@@ -293,7 +294,13 @@ class BoundaryLane:
 
     def _pass(self, now_ns: int) -> None:
         """Handle each boundary and end up to `now_ns`."""
-        while self._stop_ns is not None and self._stop_ns <= now_ns:
+        while (stop_ns := self._next_ns()) is not None and stop_ns <= now_ns:
+            if not self._order.running:  # it has lingered for long enough
+                first = self._order.first(stop_ns)
+                assert first is not None
+                self._run(first, stop_ns)
+                continue
+            assert self._stop_ns is not None
             at_ns, runs = self._stop_ns, self._order.running[0]
             ran_ns = at_ns - runs.since_ns
             self._stop_ns = None
@@ -314,6 +321,12 @@ class BoundaryLane:
             assert first is not None
             runs.by = first.start.job
             self._run(first, at_ns)
+
+    def _next_ns(self) -> int | None:
+        """When something runs no longer, or waits no longer."""
+        if self._order.running or not self._order.armed:
+            return self._stop_ns
+        return self._order.lingers_until_ns or None
 
     def _end_of(self, work: _Work, at_ns: int) -> Ended:
         return Ended(
@@ -341,7 +354,7 @@ class BoundaryLane:
         return ends
 
     def next_event_ns(self) -> int | None:
-        return 0 if self._ends else self._stop_ns
+        return 0 if self._ends else self._next_ns()
 
     def pass_time(self, until_ns: int | None) -> bool:
         return True

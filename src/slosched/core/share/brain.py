@@ -48,6 +48,7 @@ class _Held:
     begun: bool
     since_ns: int = 0  # when it last came to the top
     ran_ns: int = 0
+    linger_ns: int = 0
 
 
 class ShareBrain:
@@ -56,6 +57,9 @@ class ShareBrain:
     The shell: `begin`, then in a loop `ended` for all that `lane.poll` returns, and `schedule` until it
     returns nothing; a Start goes to `lane.start`, a Withdraw to `lane.withdraw`, whose answer goes to
     `withdrawn`. core/share/driving.py has this loop.
+
+    `linger_ns`: a preemptive lane under policy priority waits that long behind a request whose client has its
+    next one within that time (a closed loop that thinks no longer), before it goes on with lower jobs.
 
     `seed` turns the order in which jobs go whose requests arrive at one instant. Raises InvalidConfig for no
     load, two loads of one job, or a lane that takes none.
@@ -68,6 +72,7 @@ class ShareBrain:
         policy: Policy = Policy.FCFS,
         takes: int = 1,
         preemptive: bool = False,
+        linger_ns: int = 0,
         seed: int = 0,
         stop: Stop = Stop.FINISH,
         least_jobs: int = 0,
@@ -80,6 +85,10 @@ class ShareBrain:
         self._by_job = {queue.load.job: queue for queue in self._queues}
         self._order = Order(policy, self._queues, seed)
         self._takes, self._preemptive = takes, preemptive
+        self._linger_ns = linger_ns if preemptive and policy is Policy.PRIORITY else 0
+        self._lingers: tuple[Waiting, int] | None = (
+            None  # for whose client the lane waits, until when
+        )
         self._stop, self._least = stop, least_jobs
         self._held: list[_Held] = []  # as the lane runs them: the first one runs
         self._asked: Withdraw | None = None
@@ -118,6 +127,8 @@ class ShareBrain:
         self._held.remove(held)
         if on_top:
             self._come_up(ended.ended_ns)
+        if held.linger_ns:
+            self._lingers = held.waiting, ended.ended_ns + held.linger_ns
         queue = self._by_job[ended.job]
         if ended.reason:
             queue.has_failed(
@@ -252,8 +263,25 @@ class ShareBrain:
             level = top.level + 1
         else:
             level = 0
-        held.insert(place, _Held(waiting, level, begun=not place, since_ns=now_ns))
-        return Start(waiting.job, waiting.number, level, now_ns)
+        patient = self._patient(waiting, now_ns)
+        linger_ns = self._linger_ns if queue.follows_within(self._linger_ns) else 0
+        held.insert(
+            place,
+            _Held(waiting, level, begun=not place, since_ns=now_ns, linger_ns=linger_ns),
+        )
+        if not patient:
+            self._lingers = None  # the lane starts it at once, or waits for nothing
+        return Start(waiting.job, waiting.number, level, now_ns, linger_ns, patient)
+
+    def _patient(self, waiting: Waiting, now_ns: int) -> bool:
+        """True if `waiting` is to wait while the lane lingers: a request in the lane, or the one that has just
+        ended, is of a higher priority and has a client that goes on."""
+        if not self._linger_ns:
+            return False
+        ahead = [held.waiting for held in self._held if held.linger_ns]
+        if self._lingers is not None and now_ns < self._lingers[1]:
+            ahead.append(self._lingers[0])
+        return any(self._order.interrupts(each, waiting, 0) for each in ahead)
 
     def _take_back(self, held: _Held | None) -> Withdraw | None:
         if held is None:

@@ -15,12 +15,18 @@ from slosched.share_spec import Interruption
 
 
 class Start(msgspec.Struct, frozen=True, gc=False):
-    """Start request `number` of `job`, or arm it where something runs. A higher `priority` goes first."""
+    """Start request `number` of `job`, or arm it where something runs. A higher `priority` goes first.
+
+    When it has ended, a preemptive lane waits up to `linger_ns` before it starts anything `patient`, or resumes
+    what was interrupted.
+    """
 
     job: int
     number: int
     priority: int = 0
     due_ns: int = 0
+    linger_ns: int = 0
+    patient: bool = False
 
 
 class Withdraw(msgspec.Struct, frozen=True, gc=False):

@@ -145,6 +145,13 @@ class JobQueue:
             times.append(first.arrived_ns)
         return min(times, default=None)
 
+    def follows_within(self, linger_ns: int) -> bool:
+        """True if the client of a request that starts now has its next one within `linger_ns` of the end."""
+        load = self.load
+        if self._open or load.clients.think_ns > linger_ns:
+            return False
+        return not load.count or self._started() < load.count
+
     def take(self) -> Waiting:
         """The request of `head` goes to the lane."""
         self.out += 1

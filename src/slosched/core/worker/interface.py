@@ -53,6 +53,8 @@ class Op(_Fact, frozen=True, gc=False):
     length: int = 0  # the length class that runs; 0: the model has none
     lengths: tuple[int, ...] = ()  # of each request, where there are length classes
     priority: int = 0  # of an EXEC: in a preemptive lane a higher one goes first at a boundary
+    linger_ns: int = 0  # of an EXEC in a lane with a LingeringOrder, as the next one
+    patient: bool = False
 
 
 # ------------------------------------------------------------------------------------- events

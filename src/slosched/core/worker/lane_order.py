@@ -30,6 +30,9 @@ class ArmedWork:
     due_ns: int = field(default=0, init=False)
     priority: int = field(default=0, init=False)
     number: int = field(default=0, init=False)  # counts what was armed before it
+    # Of a LingeringOrder: how long the lane waits behind it, and whether it waits while the lane does.
+    linger_ns: int = field(default=0, init=False)
+    patient: bool = field(default=False, init=False)
 
 
 Work = TypeVar("Work", bound=ArmedWork)
@@ -123,6 +126,42 @@ class LaneOrder(Generic[Work]):
         self.running.clear()
         self.armed.clear()
         return works
+
+
+class LingeringOrder(LaneOrder[Work]):
+    """An order that can stand still behind a work for its `linger_ns`, for the next one of its client.
+
+    If what is to go first meanwhile is `patient`, nothing starts; what was interrupted is patient. That is
+    anticipatory scheduling (Iyer and Druschel, SOSP'01): what would start in the gap between two urgent works
+    costs the second one a whole segment.
+    """
+
+    __slots__ = ("lingers_until_ns",)
+
+    def __init__(self, lane: LaneSpec) -> None:
+        super().__init__(lane)
+        self.lingers_until_ns = 0
+
+    def _first_due(self, now_ns: int) -> Work | None:
+        first = super()._first_due(now_ns)
+        if first is not None and first.patient and now_ns < self.lingers_until_ns:
+            return None
+        return first
+
+    def begin(self, work: Work) -> None:
+        super().begin(work)
+        self.lingers_until_ns = 0
+
+    def end(self, work: Work, now_ns: int) -> Work | None:
+        self.running.remove(work)
+        if work.linger_ns:
+            self.lingers_until_ns = now_ns + work.linger_ns
+        return self._first_due(now_ns)
+
+    def boundary(self, work: Work, now_ns: int) -> bool:
+        goes_on = super().boundary(work, now_ns)
+        work.patient = work.patient or not goes_on
+        return goes_on
 
 
 def _place(work: ArmedWork) -> tuple[int, int]:

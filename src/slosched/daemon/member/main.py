@@ -214,6 +214,7 @@ class Member:
             policy=order.policy,
             takes=lane.held.lane.takes,
             preemptive=lane.held.lane.preemptive,
+            linger_ns=order.linger_ns,
             seed=order.seed + order.repeat,
             stop=order.stop,
             least_jobs=order.least_jobs,

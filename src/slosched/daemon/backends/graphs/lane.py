@@ -355,6 +355,8 @@ class GraphLane:
             model_name=ready.made.name,
             latest_ns=_FOREVER_NS,
             priority=held.start.priority,
+            linger_ns=held.start.linger_ns,
+            patient=held.start.patient,
         )
         done = self._device.launch(op, now_ns=self._stage.clock())  # type: ignore[union-attr]
         if done is not None:

@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Mapping
 
 from slosched.clock import Clock
+from slosched.core.worker.lane_order import LingeringOrder
+from slosched.core.worker.lanes import PREEMPTIVE_EXEC_LANE
 from slosched.daemon.backends.cuda.driver import Driver, Stream
 from slosched.daemon.backends.cuda.exec_lane import _Exec
 from slosched.daemon.backends.cuda.preemptive_lane import PreemptiveExecLane
@@ -40,11 +42,14 @@ class LeveledExecLane(PreemptiveExecLane):
         super().__init__(
             driver, first, clock, lambda: 0, NoBlackbox(), urgent_stream=first, gate=gate
         )
+        self._order = LingeringOrder(PREEMPTIVE_EXEC_LANE)
+        self._armed, self._running = self._order.armed, self._order.running
         self._streams = streams
         self._resumed_events = deque(driver.event() for _ in range(_RESUMED_EVENTS))
 
     def _settle(self, item: _Exec) -> int:
         item.stream = self._streams[item.op.model_name]
+        item.linger_ns, item.patient = item.op.linger_ns, item.op.patient
         cut = item.program.cut_of(item.of)
         if cut is not None:
             item.progress, item.launch = Progress(cut), item.program.launch_segment
