@@ -31,6 +31,7 @@ from slosched.share_spec import (
     Run,
     RunResult,
     ShareSpec,
+    Urgent,
 )
 
 MS = 1_000_000
@@ -274,6 +275,35 @@ def test_segments_are_joined_where_boundaries_are_dear() -> None:
     assert (tuning.unit, tuning.depth, tuning.pieces) == ("segments", 1, 100)
     for urgent, other in ((None, job), (seldom, replace(job, boundary=Boundary()))):
         assert tune_cut(made(), other, urgent) is None
+
+
+@pytest.mark.torch
+def test_a_lane_of_graphs_tunes_what_it_has_cut() -> None:
+    """The rarer urgent requests are, the fewer boundaries are left; an interrupted answer stays right."""
+    pytest.importorskip("torch")
+    from test_share_graphs import Rig, job
+
+    def rig(rate_per_s: float, **more: Any) -> Any:
+        low = job("steps10", boundary=Boundary(tuned=True))
+        urgent = Urgent(rate_per_s=rate_per_s, **more)
+        return Rig(low, job("short", 1), check_every=1, urgent={0: urgent})
+
+    often, seldom = rig(10_000.0), rig(0.001)
+    uncut = Rig(job("steps10"), job("short", 1))
+    assert often.prepared[0].tuning.every == 1
+    assert often.prepared[0].boundaries == uncut.prepared[0].boundaries
+    assert seldom.prepared[0].boundaries < often.prepared[0].boundaries
+    assert seldom.prepared[0].tuning.every > 1 and "tuned: " in seldom.prepared[0].note
+    assert seldom.prepared[1].tuning is None and uncut.prepared[0].tuning is None
+    # An SLO that leaves less than one segment: the shortest wait is taken, and the choice says so.
+    hopeless = rig(0.001, exec_ns=MS, slo_ns=MS + 1).prepared[0].tuning
+    assert (hopeless.every, hopeless.fits) == (1, False)
+    assert "no choice keeps the urgent SLO" in hopeless.why
+    middle = rig(3.0)
+    middle.start(0, 0)
+    middle.run(5 * MS)
+    middle.start(1, 0, priority=1)
+    assert not any(each.differs or each.reason for each in middle.finish())
 
 
 # -------------------------------------------------------------------------------------- eager models

@@ -108,6 +108,8 @@ class BoundaryTuner:
         for place, job in places.items():
             if job.command or not tunable(job.boundary):
                 continue
+            if mode is not Mode.PREEMPT and not _bounds(mode, job, solos.get(place)):
+                continue
             urgent = urgent_of(
                 places, place, exec_ns=exec_ns, slo_ns=slo_ns, equals=mode is Mode.PREEMPT
             )
@@ -115,7 +117,7 @@ class BoundaryTuner:
                 self._say(f"{mode}: {job.name} is not tuned: no job has a higher priority")
             elif mode is Mode.PREEMPT:
                 found.urgent[place] = urgent
-            elif _bounds(mode, job, solos.get(place)):
+            else:
                 pieces = self._measured(place)
                 if pieces is None:
                     continue
