@@ -36,7 +36,7 @@ def point(
         pauses=Pauses(),
         solo_mean_ms=alone_ms,
         runs=given["runs"],
-        boundaries=912,
+        boundaries=given.get("boundaries", 912),
     )
     run = RunMetrics(
         mode=given["mode"],
@@ -65,6 +65,14 @@ def test_the_line_of_a_sweep_is_found() -> None:
     # Without runs alone, the delay is over the quickest point: the slope is the same.
     [rough] = fits_of(point(every, line(every), alone_ms=None) for every in (1, 4, 10_000))
     assert isclose(rough.a_ms, 0.0115, rel_tol=1e-6) and abs(rough.b_ms) < 1e-6
+
+
+def test_segments_count_as_they_are_left() -> None:
+    given: dict[str, Any] = {"runs": "graphs", "mode": Mode.PREEMPT, "boundary": Boundary()}
+    points = [point(1, 100 + 0.009 * n, boundaries=n, **given) for n in (0, 10, 60)]
+    [fit] = fits_of(points)
+    assert isclose(fit.a_ms, 0.009, rel_tol=1e-6) and abs(fit.b_ms) < 1e-9
+    assert fit.kind is BoundaryKind.SEGMENT
 
 
 def test_what_does_not_vary_or_has_no_distance_has_no_fit() -> None:

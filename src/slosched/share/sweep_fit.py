@@ -16,7 +16,7 @@ from slosched.errors import InvalidConfig
 from slosched.share.figures import JobMetrics, RunMetrics
 from slosched.share_spec import Boundary, BoundaryKind, Mode, Run, ShareSpec
 
-#: The kinds whose distance `every` is, for eager models.
+#: The kinds of eager models that wait behind each `every`-th module.
 _KINDS = (BoundaryKind.SYNC, BoundaryKind.EVENT)
 
 
@@ -52,7 +52,7 @@ def fits_of(swept: Iterable[tuple[ShareSpec, Iterable[RunMetrics]]]) -> list[Bou
             for job in run.jobs:
                 boundary = spec.jobs[job.job].boundary
                 alone_ms, apart_ms = job.solo_mean_ms, job.inflation.apart_mean_ms
-                crossed = _crossed(job, boundary)
+                crossed = _crossed(job, boundary, run.mode)
                 if run.mode is Mode.EXCLUSIVE or crossed is None or apart_ms is None:
                     continue
                 those = delays.setdefault((job.name, run.mode, boundary.kind), {})
@@ -76,8 +76,12 @@ def fits_of(swept: Iterable[tuple[ShareSpec, Iterable[RunMetrics]]]) -> list[Bou
     return found
 
 
-def _crossed(job: JobMetrics, boundary: Boundary) -> int | None:
+def _crossed(job: JobMetrics, boundary: Boundary, mode: Mode) -> int | None:
     """The boundaries that bind in one request; None where that is not known."""
+    if job.runs == Run.GRAPHS.value:
+        # Those that were left when segments were joined.
+        cut = mode is Mode.PREEMPT and boundary.kind is BoundaryKind.SEGMENT
+        return job.boundaries if cut else None
     eager = job.runs == Run.EAGER.value
     if boundary.kind not in _KINDS or boundary.tuned or not eager or not job.boundaries:
         return None
