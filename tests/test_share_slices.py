@@ -154,6 +154,8 @@ def test_many_jobs_get_no_more_than_the_gpu_and_the_host_have(mode: Mode, gpu_sh
         assert sum(rate * gpu_share for rate in found) <= most + 1e-9
         hosts = 1 if mode is Mode.STREAMS else 4
         assert sum(rate * host_share for rate in found) <= hosts + 1e-9
+    graphs = [replace(each, interprets=False) for each in many]
+    assert sum(rates(graphs, Mode.STREAMS)) > sum(rates(many, Mode.STREAMS))
 
 
 def test_a_job_has_the_solo_of_how_it_runs() -> None:

@@ -63,12 +63,14 @@ class Party(msgspec.Struct, frozen=True, kw_only=True):
     """A job that wants the GPU. `gpu_share`, `host_share`, `fills` are within 0..1; `burst` > 0; `press` >= 0.
 
     `host_share`: the part of its solo time in which its host works: 1 of an eager model, near 0 of graphs.
+    `interprets`: that is in the interpreter that jobs of one process share.
     """
 
     gpu_share: float
     burst: float
     press: float
     host_share: float = 1.0
+    interprets: bool = True
     fills: float = 1.0
     priority: int = 0
     thread_percentage: int = 0
@@ -118,14 +120,13 @@ def _bounded(
     parties: Sequence[Party], found: Sequence[float], mode: Mode, cores: int
 ) -> Sequence[float]:
     """`found`, slowed down where the GPU, the interpreter or the cores would do more than they can."""
-    hosts = 1 if mode is Mode.STREAMS else cores
-    busy = sum(party.host_share * rate for party, rate in zip(parties, found, strict=True))
+    one = mode is Mode.STREAMS
+    hosts = 1 if one else cores
+    shares = [party.host_share if party.interprets or not one else 0.0 for party in parties]
+    busy = sum(share * rate for share, rate in zip(shares, found, strict=True))
     if hosts and busy > hosts:
         slower = busy / hosts - 1
-        found = [
-            rate / (1 + party.host_share * slower)
-            for party, rate in zip(parties, found, strict=True)
-        ]
+        found = [rate / (1 + share * slower) for share, rate in zip(shares, found, strict=True)]
     used = sum(
         party.gpu_share * party.fills * rate for party, rate in zip(parties, found, strict=True)
     )

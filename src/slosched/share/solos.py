@@ -128,6 +128,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             burst=solo.burst,
             press=solo.press,
             host_share=solo.host_share if solo.host_share >= 0 else _host_share(solo),
+            interprets=job.run is Run.EAGER,  # what is not runs as graphs in mode streams
             fills=solo.fills,
             priority=job.priority,
             thread_percentage=job.thread_percentage,
