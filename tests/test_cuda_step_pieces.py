@@ -11,10 +11,12 @@ import pytest
 
 from fake_cuda import MS, STEP_SHARE, FakeDriver, SteppedProgram
 from slosched.daemon.backends.cuda.choice import Wish
+from slosched.daemon.backends.cuda.cutting import Cutter
 from slosched.daemon.backends.cuda.cutting_parts import PartCutter
 from slosched.daemon.backends.cuda.driver import DeviceFault, OutOfDeviceMemory
 from slosched.daemon.backends.cuda.groups import Ends, Group, bounds_of, halved
 from slosched.daemon.backends.cuda.program import Class, Cut
+from test_cuda_cutting import Prepared as Whole
 from test_cuda_preemption import LONG_NS, SHORT_NS, US, Rig, interrupted
 from test_cuda_steps import Prepared
 
@@ -111,7 +113,7 @@ class Uneven(SteppedProgram):
 
     def _work(self, takes_ns: int, action: Any, result: Any) -> None:
         super()._work(takes_ns, action, result)
-        recorded: list[Any] = self.driver._captures.get(self._stream, [])  # type: ignore[arg-type]
+        recorded: list[Any] = self.driver._captures.get(self._stream, [])
         if takes_ns < 50 * MS or not recorded:
             return
         long, short = self.nodes // 10, self.nodes - self.nodes // 10
@@ -280,3 +282,25 @@ def test_the_next_run_of_the_set_begins_anew() -> None:
         rig.answer(action, 0)
     long, _ = interrupted(Rig(steps=STEPS, nodes=10))
     assert long
+
+
+@pytest.mark.parametrize("steps", [0, STEPS])
+def test_whatever_is_measured_runs_with_the_models_own_weights(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With other bytes in the place of buffers that a model indexes by, the GPU would be lost."""
+    ran: list[set[bytes]] = []
+    cut = Cutter.cut
+
+    def noted(self: Cutter, program: Any, *args: Any, **more: Any) -> str:
+        program.ran_with.clear()
+        why = cut(self, program, *args, **more)
+        ran.append(set(program.ran_with))
+        return why
+
+    monkeypatch.setattr(Cutter, "cut", noted)
+    if steps:
+        made()
+    else:
+        Whole({1: 8 * MS})
+    assert [len(each) for each in ran] == [1]

@@ -28,7 +28,7 @@ from slosched.daemon.backends.cuda.choice import (
 )
 from slosched.daemon.backends.cuda.cutting_parts import PartCutter
 from slosched.daemon.backends.cuda.driver import Block, Driver, Graph, Stream
-from slosched.daemon.backends.cuda.groups import Group, bounds_of, timed_groups
+from slosched.daemon.backends.cuda.groups import Group, aimed_segment, bounds_of, timed_groups
 from slosched.daemon.backends.cuda.program import BufferSet, Class, Copies, Cut
 from slosched.daemon.backends.cuda.recorded import RecordedProgram
 from slosched.daemon.backends.cuda.runs import GraphRun
@@ -76,7 +76,7 @@ class Cutter:
                 run.close()
 
         try:
-            groups = self._groups(wholes[0], first, whole_ns)
+            groups = self._groups(wholes[0], first, copies, whole_ns)
             cut = self._chosen(wholes[0], groups, wish, copies, whole_ns, made)
             if cut is None:
                 return TOO_SLOW
@@ -149,9 +149,11 @@ class Cutter:
 
     # ----------------------------------------------------------------------------- measuring
 
-    def _groups(self, whole: GraphRun, chain: Sequence[Any], whole_ns: int) -> list[Group]:
+    def _groups(
+        self, whole: GraphRun, chain: Sequence[Any], copies: Copies, whole_ns: int
+    ) -> list[Group]:
         def segment(begin: int, end: int) -> Graph:
-            return self._driver.segment(whole.captured, chain, begin, end, whole.active)
+            return aimed_segment(self._driver, whole.captured, chain, begin, end, copies)
 
         longest_ns = TAUS_NS[0] // 2
         return timed_groups(self._watch, segment, len(chain), whole_ns, longest_ns=longest_ns)

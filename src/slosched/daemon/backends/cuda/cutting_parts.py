@@ -21,8 +21,8 @@ from typing import Any
 from slosched.daemon.backends.base import first_line
 from slosched.daemon.backends.cuda.background import Yielding
 from slosched.daemon.backends.cuda.choice import TOO_SLOW, Aim, Choice, Wish, chosen
-from slosched.daemon.backends.cuda.driver import Driver, Stream
-from slosched.daemon.backends.cuda.groups import Ends, Group, bounds_of, timed_groups
+from slosched.daemon.backends.cuda.driver import Driver, Graph, Stream
+from slosched.daemon.backends.cuda.groups import Ends, Group, aimed_segment, bounds_of, timed_groups
 from slosched.daemon.backends.cuda.program import BufferSet, Class, Copies
 from slosched.daemon.backends.cuda.recorded import CHECKED_STEPS, RecordedProgram
 from slosched.daemon.backends.cuda.runs import GraphRun
@@ -85,7 +85,7 @@ class PartCutter:
         chains: list[Chains] = [
             Parts(*(self._driver.chain(each) for each in run.captured)) for run in runs
         ]
-        groups, whole = self._groups(runs[0], chains, times, wish.part_ns)
+        groups, whole = self._groups(runs[0], chains, times, wish.part_ns, copies)
         if not any(groups):
             return "its graphs are not chains"
         found = self._found(runs[0], chains[0], groups, wish, copies, times)
@@ -111,7 +111,12 @@ class PartCutter:
     # ----------------------------------------------------------------------------- measuring
 
     def _groups(
-        self, run: SteppedRun, chains: Sequence[Chains], times: StepTimes, part_ns: int
+        self,
+        run: SteppedRun,
+        chains: Sequence[Chains],
+        times: StepTimes,
+        part_ns: int,
+        copies: Copies,
     ) -> tuple[Parts[list[Group]], list[str]]:
         """Groups of nodes of each part that is to be cut, and the names of those that cannot be."""
         begin = run.begin
@@ -129,7 +134,7 @@ class PartCutter:
             first = not place
             found[place] = timed_groups(
                 self._watch,
-                partial(self._segment, run.captured[place], chain, begin.active if first else None),
+                partial(self._segment, run.captured[place], chain, copies if first else ()),
                 len(chain),
                 spent_ns,
                 longest_ns=max(1, part_ns // _FINER),
@@ -141,9 +146,9 @@ class PartCutter:
         return Parts(*found), whole
 
     def _segment(
-        self, captured: Any, chain: Sequence[Any], active: int | None, begin: int, end: int
-    ) -> Any:
-        return self._driver.segment(captured, chain, begin, end, active)
+        self, captured: Any, chain: Sequence[Any], copies: Copies, begin: int, end: int
+    ) -> Graph:
+        return aimed_segment(self._driver, captured, chain, begin, end, copies)
 
     def _found(
         self,

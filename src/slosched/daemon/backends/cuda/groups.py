@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from slosched.daemon.backends.cuda.driver import Graph
+from slosched.daemon.backends.cuda.driver import Driver, Graph
+from slosched.daemon.backends.cuda.program import Copies
 from slosched.daemon.backends.cuda.steps import Launch
 from slosched.daemon.backends.cuda.timing import MOST_TIMED, Stopwatch
 
@@ -75,6 +76,20 @@ def halved(
         else:
             places.append((group.begin, group.end))
     return places
+
+
+def aimed_segment(
+    driver: Driver, captured: Any, chain: Sequence[Any], begin: int, end: int, copies: Copies
+) -> Graph:
+    """A graph of some nodes that copies the first of `copies` if it has the first node; without any, none.
+
+    The bytes that a graph was captured to copy are not the model's weights. With them in the place of its
+    buffers, a model that indexes by a buffer could lose the device.
+    """
+    graph = driver.segment(captured, chain, begin, end, copies[0][0] if copies else None)
+    if copies and not begin:
+        graph.aim(*copies[0])
+    return graph
 
 
 def timed_groups(
