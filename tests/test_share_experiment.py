@@ -55,6 +55,21 @@ def run(
     return run_experiment(spec, out, say=said.append, stopped=stopped, **fields), said
 
 
+def test_a_run_in_virtual_time_can_be_stopped_in_its_middle(tmp_path: Path) -> None:
+    looks = 0
+
+    def stopped() -> bool:
+        nonlocal looks
+        looks += 1
+        return looks > 8
+
+    long = msgspec.structs.replace(spec_of(BERT), duration_ns=3000 * NS_PER_S)
+    outcome, said = run(long, tmp_path, solo=False, stopped=stopped)
+    assert outcome.stopped and outcome.error_code == 1 and outcome.runs == ()
+    assert said[-1] == "tm: stopped; nothing of this run is kept"
+    assert looks < 12  # the whole run has hundreds of thousands of steps
+
+
 def folders(outcome: Outcome, out: Path) -> list[tuple[str, bool]]:
     return [(each.directory.relative_to(out).as_posix(), each.kept) for each in outcome.runs]
 

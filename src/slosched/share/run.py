@@ -75,7 +75,7 @@ def run_mode(
             for place in distinct(spec.jobs)
         )
     if spec.device == EMULATED:
-        return (_virtual(spec, mode, repeat, deadlines or {}),)
+        return (_virtual(spec, mode, repeat, deadlines or {}, stopped=stopped),)
     if why := unavailable(spec, mode):
         return (without(mode, repeat, range(len(spec.jobs)), why, spec.device),)
     if spec.duration_ns < SHORTEST_WINDOW_NS:
@@ -110,7 +110,7 @@ def run_alone(
     """The job at `place` by itself, in a process of its own. See `run_mode`."""
     mode = Mode.EXCLUSIVE
     if spec.device == EMULATED:
-        return _virtual(spec, mode, repeat, {}, jobs=(place,))
+        return _virtual(spec, mode, repeat, {}, stopped=stopped, jobs=(place,))
     if why := unavailable(spec, mode):
         return without(mode, repeat, (place,), why, spec.device)
     make = functools.partial(
@@ -229,9 +229,15 @@ def _virtual(
     mode: Mode,
     repeat: int,
     deadlines: Mapping[int, int],
+    *,
+    stopped: Stopped,
     jobs: Sequence[int] | None = None,
 ) -> RunResult:
     from slosched.share.virtual import run_mode_virtual
+
+    def check() -> None:
+        if stopped():
+            raise Interrupted(f"{mode}: stopped; nothing of this run is kept")
 
     if deadlines:
         with_slo = tuple(
@@ -239,5 +245,5 @@ def _virtual(
             for place, job in enumerate(spec.jobs)
         )
         spec = msgspec.structs.replace(spec, jobs=with_slo)
-    result = run_mode_virtual(spec, mode, repeat, jobs=jobs)
+    result = run_mode_virtual(spec, mode, repeat, jobs=jobs, check=check)
     return msgspec.structs.replace(result, about={**about_run(spec.device), **result.about})

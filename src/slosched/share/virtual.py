@@ -61,6 +61,8 @@ START_NS = 1_000_000 * NS_PER_S
 GATE_NS = 60_000
 #: Steps of one run at most; a run of one request/us for 20 s has fewer.
 _MOST_STEPS = 50_000_000
+#: Some 20 ms of work.
+_STEPS_A_CHECK = 1024
 _SHARED_PROCESS = (Mode.STREAMS, Mode.PREEMPT)
 
 
@@ -272,12 +274,13 @@ def run_mode_virtual(
     solos: Profile | None = None,
     jobs: Sequence[int] | None = None,
     faults: Sequence[Fault] = (),
+    check: Callable[[], None] = lambda: None,
 ) -> RunResult:
     """One mode of `spec`, once, in virtual time. The same arguments give the same result to the byte.
 
     `solos`: the profile, else the one that `spec.profile` names. `jobs`: only these, by place; `exclusive`
-    takes one of them (`run_exclusive_virtual` runs each). Raises InvalidConfig for models that the profile does
-    not have, and for open loops without a rate.
+    takes one of them (`run_exclusive_virtual` runs each). `check` is called now and then; what it raises ends
+    the run. Raises InvalidConfig for models that the profile does not have, and for open loops without a rate.
     """
     profile = solos if solos is not None else load_profile(spec.profile)
     chosen = tuple(range(len(spec.jobs))) if jobs is None else tuple(jobs)
@@ -294,7 +297,7 @@ def run_mode_virtual(
     for pair in world.pairs:
         pair.brain.begin(begin_ns, until_ns)
     power.awake = True
-    over_ns = _play(world, begin_ns, until_ns + spec.finish_within_ns, faults, power.spend)
+    over_ns = _play(world, begin_ns, until_ns + spec.finish_within_ns, faults, power.spend, check)
     power.awake = False
     end_ns = min(max(over_ns, begin_ns + 1), until_ns)
     power.spend({}, over_ns + spec.cool_down_ns)
@@ -321,6 +324,7 @@ def _play(
     latest_ns: int,
     faults: Sequence[Fault],
     spend: Callable[[Mapping[int, float], int], None],
+    check: Callable[[], None],
 ) -> int:
     """Let time pass until every brain is done, or `latest_ns`. Returns the time of the end."""
     due = sorted(faults, key=lambda fault: (fault.after_ns, fault.job))
@@ -328,7 +332,9 @@ def _play(
     if unknown:
         raise InvalidConfig(f"a fault is of job {unknown[0]}, which this run does not have")
     now_ns = begin_ns
-    for _ in range(_MOST_STEPS):
+    for step in range(_MOST_STEPS):
+        if step % _STEPS_A_CHECK == 0:
+            check()
         while due and begin_ns + due[0].after_ns <= now_ns:
             world.strike(due.pop(0), now_ns)
         at_ns = now_ns
