@@ -37,9 +37,10 @@ class BoundaryFit(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def text(self) -> str:
         """The fit as one line, beside that of Deft's notebook."""
+        sign = "-" if self.b_ms < 0 else "+"
         return (
-            f"{self.mode}: {self.job}: delay = {self.a_ms:.4g} ms x boundaries of kind {self.kind} + "
-            f"{self.b_ms:.3g} ms ({self.points} distances, R2 {self.explained:.2f}; Deft: {DEFT_COST_MS} and "
+            f"{self.mode}: {self.job}: delay = {self.a_ms:.4g} ms x boundaries of kind {self.kind} {sign} "
+            f"{abs(self.b_ms):.3g} ms ({self.points} distances, R2 {self.explained:.2f}; Deft: {DEFT_COST_MS} and "
             f"{DEFT_BASE_MS})"
         )
 
