@@ -138,6 +138,20 @@ def test_the_stage_of_a_gpu_prepares_each_job_and_gives_everything_back(
     assert module.driver.graphs == 0
 
 
+def test_a_policy_of_deadlines_may_interrupt_the_job_of_the_highest_priority_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = stage_module(monkeypatch, _Clock())
+
+    def opened(jobs: Mapping[int, Job], preempt: bool) -> Any:
+        return module.open_stage("cuda:0", jobs, preempt, None, by_deadline=True)
+
+    jobs = {0: job("short"), 1: job("long", 1)}
+    lane = GraphLane(jobs, device="cuda:0", seed=0, preempt=True, open_stage=opened)
+    assert [each.boundaries > 3 for each in lane.prepare()] == [False, True]
+    lane.close()
+
+
 def test_lanes_beside_each_other_have_streams_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = _Clock()
     module = stage_module(monkeypatch, clock)

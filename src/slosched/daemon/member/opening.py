@@ -15,7 +15,7 @@ import msgspec
 from slosched.core.share.interface import Lane
 from slosched.daemon.backends.base import preparation_failed
 from slosched.errors import InvalidConfig, MissingPackage, OutOfResources
-from slosched.share_spec import Job, JobEnded, Mode, Order, Prepared, Run, Status
+from slosched.share_spec import Job, JobEnded, Mode, Order, Policy, Prepared, Run, Status
 
 #: The lowest number that CUDA knows as a stream's priority: the highest priority.
 _HIGHEST_STREAM = -5
@@ -128,6 +128,7 @@ def _graphs(order: Order, jobs: Mapping[int, Job], stream: int | None) -> Held:
         preempt=order.mode is Mode.PREEMPT,
         stream_priority=stream,
         urgent=order.urgent,
+        by_deadline=order.policy in (Policy.EDF, Policy.LEAST_SLACK),
     )
     return Held(
         jobs=tuple(jobs),

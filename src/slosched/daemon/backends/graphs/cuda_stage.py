@@ -61,7 +61,10 @@ class CudaStage:
         jobs: Mapping[int, Job],
         preempt: bool,
         stream_priority: int | None,
+        *,
+        by_deadline: bool = False,
     ) -> None:
+        self._by_deadline = by_deadline
         self._jobs, self._levels = jobs, levels_of(jobs)
         self._preempt = preempt and len(jobs) > 1
         self._torch_device = _device(device)
@@ -151,7 +154,9 @@ class CudaStage:
         program = TorchProgram(template, self._streams[number], self._cache)
         lines: list[str] = []
         highest = max(self._levels.values())
-        cuts = self._preempt and is_cut(job, self._levels[number], highest)
+        cuts = self._preempt and is_cut(
+            job, self._levels[number], highest, by_deadline=self._by_deadline
+        )
         try:
             weights = template.host.numpy()
             self._images.provide(name, weights, 1)
@@ -258,7 +263,12 @@ def _refuse(program: TorchProgram, of: Class, job: Job, lines: list[str]) -> Non
 
 
 def open_stage(
-    device: str, jobs: Mapping[int, Job], preempt: bool, stream_priority: int | None
+    device: str,
+    jobs: Mapping[int, Job],
+    preempt: bool,
+    stream_priority: int | None,
+    *,
+    by_deadline: bool = False,
 ) -> Stage:
     """The stage of a real GPU. Raises as CudaStage does."""
-    return CudaStage(device, jobs, preempt, stream_priority)
+    return CudaStage(device, jobs, preempt, stream_priority, by_deadline=by_deadline)

@@ -84,7 +84,7 @@ class _Ready:
     tuning: Tuning | None = None
 
 
-def _open_cuda(device: str, stream_priority: int | None) -> OpenStage:
+def _open_cuda(device: str, stream_priority: int | None, by_deadline: bool) -> OpenStage:
     def opened(jobs: Mapping[int, Job], preempt: bool) -> Stage:
         if not device.startswith("cuda"):
             raise InvalidConfig(
@@ -92,7 +92,7 @@ def _open_cuda(device: str, stream_priority: int | None) -> OpenStage:
             )
         from slosched.daemon.backends.graphs.cuda_stage import open_stage
 
-        return open_stage(device, jobs, preempt, stream_priority)
+        return open_stage(device, jobs, preempt, stream_priority, by_deadline=by_deadline)
 
     return opened
 
@@ -104,6 +104,7 @@ class GraphLane:
     a `stream_priority` (CUDA's numbers) other lanes run beside it in this thread. Inputs follow from `seed`.
     The answer of each `check_every`-th request of a job is compared; 0: of none; None: as often as it costs
     next to nothing. `urgent` is what interrupts the jobs whose boundaries are tuned here, where they are cut.
+    `by_deadline`: the policy lets any job interrupt any other, whatever their priorities.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class GraphLane:
         stream_priority: int | None = None,
         check_every: int | None = None,
         urgent: Mapping[int, Urgent] | None = None,
+        by_deadline: bool = False,
         open_stage: OpenStage | None = None,
     ) -> None:
         if not jobs:
@@ -124,7 +126,7 @@ class GraphLane:
         self._preempt = preempt
         self._urgent = dict(urgent or {})
         self._thread = threading.get_ident()
-        self._open_stage = open_stage or _open_cuda(device, stream_priority)
+        self._open_stage = open_stage or _open_cuda(device, stream_priority, by_deadline)
         self._spin_ns = _SPIN_NS if stream_priority is None else _SPIN_BESIDE_NS
         self._stage: Stage | None = None
         self._ready: dict[int, _Ready] = {}

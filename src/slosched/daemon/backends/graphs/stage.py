@@ -86,11 +86,13 @@ def program_name(number: int, job: Job) -> str:
     return f"{job.model}#{number}"
 
 
-def is_cut(job: Job, level: int, highest: int) -> bool:
-    """True if the job may be interrupted: another one is above it, or all have one priority, which leaves it to
-    the policy; and it does not refuse.
+def is_cut(job: Job, level: int, highest: int, *, by_deadline: bool = False) -> bool:
+    """True if the job may be interrupted: another one is above it, or all have one priority or go by deadlines,
+    which leaves it to the policy; and it does not refuse.
     """
-    return (level < highest or not highest) and job.boundary.kind is not BoundaryKind.NONE
+    return (
+        level < highest or not highest or by_deadline
+    ) and job.boundary.kind is not BoundaryKind.NONE
 
 
 def wish_of(job: Job) -> Wish:
