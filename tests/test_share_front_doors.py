@@ -275,6 +275,7 @@ def everything() -> ShareSpec:
         seed=17,
         stop=Stop.CUT,
         least_jobs=4,
+        linger_ns=150_000,
         idle_ns=0,
         cool_down_ns=1,
         power_every_ns=10_000_000,

@@ -28,8 +28,8 @@ _WORDS = (
     "Each window again in virtual time, over the latencies of the models alone (profile h200). Cells show "
     "measured / simulated; means of the absolute differences stand below. Fewer than 100 requests: p99 is "
     "the maximum. Rows of models alone say how well the profile fits this run. Waits in the model are means, "
-    "so tails under mps and streams are not in it; neither is what a third level of priorities gets in the "
-    "moment in which a client of the second one has no request (preempt)."
+    "so tails under mps and streams are not in it. Eager models wait for the device at boundaries of kind sync "
+    "for longer than Deft's fit says, which the model uses."
 )
 #: A p50 of fewer requests is not compared: one more or less changes it, and it may have run alone at the end.
 _FEW = 3

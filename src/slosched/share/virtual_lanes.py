@@ -210,15 +210,21 @@ class BoundaryLane:
     `boundaries` is by job: a request of n boundaries takes n times their cost longer than alone, as segments
     do. What has begun a segment, also by being resumed, is interrupted behind it. `latency_ns` passes between
     the stop of one request and the first work of the one that interrupts it: of the gate, which two processes
-    pass through shared memory.
+    pass through shared memory. An end is known `notice_ns` later, while the lane already goes on.
     """
 
     preemptive = True
 
     def __init__(
-        self, work: Work, boundaries: Mapping[int, Spacing], *, latency_ns: int = 0
+        self,
+        work: Work,
+        boundaries: Mapping[int, Spacing],
+        *,
+        latency_ns: int = 0,
+        notice_ns: int = 0,
     ) -> None:
         self._work, self._boundaries, self._latency_ns = work, boundaries, latency_ns
+        self._notice_ns = notice_ns
         self._order: LingeringOrder[_Work] = LingeringOrder(PREEMPTIVE_EXEC_LANE)
         self._stop_ns: int | None = None  # the next boundary that matters, or the end
         self._ends: list[Ended] = []
@@ -350,11 +356,17 @@ class BoundaryLane:
 
     def poll(self, *, now_ns: int) -> Sequence[Ended]:
         self._pass(now_ns)
-        ends, self._ends = self._ends, []
+        known_ns = now_ns - self._notice_ns
+        ends = [each for each in self._ends if each.ended_ns <= known_ns]
+        self._ends = [each for each in self._ends if each.ended_ns > known_ns]
         return ends
 
     def next_event_ns(self) -> int | None:
-        return 0 if self._ends else self._next_ns()
+        next_ns = self._next_ns()
+        if not self._ends:
+            return next_ns
+        known_ns = min(each.ended_ns for each in self._ends) + self._notice_ns
+        return known_ns if next_ns is None else min(known_ns, next_ns)
 
     def pass_time(self, until_ns: int | None) -> bool:
         return True
