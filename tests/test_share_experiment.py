@@ -171,6 +171,16 @@ def test_files_of_a_kept_run_are_written_where_they_are_missing(tmp_path: Path) 
     assert len((directory / "bert.csv").read_text().splitlines()) == rows + 1
 
 
+def test_a_tree_of_another_mix_is_told_before_the_first_run(tmp_path: Path) -> None:
+    tree = tmp_path / "gpu/bert-whisper/bert-1_whisper-1/total_p99.csv"
+    tree.parent.mkdir(parents=True)
+    tree.write_text("mode,load,0_gpt-1\ntm,1.0,5\n")
+    with pytest.raises(InvalidConfig, match="it is of another mix"):
+        run(spec_of(BERT, WHISPER), tmp_path, layout="hotcarbon")
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [tree]
+    assert tree.read_text().endswith("tm,1.0,5\n")
+
+
 def test_the_slo_in_times_of_the_solo_latency_reaches_the_requests(tmp_path: Path) -> None:
     spec = spec_of(BERT, WHISPER)
     outcome, _ = run(spec, tmp_path)

@@ -18,6 +18,7 @@ import msgspec
 from slosched.errors import InvalidConfig
 from slosched.output_files import make_folder, write_file
 from slosched.share.about import gpus_here, versions
+from slosched.share.hotcarbon_files import check_trees
 from slosched.share.job_figures import alone_of
 from slosched.share.job_figures import solo_job as solo_result
 from slosched.share.outputs import SUMMARY, read_summary, write_run
@@ -332,6 +333,8 @@ def run_experiment(
     """
     check_spec(spec)
     make_folder(out)
+    if layout == "hotcarbon":
+        check_trees(spec, out)
     run = _Experiment(
         spec, out, layout=layout, deft_compat=deft_compat, resume=resume, say=say, stopped=stopped
     )

@@ -22,7 +22,7 @@ from slosched.errors import InvalidConfig
 from slosched.output_files import write_file
 from slosched.share.job_figures import counted, work_of
 from slosched.share.latency import PERCENTILES, percentiles
-from slosched.share.result_paths import column_names, jobs_of, mode_name
+from slosched.share.result_paths import column_names, jobs_of, mix_path, mode_name
 from slosched.share_spec import PowerSample, RunResult, ShareSpec
 from slosched.text_files import read_text
 from slosched.units import NS_PER_MS, NS_PER_S
@@ -65,6 +65,14 @@ def hotcarbon_files(spec: ShareSpec, result: RunResult) -> dict[str, bytes]:
     }
     files[PWR] = pwr_csv(spec, result).encode()
     return files
+
+
+def check_trees(spec: ShareSpec, results_root: Path) -> None:
+    """Raise InvalidConfig if `append_to_tree` would for a run of `spec`. Call it before long work."""
+    for jobs in (list(spec.jobs), *([job] for job in spec.jobs)):
+        header = ["mode", "load", *column_names(jobs)]
+        for name in (TPUT, *TOTALS):
+            _table(results_root / spec.label / mix_path(jobs) / name, header)
 
 
 def append_to_tree(folder: Path, spec: ShareSpec, result: RunResult, key: str) -> list[Path]:

@@ -16,6 +16,7 @@ import msgspec
 from slosched.errors import InvalidConfig
 from slosched.output_files import make_folder, write_file
 from slosched.share.experiment import solo_path
+from slosched.share.hotcarbon_files import check_trees
 from slosched.share.metrics import metrics_of
 from slosched.share.outputs import write_run
 from slosched.share.result_paths import RUN, SPEC, run_path
@@ -73,6 +74,8 @@ def simulate(
     run, a folder that cannot be written, or an `against` without a run of these jobs.
     """
     make_folder(out)
+    if layout == "hotcarbon":
+        check_trees(spec, out)
     solos = load_profile(profile or spec.profile)
     for job in spec.jobs:
         if not job.command:
