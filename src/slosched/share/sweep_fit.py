@@ -40,8 +40,8 @@ class BoundaryFit(msgspec.Struct, frozen=True, kw_only=True):
         sign = "-" if self.b_ms < 0 else "+"
         return (
             f"{self.mode}: {self.job}: delay = {self.a_ms:.4g} ms x boundaries of kind {self.kind} {sign} "
-    """A fit for each job, mode and kind of boundary with three distances or more; else there is none for it."""
-            f"{DEFT_BASE_MS})"
+            f"{abs(self.b_ms):.3g} ms ({self.points} distances, R2 {self.explained:.2f}; Deft: "
+            f"{DEFT_COST_MS} and {DEFT_BASE_MS})"
         )
 
 
