@@ -335,7 +335,9 @@ def test_jobs_that_shared_a_pool_would_be_found_out() -> None:
     assert rig.lane.differed[0] == 1
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))]
+)
 def test_answers_are_right_whatever_interrupts_whatever(seed: int) -> None:
     chance = random.Random(seed)
     models = ["long", "steps10", "middle", "short"]

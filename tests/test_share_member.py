@@ -19,7 +19,7 @@ import pytest
 from slosched.clock import anchor_ns, now_ns, take_anchor
 from slosched.core.share.brain import Load, ShareBrain
 from slosched.core.share.interface import Ended, Start, Withdraw
-from slosched.daemon.member import opening
+from slosched.daemon.member import loop, opening
 from slosched.daemon.member.loop import Control, Pair, Serving, outcome, undisturbed
 from slosched.daemon.member.main import Member
 from slosched.daemon.member.rows import RowFile
@@ -420,8 +420,12 @@ def test_the_clock_of_members_is_the_one_that_all_processes_share() -> None:
         take_anchor(before)
 
 
-def test_garbage_of_a_loop_that_is_never_idle_is_collected(tmp_path: Path) -> None:
+def test_garbage_of_a_loop_that_is_never_idle_is_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Cycles of an eager model may hold the device's memory, and automatic collections are off."""
+    # A second and a half behind the start of the loop; here a tenth of a second.
+    monkeypatch.setattr(loop, "_NEVER_IDLE_NS", -NS_PER_S * 9 // 10)
 
     class Node:
         def __init__(self) -> None:
@@ -434,7 +438,7 @@ def test_garbage_of_a_loop_that_is_never_idle_is_collected(tmp_path: Path) -> No
 
     nodes: list[weakref.ref[Node]] = []
     with undisturbed():  # which takes long where other tests have filled the heap
-        world = _World(tmp_path, length_ns=NS_PER_S * 17 // 10)
+        world = _World(tmp_path, length_ns=NS_PER_S * 3 // 10)
         world.serve(world.pair(0, Littering(NS_PER_MS)))
         freed = nodes[0]() is None
     assert freed

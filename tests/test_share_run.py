@@ -321,15 +321,14 @@ def test_power_of_what_is_no_gpu_is_not_measured_and_says_so(tmp_path: Path) -> 
 
 
 _SAMPLER = """
-import json, sys, time
+import json, select, sys, time
 file, interval = sys.argv[sys.argv.index("--file") + 1], sys.argv[sys.argv.index("--interval-ms") + 1]
 print(json.dumps({"problem": ""}), flush=True)
 time.sleep(0.3)
 with open(file, "w", buffering=1) as out:
-    while True:
+    while not select.select([sys.stdin], [], [], 0.002)[0]:  # its end
         sample = {"at_ns": time.monotonic_ns(), "watts": 70.0, "temperature": int(interval)}
         out.write(json.dumps(sample) + "\\n")
-        time.sleep(0.002)
 """
 
 
