@@ -102,7 +102,7 @@ def test_commas_and_comments_are_tolerated_outside_texts_alone() -> None:
         ('{"models": [3]}', "objects alone"),
         (
             deft(top='"device_id": 0'),
-            "exp_dur must be a number of seconds within 0.001..1e+06; it is",
+            "exp_dur must be a number of seconds within 0.001..1000000, and is missing",
         ),
         (deft(top='"exp_dur": NaN'), "NaN is not a number of JSON"),
         (deft(top='"exp_dur": -3'), "not -3"),

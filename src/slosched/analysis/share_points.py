@@ -114,8 +114,13 @@ def draw_tradeoff(
             ):
                 ax.set_major_formatter(style.FuncFormatter(lambda value, _: percent(value)))
                 set_label(f"Inflation of {_brief(high if ax is axes[1].xaxis else low)}")
-            figure.suptitle("Bars: standard errors. Dashed: alone; dotted: 10 % above", x=0.01, ha="left",
-                            fontsize=10)  # fmt: skip
+            figure.suptitle(
+                f"Trade-off between {_brief(high)} and {_brief(low)}\n"
+                "bars: standard errors; dashed: alone; dotted: 10 % above",
+                x=0.01,
+                ha="left",
+                fontsize=10,
+            )
         legend_below(figure, axes[0], labels)
         files = style.save(figure, out, stem)
     rows = [

@@ -287,9 +287,9 @@ def _warn_of_unknown(
 def _number(key: str, value: Any, *, least: float, most: float) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not least <= value <= most:
-        missing = "it is missing" if value is None else f"not {shown(value)}"
+        missing = "and is missing" if value is None else f"not {shown(value)}"
         raise InvalidConfig(
-            f"{key} must be a number of seconds within {least:g}..{most:g}; {missing}"
+            f"{key} must be a number of seconds within {least:.9g}..{most:.9g}, {missing}"
         )
     return float(value)
 
