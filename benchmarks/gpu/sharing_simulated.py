@@ -200,7 +200,7 @@ def simulated_lines(document: Mapping[str, Any]) -> list[str]:
 
 
 def kept_lines(path: Path) -> list[str]:
-    """The section as it stands in the page, so that a new table of measurements does not lose it."""
+    """The section that the page has, so that a new table of measurements does not lose it."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     if HEADING not in lines:
         return []
