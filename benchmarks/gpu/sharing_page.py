@@ -215,7 +215,7 @@ def _verdict(cells: Cells, modes: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _two_jobs(cells: Cells, prefix: str, low: str, high: str) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for key, cell in cells.items():
         if not key.startswith(prefix):
             continue
