@@ -8,6 +8,7 @@ import shlex
 import tempfile
 from pathlib import Path
 
+import msgspec
 import pytest
 import typer
 from typer.testing import CliRunner, Result
@@ -190,6 +191,8 @@ def test_the_table_has_a_row_for_each_job_and_a_line_for_each_run() -> None:
     line = run_line(runs[0])
     assert line.startswith("tm: ") and "energy unknown: no NVML" in line
     assert line.endswith("b: out of memory: no ?[2Jroom ")
+    cut = msgspec.structs.replace(shared, about={"stopped": "by the caller"})
+    assert run_line(metrics_of(spec, cut)).startswith("tm: stopped after 1 s; ")
 
 
 def test_wrong_answers_have_a_column_where_there_are_some() -> None:

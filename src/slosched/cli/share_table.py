@@ -69,6 +69,8 @@ def run_line(run: RunMetrics, runs: Sequence[RunMetrics] = ()) -> str:
     if run.unavailable:
         return f"{name}: unavailable: {_shown(run.unavailable.removeprefix(f'{run.mode}: '))}"
     parts = []
+    if run.stopped:
+        parts.append(f"stopped after {_digits(run.window_s, 3)} s")
     alone = run.mode is Mode.EXCLUSIVE
     for label, value in (("STP", run.stp), ("ANTT", run.antt), ("Jain", run.jain)):
         if value is not None and not alone:

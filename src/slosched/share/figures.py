@@ -113,6 +113,7 @@ class RunMetrics(Figures, frozen=True):
     energy: Energy
     pauses: Pauses
     unavailable: str = ""
+    stopped: bool = False  # before its duration was over; what it has is of the time until then
     throughput_per_s: float = 0.0
     stp: float | None = None
     antt: float | None = None

@@ -69,6 +69,7 @@ def _run_metrics(
         window_s=window_s,
         jobs=jobs,
         complete=not result.unavailable and all(each.status is Status.OK for each in jobs),
+        stopped="stopped" in result.about,
         unavailable=result.unavailable,
         throughput_per_s=work / window_s if window_s else 0.0,
         stp=math.fsum(normalized) if every else None,
