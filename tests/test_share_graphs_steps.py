@@ -1,4 +1,4 @@
-"""Jobs whose steps are long, in the lane of CUDA graphs: boundaries within a step."""
+"""Where jobs can be interrupted in the lane of CUDA graphs: which of them, and within their steps too."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ pytest.importorskip("torch")
 
 from fake_cuda import MS
 from slosched.daemon.backends.graphs.stage import PART_NS
+from slosched.share_spec import Boundary, BoundaryKind, Job
 from test_share_graphs import TIMES_NS, US, Rig, job
 
 pytestmark = pytest.mark.torch
@@ -44,3 +45,30 @@ def test_a_job_that_is_interrupted_within_a_step_needs_its_pool_for_itself() -> 
         rig.start(1, number, priority=1)
         differ += rig.finish()[-1].differs
     assert differ
+
+
+def test_a_job_is_interrupted_at_each_second_boundary_if_it_says_so() -> None:
+    fine = Rig(job("steps10"), job("short", 1)).prepared[0]
+    coarse = Rig(job("steps10", boundary=Boundary(every=4)), job("short", 1), check_every=1)
+    assert fine.boundaries >= 9 and coarse.prepared[0].boundaries == (fine.boundaries + 4) // 4 - 1
+    assert coarse.prepared[0].boundary_ns > 3 * fine.boundary_ns // 2
+    coarse.start(0, 0)
+    coarse.run(5 * MS)
+    coarse.start(1, 0, priority=1)
+    ended = coarse.finish()
+    assert [each.job for each in ended] == [1, 0] and not ended[1].differs and ended[1].pauses
+
+
+def test_who_is_cut() -> None:
+    def cut(*jobs: Job) -> list[bool]:
+        rig = Rig(*jobs)
+        return [rig.prepared[place].boundaries > 0 for place in range(len(jobs))]
+
+    assert cut(job("long"), job("middle", 1)) == [True, False]
+    assert cut(job("long"), job("middle", 1), job("middle", 2)) == [True, True, False]
+    # With one priority for all it is the policy that says who goes first.
+    assert cut(job("long"), job("middle")) == [True, True]
+    none = Boundary(kind=BoundaryKind.NONE)
+    assert cut(job("long", boundary=none), job("middle", 1)) == [False, False]
+    rig = Rig(job("short"), job("long", 1))
+    assert "not interrupted" in rig.prepared[0].note
