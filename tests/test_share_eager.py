@@ -238,7 +238,9 @@ def test_the_dtype_is_that_of_the_job() -> None:
     assert lane._model is not None
     assert {each.dtype for each in lane._model.module.parameters()} == {torch.bfloat16}
     assert torch.get_default_dtype() is torch.float32
-    with pytest.raises(InvalidConfig, match="dtype 'int3' is not known; choose from float32, float16"):
+    with pytest.raises(
+        InvalidConfig, match="dtype 'int3' is not known; choose from float32, float16"
+    ):
         _lane("bert", small=True, dtype="int3").prepare()
 
 
