@@ -203,8 +203,8 @@ def _verdict(cells: Cells, modes: Mapping[str, Sequence[str]]) -> list[str]:
         "",
         "## Is there a mode with MPS's throughput and the short model's tail of time slicing?",
         "",
-        f"Asked is an STP of at least {100 * _OF_MPS:.0f} % of MPS's and a p99 of the shortest model that is "
-        f"no worse than under time slicing. {words}",
+        f"Asked is an STP of at least {100 * _OF_MPS:.0f} % of MPS's and a p99 of the shortest model of "
+        f"at most that under time slicing. {words}",
         *_table(
             ("mode", "mixes", "STP / MPS's (worst)", "p99 of the short model / tm's (worst)"), rows
         ),
