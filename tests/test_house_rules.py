@@ -35,6 +35,7 @@ HOMES = {
     "matplotlib": "analysis",
     "scipy": "bound",
     "sklearn": "cascade/digits",
+    "redis": "functions/state",
 }
 #: Has models of its own, beside the rooms above.
 DIGITS = PACKAGE / "cascade" / "digits"
@@ -300,7 +301,7 @@ def test_constraints_pin_every_requirement() -> None:
         *project["project"]["dependencies"],
         *(
             text
-            for extra in ("torch", "models", "diffusion", "digits", "plot", "bound")
+            for extra in ("torch", "models", "diffusion", "digits", "plot", "state", "bound")
             for text in extras[extra]
         ),
         *project["dependency-groups"]["dev"],

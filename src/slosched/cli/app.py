@@ -28,6 +28,7 @@ from slosched.cli import (
     report,
     share,
     simulate,
+    state,
     trace,
     validate,
     worker,
@@ -55,6 +56,7 @@ _ORDER = (
     "experiment",
     "cascade",
     "share",
+    "state",
     "plot",
     "report",
     "explain",
@@ -162,6 +164,7 @@ app.add_typer(
     name="share",
     short_help="Models that share one GPU: Deft's and HotCarbon's experiments.",
 )
+app.add_typer(state.app, name="state", short_help="The store that functions share state through.")
 app.add_typer(plot.app, name="plot", short_help="Draw a published figure from run directories.")
 app.command("report", short_help="Write what a run came to as one HTML page.")(report.report)
 app.command("explain", short_help="Why a request was refused, failed or late.")(explain.explain)

@@ -1,0 +1,246 @@
+"""The copy of one key that all processes of a namespace on this host share: a file in shared memory, mapped.
+
+    header | fetched, a byte per block | dirty, a byte per element | value | base
+
+`base` is the value as of the last exchange with the global tier. It is kept from the first time that something
+may change without being noted: with merge "sum", or when a writable view is given. What differs from it was
+changed here. The lock of the file (`locked`) excludes other exchanges of this host; views do not take it.
+
+What must not be half done when a process is killed is written to a journal first, and done again by the next
+process that takes the lock.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from slosched.errors import OutOfResources
+from slosched.functions.state import folders
+from slosched.functions.state.errors import KeyDeleted
+from slosched.functions.state.ranges import Ranges, indices, runs, scattered
+from slosched.functions.state.store import DEFAULT_WAIT_NS, KeyInfo
+
+#: The unit in which an array is fetched.
+BLOCK_BYTES = 65536
+_HEADER = np.dtype([("writer", "S32"), ("has_base", "i8"), ("number", "i8")])
+_PAGE = 4096
+
+Flat = npt.NDArray[Any]
+
+
+class Journal(msgspec.Struct, frozen=True, kw_only=True):
+    """An exchange about to be made. A push, if `number`: once the global tier has that commit, `base` is the
+    base. Otherwise a pull: `value` and `base` are to be set."""
+
+    number: int = 0
+    ranges: bytes
+    base: bytes
+    value: bytes = b""
+
+
+class LocalCopy:
+    """One mapped file. `made` in the folder under the key's id, so that a key made anew has a new copy."""
+
+    def __init__(self, folder: Path, info: KeyInfo) -> None:
+        self.info, self.dtype = info, np.dtype(info.dtype)
+        self.path = folder / f"{folders.digest(info.key)}-{info.id}"
+        self.size = info.nbytes // self.dtype.itemsize
+        self.block = max(1, BLOCK_BYTES // self.dtype.itemsize)
+        self.blocks = -(-self.size // self.block)
+        dirty_at = _HEADER.itemsize + self.blocks
+        value_at = -(-(dirty_at + self.size) // _PAGE) * _PAGE
+        self._base_at = value_at + -(-info.nbytes // _PAGE) * _PAGE
+        descriptor = self._open()
+        try:
+            memory = mmap.mmap(descriptor, self._base_at + info.nbytes)
+        finally:
+            os.close(descriptor)
+        self.header = np.frombuffer(memory, _HEADER, 1)
+        self.fetched = np.frombuffer(memory, np.bool_, self.blocks, _HEADER.itemsize)
+        self.dirty = np.frombuffer(memory, np.bool_, self.size, dirty_at)
+        self.value = np.frombuffer(memory, self.dtype, self.size, value_at)
+        self.base = np.frombuffer(memory, self.dtype, self.size, self._base_at)
+
+    def _open(self) -> int:
+        """The file's descriptor. A new one appears under its name complete."""
+        with suppress(FileNotFoundError):
+            return os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        draft = self.path.with_name(f".{os.getpid()}-{os.urandom(8).hex()}")
+        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(descriptor, self._base_at + self.info.nbytes)
+            _allocate(descriptor, 0, self._base_at, self.info.key)
+            header = np.zeros(1, _HEADER)
+            header["writer"] = os.urandom(16).hex().encode()
+            os.pwrite(descriptor, header.tobytes(), 0)
+            os.link(draft, self.path)
+        except FileExistsError:
+            os.close(descriptor)
+            return os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        finally:
+            draft.unlink()
+        return descriptor
+
+    @property
+    def writer(self) -> str:
+        return bytes(self.header["writer"][0]).decode()
+
+    @property
+    def has_base(self) -> bool:
+        return bool(self.header["has_base"][0])
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Exclude other exchanges of this host. A pull that a killed process left half done is completed."""
+        try:
+            descriptor = folders.take_lock(self.path, shared=False, timeout_ns=DEFAULT_WAIT_NS)
+        except FileNotFoundError:
+            raise KeyDeleted(f"key {self.info.key!r} was deleted; declare it again") from None
+        try:
+            journal = self.journal()
+            if journal is not None and not journal.number:
+                self.complete(journal)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def keep_base(self) -> None:
+        """From now on, notice what changes. Call within `locked`."""
+        if not self.has_base:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                _allocate(descriptor, self._base_at, self.info.nbytes, self.info.key)
+            finally:
+                os.close(descriptor)
+            self.base[:] = self.value
+            self.header["has_base"] = 1
+
+    def differing(self) -> npt.NDArray[np.bool_]:
+        """Which elements differ from the base, bit by bit."""
+        if not self.has_base:
+            return np.zeros(self.size, np.bool_)
+        return _differ(self.value, self.base)
+
+    def changed(self) -> npt.NDArray[np.bool_]:
+        """Which elements were set or differ from the base."""
+        return self.dirty | self.differing() if self.has_base else self.dirty.copy()
+
+    def missing(self, start: int, stop: int) -> Ranges:
+        """Which elements of [start, stop) are in blocks that were not fetched; whole blocks."""
+        first, last = start // self.block, -(-stop // self.block)
+        found = (runs(~self.fetched[first:last]) + first) * self.block
+        return np.minimum(found, self.size)
+
+    def absorb(self, ranges: Ranges, fresh: Flat) -> None:
+        """Take `fresh` from the global tier for whole blocks; what was changed here and not pushed stays."""
+        self._mark(ranges, False)
+        where = slice(*ranges[0]) if len(ranges) == 1 else indices(ranges)
+        value, dirty = self.value[where], self.dirty[where]
+        if not self.has_base:
+            if dirty.any():
+                kept = np.maximum(value, fresh) if self.info.merge == "max" else value
+                fresh = np.where(dirty, kept, fresh)
+            self.value[where] = fresh
+        else:
+            base = self.base[where]
+            changed = dirty | _differ(value, base)
+            merged = fresh
+            if changed.any():
+                merged = np.where(changed, _merged(self.info.merge, value, base, fresh), fresh)
+            moved = _differ(fresh, base) | _differ(merged, value)
+            places = indices(ranges)[moved]
+            spots = np.zeros(self.size, np.bool_)
+            spots[places] = True
+            self.note(
+                Journal(
+                    ranges=runs(spots).tobytes(),
+                    base=fresh[moved].tobytes(),
+                    value=merged[moved].tobytes(),
+                )
+            )
+            done = self.journal()
+            assert done is not None
+            self.complete(done)
+        self._mark(ranges, True)
+
+    def _mark(self, ranges: Ranges, fetched: bool) -> None:
+        for start, stop in ranges:
+            self.fetched[start // self.block : -(-stop // self.block)] = fetched
+
+    # What a kill must not interrupt.
+
+    @property
+    def _journal_path(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.journal")
+
+    def journal(self) -> Journal | None:
+        """What an ended process left to do, if anything."""
+        try:
+            return msgspec.msgpack.decode(self._journal_path.read_bytes(), type=Journal)
+        except FileNotFoundError:
+            return None
+
+    def note(self, journal: Journal) -> None:
+        draft = self.path.with_name(f".{os.getpid()}-{os.urandom(8).hex()}")
+        try:
+            draft.write_bytes(msgspec.msgpack.encode(journal))
+            draft.rename(self._journal_path)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise OutOfResources(
+                f"no shared memory left to exchange {self.info.key!r}: {error.strerror}"
+            ) from None
+
+    def complete(self, journal: Journal) -> None:
+        """Do what the journal says; doing it twice is the same as once."""
+        ranges = np.frombuffer(journal.ranges, np.int64).reshape(-1, 2)
+        if len(ranges):
+            if not journal.number:
+                scattered(self.value, ranges, np.frombuffer(journal.value, self.dtype))
+            scattered(self.base, ranges, np.frombuffer(journal.base, self.dtype))
+        self.forget()
+
+    def forget(self) -> None:
+        self._journal_path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        self.forget()
+        self.path.unlink(missing_ok=True)
+
+
+def _merged(merge: str, value: Flat, base: Flat, fresh: Flat) -> Flat:
+    if merge == "sum":
+        with np.errstate(invalid="ignore", over="ignore"):
+            return np.asarray(fresh + (value - base))
+    return np.asarray(np.maximum(value, fresh)) if merge == "max" else value
+
+
+def _differ(a: Flat, b: Flat) -> npt.NDArray[np.bool_]:
+    if a.dtype.itemsize == 16:
+        pairs = np.ascontiguousarray(a).view(np.uint64) != np.ascontiguousarray(b).view(np.uint64)
+        return np.asarray(pairs.reshape(-1, 2).any(axis=1))
+    unsigned = np.dtype(f"u{a.dtype.itemsize}")
+    return np.asarray(a.view(unsigned) != b.view(unsigned))
+
+
+def _allocate(descriptor: int, start: int, size: int, key: str) -> None:
+    """Reserve memory: to write where there is none left would kill the process."""
+    try:
+        if size:
+            os.posix_fallocate(descriptor, start, size)
+    except OSError as error:
+        raise OutOfResources(
+            f"no shared memory for key {key!r} ({size:,} bytes): {error.strerror}; enlarge /dev/shm"
+        ) from None

@@ -1,0 +1,91 @@
+"""A Redis server on loopback for one host, started and ended by the process that wants it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+from slosched.child_processes import end, start
+from slosched.clock import now_ns, sleep_ns
+from slosched.errors import AddressInUse, MissingPackage, SloschedError
+from slosched.output_files import make_folder
+
+#: Valkey speaks the same protocol.
+_PROGRAMS = ("redis-server", "valkey-server")
+_READY_NS = 10_000_000_000
+_END_S = 10.0
+
+
+class Server:
+    """`keep`: the folder of an append-only file, with which data outlives the server. Without it, memory alone.
+
+    Raises MissingPackage without a server's program, and AddressInUse if the port is taken.
+    """
+
+    def __init__(self, port: int, *, keep: Path | None = None, program: str | None = None) -> None:
+        found = program or next(filter(None, map(shutil.which, _PROGRAMS)), None)
+        if found is None:
+            raise MissingPackage(
+                "redis-server is not installed: `apt install redis-server` (Debian and Ubuntu); "
+                "without it --store embedded serves one host"
+            )
+        if keep is not None:
+            make_folder(keep)
+        self._folder = (
+            tempfile.TemporaryDirectory(prefix="slosched-redis-") if keep is None else None
+        )
+        folder = (
+            str(keep.absolute()) if keep is not None else self._folder.name if self._folder else ""
+        )
+        self.port, self.address = port, f"redis://127.0.0.1:{port}"
+        self.process = start(
+            [found, "--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", "",
+             "--appendonly", "yes" if keep is not None else "no", "--appendfsync", "everysec"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            self._wait()
+        except BaseException:
+            self.close()
+            raise
+
+    def _wait(self) -> None:
+        from slosched.functions.state.redis_store import RedisStore
+
+        store = RedisStore(self.address)
+        until_ns = now_ns() + _READY_NS
+        try:
+            while True:
+                if self.process.poll() is not None:
+                    raise AddressInUse(
+                        f"the Redis server on port {self.port} ended with code {self.process.returncode}; "
+                        "another process may listen there: choose another --port"
+                    )
+                if store.process_id() == self.process.pid:
+                    return
+                if now_ns() > until_ns:
+                    raise SloschedError(f"the Redis server on port {self.port} did not answer")
+                sleep_ns(10_000_000)
+        finally:
+            store.close()
+
+    def close(self) -> None:
+        """End the server. It writes what it keeps."""
+        end(self.process, within_s=_END_S)
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
