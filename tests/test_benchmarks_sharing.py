@@ -14,6 +14,7 @@ GPU = Path(__file__).parent.parent / "benchmarks" / "gpu"
 sys.path[:0] = [str(GPU.parent), str(GPU)]  # its programs import one another as neighbours
 
 import sharing as bench  # noqa: E402
+import sharing_jobs  # noqa: E402
 import sharing_page as pages  # noqa: E402
 import sharing_simulated as simulated  # noqa: E402
 
@@ -44,7 +45,7 @@ def cell(mode: str, stp: float, *jobs: dict[str, Any]) -> dict[str, Any]:
 
 
 def document(cells: dict[str, Any]) -> dict[str, Any]:
-    modes = {run: list(names) for run, names in bench.MODES.items()}
+    modes = {run: list(names) for run, names in sharing_jobs.MODES.items()}
     return {"runs": ["a GPU"], "modes": modes, "cells": cells, "left_out": {}, "failed": {}}
 
 
@@ -64,7 +65,7 @@ def test_the_mixes_are_hotcarbons() -> None:
 def test_the_verdict_asks_for_throughput_and_for_tails() -> None:
     cells = {**mixes("tm", 1.0, 5.0), **mixes("mps", 1.5, 9.0)}
     cells |= {**mixes("streams", 1.45, 7.0), **mixes("preempt", 1.43, 4.0)}
-    found = pages.verdicts(cells, "graphs", bench.MODES["graphs"])
+    found = pages.verdicts(cells, "graphs", sharing_jobs.MODES["graphs"])
     assert {mode for mode, each in found.items() if each["both"]} == {"preempt"}
     assert found["streams"]["worst_stp"] == pytest.approx(1.45 / 1.5)
     assert found["streams"]["worst_tail"] == pytest.approx(7 / 5)

@@ -25,6 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,7 @@ def run_windows(
 
 
 def part_mix(
-    results: Results, run: str, mode: str, options: argparse.Namespace, work: Path
+    run: str, mode: str, options: argparse.Namespace, results: Results, work: Path
 ) -> None:
     models = [each for each in MODELS if each in options.models.split(",")]
     mixes = [mix for mix in MIXES if set(mix) <= set(models)]
@@ -421,9 +422,7 @@ def parts_of(options: argparse.Namespace) -> dict[str, Callable[[Results, Path],
     parts: dict[str, Callable[[Results, Path], None]] = {}
     for run, modes in MODES.items():
         for mode in modes:
-            parts[f"mix-{run}-{mode}"] = lambda results, work, run=run, mode=mode: part_mix(
-                results, run, mode, options, work
-            )
+            parts[f"mix-{run}-{mode}"] = partial(part_mix, run, mode, options)
     parts["demo"] = lambda results, work: part_demo(results, options, work)
     parts["pair-graphs"] = lambda results, work: part_pair(results, "graphs", options, work)
     parts["pair-eager"] = lambda results, work: part_pair(results, "eager", options, work)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from slosched.cli.output import table_text
 from slosched.core.scheduler.foreign_text import printable
+from slosched.share.energy import COMPUTED
 from slosched.share_spec import Mode, Status
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def run_line(run: RunMetrics, runs: Sequence[RunMetrics] = ()) -> str:
     energy = run.energy
     if energy.joules is not None:
         watts = f" ({energy.mean_watts:.0f} W)" if energy.mean_watts is not None else ""
-        parts.append(f"{energy.joules:.0f} J{watts} by {energy.source}")
+        how = "computed" if energy.source == COMPUTED else f"by {energy.source}"
+        parts.append(f"{energy.joules:.0f} J{watts} {how}")
         if energy.difference is not None:
             parts.append(f"integrated power {100 * energy.difference:+.1f} % from the counter")
     else:

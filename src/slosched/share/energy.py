@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from slosched.share_spec import PowerSample
 from slosched.units import NS_PER_S
 
+#: The source of energy in virtual time: nothing was measured.
+COMPUTED = "computed"
 #: Samples must cover this part of a window; the rest is taken to be like it.
 _COVERED = 0.95
 
@@ -25,7 +27,7 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
     """Energy of one window. None: not known.
 
     `difference` is integrated / counter - 1. `active_j` is the energy above that of an idle GPU. `source` is
-    "counter", "integrated" or "" (neither; `problem` says why).
+    "counter", "integrated", COMPUTED or "" (none; `problem` says why).
     """
 
     window_s: float

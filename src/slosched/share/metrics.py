@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from msgspec.structs import replace
+
 from slosched.core.share.queues import MOST_LEFT
-from slosched.share.energy import Energy, energy_of
+from slosched.share.energy import COMPUTED, Energy, energy_of
 from slosched.share.figures import Alone, JobMetrics, RunMetrics
 from slosched.share.job_figures import alone_of, device_s, job_metrics, pauses_of, ratio
 from slosched.share_spec import RunResult, ShareSpec, Status
@@ -31,6 +33,8 @@ def metrics_of(
         idle_watts=result.idle_watts,
         problem=result.power_problem,
     )
+    if "virtual" in result.about and energy.joules is not None:
+        energy = replace(energy, source=COMPUTED, counter_j=None, difference=None)
     device = {each.job: device_s(each, result) for each in result.jobs}
     in_all = math.fsum(seconds for seconds, _ in device.values())
     jobs = tuple(
