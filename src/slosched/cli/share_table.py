@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from slosched.cli.output import table_text
 from slosched.core.scheduler.foreign_text import printable
-from slosched.share.energy import COMPUTED
 from slosched.share_spec import Mode, Status
 
 if TYPE_CHECKING:
@@ -66,6 +65,8 @@ def tuned_lines(runs: Sequence[RunMetrics]) -> list[str]:
 
 def run_line(run: RunMetrics, runs: Sequence[RunMetrics] = ()) -> str:
     """One line for a run: STP, ANTT, power and energy against the same work alone, or why it has none."""
+    from slosched.share.energy import COMPUTED
+
     name = _run_name(run, runs)
     if run.unavailable:
         return f"{name}: unavailable: {_shown(run.unavailable.removeprefix(f'{run.mode}: '))}"
