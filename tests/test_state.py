@@ -417,6 +417,33 @@ def test_too_large_for_shared_memory() -> None:
         state.array("w", 2**50, "i1")
 
 
+def test_nothing_is_left_when_the_last_process_leaves() -> None:
+    with State("one", own=True) as one, State("two") as two:
+        one.array("w", 1000).set(np.ones(1000))
+        two.array("w", 1000).get(writable=True)[:] = 1
+        assert len(folders.in_use()) == 2
+        path = folders.root()
+    assert not path.exists()
+
+
+def test_the_commands(store: str) -> None:
+    from typer.testing import CliRunner
+
+    from slosched.cli.app import app
+
+    call = CliRunner().invoke
+    with State("my run", store) as state:
+        state.array("w", 100)
+        listed = call(app, ["state", "list", "--store", store])
+        assert "my run: 1 key(s), 800 bytes" in listed.stdout
+        with pytest.raises(NamespaceInUse, match="state drop 'my run' --store"):
+            State("my run", store, own=True)
+        assert call(app, ["state", "drop", "my run", "--store", store]).stdout == "dropped my run\n"
+        assert not state.list()
+    missing = call(app, ["state", "drop", "my run", "--store", store])
+    assert isinstance(missing.exception, SystemExit | InvalidConfig)
+
+
 def test_without_a_server_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("redis")
     from slosched.functions.state.server import Server

@@ -9,6 +9,7 @@ one that reads or writes the key makes it. Readers hold the key's lock, so none 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -351,7 +352,7 @@ _deleted = deleted_error
 def _in_use(namespace: str, store: str, whose: str) -> NamespaceInUse:
     return NamespaceInUse(
         f"namespace {namespace!r} of {store} has keys of another run{whose}; end that run, or remove them with "
-        f"`slosched state drop {namespace} --store {store}`"
+        f"`slosched state drop {shlex.quote(namespace)} --store {shlex.quote(store)}`"
     )
 
 
@@ -376,7 +377,7 @@ def _replace(path: Path, content: msgspec.Struct) -> None:
 def _write(path: Path, data: bytes | Bytes) -> None:
     try:
         with path.open("wb") as file:
-            file.write(memoryview(data))
+            file.write(data if isinstance(data, bytes) else data.data)
     except OSError as error:
         path.unlink(missing_ok=True)
         raise OutOfResources(

@@ -42,10 +42,14 @@ class About(msgspec.Struct, frozen=True):
 
 def root() -> Path:
     """The folder of this user's folders; made if it is missing, for this user alone."""
-    base = _SHARED_MEMORY if _SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
-    path = base / (os.environ.get(PREFIX_VARIABLE) or f"{_PREFIX}-{os.getuid()}")
+    path = _root_path()
     path.mkdir(mode=0o700, exist_ok=True)
     return path
+
+
+def _root_path() -> Path:
+    base = _SHARED_MEMORY if _SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
+    return base / (os.environ.get(PREFIX_VARIABLE) or f"{_PREFIX}-{os.getuid()}")
 
 
 def digest(*parts: str) -> str:
@@ -104,7 +108,9 @@ class Folder:
             return
         os.close(self._descriptor)
         self._descriptor = -1
-        _remove_unused(self.path)
+        if _remove_unused(self.path):
+            with suppress(OSError):  # others are in it
+                self.path.parent.rmdir()
 
 
 def open_folder(namespace: str, store: str) -> Folder:
@@ -116,7 +122,10 @@ def open_folder(namespace: str, store: str) -> Folder:
         if descriptor >= 0:
             return Folder(path, descriptor, made=False)
         draft = root() / f".new-{os.getpid()}-{os.urandom(4).hex()}"
-        draft.mkdir(mode=0o700)
+        try:
+            draft.mkdir(mode=0o700)
+        except FileNotFoundError:  # the last user of another namespace removed the root
+            continue
         (draft / _ABOUT).write_bytes(msgspec.json.encode(About(namespace, store)))
         descriptor = os.open(draft / _USERS, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -133,7 +142,7 @@ def open_folder(namespace: str, store: str) -> Folder:
 def sweep() -> int:
     """Remove the folders that no process has open any more. Returns their number."""
     removed = 0
-    for path in root().iterdir():
+    for path in _listed():
         if path.name.startswith(".new-"):
             if not _is_alive(path.name.split("-")[1]):
                 shutil.rmtree(path, ignore_errors=True)
@@ -141,6 +150,8 @@ def sweep() -> int:
             shutil.rmtree(path, ignore_errors=True)
         elif path.is_dir():
             removed += _remove_unused(path)
+    with suppress(OSError):  # it has folders, or is not there
+        _root_path().rmdir()
     return removed
 
 
@@ -156,10 +167,17 @@ def users(path: Path) -> list[int]:
 def in_use() -> list[tuple[Path, About]]:
     """The folders of this user on this host."""
     found = []
-    for path in sorted(root().iterdir()):
+    for path in _listed():
         with suppress(OSError, msgspec.DecodeError):
             found.append((path, msgspec.json.decode((path / _ABOUT).read_bytes(), type=About)))
     return found
+
+
+def _listed() -> list[Path]:
+    try:
+        return sorted(_root_path().iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def _join(path: Path) -> int:

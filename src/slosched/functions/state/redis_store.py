@@ -15,6 +15,7 @@ is made anew by the next call, and a commit's number tells it whether the last o
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import struct
 import threading
@@ -129,7 +130,8 @@ class RedisStore:
         if not found[0]:
             raise NamespaceInUse(
                 f"namespace {namespace!r} of {self.name} has {int(found[2]):,} key(s) of another run "
-                f"({found[1].decode()}); end that run, or remove them with `slosched state drop {namespace} "
+                f"({found[1].decode()}); end that run, or remove them with `slosched state drop "
+                f"{shlex.quote(namespace)} "
                 f"--store {self.name}`"
             )
         return RedisSpace(self, namespace)
