@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from fake_cuda import MS, STEP_SHARE, FakeDriver, SteppedProgram
-from slosched.daemon.backends.cuda.choice import Wish
+from slosched.daemon.backends.cuda.choice import TOO_SLOW, Wish
 from slosched.daemon.backends.cuda.cutting import Cutter
 from slosched.daemon.backends.cuda.cutting_parts import PartCutter
 from slosched.daemon.backends.cuda.driver import DeviceFault, OutOfDeviceMemory
 from slosched.daemon.backends.cuda.groups import Ends, Group, bounds_of, halved
 from slosched.daemon.backends.cuda.program import Class, Cut
+from slosched.daemon.backends.cuda.steps import SteppedRun
+from slosched.daemon.backends.cuda.timing import StepTimes, Stopwatch
 from test_cuda_cutting import Prepared as Whole
 from test_cuda_preemption import LONG_NS, SHORT_NS, US, Rig, interrupted
 from test_cuda_steps import Prepared
@@ -146,6 +148,22 @@ class Branched(SteppedProgram):
 
 class LastBranched(Branched):
     branches = (2,)
+
+
+def test_pieces_that_are_shorter_than_they_seemed_are_not_worth_a_boundary(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = Stopwatch.steps
+
+    def shorter(self: Stopwatch, run: SteppedRun, for_ns: int, *, most: int = 0) -> StepTimes:
+        times = steps(self, run, for_ns, most=most)
+        if len(run.pieces.step) == 1:
+            return times
+        parts = ([max(1, ns // 1000) for ns in part] for part in times[1:])
+        return StepTimes(times.steps, *parts)
+
+    monkeypatch.setattr(Stopwatch, "steps", shorter)
+    at_each_step(made(), TOO_SLOW)
 
 
 def test_what_is_no_chain_stays_whole() -> None:

@@ -198,6 +198,8 @@ class PartCutter:
         after = self._watch.steps(whole, whole_ns, most=most)
         groups = [Group(at, at + 1, ns) for at, ns in enumerate(times)]
         bounds = bounds_of(groups, tau_ns, least_ns=tau_ns // _LEAST)
+        if not bounds:  # what is left of them this time is not worth a boundary
+            return None
         segment_ns = [sum(times[a:b]) for a, b in pairwise((0, *bounds, len(times)))]
         pieces.cut(bounds)
         bubble_ns = self._watch.bubble_ns(pieces.launches, segment_ns, segment_ns[0])
