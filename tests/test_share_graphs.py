@@ -7,6 +7,7 @@ ends, so memory that two jobs share gives answers that differ from the first one
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,6 +101,7 @@ class FakeStage:
         self.weights: dict[int, Any] = {}
         self.closed = self.entered = 0
         self.loads: list[int] = []
+        self.spoilt: list[weakref.ref[FakeStream]] = []
 
     def build(self, number: int, job: Job) -> None:
         if job.model == "unknown":
@@ -130,6 +132,8 @@ class FakeStage:
     def prepare(self, number: int) -> Made:
         job = self.jobs[number]
         if job.model == self.broken:
+            spoilt = FakeStream(0)  # as the model that is given up holds memory of the device
+            self.spoilt.append(weakref.ref(spoilt))
             raise OutOfDeviceMemory("the GPU has no room")
         name, stream = program_name(number, job), self.streams[number]
         program = self._program(name, job, stream)
@@ -425,6 +429,7 @@ def test_a_model_that_cannot_be_prepared_leaves_the_others() -> None:
     assert set(failures) == {0, 2}
     assert not failures[0].out_of_memory and "no such model" in failures[0].reason
     assert failures[2].out_of_memory and isinstance(failures[2].error, OutOfDeviceMemory)
+    assert [each() for each in rig.stage.spoilt] == [None], "its memory is free for the others"
     rig.start(0, 0)
     rig.start(1, 0)
     ended = {each.job: each for each in rig.finish()}

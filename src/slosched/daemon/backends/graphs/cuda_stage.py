@@ -132,6 +132,9 @@ class CudaStage:
         return max(1, -(-self._templates[number].weights_bytes // PAGE_BYTES))
 
     def prepare(self, number: int) -> Made:
+        # A model that could not be prepared left memory in torch's caches, and the driver needs some too.
+        gc.collect()
+        torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
         torch.cuda.reset_peak_memory_stats()
         try:

@@ -173,6 +173,8 @@ class GraphLane:
         except Exception as error:  # models of others raise anything
             memory = isinstance(error, OutOfDeviceMemory | MemoryError)
             memory = memory or "out of memory" in str(error).lower()
+            # The frames that it came through hold the model, and with it memory of the device.
+            error.__traceback__ = error.__context__ = error.__cause__ = None
             self.failures[number] = Failure(error, memory)
             self._ready.pop(number, None)
             return False
