@@ -322,8 +322,9 @@ def test_failures_are_counted_and_a_broken_model_ends_its_job_alone() -> None:
         assert isinstance(start, Start)
         assert start.job == 1
         now += 1
-        end(start, now)
+        end(start, now, beside_lower=start.number == 1)
     assert brain.tally(1).ended == 2
+    assert [row.beside_lower for row in brain.rows() if isinstance(row, Request)] == [False, True]
 
 
 def test_a_model_that_always_fails_does_not_fail_for_ever() -> None:

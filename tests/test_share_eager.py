@@ -16,7 +16,7 @@ import pytest
 
 from slosched.core.share.interface import Ended, Start, Withdraw
 from slosched.daemon.backends.eager.models import made_by
-from slosched.daemon.member.gate import Gate
+from slosched.daemon.member.gate import Gate, GateMember
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.share_spec import Boundary, BoundaryKind, Job
 
@@ -295,6 +295,20 @@ def test_an_interrupted_request_answers_as_an_uninterrupted_one(model: str, gate
     assert (part.job, part.by) == (0, 1)
     assert 1 <= part.boundary <= prepared.boundaries
     assert part.wanted_ns <= part.resumed_ns <= interrupted.ended_ns
+
+
+def test_a_request_beside_a_lower_job_that_does_not_stop_says_so(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    low = gate.member(1, 0)
+    lane = _lane("tiny:2:0", gate=gate.member(0, 1))
+    lane.prepare()
+    assert not _one(lane).beside_lower
+    low.enter()  # and it has no boundary
+    monkeypatch.setattr(GateMember.enter, "__defaults__", (1_000_000,))
+    assert _one(lane).beside_lower
+    low.leave()
+    assert not _one(lane).beside_lower
 
 
 def test_the_highest_job_is_not_hooked_once_it_runs(gate: Gate) -> None:

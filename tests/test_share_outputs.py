@@ -247,7 +247,7 @@ def test_our_own_tables(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) == 151 + 8
     assert (rows[0]["warmup"], rows[0]["arrival_s"], rows[0]["met"]) == ("1", "-1.0", "")
-    assert {row["wrong_answer"] for row in rows} == {"0"}
+    assert {row["wrong_answer"] for row in rows} == {"0"} == {row["beside_lower"] for row in rows}
     late = rows[152]
     assert (late["name"], late["batch"], late["wait_ms"], late["jct_ms"]) == (
         "tput",

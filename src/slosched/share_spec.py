@@ -207,6 +207,7 @@ class Request(_Plain, frozen=True):
     differs: bool = (
         False  # its answer is not that of the job's first request: something disturbed it
     )
+    beside_lower: bool = False  # a lower job did not stop at the gate in time
 
     @property
     def latency_ns(self) -> int:

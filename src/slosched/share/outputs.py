@@ -36,7 +36,7 @@ SUMMARY = "summary.json"
 
 _REQUESTS = (
     "job,name,number,arrival_s,start_s,end_s,jct_ms,wait_ms,preempted,paused_ms,device_ms,batch,deadline_s,"
-    "met,warmup,cut,wrong_answer"
+    "met,warmup,cut,wrong_answer,beside_lower"
 )
 _PREEMPTIONS = "job,name,by,by_name,wanted_s,started_s,resumed_s,preemption_ms,paused_ms,boundary"
 _POWER = (
@@ -216,6 +216,7 @@ def _request_cells(
         int(row.warmup),
         int(row.cut),
         int(row.differs),
+        int(row.beside_lower),
     )
 
 

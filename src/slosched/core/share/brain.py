@@ -151,6 +151,7 @@ class ShareBrain:
                 paused_ns=ended.paused_ns,
                 device_ns=ended.device_ns,
                 differs=ended.differs,
+                beside_lower=ended.beside_lower,
                 cut=not counted and ended.ended_ns > queue.until_ns,
             )
         )

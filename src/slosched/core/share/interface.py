@@ -50,6 +50,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     fatal: bool = False
     out_of_memory: bool = False
     differs: bool = False  # the answer is not, byte for byte, that of the job's first request
+    beside_lower: bool = False  # a lower job did not stop at the gate in time
 
 
 class Lane(Protocol):

@@ -127,10 +127,10 @@ class EagerLane:
 
     def start(self, start: Start, *, now_ns: int) -> None:
         """Run the request to its end: the answer is on the host when this returns."""
-        gate, began_ns = self._gate, now_ns
+        gate, began_ns, beside_lower = self._gate, now_ns, False
         try:
             if gate is not None:
-                began_ns = gate.enter().entered_ns
+                _, began_ns, beside_lower = gate.enter()
                 if self._boundaries.attached and gate.is_highest and not self._bounded:
                     self._boundaries.detach()  # no job is above it, so it need not stop
             else:
@@ -144,6 +144,8 @@ class EagerLane:
                 gate.leave()
         if not ended.reason and self._differs():
             ended = msgspec.structs.replace(ended, differs=True)
+        if beside_lower:
+            ended = msgspec.structs.replace(ended, beside_lower=True)
         self._ended.append(ended)
 
     def _run(self, start: Start, *, began_ns: int) -> Ended:
