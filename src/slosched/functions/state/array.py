@@ -144,18 +144,22 @@ class StateArray:
             return self._push(runs(wanted))
 
     def pull(self, *, discard: bool = False) -> int:
-        """Fetch the whole array, in one version. Returns the bytes fetched.
+        """Fetch the whole array, in one version. Returns the bytes fetched: 0 if this host has that version.
 
         What was changed on this host and not pushed stays, unless `discard`.
         """
         local = self._local
         with local.locked():
             self._settle()
-            if discard:
-                local.dirty[:] = False
-                if local.has_base:
-                    local.value[:] = local.base
-            return self._take(whole(local.size))
+            # Asked before the read, so that what is read is of this version or a later one.
+            version = self._space.version(self.info).encode()
+            same = local.version == version and local.fetched.all()
+            merges = discard or self.merge == "max"
+            if same and not (merges and local.changed().any()):
+                return 0
+            moved = self._take(whole(local.size), discard=discard)
+            local.header["version"] = version
+            return moved
 
     # The log of the key.
 
@@ -256,7 +260,11 @@ class StateArray:
                 if last < local.blocks and stop % local.block:
                     self._fetch(stop - 1, stop)
                 local.dirty[start:stop] = True
-                local.fetched[first:last] = True
+                local.value[start:stop] = values
+                local.fetched[first:last] = (
+                    True  # last: views of other processes do not wait for the lock
+                )
+                return
             local.value[start:stop] = values
 
     def _fetch(self, start: int, stop: int) -> None:
@@ -265,11 +273,15 @@ class StateArray:
             self._settle()
             self._take(missing)
 
-    def _take(self, ranges: Ranges) -> int:
+    def _take(self, ranges: Ranges, *, discard: bool = False) -> int:
         local = self._local
         data = self._space.read(self.info, ranges * self.dtype.itemsize)
         self._moved.pulled_bytes += data.nbytes
         self._moved.pulls += 1
+        if discard:
+            local.dirty[:] = False
+            if local.has_base:
+                local.value[:] = local.base
         if len(ranges):
             local.absorb(ranges, data.view(self.dtype))
         return data.nbytes
@@ -289,7 +301,7 @@ class StateArray:
         for left in reversed(range(_TRIES)):
             try:
                 with self._space.merge_lock(self.info):
-                    self._settle()
+                    self._settle(merging=True)
                     return self._send_merged(runs(self._selected(ranges)))
             except LockLost:
                 if self._held is not None:
@@ -352,12 +364,19 @@ class StateArray:
             scattered(local.base, ranges, data)
         scattered(local.dirty, ranges, np.zeros(total(ranges), np.bool_))
 
-    def _settle(self) -> None:
-        """Find out about a push that was interrupted between its commit and its end here."""
+    def _settle(self, *, merging: bool = False) -> None:
+        """Find out about a push that was interrupted between its commit and its end here.
+
+        Its commit may still be on its way to the store. With the merge mutex it comes too late, so what the
+        store says holds.
+        """
         local = self._local
         journal = local.journal()
         if journal is None:
             return
+        if not merging:
+            with self._space.merge_lock(self.info):
+                return self._settle(merging=True)
         if self._space.committed(self.info, local.writer) >= journal.number:
             local.complete(journal)
         else:
@@ -366,14 +385,20 @@ class StateArray:
     # What callers give.
 
     def _fitted(self, values: npt.ArrayLike, shape: tuple[int, ...] | None) -> npt.NDArray[Any]:
-        given = np.asarray(values)
+        try:
+            given = np.asarray(values)
+        except ValueError as error:
+            raise InvalidConfig(f"{self.key!r} holds {self.dtype}: {error}") from None
         if shape is not None and given.shape != shape:
             raise InvalidConfig(f"{self.key!r} has shape {shape}, not {given.shape}")
-        if not np.can_cast(given.dtype, self.dtype, "same_kind"):
+        integers = given.dtype.kind in "iu" and self.dtype.kind in "iu"
+        fits = not given.size or integers or np.can_cast(given.dtype, self.dtype, "same_kind")
+        fitted = given.astype(self.dtype, copy=False) if fits else given
+        if not fits or (integers and fitted is not given and (fitted != given).any()):
             raise InvalidConfig(
-                f"{self.key!r} holds {self.dtype}, and {given.dtype} does not fit into it"
+                f"{self.key!r} holds {self.dtype}, and these {given.dtype} do not fit into it"
             )
-        return given.astype(self.dtype, copy=False).ravel()
+        return fitted.ravel()
 
     def _check_range(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self._local.size:

@@ -12,9 +12,8 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from urllib.parse import quote, unquote
 
 import msgspec
 import numpy as np
@@ -28,9 +27,15 @@ from slosched.output_files import make_folder
 
 _TOTALS = "totals"
 _LOCK = "space.lock"
+#: Writers of a key that are remembered: one per host and run.
+_WRITERS = 1000
 
 
 class _Totals(msgspec.Struct):
+    """`id` differs from that of a namespace of the same name made after this one was dropped."""
+
+    namespace: str
+    id: str
     limits: Limits
     keys: int = 0
     bytes: int = 0
@@ -39,6 +44,7 @@ class _Totals(msgspec.Struct):
 class _Meta(msgspec.Struct):
     info: KeyInfo
     commits: dict[str, int]
+    version: str
 
 
 class _Journal(msgspec.Struct):
@@ -54,8 +60,6 @@ class EmbeddedStore:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder.absolute() if folder is not None else None
-        if self._folder is not None:
-            make_folder(self._folder)
         self.name = "embedded" if self._folder is None else f"embedded:{self._folder}"
 
     def describe(self) -> str:
@@ -64,13 +68,16 @@ class EmbeddedStore:
 
     def open(self, namespace: str, *, own: bool, limits: Limits) -> EmbeddedSpace:
         if self._folder is not None:
-            path = self._folder / quote(namespace, safe="")
+            make_folder(self._folder)
+            for left in self._folder.glob(".dead-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            path = self._folder / folders.digest(namespace)
             try:
-                path.mkdir()
+                path.mkdir(mode=0o700)
             except FileExistsError:
                 if own:
                     raise _in_use(namespace, self.name, "") from None
-            return EmbeddedSpace(path, None, limits, kept=True)
+            return EmbeddedSpace(path, namespace, None, limits)
         folder = folders.open_folder(namespace, self.name)
         if own and not folder.made:
             pids = ", ".join(map(str, folders.users(folder.path)))
@@ -78,47 +85,48 @@ class EmbeddedStore:
             raise _in_use(namespace, self.name, f" of the processes {pids}")
         path = folder.path / "global"
         path.mkdir(exist_ok=True)
-        return EmbeddedSpace(path, folder, limits)
+        return EmbeddedSpace(path, namespace, folder, limits)
 
     def namespaces(self) -> Mapping[str, tuple[int, int]]:
-        return {name: _size(path) for name, path in self._paths().items()}
+        if self._folder is not None:
+            paths = list(self._folder.glob(f"[!.]*/{_TOTALS}"))
+        else:
+            folders.sweep()
+            used = [path for path, about in folders.in_use() if about.store == self.name]
+            paths = [path / "global" / _TOTALS for path in used]
+        found = {}
+        for path in paths:
+            with suppress(FileNotFoundError):
+                totals = _totals(path)
+                found[totals.namespace] = totals.keys, totals.bytes
+        return dict(sorted(found.items()))
 
     def drop(self, namespace: str) -> bool:
-        path = self._paths().get(namespace)
-        if path is None:
-            return False
-        EmbeddedSpace(path, None, Limits(), kept=self._folder is not None).drop()
-        if self._folder is None:
-            folders.sweep()
-        return True
+        if self._folder is not None:
+            return _discard(self._folder / folders.digest(namespace))
+        folders.sweep()
+        return folders.discard(namespace, self.name)
 
     def close(self) -> None:
         """Nothing is open."""
 
-    def _paths(self) -> dict[str, Path]:
-        if self._folder is not None:
-            return {
-                unquote(each.name): each for each in sorted(self._folder.iterdir()) if each.is_dir()
-            }
-        folders.sweep()
-        return {
-            about.namespace: path / "global"
-            for path, about in folders.in_use()
-            if about.store == self.name
-        }
-
 
 class EmbeddedSpace:
-    """A namespace in the folder `path`, which is `kept` until it is dropped or goes with `folder`."""
+    """A namespace in the folder `path`, which is kept until it is dropped, or goes with `folder`."""
 
     def __init__(
-        self, path: Path, folder: folders.Folder | None, limits: Limits, *, kept: bool = False
+        self, path: Path, namespace: str, folder: folders.Folder | None, limits: Limits
     ) -> None:
-        self._path, self._folder, self._kept = path, folder, kept
-        (path / _LOCK).touch()
+        self._path, self._namespace, self._folder = path, namespace, folder
+        self._id = ""
+        try:
+            (path / _LOCK).touch()
+        except FileNotFoundError:
+            raise dropped_error(namespace) from None
         with self._space_lock():
             if not (path / _TOTALS).exists():
-                _replace(path / _TOTALS, _Totals(limits))
+                _replace(path / _TOTALS, _Totals(namespace, os.urandom(8).hex(), limits))
+            self._id = _totals(path / _TOTALS).id
 
     def declare(self, info: KeyInfo) -> KeyInfo:
         with self._space_lock():
@@ -126,10 +134,14 @@ class EmbeddedSpace:
             if found is not None:
                 return found
             self._reserve(info.nbytes, 1)
-            for suffix in ("data", "log", "lock", "merge", "turn", "user"):
+            for suffix in ("log", "lock", "merge", "turn", "user"):
                 self._file(info, suffix).touch()
-            os.truncate(self._file(info, "data"), info.nbytes)
-            _replace(self._file(info, "meta"), _Meta(info, {}))
+            try:
+                _zeros(self._file(info, "data"), info.nbytes)
+            except OutOfResources:
+                self._reserve(-info.nbytes, -1)
+                raise
+            _replace(self._file(info, "meta"), _Meta(info, {}, info.id))
             return info
 
     def find(self, key: str) -> KeyInfo | None:
@@ -158,7 +170,11 @@ class EmbeddedSpace:
         with self._key_lock(info, shared=False) as meta:
             if meta.commits.get(commit.writer, 0) >= commit.number:
                 return
+            meta.commits.pop(commit.writer, None)
             meta.commits[commit.writer] = commit.number
+            meta.version = f"{commit.writer}:{commit.number}"
+            while len(meta.commits) > _WRITERS:  # in the order of their last commits
+                del meta.commits[next(iter(meta.commits))]
             if total(commit.ranges) == info.nbytes:
                 _write(self._file(info, "new"), commit.data)
                 journal = _Journal(meta, None, b"")
@@ -167,19 +183,24 @@ class EmbeddedSpace:
             _replace(self._file(info, "journal"), journal)
             self._complete(info, journal)
 
+    def version(self, info: KeyInfo) -> str:
+        with self._key_lock(info, shared=False) as meta:
+            return meta.version
+
     def committed(self, info: KeyInfo, writer: str) -> int:
         with self._key_lock(info, shared=False) as meta:
             return meta.commits.get(writer, 0)
 
     def clear(self, info: KeyInfo, *, values: bool) -> None:
-        with self._space_lock(), self._key_lock(info, shared=False) as meta:
+        # Without pushes that have read what they will change.
+        merging = self.merge_lock(info) if values else nullcontext()
+        with merging, self._space_lock(), self._key_lock(info, shared=False) as meta:
             self._reserve(-meta.info.appended, 0)
             meta.info = msgspec.structs.replace(meta.info, appended=0)
             _replace(self._file(info, "meta"), meta)
             if values:
-                new = self._file(info, "new")
-                new.touch()
-                os.truncate(new, info.nbytes)
+                _zeros(self._file(info, "new"), info.nbytes)
+                meta.version = os.urandom(8).hex()
                 journal = _Journal(meta, None, b"")
                 _replace(self._file(info, "journal"), journal)
                 self._complete(info, journal)
@@ -187,9 +208,13 @@ class EmbeddedSpace:
     def append(self, info: KeyInfo, data: bytes) -> None:
         with self._space_lock(), self._key_lock(info, shared=False) as meta:
             self._reserve(len(data), 0)
-            with self._file(info, "log").open("r+b") as log:
-                log.seek(meta.info.appended)
-                log.write(data)
+            try:
+                with self._file(info, "log").open("r+b") as log:
+                    log.seek(meta.info.appended)
+                    log.write(data)
+            except OSError as error:
+                self._reserve(-len(data), 0)
+                raise _full(self._path, error) from None
             meta.info = msgspec.structs.replace(meta.info, appended=meta.info.appended + len(data))
             _replace(self._file(info, "meta"), meta)
 
@@ -230,10 +255,8 @@ class EmbeddedSpace:
                 self._remove(found)
 
     def drop(self) -> None:
-        for info in self.keys():
-            self.delete(info.key)
-        if self._kept:
-            shutil.rmtree(self._path, ignore_errors=True)
+        with suppress(KeyDeleted), self._space_lock():
+            _discard(self._path)
 
     def close(self) -> None:
         if self._folder is not None:
@@ -242,13 +265,14 @@ class EmbeddedSpace:
     def _remove(self, info: KeyInfo) -> None:
         appended = _meta(self._file(info, "meta")).info.appended
         # The name goes first: a key without it is unknown, whatever else is left of it.
-        for suffix in ("meta", "journal", "new", "data", "log", "merge", "turn", "user", "lock"):
-            self._file(info, suffix).unlink(missing_ok=True)
+        self._file(info, "meta").unlink(missing_ok=True)
+        for path in self._path.glob(f"{folders.digest(info.key)}.*"):
+            path.unlink(missing_ok=True)
         self._reserve(-info.nbytes - appended, -1)
 
     def _reserve(self, size: int, keys: int) -> None:
         path = self._path / _TOTALS
-        totals = msgspec.msgpack.decode(path.read_bytes(), type=_Totals)
+        totals = _totals(path)
         limits = totals.limits
         if size + keys > 0 and (
             totals.bytes + size > limits.bytes or totals.keys + keys > limits.keys
@@ -295,7 +319,7 @@ class EmbeddedSpace:
                 raise _deleted(info)
             yield meta
         finally:
-            os.close(descriptor)
+            folders.release(descriptor)
 
     @contextmanager
     def _flock(self, info: KeyInfo, suffix: str) -> Iterator[None]:
@@ -308,10 +332,25 @@ class EmbeddedSpace:
         try:
             yield
         finally:
-            os.close(descriptor)
+            folders.release(descriptor)
 
-    def _space_lock(self) -> AbstractContextManager[int]:
-        return folders.locked(self._path / _LOCK, timeout_ns=DEFAULT_WAIT_NS)
+    @contextmanager
+    def _space_lock(self) -> Iterator[None]:
+        try:
+            descriptor = folders.take_lock(
+                self._path / _LOCK, shared=False, timeout_ns=DEFAULT_WAIT_NS
+            )
+        except FileNotFoundError:
+            raise dropped_error(self._namespace) from None
+        try:
+            try:
+                if self._id and _totals(self._path / _TOTALS).id != self._id:
+                    raise dropped_error(self._namespace)
+            except FileNotFoundError:
+                raise dropped_error(self._namespace) from None
+            yield
+        finally:
+            folders.release(descriptor)
 
     def _file(self, info: KeyInfo, suffix: str) -> Path:
         return self._path / f"{folders.digest(info.key)}.{suffix}"
@@ -323,13 +362,16 @@ class _FileLock:
     token = 0
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        self._descriptor, self._pid = descriptor, os.getpid()
 
     def check(self) -> None:
         """It cannot be lost."""
 
     def release(self) -> None:
-        os.close(self._descriptor)
+        if os.getpid() == self._pid:
+            folders.release(self._descriptor)
+        else:  # a fork's copy; its parent holds the lock
+            os.close(self._descriptor)
 
 
 def limit_error(size: int, keys: int, more: int, limits: Limits) -> StateLimit:
@@ -349,6 +391,12 @@ def deleted_error(info: KeyInfo) -> KeyDeleted:
 _deleted = deleted_error
 
 
+def dropped_error(namespace: str) -> KeyDeleted:
+    return KeyDeleted(
+        f"namespace {namespace!r} is gone: it was dropped, or the store restarted without it; open a new State"
+    )
+
+
 def _in_use(namespace: str, store: str, whose: str) -> NamespaceInUse:
     return NamespaceInUse(
         f"namespace {namespace!r} of {store} has keys of another run{whose}; end that run, or remove them with "
@@ -356,12 +404,34 @@ def _in_use(namespace: str, store: str, whose: str) -> NamespaceInUse:
     )
 
 
-def _size(path: Path) -> tuple[int, int]:
+def _totals(path: Path) -> _Totals:
+    return msgspec.msgpack.decode(path.read_bytes(), type=_Totals)
+
+
+def _discard(path: Path) -> bool:
+    """Remove a namespace's folder at once: what follows finds it there or not. False if there is none."""
+    dead = path.with_name(f".dead-{os.getpid()}-{os.urandom(8).hex()}")
     try:
-        totals = msgspec.msgpack.decode((path / _TOTALS).read_bytes(), type=_Totals)
+        path.rename(dead)
     except FileNotFoundError:
-        return 0, 0
-    return totals.keys, totals.bytes
+        return False
+    shutil.rmtree(dead, ignore_errors=True)
+    return True
+
+
+def _zeros(path: Path, size: int) -> None:
+    """A new file of zeros. Its memory is taken now: a mapping that finds none left kills its process."""
+    try:
+        with path.open("wb") as file:
+            if size:
+                os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise _full(path.parent, error) from None
+
+
+def _full(path: Path, error: OSError) -> OutOfResources:
+    return OutOfResources(f"cannot write {path}: {error.strerror}; free some space")
 
 
 def _meta(path: Path) -> _Meta:
@@ -369,7 +439,8 @@ def _meta(path: Path) -> _Meta:
 
 
 def _replace(path: Path, content: msgspec.Struct) -> None:
-    draft = path.with_name(f".{os.getpid()}-{os.urandom(8).hex()}")
+    # Always the same name, within the lock of what it replaces: a killed process leaves no more than one.
+    draft = path.with_name(f"{path.name}.draft")
     _write(draft, msgspec.msgpack.encode(content))
     draft.rename(path)
 
@@ -380,6 +451,4 @@ def _write(path: Path, data: bytes | Bytes) -> None:
             file.write(data if isinstance(data, bytes) else data.data)
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise OutOfResources(
-            f"cannot write {path.parent}: {error.strerror}; free some space"
-        ) from None
+        raise _full(path.parent, error) from None

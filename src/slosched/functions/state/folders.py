@@ -8,10 +8,12 @@ for messages. A folder appears under its name by a rename, with the lock of its 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 from slosched.clock import now_ns, sleep_ns
+from slosched.errors import InvalidConfig, OutOfResources
 from slosched.functions.state.errors import LockTimeout
 
 #: Files that are mapped are shared memory wherever they lie; here they never reach a disk.
@@ -31,6 +34,9 @@ _USERS = "users"
 _ABOUT = "about.json"
 #: Waits for locks look again after at most this time.
 _LONGEST_NAP_NS = 5_000_000
+#: A folder in the making that has no `users` after this time is left over.
+_DRAFT_NS = 60_000_000_000
+_NOTED_BYTES = 65536
 
 
 class About(msgspec.Struct, frozen=True):
@@ -41,15 +47,31 @@ class About(msgspec.Struct, frozen=True):
 
 
 def root() -> Path:
-    """The folder of this user's folders; made if it is missing, for this user alone."""
+    """The folder of this user's folders; made if it is missing, for this user alone.
+
+    Raises InvalidConfig if what has its name is not this user's folder: every user may make files there.
+    """
     path = _root_path()
-    path.mkdir(mode=0o700, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        with suppress(FileNotFoundError):
+            found = path.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+                raise InvalidConfig(
+                    f"{path} is not a folder of this user; remove it, or name another in {PREFIX_VARIABLE}"
+                ) from None
+            if found.st_mode & 0o077:
+                path.chmod(0o700)
     return path
 
 
 def _root_path() -> Path:
+    name = os.environ.get(PREFIX_VARIABLE) or f"{_PREFIX}-{os.getuid()}"
+    if Path(name).name != name:
+        raise InvalidConfig(f"{PREFIX_VARIABLE} is the name of a folder, without slashes: {name!r}")
     base = _SHARED_MEMORY if _SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
-    return base / (os.environ.get(PREFIX_VARIABLE) or f"{_PREFIX}-{os.getuid()}")
+    return base / name
 
 
 def digest(*parts: str) -> str:
@@ -68,11 +90,11 @@ def locked(path: Path, *, shared: bool = False, timeout_ns: int) -> Iterator[int
     try:
         yield descriptor
     finally:
-        os.close(descriptor)
+        release(descriptor)
 
 
 def take_lock(path: Path, *, shared: bool, timeout_ns: int) -> int:
-    """The same without a block: closing the descriptor releases the lock."""
+    """The same without a block: `release` ends it."""
     until_ns = now_ns() + timeout_ns
     nap_ns = 20_000
     while True:
@@ -93,6 +115,13 @@ def take_lock(path: Path, *, shared: bool, timeout_ns: int) -> int:
             )
         sleep_ns(nap_ns)
         nap_ns = min(2 * nap_ns, _LONGEST_NAP_NS)
+
+
+def release(descriptor: int) -> None:
+    """Release the lock and close its file. A process forked meanwhile has the file open too, so closing alone
+    would leave the lock to it."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 class Folder:
@@ -122,30 +151,34 @@ def open_folder(namespace: str, store: str) -> Folder:
         if descriptor >= 0:
             return Folder(path, descriptor, made=False)
         draft = root() / f".new-{os.getpid()}-{os.urandom(4).hex()}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        descriptor = -1
         try:
             draft.mkdir(mode=0o700)
-        except FileNotFoundError:  # the last user of another namespace removed the root
-            continue
-        (draft / _ABOUT).write_bytes(msgspec.json.encode(About(namespace, store)))
-        descriptor = os.open(draft / _USERS, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        os.write(descriptor, b"%d\n" % os.getpid())
-        try:
+            descriptor = os.open(draft / _USERS, flags, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            (draft / _ABOUT).write_bytes(msgspec.json.encode(About(namespace, store)))
+            os.write(descriptor, b"%d\n" % os.getpid())
             draft.rename(path)
-        except OSError:  # another process was first
-            os.close(descriptor)
+            return Folder(path, descriptor, made=True)
+        except OSError as error:
+            if descriptor >= 0:
+                os.close(descriptor)
             shutil.rmtree(draft, ignore_errors=True)
-            continue
-        return Folder(path, descriptor, made=True)
+            # Another process was first, or the last user of another namespace removed the root.
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT):
+                raise OutOfResources(f"cannot make {path}: {error.strerror}") from None
 
 
 def sweep() -> int:
     """Remove the folders that no process has open any more. Returns their number."""
     removed = 0
     for path in _listed():
-        if path.name.startswith(".new-"):
-            if not _is_alive(path.name.split("-")[1]):
-                shutil.rmtree(path, ignore_errors=True)
+        if path.name.startswith(".new-") and not (path / _USERS).exists():
+            # Just made, or by a process that was killed. A maker whose draft goes makes another one.
+            with suppress(OSError):
+                if now_ns() - path.stat().st_mtime_ns > _DRAFT_NS:
+                    shutil.rmtree(path, ignore_errors=True)
         elif path.name.startswith(".dead-"):
             shutil.rmtree(path, ignore_errors=True)
         elif path.is_dir():
@@ -153,6 +186,20 @@ def sweep() -> int:
     with suppress(OSError):  # it has folders, or is not there
         _root_path().rmdir()
     return removed
+
+
+def discard(namespace: str, store: str) -> bool:
+    """Remove the folder of a namespace, also if processes have it open; False if there is none."""
+    path = _root_path() / digest(store, namespace)
+    dead = path.with_name(f".dead-{os.getpid()}-{os.urandom(4).hex()}")
+    try:
+        path.rename(dead)
+    except FileNotFoundError:
+        return False
+    shutil.rmtree(dead, ignore_errors=True)
+    with suppress(OSError):  # others are in it
+        path.parent.rmdir()
+    return True
 
 
 def users(path: Path) -> list[int]:
@@ -189,7 +236,8 @@ def _join(path: Path) -> int:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(descriptor), (path / _USERS).stat()):
-            os.write(descriptor, b"%d\n" % os.getpid())
+            if os.fstat(descriptor).st_size < _NOTED_BYTES:
+                os.write(descriptor, b"%d\n" % os.getpid())
             return descriptor
     except (BlockingIOError, FileNotFoundError):
         pass

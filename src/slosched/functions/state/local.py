@@ -31,7 +31,7 @@ from slosched.functions.state.store import DEFAULT_WAIT_NS, KeyInfo
 
 #: The unit in which an array is fetched.
 BLOCK_BYTES = 65536
-_HEADER = np.dtype([("writer", "S32"), ("has_base", "i8"), ("number", "i8")])
+_HEADER = np.dtype([("writer", "S32"), ("version", "S64"), ("has_base", "i8"), ("number", "i8")])
 _PAGE = 4096
 
 Flat = npt.NDArray[Any]
@@ -52,7 +52,7 @@ class LocalCopy:
 
     def __init__(self, folder: Path, info: KeyInfo) -> None:
         self.info, self.dtype = info, np.dtype(info.dtype)
-        self.path = folder / f"{folders.digest(info.key)}-{info.id}"
+        self.path = _path(folder, info)
         self.size = info.nbytes // self.dtype.itemsize
         self.block = max(1, BLOCK_BYTES // self.dtype.itemsize)
         self.blocks = -(-self.size // self.block)
@@ -98,6 +98,11 @@ class LocalCopy:
         return bytes(self.header["writer"][0]).decode()
 
     @property
+    def version(self) -> bytes:
+        """The version of the last pull. What was not changed here since is of it, if all blocks are fetched."""
+        return bytes(self.header["version"][0])
+
+    @property
     def has_base(self) -> bool:
         return bool(self.header["has_base"][0])
 
@@ -114,7 +119,7 @@ class LocalCopy:
                 self.complete(journal)
             yield
         finally:
-            os.close(descriptor)
+            folders.release(descriptor)
 
     def keep_base(self) -> None:
         """From now on, notice what changes. Call within `locked`."""
@@ -193,7 +198,8 @@ class LocalCopy:
             return None
 
     def note(self, journal: Journal) -> None:
-        draft = self.path.with_name(f".{os.getpid()}-{os.urandom(8).hex()}")
+        # Always the same name, within `locked`: a draft that a killed process leaves is overwritten.
+        draft = self.path.with_name(f"{self.path.name}.draft")
         try:
             draft.write_bytes(msgspec.msgpack.encode(journal))
             draft.rename(self._journal_path)
@@ -216,8 +222,22 @@ class LocalCopy:
         self._journal_path.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        self.forget()
-        self.path.unlink(missing_ok=True)
+        remove_copy(self.path.parent, self.info)
+
+
+def remove_copy(folder: Path, info: KeyInfo) -> None:
+    """Remove this host's copy of a key, if there is one."""
+    path = _path(folder, info)
+    for each in (
+        path,
+        path.with_name(f"{path.name}.journal"),
+        path.with_name(f"{path.name}.draft"),
+    ):
+        each.unlink(missing_ok=True)
+
+
+def _path(folder: Path, info: KeyInfo) -> Path:
+    return folder / f"{folders.digest(info.key)}-{info.id}"
 
 
 def _merged(merge: str, value: Flat, base: Flat, fresh: Flat) -> Flat:

@@ -1,6 +1,7 @@
 """What the Redis server does by itself, each script at once. KEYS[1] is the namespace or a key's prefix.
 
-A key has the hash `:m` (id, version, declaration, the writers' last commits), the chunks `:c:N` of its value
+A key has the hash `:m` (id, version, declaration, the writers' last commits), the set `:n` (the order in which
+the writers committed; the oldest are forgotten), the chunks `:c:N` of its value
 and `:a:N` of its log, the merge mutex `:x`, and `:w`, `:r`, `:q`: the write lock, the read locks, and a writer
 that waits. A script that would fail does so before its first write, because Redis takes nothing back.
 """
@@ -12,16 +13,16 @@ if not made and ARGV[1] == '1' then
   return {0, found[1], found[2], found[3]}
 end
 if made then
-  redis.call('HSET', KEYS[1], 'owner', ARGV[2], 'keys', 0, 'bytes', 0)
+  redis.call('HSET', KEYS[1], 'id', ARGV[6], 'owner', ARGV[2], 'keys', 0, 'bytes', 0)
   redis.call('HSET', KEYS[1], 'most_keys', ARGV[3], 'most_bytes', ARGV[4])
   redis.call('SADD', KEYS[2], ARGV[5])
 end
-return {1}
+return {1, redis.call('HGET', KEYS[1], 'id')}
 """
 
-#: ARGV: key, its prefix, id, declaration, bytes.
+#: ARGV: key, its prefix, id, declaration, bytes, the namespace's id.
 DECLARE = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return {'gone'} end
+if redis.call('HGET', KEYS[1], 'id') ~= ARGV[6] then return {'gone'} end
 local meta = ARGV[2] .. ':m'
 if redis.call('EXISTS', meta) == 1 then
   local found = redis.call('HMGET', meta, 'info', 'appended')
@@ -35,7 +36,7 @@ redis.call('HINCRBY', KEYS[1], 'keys', 1)
 redis.call('HINCRBY', KEYS[1], 'bytes', ARGV[5])
 redis.call('SADD', KEYS[1] .. ':keys', ARGV[1])
 redis.call('HSET', meta, 'info', ARGV[4], 'id', ARGV[3], 'nbytes', ARGV[5])
-redis.call('HSET', meta, 'appended', 0, 'version', 0, 'fence', 0)
+redis.call('HSET', meta, 'appended', 0, 'version', ARGV[3], 'cleared', 0, 'fence', 0)
 return {'is', ARGV[4], '0'}
 """
 
@@ -74,8 +75,12 @@ for i = 7, #ARGV, 2 do
     redis.call('UNLINK', staged)
   end
 end
-redis.call('HSET', p .. ':m', field, ARGV[5])
-redis.call('HINCRBY', p .. ':m', 'version', 1)
+local order = redis.call('HINCRBY', p .. ':m', 'commits', 1)
+redis.call('HSET', p .. ':m', field, ARGV[5], 'version', ARGV[4] .. ':' .. ARGV[5])
+redis.call('ZADD', p .. ':n', order, ARGV[4])
+if redis.call('ZCARD', p .. ':n') > 1000 then
+  redis.call('HDEL', p .. ':m', 'writer:' .. redis.call('ZPOPMIN', p .. ':n')[1])
+end
 return 'ok'
 """
 
@@ -96,25 +101,40 @@ redis.call('HINCRBY', KEYS[2], 'bytes', #data)
 return {'ok'}
 """
 
-#: ARGV: id ('' for any), bytes of a chunk, what goes (log, values or key), the key. KEYS[2] is the namespace.
+#: ARGV: id ('' for any), bytes of a chunk, what goes (log, values or key), the key, the namespace's id, a new
+#: version. KEYS[2] is the namespace. What frees memory comes first: without any, Redis refuses the rest.
+#: Values go with the merge mutex, so a push that has read them begins again.
 REMOVE = """
 local p, size = KEYS[1], tonumber(ARGV[2])
 local found = redis.call('HMGET', p .. ':m', 'id', 'nbytes', 'appended')
+if (redis.call('HGET', KEYS[2], 'id') or '') ~= ARGV[5] then return 'gone' end
+if not found[1] then redis.call('SREM', KEYS[2] .. ':keys', ARGV[4]) end
 if not found[1] or (ARGV[1] ~= '' and found[1] ~= ARGV[1]) then return 'gone' end
 for i = 0, math.ceil(found[3] / size) - 1 do redis.call('UNLINK', p .. ':a:' .. i) end
-redis.call('HINCRBY', KEYS[2], 'bytes', string.format('%d', -found[3]))
 if ARGV[3] ~= 'log' then
+  redis.call('UNLINK', p .. ':x')
   for i = 0, math.ceil(found[2] / size) - 1 do redis.call('UNLINK', p .. ':c:' .. i) end
 end
 if ARGV[3] == 'key' then
-  redis.call('UNLINK', p .. ':m', p .. ':x', p .. ':w', p .. ':r', p .. ':q')
+  redis.call('UNLINK', p .. ':m', p .. ':n', p .. ':w', p .. ':r', p .. ':q')
   redis.call('SREM', KEYS[2] .. ':keys', ARGV[4])
   redis.call('HINCRBY', KEYS[2], 'bytes', string.format('%d', -found[2]))
   redis.call('HINCRBY', KEYS[2], 'keys', -1)
 else
   redis.call('HSET', p .. ':m', 'appended', 0)
-  redis.call('HINCRBY', p .. ':m', 'version', 1)
+  redis.call('HINCRBY', p .. ':m', 'cleared', 1)
+  if ARGV[3] == 'values' then redis.call('HSET', p .. ':m', 'version', ARGV[6]) end
 end
+redis.call('HINCRBY', KEYS[2], 'bytes', string.format('%d', -found[3]))
+return 'ok'
+"""
+
+#: ARGV: the namespace's id, its name. KEYS[2] has the names. A key declared meanwhile must go first.
+DROP = """
+if (redis.call('HGET', KEYS[1], 'id') or '') ~= ARGV[1] then return 'gone' end
+if redis.call('SCARD', KEYS[1] .. ':keys') > 0 then return 'more' end
+redis.call('UNLINK', KEYS[1])
+redis.call('SREM', KEYS[2], ARGV[2])
 return 'ok'
 """
 

@@ -30,7 +30,7 @@ import numpy as np
 from slosched.clock import now_ns, sleep_ns
 from slosched.errors import InvalidConfig, MissingPackage, SloschedError
 from slosched.functions.state import folders, lua
-from slosched.functions.state.embedded import deleted_error, limit_error
+from slosched.functions.state.embedded import deleted_error, dropped_error, limit_error
 from slosched.functions.state.errors import (
     LockLost,
     LockTimeout,
@@ -60,8 +60,11 @@ _LEASE_MS = 10_000
 _MERGE_LEASE_MS = 2_000
 _TIMEOUT_S = 5.0
 _LONGEST_NAP_NS = 5_000_000
+#: Times that something which changed while it was read is read again.
+_READS = 4
 _PREFIX = "slosched:state:"
 _NAMES = "slosched:namespaces"
+_STARTED = "slosched:started"
 
 
 class RedisStore:
@@ -114,18 +117,28 @@ class RedisStore:
     def process_id(self) -> int:
         """The server's; 0 if none answers."""
         with suppress(redis.RedisError, OSError):
+            self.client.ping()  # refused while the server reads what it kept
             return int(self.client.info("server")["process_id"])
         return 0
 
-    def shut_down(self) -> None:
-        """End the server."""
+    def mark(self) -> None:
+        """Note in the server that `slosched state up` started it."""
         with self.speaking():
+            self.client.set(_STARTED, self.process_id())
+
+    def shut_down(self) -> None:
+        """End the server. Raises InvalidConfig if `slosched state up` did not start it."""
+        with self.speaking():
+            if self.client.get(_STARTED) != b"%d" % self.process_id():
+                raise InvalidConfig(
+                    f"`slosched state up` did not start the server at {self.name}; end it yourself"
+                )
             self.client.shutdown()
 
     def open(self, namespace: str, *, own: bool, limits: Limits) -> RedisSpace:
         owner = f"{socket.gethostname()}, process {os.getpid()}"
         space = _space_key(namespace)
-        args = [int(own), owner, limits.keys, limits.bytes, namespace]
+        args = [int(own), owner, limits.keys, limits.bytes, namespace, os.urandom(8).hex()]
         found = self.call("OPEN", [space, _NAMES], args)
         if not found[0]:
             raise NamespaceInUse(
@@ -134,7 +147,7 @@ class RedisStore:
                 f"{shlex.quote(namespace)} "
                 f"--store {self.name}`"
             )
-        return RedisSpace(self, namespace)
+        return RedisSpace(self, namespace, found[1].decode())
 
     def namespaces(self) -> Mapping[str, tuple[int, int]]:
         found = {}
@@ -148,7 +161,8 @@ class RedisStore:
         with self.speaking():
             if not self.client.sismember(_NAMES, namespace):
                 return False
-        RedisSpace(self, namespace).drop()
+            found = self.client.hget(_space_key(namespace), "id")
+        RedisSpace(self, namespace, (found or b"").decode()).drop()
         return True
 
     def close(self) -> None:
@@ -157,21 +171,21 @@ class RedisStore:
 
 
 class RedisSpace:
-    """One namespace."""
+    """One namespace. `id` differs from that of one of the same name made after it was dropped."""
 
-    def __init__(self, store: RedisStore, namespace: str) -> None:
-        self._store, self._namespace = store, namespace
+    def __init__(self, store: RedisStore, namespace: str, id: str) -> None:
+        self._store, self._namespace, self._id = store, namespace, id
         self._client = store.client
         self._key = _space_key(namespace)
         self._merging = threading.local()
 
     def declare(self, info: KeyInfo) -> KeyInfo:
         text = msgspec.json.encode(info)
-        args = [info.key, self._at(info.key), info.id, text, info.nbytes]
+        args = [info.key, self._at(info.key), info.id, text, info.nbytes, self._id]
         found = self._store.call("DECLARE", [self._key], args)
         self._check_limit(found, info.nbytes)
         if found[0] != b"is":
-            raise deleted_error(info)
+            raise dropped_error(self._namespace)
         return _declared(found[1], found[2])
 
     def find(self, key: str) -> KeyInfo | None:
@@ -180,31 +194,32 @@ class RedisSpace:
         return _declared(text, appended) if text is not None else None
 
     def read(self, info: KeyInfo, ranges: Ranges) -> Bytes:
-        return self._read(info, "c", ranges)
-
-    def _read(self, info: KeyInfo, part: str, ranges: Ranges) -> Bytes:
-        """The bytes of the ranges. Where commits keep coming in between, it waits for a gap with the mutex."""
-        for _ in range(4):
-            found = self._try_read(info, part, ranges)
+        """Where commits keep coming in between, it waits for a gap with the mutex."""
+        for _ in range(_READS):
+            found = self._try_read(info, "c", ranges)
             if found is not None:
                 return found
         if getattr(self._merging, "token", ""):
             raise LockLost(f"the merge mutex of {info.key!r} was lost during the push; push again")
         with self.merge_lock(info):
-            found = self._try_read(info, part, ranges)
+            found = self._try_read(info, "c", ranges)
         if found is None:
             raise LockTimeout(f"key {info.key!r} is written without a gap; read again")
         return found
 
-    def _try_read(self, info: KeyInfo, part: str, ranges: Ranges) -> Bytes | None:
+    def _try_read(
+        self, info: KeyInfo, part: str, ranges: Ranges, version: bytes | None = None
+    ) -> Bytes | None:
+        """The bytes of chunks ("c") or of the log ("a"); None if they were of more than one version."""
+        stamp = "version" if part == "c" else "cleared"
         at, meta = self._at(info.key), f"{self._at(info.key)}:m"
         pieces = cut(ranges, CHUNK_BYTES)
         data = np.empty(total(ranges), np.uint8)
-        done, version = 0, None
+        done = 0
         for first in range(0, max(1, len(pieces)), _BATCH):
             batch = pieces[first : first + _BATCH]
             with self._store.speaking(), self._client.pipeline(transaction=True) as pipe:
-                pipe.hmget(meta, "id", "version")
+                pipe.hmget(meta, "id", stamp)
                 for chunk, each in batch:
                     for start, stop in _read_apart(each):
                         pipe.getrange(f"{at}:{part}:{chunk}", int(start), int(stop) - 1)
@@ -295,6 +310,13 @@ class RedisSpace:
                 self._renew_mutex(info)
         return what
 
+    def version(self, info: KeyInfo) -> str:
+        with self._store.speaking():
+            found, version = self._client.hmget(f"{self._at(info.key)}:m", "id", "version")
+        if found is None or found.decode() != info.id:
+            raise deleted_error(info)
+        return str(version.decode())
+
     def committed(self, info: KeyInfo, writer: str) -> int:
         with self._store.speaking():
             found, number = self._client.hmget(f"{self._at(info.key)}:m", "id", f"writer:{writer}")
@@ -313,27 +335,33 @@ class RedisSpace:
             raise deleted_error(info)
 
     def appended(self, info: KeyInfo, start: int) -> bytes:
-        with self._store.speaking():
-            found, size = self._client.hmget(f"{self._at(info.key)}:m", "id", "appended")
-        if found is None or found.decode() != info.id:
-            raise deleted_error(info)
-        if start >= int(size):
-            return b""
-        # What is appended meanwhile lies behind, so no version needs to be compared for it.
-        return self._read(info, "a", np.array([[start, int(size)]])).tobytes()
+        meta = f"{self._at(info.key)}:m"
+        for _ in range(_READS):
+            with self._store.speaking():
+                found, size, cleared = self._client.hmget(meta, "id", "appended", "cleared")
+            if found is None or found.decode() != info.id:
+                raise deleted_error(info)
+            if start >= int(size):
+                return b""
+            # What is appended meanwhile lies behind; only a log that was emptied must be read again.
+            data = self._try_read(info, "a", np.array([[start, int(size)]]), cleared)
+            if data is not None:
+                return data.tobytes()
+        raise LockTimeout(f"the log of {info.key!r} is emptied again and again; read it again")
 
     def lock(self, info: KeyInfo, mode: Mode, timeout_ns: int) -> _Lease:
-        token = 0
+        token = asked_ns = 0
 
         def take() -> bool:
-            nonlocal token
+            nonlocal token, asked_ns
+            asked_ns = now_ns()
             token = int(self._store.call("LOCK", [self._at(info.key)], [info.id, mode, _LEASE_MS]))
             if token < 0:
                 raise deleted_error(info)
             return token > 0
 
         _wait(take, timeout_ns, f"the {mode} lock of {info.key!r} was not free")
-        return _Lease(self._store, self._at(info.key), info.key, mode, token)
+        return _Lease(self._store, self._at(info.key), info.key, mode, token, asked_ns)
 
     def keys(self) -> list[KeyInfo]:
         with self._store.speaking():
@@ -345,20 +373,22 @@ class RedisSpace:
         self._remove(key, "", "key", None)
 
     def drop(self) -> None:
-        with self._store.speaking():
-            names = self._client.smembers(f"{self._key}:keys")
-        for name in names:
-            self.delete(name.decode())
-        with self._store.speaking():
-            self._client.unlink(self._key, f"{self._key}:keys")
-            self._client.srem(_NAMES, self._namespace)
+        answer = b"more"
+        while answer == b"more":
+            with self._store.speaking():
+                names = self._client.smembers(f"{self._key}:keys")
+            for name in names:
+                self.delete(name.decode())
+            args = [self._id, self._namespace]
+            answer = self._store.call("DROP", [self._key, _NAMES], args)
 
     def close(self) -> None:
         """The store has the connections."""
 
     def _remove(self, key: str, number: str, what: str, info: KeyInfo | None) -> None:
         keys = [self._at(key), self._key]
-        answer = self._store.call("REMOVE", keys, [number, CHUNK_BYTES, what, key])
+        args = [number, CHUNK_BYTES, what, key, self._id, os.urandom(8).hex()]
+        answer = self._store.call("REMOVE", keys, args)
         if answer == b"gone" and info is not None:
             raise deleted_error(info)
 
@@ -374,16 +404,20 @@ class RedisSpace:
 class _Lease:
     """A lock with a lease, renewed by a thread while it is held."""
 
-    def __init__(self, store: RedisStore, at: str, key: str, mode: Mode, token: int) -> None:
+    def __init__(
+        self, store: RedisStore, at: str, key: str, mode: Mode, token: int, asked_ns: int
+    ) -> None:
         self._store, self._at, self._name, self._mode = store, at, key, mode
         self.token = token if mode == "write" else 0
         self._number, self._lost, self._over = token, False, threading.Event()
+        self._until_ns = asked_ns + _LEASE_MS * 1_000_000
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._keep, name="state-lease", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        if self._lost:
+        # A process that was stopped may come here before its thread has noticed.
+        if self._lost or (not self._over.is_set() and now_ns() > self._until_ns):
             raise LockLost(f"the lease of the {self._mode} lock of {self._name!r} ran out")
 
     def release(self) -> None:
@@ -395,15 +429,14 @@ class _Lease:
             self._lost = True
 
     def _keep(self) -> None:
-        until_ns = now_ns() + _LEASE_MS * 1_000_000
         while not self._over.wait(_LEASE_MS / 3e3):
             asked_ns = now_ns()
             try:
                 held = self._renewed(_LEASE_MS)
             except SloschedError:
-                held = now_ns() < until_ns  # the store may be back in time
+                held = now_ns() < self._until_ns  # the store may be back in time
             else:
-                until_ns = asked_ns + _LEASE_MS * 1_000_000
+                self._until_ns = asked_ns + _LEASE_MS * 1_000_000
             if not held:
                 self._lost = True
                 return

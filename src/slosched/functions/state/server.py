@@ -15,7 +15,8 @@ from slosched.output_files import make_folder
 
 #: Valkey speaks the same protocol.
 _PROGRAMS = ("redis-server", "valkey-server")
-_READY_NS = 10_000_000_000
+#: It may have much to read that it kept.
+_READY_NS = 60_000_000_000
 _END_S = 10.0
 
 
@@ -63,9 +64,11 @@ class Server:
                 if self.process.poll() is not None:
                     raise AddressInUse(
                         f"the Redis server on port {self.port} ended with code {self.process.returncode}; "
-                        "another process may listen there: choose another --port"
+                        "if another process listens there, choose another --port; a server that was left ends "
+                        f"with `slosched state down --port {self.port}`"
                     )
                 if store.process_id() == self.process.pid:
+                    store.mark()
                     return
                 if now_ns() > until_ns:
                     raise SloschedError(f"the Redis server on port {self.port} did not answer")

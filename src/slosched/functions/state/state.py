@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import get_args
+from typing import SupportsIndex, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +15,7 @@ import numpy.typing as npt
 from slosched.errors import InvalidConfig, SloschedError
 from slosched.functions.state import folders
 from slosched.functions.state.array import Moved, StateArray
-from slosched.functions.state.local import LocalCopy
+from slosched.functions.state.local import LocalCopy, remove_copy
 from slosched.functions.state.opening import open_store
 from slosched.functions.state.store import KeyInfo, Limits, Merge, Store, check_name, check_same
 
@@ -49,13 +51,20 @@ class State:
             self._local = self._folder.path / "local"
             self._local.mkdir(exist_ok=True)
         except BaseException:
+            with suppress(SloschedError):
+                if own:
+                    self.space.drop()
             self.space.close()
+            if self._folder is not None:
+                self._folder.close()
+            if self._opened:
+                self.store.close()
             raise
 
     def array(
         self,
         key: str,
-        shape: int | tuple[int, ...],
+        shape: SupportsIndex | Sequence[SupportsIndex],
         dtype: npt.DTypeLike = np.float64,
         merge: Merge = "overwrite",
     ) -> StateArray:
@@ -70,9 +79,7 @@ class State:
             raise InvalidConfig(f"merge is one of {', '.join(get_args(Merge))}, not {merge!r}")
         if merge != "overwrite" and (kind.kind == "b" or (kind.kind == "c" and merge == "max")):
             raise InvalidConfig(f"{kind} has no {merge}; use merge='overwrite' or another dtype")
-        sizes = (shape,) if isinstance(shape, int) else tuple(int(each) for each in shape)
-        if any(each < 0 for each in sizes):
-            raise InvalidConfig(f"a shape has no negative sizes: {sizes}")
+        sizes = _sizes(shape)
         wanted = KeyInfo(key=key, id=os.urandom(8).hex(), shape=sizes, dtype=kind.str, merge=merge)
         found = self.space.declare(wanted)
         check_same(wanted, found)
@@ -89,7 +96,7 @@ class State:
         found = self.space.find(key)
         self.space.delete(key)
         if found is not None:
-            LocalCopy(self._local, found).remove()
+            remove_copy(self._local, found)
 
     def close(self) -> None:
         """Leave the namespace; drop it if this run owns it. The host's copies go with the last process."""
@@ -122,16 +129,27 @@ class State:
             raise InvalidConfig("this State is closed; make another one")
 
 
+def _sizes(shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
+    try:
+        given = shape if isinstance(shape, Sequence) else (shape,)
+        sizes = tuple(operator.index(each) for each in given)
+        np.broadcast_to(
+            np.int8(0), sizes
+        )  # NumPy has limits for the number of axes and of elements
+    except (TypeError, ValueError) as error:
+        raise InvalidConfig(f"{shape!r} is not a shape: {error}") from None
+    return sizes
+
+
 def _numeric(dtype: npt.DTypeLike) -> np.dtype[np.generic]:
     try:
         kind = np.dtype(dtype)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise InvalidConfig(f"{dtype!r} is not a dtype: {error}") from None
     if (
         kind.kind not in "biufc"
         or not kind.isnative
-        or kind.itemsize > 16
-        or kind.itemsize & (kind.itemsize - 1)
+        or kind.itemsize > (16 if kind.kind == "c" else 8)  # larger ones differ between machines
     ):
         raise InvalidConfig(f"state holds numbers of the machine's byte order, not {kind}")
     return kind

@@ -95,6 +95,10 @@ class Space(Protocol):
         """Write the byte ranges at once. Within `merge_lock`, fails if that was lost (LockLost)."""
         ...
 
+    def version(self, info: KeyInfo) -> str:
+        """What every commit and every clear of values changes."""
+        ...
+
     def committed(self, info: KeyInfo, writer: str) -> int:
         """The number of the writer's last commit; 0 if there was none."""
         ...
