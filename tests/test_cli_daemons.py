@@ -353,7 +353,7 @@ def test_worker_options_win_over_the_file(captured: Captured, tmp_path: Path) ->
         (["--dtype", "int8"], "unknown dtype 'int8'; known: bfloat16, float16, float32"),
         (
             ["--libraries", "timm,keras"],
-            "unknown library 'keras'; known: diffusion, timm, torchvision",
+            "unknown library 'keras'; known: diffusion, originals, timm, torchvision",
         ),
     ],
 )

@@ -241,7 +241,7 @@ def test_precision_and_libraries_of_a_worker(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match=r"unknown dtype 'float8' .*; known: bfloat16, float16"):
         load_worker_config(write(tmp_path, 'dtype = "float8"'))
     with pytest.raises(
-        UnknownName, match="unknown library 'keras'; known: diffusion, timm, torchvision"
+        UnknownName, match="unknown library 'keras'; known: diffusion, originals, timm, torchvision"
     ):
         load_worker_config(write(tmp_path, 'libraries = ["keras"]'))
 

@@ -133,8 +133,8 @@ def check_folder(path: Path) -> None:
     for there in (path, *path.parents):
         try:
             directory = stat.S_ISDIR(there.stat().st_mode)
-        except FileNotFoundError:
-            continue
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # the one above says which of them is a file
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise InvalidConfig(f"cannot write into {path}: {reason}") from None
