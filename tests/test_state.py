@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import os
 import shutil
 import socket
 import subprocess
@@ -414,12 +416,16 @@ def test_threads_lose_no_update() -> None:
         assert list(array.get()) == [20] * 4 + [0] * 6
 
 
-def test_too_large_for_shared_memory() -> None:
-    with (
-        State("shared", own=True, limits=Limits(bytes=2**60)) as state,
-        pytest.raises(OutOfResources),
-    ):
-        state.array("w", 2**50, "i1")
+def test_too_large_for_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    with State("shared", own=True) as state:
+        with monkeypatch.context() as patch, pytest.raises(OutOfResources):
+            patch.setattr(os, "posix_fallocate", full)
+            state.array("w", 1000)
+        assert not state.list() and open_store("embedded").namespaces() == {"shared": (0, 0)}
+        state.array("w", 1000)
 
 
 def test_nothing_is_left_when_the_last_process_leaves() -> None:

@@ -17,6 +17,7 @@ from slosched.functions.state import (
     LockLost,
     NamespaceInUse,
     State,
+    StateLimit,
     StoreLost,
     folders,
     open_store,
@@ -160,6 +161,11 @@ class TestEmbedded:
             assert state.space.committed(array.info, "b") == 0
 
 
+def test_an_array_has_a_largest_size() -> None:
+    with State("shared", own=True) as state, pytest.raises(StateLimit, match="several keys"):
+        state.array("w", 5 * 10**9, "i1")
+
+
 class TestFolders:
     def test_the_root_is_this_users_alone(self, tmp_path: Path) -> None:
         folders.root().rmdir()
@@ -207,6 +213,45 @@ class TestRedis:
             array.push()
             array.pull(discard=True)
             assert list(array.copy()) == [1] * 5
+
+    def test_very_many_ranges_go_as_whole_chunks(
+        self, redis_address: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("slosched.functions.state.redis_store._MOST_RANGES", 10)
+        with State("shared", redis_address, own=True) as state:
+            other, size = remote(redis_address), 150_000  # two chunks
+            array, theirs = state.array("w", size), other.array("w", size)
+            theirs.set(np.full(size, 2.0))
+            theirs.push()
+            array.set(np.ones(size))
+            mask = np.zeros(size, bool)
+            mask[: size // 4 : 2] = True
+            mask[-1] = True
+            kinds: list[list[Any]] = []
+            real = state.store.call  # type: ignore[attr-defined]
+
+            def seen(script: str, keys: list[str], args: list[Any]) -> Any:
+                if script == "COMMIT":
+                    kinds.append(args[6:])
+                return real(script, keys, args)
+
+            monkeypatch.setattr(state.store, "call", seen)
+            assert array.push_partial(mask) == 8 * mask.sum()
+            assert kinds == [["F", 0, "P", 1]]
+            theirs.pull()
+            assert (theirs.get() == np.where(mask, 1, 2)).all()
+            other.close()
+
+    def test_a_server_that_evicts_is_refused(self, redis_address: str) -> None:
+        client = open_store(redis_address).client  # type: ignore[attr-defined]
+        client.config_set("maxmemory", 10**9)
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            with pytest.raises(InvalidConfig, match="noeviction"):
+                State("shared", redis_address)
+        finally:
+            client.config_set("maxmemory", 0)
+            client.config_set("maxmemory-policy", "noeviction")
 
     def test_a_clear_is_not_undone_by_a_sum(self, redis_address: str) -> None:
         with State("shared", redis_address, own=True) as state:

@@ -139,8 +139,7 @@ class StateArray:
             elif self.merge == "sum":
                 wanted &= self._changes()
             else:
-                for start, stop in runs(wanted):
-                    self._fetch(int(start), int(stop))
+                self._fetch_ranges(local.missing_of(wanted))
             return self._push(runs(wanted))
 
     def pull(self, *, discard: bool = False) -> int:
@@ -268,7 +267,9 @@ class StateArray:
             local.value[start:stop] = values
 
     def _fetch(self, start: int, stop: int) -> None:
-        missing = self._local.missing(start, stop)
+        self._fetch_ranges(self._local.missing(start, stop))
+
+    def _fetch_ranges(self, missing: Ranges) -> None:
         if len(missing):
             self._settle()
             self._take(missing)

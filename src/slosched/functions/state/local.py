@@ -148,6 +148,13 @@ class LocalCopy:
         found = (runs(~self.fetched[first:last]) + first) * self.block
         return np.minimum(found, self.size)
 
+    def missing_of(self, wanted: npt.NDArray[np.bool_]) -> Ranges:
+        """The same for a mask of all elements."""
+        if not self.size:
+            return runs(wanted)
+        touched = np.logical_or.reduceat(wanted, np.arange(0, self.size, self.block))
+        return np.minimum(runs(touched & ~self.fetched) * self.block, self.size)
+
     def absorb(self, ranges: Ranges, fresh: Flat) -> None:
         """Take `fresh` from the global tier for whole blocks; what was changed here and not pushed stays."""
         self._mark(ranges, False)
@@ -203,11 +210,9 @@ class LocalCopy:
         try:
             draft.write_bytes(msgspec.msgpack.encode(journal))
             draft.rename(self._journal_path)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # MessagePack holds no more than 4 GiB in one piece
             draft.unlink(missing_ok=True)
-            raise OutOfResources(
-                f"no shared memory left to exchange {self.info.key!r}: {error.strerror}"
-            ) from None
+            raise OutOfResources(f"cannot exchange {self.info.key!r} at once: {error}") from None
 
     def complete(self, journal: Journal) -> None:
         """Do what the journal says; doing it twice is the same as once."""

@@ -15,9 +15,13 @@ import numpy.typing as npt
 from slosched.errors import InvalidConfig, SloschedError
 from slosched.functions.state import folders
 from slosched.functions.state.array import Moved, StateArray
+from slosched.functions.state.errors import StateLimit
 from slosched.functions.state.local import LocalCopy, remove_copy
 from slosched.functions.state.opening import open_store
 from slosched.functions.state.store import KeyInfo, Limits, Merge, Store, check_name, check_same
+
+#: What a journal notes in one piece.
+_LARGEST_ARRAY = 4 * 10**9
 
 
 class State:
@@ -81,6 +85,10 @@ class State:
             raise InvalidConfig(f"{kind} has no {merge}; use merge='overwrite' or another dtype")
         sizes = _sizes(shape)
         wanted = KeyInfo(key=key, id=os.urandom(8).hex(), shape=sizes, dtype=kind.str, merge=merge)
+        if wanted.nbytes > _LARGEST_ARRAY:
+            raise StateLimit(
+                f"{key!r} has {wanted.nbytes:,} bytes, of {_LARGEST_ARRAY:,} at most; use several keys"
+            )
         found = self.space.declare(wanted)
         check_same(wanted, found)
         return StateArray(self.space, LocalCopy(self._local, found), self.moved)
