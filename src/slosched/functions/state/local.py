@@ -118,6 +118,9 @@ class LocalCopy:
             if journal is not None and not journal.number:
                 self.complete(journal)
             yield
+        except KeyDeleted:  # elsewhere; this host need not keep its copy until the run ends
+            self.remove()
+            raise
         finally:
             folders.release(descriptor)
 
