@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -346,3 +349,25 @@ class TestRedis:
             other.shut_down()
             server.process.wait(10)
             other.close()
+
+    @pytest.mark.processes
+    def test_a_server_ends_with_its_killed_parent(self) -> None:
+        program = redis_program()
+        from slosched.functions.state.redis_store import RedisStore
+
+        port = free_port()
+        script = (
+            "import signal; from slosched.functions.state.server import Server; "
+            f"Server({port}, program={program!r}); print('ready', flush=True); signal.pause()"
+        )
+        parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        assert parent.stdout is not None and parent.stdout.readline() == "ready\n"
+        store = RedisStore(f"redis://127.0.0.1:{port}")
+        assert store.process_id()
+        parent.kill()
+        parent.communicate(timeout=10)
+        until = time.monotonic() + 10
+        while store.process_id():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        store.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +20,14 @@ _PROGRAMS = ("redis-server", "valkey-server")
 #: It may have much to read that it kept.
 _READY_NS = 60_000_000_000
 _END_S = 10.0
+#: Becomes the server, which the kernel then ends with its parent, also after kill -9 of that.
+_LAUNCH = """
+import os, signal, sys
+from slosched.child_processes import end_with_parent
+end_with_parent(signal.SIGTERM)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 class Server:
@@ -35,19 +45,24 @@ class Server:
             )
         if keep is not None:
             make_folder(keep)
-        self._folder = (
-            tempfile.TemporaryDirectory(prefix="slosched-redis-") if keep is None else None
-        )
-        folder = (
-            str(keep.absolute()) if keep is not None else self._folder.name if self._folder else ""
-        )
+        folder = str(keep.absolute()) if keep is not None else tempfile.gettempdir()
         self.port, self.address = port, f"redis://127.0.0.1:{port}"
+        options = {
+            "port": str(port),
+            "bind": "127.0.0.1",
+            "dir": folder,
+            "save": "",
+            # The server reads this file if it is there, so its name must be new.
+            "dbfilename": f"slosched-{os.urandom(8).hex()}.rdb",
+            "appendonly": "no" if keep is None else "yes",
+            "appendfsync": "everysec",
+        }
+        given = [word for name, value in options.items() for word in (f"--{name}", value)]
         self.process = start(
-            [found, "--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", "",
-             "--appendonly", "yes" if keep is not None else "no", "--appendfsync", "everysec"],
+            [sys.executable, "-c", _LAUNCH, str(os.getpid()), found, *given],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
         try:
             self._wait()
         except BaseException:
@@ -79,8 +94,6 @@ class Server:
     def close(self) -> None:
         """End the server. It writes what it keeps."""
         end(self.process, within_s=_END_S)
-        if self._folder is not None:
-            self._folder.cleanup()
 
     def __enter__(self) -> Server:
         return self
