@@ -316,6 +316,19 @@ class TestRedis:
                 array.set(np.ones(5))
                 array.push()
 
+    def test_the_server_refuses_what_comes_under_a_lost_lock(self, redis_address: str) -> None:
+        with State("shared", redis_address, own=True) as state:
+            array, other = state.array("w", 5), state.array("w", 5)
+            with pytest.raises(LockLost), array.lock():
+                state.store.client.delete(f"{state.space._at('w')}:w")  # type: ignore[attr-defined]
+                with other.lock():
+                    array.set(np.ones(5))
+                    for act in (array.push, lambda: array.append([1.0])):
+                        with pytest.raises(LockLost, match="nothing was written"):
+                            act()
+            assert not state.space.read(array.info, np.array([[0, 40]])).any()
+            assert not array.read_appended().size
+
     def test_a_restart_without_data(self) -> None:
         program = redis_program()
         from slosched.functions.state.server import Server

@@ -169,7 +169,7 @@ class StateArray:
             raise InvalidConfig(
                 f"{len(data):,} bytes are more than one append takes, {LARGEST_APPEND:,}; append several times"
             )
-        self._space.append(self.info, data)
+        self._space.append(self.info, data, token=self._token)
         self._moved.pushed_bytes += len(data)
 
     def read_appended(self, start: int = 0) -> npt.NDArray[Any]:
@@ -353,11 +353,15 @@ class StateArray:
             data=np.ascontiguousarray(data).view(np.uint8),
             writer=local.writer,
             number=int(local.header["number"][0]),
-            token=self._held.token if self._held is not None else 0,
+            token=self._token,
         )
         self._space.commit(self.info, commit)
         self._moved.pushed_bytes += data.nbytes
         self._moved.pushes += 1
+
+    @property
+    def _token(self) -> int:
+        return self._held.token if self._held is not None else 0
 
     def _sent(self, ranges: Ranges, data: npt.NDArray[Any]) -> None:
         local = self._local

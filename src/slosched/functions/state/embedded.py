@@ -205,7 +205,7 @@ class EmbeddedSpace:
                 _replace(self._file(info, "journal"), journal)
                 self._complete(info, journal)
 
-    def append(self, info: KeyInfo, data: bytes) -> None:
+    def append(self, info: KeyInfo, data: bytes, *, token: int) -> None:
         with self._space_lock(), self._key_lock(info, shared=False) as meta:
             self._reserve(len(data), 0)
             try:

@@ -84,10 +84,11 @@ end
 return 'ok'
 """
 
-#: ARGV: id, bytes of a chunk, data. KEYS[2] is the namespace.
+#: ARGV: id, bytes of a chunk, data, lock token. KEYS[2] is the namespace.
 APPEND = """
 local p, size, data = KEYS[1], tonumber(ARGV[2]), ARGV[3]
 if redis.call('HGET', p .. ':m', 'id') ~= ARGV[1] then return {'gone'} end
+if ARGV[4] ~= '0' and redis.call('GET', p .. ':w') ~= ARGV[4] then return {'unlocked'} end
 local found = redis.call('HMGET', KEYS[2], 'keys', 'bytes', 'most_keys', 'most_bytes')
 if found[2] + #data > tonumber(found[4]) then return {'limit', found[1], found[2], found[3], found[4]} end
 local at, done = tonumber(redis.call('HGET', p .. ':m', 'appended')), 0

@@ -297,9 +297,7 @@ class RedisSpace:
         if answer in ("lost", "missing"):
             raise LockLost(f"the push of {info.key!r} took too long and was not made; push again")
         if answer == "unlocked":
-            raise LockLost(
-                f"the lease of the write lock of {info.key!r} ran out; the push was not made"
-            )
+            raise _unlocked(info)
 
     def _stage(self, info: KeyInfo, commit: Commit, staged: str) -> list[Any]:
         """Upload the chunks. Returns the kind and number of each."""
@@ -355,10 +353,12 @@ class RedisSpace:
     def clear(self, info: KeyInfo, *, values: bool) -> None:
         self._remove(info.key, info.id, "values" if values else "log", info)
 
-    def append(self, info: KeyInfo, data: bytes) -> None:
-        args = [info.id, CHUNK_BYTES, data]
+    def append(self, info: KeyInfo, data: bytes, *, token: int) -> None:
+        args = [info.id, CHUNK_BYTES, data, token]
         found = self._store.call("APPEND", [self._at(info.key), self._key], args)
         self._check_limit(found, len(data))
+        if found[0] == b"unlocked":
+            raise _unlocked(info)
         if found[0] != b"ok":
             raise deleted_error(info)
 
@@ -482,6 +482,10 @@ def _wait(take: Callable[[], bool], timeout_ns: int, failed: str) -> None:
             raise LockTimeout(f"{failed} within {timeout_ns / 1e9:g} s; its holder may be stopped")
         sleep_ns(nap_ns)
         nap_ns = min(2 * nap_ns, _LONGEST_NAP_NS)
+
+
+def _unlocked(info: KeyInfo) -> LockLost:
+    return LockLost(f"the lease of the write lock of {info.key!r} ran out; nothing was written")
 
 
 def _read_apart(ranges: Ranges) -> Ranges:

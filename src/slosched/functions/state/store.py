@@ -107,8 +107,8 @@ class Space(Protocol):
         """Empty the log, and with `values` make all bytes 0."""
         ...
 
-    def append(self, info: KeyInfo, data: bytes) -> None:
-        """Append to the log, at most LARGEST_APPEND bytes. Raises StateLimit."""
+    def append(self, info: KeyInfo, data: bytes, *, token: int) -> None:
+        """Append to the log, at most LARGEST_APPEND bytes; `token` as in Commit. Raises StateLimit."""
         ...
 
     def appended(self, info: KeyInfo, start: int) -> bytes:
