@@ -1,7 +1,7 @@
 """Models that share one GPU, in every mode: HotCarbon's mixes, Deft's demo, a pair that saturates the card.
 
     python3 benchmarks/gpu/sharing.py --out DIR             # all that is missing, within 540 s
-    python3 benchmarks/gpu/sharing.py --out DIR --parts mix-eager-tm,demo
+    python3 benchmarks/gpu/sharing.py --out DIR --resume benchmarks/results --parts mix-eager-tm,demo
     python3 benchmarks/gpu/sharing.py --merge FILE... --out benchmarks/results   # several runs as one
     python3 benchmarks/gpu/sharing.py --table                               # sharing.md from the results
     python3 benchmarks/gpu/sharing.py --simulated    # the same, with what virtual time makes of each cell
@@ -15,6 +15,7 @@ and what it holds is not run again; a part that --seconds has no time for is lef
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import shutil
@@ -51,6 +52,8 @@ from slosched.share_spec import (
 )
 from slosched.units import NS_PER_MS, NS_PER_S
 
+#: The runs alone, which lie beside sharing.json so that a later run can go on with other modes.
+SOLOS = "sharing_solos.json.gz"
 #: The part of the time, s, that is kept for the last files.
 _SPARE_S = 12.0
 #: What a window costs beyond its length: what runs ends, and the next one begins.
@@ -73,8 +76,8 @@ class Results:
         for folder in (before, out):
             if folder is not None and (folder / "sharing.json").is_file():
                 self.document |= json.loads((folder / "sharing.json").read_text(encoding="utf-8"))
-            if folder is not None and (folder / "sharing_solos.json").is_file():
-                text = (folder / "sharing_solos.json").read_bytes()
+            if folder is not None and (folder / SOLOS).is_file():
+                text = gzip.decompress((folder / SOLOS).read_bytes())
                 self.solos |= msgspec.json.decode(text, type=dict[str, RunResult])
         self.document["runs"] = [*dict.fromkeys([*self.document["runs"], about])]
         self.document["modes"] = {run: list(modes) for run, modes in MODES.items()}
@@ -96,7 +99,8 @@ class Results:
 
     def keep_solo(self, key: str, result: RunResult) -> None:
         self.solos[key] = result
-        write_file(self._out / "sharing_solos.json", msgspec.json.encode(self.solos))
+        text = msgspec.json.encode(self.solos)
+        write_file(self._out / SOLOS, gzip.compress(text, mtime=0))
 
     def note(self, kind: str, key: str, why: str) -> None:
         self.document[kind][key] = why
@@ -203,7 +207,11 @@ def run_windows(
     solo_keys: Sequence[str],
 ) -> None:
     """Load `jobs` under `mode`, and run each window that is missing. `solo_keys`: the run alone of each job."""
-    missing = [each for each in windows if not results.has(each[0])]
+    missing = [
+        each
+        for each in windows
+        if not results.has(each[0]) or (each[2] and each[2] not in results.solos)
+    ]
     if not missing:
         return
     spec = spec_of(jobs, mode, seconds)
