@@ -154,7 +154,7 @@ def _text(table: Sequence[Sequence[str]]) -> str:
 
 
 def _table(path: Path, header: Sequence[str]) -> Table:
-    """The rows that are there, without their header; none if there is no file."""
+    """The rows of the file without its header; an empty list if there is no file."""
     if not path.exists():
         return []
     table = [line.split(",") for line in read_text(path, "").splitlines() if line]

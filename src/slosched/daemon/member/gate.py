@@ -87,7 +87,7 @@ class Gate:
     def open(cls, name: str) -> Gate:
         """The gate `name`: a file in memory, or that of a path if `name` has a slash.
 
-        Raises InvalidConfig for a name that is none, and OutOfResources where there is no room.
+        Raises InvalidConfig if `name` is not valid, and OutOfResources if there is no room.
         """
         path = gate_path(name)
         try:
