@@ -62,9 +62,10 @@ def test_hotcarbons_command_line_is_taken_as_it_is(
 def test_options_go_before_the_file_and_a_program_stands_behind_dashes(tmp_path: Path) -> None:
     words = ["-f", str(CONFIGS / "input.json"), "--device-id", "3", "--duration", "10s"]
     words += ["--run", "auto", "--seed", "7", "--power-interval", "100ms", "--idle", "0"]
+    words += ["--linger", "100us"]
     spec = spec_of(tmp_path, *words, "--", "python", "--seed", "9")
     assert (spec.device, spec.duration_ns, spec.seed) == ("cuda:3", 10 * S, 7)
-    assert (spec.power_every_ns, spec.idle_ns) == (100 * MS, 0)
+    assert (spec.power_every_ns, spec.idle_ns, spec.linger_ns) == (100 * MS, 0, MS // 10)
     assert [job.run for job in spec.jobs] == [Run.AUTO] * 3
     assert spec.jobs[2].command == ("python", "--seed", "9") and not spec.jobs[0].command
 
@@ -101,6 +102,9 @@ def test_a_device_without_a_label_is_called_by_its_kind(
         ("spec --power-interval -1s bert-1", "--power-interval: '-1s' is negative"),
         ("spec --modes preempt bert-1 -- ls", "ls is a program of its own"),
         ("spec bert-1 --", "no COMMAND behind --"),
+        ("spec --linger 1s bert-1", "linger must be within 0..10ms"),
+        ("spec --linger -1us bert-1", "--linger: '-1us' is negative"),
+        ("spec --modes tm,gate --run graphs bert-1", "has no gate, which stops eager models"),
         ("spec --device-id -1 bert-1", "invalid value for '--device-id'"),
         ("spec --device-type a/b bert-1", "label 'a/b'"),
         ("spec --duratoin 3 bert-1", "no such option: --duratoin"),

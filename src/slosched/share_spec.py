@@ -168,9 +168,7 @@ class ShareSpec(_Plain, frozen=True):
     label: str = "gpu"  # what the results call the device
     repeats: int = 1
     seed: int = 0
-    linger_ns: int = (
-        0  # in mode preempt a lane waits this long for the next request of a higher job
-    )
+    linger_ns: int = 0  # in mode preempt the lane waits this long for a higher job's next request
     stop: Stop = Stop.FINISH
     least_jobs: int = (
         0  # the duration is over for a job after this number at the soonest (Deft: 10)

@@ -85,6 +85,12 @@ _HINTS: dict[str, Any] = {
     "policy": _option(
         str, "Which model goes first where one lane serves several.", metavar="|".join(Policy)
     ),
+    "linger": _option(
+        str,
+        "In mode preempt with policy priority: after a request of a higher model, wait this long for its next one "
+        "before a lower model goes on (100us; at most 10ms). Default 0.",
+        metavar="DURATION",
+    ),
     "run_as": _option(
         str,
         "Models as CUDA graphs, as plain calls of torch, or as graphs where possible. Default auto; "
@@ -118,11 +124,12 @@ _HINTS: dict[str, Any] = {
 #: Options that are durations, and the field of the spec that each sets.
 _DURATIONS = {
     "duration": "duration_ns",
+    "linger": "linger_ns",
     "idle": "idle_ns",
     "cool_down": "cool_down_ns",
     "power_interval": "power_every_ns",
 }
-_MAY_BE_0 = ("idle", "cool_down")
+_MAY_BE_0 = ("linger", "idle", "cool_down")
 
 
 @dataclass(frozen=True, kw_only=True)

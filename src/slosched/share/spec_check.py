@@ -10,7 +10,7 @@ from pathlib import Path
 from slosched.core.share.tuner import tunable
 from slosched.errors import InvalidConfig
 from slosched.output_files import utf8
-from slosched.share_spec import Arriving, Clients, Job, Mode, ShareSpec
+from slosched.share_spec import Arriving, Clients, Job, Mode, Run, ShareSpec
 from slosched.units import NS_PER_MS, NS_PER_S
 
 #: Bounds that no real experiment meets; a slip of a key or a generated file may.
@@ -76,6 +76,11 @@ def check_spec(spec: ShareSpec) -> ShareSpec:
         except InvalidConfig as error:
             raise InvalidConfig(f"job {job.name}: {error}") from None
     _check_commands(spec)
+    graphs = [job.name for job in spec.jobs if job.run is Run.GRAPHS]
+    if graphs and Mode.GATE in spec.modes:
+        raise InvalidConfig(
+            f"job {graphs[0]}: run = graphs has no gate, which stops eager models between their modules; take mode preempt for graphs, or mode gate with run = eager (--run eager)"
+        )
     return spec
 
 

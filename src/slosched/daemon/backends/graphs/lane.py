@@ -454,12 +454,6 @@ class GraphLane:
         self.differed[ended.job] += 1
         return msgspec.structs.replace(ended, differs=True)
 
-    def answer_digest(self, job: int) -> str:
-        """The digest of the first answer of `job`, which ran alone. Raises InvalidConfig if it is not ready."""
-        if job not in self._ready:
-            raise InvalidConfig(f"job {job} is not ready")
-        return _digest(self._ready[job].answer)
-
     def memory(self) -> dict[int, tuple[int, int]]:
         """Bytes on the device by job, allocated and reserved at most."""
         stage = self._stage
