@@ -38,7 +38,6 @@ from slosched.daemon.backends.cuda.preemption import Preemption  # noqa: E402
 from slosched.daemon.backends.cuda.preparing import Bench, HostImages, Source  # noqa: E402
 from slosched.daemon.backends.cuda.program import Class  # noqa: E402
 from slosched.daemon.backends.cuda.segments import Gate  # noqa: E402
-from slosched.daemon.backends.graphs import can_capture  # noqa: E402
 from slosched.daemon.backends.graphs.lane import GraphLane  # noqa: E402
 from slosched.daemon.backends.graphs.levels import LeveledExecLane, levels_of  # noqa: E402
 from slosched.daemon.backends.graphs.models import dtype_of  # noqa: E402
@@ -49,6 +48,7 @@ from slosched.daemon.backends.graphs.stage import (  # noqa: E402
     program_name,
     wish_of,
 )
+from slosched.daemon.backends.job_models import can_capture  # noqa: E402
 from slosched.daemon.blackbox import NoBlackbox  # noqa: E402
 from slosched.errors import InvalidConfig  # noqa: E402
 from slosched.share_spec import (  # noqa: E402

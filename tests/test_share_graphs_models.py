@@ -16,6 +16,7 @@ from slosched.daemon.backends.checking import check_model  # noqa: E402
 from slosched.daemon.backends.contract import Arrays  # noqa: E402
 from slosched.daemon.backends.graphs import models  # noqa: E402
 from slosched.daemon.backends.graphs.models import job_spec  # noqa: E402
+from slosched.daemon.backends.job_models import MODELS, can_capture  # noqa: E402
 from slosched.daemon.backends.libraries import library_spec  # noqa: E402
 from slosched.daemon.backends.originals.building import (  # noqa: E402
     original_spec,
@@ -32,6 +33,8 @@ from slosched.daemon.backends.originals.text import TextModel  # noqa: E402
 from slosched.daemon.backends.sources import worker_specs  # noqa: E402
 from slosched.daemon.backends.templates import DeviceWeights, Template  # noqa: E402
 from slosched.errors import InvalidConfig, UnknownName  # noqa: E402
+from slosched.share.presets import DETECTOR, HOTCARBON_MODELS, TINY_MODEL  # noqa: E402
+from slosched.share.solos import load_profile, own_profiles  # noqa: E402
 from slosched.share_spec import Job  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -339,3 +342,12 @@ def test_a_worker_offers_them_as_a_library() -> None:
     assert set(originals_specs()) < set(specs)
     assert library_spec("originals/gpt2").input_shape == (10,)
     assert specs["originals/gpt"].labels == ("text", "float16")
+
+
+def test_every_name_of_profiles_presets_and_originals_is_in_the_one_table() -> None:
+    profiled = {solo.model for name in own_profiles() for solo in load_profile(name).solos}
+    assert profiled | {*HOTCARBON_MODELS, DETECTOR, TINY_MODEL} <= set(MODELS)
+    published = {f"originals/{name}" for name in DESIGNS if not name.startswith("tiny")}
+    libraries = {model.library for model in MODELS.values() if model.library}
+    assert libraries == published | {"diffusion/sdxl"}
+    assert all(can_capture(Job(name="a", model=name)) for name in HOTCARBON_MODELS)

@@ -23,8 +23,7 @@ _PIDS = "models_pid.json"
 def check_models(spec: ShareSpec) -> None:
     """Raise UnknownName for a model that no real device can run, and InvalidConfig for a program that is not
     there, before any process is started."""
-    from slosched.daemon.backends.eager.models import made_by
-    from slosched.daemon.backends.graphs import can_capture
+    from slosched.daemon.backends.job_models import can_capture, made_by
 
     if spec.device == "emulated":  # its profile knows the models
         return

@@ -55,7 +55,7 @@ def plans(order: Order) -> tuple[list[Plan], list[JobEnded]]:
     """The lanes of `order`, and the jobs that can have none here."""
     refused: list[JobEnded] = []
     if order.mode is Mode.PREEMPT:
-        from slosched.daemon.backends.graphs import can_capture
+        from slosched.daemon.backends.job_models import can_capture
 
         fit = {}
         for place, job in order.jobs.items():
@@ -108,7 +108,7 @@ def _alone(order: Order, place: int, job: Job, stream: int | None) -> Plan:
     else:
         graphs = job.run is not Run.EAGER and not order.device.startswith("cpu")
         if graphs and job.run is Run.AUTO:
-            from slosched.daemon.backends.graphs import can_capture
+            from slosched.daemon.backends.job_models import can_capture
 
             graphs = can_capture(job)
         elif job.run is Run.GRAPHS and not graphs:

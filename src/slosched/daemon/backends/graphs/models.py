@@ -13,9 +13,10 @@ from torch import nn
 
 from slosched.config import canonical_model
 from slosched.daemon.backends.formats import TORCH_DTYPES, dtype_named, in_format
-from slosched.daemon.backends.graphs.names import (
-    LIBRARY_NAMES,
+from slosched.daemon.backends.job_models import (
+    MODELS,
     is_segmentation,
+    library_name,
     torchvision_name,
 )
 from slosched.daemon.backends.libraries import library_spec
@@ -33,7 +34,7 @@ def job_spec(job: Job) -> ModelSpec:
 
     Raises UnknownName, InvalidConfig (a size or a dtype that it cannot have) and MissingPackage.
     """
-    name = LIBRARY_NAMES.get(job.model, job.model)
+    name = library_name(job.model)
     library = name.partition("/")[0]
     if ":" in name:
         return _from_factory(job)
@@ -47,7 +48,9 @@ def job_spec(job: Job) -> ModelSpec:
         return _formatted(job, replace(spec, input_shape=_shape(job, spec.input_shape)))
     known = ZOO.get(canonical_model(name))
     if known is None:
-        raise UnknownName("model", job.model, [*LIBRARY_NAMES, *ZOO])
+        raise UnknownName(
+            "model", job.model, [name for name, known in MODELS.items() if known.library] + [*ZOO]
+        )
     _refuse_size(job, known.input_shape)
     return _formatted(job, known)
 
