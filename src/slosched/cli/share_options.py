@@ -87,8 +87,8 @@ _HINTS: dict[str, Any] = {
     ),
     "linger": _option(
         str,
-        "In mode preempt with policy priority: after a request of a higher model, wait this long for its next one "
-        "before a lower model goes on (100us; at most 10ms). Default 0.",
+        "Mode preempt, policy priority: wait this long for the next request of a higher model before a lower "
+        "one goes on (100us; at most 10ms). Default 0.",
         metavar="DURATION",
     ),
     "run_as": _option(

@@ -13,11 +13,8 @@ from slosched.share_spec import Job, Run
 
 
 class JobModel(NamedTuple):
-    """`eager`: what makes it eagerly, `module:class` below backends/eager.
-
-    `library`: the model of a library (backends/libraries.py) that the name means where it runs as graphs. Empty:
-    it has the same name there, or cannot be captured.
-    """
+    """`eager`: what makes it, `module:class` below backends/eager. `library`: the model of a library that the
+    name means where it runs as graphs (backends/libraries.py); empty: none but one of the same name."""
 
     eager: str
     library: str = ""
@@ -46,33 +43,32 @@ _SEGMENTERS = (
     "fcn_resnet101",
     "lraspp_mobilenet_v3_large",
 )
-_CLASSIFIERS = ("resnet18", "resnet50", "resnet101", "resnet152", "vit_b_16", "vit_l_16")
+_CLASSIFIERS = (
+    "resnet18",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "vit_b_16",
+    "vit_l_16",
+    "mobilenet_v3_small",
+)
 
 #: Other names of torchvision, `timm/NAME`, `diffusion/NAME` and (as graphs) `originals/NAME` run, too.
 MODELS: dict[str, JobModel] = {
-    # SDXL, float16: 50 steps with guidance, 1024x1024, decoder
-    "diffusion": JobModel("diffusion:Diffusion", "diffusion/sdxl"),
-    # whisper-small, float32: 30 s of speech to 32 tokens
-    "whisper": JobModel("audio:Whisper", "originals/whisper"),
-    # bert-large with its head for masked words, float32, 11 tokens
-    "bert": JobModel("language:Bert", "originals/bert"),
-    # GPT-J-6B, float16: 10 tokens continued up to 100; and GPT-2, BLOOM and CodeGen in float32
-    "gpt": JobModel("language:GptJ", "originals/gpt"),
-    "gpt2": JobModel("language:Gpt2", "originals/gpt2"),
+    "diffusion": JobModel("diffusion:Diffusion", "diffusion/sdxl"),  # float16, 50 steps, 1024x1024
+    "whisper": JobModel("audio:Whisper", "originals/whisper"),  # whisper-small, 32 tokens
+    "bert": JobModel("language:Bert", "originals/bert"),  # bert-large's masked words, 11 tokens
+    "gpt": JobModel("language:GptJ", "originals/gpt"),  # GPT-J-6B, float16: 10 tokens up to 100
+    "gpt2": JobModel("language:Gpt2", "originals/gpt2"),  # like all others float32
     "bloom-560m": JobModel("language:Bloom"),
     "codegen-350M-mono": JobModel("language:CodeGen"),
-    **dict.fromkeys((*_DETECTORS, *_SEGMENTERS, *_CLASSIFIERS, "mobilenet_v3_small"), _VISION),
-    # for tests: layers of a chosen time (tiny:LAYERS:MS), four convolutions, a text of two small layers
-    "tiny": JobModel("tiny:Tiny"),
+    **dict.fromkeys((*_DETECTORS, *_SEGMENTERS, *_CLASSIFIERS), _VISION),
+    "tiny": JobModel("tiny:Tiny"),  # for tests: layers of a chosen time, tiny:LAYERS:MS
     "tiny-conv": JobModel("tiny:TinyConv"),
     "tiny-gpt": JobModel("language:TinyGpt"),
 }
 #: Names that mean one model whatever follows: Deft calls these by the sizes of their checkpoints.
-_BEGINNINGS = {
-    "bloom": "bloom-560m",
-    "codegen": "codegen-350M-mono",
-    "diffusion/": "diffusion",
-}
+_BEGINNINGS = {"bloom": "bloom-560m", "codegen": "codegen-350M-mono", "diffusion/": "diffusion"}
 _LIBRARIES = ("originals/", "diffusion/", "timm/")
 _TORCHVISION = "torchvision/"
 #: torchvision's classification models, whose work depends on no values, as that of segmentation does not. Those
@@ -112,9 +108,7 @@ def library_name(model: str) -> str:
 
 
 def can_capture(job: Job) -> bool:
-    """True if the model of `job` is known to run as CUDA graphs, or the job says so: its preparation then finds
-    out.
-    """
+    """True if the model of `job` is known to run as graphs, or the job says so: preparing it then finds out."""
     if job.command:
         return False
     if job.run is Run.GRAPHS:
