@@ -19,6 +19,7 @@ class ActionType(IntEnum):
     CLEAR_CACHE = 4
     GET_WORKER_STATE = 5
     UNLOAD_MODEL = 6  # ours: Clockwork never gives a model back
+    CALL = 7  # ours: a call of a function
 
 
 class Verdict(IntEnum):
@@ -98,6 +99,9 @@ class Code(IntEnum):
     MODEL_PROCESS_ENDED = 101  # likewise, and it was the model's own: its worker goes on
     LIMIT_REACHED = 102  # one of the controller's, which the reason names (scheduler/limits.py)
     CONTROLLER_OVERLOADED = 103  # requests come faster than its core takes them (scheduler/door.py)
+    CALL_RAISED = 104  # the function raised; the reason has its traceback
+    CALL_OVER_LIMIT = 105  # the call was ended at a limit of its function, which the reason names
+    TOO_MANY_CALLS = 106  # its worker has as many unfinished calls as it may have
 
 
 #: The process that ran the action ended.

@@ -1,4 +1,4 @@
-"""What messages consist of: bounded values, and the structs that stand in more than one message."""
+"""What messages consist of: bounded values, structs that stand in more than one message, and their bases."""
 
 from __future__ import annotations
 
@@ -21,6 +21,23 @@ Shape = Annotated[tuple[Number, ...], msgspec.Meta(max_length=16)]
 PerRequest = Annotated[tuple[Number, ...], msgspec.Meta(max_length=1024)]
 Labels = Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)]
 Names = Annotated[tuple[Name, ...], msgspec.Meta(max_length=10_000)]
+
+
+class FunctionInfo(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """What a function's registration says, as far as a controller decides by it.
+
+    A call that names no SLO has `slo_ns` (0: the controller's default). One that ran for longer than
+    `limit_ns`, its suspensions left out, is ended. `size_classes` is the number of exec tables that it has. An
+    `idempotent` call may run again after its process ended. Arguments and results have at most
+    `max_payload_bytes`.
+    """
+
+    gpu: bool = False  # it runs on a GPU's exec lane, and not in a slot of the host
+    slo_ns: Number = 0
+    limit_ns: Number = 0
+    max_payload_bytes: Number = 0
+    size_classes: Number = 1
+    idempotent: bool = False
 
 
 class ModelInfo(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -50,6 +67,7 @@ class ModelInfo(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     inputs: Tensors = ()
     outputs: Tensors = ()
     lengths: tuple[int, ...] = ()
+    function: FunctionInfo | None = None  # None: it is a model
 
 
 class StageReply(msgspec.Struct, frozen=True, array_like=True):
@@ -81,3 +99,28 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
 
 
 NO_SPAN = Span(0, 0, 0)
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Base of everything on the wire."""
+
+
+class SessionMessage(Message, frozen=True):
+    """Base of actions and results. `session` is what the worker's Welcome gave; another's are dropped."""
+
+    session: Number
+    action_id: Number
+
+
+class TimedAction(SessionMessage, frozen=True, kw_only=True):
+    """Base of actions that begin neither before `earliest_ns` nor after `latest_ns`."""
+
+    earliest_ns: Number
+    latest_ns: Number
+
+
+class ActionResult(SessionMessage, frozen=True, kw_only=True):
+    """Base of results: when the action was received and when this result was sent."""
+
+    received_ns: Number
+    sent_ns: Number

@@ -17,22 +17,30 @@ from typing import Annotated
 
 import msgspec
 
+from slosched.call_messages import Call as Call
+from slosched.call_messages import CallResult as CallResult
+from slosched.call_messages import CallResumed as CallResumed
+from slosched.call_messages import CallSuspended as CallSuspended
+from slosched.call_messages import CancelCall as CancelCall
+from slosched.call_messages import ChildCancel as ChildCancel
+from slosched.call_messages import ChildReply as ChildReply
+from slosched.call_messages import ChildRequest as ChildRequest
 from slosched.message_types import MAX_TEXT as MAX_TEXT
 from slosched.message_types import NO_SPAN as NO_SPAN
-from slosched.message_types import Labels, Names, PerRequest, Shape
+from slosched.message_types import ActionResult as ActionResult
+from slosched.message_types import FunctionInfo as FunctionInfo
+from slosched.message_types import Labels, Message, Names, PerRequest, Shape
 from slosched.message_types import ModelInfo as ModelInfo
 from slosched.message_types import Name as Name
 from slosched.message_types import Number as Number
+from slosched.message_types import SessionMessage as SessionMessage
 from slosched.message_types import Span as Span
 from slosched.message_types import StageReply as StageReply
 from slosched.message_types import Text as Text
+from slosched.message_types import TimedAction as TimedAction
 from slosched.signature import MOST_LENGTHS, Tensors
 
-PROTOCOL_VERSION = 4
-
-
-class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Base of everything on the wire."""
+PROTOCOL_VERSION = 5
 
 
 # --------------------------------------------------------------------------- client -> controller
@@ -99,7 +107,8 @@ class InferRequest(Message, frozen=True, kw_only=True):
     are used, to measure how long the request waited in queues. 0: not measured, or a RequestBundle carries
     it. `round_trip_ns` is what the client saw of an earlier request, from its send to the receipt of its
     answer, less the answer's `latency_ns`: both network latencies together (0: nothing new). It comes from
-    clients with `slo_from_send`.
+    clients with `slo_from_send`. A call of a function has its arguments as the frame and its size class as
+    `length`, and should run where the last call `near` the same key did.
     """
 
     request_id: Number
@@ -113,6 +122,7 @@ class InferRequest(Message, frozen=True, kw_only=True):
     length: Number = 0
     signature: Number = 0
     round_trip_ns: Number = 0
+    near: Name = ""
 
 
 class CancelRequest(Message, frozen=True):
@@ -285,20 +295,6 @@ class HeartbeatAck(Message, frozen=True):
     sent_ns: Number
 
 
-class SessionMessage(Message, frozen=True):
-    """Base of actions and results. `session` is what the worker's Welcome gave; another's are dropped."""
-
-    session: Number
-    action_id: Number
-
-
-class TimedAction(SessionMessage, frozen=True, kw_only=True):
-    """Base of actions that begin neither before `earliest_ns` nor after `latest_ns`."""
-
-    earliest_ns: Number
-    latest_ns: Number
-
-
 class LoadModel(TimedAction, frozen=True, kw_only=True):
     """Prepare `copies` instances of `name`, ids `model_id`.., on every GPU of the worker (host memory).
 
@@ -355,8 +351,17 @@ class GetWorkerState(SessionMessage, frozen=True):
     pass
 
 
-Action = LoadModel | UnloadModel | LoadWeights | EvictWeights | Infer | ClearCache | GetWorkerState
-ControllerToWorker = ControllerHello | HeartbeatAck | Action
+Action = (
+    LoadModel
+    | UnloadModel
+    | LoadWeights
+    | EvictWeights
+    | Infer
+    | Call
+    | ClearCache
+    | GetWorkerState
+)
+ControllerToWorker = ControllerHello | HeartbeatAck | Action | CancelCall | ChildReply
 
 # --------------------------------------------------------------------------- worker -> controller
 
@@ -367,6 +372,8 @@ class GpuInfo(msgspec.Struct, frozen=True, array_like=True):
     pages: Number
     page_bytes: Number
     resident: Annotated[tuple[Number, ...], msgspec.Meta(max_length=100_000)] = ()  # model ids
+    slots: Number = 1  # execs at a time
+    host: bool = False  # not a GPU: the host's slots, for calls of functions
 
 
 class Prepared(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -400,6 +407,7 @@ class WorkerWelcome(Message, frozen=True, kw_only=True):
     #: Those of the hello that it answers; 0 and -1: it does not say.
     incarnation: Number = 0
     times_lost: Number = -1
+    functions: Names = ()  # those of `loadable` that are functions
 
 
 class WorkerRefused(Message, frozen=True):
@@ -452,13 +460,6 @@ class WorkerGoodbye(Message, frozen=True):
     session: Number
 
 
-class ActionResult(SessionMessage, frozen=True, kw_only=True):
-    """Base of results: when the action was received and when this result was sent."""
-
-    received_ns: Number
-    sent_ns: Number
-
-
 class ErrorResult(ActionResult, frozen=True, kw_only=True):
     action_type: Number
     code: Number
@@ -500,6 +501,7 @@ class LoadModelResult(ActionResult, frozen=True, kw_only=True):
     length_classes: Annotated[tuple[LengthClass, ...], msgspec.Meta(max_length=MOST_LENGTHS)] = ()
     boundaries_ns: PerRequest = ()
     urgent_ns: Number = 0
+    function: FunctionInfo | None = None  # None: it is a model
 
 
 class UnloadModelResult(ActionResult, frozen=True, kw_only=True):
@@ -549,7 +551,10 @@ Result = (
     | LoadWeightsResult
     | EvictWeightsResult
     | InferResult
+    | CallResult
     | ClearCacheResult
     | WorkerStateResult
 )
-WorkerToController = WorkerWelcome | WorkerRefused | WorkerGoodbye | Heartbeat | Result
+#: What a call tells while it runs; they go with results, in bundles too.
+CallNews = CallSuspended | CallResumed | ChildRequest | ChildCancel
+WorkerToController = WorkerWelcome | WorkerRefused | WorkerGoodbye | Heartbeat | Result | CallNews

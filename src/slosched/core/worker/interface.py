@@ -15,7 +15,7 @@ import msgspec
 
 from slosched.codes import Code
 from slosched.config import ModelProfile
-from slosched.messages import ControllerToWorker, Span, WorkerToController
+from slosched.messages import ControllerToWorker, FunctionInfo, Span, WorkerToController
 from slosched.units import format_duration
 
 
@@ -30,6 +30,8 @@ class OpKind(IntEnum):
     COPY_INPUT = 1
     EXEC = 2
     COPY_OUTPUT = 3
+    CALL = 4  # a call of a function begins
+    RESUME = 5  # the call of `action_id` goes on, with what it awaited
 
 
 class Op(_Fact, frozen=True, gc=False):
@@ -55,6 +57,9 @@ class Op(_Fact, frozen=True, gc=False):
     priority: int = 0  # of an EXEC: in a preemptive lane a higher one goes first at a boundary
     linger_ns: int = 0  # of an EXEC in a lane with a LingeringOrder, as the next one
     patient: bool = False
+    call_id: int = 0  # of a CALL, as the next ones: the controller's number of the request
+    deadline_ns: int = 0  # on the worker's clock
+    size_class: int = 0
 
 
 # ------------------------------------------------------------------------------------- events
@@ -134,10 +139,45 @@ class ModelPrepared(_Fact, frozen=True, gc=False):
     #: none can be.
     boundaries_ns: dict[int, dict[int, int]] = {}
     urgent_ns: int = 0  # a run of a class that takes no longer may interrupt others; 0: none may
+    function: FunctionInfo | None = None  # None: it is a model
 
 
-#: What a device reports.
-DeviceEvent = OpDone | WeightsLost
+class CallAwaits(_Fact, frozen=True, gc=False):
+    """The call of the CALL or RESUME `op_id` awaits all of `children`: the op is over, and its slot is free.
+
+    `span` is that of this op. The call goes on with a RESUME.
+    """
+
+    op_id: int
+    span: Span
+    children: tuple[int, ...]
+
+
+class CallChained(_Fact, frozen=True, gc=False):
+    """A running call asks for its child number `child`, with arguments of `size` bytes (CallPort.payload).
+
+    The other fields are those of ChildRequest.
+    """
+
+    action_id: int
+    child: int
+    function: str
+    size: int
+    slo_ns: int = 0
+    size_class: int = 0
+    near: str = ""
+    near_child: int = -1
+
+
+class ChildTakenBack(_Fact, frozen=True, gc=False):
+    """A running call takes a child back. It is told of that child's end as of any other."""
+
+    action_id: int
+    child: int
+
+
+#: What a device reports. A call that ends is an OpDone, with the size of its result as `output_sizes`.
+DeviceEvent = OpDone | WeightsLost | CallAwaits | CallChained | ChildTakenBack
 
 Event = FromController | DeviceEvent | ModelPrepared
 
@@ -145,7 +185,9 @@ Event = FromController | DeviceEvent | ModelPrepared
 
 
 class ToController(_Fact, frozen=True, gc=False):
-    """Send `message`. An InferResult with output sizes is followed by the outputs of `output_of`."""
+    """Send `message`. A result with output sizes is followed by the outputs of `output_of`, a ChildRequest by
+    the arguments of that child of `output_of`.
+    """
 
     peer: bytes
     message: WorkerToController
@@ -197,13 +239,28 @@ class DropInputs(_Fact, frozen=True, gc=False):
     action_id: int
 
 
+class EndCall(_Fact, frozen=True, gc=False):
+    """End the process of the call `action_id`, running or suspended; an op of it that runs is reported."""
+
+    action_id: int
+    reason: str
+
+
 class Note(_Fact, frozen=True, gc=False):
     level: str
     text: str
 
 
 Effect = (
-    ToController | Launch | Withdraw | PrepareModel | ReleaseModel | EvictPages | DropInputs | Note
+    ToController
+    | Launch
+    | Withdraw
+    | PrepareModel
+    | ReleaseModel
+    | EvictPages
+    | DropInputs
+    | EndCall
+    | Note
 )
 
 

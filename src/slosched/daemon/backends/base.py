@@ -99,6 +99,21 @@ class Backend(Protocol):
         """End the backend's own threads; idempotent, bounded by a second."""
 
 
+class CallPort(Protocol):
+    """The frames of calls of functions, for the loop. A backend that runs calls has one as `calls`."""
+
+    def deliver(
+        self, action_id: int, child: int, *, code: int, reason: str, frames: Sequence[Frame]
+    ) -> None:
+        """A child of the call `action_id` was answered; with code 0 its result is the one frame."""
+
+    def payload(self, action_id: int, child: int) -> Frame:
+        """The arguments of a child that the call `action_id` asked for, once."""
+
+    def end(self, action_id: int, reason: str) -> None:
+        """End the process of the call, and everything that it started."""
+
+
 class Plain:
     """The answers of a backend that has no driver to ask, and whose loop may sleep until something is due."""
 
