@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +79,10 @@ def find_runs(directory: Path, left_out: Callable[[str], None]) -> list[FoundRun
 
     Raises InvalidConfig if `directory` is not a folder or nothing below it is a run.
     """
-    if not directory.is_dir():
-        raise InvalidConfig(f"{directory} is not a folder with results of slosched share")
-    files = sorted(path for path in directory.rglob(RUN) if path.is_file())
-    if len(files) > MOST_RUNS:
-        left_out(f"{len(files) - MOST_RUNS:,} runs: only the first {MOST_RUNS:,} are read")
     found = []
-    for path in files[:MOST_RUNS]:
+    for folder, spec, result in runs_below(directory, left_out):
         try:
-            found.append(_read(path.parent, directory))
+            found.append(_found(folder, directory, spec, result))
         except InvalidConfig as error:
             left_out(str(error))
     if not found:
@@ -102,7 +97,33 @@ def find_runs(directory: Path, left_out: Callable[[str], None]) -> list[FoundRun
     ]
 
 
-def _read(folder: Path, directory: Path) -> FoundRun:
+def _refuse(problem: str) -> None:
+    raise InvalidConfig(problem)
+
+
+def runs_below(
+    directory: Path, left_out: Callable[[str], None] = _refuse
+) -> Iterator[tuple[Path, ShareSpec, RunResult]]:
+    """The folder, spec and result of each run below `directory`, in the order of their paths.
+
+    What cannot be read is given to `left_out`, which may raise. Raises InvalidConfig if `directory` is not a
+    folder.
+    """
+    if not directory.is_dir():
+        raise InvalidConfig(f"{directory} is not a folder with results of slosched share")
+    files = sorted(path for path in directory.rglob(RUN) if path.is_file())
+    if len(files) > MOST_RUNS:
+        left_out(f"{len(files) - MOST_RUNS:,} runs: only the first {MOST_RUNS:,} are read")
+    for path in files[:MOST_RUNS]:
+        try:
+            spec, result = _read(path.parent)
+        except InvalidConfig as error:
+            left_out(str(error))
+            continue
+        yield path.parent, spec, result
+
+
+def _read(folder: Path) -> tuple[ShareSpec, RunResult]:
     result: RunResult = _decoded(folder / RUN, RunResult)
     spec: ShareSpec = _decoded(folder / SPEC, ShareSpec)
     if any(not 0 <= each.job < len(spec.jobs) for each in result.jobs):
@@ -110,6 +131,10 @@ def _read(folder: Path, directory: Path) -> FoundRun:
     together = result.mode is not Mode.EXCLUSIVE and not result.unavailable
     if together and len(result.jobs) != len(spec.jobs):
         raise InvalidConfig(f"{folder / RUN} lacks a job that {SPEC} beside it has")
+    return spec, result
+
+
+def _found(folder: Path, directory: Path, spec: ShareSpec, result: RunResult) -> FoundRun:
     parts = folder.relative_to(directory).parts
     carbon = None
     if (folder / SUMMARY).is_file():

@@ -16,6 +16,7 @@ import msgspec
 from slosched.errors import InvalidConfig
 from slosched.output_files import make_folder, write_file
 from slosched.share.experiment import solo_path
+from slosched.share.found_runs import runs_below
 from slosched.share.hotcarbon_files import check_trees
 from slosched.share.metrics import metrics_of
 from slosched.share.outputs import write_run
@@ -24,9 +25,6 @@ from slosched.share.run import distinct
 from slosched.share.solos import Profile, load_profile
 from slosched.share.virtual import run_mode_virtual
 from slosched.share_spec import Mode, RunResult, ShareSpec
-
-#: Files that are read below a measured directory at most.
-_MOST_RUNS = 10_000
 
 
 class Off(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,17 +138,9 @@ def measured_runs(directory: Path, spec: ShareSpec) -> dict[Key, RunResult]:
     Raises InvalidConfig if there is none, or one cannot be read.
     """
     runs: dict[Key, RunResult] = {}
-    for path in sorted(directory.rglob(RUN))[:_MOST_RUNS]:
-        try:
-            result = msgspec.json.decode(path.read_bytes(), type=RunResult)
-            theirs = msgspec.json.decode((path.parent / SPEC).read_bytes(), type=ShareSpec)
-        except (msgspec.MsgspecError, OSError) as error:
-            raise InvalidConfig(f"{path}: it is not a finished run: {error}") from None
-        if result.unavailable or "virtual" in result.about:
-            continue
-        if any(not 0 <= each.job < len(theirs.jobs) for each in result.jobs):
-            raise InvalidConfig(f"{path}: it has a job that its spec.json does not have")
-        runs[_key(theirs, result)] = result
+    for _, theirs, result in runs_below(directory):
+        if not result.unavailable and "virtual" not in result.about:
+            runs[_key(theirs, result)] = result
     wanted = set(_mixes(spec))
     fitting = {key: result for key, result in runs.items() if key[2] in wanted}
     if not fitting:

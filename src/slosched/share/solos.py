@@ -14,14 +14,12 @@ import msgspec
 
 from slosched.errors import InvalidConfig
 from slosched.share.contention import Party
-from slosched.share.result_paths import RUN, SPEC
+from slosched.share.found_runs import runs_below
 from slosched.share_spec import Job, Mode, Run, RunResult, ShareSpec, tiny_layers
 from slosched.units import NS_PER_MS
 
 _OWN = Path(__file__).parent / "profiles"
 _DEFAULT = "h200"
-#: Result files that are read of one directory at most.
-_MOST_FILES = 10_000
 
 
 class Solo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -211,18 +209,10 @@ def profile_of_runs(directory: Path) -> Profile:
 
     Models that ours know keep their GPU share, burst and press; those of others have the defaults.
     """
-    found = sorted(path for path in directory.rglob(RUN) if path.is_file())[:_MOST_FILES]
     solos: dict[tuple[str, int, tuple[int, int], Run], Solo] = {}
     device = "unknown"
     idle: list[float] = []
-    for path in found:
-        try:
-            result = msgspec.json.decode(path.read_bytes(), type=RunResult)
-            spec = msgspec.json.decode((path.parent / SPEC).read_bytes(), type=ShareSpec)
-        except (msgspec.MsgspecError, OSError) as error:
-            raise InvalidConfig(
-                f"{path}: it is not a result of a sharing experiment: {error}"
-            ) from None
+    for _, spec, result in runs_below(directory):
         if result.mode is not Mode.EXCLUSIVE:
             continue
         device = result.about.get("device", spec.label)

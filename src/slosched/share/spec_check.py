@@ -79,7 +79,8 @@ def check_spec(spec: ShareSpec) -> ShareSpec:
     graphs = [job.name for job in spec.jobs if job.run is Run.GRAPHS]
     if graphs and Mode.GATE in spec.modes:
         raise InvalidConfig(
-            f"job {graphs[0]}: run = graphs has no gate, which stops eager models between their modules; take mode preempt for graphs, or mode gate with run = eager (--run eager)"
+            f"job {graphs[0]}: run = graphs has no gate, which stops eager models between their modules; take "
+            "mode preempt for graphs, or mode gate with run = eager (--run eager)"
         )
     return spec
 
