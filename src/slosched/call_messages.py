@@ -8,7 +8,12 @@ on (CallResumed).
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import msgspec
+
 from slosched.message_types import (
+    NO_SPAN,
     ActionResult,
     Name,
     Number,
@@ -18,6 +23,11 @@ from slosched.message_types import (
     Text,
     TimedAction,
 )
+
+#: Children of one call that have not ended: a call has at most this number of them.
+MOST_CHILDREN = 10_000
+
+ChildNumbers = Annotated[tuple[Number, ...], msgspec.Meta(max_length=MOST_CHILDREN)]
 
 # --------------------------------------------------------------------------- controller -> worker
 
@@ -64,7 +74,8 @@ class ChildRequest(SessionMessage, frozen=True, kw_only=True):
 
     `slo_ns` counts from its arrival (0: what is left of its parent's), and never ends after its parent's. It
     should run where the parent's child `near_child` ran (-1: none), or where the last call `near` the same key
-    did.
+    did. The parent had run for `ran_ns` by then, its suspensions left out: with this a recorded call can run
+    again in the simulator.
     """
 
     child: Number
@@ -74,6 +85,7 @@ class ChildRequest(SessionMessage, frozen=True, kw_only=True):
     size_class: Number = 0
     near: Name = ""
     near_child: Number = -1
+    ran_ns: Number = 0
 
 
 class ChildCancel(SessionMessage, frozen=True):
@@ -83,9 +95,14 @@ class ChildCancel(SessionMessage, frozen=True):
 
 
 class CallSuspended(SessionMessage, frozen=True):
-    """The call of `action_id` awaits children, and its slot is free. It has run for `ran_ns` so far."""
+    """The call of `action_id` awaits all of `children`, and its slot is free. It has run for `ran_ns` so far.
+
+    `part` is the span, on the worker's clock, of what ran since it began or was last resumed.
+    """
 
     ran_ns: Number
+    part: Span = NO_SPAN
+    children: ChildNumbers = ()
 
 
 class CallResumed(SessionMessage, frozen=True):

@@ -208,6 +208,65 @@ class PlanMade(_Fact, frozen=True, gc=False):
     record: PlanRecord
 
 
+class CallRecord(_Fact, frozen=True, gc=False, kw_only=True):
+    """One call of a function, which has ended. Times on the controller's clock, ns.
+
+    A child has the key of its parent's request, its number there, and how long the parent had run when it asked
+    for it (`asked_ran_ns`); a client's call has -1, -1 and 0. `start_ns` is -1 of a call that did not begin. Its
+    whole time, `arrival_ns` to `end_ns`, is `exec_ns` that it ran, `suspended_ns` between a part and the answer
+    of the last child that this awaited, and for the rest it waited, for its first slot or for the next one.
+    """
+
+    key: RequestKey
+    request_id: int  # the client's; of a child, its root's
+    user_id: int
+    function: str
+    arrival_ns: int
+    end_ns: int
+    code: int
+    parent: RequestKey = -1
+    child: int = -1
+    asked_ran_ns: int = 0
+    model_id: int = -1
+    size_class: int = 0
+    slo_ns: int = 0
+    near: str = ""
+    worker_id: int = -1
+    gpu_id: int = -1
+    start_ns: int = -1
+    exec_ns: int = 0
+    suspended_ns: int = 0
+    in_bytes: int = 0
+    out_bytes: int = 0
+    children: int = 0  # that it asked for
+    cold: bool = False
+    attempts: int = 0
+
+
+class CallDone(_Fact, frozen=True, gc=False):
+    """A call ended: it was answered, refused, taken back, or lost with its worker. RequestDone is beside it."""
+
+    record: CallRecord
+
+
+class CallPart(_Fact, frozen=True, gc=False, kw_only=True):
+    """A part of a call's run, which is over: between two suspensions it ran without a pause in one slot.
+
+    Times on the controller's clock, ns. It ends with a suspension until all of `awaits` are answered; the last
+    part of a call that returned or raised has none. What a lost worker or an ended process ran has no part.
+    """
+
+    key: RequestKey
+    part: int  # from 0
+    begin_ns: int
+    end_ns: int
+    awaits: tuple[int, ...] = ()
+
+
+class CallPartDone(_Fact, frozen=True, gc=False):
+    record: CallPart
+
+
 class RequestDone(_Fact, frozen=True, gc=False):
     record: RequestRecord
 
@@ -265,6 +324,8 @@ Effect = (
     | Keep
     | StageDone
     | PlanMade
+    | CallPartDone
+    | CallDone
     | RequestDone
     | ActionDone
     | Note
@@ -274,6 +335,10 @@ __all__ = [
     "Action",
     "ActionDone",
     "ActionRecord",
+    "CallDone",
+    "CallPart",
+    "CallPartDone",
+    "CallRecord",
     "ClientLost",
     "ConnectWorker",
     "Drain",

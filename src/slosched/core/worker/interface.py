@@ -156,7 +156,7 @@ class CallAwaits(_Fact, frozen=True, gc=False):
 class CallChained(_Fact, frozen=True, gc=False):
     """A running call asks for its child number `child`, with arguments of `size` bytes (CallPort.payload).
 
-    The other fields are those of ChildRequest.
+    The other fields are those of ChildRequest; the call had run for `ran_ns` by then, all its ops together.
     """
 
     action_id: int
@@ -167,6 +167,7 @@ class CallChained(_Fact, frozen=True, gc=False):
     size_class: int = 0
     near: str = ""
     near_child: int = -1
+    ran_ns: int = 0
 
 
 class ChildTakenBack(_Fact, frozen=True, gc=False):
