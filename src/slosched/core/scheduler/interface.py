@@ -212,9 +212,9 @@ class CallRecord(_Fact, frozen=True, gc=False, kw_only=True):
     """One call of a function, which has ended. Times on the controller's clock, ns.
 
     A child has the key of its parent's request, its number there, and how long the parent had run when it asked
-    for it (`asked_ran_ns`); a client's call has -1, -1 and 0. `start_ns` is -1 of a call that did not begin. Its
-    whole time, `arrival_ns` to `end_ns`, is `exec_ns` that it ran, `suspended_ns` between a part and the answer
-    of the last child that this awaited, and for the rest it waited, for its first slot or for the next one.
+    for it (`asked_ran_ns`); a client's call has -1, -1 and 0. `start_ns` is -1 of a call that did not begin. From
+    then to `end_ns` it ran for `exec_ns`, and was suspended for `suspended_ns`: from the end of a part until the
+    begin of the next one, so with the time that it waited for a slot again.
     """
 
     key: RequestKey

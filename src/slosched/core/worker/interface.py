@@ -171,7 +171,7 @@ class CallChained(_Fact, frozen=True, gc=False):
 
 
 class ChildTakenBack(_Fact, frozen=True, gc=False):
-    """A running call takes a child back. It is told of that child's end as of any other."""
+    """A running call takes a child back, whose answer still comes."""
 
     action_id: int
     child: int
