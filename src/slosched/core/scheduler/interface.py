@@ -211,10 +211,10 @@ class PlanMade(_Fact, frozen=True, gc=False):
 class CallRecord(_Fact, frozen=True, gc=False, kw_only=True):
     """One call of a function, which has ended. Times on the controller's clock, ns.
 
-    A child has the key of its parent's request, its number there, and how long the parent had run when it asked
-    for it (`asked_ran_ns`); a client's call has -1, -1 and 0. `start_ns` is -1 of a call that did not begin. From
-    then to `end_ns` it ran for `exec_ns`, and was suspended for `suspended_ns`: from the end of a part until the
-    begin of the next one, so with the time that it waited for a slot again.
+    A child has the key of its parent's request, its number there, and how long the parent had run when it
+    asked for it (`asked_ran_ns`); a client's call has -1, -1 and 0. `start_ns` is -1 of a call that did not
+    begin. From then to `end_ns` it ran for `exec_ns`, and was suspended for `suspended_ns`: from the end of a
+    part until the begin of the next one, so with the time that it waited for a slot again.
     """
 
     key: RequestKey
@@ -230,7 +230,8 @@ class CallRecord(_Fact, frozen=True, gc=False, kw_only=True):
     model_id: int = -1
     size_class: int = 0
     slo_ns: int = 0
-    near: str = ""
+    near: str = ""  # a key
+    near_child: int = -1  # of the same parent
     worker_id: int = -1
     gpu_id: int = -1
     start_ns: int = -1
