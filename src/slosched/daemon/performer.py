@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from slosched.core.scheduler.interface import (
     ActionDone,
+    CallDone,
+    CallPartDone,
     ClientLost,
     ConnectWorker,
     Effect,
@@ -101,6 +103,10 @@ class Performer:
                 log.stage(effect.record)
             elif isinstance(effect, PlanMade):
                 log.plan(effect.record)
+            elif isinstance(effect, CallDone):
+                log.call(effect.record)
+            elif isinstance(effect, CallPartDone):
+                log.call_part(effect.record)
             elif isinstance(effect, Note):
                 self._announce(effect.text if effect.level == "info" else f"warning: {effect.text}")
             elif isinstance(effect, ConnectWorker):

@@ -6,13 +6,23 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from slosched import clock
 from slosched.config import ControllerConfig
-from slosched.core.scheduler.interface import ActionRecord, PlanRecord, RequestRecord, StageRecord
+from slosched.core.scheduler.interface import (
+    ActionRecord,
+    CallPart,
+    CallRecord,
+    PlanRecord,
+    RequestRecord,
+    StageRecord,
+)
 from slosched.core.scheduler.policies import POLICY_TYPES, resolved
 from slosched.telemetry import (
     action_log,
+    call_log,
+    call_part_log,
     plan_log,
     reason_log,
     request_log,
@@ -30,7 +40,17 @@ from slosched.telemetry.writer import LogWriter, Rotation
 REQUEST_LOG = "clockwork_request_log.tsv"
 ACTION_LOG = "clockwork_action_log.tsv"
 
+#: What the manifest calls the rows of a log that not every run has.
+_COUNTED_AS = {
+    stage_log.FILE_NAME: "stage_rows",
+    plan_log.FILE_NAME: "plan_rows",
+    segment_log.FILE_NAME: "interrupted_actions",
+    call_log.FILE_NAME: "call_rows",
+    call_part_log.FILE_NAME: "call_part_rows",
+}
+
 Announce = Callable[[str], None]
+Rows = Callable[[list[Any]], bytes]
 _ONE_FILE = Rotation()
 
 
@@ -63,9 +83,8 @@ class RunLog:
             rotation=rotation,
             on_error=announce,
         )
-        self._stages: LogWriter | None = None  # made for the first request with a second stage
-        self._plans: LogWriter | None = None  # made for the first plan of a cascade
-        self._segments: LogWriter | None = None  # made for the first Infer that was interrupted
+        #: By file name, those that are made for their first record.
+        self._late: dict[str, LogWriter] = {}
         self._rotation = rotation
         self.tally = Tally()
         self.recent = Recent(self.tally)
@@ -92,28 +111,20 @@ class RunLog:
         self.last_minutes.add_request(record)
 
     def stage(self, record: StageRecord) -> None:
-        if self._stages is None:
-            self._stages = LogWriter(
-                self.directory / stage_log.FILE_NAME,
-                stage_log.HEADER,
-                rows=stage_log.stage_rows,
-                rotation=self._rotation,
-                on_error=self._announce,
-            )
-        self._stages.append(record)
+        self._late_log(stage_log.FILE_NAME, stage_log.HEADER, stage_log.stage_rows).append(record)
         self.tally.cascades.add_stage(record)
 
     def plan(self, record: PlanRecord) -> None:
-        if self._plans is None:
-            self._plans = LogWriter(
-                self.directory / plan_log.FILE_NAME,
-                plan_log.HEADER,
-                rows=plan_log.plan_rows,
-                rotation=self._rotation,
-                on_error=self._announce,
-            )
-        self._plans.append(record)
+        self._late_log(plan_log.FILE_NAME, plan_log.HEADER, plan_log.plan_rows).append(record)
         self.tally.cascades.add_plan(record)
+
+    def call(self, record: CallRecord) -> None:
+        self._late_log(call_log.FILE_NAME, call_log.HEADER, call_log.call_rows).append(record)
+        self.tally.calls.add(record)
+
+    def call_part(self, record: CallPart) -> None:
+        log, rows = call_part_log, call_part_log.call_part_rows
+        self._late_log(log.FILE_NAME, log.HEADER, rows).append(record)
 
     def action(self, record: ActionRecord) -> None:
         self._actions.append(record)
@@ -123,15 +134,20 @@ class RunLog:
         self.last_minutes.add_action(record)
 
     def _interrupted(self, record: ActionRecord) -> None:
-        if self._segments is None:
-            self._segments = LogWriter(
-                self.directory / segment_log.FILE_NAME,
-                segment_log.HEADER,
-                rows=segment_log.segment_rows,
+        log, rows = segment_log, segment_log.segment_rows
+        self._late_log(log.FILE_NAME, log.HEADER, rows).append(record)
+
+    def _late_log(self, name: str, header: str, rows: Rows) -> LogWriter:
+        log = self._late.get(name)
+        if log is None:
+            log = self._late[name] = LogWriter(
+                self.directory / name,
+                header,
+                rows=rows,
                 rotation=self._rotation,
                 on_error=self._announce,
             )
-        self._segments.append(record)
+        return log
 
     def console_lines(self, now_ns: int) -> list[str]:
         """Human-readable lines about the time since the last call; often none. Called every 10 s."""
@@ -140,15 +156,8 @@ class RunLog:
 
     def rows_dropped(self) -> int:
         """Rows of all logs that the disk did not take."""
-        logs = (
-            self._requests,
-            self._actions,
-            self._reasons,
-            self._stages,
-            self._plans,
-            self._segments,
-        )
-        return sum(log.counts().dropped for log in logs if log is not None)
+        logs = (self._requests, self._actions, self._reasons, *self._late.values())
+        return sum(log.counts().dropped for log in logs)
 
     def close(
         self,
@@ -165,11 +174,11 @@ class RunLog:
         self._closed = True
         requests, actions = self._requests.close(), self._actions.close()
         reasons = self._reasons.close()
-        stages = {} if self._stages is None else {"stage_rows": self._stages.close().written}
-        if self._plans is not None:
-            stages["plan_rows"] = self._plans.close().written
-        if self._segments is not None:
-            stages["interrupted_actions"] = self._segments.close().written
+        late = {
+            key: self._late[name].close().written
+            for name, key in _COUNTED_AS.items()
+            if name in self._late
+        }
         outcome = {
             "complete": arrived == answered
             and requests.dropped == actions.dropped == reasons.dropped == 0,
@@ -183,7 +192,7 @@ class RunLog:
             "action_rows_dropped": actions.dropped,
             "reason_rows": reasons.written,
             "reason_rows_dropped": reasons.dropped,
-            **stages,
+            **late,
             "bad_messages": bad_messages,
         }
         with suppress(ManifestNotWritten):

@@ -13,6 +13,10 @@ from slosched.core.invariants import InvariantChecker, InvariantViolated
 from slosched.core.scheduler.interface import (
     ActionDone,
     ActionRecord,
+    CallDone,
+    CallPart,
+    CallPartDone,
+    CallRecord,
     ClientLost,
     Drain,
     Effect,
@@ -85,6 +89,9 @@ class SimController:
         self.on_stage: Callable[[StageRecord], None] | None = None
         #: Takes each plan for a cascade (cascade_plans.tsv).
         self.on_plan: Callable[[PlanRecord], None] | None = None
+        #: Take each call of a function that ended, and each part of one's run (calls.tsv, call_parts.tsv).
+        self.on_call: Callable[[CallRecord], None] | None = None
+        self.on_call_part: Callable[[CallPart], None] | None = None
         #: Room in the queues of clients that do not read, or are gone (0), in messages. Messages beyond that
         #: fail, as they do live.
         self.room: dict[bytes, int] = {}
@@ -262,6 +269,12 @@ class SimController:
             elif kind is PlanMade:
                 if self.on_plan is not None:
                     self.on_plan(effect.record)  # type: ignore[union-attr, arg-type]
+            elif kind is CallDone:
+                if self.on_call is not None:
+                    self.on_call(effect.record)  # type: ignore[union-attr, arg-type]
+            elif kind is CallPartDone:
+                if self.on_call_part is not None:
+                    self.on_call_part(effect.record)  # type: ignore[union-attr, arg-type]
             elif kind is Note:
                 self._on_note(effect)  # type: ignore[arg-type]
 

@@ -102,6 +102,8 @@ class _Run:
         if files is not None:
             self._cluster.controller.on_stage = files.on_stage
             self._cluster.controller.on_plan = files.on_plan
+            self._cluster.controller.on_call = files.on_call
+            self._cluster.controller.on_call_part = files.on_call_part
         self._sent_until_ns: int | None = None
         self._meter: ProgressMeter | None = None
 

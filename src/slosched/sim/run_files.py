@@ -11,11 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from slosched.core.scheduler.interface import ActionRecord, PlanRecord, RequestRecord, StageRecord
+from slosched.core.scheduler.interface import (
+    ActionRecord,
+    CallPart,
+    CallRecord,
+    PlanRecord,
+    RequestRecord,
+    StageRecord,
+)
 from slosched.errors import RunDirectoryInUse, SloschedError
 from slosched.output_files import write_error
 from slosched.telemetry import (
     action_log,
+    call_log,
+    call_part_log,
     client_log,
     plan_log,
     reason_log,
@@ -111,6 +120,8 @@ class RunFiles:
         self.stages: RowFile | None = None  # made for the first request with a second stage
         self.plans: RowFile | None = None  # made for the first plan of a cascade
         self.segments: RowFile | None = None  # made for the first Infer that was interrupted
+        self.calls: RowFile | None = None  # made for the first call of a function that ends
+        self.parts: RowFile | None = None
         self.on_client = self.clients.append
 
     def on_request(self, record: RequestRecord) -> None:
@@ -138,6 +149,18 @@ class RunFiles:
             self.plans = RowFile(path, plan_log.HEADER, plan_log.plan_rows)
         self.plans.append(record)
 
+    def on_call(self, record: CallRecord) -> None:
+        if self.calls is None:
+            path = self.directory / call_log.FILE_NAME
+            self.calls = RowFile(path, call_log.HEADER, call_log.call_rows)
+        self.calls.append(record)
+
+    def on_call_part(self, record: CallPart) -> None:
+        if self.parts is None:
+            path = self.directory / call_part_log.FILE_NAME
+            self.parts = RowFile(path, call_part_log.HEADER, call_part_log.call_part_rows)
+        self.parts.append(record)
+
     def close(self) -> dict[str, int]:
         """Write everything. Returns the number of rows of each log."""
         stages = {}
@@ -150,6 +173,12 @@ class RunFiles:
         if self.segments is not None:
             self.segments.close()
             stages["interrupted_actions"] = self.segments.rows
+        if self.calls is not None:
+            self.calls.close()
+            stages["call_rows"] = self.calls.rows
+        if self.parts is not None:
+            self.parts.close()
+            stages["call_part_rows"] = self.parts.rows
         for log in (self.requests, self.actions, self.clients, self.reasons):
             log.close()
         return {

@@ -15,6 +15,7 @@ from typing import Any
 
 from slosched.codes import ActionType
 from slosched.core.scheduler.interface import ActionRecord, RequestRecord
+from slosched.telemetry.call_tally import CallTally
 from slosched.telemetry.cascade_tally import CascadeTally
 from slosched.telemetry.histogram import Histogram
 from slosched.units import NS_PER_MS, NS_PER_S
@@ -133,6 +134,7 @@ class Tally:
 
     __slots__ = (
         "batch_sizes",
+        "calls",
         "cascades",
         "completion_errors",
         "exec_errors",
@@ -168,6 +170,7 @@ class Tally:
         self.exec_errors = Histogram(ERROR_BOUNDS_NS)
         self.completion_errors = Histogram(ERROR_BOUNDS_NS)
         self.cascades = CascadeTally()
+        self.calls = CallTally()
 
     @property
     def answered(self) -> int:
@@ -245,10 +248,10 @@ class Tally:
     def report(self) -> dict[str, Any]:
         """The counters that `status` shows, as plain lists; two of them differ by what happened in between.
 
-        Times in ns. A histogram is its counts, one more than it has bounds. `cascades` is there once one was
-        served.
+        Times in ns. A histogram is its counts, one more than it has bounds. `cascades` and
+        `functions` are there once one was served.
         """
-        cascades = self.cascades.report()
+        cascades, functions = self.cascades.report(), self.calls.report()
         return {
             "in_time": self.in_time,
             "refused_at_arrival": self.refused_at_arrival,
@@ -264,6 +267,7 @@ class Tally:
             "evictions_failed": self._failed(ActionType.EVICT_WEIGHTS),
             "infers_failed": self._failed(ActionType.INFER),
             **({"cascades": cascades} if cascades else {}),
+            **({"functions": functions} if functions else {}),
         }
 
     def _done(self, kind: ActionType) -> int:
