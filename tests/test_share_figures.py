@@ -14,16 +14,19 @@ from slosched.analysis import style
 from slosched.analysis.legends import percent, short, short_all
 from slosched.analysis.share_bars import Bar, draw_bars
 from slosched.analysis.share_bars import Panel as BarPanel
+from slosched.analysis.share_cdfs import Latencies, draw_cdfs, draw_segments
 from slosched.analysis.share_figures import (
     MOST_BARS,
+    MOST_STEPS,
     Lane,
-    Latencies,
     Pause,
     Phase,
-    draw_cdfs,
+    Queued,
     draw_jct,
     draw_lanes,
     draw_power,
+    draw_queues,
+    queue_lines,
     read_jct,
 )
 from slosched.analysis.share_points import (
@@ -236,3 +239,34 @@ def test_long_names_stay_apart_when_they_are_cut() -> None:
     assert len(set(cut)) == 3 and all(len(name) <= 20 for name in cut)
     assert short("bert", 4) == "bert" and len(short("fasterrcnn_resnet50_fpn", 10)) == 10
     assert [percent(share) for share in (0.125, 12.0, 0.0)] == ["12.5 %", "1,200 %", "0 %"]
+
+
+def test_a_queue_is_drawn_step_by_step_or_as_its_means(tmp_path: Path) -> None:
+    short = Queued("A", [0.0, 1.0, 3.0], [1, 3, 0])
+    assert (short.mean(4.0), short.most) == (7 / 4, 3)
+    # Up for a tenth of each ms.
+    many = 4 * MOST_STEPS
+    times = [at for n in range(many) for at in (n * 1e-3, n * 1e-3 + 1e-4)]
+    dense = Queued("B", times, [2, 0] * many)
+    drawn = draw_queues([short, dense], many * 1e-3, tmp_path, "queue", title="Queues")
+    assert drawn.numbers["A"] == {"time_s": [0.0, 1.0, 3.0], "waiting": [1, 3, 0]}
+    (edges, means), shade = queue_lines(dense, many * 1e-3)
+    assert shade is not None and len(edges) == MOST_STEPS + 1 == len(means)
+    assert means == pytest.approx([0.2] * len(means)) and set(shade[1]) == {2}
+    assert queue_lines(short, 4.0) == (([0.0, 0.0, 1.0, 3.0, 4.0], [0, 1, 3, 0, 0]), None)
+    row = next(line.split() for line in drawn.text.splitlines() if line.startswith("B"))
+    assert row[1:] == ["0.2", "2", "0"]
+    for queues, end_s in (([], 1.0), ([short], 0.0)):
+        with pytest.raises(InvalidConfig, match="nothing to draw"):
+            draw_queues(queues, end_s, tmp_path, "queue", title="Queues")
+
+
+def test_segments_are_drawn_as_a_distribution(tmp_path: Path) -> None:
+    segments = {"low": [1.0, 3.0, 2.0, 2.0], "none": []}
+    drawn = draw_segments(segments, tmp_path, "segments", title="Segments")
+    assert drawn.numbers == {"low": [1.0, 2.0, 2.0, 3.0]}
+    row = next(line.split() for line in drawn.text.splitlines() if line.startswith("low"))
+    assert row == ["low", "4", "2", "2.97", "3"]
+    assert [file.name for file in drawn.files] == ["segments.png"]
+    with pytest.raises(InvalidConfig, match="no job of the run has segments"):
+        draw_segments({"none": []}, tmp_path, "segments", title="Segments")

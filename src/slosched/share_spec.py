@@ -9,6 +9,7 @@ time.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from enum import StrEnum
 
 import msgspec
@@ -281,8 +282,25 @@ class Tuning(_Plain, frozen=True):
     why: str = ""
 
 
+#: Times of segments that are kept of a request; SDXL has 75,000 module boundaries.
+MOST_SEGMENTS = 500
+
+
+def kept_segments(times_ns: Sequence[int]) -> tuple[int, ...]:
+    """`times_ns` in rising order; of more than MOST_SEGMENTS as many, evenly spaced, with both ends."""
+    order = sorted(times_ns)
+    if len(order) <= MOST_SEGMENTS:
+        return tuple(order)
+    return tuple(
+        order[place * (len(order) - 1) // (MOST_SEGMENTS - 1)] for place in range(MOST_SEGMENTS)
+    )
+
+
 class Prepared(_Plain, frozen=True):
-    """What a member says of a job that is ready."""
+    """What a member says of a job that is ready.
+
+    `segments_ns`: the times between boundaries in one request, as `kept_segments` keeps them.
+    """
 
     job: int
     pid: int
@@ -291,6 +309,7 @@ class Prepared(_Plain, frozen=True):
     exec_ns: int = 0  # predicted, or measured in warm-ups
     boundaries: int = 0  # in one request
     boundary_ns: int = 0  # the longest time between two
+    segments_ns: tuple[int, ...] = ()
     note: str = ""  # "random weights; ..."
     answer: str = ""  # a digest of the answer, to be compared with that of another run
     pieces: Pieces | None = None  # of a member that was asked to measure

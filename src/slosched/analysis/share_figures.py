@@ -1,4 +1,4 @@
-"""Figures of shared GPUs over time: latency against the end, lanes of requests, power, and CDFs.
+"""Figures of shared GPUs over time: latency against the end, lanes of requests, what waits, and power.
 
 The picture of latencies is Deft's (plot_jct_timeseries.py): the latency (JCT) of each job against its end.
 """
@@ -9,6 +9,7 @@ import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ from slosched.units import NS_PER_S
 #: Lanes that a figure shows at most, and requests of the busiest of them.
 MOST_LANES = 24
 MOST_BARS = 80
+#: Queues that a figure shows at most, and steps of one of them.
+MOST_QUEUES = 12
+MOST_STEPS = 600
 _NEEDED = ("start_timestamp_ns", "end_timestamp_ns", "jct_ms")
 
 
@@ -51,20 +55,34 @@ class Lane:
 
 
 @dataclass(frozen=True)
+class Queued:
+    """How many requests of a job wait: `waiting[i]` from `at_s[i]` on, and none before the first.
+
+    Times rise, in s from the begin of the window.
+    """
+
+    name: str
+    at_s: Sequence[float]
+    waiting: Sequence[int]
+
+    @property
+    def most(self) -> int:
+        return max(self.waiting, default=0)
+
+    def mean(self, end_s: float) -> float:
+        """The mean over the time from 0 to `end_s`."""
+        bounds_s = pairwise([*self.at_s, end_s])
+        spans = zip(bounds_s, self.waiting, strict=True)
+        return math.fsum((until - at) * number for (at, until), number in spans) / end_s
+
+
+@dataclass(frozen=True)
 class Phase:
     """A part of a power trace, such as the idle time."""
 
     name: str
     begin_s: float
     end_s: float
-
-
-@dataclass(frozen=True)
-class Latencies:
-    """Latencies in ms of one job under several methods, by their names."""
-
-    job: str
-    by_method: dict[str, Sequence[float]]
 
 
 # ---------------------------------------------------------------------------------- Deft's picture
@@ -269,6 +287,74 @@ def _draw_lane(
     )
 
 
+def draw_queues(
+    queues: Sequence[Queued], end_s: float, out: Path, stem: str, *, title: str
+) -> Drawn:
+    """Draw how many requests of each job wait, from 0 to `end_s`: a panel for each of MOST_QUEUES jobs.
+
+    Where a job's number changes more than MOST_STEPS times, a line shows its mean in MOST_STEPS equal times,
+    and a shade the most. Raises InvalidConfig if no job has a request, MissingPackage.
+    """
+    from slosched.analysis import style
+
+    if not queues or end_s <= 0:
+        raise InvalidConfig("nothing to draw: the run has no requests")
+    shown = queues[:MOST_QUEUES]
+    with style.look():
+        figure = style.Figure(figsize=(8.6, 1.2 + 1.25 * len(shown)), layout="constrained")
+        axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+        for place, (ax, queue) in enumerate(zip(axes, shown, strict=True)):
+            colour, _ = look_of(place)
+            line, most = queue_lines(queue, end_s)
+            if most is not None:
+                ax.fill_between(*most, step="post", color=colour, alpha=0.25, linewidth=0)
+            ax.plot(*line, drawstyle="steps-post", color=colour, linewidth=1.2)
+            ax.set_ylim(0, 1.08 * max(queue.most, 1))
+            ax.yaxis.set_major_locator(style.WholeLocator(4, integer=True))
+            ax.set_title(short(queue.name, 60), fontsize=10, loc="left")
+        axes[-1].set_xlim(0, end_s)
+        axes[-1].set_xlabel("Time from the begin of the window (s)")
+        figure.supylabel("Requests that wait", fontsize=10)
+        more = f" ({len(shown)} of {len(queues)} jobs)" if len(queues) > len(shown) else ""
+        if any(len(queue.at_s) > MOST_STEPS for queue in shown):
+            more += (
+                f"\nshaded: the most in {1000 * end_s / MOST_STEPS:.3g} ms; the line is the mean"
+            )
+        figure.suptitle(
+            fitting(figure, title) + more, x=0.01, ha="left", fontsize=11, fontweight="bold"
+        )
+        files = style.save(figure, out, stem)
+    rows = [(q.name, q.mean(end_s), q.most, q.waiting[-1] if q.waiting else 0) for q in shown]
+    return Drawn(
+        files,
+        {q.name: {"time_s": list(q.at_s), "waiting": list(q.waiting)} for q in shown},
+        columns_text(("job", "mean waiting", "most", "at the end"), rows),
+    )
+
+
+Line = tuple[Sequence[float], Sequence[float]]
+
+
+def queue_lines(queue: Queued, end_s: float) -> tuple[Line, Line | None]:
+    """What is drawn of a queue: its steps, or the means and the most of equal times."""
+    at_s, waiting = [0.0, *queue.at_s, end_s], [0, *queue.waiting, 0]
+    waiting[-1] = waiting[-2]
+    if len(queue.at_s) <= MOST_STEPS:
+        return (at_s, waiting), None
+    sums, most = [0.0] * MOST_STEPS, [0.0] * MOST_STEPS
+    wide_s = end_s / MOST_STEPS
+    for (begin_s, number), until_s in zip(zip(at_s, waiting, strict=True), at_s[1:], strict=False):
+        place = min(int(begin_s / wide_s), MOST_STEPS - 1)
+        while place < MOST_STEPS and place * wide_s < until_s:
+            inside_s = min(until_s, (place + 1) * wide_s) - max(begin_s, place * wide_s)
+            sums[place] += number * max(0.0, inside_s)
+            most[place] = max(most[place], number)
+            place += 1
+    edges = [place * wide_s for place in range(MOST_STEPS + 1)]
+    means = [each / wide_s for each in sums]
+    return (edges, [*means, means[-1]]), (edges, [*most, most[-1]])
+
+
 def draw_power(
     times_s: Sequence[float],
     watts: Sequence[float],
@@ -328,92 +414,3 @@ def _mean_between(times_s: Sequence[float], watts: Sequence[float], phase: Phase
         if phase.begin_s <= at <= phase.end_s
     ]
     return math.fsum(inside) / len(inside) if inside else math.nan
-
-
-# ----------------------------------------------------------------------------------------- CDFs
-
-
-def draw_cdfs(jobs: Sequence[Latencies], out: Path, stem: str, *, title: str) -> Drawn:
-    """Draw the distribution of latencies: a panel for each job (twelve at most), a curve for each method.
-
-    Raises InvalidConfig without a request, MissingPackage.
-    """
-    from slosched.analysis import style
-
-    used = [job for job in jobs if any(len(values) for values in job.by_method.values())][:12]
-    if not used:
-        raise InvalidConfig("nothing to draw: the runs have no requests")
-    names = list(dict.fromkeys(name for job in used for name in job.by_method))
-    labels = dict(zip(names, short_all(names, 40), strict=True))
-    columns = min(3, len(used))
-    rows = math.ceil(len(used) / columns)
-    with style.look():
-        size = size_with_legend(max(6.0, 3.1 * columns), 0.6 + 2.6 * rows, list(labels.values()))
-        figure = style.Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).flatten()
-        for ax, job in zip(axes, used, strict=False):
-            _draw_cdf(ax, job, labels)
-        for ax in axes[len(used) :]:
-            ax.set_visible(False)
-        for ax in axes[::columns]:
-            ax.set_ylabel("Share of requests")
-        figure.suptitle(
-            fitting(figure, title),
-            x=0.01,
-            ha="left",
-            fontsize=11,
-            fontweight="bold",
-        )
-        _legend_of_all(figure, axes, list(labels.values()))
-        files = style.save(figure, out, stem)
-    table = [
-        (job.job, name, len(values), _percentile(values, 50), _percentile(values, 99))
-        for job in used
-        for name, values in job.by_method.items()
-        if len(values)
-    ]
-    return Drawn(
-        files,
-        {job.job: {name: sorted(v) for name, v in job.by_method.items()} for job in used},
-        columns_text(("job", "method", "requests", "p50 ms", "p99 ms"), table),
-    )
-
-
-def _draw_cdf(ax: Any, job: Latencies, labels: dict[str, str]) -> None:
-    values_of_all: list[float] = []
-    for place, (name, label) in enumerate(labels.items()):
-        values = sorted(job.by_method.get(name, ()))
-        if not values:
-            continue
-        values_of_all += values
-        shares = [(rank + 1) / len(values) for rank in range(len(values))]
-        ax.plot([values[0], *values], [0.0, *shares], drawstyle="steps-post", color=look_of(place)[0],
-                linewidth=1.5, linestyle=("-", "--", ":", "-.")[place // 7 % 4], label=label)  # fmt: skip
-    if min(values_of_all) > 0 and max(values_of_all) / min(values_of_all) > 20:
-        ax.set_xscale("log")
-    ax.set_ylim(0, 1.03)
-    ax.set_xlabel("Latency (ms)")
-    ax.set_title(short(job.job, 34), fontsize=10)
-
-
-def _legend_of_all(figure: Any, axes: Sequence[Any], names: Sequence[str]) -> None:
-    """One legend for several panels of which each may lack a curve."""
-    from slosched.analysis.legends import columns_of
-
-    found: dict[str, Any] = {}
-    for ax in axes:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    shown = [name for name in names if name in found]
-    figure.legend(
-        [found[name] for name in shown],
-        shown,
-        loc="outside lower left",
-        ncols=columns_of(figure.get_figwidth(), shown),
-    )
-
-
-def _percentile(values: Sequence[float], percent: float) -> float:
-    import numpy as np
-
-    return float(np.percentile(np.asarray(values, float), percent))

@@ -100,7 +100,7 @@ def plot(
         typer.Option(
             metavar="KIND,...",
             help="Kinds of figures, as their files' names begin: latencies, modes, methods, trade-off, knob, "
-            "overhead, dedicated, mixes, jct, lanes, power. Default: all.",
+            "overhead, dedicated, mixes, jct, lanes, queue, segments, power. Default: all.",
             show_default=False,
         ),
     ] = "",
@@ -110,17 +110,17 @@ def plot(
             min=0,
             max=1000,
             metavar="N",
-            help="Runs that get figures of their own (jct, lanes, power).",
+            help="Runs that get figures of their own (jct, lanes, queue, segments, power).",
         ),
     ] = 8,
     json: Json = False,
 ) -> None:
     """Draw all figures that the runs below a folder allow, and say what was left out.
 
-    Latency against time, distributions, a run's lanes with its pauses, power with its phases; throughput, p99
-    and energy by mode; shared against dedicated GPUs; trade-off of a high and a low model, inflation and SLO
-    misses by method, overhead by boundaries; published mixes beside ours. This needs matplotlib: pip
-    install slosched[plot].
+    Latency against time, distributions, a run's lanes with its pauses, how many requests wait, the times
+    between boundaries, power with its phases; throughput, p99 and energy by mode; shared against dedicated
+    GPUs; trade-off of a high and a low model, inflation and SLO misses by method, overhead by boundaries;
+    published mixes beside ours. This needs matplotlib: pip install slosched[plot].
 
     \b
     Examples:

@@ -11,7 +11,7 @@ from pathlib import Path
 from slosched.analysis.drawn import Drawn
 from slosched.analysis.legends import short
 from slosched.analysis.share_bars import Bar, Panel, draw_bars
-from slosched.analysis.share_figures import Latencies, draw_cdfs
+from slosched.analysis.share_cdfs import Latencies, draw_cdfs
 from slosched.analysis.share_points import (
     Alone,
     TradeOff,
@@ -23,7 +23,7 @@ from slosched.analysis.share_points import (
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.output_files import check_folder, write_file
 from slosched.share.drawing_mixes import bar_of, draw_dedicated, mixes_of, published_mixes
-from slosched.share.drawing_runs import SINGLE
+from slosched.share.drawing_runs import SEGMENTS, SINGLE, stops_at_boundaries
 from slosched.share.figures import JobMetrics
 from slosched.share.found_runs import (
     FoundRun,
@@ -387,6 +387,8 @@ def _of_single_runs(drawing: Drawing, runs: Sequence[FoundRun], singles: int) ->
     for run in order[:singles]:
         name = f"{run.mix} {run.method}"
         for kind, draw in SINGLE.items():
+            if kind == SEGMENTS and not stops_at_boundaries(run):
+                continue  # nothing is missing there
             drawing.add(f"{kind} {name}", partial(draw, run, drawing.out))
     if len(order) > singles and drawing.wants(SINGLE):
         drawing.left_out.append(

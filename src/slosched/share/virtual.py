@@ -50,6 +50,7 @@ from slosched.share_spec import (
     ShareSpec,
     Status,
     Tuning,
+    kept_segments,
 )
 from slosched.units import NS_PER_MS, NS_PER_S
 from slosched.workloads.job_arrivals import arrivals_of, seed_of
@@ -432,6 +433,7 @@ def _job_result(
             exec_ns=_exec_ns(solo, world.mode),
             boundaries=solo.boundaries,
             boundary_ns=world.boundaries[i].longest_ns,
+            segments_ns=_segments_ns(world, i),
             note="; ".join(filter(None, ("virtual time", solo.note))),
             tuning=world.tunings.get(i),
         ),
@@ -439,6 +441,14 @@ def _job_result(
         memory_reserved=solo.memory_mib << 20,
         left=tally.left,
     )
+
+
+def _segments_ns(world: _World, i: int) -> tuple[int, ...]:
+    """Where a lane stops at boundaries, the times between those of the job `i`."""
+    if world.boundary_lane is None:
+        return ()
+    exec_ns = _exec_ns(world.solos[i], world.mode)
+    return kept_segments(world.boundaries[i].segments_ns(exec_ns))
 
 
 def _warmups(i: int, job: Job, solo: Solo, begin_ns: int) -> Iterable[Request]:

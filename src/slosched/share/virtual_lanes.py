@@ -19,11 +19,13 @@ from slosched.core.worker.lane_order import ArmedWork, LingeringOrder
 from slosched.core.worker.lanes import PREEMPTIVE_EXEC_LANE
 from slosched.share.contention import Party, rates
 from slosched.share.time_slices import SharedGpu
-from slosched.share_spec import Interruption, Mode
+from slosched.share_spec import MOST_SEGMENTS, Interruption, Mode
 
 #: How long request `number` of `job` takes alone, in ns.
 Work = Callable[[int, int], int]
 
+#: The last of equal segments ends this much before the request at most, since lengths are whole ns.
+_ROUNDING_NS = 1_000
 #: What is left of a request that has ended but for rounding, in ns.
 _NOTHING_NS = 0.5
 
@@ -42,6 +44,18 @@ class Spacing(NamedTuple):
     @property
     def longest_ns(self) -> int:
         return max(self.every_ns, self.first_ns, self.last_ns)
+
+    def segments_ns(self, exec_ns: int) -> list[int]:
+        """The times between the boundaries of a request that takes `exec_ns`; empty: it has none.
+
+        Where there are more than MOST_SEGMENTS, equal ones are left out.
+        """
+        first_ns = self.first_ns or self.every_ns
+        bounds = range(first_ns, exec_ns - max(self.last_ns, _ROUNDING_NS), self.every_ns or 1)
+        if not self.every_ns or not bounds:
+            return []
+        equal = min(len(bounds) - 1, MOST_SEGMENTS)
+        return [first_ns, *[self.every_ns] * equal, exec_ns - bounds[-1]]
 
 
 class RateGpu:

@@ -84,8 +84,8 @@ class Boundaries:
         self._free.extend(self._pending)  # of the last request, which ended
         self._pending.clear()
 
-    def measured(self, run: Callable[[], None]) -> tuple[int, int]:
-        """The boundaries of what `run` does, and the device's longest time between two of them, in ns."""
+    def measured(self, run: Callable[[], None]) -> tuple[int, list[int]]:
+        """The number of boundaries of what `run` does, and the device's times between them, in ns."""
         self.begin()
         self._marks = [self._timeline.mark()]
         try:
@@ -97,8 +97,7 @@ class Boundaries:
             self._marks = None
         self._timeline.synchronize()
         between = self._timeline.between_ns
-        longest = max(between(first, last) for first, last in pairwise(marks))
-        return self.number, longest
+        return self.number, [between(first, last) for first, last in pairwise(marks)]
 
     def between(self) -> None:
         """A boundary between two steps: called by the model, also where it has no hooks."""

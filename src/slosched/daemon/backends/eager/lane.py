@@ -20,7 +20,7 @@ from slosched.daemon.backends.eager.model import EagerModel
 from slosched.daemon.backends.eager.models import open_model
 from slosched.daemon.backends.eager.profiling import Kernels, kernels_of
 from slosched.daemon.member.gate import GateMember
-from slosched.share_spec import BoundaryKind, Job, Pieces, Prepared, Run
+from slosched.share_spec import BoundaryKind, Job, Pieces, Prepared, Run, kept_segments
 
 
 class EagerLane:
@@ -86,10 +86,10 @@ class EagerLane:
             self._ended.append(self._run(start, began_ns=clock.now_ns()))
             self._differs()
         self.warmups = tuple(self.poll(now_ns=0))
-        boundaries, longest_ns = 0, 0
+        boundaries, segments_ns = 0, list[int]()
         if self._gate is not None or self._bounded:
             self._boundaries.attach(model.module)
-            boundaries, longest_ns = self._boundaries.measured(self._compute)
+            boundaries, segments_ns = self._boundaries.measured(self._compute)
         # The least: the first request compiles, and where there are two, half of them would be such.
         exec_ns = min(each.ended_ns - each.started_ns for each in self.warmups[-3:])
         return Prepared(
@@ -99,7 +99,8 @@ class EagerLane:
             load_ns=load_ns,
             exec_ns=exec_ns,
             boundaries=boundaries,
-            boundary_ns=longest_ns,
+            boundary_ns=max(segments_ns, default=0),
+            segments_ns=kept_segments(segments_ns),
             note=f"random weights; inference mode; {model.note}",
             answer=self.answer_digest(),
         )

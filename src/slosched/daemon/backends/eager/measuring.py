@@ -48,9 +48,10 @@ def measure_pieces(
     ]
     looks.attach(module)
     try:
-        number, longest_ns = looks.measured(lambda: run(looks))
+        number, segments_ns = looks.measured(lambda: run(looks))
     finally:
         looks.detach()
+    longest_ns = max(segments_ns, default=0)
     plain = Boundaries(Boundary(kind=BoundaryKind.NONE), timeline, None)
     variants = [plain, looks, *bounded]
     times = _interleaved(variants, module, timeline, run, plain)

@@ -27,7 +27,7 @@ from slosched.daemon.backends.cuda.driver import OutOfDeviceMemory
 from slosched.daemon.backends.cuda.recorded import SETS
 from slosched.daemon.backends.graphs.stage import Made, OpenStage, Stage, tune_cut
 from slosched.errors import InvalidConfig
-from slosched.share_spec import Interruption, Job, Prepared, Run, Tuning, Urgent
+from slosched.share_spec import Interruption, Job, Prepared, Run, Tuning, Urgent, kept_segments
 from slosched.signature import row_bytes
 from slosched.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
@@ -227,6 +227,7 @@ class GraphLane:
             exec_ns=exec_ns,
             boundaries=0 if cut is None else len(cut.bounds),
             boundary_ns=exec_ns if cut is None else cut.boundary_ns,
+            segments_ns=() if cut is None else kept_segments(cut.segment_ns),
             note="; ".join(made.notes),
             answer=_digest(ready.answer),
             tuning=ready.tuning,
