@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
+
 from slosched import join_messages as j
 from slosched import messages as m
 from slosched.output_files import write_file
@@ -127,6 +129,22 @@ EXAMPLES: tuple[m.Message, ...] = (
         request_count=3,
         input_sizes=(48, 0, 48),
     ),
+    m.Call(
+        5,
+        9,
+        model_id=4,
+        gpu_id=2,
+        call_id=70,
+        expected_duration_ns=1_000_000,
+        earliest_ns=0,
+        latest_ns=10**18,
+        deadline_ns=10**18 + 7,
+        input_size=12,
+        size_class=3,
+        parent_id=69,
+    ),
+    m.CancelCall(5, 9),
+    m.ChildReply(5, 9, child=2, code=104, reason="ValueError: 3", output_size=0, worker_id=1),
     m.ClearCache(5, 7),
     m.GetWorkerState(5, 8),
     m.WorkerWelcome(
@@ -185,6 +203,24 @@ EXAMPLES: tuple[m.Message, ...] = (
         received_ns=1,
         sent_ns=2,
         output_sizes=(20, 20),
+    ),
+    m.ChildRequest(
+        5,
+        9,
+        child=2,
+        function="numbers.square",
+        input_size=12,
+        slo_ns=20_000_000,
+        size_class=3,
+        near="weights",
+        near_child=1,
+        ran_ns=300_000,
+    ),
+    m.ChildCancel(5, 9, 2),
+    m.CallSuspended(5, 9, 400_000, m.Span(10**18, 10**18 + 100_000, 100_000), (2, 1)),
+    m.CallResumed(5, 9),
+    m.CallResult(
+        5, 9, gpu_id=2, exec=_SPAN, output_sizes=(8,), children=3, received_ns=1, sent_ns=2
     ),
     m.ClearCacheResult(5, 7, received_ns=1, sent_ns=2),
     m.WorkerStateResult(5, 8, gpus=(_GPU,), models=((0, "resnet50"),), received_ns=1, sent_ns=2),
@@ -274,6 +310,27 @@ WELCOME_WITHOUT_BAD = m.WorkerWelcome(
     put_aside=(("bad", "it crashed"),),
 )
 
+_FUNCTION = m.FunctionInfo(
+    gpu=True,
+    slo_ns=50_000_000,
+    limit_ns=60 * 10**9,
+    max_payload_bytes=2**26,
+    size_classes=4,
+    idempotent=True,
+)
+
+WELCOME_WITH_FUNCTIONS = m.WorkerWelcome(
+    protocol=m.PROTOCOL_VERSION,
+    session=5,
+    version="0.1.0",
+    host="host",
+    pid=77,
+    device="host",
+    gpus=(m.GpuInfo(0, "host", 64, 16_777_216, slots=8, host=True),),
+    loadable=("numbers.square", "resnet50"),
+    functions=("numbers.square",),
+)
+
 HELLO_OF_A_CLUSTER = m.ControllerHello(
     protocol=m.PROTOCOL_VERSION,
     incarnation=2**60,
@@ -283,6 +340,12 @@ HELLO_OF_A_CLUSTER = m.ControllerHello(
 )
 
 LOADED = next(example for example in EXAMPLES if isinstance(example, m.LoadModelResult))
+
+LOADED_FUNCTION = msgspec.structs.replace(
+    LOADED, batch_sizes=(1,), exec_ns=(1_000_000,), pages=0, function=_FUNCTION
+)
+
+CALL_OF_A_CLIENT = m.InferRequest(request_id=9, model_id=4, length=3, near="weights")
 
 WELCOME_WITH_INVENTORY = m.WorkerWelcome(
     protocol=m.PROTOCOL_VERSION,
@@ -320,6 +383,8 @@ REPLY_OF_A_CASCADE = m.InferReply(
     ),
 )
 
+NEWS = b.ResultBundle((m.CallSuspended(5, 9, 400_000), m.CallResumed(5, 9)))
+
 #: By the name in the golden file.
 NAMED: dict[str, m.Message] = {
     **{type(example).__name__: example for example in EXAMPLES},
@@ -328,6 +393,10 @@ NAMED: dict[str, m.Message] = {
     "ControllerHello of a cluster": HELLO_OF_A_CLUSTER,
     "WorkerWelcome with inventory": WELCOME_WITH_INVENTORY,
     "InferReply of a cascade": REPLY_OF_A_CASCADE,
+    "WorkerWelcome with functions": WELCOME_WITH_FUNCTIONS,
+    "LoadModelResult of a function": LOADED_FUNCTION,
+    "InferRequest of a call": CALL_OF_A_CLIENT,
+    "ResultBundle with news of calls": NEWS,
 }
 
 

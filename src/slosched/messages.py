@@ -29,7 +29,8 @@ from slosched.message_types import MAX_TEXT as MAX_TEXT
 from slosched.message_types import NO_SPAN as NO_SPAN
 from slosched.message_types import ActionResult as ActionResult
 from slosched.message_types import FunctionInfo as FunctionInfo
-from slosched.message_types import Labels, Message, Names, PerRequest, Shape
+from slosched.message_types import Labels, Names, PerRequest, Shape
+from slosched.message_types import Message as Message
 from slosched.message_types import ModelInfo as ModelInfo
 from slosched.message_types import Name as Name
 from slosched.message_types import Number as Number

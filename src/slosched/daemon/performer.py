@@ -32,14 +32,13 @@ from slosched.core.values import ValueStore
 from slosched.daemon.long_replies import LongReplies
 from slosched.daemon.run_log import Announce, RunLog
 from slosched.messages import (
-    Action,
     ControllerHello,
     ControllerToWorker,
     HeartbeatAck,
     Infer,
     InferReply,
 )
-from slosched.transport.bundles import ActionBundle, ForClients, ReplyBundle
+from slosched.transport.bundles import ActionBundle, Bundled, ForClients, ReplyBundle
 from slosched.transport.codec import Frame, is_long
 from slosched.transport.outbox import Outbox
 from slosched.transport.sockets import Dealer, Router
@@ -73,7 +72,7 @@ class Performer:
         self._to_clients: Outbox[bytes, InferReply] = Outbox(
             self._send_to_client, ReplyBundle, failed=self._client_failed
         )
-        self._to_workers: Outbox[int, Action] = Outbox(
+        self._to_workers: Outbox[int, Bundled] = Outbox(
             self._send_to_worker, ActionBundle, failed=self._worker_failed
         )
         self.long_replies = LongReplies(scheduler, send=self._send_long, failed=failed)

@@ -12,6 +12,9 @@ import msgspec
 from slosched.join_messages import MembershipReply, Register
 from slosched.messages import (
     Action,
+    CallNews,
+    CancelCall,
+    ChildReply,
     ClientMessage,
     ControllerToClient,
     ControllerToWorker,
@@ -52,16 +55,21 @@ class NotTaken(Message, frozen=True):
     reason: Name
 
 
-class ActionBundle(Message, frozen=True):
-    """Actions without inputs that were decided at one wake-up of the controller."""
+#: What an ActionBundle and a ResultBundle may hold.
+Bundled = Action | CancelCall | ChildReply
+Reported = Result | CallNews
 
-    actions: Annotated[tuple[Action, ...], _Bound]
+
+class ActionBundle(Message, frozen=True):
+    """What goes to a worker without a frame, as decided at one wake-up of the controller."""
+
+    actions: Annotated[tuple[Bundled, ...], _Bound]
 
 
 class ResultBundle(Message, frozen=True):
-    """Results without outputs that a worker sends at one wake-up."""
+    """Results without outputs and news of calls without payloads, as a worker sends them at one wake-up."""
 
-    results: Annotated[tuple[Result, ...], _Bound]
+    results: Annotated[tuple[Reported, ...], _Bound]
 
 
 # What a frame may hold, by direction.

@@ -92,7 +92,8 @@ class ToClient(_Fact, frozen=True, gc=False):
 class ToWorker(_Fact, frozen=True, gc=False):
     """Send `message`. An Infer carries `requests`, and is followed by their `inputs`, in that order.
 
-    None stands for an input that a request has not; all are left out where no request has one.
+    None stands for an input that a request has not; all are left out where no request has one. A Call carries
+    one request, and its arguments are the one input. A ChildReply is about one, and followed by its result.
     """
 
     worker_id: int

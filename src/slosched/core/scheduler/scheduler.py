@@ -60,6 +60,7 @@ from slosched.core.scheduler.state import (
 )
 from slosched.core.scheduler.weights import Weights
 from slosched.messages import (
+    CallNews,
     CancelRequest,
     ClientHeartbeat,
     ClientHello,
@@ -348,6 +349,8 @@ class Scheduler:
         self.sessions.heard(worker)
         if isinstance(message, Heartbeat):
             self.sessions.heartbeat(worker, message, now_ns=now_ns)
+        elif isinstance(message, CallNews):
+            pass
         elif not self.catalog.ended(worker, message, now_ns=now_ns):
             self._ends.reported(worker, message, event.outputs, now_ns=now_ns)
 
