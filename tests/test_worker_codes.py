@@ -269,7 +269,9 @@ class BrokenGpu:
         return 0 if self.done else None
 
 
-@pytest.mark.parametrize("kind", list(OpKind))
+@pytest.mark.parametrize(
+    "kind", [OpKind.LOAD_WEIGHTS, OpKind.COPY_INPUT, OpKind.EXEC, OpKind.COPY_OUTPUT]
+)
 def test_2_a_device_that_fails_and_no_page_is_lost(kind: OpKind) -> None:
     worker = VirtualWorker()
     worker.stepper = Stepper(worker.brain, {0: BrokenGpu(kind)}, worker._perform)

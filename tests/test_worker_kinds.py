@@ -17,6 +17,8 @@ from slosched.core.worker.pipeline import Pipeline
 from slosched.core.worker.state import PendingAction, Step
 from slosched.messages import (
     Action,
+    Call,
+    ChildReply,
     ClearCache,
     ClearCacheResult,
     ErrorResult,
@@ -33,9 +35,10 @@ def test_every_action_has_its_kind() -> None:
     assert len({kind.action_type for kind in KINDS.values()}) == len(KINDS) == len(ActionType)
 
 
-def test_only_an_infer_brings_frames() -> None:
+def test_only_an_infer_a_call_and_the_answer_of_a_child_bring_frames() -> None:
     takers = [message for message, kind in KINDS.items() if kind.takes_inputs]
-    assert takers == [Infer]
+    assert set(takers) == {Infer, Call}
+    assert takes_inputs(ChildReply(session=1, action_id=1, child=0, code=0))
     assert not takes_inputs(ClearCache(1, 1)) and not takes_inputs("no action")
 
 

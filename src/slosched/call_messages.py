@@ -97,7 +97,7 @@ class ChildCancel(SessionMessage, frozen=True):
 class CallSuspended(SessionMessage, frozen=True):
     """The call of `action_id` awaits all of `children`, and its slot is free. It has run for `ran_ns` so far.
 
-    `part` is the span, on the worker's clock, of what ran since it began or was last resumed.
+    `part` is the span of what ran since it began or was last resumed.
     """
 
     ran_ns: Number

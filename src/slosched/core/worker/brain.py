@@ -12,7 +12,11 @@ from collections.abc import Collection, Sequence
 
 from slosched.codes import Code
 from slosched.config import HEARTBEAT_NS
+from slosched.core.worker.calls import MOST_CALLS
 from slosched.core.worker.interface import (
+    CallAwaits,
+    CallChained,
+    ChildTakenBack,
     Effect,
     Event,
     FromController,
@@ -25,6 +29,7 @@ from slosched.core.worker.interface import (
 from slosched.core.worker.inventory import MOST_RESIDENT, ids_of, inventory_of
 from slosched.core.worker.kinds import kinds_of
 from slosched.core.worker.kinds.base import Acceptance
+from slosched.core.worker.kinds.call import CallKind
 from slosched.core.worker.lanes import GPU_LANES, LaneSpec, Role
 from slosched.core.worker.ledger import Ledger
 from slosched.core.worker.link import HelloOutcome, Identity, Link
@@ -33,6 +38,9 @@ from slosched.core.worker.state import PendingAction
 from slosched.messages import (
     PROTOCOL_VERSION,
     Action,
+    Call,
+    CancelCall,
+    ChildReply,
     ControllerHello,
     GpuInfo,
     GpuStats,
@@ -53,7 +61,8 @@ class WorkerBrain:
     """Decides for `gpus`, each with `lanes`.
 
     `loadable` has the canonical names of the models that can be prepared, except those in `put_aside` (name,
-    reason), which are refused with the reason. `incarnation` is random, one per process start. A shell calls
+    reason), which are refused with the reason; those that are `functions` are called, at most `most_calls` of
+    them unfinished at a time. `incarnation` is random, one per process start. A shell calls
     `note_bad_message` for each message that it could not decode.
     """
 
@@ -71,6 +80,8 @@ class WorkerBrain:
         heartbeat_ns: int = HEARTBEAT_NS,
         put_aside: Sequence[tuple[str, str]] = (),
         lanes: Sequence[LaneSpec] = GPU_LANES,
+        functions: Collection[str] = (),
+        most_calls: int = MOST_CALLS,
     ) -> None:
         names = tuple(sorted(set(loadable) - {name for name, _ in put_aside}))
         self._identity = Identity(
@@ -81,12 +92,16 @@ class WorkerBrain:
             device=device,
             loadable=names,
             put_aside=tuple(put_aside),
+            functions=tuple(name for name in names if name in functions),
         )
         self._link = Link(incarnation, heartbeat_ns=heartbeat_ns)
-        self._ledger = Ledger(gpus, self._link, lanes)
+        self._ledger = Ledger(gpus, self._link, lanes, most_calls)
         self._pipeline = Pipeline(self._ledger)
         acceptance = Acceptance(names, put_aside, allow_zero_size_inputs)
         self._kinds = kinds_of(self._pipeline, acceptance)
+        calls = self._kinds[Call]
+        assert isinstance(calls, CallKind)
+        self._calls = calls
         self._refusal_due_ns = 0
         self._lost = ""
         self._gpu_stats: tuple[GpuStats, ...] = ()
@@ -108,7 +123,8 @@ class WorkerBrain:
         """Take in a fact. For an action that now waits or runs, returns its key.
 
         Effects and ops name the action by that key (`action_id` there); the shell keeps the frames that came
-        behind the message under it until DropInputs, or until they were copied. None: the frames can go.
+        behind the message under it until DropInputs, or until they were copied. For a ChildReply, returns the
+        key of the call that gets it. None: the frames can go.
         """
         if self._lost and not isinstance(event, FromController):
             return None  # from a device whose work was given up
@@ -118,8 +134,8 @@ class WorkerBrain:
         if isinstance(event, ModelPrepared):
             self._pipeline.prepared(event, now_ns)
             return None
-        if isinstance(event, WeightsLost):
-            self._weights_lost(event)
+        if not isinstance(event, FromController):
+            self._reported(event, now_ns)
             return None
         message = event.message
         if isinstance(message, HeartbeatAck):
@@ -129,7 +145,33 @@ class WorkerBrain:
         if isinstance(message, ControllerHello):
             self._hello(event.peer, message, now_ns)
             return None
+        if isinstance(message, CancelCall | ChildReply):
+            return self._of_a_call(message, now_ns)
         return self._accept(event, message, now_ns)
+
+    def _reported(
+        self, event: WeightsLost | CallAwaits | CallChained | ChildTakenBack, now_ns: int
+    ) -> None:
+        """A device says more than that an op has ended."""
+        if isinstance(event, CallAwaits):
+            self._calls.awaits(event, now_ns)
+        elif isinstance(event, CallChained):
+            self._calls.chained(event, now_ns)
+        elif isinstance(event, ChildTakenBack):
+            self._calls.taken_back(event)
+        else:
+            self._weights_lost(event)
+
+    def _of_a_call(self, message: CancelCall | ChildReply, now_ns: int) -> int | None:
+        """The controller says something to a call that it sent before."""
+        if self._link.session is None or message.session != self._link.session:
+            self.dropped += 1
+            return None
+        self._link.heard(now_ns)
+        if isinstance(message, ChildReply):
+            return self._calls.answered(message)
+        self._calls.cancel(message, now_ns)
+        return None
 
     def schedule(self, *, now_ns: int) -> list[Effect]:
         """Start everything whose time has come; returns what the shell must do, in order."""
@@ -153,8 +195,12 @@ class WorkerBrain:
     # ------------------------------------------------------------------------------ the end
 
     def shutdown(self, *, now_ns: int) -> None:
-        """Say goodbye, hand back what is queued (code 1), refuse what still comes (3); what runs may end."""
+        """Say goodbye, hand back what is queued (code 1), refuse what still comes (3); what runs may end.
+
+        Suspended calls end with code 100: their children cannot run here.
+        """
         self._pipeline.closing = True
+        self._calls.end_begun(_SHUTTING_DOWN, now_ns, running=False)
         if self._link.session is not None:
             goodbye = WorkerGoodbye(self._link.session)
             self._ledger.effects.append(ToController(self._link.peer, goodbye))
@@ -257,7 +303,9 @@ class WorkerBrain:
             if self._link.session is not None:  # its Welcome may have been lost
                 self._welcome(self._link.session)
         elif serving:
-            self._pipeline.cancel_queued("its session has ended", now_ns)
+            reason = "its session has ended"
+            self._calls.end_begun(reason, now_ns, running=True)
+            self._pipeline.cancel_queued(reason, now_ns)
 
     def _open_session(self, now_ns: int) -> None:
         """Begin a session. Nothing of the old one runs any more, so what the caches say is so."""
@@ -302,6 +350,7 @@ class WorkerBrain:
             gpus=self.gpu_reports(),
             loadable=identity.loadable,
             put_aside=identity.put_aside,
+            functions=identity.functions,
             inventory=inventory_of(self._ledger.instances.values()) if tells else (),
             incarnation=incarnation,
             times_lost=times_lost,
@@ -311,6 +360,7 @@ class WorkerBrain:
     def _heartbeat(self, now_ns: int) -> None:
         link = self._link
         assert link.session is not None
+        self._calls.end_forgotten(now_ns)
         beat = Heartbeat(
             session=link.session,
             sent_ns=now_ns,

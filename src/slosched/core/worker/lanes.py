@@ -46,6 +46,11 @@ PREEMPTIVE_LANES: Sequence[LaneSpec] = tuple(
 )
 
 
+def host_lanes(slots: int) -> Sequence[LaneSpec]:
+    """The lanes of a host's slots: functions are made ready one at a time, and `slots` calls run."""
+    return LaneSpec(Role.LOAD), LaneSpec(Role.EXEC, slots)
+
+
 def gpu_lanes(*, preemptive: bool) -> Sequence[LaneSpec]:
     """The lanes of a GPU, the exec lane `preemptive` or not."""
     return PREEMPTIVE_LANES if preemptive else GPU_LANES

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from slosched.config import canonical_model
+from slosched.core.worker.calls import MOST_CALLS, Calls
 from slosched.core.worker.interface import (
     DropInputs,
     Effect,
@@ -27,12 +28,17 @@ class Ledger:
     """Shared by the brain, which accepts actions, the kinds, which know their steps, and the pipeline."""
 
     def __init__(
-        self, gpus: Sequence[GpuInfo], link: Link, lanes: Sequence[LaneSpec] = GPU_LANES
+        self,
+        gpus: Sequence[GpuInfo],
+        link: Link,
+        lanes: Sequence[LaneSpec] = GPU_LANES,
+        most_calls: int = MOST_CALLS,
     ) -> None:
         self.link = link
         self.gpus = {info.gpu_id: GpuState(info, lanes) for info in gpus}
         self.host = Lane(HOST_LANE)
         self.instances: dict[int, Instance] = {}  # by model id
+        self.calls = Calls(most_calls)
         #: By key, in the order of arrival.
         self.unanswered: dict[int, PendingAction[Any]] = {}
         self.effects: list[Effect] = []
@@ -75,6 +81,8 @@ class Ledger:
     def _end(self, action: PendingAction[Any], message: Result, output_of: int | None) -> None:
         if action.uses_weights:
             self.release_weights(action)
+        if action.call is not None:
+            self.calls.end(action.call)
         del self.unanswered[action.key]
         self.effects.append(ToController(action.peer, message, output_of))
 

@@ -55,6 +55,7 @@ class Identity:
     device: str
     loadable: tuple[str, ...]
     put_aside: tuple[tuple[str, str], ...] = ()
+    functions: tuple[str, ...] = ()
 
 
 class Link:

@@ -1,8 +1,9 @@
 """Lanes: what runs where and when, from the queue to the end of each step.
 
 A GPU has four lanes (Clockwork §4.2): load, input, exec, output. Each runs as many ops at a time as it is wide
-(one on a GPU) and keeps the other actions in a queue by (earliest, arrival). The host lane belongs to the
-worker; models are prepared there.
+(one on a GPU) and keeps the other actions in a queue by (earliest, arrival). The slots of a host, for calls of
+functions, are an exec lane of their number with a load lane. The host lane belongs to the worker; models are
+prepared there.
 
 The kinds of actions (kinds/) say which steps an action takes; here nothing knows a kind. An action never begins
 before its `earliest` nor after its `latest`; nothing is checked against its end. A device that arms is handed
@@ -109,6 +110,13 @@ class Pipeline:
         self._ops[op.op_id] = (lane, action)
         self.ledger.effects.append(Launch(op))
 
+    def take_back(self, action: PendingAction[Any]) -> None:
+        """The action, which waits in a lane of its GPU, is no longer to start."""
+        assert action.gpu is not None
+        queue = action.gpu.lanes[action.step.role].queue
+        queue[:] = [entry for entry in queue if entry[2] is not action]
+        heapify(queue)
+
     def late(self, action: PendingAction[Any], code: Code, now_ns: int) -> bool:
         """True, and the action has failed, if its window is over."""
         if now_ns <= action.latest_ns:
@@ -120,13 +128,18 @@ class Pipeline:
 
     def op_done(self, done: OpDone, now_ns: int) -> None:
         """The device finished an op, or gives an armed one back: free its slot, and go on."""
-        entry = self._ops.pop(done.op_id, None)
+        action = self.op_over(done.op_id)
+        action.step.ended(action, done, now_ns)
+
+    def op_over(self, op_id: int) -> PendingAction[Any]:
+        """The op takes its slot no longer; returns its action."""
+        entry = self._ops.pop(op_id, None)
         if entry is None:
-            raise KeyError(f"the device reports op {done.op_id}, which does not run")
+            raise KeyError(f"the device reports op {op_id}, which does not run")
         lane, action = entry
         lane.started.remove(action)
         self._touch(lane)
-        action.step.ended(action, done, now_ns)
+        return action
 
     def prepared(self, event: ModelPrepared, now_ns: int) -> None:
         """The host lane finished a preparation."""

@@ -6,11 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+import msgspec
+
 from slosched.codes import ActionType
 from slosched.config import ModelProfile
-from slosched.core.worker.lanes import GPU_LANES, LaneSpec, Role
+from slosched.core.worker.calls import CallState
+from slosched.core.worker.lanes import GPU_LANES, LaneSpec, Role, host_lanes
 from slosched.core.worker.memory import WeightsCache
-from slosched.messages import NO_SPAN, Action, GpuInfo, LoadModel, LoadModelResult, Span
+from slosched.messages import (
+    NO_SPAN,
+    Action,
+    FunctionInfo,
+    GpuInfo,
+    LoadModel,
+    LoadModelResult,
+    Span,
+)
 
 #: Start time of work that need not wait.
 NO_EARLIEST_NS = 0
@@ -22,7 +33,7 @@ M = TypeVar("M", bound=Action)
 
 @dataclass(slots=True, eq=False)
 class Instance:
-    """A model that the controller may load onto GPUs. Copies of a name share everything but the id."""
+    """A model or a function that the controller may load. Copies of a name share everything but the id."""
 
     model_id: int
     name: str
@@ -35,6 +46,7 @@ class Instance:
     #: By length class and batch size, the longest time until a run can be interrupted; empty: none can be.
     boundaries_ns: dict[int, dict[int, int]] = field(default_factory=dict)
     urgent_ns: int = 0  # a run of a class that takes no longer may interrupt others; 0: none may
+    function: FunctionInfo | None = None  # None: it is a model
     #: The last LoadModel of it, and the answer: what its worker tells the next controller of the cluster.
     request: LoadModel | None = None
     result: LoadModelResult | None = None
@@ -83,6 +95,7 @@ class PendingAction(Generic[M]):
     clock_mhz: int = 0
     prepares: str = ""  # the model that it prepares on the host, named as the controller names it
     uses_weights: bool = False  # it keeps its instance's weights on its GPU in use
+    call: CallState | None = None  # of a Call
 
 
 @dataclass(slots=True, eq=False)
@@ -114,13 +127,17 @@ class Lane:
 
 
 class GpuState:
-    """One GPU: its cache, its lanes, and which instances are in use on it."""
+    """One GPU, or the host's slots: its cache, its lanes, and which instances are in use on it.
+
+    `lanes` are those of a GPU; a host has its own.
+    """
 
     def __init__(self, info: GpuInfo, lanes: Sequence[LaneSpec] = GPU_LANES) -> None:
         self.info = info
         self.gpu_id = info.gpu_id
         self.cache = WeightsCache(info.pages)
-        self.lanes = {spec.role: Lane(spec, self) for spec in lanes}
+        specs = host_lanes(info.slots) if info.host else lanes
+        self.lanes = {spec.role: Lane(spec, self) for spec in specs}
         self.free_copies = False  # an Infer without inputs needs no copies to the device and back
         self._uses: dict[int, int] = {}  # model id -> Infers between arrival and the end of exec
 
@@ -139,5 +156,4 @@ class GpuState:
 
     def report(self) -> GpuInfo:
         """The GPU as a message shows it. Weights that are loading count: their pages are taken."""
-        info = self.info
-        return GpuInfo(info.gpu_id, info.name, info.pages, info.page_bytes, self.cache.model_ids())
+        return msgspec.structs.replace(self.info, resident=self.cache.model_ids())

@@ -7,6 +7,7 @@ from typing import Any
 from slosched.core.worker.kinds.base import Acceptance, ActionKind
 from slosched.core.worker.pipeline import Pipeline
 from slosched.discovery import classes_in
+from slosched.messages import ChildReply
 
 KINDS: dict[type[object], type[ActionKind[Any]]] = {
     each.message: each for each in classes_in(__name__) if issubclass(each, ActionKind)
@@ -20,5 +21,7 @@ def kinds_of(pipeline: Pipeline, acceptance: Acceptance) -> dict[type[object], A
 
 def takes_inputs(message: object) -> bool:
     """True if frames may follow `message`."""
+    if isinstance(message, ChildReply):
+        return True
     kind = KINDS.get(type(message))
     return kind is not None and kind.takes_inputs

@@ -16,7 +16,7 @@ from slosched.codes import ActionType, Code
 from slosched.core.clock_sync import ClockSync
 from slosched.core.worker.pipeline import Pipeline
 from slosched.core.worker.state import M, PendingAction
-from slosched.messages import Action, EvictWeights, Infer, LoadModel, LoadWeights, Span
+from slosched.messages import Action, Call, EvictWeights, Infer, LoadModel, LoadWeights, Span
 
 #: A code, and what is wrong in words.
 Fault = tuple[Code, str]
@@ -62,7 +62,9 @@ class ActionKind(ABC, Generic[M]):
         return self._ledger.link.clock
 
     def _set_window(
-        self, action: PendingAction[M], message: LoadModel | LoadWeights | EvictWeights | Infer
+        self,
+        action: PendingAction[M],
+        message: LoadModel | LoadWeights | EvictWeights | Infer | Call,
     ) -> Fault | None:
         """Convert the window of `message` to the worker's clock."""
         earliest_ns, latest_ns = message.earliest_ns, message.latest_ns
@@ -78,7 +80,7 @@ class ActionKind(ABC, Generic[M]):
     def _locate(
         self,
         action: PendingAction[M],
-        message: LoadWeights | EvictWeights | Infer,
+        message: LoadWeights | EvictWeights | Infer | Call,
         unknown_model: Code,
     ) -> Fault | None:
         """Find the GPU and the instance that `message` names, then convert its window."""
@@ -90,6 +92,11 @@ class ActionKind(ABC, Generic[M]):
         instance = ledger.instances.get(message.model_id)
         if instance is None:
             return unknown_model, f"model id {message.model_id} was not loaded"
+        on_host = instance.function is not None and not instance.function.gpu
+        if on_host != gpu.info.host:
+            wants, has = ("a host", "a GPU") if on_host else ("a GPU", "a host")
+            reason = f"{instance.name!r} runs on {wants}, and device {gpu.gpu_id} is {has}"
+            return Code.INVALID_GPU, reason
         action.gpu, action.instance = gpu, instance
         return self._set_window(action, message)
 

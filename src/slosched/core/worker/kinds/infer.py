@@ -36,6 +36,11 @@ class InferKind(ActionKind[Infer]):
         if fault is not None:
             return fault
         assert action.instance is not None
+        if action.instance.function is not None:
+            return (
+                Code.INVALID_ACTION,
+                f"{action.instance.name!r} is a function, which a Call runs",
+            )
         zero_size_inputs = self._acceptance.zero_size_inputs
         return infer_fault(message, action.instance, frames, zero_size_inputs=zero_size_inputs)
 

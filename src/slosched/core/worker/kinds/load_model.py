@@ -95,6 +95,7 @@ class LoadModelKind(ActionKind[LoadModel]):
                 labels=event.labels,
                 boundaries_ns=event.boundaries_ns,
                 urgent_ns=event.urgent_ns,
+                function=event.function,
             )
         self._answer(action, ledger.instances[message.model_id], event.span, now_ns)
 
@@ -131,6 +132,7 @@ class LoadModelKind(ActionKind[LoadModel]):
             length_classes=classes,
             boundaries_ns=_offered_boundaries(instance, max(profile.lengths, default=0), batches),
             urgent_ns=instance.urgent_ns,
+            function=instance.function,
         )
         for model_id in range(message.model_id, message.model_id + message.copies):
             prepared = self._ledger.instances[model_id]
