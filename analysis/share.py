@@ -39,6 +39,8 @@ FIGURES = (
     ("hotcarbon", "mixes", "mixes", "mixes.png"),
     ("hotcarbon", "dedicated", "dedicated_mps", "dedicated_mps.png"),
     ("hotcarbon", "modes", "bert+diffusion+whisper", "modes.png"),
+    ("hotcarbon", "queue", "queue_bert+diffusion+gpt_preempt", "queue.png"),
+    ("hotcarbon", "segments", "segments_bert+diffusion+gpt_preempt", "segments.png"),
 )
 #: Columns of each table: of the sweep's, and how they are called.
 COLUMNS = {
