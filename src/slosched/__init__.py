@@ -6,6 +6,7 @@
         [model] = await client.load("resnet50_v2")
         answer = await client.infer(model, array, slo="25ms")
 
+`@slosched.function` makes a Python function one that workers run and clients call (docs/functions.md).
 `Controller` and `Worker` run the daemons within a program of your own. Names are imported when they
 are first used, so that `import slosched` costs nothing.
 """
@@ -33,15 +34,22 @@ if TYPE_CHECKING:
         RequestFailed,
         SloschedError,
     )
+    from slosched.functions.context import ChildRef, Context, gather
+    from slosched.functions.errors import CallFailed
+    from slosched.functions.function import Function, function
 
 #: Public name -> (module, name there; "" is the module itself)
 _PUBLIC = {
     "AsyncClient": ("slosched.clients.aio", "AsyncClient"),
+    "CallFailed": ("slosched.functions.errors", "CallFailed"),
+    "ChildRef": ("slosched.functions.context", "ChildRef"),
     "Client": ("slosched.clients.blocking", "Client"),
     "ConnectionLost": ("slosched.errors", "ConnectionLost"),
+    "Context": ("slosched.functions.context", "Context"),
     "Controller": ("slosched.daemon.controller", "ControllerServer"),
     "ControllerConfig": ("slosched.config", "ControllerConfig"),
     "DeadlineExceeded": ("slosched.errors", "DeadlineExceeded"),
+    "Function": ("slosched.functions.function", "Function"),
     "Inference": ("slosched.clients.inference", "Inference"),
     "InvalidRequest": ("slosched.errors", "InvalidRequest"),
     "Model": ("slosched.clients.inference", "Model"),
@@ -54,15 +62,21 @@ _PUBLIC = {
     "WorkerConfig": ("slosched.config", "WorkerConfig"),
     "connect": ("slosched.clients.aio", "connect"),
     "errors": ("slosched.errors", ""),
+    "function": ("slosched.functions.function", "function"),
+    "gather": ("slosched.functions.context", "gather"),
 }
 
 __all__ = [
     "AsyncClient",
+    "CallFailed",
+    "ChildRef",
     "Client",
     "ConnectionLost",
+    "Context",
     "Controller",
     "ControllerConfig",
     "DeadlineExceeded",
+    "Function",
     "Inference",
     "InvalidRequest",
     "Model",
@@ -76,6 +90,8 @@ __all__ = [
     "__version__",
     "connect",
     "errors",
+    "function",
+    "gather",
 ]
 
 
