@@ -16,6 +16,7 @@ from slosched.clock import now_ns
 from slosched.codes import Code
 from slosched.config import WorkerConfig
 from slosched.daemon.backends.base import in_words, preparation_failed
+from slosched.daemon.backends.broods import packets
 from slosched.daemon.backends.cpu import wire
 from slosched.daemon.backends.cpu.measuring import measure_model
 from slosched.daemon.backends.cpu.serving import Rows, ServedModel
@@ -53,7 +54,7 @@ class Child:
     def serve(self) -> None:
         while True:
             try:
-                got = wire.receive(self._end)
+                got = packets.receive(self._end)
             except EOFError:
                 return
             assert got is not None  # the socket blocks
@@ -61,12 +62,12 @@ class Child:
             try:
                 self._handle(wire.to_child.decode(packet), fds)
             finally:
-                wire.close_all(fds)
+                packets.close_all(fds)
 
     def _tell(self, message: wire.FromChild) -> None:
         if os.getpid() != self._pid:
             os._exit(0)  # the model forked, and this is the copy: one answer is enough
-        wire.send(self._end, wire.encode(message))
+        packets.send(self._end, packets.encode(message))
 
     def _handle(self, message: wire.ToChild, fds: list[int]) -> None:
         if isinstance(message, wire.Exec | wire.Load):

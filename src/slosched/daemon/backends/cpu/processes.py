@@ -17,8 +17,10 @@ from slosched.clock import Clock, now_ns
 from slosched.codes import Code
 from slosched.config import ModelProfile
 from slosched.core.worker.interface import DeviceEvent, Op, OpDone, OpKind, WeightsLost
+from slosched.daemon.backends.broods import packets
+from slosched.daemon.backends.broods.children import ChildRunner
 from slosched.daemon.backends.cpu import wire
-from slosched.daemon.backends.cpu.children import ChildRunner, Nursery
+from slosched.daemon.backends.cpu.children import Nursery
 from slosched.daemon.backends.cpu.slots import Slot
 from slosched.daemon.backends.layout import Layouts
 from slosched.messages import Span
@@ -61,7 +63,7 @@ class Preparation:
         self.code, self.reason = 0, ""
         self._silent_ns, self._note = silent_ns, note
         self.due_ns = now_ns + silent_ns
-        child.send(wire.encode(order))
+        child.send(packets.encode(order))
 
     @property
     def over(self) -> bool:
@@ -199,7 +201,7 @@ class ModelProcess:
             spare.append(slot)
             return
         if slot.shared and slot.generation == self.generation:
-            self.child.send(wire.encode(wire.DropSlot(slot.number)))
+            self.child.send(packets.encode(wire.DropSlot(slot.number)))
         slot.close()
 
     # ------------------------------------------------------------------------------------- ops
@@ -207,7 +209,7 @@ class ModelProcess:
     def load(self, op: Op, *, now_ns: int) -> None:
         """Begin a LOAD_WEIGHTS; `step` reports its end. The process must be ready."""
         self._begin(op, self.known.profile.weights_ns, None, now_ns)
-        self.child.send(wire.encode(wire.Load(op.op_id, op.model_id)))
+        self.child.send(packets.encode(wire.Load(op.op_id, op.model_id)))
 
     def execute(self, op: Op, slot: Slot, *, now_ns: int) -> None:
         """Begin an EXEC on the rows in `slot`; `step` reports its end. The process must be ready."""
@@ -215,14 +217,16 @@ class ModelProcess:
             message = wire.AddSlot(
                 slot.number, slot.batch, slot.length, slot.outputs_at, slot.nbytes
             )
-            self.child.send(wire.encode(message), (slot.fd,))
+            self.child.send(packets.encode(message), (slot.fd,))
             slot.shared = True
         slot.running = True
         expected_ns = self.known.profile.times(slot.length).get(slot.batch, _OVERDUE_NS)
         self._begin(op, expected_ns, slot, now_ns)
         given = tuple(row for row, size in enumerate(op.input_sizes) if size)
         answers = op.request_count if given else 0
-        self.child.send(wire.encode(wire.Exec(op.op_id, op.model_id, slot.number, given, answers)))
+        self.child.send(
+            packets.encode(wire.Exec(op.op_id, op.model_id, slot.number, given, answers))
+        )
 
     def _begin(self, op: Op, expected_ns: int, slot: Slot | None, now_ns: int) -> None:
         limit_ns = now_ns + 4 * expected_ns + _OVERDUE_NS
@@ -231,14 +235,14 @@ class ModelProcess:
     def evict(self, model_id: int) -> None:
         self._held.discard(model_id)
         if self.ready:
-            self.child.send(wire.encode(wire.Evict(model_id)))
+            self.child.send(packets.encode(wire.Evict(model_id)))
 
     def measured_anew(self, known: Known) -> None:
         """Another process measured the model for larger batches."""
         self.known = known
         if self.ready:
             classes = wire.Classes(known.profile, known.prepared.own_state)
-            self.child.send(wire.encode(classes))
+            self.child.send(packets.encode(classes))
 
     def end(self) -> None:
         """The model is not needed any more."""
