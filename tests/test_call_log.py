@@ -136,14 +136,6 @@ def test_a_child_whose_parent_has_no_row_is_an_orphan(tmp_path: Path) -> None:
     [
         ([a_call(1, 0, 1, parent=2, child=0), a_call(2, 0, 1)], "later 2 as its parent"),
         ([a_call(1, 0, 1), a_call(1, 0, 1)], "two rows are of call 1"),
-        (
-            [
-                a_call(0, 0, 1),
-                a_call(1, 0, 1, parent=0, child=0),
-                a_call(2, 0, 1, parent=0, child=0),
-            ],
-            "two children of the number 0",
-        ),
     ],
 )
 def test_a_log_that_is_no_forest_is_refused(tmp_path: Path, calls: list, words: str) -> None:  # type: ignore[type-arg]
@@ -187,3 +179,22 @@ def test_names_that_peers_make_up_are_bounded() -> None:
         tally.add(a_call(number, 0, 0, function=f"f{number}", code=6))
     assert len(tally.functions) == MOST_FUNCTIONS + 1
     assert tally.functions[OTHERS].calls == 50
+
+
+def test_a_call_that_began_again_has_the_parts_and_children_of_its_last_try(tmp_path: Path) -> None:
+    calls = [
+        a_call(2, 1, 4, parent=1, child=0, code=1),
+        a_call(3, 6, 8, parent=1, child=0, start=6, exec=2),
+        a_call(1, 0, 10, start=5, exec=3, children=1, attempts=2),
+    ]
+    parts = [
+        a_part(1, 0, 0, 2, (0,)),
+        a_part(1, 0, 5, 6, (0,)),
+        a_part(1, 1, 8, 10),
+    ]
+    write_calls(tmp_path, calls, parts)
+    graph = graph_in(tmp_path)
+    (root,) = graph.roots
+    assert [part.begin_ns - START_NS for part in root.parts] == [5 * MS, 8 * MS]
+    assert root.children[0].call_id == 3
+    assert [call.call_id for call in graph.below(root)] == [1, 2, 3]

@@ -49,7 +49,9 @@ class Part:
 class RecordedCall:
     """One call. The columns of calls.tsv, with times of day; `start_ns` is None of one that did not begin.
 
-    `children` are by their number, in the order in which they were asked for.
+    `children` are by their number, in the order in which they were asked for. A call that is idempotent may
+    have begun again after its process ended: `children` and `parts` are of its last try, and `earlier` are the
+    children of those before.
     """
 
     call_id: int
@@ -77,6 +79,7 @@ class RecordedCall:
     orphan: bool = False
     children: dict[int, RecordedCall] = field(default_factory=dict)
     parts: list[Part] = field(default_factory=list)
+    earlier: list[RecordedCall] = field(default_factory=list)
 
     @property
     def latency_ns(self) -> int:
@@ -125,6 +128,7 @@ class CallGraph:
             call = waiting.pop()
             yield call
             waiting += [call.children[n] for n in sorted(call.children, reverse=True)]
+            waiting += call.earlier[::-1]
 
 
 def read_call_graph(
@@ -132,8 +136,7 @@ def read_call_graph(
 ) -> CallGraph:
     """Return the graph of the logs at `calls_at` and `parts_at`, or of some `rows` of the former.
 
-    Raises MalformedLog if a file is damaged, or a call is said to be its own ancestor or to have another's
-    place.
+    Raises MalformedLog if a file is damaged, or a call is said to be its own ancestor.
     """
     log = read_call_log(calls_at)
     calls = _calls(log, rows)
@@ -150,10 +153,10 @@ def read_call_graph(
         if parent is None:
             call.orphan = True
             roots.append(call)
-        elif parent.children.setdefault(call.child, call) is not call:
-            raise MalformedLog(
-                f"{calls_at}: call {call.parent_id} has two children of the number {call.child}"
-            )
+        else:
+            if call.child in parent.children:
+                parent.earlier.append(parent.children[call.child])
+            parent.children[call.child] = call
     if parts_at is not None:
         _add_parts(parts_at, calls)
     return CallGraph(calls, roots)
@@ -199,16 +202,19 @@ def _calls(log: LogTable, rows: Rows | None) -> dict[int, RecordedCall]:
 def _add_parts(path: Path, calls: dict[int, RecordedCall]) -> None:
     log = read_call_part_log(path)
     wanted = np.flatnonzero(np.isin(log["call_id"], np.fromiter(calls, np.int64, len(calls))))
-    order = wanted[np.lexsort((log["first"][wanted], log["part"][wanted], log["call_id"][wanted]))]
+    # In the order of the file, in which a call's parts are in the order of time.
+    order = wanted[np.argsort(log["call_id"][wanted], kind="stable")]
     names = ("t", "call_id", "part", "ran", "first", "last")
     for end_ns, call_id, number, ran, first, last in zip(
         *(log[name][order].tolist() for name in names), strict=True
     ):
         parts = calls[call_id].parts
+        if number == 0 and parts and (len(parts) > 1 or parts[0].end_ns != end_ns):
+            parts.clear()  # it began again
         if number == len(parts):
             parts.append(Part(end_ns - ran, end_ns, []))
         elif number != len(parts) - 1:
-            # The disk did not take a row: from here on nothing is known of this call.
+            # The disk did not take a row: from there on nothing is known of this call.
             continue
         if first >= 0:
             if last - first >= MOST_CHILDREN:
