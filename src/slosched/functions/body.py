@@ -17,9 +17,9 @@ from typing import Any
 from slosched.codes import Code
 from slosched.errors import SloschedError
 from slosched.functions.context import Context, Waiting
-from slosched.functions.errors import call_failed, shortened
+from slosched.functions.errors import PayloadTooLarge, call_failed, shortened
 from slosched.functions.function import Function
-from slosched.functions.payload import Buffer, decode_result
+from slosched.functions.payload import Buffer, decode_result, encode_result
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +144,29 @@ class Body:
             f"{type(found).__name__}. A call has no event loop: asyncio.sleep, locks and sockets of asyncio do "
             "not work in it"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a call ended: its code, with code 0 its result as the parts of a frame, else the reason."""
+
+    code: int
+    reason: str = ""
+    result: tuple[Buffer, ...] = ()
+
+
+def ended(function: Function[Any], step: Returned | Raised) -> Ended:
+    """What is answered for the last step of a call: also a result that cannot travel has its code."""
+    if isinstance(step, Raised):
+        return Ended(Code.CALL_RAISED, step.text)
+    try:
+        return Ended(
+            Code.OK, "", tuple(encode_result(step.value, most_bytes=function.max_payload_bytes))
+        )
+    except PayloadTooLarge as error:
+        return Ended(Code.CALL_OVER_LIMIT, str(error))
+    except Exception as error:  # what it returned may have code of its own
+        return Ended(Code.CALL_RAISED, shortened(f"{type(error).__name__}: {error}"))
 
 
 def outcome_of(function: str, *, code: int, reason: str, frame: Buffer) -> object:

@@ -268,9 +268,13 @@ class Context:
             near_child=self._near_child(near),
         )
         ref: ChildRef[Any] = ChildRef(self, child.child, name)
-        self._host.chained(child)
-        self._children += 1
         self._refs[child.child] = ref
+        try:
+            self._host.chained(child)
+        except BaseException:
+            del self._refs[child.child]
+            raise
+        self._children += 1
         return ref
 
     def _near_child(self, near: ChildRef[Any] | str | None) -> int:
