@@ -4,7 +4,8 @@ The file is JSON in the Trace Event Format ("Trace Event Format", Google): a pro
 each of its GPUs a track of what the exec executor did and one beside it of what was predicted, and the
 same for the executor of weights; a flow links a prediction to what came of it. The controller is a
 process too, with counters and some of the requests, each with the stages that it had. Everything comes
-from the action log; the request log adds the requests and stages.tsv their stages, where there are any.
+from the action log; the request log adds the requests, stages.tsv their stages and calls.tsv the calls of
+functions, where there are any.
 
 Only the rows of the window become events, and they are written as they are made, so that a log of ten
 million rows takes some columns of numbers and no more.
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from slosched.analysis.intervals import Gpu, gpus_of
 from slosched.analysis.runs import read_actions, read_requests, read_rows, stated
 from slosched.analysis.stage_rows import read_stages
+from slosched.analysis.trace_calls import call_devices, call_events, call_times, read_calls
 from slosched.analysis.trace_events import (
     Stages,
     action_events,
@@ -100,6 +102,7 @@ class Traced:
     events: int
     clipped: int
     shortened: bool
+    calls: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -127,16 +130,14 @@ def write_trace(
     path = actions.path
     log = _requests_of(run_dir)
     sent = actions["t"] - actions["controller_result_enqueue"]
-    start_ns = int(sent.min())
-    end_ns = int(actions["t"].max())
-    if log is not None:
-        start_ns = min(start_ns, int((log["t"] - log["latency"]).min()))
-        end_ns = max(end_ns, int(log["t"].max()))
-    on_gpus = _on_gpus(actions, window.gpus, path)
+    start_ns, end_ns = _run_span(run_dir, actions, sent, log)
+    on_gpus = _on_gpus(actions, window.gpus, run_dir)
     until_ns, shortened = _end_of(window, sent[on_gpus] - start_ns, end_ns - start_ns, most_actions)
     inside = (actions["t"] - start_ns >= window.start_ns) & (sent - start_ns < until_ns)
     rows = np.flatnonzero(inside & on_gpus)
-    if not len(rows):
+    span = (window.start_ns, until_ns)
+    calls = read_calls(run_dir, start_ns, span, window.gpus)
+    if not len(rows) and not len(calls):
         raise InvalidConfig(
             f"no action from {format_duration(window.start_ns)} to {format_duration(until_ns)} in "
             f"{path}; the run is {format_duration(end_ns - start_ns)} long"
@@ -147,19 +148,17 @@ def write_trace(
     of_actions = len(actions)
     del actions, sent, inside, on_gpus
     shown |= read_rows(run_dir, rows, _REST)
-    span = (window.start_ns, until_ns)
+    asked = None if log is None else _asked(log, start_ns, span)
     about = _about(run_dir, start_ns, span, len(rows), of_actions)
     with TraceFile(out, about) as file:
-        segments = _segments(run_dir, shown)
-        clipped = action_events(file, shown, flows=flows, segments=segments)
-        asked = None if log is None else _asked(log, start_ns, span)
+        clipped = 0
+        if len(rows):
+            clipped = action_events(file, shown, flows=flows, segments=_segments(run_dir, shown))
         counter_events(file, shown, asked, span)
-        sampled = 0
-        if asked is not None:
-            chosen = sample(asked, requests)
-            sampled = len(chosen)
-            stages = _stages(run_dir, asked, chosen, start_ns)
-            request_events(file, asked, chosen, stages, start_ns)
+        sampled = _add_requests(file, run_dir, asked, requests, start_ns)
+        if len(calls):
+            named = set(shown["worker_id"].tolist())
+            call_events(file, calls, named=named, flows=flows, stories=requests)
     return Traced(
         out,
         *span,
@@ -170,7 +169,32 @@ def write_trace(
         file.events,
         clipped,
         shortened,
+        len(calls),
     )
+
+
+def _run_span(
+    run_dir: Path, actions: LogTable, sent: Column, log: LogTable | None
+) -> tuple[int, int]:
+    """When the first thing of a run began and the last one ended, in wall-clock ns."""
+    spans = [(int(sent.min()), int(actions["t"].max()))]
+    if log is not None:
+        spans.append((int((log["t"] - log["latency"]).min()), int(log["t"].max())))
+    calls = call_times(run_dir)
+    if calls is not None:
+        spans.append(calls)
+    return min(begin for begin, _ in spans), max(end for _, end in spans)
+
+
+def _add_requests(
+    file: TraceFile, run_dir: Path, asked: Columns | None, most: int, start_ns: int
+) -> int:
+    """Add a sample of the requests, and return how many these are."""
+    if asked is None:
+        return 0
+    chosen = sample(asked, most)
+    request_events(file, asked, chosen, _stages(run_dir, asked, chosen, start_ns), start_ns)
+    return len(chosen)
 
 
 def _requests_of(run_dir: Path) -> LogTable | None:
@@ -205,16 +229,16 @@ def _stages(run_dir: Path, asked: Columns, rows: Column, start_ns: int) -> Stage
     return {known[request]: stages for request, stages in read_stages(run_dir, known).items()}
 
 
-def _on_gpus(actions: LogTable, gpus: Collection[Gpu], path: Path) -> Column:
-    """True for the rows of `gpus`. Raises InvalidConfig for one that is in no row."""
+def _on_gpus(actions: LogTable, gpus: Collection[Gpu], run_dir: Path) -> Column:
+    """True for the rows of `gpus`. Raises InvalidConfig for one that is in no row, and ran no call."""
     if not gpus:
         return np.ones(len(actions), bool)
     chosen = np.zeros(len(actions), bool)
     for gpu in gpus:
         rows = (actions["worker_id"] == gpu.worker_id) & (actions["gpu_id"] == gpu.gpu_id)
-        if not rows.any():
+        if not rows.any() and gpu not in call_devices(run_dir):
             known = ", ".join(str(known) for known in gpus_of(actions.columns)[:20])
-            raise InvalidConfig(f"{path} has no action of {gpu}; its GPUs are {known}")
+            raise InvalidConfig(f"{actions.path} has no action of {gpu}; its GPUs are {known}")
         chosen |= rows
     return chosen
 

@@ -67,10 +67,10 @@ def action_events(
     clipped = 0
     tracks: dict[int, count[int]] = {}
     for gpu in gpus_of(actions):
-        pid = _FIRST_WORKER + gpu.worker_id
+        pid = worker_pid(gpu.worker_id)
         if pid not in tracks:
             tracks[pid] = count(1)
-            _name_process(file, pid, f"worker {gpu.worker_id}")
+            name_process(file, pid, f"worker {gpu.worker_id}")
         on_gpu = (actions["worker_id"] == gpu.worker_id) & (actions["gpu_id"] == gpu.gpu_id)
         for executor, types in EXECUTORS:
             rows = np.flatnonzero(on_gpu & np.isin(actions["action_type"], types))
@@ -97,7 +97,7 @@ class _Track:
 
     def actual(self, pid: int, tid: int, name: str) -> int:
         """Add the track of what was done; returns how many slices were clipped."""
-        _name_track(self._file, pid, tid, name)
+        name_track(self._file, pid, tid, name)
         where = f'"pid":{pid},"tid":{tid}'
         clipped = 0
         for begin, end, row, number in self._pieces():
@@ -129,7 +129,7 @@ class _Track:
 
     def predicted(self, pid: int, tid: int, name: str, lane: int) -> None:
         """Add the track of those predictions that are in `lane`."""
-        _name_track(self._file, pid, tid, name)
+        name_track(self._file, pid, tid, name)
         where = f'"pid":{pid},"tid":{tid}'
         rows = np.flatnonzero(self._at.lane == lane)
         for row in rows[np.argsort(self._at.due_begin[rows], kind="stable")].tolist():
@@ -199,11 +199,12 @@ def counter_events(
     made, and the latest numbers of all models are added up. Goodput is exec time that was spent on requests
     in time, over the time that passed: how many GPUs did useful work.
     """
-    _name_process(file, CONTROLLER, "controller")
-    order = np.argsort(actions["sent"], kind="stable")
-    queued = _sum_of_last(actions["model_id"][order], actions["requests_queued"][order])
+    name_process(file, CONTROLLER, "controller")
     edges = _edges(span, _QUEUE_STEP_NS)
-    _levels(file, "queued requests", "queued", edges, actions["sent"][order], queued)
+    if len(actions["sent"]):
+        order = np.argsort(actions["sent"], kind="stable")
+        queued = _sum_of_last(actions["model_id"][order], actions["requests_queued"][order])
+        _levels(file, "queued requests", "queued", edges, actions["sent"][order], queued)
     if requests is not None:
         times = np.concatenate((requests["arrived"], requests["t"]))
         steps = np.repeat((1, -1), len(requests["t"]))
@@ -219,7 +220,7 @@ def counter_events(
         useful = np.histogram(done[mine], edges, weights=actions["goodput"][mine])[0]
         shares = useful / np.diff(edges)
         for at, share in zip(edges[:-1].tolist(), shares.tolist(), strict=True):
-            _count(file, _FIRST_WORKER + worker_id, "goodput (GPUs)", at, f'"GPUs":{share:.4g}')
+            _count(file, worker_pid(worker_id), "goodput (GPUs)", at, f'"GPUs":{share:.4g}')
 
 
 def _answer_rates(file: TraceFile, requests: Columns, edges: Column) -> None:
@@ -363,7 +364,13 @@ def _stage_events(
 # ---------------------------------------------------------------------------------- metadata
 
 
-def _name_process(file: TraceFile, pid: int, name: str) -> None:
+def worker_pid(worker_id: int) -> int:
+    """The process of a worker."""
+    return _FIRST_WORKER + worker_id
+
+
+def name_process(file: TraceFile, pid: int, name: str) -> None:
+    """Name a process; they are shown in the order of their numbers."""
     for kind, value in (
         ("process_name", {"name": name}),
         ("process_sort_index", {"sort_index": pid}),
@@ -371,7 +378,8 @@ def _name_process(file: TraceFile, pid: int, name: str) -> None:
         file.add_dict({"name": kind, "ph": "M", "pid": pid, "ts": 0, "args": value})
 
 
-def _name_track(file: TraceFile, pid: int, tid: int, name: str) -> None:
+def name_track(file: TraceFile, pid: int, tid: int, name: str) -> None:
+    """Name a track of a process, likewise."""
     for kind, value in (
         ("thread_name", {"name": name}),
         ("thread_sort_index", {"sort_index": tid}),

@@ -47,9 +47,15 @@ _Gpus = Annotated[
         "--gpu", metavar="W0-GPU0", help="Only this GPU. Several: again, or with commas between."
     ),
 ]
-_Requests = Annotated[int, typer.Option(min=0, help="Number of requests to show, an even sample.")]
+_Requests = Annotated[
+    int, typer.Option(min=0, help="Number of requests and calls to show, an even sample.")
+]
 _Flows = Annotated[
-    bool, typer.Option("--flows/--no-flows", help="Arrows from predictions to the actions.")
+    bool,
+    typer.Option(
+        "--flows/--no-flows",
+        help="Arrows from predictions to the actions, and between calls of functions.",
+    ),
 ]
 
 
@@ -69,7 +75,8 @@ def trace(
     Each worker is a process; each GPU has a track for inferences and one for loads, with the
     predictions beside them. A slice is named by model and batch size, with a suffix if its requests
     were not in time. A refused or failed action is a mark with the reason. Counters show queued and
-    unanswered requests, answers per second and goodput. docs/planning.md says more.
+    unanswered requests, answers per second and goodput. Calls of functions have a track for each slot,
+    with arrows from parent to child. docs/planning.md says more.
 
     \b
     Examples:
@@ -104,9 +111,10 @@ def _summary(traced: Traced) -> str:
         if traced.clipped
         else ""
     )
+    calls = f", {traced.calls} calls of functions" if traced.calls else ""
     return (
         f"{format_duration(traced.start_ns)} to {format_duration(traced.end_ns)} of a run of "
-        f"{format_duration(traced.run_ns)}: {traced.actions} actions, {traced.requests} of the requests"
+        f"{format_duration(traced.run_ns)}: {traced.actions} actions, {traced.requests} of the requests{calls}"
         f"{clipped}\nwrote {traced.path} ({traced.events} events); open it at https://ui.perfetto.dev"
     )
 
