@@ -43,6 +43,8 @@ MOST_OPEN = 2 * MOST_CHILDREN
 #: A call that is suspended for this time after its deadline, and for its own limit, is ended: an answer was
 #: lost.
 _SUSPENDED_AFTER_DEADLINE_NS = 60 * NS_PER_S
+#: Before the `earliest` of every call that has not begun.
+_BEFORE_ALL_NS = -NO_LATEST_NS
 
 
 class CallKind(ActionKind[Call]):
@@ -307,7 +309,7 @@ class CallKind(ActionKind[Call]):
         assert action.gpu is not None
         state.phase = CallPhase.READY
         lane = action.gpu.lanes[Role.EXEC]
-        self._pipeline.enqueue(lane, NO_EARLIEST_NS, action, self._next)
+        self._pipeline.enqueue(lane, _BEFORE_ALL_NS, action, self._next)
 
     def _tell(
         self,
