@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from slosched.clients.arguments import (
     check_fields,
@@ -24,6 +24,7 @@ from slosched.clients.arguments import (
     slo_fields,
     user_number,
 )
+from slosched.clients.calls import CallAnswer, Caller
 from slosched.clients.forks import generation
 from slosched.clients.inference import Inference, Model
 from slosched.clients.questions import Questions, limit_ns
@@ -34,6 +35,7 @@ from slosched.codes import Code
 from slosched.config import CONTROLLER_PORT
 from slosched.core.client.interface import Infer
 from slosched.errors import ConnectionLost, InvalidRequest
+from slosched.functions.function import Function, R
 from slosched.messages import InferReply
 from slosched.transport.codec import Frame
 
@@ -48,6 +50,8 @@ class AsyncClient(Questions):
     `weight` is what its requests are worth beside others' of 1, within 0.01..100 and as far as the
     operator lets it say so; InvalidConfig for another.
     """
+
+    _caller: Caller | None = None
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -192,6 +196,61 @@ class AsyncClient(Questions):
         answer = Inference(model, outputs, reply, now_ns() - sent_ns)
         answer.raise_for_code()
         return answer
+
+    # --------------------------------------------------------------------------------- calls
+
+    async def call(
+        self,
+        function: Function[R] | str,
+        *args: Any,
+        slo: float | str | None = None,
+        near: str = "",
+        timeout_s: float | None = None,
+        user_id: int = 0,
+        **kwargs: Any,
+    ) -> R:
+        """Call a function of the workers with these arguments, and return its result; its arrays are read-only.
+
+        `function` is the decorated function, or its name; with the name alone the call has the size class 0,
+        and its arguments are checked by the worker. `slo`, `timeout_s`, `user_id` and cancelling are those of
+        `infer`; without `slo` the function's own holds, else the controller's. The call should run where the
+        last one `near` the same text did. The first call of a function asks the controller for it.
+
+        Raises TypeError for arguments that the function does not take or that cannot travel, PayloadTooLarge;
+        CallFailed when it did not return: its `code` is 104 if it raised, and its `reason` the traceback;
+        CallRefused, a DeadlineExceeded, if it could not be in time; InvalidRequest for a name that no worker
+        offers; ConnectionLost when the controller went away. `.reply` of CallFailed is the CallAnswer.
+        """
+        options = {"slo": slo, "near": near, "timeout_s": timeout_s, "user_id": user_id}
+        answer = await self._answer_of(function, args, kwargs, options)
+        answer.raise_for_code()
+        return cast(R, answer.value)
+
+    async def call_answer(
+        self,
+        function: Function[Any] | str,
+        *args: Any,
+        slo: float | str | None = None,
+        near: str = "",
+        timeout_s: float | None = None,
+        user_id: int = 0,
+        **kwargs: Any,
+    ) -> CallAnswer:
+        """Call a function, as `call`, and return all that is answered, also if it failed or was refused."""
+        options = {"slo": slo, "near": near, "timeout_s": timeout_s, "user_id": user_id}
+        return await self._answer_of(function, args, kwargs, options)
+
+    async def _answer_of(
+        self,
+        function: Function[Any] | str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: dict[str, Any],
+    ) -> CallAnswer:
+        self._check_open()
+        if self._caller is None:
+            self._caller = Caller(self.load, self._answer_to)
+        return await self._caller.answer(function, args, kwargs, **options)
 
     async def _answer_to(
         self, event: Infer, frame: Frame | None, sent_ns: int

@@ -10,16 +10,19 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
 
 from slosched.clients.aio import DEFAULT_ADDRESS, connect
+from slosched.clients.calls import CallAnswer
 from slosched.clients.forks import forked_error, generation
 from slosched.clients.inference import Inference, Model, Unloaded
 from slosched.clients.session import OnRestart
 from slosched.clients.tensors import Inputs
 from slosched.codes import Code
 from slosched.errors import ConnectionLost
+from slosched.functions.function import Function, R
 from slosched.messages import ModelInfo, Welcome
 
 _T = TypeVar("_T")
@@ -82,6 +85,15 @@ class Client:
 
     def _call(self, make: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         """Run a coroutine in the loop and wait for it; its own time limit bounds the wait."""
+        future = self._started(make)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # of no effect on one that has ended
+            raise
+
+    def _started(self, make: Callable[[], Coroutine[Any, Any, _T]]) -> Future[_T]:
+        """Run a coroutine in the loop."""
         if (
             self._generation != generation()
         ):  # before the lock, which a thread may have held at the fork
@@ -89,12 +101,7 @@ class Client:
         with self._lock:
             if self._closed:
                 raise ConnectionLost("this client is closed", code=Code.CANCELLED)
-            future = asyncio.run_coroutine_threadsafe(make(), self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()  # of no effect on one that has ended
-            raise
+            return asyncio.run_coroutine_threadsafe(make(), self._loop)
 
     def close(self) -> None:
         """Say goodbye and end the thread. Calls that wait in other threads fail. Idempotent."""
@@ -166,3 +173,48 @@ class Client:
                 user_id=user_id,
             )
         )
+
+    def call(
+        self,
+        function: Function[R] | str,
+        *args: Any,
+        slo: float | str | None = None,
+        near: str = "",
+        timeout_s: float | None = None,
+        user_id: int = 0,
+        **kwargs: Any,
+    ) -> R:
+        """Call a function of the workers and return its result; see AsyncClient.call for what it raises."""
+        options: dict[str, Any] = {"slo": slo, "near": near}
+        options |= {"timeout_s": timeout_s, "user_id": user_id}
+        return self._call(lambda: self._client.call(function, *args, **options, **kwargs))
+
+    def call_answer(
+        self,
+        function: Function[Any] | str,
+        *args: Any,
+        slo: float | str | None = None,
+        near: str = "",
+        timeout_s: float | None = None,
+        user_id: int = 0,
+        **kwargs: Any,
+    ) -> CallAnswer:
+        """Call a function, as `call`, and return all that is answered, also if it failed or was refused."""
+        options: dict[str, Any] = {"slo": slo, "near": near}
+        options |= {"timeout_s": timeout_s, "user_id": user_id}
+        return self._call(lambda: self._client.call_answer(function, *args, **options, **kwargs))
+
+    def start_call(
+        self,
+        function: Function[R] | str,
+        *args: Any,
+        slo: float | str | None = None,
+        near: str = "",
+        timeout_s: float | None = None,
+        user_id: int = 0,
+        **kwargs: Any,
+    ) -> Future[R]:
+        """Begin a call and return at once: `.result()` waits for it as `call` does, `.cancel()` ends it."""
+        options: dict[str, Any] = {"slo": slo, "near": near}
+        options |= {"timeout_s": timeout_s, "user_id": user_id}
+        return self._started(lambda: self._client.call(function, *args, **options, **kwargs))

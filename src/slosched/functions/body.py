@@ -16,6 +16,7 @@ from typing import Any
 
 from slosched.codes import Code
 from slosched.errors import SloschedError
+from slosched.functions import context
 from slosched.functions.context import Context, Waiting
 from slosched.functions.errors import PayloadTooLarge, call_failed, shortened
 from slosched.functions.function import Function
@@ -44,6 +45,8 @@ class Raised:
 
 
 Step = Awaits | Returned | Raised
+
+_OURS = (__file__, context.__file__)
 
 
 class Body:
@@ -180,14 +183,16 @@ def outcome_of(function: str, *, code: int, reason: str, frame: Buffer) -> objec
 
 
 def traceback_text(error: BaseException) -> str:
-    """The traceback of what a function raised, without the frames of this file, at most 4,000 characters."""
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
-        frames = frames.tb_next
+    """The traceback of what a function raised, without the frames of this runtime, at most 4,000 characters."""
     try:
-        text = "".join(traceback.format_exception(type(error), error, frames))
+        report = traceback.TracebackException.from_exception(error)
+        reports: list[traceback.TracebackException | None] = [report]
+        for each in reports:
+            if each is not None:
+                each.stack[:] = [frame for frame in each.stack if frame.filename not in _OURS]
+                reports += [each.__cause__, each.__context__]
+        text = "".join(report.format())
     except Exception as problem:  # an exception's own code
-        text = (
-            f"{type(error).__name__}, whose traceback cannot be written ({type(problem).__name__})"
-        )
+        name, other = type(error).__name__, type(problem).__name__
+        text = f"{name}, whose traceback cannot be written ({other})"
     return shortened(text.rstrip())

@@ -127,7 +127,8 @@ class Infer(_Fact, frozen=True, gc=False):
     with others that are asked for before the next `schedule`. `bounded`: it ends when there is no answer
     within its SLO and a grace; without a known SLO also when the controller falls silent. `waits`: until its
     model is loaded again, if the controller was restarted; others are not taken then. `within_ns`: the
-    caller's own limit, of a bounded one (0: none).
+    caller's own limit, of a bounded one (0: none). A call of a function has its arguments as input and its size
+    class as `length`, and should run where the last call `near` the same key did (empty: anywhere).
     """
 
     model: HeldModel
@@ -140,6 +141,7 @@ class Infer(_Fact, frozen=True, gc=False):
     bounded: bool = False
     waits: bool = False
     within_ns: int = 0
+    near: str = ""
 
 
 class Cancel(_Fact, frozen=True, gc=False):

@@ -141,6 +141,7 @@ class Requests:
             length=event.length,
             signature=model.signature if event.has_input else 0,
             round_trip_ns=round_trip_ns,
+            near=event.near,
         )
         if event.bundled:
             self._later.append(message)

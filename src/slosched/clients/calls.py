@@ -1,0 +1,153 @@
+"""Calls of functions by a client: arguments to a frame, an answer to a value or an error."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from slosched.clients.arguments import client_name, slo_fields, user_number
+from slosched.clients.inference import Inference, Model
+from slosched.clients.questions import limit_ns
+from slosched.clock import now_ns
+from slosched.codes import Code
+from slosched.core.client.interface import Infer
+from slosched.errors import InvalidRequest, MalformedMessage, RequestFailed
+from slosched.functions.errors import call_failed
+from slosched.functions.function import MAX_PAYLOAD_BYTES, Function, checked_name
+from slosched.functions.payload import decode_result, encode, joined
+from slosched.message_types import FunctionInfo
+from slosched.messages import InferReply
+from slosched.transport.codec import Frame
+from slosched.units import format_duration
+
+_LONGEST_KEY = 256
+
+#: AsyncClient.load, and what sends a request and waits for its answer.
+Load = Callable[[str], Awaitable[list[Model]]]
+AnswerTo = Callable[[Infer, Frame | None, int], Awaitable[tuple[InferReply, Frame | None]]]
+
+
+@dataclass(frozen=True, slots=True)
+class CallAnswer(Inference):
+    """The answer to a call: the `value` that the function returned, and everything that the controller says.
+
+    Times are in ns; `round_trip_ns` is the client's own measure. Arrays in `value` are read-only.
+    """
+
+    value: Any = None
+
+    @property
+    def function(self) -> str:
+        """The function's name."""
+        return self.model.name
+
+    def raise_for_code(self) -> None:
+        """Raise what the code stands for, with this answer as `.reply`; nothing for code 0.
+
+        CallRefused (a DeadlineExceeded) for what could not be in time, InvalidRequest for 6, CallFailed for
+        the others.
+        """
+        code, reason = self.message.code, self.message.reason
+        if code == Code.INVALID_REQUEST:
+            text = f"call of {self.function!r}: {reason} (code {code})"
+            raise InvalidRequest(text, code=code, reply=self)
+        if code != Code.OK:
+            raise call_failed(self.function, code=code, reason=reason, reply=self)
+
+    def _run_told(self) -> list[str]:
+        """What was predicted of it and what happened; it runs alone, and seldom on a GPU."""
+        parts = []
+        if self.start_ns is not None:
+            parts.append(f"started at {format_duration(self.start_ns)}")
+        if self.exec_ns is not None:
+            expected = self.predicted_exec_ns
+            predicted = "" if expected is None else f" (predicted {format_duration(expected)})"
+            parts.append(f"ran {format_duration(self.exec_ns)}{predicted}")
+        if self.message.worker_id >= 0:
+            warmth = "cold" if self.cold else "warm"
+            parts.append(f"on worker {self.message.worker_id}, {warmth}")
+        return parts
+
+
+class Caller:
+    """Makes the calls of one client, whose methods `load` and `answer_to` are."""
+
+    def __init__(self, load: Load, answer_to: AnswerTo) -> None:
+        self._load, self._answer_to = load, answer_to
+        self._loaded: dict[str, Model] = {}  # functions that were called before
+
+    async def function(self, name: str) -> tuple[Model, FunctionInfo]:
+        """The function `name`, as the controller knows it. Raises InvalidRequest if a model is called so."""
+        model = self._loaded.get(name)
+        if model is None or model.held.unloaded:
+            [model, *_] = await self._load(name)
+            self._loaded[name] = model
+        if model.info.function is None:
+            self._loaded.pop(name, None)
+            raise InvalidRequest(
+                f"{name!r} is a model and not a function; use infer for it",
+                code=Code.INVALID_REQUEST,
+            )
+        return model, model.info.function
+
+    async def answer(
+        self,
+        function: Function[Any] | str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        slo: float | str | None,
+        near: str,
+        timeout_s: float | None,
+        user_id: int,
+    ) -> CallAnswer:
+        """Make a call and return its answer, whatever its code; AsyncClient.call says what it raises."""
+        stated = function if isinstance(function, Function) else None
+        name = checked_name(function) if stated is None else stated.name
+        _, slo_ns = slo_fields(slo, None)
+        user_id, near = user_number(user_id), _key(near)
+        within_ns = 0 if timeout_s is None else limit_ns(timeout_s)
+        size_class, most_bytes = 0, MAX_PAYLOAD_BYTES
+        if stated is not None:
+            stated.check_arguments(args, kwargs)
+            size_class = stated.size_class(args, kwargs)
+            most_bytes = stated.max_payload_bytes
+        parts = encode(args, kwargs, most_bytes=most_bytes)
+        model, info = await self.function(name)
+        sent_ns = now_ns()
+        event = Infer(
+            model=model.held,
+            slo_ns=slo_ns or info.slo_ns,
+            user_id=user_id,
+            has_input=True,
+            length=size_class,
+            bounded=True,
+            waits=True,
+            within_ns=within_ns,
+            near=near,
+        )
+        reply, frame = await self._answer_to(event, joined(parts), sent_ns)
+        value = None
+        if reply.code == Code.OK and frame is not None:
+            value = _value(name, frame)
+        return CallAnswer(model, {}, reply, now_ns() - sent_ns, value)
+
+
+def _value(name: str, frame: Frame) -> Any:
+    try:
+        return decode_result(frame)
+    except MalformedMessage as error:
+        raise RequestFailed(
+            f"the result of {name!r} cannot be read: {error}", code=Code.RUNTIME_ERROR
+        ) from None
+
+
+def _key(near: object) -> str:
+    key = client_name(near)
+    if len(key) > _LONGEST_KEY:
+        raise InvalidRequest(
+            f"near has {len(key)} characters; at most {_LONGEST_KEY} are taken",
+            code=Code.INVALID_REQUEST,
+        )
+    return key
