@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from slosched.errors import InvalidConfig, UnknownName
+from slosched.share.experiment import solo_path
 from slosched.share.imported import Imported, ImportedJob, of_metrics
 from slosched.share.importers import deft_metrics, deft_run, read_deft_requests, read_hotcarbon
 from slosched.share.metrics import metrics_of
@@ -345,6 +346,29 @@ def test_our_tree_read_again_has_our_numbers(tmp_path: Path, layout: str) -> Non
     assert found.energy_ratio == pytest.approx(350 / (0.8 * 200 + 250 / 300 * 300))
     if layout == "slosched":
         assert found.source == "slosched" and read_hotcarbon(root)[0].window_s == 30.0
+
+
+def test_our_jobs_that_differ_in_more_than_their_model_have_the_solos_that_are_theirs(
+    tmp_path: Path,
+) -> None:
+    """Two sizes of one model: the seven files alone do not tell their solos apart, and our summary does."""
+    sizes = ((1440, 2560), (720, 1280))
+    jobs = tuple(Job(name=f"job{n}", model="bert", size=size) for n, size in enumerate(sizes))
+    spec = msgspec.structs.replace(SPEC, jobs=jobs)
+    for result in (*SOLOS.values(), SHARED):
+        alone = result.mode is Mode.EXCLUSIVE
+        path = (
+            solo_path(spec, result.jobs[0].job, 0) if alone else run_path(spec, jobs, Mode.MPS, 0)
+        )
+        write_run(tmp_path / path, spec, result, SOLOS)
+    found = read_hotcarbon(tmp_path)
+    assert [run.label for run in found] == ["h200"] * 3
+    shared = next(run for run in found if len(run.jobs) == 2)
+    assert [job.normalized for job in shared.jobs] == pytest.approx([0.8, 250 / 300])
+    assert shared.stp == pytest.approx(0.8 + 250 / 300)
+    assert [run.stp for run in found if run is not shared] == pytest.approx([1.0, 1.0])
+    next(tmp_path.rglob("bert-1@*/exclusive/r0/summary.json")).unlink()
+    assert [run.label for run in read_hotcarbon(tmp_path)] == ["h200"] * 3
 
 
 def test_both_layouts_in_one_tree_count_once(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ import numpy as np
 
 from slosched.errors import InvalidConfig
 from slosched.share.hotcarbon_files import PWR, ROWS, TOTALS, TPUT, known_keys
-from slosched.share.imported import Imported, ImportedJob, with_solos
+from slosched.share.imported import Imported, ImportedJob, of_metrics, with_solos
+from slosched.share.outputs import SUMMARY, read_summary
 from slosched.text_files import read_text
 
 #: What its README calls the files that its code names total_p90.csv, ...
@@ -37,8 +38,8 @@ def read_hotcarbon(
 ) -> tuple[Imported, ...]:
     """All runs below `root`, with STP and energy ratio where the tree has the models alone.
 
-    Power is the mean over the last `window_s` of pwr.csv (None: what our summary beside it says, else 120 s,
-    its default duration), less 2 s at each end. pwr.csv has the rows of `gpus` GPUs in turn without an index
+    A folder of ours has a summary, which is read unless `window_s` is given. Power of others is the mean over
+    the last `window_s` of pwr.csv (None: 120 s, its default duration), less 2 s at each end. pwr.csv has the rows of `gpus` GPUs in turn without an index
     (0: as their times tell), and number `gpu` is meant. Raises InvalidConfig without any result.
     """
     if not root.is_dir():
@@ -65,6 +66,8 @@ def read_hotcarbon(
 def _read_folder(
     root: Path, folder: Path, window_s: float | None, gpus: int, gpu: int
 ) -> list[Imported]:
+    if window_s is None and (run := _our_run(folder)) is not None:
+        return [run]
     problems: list[str] = []
     header, rows = _table(folder / TPUT, problems)
     models = [_COLUMN.fullmatch(column) for column in header[2:]]
@@ -119,14 +122,25 @@ def _read_folder(
 def _label(root: Path, folder: Path, mixed: str) -> str:
     """What the tree calls the device: the folder above the mix; without one, the folder's own name."""
     parts = [*root.resolve().parts, *folder.relative_to(root).parts]
-    found = [at for at, part in enumerate(parts) if part == mixed and at >= 2]
+    # A run alone that differs in more than model and batch has a digest behind them.
+    found = [at for at, part in enumerate(parts) if part.partition("@")[0] == mixed and at >= 2]
     return parts[found[-1] - 2] if found else parts[-1]
+
+
+def _our_run(folder: Path) -> Imported | None:
+    """Our own run, by the summary beside its files: it knows which run alone is that of which job."""
+    try:
+        summary = read_summary(folder / SUMMARY)
+    except InvalidConfig:
+        return None
+    metrics = summary.metrics
+    return of_metrics(metrics, label=summary.label, mode=summary.mode, path=str(folder))
 
 
 def _ours(folder: Path) -> tuple[float | None, int]:
     """The window in s and the repeat, where a summary of our own lies beside; None without one."""
     try:
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = json.loads((folder / SUMMARY).read_text())
         return float(summary["metrics"]["window_s"]), int(summary["repeat"])
     except (OSError, ValueError, KeyError, TypeError):
         return None, 0

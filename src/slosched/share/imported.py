@@ -105,6 +105,9 @@ def _with_solos(run: Imported, alone: dict[tuple[str, str, str, int], Imported])
         or alone.get((run.label, "", job.model, job.batch))
         for job in run.jobs
     ]
+    if run.source == "slosched" and run.jobs and all(job.normalized for job in run.jobs):
+        # Our own summary says which run alone is whose; of one job that is the run itself.
+        return run if run.stp is not None else msgspec.structs.replace(run, stp=1.0)
     jobs, parts = [], []
     for job, solo in zip(run.jobs, solos, strict=True):
         base = solo.jobs[0].throughput_per_s if solo else None
