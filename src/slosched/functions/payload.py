@@ -189,9 +189,8 @@ class _Encoding:
             raise _Unencodable(str(error)) from None
 
     def _elements(self, values: Sequence[Any], level: int) -> Any:
-        if (
-            set(map(type, values)) <= _SCALARS
-        ):  # the usual long list, without a step for each element
+        # The usual long list, without a step for each element.
+        if set(map(type, values)) <= _NUMBERS:
             return values if type(values) is list else list(values)
         plain = []
         for place, each in enumerate(values):
@@ -212,7 +211,7 @@ class _Encoding:
             try:
                 plain[key] = self._plain(each, level + 1)
             except _Unsupported as error:
-                error.path.append(f"[{key!r}]" if type(key) is not str else f'["{key}"]')
+                error.path.append(_place(key))
                 raise
         return plain
 
@@ -261,6 +260,12 @@ def _article(kind: type) -> str:
     return f"{'an' if kind.__name__[:1].lower() in 'aeiou' else 'a'} {kind.__name__}"
 
 
+def _place(key: str | int | bytes) -> str:
+    """A key of a dict, in a path."""
+    plain = type(key) is str and key.isprintable() and '"' not in key
+    return f'["{key}"]' if plain else f"[{key!r}]"
+
+
 def _hint(value: object) -> str:
     if isinstance(value, bytearray | memoryview):
         return "; bytes(...) makes bytes of it"
@@ -282,7 +287,7 @@ def _find_unencodable(value: Any, path: str) -> None:
     elif type(value) is dict:
         for key, each in value.items():
             _find_unencodable(key, f"{path} (key)")
-            _find_unencodable(each, f"{path}[{key!r}]")
+            _find_unencodable(each, f"{path}{_place(key)}")
     elif type(value) in (list, tuple):
         for place, each in enumerate(value):
             _find_unencodable(each, f"{path}[{place}]")
