@@ -61,6 +61,7 @@ class RecordedCall:
     request_id: int
     user_id: int
     function: str
+    model_id: int
     size_class: int
     code: int
     slo_ns: int
@@ -180,6 +181,7 @@ def _calls(log: LogTable, rows: Rows | None) -> dict[int, RecordedCall]:
             request_id=columns["request_id"][at],
             user_id=columns["user_id"][at],
             function=columns["function"][at],
+            model_id=columns["model_id"][at],
             size_class=columns["size_class"][at],
             code=columns["code"][at],
             slo_ns=columns["slo"][at],
