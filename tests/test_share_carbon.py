@@ -49,6 +49,8 @@ def test_what_is_unknown_is_said() -> None:
     assert found.operational_g is found.embodied_g is found.total_g is found.usd is None
     assert found.problem.startswith("energy is unknown; no device of the table (4090, a100,")
     assert found.problem.endswith("is named 'emulated'")
+    twice = footprint(None, 10.0, names=("", "cpu", "cpu"), constants=CONSTANTS)
+    assert twice.problem.endswith("is named 'cpu'")
 
 
 @pytest.mark.parametrize(
@@ -89,6 +91,10 @@ def test_a_file_replaces_what_it_names(tmp_path: Path) -> None:
         ("[act]\nyield = 1.1", "act.yield must be at most 1"),
         ("[act]\nyield = nan", "act.yield must be at least 0.01, not nan"),
         ("[grid]\ncarbon = 3", "carbon"),
+        (
+            "pue = 1.2",
+            "`pue` (its tables are grid, life, act and devices, as in our own carbon.toml)",
+        ),
         ("grid = 3", "grid"),
         ("[devices.new]\ndie_cm2 = 1.0", "missing required field"),
         ("[devices.h200]\ndie_cm2 = -1.0", "die_cm2 of h200 must be at least 0"),

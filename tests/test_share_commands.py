@@ -356,6 +356,17 @@ def test_results_are_read_simulated_and_compared_again(tmp_path: Path) -> None:
     assert ran("import", str(tmp_path / "no")).exit_code == 2
 
 
+def test_a_simulated_job_that_does_not_end_has_exit_code_1(tmp_path: Path) -> None:
+    file = tmp_path / "late.toml"
+    file.write_text(
+        'duration = "1s"\nfinish_within = "1s"\nmodes = ["tm"]\n[[jobs]]\nmodel = "diffusion"\n'
+    )
+    done = ran("simulate", "-f", str(file), "--out", str(tmp_path / "a"))
+    assert done.exit_code == 1 and "diffusion: timed out" in done.stdout
+    assert "Run success" not in done.stdout and "error_code=1" in done.stdout
+    assert (tmp_path / "a/gpu/diffusion/diffusion-1/tm/r0/summary.json").is_file()
+
+
 def test_a_sweep_varies_keys_of_a_file_and_keeps_what_is_done(tmp_path: Path) -> None:
     file = tmp_path / "exp.toml"
     file.write_text(
@@ -383,6 +394,10 @@ def test_a_sweep_varies_keys_of_a_file_and_keeps_what_is_done(tmp_path: Path) ->
         ("compare no", "is not a folder of results"),
         ("plot no", "is not a directory"),
         ("simulate --profile nonsense bert-1", "there is no solo profile 'nonsense'"),
+        (
+            "simulate --duration 100h bert-1 gpt-1",
+            "some 136,778,116 requests in virtual time",
+        ),
         ("run --device cpu --modes tm tiny:1:1-1 -- no-such-program", "there is no program"),
         ("run --device emulated --profile prof\udcff bert-1", "profile must be UTF-8"),
         ("run --device emulated bert--1", "'bert--1' is not MODEL-BATCH"),

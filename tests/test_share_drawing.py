@@ -180,6 +180,9 @@ def test_folders_without_results_are_refused(tmp_path: Path) -> None:
     for folder, says in ((tmp_path, "no result"), (tmp_path / "none", "not a folder")):
         with pytest.raises(InvalidConfig, match=says):
             draw_all(folder, tmp_path / "figures")
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(InvalidConfig, match=r"no result .*run\.json is not a result .*truncated"):
+        draw_all(tmp_path, tmp_path / "figures")
     part = msgspec.structs.replace(shared(Mode.TM, 100), jobs=(JobResult(job=1),))
     (tmp_path / "run.json").write_bytes(msgspec.json.encode(part))
     (tmp_path / "spec.json").write_bytes(msgspec.json.encode(spec_of(1)))

@@ -261,6 +261,13 @@ def test_a_profile_of_runs_keeps_what_was_measured(tmp_path: Path) -> None:
         assert profile.of(job).gpu_share == pytest.approx(source.of(job).gpu_share, abs=0.02)
 
 
+def test_a_file_that_is_no_profile_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "other.toml"
+    file.write_text("duration = 3")
+    with pytest.raises(InvalidConfig, match="other.toml is not a solo profile: "):
+        load_profile(str(file))
+
+
 def test_a_broken_run_is_refused(tmp_path: Path) -> None:
     spec = simulated(tmp_path)
     as_measured(tmp_path)

@@ -26,6 +26,8 @@ from slosched.errors import InvalidConfig
 from slosched.text_files import open_lines
 from slosched.units import NS_PER_S
 
+#: No request of a file takes longer: 30 years.
+LONGEST_MS = 1e12
 #: Lanes that a figure shows at most, and requests of the busiest of them.
 MOST_LANES = 24
 MOST_BARS = 80
@@ -109,8 +111,15 @@ def read_jct(path: Path, *, first_row: bool = True) -> tuple[list[float], list[f
                 raise InvalidConfig(
                     f"{path}, line {reader.line_num}: the end must be whole ns and the latency a number"
                 ) from None
-            if not math.isfinite(latency_ms):
-                raise InvalidConfig(f"{path}, line {reader.line_num}: the latency is {latency_ms}")
+            if not 0 <= latency_ms <= LONGEST_MS:
+                raise InvalidConfig(
+                    f"{path}, line {reader.line_num}: the latency is {latency_ms:g}; it must be within "
+                    f"0..{LONGEST_MS:g} ms"
+                )
+            if not 0 <= end_ns < 2**63:
+                raise InvalidConfig(
+                    f"{path}, line {reader.line_num}: the end is not within 0..2^63 ns"
+                )
             ends_s.append(end_ns / NS_PER_S)
             latencies_ms.append(latency_ms)
     skipped = 0 if first_row else 1

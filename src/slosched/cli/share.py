@@ -250,6 +250,8 @@ def simulate(
         if simulation.off:
             log.say(off_table(simulation.off))
         log.say(f"models alone: those of {simulation.device} ({simulation.measured})")
+        if not simulation.fine:
+            raise typer.Exit(1)
         log.say(f"Run success: results are stored in {mix_dir(found.spec, out)}")
 
 

@@ -100,7 +100,9 @@ def read_constants(path: Path | None = None) -> Constants:
     try:
         constants = msgspec.convert(table, Constants)
     except msgspec.ValidationError as error:
-        raise InvalidConfig(f"{path}: {error}") from None
+        raise InvalidConfig(
+            f"{path}: {error} (its tables are grid, life, act and devices, as in our own {_OWN.name})"
+        ) from None
     _check(constants, path)
     if constants.grid.hourly:
         file = Path(constants.grid.hourly)
@@ -170,7 +172,7 @@ def footprint(
     if not device:
         problems.append(
             f"no device of the table ({', '.join(sorted(constants.devices))}) is named "
-            f"{' or '.join(repr(name) for name in names if name) or 'here'}"
+            f"{' or '.join(repr(name) for name in dict.fromkeys(names) if name) or 'here'}"
         )
     return Footprint(
         device=device,

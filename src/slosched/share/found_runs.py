@@ -79,15 +79,21 @@ def find_runs(directory: Path, left_out: Callable[[str], None]) -> list[FoundRun
 
     Raises InvalidConfig if `directory` is not a folder or nothing below it is a run.
     """
-    found = []
-    for folder, spec, result in runs_below(directory, left_out):
+    found, problems = [], []
+
+    def skipped(problem: str) -> None:
+        problems.append(problem)
+        left_out(problem)
+
+    for folder, spec, result in runs_below(directory, skipped):
         try:
             found.append(_found(folder, directory, spec, result))
         except InvalidConfig as error:
-            left_out(str(error))
+            skipped(str(error))
     if not found:
+        first = f" ({problems[0]})" if problems else ""
         raise InvalidConfig(
-            f"{directory} has no result of slosched share: no {RUN} that can be read"
+            f"{directory} has no result of slosched share: no {RUN} that can be read{first}"
         )
     if len({run.spec.label for run in found}) < 2:
         return found

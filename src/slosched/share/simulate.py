@@ -24,7 +24,7 @@ from slosched.share.result_paths import RUN, SPEC, run_path
 from slosched.share.run import distinct
 from slosched.share.solos import Profile, load_profile
 from slosched.share.virtual import run_mode_virtual
-from slosched.share_spec import Mode, RunResult, ShareSpec
+from slosched.share_spec import Mode, RunResult, ShareSpec, Status
 
 
 class Off(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +53,12 @@ class Simulation(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     measured: str  # how the solo profiles were
     off: tuple[Off, ...] = ()
+
+    @property
+    def fine(self) -> bool:
+        """True if each job ended as it should; a program of the user's is not simulated."""
+        jobs = (each for result in self.results for each in result.jobs)
+        return all(each.status in (Status.OK, Status.UNAVAILABLE) for each in jobs)
 
 
 def simulate(

@@ -201,7 +201,7 @@ def load_profile(name: str) -> Profile:
     try:
         return msgspec.toml.decode(path.read_bytes(), type=Profile)
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, OSError) as error:
-        raise InvalidConfig(f"{path}: {error}") from None
+        raise InvalidConfig(f"{path} is not a solo profile: {error}") from None
 
 
 def profile_of_runs(directory: Path) -> Profile:

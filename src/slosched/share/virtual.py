@@ -67,6 +67,8 @@ NOTICE_NS = 37_000
 _MOST_STEPS = 50_000_000
 #: Some 20 ms of work.
 _STEPS_A_CHECK = 1024
+#: Requests of one run at most; each takes some 300 bytes, and as much in its files.
+_MOST_REQUESTS = 5_000_000
 _SHARED_PROCESS = (Mode.STREAMS, Mode.PREEMPT)
 
 
@@ -298,6 +300,12 @@ def run_mode_virtual(
     if not modelled:
         return _result(spec, mode, repeat, profile, chosen, None, begin_ns, until_ns, None)
     world = _World(spec, mode, repeat, profile, modelled)
+    expected = sum(_expected(job, world.solos[i], spec) for i, job in world.jobs.items())
+    if expected > _MOST_REQUESTS:
+        raise InvalidConfig(
+            f"{mode}: some {expected:,} requests in virtual time; at most {_MOST_REQUESTS:,} are possible: "
+            "choose a shorter duration"
+        )
     power = PowerModel(profile, world.solos, START_NS)
     power.spend({}, begin_ns)
     for pair in world.pairs:
@@ -308,6 +316,20 @@ def run_mode_virtual(
     end_ns = min(max(over_ns, begin_ns + 1), until_ns)
     power.spend({}, over_ns + spec.cool_down_ns)
     return _result(spec, mode, repeat, profile, chosen, world, begin_ns, end_ns, power)
+
+
+def _expected(job: Job, solo: Solo, spec: ShareSpec) -> int:
+    """About how many requests of `job` end, if no other job slows it down."""
+    clients, seconds = job.clients, max(0, spec.duration_ns - job.start_after_ns) / NS_PER_S
+    most = seconds * NS_PER_S / solo.latency_ns
+    if clients.arriving is Arriving.TRACE:
+        most = min(most, len(clients.trace))
+    elif clients.arriving is not Arriving.CLOSED:
+        most = min(most, clients.rate_per_s * seconds)
+    else:
+        turn_ns = solo.latency_ns + clients.think_ns
+        most = min(most, clients.concurrency * seconds * NS_PER_S / turn_ns)
+    return max(min(round(most), job.count or round(most)), spec.least_jobs)
 
 
 def run_exclusive_virtual(
