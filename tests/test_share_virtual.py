@@ -264,7 +264,7 @@ def test_a_profile_of_runs_keeps_what_was_measured(tmp_path: Path) -> None:
 def test_a_file_that_is_no_profile_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "other.toml"
     file.write_text("duration = 3")
-    with pytest.raises(InvalidConfig, match="other.toml is not a solo profile: "):
+    with pytest.raises(InvalidConfig, match=r"other\.toml is not a solo profile: "):
         load_profile(str(file))
 
 
