@@ -39,8 +39,8 @@ def read_hotcarbon(
     """All runs below `root`, with STP and energy ratio where the tree has the models alone.
 
     Our own folders have a summary, which is read unless `window_s` is given. Power of others is the mean over
-    the last `window_s` of pwr.csv (None: 120 s, its default duration), less 2 s at each end. pwr.csv has the rows
-    of `gpus` GPUs in turn without an index (0: as their times tell); number `gpu` is meant. Raises InvalidConfig
+    the last `window_s` of pwr.csv (None: 120 s, its default duration), less 2 s at each end. Where pwr.csv has
+    `gpus` GPUs in turn without an index (0: as their times tell), number `gpu` is meant. Raises InvalidConfig
     without any result.
     """
     if not root.is_dir():
