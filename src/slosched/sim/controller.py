@@ -37,7 +37,7 @@ from slosched.core.scheduler.interface import (
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.values import ValueStore
 from slosched.join_messages import MembershipReply
-from slosched.messages import ControllerToClient, ControllerToWorker, Infer
+from slosched.messages import Call, ChildReply, ControllerToClient, ControllerToWorker, Infer
 from slosched.sim.kernel import Kernel
 from slosched.sim.marks import Framed, Payload, made_up
 from slosched.sim.network import SMALL_MESSAGE_BYTES, Wire
@@ -309,6 +309,11 @@ class SimController:
             self.on_action_sent(effect.worker_id, message)
         if type(message) is Infer and message.input_sizes:
             frames = self._values.inputs(effect.inputs, message.input_sizes)
+            if frames:
+                wire.send(Framed(message, frames), SMALL_MESSAGE_BYTES + sum(map(len, frames)))
+                return
+        elif effect.inputs and type(message) in (Call, ChildReply):
+            frames = [frame for value in effect.inputs for frame in self._values.get(value)]
             if frames:
                 wire.send(Framed(message, frames), SMALL_MESSAGE_BYTES + sum(map(len, frames)))
                 return

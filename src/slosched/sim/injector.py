@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 from slosched.core.invariants import InvariantViolated
 from slosched.core.scheduler.interface import FromClient
 from slosched.messages import PROTOCOL_VERSION, ClientHello, DrainWorkerRequest, Goodbye
 from slosched.sim.cluster import SimCluster
-from slosched.sim.enduring_client import EnduringClient
 from slosched.sim.faults import Fault, FaultPlan
 from slosched.sim.intruder import Intruder
 from slosched.sim.node import WorkerNode
@@ -18,6 +17,14 @@ from slosched.sim.node import WorkerNode
 _OPERATOR = b"operator"
 #: Incarnations of second controllers begin here, far from the first controller's.
 _INTRUDERS = 1_000_000_000
+
+
+class Pausable(Protocol):
+    """A client that can stand still."""
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
 
 
 class Injector:
@@ -31,7 +38,7 @@ class Injector:
         self,
         plan: FaultPlan,
         cluster: SimCluster,
-        client: EnduringClient,
+        client: Pausable,
         *,
         new_node: Callable[[int, int], WorkerNode],
         log: Callable[[str], None] = lambda _: None,
@@ -179,7 +186,7 @@ class Injector:
         node = self._cluster.workers[worker_id].node
         if node is None:
             return
-        gpu, faults = node.gpus[gpu_id], self._gpu_faults.get((worker_id, gpu_id), [])
+        gpu, faults = node.device(gpu_id), self._gpu_faults.get((worker_id, gpu_id), [])
         gpu.slowdown = max((f.factor for f in faults if f.kind == "slow"), default=1.0)
         gpu.failing = max((f.probability for f in faults if f.kind == "raise"), default=0.0)
         gpu.ending = max((f.probability for f in faults if f.kind == "end"), default=0.0)

@@ -7,18 +7,29 @@ from typing import Protocol, cast
 
 from slosched.config import EmulationNoise, GpuProfile
 from slosched.core.worker.brain import WorkerBrain
+from slosched.core.worker.calls import MOST_CALLS
 from slosched.core.worker.emulated import Echo, EmulatedGpu, emulated_gpus, prepare_emulated
+from slosched.core.worker.emulated_calls import EmulatedHost
 from slosched.core.worker.interface import (
     Device,
     DropInputs,
     Effect,
+    EndCall,
     FromController,
     PrepareModel,
     ToController,
 )
 from slosched.core.worker.lanes import gpu_lanes
 from slosched.core.worker.stepping import Stepper
-from slosched.messages import ControllerToWorker, GpuInfo, WorkerToController
+from slosched.messages import (
+    Call,
+    ChildReply,
+    ControllerToWorker,
+    GpuInfo,
+    InferResult,
+    WorkerToController,
+)
+from slosched.sim.hosts import HostPlan, OnBegin, SimHost
 from slosched.sim.marks import Framed, Payload
 from slosched.units import NS_PER_S
 from slosched.version import __version__
@@ -77,7 +88,11 @@ class WorkerWatch(Protocol):
 
 
 class WorkerNode:
-    """One worker process with `gpus` emulated GPUs of `profile`. Times are true, unless `clock` differs."""
+    """One worker process with `gpus` emulated GPUs of `profile`. Times are true, unless `clock` differs.
+
+    With a `host` it runs calls of functions as well, on the device behind its GPUs, and `on_begin` is
+    called when one begins.
+    """
 
     def __init__(
         self,
@@ -89,6 +104,8 @@ class WorkerNode:
         clock: WorkerClock | None = None,
         watch: WorkerWatch | None = None,
         preemptive: bool = False,
+        host: HostPlan | None = None,
+        on_begin: OnBegin | None = None,
     ) -> None:
         self._profile, self._preemptive = profile, preemptive
         self._watch = watch
@@ -97,18 +114,27 @@ class WorkerNode:
         self.sent_elsewhere: list[tuple[bytes, WorkerToController]] = []
         self._echo = Echo()
         self.clock = clock
+        infos = [GpuInfo(g, profile.name, profile.pages, profile.page_bytes) for g in range(gpus)]
+        self.host = None
+        if host is not None:
+            infos.append(host.info(gpus))
+            self.host = SimHost(host, gpus, tag=incarnation, on_begin=on_begin)
         self.brain = WorkerBrain(
-            [GpuInfo(g, profile.name, profile.pages, profile.page_bytes) for g in range(gpus)],
-            list(profile.models),
+            infos,
+            [*profile.models, *(host.names if host else ())],
             incarnation=incarnation,
             version=__version__,
             host="virtual",
             pid=incarnation,
             device="emulated",
             lanes=gpu_lanes(preemptive=preemptive),
+            functions=host.names if host else (),
+            most_calls=host.most_calls if host else MOST_CALLS,
         )
         self.gpus = emulated_gpus(profile, noise, gpus, preemptive=preemptive)
-        devices: Mapping[int, Device] = self.gpus if watch is None else watch.devices(self.gpus)
+        devices: dict[int, Device] = {**(self.gpus if watch is None else watch.devices(self.gpus))}
+        if self.host is not None:
+            devices[gpus] = self.host.device
         self._stepper = Stepper(self.brain, devices, self._perform)
 
     def _perform(self, effect: Effect, now_ns: int) -> None:
@@ -120,25 +146,48 @@ class WorkerNode:
                 return
             message, frames = effect.message, []
             if effect.output_of is not None:
-                frames = self._outputs(effect.output_of, getattr(message, "output_sizes", ()))
+                frames = self._frames(effect.output_of, message)
             self._sent.append(Framed(message, frames) if frames else message)
         elif isinstance(effect, PrepareModel):
-            prepared = prepare_emulated(
-                self._profile, effect, now_ns=now_ns, preemptive=self._preemptive
-            )
+            prepared = None
+            if self.host is not None:
+                prepared = self.host.prepare(effect, now_ns=now_ns)
+            if prepared is None:
+                prepared = prepare_emulated(
+                    self._profile, effect, now_ns=now_ns, preemptive=self._preemptive
+                )
             self._stepper.handle(prepared, now_ns=now_ns)
         elif isinstance(effect, DropInputs):
             self._echo.drop(effect.action_id)
+            if self.host is not None:
+                self.host.device.drop_inputs(effect.action_id)
+        elif isinstance(effect, EndCall) and self.host is not None:
+            self.host.device.end(effect.action_id, effect.reason, now_ns=now_ns)
 
-    def _outputs(self, action_id: int, sizes: Sequence[int]) -> list[Payload]:
+    def _frames(self, action_id: int, message: WorkerToController) -> list[Payload]:
+        """What follows a message about the action."""
+        if self.host is not None and not isinstance(message, InferResult):
+            return self.host.frames(action_id, message)
+        sizes: Sequence[int] = getattr(message, "output_sizes", ())
         marks = self._echo.take(action_id, sizes)
         given = [size for size in sizes if size]
         return [Payload(mark, size) for mark, size in zip(marks, given, strict=True)]
 
     @property
+    def device_count(self) -> int:
+        """The GPUs, and the host's slots behind them."""
+        return len(self.gpus) + (self.host is not None)
+
+    def device(self, gpu_id: int) -> EmulatedGpu | EmulatedHost:
+        """What faults disturb."""
+        if self.host is not None and gpu_id == len(self.gpus):
+            return self.host.device
+        return self.gpus[gpu_id]
+
+    @property
     def inputs_kept(self) -> int:
-        """Actions whose inputs are kept here."""
-        return self._echo.kept
+        """Actions whose inputs are kept here, and other frames of calls."""
+        return self._echo.kept + (self.host.device.frames_kept if self.host is not None else 0)
 
     def jump(self, by_ns: int) -> None:
         """Put its clock forward by `by_ns`, or back; `step` must follow."""
@@ -168,7 +217,9 @@ class WorkerNode:
         if self._watch is not None and peer == OURS:
             self._watch.heard(message, now_ns, self.brain.clock_error_ns)
         key = self._stepper.handle(FromController(peer, message, sizes), now_ns=now_ns)
-        if frames and key is not None:
+        if self.host is not None and key is not None and isinstance(message, Call | ChildReply):
+            self.host.arrived(key, message, frames)
+        elif frames and key is not None:
             self._echo.keep(key, [frame.mark for frame in frames])
         if self._watch is not None and key is not None and peer == OURS:
             self._watch.accepted(key, message, self.brain.clock_error_ns)

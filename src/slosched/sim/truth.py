@@ -219,7 +219,7 @@ class _WatchedGpu:
                     if self.held.get(model_id, (0, False))[1]:
                         del self.held[model_id]
                         self.changed = True
-            else:
+            elif isinstance(event, OpDone):
                 self._ended(event)
         return events
 

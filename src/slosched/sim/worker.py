@@ -77,7 +77,8 @@ class SimWorker:
 
     @property
     def gpu_count(self) -> int:
-        return 0 if self.node is None else len(self.node.gpus)
+        """Its GPUs, and its host's slots, which are one more device."""
+        return 0 if self.node is None else self.node.device_count
 
     def kill(self) -> None:
         """The process vanishes, with everything that it had not sent."""

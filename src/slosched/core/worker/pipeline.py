@@ -79,8 +79,13 @@ class Pipeline:
                 heappush(self._wake, (earliest_ns, self.ledger.next_seq(), lane))
 
     def _run_urgent(self, lane: Lane, now_ns: int) -> None:
-        """Hand the device what may interrupt what runs, beside what the slots hold, the most urgent first."""
+        """Hand the device what may interrupt what runs, beside what the slots hold, the most urgent first.
+
+        Nothing interrupts a call.
+        """
         queue, started, due_ns = lane.queue, lane.started, now_ns + lane.ahead_ns
+        if any(each.call is not None for each in started):
+            return
         while len(started) < lane.slots + URGENT_AT_ONCE:
             running = max([each.priority for each in started], default=0)
             due = [entry for entry in queue if entry[0] <= due_ns and entry[2].priority > running]

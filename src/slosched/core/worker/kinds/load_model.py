@@ -82,7 +82,12 @@ class LoadModelKind(ActionKind[LoadModel]):
             return
         plain = not profile.lengths and all(each.dtype != BYTES for each in profile.takes)
         input_bytes = row_bytes(profile.takes, 0) if plain else -1
-        pages = {g.gpu_id: profile.pages(g.info.page_bytes) for g in ledger.gpus.values()}
+        # A function that declares no memory has no pages, and is always there once it is ready.
+        pageless = event.function is not None and not profile.weights_bytes
+        pages = {
+            g.gpu_id: 0 if pageless else profile.pages(g.info.page_bytes)
+            for g in ledger.gpus.values()
+        }
         for model_id in range(message.model_id, message.model_id + message.copies):
             ledger.instances[model_id] = Instance(
                 model_id=model_id,
