@@ -15,7 +15,7 @@ from slosched.codes import Code
 from slosched.core.scheduler.actions.infer import OVERDUE_SHARE
 from slosched.core.scheduler.anti_starvation import OTHERS_PER_TURN, PATIENCE_NS
 from slosched.core.scheduler.cluster import Cluster
-from slosched.core.scheduler.dispatch_windows import _LEAD_SLACK_NS, MAX_OUTSTANDING
+from slosched.core.scheduler.dispatch_windows import _LEAD_SLACK_NS
 from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.forecast import (
     _CONFIRMED,
@@ -105,7 +105,7 @@ class NaiveDispatchWindows:
         outstanding = gpu.exec.outstanding
         if not outstanding:
             return now_ns
-        if len(outstanding) >= MAX_OUTSTANDING:
+        if len(outstanding) >= gpu.exec.most:
             return None
         worker = gpu.worker
         end_ns = gpu.exec.busy_until_ns

@@ -136,6 +136,8 @@ class Performer:
         frames: list[Frame] = []
         if isinstance(message, Infer):
             frames = self._values.inputs(effect.inputs, message.input_sizes)
+        elif effect.inputs:  # of a Call, or of a ChildReply
+            frames = self._values.get(effect.inputs[0])
         if frames or isinstance(message, ControllerHello | HeartbeatAck):
             self._to_workers.send(worker_id, message, frames)
         else:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from slosched.codes import ENDED, Code, code_name
+from slosched.codes import ENDED, ActionType, Code, code_name
 from slosched.core.scheduler.actions.kind import Outcome
 from slosched.core.scheduler.after import GoOn
 from slosched.core.scheduler.answers import Answers, Plan
+from slosched.core.scheduler.chains import Chains
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.policies.base import LoadsByDemand, Policy
 from slosched.core.scheduler.second_tries import MODEL_FAILED, SecondTries
@@ -42,8 +43,10 @@ class ActionEnds:
         policy: Policy,
         second_tries: SecondTries,
         answers: Answers,
+        chains: Chains,
         answer: Answer,
     ) -> None:
+        self._chains = chains
         self._cluster, self._policy = cluster, policy
         self._second_tries = second_tries
         self._answers, self._answer = answers, answer
@@ -69,7 +72,10 @@ class ActionEnds:
             del cluster.actions[action.action_id]
             kind.finished(action, outcome, now_ns=now_ns)
             self._tell_policy(action, outcome, outcome.span.end_ns)
-            met = self._answer_all(action, outcome, outputs, now_ns) if action.requests else 0
+            if action.instance.function is not None and action.requests:
+                met = self._chains.returned(action, outcome, outputs, now_ns=now_ns)
+            else:
+                met = self._answer_all(action, outcome, outputs, now_ns) if action.requests else 0
             cluster.record(action, outcome, now_ns=now_ns, met=met)
 
     def lost(self, worker: Worker, actions: list[ActionState], *, now_ns: int) -> None:
@@ -137,6 +143,9 @@ class ActionEnds:
         self, action: ActionState, outcome: Outcome, now_ns: int, *, process_ended: bool = False
     ) -> None:
         """An action came to nothing: its requests are tried again while that can help, else answered."""
+        if action.action_type is ActionType.CALL:
+            self._chains.failed(action, outcome, now_ns=now_ns, lost=process_ended)
+            return
         code, reason = outcome.code, outcome.reason
         if self._policy.replans:
             if process_ended or code in ENDED:

@@ -6,7 +6,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from slosched.codes import Code
-from slosched.core.scheduler.interface import Effect, RequestDone, RequestRecord, ToClient
+from slosched.core.scheduler.interface import (
+    CallDone,
+    CallRecord,
+    Effect,
+    RequestDone,
+    RequestRecord,
+    ToClient,
+)
 from slosched.core.scheduler.limits import Limits
 from slosched.core.scheduler.state import ActionState, Request, RequestState
 from slosched.core.values import Value
@@ -39,6 +46,9 @@ class Plan(NamedTuple):
 
 
 NO_PLAN = Plan()
+
+#: A call is answered: (request, code, reason, result, worker). True if the answer does not go to a client.
+OnCall = Callable[[Request, int, str, Value | None, int], bool]
 
 
 def reply_and_record(
@@ -85,7 +95,7 @@ def reply_and_record(
     )
     record = RequestRecord(
         request.key,
-        request.request_id,
+        request.request_id if request.call is None else request.call.root_id,
         request.user_id,
         model_id,
         code,
@@ -110,12 +120,49 @@ def reply_and_record(
     return reply, record
 
 
+def call_record(request: Request, record: RequestRecord, output: Value | None) -> CallRecord:
+    """What telemetry says of a call that ends now, beside its `record`."""
+    call, parent, function = request.call, request.parent, request.instance.name
+    assert call is not None
+    return CallRecord(
+        key=record.key,
+        request_id=record.request_id,
+        user_id=record.user_id,
+        function=function,
+        arrival_ns=record.arrival_ns,
+        end_ns=record.departure_ns,
+        code=record.code,
+        parent=-1 if parent is None else parent.key,
+        child=call.child,
+        asked_ran_ns=call.asked_ran_ns,
+        model_id=record.model_id,
+        size_class=request.length,
+        slo_ns=record.slo_ns,
+        near=call.near,
+        near_child=call.near_child,
+        worker_id=record.worker_id,
+        gpu_id=record.gpu_id,
+        start_ns=call.begin_ns,
+        exec_ns=call.ran_ns,
+        suspended_ns=call.suspended_ns,
+        in_bytes=0 if request.input is None else request.input.size,
+        out_bytes=0 if output is None else output.size,
+        children=call.asked,
+        cold=record.cold,
+        attempts=record.attempts,
+    )
+
+
 class Answers:
-    """Gives each request its one answer. `count` and `by_code` say how many so far."""
+    """Gives each request its one answer. `count` and `by_code` say how many so far.
+
+    `on_call` must be set where calls are served (chains.py).
+    """
 
     def __init__(self, *, emit: Callable[[Effect], None], limits: Limits) -> None:
         self._emit = emit
         self._limits = limits
+        self.on_call: OnCall | None = None
         self.count = 0
         self.by_code: dict[int, int] = {}
 
@@ -148,6 +195,11 @@ class Answers:
             departure_count=departure_count,
             cold=cold,
         )
+        if request.call is not None:
+            assert self.on_call is not None
+            record_of_call = call_record(request, record, output)
+            tell = not self.on_call(request, code, reason, output, plan.worker_id) and tell
+            self._emit(CallDone(record_of_call))
         if tell and not request.client.gone:
             self._emit(ToClient(request.client.identity, reply, output))
         self._emit(RequestDone(record))

@@ -12,13 +12,26 @@ from slosched.core.scheduler.answers import Answers
 from slosched.core.scheduler.cascades import Cascade
 from slosched.core.scheduler.catalog import Catalog
 from slosched.core.scheduler.cluster import Cluster
+from slosched.core.scheduler.foreign_text import printable
 from slosched.core.scheduler.interface import FromClient, Keep, ToClient
 from slosched.core.scheduler.limits import Limits
+from slosched.core.scheduler.nested_calls import Nested
 from slosched.core.scheduler.policies.base import Policy
-from slosched.core.scheduler.state import Client, Instance, Queue, Request
-from slosched.core.scheduler.validation import request_error
+from slosched.core.scheduler.state import (
+    ActionState,
+    Client,
+    Instance,
+    Queue,
+    Request,
+)
+from slosched.core.scheduler.validation import call_error, request_error
 from slosched.core.scheduler.weights import Weights
-from slosched.messages import InferReply, InferRequest
+from slosched.core.values import Value
+from slosched.errors import shown_name
+from slosched.messages import ChildRequest, InferReply, InferRequest
+
+#: Ids of children among the requests of their client: no client can name them, as a Number.
+_CHILDREN_BELOW = -(2**62) - 1
 
 
 class Arrivals:
@@ -41,6 +54,8 @@ class Arrivals:
         self.count = 0  # requests that were taken; the next one's key
         self.invalid = 0  # those that could not be taken
         self.draining = False  # what still comes is answered with code 3
+        self.children: dict[int, Request] = {}  # of calls, by key: those that are not answered
+        self.ended = False  # also calls that are in flight get no more children
 
     def infer(self, client: Client, event: FromClient, message: InferRequest, now_ns: int) -> None:
         """Take the request that `event` brought, or answer it."""
@@ -87,6 +102,8 @@ class Arrivals:
             length=message.length,
             early_ns=early_ns,
         )
+        if model.function is not None:
+            request.call = Nested(message.request_id, near=printable(message.near))
         client.requests[message.request_id] = request
         if model.model_id not in client.models:
             # The client was forgotten once, or has the id from another client.
@@ -103,6 +120,63 @@ class Arrivals:
             return
         self._policy.enqueue(request, now_ns=now_ns)
 
+    def child(
+        self,
+        parent: Request,
+        call: Nested[Request, ActionState],
+        message: ChildRequest,
+        value: Value | None,
+        *,
+        now_ns: int,
+    ) -> tuple[Code, str]:
+        """Take a child of the call `parent`: a request of the same client, with what is left of its time.
+
+        Returns a code and words if it cannot be taken; no words: it was.
+        """
+        client, size = parent.client, 0 if value is None else value.size
+        if self.ended:
+            return Code.SHUTTING_DOWN, "the controller is shutting down"
+        model = self._catalog.function(message.function)
+        if model is None:
+            shown = shown_name(message.function)
+            return Code.UNKNOWN_MODEL, f"no worker has a function {shown} ready"
+        assert model.function is not None
+        error = call_error(model.name, model.function, message.size_class, size)
+        if error:
+            return Code.INVALID_REQUEST, error
+        left_ns = max(0, parent.deadline_ns - 1 - now_ns)
+        slo_ns = min(message.slo_ns, left_ns) if message.slo_ns > 0 else left_ns
+        waiting = self.count - self._answers.count
+        error = self._limits.exceeded(client, slo_ns, size, waiting=waiting)
+        if error:
+            return Code.LIMIT_REACHED, error
+        key = self.count
+        self.count += 1
+        request = Request(
+            key=key,
+            client=client,
+            request_id=_CHILDREN_BELOW - key,
+            user_id=parent.user_id,
+            queue=model.queue_for(message.size_class),
+            slo_factor=0.0,
+            slo_ns=slo_ns,
+            arrival_ns=now_ns,
+            input=value,
+            weight=parent.weight,
+            parent=parent,
+            length=message.size_class,
+        )
+        request.call = call
+        client.requests[request.request_id] = request
+        assert parent.call is not None
+        parent.call.children[call.child] = request
+        if value is not None:
+            self._limits.took(client, value.size)
+            self._cluster.emit(Keep(value.value_id, key))
+        self.children[key] = request
+        self._policy.enqueue(request, now_ns=now_ns)
+        return Code.OK, ""
+
     def _queue(self, message: InferRequest, model: Instance, cascade: Cascade | None) -> Queue:
         if cascade is not None:
             assert cascade.light is not None
@@ -114,6 +188,8 @@ class Arrivals:
             return message.slo_ns
         if message.slo_factor > 0:
             return round(model.b1_ns * message.slo_factor)
+        if model.function is not None and model.function.slo_ns:
+            return model.function.slo_ns
         return self._cluster.config.default_slo_ns if cascade is None else cascade.spec.slo_ns
 
     def _not_taken(self, client: Client, message: InferRequest, code: int, reason: str) -> None:

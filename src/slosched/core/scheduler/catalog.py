@@ -113,6 +113,11 @@ class Catalog:
             )
             self._reply(client, message, Code.LIMIT_REACHED, reason)
             return
+        if not self._cluster.serves_functions and self._cluster.is_function(message.name):
+            policy = self._cluster.config.policy
+            reason = f"{message.name!r} is a function, and {policy} serves models alone; INFER5 serves both"
+            self._reply(client, message, Code.INVALID_REQUEST, reason)
+            return
         missing = sum(
             max(0, message.copies - len(self._by_name.get(canonical_model(name), ())))
             for name in self._cascade_loads.programs(message.name)
@@ -145,9 +150,18 @@ class Catalog:
             reply = ListModelsReply(message.request_id, tuple(infos), self.loadable())
             self._cluster.emit(ToClient(client.identity, reply))
 
+    def function(self, name: str) -> Instance | None:
+        """The function `name`, if it is ready on a worker."""
+        models = self._by_name.get(canonical_model(name), ())
+        ready = (m for m in models if m.state is ModelState.LOADED and not m.taken)
+        found = next(ready, None)
+        return found if found is not None and found.function is not None else None
+
     def loadable(self) -> tuple[str, ...]:
         """Names that at least one joined worker offers, sorted."""
         names = {n: None for w in self._cluster.serving() for n in w.loadable}
+        if not self._cluster.serves_functions:
+            names = {name: None for name in names if not self._cluster.is_function(name)}
         for cascade in self._cluster.cascades.by_name.values():
             if cascade.spec.light.model in names and cascade.spec.heavy.model in names:
                 names[cascade.spec.name] = None
@@ -185,10 +199,26 @@ class Catalog:
             for name, models in self._by_name.items():
                 if models and name in worker.loadable:
                     self._preparations.begin(worker, name, models, now_ns=now_ns)
-        for name, copies in self._cluster.own_models.items():
+        for name, copies in self._wanted_of(worker).items():
             wish = LoadModelRequest(-1, name, copies)
             self.waiting.append(_Waiting(None, wish, [], now_ns + _HOLD_NS))
         self.advance(now_ns=now_ns)
+
+    def _wanted_of(self, worker: Worker) -> dict[str, int]:
+        """Models and copies that are loaded without a client: the policy's own, and each function once."""
+        wanted = dict(self._cluster.own_models)
+        if not self._cluster.serves_functions or not worker.gpus:
+            return wanted
+        waits = {each.message.name for each in self.waiting if each.client is None}
+        missing = [n for n in worker.functions if not self._by_name.get(n) and n not in waits]
+        room = max(0, self._cluster.config.max_instances - len(self._cluster.models))
+        if len(missing) > room:
+            left = len(missing) - room
+            text = (
+                f"worker {worker.label}: --max-instances leaves no room for {left} of its functions"
+            )
+            self._cluster.emit(Note("warning", text))
+        return wanted | dict.fromkeys(missing[:room], 1)
 
     def worker_lost(self, worker: Worker, *, now_ns: int) -> None:
         self.inventory.worker_lost(worker, now_ns=now_ns)
@@ -218,6 +248,7 @@ class Catalog:
             or self._preparations.under_way(name)
             or any(canonical_model(each.message.name) == name for each in self.waiting)
             or name in self._cluster.own_models
+            or self._cluster.is_function(name)
         )
 
     # ------------------------------------------------------------------------------ progress
@@ -401,8 +432,10 @@ class Catalog:
     ) -> None:
         if client is None:
             if code != Code.OK:
-                policy = self._cluster.config.policy
-                self._cluster.emit(Note("warning", f"{policy} cannot have its models: {reason}"))
+                what = f"{self._cluster.config.policy} cannot have its models"
+                if message.name not in self._cluster.own_models:
+                    what = f"the function {shown_name(message.name)} cannot be called"
+                self._cluster.emit(Note("warning", f"{what}: {reason}"))
             return
         reply: LoadModelReply | None = LoadModelReply(message.request_id, int(code), reason, models)
         if self._cascade_loads:

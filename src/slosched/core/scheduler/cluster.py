@@ -17,6 +17,7 @@ from slosched.core.scheduler.cascades import Cascades
 from slosched.core.scheduler.changes import Changes
 from slosched.core.scheduler.gpus_by_free_time import GpusByFreeTime
 from slosched.core.scheduler.interface import ActionDone, Effect, ToWorker
+from slosched.core.scheduler.near_places import NearPlaces
 from slosched.core.scheduler.paths import Paths
 from slosched.core.scheduler.residency import drop_residency
 from slosched.core.scheduler.slices import Slices
@@ -47,8 +48,10 @@ class Cluster:
         self.cascades = Cascades(config.cascades, config.cascade)
         self.emit = self.cascades.naming(emit)
         self.actions: dict[int, ActionState] = {}
+        self.near = NearPlaces()
         #: Models that the policy itself has loaded, besides those of clients: name -> copies.
         self.own_models: dict[str, int] = {}
+        self.serves_functions = False  # the policy does
         #: Models that a joined worker put aside and none offers: name -> words for a client (sessions.py).
         self.put_aside: dict[str, str] = {}
         #: GPUs of joined workers, the one that is free soonest first.
@@ -70,7 +73,7 @@ class Cluster:
     def reports(self, gpu: Gpu, now_ns: int) -> bool:
         """False if an exec's report is later than nine in ten are: send nothing more until it comes."""
         outstanding = gpu.exec.outstanding
-        if not outstanding:
+        if len(outstanding) < gpu.exec.width:
             return True
         late_ns = now_ns - gpu.exec.busy_until_ns - gpu.worker.returns.margin_ns
         return late_ns <= outstanding[0].expected_duration_ns // OVERDUE_SHARE
@@ -91,6 +94,10 @@ class Cluster:
     def serving(self) -> list[Worker]:
         """Joined workers with GPUs in use; one beyond `max_gpus` has none, and one that drains gives its up."""
         return [worker for worker in self.joined() if worker.gpus and not worker.retired]
+
+    def is_function(self, name: str) -> bool:
+        """Whether a joined worker offers a function of this name."""
+        return any(name in worker.functions for worker in self.workers.values())
 
     def next_action_id(self) -> int:
         action_id = self._next_action_id
@@ -117,12 +124,17 @@ class Cluster:
         They are of one queue; `queue` says what runs if they are of several length classes of an instance, and
         where there are none: then it serves no client, and the worker makes up the inputs (a policy's own
         load; the worker must allow inputs of zero bytes). With a `priority` above 0 it interrupts what runs.
+        A request for a function goes alone, as a Call.
         """
         queue = queue or requests[0].queue
+        action_type = ActionType.INFER
+        if queue.instance.function is not None:
+            action_type = ActionType.CALL
+            self.near.sent(requests[0], gpu.worker.worker_id)
         return self._send(
             ActionState(
                 action_id=self.next_action_id(),
-                action_type=ActionType.INFER,
+                action_type=action_type,
                 gpu=gpu,
                 instance=queue.instance,
                 queue=queue,
@@ -187,7 +199,9 @@ class Cluster:
         self.emit(ActionDone(kind.record(action, outcome, met, now_ns)))
 
     def in_use(self, gpu: Gpu, model: Instance) -> bool:
-        """True if an Infer of `model` is outstanding on `gpu`."""
+        """True if an Infer or a call of `model` is outstanding on `gpu`."""
+        if gpu.suspended and any(a.instance is model for a in gpu.suspended.values()):
+            return True
         return any(a.instance is model for a in gpu.exec.outstanding)
 
     # ------------------------------------------------------------------- coming and going
@@ -199,7 +213,8 @@ class Cluster:
 
     def remove_gpu(self, gpu: Gpu) -> list[ActionState]:
         """Forget a GPU whose worker was lost; returns the actions that were outstanding there."""
-        lost = [*gpu.exec.drain(), *gpu.load.drain()]
+        lost = [*gpu.exec.drain(), *gpu.load.drain(), *gpu.suspended.values()]
+        gpu.suspended.clear()
         for action in lost:
             self.actions.pop(action.action_id, None)
         if not gpu.retired:

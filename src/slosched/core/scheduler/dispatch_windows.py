@@ -19,7 +19,6 @@ from heapq import heappop, heappush, merge
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.state import Gpu, Worker
 
-MAX_OUTSTANDING = 2
 #: Added to the measured latency: timers fire a little late, decisions take a little time.
 _LEAD_SLACK_NS = 50_000
 #: More open GPUs than this are not taken up one by one when a request arrives.
@@ -108,11 +107,11 @@ class DispatchWindows:
         else:
             self._opens_ns.pop(index, None)
         outstanding = len(gpu.exec.outstanding)
-        if outstanding >= MAX_OUTSTANDING or index not in self._cluster.gpus:
+        if outstanding >= gpu.exec.most or index not in self._cluster.gpus:
             return
         if gpu.held or gpu.runs_alone:
             return
-        if outstanding == 0:
+        if outstanding < gpu.exec.width:
             self._now_open(gpu, now_ns)
         else:
             self._close(gpu)

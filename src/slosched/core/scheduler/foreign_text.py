@@ -10,6 +10,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from slosched.codes import Code
 from slosched.messages import (
     ErrorResult,
     Heartbeat,
@@ -19,8 +20,10 @@ from slosched.messages import (
     WorkerWelcome,
 )
 
+_MOST = 4000
 
-def printable(text: str, most: int = 4000) -> str:
+
+def printable(text: str, most: int = _MOST) -> str:
     """At most `most` characters of `text`, on one line: what cannot be shown is a space or "?"."""
     if text.isprintable() and len(text) <= most:
         return text
@@ -42,6 +45,7 @@ def _welcome(message: WorkerWelcome) -> WorkerWelcome:
         device=printable(message.device),
         # A name that was changed would name no model.
         loadable=tuple(name for name in message.loadable if name.isprintable()),
+        functions=tuple(name for name in message.functions if name.isprintable()),
         gpus=tuple(replace(gpu, name=printable(gpu.name)) for gpu in message.gpus),
         inventory=tuple(replace(each, result=_loaded(each.result)) for each in message.inventory),
     )
@@ -70,6 +74,15 @@ def _reason(message: Any) -> Any:
     return replace(message, reason=printable(message.reason))
 
 
+def _error(message: ErrorResult) -> ErrorResult:
+    if message.code != Code.CALL_RAISED:
+        safe: ErrorResult = _reason(message)
+        return safe
+    # A traceback keeps its lines: it is raised again where the call was made.
+    lines = [printable(line) for line in message.reason[:_MOST].expandtabs(4).split("\n")]
+    return replace(message, reason="\n".join(lines))
+
+
 def _loaded(message: LoadModelResult) -> LoadModelResult:
     labels = tuple(printable(label) for label in message.labels)
     return message if labels == message.labels else replace(message, labels=labels)
@@ -78,7 +91,7 @@ def _loaded(message: LoadModelResult) -> LoadModelResult:
 _MEND: dict[type, Callable[[Any], Any]] = {
     WorkerWelcome: _welcome,
     WorkerRefused: _reason,
-    ErrorResult: _reason,
+    ErrorResult: _error,
     Heartbeat: _heartbeat,
     LoadModelResult: _loaded,
 }

@@ -228,6 +228,8 @@ class Inventory:
     def _is_usable(self, entry: Prepared, worker: Worker) -> bool:
         """Whether it was prepared as this controller would have it prepared."""
         config = self._cluster.config
+        if entry.result.function is not None and not self._cluster.serves_functions:
+            return False
         same = (entry.max_batch, entry.max_exec_ns) == (config.max_batch, config.max_exec_ns)
         return same and entry.name in worker.loadable
 
@@ -252,6 +254,7 @@ class Inventory:
             adopted=True,
         )
         model.set_lengths(lengths_of(result))
+        model.set_function(result.function)
         insort(have, model, key=lambda each: each.model_id)
         self._cluster.models[model_id] = model
         self._preparations.measure(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from heapq import heapify, heapreplace
 from typing import Generic, Protocol, TypeVar
 
 
@@ -26,13 +27,14 @@ class Lane(Generic[A]):
     An urgent action interrupts the others. So each of these is expected to end that much later.
 
     The worker's lanes have roles exec, load, input, output and host; the scheduler plans exec and load, whose
-    width is 1, and the others follow from these.
+    width is 1 (but for a WideLane), and the others follow from these.
     """
 
-    __slots__ = ("busy_until_ns", "outstanding", "role", "width")
+    __slots__ = ("busy_until_ns", "most", "outstanding", "role", "width")
 
     def __init__(self, role: str, *, width: int = 1) -> None:
         self.role, self.width = role, width
+        self.most = 2 * width  # outstanding at a time: for each that runs, one on its way
         self.outstanding: deque[A] = deque()
         #: Predicted end of the last action sent; in the past when idle.
         self.busy_until_ns = 0
@@ -105,7 +107,68 @@ class Lane(Generic[A]):
             previous_end_ns = waiting.predicted_end_ns
         self.busy_until_ns = previous_end_ns
 
+    def suspend(self, action: A, *, end_ns: int) -> None:
+        """`action`, a call, gave its slot away at `end_ns`."""
+        self.finish(action, end_ns=end_ns)
+
+    def resume(self, action: A) -> None:
+        """A call that was suspended runs again, before everything that waits."""
+        self.outstanding.appendleft(action)
+        end_ns = action.predicted_end_ns
+        for waiting in list(self.outstanding)[1:]:
+            waiting.predicted_start_ns = max(end_ns, waiting.predicted_start_ns)
+            end_ns = waiting.predicted_start_ns + waiting.expected_duration_ns
+            waiting.predicted_end_ns = end_ns
+        self.busy_until_ns = end_ns
+
     def drain(self) -> list[A]:
         """Take everything off; returns what was outstanding."""
         drained, self.outstanding = list(self.outstanding), deque()
         return drained
+
+
+class WideLane(Lane[A]):
+    """A lane with several slots, as a host's: `busy_until_ns` is when the next slot is predicted to be free.
+
+    That is in the past while one is free. Actions take the slots in the order in which they were sent, but for
+    calls that go on, which stand before all that has not begun. None of them interrupts another.
+    """
+
+    __slots__ = ()
+
+    def add(self, action: A) -> None:
+        self.outstanding.append(action)
+        self._predict()
+
+    def finish(self, action: A, *, end_ns: int, took_ns: int = 0) -> None:
+        outstanding, width = self.outstanding, self.width
+        place = outstanding.index(action)
+        del outstanding[place]
+        if place < width <= len(outstanding):
+            begins = outstanding[width - 1]  # the first that waited has the slot
+            begins.predicted_start_ns = max(end_ns, begins.reaches_ns)
+            begins.predicted_end_ns = begins.predicted_start_ns + begins.expected_duration_ns
+        self._predict()
+
+    def resume(self, action: A) -> None:
+        self.outstanding.appendleft(action)
+        self._predict()
+
+    def drain(self) -> list[A]:
+        self.busy_until_ns = 0
+        return super().drain()
+
+    def _predict(self) -> None:
+        """When each that waits gets a slot, and when the next one could."""
+        outstanding, width = list(self.outstanding), self.width
+        if len(outstanding) < width:
+            self.busy_until_ns = 0
+            return
+        ends_ns = [action.predicted_end_ns for action in outstanding[:width]]
+        heapify(ends_ns)
+        for action in outstanding[width:]:
+            start_ns = max(ends_ns[0], action.reaches_ns)
+            action.predicted_start_ns = start_ns
+            action.predicted_end_ns = start_ns + action.expected_duration_ns
+            heapreplace(ends_ns, action.predicted_end_ns)
+        self.busy_until_ns = ends_ns[0]

@@ -16,8 +16,11 @@ from slosched.signature import ONLY_INPUT, ONLY_OUTPUT, Tensor, described, diges
 
 
 def with_signature(result: LoadModelResult) -> LoadModelResult:
-    """`result` with its signature: a worker may leave out that of a single fixed input and output."""
-    if result.inputs and result.outputs:
+    """`result` with its signature: a worker may leave out that of a single fixed input and output.
+
+    A function has none: its payloads are its own affair.
+    """
+    if (result.inputs and result.outputs) or result.function is not None:
         return result
     inputs = result.inputs or (Tensor(ONLY_INPUT, result.input_dtype, result.input_shape),)
     outputs = result.outputs or (Tensor(ONLY_OUTPUT, result.output_dtype, result.output_shape),)
@@ -30,8 +33,11 @@ def lengths_of(result: LoadModelResult) -> tuple[int, ...]:
 
 
 def programs(result: LoadModelResult, name: str) -> dict[str, dict[int, int]]:
-    """The profiled exec times by batch size, of each program of the model `name`."""
+    """The profiled exec times by batch size, of each program of the model or function `name`."""
     longest = dict(zip(result.batch_sizes, result.exec_ns, strict=True))
+    if result.function is not None:
+        sizes = range(1, result.function.size_classes)
+        return {name: longest} | {sized_program(name, size): longest.copy() for size in sizes}
     shorter = result.length_classes[:-1]
     return {name: longest} | {program_of(name, each.length): _times(each) for each in shorter}
 
@@ -41,15 +47,28 @@ def program_of(name: str, length: int) -> str:
     return f"{name}@{length}"
 
 
+def sized_program(name: str, size_class: int) -> str:
+    """What the program of a function's size class is called; that of class 0 has the function's name."""
+    return f"{name}#{size_class}" if size_class else name
+
+
+def _name_in(prepared: Mapping[str, LoadModelResult], program: str) -> str:
+    """The name of the model or function whose program this is."""
+    if program in prepared:
+        return program
+    mark = "@" if program.rpartition("@")[0] in prepared else "#"
+    return program.rpartition(mark)[0]
+
+
 def program_times(prepared: Mapping[str, LoadModelResult], program: str) -> dict[int, int]:
     """The profiled exec times of `program`, of one of the `prepared` models. Raises KeyError."""
-    name = program if program in prepared else program.rpartition("@")[0]
+    name = _name_in(prepared, program)
     return programs(prepared[name], name)[program]
 
 
 def program_boundaries(prepared: Mapping[str, LoadModelResult], program: str) -> dict[int, int]:
     """The longest time until a run of `program` can be interrupted, by batch size; {}: none can be."""
-    name = program if program in prepared else program.rpartition("@")[0]
+    name = _name_in(prepared, program)
     result = prepared[name]
     for each in result.length_classes[:-1]:
         if program_of(name, each.length) == program:

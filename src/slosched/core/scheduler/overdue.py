@@ -36,10 +36,15 @@ class Overdue:
             outstanding = gpu.exec.outstanding
             if not outstanding:
                 continue
-            first = outstanding[0]
-            if now_ns <= first.predicted_end_ns + first.expected_duration_ns + _GRACE_NS:
-                continue
-            for action in outstanding:
+            late_ns = now_ns - _GRACE_NS
+            if gpu.exec.width > 1:
+                overdue = [a for a in outstanding if late_ns > a.predicted_end_ns + a.patience_ns]
+            else:
+                first = outstanding[0]
+                if late_ns <= first.predicted_end_ns + first.patience_ns:
+                    continue
+                overdue = list(outstanding)
+            for action in overdue:
                 for request in action.requests:
                     if request.state is not RequestState.ANSWERED and request.deadline_ns < now_ns:
                         self._give_up(request, action)

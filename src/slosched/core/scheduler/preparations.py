@@ -282,13 +282,15 @@ class Preparations:
             if before is not None and _tensors(before) != _tensors(result):
                 self._on_changed(model)
             model.set_lengths(lengths_of(result))
+            model.set_function(result.function)
         elif result.urgent_ns > before.urgent_ns:  # its first worker may be without --preempt
             model.result = msgspec.structs.replace(before, urgent_ns=result.urgent_ns)
         worker.instances[model.model_id] = model
         self._use_on(worker.gpus, model, now_ns)
 
     def _use_on(self, gpus: list[Gpu], model: Instance, now_ns: int) -> None:
-        """`model` is prepared for `gpus`; some may hold its weights already."""
+        """`model` is prepared for those of `gpus` that may run it; some may hold its weights already."""
+        gpus = [gpu for gpu in gpus if gpu.serves(model)]
         for gpu in gpus:
             if adopt_residency(gpu, model):
                 self._cluster.changes.execs(gpu)
@@ -330,6 +332,10 @@ class Preparations:
 
 
 def _described(result: LoadModelResult) -> str:
+    if result.function is not None:
+        where = "GPUs" if result.function.gpu else "hosts"
+        sizes = result.function.size_classes
+        return f"a function for {where}, {sizes} size class(es), {result.pages} page(s)"
     lengths = lengths_of(result)
     classes = f", lengths {', '.join(map(str, lengths))}" if lengths else ""
     return f"{described(result.inputs, result.outputs)}{classes}, {result.pages} page(s)"
@@ -337,7 +343,9 @@ def _described(result: LoadModelResult) -> str:
 
 def _signature(result: LoadModelResult) -> tuple[object, ...]:
     """What must be the same on all workers: the tensors, and the pages the weights take."""
-    return (*_tensors(result), result.pages)
+    function = result.function
+    kind = None if function is None else (function.gpu, function.size_classes)
+    return (*_tensors(result), result.pages, kind)
 
 
 def _tensors(result: LoadModelResult) -> tuple[object, ...]:

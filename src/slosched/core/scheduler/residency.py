@@ -13,7 +13,7 @@ def add_residency(gpu: Gpu, model: Instance) -> None:
 
 def adopt_residency(gpu: Gpu, model: Instance) -> bool:
     """If the worker of `gpu` brought weights of `model` along, they are used from now on. False: it did not."""
-    if gpu.brought.pop(model.model_id, 0):
+    if gpu.brought.pop(model.model_id, None) is not None:
         add_residency(gpu, model)
         return True
     return False

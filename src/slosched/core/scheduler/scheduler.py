@@ -21,6 +21,7 @@ from slosched.core.scheduler.action_ends import ActionEnds
 from slosched.core.scheduler.answers import NO_PLAN, Answers, Plan
 from slosched.core.scheduler.arrivals import Arrivals
 from slosched.core.scheduler.catalog import Catalog
+from slosched.core.scheduler.chains import Chains
 from slosched.core.scheduler.client_sessions import ClientSessions, some_requests
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.door import Door
@@ -44,8 +45,9 @@ from slosched.core.scheduler.limits import Limits
 from slosched.core.scheduler.membership import JoinRules, Membership
 from slosched.core.scheduler.overdue import Overdue
 from slosched.core.scheduler.policies import adopts_weights, make_policy, resolved
+from slosched.core.scheduler.policies.placements import knows_hosts
 from slosched.core.scheduler.second_tries import SecondTries
-from slosched.core.scheduler.sessions import TICK_NS, Sessions
+from slosched.core.scheduler.sessions import OVERDUE_TICKS_UNTIL_LOST, TICK_NS, Sessions
 from slosched.core.scheduler.slices import ANSWER, Work
 from slosched.core.scheduler.stages import best_instead, gave_up
 from slosched.core.scheduler.state import (
@@ -109,6 +111,8 @@ class Scheduler:
         self._effects: list[Effect] = []
         self.cluster = Cluster(resolved(config), emit=self._effects.append)
         self.policy = make_policy(self.cluster.config, self.cluster, self)
+        serves = self.policy.about.serves_functions
+        self.cluster.serves_functions = serves and knows_hosts(self.cluster.config)
         self.sessions = Sessions(
             self.cluster,
             worker_count=worker_count,
@@ -143,9 +147,6 @@ class Scheduler:
         self.limits = Limits(config)
         self.door = Door()
         self.answers = Answers(emit=self._effects.append, limits=self.limits)
-        self._ends = ActionEnds(
-            self.cluster, self.policy, self.second_tries, self.answers, self._answer
-        )
         self.arrivals = Arrivals(
             self.cluster,
             self.catalog,
@@ -154,6 +155,17 @@ class Scheduler:
             self.limits,
             self.answers,
             self._answer,
+        )
+        self.chains = Chains(
+            self.cluster,
+            self.policy,
+            self.arrivals,
+            self.answers,
+            end=lambda request, code, reason, tell: self._end(request, code, reason, tell=tell),
+            answer=self._answer,
+        )
+        self._ends = ActionEnds(
+            self.cluster, self.policy, self.second_tries, self.answers, self.chains, self._answer
         )
         self._abandoned = False
         self.incarnation, self.cluster_id = incarnation, cluster_id
@@ -276,7 +288,7 @@ class Scheduler:
         """Answer what is left with code 3, as the process ends: a slice of it, until not `slicing`."""
         self._now_ns = now_ns
         if not self._abandoned:
-            self._abandoned = self.arrivals.draining = True
+            self._abandoned = self.arrivals.draining = self.arrivals.ended = True
             self.catalog.abandon()
             self.cluster.slices.begin(self._abandon_all(list(self.clients.values())))
         self.cluster.slices.go_on()
@@ -350,7 +362,7 @@ class Scheduler:
         if isinstance(message, Heartbeat):
             self.sessions.heartbeat(worker, message, now_ns=now_ns)
         elif isinstance(message, CallNews):
-            pass
+            self.chains.news(worker, message, event.outputs, now_ns=now_ns)
         elif not self.catalog.ended(worker, message, now_ns=now_ns):
             self._ends.reported(worker, message, event.outputs, now_ns=now_ns)
 
@@ -448,5 +460,8 @@ class Scheduler:
 
     def _tick(self, now_ns: int) -> None:
         self.sessions.tick(now_ns=now_ns)
+        stuck = self.chains.stuck(OVERDUE_TICKS_UNTIL_LOST)
+        if stuck is not None:
+            self.sessions.lose(*stuck, now_ns=now_ns)
         self._clients.tick()
         self.catalog.unloading.tick(now_ns=now_ns)

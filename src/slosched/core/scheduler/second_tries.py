@@ -25,7 +25,6 @@ from heapq import heapify, heappop, heappush
 
 from slosched.codes import Code, code_name
 from slosched.core.scheduler.cluster import Cluster
-from slosched.core.scheduler.dispatch_windows import MAX_OUTSTANDING
 from slosched.core.scheduler.policies.base import LAST_ONE_LOST, is_offered
 from slosched.core.scheduler.state import ActionState, Gpu, Instance, Queue, Request, RequestState
 from slosched.units import NS_PER_MS, NS_PER_S
@@ -341,7 +340,7 @@ class SecondTries:
             for gpu in holders.open
             if gpu.index not in holds
             and not gpu.runs_alone
-            and len(gpu.exec.outstanding) < MAX_OUTSTANDING
+            and len(gpu.exec.outstanding) < gpu.exec.most
         ]
         holders.open = able
         start_ns = self._cluster.earliest_start_ns
@@ -398,6 +397,8 @@ class SecondTries:
         for victim in sorted(gpu.resident.values(), key=_needed_here):
             if free_pages >= model.pages:
                 break
+            if not victim.pages or victim.on_host:
+                continue
             victims.append(victim)
             free_pages += victim.pages
         if free_pages < model.pages:

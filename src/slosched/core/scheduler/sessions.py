@@ -15,6 +15,7 @@ from slosched.config import LOST_AFTER_NS
 from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.interface import ConnectWorker, Note, ToWorker
 from slosched.core.scheduler.inventory import brought_weights, with_signatures
+from slosched.core.scheduler.lane import Lane, WideLane
 from slosched.core.scheduler.state import ActionState, Gpu, Worker, WorkerState
 from slosched.core.scheduler.validation import put_aside_of, worker_error
 from slosched.messages import (
@@ -32,7 +33,7 @@ from slosched.units import NS_PER_MS, NS_PER_S, format_duration
 _TICKS_UNTIL_LOST = 4
 TICK_NS = LOST_AFTER_NS // (_TICKS_UNTIL_LOST + 1)
 _HELLO_EVERY_NS = NS_PER_S // 2
-_OVERDUE_TICKS_UNTIL_LOST = 5 * NS_PER_S // TICK_NS
+OVERDUE_TICKS_UNTIL_LOST = 5 * NS_PER_S // TICK_NS
 _TRUSTED_CLOCK_ERROR_NS = 5 * NS_PER_MS
 _REPORT_SILENCE_EVERY_NS = 3 * NS_PER_S
 #: A lost worker has this long to return before a spare takes its place: most return, with models prepared.
@@ -184,19 +185,24 @@ class Sessions:
         worker.session = message.session
         worker.host, worker.pid = message.host, message.pid
         worker.device, worker.version = message.device, message.version
-        worker.loadable = message.loadable
+        worker.loadable, worker.functions = message.loadable, dict.fromkeys(message.functions)
         worker.put_aside = put_aside_of(message)
         self._note_put_aside()
         self.heard(worker)
         self._liveness[worker.worker_id].silent_ticks = 0
         worker.leaving = False
-        worker.spare, worker.inventory = list(message.gpus), message.inventory
+        serves = self._cluster.serves_functions
+        worker.spare = [info for info in message.gpus if serves or not info.host]
+        worker.inventory = message.inventory
         self._use_spares(worker)
+        hosts = [gpu for gpu in worker.gpus if gpu.host]
+        host = f", {sum(gpu.exec.width for gpu in hosts)} slot(s) for functions" if hosts else ""
         spare = f", {len(worker.spare)} kept as spare(s)" if worker.spare else ""
         again = f" (back after {worker.times_lost} loss(es))" if worker.times_lost else ""
         self._note(
             "info",
-            f"worker {worker.label} on {worker.host} joined: {len(worker.gpus)} GPU(s) in use{spare}, "
+            f"worker {worker.label} on {worker.host} joined: {len(worker.gpus) - len(hosts)} GPU(s) in "
+            f"use{spare}{host}, "
             f"{worker.device}{again}",
         )
         for name, reason in worker.put_aside.items():
@@ -236,13 +242,20 @@ class Sessions:
 
     def _use_spares(self, worker: Worker) -> list[Gpu]:
         """Take as many of the worker's spare GPUs into use as `max_gpus` allows."""
-        room = max(0, self._cluster.config.max_gpus - len(self._cluster.gpus))
-        taken = [self._new_gpu(worker, info) for info in worker.spare[:room]]
-        del worker.spare[:room]
+        room = max(0, self._cluster.config.max_gpus - self._gpus_in_use)
+        hosts = [info for info in worker.spare if info.host]
+        gpus = [info for info in worker.spare if not info.host]
+        taken = [self._new_gpu(worker, info) for info in (*gpus[:room], *hosts)]
+        worker.spare = gpus[room:]
         worker.gpus.extend(taken)
         for gpu in taken:
             self._cluster.add_gpu(gpu)
         return taken
+
+    @property
+    def _gpus_in_use(self) -> int:
+        """GPUs that count against `max_gpus`."""
+        return sum([not gpu.host for gpu in self._cluster.gpus.values()])
 
     def _new_gpu(self, worker: Worker, info: GpuInfo) -> Gpu:
         index = self._next_gpu_index
@@ -256,11 +269,13 @@ class Sessions:
             free_pages=info.pages - sum(brought.values()),
             page_bytes=info.page_bytes,
             brought=brought,
+            exec=Lane("exec") if info.slots == 1 else WideLane("exec", width=info.slots),
+            host=info.host,
         )
 
     def _replace_lost(self, now_ns: int) -> None:
         """Spares take the place of GPUs that were lost and do not come back; those are spares then."""
-        room = self._cluster.config.max_gpus > len(self._cluster.gpus)
+        room = self._cluster.config.max_gpus > self._gpus_in_use
         joined = self._cluster.joined() if room else []
         spares = [w for w in joined if w.spare and not w.leaving and not w.retired]
         self._room_ticks = self._room_ticks + 1 if spares else 0
@@ -351,12 +366,14 @@ class Sessions:
         """
         for gpu in worker.gpus:
             heads = [e.outstanding[0] for e in (gpu.exec, gpu.load) if e.outstanding]
-            late = [a for a in heads if now_ns > a.predicted_end_ns + a.expected_duration_ns]
+            if gpu.exec.width > 1:
+                heads += gpu.exec.outstanding
+            late = [a for a in heads if now_ns > a.predicted_end_ns + a.patience_ns]
             if not late:
                 self._overdue_ticks.pop(gpu.index, None)
                 continue
             ticks = self._overdue_ticks[gpu.index] = self._overdue_ticks.get(gpu.index, 0) + 1
-            if ticks >= _OVERDUE_TICKS_UNTIL_LOST:
+            if ticks >= OVERDUE_TICKS_UNTIL_LOST:
                 action_id = late[0].action_id
                 self.lose(worker, f"it does not report action {action_id}", now_ns=now_ns)
                 return
@@ -419,6 +436,7 @@ class Sessions:
         worker.inventory = ()
         worker.instances.clear()
         worker.unlike.clear()
+        worker.functions = {}
         self._note_put_aside()
         if worker.leaving and not lost:
             self._note("info", f"worker {worker.label} has left")

@@ -1,14 +1,6 @@
 """What the scheduler knows: requests, actions, models, GPUs, workers and clients.
 
-A request moves only along `TRANSITIONS`:
-
-    (arrives) -> QUEUED -> IN_FLIGHT -> ANSWERED
-                   |  ^        |
-                   |  +--------+  its action failed, not its model, and slack is left
-                   |  ASIDE <-> IN_FLIGHT   its model or process failed (second_tries.py)
-                   +-> ANSWERED   refused, timed out, given up, cancelled
-
-It is answered exactly once, because ANSWERED leads nowhere.
+A request moves only along `TRANSITIONS` (request_states.py), and is answered exactly once.
 
 Who changes what, besides the constructors:
 
@@ -34,19 +26,18 @@ from slosched.core.scheduler.client_latency import ClientLatency
 from slosched.core.scheduler.delays import Delays
 from slosched.core.scheduler.driver_readings import DriverReadings
 from slosched.core.scheduler.estimators import ExecTable, WindowEstimator
+from slosched.core.scheduler.exec_tables import ExecTables
 from slosched.core.scheduler.lane import Lane
-from slosched.core.scheduler.length_classes import (
-    class_for,
-    program_boundaries,
-    program_of,
-    program_times,
-    programs,
-)
+from slosched.core.scheduler.length_classes import class_for, program_of, programs, sized_program
 from slosched.core.scheduler.load_pauses import LoadPauses
+from slosched.core.scheduler.nested_calls import Nested
+from slosched.core.scheduler.request_states import MAY_FOLLOW
+from slosched.core.scheduler.request_states import RequestState as RequestState
 from slosched.core.scheduler.stage_ends import BestAnswer, StageEnd
 from slosched.core.values import Value
 from slosched.messages import (
     NO_BEAT,
+    FunctionInfo,
     GpuInfo,
     Heartbeat,
     LoadModelResult,
@@ -56,31 +47,8 @@ from slosched.messages import (
 )
 
 
-class RequestState(IntEnum):
-    QUEUED = 0
-    IN_FLIGHT = 1
-    ANSWERED = 2
-    ASIDE = 3  # waits for a second try, outside the policy's queues
-
-
-TRANSITIONS: dict[tuple[RequestState, RequestState], str] = {
-    (RequestState.QUEUED, RequestState.IN_FLIGHT): "put into an action",
-    (RequestState.IN_FLIGHT, RequestState.QUEUED): "replanned",
-    (RequestState.IN_FLIGHT, RequestState.ASIDE): "set aside for a second try",
-    (RequestState.ASIDE, RequestState.IN_FLIGHT): "tried again",
-    (RequestState.ASIDE, RequestState.ANSWERED): "answered while it waited for a second try",
-    (RequestState.QUEUED, RequestState.ANSWERED): "answered from the queue",
-    (RequestState.IN_FLIGHT, RequestState.ANSWERED): "answered with its action's outcome",
-}
-
-#: The table as rows of booleans: looked at two times for every request.
-_MAY_FOLLOW = tuple(
-    tuple((before, after) in TRANSITIONS for after in RequestState) for before in RequestState
-)
-
-
 class Request:
-    """One inference that a client asked for. Times on the controller's clock, ns."""
+    """An inference or a call of a function that a client asked for, or a call. Times: the controller's, ns."""
 
     __slots__ = (
         "arrival_count",
@@ -88,6 +56,7 @@ class Request:
         "attempts",
         "best_answer",
         "brings",
+        "call",
         "client",
         "deadline_ns",
         "due_ns",
@@ -146,6 +115,9 @@ class Request:
         self.stage = 0  # stages that it has behind it
         self.queued_ns = arrival_ns  # when it entered the queue of its stage
         self.parent = parent  # the call that made it, whose budget it inherits
+        self.call: Nested[Request, ActionState] | None = (
+            None  # what a call of a function has besides
+        )
         self.best_answer: BestAnswer | None = None
         self.kept_bytes = 0  # of outputs of its earlier stages
         self.trail: tuple[StageReply, ...] = ()  # the stages of a cascade that it has behind it
@@ -165,7 +137,7 @@ class Request:
 
     def move(self, state: RequestState) -> None:
         """Change state along the table; any other change is a bug in the scheduler."""
-        if not _MAY_FOLLOW[self.state][state]:
+        if not MAY_FOLLOW[self.state][state]:
             raise AssertionError(
                 f"request {self.key}: {self.state.name} -> {state.name} is not a transition"
             )
@@ -193,6 +165,7 @@ class ActionState:
         "gpu",
         "instance",
         "latest_ns",
+        "patience_ns",
         "paused_ns",
         "predicted_end_ns",
         "predicted_start_ns",
@@ -239,6 +212,8 @@ class ActionState:
         self.predicted_end_ns = self.expected_end_ns
         self.latest_ns = latest_ns
         self.priority = priority  # above 0: it interrupts what runs
+        #: It is overdue when it ends later by this than predicted: then it may never be reported.
+        self.patience_ns = expected_duration_ns
         self.paused_ns = 0  # expected pauses, for urgent actions that were sent after it
         self.requests_queued = len(self.queue.requests)
         self.copies_loaded = len(instance.resident_on)
@@ -248,24 +223,9 @@ class ActionState:
         self.alone = False
 
 
-class ExecTables(dict[str, ExecTable]):
-    """The exec tables of one GPU of `worker`, by program, of every model that the worker prepared."""
-
-    def __init__(self, worker: Worker) -> None:
-        super().__init__()
-        self._worker = worker
-
-    def __missing__(self, name: str) -> ExecTable:
-        prepared = self._worker.prepared
-        table = self[name] = ExecTable(
-            program_times(prepared, name), program_boundaries(prepared, name)
-        )
-        return table
-
-
 @dataclass(slots=True, eq=False)
 class Gpu:
-    """One GPU of one worker, as the scheduler sees it."""
+    """One GPU of one worker, or the slots of its host, as the scheduler sees them."""
 
     index: int  # order in the cluster: the tie-break
     gpu_id: int
@@ -289,9 +249,12 @@ class Gpu:
     brought: dict[int, int] = field(default_factory=dict)
     driver: DriverReadings = field(default_factory=DriverReadings)
     load_pauses: LoadPauses = field(default_factory=LoadPauses)
+    host: bool = False  # the slots of its worker's host: calls of functions run here, and no models
+    #: Calls that await children, by action id: they are outstanding, and hold no slot.
+    suspended: dict[int, ActionState] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.tables = ExecTables(self.worker)
+        self.tables = ExecTables(self.worker.prepared)
 
     @property
     def runs_alone(self) -> bool:
@@ -303,6 +266,10 @@ class Gpu:
     def name(self) -> str:
         return f"W{self.worker.worker_id}-GPU{self.gpu_id}"
 
+    def serves(self, model: Instance) -> bool:
+        """Whether `model` may run here: models and functions for GPUs on GPUs, other functions on hosts."""
+        return self.host is model.on_host
+
     def may_load(self, model: Instance, now_ns: int) -> bool:
         return now_ns >= self.load_pauses.until_ns(model.model_id)
 
@@ -311,6 +278,7 @@ class Gpu:
         return (
             model.model_id in self.worker.instances
             and self.pages >= model.pages
+            and self.host is model.on_host
             and self.may_load(model, now_ns)
         )
 
@@ -364,6 +332,9 @@ class Worker:
     #: Beyond `max_gpus`: used when others are gone.
     spare: list[GpuInfo] = field(default_factory=list)
     loadable: tuple[str, ...] = ()
+    functions: dict[str, None] = field(
+        default_factory=dict
+    )  # those of `loadable` that are functions
     #: What LoadModel measured, by model name, and which instances are in its host memory.
     prepared: dict[str, LoadModelResult] = field(default_factory=dict)
     instances: dict[int, Instance] = field(default_factory=dict)
@@ -416,7 +387,9 @@ class Worker:
     @property
     def busy(self) -> bool:
         """True if an action of its GPUs is not reported yet."""
-        return any(gpu.exec.outstanding or gpu.load.outstanding for gpu in self.gpus)
+        return any(
+            gpu.exec.outstanding or gpu.load.outstanding or gpu.suspended for gpu in self.gpus
+        )
 
     def learn_latency(self, *, there_ns: int, back_ns: int) -> bool:
         """Take one measurement in each direction. True if a prediction moved (paths.py publishes that)."""
@@ -499,6 +472,8 @@ class Instance:
     #: An operator unloads it: requests are refused until a client loads it again.
     taken: bool = False
     adopted: bool = False  # a worker brought it along, and no client has loaded it since
+    function: FunctionInfo | None = None  # None: it is a model
+    on_host: bool = False  # a function that runs in slots of a host
 
     def __post_init__(self) -> None:
         if not self.queues:
@@ -529,8 +504,23 @@ class Instance:
             self.add_queue(program_of(self.name, length), length=length)
         self.queues += stages
 
+    def set_function(self, function: FunctionInfo | None) -> None:
+        """It is a function: a queue for each size class. Nothing may wait in those of other classes."""
+        if function == self.function:
+            return
+        self.function, self.on_host = function, function is not None and not function.gpu
+        if function is None:
+            return
+        del self.queues[function.size_classes :]
+        for size_class in range(len(self.queues), function.size_classes):
+            self.add_queue(sized_program(self.name, size_class))
+
     def queue_for(self, length: int) -> Queue:
-        """The queue of the shortest length class that takes a request of `length`."""
+        """The queue of the shortest length class that takes a request of `length`; of a function, that of the
+        size class `length`.
+        """
+        if self.function is not None:
+            return self.queues[length if length < len(self.queues) else -1]
         place = class_for(self.lengths, length) + 1
         return self.queues[place if place < len(self.lengths) else 0]
 
@@ -572,6 +562,7 @@ class Instance:
             inputs=loaded.inputs,
             outputs=loaded.outputs,
             lengths=self.lengths,
+            function=loaded.function,
         )
 
 

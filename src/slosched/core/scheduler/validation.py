@@ -11,10 +11,12 @@ from slosched.config import MOST_PUT_ASIDE, PUT_ASIDE_CHARS
 from slosched.core.scheduler.foreign_text import printable
 from slosched.core.scheduler.length_classes import input_error, lengths_of, with_signature
 from slosched.core.scheduler.state import Client, Instance, ModelState
-from slosched.messages import InferRequest, LoadModelResult, Span, WorkerWelcome
+from slosched.messages import FunctionInfo, InferRequest, LoadModelResult, Span, WorkerWelcome
 from slosched.signature import BYTES, Tensor, described, row_bytes, signature_error, single
 from slosched.units import NS_PER_S
 
+#: Size classes of a function, at most.
+MOST_SIZE_CLASSES = 16
 #: A multiple of any b1 that is taken (`_LONGEST_NS`) is then 114 years at most.
 _USUAL_FACTOR = 1e6
 
@@ -34,6 +36,8 @@ def request_error(
         return f"the SLO factor must be a finite number >= 0, not {factor}"
     if not 0 <= slo_ns < 2**62 or factor * model.b1_ns >= 2**62:
         return f"the SLO must be within 0..146 years, not {message.slo_ns} ns"
+    if model.function is not None:
+        return call_error(model.name, model.function, message.length, bytes_behind)
     inputs, length = model.result.inputs, message.length
     tensor = single(inputs)
     if tensor is None or length:
@@ -54,6 +58,21 @@ def request_error(
     return ""
 
 
+def call_error(name: str, function: FunctionInfo, size_class: int, payload_bytes: int) -> str:
+    """What is wrong with the arguments of a call, in a sentence; empty if nothing is."""
+    if not 0 <= size_class < function.size_classes:
+        last = function.size_classes - 1
+        return (
+            f"the size classes of function {name!r} end at {last}; there is no class {size_class}"
+        )
+    if 0 < function.max_payload_bytes < payload_bytes:
+        return (
+            f"the arguments take {payload_bytes:,} bytes; function {name!r} takes at most "
+            f"{function.max_payload_bytes:,}"
+        )
+    return ""
+
+
 def _frame_error(inputs: Sequence[Tensor], length: int, bytes_behind: int) -> str:
     expected = row_bytes(inputs, length)
     of_any_size = any(tensor.dtype == BYTES for tensor in inputs)
@@ -65,6 +84,7 @@ def _frame_error(inputs: Sequence[Tensor], length: int, bytes_behind: int) -> st
 
 
 _MAX_GPUS_PER_WORKER = 1024
+_MOST_SLOTS = 1024
 _MAX_BATCH_CLASSES = 1024
 _LONGEST_NS = 3600 * NS_PER_S
 
@@ -79,6 +99,12 @@ def worker_error(message: WorkerWelcome) -> str:
     for gpu in message.gpus:
         if not (0 < gpu.pages < 2**40 and 0 < gpu.page_bytes < 2**40):
             return f"GPU {gpu.gpu_id} has {gpu.pages} pages of {gpu.page_bytes} bytes"
+        if not 1 <= gpu.slots <= (_MOST_SLOTS if gpu.host else 1):
+            return (
+                f"device {gpu.gpu_id} has {gpu.slots} slots; a GPU has 1, a host 1 to {_MOST_SLOTS}"
+            )
+    if not set(message.functions) <= set(message.loadable):
+        return "it offers functions that are not among what can be loaded from it"
     return _inventory_error(message)
 
 
@@ -134,8 +160,11 @@ def model_error(result: LoadModelResult) -> str:
         return wrong
     if not 0 <= result.weights_ns < _LONGEST_NS:
         return "its times must be above 0 and below an hour"
-    if not (0 < result.pages < 2**40 and 0 <= result.weights_bytes < 2**60):
+    least = 1 if result.function is None else 0
+    if not (least <= result.pages < 2**40 and 0 <= result.weights_bytes < 2**60):
         return f"its weights take {result.pages} pages, {result.weights_bytes} bytes"
+    if result.function is not None:
+        return _function_error(result, result.function)
     wrong = signature_error(result.inputs, result.outputs, lengths_of(result))
     if wrong:
         return wrong
@@ -146,6 +175,16 @@ def model_error(result: LoadModelResult) -> str:
     longest = result.length_classes[-1:]
     if longest and (longest[0].batch_sizes, longest[0].exec_ns) != (batches, exec_ns):
         return "its longest length class has other times than the model"
+    return ""
+
+
+def _function_error(result: LoadModelResult, function: FunctionInfo) -> str:
+    if result.batch_sizes != (1,) or result.length_classes:
+        return "its batch sizes or length classes are not those of a function"
+    if not 1 <= function.size_classes <= MOST_SIZE_CLASSES:
+        return f"a function has 1 to {MOST_SIZE_CLASSES} size classes, not {function.size_classes}"
+    if min(function.slo_ns, function.limit_ns, function.max_payload_bytes) < 0:
+        return "its SLO, its limit and the size of its payloads must be at least 0"
     return ""
 
 

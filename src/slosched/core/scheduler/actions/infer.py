@@ -31,7 +31,7 @@ class InferKind(Kind):
 
     action_type = ActionType.INFER
     result_type = InferResult
-    carries_requests = True
+    carries_requests = is_infer = True
 
     def message(self, action: ActionState) -> Infer:
         gpu, requests, made_up = action.gpu, action.requests, -1

@@ -41,6 +41,8 @@ class Kind(ABC):
     result_type: ClassVar[type]
     #: Its requests are answered when it ends, and its record says how many were in time.
     carries_requests: ClassVar[bool] = False
+    #: Its result tells of copies, clocks and segments.
+    is_infer: ClassVar[bool] = False
 
     def __init__(self, config: SchedulerConfig, changes: Changes, paths: Paths) -> None:
         self._config, self._changes, self._paths = config, changes, paths
@@ -70,7 +72,7 @@ class Kind(ABC):
         result, span = outcome.result, outcome.span
         reported = result is not None
         ran = reported and not isinstance(result, ErrorResult)
-        infer = ran and self.carries_requests
+        infer = ran and self.is_infer
         return ActionRecord(
             action_id=action.action_id,
             action_type=self.action_type,

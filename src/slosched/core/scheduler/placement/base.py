@@ -143,7 +143,7 @@ class Placement:
 
     def load_ready_ns(self, gpu: Gpu, model: Instance, now_ns: int) -> int | None:
         """When `model` could start on `gpu` if its load were sent now; None if it is not prepared."""
-        if model.model_id not in gpu.worker.instances:
+        if model.model_id not in gpu.worker.instances or gpu.host is not model.on_host:
             return None
         worker = gpu.worker
         transit_ns = worker.transit.margin_ns
@@ -221,7 +221,7 @@ def least_recently_used(cluster: Cluster, gpu: Gpu, model: Instance) -> list[Ins
     for victim in gpu.resident.values():
         if free_pages >= model.pages:
             break
-        if not cluster.in_use(gpu, victim):
+        if victim.pages and not cluster.in_use(gpu, victim):
             victims.append(victim)
             free_pages += victim.pages
     return victims if free_pages >= model.pages else None

@@ -335,7 +335,7 @@ class GainPlacement(Placement):
         ranked = []
         for place, model in enumerate(islice(gpu.resident.values(), _VICTIMS_LOOKED_AT)):
             self.victims_looked_at += 1
-            if self._cluster.in_use(gpu, model):
+            if not model.pages or self._cluster.in_use(gpu, model):
                 continue
             waits = model.waits and len(model.resident_on) == 1
             worth = self._worth(model, len(model.resident_on) - 1, now_ns) / model.pages

@@ -56,6 +56,8 @@ class About:
     length_classes: bool = True
     #: False: requests are answered without running a model, and without an output.
     runs_models: bool = True
+    #: Whether it serves functions beside models; hosts and functions of workers are not used otherwise.
+    serves_functions: bool = False
     #: Whether it serves one cascade (`SchedulerConfig.cascades`) and nothing else.
     one_cascade: bool = False
     #: Why no number of GPUs answers `slosched plan`; "": some number may.

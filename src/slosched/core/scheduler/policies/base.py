@@ -88,7 +88,7 @@ LAST_ONE_LOST = "the last GPU that had it was lost"
 def is_offered(cluster: Cluster, model: Instance) -> bool:
     """True if a connected GPU has the model in its host memory and pages enough for its weights."""
     return any(
-        model.model_id in gpu.worker.instances and gpu.pages >= model.pages
+        model.model_id in gpu.worker.instances and gpu.serves(model) and gpu.pages >= model.pages
         for gpu in cluster.gpus.values()
     )
 

@@ -105,6 +105,7 @@ class Infer5:
         rank=0,
         fidelities=("best",),
         summary="deadlines, batching, loading and eviction of weights: what you usually want",
+        serves_functions=True,
     )
 
     replans = True
