@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, overload
 
 from slosched.clients.arguments import (
     check_fields,
@@ -199,16 +199,20 @@ class AsyncClient(Questions):
 
     # --------------------------------------------------------------------------------- calls
 
+    @overload
+    async def call(self, function: Function[R], *args: Any, **options: Any) -> R: ...
+    @overload
+    async def call(self, function: str, *args: Any, **options: Any) -> Any: ...
     async def call(
         self,
-        function: Function[R] | str,
+        function: Function[Any] | str,
         *args: Any,
         slo: float | str | None = None,
         near: str = "",
         timeout_s: float | None = None,
         user_id: int = 0,
         **kwargs: Any,
-    ) -> R:
+    ) -> Any:
         """Call a function of the workers with these arguments, and return its result; its arrays are read-only.
 
         `function` is the decorated function, or its name; with the name alone the call has the size class 0,
@@ -224,7 +228,7 @@ class AsyncClient(Questions):
         options = {"slo": slo, "near": near, "timeout_s": timeout_s, "user_id": user_id}
         answer = await self._answer_of(function, args, kwargs, options)
         answer.raise_for_code()
-        return cast(R, answer.value)
+        return answer.value
 
     async def call_answer(
         self,

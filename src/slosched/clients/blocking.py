@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from slosched.clients.aio import DEFAULT_ADDRESS, connect
 from slosched.clients.calls import CallAnswer
@@ -174,16 +174,20 @@ class Client:
             )
         )
 
+    @overload
+    def call(self, function: Function[R], *args: Any, **options: Any) -> R: ...
+    @overload
+    def call(self, function: str, *args: Any, **options: Any) -> Any: ...
     def call(
         self,
-        function: Function[R] | str,
+        function: Function[Any] | str,
         *args: Any,
         slo: float | str | None = None,
         near: str = "",
         timeout_s: float | None = None,
         user_id: int = 0,
         **kwargs: Any,
-    ) -> R:
+    ) -> Any:
         """Call a function of the workers and return its result; see AsyncClient.call for what it raises."""
         options: dict[str, Any] = {"slo": slo, "near": near}
         options |= {"timeout_s": timeout_s, "user_id": user_id}
@@ -204,16 +208,20 @@ class Client:
         options |= {"timeout_s": timeout_s, "user_id": user_id}
         return self._call(lambda: self._client.call_answer(function, *args, **options, **kwargs))
 
+    @overload
+    def start_call(self, function: Function[R], *args: Any, **options: Any) -> Future[R]: ...
+    @overload
+    def start_call(self, function: str, *args: Any, **options: Any) -> Future[Any]: ...
     def start_call(
         self,
-        function: Function[R] | str,
+        function: Function[Any] | str,
         *args: Any,
         slo: float | str | None = None,
         near: str = "",
         timeout_s: float | None = None,
         user_id: int = 0,
         **kwargs: Any,
-    ) -> Future[R]:
+    ) -> Future[Any]:
         """Begin a call and return at once: `.result()` waits for it as `call` does, `.cancel()` ends it."""
         options: dict[str, Any] = {"slo": slo, "near": near}
         options |= {"timeout_s": timeout_s, "user_id": user_id}
