@@ -44,6 +44,7 @@ class Cluster:
         self.changes = Changes()
         self.workers: dict[int, Worker] = {}
         self.gpus: dict[int, Gpu] = {}  # by index; only those of joined workers
+        self.hosts = 0  # number of these that are slots of a host
         self.models: dict[int, Instance] = {}
         self.cascades = Cascades(config.cascades, config.cascade)
         self.emit = self.cascades.naming(emit)
@@ -209,6 +210,7 @@ class Cluster:
     def add_gpu(self, gpu: Gpu) -> None:
         """Take a GPU of a worker that joined into use."""
         self.gpus[gpu.index] = gpu
+        self.hosts += gpu.host
         self._came_or_went(gpu)
 
     def remove_gpu(self, gpu: Gpu) -> list[ActionState]:
@@ -227,7 +229,7 @@ class Cluster:
         self._take_off(gpu)
 
     def _take_off(self, gpu: Gpu) -> None:
-        self.gpus.pop(gpu.index, None)
+        self.hosts -= self.gpus.pop(gpu.index).host
         for model in list(gpu.resident.values()):
             drop_residency(gpu, model)
         for model in gpu.loading.values():

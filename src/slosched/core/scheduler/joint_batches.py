@@ -10,7 +10,7 @@ requests.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple
 
 from slosched.core.scheduler.estimators import ExecTable
@@ -104,3 +104,11 @@ def _time_of_each(table: ExecTable, waiting: int) -> float:
     """The GPU time of each of `waiting` requests in the batch that they make by themselves, ns."""
     batch = table.class_for(waiting)
     return table.estimators[batch].expected_ns / min(batch, waiting)
+
+
+def by_queue(requests: Sequence[Request]) -> Iterable[list[Request]]:
+    """Those of each queue, in their order."""
+    parts: dict[int, list[Request]] = {}
+    for request in requests:
+        parts.setdefault(request.queue.queue_id, []).append(request)
+    return parts.values()

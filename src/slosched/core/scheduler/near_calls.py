@@ -49,15 +49,15 @@ class NearCalls:
             self._clear()
 
     def send_instead(
-        self, gpu: Gpu, queue: Queue | None, place: int, start_ns: int, now_ns: int
+        self, gpu: Gpu, choice: tuple[Queue, int, int, int] | None, start_ns: int, now_ns: int
     ) -> bool:
-        """Send a call that is near `gpu` there, unless the request at `place` of `queue` is more urgent."""
+        """Send a call that should be near `gpu` there, unless the policy's `choice` is more urgent."""
         calls = self._waiting.get(gpu.worker.worker_id)
         if not calls:
             return False
         most_ns = None
-        if queue is not None:
-            most_ns = queue.requests[place].due_ns + self._exchange_ns(gpu)
+        if choice is not None:
+            most_ns = choice[0].requests[choice[1]].due_ns + self._exchange_ns(gpu)
         for request in list(calls.values())[:_LOOKED_AT]:
             if request.state is not RequestState.QUEUED:
                 self._drop(gpu.worker.worker_id, request)

@@ -44,8 +44,9 @@ from slosched.core.scheduler.cluster import Cluster
 from slosched.core.scheduler.dispatch_windows import DispatchWindows
 from slosched.core.scheduler.expiry import ExpiryHeap
 from slosched.core.scheduler.forecast import Forecast, why_refused_early
-from slosched.core.scheduler.joint_batches import Joint, joint_batch
+from slosched.core.scheduler.joint_batches import Joint, by_queue, joint_batch
 from slosched.core.scheduler.length_classes import programs
+from slosched.core.scheduler.near_calls import NearCalls
 from slosched.core.scheduler.overtaking import Overtaking
 from slosched.core.scheduler.plans import (
     NEVER_NS,
@@ -127,6 +128,7 @@ class Infer5:
         self._mixes_lengths = cluster.config.mix_lengths
         preempts = cluster.config.preempt
         self._overtaking = Overtaking(cluster, self._waiting) if preempts else None
+        self._near = NearCalls(cluster, take=self.forget)
         self._loss = 0.0
         self._unit = 1.0  # the average weight of lost requests, which counts as 1
         self._now_ns = 0
@@ -176,6 +178,8 @@ class Infer5:
         self._fresh[queue.queue_id] = queue
         if self._overtaking is not None:
             self._overtaking.queued(request)
+        if request.call is not None:
+            self._near.queued(request)
         self._expiry.push(latest_ns, request)
 
     def forget(self, request: Request) -> None:
@@ -329,6 +333,8 @@ class Infer5:
         if not self._waiting:
             return
         self._answer_hopeless(now_ns)
+        if self._near:
+            self._near.plan(now_ns)
         windows = self._windows
         windows.refresh(now_ns)
         if not windows.open:
@@ -336,6 +342,8 @@ class Infer5:
         elif self._waiting and (self._fresh or windows.to_ask):
             sent = self._give_work(now_ns)
             self._fresh.clear()
+            if sent and self._cluster.hosts:
+                self._fill_slots(now_ns)
             if sent and self._waiting:
                 self._answer_hopeless(now_ns)
         if self._overtaking is not None and self._waiting:
@@ -365,6 +373,15 @@ class Infer5:
                     break
         return sent
 
+    def _fill_slots(self, now_ns: int) -> None:
+        """Each host was given one call: go on while one more can be given."""
+        sent = True
+        while sent and self._waiting:
+            self._windows.refresh(now_ns)
+            to_ask = self._windows.to_ask_in_order(now_ns)
+            given = [self._ask(gpu, start_ns, now_ns) for start_ns, _, gpu in to_ask if gpu.host]
+            sent = any(given)
+
     def _send_urgent(self, overtaking: Overtaking, now_ns: int) -> None:
         """Have urgent batches interrupt what runs, while that gains."""
         while (urgent := overtaking.best(now_ns)) is not None:
@@ -382,6 +399,8 @@ class Infer5:
             if choice is not None and self._loss > _FLOODED:
                 choice = self._with_time_to_spare(gpu, choice, start_ns)
         self._windows.asked(gpu, retry_when_faster=all_late)
+        if self._near and self._near.send_instead(gpu, choice, start_ns, now_ns):
+            return True
         if choice is None:
             return False
         expected_ns = self._commit(gpu, choice, start_ns, now_ns)
@@ -430,7 +449,7 @@ class Infer5:
         """(when a request alone likely ends on an idle GPU, but for its exec; 0: not idle), and the spread
         of what runs before. An idle GPU loses nothing by trying what is likely in time, and learns by it.
         """
-        if gpu.exec.outstanding:
+        if len(gpu.exec.outstanding) >= gpu.exec.width:
             return 0, gpu.exec.outstanding[-1].spread_ns
         worker = gpu.worker
         return self._now_ns + worker.transit.expected_ns + worker.returns.expected_ns, 0
@@ -555,7 +574,7 @@ class Infer5:
             priority=priority,
         )
         if self._forecast is not None and not self._forecast.idle:
-            for part in _by_queue(requests) if queue.length else (requests,):
+            for part in by_queue(requests) if queue.length else (requests,):
                 part_ns = expected_ns * len(part) // len(requests)
                 table = gpu.tables[part[0].queue.program]
                 self._forecast.served(part, table, part_ns, now_ns=now_ns)
@@ -574,13 +593,6 @@ class Infer5:
             aboard += riders
         self._loss *= (1.0 - _LOSS_WEIGHT) ** (len(aboard) - len(requests))
         return sorted(aboard)
-
-
-def _by_queue(requests: list[Request]) -> Iterable[list[Request]]:
-    parts: dict[int, list[Request]] = {}
-    for request in requests:
-        parts.setdefault(request.queue.queue_id, []).append(request)
-    return parts.values()
 
 
 def _holds_any(gpu: Gpu, queues: dict[int, Queue]) -> bool:
