@@ -25,6 +25,7 @@ from slosched.gpu_profile import canonical_model as canonical_model
 from slosched.model_source import DTYPES as DTYPES
 from slosched.model_source import LIBRARIES as LIBRARIES
 from slosched.model_source import LIBRARY_PREFIXES as LIBRARY_PREFIXES
+from slosched.model_source import FunctionOptions as FunctionOptions
 from slosched.model_source import ModelSource as ModelSource
 from slosched.options import (
     ADDRESSES,
@@ -76,8 +77,8 @@ JoinKey = Annotated[
 
 
 @dataclass(frozen=True)
-class WorkerConfig:
-    """A worker process. `device` is "auto", "cuda:N", "cpu" or "emulated".
+class WorkerConfig(FunctionOptions):
+    """A worker process. `device` is "auto", "cuda:N", "cpu", "emulated" or "none" (functions alone).
 
     `dtype` and `channels_last` hold for the models that `models` does not name; the latter for those
     that take images. `libraries` are those whose every classification model can be loaded by name.
@@ -86,8 +87,8 @@ class WorkerConfig:
     device: Annotated[
         str,
         Option(
-            help="auto, cuda:N, cpu, emulated, or one of another package. Default {default}: every GPU of the "
-            "host, else the CPU.",
+            help="auto, cuda:N, cpu, emulated, none (functions alone), or one of another package. Default "
+            "{default}: every GPU of the host, else the CPU.",
             metavar="DEVICE",
         ),
     ] = "auto"
@@ -270,6 +271,10 @@ class WorkerConfig:
             raise InvalidConfig(
                 "name, advertise and join_key are for a worker that registers: give controller"
             )
+        if self.namespace and not self.state:
+            raise InvalidConfig("namespace is one of the state's: give state, too")
+        if self.device == "none" and not self.functions:
+            raise InvalidConfig("a worker of the device none runs functions alone: give functions")
 
 
 FIDELITIES = ("best", "paper")

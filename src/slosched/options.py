@@ -27,6 +27,7 @@ NETWORK = "The network"
 NOISE = "Disturbances"
 MEMORY = "Memory"
 MODELS = "Models"
+FUNCTIONS = "Functions"
 PROCESSOR = "The processor"
 PANELS = (
     CLUSTER,
@@ -37,6 +38,7 @@ PANELS = (
     NOISE,
     MEMORY,
     MODELS,
+    FUNCTIONS,
     PROCESSOR,
 )
 

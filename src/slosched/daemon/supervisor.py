@@ -135,6 +135,7 @@ def run_workers(
             port=config.port + i if config.port else 0,
             cpu=config.cpu + i if config.cpu >= 0 else -1,
             name=f"{config.name}-{i}" if config.name else "",
+            slots=config.slots or max(1, len(os.sched_getaffinity(0)) // wanted),
         )
         for i in range(wanted)
     ]

@@ -28,6 +28,7 @@ from slosched.core.worker.brain import WorkerBrain
 from slosched.core.worker.interface import (
     DropInputs,
     Effect,
+    EndCall,
     EvictPages,
     FromController,
     ModelPrepared,
@@ -39,14 +40,22 @@ from slosched.core.worker.interface import (
 from slosched.core.worker.kinds import takes_inputs
 from slosched.core.worker.lanes import gpu_lanes
 from slosched.core.worker.stepping import Stepper
-from slosched.daemon.backends.base import Backend, Frame
+from slosched.daemon.backends.base import Backend, Frame, calls_of, functions_of
 from slosched.daemon.backends.opening import open_backend, shown_device
 from slosched.daemon.blackbox import ENDED, READY, NoBlackbox
 from slosched.daemon.housekeeping import Collector, check_core, own_process
 from slosched.daemon.registration import Registration
 from slosched.daemon.watchdog import Watchdog
 from slosched.errors import DeviceLost, InvalidConfig, MalformedMessage, PeerUnreachable
-from slosched.messages import GpuStats, Result, SessionMessage
+from slosched.messages import (
+    Call,
+    CallNews,
+    ChildReply,
+    ChildRequest,
+    GpuStats,
+    Result,
+    SessionMessage,
+)
 from slosched.transport.bundles import ActionBundle, ResultBundle
 from slosched.transport.codec import MAX_MESSAGE_BYTES, decode_for_worker, total_bytes
 from slosched.transport.outbox import Outbox
@@ -110,10 +119,13 @@ class WorkerServer:
             allow_zero_size_inputs=config.allow_zero_size_inputs,
             put_aside=config.put_aside,
             lanes=gpu_lanes(preemptive=config.preempt),
+            functions=functions_of(backend),
+            most_calls=config.most_calls,
         )
+        self._calls = calls_of(backend)
         self._stepper = Stepper(self._brain, self._backend.devices, self._perform)
         # A failed send needs no handling: a controller that is gone, or does not read, misses heartbeats.
-        self._outbox: Outbox[bytes, Result] = Outbox(
+        self._outbox: Outbox[bytes, Result | CallNews] = Outbox(
             self._router.send, ResultBundle, failed=lambda peer, message: None
         )
         self._registration: Registration | None = None
@@ -340,7 +352,7 @@ class WorkerServer:
                 )
             message = decode_for_worker(frames[0])
             tensors = frames[1:]
-            if tensors and not takes_inputs(message):
+            if tensors and not (takes_inputs(message) or isinstance(message, ChildReply)):
                 raise MalformedMessage(
                     f"{type(message).__name__} with {len(tensors)} frame(s) behind it"
                 )
@@ -355,15 +367,31 @@ class WorkerServer:
             return True
         sizes = tuple(len(frame) for frame in tensors)
         key = self._stepper.handle(FromController(peer, message, sizes), now_ns=now)
-        if key is not None and tensors:
+        if key is None:
+            return True
+        if isinstance(message, ChildReply):
+            self._deliver(key, message, tensors)
+        elif tensors and isinstance(message, Call) and self._calls is not None:
+            self._calls.keep(key, tensors)
+        elif tensors:
             self._backend.keep_inputs(key, tensors)
         return True
+
+    def _deliver(self, key: int, message: ChildReply, frames: list[Frame]) -> None:
+        """Before the brain lets the call go on, which it does in the step that follows."""
+        if self._calls is not None:
+            self._calls.deliver(
+                key, message.child, code=message.code, reason=message.reason, frames=frames
+            )
 
     def _perform(self, effect: Effect, now: int) -> None:
         if isinstance(effect, ToController):
             message = effect.message
             frames: list[Frame] = []
-            if effect.output_of is not None:
+            if isinstance(message, ChildRequest):
+                if self._calls is not None and message.input_size and effect.output_of is not None:
+                    frames.append(self._calls.payload(effect.output_of, message.child))
+            elif effect.output_of is not None:
                 sizes = getattr(message, "output_sizes", ())
                 frames.extend(self._backend.take_outputs(effect.output_of, sizes))
             self._backend.glance()
@@ -381,6 +409,9 @@ class WorkerServer:
             self._backend.prepare(effect, done=self._model_prepared)
         elif isinstance(effect, ReleaseModel):
             self._backend.release(effect)
+        elif isinstance(effect, EndCall):
+            if self._calls is not None:
+                self._calls.end(effect.action_id, effect.reason)
         elif isinstance(effect, Note):
             self._announce(effect.text)
 

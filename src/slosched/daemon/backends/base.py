@@ -102,6 +102,9 @@ class Backend(Protocol):
 class CallPort(Protocol):
     """The frames of calls of functions, for the loop. A backend that runs calls has one as `calls`."""
 
+    def keep(self, action_id: int, frames: Sequence[Frame]) -> None:
+        """Keep the arguments of a call until it begins, or `drop_inputs`."""
+
     def deliver(
         self, action_id: int, child: int, *, code: int, reason: str, frames: Sequence[Frame]
     ) -> None:
@@ -112,6 +115,18 @@ class CallPort(Protocol):
 
     def end(self, action_id: int, reason: str) -> None:
         """End the process of the call, and everything that it started."""
+
+
+def calls_of(backend: Backend) -> CallPort | None:
+    """The port of a backend that runs calls of functions."""
+    calls: CallPort | None = getattr(backend, "calls", None)
+    return calls
+
+
+def functions_of(backend: Backend) -> Sequence[str]:
+    """Those of `backend.loadable` that are functions."""
+    functions: Sequence[str] = getattr(backend, "functions", ())
+    return functions
 
 
 class Plain:

@@ -47,6 +47,12 @@ def _native(config: WorkerConfig, blackbox: NoBlackbox) -> Backend:
     return CudaBackend(config, gpu, blackbox)
 
 
+def _none(config: WorkerConfig, blackbox: NoBlackbox) -> Backend:
+    from slosched.daemon.backends.functions.no_models import NoModels
+
+    return NoModels()
+
+
 _CUDA = "cuda:N"
 #: The built-in ones; "cuda:N" stands for "cuda" too.
 BACKENDS: Mapping[str, DeviceKind] = {
@@ -54,6 +60,7 @@ BACKENDS: Mapping[str, DeviceKind] = {
     "cpu": DeviceKind(_native),
     _CUDA: DeviceKind(_native, process_each=True),
     "emulated": DeviceKind(_emulated),
+    "none": DeviceKind(_none),
 }
 
 
@@ -109,7 +116,16 @@ def open_backend(config: WorkerConfig, blackbox: NoBlackbox | None = None) -> Ba
 
     What is imported for a GPU is imported here, not later: an import holds the interpreter for seconds, and
     a heartbeat must never wait for that. The backend of a GPU writes into `blackbox` which model's code runs
-    in this process; emulated GPUs run none, and the CPU's models have processes of their own. Raises
-    InvalidConfig, MissingPackage or UnknownName.
+    in this process; emulated GPUs run none, and the CPU's models have processes of their own. Functions of the
+    config run beside the models. Raises InvalidConfig, MissingPackage or UnknownName.
     """
-    return device_kind(config.device).open(config, blackbox or NoBlackbox())
+    backend = device_kind(config.device).open(config, blackbox or NoBlackbox())
+    if not config.functions:
+        return backend
+    from slosched.daemon.backends.functions.backend import FunctionsBackend
+
+    try:
+        return FunctionsBackend(backend, config)
+    except BaseException:
+        backend.close()
+        raise

@@ -236,10 +236,9 @@ class Brood:
         """A packet for the zygote itself, in order with those about children."""
         self._order(packet, fds)
 
-    @property
-    def unreported(self) -> int:
-        """Children whose end the zygote has not reported yet, those included that were told to end."""
-        return len(self._children)
+    def has(self, child: ChildRunner) -> bool:
+        """True until the zygote has reported the child's end, also of one that was told to end."""
+        return self._children.get(child.number) is child
 
     def _order(self, packet: bytes, fds: Sequence[int] = ()) -> None:
         if self.closed:

@@ -36,6 +36,8 @@ _LINE_AT_MOST = 400
 _LINES_PER_S = 20
 #: Children that end are killed first when memory runs out (0: like any process, 1000: always first).
 _OOM_SCORE = "800"
+#: Generations of processes left behind that are ended at once; what remains goes with the next child's end.
+_ROUNDS = 64
 
 Serve = Callable[[socket.socket], None]
 
@@ -44,6 +46,11 @@ def prctl(option: int, value: int) -> None:
     """Linux's prctl; elsewhere nothing happens."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+def become_subreaper() -> None:
+    """Become the parent of every descendant whose parent ends. Linux only."""
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 class Lines:
@@ -115,7 +122,7 @@ class Zygote:
         self._woken, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, _ignore)
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
-        prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        become_subreaper()
         for fd in (self._end.fileno(), self._woken):
             self._poll.register(fd, select.POLLIN)
 
@@ -224,13 +231,15 @@ class Zygote:
 
     def _kill_strays(self, ours: Any) -> None:
         """End what children forked into sessions of its own: it is ours since its parent ended."""
-        for _ in range(8):  # each that ends may leave children of its own to us
+        for _ in range(_ROUNDS):  # each that ends may leave children of its own to us
             strays = set(_own_children()) - set(ours)
             if not strays:
                 return
             for pid in strays:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(pid, signal.SIGSTOP)  # so that none starts another while some are ended
+            for pid in strays:
+                _kill_group(pid)
             for pid in strays:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, 0)

@@ -1,0 +1,301 @@
+"""A function that is loaded on one device: its template, and the processes that wait for calls.
+
+A call never waits for a fork while it finds a process here: one is started for each that is taken. A process
+that ran a call comes back, if its function is reset by "none" and the call left nothing behind.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from slosched import child_processes
+from slosched.clock import Clock, anchor_ns
+from slosched.daemon.backends.broods import packets
+from slosched.daemon.backends.broods.children import Brood, ChildRunner, Watch, start_zygote
+from slosched.daemon.backends.functions import wire
+from slosched.units import NS_PER_MS, NS_PER_S
+
+#: An import and an `init` that take longer hang.
+LOAD_WITHIN_NS = 120 * NS_PER_S
+#: Processes that are kept beyond those that are wanted, and for how long.
+_MORE_SPARES = 16
+_TRIM_NS = 5 * NS_PER_S
+#: A template that has not ended a process for this time hangs: code that `init` left running holds it.
+_END_WITHIN_NS = 5 * NS_PER_S
+_FIRST_PAUSE_NS = 100 * NS_PER_MS
+_LONGEST_PAUSE_NS = 30 * NS_PER_S
+
+
+class CallChild(ChildRunner):
+    """A process that runs one call at a time. `mail` has what it sent, with descriptors."""
+
+    unsent_at_most = 50_000  # the answers of its children
+
+    def __init__(self, brood: Brood, number: int, end: socket.socket) -> None:
+        super().__init__(brood, number, end)
+        self.mail: deque[tuple[bytes, list[int]]] = deque()
+        self.owner: LoadedFunction | None = None
+        self.loading = False  # it says first how its loading ended
+        self.ready = False
+        self.pid = 0
+        self.own_bytes = 0  # when it was ready
+        self.call = -1  # the key of its call; -1: it has none
+
+    def took(self, packet: bytes, fds: list[int]) -> None:
+        self.mail.append((packet, fds))
+
+    def drop_mail(self) -> None:
+        while self.mail:
+            packets.close_all(self.mail.popleft()[1])
+
+
+class Root:
+    """The root process, and another one if that ends. `announce` gets what processes print."""
+
+    def __init__(self, watch: Watch, announce: Callable[[str], None]) -> None:
+        self.watch, self._announce = watch, announce
+        self._cpus = tuple(sorted(os.sched_getaffinity(0)))  # before the worker binds itself to one
+        self._process: subprocess.Popen[bytes] | None = None
+        self._brood: Brood | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process is not None else 0
+
+    def spawn(self, label: str, kind: type[ChildRunner] = ChildRunner) -> ChildRunner:
+        if self._brood is None or self._brood.closed:
+            self._process, end = start_zygote(
+                "slosched.daemon.backends.functions.root", _one_thread()
+            )
+            self._brood = Brood(self.watch, end, self._announce, self._lost)
+            self._brood.send(packets.encode(wire.Open(anchor_ns(), self._cpus)))
+        return self._brood.spawn(label, kind)
+
+    def _lost(self, words: str) -> None:
+        self._announce(f"the process from which functions are forked: {words}; another is started")
+        self._end_process(kill=True)
+
+    def close(self) -> None:
+        """End it and everything that it started; bounded by two seconds."""
+        if self._brood is not None:
+            self._brood.close("the worker ends")
+        self._end_process(kill=False)
+
+    def _end_process(self, *, kill: bool) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            if kill:
+                process.kill()
+            child_processes.end(process, within_s=1.0, ask=False)
+
+
+def _one_thread() -> dict[str, str]:
+    """The environment of functions: a slot is one thread, unless the worker's environment says otherwise."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return {**dict.fromkeys(names, "1"), **os.environ}
+
+
+class LoadedFunction:
+    """The function of `order`, which is being loaded. `step` until `ready`, or until `failed` says why not.
+
+    `spares` processes wait for calls. `model_ids` are the instances that are loaded so. `announce` gets lines.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        listed: wire.Listed,
+        order: wire.Load,
+        *,
+        spares: int,
+        clock: Clock,
+        announce: Callable[[str], None],
+    ) -> None:
+        self._root, self.listed, self._order = root, listed, order
+        self.name = listed.name
+        self._spares, self._clock, self._announce = spares, clock, announce
+        self.model_ids: set[int] = set()
+        self.loaded: wire.Loaded | None = None
+        self.ready = False  # calls can begin
+        self.failed = ""
+        self.code = 0
+        self.since_ns = clock()
+        self.due_ns = self.since_ns + LOAD_WITHIN_NS
+        self.children: dict[CallChild, None] = {}
+        self._idle: deque[CallChild] = deque()
+        self._starting = 0
+        self._again_ns, self._pause_ns = 0, _FIRST_PAUSE_NS
+        self._trim_ns = self.since_ns + _TRIM_NS
+        self._killed: dict[CallChild, int] = {}
+        self._loader: ChildRunner | None = None
+        self._brood: Brood | None = None
+        if order.forks:
+            self._start_template()
+        self.fill()
+
+    def _start_template(self) -> None:
+        near, far = packets.pair()
+        self._loader = self._root.spawn(self.name)
+        self._brood = Brood(self._root.watch, near, self._announce, self._template_lost)
+        self._loader.send(packets.encode(self._order), (far.fileno(),))
+        far.close()
+
+    def _template_lost(self, words: str) -> None:
+        self._fail("the process that its calls are forked from ended")
+
+    # --------------------------------------------------------------------------- processes
+
+    def take(self) -> CallChild | None:
+        """A process for a call, if one is ready."""
+        while self._idle:
+            child = self._idle.pop()
+            if not child.ended:
+                self.fill()
+                return child
+        self.fill()
+        return None
+
+    def give_back(self, child: CallChild) -> None:
+        """The process can take another call."""
+        child.call = -1
+        if self.failed or child.ended or len(self._idle) >= self._spares + _MORE_SPARES:
+            self.end(child, "it is not needed")
+        else:
+            self._idle.append(child)
+
+    def end(self, child: CallChild, why: str) -> None:
+        """End the process and all that it started."""
+        if not child.ended:
+            child.kill(why)
+            self._killed[child] = self._clock()
+
+    def fill(self) -> None:
+        """Start processes until enough of them wait, or are about to."""
+        if self.failed or self._clock() < self._again_ns:
+            return
+        if self._order.forks:
+            assert self._brood is not None
+            for _ in range(self._spares - len(self._idle) - self._starting):
+                self._own(self._brood.spawn(self.name, CallChild), loading=False)
+        elif not self._idle and not self._starting and not any(c.call >= 0 for c in self.children):
+            child = self._root.spawn(self.name, CallChild)
+            child.send(packets.encode(self._order))
+            self._own(child, loading=True)
+
+    def need_another(self) -> None:
+        """A call waits for a process, and those that there are may be suspended for long."""
+        if not self._order.forks and not self.failed and not self._idle and not self._starting:
+            child = self._root.spawn(self.name, CallChild)
+            child.send(packets.encode(self._order))
+            self._own(child, loading=True)
+
+    def _own(self, child: ChildRunner, *, loading: bool) -> None:
+        assert isinstance(child, CallChild)
+        child.owner, child.loading = self, loading
+        self.children[child] = None
+        self._starting += 1
+
+    # ---------------------------------------------------------------------------- messages
+
+    def hear_loader(self, packet: bytes) -> bool:
+        """How the loading of a process ended. False for nonsense."""
+        try:
+            message = wire.from_loader.decode(packet)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return False
+        if isinstance(message, wire.Failed):
+            self._fail(message.words)
+        elif isinstance(message, wire.Loaded) and self.loaded is None:
+            self.loaded = message
+            if message.note:
+                self._announce(message.note)
+        return True
+
+    def is_ready(self, child: CallChild, message: wire.Ready) -> None:
+        """The process says that it can take a call."""
+        if child.ready:
+            return
+        child.ready = True
+        child.pid, child.own_bytes = message.pid, message.own_bytes
+        self._starting -= 1
+        self._pause_ns = _FIRST_PAUSE_NS
+        self._idle.append(child)
+        self.ready = not self.failed and (self.loaded is not None or self._order.forks)
+
+    def gone(self, child: CallChild) -> None:
+        """The process has ended, or is being ended."""
+        if self.children.pop(child, 0) == 0:
+            return
+        if child in self._idle:
+            self._idle.remove(child)
+        if not child.ready:
+            self._starting -= 1
+            if not self.failed and not self.ready and not self._order.forks:
+                self._fail(f"its process ended while it was loaded: {child.ended}")
+            self._again_ns = self._clock() + self._pause_ns
+            self._pause_ns = min(2 * self._pause_ns, _LONGEST_PAUSE_NS)
+        self.fill()
+
+    def step(self, now_ns: int) -> None:
+        """Take what its template said, and do what is due."""
+        loader = self._loader
+        while loader is not None and loader.inbox:
+            if not self.hear_loader(loader.inbox.popleft()):
+                loader.kill("it sent nonsense")
+        if loader is not None and loader.ended and not self.failed:
+            self._fail(f"its process ended ({loader.ended})")
+        if self.failed:
+            return
+        if not self.ready and now_ns >= self.due_ns:
+            took_s = (now_ns - self.since_ns) // NS_PER_S
+            self._fail(f"it was not loaded within {took_s} s; its process was ended")
+        if now_ns >= self._trim_ns:
+            self._trim_ns = now_ns + _TRIM_NS
+            self._trim(now_ns)
+        self.fill()
+
+    def _trim(self, now_ns: int) -> None:
+        if len(self._idle) > self._spares:
+            self.end(self._idle.popleft(), "it is not needed")
+        while self._killed:
+            child, since_ns = next(iter(self._killed.items()))
+            if self._brood is not None and self._brood.has(child):
+                if now_ns - since_ns > _END_WITHIN_NS:
+                    self._fail("the process that its calls are forked from does not answer")
+                return
+            del self._killed[child]
+
+    # -------------------------------------------------------------------------------- ends
+
+    def _fail(self, words: str) -> None:
+        if self.failed:
+            return
+        self.failed = words
+        self.ready = False
+        self.close()
+
+    def close(self) -> None:
+        """End its processes, those of calls too; does not wait."""
+        self.failed = self.failed or "it was unloaded"
+        for child in list(self.children):
+            child.kill(f"{self.name!r}: {self.failed}")
+        if self._brood is not None:
+            self._brood.close(self.failed)
+        if self._loader is not None:
+            self._loader.kill(self.failed)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What a call may take; 0: any."""
+        return self._order.memory_bytes
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the processes for calls that are ready, for tests."""
+        return [child.pid for child in self.children if child.ready]

@@ -1,0 +1,555 @@
+"""Runs calls of functions: which process has which call, what it says, and when it is ended.
+
+Nothing here waits: `step` takes what has come, ends what has reached a limit, and returns what the worker's
+brain must know. Large payloads are written in pieces, one per step and call.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from slosched.clock import Clock, now_ns
+from slosched.codes import Code
+from slosched.core.worker.interface import (
+    CallAwaits,
+    CallChained,
+    ChildTakenBack,
+    DeviceEvent,
+    Op,
+    OpDone,
+    OpKind,
+    WeightsLost,
+    op_failed,
+)
+from slosched.daemon.backends.base import Frame
+from slosched.daemon.backends.broods import packets
+from slosched.daemon.backends.broods.children import ChildRunner, Watch
+from slosched.daemon.backends.functions import wire
+from slosched.daemon.backends.functions.guard import descendants, own_bytes
+from slosched.daemon.backends.functions.loaded import CallChild, LoadedFunction, Root
+from slosched.daemon.backends.functions.parcels import Parcel, opened
+from slosched.functions.function import MAX_PAYLOAD_BYTES
+from slosched.messages import Span
+from slosched.units import NS_PER_MS, NS_PER_S, exact_bytes, format_duration
+
+#: A call that found no process waits for one for this time.
+_PROCESS_WITHIN_NS = 20 * NS_PER_S
+#: How often it is looked at what calls have started, running and suspended.
+_GUARD_NS = 50 * NS_PER_MS
+_GUARD_SUSPENDED_NS = NS_PER_S
+#: A call may have started that many processes that still live.
+MOST_PROCESSES = 64
+#: Results of children that a call has not taken yet.
+_HELD_AT_MOST_BYTES = 1 << 30
+#: What a process may say of its call. Others would say that it has not begun.
+_CODES = (Code.CALL_RAISED, Code.CALL_OVER_LIMIT, Code.INVALID_INPUT)
+_NEVER_NS = 2**63 - 1
+
+
+@dataclass(slots=True, eq=False)
+class RunningCall:
+    """An unfinished call. `op` is the op that runs; None: the call is suspended."""
+
+    key: int
+    function: LoadedFunction
+    op: Op | None
+    begin_ns: int  # of the op
+    frames: Sequence[Frame] = ()  # its arguments, until it begins
+    child: CallChild | None = None  # None: it waits for a process
+    ran_ns: int = 0  # in ops that are over
+    outgoing: deque[tuple[Callable[[Parcel], wire.ToCall], Parcel]] = field(default_factory=deque)
+    held_bytes: int = 0
+    guard_ns: int = _NEVER_NS
+    died: str = ""  # how its process ended while it was suspended
+
+
+class Runner:
+    """Every loaded function and every unfinished call of one worker.
+
+    `memory_of` says how much memory a call may take (0: any). `over` is told of each op that is over.
+    """
+
+    def __init__(
+        self, root: Root, watch: Watch, *, clock: Clock = now_ns, announce: Callable[[str], None]
+    ) -> None:
+        self._root, self._watch, self._clock, self._announce = root, watch, clock, announce
+        self._loaded: dict[tuple[int, str], LoadedFunction] = {}  # by device and name
+        self._loads: dict[int, tuple[Op, LoadedFunction, int]] = {}  # ops, with their begin
+        self._calls: dict[int, RunningCall] = {}
+        self._waiting: deque[RunningCall] = deque()
+        self._writing: dict[int, RunningCall] = {}  # calls with a payload that is not sent yet
+        #: What is loaded to be measured, and what to call when it is ready or has failed.
+        self._trials: list[tuple[LoadedFunction, Callable[[], None]]] = []
+        self._events: list[DeviceEvent] = []
+        self._frames: dict[int, Sequence[Frame]] = {}
+        self._outputs: dict[int, Frame] = {}
+        self._payloads: dict[tuple[int, int], Frame] = {}
+        self._leftover: list[RunningCall] = []  # their results and payloads go with the next step
+        self._next_ns = _NEVER_NS
+        #: Called with each op of a call that is over.
+        self.over: Callable[[Op], None] = lambda op: None
+
+    # ------------------------------------------------------------------------- what is due
+
+    def due_ns(self) -> int | None:
+        """When `step` has something to do; 0: now."""
+        if self._events or self._writing or self._watch.ready:
+            return 0
+        return None if self._next_ns == _NEVER_NS else self._next_ns
+
+    def step(self) -> list[DeviceEvent]:
+        """Take what processes said, and do what is due."""
+        for ended in self._leftover:
+            self._outputs.pop(ended.key, None)
+        if self._leftover and self._payloads:
+            keys = {each.key for each in self._leftover}
+            self._payloads = {k: v for k, v in self._payloads.items() if k[0] not in keys}
+        self._leftover = []
+        for call in list(self._writing.values()):
+            self._write(call)
+        for child in self._watch.step():
+            self._hear(child)
+        now = self._clock()
+        if now >= self._next_ns or self._loads or self._waiting or self._trials:
+            self._do_due(now)
+        events, self._events = self._events, []
+        return events
+
+    def _do_due(self, now: int) -> None:
+        functions = [*self._loaded.values(), *[each for each, _ in self._trials]]
+        for function in functions:
+            function.step(now)
+        self._end_trials()
+        self._end_loads(now)
+        self._lose_weights()
+        self._assign(now)
+        next_ns = _NEVER_NS
+        for call in list(self._calls.values()):
+            next_ns = min(next_ns, self._check(call, now))
+        for function in functions:
+            if not function.failed:
+                next_ns = min(next_ns, now + NS_PER_S if function.ready else function.due_ns)
+        for call in self._waiting:
+            next_ns = min(next_ns, call.begin_ns + _PROCESS_WITHIN_NS)
+        self._next_ns = next_ns
+
+    # --------------------------------------------------------------------------- functions
+
+    def load(self, op: Op, make: Callable[[], LoadedFunction]) -> None:
+        """Begin a LOAD_WEIGHTS; its end is reported."""
+        key = op.gpu_id, op.model_name
+        function = self._loaded.get(key)
+        if function is None or function.failed:
+            function = self._loaded[key] = make()
+        function.model_ids.add(op.model_id)
+        self._loads[op.op_id] = op, function, self._clock()
+        self._next_ns = 0
+
+    def trial(self, function: LoadedFunction, when_over: Callable[[], None]) -> None:
+        """Look after a function that is loaded to be measured, until it is ready or has failed."""
+        self._trials.append((function, when_over))
+        self._next_ns = 0
+
+    def evict(self, gpu_id: int, model_id: int) -> None:
+        for key, function in list(self._loaded.items()):
+            if key[0] == gpu_id and model_id in function.model_ids:
+                function.model_ids.discard(model_id)
+                if not function.model_ids:
+                    del self._loaded[key]
+                    function.close()
+
+    def _end_trials(self) -> None:
+        over = [trial for trial in self._trials if trial[0].ready or trial[0].failed]
+        if over:
+            self._trials = [trial for trial in self._trials if trial not in over]
+            for _, when_over in over:
+                when_over()
+
+    def _end_loads(self, now: int) -> None:
+        for op_id, (op, function, begin_ns) in list(self._loads.items()):
+            if not function.ready and not function.failed:
+                continue
+            del self._loads[op_id]
+            span = Span(begin_ns, now, now - begin_ns)
+            if function.failed:
+                function.model_ids.discard(op.model_id)
+                code = Code.MODEL_PROCESS_ENDED
+                self._events.append(OpDone(op_id, span, code, function.failed))
+            else:
+                self._events.append(OpDone(op_id, span))
+
+    def _lose_weights(self) -> None:
+        for key, function in list(self._loaded.items()):
+            if not function.failed:
+                continue
+            loading = {op.model_id for op, each, _ in self._loads.values() if each is function}
+            lost = tuple(sorted(function.model_ids - loading))
+            del self._loaded[key]
+            if lost:
+                self._announce(f"{function.name}: {function.failed}")
+                self._events.append(WeightsLost(key[0], lost))
+
+    # ------------------------------------------------------------------------------- calls
+
+    def keep(self, action_id: int, frames: Sequence[Frame]) -> None:
+        self._frames[action_id] = frames
+
+    def drop_inputs(self, action_id: int) -> None:
+        self._frames.pop(action_id, None)
+
+    def take_outputs(self, action_id: int) -> Sequence[Frame]:
+        frame = self._outputs.pop(action_id, None)
+        return () if frame is None else (frame,)
+
+    def payload(self, action_id: int, child: int) -> Frame:
+        return self._payloads.pop((action_id, child), b"")
+
+    def launch(self, op: Op) -> None:
+        """Begin a CALL or a RESUME, and report its end."""
+        now = self._clock()
+        if op.kind is OpKind.RESUME:
+            self._resume(op, now)
+            return
+        frames = self._frames.pop(op.action_id, ())
+        function = self._loaded.get((op.gpu_id, op.model_name))
+        if function is None or not function.ready:
+            why = f": {function.failed}" if function is not None and function.failed else ""
+            reason = f"the function {op.model_name!r} is not loaded{why}"
+            self._refuse(op, Code.EXEC_WEIGHTS_MISSING, reason, now)
+            return
+        call = RunningCall(op.action_id, function, op, now, frames)
+        self._calls[call.key] = call
+        child = function.take()
+        if child is not None:
+            self._begin(call, child, now)
+        else:
+            function.need_another()
+            self._waiting.append(call)
+            self._next_ns = 0
+
+    def _refuse(self, op: Op, code: int, reason: str, now: int) -> None:
+        self._events.append(op_failed(op, code, reason, now))
+        self.over(op)
+
+    def _assign(self, now: int) -> None:
+        """Give processes that have become ready to calls that wait for one."""
+        for call in list(self._waiting):
+            if call.key not in self._calls:
+                self._waiting.remove(call)
+                continue
+            child = call.function.take()
+            if child is not None:
+                self._waiting.remove(call)
+                self._begin(call, child, now)
+            elif call.function.failed or now >= call.begin_ns + _PROCESS_WITHIN_NS:
+                self._waiting.remove(call)
+                name = call.function.name
+                reason = call.function.failed or f"no process of {name!r} became ready in time"
+                self._end(call, Code.EXEC_WEIGHTS_MISSING, reason, now)
+
+    def _begin(self, call: RunningCall, child: CallChild, now: int) -> None:
+        op = call.op
+        assert op is not None
+        call.child, child.call = child, call.key
+        try:
+            parcel = Parcel(call.frames)
+        except OSError as error:
+            reason = f"no memory for the arguments: {error}"
+            self._end(call, Code.EXEC_WEIGHTS_MISSING, reason, now)
+            return
+        call.frames = ()
+        call_id, deadline_ns = op.call_id, op.deadline_ns
+
+        def message(parcel: Parcel) -> wire.ToCall:
+            return wire.Begin(call.key, call_id, deadline_ns, parcel.size, parcel.inline)
+
+        self._put(call, message, parcel)
+        self._runs(call, now)
+
+    def _resume(self, op: Op, now: int) -> None:
+        call = self._calls.get(op.action_id)
+        if call is None or call.child is None or call.died or call.child.ended:
+            why = call.died if call is not None else "its process has ended"
+            self._calls.pop(op.action_id, None)
+            name = op.model_name
+            reason = f"the process of a suspended call of {name!r} ended: {why}"
+            self._refuse(op, Code.MODEL_PROCESS_ENDED, reason, now)
+            return
+        call.op, call.begin_ns, call.held_bytes = op, now, 0
+        key = call.key
+        self._put(call, lambda parcel: wire.Resume(key), Parcel(()))
+        self._runs(call, now)
+
+    def _runs(self, call: RunningCall, now: int) -> None:
+        call.guard_ns = now + _GUARD_NS
+        limit_ns = call.function.listed.info.limit_ns
+        self._next_ns = min(self._next_ns, call.guard_ns, now + limit_ns - call.ran_ns)
+
+    def deliver(
+        self, action_id: int, child: int, *, code: int, reason: str, frames: Sequence[Frame]
+    ) -> None:
+        call = self._calls.get(action_id)
+        if call is None or call.child is None or call.child.ended:
+            return
+        size = sum(len(frame) for frame in frames)
+        call.held_bytes += size
+        if call.held_bytes > _HELD_AT_MOST_BYTES:
+            limit = exact_bytes(_HELD_AT_MOST_BYTES)
+            code, reason, frames = Code.CALL_OVER_LIMIT, f"results of children above {limit}", ()
+        try:
+            parcel = Parcel(frames)
+        except OSError as error:
+            code, reason = Code.CALL_OVER_LIMIT, f"no memory for the child's result: {error}"
+            parcel = Parcel(())
+        key, text = call.key, reason
+
+        def message(parcel: Parcel) -> wire.ToCall:
+            return wire.Deliver(key, child, code, text, parcel.size, parcel.inline)
+
+        self._put(call, message, parcel)
+
+    # -------------------------------------------------------------------- to the processes
+
+    def _put(
+        self, call: RunningCall, message: Callable[[Parcel], wire.ToCall], parcel: Parcel
+    ) -> None:
+        call.outgoing.append((message, parcel))
+        if call.key not in self._writing:
+            self._flush(call)
+
+    def _flush(self, call: RunningCall) -> None:
+        """Send what is complete, in order."""
+        child = call.child
+        assert child is not None
+        while call.outgoing and call.outgoing[0][1].written:
+            message, parcel = call.outgoing.popleft()
+            child.send(packets.encode(message(parcel)), parcel.fds)
+            parcel.close()
+        if call.outgoing:
+            self._writing[call.key] = call
+        else:
+            self._writing.pop(call.key, None)
+
+    def _write(self, call: RunningCall) -> None:
+        try:
+            call.outgoing[0][1].write()
+        except OSError as error:
+            self._end(call, Code.PROCESS_ENDED, f"no memory for a payload: {error}", self._clock())
+            return
+        self._flush(call)
+
+    # ------------------------------------------------------------------ from the processes
+
+    def _hear(self, child: ChildRunner) -> None:
+        if not isinstance(child, CallChild):
+            self._next_ns = 0  # a template: `LoadedFunction.step` hears it
+            return
+        while child.mail:
+            packet, fds = child.mail.popleft()
+            try:
+                wrong = self._heard(child, packet, fds)
+            except (msgspec.DecodeError, UnicodeDecodeError, ValueError, OSError) as error:
+                wrong = f"it sent nonsense ({error})"
+            finally:
+                packets.close_all(fds)
+            if wrong:
+                child.drop_mail()
+                child.kill(wrong)
+        if child.ended:
+            self._ended(child)
+
+    def _heard(self, child: CallChild, packet: bytes, fds: list[int]) -> str:
+        """Take in one message. Returns what is wrong with it; empty if nothing is."""
+        owner = child.owner
+        assert owner is not None
+        if child.loading:
+            child.loading = False
+            self._next_ns = 0
+            return "" if owner.hear_loader(packet) else "it sent nonsense"
+        message = wire.from_call.decode(packet)
+        if isinstance(message, wire.Ready):
+            owner.is_ready(child, message)
+            self._next_ns = 0
+            return ""
+        call = self._calls.get(child.call)
+        if call is None or call.op is None:
+            return "it spoke although it runs no call" if child.call >= 0 else ""
+        if isinstance(message, wire.Chained):
+            self._chained(call, message, fds)
+        elif isinstance(message, wire.TakenBack):
+            self._events.append(ChildTakenBack(call.key, message.child))
+        elif isinstance(message, wire.Awaits):
+            self._awaits(call, message)
+        else:
+            self._returned(call, child, message, fds)
+        return ""
+
+    def _chained(self, call: RunningCall, message: wire.Chained, fds: list[int]) -> None:
+        frame = opened(message.payload, message.size, fds, MAX_PAYLOAD_BYTES)
+        if message.size:
+            self._payloads[call.key, message.child] = frame
+        chained = CallChained(
+            action_id=call.key,
+            child=message.child,
+            function=message.function,
+            size=message.size,
+            slo_ns=message.slo_ns,
+            size_class=message.size_class,
+            near=message.near,
+            near_child=message.near_child,
+            ran_ns=call.ran_ns + max(0, message.ran_ns),
+        )
+        self._events.append(chained)
+
+    def _awaits(self, call: RunningCall, message: wire.Awaits) -> None:
+        op, now = call.op, self._clock()
+        assert op is not None
+        span = self._span(call, message.end_ns, now)
+        call.ran_ns += span.duration_ns
+        call.op = None
+        call.guard_ns = now + _GUARD_SUSPENDED_NS
+        self._next_ns = min(self._next_ns, call.guard_ns)
+        self._events.append(CallAwaits(op.op_id, span, message.children))
+        self.over(op)
+
+    def _returned(
+        self,
+        call: RunningCall,
+        child: CallChild,
+        message: wire.Returned | wire.Raised,
+        fds: list[int],
+    ) -> None:
+        op = call.op
+        assert op is not None
+        span = self._span(call, message.end_ns, self._clock())
+        if isinstance(message, wire.Raised):
+            code = message.code if message.code in _CODES else Code.CALL_RAISED
+            done = OpDone(op.op_id, span, code, message.text)
+        else:
+            most = call.function.listed.info.max_payload_bytes
+            frame = opened(message.payload, message.size, fds, most)
+            sizes = (message.size,) if message.size else ()
+            if sizes:
+                self._outputs[call.key] = frame
+            done = OpDone(op.op_id, span, output_sizes=sizes)
+        self._events.append(done)
+        self._forget(call)
+        self.over(op)
+        if message.again:
+            call.function.give_back(child)
+        else:
+            child.call = -1
+            call.function.end(child, "its call is over")
+
+    def _span(self, call: RunningCall, end_ns: int, now: int) -> Span:
+        """From the launch on, since the slot was taken from then on. A process may say what it likes."""
+        end_ns = min(max(end_ns, call.begin_ns), now)
+        return Span(call.begin_ns, end_ns, end_ns - call.begin_ns)
+
+    # -------------------------------------------------------------------------------- ends
+
+    def _ended(self, child: CallChild) -> None:
+        """The process is gone, or is being ended."""
+        owner = child.owner
+        assert owner is not None
+        owner.gone(child)
+        self._next_ns = 0
+        call = self._calls.get(child.call)
+        child.call = -1
+        if call is None:
+            return
+        if call.op is None:
+            call.died = child.ended
+            self._stop_writing(call)
+            return
+        reason = f"the process of a call of {owner.name!r} ended: {child.ended}"
+        self._end(call, Code.MODEL_PROCESS_ENDED, reason, self._clock())
+
+    def end(self, action_id: int, reason: str) -> None:
+        """End the process of the call; an op of it that runs is reported."""
+        call = self._calls.get(action_id)
+        if call is not None:
+            self._end(call, Code.PROCESS_ENDED, reason, self._clock())
+
+    def _end(self, call: RunningCall, code: int, reason: str, now: int) -> None:
+        """End the call and its process."""
+        op, child = call.op, call.child
+        self._forget(call)
+        if child is not None:
+            child.call = -1
+            call.function.end(child, reason)
+        if op is not None:
+            span = Span(call.begin_ns, now, now - call.begin_ns)
+            self._events.append(OpDone(op.op_id, span, code, reason))
+            self.over(op)
+
+    def _forget(self, call: RunningCall) -> None:
+        call.op = None
+        self._calls.pop(call.key, None)
+        self._stop_writing(call)
+        self._leftover.append(call)
+
+    def _stop_writing(self, call: RunningCall) -> None:
+        self._writing.pop(call.key, None)
+        while call.outgoing:
+            call.outgoing.popleft()[1].close()
+
+    def _check(self, call: RunningCall, now: int) -> int:
+        """End the call if it is over a limit. Returns when to look again."""
+        child = call.child
+        if child is None or call.died:
+            return _NEVER_NS
+        limit_ns = call.function.listed.info.limit_ns if call.op is not None else 0
+        due_ns = call.begin_ns + limit_ns - call.ran_ns if limit_ns else _NEVER_NS
+        reason = ""
+        if now >= due_ns:
+            reason = f"the time of a call, {format_duration(limit_ns)} (limit of its function)"
+        elif now >= call.guard_ns:
+            reason = self._over_memory(call, child)
+            call.guard_ns = now + (_GUARD_NS if call.op is not None else _GUARD_SUSPENDED_NS)
+        if reason:
+            self._over_limit(call, reason, now)
+            return _NEVER_NS
+        return min(due_ns, call.guard_ns)
+
+    def _over_memory(self, call: RunningCall, child: CallChild) -> str:
+        """What the call, with all that it started, takes too much of; empty if nothing."""
+        pids = descendants(child.pid, MOST_PROCESSES + 1)
+        if not pids:
+            return ""  # its process alone, which RLIMIT_DATA bounds
+        if len(pids) > MOST_PROCESSES:
+            return f"the processes that a call may have started, {MOST_PROCESSES}"
+        limit_bytes = call.function.memory_bytes
+        taken = sum(max(0, own_bytes(pid) - child.own_bytes) for pid in (child.pid, *pids))
+        if limit_bytes and taken > limit_bytes:
+            return (
+                f"the memory of a call, {exact_bytes(limit_bytes)}, with the processes it started"
+            )
+        return ""
+
+    def _over_limit(self, call: RunningCall, reason: str, now: int) -> None:
+        if call.op is not None:
+            self._end(call, Code.CALL_OVER_LIMIT, reason, now)
+        elif call.child is not None:
+            child = call.child
+            call.died = reason
+            child.call = -1
+            self._stop_writing(call)
+            call.function.end(child, reason)
+
+    def close(self) -> None:
+        """End every process; bounded by two seconds."""
+        for function in [*self._loaded.values(), *[each for each, _ in self._trials]]:
+            function.close()
+        self._loaded.clear()
+        for call in list(self._calls.values()):
+            self._forget(call)
+        self._root.close()
+        for child in self._watch.step():
+            if isinstance(child, CallChild):
+                child.drop_mail()
+        self._watch.close()
