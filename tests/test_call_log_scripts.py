@@ -36,12 +36,12 @@ def test_the_scripts_of_a_family_do_what_was_recorded(tmp_path: Path) -> None:
         "parent": [
             (
                 Run(MS),
-                Chain("leaf", 1, numbers=(0,), in_bytes=0),
+                Chain("leaf", 1, numbers=(0,), in_bytes=1),
                 Run(MS),
-                Chain("leaf", 1, numbers=(1,), in_bytes=0),
+                Chain("leaf", 1, numbers=(1,), in_bytes=1),
                 AwaitAll((0, 1), catch=True),  # child 1 failed, and the parent went on
                 Run(MS),
-                Chain("last", 1, numbers=(0,), in_bytes=0),
+                Chain("last", 1, numbers=(0,), in_bytes=1),
                 AwaitAll((2,)),
                 Run(MS),
                 Return(8),
@@ -65,7 +65,7 @@ def test_children_that_are_alike_and_asked_for_at_once_are_one_step(tmp_path: Pa
     calls.append(a_call(1, 0, 3, start=0, exec=1, function="parent", children=4))
     found = recorded(tmp_path, calls, [a_part(1, 0, 0, 0, (0, 1, 2, 3)), a_part(1, 1, 2, 3)])
     steps = scripts(found)["parent"][0]
-    assert steps[0] == Chain("f", 4, numbers=(0, 1, 2, 3), in_bytes=0)
+    assert steps[0] == Chain("f", 4, numbers=(0, 1, 2, 3), in_bytes=1)
     assert steps[1:] == (AwaitAll((0, 1, 2, 3)), Run(MS), Return(0))
 
 

@@ -31,6 +31,8 @@ def status_text(address: str, report: dict[str, Any]) -> str:
             blocks.append("\n".join(aside))
     if report.get("models"):
         blocks.append(_models([dict(m) for m in report["models"]]))
+    if report.get("functions"):
+        blocks.append("\n".join(function_text(dict(f)) for f in report["functions"]))
     if report.get("cascades"):
         blocks.append("\n".join(cascade_text(dict(c)) for c in report["cascades"]))
     clients = report.get("clients", ())
@@ -136,16 +138,24 @@ def _workers(workers: list[dict[str, Any]]) -> str:
 def _gpus(gpus: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
     rows = [
         (
-            f"{w.get('worker_id')}/{g.get('gpu_id')}",
+            f"{w.get('worker_id')}/{g.get('gpu_id')}{' (host)' if g.get('host') else ''}",
             f"{g.get('pages', 0) - g.get('free_pages', 0)}/{g.get('pages', 0)}",
             g.get("resident", 0),
             g.get("loading", 0),
-            g.get("outstanding", 0),
+            _outstanding(g),
             f"{g.get('busy_ns', 0) / NS_PER_S:.1f} s",
         )
         for w, g in gpus
     ]
     return table_text(("GPU", "pages used", "resident", "loading", "in flight", "busy"), rows)
+
+
+def _outstanding(gpu: Mapping[str, Any]) -> str:
+    """What is in flight; of a device that runs calls, with its slots and the calls that hold none."""
+    text = str(gpu.get("outstanding", 0))
+    if gpu.get("host"):
+        text += f" ({gpu.get('running', 0)} of {gpu.get('slots', 0)} slots)"
+    return text + (f" + {gpu['suspended']} suspended" if gpu.get("suspended") else "")
 
 
 def _stats(gpus: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]) -> str:
@@ -202,6 +212,30 @@ def _models(models: list[dict[str, Any]]) -> str:
             f"{sum(m.get('gpus_resident', 0) > 0 for m in copies)} on GPUs"
         )
     return "\n".join(lines)
+
+
+def function_text(function: Mapping[str, Any]) -> str:
+    """A function in a line: where it runs, what waits, and what became of its calls."""
+    kind = "GPU" if function.get("gpu") else "host"
+    parts = [
+        f"function {function.get('name')} ({kind}): {function.get('state')}, "
+        f"ready on {function.get('ready_on', 0)}, {function.get('queued', 0)} queued, "
+        f"expected {format_duration(function.get('expected_ns', 0))}"
+    ]
+    codes = ", ".join(f"{n:,} {code}" for code, n in function.get("codes", {}).items())
+    parts.append(f"{function.get('calls', 0):,} calls" + (f" ({codes})" if codes else ""))
+    began = function.get("began", 0)
+    if began:
+        means = (
+            f"{what} {format_duration(function.get(key, 0) // began)}"
+            for what, key in (
+                ("waited", "waited_ns"),
+                ("ran", "ran_ns"),
+                ("suspended", "suspended_ns"),
+            )
+        )
+        parts.append(f"{function.get('cold', 0):,} cold; on average {', '.join(means)}")
+    return "; ".join(parts)
 
 
 def cascade_text(cascade: Mapping[str, Any]) -> str:

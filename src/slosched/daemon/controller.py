@@ -141,7 +141,11 @@ class ControllerServer:
         config = self.config
         log = self.run_log = self._performer.log = RunLog.open(config, announce=self._announce)
         self._routes |= live_routes(
-            self.scheduler, log.last_minutes, clock=clock.now_ns, cascades=log.tally.cascades
+            self.scheduler,
+            log.last_minutes,
+            clock=clock.now_ns,
+            cascades=log.tally.cascades,
+            calls=log.tally.calls,
         )
         self._add_metrics(log)
         await self._start_http()

@@ -23,7 +23,9 @@ from slosched.core.scheduler.interface import ActionRecord, RequestRecord
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.state import Gpu, Instance, ModelState, Worker, WorkerState
 from slosched.daemon.cascade_status import cascade_reports
+from slosched.daemon.function_status import function_reports, function_row, slots_of
 from slosched.daemon.http import Answer, Handler, Request
+from slosched.telemetry.call_tally import CallTally, FunctionTally
 from slosched.telemetry.cascade_tally import CascadeTally
 from slosched.telemetry.recent import KEPT_ACTIONS, LATE, OTHER, LastMinutes
 from slosched.units import NS_PER_US
@@ -37,6 +39,7 @@ MOST_MODELS = 100
 MOST_CLIENTS = 50
 MOST_WORKERS = 100
 MOST_CASCADES = 20
+MOST_FUNCTIONS = 50
 _LONGEST_TEXT = 300
 #: Seconds over which the share of busy time of a GPU is averaged.
 _MEAN_SECONDS = 10
@@ -45,6 +48,7 @@ _MEAN_SECONDS = 10
 _ACTIONS_A_SLICE = 128
 _GPUS_A_SLICE = 8
 _MODELS_A_SLICE = 250
+_FUNCTIONS_A_SLICE = 25
 
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -84,9 +88,10 @@ def live_routes(
     *,
     clock: Clock,
     cascades: CascadeTally | None = None,
+    calls: CallTally | None = None,
 ) -> dict[str, Handler]:
     """The page's files and /live.json. `clock` gives ns since the epoch."""
-    live = LiveState(scheduler, recent, life=str(clock()), cascades=cascades)
+    live = LiveState(scheduler, recent, life=str(clock()), cascades=cascades, calls=calls)
 
     async def state(request: Request) -> Answer:
         parts = live.parts(request.query, clock())
@@ -118,7 +123,7 @@ async def _joined(parts: Iterable[_Part]) -> bytes:
 
 
 class LiveState:
-    """Says what `scheduler`, `recent` and `cascades` know, part by part.
+    """Says what `scheduler`, `recent`, `cascades` and `calls` know, part by part.
 
     `life` tells one controller from the next.
     """
@@ -130,9 +135,11 @@ class LiveState:
         *,
         life: str,
         cascades: CascadeTally | None = None,
+        calls: CallTally | None = None,
     ) -> None:
         self._scheduler, self._recent, self._life = scheduler, recent, life
         self._counted = cascades or CascadeTally()
+        self._calls = calls or CallTally()
 
     def parts(self, query: Mapping[str, str], now_ns: int) -> Iterator[_Part]:
         """Everything that one answer says. The query may have these, and anything else is ignored:
@@ -152,6 +159,7 @@ class LiveState:
         yield "missed", [self._miss(record) for record in missed[50:]]
         yield from self._gpus(query.get("gpus", "").lower(), query.get("since", ""), now_ns)
         yield from self._models(query.get("models", "").lower())
+        yield from self._functions(query.get("models", "").lower())
         yield from self._clients()
 
     def _summary(self) -> Iterator[_Part]:
@@ -222,12 +230,14 @@ class LiveState:
         gpus = [gpu for gpu in every if wanted in gpu.name.lower()]
         means = []
         for at in range(0, len(every), _GPUS_A_SLICE):
-            means += [self._means(gpu, now_ns)[0] for gpu in every[at : at + _GPUS_A_SLICE]]
+            some = every[at : at + _GPUS_A_SLICE]
+            means += [self._means(gpu, now_ns)[0] for gpu in some if not gpu.host]
             yield _PAUSE
         yield (
             "gpus_in_all",
             {
                 "gpus": len(every),
+                "hosts": sum(gpu.host for gpu in every),
                 "matching": len(gpus),
                 "exec_mean": sum(means) / max(1, len(means)),
             },
@@ -236,26 +246,32 @@ class LiveState:
         gpus = gpus[:MOST_GPUS]
         for at in range(0, len(gpus), _GPUS_A_SLICE):
             yield "gpus", [self._gpu(gpu, now_ns) for gpu in gpus[at : at + _GPUS_A_SLICE]]
-        lanes = {(g.worker.worker_id, g.gpu_id): i for i, g in enumerate(gpus[:MOST_LANES])}
-        yield "lanes", [gpu.name for gpu in gpus[:MOST_LANES]]
+        narrow = [gpu for gpu in gpus if gpu.exec.width == 1][:MOST_LANES]
+        lanes = {(g.worker.worker_id, g.gpu_id): i for i, g in enumerate(narrow)}
+        yield "lanes", [gpu.name for gpu in narrow]
         yield from self._actions(lanes, since)
 
     def _gpu(self, gpu: Gpu, now_ns: int) -> dict[str, Any]:
         exec_mean, load_mean = self._means(gpu, now_ns)
         return {
             "name": gpu.name,
-            "exec": self._recent.exec_percent(gpu.worker.worker_id, gpu.gpu_id, now_ns),
+            "exec": self._recent.exec_percent(
+                gpu.worker.worker_id, gpu.gpu_id, now_ns, width=gpu.exec.width
+            ),
             "exec_mean": exec_mean,
             "load_mean": load_mean,
             "resident": len(gpu.resident),
             "pages": gpu.pages,
             "free_pages": gpu.free_pages,
             "outstanding": len(gpu.exec.outstanding),
+            **slots_of(gpu),
         }
 
     def _means(self, gpu: Gpu, now_ns: int) -> tuple[float, float]:
         worker_id = gpu.worker.worker_id
-        return self._recent.busy_mean(worker_id, gpu.gpu_id, now_ns, seconds=_MEAN_SECONDS)
+        return self._recent.busy_mean(
+            worker_id, gpu.gpu_id, now_ns, seconds=_MEAN_SECONDS, width=gpu.exec.width
+        )
 
     def _actions(self, lanes: Mapping[tuple[int, int], int], since: str) -> Iterator[_Part]:
         """The newest actions of these lanes, the newest slice first, and their instances' names."""
@@ -292,7 +308,7 @@ class LiveState:
         instances = 0
         for at in range(0, len(models), _MODELS_A_SLICE):
             for model in models[at : at + _MODELS_A_SLICE]:
-                if model.state is not ModelState.FAILED:
+                if model.state is not ModelState.FAILED and model.function is None:
                     instances += 1
                     name = names.get(model.name)
                     if name is None:
@@ -311,6 +327,26 @@ class LiveState:
             )
             yield _PAUSE
         yield "models", [name.row() for name in best]
+
+    def _functions(self, wanted: str) -> Iterator[_Part]:
+        """Those with the most calls first; without functions there are no parts."""
+        functions = [m for m in list(self._scheduler.cluster.models.values()) if m.function]
+        if not functions:
+            return
+        yield "functions_in_all", len(functions)
+        yield _PAUSE
+        matching = [each for each in functions if wanted in each.name.lower()]
+        counted = self._calls.functions
+        first = heapq.nsmallest(
+            MOST_FUNCTIONS,
+            matching,
+            key=lambda each: (-each.queued, -_calls(counted, each.name), each.name),
+        )
+        yield _PAUSE
+        for at in range(0, len(first), _FUNCTIONS_A_SLICE):
+            some = first[at : at + _FUNCTIONS_A_SLICE]
+            tallies = {m.name: counted[m.name].as_dict() for m in some if m.name in counted}
+            yield "functions", [function_row(each) for each in function_reports(some, tallies)]
 
     def _clients(self) -> Iterator[_Part]:
         """Those with the most unanswered requests first."""
@@ -361,6 +397,11 @@ class _Name:
             "resident": self.resident,
             "b1_us": self.b1_ns / NS_PER_US,
         }
+
+
+def _calls(counted: Mapping[str, FunctionTally], name: str) -> int:
+    tally = counted.get(name)
+    return 0 if tally is None else tally.calls
 
 
 def _code_text(code: int) -> str:

@@ -30,6 +30,7 @@ from slosched.codes import REJECTIONS, ActionType, Code
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.state import Gpu, ModelState, RequestState, Worker, WorkerState
 from slosched.daemon.cascade_metrics import cascade_families
+from slosched.daemon.function_metrics import function_families
 from slosched.daemon.http import Answer, Handler, Request
 from slosched.daemon.in_slices import Slice
 from slosched.daemon.metric_parts import (
@@ -75,6 +76,7 @@ class ControllerCollector(Collector):
         self._now_ns = now_ns
         self._process = ProcessCollector(registry=None)
         self._grown: dict[tuple[str, ...], tuple[float, float]] = {}
+        self._hosts: set[tuple[int, int]] = set()  # (worker, device), also of workers that are away
 
     def collect(self) -> Iterator[Metric]:
         """The families whole, for a registry of prometheus_client's."""
@@ -114,6 +116,7 @@ class ControllerCollector(Collector):
         yield from self._workers()
         yield from self._models()
         yield from cascade_families(self._scheduler, self._tally.cascades)
+        yield from function_families(self._scheduler, self._tally, self._hosts)
         yield from self._controller()
 
     # ------------------------------------------------------------------------------ requests
@@ -236,10 +239,14 @@ class ControllerCollector(Collector):
 
     def _gpus(self) -> Iterator[Part]:
         lanes = self._tally.lanes
-        gpus = [gpu for worker in self._scheduler.cluster.workers.values() for gpu in worker.gpus]
+        devices = [
+            gpu for worker in self._scheduler.cluster.workers.values() for gpu in worker.gpus
+        ]
+        self._hosts.update((gpu.worker.worker_id, gpu.gpu_id) for gpu in devices if gpu.host)
+        gpus = [gpu for gpu in devices if not gpu.host]
         # What a GPU did stays counted while its worker is away.
         seen = {(gpu.worker.worker_id, gpu.gpu_id) for gpu in gpus}
-        names = sorted(seen | {(worker, gpu) for worker, gpu, _ in lanes})
+        names = sorted((seen | {(worker, gpu) for worker, gpu, _ in lanes}) - self._hosts)
         nothing = Lane()
         yield None
         for name, text, kind, value in _OF_LANES:
@@ -358,6 +365,8 @@ class ControllerCollector(Collector):
         instances: Counter[tuple[str, str]] = Counter()
         sums: dict[str, list[int]] = {}
         for place, model in enumerate(list(self._scheduler.cluster.models.values()), 1):
+            if model.function is not None:
+                continue
             state: ModelState = model.state
             instances[model.name, state.name.lower()] += 1
             totals = sums.get(model.name)

@@ -14,6 +14,7 @@ from slosched.core.scheduler.policies import POLICY_TYPES
 from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.state import Client, Gpu, Instance, ModelState, Worker, WorkerState
 from slosched.daemon.cascade_status import cascade_reports
+from slosched.daemon.function_status import function_reports, slots_of
 from slosched.options import status_options
 
 #: What the shell counted since it started (Tally.report), for the report's `counted`.
@@ -65,10 +66,16 @@ def status_parts(
         workers.append(_brief_worker(worker) if brief else _worker(worker, now_ns))
         yield
     instances = list(scheduler.cluster.models.values())
-    report["model_instances"] = len(instances)
+    report["model_instances"] = sum(m.function is None for m in instances)
+    of_functions = report["counted"].get("functions", {})
+    functions: list[dict[str, Any]] = []
     for at in range(0, 0 if brief else len(instances), A_PART):
-        models += _models(instances[at : at + A_PART])
+        some = instances[at : at + A_PART]
+        models += _models(m for m in some if m.function is None)
+        functions += function_reports(some, of_functions)
         yield
+    if functions:
+        report["functions"] = functions
 
 
 def _head(scheduler: Scheduler, now_ns: int) -> dict[str, Any]:
@@ -211,6 +218,7 @@ def _brief_worker(worker: Worker) -> dict[str, Any]:
                 "resident": len(g.resident),
                 "outstanding": len(g.exec.outstanding),
                 "busy_ns": g.busy_ns,
+                **_slots(g),
             }
             for g in worker.gpus
         ],
@@ -228,7 +236,13 @@ def _gpu(gpu: Gpu, now_ns: int) -> dict[str, Any]:
         "busy_ns": gpu.busy_ns,
         "clock_mhz": gpu.clock_mhz,
         "stats": _stats(gpu, now_ns),
+        **_slots(gpu),
     }
+
+
+def _slots(gpu: Gpu) -> dict[str, Any]:
+    """How the slots of a host are used, and a GPU by calls."""
+    return slots_of(gpu) if gpu.host or gpu.suspended else {}
 
 
 def _stats(gpu: Gpu, now_ns: int) -> dict[str, Any] | None:

@@ -102,7 +102,7 @@ def recorded_calls(
                 number=numbers[root.call_id],
                 slo_ns=root.slo_ns,
                 size_class=root.size_class,
-                in_bytes=root.in_bytes,
+                in_bytes=max(1, root.in_bytes),
                 near=root.near,
                 code=root.code,
             )
@@ -187,7 +187,7 @@ def _chains(
             c.function,
             _own_slo_ns(call, c),
             c.size_class,
-            c.in_bytes,
+            max(1, c.in_bytes),  # the arguments say which script it follows
             c.near,
             places.get(c.near_child, -1),
         ),

@@ -41,6 +41,7 @@ LATENCY_BOUNDS_NS = tuple(
 )
 
 _EVICT = int(ActionType.EVICT_WEIGHTS)
+_CALL = int(ActionType.CALL)
 _LOAD = int(ActionType.LOAD_WEIGHTS)
 
 
@@ -98,16 +99,18 @@ class _Busy:
             self.second_of[at], self.busy_ns[at] = second, 0
         self.busy_ns[at] += busy_ns
 
-    def percent(self, now_ns: int) -> list[int]:
+    def percent(self, now_ns: int, width: int) -> list[int]:
         self.close()
         second = now_ns // NS_PER_S
         places = ((s, s % (BUSY_SECONDS + 1)) for s in range(second - BUSY_SECONDS, second))
         return [
-            min(100, round(self.busy_ns[at] * 100 / NS_PER_S)) if self.second_of[at] == s else 0
+            min(100, round(self.busy_ns[at] * 100 / (NS_PER_S * width)))
+            if self.second_of[at] == s
+            else 0
             for s, at in places
         ]
 
-    def mean_percent(self, now_ns: int, seconds: int) -> float:
+    def mean_percent(self, now_ns: int, seconds: int, width: int = 1) -> float:
         self.close()
         second = now_ns // NS_PER_S
         busy_ns = 0
@@ -115,7 +118,7 @@ class _Busy:
             at = s % (BUSY_SECONDS + 1)
             if self.second_of[at] == s:
                 busy_ns += self.busy_ns[at]
-        return min(100.0, busy_ns * 100 / (seconds * NS_PER_S))
+        return min(100.0, busy_ns * 100 / (seconds * NS_PER_S * width))
 
 
 class LastMinutes:
@@ -179,6 +182,8 @@ class LastMinutes:
             both = self._busy[gpu] = (_Busy(), _Busy())
         busy = both[kind == _LOAD]
         begin_ns = span.begin_ns
+        if kind == _CALL:  # without its suspensions, and so as if it had run at its end
+            begin_ns = end_ns - span.duration_ns
         if busy.begins_ns <= begin_ns and end_ns < busy.ends_ns:
             busy.open_ns += end_ns - begin_ns
         else:
@@ -238,19 +243,24 @@ class LastMinutes:
         kept = (self._actions[number & _KEPT_MASK] for number in range(first, last))
         return [record for record in kept if record is not None]
 
-    def exec_percent(self, worker_id: int, gpu_id: int, now_ns: int) -> list[int]:
-        """How busy exec of one GPU was in each of the last BUSY_SECONDS whole seconds, oldest first."""
+    def exec_percent(
+        self, worker_id: int, gpu_id: int, now_ns: int, *, width: int = 1
+    ) -> list[int]:
+        """How busy exec of one GPU was in each of the last BUSY_SECONDS whole seconds, oldest first.
+
+        100 is `width` actions at every moment.
+        """
         both = self._busy.get((worker_id, gpu_id))
-        return both[0].percent(now_ns) if both is not None else [0] * BUSY_SECONDS
+        return both[0].percent(now_ns, width) if both is not None else [0] * BUSY_SECONDS
 
     def busy_mean(
-        self, worker_id: int, gpu_id: int, now_ns: int, *, seconds: int
+        self, worker_id: int, gpu_id: int, now_ns: int, *, seconds: int, width: int = 1
     ) -> tuple[float, float]:
         """Percent of the last `seconds` whole seconds (at most BUSY_SECONDS): exec, weight loads."""
         both = self._busy.get((worker_id, gpu_id))
         if both is None:
             return 0.0, 0.0
-        return both[0].mean_percent(now_ns, seconds), both[1].mean_percent(now_ns, seconds)
+        return both[0].mean_percent(now_ns, seconds, width), both[1].mean_percent(now_ns, seconds)
 
 
 def bucket_of(latency_ns: int) -> int:

@@ -472,7 +472,7 @@ function drawTiles() {
   setText($("tile-p99"), p99.length ? `${ms(Math.max(...p99))} ms` : "–");
   setText($("tile-unanswered"), count(requests.arrived - requests.answered));
   setText($("tile-answered"), count(requests.answered));
-  setText($("tile-busy"), gpus_in_all.gpus ? `${gpus_in_all.exec_mean.toFixed(0)} %` : "–");
+  setText($("tile-busy"), gpus_in_all.gpus > gpus_in_all.hosts ? `${gpus_in_all.exec_mean.toFixed(0)} %` : "–");
   setText($("tile-workers"), `${workers.joined} of ${workers.workers}`);
 }
 
@@ -488,14 +488,25 @@ function drawCascades() {
   lines.forEach((line, i) => setText(box.children[i] ?? box.appendChild(document.createElement("li")), line));
 }
 
+function drawFunctions(d) {
+  const functions = d.functions ?? [];
+  $("functions-section").hidden = !d.functions_in_all;
+  if (!d.functions_in_all) return;
+  setText($("functions-count"), ofInAll(functions.length, d.functions_in_all, "function"));
+  setRows("functions", functions.map((f) => [
+    { text: f.name, className: "long" }, f.gpu ? "GPU" : "host", count(f.ready_on), count(f.queued), count(f.calls), count(f.failed), count(f.cold),
+    ms(f.wait_us), ms(f.run_us), ms(f.suspended_us),
+  ]), "no function of that name is offered");
+}
+
 function drawTables() {
   const d = state.data;
   const inTable = d.gpus.length > TABLE_GPUS ? `the first ${TABLE_GPUS} in the table, ` : "";
   const inLanes = d.gpus.length > d.lanes.length ? `; ${inTable}${d.lanes.length} as timelines` : "";
   setText($("gpus-count"), ofInAll(d.gpus.length, d.gpus_in_all.gpus, "GPU") + inLanes);
   setRows("gpus", d.gpus.slice(0, TABLE_GPUS).map((g) => [
-    g.name, { text: `${g.exec_mean.toFixed(0)} %`, className: "meter", meter: g.exec_mean }, `${g.load_mean.toFixed(0)} %`,
-    count(g.outstanding), count(g.resident), `${count(g.free_pages)} of ${count(g.pages)}`,
+    g.host ? `${g.name} (host, ${some(g.slots, "slot")})` : g.name, { text: `${g.exec_mean.toFixed(0)} %`, className: "meter", meter: g.exec_mean }, `${g.load_mean.toFixed(0)} %`,
+    g.suspended ? `${count(g.outstanding)}, ${count(g.suspended)} suspended` : count(g.outstanding), count(g.resident), `${count(g.free_pages)} of ${count(g.pages)}`,
   ]), "no GPU of that name has joined");
   const m = d.models_in_all;
   setText($("models-count"), `${ofInAll(d.models.length, m.names, "name")}, ${some(m.instances, "instance")}`);
@@ -503,6 +514,7 @@ function drawTables() {
     { text: row.name, className: "long" }, row.loading ? `${count(row.instances)} (${count(row.loading)} loading)` : count(row.instances),
     count(row.queued), count(row.resident), row.b1_us ? ms(row.b1_us) : "–",
   ]), "no model of that name is loaded");
+  drawFunctions(d);
   setText($("clients-count"), ofInAll(d.clients.length, d.clients_in_all, "client"));
   setRows("clients", d.clients.map((c) => [{ text: c.name, className: "long" }, count(c.unanswered), count(c.models), c.weight]), "no client is connected");
   const w = d.workers_in_all;
