@@ -12,11 +12,14 @@ import pytest
 from prometheus_client import Metric
 
 from big_controller import big_controller
+from made_call_run import a_call
 from made_cascade_run import a_plan
 from slosched.cascade_spec import CascadeOptions
 from slosched.codes import ActionType, Code
 from slosched.core.scheduler.cascades import Cascades
+from slosched.core.scheduler.state import Gpu, Instance, ModelState
 from slosched.daemon.metrics import ControllerCollector
+from slosched.messages import FunctionInfo
 from slosched.telemetry.tally import Recent
 from slosched.workloads.cascades import load_cascade
 
@@ -35,6 +38,10 @@ def families() -> list[Metric]:
     tally.cascades.add_plan(a_plan("sdturbo"))
     near = scheduler.cluster.workers[0]
     near.address, near.pid = "127.0.0.1:12345", os.getpid()
+    near.gpus.append(Gpu(2, 1, near, 512, 512, 1 << 24, host=True))
+    noop = scheduler.cluster.models[99] = Instance(99, "noop", 0, ModelState.LOADED)
+    noop.set_function(FunctionInfo())
+    tally.calls.add(a_call(1, 0, 1, function="noop"))
     tally.failures[int(ActionType.INFER), int(Code.EXEC_TOO_LATE)] = 1
     return list(ControllerCollector(scheduler, tally, Recent(tally)).collect())
 
