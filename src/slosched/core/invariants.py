@@ -10,7 +10,9 @@
 - An Infer ends well only if its worker reported it, in the session that it was sent in.
 - The stages of a request follow each other: each waits from when the one before it ended, in the same cascade,
   and the last one has an end before the answer.
-- A controller that drains takes nothing new: it answers each new request in the same step.
+- A controller that drains takes nothing new: it answers each new request in the same step, but for the children
+  of calls that are under way.
+- Of calls of functions, what call_invariants.py says.
 
 The cost of a check grows with the effects of the step alone: the checker keeps a ledger of its own from the
 effects, and compares all of it with the scheduler's state only every `RECOUNT_STEPS` steps (sooner after an
@@ -27,8 +29,10 @@ from collections import deque
 from collections.abc import Sequence
 
 from slosched.codes import ENDED, ActionType, Verdict
+from slosched.core.call_invariants import CallInvariants
 from slosched.core.scheduler.interface import (
     ActionDone,
+    CallDone,
     ClientLost,
     Drain,
     Effect,
@@ -43,6 +47,12 @@ from slosched.core.scheduler.scheduler import Scheduler
 from slosched.core.scheduler.state import Gpu, RequestState
 from slosched.core.timeline import Timeline
 from slosched.messages import (
+    Call,
+    CallResult,
+    CallResumed,
+    CallSuspended,
+    ChildReply,
+    ChildRequest,
     ErrorResult,
     EvictWeights,
     EvictWeightsResult,
@@ -90,7 +100,7 @@ class InvariantChecker:
         self._arrived = 0  # requests known; their keys are the numbers below
         self._live: dict[int, int] = {}  # unanswered request -> the action it is in, or _QUEUED
         #: By action: the message, the keys of its requests, the worker.
-        self._sent: dict[int, tuple[Infer, tuple[int, ...], int]] = {}
+        self._sent: dict[int, tuple[Infer | Call, tuple[int, ...], int]] = {}
         #: By unanswered request: the number of its actions that ended with their process.
         self._ends: dict[int, int] = {}
         #: By (worker, GPU id): its actions, and whether each must be alone.
@@ -107,6 +117,7 @@ class InvariantChecker:
         self._session_of: dict[int, int] = {}  # by worker: the session of these execs
         self._gpus: dict[tuple[int, int], Gpu] = {}
         self._touched: dict[int, Gpu] = {}  # GPUs whose pages changed, by index
+        self._calls = CallInvariants(scheduler, self._live, self._fail)
 
     # ---------------------------------------------------------------------------- observing
 
@@ -119,14 +130,14 @@ class InvariantChecker:
                 self._recount_soon()
             return
         message = event.message
-        if isinstance(message, InferResult | ErrorResult):
+        if isinstance(message, InferResult | CallResult | ErrorResult):
             sent = self._sent.get(message.action_id)
             if isinstance(message, ErrorResult):
                 self._touch_action(message.action_id)  # a load, or weights that are missing
             if sent is None:
                 return
-            infer, keys, worker_id = sent
-            if worker_id != event.worker_id or message.session != infer.session:
+            action, keys, worker_id = sent
+            if worker_id != event.worker_id or message.session != action.session:
                 return  # from an earlier process, the worker's or the controller's
             if isinstance(message, ErrorResult):
                 self._failed.add(message.action_id)
@@ -136,7 +147,13 @@ class InvariantChecker:
                 return  # a second report of the same, in the same step
             self._ran.add(message.action_id)
             self._tell(keys, now_ns, "action {} ran {}", message.action_id, message.exec)
-            self._check_exec(infer, keys, worker_id, message)
+            self._check_window(action, keys, worker_id, message.exec)
+            if isinstance(action, Infer) and isinstance(message, InferResult):
+                self._check_exec(action, keys, worker_id, message)
+        elif isinstance(message, CallSuspended | CallResumed | ChildRequest):
+            sent = self._sent.get(message.action_id)
+            if sent is not None:
+                self._tell(sent[1], now_ns, "says {}", message)
         elif isinstance(message, LoadWeightsResult | EvictWeightsResult):
             self._touch_action(message.action_id)
 
@@ -148,14 +165,19 @@ class InvariantChecker:
         self._arrived = scheduler.arrived
         for effect in effects:
             if isinstance(effect, RequestDone):
+                self._calls.request_done(effect.record.key)
                 self._request_done(effect, now_ns)
             elif isinstance(effect, ToWorker):
-                if isinstance(effect.message, Infer):
+                if isinstance(effect.message, Infer | Call):
                     self._check_send(effect, effect.message, now_ns)
+                elif isinstance(effect.message, ChildReply):
+                    self._calls.replied(effect.message, effect.requests)
                 elif isinstance(effect.message, LoadWeights | EvictWeights):
                     self._touch(effect.worker_id, effect.message.gpu_id)
             elif isinstance(effect, ActionDone):
                 self._action_done(effect, now_ns)
+            elif isinstance(effect, CallDone):
+                self._calls.call_done(effect.record)
             elif isinstance(effect, StageDone):
                 self._stage_done(effect, now_ns)
         if len(self._live) + scheduler.answered != scheduler.arrived:
@@ -199,13 +221,15 @@ class InvariantChecker:
         noted = sum(action_id != _QUEUED for action_id in self._live.values())
         if noted != in_flight:
             self._fail(f"effects leave {noted} in flight, the scheduler has {in_flight}", ())
-        infers = [i for i, a in cluster.actions.items() if a.action_type is ActionType.INFER]
+        kinds = (ActionType.INFER, ActionType.CALL)
+        infers = [i for i, a in cluster.actions.items() if a.action_type in kinds]
         if infers != list(self._sent):
             self._fail(f"actions {infers} are outstanding, effects leave {list(self._sent)}", ())
         clients = [*scheduler.clients.values(), *scheduler.leaving]
         unanswered = sum(len(client.requests) for client in clients)
         if unanswered != queued + in_flight:
             self._fail(f"clients wait for {unanswered}, the scheduler has {queued + in_flight}", ())
+        self._calls.recount()
         for gpu in cluster.gpus.values():
             self._check_pages(gpu)
 
@@ -229,7 +253,9 @@ class InvariantChecker:
             self._stories.pop(self._answered.popleft(), None)
 
     def _check_draining(self, first: int) -> None:
-        taken = next((key for key in reversed(self._live) if key >= first), None)
+        children = self._scheduler.arrivals.children
+        newest = (key for key in reversed(self._live) if key not in children)
+        taken = next((key for key in newest if key >= first), None)
         if taken is not None:
             self._fail(f"request {taken} came when the controller drained, and is taken", (taken,))
 
@@ -241,7 +267,10 @@ class InvariantChecker:
             return
         del self._aboard[record.worker_id, record.gpu_id][record.action_id]
         # An action that failed without a report was lost with its worker.
-        ended = record.code in ENDED or record.action_id not in self._failed
+        reported = record.action_id in self._failed
+        if isinstance(sent[0], Call):
+            self._calls.ended(record, sent[0].call_id, reported=reported)
+        ended = record.code in ENDED or not reported
         self._failed.discard(record.action_id)
         if record.code == 0 and record.action_id not in self._ran:
             self._fail(
@@ -290,10 +319,11 @@ class InvariantChecker:
                 (key,),
             )
 
-    def _check_send(self, effect: ToWorker, infer: Infer, now_ns: int) -> None:
+    def _check_send(self, effect: ToWorker, infer: Infer | Call, now_ns: int) -> None:
         action_id, keys, worker_id = infer.action_id, effect.requests, effect.worker_id
+        batch = infer.batch_size if isinstance(infer, Infer) else 1
         template = "sent in action {} (batch {}) to worker {} GPU {}"
-        self._tell(keys, now_ns, template, action_id, infer.batch_size, worker_id, infer.gpu_id)
+        self._tell(keys, now_ns, template, action_id, batch, worker_id, infer.gpu_id)
         for key in keys:
             place = self._live.get(key)
             if place is None:
@@ -302,16 +332,22 @@ class InvariantChecker:
                 self._fail(f"request {key} is in actions {place} and {action_id}", (key,))
             self._live[key] = action_id
         self._sent[action_id] = (infer, keys, worker_id)
-        self._check_company(infer, keys, worker_id)
         gpu = self._gpu(worker_id, infer.gpu_id)
+        if isinstance(infer, Infer):
+            self._check_company(infer, keys, worker_id)
+        else:
+            self._calls.sent(infer, keys, gpu)
+            self._aboard.setdefault((worker_id, infer.gpu_id), {})[action_id] = False
         if gpu is None:  # lost within the same step
             return
         if infer.model_id not in gpu.resident:
             self._fail(f"action {action_id} needs weights that {gpu.name} does not hold", keys)
         if infer.latest_ns < infer.earliest_ns:
             self._fail(f"action {action_id} has an empty window", keys)
-        if len(keys) > infer.batch_size:
+        if len(keys) > batch:
             self._fail(f"action {action_id} carries more requests than its class", keys)
+        if isinstance(infer, Call):
+            return
         if any(length > infer.length for length in infer.lengths):
             self._fail(f"action {action_id} carries a request that is longer than its class", keys)
 
@@ -335,15 +371,21 @@ class InvariantChecker:
             return 0
         return self._drift_ns + 2 * self._scheduler.cluster.workers[worker_id].beat.clock_error_ns
 
+    def _check_window(
+        self, sent: Infer | Call, keys: tuple[int, ...], worker_id: int, exec_: Span
+    ) -> None:
+        """What was sent begins in its window."""
+        begin_ns, slack_ns = exec_.begin_ns, self._slack_ns(worker_id)
+        if not sent.earliest_ns - slack_ns <= begin_ns <= sent.latest_ns + slack_ns:
+            what = f"exec of action {sent.action_id} began at {begin_ns}"
+            self._fail(f"{what}, outside {sent.earliest_ns}..{sent.latest_ns}", keys)
+
     def _check_exec(
         self, infer: Infer, keys: tuple[int, ...], worker_id: int, result: InferResult
     ) -> None:
-        """The exec starts in its window, and no segment of it overlaps another reported one."""
-        begin_ns = result.exec.begin_ns
-        what = f"exec of action {infer.action_id} began at {begin_ns}"
+        """No segment of the exec overlaps another one that was reported."""
+        what = f"exec of action {infer.action_id} began at {result.exec.begin_ns}"
         slack_ns = self._slack_ns(worker_id)
-        if not infer.earliest_ns - slack_ns <= begin_ns <= infer.latest_ns + slack_ns:
-            self._fail(f"{what}, outside {infer.earliest_ns}..{infer.latest_ns}", keys)
         if self._session_of.get(worker_id) != infer.session:
             self._session_of[worker_id] = infer.session
             # A new session is a process that began anew, with all of its GPUs.
