@@ -19,6 +19,7 @@ from slosched.cli import (
     doctor,
     experiment,
     explain,
+    functions,
     fuzz,
     keys,
     max_rate,
@@ -45,6 +46,8 @@ _ORDER = (
     "client",
     "models",
     "status",
+    "functions",
+    "call",
     "unload",
     "drain",
     "keys",
@@ -138,6 +141,8 @@ app.add_typer(
 )
 app.command("models", short_help="List the models of a controller.")(ask.models)
 app.command("status", short_help="Show a controller's state.")(ask.status)
+app.add_typer(functions.app, name="functions", short_help="The functions that workers run.")
+app.command("call", short_help="Call a function of the workers.")(functions.call)
 app.command("unload", short_help="Unload a model from the workers.")(ask.unload)
 app.command("drain", short_help="Take a worker out of use, or back.")(ask.drain)
 app.add_typer(keys.app, name="keys", short_help="Make the cluster's join key.")

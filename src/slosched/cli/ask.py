@@ -129,10 +129,14 @@ def models(ctx: typer.Context, address: Address = None, json: Json = False) -> N
         documents = [{f: getattr(m, f) for f in m.__struct_fields__} for m in loaded]
         print_json({"models": msgspec.to_builtins(documents), "loadable": list(loadable)})
         return
-    if loaded:
-        say(_models_table(loaded))
+    models_alone = tuple(each for each in loaded if each.function is None)
+    if models_alone:
+        say(_models_table(models_alone))
     else:
         say("no model is loaded; a client loads one by using it")
+    if len(models_alone) < len(loaded):
+        count = len(loaded) - len(models_alone)
+        say(f"{count:,} function(s) as well; `slosched functions list` shows them")
     say(f"loadable: {_loadable_text(loadable) or 'nothing (no worker has joined)'}")
 
 
