@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import select
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +40,7 @@ class FunctionRig:
         self.said: list[str] = []
         self._next = 0
         self._ids: dict[tuple[int, str], int] = {}
+        self._loaded: set[tuple[int, str]] = set()
 
     def __enter__(self) -> FunctionRig:
         return self
@@ -93,14 +93,25 @@ class FunctionRig:
         self._launch(op)
         done = self.wait(op.op_id)
         assert isinstance(done, OpDone)
+        if not done.code:
+            self._loaded.add((gpu_id, name))
         return done
 
+    def unload(self, name: str) -> None:
+        self._loaded.discard((self.host, name))
+        self.backend.evict(self.host, self._ids[self.host, name])
+
     def begin(
-        self, name: str, *args: Any, gpu_id: int | None = None, frame: bytes | None = None
+        self,
+        name: str,
+        *args: Any,
+        gpu_id: int | None = None,
+        frame: bytes | None = None,
+        load: bool = True,
     ) -> Op:
         """Begin a call, of which nothing is awaited."""
         gpu_id = self.host if gpu_id is None else gpu_id
-        if (gpu_id, name) not in self._ids:
+        if load and (gpu_id, name) not in self._loaded:
             done = self.load(name, gpu_id)
             assert not done.code, done.reason
         key = self.number()
@@ -119,6 +130,22 @@ class FunctionRig:
         )
         self._launch(op)
         return op
+
+    def done(self, op: Op) -> OpDone:
+        """The end of a call that awaits nothing."""
+        done = self.wait(op.op_id)
+        assert isinstance(done, OpDone)
+        return done
+
+    def resumed(self, op: Op) -> OpDone:
+        """The end of a call that goes on, and awaits nothing more."""
+        done = self.resume(op)
+        assert isinstance(done, OpDone)
+        return done
+
+    def polled(self) -> bool:
+        self.poll()
+        return True
 
     def resume(self, op: Op) -> Ended:
         again = Op(
@@ -210,4 +237,4 @@ def children_of(pid: int) -> set[int]:
 
 
 def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len([*Path("/proc/self/fd").iterdir()])

@@ -164,6 +164,11 @@ class FunctionsBackend:
     # ------------------------------------------------------------------- what is said of it
 
     @property
+    def root_pid(self) -> int:
+        """The process from which those of functions are forked."""
+        return self._root.pid
+
+    @property
     def device_name(self) -> str:
         return self._inner.device_name
 

@@ -294,8 +294,3 @@ class LoadedFunction:
     def memory_bytes(self) -> int:
         """What a call may take; 0: any."""
         return self._order.memory_bytes
-
-    @property
-    def pids(self) -> list[int]:
-        """Of the processes for calls that are ready, for tests."""
-        return [child.pid for child in self.children if child.ready]

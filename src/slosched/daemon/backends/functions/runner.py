@@ -541,6 +541,17 @@ class Runner:
             self._stop_writing(call)
             call.function.end(child, reason)
 
+    def pid_of(self, action_id: int) -> int:
+        """The process of an unfinished call; 0: it has none."""
+        call = self._calls.get(action_id)
+        child = None if call is None else call.child
+        return 0 if child is None or child.ended else child.pid
+
+    def pids(self, name: str) -> list[int]:
+        """The processes that calls of the function have, or may get."""
+        loaded = [each for each in self._loaded.values() if each.name == name]
+        return [child.pid for each in loaded for child in each.children if child.ready]
+
     def close(self) -> None:
         """End every process; bounded by two seconds."""
         for function in [*self._loaded.values(), *[each for each, _ in self._trials]]:
