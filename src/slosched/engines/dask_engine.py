@@ -247,7 +247,7 @@ def _cluster(workers: Workers, slots: int, settings: dict[str, object]) -> Itera
             host="127.0.0.1" if processes else None,
             dashboard_address="127.0.0.1:0",
             memory_limit=0,
-            silence_logs=logging.CRITICAL,  # what fails is said in the codes of calls
+            silence_logs=logging.CRITICAL + 1,  # what fails is said in the codes of calls
         ) as cluster,
         distributed_.Client(cluster, set_as_default=False) as client,
     ):
