@@ -449,6 +449,7 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     dropped: Number = 0  # stale, malformed or oversized messages
     #: Empty unless the driver was asked since the last heartbeat.
     gpus: Annotated[tuple[GpuStats, ...], msgspec.Meta(max_length=1024)] = ()
+    oldest: Number = -1  # of `pending`, the action that came first; -1: there is none
 
 
 #: Before the first one: of no session.

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from slosched.codes import Code
 from slosched.config import SchedulerConfig
 from slosched.core.scheduler.action_ends import ActionEnds
+from slosched.core.scheduler.actions.call import forgotten_call
 from slosched.core.scheduler.answers import NO_PLAN, Answers, Plan
 from slosched.core.scheduler.arrivals import Arrivals
 from slosched.core.scheduler.catalog import Catalog
@@ -123,7 +124,10 @@ class Scheduler:
             on_joined=self._worker_joined,
             on_gpu_removed=self.policy.gpu_removed,
             on_lost=self._worker_lost,
-            forgotten=lambda worker, now_ns: self.catalog.forgotten(worker, now_ns=now_ns),
+            forgotten=lambda worker, now_ns: (
+                self.catalog.forgotten(worker, now_ns=now_ns)
+                or forgotten_call(worker, now_ns=now_ns)
+            ),
         )
         self.membership = Membership(self.cluster, self.sessions, join)
         self.catalog = Catalog(

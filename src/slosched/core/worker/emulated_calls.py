@@ -61,7 +61,8 @@ class _Life:
 class EmulatedHost:
     """Implements `Device`: `slots` calls run at a time, and each follows its script.
 
-    `tag` tells its marks from those of other hosts. `on_begin(function, mark)` is called when a body begins.
+    `tag` tells its marks from those of other hosts. `on_begin(function, mark)` is called when a body begins
+    that has arguments.
     The methods from `keep_inputs` on are for the frames, as those of CallPort and Backend are, in marks.
     """
 
@@ -112,7 +113,7 @@ class EmulatedHost:
             mark = self._inputs.pop(op.action_id, b"")
             life = _Life(function, function.script(mark), mark, op.action_id)
             self._lives[life.key] = life
-            if self._on_begin is not None:
+            if self._on_begin is not None and mark:
                 self._on_begin(function.name, mark)
         elif op.kind is OpKind.RESUME:
             life = self._lives[op.action_id]
@@ -316,7 +317,7 @@ class EmulatedHost:
             return  # its process ended, which the brain is about to learn
         if child in life.answers:
             raise ValueError(f"child {child} of {life.function.name!r} is answered a second time")
-        if not code and mark is not None and mark != life.marks[child]:
+        if not code and mark and mark != life.marks[child]:
             wanted = life.marks[child].hex()
             raise ValueError(f"child {child} of {life.function.name!r}: {mark.hex()}, not {wanted}")
         life.answers[child] = code, reason
