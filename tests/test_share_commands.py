@@ -391,6 +391,8 @@ def test_a_sweep_varies_keys_of_a_file_and_keeps_what_is_done(tmp_path: Path) ->
         ("sweep no.toml --vary seed=1,2", "cannot read the experiment"),
         ("sweep no.toml --tiny", "go with a preset"),
         ("sweep hotcarbon --run fast", "--run must be one of"),
+        ("sweep pairs --simulate --models ,", "--models: ',' names no model"),
+        ("sweep pairs --simulate --models bert,gpt,bert", "--models: bert is named twice"),
         ("compare no", "is not a folder of results"),
         ("plot no", "is not a directory"),
         ("simulate --profile nonsense bert-1", "there is no solo profile 'nonsense'"),

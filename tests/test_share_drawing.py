@@ -198,7 +198,7 @@ def test_folders_without_results_are_refused(tmp_path: Path) -> None:
 
 def test_runs_that_were_unavailable_or_empty_are_named(tmp_path: Path) -> None:
     spec = spec_of(1, Mode.MPS)
-    lacking = msgspec.structs.replace(result_of(Mode.MPS, ()), unavailable="no driver")
+    lacking = msgspec.structs.replace(result_of(Mode.MPS, ()), unavailable="mps: no driver")
     jobs = (JobResult(job=0), JobResult(job=1))
     folder = tmp_path / "out" / run_path(spec, spec.jobs, Mode.MPS, 0)
     write_run(folder, spec, lacking, {})
@@ -207,7 +207,7 @@ def test_runs_that_were_unavailable_or_empty_are_named(tmp_path: Path) -> None:
     write(tmp_path / "out", spec, [result_of(Mode.TM, jobs)])
     said: list[str] = []
     draw_all(tmp_path / "out", tmp_path / "figures", say=said.append)
-    assert any("no driver" in line for line in said)
+    assert any(line.endswith(", mps: no driver") for line in said)
     assert any("no request ended" in line for line in said)
 
 

@@ -125,7 +125,7 @@ def test_a_key_reaches_its_field(key: str, value: Any, found: Callable[[ShareSpe
         ("jobs.0.boundary", 1, "boundary.kind"),
         ("jobs.0.batch.size", 1, "no fields"),
         ("jobs.0.bach", 1, "did you mean batch"),
-        ("jobs.0.batch", "many", "does not fit"),
+        ("jobs.0.batch", "many", "it must be a whole number, not 'many'"),
         ("modes", "tn", "unknown mode"),
         ("duration", "20", "unit"),
         ("", 1, "unknown key"),

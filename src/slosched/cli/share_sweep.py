@@ -183,6 +183,17 @@ def sweep(
         log.say(f"Run success: results are stored in {swept.table}")
 
 
+def _models(text: str) -> tuple[str, ...]:
+    """The models of "bert,gpt", each once. Raises InvalidConfig."""
+    found = names(text)
+    if not found:
+        raise InvalidConfig(f"--models: {text!r} names no model; write it as bert,gpt")
+    for name in found:
+        if found.count(name) > 1:
+            raise InvalidConfig(f"--models: {name} is named twice")
+    return found
+
+
 def _points(
     what: str,
     vary: Sequence[str],
@@ -209,7 +220,7 @@ def _points(
         if vary:
             raise InvalidConfig(f"{what} has its own points; --vary goes with a file")
         chosen = {
-            "models": names(models or ""),
+            "models": _models(models) if models is not None else (),
             "batches": whole_numbers("--batches", batches) if batches else (),
             "run": Run(run_as or Run.AUTO),
             "tiny": tiny,

@@ -16,7 +16,8 @@ import msgspec
 
 from slosched.errors import InvalidConfig, UnknownName
 from slosched.share.hotcarbon import MPS_UNCAPPED, model_jobs
-from slosched.share.spec_check import check_spec
+from slosched.share.spec_check import check_spec, shown
+from slosched.share.spec_file import words_of
 from slosched.share_spec import Job, Mode, ShareSpec
 from slosched.units import has_unit, parse_duration_ns
 
@@ -166,8 +167,8 @@ def _converted(value: Any, hint: Any, duration: bool) -> Any:
         value = str(int(float(value)))
     try:
         return msgspec.convert(value, hint, strict=False)
-    except msgspec.ValidationError as error:
-        raise InvalidConfig(f"the value does not fit: {str(error)[:200]}") from None
+    except msgspec.ValidationError:
+        raise InvalidConfig(f"it must be {words_of(hint)}, not {shown(value)}") from None
 
 
 def _modes(value: Any) -> tuple[Mode, ...]:

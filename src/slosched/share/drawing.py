@@ -110,7 +110,8 @@ def draw_all(
     runs = find_runs(directory, drawing.left_out.append)
     for run in runs:
         if not run.counts:
-            why = run.result.unavailable or "no request ended in its window"
+            why = run.result.unavailable.removeprefix(f"{run.result.mode}: ")
+            why = why or "no request ended in its window"
             drawing.left_out.append(f"{run.mix}, {run.method}: {why}")
     used = [run for run in runs if run.counts]
     for mix, group in _by_mix(used).items():

@@ -255,11 +255,11 @@ def _value(value: Any, hint: Any) -> Any:
             raise InvalidConfig(f'must be a list, such as ["tm", "mps"], not {shown(value)}')
         return tuple(_one_of(_plain_mode(item), Mode) for item in value)
     if isinstance(value, bool) and hint is not bool:
-        raise InvalidConfig(f"must be {_words(hint)}, not {shown(value)}")
+        raise InvalidConfig(f"must be {words_of(hint)}, not {shown(value)}")
     try:
         return msgspec.convert(value, hint)
     except msgspec.ValidationError:
-        raise InvalidConfig(f"must be {_words(hint)}, not {shown(value)}") from None
+        raise InvalidConfig(f"must be {words_of(hint)}, not {shown(value)}") from None
 
 
 def _plain_mode(value: Any) -> Any:
@@ -273,9 +273,12 @@ def _one_of(value: Any, kind: type[enum.StrEnum]) -> enum.StrEnum:
     return kind(value)
 
 
-def _words(hint: Any) -> str:
+def words_of(hint: Any) -> str:
+    """What a value of the type `hint` is, for an error about another."""
+    if isinstance(hint, type) and issubclass(hint, enum.StrEnum):
+        return f"one of {', '.join(hint)}"
     if isinstance(hint, types.UnionType):
-        return " or ".join(_words(part) for part in typing.get_args(hint))
+        return " or ".join(words_of(part) for part in typing.get_args(hint))
     return _WORDS.get(
         hint, "a table of texts" if typing.get_origin(hint) is dict else "another value"
     )
