@@ -435,6 +435,10 @@ class GpuStats(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     throttle_reasons: Number = -1  # a bit mask of NVML's: why the clocks are below their maximum
 
 
+#: Calls that a heartbeat tells of.
+MOST_BEAT_CALLS = 10_000
+
+
 class Heartbeat(Message, frozen=True, kw_only=True):
     """Sent every 200 ms, also while models are being prepared (`activity` then says which)."""
 
@@ -449,7 +453,8 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     dropped: Number = 0  # stale, malformed or oversized messages
     #: Empty unless the driver was asked since the last heartbeat.
     gpus: Annotated[tuple[GpuStats, ...], msgspec.Meta(max_length=1024)] = ()
-    oldest: Number = -1  # of `pending`, the action that came first; -1: there is none
+    #: The action ids of the calls among `pending`, the first of them if there are very many.
+    calls: Annotated[tuple[Number, ...], msgspec.Meta(max_length=MOST_BEAT_CALLS)] = ()
 
 
 #: Before the first one: of no session.

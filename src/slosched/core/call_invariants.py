@@ -2,7 +2,8 @@
 
 - The body of a call begins at most once: one that may have begun is sent again only if its function is
   idempotent, and then once.
-- A call goes alone, to a device that serves its function, and a child only while its parent runs or awaits.
+- A call goes alone, to a device that serves its function, and a child only while its parent runs or awaits, or
+  while the children of calls that ended are being taken back.
 - Each child that a call asks for is answered at most once, and only while its parent is outstanding.
 - Each call that is answered has one CallDone, right before its RequestDone.
 """
@@ -52,7 +53,8 @@ class CallInvariants:
         begun = self._begun.get(call.call_id, 0)
         if begun > function.idempotent:
             self._fail(f"{what} may run the body of a call a second time", keys)
-        if call.parent_id >= 0 and self._live.get(call.parent_id, -1) < 0:
+        under_way = call.parent_id < 0 or self._live.get(call.parent_id, -1) >= 0
+        if not under_way and not self._scheduler.chains.taking_back:
             self._fail(f"{what} calls a child of {call.parent_id}, which is not under way", keys)
         self._answered[call.action_id] = set()
 

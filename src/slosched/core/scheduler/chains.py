@@ -46,7 +46,8 @@ from slosched.core.scheduler.slices import ANSWER, Work
 from slosched.core.scheduler.state import ActionState, Request, RequestState, Worker
 from slosched.core.scheduler.validation import plausible
 from slosched.core.values import Value
-from slosched.messages import CallNews, CallResult, ErrorResult
+from slosched.messages import MOST_BEAT_CALLS, CallNews, CallResult, ErrorResult
+from slosched.units import NS_PER_S
 
 #: A call has at most this number of parents above it.
 MOST_DEPTH = 1000
@@ -64,6 +65,8 @@ UNSTARTED = frozenset(
 )
 #: Of these, how a worker that has said goodbye fails what it has not begun.
 _HANDED_BACK = (Code.CANCELLED, Code.SHUTTING_DOWN)
+#: A call is with its worker by then, and heartbeats tell of it, or it was lost on the way.
+_REACHES_WITHIN_NS = 5 * NS_PER_S
 #: A call that is refused so often is answered.
 _MAX_ATTEMPTS = 3
 #: Codes that the body of a call has: it ran, and its worker says until when.
@@ -98,6 +101,11 @@ class Chains:
         answers.on_call = self._answered
         self._orphans: deque[Request] = deque()  # children of calls that have ended
         self._ending = False
+
+    @property
+    def taking_back(self) -> bool:
+        """Children of calls that have ended are not all ended yet."""
+        return self._ending
 
     # ------------------------------------------------------------------- what a call says
 
@@ -357,6 +365,22 @@ class Chains:
         self._ending = False
 
     # --------------------------------------------------------------------------------- time
+
+    def forgotten(self, worker: Worker, *, now_ns: int) -> str:
+        """A call that was sent long ago and that `worker` does not know, in words; empty: there is none.
+
+        It was lost, or its result was, with a connection that broke too briefly for either side to notice.
+        """
+        beat = worker.beat
+        if beat.session != worker.session or len(beat.calls) >= MOST_BEAT_CALLS:
+            return ""
+        known = set(beat.calls)
+        for gpu in worker.gpus:
+            for action in (*gpu.exec.outstanding, *gpu.suspended.values()):
+                old = now_ns - action.sent_ns > _REACHES_WITHIN_NS
+                if old and action.action_type is ActionType.CALL and action.action_id not in known:
+                    return f"call {action.requests[0].key}"
+        return ""
 
     def stuck(self, ticks: int) -> tuple[Worker, str] | None:
         """A worker that does not let a call go on for `ticks` calls of this, although a slot is free, and why.

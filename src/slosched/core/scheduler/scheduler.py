@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from slosched.codes import Code
 from slosched.config import SchedulerConfig
 from slosched.core.scheduler.action_ends import ActionEnds
-from slosched.core.scheduler.actions.call import forgotten_call
 from slosched.core.scheduler.answers import NO_PLAN, Answers, Plan
 from slosched.core.scheduler.arrivals import Arrivals
 from slosched.core.scheduler.catalog import Catalog
@@ -126,7 +125,7 @@ class Scheduler:
             on_lost=self._worker_lost,
             forgotten=lambda worker, now_ns: (
                 self.catalog.forgotten(worker, now_ns=now_ns)
-                or forgotten_call(worker, now_ns=now_ns)
+                or self.chains.forgotten(worker, now_ns=now_ns)
             ),
         )
         self.membership = Membership(self.cluster, self.sessions, join)

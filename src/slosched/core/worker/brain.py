@@ -36,6 +36,7 @@ from slosched.core.worker.link import HelloOutcome, Identity, Link
 from slosched.core.worker.pipeline import Pipeline
 from slosched.core.worker.state import PendingAction
 from slosched.messages import (
+    MOST_BEAT_CALLS,
     PROTOCOL_VERSION,
     Action,
     Call,
@@ -361,7 +362,6 @@ class WorkerBrain:
         link = self._link
         assert link.session is not None
         self._calls.end_forgotten(now_ns)
-        oldest = next(iter(self._ledger.unanswered.values()), None)
         beat = Heartbeat(
             session=link.session,
             sent_ns=now_ns,
@@ -373,7 +373,7 @@ class WorkerBrain:
             dropped=self.dropped,
             preparing=self._pipeline.preparing,
             gpus=self._gpu_stats if self._stats_are_new else (),
-            oldest=-1 if oldest is None else oldest.message.action_id,
+            calls=self._ledger.calls.numbers(MOST_BEAT_CALLS),
         )
         self._stats_are_new = False
         self._ledger.effects.append(ToController(link.peer, beat))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from itertools import islice
 
 #: Unfinished calls that a worker has at most, unless its operator says otherwise.
 MOST_CALLS = 256
@@ -63,6 +64,10 @@ class Calls:
     def find(self, action_id: int) -> CallState | None:
         """The call of the controller's action, unless it has ended."""
         return self._by_action.get(action_id)
+
+    def numbers(self, most: int) -> tuple[int, ...]:
+        """The controller's numbers of their actions, the first `most` of them."""
+        return tuple(islice(self._by_action, most))
 
     def add(self, key: int, action_id: int) -> CallState:
         state = self._by_action[action_id] = CallState(key, action_id)

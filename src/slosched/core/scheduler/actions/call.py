@@ -12,7 +12,7 @@ from slosched.codes import ActionType, Code
 from slosched.core.scheduler.actions.infer import OVERDUE_SHARE
 from slosched.core.scheduler.actions.kind import Kind, Outcome
 from slosched.core.scheduler.residency import drop_residency
-from slosched.core.scheduler.state import ActionState, Request, RequestState, Worker
+from slosched.core.scheduler.state import ActionState, RequestState
 from slosched.core.scheduler.validation import plausible
 from slosched.messages import Call, CallResult
 
@@ -21,8 +21,6 @@ _REST_SHARE = 8
 #: A call is ended by its worker at its function's limit, and reported within this time.
 _ENDED_WITHIN_NS = 5_000_000_000
 _NEVER_NS = 2**62
-#: A call is with its worker by then, and heartbeats know it, or it was lost on the way.
-_REACHES_WITHIN_NS = 5_000_000_000
 
 
 class CallKind(Kind):
@@ -118,28 +116,3 @@ class CallKind(Kind):
 
     def goodput_ns(self, action: ActionState, outcome: Outcome, met: int) -> int:
         return outcome.span.duration_ns * met
-
-
-def forgotten_call(worker: Worker, *, now_ns: int) -> str:
-    """A call that was sent long ago and that `worker` does not know, in words; empty: there is none.
-
-    It was lost, or its result was, with a connection that broke too briefly for either side to notice. A worker
-    takes actions in the order of their ids, so it knows none below the oldest one of its heartbeat.
-    """
-    beat = worker.beat
-    if beat.session != worker.session or (beat.pending and beat.oldest < 0):
-        return ""
-    for gpu in worker.gpus:
-        for action in (*gpu.exec.outstanding, *gpu.suspended.values()):
-            if (
-                action.action_type is ActionType.CALL
-                and now_ns - action.sent_ns > _REACHES_WITHIN_NS
-                and (action.action_id < beat.oldest or not beat.pending)
-            ):
-                return f"call {action.action_id}"
-    return ""
-
-
-def request_of(action: ActionState) -> Request:
-    """The request whose call it is."""
-    return action.requests[0]
