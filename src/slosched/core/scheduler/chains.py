@@ -331,7 +331,9 @@ class Chains:
             return True  # its parent has ended, or begins anew
         del asked_by.children[call.child]
         action = asked_by.action
-        if action is None or parent.state is RequestState.ANSWERED:
+        if action is None or self._cluster.actions.get(action.action_id) is not action:
+            return True  # its worker was lost
+        if parent.state is RequestState.ANSWERED:
             return True
         reply = ChildReply(
             session=action.gpu.worker.session,
