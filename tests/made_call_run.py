@@ -103,7 +103,7 @@ def write_calls(
 ) -> None:
     """Write the two logs into `directory`."""
     (directory / call_log.FILE_NAME).write_bytes(
-        call_log.HEADER.encode() + b"\n" + call_log.call_rows(calls) + b"\n"
+        call_log.HEADER.encode() + b"\n" + call_log.call_rows(calls) + b"\n" * bool(calls)
     )
     if parts is not None:
         (directory / call_part_log.FILE_NAME).write_bytes(

@@ -29,6 +29,7 @@ from slosched.cli import (
     report,
     share,
     simulate,
+    simulate_calls,
     state,
     trace,
     validate,
@@ -142,6 +143,7 @@ app.add_typer(
 app.command("models", short_help="List the models of a controller.")(ask.models)
 app.command("status", short_help="Show a controller's state.")(ask.status)
 app.add_typer(functions.app, name="functions", short_help="The functions that workers run.")
+functions.app.command("simulate")(simulate_calls.simulate)
 app.command("call", short_help="Call a function of the workers.")(functions.call)
 app.command("unload", short_help="Unload a model from the workers.")(ask.unload)
 app.command("drain", short_help="Take a worker out of use, or back.")(ask.drain)

@@ -127,7 +127,8 @@ class RunLog:
         self._late_log(log.FILE_NAME, log.HEADER, rows).append(record)
 
     def action(self, record: ActionRecord) -> None:
-        self._actions.append(record)
+        if action_log.has_row(record):
+            self._actions.append(record)
         if record.segments:
             self._interrupted(record)
         self.tally.add_action(record)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from statistics import fmean, median_low
 
 from slosched.codes import Code
+from slosched.config import PAGE_BYTES
+from slosched.core.worker.calls import MOST_CALLS
 from slosched.core.worker.emulated_calls import (
     AwaitAll,
     Chain,
@@ -28,13 +30,18 @@ from slosched.core.worker.emulated_calls import (
 )
 from slosched.errors import InvalidConfig
 from slosched.messages import FunctionInfo
+from slosched.sim.calls import CallArrival, CallSpec
+from slosched.sim.hosts import HostPlan
+from slosched.sim.network import Network
 from slosched.telemetry.call_graph import CallGraph, RecordedCall
-from slosched.units import NS_PER_MS
+from slosched.units import NS_PER_MS, NS_PER_S
 
 #: Deadlines that differ by no more than this are one: the child has its parent's.
 _SAME_NS = 1_000
 #: How long a function runs, and is loaded, of which no run or load is known.
 _UNKNOWN_NS = NS_PER_MS
+#: All calls are answered this much later than one slot would need for them.
+_SETTLE_NS = 60 * NS_PER_S
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +69,11 @@ class RecordedCalls:
     roots: tuple[RecordedRoot, ...]
     calls: int
     orphans: int
+
+    @property
+    def run_ns(self) -> int:
+        """How long all calls run, one after the other."""
+        return sum(script.run_ns for each in self.functions for script in each.scripts)
 
 
 def recorded_calls(
@@ -111,6 +123,61 @@ def recorded_calls(
         len(calls),
         len(graph.roots) - len(roots),
     )
+
+
+def replay_spec(
+    recorded: RecordedCalls,
+    *,
+    workers: int,
+    slots: int,
+    most_calls: int = MOST_CALLS,
+    slo_ns: int | None = None,
+    seed: int = 0,
+    network: Network | None = None,
+) -> CallSpec:
+    """A run of the recorded calls on `workers` hosts with `slots` each; clients send when they did.
+
+    With `slo_ns` each client's call has that one and its children inherit it, instead of the recorded ones.
+    Raises InvalidConfig for what cannot be.
+    """
+    functions = recorded.functions
+    if slo_ns is not None:
+        functions = tuple(_without_slos(function) for function in functions)
+    pages = sum(-(-each.memory_bytes // PAGE_BYTES) for each in functions)
+    host = HostPlan(functions, slots=slots, most_calls=most_calls, pages=max(1024, pages))
+    return CallSpec(
+        hosts=(host,) * workers,
+        arrivals=tuple(
+            CallArrival(
+                at_ns=root.at_ns,
+                function=root.function,
+                slo_ns=root.slo_ns if slo_ns is None else slo_ns,
+                number=root.number,
+                size_class=root.size_class,
+                near=root.near,
+                in_bytes=root.in_bytes,
+            )
+            for root in recorded.roots
+        ),
+        network=network or Network(),
+        seed=seed,
+        check=False,
+        settle_ns=recorded.run_ns + _SETTLE_NS,
+    )
+
+
+def _without_slos(function: EmulatedFunction) -> EmulatedFunction:
+    """Its calls ask for children whose deadlines are theirs."""
+    scripts = tuple(
+        Script(
+            tuple(
+                replace(step, slo_ns=0) if isinstance(step, Chain) else step
+                for step in script.steps
+            )
+        )
+        for script in function.scripts
+    )
+    return replace(function, scripts=scripts)
 
 
 def _function(

@@ -130,7 +130,8 @@ class RunFiles:
             self.reasons.append(record)
 
     def on_action(self, record: ActionRecord) -> None:
-        self.actions.append(record)
+        if action_log.has_row(record):
+            self.actions.append(record)
         if record.segments:
             if self.segments is None:
                 path = self.directory / segment_log.FILE_NAME

@@ -48,7 +48,13 @@ COLUMNS: dict[str, type] = dict.fromkeys(
 )
 HEADER = header_of(COLUMNS)
 
+#: The kinds that the published format knows. Calls of functions have call_log.py.
 _LOGGED = (ActionType.LOAD_WEIGHTS, ActionType.INFER, ActionType.EVICT_WEIGHTS)
+
+
+def has_row(record: ActionRecord) -> bool:
+    """True if the action is of a kind that has rows here."""
+    return record.action_type in _LOGGED
 
 
 def format_action(record: ActionRecord) -> str:
