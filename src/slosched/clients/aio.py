@@ -24,7 +24,7 @@ from slosched.clients.arguments import (
     slo_fields,
     user_number,
 )
-from slosched.clients.calls import CallAnswer, Caller
+from slosched.clients.calls import CallAnswer, Caller, Prepared, prepared
 from slosched.clients.forks import generation
 from slosched.clients.inference import Inference, Model
 from slosched.clients.questions import Questions, limit_ns
@@ -225,8 +225,9 @@ class AsyncClient(Questions):
         CallRefused, a DeadlineExceeded, if it could not be in time; InvalidRequest for a name that no worker
         offers; ConnectionLost when the controller went away. `.reply` of CallFailed is the CallAnswer.
         """
-        options = {"slo": slo, "near": near, "timeout_s": timeout_s, "user_id": user_id}
-        answer = await self._answer_of(function, args, kwargs, options)
+        options: dict[str, Any] = {"slo": slo, "near": near}
+        options |= {"timeout_s": timeout_s, "user_id": user_id}
+        answer = await self.answer_of(prepared(function, args, kwargs, **options))
         answer.raise_for_code()
         return answer.value
 
@@ -241,20 +242,16 @@ class AsyncClient(Questions):
         **kwargs: Any,
     ) -> CallAnswer:
         """Call a function, as `call`, and return all that is answered, also if it failed or was refused."""
-        options = {"slo": slo, "near": near, "timeout_s": timeout_s, "user_id": user_id}
-        return await self._answer_of(function, args, kwargs, options)
+        options: dict[str, Any] = {"slo": slo, "near": near}
+        options |= {"timeout_s": timeout_s, "user_id": user_id}
+        return await self.answer_of(prepared(function, args, kwargs, **options))
 
-    async def _answer_of(
-        self,
-        function: Function[Any] | str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        options: dict[str, Any],
-    ) -> CallAnswer:
+    async def answer_of(self, call: Prepared) -> CallAnswer:
+        """Make a call that was checked, and may have been prepared in another thread (clients/calls.py)."""
         self._check_open()
         if self._caller is None:
             self._caller = Caller(self.load, self._answer_to)
-        return await self._caller.answer(function, args, kwargs, **options)
+        return await self._caller.answer(call)
 
     async def _answer_to(
         self, event: Infer, frame: Frame | None, sent_ns: int

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, TypeVar, overload
 
 from slosched.clients.aio import DEFAULT_ADDRESS, connect
-from slosched.clients.calls import CallAnswer
+from slosched.clients.calls import CallAnswer, Prepared, prepared
 from slosched.clients.forks import forked_error, generation
 from slosched.clients.inference import Inference, Model, Unloaded
 from slosched.clients.session import OnRestart
@@ -191,7 +191,8 @@ class Client:
         """Call a function of the workers and return its result; see AsyncClient.call for what it raises."""
         options: dict[str, Any] = {"slo": slo, "near": near}
         options |= {"timeout_s": timeout_s, "user_id": user_id}
-        return self._call(lambda: self._client.call(function, *args, **options, **kwargs))
+        call = prepared(function, args, kwargs, **options)
+        return self._call(lambda: self._value_of(call))
 
     def call_answer(
         self,
@@ -206,7 +207,8 @@ class Client:
         """Call a function, as `call`, and return all that is answered, also if it failed or was refused."""
         options: dict[str, Any] = {"slo": slo, "near": near}
         options |= {"timeout_s": timeout_s, "user_id": user_id}
-        return self._call(lambda: self._client.call_answer(function, *args, **options, **kwargs))
+        call = prepared(function, args, kwargs, **options)
+        return self._call(lambda: self._client.answer_of(call))
 
     @overload
     def start_call(self, function: Function[R], *args: Any, **options: Any) -> Future[R]: ...
@@ -222,7 +224,16 @@ class Client:
         user_id: int = 0,
         **kwargs: Any,
     ) -> Future[Any]:
-        """Begin a call and return at once: `.result()` waits for it as `call` does, `.cancel()` ends it."""
+        """Begin a call and return at once: `.result()` waits for it as `call` does, `.cancel()` ends it.
+
+        What is wrong with the call itself raises here. The arguments may be changed as soon as it returns.
+        """
         options: dict[str, Any] = {"slo": slo, "near": near}
         options |= {"timeout_s": timeout_s, "user_id": user_id}
-        return self._started(lambda: self._client.call(function, *args, **options, **kwargs))
+        call = prepared(function, args, kwargs, **options)
+        return self._started(lambda: self._value_of(call))
+
+    async def _value_of(self, call: Prepared) -> Any:
+        answer = await self._client.answer_of(call)
+        answer.raise_for_code()
+        return answer.value

@@ -70,6 +70,47 @@ class CallAnswer(Inference):
         return parts
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A call that was checked, with its arguments as a frame. It is of the moment in which it was made."""
+
+    name: str
+    frame: Frame
+    size_class: int
+    slo_ns: int
+    near: str
+    user_id: int
+    within_ns: int
+
+
+def prepared(
+    function: Function[Any] | str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    slo: float | str | None,
+    near: str,
+    timeout_s: float | None,
+    user_id: int,
+) -> Prepared:
+    """Check a call before anything is sent. Raises what AsyncClient.call does for what is wrong with it."""
+    stated = function if isinstance(function, Function) else None
+    size_class, most_bytes = 0, MAX_PAYLOAD_BYTES
+    if stated is not None:
+        stated.check_arguments(args, kwargs)
+        size_class = stated.size_class(args, kwargs)
+        most_bytes = stated.max_payload_bytes
+    return Prepared(
+        name=checked_name(function) if stated is None else stated.name,
+        frame=joined(encode(args, kwargs, most_bytes=most_bytes)),
+        size_class=size_class,
+        slo_ns=slo_fields(slo, None)[1],
+        near=_key(near),
+        user_id=user_number(user_id),
+        within_ns=0 if timeout_s is None else limit_ns(timeout_s),
+    )
+
+
 class Caller:
     """Makes the calls of one client, whose methods `load` and `answer_to` are."""
 
@@ -91,46 +132,25 @@ class Caller:
             )
         return model, model.info.function
 
-    async def answer(
-        self,
-        function: Function[Any] | str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        *,
-        slo: float | str | None,
-        near: str,
-        timeout_s: float | None,
-        user_id: int,
-    ) -> CallAnswer:
-        """Make a call and return its answer, whatever its code; AsyncClient.call says what it raises."""
-        stated = function if isinstance(function, Function) else None
-        name = checked_name(function) if stated is None else stated.name
-        _, slo_ns = slo_fields(slo, None)
-        user_id, near = user_number(user_id), _key(near)
-        within_ns = 0 if timeout_s is None else limit_ns(timeout_s)
-        size_class, most_bytes = 0, MAX_PAYLOAD_BYTES
-        if stated is not None:
-            stated.check_arguments(args, kwargs)
-            size_class = stated.size_class(args, kwargs)
-            most_bytes = stated.max_payload_bytes
-        parts = encode(args, kwargs, most_bytes=most_bytes)
-        model, info = await self.function(name)
+    async def answer(self, call: Prepared) -> CallAnswer:
+        """Make a call and return its answer, whatever its code."""
+        model, info = await self.function(call.name)
         sent_ns = now_ns()
         event = Infer(
             model=model.held,
-            slo_ns=slo_ns or info.slo_ns,
-            user_id=user_id,
+            slo_ns=call.slo_ns or info.slo_ns,
+            user_id=call.user_id,
             has_input=True,
-            length=size_class,
+            length=call.size_class,
             bounded=True,
             waits=True,
-            within_ns=within_ns,
-            near=near,
+            within_ns=call.within_ns,
+            near=call.near,
         )
-        reply, frame = await self._answer_to(event, joined(parts), sent_ns)
+        reply, frame = await self._answer_to(event, call.frame, sent_ns)
         value = None
         if reply.code == Code.OK and frame is not None:
-            value = _value(name, frame)
+            value = _value(call.name, frame)
         return CallAnswer(model, {}, reply, now_ns() - sent_ns, value)
 
 

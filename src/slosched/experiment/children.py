@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -74,8 +74,10 @@ class Children:
         command: Sequence[str] | None = None,
         *,
         stop_within_s: float = 8.0,
+        env: Mapping[str, str] | None = None,
     ) -> None:
-        """`command` is what runs instead of slosched, for tests."""
+        """`command` is what runs instead of slosched, for tests; `env` the environment, by default this one."""
+        self._env = env
         self._command = command or (sys.executable, "-m", _CHILD, str(os.getpid()))
         self._stop_within_s = stop_within_s
         self._children: list[Child] = []
@@ -98,7 +100,9 @@ class Children:
         with contextlib.ExitStack() as files:
             out = files.enter_context((stdout or log).open("wb"))
             errors = subprocess.STDOUT if stdout is None else None
-            process = child_processes.start(command, stdout=out.fileno(), stderr=errors)
+            process = child_processes.start(
+                command, stdout=out.fileno(), stderr=errors, env=self._env
+            )
         child = Child(name, process, stdout or log)
         self._children.append(child)
         return child

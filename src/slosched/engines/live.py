@@ -1,0 +1,216 @@
+"""slosched itself as an engine: a controller, workers and a client, on this host or at an address."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from slosched.clients.blocking import Client
+from slosched.codes import Code
+from slosched.engines.engine import Offered, known, offered, run_state
+from slosched.errors import InvalidConfig
+from slosched.experiment.children import ChildFailed, Children
+from slosched.functions.errors import FunctionError, call_failed
+from slosched.functions.function import Function, duration_ns_of
+from slosched.functions.registry import find
+from slosched.functions.state.state import State
+
+_READY_S = 60.0
+#: How long a function may take to be loaded: its module, its init.
+_LOADED_S = 120.0
+_MOST_WORKERS = 64
+
+
+class LiveHandle:
+    """A call that was sent."""
+
+    def __init__(self, function: Function[Any], future: Future[Any]) -> None:
+        self._function, self._future = function, future
+
+    def result(self, timeout_s: float | None = None) -> Any:
+        """Wait for the value. Raises what Client.call does; TimeoutError after `timeout_s`: it goes on then."""
+        try:
+            return self._future.result(timeout_s)
+        except CancelledError:
+            raise call_failed(
+                self._function.name, code=Code.CANCELLED, reason="its caller gave it up"
+            ) from None
+
+    @property
+    def done(self) -> bool:
+        return self._future.done()
+
+    def cancel(self) -> None:
+        """Give the call up; it is ended if it runs."""
+        self._future.cancel()
+
+
+class LiveEngine:
+    """A controller with `workers` workers of `slots` slots each, as processes of this host; or an `address`.
+
+    `slots` is by default what the worker takes, its cores. Calls that name no SLO, and whose function names
+    none, have `default_slo`; at an `address` the controller's own. `state` is a State, or the address of a
+    store: then the namespace is the engine's (docs/state.md). Output and logs go to `logs`, by default a
+    folder that is removed with the engine. `worker_options` and `controller_options` are further words for
+    their commands.
+
+    Workers import the functions' modules, so a function of `__main__` or within another one cannot be used.
+    Raises FunctionError for these, ChildFailed if a process does not start, InvalidRequest or RequestFailed
+    if a function cannot be loaded, PeerUnreachable if no controller answers at `address`.
+    """
+
+    name = "slosched"
+
+    def __init__(
+        self,
+        functions: Sequence[Offered],
+        *,
+        address: str | None = None,
+        workers: int = 1,
+        slots: int | None = None,
+        default_slo: str | float = "60s",
+        state: State | str | None = None,
+        logs: str | Path | None = None,
+        worker_options: Sequence[str] = (),
+        controller_options: Sequence[str] = (),
+    ) -> None:
+        self.functions = offered(functions)
+        if not 1 <= workers <= _MOST_WORKERS or (slots is not None and slots < 1):
+            raise InvalidConfig(
+                f"an engine has 1 to {_MOST_WORKERS} workers with at least one slot"
+            )
+        self.address = address or ""
+        self.workers, self.slots = workers, slots
+        self._worker_options = [*worker_options]
+        self._controller_options = [
+            *("--default-slo", f"{duration_ns_of(default_slo)}ns"),
+            *controller_options,
+        ]
+        with ExitStack() as opened:
+            if address is None:
+                specs = [_importable(each) for each in functions]
+                try:
+                    self._start(opened, specs, state, logs)
+                except ChildFailed as error:
+                    if logs is not None or error.child is None:
+                        raise
+                    text = error.child.last_line()  # its file is removed with the others
+                    raise ChildFailed(
+                        f"the {error.child.name} did not start: {text}; logs=FOLDER keeps all that it wrote"
+                    ) from None
+            elif state is not None or logs is not None:
+                raise InvalidConfig("state and logs are those of the workers at that address")
+            self._client = Client(self.address, name="slosched engine", timeout_s=_READY_S)
+            opened.callback(self._client.close)
+            for name in self.functions:
+                self._client.load(name, timeout_s=_LOADED_S)
+            self._opened = opened.pop_all()
+
+    def _start(
+        self,
+        opened: ExitStack,
+        specs: Sequence[str],
+        state: State | str | None,
+        logs: str | Path | None,
+    ) -> None:
+        """Start the processes. `opened` ends them, and what else was opened for them."""
+        if logs is None:
+            folder = Path(
+                opened.enter_context(tempfile.TemporaryDirectory(prefix="slosched-engine-"))
+            )
+        else:
+            folder = Path(logs)
+            folder.mkdir(parents=True, exist_ok=True)
+        shared, owned = run_state(state)
+        if shared is not None:
+            if owned:
+                opened.callback(shared.close)
+            store = state if isinstance(state, str) else shared.store.name
+            self._worker_options += ["--state", store, "--namespace", shared.namespace]
+        children = opened.enter_context(Children(env=_environment()))
+        words = ["worker", "--device", "none", "--functions", ",".join(specs)]
+        words += ["--bind", "127.0.0.1", "--port", "0", *self._worker_options]
+        words += [] if self.slots is None else ["--slots", str(self.slots)]
+        started = [
+            children.start(f"worker {n}", words, folder / f"worker-{n}.log")
+            for n in range(self.workers)
+        ]
+        ports = [children.wait_ready(each, within_s=_READY_S) for each in started]
+        words = ["controller", "INFER5", "--bind", "127.0.0.1", "--port", "0", "--http-port", "-1"]
+        words += ["--workers", ",".join(f"127.0.0.1:{port}" for port in ports)]
+        words += ["--log-dir", str(folder / "run"), *self._controller_options]
+        controller = children.start("controller", words, folder / "controller.log")
+        port = children.wait_ready(controller, within_s=_READY_S)
+        self.address = f"127.0.0.1:{port}"
+        self._children = children
+
+    _children: Children | None = None
+
+    def check(self) -> None:
+        """Raise ChildFailed if a process of the engine has ended."""
+        if self._children is not None:
+            self._children.check()
+
+    @property
+    def client(self) -> Client:
+        """The engine's client, for what only slosched has."""
+        return self._client
+
+    def call(
+        self,
+        function: Function[Any] | str,
+        *args: Any,
+        slo: str | float | None = None,
+        near: str = "",
+        **kwargs: Any,
+    ) -> LiveHandle:
+        """Send a call; see Engine.call."""
+        called = known(self.functions, function)
+        future = self._client.start_call(called, *args, slo=slo, near=near, **kwargs)
+        return LiveHandle(called, future)
+
+    def close(self) -> None:
+        """End the client and the processes, and drop the state that the engine opened. Idempotent."""
+        self._opened.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _importable(each: Offered) -> str:
+    """The spec by which a worker's process finds a function. Raises FunctionError if it cannot."""
+    if isinstance(each, str):
+        return each
+    if each.module != "__main__" and "<locals>" not in each.target:
+        try:
+            if find([each.target]) == {each.name: each}:
+                return each.target
+        except InvalidConfig as error:
+            raise FunctionError(
+                f"workers cannot import the function {each.name!r}: {error}"
+            ) from None
+    raise FunctionError(
+        f"workers cannot import the function {each.name!r} ({each.target}); define it in a module, under the "
+        "name that it has there"
+    )
+
+
+def _environment() -> Mapping[str, str]:
+    """This process's environment, in which workers find the modules that it finds."""
+    folders = [str(Path(each or ".").absolute()) for each in sys.path]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(folders))}
