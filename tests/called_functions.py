@@ -212,3 +212,10 @@ async def takes_back(ctx: Any) -> str:
     ref = ctx.chain(sleeps, 0.5)
     ref.cancel()
     return str(ref.status)
+
+
+@slosched.function
+async def starts_and_awaits(ctx: Any, processes: int) -> None:
+    for _ in range(processes):
+        subprocess.Popen(["sleep", "60"])
+    await ctx.chain(echo, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from slosched.clock import now_ns
 from slosched.config import WorkerConfig
@@ -26,6 +26,7 @@ from slosched.functions.payload import decode, decode_result, encode, encode_res
 from slosched.units import NS_PER_S
 
 Ended = OpDone | CallAwaits
+E = TypeVar("E")
 
 
 class FunctionRig:
@@ -205,6 +206,17 @@ class FunctionRig:
     ) -> None:
         frames = [] if code else [joined(encode_result(value))]
         self.backend.calls.deliver(op.action_id, child, code=code, reason=reason, frames=frames)
+
+    def reported(self, kind: type[E], within_s: float = 30) -> list[E]:
+        """The events of a kind, once there are some; they are taken from `events`."""
+        give_up_ns = now_ns() + round(within_s * NS_PER_S)
+        while now_ns() < give_up_ns:
+            found: list[E] = [event for event in self.events if isinstance(event, kind)]
+            if found:
+                self.events = [event for event in self.events if event not in found]
+                return found
+            self.poll()
+        raise AssertionError(f"no {kind.__name__} within {within_s} s")
 
     @property
     def lost(self) -> list[WeightsLost]:

@@ -16,6 +16,7 @@ from slosched.core.worker.calls import MOST_CALLS
 from slosched.core.worker.interface import (
     CallAwaits,
     CallChained,
+    CallLost,
     ChildTakenBack,
     Effect,
     Event,
@@ -151,7 +152,9 @@ class WorkerBrain:
         return self._accept(event, message, now_ns)
 
     def _reported(
-        self, event: WeightsLost | CallAwaits | CallChained | ChildTakenBack, now_ns: int
+        self,
+        event: WeightsLost | CallAwaits | CallChained | ChildTakenBack | CallLost,
+        now_ns: int,
     ) -> None:
         """A device says more than that an op has ended."""
         if isinstance(event, CallAwaits):
@@ -160,6 +163,8 @@ class WorkerBrain:
             self._calls.chained(event, now_ns)
         elif isinstance(event, ChildTakenBack):
             self._calls.taken_back(event)
+        elif isinstance(event, CallLost):
+            self._calls.lost(event, now_ns)
         else:
             self._weights_lost(event)
 

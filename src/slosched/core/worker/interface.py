@@ -177,8 +177,16 @@ class ChildTakenBack(_Fact, frozen=True, gc=False):
     child: int
 
 
+class CallLost(_Fact, frozen=True, gc=False):
+    """The process of a suspended call has ended, or was ended: it has no op that could report that."""
+
+    action_id: int
+    code: int
+    reason: str
+
+
 #: What a device reports. A call that ends is an OpDone, with the size of its result as `output_sizes`.
-DeviceEvent = OpDone | WeightsLost | CallAwaits | CallChained | ChildTakenBack
+DeviceEvent = OpDone | WeightsLost | CallAwaits | CallChained | ChildTakenBack | CallLost
 
 Event = FromController | DeviceEvent | ModelPrepared
 

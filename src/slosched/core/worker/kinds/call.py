@@ -23,6 +23,7 @@ from slosched.core.worker.calls import CallPhase, CallState
 from slosched.core.worker.interface import (
     CallAwaits,
     CallChained,
+    CallLost,
     ChildTakenBack,
     EndCall,
     Op,
@@ -144,13 +145,11 @@ class CallKind(ActionKind[Call]):
         state = action.call
         assert state is not None and action.gpu is not None
         self._add_part(state, done.span)
-        if state.ending is not None:
-            self._ledger.fail(action, *state.ending, now_ns)
-            return
-        if done.code:
-            self._ledger.fail(action, done.code, _shown(done.code, done.reason), now_ns)
-            return
         clock = self._clock
+        if state.ending is not None or done.code:
+            ending = state.ending or (done.code, _shown(done.code, done.reason))
+            self._ledger.fail(action, *ending, now_ns, part=peer_span(clock, done.span))
+            return
         result = CallResult(
             session=action.message.session,
             action_id=action.message.action_id,
@@ -177,7 +176,8 @@ class CallKind(ActionKind[Call]):
         assert state is not None
         self._add_part(state, event.span)
         if state.ending is not None:
-            self._ledger.fail(action, *state.ending, now_ns)
+            part = peer_span(self._clock, event.span)
+            self._ledger.fail(action, *state.ending, now_ns, part=part)
             return
         state.phase = CallPhase.SUSPENDED
         strange = next((c for c in event.children if not 0 <= c < state.asked), None)
@@ -241,6 +241,13 @@ class CallKind(ActionKind[Call]):
             return
         message = action.message
         self._tell(action, ChildCancel(message.session, message.action_id, event.child))
+
+    def lost(self, event: CallLost, now_ns: int) -> None:
+        """The process of a call that holds no slot is gone. One that goes on is reported by its op."""
+        action = self._of_key(event.action_id)
+        state = None if action is None else action.call
+        if state is not None and state.phase in (CallPhase.SUSPENDED, CallPhase.READY):
+            self.end(state, event.code, event.reason, now_ns)
 
     # ----------------------------------------------------------------- what the controller says
 

@@ -17,6 +17,7 @@ from slosched.codes import Code
 from slosched.core.worker.interface import (
     CallAwaits,
     CallChained,
+    CallLost,
     ChildTakenBack,
     DeviceEvent,
     Op,
@@ -64,7 +65,6 @@ class RunningCall:
     outgoing: deque[tuple[Callable[[Parcel], wire.ToCall], Parcel]] = field(default_factory=deque)
     held_bytes: int = 0
     guard_ns: int = _NEVER_NS
-    died: str = ""  # how its process ended while it was suspended
 
 
 class Runner:
@@ -272,11 +272,8 @@ class Runner:
 
     def _resume(self, op: Op, now: int) -> None:
         call = self._calls.get(op.action_id)
-        if call is None or call.child is None or call.died or call.child.ended:
-            why = call.died if call is not None else "its process has ended"
-            self._calls.pop(op.action_id, None)
-            name = op.model_name
-            reason = f"the process of a suspended call of {name!r} ended: {why}"
+        if call is None or call.child is None:
+            reason = f"a suspended call of {op.model_name!r} has no process any more"
             self._refuse(op, Code.MODEL_PROCESS_ENDED, reason, now)
             return
         call.op, call.begin_ns, call.held_bytes = op, now, 0
@@ -460,23 +457,20 @@ class Runner:
         self._next_ns = 0
         call = self._calls.get(child.call)
         child.call = -1
-        if call is None:
-            return
-        if call.op is None:
-            call.died = child.ended
-            self._stop_writing(call)
-            return
-        reason = f"the process of a call of {owner.name!r} ended: {child.ended}"
-        self._end(call, Code.MODEL_PROCESS_ENDED, reason, self._clock())
+        if call is not None:
+            reason = f"the process of a call of {owner.name!r} ended: {child.ended}"
+            self._end(call, Code.MODEL_PROCESS_ENDED, reason, self._clock())
 
     def end(self, action_id: int, reason: str) -> None:
         """End the process of the call; an op of it that runs is reported."""
         call = self._calls.get(action_id)
         if call is not None:
-            self._end(call, Code.PROCESS_ENDED, reason, self._clock())
+            self._end(call, Code.PROCESS_ENDED, reason, self._clock(), wanted=True)
 
-    def _end(self, call: RunningCall, code: int, reason: str, now: int) -> None:
-        """End the call and its process."""
+    def _end(
+        self, call: RunningCall, code: int, reason: str, now: int, *, wanted: bool = False
+    ) -> None:
+        """End the call and its process. A suspended call that was `wanted` to end is not reported."""
         op, child = call.op, call.child
         self._forget(call)
         if child is not None:
@@ -486,6 +480,8 @@ class Runner:
             span = Span(call.begin_ns, now, now - call.begin_ns)
             self._events.append(OpDone(op.op_id, span, code, reason))
             self.over(op)
+        elif not wanted:
+            self._events.append(CallLost(call.key, code, reason))
 
     def _forget(self, call: RunningCall) -> None:
         call.op = None
@@ -501,7 +497,7 @@ class Runner:
     def _check(self, call: RunningCall, now: int) -> int:
         """End the call if it is over a limit. Returns when to look again."""
         child = call.child
-        if child is None or call.died:
+        if child is None:
             return _NEVER_NS
         limit_ns = call.function.listed.info.limit_ns if call.op is not None else 0
         due_ns = call.begin_ns + limit_ns - call.ran_ns if limit_ns else _NEVER_NS
@@ -512,7 +508,7 @@ class Runner:
             reason = self._over_memory(call, child)
             call.guard_ns = now + (_GUARD_NS if call.op is not None else _GUARD_SUSPENDED_NS)
         if reason:
-            self._over_limit(call, reason, now)
+            self._end(call, Code.CALL_OVER_LIMIT, reason, now)
             return _NEVER_NS
         return min(due_ns, call.guard_ns)
 
@@ -530,16 +526,6 @@ class Runner:
                 f"the memory of a call, {exact_bytes(limit_bytes)}, with the processes it started"
             )
         return ""
-
-    def _over_limit(self, call: RunningCall, reason: str, now: int) -> None:
-        if call.op is not None:
-            self._end(call, Code.CALL_OVER_LIMIT, reason, now)
-        elif call.child is not None:
-            child = call.child
-            call.died = reason
-            child.call = -1
-            self._stop_writing(call)
-            call.function.end(child, reason)
 
     def pid_of(self, action_id: int) -> int:
         """The process of an unfinished call; 0: it has none."""
