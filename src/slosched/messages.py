@@ -468,9 +468,12 @@ class WorkerGoodbye(Message, frozen=True):
 
 
 class ErrorResult(ActionResult, frozen=True, kw_only=True):
+    """The action failed. `part` is the span of what a call ran last, if it had begun."""
+
     action_type: Number
     code: Number
     reason: Text
+    part: Span = NO_SPAN
 
 
 class LengthClass(msgspec.Struct, frozen=True, array_like=True):

@@ -69,8 +69,6 @@ _HANDED_BACK = (Code.CANCELLED, Code.SHUTTING_DOWN)
 _REACHES_WITHIN_NS = 5 * NS_PER_S
 #: A call that is refused so often is answered.
 _MAX_ATTEMPTS = 3
-#: Codes that the body of a call has: it ran, and its worker says until when.
-_BODY_ENDED = (Code.CALL_RAISED, Code.CALL_OVER_LIMIT)
 _TAKEN_BACK = "the call that made it has ended"
 
 #: Ends a request wherever it is: (request, code, words, whether its client or parent is told).
@@ -263,8 +261,8 @@ class Chains:
         call.action = None
         self._take_back_children(call)
         code, reason = outcome.code, outcome.reason
-        if isinstance(outcome.result, ErrorResult) and code in _BODY_ENDED:
-            self._body_ended(request, call, outcome.result, now_ns)
+        if isinstance(outcome.result, ErrorResult):
+            self._body_ended(action, outcome.result, now_ns)
         if request.state is RequestState.ANSWERED:
             return
         plan = Plan.of(action, start_ns=call.begin_ns, exec_ns=call.ran_ns)
@@ -294,20 +292,16 @@ class Chains:
         request.move(RequestState.QUEUED)
         self._policy.enqueue(request, now_ns=now_ns)
 
-    def _body_ended(
-        self,
-        request: Request,
-        call: Nested[Request, ActionState],
-        result: ErrorResult,
-        now_ns: int,
-    ) -> None:
-        """It raised, or was ended at a limit, when its worker said so: the last part ends then."""
-        end_ns = min(result.sent_ns, now_ns)
-        begin_ns = call.part_ns if call.part_ns >= 0 else result.received_ns
-        if call.suspended_at_ns >= 0:
+    def _body_ended(self, action: ActionState, result: ErrorResult, now_ns: int) -> None:
+        """It raised, or was ended: its worker says what it ran last, if it has begun and was not suspended."""
+        request = action.requests[0]
+        call = request.call
+        assert call is not None
+        if result.part.end_ns <= 0 or call.suspended_at_ns >= 0:
             return
-        self._part_over(request, call, min(begin_ns, end_ns), end_ns)
-        call.ran_ns += max(0, end_ns - begin_ns)
+        part = plausible(result.part, sent_ns=action.sent_ns, now_ns=now_ns)
+        self._part_over(request, call, part.begin_ns, part.end_ns)
+        call.ran_ns += part.duration_ns
 
     # ------------------------------------------------------------------------------ answers
 

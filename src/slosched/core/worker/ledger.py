@@ -21,7 +21,7 @@ from slosched.core.worker.interface import (
 from slosched.core.worker.lanes import GPU_LANES, HOST_LANE, LaneSpec
 from slosched.core.worker.link import Link
 from slosched.core.worker.state import GpuState, Instance, Lane, PendingAction
-from slosched.messages import MAX_TEXT, ErrorResult, GpuInfo, Result
+from slosched.messages import MAX_TEXT, NO_SPAN, ErrorResult, GpuInfo, Result, Span
 
 
 class Ledger:
@@ -62,7 +62,16 @@ class Ledger:
         """The action ended well. `output_of`: its key, if its outputs follow the message."""
         self._end(action, message, output_of)
 
-    def fail(self, action: PendingAction[Any], code: int, reason: str, now_ns: int) -> None:
+    def fail(
+        self,
+        action: PendingAction[Any],
+        code: int,
+        reason: str,
+        now_ns: int,
+        *,
+        part: Span = NO_SPAN,
+    ) -> None:
+        """Answer it with a code. `part` is what a call ran last, on the controller's clock."""
         self.errors += 1
         if action.kind.takes_inputs:
             self.effects.append(DropInputs(action.key))
@@ -75,6 +84,7 @@ class Ledger:
             reason=reason[:MAX_TEXT],
             received_ns=clock.to_peer_ns(action.received_ns),
             sent_ns=clock.to_peer_ns(now_ns),
+            part=part,
         )
         self._end(action, message, None)
 

@@ -35,12 +35,14 @@ from slosched.core.worker.kinds.base import Acceptance, ActionKind, Fault, peer_
 from slosched.core.worker.lanes import Role
 from slosched.core.worker.pipeline import Pipeline
 from slosched.core.worker.state import NO_EARLIEST_NS, NO_LATEST_NS, PendingAction, Step
-from slosched.messages import MAX_TEXT, Span, WorkerToController
+from slosched.messages import MAX_TEXT, NO_SPAN, Span, WorkerToController
 from slosched.units import NS_PER_S, format_duration
 
 #: A controller refuses a child beyond MOST_CHILDREN. A call with this number of them open asks faster than it
 #: is answered, and is ended.
 MOST_OPEN = 2 * MOST_CHILDREN
+#: Codes of an op that did not begin.
+_NOT_BEGUN = (Code.EXEC_TOO_LATE, Code.CANCELLED)
 #: A call that is suspended for this time after its deadline, and for its own limit, is ended: an answer was
 #: lost.
 _SUSPENDED_AFTER_DEADLINE_NS = 60 * NS_PER_S
@@ -148,7 +150,8 @@ class CallKind(ActionKind[Call]):
         clock = self._clock
         if state.ending is not None or done.code:
             ending = state.ending or (done.code, _shown(done.code, done.reason))
-            self._ledger.fail(action, *ending, now_ns, part=peer_span(clock, done.span))
+            part = NO_SPAN if done.code in _NOT_BEGUN else peer_span(clock, done.span)
+            self._ledger.fail(action, *ending, now_ns, part=part)
             return
         result = CallResult(
             session=action.message.session,
